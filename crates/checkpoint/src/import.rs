@@ -1,0 +1,265 @@
+//! Filling a module from a checkpoint, strictly.
+
+use crate::{Checkpoint, CheckpointError, KeyMap, Mismatch, ShapeMismatch, telltale};
+use burn::{
+    module::{Module, ModuleMapper, ModuleVisitor, Param},
+    tensor::{FloatDType, Tensor, TensorData},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+/// A parameter of a module, described without being allocated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParameterSlot {
+    /// Chain of field names with PyTorch's leaf name, such as `blocks.0.attn.qkv.weight`.
+    pub path: String,
+    /// Its shape as PyTorch stores it: a linear layer's weight is `[out, in]`.
+    pub shape: Vec<usize>,
+}
+
+/// What an import did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImportReport {
+    /// What was loaded.
+    pub artefact: String,
+    /// Parameters filled.
+    pub tensors: usize,
+    /// Numbers in them.
+    pub elements: usize,
+    /// Keys of the file that the artefact is known to carry and the model does not use.
+    pub ignored: Vec<String>,
+}
+
+impl fmt::Display for ImportReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millions = self.elements as f64 / 1e6;
+        write!(f, "{}: {} tensors, {millions:.1} M parameters", self.artefact, self.tensors)?;
+        if !self.ignored.is_empty() {
+            write!(f, " ({} known keys not used)", self.ignored.len())?;
+        }
+        Ok(())
+    }
+}
+
+/// The parameters of `module` in order; none is allocated.
+pub fn parameter_slots<M: Module>(module: &M) -> Vec<ParameterSlot> {
+    let mut visitor = SlotVisitor::default();
+    module.visit(&mut visitor);
+    visitor.slots
+}
+
+/// Compares a model with the keys and shapes of a file, both only described.
+///
+/// # Errors
+/// The keys that are missing, left over or of another shape, with the likely cause.
+pub fn check(
+    slots: &[ParameterSlot],
+    file: &BTreeMap<String, Vec<usize>>,
+    map: &KeyMap,
+) -> Result<(), Box<Mismatch>> {
+    let mut missing = Vec::new();
+    let mut shapes = Vec::new();
+    let mut used = BTreeSet::new();
+    for slot in slots {
+        let key = map.published_key(&slot.path);
+        match file.get(&key) {
+            None if map.may_be_missing(&key) => {}
+            None => missing.push(key),
+            Some(found) => {
+                if !map.shapes_fit(&key, found, &slot.shape) {
+                    shapes.push(ShapeMismatch {
+                        key: key.clone(),
+                        found: found.clone(),
+                        expected: slot.shape.clone(),
+                    });
+                }
+                used.insert(key);
+            }
+        }
+    }
+    let left_over = |key: &&String| !used.contains(*key) && !map.may_be_unused(key);
+    let unused: Vec<String> = file.keys().filter(left_over).cloned().collect();
+    if missing.is_empty() && unused.is_empty() && shapes.is_empty() {
+        return Ok(());
+    }
+    let keys = file.keys().map(String::as_str);
+    Err(Box::new(telltale::explain(map.artefact(), keys, slots.len(), missing, unused, shapes)))
+}
+
+/// Fills `module` from `checkpoint` in `dtype`, one tensor at a time.
+///
+/// Every parameter must be fed and every key used or allowed; the check comes before the first
+/// byte is read, so a file that does not fit costs nothing. Weights go to the device that the
+/// module was made for.
+///
+/// # Errors
+/// Where keys or shapes do not fit, a tensor is not of floating point, or its bytes cannot be
+/// read.
+pub fn import<M: Module>(
+    module: M,
+    checkpoint: &Checkpoint,
+    map: &KeyMap,
+    dtype: FloatDType,
+) -> Result<(M, ImportReport), CheckpointError> {
+    let slots = parameter_slots(&module);
+    let file: BTreeMap<String, Vec<usize>> = checkpoint
+        .tensors()
+        .iter()
+        .map(|(key, tensor)| (key.clone(), tensor.shape().to_vec()))
+        .collect();
+    check(&slots, &file, map).map_err(|mismatch| CheckpointError::Mismatch {
+        path: checkpoint.path().into(),
+        mismatch: *mismatch,
+    })?;
+
+    let mut filler = Filler {
+        names: Names::default(),
+        checkpoint,
+        map,
+        dtype,
+        error: None,
+        used: BTreeSet::new(),
+        elements: 0,
+    };
+    let module = module.map(&mut filler);
+    if let Some(error) = filler.error {
+        return Err(error);
+    }
+    let used = filler.used;
+    let report = ImportReport {
+        artefact: map.artefact().into(),
+        tensors: used.len(),
+        elements: filler.elements,
+        ignored: file.into_keys().filter(|key| !used.contains(key)).collect(),
+    };
+    Ok((module, report))
+}
+
+/// Follows burn's walk through a module and names its parameters as PyTorch would.
+#[derive(Default)]
+struct Names {
+    fields: Vec<String>,
+    containers: Vec<String>,
+}
+
+impl Names {
+    fn enter(&mut self, field: &str, container: &str) {
+        self.fields.push(field.into());
+        self.containers.push(container.into());
+    }
+
+    fn exit(&mut self) {
+        self.fields.pop();
+        self.containers.pop();
+    }
+
+    /// burn keeps a linear layer's weight as `[in, out]`, PyTorch as `[out, in]`.
+    fn is_transposed(&self) -> bool {
+        self.containers.last().is_some_and(|c| c == "Struct:Linear")
+            && self.fields.last().is_some_and(|f| f == "weight")
+    }
+
+    fn path(&self) -> String {
+        let mut fields = self.fields.clone();
+        if self.containers.last().is_some_and(|c| c == "Struct:GroupNorm")
+            && let Some(leaf) = fields.last_mut()
+        {
+            *leaf = if leaf == "gamma" { "weight".into() } else { "bias".into() };
+        }
+        fields.join(".")
+    }
+}
+
+#[derive(Default)]
+struct SlotVisitor {
+    names: Names,
+    slots: Vec<ParameterSlot>,
+}
+
+impl ModuleVisitor for SlotVisitor {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.names.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.names.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let mut shape = param.lazy_shape().to_vec();
+        if self.names.is_transposed() {
+            shape.reverse();
+        }
+        self.slots.push(ParameterSlot { path: self.names.path(), shape });
+    }
+}
+
+struct Filler<'a> {
+    names: Names,
+    checkpoint: &'a Checkpoint,
+    map: &'a KeyMap,
+    dtype: FloatDType,
+    error: Option<CheckpointError>,
+    used: BTreeSet<String>,
+    elements: usize,
+}
+
+impl Filler<'_> {
+    fn read(&self, key: &str) -> Result<TensorData, CheckpointError> {
+        let entry = &self.checkpoint.tensors()[key];
+        let fail = |reason: String| CheckpointError::Tensor {
+            path: entry.file().into(),
+            key: key.into(),
+            reason,
+        };
+        if !entry.dtype().is_float() {
+            return Err(fail(format!("element type {:?} found, a float expected", entry.dtype())));
+        }
+        entry.read(key)?.try_cast(self.dtype.into()).map_err(|error| fail(error.to_string()))
+    }
+}
+
+impl ModuleMapper for Filler<'_> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.names.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.names.exit();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        // burn's walk cannot be stopped: after the first error the rest is left as it is.
+        if self.error.is_some() {
+            return param;
+        }
+        let key = self.map.published_key(&self.names.path());
+        // Only keys that may be missing still are, after the check.
+        if !self.checkpoint.contains(&key) {
+            return param;
+        }
+        let data = match self.read(&key) {
+            Ok(data) => data,
+            Err(error) => {
+                self.error = Some(error);
+                return param;
+            }
+        };
+        self.elements += data.num_elements();
+        self.used.insert(key);
+        let device = param.lazy_device();
+        let id = param.id;
+        // Shapes were compared before; they may differ by axes of length one here.
+        let mut shape = param.lazy_shape();
+        let transposed = self.names.is_transposed();
+        if transposed {
+            shape = shape.into_iter().rev().collect::<Vec<_>>().into();
+        }
+        let data = TensorData::from_bytes(data.into_bytes(), shape, self.dtype.into());
+        let tensor = Tensor::<D>::from_data(data, (&device, self.dtype.into()));
+        let tensor = if transposed { tensor.transpose() } else { tensor };
+        param.transform_for_load(tensor, id)
+    }
+}

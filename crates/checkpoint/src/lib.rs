@@ -1,0 +1,37 @@
+//! Published weight files to burn modules, strictly.
+//!
+//! The way of a weight: [`Checkpoint::open`] finds what a path holds (a `torch.save` file, a
+//! safetensors file, an index with its shards, or a folder with any of these) and gives named
+//! tensors that are read only when asked for. A [`KeyMap`], kept beside the model that it
+//! belongs to, says which published key feeds which parameter. [`import`] brings both together:
+//! every parameter must be fed and every key must be used or stand on the map's allow-list,
+//! otherwise the load fails with the keys and the likely cause.
+//!
+//! ```no_run
+//! # use burn::{module::Module, nn::{Linear, LinearConfig}, tensor::{Device, FloatDType}};
+//! # use opensora_checkpoint::{Checkpoint, CheckpointError, KeyMap, import};
+//! # fn load(linear: Linear) -> Result<Linear, CheckpointError> {
+//! let checkpoint = Checkpoint::open("model.pth")?;
+//! let map = KeyMap::new("a linear layer").allow_unused("step");
+//! let (linear, report) = import(linear, &checkpoint, &map, FloatDType::F32)?;
+//! println!("{report}");
+//! # Ok(linear)
+//! # }
+//! ```
+//!
+//! Nothing in a file is executed, no size that a file declares is trusted before it is compared
+//! with what the file holds, and shards are looked for only beside their index.
+
+mod error;
+mod import;
+mod key_map;
+mod pytorch;
+mod safetensors_file;
+mod shards;
+mod source;
+mod telltale;
+
+pub use error::{CheckpointError, Mismatch, ShapeMismatch};
+pub use import::{ImportReport, ParameterSlot, check, import, parameter_slots};
+pub use key_map::{KeyMap, Rename};
+pub use source::{Checkpoint, TensorEntry};

@@ -1,0 +1,96 @@
+//! Safetensors files, read by position: nothing is mapped, so a file that shrinks is an error and
+//! not a signal.
+
+use crate::{
+    CheckpointError,
+    source::{ReadBytes, TensorEntry},
+};
+use burn::tensor::{BoolStore, DType};
+use safetensors::{Dtype, tensor::Metadata};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// The format's own limit for its JSON header.
+const MAX_HEADER: u64 = 100_000_000;
+
+pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
+    let fail = |reason: String| CheckpointError::Format { path: path.into(), reason };
+    let (file, metadata, data_start) = read_header(path).map_err(fail)?;
+    let file = Arc::new(Mutex::new(file));
+    let path: Arc<Path> = path.into();
+
+    let mut tensors = BTreeMap::new();
+    for (key, info) in metadata.tensors() {
+        let dtype = burn_dtype(info.dtype).ok_or_else(|| CheckpointError::Tensor {
+            path: path.to_path_buf(),
+            key: key.clone(),
+            reason: format!("element type {} is not supported", info.dtype),
+        })?;
+        let (start, end) = info.data_offsets;
+        let file = file.clone();
+        let read: ReadBytes =
+            Arc::new(move || read_range(&file, data_start + start as u64, end - start));
+        let entry = TensorEntry { file: path.clone(), dtype, shape: info.shape.clone(), read };
+        tensors.insert(key, entry);
+    }
+    Ok(tensors)
+}
+
+/// The open file, its parsed header and where its data starts.
+fn read_header(path: &Path) -> Result<(File, Metadata, u64), String> {
+    let io = |error: io::Error| error.to_string();
+    let mut file = File::open(path).map_err(io)?;
+    let file_len = file.metadata().map_err(io)?.len();
+    let mut length = [0u8; 8];
+    file.read_exact(&mut length).map_err(io)?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER || length > file_len - 8 {
+        return Err(format!(
+            "truncated: its header claims {length} bytes, the file has {file_len}"
+        ));
+    }
+    let mut header = vec![0u8; length as usize];
+    file.read_exact(&mut header).map_err(io)?;
+    // Parsing also checks that the tensors' ranges are gapless and agree with their shapes.
+    let metadata: Metadata = serde_json::from_slice(&header)
+        .map_err(|error| format!("damaged safetensors header: {error}"))?;
+    let data_start = 8 + length;
+    let (found, expected) = (file_len - data_start, metadata.data_len() as u64);
+    if found != expected {
+        let what = if found < expected { "truncated" } else { "trailing bytes" };
+        return Err(format!("{what}: {found} bytes of tensors, its header says {expected}"));
+    }
+    Ok((file, metadata, data_start))
+}
+
+fn read_range(file: &Mutex<File>, start: u64, len: usize) -> io::Result<Vec<u8>> {
+    let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+    file.seek(SeekFrom::Start(start))?;
+    let mut bytes = vec![0u8; len];
+    file.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn burn_dtype(dtype: Dtype) -> Option<DType> {
+    Some(match dtype {
+        Dtype::F64 => DType::F64,
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        Dtype::I64 => DType::I64,
+        Dtype::I32 => DType::I32,
+        Dtype::I16 => DType::I16,
+        Dtype::I8 => DType::I8,
+        Dtype::U64 => DType::U64,
+        Dtype::U32 => DType::U32,
+        Dtype::U16 => DType::U16,
+        Dtype::U8 => DType::U8,
+        Dtype::BOOL => DType::Bool(BoolStore::Native),
+        _ => return None,
+    })
+}

@@ -1,0 +1,136 @@
+//! Checkpoints in several files: `*.index.json` and folders.
+
+use crate::{
+    CheckpointError,
+    source::{TensorEntry, open_file},
+};
+use serde::Deserialize;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Read,
+    path::{Component, Path, PathBuf},
+};
+
+/// A real index of the largest artefact has well under a megabyte.
+const MAX_INDEX: u64 = 64 << 20;
+
+/// Names that mean "the weights of this folder", in Hugging Face's order of preference.
+const WELL_KNOWN: [&str; 4] = [
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.bin",
+];
+
+const ENDINGS: [&str; 5] = ["safetensors", "pth", "pt", "bin", "ckpt"];
+
+/// The part of an index that says where a key is; transformers and ColossalAI write the same.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Opens an index with all its shards, which are looked for beside it only.
+pub(crate) fn open_index(path: &Path) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
+    let format = |reason: String| CheckpointError::Format { path: path.into(), reason };
+    let index = read_index(path)?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+
+    let mut tensors = BTreeMap::new();
+    for shard in index.weight_map.values().collect::<BTreeSet<_>>() {
+        let mut components = Path::new(shard).components();
+        let plain = matches!(components.next(), Some(Component::Normal(_)));
+        if !plain || components.next().is_some() {
+            return Err(format(format!("shard name '{shard}' leads out of the folder")));
+        }
+        let file = folder.join(shard);
+        if !file.is_file() {
+            return Err(CheckpointError::MissingShard {
+                index: path.into(),
+                shard: shard.clone(),
+            });
+        }
+        if is_index(&file) {
+            return Err(format(format!("shard '{shard}' is an index itself")));
+        }
+        for (key, tensor) in open_file(&file)? {
+            if tensors.insert(key.clone(), tensor).is_some() {
+                return Err(format(format!("key '{key}' is in two shards")));
+            }
+        }
+    }
+    let lost = index.weight_map.iter().find(|(key, _)| !tensors.contains_key(*key));
+    if let Some((key, shard)) = lost {
+        return Err(format(format!("key '{key}' is not in its shard '{shard}'")));
+    }
+    Ok(tensors)
+}
+
+fn read_index(path: &Path) -> Result<Index, CheckpointError> {
+    let open = |source| CheckpointError::Open { path: path.into(), source };
+    let mut text = Vec::new();
+    std::fs::File::open(path).map_err(open)?.take(MAX_INDEX).read_to_end(&mut text).map_err(open)?;
+    let format = |reason: String| CheckpointError::Format { path: path.into(), reason };
+    let index: Index = serde_json::from_slice(&text)
+        .map_err(|error| format(format!("not an index with a weight_map: {error}")))?;
+    if index.weight_map.is_empty() {
+        return Err(format("its weight_map is empty".into()));
+    }
+    Ok(index)
+}
+
+/// The one checkpoint that a folder holds.
+pub(crate) fn find_in_folder(folder: &Path) -> Result<PathBuf, CheckpointError> {
+    let fail = |reason: String| CheckpointError::Folder { path: folder.into(), reason };
+    let files = list(folder)?;
+    let colossal = folder.join("model");
+    let colossal_files = if colossal.is_dir() { list(&colossal)? } else { vec![] };
+
+    for files in [&files, &colossal_files] {
+        let mut indices: Vec<&PathBuf> = files.iter().filter(|file| is_index(file)).collect();
+        // Both formats in one folder hold the same weights: take the safer one.
+        indices.sort_by_key(|file| !name(file).contains("safetensors"));
+        let well_known = WELL_KNOWN.iter().find_map(|n| files.iter().find(|f| name(f) == *n));
+        if let Some(file) = well_known.or(indices.first().copied()) {
+            return Ok(file.clone());
+        }
+    }
+    let weights: Vec<PathBuf> = files.into_iter().filter(|file| is_weights(file)).collect();
+    match weights.as_slice() {
+        [one] => Ok(one.clone()),
+        [] => Err(fail(format!(
+            "no checkpoint in this folder: expected a *.index.json, {} or one file ending in .{}",
+            WELL_KNOWN.join(", "),
+            ENDINGS.join(", .")
+        ))),
+        several => {
+            let names: Vec<&str> = several.iter().map(|file| name(file)).collect();
+            Err(fail(format!("several checkpoints in this folder, name one: {}", names.join(", "))))
+        }
+    }
+}
+
+fn list(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    let open = |source| CheckpointError::Open { path: folder.into(), source };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(open)? {
+        let path = entry.map_err(open)?.path();
+        if path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn is_index(file: &Path) -> bool {
+    name(file).ends_with(".index.json")
+}
+
+fn is_weights(file: &Path) -> bool {
+    file.extension().and_then(|e| e.to_str()).is_some_and(|e| ENDINGS.contains(&e))
+}
+
+fn name(file: &Path) -> &str {
+    file.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}

@@ -1,0 +1,175 @@
+//! DDIM: the same process walked back with less noise, or none.
+//!
+//! Source: `opensora/schedulers/iddpm/gaussian_diffusion.py`, `ddim_sample_loop_progressive` and
+//! `ddim_sample` (Song et al. 2020, equation 12). The learned variance is not used.
+//!
+//! Deviation: the coefficients of a step are computed in f64 and then rounded to f32; the reference
+//! rounds `alphas_cumprod` first, which loses digits of `1 - alphas_cumprod` near the end.
+
+use std::ops::ControlFlow;
+
+use burn::tensor::Tensor;
+use thiserror::Error;
+
+use crate::{
+    denoiser::Denoiser,
+    gather::check_shape,
+    guidance::Guidance,
+    process::GaussianDiffusion,
+    respace::Respacing,
+    step::{SampleError, StepInfo},
+    tables::TablesError,
+};
+
+/// The DDIM sampler over a (respaced) process.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ddim {
+    process: GaussianDiffusion,
+    eta: f64,
+    /// Clamp the predicted clean latents to -1..1 at each step. Off, as in IDDPM's recipes.
+    pub clip_denoised: bool,
+}
+
+/// A noise level that DDIM does not have.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[error("DDIM's eta is {found}, expected 0 (no noise) to 1 (as much as DDPM)")]
+pub struct EtaError {
+    /// The level.
+    pub found: f64,
+}
+
+impl Ddim {
+    /// The deterministic sampler over `process`.
+    pub fn new(process: GaussianDiffusion) -> Self {
+        Self { process, eta: 0.0, clip_denoised: false }
+    }
+
+    /// So many evenly spread steps of the published process. For DDIM's own integer stride give
+    /// [`Self::new`] a process with [`Respacing::Ddim`].
+    ///
+    /// # Errors
+    /// For 0 or more than 1000 steps.
+    pub fn with_steps(steps: usize) -> Result<Self, TablesError> {
+        Ok(Self::new(GaussianDiffusion::published(&Respacing::steps(steps))?))
+    }
+
+    /// The same with noise added at each step: 0 for none, 1 for as much as DDPM.
+    ///
+    /// # Errors
+    /// Where `eta` is not from 0 to 1.
+    pub fn with_eta(self, eta: f64) -> Result<Self, EtaError> {
+        if (0.0..=1.0).contains(&eta) {
+            Ok(Self { eta, ..self })
+        } else {
+            Err(EtaError { found: eta })
+        }
+    }
+
+    /// The process that is walked back.
+    pub fn process(&self) -> &GaussianDiffusion {
+        &self.process
+    }
+
+    /// Walks from `latents` to clean latents; as [`crate::Iddpm::sample`]. `noise` is not called where
+    /// eta is 0.
+    ///
+    /// # Errors
+    /// As [`crate::Iddpm::sample`].
+    pub fn sample<D: Denoiser + ?Sized>(
+        &self,
+        model: &D,
+        guidance: &Guidance,
+        latents: Tensor<5>,
+        mut noise: impl FnMut(usize) -> Tensor<5>,
+        on_step: impl FnMut(StepInfo<'_>) -> ControlFlow<()>,
+    ) -> Result<Tensor<5>, SampleError> {
+        let [batch, ..] = latents.dims();
+        let tables = self.process.tables();
+        self.process.walk(model, guidance, self.clip_denoised, latents, on_step, |state| {
+            let (t, clean) = (state.t, state.out.pred_xstart);
+            // From the clean latents, because they may have been clipped.
+            let eps =
+                self.process.predict_eps_from_xstart(state.x_t, &vec![t; batch], clean.clone())?;
+            let (a, a_prev) = (tables.alphas_cumprod[t], tables.alphas_cumprod_prev[t]);
+            let sigma = self.eta * ((1.0 - a_prev) / (1.0 - a)).sqrt() * (1.0 - a / a_prev).sqrt();
+            // Eta 1 can leave a rounding error below 0 under the root.
+            let direction = (1.0 - a_prev - sigma * sigma).max(0.0).sqrt();
+            let mean = clean.mul_scalar(a_prev.sqrt() as f32) + eps.mul_scalar(direction as f32);
+            if t == 0 || sigma == 0.0 {
+                return Ok(mean);
+            }
+            let noise = noise(state.step);
+            check_shape("noise", &noise, mean.dims())?;
+            Ok(mean + noise.mul_scalar(sigma as f32))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Affine, GaussianData, ramp, values};
+
+    fn run(sampler: &Ddim, model: &dyn Denoiser, start: Tensor<5>, noise: Option<f32>) -> Vec<f32> {
+        let noise = |_| match noise {
+            Some(value) => start.full_like(value),
+            None => panic!("no noise at eta 0"),
+        };
+        let guidance = Guidance::first_three_channels(4.0);
+        let go_on = |_: StepInfo<'_>| ControlFlow::Continue(());
+        values(sampler.sample(model, &guidance, start.clone(), noise, go_on).unwrap())
+    }
+
+    /// Where the data are normal with deviation s, the exact path from noise keeps
+    /// `x_t / sqrt(a_t s^2 + 1 - a_t)`, so `x_0 = s x_T / sqrt(a_T s^2 + 1 - a_T)`.
+    #[test]
+    fn it_solves_a_process_whose_answer_is_known() {
+        let model = GaussianData { deviation: 0.5 };
+        let start = ramp([1, 4, 1, 2, 2], 0.1);
+        let error_of = |steps: usize| {
+            let found = run(&Ddim::with_steps(steps).unwrap(), &model, start.clone(), None);
+            let scale = model.deviation / model.spread(999.0);
+            let wanted = values(start.clone()).into_iter().map(|x| f64::from(x) * scale);
+            found
+                .iter()
+                .zip(wanted)
+                .map(|(&x, want)| (f64::from(x) - want).abs())
+                .fold(0., f64::max)
+        };
+        let (few, many) = (error_of(20), error_of(200));
+        // First order: ten times the steps, a tenth of the error.
+        assert!((8.0..12.0).contains(&(few / many)), "{few} {many}");
+    }
+
+    #[test]
+    fn eta_adds_noise_but_not_at_the_end() {
+        let start = ramp([1, 4, 1, 1, 1], 0.1);
+        // Steps 0 and 500: from 999 the clean latents would be 157 times larger, and so the rounding.
+        let still = Ddim::new(GaussianDiffusion::published(&Respacing::Ddim(2)).unwrap());
+        let noisy = still.clone().with_eta(1.0).unwrap();
+        let model = Affine { slope: 0.0, time: 0.0, ..Affine::new() };
+        // The model names the same noise everywhere, so what the first step adds is scaled up by
+        // the second and nothing else happens to it.
+        let tables = still.process().tables();
+        let (a, a_prev) = (tables.alphas_cumprod[1], tables.alphas_cumprod_prev[1]);
+        let sigma = ((1.0 - a_prev) / (1.0 - a) * (1.0 - a / a_prev)).sqrt();
+        let kept = (1.0 - a_prev - sigma * sigma).sqrt() - (1.0 - a_prev).sqrt();
+        let quiet = run(&still, &model, start.clone(), None);
+        let loud = run(&noisy, &model, start, Some(1.0));
+        for (channel, (quiet, loud)) in quiet.iter().zip(&loud).enumerate() {
+            let eps =
+                if channel < 3 { model.guided(0.0, 0.0, 4.0) } else { model.eps(0.0, 0.0, true) };
+            let expected = (sigma + kept * eps) / a_prev.sqrt();
+            let found = f64::from(loud - quiet);
+            assert!((found - expected).abs() < 1e-5, "{found} instead of {expected}");
+        }
+    }
+
+    #[test]
+    fn eta_is_from_0_to_1() {
+        let sampler = Ddim::with_steps(10).unwrap();
+        for eta in [-0.1, 1.1, f64::NAN] {
+            assert!(sampler.clone().with_eta(eta).is_err(), "{eta}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Classifier-free guidance: the prompt is amplified by going further from the prediction without it.
+//!
+//! Source: `opensora/schedulers/iddpm/__init__.py`, `forward_with_cfg`, and
+//! `opensora/schedulers/dpms/dpm_solver.py`, `model_wrapper`.
+//!
+//! Quirk kept: IDDPM (and DDIM, on the same function) guides only the first **three** channels. DiT
+//! published it so, for latents of four channels; the fourth, and the variance, are those of the
+//! prediction with the prompt. DPM-Solver guides all.
+
+use burn::tensor::Tensor;
+
+use crate::{
+    denoiser::{Condition, Denoiser},
+    gather::check_shape,
+    process::ProcessError,
+    step::SampleError,
+};
+
+/// How strongly the prompt is followed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Guidance {
+    /// 0 ignores the prompt in the guided channels, 1 is the model as it is, more exaggerates. The
+    /// published 7.0.
+    pub guidance_scale: f64,
+    /// How many latent channels are guided, from the first; all without a number. Counts beyond the
+    /// latent channels mean all.
+    pub guided_channels: Option<usize>,
+}
+
+impl Guidance {
+    /// The scale of the published sampling recipes.
+    pub const PUBLISHED_SCALE: f64 = 7.0;
+
+    /// The channels of the published IDDPM: the first three.
+    pub fn first_three_channels(guidance_scale: f64) -> Self {
+        Self { guidance_scale, guided_channels: Some(3) }
+    }
+
+    /// The channels of the published DPM-Solver: all.
+    pub fn all_channels(guidance_scale: f64) -> Self {
+        Self { guidance_scale, guided_channels: None }
+    }
+
+    /// Whether the prediction without a prompt matters at all. At a scale of exactly 1 it does not,
+    /// and samplers leave that half of the work out. (The reference does so in DPM-Solver; its
+    /// IDDPM computes `null + 1 * (prompt - null)`, the same but for rounding.)
+    pub fn needs_null(&self) -> bool {
+        self.guidance_scale != 1.0 && self.guided_channels != Some(0)
+    }
+
+    /// Two predictions for latents of `latent_channels` made into one.
+    ///
+    /// `prompt` and `null` are alike, `[B, C, T, H, W]` or `[B, 2C, T, H, W]`. The guided channels
+    /// are `null + guidance_scale * (prompt - null)`, all others those of `prompt`.
+    ///
+    /// The reference works on a batch of `[prompt, null]` and returns both halves; its second half
+    /// has the same guided channels and all others from `null`. It never reaches a sample.
+    ///
+    /// # Errors
+    /// [`ProcessError::Shape`] where the two differ in shape.
+    pub fn combine(
+        &self,
+        prompt: Tensor<5>,
+        null: Tensor<5>,
+        latent_channels: usize,
+    ) -> Result<Tensor<5>, ProcessError> {
+        check_shape("prediction without prompt", &null, prompt.dims())?;
+        let channels = prompt.dims()[1];
+        let guided =
+            self.guided_channels.unwrap_or(latent_channels).min(latent_channels).min(channels);
+        if guided == 0 {
+            return Ok(prompt);
+        }
+        let null = null.narrow(1, 0, guided);
+        let towards = (prompt.clone().narrow(1, 0, guided) - null.clone())
+            .mul_scalar(self.guidance_scale as f32);
+        let eps = null + towards;
+        if guided == channels {
+            return Ok(eps);
+        }
+        // [B, guided, ...] and [B, channels - guided, ...] -> [B, channels, ...]
+        Ok(Tensor::cat(vec![eps, prompt.narrow(1, guided, channels - guided)], 1))
+    }
+
+    /// The guided prediction of `model`, in the dtype of `latents`, for `wanted` channels: `2C` for
+    /// samplers that need the variance, `C` for those that only need the noise and drop the rest.
+    pub(crate) fn predict<D: Denoiser + ?Sized>(
+        &self,
+        model: &D,
+        latents: &Tensor<5>,
+        timestep: f32,
+        wanted: usize,
+    ) -> Result<Tensor<5>, SampleError> {
+        let [batch, channels, frames, height, width] = latents.dims();
+        let trim = |output: Tensor<5>| -> Result<Tensor<5>, ProcessError> {
+            let found = output.dims()[1];
+            let offered = if found == 2 * channels { found } else { wanted };
+            check_shape("model output", &output, [batch, offered, frames, height, width])?;
+            let output = output.cast(latents.dtype());
+            Ok(if found > wanted { output.narrow(1, 0, wanted) } else { output })
+        };
+        if !self.needs_null() {
+            return Ok(trim(model.denoise(latents.clone(), timestep, Condition::Prompt))?);
+        }
+        let (prompt, null) = model.denoise_both(latents.clone(), timestep);
+        Ok(self.combine(trim(prompt)?, trim(null)?, channels)?)
+    }
+
+    pub(crate) fn check(&self) -> Result<(), SampleError> {
+        if self.guidance_scale.is_finite() {
+            Ok(())
+        } else {
+            Err(SampleError::GuidanceScale { found: self.guidance_scale })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{constant, values};
+
+    #[test]
+    fn only_the_first_three_channels_by_default() {
+        let (prompt, null) = (constant([1, 8, 1, 1, 1], 3.0), constant([1, 8, 1, 1, 1], 1.0));
+        let combined =
+            |guidance: Guidance| values(guidance.combine(prompt.clone(), null.clone(), 4).unwrap());
+        let quirk = combined(Guidance::first_three_channels(4.0));
+        assert_eq!(quirk, [9.0, 9.0, 9.0, 3.0, 3.0, 3.0, 3.0, 3.0]);
+        // The variance half is never guided.
+        let all = combined(Guidance::all_channels(4.0));
+        assert_eq!(all, [9.0, 9.0, 9.0, 9.0, 3.0, 3.0, 3.0, 3.0]);
+        let beyond = Guidance { guidance_scale: 4.0, guided_channels: Some(100) };
+        assert_eq!(combined(beyond), all);
+        let none = Guidance { guidance_scale: 4.0, guided_channels: Some(0) };
+        assert_eq!(combined(none), [3.0; 8]);
+        assert_eq!(combined(Guidance::all_channels(0.0))[..4], [1.0; 4]);
+    }
+
+    #[test]
+    fn predictions_must_match() {
+        let (prompt, null) = (constant([1, 8, 1, 1, 1], 3.0), constant([1, 4, 1, 1, 1], 1.0));
+        let refused = Guidance::all_channels(4.0).combine(prompt, null, 4).unwrap_err();
+        assert!(matches!(refused, ProcessError::Shape { what: "prediction without prompt", .. }));
+    }
+
+    #[test]
+    fn a_scale_of_one_leaves_the_null_caption_out() {
+        assert!(!Guidance::all_channels(1.0).needs_null());
+        assert!(!Guidance { guidance_scale: 4.0, guided_channels: Some(0) }.needs_null());
+        assert!(Guidance::first_three_channels(1.5).needs_null());
+        assert!(Guidance::all_channels(f64::NAN).check().is_err());
+    }
+}

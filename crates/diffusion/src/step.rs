@@ -1,0 +1,58 @@
+//! What all samplers share: the report after a step, and the errors.
+
+use std::ops::ControlFlow;
+
+use burn::tensor::Tensor;
+use thiserror::Error;
+
+use crate::process::ProcessError;
+
+/// The state after a sampling step.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct StepInfo<'a> {
+    /// The step that is done, from 0.
+    pub step: usize,
+    /// How many there are.
+    pub total: usize,
+    /// The timestep that the model was called with, on the scale `0..1000`.
+    pub timestep: f32,
+    /// The latents after the step, `[B, C, T, H, W]`. A device may still be working on them; reading
+    /// them waits for it.
+    pub latents: &'a Tensor<5>,
+}
+
+/// Why there are no samples.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[non_exhaustive]
+pub enum SampleError {
+    /// The callback asked to stop.
+    #[error("sampling was stopped after {completed} of {total} steps")]
+    Interrupted {
+        /// Steps done.
+        completed: usize,
+        /// Steps there would have been.
+        total: usize,
+    },
+    /// A model output or a noise tensor that does not fit the latents.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// Guidance that is not a number.
+    #[error("guidance scale {found} is not finite")]
+    GuidanceScale {
+        /// The scale.
+        found: f64,
+    },
+}
+
+/// Calls `on_step` and turns its wish to stop into [`SampleError::Interrupted`].
+pub(crate) fn report(
+    on_step: &mut impl FnMut(StepInfo<'_>) -> ControlFlow<()>,
+    info: StepInfo<'_>,
+) -> Result<(), SampleError> {
+    let (completed, total) = (info.step + 1, info.total);
+    match on_step(info) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(SampleError::Interrupted { completed, total }),
+    }
+}

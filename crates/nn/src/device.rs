@@ -1,0 +1,199 @@
+//! The one table of backends.
+//!
+//! burn 0.22 carries the backend in the [`Device`] and not in a type, so one binary runs on every
+//! backend that was compiled in. No code of `opensora` outside this file names one.
+
+use burn::tensor::Device;
+
+/// Every backend this table knows: the name in `--device`, which is also the Cargo feature.
+const BACKENDS: [Backend; 8] = [
+    Backend { name: "cuda", list: cuda },
+    Backend { name: "metal", list: metal },
+    Backend { name: "rocm", list: rocm },
+    Backend { name: "vulkan", list: vulkan },
+    Backend { name: "wgpu", list: wgpu },
+    Backend { name: "flex", list: flex },
+    Backend { name: "tch", list: tch },
+    Backend { name: "ndarray", list: ndarray },
+];
+
+/// One row: a name and what is there of it, the preferred device first; `None` where the backend
+/// is not compiled in.
+struct Backend {
+    name: &'static str,
+    list: fn() -> Option<Vec<Found>>,
+}
+
+/// A device under the name by which `--device` finds it.
+type Found = (String, Device);
+
+/// What [`list`] tells of one backend.
+#[derive(Debug, Clone)]
+pub struct BackendInfo {
+    /// Its name and Cargo feature.
+    pub name: &'static str,
+    /// Whether it is part of this build.
+    pub compiled: bool,
+    /// Its devices that are present on this machine, by the names [`parse`] takes.
+    pub devices: Vec<String>,
+}
+
+/// Why a device name is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// No such backend.
+    #[error("unknown device '{name}': this build has {available}")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// What could be.
+        available: String,
+    },
+    /// A known backend that was not compiled in.
+    #[error(
+        "device '{name}' is not part of this build: rebuild with `--features {backend}`, or use {available}"
+    )]
+    NotCompiled {
+        /// What was asked for.
+        name: String,
+        /// The Cargo feature it needs.
+        backend: &'static str,
+        /// What could be.
+        available: String,
+    },
+    /// Compiled in, but the hardware or its driver is not there.
+    #[error("device '{name}' was not found on this machine: it has {available}")]
+    Absent {
+        /// What was asked for.
+        name: String,
+        /// What could be.
+        available: String,
+    },
+}
+
+/// Every known backend with what is present of it, in order of preference.
+pub fn list() -> Vec<BackendInfo> {
+    BACKENDS
+        .iter()
+        .map(|backend| {
+            let found = (backend.list)();
+            let names = |found: Vec<Found>| found.into_iter().map(|(name, _)| name).collect();
+            BackendInfo {
+                name: backend.name,
+                compiled: found.is_some(),
+                devices: found.map(names).unwrap_or_default(),
+            }
+        })
+        .collect()
+}
+
+/// The device that is used where none is named: the first that is present, accelerators first.
+///
+/// # Errors
+/// Where no backend was compiled in, or none of those has a device.
+pub fn default_device() -> Result<Device, DeviceError> {
+    BACKENDS.iter().filter_map(|backend| (backend.list)()).flatten().next().map_or_else(
+        || Err(DeviceError::Absent { name: "default".into(), available: available() }),
+        |(_, device)| Ok(device),
+    )
+}
+
+/// The device of a name such as `flex`, `ndarray`, `tch`, `tch:cuda:0`, `cuda:0` or `vulkan`.
+///
+/// A backend's name alone means its first device.
+///
+/// # Errors
+/// Where the name is unknown, its backend is not in this build, or the device is not present.
+pub fn parse(name: &str) -> Result<Device, DeviceError> {
+    let prefix = name.split(':').next().unwrap_or(name);
+    let Some(backend) = BACKENDS.iter().find(|backend| backend.name == prefix) else {
+        return Err(DeviceError::Unknown { name: name.into(), available: available() });
+    };
+    let Some(found) = (backend.list)() else {
+        return Err(DeviceError::NotCompiled {
+            name: name.into(),
+            backend: backend.name,
+            available: available(),
+        });
+    };
+    let first = name == prefix;
+    match found.into_iter().find(|(device_name, _)| first || device_name == name) {
+        Some((_, device)) => Ok(device),
+        None => Err(DeviceError::Absent { name: name.into(), available: available() }),
+    }
+}
+
+/// The names that [`parse`] would take now, for error messages.
+fn available() -> String {
+    let names: Vec<String> = list().into_iter().flat_map(|backend| backend.devices).collect();
+    if names.is_empty() { "no device".into() } else { names.join(", ") }
+}
+
+/// Devices that are told apart by a number: `name:0`, `name:1`, ...
+#[allow(dead_code, reason = "used by accelerators only, which may all be compiled out")]
+fn numbered(name: &str, devices: impl IntoIterator<Item = Device>) -> Option<Vec<Found>> {
+    Some(devices.into_iter().enumerate().map(|(i, d)| (format!("{name}:{i}"), d)).collect())
+}
+
+/// Defines one row's function: the body with the backend's feature, `None` without it.
+macro_rules! backend {
+    ($name:ident, $feature:literal, $found:expr) => {
+        fn $name() -> Option<Vec<Found>> {
+            #[cfg(feature = $feature)]
+            #[allow(deprecated, reason = "burn plans to retire ndarray and tch; 0.22 has them")]
+            return $found;
+            #[cfg(not(feature = $feature))]
+            None
+        }
+    };
+}
+
+#[allow(unused_imports, reason = "used by accelerators only, which may all be compiled out")]
+use burn::tensor::DeviceType;
+
+backend!(cuda, "cuda", numbered("cuda", Device::enumerate(DeviceType::Cuda)));
+backend!(metal, "metal", numbered("metal", Device::enumerate(DeviceType::Metal)));
+backend!(rocm, "rocm", numbered("rocm", Device::enumerate(DeviceType::Rocm)));
+backend!(vulkan, "vulkan", numbered("vulkan", Device::enumerate(DeviceType::Vulkan)));
+backend!(wgpu, "wgpu", numbered("wgpu", Device::enumerate(DeviceType::Wgpu)));
+backend!(flex, "flex", Some(vec![("flex".into(), Device::flex())]));
+backend!(ndarray, "ndarray", Some(vec![("ndarray".into(), Device::ndarray())]));
+backend!(tch, "tch", {
+    // The processor, then the NVIDIA GPUs that libtorch sees.
+    let mut found = vec![("tch".to_string(), Device::libtorch())];
+    found.extend(numbered("tch:cuda", Device::enumerate(DeviceType::LibTorch))?);
+    #[cfg(target_os = "macos")]
+    found.push(("tch:mps".into(), Device::libtorch_mps()));
+    Some(found)
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_names_are_refused_in_one_line() {
+        for name in ["", "gpu", "flex:1:2:3", "flexx", "🙂"] {
+            let error = parse(name).unwrap_err().to_string();
+            assert!(!error.contains('\n') && !error.is_empty(), "{error}");
+        }
+        assert!(matches!(parse("gpu"), Err(DeviceError::Unknown { .. })));
+    }
+
+    #[test]
+    fn listed_devices_can_be_parsed() {
+        for backend in list() {
+            assert!(backend.compiled || backend.devices.is_empty());
+            for name in backend.devices {
+                parse(&name).unwrap();
+            }
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_backend_that_is_not_compiled_in_names_its_feature() {
+        let error = parse("cuda:0").unwrap_err();
+        assert!(matches!(error, DeviceError::NotCompiled { backend: "cuda", .. }), "{error}");
+    }
+}

@@ -1,0 +1,88 @@
+//! The float types that weights are held and multiplied in.
+
+use burn::tensor::{Device, FloatDType};
+use std::{fmt, str::FromStr};
+
+/// A float type for weights and activations, as `--dtype` names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Dtype {
+    /// 32 bits: the type in which the numbers are proven equal to the reference's.
+    #[default]
+    F32,
+    /// 16 bits, 8 of them mantissa: the published training type.
+    Bf16,
+    /// 16 bits, 11 of them mantissa: the published sampling type.
+    F16,
+}
+
+impl Dtype {
+    /// burn's name of it.
+    pub fn float(self) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::Bf16 => FloatDType::BF16,
+            Self::F16 => FloatDType::F16,
+        }
+    }
+
+    /// Fails with one line where `device` cannot compute in this type.
+    pub fn check(self, device: &Device) -> Result<Self, DtypeError> {
+        if device.supports_dtype(self.float()) {
+            Ok(self)
+        } else {
+            Err(DtypeError::Unsupported { dtype: self, device: format!("{device:?}") })
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
+}
+
+impl FromStr for Dtype {
+    type Err = DtypeError;
+
+    fn from_str(name: &str) -> Result<Self, DtypeError> {
+        match name {
+            "f32" | "fp32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            "f16" | "fp16" => Ok(Self::F16),
+            _ => Err(DtypeError::Unknown(name.to_string())),
+        }
+    }
+}
+
+/// Why a dtype cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DtypeError {
+    /// Not a name of a dtype.
+    #[error("unknown dtype '{0}': expected f32, bf16 or f16")]
+    Unknown(String),
+    /// The backend does not compute in it.
+    #[error("dtype {dtype} is not supported on {device}: use f32")]
+    Unsupported {
+        /// What was asked for.
+        dtype: Dtype,
+        /// Where.
+        device: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+            assert_eq!(dtype.to_string().parse(), Ok(dtype));
+        }
+        assert_eq!("f64".parse::<Dtype>(), Err(DtypeError::Unknown("f64".into())));
+    }
+}

@@ -1,0 +1,27 @@
+//! What the models of `opensora` share and burn does not have.
+//!
+//! | module | thought |
+//! |---|---|
+//! | [`device`] | the one table of backends: parse `--device`, list what is compiled and present |
+//! | [`dtype`] | the float types that weights can be held in |
+//! | [`noise`] | Gaussian noise drawn on the host, the same on every backend |
+//! | [`attention`] | multi-head attention over `[B, N, C]` with an additive bias |
+//! | [`linear`] | linear layers with a transformer's initial weights |
+//! | [`mask`] | which tokens of a prompt count |
+//! | [`norm`] | LayerNorm without affine parameters, T5's RMS norm |
+//! | [`activation`] | tanh-GELU |
+//! | [`timestep`] | sinusoidal timestep embedding |
+//! | [`sincos`] | sine-cosine position tables |
+//!
+//! Nothing here knows a model, a file or a diffusion process.
+
+pub mod activation;
+pub mod attention;
+pub mod device;
+pub mod dtype;
+pub mod linear;
+pub mod mask;
+pub mod noise;
+pub mod norm;
+pub mod sincos;
+pub mod timestep;

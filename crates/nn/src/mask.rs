@@ -1,0 +1,124 @@
+//! Which tokens of a prompt count.
+//!
+//! Masks come from the tokenizer and stay on the host, so that tokens which no prompt keeps can
+//! be cut off before any work is done on them. On the device a mask is an additive bias: burn's
+//! boolean masks have no common meaning across backends.
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+/// A mask over `[B, L]` prompt tokens; true keeps the token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenMask {
+    rows: Vec<Vec<bool>>,
+    len: usize,
+}
+
+impl TokenMask {
+    /// From rows of one length each; `None` where the lengths differ or there are no rows.
+    pub fn new(rows: Vec<Vec<bool>>) -> Option<Self> {
+        let len = rows.first()?.len();
+        rows.iter().all(|row| row.len() == len).then_some(Self { rows, len })
+    }
+
+    /// A mask of `batch` rows that keeps all `len` tokens.
+    pub fn all(batch: usize, len: usize) -> Self {
+        Self { rows: vec![vec![true; len]; batch], len }
+    }
+
+    /// Number of rows, `B`.
+    pub fn batch(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Tokens a row, `L`.
+    #[allow(clippy::len_without_is_empty, reason = "a mask is not a collection")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The rows.
+    pub fn rows(&self) -> &[Vec<bool>] {
+        &self.rows
+    }
+
+    /// The rows from `start` up to `end`.
+    pub fn select(&self, start: usize, end: usize) -> Self {
+        Self { rows: self.rows[start..end].to_vec(), len: self.len }
+    }
+
+    /// The rows repeated in order until there are `batch`, as `torch.Tensor.repeat` does: the
+    /// reference hands over `n` rows for the `2n` samples of guidance.
+    ///
+    /// # Panics
+    /// Where `batch` is no multiple of the number of rows.
+    pub fn repeat_to(&self, batch: usize) -> Self {
+        assert!(
+            batch.is_multiple_of(self.batch()),
+            "a mask of {} rows cannot be repeated to {batch}",
+            self.batch()
+        );
+        let rows = self.rows.iter().cycle().take(batch).cloned().collect();
+        Self { rows, len: self.len }
+    }
+
+    /// Without the last columns that no row keeps; at least one column stays.
+    pub fn trim(&self) -> Self {
+        let used = |row: &Vec<bool>| row.iter().rposition(|&keep| keep).map_or(0, |last| last + 1);
+        let len = self.rows.iter().map(used).max().unwrap_or(0).max(self.len.min(1));
+        let rows = self.rows.iter().map(|row| row[..len].to_vec()).collect();
+        Self { rows, len }
+    }
+
+    /// The mask as an additive attention bias `[B, 1, 1, L]`: 0 where a token counts, a number
+    /// whose softmax weight is exactly zero where it does not. `None` where every token counts.
+    pub fn bias(&self, dtype: DType, device: &Device) -> Option<Tensor<4>> {
+        if self.rows.iter().flatten().all(|&keep| keep) {
+            return None;
+        }
+        // Finite, so that a row that keeps nothing gives an average and not NaN; half floats
+        // reach to 65504.
+        let masked = if dtype == DType::F16 { -6.0e4 } else { -1.0e30 };
+        let values: Vec<f32> =
+            self.rows.iter().flatten().map(|&keep| if keep { 0.0 } else { masked }).collect();
+        let data = TensorData::new(values, [self.batch(), 1, 1, self.len]);
+        let bias = Tensor::<4>::from_data(data, (device, DType::F32));
+        Some(if dtype == DType::F32 { bias } else { bias.cast(dtype) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mask(rows: &[&[u8]]) -> TokenMask {
+        TokenMask::new(rows.iter().map(|r| r.iter().map(|&b| b == 1).collect()).collect()).unwrap()
+    }
+
+    #[test]
+    fn ragged_or_empty_masks_are_refused() {
+        assert_eq!(TokenMask::new(vec![]), None);
+        assert_eq!(TokenMask::new(vec![vec![true], vec![true, false]]), None);
+    }
+
+    #[test]
+    fn trimming_cuts_only_columns_that_no_row_keeps() {
+        let holes = mask(&[&[1, 0, 1, 0, 0], &[0, 1, 0, 0, 0]]);
+        assert_eq!(holes.trim(), mask(&[&[1, 0, 1], &[0, 1, 0]]));
+        assert_eq!(mask(&[&[0, 0, 0]]).trim(), mask(&[&[0]]));
+        assert_eq!(TokenMask::all(2, 3).trim(), TokenMask::all(2, 3));
+    }
+
+    #[test]
+    fn rows_repeat_in_order() {
+        let two = mask(&[&[1, 0], &[1, 1]]);
+        assert_eq!(two.repeat_to(4), mask(&[&[1, 0], &[1, 1], &[1, 0], &[1, 1]]));
+    }
+
+    #[test]
+    fn a_full_mask_needs_no_bias() {
+        let device = Device::flex();
+        assert!(TokenMask::all(2, 3).bias(DType::F32, &device).is_none());
+        let bias = mask(&[&[1, 0]]).bias(DType::F32, &device).unwrap();
+        assert_eq!(bias.into_data().try_to_vec::<f32>().unwrap(), [0.0, -1.0e30]);
+    }
+}

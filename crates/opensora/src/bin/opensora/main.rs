@@ -1,0 +1,55 @@
+//! The program `opensora`: sample videos, list devices, prove a machine's numbers.
+//!
+//! Only this program prints; the library reports through its results and an observer.
+
+mod devices;
+mod progress;
+mod sample;
+mod verify;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use opensora::nn::device;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "opensora", version, about = "Open-Sora 1.0: text to video")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Sample videos from prompts.
+    Sample(Box<sample::Args>),
+    /// Run golden cases and compare every number with the reference's.
+    Verify(verify::Args),
+    /// List the backends of this build and the devices that are present.
+    Devices(devices::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Sample(args) => sample::run(*args),
+        Command::Verify(args) => verify::run(args),
+        Command::Devices(args) => devices::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line: the message with its causes.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The device that `--device` names, or the first that is present.
+fn open_device(name: Option<&str>) -> anyhow::Result<burn::tensor::Device> {
+    match name {
+        Some(name) => device::parse(name),
+        None => device::default_device(),
+    }
+    .context("--device")
+}

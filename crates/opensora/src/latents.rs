@@ -1,0 +1,107 @@
+//! Sampled latents kept in a file, so that minutes of sampling are not lost and can be decoded again.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use opensora_checkpoint::{Checkpoint, CheckpointError};
+use safetensors::{Dtype, tensor::TensorView};
+use std::{
+    collections::HashMap,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+const KEY: &str = "latents";
+
+/// Why latents could not be kept or read.
+#[derive(Debug, thiserror::Error)]
+pub enum LatentsError {
+    /// The file cannot be written.
+    #[error("{}: cannot write latents: {reason}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The file cannot be read.
+    #[error(transparent)]
+    Read(#[from] CheckpointError),
+    /// The file holds something else.
+    #[error("{}: {reason}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+}
+
+/// Writes latents `[B, C, T, h, w]` (scaled as denoisers see them) as safetensors under the key
+/// `latents`, with `metadata` as JSON beside them; under a temporary name until complete.
+///
+/// # Errors
+/// Where the file cannot be written.
+pub fn save(
+    path: &Path,
+    latents: Tensor<5>,
+    metadata: &serde_json::Value,
+) -> Result<(), LatentsError> {
+    let fail = |reason: String| LatentsError::Write { path: path.into(), reason };
+    let shape = latents.dims().to_vec();
+    let values =
+        latents.into_data().try_to_vec::<f32>().map_err(|error| fail(error.to_string()))?;
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let view = TensorView::new(Dtype::F32, shape, &bytes).map_err(|e| fail(e.to_string()))?;
+    let metadata = HashMap::from([("opensora".to_string(), metadata.to_string())]);
+    let file = safetensors::serialize([(KEY, view)], Some(metadata))
+        .map_err(|error| fail(error.to_string()))?;
+
+    let write = || -> std::io::Result<()> {
+        let mut temporary = temporary_beside(path)?;
+        temporary.write_all(&file)?;
+        temporary.as_file().sync_all()?;
+        temporary.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    };
+    write().map_err(|error| fail(error.to_string()))
+}
+
+/// Fails where [`save`] could not write to `path`, before anything is worth saving.
+///
+/// # Errors
+/// Where the folder cannot be made or written to, or the path is a folder.
+pub fn check_writable(path: &Path) -> Result<(), LatentsError> {
+    let fail = |reason: String| LatentsError::Write { path: path.into(), reason };
+    if path.is_dir() {
+        return Err(fail("it is a folder, expected a file name".into()));
+    }
+    temporary_beside(path).map(drop).map_err(|error| fail(error.to_string()))
+}
+
+fn temporary_beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(folder)?;
+    tempfile::Builder::new().prefix(".latents").suffix(".part").tempfile_in(folder)
+}
+
+/// Reads what [`save`] wrote: `[B, C, T, h, w]`.
+///
+/// # Errors
+/// Where the file cannot be read or holds no latents.
+pub fn load(path: &Path, device: &Device) -> Result<Tensor<5>, LatentsError> {
+    let file = Checkpoint::open(path)?;
+    let fail = |reason: String| LatentsError::Content { path: path.into(), reason };
+    let entry =
+        file.tensors().get(KEY).ok_or_else(|| fail(format!("it has no tensor '{KEY}'")))?;
+    let data: TensorData = entry.read(KEY)?;
+    if data.rank() != 5 || data.num_elements() == 0 {
+        return Err(fail(format!(
+            "latents have the shape {:?}, expected [B, C, T, h, w]",
+            entry.shape()
+        )));
+    }
+    let data = data.try_cast_as::<f32>().map_err(|error| fail(error.to_string()))?;
+    Ok(Tensor::from_data(data, device))
+}

@@ -1,0 +1,325 @@
+//! Which files make a model.
+//!
+//! A model is a folder with a `model.json` that names its parts, a published preset whose files lie
+//! in one folder under their published names, or a bare STDiT checkpoint together with a text
+//! encoder and a VAE.
+
+use crate::{
+    pipeline::SampleRequest,
+    stdit::{DenoiserConfig, PositionScales},
+};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// The files and sizes of a model, and the request it answers where nothing else is asked for.
+#[derive(Debug, Clone)]
+pub struct ModelFiles {
+    /// Its name, for messages and for the record beside an output.
+    pub name: String,
+    /// STDiT: whatever [`Checkpoint::open`](crate::checkpoint::Checkpoint::open) takes.
+    pub denoiser: PathBuf,
+    /// Sizes of the STDiT.
+    pub denoiser_config: DenoiserConfig,
+    /// Folder of the text encoder: `config.json`, tokenizer and weights.
+    pub t5: PathBuf,
+    /// Folder of the VAE with its `config.json`, or its weights alone.
+    pub vae: PathBuf,
+    /// Size, length and rate that the model was trained for.
+    pub defaults: SampleRequest,
+}
+
+/// A published checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Preset {
+    /// What `--model` calls it.
+    pub name: &'static str,
+    /// The file's published name.
+    pub file: &'static str,
+    /// Frames it was trained on.
+    pub num_frames: usize,
+    /// Height and width in pixels.
+    pub image_size: [usize; 2],
+    /// Frames per second: clips were cut from 24 and thinned out.
+    pub fps: f64,
+    /// Units of its position tables.
+    pub scales: PositionScales,
+}
+
+/// The checkpoints of Open-Sora 1.0, all STDiT-XL/2, published in hpcai-tech/Open-Sora.
+///
+/// Source: hpcaitech/Open-Sora v1.0.0, `configs/opensora/inference`. (A 64x512x512 checkpoint was
+/// configured but never published.)
+pub const PRESETS: [Preset; 3] = [
+    preset("opensora-v1-16x256x256", "OpenSora-v1-16x256x256.pth", 256, 0.5),
+    preset("opensora-v1-hq-16x256x256", "OpenSora-v1-HQ-16x256x256.pth", 256, 0.5),
+    preset("opensora-v1-hq-16x512x512", "OpenSora-v1-HQ-16x512x512.pth", 512, 1.0),
+];
+
+const fn preset(
+    name: &'static str,
+    file: &'static str,
+    pixels: usize,
+    space_scale: f64,
+) -> Preset {
+    Preset {
+        name,
+        file,
+        num_frames: 16,
+        image_size: [pixels, pixels],
+        fps: 24.0 / 3.0,
+        scales: PositionScales { space_scale, time_scale: 1.0 },
+    }
+}
+
+/// Names of the text encoder's folder, the published one first, then the reference's.
+const T5_FOLDERS: [&str; 2] = ["t5-v1_1-xxl", "t5_ckpts/t5-v1_1-xxl"];
+/// Names of the VAE's folder.
+const VAE_FOLDERS: [&str; 2] = ["sd-vae-ft-ema", "sd-vae-ft-mse"];
+
+/// Why a model's files could not be found.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// Neither a preset nor a path.
+    #[error("no model '{name}': expected a folder with a model.json, an STDiT checkpoint, or one of {}", preset_names())]
+    Unknown {
+        /// What was asked for.
+        name: String,
+    },
+    /// The description of a model cannot be read.
+    #[error("{}: {reason}", path.display())]
+    Description {
+        /// The `model.json`.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A published file is not where it was looked for.
+    #[error(
+        "preset {preset} needs {what} ({origin}) in '{}': download it there, or name another \
+         place with {option}",
+        folder.display()
+    )]
+    MissingFile {
+        /// The preset.
+        preset: String,
+        /// The file or folder.
+        what: String,
+        /// Where it is published.
+        origin: &'static str,
+        /// The folder that was searched.
+        folder: PathBuf,
+        /// The option that names another place.
+        option: &'static str,
+    },
+    /// A bare checkpoint says nothing of the other parts.
+    #[error(
+        "{}: a bare checkpoint needs the other parts of the model: name the {what} with {option}",
+        path.display()
+    )]
+    MissingPart {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The part.
+        what: &'static str,
+        /// The option that names it.
+        option: &'static str,
+    },
+}
+
+fn preset_names() -> String {
+    PRESETS.map(|preset| preset.name).join(", ")
+}
+
+/// What `model.json` holds; paths are relative to its folder.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Description {
+    name: String,
+    denoiser: PathBuf,
+    denoiser_config: DenoiserConfig,
+    t5: PathBuf,
+    vae: PathBuf,
+    num_frames: usize,
+    /// Height and width.
+    image_size: [usize; 2],
+    fps: f64,
+}
+
+/// Parts of a model that a user names one by one; each wins over what the model says itself.
+#[derive(Debug, Clone, Default)]
+pub struct PartPaths {
+    /// Folder of the text encoder.
+    pub t5: Option<PathBuf>,
+    /// Folder or file of the VAE.
+    pub vae: Option<PathBuf>,
+    /// Folder in which a preset's files lie.
+    pub weights_dir: Option<PathBuf>,
+}
+
+impl ModelFiles {
+    /// Opens a folder with a `model.json`.
+    ///
+    /// # Errors
+    /// Where the description is missing or not of the format.
+    pub fn open(folder: &Path) -> Result<Self, ModelError> {
+        let path = folder.join("model.json");
+        let fail = |reason: String| ModelError::Description { path: path.clone(), reason };
+        let text = std::fs::read_to_string(&path).map_err(|error| fail(error.to_string()))?;
+        let description: Description =
+            serde_json::from_str(&text).map_err(|e| fail(format!("not a model's description: {e}")))?;
+        Ok(Self {
+            name: description.name,
+            denoiser: folder.join(description.denoiser),
+            denoiser_config: description.denoiser_config,
+            t5: folder.join(description.t5),
+            vae: folder.join(description.vae),
+            defaults: SampleRequest {
+                num_frames: description.num_frames,
+                image_size: description.image_size,
+                fps: description.fps,
+                ..SampleRequest::default()
+            },
+        })
+    }
+
+    /// Finds the model of a name or path: a preset, a folder with a `model.json`, or an STDiT-XL/2
+    /// checkpoint, whose position scales are those of the size asked for.
+    ///
+    /// # Errors
+    /// Where there is no such model or one of its parts is not there.
+    pub fn resolve(model: &str, parts: &PartPaths) -> Result<Self, ModelError> {
+        let path = Path::new(model);
+        let mut files = if let Some(preset) = PRESETS.iter().find(|preset| preset.name == model) {
+            Self::preset(preset, parts)?
+        } else if path.join("model.json").exists() {
+            Self::open(path)?
+        } else if path.exists() {
+            Self::bare_checkpoint(path, parts)?
+        } else {
+            return Err(ModelError::Unknown { name: model.into() });
+        };
+        if let Some(t5) = &parts.t5 {
+            files.t5 = t5.clone();
+        }
+        if let Some(vae) = &parts.vae {
+            files.vae = vae.clone();
+        }
+        Ok(files)
+    }
+
+    fn preset(preset: &Preset, parts: &PartPaths) -> Result<Self, ModelError> {
+        let folder = parts.weights_dir.clone().unwrap_or_else(|| "pretrained_models".into());
+        let find = |given: &Option<PathBuf>, names: &[&str], origin, option| {
+            if let Some(path) = given {
+                return Ok(path.clone());
+            }
+            names.iter().map(|name| folder.join(name)).find(|path| path.exists()).ok_or_else(|| {
+                ModelError::MissingFile {
+                    preset: preset.name.into(),
+                    what: format!("'{}'", names[0]),
+                    origin,
+                    folder: folder.clone(),
+                    option,
+                }
+            })
+        };
+        Ok(Self {
+            name: preset.name.into(),
+            denoiser: find(&None, &[preset.file], "hpcai-tech/Open-Sora", "--weights-dir")?,
+            denoiser_config: DenoiserConfig { scales: preset.scales, ..DenoiserConfig::xl_2() },
+            t5: find(&parts.t5, &T5_FOLDERS, "DeepFloyd/t5-v1_1-xxl", "--t5")?,
+            vae: find(&parts.vae, &VAE_FOLDERS, "stabilityai/sd-vae-ft-ema", "--vae")?,
+            defaults: SampleRequest {
+                num_frames: preset.num_frames,
+                image_size: preset.image_size,
+                fps: preset.fps,
+                ..SampleRequest::default()
+            },
+        })
+    }
+
+    fn bare_checkpoint(path: &Path, parts: &PartPaths) -> Result<Self, ModelError> {
+        let missing =
+            |what, option| ModelError::MissingPart { path: path.into(), what, option };
+        Ok(Self {
+            name: path.display().to_string(),
+            denoiser: path.into(),
+            denoiser_config: DenoiserConfig::xl_2(),
+            t5: parts.t5.clone().ok_or_else(|| missing("text encoder", "--t5"))?,
+            vae: parts.vae.clone().ok_or_else(|| missing("VAE", "--vae"))?,
+            defaults: SampleRequest::default(),
+        }
+        .with_scales_of_request())
+    }
+
+    /// The scales that the reference uses at the default request's size: rows and columns count
+    /// half at 512 pixels of what they do at 256, frames by two thirds at 64 frames.
+    fn with_scales_of_request(mut self) -> Self {
+        self.denoiser_config.scales = published_scales(&self.defaults);
+        self
+    }
+}
+
+/// The scales of the published configuration nearest to a request.
+///
+/// Source: hpcaitech/Open-Sora v1.0.0, `configs/opensora/inference`: 16x256x256, 16x512x512 and
+/// 64x512x512.
+pub fn published_scales(request: &SampleRequest) -> PositionScales {
+    let [height, width] = request.image_size;
+    PositionScales {
+        space_scale: if height.max(width) >= 512 { 1.0 } else { 0.5 },
+        time_scale: if request.num_frames >= 64 { 2.0 / 3.0 } else { 1.0 },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_preset_says_which_file_is_missing_and_where_it_is_published() {
+        let folder = tempfile::tempdir().unwrap();
+        let parts =
+            PartPaths { weights_dir: Some(folder.path().into()), ..PartPaths::default() };
+        let error = ModelFiles::resolve("opensora-v1-16x256x256", &parts).unwrap_err().to_string();
+        assert!(error.contains("OpenSora-v1-16x256x256.pth"), "{error}");
+        assert!(error.contains("hpcai-tech/Open-Sora") && !error.contains('\n'), "{error}");
+
+        std::fs::write(folder.path().join("OpenSora-v1-16x256x256.pth"), "").unwrap();
+        let error = ModelFiles::resolve("opensora-v1-16x256x256", &parts).unwrap_err().to_string();
+        assert!(error.contains("t5-v1_1-xxl"), "{error}");
+
+        for name in ["t5_ckpts/t5-v1_1-xxl", "sd-vae-ft-ema"] {
+            std::fs::create_dir_all(folder.path().join(name)).unwrap();
+        }
+        let files = ModelFiles::resolve("opensora-v1-16x256x256", &parts).unwrap();
+        assert_eq!(files.defaults.image_size, [256, 256]);
+        assert_eq!(files.denoiser_config.scales.space_scale, 0.5);
+    }
+
+    #[test]
+    fn unknown_names_and_lonely_checkpoints_are_refused() {
+        let unknown = ModelFiles::resolve("no-such-model", &PartPaths::default()).unwrap_err();
+        assert!(matches!(unknown, ModelError::Unknown { .. }));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        let lonely = ModelFiles::resolve(path, &PartPaths::default()).unwrap_err();
+        assert!(matches!(lonely, ModelError::MissingPart { option: "--t5", .. }));
+    }
+
+    #[test]
+    fn scales_follow_the_published_configurations() {
+        let at = |num_frames, pixels| {
+            let request = SampleRequest {
+                num_frames,
+                image_size: [pixels, pixels],
+                ..SampleRequest::default()
+            };
+            let scales = published_scales(&request);
+            (scales.space_scale, scales.time_scale)
+        };
+        assert_eq!(at(16, 256), (0.5, 1.0));
+        assert_eq!(at(16, 512), (1.0, 1.0));
+        assert_eq!(at(64, 512), (1.0, 2.0 / 3.0));
+    }
+}

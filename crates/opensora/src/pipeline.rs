@@ -1,0 +1,396 @@
+//! Prompts to frames.
+//!
+//! Source: hpcaitech/Open-Sora v1.0.0, `scripts/inference.py`. Deviation: the reference keeps all
+//! models resident; here each is loaded, used and dropped in turn.
+
+use crate::{
+    denoiser::PromptedDenoiser,
+    diffusion::{Guidance, SampleError, Sampler, SamplerKind, sampler::SamplerError},
+    frames::to_frames,
+    model_files::ModelFiles,
+    nn::{
+        dtype::{Dtype, DtypeError},
+        noise::{Purpose, normal_batch},
+    },
+    stdit::{SizeError, StDit},
+    t5::{PromptStates, T5Config, TextEncodeError, TextEncoder},
+    vae::{AutoencoderKl, VaeConfig, VaeConfigError},
+    video::{Frames, FramesError},
+};
+use burn::tensor::{Device, Tensor};
+use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport};
+use std::{ops::ControlFlow, path::PathBuf};
+
+/// What to sample.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SampleRequest {
+    /// Frames of a clip; one makes an image.
+    pub num_frames: usize,
+    /// Height and width in pixels.
+    pub image_size: [usize; 2],
+    /// Frames per second of the output; it does not change what is sampled.
+    pub fps: f64,
+    /// The sampler.
+    pub sampler: SamplerKind,
+    /// Its steps; the sampler's published number where `None`.
+    pub steps: Option<usize>,
+    /// How strongly the prompt is followed.
+    pub guidance_scale: f64,
+    /// Latent channels that are guided; the sampler's published number where `None`.
+    pub guided_channels: Option<usize>,
+    /// Seed of all noise. A prompt's noise depends on this and on its place in the list only.
+    pub seed: u64,
+    /// Prompts that are sampled at once.
+    pub batch_size: usize,
+}
+
+impl Default for SampleRequest {
+    /// 16 frames of 256x256 at 8 per second, 100 steps of IDDPM, scale 7, seed 42, as published.
+    fn default() -> Self {
+        Self {
+            num_frames: 16,
+            image_size: [256, 256],
+            fps: 24.0 / 3.0,
+            sampler: SamplerKind::Iddpm,
+            steps: None,
+            guidance_scale: Guidance::PUBLISHED_SCALE,
+            guided_channels: None,
+            seed: 42,
+            batch_size: 1,
+        }
+    }
+}
+
+impl SampleRequest {
+    /// The sampler, set up.
+    ///
+    /// # Errors
+    /// Where it cannot have so many steps.
+    pub fn sampler(&self) -> Result<Sampler, SamplerError> {
+        Sampler::new(self.sampler, self.steps.unwrap_or(self.sampler.default_steps()))
+    }
+
+    /// The guidance: scale, and the channels that the sampler's published form guides unless asked
+    /// otherwise.
+    pub fn guidance(&self) -> Guidance {
+        let published = self.sampler.guidance(self.guidance_scale);
+        match self.guided_channels {
+            Some(_) => Guidance { guided_channels: self.guided_channels, ..published },
+            None => published,
+        }
+    }
+}
+
+/// Sees how far the work is, and may stop it.
+pub trait Observer {
+    /// A model is about to be loaded.
+    fn loading(&mut self, _what: &str) {}
+
+    /// A model was loaded.
+    fn loaded(&mut self, _report: &ImportReport) {}
+
+    /// `step` of `steps` of the sampler is done, for batch `batch` of `batches` (counted from 0,
+    /// steps from 1). Breaking stops the sampling.
+    fn sampled(
+        &mut self,
+        _step: usize,
+        _steps: usize,
+        _batch: usize,
+        _batches: usize,
+    ) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    /// `frames` of `total` frames are decoded.
+    fn decoded(&mut self, _frames: usize, _total: usize) {}
+}
+
+/// Sees nothing and stops nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Quiet;
+
+impl Observer for Quiet {}
+
+/// Why there is no video.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PipelineError {
+    /// A dtype that the device lacks.
+    #[error(transparent)]
+    Dtype(#[from] DtypeError),
+    /// A size that the denoiser cannot have.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    /// A size that the VAE cannot have, or a bad configuration of it.
+    #[error(transparent)]
+    VaeConfig(#[from] VaeConfigError),
+    /// Steps that the sampler cannot have.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// Sampling stopped.
+    #[error(transparent)]
+    Sample(#[from] SampleError),
+    /// The text encoder cannot be loaded.
+    #[error(transparent)]
+    TextEncoder(#[from] crate::t5::LoadError),
+    /// The text encoder's configuration cannot be used.
+    #[error(transparent)]
+    TextConfig(#[from] crate::t5::T5ConfigError),
+    /// The prompts cannot be encoded.
+    #[error(transparent)]
+    Prompt(#[from] TextEncodeError),
+    /// The denoiser cannot be loaded.
+    #[error(transparent)]
+    Denoiser(#[from] crate::stdit::stdit::LoadError),
+    /// The VAE cannot be loaded.
+    #[error(transparent)]
+    Vae(#[from] crate::vae::LoadError),
+    /// A checkpoint cannot be opened.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The pixels cannot be held.
+    #[error(transparent)]
+    Frames(#[from] FramesError),
+    /// Parts of different models.
+    #[error("the parts do not fit: {0}")]
+    Parts(String),
+    /// A request that cannot be.
+    #[error("{0}")]
+    Request(String),
+}
+
+/// Text to video, from the files of one model on one device.
+#[derive(Debug)]
+pub struct TextToVideo {
+    files: ModelFiles,
+    vae_config: VaeConfig,
+    dtype: Dtype,
+    t5_dtype: Dtype,
+    device: Device,
+}
+
+/// Frames that the VAE takes at once: enough to keep a device busy, few enough for its memory.
+const DECODE_MICRO_BATCH: usize = 4;
+
+impl TextToVideo {
+    /// Checks that the model's files are there and fit each other; no weight is read yet.
+    ///
+    /// `dtype` is for denoiser and VAE, `t5_dtype` for the text encoder (the reference keeps that
+    /// in f32).
+    ///
+    /// # Errors
+    /// Where a file is missing or damaged, the parts do not fit, or the device lacks the dtype.
+    pub fn new(
+        files: ModelFiles,
+        dtype: Dtype,
+        t5_dtype: Dtype,
+        device: Device,
+    ) -> Result<Self, PipelineError> {
+        dtype.check(&device)?;
+        t5_dtype.check(&device)?;
+        files.denoiser_config.validate()?;
+        let t5_config = T5Config::read(&files.t5.join("config.json"))?;
+        let vae_config = vae_config(&files.vae)?;
+        for (what, found, expected) in [
+            ("caption_channels", t5_config.d_model, files.denoiser_config.caption_channels),
+            ("in_channels", vae_config.latent_channels, files.denoiser_config.in_channels),
+        ] {
+            if found != expected {
+                return Err(PipelineError::Parts(format!(
+                    "the denoiser's {what} is {expected}, but the part beside it gives {found}"
+                )));
+            }
+        }
+        // Headers only: a file that is not there or is damaged is known before minutes are spent.
+        for path in [&files.denoiser, &files.t5, &files.vae] {
+            Checkpoint::open(path)?;
+        }
+        Ok(Self { files, vae_config, dtype, t5_dtype, device })
+    }
+
+    /// The model's files.
+    pub fn files(&self) -> &ModelFiles {
+        &self.files
+    }
+
+    /// The device that it runs on.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Checks a request and gives the size of its latents, `[T, h, w]`.
+    ///
+    /// # Errors
+    /// Where the model cannot make such a clip or the sampler cannot have so many steps.
+    pub fn check(&self, request: &SampleRequest) -> Result<[usize; 3], PipelineError> {
+        let fail = |text: String| Err(PipelineError::Request(text));
+        if request.batch_size == 0 {
+            return fail("batch size is 0, expected at least 1".into());
+        }
+        let [height, width] = request.image_size;
+        // 2^31 pixels is far beyond any memory, and keeps products in range.
+        let pixels = [request.num_frames, height, width]
+            .into_iter()
+            .try_fold(1usize, usize::checked_mul)
+            .filter(|&pixels| pixels < 1 << 31);
+        if pixels.is_none() {
+            return fail(format!("{} frames of {height}x{width} are too many", request.num_frames));
+        }
+        if !request.guidance_scale.is_finite() {
+            return fail(format!("guidance scale is {}, expected a number", request.guidance_scale));
+        }
+        request.sampler()?;
+        let size = self.vae_config.latent_size([request.num_frames, height, width])?;
+        self.files.denoiser_config.grid(size)?;
+        Ok(size)
+    }
+
+    /// Loads the text encoder, encodes `prompts` and drops it: states `[B, L, C]` and mask.
+    ///
+    /// # Errors
+    /// Where it cannot be loaded or a prompt not be encoded.
+    pub fn encode_prompts(
+        &self,
+        prompts: &[impl AsRef<str>],
+        observer: &mut dyn Observer,
+    ) -> Result<PromptStates, PipelineError> {
+        observer.loading("text encoder");
+        let tokens = self.files.denoiser_config.model_max_length;
+        let (encoder, report) =
+            TextEncoder::load(&self.files.t5, tokens, self.t5_dtype.float(), &self.device)?;
+        observer.loaded(&report);
+        Ok(encoder.encode(prompts)?)
+    }
+
+    /// Loads the denoiser, samples latents for every prompt and drops it: `[B, C, T, h, w]`.
+    ///
+    /// # Errors
+    /// Where it cannot be loaded, the request does not fit it, or the observer stops the work.
+    pub fn sample(
+        &self,
+        prompts: &PromptStates,
+        request: &SampleRequest,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor<5>, PipelineError> {
+        let size = self.check(request)?;
+        let config = &self.files.denoiser_config;
+        let [samples, tokens, width] = prompts.states.dims();
+        if [tokens, width] != [config.model_max_length, config.caption_channels] {
+            return Err(PipelineError::Parts(format!(
+                "prompt states are {tokens} tokens of width {width}, the denoiser wants {} of {}",
+                config.model_max_length, config.caption_channels
+            )));
+        }
+        observer.loading("denoiser");
+        let checkpoint = Checkpoint::open(&self.files.denoiser)?;
+        let (model, report) =
+            StDit::load(config, &checkpoint, self.dtype.float(), &self.device)?;
+        observer.loaded(&report);
+
+        let sampler = request.sampler()?;
+        let guidance = request.guidance();
+        let batches = samples.div_ceil(request.batch_size);
+        let mut latents = Vec::with_capacity(batches);
+        for batch in 0..batches {
+            let first = batch * request.batch_size;
+            let count = request.batch_size.min(samples - first);
+            let states = PromptStates {
+                states: prompts.states.clone().narrow(0, first, count),
+                mask: prompts.mask.select(first, first + count),
+            };
+            let denoiser = PromptedDenoiser::new(&model, &states);
+            let shape = [count, config.in_channels, size[0], size[1], size[2]];
+            let noise = |purpose, step: usize| {
+                normal_batch(
+                    request.seed,
+                    purpose,
+                    first as u64,
+                    step as u64,
+                    shape,
+                    &self.device,
+                )
+            };
+            latents.push(sampler.sample(
+                &denoiser,
+                &guidance,
+                noise(Purpose::InitialLatents, 0),
+                |step| noise(Purpose::SamplerStep, step),
+                |info| observer.sampled(info.step + 1, info.total, batch, batches),
+            )?);
+        }
+        Ok(Tensor::cat(latents, 0))
+    }
+
+    /// Loads the VAE, decodes latents `[B, C, T, h, w]` and drops it: one clip each, handed to
+    /// `sink` as soon as it is there.
+    ///
+    /// # Errors
+    /// Where it cannot be loaded, the latents do not fit it, or `sink` fails.
+    pub fn decode<E: From<PipelineError>>(
+        &self,
+        latents: Tensor<5>,
+        observer: &mut dyn Observer,
+        mut sink: impl FnMut(usize, Frames) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let [samples, channels, frames, ..] = latents.dims();
+        if channels != self.vae_config.latent_channels {
+            return Err(PipelineError::Parts(format!(
+                "latents have {channels} channels, the VAE has {}",
+                self.vae_config.latent_channels
+            ))
+            .into());
+        }
+        observer.loading("VAE");
+        let load = || -> Result<_, PipelineError> {
+            let checkpoint = Checkpoint::open(&self.files.vae)?;
+            let dtype = self.dtype.float();
+            Ok(AutoencoderKl::load(&self.vae_config, &checkpoint, dtype, &self.device)?)
+        };
+        let (vae, report) = load()?;
+        observer.loaded(&report);
+        for sample in 0..samples {
+            let clip = latents.clone().narrow(0, sample, 1);
+            let mut parts = Vec::new();
+            for part in clip.split(DECODE_MICRO_BATCH, 2) {
+                parts.push(vae.decode(part, None));
+                let done = sample * frames + (parts.len() * DECODE_MICRO_BATCH).min(frames);
+                observer.decoded(done, samples * frames);
+            }
+            let clip = to_frames(Tensor::cat(parts, 2)).map_err(PipelineError::from)?;
+            for frames in clip {
+                sink(sample, frames)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Prompts to clips, one each.
+    ///
+    /// # Errors
+    /// Where the request does not fit the model, a part cannot be loaded, or the observer stops
+    /// the work.
+    pub fn generate(
+        &self,
+        prompts: &[impl AsRef<str>],
+        request: &SampleRequest,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Frames>, PipelineError> {
+        self.check(request)?;
+        let states = self.encode_prompts(prompts, observer)?;
+        let latents = self.sample(&states, request, observer)?;
+        let mut clips = Vec::with_capacity(prompts.len());
+        self.decode(latents, observer, |_, clip| {
+            clips.push(clip);
+            Ok::<_, PipelineError>(())
+        })?;
+        Ok(clips)
+    }
+}
+
+/// The configuration beside a VAE's weights; the published one where there is none.
+fn vae_config(path: &std::path::Path) -> Result<VaeConfig, VaeConfigError> {
+    let folder: PathBuf =
+        if path.is_dir() { path.into() } else { path.parent().unwrap_or(path).into() };
+    let config = folder.join("config.json");
+    if config.exists() { VaeConfig::read(&config) } else { Ok(VaeConfig::default()) }
+}

@@ -1,0 +1,259 @@
+//! The blocks and their attentions.
+//!
+//! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/stdit/stdit.py`, class `STDiTBlock`;
+//! `pixart/pixart.py`, class `PixArtBlock`; `layers/blocks.py`, classes `Attention` and
+//! `MultiHeadCrossAttention`.
+
+use crate::{DenoiserConfig, embed::Conditioning};
+use burn::{
+    module::{Initializer, Module, Param},
+    nn::Linear,
+    tensor::{Device, Tensor},
+};
+use opensora_nn::{
+    activation::gelu_tanh,
+    attention::{attention, merge_heads, split_heads},
+    linear::{XAVIER, linear},
+    norm::layer_norm,
+};
+
+/// Epsilon of every LayerNorm in these models.
+pub(crate) const NORM_EPSILON: f64 = 1e-6;
+
+/// Self-attention over `[B, N, C]`.
+#[derive(Module, Debug)]
+pub struct SelfAttention {
+    /// Queries, keys and values in one layer, `C -> 3 C`.
+    pub qkv: Linear,
+    /// Output projection.
+    pub proj: Linear,
+    heads: usize,
+}
+
+impl SelfAttention {
+    fn new(config: &DenoiserConfig, proj: Initializer, device: &Device) -> Self {
+        let hidden = config.hidden_size;
+        Self {
+            qkv: linear(hidden, 3 * hidden, true, XAVIER, device),
+            proj: linear(hidden, hidden, true, proj, device),
+            heads: config.num_heads,
+        }
+    }
+
+    /// `[B, N, C] -> [B, N, C]`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let [q, k, v] = self
+            .qkv
+            .forward(x) // [B, N, 3C]
+            .chunk(3, 2)
+            .try_into()
+            .expect("a multiple of three channels cut in three");
+        let [q, k, v] = [q, k, v].map(|x| split_heads(x, self.heads));
+        self.proj.forward(merge_heads(attention(q, k, v, None, None)))
+    }
+}
+
+/// Attention from the clip's tokens to the prompt's.
+#[derive(Module, Debug)]
+pub struct CrossAttention {
+    /// Queries, from the clip.
+    pub q_linear: Linear,
+    /// Keys and values, from the prompt.
+    pub kv_linear: Linear,
+    /// Output projection.
+    pub proj: Linear,
+    heads: usize,
+}
+
+impl CrossAttention {
+    fn new(config: &DenoiserConfig, device: &Device) -> Self {
+        let hidden = config.hidden_size;
+        Self {
+            q_linear: linear(hidden, hidden, true, XAVIER, device),
+            kv_linear: linear(hidden, 2 * hidden, true, XAVIER, device),
+            // Zero: a fresh block does not listen to the prompt yet.
+            proj: linear(hidden, hidden, true, Initializer::Zeros, device),
+            heads: config.num_heads,
+        }
+    }
+
+    /// `x` `[B, N, C]`, `prompt` `[B, L, C]`, `bias` `[B, 1, 1, L]`; returns `[B, N, C]`.
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        prompt: Tensor<3>,
+        bias: Option<Tensor<4>>,
+    ) -> Tensor<3> {
+        let q = split_heads(self.q_linear.forward(x), self.heads);
+        let [k, v] = self
+            .kv_linear
+            .forward(prompt) // [B, L, 2C]
+            .chunk(2, 2)
+            .try_into()
+            .expect("a multiple of two channels cut in two");
+        let [k, v] = [k, v].map(|x| split_heads(x, self.heads));
+        self.proj.forward(merge_heads(attention(q, k, v, bias, None)))
+    }
+}
+
+/// The MLP of a block, tanh-GELU between two layers.
+#[derive(Module, Debug)]
+pub struct Mlp {
+    /// `C -> mlp_ratio C`.
+    pub fc1: Linear,
+    /// `mlp_ratio C -> C`.
+    pub fc2: Linear,
+}
+
+impl Mlp {
+    fn new(config: &DenoiserConfig, device: &Device) -> Self {
+        let (hidden, inner) = (config.hidden_size, config.mlp_size());
+        Self {
+            fc1: linear(hidden, inner, true, XAVIER, device),
+            fc2: linear(inner, hidden, true, XAVIER, device),
+        }
+    }
+
+    /// `[B, N, C] -> [B, N, C]`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.fc2.forward(gelu_tanh(self.fc1.forward(x)))
+    }
+}
+
+/// What both kinds of block have: spatial attention, cross attention, MLP, adaLN-single.
+#[derive(Module, Debug)]
+pub struct PixArtBlock {
+    /// Added to the timestep's six vectors: shift, scale and gate of the attention, then of the
+    /// MLP; `[6, C]`.
+    pub scale_shift_table: Param<Tensor<2>>,
+    /// Self-attention; over one frame in STDiT.
+    pub attn: SelfAttention,
+    /// Attention to the prompt.
+    pub cross_attn: CrossAttention,
+    /// The MLP.
+    pub mlp: Mlp,
+}
+
+/// Shift, scale and gate of one branch, each `[B, 1, C]`.
+struct Modulation {
+    shift: Tensor<3>,
+    scale: Tensor<3>,
+    gate: Tensor<3>,
+}
+
+impl Modulation {
+    /// `norm(x) * (1 + scale) + shift`.
+    fn norm_and_modulate(&self, x: Tensor<3>) -> Tensor<3> {
+        let scale = self.scale.clone() + 1.0;
+        layer_norm(x, NORM_EPSILON) * scale + self.shift.clone()
+    }
+}
+
+impl PixArtBlock {
+    pub(crate) fn new(config: &DenoiserConfig, device: &Device) -> Self {
+        Self {
+            scale_shift_table: scale_shift_table(6, config.hidden_size, device),
+            attn: SelfAttention::new(config, XAVIER, device),
+            cross_attn: CrossAttention::new(config, device),
+            mlp: Mlp::new(config, device),
+        }
+    }
+
+    /// `[B, N, C] -> [B, N, C]`.
+    pub fn forward(&self, x: Tensor<3>, c: &Conditioning) -> Tensor<3> {
+        let [msa, mlp] = self.modulation(c);
+        let attended = self.attn.forward(msa.norm_and_modulate(x.clone()));
+        let x = x + msa.gate * attended;
+        self.cross_attention_and_mlp(x, c, mlp)
+    }
+
+    /// The modulation of the attention branch and of the MLP branch.
+    fn modulation(&self, c: &Conditioning) -> [Modulation; 2] {
+        let table = self.scale_shift_table.val().unsqueeze::<3>() + c.t6.clone(); // [B, 6, C]
+        [0, 3].map(|first| {
+            let row = |i: usize| table.clone().narrow(1, first + i, 1);
+            Modulation { shift: row(0), scale: row(1), gate: row(2) }
+        })
+    }
+
+    /// Cross attention has neither norm nor gate.
+    fn cross_attention_and_mlp(
+        &self,
+        x: Tensor<3>,
+        c: &Conditioning,
+        mlp: Modulation,
+    ) -> Tensor<3> {
+        let seen = self.cross_attn.forward(x.clone(), c.prompt.clone(), c.prompt_bias.clone());
+        let x = x + seen;
+        let y = self.mlp.forward(mlp.norm_and_modulate(x.clone()));
+        x + mlp.gate * y
+    }
+}
+
+/// A block of STDiT: PixArt's, with attention over time after the attention over space.
+#[derive(Module, Debug)]
+pub struct StDitBlock {
+    /// The parts shared with PixArt.
+    pub base: PixArtBlock,
+    /// Attention over the frames of one place.
+    pub attn_temp: SelfAttention,
+}
+
+impl StDitBlock {
+    pub(crate) fn new(config: &DenoiserConfig, device: &Device) -> Self {
+        Self {
+            base: PixArtBlock::new(config, device),
+            // Zero: a fresh STDiT treats its frames as independent images.
+            attn_temp: SelfAttention::new(config, Initializer::Zeros, device),
+        }
+    }
+
+    /// `x` `[B, T*S, C]` with `frames` = T; `temporal_positions` `[T, C]` in the first block only.
+    ///
+    /// Quirk of the reference, kept: the temporal branch sees `x` without norm and without
+    /// modulation, and shares the gate of the spatial branch.
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        c: &Conditioning,
+        frames: usize,
+        temporal_positions: Option<Tensor<2>>,
+    ) -> Tensor<3> {
+        let [msa, mlp] = self.base.modulation(c);
+        let [batch, tokens, channels] = x.dims();
+        let places = tokens / frames;
+
+        // [B, T*S, C] -> [B*T, S, C]
+        let spatial =
+            msa.norm_and_modulate(x.clone()).reshape([batch * frames, places, channels]);
+        let spatial = self.base.attn.forward(spatial).reshape([batch, tokens, channels]);
+        let x = x + msa.gate.clone() * spatial;
+
+        // [B, T*S, C] -> [B, T, S, C] -> [B, S, T, C] -> [B*S, T, C]
+        let temporal = x
+            .clone()
+            .reshape([batch, frames, places, channels])
+            .swap_dims(1, 2)
+            .reshape([batch * places, frames, channels]);
+        let temporal = match temporal_positions {
+            Some(table) => temporal + table.unsqueeze::<3>(),
+            None => temporal,
+        };
+        // ... and back.
+        let temporal = self
+            .attn_temp
+            .forward(temporal)
+            .reshape([batch, places, frames, channels])
+            .swap_dims(1, 2)
+            .reshape([batch, tokens, channels]);
+        let x = x + msa.gate * temporal;
+
+        self.base.cross_attention_and_mlp(x, c, mlp)
+    }
+}
+
+/// A fresh `scale_shift_table`, normal with deviation `1 / sqrt(C)`.
+pub(crate) fn scale_shift_table(rows: usize, hidden: usize, device: &Device) -> Param<Tensor<2>> {
+    let std = 1.0 / (hidden as f64).sqrt();
+    Initializer::Normal { mean: 0.0, std }.init([rows, hidden], device)
+}

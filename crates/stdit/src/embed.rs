@@ -1,0 +1,139 @@
+//! What enters the blocks: patches, prompt and timestep.
+//!
+//! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/layers/blocks.py`, classes `PatchEmbed3D`,
+//! `CaptionEmbedder`; `stdit.py`, `STDiT.t_block`.
+
+use crate::DenoiserConfig;
+use burn::{
+    module::{Initializer, Module, Param},
+    nn::{
+        Linear,
+        conv::{Conv3d, Conv3dConfig},
+    },
+    tensor::{Device, Tensor, activation::silu},
+};
+use opensora_nn::{
+    activation::gelu_tanh,
+    linear::{NORMAL_02, XAVIER, linear},
+    mask::TokenMask,
+    timestep::TimestepEmbedder,
+};
+
+/// Latents to tokens: one convolution whose stride is the patch.
+#[derive(Module, Debug)]
+pub struct PatchEmbed {
+    /// Kernel `[hidden, C, pt, ph, pw]`.
+    pub proj: Conv3d,
+}
+
+impl PatchEmbed {
+    fn new(config: &DenoiserConfig, device: &Device) -> Self {
+        let channels = [config.in_channels, config.hidden_size];
+        let mut proj = Conv3dConfig::new(channels, config.patch_size)
+            .with_stride(config.patch_size)
+            .init(device);
+        // As a linear layer over the patch, not as a convolution.
+        let [t, h, w] = config.patch_size;
+        let shape = [config.hidden_size, config.in_channels, t, h, w];
+        let (fan_in, fan_out) = (config.in_channels * t * h * w, config.hidden_size);
+        proj.weight = XAVIER.init_with(shape, Some(fan_in), Some(fan_out), device);
+        Self { proj }
+    }
+
+    /// `[B, C, T, H, W] -> [B, N, hidden]`, tokens ordered (t, h, w).
+    pub fn forward(&self, latents: Tensor<5>) -> Tensor<3> {
+        // [B, hidden, T', H', W'] -> [B, hidden, N] -> [B, N, hidden]
+        self.proj.forward(latents).flatten::<3>(2, 4).swap_dims(1, 2)
+    }
+}
+
+/// Prompt states to the width of the blocks, and the learnt null prompt.
+#[derive(Module, Debug)]
+pub struct CaptionEmbedder {
+    /// The null prompt of guidance, `[L, caption_channels]`: row `k` stands at position `k`. A
+    /// buffer in the reference: loaded, never optimised.
+    pub y_embedding: Param<Tensor<2>>,
+    /// First layer of the MLP.
+    pub fc1: Linear,
+    /// Second layer of the MLP.
+    pub fc2: Linear,
+}
+
+impl CaptionEmbedder {
+    fn new(config: &DenoiserConfig, device: &Device) -> Self {
+        let (states, hidden) = (config.caption_channels, config.hidden_size);
+        let std = 1.0 / (states as f64).sqrt();
+        Self {
+            y_embedding: Initializer::Normal { mean: 0.0, std }
+                .init([config.model_max_length, states], device),
+            fc1: linear(states, hidden, true, NORMAL_02, device),
+            fc2: linear(hidden, hidden, true, NORMAL_02, device),
+        }
+    }
+
+    /// `[B, L, caption_channels] -> [B, L, hidden]`.
+    pub fn forward(&self, states: Tensor<3>) -> Tensor<3> {
+        self.fc2.forward(gelu_tanh(self.fc1.forward(states)))
+    }
+}
+
+/// The embeddings that both models share.
+#[derive(Module, Debug)]
+pub struct Embeddings {
+    /// Latents to tokens.
+    pub x_embedder: PatchEmbed,
+    /// Timesteps to vectors.
+    pub t_embedder: TimestepEmbedder,
+    /// Timestep vectors to the six vectors of adaLN-single.
+    pub t_block: Linear,
+    /// Prompt states to the blocks' width.
+    pub y_embedder: CaptionEmbedder,
+}
+
+/// What steers the blocks, computed once a forward pass.
+pub struct Conditioning {
+    /// Timestep embedding before `t_block`, for the final layer: `[B, C]`.
+    pub t: Tensor<2>,
+    /// Six vectors for adaLN-single: `[B, 6, C]`.
+    pub t6: Tensor<3>,
+    /// Prompt tokens: `[B, L, C]`.
+    pub prompt: Tensor<3>,
+    /// Additive bias of the prompt tokens `[B, 1, 1, L]`; `None` where all count.
+    pub prompt_bias: Option<Tensor<4>>,
+}
+
+impl Embeddings {
+    pub(crate) fn new(config: &DenoiserConfig, device: &Device) -> Self {
+        let hidden = config.hidden_size;
+        Self {
+            x_embedder: PatchEmbed::new(config, device),
+            t_embedder: TimestepEmbedder::new(hidden, device),
+            t_block: linear(hidden, 6 * hidden, true, NORMAL_02, device),
+            y_embedder: CaptionEmbedder::new(config, device),
+        }
+    }
+
+    /// Embeds timestep and prompt: `timesteps` `[B]`, `states` `[B, L, caption_channels]`.
+    ///
+    /// A mask of fewer rows is repeated over the batch, as guidance hands it over.
+    pub(crate) fn condition(
+        &self,
+        timesteps: &[f32],
+        states: Tensor<3>,
+        mask: Option<&TokenMask>,
+    ) -> Conditioning {
+        let dtype = states.dtype();
+        let device = states.device();
+        let [batch, tokens, _] = states.dims();
+
+        let t = self.t_embedder.forward(timesteps, dtype); // [B, C]
+        let hidden = t.dims()[1];
+        let t6 = self.t_block.forward(silu(t.clone())).reshape([batch, 6, hidden]);
+
+        // Columns that no prompt keeps are dropped before any work is done on them.
+        let mask = mask.map_or_else(|| TokenMask::all(batch, tokens), |mask| mask.repeat_to(batch));
+        let mask = mask.trim();
+        let prompt = self.y_embedder.forward(states.narrow(1, 0, mask.len()));
+        Conditioning { t, t6, prompt, prompt_bias: mask.bias(dtype, &device) }
+    }
+}

@@ -1,0 +1,153 @@
+//! STDiT, the video denoiser of Open-Sora 1.0.
+//!
+//! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/stdit/stdit.py`, class `STDiT`.
+
+use crate::{
+    DenoiserConfig, PositionScales, SizeError,
+    block::StDitBlock,
+    embed::Embeddings,
+    final_layer::{FinalLayer, unpatchify},
+    keys,
+};
+use burn::{
+    module::Module,
+    tensor::{Device, FloatDType, Tensor},
+};
+use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, import};
+use opensora_nn::{mask::TokenMask, sincos};
+
+/// Predicts the noise in a latent clip, given a timestep and a prompt.
+#[derive(Module, Debug)]
+pub struct StDit {
+    /// Patch, timestep and prompt embeddings.
+    pub embed: Embeddings,
+    /// The blocks.
+    pub blocks: Vec<StDitBlock>,
+    /// Tokens to patches.
+    pub final_layer: FinalLayer,
+    #[module(skip)]
+    config: DenoiserConfig,
+}
+
+impl StDit {
+    /// A model with fresh weights; nothing is allocated before a weight is used or loaded.
+    ///
+    /// # Errors
+    /// Where the configuration cannot be.
+    pub fn new(config: &DenoiserConfig, device: &Device) -> Result<Self, SizeError> {
+        config.validate()?;
+        Ok(Self {
+            embed: Embeddings::new(config, device),
+            blocks: (0..config.depth).map(|_| StDitBlock::new(config, device)).collect(),
+            final_layer: FinalLayer::new(config, device),
+            config: config.clone(),
+        })
+    }
+
+    /// Loads published weights: OpenSora-v1 `.pth` files, training folders, safetensors.
+    ///
+    /// # Errors
+    /// Where the configuration cannot be or the file does not fit it.
+    pub fn load(
+        config: &DenoiserConfig,
+        checkpoint: &Checkpoint,
+        dtype: FloatDType,
+        device: &Device,
+    ) -> Result<(Self, ImportReport), LoadError> {
+        let model = Self::new(config, device)?;
+        Ok(import(model, checkpoint, &keys::stdit(), dtype)?)
+    }
+
+    /// Starts from a published PixArt-alpha: its temporal attentions are fresh and silent (their
+    /// projections are zero), so that `T` frames are `T` independent images.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn from_pixart(
+        config: &DenoiserConfig,
+        checkpoint: &Checkpoint,
+        dtype: FloatDType,
+        device: &Device,
+    ) -> Result<(Self, ImportReport), LoadError> {
+        let model = Self::new(config, device)?;
+        Ok(import(model, checkpoint, &keys::stdit_from_pixart(), dtype)?)
+    }
+
+    /// The configuration it was made with.
+    pub fn config(&self) -> &DenoiserConfig {
+        &self.config
+    }
+
+    /// The same weights at other position scales (a resolution's own).
+    pub fn with_scales(mut self, scales: PositionScales) -> Self {
+        self.config.scales = scales;
+        self
+    }
+
+    /// The learnt null prompt of guidance, `[L, caption_channels]`.
+    pub fn null_prompt(&self) -> Tensor<2> {
+        self.embed.y_embedder.y_embedding.val()
+    }
+
+    /// Predicts noise and variance.
+    ///
+    /// - `latents` `[B, C, T, H, W]`: noisy clips; any T, H, W that the patch divides.
+    /// - `timesteps` `[B]`: on the scale 0..1000, may be fractional.
+    /// - `prompt` `[B, L, caption_channels]`: states of the text encoder.
+    /// - `mask` `[B, L]`: the prompt tokens that count; fewer rows are repeated over the batch;
+    ///   all count without it.
+    ///
+    /// Returns `[B, C_out, T, H, W]` in f32: `eps`, then the variance interpolation.
+    ///
+    /// # Panics
+    /// Where the patch does not divide the size (ask [`DenoiserConfig::grid`] first) or batch
+    /// sizes differ.
+    pub fn forward(
+        &self,
+        latents: Tensor<5>,
+        timesteps: &[f32],
+        prompt: Tensor<3>,
+        mask: Option<&TokenMask>,
+    ) -> Tensor<5> {
+        let config = &self.config;
+        let dtype = self.null_prompt().dtype();
+        let [batch, _, frames, height, width] = latents.dims();
+        assert_eq!(batch, timesteps.len(), "one timestep a sample");
+        let grid @ [grid_t, grid_h, grid_w] = match config.grid([frames, height, width]) {
+            Ok(grid) => grid,
+            Err(error) => panic!("{error}"),
+        };
+        let (places, hidden) = (grid_h * grid_w, config.hidden_size);
+        let device = latents.device();
+        let PositionScales { space_scale, time_scale } = config.scales;
+
+        let space =
+            sincos::spatial([grid_h, grid_w], hidden, space_scale, None, dtype, &device);
+        let time = sincos::temporal(grid_t, hidden, time_scale, dtype, &device);
+        let c = self.embed.condition(timesteps, prompt.cast(dtype), mask);
+
+        // [B, T*S, C] -> [B, T, S, C] + [S, C] -> [B, T*S, C]
+        let x = self.embed.x_embedder.forward(latents.cast(dtype));
+        let x = x.reshape([batch, grid_t, places, hidden]) + space.unsqueeze::<4>();
+        let mut x = x.reshape([batch, grid_t * places, hidden]);
+
+        for (i, block) in self.blocks.iter().enumerate() {
+            // The temporal table enters the first block only.
+            let positions = (i == 0).then(|| time.clone());
+            x = block.forward(x, &c, grid_t, positions);
+        }
+        let x = self.final_layer.forward(x, c.t);
+        unpatchify(x, grid, config.patch_size).cast(FloatDType::F32)
+    }
+}
+
+/// Why a denoiser could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The configuration cannot be.
+    #[error(transparent)]
+    Config(#[from] SizeError),
+    /// The file cannot be read or does not fit.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+}

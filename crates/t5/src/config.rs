@@ -1,0 +1,147 @@
+//! Sizes of a T5 v1.1 encoder, read from the published `config.json`.
+
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// The part of transformers' `T5Config` that decides the encoder. Missing fields are those of
+/// transformers' defaults or of T5 v1.1 XXL.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct T5Config {
+    /// Rows of the embedding table.
+    pub vocab_size: usize,
+    /// Width of the states.
+    pub d_model: usize,
+    /// Width of a head.
+    pub d_kv: usize,
+    /// Width of the feed-forward layer.
+    pub d_ff: usize,
+    /// Blocks of the encoder.
+    pub num_layers: usize,
+    /// Attention heads; `num_heads * d_kv` may differ from `d_model`.
+    pub num_heads: usize,
+    /// Buckets of relative positions.
+    pub relative_attention_num_buckets: usize,
+    /// Distance from which on all positions share a bucket.
+    pub relative_attention_max_distance: usize,
+    /// Epsilon of the norms.
+    pub layer_norm_epsilon: f64,
+    /// Kind of the feed-forward layer; only `gated-gelu` (v1.1) is known.
+    pub feed_forward_proj: String,
+}
+
+impl Default for T5Config {
+    fn default() -> Self {
+        Self {
+            vocab_size: 32128,
+            d_model: 4096,
+            d_kv: 64,
+            d_ff: 10240,
+            num_layers: 24,
+            num_heads: 64,
+            relative_attention_num_buckets: 32,
+            relative_attention_max_distance: 128,
+            layer_norm_epsilon: 1e-6,
+            feed_forward_proj: "gated-gelu".into(),
+        }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum T5ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// The file is not such a configuration.
+    #[error("{}: not a T5 config: {source}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        source: serde_json::Error,
+    },
+    /// A value that no encoder can have, or one of another architecture.
+    #[error("T5 config: {0}")]
+    Value(String),
+}
+
+impl T5Config {
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    /// Where the file cannot be read or describes another architecture.
+    pub fn read(path: &Path) -> Result<Self, T5ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| T5ConfigError::Read { path: path.into(), source })?;
+        let config: Self = serde_json::from_str(&text)
+            .map_err(|source| T5ConfigError::Parse { path: path.into(), source })?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Fails where no encoder could be built.
+    ///
+    /// # Errors
+    /// Names the value that cannot be.
+    pub fn validate(&self) -> Result<(), T5ConfigError> {
+        let fail = |text: String| Err(T5ConfigError::Value(text));
+        if self.feed_forward_proj != "gated-gelu" {
+            return fail(format!(
+                "feed_forward_proj is '{}', only gated-gelu (T5 v1.1) is known",
+                self.feed_forward_proj
+            ));
+        }
+        for (name, value) in [
+            ("vocab_size", self.vocab_size),
+            ("d_model", self.d_model),
+            ("d_kv", self.d_kv),
+            ("d_ff", self.d_ff),
+            ("num_layers", self.num_layers),
+            ("num_heads", self.num_heads),
+        ] {
+            if value == 0 || value > 1 << 20 {
+                return fail(format!("{name} is {value}, expected 1 to {}", 1 << 20));
+            }
+        }
+        let (buckets, distance) =
+            (self.relative_attention_num_buckets, self.relative_attention_max_distance);
+        // Half of the buckets are for each direction, half of those for single distances.
+        if buckets < 4 || buckets > 1 << 16 || distance <= buckets / 4 || distance > 1 << 20 {
+            return fail(format!(
+                "{buckets} relative_attention_num_buckets do not go with a \
+                 relative_attention_max_distance of {distance}"
+            ));
+        }
+        if !(self.layer_norm_epsilon.is_finite() && self.layer_norm_epsilon > 0.0) {
+            return fail(format!("layer_norm_epsilon is {}", self.layer_norm_epsilon));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_architectures_are_refused() {
+        let ok = T5Config::default();
+        ok.validate().unwrap();
+        for bad in [
+            T5Config { feed_forward_proj: "relu".into(), ..ok.clone() },
+            T5Config { num_layers: 0, ..ok.clone() },
+            T5Config { d_model: usize::MAX, ..ok.clone() },
+            T5Config { relative_attention_num_buckets: 2, ..ok.clone() },
+            T5Config { relative_attention_max_distance: 1, ..ok.clone() },
+            T5Config { layer_norm_epsilon: f64::NAN, ..ok.clone() },
+        ] {
+            assert!(matches!(bad.validate(), Err(T5ConfigError::Value(_))), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The T5 v1.1 encoder.
+//!
+//! Source: transformers, `models/t5/modeling_t5.py`, classes `T5EncoderModel`, `T5Stack`,
+//! `T5Attention`, `T5DenseGatedActDense`. No bias anywhere, no `1 / sqrt(d)` in the attention, the
+//! relative position bias of block 0 serves all blocks. Dropout is not part of it: the encoder is
+//! frozen in all recipes.
+
+use crate::{T5Config, T5ConfigError, position::bucket_table};
+use burn::{
+    module::{Initializer, Module, Param},
+    nn::{Embedding, EmbeddingConfig, Linear},
+    tensor::{Device, FloatDType, Int, Tensor, TensorData},
+};
+use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, KeyMap, import};
+use opensora_nn::{
+    activation::gelu_tanh,
+    attention::{attention, merge_heads, split_heads},
+    linear::linear,
+    mask::TokenMask,
+    norm::RmsNorm,
+};
+
+/// Token ids to states of the prompt.
+#[derive(Module, Debug)]
+pub struct T5Encoder {
+    shared: Embedding,
+    /// Row a bucket, column a head: `[buckets, heads]`.
+    relative_attention_bias: Param<Tensor<2>>,
+    blocks: Vec<Block>,
+    final_layer_norm: RmsNorm,
+    #[module(skip)]
+    config: T5Config,
+}
+
+#[derive(Module, Debug)]
+struct Block {
+    attention_norm: RmsNorm,
+    attention: Attention,
+    feed_forward_norm: RmsNorm,
+    feed_forward: FeedForward,
+}
+
+#[derive(Module, Debug)]
+struct Attention {
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    heads: usize,
+}
+
+#[derive(Module, Debug)]
+struct FeedForward {
+    wi_0: Linear,
+    wi_1: Linear,
+    wo: Linear,
+}
+
+/// Why a text encoder could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The configuration cannot be.
+    #[error(transparent)]
+    Config(#[from] T5ConfigError),
+    /// The weights cannot be read or do not fit.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The tokenizer cannot be read.
+    #[error(transparent)]
+    Tokenizer(#[from] crate::TokenizerError),
+}
+
+/// A layer without bias, initialised as T5 does: normal with deviation `std`.
+fn layer(input: usize, output: usize, std: f64, device: &Device) -> Linear {
+    linear(input, output, false, Initializer::Normal { mean: 0.0, std }, device)
+}
+
+impl T5Encoder {
+    /// An encoder with fresh weights; nothing is allocated before a weight is used or loaded.
+    ///
+    /// # Errors
+    /// Where the configuration cannot be.
+    pub fn new(config: &T5Config, device: &Device) -> Result<Self, T5ConfigError> {
+        config.validate()?;
+        let (width, buckets) = (config.d_model, config.relative_attention_num_buckets);
+        let std = (width as f64).powf(-0.5);
+        Ok(Self {
+            shared: EmbeddingConfig::new(config.vocab_size, width).init(device),
+            relative_attention_bias: Initializer::Normal { mean: 0.0, std }
+                .init([buckets, config.num_heads], device),
+            blocks: (0..config.num_layers).map(|_| Block::new(config, device)).collect(),
+            final_layer_norm: RmsNorm::new(width, config.layer_norm_epsilon, device),
+            config: config.clone(),
+        })
+    }
+
+    /// Loads published weights: one file or shards, encoder alone or full model.
+    ///
+    /// # Errors
+    /// Where the configuration cannot be or the file does not fit it.
+    pub fn load(
+        config: &T5Config,
+        checkpoint: &Checkpoint,
+        dtype: FloatDType,
+        device: &Device,
+    ) -> Result<(Self, ImportReport), LoadError> {
+        let encoder = Self::new(config, device)?;
+        Ok(import(encoder, checkpoint, &key_map(checkpoint.keys()), dtype)?)
+    }
+
+    /// The configuration it was made with.
+    pub fn config(&self) -> &T5Config {
+        &self.config
+    }
+
+    /// States of all positions, also the padded ones: `ids` `[B, L]` to `[B, L, d_model]`.
+    ///
+    /// # Panics
+    /// Where an id is outside the vocabulary, the rows' lengths differ, or the mask is not of the
+    /// same size.
+    pub fn forward(&self, ids: &[Vec<u32>], mask: Option<&TokenMask>) -> Tensor<3> {
+        let device = self.shared.weight.device();
+        let (batch, length) = (ids.len(), ids.first().map_or(0, Vec::len));
+        assert!(ids.iter().all(|row| row.len() == length), "rows of ids must have one length");
+        assert!(
+            ids.iter().flatten().all(|&id| (id as usize) < self.config.vocab_size),
+            "an id is outside the vocabulary of {}",
+            self.config.vocab_size
+        );
+        let flat: Vec<i32> = ids.iter().flatten().map(|&id| id as i32).collect();
+        let ids = Tensor::<2, Int>::from_data(TensorData::new(flat, [batch, length]), &device);
+
+        let mut x = self.shared.forward(ids); // [B, L, C]
+        let dtype = x.dtype();
+        // [1, heads, L, L] (+ [B, 1, 1, L]) -> [1 or B, heads, L, L]
+        let bias = self.position_bias(length);
+        let bias = match mask.and_then(|mask| mask.bias(dtype, &device)) {
+            Some(mask) => {
+                assert_eq!(mask.dims(), [batch, 1, 1, length], "mask of another size than the ids");
+                bias + mask
+            }
+            None => bias,
+        };
+        for block in &self.blocks {
+            x = block.forward(x, &bias);
+        }
+        self.final_layer_norm.forward(x)
+    }
+
+    /// The bias of relative positions, `[1, heads, L, L]` for (query, key).
+    fn position_bias(&self, length: usize) -> Tensor<4> {
+        let config = &self.config;
+        let buckets = bucket_table(
+            length,
+            config.relative_attention_num_buckets,
+            config.relative_attention_max_distance,
+        );
+        let buckets: Vec<i32> = buckets.into_iter().map(|bucket| bucket as i32).collect();
+        let device = self.relative_attention_bias.device();
+        let buckets =
+            Tensor::<1, Int>::from_data(TensorData::new(buckets, [length * length]), &device);
+        // [L*L, heads] -> [1, heads, L, L]
+        let bias = self.relative_attention_bias.val().select(0, buckets);
+        bias.reshape([1, length, length, config.num_heads]).permute([0, 3, 1, 2])
+    }
+}
+
+impl Block {
+    fn new(config: &T5Config, device: &Device) -> Self {
+        let (width, inner) = (config.d_model, config.num_heads * config.d_kv);
+        let deviation = |n: usize| (n as f64).powf(-0.5);
+        let norm = || RmsNorm::new(width, config.layer_norm_epsilon, device);
+        Self {
+            attention_norm: norm(),
+            attention: Attention {
+                q: layer(width, inner, deviation(width * config.d_kv), device),
+                k: layer(width, inner, deviation(width), device),
+                v: layer(width, inner, deviation(width), device),
+                o: layer(inner, width, deviation(inner), device),
+                heads: config.num_heads,
+            },
+            feed_forward_norm: norm(),
+            feed_forward: FeedForward {
+                wi_0: layer(width, config.d_ff, deviation(width), device),
+                wi_1: layer(width, config.d_ff, deviation(width), device),
+                wo: layer(config.d_ff, width, deviation(config.d_ff), device),
+            },
+        }
+    }
+
+    /// `x` `[B, L, C]`, `bias` broadcastable to `[B, heads, L, L]`.
+    fn forward(&self, x: Tensor<3>, bias: &Tensor<4>) -> Tensor<3> {
+        let y = self.attention.forward(self.attention_norm.forward(x.clone()), bias);
+        let x = x + y;
+        let y = self.feed_forward.forward(self.feed_forward_norm.forward(x.clone()));
+        x + y
+    }
+}
+
+impl Attention {
+    fn forward(&self, x: Tensor<3>, bias: &Tensor<4>) -> Tensor<3> {
+        let [q, k, v] = [&self.q, &self.k, &self.v]
+            .map(|layer| split_heads(layer.forward(x.clone()), self.heads));
+        let y = attention(q, k, v, Some(bias.clone()), Some(1.0));
+        self.o.forward(merge_heads(y))
+    }
+}
+
+impl FeedForward {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let gate = gelu_tanh(self.wi_0.forward(x.clone()));
+        self.wo.forward(gate * self.wi_1.forward(x))
+    }
+}
+
+/// Published keys of a T5 v1.1, whose decoder is not used.
+///
+/// The embedding table stands under `shared.weight`, under `encoder.embed_tokens.weight`, or under
+/// both as one storage.
+pub fn key_map<'a>(mut keys: impl Iterator<Item = &'a str>) -> KeyMap {
+    let table = if keys.any(|key| key == "shared.weight") {
+        "shared.weight"
+    } else {
+        "encoder.embed_tokens.weight"
+    };
+    KeyMap::new("a T5 v1.1 encoder")
+        .rename(move |path| published_key(path, table))
+        .allow_unused("encoder.embed_tokens.weight")
+        // Includes `decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight`, a
+        // leftover of the conversion from Mesh TensorFlow.
+        .allow_unused("decoder.*")
+        .allow_unused("lm_head.weight")
+}
+
+fn published_key(path: &str, table: &str) -> String {
+    if path == "shared.weight" {
+        return table.into();
+    }
+    if path == "relative_attention_bias" {
+        return "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight".into();
+    }
+    let path = path
+        .replace("blocks.", "block.")
+        .replace("attention_norm.", "layer.0.layer_norm.")
+        .replace("attention.", "layer.0.SelfAttention.")
+        .replace("feed_forward_norm.", "layer.1.layer_norm.")
+        .replace("feed_forward.", "layer.1.DenseReluDense.");
+    format!("encoder.{path}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_become_transformers_names() {
+        for (path, key) in [
+            ("blocks.3.attention.q.weight", "encoder.block.3.layer.0.SelfAttention.q.weight"),
+            ("blocks.3.attention_norm.weight", "encoder.block.3.layer.0.layer_norm.weight"),
+            ("blocks.0.feed_forward.wi_1.weight", "encoder.block.0.layer.1.DenseReluDense.wi_1.weight"),
+            ("blocks.0.feed_forward_norm.weight", "encoder.block.0.layer.1.layer_norm.weight"),
+            ("final_layer_norm.weight", "encoder.final_layer_norm.weight"),
+        ] {
+            assert_eq!(published_key(path, "shared.weight"), key);
+        }
+    }
+
+    #[test]
+    fn padding_does_not_change_the_states_of_the_prompt() {
+        let device = Device::flex();
+        let config = T5Config {
+            vocab_size: 20,
+            d_model: 16,
+            d_kv: 4,
+            d_ff: 32,
+            num_layers: 2,
+            num_heads: 3,
+            ..T5Config::default()
+        };
+        let encoder = T5Encoder::new(&config, &device).unwrap();
+        let short = encoder.forward(&[vec![5, 7, 1]], None);
+        let mask = TokenMask::new(vec![vec![true, true, true, false, false]]).unwrap();
+        let padded = encoder.forward(&[vec![5, 7, 1, 0, 0]], Some(&mask)).narrow(1, 0, 3);
+        let difference = (short - padded).abs().max().into_scalar::<f32>();
+        assert!(difference < 1e-5, "{difference}");
+    }
+}

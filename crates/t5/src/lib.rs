@@ -1,0 +1,25 @@
+//! Prompts to states: caption cleaning, tokenizer and encoder of T5 v1.1.
+//!
+//! | module | thought |
+//! |---|---|
+//! | [`caption`] | the reference's cleaning of a caption, both passes |
+//! | [`tokenizer`] | cleaned captions to token ids, from `spiece.model` or `tokenizer.json` |
+//! | [`config`] | sizes of the encoder, from `config.json` |
+//! | [`position`] | buckets of relative positions |
+//! | [`encoder`] | token ids to states |
+//! | [`text_encoder`] | all of it: prompts to states and mask |
+//!
+//! Sources: hpcaitech/Open-Sora v1.0.0, `opensora/models/text_encoder/t5.py`, class `T5Embedder`;
+//! transformers, `models/t5`.
+
+pub mod caption;
+pub mod config;
+pub mod encoder;
+pub mod position;
+pub mod text_encoder;
+pub mod tokenizer;
+
+pub use config::{T5Config, T5ConfigError};
+pub use encoder::{LoadError, T5Encoder};
+pub use text_encoder::{PromptStates, TextEncodeError, TextEncoder};
+pub use tokenizer::{T5Tokenizer, TokenIds, TokenizerError};

@@ -1,0 +1,108 @@
+//! Prompts to states and mask: cleaning, tokens, encoder.
+//!
+//! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/text_encoder/t5.py`, classes `T5Embedder`
+//! (`get_text_embeddings`) and `T5Encoder`.
+
+use crate::{
+    LoadError, T5Config, T5Encoder, T5Tokenizer, TokenIds, TokenizerError,
+    caption::text_preprocessing,
+};
+use burn::tensor::{Device, FloatDType, Tensor};
+use opensora_checkpoint::{Checkpoint, ImportReport};
+use opensora_nn::mask::TokenMask;
+use std::path::Path;
+
+/// Tokenizer and encoder of one published folder.
+#[derive(Debug)]
+pub struct TextEncoder {
+    tokenizer: T5Tokenizer,
+    encoder: T5Encoder,
+    max_length: usize,
+}
+
+/// What a denoiser is told of a batch of prompts.
+#[derive(Debug, Clone)]
+pub struct PromptStates {
+    /// States `[B, L, d_model]`, of the padded positions too.
+    pub states: Tensor<3>,
+    /// The positions that hold the prompt, `[B, L]`.
+    pub mask: TokenMask,
+}
+
+/// Why prompts could not be encoded.
+#[derive(Debug, thiserror::Error)]
+pub enum TextEncodeError {
+    /// There is nothing to encode.
+    #[error("no prompt was given")]
+    NoPrompt,
+    /// The tokenizer refused.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The tokenizer is of another model than the encoder.
+    #[error(
+        "the tokenizer gives id {id}, but the encoder's vocabulary has {vocab_size} rows: they are \
+         not of one model"
+    )]
+    Vocabulary {
+        /// The id.
+        id: u32,
+        /// Rows of the embedding table.
+        vocab_size: usize,
+    },
+}
+
+impl TextEncoder {
+    /// Loads a folder in the published layout: `config.json`, `spiece.model` (or
+    /// `tokenizer.json`) and the weights. Prompts are padded and cut to `max_length` tokens.
+    ///
+    /// # Errors
+    /// Where one of the files is missing, damaged or does not fit the others.
+    pub fn load(
+        folder: &Path,
+        max_length: usize,
+        dtype: FloatDType,
+        device: &Device,
+    ) -> Result<(Self, ImportReport), LoadError> {
+        // The small files first: what is wrong with them should not cost the large one's time.
+        let config = T5Config::read(&folder.join("config.json"))?;
+        let tokenizer = T5Tokenizer::from_path(folder)?;
+        let checkpoint = Checkpoint::open(folder)?;
+        let (encoder, report) = T5Encoder::load(&config, &checkpoint, dtype, device)?;
+        Ok((Self { tokenizer, encoder, max_length }, report))
+    }
+
+    /// The encoder.
+    pub fn encoder(&self) -> &T5Encoder {
+        &self.encoder
+    }
+
+    /// The tokens of a prompt after cleaning.
+    ///
+    /// # Errors
+    /// Where the tokenizer refuses or is not of this encoder's model.
+    pub fn tokenize(&self, prompt: &str) -> Result<TokenIds, TextEncodeError> {
+        let tokens = self.tokenizer.encode(&text_preprocessing(prompt), self.max_length)?;
+        let vocab_size = self.encoder.config().vocab_size;
+        match tokens.ids.iter().find(|&&id| id as usize >= vocab_size) {
+            Some(&id) => Err(TextEncodeError::Vocabulary { id, vocab_size }),
+            None => Ok(tokens),
+        }
+    }
+
+    /// Cleans, tokenizes and encodes `prompts`: `[B, L, d_model]` and mask. An empty prompt is one
+    /// end token.
+    ///
+    /// # Errors
+    /// Where there is no prompt or one cannot be tokenized.
+    pub fn encode(&self, prompts: &[impl AsRef<str>]) -> Result<PromptStates, TextEncodeError> {
+        let mut ids = Vec::with_capacity(prompts.len());
+        let mut rows = Vec::with_capacity(prompts.len());
+        for prompt in prompts {
+            let tokens = self.tokenize(prompt.as_ref())?;
+            ids.push(tokens.ids);
+            rows.push(tokens.mask);
+        }
+        let mask = TokenMask::new(rows).ok_or(TextEncodeError::NoPrompt)?;
+        Ok(PromptStates { states: self.encoder.forward(&ids, Some(&mask)), mask })
+    }
+}

@@ -1,0 +1,206 @@
+//! T5 tokenizer: captions to padded token ids, from the published `spiece.model` or a
+//! `tokenizer.json`.
+//!
+//! Source: huggingface/transformers v4.38.2, `convert_slow_tokenizer.py` (`SpmConverter`,
+//! `T5Converter`) and `models/t5/tokenization_t5_fast.py` (`T5TokenizerFast`), which is what
+//! `AutoTokenizer` gives the reference; called as hpcaitech/Open-Sora v1.0.0 does in
+//! `opensora/models/text_encoder/t5.py` (`T5Embedder.get_text_embeddings`): `max_length`, padding
+//! and truncation to it, special tokens added.
+//!
+//! The stages: special tokens in the caption are cut out; the rest is normalised by the model's
+//! precompiled table, stripped on the right, runs of spaces collapsed; split into words at U+2581;
+//! each word becomes the best-scoring pieces of the Unigram model; `</s>` is appended.
+//!
+//! Quirks of the published tokenizer, kept:
+//! - a literal `</s>` at the end of a caption is followed by the appended one;
+//! - the precompiled table is applied per grapheme, so stacked combining marks may come out
+//!   otherwise than with SentencePiece itself;
+//! - a run of unknown characters is one unknown token.
+//!
+//! Deviations: the end token is appended and the length cut here instead of by the library's
+//! post-processor (same ids); of a folder with both files `spiece.model` is read, the file that is
+//! published for T5 v1.1.
+
+mod charsmap;
+mod config;
+mod error;
+mod files;
+mod json;
+mod pipeline;
+mod spiece;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, path::Path};
+
+pub use error::TokenizerError;
+
+use config::Config;
+use pipeline::{Assembled, Library, Pipeline};
+
+/// Largest accepted `spiece.model` in bytes (T5: 0.8 MB, mT5: 4.3 MB).
+const MAX_SPIECE_BYTES: u64 = 16 << 20;
+/// Largest accepted `tokenizer.json` in bytes (T5: 2.4 MB, mT5: 16 MB).
+const MAX_JSON_BYTES: u64 = 32 << 20;
+
+/// Token ids of one caption and which of them are text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenIds {
+    /// `max_length` ids: the pieces, the end token, padding.
+    pub ids: Vec<u32>,
+    /// `max_length` flags: true for pieces and the end token, false for padding.
+    pub mask: Vec<bool>,
+}
+
+/// The tokenizer of a T5 checkpoint.
+pub struct T5Tokenizer {
+    library: Library,
+    vocab_size: usize,
+    pad_id: u32,
+    eos_id: u32,
+    unk_id: u32,
+}
+
+impl fmt::Debug for T5Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("T5Tokenizer")
+            .field("vocab_size", &self.vocab_size)
+            .field("pad_id", &self.pad_id)
+            .field("eos_id", &self.eos_id)
+            .field("unk_id", &self.unk_id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl T5Tokenizer {
+    /// Loads a folder in the published layout (`spiece.model`, or `tokenizer.json` where there is
+    /// none), or either file itself (anything that does not end in `.json` is read as SentencePiece
+    /// model).
+    ///
+    /// # Errors
+    ///
+    /// [`TokenizerError::NoTokenizer`] for a folder without either file; otherwise as
+    /// [`from_spiece`](Self::from_spiece) and [`from_tokenizer_json`](Self::from_tokenizer_json).
+    pub fn from_path(path: impl AsRef<Path>) -> Result<Self, TokenizerError> {
+        let path = path.as_ref();
+        if path.is_dir() {
+            let (spiece, json) = (path.join("spiece.model"), path.join("tokenizer.json"));
+            return if spiece.exists() {
+                Self::from_spiece(&spiece)
+            } else if json.exists() {
+                Self::from_tokenizer_json(&json)
+            } else {
+                Err(TokenizerError::NoTokenizer { path: path.to_owned() })
+            };
+        }
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
+            Self::from_tokenizer_json(path)
+        } else {
+            Self::from_spiece(path)
+        }
+    }
+
+    /// Loads a SentencePiece Unigram model. `tokenizer_config.json` and `special_tokens_map.json`
+    /// beside it set the number of extra ids and the special tokens; without them there are 100
+    /// extra ids.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, is not a complete SentencePiece Unigram model, its vocabulary or
+    /// its normalisation table is corrupt, a special token is missing, or a configuration file asks
+    /// for something that is not possible.
+    pub fn from_spiece(path: impl AsRef<Path>) -> Result<Self, TokenizerError> {
+        let path = path.as_ref();
+        let bytes = files::read(path, MAX_SPIECE_BYTES)?;
+        let spiece = spiece::parse(path, &bytes)?;
+        let config = Config::read(folder(path))?;
+        Pipeline::from_spiece(path, spiece, config).map(Self::from)
+    }
+
+    /// Loads a `tokenizer.json` as transformers exports it for T5. The text of the padding token is
+    /// taken from the configuration files beside it (default `<pad>`); everything else is in the
+    /// file.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, is not JSON, describes another pipeline than T5's, or parts of it
+    /// are corrupt.
+    pub fn from_tokenizer_json(path: impl AsRef<Path>) -> Result<Self, TokenizerError> {
+        let path = path.as_ref();
+        let bytes = files::read(path, MAX_JSON_BYTES)?;
+        let config = Config::read(folder(path))?;
+        json::parse(path, &bytes, &config.pad_token).map(Self::from)
+    }
+
+    /// Number of tokens, extra ids included (32 100 for the published T5; the embedding table is
+    /// larger). Every id is below it.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Id that fills up short captions (published: 0).
+    pub fn pad_id(&self) -> u32 {
+        self.pad_id
+    }
+
+    /// Id that ends every caption (published: 1).
+    pub fn eos_id(&self) -> u32 {
+        self.eos_id
+    }
+
+    /// Id of text that the vocabulary lacks (published: 2).
+    pub fn unk_id(&self) -> u32 {
+        self.unk_id
+    }
+
+    /// Id of a piece or added token by its text, such as `<extra_id_0>`.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.library.token_to_id(token)
+    }
+
+    /// Tokenizes one caption to exactly `max_length` ids: at most `max_length - 1` pieces, the end
+    /// token, padding on the right.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenizerError::MaxLength`] for a `max_length` of 0.
+    pub fn encode(&self, caption: &str, max_length: usize) -> Result<TokenIds, TokenizerError> {
+        let room =
+            max_length.checked_sub(1).ok_or(TokenizerError::MaxLength { found: max_length })?;
+        let encoding = self
+            .library
+            .encode_fast(caption, false)
+            .map_err(|e| TokenizerError::Encode { reason: e.to_string() })?;
+        let mut ids: Vec<u32> = encoding.get_ids().iter().take(room).copied().collect();
+        ids.push(self.eos_id);
+        let mut mask = vec![true; ids.len()];
+        ids.resize(max_length, self.pad_id);
+        mask.resize(max_length, false);
+        Ok(TokenIds { ids, mask })
+    }
+
+    /// Tokenizes captions one by one; the result has one entry for each.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Self::encode).
+    pub fn encode_batch(
+        &self,
+        captions: &[impl AsRef<str>],
+        max_length: usize,
+    ) -> Result<Vec<TokenIds>, TokenizerError> {
+        captions.iter().map(|caption| self.encode(caption.as_ref(), max_length)).collect()
+    }
+}
+
+impl From<Assembled> for T5Tokenizer {
+    fn from(Assembled { library, pad_id, eos_id, unk_id }: Assembled) -> Self {
+        let vocab_size = library.get_vocab_size(true);
+        Self { library, vocab_size, pad_id, eos_id, unk_id }
+    }
+}
+
+/// The folder that a file lies in.
+fn folder(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
+}

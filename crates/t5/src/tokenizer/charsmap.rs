@@ -1,0 +1,103 @@
+//! The precompiled normalisation table of SentencePiece, checked before the library walks it.
+//!
+//! Layout (google/sentencepiece v0.2.0, `src/normalizer.cc`, `DecodePrecompiledCharsMap`): the byte
+//! length of a double-array trie as little-endian `u32`, the trie's `u32` units, then
+//! NUL-terminated UTF-8 replacements; a trie value is the byte offset of a replacement.
+//!
+//! The reader in the `spm_precompiled` crate, which `tokenizers` uses, allocates what the length
+//! declares and indexes without bounds: on a corrupt table it would panic in the middle of a
+//! caption. Here every state that any text can reach is visited once, so that what passes cannot
+//! panic later.
+
+/// Largest accepted table (the published ones are below 300 kB).
+const MAX_BYTES: usize = 4 << 20;
+/// Longest accepted replacement in bytes. NFKC's longest (U+FDFA) has 33; without a bound a corrupt
+/// table turns every character of a caption into megabytes.
+const MAX_REPLACEMENT_BYTES: usize = 256;
+
+/// Checks a table; the error says what is wrong with it.
+pub(super) fn check(charsmap: &[u8]) -> Result<(), String> {
+    if charsmap.len() > MAX_BYTES {
+        return Err(format!("it has {} bytes, expected at most {MAX_BYTES}", charsmap.len()));
+    }
+    let (declared, rest) = charsmap
+        .split_first_chunk::<4>()
+        .ok_or_else(|| format!("it has {} bytes, expected at least 4", charsmap.len()))?;
+    let trie_bytes = u32::from_le_bytes(*declared) as usize;
+    if trie_bytes == 0 || !trie_bytes.is_multiple_of(4) {
+        return Err(format!("its trie has {trie_bytes} bytes, expected a positive multiple of 4"));
+    }
+    let (trie, replacements) = rest
+        .split_at_checked(trie_bytes)
+        .ok_or_else(|| format!("its trie should have {trie_bytes} bytes, found {}", rest.len()))?;
+    let replacements = std::str::from_utf8(replacements)
+        .map_err(|e| format!("its replacements are not UTF-8: {e}"))?;
+    let units: Vec<Unit> =
+        trie.chunks_exact(4).map(|b| Unit(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect();
+    walk(&units, replacements)
+}
+
+/// One unit of a darts-clone double array.
+#[derive(Clone, Copy)]
+struct Unit(u32);
+
+impl Unit {
+    fn has_leaf(self) -> bool {
+        (self.0 >> 8) & 1 == 1
+    }
+    fn value(self) -> usize {
+        (self.0 & 0x7fff_ffff) as usize
+    }
+    fn label(self) -> u32 {
+        self.0 & 0x8000_00ff
+    }
+    fn offset(self) -> usize {
+        ((self.0 >> 10) as usize) << ((self.0 & (1 << 9)) >> 6)
+    }
+}
+
+/// Visits every state that is reachable from the root by any bytes.
+fn walk(units: &[Unit], replacements: &str) -> Result<(), String> {
+    // From a state the reader looks at `state ^ byte` for whatever byte comes, so all of them must
+    // exist.
+    let in_bounds = |state: usize| {
+        if state | 0xff < units.len() {
+            return Ok(state);
+        }
+        Err(format!("its trie leads to unit {}, expected below {}", state | 0xff, units.len()))
+    };
+    let root = in_bounds(units.first().map_or(0, |unit| unit.offset()))?;
+    let mut seen = vec![false; units.len()];
+    seen[root] = true;
+    let mut open = vec![root];
+    while let Some(state) = open.pop() {
+        for byte in 1..=0xff_u32 {
+            let at = state ^ byte as usize;
+            let unit = units[at];
+            if unit.label() != byte {
+                continue;
+            }
+            let next = in_bounds(at ^ unit.offset())?;
+            if unit.has_leaf() {
+                check_replacement(replacements, units[next].value())?;
+            }
+            if !std::mem::replace(&mut seen[next], true) {
+                open.push(next);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_replacement(replacements: &str, at: usize) -> Result<(), String> {
+    let text = replacements.get(at..).ok_or_else(|| {
+        format!("a replacement starts at byte {at}, which is no character of the text")
+    })?;
+    let bytes = text.bytes().take(MAX_REPLACEMENT_BYTES + 1).take_while(|&b| b != 0).count();
+    if bytes > MAX_REPLACEMENT_BYTES {
+        return Err(format!(
+            "the replacement at byte {at} is longer than {MAX_REPLACEMENT_BYTES} bytes"
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,261 @@
+//! `tokenizer.json`: the same pipeline as the `tokenizers` library writes it down.
+//!
+//! Only the stages that any published T5 export uses are accepted, each checked before the library
+//! sees it: the format can describe pipelines of every other model family, and the library trusts
+//! what it reads. `truncation`, `padding` and `decoder` are ignored: the length is an argument of
+//! [`encode`](super::T5Tokenizer::encode).
+
+use std::{collections::HashMap, path::Path};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::{
+    AddedToken, NormalizerWrapper, PreTokenizerWrapper,
+    normalizers::{Replace, Strip, replace::ReplacePattern},
+    pre_tokenizers::{metaspace::Metaspace, whitespace::WhitespaceSplit},
+};
+
+use super::{
+    error::{TokenizerError, one_line},
+    pipeline::{self, Assembled, Piece, Pipeline},
+    spiece,
+};
+
+/// Longest accepted text that a `Replace` stage inserts.
+const MAX_REPLACEMENT_BYTES: usize = 256;
+
+#[derive(Deserialize)]
+struct TokenizerJson {
+    #[serde(default)]
+    added_tokens: Vec<AddedTokenJson>,
+    normalizer: Option<NormalizerJson>,
+    pre_tokenizer: Option<PreTokenizerJson>,
+    post_processor: Option<PostProcessorJson>,
+    model: Value,
+}
+
+#[derive(Deserialize)]
+struct AddedTokenJson {
+    id: u32,
+    #[serde(flatten)]
+    token: AddedToken,
+}
+
+#[derive(Deserialize)]
+struct UnigramJson {
+    unk_id: Option<usize>,
+    vocab: Vec<Piece>,
+    #[serde(default)]
+    byte_fallback: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type")]
+enum NormalizerJson {
+    Sequence { normalizers: Vec<NormalizerJson> },
+    Precompiled { precompiled_charsmap: String },
+    Strip { strip_left: bool, strip_right: bool },
+    Replace { pattern: ReplacePattern, content: String },
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type")]
+enum PreTokenizerJson {
+    Sequence { pretokenizers: Vec<PreTokenizerJson> },
+    WhitespaceSplit,
+    Metaspace(Value),
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type")]
+enum PostProcessorJson {
+    TemplateProcessing {
+        single: Vec<TemplateJson>,
+        special_tokens: HashMap<String, TemplateTokenJson>,
+    },
+}
+
+#[derive(Deserialize)]
+enum TemplateJson {
+    Sequence { id: String },
+    SpecialToken { id: String },
+}
+
+#[derive(Deserialize)]
+struct TemplateTokenJson {
+    ids: Vec<u32>,
+}
+
+/// Reads the bytes of a `tokenizer.json`; `pad_token` is the text of the padding token.
+pub(super) fn parse(
+    path: &Path,
+    bytes: &[u8],
+    pad_token: &str,
+) -> Result<Assembled, TokenizerError> {
+    let bad =
+        |reason: String| TokenizerError::Json { path: path.to_owned(), reason: one_line(reason) };
+    let special = |token: &str, reason: String| TokenizerError::SpecialToken {
+        path: path.to_owned(),
+        token: token.to_owned(),
+        reason,
+    };
+    let file: TokenizerJson =
+        serde_json::from_slice(bytes).map_err(|e| bad(format!("not a T5 tokenizer.json: {e}")))?;
+
+    match file.model.get("type").and_then(Value::as_str) {
+        Some("Unigram") => {}
+        found => {
+            let found = one_line(found.unwrap_or("of no declared type"));
+            return Err(TokenizerError::ModelKind { path: path.to_owned(), found });
+        }
+    }
+    let model: UnigramJson =
+        serde_json::from_value(file.model).map_err(|e| bad(format!("model: {e}")))?;
+    spiece::check_pieces(path, &model.vocab)?;
+    let (pieces, count) = (model.vocab.len(), file.added_tokens.len());
+    let unk_id = model.unk_id.filter(|&id| id < pieces).ok_or_else(|| {
+        let found = model.unk_id.map_or("none".to_owned(), |id| id.to_string());
+        special("model.unk_id", format!("found {found}, expected an id below {pieces}"))
+    })?;
+
+    let mut normalizers = Vec::new();
+    if let Some(stage) = file.normalizer {
+        add_normalizers(path, stage, &mut normalizers)?;
+    }
+    let mut pre_tokenizers = Vec::new();
+    if let Some(stage) = file.pre_tokenizer {
+        add_pre_tokenizers(path, stage, &mut pre_tokenizers)?;
+    }
+    let (ids, added): (Vec<u32>, Vec<AddedToken>) =
+        file.added_tokens.into_iter().map(|entry| (entry.id, entry.token)).unzip();
+    let contents: Vec<String> = added.iter().map(|token| token.content.clone()).collect();
+    let library = Pipeline {
+        pieces: model.vocab,
+        unk_id,
+        byte_fallback: model.byte_fallback,
+        normalizers,
+        pre_tokenizers,
+        added,
+    }
+    .build(path)?;
+
+    // The library numbers added tokens by itself and only warns where the file says otherwise.
+    for (id, content) in ids.into_iter().zip(contents) {
+        if library.token_to_id(&content) != Some(id) {
+            let found = library.token_to_id(&content);
+            let expected = found.map_or("none".to_owned(), |id| id.to_string());
+            return Err(special(
+                &format!("added token {:?}", one_line(&content)),
+                format!("its id is {id}, expected {expected} from the vocabulary"),
+            ));
+        }
+    }
+    let eos_id = eos_id(file.post_processor)
+        .filter(|&id| (id as usize) < pieces.saturating_add(count))
+        .ok_or_else(|| {
+            special("post_processor", "expected TemplateProcessing with `$A </s>`".to_owned())
+        })?;
+    let pad_id = library.token_to_id(pad_token).ok_or_else(|| {
+        special(pad_token, format!("found neither among {pieces} pieces nor {count} added tokens"))
+    })?;
+    let unk_id = u32::try_from(unk_id).map_err(|e| bad(e.to_string()))?;
+    Ok(Assembled { library, pad_id, eos_id, unk_id })
+}
+
+/// The id behind `$A` in a template of exactly these two.
+fn eos_id(post_processor: Option<PostProcessorJson>) -> Option<u32> {
+    let PostProcessorJson::TemplateProcessing { single, special_tokens } = post_processor?;
+    let [TemplateJson::Sequence { id: text }, TemplateJson::SpecialToken { id: end }] =
+        single.as_slice()
+    else {
+        return None;
+    };
+    match (text.as_str(), special_tokens.get(end)?.ids.as_slice()) {
+        ("A", [id]) => Some(*id),
+        _ => None,
+    }
+}
+
+fn add_normalizers(
+    path: &Path,
+    stage: NormalizerJson,
+    into: &mut Vec<NormalizerWrapper>,
+) -> Result<(), TokenizerError> {
+    let bad = |reason: String| TokenizerError::Json {
+        path: path.to_owned(),
+        reason: one_line(format_args!("normalizer: {reason}")),
+    };
+    match stage {
+        NormalizerJson::Sequence { normalizers } => {
+            for stage in normalizers {
+                add_normalizers(path, stage, into)?;
+            }
+        }
+        NormalizerJson::Precompiled { precompiled_charsmap } => {
+            let table = STANDARD
+                .decode(precompiled_charsmap)
+                .map_err(|e| bad(format!("precompiled_charsmap is not base64: {e}")))?;
+            // The library writes an empty table for a model without one.
+            if !table.is_empty() {
+                into.push(pipeline::precompiled(path, &table)?);
+            }
+        }
+        NormalizerJson::Strip { strip_left, strip_right } => {
+            into.push(Strip::new(strip_left, strip_right).into());
+        }
+        NormalizerJson::Replace { pattern, content } => {
+            match &pattern {
+                ReplacePattern::Regex(regex) if regex == pipeline::SPACES => {}
+                ReplacePattern::String(text) if !text.is_empty() => {}
+                found => {
+                    let expected = pipeline::SPACES;
+                    return Err(bad(format!(
+                        "Replace of {found:?}, expected the regex {expected:?} or a text"
+                    )));
+                }
+            }
+            if content.len() > MAX_REPLACEMENT_BYTES {
+                let found = content.len();
+                return Err(bad(format!(
+                    "Replace inserts {found} bytes, expected at most {MAX_REPLACEMENT_BYTES}"
+                )));
+            }
+            into.push(Replace::new(pattern, content).map_err(|e| bad(e.to_string()))?.into());
+        }
+    }
+    Ok(())
+}
+
+fn add_pre_tokenizers(
+    path: &Path,
+    stage: PreTokenizerJson,
+    into: &mut Vec<PreTokenizerWrapper>,
+) -> Result<(), TokenizerError> {
+    match stage {
+        PreTokenizerJson::Sequence { pretokenizers } => {
+            for stage in pretokenizers {
+                add_pre_tokenizers(path, stage, into)?;
+            }
+        }
+        PreTokenizerJson::WhitespaceSplit => into.push(WhitespaceSplit.into()),
+        PreTokenizerJson::Metaspace(mut fields) => {
+            // The library's own reader knows nearly all the spellings of its releases; it wants the
+            // tag back, and refuses what its release 0.15 wrote for no prefix: `false` beside a
+            // scheme.
+            if let Value::Object(fields) = &mut fields {
+                fields.insert("type".into(), "Metaspace".into());
+                if fields.get("add_prefix_space") == Some(&Value::Bool(false)) {
+                    fields.insert("prepend_scheme".into(), "never".into());
+                }
+            }
+            let metaspace: Metaspace =
+                serde_json::from_value(fields).map_err(|e| TokenizerError::Json {
+                    path: path.to_owned(),
+                    reason: one_line(format_args!("pre_tokenizer: Metaspace: {e}")),
+                })?;
+            into.push(metaspace.into());
+        }
+    }
+    Ok(())
+}

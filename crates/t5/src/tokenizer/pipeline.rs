@@ -1,0 +1,172 @@
+//! The stages between a caption and token ids, assembled from checked parts.
+//!
+//! Source of the stages: huggingface/transformers v4.38.2, `convert_slow_tokenizer.py`
+//! (`SpmConverter`, `T5Converter`). The stages themselves are those of the `tokenizers` library.
+
+use std::path::Path;
+
+use tokenizers::{
+    AddedToken, DecoderWrapper, NormalizedString, Normalizer, NormalizerWrapper,
+    PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
+    models::unigram::Unigram,
+    normalizers::{Precompiled, Replace, Sequence, Strip, replace::ReplacePattern},
+    pre_tokenizers::{metaspace::Metaspace, sequence::Sequence as PreTokenizers},
+};
+
+use super::{charsmap, config::Config, error::TokenizerError, spiece::Spiece};
+
+/// Text and score of a vocabulary entry.
+pub(super) type Piece = (String, f64);
+
+/// The library's tokenizer with exactly the stages that T5 has.
+pub(super) type Library =
+    TokenizerImpl<Unigram, Sequence, PreTokenizers, PostProcessorWrapper, DecoderWrapper>;
+
+/// The character that stands for a word boundary in pieces.
+pub(super) const WORD_BOUNDARY: char = '\u{2581}';
+/// Runs of spaces become one word boundary.
+pub(super) const SPACES: &str = " {2,}";
+/// Longest accepted added token in bytes.
+const MAX_TOKEN_BYTES: usize = 512;
+
+/// The parts of a tokenizer.
+pub(super) struct Pipeline {
+    pub(super) pieces: Vec<Piece>,
+    pub(super) unk_id: usize,
+    pub(super) byte_fallback: bool,
+    pub(super) normalizers: Vec<NormalizerWrapper>,
+    pub(super) pre_tokenizers: Vec<PreTokenizerWrapper>,
+    pub(super) added: Vec<AddedToken>,
+}
+
+/// A tokenizer and the ids that frame its output.
+pub(super) struct Assembled {
+    pub(super) library: Library,
+    pub(super) pad_id: u32,
+    pub(super) eos_id: u32,
+    pub(super) unk_id: u32,
+}
+
+impl Pipeline {
+    /// The conversion of a SentencePiece model, with its padding and end ids.
+    ///
+    /// As in the reference, `add_dummy_prefix`, `remove_extra_whitespaces` and the piece types of
+    /// the model are not looked at: words are always prefixed, runs of spaces always collapsed, and
+    /// control pieces can be matched in text.
+    pub(super) fn from_spiece(
+        path: &Path,
+        spiece: Spiece,
+        config: Config,
+    ) -> Result<Assembled, TokenizerError> {
+        let Spiece { mut pieces, unk_id, eos_id, pad_id, charsmap } = spiece;
+        let sentence_pieces = pieces.len();
+        // `<extra_id_0>` is the last id.
+        pieces.extend((0..config.extra_ids).rev().map(|i| (format!("<extra_id_{i}>"), 0.0)));
+
+        let mut normalizers = Vec::with_capacity(3);
+        if !charsmap.is_empty() {
+            normalizers.push(precompiled(path, &charsmap)?);
+        }
+        normalizers.push(Strip::new(false, true).into());
+        let spaces = Replace::new(ReplacePattern::Regex(SPACES.into()), WORD_BOUNDARY)
+            .map_err(|e| TokenizerError::Encode { reason: e.to_string() })?;
+        normalizers.push(spaces.into());
+
+        // The text of the token first, as the reference; what the model declares where there is no
+        // such piece.
+        let find = |text: &str, declared: Option<usize>| {
+            let by_text = pieces.iter().position(|(piece, _)| piece == text);
+            by_text.or(declared).ok_or_else(|| TokenizerError::SpecialToken {
+                path: path.to_owned(),
+                token: text.to_owned(),
+                reason: format!("found neither among {sentence_pieces} pieces nor in trainer_spec"),
+            })
+        };
+        let eos_id = find("</s>", eos_id)?;
+        let pad_id = find(&config.pad_token, pad_id)?;
+
+        // A named token that the model lacks gets no new id (the reference gives it one that no T5
+        // has an embedding for); an additional one does.
+        let known: std::collections::HashSet<&str> =
+            pieces.iter().map(|(text, _)| text.as_str()).collect();
+        let added = config
+            .added
+            .into_iter()
+            .filter(|token| {
+                let framing =
+                    ["</s>", "<unk>", config.pad_token.as_str()].contains(&token.content.as_str());
+                !framing || known.contains(token.content.as_str())
+            })
+            .collect();
+        let metaspace = Metaspace::new(WORD_BOUNDARY, config.prepend, true);
+        let pre_tokenizers = vec![metaspace.into()];
+        let pipeline =
+            Self { pieces, unk_id, byte_fallback: false, normalizers, pre_tokenizers, added };
+        let library = pipeline.build(path)?;
+        Ok(Assembled { library, pad_id: id(pad_id), eos_id: id(eos_id), unk_id: id(unk_id) })
+    }
+
+    /// Hands checked parts to the library.
+    pub(super) fn build(self, path: &Path) -> Result<Library, TokenizerError> {
+        let normalizer = Sequence::new(self.normalizers);
+        for token in &self.added {
+            check_added(path, token, &normalizer)?;
+        }
+        let model =
+            Unigram::from(self.pieces, Some(self.unk_id), self.byte_fallback).map_err(|e| {
+                TokenizerError::SpecialToken {
+                    path: path.to_owned(),
+                    token: "unknown token".into(),
+                    reason: e.to_string(),
+                }
+            })?;
+        let mut library = Library::new(model);
+        library
+            .with_normalizer(Some(normalizer))
+            .with_pre_tokenizer(Some(PreTokenizers::new(self.pre_tokenizers)));
+        library.add_tokens(&self.added);
+        Ok(library)
+    }
+}
+
+/// A vocabulary index as token id; the number of pieces is bounded far below.
+fn id(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
+}
+
+/// The normalisation table of a SentencePiece model as a stage, after checking it.
+pub(super) fn precompiled(path: &Path, table: &[u8]) -> Result<NormalizerWrapper, TokenizerError> {
+    let corrupt = |reason| TokenizerError::CharsMap { path: path.to_owned(), reason };
+    charsmap::check(table).map_err(corrupt)?;
+    let normalizer = Precompiled::from(table).map_err(|e| corrupt(e.to_string()))?;
+    Ok(normalizer.into())
+}
+
+/// The library looks for added tokens as byte patterns; an empty pattern would cut characters in
+/// two.
+fn check_added(
+    path: &Path,
+    token: &AddedToken,
+    normalizer: &Sequence,
+) -> Result<(), TokenizerError> {
+    let bad = |reason| TokenizerError::SpecialToken {
+        path: path.to_owned(),
+        token: format!("added token {:?}", token.content.chars().take(40).collect::<String>()),
+        reason,
+    };
+    if token.content.is_empty() {
+        return Err(bad("found an empty text".into()));
+    }
+    if token.content.len() > MAX_TOKEN_BYTES {
+        let found = token.content.len();
+        return Err(bad(format!("found {found} bytes, expected at most {MAX_TOKEN_BYTES}")));
+    }
+    if token.normalized {
+        let mut content = NormalizedString::from(token.content.as_str());
+        normalizer.normalize(&mut content).map_err(|e| bad(e.to_string()))?;
+        if content.is_empty() {
+            return Err(bad("it is to be normalised, which leaves nothing of it".into()));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! The whole VAE over clips.
+
+use crate::{
+    Posterior, VaeConfig, VaeConfigError, blocks::conv1x1, decoder::Decoder, encoder::Encoder, keys,
+};
+use burn::{
+    module::Module,
+    nn::conv::Conv2d,
+    tensor::{Device, FloatDType, Tensor},
+};
+use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, import};
+
+/// Latents are multiplied by it after encoding. Quirk of the reference, kept: it is fixed, and the
+/// `scaling_factor` of a config is not looked at.
+pub const SCALING_FACTOR: f64 = 0.18215;
+
+/// AutoencoderKL: frames to latents and back, each frame for itself.
+#[derive(Module, Debug)]
+pub struct AutoencoderKl {
+    encoder: Encoder,
+    decoder: Decoder,
+    quant_conv: Conv2d,
+    post_quant_conv: Conv2d,
+    #[module(skip)]
+    config: VaeConfig,
+}
+
+/// Why a VAE could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The configuration cannot be.
+    #[error(transparent)]
+    Config(#[from] VaeConfigError),
+    /// The file cannot be read or does not fit.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+}
+
+impl AutoencoderKl {
+    /// A model with fresh weights; nothing is allocated before a weight is used or loaded.
+    ///
+    /// # Errors
+    /// Where the configuration cannot be.
+    pub fn new(config: &VaeConfig, device: &Device) -> Result<Self, VaeConfigError> {
+        config.validate()?;
+        let latent = config.latent_channels;
+        Ok(Self {
+            encoder: Encoder::new(config, device),
+            decoder: Decoder::new(config, device),
+            quant_conv: conv1x1(2 * latent, 2 * latent, device),
+            post_quant_conv: conv1x1(latent, latent, device),
+            config: config.clone(),
+        })
+    }
+
+    /// Loads published weights in any of the layouts that [`keys`] knows.
+    ///
+    /// # Errors
+    /// Where the configuration cannot be or the file does not fit it.
+    pub fn load(
+        config: &VaeConfig,
+        checkpoint: &Checkpoint,
+        dtype: FloatDType,
+        device: &Device,
+    ) -> Result<(Self, ImportReport), LoadError> {
+        let layout = keys::detect(checkpoint.keys());
+        let scoped = checkpoint.scope(layout.prefix);
+        let model = Self::new(config, device)?;
+        Ok(import(model, &scoped, &layout.key_map(config), dtype)?)
+    }
+
+    /// The configuration it was made with.
+    pub fn config(&self) -> &VaeConfig {
+        &self.config
+    }
+
+    /// Frames `[B, 3, T, H, W]` in [-1, 1] to the posterior of their latents, `micro_batch` frames
+    /// at a time (all at once where `None`; the result is the same).
+    pub fn encode(&self, clip: Tensor<5>, micro_batch: Option<usize>) -> Posterior {
+        let encode = |frames| self.quant_conv.forward(self.encoder.forward(frames));
+        Posterior::new(self.per_frame(clip, micro_batch, encode))
+    }
+
+    /// Latents `[B, C, T, h, w]` to frames `[B, 3, T, H, W]` about [-1, 1], not clamped;
+    /// `micro_batch` frames at a time (all at once where `None`; the result is the same).
+    pub fn decode(&self, latents: Tensor<5>, micro_batch: Option<usize>) -> Tensor<5> {
+        let decode = |frames| self.decoder.forward(self.post_quant_conv.forward(frames));
+        self.per_frame(latents / SCALING_FACTOR, micro_batch, decode)
+    }
+
+    /// Applies `f` to the frames of `[B, C, T, H, W]` as one batch `[B T, C, H, W]`, in f32 outside.
+    fn per_frame(
+        &self,
+        clip: Tensor<5>,
+        micro_batch: Option<usize>,
+        f: impl Fn(Tensor<4>) -> Tensor<4>,
+    ) -> Tensor<5> {
+        let [batch, channels, frames, height, width] = clip.dims();
+        let dtype = self.quant_conv.weight.dtype();
+        // [B, C, T, H, W] -> [B, T, C, H, W] -> [B T, C, H, W]
+        let x = clip.cast(dtype).swap_dims(1, 2);
+        let x = x.reshape([batch * frames, channels, height, width]);
+        let step = micro_batch.unwrap_or(batch * frames).max(1);
+        let parts = x.split(step, 0).into_iter().map(f).collect();
+        let y = Tensor::cat(parts, 0);
+        let [_, channels, height, width] = y.dims();
+        // ... and back.
+        let y = y.reshape([batch, frames, channels, height, width]).swap_dims(1, 2);
+        y.cast(FloatDType::F32)
+    }
+}

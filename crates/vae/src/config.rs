@@ -1,0 +1,177 @@
+//! Sizes of a VAE, read from the published `config.json`.
+
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// The part of diffusers' `AutoencoderKL` configuration that decides the architecture. Missing
+/// fields are those of the Stable Diffusion VAE.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VaeConfig {
+    /// Channels of a frame.
+    pub in_channels: usize,
+    /// Channels of a decoded frame.
+    pub out_channels: usize,
+    /// Channels of the latents.
+    pub latent_channels: usize,
+    /// Width of each level; every level but the last halves the resolution.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks a level (the decoder has one more).
+    pub layers_per_block: usize,
+    /// Groups of every GroupNorm.
+    pub norm_num_groups: usize,
+    /// Activation; only `silu` is known.
+    pub act_fn: String,
+    /// Kinds of the encoder's levels; only `DownEncoderBlock2D` is known.
+    pub down_block_types: Vec<String>,
+    /// Kinds of the decoder's levels; only `UpDecoderBlock2D` is known.
+    pub up_block_types: Vec<String>,
+}
+
+impl Default for VaeConfig {
+    fn default() -> Self {
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            latent_channels: 4,
+            block_out_channels: vec![128, 256, 512, 512],
+            layers_per_block: 2,
+            norm_num_groups: 32,
+            act_fn: "silu".into(),
+            down_block_types: Vec::new(),
+            up_block_types: Vec::new(),
+        }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum VaeConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// The file is not such a configuration.
+    #[error("{}: not a VAE config: {source}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        source: serde_json::Error,
+    },
+    /// A value that no model can have, or one of another architecture.
+    #[error("VAE config: {0}")]
+    Value(String),
+}
+
+impl VaeConfig {
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    /// Where the file cannot be read or describes another architecture.
+    pub fn read(path: &Path) -> Result<Self, VaeConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| VaeConfigError::Read { path: path.into(), source })?;
+        let config: Self = serde_json::from_str(&text)
+            .map_err(|source| VaeConfigError::Parse { path: path.into(), source })?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Pixels along one side of a latent: 8 for the published model.
+    pub fn downsample_factor(&self) -> usize {
+        1 << self.block_out_channels.len().saturating_sub(1)
+    }
+
+    /// Size of the latents `[T, h, w]` of a clip `[T, H, W]`.
+    ///
+    /// # Errors
+    /// Where height or width is no multiple of the factor, or zero.
+    pub fn latent_size(&self, [frames, height, width]: [usize; 3]) -> Result<[usize; 3], VaeConfigError> {
+        let factor = self.downsample_factor();
+        let fits = |pixels: usize| pixels > 0 && pixels.is_multiple_of(factor);
+        if frames == 0 || !fits(height) || !fits(width) {
+            return Err(VaeConfigError::Value(format!(
+                "a clip of {frames} frames, {height}x{width} pixels, has no latents: height and \
+                 width must be multiples of {factor}"
+            )));
+        }
+        Ok([frames, height / factor, width / factor])
+    }
+
+    /// Fails where no model could be built.
+    ///
+    /// # Errors
+    /// Names the value that cannot be.
+    pub fn validate(&self) -> Result<(), VaeConfigError> {
+        let fail = |text: String| Err(VaeConfigError::Value(text));
+        if self.act_fn != "silu" && self.act_fn != "swish" {
+            return fail(format!("act_fn is '{}', only silu is known", self.act_fn));
+        }
+        let kinds = [
+            (&self.down_block_types, "DownEncoderBlock2D"),
+            (&self.up_block_types, "UpDecoderBlock2D"),
+        ];
+        for (blocks, known) in kinds {
+            if let Some(kind) = blocks.iter().find(|kind| *kind != known) {
+                return fail(format!("block type '{kind}' is not known, expected {known}"));
+            }
+        }
+        let widths = &self.block_out_channels;
+        if widths.is_empty() || widths.len() > 16 {
+            return fail(format!("block_out_channels has {} levels, expected 1 to 16", widths.len()));
+        }
+        let groups = self.norm_num_groups;
+        for (name, value) in [
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("latent_channels", self.latent_channels),
+            ("layers_per_block", self.layers_per_block),
+            ("norm_num_groups", groups),
+        ] {
+            if value == 0 || value > 4096 {
+                return fail(format!("{name} is {value}, expected 1 to 4096"));
+            }
+        }
+        for &width in widths {
+            if width == 0 || width > 1 << 16 || !width.is_multiple_of(groups) {
+                return fail(format!(
+                    "block_out_channels {width} is no multiple of norm_num_groups {groups}"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_published_model_has_a_factor_of_eight() {
+        let config = VaeConfig::default();
+        config.validate().unwrap();
+        assert_eq!(config.latent_size([16, 256, 512]).unwrap(), [16, 32, 64]);
+        let error = config.latent_size([16, 250, 256]).unwrap_err().to_string();
+        assert!(error.contains("250x256") && error.contains("multiples of 8"), "{error}");
+    }
+
+    #[test]
+    fn other_architectures_are_refused() {
+        let ok = VaeConfig::default();
+        for bad in [
+            VaeConfig { act_fn: "relu".into(), ..ok.clone() },
+            VaeConfig { down_block_types: vec!["AttnDownBlock2D".into()], ..ok.clone() },
+            VaeConfig { block_out_channels: vec![], ..ok.clone() },
+            VaeConfig { block_out_channels: vec![100], ..ok.clone() },
+            VaeConfig { norm_num_groups: 0, ..ok.clone() },
+        ] {
+            assert!(matches!(bad.validate(), Err(VaeConfigError::Value(_))), "{bad:?}");
+        }
+    }
+}

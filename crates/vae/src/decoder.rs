@@ -1,0 +1,89 @@
+//! Latents to frames.
+//!
+//! Source: huggingface/diffusers, `models/autoencoders/vae.py`, class `Decoder`.
+
+use crate::{
+    VaeConfig,
+    blocks::{MidBlock, ResnetBlock, conv3x3, norm},
+};
+use burn::{
+    module::Module,
+    nn::{GroupNorm, conv::Conv2d},
+    tensor::{Device, Tensor, activation::silu},
+};
+use opensora_nn::norm::group_norm;
+
+/// Doubles height and width by repeating pixels, then smooths by a convolution.
+#[derive(Module, Debug)]
+pub struct Upsample {
+    conv: Conv2d,
+}
+
+impl Upsample {
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let [batch, channels, height, width] = x.dims();
+        // [N, C, H, W] -> [N C, H, 1, W, 1] -> [N C, H, 2, W, 2] -> [N, C, 2H, 2W]
+        let x = x
+            .reshape([batch * channels, height, 1, width, 1])
+            .expand([batch * channels, height, 2, width, 2])
+            .reshape([batch, channels, 2 * height, 2 * width]);
+        self.conv.forward(x)
+    }
+}
+
+/// One level of the decoder.
+#[derive(Module, Debug)]
+pub struct UpBlock {
+    resnets: Vec<ResnetBlock>,
+    /// In every level but the last.
+    upsampler: Option<Upsample>,
+}
+
+/// `[N, latent_channels, h, w] -> [N, 3, h f, w f]`.
+#[derive(Module, Debug)]
+pub struct Decoder {
+    conv_in: Conv2d,
+    mid_block: MidBlock,
+    up_blocks: Vec<UpBlock>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Decoder {
+    pub(crate) fn new(config: &VaeConfig, device: &Device) -> Self {
+        let widths = &config.block_out_channels;
+        let (narrow, wide) = (widths[0], widths[widths.len() - 1]);
+        let mut from = wide;
+        // Levels from the latents outwards, each with one residual block more than the encoder's.
+        let up_blocks = widths.iter().rev().enumerate().map(|(level, &to)| {
+            let resnets = (0..=config.layers_per_block)
+                .map(|layer| ResnetBlock::new(if layer == 0 { from } else { to }, to, config, device))
+                .collect();
+            from = to;
+            let is_last = level + 1 == widths.len();
+            let upsampler = (!is_last).then(|| Upsample { conv: conv3x3(to, to, device) });
+            UpBlock { resnets, upsampler }
+        });
+        Self {
+            conv_in: conv3x3(config.latent_channels, wide, device),
+            mid_block: MidBlock::new(wide, config, device),
+            up_blocks: up_blocks.collect(),
+            conv_norm_out: norm(narrow, config, device),
+            conv_out: conv3x3(narrow, config.out_channels, device),
+        }
+    }
+
+    /// Latents (after `post_quant_conv`) to frames, not clamped.
+    pub fn forward(&self, latents: Tensor<4>) -> Tensor<4> {
+        let mut x = self.mid_block.forward(self.conv_in.forward(latents));
+        for block in &self.up_blocks {
+            for resnet in &block.resnets {
+                x = resnet.forward(x);
+            }
+            if let Some(upsampler) = &block.upsampler {
+                x = upsampler.forward(x);
+            }
+        }
+        self.conv_out.forward(silu(group_norm(&self.conv_norm_out, x)))
+    }
+}

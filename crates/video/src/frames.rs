@@ -1,0 +1,169 @@
+//! A clip of 8-bit RGB in memory.
+
+/// Pixels of a clip that one side may have; H.264 ends near it too.
+pub const MAX_SIDE: usize = 16_384;
+
+/// Uncompressed clip: `[T, H, W, 3]` bytes, row-major.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frames {
+    width: usize,
+    height: usize,
+    data: Vec<u8>,
+}
+
+/// Why numbers are no clip.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FramesError {
+    /// A side, length or number of channels that a clip cannot have.
+    #[error(
+        "a clip cannot have the shape {shape:?} ({axes}): expected three channels, at least one \
+         frame, and sides of 1 to {MAX_SIDE} pixels"
+    )]
+    Shape {
+        /// The shape.
+        shape: [usize; 4],
+        /// What its axes are.
+        axes: &'static str,
+    },
+    /// More or fewer values than the shape has.
+    #[error("a clip of shape {shape:?} has {expected} values, {found} were given")]
+    Values {
+        /// The shape.
+        shape: [usize; 4],
+        /// Values that it has.
+        expected: usize,
+        /// Values that came.
+        found: usize,
+    },
+}
+
+/// Checks a shape and counts its values.
+fn count(
+    shape: [usize; 4],
+    [frames, height, width, channels]: [usize; 4],
+    axes: &'static str,
+) -> Result<usize, FramesError> {
+    let side = |pixels: usize| (1..=MAX_SIDE).contains(&pixels);
+    let sane = frames > 0 && side(height) && side(width) && channels == 3;
+    let values = frames.checked_mul(height * width).and_then(|pixels| pixels.checked_mul(3));
+    values.filter(|_| sane).ok_or(FramesError::Shape { shape, axes })
+}
+
+impl Frames {
+    /// From `[T, H, W, 3]` bytes.
+    ///
+    /// # Errors
+    /// Where the shape is no clip's or the number of bytes is another.
+    pub fn from_rgb(data: Vec<u8>, [frames, height, width]: [usize; 3]) -> Result<Self, FramesError> {
+        let shape = [frames, height, width, 3];
+        let expected = count(shape, shape, "[T, H, W, 3]")?;
+        if data.len() != expected {
+            return Err(FramesError::Values { shape, expected, found: data.len() });
+        }
+        Ok(Self { width, height, data })
+    }
+
+    /// From decoded values `[3, T, H, W]` about [-1, 1], rounded as the reference does: clamped,
+    /// moved to [0, 1], times 255 plus a half, cut off. What is not a number becomes black.
+    ///
+    /// Source: hpcaitech/Open-Sora v1.0.0, `opensora/datasets/utils.py`, `save_sample`, and
+    /// torchvision's `save_image` and `write_video`.
+    ///
+    /// # Errors
+    /// Where the shape is no clip's or the number of values is another.
+    pub fn from_signed(values: &[f32], shape: [usize; 4]) -> Result<Self, FramesError> {
+        let [channels, frames, height, width] = shape;
+        let expected = count(shape, [frames, height, width, channels], "[3, T, H, W]")?;
+        if values.len() != expected {
+            return Err(FramesError::Values { shape, expected, found: values.len() });
+        }
+        let plane = frames * height * width;
+        let mut data = vec![0; expected];
+        for (pixel, rgb) in data.chunks_exact_mut(3).enumerate() {
+            for (channel, byte) in rgb.iter_mut().enumerate() {
+                *byte = quantise(values[channel * plane + pixel]);
+            }
+        }
+        Ok(Self { width, height, data })
+    }
+
+    /// Number of frames, at least one.
+    #[allow(clippy::len_without_is_empty, reason = "a clip has at least one frame")]
+    pub fn len(&self) -> usize {
+        self.data.len() / (3 * self.width * self.height)
+    }
+
+    /// Pixels in a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Rows.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// All bytes, `[T, H, W, 3]`.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// The frames in order, `[H, W, 3]` each.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.data.chunks_exact(3 * self.width * self.height)
+    }
+}
+
+/// `x` in [-1, 1] to a byte.
+fn quantise(x: f32) -> u8 {
+    // torchvision: (x - low) / (high - low), then * 255 + 0.5, clamp, truncate.
+    let unit = (x.clamp(-1.0, 1.0) + 1.0) / 2.0;
+    (unit * 255.0 + 0.5).clamp(0.0, 255.0) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_rounded_as_the_reference_does() {
+        for (x, byte) in [
+            (-1.0, 0),
+            (-2.0, 0),
+            (1.0, 255),
+            (9.0, 255),
+            (0.0, 128),
+            (-0.002, 127),
+            (0.5, 191),
+            (f32::NAN, 0),
+            (f32::INFINITY, 255),
+            (f32::NEG_INFINITY, 0),
+        ] {
+            assert_eq!(quantise(x), byte, "{x}");
+        }
+        // Every byte comes back from its own value.
+        for byte in 0..=255u8 {
+            assert_eq!(quantise(byte as f32 / 127.5 - 1.0), byte);
+        }
+    }
+
+    #[test]
+    fn channels_become_the_last_axis() {
+        // [3, T=1, H=1, W=2]: red, green, blue planes of two pixels.
+        let clip = Frames::from_signed(&[-1.0, 1.0, 1.0, -1.0, 0.0, 0.0], [3, 1, 1, 2]).unwrap();
+        assert_eq!(clip.data(), [0, 255, 128, 255, 0, 128]);
+        assert_eq!((clip.len(), clip.height(), clip.width()), (1, 1, 2));
+    }
+
+    #[test]
+    fn shapes_that_are_no_clips_are_refused() {
+        for shape in [[3, 0, 2, 2], [3, 1, 0, 2], [4, 1, 2, 2], [3, 1, 2, MAX_SIDE + 1]] {
+            let refused = Frames::from_signed(&[], shape).unwrap_err();
+            assert!(matches!(refused, FramesError::Shape { .. }), "{refused}");
+        }
+        let huge = Frames::from_rgb(vec![], [usize::MAX, 16, 16]).unwrap_err();
+        assert!(matches!(huge, FramesError::Shape { .. }));
+        let short = Frames::from_rgb(vec![0; 11], [1, 2, 2]).unwrap_err();
+        assert!(matches!(short, FramesError::Values { expected: 12, found: 11, .. }));
+    }
+}

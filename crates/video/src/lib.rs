@@ -1,0 +1,39 @@
+//! Clips of 8-bit RGB and their files.
+//!
+//! | module | thought |
+//! |---|---|
+//! | [`frames`] | the clip in memory, and the reference's rounding to bytes |
+//! | [`writer`] | an output that is tried before the work and complete or absent after it |
+//! | [`color`] | RGB to the planes of a video codec and back |
+//! | [`mp4`] | H.264 in MP4, written and read |
+//! | `boxes` | the structure of an MP4, checked before anything trusts it |
+//! | [`gif`], [`png`] | the other two formats |
+//!
+//! ```
+//! use opensora_video::{Frames, VideoSpec, Writer, mp4};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let folder = tempfile::tempdir()?;
+//! let grey = vec![0.0; 3 * 4 * 32 * 48]; // [3, T, H, W] in [-1, 1]
+//! let clip = Frames::from_signed(&grey, [3, 4, 32, 48])?;
+//! let spec = VideoSpec { frames: 4, width: 48, height: 32, fps: 8.0 };
+//! let writer = Writer::open(&folder.path().join("clip.mp4"), &spec)?;
+//! let path = writer.write(&clip, &serde_json::json!({"prompt": "fog"}))?;
+//! let (read, fps) = mp4::read(&path)?;
+//! assert_eq!((read.len(), fps), (4, 8.0));
+//! # Ok(())
+//! # }
+//! ```
+
+mod boxes;
+pub mod color;
+mod error;
+pub mod frames;
+pub mod gif;
+pub mod mp4;
+pub mod png;
+pub mod writer;
+
+pub use error::VideoError;
+pub use frames::{Frames, FramesError};
+pub use writer::{Format, VideoSpec, Writer};

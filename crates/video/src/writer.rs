@@ -1,0 +1,324 @@
+//! An output that is tried before the work, and complete or absent after it.
+//!
+//! Opening checks all that can be checked (format, size, rate, and that the place can be written
+//! to) and keeps a temporary file or folder beside the target. Writing fills that and renames it,
+//! together with a JSON record of how the clip was made. Dropping a writer leaves nothing behind,
+//! and what stood at the target before stays until it is replaced by something complete.
+
+use crate::{Frames, VideoError, frames::MAX_SIDE, gif, mp4, png};
+use serde_json::Value;
+use std::{
+    ffi::OsString,
+    fs,
+    io::{BufWriter, Write},
+    path::{Path, PathBuf},
+};
+use tempfile::{NamedTempFile, TempDir};
+
+/// A kind of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// H.264 in MP4.
+    Mp4,
+    /// Animated GIF.
+    Gif,
+    /// One image.
+    Png,
+    /// A folder of numbered PNG frames.
+    PngFolder,
+}
+
+impl Format {
+    /// From a path's ending; no ending stands for a folder of PNG frames.
+    ///
+    /// # Errors
+    /// Where the ending is of no known format.
+    pub fn of(path: &Path) -> Result<Self, VideoError> {
+        let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
+        match ending.as_deref() {
+            Some("mp4") => Ok(Self::Mp4),
+            Some("gif") => Ok(Self::Gif),
+            Some("png") => Ok(Self::Png),
+            None if path.file_name().is_some() => Ok(Self::PngFolder),
+            _ => Err(VideoError::Format { path: path.into() }),
+        }
+    }
+}
+
+/// What will be written.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct VideoSpec {
+    /// Frames of the clip.
+    pub frames: usize,
+    /// Pixels in a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// Frames per second.
+    pub fps: f64,
+}
+
+/// An opened output.
+#[derive(Debug)]
+pub struct Writer {
+    path: PathBuf,
+    format: Format,
+    spec: VideoSpec,
+    place: Place,
+}
+
+/// Where the bytes go before they have their name.
+#[derive(Debug)]
+enum Place {
+    File(NamedTempFile),
+    Folder(TempDir),
+}
+
+impl Writer {
+    /// Opens an output for a clip; the format follows from the path's ending (see [`Format::of`]).
+    /// A single frame becomes a PNG whatever the ending: the path then ends in `.png`.
+    ///
+    /// # Errors
+    /// Where the format is unknown or cannot hold the clip, or the place cannot be written to. A
+    /// folder of frames that is not empty is not replaced.
+    pub fn open(path: &Path, spec: &VideoSpec) -> Result<Self, VideoError> {
+        let mut path = path.to_path_buf();
+        let mut format = Format::of(&path)?;
+        if spec.frames == 1 && format != Format::Png {
+            path.set_extension("png");
+            format = Format::Png;
+        }
+        check(format, spec).map_err(|reason| VideoError::Spec { path: path.clone(), reason })?;
+
+        let io = |source| VideoError::Io { path: path.clone(), source };
+        let parent = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent.to_path_buf(),
+            _ => PathBuf::from("."),
+        };
+        fs::create_dir_all(&parent).map_err(io)?;
+        let mut builder = tempfile::Builder::new();
+        let builder = builder.prefix(".opensora-").suffix(".part");
+        let place = if format == Format::PngFolder {
+            if path.exists() && fs::read_dir(&path).map_err(io)?.next().is_some() {
+                return Err(VideoError::Spec {
+                    path: path.clone(),
+                    reason: "the folder is not empty".into(),
+                });
+            }
+            let folder = builder.tempdir_in(&parent).map_err(io)?;
+            fs::write(folder.path().join("try"), b"try").map_err(io)?;
+            fs::remove_file(folder.path().join("try")).map_err(io)?;
+            Place::Folder(folder)
+        } else {
+            if path.is_dir() {
+                return Err(VideoError::Spec {
+                    path: path.clone(),
+                    reason: "it is a folder, expected a file name".into(),
+                });
+            }
+            let mut file = builder.tempfile_in(&parent).map_err(io)?;
+            file.write_all(b"try").and_then(|()| file.flush()).map_err(io)?;
+            file.as_file().set_len(0).map_err(io)?;
+            std::io::Seek::rewind(&mut file).map_err(io)?;
+            Place::File(file)
+        };
+        Ok(Self { path, format, spec: *spec, place })
+    }
+
+    /// The path that the output will have.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes the clip under its name, and `record` as JSON beside it (`clip.mp4.json`) or in the
+    /// folder of frames (`metadata.json`). Returns the path.
+    ///
+    /// # Errors
+    /// Where the clip is not what the output was opened for, or encoding or writing fails; nothing
+    /// is left behind then.
+    pub fn write(self, clip: &Frames, record: &Value) -> Result<PathBuf, VideoError> {
+        let Self { path, format, spec, place } = self;
+        let expected = [spec.frames, spec.height, spec.width];
+        let found = [clip.len(), clip.height(), clip.width()];
+        if expected != found {
+            return Err(VideoError::OtherClip {
+                path,
+                expected: format!("{expected:?}"),
+                found: format!("{found:?}"),
+            });
+        }
+        let io = |source| VideoError::Io { path: path.clone(), source };
+        let encode = |reason: String| VideoError::Encode { path: path.clone(), reason };
+        let json = format!("{record:#}\n");
+        match place {
+            Place::Folder(folder) => {
+                png::encode_folder(clip, folder.path()).map_err(encode)?;
+                fs::write(folder.path().join("metadata.json"), json).map_err(io)?;
+                open_to_others(folder.path(), 0o755).map_err(io)?;
+                // An empty folder of that name may be there: a rename replaces it.
+                fs::rename(folder.path(), &path).map_err(io)?;
+                // The folder has its name now; there is nothing left to clean up.
+                let _ = folder.keep();
+            }
+            Place::File(mut file) => {
+                let mut out = BufWriter::new(&mut file);
+                match format {
+                    Format::Mp4 => mp4::encode(clip, spec.fps, &mut out),
+                    Format::Gif => gif::encode(clip, spec.fps, &mut out),
+                    Format::Png | Format::PngFolder => {
+                        png::encode(clip.data(), clip.height(), clip.width(), &mut out)
+                    }
+                }
+                .map_err(encode)?;
+                out.flush().map_err(io)?;
+                drop(out);
+                write_record(&path, &json).map_err(io)?;
+                open_to_others(file.path(), 0o644).map_err(io)?;
+                file.as_file().sync_all().map_err(io)?;
+                file.persist(&path).map_err(|error| io(error.error))?;
+            }
+        }
+        Ok(path)
+    }
+}
+
+/// Checks what a format can hold.
+fn check(format: Format, spec: &VideoSpec) -> Result<(), String> {
+    let VideoSpec { frames, width, height, fps } = *spec;
+    let side = |pixels: usize| (1..=MAX_SIDE).contains(&pixels);
+    if frames == 0 || !side(width) || !side(height) {
+        return Err(format!(
+            "{frames} frames of {height}x{width} cannot be written: sides are 1 to {MAX_SIDE} pixels"
+        ));
+    }
+    if !(fps.is_finite() && (0.01..=1000.0).contains(&fps)) {
+        return Err(format!("{fps} frames a second cannot be written: 0.01 to 1000 are possible"));
+    }
+    match format {
+        Format::Mp4 => mp4::check(height, width, fps),
+        Format::Gif => gif::check(height, width, fps),
+        Format::Png if frames > 1 => {
+            Err(format!("one PNG cannot hold {frames} frames: name a folder, .mp4 or .gif"))
+        }
+        Format::Png | Format::PngFolder => Ok(()),
+    }
+}
+
+/// `<output>.json`, complete or absent.
+fn write_record(path: &Path, json: &str) -> std::io::Result<()> {
+    let mut name: OsString = path.as_os_str().into();
+    name.push(".json");
+    let target = PathBuf::from(name);
+    let parent = match target.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let mut file = tempfile::Builder::new().prefix(".opensora-").suffix(".part").tempfile_in(parent)?;
+    file.write_all(json.as_bytes())?;
+    open_to_others(file.path(), 0o644)?;
+    file.persist(target).map_err(|error| error.error)?;
+    Ok(())
+}
+
+/// Temporary files are private to their owner; what they become is as readable as any file.
+fn open_to_others(path: &Path, mode: u32) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    }
+    #[cfg(not(unix))]
+    let _ = (path, mode);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn clip(frames: usize) -> Frames {
+        Frames::from_rgb(vec![77; frames * 16 * 32 * 3], [frames, 16, 32]).unwrap()
+    }
+
+    fn spec(frames: usize) -> VideoSpec {
+        VideoSpec { frames, width: 32, height: 16, fps: 8.0 }
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn every_format_is_written_with_its_record() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, frames, written) in [
+            ("a.mp4", 3, vec!["a.mp4", "a.mp4.json"]),
+            ("b.gif", 3, vec!["b.gif", "b.gif.json"]),
+            ("c.PNG", 1, vec!["c.PNG", "c.PNG.json"]),
+            ("d", 3, vec!["d"]),
+            // A single frame becomes a PNG.
+            ("e.mp4", 1, vec!["e.png", "e.png.json"]),
+            ("f", 1, vec!["f.png", "f.png.json"]),
+        ] {
+            let inner = folder.path().join(format!("of-{name}"));
+            let writer = Writer::open(&inner.join(name), &spec(frames)).unwrap();
+            let path = writer.write(&clip(frames), &json!({"seed": 5})).unwrap();
+            assert!(path.exists());
+            assert_eq!(names(&inner), written);
+            let record = if path.is_dir() {
+                path.join("metadata.json")
+            } else {
+                inner.join(written[1])
+            };
+            let record: Value =
+                serde_json::from_str(&fs::read_to_string(record).unwrap()).unwrap();
+            assert_eq!(record, json!({"seed": 5}));
+        }
+        let frames = names(&folder.path().join("of-d/d"));
+        assert_eq!(frames, ["frame_00000.png", "frame_00001.png", "frame_00002.png", "metadata.json"]);
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_writer_that_did_not_write() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("a.mp4"), "before").unwrap();
+        drop(Writer::open(&folder.path().join("a.mp4"), &spec(3)).unwrap());
+        drop(Writer::open(&folder.path().join("frames"), &spec(3)).unwrap());
+        // A clip of another length fails after opening.
+        let writer = Writer::open(&folder.path().join("a.mp4"), &spec(3)).unwrap();
+        let error = writer.write(&clip(2), &json!({})).unwrap_err();
+        assert!(matches!(error, VideoError::OtherClip { .. }), "{error}");
+        assert_eq!(names(folder.path()), ["a.mp4"]);
+        assert_eq!(fs::read_to_string(folder.path().join("a.mp4")).unwrap(), "before");
+    }
+
+    #[test]
+    fn outputs_that_cannot_be_are_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |name: &str, spec: VideoSpec| {
+            Writer::open(&folder.path().join(name), &spec).unwrap_err().to_string()
+        };
+        assert!(open("a.avi", spec(3)).contains("unknown format"));
+        assert!(open("a.png", spec(3)).contains("3 frames"));
+        assert!(open("a.mp4", VideoSpec { fps: 0.0, ..spec(3) }).contains("0 frames a second"));
+        assert!(open("a.mp4", VideoSpec { fps: f64::NAN, ..spec(3) }).contains("NaN"));
+        assert!(open("a.mp4", VideoSpec { width: 0, ..spec(3) }).contains("16x0"));
+        assert!(open("a.gif", VideoSpec { fps: 90.0, ..spec(3) }).contains("GIF"));
+        assert!(open("a.mp4", VideoSpec { frames: 0, ..spec(3) }).contains("0 frames"));
+        fs::create_dir(folder.path().join("b.mp4")).unwrap();
+        assert!(open("b.mp4", spec(3)).contains("folder"));
+        fs::create_dir(folder.path().join("full")).unwrap();
+        fs::write(folder.path().join("full/x"), "x").unwrap();
+        assert!(open("full", spec(3)).contains("not empty"));
+        // A file where a folder is needed.
+        fs::write(folder.path().join("file"), "x").unwrap();
+        assert!(!open("file/a.mp4", spec(3)).contains('\n'));
+        assert_eq!(names(folder.path()), ["b.mp4", "file", "full"]);
+    }
+}

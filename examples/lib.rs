@@ -1,0 +1,13 @@
+//! Examples of `opensora`: `cargo run --release --example NAME` from the repository's root.
+//!
+//! | example | shows |
+//! |---|---|
+//! | `sample` | a prompt becomes a playable MP4 |
+//! | `swap_backend` | the same latents on every backend of the build |
+
+use std::path::PathBuf;
+
+/// The tiny model of the tests: the published formats and all the classes, with random weights.
+pub fn tiny_model() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny-model")
+}

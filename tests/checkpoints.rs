@@ -1,0 +1,222 @@
+//! Files from strangers: damaged, wrong or hostile checkpoints end in one clear line.
+
+use burn::tensor::{Device, FloatDType};
+use opensora::{
+    checkpoint::{Checkpoint, CheckpointError},
+    stdit::{DenoiserConfig, StDit},
+    t5::{T5Config, T5Encoder},
+    vae::{AutoencoderKl, VaeConfig},
+    verify::Case,
+};
+use opensora_tests::{devices, fixture};
+use std::path::{Path, PathBuf};
+
+fn device() -> Device {
+    devices().remove(0).1
+}
+
+fn config(case: &str) -> serde_json::Value {
+    let path = fixture("goldens").join(case);
+    assert!(Case::open(&path).is_ok());
+    let text = std::fs::read_to_string(path.join("case.json")).unwrap();
+    serde_json::from_str::<serde_json::Value>(&text).unwrap()["config"].clone()
+}
+
+fn stdit_config(case: &str) -> DenoiserConfig {
+    serde_json::from_value(config(case)).unwrap()
+}
+
+/// The message of a failed load, which must be one line.
+fn refusal(path: &Path, config: &DenoiserConfig) -> String {
+    let message = match Checkpoint::open(path) {
+        Err(error) => error.to_string(),
+        Ok(checkpoint) => StDit::load(config, &checkpoint, FloatDType::F32, &device())
+            .expect_err("a bad file was loaded")
+            .to_string(),
+    };
+    assert!(!message.contains('\n'), "{message}");
+    message
+}
+
+fn copy_to(folder: &tempfile::TempDir, fixture_name: &str) -> PathBuf {
+    let source = fixture("goldens").join(fixture_name);
+    let target = folder.path().join(source.file_name().unwrap());
+    std::fs::copy(source, &target).unwrap();
+    target
+}
+
+#[test]
+fn truncated_files_are_refused_at_every_length() {
+    for file in ["stdit-pth/STDiT.pth", "stdit-safetensors/model.safetensors"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = copy_to(&folder, file);
+        let config = stdit_config(file.split('/').next().unwrap());
+        let bytes = std::fs::read(&path).unwrap();
+        let lengths = (0..40).map(|i| bytes.len() * i / 40).chain([1, 7, 8, 9, 64, bytes.len() - 1]);
+        for length in lengths {
+            std::fs::write(&path, &bytes[..length]).unwrap();
+            let message = refusal(&path, &config);
+            assert!(message.contains(file.rsplit('/').next().unwrap()), "{length}: {message}");
+        }
+    }
+}
+
+/// Flipped bytes may hit a weight, which nothing can notice in safetensors; they never panic, and
+/// what loads has the right shape.
+#[test]
+fn flipped_bytes_never_panic() {
+    for file in ["stdit-pth/STDiT.pth", "stdit-safetensors/model.safetensors"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = copy_to(&folder, file);
+        let config = stdit_config(file.split('/').next().unwrap());
+        let bytes = std::fs::read(&path).unwrap();
+        let mut refused = 0;
+        // Headers lie at the start of safetensors and at the end of zip archives: both densely.
+        let positions = (0..300)
+            .map(|i| i * 7)
+            .chain((0..300).map(|i| bytes.len() - 1 - i * 7))
+            .chain((0..50).map(|i| bytes.len() * i / 50));
+        for position in positions {
+            let mut damaged = bytes.clone();
+            damaged[position] ^= 0x55;
+            std::fs::write(&path, damaged).unwrap();
+            let loaded = Checkpoint::open(&path)
+                .map_err(|error| error.to_string())
+                .and_then(|checkpoint| {
+                    StDit::load(&config, &checkpoint, FloatDType::F32, &device())
+                        .map_err(|error| error.to_string())
+                });
+            if let Err(message) = loaded {
+                assert!(!message.contains('\n'), "{position}: {message}");
+                refused += 1;
+            }
+        }
+        assert!(refused > 200, "{file}: only {refused} refused");
+    }
+}
+
+#[test]
+fn shards_must_be_there_and_agree_with_their_index() {
+    let copy = || {
+        let folder = tempfile::tempdir().unwrap();
+        let source = fixture("goldens/stdit-colossal-sharded/ckpt/model");
+        std::fs::create_dir(folder.path().join("model")).unwrap();
+        for entry in std::fs::read_dir(source).unwrap() {
+            let path = entry.unwrap().path();
+            let target = folder.path().join("model").join(path.file_name().unwrap());
+            std::fs::copy(path, target).unwrap();
+        }
+        folder
+    };
+    let config = stdit_config("stdit-colossal-sharded");
+    let index = "model/pytorch_model.bin.index.json";
+
+    let folder = copy();
+    std::fs::remove_file(folder.path().join("model/pytorch_model-00003.bin")).unwrap();
+    let error = Checkpoint::open(folder.path()).unwrap_err();
+    assert!(
+        matches!(&error, CheckpointError::MissingShard { shard, .. } if shard.contains("00003")),
+        "{error}"
+    );
+
+    let folder = copy();
+    let text = std::fs::read_to_string(folder.path().join(index)).unwrap();
+    for (damaged, says) in [
+        (text[..text.len() / 2].to_string(), "index"),
+        ("{}".to_string(), "weight_map"),
+        (r#"{"weight_map": {}}"#.to_string(), "empty"),
+        (r#"{"weight_map": {"a": "../../etc/passwd"}}"#.to_string(), "leads out"),
+        (r#"{"weight_map": {"a": "/etc/passwd"}}"#.to_string(), "leads out"),
+        (text.replace("x_embedder.proj.bias", "x_embedder.proj.sorry"), "sorry"),
+    ] {
+        std::fs::write(folder.path().join(index), damaged).unwrap();
+        let message = refusal(folder.path(), &config);
+        assert!(message.contains(says), "{message}");
+    }
+}
+
+#[test]
+fn folders_with_no_or_several_checkpoints_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let message = Checkpoint::open(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("no checkpoint in this folder"), "{message}");
+    for name in ["a.pth", "b.pth"] {
+        std::fs::copy(fixture("goldens/stdit-pth/STDiT.pth"), folder.path().join(name)).unwrap();
+    }
+    let message = Checkpoint::open(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("a.pth, b.pth"), "{message}");
+}
+
+#[test]
+fn what_is_no_checkpoint_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("weights.pth");
+    for (content, says) in [
+        ("", "empty"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS"),
+        ("<!DOCTYPE html><html>", "HTML"),
+        ("certainly no weights", "not a readable checkpoint"),
+        ("{\"a\": 1}", "weight_map"),
+    ] {
+        std::fs::write(&path, content).unwrap();
+        let message = Checkpoint::open(&path).unwrap_err().to_string();
+        assert!(message.contains(says) && !message.contains('\n'), "{message}");
+    }
+    let message = Checkpoint::open(folder.path().join("nowhere.pth")).unwrap_err().to_string();
+    assert!(message.contains("nowhere.pth"), "{message}");
+}
+
+#[test]
+fn a_wrong_config_names_keys_and_cause() {
+    let path = fixture("goldens/stdit-pth/STDiT.pth");
+    let right = stdit_config("stdit-pth");
+    let deeper = DenoiserConfig { depth: right.depth + 1, ..right.clone() };
+    let message = refusal(&path, &deeper);
+    assert!(message.contains("blocks.2.") && message.contains("more or deeper layers"), "{message}");
+    let shallower = DenoiserConfig { depth: right.depth - 1, ..right.clone() };
+    let message = refusal(&path, &shallower);
+    assert!(message.contains("left over") && message.contains("fewer layers"), "{message}");
+    let wider = DenoiserConfig { hidden_size: 2 * right.hidden_size, ..right.clone() };
+    let message = refusal(&path, &wider);
+    assert!(message.contains("another shape") && message.contains("another size"), "{message}");
+}
+
+#[test]
+fn a_wrong_artefact_is_recognised() {
+    let device = device();
+    let open = |file: &str| Checkpoint::open(fixture("goldens").join(file)).unwrap();
+    let f32 = FloatDType::F32;
+
+    let vae = open("vae-bin/diffusion_pytorch_model.bin");
+    let error = StDit::load(&stdit_config("stdit-pth"), &vae, f32, &device).unwrap_err();
+    assert!(error.to_string().contains("looks like a VAE in diffusers layout"), "{error}");
+
+    let stdit = open("stdit-pth/STDiT.pth");
+    let error = AutoencoderKl::load(&VaeConfig::default(), &stdit, f32, &device).unwrap_err();
+    assert!(error.to_string().contains("looks like an STDiT"), "{error}");
+    let error = T5Encoder::load(&T5Config::default(), &stdit, f32, &device).unwrap_err();
+    assert!(error.to_string().contains("looks like an STDiT"), "{error}");
+
+    // Without its temporal attention a PixArt is no STDiT, unless one starts from it.
+    let pixart = open("pixart-init/PixArt-XL-2-tiny.pth");
+    let config = stdit_config("pixart-init");
+    let error = StDit::load(&config, &pixart, f32, &device).unwrap_err().to_string();
+    assert!(error.contains("attn_temp"), "{error}");
+    assert!(StDit::from_pixart(&config, &pixart, f32, &device).is_ok());
+}
+
+/// One file in every layout that holds the same weights must load to the same model; here the
+/// report says what was loaded and what was known and left.
+#[test]
+fn reports_say_what_was_loaded_and_left() {
+    let checkpoint =
+        Checkpoint::open(fixture("goldens/t5-encoder-full-bf16-bin/pytorch_model.bin")).unwrap();
+    let config: T5Config = serde_json::from_value(config("t5-encoder-full-bf16-bin")).unwrap();
+    let (_, report) =
+        T5Encoder::load(&config, &checkpoint, FloatDType::F32, &device()).unwrap();
+    assert_eq!(report.tensors, 3 + 9 * config.num_layers);
+    assert!(report.ignored.iter().all(|key| {
+        key.starts_with("decoder.") || key == "lm_head.weight" || key == "encoder.embed_tokens.weight"
+    }));
+    assert!(report.ignored.contains(&"lm_head.weight".to_string()));
+}

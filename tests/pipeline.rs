@@ -1,0 +1,211 @@
+//! The pipeline as a whole: determinism, batches, latents on disk, impossible requests.
+
+use burn::tensor::{Device, Tensor};
+use opensora::{
+    Observer, PipelineError, Quiet, SampleRequest, TextToVideo,
+    checkpoint::ImportReport,
+    diffusion::{SampleError, SamplerKind},
+    latents,
+    nn::dtype::Dtype,
+};
+use opensora_tests::{devices, tiny_model};
+use std::ops::ControlFlow;
+
+fn pipeline(device: &Device) -> TextToVideo {
+    TextToVideo::new(tiny_model(), Dtype::F32, Dtype::F32, device.clone()).unwrap()
+}
+
+fn small(sampler: SamplerKind) -> SampleRequest {
+    SampleRequest {
+        num_frames: 2,
+        image_size: [16, 32],
+        sampler,
+        steps: Some(4),
+        ..SampleRequest::default()
+    }
+}
+
+fn sample(pipeline: &TextToVideo, prompts: &[&str], request: &SampleRequest) -> Vec<f32> {
+    let states = pipeline.encode_prompts(prompts, &mut Quiet).unwrap();
+    values(pipeline.sample(&states, request, &mut Quiet).unwrap())
+}
+
+fn values(tensor: Tensor<5>) -> Vec<f32> {
+    tensor.into_data().try_to_vec::<f32>().unwrap()
+}
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn a_repeated_run_is_bit_identical() {
+    for (name, device) in devices() {
+        for sampler in SamplerKind::ALL {
+            let run = || sample(&pipeline(&device), &["a red fox"], &small(sampler));
+            assert_eq!(run(), run(), "{name} {sampler}");
+        }
+    }
+}
+
+#[test]
+fn a_seed_means_the_same_on_every_device() {
+    for sampler in SamplerKind::ALL {
+        let request = small(sampler);
+        let mut first: Option<Vec<f32>> = None;
+        for (name, device) in devices() {
+            let latents = sample(&pipeline(&device), &["a red fox"], &request);
+            let first = first.get_or_insert_with(|| latents.clone());
+            let scale = first.iter().fold(1.0f32, |max, value| max.max(value.abs()));
+            // The golden sampling cases allow f32 about 1e-4 of the largest value over 8 steps.
+            let difference = largest_difference(&latents, first);
+            assert!(difference <= 1e-4 * scale, "{name} {sampler}: {difference} of {scale}");
+        }
+    }
+}
+
+#[test]
+fn another_seed_gives_other_latents() {
+    let (_, device) = devices().remove(0);
+    let request = small(SamplerKind::Iddpm);
+    let other = SampleRequest { seed: 43, ..request.clone() };
+    let pipeline = pipeline(&device);
+    assert_ne!(sample(&pipeline, &["a fox"], &request), sample(&pipeline, &["a fox"], &other));
+}
+
+/// A prompt's clip depends on its place in the list and not on how the list is cut into batches.
+#[test]
+fn batches_do_not_change_a_clip() {
+    for (name, device) in devices() {
+        let prompts = ["a red fox", "the sea at night, seen from a drone", ""];
+        for sampler in SamplerKind::ALL {
+            let one = SampleRequest { batch_size: 1, ..small(sampler) };
+            let two = SampleRequest { batch_size: 2, ..one.clone() };
+            let pipeline = pipeline(&device);
+            let singles = sample(&pipeline, &prompts, &one);
+            let pairs = sample(&pipeline, &prompts, &two);
+            let scale = singles.iter().fold(1.0f32, |max, value| max.max(value.abs()));
+            let difference = largest_difference(&singles, &pairs);
+            assert!(difference <= 1e-4 * scale, "{name} {sampler}: {difference} of {scale}");
+        }
+    }
+}
+
+#[test]
+fn clips_and_images_have_the_size_that_was_asked_for() {
+    for (name, device) in devices() {
+        let pipeline = pipeline(&device);
+        for (num_frames, image_size) in [(1, [16, 16]), (3, [32, 16]), (5, [16, 48])] {
+            let request = SampleRequest { num_frames, image_size, ..small(SamplerKind::DpmSolver) };
+            let clips = pipeline.generate(&["a fox", "a bear"], &request, &mut Quiet).unwrap();
+            assert_eq!(clips.len(), 2, "{name}");
+            for clip in clips {
+                assert_eq!([clip.len(), clip.height(), clip.width()][1..], image_size, "{name}");
+                assert_eq!(clip.len(), num_frames, "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn latents_survive_the_disk_bit_by_bit() {
+    let (_, device) = devices().remove(0);
+    let pipeline = pipeline(&device);
+    let states = pipeline.encode_prompts(&["a red fox"], &mut Quiet).unwrap();
+    let sampled = pipeline.sample(&states, &small(SamplerKind::DpmSolver), &mut Quiet).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("new/latents.safetensors");
+    latents::save(&path, sampled.clone(), &serde_json::json!({"seed": 1})).unwrap();
+    let read = latents::load(&path, &device).unwrap();
+    assert_eq!(read.dims(), sampled.dims());
+    assert_eq!(values(read), values(sampled));
+    // Nothing else is left in the folder.
+    assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+}
+
+#[test]
+fn models_are_loaded_one_after_the_other() {
+    struct Order(Vec<String>);
+    impl Observer for Order {
+        fn loading(&mut self, what: &str) {
+            self.0.push(what.to_string());
+        }
+        fn loaded(&mut self, report: &ImportReport) {
+            assert!(report.tensors > 0 && report.elements > 0);
+        }
+    }
+    let (_, device) = devices().remove(0);
+    let mut order = Order(vec![]);
+    let request = small(SamplerKind::DpmSolver);
+    pipeline(&device).generate(&["a fox"], &request, &mut order).unwrap();
+    assert_eq!(order.0, ["text encoder", "denoiser", "VAE"]);
+}
+
+#[test]
+fn an_observer_stops_the_sampling() {
+    struct StopAfter(usize);
+    impl Observer for StopAfter {
+        fn sampled(&mut self, step: usize, _: usize, _: usize, _: usize) -> ControlFlow<()> {
+            if step == self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+    }
+    let (_, device) = devices().remove(0);
+    let request = small(SamplerKind::Iddpm);
+    let stopped = pipeline(&device).generate(&["a fox"], &request, &mut StopAfter(2)).unwrap_err();
+    let interrupted = SampleError::Interrupted { completed: 2, total: 4 };
+    assert!(matches!(stopped, PipelineError::Sample(error) if error == interrupted));
+}
+
+#[test]
+fn long_prompts_are_cut_and_empty_ones_are_one_token() {
+    for (name, device) in devices() {
+        let long = "a very long walk ".repeat(600);
+        assert!(long.len() > 10_000);
+        let states = pipeline(&device).encode_prompts(&[long.as_str(), ""], &mut Quiet).unwrap();
+        assert_eq!(states.states.dims()[..2], [2, 24], "{name}");
+        let kept = |row: usize| states.mask.rows()[row].iter().filter(|&&keep| keep).count();
+        assert_eq!((kept(0), kept(1)), (24, 1), "{name}");
+        let none: [&str; 0] = [];
+        assert!(pipeline(&device).encode_prompts(&none, &mut Quiet).is_err());
+    }
+}
+
+#[test]
+fn impossible_requests_are_refused_before_any_work() {
+    let (_, device) = devices().remove(0);
+    let pipeline = pipeline(&device);
+    let ok = small(SamplerKind::Iddpm);
+    pipeline.check(&ok).unwrap();
+    for (bad, says) in [
+        (SampleRequest { image_size: [17, 32], ..ok.clone() }, "17x32"),
+        // Eight pixels are one latent, which the patch of two does not divide.
+        (SampleRequest { image_size: [16, 24], ..ok.clone() }, "patches"),
+        (SampleRequest { image_size: [0, 32], ..ok.clone() }, "0x32"),
+        (SampleRequest { num_frames: 0, ..ok.clone() }, "0 frames"),
+        (SampleRequest { num_frames: usize::MAX, ..ok.clone() }, "too many"),
+        (SampleRequest { steps: Some(0), ..ok.clone() }, "0"),
+        (SampleRequest { steps: Some(1001), ..ok.clone() }, "1001"),
+        (SampleRequest { batch_size: 0, ..ok.clone() }, "batch size"),
+        (SampleRequest { guidance_scale: f64::NAN, ..ok.clone() }, "guidance"),
+    ] {
+        let error = pipeline.check(&bad).unwrap_err().to_string();
+        assert!(error.contains(says) && !error.contains('\n'), "{error}");
+        assert!(pipeline.generate(&["a fox"], &bad, &mut Quiet).is_err());
+    }
+}
+
+#[test]
+fn half_precision_is_used_where_the_device_has_it() {
+    for (name, device) in devices() {
+        let made = TextToVideo::new(tiny_model(), Dtype::Bf16, Dtype::F32, device.clone());
+        match made {
+            Ok(pipeline) => {
+                let request = small(SamplerKind::DpmSolver);
+                let latents = sample(&pipeline, &["a red fox"], &request);
+                assert!(latents.iter().all(|value| value.is_finite()), "{name}");
+            }
+            Err(error) => assert!(matches!(error, PipelineError::Dtype(_)), "{name}: {error}"),
+        }
+    }
+}
