@@ -10,7 +10,7 @@ mod compare;
 mod denoiser;
 mod diffusion;
 mod manifests;
-//mod pipeline;
+mod pipeline;
 mod text;
 mod vae;
 
@@ -119,7 +119,7 @@ pub fn run(folder: &Path, device: &Device) -> Result<CaseReport, VerifyError> {
         "iddpm-losses" => diffusion::losses,
         "iddpm-sample" => diffusion::iddpm_sample,
         "dpm-solver" => diffusion::dpm_solver,
-        //"pipeline" => pipeline::run,
+        "pipeline" => pipeline::run,
         "manifests" => manifests::run,
         kind => {
             return Err(VerifyError::UnknownKind { path: folder.into(), kind: kind.into() });

@@ -1,0 +1,233 @@
+//! Caption cleaning, as the captions of the published models' training were cleaned.
+//!
+//! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/text_encoder/t5.py`, class `T5Embedder`:
+//! `text_preprocessing`, `clean_caption`, `basic_clean`; and what these call: Python's `re`, `html`,
+//! `html.parser` and `urllib`, BeautifulSoup 4.15 ([`html`]) and ftfy 6.3 ([`mojibake`]).
+//!
+//! Quirks of the reference, kept: cleaning runs twice; it comes before tokenisation, so special
+//! tokens typed in a prompt are removed as tags; lower-casing comes before the repair of wrongly
+//! decoded text, so most of that is destroyed rather than repaired; `+` becomes a space; Chinese
+//! characters are removed.
+
+mod html;
+mod mojibake;
+mod mojibake_tables;
+mod patterns;
+
+use patterns::{Rule, rules};
+use std::sync::LazyLock;
+
+/// Python's `str.strip`: white space and the four ASCII separators.
+fn strip(text: &str) -> &str {
+    text.trim_matches(is_space)
+}
+
+/// Python's `str.isspace` for one character.
+fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
+}
+
+/// Cleans a caption: both passes of the reference.
+pub fn text_preprocessing(caption: &str) -> String {
+    clean_caption(&clean_caption(caption))
+}
+
+/// One pass of cleaning.
+pub fn clean_caption(caption: &str) -> String {
+    let mut text = strip(&unquote_plus(caption)).to_lowercase();
+    text = text.replace("<person>", "person");
+    text = apply(&BEFORE_HTML, text);
+    text = html::text(&text);
+    text = apply(&AFTER_HTML, text);
+    // this-is-my-cute-cat / this_is_my_cute_cat
+    if text.matches(['-', '_']).count() > 3 {
+        text = text.replace(['-', '_'], " ");
+    }
+    text = basic_clean(&text);
+    text = apply(&LAST, text);
+    strip(&text).to_string()
+}
+
+/// ftfy, then HTML entities twice.
+fn basic_clean(text: &str) -> String {
+    let text = mojibake::fix_text(text);
+    let text = html::unescape(&html::unescape(&text));
+    strip(&text).to_string()
+}
+
+/// `urllib.parse.unquote_plus`: `+` to space, `%xx` to bytes, decoded as UTF-8 together with the
+/// ASCII around them; what is no UTF-8 becomes U+FFFD.
+fn unquote_plus(text: &str) -> String {
+    let text = text.replace('+', " ");
+    if !text.contains('%') {
+        return text;
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let ascii = rest.find(|c: char| !c.is_ascii()).unwrap_or(rest.len());
+        out.push_str(&String::from_utf8_lossy(&percent_decode(rest[..ascii].as_bytes())));
+        rest = &rest[ascii..];
+        let other = rest.find(|c: char| c.is_ascii()).unwrap_or(rest.len());
+        out.push_str(&rest[..other]);
+        rest = &rest[other..];
+    }
+    out
+}
+
+fn percent_decode(ascii: &[u8]) -> Vec<u8> {
+    let hex = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
+    let mut out = Vec::with_capacity(ascii.len());
+    let mut i = 0;
+    while i < ascii.len() {
+        let digits = ascii.get(i + 1).zip(ascii.get(i + 2)).filter(|_| ascii[i] == b'%');
+        match digits.and_then(|(&high, &low)| Some((hex(high)?, hex(low)?))) {
+            Some((high, low)) => {
+                out.push(high << 4 | low);
+                i += 3;
+            }
+            None => {
+                out.push(ascii[i]);
+                i += 1;
+            }
+        }
+    }
+    out
+}
+
+fn apply(rules: &[Rule], text: String) -> String {
+    rules.iter().fold(text, |text, rule| rule.apply(text))
+}
+
+static BEFORE_HTML: LazyLock<Vec<Rule>> = LazyLock::new(|| {
+    const SITES: &str = r"[a-zA-Z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[<w>/-]*<b>\/?(?!@)";
+    rules(&[
+        (&format!(r"<b>(?:https?:(?:\/{{1,3}}|[a-zA-Z0-9%])|{SITES})"), ""),
+        // Quirk: "www:" with a colon.
+        (&format!(r"<b>(?:www:(?:\/{{1,3}}|[a-zA-Z0-9%])|{SITES})"), ""),
+    ])
+});
+
+static AFTER_HTML: LazyLock<Vec<Rule>> = LazyLock::new(|| {
+    rules(&[
+        // @nickname
+        (r"@[<w>]+<b>", ""),
+        // CJK strokes to unified ideographs
+        (r"[\u{31c0}-\u{4dff}\u{4e00}-\u{9fff}]+", ""),
+        // all kinds of dash
+        (
+            concat!(
+                r"[\u{2D}\u{58A}\u{5BE}\u{1400}\u{1806}\u{2010}-\u{2015}\u{2E17}\u{2E1A}\u{2E3A}",
+                r"\u{2E3B}\u{2E40}\u{301C}\u{3030}\u{30A0}\u{FE31}\u{FE32}\u{FE58}\u{FE63}\u{FF0D}]+"
+            ),
+            "-",
+        ),
+        // quotation marks to one standard
+        (r"[`´«»“”¨]", "\""),
+        (r"[‘’]", "'"),
+        (r"&quot;?", ""),
+        (r"&amp", ""),
+        // IP addresses
+        (r"<d>{1,3}\.<d>{1,3}\.<d>{1,3}\.<d>{1,3}", " "),
+        // article ids
+        (r"<d>:<d><d><s>+$", ""),
+        // a written \n
+        (r"\\n", " "),
+        // #123, #12345.., 123456..
+        (r"#<d>{1,3}<b>", ""),
+        (r"#<d>{5,}<b>", ""),
+        (r"<b><d>{6,}<b>", ""),
+        // file names
+        (r"<S>+\.(?:png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)", ""),
+        (r#"["']{2,}"#, "\""),
+        (r"\.{2,}", " "),
+        // ***AUSVERKAUFT***, #AUSVERKAUFT
+        (r"[#®•©™&@·º½¾¿¡§~)(\]\[}{|\\/*]+", " "),
+        // " . "
+        (r"<s>+\.<s>+", " "),
+    ])
+});
+
+static LAST: LazyLock<Vec<Rule>> = LazyLock::new(|| {
+    rules(&[
+        // jc6640, jc6640vc, 6640vc231
+        (r"<b>[a-zA-Z]{1,3}<d>{3,15}<b>", ""),
+        (r"<b>[a-zA-Z]+<d>+[a-zA-Z]+<b>", ""),
+        (r"<b><d>+[a-zA-Z]+<d>+<b>", ""),
+        (r"(?:worldwide<s>+)?(?:free<s>+)?shipping", ""),
+        (r"(?:free<s>)?download(?:<s>free)?", ""),
+        (r"<b>click<b><s>(?:for|on)<s>[<w>]+", ""),
+        (r"<b>(?:png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)(?:<s>image[s]?)?", ""),
+        (r"<b>page<s>+<d>+<b>", ""),
+        // j2d1a2a...
+        (r"<b><d>*[a-zA-Z]+<d>+[a-zA-Z]+<d>+[a-zA-Z<d>]*<b>", " "),
+        // 320x240; the second x is Cyrillic
+        (r"<b><d>+\.?<d>*[xх×]<d>+\.?<d>*<b>", ""),
+        (r"<b><s>+\:<s>+", ": "),
+        (r"(<D>[,\./])<b>", "$1 "),
+        (r"<s>+", " "),
+        // The reference strips here and drops the result.
+        (r#"^["']([\s\S]+)["']$"#, "$1"),
+        (r"^['_,\-:;]", ""),
+        (r"['_,\-:+]$", ""),
+        (r"^\.<S>+$", ""),
+    ])
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(file: &str, input: &str, output: &str) -> Vec<(String, String)> {
+        let path = format!("{}/../../tests/fixtures/{file}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(path).unwrap();
+        let cases: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+        let field = |case: &serde_json::Value, name| case[name].as_str().unwrap().to_string();
+        cases.iter().map(|case| (field(case, input), field(case, output))).collect()
+    }
+
+    #[test]
+    fn captions_are_cleaned_as_by_the_reference() {
+        let golden = "goldens/caption-clean/expected.json";
+        for (input, want) in pairs(golden, "input", "output") {
+            assert_eq!(text_preprocessing(&input), want, "{input:?}");
+        }
+        for (input, want) in pairs(golden, "input", "after_one_pass") {
+            assert_eq!(clean_caption(&input), want, "{input:?}");
+        }
+    }
+
+    /// See the README beside the file for where they come from.
+    #[test]
+    fn fuzzed_captions_are_cleaned_as_by_the_reference() {
+        let cases = pairs("caption/fuzz.json", "input", "output");
+        assert_eq!(cases.len(), 500);
+        for (input, want) in cases {
+            assert_eq!(text_preprocessing(&input), want, "{input:?}");
+        }
+    }
+
+    #[test]
+    fn percent_signs_are_decoded_with_their_neighbours() {
+        for (quoted, plain) in [
+            ("a+b", "a b"),
+            ("100%", "100%"),
+            ("%41%zz%4", "A%zz%4"),
+            ("caf%C3%A9", "café"),
+            ("%C3é%A9", "\u{fffd}é\u{fffd}"),
+            ("%E2%82x", "\u{fffd}x"),
+        ] {
+            assert_eq!(unquote_plus(quoted), plain);
+        }
+    }
+
+    #[test]
+    fn long_captions_do_not_take_long() {
+        let started = std::time::Instant::now();
+        for text in ["a.b-".repeat(2_500), "<a ".repeat(3_333), "&#".repeat(5_000), "x".repeat(10_000)] {
+            text_preprocessing(&text);
+        }
+        // Far above what it takes; a quadratic pattern would need minutes.
+        assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
+    }
+}

@@ -1,0 +1,499 @@
+//! The text of HTML, as BeautifulSoup takes it out, and HTML's entities.
+//!
+//! Source: CPython 3.11.7, `html/parser.py` (`HTMLParser.goahead` without `convert_charrefs`),
+//! `_markupbase.py` and `html/__init__.py` (`unescape`); BeautifulSoup 4.15, `builder/_htmlparser.py`
+//! and `BeautifulSoup.text`. Of the tree only what decides about text is kept: which elements are
+//! open whose text does not count.
+//!
+//! Deviation: markup that makes the reference fail (`<![` with an unknown word) is text here.
+//! Later Python versions treat comments and broken tags otherwise.
+
+use super::is_space;
+use entities::ENTITIES;
+use fancy_regex::Regex;
+use std::{collections::HashMap, sync::LazyLock};
+
+/// Elements without content.
+const EMPTY_ELEMENTS: [&str; 24] = [
+    "menuitem", "spacer", "hr", "input", "br", "frame", "nextid", "base", "area", "meta", "keygen",
+    "bgsound", "image", "track", "wbr", "isindex", "col", "source", "basefont", "command", "param",
+    "img", "embed", "link",
+];
+/// Elements whose text is no text of the document.
+const SILENT_ELEMENTS: [&str; 5] = ["rt", "rp", "style", "script", "template"];
+/// Elements whose content is not parsed.
+const RAW_ELEMENTS: [&str; 2] = ["script", "style"];
+
+/// Entities by their name without the ampersand, such as `amp;` and `amp`.
+static NAMED: LazyLock<HashMap<&'static str, &'static str>> = LazyLock::new(|| {
+    ENTITIES.iter().map(|entity| (&entity.entity[1..], entity.characters)).collect()
+});
+
+/// The named entity, which ends in a semicolon unless it is one of the old ones.
+pub(super) fn named(name: &str) -> Option<&'static str> {
+    NAMED.get(name).copied()
+}
+
+/// All named entities.
+pub(super) fn all_named() -> impl Iterator<Item = (&'static str, &'static str)> {
+    NAMED.iter().map(|(name, characters)| (*name, *characters))
+}
+
+static CHARREF: LazyLock<Regex> = LazyLock::new(|| {
+    super::patterns::compile(r"&(#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[^\t\n\f <&#;]{1,32};?)")
+});
+
+/// Python's `html.unescape`.
+pub(super) fn unescape(text: &str) -> String {
+    if !text.contains('&') {
+        return text.to_string();
+    }
+    CHARREF
+        .replace_all(text, |found: &fancy_regex::Captures<'_>| {
+            let reference = found.get(1).map_or("", |group| group.as_str());
+            match reference.strip_prefix('#') {
+                Some(number) => numeric(number.trim_end_matches(';')),
+                None => named_or_prefix(reference),
+            }
+        })
+        .into_owned()
+}
+
+/// The longest name that starts `reference`, with the rest behind it.
+fn named_or_prefix(reference: &str) -> String {
+    if let Some(characters) = named(reference) {
+        return characters.to_string();
+    }
+    let ends = reference.char_indices().map(|(end, _)| end).skip(2).collect::<Vec<_>>();
+    for end in ends.into_iter().rev() {
+        if let Some(characters) = named(&reference[..end]) {
+            return format!("{characters}{}", &reference[end..]);
+        }
+    }
+    format!("&{reference}")
+}
+
+/// A number without `#` and `;` to its character, as HTML5 wants it.
+fn numeric(number: &str) -> String {
+    let code = parse_number(number);
+    match code {
+        0x0d => "\r".into(),
+        0x80..=0x9f => windows_1252(code as u8).into(),
+        // Controls and code points that are no characters.
+        1..=8 | 0xb | 0xe..=0x1f | 0x7f | 0xfdd0..=0xfdef => String::new(),
+        _ if code & 0xfffe == 0xfffe && (0x1_0000..=0x10_ffff).contains(&code) => String::new(),
+        0xfffe | 0xffff => String::new(),
+        _ => character(code),
+    }
+}
+
+/// A decimal number, or a hexadecimal one after `x`; what is too large stays too large.
+fn parse_number(number: &str) -> u32 {
+    let parsed = match number.strip_prefix(['x', 'X']) {
+        Some(hex) => u32::from_str_radix(hex, 16),
+        None => number.parse(),
+    };
+    parsed.unwrap_or(u32::MAX)
+}
+
+/// The character, or U+FFFD where there is none or it is the null character.
+fn character(code: u32) -> String {
+    char::from_u32(code).filter(|&c| c != '\0').unwrap_or('\u{fffd}').to_string()
+}
+
+/// What byte 0x80 to 0x9F means in Windows-1252; itself where it means nothing.
+fn windows_1252(byte: u8) -> char {
+    let page = super::mojibake_tables::CODE_PAGES
+        .iter()
+        .find(|page| page.name == "windows-1252")
+        .expect("the table has it");
+    page.upper.chars().nth(usize::from(byte) - 0x80).unwrap_or(byte.into())
+}
+
+/// The text of a document.
+pub(super) fn text(document: &str) -> String {
+    if !document.contains(['<', '&']) {
+        return collapse_blank(document).to_string();
+    }
+    let mut parser = Parser::default();
+    match parser.run(document) {
+        Ok(()) => parser.finish(),
+        Err(Rejected) => document.to_string(),
+    }
+}
+
+/// BeautifulSoup keeps a blank string as one space or line break.
+fn collapse_blank(text: &str) -> &str {
+    if text.is_empty() || text.contains(|c| !matches!(c, ' ' | '\n' | '\t' | '\x0c' | '\r')) {
+        text
+    } else if text.contains('\n') {
+        "\n"
+    } else {
+        " "
+    }
+}
+
+/// Markup that the reference fails on.
+struct Rejected;
+
+#[derive(Default)]
+struct Parser {
+    out: String,
+    /// Text since the last tag.
+    pending: String,
+    open: Vec<String>,
+    /// End tags that belong to empty elements which were closed already.
+    closed_empty: Vec<String>,
+    /// The element whose content is not parsed.
+    raw: Option<String>,
+}
+
+macro_rules! pattern {
+    ($name:ident, $pattern:expr) => {
+        static $name: LazyLock<Regex> = LazyLock::new(|| super::patterns::compile($pattern));
+    };
+}
+pattern!(ENTITY, r"\A&([a-zA-Z][-.a-zA-Z0-9]*)[^a-zA-Z0-9]");
+pattern!(NUMBER, r"\A&#(?:[0-9]+|[xX][0-9a-fA-F]+)[^0-9a-fA-F]");
+pattern!(TAG_NAME, r"\A([a-zA-Z][^\t\n\r\x0c />\x00]*)(?:<s>|/(?!>))*");
+pattern!(END_TAG, r"\A</<s>*([a-zA-Z][-.a-zA-Z0-9:_]*)<s>*>");
+pattern!(COMMENT_CLOSE, r"--<s>*>");
+pattern!(SECTION_NAME, r"\A([a-zA-Z][-_.a-zA-Z0-9]*)<s>*");
+pattern!(SECTION_CLOSE, r"\]<s>*\]<s>*>");
+pattern!(OFFICE_SECTION_CLOSE, r"\]<s>*>");
+
+/// End of the first match in `text`.
+fn match_end(pattern: &Regex, text: &str) -> Option<usize> {
+    pattern.find(text).ok().flatten().map(|found| found.end())
+}
+
+fn capture<'t>(pattern: &Regex, text: &'t str) -> Option<(&'t str, usize)> {
+    let captures = pattern.captures(text).ok().flatten()?;
+    Some((captures.get(1)?.as_str(), captures.get(0)?.end()))
+}
+
+impl Parser {
+    /// Feeds the document, then the rest of it again knowing that nothing follows.
+    fn run(&mut self, document: &str) -> Result<(), Rejected> {
+        let rest = self.go_ahead(document, 0, false)?;
+        let rest = self.go_ahead(document, rest, true)?;
+        if self.raw.is_none() {
+            self.data(&document[rest..]);
+        }
+        Ok(())
+    }
+
+    /// Parses from `i`; stops early at what may be incomplete unless `end`. Returns where.
+    fn go_ahead(&mut self, document: &str, mut i: usize, end: bool) -> Result<usize, Rejected> {
+        while i < document.len() {
+            let rest = &document[i..];
+            let next = match &self.raw {
+                // In raw content only its own end tag is of interest.
+                Some(raw) => match find_raw_end(rest, raw) {
+                    Some(at) => at,
+                    None => break,
+                },
+                None => rest.find(['<', '&']).unwrap_or(rest.len()),
+            };
+            self.data(&rest[..next]);
+            i += next;
+            let rest = &document[i..];
+            if rest.is_empty() {
+                break;
+            }
+            if rest.starts_with('<') {
+                match self.markup(document, i)? {
+                    Step::To(k) => i = k,
+                    Step::Text => {
+                        self.data("<");
+                        i += 1;
+                    }
+                    Step::Wait => break,
+                    Step::Incomplete if !end => break,
+                    Step::Incomplete => {
+                        let k = match rest[1..].find('>') {
+                            Some(at) => at + 2,
+                            None => rest[1..].find('<').map_or(1, |at| at + 1),
+                        };
+                        self.data(&rest[..k]);
+                        i += k;
+                    }
+                }
+            } else if rest.starts_with("&#") {
+                match match_end(&NUMBER, rest) {
+                    Some(k) => {
+                        let last = rest[..k].chars().next_back().map_or(0, char::len_utf8);
+                        self.number_reference(&rest[2..k - last]);
+                        i += if rest[..k].ends_with(';') { k } else { k - last };
+                    }
+                    None => {
+                        if rest.contains(';') {
+                            self.data("&#");
+                            i += 2;
+                        }
+                        break;
+                    }
+                }
+            } else {
+                match capture(&ENTITY, rest) {
+                    Some((name, k)) => {
+                        match named(&format!("{name};")) {
+                            Some(characters) => self.data(characters),
+                            None => self.data(&format!("&{name}")),
+                        }
+                        let last = rest[..k].chars().next_back().map_or(0, char::len_utf8);
+                        i += if rest[..k].ends_with(';') { k } else { k - last };
+                    }
+                    None => {
+                        let letter = rest[1..].chars().next();
+                        if letter.is_some_and(|c| c.is_ascii_alphabetic() || c == '#') {
+                            // A reference that may go on behind the end of the text.
+                            if end && rest.chars().count() == 2 {
+                                i += 1;
+                            }
+                            break;
+                        } else if letter.is_some() {
+                            self.data("&");
+                            i += 1;
+                        } else {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(i)
+    }
+
+    /// BeautifulSoup's reading of a numeric reference, which may have text behind its digits.
+    fn number_reference(&mut self, number: &str) {
+        let code = parse_number(number);
+        let characters = match code {
+            0x80..=0x9f => windows_1252(code as u8).to_string(),
+            _ => character(code),
+        };
+        self.data(&characters);
+    }
+
+    /// What starts with `<` at `i`.
+    fn markup(&mut self, document: &str, i: usize) -> Result<Step, Rejected> {
+        let rest = &document[i..];
+        if rest[1..].starts_with(|c: char| c.is_ascii_alphabetic()) {
+            Ok(self.start_tag(document, i))
+        } else if rest.starts_with("</") {
+            Ok(self.end_tag(document, i))
+        } else if rest.starts_with("<!--") {
+            Ok(self.silent(match_end(&COMMENT_CLOSE, &rest[4..]).map(|end| i + 4 + end)))
+        } else if rest.starts_with("<?") {
+            Ok(self.silent(rest.find('>').map(|end| i + end + 1)))
+        } else if rest.starts_with("<![") {
+            self.marked_section(rest, i)
+        } else if rest.starts_with("<!") {
+            // A document type or a bogus comment.
+            let from = if rest.get(..9).is_some_and(|s| s.eq_ignore_ascii_case("<!doctype")) { 9 } else { 2 };
+            Ok(self.silent(rest[from..].find('>').map(|end| i + from + end + 1)))
+        } else if rest.len() > 1 {
+            Ok(Step::Text)
+        } else {
+            Ok(Step::Wait)
+        }
+    }
+
+    /// Something without text up to `end`.
+    fn silent(&mut self, end: Option<usize>) -> Step {
+        match end {
+            Some(end) => {
+                self.end_data();
+                Step::To(end)
+            }
+            None => Step::Incomplete,
+        }
+    }
+
+    fn marked_section(&mut self, rest: &str, i: usize) -> Result<Step, Rejected> {
+        let Some((name, end)) = capture(&SECTION_NAME, &rest[3..]) else {
+            return if rest.len() == 3 { Ok(Step::Incomplete) } else { Err(Rejected) };
+        };
+        if 3 + end == rest.len() {
+            return Ok(Step::Incomplete);
+        }
+        let name = name.to_ascii_lowercase();
+        let close: &Regex = match name.as_str() {
+            "temp" | "cdata" | "ignore" | "include" | "rcdata" => &SECTION_CLOSE,
+            "if" | "else" | "endif" => &OFFICE_SECTION_CLOSE,
+            _ => return Err(Rejected),
+        };
+        let Some(found) = close.find(&rest[3..]).ok().flatten() else {
+            return Ok(Step::Incomplete);
+        };
+        self.end_data();
+        let content = &rest[3..3 + found.start()];
+        if content.get(..6).is_some_and(|s| s.eq_ignore_ascii_case("cdata[")) {
+            // Counts as text, also where plain text would not.
+            self.out.push_str(&content[6..]);
+        }
+        Ok(Step::To(i + 3 + found.end()))
+    }
+
+    fn start_tag(&mut self, document: &str, i: usize) -> Step {
+        let Some(end) = whole_start_tag(document, i) else { return Step::Incomplete };
+        let Some((name, name_end)) = capture(&TAG_NAME, &document[i + 1..]) else {
+            return Step::Incomplete;
+        };
+        let name = name.to_lowercase();
+        let mut k = i + 1 + name_end;
+        while k < end {
+            match attribute_end(document, k) {
+                Some(next) => k = next,
+                None => break,
+            }
+        }
+        let close = if k <= end { super::strip(&document[k..end]) } else { "" };
+        if close != ">" && close != "/>" {
+            self.data(&document[i..end]);
+            return Step::To(end);
+        }
+        self.end_data();
+        self.open.push(name.clone());
+        if close == "/>" {
+            self.close(&name);
+        } else {
+            if EMPTY_ELEMENTS.contains(&name.as_str()) {
+                self.close(&name);
+                self.closed_empty.push(name.clone());
+            }
+            if RAW_ELEMENTS.contains(&name.as_str()) {
+                self.raw = Some(name);
+            }
+        }
+        Step::To(end)
+    }
+
+    fn end_tag(&mut self, document: &str, i: usize) -> Step {
+        let rest = &document[i..];
+        let Some(gt) = rest[1..].find('>') else { return Step::Incomplete };
+        let mut end = i + gt + 2;
+        let name = match capture(&END_TAG, rest) {
+            Some((name, _)) => {
+                let name = name.to_lowercase();
+                if self.raw.as_ref().is_some_and(|raw| *raw != name) {
+                    self.data(&document[i..end]);
+                    return Step::To(end);
+                }
+                self.raw = None;
+                name
+            }
+            None if self.raw.is_some() => {
+                self.data(&document[i..end]);
+                return Step::To(end);
+            }
+            None => match capture(&TAG_NAME, &rest[2..]) {
+                Some((name, name_end)) => {
+                    let from = i + 2 + name_end;
+                    match document[from..].find('>') {
+                        Some(gt) => end = from + gt + 1,
+                        // Python's find gives -1, plus one: the parser starts over from the front.
+                        // It cannot happen, as a `>` was found and names do not hold one.
+                        None => return Step::Incomplete,
+                    }
+                    name.to_lowercase()
+                }
+                None if rest.starts_with("</>") => return Step::To(i + 3),
+                None => return self.silent(rest[2..].find('>').map(|at| i + 2 + at + 1)),
+            },
+        };
+        if let Some(at) = self.closed_empty.iter().position(|closed| *closed == name) {
+            self.closed_empty.remove(at);
+        } else {
+            self.end_data();
+            self.close(&name);
+        }
+        Step::To(end)
+    }
+
+    /// Closes the innermost open element of this name and all within it.
+    fn close(&mut self, name: &str) {
+        if let Some(at) = self.open.iter().rposition(|open| open == name) {
+            self.open.truncate(at);
+        }
+    }
+
+    fn data(&mut self, text: &str) {
+        self.pending.push_str(text);
+    }
+
+    /// Ends a string of the document.
+    fn end_data(&mut self) {
+        let text = std::mem::take(&mut self.pending);
+        let silent = self.open.iter().any(|open| SILENT_ELEMENTS.contains(&open.as_str()));
+        let kept = self.open.iter().any(|open| open == "pre" || open == "textarea");
+        if !silent {
+            self.out.push_str(if kept { &text } else { collapse_blank(&text) });
+        }
+    }
+
+    fn finish(mut self) -> String {
+        self.end_data();
+        self.out
+    }
+}
+
+/// How parsing goes on after a `<`.
+enum Step {
+    /// At this place.
+    To(usize),
+    /// The `<` is text.
+    Text,
+    /// The text may go on: stop.
+    Wait,
+    /// The markup is not complete.
+    Incomplete,
+}
+
+/// Where the end tag of a raw element, or a `<` or `&`, stands.
+fn find_raw_end(rest: &str, raw: &str) -> Option<usize> {
+    let lower = rest.to_ascii_lowercase();
+    lower
+        .match_indices("</")
+        .map(|(at, _)| at)
+        .find(|&at| lower[at + 2..].trim_start_matches(is_space).starts_with(raw))
+}
+
+/// End of the attribute at `k`.
+fn attribute_end(document: &str, k: usize) -> Option<usize> {
+    let captures = ATTRIBUTE_AT.captures_from_pos(document, k).ok().flatten()?;
+    let whole = captures.get(0)?;
+    (whole.start() == k).then(|| whole.end())
+}
+
+/// An attribute, anchored where the search starts, with sight of what stands before.
+static ATTRIBUTE_AT: LazyLock<Regex> = LazyLock::new(|| {
+    let class = r"\s\x1c-\x1f";
+    let pattern = concat!(
+        r#"\G((?<=['"<sc>/])[^<sc>/>][^<sc>/=>]*)"#,
+        r#"(<s>*=+<s>*('[^']*'|"[^"]*"|(?!['"])[^><sc>]*))?(?:<s>|/(?!>))*"#
+    );
+    super::patterns::compile(&pattern.replace("<sc>", class))
+});
+
+/// The whole of a start tag up to its `>`; `None` where it is not complete.
+static START_TAG_AT: LazyLock<Regex> = LazyLock::new(|| {
+    let class = r"\s\x1c-\x1f";
+    let pattern = concat!(
+        r"\G<[a-zA-Z][^\t\n\r\x0c />\x00]*",
+        r#"(?:[<sc>/]*(?:(?<=['"<sc>/])[^<sc>/>][^<sc>/=>]*"#,
+        r#"(?:<s>*=+<s>*(?:'[^']*'|"[^"]*"|(?!['"])[^><sc>]*)<s>*)?(?:<s>|/(?!>))*)*)?<s>*"#
+    );
+    super::patterns::compile(&pattern.replace("<sc>", class))
+});
+
+fn whole_start_tag(document: &str, i: usize) -> Option<usize> {
+    let j = START_TAG_AT.find_from_pos(document, i).ok().flatten()?.end();
+    match document[j..].chars().next() {
+        Some('>') => Some(j + 1),
+        Some('/') if document[j..].starts_with("/>") => Some(j + 2),
+        None | Some('/' | '=') => None,
+        Some(c) if c.is_ascii_alphabetic() => None,
+        Some(_) => Some(j),
+    }
+}
