@@ -17,11 +17,8 @@ use serde_json::json;
 fn main() -> anyhow::Result<()> {
     let prompt = std::env::args().nth(1).unwrap_or("a red fox in a misty forest".into());
     let files = ModelFiles::open(&tiny_model())?;
-    let request = SampleRequest {
-        sampler: SamplerKind::DpmSolver,
-        seed: 7,
-        ..files.defaults.clone()
-    };
+    let request =
+        SampleRequest { sampler: SamplerKind::DpmSolver, seed: 7, ..files.defaults.clone() };
 
     // The output is opened first: nothing is sampled that could not be kept.
     let [height, width] = request.image_size;

@@ -52,7 +52,8 @@ fn truncated_files_are_refused_at_every_length() {
         let path = copy_to(&folder, file);
         let config = stdit_config(file.split('/').next().unwrap());
         let bytes = std::fs::read(&path).unwrap();
-        let lengths = (0..40).map(|i| bytes.len() * i / 40).chain([1, 7, 8, 9, 64, bytes.len() - 1]);
+        let lengths =
+            (0..40).map(|i| bytes.len() * i / 40).chain([1, 7, 8, 9, 64, bytes.len() - 1]);
         for length in lengths {
             std::fs::write(&path, &bytes[..length]).unwrap();
             let message = refusal(&path, &config);
@@ -80,9 +81,8 @@ fn flipped_bytes_never_panic() {
             let mut damaged = bytes.clone();
             damaged[position] ^= 0x55;
             std::fs::write(&path, damaged).unwrap();
-            let loaded = Checkpoint::open(&path)
-                .map_err(|error| error.to_string())
-                .and_then(|checkpoint| {
+            let loaded =
+                Checkpoint::open(&path).map_err(|error| error.to_string()).and_then(|checkpoint| {
                     StDit::load(&config, &checkpoint, FloatDType::F32, &device())
                         .map_err(|error| error.to_string())
                 });
@@ -172,7 +172,10 @@ fn a_wrong_config_names_keys_and_cause() {
     let right = stdit_config("stdit-pth");
     let deeper = DenoiserConfig { depth: right.depth + 1, ..right.clone() };
     let message = refusal(&path, &deeper);
-    assert!(message.contains("blocks.2.") && message.contains("more or deeper layers"), "{message}");
+    assert!(
+        message.contains("blocks.2.") && message.contains("more or deeper layers"),
+        "{message}"
+    );
     let shallower = DenoiserConfig { depth: right.depth - 1, ..right.clone() };
     let message = refusal(&path, &shallower);
     assert!(message.contains("left over") && message.contains("fewer layers"), "{message}");
@@ -212,11 +215,12 @@ fn reports_say_what_was_loaded_and_left() {
     let checkpoint =
         Checkpoint::open(fixture("goldens/t5-encoder-full-bf16-bin/pytorch_model.bin")).unwrap();
     let config: T5Config = serde_json::from_value(config("t5-encoder-full-bf16-bin")).unwrap();
-    let (_, report) =
-        T5Encoder::load(&config, &checkpoint, FloatDType::F32, &device()).unwrap();
+    let (_, report) = T5Encoder::load(&config, &checkpoint, FloatDType::F32, &device()).unwrap();
     assert_eq!(report.tensors, 3 + 9 * config.num_layers);
     assert!(report.ignored.iter().all(|key| {
-        key.starts_with("decoder.") || key == "lm_head.weight" || key == "encoder.embed_tokens.weight"
+        key.starts_with("decoder.")
+            || key == "lm_head.weight"
+            || key == "encoder.embed_tokens.weight"
     }));
     assert!(report.ignored.contains(&"lm_head.weight".to_string()));
 }

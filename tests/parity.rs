@@ -10,7 +10,8 @@ fn every_golden_case_passes_on_every_device() {
     assert!(cases.len() >= 22, "only {} golden cases found", cases.len());
     for (name, device) in devices() {
         for case in &cases {
-            let report = verify::run(case, &device).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let report =
+                verify::run(case, &device).unwrap_or_else(|error| panic!("{name}: {error}"));
             let failed: Vec<_> = report.checks.iter().filter(|check| !check.passed).collect();
             assert!(report.passed(), "{name}: {}: {failed:#?}", report.name);
         }
@@ -54,7 +55,11 @@ fn a_case_of_an_unknown_kind_is_an_error() {
 #[test]
 fn an_expected_tensor_that_is_not_computed_fails() {
     let folder = copy_of("dpm-solver");
-    rewrite(folder.path(), "\"num_sampling_steps\": [\n  10,\n  8\n ]", "\"num_sampling_steps\": [8]");
+    rewrite(
+        folder.path(),
+        "\"num_sampling_steps\": [\n  10,\n  8\n ]",
+        "\"num_sampling_steps\": [8]",
+    );
     let (_, device) = devices().remove(0);
     let report = verify::run(folder.path(), &device).unwrap();
     assert!(!report.passed());

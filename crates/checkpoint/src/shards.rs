@@ -45,10 +45,7 @@ pub(crate) fn open_index(path: &Path) -> Result<BTreeMap<String, TensorEntry>, C
         }
         let file = folder.join(shard);
         if !file.is_file() {
-            return Err(CheckpointError::MissingShard {
-                index: path.into(),
-                shard: shard.clone(),
-            });
+            return Err(CheckpointError::MissingShard { index: path.into(), shard: shard.clone() });
         }
         if is_index(&file) {
             return Err(format(format!("shard '{shard}' is an index itself")));
@@ -69,7 +66,11 @@ pub(crate) fn open_index(path: &Path) -> Result<BTreeMap<String, TensorEntry>, C
 fn read_index(path: &Path) -> Result<Index, CheckpointError> {
     let open = |source| CheckpointError::Open { path: path.into(), source };
     let mut text = Vec::new();
-    std::fs::File::open(path).map_err(open)?.take(MAX_INDEX).read_to_end(&mut text).map_err(open)?;
+    std::fs::File::open(path)
+        .map_err(open)?
+        .take(MAX_INDEX)
+        .read_to_end(&mut text)
+        .map_err(open)?;
     let format = |reason: String| CheckpointError::Format { path: path.into(), reason };
     let index: Index = serde_json::from_slice(&text)
         .map_err(|error| format(format!("not an index with a weight_map: {error}")))?;

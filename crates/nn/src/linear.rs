@@ -1,10 +1,6 @@
 //! Linear layers with the initial weights that transformers want.
 
-use burn::{
-    module::Initializer,
-    nn::Linear,
-    tensor::Device,
-};
+use burn::{module::Initializer, nn::Linear, tensor::Device};
 
 /// A layer `input -> output` with weights from `initializer` and, where wanted, a bias of zeros.
 ///

@@ -1,5 +1,6 @@
 //! Sampled latents kept in a file, so that minutes of sampling are not lost and can be decoded again.
 
+use crate::video::writer::CreatedFolders;
 use burn::tensor::{Device, Tensor, TensorData};
 use opensora_checkpoint::{Checkpoint, CheckpointError};
 use safetensors::{Dtype, tensor::TensorView};
@@ -74,16 +75,23 @@ pub fn check_writable(path: &Path) -> Result<(), LatentsError> {
     if path.is_dir() {
         return Err(fail("it is a folder, expected a file name".into()));
     }
-    temporary_beside(path).map(drop).map_err(|error| fail(error.to_string()))
+    let folders = CreatedFolders::create(folder_of(path)).map_err(|e| fail(e.to_string()))?;
+    let tried = temporary_beside(path).map(drop).map_err(|error| fail(error.to_string()));
+    drop(folders);
+    tried
 }
 
 fn temporary_beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     std::fs::create_dir_all(folder)?;
     tempfile::Builder::new().prefix(".latents").suffix(".part").tempfile_in(folder)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
 }
 
 /// Reads what [`save`] wrote: `[B, C, T, h, w]`.
@@ -93,8 +101,7 @@ fn temporary_beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
 pub fn load(path: &Path, device: &Device) -> Result<Tensor<5>, LatentsError> {
     let file = Checkpoint::open(path)?;
     let fail = |reason: String| LatentsError::Content { path: path.into(), reason };
-    let entry =
-        file.tensors().get(KEY).ok_or_else(|| fail(format!("it has no tensor '{KEY}'")))?;
+    let entry = file.tensors().get(KEY).ok_or_else(|| fail(format!("it has no tensor '{KEY}'")))?;
     let data: TensorData = entry.read(KEY)?;
     if data.rank() != 5 || data.num_elements() == 0 {
         return Err(fail(format!(

@@ -55,12 +55,7 @@ pub const PRESETS: [Preset; 3] = [
     preset("opensora-v1-hq-16x512x512", "OpenSora-v1-HQ-16x512x512.pth", 512, 1.0),
 ];
 
-const fn preset(
-    name: &'static str,
-    file: &'static str,
-    pixels: usize,
-    space_scale: f64,
-) -> Preset {
+const fn preset(name: &'static str, file: &'static str, pixels: usize, space_scale: f64) -> Preset {
     Preset {
         name,
         file,
@@ -80,7 +75,10 @@ const VAE_FOLDERS: [&str; 2] = ["sd-vae-ft-ema", "sd-vae-ft-mse"];
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// Neither a preset nor a path.
-    #[error("no model '{name}': expected a folder with a model.json, an STDiT checkpoint, or one of {}", preset_names())]
+    #[error(
+        "no model '{name}': expected a folder with a model.json, an STDiT checkpoint, or one of {}",
+        preset_names()
+    )]
     Unknown {
         /// What was asked for.
         name: String,
@@ -165,8 +163,8 @@ impl ModelFiles {
         let path = folder.join("model.json");
         let fail = |reason: String| ModelError::Description { path: path.clone(), reason };
         let text = std::fs::read_to_string(&path).map_err(|error| fail(error.to_string()))?;
-        let description: Description =
-            serde_json::from_str(&text).map_err(|e| fail(format!("not a model's description: {e}")))?;
+        let description: Description = serde_json::from_str(&text)
+            .map_err(|e| fail(format!("not a model's description: {e}")))?;
         Ok(Self {
             name: description.name,
             denoiser: folder.join(description.denoiser),
@@ -239,8 +237,7 @@ impl ModelFiles {
     }
 
     fn bare_checkpoint(path: &Path, parts: &PartPaths) -> Result<Self, ModelError> {
-        let missing =
-            |what, option| ModelError::MissingPart { path: path.into(), what, option };
+        let missing = |what, option| ModelError::MissingPart { path: path.into(), what, option };
         Ok(Self {
             name: path.display().to_string(),
             denoiser: path.into(),
@@ -279,8 +276,7 @@ mod tests {
     #[test]
     fn a_preset_says_which_file_is_missing_and_where_it_is_published() {
         let folder = tempfile::tempdir().unwrap();
-        let parts =
-            PartPaths { weights_dir: Some(folder.path().into()), ..PartPaths::default() };
+        let parts = PartPaths { weights_dir: Some(folder.path().into()), ..PartPaths::default() };
         let error = ModelFiles::resolve("opensora-v1-16x256x256", &parts).unwrap_err().to_string();
         assert!(error.contains("OpenSora-v1-16x256x256.pth"), "{error}");
         assert!(error.contains("hpcai-tech/Open-Sora") && !error.contains('\n'), "{error}");

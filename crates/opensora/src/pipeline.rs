@@ -237,7 +237,10 @@ impl TextToVideo {
             return fail(format!("{} frames of {height}x{width} are too many", request.num_frames));
         }
         if !request.guidance_scale.is_finite() {
-            return fail(format!("guidance scale is {}, expected a number", request.guidance_scale));
+            return fail(format!(
+                "guidance scale is {}, expected a number",
+                request.guidance_scale
+            ));
         }
         request.sampler()?;
         let size = self.vae_config.latent_size([request.num_frames, height, width])?;
@@ -283,8 +286,7 @@ impl TextToVideo {
         }
         observer.loading("denoiser");
         let checkpoint = Checkpoint::open(&self.files.denoiser)?;
-        let (model, report) =
-            StDit::load(config, &checkpoint, self.dtype.float(), &self.device)?;
+        let (model, report) = StDit::load(config, &checkpoint, self.dtype.float(), &self.device)?;
         observer.loaded(&report);
 
         let sampler = request.sampler()?;
@@ -301,14 +303,7 @@ impl TextToVideo {
             let denoiser = PromptedDenoiser::new(&model, &states);
             let shape = [count, config.in_channels, size[0], size[1], size[2]];
             let noise = |purpose, step: usize| {
-                normal_batch(
-                    request.seed,
-                    purpose,
-                    first as u64,
-                    step as u64,
-                    shape,
-                    &self.device,
-                )
+                normal_batch(request.seed, purpose, first as u64, step as u64, shape, &self.device)
             };
             latents.push(sampler.sample(
                 &denoiser,

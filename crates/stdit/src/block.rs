@@ -78,12 +78,7 @@ impl CrossAttention {
     }
 
     /// `x` `[B, N, C]`, `prompt` `[B, L, C]`, `bias` `[B, 1, 1, L]`; returns `[B, N, C]`.
-    pub fn forward(
-        &self,
-        x: Tensor<3>,
-        prompt: Tensor<3>,
-        bias: Option<Tensor<4>>,
-    ) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, prompt: Tensor<3>, bias: Option<Tensor<4>>) -> Tensor<3> {
         let q = split_heads(self.q_linear.forward(x), self.heads);
         let [k, v] = self
             .kv_linear
@@ -224,8 +219,7 @@ impl StDitBlock {
         let places = tokens / frames;
 
         // [B, T*S, C] -> [B*T, S, C]
-        let spatial =
-            msa.norm_and_modulate(x.clone()).reshape([batch * frames, places, channels]);
+        let spatial = msa.norm_and_modulate(x.clone()).reshape([batch * frames, places, channels]);
         let spatial = self.base.attn.forward(spatial).reshape([batch, tokens, channels]);
         let x = x + msa.gate.clone() * spatial;
 

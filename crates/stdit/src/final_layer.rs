@@ -28,13 +28,7 @@ impl FinalLayer {
         let patch: usize = config.patch_size.iter().product();
         let hidden = config.hidden_size;
         Self {
-            linear: linear(
-                hidden,
-                patch * config.out_channels(),
-                true,
-                Initializer::Zeros,
-                device,
-            ),
+            linear: linear(hidden, patch * config.out_channels(), true, Initializer::Zeros, device),
             scale_shift_table: scale_shift_table(2, hidden, device),
         }
     }
@@ -63,9 +57,7 @@ pub(crate) fn unpatchify(
         .reshape([batch * grid_t * grid_h, grid_w, patch_t * patch_h, patch_w, channels])
         .swap_dims(1, 2);
     // rows: [B T', H', pt, ph, W C] -> [B T', pt, H', ph, W C]
-    let x = x
-        .reshape([batch * grid_t, grid_h, patch_t, patch_h, width * channels])
-        .swap_dims(1, 2);
+    let x = x.reshape([batch * grid_t, grid_h, patch_t, patch_h, width * channels]).swap_dims(1, 2);
     // frames are in order already: [B, T, H, W, C] -> [B, C, T, H, W]
     x.reshape([batch, frames, height, width, channels]).permute([0, 4, 1, 2, 3])
 }
@@ -91,8 +83,10 @@ mod tests {
             for t in 0..size[0] {
                 for h in 0..size[1] {
                     for w in 0..size[2] {
-                        let token = ((t / patch[0]) * grid[1] + h / patch[1]) * grid[2] + w / patch[2];
-                        let inside = ((t % patch[0]) * patch[1] + h % patch[1]) * patch[2] + w % patch[2];
+                        let token =
+                            ((t / patch[0]) * grid[1] + h / patch[1]) * grid[2] + w / patch[2];
+                        let inside =
+                            ((t % patch[0]) * patch[1] + h % patch[1]) * patch[2] + w % patch[2];
                         let want = token * values + inside * channels + c;
                         let got = out[((c * size[0] + t) * size[1] + h) * size[2] + w];
                         assert_eq!(got, want as f32);

@@ -121,8 +121,7 @@ impl StDit {
         let device = latents.device();
         let PositionScales { space_scale, time_scale } = config.scales;
 
-        let space =
-            sincos::spatial([grid_h, grid_w], hidden, space_scale, None, dtype, &device);
+        let space = sincos::spatial([grid_h, grid_w], hidden, space_scale, None, dtype, &device);
         let time = sincos::temporal(grid_t, hidden, time_scale, dtype, &device);
         let c = self.embed.condition(timesteps, prompt.cast(dtype), mask);
 

@@ -257,7 +257,10 @@ mod tests {
         for (path, key) in [
             ("blocks.3.attention.q.weight", "encoder.block.3.layer.0.SelfAttention.q.weight"),
             ("blocks.3.attention_norm.weight", "encoder.block.3.layer.0.layer_norm.weight"),
-            ("blocks.0.feed_forward.wi_1.weight", "encoder.block.0.layer.1.DenseReluDense.wi_1.weight"),
+            (
+                "blocks.0.feed_forward.wi_1.weight",
+                "encoder.block.0.layer.1.DenseReluDense.wi_1.weight",
+            ),
             ("blocks.0.feed_forward_norm.weight", "encoder.block.0.layer.1.layer_norm.weight"),
             ("final_layer_norm.weight", "encoder.final_layer_norm.weight"),
         ] {

@@ -39,7 +39,10 @@ mod tests {
 
     #[test]
     fn far_positions_share_the_last() {
-        assert_eq!([-128, -100_000, 128, 5000].map(|d| relative_bucket(d, 32, 128)), [15, 15, 31, 31]);
+        assert_eq!(
+            [-128, -100_000, 128, 5000].map(|d| relative_bucket(d, 32, 128)),
+            [15, 15, 31, 31]
+        );
     }
 
     #[test]

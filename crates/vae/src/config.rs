@@ -91,7 +91,10 @@ impl VaeConfig {
     ///
     /// # Errors
     /// Where height or width is no multiple of the factor, or zero.
-    pub fn latent_size(&self, [frames, height, width]: [usize; 3]) -> Result<[usize; 3], VaeConfigError> {
+    pub fn latent_size(
+        &self,
+        [frames, height, width]: [usize; 3],
+    ) -> Result<[usize; 3], VaeConfigError> {
         let factor = self.downsample_factor();
         let fits = |pixels: usize| pixels > 0 && pixels.is_multiple_of(factor);
         if frames == 0 || !fits(height) || !fits(width) {
@@ -123,7 +126,10 @@ impl VaeConfig {
         }
         let widths = &self.block_out_channels;
         if widths.is_empty() || widths.len() > 16 {
-            return fail(format!("block_out_channels has {} levels, expected 1 to 16", widths.len()));
+            return fail(format!(
+                "block_out_channels has {} levels, expected 1 to 16",
+                widths.len()
+            ));
         }
         let groups = self.norm_num_groups;
         for (name, value) in [

@@ -57,7 +57,9 @@ impl Decoder {
         // Levels from the latents outwards, each with one residual block more than the encoder's.
         let up_blocks = widths.iter().rev().enumerate().map(|(level, &to)| {
             let resnets = (0..=config.layers_per_block)
-                .map(|layer| ResnetBlock::new(if layer == 0 { from } else { to }, to, config, device))
+                .map(|layer| {
+                    ResnetBlock::new(if layer == 0 { from } else { to }, to, config, device)
+                })
                 .collect();
             from = to;
             let is_last = level + 1 == widths.len();

@@ -57,7 +57,9 @@ impl Encoder {
         let mut from = first;
         let down_blocks = widths.iter().enumerate().map(|(level, &to)| {
             let resnets = (0..config.layers_per_block)
-                .map(|layer| ResnetBlock::new(if layer == 0 { from } else { to }, to, config, device))
+                .map(|layer| {
+                    ResnetBlock::new(if layer == 0 { from } else { to }, to, config, device)
+                })
                 .collect();
             from = to;
             let is_last = level + 1 == widths.len();

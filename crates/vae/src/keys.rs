@@ -60,7 +60,9 @@ impl Layout {
         });
         match self.naming {
             Naming::Diffusers => map.rename(diffusers),
-            Naming::DiffusersOldAttention => map.rename(old_attention).any_unit_axes("*attentions*"),
+            Naming::DiffusersOldAttention => {
+                map.rename(old_attention).any_unit_axes("*attentions*")
+            }
             Naming::CompVis => map
                 .rename(move |path| compvis(path, levels))
                 .any_unit_axes("*attn_1*")

@@ -29,13 +29,18 @@ pub struct Planes {
 impl Matrix {
     /// What players assume for a picture of so many rows.
     pub fn assumed_for(height: usize) -> Self {
-        if height < 720 { Self { red: 0.299, blue: 0.114 } } else { Self { red: 0.2126, blue: 0.0722 } }
+        if height < 720 {
+            Self { red: 0.299, blue: 0.114 }
+        } else {
+            Self { red: 0.2126, blue: 0.0722 }
+        }
     }
 
     /// Luma 16..=235 and colour differences about 128, not rounded.
     fn to_yuv(self, [r, g, b]: [f32; 3]) -> [f32; 3] {
         let luma = self.red * r + (1.0 - self.red - self.blue) * g + self.blue * b;
-        let scale = |difference: f32, weight: f32| 128.0 + difference * (112.0 / 255.0) / (1.0 - weight);
+        let scale =
+            |difference: f32, weight: f32| 128.0 + difference * (112.0 / 255.0) / (1.0 - weight);
         [16.0 + luma * (219.0 / 255.0), scale(b - luma, self.blue), scale(r - luma, self.red)]
     }
 
@@ -66,7 +71,8 @@ impl Matrix {
         }
         for row in (0..even_h).step_by(2) {
             for column in (0..even_w).step_by(2) {
-                let four = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(r, c)| pixel(row + r, column + c));
+                let four =
+                    [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(r, c)| pixel(row + r, column + c));
                 let mean = |i: usize| round(four.iter().map(|yuv| yuv[i]).sum::<f32>() / 4.0);
                 planes.u.push(mean(1));
                 planes.v.push(mean(2));

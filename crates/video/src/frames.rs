@@ -54,7 +54,10 @@ impl Frames {
     ///
     /// # Errors
     /// Where the shape is no clip's or the number of bytes is another.
-    pub fn from_rgb(data: Vec<u8>, [frames, height, width]: [usize; 3]) -> Result<Self, FramesError> {
+    pub fn from_rgb(
+        data: Vec<u8>,
+        [frames, height, width]: [usize; 3],
+    ) -> Result<Self, FramesError> {
         let shape = [frames, height, width, 3];
         let expected = count(shape, shape, "[T, H, W, 3]")?;
         if data.len() != expected {

@@ -65,6 +65,34 @@ pub struct Writer {
     format: Format,
     spec: VideoSpec,
     place: Place,
+    /// Dropped after the place, which lies in them.
+    _folders: CreatedFolders,
+}
+
+/// Folders that were made for an output; those that stay empty go again.
+#[derive(Debug)]
+pub struct CreatedFolders(Vec<PathBuf>);
+
+impl CreatedFolders {
+    /// Makes `folder` and what is missing above it.
+    ///
+    /// # Errors
+    /// Where the operating system refuses.
+    pub fn create(folder: &Path) -> std::io::Result<Self> {
+        let missing = folder.ancestors().take_while(|f| *f != Path::new("") && !f.exists());
+        let created = Self(missing.map(Path::to_path_buf).collect());
+        fs::create_dir_all(folder)?;
+        Ok(created)
+    }
+}
+
+impl Drop for CreatedFolders {
+    fn drop(&mut self) {
+        for folder in &self.0 {
+            // Refused where something lies in it, which is as it should be.
+            let _ = fs::remove_dir(folder);
+        }
+    }
 }
 
 /// Where the bytes go before they have their name.
@@ -95,7 +123,7 @@ impl Writer {
             Some(parent) if parent != Path::new("") => parent.to_path_buf(),
             _ => PathBuf::from("."),
         };
-        fs::create_dir_all(&parent).map_err(io)?;
+        let folders = CreatedFolders::create(&parent).map_err(io)?;
         let mut builder = tempfile::Builder::new();
         let builder = builder.prefix(".opensora-").suffix(".part");
         let place = if format == Format::PngFolder {
@@ -122,7 +150,7 @@ impl Writer {
             std::io::Seek::rewind(&mut file).map_err(io)?;
             Place::File(file)
         };
-        Ok(Self { path, format, spec: *spec, place })
+        Ok(Self { path, format, spec: *spec, place, _folders: folders })
     }
 
     /// The path that the output will have.
@@ -137,7 +165,7 @@ impl Writer {
     /// Where the clip is not what the output was opened for, or encoding or writing fails; nothing
     /// is left behind then.
     pub fn write(self, clip: &Frames, record: &Value) -> Result<PathBuf, VideoError> {
-        let Self { path, format, spec, place } = self;
+        let Self { path, format, spec, place, _folders } = self;
         let expected = [spec.frames, spec.height, spec.width];
         let found = [clip.len(), clip.height(), clip.width()];
         if expected != found {
@@ -213,7 +241,8 @@ fn write_record(path: &Path, json: &str) -> std::io::Result<()> {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    let mut file = tempfile::Builder::new().prefix(".opensora-").suffix(".part").tempfile_in(parent)?;
+    let mut file =
+        tempfile::Builder::new().prefix(".opensora-").suffix(".part").tempfile_in(parent)?;
     file.write_all(json.as_bytes())?;
     open_to_others(file.path(), 0o644)?;
     file.persist(target).map_err(|error| error.error)?;
@@ -271,17 +300,16 @@ mod tests {
             let path = writer.write(&clip(frames), &json!({"seed": 5})).unwrap();
             assert!(path.exists());
             assert_eq!(names(&inner), written);
-            let record = if path.is_dir() {
-                path.join("metadata.json")
-            } else {
-                inner.join(written[1])
-            };
-            let record: Value =
-                serde_json::from_str(&fs::read_to_string(record).unwrap()).unwrap();
+            let record =
+                if path.is_dir() { path.join("metadata.json") } else { inner.join(written[1]) };
+            let record: Value = serde_json::from_str(&fs::read_to_string(record).unwrap()).unwrap();
             assert_eq!(record, json!({"seed": 5}));
         }
         let frames = names(&folder.path().join("of-d/d"));
-        assert_eq!(frames, ["frame_00000.png", "frame_00001.png", "frame_00002.png", "metadata.json"]);
+        assert_eq!(
+            frames,
+            ["frame_00000.png", "frame_00001.png", "frame_00002.png", "metadata.json"]
+        );
     }
 
     #[test]
@@ -290,6 +318,7 @@ mod tests {
         fs::write(folder.path().join("a.mp4"), "before").unwrap();
         drop(Writer::open(&folder.path().join("a.mp4"), &spec(3)).unwrap());
         drop(Writer::open(&folder.path().join("frames"), &spec(3)).unwrap());
+        drop(Writer::open(&folder.path().join("new/and/deep/a.mp4"), &spec(3)).unwrap());
         // A clip of another length fails after opening.
         let writer = Writer::open(&folder.path().join("a.mp4"), &spec(3)).unwrap();
         let error = writer.write(&clip(2), &json!({})).unwrap_err();

@@ -37,10 +37,9 @@ impl Case {
             if named.is_none() && !file.exists() {
                 return Ok(None);
             }
-            Checkpoint::open(&file).map(Some).map_err(|error| VerifyError::Library {
-                path: folder.into(),
-                source: error.into(),
-            })
+            Checkpoint::open(&file)
+                .map(Some)
+                .map_err(|error| VerifyError::Library { path: folder.into(), source: error.into() })
         };
         let inputs = open("inputs_file", "inputs.safetensors")?;
         let expected = open("expected_file", "expected.safetensors")?;
@@ -75,8 +74,7 @@ impl Case {
         let path = self.folder.join(name);
         let text = std::fs::read_to_string(&path)
             .map_err(|error| format!("{}: {error}", path.display()))?;
-        serde_json::from_str(&text)
-            .map_err(|error| format!("{}: {error}", path.display()).into())
+        serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()).into())
     }
 
     /// The names of the outputs that the case lists.
@@ -153,7 +151,13 @@ impl Case {
         for (name, entry) in expected.tensors() {
             let want = entry.read(name).map_err(|error| fail(error.to_string()))?;
             let want = Output::from_data(want).map_err(|error| fail(error.to_string()))?;
-            let tolerance = Tolerance::of(&self.json, name).map_err(&fail)?;
+            // Integers are exact wherever the case says nothing else of them.
+            let exact = !entry.dtype().is_float() && self.json["tolerances"][name].is_null();
+            let tolerance = if exact {
+                Tolerance::Exact
+            } else {
+                Tolerance::of(&self.json, name).map_err(&fail)?
+            };
             checks.push(match outputs.remove(name) {
                 Some(got) => tolerance.check(name, &got, &want),
                 None => Check::failed(name, "no such output is computed for this kind"),

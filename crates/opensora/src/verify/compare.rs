@@ -63,8 +63,7 @@ impl Output {
     /// From values read from a file or a device.
     pub(super) fn from_data(data: TensorData) -> Result<Self, Failure> {
         let shape = data.shape().to_vec();
-        let values =
-            data.try_cast_as::<f64>()?.try_into_vec::<f64>()?;
+        let values = data.try_cast_as::<f64>()?.try_into_vec::<f64>()?;
         Ok(Self::Values { values, shape })
     }
 
@@ -156,8 +155,9 @@ impl Tolerance {
         if let Self::Bytes { max_fraction_different, .. } = self {
             let fraction = different as f64 / want.len().max(1) as f64;
             check.passed &= fraction <= max_fraction_different;
-            check.note =
-                Some(format!("{fraction:.5} of the bytes differ, at most {max_fraction_different}"));
+            check.note = Some(format!(
+                "{fraction:.5} of the bytes differ, at most {max_fraction_different}"
+            ));
         }
         check
     }

@@ -58,8 +58,7 @@ pub(super) fn stdit(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let forward = |timesteps: &[f32], mask| {
         Output::from_tensor(model.forward(latents.clone(), timesteps, states.clone(), mask))
     };
-    let [space, time] =
-        position_tables(&config, case.get("/config/input_size")?, false, device)?;
+    let [space, time] = position_tables(&config, case.get("/config/input_size")?, false, device)?;
     Ok(vec![
         ("out_mask_tint".into(), forward(&int, Some(&mask))?),
         ("out_nomask_tint".into(), forward(&int, None)?),

@@ -141,10 +141,7 @@ pub(super) fn losses(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let t = steps_of(case, "spaced.t")?;
     let x = case.tensor::<5>("spaced.x", device)?;
     let model_output = case.tensor::<5>("spaced.model_output", device)?;
-    outputs.extend(mean_variance(
-        "spaced",
-        spaced.p_mean_variance(model_output, x, &t, false)?,
-    )?);
+    outputs.extend(mean_variance("spaced", spaced.p_mean_variance(model_output, x, &t, false)?)?);
     let told = spaced.model_timesteps(&t)?.into_iter().map(f64::from).collect();
     outputs.push(("spaced.model_timestep".into(), Output::from_values(told)));
     Ok(outputs)
@@ -197,10 +194,8 @@ pub(super) fn iddpm_sample(case: &Case, device: &Device) -> Result<Outputs, Fail
     let first = guidance.combine(prompt, null.clone(), channels)?;
     let guided = 3.min(channels);
     let rest = null.dims()[1] - guided;
-    let second = Tensor::cat(
-        vec![first.clone().narrow(1, 0, guided), null.narrow(1, guided, rest)],
-        1,
-    );
+    let second =
+        Tensor::cat(vec![first.clone().narrow(1, 0, guided), null.narrow(1, guided, rest)], 1);
     Ok(vec![
         ("samples".into(), Output::from_tensor(sampled)?),
         ("ddim_samples".into(), Output::from_tensor(ddim_sampled)?),

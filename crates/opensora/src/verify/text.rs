@@ -2,7 +2,8 @@
 
 use super::{Case, Check, Failure, Output, Outputs};
 use crate::t5::{
-    T5Config, T5Encoder, T5Tokenizer, TokenIds, caption::text_preprocessing, position::relative_bucket,
+    T5Config, T5Encoder, T5Tokenizer, TokenIds, caption::text_preprocessing,
+    position::relative_bucket,
 };
 use burn::tensor::{Device, FloatDType};
 use opensora_checkpoint::Checkpoint;
@@ -94,10 +95,7 @@ pub(super) fn encoder(case: &Case, device: &Device) -> Result<Outputs, Failure> 
         ) as f64
     });
     Ok(vec![
-        (
-            "last_hidden_state".into(),
-            Output::from_tensor(encoder.forward(&ids, Some(&mask)))?,
-        ),
+        ("last_hidden_state".into(), Output::from_tensor(encoder.forward(&ids, Some(&mask)))?),
         ("last_hidden_state_nomask".into(), Output::from_tensor(encoder.forward(&ids, None))?),
         ("relative_buckets".into(), Output::from_values(buckets.collect())),
     ])

@@ -290,7 +290,11 @@ impl Parser {
             self.marked_section(rest, i)
         } else if rest.starts_with("<!") {
             // A document type or a bogus comment.
-            let from = if rest.get(..9).is_some_and(|s| s.eq_ignore_ascii_case("<!doctype")) { 9 } else { 2 };
+            let from = if rest.get(..9).is_some_and(|s| s.eq_ignore_ascii_case("<!doctype")) {
+                9
+            } else {
+                2
+            };
             Ok(self.silent(rest[from..].find('>').map(|end| i + from + end + 1)))
         } else if rest.len() > 1 {
             Ok(Step::Text)

@@ -4,17 +4,9 @@
 //! `ftfy/__init__.py`, `fixes.py`, `badness.py`, `chardata.py`. Surrogates cannot occur in Rust's
 //! strings, and the splitting of lines over a million characters is left out.
 
-use super::{
-    html,
-    mojibake_tables::*,
-    patterns::compile,
-};
+use super::{html, mojibake_tables::*, patterns::compile};
 use fancy_regex::{Captures, Regex};
-use std::{
-    borrow::Cow,
-    collections::HashMap,
-    sync::LazyLock,
-};
+use std::{borrow::Cow, collections::HashMap, sync::LazyLock};
 use unicode_normalization::UnicodeNormalization;
 
 /// `ftfy.fix_text`.
@@ -51,8 +43,7 @@ fn fix_line(line: &str, entities: bool) -> String {
     }
 }
 
-static TERMINAL_ESCAPE: LazyLock<Regex> =
-    LazyLock::new(|| compile(r"\x1b\[(?:<d>|;)*[a-zA-Z]"));
+static TERMINAL_ESCAPE: LazyLock<Regex> = LazyLock::new(|| compile(r"\x1b\[(?:<d>|;)*[a-zA-Z]"));
 
 static ENTITY: LazyLock<Regex> = LazyLock::new(|| compile(r"&#?[0-9A-Za-z]{1,24};"));
 
@@ -82,7 +73,8 @@ fn unescape_html(text: &str) -> String {
             if let Some(characters) = CAPITAL_ENTITIES.get(&entity[1..]) {
                 return characters.clone();
             }
-            let plain = if entity.starts_with("&#") { html::unescape(entity) } else { entity.into() };
+            let plain =
+                if entity.starts_with("&#") { html::unescape(entity) } else { entity.into() };
             if plain.contains(';') { entity.to_string() } else { plain }
         })
         .into_owned()
@@ -178,7 +170,15 @@ fn decode_utf8_variants(bytes: &[u8]) -> Option<String> {
                 plain.push(0);
                 i += 2;
             }
-            [0xed, a @ 0xa0..=0xaf, b @ 0x80..=0xbf, 0xed, c @ 0xb0..=0xbf, d @ 0x80..=0xbf, ..] => {
+            [
+                0xed,
+                a @ 0xa0..=0xaf,
+                b @ 0x80..=0xbf,
+                0xed,
+                c @ 0xb0..=0xbf,
+                d @ 0x80..=0xbf,
+                ..,
+            ] => {
                 let bits = |byte: u8, mask: u8| u32::from(byte & mask);
                 let code = 0x1_0000
                     + (bits(a, 0x0f) << 16)
@@ -288,13 +288,17 @@ static BADNESS: LazyLock<Regex> = LazyLock::new(|| {
         format!("[{BAD}{unlikely}][{BAD}]"),
         format!("[a-zA-Z][{LOWER_COMMON}{UPPER_COMMON}][{BAD}]"),
         format!("[{BAD}][{unlikely}]"),
-        format!("[{LOWER_ACCENTED}{LOWER_COMMON}{BOX}{END_PUNCTUATION}{CURRENCY}{NUMERIC}][{UPPER_ACCENTED}]"),
+        format!(
+            "[{LOWER_ACCENTED}{LOWER_COMMON}{BOX}{END_PUNCTUATION}{CURRENCY}{NUMERIC}][{UPPER_ACCENTED}]"
+        ),
         format!("[{BOX}{END_PUNCTUATION}{CURRENCY}{NUMERIC}][{LOWER_ACCENTED}]"),
         format!("[{LOWER_ACCENTED}{BOX}{END_PUNCTUATION}][{CURRENCY}]"),
         format!("<s>[{UPPER_ACCENTED}][{CURRENCY}]"),
         format!("[{UPPER_ACCENTED}{BOX}][{NUMERIC}{LAW}]"),
         format!("[{accented}{BOX}{CURRENCY}{END_PUNCTUATION}][{START_PUNCTUATION}][{NUMERIC}]"),
-        format!("[{accented}{CURRENCY}{NUMERIC}{BOX}{LAW}][{END_PUNCTUATION}][{START_PUNCTUATION}]"),
+        format!(
+            "[{accented}{CURRENCY}{NUMERIC}{BOX}{LAW}][{END_PUNCTUATION}][{START_PUNCTUATION}]"
+        ),
         format!("[{CURRENCY}{NUMERIC}{BOX}][{START_PUNCTUATION}]"),
         format!("[a-z][{UPPER_ACCENTED}][{START_PUNCTUATION}{CURRENCY}]"),
         format!("[{BOX}][{KAOMOJI}]"),

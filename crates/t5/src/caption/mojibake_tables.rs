@@ -66,7 +66,8 @@ pub(super) const UTF8_FIRST_OF_2: &str = concat!(
 );
 
 /// What first bytes of three decode to.
-pub(super) const UTF8_FIRST_OF_3: &str = r"áăâäàāąåãæćčçďéěêëėèēęęģíîïìīįķĺļŕźΰαβγδεζηθικλμνξοабвгдежзийклмноп";
+pub(super) const UTF8_FIRST_OF_3: &str =
+    r"áăâäàāąåãæćčçďéěêëėèēęęģíîïìīįķĺļŕźΰαβγδεζηθικλμνξοабвгдежзийклмноп";
 
 /// What first bytes of four decode to.
 pub(super) const UTF8_FIRST_OF_4: &str = r"đðğóšπσру";

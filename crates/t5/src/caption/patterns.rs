@@ -13,11 +13,16 @@ const WORD: &str = r"\p{L}\p{N}_";
 pub(super) struct Rule {
     pattern: Regex,
     replacement: String,
+    /// One of these is part of every match: a text without any needs no search. Empty for none.
+    needs: &'static [&'static str],
 }
 
 impl Rule {
     /// `re.sub`.
     pub(super) fn apply(&self, text: String) -> String {
+        if !self.needs.is_empty() && !self.needs.iter().any(|needed| text.contains(needed)) {
+            return text;
+        }
         // Without a limit on backtracking the engine has no error to give.
         match self.pattern.try_replacen(&text, 0, self.replacement.as_str()) {
             Ok(replaced) => replaced.into_owned(),
@@ -36,8 +41,16 @@ pub(super) fn rules(pairs: &[(&str, &str)]) -> Vec<Rule> {
         .map(|(pattern, replacement)| Rule {
             pattern: compile(pattern),
             replacement: replacement.to_string(),
+            needs: &[],
         })
         .collect()
+}
+
+impl Rule {
+    /// Only texts with one of `needs` are searched.
+    pub(super) fn with_needs(self, needs: &'static [&'static str]) -> Self {
+        Self { needs, ..self }
+    }
 }
 
 /// Compiles one pattern.

@@ -80,10 +80,9 @@ impl Progress {
 }
 
 fn new_bar(stage: &str, total: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template(
-        "{prefix:>9} [{bar:32}] {pos}/{len}  {per_sec}  {eta} left",
-    )
-    .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template("{prefix:>9} [{bar:32}] {pos}/{len}  {per_sec}  {eta} left")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(total as u64).with_style(style).with_prefix(stage.to_string())
 }
 

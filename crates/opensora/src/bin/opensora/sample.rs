@@ -7,13 +7,13 @@ use crate::progress::Progress;
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use opensora::{
-    ModelFiles, Observer, PipelineError, SampleRequest, TextToVideo,
+    ModelFiles, SampleRequest, TextToVideo,
     diffusion::SamplerKind,
     latents,
     model_files::{PartPaths, published_scales},
     nn::dtype::Dtype,
     t5::PromptStates,
-    video::{Format, VideoSpec, Writer},
+    video::{VideoSpec, Writer},
 };
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -198,7 +198,9 @@ fn prompts(args: &Args) -> anyhow::Result<Vec<String>> {
         (None, None) => bail!("no prompt: give one, or a file of them with --prompt-path"),
     };
     match &args.prompt_path {
-        Some(path) => ensure!(!prompts.is_empty(), "--prompt-path: {} holds no prompt", path.display()),
+        Some(path) => {
+            ensure!(!prompts.is_empty(), "--prompt-path: {} holds no prompt", path.display())
+        }
         None => ensure!(!prompts[0].is_empty(), "the prompt is empty: say what the video shows"),
     }
     Ok(prompts)

@@ -29,7 +29,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     for folder in expand(&args.cases)? {
         let result = verify::run(&folder, &device);
         let good = result.as_ref().is_ok_and(CaseReport::passed);
-        if good { passed += 1 } else { failed += 1 }
+        if good {
+            passed += 1
+        } else {
+            failed += 1
+        }
         match result {
             Ok(report) => {
                 if args.json {

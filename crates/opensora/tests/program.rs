@@ -1,0 +1,263 @@
+//! The program as its users meet it: what it writes, what it prints, how it fails.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+use tempfile::TempDir;
+
+fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
+}
+
+fn tiny_model() -> String {
+    fixtures().join("tiny-model").display().to_string()
+}
+
+fn opensora(folder: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_opensora")).args(args).current_dir(folder).output().unwrap()
+}
+
+/// Runs `opensora sample` on the tiny model with a short request and more arguments.
+fn sample(folder: &Path, args: &[&str]) -> Output {
+    let model = tiny_model();
+    let mut all = vec!["sample", "--model", &model, "--sampler", "dpm-solver", "--steps", "3"];
+    if !args.contains(&"--num-frames") {
+        all.extend(["--num-frames", "2"]);
+    }
+    if !args.contains(&"--image-size") {
+        all.extend(["--image-size", "16x32"]);
+    }
+    all.extend(args);
+    opensora(folder, &all)
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// The one line that a failure says.
+fn refusal(output: &Output) -> String {
+    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(!output.status.success(), "it did not fail: {stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    let lines: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error")).collect();
+    assert_eq!(lines.len(), 1, "{stderr}");
+    lines[0].to_string()
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_prompt_becomes_a_video_with_its_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = sample(folder.path(), &["a red fox", "-o", "out/fox.mp4", "--seed", "5"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(stdout(&output).trim(), "out/fox.mp4");
+    assert_eq!(names(&folder.path().join("out")), ["fox.mp4", "fox.mp4.json"]);
+
+    let (clip, fps) = opensora::video::mp4::read(&folder.path().join("out/fox.mp4")).unwrap();
+    assert_eq!((clip.len(), clip.height(), clip.width(), fps), (2, 16, 32, 8.0));
+    let record = std::fs::read_to_string(folder.path().join("out/fox.mp4.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    for (field, value) in [
+        ("prompt", serde_json::json!("a red fox")),
+        ("seed", serde_json::json!(5)),
+        ("sampler", serde_json::json!("dpm-solver")),
+        ("steps", serde_json::json!(3)),
+        ("image_size", serde_json::json!([16, 32])),
+        ("version", serde_json::json!(env!("CARGO_PKG_VERSION"))),
+    ] {
+        assert_eq!(record[field], value, "{field}");
+    }
+}
+
+#[test]
+fn every_format_and_many_prompts() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("prompts.txt"), "a fox\n\n  a bear  \n").unwrap();
+    for (format, written) in [
+        ("mp4", vec!["sample_0.mp4", "sample_0.mp4.json", "sample_1.mp4", "sample_1.mp4.json"]),
+        ("gif", vec!["sample_0.gif", "sample_0.gif.json", "sample_1.gif", "sample_1.gif.json"]),
+        ("png", vec!["sample_0", "sample_1"]),
+    ] {
+        let output = sample(
+            folder.path(),
+            &["--prompt-path", "prompts.txt", "--format", format, "-o", format],
+        );
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(stdout(&output).lines().count(), 2);
+        assert_eq!(names(&folder.path().join(format)), written);
+    }
+    let frames = names(&folder.path().join("png/sample_1"));
+    assert_eq!(frames, ["frame_00000.png", "frame_00001.png", "metadata.json"]);
+
+    let output = sample(folder.path(), &["a fox", "--num-frames", "1", "-o", "image.mp4"]);
+    assert_eq!(stdout(&output).trim(), "image.png");
+}
+
+#[test]
+fn saved_latents_are_those_of_every_run_and_decode_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |latents: &str, video: &str| {
+        let args = ["a red fox", "--save-latents", latents, "-o", video, "--device", "flex"];
+        assert!(sample(folder.path(), &args).status.success());
+        std::fs::read(folder.path().join(latents)).unwrap()
+    };
+    let first = run("a.safetensors", "a.gif");
+    assert_eq!(first, run("b.safetensors", "b.gif"));
+
+    let again = sample(folder.path(), &["a red fox", "--latents", "a.safetensors", "-o", "c.gif"]);
+    assert!(again.status.success(), "{again:?}");
+    let gif = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
+    assert_eq!(gif("a.gif"), gif("c.gif"));
+}
+
+#[test]
+fn what_is_asked_for_wrongly_ends_in_one_line_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("empty.txt"), "\n \n").unwrap();
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let before = names(folder.path());
+    for (args, says) in [
+        (vec![""], "the prompt is empty"),
+        (vec!["   "], "the prompt is empty"),
+        (vec![], "no prompt"),
+        (vec!["--prompt-path", "empty.txt"], "holds no prompt"),
+        (vec!["--prompt-path", "nowhere.txt"], "nowhere.txt"),
+        (vec!["a fox", "--device", "gpu9"], "unknown device 'gpu9'"),
+        (vec!["a fox", "--device", "rocm"], "rebuild with `--features rocm`"),
+        (vec!["a fox", "--image-size", "17x32"], "17x32"),
+        (vec!["a fox", "--image-size", "24x32"], "patches"),
+        (vec!["a fox", "--image-size", "big"], "256x256"),
+        (vec!["a fox", "--num-frames", "0"], "0 frames"),
+        (vec!["a fox", "--steps", "1"], "2 to 1000"),
+        (vec!["a fox", "--batch-size", "0"], "batch size"),
+        (vec!["a fox", "--cfg-scale", "NaN"], "guidance scale"),
+        (vec!["a fox", "--fps", "0"], "frames a second"),
+        (vec!["a fox", "--sampler", "euler"], "euler"),
+        (vec!["a fox", "--dtype", "f64"], "f64"),
+        (vec!["a fox", "-o", "clip.avi"], "unknown format"),
+        (vec!["a fox", "-o", "file/clip.mp4"], "file"),
+        (vec!["a fox", "-o", "/proc/no/such/clip.mp4"], "/proc/no"),
+        (vec!["a fox", "--save-latents", "file/x.safetensors"], "--save-latents"),
+        (vec!["a fox", "--latents", "file"], "--latents"),
+        (vec!["a fox", "--model", "no-such-model"], "no model 'no-such-model'"),
+        (vec!["a fox", "--t5", "nowhere"], "nowhere"),
+        (vec!["a fox", "--vae", "file"], "file"),
+    ] {
+        // A later argument of the same name replaces the test's own.
+        let output = if args.contains(&"--steps")
+            || args.contains(&"--sampler")
+            || args.contains(&"--model")
+        {
+            let model = tiny_model();
+            let mut all = vec!["sample"];
+            all.extend(&args);
+            if !args.contains(&"--model") {
+                all.extend(["--model", &model]);
+            }
+            if !args.contains(&"--sampler") {
+                all.extend(["--sampler", "dpm-solver"]);
+            }
+            opensora(folder.path(), &all)
+        } else {
+            sample(folder.path(), &args)
+        };
+        let line = refusal(&output);
+        assert!(line.contains(says) || stderr_of(&output).contains(says), "{args:?}: {line}");
+        assert_eq!(names(folder.path()), before, "{args:?} left something behind");
+    }
+}
+
+fn stderr_of(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_damaged_model_is_refused_before_any_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = copy_of_the_tiny_model(&folder);
+    let weights = model.join("STDiT.pth");
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    let args =
+        ["sample", "a fox", "--model", model.to_str().unwrap(), "-o", "out/fox.mp4", "--quiet"];
+    let line = refusal(&opensora(folder.path(), &args));
+    assert!(line.contains("STDiT.pth"), "{line}");
+    assert!(!folder.path().join("out").exists());
+}
+
+fn copy_of_the_tiny_model(folder: &TempDir) -> PathBuf {
+    let target = folder.path().join("model");
+    let source = fixtures().join("goldens/pipeline");
+    copy_folder(&source, &target);
+    let description = std::fs::read_to_string(fixtures().join("tiny-model/model.json")).unwrap();
+    let description = description.replace("../goldens/pipeline/", "");
+    std::fs::write(target.join("model.json"), description).unwrap();
+    target
+}
+
+fn copy_folder(source: &Path, target: &Path) {
+    std::fs::create_dir_all(target).unwrap();
+    for entry in std::fs::read_dir(source).unwrap() {
+        let path = entry.unwrap().path();
+        let to = target.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_folder(&path, &to);
+        } else {
+            std::fs::copy(&path, &to).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_very_long_prompt_is_cut_with_a_word() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = "a walk in the woods ".repeat(500);
+    assert!(long.len() >= 10_000);
+    let output = sample(folder.path(), &[&long, "-o", "long.gif"]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(stderr_of(&output).contains("fills all 24 tokens"), "{output:?}");
+}
+
+#[test]
+fn verify_passes_golden_cases_and_fails_on_what_it_cannot_prove() {
+    let folder = tempfile::tempdir().unwrap();
+    let case = fixtures().join("goldens/vae-bin");
+    let case = case.to_str().unwrap();
+    let output = opensora(folder.path(), &["verify", case, "--device", "flex"]);
+    assert!(output.status.success(), "{output:?}");
+    let text = stdout(&output);
+    assert!(text.contains("decoded") && text.contains("max abs error"), "{text}");
+    assert!(text.contains("1 cases passed, 0 failed"), "{text}");
+
+    let json = stdout(&opensora(folder.path(), &["verify", case, "--json"]));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["passed"], &json["failed"]), (&1.into(), &0.into()));
+
+    std::fs::create_dir(folder.path().join("case")).unwrap();
+    std::fs::write(folder.path().join("case/case.json"), r#"{"kind": "new"}"#).unwrap();
+    for bad in ["case", "nowhere"] {
+        let output = opensora(folder.path(), &["verify", case, bad]);
+        assert!(stdout(&output).contains("1 cases passed, 1 failed"), "{output:?}");
+        refusal(&output);
+    }
+}
+
+#[test]
+fn devices_are_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = stdout(&opensora(folder.path(), &["devices"]));
+    assert!(text.lines().any(|line| line.starts_with("flex") && line.contains("yes")), "{text}");
+    let json = stdout(&opensora(folder.path(), &["devices", "--json"]));
+    let json: Vec<serde_json::Value> = serde_json::from_str(&json).unwrap();
+    assert!(json.iter().any(|row| row["backend"] == "flex" && row["devices"][0] == "flex"));
+}
