@@ -38,6 +38,13 @@ fn refusal(path: &Path, config: &DenoiserConfig) -> String {
     message
 }
 
+/// A file of each format, and the golden case whose configuration it has.
+const FILES: [(&str, &str); 3] = [
+    ("stdit-pth/STDiT.pth", "stdit-pth"),
+    ("stdit-safetensors/model.safetensors", "stdit-safetensors"),
+    ("../checkpoints/legacy.pth", "stdit-safetensors"),
+];
+
 fn copy_to(folder: &tempfile::TempDir, fixture_name: &str) -> PathBuf {
     let source = fixture("goldens").join(fixture_name);
     let target = folder.path().join(source.file_name().unwrap());
@@ -45,12 +52,26 @@ fn copy_to(folder: &tempfile::TempDir, fixture_name: &str) -> PathBuf {
     target
 }
 
+/// The stream of before PyTorch 1.6, with transposed views, nested under `state_dict`.
+#[test]
+fn legacy_streams_hold_the_same_numbers() {
+    let legacy = Checkpoint::open(fixture("checkpoints/legacy.pth")).unwrap();
+    let golden = fixture("goldens/stdit-safetensors/model.safetensors");
+    let golden = Checkpoint::open(golden).unwrap();
+    assert_eq!(legacy.keys().collect::<Vec<_>>(), golden.keys().collect::<Vec<_>>());
+    for (key, tensor) in golden.tensors() {
+        assert_eq!(legacy.tensors()[key].read(key).unwrap(), tensor.read(key).unwrap(), "{key}");
+    }
+    let config = stdit_config("stdit-safetensors");
+    assert!(StDit::load(&config, &legacy, FloatDType::F32, &device()).is_ok());
+}
+
 #[test]
 fn truncated_files_are_refused_at_every_length() {
-    for file in ["stdit-pth/STDiT.pth", "stdit-safetensors/model.safetensors"] {
+    for (file, case) in FILES {
         let folder = tempfile::tempdir().unwrap();
         let path = copy_to(&folder, file);
-        let config = stdit_config(file.split('/').next().unwrap());
+        let config = stdit_config(case);
         let bytes = std::fs::read(&path).unwrap();
         let lengths =
             (0..40).map(|i| bytes.len() * i / 40).chain([1, 7, 8, 9, 64, bytes.len() - 1]);
@@ -66,10 +87,10 @@ fn truncated_files_are_refused_at_every_length() {
 /// what loads has the right shape.
 #[test]
 fn flipped_bytes_never_panic() {
-    for file in ["stdit-pth/STDiT.pth", "stdit-safetensors/model.safetensors"] {
+    for (file, case) in FILES {
         let folder = tempfile::tempdir().unwrap();
         let path = copy_to(&folder, file);
-        let config = stdit_config(file.split('/').next().unwrap());
+        let config = stdit_config(case);
         let bytes = std::fs::read(&path).unwrap();
         let mut refused = 0;
         // Headers lie at the start of safetensors and at the end of zip archives: both densely.

@@ -54,7 +54,7 @@ pub enum CheckpointError {
         /// The file or folder.
         path: PathBuf,
         /// The keys that do not fit.
-        mismatch: Mismatch,
+        mismatch: Box<Mismatch>,
     },
 }
 

@@ -111,7 +111,7 @@ pub fn import<M: Module>(
         .collect();
     check(&slots, &file, map).map_err(|mismatch| CheckpointError::Mismatch {
         path: checkpoint.path().into(),
-        mismatch: *mismatch,
+        mismatch,
     })?;
 
     let mut filler = Filler {
@@ -255,7 +255,7 @@ impl ModuleMapper for Filler<'_> {
         let mut shape = param.lazy_shape();
         let transposed = self.names.is_transposed();
         if transposed {
-            shape = shape.into_iter().rev().collect::<Vec<_>>().into();
+            shape = shape.iter().rev().copied().collect::<Vec<_>>().into();
         }
         let data = TensorData::from_bytes(data.into_bytes(), shape, self.dtype.into());
         let tensor = Tensor::<D>::from_data(data, (&device, self.dtype.into()));

@@ -24,6 +24,7 @@
 //! | module | thought |
 //! |---|---|
 //! | [`model_files`] | which files make a model: folders with a `model.json`, published presets |
+//! | [`request`] | what to sample |
 //! | [`pipeline`] | prompts to frames |
 //! | [`denoiser`] | STDiT with its prompts, as samplers see it |
 //! | [`frames`] | decoded tensors to pixels |
@@ -43,7 +44,9 @@ pub mod frames;
 pub mod latents;
 pub mod model_files;
 pub mod pipeline;
+pub mod request;
 pub mod verify;
 
 pub use model_files::{ModelError, ModelFiles, Preset};
-pub use pipeline::{Observer, PipelineError, Quiet, SampleRequest, TextToVideo};
+pub use pipeline::{Observer, PipelineError, Quiet, TextToVideo};
+pub use request::SampleRequest;

@@ -5,7 +5,7 @@
 //! encoder and a VAE.
 
 use crate::{
-    pipeline::SampleRequest,
+    request::SampleRequest,
     stdit::{DenoiserConfig, PositionScales},
 };
 use serde::{Deserialize, Serialize};

@@ -5,13 +5,14 @@
 
 use crate::{
     denoiser::PromptedDenoiser,
-    diffusion::{Guidance, SampleError, Sampler, SamplerKind, sampler::SamplerError},
+    diffusion::{SampleError, sampler::SamplerError},
     frames::to_frames,
     model_files::ModelFiles,
     nn::{
         dtype::{Dtype, DtypeError},
         noise::{Purpose, normal_batch},
     },
+    request::SampleRequest,
     stdit::{SizeError, StDit},
     t5::{PromptStates, T5Config, TextEncodeError, TextEncoder},
     vae::{AutoencoderKl, VaeConfig, VaeConfigError},
@@ -20,66 +21,6 @@ use crate::{
 use burn::tensor::{Device, Tensor};
 use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport};
 use std::{ops::ControlFlow, path::PathBuf};
-
-/// What to sample.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SampleRequest {
-    /// Frames of a clip; one makes an image.
-    pub num_frames: usize,
-    /// Height and width in pixels.
-    pub image_size: [usize; 2],
-    /// Frames per second of the output; it does not change what is sampled.
-    pub fps: f64,
-    /// The sampler.
-    pub sampler: SamplerKind,
-    /// Its steps; the sampler's published number where `None`.
-    pub steps: Option<usize>,
-    /// How strongly the prompt is followed.
-    pub guidance_scale: f64,
-    /// Latent channels that are guided; the sampler's published number where `None`.
-    pub guided_channels: Option<usize>,
-    /// Seed of all noise. A prompt's noise depends on this and on its place in the list only.
-    pub seed: u64,
-    /// Prompts that are sampled at once.
-    pub batch_size: usize,
-}
-
-impl Default for SampleRequest {
-    /// 16 frames of 256x256 at 8 per second, 100 steps of IDDPM, scale 7, seed 42, as published.
-    fn default() -> Self {
-        Self {
-            num_frames: 16,
-            image_size: [256, 256],
-            fps: 24.0 / 3.0,
-            sampler: SamplerKind::Iddpm,
-            steps: None,
-            guidance_scale: Guidance::PUBLISHED_SCALE,
-            guided_channels: None,
-            seed: 42,
-            batch_size: 1,
-        }
-    }
-}
-
-impl SampleRequest {
-    /// The sampler, set up.
-    ///
-    /// # Errors
-    /// Where it cannot have so many steps.
-    pub fn sampler(&self) -> Result<Sampler, SamplerError> {
-        Sampler::new(self.sampler, self.steps.unwrap_or(self.sampler.default_steps()))
-    }
-
-    /// The guidance: scale, and the channels that the sampler's published form guides unless asked
-    /// otherwise.
-    pub fn guidance(&self) -> Guidance {
-        let published = self.sampler.guidance(self.guidance_scale);
-        match self.guided_channels {
-            Some(_) => Guidance { guided_channels: self.guided_channels, ..published },
-            None => published,
-        }
-    }
-}
 
 /// Sees how far the work is, and may stop it.
 pub trait Observer {

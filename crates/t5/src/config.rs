@@ -112,7 +112,8 @@ impl T5Config {
         let (buckets, distance) =
             (self.relative_attention_num_buckets, self.relative_attention_max_distance);
         // Half of the buckets are for each direction, half of those for single distances.
-        if buckets < 4 || buckets > 1 << 16 || distance <= buckets / 4 || distance > 1 << 20 {
+        let possible = 4..=1 << 16;
+        if !possible.contains(&buckets) || distance <= buckets / 4 || distance > 1 << 20 {
             return fail(format!(
                 "{buckets} relative_attention_num_buckets do not go with a \
                  relative_attention_max_distance of {distance}"

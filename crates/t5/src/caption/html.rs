@@ -1,17 +1,21 @@
-//! The text of HTML, as BeautifulSoup takes it out, and HTML's entities.
+//! The text of HTML, as BeautifulSoup takes it out.
 //!
 //! Source: CPython 3.11.7, `html/parser.py` (`HTMLParser.goahead` without `convert_charrefs`),
-//! `_markupbase.py` and `html/__init__.py` (`unescape`); BeautifulSoup 4.15, `builder/_htmlparser.py`
+//! and `_markupbase.py`; BeautifulSoup 4.15, `builder/_htmlparser.py`
 //! and `BeautifulSoup.text`. Of the tree only what decides about text is kept: which elements are
 //! open whose text does not count.
 //!
-//! Deviation: markup that makes the reference fail (`<![` with an unknown word) is text here.
+//! Deviation: markup that makes the reference fail is text here (`<![` with an unknown word), and a
+//! numeric reference with more than the 4300 digits that Python converts is U+FFFD.
 //! Later Python versions treat comments and broken tags otherwise.
 
-use super::is_space;
-use entities::ENTITIES;
-use fancy_regex::Regex;
-use std::{collections::HashMap, sync::LazyLock};
+use super::{
+    patterns::{SPACE, compile},
+    references::{character, named, parse_number, windows_1252},
+    unicode::{is_space, lower, strip},
+};
+use regex::Regex;
+use std::sync::LazyLock;
 
 /// Elements without content.
 const EMPTY_ELEMENTS: [&str; 24] = [
@@ -23,92 +27,6 @@ const EMPTY_ELEMENTS: [&str; 24] = [
 const SILENT_ELEMENTS: [&str; 5] = ["rt", "rp", "style", "script", "template"];
 /// Elements whose content is not parsed.
 const RAW_ELEMENTS: [&str; 2] = ["script", "style"];
-
-/// Entities by their name without the ampersand, such as `amp;` and `amp`.
-static NAMED: LazyLock<HashMap<&'static str, &'static str>> = LazyLock::new(|| {
-    ENTITIES.iter().map(|entity| (&entity.entity[1..], entity.characters)).collect()
-});
-
-/// The named entity, which ends in a semicolon unless it is one of the old ones.
-pub(super) fn named(name: &str) -> Option<&'static str> {
-    NAMED.get(name).copied()
-}
-
-/// All named entities.
-pub(super) fn all_named() -> impl Iterator<Item = (&'static str, &'static str)> {
-    NAMED.iter().map(|(name, characters)| (*name, *characters))
-}
-
-static CHARREF: LazyLock<Regex> = LazyLock::new(|| {
-    super::patterns::compile(r"&(#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[^\t\n\f <&#;]{1,32};?)")
-});
-
-/// Python's `html.unescape`.
-pub(super) fn unescape(text: &str) -> String {
-    if !text.contains('&') {
-        return text.to_string();
-    }
-    CHARREF
-        .replace_all(text, |found: &fancy_regex::Captures<'_>| {
-            let reference = found.get(1).map_or("", |group| group.as_str());
-            match reference.strip_prefix('#') {
-                Some(number) => numeric(number.trim_end_matches(';')),
-                None => named_or_prefix(reference),
-            }
-        })
-        .into_owned()
-}
-
-/// The longest name that starts `reference`, with the rest behind it.
-fn named_or_prefix(reference: &str) -> String {
-    if let Some(characters) = named(reference) {
-        return characters.to_string();
-    }
-    let ends = reference.char_indices().map(|(end, _)| end).skip(2).collect::<Vec<_>>();
-    for end in ends.into_iter().rev() {
-        if let Some(characters) = named(&reference[..end]) {
-            return format!("{characters}{}", &reference[end..]);
-        }
-    }
-    format!("&{reference}")
-}
-
-/// A number without `#` and `;` to its character, as HTML5 wants it.
-fn numeric(number: &str) -> String {
-    let code = parse_number(number);
-    match code {
-        0x0d => "\r".into(),
-        0x80..=0x9f => windows_1252(code as u8).into(),
-        // Controls and code points that are no characters.
-        1..=8 | 0xb | 0xe..=0x1f | 0x7f | 0xfdd0..=0xfdef => String::new(),
-        _ if code & 0xfffe == 0xfffe && (0x1_0000..=0x10_ffff).contains(&code) => String::new(),
-        0xfffe | 0xffff => String::new(),
-        _ => character(code),
-    }
-}
-
-/// A decimal number, or a hexadecimal one after `x`; what is too large stays too large.
-fn parse_number(number: &str) -> u32 {
-    let parsed = match number.strip_prefix(['x', 'X']) {
-        Some(hex) => u32::from_str_radix(hex, 16),
-        None => number.parse(),
-    };
-    parsed.unwrap_or(u32::MAX)
-}
-
-/// The character, or U+FFFD where there is none or it is the null character.
-fn character(code: u32) -> String {
-    char::from_u32(code).filter(|&c| c != '\0').unwrap_or('\u{fffd}').to_string()
-}
-
-/// What byte 0x80 to 0x9F means in Windows-1252; itself where it means nothing.
-fn windows_1252(byte: u8) -> char {
-    let page = super::mojibake_tables::CODE_PAGES
-        .iter()
-        .find(|page| page.name == "windows-1252")
-        .expect("the table has it");
-    page.upper.chars().nth(usize::from(byte) - 0x80).unwrap_or(byte.into())
-}
 
 /// The text of a document.
 pub(super) fn text(document: &str) -> String {
@@ -150,12 +68,12 @@ struct Parser {
 
 macro_rules! pattern {
     ($name:ident, $pattern:expr) => {
-        static $name: LazyLock<Regex> = LazyLock::new(|| super::patterns::compile($pattern));
+        static $name: LazyLock<Regex> = LazyLock::new(|| compile(&$pattern.replace("<s>", SPACE)));
     };
 }
 pattern!(ENTITY, r"\A&([a-zA-Z][-.a-zA-Z0-9]*)[^a-zA-Z0-9]");
 pattern!(NUMBER, r"\A&#(?:[0-9]+|[xX][0-9a-fA-F]+)[^0-9a-fA-F]");
-pattern!(TAG_NAME, r"\A([a-zA-Z][^\t\n\r\x0c />\x00]*)(?:<s>|/(?!>))*");
+pattern!(TAG_NAME, r"\A([a-zA-Z][^\t\n\r\x0c />\x00]*)");
 pattern!(END_TAG, r"\A</<s>*([a-zA-Z][-.a-zA-Z0-9:_]*)<s>*>");
 pattern!(COMMENT_CLOSE, r"--<s>*>");
 pattern!(SECTION_NAME, r"\A([a-zA-Z][-_.a-zA-Z0-9]*)<s>*");
@@ -164,11 +82,11 @@ pattern!(OFFICE_SECTION_CLOSE, r"\]<s>*>");
 
 /// End of the first match in `text`.
 fn match_end(pattern: &Regex, text: &str) -> Option<usize> {
-    pattern.find(text).ok().flatten().map(|found| found.end())
+    pattern.find(text).map(|found| found.end())
 }
 
 fn capture<'t>(pattern: &Regex, text: &'t str) -> Option<(&'t str, usize)> {
-    let captures = pattern.captures(text).ok().flatten()?;
+    let captures = pattern.captures(text)?;
     Some((captures.get(1)?.as_str(), captures.get(0)?.end()))
 }
 
@@ -201,7 +119,7 @@ impl Parser {
             if rest.is_empty() {
                 break;
             }
-            if rest.starts_with('<') {
+            if let Some(behind) = rest.strip_prefix('<') {
                 match self.markup(document, i)? {
                     Step::To(k) => i = k,
                     Step::Text => {
@@ -211,9 +129,9 @@ impl Parser {
                     Step::Wait => break,
                     Step::Incomplete if !end => break,
                     Step::Incomplete => {
-                        let k = match rest[1..].find('>') {
+                        let k = match behind.find('>') {
                             Some(at) => at + 2,
-                            None => rest[1..].find('<').map_or(1, |at| at + 1),
+                            None => behind.find('<').map_or(1, |at| at + 1),
                         };
                         self.data(&rest[..k]);
                         i += k;
@@ -282,8 +200,8 @@ impl Parser {
             Ok(self.start_tag(document, i))
         } else if rest.starts_with("</") {
             Ok(self.end_tag(document, i))
-        } else if rest.starts_with("<!--") {
-            Ok(self.silent(match_end(&COMMENT_CLOSE, &rest[4..]).map(|end| i + 4 + end)))
+        } else if let Some(comment) = rest.strip_prefix("<!--") {
+            Ok(self.silent(match_end(&COMMENT_CLOSE, comment).map(|end| i + 4 + end)))
         } else if rest.starts_with("<?") {
             Ok(self.silent(rest.find('>').map(|end| i + end + 1)))
         } else if rest.starts_with("<![") {
@@ -327,14 +245,20 @@ impl Parser {
             "if" | "else" | "endif" => &OFFICE_SECTION_CLOSE,
             _ => return Err(Rejected),
         };
-        let Some(found) = close.find(&rest[3..]).ok().flatten() else {
+        let Some(found) = close.find(&rest[3..]) else {
             return Ok(Step::Incomplete);
         };
         self.end_data();
         let content = &rest[3..3 + found.start()];
         if content.get(..6).is_some_and(|s| s.eq_ignore_ascii_case("cdata[")) {
-            // Counts as text, also where plain text would not.
-            self.out.push_str(&content[6..]);
+            // Counts as text, also where plain text would not. Quirk: of nothing it makes a space.
+            let content = &content[6..];
+            let kept = self.keeps_space();
+            self.out.push_str(match content {
+                "" if !kept => " ",
+                _ if kept => content,
+                _ => collapse_blank(content),
+            });
         }
         Ok(Step::To(i + 3 + found.end()))
     }
@@ -344,15 +268,16 @@ impl Parser {
         let Some((name, name_end)) = capture(&TAG_NAME, &document[i + 1..]) else {
             return Step::Incomplete;
         };
-        let name = name.to_lowercase();
+        let name = lower(name);
         let mut k = i + 1 + name_end;
+        k += separators_end(&document[k..]);
         while k < end {
             match attribute_end(document, k) {
                 Some(next) => k = next,
                 None => break,
             }
         }
-        let close = if k <= end { super::strip(&document[k..end]) } else { "" };
+        let close = if k <= end { strip(&document[k..end]) } else { "" };
         if close != ">" && close != "/>" {
             self.data(&document[i..end]);
             return Step::To(end);
@@ -379,7 +304,7 @@ impl Parser {
         let mut end = i + gt + 2;
         let name = match capture(&END_TAG, rest) {
             Some((name, _)) => {
-                let name = name.to_lowercase();
+                let name = lower(name);
                 if self.raw.as_ref().is_some_and(|raw| *raw != name) {
                     self.data(&document[i..end]);
                     return Step::To(end);
@@ -400,7 +325,7 @@ impl Parser {
                         // It cannot happen, as a `>` was found and names do not hold one.
                         None => return Step::Incomplete,
                     }
-                    name.to_lowercase()
+                    lower(name)
                 }
                 None if rest.starts_with("</>") => return Step::To(i + 3),
                 None => return self.silent(rest[2..].find('>').map(|at| i + 2 + at + 1)),
@@ -430,10 +355,14 @@ impl Parser {
     fn end_data(&mut self) {
         let text = std::mem::take(&mut self.pending);
         let silent = self.open.iter().any(|open| SILENT_ELEMENTS.contains(&open.as_str()));
-        let kept = self.open.iter().any(|open| open == "pre" || open == "textarea");
         if !silent {
-            self.out.push_str(if kept { &text } else { collapse_blank(&text) });
+            self.out.push_str(if self.keeps_space() { &text } else { collapse_blank(&text) });
         }
+    }
+
+    /// Whether blank text here stays as it is.
+    fn keeps_space(&self) -> bool {
+        self.open.iter().any(|open| open == "pre" || open == "textarea")
     }
 
     fn finish(mut self) -> String {
@@ -463,36 +392,67 @@ fn find_raw_end(rest: &str, raw: &str) -> Option<usize> {
         .find(|&at| lower[at + 2..].trim_start_matches(is_space).starts_with(raw))
 }
 
-/// End of the attribute at `k`.
-fn attribute_end(document: &str, k: usize) -> Option<usize> {
-    let captures = ATTRIBUTE_AT.captures_from_pos(document, k).ok().flatten()?;
-    let whole = captures.get(0)?;
-    (whole.start() == k).then(|| whole.end())
+/// Length of what may stand between attributes: white space, and slashes that do not close the tag.
+fn separators_end(text: &str) -> usize {
+    let mut rest = text;
+    loop {
+        let next = rest.trim_start_matches(is_space);
+        match next.strip_prefix('/') {
+            Some(after) if !after.starts_with('>') => rest = after,
+            _ => return text.len() - next.len(),
+        }
+    }
 }
 
-/// An attribute, anchored where the search starts, with sight of what stands before.
-static ATTRIBUTE_AT: LazyLock<Regex> = LazyLock::new(|| {
-    let class = r"\s\x1c-\x1f";
-    let pattern = concat!(
-        r#"\G((?<=['"<sc>/])[^<sc>/>][^<sc>/=>]*)"#,
-        r#"(<s>*=+<s>*('[^']*'|"[^"]*"|(?!['"])[^><sc>]*))?(?:<s>|/(?!>))*"#
-    );
-    super::patterns::compile(&pattern.replace("<sc>", class))
-});
+/// End of the attribute at `k` with its value and what separates it from the next; `None` where
+/// there is none. One starts behind white space, a slash or a quotation mark.
+fn attribute_end(document: &str, k: usize) -> Option<usize> {
+    let (before, rest) = document.split_at_checked(k)?;
+    if !before.ends_with(|c| is_space(c) || matches!(c, '\'' | '"' | '/')) {
+        return None;
+    }
+    let first = rest.chars().next().filter(|&c| !is_space(c) && c != '/' && c != '>')?;
+    let name_end = rest[first.len_utf8()..]
+        .find(|c| is_space(c) || matches!(c, '/' | '=' | '>'))
+        .map_or(rest.len(), |at| first.len_utf8() + at);
+    let value_end = name_end + value_end(&rest[name_end..]).unwrap_or(0);
+    Some(k + value_end + separators_end(&rest[value_end..]))
+}
+
+/// Length of an equals sign with the value behind it, where there is one.
+fn value_end(text: &str) -> Option<usize> {
+    let skip = |from: usize, skipped: fn(char) -> bool| {
+        text[from..].find(|c| !skipped(c)).map_or(text.len(), |at| from + at)
+    };
+    let bare = |from| skip(from, |c| c != '>' && !is_space(c));
+    let equals = skip(0, is_space);
+    let behind = skip(equals, |c| c == '=');
+    if behind == equals {
+        return None;
+    }
+    let value = skip(behind, is_space);
+    match text[value..].chars().next() {
+        Some(quote @ ('\'' | '"')) => match text[value + 1..].find(quote) {
+            Some(at) => Some(value + 1 + at + 1),
+            // Never closed: no value but the white space before it, or one from the second of
+            // several equals signs on.
+            None if value > behind => Some(value),
+            None if behind > equals + 1 => Some(bare(behind - 1)),
+            None => None,
+        },
+        _ => Some(bare(value)),
+    }
+}
 
 /// The whole of a start tag up to its `>`; `None` where it is not complete.
-static START_TAG_AT: LazyLock<Regex> = LazyLock::new(|| {
-    let class = r"\s\x1c-\x1f";
-    let pattern = concat!(
-        r"\G<[a-zA-Z][^\t\n\r\x0c />\x00]*",
-        r#"(?:[<sc>/]*(?:(?<=['"<sc>/])[^<sc>/>][^<sc>/=>]*"#,
-        r#"(?:<s>*=+<s>*(?:'[^']*'|"[^"]*"|(?!['"])[^><sc>]*)<s>*)?(?:<s>|/(?!>))*)*)?<s>*"#
-    );
-    super::patterns::compile(&pattern.replace("<sc>", class))
-});
-
 fn whole_start_tag(document: &str, i: usize) -> Option<usize> {
-    let j = START_TAG_AT.find_from_pos(document, i).ok().flatten()?.end();
+    let (_, name_end) = capture(&TAG_NAME, &document[i + 1..])?;
+    let mut j = i + 1 + name_end;
+    let separators = document[j..].find(|c| !is_space(c) && c != '/');
+    j = separators.map_or(document.len(), |at| j + at);
+    while let Some(next) = attribute_end(document, j) {
+        j = next;
+    }
     match document[j..].chars().next() {
         Some('>') => Some(j + 1),
         Some('/') if document[j..].starts_with("/>") => Some(j + 2),

@@ -4,8 +4,13 @@
 //! `ftfy/__init__.py`, `fixes.py`, `badness.py`, `chardata.py`. Surrogates cannot occur in Rust's
 //! strings, and the splitting of lines over a million characters is left out.
 
-use super::{html, mojibake_tables::*, patterns::compile};
-use fancy_regex::{Captures, Regex};
+use super::{
+    mojibake_tables::*,
+    patterns::{ALPHANUMERIC, SPACE, compile},
+    references,
+    unicode::nfc,
+};
+use regex::{Captures, Regex};
 use std::{borrow::Cow, collections::HashMap, sync::LazyLock};
 use unicode_normalization::UnicodeNormalization;
 
@@ -36,25 +41,26 @@ fn fix_line(line: &str, entities: bool) -> String {
         text = text.replace("\r\n", "\n").replace(['\r', '\u{2028}', '\u{2029}', '\u{85}'], "\n");
         text = TERMINAL_ESCAPE.replace_all(&text, "").into_owned();
         text.retain(|c| !is_stray_control(c));
-        text = text.nfc().collect();
+        text = nfc(&text);
         if text == before {
             return text;
         }
     }
 }
 
-static TERMINAL_ESCAPE: LazyLock<Regex> = LazyLock::new(|| compile(r"\x1b\[(?:<d>|;)*[a-zA-Z]"));
+static TERMINAL_ESCAPE: LazyLock<Regex> =
+    LazyLock::new(|| compile(r"\x1b\[(?:[\d&&\p{Age=14.0}]|;)*[a-zA-Z]"));
 
 static ENTITY: LazyLock<Regex> = LazyLock::new(|| compile(r"&#?[0-9A-Za-z]{1,24};"));
 
 /// Entities that some program turned to capitals, where that is unambiguous.
 static CAPITAL_ENTITIES: LazyLock<HashMap<String, String>> = LazyLock::new(|| {
-    html::all_named()
+    references::all_named()
         .filter(|(name, _)| name.ends_with(';') && *name == name.to_lowercase())
         .map(|(name, characters)| (name.to_uppercase(), characters.to_uppercase()))
         .filter(|(name, _)| {
             let entity = format!("&{name}");
-            html::unescape(&entity) == entity
+            references::unescape(&entity) == entity
         })
         .collect()
 });
@@ -67,14 +73,14 @@ fn unescape_html(text: &str) -> String {
     ENTITY
         .replace_all(text, |found: &Captures<'_>| -> String {
             let entity = &found[0];
-            if let Some(characters) = html::named(&entity[1..]) {
+            if let Some(characters) = references::named(&entity[1..]) {
                 return characters.to_string();
             }
             if let Some(characters) = CAPITAL_ENTITIES.get(&entity[1..]) {
                 return characters.clone();
             }
             let plain =
-                if entity.starts_with("&#") { html::unescape(entity) } else { entity.into() };
+                if entity.starts_with("&#") { references::unescape(entity) } else { entity.into() };
             if plain.contains(';') { entity.to_string() } else { plain }
         })
         .into_owned()
@@ -158,6 +164,8 @@ fn encode(text: &str, page: &CodePage) -> Option<Vec<u8>> {
 
 /// UTF-8, also with surrogate pairs of three bytes each and with a null of two bytes, where one of
 /// their lead bytes occurs.
+///
+/// Quirk: a line break that ends the text stands for a last byte that is missing.
 fn decode_utf8_variants(bytes: &[u8]) -> Option<String> {
     if !bytes.contains(&0xed) && !bytes.contains(&0xc0) {
         return String::from_utf8(bytes.to_vec()).ok();
@@ -166,19 +174,13 @@ fn decode_utf8_variants(bytes: &[u8]) -> Option<String> {
     let mut i = 0;
     while i < bytes.len() {
         match bytes[i..] {
-            [0xc0, 0x80, ..] => {
+            [0xc0, 0x80, ..] | [0xc0, b'\n'] => {
                 plain.push(0);
                 i += 2;
             }
-            [
-                0xed,
-                a @ 0xa0..=0xaf,
-                b @ 0x80..=0xbf,
-                0xed,
-                c @ 0xb0..=0xbf,
-                d @ 0x80..=0xbf,
-                ..,
-            ] => {
+            [0xed, a @ 0xa0..=0xaf, b @ 0x80..=0xbf, 0xed, c @ 0xb0..=0xbf, d, ..]
+                if matches!(d, 0x80..=0xbf) || (d == b'\n' && i + 6 == bytes.len()) =>
+            {
                 let bits = |byte: u8, mask: u8| u32::from(byte & mask);
                 let code = 0x1_0000
                     + (bits(a, 0x0f) << 16)
@@ -253,28 +255,49 @@ fn restore_byte_a0(bytes: &[u8]) -> Vec<u8> {
         .into_owned()
 }
 
-static UTF8_DETECTOR: LazyLock<Regex> = LazyLock::new(|| {
-    compile(&format!(
-        "(?<![{UTF8_CONTINUATION_STRICT}])(?:[{UTF8_FIRST_OF_2}][{UTF8_CONTINUATION}]\
+/// A character that looks like a lead byte of UTF-8, with as many behind it as it asks for.
+static UTF8_SEQUENCE: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "(?:[{UTF8_FIRST_OF_2}][{UTF8_CONTINUATION}]\
          |[{UTF8_FIRST_OF_3}][{UTF8_CONTINUATION}]{{2}}\
-         |[{UTF8_FIRST_OF_4}][{UTF8_CONTINUATION}]{{3}})+"
-    ))
+         |[{UTF8_FIRST_OF_4}][{UTF8_CONTINUATION}]{{3}})"
+    )
 });
 
 /// Repairs parts that look like UTF-8 decoded wrongly, inside text that is none.
 fn decode_inconsistent_utf8(text: &str) -> String {
-    UTF8_DETECTOR
-        .replace_all(text, |found: &Captures<'_>| -> String {
-            let part = &found[0];
-            // The whole text was tried already.
-            if part.len() < text.len() && is_bad(part) { fix_encoding(part) } else { part.into() }
-        })
-        .into_owned()
+    static FIRST: LazyLock<Regex> = LazyLock::new(|| compile(&UTF8_SEQUENCE));
+    static RUN: LazyLock<Regex> = LazyLock::new(|| compile(&format!(r"\A{}+", *UTF8_SEQUENCE)));
+    static INSIDE: LazyLock<Regex> =
+        LazyLock::new(|| compile(&format!("[{UTF8_CONTINUATION_STRICT}]")));
+    let mut out = String::with_capacity(text.len());
+    let mut copied = 0;
+    let mut from = 0;
+    while let Some(first) = FIRST.find_at(text, from) {
+        let start = first.start();
+        let mut before = text[..start].chars();
+        let inside =
+            before.next_back().is_some_and(|c| INSIDE.is_match(c.encode_utf8(&mut [0; 4])));
+        let run = RUN.find(&text[start..]).filter(|_| !inside);
+        let Some(run) = run else {
+            from = start + text[start..].chars().next().map_or(1, char::len_utf8);
+            continue;
+        };
+        from = start + run.end();
+        let part = run.as_str();
+        // The whole of the text was tried already.
+        if part.len() < text.len() && is_bad(part) {
+            out.push_str(&text[copied..start]);
+            out.push_str(&fix_encoding(part));
+            copied = from;
+        }
+    }
+    out + &text[copied..]
 }
 
 /// Whether the text has sequences that are far more likely mojibake than meant.
 fn is_bad(text: &str) -> bool {
-    BADNESS.is_match(text).unwrap_or(false)
+    BADNESS.is_match(text)
 }
 
 static BADNESS: LazyLock<Regex> = LazyLock::new(|| {
@@ -293,7 +316,7 @@ static BADNESS: LazyLock<Regex> = LazyLock::new(|| {
         ),
         format!("[{BOX}{END_PUNCTUATION}{CURRENCY}{NUMERIC}][{LOWER_ACCENTED}]"),
         format!("[{LOWER_ACCENTED}{BOX}{END_PUNCTUATION}][{CURRENCY}]"),
-        format!("<s>[{UPPER_ACCENTED}][{CURRENCY}]"),
+        format!("{SPACE}[{UPPER_ACCENTED}][{CURRENCY}]"),
         format!("[{UPPER_ACCENTED}{BOX}][{NUMERIC}{LAW}]"),
         format!("[{accented}{BOX}{CURRENCY}{END_PUNCTUATION}][{START_PUNCTUATION}][{NUMERIC}]"),
         format!(
@@ -304,7 +327,7 @@ static BADNESS: LazyLock<Regex> = LazyLock::new(|| {
         format!("[{BOX}][{KAOMOJI}]"),
         format!("[{accented}{CURRENCY}{NUMERIC}{punctuation}{LAW}][{BOX}]"),
         format!("[{BOX}][{END_PUNCTUATION}]"),
-        format!("[{accented}][{punctuation}][<w>]"),
+        format!("[{accented}][{punctuation}][{ALPHANUMERIC}_]"),
         // the ligature before anything but a letter
         "[Œœ][^A-Za-z]".into(),
         format!("[{UPPER_ACCENTED}]°"),
@@ -326,7 +349,7 @@ static BADNESS: LazyLock<Regex> = LazyLock::new(|| {
         "ГўВЂВ.[A-Za-z ]".into(),
         // à, á and the no-break space by Windows-1252
         r"Ã[\xa0¡]".into(),
-        "[a-z]<s>?[ÃÂ] ".into(),
+        format!("[a-z]{SPACE}?[ÃÂ] "),
         "^[ÃÂ] ".into(),
         format!("[a-z.,?!{END_PUNCTUATION}]Â[ {punctuation}]"),
         // Windows-1253

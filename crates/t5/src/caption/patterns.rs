@@ -1,73 +1,126 @@
-//! Python's patterns on Rust's engines.
+//! `re.sub` of Python on the `regex` crate, which takes linear time where Python backtracks.
 //!
-//! Python's `\w` is letters and numbers (not marks), its `\s` has four separators more, and its
-//! `\b` follows its `\w`. Patterns are written with `<w>` (inside a class), `<d>`, `<D>`, `<s>`,
-//! `<S>` and `<b>`, which stand for Python's meaning.
+//! Both take the leftmost match and prefer the alternatives in the order written, so they find the
+//! same. What differs is the meaning of `\w`, `\d`, `\s` and `\b`: Python's `\w` is letters and
+//! numbers but not marks, its `\s` has four ASCII separators more, and Python 3.11 does not know the
+//! characters that came after Unicode 14. So patterns run on a [`mask`] of the text.
 
-use fancy_regex::{Regex, RegexBuilder};
+use regex::Regex;
+use std::{borrow::Cow, sync::LazyLock};
 
-/// Members of Python's `\w`.
-const WORD: &str = r"\p{L}\p{N}_";
+/// Python's `\w` without `_`, as a class for patterns that run on the text itself.
+pub(super) const ALPHANUMERIC: &str = r"[[\p{L}\p{N}]&&\p{Age=14.0}]";
+/// Python's `\s`, as a class for patterns that run on the text itself.
+pub(super) const SPACE: &str = r"[\s\x1c-\x1f]";
 
 /// A pattern and what replaces its matches.
 pub(super) struct Rule {
     pattern: Regex,
-    replacement: String,
-    /// One of these is part of every match: a text without any needs no search. Empty for none.
-    needs: &'static [&'static str],
+    /// Whether the pattern has classes that differ; where not it may name any character.
+    masked: bool,
+    /// Whether the first group stays, before `replacement`.
+    keep: bool,
+    replacement: &'static str,
 }
 
 impl Rule {
+    /// A replacement that starts with `$1` keeps the first group. Otherwise, where a group took part
+    /// in a match, it alone is replaced and what follows it is only looked at.
+    ///
+    /// # Panics
+    /// Where the pattern is no pattern; they are all constants of this crate.
+    pub(super) fn new(pattern: &str, replacement: &'static str) -> Self {
+        let stripped = replacement.strip_prefix("$1");
+        Self {
+            pattern: compile(pattern),
+            masked: [r"\w", r"\d", r"\D", r"\s", r"\S", r"\b"].iter().any(|c| pattern.contains(c)),
+            keep: stripped.is_some(),
+            replacement: stripped.unwrap_or(replacement),
+        }
+    }
+
     /// `re.sub`.
     pub(super) fn apply(&self, text: String) -> String {
-        if !self.needs.is_empty() && !self.needs.iter().any(|needed| text.contains(needed)) {
+        let mask = if self.masked { mask(&text) } else { Cow::Borrowed(text.as_str()) };
+        let mut out = String::new();
+        let mut copied = 0;
+        while let Some((replaced, kept)) = self.next_match(&mask, copied) {
+            out.push_str(&text[copied..replaced.start]);
+            out.push_str(&text[kept]);
+            out.push_str(self.replacement);
+            copied = replaced.end;
+        }
+        if copied == 0 {
             return text;
         }
-        // Without a limit on backtracking the engine has no error to give.
-        match self.pattern.try_replacen(&text, 0, self.replacement.as_str()) {
-            Ok(replaced) => replaced.into_owned(),
-            Err(_) => text,
+        out + &text[copied..]
+    }
+
+    /// The next match from `from` on: what to replace and what of it to keep.
+    fn next_match(&self, mask: &str, from: usize) -> Option<(Span, Span)> {
+        if self.pattern.captures_len() == 1 {
+            let whole = self.pattern.find_at(mask, from)?.range();
+            return Some((whole.clone(), whole.start..whole.start));
+        }
+        let captures = self.pattern.captures_at(mask, from)?;
+        let whole = captures.get(0)?.range();
+        let group = captures.iter().skip(1).flatten().next().map(|group| group.range());
+        match group {
+            Some(group) if self.keep => Some((whole, group)),
+            Some(group) => Some((group.clone(), group.start..group.start)),
+            None => Some((whole.clone(), whole.start..whole.start)),
         }
     }
 }
 
-/// Compiles pairs of pattern and replacement.
+type Span = std::ops::Range<usize>;
+
+/// Compiles a pattern.
 ///
 /// # Panics
-/// Where a pattern is no pattern; they are all constants of this crate.
-pub(super) fn rules(pairs: &[(&str, &str)]) -> Vec<Rule> {
-    pairs
-        .iter()
-        .map(|(pattern, replacement)| Rule {
-            pattern: compile(pattern),
-            replacement: replacement.to_string(),
-            needs: &[],
-        })
-        .collect()
-}
-
-impl Rule {
-    /// Only texts with one of `needs` are searched.
-    pub(super) fn with_needs(self, needs: &'static [&'static str]) -> Self {
-        Self { needs, ..self }
-    }
-}
-
-/// Compiles one pattern.
-///
-/// # Panics
-/// As [`rules`].
+/// As [`Rule::new`].
 pub(super) fn compile(pattern: &str) -> Regex {
-    let boundary = format!("(?:(?<=[{WORD}])(?![{WORD}])|(?<![{WORD}])(?=[{WORD}]))");
-    let pattern = pattern
-        .replace("<b>", &boundary)
-        .replace("<w>", WORD)
-        .replace("<d>", r"\p{Nd}")
-        .replace("<D>", r"\P{Nd}")
-        .replace("<s>", r"[\s\x1c-\x1f]")
-        .replace("<S>", r"[^\s\x1c-\x1f]");
-    RegexBuilder::new(&pattern)
-        .backtrack_limit(usize::MAX)
-        .build()
-        .expect("the patterns are constants")
+    Regex::new(pattern).expect("the patterns are constants")
+}
+
+/// The text with every character on whose class Rust and Python disagree replaced by one of equal
+/// length in UTF-8 on which they agree. Positions are those of the text.
+fn mask(text: &str) -> Cow<'_, str> {
+    /// What Rust takes for a word character or a digit, and Python does not; what Python does, and
+    /// Rust does not; the separators that Python takes for white space.
+    static DIFFERENT: LazyLock<Regex> = LazyLock::new(|| {
+        let word = format!("[{ALPHANUMERIC}_]");
+        compile(&format!(r"([\w--{word}])|([{word}--\w])|[\x1c-\x1f]"))
+    });
+    DIFFERENT.replace_all(text, |found: &regex::Captures<'_>| {
+        let length = found[0].len();
+        match (found.get(1), found.get(2)) {
+            (Some(_), _) => ["-", "¦", "‡", "😀"][length - 1],
+            (_, Some(_)) => ["w", "é", "ก", "𐐨"][length - 1],
+            _ => "\t",
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_those_of_python() {
+        let sub = |pattern, text: &str| Rule::new(pattern, "").apply(text.into());
+        // A superscript is a letter or number, a combining accent or a joiner is not.
+        assert_eq!(sub(r"\w+", "a²b½e\u{301}_\u{200d}"), "\u{301}\u{200d}");
+        assert_eq!(sub(r"\b2\b", "2² 2\u{301} 2"), "2² \u{301} ");
+        assert_eq!(sub(r"\s", "a\x1c\u{a0}b\u{200b}"), "ab\u{200b}");
+        assert_eq!(sub(r"\d+", "1٣²"), "²");
+        // A letter and a digit of Unicode 15 and 16.
+        assert_eq!(sub(r"\w", "\u{1c89}\u{11f50}"), "\u{1c89}\u{11f50}");
+    }
+
+    #[test]
+    fn groups_are_kept_or_replaced() {
+        assert_eq!(Rule::new("(a)b", "$1-").apply("abcab".into()), "a-ca-");
+        assert_eq!(Rule::new(r"(a+)(?:[^!]|\z)", "").apply("aa! aab a".into()), "a! b ");
+    }
 }

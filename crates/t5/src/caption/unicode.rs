@@ -1,0 +1,65 @@
+//! Python 3.11's view of characters, which is that of Unicode 14.
+
+use super::patterns::compile;
+use regex::Regex;
+use std::sync::LazyLock;
+use unicode_normalization::UnicodeNormalization;
+
+/// `str.isspace` for one character.
+pub(super) fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
+}
+
+/// `str.strip`.
+pub(super) fn strip(text: &str) -> &str {
+    text.trim_matches(is_space)
+}
+
+/// `str.lower`.
+pub(super) fn lower(text: &str) -> String {
+    by_known_parts(text, |part| part.to_lowercase())
+}
+
+/// `unicodedata.normalize("NFC", ...)`.
+pub(super) fn nfc(text: &str) -> String {
+    by_known_parts(text, |part| part.nfc().collect())
+}
+
+/// Applies `change` to the parts between characters that came after Unicode 14. Those stay: they
+/// have no properties for Python, so they have no case, combine with nothing and end a word.
+fn by_known_parts(text: &str, change: impl Fn(&str) -> String) -> String {
+    static UNKNOWN: LazyLock<Regex> = LazyLock::new(|| compile(r"\P{Age=14.0}"));
+    if text.is_ascii() {
+        return change(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut done = 0;
+    for unknown in UNKNOWN.find_iter(text) {
+        out.push_str(&change(&text[done..unknown.start()]));
+        out.push_str(unknown.as_str());
+        done = unknown.end();
+    }
+    out + &change(&text[done..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lower_case_is_that_of_python() {
+        for (text, want) in [
+            ("İI", "i̇i"),
+            ("ΟΔΟΣ ΣΑΣ.", "οδος σας."),
+            // Garay came with Unicode 16: no letter to Python, so the sigma before it ends a word.
+            ("ΑΣ\u{10d50}", "ας\u{10d50}"),
+        ] {
+            assert_eq!(lower(text), want);
+        }
+    }
+
+    #[test]
+    fn letters_and_marks_are_composed() {
+        assert_eq!(nfc("e\u{301}\u{1c89}"), "é\u{1c89}");
+    }
+}
