@@ -1,76 +1,114 @@
 //! RGB to the planes of a video codec and back.
 //!
-//! Files written here carry no statement of their colour matrix (the encoder writes no VUI), so
-//! they use what players assume without one: BT.601 below 720 rows, BT.709 from there on, both in
-//! limited range.
+//! Files written here state their colour matrix, and it is the one that players assume where none
+//! is stated: BT.601 below 720 rows, BT.709 from there on, both in limited range. So a player that
+//! ignores the statement shows the same colours.
 
-/// A colour matrix in limited range, by the luma weights of red and blue.
+use crate::sps::Colour;
+
+/// A colour matrix, by the luma weights of red and blue.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Matrix {
+pub(crate) struct Matrix {
     red: f32,
     blue: f32,
+    /// Luma of black, and steps from black to white and of half a colour difference.
+    black: f32,
+    luma: f32,
+    chroma: f32,
 }
 
 /// Planes of 4:2:0 video.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Planes {
+pub(crate) struct Planes {
     /// Columns of the luma plane, even.
-    pub width: usize,
+    pub(crate) width: usize,
     /// Rows of the luma plane, even.
-    pub height: usize,
+    pub(crate) height: usize,
     /// Luma, `[height, width]`.
-    pub y: Vec<u8>,
+    pub(crate) y: Vec<u8>,
     /// Blue difference, `[height / 2, width / 2]`.
-    pub u: Vec<u8>,
+    pub(crate) u: Vec<u8>,
     /// Red difference, `[height / 2, width / 2]`.
-    pub v: Vec<u8>,
+    pub(crate) v: Vec<u8>,
 }
 
 impl Matrix {
-    /// What players assume for a picture of so many rows.
-    pub fn assumed_for(height: usize) -> Self {
-        if height < 720 {
-            Self { red: 0.299, blue: 0.114 }
-        } else {
-            Self { red: 0.2126, blue: 0.0722 }
-        }
+    /// `matrix_coefficients` of BT.709 and BT.601 (H.264, table E-5).
+    const BT709: u8 = 1;
+    const BT601: u8 = 6;
+
+    /// What files of so many rows are written with: a code of H.264, table E-5.
+    pub(crate) fn code_for(height: usize) -> u8 {
+        if height < 720 { Self::BT601 } else { Self::BT709 }
     }
 
-    /// Luma 16..=235 and colour differences about 128, not rounded.
+    /// What files of so many rows are written with, and what is assumed where none is stated.
+    pub(crate) fn assumed_for(height: usize) -> Self {
+        let (red, blue) =
+            if Self::code_for(height) == Self::BT601 { (0.299, 0.114) } else { (0.2126, 0.0722) };
+        Self { red, blue, black: 16.0, luma: 219.0, chroma: 112.0 }
+    }
+
+    /// What a stream states; `None` where its matrix is not of this kind.
+    pub(crate) fn stated(colour: Option<Colour>, height: usize) -> Option<Self> {
+        let assumed = Self::assumed_for(height);
+        let Some(Colour { matrix, full_range }) = colour else { return Some(assumed) };
+        let (red, blue) = match matrix {
+            Self::BT709 => (0.2126, 0.0722),
+            2 => (assumed.red, assumed.blue),
+            4 => (0.30, 0.11),
+            5 | Self::BT601 => (0.299, 0.114),
+            7 => (0.212, 0.087),
+            9 => (0.2627, 0.0593),
+            _ => return None,
+        };
+        let (black, luma, chroma) =
+            if full_range { (0.0, 255.0, 127.5) } else { (16.0, 219.0, 112.0) };
+        Some(Self { red, blue, black, luma, chroma })
+    }
+
+    /// Luma and colour differences about 128, not rounded.
     fn to_yuv(self, [r, g, b]: [f32; 3]) -> [f32; 3] {
         let luma = self.red * r + (1.0 - self.red - self.blue) * g + self.blue * b;
-        let scale =
-            |difference: f32, weight: f32| 128.0 + difference * (112.0 / 255.0) / (1.0 - weight);
-        [16.0 + luma * (219.0 / 255.0), scale(b - luma, self.blue), scale(r - luma, self.red)]
+        let scale = |difference: f32, weight: f32| {
+            128.0 + difference * (self.chroma / 255.0) / (1.0 - weight)
+        };
+        [
+            self.black + luma * (self.luma / 255.0),
+            scale(b - luma, self.blue),
+            scale(r - luma, self.red),
+        ]
     }
 
     fn to_rgb(self, [y, u, v]: [u8; 3]) -> [u8; 3] {
-        let luma = (y as f32 - 16.0) * (255.0 / 219.0);
-        let scale = |c: u8, weight: f32| (c as f32 - 128.0) * (255.0 / 112.0) * (1.0 - weight);
+        let luma = (y as f32 - self.black) * (255.0 / self.luma);
+        let scale =
+            |c: u8, weight: f32| (c as f32 - 128.0) * (255.0 / self.chroma) * (1.0 - weight);
         let (blue, red) = (luma + scale(u, self.blue), luma + scale(v, self.red));
         let green = (luma - self.red * red - self.blue * blue) / (1.0 - self.red - self.blue);
         [red, green, blue].map(round)
     }
 
-    /// One frame `[height, width, 3]` to planes; an odd side repeats its last row or column.
-    pub fn planes(self, rgb: &[u8], height: usize, width: usize) -> Planes {
-        let (even_h, even_w) = (height.next_multiple_of(2), width.next_multiple_of(2));
+    /// One frame `[height, width, 3]` with even sides to planes; a colour difference is the mean
+    /// of its four pixels.
+    pub(crate) fn planes(self, rgb: &[u8], height: usize, width: usize) -> Planes {
+        debug_assert!(height.is_multiple_of(2) && width.is_multiple_of(2));
         let pixel = |row: usize, column: usize| {
-            let at = 3 * (row.min(height - 1) * width + column.min(width - 1));
+            let at = 3 * (row * width + column);
             self.to_yuv([rgb[at] as f32, rgb[at + 1] as f32, rgb[at + 2] as f32])
         };
         let mut planes = Planes {
-            width: even_w,
-            height: even_h,
-            y: Vec::with_capacity(even_h * even_w),
-            u: Vec::with_capacity(even_h * even_w / 4),
-            v: Vec::with_capacity(even_h * even_w / 4),
+            width,
+            height,
+            y: Vec::with_capacity(height * width),
+            u: Vec::with_capacity(height * width / 4),
+            v: Vec::with_capacity(height * width / 4),
         };
-        for row in 0..even_h {
-            planes.y.extend((0..even_w).map(|column| round(pixel(row, column)[0])));
+        for row in 0..height {
+            planes.y.extend((0..width).map(|column| round(pixel(row, column)[0])));
         }
-        for row in (0..even_h).step_by(2) {
-            for column in (0..even_w).step_by(2) {
+        for row in (0..height).step_by(2) {
+            for column in (0..width).step_by(2) {
                 let four =
                     [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(r, c)| pixel(row + r, column + c));
                 let mean = |i: usize| round(four.iter().map(|yuv| yuv[i]).sum::<f32>() / 4.0);
@@ -82,7 +120,7 @@ impl Matrix {
     }
 
     /// Planes to one frame `[height, width, 3]`; each colour difference serves its four pixels.
-    pub fn rgb(self, planes: &Planes) -> Vec<u8> {
+    pub(crate) fn rgb(self, planes: &Planes) -> Vec<u8> {
         let mut rgb = Vec::with_capacity(3 * planes.height * planes.width);
         for row in 0..planes.height {
             for column in 0..planes.width {
@@ -139,10 +177,16 @@ mod tests {
     }
 
     #[test]
-    fn odd_sides_repeat_their_edge() {
-        let planes = Matrix::assumed_for(3).planes(&[200; 3 * 3 * 5], 3, 5);
-        assert_eq!((planes.height, planes.width), (4, 6));
-        assert!(planes.y.iter().all(|&y| y == planes.y[0]) && planes.y.len() == 24);
-        assert_eq!((planes.u.len(), planes.v.len()), (6, 6));
+    fn what_a_stream_states_counts() {
+        let stated = |matrix, full_range| Matrix::stated(Some(Colour { matrix, full_range }), 256);
+        assert_eq!(Matrix::stated(None, 256), Some(Matrix::assumed_for(256)));
+        assert_eq!(stated(2, false), Some(Matrix::assumed_for(256)));
+        assert_eq!(stated(1, false), Some(Matrix::assumed_for(720)));
+        assert_eq!(stated(Matrix::code_for(720), false), Some(Matrix::assumed_for(720)));
+        assert_eq!(stated(8, false), None);
+        // Full range, as in JPEG: red is 76, 85, 255 there.
+        let full = stated(5, true).unwrap();
+        assert_eq!(full.to_yuv([255.0, 0.0, 0.0]).map(round), [76, 85, 255]);
+        assert_eq!(full.to_rgb([255, 128, 128]), [255; 3]);
     }
 }

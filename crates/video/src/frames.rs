@@ -111,6 +111,11 @@ impl Frames {
         &self.data
     }
 
+    /// One frame, `[H, W, 3]`; `None` behind the last.
+    pub fn frame(&self, index: usize) -> Option<&[u8]> {
+        self.iter().nth(index)
+    }
+
     /// The frames in order, `[H, W, 3]` each.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
         self.data.chunks_exact(3 * self.width * self.height)
@@ -138,6 +143,10 @@ mod tests {
             (0.0, 128),
             (-0.002, 127),
             (0.5, 191),
+            // About a step, 3.5 / 255: the sum in f32 lies just below it.
+            (6.99 / 255.0 - 1.0, 3),
+            (7.0 / 255.0 - 1.0, 3),
+            (7.01 / 255.0 - 1.0, 4),
             (f32::NAN, 0),
             (f32::INFINITY, 255),
             (f32::NEG_INFINITY, 0),
@@ -156,6 +165,7 @@ mod tests {
         let clip = Frames::from_signed(&[-1.0, 1.0, 1.0, -1.0, 0.0, 0.0], [3, 1, 1, 2]).unwrap();
         assert_eq!(clip.data(), [0, 255, 128, 255, 0, 128]);
         assert_eq!((clip.len(), clip.height(), clip.width()), (1, 1, 2));
+        assert_eq!((clip.frame(0), clip.frame(1)), (Some(clip.data()), None));
     }
 
     #[test]

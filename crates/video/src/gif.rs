@@ -1,67 +1,189 @@
 //! Animated GIF: 256 colours a frame, endless.
 
-use crate::Frames;
-use std::io::Write;
+use crate::{Frames, VideoError, frames::MAX_SIDE};
+use std::{
+    fs::File,
+    io::{BufReader, Read, Write},
+    path::Path,
+};
 
 /// Ticks of a GIF's clock in a second; players slow delays below two ticks down.
 const TICKS: f64 = 100.0;
+/// Delay that players take where a file states none or a single tick.
+const USUAL_DELAY: u64 = 10;
+/// Pixels of a frame that its 256 colours are chosen by: a fifth of a second's work.
+const LOOKED_AT: usize = 1 << 16;
+/// Most bytes of RGB that are read.
+const MAX_DECODED: usize = 4 << 30;
 
 /// Fails where GIF cannot hold the size or rate.
 pub(crate) fn check(height: usize, width: usize, fps: f64) -> Result<(), String> {
     if height > usize::from(u16::MAX) || width > usize::from(u16::MAX) {
         return Err(format!("GIF cannot hold {height}x{width} pixels"));
     }
-    let delay = (TICKS / fps).round();
-    if !(2.0..=f64::from(u16::MAX)).contains(&delay) {
+    // A frame's delay is a whole number of ticks: at most 2 to 65,535 of them.
+    if !(TICKS / f64::from(u16::MAX)..=TICKS / 2.0).contains(&fps) {
         return Err(format!("GIF cannot show {fps} frames a second: 0.002 to 50 are possible"));
     }
     Ok(())
 }
 
-/// Encodes a clip into `out`; the rate is rounded to the nearest hundredth of a second a frame.
+/// Encodes a clip into `out`. Frames begin at the hundredth of a second that is nearest to their
+/// time, so that the rounding does not add up: 8 frames a second last 13, 12, 13, ... ticks.
 pub(crate) fn encode(clip: &Frames, fps: f64, out: impl Write) -> Result<(), String> {
     let (width, height) = (clip.width() as u16, clip.height() as u16);
     let text = |error: gif::EncodingError| error.to_string();
+    let begin = |index: usize| (index as f64 * TICKS / fps).round();
     let mut encoder = gif::Encoder::new(out, width, height, &[]).map_err(text)?;
     encoder.set_repeat(gif::Repeat::Infinite).map_err(text)?;
-    for rgb in clip.iter() {
-        // 1 is the slowest and best choice of colours, 30 the fastest.
-        let mut frame = gif::Frame::from_rgb_speed(width, height, rgb, 10);
-        frame.delay = (TICKS / fps).round() as u16;
+    for (index, rgb) in clip.iter().enumerate() {
+        // The speed is one pixel in so many that is looked at, up to 30.
+        let speed = (rgb.len() / 3 / LOOKED_AT).clamp(1, 30) as i32;
+        let mut frame = gif::Frame::from_rgb_speed(width, height, rgb, speed);
+        frame.delay = (begin(index + 1) - begin(index)) as u16;
         encoder.write_frame(&frame).map_err(text)?;
     }
     Ok(())
+}
+
+/// Reads a GIF: frames as they are shown (transparent pixels keep what was there before, at first
+/// black), and frames per second (of frames that last unequally long: their mean).
+///
+/// # Errors
+/// Where the file cannot be read, is damaged, or holds too much.
+pub fn read(path: &Path) -> Result<(Frames, f64), VideoError> {
+    let io = |source| VideoError::Io { path: path.into(), source };
+    let file = BufReader::new(File::open(path).map_err(io)?);
+    let (rgb, shape, fps) =
+        decode(file).map_err(|reason| VideoError::Decode { path: path.into(), reason })?;
+    let frames = Frames::from_rgb(rgb, shape)
+        .map_err(|source| VideoError::Frames { path: path.into(), source })?;
+    Ok((frames, fps))
+}
+
+fn decode(file: impl Read) -> Result<(Vec<u8>, [usize; 3], f64), String> {
+    let text = |error: gif::DecodingError| error.to_string();
+    let mut options = gif::DecodeOptions::new();
+    options.set_color_output(gif::ColorOutput::RGBA);
+    // Frames larger than the screen are refused, and with them most that a hostile file can ask.
+    options.check_frame_consistency(true);
+    let mut decoder = options.read_info(file).map_err(text)?;
+    let (width, height) = (usize::from(decoder.width()), usize::from(decoder.height()));
+    if !(1..=MAX_SIDE).contains(&width) || !(1..=MAX_SIDE).contains(&height) {
+        return Err(format!("it has {height}x{width} pixels, sides are 1 to {MAX_SIDE}"));
+    }
+    let mut screen = vec![0; 3 * height * width];
+    let (mut rgb, mut count, mut ticks) = (Vec::new(), 0, 0);
+    while let Some(frame) = decoder.read_next_frame().map_err(text)? {
+        if rgb.len() + screen.len() > MAX_DECODED {
+            return Err("its frames are too many to hold".into());
+        }
+        let before = (frame.dispose == gif::DisposalMethod::Previous).then(|| screen.clone());
+        let (left, top) = (usize::from(frame.left), usize::from(frame.top));
+        let columns = usize::from(frame.width).max(1);
+        // Pixels of the frame with their places on the screen, where they have one.
+        let place = |index: usize| {
+            let (row, column) = (top + index / columns, left + index % columns);
+            (row < height && column < width).then(|| 3 * (row * width + column))
+        };
+        for (index, rgba) in frame.buffer.chunks_exact(4).enumerate() {
+            if let Some(at) = place(index).filter(|_| rgba[3] > 0) {
+                screen[at..at + 3].copy_from_slice(&rgba[..3]);
+            }
+        }
+        rgb.extend(&screen);
+        count += 1;
+        ticks += if frame.delay < 2 { USUAL_DELAY } else { frame.delay.into() };
+        if let Some(before) = before {
+            screen = before;
+        } else if frame.dispose == gif::DisposalMethod::Background {
+            for at in (0..frame.buffer.len() / 4).filter_map(place) {
+                screen[at..at + 3].fill(0);
+            }
+        }
+    }
+    if count == 0 {
+        return Err("it holds no frames".into());
+    }
+    Ok((rgb, [count, height, width], count as f64 * TICKS / ticks as f64))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn few_colours(frames: u8) -> Frames {
+        let data = (0..frames).flat_map(|t| {
+            (0..20u8).flat_map(move |pixel| [pixel * 10, t.wrapping_mul(100), 255 - pixel])
+        });
+        Frames::from_rgb(data.collect(), [frames.into(), 4, 5]).unwrap()
+    }
+
     #[test]
     fn few_colours_come_back_exactly() {
-        let mut data = Vec::new();
-        for t in 0..3u8 {
-            data.extend((0..20u8).flat_map(|pixel| [pixel * 10, t * 100, 255 - pixel]));
-        }
-        let clip = Frames::from_rgb(data.clone(), [3, 4, 5]).unwrap();
+        let clip = few_colours(8);
         let mut bytes = Vec::new();
         encode(&clip, 8.0, &mut bytes).unwrap();
+        let (read, shape, fps) = decode(bytes.as_slice()).unwrap();
+        assert_eq!((read.as_slice(), shape), (clip.data(), [8, 4, 5]));
+        // Twelve and a half ticks each: the delays differ, their sum does not.
+        assert_eq!(fps, 8.0);
+    }
 
-        let mut options = gif::DecodeOptions::new();
-        options.set_color_output(gif::ColorOutput::RGBA);
-        let mut decoder = options.read_info(bytes.as_slice()).unwrap();
-        let mut read = Vec::new();
-        while let Some(frame) = decoder.read_next_frame().unwrap() {
-            // 12.5 hundredths of a second, rounded away from zero.
-            assert_eq!(frame.delay, 13);
-            read.extend(frame.buffer.chunks(4).flat_map(|rgba| rgba[..3].to_vec()));
+    #[test]
+    fn many_colours_come_back_nearly() {
+        let soft = |i: usize| (127.5 + 100.0 * (i as f32 * 0.05).sin()) as u8;
+        let data =
+            (0..2 * 64 * 64).flat_map(|i| [soft(i % 64), soft(i / 64), soft(i % 64 + i / 64)]);
+        let clip = Frames::from_rgb(data.collect(), [2, 64, 64]).unwrap();
+        let mut bytes = Vec::new();
+        encode(&clip, 12.0, &mut bytes).unwrap();
+        let (read, ..) = decode(bytes.as_slice()).unwrap();
+        let error: f64 =
+            read.iter().zip(clip.data()).map(|(a, b)| (*a as f64 - *b as f64).powi(2)).sum();
+        let psnr = 10.0 * (255.0 * 255.0 / (error / read.len() as f64)).log10();
+        // 256 colours; a palette of another frame would be below 20 dB.
+        assert!(psnr > 30.0, "{psnr} dB");
+    }
+
+    #[test]
+    fn frames_are_laid_over_each_other() {
+        let mut bytes = Vec::new();
+        let mut encoder = gif::Encoder::new(&mut bytes, 2, 1, &[9, 9, 9, 50, 60, 70]).unwrap();
+        for (left, width, pixels, dispose) in [
+            (0, 2, vec![0, 0], gif::DisposalMethod::Keep),
+            (1, 1, vec![1], gif::DisposalMethod::Previous),
+            (0, 1, vec![1], gif::DisposalMethod::Background),
+            (1, 1, vec![1], gif::DisposalMethod::Keep),
+        ] {
+            let frame = gif::Frame { left, width, height: 1, dispose, ..Default::default() };
+            encoder.write_frame(&gif::Frame { buffer: pixels.into(), ..frame }).unwrap();
         }
-        assert_eq!(read, data);
+        drop(encoder);
+        let (read, shape, fps) = decode(bytes.as_slice()).unwrap();
+        let (grey, blue, black) = ([9, 9, 9], [50, 60, 70], [0; 3]);
+        let shown = [[grey, grey], [grey, blue], [blue, grey], [black, blue]];
+        assert_eq!((read, shape, fps), (shown.concat().concat(), [4, 1, 2], 10.0));
+    }
+
+    #[test]
+    fn damaged_files_never_panic() {
+        let mut bytes = Vec::new();
+        encode(&few_colours(2), 8.0, &mut bytes).unwrap();
+        for length in 0..bytes.len() {
+            let _ = decode(&bytes[..length]);
+        }
+        for position in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[position] ^= 0xff;
+            let _ = decode(flipped.as_slice());
+        }
+        assert!(decode(&bytes[..10]).is_err() && decode(&b""[..]).is_err());
     }
 
     #[test]
     fn rates_beyond_the_clock_are_refused() {
         assert!(check(64, 64, 8.0).is_ok() && check(64, 64, 90.0).is_err());
-        assert!(check(70_000, 64, 8.0).is_err());
+        assert!(check(64, 64, 0.001).is_err() && check(70_000, 64, 8.0).is_err());
     }
 }

@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`frames`] | the clip in memory, and the reference's rounding to bytes |
 //! | [`writer`] | an output that is tried before the work and complete or absent after it |
-//! | [`color`] | RGB to the planes of a video codec and back |
 //! | [`mp4`] | H.264 in MP4, written and read |
-//! | `boxes` | the structure of an MP4, checked before anything trusts it |
+//! | `decode` | decoders of video streams, behind one interface |
+//! | `sps` | size and colours that an H.264 stream states |
+//! | `color` | RGB to the planes of a video codec and back |
+//! | `boxes`, `tables` | the structure of an MP4, checked and reduced before anything trusts it |
 //! | [`gif`], [`png`] | the other two formats |
 //!
 //! ```
@@ -21,17 +23,21 @@
 //! let path = writer.write(&clip, &serde_json::json!({"prompt": "fog"}))?;
 //! let (read, fps) = mp4::read(&path)?;
 //! assert_eq!((read.len(), fps), (4, 8.0));
+//! assert!(path.with_extension("mp4.json").exists());
 //! # Ok(())
 //! # }
 //! ```
 
 mod boxes;
-pub mod color;
+mod color;
+mod decode;
 mod error;
 pub mod frames;
 pub mod gif;
 pub mod mp4;
 pub mod png;
+mod sps;
+mod tables;
 pub mod writer;
 
 pub use error::VideoError;

@@ -1,9 +1,10 @@
 //! PNG: one image, or a folder of frames.
 
+use crate::{Frames, VideoError, frames::MAX_SIDE};
 use std::{
     fs::File,
-    io::{BufWriter, Write},
-    path::Path,
+    io::{BufRead, BufReader, BufWriter, Seek, Write},
+    path::{Path, PathBuf},
 };
 
 /// Encodes one frame `[height, width, 3]` into `out`.
@@ -22,7 +23,7 @@ pub(crate) fn encode(
 }
 
 /// Writes the frames of a clip as `frame_00000.png` and so on.
-pub(crate) fn encode_folder(clip: &crate::Frames, folder: &Path) -> Result<(), String> {
+pub(crate) fn encode_folder(clip: &Frames, folder: &Path) -> Result<(), String> {
     for (index, rgb) in clip.iter().enumerate() {
         let file = File::create(folder.join(format!("frame_{index:05}.png")))
             .map_err(|error| error.to_string())?;
@@ -33,18 +34,126 @@ pub(crate) fn encode_folder(clip: &crate::Frames, folder: &Path) -> Result<(), S
     Ok(())
 }
 
+/// Reads an image as a clip of one frame: greys become RGB, 16 bits become 8, opacity is dropped.
+///
+/// # Errors
+/// Where the file cannot be read or is damaged, or the image is too large.
+pub fn read(path: &Path) -> Result<Frames, VideoError> {
+    let io = |source| VideoError::Io { path: path.into(), source };
+    let file = BufReader::new(File::open(path).map_err(io)?);
+    let (rgb, [height, width]) =
+        decode(file).map_err(|reason| VideoError::Decode { path: path.into(), reason })?;
+    Frames::from_rgb(rgb, [1, height, width])
+        .map_err(|source| VideoError::Frames { path: path.into(), source })
+}
+
+/// Reads the frames of a folder, `frame_00000.png` and so on without a gap.
+///
+/// # Errors
+/// Where there is no first frame, one is no image, or their sizes differ.
+pub fn read_folder(path: &Path) -> Result<Frames, VideoError> {
+    let name = |index: usize| -> PathBuf { path.join(format!("frame_{index:05}.png")) };
+    let first = read(&name(0))?;
+    let (height, width) = (first.height(), first.width());
+    let mut data = first.data().to_vec();
+    let mut count = 1;
+    while name(count).exists() {
+        let frame = read(&name(count))?;
+        if (frame.height(), frame.width()) != (height, width) {
+            let reason = format!(
+                "it is {}x{}, but the frames before it are {height}x{width}",
+                frame.height(),
+                frame.width()
+            );
+            return Err(VideoError::Decode { path: name(count), reason });
+        }
+        data.extend(frame.data());
+        count += 1;
+    }
+    Frames::from_rgb(data, [count, height, width])
+        .map_err(|source| VideoError::Frames { path: path.into(), source })
+}
+
+/// RGB and `[height, width]`.
+fn decode(file: impl BufRead + Seek) -> Result<(Vec<u8>, [usize; 2]), String> {
+    let text = |error: png::DecodingError| error.to_string();
+    // Four bytes for each pixel of the largest image that is looked at.
+    let mut decoder = png::Decoder::new_with_limits(file, png::Limits { bytes: 1 << 30 });
+    decoder.set_transformations(png::Transformations::normalize_to_color8());
+    let mut reader = decoder.read_info().map_err(text)?;
+    let (width, height) = (reader.info().width as usize, reader.info().height as usize);
+    if width > MAX_SIDE || height > MAX_SIDE {
+        return Err(format!("it has {height}x{width} pixels, sides are at most {MAX_SIDE}"));
+    }
+    let size = reader.output_buffer_size().ok_or("it is too large")?;
+    let mut pixels = vec![0; size];
+    let info = reader.next_frame(&mut pixels).map_err(text)?;
+    pixels.truncate(info.buffer_size());
+    let rgb = match info.color_type.samples() {
+        3 => pixels,
+        4 => pixels.chunks_exact(4).flat_map(|rgba| [rgba[0], rgba[1], rgba[2]]).collect(),
+        samples => pixels.chunks_exact(samples).flat_map(|grey| [grey[0]; 3]).collect(),
+    };
+    Ok((rgb, [height, width]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Cursor;
+
+    fn pixels(count: usize) -> Vec<u8> {
+        (0..count).map(|i| (i * 37 % 251) as u8).collect()
+    }
 
     #[test]
     fn pixels_come_back_exactly() {
-        let rgb: Vec<u8> = (0..3 * 7 * 5).map(|i| (i * 37 % 251) as u8).collect();
+        let rgb = pixels(3 * 7 * 5);
         let mut bytes = Vec::new();
         encode(&rgb, 7, 5, &mut bytes).unwrap();
-        let mut reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().unwrap();
-        let mut read = vec![0; reader.output_buffer_size().unwrap()];
-        let info = reader.next_frame(&mut read).unwrap();
-        assert_eq!((info.width, info.height, read), (5, 7, rgb));
+        assert_eq!(decode(Cursor::new(bytes)).unwrap(), (rgb, [7, 5]));
+    }
+
+    #[test]
+    fn other_kinds_become_rgb() {
+        let written = |kind: png::ColorType, pixels: &[u8]| {
+            let mut bytes = Vec::new();
+            let mut encoder = png::Encoder::new(&mut bytes, 2, 1);
+            encoder.set_color(kind);
+            encoder.write_header().unwrap().write_image_data(pixels).unwrap();
+            decode(Cursor::new(bytes)).unwrap().0
+        };
+        assert_eq!(written(png::ColorType::Grayscale, &[5, 9]), [5, 5, 5, 9, 9, 9]);
+        assert_eq!(written(png::ColorType::GrayscaleAlpha, &[5, 0, 9, 7]), [5, 5, 5, 9, 9, 9]);
+        assert_eq!(written(png::ColorType::Rgba, &[1, 2, 3, 0, 4, 5, 6, 255]), [1, 2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn folders_come_back_exactly() {
+        let folder = tempfile::tempdir().unwrap();
+        let clip = Frames::from_rgb(pixels(12 * 3 * 4 * 6), [12, 4, 6]).unwrap();
+        encode_folder(&clip, folder.path()).unwrap();
+        assert_eq!(read_folder(folder.path()).unwrap(), clip);
+
+        let other = File::create(folder.path().join("frame_00003.png")).unwrap();
+        encode(&pixels(3 * 2 * 2), 2, 2, other).unwrap();
+        let error = read_folder(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("frame_00003.png") && error.contains("2x2"), "{error}");
+        assert!(read_folder(&folder.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn damaged_files_never_panic() {
+        let mut bytes = Vec::new();
+        encode(&pixels(3 * 7 * 5), 7, 5, &mut bytes).unwrap();
+        for length in 0..bytes.len() {
+            // The last four bytes are the checksum of an empty chunk.
+            assert!(decode(Cursor::new(&bytes[..length])).is_err() || length + 12 >= bytes.len());
+        }
+        for position in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[position] ^= 0xff;
+            let _ = decode(Cursor::new(flipped));
+        }
     }
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::{
     ffi::OsString,
     fs,
-    io::{BufWriter, Write},
+    io::{BufWriter, Seek, Write},
     path::{Path, PathBuf},
 };
 use tempfile::{NamedTempFile, TempDir};
@@ -29,11 +29,15 @@ pub enum Format {
 }
 
 impl Format {
-    /// From a path's ending; no ending stands for a folder of PNG frames.
+    /// From a path's ending; no ending, or a separator behind it, stands for a folder of PNG
+    /// frames.
     ///
     /// # Errors
     /// Where the ending is of no known format.
     pub fn of(path: &Path) -> Result<Self, VideoError> {
+        if ends_in_separator(path) {
+            return Ok(Self::PngFolder);
+        }
         let ending = path.extension().map(|ending| ending.to_string_lossy().to_lowercase());
         match ending.as_deref() {
             Some("mp4") => Ok(Self::Mp4),
@@ -43,6 +47,11 @@ impl Format {
             _ => Err(VideoError::Format { path: path.into() }),
         }
     }
+}
+
+fn ends_in_separator(path: &Path) -> bool {
+    let last = path.as_os_str().as_encoded_bytes().last();
+    last.is_some_and(|&byte| std::path::is_separator(char::from(byte)))
 }
 
 /// What will be written.
@@ -98,57 +107,53 @@ impl Drop for CreatedFolders {
 /// Where the bytes go before they have their name.
 #[derive(Debug)]
 enum Place {
-    File(NamedTempFile),
+    /// The clip and its record.
+    File(NamedTempFile, NamedTempFile),
     Folder(TempDir),
 }
 
 impl Writer {
     /// Opens an output for a clip; the format follows from the path's ending (see [`Format::of`]).
-    /// A single frame becomes a PNG whatever the ending: the path then ends in `.png`.
+    /// A single frame becomes a PNG: the path then ends in `.png` whatever its ending was, unless
+    /// a separator behind it asks for a folder. See [`Writer::path`].
     ///
     /// # Errors
     /// Where the format is unknown or cannot hold the clip, or the place cannot be written to. A
     /// folder of frames that is not empty is not replaced.
     pub fn open(path: &Path, spec: &VideoSpec) -> Result<Self, VideoError> {
-        let mut path = path.to_path_buf();
-        let mut format = Format::of(&path)?;
-        if spec.frames == 1 && format != Format::Png {
+        let mut format = Format::of(path)?;
+        let is_folder = ends_in_separator(path);
+        // Without a separator at its end.
+        let mut path: PathBuf = path.components().collect();
+        if path.file_name().is_none() {
+            return Err(VideoError::Format { path });
+        }
+        if spec.frames == 1 && format != Format::Png && !is_folder {
             path.set_extension("png");
             format = Format::Png;
         }
-        check(format, spec).map_err(|reason| VideoError::Spec { path: path.clone(), reason })?;
+        let wrong = |reason: &str| VideoError::Spec { path: path.clone(), reason: reason.into() };
+        check(format, spec).map_err(|reason| wrong(&reason))?;
 
         let io = |source| VideoError::Io { path: path.clone(), source };
-        let parent = match path.parent() {
-            Some(parent) if parent != Path::new("") => parent.to_path_buf(),
-            _ => PathBuf::from("."),
-        };
-        let folders = CreatedFolders::create(&parent).map_err(io)?;
-        let mut builder = tempfile::Builder::new();
-        let builder = builder.prefix(".opensora-").suffix(".part");
+        let parent = parent(&path);
+        let folders = CreatedFolders::create(parent).map_err(io)?;
         let place = if format == Format::PngFolder {
             if path.exists() && fs::read_dir(&path).map_err(io)?.next().is_some() {
-                return Err(VideoError::Spec {
-                    path: path.clone(),
-                    reason: "the folder is not empty".into(),
-                });
+                return Err(wrong("the folder is not empty"));
             }
-            let folder = builder.tempdir_in(&parent).map_err(io)?;
+            let folder = temporary(0o777, |builder| builder.tempdir_in(parent)).map_err(io)?;
             fs::write(folder.path().join("try"), b"try").map_err(io)?;
             fs::remove_file(folder.path().join("try")).map_err(io)?;
             Place::Folder(folder)
         } else {
             if path.is_dir() {
-                return Err(VideoError::Spec {
-                    path: path.clone(),
-                    reason: "it is a folder, expected a file name".into(),
-                });
+                return Err(wrong("it is a folder, expected a file name"));
             }
-            let mut file = builder.tempfile_in(&parent).map_err(io)?;
-            file.write_all(b"try").and_then(|()| file.flush()).map_err(io)?;
-            file.as_file().set_len(0).map_err(io)?;
-            std::io::Seek::rewind(&mut file).map_err(io)?;
-            Place::File(file)
+            if record_path(&path).is_dir() {
+                return Err(wrong("the record beside it (.json) would replace a folder"));
+            }
+            Place::File(tried_file(parent).map_err(io)?, tried_file(parent).map_err(io)?)
         };
         Ok(Self { path, format, spec: *spec, place, _folders: folders })
     }
@@ -182,13 +187,16 @@ impl Writer {
             Place::Folder(folder) => {
                 png::encode_folder(clip, folder.path()).map_err(encode)?;
                 fs::write(folder.path().join("metadata.json"), json).map_err(io)?;
-                open_to_others(folder.path(), 0o755).map_err(io)?;
-                // An empty folder of that name may be there: a rename replaces it.
+                // An empty folder of that name may be there; only Unix renames over it.
+                #[cfg(not(unix))]
+                if path.exists() {
+                    fs::remove_dir(&path).map_err(io)?;
+                }
                 fs::rename(folder.path(), &path).map_err(io)?;
                 // The folder has its name now; there is nothing left to clean up.
                 let _ = folder.keep();
             }
-            Place::File(mut file) => {
+            Place::File(mut file, mut record) => {
                 let mut out = BufWriter::new(&mut file);
                 match format {
                     Format::Mp4 => mp4::encode(clip, spec.fps, &mut out),
@@ -200,10 +208,11 @@ impl Writer {
                 .map_err(encode)?;
                 out.flush().map_err(io)?;
                 drop(out);
-                write_record(&path, &json).map_err(io)?;
-                open_to_others(file.path(), 0o644).map_err(io)?;
-                file.as_file().sync_all().map_err(io)?;
+                record.write_all(json.as_bytes()).map_err(io)?;
+                // Both are complete before either gets its name.
+                file.as_file().sync_all().and_then(|()| record.as_file().sync_all()).map_err(io)?;
                 file.persist(&path).map_err(|error| io(error.error))?;
+                record.persist(record_path(&path)).map_err(|error| io(error.error))?;
             }
         }
         Ok(path)
@@ -232,33 +241,47 @@ fn check(format: Format, spec: &VideoSpec) -> Result<(), String> {
     }
 }
 
-/// `<output>.json`, complete or absent.
-fn write_record(path: &Path, json: &str) -> std::io::Result<()> {
+/// `<output>.json`.
+fn record_path(path: &Path) -> PathBuf {
     let mut name: OsString = path.as_os_str().into();
     name.push(".json");
-    let target = PathBuf::from(name);
-    let parent = match target.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let mut file =
-        tempfile::Builder::new().prefix(".opensora-").suffix(".part").tempfile_in(parent)?;
-    file.write_all(json.as_bytes())?;
-    open_to_others(file.path(), 0o644)?;
-    file.persist(target).map_err(|error| error.error)?;
-    Ok(())
+    name.into()
 }
 
-/// Temporary files are private to their owner; what they become is as readable as any file.
-fn open_to_others(path: &Path, mode: u32) -> std::io::Result<()> {
+/// The folder of a path, which may be the current one.
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// A temporary file or folder with the rights of any other, less what the umask takes: it will be
+/// renamed, and temporary ones are private otherwise.
+fn temporary<T>(
+    mode: u32,
+    make: impl FnOnce(&tempfile::Builder) -> std::io::Result<T>,
+) -> std::io::Result<T> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".opensora-").suffix(".part");
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+        builder.permissions(fs::Permissions::from_mode(mode));
     }
     #[cfg(not(unix))]
-    let _ = (path, mode);
-    Ok(())
+    let _ = mode;
+    make(&builder)
+}
+
+/// An empty temporary file that has been written to.
+fn tried_file(parent: &Path) -> std::io::Result<NamedTempFile> {
+    let mut file = temporary(0o666, |builder| builder.tempfile_in(parent))?;
+    file.write_all(b"try")?;
+    file.flush()?;
+    file.as_file().set_len(0)?;
+    file.rewind()?;
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -294,11 +317,20 @@ mod tests {
             // A single frame becomes a PNG.
             ("e.mp4", 1, vec!["e.png", "e.png.json"]),
             ("f", 1, vec!["f.png", "f.png.json"]),
+            // Unless a folder is asked for.
+            ("g/", 1, vec!["g"]),
+            ("h.mp4/", 3, vec!["h.mp4"]),
         ] {
-            let inner = folder.path().join(format!("of-{name}"));
+            let inner = folder.path().join(format!("of-{}", name.trim_end_matches('/')));
             let writer = Writer::open(&inner.join(name), &spec(frames)).unwrap();
+            let announced = writer.path().to_path_buf();
             let path = writer.write(&clip(frames), &json!({"seed": 5})).unwrap();
-            assert!(path.exists());
+            assert!(path.exists() && path == announced);
+            assert_eq!(
+                path.is_dir(),
+                Format::of(&inner.join(name)).unwrap() == Format::PngFolder
+                    && path.extension() != Some("png".as_ref())
+            );
             assert_eq!(names(&inner), written);
             let record =
                 if path.is_dir() { path.join("metadata.json") } else { inner.join(written[1]) };
@@ -325,6 +357,50 @@ mod tests {
         assert!(matches!(error, VideoError::OtherClip { .. }), "{error}");
         assert_eq!(names(folder.path()), ["a.mp4"]);
         assert_eq!(fs::read_to_string(folder.path().join("a.mp4")).unwrap(), "before");
+
+        // A name that appears as a folder while the clip is made cannot be given.
+        let writer = Writer::open(&folder.path().join("b.gif"), &spec(3)).unwrap();
+        fs::create_dir(folder.path().join("b.gif")).unwrap();
+        assert!(writer.write(&clip(3), &json!({})).is_err());
+        let writer = Writer::open(&folder.path().join("c"), &spec(3)).unwrap();
+        fs::create_dir(folder.path().join("c")).unwrap();
+        fs::write(folder.path().join("c/x"), "x").unwrap();
+        assert!(writer.write(&clip(3), &json!({})).is_err());
+        assert_eq!(names(folder.path()), ["a.mp4", "b.gif", "c"]);
+        assert_eq!(names(&folder.path().join("c")), ["x"]);
+    }
+
+    #[test]
+    fn what_was_there_is_replaced_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.mp4");
+        for seed in [1, 2] {
+            Writer::open(&path, &spec(3)).unwrap().write(&clip(3), &json!(seed)).unwrap();
+            assert_eq!(fs::read_to_string(record_path(&path)).unwrap(), format!("{seed}\n"));
+        }
+        fs::create_dir(folder.path().join("empty")).unwrap();
+        let frames = Writer::open(&folder.path().join("empty"), &spec(3)).unwrap();
+        let frames = frames.write(&clip(3), &json!({})).unwrap();
+        assert_eq!(png::read_folder(&frames).unwrap(), clip(3));
+        assert_eq!(names(folder.path()), ["a.mp4", "a.mp4.json", "empty"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn outputs_have_the_rights_of_any_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        fs::write(folder.path().join("plain"), "").unwrap();
+        fs::create_dir(folder.path().join("plain-folder")).unwrap();
+        let write = |name: &str| {
+            let writer = Writer::open(&folder.path().join(name), &spec(3)).unwrap();
+            writer.write(&clip(3), &json!({})).unwrap()
+        };
+        let (video, frames) = (write("a.mp4"), write("frames"));
+        assert_eq!(mode(&video), mode(&folder.path().join("plain")));
+        assert_eq!(mode(&record_path(&video)), mode(&video));
+        assert_eq!(mode(&frames), mode(&folder.path().join("plain-folder")));
     }
 
     #[test]
@@ -338,16 +414,20 @@ mod tests {
         assert!(open("a.mp4", VideoSpec { fps: 0.0, ..spec(3) }).contains("0 frames a second"));
         assert!(open("a.mp4", VideoSpec { fps: f64::NAN, ..spec(3) }).contains("NaN"));
         assert!(open("a.mp4", VideoSpec { width: 0, ..spec(3) }).contains("16x0"));
+        assert!(open("a.mp4", VideoSpec { width: 33, ..spec(3) }).contains("16x33"));
         assert!(open("a.gif", VideoSpec { fps: 90.0, ..spec(3) }).contains("GIF"));
         assert!(open("a.mp4", VideoSpec { frames: 0, ..spec(3) }).contains("0 frames"));
         fs::create_dir(folder.path().join("b.mp4")).unwrap();
         assert!(open("b.mp4", spec(3)).contains("folder"));
+        fs::create_dir(folder.path().join("c.mp4.json")).unwrap();
+        assert!(open("c.mp4", spec(3)).contains(".json"));
         fs::create_dir(folder.path().join("full")).unwrap();
         fs::write(folder.path().join("full/x"), "x").unwrap();
         assert!(open("full", spec(3)).contains("not empty"));
+        assert!(matches!(Writer::open(Path::new("/"), &spec(3)), Err(VideoError::Format { .. })));
         // A file where a folder is needed.
         fs::write(folder.path().join("file"), "x").unwrap();
         assert!(!open("file/a.mp4", spec(3)).contains('\n'));
-        assert_eq!(names(folder.path()), ["b.mp4", "file", "full"]);
+        assert_eq!(names(folder.path()), ["b.mp4", "c.mp4.json", "file", "full"]);
     }
 }

@@ -1,0 +1,357 @@
+//! The sequence parameter set of H.264: size and colours of a stream's pictures.
+//!
+//! Source: ITU-T H.264, 7.3.2.1.1 (syntax), 7.4.2.1.1 (cropping) and annex E.1.1 (VUI). The codec
+//! neither writes nor reads the VUI, so what it holds is read and added here.
+
+/// Profiles whose parameter sets state the chroma format (7.3.2.1.1).
+const HIGH_PROFILES: [u32; 13] = [44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244];
+/// Reference frames that a stream may have (A.3.1).
+const MAX_REFERENCES: u32 = 16;
+/// Type of the NAL unit that holds a sequence parameter set.
+pub(crate) const NAL_TYPE: u8 = 7;
+
+/// How a stream says that its colours are coded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Colour {
+    /// `matrix_coefficients` (table E-5); 2 where it is left open.
+    pub(crate) matrix: u8,
+    /// Luma 0..=255 instead of 16..=235.
+    pub(crate) full_range: bool,
+}
+
+/// The part of a sequence parameter set that is of interest here.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Sps {
+    /// Pixels in a row that are shown.
+    pub(crate) width: usize,
+    /// Rows that are shown.
+    pub(crate) height: usize,
+    /// How colours are coded, where it is stated.
+    pub(crate) colour: Option<Colour>,
+    references: u32,
+    /// Bits before `vui_parameters_present_flag`.
+    before_vui: usize,
+}
+
+impl Sps {
+    /// Reads a NAL unit (with its header byte, without start code).
+    pub(crate) fn parse(nal: &[u8]) -> Result<Self, String> {
+        let bytes = unescape(nal);
+        if bytes.first().is_none_or(|header| header & 0x1f != NAL_TYPE) {
+            return Err("expected a sequence parameter set".into());
+        }
+        let mut bits = Bits { bytes: &bytes, at: 8 };
+        Self::fields(&mut bits)
+            .ok_or_else(|| "damaged: its sequence parameter set is cut short".to_string())?
+    }
+
+    /// `None` where bits run out.
+    fn fields(bits: &mut Bits) -> Option<Result<Self, String>> {
+        let profile = bits.take(8)?;
+        bits.take(16)?; // constraint flags, level_idc
+        bits.ue()?; // seq_parameter_set_id
+        if HIGH_PROFILES.contains(&profile) {
+            let chroma = bits.ue()?;
+            if chroma != 1 {
+                return Some(Err(format!("its chroma format is {chroma}, expected 4:2:0 (1)")));
+            }
+            let (luma, chroma) = (bits.ue()?, bits.ue()?);
+            if (luma, chroma) != (0, 0) {
+                return Some(Err("its samples have more than 8 bits".into()));
+            }
+            bits.take(1)?; // qpprime_y_zero_transform_bypass_flag
+            if bits.flag()? {
+                for list in 0..8 {
+                    if bits.flag()? {
+                        bits.skip_scaling_list(if list < 6 { 16 } else { 64 })?;
+                    }
+                }
+            }
+        }
+        bits.ue()?; // log2_max_frame_num_minus4
+        match bits.ue()? {
+            0 => _ = bits.ue()?, // log2_max_pic_order_cnt_lsb_minus4
+            1 => {
+                bits.take(1)?;
+                bits.ue()?; // offsets are signed, but of the same length
+                bits.ue()?;
+                for _ in 0..bits.ue()? {
+                    bits.ue()?;
+                }
+            }
+            _ => {}
+        }
+        let references = bits.ue()?;
+        if references > MAX_REFERENCES {
+            return Some(Err(format!(
+                "it declares {references} reference frames, at most {MAX_REFERENCES} are possible"
+            )));
+        }
+        bits.take(1)?; // gaps_in_frame_num_value_allowed_flag
+        let width = (u64::from(bits.ue()?) + 1) * 16;
+        let rows = (u64::from(bits.ue()?) + 1) * 16;
+        let frames_only = bits.flag()?;
+        if !frames_only {
+            bits.take(1)?; // mb_adaptive_frame_field_flag
+        }
+        let fields = if frames_only { 1 } else { 2 };
+        let height = rows * fields;
+        bits.take(1)?; // direct_8x8_inference_flag
+        let mut crop = [0u64; 4]; // left, right, top, bottom
+        if bits.flag()? {
+            for side in &mut crop {
+                *side = bits.ue()?.into();
+            }
+        }
+        // In 4:2:0 a crop is counted in samples of the chroma planes (7-19 to 7-22).
+        let (crop_x, crop_y) = (2 * (crop[0] + crop[1]), 2 * fields * (crop[2] + crop[3]));
+        let shown = |size: u64, crop: u64| {
+            size.checked_sub(crop).filter(|&shown| shown > 0).and_then(|n| usize::try_from(n).ok())
+        };
+        let Some((width, height)) = shown(width, crop_x).zip(shown(height, crop_y)) else {
+            return Some(Err(format!("damaged: it crops {crop_y}x{crop_x} of {height}x{width}")));
+        };
+        if crop[0] != 0 || crop[2] != 0 {
+            // The decoder cuts at the right and at the bottom only.
+            return Some(Err("it crops rows at the top or columns at the left".into()));
+        }
+        let before_vui = bits.at;
+        let colour = if bits.flag()? { Self::vui_colour(bits)? } else { None };
+        Some(Ok(Self { width, height, colour, references, before_vui }))
+    }
+
+    fn vui_colour(bits: &mut Bits) -> Option<Option<Colour>> {
+        if bits.flag()? && bits.take(8)? == 255 {
+            bits.take(32)?; // sample aspect ratio
+        }
+        if bits.flag()? {
+            bits.take(1)?; // overscan_appropriate_flag
+        }
+        if !bits.flag()? {
+            return Some(None);
+        }
+        bits.take(3)?; // video_format
+        let full_range = bits.flag()?;
+        let matrix = if bits.flag()? { (bits.take(24)? & 0xff) as u8 } else { 2 };
+        Some(Some(Colour { matrix, full_range }))
+    }
+}
+
+/// The same NAL unit with a VUI in place of its own: square pixels, limited range, colours of
+/// BT.709 with the given matrix, chroma samples in the middle of their four pixels (as
+/// `crate::color` averages them), and no reordering, so that a player may show a picture at once.
+pub(crate) fn with_colour(nal: &[u8], matrix: u8) -> Result<Vec<u8>, String> {
+    let sps = Sps::parse(nal)?;
+    let bytes = unescape(nal);
+    let mut kept = Bits { bytes: &bytes, at: 0 };
+    let mut out = BitWriter::default();
+    for _ in 0..sps.before_vui {
+        out.put(1, kept.take(1).ok_or("a parameter set shrank")?);
+    }
+    out.put(1, 1); // vui_parameters_present_flag
+    out.put(1, 1); // aspect_ratio_info_present_flag
+    out.put(8, 1); // aspect_ratio_idc: square
+    out.put(1, 0); // overscan_info_present_flag
+    out.put(1, 1); // video_signal_type_present_flag
+    out.put(3, 5); // video_format: unspecified
+    out.put(1, 0); // video_full_range_flag
+    out.put(1, 1); // colour_description_present_flag
+    out.put(8, 1); // colour_primaries: BT.709
+    out.put(8, 1); // transfer_characteristics: BT.709
+    out.put(8, matrix.into());
+    out.put(1, 1); // chroma_loc_info_present_flag
+    out.ue(1); // top field: centre
+    out.ue(1); // bottom field: centre
+    out.put(4, 0); // no timing info (the container has it), no HRD twice, no pic_struct
+    out.put(1, 1); // bitstream_restriction_flag
+    out.put(1, 1); // motion_vectors_over_pic_boundaries_flag
+    out.ue(0); // max_bytes_per_pic_denom: no limit
+    out.ue(0); // max_bits_per_mb_denom: no limit
+    out.ue(15); // log2_max_mv_length_horizontal
+    out.ue(15); // log2_max_mv_length_vertical
+    out.ue(0); // max_num_reorder_frames
+    out.ue(sps.references); // max_dec_frame_buffering
+    Ok(escape(&out.finish()))
+}
+
+/// Without the bytes that keep start codes from appearing inside a unit (7.4.1).
+fn unescape(nal: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(nal.len());
+    let mut zeros = 0;
+    for &byte in nal {
+        if zeros >= 2 && byte == 3 {
+            zeros = 0;
+            continue;
+        }
+        zeros = if byte == 0 { zeros + 1 } else { 0 };
+        bytes.push(byte);
+    }
+    bytes
+}
+
+fn escape(bytes: &[u8]) -> Vec<u8> {
+    let mut nal = Vec::with_capacity(bytes.len() + 4);
+    let mut zeros = 0;
+    for &byte in bytes {
+        if zeros >= 2 && byte <= 3 {
+            nal.push(3);
+            zeros = 0;
+        }
+        zeros = if byte == 0 { zeros + 1 } else { 0 };
+        nal.push(byte);
+    }
+    nal
+}
+
+/// Reads from the highest bit on; `None` at the end.
+struct Bits<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl Bits<'_> {
+    /// Up to 32 bits as a number.
+    fn take(&mut self, count: usize) -> Option<u32> {
+        let mut value = 0;
+        for _ in 0..count {
+            let byte = self.bytes.get(self.at / 8)?;
+            value = value << 1 | u32::from(byte >> (7 - self.at % 8) & 1);
+            self.at += 1;
+        }
+        Some(value)
+    }
+
+    fn flag(&mut self) -> Option<bool> {
+        Some(self.take(1)? == 1)
+    }
+
+    /// Exponential-Golomb code (9.1).
+    fn ue(&mut self) -> Option<u32> {
+        let mut zeros = 0;
+        while !self.flag()? {
+            zeros += 1;
+        }
+        let rest = if zeros < 32 { self.take(zeros)? } else { return None };
+        (1u32 << zeros).checked_add(rest).map(|code| code - 1)
+    }
+
+    /// 7.3.2.1.1.1.
+    fn skip_scaling_list(&mut self, size: usize) -> Option<()> {
+        let (mut last, mut next) = (8i64, 8i64);
+        for _ in 0..size {
+            if next != 0 {
+                let code = i64::from(self.ue()?);
+                let delta = if code % 2 == 1 { code / 2 + 1 } else { -(code / 2) };
+                next = (last + delta).rem_euclid(256);
+            }
+            last = if next == 0 { last } else { next };
+        }
+        Some(())
+    }
+}
+
+#[derive(Default)]
+struct BitWriter {
+    bytes: Vec<u8>,
+    free: u32,
+}
+
+impl BitWriter {
+    fn put(&mut self, count: u32, value: u32) {
+        for bit in (0..count).rev() {
+            if self.free == 0 {
+                self.bytes.push(0);
+                self.free = 8;
+            }
+            self.free -= 1;
+            if let Some(last) = self.bytes.last_mut() {
+                *last |= ((value >> bit & 1) as u8) << self.free;
+            }
+        }
+    }
+
+    fn ue(&mut self, value: u32) {
+        let length = 32 - (value + 1).leading_zeros();
+        self.put(length - 1, 0);
+        self.put(length, value + 1);
+    }
+
+    /// Adds the stop bit.
+    fn finish(mut self) -> Vec<u8> {
+        self.put(1, 1);
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Main profile, level 3.0, 318x238 in 20x15 macroblocks, no VUI.
+    fn example() -> Vec<u8> {
+        let mut out = BitWriter::default();
+        out.put(8, 0x67);
+        out.put(24, 0x4d_00_1e);
+        for code in [0, 0, 0, 0, 2] {
+            out.ue(code); // id, frame_num, order type 0 and its length, two references
+        }
+        out.put(1, 0);
+        out.ue(19);
+        out.ue(14);
+        out.put(3, 0b111); // frames only, direct 8x8, cropping
+        for crop in [0, 1, 0, 1] {
+            out.ue(crop);
+        }
+        out.put(1, 0);
+        out.finish()
+    }
+
+    #[test]
+    fn size_is_what_is_left_of_the_crop() {
+        let sps = Sps::parse(&example()).unwrap();
+        assert_eq!((sps.width, sps.height, sps.colour, sps.references), (318, 238, None, 2));
+    }
+
+    #[test]
+    fn colour_is_added_and_read_back() {
+        for matrix in [1, 6] {
+            let nal = with_colour(&example(), matrix).unwrap();
+            let sps = Sps::parse(&nal).unwrap();
+            assert_eq!((sps.width, sps.height), (318, 238));
+            assert_eq!(sps.colour, Some(Colour { matrix, full_range: false }));
+            assert!(!nal.windows(3).any(|bytes| bytes[..2] == [0, 0] && bytes[2] < 3));
+            // It replaces what is there and does not pile up.
+            assert_eq!(with_colour(&nal, matrix).unwrap(), nal);
+        }
+    }
+
+    #[test]
+    fn escapes_are_undone() {
+        for bytes in [&[0, 0, 0, 0, 0, 1, 0, 0, 3][..], &[1, 0, 0, 2, 0, 0, 4], &[0, 0], &[]] {
+            assert_eq!(unescape(&escape(bytes)), bytes);
+            assert!(!escape(bytes).windows(3).any(|b| b[..2] == [0, 0] && b[2] < 3));
+        }
+    }
+
+    #[test]
+    fn what_is_cut_or_absurd_is_refused() {
+        let nal = with_colour(&example(), 6).unwrap();
+        for length in 0..nal.len() - 8 {
+            assert!(Sps::parse(&nal[..length]).is_err(), "{length}");
+        }
+        for bit in 0..8 * nal.len() {
+            let mut flipped = nal.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let _ = Sps::parse(&flipped);
+        }
+        // High 4:4:4: the chroma format stands behind the identifier.
+        let mut out = BitWriter::default();
+        out.put(8, 0x67);
+        out.put(24, 0xf4_00_1e);
+        out.ue(0);
+        out.ue(3);
+        assert!(Sps::parse(&out.finish()).unwrap_err().contains("chroma format is 3"));
+        assert!(Sps::parse(&[0x67; 3]).is_err() && Sps::parse(&[0x68, 0, 0]).is_err());
+        assert!(Sps::parse(&[[0x67, 0x4d, 0, 30].as_slice(), &[0; 90]].concat()).is_err());
+    }
+}
