@@ -15,7 +15,7 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// The file is there but is not a checkpoint that can be read.
-    #[error("{}: not a readable checkpoint: {reason}", path.display())]
+    #[error("{}: not a readable checkpoint: {}", path.display(), one_line(reason))]
     Format {
         /// The file.
         path: PathBuf,
@@ -23,7 +23,7 @@ pub enum CheckpointError {
         reason: String,
     },
     /// An index names a shard that is not beside it.
-    #[error("{}: shard '{shard}' of the index is missing beside it", index.display())]
+    #[error("{}: shard '{}' of the index is missing beside it", index.display(), one_line(shard))]
     MissingShard {
         /// The index file.
         index: PathBuf,
@@ -39,7 +39,7 @@ pub enum CheckpointError {
         reason: String,
     },
     /// The bytes of a tensor could not be read.
-    #[error("{}: tensor '{key}': {reason}", path.display())]
+    #[error("{}: tensor '{}': {}", path.display(), one_line(key), one_line(reason))]
     Tensor {
         /// The file.
         path: PathBuf,
@@ -110,10 +110,18 @@ fn keys(count: usize) -> String {
     if count == 1 { "1 key".into() } else { format!("{count} keys") }
 }
 
+/// A text from a file as one line: what would break or garble the line is escaped.
+pub(crate) fn one_line(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] })
+        .collect()
+}
+
 /// The first few, so that the line stays a line; the struct holds them all.
 fn some(items: &[String]) -> String {
     const SHOWN: usize = 4;
-    let mut text = items.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    let mut text =
+        items.iter().take(SHOWN).map(|item| one_line(item)).collect::<Vec<_>>().join(", ");
     if items.len() > SHOWN {
         text.push_str(&format!(", and {} more", items.len() - SHOWN));
     }

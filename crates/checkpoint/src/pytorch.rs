@@ -16,7 +16,7 @@ const WRAPPERS: [&str; 2] = ["ema.", "state_dict."];
 pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
     let reader = PytorchReader::new(path).map_err(|error| CheckpointError::Format {
         path: path.into(),
-        reason: one_line(&error.to_string()),
+        reason: error.to_string(),
     })?;
     let file: Arc<Path> = path.into();
     let tensors = reader.into_tensors().into_iter().map(|(key, tensor)| {
@@ -62,8 +62,4 @@ fn burn_dtype(dtype: pytorch_reader::DType) -> DType {
         Torch::U8 => DType::U8,
         Torch::Bool => DType::Bool(BoolStore::Native),
     }
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
