@@ -1,5 +1,7 @@
 //! Files from strangers: damaged, wrong or hostile checkpoints end in one clear line.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use burn::tensor::{Device, FloatDType};
 use opensora::{
     checkpoint::{Checkpoint, CheckpointError},

@@ -1,5 +1,7 @@
 //! The numbers are the reference's: every golden case on every backend, within its own bounds.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use opensora::verify::{self, KINDS, VerifyError};
 use opensora_tests::{devices, fixture, golden_cases};
 use std::collections::BTreeSet;

@@ -1,5 +1,7 @@
 //! The pipeline as a whole: determinism, batches, latents on disk, impossible requests.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use burn::tensor::{Device, Tensor};
 use opensora::{
     Observer, PipelineError, Quiet, SampleRequest, TextToVideo,

@@ -103,7 +103,7 @@ mod tests {
         let batch = normal_batch(1, Purpose::SamplerStep, 4, 9, [3, 2, 2], &device);
         let single = normal_batch(1, Purpose::SamplerStep, 5, 9, [1, 2, 2], &device);
         assert_eq!(
-            batch.slice([1..2]).into_data().try_to_vec::<f32>().unwrap(),
+            batch.narrow(0, 1, 1).into_data().try_to_vec::<f32>().unwrap(),
             single.into_data().try_to_vec::<f32>().unwrap()
         );
     }

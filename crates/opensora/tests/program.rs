@@ -1,5 +1,7 @@
 //! The program as its users meet it: what it writes, what it prints, how it fails.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
