@@ -42,8 +42,9 @@ pub fn group_norm(norm: &GroupNorm, x: Tensor<4>) -> Tensor<4> {
 
 /// T5's layer norm: no mean is subtracted and there is no bias.
 ///
-/// Source: transformers, `models/t5/modeling_t5.py`, class `T5LayerNorm`; the variance is taken in
-/// f32. burn's `RmsNorm` divides by `sqrt(mean(x^2)) + eps`-like forms, so it does not fit.
+/// Source: transformers, `models/t5/modeling_t5.py`, class `T5LayerNorm`: the division, too, is done
+/// in f32. burn's `RmsNorm` is the same in f32, but in half precision it rounds the root before it
+/// divides.
 #[derive(Module, Debug)]
 pub struct RmsNorm {
     /// Gain, `[C]`.
