@@ -20,15 +20,21 @@ fn opensora(folder: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_opensora")).args(args).current_dir(folder).output().unwrap()
 }
 
-/// Runs `opensora sample` on the tiny model with a short request and more arguments.
+/// Runs `opensora sample` with `args`, and with a short request on the tiny model for what they
+/// leave open.
 fn sample(folder: &Path, args: &[&str]) -> Output {
     let model = tiny_model();
-    let mut all = vec!["sample", "--model", &model, "--sampler", "dpm-solver", "--steps", "3"];
-    if !args.contains(&"--num-frames") {
-        all.extend(["--num-frames", "2"]);
-    }
-    if !args.contains(&"--image-size") {
-        all.extend(["--image-size", "16x32"]);
+    let mut all = vec!["sample"];
+    for (option, value) in [
+        ("--model", model.as_str()),
+        ("--sampler", "dpm-solver"),
+        ("--steps", "3"),
+        ("--num-frames", "2"),
+        ("--image-size", "16x32"),
+    ] {
+        if !args.contains(&option) {
+            all.extend([option, value]);
+        }
     }
     all.extend(args);
     opensora(folder, &all)
@@ -155,24 +161,7 @@ fn what_is_asked_for_wrongly_ends_in_one_line_and_leaves_nothing() {
         (vec!["a fox", "--t5", "nowhere"], "nowhere"),
         (vec!["a fox", "--vae", "file"], "file"),
     ] {
-        // A later argument of the same name replaces the test's own.
-        let output = if args.contains(&"--steps")
-            || args.contains(&"--sampler")
-            || args.contains(&"--model")
-        {
-            let model = tiny_model();
-            let mut all = vec!["sample"];
-            all.extend(&args);
-            if !args.contains(&"--model") {
-                all.extend(["--model", &model]);
-            }
-            if !args.contains(&"--sampler") {
-                all.extend(["--sampler", "dpm-solver"]);
-            }
-            opensora(folder.path(), &all)
-        } else {
-            sample(folder.path(), &args)
-        };
+        let output = sample(folder.path(), &args);
         let line = refusal(&output);
         assert!(line.contains(says) || stderr_of(&output).contains(says), "{args:?}: {line}");
         assert_eq!(names(folder.path()), before, "{args:?} left something behind");

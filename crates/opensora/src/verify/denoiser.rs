@@ -42,10 +42,6 @@ fn position_tables(
     Ok([space.unsqueeze(), time.unsqueeze()])
 }
 
-fn timesteps(case: &Case, name: &str) -> Result<Vec<f32>, Failure> {
-    case.floats(name)
-}
-
 /// One forward pass for each combination of timestep and mask.
 pub(super) fn stdit(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let config: DenoiserConfig = case.get("/config")?;
@@ -53,7 +49,7 @@ pub(super) fn stdit(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let latents = case.tensor::<5>("x", device)?;
     let states = prompt_states(case, "y", device)?;
     let mask = case.mask("mask")?;
-    let (int, fractional) = (timesteps(case, "timestep_int")?, timesteps(case, "timestep_frac")?);
+    let (int, fractional) = (case.floats("timestep_int")?, case.floats("timestep_frac")?);
 
     let forward = |timesteps: &[f32], mask| {
         Output::from_tensor(model.forward(latents.clone(), timesteps, states.clone(), mask))
@@ -76,7 +72,7 @@ pub(super) fn pixart_init(case: &Case, device: &Device) -> Result<Outputs, Failu
     let checkpoint = Checkpoint::open(case.path("/weights")?)?;
     let states = prompt_states(case, "y", device)?;
     let mask = case.mask("mask")?;
-    let timesteps = timesteps(case, "timestep")?;
+    let timesteps = case.floats("timestep")?;
     let [_, height, width]: [usize; 3] = case.get("/config/input_size")?;
 
     // The case fixes the fresh temporal attention too, though its projection is zero.
