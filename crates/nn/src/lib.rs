@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`device`] | the one table of backends: parse `--device`, list what is compiled and present |
 //! | [`dtype`] | the float types that weights can be held in |
-//! | [`noise`] | Gaussian noise drawn on the host, the same on every backend |
+//! | [`random`] | random numbers drawn on the host, by key |
+//! | [`noise`] | Gaussian noise from it, the same on every backend |
 //! | [`attention`] | multi-head attention over `[B, N, C]` with an additive bias |
 //! | [`linear`] | linear layers with a transformer's initial weights |
 //! | [`mask`] | which tokens of a prompt count |
@@ -23,5 +24,6 @@ pub mod linear;
 pub mod mask;
 pub mod noise;
 pub mod norm;
+pub mod random;
 pub mod sincos;
 pub mod timestep;

@@ -1,52 +1,27 @@
 //! Gaussian noise drawn on the host.
 //!
-//! Backends draw differently from the same seed, so noise comes from ChaCha8 instead, keyed by
+//! Backends draw differently from the same seed, so noise comes from [`HostRng`] instead, keyed by
 //! (seed, purpose, index, step): a seed means the same numbers on every backend, in every batch
 //! size and after every resume.
 
+use crate::random::HostRng;
 use burn::tensor::{Device, Tensor, TensorData};
-use rand_chacha::{
-    ChaCha8Rng,
-    rand_core::{RngCore, SeedableRng},
-};
 
-/// What a draw is for. Draws for different purposes never share numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// The latents a sampler starts from; `index` is the sample.
-    InitialLatents = 1,
-    /// The noise that a stochastic sampler adds after a step; `index` is the sample.
-    SamplerStep = 2,
-    /// The sample from a VAE's posterior; `index` is the clip.
-    Posterior = 3,
-    /// Random weights of test and demonstration models; `index` is the parameter.
-    Weights = 4,
-}
+pub use crate::random::Purpose;
 
 /// `len` standard normal numbers for (seed, purpose, index, step).
 pub fn normal(seed: u64, purpose: Purpose, index: u64, step: u64, len: usize) -> Vec<f32> {
-    let mut key = [0u8; 32];
-    key[..8].copy_from_slice(&seed.to_le_bytes());
-    key[8..16].copy_from_slice(&index.to_le_bytes());
-    key[16..24].copy_from_slice(&(purpose as u64).to_le_bytes());
-    let mut rng = ChaCha8Rng::from_seed(key);
-    rng.set_stream(step);
-
+    let mut rng = HostRng::new(seed, purpose, index, step);
     let mut out = Vec::with_capacity(len + 1);
     while out.len() < len {
         // Box-Muller in f64. libm's own functions, because the platform's may differ in the last bit.
-        let radius = libm::sqrt(-2.0 * libm::log(1.0 - unit(&mut rng)));
-        let angle = std::f64::consts::TAU * unit(&mut rng);
+        let radius = libm::sqrt(-2.0 * libm::log(1.0 - rng.uniform()));
+        let angle = std::f64::consts::TAU * rng.uniform();
         out.push((radius * libm::cos(angle)) as f32);
         out.push((radius * libm::sin(angle)) as f32);
     }
     out.truncate(len);
     out
-}
-
-/// Uniform in `[0, 1)` with 53 bits.
-fn unit(rng: &mut ChaCha8Rng) -> f64 {
-    (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// Noise for a batch: `shape[0]` samples, the first of which has index `first`; f32 on `device`.

@@ -1,0 +1,1 @@
+//! Captioned clips for training.
