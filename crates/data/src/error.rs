@@ -1,0 +1,88 @@
+//! What can go wrong between a manifest and a batch; one line each.
+
+use std::path::PathBuf;
+
+/// Why training data could not be read or written.
+///
+/// Rows count from 0 in fields, as indices do, and from 1 in messages, as people do; a header is
+/// no row.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Its reason.
+        source: std::io::Error,
+    },
+    /// A manifest as a whole is not of the format.
+    #[error("{}: {reason}", path.display())]
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A row of a manifest is not of the format.
+    #[error("{}: row {}: {reason}", path.display(), row + 1)]
+    ManifestRow {
+        /// The manifest.
+        path: PathBuf,
+        /// The row.
+        row: usize,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A row's image or video cannot be used.
+    #[error("row {}: {}: {reason}", row + 1, path.display())]
+    Row {
+        /// The row.
+        row: usize,
+        /// Its image or video.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A row that the data set does not have.
+    #[error("row {} was asked for, but there are {len}", row + 1)]
+    NoSuchRow {
+        /// The row.
+        row: usize,
+        /// Rows there are.
+        len: usize,
+    },
+    /// A setting that cannot be.
+    #[error("{field} = {found}: expected {expected}")]
+    Spec {
+        /// The setting.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What it can be.
+        expected: &'static str,
+    },
+    /// A cache is damaged, or was made from something else.
+    #[error("{}: {reason}", path.display())]
+    Cache {
+        /// The cache, or the file in it.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A model refused to encode.
+    #[error("cannot encode {what}: {reason}")]
+    Encode {
+        /// The row or rows.
+        what: String,
+        /// The model's words.
+        reason: String,
+    },
+    /// A thread that reads ahead ended without an answer.
+    #[error("reading ahead stopped: {reason}")]
+    Worker {
+        /// What it was doing.
+        reason: String,
+    },
+}
