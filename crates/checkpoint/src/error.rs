@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf};
 
-/// Why a checkpoint could not be opened or loaded.
+/// Why a checkpoint could not be opened, loaded or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
@@ -47,6 +47,14 @@ pub enum CheckpointError {
         key: String,
         /// What went wrong.
         reason: String,
+    },
+    /// The file could not be written.
+    #[error("{}: cannot be written: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
     },
     /// The keys or shapes do not fit the model.
     #[error("{}: {mismatch}", path.display())]

@@ -1,6 +1,8 @@
 //! Filling a module from a checkpoint, strictly.
 
-use crate::{Checkpoint, CheckpointError, KeyMap, Mismatch, ShapeMismatch, telltale};
+use crate::{
+    Checkpoint, CheckpointError, KeyMap, Mismatch, ParameterNames, ShapeMismatch, telltale,
+};
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
     tensor::{FloatDType, Tensor, TensorData},
@@ -115,7 +117,7 @@ pub fn import<M: Module>(
     })?;
 
     let mut filler = Filler {
-        names: Names::default(),
+        names: ParameterNames::default(),
         checkpoint,
         map,
         dtype,
@@ -137,44 +139,9 @@ pub fn import<M: Module>(
     Ok((module, report))
 }
 
-/// Follows burn's walk through a module and names its parameters as PyTorch would.
-#[derive(Default)]
-struct Names {
-    fields: Vec<String>,
-    containers: Vec<String>,
-}
-
-impl Names {
-    fn enter(&mut self, field: &str, container: &str) {
-        self.fields.push(field.into());
-        self.containers.push(container.into());
-    }
-
-    fn exit(&mut self) {
-        self.fields.pop();
-        self.containers.pop();
-    }
-
-    /// burn keeps a linear layer's weight as `[in, out]`, PyTorch as `[out, in]`.
-    fn is_transposed(&self) -> bool {
-        self.containers.last().is_some_and(|c| c == "Struct:Linear")
-            && self.fields.last().is_some_and(|f| f == "weight")
-    }
-
-    fn path(&self) -> String {
-        let mut fields = self.fields.clone();
-        if self.containers.last().is_some_and(|c| c == "Struct:GroupNorm")
-            && let Some(leaf) = fields.last_mut()
-        {
-            *leaf = if leaf == "gamma" { "weight".into() } else { "bias".into() };
-        }
-        fields.join(".")
-    }
-}
-
 #[derive(Default)]
 struct SlotVisitor {
-    names: Names,
+    names: ParameterNames,
     slots: Vec<ParameterSlot>,
 }
 
@@ -197,7 +164,7 @@ impl ModuleVisitor for SlotVisitor {
 }
 
 struct Filler<'a> {
-    names: Names,
+    names: ParameterNames,
     checkpoint: &'a Checkpoint,
     map: &'a KeyMap,
     dtype: FloatDType,

@@ -5,7 +5,8 @@
 //! tensors that are read only when asked for. A [`KeyMap`], kept beside the model that it
 //! belongs to, says which published key feeds which parameter. [`import`] brings both together:
 //! every parameter must be fed and every key must be used or stand on the map's allow-list,
-//! otherwise the load fails with the keys and the likely cause.
+//! otherwise the load fails with the keys and the likely cause. [`export`] goes the other way: a module
+//! is written as safetensors under the published keys.
 //!
 //! ```no_run
 //! # use burn::{module::Module, nn::{Linear, LinearConfig}, tensor::{Device, FloatDType}};
@@ -23,8 +24,10 @@
 //! with what the file holds, and shards are looked for only beside their index.
 
 mod error;
+mod export;
 mod import;
 mod key_map;
+mod names;
 mod pytorch;
 mod safetensors_file;
 mod shards;
@@ -32,6 +35,8 @@ mod source;
 mod telltale;
 
 pub use error::{CheckpointError, Mismatch, ShapeMismatch};
+pub use export::export;
 pub use import::{ImportReport, ParameterSlot, check, import, parameter_slots};
 pub use key_map::{KeyMap, Rename};
+pub use names::ParameterNames;
 pub use source::{Checkpoint, TensorEntry};

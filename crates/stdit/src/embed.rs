@@ -91,6 +91,7 @@ pub struct Embeddings {
 }
 
 /// What steers the blocks, computed once a forward pass.
+#[derive(Debug, Clone)]
 pub struct Conditioning {
     /// Timestep embedding before `t_block`, for the final layer: `[B, C]`.
     pub t: Tensor<2>,

@@ -5,7 +5,7 @@
 use crate::{
     DenoiserConfig, PositionScales, SizeError,
     block::StDitBlock,
-    embed::Embeddings,
+    embed::{Conditioning, Embeddings},
     final_layer::{FinalLayer, unpatchify},
     keys,
 };
@@ -109,6 +109,25 @@ impl StDit {
         prompt: Tensor<3>,
         mask: Option<&TokenMask>,
     ) -> Tensor<5> {
+        let (mut x, c) = self.embed(latents, timesteps, prompt, mask);
+        for index in 0..self.blocks.len() {
+            x = self.block(index, x, &c);
+        }
+        self.head(x, &c)
+    }
+
+    /// What enters the blocks: tokens `[B, T*S, C]`, and what steers every block. Arguments and
+    /// panics as of [`forward`](Self::forward).
+    ///
+    /// The three parts of a forward pass are public so that training can run them apart and
+    /// recompute a block's activations instead of keeping them.
+    pub fn embed(
+        &self,
+        latents: Tensor<5>,
+        timesteps: &[f32],
+        prompt: Tensor<3>,
+        mask: Option<&TokenMask>,
+    ) -> (Tensor<3>, StDitConditioning) {
         let config = &self.config;
         let dtype = self.null_prompt().dtype();
         let [batch, _, frames, height, width] = latents.dims();
@@ -123,21 +142,41 @@ impl StDit {
 
         let space = sincos::spatial([grid_h, grid_w], hidden, space_scale, None, dtype, &device);
         let time = sincos::temporal(grid_t, hidden, time_scale, dtype, &device);
-        let c = self.embed.condition(timesteps, prompt.cast(dtype), mask);
+        let prompted = self.embed.condition(timesteps, prompt.cast(dtype), mask);
 
         // [B, T*S, C] -> [B, T, S, C] + [S, C] -> [B, T*S, C]
         let x = self.embed.x_embedder.forward(latents.cast(dtype));
         let x = x.reshape([batch, grid_t, places, hidden]) + space.unsqueeze::<4>();
-        let mut x = x.reshape([batch, grid_t * places, hidden]);
-
-        for (i, block) in self.blocks.iter().enumerate() {
-            // The temporal table enters the first block only.
-            let positions = (i == 0).then(|| time.clone());
-            x = block.forward(x, &c, grid_t, positions);
-        }
-        let x = self.final_layer.forward(x, c.t);
-        unpatchify(x, grid, config.patch_size).cast(FloatDType::F32)
+        let x = x.reshape([batch, grid_t * places, hidden]);
+        (x, StDitConditioning { prompted, grid, time })
     }
+
+    /// Block `index` on tokens `[B, T*S, C]`.
+    ///
+    /// # Panics
+    /// Where there is no such block.
+    pub fn block(&self, index: usize, x: Tensor<3>, c: &StDitConditioning) -> Tensor<3> {
+        // The temporal table enters the first block only.
+        let positions = (index == 0).then(|| c.time.clone());
+        self.blocks[index].forward(x, &c.prompted, c.grid[0], positions)
+    }
+
+    /// Tokens `[B, T*S, C]` to the prediction `[B, C_out, T, H, W]` in f32.
+    pub fn head(&self, x: Tensor<3>, c: &StDitConditioning) -> Tensor<5> {
+        let x = self.final_layer.forward(x, c.prompted.t.clone());
+        unpatchify(x, c.grid, self.config.patch_size).cast(FloatDType::F32)
+    }
+}
+
+/// What steers the blocks and the final layer of one forward pass.
+#[derive(Debug, Clone)]
+pub struct StDitConditioning {
+    /// Timestep and prompt.
+    pub prompted: Conditioning,
+    /// Tokens along (t, h, w).
+    pub grid: [usize; 3],
+    /// Temporal positions, `[T, C]`.
+    pub time: Tensor<2>,
 }
 
 /// Why a denoiser could not be loaded.

@@ -1,0 +1,123 @@
+//! Writing a module as safetensors under published key names.
+
+use crate::{CheckpointError, KeyMap, ParameterNames};
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    tensor::{DType, FloatDType, Tensor, TensorData},
+};
+use opensora_nn::files::write_atomically;
+use safetensors::{Dtype, View};
+use std::{borrow::Cow, collections::HashMap, path::Path};
+
+/// Writes the parameters of `module` to `path` as one safetensors file in `dtype`, under the keys
+/// and in the layout of `map`'s artefact, so that whatever reads the published file reads this one.
+///
+/// The file appears complete or not at all. Tensors are fetched from the device one at a time.
+///
+/// # Errors
+/// Where the file cannot be written or a tensor not be fetched.
+pub fn export<M: Module>(
+    module: &M,
+    map: &KeyMap,
+    dtype: FloatDType,
+    path: &Path,
+) -> Result<(), CheckpointError> {
+    let mut collector = Collector { names: ParameterNames::default(), map, dtype, views: vec![] };
+    module.visit(&mut collector);
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    write_atomically(path, |file| {
+        safetensors::serialize_to_file(collector.views, Some(metadata), file)
+            .map_err(std::io::Error::other)
+    })
+    .map_err(|source| CheckpointError::Write { path: path.into(), source })
+}
+
+/// A tensor that is fetched when it is written.
+struct Fetch {
+    shape: Vec<usize>,
+    dtype: FloatDType,
+    fetch: Box<dyn Fn() -> TensorData>,
+}
+
+impl View for Fetch {
+    fn dtype(&self) -> Dtype {
+        match self.dtype {
+            FloatDType::F64 => Dtype::F64,
+            FloatDType::F16 => Dtype::F16,
+            FloatDType::BF16 => Dtype::BF16,
+            FloatDType::F32 | FloatDType::Flex32 => Dtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Owned((self.fetch)().into_bytes().to_vec())
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * DType::from(self.dtype).size()
+    }
+}
+
+struct Collector<'a> {
+    names: ParameterNames,
+    map: &'a KeyMap,
+    dtype: FloatDType,
+    views: Vec<(String, Fetch)>,
+}
+
+impl ModuleVisitor for Collector<'_> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.names.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.names.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let tensor = param.val();
+        let tensor = if self.names.is_transposed() { tensor.transpose() } else { tensor };
+        let (shape, dtype) = (tensor.dims().to_vec(), self.dtype);
+        let fetch = move || tensor.to_data().convert_dtype(dtype.into());
+        let key = self.map.published_key(&self.names.path());
+        self.views.push((key, Fetch { shape, dtype, fetch: Box::new(fetch) }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Checkpoint, import};
+    use burn::{nn::LinearConfig, tensor::Device};
+
+    #[test]
+    fn what_is_written_loads_again_and_replaces_what_was_there() {
+        let device = Device::flex();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("linear.safetensors");
+        std::fs::write(&path, "old").unwrap();
+        let map = KeyMap::new("a linear layer").rename(|path| format!("model.{path}"));
+        let linear = LinearConfig::new(3, 5).init(&device);
+        export(&linear, &map, FloatDType::F32, &path).unwrap();
+
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        assert_eq!(checkpoint.tensors()["model.weight"].shape(), [5, 3]);
+        let (read, _) =
+            import(LinearConfig::new(3, 5).init(&device), &checkpoint, &map, FloatDType::F32)
+                .unwrap();
+        assert_eq!(read.weight.to_data(), linear.weight.to_data());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_named() {
+        let linear = LinearConfig::new(2, 2).init(&Device::flex());
+        let path = Path::new("no/such/folder/x.safetensors");
+        let error = export(&linear, &KeyMap::new("x"), FloatDType::F32, path).unwrap_err();
+        assert!(error.to_string().contains("no/such/folder"), "{error}");
+    }
+}

@@ -1,0 +1,42 @@
+//! What PyTorch would call the parameters of a burn module.
+
+/// Follows burn's walk through a module: hand it every `enter_module` and `exit_module` of a
+/// [`ModuleVisitor`](burn::module::ModuleVisitor) or
+/// [`ModuleMapper`](burn::module::ModuleMapper), and it knows the parameter at hand.
+#[derive(Debug, Default)]
+pub struct ParameterNames {
+    fields: Vec<String>,
+    containers: Vec<String>,
+}
+
+impl ParameterNames {
+    /// The walk goes into `field`, which is of the kind `container`.
+    pub fn enter(&mut self, field: &str, container: &str) {
+        self.fields.push(field.into());
+        self.containers.push(container.into());
+    }
+
+    /// The walk comes back.
+    pub fn exit(&mut self) {
+        self.fields.pop();
+        self.containers.pop();
+    }
+
+    /// Whether PyTorch holds this parameter transposed: burn keeps a linear layer's weight as
+    /// `[in, out]`, PyTorch as `[out, in]`.
+    pub fn is_transposed(&self) -> bool {
+        self.containers.last().is_some_and(|c| c == "Struct:Linear")
+            && self.fields.last().is_some_and(|f| f == "weight")
+    }
+
+    /// The chain of field names with PyTorch's leaf name, such as `blocks.0.attn.qkv.weight`.
+    pub fn path(&self) -> String {
+        let mut fields = self.fields.clone();
+        if self.containers.last().is_some_and(|c| c == "Struct:GroupNorm")
+            && let Some(leaf) = fields.last_mut()
+        {
+            *leaf = if leaf == "gamma" { "weight".into() } else { "bias".into() };
+        }
+        fields.join(".")
+    }
+}
