@@ -1,8 +1,16 @@
 //! Which frames of a video become a clip, and whether they are mirrored.
+//!
+//! Source: hpcaitech/Open-Sora v1.0.0, `opensora/datasets/video_transforms.py`, `TemporalRandomCrop`
+//! and `RandomHorizontalFlipVideo`, `opensora/datasets/datasets.py`, `DatasetFromCSV`. Deviation:
+//! draws are named by (seed, row, variant) instead of coming from a generator with a history.
 
 use crate::DataError;
 use opensora_nn::random::{HostRng, Purpose};
+use opensora_video::frames::MAX_SIDE;
 use serde::{Deserialize, Serialize};
+
+/// Most frames of a clip: far beyond any model, and below what overflows.
+const MAX_FRAMES: usize = 1 << 16;
 
 /// How rows become clips.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,18 +44,21 @@ impl ClipSpec {
     /// Checks the settings by themselves.
     ///
     /// # Errors
-    /// Where a number is zero.
+    /// Where a number is zero or beyond what a clip can have.
     pub fn check(&self) -> Result<(), DataError> {
-        let fail =
-            |field, found: String| Err(DataError::Spec { field, found, expected: "at least 1" });
-        match self {
-            Self { num_frames: 0, .. } => fail("num_frames", "0".into()),
-            Self { frame_interval: 0, .. } => fail("frame_interval", "0".into()),
-            Self { image_size: size @ ([0, _] | [_, 0]), .. } => {
-                fail("image_size", format!("{size:?}"))
-            }
-            Self { variants: Some(0), .. } => fail("variants", "0".into()),
-            _ => Ok(()),
+        let side = |pixels: &usize| (1..=MAX_SIDE).contains(pixels);
+        let fail = |field, found, expected| Err(DataError::Spec { field, found, expected });
+        if !(1..=MAX_FRAMES).contains(&self.num_frames) {
+            fail("num_frames", self.num_frames.to_string(), "1 to 65536")
+        } else if self.frame_interval == 0 {
+            fail("frame_interval", "0".into(), "at least 1")
+        } else if !self.image_size.iter().all(side) {
+            let found = format!("{:?}", self.image_size);
+            fail("image_size", found, "height and width of 1 to 16384 pixels")
+        } else if self.variants == Some(0) {
+            fail("variants", "0".into(), "at least 1, or none")
+        } else {
+            Ok(())
         }
     }
 
@@ -55,6 +66,11 @@ impl ClipSpec {
     pub fn shape(&self) -> [usize; 4] {
         let [height, width] = self.image_size;
         [3, self.num_frames, height, width]
+    }
+
+    /// Frames of the video that a clip spans.
+    pub fn window(&self) -> usize {
+        self.num_frames.saturating_mul(self.frame_interval)
     }
 
     /// The draw that an epoch takes.
@@ -73,7 +89,7 @@ pub struct Draw {
 }
 
 impl Draw {
-    /// The draw of a row of `total_frames` in an epoch.
+    /// The draw of a row whose video has `total_frames`, in an epoch.
     pub fn new(spec: &ClipSpec, total_frames: usize, seed: u64, row: usize, epoch: u64) -> Self {
         let mut rng = HostRng::new(seed, Purpose::Augmentation, row as u64, spec.variant(epoch));
         // Both numbers are always drawn, the one that depends on the video last, so that neither a
@@ -83,7 +99,125 @@ impl Draw {
     }
 }
 
-fn last_begin(spec: &ClipSpec, total_frames: usize) -> usize {
-    let size = spec.num_frames.saturating_mul(spec.frame_interval);
-    total_frames.saturating_sub(size).saturating_sub(1)
+/// The last frame that a window is begun at: one before the last that would be possible, as in the
+/// reference.
+pub fn last_begin(spec: &ClipSpec, total_frames: usize) -> usize {
+    total_frames.saturating_sub(spec.window()).saturating_sub(1)
+}
+
+/// The frames of the window that begins at `begin`, `num_frames` of them; `None` where the video
+/// has fewer from there on. A video shorter than the window is taken whole, at a smaller interval.
+pub fn frame_indices(spec: &ClipSpec, total_frames: usize, begin: usize) -> Option<Vec<usize>> {
+    let end = begin.saturating_add(spec.window()).min(total_frames);
+    (end.saturating_sub(begin) >= spec.num_frames).then(|| linspace(begin, end, spec.num_frames))
+}
+
+/// `num_frames` indices from `begin` to `end - 1` at equal distances, each cut off to a whole
+/// number (`numpy.linspace(begin, end - 1, num_frames, dtype=int)`).
+pub fn linspace(begin: usize, end: usize, num_frames: usize) -> Vec<usize> {
+    let last = end.saturating_sub(1);
+    let step = last.saturating_sub(begin) as f64 / num_frames.saturating_sub(1).max(1) as f64;
+    let index = |k: usize| match k {
+        0 => begin,
+        k if k + 1 == num_frames => last,
+        k => (k as f64 * step + begin as f64) as usize,
+    };
+    (0..num_frames).map(index).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(num_frames: usize, frame_interval: usize) -> ClipSpec {
+        ClipSpec {
+            num_frames,
+            frame_interval,
+            image_size: [16, 16],
+            horizontal_flip: true,
+            variants: None,
+        }
+    }
+
+    #[test]
+    fn windows_begin_anywhere_but_at_the_last_place() {
+        let spec = spec(4, 2);
+        let mut seen = [0; 12];
+        for row in 0..2000 {
+            seen[Draw::new(&spec, 12, 3, row, 0).begin] += 1;
+        }
+        // 12 - 8 = 4 would be possible. Four places share 2000 draws, each within six deviations.
+        assert!(seen[..4].iter().all(|&count: &i32| (count - 500).abs() < 117), "{seen:?}");
+        assert!(seen[4..].iter().all(|&count| count == 0), "{seen:?}");
+    }
+
+    #[test]
+    fn half_of_the_clips_are_mirrored_where_that_is_asked_for() {
+        let mut spec = spec(4, 1);
+        let flips =
+            |spec: &ClipSpec| (0..2000).filter(|&row| Draw::new(spec, 9, 3, row, 0).flip).count();
+        assert!(flips(&spec).abs_diff(1000) < 135);
+        spec.horizontal_flip = false;
+        assert_eq!(flips(&spec), 0);
+    }
+
+    #[test]
+    fn draws_come_back_after_as_many_epochs_as_there_are_variants() {
+        let mut spec = spec(4, 1);
+        let draws = |spec: &ClipSpec, epochs: std::ops::Range<u64>| -> Vec<Draw> {
+            epochs.map(|epoch| Draw::new(spec, 1000, 3, 7, epoch)).collect()
+        };
+        let endless = draws(&spec, 0..6);
+        assert_ne!(endless[..3], endless[3..]);
+        spec.variants = Some(3);
+        assert_eq!(draws(&spec, 0..3), endless[..3]);
+        assert_eq!(draws(&spec, 3..6), endless[..3]);
+    }
+
+    #[test]
+    fn settings_do_not_change_what_else_is_drawn() {
+        let plain = spec(4, 1);
+        let still = ClipSpec { horizontal_flip: false, image_size: [8, 24], ..plain.clone() };
+        for row in 0..50 {
+            let draw = Draw::new(&plain, 100, 3, row, 0);
+            assert_eq!(Draw::new(&still, 100, 3, row, 0).begin, draw.begin);
+            assert_eq!(Draw::new(&plain, 200, 3, row, 0).flip, draw.flip);
+        }
+    }
+
+    #[test]
+    fn indices_stay_inside_whatever_the_numbers() {
+        for (frames, interval, total) in
+            [(1, 1, 1), (1, 5, 3), (16, 3, 16), (16, 3, 47), (7, usize::MAX, 9), (64, 2, 500)]
+        {
+            let spec = spec(frames, interval);
+            for begin in 0..=last_begin(&spec, total) {
+                let indices = frame_indices(&spec, total, begin).unwrap();
+                assert_eq!((indices.len(), indices[0]), (frames, begin));
+                assert!(indices.is_sorted() && indices.iter().all(|&index| index < total));
+            }
+        }
+        assert_eq!(frame_indices(&spec(16, 1), 15, 0), None);
+        assert_eq!(frame_indices(&spec(16, 1), 20, usize::MAX), None);
+    }
+
+    #[test]
+    fn settings_are_checked_and_read_from_text() {
+        let text = r#"{"num_frames": 16, "image_size": [256, 512]}"#;
+        let read: ClipSpec = serde_json::from_str(text).unwrap();
+        assert_eq!((read.frame_interval, read.horizontal_flip, read.variants), (1, true, None));
+        assert_eq!((read.shape(), read.check().is_ok()), ([3, 16, 256, 512], true));
+        assert!(serde_json::from_str::<ClipSpec>(r#"{"num_frames": 16, "size": 1}"#).is_err());
+        for (wrong, field) in [
+            (ClipSpec { num_frames: 0, ..read.clone() }, "num_frames"),
+            (ClipSpec { frame_interval: 0, ..read.clone() }, "frame_interval"),
+            (ClipSpec { image_size: [0, 8], ..read.clone() }, "image_size"),
+            (ClipSpec { image_size: [8, 1 << 20], ..read.clone() }, "image_size"),
+            (ClipSpec { num_frames: usize::MAX, ..read.clone() }, "num_frames"),
+            (ClipSpec { variants: Some(0), ..read }, "variants"),
+        ] {
+            let error = wrong.check().unwrap_err().to_string();
+            assert!(error.starts_with(field) && !error.contains('\n'), "{error}");
+        }
+    }
 }

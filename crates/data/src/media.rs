@@ -1,0 +1,78 @@
+//! Images and videos by their endings.
+
+use opensora_video::{Frames, frames::MAX_SIDE, gif, mp4, png};
+use std::path::Path;
+
+/// Endings that are read as images.
+pub const IMAGES: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "pnm"];
+/// Endings that are read as videos, and folders as frames.
+pub const VIDEOS: [&str; 4] = ["mp4", "m4v", "mov", "gif"];
+
+/// Most bytes that decoding an image may take.
+const MAX_IMAGE_BYTES: u64 = 1 << 30;
+
+/// What a file holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Media {
+    /// One picture, as a clip of one frame.
+    Image(Frames),
+    /// A video: a file, or a folder of `frame_00000.png` and so on.
+    Video(Frames),
+}
+
+impl Media {
+    /// Reads all of a file or folder.
+    ///
+    /// An image's kind goes by its content, as many files have the ending of another kind. Greys
+    /// become RGB, 16 bits become 8, opacity is dropped, and rotations that a camera noted are not
+    /// made: as Pillow's `convert("RGB")`.
+    ///
+    /// # Errors
+    /// One line without the path, where it has another ending or cannot be read.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        // The caller names the path; a file in a folder keeps its own name.
+        let strip = |error: opensora_video::VideoError| {
+            let text = error.to_string();
+            let rest = text.strip_prefix(&path.display().to_string()).unwrap_or(&text);
+            rest.trim_start_matches([':', '/', '\\', ' ']).to_string()
+        };
+        if path.is_dir() {
+            return png::read_folder(path).map(Self::Video).map_err(strip);
+        }
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        match ending.to_ascii_lowercase().as_str() {
+            "gif" => gif::read(path).map(|(frames, _)| Self::Video(frames)).map_err(strip),
+            video if VIDEOS.contains(&video) => {
+                mp4::read(path).map(|(frames, _)| Self::Video(frames)).map_err(strip)
+            }
+            image if IMAGES.contains(&image) => still(path).map(Self::Image),
+            _ => Err(format!(
+                "unknown format '{ending}', expected an image ({}), a video ({}) or a folder of frames",
+                IMAGES.join(", "),
+                VIDEOS.join(", ")
+            )),
+        }
+    }
+
+    /// Its frames.
+    pub fn frames(&self) -> &Frames {
+        match self {
+            Self::Image(frames) | Self::Video(frames) => frames,
+        }
+    }
+}
+
+fn still(path: &Path) -> Result<Frames, String> {
+    let mut reader = image::ImageReader::open(path)
+        .and_then(image::ImageReader::with_guessed_format)
+        .map_err(|error| error.to_string())?;
+    let mut limits = image::Limits::default();
+    limits.max_image_width = Some(MAX_SIDE as u32);
+    limits.max_image_height = Some(MAX_SIDE as u32);
+    limits.max_alloc = Some(MAX_IMAGE_BYTES);
+    reader.limits(limits);
+    let decoded = reader.decode().map_err(|error| error.to_string().replace(['\n', '\r'], " "))?;
+    let rgb = decoded.into_rgb8();
+    let (width, height) = (rgb.width() as usize, rgb.height() as usize);
+    Frames::from_rgb(rgb.into_raw(), [1, height, width]).map_err(|error| error.to_string())
+}
