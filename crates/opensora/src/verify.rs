@@ -12,6 +12,7 @@ mod diffusion;
 mod manifests;
 mod pipeline;
 mod text;
+mod transform;
 mod vae;
 
 pub use case::Case;
@@ -86,7 +87,7 @@ type Outputs = Vec<(String, Output)>;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// The kinds that [`run`] knows.
-pub const KINDS: [&str; 12] = [
+pub const KINDS: [&str; 13] = [
     "t5-encoder",
     "t5-tokenizer",
     "caption-clean",
@@ -99,6 +100,7 @@ pub const KINDS: [&str; 12] = [
     "dpm-solver",
     "pipeline",
     "manifests",
+    "video-transform",
 ];
 
 /// Runs one case on `device` in f32.
@@ -121,6 +123,7 @@ pub fn run(folder: &Path, device: &Device) -> Result<CaseReport, VerifyError> {
         "dpm-solver" => diffusion::dpm_solver,
         "pipeline" => pipeline::run,
         "manifests" => manifests::run,
+        "video-transform" => transform::run,
         kind => {
             return Err(VerifyError::UnknownKind { path: folder.into(), kind: kind.into() });
         }
