@@ -157,3 +157,59 @@ pub fn normalize(values: &mut [f32]) {
         *value = (*value - 0.5) / 0.5;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clip([height, width]: [usize; 2]) -> Frames {
+        let bytes = (0..2 * height * width * 3).map(|at| (at * 37 % 251) as u8).collect();
+        Frames::from_rgb(bytes, [2, height, width]).unwrap()
+    }
+
+    #[test]
+    fn a_clip_is_the_middle_of_the_whole_resized_video() {
+        let frames = clip([21, 50]);
+        let place = ResizeCrop::of_video([21, 50], [16, 24]);
+        // 24 / 50 would leave 10 rows: the scale is 16 / 21, and 38 columns of which 7 go in front.
+        assert_eq!((place.resized, place.offset), ([16, 38], [0, 7]));
+        let whole = video(&frames, &[0, 1], &place.whole(), false);
+        let part = video(&frames, &[1], &place, false);
+        for channel in 0..3 {
+            for y in 0..16 {
+                let from = ((channel * 2 + 1) * 16 + y) * 38 + 7;
+                let to = (channel * 16 + y) * 24;
+                assert_eq!(part[to..to + 24], whole[from..from + 24]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_video_of_the_wanted_size_is_unchanged_and_mirrors_exactly() {
+        let frames = clip([8, 8]);
+        let place = ResizeCrop::of_video([8, 8], [8, 8]);
+        let [plain, flipped] = [false, true].map(|flip| video(&frames, &[1], &place, flip));
+        let byte = |channel, y, x| frames.data()[((8 + y) * 8 + x) * 3 + channel];
+        for at in 0..3 * 64 {
+            let (channel, y, x) = (at / 64, at / 8 % 8, at % 8);
+            assert_eq!(plain[at], f32::from(byte(channel, y, x)) / 255.0);
+            assert_eq!(flipped[at], f32::from(byte(channel, y, 7 - x)) / 255.0);
+        }
+    }
+
+    #[test]
+    fn every_side_gives_the_wanted_size() {
+        for source in 1..2000 {
+            for size in [16, 24, 256, 512] {
+                for place in [
+                    ResizeCrop::of_video([source, source + 7], [size, size]),
+                    ResizeCrop::of_image([source + 7, source], [size, 2 * size]),
+                ] {
+                    assert!((0..2).all(|k| place.offset[k] + place.size[k] <= place.resized[k]));
+                    // One side fits, but for the pixel that rounding may add.
+                    assert!((0..2).any(|k| place.resized[k] - place.size[k] <= 1), "{place:?}");
+                }
+            }
+        }
+    }
+}
