@@ -10,6 +10,7 @@
 //! | `color` | RGB to the planes of a video codec and back |
 //! | `boxes`, `tables` | the structure of an MP4, checked and reduced before anything trusts it |
 //! | [`gif`], [`png`] | the other two formats |
+//! | [`sheet`] | several clips in one picture |
 //!
 //! ```
 //! use opensora_video::{Frames, VideoSpec, Writer, mp4};
@@ -36,6 +37,7 @@ pub mod frames;
 pub mod gif;
 pub mod mp4;
 pub mod png;
+pub mod sheet;
 mod sps;
 mod tables;
 pub mod writer;

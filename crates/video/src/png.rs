@@ -1,6 +1,10 @@
 //! PNG: one image, or a folder of frames.
 
-use crate::{Frames, VideoError, frames::MAX_SIDE};
+use crate::{
+    Frames, VideoError,
+    frames::MAX_SIDE,
+    writer::{parent, temporary},
+};
 use std::{
     fs::File,
     io::{BufRead, BufReader, BufWriter, Seek, Write},
@@ -20,6 +24,23 @@ pub(crate) fn encode(
     let mut writer = encoder.write_header().map_err(|error| error.to_string())?;
     writer.write_image_data(rgb).map_err(|error| error.to_string())?;
     writer.finish().map_err(|error| error.to_string())
+}
+
+/// Writes an image: the first frame of `still`. The file appears complete or not at all.
+///
+/// # Errors
+/// Where the file cannot be written; what was at `path` stays then.
+pub fn write(path: &Path, still: &Frames) -> Result<(), VideoError> {
+    let io = |source| VideoError::Io { path: path.into(), source };
+    let frame = &still.data()[..3 * still.height() * still.width()];
+    let mut file = temporary(0o666, |builder| builder.tempfile_in(parent(path))).map_err(io)?;
+    let mut out = BufWriter::new(&mut file);
+    encode(frame, still.height(), still.width(), &mut out)
+        .map_err(|reason| VideoError::Encode { path: path.into(), reason })?;
+    out.flush().map_err(io)?;
+    drop(out);
+    file.as_file().sync_all().map_err(io)?;
+    file.persist(path).map(drop).map_err(|error| io(error.error))
 }
 
 /// Writes the frames of a clip as `frame_00000.png` and so on.
@@ -112,6 +133,22 @@ mod tests {
         let mut bytes = Vec::new();
         encode(&rgb, 7, 5, &mut bytes).unwrap();
         assert_eq!(decode(Cursor::new(bytes)).unwrap(), (rgb, [7, 5]));
+    }
+
+    #[test]
+    fn images_are_written_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("still.png");
+        let clip = Frames::from_rgb(pixels(2 * 3 * 4 * 6), [2, 4, 6]).unwrap();
+        for _ in 0..2 {
+            write(&path, &clip).unwrap();
+        }
+        assert_eq!(read(&path).unwrap().data(), clip.frame(0).unwrap());
+        std::fs::create_dir(folder.path().join("taken.png")).unwrap();
+        let error = write(&folder.path().join("taken.png"), &clip).unwrap_err();
+        assert!(matches!(error, VideoError::Io { .. }), "{error}");
+        assert!(write(&folder.path().join("none/still.png"), &clip).is_err());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 
     #[test]

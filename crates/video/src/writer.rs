@@ -249,7 +249,7 @@ fn record_path(path: &Path) -> PathBuf {
 }
 
 /// The folder of a path, which may be the current one.
-fn parent(path: &Path) -> &Path {
+pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
@@ -258,7 +258,7 @@ fn parent(path: &Path) -> &Path {
 
 /// A temporary file or folder with the rights of any other, less what the umask takes: it will be
 /// renamed, and temporary ones are private otherwise.
-fn temporary<T>(
+pub(crate) fn temporary<T>(
     mode: u32,
     make: impl FnOnce(&tempfile::Builder) -> std::io::Result<T>,
 ) -> std::io::Result<T> {

@@ -1,0 +1,104 @@
+//! Several clips in one picture, to look at them side by side.
+
+use crate::{Frames, FramesError, frames::MAX_SIDE};
+
+/// Pixels between frames and around them, before scaling.
+const GAP: usize = 2;
+/// Grey that neither black nor white frames run into.
+const SEPARATOR: u8 = 128;
+
+/// A still with one row a clip: `columns_per_clip` of its frames, evenly spaced from the first to
+/// the last, each pixel as a square of `scale`. Shorter clips leave places empty, and smaller ones
+/// stand at the upper left of theirs. Zero counts as one for both numbers.
+///
+/// # Errors
+/// [`FramesError`] where there is no clip or the picture would be too large.
+pub fn contact_sheet(
+    clips: &[Frames],
+    columns_per_clip: usize,
+    scale: usize,
+) -> Result<Frames, FramesError> {
+    let (columns, scale) = (columns_per_clip.max(1), scale.max(1));
+    let columns = clips.iter().map(|clip| clip.len().min(columns)).max().unwrap_or(0);
+    let cell_width = clips.iter().map(Frames::width).max().unwrap_or(0);
+    let cell_height = clips.iter().map(Frames::height).max().unwrap_or(0);
+    let side = |cells: usize, cell: usize| {
+        let pixels = cells.saturating_mul(cell.saturating_add(GAP));
+        if cells == 0 { 0 } else { pixels.saturating_add(GAP).saturating_mul(scale) }
+    };
+    let (width, height) = (side(columns, cell_width), side(clips.len(), cell_height));
+    let possible = |pixels: usize| (1..=MAX_SIDE).contains(&pixels);
+    if !possible(width) || !possible(height) {
+        let shape = [1, height, width, 3];
+        return Err(FramesError::Shape { shape, axes: "[T, H, W, 3]" });
+    }
+
+    let mut sheet = vec![SEPARATOR; 3 * width * height];
+    for (row, clip) in clips.iter().enumerate() {
+        for (column, index) in spaced(clip.len(), columns).into_iter().enumerate() {
+            let Some(frame) = clip.frame(index) else { continue };
+            let left = (GAP + column * (cell_width + GAP)) * scale;
+            let top = (GAP + row * (cell_height + GAP)) * scale;
+            for y in 0..clip.height() * scale {
+                let line = &frame[3 * (y / scale) * clip.width()..][..3 * clip.width()];
+                let start = 3 * ((top + y) * width + left);
+                let target = &mut sheet[start..start + line.len() * scale];
+                for (pixels, rgb) in target.chunks_exact_mut(3 * scale).zip(line.chunks_exact(3)) {
+                    pixels.chunks_exact_mut(3).for_each(|pixel| pixel.copy_from_slice(rgb));
+                }
+            }
+        }
+    }
+    Frames::from_rgb(sheet, [1, height, width])
+}
+
+/// At most `count` of `length` indices, evenly spaced, with first and last.
+fn spaced(length: usize, count: usize) -> Vec<usize> {
+    let count = count.min(length);
+    match count {
+        0 | 1 => vec![0; count],
+        _ => (0..count).map(|i| (i * (length - 1) + (count - 1) / 2) / (count - 1)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A clip whose frames are of one colour each.
+    fn clip(colors: &[u8], [height, width]: [usize; 2]) -> Frames {
+        let data = colors.iter().flat_map(|&color| vec![color; 3 * height * width]).collect();
+        Frames::from_rgb(data, [colors.len(), height, width]).unwrap()
+    }
+
+    #[test]
+    fn frames_are_spread_over_the_clip() {
+        assert_eq!(spaced(16, 4), [0, 5, 10, 15]);
+        assert_eq!(spaced(16, 1), [0]);
+        assert_eq!(spaced(3, 8), [0, 1, 2]);
+        assert_eq!(spaced(5, 3), [0, 2, 4]);
+    }
+
+    #[test]
+    fn every_clip_has_a_row() {
+        let clips = [clip(&[10, 20, 30], [2, 3]), clip(&[40], [1, 3])];
+        let sheet = contact_sheet(&clips, 2, 4).unwrap();
+        assert_eq!((sheet.len(), sheet.height(), sheet.width()), (1, 4 * 10, 4 * 12));
+        let pixel = |y: usize, x: usize| sheet.data()[3 * (4 * y * sheet.width() + 4 * x)];
+        assert_eq!([pixel(1, 1), pixel(2, 2), pixel(3, 4), pixel(3, 5)], [128, 10, 10, 128]);
+        assert_eq!([pixel(2, 7), pixel(4, 2), pixel(6, 4), pixel(7, 4)], [30, 128, 40, 128]);
+        assert_eq!(pixel(6, 7), SEPARATOR, "no second frame");
+        // Every pixel is a square of four.
+        let count = sheet.data().iter().filter(|&&byte| byte == 10).count();
+        assert_eq!(count, 3 * 6 * 16);
+    }
+
+    #[test]
+    fn impossible_sheets_are_refused() {
+        assert!(contact_sheet(&[], 4, 2).is_err());
+        let one = [clip(&[1, 2], [8, 8])];
+        assert!(contact_sheet(&one, 2, usize::MAX).is_err());
+        assert!(contact_sheet(&one, 2, 2000).is_err());
+        assert_eq!(contact_sheet(&one, 0, 0).unwrap().width(), 12);
+    }
+}
