@@ -1,0 +1,120 @@
+//! What a step costs, and what a machine can do: together the utilisation.
+//!
+//! Counted are the matrix products of the blocks, a multiply-add as two operations, as in the PaLM
+//! paper (arXiv 2204.02311, appendix B). Embeddings and the last layer are left out: less than one
+//! percent of STDiT-XL/2.
+
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use opensora_stdit::DenoiserConfig;
+use std::time::{Duration, Instant};
+
+/// Floating point operations of a denoiser on one sample.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ModelFlops {
+    forward: f64,
+}
+
+impl ModelFlops {
+    /// For a clip of `grid` tokens along (t, h, w), and `caption_tokens` that each of them looks at.
+    pub fn new(config: &DenoiserConfig, grid: [usize; 3], caption_tokens: usize) -> Self {
+        let [frames, height, width] = grid.map(|side| side as f64);
+        let (width_of_blocks, mlp) = (config.hidden_size as f64, config.mlp_size() as f64);
+        let (space, captions) = (height * width, caption_tokens as f64);
+        let tokens = frames * space;
+        // Spatial and temporal attention have four projections each, cross attention two of tokens
+        // and two of the caption.
+        let projections = width_of_blocks * width_of_blocks * (20.0 * tokens + 4.0 * captions);
+        let attention = 4.0 * width_of_blocks * tokens * (space + frames + captions);
+        let mlp = 4.0 * width_of_blocks * mlp * tokens;
+        Self { forward: config.depth as f64 * (projections + attention + mlp) }
+    }
+
+    /// One evaluation of the denoiser.
+    pub fn forward(self) -> f64 {
+        self.forward
+    }
+
+    /// One training step: the backward pass costs two forward passes, and activation
+    /// checkpointing does the forward pass twice.
+    pub fn training(self, activation_checkpointing: bool) -> f64 {
+        self.forward * if activation_checkpointing { 4.0 } else { 3.0 }
+    }
+}
+
+/// Matrices are made larger until a product takes this long.
+const LONG_ENOUGH: Duration = Duration::from_millis(20);
+/// Elements of a side at which they stop growing: 256 MB in f32.
+const LARGEST: usize = 8192;
+/// Timings of which the best counts.
+const TIMINGS: usize = 5;
+
+/// FLOP/s of a device in large square matrix products of `dtype`: the ceiling that a model can come
+/// near to. The best of a few short timings, about a second in all.
+///
+/// Returns `None` where the device fails, for lack of memory above all.
+pub fn measure_matmul_ceiling(device: &Device, dtype: FloatDType) -> Option<f64> {
+    let mut side = 512;
+    loop {
+        let (a, b) = (matrix(side, device).cast(dtype), matrix(side, device).cast(dtype));
+        // The first product pays for compilation and tuning.
+        seconds(&a, &b, 1, device)?;
+        let once = seconds(&a, &b, 1, device)?;
+        if once < LONG_ENOUGH.as_secs_f64() && side < LARGEST {
+            side *= 2;
+            continue;
+        }
+        let times = (LONG_ENOUGH.as_secs_f64() / once).ceil().clamp(1.0, 1000.0) as usize;
+        let mut best = f64::INFINITY;
+        for _ in 0..TIMINGS {
+            best = best.min(seconds(&a, &b, times, device)? / times as f64);
+        }
+        return Some(2.0 * (side as f64).powi(3) / best);
+    }
+}
+
+/// Seconds of `times` products.
+fn seconds(a: &Tensor<2>, b: &Tensor<2>, times: usize, device: &Device) -> Option<f64> {
+    device.sync().ok()?;
+    let began = Instant::now();
+    for _ in 0..times {
+        let _product = a.clone().matmul(b.clone());
+    }
+    device.sync().ok()?;
+    // Clocks may be too coarse to see a small product.
+    Some(began.elapsed().as_secs_f64().max(1e-9))
+}
+
+/// `[side, side]` about [-1, 1]; constants would draw less power on some devices and so run faster.
+fn matrix(side: usize, device: &Device) -> Tensor<2> {
+    const ROWS: usize = 64;
+    let values: Vec<f32> = (0..ROWS * side).map(|i| (i as f32 * 0.7).sin()).collect();
+    let band = Tensor::<2>::from_data(TensorData::new(values, [ROWS, side]), device);
+    band.repeat_dim(0, side / ROWS) // [64, side] -> [side, side]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stdit_xl_costs_what_the_formula_says() {
+        let xl = DenoiserConfig::xl_2();
+        for (grid, tera) in [([16, 16, 16], 5.71), ([16, 32, 32], 24.4), ([64, 32, 32], 97.9)] {
+            let flops = ModelFlops::new(&xl, grid, 120);
+            assert!((flops.forward() / 1e12 / tera - 1.0).abs() < 3e-3, "{grid:?} {flops:?}");
+            assert_eq!(flops.training(true) / flops.training(false), 4.0 / 3.0);
+        }
+        // 28 * (36 C^2 N + 4 C (S + T + 120) N + 4 C^2 120)
+        let (c, s, t) = (1152.0, 256.0, 16.0);
+        let n = s * t;
+        let blocks =
+            28.0 * (36.0 * c * c * n + 4.0 * c * (s + t + 120.0) * n + 4.0 * c * c * 120.0);
+        assert_eq!(ModelFlops::new(&xl, [16, 16, 16], 120).forward(), blocks);
+    }
+
+    #[test]
+    fn a_ceiling_is_measured() {
+        let ceiling = measure_matmul_ceiling(&Device::flex(), FloatDType::F32).unwrap();
+        assert!((1e8..1e14).contains(&ceiling), "{ceiling}");
+    }
+}
