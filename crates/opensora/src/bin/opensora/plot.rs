@@ -1,0 +1,94 @@
+//! `opensora plot`: curves of one or several training runs.
+
+use anyhow::{Context, ensure};
+use opensora::train::{
+    metrics::{TABLE, Table},
+    plot::{self, Curve, Panel, Style},
+};
+use std::path::{Path, PathBuf};
+
+/// Options of `opensora plot`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Folders of runs, or their metrics.csv.
+    #[arg(required = true, value_name = "RUN")]
+    runs: Vec<PathBuf>,
+    /// Output file, .svg or .png [default: RUN/metrics.svg for one run, else metrics.svg].
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Weight of the past in the smoothed curve, 0 (none) to below 1.
+    #[arg(long, default_value_t = 0.98)]
+    smooth: f64,
+    /// Columns to show, one below the other.
+    #[arg(long, value_delimiter = ',', default_value = "loss", value_name = "NAME,...")]
+    columns: Vec<String>,
+    /// What the horizontal axis counts: step, samples, epoch or seconds.
+    #[arg(long, default_value = "step", value_name = "NAME")]
+    x: String,
+    /// Logarithmic values.
+    #[arg(long)]
+    log: bool,
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let tables = args
+        .runs
+        .iter()
+        .map(|run| {
+            let path = if run.is_dir() { run.join(TABLE) } else { run.clone() };
+            let table = Table::read(&path)?;
+            let x = column(&table, &path, &args.x)?;
+            Ok((path, table, x))
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let names = names(&args.runs);
+    let panels = args
+        .columns
+        .iter()
+        .map(|title| {
+            let mut curves = Vec::new();
+            for (run, (_, table, x)) in tables.iter().enumerate() {
+                // A run may lack what another one has.
+                if let Some(y) = table.column(title) {
+                    curves.push(Curve { name: names[run].clone(), run, x: x.clone(), y });
+                }
+            }
+            if curves.is_empty() {
+                column(&tables[0].1, &tables[0].0, title)?;
+            }
+            Ok(Panel { title: title.clone(), curves })
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let out = args.out.unwrap_or_else(|| match &args.runs[..] {
+        [run] if run.is_dir() => run.join("metrics.svg"),
+        _ => "metrics.svg".into(),
+    });
+    let style = Style { smooth: args.smooth, log: args.log, x_label: args.x, ..Style::default() };
+    ensure!(!out.is_dir(), "{}: it is a folder, expected a file", out.display());
+    plot::save(&panels, &style, &out).context("plot")?;
+    println!("{}", out.display());
+    Ok(())
+}
+
+fn column(table: &Table, path: &Path, name: &str) -> anyhow::Result<Vec<f64>> {
+    table.column(name).with_context(|| {
+        format!("{}: no column '{name}', it has {}", path.display(), table.columns.join(", "))
+    })
+}
+
+/// Names for the legend: the folders' own, or the whole paths where those would be the same.
+fn names(runs: &[PathBuf]) -> Vec<String> {
+    let own = |run: &PathBuf| {
+        let folder = if run.is_file() { run.parent() } else { Some(run.as_path()) };
+        let name = folder.and_then(Path::file_name).unwrap_or(run.as_os_str());
+        name.to_string_lossy().into_owned()
+    };
+    let short: Vec<String> = runs.iter().map(own).collect();
+    let mut sorted = short.clone();
+    sorted.sort();
+    sorted.dedup();
+    if sorted.len() == short.len() {
+        return short;
+    }
+    runs.iter().map(|run| run.display().to_string()).collect()
+}
