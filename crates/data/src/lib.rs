@@ -8,11 +8,18 @@
 //! | [`transform`] | pixels resized, cut about their centre, in [-1, 1] |
 //! | [`pillow`] | resizing of images by Pillow's arithmetic |
 //! | [`dataset`] | rows read as clips |
+//! | [`order`], [`loader`] | rows in batches: shuffled, read ahead, bad ones named |
+//! | [`encode`] | clips and captions behind VAE and text encoder |
+//! | [`cache`] | the same, computed once and kept |
+//! | [`demo`] | the demo world: captioned clips of moving shapes |
+//! | [`demo`] | a small world of captioned clips, and a judge of what a clip shows |
 
 pub mod dataset;
+pub mod demo;
 mod error;
 pub mod manifest;
 pub mod media;
+pub mod order;
 pub mod pillow;
 pub mod transform;
 pub mod window;

@@ -1,0 +1,223 @@
+//! A data set of the demo world on the disk.
+//!
+//! ```text
+//! OUT/clips/000000.mp4, 000000.mp4.json, ...   H.264, and what each clip shows
+//! OUT/stills/000000.png, ...
+//! OUT/clips.csv, OUT/stills.csv                manifests, written last
+//! OUT/captions.txt                             every caption, one a line, for a tokenizer
+//! ```
+
+use super::{Captioned, render, training_clip, training_still};
+use crate::{DataError, Manifest, Row};
+use opensora_nn::files::write_atomically;
+use opensora_video::{FramesError, VideoError, VideoSpec, Writer, png};
+use serde_json::{Value, json};
+use std::{
+    io,
+    num::NonZero,
+    path::{Path, PathBuf},
+    sync::{
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+};
+
+/// What to write.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DemoSpec {
+    /// Number of clips.
+    pub clips: usize,
+    /// Number of stills.
+    pub stills: usize,
+    /// Seed of everything.
+    pub seed: u64,
+    /// Height and width in pixels.
+    pub image_size: [usize; 2],
+    /// Frames of a clip.
+    pub num_frames: usize,
+    /// Frames per second of a clip.
+    pub fps: f64,
+}
+
+impl Default for DemoSpec {
+    /// 16 frames of 64x64 at 8 per second, seed 0; no clips and no stills yet.
+    fn default() -> Self {
+        let image_size = [64, 64];
+        Self { clips: 0, stills: 0, seed: 0, image_size, num_frames: 16, fps: 8.0 }
+    }
+}
+
+/// Why a data set could not be written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DemoError {
+    /// A setting that cannot be, or a manifest that cannot be written.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A clip or still cannot be written.
+    #[error(transparent)]
+    Video(#[from] VideoError),
+    /// A clip cannot have that size.
+    #[error(transparent)]
+    Frames(#[from] FramesError),
+}
+
+/// Smallest side at which shapes can still be told apart.
+const SMALLEST_SIDE: usize = 16;
+/// Largest side, and most frames: beyond any use of this world.
+const LARGEST: usize = 1024;
+
+impl DemoSpec {
+    /// # Errors
+    /// Where a setting cannot be.
+    pub fn check(&self) -> Result<(), DataError> {
+        let fail = |field, found, expected| Err(DataError::Spec { field, found, expected });
+        let [height, width] = self.image_size;
+        let possible =
+            |side: usize| side.is_multiple_of(2) && (SMALLEST_SIDE..=LARGEST).contains(&side);
+        if !possible(height) || !possible(width) {
+            let expected = "even sides of 16 to 1024 pixels";
+            return fail("image_size", format!("{height}x{width}"), expected);
+        }
+        if !(2..=LARGEST).contains(&self.num_frames) {
+            return fail("num_frames", self.num_frames.to_string(), "2 to 1024 frames");
+        }
+        if self.clips == 0 && self.stills == 0 {
+            return fail("clips", "0 without stills".into(), "at least one clip or still");
+        }
+        Ok(())
+    }
+
+    /// What stands beside a clip; equal only for the same pixels.
+    fn record(&self, index: usize, clip: &Captioned) -> Value {
+        json!({
+            "world": WORLD,
+            "caption": clip.caption,
+            "labels": clip.scene.labels,
+            "seed": self.seed,
+            "index": index,
+            "image_size": self.image_size,
+            "num_frames": self.num_frames,
+            "fps": self.fps,
+        })
+    }
+}
+
+/// Changes where the same seed gives other pixels or captions.
+const WORLD: &str = "opensora-demo-1";
+
+/// Writes a data set into `folder` on all cores, telling `progress` how many files of how many are
+/// there. Clips that an earlier run of the same settings has left are kept, so a run that was
+/// interrupted goes on.
+///
+/// # Errors
+/// Where a setting cannot be or a file cannot be written.
+pub fn write_dataset(
+    folder: &Path,
+    spec: &DemoSpec,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<(), DemoError> {
+    spec.check()?;
+    let (clips, stills) = (folder.join("clips"), folder.join("stills"));
+    for folder in [&clips, &stills] {
+        std::fs::create_dir_all(folder)
+            .map_err(|source| DataError::Io { path: folder.clone(), source })?;
+    }
+    // Manifests of an earlier run would name files that are about to change.
+    for name in ["clips.csv", "stills.csv", "captions.txt"] {
+        let path = folder.join(name);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(DataError::Io { path, source }.into());
+            }
+            _ => {}
+        }
+    }
+    let rows = on_all_cores(
+        spec.clips + spec.stills,
+        |index| match index.checked_sub(spec.clips) {
+            None => write_clip(&clips, spec, index),
+            Some(still) => write_still(&stills, spec, still),
+        },
+        &mut progress,
+    )?;
+    let (clips, stills) = rows.split_at(spec.clips);
+    let captions: String = rows.iter().map(|row| format!("{}\n", row.caption)).collect();
+    let path = folder.join("captions.txt");
+    write_atomically(&path, |temporary| std::fs::write(temporary, &captions))
+        .map_err(|source| DataError::Io { path, source })?;
+    for (name, rows) in [("clips.csv", clips), ("stills.csv", stills)] {
+        if !rows.is_empty() {
+            Manifest { rows: rows.to_vec() }.write(&folder.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_clip(folder: &Path, spec: &DemoSpec, index: usize) -> Result<Row, DemoError> {
+    let clip = training_clip(spec.seed, index as u64);
+    let path = folder.join(format!("{index:06}.mp4"));
+    let record = spec.record(index, &clip);
+    if !is_written(&path, &record) {
+        let frames = render(&clip.scene, spec.num_frames, spec.image_size)?;
+        let [height, width] = spec.image_size;
+        let video = VideoSpec { frames: spec.num_frames, width, height, fps: spec.fps };
+        Writer::open(&path, &video)?.write(&frames, &record)?;
+    }
+    Ok(Row { path, caption: clip.caption, num_frames: Some(spec.num_frames) })
+}
+
+/// Whether a clip is there with this record; the record gets its name after the clip.
+fn is_written(path: &Path, record: &Value) -> bool {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".json");
+    let found = std::fs::read_to_string(PathBuf::from(beside)).ok();
+    let found = found.and_then(|text| serde_json::from_str::<Value>(&text).ok());
+    path.is_file() && found.as_ref() == Some(record)
+}
+
+fn write_still(folder: &Path, spec: &DemoSpec, index: usize) -> Result<Row, DemoError> {
+    let Captioned { scene, caption } = training_still(spec.seed, index as u64);
+    let path = folder.join(format!("{index:06}.png"));
+    png::write(&path, &render(&scene, 1, spec.image_size)?)?;
+    Ok(Row { path, caption, num_frames: Some(1) })
+}
+
+/// `work` for 0..count on all cores, its results in order; the first error ends it.
+fn on_all_cores<T: Send, E: Send>(
+    count: usize,
+    work: impl Fn(usize) -> Result<T, E> + Sync,
+    progress: &mut impl FnMut(usize, usize),
+) -> Result<Vec<T>, E> {
+    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let mut results: Vec<Option<T>> = (0..count).map(|_| None).collect();
+    thread::scope(|scope| {
+        let (sender, receiver) = mpsc::channel();
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        for _ in 0..cores.min(count) {
+            let (sender, next, stop, work) = (sender.clone(), &next, &stop, &work);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    if index >= count || sender.send((index, work(index))).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        for (done, (index, result)) in receiver.into_iter().enumerate() {
+            match result {
+                Ok(result) => results[index] = Some(result),
+                Err(error) => {
+                    stop.store(true, Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+            progress(done + 1, count);
+        }
+        Ok(())
+    })?;
+    Ok(results.into_iter().flatten().collect())
+}
