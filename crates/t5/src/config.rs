@@ -1,6 +1,8 @@
 //! Sizes of a T5 v1.1 encoder, read from the published `config.json`.
 
+use opensora_nn::files::write_atomically;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// The part of transformers' `T5Config` that decides the encoder. Missing fields are those of
@@ -66,6 +68,14 @@ pub enum T5ConfigError {
         /// What was found.
         source: serde_json::Error,
     },
+    /// The file cannot be written.
+    #[error("{}: cannot write: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
     /// A value that no encoder can have, or one of another architecture.
     #[error("T5 config: {0}")]
     Value(String),
@@ -83,6 +93,27 @@ impl T5Config {
             .map_err(|source| T5ConfigError::Parse { path: path.into(), source })?;
         config.validate()?;
         Ok(config)
+    }
+
+    /// Writes a `config.json` that [`read`](Self::read) and transformers' `T5EncoderModel` read.
+    ///
+    /// # Errors
+    /// Where the configuration cannot be or the file not be written.
+    pub fn write(&self, path: &Path) -> Result<(), T5ConfigError> {
+        self.validate()?;
+        let failed = |source| T5ConfigError::Write { path: path.into(), source };
+        let mut fields =
+            serde_json::to_value(self).map_err(|error| failed(std::io::Error::other(error)))?;
+        // What transformers needs besides; ids as in every published T5.
+        for (name, value) in [
+            ("architectures", json!(["T5EncoderModel"])),
+            ("model_type", json!("t5")),
+            ("pad_token_id", json!(0)),
+            ("eos_token_id", json!(1)),
+        ] {
+            fields[name] = value;
+        }
+        write_atomically(path, |file| std::fs::write(file, format!("{fields:#}\n"))).map_err(failed)
     }
 
     /// Fails where no encoder could be built.
@@ -144,5 +175,20 @@ mod tests {
         ] {
             assert!(matches!(bad.validate(), Err(T5ConfigError::Value(_))), "{bad:?}");
         }
+    }
+    #[test]
+    fn what_is_written_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        let small = T5Config { d_model: 32, num_heads: 3, ..T5Config::default() };
+        small.write(&path).unwrap();
+        assert_eq!(T5Config::read(&path).unwrap(), small);
+        let fields: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        assert_eq!((&fields["model_type"], &fields["d_model"]), (&json!("t5"), &json!(32)));
+        let nowhere = folder.path().join("no/config.json");
+        assert!(matches!(small.write(&nowhere), Err(T5ConfigError::Write { .. })));
+        let bad = T5Config { num_heads: 0, ..small };
+        assert!(matches!(bad.write(&path), Err(T5ConfigError::Value(_))));
     }
 }

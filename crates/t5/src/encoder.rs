@@ -113,6 +113,11 @@ impl T5Encoder {
         &self.config
     }
 
+    /// The embedding table, `[vocab_size, d_model]`: what a tied head scores states against.
+    pub fn embedding_table(&self) -> Tensor<2> {
+        self.shared.weight.val()
+    }
+
     /// States of all positions, also the padded ones: `ids` `[B, L]` to `[B, L, d_model]`.
     ///
     /// # Panics
@@ -232,7 +237,8 @@ pub fn key_map<'a>(mut keys: impl Iterator<Item = &'a str>) -> KeyMap {
         .allow_unused("lm_head.weight")
 }
 
-fn published_key(path: &str, table: &str) -> String {
+/// The published key of the parameter at `path`; `table` is the embedding table's.
+pub fn published_key(path: &str, table: &str) -> String {
     if path == "shared.weight" {
         return table.into();
     }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`caption`] | the reference's cleaning of a caption, both passes |
 //! | [`tokenizer`] | cleaned captions to token ids, from `spiece.model` or `tokenizer.json` |
+//! | [`tokenizer::fit`] | a small tokenizer fitted to captions |
 //! | [`config`] | sizes of the encoder, from `config.json` |
 //! | [`position`] | buckets of relative positions |
 //! | [`encoder`] | token ids to states |
@@ -22,4 +23,7 @@ pub mod tokenizer;
 pub use config::{T5Config, T5ConfigError};
 pub use encoder::{LoadError, T5Encoder};
 pub use text_encoder::{PromptStates, TextEncodeError, TextEncoder};
-pub use tokenizer::{T5Tokenizer, TokenIds, TokenizerError};
+pub use tokenizer::{
+    T5Tokenizer, TokenIds, TokenizerError,
+    fit::{FitError, FittedTokenizer, fit_tokenizer},
+};

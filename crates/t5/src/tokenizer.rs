@@ -25,6 +25,7 @@ mod charsmap;
 mod config;
 mod error;
 mod files;
+pub mod fit;
 mod json;
 mod pipeline;
 mod spiece;
