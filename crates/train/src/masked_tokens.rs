@@ -1,0 +1,217 @@
+//! The text encoder's training: guessing masked tokens.
+//!
+//! For an encoder of a small world, which must know its words before a denoiser is trained on its
+//! states. A share of each caption's tokens is chosen; most of them are replaced by a sentinel and
+//! some stay as they are; the encoder's state there is scored against all tokens.
+//!
+//! Sources: Devlin et al. 2018 (arXiv 1810.04805), section 3.1, for the choice of tokens;
+//! transformers, `models/t5/modeling_t5.py`, `T5ForConditionalGeneration.forward`, for the head of
+//! T5 v1.0: states times `d_model^-0.5` against the embedding table. The table's numbers have a
+//! deviation of 1 and the final norm gives the states one too, so that without the factor fresh
+//! scores would have a deviation of `d_model^0.5` and the first losses were far above `ln(vocab)`.
+//! The head of v1.1, a matrix of its own, is no part of an encoder's files.
+//!
+//! Deviations: T5 itself masks spans and writes them with its decoder, which is not there; chosen
+//! tokens that stay are a fifth and not a tenth, and none becomes a random other one: the denoiser
+//! reads states of whole captions, so tokens that stay must be told by their states. The loss is
+//! the mean over a caption's chosen tokens and then over captions, so that it does not depend on
+//! how a batch is divided.
+
+use crate::error::TrainError;
+use burn::tensor::{FloatDType, Int, Tensor, TensorData, activation::log_softmax};
+use opensora_nn::{
+    mask::TokenMask,
+    random::{HostRng, Purpose},
+};
+use opensora_t5::{T5Encoder, T5Tokenizer, tokenizer::fit::MASK_TOKEN};
+use serde::{Deserialize, Serialize};
+
+/// Which tokens are to be guessed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MaskedTokens {
+    /// Chance that a token is chosen; of each caption at least one is.
+    pub mask_probability: f64,
+    /// Chance that a chosen token stays as it is.
+    pub keep_probability: f64,
+}
+
+impl Default for MaskedTokens {
+    fn default() -> Self {
+        Self { mask_probability: 0.25, keep_probability: 0.2 }
+    }
+}
+
+/// The objective for one tokenizer.
+#[derive(Debug, Clone)]
+pub struct Guessing {
+    recipe: MaskedTokens,
+    seed: u64,
+    mask_id: u32,
+    eos_id: u32,
+}
+
+/// Captions with tokens to be guessed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MaskedIds {
+    /// What the encoder sees, `[B][L]`.
+    pub ids: Vec<Vec<u32>>,
+    /// The tokens that it has to guess.
+    pub chosen: Vec<Chosen>,
+}
+
+/// A token to be guessed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chosen {
+    /// The caption's row in the batch.
+    pub row: usize,
+    /// The place in the caption.
+    pub position: usize,
+    /// The token.
+    pub id: u32,
+}
+
+/// What a batch of captions gave.
+#[derive(Debug)]
+pub struct Guesses {
+    /// What is minimised: the mean of `losses`, `[1]`, on the encoder's graph.
+    pub loss: Tensor<1>,
+    /// The loss of each caption in nats; 0 for a caption without a token.
+    pub losses: Vec<f64>,
+    /// Share of the hidden tokens that were guessed right.
+    pub accuracy: f64,
+}
+
+impl Guessing {
+    /// The objective of `recipe` for captions of `tokenizer`.
+    ///
+    /// # Errors
+    /// Where a probability cannot be, or the tokenizer has no [`MASK_TOKEN`].
+    pub fn new(
+        recipe: &MaskedTokens,
+        tokenizer: &T5Tokenizer,
+        seed: u64,
+    ) -> Result<Self, TrainError> {
+        let fail = |text: String| Err(TrainError::Recipe(text));
+        let MaskedTokens { mask_probability, keep_probability } = *recipe;
+        if !(mask_probability > 0.0 && mask_probability <= 1.0) {
+            return fail(format!("mask_probability is {mask_probability}, expected above 0 to 1"));
+        }
+        if !(0.0..1.0).contains(&keep_probability) {
+            return fail(format!("keep_probability is {keep_probability}, expected 0 to below 1"));
+        }
+        let Some(mask_id) = tokenizer.token_to_id(MASK_TOKEN) else {
+            return fail(format!("the tokenizer has no {MASK_TOKEN} to hide tokens with"));
+        };
+        Ok(Self { recipe: recipe.clone(), seed, mask_id, eos_id: tokenizer.eos_id() })
+    }
+
+    /// Chooses tokens of `ids` `[B][L]`: neither padding nor the end. Draws are named by `indices`,
+    /// one a caption, so they do not depend on the batch.
+    ///
+    /// # Panics
+    /// Where `ids`, `mask` and `indices` are not of one size.
+    pub fn draw(&self, ids: &[Vec<u32>], mask: &TokenMask, indices: &[u64]) -> MaskedIds {
+        assert_eq!(ids.len(), mask.batch(), "rows of ids and of the mask");
+        assert_eq!(ids.len(), indices.len(), "rows of ids and indices");
+        let mut masked = MaskedIds { ids: ids.to_vec(), chosen: Vec::new() };
+        for (row, ((ids, used), &index)) in ids.iter().zip(mask.rows()).zip(indices).enumerate() {
+            assert_eq!(ids.len(), used.len(), "ids of a row and its mask");
+            let mut rng = HostRng::new(self.seed, Purpose::TokenMask, index, 0);
+            let open: Vec<usize> =
+                (0..ids.len()).filter(|&at| used[at] && ids[at] != self.eos_id).collect();
+            if open.is_empty() {
+                continue;
+            }
+            let mut places: Vec<usize> = open
+                .iter()
+                .copied()
+                .filter(|_| rng.uniform() < self.recipe.mask_probability)
+                .collect();
+            if places.is_empty() {
+                places.push(*rng.choose(&open));
+            }
+            for position in places {
+                masked.chosen.push(Chosen { row, position, id: ids[position] });
+                if rng.uniform() >= self.recipe.keep_probability {
+                    masked.ids[row][position] = self.mask_id;
+                }
+            }
+        }
+        masked
+    }
+
+    /// Chooses tokens as [`draw`](Self::draw) and lets `encoder` guess them: `ids` and `mask`
+    /// `[B, L]`. The loss is f32 whatever the encoder computes in.
+    ///
+    /// # Panics
+    /// As [`draw`](Self::draw), and where an id is outside the encoder's vocabulary.
+    pub fn loss(
+        &self,
+        encoder: &T5Encoder,
+        ids: &[Vec<u32>],
+        mask: &TokenMask,
+        indices: &[u64],
+    ) -> Guesses {
+        let masked = self.draw(ids, mask, indices);
+        let states = encoder.forward(&masked.ids, Some(mask)); // [B, L, C]
+        let device = states.device();
+        if masked.chosen.is_empty() {
+            // Captions without tokens: nothing to learn, but a loss of the graph all the same.
+            let loss = states.sum().cast(FloatDType::F32) * 0.0;
+            return Guesses { loss, losses: vec![0.0; ids.len()], accuracy: 0.0 };
+        }
+        let [batch, length, width] = states.dims();
+        let count = masked.chosen.len();
+        let whole = |values: Vec<i32>| {
+            Tensor::<1, Int>::from_data(TensorData::new(values, [count]), &device)
+        };
+        let each = |f: &dyn Fn(&Chosen) -> i32| whole(masked.chosen.iter().map(f).collect());
+        let places = each(&|chosen| (chosen.row * length + chosen.position) as i32);
+        let targets = each(&|chosen| chosen.id as i32);
+
+        // [B, L, C] -> [B*L, C] -> [M, C], for M chosen tokens
+        let states = states.reshape([batch * length, width]).select(0, places);
+        let table = encoder.embedding_table(); // [V, C]
+        let scores = states.matmul(table.transpose()) * (width as f64).powf(-0.5); // [M, V]
+        let scores = scores.cast(FloatDType::F32);
+        let guesses: Vec<i64> = scores.clone().argmax(1).into_data().iter::<i64>().collect();
+        let losses = -log_softmax(scores, 1).gather(1, targets.unsqueeze_dim(1)); // [M, 1]
+        let losses = losses.squeeze_dim::<1>(1);
+
+        // Each caption counts the same, however many of its tokens were chosen.
+        let mut chosen_in = vec![0usize; batch];
+        for chosen in &masked.chosen {
+            chosen_in[chosen.row] += 1;
+        }
+        let mut per_caption = vec![0.0; batch];
+        for (chosen, loss) in masked.chosen.iter().zip(losses.to_data().iter::<f64>()) {
+            per_caption[chosen.row] += loss / chosen_in[chosen.row] as f64;
+        }
+        let weights: Vec<f32> = masked
+            .chosen
+            .iter()
+            .map(|chosen| 1.0 / (chosen_in[chosen.row] * batch) as f32)
+            .collect();
+        let weights = Tensor::<1>::from_data(TensorData::new(weights, [count]), &device);
+        let loss = (losses * weights.cast(FloatDType::F32)).sum();
+        let accuracy = self.accuracy(&masked, &guesses);
+        Guesses { loss, losses: per_caption, accuracy }
+    }
+
+    /// Share of the tokens that were hidden, not only chosen, and guessed right.
+    fn accuracy(&self, masked: &MaskedIds, guesses: &[i64]) -> f64 {
+        let hidden = masked
+            .chosen
+            .iter()
+            .zip(guesses)
+            .filter(|(chosen, _)| masked.ids[chosen.row][chosen.position] == self.mask_id);
+        let (right, all) = hidden.fold((0usize, 0usize), |(right, all), (chosen, &guess)| {
+            (right + usize::from(guess == i64::from(chosen.id)), all + 1)
+        });
+        if all == 0 { 0.0 } else { right as f64 / all as f64 }
+    }
+}
+
+#[cfg(test)]
+mod tests;
