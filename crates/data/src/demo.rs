@@ -11,10 +11,10 @@
 //! | module | thought |
 //! |---|---|
 //! | [`world`] | what there is and how it moves |
-//! | [`render`] | scenes as pixels |
+//! | [`mod@render`] | scenes as pixels |
 //! | [`captions`] | scenes in words |
 //! | [`files`] | a data set of clips and stills on the disk |
-//! | [`judge`] | pixels back to what they show |
+//! | [`mod@judge`] | pixels back to what they show |
 
 pub mod captions;
 pub mod files;
@@ -45,8 +45,12 @@ pub enum Kind {
     Clip = 0,
     /// Training stills.
     Still = 1,
-    /// Clips and prompts to evaluate with.
-    Evaluation = 2,
+    /// Prompts to evaluate with.
+    Prompt = 2,
+    /// Rounds of prompts, in their order.
+    PromptOrder = 3,
+    /// Real clips that sampled ones are compared with.
+    RealClip = 4,
 }
 
 impl Kind {

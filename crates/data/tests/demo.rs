@@ -102,7 +102,7 @@ fn the_judge_reads_real_files() {
 fn the_judge_sees_through_blur_and_noise() {
     for (side, sigma, noise) in [(64, 2.0, 4.0), (64, 1.0, 12.0), (32, 1.0, 4.0), (32, 0.7, 12.0)] {
         let read = right(2, 8, side, |index, clip| {
-            blurred(&clip, sigma, noise, &mut Kind::Evaluation.rng(2, index))
+            blurred(&clip, sigma, noise, &mut Kind::RealClip.rng(2, index))
         });
         assert_reliable(read, &format!("{side} pixels, blur {sigma}, noise {noise}"));
     }

@@ -1,0 +1,87 @@
+//! `opensora data`: training data.
+
+use crate::{data_encode, progress::Progress};
+use opensora::data::demo::{DemoSpec, write_dataset};
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Options of `opensora data`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Write captioned clips and stills of the demo world: coloured shapes that move.
+    Demo(DemoArgs),
+    /// Encode clips and captions once, for training from latents.
+    Encode(Box<data_encode::Args>),
+}
+
+/// Options of `opensora data demo`.
+#[derive(clap::Args)]
+struct DemoArgs {
+    /// Folder for clips/, stills/, clips.csv, stills.csv and captions.txt.
+    #[arg(long)]
+    out: PathBuf,
+    /// Number of clips.
+    #[arg(long, default_value_t = 0)]
+    clips: usize,
+    /// Number of stills.
+    #[arg(long, default_value_t = 0)]
+    stills: usize,
+    /// Seed of everything that is drawn.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Height and width in pixels.
+    #[arg(long, default_value_t = 64)]
+    size: usize,
+    /// Frames of a clip.
+    #[arg(long, default_value_t = 16)]
+    num_frames: usize,
+    /// Frames per second.
+    #[arg(long, default_value_t = 8.0)]
+    fps: f64,
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+    /// No progress.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    match args.command {
+        Command::Demo(args) => demo(args),
+        Command::Encode(args) => data_encode::run(&args),
+    }
+}
+
+fn demo(args: DemoArgs) -> anyhow::Result<()> {
+    let DemoArgs { out, clips, stills, seed, size, num_frames, fps, json, quiet } = args;
+    let spec = DemoSpec { clips, stills, seed, image_size: [size; 2], num_frames, fps };
+    let mut progress = Progress::new(quiet);
+    let written =
+        write_dataset(&out, &spec, |done, total| progress.advance("writing", done, total));
+    progress.finish();
+    written?;
+    let manifest = |name: &str, count: usize| (count > 0).then(|| out.join(name));
+    let (clips_csv, stills_csv) = (manifest("clips.csv", clips), manifest("stills.csv", stills));
+    let captions = out.join("captions.txt");
+    if json {
+        println!(
+            "{}",
+            json!({
+                "clips": clips, "stills": stills, "seed": seed,
+                "clips_csv": clips_csv, "stills_csv": stills_csv, "captions": captions,
+            })
+        );
+    } else {
+        for path in [clips_csv, stills_csv, Some(captions)].into_iter().flatten() {
+            println!("{}", path.display());
+        }
+    }
+    Ok(())
+}

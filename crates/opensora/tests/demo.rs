@@ -1,0 +1,101 @@
+//! The demo world in the program: its data, and models judged in it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use opensora::data::Manifest;
+use serde_json::Value;
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+fn opensora(folder: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_opensora")).args(args).current_dir(folder).output().unwrap()
+}
+
+/// A quick evaluation of the tiny model, whose weights are random.
+fn eval(folder: &Path, args: &[&str]) -> Output {
+    let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-model");
+    let model = model.display().to_string();
+    let mut all = vec!["eval", "demo", "--model", &model, "--sampler", "dpm-solver"];
+    all.extend(["--steps", "2", "--num-frames", "4", "--prompts", "6", "--quiet"]);
+    if !args.contains(&"--image-size") {
+        all.extend(["--image-size", "32x32"]);
+    }
+    all.extend(args);
+    opensora(folder, &all)
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn data_demo_writes_what_training_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let args = ["data", "demo", "--out", "set", "--clips", "3", "--stills", "2", "--seed", "7"];
+    let output = opensora(folder.path(), &[&args[..], &["--size", "32", "-q", "--json"]].concat());
+    assert!(output.status.success(), "{output:?}");
+    let line: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&line["clips"], &line["stills"]), (&3.into(), &2.into()));
+    for (key, frames) in [("clips_csv", 16), ("stills_csv", 1)] {
+        let manifest = folder.path().join(line[key].as_str().unwrap());
+        for row in Manifest::read(&manifest).unwrap().rows {
+            let media = opensora::data::media::Media::read(&row.path).unwrap();
+            assert_eq!((media.frames().len(), row.num_frames), (frames, Some(frames)));
+        }
+    }
+    let none = opensora(folder.path(), &["data", "demo", "--out", "other"]);
+    assert!(!none.status.success());
+    assert_eq!(stderr(&none).lines().count(), 1, "{}", stderr(&none));
+    assert!(!folder.path().join("other").exists());
+}
+
+#[test]
+fn eval_demo_reports_ceilings_and_the_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = eval(folder.path(), &["--json", "--vae-ceiling", "--out", "clips"]);
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["set"], &report["prompts"]), (&"held-out".into(), &6.into()));
+    // The judge is right on real clips; what random weights make shows nothing.
+    assert_eq!(report["judge"]["overall"]["all"]["accuracy"], 1.0);
+    assert_eq!(report["scores"]["overall"]["all"]["right"], 0);
+    assert_eq!(report["vae"]["overall"]["shape"]["total"], 6);
+
+    let clips = folder.path().join("clips");
+    let record = std::fs::read_to_string(clips.join("0005.mp4.json")).unwrap();
+    let record: Value = serde_json::from_str(&record).unwrap();
+    let colour = record["expected"]["colour"].as_str().unwrap();
+    assert!(record["prompt"].as_str().unwrap().contains(colour), "{record}");
+    let sheet = opensora::video::png::read(&clips.join("sheet-00.png")).unwrap();
+    assert_eq!((sheet.height(), sheet.width()), (6 * 34 + 2, 4 * 34 + 2));
+    let kept: Value =
+        serde_json::from_str(&std::fs::read_to_string(clips.join("report.json")).unwrap()).unwrap();
+    assert_eq!(kept["scores"], report["scores"]);
+}
+
+#[test]
+fn eval_demo_fails_below_what_is_required_after_its_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = eval(folder.path(), &["--all", "--require", "background=0,all=0.9"]);
+    assert!(!output.status.success());
+    let table = String::from_utf8(output.stdout.clone()).unwrap();
+    assert!(table.lines().nth(1).unwrap().starts_with("judge on real clips"), "{table}");
+    assert_eq!(stderr(&output), "error: --require: all is 0.000, required 0.900\n");
+}
+
+#[test]
+fn eval_demo_refuses_what_cannot_be_judged() {
+    let folder = tempfile::tempdir().unwrap();
+    for (args, named) in [
+        (&["--image-size", "16x32"][..], "16x32"),
+        (&["--require", "size=0.9"], "'size' is not judged"),
+        (&["--require", "shape=2"], "'2' is no share"),
+        (&["--seen", "--all"], "cannot be used with"),
+    ] {
+        let output = eval(folder.path(), args);
+        assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
+        assert!(stderr(&output).contains(named), "{}", stderr(&output));
+    }
+}
