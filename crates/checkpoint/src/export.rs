@@ -32,6 +32,14 @@ pub fn export<M: Module>(
     .map_err(|source| CheckpointError::Write { path: path.into(), source })
 }
 
+/// The parameters of `module` as [`export`] would write them in f32: published key and tensor.
+pub fn published_tensors<M: Module>(module: &M, map: &KeyMap) -> Vec<(String, TensorData)> {
+    let dtype = FloatDType::F32;
+    let mut collector = Collector { names: ParameterNames::default(), map, dtype, views: vec![] };
+    module.visit(&mut collector);
+    collector.views.into_iter().map(|(key, tensor)| (key, (tensor.fetch)())).collect()
+}
+
 /// A tensor that is fetched when it is written.
 struct Fetch {
     shape: Vec<usize>,

@@ -35,7 +35,7 @@ mod source;
 mod telltale;
 
 pub use error::{CheckpointError, Mismatch, ShapeMismatch};
-pub use export::export;
+pub use export::{export, published_tensors};
 pub use import::{ImportReport, ParameterSlot, check, import, parameter_slots};
 pub use key_map::{KeyMap, Rename};
 pub use names::ParameterNames;

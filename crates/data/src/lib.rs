@@ -11,12 +11,14 @@
 //! | [`order`], [`loader`] | rows in batches: shuffled, read ahead, bad ones named |
 //! | [`encode`] | clips and captions behind VAE and text encoder |
 //! | [`cache`] | the same, computed once and kept |
-//! | [`demo`] | the demo world: captioned clips of moving shapes |
 //! | [`demo`] | a small world of captioned clips, and a judge of what a clip shows |
 
+pub mod cache;
 pub mod dataset;
 pub mod demo;
+pub mod encode;
 mod error;
+pub mod loader;
 pub mod manifest;
 pub mod media;
 pub mod order;

@@ -32,6 +32,19 @@ pub struct ClipSpec {
     pub variants: Option<u64>,
 }
 
+impl Default for ClipSpec {
+    /// Stage 2 as published: 16 frames of 256x256, every third of the video.
+    fn default() -> Self {
+        Self {
+            num_frames: 16,
+            frame_interval: 3,
+            image_size: [256, 256],
+            horizontal_flip: true,
+            variants: None,
+        }
+    }
+}
+
 fn one() -> usize {
     1
 }

@@ -35,9 +35,24 @@ pub fn normal_batch<const D: usize>(
     shape: [usize; D],
     device: &Device,
 ) -> Tensor<D> {
+    let indices: Vec<u64> = (first..first + shape[0] as u64).collect();
+    normal_batch_of(seed, purpose, &indices, step, shape, device)
+}
+
+/// Noise for a batch of samples with any `indices`, one of the `shape[0]` samples each; f32 on
+/// `device`.
+pub fn normal_batch_of<const D: usize>(
+    seed: u64,
+    purpose: Purpose,
+    indices: &[u64],
+    step: u64,
+    shape: [usize; D],
+    device: &Device,
+) -> Tensor<D> {
     let per_sample = shape[1..].iter().product();
-    let values: Vec<f32> = (0..shape[0] as u64)
-        .flat_map(|sample| normal(seed, purpose, first + sample, step, per_sample))
+    let values: Vec<f32> = indices
+        .iter()
+        .flat_map(|&index| normal(seed, purpose, index, step, per_sample))
         .collect();
     Tensor::from_data(TensorData::new(values, shape), device)
 }

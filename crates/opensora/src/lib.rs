@@ -27,24 +27,30 @@
 //! | [`request`] | what to sample |
 //! | [`pipeline`] | prompts to frames |
 //! | [`denoiser`] | STDiT with its prompts, as samplers see it |
+//! | [`eval`] | whether a model shows what its prompts say, in the demo world |
 //! | [`frames`] | decoded tensors to pixels |
 //! | [`latents`] | sampled latents kept in a file |
+//! | [`training`] | sample videos along a training run |
 //! | [`verify`] | golden cases: the proof on any backend |
 
 pub use opensora_checkpoint as checkpoint;
+pub use opensora_data as data;
 pub use opensora_diffusion as diffusion;
 pub use opensora_nn as nn;
 pub use opensora_stdit as stdit;
 pub use opensora_t5 as t5;
+pub use opensora_train as train;
 pub use opensora_vae as vae;
 pub use opensora_video as video;
 
 pub mod denoiser;
+pub mod eval;
 pub mod frames;
 pub mod latents;
 pub mod model_files;
 pub mod pipeline;
 pub mod request;
+pub mod training;
 pub mod verify;
 
 pub use model_files::{ModelError, ModelFiles, Preset};

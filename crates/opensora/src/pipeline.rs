@@ -20,7 +20,7 @@ use crate::{
 };
 use burn::tensor::{Device, Tensor};
 use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport};
-use std::{ops::ControlFlow, path::PathBuf};
+use std::ops::ControlFlow;
 
 /// Sees how far the work is, and may stop it.
 pub trait Observer {
@@ -131,7 +131,7 @@ impl TextToVideo {
         t5_dtype.check(&device)?;
         files.denoiser_config.validate()?;
         let t5_config = T5Config::read(&files.t5.join("config.json"))?;
-        let vae_config = vae_config(&files.vae)?;
+        let vae_config = VaeConfig::beside(&files.vae)?;
         for (what, found, expected) in [
             ("caption_channels", t5_config.d_model, files.denoiser_config.caption_channels),
             ("in_channels", vae_config.latent_channels, files.denoiser_config.in_channels),
@@ -321,12 +321,4 @@ impl TextToVideo {
         })?;
         Ok(clips)
     }
-}
-
-/// The configuration beside a VAE's weights; the published one where there is none.
-fn vae_config(path: &std::path::Path) -> Result<VaeConfig, VaeConfigError> {
-    let folder: PathBuf =
-        if path.is_dir() { path.into() } else { path.parent().unwrap_or(path).into() };
-    let config = folder.join("config.json");
-    if config.exists() { VaeConfig::read(&config) } else { Ok(VaeConfig::default()) }
 }

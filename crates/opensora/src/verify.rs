@@ -12,6 +12,7 @@ mod diffusion;
 mod manifests;
 mod pipeline;
 mod text;
+mod training;
 mod transform;
 mod vae;
 
@@ -87,7 +88,7 @@ type Outputs = Vec<(String, Output)>;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// The kinds that [`run`] knows.
-pub const KINDS: [&str; 13] = [
+pub const KINDS: [&str; 14] = [
     "t5-encoder",
     "t5-tokenizer",
     "caption-clean",
@@ -100,6 +101,7 @@ pub const KINDS: [&str; 13] = [
     "dpm-solver",
     "pipeline",
     "manifests",
+    "train-step",
     "video-transform",
 ];
 
@@ -123,6 +125,7 @@ pub fn run(folder: &Path, device: &Device) -> Result<CaseReport, VerifyError> {
         "dpm-solver" => diffusion::dpm_solver,
         "pipeline" => pipeline::run,
         "manifests" => manifests::run,
+        "train-step" => training::train_step,
         "video-transform" => transform::run,
         kind => {
             return Err(VerifyError::UnknownKind { path: folder.into(), kind: kind.into() });

@@ -19,8 +19,8 @@ pub const SCALING_FACTOR: f64 = 0.18215;
 pub struct AutoencoderKl {
     encoder: Encoder,
     decoder: Decoder,
-    quant_conv: Conv2d,
-    post_quant_conv: Conv2d,
+    pub(crate) quant_conv: Conv2d,
+    pub(crate) post_quant_conv: Conv2d,
     #[module(skip)]
     config: VaeConfig,
 }
@@ -72,6 +72,11 @@ impl AutoencoderKl {
     /// The configuration it was made with.
     pub fn config(&self) -> &VaeConfig {
         &self.config
+    }
+
+    /// The device that its weights are on.
+    pub fn device(&self) -> Device {
+        self.quant_conv.weight.device()
     }
 
     /// Frames `[B, 3, T, H, W]` in [-1, 1] to the posterior of their latents, `micro_batch` frames

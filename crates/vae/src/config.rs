@@ -82,6 +82,17 @@ impl VaeConfig {
         Ok(config)
     }
 
+    /// The configuration beside a VAE's weights, given their folder or file; the published one where
+    /// there is none.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn beside(weights: &Path) -> Result<Self, VaeConfigError> {
+        let folder = if weights.is_dir() { weights } else { weights.parent().unwrap_or(weights) };
+        let config = folder.join("config.json");
+        if config.exists() { Self::read(&config) } else { Ok(Self::default()) }
+    }
+
     /// Pixels along one side of a latent: 8 for the published model.
     pub fn downsample_factor(&self) -> usize {
         1 << self.block_out_channels.len().saturating_sub(1)

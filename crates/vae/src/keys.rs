@@ -50,6 +50,9 @@ pub fn detect<'a>(keys: impl Iterator<Item = &'a str> + Clone) -> Layout {
 }
 
 impl Layout {
+    /// diffusers' names of today without a prefix: what is written.
+    pub const TODAY: Self = Self { prefix: "", naming: Naming::Diffusers };
+
     /// The map for keys behind the prefix.
     pub fn key_map(self, config: &VaeConfig) -> KeyMap {
         let levels = config.block_out_channels.len();

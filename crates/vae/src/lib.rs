@@ -7,6 +7,7 @@
 //! | [`encoder`], [`decoder`] | the two halves |
 //! | [`posterior`] | mean, log variance and samples |
 //! | [`autoencoder`] | the whole, over clips `[B, 3, T, H, W]` in micro-batches of frames |
+//! | `units` | other units for the latents of a trained VAE |
 //! | [`keys`] | the three published layouts of key names |
 //!
 //! Source: huggingface/diffusers, `models/autoencoders/autoencoder_kl.py`, class `AutoencoderKL`,
@@ -20,6 +21,7 @@ pub mod decoder;
 pub mod encoder;
 pub mod keys;
 pub mod posterior;
+mod units;
 
 pub use autoencoder::{AutoencoderKl, LoadError, SCALING_FACTOR};
 pub use config::{VaeConfig, VaeConfigError};

@@ -86,6 +86,8 @@ pub(super) enum Tolerance {
     Close { atol: f64, rtol: f64 },
     /// Equal.
     Exact,
+    /// As `Close` for all but a few elements, which have a bound of their own.
+    Outliers { atol: f64, rtol: f64, max_outliers: usize, outlier_atol: f64 },
     /// Bytes of images: each at most so far off, and only so large a part at all.
     Bytes { max_abs_diff: f64, max_fraction_different: f64 },
 }
@@ -104,8 +106,15 @@ impl Tolerance {
             return Ok(Self::Bytes { max_abs_diff, max_fraction_different });
         }
         let source = if own.is_object() { own } else { case };
+        let outliers = own["max_outliers"].as_u64().zip(number(own, "outlier_atol"));
         match (number(source, "atol"), number(source, "rtol")) {
-            (Some(atol), Some(rtol)) => Ok(Self::Close { atol, rtol }),
+            (Some(atol), Some(rtol)) => Ok(match outliers {
+                None => Self::Close { atol, rtol },
+                Some((count, outlier_atol)) => {
+                    let max_outliers = count as usize;
+                    Self::Outliers { atol, rtol, max_outliers, outlier_atol }
+                }
+            }),
             _ => Err(format!("case.json gives no tolerance for '{name}'")),
         }
     }
@@ -123,6 +132,7 @@ impl Tolerance {
         }
         let bound = |want: f64| match self {
             Self::Close { atol, rtol } => atol + rtol * want.abs(),
+            Self::Outliers { outlier_atol, .. } => outlier_atol,
             Self::Exact => 0.0,
             Self::Bytes { max_abs_diff, .. } => max_abs_diff,
         };
@@ -134,7 +144,7 @@ impl Tolerance {
             note: None,
         };
         let mut worst_excess = f64::NEG_INFINITY;
-        let mut different = 0usize;
+        let (mut different, mut outliers) = (0usize, 0usize);
         for (&got, &want) in got.iter().zip(want) {
             // A number that is not one is infinitely wrong, unless the reference has it too.
             let error = if got == want || (got.is_nan() && want.is_nan()) {
@@ -145,12 +155,19 @@ impl Tolerance {
                 f64::INFINITY
             };
             different += usize::from(error > 0.0);
+            if let Self::Outliers { atol, rtol, .. } = self {
+                outliers += usize::from(error > atol + rtol * want.abs());
+            }
             check.max_abs_error = check.max_abs_error.max(error);
             check.passed &= error <= bound(want);
             if error - bound(want) > worst_excess {
                 worst_excess = error - bound(want);
                 check.bound = bound(want);
             }
+        }
+        if let Self::Outliers { max_outliers, .. } = self {
+            check.passed &= outliers <= max_outliers;
+            check.note = Some(format!("{outliers} outliers, at most {max_outliers}"));
         }
         if let Self::Bytes { max_fraction_different, .. } = self {
             let fraction = different as f64 / want.len().max(1) as f64;
@@ -190,6 +207,15 @@ mod tests {
         assert!(!check(close, &[f64::NAN], &[0.0]).passed);
         assert!(!check(close, &[f64::INFINITY], &[0.0]).passed);
         assert!(!check(close, &[0.0], &[f64::NAN]).passed);
+    }
+
+    #[test]
+    fn a_few_elements_may_be_further_off_but_not_far() {
+        let (atol, rtol, max_outliers) = (0.01, 0.0, 1);
+        let few = Tolerance::Outliers { atol, rtol, max_outliers, outlier_atol: 0.1 };
+        assert!(check(few, &[0.05, 1.0], &[0.0, 1.0]).passed);
+        assert!(!check(few, &[0.05, 1.05], &[0.0, 1.0]).passed);
+        assert!(!check(few, &[0.2, 1.0], &[0.0, 1.0]).passed);
     }
 
     #[test]

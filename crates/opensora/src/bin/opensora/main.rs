@@ -1,10 +1,16 @@
-//! The program `opensora`: sample videos, list devices, prove a machine's numbers.
+//! The program `opensora`: sample videos, train models, list devices, prove a machine's numbers.
 //!
 //! Only this program prints; the library reports through its results and an observer.
 
+mod data;
+mod data_encode;
 mod devices;
+mod eval;
+mod plot;
 mod progress;
 mod sample;
+mod train;
+mod train_progress;
 mod verify;
 
 use anyhow::Context;
@@ -25,6 +31,16 @@ enum Command {
     Sample(Box<sample::Args>),
     /// Run golden cases and compare every number with the reference's.
     Verify(verify::Args),
+    /// Train a model by a recipe.
+    Train(Box<train::Args>),
+    /// Train a VAE by a recipe.
+    TrainVae(Box<train::Args>),
+    /// Make and prepare data sets.
+    Data(data::Args),
+    /// Judge how well a model does what its prompts say.
+    Eval(eval::Args),
+    /// Draw the loss and other curves of training runs.
+    Plot(plot::Args),
     /// List the backends of this build and the devices that are present.
     Devices(devices::Args),
 }
@@ -33,6 +49,11 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Sample(args) => sample::run(*args),
         Command::Verify(args) => verify::run(args),
+        Command::Train(args) => train::run(*args),
+        Command::TrainVae(args) => train::run_vae(*args),
+        Command::Data(args) => data::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Plot(args) => plot::run(args),
         Command::Devices(args) => devices::run(args),
     };
     match result {

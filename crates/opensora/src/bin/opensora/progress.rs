@@ -52,7 +52,8 @@ impl Progress {
         self.last_line = None;
     }
 
-    fn advance(&mut self, stage: &str, done: usize, total: usize) {
+    /// `done` of `total` of a stage are there.
+    pub(crate) fn advance(&mut self, stage: &str, done: usize, total: usize) {
         match self.mode {
             Mode::Quiet => {}
             Mode::Bars => {

@@ -111,12 +111,12 @@ enum FileKind {
     Png,
 }
 
-fn parse_size(text: &str) -> Result<[usize; 2], String> {
+pub(crate) fn parse_size(text: &str) -> Result<[usize; 2], String> {
     let parsed = text.split_once('x').and_then(|(h, w)| Some([h.parse().ok()?, w.parse().ok()?]));
     parsed.ok_or_else(|| "expected height x width in pixels, such as 256x256".into())
 }
 
-fn parse_sampler(text: &str) -> Result<SamplerKind, String> {
+pub(crate) fn parse_sampler(text: &str) -> Result<SamplerKind, String> {
     text.parse().map_err(|error: opensora::diffusion::sampler::SamplerError| error.to_string())
 }
 

@@ -1,0 +1,113 @@
+//! Sample videos along a training run.
+
+use crate::{
+    denoiser::PromptedDenoiser,
+    diffusion::{Guidance, Sampler, SamplerKind},
+    frames::to_frames,
+    nn::noise::{Purpose, normal_batch},
+    stdit::StDit,
+    t5::{PromptStates, TextEncoder},
+    train::{
+        TrainError, Trainer,
+        denoiser::DenoiserTask,
+        recipe::{Recipe, SampleRecipe, StDitPart},
+        run::Hooks,
+    },
+    vae::{AutoencoderKl, VaeConfig},
+    video::{png, sheet::contact_sheet},
+};
+use burn::tensor::{Device, FloatDType};
+use opensora_checkpoint::Checkpoint;
+use std::{
+    fmt::Display,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
+
+/// Samples the recipe's prompts from the moving average and writes them as one contact sheet,
+/// `RUN/samples/step-00001000.png`: a row for each prompt.
+pub struct SampleSheets {
+    recipe: SampleRecipe,
+    prompts: PromptStates,
+    vae: AutoencoderKl,
+    /// `[B, C, T, h, w]`
+    latents: [usize; 5],
+    seed: u64,
+    folder: PathBuf,
+    device: Device,
+}
+
+/// Frames of a clip that a sheet shows.
+const FRAMES_SHOWN: usize = 8;
+/// Height that sheets are enlarged to, about.
+const SHEET_PIXELS: usize = 128;
+
+impl SampleSheets {
+    /// Loads the text encoder (and drops it once the prompts are encoded) and the VAE.
+    ///
+    /// # Errors
+    /// Where the recipe names no text encoder or no VAE, or one cannot be loaded.
+    pub fn new(
+        recipe: &Recipe,
+        part: &StDitPart,
+        folder: &Path,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
+        let missing = |what| hook(format!("sample videos need the {what}"));
+        let t5 = part.t5.as_ref().ok_or_else(|| missing("text encoder"))?;
+        let vae = part.vae.as_ref().ok_or_else(|| missing("VAE"))?;
+        let tokens = part.config.model_max_length;
+        let (encoder, _) = TextEncoder::load(t5, tokens, FloatDType::F32, device).map_err(hook)?;
+        let prompts = encoder.encode(&recipe.sample.prompts).map_err(hook)?;
+        let config = VaeConfig::beside(vae)?;
+        let checkpoint = Checkpoint::open(vae)?;
+        let (vae, _) =
+            AutoencoderKl::load(&config, &checkpoint, FloatDType::F32, device).map_err(hook)?;
+        let clip = &recipe.data.clip;
+        let [height, width] = clip.image_size;
+        let [frames, height, width] = config.latent_size([clip.num_frames, height, width])?;
+        let batch = recipe.sample.prompts.len();
+        Ok(Self {
+            recipe: recipe.sample.clone(),
+            prompts,
+            vae,
+            latents: [batch, part.config.in_channels, frames, height, width],
+            seed: recipe.run.seed,
+            folder: folder.join("samples"),
+            device: device.clone(),
+        })
+    }
+
+    fn sheet(&self, model: &StDit, path: &Path) -> Result<(), TrainError> {
+        let sampler = Sampler::new(SamplerKind::DpmSolver, self.recipe.steps).map_err(hook)?;
+        let guidance: Guidance = SamplerKind::DpmSolver.guidance(self.recipe.guidance_scale);
+        let noise = |purpose, step: usize| {
+            normal_batch(self.seed, purpose, 0, step as u64, self.latents, &self.device)
+        };
+        let latents = sampler
+            .sample(
+                &PromptedDenoiser::new(model, &self.prompts),
+                &guidance,
+                noise(Purpose::InitialLatents, 0),
+                |step| noise(Purpose::SamplerStep, step),
+                |_| ControlFlow::Continue(()),
+            )
+            .map_err(hook)?;
+        let clips = to_frames(self.vae.decode(latents, Some(16))).map_err(hook)?;
+        let scale = SHEET_PIXELS.div_ceil(clips.first().map_or(1, |clip| clip.height())).max(1);
+        let sheet = contact_sheet(&clips, FRAMES_SHOWN, scale).map_err(hook)?;
+        std::fs::create_dir_all(&self.folder).map_err(hook)?;
+        png::write(path, &sheet).map_err(hook)
+    }
+}
+
+impl Hooks<DenoiserTask> for SampleSheets {
+    fn sample(&mut self, trainer: &Trainer<StDit>, step: u64) -> Result<(), TrainError> {
+        let path = self.folder.join(format!("step-{step:08}.png"));
+        self.sheet(&trainer.average_model(), &path)
+    }
+}
+
+fn hook(error: impl Display) -> TrainError {
+    TrainError::Hook(error.to_string())
+}

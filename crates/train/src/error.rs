@@ -1,0 +1,89 @@
+//! What can stop a training run, each in one line.
+
+use opensora_data::DataError;
+use std::path::PathBuf;
+
+/// Why a training run cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// A recipe that cannot be.
+    #[error("recipe: {0}")]
+    Recipe(String),
+    /// A recipe file that cannot be read.
+    #[error("{}: {reason}", path.display())]
+    RecipeFile {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// The loss or a gradient is not a number: nothing was changed by this step.
+    #[error("step {step}: {what} is not finite, for rows {}", numbered(rows))]
+    NonFinite {
+        /// The step, counted from 0.
+        step: u64,
+        /// The loss or the gradient's norm.
+        what: String,
+        /// The manifest's rows of the batch.
+        rows: Vec<usize>,
+    },
+    /// The data cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A file of the run cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A checkpoint of the run that cannot be gone on from.
+    #[error("{}: {reason}", path.display())]
+    State {
+        /// The checkpoint's folder or file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// Weights that cannot be read or do not fit.
+    #[error(transparent)]
+    Checkpoint(#[from] opensora_checkpoint::CheckpointError),
+    /// A denoiser's configuration that cannot be.
+    #[error(transparent)]
+    Size(#[from] opensora_stdit::SizeError),
+    /// A VAE's configuration that cannot be.
+    #[error(transparent)]
+    VaeConfig(#[from] opensora_vae::VaeConfigError),
+    /// A text encoder's configuration that cannot be.
+    #[error(transparent)]
+    TextConfig(#[from] opensora_t5::T5ConfigError),
+    /// A tokenizer cannot be read or refuses.
+    #[error(transparent)]
+    Tokenizer(#[from] opensora_t5::TokenizerError),
+    /// A tokenizer cannot be fitted or saved.
+    #[error(transparent)]
+    Fit(#[from] opensora_t5::tokenizer::fit::FitError),
+    /// Tensors that do not fit the diffusion process.
+    #[error(transparent)]
+    Process(#[from] opensora_diffusion::ProcessError),
+    /// Metrics cannot be written.
+    #[error(transparent)]
+    Metrics(#[from] crate::metrics::MetricsError),
+    /// What is done between the steps failed: sampling, watching.
+    #[error("{0}")]
+    Hook(String),
+}
+
+impl TrainError {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}
+
+fn numbered(rows: &[usize]) -> String {
+    // From 1, as in every message about rows.
+    rows.iter().map(|row| (row + 1).to_string()).collect::<Vec<_>>().join(", ")
+}

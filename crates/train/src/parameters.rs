@@ -1,0 +1,168 @@
+//! A model's parameters as named, flat tensors.
+//!
+//! Training keeps what it optimises outside the module: one f32 tensor `[N]` a parameter, under the
+//! parameter's path. Optimizer, moving average, gradients and checkpoints then are maps of the same
+//! names, whatever the model. For each pass the values become leaves of a fresh graph and the
+//! module is filled with views of them, cast to the type that is computed in, so that gradients
+//! arrive at the f32 values.
+
+use burn::{
+    module::{Module, ModuleMapper, ModuleVisitor, Param},
+    tensor::{FloatDType, Gradients, Tensor},
+};
+use opensora_checkpoint::ParameterNames;
+use std::collections::BTreeMap;
+
+/// Flat tensors by parameter path.
+pub type FlatTensors = BTreeMap<String, Tensor<1>>;
+
+/// The parameters of a module as flat f32 tensors, without autodiff and contiguous.
+pub fn values<M: Module>(module: &M) -> FlatTensors {
+    let mut collector = Collector::default();
+    module.visit(&mut collector);
+    collector.values
+}
+
+/// The same module with all parameters replaced by views of one zero: its shape without its memory.
+pub(crate) fn hollow<M: Module>(module: M) -> M {
+    module.map(&mut Hollow)
+}
+
+/// `module` with the parameters of `values` in their place, cast to `dtype`; others stay.
+///
+/// # Panics
+/// Where a value's length is not the parameter's.
+pub fn filled<M: Module>(module: M, values: &FlatTensors, dtype: FloatDType) -> M {
+    module.map(&mut Filler { names: ParameterNames::default(), values, dtype })
+}
+
+/// A module on an autodiff graph, and the leaves that its parameters were made from.
+#[derive(Debug)]
+pub struct Graph<M> {
+    /// The module; its parameters are views of the leaves.
+    pub model: M,
+    leaves: FlatTensors,
+}
+
+impl<M: Module> Graph<M> {
+    /// A graph on `values`, of which those that `trainable` holds for get gradients.
+    pub(crate) fn new(
+        hollow: M,
+        values: &FlatTensors,
+        trainable: impl Fn(&str) -> bool,
+        dtype: FloatDType,
+    ) -> Self {
+        let on_graph: FlatTensors = values
+            .iter()
+            .map(|(name, value)| {
+                let value = Tensor::from_inner(value.clone());
+                (name.clone(), if trainable(name) { value.require_grad() } else { value })
+            })
+            .collect();
+        let model = filled(hollow, &on_graph, dtype);
+        let leaves = on_graph.into_iter().filter(|(name, _)| trainable(name)).collect();
+        Self { model, leaves }
+    }
+
+    /// Moves the leaves' gradients out of `grads` and adds them to `sum`.
+    pub fn collect(&self, grads: &mut Gradients, sum: &mut FlatTensors) {
+        for (name, leaf) in &self.leaves {
+            let Some(grad) = leaf.grad_remove(grads) else { continue };
+            let grad = match sum.remove(name) {
+                Some(before) => before + grad,
+                None => grad,
+            };
+            sum.insert(name.clone(), grad);
+        }
+    }
+
+    /// The gradients of `loss` for all leaves that it depends on.
+    pub fn backward(&self, loss: Tensor<1>) -> FlatTensors {
+        let mut sum = FlatTensors::new();
+        self.collect(&mut loss.backward(), &mut sum);
+        sum
+    }
+}
+
+#[derive(Default)]
+struct Collector {
+    names: ParameterNames,
+    values: FlatTensors,
+}
+
+impl ModuleVisitor for Collector {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.names.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.names.exit();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let value = param.val().inner().cast(FloatDType::F32);
+        let length = value.shape().num_elements();
+        // Through the host: a parameter may be a transposed view, and a run that goes on from a
+        // file must start from the same layout as the run that wrote it.
+        let device = value.device();
+        let value = Tensor::<D>::from_data(value.into_data(), &device).reshape([length]);
+        self.values.insert(self.names.path(), value);
+    }
+}
+
+struct Hollow;
+
+impl ModuleMapper for Hollow {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (shape, device) = (param.lazy_shape(), param.lazy_device());
+        let zero = Tensor::<D>::zeros([1; D], &device).inner().expand(shape);
+        Param::initialized(param.id, zero)
+    }
+}
+
+struct Filler<'a> {
+    names: ParameterNames,
+    values: &'a FlatTensors,
+    dtype: FloatDType,
+}
+
+impl ModuleMapper for Filler<'_> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.names.enter(name, container_type);
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.names.exit();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(value) = self.values.get(&self.names.path()) else { return param };
+        let value = value.clone().reshape(param.lazy_shape());
+        let value =
+            if self.dtype == FloatDType::F32 { value } else { value.cast(self.dtype) };
+        Param::initialized(param.id, value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::{nn::LinearConfig, tensor::Device};
+
+    #[test]
+    fn gradients_arrive_at_the_leaves_and_frozen_parameters_get_none() {
+        let device = Device::flex();
+        let linear = LinearConfig::new(3, 2).init(&device);
+        let values = values(&linear);
+        assert_eq!(values.keys().collect::<Vec<_>>(), ["bias", "weight"]);
+        let hollow = hollow(linear);
+        for dtype in [FloatDType::F32, FloatDType::BF16] {
+            let graph = Graph::new(hollow.clone(), &values, |name| name == "weight", dtype);
+            let x = Tensor::<2>::ones([4, 3], &device).cast(dtype);
+            let loss = graph.model.forward(x).cast(FloatDType::F32).sum();
+            let grads = graph.backward(loss);
+            assert_eq!(grads.keys().collect::<Vec<_>>(), ["weight"]);
+            assert_eq!(grads["weight"].to_data().try_to_vec::<f32>().unwrap(), [4.0; 6]);
+        }
+    }
+}
