@@ -3,6 +3,7 @@
 //! | example | shows |
 //! |---|---|
 //! | `sample` | a prompt becomes a playable MP4 |
+//! | `train_three_stages` | the whole way from data to a video, in miniature |
 //! | `swap_backend` | the same latents on every backend of the build |
 
 use std::path::PathBuf;

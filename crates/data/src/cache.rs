@@ -58,13 +58,7 @@ impl CacheKey {
         vae: &Path,
         t5: &Path,
     ) -> Result<Self, DataError> {
-        Ok(Self {
-            clip: clip.clone(),
-            seed,
-            max_length,
-            vae: hash_tree(vae)?,
-            t5: hash_tree(t5)?,
-        })
+        Ok(Self { clip: clip.clone(), seed, max_length, vae: hash_tree(vae)?, t5: hash_tree(t5)? })
     }
 
     /// The setting by which a cache of `self` differs from what `other` wants.

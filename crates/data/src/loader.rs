@@ -395,10 +395,8 @@ mod tests {
     fn so_many_bad_rows_are_left_out_and_listed_and_no_more() {
         let folder = tempfile::tempdir().unwrap();
         let list = folder.path().join("skipped.csv");
-        let with_list = |skip_bad| LoaderConfig {
-            skip_list: Some(list.clone()),
-            ..config(2, skip_bad)
-        };
+        let with_list =
+            |skip_bad| LoaderConfig { skip_list: Some(list.clone()), ..config(2, skip_bad) };
         let source = || Arc::new(Numbers::new(10, &[1, 4, 8]));
         let mut loader = Loader::new(source(), with_list(2), 0).unwrap();
         let error = loader.find_map(Result::err).unwrap().to_string();

@@ -50,10 +50,8 @@ pub fn normal_batch_of<const D: usize>(
     device: &Device,
 ) -> Tensor<D> {
     let per_sample = shape[1..].iter().product();
-    let values: Vec<f32> = indices
-        .iter()
-        .flat_map(|&index| normal(seed, purpose, index, step, per_sample))
-        .collect();
+    let values: Vec<f32> =
+        indices.iter().flat_map(|&index| normal(seed, purpose, index, step, per_sample)).collect();
     Tensor::from_data(TensorData::new(values, shape), device)
 }
 

@@ -9,10 +9,10 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let device = device::parse("flex")?;
-//! let files = ModelFiles::open("path/to/a/model".as_ref())?;
+//! let files = ModelFiles::demo()?;
 //! let request = SampleRequest { seed: 7, ..files.defaults.clone() };
 //! let pipeline = TextToVideo::new(files, Dtype::F32, Dtype::F32, device)?;
-//! let clips = pipeline.generate(&["a red fox in a misty forest"], &request, &mut Quiet)?;
+//! let clips = pipeline.generate(&["a red circle moves to the right on a black background"], &request, &mut Quiet)?;
 //! println!("{} frames", clips[0].len());
 //! # Ok(())
 //! # }
@@ -24,6 +24,7 @@
 //! | module | thought |
 //! |---|---|
 //! | [`model_files`] | which files make a model: folders with a `model.json`, published presets |
+//! | [`demo_model`] | the small model that comes with the crate |
 //! | [`request`] | what to sample |
 //! | [`pipeline`] | prompts to frames |
 //! | [`denoiser`] | STDiT with its prompts, as samplers see it |
@@ -43,6 +44,7 @@ pub use opensora_train as train;
 pub use opensora_vae as vae;
 pub use opensora_video as video;
 
+pub mod demo_model;
 pub mod denoiser;
 pub mod eval;
 pub mod frames;

@@ -5,6 +5,8 @@
 //! encoder and a VAE.
 
 use crate::{
+    demo_model,
+    diffusion::sampler::SamplerError,
     request::SampleRequest,
     stdit::{DenoiserConfig, PositionScales},
 };
@@ -83,6 +85,14 @@ pub enum ModelError {
         /// What was asked for.
         name: String,
     },
+    /// The demo model cannot be unpacked.
+    #[error("the demo model cannot be unpacked: {}: {source}", path.display())]
+    Unpack {
+        /// Where to.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
     /// The description of a model cannot be read.
     #[error("{}: {reason}", path.display())]
     Description {
@@ -141,6 +151,13 @@ struct Description {
     /// Height and width.
     image_size: [usize; 2],
     fps: f64,
+    /// The sampler that the model is meant for; the published one where it names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sampler: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    steps: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    guidance_scale: Option<f64>,
 }
 
 /// Parts of a model that a user names one by one; each wins over what the model says itself.
@@ -165,6 +182,13 @@ impl ModelFiles {
         let text = std::fs::read_to_string(&path).map_err(|error| fail(error.to_string()))?;
         let description: Description = serde_json::from_str(&text)
             .map_err(|e| fail(format!("not a model's description: {e}")))?;
+        let published = SampleRequest::default();
+        let sampler = match &description.sampler {
+            Some(name) => {
+                name.parse().map_err(|error: SamplerError| fail(format!("sampler: {error}")))?
+            }
+            None => published.sampler,
+        };
         Ok(Self {
             name: description.name,
             denoiser: folder.join(description.denoiser),
@@ -175,19 +199,33 @@ impl ModelFiles {
                 num_frames: description.num_frames,
                 image_size: description.image_size,
                 fps: description.fps,
-                ..SampleRequest::default()
+                sampler,
+                steps: description.steps,
+                guidance_scale: description.guidance_scale.unwrap_or(published.guidance_scale),
+                ..published
             },
         })
     }
 
-    /// Finds the model of a name or path: a preset, a folder with a `model.json`, or an STDiT-XL/2
+    /// The demo model that comes with the crate: unpacked into the system's folder of temporary
+    /// files on the first use, and checked on every one.
+    ///
+    /// # Errors
+    /// Where it cannot be unpacked.
+    pub fn demo() -> Result<Self, ModelError> {
+        Self::open(&demo_model::unpack()?)
+    }
+
+    /// Finds the model of a name or path: `demo`, a preset, a folder with a `model.json`, or an STDiT-XL/2
     /// checkpoint, whose position scales are those of the size asked for.
     ///
     /// # Errors
     /// Where there is no such model or one of its parts is not there.
     pub fn resolve(model: &str, parts: &PartPaths) -> Result<Self, ModelError> {
         let path = Path::new(model);
-        let mut files = if let Some(preset) = PRESETS.iter().find(|preset| preset.name == model) {
+        let mut files = if model == demo_model::NAME {
+            Self::demo()?
+        } else if let Some(preset) = PRESETS.iter().find(|preset| preset.name == model) {
             Self::preset(preset, parts)?
         } else if path.join("model.json").exists() {
             Self::open(path)?

@@ -196,8 +196,7 @@ impl DenoiserTask {
             Tensor::<5>::from_data(TensorData::new(values, shape), &self.device)
         };
         let moments = Tensor::cat(vec![upload(|item| &item.mean), upload(|item| &item.logvar)], 1);
-        let noise =
-            |purpose| normal_batch_of(self.seed, purpose, indices, 0, shape, &self.device);
+        let noise = |purpose| normal_batch_of(self.seed, purpose, indices, 0, shape, &self.device);
         let latents = Posterior::new(moments).latents(noise(Purpose::Posterior));
 
         // Prompts are kept up to their last token: the longest of the batch decides.
@@ -250,24 +249,15 @@ impl DenoiserTask {
             mask: &mask,
         };
         recompute::gradients(graph, inputs, self.recipe.activation_checkpointing, |output| {
-            let losses = self.process.training_losses(
-                output,
-                latents,
-                noisy,
-                noise,
-                &t,
-                LossKind::Mse,
-            )?;
+            let losses =
+                self.process.training_losses(output, latents, noisy, noise, &t, LossKind::Mse)?;
             let loss = match self.recipe.min_snr_gamma {
                 Some(gamma) => losses.loss * self.snr_weights(&t, gamma),
                 None => losses.loss,
             };
             let host = |x: &Tensor<1>| x.to_data().iter::<f64>().collect::<Vec<_>>();
-            let found = DenoiserLosses {
-                loss: host(&loss),
-                mse: host(&losses.mse),
-                vb: host(&losses.vb),
-            };
+            let found =
+                DenoiserLosses { loss: host(&loss), mse: host(&losses.mse), vb: host(&losses.vb) };
             Ok((loss.mean(), found))
         })
     }

@@ -80,7 +80,8 @@ impl OptimizerRecipe {
         let fail = |name: &str, value: f64, expected: &str| {
             Err(TrainError::Recipe(format!("{name} is {value}, expected {expected}")))
         };
-        let rates = [("beta 1", self.betas[0]), ("beta 2", self.betas[1]), ("ema_decay", self.ema_decay)];
+        let rates =
+            [("beta 1", self.betas[0]), ("beta 2", self.betas[1]), ("ema_decay", self.ema_decay)];
         for (name, value) in rates {
             if !(0.0..1.0).contains(&value) {
                 return fail(name, value, "0 up to but not 1");

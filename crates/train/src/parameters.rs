@@ -138,8 +138,7 @@ impl ModuleMapper for Filler<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let Some(value) = self.values.get(&self.names.path()) else { return param };
         let value = value.clone().reshape(param.lazy_shape());
-        let value =
-            if self.dtype == FloatDType::F32 { value } else { value.cast(self.dtype) };
+        let value = if self.dtype == FloatDType::F32 { value } else { value.cast(self.dtype) };
         Param::initialized(param.id, value)
     }
 }

@@ -197,8 +197,7 @@ impl<T: Task> Run<'_, T> {
                 None => return Err(TrainError::Recipe("the data has no rows".into())),
             };
             // A batch takes at least as many slots as it has samples, so no index comes twice.
-            let indices: Vec<u64> =
-                (batch.first_slot..).take(batch.items.len()).collect();
+            let indices: Vec<u64> = (batch.first_slot..).take(batch.items.len()).collect();
             // A graph is used up by its backward pass.
             let graph = trainer.graph(self.task.dtype());
             let evaluation = self.task.gradients(&graph, &batch.items, &indices)?;

@@ -28,12 +28,7 @@ use opensora_data::{
     cache::LatentCache,
     encode::{ClipEncoder, EncodedSample, OnTheFly},
 };
-use opensora_nn::{
-    dtype::Dtype,
-    files::write_atomically,
-    noise::normal_batch,
-    random::Purpose,
-};
+use opensora_nn::{dtype::Dtype, files::write_atomically, noise::normal_batch, random::Purpose};
 use opensora_stdit::{StDit, keys};
 use opensora_t5::T5Encoder;
 use opensora_vae::AutoencoderKl;
@@ -130,11 +125,7 @@ impl Session {
         Ok(Arc::new(OnTheFly::new(dataset(data, self.recipe.run.seed)?, encoder)))
     }
 
-    fn vae(
-        &self,
-        part: &VaePart,
-        observer: &mut dyn TrainObserver,
-    ) -> Result<Outcome, TrainError> {
+    fn vae(&self, part: &VaePart, observer: &mut dyn TrainObserver) -> Result<Outcome, TrainError> {
         let seed = self.recipe.run.seed;
         let task = VaeTask::new(&part.loss, seed, self.dtype()?, &self.device)?;
         let source = Arc::new(dataset(&self.recipe.data, seed)?);
@@ -195,12 +186,8 @@ impl Session {
         let recipe = &self.recipe;
         let mut trainer = Trainer::new(model, &recipe.optimizer, trainable)?;
         let progress = self.start(&mut trainer, observer)?;
-        let run = Run {
-            task,
-            recipe: &recipe.run,
-            folder: &self.folder,
-            peak_flops: self.peak_flops,
-        };
+        let run =
+            Run { task, recipe: &recipe.run, folder: &self.folder, peak_flops: self.peak_flops };
         let outcome = run.train(&mut trainer, source, progress, observer, hooks)?;
         Ok((outcome, trainer))
     }

@@ -219,7 +219,9 @@ impl Checkpoints {
                 moments
                     .remove(&format!("{prefix}.{name}"))
                     .filter(|tensor| Some(tensor.dims()[0]) == length)
-                    .ok_or_else(|| bad(&path.join(OPTIMIZER), format!("no {prefix}.{name} that fits")))
+                    .ok_or_else(|| {
+                        bad(&path.join(OPTIMIZER), format!("no {prefix}.{name} that fits"))
+                    })
             };
             let (moment_1, moment_2) = (take("m")?, take("v")?);
             let momentum = AdaptiveMomentumState { time, moment_1, moment_2, max_moment_2: None };
@@ -265,11 +267,13 @@ impl View for Flat {
 }
 
 fn write_tensors(tensors: &FlatTensors, path: &Path) -> std::io::Result<()> {
-    let views: Vec<(String, Flat)> =
-        tensors.iter().map(|(name, tensor)| {
+    let views: Vec<(String, Flat)> = tensors
+        .iter()
+        .map(|(name, tensor)| {
             let (tensor, shape) = (tensor.clone(), tensor.dims());
             (name.clone(), Flat { tensor, shape })
-        }).collect();
+        })
+        .collect();
     safetensors::serialize_to_file(views, None, path).map_err(std::io::Error::other)?;
     File::open(path)?.sync_all()
 }

@@ -105,11 +105,7 @@ impl Task for TextTask {
         let ids: Vec<Vec<u32>> = items.iter().map(|item| item.ids[..mask.len()].to_vec()).collect();
         let guesses = self.guessing.loss(&graph.model, &ids, &mask, indices);
         let parts = vec![("accuracy", guesses.accuracy)];
-        Ok(Evaluation {
-            losses: guesses.losses,
-            parts,
-            gradients: graph.backward(guesses.loss),
-        })
+        Ok(Evaluation { losses: guesses.losses, parts, gradients: graph.backward(guesses.loss) })
     }
 
     fn dtype(&self) -> FloatDType {

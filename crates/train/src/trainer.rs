@@ -105,11 +105,7 @@ impl<M: Module> Trainer<M> {
     /// # Errors
     /// [`TrainError::NonFinite`] (with no rows: the caller knows them) where the gradients are not
     /// finite; nothing is changed then.
-    pub fn apply(
-        &mut self,
-        gradients: FlatTensors,
-        steps: u64,
-    ) -> Result<StepReport, TrainError> {
+    pub fn apply(&mut self, gradients: FlatTensors, steps: u64) -> Result<StepReport, TrainError> {
         let gradient_norm = global_norm(&gradients);
         if !gradient_norm.is_finite() {
             let what = format!("the gradients' norm ({gradient_norm})");
@@ -139,9 +135,7 @@ impl<M: Module> Trainer<M> {
         self.step = step;
         self.values = values;
         self.average = average;
-        self.optimizer.moments = moments
-            .into_iter()
-            .map(|(name, momentum)| (name, AdamWState { momentum }))
-            .collect();
+        self.optimizer.moments =
+            moments.into_iter().map(|(name, momentum)| (name, AdamWState { momentum })).collect();
     }
 }

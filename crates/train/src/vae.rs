@@ -77,14 +77,8 @@ impl Task for VaeTask {
         let pixels = shrunk(clips(items, &self.device)?, factor);
         let posterior = graph.model.encode(pixels.clone(), None);
         let (mean, logvar) = (posterior.mean(), posterior.logvar());
-        let noise = normal_batch_of(
-            self.seed,
-            Purpose::Posterior,
-            indices,
-            0,
-            mean.dims(),
-            &self.device,
-        );
+        let noise =
+            normal_batch_of(self.seed, Purpose::Posterior, indices, 0, mean.dims(), &self.device);
         let decoded = graph.model.decode(posterior.latents(noise), None);
 
         // [B, 3, T, H, W] -> [B], and the same for the latents.
@@ -117,10 +111,14 @@ fn shrunk(clips: Tensor<5>, factor: usize) -> Tensor<5> {
     }
     let [batch, channels, frames, height, width] = clips.dims();
     let (rows, columns) = (height / factor, width / factor);
-    let tiles = clips
-        .narrow(3, 0, rows * factor)
-        .narrow(4, 0, columns * factor)
-        .reshape([batch, channels * frames, rows, factor, columns, factor]);
+    let tiles = clips.narrow(3, 0, rows * factor).narrow(4, 0, columns * factor).reshape([
+        batch,
+        channels * frames,
+        rows,
+        factor,
+        columns,
+        factor,
+    ]);
     tiles.mean_dim(5).mean_dim(3).reshape([batch, channels, frames, rows, columns])
 }
 

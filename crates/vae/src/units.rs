@@ -42,9 +42,8 @@ impl AutoencoderKl {
         };
         let quant = &mut self.quant_conv;
         let quant_bias = bias(&quant.bias, 2 * channels) * rows.clone() + added;
-        quant.weight = replaced(&quant.weight, |weight| {
-            weight * rows.reshape([2 * channels, 1, 1, 1])
-        });
+        quant.weight =
+            replaced(&quant.weight, |weight| weight * rows.reshape([2 * channels, 1, 1, 1]));
         quant.bias = Some(Param::from_tensor(quant_bias));
 
         // Back: m = deviation m' + mean / s, before the first layer of the decoder.

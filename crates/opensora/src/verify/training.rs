@@ -122,7 +122,8 @@ impl Setup<'_> {
         let after = published(&trainer, trainer.values())?;
 
         // The case lists what moves; everything else must be as it was, to the bit.
-        let listed: Vec<String> = self.case.get(&format!("/freeze/{name}/changed_after_one_step"))?;
+        let listed: Vec<String> =
+            self.case.get(&format!("/freeze/{name}/changed_after_one_step"))?;
         let moved: Vec<&String> =
             after.iter().filter(|(key, data)| before[*key] != **data).map(|(key, _)| key).collect();
         if let Some(key) = moved.iter().find(|key| !listed.contains(key)) {

@@ -3,7 +3,7 @@
 use crate::progress::Progress;
 use anyhow::{Context, ensure};
 use opensora::{
-    ModelFiles, SampleRequest, TextToVideo,
+    ModelFiles, SampleRequest, TextToVideo, demo_model,
     diffusion::SamplerKind,
     eval::{Attribute, Evaluation, Judged, PromptSet},
     model_files::PartPaths,
@@ -29,8 +29,8 @@ enum Command {
 /// Options of `opensora eval demo`.
 #[derive(clap::Args)]
 struct DemoArgs {
-    /// Model: a folder with a model.json.
-    #[arg(long)]
+    /// Model: demo (comes along), or a folder with a model.json.
+    #[arg(long, default_value = demo_model::NAME)]
     model: String,
     /// Number of prompts.
     #[arg(long, default_value_t = 216)]

@@ -7,7 +7,7 @@ use crate::progress::Progress;
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use opensora::{
-    ModelFiles, SampleRequest, TextToVideo,
+    ModelFiles, SampleRequest, TextToVideo, demo_model,
     diffusion::SamplerKind,
     latents,
     model_files::{PartPaths, published_scales},
@@ -27,9 +27,9 @@ pub(crate) struct Args {
     /// File with one prompt a line.
     #[arg(long)]
     prompt_path: Option<PathBuf>,
-    /// Model: a preset (opensora-v1-16x256x256, opensora-v1-hq-16x256x256,
+    /// Model: demo (comes along), a preset (opensora-v1-16x256x256, opensora-v1-hq-16x256x256,
     /// opensora-v1-hq-16x512x512), a folder with a model.json, or an STDiT-XL/2 checkpoint.
-    #[arg(long)]
+    #[arg(long, default_value = demo_model::NAME)]
     model: String,
     /// Folder of the T5 v1.1 encoder (config.json, spiece.model, weights).
     #[arg(long)]
@@ -49,15 +49,16 @@ pub(crate) struct Args {
     /// Frames per second of the output [default: the model's].
     #[arg(long)]
     fps: Option<f64>,
-    /// Sampler.
-    #[arg(long, default_value = "iddpm", value_parser = parse_sampler, value_name = "iddpm|ddim|dpm-solver")]
-    sampler: SamplerKind,
-    /// Steps of the sampler [default: 100, for dpm-solver 20].
+    /// Sampler [default: the model's; iddpm for published ones].
+    #[arg(long, value_parser = parse_sampler, value_name = "iddpm|ddim|dpm-solver")]
+    sampler: Option<SamplerKind>,
+    /// Steps of the sampler [default: the model's; else 100, for dpm-solver 20].
     #[arg(long)]
     steps: Option<usize>,
-    /// How strongly the prompt is followed; 1 is without guidance.
-    #[arg(long, default_value_t = 7.0)]
-    cfg_scale: f64,
+    /// How strongly the prompt is followed; 1 is without guidance [default: the model's; 7 for
+    /// published ones].
+    #[arg(long)]
+    cfg_scale: Option<f64>,
     /// Latent channels that are guided [default: 3, for dpm-solver all, as published].
     #[arg(long)]
     guided_channels: Option<usize>,
@@ -208,13 +209,16 @@ fn prompts(args: &Args) -> anyhow::Result<Vec<String>> {
 
 fn request(args: &Args, files: &ModelFiles) -> SampleRequest {
     let defaults = &files.defaults;
+    let sampler = args.sampler.unwrap_or(defaults.sampler);
+    // The default steps of a model are those of its own sampler.
+    let own_steps = defaults.steps.filter(|_| sampler == defaults.sampler);
     SampleRequest {
         num_frames: args.num_frames.unwrap_or(defaults.num_frames),
         image_size: args.image_size.unwrap_or(defaults.image_size),
         fps: args.fps.unwrap_or(defaults.fps),
-        sampler: args.sampler,
-        steps: args.steps,
-        guidance_scale: args.cfg_scale,
+        sampler,
+        steps: args.steps.or(own_steps),
+        guidance_scale: args.cfg_scale.unwrap_or(defaults.guidance_scale),
         guided_channels: args.guided_channels,
         seed: args.seed,
         batch_size: args.batch_size,

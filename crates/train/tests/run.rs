@@ -1,0 +1,222 @@
+//! The loop on a model of two numbers: resume, guards, checkpoints.
+
+use burn::{
+    nn::{Linear, LinearConfig},
+    tensor::{Device, FloatDType, Tensor, TensorData},
+};
+use opensora_data::{DataError, Source};
+use opensora_train::{
+    Graph, Outcome, Run, TrainError, Trainer,
+    metrics::{Quiet, Record, Table, TrainObserver},
+    optimizer::OptimizerRecipe,
+    run::{NoHooks, RunRecipe},
+    state::{Checkpoints, Progress},
+    task::{Cost, Evaluation, Task},
+};
+use std::{fs, path::Path, sync::Arc};
+
+/// Learns `y = 2 x + 1`; a row may be poisoned.
+struct Line {
+    poisoned: Option<usize>,
+}
+
+impl Source for Line {
+    type Item = (usize, f32);
+
+    fn len(&self) -> usize {
+        20
+    }
+
+    fn read(&self, row: usize, _epoch: u64) -> Result<(usize, f32), DataError> {
+        let x = if self.poisoned == Some(row) { f32::NAN } else { row as f32 / 20.0 };
+        Ok((row, x))
+    }
+
+    fn describe(&self, row: usize) -> String {
+        format!("point {row}")
+    }
+}
+
+struct Regression;
+
+impl Task for Regression {
+    type Model = Linear;
+    type Item = (usize, f32);
+
+    fn gradients(
+        &self,
+        graph: &Graph<Linear>,
+        items: &[(usize, f32)],
+        _indices: &[u64],
+    ) -> Result<Evaluation, TrainError> {
+        let xs: Vec<f32> = items.iter().map(|item| item.1).collect();
+        let x = Tensor::<2>::from_data(TensorData::new(xs, [items.len(), 1]), &Device::flex());
+        let loss = (graph.model.forward(x.clone()) - (x * 2.0 + 1.0)).square();
+        let losses = loss.to_data().iter::<f64>().collect();
+        Ok(Evaluation { losses, parts: vec![], gradients: graph.backward(loss.mean()) })
+    }
+
+    fn dtype(&self) -> FloatDType {
+        FloatDType::F32
+    }
+
+    fn cost(&self, _item: &(usize, f32)) -> Cost {
+        Cost::default()
+    }
+}
+
+fn trainer() -> Trainer<Linear> {
+    let device = Device::flex();
+    let mut linear = LinearConfig::new(1, 1).init(&device);
+    linear.weight = linear.weight.map(|w| w.zeros_like());
+    linear.bias = linear.bias.map(|bias| bias.map(|b| b.zeros_like()));
+    let recipe = OptimizerRecipe {
+        learning_rate: 0.05,
+        warmup_steps: 3,
+        ema_decay: 0.9,
+        ..OptimizerRecipe::default()
+    };
+    Trainer::new(linear, &recipe, |_| true).unwrap()
+}
+
+fn recipe(steps: u64) -> RunRecipe {
+    RunRecipe { steps, batch_size: 4, checkpoint_every: 5, keep: 2, ..RunRecipe::default() }
+}
+
+fn run(
+    folder: &Path,
+    recipe: &RunRecipe,
+    trainer: &mut Trainer<Linear>,
+    progress: Progress,
+    source: Line,
+    observer: &mut dyn TrainObserver,
+) -> Result<Outcome, TrainError> {
+    let run = Run { task: &Regression, recipe, folder, peak_flops: None };
+    run.train(trainer, Arc::new(source), progress, observer, &mut NoHooks)
+}
+
+/// Every number that the next step depends on.
+fn state(folder: &Path, step: u64) -> Vec<Vec<u8>> {
+    let folder = folder.join(format!("checkpoints/step-{step:08}"));
+    ["values", "average", "optimizer"]
+        .map(|name| fs::read(folder.join(format!("{name}.safetensors"))).unwrap())
+        .into()
+}
+
+struct StopAt(u64);
+
+impl TrainObserver for StopAt {
+    fn step(&mut self, record: &Record, _steps: u64) {
+        self.0 = self.0.saturating_sub(u64::from(record.step > 0));
+    }
+
+    fn message(&mut self, _text: &str) {}
+
+    fn should_stop(&mut self) -> bool {
+        self.0 == 0
+    }
+}
+
+#[test]
+fn a_run_learns_and_leaves_its_newest_checkpoints_and_metrics() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trainer = trainer();
+    let done = Progress::default();
+    let source = Line { poisoned: None };
+    let outcome = run(folder.path(), &recipe(200), &mut trainer, done, source, &mut Quiet).unwrap();
+    assert!(matches!(outcome, Outcome::Finished(Progress { step: 200, samples: 800, .. })));
+    let table = Table::read(&folder.path().join("metrics.csv")).unwrap();
+    let loss = table.column("loss").unwrap();
+    assert_eq!(loss.len(), 200);
+    assert!(loss[199] < 0.05 * loss[0], "{} {}", loss[0], loss[199]);
+    let kept = Checkpoints::new(folder.path(), 2).complete().unwrap();
+    let names: Vec<_> = kept.iter().map(|path| path.file_name().unwrap()).collect();
+    assert_eq!(names, ["step-00000200", "step-00000195"]);
+}
+
+#[test]
+fn a_run_in_pieces_is_the_same_run() {
+    let (whole, pieces) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = || Line { poisoned: None };
+    run(whole.path(), &recipe(23), &mut trainer(), Progress::default(), source(), &mut Quiet)
+        .unwrap();
+
+    // Stopped by its observer, then twice again from what the checkpoint holds.
+    let mut progress = Progress::default();
+    let mut current = trainer();
+    for piece in [7, 9] {
+        let mut stop = StopAt(piece);
+        let outcome =
+            run(pieces.path(), &recipe(23), &mut current, progress, source(), &mut stop).unwrap();
+        assert!(matches!(outcome, Outcome::Stopped(_)));
+        current = trainer();
+        let newest = &Checkpoints::new(pieces.path(), 2).complete().unwrap()[0];
+        progress = Checkpoints::load(newest, &mut current, &Device::flex()).unwrap();
+    }
+    assert_eq!(progress.step, 16);
+    run(pieces.path(), &recipe(23), &mut current, progress, source(), &mut Quiet).unwrap();
+    assert!(state(whole.path(), 23) == state(pieces.path(), 23));
+    let steps =
+        |folder: &Path| Table::read(&folder.join("metrics.csv")).unwrap().column("step").unwrap();
+    assert_eq!(steps(whole.path()), steps(pieces.path()));
+}
+
+#[test]
+fn accumulated_batches_make_the_step_of_one_large_one() {
+    let (large, small) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = || Line { poisoned: None };
+    let one = RunRecipe { batch_size: 10, ..recipe(6) };
+    let two = RunRecipe { batch_size: 5, accumulation: 2, ..recipe(6) };
+    let (mut a, mut b) = (trainer(), trainer());
+    run(large.path(), &one, &mut a, Progress::default(), source(), &mut Quiet).unwrap();
+    run(small.path(), &two, &mut b, Progress::default(), source(), &mut Quiet).unwrap();
+    for (name, value) in a.values() {
+        let difference = (value.clone() - b.values()[name].clone()).abs().max();
+        assert!(difference.into_scalar::<f32>() < 1e-6, "{name}");
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_names_step_and_row_and_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trainer = trainer();
+    let source = Line { poisoned: Some(6) };
+    let error =
+        run(folder.path(), &recipe(50), &mut trainer, Progress::default(), source, &mut Quiet)
+            .unwrap_err();
+    let TrainError::NonFinite { step, rows, .. } = &error else { panic!("{error}") };
+    assert_eq!((*step, rows.as_slice()), (trainer.step(), [6].as_slice()));
+    assert!(error.to_string().contains("rows 7"), "{error}");
+    let finite = |value: &Tensor<1>| value.to_data().iter::<f32>().all(f32::is_finite);
+    assert!(trainer.values().values().all(finite));
+}
+
+#[test]
+fn what_a_kill_leaves_is_no_checkpoint_and_damage_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = || Line { poisoned: None };
+    let checkpoints = Checkpoints::new(folder.path(), 2);
+    run(folder.path(), &recipe(10), &mut trainer(), Progress::default(), source(), &mut Quiet)
+        .unwrap();
+    // Killed while building, and while removing.
+    let root = folder.path().join("checkpoints");
+    for half in [".step-00000015.partial", "step-00000015"] {
+        fs::create_dir_all(root.join(half)).unwrap();
+        fs::write(root.join(half).join("values.safetensors"), "half").unwrap();
+    }
+    let newest = checkpoints.complete().unwrap()[0].clone();
+    assert!(newest.ends_with("step-00000010"));
+    let mut resumed = trainer();
+    let progress = Checkpoints::load(&newest, &mut resumed, &Device::flex()).unwrap();
+    run(folder.path(), &recipe(15), &mut resumed, progress, source(), &mut Quiet).unwrap();
+    assert!(checkpoints.complete().unwrap()[0].ends_with("step-00000015"));
+    assert!(!root.join(".step-00000015.partial").exists());
+
+    let values = root.join("step-00000015/values.safetensors");
+    let mut bytes = fs::read(&values).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&values, bytes).unwrap();
+    let damaged = root.join("step-00000015");
+    let error = Checkpoints::load(&damaged, &mut trainer(), &Device::flex()).unwrap_err();
+    assert!(error.to_string().contains("checksum"), "{error}");
+}

@@ -1,0 +1,214 @@
+//! The whole way in miniature: a data set, a VAE, a text encoder, a denoiser in three stages, and a
+//! video from a prompt. Minutes on two cores; every part is the one that real sizes use.
+//!
+//! ```sh
+//! cargo run --release --example train_three_stages
+//! ```
+//!
+//! So short a training teaches little: what it shows is how the parts are put together. The demo
+//! model that comes with the crate went the same way with more steps (`model-cards/demo.md`).
+
+use anyhow::{Context, ensure};
+use opensora::{
+    ModelFiles, Quiet, SampleRequest, TextToVideo,
+    data::{
+        ClipDataset, Manifest,
+        cache::{self, CacheJob, CacheKey},
+        demo::{DemoSpec, write_dataset},
+        encode::ClipEncoder,
+    },
+    nn::{device, dtype::Dtype},
+    train::{
+        Outcome, Recipe, Session,
+        metrics::{Record, TrainObserver},
+        run::NoHooks,
+    },
+    video::{VideoSpec, Writer},
+};
+use serde_json::json;
+use std::{path::Path, time::Instant};
+
+const VAE: &str = r#"
+[vae]
+unit_latents = 32
+[vae.loss]
+kl_weight = 1e-5
+shrink = [1, 2]
+[vae.config]
+block_out_channels = [8, 16, 16]
+layers_per_block = 1
+norm_num_groups = 8
+[data.clip]
+num_frames = 1
+image_size = [32, 32]
+[optimizer]
+learning_rate = 2e-3
+schedule = "cosine"
+ema_decay = 0.9
+[run]
+steps = 80
+batch_size = 8
+"#;
+
+const T5: &str = r#"
+[t5]
+max_length = 24
+[t5.config]
+vocab_size = 160
+d_model = 32
+d_kv = 8
+d_ff = 64
+num_layers = 1
+num_heads = 4
+[optimizer]
+learning_rate = 3e-3
+ema_decay = 0.9
+[run]
+steps = 60
+batch_size = 16
+workers = 0
+"#;
+
+/// One recipe for the three stages; what differs stands behind it.
+const STDIT: &str = r#"
+[stdit.loss]
+min_snr_gamma = 0.5
+[stdit.config]
+caption_channels = 32
+model_max_length = 24
+hidden_size = 48
+depth = 2
+num_heads = 4
+[data.clip]
+num_frames = 1
+image_size = [16, 16]
+horizontal_flip = false
+variants = 1
+[optimizer]
+learning_rate = 1e-3
+ema_decay = 0.95
+[run]
+steps = 60
+batch_size = 8
+workers = 0
+"#;
+
+/// Name, frames, frame interval, side in pixels, units of space and time, manifest.
+type Stage = (&'static str, usize, usize, usize, f64, f64, &'static str);
+
+/// Stills; short clips of low resolution; longer clips of twice the resolution. Positions are in
+/// units that agree over the stages.
+const STAGES: [Stage; 3] = [
+    ("stage 1: stills", 1, 1, 16, 0.5, 0.5, "stills.csv"),
+    ("stage 2: short clips", 4, 2, 16, 0.5, 0.5, "clips.csv"),
+    ("stage 3: longer clips, twice the resolution", 8, 1, 32, 1.0, 1.0, "clips.csv"),
+];
+
+fn main() -> anyhow::Result<()> {
+    let began = Instant::now();
+    let device = device::default_device()?;
+    let root = Path::new("outputs/three-stages");
+    if root.exists() {
+        std::fs::remove_dir_all(root)?;
+    }
+    let data = root.join("data");
+    let spec = DemoSpec {
+        clips: 64,
+        stills: 64,
+        image_size: [32, 32],
+        num_frames: 8,
+        ..DemoSpec::default()
+    };
+    write_dataset(&data, &spec, |_, _| ())?;
+    println!("{} clips and {} stills: {}", spec.clips, spec.stills, data.display());
+
+    let run = |name: &str, recipe: Recipe| -> anyhow::Result<()> {
+        let folder = root.join(name);
+        println!("{name}");
+        let session =
+            Session { recipe, folder, resume: false, peak_flops: None, device: device.clone() };
+        let outcome = session.run(&mut Lines, &mut NoHooks)?;
+        ensure!(matches!(outcome, Outcome::Finished(_)), "{name} did not finish");
+        Ok(())
+    };
+    let mut recipe = Recipe::parse(VAE)?;
+    recipe.data.manifest = Some(data.join("stills.csv"));
+    run("vae", recipe)?;
+    let mut recipe = Recipe::parse(T5)?;
+    recipe.data.manifest = Some(data.join("clips.csv"));
+    run("t5", recipe)?;
+
+    let (vae, t5) = (root.join("vae/vae"), root.join("t5/t5"));
+    let mut before = None;
+    for (name, num_frames, frame_interval, side, space_scale, time_scale, manifest) in STAGES {
+        let mut recipe = Recipe::parse(STDIT)?;
+        let part = recipe.stdit.as_mut().context("a recipe for an STDiT")?;
+        part.config.scales.space_scale = space_scale;
+        part.config.scales.time_scale = time_scale;
+        part.init = before.take();
+        let clip = &mut recipe.data.clip;
+        (clip.num_frames, clip.frame_interval, clip.image_size) =
+            (num_frames, frame_interval, [side, side]);
+
+        // Latents and prompt states once, and training from these.
+        let (clip, seed, tokens) =
+            (recipe.data.clip.clone(), recipe.run.seed, part.config.model_max_length);
+        let dataset = ClipDataset::new(Manifest::read(&data.join(manifest))?, clip.clone(), seed)?;
+        let encoder = ClipEncoder::load(&vae, &t5, tokens, None, &device)?;
+        let key = CacheKey::new(&clip, seed, tokens, &vae, &t5)?;
+        let folder = root.join(format!("{name} (latents)"));
+        let job =
+            CacheJob { dataset: &dataset, encoder: &encoder, key: &key, shard_bytes: 1 << 28 };
+        cache::write(&job, &folder, |_, _| ())?;
+        recipe.data.cache = Some(folder);
+
+        run(name, recipe)?;
+        before = Some(root.join(name).join("stdit/ema.safetensors"));
+    }
+
+    // A model is its parts and a description of them.
+    let (_, num_frames, _, side, space_scale, time_scale, _) = STAGES[2];
+    let stage = Recipe::parse(STDIT)?;
+    let mut config = serde_json::to_value(stage.stdit.context("a recipe for an STDiT")?.config)?;
+    (config["space_scale"], config["time_scale"]) = (space_scale.into(), time_scale.into());
+    let description = json!({
+        "name": "three stages in miniature",
+        "denoiser": before.context("three stages")?.strip_prefix(root)?,
+        "denoiser_config": config,
+        "t5": "t5/t5",
+        "vae": "vae/vae",
+        "num_frames": num_frames,
+        "image_size": [side, side],
+        "fps": spec.fps,
+        "sampler": "dpm-solver",
+        "guidance_scale": 3.0,
+    });
+    std::fs::write(root.join("model.json"), serde_json::to_string_pretty(&description)?)?;
+
+    let files = ModelFiles::open(root)?;
+    let request = SampleRequest { seed: 7, ..files.defaults.clone() };
+    let [height, width] = request.image_size;
+    let video = VideoSpec { frames: request.num_frames, width, height, fps: request.fps };
+    let writer = Writer::open(&root.join("sample.mp4"), &video)?;
+    let prompt = "a red circle moves to the right on a black background";
+    let pipeline = TextToVideo::new(files, Dtype::F32, Dtype::F32, device)?;
+    let clips = pipeline.generate(&[prompt], &request, &mut Quiet)?;
+    let path = writer.write(clips.first().context("one clip")?, &json!({ "prompt": prompt }))?;
+    println!("wrote {} after {:.0} s", path.display(), began.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// A line now and then.
+struct Lines;
+
+impl TrainObserver for Lines {
+    fn step(&mut self, record: &Record, total: u64) {
+        if record.step.is_multiple_of(20) {
+            println!("  step {}/{total}, loss {:.4}", record.step, record.loss);
+        }
+    }
+
+    fn message(&mut self, text: &str) {
+        println!("  {text}");
+    }
+}
