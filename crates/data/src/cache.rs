@@ -120,7 +120,7 @@ struct Index {
     shards: Vec<Shard>,
 }
 
-/// What [`write`] does.
+/// What [`write()`] does.
 pub struct CacheJob<'a> {
     /// The clips; windows and flips are drawn for every variant of its spec.
     pub dataset: &'a ClipDataset,

@@ -1,5 +1,7 @@
 //! The loop on a model of two numbers: resume, guards, checkpoints.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use burn::{
     nn::{Linear, LinearConfig},
     tensor::{Device, FloatDType, Tensor, TensorData},

@@ -1,0 +1,196 @@
+//! The cache of latents: the same numbers as without, and no damage or staleness goes unseen.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use burn::tensor::{Device, FloatDType};
+use opensora_checkpoint::{KeyMap, export};
+use opensora_data::{
+    ClipDataset, ClipSpec, Manifest, Source,
+    cache::{CacheJob, CacheKey, LatentCache, write},
+    demo::{DemoSpec, write_dataset},
+    encode::{ClipEncoder, OnTheFly},
+};
+use opensora_t5::{T5Config, T5Encoder, encoder::published_key, fit_tokenizer};
+use opensora_vae::{AutoencoderKl, VaeConfig, keys::Layout};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+const TOKENS: usize = 12;
+const SEED: u64 = 3;
+
+/// Clips, and a VAE and a text encoder with fresh weights.
+struct World {
+    folder: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let device = Device::flex();
+        let spec =
+            DemoSpec { clips: 5, image_size: [32, 32], num_frames: 6, ..DemoSpec::default() };
+        write_dataset(&folder.path().join("data"), &spec, |_, _| ()).unwrap();
+
+        let vae_config = VaeConfig {
+            block_out_channels: vec![8, 8],
+            layers_per_block: 1,
+            norm_num_groups: 4,
+            ..VaeConfig::default()
+        };
+        let vae = folder.path().join("vae");
+        fs::create_dir(&vae).unwrap();
+        let config = serde_json::to_string(&vae_config).unwrap();
+        fs::write(vae.join("config.json"), config).unwrap();
+        let model = AutoencoderKl::new(&vae_config, &device).unwrap();
+        let weights = vae.join("diffusion_pytorch_model.safetensors");
+        export(&model, &Layout::TODAY.key_map(&vae_config), FloatDType::F32, &weights).unwrap();
+
+        let t5_config = T5Config {
+            vocab_size: 120,
+            d_model: 16,
+            d_kv: 4,
+            d_ff: 32,
+            num_layers: 1,
+            num_heads: 2,
+            ..T5Config::default()
+        };
+        let t5 = folder.path().join("t5");
+        fit_tokenizer(["a red circle grows"], 120).unwrap().save(&t5).unwrap();
+        t5_config.write(&t5.join("config.json")).unwrap();
+        let encoder = T5Encoder::new(&t5_config, &device).unwrap();
+        let map = KeyMap::new("T5").rename(|path| published_key(path, "shared.weight"));
+        export(&encoder, &map, FloatDType::F32, &t5.join("model.safetensors")).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn dataset(&self, clip: &ClipSpec) -> ClipDataset {
+        let manifest = Manifest::read(&self.path("data/clips.csv")).unwrap();
+        ClipDataset::new(manifest, clip.clone(), SEED).unwrap()
+    }
+
+    fn encoder(&self) -> ClipEncoder {
+        let device = Device::flex();
+        ClipEncoder::load(&self.path("vae"), &self.path("t5"), TOKENS, Some(2), &device).unwrap()
+    }
+
+    fn key(&self, clip: &ClipSpec) -> CacheKey {
+        CacheKey::new(clip, SEED, TOKENS, &self.path("vae"), &self.path("t5")).unwrap()
+    }
+
+    /// Writes the cache in shards of two rows; returns how many rows were encoded anew.
+    fn write(&self, clip: &ClipSpec) -> usize {
+        let (dataset, encoder, key) = (self.dataset(clip), self.encoder(), self.key(clip));
+        let latents = 4 * clip.num_frames * 16 * 16;
+        let job = CacheJob {
+            dataset: &dataset,
+            encoder: &encoder,
+            key: &key,
+            shard_bytes: 2 * 2 * 4 * latents * clip.variants.unwrap_or(1) as usize,
+        };
+        let mut calls = 0;
+        write(&job, &self.path("cache"), |_, _| calls += 1).unwrap();
+        // Each shard that is there already is told of once, a row that is encoded once more.
+        calls - 3
+    }
+
+    fn refused(&self, clip: &ClipSpec) -> String {
+        let error = LatentCache::open_for(&self.path("cache"), clip).unwrap_err().to_string();
+        assert!(!error.contains('\n'), "{error}");
+        error
+    }
+}
+
+fn clip() -> ClipSpec {
+    ClipSpec {
+        num_frames: 3,
+        frame_interval: 1,
+        image_size: [32, 32],
+        horizontal_flip: true,
+        variants: Some(2),
+    }
+}
+
+fn shard(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("shard-{number:05}.safetensors"))
+}
+
+#[test]
+fn the_cache_holds_what_would_be_computed_along_the_way() {
+    let world = World::new();
+    assert_eq!(world.write(&clip()), 5);
+    let cache = LatentCache::open_for(&world.path("cache"), &clip()).unwrap();
+    cache.check(&world.key(&clip())).unwrap();
+    cache.check_rows(&world.dataset(&clip())).unwrap();
+    let fly = OnTheFly::new(world.dataset(&clip()), world.encoder());
+    assert_eq!(Source::len(&cache), Source::len(&fly));
+    for row in 0..5 {
+        for epoch in 0..4 {
+            assert!(cache.read(row, epoch).unwrap() == fly.read(row, epoch).unwrap());
+        }
+        assert!(cache.read(row, 0).unwrap() != cache.read(row, 1).unwrap(), "two draws");
+    }
+    assert!(cache.read(5, 0).is_err());
+}
+
+#[test]
+fn what_is_whole_is_kept_and_what_changed_is_made_anew() {
+    let world = World::new();
+    world.write(&clip());
+    assert_eq!(world.write(&clip()), 0);
+    let cache = world.path("cache");
+    // Killed behind the second shard, and in the middle of the third.
+    for name in ["index.json", "shard-00002.json"] {
+        fs::remove_file(cache.join(name)).unwrap();
+    }
+    assert!(world.refused(&clip()).contains("no complete cache"));
+    assert_eq!(world.write(&clip()), 1);
+    // A damaged shard.
+    fs::write(shard(&cache, 0), "damaged").unwrap();
+    assert!(world.refused(&clip()).contains("damaged"));
+    assert_eq!(world.write(&clip()), 2);
+    // A caption of the second shard.
+    let csv = world.path("data/clips.csv");
+    let mut manifest = Manifest::read(&csv).unwrap();
+    manifest.rows[3].caption = "a red circle".into();
+    manifest.write(&csv).unwrap();
+    let opened = LatentCache::open(&cache).unwrap();
+    let error = opened.check_rows(&world.dataset(&clip())).unwrap_err().to_string();
+    assert!(error.contains("caption of row 4"), "{error}");
+    assert_eq!(world.write(&clip()), 2);
+    LatentCache::open(&cache).unwrap().check_rows(&world.dataset(&clip())).unwrap();
+}
+
+#[test]
+fn another_setting_or_model_makes_it_stale_and_one_flipped_bit_is_found() {
+    let world = World::new();
+    world.write(&clip());
+    let cache = world.path("cache");
+    for (other, named) in [
+        (ClipSpec { num_frames: 4, ..clip() }, "num_frames"),
+        (ClipSpec { horizontal_flip: false, ..clip() }, "horizontal_flip"),
+        (ClipSpec { variants: Some(3), ..clip() }, "variants"),
+    ] {
+        let error = world.refused(&other);
+        assert!(error.contains("stale") && error.contains(named), "{error}");
+    }
+    let opened = LatentCache::open(&cache).unwrap();
+    fs::write(world.path("vae/config.json"), "{}").unwrap();
+    let error = opened.check(&world.key(&clip())).unwrap_err().to_string();
+    assert!(error.contains("the VAE is another one"), "{error}");
+
+    let whole = fs::read(shard(&cache, 1)).unwrap();
+    for at in [0, 9, whole.len() / 2, whole.len() - 1] {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 4;
+        fs::write(shard(&cache, 1), bytes).unwrap();
+        assert!(world.refused(&clip()).contains("damaged"), "byte {at}");
+    }
+    fs::write(shard(&cache, 1), &whole[..whole.len() - 5]).unwrap();
+    assert!(world.refused(&clip()).contains("damaged"));
+}
