@@ -1,0 +1,213 @@
+//! Order, resume, bad rows and the ends of loaders.
+
+use super::*;
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+/// Gives `row + 100 * epoch`; some rows are bad.
+struct Numbers {
+    rows: usize,
+    bad: HashSet<usize>,
+    panics: HashSet<usize>,
+}
+
+impl Numbers {
+    fn new(rows: usize, bad: &[usize]) -> Self {
+        Self { rows, bad: bad.iter().copied().collect(), panics: HashSet::new() }
+    }
+}
+
+impl Source for Numbers {
+    type Item = u64;
+
+    fn len(&self) -> usize {
+        self.rows
+    }
+
+    fn read(&self, row: usize, epoch: u64) -> Result<u64, DataError> {
+        assert!(!self.panics.contains(&row), "as asked");
+        if self.bad.contains(&row) {
+            let (path, reason) = (self.describe(row).into(), "bad".to_string());
+            return Err(DataError::Row { row, path, reason });
+        }
+        Ok(row as u64 + 100 * epoch)
+    }
+
+    fn describe(&self, row: usize) -> String {
+        format!("number-{row}")
+    }
+}
+
+/// Takes its time, and counts.
+#[derive(Default)]
+struct Slow {
+    reads: AtomicUsize,
+}
+
+impl Source for Slow {
+    type Item = ();
+
+    fn len(&self) -> usize {
+        1000
+    }
+
+    fn read(&self, _row: usize, _epoch: u64) -> Result<(), DataError> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(5));
+        Ok(())
+    }
+
+    fn describe(&self, row: usize) -> String {
+        format!("number-{row}")
+    }
+}
+
+fn config(workers: usize, skip_bad: usize) -> LoaderConfig {
+    let (batch_size, prefetch, seed, shuffle) = (4, 3, 9, true);
+    LoaderConfig { batch_size, workers, prefetch, seed, shuffle, skip_bad, skip_list: None }
+}
+
+fn batches(source: Numbers, config: LoaderConfig, start: u64, count: usize) -> Vec<Batch<u64>> {
+    let loader = Loader::new(Arc::new(source), config, start).unwrap();
+    loader.take(count).map(Result::unwrap).collect()
+}
+
+#[test]
+fn the_order_does_not_depend_on_the_workers_and_can_be_entered_anywhere() {
+    let alone = batches(Numbers::new(10, &[3, 7]), config(0, 5), 0, 9);
+    for workers in [1, 2, 5] {
+        assert_eq!(batches(Numbers::new(10, &[3, 7]), config(workers, 5), 0, 9), alone);
+    }
+    for first in [1, 4, 8] {
+        let start = alone[first - 1].next_slot;
+        let rest = batches(Numbers::new(10, &[3, 7]), config(2, 5), start, 9 - first);
+        assert_eq!(rest, alone[first..]);
+    }
+    // Every good row once an epoch, and no other.
+    let mut epoch: Vec<u64> = alone.iter().flat_map(|b| b.items.clone()).take(8).collect();
+    epoch.sort_unstable();
+    assert_eq!(epoch, [0, 1, 2, 4, 5, 6, 8, 9]);
+}
+
+#[test]
+fn a_bad_row_is_an_error_that_names_it() {
+    for workers in [0, 2] {
+        let source = Arc::new(Numbers::new(6, &[2]));
+        let mut loader = Loader::new(source, config(workers, 0), 0).unwrap();
+        let error = loader.find_map(Result::err).unwrap().to_string();
+        assert!(error.contains("row 3") && error.contains("number-2"), "{error}");
+        assert!(loader.next().is_none());
+    }
+}
+
+#[test]
+fn so_many_bad_rows_are_left_out_and_listed_and_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("skipped.csv");
+    let with_list =
+        |skip_bad| LoaderConfig { skip_list: Some(list.clone()), ..config(2, skip_bad) };
+    let source = || Arc::new(Numbers::new(10, &[1, 4, 8]));
+    let mut loader = Loader::new(source(), with_list(2), 0).unwrap();
+    let error = loader.find_map(Result::err).unwrap().to_string();
+    assert!(error.contains("more than the 2 bad rows"), "{error}");
+    assert_eq!(std::fs::read_to_string(&list).unwrap().lines().count(), 2);
+
+    // What is listed does not count again.
+    let mut loader = Loader::new(source(), with_list(1), 0).unwrap();
+    for _ in 0..20 {
+        assert!(loader.next().unwrap().is_ok());
+    }
+    assert_eq!(loader.skipped().keys().copied().collect::<Vec<_>>(), [1, 4, 8]);
+    assert_eq!(std::fs::read_to_string(&list).unwrap().lines().count(), 3);
+}
+
+#[test]
+fn only_bad_rows_end_in_an_error_and_not_in_a_search() {
+    let source = Arc::new(Numbers::new(3, &[0, 1, 2]));
+    let mut loader = Loader::new(source, config(2, 10), 0).unwrap();
+    let error = loader.next().unwrap().unwrap_err().to_string();
+    assert!(error.contains("all 3 rows are bad"), "{error}");
+    assert!(Loader::new(Arc::new(Numbers::new(0, &[])), config(0, 0), 0).is_err());
+}
+
+#[test]
+fn a_panic_is_its_rows_error() {
+    let source = Numbers { panics: [1].into(), ..Numbers::new(3, &[]) };
+    let mut loader = Loader::new(Arc::new(source), config(1, 0), 0).unwrap();
+    let error = loader.find_map(Result::err).unwrap().to_string();
+    assert!(error.contains("number-1") && error.contains("panicked"), "{error}");
+}
+
+#[test]
+fn a_batch_longer_than_the_data_leaves_a_bad_row_out_in_every_epoch() {
+    let config = LoaderConfig { batch_size: 32, shuffle: false, ..config(2, 1) };
+    let batch = &batches(Numbers::new(3, &[1]), config, 0, 1)[0];
+    assert_eq!((batch.items.len(), batch.next_slot), (32, 48));
+    assert!(!batch.rows.contains(&1));
+}
+
+#[test]
+fn a_loader_that_is_dropped_reads_no_further() {
+    let source = Arc::new(Slow::default());
+    let config = LoaderConfig { prefetch: 50, ..config(2, 0) };
+    let mut loader = Loader::new(source.clone(), config, 0).unwrap();
+    assert!(loader.next().unwrap().is_ok());
+    let before = source.reads.load(Ordering::SeqCst);
+    drop(loader);
+    // What both workers had at hand, and not the 200 that were asked for.
+    let after = source.reads.load(Ordering::SeqCst) - before;
+    assert!(after <= 4, "{after} reads after the end");
+}
+
+#[test]
+fn a_list_with_a_line_cut_short_goes_on_and_one_of_other_data_leaves_out_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("skipped.csv");
+    // Row 3 is of other data, and row 5's line was cut by a kill inside its quotes.
+    std::fs::write(&list, "3,number-77,bad\n5,\"number").unwrap();
+    let config = LoaderConfig { skip_list: Some(list.clone()), ..config(2, 2) };
+    let source = || Arc::new(Numbers::new(10, &[1, 8]));
+    let mut loader = Loader::new(source(), config.clone(), 0).unwrap();
+    assert!((0..20).all(|_| loader.next().unwrap().is_ok()));
+    assert_eq!(loader.skipped().keys().copied().collect::<Vec<_>>(), [1, 8]);
+    let again = Loader::new(source(), config, 0).unwrap();
+    assert_eq!(again.skipped().keys().copied().collect::<Vec<_>>(), [1, 8]);
+}
+
+#[test]
+fn only_what_is_wrong_with_a_row_is_left_out() {
+    struct Damaged;
+    impl Source for Damaged {
+        type Item = ();
+        fn len(&self) -> usize {
+            9
+        }
+        fn read(&self, _row: usize, _epoch: u64) -> Result<(), DataError> {
+            Err(DataError::Cache { path: "cache".into(), reason: "damaged".into() })
+        }
+        fn describe(&self, row: usize) -> String {
+            format!("number-{row}")
+        }
+    }
+    let mut loader = Loader::new(Arc::new(Damaged), config(2, 5), 0).unwrap();
+    let error = loader.next().unwrap().unwrap_err();
+    assert!(matches!(error, DataError::Cache { .. }), "{error}");
+    assert!(loader.skipped().is_empty());
+}
+
+#[test]
+fn numbers_that_cannot_be_are_refused() {
+    let plain = config(1, 0);
+    for (wrong, start) in [
+        (LoaderConfig { batch_size: 0, ..plain.clone() }, 0),
+        (LoaderConfig { prefetch: usize::MAX, ..plain.clone() }, 0),
+        (LoaderConfig { workers: 1 << 20, ..plain.clone() }, 0),
+        (plain, u64::MAX),
+    ] {
+        let error = Loader::new(Arc::new(Numbers::new(5, &[])), wrong, start).err().unwrap();
+        assert!(matches!(error, DataError::Spec { .. }), "{error}");
+    }
+}
