@@ -129,12 +129,15 @@ fn the_cache_holds_what_would_be_computed_along_the_way() {
     cache.check_rows(&world.dataset(&clip())).unwrap();
     let fly = OnTheFly::new(world.dataset(&clip()), world.encoder());
     assert_eq!(Source::len(&cache), Source::len(&fly));
+    let mut different = 0;
     for row in 0..5 {
         for epoch in 0..4 {
             assert!(cache.read(row, epoch).unwrap() == fly.read(row, epoch).unwrap());
         }
-        assert!(cache.read(row, 0).unwrap() != cache.read(row, 1).unwrap(), "two draws");
+        different += usize::from(cache.read(row, 0).unwrap() != cache.read(row, 1).unwrap());
     }
+    // Two draws of a row may be the same, of all rows hardly.
+    assert!(different > 0);
     assert!(cache.read(5, 0).is_err());
 }
 
