@@ -8,7 +8,11 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use opensora_checkpoint::Checkpoint;
 use opensora_t5::TextEncoder;
 use opensora_vae::{AutoencoderKl, VaeConfig};
-use std::{fmt::Display, path::Path, sync::Mutex};
+use std::{
+    fmt::Display,
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
 
 /// One training sample behind VAE and text encoder.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,7 +92,7 @@ impl ClipEncoder {
     /// The posterior of a clip.
     ///
     /// # Errors
-    /// Where the VAE cannot have such a size.
+    /// Where the VAE cannot have such a size, or gives a number that is not finite.
     pub fn clip(&self, sample: &ClipSample) -> Result<EncodedClip, DataError> {
         let fail = |reason: String| DataError::Encode {
             what: format!("the clip of row {}", sample.row + 1),
@@ -104,7 +108,8 @@ impl ClipEncoder {
         let posterior = self.vae.encode(clip, self.micro_batch);
         let [_, channels, frames, height, width] = posterior.mean().dims();
         let host = |x: Tensor<5>| {
-            x.into_data().try_into_vec::<f32>().map_err(|error| fail(error.to_string()))
+            let values = x.into_data().try_into_vec::<f32>();
+            values.map_err(|error| error.to_string()).and_then(finite).map_err(fail)
         };
         Ok(EncodedClip {
             mean: host(posterior.mean())?,
@@ -116,7 +121,7 @@ impl ClipEncoder {
     /// The states of a caption.
     ///
     /// # Errors
-    /// Where it cannot be tokenized.
+    /// Where it cannot be tokenized, or the encoder gives a number that is not finite.
     pub fn caption(&self, caption: &str) -> Result<EncodedCaption, DataError> {
         let fail =
             |reason: String| DataError::Encode { what: format!("the caption '{caption}'"), reason };
@@ -125,8 +130,31 @@ impl ClipEncoder {
         let width = encoded.states.dims()[2];
         // [1, L, C] -> [tokens, C]
         let states = encoded.states.narrow(1, 0, mask.len()).into_data();
-        let states = states.try_into_vec::<f32>().map_err(|error| fail(error.to_string()))?;
+        let states = states.try_into_vec::<f32>();
+        let states = states.map_err(|error| error.to_string()).and_then(finite).map_err(fail)?;
         Ok(EncodedCaption { states, mask, width })
+    }
+
+    /// The states of a row's caption; what is wrong with it is that row's error.
+    pub(crate) fn caption_of(
+        &self,
+        row: usize,
+        path: &Path,
+        caption: &str,
+    ) -> Result<EncodedCaption, DataError> {
+        self.caption(caption).map_err(|error| DataError::Row {
+            row,
+            path: path.into(),
+            reason: error.to_string().replace(['\n', '\r'], " "),
+        })
+    }
+}
+
+/// What is not finite would spoil a whole run, and a cache for good.
+fn finite(values: Vec<f32>) -> Result<Vec<f32>, String> {
+    match values.iter().all(|value| value.is_finite()) {
+        true => Ok(values),
+        false => Err("the model gives numbers that are not finite".into()),
     }
 }
 
@@ -168,9 +196,11 @@ impl Source for OnTheFly {
 
     fn read(&self, row: usize, epoch: u64) -> Result<EncodedSample, DataError> {
         let sample = self.dataset.read(row, epoch)?;
-        let gone = |_| DataError::Worker { reason: "an encoder panicked before".into() };
-        let encoder = self.encoder.lock().map_err(gone)?;
-        let (clip, caption) = (encoder.clip(&sample)?, encoder.caption(&sample.caption)?);
+        // Encoding changes nothing in the encoder: one that panicked over a row is good for others.
+        let encoder = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = &self.dataset.manifest().rows[row].path;
+        let clip = encoder.clip(&sample)?;
+        let caption = encoder.caption_of(row, path, &sample.caption)?;
         Ok(EncodedSample::new(row, clip, caption))
     }
 

@@ -13,6 +13,7 @@ mod workers;
 use crate::{DataError, Source, order::Order};
 use skip_list::SkipList;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+pub(crate) use workers::read as read_caught;
 use workers::{Read, Workers, name_of, read};
 
 /// Most samples that are read ahead: far more than a step needs, and below what overflows.

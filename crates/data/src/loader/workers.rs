@@ -13,7 +13,7 @@ use std::{
     thread::{Builder, JoinHandle},
 };
 
-pub(super) type Read<T> = Result<T, DataError>;
+pub(crate) type Read<T> = Result<T, DataError>;
 
 /// What a worker is to read: slot, row, epoch.
 type Job = (u64, usize, u64);
@@ -114,7 +114,7 @@ fn work<S: Source + ?Sized>(
 }
 
 /// Reads a row; a panic of a decoder is that row's error.
-pub(super) fn read<S: Source + ?Sized>(source: &S, row: usize, epoch: u64) -> Read<S::Item> {
+pub(crate) fn read<S: Source + ?Sized>(source: &S, row: usize, epoch: u64) -> Read<S::Item> {
     catch_unwind(AssertUnwindSafe(|| source.read(row, epoch))).unwrap_or_else(|panic| {
         let words = panic.downcast_ref::<String>().map(String::as_str);
         let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");

@@ -1,11 +1,16 @@
 //! `opensora data encode`: a cache of latents and prompt states.
 
 use crate::{open_device, progress::Progress, sample::parse_size};
+use anyhow::Context;
 use clap::Args as ClapArgs;
-use opensora::data::{
-    ClipDataset, ClipSpec, Manifest,
-    cache::{self, CacheJob, CacheKey},
-    encode::ClipEncoder,
+use opensora::{
+    ModelFiles,
+    data::{
+        ClipDataset, ClipSpec, Manifest,
+        cache::{self, CacheJob, CacheKey},
+        encode::ClipEncoder,
+    },
+    model_files::PartPaths,
 };
 use std::path::PathBuf;
 
@@ -14,12 +19,18 @@ pub(crate) struct Args {
     /// Manifest of clips and captions (CSV)
     #[arg(long)]
     data: PathBuf,
-    /// Folder or file of the VAE
+    /// Model whose VAE and text encoder are taken: demo, a preset or a folder with a model.json
+    #[arg(long, required_unless_present_all = ["vae", "t5"])]
+    model: Option<String>,
+    /// Folder or file of the VAE [default: the model's]
     #[arg(long)]
-    vae: PathBuf,
-    /// Folder of the text encoder
+    vae: Option<PathBuf>,
+    /// Folder of the text encoder [default: the model's]
     #[arg(long)]
-    t5: PathBuf,
+    t5: Option<PathBuf>,
+    /// Folder that holds the files of a preset [default: pretrained_models]
+    #[arg(long)]
+    weights_dir: Option<PathBuf>,
     /// Folder of the cache
     #[arg(long)]
     out: PathBuf,
@@ -47,9 +58,12 @@ pub(crate) struct Args {
     /// Frames that the VAE takes at once
     #[arg(long)]
     micro_batch: Option<usize>,
-    /// Megabytes of a shard
-    #[arg(long, default_value_t = 1024)]
+    /// Megabytes after which a shard ends; as many are held in memory
+    #[arg(long, visible_alias = "shard-size-mb", default_value_t = 1024)]
     shard_size: usize,
+    /// Bad rows that are left out before it is an error
+    #[arg(long, default_value_t = 0)]
+    skip_bad: usize,
     /// Device, such as flex, cuda:0 or vulkan (see `opensora devices`)
     #[arg(long)]
     device: Option<String>,
@@ -68,21 +82,42 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     };
     let dataset = ClipDataset::new(Manifest::read(&args.data)?, clip.clone(), args.seed)?;
     let device = open_device(args.device.as_deref())?;
-    let encoder =
-        ClipEncoder::load(&args.vae, &args.t5, args.max_length, args.micro_batch, &device)?;
-    let key = CacheKey::new(&clip, args.seed, args.max_length, &args.vae, &args.t5)?;
+    let (vae, t5) = parts(args)?;
+    let encoder = ClipEncoder::load(&vae, &t5, args.max_length, args.micro_batch, &device)?;
+    let key = CacheKey::new(&clip, args.seed, args.max_length, &vae, &t5)?;
     let job = CacheJob {
         dataset: &dataset,
         encoder: &encoder,
         key: &key,
-        shard_bytes: args.shard_size.max(1) << 20,
+        shard_bytes: args.shard_size.max(1).saturating_mul(1 << 20),
     };
     let mut progress = Progress::new(args.quiet);
     let mut total = 0;
-    cache::write(&job, &args.out, |done, rows| {
+    let written = cache::write_skipping(&job, &args.out, args.skip_bad, |done, rows| {
         total = rows;
         progress.advance("encoding", done, rows);
-    })?;
-    println!("encoded {total} rows: {}", args.out.display());
+    });
+    progress.finish();
+    let bad = written?;
+    for (row, reason) in &bad {
+        let path = dataset.manifest().rows[*row].path.display();
+        eprintln!("left out: row {}: {path}: {reason}", row + 1);
+    }
+    println!("encoded {} rows: {}", total - bad.len(), args.out.display());
     Ok(())
+}
+
+/// Where VAE and text encoder lie.
+fn parts(args: &Args) -> anyhow::Result<(PathBuf, PathBuf)> {
+    if let (Some(vae), Some(t5)) = (&args.vae, &args.t5) {
+        return Ok((vae.clone(), t5.clone()));
+    }
+    let model = args.model.as_deref().context("--model, or --vae and --t5")?;
+    let paths = PartPaths {
+        t5: args.t5.clone(),
+        vae: args.vae.clone(),
+        weights_dir: args.weights_dir.clone(),
+    };
+    let files = ModelFiles::resolve(model, &paths).context("--model")?;
+    Ok((files.vae, files.t5))
 }

@@ -1,0 +1,113 @@
+//! SHA-256 of files, folders and models.
+
+use super::io_error;
+use crate::DataError;
+use opensora_checkpoint::Checkpoint;
+use sha2::{Digest, Sha256};
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::Read,
+    path::{Path, PathBuf},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+pub(super) fn digest(bytes: &[u8]) -> String {
+    hex(Sha256::digest(bytes).as_slice())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Bytes and SHA-256 of a file; of a folder of frames, those of all its files.
+pub(super) fn hash_file(path: &Path) -> Result<(u64, String), DataError> {
+    if path.is_dir() {
+        return Ok((fs::metadata(path).map_err(io_error(path))?.len(), hash_files(&files(path)?)?));
+    }
+    let mut file = File::open(path).map_err(io_error(path))?;
+    let (mut hasher, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer).map_err(io_error(path))? {
+            0 => return Ok((bytes, hex(hasher.finalize().as_slice()))),
+            read => {
+                bytes += read as u64;
+                hasher.update(&buffer[..read]);
+            }
+        }
+    }
+}
+
+/// Does `check` with every one of `items`, on all cores; the first item's error where several fail.
+pub(super) fn for_each_parallel<T: Sync>(
+    items: &[T],
+    check: impl Fn(&T) -> Result<(), DataError> + Sync,
+) -> Result<(), DataError> {
+    let (next, found) = (AtomicUsize::new(0), Mutex::new(None::<(usize, DataError)>));
+    let work = || {
+        while let Some(at) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&k| k < items.len())
+        {
+            if let Err(error) = check(&items[at])
+                && let Ok(mut found) = found.lock()
+                && found.as_ref().is_none_or(|(earlier, _)| at < *earlier)
+            {
+                *found = Some((at, error));
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
+    match found.into_inner().ok().flatten() {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// SHA-256 over a model: all files of its folder, or a checkpoint's files and the configuration
+/// beside it.
+pub(super) fn hash_model(path: &Path) -> Result<String, DataError> {
+    if path.is_dir() {
+        return hash_files(&files(path)?);
+    }
+    let checkpoint = Checkpoint::open(path).map_err(|error| DataError::Encode {
+        what: path.display().to_string(),
+        reason: error.to_string(),
+    })?;
+    let config = path.with_file_name("config.json");
+    let all: BTreeSet<PathBuf> = checkpoint
+        .files()
+        .into_iter()
+        .chain([path])
+        .chain(config.exists().then_some(config.as_path()))
+        .map(Path::to_path_buf)
+        .collect();
+    hash_files(&all.into_iter().collect::<Vec<_>>())
+}
+
+/// The files of a folder in order, without those below.
+fn files(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let mut files: Vec<PathBuf> = fs::read_dir(folder)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+        .map_err(io_error(folder))?;
+    files.retain(|file| file.is_file());
+    files.sort();
+    Ok(files)
+}
+
+/// SHA-256 over names and contents.
+fn hash_files(files: &[PathBuf]) -> Result<String, DataError> {
+    let mut all = String::new();
+    for file in files {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        all += &format!("{name} {}\n", hash_file(file)?.1);
+    }
+    Ok(digest(all.as_bytes()))
+}

@@ -1,0 +1,304 @@
+//! The cache of latents at its limits: bad rows, sizes of shards, interrupted replacements, moved
+//! data.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use burn::tensor::{Device, FloatDType};
+use opensora_checkpoint::{KeyMap, export};
+use opensora_data::{
+    ClipDataset, ClipSpec, DataError, Manifest, Source,
+    cache::{CacheJob, CacheKey, LatentCache, write, write_skipping},
+    demo::{DemoSpec, write_dataset},
+    encode::{ClipEncoder, OnTheFly},
+    loader::{Loader, LoaderConfig},
+};
+use opensora_t5::{T5Config, T5Encoder, encoder::published_key, fit_tokenizer};
+use opensora_vae::{AutoencoderKl, VaeConfig, keys::Layout};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const TOKENS: usize = 12;
+const WIDTH: usize = 16;
+const SEED: u64 = 3;
+const ROWS: usize = 6;
+/// Bytes of a row's latents: mean and log variance of 2 frames, 4x16x16, in f32.
+const LATENTS: usize = 2 * 2 * 4 * 16 * 16 * 4;
+
+/// Clips, and a VAE and a text encoder with fresh weights.
+struct World {
+    folder: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let device = Device::flex();
+        let spec =
+            DemoSpec { clips: ROWS, image_size: [32, 32], num_frames: 4, ..DemoSpec::default() };
+        write_dataset(&folder.path().join("data"), &spec, |_, _| ()).unwrap();
+
+        let vae_config = VaeConfig {
+            block_out_channels: vec![8, 8],
+            layers_per_block: 1,
+            norm_num_groups: 4,
+            ..VaeConfig::default()
+        };
+        let vae = folder.path().join("vae");
+        fs::create_dir(&vae).unwrap();
+        fs::write(vae.join("config.json"), serde_json::to_string(&vae_config).unwrap()).unwrap();
+        let model = AutoencoderKl::new(&vae_config, &device).unwrap();
+        let weights = vae.join("diffusion_pytorch_model.safetensors");
+        export(&model, &Layout::TODAY.key_map(&vae_config), FloatDType::F32, &weights).unwrap();
+
+        let t5_config = T5Config {
+            vocab_size: 120,
+            d_model: WIDTH,
+            d_kv: 4,
+            d_ff: 32,
+            num_layers: 1,
+            num_heads: 2,
+            ..T5Config::default()
+        };
+        let t5 = folder.path().join("t5");
+        fit_tokenizer(["a red circle grows"], 120).unwrap().save(&t5).unwrap();
+        t5_config.write(&t5.join("config.json")).unwrap();
+        let encoder = T5Encoder::new(&t5_config, &device).unwrap();
+        let map = KeyMap::new("T5").rename(|path| published_key(path, "shared.weight"));
+        export(&encoder, &map, FloatDType::F32, &t5.join("model.safetensors")).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn dataset(&self) -> ClipDataset {
+        let manifest = Manifest::read(&self.path("data/clips.csv")).unwrap();
+        ClipDataset::new(manifest, clip(), SEED).unwrap()
+    }
+
+    fn encoder(&self) -> ClipEncoder {
+        let device = Device::flex();
+        ClipEncoder::load(&self.path("vae"), &self.path("t5"), TOKENS, None, &device).unwrap()
+    }
+
+    fn key(&self) -> CacheKey {
+        CacheKey::new(&clip(), SEED, TOKENS, &self.path("vae"), &self.path("t5")).unwrap()
+    }
+
+    fn job<T>(&self, shard_bytes: usize, work: impl FnOnce(&CacheJob<'_>, &Path) -> T) -> T {
+        let (dataset, encoder, key) = (self.dataset(), self.encoder(), self.key());
+        let job = CacheJob { dataset: &dataset, encoder: &encoder, key: &key, shard_bytes };
+        work(&job, &self.path("cache"))
+    }
+
+    fn write(&self, shard_bytes: usize) {
+        self.job(shard_bytes, |job, folder| write(job, folder, |_, _| ())).unwrap();
+    }
+
+    fn edit(&self, change: impl FnOnce(&mut Manifest)) {
+        let csv = self.path("data/clips.csv");
+        let mut manifest = Manifest::read(&csv).unwrap();
+        change(&mut manifest);
+        manifest.write(&csv).unwrap();
+    }
+
+    /// Names in the cache's folder that end so.
+    fn files(&self, ending: &str) -> BTreeSet<String> {
+        let names = fs::read_dir(self.path("cache")).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(ending)).collect()
+    }
+}
+
+fn clip() -> ClipSpec {
+    ClipSpec {
+        num_frames: 2,
+        frame_interval: 1,
+        image_size: [32, 32],
+        horizontal_flip: false,
+        variants: Some(1),
+    }
+}
+
+#[test]
+fn a_recipe_that_names_no_variants_takes_what_the_cache_has() {
+    let world = World::new();
+    world.write(1 << 20);
+    let open = |variants| {
+        LatentCache::open_for(&world.path("cache"), &ClipSpec { variants, ..clip() }).map(|_| ())
+    };
+    open(None).unwrap();
+    open(Some(1)).unwrap();
+    let error = open(Some(2)).unwrap_err().to_string();
+    assert!(error.contains("variants") && !error.contains("num_frames"), "{error}");
+}
+
+#[test]
+fn prompt_states_count_for_the_size_of_a_shard_and_same_captions_are_there_once() {
+    let world = World::new();
+    let all = "a red circle grows a red circle grows a red circle grows";
+    world.edit(|manifest| {
+        for (row, entry) in manifest.rows.iter_mut().enumerate() {
+            entry.caption = if row < 3 { all.into() } else { format!("{all} {row}") };
+        }
+    });
+    world.write(3 * LATENTS);
+    let states = |shard: usize| -> usize {
+        let file = world.path("cache").join(format!("shard-{shard:05}.safetensors"));
+        let checkpoint = opensora_checkpoint::Checkpoint::open(file).unwrap();
+        checkpoint.keys().filter(|key| key.starts_with("states.")).count()
+    };
+    // States of 12 tokens are a twentieth of a row's latents: three rows fill either shard.
+    assert_eq!((world.files(".safetensors").len(), states(0), states(1)), (2, 1, 3));
+    let cache = LatentCache::open(&world.path("cache")).unwrap();
+    assert_eq!(cache.read(0, 0).unwrap().states, cache.read(2, 0).unwrap().states);
+    // No room but for one row: a shard never waits for more than it may hold.
+    world.write(LATENTS + 1);
+    assert_eq!(world.files(".safetensors").len(), 2, "what is whole is kept");
+    fs::remove_dir_all(world.path("cache")).unwrap();
+    world.write(LATENTS + 1);
+    assert_eq!(world.files(".safetensors").len(), ROWS);
+}
+
+#[test]
+fn bad_rows_are_named_left_out_as_far_as_allowed_and_stay_bad() {
+    let world = World::new();
+    let paths: Vec<_> =
+        world.dataset().manifest().rows.iter().map(|row| row.path.clone()).collect();
+    fs::write(&paths[1], "no video").unwrap();
+    fs::remove_file(&paths[4]).unwrap();
+    let write = |skip_bad| {
+        world.job(2 * LATENTS, |job, folder| write_skipping(job, folder, skip_bad, |_, _| ()))
+    };
+    let error = write(0).unwrap_err();
+    assert!(matches!(error, DataError::Row { row: 1 | 4, .. }), "{error}");
+    let error = write(1).unwrap_err().to_string();
+    assert!(error.contains("more than the 1 bad row") && error.contains("row 5"), "{error}");
+    let bad = write(2).unwrap();
+    assert_eq!(bad.keys().copied().collect::<Vec<_>>(), [1, 4]);
+    let mut calls = 0;
+    let again =
+        world.job(2 * LATENTS, |job, folder| write_skipping(job, folder, 2, |_, _| calls += 1));
+    assert_eq!((again.unwrap(), calls), (bad, 2), "two shards are kept");
+    assert!(write(1).is_err(), "what is kept counts, too");
+
+    // Training leaves out the same rows as without a cache.
+    let cache = LatentCache::open(&world.path("cache")).unwrap();
+    cache.check_rows(&world.dataset()).unwrap();
+    let error = cache.read(4, 0).unwrap_err();
+    assert!(matches!(&error, DataError::Row { row: 4, path, .. } if *path == paths[4]), "{error}");
+    let config = LoaderConfig {
+        batch_size: 3,
+        workers: 2,
+        prefetch: 2,
+        seed: 1,
+        shuffle: true,
+        skip_bad: 2,
+        skip_list: None,
+    };
+    let fly = OnTheFly::new(world.dataset(), world.encoder());
+    let cached = Loader::new(Arc::new(cache), config.clone(), 0).unwrap();
+    let computed = Loader::new(Arc::new(fly), config, 0).unwrap();
+    for (cached, computed) in cached.zip(computed).take(5) {
+        assert!(cached.unwrap() == computed.unwrap());
+    }
+
+    // A file that is mended is encoded after all.
+    fs::copy(&paths[0], &paths[1]).unwrap();
+    fs::copy(&paths[0], &paths[4]).unwrap();
+    assert!(write(0).unwrap().is_empty());
+    let cache = LatentCache::open(&world.path("cache")).unwrap();
+    let fly = OnTheFly::new(world.dataset(), world.encoder());
+    assert!(cache.read(1, 0).unwrap() == fly.read(1, 0).unwrap());
+}
+
+#[test]
+fn a_replacement_that_is_interrupted_is_no_complete_cache() {
+    let world = World::new();
+    world.write(2 * LATENTS);
+    let (victim, whole) = {
+        let path = world.dataset().manifest().rows[3].path.clone();
+        (path.clone(), fs::read(path).unwrap())
+    };
+    // Row 3 cannot be read any more: the second shard is begun and fails.
+    fs::write(&victim, "no video").unwrap();
+    assert!(world.job(2 * LATENTS, |job, folder| write(job, folder, |_, _| ())).is_err());
+    let error = LatentCache::open(&world.path("cache")).unwrap_err().to_string();
+    assert!(error.contains("no complete cache"), "{error}");
+
+    fs::write(&victim, whole).unwrap();
+    fs::write(world.path("cache/.shard-00001.safetensors.1.partial"), "half").unwrap();
+    let mut rows = BTreeSet::new();
+    world
+        .job(2 * LATENTS, |job, folder| write(job, folder, |done, _| _ = rows.insert(done)))
+        .unwrap();
+    // The first shard is told of as a whole, the second row by row, the third as a whole.
+    assert_eq!(rows, [2, 3, 4, 6].into());
+    LatentCache::open(&world.path("cache")).unwrap();
+    assert!(world.files(".partial").is_empty());
+}
+
+#[test]
+fn a_cache_shrinks_and_grows_with_its_manifest() {
+    let world = World::new();
+    let mut last = None;
+    world.write(2 * LATENTS);
+    world.edit(|manifest| last = manifest.rows.pop());
+    world.edit(|manifest| _ = manifest.rows.pop());
+    world.write(2 * LATENTS);
+    assert_eq!(world.files(".safetensors").len(), 2);
+    assert_eq!(world.files(".json").len(), 3);
+    world.edit(|manifest| manifest.rows.extend(last));
+    let mut rows = Vec::new();
+    world.job(2 * LATENTS, |job, folder| write(job, folder, |done, _| rows.push(done))).unwrap();
+    assert_eq!(rows, [2, 4, 5, 5], "only the new row is encoded");
+    let cache = LatentCache::open(&world.path("cache")).unwrap();
+    cache.check_rows(&world.dataset()).unwrap();
+    assert_eq!(Source::len(&cache), ROWS - 1);
+}
+
+#[test]
+fn data_that_moved_is_the_same_data() {
+    let world = World::new();
+    world.write(2 * LATENTS);
+    fs::rename(world.path("data"), world.path("moved")).unwrap();
+    let manifest = Manifest::read(&world.path("moved/clips.csv")).unwrap();
+    let dataset = ClipDataset::new(manifest, clip(), SEED).unwrap();
+    LatentCache::open(&world.path("cache")).unwrap().check_rows(&dataset).unwrap();
+    let (encoder, key) = (world.encoder(), world.key());
+    let job =
+        CacheJob { dataset: &dataset, encoder: &encoder, key: &key, shard_bytes: 2 * LATENTS };
+    let mut rows = Vec::new();
+    write(&job, &world.path("cache"), |done, _| rows.push(done)).unwrap();
+    assert_eq!(rows, [2, 4, 6], "nothing is encoded anew");
+}
+
+#[test]
+fn a_changed_byte_of_the_index_is_found() {
+    let world = World::new();
+    world.write(2 * LATENTS);
+    let index = world.path("cache/index.json");
+    let text = fs::read_to_string(&index).unwrap();
+    for (from, to) in [("true", "null"), ("\"seed\":3", "\"seed\":4"), ("true", "false")] {
+        assert!(text.contains(from), "{from}");
+        fs::write(&index, text.replacen(from, to, 1)).unwrap();
+        let error = LatentCache::open(&world.path("cache")).unwrap_err().to_string();
+        assert!(error.contains("index.json") && !error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn weights_and_configuration_of_a_single_file_are_part_of_the_key() {
+    let world = World::new();
+    let weights = world.path("vae/diffusion_pytorch_model.safetensors");
+    let key = || CacheKey::new(&clip(), SEED, TOKENS, &weights, &world.path("t5")).unwrap().vae;
+    let before = key();
+    assert_eq!(key(), before);
+    fs::write(world.path("vae/config.json"), "{}").unwrap();
+    assert_ne!(key(), before);
+}
