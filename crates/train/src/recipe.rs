@@ -153,7 +153,7 @@ impl Default for SampleRecipe {
 }
 
 /// Recipes that come with the crate, by name.
-pub const RECIPES: [(&str, &str); 7] = [
+pub const RECIPES: [(&str, &str); 12] = [
     ("stage1-image-256", include_str!("../recipes/stage1-image-256.toml")),
     ("stage1-image-512", include_str!("../recipes/stage1-image-512.toml")),
     ("stage2-16x256x256", include_str!("../recipes/stage2-16x256x256.toml")),
@@ -161,6 +161,11 @@ pub const RECIPES: [(&str, &str); 7] = [
     ("stage3-hq-16x512x512", include_str!("../recipes/stage3-hq-16x512x512.toml")),
     ("stage3-64x512x512", include_str!("../recipes/stage3-64x512x512.toml")),
     ("stage3-360x512x512", include_str!("../recipes/stage3-360x512x512.toml")),
+    ("demo-vae", include_str!("../recipes/demo-vae.toml")),
+    ("demo-t5", include_str!("../recipes/demo-t5.toml")),
+    ("demo-stage1", include_str!("../recipes/demo-stage1.toml")),
+    ("demo-stage2", include_str!("../recipes/demo-stage2.toml")),
+    ("demo-stage3", include_str!("../recipes/demo-stage3.toml")),
 ];
 
 impl Recipe {
