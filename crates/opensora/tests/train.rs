@@ -166,11 +166,45 @@ fn killed_anywhere_and_resumed_it_is_the_same_run_to_the_bit() {
     let rows = |run: &str| fs::read_to_string(path.join(run).join("metrics.csv")).unwrap();
     assert_eq!(rows("killed").lines().count(), rows("whole").lines().count());
 
+    // A cache of other rows than the manifest's is stale.
+    let csv = fs::read_to_string(path.join("data/clips.csv")).unwrap();
+    let fewer: Vec<&str> = csv.lines().take(3).collect();
+    fs::write(path.join("data/fewer.csv"), fewer.join("\n")).unwrap();
+    let stale = train("stale", &["--cache", "cache", "--data", "data/fewer.csv"]);
+    assert!(refused(path, &stale).contains("stale"));
+
     // What was trained starts the next stage, and is refused by another model.
     let next = train("next", &["--cache", "cache", "--steps", "1", "--init", "vae/vae"]);
     assert!(refused(path, &next).contains("vae/vae"));
     let next = ["--cache", "cache", "--steps", "1", "--init", "whole/stdit/ema.safetensors"];
     ok(path, &train("next", &next));
+}
+
+/// A limit on the size of files stands for a disk without room: writes fail alike.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint() {
+    let folder = prepared();
+    let path = folder.path();
+    let data = ["--data", "data/clips.csv"];
+    ok(path, &train("run", &[&data[..], &["--steps", "3"]].concat()));
+    let more = train("run", &[&data[..], &["--steps", "6", "--resume"]].concat());
+    let limited = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$@\"", "sh"])
+        .arg(env!("CARGO_BIN_EXE_opensora"))
+        .args(&more)
+        .current_dir(path)
+        .output()
+        .unwrap();
+    let error = String::from_utf8(limited.stderr).unwrap();
+    assert!(!limited.status.success() && error.contains("error: "), "{error}");
+    let mut kept: Vec<String> = fs::read_dir(path.join("run/checkpoints"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    kept.sort();
+    assert_eq!(kept, ["step-00000002", "step-00000003"]);
+    ok(path, &more);
 }
 
 #[test]

@@ -113,7 +113,12 @@ impl Session {
     ) -> Result<Arc<dyn Source<Item = EncodedSample>>, TrainError> {
         let data = &self.recipe.data;
         if let Some(cache) = &data.cache {
-            return Ok(Arc::new(LatentCache::open_for(cache, &data.clip)?));
+            let cache = LatentCache::open_for(cache, &data.clip)?;
+            if data.manifest.is_some() {
+                // Who names both means that the one was made from the other.
+                cache.check_rows(&dataset(data, self.recipe.run.seed)?)?;
+            }
+            return Ok(Arc::new(cache));
         }
         let missing = |what: &str| {
             TrainError::Recipe(format!("without a cache of latents the {what} is needed"))
