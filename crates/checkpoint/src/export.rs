@@ -5,7 +5,7 @@ use burn::{
     module::{Module, ModuleVisitor, Param},
     tensor::{DType, FloatDType, Tensor, TensorData},
 };
-use opensora_nn::files::write_atomically;
+use opensora_files::write_atomically;
 use safetensors::{Dtype, View};
 use std::{borrow::Cow, collections::HashMap, path::Path};
 

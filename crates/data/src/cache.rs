@@ -23,7 +23,7 @@ pub use write::{CacheJob, write, write_skipping};
 
 use crate::{ClipSpec, DataError};
 use hash::{digest, hash_model};
-use opensora_nn::files::write_atomically;
+use opensora_files::write_atomically;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fmt::Debug,

@@ -6,7 +6,6 @@
 //! | [`media`] | images and videos by their endings |
 //! | [`window`] | which frames become a clip, and whether they are mirrored |
 //! | [`transform`] | pixels resized, cut about their centre, in [-1, 1] |
-//! | [`pillow`] | resizing of images by Pillow's arithmetic |
 //! | [`dataset`] | rows read as clips |
 //! | [`order`], [`loader`] | rows in batches: shuffled, read ahead, bad ones named |
 //! | [`encode`] | clips and captions behind VAE and text encoder |
@@ -22,7 +21,6 @@ pub mod loader;
 pub mod manifest;
 pub mod media;
 pub mod order;
-pub mod pillow;
 pub mod transform;
 pub mod window;
 

@@ -11,7 +11,7 @@
 
 use crate::DataError;
 use csv::StringRecord;
-use opensora_nn::files::write_atomically;
+use opensora_files::write_atomically;
 use std::path::{Path, PathBuf};
 
 /// The rows of a manifest, at least one where it was read.

@@ -1,6 +1,6 @@
 //! Pixels of clips: resized so that they cover the wanted size, cut about their centre, in [-1, 1].
 //!
-//! Videos are resized bilinearly without antialiasing, images by Pillow's [`crate::pillow`].
+//! Videos are resized bilinearly without antialiasing, images by Pillow's [`opensora_video::pillow`].
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/datasets/utils.py`, `get_transforms_video`,
 //! `get_transforms_image` and `center_crop_arr`; `opensora/datasets/video_transforms.py`,
@@ -12,8 +12,10 @@
 //! - Sizes need not be square: the scale is then the smallest that covers both sides. For squares
 //!   that is the reference's, which goes by the shorter side.
 
-use crate::pillow::{Filter, Resize};
-use opensora_video::Frames;
+use opensora_video::{
+    Frames,
+    pillow::{Filter, Resize},
+};
 
 /// Where the pixels of a clip lie in those of its file.
 #[derive(Debug, Clone, Copy, PartialEq)]

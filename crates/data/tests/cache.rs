@@ -2,90 +2,23 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use burn::tensor::{Device, FloatDType};
-use opensora_checkpoint::{KeyMap, export};
+mod world;
+
 use opensora_data::{
-    ClipDataset, ClipSpec, Manifest, Source,
-    cache::{CacheJob, CacheKey, LatentCache, write},
-    demo::{DemoSpec, write_dataset},
-    encode::{ClipEncoder, OnTheFly},
+    ClipSpec, Manifest, Source,
+    cache::{CacheJob, LatentCache, write},
+    encode::OnTheFly,
 };
-use opensora_t5::{T5Config, T5Encoder, encoder::published_key, fit_tokenizer};
-use opensora_vae::{AutoencoderKl, VaeConfig, keys::Layout};
 use std::{
     fs,
     path::{Path, PathBuf},
 };
-
-const TOKENS: usize = 12;
-const SEED: u64 = 3;
-
-/// Clips, and a VAE and a text encoder with fresh weights.
-struct World {
-    folder: tempfile::TempDir,
-}
+use world::World;
 
 impl World {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let device = Device::flex();
-        let spec =
-            DemoSpec { clips: 5, image_size: [32, 32], num_frames: 6, ..DemoSpec::default() };
-        write_dataset(&folder.path().join("data"), &spec, |_, _| ()).unwrap();
-
-        let vae_config = VaeConfig {
-            block_out_channels: vec![8, 8],
-            layers_per_block: 1,
-            norm_num_groups: 4,
-            ..VaeConfig::default()
-        };
-        let vae = folder.path().join("vae");
-        fs::create_dir(&vae).unwrap();
-        let config = serde_json::to_string(&vae_config).unwrap();
-        fs::write(vae.join("config.json"), config).unwrap();
-        let model = AutoencoderKl::new(&vae_config, &device).unwrap();
-        let weights = vae.join("diffusion_pytorch_model.safetensors");
-        export(&model, &Layout::TODAY.key_map(&vae_config), FloatDType::F32, &weights).unwrap();
-
-        let t5_config = T5Config {
-            vocab_size: 120,
-            d_model: 16,
-            d_kv: 4,
-            d_ff: 32,
-            num_layers: 1,
-            num_heads: 2,
-            ..T5Config::default()
-        };
-        let t5 = folder.path().join("t5");
-        fit_tokenizer(["a red circle grows"], 120).unwrap().save(&t5).unwrap();
-        t5_config.write(&t5.join("config.json")).unwrap();
-        let encoder = T5Encoder::new(&t5_config, &device).unwrap();
-        let map = KeyMap::new("T5").rename(|path| published_key(path, "shared.weight"));
-        export(&encoder, &map, FloatDType::F32, &t5.join("model.safetensors")).unwrap();
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn dataset(&self, clip: &ClipSpec) -> ClipDataset {
-        let manifest = Manifest::read(&self.path("data/clips.csv")).unwrap();
-        ClipDataset::new(manifest, clip.clone(), SEED).unwrap()
-    }
-
-    fn encoder(&self) -> ClipEncoder {
-        let device = Device::flex();
-        ClipEncoder::load(&self.path("vae"), &self.path("t5"), TOKENS, Some(2), &device).unwrap()
-    }
-
-    fn key(&self, clip: &ClipSpec) -> CacheKey {
-        CacheKey::new(clip, SEED, TOKENS, &self.path("vae"), &self.path("t5")).unwrap()
-    }
-
     /// Writes the cache in shards of two rows; returns how many rows were encoded anew.
     fn write(&self, clip: &ClipSpec) -> usize {
-        let (dataset, encoder, key) = (self.dataset(clip), self.encoder(), self.key(clip));
+        let (dataset, encoder, key) = (self.dataset(clip), self.encoder(Some(2)), self.key(clip));
         let latents = 4 * clip.num_frames * 16 * 16;
         let job = CacheJob {
             dataset: &dataset,
@@ -122,12 +55,12 @@ fn shard(folder: &Path, number: usize) -> PathBuf {
 
 #[test]
 fn the_cache_holds_what_would_be_computed_along_the_way() {
-    let world = World::new();
+    let world = World::new(5, 6);
     assert_eq!(world.write(&clip()), 5);
     let cache = LatentCache::open_for(&world.path("cache"), &clip()).unwrap();
     cache.check(&world.key(&clip())).unwrap();
     cache.check_rows(&world.dataset(&clip())).unwrap();
-    let fly = OnTheFly::new(world.dataset(&clip()), world.encoder());
+    let fly = OnTheFly::new(world.dataset(&clip()), world.encoder(Some(2)));
     assert_eq!(Source::len(&cache), Source::len(&fly));
     let mut different = 0;
     for row in 0..5 {
@@ -143,7 +76,7 @@ fn the_cache_holds_what_would_be_computed_along_the_way() {
 
 #[test]
 fn what_is_whole_is_kept_and_what_changed_is_made_anew() {
-    let world = World::new();
+    let world = World::new(5, 6);
     world.write(&clip());
     assert_eq!(world.write(&clip()), 0);
     let cache = world.path("cache");
@@ -171,7 +104,7 @@ fn what_is_whole_is_kept_and_what_changed_is_made_anew() {
 
 #[test]
 fn another_setting_or_model_makes_it_stale_and_one_flipped_bit_is_found() {
-    let world = World::new();
+    let world = World::new(5, 6);
     world.write(&clip());
     let cache = world.path("cache");
     for (other, named) in [

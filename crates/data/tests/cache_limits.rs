@@ -3,95 +3,25 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use burn::tensor::{Device, FloatDType};
-use opensora_checkpoint::{KeyMap, export};
+mod world;
+
 use opensora_data::{
     ClipDataset, ClipSpec, DataError, Manifest, Source,
     cache::{CacheJob, CacheKey, LatentCache, write, write_skipping},
-    demo::{DemoSpec, write_dataset},
-    encode::{ClipEncoder, OnTheFly},
+    encode::OnTheFly,
     loader::{Loader, LoaderConfig},
 };
-use opensora_t5::{T5Config, T5Encoder, encoder::published_key, fit_tokenizer};
-use opensora_vae::{AutoencoderKl, VaeConfig, keys::Layout};
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
+use world::{SEED, TOKENS, World};
 
-const TOKENS: usize = 12;
-const WIDTH: usize = 16;
-const SEED: u64 = 3;
 const ROWS: usize = 6;
 /// Bytes of a row's latents: mean and log variance of 2 frames, 4x16x16, in f32.
 const LATENTS: usize = 2 * 2 * 4 * 16 * 16 * 4;
 
-/// Clips, and a VAE and a text encoder with fresh weights.
-struct World {
-    folder: tempfile::TempDir,
-}
-
 impl World {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let device = Device::flex();
-        let spec =
-            DemoSpec { clips: ROWS, image_size: [32, 32], num_frames: 4, ..DemoSpec::default() };
-        write_dataset(&folder.path().join("data"), &spec, |_, _| ()).unwrap();
-
-        let vae_config = VaeConfig {
-            block_out_channels: vec![8, 8],
-            layers_per_block: 1,
-            norm_num_groups: 4,
-            ..VaeConfig::default()
-        };
-        let vae = folder.path().join("vae");
-        fs::create_dir(&vae).unwrap();
-        fs::write(vae.join("config.json"), serde_json::to_string(&vae_config).unwrap()).unwrap();
-        let model = AutoencoderKl::new(&vae_config, &device).unwrap();
-        let weights = vae.join("diffusion_pytorch_model.safetensors");
-        export(&model, &Layout::TODAY.key_map(&vae_config), FloatDType::F32, &weights).unwrap();
-
-        let t5_config = T5Config {
-            vocab_size: 120,
-            d_model: WIDTH,
-            d_kv: 4,
-            d_ff: 32,
-            num_layers: 1,
-            num_heads: 2,
-            ..T5Config::default()
-        };
-        let t5 = folder.path().join("t5");
-        fit_tokenizer(["a red circle grows"], 120).unwrap().save(&t5).unwrap();
-        t5_config.write(&t5.join("config.json")).unwrap();
-        let encoder = T5Encoder::new(&t5_config, &device).unwrap();
-        let map = KeyMap::new("T5").rename(|path| published_key(path, "shared.weight"));
-        export(&encoder, &map, FloatDType::F32, &t5.join("model.safetensors")).unwrap();
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn dataset(&self) -> ClipDataset {
-        let manifest = Manifest::read(&self.path("data/clips.csv")).unwrap();
-        ClipDataset::new(manifest, clip(), SEED).unwrap()
-    }
-
-    fn encoder(&self) -> ClipEncoder {
-        let device = Device::flex();
-        ClipEncoder::load(&self.path("vae"), &self.path("t5"), TOKENS, None, &device).unwrap()
-    }
-
-    fn key(&self) -> CacheKey {
-        CacheKey::new(&clip(), SEED, TOKENS, &self.path("vae"), &self.path("t5")).unwrap()
-    }
-
     fn job<T>(&self, shard_bytes: usize, work: impl FnOnce(&CacheJob<'_>, &Path) -> T) -> T {
-        let (dataset, encoder, key) = (self.dataset(), self.encoder(), self.key());
+        let (dataset, encoder, key) =
+            (self.dataset(&clip()), self.encoder(None), self.key(&clip()));
         let job = CacheJob { dataset: &dataset, encoder: &encoder, key: &key, shard_bytes };
         work(&job, &self.path("cache"))
     }
@@ -127,7 +57,7 @@ fn clip() -> ClipSpec {
 
 #[test]
 fn a_recipe_that_names_no_variants_takes_what_the_cache_has() {
-    let world = World::new();
+    let world = World::new(ROWS, 4);
     world.write(1 << 20);
     let open = |variants| {
         LatentCache::open_for(&world.path("cache"), &ClipSpec { variants, ..clip() }).map(|_| ())
@@ -140,7 +70,7 @@ fn a_recipe_that_names_no_variants_takes_what_the_cache_has() {
 
 #[test]
 fn prompt_states_count_for_the_size_of_a_shard_and_same_captions_are_there_once() {
-    let world = World::new();
+    let world = World::new(ROWS, 4);
     let all = "a red circle grows a red circle grows a red circle grows";
     world.edit(|manifest| {
         for (row, entry) in manifest.rows.iter_mut().enumerate() {
@@ -167,9 +97,9 @@ fn prompt_states_count_for_the_size_of_a_shard_and_same_captions_are_there_once(
 
 #[test]
 fn bad_rows_are_named_left_out_as_far_as_allowed_and_stay_bad() {
-    let world = World::new();
+    let world = World::new(ROWS, 4);
     let paths: Vec<_> =
-        world.dataset().manifest().rows.iter().map(|row| row.path.clone()).collect();
+        world.dataset(&clip()).manifest().rows.iter().map(|row| row.path.clone()).collect();
     fs::write(&paths[1], "no video").unwrap();
     fs::remove_file(&paths[4]).unwrap();
     let write = |skip_bad| {
@@ -189,7 +119,7 @@ fn bad_rows_are_named_left_out_as_far_as_allowed_and_stay_bad() {
 
     // Training leaves out the same rows as without a cache.
     let cache = LatentCache::open(&world.path("cache")).unwrap();
-    cache.check_rows(&world.dataset()).unwrap();
+    cache.check_rows(&world.dataset(&clip())).unwrap();
     let error = cache.read(4, 0).unwrap_err();
     assert!(matches!(&error, DataError::Row { row: 4, path, .. } if *path == paths[4]), "{error}");
     let config = LoaderConfig {
@@ -201,7 +131,7 @@ fn bad_rows_are_named_left_out_as_far_as_allowed_and_stay_bad() {
         skip_bad: 2,
         skip_list: None,
     };
-    let fly = OnTheFly::new(world.dataset(), world.encoder());
+    let fly = OnTheFly::new(world.dataset(&clip()), world.encoder(None));
     let cached = Loader::new(Arc::new(cache), config.clone(), 0).unwrap();
     let computed = Loader::new(Arc::new(fly), config, 0).unwrap();
     for (cached, computed) in cached.zip(computed).take(5) {
@@ -213,16 +143,16 @@ fn bad_rows_are_named_left_out_as_far_as_allowed_and_stay_bad() {
     fs::copy(&paths[0], &paths[4]).unwrap();
     assert!(write(0).unwrap().is_empty());
     let cache = LatentCache::open(&world.path("cache")).unwrap();
-    let fly = OnTheFly::new(world.dataset(), world.encoder());
+    let fly = OnTheFly::new(world.dataset(&clip()), world.encoder(None));
     assert!(cache.read(1, 0).unwrap() == fly.read(1, 0).unwrap());
 }
 
 #[test]
 fn a_replacement_that_is_interrupted_is_no_complete_cache() {
-    let world = World::new();
+    let world = World::new(ROWS, 4);
     world.write(2 * LATENTS);
     let (victim, whole) = {
-        let path = world.dataset().manifest().rows[3].path.clone();
+        let path = world.dataset(&clip()).manifest().rows[3].path.clone();
         (path.clone(), fs::read(path).unwrap())
     };
     // Row 3 cannot be read any more: the second shard is begun and fails.
@@ -245,7 +175,7 @@ fn a_replacement_that_is_interrupted_is_no_complete_cache() {
 
 #[test]
 fn a_cache_shrinks_and_grows_with_its_manifest() {
-    let world = World::new();
+    let world = World::new(ROWS, 4);
     let mut last = None;
     world.write(2 * LATENTS);
     world.edit(|manifest| last = manifest.rows.pop());
@@ -258,19 +188,19 @@ fn a_cache_shrinks_and_grows_with_its_manifest() {
     world.job(2 * LATENTS, |job, folder| write(job, folder, |done, _| rows.push(done))).unwrap();
     assert_eq!(rows, [2, 4, 5, 5], "only the new row is encoded");
     let cache = LatentCache::open(&world.path("cache")).unwrap();
-    cache.check_rows(&world.dataset()).unwrap();
+    cache.check_rows(&world.dataset(&clip())).unwrap();
     assert_eq!(Source::len(&cache), ROWS - 1);
 }
 
 #[test]
 fn data_that_moved_is_the_same_data() {
-    let world = World::new();
+    let world = World::new(ROWS, 4);
     world.write(2 * LATENTS);
     fs::rename(world.path("data"), world.path("moved")).unwrap();
     let manifest = Manifest::read(&world.path("moved/clips.csv")).unwrap();
     let dataset = ClipDataset::new(manifest, clip(), SEED).unwrap();
     LatentCache::open(&world.path("cache")).unwrap().check_rows(&dataset).unwrap();
-    let (encoder, key) = (world.encoder(), world.key());
+    let (encoder, key) = (world.encoder(None), world.key(&clip()));
     let job =
         CacheJob { dataset: &dataset, encoder: &encoder, key: &key, shard_bytes: 2 * LATENTS };
     let mut rows = Vec::new();
@@ -280,7 +210,7 @@ fn data_that_moved_is_the_same_data() {
 
 #[test]
 fn a_changed_byte_of_the_index_is_found() {
-    let world = World::new();
+    let world = World::new(ROWS, 4);
     world.write(2 * LATENTS);
     let index = world.path("cache/index.json");
     let text = fs::read_to_string(&index).unwrap();
@@ -294,7 +224,7 @@ fn a_changed_byte_of_the_index_is_found() {
 
 #[test]
 fn weights_and_configuration_of_a_single_file_are_part_of_the_key() {
-    let world = World::new();
+    let world = World::new(ROWS, 4);
     let weights = world.path("vae/diffusion_pytorch_model.safetensors");
     let key = || CacheKey::new(&clip(), SEED, TOKENS, &weights, &world.path("t5")).unwrap().vae;
     let before = key();

@@ -2,10 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use opensora_data::{
-    pillow::{Filter, Resize},
-    transform,
-};
+use opensora_data::transform;
+use opensora_video::pillow::{Filter, Resize};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;

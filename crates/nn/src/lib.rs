@@ -5,7 +5,6 @@
 //! | [`device`] | the one table of backends: parse `--device`, list what is compiled and present |
 //! | [`dtype`] | the float types that weights can be held in |
 //! | [`random`] | random numbers drawn on the host, by key |
-//! | [`files`] | files that appear complete or not at all |
 //! | [`noise`] | Gaussian noise from it, the same on every backend |
 //! | [`attention`] | multi-head attention over `[B, N, C]` with an additive bias |
 //! | [`linear`] | linear layers with a transformer's initial weights |
@@ -21,7 +20,6 @@ pub mod activation;
 pub mod attention;
 pub mod device;
 pub mod dtype;
-pub mod files;
 pub mod linear;
 pub mod mask;
 pub mod noise;

@@ -5,7 +5,7 @@
 //! this one is part of the program and becomes files when it is first asked for.
 
 use crate::model_files::ModelError;
-use opensora_nn::files::write_atomically;
+use opensora_files::write_atomically;
 use std::path::PathBuf;
 
 /// What `--model` calls it.

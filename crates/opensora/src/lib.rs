@@ -37,7 +37,9 @@
 pub use opensora_checkpoint as checkpoint;
 pub use opensora_data as data;
 pub use opensora_diffusion as diffusion;
+pub use opensora_files as files;
 pub use opensora_nn as nn;
+pub use opensora_prepare as prepare;
 pub use opensora_stdit as stdit;
 pub use opensora_t5 as t5;
 pub use opensora_train as train;

@@ -1,6 +1,6 @@
 //! Sizes of a T5 v1.1 encoder, read from the published `config.json`.
 
-use opensora_nn::files::write_atomically;
+use opensora_files::write_atomically;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::{Path, PathBuf};

@@ -26,7 +26,7 @@ mod draw;
 
 pub use curve::Curve;
 
-use opensora_nn::files::write_atomically;
+use opensora_files::write_atomically;
 use opensora_video::{Frames, VideoError, png};
 use std::path::{Path, PathBuf};
 

@@ -19,7 +19,7 @@ use burn::{
     tensor::{DType, Device, Tensor},
 };
 use opensora_checkpoint::Checkpoint;
-use opensora_nn::files::sync_folder;
+use opensora_files::sync_folder;
 use safetensors::{Dtype, View};
 use serde::{Deserialize, Serialize};
 use std::{

@@ -10,6 +10,7 @@
 //! | `color` | RGB to the planes of a video codec and back |
 //! | `boxes`, `tables` | the structure of an MP4, checked and reduced before anything trusts it |
 //! | [`gif`], [`png`] | the other two formats |
+//! | [`pillow`] | resizing of images by Pillow's arithmetic |
 //! | [`sheet`] | several clips in one picture |
 //!
 //! ```
@@ -36,6 +37,7 @@ mod error;
 pub mod frames;
 pub mod gif;
 pub mod mp4;
+pub mod pillow;
 pub mod png;
 pub mod sheet;
 mod sps;

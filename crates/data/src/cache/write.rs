@@ -6,7 +6,7 @@ use super::{
     io_error, json, parse_json, write_json,
 };
 use crate::{ClipDataset, DataError, encode::ClipEncoder, loader::read_caught};
-use opensora_nn::files::write_atomically;
+use opensora_files::write_atomically;
 use safetensors::tensor::{Dtype, TensorView};
 use std::{
     collections::BTreeMap,

@@ -9,7 +9,7 @@
 
 use super::{Captioned, render, training_clip, training_still};
 use crate::{DataError, Manifest, Row};
-use opensora_nn::files::write_atomically;
+use opensora_files::write_atomically;
 use opensora_video::{FramesError, VideoError, VideoSpec, Writer, png};
 use serde_json::{Value, json};
 use std::{

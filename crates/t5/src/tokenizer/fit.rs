@@ -20,7 +20,7 @@
 
 use super::pipeline::{Piece, SPACES, WORD_BOUNDARY};
 use crate::caption::text_preprocessing;
-use opensora_nn::files::write_atomically;
+use opensora_files::write_atomically;
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -6,7 +6,7 @@
 //! `tensorflow/core/framework/summary.proto`.
 
 use super::MetricsError;
-use opensora_nn::files::sync_folder;
+use opensora_files::sync_folder;
 use std::{
     fs::{File, OpenOptions},
     io::{ErrorKind, Write},

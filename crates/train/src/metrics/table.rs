@@ -1,7 +1,7 @@
 //! `metrics.csv`: a header and one row a step.
 
 use super::{COLUMNS, MetricsError, Record};
-use opensora_nn::files::write_atomically;
+use opensora_files::write_atomically;
 use std::{
     fs::{File, OpenOptions},
     io::{ErrorKind, Write},

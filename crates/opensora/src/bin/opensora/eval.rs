@@ -209,7 +209,7 @@ impl Gallery {
             self.sheet()?;
         }
         let path = self.folder.join("report.json");
-        opensora::nn::files::write_atomically(&path, |temporary| {
+        opensora::files::write_atomically(&path, |temporary| {
             std::fs::write(temporary, format!("{report:#}\n"))
         })
         .with_context(|| path.display().to_string())

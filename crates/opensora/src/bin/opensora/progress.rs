@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Between two plain lines of one stage.
-const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+pub(crate) const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Shows the pipeline's progress on standard error.
 pub(crate) struct Progress {
@@ -19,21 +19,28 @@ pub(crate) struct Progress {
     last_line: Option<Instant>,
 }
 
+/// How progress is shown.
 #[derive(PartialEq)]
-enum Mode {
+pub(crate) enum Mode {
     Quiet,
     Plain,
     Bars,
 }
 
+impl Mode {
+    /// Bars where someone watches, plain lines elsewhere, nothing where that is asked for.
+    pub(crate) fn new(quiet: bool) -> Self {
+        match (quiet, std::io::stderr().is_terminal()) {
+            (true, _) => Self::Quiet,
+            (false, true) => Self::Bars,
+            (false, false) => Self::Plain,
+        }
+    }
+}
+
 impl Progress {
     pub(crate) fn new(quiet: bool) -> Self {
-        let mode = match (quiet, std::io::stderr().is_terminal()) {
-            (true, _) => Mode::Quiet,
-            (false, true) => Mode::Bars,
-            (false, false) => Mode::Plain,
-        };
-        Self { mode, bar: None, stage_started: Instant::now(), last_line: None }
+        Self { mode: Mode::new(quiet), bar: None, stage_started: Instant::now(), last_line: None }
     }
 
     /// A line that stays, unless quiet.

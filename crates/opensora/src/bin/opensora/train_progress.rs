@@ -1,14 +1,9 @@
 //! Progress of a training run: a bar where someone watches, a line every ten seconds elsewhere.
 
+use crate::progress::{Mode, PLAIN_INTERVAL};
 use indicatif::{ProgressBar, ProgressStyle};
 use opensora::train::metrics::{Record, TrainObserver};
-use std::{
-    io::IsTerminal,
-    time::{Duration, Instant},
-};
-
-/// Between two plain lines.
-const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+use std::time::{Duration, Instant};
 
 /// Shows a run's progress on standard error.
 pub(crate) struct TrainProgress {
@@ -19,21 +14,9 @@ pub(crate) struct TrainProgress {
     last_line: Option<Instant>,
 }
 
-#[derive(PartialEq)]
-enum Mode {
-    Quiet,
-    Plain,
-    Bar,
-}
-
 impl TrainProgress {
     pub(crate) fn new(quiet: bool) -> Self {
-        let mode = match (quiet, std::io::stderr().is_terminal()) {
-            (true, _) => Mode::Quiet,
-            (false, true) => Mode::Bar,
-            (false, false) => Mode::Plain,
-        };
-        Self { mode, bar: None, first: None, last_line: None }
+        Self { mode: Mode::new(quiet), bar: None, first: None, last_line: None }
     }
 
     /// Takes the bar away.
@@ -60,7 +43,7 @@ impl TrainObserver for TrainProgress {
         let remaining = self.remaining(record.step, total_steps);
         match self.mode {
             Mode::Quiet => {}
-            Mode::Bar => {
+            Mode::Bars => {
                 let bar = self.bar.get_or_insert_with(|| new_bar(total_steps));
                 bar.set_position(record.step);
                 bar.set_message(numbers(record, remaining));

@@ -1,0 +1,12 @@
+//! Files that matter, safe from crashes.
+//!
+//! | module | thought |
+//! |---|---|
+//! | [`atomic`] | files that appear complete or not at all |
+//! | [`journal`] | lines that are on the disk once they were appended |
+
+pub mod atomic;
+pub mod journal;
+
+pub use atomic::{sync_folder, write_atomically};
+pub use journal::Journal;

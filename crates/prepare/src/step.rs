@@ -1,0 +1,385 @@
+//! Work row by row: in parallel, journalled, sharded, restartable.
+//!
+//! A step gives each of its rows a key that stays the same from run to run (a path, a URL) and a
+//! function that makes a row's record. Records are appended to a journal as they come and are on
+//! the disk before the row counts as done; the journal's first line holds the step's settings, so
+//! that records of other settings are never mixed in. What a row failed with is recorded as well
+//! and is as final as a success, unless failures are to be tried again.
+
+use crate::PrepareError;
+use opensora_files::Journal;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use std::{
+    collections::HashMap,
+    fmt,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::{
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+};
+
+/// One part of the rows, for job arrays: row r belongs to part r modulo `count`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shard {
+    /// Which part, from 0.
+    index: usize,
+    /// Parts there are, at least 1.
+    count: usize,
+}
+
+impl Shard {
+    /// All rows.
+    pub const WHOLE: Self = Self { index: 0, count: 1 };
+
+    /// Part `index` of `count`.
+    ///
+    /// # Errors
+    /// Where there is no such part.
+    pub fn new(index: usize, count: usize) -> Result<Self, PrepareError> {
+        if index < count {
+            return Ok(Self { index, count });
+        }
+        Err(PrepareError::Spec {
+            field: "shard",
+            found: format!("{index}/{count}"),
+            expected: "i/n with i from 0 to n - 1",
+        })
+    }
+
+    /// Whether a row belongs to this part.
+    pub fn holds(self, row: usize) -> bool {
+        row % self.count == self.index
+    }
+}
+
+impl FromStr for Shard {
+    type Err = PrepareError;
+
+    fn from_str(text: &str) -> Result<Self, PrepareError> {
+        let numbers = text.split_once('/');
+        let parsed = numbers.and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+        // What is no number is as wrong as a part that does not exist.
+        let (index, count) = parsed.unwrap_or((0, 0));
+        Self::new(index, count).map_err(|error| match error {
+            PrepareError::Spec { field, expected, .. } => {
+                PrepareError::Spec { field, found: text.into(), expected }
+            }
+            error => error,
+        })
+    }
+}
+
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.index, self.count)
+    }
+}
+
+/// How a step is run.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Where the journal is kept.
+    pub journal: PathBuf,
+    /// The step's name and all that its records depend on besides the rows.
+    pub settings: Value,
+    /// Rows worked on at once; 0 counts as 1.
+    pub workers: usize,
+    /// Which rows.
+    pub shard: Shard,
+    /// Whether rows that failed in an earlier run are tried again.
+    pub retry_failed: bool,
+}
+
+/// What became of a row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome<T> {
+    /// It has a record.
+    Done(T),
+    /// It cannot be used, and why; one line.
+    Failed(String),
+}
+
+/// Watches a step.
+pub trait Watch {
+    /// `done` of `total` rows are done, `failed` of them without success. A break stops the step:
+    /// rows that are being worked on are still finished and recorded.
+    fn advanced(&mut self, done: usize, failed: usize, total: usize) -> ControlFlow<()>;
+}
+
+/// Nobody watches.
+impl Watch for () {
+    fn advanced(&mut self, _: usize, _: usize, _: usize) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+/// A line of a journal, read.
+#[derive(Deserialize)]
+struct Entry<T> {
+    key: String,
+    #[serde(flatten)]
+    outcome: Outcome<T>,
+}
+
+/// A line of a journal, to be written.
+#[derive(Serialize)]
+struct Line<'a, T> {
+    key: &'a str,
+    #[serde(flatten)]
+    outcome: &'a Outcome<T>,
+}
+
+/// Works on the rows with these keys that have no record yet, and returns every row's outcome;
+/// `None` for rows of other shards. `work` gets a row's index and may run on several threads at
+/// once; a panic in it is that row's failure.
+///
+/// # Errors
+/// Where two rows have one key, the journal cannot be used, or the watcher stops the step.
+pub fn run<T>(
+    run: &Run,
+    keys: &[String],
+    work: impl Fn(usize) -> Result<T, String> + Sync,
+    watch: &mut dyn Watch,
+) -> Result<Vec<Option<Outcome<T>>>, PrepareError>
+where
+    T: Serialize + DeserializeOwned + Send,
+{
+    let mut rows = HashMap::new();
+    for (second, key) in keys.iter().enumerate() {
+        if let Some(first) = rows.insert(key.as_str(), second) {
+            return Err(PrepareError::Twice { first, second, key: key.clone() });
+        }
+    }
+    let (mut journal, known) = open::<T>(run)?;
+    let mut outcomes: Vec<Option<Outcome<T>>> = keys.iter().map(|_| None).collect();
+    for Entry { key, outcome } in known {
+        let Some(&row) = rows.get(key.as_str()) else { continue };
+        let again = run.retry_failed && matches!(outcome, Outcome::Failed(_));
+        if run.shard.holds(row) {
+            // Later lines replace earlier ones: a retry's outcome comes after the failure's.
+            outcomes[row] = (!again).then_some(outcome);
+        }
+    }
+
+    let mine = (0..keys.len()).filter(|&row| run.shard.holds(row));
+    let (done, open): (Vec<usize>, Vec<usize>) = mine.partition(|&row| outcomes[row].is_some());
+    let total = done.len() + open.len();
+    let failures = |outcomes: &[Option<Outcome<T>>]| {
+        outcomes.iter().filter(|outcome| matches!(outcome, Some(Outcome::Failed(_)))).count()
+    };
+    let mut progress = (done.len(), failures(&outcomes));
+
+    let next = AtomicUsize::new(0);
+    let stop = AtomicBool::new(watch.advanced(progress.0, progress.1, total).is_break());
+    // Workers wait where the disk is slower than they are, so that little is lost to a crash.
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let written = std::thread::scope(|scope| {
+        for _ in 0..run.workers.clamp(1, open.len().max(1)) {
+            let (sender, open, work, next, stop) = (sender.clone(), &open, &work, &next, &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let Some(&row) = open.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+                    if sender.send((row, guarded(|| work(row)))).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        // As many records as there are go to the disk together.
+        while let Ok(first) = receiver.recv() {
+            let batch: Vec<_> = std::iter::once(first).chain(receiver.try_iter()).collect();
+            if let Err(error) = append(&mut journal, keys, &batch) {
+                stop.store(true, Ordering::Relaxed);
+                return Err(PrepareError::Io { path: run.journal.clone(), source: error });
+            }
+            for (row, outcome) in batch {
+                progress.0 += 1;
+                progress.1 += usize::from(matches!(outcome, Outcome::Failed(_)));
+                outcomes[row] = Some(outcome);
+            }
+            if watch.advanced(progress.0, progress.1, total).is_break() {
+                stop.store(true, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    });
+    written?;
+    if progress.0 < total {
+        return Err(PrepareError::Stopped { done: progress.0, total });
+    }
+    Ok(outcomes)
+}
+
+/// Brings outcomes to the journal.
+fn append<T: Serialize>(
+    journal: &mut Journal,
+    keys: &[String],
+    batch: &[(usize, Outcome<T>)],
+) -> std::io::Result<()> {
+    let line = |(row, outcome): &(usize, Outcome<T>)| {
+        serde_json::to_string(&Line { key: &keys[*row], outcome })
+    };
+    let lines: Vec<String> = batch.iter().map(line).collect::<Result<_, _>>()?;
+    journal.append(lines.iter().map(String::as_str))
+}
+
+/// A row's outcome, whatever its work does.
+fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Outcome<T> {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    match result {
+        Ok(Ok(record)) => Outcome::Done(record),
+        Ok(Err(reason)) => Outcome::Failed(reason.replace(['\n', '\r'], " ")),
+        Err(_) => Outcome::Failed("the program made a mistake on it (a panic)".into()),
+    }
+}
+
+/// Opens the journal, checks or writes its first line, and reads its records.
+fn open<T: DeserializeOwned>(run: &Run) -> Result<(Journal, Vec<Entry<T>>), PrepareError> {
+    let path: &Path = &run.journal;
+    let io = |source| PrepareError::Io { path: path.into(), source };
+    let fail = |reason: String| PrepareError::Journal { path: path.into(), reason };
+    let (mut journal, lines) = Journal::open(path).map_err(io)?;
+    let Some((first, lines)) = lines.split_first() else {
+        journal.append([run.settings.to_string().as_str()]).map_err(io)?;
+        return Ok((journal, vec![]));
+    };
+    let settings: Value = serde_json::from_str(first)
+        .map_err(|error| fail(format!("its first line holds no settings: {error}")))?;
+    if settings != run.settings {
+        return Err(fail(format!(
+            "it was written with other settings ({settings}, now {}): move it away, or write \
+             elsewhere",
+            run.settings
+        )));
+    }
+    let entries = lines.iter().enumerate().map(|(index, line)| {
+        serde_json::from_str(line)
+            .map_err(|error| fail(format!("line {} is no record: {error}", index + 2)))
+    });
+    Ok((journal, entries.collect::<Result<_, _>>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::sync::Mutex;
+
+    fn keys(count: usize) -> Vec<String> {
+        (0..count).map(|row| format!("clip \"{row}\".mp4")).collect()
+    }
+
+    fn at(folder: &Path) -> Run {
+        Run {
+            journal: folder.join("steps.jsonl"),
+            settings: json!({"step": "test", "limit": 3}),
+            workers: 3,
+            shard: Shard::WHOLE,
+            retry_failed: false,
+        }
+    }
+
+    /// Stops after so many rows.
+    struct StopAt(usize);
+
+    impl Watch for StopAt {
+        fn advanced(&mut self, done: usize, _: usize, _: usize) -> ControlFlow<()> {
+            if done >= self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+    }
+
+    #[test]
+    fn a_step_goes_on_where_it_was_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        let (keys, worked) = (keys(40), Mutex::new(vec![0; 40]));
+        let work = |row: usize| {
+            worked.lock().unwrap()[row] += 1;
+            if row % 7 == 3 { Err(format!("bad\nrow {row}")) } else { Ok(row * row) }
+        };
+        for stop in [0, 5, 17] {
+            let stopped = run(&at(folder.path()), &keys, work, &mut StopAt(stop)).unwrap_err();
+            assert!(matches!(stopped, PrepareError::Stopped { total: 40, .. }), "{stopped}");
+        }
+        // A crash in the middle of a line.
+        let journal = at(folder.path()).journal;
+        let bytes = std::fs::read(&journal).unwrap();
+        std::fs::write(&journal, &bytes[..bytes.len() - 3]).unwrap();
+        let outcomes = run(&at(folder.path()), &keys, work, &mut ()).unwrap();
+        for (row, outcome) in outcomes.into_iter().enumerate() {
+            let expected = match row % 7 {
+                3 => Outcome::Failed(format!("bad row {row}")),
+                _ => Outcome::Done(row * row),
+            };
+            assert_eq!(outcome, Some(expected));
+        }
+        // Only the row of the torn line was worked on twice.
+        let worked = worked.into_inner().unwrap();
+        assert_eq!(worked.iter().sum::<i32>(), 41, "{worked:?}");
+    }
+
+    #[test]
+    fn failures_are_final_until_they_are_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = keys(4);
+        let first = run(
+            &at(folder.path()),
+            &keys,
+            |row| if row == 2 { panic!("on purpose") } else { Ok(1) },
+            &mut (),
+        );
+        assert!(
+            matches!(&first.unwrap()[2], Some(Outcome::Failed(reason)) if reason.contains("panic"))
+        );
+        let again = run(&at(folder.path()), &keys, |_| Ok(2), &mut ()).unwrap();
+        assert!(matches!(again[2], Some(Outcome::Failed(_))));
+        let retry = Run { retry_failed: true, ..at(folder.path()) };
+        let retried = run(&retry, &keys, |_| Ok(2), &mut ()).unwrap();
+        let numbers: Vec<_> = retried.into_iter().flatten().collect();
+        assert_eq!(numbers, [1, 1, 2, 1].map(Outcome::Done));
+        let last = run(&at(folder.path()), &keys, |_| Ok(3), &mut ()).unwrap();
+        assert_eq!(last[2], Some(Outcome::Done(2)));
+    }
+
+    #[test]
+    fn shards_share_the_rows_and_need_no_common_journal() {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = keys(10);
+        let mut held = vec![0; 10];
+        for index in 0..3 {
+            let shard = Shard::new(index, 3).unwrap();
+            let journal = folder.path().join(format!("{index}.jsonl"));
+            let part = Run { shard, journal, ..at(folder.path()) };
+            for (row, outcome) in run(&part, &keys, Ok, &mut ()).unwrap().iter().enumerate() {
+                held[row] += usize::from(*outcome == Some(Outcome::Done(row)));
+            }
+        }
+        assert_eq!(held, [1; 10]);
+        assert_eq!("2/3".parse::<Shard>().unwrap(), Shard::new(2, 3).unwrap());
+        for wrong in ["3/3", "0/0", "1", "-1/2", "a/b"] {
+            let error = wrong.parse::<Shard>().unwrap_err().to_string();
+            assert!(error.contains(wrong), "{error}");
+        }
+    }
+
+    #[test]
+    fn journals_of_other_settings_and_twins_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        run(&at(folder.path()), &keys(2), Ok, &mut ()).unwrap();
+        let other = Run { settings: json!({"step": "test", "limit": 4}), ..at(folder.path()) };
+        let refused = run(&other, &keys(2), Ok, &mut ()).unwrap_err().to_string();
+        assert!(refused.contains("other settings"), "{refused}");
+        let twins = ["a".to_string(), "b".into(), "a".into()];
+        let refused = run(&at(folder.path()), &twins, Ok, &mut ()).unwrap_err();
+        assert_eq!(refused.to_string(), "rows 1 and 3 are both a");
+        std::fs::write(at(folder.path()).journal, "{\"limit\":3,\"step\":\"test\"}\nnonsense\n")
+            .unwrap();
+        let refused = run(&at(folder.path()), &keys(2), Ok, &mut ()).unwrap_err().to_string();
+        assert!(refused.contains("line 2"), "{refused}");
+    }
+}
