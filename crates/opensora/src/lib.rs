@@ -38,6 +38,7 @@ pub use opensora_checkpoint as checkpoint;
 pub use opensora_data as data;
 pub use opensora_diffusion as diffusion;
 pub use opensora_files as files;
+pub use opensora_manifest as manifest;
 pub use opensora_nn as nn;
 pub use opensora_prepare as prepare;
 pub use opensora_stdit as stdit;

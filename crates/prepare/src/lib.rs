@@ -8,8 +8,10 @@
 //! | module | thought |
 //! |---|---|
 //! | [`step`] | work row by row: in parallel, journalled, sharded, restartable |
+//! | [`retry`] | patience with what is far away |
 
 mod error;
+pub mod retry;
 pub mod step;
 
 pub use error::PrepareError;

@@ -28,7 +28,8 @@ use opensora_data::{
     cache::LatentCache,
     encode::{ClipEncoder, EncodedSample, OnTheFly},
 };
-use opensora_nn::{dtype::Dtype, files::write_atomically, noise::normal_batch, random::Purpose};
+use opensora_files::write_atomically;
+use opensora_nn::{dtype::Dtype, noise::normal_batch, random::Purpose};
 use opensora_stdit::{StDit, keys};
 use opensora_t5::T5Encoder;
 use opensora_vae::AutoencoderKl;
