@@ -1,8 +1,12 @@
 //! Scores of clips by models that the user supplies.
 
 use super::FilterError;
+use crate::PrepareError;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 /// What gives a clip a score: how pleasing it is, how much text lies over it.
 pub trait Score: Sync {
@@ -84,9 +88,64 @@ impl OnnxSpec {
     }
 }
 
+impl FromStr for OnnxSpec {
+    type Err = FilterError;
+
+    /// `aesthetic=model.onnx,size=224x224,mean=0.5/0.5/0.5,std=0.5/0.5/0.5,output=0,element=1`: a
+    /// column and a file, then whatever differs from [`clip`](Self::clip).
+    fn from_str(text: &str) -> Result<Self, FilterError> {
+        parse(text).ok_or_else(|| {
+            let expected = "COLUMN=FILE, then any of ,size=HxW ,mean=R/G/B ,std=R/G/B ,output=N \
+                            ,element=N";
+            PrepareError::Spec { field: "model", found: text.into(), expected }.into()
+        })
+    }
+}
+
+fn parse(text: &str) -> Option<OnnxSpec> {
+    let mut parts = text.split(',');
+    let (column, path) = parts.next()?.split_once('=')?;
+    if column.is_empty() || path.is_empty() {
+        return None;
+    }
+    let mut spec = OnnxSpec::clip(Path::new(path), column);
+    for part in parts {
+        let (name, value) = part.split_once('=')?;
+        match name {
+            "size" => spec.size = numbers(value, 'x')?,
+            "mean" => spec.mean = numbers(value, '/')?,
+            "std" => spec.std = numbers(value, '/')?,
+            "output" => spec.output = value.parse().ok()?,
+            "element" => spec.element = value.parse().ok()?,
+            _ => return None,
+        }
+    }
+    Some(spec)
+}
+
+/// So many numbers with a sign between them.
+fn numbers<T: FromStr, const N: usize>(text: &str, between: char) -> Option<[T; N]> {
+    let numbers = text.split(between).map(|number| number.parse().ok());
+    numbers.collect::<Option<Vec<T>>>()?.try_into().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_model_is_named_in_one_word() {
+        let spec: OnnxSpec = "aesthetic=a/b=c.onnx".parse().unwrap();
+        assert_eq!(spec, OnnxSpec::clip(Path::new("a/b=c.onnx"), "aesthetic"));
+        let text = "text=t.onnx,size=8x6,mean=0.5/0/1,std=1/2/3,output=1,element=2";
+        let spec: OnnxSpec = text.parse().unwrap();
+        assert_eq!((spec.size, spec.mean, spec.std), ([8, 6], [0.5, 0.0, 1.0], [1.0, 2.0, 3.0]));
+        assert_eq!((spec.output, spec.element), (1, 2));
+        for wrong in ["", "a.onnx", "=a.onnx", "a=", "a=b,size=8", "a=b,mean=1/2", "a=b,depth=1"] {
+            let refused = wrong.parse::<OnnxSpec>().unwrap_err().to_string();
+            assert!(refused.starts_with(&format!("model = {wrong}: expected COLUMN=FILE")));
+        }
+    }
 
     #[test]
     fn models_that_cannot_be_are_refused_in_one_line() {
