@@ -8,9 +8,11 @@
 //! | module | thought |
 //! |---|---|
 //! | [`step`] | work row by row: in parallel, journalled, sharded, restartable |
+//! | [`filter`] | which clips a model shall learn from: measures, bounds, near-duplicates |
 //! | [`retry`] | patience with what is far away |
 
 mod error;
+pub mod filter;
 pub mod retry;
 pub mod step;
 
