@@ -7,9 +7,11 @@
 //!
 //! | module | thought |
 //! |---|---|
+//! | [`download`] | videos of public lists, fetched |
 //! | [`step`] | work row by row: in parallel, journalled, sharded, restartable |
 //! | [`retry`] | patience with what is far away |
 
+pub mod download;
 mod error;
 pub mod retry;
 pub mod step;
