@@ -39,10 +39,8 @@ mod seconds;
 mod terms;
 mod yt_dlp;
 
-pub use address::{Address, Fetch};
 pub use http::Timeouts;
 pub use list::{END, LICENCE, List, ListError, ListFormat, Part, REASON, SHA256, START};
-pub use partial::Fetched;
 pub use terms::Terms;
 pub use yt_dlp::{FORMAT, YtDlp};
 
@@ -51,6 +49,7 @@ use crate::{
     retry::Patience,
     step::{self, Outcome, Run, Shard, Watch},
 };
+use address::Fetch;
 use http::Client;
 use limits::Rate;
 use list::{Video, fields};
@@ -58,7 +57,7 @@ use opensora_manifest::{
     ManifestError, Table,
     table::{PATH, TEXT, URL},
 };
-use partial::beside;
+use partial::{Fetched, beside};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use yt_dlp::Runner;

@@ -11,7 +11,7 @@ const ENDINGS: [&str; 12] =
 
 /// Who fetches an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fetch {
+pub(crate) enum Fetch {
     /// This crate, by HTTP.
     Direct,
     /// The program `yt-dlp`.
@@ -20,7 +20,7 @@ pub enum Fetch {
 
 /// Where a video is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Address {
+pub(crate) struct Address {
     url: String,
     fetch: Fetch,
     file: String,
@@ -28,11 +28,8 @@ pub struct Address {
 
 impl Address {
     /// Reads an address: http, https, or the id of a video on YouTube. Several ways to write one
-    /// video on YouTube become the same address.
-    ///
-    /// # Errors
-    /// What was found instead, on one line.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    /// video on YouTube become the same address. An error is a line that says what was found.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         if is_youtube_id(text) {
             return Ok(Self::youtube(text));
@@ -66,18 +63,18 @@ impl Address {
     }
 
     /// The address.
-    pub fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
     /// Who fetches it.
-    pub fn fetch(&self) -> Fetch {
+    pub(crate) fn fetch(&self) -> Fetch {
         self.fetch
     }
 
     /// The name of its file, the same for the same address: at most 70 bytes of lower-case ASCII
     /// letters, digits, `-`, `_` and a dot, so that it is one name on every file system.
-    pub fn file(&self) -> &str {
+    pub(crate) fn file(&self) -> &str {
         &self.file
     }
 

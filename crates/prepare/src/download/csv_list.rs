@@ -83,7 +83,8 @@ impl<'a> Records<'a> {
     fn header(&mut self) -> Result<Vec<String>, ListError> {
         let mut record = ByteRecord::new();
         self.next(&mut record)?;
-        let field = |field| String::from_utf8_lossy(field).trim().to_string();
+        let blank = |c: char| c.is_whitespace() || c == '\u{feff}';
+        let field = |field| String::from_utf8_lossy(field).trim_matches(blank).to_string();
         Ok(record.iter().map(field).collect())
     }
 
@@ -275,5 +276,95 @@ fn ordered(clip: Clip) -> Result<Clip, String> {
             Err(format!("it ends at {end} s and begins at {} s", start.unwrap_or(0.0)))
         }
         _ => Ok(clip),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        download::list::{Part, REASON},
+        step::Shard,
+    };
+
+    const HEADER: &str = "videoID,url,timestamp,caption,matching_score,desirable_filtering,shots\n";
+
+    fn read(text: &[u8], part: Part) -> Result<List, ListError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("list.csv");
+        std::fs::write(&path, text).unwrap();
+        List::read(&path, ListFormat::of(&path)?, part)
+    }
+
+    #[test]
+    fn rows_of_panda_are_cut_into_clips() {
+        let row = r#"-2yHu5qgTzM,https://www.youtube.com/watch?v=-2yHu5qgTzM,"[['0:01:20.880', '0:01:23.983'], ['1:02:31.151', '1:02:34.320']]","['A fox, red.', ""It's a \""b\"".""]","[0.451416015625, 0.4990234375]","['desirable', '2_tiny']","[[['0:00:00.000', '0:00:03.069']], [['0:00:00.000', '0:00:01.000'], ['0:00:01.033', '0:00:03.169']]]""#;
+        let list = read(format!("{HEADER}{row}\n").as_bytes(), Part::WHOLE).unwrap();
+        assert_eq!((list.format, list.videos(), list.clips()), (ListFormat::Panda70M, 1, 2));
+        assert_eq!(list.columns, ["videoID", "matching_score", "desirable_filtering", "shots"]);
+        let [one, two] = &list.videos[0].clips[..] else { panic!("two clips") };
+        assert_eq!((one.start, one.end), (Some(80.88), Some(83.983)));
+        assert_eq!((two.start, two.end), (Some(3751.151), Some(3754.32)));
+        assert_eq!(one.text.as_deref(), Some("A fox, red."));
+        assert_eq!(two.text.as_deref(), Some(r#"It's a "b"."#));
+        assert_eq!(
+            one.rest,
+            ["-2yHu5qgTzM", "0.451416015625", "desirable", "[['0:00:00.000', '0:00:03.069']]"]
+        );
+        assert_eq!(two.rest[2], "2_tiny");
+    }
+
+    #[test]
+    fn wrong_rows_of_panda_are_listed_and_do_not_stop_the_rest() {
+        let rows = [
+            "a,https://youtu.be/-2yHu5qgTz1,\"[['0:00:01', '0:00:02']]\",\"['a', 'b']\",[1],x,y",
+            "b,https://youtu.be/-2yHu5qgTz2,\"[['0:00:03', '0:00:02']]\",['a'],[1],x,y",
+            "c,https://youtu.be/-2yHu5qgTz3,[['0:00:03']],['a'],[1],x,y",
+            "d,https://youtu.be/-2yHu5qgTz4,[[__import__('os')]],['a'],[1],x,y",
+            "e,https://youtu.be/-2yHu5qgTz5,\"[['0:00:01', '0:00:02']]\"",
+            "f,https://youtu.be/-2yHu5qgTz6,\"[['0:00:01', '0:00:02']]\",\"['\u{e9}']\",[1],x,y",
+        ];
+        let mut bytes = format!("{HEADER}{}\n", rows.join("\n")).into_bytes();
+        bytes.extend(b"g,https://youtu.be/-2yHu5qgTz7,\"[]\",\xff,[],x,y\n");
+        let list = read(&bytes, Part::WHOLE).unwrap();
+        assert_eq!((list.videos(), list.rejected.len()), (1, 6));
+        for (row, words) in [
+            (0, "row 1 of the list: caption: 2 items for 1 clips"),
+            (1, "it ends at 2 s and begins at 3 s"),
+            (2, "['0:00:03'] is no pair of times"),
+            (3, "timestamp: no Python literal"),
+            (4, "it has 3 fields, expected 7"),
+            (5, "row 7 of the list: field 4 is no UTF-8"),
+        ] {
+            let reason = list.rejected.get(row, REASON).unwrap();
+            assert!(reason.contains(words), "{reason}");
+        }
+        assert_eq!(list.rejected.get(0, "videoID"), Some("a"));
+        assert_eq!(list.videos[0].clips[0].text.as_deref(), Some("\u{e9}"));
+    }
+
+    #[test]
+    fn only_a_part_is_kept_and_no_record_is_endless() {
+        let rows: String = (0..100).map(|row| format!("https://a.example/{row}.mp4\n")).collect();
+        let part = Part { offset: 90, limit: Some(5), shard: Shard::WHOLE };
+        let list = read(format!("\u{feff}URL\n{rows}").as_bytes(), part).unwrap();
+        let urls: Vec<_> = list.videos.iter().map(|video| video.address.url()).collect();
+        assert_eq!(urls[0], "https://a.example/90.mp4");
+        assert_eq!(urls.len(), 5);
+        let open = format!("url\n\"{}", "x".repeat(MAX_RECORD as usize + (1 << 20)));
+        let error = read(open.as_bytes(), Part::WHOLE).unwrap_err().to_string();
+        assert!(error.contains("longer than 64 MiB"), "{error}");
+    }
+
+    #[test]
+    fn lists_without_their_columns_are_refused() {
+        for (text, words) in [
+            ("path,text\n", "no column url: path, text"),
+            ("", "no column url"),
+            ("url,a,b,a\n", "names the column a twice"),
+        ] {
+            let error = read(text.as_bytes(), Part::WHOLE).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("list.csv"), "{error}");
+        }
     }
 }

@@ -126,3 +126,77 @@ fn clip(name: &str, span: &Value, scene: &Value) -> Option<Clip> {
         rest: vec![scene["clip_id"].as_str().unwrap_or(name).into()],
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        download::list::{ListFormat, Part, REASON},
+        step::Shard,
+    };
+
+    fn read(text: &str, part: Part) -> Result<List, ListError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hdvg_0.json");
+        std::fs::write(&path, text).unwrap();
+        assert_eq!(ListFormat::of(&path).unwrap(), ListFormat::HdVg130M);
+        List::read(&path, ListFormat::HdVg130M, part)
+    }
+
+    #[test]
+    fn scenes_become_clips_with_times_in_the_video() {
+        let text = r#"{
+            "-2yHu5qgTz1": {"url": "https://www.youtube.com/watch?v=-2yHu5qgTz1", "clip": {
+                "a.mp4": {"span": ["00:00:10.500", "00:00:20.000"], "fps": 30.0, "scene_split": [
+                    {"clip_id": "a_0", "caption": "A fox.", "scene_cut": [0, 60]},
+                    {"clip_id": "a_1", "caption": "Fog.", "scene_cut": [60, 135]}]},
+                "b.mp4": {"span": ["00:01:00.000", "00:01:05.000"], "fps": 25, "scene_split": [
+                    {"clip_id": "b_0", "caption": "Rain.", "scene_cut": [0, -1]}]}}},
+            "-2yHu5qgTz2": {"clip": {"c.mp4": {"span": ["x", "y"], "scene_split": [{}]}}},
+            "-2yHu5qgTz3": {"url": "nowhere", "clip": {}},
+            "-2yHu5qgTz4": 7}"#;
+        let list = read(text, Part::WHOLE).unwrap();
+        assert_eq!((list.videos(), list.clips(), list.rejected.len()), (1, 3, 3));
+        let clips: Vec<_> = list.videos[0]
+            .clips
+            .iter()
+            .map(|clip| (clip.start, clip.end, clip.text.as_deref(), clip.rest[0].as_str()))
+            .collect();
+        assert_eq!(
+            clips,
+            [
+                (Some(10.5), Some(12.5), Some("A fox."), "a_0"),
+                (Some(12.5), Some(15.0), Some("Fog."), "a_1"),
+                (Some(60.0), Some(65.0), Some("Rain."), "b_0"),
+            ]
+        );
+        for (row, words) in [
+            (0, "c.mp4 has a scene without times"),
+            (1, "\"nowhere\" is no address"),
+            (2, "it has no object \"clip\""),
+        ] {
+            let reason = list.rejected.get(row, REASON).unwrap();
+            assert!(reason.contains(words), "{reason}");
+        }
+    }
+
+    #[test]
+    fn what_is_after_a_part_is_not_read() {
+        let video = |id: usize| {
+            format!(
+                r#""-2yHu5qgTz{id}": {{"clip": {{"a.mp4": {{"span": ["0:01", "0:02"],
+                "scene_split": [{{"scene_cut": [0, -1]}}]}}}}}}"#
+            )
+        };
+        let text = format!("{{{}, {}, {}, broken", video(1), video(2), video(3));
+        let part = Part { offset: 1, limit: Some(2), shard: Shard::WHOLE };
+        let list = read(&text, part).unwrap();
+        let urls: Vec<_> = list.videos.iter().map(|video| video.address.url()).collect();
+        assert_eq!(
+            urls,
+            [2, 3].map(|id| format!("https://www.youtube.com/watch?v=-2yHu5qgTz{id}"))
+        );
+        let error = read(&text, Part::WHOLE).unwrap_err().to_string();
+        assert!(error.contains("no list of HD-VG-130M"), "{error}");
+    }
+}

@@ -225,6 +225,10 @@ impl List {
         if !self.part.holds(&address) {
             return;
         }
+        if clips.is_empty() {
+            let none = Clip { rest: vec![String::new(); self.columns.len()], ..Clip::default() };
+            return self.reject(Ok(&address), &none, "the list wants no clip of it");
+        }
         let at = *self.by_file.entry(address.file().into()).or_insert_with(|| {
             self.videos.push(Video { address: address.clone(), sha256: None, clips: vec![] });
             self.videos.len() - 1
@@ -265,6 +269,7 @@ pub(crate) fn fields(columns: &[String], url: &str, clip: &Clip) -> Vec<(String,
         (START, number(clip.start)),
         (END, number(clip.end)),
         (TEXT, clip.text.clone()),
+        (LICENCE, clip.licence.clone()),
     ];
     let known = known.into_iter().map(|(name, value)| (name.into(), value.unwrap_or_default()));
     known.chain(columns.iter().cloned().zip(clip.rest.iter().cloned())).collect()

@@ -45,11 +45,11 @@ pub(crate) struct Partial {
 
 /// A complete file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fetched {
+pub(crate) struct Fetched {
     /// Its length.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Its SHA-256, in hexadecimal digits.
-    pub sha256: String,
+    pub(crate) sha256: String,
 }
 
 impl Partial {
