@@ -11,23 +11,23 @@ use std::{
 
 /// A request as it came; names of headers are in lower case.
 #[derive(Debug, Clone)]
-pub struct Request {
-    pub path: String,
-    pub headers: HashMap<String, String>,
+pub(crate) struct Request {
+    pub(crate) path: String,
+    pub(crate) headers: HashMap<String, String>,
     /// How many requests for this path there were before.
-    pub number: usize,
+    pub(crate) number: usize,
 }
 
 impl Request {
     /// The first byte that is asked for, where a range is.
-    pub fn range(&self) -> Option<usize> {
+    pub(crate) fn range(&self) -> Option<usize> {
         self.headers.get("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
     }
 }
 
 /// What comes after the bytes of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum After {
+pub(crate) enum After {
     /// The connection is closed.
     Close,
     /// Nothing, for a while.
@@ -38,38 +38,38 @@ pub enum After {
 
 /// An answer.
 #[derive(Debug, Clone)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: Vec<(&'static str, String)>,
-    pub body: Vec<u8>,
-    pub after: After,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(&'static str, String)>,
+    pub(crate) body: Vec<u8>,
+    pub(crate) after: After,
     /// Bytes of the body that are sent before the connection is closed.
-    pub cut: Option<usize>,
+    pub(crate) cut: Option<usize>,
     /// Between two pieces of 64 KiB.
-    pub pause: Duration,
+    pub(crate) pause: Duration,
 }
 
 impl Answer {
-    pub fn status(status: u16) -> Self {
+    pub(crate) fn status(status: u16) -> Self {
         let (headers, body) = (vec![], vec![]);
         Self { status, headers, body, after: After::Close, cut: None, pause: Duration::ZERO }
     }
 
-    pub fn file(bytes: &[u8]) -> Self {
+    pub(crate) fn file(bytes: &[u8]) -> Self {
         Self { body: bytes.to_vec(), ..Self::status(200).with("Content-Type", "video/mp4") }
     }
 
-    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+    pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
 
-    pub fn cut(self, after: usize) -> Self {
+    pub(crate) fn cut(self, after: usize) -> Self {
         Self { cut: Some(after), ..self }
     }
 
     /// A file of a version, or the range of it that is asked for.
-    pub fn version(bytes: &[u8], tag: &str, request: &Request) -> Self {
+    pub(crate) fn version(bytes: &[u8], tag: &str, request: &Request) -> Self {
         let condition = request.headers.get("if-range");
         let same = condition.is_none_or(|wanted| wanted == tag);
         match request.range().filter(|first| same && *first < bytes.len()) {
@@ -78,20 +78,20 @@ impl Answer {
         }
     }
 
-    pub fn range(bytes: &[u8], first: usize) -> Self {
+    pub(crate) fn range(bytes: &[u8], first: usize) -> Self {
         let range = format!("bytes {first}-{}/{}", bytes.len() - 1, bytes.len());
         Self { status: 206, ..Self::file(&bytes[first..]) }.with("Content-Range", range)
     }
 }
 
 /// Runs until the test's process ends.
-pub struct Server {
-    pub url: String,
+pub(crate) struct Server {
+    pub(crate) url: String,
     log: Arc<Mutex<Vec<Request>>>,
 }
 
 impl Server {
-    pub fn start(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let log = Arc::new(Mutex::new(vec![]));
@@ -106,11 +106,11 @@ impl Server {
         Self { url, log }
     }
 
-    pub fn requests(&self) -> Vec<Request> {
+    pub(crate) fn requests(&self) -> Vec<Request> {
         self.log.lock().unwrap().clone()
     }
 
-    pub fn requests_for(&self, path: &str) -> Vec<Request> {
+    pub(crate) fn requests_for(&self, path: &str) -> Vec<Request> {
         self.requests().into_iter().filter(|request| request.path == path).collect()
     }
 }
@@ -166,7 +166,7 @@ fn serve(
 }
 
 /// Bytes that repeat late enough to tell where they are from.
-pub fn bytes(count: usize, seed: u32) -> Vec<u8> {
+pub(crate) fn bytes(count: usize, seed: u32) -> Vec<u8> {
     let next = |state: &mut u32| {
         *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         Some((*state >> 24) as u8)
