@@ -7,10 +7,12 @@
 //!
 //! | module | thought |
 //! |---|---|
+//! | [`download`] | videos of public lists, fetched |
 //! | [`step`] | work row by row: in parallel, journalled, sharded, restartable |
 //! | [`filter`] | which clips a model shall learn from: measures, bounds, near-duplicates |
 //! | [`retry`] | patience with what is far away |
 
+pub mod download;
 mod error;
 pub mod filter;
 pub mod retry;
