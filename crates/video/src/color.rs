@@ -123,13 +123,16 @@ impl Matrix {
     pub(crate) fn rgb(self, planes: &Planes) -> Vec<u8> {
         let mut rgb = Vec::with_capacity(3 * planes.height * planes.width);
         for row in 0..planes.height {
-            for column in 0..planes.width {
-                let chroma = (row / 2) * (planes.width / 2) + column / 2;
-                let y = planes.y[row * planes.width + column];
-                rgb.extend(self.to_rgb([y, planes.u[chroma], planes.v[chroma]]));
-            }
+            rgb.extend((0..planes.width).flat_map(|column| self.pixel(planes, row, column)));
         }
         rgb
+    }
+
+    /// One pixel of 4:2:0 planes.
+    pub(crate) fn pixel(self, planes: &Planes, row: usize, column: usize) -> [u8; 3] {
+        let chroma = (row / 2) * (planes.width / 2) + column / 2;
+        let y = planes.y[row * planes.width + column];
+        self.to_rgb([y, planes.u[chroma], planes.v[chroma]])
     }
 }
 
