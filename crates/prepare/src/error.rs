@@ -23,6 +23,9 @@ pub enum PrepareError {
         /// What was found and what was expected.
         reason: String,
     },
+    /// A table that cannot be read or written.
+    #[error(transparent)]
+    Manifest(#[from] opensora_manifest::ManifestError),
     /// A setting that cannot be.
     #[error("{field} = {found}: expected {expected}")]
     Spec {

@@ -7,11 +7,19 @@
 //!
 //! | module | thought |
 //! |---|---|
+//! | [`scan`] | a folder of videos as a table |
+//! | [`split`] | videos cut at their shots into clips |
+//! | [`pipeline`] | steps one after another |
+//! | [`assemble`] | from outcomes back to tables |
 //! | [`step`] | work row by row: in parallel, journalled, sharded, restartable |
 //! | [`retry`] | patience with what is far away |
 
+pub mod assemble;
 mod error;
+pub mod pipeline;
 pub mod retry;
+pub mod scan;
+pub mod split;
 pub mod step;
 
 pub use error::PrepareError;

@@ -164,7 +164,7 @@ impl Writer {
     }
 
     /// Writes the clip under its name, and `record` as JSON beside it (`clip.mp4.json`) or in the
-    /// folder of frames (`metadata.json`). Returns the path.
+    /// folder of frames (`metadata.json`), unless it is null. Returns the path.
     ///
     /// # Errors
     /// Where the clip is not what the output was opened for, or encoding or writing fails; nothing
@@ -186,7 +186,9 @@ impl Writer {
         match place {
             Place::Folder(folder) => {
                 png::encode_folder(clip, folder.path()).map_err(encode)?;
-                fs::write(folder.path().join("metadata.json"), json).map_err(io)?;
+                if !record.is_null() {
+                    fs::write(folder.path().join("metadata.json"), json).map_err(io)?;
+                }
                 // An empty folder of that name may be there; only Unix renames over it.
                 #[cfg(not(unix))]
                 if path.exists() {
@@ -196,7 +198,7 @@ impl Writer {
                 // The folder has its name now; there is nothing left to clean up.
                 let _ = folder.keep();
             }
-            Place::File(mut file, mut record) => {
+            Place::File(mut file, mut beside) => {
                 let mut out = BufWriter::new(&mut file);
                 match format {
                     Format::Mp4 => mp4::encode(clip, spec.fps, &mut out),
@@ -208,11 +210,17 @@ impl Writer {
                 .map_err(encode)?;
                 out.flush().map_err(io)?;
                 drop(out);
-                record.write_all(json.as_bytes()).map_err(io)?;
+                beside.write_all(json.as_bytes()).map_err(io)?;
                 // Both are complete before either gets its name.
-                file.as_file().sync_all().and_then(|()| record.as_file().sync_all()).map_err(io)?;
+                file.as_file().sync_all().and_then(|()| beside.as_file().sync_all()).map_err(io)?;
                 file.persist(&path).map_err(|error| io(error.error))?;
-                record.persist(record_path(&path)).map_err(|error| io(error.error))?;
+                let record_path = record_path(&path);
+                if !record.is_null() {
+                    beside.persist(record_path).map_err(|error| io(error.error))?;
+                } else if record_path.exists() {
+                    // It tells of another clip.
+                    fs::remove_file(record_path).map_err(io)?;
+                }
             }
         }
         Ok(path)
@@ -304,6 +312,18 @@ mod tests {
             .collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn a_clip_without_record_leaves_none_of_an_older_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.mp4");
+        for (record, found) in
+            [(json!({"seed": 5}), vec!["a.mp4", "a.mp4.json"]), (Value::Null, vec!["a.mp4"])]
+        {
+            Writer::open(&path, &spec(3)).unwrap().write(&clip(3), &record).unwrap();
+            assert_eq!(names(folder.path()), found);
+        }
     }
 
     #[test]
