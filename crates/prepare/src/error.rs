@@ -23,6 +23,14 @@ pub enum PrepareError {
         /// What was found and what was expected.
         reason: String,
     },
+    /// A file of settings that says what cannot be.
+    #[error("{}: {reason}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected, and where.
+        reason: String,
+    },
     /// A table that cannot be read or written.
     #[error(transparent)]
     Manifest(#[from] opensora_manifest::ManifestError),

@@ -16,6 +16,7 @@
 
 pub mod assemble;
 mod error;
+mod open;
 pub mod pipeline;
 pub mod retry;
 pub mod scan;

@@ -8,13 +8,14 @@
 use crate::{
     PrepareError,
     assemble::{Fields, Keys, Summary, Tables, journal_path, make_folder},
+    open::open,
     step::{self, Run, Shard, Watch},
 };
 use opensora_manifest::{
     Table,
     table::{NUM_FRAMES, PATH},
 };
-use opensora_video::reader::{Decoder, VideoReader};
+use opensora_video::reader::Decoder;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{
@@ -120,14 +121,7 @@ struct Probe {
 
 impl Probe {
     fn of(path: &Path, decoder: Decoder) -> Result<Self, String> {
-        if std::fs::metadata(path).is_ok_and(|file| file.len() == 0) {
-            return Err("it is empty".into());
-        }
-        let reader = VideoReader::open(path, decoder).map_err(|error| {
-            let text = error.to_string();
-            let rest = text.strip_prefix(&path.display().to_string()).unwrap_or(&text);
-            rest.trim_start_matches([':', ' ']).to_string()
-        })?;
+        let reader = open(path, decoder)?;
         let info = reader.info();
         Ok(Self {
             width: info.width,

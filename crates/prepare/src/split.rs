@@ -27,13 +27,17 @@ use opensora_manifest::{
     Table,
     table::{NUM_FRAMES, PATH},
 };
-use opensora_video::{frames::MAX_SIDE, reader::Decoder};
+use opensora_video::{frames::MAX_SIDE, reader::Decoder, writer::remove_leftovers};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// What clips are like.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Shorter scenes give no clip. Seconds.
     pub min_seconds: f64,
@@ -65,9 +69,9 @@ impl Default for Settings {
     }
 }
 
-/// Frames per second of clips.
+/// Frames per second of clips; in files a number, or "source".
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(try_from = "Written", into = "Written")]
 pub enum Rate {
     /// Those of the video; of one with a variable rate, their mean.
     Source,
@@ -82,6 +86,34 @@ impl std::str::FromStr for Rate {
         let fixed = || text.parse().ok().filter(|fps| possible(*fps)).map(Self::Fixed);
         let rate = if text == "source" { Some(Self::Source) } else { fixed() };
         rate.ok_or_else(|| spec("fps", text, "0.01 to 1000, or source"))
+    }
+}
+
+/// A rate in a file.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Number(f64),
+    Word(String),
+}
+
+impl TryFrom<Written> for Rate {
+    type Error = PrepareError;
+
+    fn try_from(written: Written) -> Result<Self, PrepareError> {
+        match written {
+            Written::Number(fps) => fps.to_string().parse(),
+            Written::Word(word) => word.parse(),
+        }
+    }
+}
+
+impl From<Rate> for Written {
+    fn from(rate: Rate) -> Self {
+        match rate {
+            Rate::Fixed(fps) => Self::Number(fps),
+            Rate::Source => Self::Word("source".into()),
+        }
     }
 }
 
@@ -112,7 +144,7 @@ impl Settings {
         if !shorter_side.is_multiple_of(2) || !(2..=MAX_SIDE).contains(&shorter_side) {
             return Err(spec("shorter_side", shorter_side, "an even number from 2 to 16384"));
         }
-        Ok(())
+        self.shots.check()
     }
 }
 
@@ -153,6 +185,9 @@ impl Job {
     }
 }
 
+/// How old a half-written clip is when whoever wrote it is gone: no clip takes that long.
+const LEFTOVER: Duration = Duration::from_secs(24 * 3600);
+
 /// What became of a video.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Record {
@@ -180,6 +215,8 @@ pub fn split(
 ) -> Result<Summary, PrepareError> {
     settings.check()?;
     make_folder(&job.out)?;
+    remove_leftovers(&job.clips, LEFTOVER)
+        .map_err(|source| PrepareError::Io { path: job.clips.clone(), source })?;
     let keys = Keys::of(input, PATH, &job.out);
     let stems = names::stems(keys.all());
     let run = Run {

@@ -5,7 +5,9 @@
 use opensora_manifest::{Table, table::PATH};
 use opensora_prepare::{
     PrepareError,
-    assemble::{REASON, failed_path, journal_path, shard_path},
+    assemble::{REASON, Summary, failed_path, journal_path, shard_path},
+    pipeline::{self, stages},
+    shots,
     split::{Job, Rate, Settings, split},
     step::{Shard, Watch},
 };
@@ -27,7 +29,8 @@ fn video(path: &Path, fps: f64, scenes: &[(u8, usize)]) {
 
 /// Small clips, quickly made: 10 frames per second.
 fn settings() -> Settings {
-    Settings { fps: Rate::Fixed(10.0), shorter_side: 30, ..Settings::default() }
+    let shots = shots::Settings { min_scene_len: 1, ..shots::Settings::default() };
+    Settings { fps: Rate::Fixed(10.0), shorter_side: 30, shots, ..Settings::default() }
 }
 
 fn job(out: &Path) -> Job {
@@ -171,6 +174,30 @@ fn stopped_and_sharded_runs_give_the_same_clips() {
 }
 
 #[test]
+fn a_pipeline_from_folder_to_clips() {
+    let folder = tempfile::tempdir().unwrap();
+    videos(folder.path());
+    std::fs::write(folder.path().join("raw/torn.mp4"), "torn").unwrap();
+    let scan = stages::Scan { workers: 1, retry_failed: false };
+    let cut = stages::Split { settings: settings(), workers: 1, retry_failed: false };
+    let job = pipeline::Job {
+        input: folder.path().join("raw"),
+        work: folder.path().join("work"),
+        out: folder.path().join("set.csv"),
+        shard: Shard::WHOLE,
+        retry_failed: false,
+    };
+    let numbers = pipeline::run(&[&scan, &cut], &job, &mut ()).unwrap();
+    assert_eq!(numbers[0].1, Summary { input: 4, output: 3, failed: 1 });
+    assert_eq!(numbers[1].1, Summary { input: 3, output: 4, failed: 1 });
+    let table = Table::read(&job.out).unwrap();
+    assert!((0..4).all(|row| Path::new(table.get(row, PATH).unwrap()).is_file()));
+    let failed = Table::read(&failed_path(&job.out)).unwrap();
+    let stages = [0, 1].map(|row| failed.get(row, pipeline::STAGE).unwrap().to_string());
+    assert_eq!(stages, ["scan", "split"]);
+}
+
+#[test]
 fn settings_that_cannot_be_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let refused = |settings: Settings| {
@@ -185,4 +212,12 @@ fn settings_that_cannot_be_are_refused() {
     field(Settings { shorter_side: 255, ..settings() }, "shorter_side");
     assert!("fast".parse::<Rate>().unwrap_err().to_string().contains("fast"));
     assert_eq!("source".parse::<Rate>().unwrap(), Rate::Source);
+
+    let from = |json: &str| serde_json::from_str::<Settings>(json).map_err(|e| e.to_string());
+    let mixed = Settings { fps: Rate::Fixed(24.0), keep_long: true, ..Settings::default() };
+    assert_eq!(from(r#"{"fps": 24, "keep_long": true}"#).unwrap(), mixed);
+    assert_eq!(from(r#"{"fps": "source"}"#).unwrap().fps, Rate::Source);
+    assert_eq!(from(&serde_json::to_string(&mixed).unwrap()).unwrap(), mixed);
+    assert!(from(r#"{"fps": 0}"#).unwrap_err().contains("0.01"));
+    assert!(from(r#"{"frames": 3}"#).unwrap_err().contains("frames"));
 }

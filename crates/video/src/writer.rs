@@ -12,6 +12,7 @@ use std::{
     fs,
     io::{BufWriter, Seek, Write},
     path::{Path, PathBuf},
+    time::Duration,
 };
 use tempfile::{NamedTempFile, TempDir};
 
@@ -227,6 +228,44 @@ impl Writer {
     }
 }
 
+/// Removes half-written outputs from a folder, as a killed process leaves them, where nothing was
+/// written to them for as long as `age`: younger ones may still be somebody's.
+///
+/// # Errors
+/// Where the operating system refuses. A folder that is not there has none.
+pub fn remove_leftovers(folder: &Path, age: Duration) -> std::io::Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if !(name.starts_with(PREFIX) && name.ends_with(SUFFIX)) {
+            continue;
+        }
+        let remove = || {
+            let place = entry.metadata()?;
+            let time = place.modified()?.elapsed().unwrap_or_default();
+            match time >= age {
+                true if place.is_dir() => fs::remove_dir_all(entry.path()),
+                true => fs::remove_file(entry.path()),
+                false => Ok(()),
+            }
+        };
+        // What is gone by now was somebody's, or somebody else removed it.
+        remove().or_else(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })?;
+    }
+    Ok(())
+}
+
+/// Names of temporary files and folders begin and end so.
+const PREFIX: &str = ".opensora-";
+const SUFFIX: &str = ".part";
+
 /// Checks what a format can hold.
 fn check(format: Format, spec: &VideoSpec) -> Result<(), String> {
     let VideoSpec { frames, width, height, fps } = *spec;
@@ -271,7 +310,7 @@ pub(crate) fn temporary<T>(
     make: impl FnOnce(&tempfile::Builder) -> std::io::Result<T>,
 ) -> std::io::Result<T> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".opensora-").suffix(".part");
+    builder.prefix(PREFIX).suffix(SUFFIX);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -312,6 +351,21 @@ mod tests {
             .collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn leftovers_are_removed_when_they_are_old() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.mp4");
+        std::mem::forget(Writer::open(&path, &spec(3)).unwrap());
+        std::mem::forget(Writer::open(&folder.path().join("b/"), &spec(3)).unwrap());
+        fs::write(folder.path().join("mine.part"), "x").unwrap();
+        assert_eq!(names(folder.path()).len(), 4);
+        remove_leftovers(folder.path(), Duration::from_secs(3600)).unwrap();
+        assert_eq!(names(folder.path()).len(), 4);
+        remove_leftovers(folder.path(), Duration::ZERO).unwrap();
+        assert_eq!(names(folder.path()), ["mine.part"]);
+        remove_leftovers(&folder.path().join("none"), Duration::ZERO).unwrap();
     }
 
     #[test]

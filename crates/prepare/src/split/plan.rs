@@ -1,7 +1,7 @@
 //! Which frames make which clips.
 
 use super::Settings;
-use crate::shots::Scene;
+use std::ops::Range;
 
 /// A clip that is to be cut.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,7 +42,7 @@ pub(crate) fn rate(stated: f64, times: &[f64]) -> Option<f64> {
 /// Source: hpcaitech/Open-Sora v1.0.0, `tools/scenedetect/utils.py`, `split_video`, where FFmpeg's
 /// `-r` chooses frames.
 pub(crate) fn plan(
-    scenes: &[Scene],
+    scenes: &[Range<usize>],
     times: &[f64],
     last: f64,
     fps: f64,
@@ -53,7 +53,7 @@ pub(crate) fn plan(
     // A single frame is a picture.
     let least = ticks(settings.min_seconds).max(2);
     let mut cuts = Vec::new();
-    for (scene, &Scene { start, end }) in scenes.iter().enumerate() {
+    for (scene, &Range { start, end }) in scenes.iter().enumerate() {
         let end = end.min(times.len());
         let Some(&from) = times.get(start).filter(|_| start < end) else { continue };
         let until = times.get(end).copied().unwrap_or(times[times.len() - 1] + last);
@@ -97,10 +97,14 @@ mod tests {
         (0..count).map(|frame| frame as f64 / fps).collect()
     }
 
+    /// All frames as one scene.
+    fn whole(times: &[f64]) -> Vec<Range<usize>> {
+        std::iter::once(0..times.len()).collect()
+    }
+
     fn picks(times: &[f64], fps: f64) -> Vec<usize> {
-        let scene = [Scene { start: 0, end: times.len() }];
         let last = 1.0 / rate(0.0, times).unwrap();
-        plan(&scene, times, last, fps, &Settings::default()).remove(0).picks
+        plan(&whole(times), times, last, fps, &Settings::default()).remove(0).picks
     }
 
     #[test]
@@ -125,8 +129,7 @@ mod tests {
             .map(|frame| f64::from(frame) / 10.0)
             .chain((0..50).map(|frame| 1.0 + f64::from(frame) / 50.0))
             .collect();
-        let scene = [Scene { start: 0, end: 60 }];
-        let cut = plan(&scene, &times, 0.02, 30.0, &Settings::default()).remove(0);
+        let cut = plan(&whole(&times), &times, 0.02, 30.0, &Settings::default()).remove(0);
         assert_eq!((cut.picks.len(), cut.picks[0], cut.picks[59]), (60, 0, 58));
         for (tick, &frame) in cut.picks.iter().enumerate() {
             let wanted = tick as f64 / 30.0;
@@ -143,8 +146,7 @@ mod tests {
     #[test]
     fn clips_are_not_shorter_nor_longer_than_asked_for() {
         let times = even(600, 30.0);
-        let scenes = [(0, 29), (29, 59), (59, 200), (200, 590), (590, 600)]
-            .map(|(start, end)| Scene { start, end });
+        let scenes = [0..29, 29..59, 59..200, 200..590, 590..600];
         let cuts = plan(&scenes, &times, 1.0 / 30.0, 30.0, &Settings::default());
         let found: Vec<_> = cuts.iter().map(|cut| (cut.scene, cut.picks.len())).collect();
         assert_eq!(found, [(1, 30), (2, 141), (3, 150)]);

@@ -1,7 +1,14 @@
 //! One video and its clips.
 
-use super::{Rate, Settings, names, plan, size};
-use crate::{shots, split::plan::Cut};
+use super::{
+    Rate, Settings, names,
+    plan::{self, Cut},
+    possible, size,
+};
+use crate::{
+    open::{open, without_path},
+    shots::{self, Rgb},
+};
 use opensora_video::{
     Frames, VideoSpec, Writer,
     pillow::{Filter, Resize},
@@ -9,7 +16,7 @@ use opensora_video::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::{cell::OnceCell, collections::VecDeque, path::Path};
+use std::{cell::OnceCell, collections::VecDeque, ops::Range, path::Path};
 
 /// Most bytes that a clip's pictures may take.
 const MAX_CLIP: usize = 2 << 30;
@@ -48,44 +55,72 @@ pub(crate) fn cut(
     decoder: Decoder,
     settings: &Settings,
 ) -> Result<(usize, Vec<Clip>), String> {
-    let words = |error: &dyn std::fmt::Display| without_path(&error.to_string(), path);
-    let open = || VideoReader::open(path, decoder).map_err(|error| words(&error));
-    let mut reader = open()?;
+    let mut reader = open(path, decoder)?;
     let info = reader.info().clone();
     let resize = size::resize([info.height, info.width], settings.shorter_side, settings.enlarge)?;
 
-    let mut times = Vec::new();
-    let timed = reader.by_ref().inspect(|frame| times.extend(frame.as_ref().map(|f| f.time)));
-    let scenes = shots::detect(timed, &settings.shots).map_err(|error| words(&error))?.scenes;
+    let (scenes, times) =
+        scenes(&mut reader, settings).map_err(|error| without_path(&error, path))?;
     drop(reader);
-    check(&times)?;
+    if times.is_empty() {
+        return Err("it holds no pictures".into());
+    }
     let rate = plan::rate(info.fps, &times).ok_or("it states no frame rate and has one frame")?;
+    let last = 1.0 / rate;
+    check(&times, last)?;
     let fps = match settings.fps {
         Rate::Fixed(fps) => fps,
-        Rate::Source => rate,
+        Rate::Source if possible(rate) => rate,
+        Rate::Source => {
+            return Err(format!("it has {rate} frames a second, expected 0.01 to 1000"));
+        }
     };
-    let cuts = plan::plan(&scenes, &times, 1.0 / rate, fps, settings);
+    let cuts = plan::plan(&scenes, &times, last, fps, settings);
     if cuts.is_empty() {
-        return Err(too_short(&scenes, &times, 1.0 / rate, settings));
+        return Err(too_short(&scenes, &times, last, settings));
     }
     let mut writing = Writing { stem, folder, fps, resize, settings, clips: vec![] };
-    writing.all(cuts, open()?).map_err(|error| without_path(&error, path))?;
-    Ok((scenes.len(), writing.clips))
+    match writing.all(cuts, open(path, decoder)?) {
+        Ok(()) => Ok((scenes.len(), writing.clips)),
+        Err(error) => {
+            for clip in writing.clips {
+                // No table will name it. Where it cannot be removed, it stays.
+                let _ = std::fs::remove_file(folder.join(clip.file));
+            }
+            Err(without_path(&error, path))
+        }
+    }
 }
 
-/// An error's words without the path, which the row has.
-fn without_path(text: &str, path: &Path) -> String {
-    let rest = text.strip_prefix(&path.display().to_string()).unwrap_or(text);
-    rest.trim_start_matches([':', ' ']).into()
+/// The first pass: the frames of each scene, and the time of each frame.
+fn scenes(
+    reader: &mut VideoReader,
+    settings: &Settings,
+) -> Result<(Vec<Range<usize>>, Vec<f64>), String> {
+    let (width, height) = (reader.info().width, reader.info().height);
+    let mut detector = shots::Detector::new(&settings.shots).map_err(|error| error.to_string())?;
+    let (mut times, mut starts) = (Vec::new(), vec![0]);
+    for frame in reader {
+        let frame = frame.map_err(|error| error.to_string())?;
+        let rgb = Rgb::new(&frame.rgb, width, height).ok_or_else(|| other_size(times.len()))?;
+        let (_, cut) = detector.push(&rgb).map_err(|error| error.to_string())?;
+        starts.extend(cut);
+        times.push(frame.time);
+    }
+    starts.push(times.len());
+    Ok((starts.windows(2).map(|pair| pair[0]..pair[1]).collect(), times))
 }
 
-/// Fails where times run backwards, or away.
-fn check(times: &[f64]) -> Result<(), String> {
-    let last = times.last().ok_or("it holds no pictures")?;
+fn other_size(frame: usize) -> String {
+    format!("frame {} has another size than the first one", frame + 1)
+}
+
+/// Fails where times run backwards, or away; `last` is how long the last frame is shown.
+fn check(times: &[f64], last: f64) -> Result<(), String> {
     if let Some(pair) = times.windows(2).find(|pair| !(pair[0] <= pair[1])) {
         return Err(format!("a frame at {} s comes after one at {} s", pair[1], pair[0]));
     }
-    let seconds = last - times[0];
+    let seconds = times[times.len() - 1] - times[0] + last;
     if !(seconds <= MAX_SECONDS) {
         return Err(format!("it lasts {seconds:.0} s, expected at most {MAX_SECONDS:.0}"));
     }
@@ -93,7 +128,7 @@ fn check(times: &[f64]) -> Result<(), String> {
 }
 
 /// Why a video gives no clip.
-fn too_short(scenes: &[shots::Scene], times: &[f64], last: f64, settings: &Settings) -> String {
+fn too_short(scenes: &[Range<usize>], times: &[f64], last: f64, settings: &Settings) -> String {
     let time = |frame: usize| times.get(frame).copied().unwrap_or(times[times.len() - 1] + last);
     let longest = scenes.iter().map(|scene| time(scene.end) - time(scene.start));
     let longest = longest.fold(0.0, f64::max);
@@ -124,7 +159,7 @@ impl Writing<'_> {
         for (index, frame) in reader.enumerate() {
             let frame = frame.map_err(|error| error.to_string())?;
             if frame.rgb.len() != 3 * height * width {
-                return Err(format!("its size of {height}x{width} changes at frame {}", index + 1));
+                return Err(other_size(index));
             }
             let resized = OnceCell::new();
             // The frame that ends a clip may begin the next one, too.

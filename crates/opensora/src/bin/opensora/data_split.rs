@@ -48,9 +48,15 @@ pub(crate) struct Args {
     /// Enlarge smaller videos, as Open-Sora's own tool does
     #[arg(long)]
     enlarge: bool,
-    /// Difference of two frames from which it is a cut
-    #[arg(long, default_value_t = shots::Settings::default().threshold)]
+    /// Difference of two frames from which there is a cut
+    #[arg(long, default_value_t = 27.0)]
     threshold: f64,
+    /// Frames of the shortest scene
+    #[arg(long, default_value_t = shots::Settings::default().min_scene_len)]
+    min_scene_len: usize,
+    /// Release of PySceneDetect whose cuts are found
+    #[arg(long, default_value_t = shots::Settings::default().release)]
+    compat: shots::Release,
     /// Videos that are worked on at once; each holds one clip in memory
     #[arg(long, default_value_t = 1)]
     workers: usize,
@@ -76,7 +82,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         shorter_side: args.shorter_side,
         enlarge: args.enlarge,
         keep_long: args.keep_long,
-        shots: shots::Settings { threshold: args.threshold, ..shots::Settings::default() },
+        shots: shots::Settings {
+            method: shots::Method::Content {
+                threshold: args.threshold,
+                flashes: shots::Flashes::default(),
+            },
+            min_scene_len: args.min_scene_len,
+            release: args.compat,
+            ..shots::Settings::default()
+        },
     };
     let input = Table::read(&args.data).context("--data")?;
     let whole = Job::new(&args.out);
