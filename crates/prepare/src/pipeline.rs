@@ -1,10 +1,10 @@
 //! Steps one after another, each from the table of the one before.
 //!
 //! A pipeline works in a folder of its own. A step's files lie in a folder that is named after the
-//! step and its settings, such as `2-split-3fa94c10`: with other settings it works elsewhere and
-//! what was done before is not lost, and with the old ones again it is found again. A step that is
-//! complete, whose input is what it was and whose output is untouched is not done again; one that
-//! was interrupted goes on by its own journal.
+//! step and its settings, such as `split-3fa94c10`: with other settings it works elsewhere and what
+//! was done before is not lost; with the old ones again, also behind other steps, it is found
+//! again. A step that is complete, whose input is what it was and whose output is untouched is not
+//! done again; one that was interrupted goes on by its own journal.
 //!
 //! Of a job array, each part has a folder for itself in the pipeline's and shares nothing with the
 //! others: the part's rows are those of the first table there is.
@@ -22,7 +22,10 @@ use opensora_manifest::Table;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
 
 /// The column of a pipeline's list of failures that says which step's they are.
 pub const STAGE: &str = "stage";
@@ -90,6 +93,52 @@ struct Seal {
     summary: Summary,
 }
 
+impl Seal {
+    /// Whether a step is as complete as it was: with the same settings, of the same input, and
+    /// with its output untouched. What comes of a folder never is: the folder may have changed.
+    fn holds(&self, stage: &dyn Stage, input: &Path, output: &Path) -> bool {
+        let is = |path: &Path, hash: &str| hash_file(path).is_ok_and(|found| found == hash);
+        self.settings == stage.settings()
+            && self.input.as_ref().is_some_and(|hash| is(input, hash))
+            && is(output, &self.output)
+    }
+}
+
+/// The pipeline's journal: which steps are complete, and of what.
+struct Seals {
+    path: PathBuf,
+    journal: Journal,
+    seals: Vec<Seal>,
+}
+
+impl Seals {
+    fn open(work: &Path) -> Result<Self, PrepareError> {
+        let path = work.join("pipeline.journal.jsonl");
+        let (journal, lines) = Journal::open(&path).map_err(io(&path))?;
+        let parse = |(index, line): (usize, &String)| {
+            serde_json::from_str(line).map_err(|error| PrepareError::Journal {
+                path: path.clone(),
+                reason: format!("line {} is no record: {error}", index + 1),
+            })
+        };
+        let seals = lines.iter().enumerate().map(parse).collect::<Result<_, _>>()?;
+        Ok(Self { path, journal, seals })
+    }
+
+    /// The last word on a folder.
+    fn of(&self, folder: &str) -> Option<&Seal> {
+        self.seals.iter().rev().find(|seal| seal.folder == folder)
+    }
+
+    fn add(&mut self, seal: Seal) -> Result<(), PrepareError> {
+        let line = serde_json::to_string(&seal).map_err(std::io::Error::from);
+        let added = line.and_then(|line| self.journal.append([line.as_str()]));
+        added.map_err(io(&self.path))?;
+        self.seals.push(seal);
+        Ok(())
+    }
+}
+
 /// Does what is left to do, and writes the final table. Returns the steps' names and numbers.
 ///
 /// # Errors
@@ -106,53 +155,36 @@ pub fn run(
         work.push(format!("shard-{}", job.shard.to_string().replace('/', "-of-")));
     }
     std::fs::create_dir_all(&work).map_err(io(&work))?;
-    let path = work.join("pipeline.journal.jsonl");
-    let (mut journal, lines) = Journal::open(&path).map_err(io(&path))?;
-    let mut seals: Vec<Seal> = lines
-        .iter()
-        .enumerate()
-        .map(|(index, line)| {
-            serde_json::from_str(line).map_err(|error| PrepareError::Journal {
-                path: path.clone(),
-                reason: format!("line {} is no record: {error}", index + 1),
-            })
-        })
-        .collect::<Result<_, _>>()?;
+    let mut seals = Seals::open(&work)?;
 
     let mut input = job.input.clone();
     let mut is_cut = job.shard == Shard::WHOLE;
     let (mut done, mut failed) = (Vec::new(), Table::default());
+    let mut folders = HashSet::new();
     for (index, stage) in stages.iter().enumerate() {
         if !is_cut && input.is_file() {
             input = part(&input, &work, job.shard)?;
             is_cut = true;
         }
         observer.began(stage.name(), index + 1, stages.len());
-        let settings = stage.settings();
-        let folder =
-            format!("{}-{}-{}", index + 1, stage.name(), &hash(&settings.to_string())[..8]);
+        let mut folder = format!("{}-{}", stage.name(), &hash(&stage.settings().to_string())[..8]);
+        while !folders.insert(folder.clone()) {
+            // The same step again.
+            folder.push_str("-again");
+        }
         let output = work.join(&folder).join(format!("{}.csv", stage.name()));
-        let given = if input.is_file() { Some(hash_file(&input)?) } else { None };
-        // The last word on a folder counts.
-        let seal = seals.iter().rev().find(|seal| seal.folder == folder);
-        let is_same =
-            |seal: &&Seal| given.is_some() && seal.input == given && seal.settings == settings;
-        let untouched = |seal: &&Seal| hash_file(&output).is_ok_and(|hash| hash == seal.output);
-        let is_final = |seal: &&Seal| !(job.retry_failed && seal.summary.failed > 0);
-        let known = seal.filter(is_same).filter(is_final).filter(untouched);
+        let known = seals.of(&folder).filter(|seal| seal.holds(*stage, &input, &output));
         let known = known.map(|seal| seal.summary);
+        let known = known.filter(|summary| !(job.retry_failed && summary.failed > 0));
         let summary = match known {
             Some(summary) => summary,
             None => {
-                let folder_path = work.join(&folder);
-                std::fs::create_dir_all(&folder_path).map_err(io(&folder_path))?;
+                make_folder(&output)?;
+                // What comes in while the step works is not what it was given.
+                let given = hash_input(&input)?;
                 let summary = stage.run(&input, &output, observer)?;
-                let hash = hash_file(&output)?;
-                let seal = Seal { folder, settings, input: given, output: hash, summary };
-                let line = serde_json::to_string(&seal)
-                    .map_err(|error| io(&path)(std::io::Error::from(error)))?;
-                journal.append([line.as_str()]).map_err(io(&path))?;
-                seals.push(seal);
+                let (settings, output) = (stage.settings(), hash_file(&output)?);
+                seals.add(Seal { folder, settings, input: given, output, summary })?;
                 summary
             }
         };
@@ -219,6 +251,11 @@ fn io(path: &Path) -> impl Fn(std::io::Error) -> PrepareError {
 /// SHA-256 in hexadecimal digits.
 fn hash(text: &str) -> String {
     hex(&Sha256::digest(text.as_bytes()))
+}
+
+/// A table's SHA-256; a folder has none.
+fn hash_input(path: &Path) -> Result<Option<String>, PrepareError> {
+    if path.is_dir() { Ok(None) } else { hash_file(path).map(Some) }
 }
 
 fn hash_file(path: &Path) -> Result<String, PrepareError> {
@@ -371,7 +408,7 @@ mod tests {
         assert!(stops > 2, "{stops}");
         // A kill in the middle of a line of the journal.
         let journal = job.work.join("pipeline.journal.jsonl");
-        std::fs::write(&journal, text(&journal) + "{\"folder\": \"2-b").unwrap();
+        std::fs::write(&journal, text(&journal) + "{\"folder\": \"b").unwrap();
         run(&[&first, &second], &job, &mut ()).unwrap();
         assert_eq!((text(&job.out), text(&failed_path(&job.out))), expected);
         // No row was worked on twice.
@@ -397,7 +434,10 @@ mod tests {
         assert!(text(&job.out).contains("20"));
         // The old ones again: the step is still there, the one behind has its rows' records.
         assert_eq!(done(&[&a, &b, &c], &job), [true, true, false]);
-        assert_eq!(c.worked.load(Ordering::Relaxed), 6);
+        assert_eq!(done(&[&a, &c, &c], &job), [true, false, false]);
+        assert_eq!(done(&[&a, &b, &c], &job), [true, true, false]);
+        // The same step once more is another one.
+        assert_eq!(c.worked.load(Ordering::Relaxed), 12);
         // Another input: only its new row is worked on.
         let mut table = Table::read(&job.input).unwrap();
         table.push([(PATH, "/videos/new.mp4".into())]);
