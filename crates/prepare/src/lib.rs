@@ -9,9 +9,11 @@
 //! |---|---|
 //! | [`step`] | work row by row: in parallel, journalled, sharded, restartable |
 //! | [`retry`] | patience with what is far away |
+//! | [`shots`] | where one shot of a video ends and the next begins |
 
 mod error;
 pub mod retry;
+pub mod shots;
 pub mod step;
 
 pub use error::PrepareError;
