@@ -8,6 +8,7 @@
 //! | module | thought |
 //! |---|---|
 //! | [`scan`] | a folder of videos as a table |
+//! | [`shots`] | where one shot of a video ends and the next begins |
 //! | [`split`] | videos cut at their shots into clips |
 //! | [`pipeline`] | steps one after another |
 //! | [`assemble`] | from outcomes back to tables |
@@ -20,6 +21,7 @@ mod open;
 pub mod pipeline;
 pub mod retry;
 pub mod scan;
+pub mod shots;
 pub mod split;
 pub mod step;
 
