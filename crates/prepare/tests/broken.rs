@@ -80,7 +80,7 @@ fn broken_files_are_listed_with_reasons_and_stop_nothing() {
     write_all(&raw);
 
     let out = folder.path().join("videos.csv");
-    let found = Found::walk(&[raw.clone()]).unwrap();
+    let found = Found::walk(std::slice::from_ref(&raw)).unwrap();
     let job = scan::Job {
         out: out.clone(),
         decoder: Decoder::InProcess,
