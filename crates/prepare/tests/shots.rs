@@ -61,13 +61,17 @@ fn compare<S: Source>(frames: impl Iterator<Item = S>, tolerance: f64) {
     let mut runs = Vec::new();
     for (release, cuts) in expected["cuts"].as_object().unwrap() {
         for (name, cuts) in cuts.as_object().unwrap() {
+            // Whole frames take their time: one release is enough.
+            if name == "content_nodownscale" && release != "0.7" {
+                continue;
+            }
             let settings = settings(name, release.parse().unwrap());
             let cuts: Vec<usize> = serde_json::from_value(cuts.clone()).unwrap();
             let detector = shots::Detector::new(&settings).unwrap();
             runs.push((format!("{release} {name}"), cuts, detector, Vec::new(), Vec::new()));
         }
     }
-    assert_eq!(runs.len(), 23);
+    assert_eq!(runs.len(), 21);
     let mut count = 0;
     for frame in frames {
         count += 1;

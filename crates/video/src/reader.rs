@@ -6,8 +6,6 @@
 
 use crate::{
     Frames, VideoError,
-    color::Matrix,
-    color::Planes,
     ffmpeg::{self, Programs},
     gif, mp4,
 };
@@ -49,30 +47,6 @@ pub struct VideoFrame {
     pub time: f64,
     /// `[H, W, 3]` bytes.
     pub rgb: Vec<u8>,
-}
-
-/// A frame as codecs hold it: luma, and colours at half the resolution. Single pixels can be
-/// looked at without turning the others into RGB.
-pub struct PlanarFrame {
-    /// Seconds from the first frame.
-    pub time: f64,
-    planes: Planes,
-    matrix: Matrix,
-}
-
-impl PlanarFrame {
-    /// A pixel in RGB.
-    ///
-    /// # Panics
-    /// Where it lies outside.
-    pub fn rgb(&self, row: usize, column: usize) -> [u8; 3] {
-        self.matrix.pixel(&self.planes, row, column)
-    }
-
-    /// All pixels, `[H, W, 3]`.
-    pub fn to_rgb(&self) -> Vec<u8> {
-        self.matrix.rgb(&self.planes)
-    }
 }
 
 /// A video that is being read; iterates over its frames. After an error there are no more.
@@ -156,56 +130,34 @@ impl VideoReader {
         &self.info
     }
 
-    /// The next frame as the codec holds it; a frame that came as RGB becomes the same pixels.
-    ///
-    /// # Errors
-    /// Where the file is damaged from here on.
-    pub fn next_planar(&mut self) -> Option<Result<PlanarOrRgb, VideoError>> {
-        let result = match self.source.as_mut()? {
-            Source::Mp4(stream) => stream.next_picture().map(|picture| {
-                picture.map(|(picture, time)| {
-                    let (planes, matrix) = (picture.planes, picture.matrix);
-                    PlanarOrRgb::Planar(PlanarFrame { time, planes, matrix })
-                })
-            }),
+    /// The next frame, or why there is none; `None` after the last.
+    fn read_next(source: &mut Source, fps: f64) -> Result<Option<VideoFrame>, String> {
+        match source {
+            Source::Mp4(stream) => Ok(stream.next_picture()?.map(|(picture, time)| {
+                let rgb = picture.matrix.rgb(&picture.planes);
+                VideoFrame { time, rgb }
+            })),
             Source::Held { frames, next } => {
+                let time = *next as f64 / fps;
                 let rgb = frames.frame(*next).map(<[u8]>::to_vec);
-                let time = *next as f64 / self.info.fps;
                 *next += 1;
-                Ok(rgb.map(|rgb| PlanarOrRgb::Rgb(VideoFrame { time, rgb })))
+                Ok(rgb.map(|rgb| VideoFrame { time, rgb }))
             }
-            Source::Ffmpeg(stream) => stream.next_frame().map(|frame| frame.map(PlanarOrRgb::Rgb)),
-        };
-        match result {
-            Ok(Some(frame)) => Some(Ok(frame)),
-            Ok(None) => {
-                self.source = None;
-                None
-            }
-            Err(reason) => {
-                self.source = None;
-                Some(Err(VideoError::Decode { path: self.path.to_path_buf(), reason }))
-            }
+            Source::Ffmpeg(stream) => stream.next_frame(),
         }
     }
-}
-
-/// A frame in the form in which it came.
-pub enum PlanarOrRgb {
-    /// From a decoder here.
-    Planar(PlanarFrame),
-    /// From elsewhere.
-    Rgb(VideoFrame),
 }
 
 impl Iterator for VideoReader {
     type Item = Result<VideoFrame, VideoError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        Some(self.next_planar()?.map(|frame| match frame {
-            PlanarOrRgb::Planar(planar) => VideoFrame { time: planar.time, rgb: planar.to_rgb() },
-            PlanarOrRgb::Rgb(frame) => frame,
-        }))
+        let frame = Self::read_next(self.source.as_mut()?, self.info.fps);
+        if !matches!(frame, Ok(Some(_))) {
+            self.source = None;
+        }
+        let decode = |reason| VideoError::Decode { path: self.path.to_path_buf(), reason };
+        frame.map_err(decode).transpose()
     }
 }
 

@@ -31,6 +31,7 @@ const fn rounded(dividend: i32, divisor: i32) -> i32 {
 }
 
 /// Hue in 0..180, saturation and value.
+#[inline]
 pub(crate) fn hsv([r, g, b]: Pixel) -> [u8; 3] {
     let value = r.max(g).max(b);
     let range = i32::from(value - r.min(g).min(b));
