@@ -3,7 +3,6 @@
 //! | module | thought |
 //! |---|---|
 //! | [`manifest`] | the list of clips and captions |
-//! | [`media`] | images and videos by their endings |
 //! | [`window`] | which frames become a clip, and whether they are mirrored |
 //! | [`transform`] | pixels resized, cut about their centre, in [-1, 1] |
 //! | [`dataset`] | rows read as clips |
@@ -19,7 +18,6 @@ pub mod encode;
 mod error;
 pub mod loader;
 pub mod manifest;
-pub mod media;
 pub mod order;
 pub mod transform;
 pub mod window;
