@@ -7,9 +7,13 @@
 //!
 //! | module | thought |
 //! |---|---|
+//! | [`clean`] | captions without openings, rows without gaps, frames counted anew |
+//! | [`arrange`] | manifests merged and split |
 //! | [`step`] | work row by row: in parallel, journalled, sharded, restartable |
 //! | [`retry`] | patience with what is far away |
 
+pub mod arrange;
+pub mod clean;
 mod error;
 pub mod retry;
 pub mod step;
