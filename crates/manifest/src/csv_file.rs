@@ -7,8 +7,18 @@ use crate::{
 };
 use std::{io, path::Path};
 
-/// Reads a table. Without a header, rows may go without the number of frames.
-pub(crate) fn read(path: &Path) -> Result<Table, ManifestError> {
+/// Which rows a table may have.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Rows {
+    /// As long as the header: a field too few or too many is a comma that should have been quoted.
+    /// Without a header, rows may go without the number of frames.
+    Even,
+    /// All that reach to the path and the caption; more fields than columns are left out.
+    Ragged,
+}
+
+/// Reads a table.
+pub(crate) fn read(path: &Path, rows: Rows) -> Result<Table, ManifestError> {
     let io = |source| ManifestError::Io { path: path.into(), source };
     let file = std::fs::File::open(path).map_err(io)?;
     // The reader skips a byte order mark.
@@ -23,10 +33,11 @@ pub(crate) fn read(path: &Path) -> Result<Table, ManifestError> {
             Err((_, csv::ErrorKind::Io(error))) => return Err(io(error)),
             Err((words, _)) => return Err(fail(words)),
         };
-        let fields: Vec<&str> = record.iter().collect();
+        let mut fields: Vec<&str> = record.iter().collect();
         if index == 0 {
             named = header::is_header(&fields);
-            let columns = if named { header::columns(&fields) } else { unnamed(fields.len()) };
+            let columns =
+                if named { header::columns(&fields) } else { unnamed(fields.len(), rows) };
             let columns =
                 columns.map_err(|reason| ManifestError::Whole { path: path.into(), reason })?;
             table = Table::new(columns.iter().map(String::as_str));
@@ -34,27 +45,38 @@ pub(crate) fn read(path: &Path) -> Result<Table, ManifestError> {
                 continue;
             }
         }
-        let mut row: Vec<String> = fields.into_iter().map(String::from).collect();
-        match (named, row.len(), table.columns().len()) {
-            (_, found, expected) if found == expected => {}
-            (false, 2, 3) => row.push(String::new()),
-            (false, 3, 2) => drop(table.ensure(NUM_FRAMES)),
-            (_, found, expected) => {
+        match (rows, named, fields.len(), table.columns().len()) {
+            (_, _, found, expected) if found == expected => {}
+            (Rows::Even, false, 2, 3) => fields.push(""),
+            (Rows::Even, false, 3, 2) => drop(table.ensure(NUM_FRAMES)),
+            (Rows::Even, _, found, expected) => {
                 return Err(fail(format!("it has {found} fields, expected {expected}")));
             }
+            (Rows::Ragged, _, found, columns) => {
+                let last = table.column(PATH).max(table.column(TEXT));
+                if last.is_some_and(|last| found <= last) {
+                    let expected = last.map_or(0, |last| last + 1);
+                    let reason = format!("it has {found} fields, expected at least {expected}");
+                    return Err(fail(reason));
+                }
+                fields.resize(columns, "");
+            }
         }
-        table.rows_mut().push(row);
+        table.rows_mut().push(fields.into_iter().map(String::from).collect());
     }
     Ok(table)
 }
 
-/// The columns of rows without header.
-fn unnamed(count: usize) -> Result<Vec<String>, String> {
-    let known = [PATH, TEXT, NUM_FRAMES];
-    if count > known.len() {
-        return Err(format!("it has no header (a column `path` or `url`) and {count} columns"));
+/// The columns of rows without header, of which the first has `count` fields.
+fn unnamed(count: usize, rows: Rows) -> Result<Vec<String>, String> {
+    let known = [PATH, TEXT, NUM_FRAMES].map(String::from);
+    match rows {
+        Rows::Ragged => Ok(known.into()),
+        Rows::Even if count <= known.len() => Ok(known.into_iter().take(count).collect()),
+        Rows::Even => {
+            Err(format!("it has no header (a column `path` or `url`) and {count} columns"))
+        }
     }
-    Ok(known.into_iter().take(count).map(String::from).collect())
 }
 
 /// Writes a table with a header.

@@ -1,10 +1,12 @@
 //! The list of training data: one image or video a row, with its caption.
 //!
 //! A manifest is a [`Table`] of which path, caption and number of frames are taken, by these names:
-//! `path`, `text` or `caption`, and, where it is known, `num_frames` or `frames`.
+//! `path`, `text` or `caption`, and, where it is known, `num_frames` or `frames`. A row of a CSV file
+//! may end where its caption does, and what it has beyond the columns is left out.
 
 use crate::{
     ManifestError, Table,
+    csv_file::Rows,
     stored::{self, Stored},
     table::{NUM_FRAMES, PATH, TEXT},
 };
@@ -44,7 +46,7 @@ impl Manifest {
     /// is empty or its number of frames is none.
     pub fn read(path: &Path) -> Result<Self, ManifestError> {
         let whole = |reason: String| ManifestError::Whole { path: path.into(), reason };
-        let mut table = stored::read(path)?;
+        let mut table = stored::read(path, Rows::Ragged)?;
         if table.is_empty() {
             return Err(whole("it has no rows".into()));
         }
@@ -142,6 +144,19 @@ mod tests {
     }
 
     #[test]
+    fn rows_need_not_be_of_one_length() {
+        for bytes in [
+            &b"a.mp4,fog\nb.mp4,sea,7\n"[..],
+            b"a.mp4,fog,,x,y\nb.mp4,sea,7\n",
+            b"path,text,num_frames,aes\na.mp4,fog\nb.mp4,sea,7,1,2\n",
+        ] {
+            let rows = read(bytes).1.unwrap().rows;
+            assert_eq!([0, 1].map(|row| rows[row].num_frames), [None, Some(7)]);
+            assert_eq!(rows[1].caption, "sea");
+        }
+    }
+
+    #[test]
     fn errors_name_the_file_and_the_row() {
         for (bytes, row, words) in [
             (&b"a.mp4,fog\nb.mp4\n"[..], Some(1), "1 fields"),
@@ -151,6 +166,7 @@ mod tests {
             (b"a.mp4,fog,3.5\n", Some(0), "'3.5'"),
             (b"a.mp4,fog\nb.mp4,\xff\xfe\n", Some(1), "field 2 is no UTF-8"),
             (b"path,frames\na.mp4,3\n", None, "neither text nor caption"),
+            (b"caption,path,frames\nfog\n", Some(0), "expected at least 2"),
             (b"url,text\nhttps://a,fog\n", None, "but no path"),
             (b"path,text\n", None, "no rows"),
             (b"", None, "no rows"),

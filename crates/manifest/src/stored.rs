@@ -1,6 +1,10 @@
 //! Tables as they lie on the disk: relative paths, and a format by the file's ending.
 
-use crate::{ManifestError, Table, csv_file, table::PATH};
+use crate::{
+    ManifestError, Table,
+    csv_file::{self, Rows},
+    table::PATH,
+};
 use opensora_files::write_atomically;
 use std::{
     io,
@@ -21,10 +25,10 @@ impl Format {
     }
 }
 
-/// Reads a table with paths as they are written.
-pub(crate) fn read(path: &Path) -> Result<Table, ManifestError> {
+/// Reads a table with paths as they are written. Rows of Parquet are even by themselves.
+pub(crate) fn read(path: &Path, rows: Rows) -> Result<Table, ManifestError> {
     match Format::of(path) {
-        Format::Csv => csv_file::read(path),
+        Format::Csv => csv_file::read(path, rows),
         #[cfg(feature = "parquet")]
         Format::Parquet => crate::parquet_file::read(path),
         #[cfg(not(feature = "parquet"))]

@@ -19,6 +19,7 @@
 
 use crate::{
     ManifestError,
+    csv_file::Rows,
     stored::{self, Stored},
 };
 use std::path::{Path, PathBuf};
@@ -159,7 +160,7 @@ impl Table {
     /// # Errors
     /// As [`Self::read`].
     pub fn read_with_root(path: &Path, root: &Path) -> Result<Self, ManifestError> {
-        let mut table = stored::read(path)?;
+        let mut table = stored::read(path, Rows::Even)?;
         stored::resolve(&mut table, root, path)?;
         Ok(table)
     }

@@ -7,7 +7,10 @@ mod shares;
 
 pub use shares::Shares;
 
-use crate::PrepareError;
+use crate::{
+    PrepareError,
+    clean::{REASON, write_list},
+};
 use opensora_manifest::{
     Table,
     table::{PATH, URL},
@@ -34,6 +37,18 @@ pub struct Merged {
     pub output: Table,
     /// Rows of files that came again, with a column `reason`.
     pub dropped: Table,
+}
+
+impl Merged {
+    /// Writes the table and, beside it, the list of rows that were dropped (`.failed.csv`); the list
+    /// first, so that where the table is, all is.
+    ///
+    /// # Errors
+    /// Where one cannot be written.
+    pub fn write(&self, out: &Path) -> Result<(), PrepareError> {
+        write_list(&self.dropped, out)?;
+        Ok(self.output.write(out)?)
+    }
 }
 
 /// Puts tables behind one another by the names of their columns; with each comes what messages call
@@ -71,7 +86,7 @@ pub fn merge(tables: &[(String, Table)], keep: Option<Keep>) -> Result<Merged, P
     let names: Vec<&str> =
         tables.iter().flat_map(|(_, table)| table.columns()).map(String::as_str).collect();
     let mut output = Table::new(names.iter().copied());
-    let mut dropped = Table::new(names.iter().copied().chain(["reason"]));
+    let mut dropped = Table::new(names.iter().copied().chain([REASON]));
     for (table, row) in rows() {
         let from = &tables[table].1;
         let fields = from.columns().iter().map(String::as_str);
@@ -81,8 +96,7 @@ pub fn merge(tables: &[(String, Table)], keep: Option<Keep>) -> Result<Merged, P
             None => output.push(fields),
             Some(other) => {
                 let reason = format!("{} is of the same file", place(other));
-                dropped
-                    .push(fields.filter(|(name, _)| *name != "reason").chain([("reason", reason)]));
+                dropped.push(fields.filter(|(name, _)| *name != REASON).chain([(REASON, reason)]));
             }
         }
     }
@@ -194,6 +208,24 @@ pub fn part_path(out: &Path, name: &str) -> PathBuf {
     out.with_extension(ending.map_or(name.into(), |ending| format!("{name}.{ending}")))
 }
 
+/// Writes the parts of a table, and gives back where: see [`part_path`]. Parts of an earlier split
+/// that have other names stay.
+///
+/// # Errors
+/// Where one cannot be written.
+pub fn write_parts(
+    table: &Table,
+    out: &Path,
+    parts: &[Part],
+) -> Result<Vec<PathBuf>, PrepareError> {
+    let write = |part: &Part| {
+        let path = part_path(out, &part.name);
+        table.select(part.rows.iter().copied()).write(&path)?;
+        Ok(path)
+    };
+    parts.iter().map(write).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,13 +264,26 @@ mod tests {
         assert_eq!(paths(&first.output), ["/a", "/b", "/c", "/x/../b", "", ""]);
         assert_eq!(first.output.row(2).unwrap(), ["/c", "", "1"]);
         assert_eq!(paths(&first.dropped), ["/a", "/./c"]);
-        let reason = first.dropped.get(0, "reason");
+        let reason = first.dropped.get(0, REASON);
         assert_eq!(reason, Some("row 1 of one.csv is of the same file"));
 
         let last = merge(&tables, Some(Keep::Last)).unwrap();
         assert_eq!(paths(&last.output), ["/b", "/x/../b", "/a", "/./c", "", ""]);
         assert_eq!(last.output.row(2).unwrap(), ["/a", "", "3"]);
-        assert_eq!(merge(&tables[..1], None).unwrap().output, tables[0].1);
+
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("all.csv");
+        last.write(&out).unwrap();
+        assert_eq!(Table::read(&folder.path().join("all.failed.csv")).unwrap().len(), 2);
+        let one = merge(&tables[..1], None).unwrap();
+        one.write(&out).unwrap();
+        assert_eq!(Table::read(&out).unwrap(), tables[0].1);
+        assert!(!folder.path().join("all.failed.csv").exists());
+
+        let halves = split(&one.output, &out, &Parts::Count(2)).unwrap();
+        let written = write_parts(&one.output, &out, &halves).unwrap();
+        assert_eq!(written, ["all.0.csv", "all.1.csv"].map(|name| folder.path().join(name)));
+        assert_eq!(paths(&Table::read(&written[1]).unwrap()), ["/b"]);
     }
 
     #[test]

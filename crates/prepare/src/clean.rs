@@ -176,7 +176,7 @@ pub fn clean(
 }
 
 /// The column that says why a row is listed.
-const REASON: &str = "reason";
+pub(crate) const REASON: &str = "reason";
 
 /// For each row, why its file is not there.
 fn missing(input: &Table) -> Vec<Option<String>> {
@@ -200,6 +200,19 @@ fn list(input: &Table, reasons: &[Vec<String>], kept: &[usize]) -> Table {
     list
 }
 
+/// Writes the list of rows that the step which writes `out` could not use; without such rows there
+/// is none.
+pub(crate) fn write_list(rows: &Table, out: &Path) -> Result<(), PrepareError> {
+    let list = failed_path(out);
+    if !rows.is_empty() {
+        rows.write(&list)?;
+    } else if list.exists() {
+        let io = |source| PrepareError::Io { path: list.clone(), source };
+        std::fs::remove_file(&list).map_err(io)?;
+    }
+    Ok(())
+}
+
 fn write(
     failed: &Table,
     output: &Table,
@@ -207,13 +220,7 @@ fn write(
     out: &Path,
     counts: &mut Counts,
 ) -> Result<(), PrepareError> {
-    let list = failed_path(out);
-    if !failed.is_empty() {
-        failed.write(&list)?;
-    } else if list.exists() {
-        let io = |source| PrepareError::Io { path: list.clone(), source };
-        std::fs::remove_file(&list).map_err(io)?;
-    }
+    write_list(failed, out)?;
     let beside = |root: &Path| -> Result<usize, PrepareError> {
         // A name is looked up as if the table lay in that folder.
         let table = root.join("table");

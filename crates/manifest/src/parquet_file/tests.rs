@@ -169,7 +169,10 @@ fn other_columns_are_refused_by_name() {
         ("required int64 made (TIMESTAMP(MILLIS,true))", "column made is INT64 (Timestamp"),
         ("required int32 day (DATE)", "column day is INT32"),
         ("repeated int32 codes", "column codes is a list"),
-        ("optional group box { required int32 width; }", "column box.width is a list or"),
+        (
+            "optional group box { required int32 width; } required int32 w",
+            "column box.width is a list or",
+        ),
         ("required fixed_len_byte_array(2) half", "column half is FIXED_LEN_BYTE_ARRAY"),
         ("required binary price (DECIMAL(9,2))", "column price is BYTE_ARRAY"),
         ("required binary url; required binary PATH", "column path twice"),
