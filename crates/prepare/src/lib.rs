@@ -15,9 +15,13 @@
 //! | [`shots`] | where one shot of a video ends and the next begins |
 //! | [`split`] | videos cut at their shots into clips |
 //! | [`filter`] | which clips a model shall learn from: measures, bounds, near-duplicates |
+//! | [`clean`] | captions without openings, rows without gaps, frames counted anew |
+//! | [`arrange`] | manifests merged and split |
 //! | [`pipeline`] | steps one after another |
 
+pub mod arrange;
 pub mod assemble;
+pub mod clean;
 pub mod download;
 mod error;
 pub mod filter;
@@ -26,6 +30,7 @@ pub mod pipeline;
 pub mod retry;
 pub mod scan;
 pub mod shots;
+mod source;
 pub mod split;
 pub mod step;
 
