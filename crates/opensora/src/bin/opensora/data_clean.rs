@@ -1,17 +1,14 @@
 //! `opensora data clean`: captions without openings, rows without gaps, frames counted anew.
 
-use crate::progress::Progress;
+use crate::step_progress::StepProgress;
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use opensora::{
     manifest::Table,
-    prepare::{
-        clean::{self, Counts, Job, Naming, Openings, Settings, Treatment},
-        step::Watch,
-    },
+    prepare::clean::{self, Counts, Job, Naming, Openings, Settings, Treatment},
 };
 use serde_json::json;
-use std::{ops::ControlFlow, path::PathBuf};
+use std::path::PathBuf;
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -77,16 +74,6 @@ impl From<Unfit> for Treatment {
     }
 }
 
-/// The count of frames on the terminal.
-struct Shown<'a>(&'a mut Progress);
-
-impl Watch for Shown<'_> {
-    fn advanced(&mut self, done: usize, _: usize, total: usize) -> ControlFlow<()> {
-        self.0.advance("counting", done, total);
-        ControlFlow::Continue(())
-    }
-}
-
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let input = match &args.root {
         Some(root) => Table::read_with_root(&args.data, root),
@@ -109,8 +96,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         },
     };
     let job = Job { out: &args.out, workers: args.workers, retry_failed: args.retry_failed };
-    let mut progress = Progress::new(args.quiet);
-    let cleaned = clean::clean(&input, &settings, &job, &mut Shown(&mut progress));
+    let mut progress = StepProgress::new(args.quiet, "counting");
+    let cleaned = clean::clean(&input, &settings, &job, &mut progress);
     progress.finish();
     print(&cleaned?, args);
     Ok(())
