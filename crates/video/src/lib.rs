@@ -11,6 +11,7 @@
 //! | `decode` | decoders of video streams, behind one interface |
 //! | `sps` | size and colours that an H.264 stream states |
 //! | `color` | RGB to the planes of a video codec and back |
+//! | [`yuv`] | single pixels of those planes as RGB, as FFmpeg has them |
 //! | `boxes`, `tables` | the structure of an MP4, checked and reduced before anything trusts it |
 //! | [`gif`], [`png`] | the other two formats |
 //! | [`pillow`] | resizing of images by Pillow's arithmetic |
@@ -49,6 +50,7 @@ pub mod sheet;
 mod sps;
 mod tables;
 pub mod writer;
+pub mod yuv;
 
 pub use error::VideoError;
 pub use frames::{Frames, FramesError};
