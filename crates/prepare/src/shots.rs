@@ -13,6 +13,7 @@
 //! | `hsv` | hue, saturation and value as OpenCV has them |
 //! | `score` | how much a frame differs from the one before |
 //! | `cuts` | scores become cuts |
+//! | `video` | shots of a video file |
 //!
 //! ```
 //! use opensora_prepare::shots::{self, Rgb, Settings};
@@ -37,6 +38,7 @@ mod frame;
 mod hsv;
 mod score;
 mod settings;
+mod video;
 
 use crate::PrepareError;
 use cuts::Cuts;
@@ -47,6 +49,7 @@ pub use downscale::Source;
 pub use frame::{Rgb, Yuv420};
 pub use score::Score;
 pub use settings::{Flashes, Method, Release, Settings, Weights};
+pub use video::{VideoShots, of_video};
 
 /// The shots of a video.
 #[derive(Debug, Clone, PartialEq, Default)]

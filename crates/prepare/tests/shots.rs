@@ -92,7 +92,8 @@ fn compare<S: Source>(frames: impl Iterator<Item = S>, chosen: impl Fn(&str) -> 
         if setting != "content_default" || by_part.is_null() {
             continue;
         }
-        let parts: [(&str, fn(&Score) -> f64); 4] = [
+        type Part = (&'static str, fn(&Score) -> f64);
+        let parts: [Part; 4] = [
             ("content_val", |score| score.content),
             ("delta_hue", |score| score.hue),
             ("delta_sat", |score| score.saturation),

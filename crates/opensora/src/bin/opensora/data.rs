@@ -23,6 +23,8 @@ enum Command {
     Download(Box<data_download::Args>),
     /// List the videos of a folder.
     Scan(data_scan::Args),
+    /// Say where the shots of videos begin and end.
+    Shots(data_shots::Args),
     /// Cut videos at their shots into clips.
     Split(Box<data_split::Args>),
     /// Measure clips and keep those within bounds.
@@ -82,6 +84,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         Command::Demo(args) => demo(args),
         Command::Download(args) => data_download::run(&args),
         Command::Scan(args) => data_scan::run(&args),
+        Command::Shots(args) => data_shots::run(&args),
         Command::Split(args) => data_split::run(&args),
         Command::Filter(args) => data_filter::run(&args),
         Command::Clean(args) => data_clean::run(&args),

@@ -1,12 +1,12 @@
 //! `opensora data shots`: where one shot of a video ends and the next begins.
 
 use crate::progress::Progress;
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
 use opensora::{
     files::write_atomically,
-    prepare::shots::{Detector, Flashes, Method, Release, Rgb, Score, Settings, Weights},
-    video::reader::{Decoder, VideoReader},
+    prepare::shots::{self, Flashes, Method, Release, Score, Settings, VideoShots, Weights},
+    video::Decoder,
 };
 use serde_json::{Value, json};
 use std::{
@@ -131,21 +131,9 @@ impl Args {
 
 /// Finds the shots of a video.
 fn find(path: &Path, settings: &Settings) -> anyhow::Result<Found> {
-    let reader = VideoReader::open(path, Decoder::Auto)?;
-    let (width, height) = (reader.info().width, reader.info().height);
-    let fps = reader.info().fps;
-    let mut detector = Detector::new(settings)?;
-    let (mut times, mut scores) = (Vec::new(), Vec::new());
-    for frame in reader {
-        let frame = frame?;
-        let rgb = Rgb::new(&frame.rgb, width, height)
-            .with_context(|| format!("{}: frame {}: another size", path.display(), times.len()))?;
-        let (score, _) = detector.push(&rgb).with_context(|| path.display().to_string())?;
-        scores.push(score);
-        times.push(frame.time);
-    }
-    ensure!(!times.is_empty(), "{}: it holds no pictures", path.display());
-    Ok(Found { fps, scenes: detector.scenes(), times, scores })
+    let VideoShots { info, shots, times, .. } = shots::of_video(path, Decoder::Auto, settings)
+        .map_err(|reason| anyhow!("{}: {reason}", path.display()))?;
+    Ok(Found { fps: info.fps, scenes: shots.scenes, times, scores: shots.scores })
 }
 
 impl Found {
@@ -188,10 +176,8 @@ fn stats_table(found: &Found) -> String {
         let Score { content, hue, saturation, value } = score;
         let time = found.time(frame);
         // Writing to a string does not fail.
-        let _ = writeln!(
-            table,
-            "{frame},{time:.6},{content:.6},{hue:.6},{saturation:.6},{value:.6}"
-        );
+        let _ =
+            writeln!(table, "{frame},{time:.6},{content:.6},{hue:.6},{saturation:.6},{value:.6}");
     }
     table
 }

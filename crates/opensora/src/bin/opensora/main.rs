@@ -10,6 +10,7 @@ mod data_filter;
 mod data_merge;
 mod data_run;
 mod data_scan;
+mod data_shots;
 mod data_split;
 mod data_split_manifest;
 mod devices;
