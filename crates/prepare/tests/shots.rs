@@ -40,6 +40,9 @@ impl Source for Bgr {
     }
 }
 
+/// A part of a score.
+type Part = fn(&Score) -> f64;
+
 /// What the reference was run with, by the names in the fixture.
 fn settings(name: &str, release: Release) -> Settings {
     let default = Settings { release, ..Settings::default() };
@@ -92,8 +95,7 @@ fn compare<S: Source>(frames: impl Iterator<Item = S>, chosen: impl Fn(&str) -> 
         if setting != "content_default" || by_part.is_null() {
             continue;
         }
-        type Part = (&'static str, fn(&Score) -> f64);
-        let parts: [Part; 4] = [
+        let parts: [(&str, Part); 4] = [
             ("content_val", |score| score.content),
             ("delta_hue", |score| score.hue),
             ("delta_sat", |score| score.saturation),
