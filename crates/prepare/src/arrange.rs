@@ -9,7 +9,7 @@ pub use shares::Shares;
 
 use crate::{
     PrepareError,
-    clean::{REASON, write_list},
+    assemble::{REASON, write_list},
 };
 use opensora_manifest::{
     Table,

@@ -11,7 +11,11 @@ mod frames;
 
 pub use caption::Openings;
 
-use crate::{PrepareError, step::Watch};
+use crate::{
+    PrepareError,
+    assemble::{REASON, write_list},
+    step::Watch,
+};
 use opensora_manifest::{
     Table,
     table::{NUM_FRAMES, PATH, TEXT},
@@ -94,11 +98,6 @@ pub struct Counts {
     pub elsewhere: usize,
 }
 
-/// The list of rows that the step which writes `out` could not use.
-pub fn failed_path(out: &Path) -> PathBuf {
-    out.with_extension("failed.csv")
-}
-
 /// Cleans a table and writes it, and its list of rows that are not as they should be: the list
 /// first, so that where the output is, all is. Without such rows there is no list.
 ///
@@ -171,12 +170,18 @@ pub fn clean(
     }
     let failed = list(input, &reasons, &kept);
     (counts.written, counts.listed) = (kept.len(), failed.len());
-    write(&failed, &output.select(kept), settings, job.out, &mut counts)?;
+    let output = output.select(kept);
+    let folder = job.out.parent().unwrap_or(Path::new(""));
+    let root = match &settings.naming {
+        Naming::Movable => Some(folder),
+        Naming::Absolute => None,
+        Naming::From(root) => Some(root.as_path()),
+    };
+    counts.elsewhere = root.map_or(Ok(0), |root| elsewhere(&output, root))?;
+    write_list(&failed, job.out)?;
+    output.write_with_root(job.out, root)?;
     Ok(counts)
 }
-
-/// The column that says why a row is listed.
-pub(crate) const REASON: &str = "reason";
 
 /// For each row, why its file is not there.
 fn missing(input: &Table) -> Vec<Option<String>> {
@@ -200,56 +205,20 @@ fn list(input: &Table, reasons: &[Vec<String>], kept: &[usize]) -> Table {
     list
 }
 
-/// Writes the list of rows that the step which writes `out` could not use; without such rows there
-/// is none.
-pub(crate) fn write_list(rows: &Table, out: &Path) -> Result<(), PrepareError> {
-    let list = failed_path(out);
-    if !rows.is_empty() {
-        rows.write(&list)?;
-    } else if list.exists() {
-        let io = |source| PrepareError::Io { path: list.clone(), source };
-        std::fs::remove_file(&list).map_err(io)?;
-    }
-    Ok(())
-}
-
-fn write(
-    failed: &Table,
-    output: &Table,
-    settings: &Settings,
-    out: &Path,
-    counts: &mut Counts,
-) -> Result<(), PrepareError> {
-    write_list(failed, out)?;
-    let beside = |root: &Path| -> Result<usize, PrepareError> {
-        // A name is looked up as if the table lay in that folder.
-        let table = root.join("table");
-        let mut elsewhere = 0;
-        for row in 0..output.len() {
-            let path = output.get(row, PATH).filter(|path| !path.is_empty());
-            if let Some(path) = path {
-                elsewhere += usize::from(Table::name_in(&table, Path::new(path))?.is_absolute());
-            }
-        }
-        Ok(elsewhere)
-    };
-    match &settings.naming {
-        Naming::Movable => {
-            counts.elsewhere = beside(out.parent().unwrap_or(Path::new("")))?;
-            output.write(out)?;
-        }
-        Naming::Absolute => output.write_with_root(out, None)?,
-        Naming::From(root) => {
-            counts.elsewhere = beside(root)?;
-            output.write_with_root(out, Some(root))?;
-        }
-    }
-    Ok(())
+/// How many of the files lie elsewhere than below `root`.
+fn elsewhere(table: &Table, root: &Path) -> Result<usize, PrepareError> {
+    // A name is looked up as if the table lay in that folder.
+    let place = root.join("table");
+    let paths = (0..table.len()).filter_map(|row| table.get(row, PATH));
+    paths.filter(|path| !path.is_empty()).try_fold(0, |count, path| {
+        Ok(count + usize::from(Table::name_in(&place, Path::new(path))?.is_absolute()))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::assemble::failed_path;
     use opensora_video::{Frames, png};
 
     /// Writes a folder of so many frames.
@@ -314,7 +283,6 @@ mod tests {
         assert_eq!(column(&list, TEXT), ["A tree", ""]);
         let reasons = column(&list, REASON);
         assert!(reasons[0].starts_with("its frames cannot be counted: "), "{reasons:?}");
-        assert!(!reasons[0].contains("torn.mp4"), "{reasons:?}");
         assert!(reasons[1].starts_with("its caption is empty; No such file"), "{reasons:?}");
 
         // Cleaned once more, nothing is left to change; a file that was changed is counted again.

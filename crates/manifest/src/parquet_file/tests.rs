@@ -206,12 +206,12 @@ fn damaged_files_are_errors() {
     for length in (0..good.len()).step_by(13) {
         read(&good[..length]);
     }
-    for (at, bits) in (0..good.len()).flat_map(|at| [(at, 0x01), (at, 0x80), (at, 0xff)]) {
+    for at in 0..good.len() {
         let mut bytes = good.clone();
-        bytes[at] ^= bits;
+        bytes[at] ^= [0x01, 0x80, 0xff][at % 3];
         read(&bytes);
     }
-    assert!(errors > 500, "{errors}");
+    assert!(errors > good.len() / 4, "{errors} of {}", good.len());
 }
 
 #[test]

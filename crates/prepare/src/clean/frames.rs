@@ -2,14 +2,16 @@
 
 use super::Job;
 use crate::{
-    PrepareError, source,
+    PrepareError,
+    assemble::journal_path,
+    open::{open, without_path},
     step::{self, Outcome, Run, Shard, Watch},
 };
 use opensora_manifest::{Table, table::PATH};
+use opensora_video::{VideoError, media::IMAGES, png, reader::Decoder};
 use serde_json::json;
 use std::{
     collections::HashMap,
-    ffi::OsString,
     fs::Metadata,
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
@@ -38,10 +40,8 @@ pub(super) fn count(
         }
         of_row[row] = Some(file);
     }
-    let mut journal = OsString::from(job.out);
-    journal.push(".journal.jsonl");
     let run = Run {
-        journal: journal.into(),
+        journal: journal_path(job.out),
         settings: json!({ "step": "relength" }),
         workers: job.workers,
         shard: Shard::WHOLE,
@@ -71,10 +71,16 @@ fn key(path: &Path, out: &Path) -> Result<String, PrepareError> {
 /// Frames of an image, a video or a folder of frames. Those of videos are decoded, as what a
 /// file says of itself is what is doubted.
 fn frames(path: &Path) -> Result<usize, String> {
-    let (header, mut frames) = source::open(path)?;
-    let count = match header.num_frames {
-        Some(count) => count,
-        None => frames.try_fold(0, |count, frame| frame.map(|_| count + 1))?,
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    let ending = ending.to_ascii_lowercase();
+    let strip = |error: VideoError| without_path(&error, path);
+    let count = if path.is_dir() {
+        png::read_folder(path).map_err(strip)?.len()
+    } else if IMAGES.contains(&ending.as_str()) {
+        1
+    } else {
+        let mut video = open(path, Decoder::Auto)?;
+        video.try_fold(0, |count, frame| frame.map(|_| count + 1)).map_err(strip)?
     };
     if count == 0 { Err("it has no frames".into()) } else { Ok(count) }
 }

@@ -1,11 +1,14 @@
 //! `opensora data clean`: captions without openings, rows without gaps, frames counted anew.
 
-use crate::step_progress::StepProgress;
+use crate::{data_split::Shown, progress::Progress};
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use opensora::{
     manifest::Table,
-    prepare::clean::{self, Counts, Job, Naming, Openings, Settings, Treatment},
+    prepare::{
+        assemble::failed_path,
+        clean::{self, Counts, Job, Naming, Openings, Settings, Treatment},
+    },
 };
 use serde_json::json;
 use std::path::PathBuf;
@@ -96,15 +99,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         },
     };
     let job = Job { out: &args.out, workers: args.workers, retry_failed: args.retry_failed };
-    let mut progress = StepProgress::new(args.quiet, "counting");
-    let cleaned = clean::clean(&input, &settings, &job, &mut progress);
+    let mut progress = Progress::new(args.quiet);
+    let mut watch = Shown { stage: "counting", progress: &mut progress };
+    let cleaned = clean::clean(&input, &settings, &job, &mut watch);
     progress.finish();
     print(&cleaned?, args);
     Ok(())
 }
 
 fn print(counts: &Counts, args: &Args) {
-    let list = (counts.listed > 0).then(|| clean::failed_path(&args.out));
+    let list = (counts.listed > 0).then(|| failed_path(&args.out));
     if args.json {
         println!("{}", json!({ "counts": counts, "out": args.out, "failed_out": list }));
         return;

@@ -6,7 +6,7 @@ use opensora::{
     manifest::Table,
     prepare::{
         arrange::{self, Keep},
-        clean::failed_path,
+        assemble::failed_path,
     },
 };
 use serde_json::json;
