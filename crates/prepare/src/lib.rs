@@ -8,10 +8,16 @@
 //! | module | thought |
 //! |---|---|
 //! | [`step`] | work row by row: in parallel, journalled, sharded, restartable |
+//! | [`stats`] | what a manifest holds, in numbers |
+//! | [`preview`] | clips and captions to look at, on one sheet |
+//! | [`look`] | a look into a file |
 //! | [`retry`] | patience with what is far away |
 
 mod error;
+pub mod look;
+pub mod preview;
 pub mod retry;
+pub mod stats;
 pub mod step;
 
 pub use error::PrepareError;
