@@ -1,10 +1,9 @@
 //! How often values come: bins of one width with round edges, histograms in a grid.
 
-use crate::canvas::Medium;
 use crate::{
     ChartError,
     axis::{Axis, round_steps},
-    canvas::{self, Area, COLORS, OVERSAMPLING, Page, text},
+    canvas::{self, Area, COLORS, Medium, OVERSAMPLING, Page, text},
     text::plain,
 };
 use plotters::prelude::*;
@@ -44,7 +43,7 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    /// Puts values into at most some 30 bins; what is not finite, or beyond 1e100, does not count.
+    /// Puts values into some 30 bins at most; what is not finite, or beyond 1e100, does not count.
     /// Whole numbers are the middles of their bins where each has its own. Single values so far
     /// from the others that nothing else could be seen are outside; [`below`](Self::below) and
     /// [`above`](Self::above) tell how many.
@@ -109,7 +108,7 @@ impl Histogram {
         }
         for (count, side) in [(self.below, "below"), (self.above, "above")] {
             if count > 0 {
-                parts.push(format!("{count} {side}"));
+                parts.push(format!("{count} more {side}"));
             }
         }
         parts.join(", ")
@@ -200,8 +199,8 @@ fn draw<Backend: DrawingBackend>(
     let most = histogram.counts.iter().copied().max().unwrap_or(0).max(1);
     let x = Axis::over(histogram.start, histogram.end(), 0.03, false);
     let y = Axis { low: 0.0, high: 1.05 * most as f64, log: false };
-    // Counts have no fractions, so there are no more ticks than numbers.
-    let (x_count, y_count) = (6, most.saturating_add(1).min(5));
+    // No ticks between whole numbers: not among few bins of these, and not among counts.
+    let (x_count, y_count) = (histogram.counts.len().min(5) + 1, most.min(4) + 1);
     let (x_ticks, y_ticks) = (x.ticks(x_count), y.ticks(y_count));
     let mut chart = ChartBuilder::on(area)
         .caption(plain(&histogram.title, TITLE), text(18))
@@ -230,8 +229,8 @@ fn draw<Backend: DrawingBackend>(
     chart.draw_series(bars.map(|(bin, &count)| {
         let corners = [(histogram.edge(bin), count as f64), (histogram.edge(bin + 1), 0.0)];
         let mut bar = Rectangle::new(corners, COLORS[0].mix(0.85).filled());
-        // Bars are told apart where they are wide, and seen where they are low.
-        bar.set_margin(0, 0, 0, if histogram.counts.len() <= 60 { scale } else { 0 });
+        // So that neighbours are told apart.
+        bar.set_margin(0, 0, 0, scale);
         bar
     }))?;
     Ok(())
@@ -277,7 +276,7 @@ mod tests {
         assert_eq!((histogram.below, histogram.above), (1, 2));
         assert_eq!(inside(&histogram), 1000);
         assert!(histogram.end() < 12.0, "{histogram:?}");
-        assert_eq!(histogram.x_description(), "1 below, 2 above");
+        assert_eq!(histogram.x_description(), "1 more below, 2 more above");
         // Few values: all are shown.
         assert_eq!(inside(&of(&[1.0, 2.0, 1e6])), 3);
     }

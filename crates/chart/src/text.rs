@@ -47,7 +47,7 @@ impl Paragraph<'_> {
         measure("x").map_err(|error| failed(&error))?;
         let width = (self.width * OVERSAMPLING) as usize;
         let lines = wrap(self.text, width, self.most_lines, &|text| measure(text).unwrap_or(0));
-        let page = Lines { lines, style, width: self.width, height: self.size * 7 / 5 };
+        let page = Lines { lines, style, width: self.width, size: self.size };
         let (rgb, [height, width]) = canvas::rgb(&page)?;
         Frames::from_rgb(rgb, [1, height, width])
             .map_err(|source| VideoError::Frames { path: "text".into(), source }.into())
@@ -84,35 +84,27 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
 
 /// Lines that are at most `width` wide; words that are wider are cut. At least one line.
 fn wrap(text: &str, width: usize, most: usize, measure: &dyn Fn(&str) -> usize) -> Vec<String> {
-    let (space, ellipsis) = (measure(" "), measure("…"));
-    let mut lines = vec![];
-    let (mut line, mut filled) = (String::new(), 0);
+    let (mut lines, mut line) = (vec![], String::new());
     for word in words(text) {
-        let long = measure(word);
-        if !line.is_empty() && filled + space + long > width {
-            lines.push(std::mem::take(&mut line));
-            filled = 0;
-        } else if !line.is_empty() {
-            line.push(' ');
-            filled += space;
-        }
-        if filled + long <= width {
-            line.push_str(word);
-            filled += long;
+        // Whole lines are measured: the widths of their parts, rounded, do not add up.
+        let longer = if line.is_empty() { word.into() } else { format!("{line} {word}") };
+        if measure(&longer) <= width {
+            line = longer;
             continue;
         }
-        for (at, letter) in word.char_indices() {
-            let letter = &word[at..at + letter.len_utf8()];
-            let wide = measure(letter);
-            if filled + wide > width && !line.is_empty() {
-                lines.push(std::mem::take(&mut line));
-                filled = 0;
+        if !line.is_empty() {
+            lines.push(std::mem::take(&mut line));
+        }
+        for letter in word.chars() {
+            let is_first = line.is_empty();
+            line.push(letter);
+            if measure(&line) > width && !is_first {
+                line.pop();
+                lines.push(std::mem::replace(&mut line, letter.into()));
                 if lines.len() > most {
                     break;
                 }
             }
-            line.push_str(letter);
-            filled += wide;
         }
         if lines.len() > most {
             break;
@@ -124,10 +116,13 @@ fn wrap(text: &str, width: usize, most: usize, measure: &dyn Fn(&str) -> usize) 
     if lines.len() > most {
         lines.truncate(most);
         if let Some(last) = lines.last_mut() {
-            while !last.is_empty() && measure(last) + ellipsis > width {
-                last.pop();
-            }
             last.push('…');
+            while measure(last) > width && last.chars().nth(1).is_some() {
+                // The letter before the ellipsis.
+                last.truncate(last.len() - '…'.len_utf8());
+                last.pop();
+                last.push('…');
+            }
         }
     }
     lines
@@ -138,12 +133,12 @@ struct Lines {
     lines: Vec<String>,
     style: TextStyle<'static>,
     width: u32,
-    height: u32,
+    size: u32,
 }
 
 impl Page for Lines {
     fn size(&self) -> (u32, u32) {
-        (self.width, self.height)
+        (self.width, self.size * 7 / 5)
     }
 
     fn rows(&self) -> usize {
@@ -156,7 +151,9 @@ impl Page for Lines {
         area: &Area<Backend>,
         _: Medium,
     ) -> Result<(), ChartError> {
-        let top = (self.height * OVERSAMPLING / 8) as i32;
+        // plotters puts the baseline half a letter's height below the place that it is given: here,
+        // there is room for accents above and for descenders below.
+        let top = (self.size * OVERSAMPLING / 2) as i32;
         area.draw_text(&self.lines[row], &self.style, (0, top)).map_err(|error| failed(&error))
     }
 }
@@ -206,6 +203,10 @@ mod tests {
         assert_ne!(dark("ж"), dark("狐"));
         let high = |text: &str| render(text).unwrap().height();
         assert_eq!((high("fox"), high(&"fox ".repeat(100))), (22, 66));
+        // Many short words: no line runs out of the picture.
+        let still = render(&"a i ".repeat(60)).unwrap();
+        let last = |row: &[u8]| row[3 * 199..] == [255; 3];
+        assert!(still.data().chunks_exact(3 * 200).all(last));
         // Nothing is cut off above or below.
         let still = render("Égjpq|").unwrap();
         let row = |y: usize| &still.data()[3 * 200 * y..][..3 * 200];

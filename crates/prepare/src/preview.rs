@@ -89,9 +89,9 @@ struct Entry<'a, Picture> {
 impl<Picture> Entry<'_, Picture> {
     /// One line: number, name and what the file says of itself.
     fn headline(&self) -> String {
-        let mut line = format!("{}  {}", self.row, self.name);
+        let mut line = format!("{}. {}", self.row, self.name);
         if let Ok((_, facts)) = &self.look {
-            line.push_str(&format!("  {}x{}", facts.width, facts.height));
+            line.push_str(&format!(", {}x{}", facts.width, facts.height));
             if let (Some(fps), Some(seconds)) = (facts.fps, facts.duration()) {
                 let fps = (fps * 100.0).round() / 100.0;
                 line.push_str(&format!(", {fps} fps, {} frames, {seconds:.1} s", facts.num_frames));
@@ -283,7 +283,7 @@ mod tests {
         assert!(page.contains(caption) && page.contains("狐") && page.contains("a&lt;b&gt;.mp4"));
         assert!(page.contains("the row names no file") && page.contains("default-src 'none'"));
         assert_eq!(page.matches("src=\"data:image/jpeg;base64,").count(), 1);
-        for never in ["<script", "http", "\u{1b}", "a<b>"] {
+        for never in ["<script", "://", "\u{1b}", "a<b>"] {
             assert!(!page.contains(never), "{never}");
         }
         assert!(!page.contains(folder.path().to_str().unwrap()), "folders are nobody's business");

@@ -6,7 +6,7 @@
 //!
 //! | module | thought |
 //! |---|---|
-//! | [`column`] | one column: its numbers or its texts |
+//! | [`column`](mod@column) | one column: its numbers or its texts |
 //! | `report` | the same as a text to read |
 
 pub mod column;

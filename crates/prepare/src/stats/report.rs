@@ -169,7 +169,7 @@ mod tests {
 
 numbers        count  missing  min    5 %  median   mean   95 %    max
 fps                2        0   24  24.30   26.98  26.98  29.67  29.97
-caption_words      2        0    2      2       2      2      2      2
+caption_words      2        0    1      1       1      1      1      1
 
 texts  count  missing  distinct  most frequent
 path       2        0         2
