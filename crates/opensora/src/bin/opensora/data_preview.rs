@@ -41,8 +41,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     progress.finish();
     let shown = shown?;
     if args.json {
-        let object =
-            json!({ "out": args.out, "rows": shown.rows, "unreadable": shown.unreadable });
+        let object = json!({ "out": args.out, "rows": shown.rows, "unreadable": shown.unreadable });
         println!("{object}");
         return Ok(());
     }
