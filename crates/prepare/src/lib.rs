@@ -8,15 +8,30 @@
 //! | module | thought |
 //! |---|---|
 //! | [`step`] | work row by row: in parallel, journalled, sharded, restartable |
+//! | [`assemble`] | from outcomes back to tables |
+//! | [`retry`] | patience with what is far away |
+//! | [`download`] | videos of public lists, fetched |
+//! | [`scan`] | a folder of videos as a table |
+//! | [`shots`] | where one shot of a video ends and the next begins |
+//! | [`split`] | videos cut at their shots into clips |
+//! | [`filter`] | which clips a model shall learn from: measures, bounds, near-duplicates |
 //! | [`stats`] | what a manifest holds, in numbers |
 //! | [`preview`] | clips and captions to look at, on one sheet |
-//! | [`look`] | a look into a file |
-//! | [`retry`] | patience with what is far away |
+//! | [`pipeline`] | steps one after another |
 
+pub mod assemble;
+pub mod download;
 mod error;
-pub mod look;
+pub mod filter;
+mod look;
+mod open;
+pub mod pipeline;
 pub mod preview;
 pub mod retry;
+pub mod scan;
+pub mod shots;
+mod source;
+pub mod split;
 pub mod stats;
 pub mod step;
 

@@ -1,6 +1,7 @@
 //! A look into a file: what it says of itself, and single pictures of it.
 
-use opensora_video::{Frames, VideoError, gif, mp4, png};
+use crate::source::{self, Header, Stream};
+use opensora_video::Frames;
 use serde::Serialize;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -10,26 +11,6 @@ use std::{
         mpsc,
     },
 };
-
-/// What a file says of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Facts {
-    /// Pixels in a row.
-    pub width: usize,
-    /// Rows of a frame.
-    pub height: usize,
-    /// Number of frames; 1 for stills.
-    pub num_frames: usize,
-    /// Frames per second; stills and folders of frames have none.
-    pub fps: Option<f64>,
-}
-
-impl Facts {
-    /// Seconds that it lasts.
-    pub fn duration(&self) -> Option<f64> {
-        self.fps.filter(|fps| *fps > 0.0).map(|fps| self.num_frames as f64 / fps)
-    }
-}
 
 /// A row whose file cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -42,59 +23,61 @@ pub struct Unreadable {
     pub reason: String,
 }
 
-/// Opens a file and reads what it says of itself.
+/// What a file says of itself.
 ///
 /// # Errors
 /// One line without the path, where it cannot be read.
-pub fn facts(path: &Path) -> Result<Facts, String> {
-    read(path).map(|(_, facts)| facts)
+pub(crate) fn header(path: &Path) -> Result<Header, String> {
+    source::open(path).map(|(header, _)| header)
 }
 
-/// Frames at `places` of a file, 0 being the first frame and 1 the last; a still comes once.
+/// Frames at `places` of a file, 0 being the first frame and 1 the last; a still comes once. What
+/// it says of itself then tells its true number of frames.
 ///
 /// # Errors
 /// One line without the path, where it cannot be read.
-pub fn frames_at(path: &Path, places: &[f64]) -> Result<(Frames, Facts), String> {
-    let (frames, facts) = read(path)?;
-    let last = frames.len() - 1;
+pub(crate) fn frames_at(path: &Path, places: &[f64]) -> Result<(Frames, Header), String> {
+    let (mut header, stream) = source::open(path)?;
+    let mut length = header.num_frames.unwrap_or(0);
+    let mut picked = pick(stream, places, length)?;
+    if let Err(true_length) = picked {
+        // The file did not tell how long it is, or not the truth: once more, now that it is known.
+        length = true_length;
+        picked = pick(source::open(path)?.1, places, length)?;
+    }
+    let Ok(frames) = picked else { return Err("its number of frames changes".into()) };
+    header.num_frames = Some(length);
+    let shape = [frames.len(), header.height, header.width];
+    let frames = Frames::from_rgb(frames.concat(), shape).map_err(|error| error.to_string())?;
+    Ok((frames, header))
+}
+
+/// The frames at `places` of a stream that should have `length` frames; nothing behind the last of
+/// them is looked at. Where the stream ends before, the inner error tells how many it has.
+fn pick(
+    stream: Stream,
+    places: &[f64],
+    length: usize,
+) -> Result<Result<Vec<Vec<u8>>, usize>, String> {
+    let last = length.saturating_sub(1);
     let mut indices: Vec<usize> =
         places.iter().map(|place| (place.clamp(0.0, 1.0) * last as f64).round() as usize).collect();
-    if last == 0 {
+    if length == 1 {
         indices.truncate(1);
     }
-    let data: Vec<u8> =
-        indices.iter().filter_map(|&index| frames.frame(index)).flatten().copied().collect();
-    let shape = [indices.len(), frames.height(), frames.width()];
-    let chosen = Frames::from_rgb(data, shape).map_err(|error| error.to_string())?;
-    Ok((chosen, facts))
-}
-
-/// All of a file: the one place where this crate's looks meet its decoders.
-fn read(path: &Path) -> Result<(Frames, Facts), String> {
-    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-    let (frames, fps) = match ending.to_ascii_lowercase().as_str() {
-        _ if path.is_dir() => (png::read_folder(path), None),
-        "png" => (png::read(path), None),
-        "gif" => split(gif::read(path)),
-        _ => split(mp4::read(path)),
-    };
-    let frames = frames.map_err(|error| without_path(&error, path))?;
-    let (width, height, num_frames) = (frames.width(), frames.height(), frames.len());
-    Ok((frames, Facts { width, height, num_frames, fps }))
-}
-
-fn split(read: Result<(Frames, f64), VideoError>) -> (Result<Frames, VideoError>, Option<f64>) {
-    match read {
-        Ok((frames, fps)) => (Ok(frames), Some(fps)),
-        Err(error) => (Err(error), None),
+    let (mut picked, mut seen) = (Vec::new(), 0);
+    for frame in stream {
+        let frame = frame?;
+        // A short clip may show one frame in several places.
+        while length > 0 && indices.get(picked.len()) == Some(&seen) {
+            picked.push(frame.clone());
+        }
+        seen += 1;
+        if picked.len() == indices.len() {
+            return Ok(Ok(picked));
+        }
     }
-}
-
-/// An error's words on one line; the path stands beside them already.
-fn without_path(error: &VideoError, path: &Path) -> String {
-    let text = error.to_string();
-    let rest = text.strip_prefix(&path.display().to_string()).unwrap_or(&text);
-    rest.trim_start_matches([':', '/', '\\', ' ']).replace(['\n', '\r'], " ")
+    if seen == 0 { Err("it has no frames".into()) } else { Ok(Err(seen)) }
 }
 
 /// Looks into `count` files, several at once; results are in order. `advanced` hears how many of
@@ -141,7 +124,7 @@ const PANIC: &str = "the program made a mistake on it (a panic)";
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use opensora_video::{VideoSpec, Writer};
+    use opensora_video::{VideoSpec, Writer, png};
     use std::path::PathBuf;
 
     /// Writes a video of ten frames that grow brighter, 64 x 48, 8 frames per second.
@@ -157,17 +140,33 @@ pub(crate) mod tests {
     fn frames_are_taken_from_where_they_are_asked_for() {
         let folder = tempfile::tempdir().unwrap();
         let path = video(folder.path(), "a.mp4");
-        let (frames, facts) = frames_at(&path, &[0.2, 0.5, 1.0]).unwrap();
-        assert_eq!(facts, Facts { width: 64, height: 48, num_frames: 10, fps: Some(8.0) });
-        assert_eq!(facts.duration(), Some(1.25));
+        let (frames, header) = frames_at(&path, &[0.2, 0.5, 1.0]).unwrap();
+        assert_eq!((header.width, header.height, header.num_frames), (64, 48, Some(10)));
+        assert_eq!((header.fps, header.duration), (Some(8.0), Some(1.25)));
         // 0.5 lies between frames 4 and 5.
         for (frame, index) in frames.iter().zip([2u8, 5, 9]) {
             assert!(frame[0].abs_diff(20 * index) < 8, "{} {index}", frame[0]);
         }
         let still = folder.path().join("still.png");
         png::write(&still, &frames).unwrap();
-        let (frames, facts) = frames_at(&still, &[0.2, 0.5, 0.8]).unwrap();
-        assert_eq!((frames.len(), facts.num_frames, facts.duration()), (1, 1, None));
+        let (frames, header) = frames_at(&still, &[0.2, 0.5, 0.8]).unwrap();
+        assert_eq!((frames.len(), header.num_frames, header.duration), (1, Some(1), None));
+    }
+
+    #[test]
+    fn frames_are_found_whatever_length_a_file_states() {
+        let stream = || -> Stream { Box::new((0..10u8).map(|index| Ok(vec![index]))) };
+        let places = [0.2, 0.5, 0.8];
+        assert_eq!(pick(stream(), &places, 10).unwrap(), Ok(vec![vec![2], vec![5], vec![7]]));
+        for stated in [0, 13, 1000] {
+            assert_eq!(pick(stream(), &places, stated).unwrap(), Err(10), "{stated}");
+        }
+        // Two frames, three places.
+        assert_eq!(pick(stream(), &places, 2).unwrap(), Ok(vec![vec![0], vec![1], vec![1]]));
+        assert_eq!(pick(stream(), &places, 1).unwrap(), Ok(vec![vec![0]]));
+        assert!(pick(Box::new(std::iter::empty()), &places, 0).is_err());
+        let broken = Box::new([Ok(vec![0]), Err("torn".into())].into_iter());
+        assert_eq!(pick(broken, &places, 10).unwrap_err(), "torn");
     }
 
     #[test]
@@ -176,7 +175,7 @@ pub(crate) mod tests {
         let path = folder.path().join("text.mp4");
         std::fs::write(&path, "no video").unwrap();
         for path in [path, folder.path().join("none.mp4"), folder.path().into()] {
-            let reason = facts(&path).unwrap_err();
+            let reason = header(&path).unwrap_err();
             assert!(!reason.is_empty() && !reason.contains('\n'), "{reason}");
             assert!(!reason.contains("text.mp4") && !reason.contains("none.mp4"), "{reason}");
         }

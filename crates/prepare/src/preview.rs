@@ -13,10 +13,9 @@
 mod page;
 mod sheet;
 
-use crate::{
-    PrepareError,
-    look::{self, Facts, Unreadable},
-};
+pub use crate::look::Unreadable;
+
+use crate::{PrepareError, look, source::Header};
 use opensora_files::write_atomically;
 use opensora_manifest::{
     Table,
@@ -83,18 +82,23 @@ struct Entry<'a, Picture> {
     /// Empty where there is none.
     caption: &'a str,
     /// The frames beside each other, and what the file says of itself; or why it cannot be read.
-    look: Result<(Picture, Facts), String>,
+    look: Result<(Picture, Header), String>,
 }
 
 impl<Picture> Entry<'_, Picture> {
     /// One line: number, name and what the file says of itself.
     fn headline(&self) -> String {
         let mut line = format!("{}. {}", self.row, self.name);
-        if let Ok((_, facts)) = &self.look {
-            line.push_str(&format!(", {}x{}", facts.width, facts.height));
-            if let (Some(fps), Some(seconds)) = (facts.fps, facts.duration()) {
-                let fps = (fps * 100.0).round() / 100.0;
-                line.push_str(&format!(", {fps} fps, {} frames, {seconds:.1} s", facts.num_frames));
+        if let Ok((_, header)) = &self.look {
+            line.push_str(&format!(", {}x{}", header.width, header.height));
+            if let Some(fps) = header.fps {
+                line.push_str(&format!(", {} fps", (fps * 100.0).round() / 100.0));
+            }
+            if let Some(frames) = header.num_frames.filter(|frames| *frames > 1) {
+                line.push_str(&format!(", {frames} frames"));
+            }
+            if let Some(seconds) = header.duration {
+                line.push_str(&format!(", {seconds:.1} s"));
             }
         }
         line
@@ -186,8 +190,8 @@ fn look<'a, Picture: Send>(
         if path.as_os_str().is_empty() {
             return Err("the row names no file".into());
         }
-        let (frames, facts) = look::frames_at(path, &PLACES)?;
-        Ok((picture(strip(&frames)?)?, facts))
+        let (frames, header) = look::frames_at(path, &PLACES)?;
+        Ok((picture(strip(&frames)?)?, header))
     };
     let looks = look::each(rows.len(), one, advanced);
     rows.iter()

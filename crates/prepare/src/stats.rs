@@ -12,9 +12,10 @@
 pub mod column;
 mod report;
 
+pub use crate::look::Unreadable;
 pub use column::{Column, Content, Frequent, Numbers, Texts};
 
-use crate::look::{self, Facts, Unreadable};
+use crate::{look, source::Header};
 use column::{frequent, number};
 use opensora_chart::{ChartError, Histogram, histogram};
 use opensora_manifest::{
@@ -174,11 +175,11 @@ pub fn fill(table: &mut Table, advanced: &mut dyn FnMut(usize, usize)) -> Vec<Un
         .filter(|&row| !lacks(row, PATH) && PROBED.iter().any(|column| lacks(row, column)))
         .map(|row| (row, path_of(row)))
         .collect();
-    let found = look::each(open.len(), |index| look::facts(Path::new(&open[index].1)), advanced);
+    let found = look::each(open.len(), |index| look::header(Path::new(&open[index].1)), advanced);
     let mut unreadable = Vec::new();
-    for ((row, path), facts) in open.into_iter().zip(found) {
-        match facts {
-            Ok(facts) => note(table, row, &facts),
+    for ((row, path), header) in open.into_iter().zip(found) {
+        match header {
+            Ok(header) => note(table, row, &header),
             Err(reason) => unreadable.push(Unreadable { row: row + 1, path, reason }),
         }
     }
@@ -186,13 +187,13 @@ pub fn fill(table: &mut Table, advanced: &mut dyn FnMut(usize, usize)) -> Vec<Un
 }
 
 /// Fills in what a row lacks.
-fn note(table: &mut Table, row: usize, facts: &Facts) {
+fn note(table: &mut Table, row: usize, header: &Header) {
     let values = [
-        Some(facts.width.to_string()),
-        Some(facts.height.to_string()),
-        facts.fps.map(|fps| fps.to_string()),
-        Some(facts.num_frames.to_string()),
-        facts.duration().map(|seconds| seconds.to_string()),
+        Some(header.width.to_string()),
+        Some(header.height.to_string()),
+        header.fps.map(|fps| fps.to_string()),
+        header.num_frames.map(|frames| frames.to_string()),
+        header.duration.map(|seconds| seconds.to_string()),
     ];
     for (column, value) in PROBED.into_iter().zip(values) {
         if let Some(value) = value

@@ -1,0 +1,65 @@
+//! Clips as a stream of frames, whatever file they lie in.
+
+use crate::open::{self, without_path};
+use opensora_video::{Frames, VideoError, png, reader::Decoder};
+use std::path::Path;
+
+/// What is known of a clip before its frames are seen.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Header {
+    /// Pixels in a row.
+    pub(crate) width: usize,
+    /// Rows.
+    pub(crate) height: usize,
+    /// Frames a second; `None` for pictures.
+    pub(crate) fps: Option<f64>,
+    /// Frames there are, where the file says so.
+    pub(crate) num_frames: Option<usize>,
+    /// Seconds, where the file says so.
+    pub(crate) duration: Option<f64>,
+}
+
+/// Frames in order, `[H, W, 3]` each, or one line that says why there are no more.
+pub(crate) type Stream = Box<dyn Iterator<Item = Result<Vec<u8>, String>>>;
+
+/// Opens a video, a PNG, or a folder of PNG frames.
+///
+/// # Errors
+/// One line, without the path.
+pub(crate) fn open(path: &Path) -> Result<(Header, Stream), String> {
+    let still = |read: Result<Frames, VideoError>| {
+        read.map(whole).map_err(|error| without_path(&error, path))
+    };
+    if path.is_dir() {
+        return still(png::read_folder(path));
+    }
+    if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("png")) {
+        return still(png::read(path));
+    }
+    let reader = open::open(path, Decoder::Auto)?;
+    let info = reader.info();
+    let header = Header {
+        width: info.width,
+        height: info.height,
+        fps: Some(info.fps).filter(|fps| fps.is_finite() && *fps > 0.0),
+        num_frames: info.num_frames,
+        duration: info.duration,
+    };
+    let path = path.to_path_buf();
+    let words = move |error: VideoError| without_path(&error, &path);
+    Ok((header, Box::new(reader.map(move |frame| Ok(frame.map_err(&words)?.rgb)))))
+}
+
+/// Pictures that are in memory.
+fn whole(frames: Frames) -> (Header, Stream) {
+    let header = Header {
+        width: frames.width(),
+        height: frames.height(),
+        fps: None,
+        num_frames: Some(frames.len()),
+        duration: None,
+    };
+    let stream =
+        (0..frames.len()).map_while(move |index| frames.frame(index).map(|f| Ok(f.into())));
+    (header, Box::new(stream))
+}
