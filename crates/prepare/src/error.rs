@@ -60,6 +60,18 @@ pub enum PrepareError {
         /// Those of the first frame.
         expected: (usize, usize),
     },
+    /// Tables that name the same file more than once.
+    #[error("{key}: {first} and {second} are both of it, and {count} rows in all come again")]
+    Again {
+        /// The first file, or the first address where there are no files.
+        key: String,
+        /// Where it stands first.
+        first: String,
+        /// Where it stands again.
+        second: String,
+        /// Rows of something that was there before.
+        count: usize,
+    },
     /// Two rows that a step could not tell apart.
     #[error("rows {} and {} are both {key}", first + 1, second + 1)]
     Twice {

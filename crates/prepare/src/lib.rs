@@ -15,11 +15,15 @@
 //! | [`shots`] | where one shot of a video ends and the next begins |
 //! | [`split`] | videos cut at their shots into clips |
 //! | [`filter`] | which clips a model shall learn from: measures, bounds, near-duplicates |
+//! | [`clean`] | captions without openings, rows without gaps, frames counted anew |
+//! | [`arrange`] | manifests merged and split |
 //! | [`stats`] | what a manifest holds, in numbers |
 //! | [`preview`] | clips and captions to look at, on one sheet |
 //! | [`pipeline`] | steps one after another |
 
+pub mod arrange;
 pub mod assemble;
+pub mod clean;
 pub mod download;
 mod error;
 pub mod filter;

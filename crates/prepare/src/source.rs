@@ -1,7 +1,7 @@
 //! Clips as a stream of frames, whatever file they lie in.
 
 use crate::open::{self, without_path};
-use opensora_video::{Frames, VideoError, png, reader::Decoder};
+use opensora_video::{Frames, VideoError, media, png, reader::Decoder};
 use std::path::Path;
 
 /// What is known of a clip before its frames are seen.
@@ -22,19 +22,18 @@ pub(crate) struct Header {
 /// Frames in order, `[H, W, 3]` each, or one line that says why there are no more.
 pub(crate) type Stream = Box<dyn Iterator<Item = Result<Vec<u8>, String>>>;
 
-/// Opens a video, a PNG, or a folder of PNG frames.
+/// Opens a video, an image, or a folder of PNG frames.
 ///
 /// # Errors
 /// One line, without the path.
 pub(crate) fn open(path: &Path) -> Result<(Header, Stream), String> {
-    let still = |read: Result<Frames, VideoError>| {
-        read.map(whole).map_err(|error| without_path(&error, path))
-    };
     if path.is_dir() {
-        return still(png::read_folder(path));
+        let words = |error: VideoError| without_path(&error, path);
+        return png::read_folder(path).map(whole).map_err(words);
     }
-    if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("png")) {
-        return still(png::read(path));
+    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    if media::IMAGES.contains(&ending.to_ascii_lowercase().as_str()) {
+        return media::still(path).map(whole);
     }
     let reader = open::open(path, Decoder::Auto)?;
     let info = reader.info();
@@ -45,9 +44,11 @@ pub(crate) fn open(path: &Path) -> Result<(Header, Stream), String> {
         num_frames: info.num_frames,
         duration: info.duration,
     };
-    let path = path.to_path_buf();
-    let words = move |error: VideoError| without_path(&error, &path);
-    Ok((header, Box::new(reader.map(move |frame| Ok(frame.map_err(&words)?.rgb)))))
+    let place = path.to_path_buf();
+    let frames = reader.map(move |frame| {
+        frame.map(|frame| frame.rgb).map_err(|error| without_path(&error, &place))
+    });
+    Ok((header, Box::new(frames)))
 }
 
 /// Pictures that are in memory.

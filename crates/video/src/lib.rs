@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`frames`] | the clip in memory, and the reference's rounding to bytes |
 //! | [`writer`] | an output that is tried before the work and complete or absent after it |
+//! | [`media`] | images and videos by their endings |
 //! | [`reader`] | any video, picture by picture |
 //! | [`ffmpeg`] | the `ffmpeg` program, for what is not decoded here |
 //! | [`mp4`] | H.264 in MP4, written and read |
@@ -39,6 +40,7 @@ mod error;
 pub mod ffmpeg;
 pub mod frames;
 pub mod gif;
+pub mod media;
 pub mod mp4;
 pub mod pillow;
 pub mod png;
