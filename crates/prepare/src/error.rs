@@ -15,6 +15,9 @@ pub enum PrepareError {
         /// Its reason.
         source: std::io::Error,
     },
+    /// A chart or a sheet that cannot be drawn or written.
+    #[error(transparent)]
+    Chart(#[from] opensora_chart::ChartError),
     /// A journal of another run, or a damaged one.
     #[error("{}: {reason}", path.display())]
     Journal {

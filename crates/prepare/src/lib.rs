@@ -17,6 +17,8 @@
 //! | [`filter`] | which clips a model shall learn from: measures, bounds, near-duplicates |
 //! | [`clean`] | captions without openings, rows without gaps, frames counted anew |
 //! | [`arrange`] | manifests merged and split |
+//! | [`stats`] | what a manifest holds, in numbers |
+//! | [`preview`] | clips and captions to look at, on one sheet |
 //! | [`pipeline`] | steps one after another |
 
 pub mod arrange;
@@ -25,13 +27,16 @@ pub mod clean;
 pub mod download;
 mod error;
 pub mod filter;
+mod look;
 mod open;
 pub mod pipeline;
+pub mod preview;
 pub mod retry;
 pub mod scan;
 pub mod shots;
 mod source;
 pub mod split;
+pub mod stats;
 pub mod step;
 
 pub use error::PrepareError;

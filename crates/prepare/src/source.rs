@@ -5,6 +5,7 @@ use opensora_video::{Frames, VideoError, media, png, reader::Decoder};
 use std::path::Path;
 
 /// What is known of a clip before its frames are seen.
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Header {
     /// Pixels in a row.
     pub(crate) width: usize,
@@ -28,18 +29,18 @@ pub(crate) type Stream = Box<dyn Iterator<Item = Result<Vec<u8>, String>>>;
 pub(crate) fn open(path: &Path) -> Result<(Header, Stream), String> {
     if path.is_dir() {
         let words = |error: VideoError| without_path(&error, path);
-        return png::read_folder(path).map(|frames| whole(frames, None)).map_err(words);
+        return png::read_folder(path).map(whole).map_err(words);
     }
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     if media::IMAGES.contains(&ending.to_ascii_lowercase().as_str()) {
-        return media::still(path).map(|frames| whole(frames, None));
+        return media::still(path).map(whole);
     }
     let reader = open::open(path, Decoder::Auto)?;
     let info = reader.info();
     let header = Header {
         width: info.width,
         height: info.height,
-        fps: Some(info.fps),
+        fps: Some(info.fps).filter(|fps| fps.is_finite() && *fps > 0.0),
         num_frames: info.num_frames,
         duration: info.duration,
     };
@@ -50,15 +51,14 @@ pub(crate) fn open(path: &Path) -> Result<(Header, Stream), String> {
     Ok((header, Box::new(frames)))
 }
 
-/// A clip that is in memory.
-fn whole(frames: Frames, fps: Option<f64>) -> (Header, Stream) {
-    let fps = fps.filter(|fps| fps.is_finite() && *fps > 0.0);
+/// Pictures that are in memory.
+fn whole(frames: Frames) -> (Header, Stream) {
     let header = Header {
         width: frames.width(),
         height: frames.height(),
-        fps,
+        fps: None,
         num_frames: Some(frames.len()),
-        duration: fps.map(|fps| frames.len() as f64 / fps),
+        duration: None,
     };
     let stream =
         (0..frames.len()).map_while(move |index| frames.frame(index).map(|f| Ok(f.into())));
