@@ -9,7 +9,9 @@
 //! |---|---|
 //! | [`step`] | work row by row: in parallel, journalled, sharded, restartable |
 //! | [`retry`] | patience with what is far away |
+//! | [`caption`] | captions by a vision model that a server holds |
 
+pub mod caption;
 mod error;
 pub mod retry;
 pub mod step;
