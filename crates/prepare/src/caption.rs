@@ -366,7 +366,7 @@ impl<'a> Work<'a> {
 
     /// Asks with grey pictures.
     fn check(&self, pictures: &Pictures) -> Result<(), Fault> {
-        let grey = pictures.grey(self.spec.pictures.quality).map_err(Fault::Row)?;
+        let grey = pictures.grey(self.spec.pictures.quality).map_err(|reason| self.halt(reason))?;
         let request = self.spec.request(&grey).to_string();
         let result = self.endpoint.check(request.as_bytes(), &self.stop);
         result.map_err(|Refused { reason, blame }| match blame {
