@@ -51,6 +51,8 @@ pub enum Kind {
     PromptOrder = 3,
     /// Real clips that sampled ones are compared with.
     RealClip = 4,
+    /// Films of several shots.
+    Film = 5,
 }
 
 impl Kind {
@@ -82,6 +84,24 @@ pub fn training_still(seed: u64, index: u64) -> Captioned {
     captioned(labels, &mut rng)
 }
 
+/// The shots of a seed's `index`th film: triples that are not held out, each on another background
+/// than the one before it, so that every cut can be seen.
+pub fn film(seed: u64, index: u64, shots: usize) -> Vec<Captioned> {
+    let mut rng = Kind::Film.rng(seed, index);
+    let seen = triples(|shape, colour, motion| !is_held_out(shape, colour, motion));
+    let mut before = None;
+    (0..shots)
+        .map(|_| {
+            let &(shape, colour, motion) = rng.choose(&seen);
+            let others: Vec<Background> =
+                Background::ALL.into_iter().filter(|&other| Some(other) != before).collect();
+            let background = *rng.choose(&others);
+            before = Some(background);
+            captioned(Labels { shape, colour, background, motion: Some(motion) }, &mut rng)
+        })
+        .collect()
+}
+
 fn captioned(labels: Labels, rng: &mut HostRng) -> Captioned {
     let scene = Scene::draw(labels, rng);
     Captioned { scene, caption: captions::training(&labels, rng) }
@@ -110,6 +130,16 @@ mod tests {
             let count = labels.iter().filter(|l| l.background == background).count();
             assert!((400..600).contains(&count), "{background}: {count}");
         }
+    }
+
+    #[test]
+    fn shots_of_a_film_lie_on_other_backgrounds_than_their_neighbours() {
+        let shots = film(4, 0, 40);
+        assert_eq!((shots.len(), &shots), (40, &film(4, 0, 40)));
+        for pair in shots.windows(2) {
+            assert_ne!(pair[0].scene.labels.background, pair[1].scene.labels.background);
+        }
+        assert_ne!(film(4, 1, 2), film(4, 0, 2));
     }
 
     #[test]

@@ -4,7 +4,9 @@
 
 use opensora_data::{
     Manifest,
-    demo::{DemoSpec, Kind, Labels, judge, render, training_clip, training_still, write_dataset},
+    demo::{
+        DemoSpec, Kind, Labels, film, judge, render, training_clip, training_still, write_dataset,
+    },
 };
 use opensora_nn::random::HostRng;
 use opensora_video::{Frames, VideoSpec, Writer, mp4, png};
@@ -158,6 +160,23 @@ fn a_data_set_is_written_and_an_interrupted_one_goes_on() {
     let again = Manifest::read(&folder.path().join("clips.csv")).unwrap().rows;
     assert_eq!(again[0].caption, training_clip(4, 0).caption);
     assert_ne!(written(0), kept);
+}
+
+#[test]
+fn a_film_is_its_shots_one_after_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = DemoSpec { films: 2, shots: 3, seed: 8, num_frames: 4, ..DemoSpec::default() };
+    write_dataset(folder.path(), &spec, |_, _| {}).unwrap();
+    let names = |folder: &Path| std::fs::read_dir(folder).unwrap().count();
+    assert_eq!((names(folder.path()), names(&folder.path().join("films"))), (1, 4));
+    let (read, fps) = mp4::read(&folder.path().join("films/000001.mp4")).unwrap();
+    assert_eq!((read.len(), read.height(), fps), (12, 64, 8.0));
+    for (index, shot) in film(8, 1, 3).iter().enumerate() {
+        let middle = read.frame(4 * index + 2).unwrap().to_vec();
+        let verdict = judge(&Frames::from_rgb(middle, [1, 64, 64]).unwrap());
+        assert_eq!(verdict.background, Some(shot.scene.labels.background));
+        assert_eq!(verdict.colour, Some(shot.scene.labels.colour));
+    }
 }
 
 #[test]

@@ -31,27 +31,24 @@ pub use prompt::Prompt;
 
 use crate::{
     PrepareError,
+    assemble::{Keys, Summary, Tables, journal_path},
     step::{self, Fault, Outcome, Run, Shard, Watch},
 };
 use endpoint::{Blame, Refused};
 use opensora_manifest::{
-    ManifestError, Table,
+    Table,
     table::{PATH, TEXT},
 };
 use pictures::Pictures;
 use serde_json::{Map, Value, json};
 use std::{
-    collections::{HashMap, HashSet},
     ops::ControlFlow,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
-
-/// The column that says why a row has no caption.
-const REASON: &str = "reason";
 
 /// What captions depend on, besides the clips.
 #[derive(Debug, Clone, PartialEq)]
@@ -149,48 +146,38 @@ pub struct Options {
     pub recaption: bool,
 }
 
+impl Options {
+    /// Whether a row is to be captioned.
+    fn is_open(&self, input: &Table, row: usize) -> bool {
+        self.recaption || input.get(row, TEXT).is_none_or(|text| text.trim().is_empty())
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self { workers: 4, shard: Shard::WHOLE, retry_failed: false, recaption: false }
     }
 }
 
-/// The rows of a table (of its shard): each in one of the two tables.
+/// What the step writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Captioned {
-    /// Rows with a caption.
-    pub output: Table,
-    /// Rows without, and the reason.
-    pub failed: Table,
-    /// Rows of `output` that had their caption before.
+    /// Rows with a caption, and those without.
+    pub tables: Tables,
+    /// Rows that had their caption before.
     pub kept: usize,
 }
 
 impl Captioned {
-    /// Writes both tables, the output last: where it is, all is. Without failures there is no list
-    /// of them.
-    ///
-    /// # Errors
-    /// Where one cannot be written.
-    pub fn write(&self, out: &Path) -> Result<(), ManifestError> {
-        let failed = failed_path(out);
-        if !self.failed.is_empty() {
-            self.failed.write(&failed)?;
-        } else if failed.exists() {
-            let io = |source| ManifestError::Io { path: failed.clone(), source };
-            std::fs::remove_file(&failed).map_err(io)?;
-        }
-        self.output.write(out)
+    /// The step in numbers.
+    pub fn summary(&self) -> Summary {
+        // Each row is in one of the two tables.
+        self.tables.summary(self.tables.output.len() + self.tables.failed.len())
     }
 }
 
-/// Where the rows without captions are listed, for an output.
-pub fn failed_path(out: &Path) -> PathBuf {
-    out.with_extension("failed.csv")
-}
-
 /// Captions the rows of `input` that have none. `out` is where the result shall be written
-/// ([`Captioned::write`]); the journal lies beside it.
+/// ([`Tables::write`]); the journal lies beside it.
 ///
 /// # Errors
 /// Where a setting cannot be, the journal cannot be used, the endpoint is of no use, or the watcher
@@ -204,38 +191,40 @@ pub fn caption(
     watch: &mut dyn Watch,
 ) -> Result<Captioned, PrepareError> {
     spec.check()?;
-    let text = |row| input.get(row, TEXT).unwrap_or_default().trim();
     // Shards are parts of the whole table, however many of its rows have captions.
-    let (open, kept): (Vec<usize>, Vec<usize>) = (0..input.len())
-        .filter(|&row| options.shard.holds(row))
-        .partition(|&row| options.recaption || text(row).is_empty());
-    let (keys, refused) = keys(input, &open, out);
-    let mut journal = out.as_os_str().to_owned();
-    journal.push(".journal.jsonl");
+    let mine = || (0..input.len()).filter(|&row| options.shard.holds(row));
+    let open: Vec<usize> = mine().filter(|&row| options.is_open(input, row)).collect();
+    let keys = Keys::of(input, PATH, out);
+    let open_keys: Vec<String> = open.iter().map(|&row| keys.all()[row].clone()).collect();
     let run = Run {
-        journal: journal.into(),
+        journal: journal_path(out),
         settings: spec.settings(options),
         workers: options.workers,
         shard: Shard::WHOLE,
         retry_failed: options.retry_failed,
     };
     let work = Work::new(spec, endpoint);
-    let outcomes = step::run_or_halt(
+    let made = step::run_or_halt(
         &run,
-        &keys,
-        |index| match refused.get(&open[index]) {
-            Some(reason) => Err(Fault::Row(reason.clone())),
-            None => work.caption(Path::new(input.get(open[index], PATH).unwrap_or_default())),
+        &open_keys,
+        |index| {
+            let row = open[index];
+            keys.check(row).map_err(Fault::Row)?;
+            work.caption(Path::new(input.get(row, PATH).unwrap_or_default()))
         },
         &mut Stopping { watch, stop: &work.stop },
     )?;
 
-    let known = kept.iter().map(|&row| (row, Outcome::Done(text(row).to_string())));
-    let made = open.into_iter().zip(outcomes.into_iter().flatten());
-    let mut rows: Vec<(usize, Outcome<String>)> = known.chain(made).collect();
-    rows.sort_by_key(|(row, _)| *row);
-    let (output, failed) = assemble(input, rows);
-    Ok(Captioned { output, failed, kept: kept.len() })
+    let mut outcomes: Vec<Option<Outcome<String>>> = vec![None; input.len()];
+    for row in mine() {
+        outcomes[row] = input.get(row, TEXT).map(|text| Outcome::Done(text.into()));
+    }
+    let kept = mine().count() - open.len();
+    for (row, outcome) in open.into_iter().zip(made) {
+        outcomes[row] = outcome;
+    }
+    let fields = |_, text| Ok(vec![vec![(TEXT, text)]]);
+    Ok(Captioned { tables: Tables::assemble(input, &[TEXT], outcomes, fields), kept })
 }
 
 /// What would be sent for the first row without a caption that can be read, with its pictures
@@ -251,10 +240,7 @@ pub fn preview(
     const SHOWN: usize = 48;
     spec.check()?;
     let pictures = (0..input.len())
-        .filter(|&row| options.shard.holds(row))
-        .filter(|&row| {
-            options.recaption || input.get(row, TEXT).is_none_or(|text| text.trim().is_empty())
-        })
+        .filter(|&row| options.shard.holds(row) && options.is_open(input, row))
         .filter_map(|row| input.get(row, PATH))
         .find_map(|path| Pictures::read(Path::new(path), &spec.pictures).ok());
     let Some(pictures) = pictures else { return Ok(None) };
@@ -266,50 +252,6 @@ pub fn preview(
         *url = format!("{start}... ({} characters)", text.len()).into();
     }
     Ok(Some(request))
-}
-
-/// What rows are known by from run to run, and the rows that nothing can be done about.
-///
-/// Paths below the folder of the output are taken from there, so that the journal is still good
-/// where the folder was moved. Of rows with one path the first is captioned.
-fn keys(input: &Table, rows: &[usize], out: &Path) -> (Vec<String>, HashMap<usize, String>) {
-    let folder = std::path::absolute(out).ok();
-    let folder = folder.as_deref().and_then(Path::parent).unwrap_or(Path::new("/"));
-    let (mut seen, mut refused) = (HashSet::new(), HashMap::new());
-    let mut key = |row: usize| {
-        let path = input.get(row, PATH).unwrap_or_default();
-        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
-        let key = absolute.strip_prefix(folder).unwrap_or(&absolute).to_string_lossy().into_owned();
-        if path.is_empty() {
-            refused.insert(row, "it has no path".into());
-        } else if !seen.insert(key.clone()) {
-            refused.insert(row, "its path is that of a row before it".into());
-        } else {
-            return key;
-        }
-        // A line break is in no path.
-        format!("{key}\nrow {}", row + 1)
-    };
-    (rows.iter().map(|&row| key(row)).collect(), refused)
-}
-
-/// The rows with a caption and those without, in the order of the input.
-fn assemble(input: &Table, rows: Vec<(usize, Outcome<String>)>) -> (Table, Table) {
-    // A list of failures that is tried again brings its old reasons along.
-    let columns: Vec<&str> =
-        input.columns().iter().map(String::as_str).filter(|column| *column != REASON).collect();
-    let copy = |row: usize| {
-        columns.iter().map(move |column| (*column, input.get(row, column).unwrap_or("").into()))
-    };
-    let mut output = Table::new(columns.iter().copied().chain([TEXT]));
-    let mut failed = Table::new(columns.iter().copied().chain([REASON]));
-    for (row, outcome) in rows {
-        match outcome {
-            Outcome::Done(text) => output.push(copy(row).chain([(TEXT, text)])),
-            Outcome::Failed(reason) => failed.push(copy(row).chain([(REASON, reason)])),
-        }
-    }
-    (output, failed)
 }
 
 /// What the workers share.

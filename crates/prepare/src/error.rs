@@ -23,6 +23,17 @@ pub enum PrepareError {
         /// What was found and what was expected.
         reason: String,
     },
+    /// A file of settings that says what cannot be.
+    #[error("{}: {reason}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected, and where.
+        reason: String,
+    },
+    /// A table that cannot be read or written.
+    #[error(transparent)]
+    Manifest(#[from] opensora_manifest::ManifestError),
     /// A setting that cannot be.
     #[error("{field} = {found}: expected {expected}")]
     Spec {
@@ -32,6 +43,19 @@ pub enum PrepareError {
         found: String,
         /// What it can be.
         expected: &'static str,
+    },
+    /// A frame of a video whose other frames are of another size, or an empty one.
+    #[error(
+        "frame {frame} has {}x{} pixels, expected {}x{} as the first one, at least 1x1",
+        found.0, found.1, expected.0, expected.1
+    )]
+    FrameSize {
+        /// Which, counted from 0.
+        frame: usize,
+        /// Its width and height.
+        found: (usize, usize),
+        /// Those of the first frame.
+        expected: (usize, usize),
     },
     /// Two rows that a step could not tell apart.
     #[error("rows {} and {} are both {key}", first + 1, second + 1)]

@@ -8,12 +8,27 @@
 //! | module | thought |
 //! |---|---|
 //! | [`step`] | work row by row: in parallel, journalled, sharded, restartable |
+//! | [`assemble`] | from outcomes back to tables |
 //! | [`retry`] | patience with what is far away |
+//! | [`download`] | videos of public lists, fetched |
+//! | [`scan`] | a folder of videos as a table |
+//! | [`shots`] | where one shot of a video ends and the next begins |
+//! | [`split`] | videos cut at their shots into clips |
 //! | [`caption`] | captions by a vision model that a server holds |
+//! | [`filter`] | which clips a model shall learn from: measures, bounds, near-duplicates |
+//! | [`pipeline`] | steps one after another |
 
+pub mod assemble;
 pub mod caption;
+pub mod download;
 mod error;
+pub mod filter;
+mod open;
+pub mod pipeline;
 pub mod retry;
+pub mod scan;
+pub mod shots;
+pub mod split;
 pub mod step;
 
 pub use error::PrepareError;

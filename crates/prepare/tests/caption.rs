@@ -1,6 +1,8 @@
 //! Captions from a stand-in server that answers, fails, stalls, talks nonsense and hangs up: every
 //! row ends captioned or listed with its reason, also where the process is killed.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod chat_server;
 
 use chat_server::{Answer, BLUE, ChatServer, RED_STEP, Request};
@@ -10,9 +12,10 @@ use opensora_manifest::{
 };
 use opensora_prepare::{
     PrepareError,
+    assemble::{Tables, failed_path},
     caption::{
         CaptionSpec, Captioned, Endpoint, Key, Layout, Options, PictureSpec, Timeouts, caption,
-        failed_path, preview,
+        preview,
     },
     retry::Patience,
     step::{Shard, Watch},
@@ -78,7 +81,7 @@ fn ids(captioned: &Captioned) -> Vec<usize> {
     let of = |table: &Table| -> Vec<usize> {
         (0..table.len()).map(|row| table.get(row, "id").unwrap().parse().unwrap()).collect()
     };
-    let mut ids = [of(&captioned.output), of(&captioned.failed)].concat();
+    let mut ids = [of(&captioned.tables.output), of(&captioned.tables.failed)].concat();
     ids.sort_unstable();
     ids
 }
@@ -87,7 +90,7 @@ fn ids(captioned: &Captioned) -> Vec<usize> {
 fn every_clip_ends_captioned_or_listed_with_its_reason() {
     let folder = tempfile::tempdir().unwrap();
     let mut table = clips(folder.path(), 16);
-    std::fs::write(table.get(12, PATH).unwrap(), "no video").unwrap();
+    std::fs::write(table.get(12, PATH).unwrap(), "").unwrap();
     table.set(13, TEXT, "As it was.");
     let twin = table.get(0, PATH).unwrap().to_string();
     table.push([("id", "16".into()), (PATH, twin)]);
@@ -120,10 +123,13 @@ fn every_clip_ends_captioned_or_listed_with_its_reason() {
     assert_eq!(ids(&captioned), (0..18).collect::<Vec<_>>(), "no row lost or doubled");
     for clip in [0, 1, 2, 6, 9, 11, 15] {
         let expected = format!("Clip {clip}, red.");
-        assert_eq!(text(&captioned.output, &clip.to_string(), TEXT), Some(expected.as_str()));
+        assert_eq!(
+            text(&captioned.tables.output, &clip.to_string(), TEXT),
+            Some(expected.as_str())
+        );
     }
-    assert_eq!(text(&captioned.output, "13", TEXT), Some("As it was."));
-    assert_eq!((captioned.output.len(), captioned.kept), (8, 1));
+    assert_eq!(text(&captioned.tables.output, "13", TEXT), Some("As it was."));
+    assert_eq!((captioned.tables.output.len(), captioned.kept), (8, 1));
     let counts = server.counts();
     for (clip, words, requests) in [
         (3, "500 Internal Server Error: it is a page of HTML (3 attempts)", 3),
@@ -132,12 +138,12 @@ fn every_clip_ends_captioned_or_listed_with_its_reason() {
         (7, "no whole answer", 3),
         (8, "no answer in time (3 attempts)", 3),
         (10, "400 Bad Request: not this", 1),
-        (12, "cannot decode", 0),
+        (12, "it is empty", 0),
         (14, "more than 1048576 bytes", 1),
-        (16, "that of a row before it", 0),
-        (17, "no path", 0),
+        (16, "that of row 1 as well", 0),
+        (17, "it has no path", 0),
     ] {
-        let reason = text(&captioned.failed, &clip.to_string(), "reason").unwrap();
+        let reason = text(&captioned.tables.failed, &clip.to_string(), "reason").unwrap();
         assert!(reason.contains(words), "{clip}: {reason}");
         assert_eq!(counts.get(&clip).copied().unwrap_or(0), requests, "{clip}: {reason}");
     }
@@ -252,7 +258,7 @@ fn what_meets_every_row_ends_the_step() {
     // None of it is held against the rows.
     let server = ChatServer::start(|request, _| says(request));
     let captioned = made(&table, folder.path(), &endpoint(server.address, QUICK)).unwrap();
-    assert_eq!((captioned.output.len(), captioned.failed.len()), (3, 0));
+    assert_eq!((captioned.tables.output.len(), captioned.tables.failed.len()), (3, 0));
 }
 
 #[test]
@@ -277,7 +283,7 @@ fn an_endpoint_that_breaks_off_keeps_what_it_answered() {
     let server = ChatServer::start(|request, _| says(request));
     let captioned = made(&table, folder.path(), &endpoint(server.address, QUICK)).unwrap();
     assert_eq!(ids(&captioned), (0..8).collect::<Vec<_>>());
-    assert_eq!(captioned.output.len(), 8);
+    assert_eq!(captioned.tables.output.len(), 8);
     let mut asked: Vec<usize> = server.counts().into_keys().collect();
     asked.sort_unstable();
     assert_eq!(asked, [5, 6, 7]);
@@ -325,18 +331,18 @@ fn failures_and_captions_are_made_again_where_that_is_asked_for() {
         _ => says(request),
     });
     let first = made(&table, folder.path(), &endpoint(refusing.address, QUICK)).unwrap();
-    assert_eq!((first.output.len(), first.failed.len()), (2, 1));
+    assert_eq!((first.tables.output.len(), first.tables.failed.len()), (2, 1));
     let out = folder.path().join("out.csv");
-    first.write(&out).unwrap();
-    assert_eq!(Table::read(&failed_path(&out)).unwrap(), first.failed);
+    first.tables.write(&out).unwrap();
+    assert_eq!(Table::read(&failed_path(&out)).unwrap(), first.tables.failed);
 
     let server = ChatServer::start(|request, _| says(request));
     let endpoint = endpoint(server.address, QUICK);
     let options = Options { retry_failed: true, ..Options::default() };
     let second = caption(&table, &out, &spec(), &endpoint, &options, &mut ()).unwrap();
-    second.write(&out).unwrap();
-    assert_eq!((second.output.len(), second.kept, server.counts().len()), (3, 1, 1));
-    assert_eq!(Table::read(&out).unwrap(), second.output);
+    second.tables.write(&out).unwrap();
+    assert_eq!((second.tables.output.len(), second.kept, server.counts().len()), (3, 1, 1));
+    assert_eq!(Table::read(&out).unwrap(), second.tables.output);
     assert!(!failed_path(&out).exists(), "no failures, no list of them");
 
     let anew = Options { recaption: true, ..Options::default() };
@@ -344,7 +350,7 @@ fn failures_and_captions_are_made_again_where_that_is_asked_for() {
     assert!(refused.to_string().contains("other settings"), "{refused}");
     let out = folder.path().join("anew.csv");
     let anew = caption(&table, &out, &spec(), &endpoint, &anew, &mut ()).unwrap();
-    assert_eq!(text(&anew.output, "0", TEXT), Some("Clip 0, red."));
+    assert_eq!(text(&anew.tables.output, "0", TEXT), Some("Clip 0, red."));
 
     // Parts of the rows: each row in one of them, whether it had a caption or not.
     let mut parts = Vec::new();
@@ -373,6 +379,7 @@ fn worker_process() {
     let table = Table::read(Path::new(&input)).unwrap();
     caption(&table, Path::new(&out), &spec(), &endpoint, &options, &mut ())
         .unwrap()
+        .tables
         .write(Path::new(&out))
         .unwrap();
 }
@@ -437,9 +444,9 @@ fn a_killed_process_goes_on_to_the_same_manifest() {
         assert_eq!(std::fs::read_to_string(a).unwrap(), std::fs::read_to_string(b).unwrap());
     }
     let (output, failed) = (Table::read(&out).unwrap(), Table::read(&failed_path(&out)).unwrap());
-    let both = Captioned { output, failed, kept: 1 };
+    let both = Captioned { tables: Tables { output, failed }, kept: 1 };
     assert_eq!(ids(&both), (0..CLIPS).collect::<Vec<_>>(), "no row lost or doubled");
-    assert_eq!(both.failed.len(), 5);
+    assert_eq!(both.tables.failed.len(), 5);
     let once = asked();
     assert!(start(&out, &server).wait().unwrap().success());
     assert_eq!(asked(), once, "all is known");

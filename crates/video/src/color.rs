@@ -80,15 +80,6 @@ impl Matrix {
         ]
     }
 
-    fn to_rgb(self, [y, u, v]: [u8; 3]) -> [u8; 3] {
-        let luma = (y as f32 - self.black) * (255.0 / self.luma);
-        let scale =
-            |c: u8, weight: f32| (c as f32 - 128.0) * (255.0 / self.chroma) * (1.0 - weight);
-        let (blue, red) = (luma + scale(u, self.blue), luma + scale(v, self.red));
-        let green = (luma - self.red * red - self.blue * blue) / (1.0 - self.red - self.blue);
-        [red, green, blue].map(round)
-    }
-
     /// One frame `[height, width, 3]` with even sides to planes; a colour difference is the mean
     /// of its four pixels.
     pub(crate) fn planes(self, rgb: &[u8], height: usize, width: usize) -> Planes {
@@ -121,15 +112,72 @@ impl Matrix {
 
     /// Planes to one frame `[height, width, 3]`; each colour difference serves its four pixels.
     pub(crate) fn rgb(self, planes: &Planes) -> Vec<u8> {
-        let mut rgb = Vec::with_capacity(3 * planes.height * planes.width);
-        for row in 0..planes.height {
-            for column in 0..planes.width {
-                let chroma = (row / 2) * (planes.width / 2) + column / 2;
-                let y = planes.y[row * planes.width + column];
-                rgb.extend(self.to_rgb([y, planes.u[chroma], planes.v[chroma]]));
+        let inverse = Inverse::new(self);
+        let &Planes { width, height, .. } = planes;
+        let mut rgb = vec![0; 3 * height * width];
+        for (row, line) in rgb.chunks_exact_mut(3 * width).enumerate() {
+            let chroma = (row / 2) * (width / 2)..(row / 2 + 1) * (width / 2);
+            let luma = planes.y[row * width..][..width].as_chunks::<2>().0;
+            let differences = planes.u[chroma.clone()].iter().zip(&planes.v[chroma]);
+            let pairs = line.as_chunks_mut::<6>().0.iter_mut();
+            for ((pair, luma), (u, v)) in pairs.zip(luma).zip(differences) {
+                let shift = inverse.shift(*u, *v);
+                let [[a, b, c], [d, e, f]] = luma.map(|y| inverse.rgb(y, shift));
+                *pair = [a, b, c, d, e, f];
             }
         }
         rgb
+    }
+}
+
+/// The way from planes to RGB in whole numbers, to the last bit as FFmpeg's `swscale` takes it
+/// unless it is asked to round accurately: what the `ffmpeg` program, OpenCV and PyAV show.
+/// Products are cut off, not rounded, so that colours are up to three steps too dark.
+///
+/// Measures that depend on exact colours, such as hues of what is nearly grey, come out as with
+/// those tools.
+///
+/// Source: FFmpeg, `libswscale/yuv2rgb.c` (`ff_yuv2rgb_c_init_tables`) and
+/// `libswscale/x86/yuv_2_rgb.asm`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Inverse {
+    /// Luma of black, in eighths.
+    black: i32,
+    /// Factors in steps of 2^-13.
+    luma: i32,
+    red: i32,
+    blue: i32,
+    green: [i32; 2],
+}
+
+impl Inverse {
+    fn new(matrix: Matrix) -> Self {
+        let (red, blue) = (f64::from(matrix.red), f64::from(matrix.blue));
+        let green = 1.0 - red - blue;
+        let scale = 127.5 / f64::from(matrix.chroma);
+        // First to 16 bits behind the point, as in the tables there, then to 13.
+        let factor = |x: f64| ((x * 65536.0).round() / 8.0).round() as i32;
+        let (red_shift, blue_shift) = (2.0 * (1.0 - red) * scale, 2.0 * (1.0 - blue) * scale);
+        Self {
+            black: 8 * matrix.black as i32,
+            luma: factor(255.0 / f64::from(matrix.luma)),
+            red: factor(red_shift),
+            blue: factor(blue_shift),
+            green: [factor(-blue * blue_shift / green), factor(-red * red_shift / green)],
+        }
+    }
+
+    /// What colour differences add to the luma of red, green and blue.
+    fn shift(self, u: u8, v: u8) -> [i32; 3] {
+        let [u, v] = [u, v].map(|c| 8 * i32::from(c) - 1024);
+        let product = |c: i32, factor: i32| (c * factor) >> 16;
+        let green = product(u, self.green[0]) + product(v, self.green[1]);
+        [product(v, self.red), green, product(u, self.blue)]
+    }
+
+    fn rgb(self, y: u8, shift: [i32; 3]) -> [u8; 3] {
+        let luma = ((8 * i32::from(y) - self.black) * self.luma) >> 16;
+        shift.map(|shift| (luma + shift).clamp(0, 255) as u8)
     }
 }
 
@@ -176,6 +224,20 @@ mod tests {
         }
     }
 
+    /// Of `swscale`, worked out by hand from its tables.
+    #[test]
+    fn the_way_back_has_the_factors_of_ffmpeg() {
+        let factors = |matrix| {
+            let stated = Matrix::stated(Some(Colour { matrix, full_range: false }), 256);
+            Inverse::new(stated.unwrap())
+        };
+        let (black, luma) = (128, 9539);
+        let bt601 = Inverse { black, luma, red: 13075, blue: 16525, green: [-3209, -6660] };
+        assert_eq!(factors(Matrix::BT601), bt601);
+        let bt709 = Inverse { black, luma, red: 14686, blue: 17305, green: [-1747, -4366] };
+        assert_eq!(factors(Matrix::BT709), bt709);
+    }
+
     #[test]
     fn what_a_stream_states_counts() {
         let stated = |matrix, full_range| Matrix::stated(Some(Colour { matrix, full_range }), 256);
@@ -187,6 +249,7 @@ mod tests {
         // Full range, as in JPEG: red is 76, 85, 255 there.
         let full = stated(5, true).unwrap();
         assert_eq!(full.to_yuv([255.0, 0.0, 0.0]).map(round), [76, 85, 255]);
-        assert_eq!(full.to_rgb([255, 128, 128]), [255; 3]);
+        let inverse = Inverse::new(full);
+        assert_eq!(inverse.rgb(255, inverse.shift(128, 128)), [255; 3]);
     }
 }

@@ -33,27 +33,20 @@ pub(crate) struct H264 {
     length_size: usize,
     /// Size and colours, once a parameter set has stated them.
     stated: Option<(usize, usize, Matrix)>,
-    /// Pictures since the last that needs no other one, with their places in display order.
+    /// Pictures whose turn has not come, with their places in display order.
     waiting: Vec<(i32, Picture)>,
-    /// Bytes of pictures that may still wait.
-    room: usize,
 }
 
+/// Most pictures that may wait for one that is decoded later: H.264 has no larger buffer (A.3.1).
+const MOST_WAITING: usize = 16;
+
 impl H264 {
-    /// Starts with the parameter sets of the container; `limit` is the most bytes of RGB that all
-    /// pictures together may have.
+    /// Starts with the parameter sets of the container.
     pub(crate) fn new<'a>(
         parameters: impl Iterator<Item = &'a [u8]>,
         length_size: usize,
-        limit: usize,
     ) -> Result<Self, String> {
-        let mut it = Self {
-            decoder: Decoder::new(),
-            length_size,
-            stated: None,
-            waiting: vec![],
-            room: limit,
-        };
+        let mut it = Self { decoder: Decoder::new(), length_size, stated: None, waiting: vec![] };
         let mut stream = Vec::new();
         for nal in parameters {
             it.append(nal, &mut stream)?;
@@ -111,12 +104,14 @@ impl H264 {
             if (width, height) != (w, h) || !whole {
                 return Err(format!("a picture of {height}x{width} in a stream of {h}x{w}"));
             }
-            self.room = self
-                .room
-                .checked_sub(3 * height * width)
-                .ok_or("its pictures are too many to hold")?;
             let planes = Planes { width, height, y, u, v };
             self.waiting.push((self.decoder.last_poc(), Picture { planes, matrix }));
+            if self.waiting.len() > MOST_WAITING {
+                // The first of those with the least place: equal ones keep the order of decoding.
+                let places = self.waiting.iter().enumerate();
+                let first = places.min_by_key(|(_, (place, _))| *place).map_or(0, |(at, _)| at);
+                shown.push(self.waiting.remove(first).1);
+            }
         }
         Ok(shown)
     }

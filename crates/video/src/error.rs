@@ -55,6 +55,14 @@ pub enum VideoError {
         /// What was found.
         reason: String,
     },
+    /// A program that is needed for this file is not there, or cannot be started.
+    #[error("{}: {reason}", path.display())]
+    Program {
+        /// The file.
+        path: PathBuf,
+        /// Which program, what for, and what happened.
+        reason: String,
+    },
     /// The decoded pictures cannot be held.
     #[error("{}: {source}", path.display())]
     Frames {

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`frames`] | the clip in memory, and the reference's rounding to bytes |
 //! | [`writer`] | an output that is tried before the work and complete or absent after it |
+//! | [`reader`] | any video, picture by picture |
+//! | [`ffmpeg`] | the `ffmpeg` program, for what is not decoded here |
 //! | [`mp4`] | H.264 in MP4, written and read |
 //! | `decode` | decoders of video streams, behind one interface |
 //! | `sps` | size and colours that an H.264 stream states |
@@ -34,11 +36,13 @@ mod boxes;
 mod color;
 mod decode;
 mod error;
+pub mod ffmpeg;
 pub mod frames;
 pub mod gif;
 pub mod mp4;
 pub mod pillow;
 pub mod png;
+pub mod reader;
 pub mod sheet;
 mod sps;
 mod tables;
@@ -46,4 +50,5 @@ pub mod writer;
 
 pub use error::VideoError;
 pub use frames::{Frames, FramesError};
+pub use reader::{Decoder, VideoFrame, VideoInfo, VideoReader};
 pub use writer::{Format, VideoSpec, Writer};

@@ -12,6 +12,7 @@ use std::{
     fs,
     io::{BufWriter, Seek, Write},
     path::{Path, PathBuf},
+    time::Duration,
 };
 use tempfile::{NamedTempFile, TempDir};
 
@@ -164,7 +165,7 @@ impl Writer {
     }
 
     /// Writes the clip under its name, and `record` as JSON beside it (`clip.mp4.json`) or in the
-    /// folder of frames (`metadata.json`). Returns the path.
+    /// folder of frames (`metadata.json`), unless it is null. Returns the path.
     ///
     /// # Errors
     /// Where the clip is not what the output was opened for, or encoding or writing fails; nothing
@@ -186,7 +187,9 @@ impl Writer {
         match place {
             Place::Folder(folder) => {
                 png::encode_folder(clip, folder.path()).map_err(encode)?;
-                fs::write(folder.path().join("metadata.json"), json).map_err(io)?;
+                if !record.is_null() {
+                    fs::write(folder.path().join("metadata.json"), json).map_err(io)?;
+                }
                 // An empty folder of that name may be there; only Unix renames over it.
                 #[cfg(not(unix))]
                 if path.exists() {
@@ -196,7 +199,7 @@ impl Writer {
                 // The folder has its name now; there is nothing left to clean up.
                 let _ = folder.keep();
             }
-            Place::File(mut file, mut record) => {
+            Place::File(mut file, mut beside) => {
                 let mut out = BufWriter::new(&mut file);
                 match format {
                     Format::Mp4 => mp4::encode(clip, spec.fps, &mut out),
@@ -208,16 +211,60 @@ impl Writer {
                 .map_err(encode)?;
                 out.flush().map_err(io)?;
                 drop(out);
-                record.write_all(json.as_bytes()).map_err(io)?;
+                beside.write_all(json.as_bytes()).map_err(io)?;
                 // Both are complete before either gets its name.
-                file.as_file().sync_all().and_then(|()| record.as_file().sync_all()).map_err(io)?;
+                file.as_file().sync_all().and_then(|()| beside.as_file().sync_all()).map_err(io)?;
                 file.persist(&path).map_err(|error| io(error.error))?;
-                record.persist(record_path(&path)).map_err(|error| io(error.error))?;
+                let record_path = record_path(&path);
+                if !record.is_null() {
+                    beside.persist(record_path).map_err(|error| io(error.error))?;
+                } else if record_path.exists() {
+                    // It tells of another clip.
+                    fs::remove_file(record_path).map_err(io)?;
+                }
             }
         }
         Ok(path)
     }
 }
+
+/// Removes half-written outputs from a folder, as a killed process leaves them, where nothing was
+/// written to them for as long as `age`: younger ones may still be somebody's.
+///
+/// # Errors
+/// Where the operating system refuses. A folder that is not there has none.
+pub fn remove_leftovers(folder: &Path, age: Duration) -> std::io::Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if !(name.starts_with(PREFIX) && name.ends_with(SUFFIX)) {
+            continue;
+        }
+        let remove = || {
+            let place = entry.metadata()?;
+            let time = place.modified()?.elapsed().unwrap_or_default();
+            match time >= age {
+                true if place.is_dir() => fs::remove_dir_all(entry.path()),
+                true => fs::remove_file(entry.path()),
+                false => Ok(()),
+            }
+        };
+        // What is gone by now was somebody's, or somebody else removed it.
+        remove().or_else(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })?;
+    }
+    Ok(())
+}
+
+/// Names of temporary files and folders begin and end so.
+const PREFIX: &str = ".opensora-";
+const SUFFIX: &str = ".part";
 
 /// Checks what a format can hold.
 fn check(format: Format, spec: &VideoSpec) -> Result<(), String> {
@@ -263,7 +310,7 @@ pub(crate) fn temporary<T>(
     make: impl FnOnce(&tempfile::Builder) -> std::io::Result<T>,
 ) -> std::io::Result<T> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".opensora-").suffix(".part");
+    builder.prefix(PREFIX).suffix(SUFFIX);
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -304,6 +351,33 @@ mod tests {
             .collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn leftovers_are_removed_when_they_are_old() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.mp4");
+        std::mem::forget(Writer::open(&path, &spec(3)).unwrap());
+        std::mem::forget(Writer::open(&folder.path().join("b/"), &spec(3)).unwrap());
+        fs::write(folder.path().join("mine.part"), "x").unwrap();
+        assert_eq!(names(folder.path()).len(), 4);
+        remove_leftovers(folder.path(), Duration::from_secs(3600)).unwrap();
+        assert_eq!(names(folder.path()).len(), 4);
+        remove_leftovers(folder.path(), Duration::ZERO).unwrap();
+        assert_eq!(names(folder.path()), ["mine.part"]);
+        remove_leftovers(&folder.path().join("none"), Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn a_clip_without_record_leaves_none_of_an_older_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.mp4");
+        for (record, found) in
+            [(json!({"seed": 5}), vec!["a.mp4", "a.mp4.json"]), (Value::Null, vec!["a.mp4"])]
+        {
+            Writer::open(&path, &spec(3)).unwrap().write(&clip(3), &record).unwrap();
+            assert_eq!(names(folder.path()), found);
+        }
     }
 
     #[test]

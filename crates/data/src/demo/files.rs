@@ -3,14 +3,15 @@
 //! ```text
 //! OUT/clips/000000.mp4, 000000.mp4.json, ...   H.264, and what each clip shows
 //! OUT/stills/000000.png, ...
+//! OUT/films/000000.mp4, 000000.mp4.json, ...   several clips in one video, one after the other
 //! OUT/clips.csv, OUT/stills.csv                manifests, written last
 //! OUT/captions.txt                             every caption, one a line, for a tokenizer
 //! ```
 
-use super::{Captioned, render, training_clip, training_still};
+use super::{Captioned, film, render, training_clip, training_still};
 use crate::{DataError, Manifest, Row};
 use opensora_files::write_atomically;
-use opensora_video::{FramesError, VideoError, VideoSpec, Writer, png};
+use opensora_video::{Frames, FramesError, VideoError, VideoSpec, Writer, png};
 use serde_json::{Value, json};
 use std::{
     io,
@@ -30,6 +31,10 @@ pub struct DemoSpec {
     pub clips: usize,
     /// Number of stills.
     pub stills: usize,
+    /// Number of films, which stand for raw videos: no manifest names them.
+    pub films: usize,
+    /// Shots of a film, each as long as a clip.
+    pub shots: usize,
     /// Seed of everything.
     pub seed: u64,
     /// Height and width in pixels.
@@ -41,10 +46,18 @@ pub struct DemoSpec {
 }
 
 impl Default for DemoSpec {
-    /// 16 frames of 64x64 at 8 per second, seed 0; no clips and no stills yet.
+    /// 16 frames of 64x64 at 8 per second, five shots a film, seed 0; nothing to write yet.
     fn default() -> Self {
-        let image_size = [64, 64];
-        Self { clips: 0, stills: 0, seed: 0, image_size, num_frames: 16, fps: 8.0 }
+        Self {
+            clips: 0,
+            stills: 0,
+            films: 0,
+            shots: 5,
+            seed: 0,
+            image_size: [64, 64],
+            num_frames: 16,
+            fps: 8.0,
+        }
     }
 }
 
@@ -83,24 +96,48 @@ impl DemoSpec {
         if !(2..=LARGEST).contains(&self.num_frames) {
             return fail("num_frames", self.num_frames.to_string(), "2 to 1024 frames");
         }
-        if self.clips == 0 && self.stills == 0 {
-            return fail("clips", "0 without stills".into(), "at least one clip or still");
+        if self.clips == 0 && self.stills == 0 && self.films == 0 {
+            return fail("clips", "0 without others".into(), "at least one clip, still or film");
+        }
+        if !(1..=LARGEST).contains(&self.shots) {
+            return fail("shots", self.shots.to_string(), "1 to 1024 shots");
         }
         Ok(())
     }
 
     /// What stands beside a clip; equal only for the same pixels.
     fn record(&self, index: usize, clip: &Captioned) -> Value {
-        json!({
+        self.described(index, json!({"caption": clip.caption, "labels": clip.scene.labels}))
+    }
+
+    /// What stands beside a film.
+    fn film_record(&self, index: usize, shots: &[Captioned]) -> Value {
+        let shots: Vec<Value> = shots
+            .iter()
+            .map(|shot| json!({"caption": shot.caption, "labels": shot.scene.labels}))
+            .collect();
+        self.described(index, json!({"shots": shots}))
+    }
+
+    /// What is to be seen, and all else that the pixels depend on.
+    fn described(&self, index: usize, mut what: Value) -> Value {
+        let settings = json!({
             "world": WORLD,
-            "caption": clip.caption,
-            "labels": clip.scene.labels,
             "seed": self.seed,
             "index": index,
             "image_size": self.image_size,
             "num_frames": self.num_frames,
             "fps": self.fps,
-        })
+        });
+        if let (Value::Object(what), Value::Object(settings)) = (&mut what, settings) {
+            what.extend(settings);
+        }
+        what
+    }
+
+    fn video(&self, frames: usize) -> VideoSpec {
+        let [height, width] = self.image_size;
+        VideoSpec { frames, width, height, fps: self.fps }
     }
 }
 
@@ -119,10 +156,12 @@ pub fn write_dataset(
     mut progress: impl FnMut(usize, usize),
 ) -> Result<(), DemoError> {
     spec.check()?;
-    let (clips, stills) = (folder.join("clips"), folder.join("stills"));
-    for folder in [&clips, &stills] {
-        std::fs::create_dir_all(folder)
-            .map_err(|source| DataError::Io { path: folder.clone(), source })?;
+    let [clips, stills, films] = ["clips", "stills", "films"].map(|name| folder.join(name));
+    for (folder, count) in [(&clips, spec.clips), (&stills, spec.stills), (&films, spec.films)] {
+        if count > 0 {
+            std::fs::create_dir_all(folder)
+                .map_err(|source| DataError::Io { path: folder.clone(), source })?;
+        }
     }
     // Manifests of an earlier run would name files that are about to change.
     for name in ["clips.csv", "stills.csv", "captions.txt"] {
@@ -134,14 +173,24 @@ pub fn write_dataset(
             _ => {}
         }
     }
+    let pictures = spec.clips + spec.stills;
     let rows = on_all_cores(
-        spec.clips + spec.stills,
-        |index| match index.checked_sub(spec.clips) {
-            None => write_clip(&clips, spec, index),
-            Some(still) => write_still(&stills, spec, still),
+        pictures + spec.films,
+        |index| {
+            if index < spec.clips {
+                write_clip(&clips, spec, index).map(Some)
+            } else if index < pictures {
+                write_still(&stills, spec, index - spec.clips).map(Some)
+            } else {
+                write_film(&films, spec, index - pictures).map(|()| None)
+            }
         },
         &mut progress,
     )?;
+    let rows: Vec<Row> = rows.into_iter().flatten().collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
     let (clips, stills) = rows.split_at(spec.clips);
     let captions: String = rows.iter().map(|row| format!("{}\n", row.caption)).collect();
     let path = folder.join("captions.txt");
@@ -161,9 +210,7 @@ fn write_clip(folder: &Path, spec: &DemoSpec, index: usize) -> Result<Row, DemoE
     let record = spec.record(index, &clip);
     if !is_written(&path, &record) {
         let frames = render(&clip.scene, spec.num_frames, spec.image_size)?;
-        let [height, width] = spec.image_size;
-        let video = VideoSpec { frames: spec.num_frames, width, height, fps: spec.fps };
-        Writer::open(&path, &video)?.write(&frames, &record)?;
+        Writer::open(&path, &spec.video(spec.num_frames))?.write(&frames, &record)?;
     }
     Ok(Row { path, caption: clip.caption, num_frames: Some(spec.num_frames) })
 }
@@ -175,6 +222,22 @@ fn is_written(path: &Path, record: &Value) -> bool {
     let found = std::fs::read_to_string(PathBuf::from(beside)).ok();
     let found = found.and_then(|text| serde_json::from_str::<Value>(&text).ok());
     path.is_file() && found.as_ref() == Some(record)
+}
+
+fn write_film(folder: &Path, spec: &DemoSpec, index: usize) -> Result<(), DemoError> {
+    let shots = film(spec.seed, index as u64, spec.shots);
+    let path = folder.join(format!("{index:06}.mp4"));
+    let record = spec.film_record(index, &shots);
+    if !is_written(&path, &record) {
+        let mut pixels = Vec::new();
+        for shot in &shots {
+            pixels.extend(render(&shot.scene, spec.num_frames, spec.image_size)?.data());
+        }
+        let count = spec.shots * spec.num_frames;
+        let frames = Frames::from_rgb(pixels, [count, spec.image_size[0], spec.image_size[1]])?;
+        Writer::open(&path, &spec.video(count))?.write(&frames, &record)?;
+    }
+    Ok(())
 }
 
 fn write_still(folder: &Path, spec: &DemoSpec, index: usize) -> Result<Row, DemoError> {

@@ -7,17 +7,22 @@
 //! taken as well, each frame once.
 
 use super::prompt::View;
-use crate::PrepareError;
+use crate::{
+    PrepareError,
+    open::{open, without_path},
+};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use image::codecs::jpeg::JpegEncoder;
 use opensora_video::{
-    Frames, gif, mp4,
+    Frames,
+    frames::MAX_SIDE,
     pillow::{Filter, Resize},
     png,
+    reader::{Decoder, VideoReader},
     sheet::contact_sheet,
 };
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 /// Endings of stills; everything else is a video.
 const STILLS: [&str; 3] = ["jpg", "jpeg", "png"];
@@ -108,9 +113,18 @@ impl Pictures {
     /// Of a clip.
     pub(crate) fn read(path: &Path, spec: &PictureSpec) -> Result<Self, String> {
         let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-        let is_still = STILLS.contains(&ending.to_ascii_lowercase().as_str()) && !path.is_dir();
-        let clip = if is_still { still(path)? } else { video(path, ending)? };
-        Self::of(&clip, is_still, spec)
+        let (is_folder, ending) = (path.is_dir(), ending.to_ascii_lowercase());
+        let is_still = STILLS.contains(&ending.as_str()) && !is_folder;
+        let held = match ending.as_str() {
+            _ if is_folder => png::read_folder(path),
+            "png" => png::read(path),
+            _ if is_still => return Self::of(vec![jpeg(path, spec)?], true, spec),
+            _ => return Self::of(video(path, spec)?, false, spec),
+        };
+        let held = held.map_err(|error| without_path(&error, path))?;
+        let frames = spec.indices(held.len()).into_iter().filter_map(|index| held.frame(index));
+        let size = [held.height(), held.width()];
+        Self::of(frames.map(|rgb| Frame::of(rgb, size, spec)).collect(), is_still, spec)
     }
 
     /// Grey ones instead, as many and as large: to find out whether a server takes such pictures.
@@ -120,19 +134,11 @@ impl Pictures {
         Ok(Self { jpegs: vec![jpeg; self.jpegs.len()], ..self.clone() })
     }
 
-    /// Of a clip that was read.
-    fn of(clip: &Frames, is_still: bool, spec: &PictureSpec) -> Result<Self, String> {
-        let source = [clip.height(), clip.width()];
-        let resized = fitted(source, spec.max_side);
-        let mut rgb = Vec::new();
-        let indices = spec.indices(clip.len());
-        for &index in &indices {
-            let frame = clip.frame(index).ok_or("it has fewer frames than it says")?;
-            // Passes that change no size are left out.
-            rgb.extend(Resize::whole(source, resized).apply(frame, Filter::Bicubic));
-        }
-        let count = indices.len();
-        let [height, width] = resized;
+    /// Of frames of one size.
+    fn of(frames: Vec<Frame>, is_still: bool, spec: &PictureSpec) -> Result<Self, String> {
+        let [height, width] = frames.first().ok_or("it holds no pictures")?.size;
+        let count = frames.len();
+        let rgb = frames.into_iter().flat_map(|frame| frame.rgb).collect();
         let mut shown = Frames::from_rgb(rgb, [count, height, width]).map_err(words)?;
         let mut view = if is_still { View::Still } else { View::Frames(count) };
         if spec.layout == Layout::Grid && count > 1 {
@@ -172,36 +178,94 @@ fn encode(rgb: &[u8], [height, width]: [usize; 2], quality: u8) -> Result<Vec<u8
     Ok(jpeg)
 }
 
-/// A still as a clip of one frame.
-fn still(path: &Path) -> Result<Frames, String> {
-    if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("png")) {
-        return png::read(path).map_err(words);
-    }
-    let reader = image::ImageReader::open(path).map_err(words)?;
-    let rgb = reader.decode().map_err(words)?.into_rgb8();
-    let (width, height) = (rgb.width() as usize, rgb.height() as usize);
-    Frames::from_rgb(rgb.into_raw(), [1, height, width]).map_err(words)
+/// A frame in the size in which it is shown.
+struct Frame {
+    /// Height and width.
+    size: [usize; 2],
+    /// `[H, W, 3]` bytes.
+    rgb: Vec<u8>,
 }
 
-/// A video, or a folder of frames.
-fn video(path: &Path, ending: &str) -> Result<Frames, String> {
-    if path.is_dir() {
-        return png::read_folder(path).map_err(words);
+impl Frame {
+    /// From `[H, W, 3]` bytes of this height and width.
+    fn of(rgb: &[u8], source: [usize; 2], spec: &PictureSpec) -> Self {
+        let size = fitted(source, spec.max_side);
+        // Passes that change no size are left out.
+        Self { size, rgb: Resize::whole(source, size).apply(rgb, Filter::Bicubic) }
     }
-    if ending.eq_ignore_ascii_case("gif") {
-        return gif::read(path).map(|(frames, _)| frames).map_err(words);
+}
+
+/// A still that is a JPEG.
+fn jpeg(path: &Path, spec: &PictureSpec) -> Result<Frame, String> {
+    let mut reader = image::ImageReader::open(path).map_err(words)?;
+    let mut limits = image::Limits::default();
+    limits.max_image_width = Some(MAX_SIDE as u32);
+    limits.max_image_height = Some(MAX_SIDE as u32);
+    reader.limits(limits);
+    let image = reader.decode().map_err(words)?.into_rgb8();
+    let size = [image.height() as usize, image.width() as usize];
+    Ok(Frame::of(image.as_raw(), size, spec))
+}
+
+/// The frames of a video that are shown. They are found while it is decoded, and no others are
+/// held; where the container did not tell their number, or not the true one, it is read again.
+fn video(path: &Path, spec: &PictureSpec) -> Result<Vec<Frame>, String> {
+    let reader = open(path, Decoder::Auto)?;
+    let mut length = 0;
+    if let Some(told) = reader.info().num_frames.filter(|&told| told > 0) {
+        let (found, frames) = pick(reader, told, path, spec)?;
+        if !frames.is_empty() {
+            return Ok(frames);
+        }
+        length = found;
+    } else {
+        for frame in reader {
+            frame.map_err(|error| without_path(&error, path))?;
+            length += 1;
+        }
     }
-    mp4::read(path).map(|(frames, _)| frames).map_err(words)
+    if length == 0 {
+        return Err("it holds no pictures".into());
+    }
+    let (_, frames) = pick(open(path, Decoder::Auto)?, length, path, spec)?;
+    Ok(frames)
+}
+
+/// The frames that are shown of a video of `length` frames; none where it ends before the last of
+/// them. And how many frames were seen.
+fn pick(
+    reader: VideoReader,
+    length: usize,
+    path: &Path,
+    spec: &PictureSpec,
+) -> Result<(usize, Vec<Frame>), String> {
+    let size = [reader.info().height, reader.info().width];
+    let indices = spec.indices(length);
+    let (mut picked, mut seen) = (HashMap::new(), 0);
+    for frame in reader {
+        let frame = frame.map_err(|error| without_path(&error, path))?;
+        if indices.contains(&seen) {
+            if frame.rgb.len() != 3 * size[0] * size[1] {
+                return Err(format!("frame {seen} is of another size than the video"));
+            }
+            picked.insert(seen, Frame::of(&frame.rgb, size, spec));
+        }
+        seen += 1;
+        if picked.len() == indices.len() {
+            // In the order of the positions, which need not be that of time.
+            return Ok((seen, indices.iter().filter_map(|index| picked.remove(index)).collect()));
+        }
+    }
+    Ok((seen, vec![]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Frame t is of the grey t.
-    fn clip(frames: usize, height: usize, width: usize) -> Frames {
-        let rgb = (0..frames).flat_map(|t| vec![t as u8; 3 * height * width]).collect();
-        Frames::from_rgb(rgb, [frames, height, width]).unwrap()
+    /// Frames of these greys.
+    fn frames(greys: [u8; 3], size: [usize; 2], spec: &PictureSpec) -> Vec<Frame> {
+        greys.map(|grey| Frame::of(&vec![grey; 3 * size[0] * size[1]], size, spec)).into()
     }
 
     fn decoded(jpeg: &[u8]) -> image::RgbImage {
@@ -223,9 +287,9 @@ mod tests {
 
     #[test]
     fn pictures_show_their_frames_in_the_size_asked_for() {
-        let clip = clip(200, 40, 80);
         let spec = PictureSpec { max_side: 32, ..PictureSpec::default() };
-        let pictures = Pictures::of(&clip, false, &spec).unwrap();
+        let frames = || frames([40, 100, 160], [40, 80], &spec);
+        let pictures = Pictures::of(frames(), false, &spec).unwrap();
         assert_eq!((pictures.jpegs.len(), pictures.view), (3, View::Frames(3)));
         for (jpeg, grey) in pictures.jpegs.iter().zip([40u8, 100, 160]) {
             let image = decoded(jpeg);
@@ -233,7 +297,7 @@ mod tests {
             assert!(image.pixels().all(|pixel| pixel.0.iter().all(|v| v.abs_diff(grey) <= 3)));
         }
         let grid = PictureSpec { layout: Layout::Grid, ..spec.clone() };
-        let pictures = Pictures::of(&clip, false, &grid).unwrap();
+        let pictures = Pictures::of(frames(), false, &grid).unwrap();
         assert_eq!(pictures.view, View::SideBySide(3));
         let image = decoded(&pictures.jpegs[0]);
         assert!(image.width() >= 96 && image.height() < 24, "{:?}", image.dimensions());

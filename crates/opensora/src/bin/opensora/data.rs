@@ -23,7 +23,7 @@ enum Command {
 /// Options of `opensora data demo`.
 #[derive(clap::Args)]
 struct DemoArgs {
-    /// Folder for clips/, stills/, clips.csv, stills.csv and captions.txt.
+    /// Folder for clips/, stills/, films/, clips.csv, stills.csv and captions.txt.
     #[arg(long)]
     out: PathBuf,
     /// Number of clips.
@@ -32,6 +32,12 @@ struct DemoArgs {
     /// Number of stills.
     #[arg(long, default_value_t = 0)]
     stills: usize,
+    /// Number of films: several shots in one video, as raw videos have them.
+    #[arg(long, default_value_t = 0)]
+    films: usize,
+    /// Shots of a film.
+    #[arg(long, default_value_t = 5)]
+    shots: usize,
     /// Seed of everything that is drawn.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -60,8 +66,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn demo(args: DemoArgs) -> anyhow::Result<()> {
-    let DemoArgs { out, clips, stills, seed, size, num_frames, fps, json, quiet } = args;
-    let spec = DemoSpec { clips, stills, seed, image_size: [size; 2], num_frames, fps };
+    let DemoArgs { out, clips, stills, films, shots, seed, size, num_frames, fps, json, quiet } =
+        args;
+    let spec =
+        DemoSpec { clips, stills, films, shots, seed, image_size: [size; 2], num_frames, fps };
     let mut progress = Progress::new(quiet);
     let written =
         write_dataset(&out, &spec, |done, total| progress.advance("writing", done, total));
@@ -69,17 +77,19 @@ fn demo(args: DemoArgs) -> anyhow::Result<()> {
     written?;
     let manifest = |name: &str, count: usize| (count > 0).then(|| out.join(name));
     let (clips_csv, stills_csv) = (manifest("clips.csv", clips), manifest("stills.csv", stills));
-    let captions = out.join("captions.txt");
+    let captions = (clips + stills > 0).then(|| out.join("captions.txt"));
+    let films = (films > 0).then(|| out.join("films"));
     if json {
         println!(
             "{}",
             json!({
                 "clips": clips, "stills": stills, "seed": seed,
                 "clips_csv": clips_csv, "stills_csv": stills_csv, "captions": captions,
+                "films": films,
             })
         );
     } else {
-        for path in [clips_csv, stills_csv, Some(captions)].into_iter().flatten() {
+        for path in [clips_csv, stills_csv, captions, films].into_iter().flatten() {
             println!("{}", path.display());
         }
     }

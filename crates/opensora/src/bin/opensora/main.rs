@@ -9,6 +9,7 @@ mod eval;
 mod plot;
 mod progress;
 mod sample;
+mod stop;
 mod train;
 mod train_progress;
 mod verify;

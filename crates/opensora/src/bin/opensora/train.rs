@@ -1,6 +1,6 @@
 //! `opensora train` and `opensora train-vae`.
 
-use crate::{open_device, train_progress::TrainProgress};
+use crate::{open_device, stop, train_progress::TrainProgress};
 use anyhow::{Context, bail};
 use clap::Args as ClapArgs;
 use opensora::{
@@ -140,6 +140,7 @@ fn train(args: Args, recipe: Recipe) -> anyhow::Result<()> {
         None => &mut none,
     };
     let session = Session { recipe, folder, resume: args.resume, peak_flops, device };
+    stop::listen();
     let outcome = session.run(&mut progress, hooks);
     progress.finish();
     let (finished, done) = match outcome? {
@@ -150,14 +151,16 @@ fn train(args: Args, recipe: Recipe) -> anyhow::Result<()> {
         let mut line = serde_json::to_value(done)?;
         line["finished"] = finished.into();
         println!("{line}");
-    } else {
-        let word = if finished { "finished" } else { "stopped" };
+    } else if finished {
         println!(
-            "{word} at step {} after {:.0} s: {}",
+            "finished at step {} after {:.0} s: {}",
             done.step,
             done.seconds,
             args.out.display()
         );
+    }
+    if !finished {
+        bail!("stopped after step {} as asked; --resume goes on from there", done.step);
     }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! Progress of a training run: a bar where someone watches, a line every ten seconds elsewhere.
 
-use crate::progress::{Mode, PLAIN_INTERVAL};
+use crate::{
+    progress::{Mode, PLAIN_INTERVAL},
+    stop,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use opensora::train::metrics::{Record, TrainObserver};
 use std::time::{Duration, Instant};
@@ -56,6 +59,10 @@ impl TrainObserver for TrainProgress {
                 }
             }
         }
+    }
+
+    fn should_stop(&mut self) -> bool {
+        stop::asked()
     }
 
     fn message(&mut self, text: &str) {

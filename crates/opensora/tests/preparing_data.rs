@@ -1,0 +1,131 @@
+//! The commands of `docs/preparing-data.md`, run exactly as they stand there.
+//!
+//! A stand-in for the vision-language model answers them: it looks at the pictures that it is sent,
+//! as far as the demo world goes, and says what it sees.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use opensora::{
+    data::demo::{Labels, Shape, captions, judge},
+    manifest::Table,
+    nn::random::{HostRng, Purpose},
+    video::Frames,
+};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::Command,
+};
+
+/// The blocks of a page that are commands.
+fn commands(page: &str) -> Vec<String> {
+    let mut blocks = Vec::new();
+    let mut lines = page.lines();
+    while lines.by_ref().any(|line| line == "```sh") {
+        let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+        blocks.push(block.join("\n"));
+    }
+    blocks
+}
+
+/// What is to be seen on the pictures of a request, in a sentence.
+fn described(request: &Value) -> String {
+    let content = request["messages"][0]["content"].as_array().unwrap();
+    let (mut pixels, mut size) = (Vec::new(), [0, 0]);
+    for part in content.iter().filter(|part| part["type"] == "image_url") {
+        let url = part["image_url"]["url"].as_str().unwrap();
+        let coded = url.strip_prefix("data:image/jpeg;base64,").unwrap();
+        let bytes = BASE64_STANDARD.decode(coded).unwrap();
+        let picture = image::load_from_memory(&bytes).unwrap().into_rgb8();
+        size = [picture.height() as usize, picture.width() as usize];
+        pixels.extend(picture.into_raw());
+    }
+    let count = pixels.len() / (3 * size[0] * size[1]);
+    let seen = judge(&Frames::from_rgb(pixels, [count, size[0], size[1]]).unwrap());
+    let labels = Labels {
+        shape: seen.shape.unwrap_or(Shape::Circle),
+        colour: seen.colour.unwrap(),
+        background: seen.background.unwrap(),
+        motion: seen.motion,
+    };
+    captions::training(&labels, &mut HostRng::new(0, Purpose::DemoWorld, 0, 0))
+}
+
+/// Answers one request and hangs up.
+fn answer(stream: TcpStream) {
+    let mut reader = BufReader::new(&stream);
+    let (mut line, mut length) = (String::new(), 0);
+    while reader.read_line(&mut line).unwrap() > 2 {
+        let (name, value) = line.split_once(':').unwrap_or_default();
+        if name.eq_ignore_ascii_case("content-length") {
+            length = value.trim().parse().unwrap();
+        }
+        line.clear();
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    let caption = described(&serde_json::from_slice(&body).unwrap());
+    let choice = json!({"message": {"role": "assistant", "content": caption},
+                        "finish_reason": "stop"});
+    let text = json!({"choices": [choice]}).to_string();
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n";
+    write!(&stream, "{head}Content-Length: {}\r\n\r\n{text}", text.len()).unwrap();
+}
+
+#[test]
+fn the_page_leads_from_a_folder_of_videos_to_a_trained_stage() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}/v1", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            std::thread::spawn(|| answer(stream.unwrap()));
+        }
+    });
+
+    let folder = tempfile::tempdir().unwrap();
+    let programs = Path::new(env!("CARGO_BIN_EXE_opensora")).parent().unwrap();
+    let path = std::env::var("PATH").unwrap_or_default();
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/preparing-data.md");
+    let blocks = commands(&fs::read_to_string(page).unwrap());
+    assert!(blocks.len() >= 8, "{blocks:?}");
+    for block in &blocks {
+        let output = Command::new("sh")
+            .args(["-euc", block])
+            .current_dir(folder.path())
+            .env("PATH", format!("{}:{path}", programs.display()))
+            .env("ENDPOINT", &endpoint)
+            .env("MODEL", "stand-in")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{block}\n{said}");
+    }
+
+    // Every shot of every film became a clip whose caption names what is in it.
+    for table in ["train.csv", "all.csv"] {
+        let table = Table::read(&folder.path().join(table)).unwrap();
+        assert_eq!(table.len(), 12);
+        let mut named = 0;
+        for row in 0..table.len() {
+            let film = table.get(row, "source").unwrap();
+            let film: Value =
+                serde_json::from_str(&fs::read_to_string(format!("{film}.json")).unwrap()).unwrap();
+            let start: f64 = table.get(row, "start").unwrap().parse().unwrap();
+            // Shots of 16 frames at 8 a second.
+            let shot = &film["shots"][(start / 2.0).round() as usize]["labels"];
+            let caption = table.get(row, "text").unwrap();
+            named += usize::from(
+                caption.contains(shot["colour"].as_str().unwrap())
+                    && caption.contains(shot["background"].as_str().unwrap()),
+            );
+        }
+        assert_eq!(named, 12);
+    }
+    assert!(folder.path().join("run/stdit/ema.safetensors").exists());
+    assert!(fs::read_to_string(folder.path().join("preview.html")).unwrap().contains("<img"));
+}

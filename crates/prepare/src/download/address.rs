@@ -1,0 +1,210 @@
+//! Addresses of videos: who fetches them, and what their files are called.
+
+use sha2::{Digest, Sha256};
+use ureq::http::Uri;
+
+/// Longest readable part of a file's name.
+const MAX_STEM: usize = 40;
+/// Endings that a file keeps from its address; others become `mp4`.
+const ENDINGS: [&str; 12] =
+    ["mp4", "mov", "mkv", "avi", "webm", "m4v", "gif", "jpg", "jpeg", "png", "webp", "bmp"];
+
+/// Who fetches an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fetch {
+    /// This crate, by HTTP.
+    Direct,
+    /// The program `yt-dlp`.
+    YtDlp,
+}
+
+/// Where a video is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Address {
+    url: String,
+    fetch: Fetch,
+    file: String,
+}
+
+impl Address {
+    /// Reads an address: http, https, or the id of a video on YouTube. Several ways to write one
+    /// video on YouTube become the same address. An error is a line that says what was found.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        if is_youtube_id(text) {
+            return Ok(Self::youtube(text));
+        }
+        let wrong = |found: &str| format!("{text:?} is no address: {found}");
+        let uri: Uri =
+            text.parse().map_err(|error: ureq::http::uri::InvalidUri| wrong(&error.to_string()))?;
+        match uri.scheme_str() {
+            Some("http" | "https") => {}
+            Some(other) => return Err(wrong(&format!("{other} instead of http or https"))),
+            None => return Err(wrong("no http or https")),
+        }
+        let Some(host) = uri.host().filter(|host| !host.is_empty()) else {
+            return Err(wrong("no host"));
+        };
+        match youtube_video(host, &uri) {
+            Some(Some(id)) => Ok(Self::youtube(id)),
+            Some(None) => Err(wrong("a page of YouTube that is no video")),
+            None => Ok(Self {
+                url: text.into(),
+                fetch: Fetch::Direct,
+                file: file_name(text, uri.path()),
+            }),
+        }
+    }
+
+    fn youtube(id: &str) -> Self {
+        let url = format!("https://www.youtube.com/watch?v={id}");
+        let file = file_name(&url, id);
+        Self { url, fetch: Fetch::YtDlp, file }
+    }
+
+    /// The address.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Who fetches it.
+    pub(crate) fn fetch(&self) -> Fetch {
+        self.fetch
+    }
+
+    /// The name of its file, the same for the same address: at most 70 bytes of lower-case ASCII
+    /// letters, digits, `-`, `_` and a dot, so that it is one name on every file system.
+    pub(crate) fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// Its host; empty where it has none.
+    pub(crate) fn host(&self) -> String {
+        let host = self.url.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_string));
+        host.unwrap_or_default().to_ascii_lowercase()
+    }
+}
+
+/// Whether a host is a domain or below it.
+pub(crate) fn is_below(host: &str, domain: &str) -> bool {
+    host == domain || host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
+}
+
+fn is_youtube_id(text: &str) -> bool {
+    text.len() == 11
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+}
+
+/// The id of a video on YouTube: outer `None` for other hosts, inner for other pages.
+fn youtube_video<'a>(host: &str, uri: &'a Uri) -> Option<Option<&'a str>> {
+    let host = host.to_ascii_lowercase();
+    let short = is_below(&host, "youtu.be");
+    if !short && !["youtube.com", "youtube-nocookie.com"].iter().any(|own| is_below(&host, own)) {
+        return None;
+    }
+    let mut parts = uri.path().split('/').skip(1);
+    let id = match parts.next() {
+        first if short => first,
+        Some("watch") => {
+            let mut fields = uri.query().unwrap_or("").split('&');
+            fields.find_map(|field| field.strip_prefix("v="))
+        }
+        Some("shorts" | "embed" | "v" | "live") => parts.next(),
+        _ => None,
+    };
+    Some(id.filter(|id| is_youtube_id(id)))
+}
+
+/// A readable start and a digest of the whole address, as names that differ only in case, in a
+/// query or after the limit are common.
+fn file_name(url: &str, path: &str) -> String {
+    let last = path.rsplit('/').next().unwrap_or("");
+    let (stem, ending) = last.rsplit_once('.').unwrap_or((last, ""));
+    let ending = ending.to_ascii_lowercase();
+    let ending = ENDINGS.into_iter().find(|known| *known == ending).unwrap_or("mp4");
+    let safe = |c: char| match c.to_ascii_lowercase() {
+        c @ ('a'..='z' | '0'..='9' | '_') => c,
+        _ => '-',
+    };
+    let stem: String = stem.chars().take(MAX_STEM).map(safe).collect();
+    let stem = stem.trim_matches(['-', '_']);
+    let separator = if stem.is_empty() { "" } else { "-" };
+    format!("{stem}{separator}{:.20}.{ending}", hexadecimal(&Sha256::digest(url)))
+}
+
+/// Bytes as hexadecimal digits.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_video_on_youtube_has_one_address() {
+        for text in [
+            "-2yHu5qgTzM",
+            "https://www.youtube.com/watch?v=-2yHu5qgTzM",
+            "http://m.youtube.com/watch?feature=share&v=-2yHu5qgTzM&t=10",
+            "https://youtu.be/-2yHu5qgTzM?t=10",
+            "https://www.youtube-nocookie.com/embed/-2yHu5qgTzM",
+            "https://YouTube.com/shorts/-2yHu5qgTzM",
+        ] {
+            let address = Address::parse(text).unwrap();
+            assert_eq!(address.url(), "https://www.youtube.com/watch?v=-2yHu5qgTzM", "{text}");
+            assert_eq!(address.fetch(), Fetch::YtDlp);
+        }
+        // Ids that differ only in case are different videos.
+        let other = Address::parse("-2yhu5qgtzm").unwrap();
+        assert_ne!(other.file(), Address::parse("-2yHu5qgTzM").unwrap().file());
+        assert!(Address::parse("https://youtube.com/watch?v=--exec").is_err());
+        let elsewhere = Address::parse("https://notyoutube.com/watch?v=-2yHu5qgTzM").unwrap();
+        assert_eq!(elsewhere.fetch(), Fetch::Direct);
+    }
+
+    #[test]
+    fn names_are_plain_short_and_differ() {
+        let mut names = std::collections::HashSet::new();
+        for url in [
+            "https://a.example/clips/Fox_1.MP4",
+            "https://a.example/clips/fox_1.mp4",
+            "https://a.example/clips/fox_1.mp4?sign=1",
+            "https://a.example/clips/fox_1.mov",
+            "https://a.example/../../etc/passwd",
+            "https://a.example/..%2f..%2fx.mp4",
+            "https://a.example/CON",
+            "https://a.example/.hidden.mp4",
+            "https://a.example/-rf.mp4",
+            "https://a.example/x.exe",
+            "https://a.example",
+            &format!("https://a.example/{}.mp4", "long".repeat(100)),
+        ] {
+            let address = Address::parse(url).unwrap();
+            let name = address.file();
+            assert!(name.len() <= 70 && name.starts_with(|c: char| c.is_ascii_alphanumeric()));
+            assert!(
+                name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.'))
+            );
+            assert_eq!(name.matches('.').count(), 1, "{name}");
+            assert!(names.insert(name.to_string()), "{name}");
+        }
+        let name = Address::parse("https://a.example/clips/Fox_1.MP4").unwrap();
+        assert!(name.file().starts_with("fox_1-") && name.file().ends_with(".mp4"));
+    }
+
+    #[test]
+    fn what_is_no_address_says_why() {
+        for (text, words) in [
+            ("", "no address"),
+            ("fox.mp4", "no http"),
+            ("file:///etc/passwd", "no address"),
+            ("ftp://a.example/x.mp4", "ftp instead of http"),
+            ("https://a.example/a b.mp4", "no address"),
+            ("javascript:alert(1)", "no address"),
+        ] {
+            let error = Address::parse(text).unwrap_err();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}

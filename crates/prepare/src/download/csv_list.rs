@@ -1,0 +1,370 @@
+//! Lists in CSV: Panda-70M, and any other with a column `url`.
+//!
+//! Source: snap-research/Panda-70M, `dataset_dataloading/README.md`, whose lists have the columns
+//! `videoID,url,timestamp,caption,matching_score` and, later, `desirable_filtering` and
+//! `shot_boundary_detection`: one video a row, Python lists of one item a clip in the cells.
+
+use super::{
+    address::Address,
+    list::{Clip, END, LICENCE, List, ListError, ListFormat, SHA256, START},
+    literal::Literal,
+    seconds,
+};
+use csv::{ByteRecord, Reader, ReaderBuilder};
+use opensora_manifest::table::{PATH, TEXT, URL};
+use std::{
+    cell::Cell,
+    fs::File,
+    io::{self, Read},
+    path::Path,
+    rc::Rc,
+};
+
+/// Longest record. One quote too many could make one record of gigabytes.
+const MAX_RECORD: u64 = 64 << 20;
+
+/// Whether the CSV at `path` is Panda-70M's, by its header.
+pub(crate) fn format(path: &Path) -> Result<ListFormat, ListError> {
+    let header = Records::open(path)?.header()?;
+    let is_panda = ["videoID", "timestamp"].iter().all(|name| header.iter().any(|h| h == name));
+    Ok(if is_panda { ListFormat::Panda70M } else { ListFormat::Csv })
+}
+
+/// Reads the list's part of the file.
+pub(crate) fn read(path: &Path, list: &mut List) -> Result<(), ListError> {
+    let mut records = Records::open(path)?;
+    let header = records.header()?;
+    let layout = Layout::of(&header, list.format).map_err(|reason| records.wrong(reason))?;
+    list.columns = layout.rest.iter().map(|&at| header[at].clone()).collect();
+    let part = list.part();
+    let mut record = ByteRecord::new();
+    for index in 0..part.end() {
+        if !records.next(&mut record)? {
+            break;
+        }
+        if index >= part.offset {
+            row(list, &layout, &record, header.len(), index);
+        }
+    }
+    Ok(())
+}
+
+/// A CSV, record by record, in bounded memory.
+struct Records<'a> {
+    path: &'a Path,
+    reader: Reader<Bounded>,
+    left: Rc<Cell<u64>>,
+}
+
+impl<'a> Records<'a> {
+    fn open(path: &'a Path) -> Result<Self, ListError> {
+        let file =
+            File::open(path).map_err(|source| ListError::Io { path: path.into(), source })?;
+        let left = Rc::new(Cell::new(0));
+        let bounded = Bounded { file, left: left.clone() };
+        let reader = ReaderBuilder::new()
+            .has_headers(false)
+            .flexible(true)
+            .buffer_capacity(1 << 16)
+            .from_reader(bounded);
+        Ok(Self { path, reader, left })
+    }
+
+    /// Reads the next record; whether there was one.
+    fn next(&mut self, record: &mut ByteRecord) -> Result<bool, ListError> {
+        self.left.set(MAX_RECORD);
+        let read = self.reader.read_byte_record(record);
+        read.map_err(|error| match error.into_kind() {
+            csv::ErrorKind::Io(source) => ListError::Io { path: self.path.into(), source },
+            other => self.wrong(format!("{other:?}")),
+        })
+    }
+
+    fn header(&mut self) -> Result<Vec<String>, ListError> {
+        let mut record = ByteRecord::new();
+        self.next(&mut record)?;
+        let blank = |c: char| c.is_whitespace() || c == '\u{feff}';
+        let field = |field| String::from_utf8_lossy(field).trim_matches(blank).to_string();
+        Ok(record.iter().map(field).collect())
+    }
+
+    fn wrong(&self, reason: String) -> ListError {
+        ListError::Format { path: self.path.into(), reason }
+    }
+}
+
+/// A file of which so many bytes may still be read.
+struct Bounded {
+    file: File,
+    left: Rc<Cell<u64>>,
+}
+
+impl Read for Bounded {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(left) = self.left.get().checked_sub(buffer.len() as u64) else {
+            let reason = format!(
+                "a row is longer than {} MiB: is there a quote that nothing closes?",
+                MAX_RECORD >> 20
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        };
+        self.left.set(left);
+        self.file.read(buffer)
+    }
+}
+
+/// Where a list's columns are.
+struct Layout {
+    url: usize,
+    text: Option<usize>,
+    /// Panda-70M's list of pairs.
+    timestamp: Option<usize>,
+    start: Option<usize>,
+    end: Option<usize>,
+    licence: Option<usize>,
+    sha256: Option<usize>,
+    /// All others.
+    rest: Vec<usize>,
+}
+
+impl Layout {
+    fn of(header: &[String], format: ListFormat) -> Result<Self, String> {
+        let find = |names: &[&str]| {
+            let mut at = names.iter().filter_map(|name| {
+                header.iter().position(|column| column.eq_ignore_ascii_case(name))
+            });
+            at.next()
+        };
+        let is_panda = format == ListFormat::Panda70M;
+        let need = |names: &[&str]| {
+            let known = header.join(", ");
+            find(names).ok_or_else(|| format!("its header has no column {}: {known}", names[0]))
+        };
+        let url = if is_panda { need(&[URL, "videoID"])? } else { need(&[URL])? };
+        let timestamp = is_panda.then(|| need(&["timestamp"])).transpose()?;
+        let other = |names: &[&str]| find(names).filter(|_| !is_panda);
+        let layout = Self {
+            url,
+            text: find(&[TEXT, "caption"]),
+            timestamp,
+            start: other(&[START]),
+            end: other(&[END]),
+            licence: other(&[LICENCE, "license"]),
+            sha256: other(&[SHA256]),
+            rest: vec![],
+        };
+        let used = [
+            Some(url),
+            layout.text,
+            timestamp,
+            layout.start,
+            layout.end,
+            layout.licence,
+            layout.sha256,
+            // Files get places of their own.
+            other(&[PATH]),
+        ];
+        let mut rest: Vec<usize> =
+            (0..header.len()).filter(|at| !used.contains(&Some(*at))).collect();
+        rest.retain(|&at| !header[at].is_empty());
+        if let Some(&twice) = rest.iter().find(|&&at| header[..at].contains(&header[at])) {
+            return Err(format!("its header names the column {} twice", header[twice]));
+        }
+        Ok(Self { rest, ..layout })
+    }
+}
+
+/// Adds a record to the list.
+fn row(list: &mut List, layout: &Layout, record: &ByteRecord, columns: usize, index: usize) {
+    let lossy = |at: usize| String::from_utf8_lossy(record.get(at).unwrap_or(b"")).into_owned();
+    let field = |at: Option<usize>| at.map(lossy).filter(|field| !field.trim().is_empty());
+    let url = lossy(layout.url);
+    let raw = Clip {
+        text: field(layout.text),
+        licence: field(layout.licence),
+        rest: layout.rest.iter().map(|&at| lossy(at)).collect(),
+        ..Clip::default()
+    };
+    let wrong = |reason: String| format!("row {} of the list: {reason}", index + 1);
+    let address = match Address::parse(&url) {
+        Ok(address) => address,
+        Err(reason) => return list.reject(Err(&url), &raw, &wrong(reason)),
+    };
+    let clips = whole(record, columns).and_then(|()| match layout.timestamp {
+        Some(at) => panda_clips(&lossy(at), &raw),
+        None => single_clip(field(layout.start), field(layout.end), raw.clone()),
+    });
+    let sha256 = field(layout.sha256).map(|digest| digest.trim().to_ascii_lowercase());
+    let is_digest = |text: &String| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    match (clips, sha256) {
+        (Err(reason), _) => list.reject(Ok(&address), &raw, &wrong(reason)),
+        (_, Some(digest)) if !is_digest(&digest) => {
+            list.reject(Ok(&address), &raw, &wrong(format!("{digest:?} is no SHA-256")));
+        }
+        (Ok(clips), sha256) => list.push(address, sha256, clips),
+    }
+}
+
+/// Whether a record has a field for each column, in UTF-8.
+fn whole(record: &ByteRecord, columns: usize) -> Result<(), String> {
+    if record.len() != columns {
+        return Err(format!("it has {} fields, expected {columns}", record.len()));
+    }
+    match record.iter().position(|field| std::str::from_utf8(field).is_err()) {
+        Some(at) => Err(format!("field {} is no UTF-8", at + 1)),
+        None => Ok(()),
+    }
+}
+
+/// The clip of a row that is one.
+fn single_clip(start: Option<String>, end: Option<String>, raw: Clip) -> Result<Vec<Clip>, String> {
+    let time = |text: Option<String>| {
+        let read = |text: String| seconds::parse(&text).ok_or(format!("{text:?} is no time"));
+        text.map(read).transpose()
+    };
+    let clip = Clip { start: time(start)?, end: time(end)?, ..raw };
+    Ok(vec![ordered(clip)?])
+}
+
+/// The clips of one of Panda-70M's rows, whose lists are cut apart.
+fn panda_clips(timestamp: &str, raw: &Clip) -> Result<Vec<Clip>, String> {
+    let times = Literal::parse(timestamp).map_err(|reason| format!("timestamp: {reason}"))?;
+    let times = times.into_list().ok_or("timestamp: it is no list")?;
+    let count = times.len();
+    // A cell's items by clip; a cell that is no list is the same for all.
+    let cut = |name: &str, cell: &str| {
+        if !cell.trim_start().starts_with('[') {
+            return Ok(vec![cell.to_string(); count]);
+        }
+        let items = Literal::parse(cell).map_err(|reason| format!("{name}: {reason}"))?;
+        let items = items.into_list().unwrap_or_default();
+        if items.len() != count {
+            return Err(format!("{name}: {} items for {count} clips", items.len()));
+        }
+        Ok(items.into_iter().map(Literal::into_field).collect())
+    };
+    let texts = raw.text.as_deref().map(|text| cut("caption", text)).transpose()?;
+    let rest = raw.rest.iter().map(|cell| cut("a column", cell));
+    let rest = rest.collect::<Result<Vec<Vec<String>>, String>>()?;
+    let clip = |(at, pair): (usize, Literal)| {
+        let (start, end) = span(pair)?;
+        ordered(Clip {
+            start: Some(start),
+            end: Some(end),
+            text: texts.as_ref().map(|texts| texts[at].clone()),
+            licence: None,
+            rest: rest.iter().map(|items| items[at].clone()).collect(),
+        })
+    };
+    times.into_iter().enumerate().map(clip).collect()
+}
+
+/// A pair of times.
+fn span(pair: Literal) -> Result<(f64, f64), String> {
+    let text = pair.clone().into_field();
+    let both = pair.into_list().and_then(|items| {
+        let [start, end] = <[Literal; 2]>::try_from(items).ok()?;
+        Some((seconds::parse(&start.into_field())?, seconds::parse(&end.into_field())?))
+    });
+    both.ok_or_else(|| format!("timestamp: {text} is no pair of times"))
+}
+
+/// A clip whose end comes after its start.
+fn ordered(clip: Clip) -> Result<Clip, String> {
+    match (clip.start, clip.end) {
+        (start, Some(end)) if end <= start.unwrap_or(0.0) => {
+            Err(format!("it ends at {end} s and begins at {} s", start.unwrap_or(0.0)))
+        }
+        _ => Ok(clip),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        download::list::{Part, REASON},
+        step::Shard,
+    };
+
+    const HEADER: &str = "videoID,url,timestamp,caption,matching_score,desirable_filtering,shots\n";
+
+    fn read(text: &[u8], part: Part) -> Result<List, ListError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("list.csv");
+        std::fs::write(&path, text).unwrap();
+        List::read(&path, ListFormat::of(&path)?, part)
+    }
+
+    #[test]
+    fn rows_of_panda_are_cut_into_clips() {
+        let row = r#"-2yHu5qgTzM,https://www.youtube.com/watch?v=-2yHu5qgTzM,"[['0:01:20.880', '0:01:23.983'], ['1:02:31.151', '1:02:34.320']]","['A fox, red.', ""It's a \""b\"".""]","[0.451416015625, 0.4990234375]","['desirable', '2_tiny']","[[['0:00:00.000', '0:00:03.069']], [['0:00:00.000', '0:00:01.000'], ['0:00:01.033', '0:00:03.169']]]""#;
+        let list = read(format!("{HEADER}{row}\n").as_bytes(), Part::WHOLE).unwrap();
+        assert_eq!((list.format, list.videos(), list.clips()), (ListFormat::Panda70M, 1, 2));
+        assert_eq!(list.columns, ["videoID", "matching_score", "desirable_filtering", "shots"]);
+        let [one, two] = &list.videos[0].clips[..] else { panic!("two clips") };
+        assert_eq!((one.start, one.end), (Some(80.88), Some(83.983)));
+        assert_eq!((two.start, two.end), (Some(3751.151), Some(3754.32)));
+        assert_eq!(one.text.as_deref(), Some("A fox, red."));
+        assert_eq!(two.text.as_deref(), Some(r#"It's a "b"."#));
+        assert_eq!(
+            one.rest,
+            ["-2yHu5qgTzM", "0.451416015625", "desirable", "[['0:00:00.000', '0:00:03.069']]"]
+        );
+        assert_eq!(two.rest[2], "2_tiny");
+    }
+
+    #[test]
+    fn wrong_rows_of_panda_are_listed_and_do_not_stop_the_rest() {
+        let rows = [
+            "a,https://youtu.be/-2yHu5qgTz1,\"[['0:00:01', '0:00:02']]\",\"['a', 'b']\",[1],x,y",
+            "b,https://youtu.be/-2yHu5qgTz2,\"[['0:00:03', '0:00:02']]\",['a'],[1],x,y",
+            "c,https://youtu.be/-2yHu5qgTz3,[['0:00:03']],['a'],[1],x,y",
+            "d,https://youtu.be/-2yHu5qgTz4,[[__import__('os')]],['a'],[1],x,y",
+            "e,https://youtu.be/-2yHu5qgTz5,\"[['0:00:01', '0:00:02']]\"",
+            "f,https://youtu.be/-2yHu5qgTz6,\"[['0:00:01', '0:00:02']]\",\"['\u{e9}']\",[1],x,y",
+        ];
+        let mut bytes = format!("{HEADER}{}\n", rows.join("\n")).into_bytes();
+        bytes.extend(b"g,https://youtu.be/-2yHu5qgTz7,\"[]\",\xff,[],x,y\n");
+        let list = read(&bytes, Part::WHOLE).unwrap();
+        assert_eq!((list.videos(), list.rejected.len()), (1, 6));
+        for (row, words) in [
+            (0, "row 1 of the list: caption: 2 items for 1 clips"),
+            (1, "it ends at 2 s and begins at 3 s"),
+            (2, "['0:00:03'] is no pair of times"),
+            (3, "timestamp: no Python literal"),
+            (4, "it has 3 fields, expected 7"),
+            (5, "row 7 of the list: field 4 is no UTF-8"),
+        ] {
+            let reason = list.rejected.get(row, REASON).unwrap();
+            assert!(reason.contains(words), "{reason}");
+        }
+        assert_eq!(list.rejected.get(0, "videoID"), Some("a"));
+        assert_eq!(list.videos[0].clips[0].text.as_deref(), Some("\u{e9}"));
+    }
+
+    #[test]
+    fn only_a_part_is_kept_and_no_record_is_endless() {
+        let rows: String = (0..100).map(|row| format!("https://a.example/{row}.mp4\n")).collect();
+        let part = Part { offset: 90, limit: Some(5), shard: Shard::WHOLE };
+        let list = read(format!("\u{feff}URL\n{rows}").as_bytes(), part).unwrap();
+        let urls: Vec<_> = list.videos.iter().map(|video| video.address.url()).collect();
+        assert_eq!(urls[0], "https://a.example/90.mp4");
+        assert_eq!(urls.len(), 5);
+        let open = format!("url\n\"{}", "x".repeat(MAX_RECORD as usize + (1 << 20)));
+        let error = read(open.as_bytes(), Part::WHOLE).unwrap_err().to_string();
+        assert!(error.contains("longer than 64 MiB"), "{error}");
+    }
+
+    #[test]
+    fn lists_without_their_columns_are_refused() {
+        for (text, words) in [
+            ("path,text\n", "no column url: path, text"),
+            ("", "no column url"),
+            ("url,a,b,a\n", "names the column a twice"),
+        ] {
+            let error = read(text.as_bytes(), Part::WHOLE).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("list.csv"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! What is to be fetched: videos, the clips in them, and rows that name no video.
+//!
+//! Lists may be larger than memory. A reader goes through its file record by record and keeps the
+//! records of one part of it only ([`Part`]); what is before the part is not even parsed. Rows with
+//! the same address are one video with several clips, fetched once.
+
+use super::{
+    address::Address,
+    csv_list, hdvg,
+    terms::{self, Terms},
+};
+use crate::step::Shard;
+use opensora_manifest::{
+    Table,
+    table::{TEXT, URL},
+};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+/// The column of what the videos' owner allows.
+pub const LICENCE: &str = "licence";
+/// The columns of a clip's first and last moment, in seconds of its source.
+pub const START: &str = "start";
+/// See [`START`].
+pub const END: &str = "end";
+/// The column of why a row could not be used.
+pub const REASON: &str = "reason";
+/// The column of a file's SHA-256, in hexadecimal digits.
+pub const SHA256: &str = "sha256";
+
+/// Why a list cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ListError {
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The list.
+        path: PathBuf,
+        /// Its reason.
+        source: std::io::Error,
+    },
+    /// It is no list of this kind.
+    #[error("{}: {reason}", path.display())]
+    Format {
+        /// The list.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+}
+
+/// Kinds of lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListFormat {
+    /// A CSV with a header and a column `url`, one clip a row: addresses of files, or of videos on
+    /// YouTube. Columns `text` (or `caption`), `start`, `end`, `licence` (or `license`) and
+    /// `sha256` are understood, all others are kept.
+    Csv,
+    /// Panda-70M: one video a row, its clips in Python lists.
+    Panda70M,
+    /// HD-VG-130M: a JSON object of videos.
+    HdVg130M,
+}
+
+impl ListFormat {
+    /// The kind of the list at `path`: JSON by its ending, Panda-70M by its header.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn of(path: &Path) -> Result<Self, ListError> {
+        if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json")) {
+            return Ok(Self::HdVg130M);
+        }
+        csv_list::format(path)
+    }
+
+    /// The terms under which the list is given away.
+    pub fn terms(self) -> Option<&'static Terms> {
+        match self {
+            Self::Csv => None,
+            Self::Panda70M => Some(&terms::PANDA_70M),
+            Self::HdVg130M => Some(&terms::HD_VG_130M),
+        }
+    }
+}
+
+impl FromStr for ListFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "csv" => Ok(Self::Csv),
+            "panda-70m" => Ok(Self::Panda70M),
+            "hd-vg-130m" => Ok(Self::HdVg130M),
+            _ => Err(format!("{text:?}: expected csv, panda-70m or hd-vg-130m")),
+        }
+    }
+}
+
+/// Which records of a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Records that are left out at the start.
+    pub offset: usize,
+    /// Records from there; `None` for all.
+    pub limit: Option<usize>,
+    /// Which of their videos, by their addresses: all clips of a video are in one shard.
+    pub shard: Shard,
+}
+
+impl Part {
+    /// The whole list.
+    pub const WHOLE: Self = Self { offset: 0, limit: None, shard: Shard::WHOLE };
+
+    /// The record after the last one.
+    pub(crate) fn end(&self) -> usize {
+        self.limit.map_or(usize::MAX, |limit| self.offset.saturating_add(limit))
+    }
+
+    fn holds(&self, address: &Address) -> bool {
+        // The digest in the name spreads addresses evenly, in the same way everywhere.
+        let digest = address.file().rsplit_once('.').map_or("", |(stem, _)| stem);
+        let digits = digest.get(digest.len().saturating_sub(15)..).unwrap_or("");
+        self.shard.holds(usize::from_str_radix(digits, 16).unwrap_or(0))
+    }
+}
+
+/// Part of a list, in memory.
+#[derive(Debug)]
+pub struct List {
+    pub(crate) format: ListFormat,
+    /// Columns that are kept, besides those with a meaning here.
+    pub(crate) columns: Vec<String>,
+    pub(crate) videos: Vec<Video>,
+    /// Rows that name no video, with their reasons.
+    pub(crate) rejected: Table,
+    part: Part,
+    by_file: HashMap<String, usize>,
+}
+
+/// A video and what is wanted of it.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Video {
+    pub(crate) address: Address,
+    /// SHA-256 of its file, where the list has it.
+    pub(crate) sha256: Option<String>,
+    pub(crate) clips: Vec<Clip>,
+}
+
+/// A part of a video: a row of the manifest.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Clip {
+    /// First moment, seconds.
+    pub(crate) start: Option<f64>,
+    /// Last moment, seconds.
+    pub(crate) end: Option<f64>,
+    /// Caption.
+    pub(crate) text: Option<String>,
+    /// The list's own words on what is allowed.
+    pub(crate) licence: Option<String>,
+    /// Fields of [`List::columns`].
+    pub(crate) rest: Vec<String>,
+}
+
+impl List {
+    /// Reads part of the list at `path`.
+    ///
+    /// # Errors
+    /// Where it cannot be read or is no such list. Records that are wrong in themselves are listed
+    /// with the failures, see [`super::download`].
+    pub fn read(path: &Path, format: ListFormat, part: Part) -> Result<Self, ListError> {
+        let mut list = Self {
+            format,
+            columns: vec![],
+            videos: vec![],
+            rejected: Table::default(),
+            part,
+            by_file: HashMap::new(),
+        };
+        match format {
+            ListFormat::Csv | ListFormat::Panda70M => csv_list::read(path, &mut list)?,
+            ListFormat::HdVg130M => hdvg::read(path, &mut list)?,
+        }
+        // Only needed while rows are coming.
+        list.by_file = HashMap::new();
+        Ok(list)
+    }
+
+    /// Videos in this part.
+    pub fn videos(&self) -> usize {
+        self.videos.len()
+    }
+
+    /// Clips in this part.
+    pub fn clips(&self) -> usize {
+        self.videos.iter().map(|video| video.clips.len()).sum()
+    }
+
+    /// All known terms that the videos of this part are under.
+    pub fn terms(&self) -> Vec<&'static Terms> {
+        let mut all: Vec<&'static Terms> = vec![];
+        for terms in self.videos.iter().filter_map(|video| self.terms_of(video)) {
+            if !all.contains(&terms) {
+                all.push(terms);
+            }
+        }
+        all
+    }
+
+    /// The known terms of a video: the list's, else its host's.
+    pub(crate) fn terms_of(&self, video: &Video) -> Option<&'static Terms> {
+        self.format.terms().or_else(|| terms::of_host(&video.address))
+    }
+
+    pub(crate) fn part(&self) -> Part {
+        self.part
+    }
+
+    /// Adds clips of the video at `address`; videos of other shards are left out.
+    pub(crate) fn push(&mut self, address: Address, sha256: Option<String>, clips: Vec<Clip>) {
+        if !self.part.holds(&address) {
+            return;
+        }
+        if clips.is_empty() {
+            let none = Clip { rest: vec![String::new(); self.columns.len()], ..Clip::default() };
+            return self.reject(Ok(&address), &none, "the list wants no clip of it");
+        }
+        let at = *self.by_file.entry(address.file().into()).or_insert_with(|| {
+            self.videos.push(Video { address: address.clone(), sha256: None, clips: vec![] });
+            self.videos.len() - 1
+        });
+        let video = &mut self.videos[at];
+        match (&video.sha256, sha256) {
+            (Some(one), Some(other)) if !one.eq_ignore_ascii_case(&other) => {
+                let reason = format!("another row says that the SHA-256 of its file is {one}");
+                clips.iter().for_each(|clip| self.reject(Ok(&address), clip, &reason));
+                return;
+            }
+            (None, found) => video.sha256 = found,
+            _ => {}
+        }
+        self.videos[at].clips.extend(clips);
+    }
+
+    /// Lists a row that cannot be used. Those without an address belong to the first shard.
+    pub(crate) fn reject(&mut self, address: Result<&Address, &str>, clip: &Clip, reason: &str) {
+        let (is_mine, url) = match address {
+            Ok(address) => (self.part.holds(address), address.url()),
+            Err(text) => (self.part.shard.holds(0), text),
+        };
+        if is_mine {
+            let row = fields(&self.columns, url, clip);
+            let row = row.iter().map(|(column, value)| (column.as_str(), value.clone()));
+            let reason = reason.replace(['\n', '\r'], " ");
+            self.rejected.push(row.chain([(REASON, reason)]));
+        }
+    }
+}
+
+/// A clip's fields by column.
+pub(crate) fn fields(columns: &[String], url: &str, clip: &Clip) -> Vec<(String, String)> {
+    let number = |seconds: Option<f64>| seconds.map(|seconds| seconds.to_string());
+    let known = [
+        (URL, Some(url.to_string())),
+        (START, number(clip.start)),
+        (END, number(clip.end)),
+        (TEXT, clip.text.clone()),
+        (LICENCE, clip.licence.clone()),
+    ];
+    let known = known.into_iter().map(|(name, value)| (name.into(), value.unwrap_or_default()));
+    known.chain(columns.iter().cloned().zip(clip.rest.iter().cloned())).collect()
+}

@@ -1,0 +1,358 @@
+//! Near-duplicates: clips whose pictures are alike at the same moments.
+//!
+//! A clip's hash is a perceptual hash of 64 bits for each of [`MOMENTS`] moments that lie evenly in
+//! it, so that another encoding, size or frame rate changes few bits. Parts and trimmed copies of a
+//! clip have other moments and are not found.
+//!
+//! Clips are looked at in the order in which they are wanted, and each is given up where it is
+//! close to one that is kept: unlike in chains of neighbours, every clip that goes is itself close
+//! to the one it is said to duplicate.
+
+use image::GrayImage;
+use image_hasher::{HashAlg, Hasher, HasherConfig};
+use std::{cmp::Reverse, collections::HashMap};
+
+/// Pictures of a clip that are hashed.
+pub const MOMENTS: usize = 5;
+
+/// Bits of a clip's hash.
+const BITS: usize = 64 * MOMENTS;
+
+/// When two clips are near-duplicates, and which of them stays.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Duplicates {
+    /// Most bits of 64, in the mean over a clip's moments, in which hashes of near-duplicates
+    /// differ.
+    pub max_distance: f64,
+    /// Which clip stays.
+    pub keep: Keep,
+}
+
+impl Default for Duplicates {
+    /// 6 bits of 64; the longest stays.
+    fn default() -> Self {
+        Self { max_distance: 6.0, keep: Keep::Longest }
+    }
+}
+
+/// Which of several near-duplicates stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// The first in the manifest.
+    First,
+    /// The longest, to a tenth of a second; of these the one with most pixels; of these the first.
+    Longest,
+}
+
+/// Hashes of a clip's moments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ClipHash([u64; MOMENTS]);
+
+impl ClipHash {
+    pub(crate) fn new(moments: impl IntoIterator<Item = u64>) -> Option<Self> {
+        let moments: Vec<u64> = moments.into_iter().collect();
+        moments.try_into().ok().map(Self)
+    }
+
+    /// 16 hexadecimal digits a moment, joined by hyphens.
+    pub(crate) fn to_text(self) -> String {
+        self.0.map(|moment| format!("{moment:016x}")).join("-")
+    }
+
+    /// Reads [`to_text`](Self::to_text).
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
+        let moment = |digits: &str| {
+            let whole = digits.len() == 16 && !digits.starts_with('+');
+            u64::from_str_radix(digits, 16).ok().filter(|_| whole)
+        };
+        Self::new(text.trim().split('-').map(moment).collect::<Option<Vec<_>>>()?)
+    }
+
+    /// Bits that differ.
+    fn distance(&self, other: &Self) -> usize {
+        self.0.iter().zip(other.0).map(|(a, b)| (a ^ b).count_ones() as usize).sum()
+    }
+
+    /// Whether the bits from `begin` to `end` are equal.
+    fn equal(&self, other: &Self, [begin, end]: [usize; 2]) -> bool {
+        let whole = begin / 64..end.div_ceil(64);
+        whole.into_iter().all(|word| {
+            let mask = mask([begin, end], word);
+            (self.0[word] ^ other.0[word]) & mask == 0
+        })
+    }
+
+    /// The bits from `begin` to `end`, mixed into one number.
+    fn mixed(&self, [begin, end]: [usize; 2], seed: u64) -> u64 {
+        (begin / 64..end.div_ceil(64)).fold(seed, |mixed, word| {
+            // The finalizer of splitmix64: numbers that differ stay different in a single step.
+            let mut x = mixed.rotate_left(29) ^ (self.0[word] & mask([begin, end], word));
+            x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            x ^ (x >> 31)
+        })
+    }
+}
+
+/// The bits of a word that lie from `begin` to `end` in the whole hash.
+fn mask([begin, end]: [usize; 2], word: usize) -> u64 {
+    let first = begin.saturating_sub(64 * word).min(64);
+    let last = end.saturating_sub(64 * word).min(64);
+    let below = |bits: usize| u64::MAX.checked_shr(64 - bits as u32).unwrap_or(0);
+    below(last) & !below(first)
+}
+
+/// Hashes single pictures: the signs of low frequencies against their median (pHash).
+pub(crate) fn picture_hasher() -> impl Fn(&GrayImage) -> u64 {
+    let hasher: Hasher<[u8; 8]> = HasherConfig::with_bytes_type()
+        .hash_size(8, 8)
+        .hash_alg(HashAlg::Median)
+        .preproc_dct()
+        .to_hasher();
+    move |grey| u64::from_be_bytes(hasher.hash_image(grey).into_inner())
+}
+
+/// A clip, as far as near-duplicates are concerned.
+pub(crate) struct Candidate {
+    pub(crate) hash: ClipHash,
+    /// Seconds; 0 where unknown.
+    pub(crate) duration: f64,
+    /// Height times width; 0 where unknown.
+    pub(crate) pixels: f64,
+}
+
+/// That a clip duplicates a kept one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Duplicate {
+    /// The clip that is kept.
+    pub(crate) of: usize,
+    /// Mean bits of 64 that differ.
+    pub(crate) distance: f64,
+}
+
+/// What each clip duplicates; `None` for those that are kept.
+pub(crate) fn find(clips: &[Candidate], spec: Duplicates) -> Vec<Option<Duplicate>> {
+    let mut order: Vec<usize> = (0..clips.len()).collect();
+    if spec.keep == Keep::Longest {
+        let wish = |&row: &usize| {
+            let clip = &clips[row];
+            Reverse([(clip.duration * 10.0).round() as u64, clip.pixels as u64])
+        };
+        order.sort_by_key(wish);
+    }
+    // Equal hashes first: they are many where clips are black, and need no search.
+    let mut unique = Vec::new();
+    let mut places = HashMap::new();
+    let mut found: Vec<Option<Duplicate>> = vec![None; clips.len()];
+    for &row in &order {
+        let place = *places.entry(clips[row].hash).or_insert(unique.len());
+        match unique.get(place) {
+            Some(&of) => found[row] = Some(Duplicate { of, distance: 0.0 }),
+            None => unique.push(row),
+        }
+    }
+    let hashes: Vec<ClipHash> = unique.iter().map(|&row| clips[row].hash).collect();
+    let radius = (spec.max_distance.max(0.0) * MOMENTS as f64 + 1e-9) as usize;
+    let mut near: Vec<Vec<(usize, usize)>> = vec![vec![]; hashes.len()];
+    close_pairs(&hashes, radius, |a, b, distance| near[a.max(b)].push((distance, a.min(b))));
+
+    // In the order of wishes: only earlier clips can be what a clip duplicates.
+    for place in 0..unique.len() {
+        let kept = near[place].iter().filter(|(_, other)| found[unique[*other]].is_none());
+        found[unique[place]] = kept.min().map(|&(distance, other)| Duplicate {
+            of: unique[other],
+            distance: distance as f64 / MOMENTS as f64,
+        });
+    }
+    // What equals a clip that went duplicates what that one duplicates.
+    for row in 0..clips.len() {
+        if let Some(further) = found[row].and_then(|equal| found[equal.of]) {
+            found[row] = Some(further);
+        }
+    }
+    found
+}
+
+/// Calls `report` once for each pair of different hashes with at most `radius` differing bits, by
+/// the way that needs fewer steps.
+fn close_pairs(hashes: &[ClipHash], radius: usize, report: impl FnMut(usize, usize, usize)) {
+    let bands = radius + 2;
+    let (tables, pairs) = (bands * (bands - 1) / 2, hashes.len() * hashes.len() / 2);
+    // A table is sorted (some 16 steps a hash), and what two bands leave to chance is compared.
+    let chance = pairs >> (2 * BITS / bands).min(63);
+    if tables.saturating_mul(16 * hashes.len() + chance) < pairs {
+        compare_banded(hashes, radius, report);
+    } else {
+        compare_all(hashes, radius, report);
+    }
+}
+
+/// Compares each hash with each.
+fn compare_all(hashes: &[ClipHash], radius: usize, mut report: impl FnMut(usize, usize, usize)) {
+    for (b, second) in hashes.iter().enumerate() {
+        for (a, first) in hashes[..b].iter().enumerate() {
+            let distance = first.distance(second);
+            if distance <= radius {
+                report(a, b, distance);
+            }
+        }
+    }
+}
+
+/// Compares hashes that have something in common.
+///
+/// Hashes are cut into `radius` + 2 bands, at most one for each bit. Each bit that differs spoils
+/// one band, so close hashes have two whole bands in common: only hashes that share two bands are
+/// compared. Two bands of 20 bits together leave one pair in a million to chance, so that the work
+/// is nearly that of sorting the hashes for each two bands.
+///
+/// Source: M. Norouzi, A. Punjani, D. Fleet, "Fast exact search in Hamming space with multi-index
+/// hashing", 2014, whose bands are taken in twos here.
+fn compare_banded(hashes: &[ClipHash], radius: usize, mut report: impl FnMut(usize, usize, usize)) {
+    let count = radius + 2;
+    let bands: Vec<[usize; 2]> =
+        (0..count).map(|band| [band * BITS / count, (band + 1) * BITS / count]).collect();
+    let mut keyed = Vec::with_capacity(hashes.len());
+    for second in 1..count {
+        for first in 0..second {
+            let key = |hash: &ClipHash| hash.mixed(bands[second], hash.mixed(bands[first], 0));
+            keyed.clear();
+            keyed.extend(hashes.iter().enumerate().map(|(place, hash)| (key(hash), place)));
+            keyed.sort_unstable();
+            for bucket in keyed.chunk_by(|a, b| a.0 == b.0) {
+                for (index, &(_, b)) in bucket.iter().enumerate() {
+                    for &(_, a) in &bucket[..index] {
+                        let distance = hashes[a].distance(&hashes[b]);
+                        if distance > radius {
+                            continue;
+                        }
+                        // A pair meets in many buckets; it is reported in its first.
+                        let mut shared =
+                            (0..count).filter(|&band| hashes[a].equal(&hashes[b], bands[band]));
+                        if shared.next() == Some(first) && shared.next() == Some(second) {
+                            report(a, b, distance);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers without a pattern (splitmix64).
+    struct Random(u64);
+
+    impl Random {
+        fn next(&mut self) -> u64 {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            x ^ (x >> 31)
+        }
+
+        fn hash(&mut self) -> ClipHash {
+            ClipHash([(); MOMENTS].map(|()| self.next()))
+        }
+
+        /// A hash with so many other bits, some of them perhaps twice.
+        fn near(&mut self, hash: ClipHash, bits: usize) -> ClipHash {
+            let mut moments = hash.0;
+            for _ in 0..bits {
+                let bit = self.next() as usize % BITS;
+                moments[bit / 64] ^= 1 << (bit % 64);
+            }
+            ClipHash(moments)
+        }
+    }
+
+    fn clip(hash: ClipHash, duration: f64, pixels: f64) -> Candidate {
+        Candidate { hash, duration, pixels }
+    }
+
+    #[test]
+    fn the_search_finds_what_comparing_all_finds() {
+        let mut random = Random(7);
+        let mut hashes: Vec<ClipHash> = (0..150).map(|_| random.hash()).collect();
+        for index in 0..150 {
+            let near = random.near(hashes[index], index % 45);
+            hashes.push(near);
+        }
+        for radius in [0, 1, 14, 30, 64] {
+            let (mut found, mut expected) = (Vec::new(), Vec::new());
+            compare_banded(&hashes, radius, |a, b, distance| {
+                found.push((a.min(b), a.max(b), distance));
+            });
+            compare_all(&hashes, radius, |a, b, distance| expected.push((a, b, distance)));
+            found.sort_unstable();
+            expected.sort_unstable();
+            assert_eq!(found, expected, "radius {radius}");
+            assert!(expected.len() >= if radius < 14 { 4 } else { 50 }, "{}", expected.len());
+        }
+        // Whichever way is chosen, a large radius is none that is cut into bands.
+        let mut pairs = 0;
+        close_pairs(&hashes, BITS, |_, _, _| pairs += 1);
+        assert_eq!(pairs, 300 * 299 / 2);
+    }
+
+    #[test]
+    fn a_clip_that_goes_is_close_to_the_one_that_stays() {
+        let mut random = Random(3);
+        let first = random.hash();
+        // A chain: each is 20 bits from the next, the ends are 40 apart.
+        let flip = |hash: ClipHash, word: usize| {
+            let mut moments = hash.0;
+            moments[word] ^= 0xf_ffff;
+            ClipHash(moments)
+        };
+        let chain = [first, flip(first, 0), flip(flip(first, 0), 1)];
+        let clips: Vec<_> = chain.map(|hash| clip(hash, 2.0, 4.0)).into();
+        let spec = Duplicates { max_distance: 4.0, keep: Keep::First };
+        let found = find(&clips, spec);
+        assert_eq!(found, [None, Some(Duplicate { of: 0, distance: 4.0 }), None]);
+        assert_eq!(find(&clips, Duplicates { max_distance: 3.9, ..spec }), [None; 3]);
+        assert_eq!(find(&[], spec), []);
+    }
+
+    #[test]
+    fn the_longest_then_largest_then_first_stays() {
+        let mut random = Random(5);
+        let hash = random.hash();
+        let other = random.hash();
+        let near = random.near(hash, 3);
+        let clips = [
+            clip(hash, 2.0, 100.0),
+            clip(other, 9.0, 100.0),
+            clip(near, 4.01, 100.0),
+            clip(hash, 4.0, 400.0),
+            clip(hash, 4.0, 400.0),
+        ];
+        let of = |keep| {
+            let found = find(&clips, Duplicates { keep, ..Duplicates::default() });
+            found.into_iter().map(|duplicate| duplicate.map(|found| found.of)).collect::<Vec<_>>()
+        };
+        assert_eq!(of(Keep::Longest), [Some(3), None, Some(3), None, Some(3)]);
+        assert_eq!(of(Keep::First), [None, None, Some(0), Some(0), Some(0)]);
+    }
+
+    #[test]
+    fn hashes_come_back_from_their_text() {
+        let hash = Random(1).hash();
+        assert_eq!(ClipHash::from_text(&hash.to_text()), Some(hash));
+        let short = hash.to_text()[17..].to_string();
+        for wrong in ["", "0-0-0-0-0", "x", short.as_str(), &format!("{}-", hash.to_text())] {
+            assert_eq!(ClipHash::from_text(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn masks_cover_their_bits() {
+        assert_eq!(mask([0, 64], 0), u64::MAX);
+        assert_eq!(mask([60, 70], 0), 0xf << 60);
+        assert_eq!(mask([60, 70], 1), 0x3f);
+        assert_eq!(mask([60, 70], 2), 0);
+    }
+}

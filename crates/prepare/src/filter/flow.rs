@@ -1,0 +1,184 @@
+//! Optical flow: how far a picture's parts move from one frame to the next.
+//!
+//! Lucas and Kanade's method on pyramids: about each point of a grid, the displacement that
+//! explains the change best is searched from coarse to fine. A small ridge in the equations keeps
+//! still what has no texture, so that noise in a flat sky counts as no motion; what has texture in
+//! one direction moves across it.
+//!
+//! Source: J.-Y. Bouguet, "Pyramidal implementation of the affine Lucas Kanade feature tracker:
+//! description of the algorithm", Intel, 2001.
+
+use super::grey::Grey;
+
+/// Pixels between two points of the grid, on the small grey picture.
+const STEP: usize = 8;
+/// Pixels from a window's middle to its edge.
+const RADIUS: isize = 4;
+/// Shorter side below which no coarser level is made.
+const COARSEST: usize = 16;
+/// Most refinements on a level, and the step in pixels below which there are no more.
+const ITERATIONS: usize = 6;
+const CONVERGED: f32 = 0.01;
+/// Added to the windows' squared gradients: what a codec's noise makes in an area without texture.
+const RIDGE: f32 = 0.01;
+
+/// A picture and its halves, halves of halves and so on.
+pub(crate) struct Pyramid(Vec<Grey>);
+
+impl Pyramid {
+    pub(crate) fn new(grey: Grey) -> Self {
+        let mut levels = vec![grey];
+        while let Some(last) = levels.last()
+            && last.width.min(last.height) >= 2 * COARSEST
+        {
+            levels.push(last.halved());
+        }
+        Self(levels)
+    }
+}
+
+/// Mean length of the displacements from one picture to another one of the same size, as a part
+/// of the shorter side.
+pub(crate) fn magnitude(from: &Pyramid, to: &Pyramid) -> f64 {
+    let Some(Grey { width, height, .. }) = from.0.first() else { return 0.0 };
+    let (mut sum, mut points) = (0.0, 0);
+    for y in (STEP.min(*height) / 2..*height).step_by(STEP) {
+        for x in (STEP.min(*width) / 2..*width).step_by(STEP) {
+            let [dx, dy] = displacement(from, to, [x as f32, y as f32]);
+            sum += f64::from(dx.hypot(dy));
+            points += 1;
+        }
+    }
+    sum / f64::from(points.max(1)) / (*width).min(*height) as f64
+}
+
+/// Where the point (x, y) went, in pixels.
+fn displacement(from: &Pyramid, to: &Pyramid, point: [f32; 2]) -> [f32; 2] {
+    let mut moved = [0.0; 2];
+    for (level, (from, to)) in from.0.iter().zip(&to.0).enumerate().rev() {
+        // Middles of pixels are at halves, whatever their size.
+        let scale = (1 << level) as f32;
+        let at = point.map(|coordinate| (coordinate + 0.5) / scale - 0.5);
+        moved = refine(from, to, at, moved);
+        if level > 0 {
+            moved = moved.map(|length| 2.0 * length);
+        }
+    }
+    moved
+}
+
+/// The displacement of the window about `at`, from a first guess.
+fn refine(from: &Grey, to: &Grey, at: [f32; 2], guess: [f32; 2]) -> [f32; 2] {
+    const SIDE: usize = 2 * RADIUS as usize + 1;
+    // Luma and its gradient along x and y.
+    let mut window = [[0.0f32; 3]; SIDE * SIDE];
+    let (mut xx, mut xy, mut yy) = (RIDGE, 0.0, RIDGE);
+    for (sample, [x, y]) in window.iter_mut().zip(offsets()) {
+        let (x, y) = (at[0] + x, at[1] + y);
+        let gx = (sampled(from, x + 1.0, y) - sampled(from, x - 1.0, y)) / 2.0;
+        let gy = (sampled(from, x, y + 1.0) - sampled(from, x, y - 1.0)) / 2.0;
+        *sample = [sampled(from, x, y), gx, gy];
+        (xx, xy, yy) = (xx + gx * gx, xy + gx * gy, yy + gy * gy);
+    }
+    // At least the square of the ridge, as the gradients' matrix is positive.
+    let determinant = xx * yy - xy * xy;
+
+    let mut moved = guess;
+    for _ in 0..ITERATIONS {
+        let target = [at[0] + moved[0], at[1] + moved[1]];
+        let inside = (0.0..to.width as f32).contains(&target[0])
+            && (0.0..to.height as f32).contains(&target[1]);
+        if !inside {
+            break;
+        }
+        let (mut x_error, mut y_error) = (0.0, 0.0);
+        for ([luma, gx, gy], [x, y]) in window.iter().zip(offsets()) {
+            let error = luma - sampled(to, target[0] + x, target[1] + y);
+            (x_error, y_error) = (x_error + error * gx, y_error + error * gy);
+        }
+        let limit = |step: f32| step.clamp(-(RADIUS as f32), RADIUS as f32);
+        let step = [
+            limit((yy * x_error - xy * y_error) / determinant),
+            limit((xx * y_error - xy * x_error) / determinant),
+        ];
+        moved = [moved[0] + step[0], moved[1] + step[1]];
+        if step[0].hypot(step[1]) < CONVERGED {
+            break;
+        }
+    }
+    moved
+}
+
+/// From a window's middle to its pixels, row by row.
+fn offsets() -> impl Iterator<Item = [f32; 2]> {
+    (-RADIUS..=RADIUS).flat_map(|y| (-RADIUS..=RADIUS).map(move |x| [x as f32, y as f32]))
+}
+
+/// Luma between pixels; outside, that of the nearest pixel.
+fn sampled(grey: &Grey, x: f32, y: f32) -> f32 {
+    let x = x.clamp(0.0, (grey.width - 1) as f32);
+    let y = y.clamp(0.0, (grey.height - 1) as f32);
+    let (left, top) = (x as usize, y as usize);
+    let (right, bottom) = ((left + 1).min(grey.width - 1), (top + 1).min(grey.height - 1));
+    let (fx, fy) = (x - left as f32, y - top as f32);
+    let row = |y: usize| {
+        let row = &grey.luma[y * grey.width..];
+        row[left] + fx * (row[right] - row[left])
+    };
+    let (upper, lower) = (row(top), row(bottom));
+    upper + fy * (lower - upper)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A soft texture, moved by (dx, dy).
+    fn texture(height: usize, width: usize, [dx, dy]: [f32; 2]) -> Pyramid {
+        let wave = |x: f32, y: f32| {
+            let sum = (0.11 * x + 0.07 * y).sin()
+                + (0.23 * x - 0.31 * y).sin()
+                + (0.05 * x - 0.13 * y + 1.0).cos()
+                + (0.41 * x + 0.37 * y + 2.0).cos();
+            0.5 + sum / 8.0
+        };
+        let luma = (0..height).flat_map(|y| (0..width).map(move |x| (x, y)));
+        let luma = luma.map(|(x, y)| wave(x as f32 - dx, y as f32 - dy)).collect();
+        Pyramid::new(Grey { width, height, luma })
+    }
+
+    #[test]
+    fn a_moving_picture_has_its_speed() {
+        let still = texture(128, 192, [0.0, 0.0]);
+        assert!(magnitude(&still, &still) < 1e-6);
+        for (moved, length) in
+            [([0.25, 0.0], 0.25f64), ([1.5, -2.0], 2.5), ([6.0, 8.0], 10.0), ([-18.0, 0.0], 18.0)]
+        {
+            let found = magnitude(&still, &texture(128, 192, moved)) * 128.0;
+            assert!((found / length - 1.0).abs() < 0.15, "{moved:?}: {found} pixels");
+        }
+    }
+
+    #[test]
+    fn flat_pictures_and_noise_are_still() {
+        let flat = |seed: u32| {
+            let mut state = seed;
+            let noise = (0..128 * 128).map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                0.5 + ((state >> 24) as f32 / 255.0 - 0.5) / 128.0
+            });
+            Pyramid::new(Grey { width: 128, height: 128, luma: noise.collect() })
+        };
+        let found = magnitude(&flat(1), &flat(2)) * 128.0;
+        assert!(found < 0.15, "{found} pixels");
+    }
+
+    #[test]
+    fn pictures_of_any_size_are_measured() {
+        for (height, width) in [(1, 1), (2, 7), (16, 300), (33, 31)] {
+            let pair = [texture(height, width, [0.0, 0.0]), texture(height, width, [0.5, 0.0])];
+            let found = magnitude(&pair[0], &pair[1]);
+            assert!(found.is_finite() && found <= 1.0, "{height}x{width}: {found}");
+        }
+    }
+}

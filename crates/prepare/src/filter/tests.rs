@@ -1,0 +1,388 @@
+//! Filtering of clips that are made here.
+
+use super::*;
+use opensora_video::{Frames, VideoSpec, Writer};
+use std::{
+    ops::ControlFlow,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+/// A soft picture of many frequencies, as real ones are, in [0, 1].
+fn scenery(seed: f64, x: f64, y: f64) -> f64 {
+    let waves = (1..12).map(|k| {
+        let (k, turn) = (f64::from(k), seed * 7.3 + f64::from(k) * f64::from(k) * seed);
+        let (sin, cos) = turn.sin_cos();
+        (k * 3.0 * (cos * x + sin * y) + turn).sin() / k
+    });
+    0.5 + waves.sum::<f64>() / 6.0
+}
+
+/// Writes a clip of `frames` frames whose luma at (x, y), both in parts of the height, is that.
+fn clip(path: &Path, [frames, height, width]: [usize; 3], luma: impl Fn(usize, f64, f64) -> f64) {
+    let mut data = Vec::new();
+    for t in 0..frames {
+        for y in 0..height {
+            for x in 0..width {
+                let at = [x, y].map(|at| (at as f64 + 0.5) / height as f64);
+                data.extend([(luma(t, at[0], at[1]) * 255.0).clamp(0.0, 255.0) as u8; 3]);
+            }
+        }
+    }
+    let clip = Frames::from_rgb(data, [frames, height, width]).unwrap();
+    let spec = VideoSpec { frames, width, height, fps: 8.0 };
+    Writer::open(path, &spec).unwrap().write(&clip, &json!({})).unwrap();
+}
+
+/// A manifest of these files, in the folder.
+fn manifest(folder: &Path, files: &[&str]) -> Table {
+    let mut table = Table::new([PATH, TEXT]);
+    for file in files {
+        let path = folder.join(file).display().to_string();
+        table.push([(PATH, path), (TEXT, format!("A clip named {file}."))]);
+    }
+    table
+}
+
+fn bound(column: &str, min: Option<f64>, max: Option<f64>) -> Bound {
+    Bound::new(column, min, max).unwrap()
+}
+
+/// Names of the files in a written table.
+fn names(path: &Path) -> Vec<String> {
+    let table = Table::read(path).unwrap();
+    let name = |row| Path::new(table.get(row, PATH).unwrap()).file_name().unwrap();
+    (0..table.len()).map(|row| name(row).to_string_lossy().into_owned()).collect()
+}
+
+fn value(table: &Table, row: usize, column: &str) -> f64 {
+    number(table, row, column).unwrap_or_else(|| panic!("row {row} has no {column}"))
+}
+
+/// Counts what it is asked to score, and fails on clips that are dark.
+struct Counting {
+    scored: AtomicUsize,
+    sizes: Mutex<Vec<usize>>,
+}
+
+impl Score for Counting {
+    fn column(&self) -> &str {
+        "red"
+    }
+
+    fn settings(&self) -> Value {
+        json!("counting")
+    }
+
+    fn frame_size(&self) -> [usize; 2] {
+        [4, 6]
+    }
+
+    fn score(&self, frames: &[&[u8]]) -> Result<f64, String> {
+        self.scored.fetch_add(1, Ordering::Relaxed);
+        self.sizes.lock().unwrap().extend(frames.iter().map(|rgb| rgb.len()));
+        let red = frames.iter().map(|rgb| f64::from(rgb[0])).sum::<f64>() / frames.len() as f64;
+        if red < 1.0 { Err("too dark to say".into()) } else { Ok(red) }
+    }
+}
+
+#[test]
+fn measures_are_what_the_clips_show() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let shape = [9, 64, 96];
+    clip(&at("black.mp4"), shape, |_, _, _| 0.0);
+    clip(&at("white.mp4"), shape, |_, _, _| 1.0);
+    clip(&at("still.mp4"), shape, |_, x, y| scenery(1.0, x, y));
+    // Two pixels of 64 a frame, to the left.
+    clip(&at("pan.mp4"), shape, |t, x, y| scenery(1.0, x + t as f64 / 32.0, y));
+    // A square of a quarter of the height that moves one and two pixels of 64 a frame.
+    let square = |speed: f64| {
+        move |t: usize, x: f64, y: f64| {
+            let left = 0.2 + t as f64 * speed / 64.0;
+            let inside = (left..left + 0.25).contains(&x) && (0.3..0.55).contains(&y);
+            if inside { 0.9 } else { 0.2 }
+        }
+    };
+    clip(&at("slow.mp4"), shape, square(1.0));
+    clip(&at("fast.mp4"), shape, square(2.0));
+    clip(&at("picture.png"), [1, 64, 96], |_, x, y| scenery(2.0, x, y));
+    let files =
+        ["black.mp4", "white.mp4", "still.mp4", "pan.mp4", "slow.mp4", "fast.mp4", "picture.png"];
+    let job = Job { score_only: true, workers: 2, ..Job::new(&at("scores.csv")) };
+    let report = run(&manifest(folder.path(), &files), &job, &mut ()).unwrap();
+    assert_eq!((report.rows, report.kept, report.measured, report.failed), (7, 7, 7, 0));
+    let table = Table::read(&at("scores.csv")).unwrap();
+    let of = |name: &str, column: &str| {
+        value(&table, files.iter().position(|file| *file == name).unwrap(), column)
+    };
+
+    for (column, expected) in [
+        ("num_frames", 9.0),
+        ("fps", 8.0),
+        ("duration", 1.125),
+        ("width", 96.0),
+        ("height", 64.0),
+        ("short_side", 64.0),
+        ("pixels", 6144.0),
+        ("aspect_ratio", 1.5),
+        ("text_words", 4.0),
+        ("text_characters", 22.0),
+    ] {
+        assert_eq!(of("slow.mp4", column), expected, "{column}");
+    }
+    for (name, brightness, dark, bright) in
+        [("black.mp4", 0.0, 1.0, 0.0), ("white.mp4", 1.0, 0.0, 1.0), ("slow.mp4", 0.23, 0.0, 0.0)]
+    {
+        assert!((of(name, "brightness") - brightness).abs() < 0.02, "{name}");
+        assert_eq!((of(name, "dark_share"), of(name, "bright_share")), (dark, bright), "{name}");
+    }
+    for still in ["black.mp4", "white.mp4", "still.mp4", "picture.png"] {
+        let (motion, flow) = (of(still, "motion"), of(still, "flow"));
+        assert!(motion < 0.002 && flow < 0.001, "{still}: {motion} {flow}");
+    }
+    let pan = of("pan.mp4", "flow") * 64.0;
+    assert!((pan - 2.0).abs() < 0.3, "{pan} pixels a frame");
+    // Two edges of 16 rows, each a pixel wide and 0.7 high, of 6144 pixels.
+    let motion = of("slow.mp4", "motion");
+    assert!((motion / (2.0 * 16.0 * 0.7 / 6144.0) - 1.0).abs() < 0.25, "{motion}");
+    let ratio = |column| of("fast.mp4", column) / of("slow.mp4", column);
+    assert!((1.7..2.3).contains(&ratio("motion")), "{}", ratio("motion"));
+    assert!((1.5..2.5).contains(&ratio("flow")), "{}", ratio("flow"));
+    assert_eq!(of("picture.png", "num_frames"), 1.0);
+    assert_eq!((table.get(6, "fps"), table.get(6, "duration")), (Some(""), Some("")));
+}
+
+#[test]
+fn rows_go_at_the_first_bound_they_do_not_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.csv");
+    let mut table = Table::new([PATH, TEXT, "num_frames", "score"]);
+    for (name, frames, score) in [
+        ("a", "16", "0.5"),
+        ("b", "15", "0.9"),
+        ("c", "17", "0.4999"),
+        ("d", "16", ""),
+        ("e", "16", "NaN"),
+        ("f", "16", "none"),
+        ("g", "16", "inf"),
+        ("h", "99", "0.7"),
+    ] {
+        let path = folder.path().join(name).display().to_string();
+        let fields = [(PATH, path), (TEXT, "fog".into())];
+        let more = [("num_frames", frames.to_string()), ("score", score.into())];
+        table.push(fields.into_iter().chain(more));
+    }
+    let bounds = vec![
+        bound("num_frames", Some(16.0), Some(98.0)),
+        bound("score", Some(0.5), None),
+        bound("text_words", Some(1.0), Some(1.0)),
+    ];
+    let job = Job { bounds, ..Job::new(&out) };
+    let report = run(&table, &job, &mut ()).unwrap();
+    let counts = |filter: &FilterReport| {
+        (filter.filter.clone(), [filter.rows, filter.below, filter.above, filter.unreadable])
+    };
+    let expected = [
+        ("num_frames".to_string(), [8, 1, 1, 0]),
+        ("score".into(), [6, 1, 0, 4]),
+        ("text_words".into(), [1, 0, 0, 0]),
+    ];
+    assert_eq!(report.filters.iter().map(counts).collect::<Vec<_>>(), expected);
+    assert_eq!([report.kept, report.dropped, report.failed, report.measured], [1, 3, 4, 0]);
+    assert_eq!(names(&out), ["a"]);
+    assert_eq!(Table::read(&out).unwrap().get(0, "text_words"), Some("1"));
+    let dropped = Table::read(&out.with_extension("dropped.csv")).unwrap();
+    assert_eq!(names(&out.with_extension("dropped.csv")), ["b", "c", "h"]);
+    assert_eq!(dropped.get(0, "reason"), Some("num_frames 15 is below 16"));
+    assert_eq!(dropped.get(1, "reason"), Some("score 0.4999 is below 0.5"));
+    assert_eq!(dropped.get(2, "filter"), Some("num_frames"));
+    let failed = Table::read(&out.with_extension("failed.csv")).unwrap();
+    let reason = |row| failed.get(row, "reason").unwrap();
+    assert_eq!(reason(0), "it has no score");
+    assert_eq!(reason(1), "its score is 'NaN', expected a number");
+    assert_eq!(failed.len(), 4);
+
+    // Where nothing fails, the list of an earlier run goes.
+    let job = Job { bounds: vec![bound("num_frames", Some(16.0), None)], ..job };
+    let report = run(&table, &job, &mut ()).unwrap();
+    assert_eq!([report.kept, report.dropped, report.failed], [7, 1, 0]);
+    assert!(!out.with_extension("failed.csv").exists());
+}
+
+#[test]
+fn a_broken_file_is_listed_and_the_rest_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    clip(&at("good.mp4"), [3, 16, 16], |t, x, y| scenery(t as f64, x, y));
+    clip(&at("cut.mp4"), [3, 16, 16], |t, x, y| scenery(t as f64, x, y));
+    let bytes = std::fs::read(at("cut.mp4")).unwrap();
+    std::fs::write(at("cut.mp4"), &bytes[..bytes.len() - 20]).unwrap();
+    std::fs::write(at("text.mp4"), "no video").unwrap();
+    let mut table = manifest(folder.path(), &["cut.mp4", "good.mp4", "absent.mp4", "text.mp4"]);
+    table.push([(PATH, String::new())]);
+    let out = at("out.csv");
+    let job = Job { bounds: vec![bound("motion", Some(0.0), None)], ..Job::new(&out) };
+    let report = run(&table, &job, &mut ()).unwrap();
+    assert_eq!([report.kept, report.failed], [1, 4]);
+    assert_eq!((report.filters[0].filter.as_str(), report.filters[0].unreadable), ("file", 4));
+    assert_eq!(names(&out), ["good.mp4"]);
+    let failed = Table::read(&out.with_extension("failed.csv")).unwrap();
+    assert!((0..4).all(|row| !failed.get(row, "reason").unwrap().contains('\n')));
+    assert_eq!(failed.get(3, "reason"), Some("it has no path"));
+    assert_eq!(failed.get(0, TEXT), Some("A clip named cut.mp4."));
+    // A failure is final until it is tried again.
+    std::fs::write(at("cut.mp4"), bytes).unwrap();
+    assert_eq!(run(&table, &job, &mut ()).unwrap().failed, 4);
+    assert_eq!(run(&table, &Job { retry_failed: true, ..job }, &mut ()).unwrap().failed, 3);
+}
+
+#[test]
+fn copies_in_other_sizes_and_codings_are_duplicates() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let moving = |t: f64, x: f64, y: f64| scenery(1.0, x + t / 200.0, y);
+    clip(&at("small.mp4"), [8, 48, 72], |t, x, y| moving(t as f64, x, y));
+    clip(&at("large.mp4"), [8, 96, 144], |t, x, y| moving(t as f64, x, y));
+    clip(&at("other.mp4"), [8, 96, 144], |t, x, y| scenery(2.0, x + t as f64 / 200.0, y));
+    clip(&at("other.gif"), [8, 96, 144], |t, x, y| scenery(2.0, x + t as f64 / 200.0, y));
+    clip(&at("third.mp4"), [8, 96, 144], |t, x, y| scenery(3.0, x + t as f64 / 200.0, y));
+    let files = ["small.mp4", "large.mp4", "other.mp4", "other.gif", "third.mp4"];
+    let table = manifest(folder.path(), &files);
+    let out = at("out.csv");
+    let job = || Job { duplicates: Some(Duplicates::default()), ..Job::new(&out) };
+    let report = run(&table, &job(), &mut ()).unwrap();
+    assert_eq!(names(&out), ["large.mp4", "other.mp4", "third.mp4"]);
+    assert_eq!(report.filters.last().unwrap().duplicates, 2);
+    let dropped = Table::read(&out.with_extension("dropped.csv")).unwrap();
+    assert_eq!(dropped.get(0, DUPLICATE_OF), at("large.mp4").to_str());
+    assert_eq!(dropped.get(1, DUPLICATE_OF), at("other.mp4").to_str());
+    assert!(dropped.get(0, "reason").unwrap().starts_with("near-duplicate of "));
+
+    let first = Duplicates { keep: Keep::First, ..Duplicates::default() };
+    run(&table, &Job { duplicates: Some(first), ..job() }, &mut ()).unwrap();
+    assert_eq!(names(&out), ["small.mp4", "other.mp4", "third.mp4"]);
+    // What a bound drops is nothing that another clip could duplicate.
+    let bounds = vec![bound("short_side", None, Some(50.0))];
+    run(&table, &Job { bounds, ..job() }, &mut ()).unwrap();
+    assert_eq!(names(&out), ["small.mp4"]);
+}
+
+#[test]
+fn shards_are_scored_merged_and_filtered_without_the_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let files = ["a.mp4", "b.mp4", "c.mp4", "d.mp4"];
+    for (index, file) in files.iter().enumerate() {
+        clip(&at(file), [4, 32, 48], |_, x, y| scenery(1.0 + (index % 3) as f64, x, y));
+    }
+    let mut table = manifest(folder.path(), &files);
+    // One file with two captions is measured once.
+    table.push([(PATH, at("b.mp4").display().to_string()), (TEXT, "again".into())]);
+    let mut merged = Table::default();
+    for index in 0..2 {
+        let shard = Shard::new(index, 2).unwrap();
+        let out = at(&format!("{index}.csv"));
+        let job = Job { score_only: true, shard, ..Job::new(&out) };
+        let report = run(&table, &job, &mut ()).unwrap();
+        assert_eq!((report.rows, report.measured), (2 + index, 2));
+        merged.append(&Table::read(&out).unwrap());
+    }
+    for file in files {
+        std::fs::remove_file(at(file)).unwrap();
+    }
+    let bounds = vec![bound("brightness", Some(0.1), Some(0.9)), bound("fps", Some(8.0), None)];
+    let duplicates = Some(Duplicates { keep: Keep::First, ..Duplicates::default() });
+    let job = Job { bounds, duplicates, ..Job::new(&at("out.csv")) };
+    let report = run(&merged, &job, &mut ()).unwrap();
+    assert_eq!((report.rows, report.measured, report.failed), (5, 0, 0));
+    assert_eq!(names(&at("out.csv")), ["a.mp4", "c.mp4", "b.mp4"]);
+
+    let shard = Shard::new(0, 2).unwrap();
+    let refused = run(&merged, &Job { shard, ..job }, &mut ()).unwrap_err().to_string();
+    assert!(refused.contains("shard = 0/2"), "{refused}");
+}
+
+/// Stops once a row is done.
+struct Stop;
+
+impl Watch for Stop {
+    fn advanced(&mut self, done: usize, _: usize, _: usize) -> ControlFlow<()> {
+        if done >= 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+#[test]
+fn nothing_is_measured_twice_and_models_plug_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let files = ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "dark.mp4"];
+    for (index, file) in files.iter().enumerate() {
+        let light = if *file == "dark.mp4" { 0.0 } else { (index + 1) as f64 * 0.2 };
+        clip(&at(file), [20, 32, 48], |_, _, _| light);
+    }
+    let table = manifest(folder.path(), &files);
+    let counting = std::sync::Arc::new(Counting { scored: 0.into(), sizes: vec![].into() });
+    struct Shared(std::sync::Arc<Counting>);
+    impl Score for Shared {
+        fn column(&self) -> &str {
+            self.0.column()
+        }
+        fn settings(&self) -> Value {
+            self.0.settings()
+        }
+        fn frame_size(&self) -> [usize; 2] {
+            self.0.frame_size()
+        }
+        fn score(&self, frames: &[&[u8]]) -> Result<f64, String> {
+            self.0.score(frames)
+        }
+    }
+    let job = |least: f64, out: &str| Job {
+        models: vec![Box::new(Shared(counting.clone()))],
+        bounds: vec![bound("red", Some(least), None)],
+        journal: Some(at("measures.jsonl")),
+        ..Job::new(&at(out))
+    };
+    let stopped = run(&table, &job(100.0, "out.csv"), &mut Stop).unwrap_err();
+    assert!(matches!(stopped, FilterError::Prepare(PrepareError::Stopped { .. })), "{stopped}");
+    assert!(!at("out.csv").exists());
+    let report = run(&table, &job(100.0, "out.csv"), &mut ()).unwrap();
+    assert_eq!(names(&at("out.csv")), ["b.mp4", "c.mp4", "d.mp4"]);
+    assert_eq!([report.dropped, report.failed], [1, 1]);
+    let failed = Table::read(&at("out.failed.csv")).unwrap();
+    assert_eq!(failed.get(0, "reason"), Some("red: too dark to say"));
+    // Another bound, another output, the same journal.
+    run(&table, &job(150.0, "strict.csv"), &mut ()).unwrap();
+    assert_eq!(names(&at("strict.csv")), ["c.mp4", "d.mp4"]);
+    assert_eq!(counting.scored.load(Ordering::Relaxed), files.len());
+    // Four frames a clip, in the model's size.
+    assert_eq!(*counting.sizes.lock().unwrap(), vec![4 * 6 * 3; 4 * files.len()]);
+
+    // From the table that was written, nothing is measured; with `measure_again`, all is.
+    let scored = Table::read(&at("strict.csv")).unwrap();
+    let again = run(&scored, &job(180.0, "last.csv"), &mut ()).unwrap();
+    assert_eq!((again.measured, again.kept), (0, 1));
+    let again = Job { measure_again: true, journal: None, ..job(180.0, "last.csv") };
+    assert_eq!(run(&scored, &again, &mut ()).unwrap().measured, 2);
+}
+
+#[test]
+fn jobs_that_cannot_be_done_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.csv");
+    let table = manifest(folder.path(), &["a.mp4"]);
+    let job = Job { bounds: vec![bound("beauty", Some(1.0), None)], ..Job::new(&out) };
+    let refused = run(&table, &job, &mut ()).unwrap_err().to_string();
+    assert_eq!(
+        refused,
+        "beauty: no such column, and nothing that is measured; the manifest has path, text"
+    );
+    let addresses = Table::new(["url"]);
+    let job = Job { bounds: vec![bound("fps", Some(1.0), None)], ..Job::new(&out) };
+    let refused = run(&addresses, &job, &mut ()).unwrap_err().to_string();
+    assert!(refused.starts_with("path: no such column"), "{refused}");
+    assert!(!out.exists());
+}

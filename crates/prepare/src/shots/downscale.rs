@@ -1,0 +1,241 @@
+//! Frames made smaller, to the last bit as OpenCV does it.
+//!
+//! What a small frame does not sample is never looked at: a source hands over single columns of
+//! single rows, so that a decoder's planes need no conversion as a whole.
+//!
+//! Source: OpenCV 4.x, `modules/imgproc/src/resize.cpp`: `resizeGeneric_` with `HResizeLinear` and
+//! `VResizeLinear` of 8 bits (weights of 11 bits, no antialiasing), and `resizeAreaFast_`, which
+//! takes the place of `INTER_LINEAR` where both sides are halved exactly.
+
+/// Red, green and blue.
+pub(crate) type Pixel = [u8; 3];
+
+/// A frame that single pixels are taken of.
+pub trait Source {
+    /// Width and height in pixels.
+    fn size(&self) -> (usize, usize);
+
+    /// Takes these columns of a row, as red, green and blue.
+    fn gather(&self, row: usize, columns: &[usize], out: &mut [[u8; 3]]);
+}
+
+/// One of OpenCV's weights is this.
+const ONE: i32 = 1 << 11;
+
+/// Two neighbours and their weights, which add up to [`ONE`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tap {
+    /// Places of the neighbours; the same one twice where the second has no weight.
+    at: [usize; 2],
+    weights: [i32; 2],
+}
+
+impl Tap {
+    /// Where a pixel of the small frame lies in the large one.
+    fn new(index: usize, from: usize, to: usize) -> Self {
+        let scale = 1.0 / (to as f64 / from as f64);
+        let centre = ((index as f64 + 0.5) * scale - 0.5) as f32;
+        let floor = centre.floor();
+        let last = from - 1;
+        let (first, fraction) = match floor {
+            low if low < 0.0 => (0, 0.0),
+            high if high as usize >= last => (last, 0.0),
+            inner => (inner as usize, centre - inner),
+        };
+        let weight = |part: f32| (part * ONE as f32).round_ties_even() as i32;
+        let weights = [weight(1.0 - fraction), weight(fraction)];
+        let second = if weights[1] == 0 { first } else { first + 1 };
+        Self { at: [first, second], weights }
+    }
+}
+
+/// How pixels come about.
+#[derive(Debug)]
+enum Method {
+    /// As they are.
+    Keep,
+    /// Means of two by two.
+    Halve,
+    /// Means of two by two, weighted. Columns are places among those that are gathered.
+    Linear { columns: Vec<Tap>, rows: Vec<Tap> },
+}
+
+/// Makes frames of one size smaller.
+#[derive(Debug)]
+pub(crate) struct Downscale {
+    width: usize,
+    height: usize,
+    method: Method,
+    /// Columns of the large frame that are looked at, ascending.
+    gathered: Vec<usize>,
+    /// The gathered pixels of two rows.
+    pixels: [Vec<Pixel>; 2],
+    /// Two rows after the horizontal step, three channels a pixel, and which rows they are.
+    lines: [Line; 2],
+}
+
+/// A row of the large frame after the horizontal step.
+#[derive(Debug, Default)]
+struct Line {
+    row: Option<usize>,
+    sums: Vec<[i32; 3]>,
+}
+
+impl Downscale {
+    /// From `from` to `to`, width and height; neither side is 0.
+    pub(crate) fn new(from: (usize, usize), to: (usize, usize)) -> Self {
+        let (width, height) = to;
+        let (method, gathered) = if from == to {
+            (Method::Keep, (0..width).collect())
+        } else if from == (2 * width, 2 * height) {
+            (Method::Halve, (0..2 * width).collect())
+        } else {
+            let taps = |from, to| (0..to).map(move |i| Tap::new(i, from, to));
+            let mut gathered: Vec<usize> = taps(from.0, width).flat_map(|tap| tap.at).collect();
+            gathered.dedup();
+            gathered.sort_unstable();
+            gathered.dedup();
+            let among = |column: usize| gathered.partition_point(|&other| other < column);
+            let columns =
+                taps(from.0, width).map(|tap| Tap { at: tap.at.map(among), ..tap }).collect();
+            (Method::Linear { columns, rows: taps(from.1, height).collect() }, gathered)
+        };
+        let pixels = [(); 2].map(|()| vec![[0; 3]; gathered.len()]);
+        let lines = [(); 2].map(|()| Line { row: None, sums: vec![[0; 3]; width] });
+        Self { width, height, method, gathered, pixels, lines }
+    }
+
+    /// Width and height of the small frames.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        (self.width, self.height)
+    }
+
+    /// Gives the rows of the small frame one after the other.
+    pub(crate) fn rows(&mut self, frame: &impl Source, mut row: impl FnMut(usize, &[Pixel])) {
+        let Self { width, height, method, gathered, pixels, lines } = self;
+        let [first, second] = pixels;
+        match method {
+            Method::Keep => {
+                for y in 0..*height {
+                    frame.gather(y, gathered, first);
+                    row(y, first);
+                }
+            }
+            Method::Halve => {
+                for y in 0..*height {
+                    frame.gather(2 * y, gathered, first);
+                    frame.gather(2 * y + 1, gathered, second);
+                    for x in 0..*width {
+                        let four =
+                            [first[2 * x], first[2 * x + 1], second[2 * x], second[2 * x + 1]];
+                        let sum = |i: usize| four.iter().map(|p| u16::from(p[i])).sum::<u16>();
+                        // Behind what was read already.
+                        first[x] = [0, 1, 2].map(|i| ((sum(i) + 2) >> 2) as u8);
+                    }
+                    row(y, &first[..*width]);
+                }
+            }
+            Method::Linear { columns, rows } => {
+                lines.iter_mut().for_each(|line| line.row = None);
+                for (y, tap) in rows.iter().enumerate() {
+                    for at in tap.at {
+                        // Neighbours are one even and one odd row; rows of the pixel above that
+                        // are needed again are still there.
+                        let line = &mut lines[at % 2];
+                        if line.row != Some(at) {
+                            frame.gather(at, gathered, first);
+                            line.fill(at, first, columns);
+                        }
+                    }
+                    let [upper, lower] = tap.at.map(|at| &lines[at % 2].sums);
+                    for ((pixel, upper), lower) in second.iter_mut().zip(upper).zip(lower) {
+                        *pixel = [0, 1, 2].map(|i| {
+                            let part = |weight: i32, sum: i32| (weight * (sum >> 4)) >> 16;
+                            let [a, b] = tap.weights;
+                            ((part(a, upper[i]) + part(b, lower[i]) + 2) >> 2) as u8
+                        });
+                    }
+                    row(y, &second[..*width]);
+                }
+            }
+        }
+    }
+}
+
+impl Line {
+    /// Takes the gathered pixels of a row through the horizontal step.
+    fn fill(&mut self, row: usize, pixels: &[Pixel], columns: &[Tap]) {
+        self.row = Some(row);
+        for (sums, tap) in self.sums.iter_mut().zip(columns) {
+            let [left, right] = tap.at.map(|at| pixels[at]);
+            let [a, b] = tap.weights;
+            *sums = [0, 1, 2].map(|i| a * i32::from(left[i]) + b * i32::from(right[i]));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::rgb::Rgb, *};
+
+    /// The small frame of `[H, W, 3]` bytes.
+    fn small(data: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<u8> {
+        let mut out = Vec::new();
+        let frame = Rgb::new(data, from.0, from.1).unwrap();
+        Downscale::new(from, to).rows(&frame, |_, row| out.extend(row.concat()));
+        out
+    }
+
+    /// Bytes that look like noise.
+    fn noise(length: usize) -> Vec<u8> {
+        let mut state = 1u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        (0..length).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn frames_of_the_right_size_are_kept() {
+        let data = noise(5 * 3 * 3);
+        assert_eq!(small(&data, (5, 3), (5, 3)), data);
+    }
+
+    #[test]
+    fn halving_takes_means_of_four() {
+        let grey: Vec<u8> = [1, 2, 9, 0, 3, 4, 0, 1].iter().flat_map(|&v| [v; 3]).collect();
+        // (1 + 2 + 3 + 4 + 2) / 4 and (9 + 0 + 0 + 1 + 2) / 4, cut off.
+        assert_eq!(small(&grey, (4, 2), (2, 1)), [3, 3, 3, 3, 3, 3]);
+    }
+
+    #[test]
+    fn columns_in_the_middle_of_five_are_taken_as_they_are() {
+        // 1280 to 256 and 720 to 144: pixel 5 i + 2.
+        let taps: Vec<Tap> = (0..256).map(|i| Tap::new(i, 1280, 256)).collect();
+        for (i, tap) in taps.iter().enumerate() {
+            assert_eq!(*tap, Tap { at: [5 * i + 2; 2], weights: [ONE, 0] });
+        }
+        assert_eq!(Downscale::new((1280, 720), (256, 144)).gathered.len(), 256);
+    }
+
+    #[test]
+    fn what_lies_between_is_weighted() {
+        // 640 to 256: 2.5 i + 0.75.
+        assert_eq!(Tap::new(0, 640, 256), Tap { at: [0, 1], weights: [512, 1536] });
+        assert_eq!(Tap::new(1, 640, 256), Tap { at: [3, 4], weights: [1536, 512] });
+        // Upwards, as where a narrow frame is rounded: never beyond the edges.
+        assert_eq!(Tap::new(0, 3, 4), Tap { at: [0, 0], weights: [ONE, 0] });
+        assert_eq!(Tap::new(3, 3, 4), Tap { at: [2, 2], weights: [ONE, 0] });
+    }
+
+    #[test]
+    fn flat_frames_stay_as_they_are() {
+        for (from, to) in [((7, 5), (3, 2)), ((640, 360), (256, 144)), ((13, 9), (13, 4))] {
+            for value in [0, 1, 127, 254, 255] {
+                let data = vec![value; from.0 * from.1 * 3];
+                assert!(small(&data, from, to).iter().all(|&v| v == value), "{from:?} {value}");
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! How clips are named.
+
+use sha2::{Digest, Sha256};
+use std::{collections::HashMap, path::Path};
+
+/// Bytes that a video's name may have in its clips' names; file systems end at 255.
+const LONGEST: usize = 180;
+
+/// The beginnings of the names of the videos' clips: each video's own name without its ending.
+/// Where that is another video's, too, or too long, digits of the key's SHA-256 tell them apart.
+/// `keys` are what tells the videos apart, and all of them whatever the shard.
+pub(crate) fn stems(keys: &[String]) -> Vec<String> {
+    let stem = |key: &String| {
+        let stem = Path::new(key).file_stem();
+        stem.map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
+    };
+    let plain: Vec<String> = keys.iter().map(stem).collect();
+    let mut count = HashMap::new();
+    for stem in &plain {
+        // There are file systems to which large and small letters are the same.
+        *count.entry(stem.to_lowercase()).or_insert(0) += 1;
+    }
+    let name = |(stem, key): (&String, &String)| {
+        if count[&stem.to_lowercase()] == 1 && stem.len() <= LONGEST {
+            return stem.clone();
+        }
+        let digest = Sha256::digest(key.as_bytes());
+        let digits: String = digest[..5].iter().map(|byte| format!("{byte:02x}")).collect();
+        let end = stem.floor_char_boundary(LONGEST);
+        format!("{}-{digits}", &stem[..end])
+    };
+    plain.iter().zip(keys).map(name).collect()
+}
+
+/// A clip's file name: `<video>_scene-<k>.mp4`, and `<video>_scene-<k>_part-<p>.mp4` where scenes
+/// give several clips.
+///
+/// Source: hpcaitech/Open-Sora v1.0.0, `tools/scenedetect/utils.py`, `split_video`; k counts all
+/// scenes from 0, also those that give no clip.
+pub(crate) fn clip(stem: &str, scene: usize, part: Option<usize>) -> String {
+    match part {
+        None => format!("{stem}_scene-{scene}.mp4"),
+        Some(part) => format!("{stem}_scene-{scene}_part-{part}.mp4"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_names_are_told_apart_and_the_others_left_alone() {
+        let long = format!("x/{}.mp4", "ü".repeat(126));
+        let keys = ["a/Sea.mp4", "b/sea.mov", "b/fog.mp4", &long].map(String::from);
+        let names = stems(&keys);
+        assert!(names[0].starts_with("Sea-") && names[1].starts_with("sea-"), "{names:?}");
+        assert_ne!(names[0][4..], names[1][4..]);
+        assert_eq!(names[2], "fog");
+        assert!(names[3].len() <= LONGEST + 11 && names[3].starts_with("üü"), "{names:?}");
+        // In another order, and with other company, a name stays.
+        assert_eq!(stems(&[keys[1].clone(), keys[0].clone()])[1], names[0]);
+        assert_eq!(clip("fog", 3, None), "fog_scene-3.mp4");
+        assert_eq!(clip("fog", 3, Some(1)), "fog_scene-3_part-1.mp4");
+    }
+}

@@ -1,0 +1,223 @@
+//! Videos to clips, as the program does it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use opensora_manifest::{Table, table::PATH};
+use opensora_prepare::{
+    PrepareError,
+    assemble::{REASON, Summary, failed_path, journal_path, shard_path},
+    pipeline::{self, stages},
+    shots,
+    split::{Job, Rate, Settings, split},
+    step::{Shard, Watch},
+};
+use opensora_video::{Frames, VideoSpec, Writer, mp4, reader::Decoder};
+use std::{collections::BTreeMap, ops::ControlFlow, path::Path};
+
+/// A video of flat scenes: their greys and numbers of frames, 80 by 60 pixels.
+fn video(path: &Path, fps: f64, scenes: &[(u8, usize)]) {
+    let (height, width) = (60, 80);
+    let mut rgb = Vec::new();
+    for &(grey, frames) in scenes {
+        rgb.extend(vec![grey; frames * height * width * 3]);
+    }
+    let frames = scenes.iter().map(|(_, frames)| frames).sum();
+    let clip = Frames::from_rgb(rgb, [frames, height, width]).unwrap();
+    let writer = Writer::open(path, &VideoSpec { frames, width, height, fps }).unwrap();
+    writer.write(&clip, &serde_json::Value::Null).unwrap();
+}
+
+/// Small clips, quickly made: 10 frames per second.
+fn settings() -> Settings {
+    let shots = shots::Settings { min_scene_len: 1, ..shots::Settings::default() };
+    Settings { fps: Rate::Fixed(10.0), shorter_side: 30, shots, ..Settings::default() }
+}
+
+fn job(out: &Path) -> Job {
+    Job { decoder: Decoder::InProcess, workers: 2, ..Job::new(out) }
+}
+
+/// Two videos of one name and a third one, and their table.
+fn videos(folder: &Path) -> Table {
+    let raw = folder.join("raw");
+    video(&raw.join("a/sea.mp4"), 10.0, &[(20, 16), (220, 4), (20, 16), (220, 80)]);
+    video(&raw.join("b/sea.mp4"), 5.0, &[(250, 20)]);
+    video(&raw.join("fog.mp4"), 10.0, &[(60, 9)]);
+    let mut table = Table::new([PATH, "licence", "url"]);
+    for (name, licence) in [("a/sea.mp4", "CC0"), ("b/sea.mp4", "CC-BY"), ("fog.mp4", "")] {
+        let path = raw.join(name).to_str().unwrap().to_string();
+        table.push([(PATH, path), ("licence", licence.into()), ("url", format!("u/{name}"))]);
+    }
+    table
+}
+
+/// All files below a folder and what is in them.
+fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| {
+            (path.file_name().unwrap().to_str().unwrap().into(), std::fs::read(path).unwrap())
+        })
+        .collect()
+}
+
+#[test]
+fn scenes_become_clips_with_their_origin() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = videos(folder.path());
+    let out = folder.path().join("clips.csv");
+    let summary = split(&input, &settings(), &job(&out), &mut ()).unwrap();
+    assert_eq!((summary.input, summary.output, summary.failed), (3, 4, 1));
+
+    let table = Table::read(&out).unwrap();
+    let columns = ["licence", "start", "end", "fps", "width", "height", "num_frames", "duration"];
+    let expected = [
+        ["CC0", "0.000", "1.600", "10", "40", "30", "16", "1.600"],
+        // The second scene is too short, and counted.
+        ["CC0", "2.000", "3.600", "10", "40", "30", "16", "1.600"],
+        // The fourth is longer than five seconds.
+        ["CC0", "3.600", "8.600", "10", "40", "30", "50", "5.000"],
+        // Five frames per second become ten.
+        ["CC-BY", "0.000", "4.000", "10", "40", "30", "40", "4.000"],
+    ];
+    for (row, expected) in expected.iter().enumerate() {
+        let found = columns.map(|column| table.get(row, column).unwrap());
+        assert_eq!(found, *expected, "row {row}");
+    }
+    for (row, (ending, grey)) in
+        [("_scene-0.mp4", 20), ("_scene-2.mp4", 20), ("_scene-3.mp4", 220), ("_scene-0.mp4", 250)]
+            .into_iter()
+            .enumerate()
+    {
+        let path = Path::new(table.get(row, PATH).unwrap());
+        let name = path.file_name().unwrap().to_str().unwrap();
+        assert!(name.starts_with("sea-") && name.ends_with(ending), "{name}");
+        assert_eq!(path.parent().unwrap(), folder.path().join("clips"));
+        let (frames, fps) = mp4::read(path).unwrap();
+        let frames_of = table.get(row, "num_frames").unwrap();
+        assert_eq!((frames.len().to_string().as_str(), fps), (frames_of, 10.0));
+        assert_eq!((frames.height(), frames.width()), (30, 40));
+        let nearest = |byte: &u8| byte.abs_diff(grey) <= 2;
+        assert!(frames.data().iter().all(nearest), "row {row}: a frame of another scene");
+    }
+    assert_eq!(table.get(3, "source"), input.get(1, PATH));
+    assert_eq!(contents(&folder.path().join("clips")).len(), 4);
+    let failed = Table::read(&failed_path(&out)).unwrap();
+    let reason = failed.get(0, REASON).unwrap();
+    assert!(reason.contains("0.90 s"), "{reason}");
+}
+
+#[test]
+fn long_scenes_can_be_kept_and_times_count_from_the_first_source() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sea.mp4");
+    video(&path, 10.0, &[(220, 83)]);
+    let mut input = Table::new([PATH]);
+    input.push([(PATH, path.to_str().unwrap().into()), ("source", "https://sea".into())]);
+    input.set(0, "start", "100.5");
+    let out = folder.path().join("clips.csv");
+    let settings = Settings { keep_long: true, fps: Rate::Source, ..settings() };
+    split(&input, &settings, &job(&out), &mut ()).unwrap();
+    let table = Table::read(&out).unwrap();
+    let row = |row| ["source", "start", "end"].map(|column| table.get(row, column).unwrap());
+    assert_eq!(table.len(), 2);
+    assert_eq!(row(0), ["https://sea", "100.500", "105.500"]);
+    assert_eq!(row(1), ["https://sea", "105.500", "108.800"]);
+    assert!(table.get(1, PATH).unwrap().ends_with("sea_scene-0_part-1.mp4"));
+}
+
+/// Stops after so many videos.
+struct StopAt(usize);
+
+impl Watch for StopAt {
+    fn advanced(&mut self, done: usize, _: usize, _: usize) -> ControlFlow<()> {
+        if done >= self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+#[test]
+fn stopped_and_sharded_runs_give_the_same_clips() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = videos(folder.path());
+    let whole = folder.path().join("whole/clips.csv");
+    split(&input, &settings(), &job(&whole), &mut ()).unwrap();
+    let expected = contents(&folder.path().join("whole/clips"));
+
+    let stopped = folder.path().join("stopped/clips.csv");
+    let one = Job { workers: 1, ..job(&stopped) };
+    let error = split(&input, &settings(), &one, &mut StopAt(1)).unwrap_err();
+    assert!(matches!(error, PrepareError::Stopped { .. }), "{error}");
+    assert!(!stopped.exists());
+    // As a kill would leave it: the last record is torn.
+    let journal = std::fs::read(journal_path(&stopped)).unwrap();
+    std::fs::write(journal_path(&stopped), &journal[..journal.len() - 9]).unwrap();
+    split(&input, &settings(), &one, &mut ()).unwrap();
+    assert_eq!(contents(&folder.path().join("stopped/clips")), expected);
+    let text = |path: &Path| std::fs::read_to_string(path).unwrap();
+    assert_eq!(text(&stopped), text(&whole));
+
+    let mut rows = 0;
+    for index in 0..2 {
+        let shard = Shard::new(index, 2).unwrap();
+        let all = folder.path().join("shards/clips.csv");
+        let out = shard_path(&all, shard);
+        let part = Job { shard, out: out.clone(), ..job(&all) };
+        rows += split(&input, &settings(), &part, &mut ()).unwrap().output;
+    }
+    assert_eq!(rows, 4);
+    assert_eq!(contents(&folder.path().join("shards/clips")), expected);
+
+    let other = Settings { max_seconds: 4.0, ..settings() };
+    let refused = split(&input, &other, &job(&whole), &mut ()).unwrap_err().to_string();
+    assert!(refused.contains("other settings"), "{refused}");
+}
+
+#[test]
+fn a_pipeline_from_folder_to_clips() {
+    let folder = tempfile::tempdir().unwrap();
+    videos(folder.path());
+    std::fs::write(folder.path().join("raw/torn.mp4"), "torn").unwrap();
+    let scan = stages::Scan { workers: 1, retry_failed: false };
+    let cut = stages::Split { settings: settings(), workers: 1, retry_failed: false };
+    let job = pipeline::Job {
+        input: folder.path().join("raw"),
+        work: folder.path().join("work"),
+        out: folder.path().join("set.csv"),
+        shard: Shard::WHOLE,
+        retry_failed: false,
+    };
+    let numbers = pipeline::run(&[&scan, &cut], &job, &mut ()).unwrap();
+    assert_eq!(numbers[0].1, Summary { input: 4, output: 3, failed: 1 });
+    assert_eq!(numbers[1].1, Summary { input: 3, output: 4, failed: 1 });
+    let table = Table::read(&job.out).unwrap();
+    assert!((0..4).all(|row| Path::new(table.get(row, PATH).unwrap()).is_file()));
+    let failed = Table::read(&failed_path(&job.out)).unwrap();
+    let stages = [0, 1].map(|row| failed.get(row, pipeline::STAGE).unwrap().to_string());
+    assert_eq!(stages, ["scan", "split"]);
+}
+
+#[test]
+fn settings_that_cannot_be_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |settings: Settings| {
+        let out = folder.path().join("clips.csv");
+        split(&Table::new([PATH]), &settings, &job(&out), &mut ()).unwrap_err().to_string()
+    };
+    let field = |settings, field: &str| assert!(refused(settings).starts_with(field), "{field}");
+    field(Settings { min_seconds: -1.0, ..settings() }, "min_seconds");
+    field(Settings { max_seconds: 0.5, ..settings() }, "max_seconds");
+    field(Settings { max_seconds: f64::NAN, ..settings() }, "max_seconds");
+    field(Settings { fps: Rate::Fixed(0.0), ..settings() }, "fps");
+    field(Settings { shorter_side: 255, ..settings() }, "shorter_side");
+    assert!("fast".parse::<Rate>().unwrap_err().to_string().contains("fast"));
+    assert_eq!("source".parse::<Rate>().unwrap(), Rate::Source);
+
+    let from = |json: &str| serde_json::from_str::<Settings>(json).map_err(|e| e.to_string());
+    let mixed = Settings { fps: Rate::Fixed(24.0), keep_long: true, ..Settings::default() };
+    assert_eq!(from(r#"{"fps": 24, "keep_long": true}"#).unwrap(), mixed);
+    assert_eq!(from(r#"{"fps": "source"}"#).unwrap().fps, Rate::Source);
+    assert_eq!(from(&serde_json::to_string(&mixed).unwrap()).unwrap(), mixed);
+    assert!(from(r#"{"fps": 0}"#).unwrap_err().contains("0.01"));
+    assert!(from(r#"{"frames": 3}"#).unwrap_err().contains("frames"));
+}

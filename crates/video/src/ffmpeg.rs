@@ -1,0 +1,212 @@
+//! The `ffmpeg` program, for what is not decoded here: HEVC, AV1, VP9, MKV and so on.
+//!
+//! Found at run time: what the environment variables `OPENSORA_FFMPEG` and `OPENSORA_FFPROBE` name,
+//! else `ffmpeg` and `ffprobe` on the path. Frames come through a pipe, as raw RGB in the stream's
+//! own size and order, none doubled and none dropped; rotations that a camera noted are not made.
+//! Only local files are opened: names are never taken for options or addresses of other protocols.
+
+use crate::{VideoError, VideoFrame, VideoInfo, frames::MAX_SIDE};
+use serde_json::Value;
+use std::{
+    ffi::OsString,
+    io::{ErrorKind, Read},
+    path::{Path, PathBuf},
+    process::{Child, ChildStderr, ChildStdout, Command, Stdio},
+    thread::JoinHandle,
+    vec,
+};
+
+/// Where the programs are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Programs {
+    /// Decodes.
+    pub ffmpeg: PathBuf,
+    /// Tells what a file holds.
+    pub ffprobe: PathBuf,
+}
+
+impl Default for Programs {
+    /// As the environment says, else from the path.
+    fn default() -> Self {
+        let named = |variable: &str, name: &str| {
+            std::env::var_os(variable).map_or_else(|| name.into(), PathBuf::from)
+        };
+        Self {
+            ffmpeg: named("OPENSORA_FFMPEG", "ffmpeg"),
+            ffprobe: named("OPENSORA_FFPROBE", "ffprobe"),
+        }
+    }
+}
+
+/// Most bytes that are read of what `ffprobe` says: times of some hours of video.
+const MAX_PROBE: u64 = 64 << 20;
+/// Most bytes that are kept of complaints.
+const MAX_COMPLAINT: u64 = 64 << 10;
+
+/// A video that the program decodes.
+pub(crate) struct Stream {
+    child: Child,
+    out: ChildStdout,
+    complaints: Option<JoinHandle<String>>,
+    /// Seconds of the frames, in display order.
+    times: vec::IntoIter<f64>,
+    shown: usize,
+    pub(crate) info: VideoInfo,
+}
+
+impl Stream {
+    /// Asks what the file holds and starts to decode its first video stream.
+    pub(crate) fn open(path: &Path, programs: &Programs) -> Result<Self, VideoError> {
+        let fail = |reason: String| VideoError::Decode { path: path.into(), reason };
+        let (info, times) = probe(path, programs)?;
+        let mut child = Command::new(&programs.ffmpeg)
+            .args(["-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-noautorotate"])
+            .arg("-i")
+            .arg(local(path).map_err(|source| VideoError::Io { path: path.into(), source })?)
+            .args(["-map", "0:v:0", "-vsync", "0"])
+            .args(["-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| absent(path, &programs.ffmpeg, &error))?;
+        let (Some(out), Some(said)) = (child.stdout.take(), child.stderr.take()) else {
+            return Err(fail("the ffmpeg program has no output".into()));
+        };
+        let complaints = std::thread::spawn(|| complaints(said));
+        let times = times.into_iter();
+        Ok(Self { child, out, complaints: Some(complaints), times, shown: 0, info })
+    }
+
+    /// The next frame; `None` after the last.
+    pub(crate) fn next_frame(&mut self) -> Result<Option<VideoFrame>, String> {
+        let mut rgb = vec![0; 3 * self.info.height * self.info.width];
+        let mut filled = 0;
+        while filled < rgb.len() {
+            match self.out.read(&mut rgb[filled..]) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(format!("the ffmpeg program: {error}")),
+            }
+        }
+        if filled == rgb.len() {
+            let even = self.shown as f64 / self.info.fps;
+            self.shown += 1;
+            return Ok(Some(VideoFrame { time: self.times.next().unwrap_or(even), rgb }));
+        }
+        let status = self.child.wait().map_err(|error| format!("the ffmpeg program: {error}"))?;
+        let said = self.complaints.take().and_then(|said| said.join().ok()).unwrap_or_default();
+        if filled == 0 && status.success() && self.shown > 0 {
+            return Ok(None);
+        }
+        Err(match (filled, last_line(&said)) {
+            (_, Some(line)) => format!("the ffmpeg program says: {line}"),
+            (0, None) if self.shown == 0 => "it holds no pictures".into(),
+            _ => format!("the ffmpeg program ended early ({status})"),
+        })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // It may have ended by itself; either way it is waited for, so that no process is left.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a file's first video stream is, and the seconds of its frames from the first.
+fn probe(path: &Path, programs: &Programs) -> Result<(VideoInfo, Vec<f64>), VideoError> {
+    let fail = |reason: String| VideoError::Decode { path: path.into(), reason };
+    let mut child = Command::new(&programs.ffprobe)
+        .args(["-v", "error", "-protocol_whitelist", "file,pipe", "-select_streams", "v:0"])
+        .args(["-show_entries", "stream=codec_name,width,height,avg_frame_rate,r_frame_rate"])
+        .args(["-show_entries", "packet=pts_time", "-show_entries", "format=duration"])
+        .args(["-of", "json", "-i"])
+        .arg(local(path).map_err(|source| VideoError::Io { path: path.into(), source })?)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| absent(path, &programs.ffprobe, &error))?;
+    let said = child.stderr.take().map(|said| std::thread::spawn(|| complaints(said)));
+    let mut text = String::new();
+    let read = match child.stdout.take() {
+        Some(out) => out.take(MAX_PROBE).read_to_string(&mut text),
+        None => Ok(0),
+    };
+    let _ = child.kill();
+    let _ = child.wait();
+    let said = said.and_then(|said| said.join().ok()).unwrap_or_default();
+    let answer: Option<Value> = read.ok().and_then(|_| serde_json::from_str(&text).ok());
+    let stream = answer.as_ref().map(|answer| &answer["streams"][0]);
+    let Some((answer, stream)) = answer.as_ref().zip(stream.filter(|stream| stream.is_object()))
+    else {
+        return Err(fail(match last_line(&said) {
+            Some(line) => format!("the ffprobe program says: {line}"),
+            None => "it holds no video track".into(),
+        }));
+    };
+
+    let side = |name: &str| stream[name].as_u64().and_then(|side| usize::try_from(side).ok());
+    let (Some(width), Some(height)) = (side("width"), side("height")) else {
+        return Err(fail("the ffprobe program tells no size".into()));
+    };
+    if !(1..=MAX_SIDE).contains(&width) || !(1..=MAX_SIDE).contains(&height) {
+        return Err(fail(format!(
+            "its pictures are {height}x{width}, sides are 1 to {MAX_SIDE} pixels"
+        )));
+    }
+    let number = |value: &Value| value.as_str().and_then(|text| text.parse::<f64>().ok());
+    let packets = answer["packets"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut times: Vec<f64> =
+        packets.iter().filter_map(|packet| number(&packet["pts_time"])).collect();
+    times.sort_by(f64::total_cmp);
+    let first = times.first().copied().unwrap_or(0.0);
+    times.iter_mut().for_each(|time| *time -= first);
+    // Without a time for each packet they cannot be told apart: then frames last equally long.
+    let frames = (!packets.is_empty()).then_some(packets.len());
+    if Some(times.len()) != frames {
+        times.clear();
+    }
+    let rate = ["avg_frame_rate", "r_frame_rate"].into_iter().find_map(|name| {
+        let (above, below) = stream[name].as_str()?.split_once('/')?;
+        let rate = above.parse::<f64>().ok()? / below.parse::<f64>().ok()?;
+        (rate.is_finite() && rate > 0.0).then_some(rate)
+    });
+    let fps = rate.ok_or_else(|| fail("it has no frame rate".into()))?;
+    let duration = number(&answer["format"]["duration"]);
+    let codec = stream["codec_name"].as_str().unwrap_or("unknown").to_string();
+    Ok((VideoInfo { width, height, fps, num_frames: frames, duration, codec }, times))
+}
+
+/// A path that is no option and no address.
+fn local(path: &Path) -> std::io::Result<OsString> {
+    let mut name = OsString::from("file:");
+    name.push(std::path::absolute(path)?);
+    Ok(name)
+}
+
+fn absent(path: &Path, program: &Path, error: &std::io::Error) -> VideoError {
+    let program = program.display();
+    let reason = match error.kind() {
+        ErrorKind::NotFound => {
+            format!("the program {program}, which reads other kinds of video, is not there")
+        }
+        _ => format!("the program {program} cannot be started: {error}"),
+    };
+    VideoError::Program { path: path.into(), reason }
+}
+
+/// Reads all that a program complains of, and keeps the beginning.
+fn complaints(mut said: ChildStderr) -> String {
+    let mut kept = Vec::new();
+    let _ = said.by_ref().take(MAX_COMPLAINT).read_to_end(&mut kept);
+    let _ = std::io::copy(&mut said, &mut std::io::sink());
+    String::from_utf8_lossy(&kept).into_owned()
+}
+
+fn last_line(text: &str) -> Option<&str> {
+    text.lines().map(str::trim).rfind(|line| !line.is_empty())
+}
