@@ -82,6 +82,16 @@ pub enum PrepareError {
         /// What both are.
         key: String,
     },
+    /// Something that would meet every row alike. What the step did so far is kept.
+    #[error("{reason}: stopped with {done} of {total} rows done; started again, it goes on there")]
+    Halted {
+        /// What was found, one line.
+        reason: String,
+        /// Rows that are done.
+        done: usize,
+        /// Rows there are.
+        total: usize,
+    },
     /// Someone asked the step to stop. What it did so far is kept.
     #[error("stopped with {done} of {total} rows done; started again, it goes on there")]
     Stopped {

@@ -15,6 +15,7 @@
 //! | [`shots`] | where one shot of a video ends and the next begins |
 //! | [`split`] | videos cut at their shots into clips |
 //! | [`filter`] | which clips a model shall learn from: measures, bounds, near-duplicates |
+//! | [`caption`] | captions by a vision model that a server holds |
 //! | [`clean`] | captions without openings, rows without gaps, frames counted anew |
 //! | [`arrange`] | manifests merged and split |
 //! | [`stats`] | what a manifest holds, in numbers |
@@ -23,6 +24,7 @@
 
 pub mod arrange;
 pub mod assemble;
+pub mod caption;
 pub mod clean;
 pub mod download;
 mod error;

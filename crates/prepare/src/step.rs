@@ -4,7 +4,9 @@
 //! function that makes a row's record. Records are appended to a journal as they come and are on
 //! the disk before the row counts as done; the journal's first line holds the step's settings, so
 //! that records of other settings are never mixed in. What a row failed with is recorded as well
-//! and is as final as a success, unless failures are to be tried again.
+//! and is as final as a success, unless failures are to be tried again. What would meet every row
+//! alike, such as a server that refuses us, is no row's failure: it ends the step, and nothing of it
+//! is recorded ([`Fault::Step`]).
 
 use crate::PrepareError;
 use opensora_files::Journal;
@@ -104,6 +106,16 @@ pub enum Outcome<T> {
     Failed(String),
 }
 
+/// Why a row has no record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// It cannot be used; this is recorded.
+    Row(String),
+    /// It was not found out whether it can be used, and other rows would fare no better: the step
+    /// ends, and the row is open when it is started again.
+    Step(String),
+}
+
 /// Watches a step.
 pub trait Watch {
     /// `done` of `total` rows are done, `failed` of them without success. A break stops the step:
@@ -149,6 +161,23 @@ pub fn run<T>(
 where
     T: Serialize + DeserializeOwned + Send,
 {
+    run_or_halt(run, keys, |row| work(row).map_err(Fault::Row), watch)
+}
+
+/// [`run`], for work that can find out that it is no use to go on: after a [`Fault::Step`], rows that
+/// are being worked on are still finished and recorded, and no others are begun.
+///
+/// # Errors
+/// As [`run`], and [`PrepareError::Halted`] after a [`Fault::Step`].
+pub fn run_or_halt<T>(
+    run: &Run,
+    keys: &[String],
+    work: impl Fn(usize) -> Result<T, Fault> + Sync,
+    watch: &mut dyn Watch,
+) -> Result<Vec<Option<Outcome<T>>>, PrepareError>
+where
+    T: Serialize + DeserializeOwned + Send,
+{
     let mut rows = HashMap::new();
     for (second, key) in keys.iter().enumerate() {
         if let Some(first) = rows.insert(key.as_str(), second) {
@@ -175,7 +204,9 @@ where
     let mut progress = (done.len(), failures(&outcomes));
 
     let next = AtomicUsize::new(0);
-    let stop = AtomicBool::new(watch.advanced(progress.0, progress.1, total).is_break());
+    let mut is_broken = watch.advanced(progress.0, progress.1, total).is_break();
+    let mut halted = None;
+    let stop = AtomicBool::new(is_broken);
     // Workers wait where the disk is slower than they are, so that little is lost to a crash.
     let (sender, receiver) = mpsc::sync_channel(1);
     let written = std::thread::scope(|scope| {
@@ -193,7 +224,16 @@ where
         drop(sender);
         // As many records as there are go to the disk together.
         while let Ok(first) = receiver.recv() {
-            let batch: Vec<_> = std::iter::once(first).chain(receiver.try_iter()).collect();
+            let mut batch = Vec::new();
+            for (row, outcome) in std::iter::once(first).chain(receiver.try_iter()) {
+                match outcome {
+                    Ok(outcome) => batch.push((row, outcome)),
+                    Err(reason) => {
+                        stop.store(true, Ordering::Relaxed);
+                        halted.get_or_insert(reason);
+                    }
+                }
+            }
             if let Err(error) = append(&mut journal, keys, &batch) {
                 stop.store(true, Ordering::Relaxed);
                 return Err(PrepareError::Io { path: run.journal.clone(), source: error });
@@ -204,16 +244,19 @@ where
                 outcomes[row] = Some(outcome);
             }
             if watch.advanced(progress.0, progress.1, total).is_break() {
+                is_broken = true;
                 stop.store(true, Ordering::Relaxed);
             }
         }
         Ok(())
     });
     written?;
-    if progress.0 < total {
-        return Err(PrepareError::Stopped { done: progress.0, total });
+    let (done, _) = progress;
+    match halted {
+        Some(reason) if !is_broken => Err(PrepareError::Halted { reason, done, total }),
+        _ if done < total => Err(PrepareError::Stopped { done, total }),
+        _ => Ok(outcomes),
     }
-    Ok(outcomes)
 }
 
 /// Brings outcomes to the journal.
@@ -229,13 +272,15 @@ fn append<T: Serialize>(
     journal.append(lines.iter().map(String::as_str))
 }
 
-/// A row's outcome, whatever its work does.
-fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Outcome<T> {
+/// A row's outcome, whatever its work does, or why the step ends.
+fn guarded<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<Outcome<T>, String> {
+    let line = |reason: String| reason.replace(['\n', '\r'], " ");
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
     match result {
-        Ok(Ok(record)) => Outcome::Done(record),
-        Ok(Err(reason)) => Outcome::Failed(reason.replace(['\n', '\r'], " ")),
-        Err(_) => Outcome::Failed("the program made a mistake on it (a panic)".into()),
+        Ok(Ok(record)) => Ok(Outcome::Done(record)),
+        Ok(Err(Fault::Row(reason))) => Ok(Outcome::Failed(line(reason))),
+        Ok(Err(Fault::Step(reason))) => Err(line(reason)),
+        Err(_) => Ok(Outcome::Failed("the program made a mistake on it (a panic)".into())),
     }
 }
 
@@ -300,6 +345,8 @@ mod tests {
         let (keys, worked) = (keys(40), Mutex::new(vec![0; 40]));
         let work = |row: usize| {
             worked.lock().unwrap()[row] += 1;
+            // Not faster than the journal: else all rows are there before a stop is heard.
+            std::thread::sleep(std::time::Duration::from_millis(1));
             if row % 7 == 3 { Err(format!("bad\nrow {row}")) } else { Ok(row * row) }
         };
         for stop in [0, 5, 17] {
@@ -344,6 +391,26 @@ mod tests {
         assert_eq!(numbers, [1, 1, 2, 1].map(Outcome::Done));
         let last = run(&at(folder.path()), &keys, |_| Ok(3), &mut ()).unwrap();
         assert_eq!(last[2], Some(Outcome::Done(2)));
+    }
+
+    #[test]
+    fn what_meets_every_row_ends_the_step_and_is_not_recorded() {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = keys(20);
+        let serial = Run { workers: 1, ..at(folder.path()) };
+        let refuse = |row| match row {
+            2 => Err(Fault::Row("no picture".into())),
+            5.. => Err(Fault::Step("the server\nknows us not".into())),
+            _ => Ok(row),
+        };
+        let halted = run_or_halt(&serial, &keys, refuse, &mut ()).unwrap_err();
+        assert!(matches!(halted, PrepareError::Halted { done: 5, total: 20, .. }), "{halted}");
+        assert!(halted.to_string().starts_with("the server knows us not"), "{halted}");
+        let outcomes = run(&serial, &keys, Ok, &mut ()).unwrap();
+        for (row, outcome) in outcomes.into_iter().enumerate() {
+            let failed = Outcome::Failed("no picture".into());
+            assert_eq!(outcome, Some(if row == 2 { failed } else { Outcome::Done(row) }));
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! `opensora data`: training data.
 
 use crate::{
-    data_clean, data_download, data_encode, data_filter, data_merge, data_preview, data_run,
-    data_scan, data_split, data_split_manifest, data_stats, progress::Progress,
+    data_caption, data_clean, data_download, data_encode, data_filter, data_merge, data_preview,
+    data_run, data_scan, data_split, data_split_manifest, data_stats, progress::Progress,
 };
 use opensora::data::demo::{DemoSpec, write_dataset};
 use serde_json::json;
@@ -29,6 +29,8 @@ enum Command {
     Split(Box<data_split::Args>),
     /// Measure clips and keep those within bounds.
     Filter(Box<data_filter::Args>),
+    /// Caption clips by a vision model that a server holds.
+    Caption(Box<data_caption::Args>),
     /// Put captions and paths in order.
     Clean(Box<data_clean::Args>),
     /// Join manifests.
@@ -91,6 +93,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         Command::Shots(args) => data_shots::run(&args),
         Command::Split(args) => data_split::run(&args),
         Command::Filter(args) => data_filter::run(&args),
+        Command::Caption(args) => data_caption::run(&args),
         Command::Clean(args) => data_clean::run(&args),
         Command::Merge(args) => data_merge::run(&args),
         Command::SplitManifest(args) => data_split_manifest::run(&args),

@@ -3,6 +3,7 @@
 //! Only this program prints; the library reports through its results and an observer.
 
 mod data;
+mod data_caption;
 mod data_clean;
 mod data_download;
 mod data_encode;
@@ -11,7 +12,6 @@ mod data_merge;
 mod data_preview;
 mod data_run;
 mod data_scan;
-mod data_shots;
 mod data_shots;
 mod data_split;
 mod data_split_manifest;

@@ -1,0 +1,343 @@
+//! What a model is shown of a clip.
+//!
+//! Frames at fixed positions of the clip, made smaller where they are large, as JPEG.
+//!
+//! Source: hpcaitech/Open-Sora v1.0.0, `tools/caption/utils.py`, `extract_frames`: frames
+//! `int(length * position)` at 0.2, 0.5 and 0.8. Deviation: clips of fewer frames than positions are
+//! taken as well, each frame once.
+
+use super::prompt::View;
+use crate::{
+    PrepareError,
+    open::{open, without_path},
+};
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use image::codecs::jpeg::JpegEncoder;
+use opensora_video::{
+    Frames,
+    frames::MAX_SIDE,
+    pillow::{Filter, Resize},
+    png,
+    reader::{Decoder, VideoReader},
+    sheet::contact_sheet,
+};
+use serde::{Deserialize, Serialize};
+use std::{collections::HashMap, path::Path};
+
+/// Endings of stills; everything else is a video.
+const STILLS: [&str; 3] = ["jpg", "jpeg", "png"];
+/// Positions there may be, so that nobody sends a film.
+const MAX_POSITIONS: usize = 64;
+
+/// How the frames of a clip are handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// A picture each. Not every server takes several: vLLM wants to be started for it
+    /// (`--limit-mm-per-prompt`).
+    Multi,
+    /// One picture, with the frames side by side.
+    Grid,
+    /// The first of the positions alone.
+    First,
+}
+
+/// What is shown of a clip.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PictureSpec {
+    /// Where the frames are: 0 is the first frame of a clip and 1 the last.
+    pub positions: Vec<f64>,
+    /// How they are handed over.
+    pub layout: Layout,
+    /// Pixels that the longer side of a frame has at most, also of one in a grid.
+    pub max_side: usize,
+    /// Quality of the JPEG, 1 to 100.
+    pub quality: u8,
+}
+
+impl Default for PictureSpec {
+    /// The reference's positions.
+    fn default() -> Self {
+        Self { positions: vec![0.2, 0.5, 0.8], layout: Layout::Multi, max_side: 768, quality: 90 }
+    }
+}
+
+impl PictureSpec {
+    /// Fails where nothing could be shown this way.
+    pub(crate) fn check(&self) -> Result<(), PrepareError> {
+        let fail = |field, found: String, expected| PrepareError::Spec { field, found, expected };
+        let count = self.positions.len();
+        if !(1..=MAX_POSITIONS).contains(&count) {
+            return Err(fail("positions", format!("{count} of them"), "1 to 64 of them"));
+        }
+        if let Some(position) = self.positions.iter().find(|at| !(0.0..=1.0).contains(*at)) {
+            return Err(fail("positions", position.to_string(), "numbers from 0 to 1"));
+        }
+        if self.max_side == 0 {
+            return Err(fail("max side", "0".into(), "at least 1 pixel"));
+        }
+        if !(1..=100).contains(&self.quality) {
+            return Err(fail("quality", self.quality.to_string(), "1 to 100"));
+        }
+        Ok(())
+    }
+
+    /// Frames of a clip of this length that are shown, each once.
+    fn indices(&self, length: usize) -> Vec<usize> {
+        let positions = match self.layout {
+            Layout::First => &self.positions[..1],
+            Layout::Multi | Layout::Grid => &self.positions,
+        };
+        let mut indices = Vec::new();
+        for position in positions {
+            let index = ((length as f64 * position) as usize).min(length - 1);
+            if !indices.contains(&index) {
+                indices.push(index);
+            }
+        }
+        indices
+    }
+}
+
+/// The pictures of a clip.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pictures {
+    jpegs: Vec<Vec<u8>>,
+    /// Height and width of each.
+    size: [usize; 2],
+    /// What they are.
+    pub(crate) view: View,
+}
+
+impl Pictures {
+    /// Of a clip.
+    pub(crate) fn read(path: &Path, spec: &PictureSpec) -> Result<Self, String> {
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        let (is_folder, ending) = (path.is_dir(), ending.to_ascii_lowercase());
+        let is_still = STILLS.contains(&ending.as_str()) && !is_folder;
+        let held = match ending.as_str() {
+            _ if is_folder => png::read_folder(path),
+            "png" => png::read(path),
+            _ if is_still => return Self::of(vec![jpeg(path, spec)?], true, spec),
+            _ => return Self::of(video(path, spec)?, false, spec),
+        };
+        let held = held.map_err(|error| without_path(&error, path))?;
+        let frames = spec.indices(held.len()).into_iter().filter_map(|index| held.frame(index));
+        let size = [held.height(), held.width()];
+        Self::of(frames.map(|rgb| Frame::of(rgb, size, spec)).collect(), is_still, spec)
+    }
+
+    /// Grey ones instead, as many and as large: to find out whether a server takes such pictures.
+    pub(crate) fn grey(&self, quality: u8) -> Result<Self, String> {
+        let [height, width] = self.size;
+        let jpeg = encode(&vec![128; 3 * height * width], self.size, quality)?;
+        Ok(Self { jpegs: vec![jpeg; self.jpegs.len()], ..self.clone() })
+    }
+
+    /// Of frames of one size.
+    fn of(frames: Vec<Frame>, is_still: bool, spec: &PictureSpec) -> Result<Self, String> {
+        let [height, width] = frames.first().ok_or("it holds no pictures")?.size;
+        let count = frames.len();
+        let rgb = frames.into_iter().flat_map(|frame| frame.rgb).collect();
+        let mut shown = Frames::from_rgb(rgb, [count, height, width]).map_err(words)?;
+        let mut view = if is_still { View::Still } else { View::Frames(count) };
+        if spec.layout == Layout::Grid && count > 1 {
+            shown = contact_sheet(&[shown], count, 1).map_err(words)?;
+            view = View::SideBySide(count);
+        }
+        let size = [shown.height(), shown.width()];
+        let jpegs = shown.iter().map(|rgb| encode(rgb, size, spec.quality));
+        Ok(Self { jpegs: jpegs.collect::<Result<_, _>>()?, size, view })
+    }
+
+    /// As addresses that hold the pictures themselves.
+    pub(crate) fn data_urls(&self) -> impl Iterator<Item = String> {
+        self.jpegs.iter().map(|jpeg| format!("data:image/jpeg;base64,{}", BASE64.encode(jpeg)))
+    }
+}
+
+fn words(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// Height and width so that the longer one is `max_side` at most.
+fn fitted(size: [usize; 2], max_side: usize) -> [usize; 2] {
+    let longer = size[0].max(size[1]);
+    if longer <= max_side {
+        return size;
+    }
+    size.map(|side| ((side * max_side + longer / 2) / longer).max(1))
+}
+
+fn encode(rgb: &[u8], [height, width]: [usize; 2], quality: u8) -> Result<Vec<u8>, String> {
+    let mut jpeg = Vec::new();
+    let colour = image::ExtendedColorType::Rgb8;
+    JpegEncoder::new_with_quality(&mut jpeg, quality)
+        .encode(rgb, width as u32, height as u32, colour)
+        .map_err(words)?;
+    Ok(jpeg)
+}
+
+/// A frame in the size in which it is shown.
+struct Frame {
+    /// Height and width.
+    size: [usize; 2],
+    /// `[H, W, 3]` bytes.
+    rgb: Vec<u8>,
+}
+
+impl Frame {
+    /// From `[H, W, 3]` bytes of this height and width.
+    fn of(rgb: &[u8], source: [usize; 2], spec: &PictureSpec) -> Self {
+        let size = fitted(source, spec.max_side);
+        // Passes that change no size are left out.
+        Self { size, rgb: Resize::whole(source, size).apply(rgb, Filter::Bicubic) }
+    }
+}
+
+/// A still that is a JPEG.
+fn jpeg(path: &Path, spec: &PictureSpec) -> Result<Frame, String> {
+    let mut reader = image::ImageReader::open(path).map_err(words)?;
+    let mut limits = image::Limits::default();
+    limits.max_image_width = Some(MAX_SIDE as u32);
+    limits.max_image_height = Some(MAX_SIDE as u32);
+    reader.limits(limits);
+    let image = reader.decode().map_err(words)?.into_rgb8();
+    let size = [image.height() as usize, image.width() as usize];
+    Ok(Frame::of(image.as_raw(), size, spec))
+}
+
+/// The frames of a video that are shown. They are found while it is decoded, and no others are
+/// held; where the container did not tell their number, or not the true one, it is read again.
+fn video(path: &Path, spec: &PictureSpec) -> Result<Vec<Frame>, String> {
+    let reader = open(path, Decoder::Auto)?;
+    let mut length = 0;
+    if let Some(told) = reader.info().num_frames.filter(|&told| told > 0) {
+        let (found, frames) = pick(reader, told, path, spec)?;
+        if !frames.is_empty() {
+            return Ok(frames);
+        }
+        length = found;
+    } else {
+        for frame in reader {
+            frame.map_err(|error| without_path(&error, path))?;
+            length += 1;
+        }
+    }
+    if length == 0 {
+        return Err("it holds no pictures".into());
+    }
+    let (_, frames) = pick(open(path, Decoder::Auto)?, length, path, spec)?;
+    Ok(frames)
+}
+
+/// The frames that are shown of a video of `length` frames; none where it ends before the last of
+/// them. And how many frames were seen.
+fn pick(
+    reader: VideoReader,
+    length: usize,
+    path: &Path,
+    spec: &PictureSpec,
+) -> Result<(usize, Vec<Frame>), String> {
+    let size = [reader.info().height, reader.info().width];
+    let indices = spec.indices(length);
+    let (mut picked, mut seen) = (HashMap::new(), 0);
+    for frame in reader {
+        let frame = frame.map_err(|error| without_path(&error, path))?;
+        if indices.contains(&seen) {
+            if frame.rgb.len() != 3 * size[0] * size[1] {
+                return Err(format!("frame {seen} is of another size than the video"));
+            }
+            picked.insert(seen, Frame::of(&frame.rgb, size, spec));
+        }
+        seen += 1;
+        if picked.len() == indices.len() {
+            // In the order of the positions, which need not be that of time.
+            return Ok((seen, indices.iter().filter_map(|index| picked.remove(index)).collect()));
+        }
+    }
+    Ok((seen, vec![]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frames of these greys.
+    fn frames(greys: [u8; 3], size: [usize; 2], spec: &PictureSpec) -> Vec<Frame> {
+        greys.map(|grey| Frame::of(&vec![grey; 3 * size[0] * size[1]], size, spec)).into()
+    }
+
+    fn decoded(jpeg: &[u8]) -> image::RgbImage {
+        image::load_from_memory(jpeg).unwrap().into_rgb8()
+    }
+
+    #[test]
+    fn frames_are_those_of_the_reference() {
+        let spec = PictureSpec::default();
+        for (length, indices) in
+            [(100, vec![20, 50, 80]), (16, vec![3, 8, 12]), (3, vec![0, 1, 2]), (1, vec![0])]
+        {
+            assert_eq!(spec.indices(length), indices);
+        }
+        let ends = PictureSpec { positions: vec![1.0, 0.0], ..spec };
+        assert_eq!(ends.indices(7), [6, 0]);
+        assert_eq!(PictureSpec { layout: Layout::First, ..ends }.indices(7), [6]);
+    }
+
+    #[test]
+    fn pictures_show_their_frames_in_the_size_asked_for() {
+        let spec = PictureSpec { max_side: 32, ..PictureSpec::default() };
+        let frames = || frames([40, 100, 160], [40, 80], &spec);
+        let pictures = Pictures::of(frames(), false, &spec).unwrap();
+        assert_eq!((pictures.jpegs.len(), pictures.view), (3, View::Frames(3)));
+        for (jpeg, grey) in pictures.jpegs.iter().zip([40u8, 100, 160]) {
+            let image = decoded(jpeg);
+            assert_eq!(image.dimensions(), (32, 16));
+            assert!(image.pixels().all(|pixel| pixel.0.iter().all(|v| v.abs_diff(grey) <= 3)));
+        }
+        let grid = PictureSpec { layout: Layout::Grid, ..spec.clone() };
+        let pictures = Pictures::of(frames(), false, &grid).unwrap();
+        assert_eq!(pictures.view, View::SideBySide(3));
+        let image = decoded(&pictures.jpegs[0]);
+        assert!(image.width() >= 96 && image.height() < 24, "{:?}", image.dimensions());
+        // The middle of each third.
+        for (third, grey) in [40u8, 100, 160].into_iter().enumerate() {
+            let x = image.width() * (2 * third as u32 + 1) / 6;
+            assert!(image.get_pixel(x, image.height() / 2).0[0].abs_diff(grey) <= 4);
+        }
+        let test = pictures.grey(90).unwrap();
+        assert_eq!(decoded(&test.jpegs[0]).dimensions(), image.dimensions());
+        assert!(pictures.data_urls().all(|url| url.starts_with("data:image/jpeg;base64,/9j/")));
+    }
+
+    #[test]
+    fn stills_are_read_and_other_files_are_no_clips() {
+        let folder = tempfile::tempdir().unwrap();
+        let jpg = folder.path().join("a.JPG");
+        std::fs::write(&jpg, encode(&[200; 3 * 8 * 8], [8, 8], 90).unwrap()).unwrap();
+        let spec = PictureSpec::default();
+        assert_eq!(Pictures::read(&jpg, &spec).unwrap().view, View::Still);
+        for name in ["none.mp4", "none.jpg", "none"] {
+            assert!(Pictures::read(&folder.path().join(name), &spec).is_err());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_shown_is_refused() {
+        let spec = PictureSpec::default();
+        spec.check().unwrap();
+        for (wrong, word) in [
+            (PictureSpec { positions: vec![], ..spec.clone() }, "positions"),
+            (PictureSpec { positions: vec![0.5, 20.0], ..spec.clone() }, "20"),
+            (PictureSpec { positions: vec![f64::NAN], ..spec.clone() }, "NaN"),
+            (PictureSpec { max_side: 0, ..spec.clone() }, "max side"),
+            (PictureSpec { quality: 0, ..spec.clone() }, "quality"),
+        ] {
+            let text = wrong.check().unwrap_err().to_string();
+            assert!(text.contains(word), "{text}");
+        }
+        assert_eq!(fitted([1080, 1920], 768), [432, 768]);
+        assert_eq!(fitted([1, 4000], 100), [1, 100]);
+    }
+}

@@ -1,0 +1,155 @@
+//! What a model is asked.
+
+use crate::PrepareError;
+use std::path::Path;
+
+/// Our own wording.
+const OWN: &str = include_str!("prompt.txt");
+/// Replaced by a phrase that says what the model is given, such as `3 frames of one video ...`.
+const FRAMES: &str = "frames";
+/// Replaced by the number of frames.
+const NUM_FRAMES: &str = "num_frames";
+/// Bytes of a prompt, at most: far above any.
+const MAX_BYTES: usize = 64 << 10;
+
+/// A text with the placeholders `{frames}`, a phrase that says what the model is given, and
+/// `{num_frames}`, the number of frames.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt(String);
+
+/// What a model is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum View {
+    /// So many frames of a video, a picture each.
+    Frames(usize),
+    /// So many frames of a video, side by side in one picture.
+    SideBySide(usize),
+    /// A picture that is no video's.
+    Still,
+}
+
+impl View {
+    /// Frames there are.
+    fn count(self) -> usize {
+        match self {
+            Self::Frames(count) | Self::SideBySide(count) => count,
+            Self::Still => 1,
+        }
+    }
+
+    /// In words, as the object of a sentence.
+    fn phrase(self) -> String {
+        match self {
+            Self::Still => "a picture".into(),
+            Self::Frames(1) | Self::SideBySide(1) => "a frame of a video".into(),
+            Self::Frames(count) => {
+                format!("{count} frames of one video, in the order of time, each as a picture")
+            }
+            Self::SideBySide(count) => format!(
+                "a picture of {count} frames of one video, side by side in the order of time, from \
+                 left to right"
+            ),
+        }
+    }
+}
+
+impl Default for Prompt {
+    fn default() -> Self {
+        Self(OWN.trim().into())
+    }
+}
+
+impl Prompt {
+    /// From a text.
+    ///
+    /// # Errors
+    /// Where it is empty or longer than 64 KiB, or has a placeholder that does not exist.
+    pub fn new(text: &str) -> Result<Self, PrepareError> {
+        let text = text.trim();
+        let fail =
+            |found: String, expected| PrepareError::Spec { field: "prompt", found, expected };
+        if text.is_empty() || text.len() > MAX_BYTES {
+            return Err(fail(format!("{} bytes", text.len()), "1 to 65536 bytes of text"));
+        }
+        match pieces(text).find(|piece| matches!(piece, Piece::Name(name) if !is_known(name))) {
+            Some(Piece::Name(name)) => {
+                Err(fail(format!("{{{name}}}"), "no placeholders but {frames} and {num_frames}"))
+            }
+            _ => Ok(Self(text.into())),
+        }
+    }
+
+    /// From a file.
+    ///
+    /// # Errors
+    /// Where it cannot be read, and as [`Prompt::new`].
+    pub fn read(path: &Path) -> Result<Self, PrepareError> {
+        let io = |source| PrepareError::Io { path: path.into(), source };
+        Self::new(&std::fs::read_to_string(path).map_err(io)?)
+    }
+
+    /// The text with its placeholders as they are.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
+    /// The text for what is given.
+    pub(crate) fn fill(&self, view: View) -> String {
+        let fill = |piece| match piece {
+            Piece::Text(text) => text.to_string(),
+            Piece::Name(FRAMES) => view.phrase(),
+            Piece::Name(_) => view.count().to_string(),
+        };
+        pieces(&self.0).map(fill).collect()
+    }
+}
+
+fn is_known(name: &str) -> bool {
+    [FRAMES, NUM_FRAMES].contains(&name)
+}
+
+/// A part of a prompt.
+enum Piece<'a> {
+    Text(&'a str),
+    /// What stands between braces.
+    Name(&'a str),
+}
+
+/// The parts of a prompt. Braces around anything but one lowercase word, as in JSON, are text.
+fn pieces(text: &str) -> impl Iterator<Item = Piece<'_>> {
+    let is_word =
+        |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    text.split_inclusive('}')
+        .flat_map(move |part| {
+            let named = part.strip_suffix('}').and_then(|part| part.rsplit_once('{'));
+            match named.filter(|(_, name)| is_word(name)) {
+                Some((before, name)) => [Some(Piece::Text(before)), Some(Piece::Name(name))],
+                None => [Some(Piece::Text(part)), None],
+            }
+        })
+        .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placeholders_are_filled_and_unknown_ones_refused() {
+        let prompt = Prompt::new(" See {frames}; {num_frames}! {\"as\": {json}}{}").unwrap_err();
+        assert!(prompt.to_string().contains("{json}"), "{prompt}");
+        let prompt = Prompt::new(" See {frames} ({num_frames}). {\"a\": 1} {B} {} }{").unwrap();
+        assert_eq!(prompt.fill(View::Still), "See a picture (1). {\"a\": 1} {B} {} }{",);
+        assert!(prompt.fill(View::Frames(3)).starts_with("See 3 frames of one video"));
+        assert!(prompt.fill(View::SideBySide(3)).contains("side by side"));
+        assert!(prompt.fill(View::SideBySide(1)).starts_with("See a frame of a video (1)"));
+        assert!(Prompt::new("  \n").is_err());
+    }
+
+    #[test]
+    fn our_own_prompt_is_one() {
+        let own = Prompt::default();
+        assert_eq!(Prompt::new(OWN).unwrap(), own);
+        assert!(own.fill(View::Frames(3)).starts_with("You see 3 frames of one video"));
+    }
+}
