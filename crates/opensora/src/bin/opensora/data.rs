@@ -2,7 +2,8 @@
 
 use crate::{
     data_caption, data_clean, data_download, data_encode, data_filter, data_merge, data_preview,
-    data_run, data_scan, data_split, data_split_manifest, data_stats, progress::Progress,
+    data_run, data_scan, data_shots, data_split, data_split_manifest, data_stats,
+    progress::Progress,
 };
 use opensora::data::demo::{DemoSpec, write_dataset};
 use serde_json::json;
