@@ -1,6 +1,6 @@
 //! Manifests merged and split. Rows keep their order, and nothing is lost without a word.
 //!
-//! Source: hpcaitech/Open-Sora v1.0.0, `tools/datasets/csvutil.py` (several inputs, `--shard`).
+//! Source: hpcaitech/Open-Sora, `tools/datasets/csvutil.py` as it became after 1.0.0 (several inputs, `--shard`).
 //! Deviations: files that come twice are found, and shares go by hashes of names.
 
 mod shares;

@@ -119,7 +119,7 @@ impl CaptionSpec {
 
     /// What a journal's records depend on. The address of the server and its key are no part of it:
     /// the same model may answer elsewhere.
-    fn settings(&self, options: &Options) -> Value {
+    pub(crate) fn settings(&self, options: &Options) -> Value {
         json!({
             "step": "caption",
             "model": self.model,

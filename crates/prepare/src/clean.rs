@@ -3,7 +3,7 @@
 //!
 //! Every change is counted. Rows that are dropped are listed beside the output with the reason.
 //!
-//! Source: hpcaitech/Open-Sora v1.0.0, `tools/datasets/csvutil.py` (`--remove-caption-prefix`,
+//! Source: hpcaitech/Open-Sora, `tools/datasets/csvutil.py` as it became after 1.0.0 (`--remove-caption-prefix`,
 //! `--remove-empty-caption`, `--relength`, `--ext`, `--relpath`, `--abspath`).
 
 pub mod caption;

@@ -1,5 +1,6 @@
 //! What can go wrong between a raw video and a training set; one line each.
 
+use crate::filter::FilterError;
 use std::path::PathBuf;
 
 /// Why a step could not do its work. What is wrong with single rows is no error: a step lists them
@@ -37,6 +38,9 @@ pub enum PrepareError {
     /// A table that cannot be read or written.
     #[error(transparent)]
     Manifest(#[from] opensora_manifest::ManifestError),
+    /// What clips cannot be filtered by.
+    #[error(transparent)]
+    Filter(#[from] Box<FilterError>),
     /// A setting that cannot be.
     #[error("{field} = {found}: expected {expected}")]
     Spec {

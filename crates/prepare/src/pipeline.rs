@@ -10,6 +10,7 @@
 //! others: the part's rows are those of the first table there is.
 
 pub mod config;
+pub mod sections;
 pub mod stages;
 
 use crate::{

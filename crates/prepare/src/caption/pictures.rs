@@ -30,11 +30,12 @@ const STILLS: [&str; 3] = ["jpg", "jpeg", "png"];
 const MAX_POSITIONS: usize = 64;
 
 /// How the frames of a clip are handed over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Layout {
     /// A picture each. Not every server takes several: vLLM wants to be started for it
     /// (`--limit-mm-per-prompt`).
+    #[default]
     Multi,
     /// One picture, with the frames side by side.
     Grid,

@@ -1,21 +1,22 @@
 //! Captions that speak of what is seen, and not of the video.
 //!
-//! Source: hpcaitech/Open-Sora v1.0.0, `tools/datasets/csvutil.py`, `remove_caption_prefix`.
+//! Source: hpcaitech/Open-Sora, `tools/datasets/csvutil.py` as it became after 1.0.0, `remove_caption_prefix`.
 //! Deviations: openings are found in any case and whole words only, "In this video," may be followed
 //! by another one, and a caption that ends with its opening becomes empty instead of an error.
 
 use crate::PrepareError;
+use serde::Serialize;
 use std::path::Path;
 
 /// Openings that are dropped, unless others are given.
 const BUILT_IN: &str = include_str!("openings.txt");
 
 /// How captions begin that speak of the video.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Openings(Vec<Vec<Token>>);
 
 /// A part of an opening.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 enum Token {
     /// One of these words, in lower case.
     Word(Vec<String>),

@@ -1,9 +1,10 @@
 //! Limits of a column's values.
 
 use super::FilterError;
+use serde::Serialize;
 
 /// The values of a column that a row may have; both ends belong to them.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Bound {
     column: String,
     min: Option<f64>,

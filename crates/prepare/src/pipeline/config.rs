@@ -8,10 +8,21 @@
 //! [split]                # what is not named has its default
 //! fps = 24
 //! shorter_side = 256
+//!
+//! [filter]
+//! duplicates = true
+//! min = { num_frames = 16, motion = 0.002 }
+//!
+//! [caption]
+//! endpoint = "http://localhost:8000"
+//! model = "llava"
+//!
+//! [clean]
 //! ```
 
 use super::{
     Stage,
+    sections::{CaptionSection, CleanSection, FilterSection},
     stages::{Scan, Split},
 };
 use crate::{PrepareError, split};
@@ -34,6 +45,15 @@ pub struct Config {
     pub workers: usize,
     /// Videos are cut into clips.
     pub split: Option<split::Settings>,
+    /// Clips are measured, and left out where they are out of bounds.
+    pub filter: Option<FilterSection>,
+    /// Clips are captioned.
+    pub caption: Option<CaptionSection>,
+    /// Captions and rows are put in order.
+    pub clean: Option<CleanSection>,
+    /// The file's folder.
+    #[serde(skip)]
+    folder: PathBuf,
 }
 
 fn one() -> usize {
@@ -53,15 +73,19 @@ impl Config {
             let reason = format!("line {}: {}", place + 1, error.message().replace('\n', " "));
             PrepareError::Config { path: path.into(), reason }
         })?;
-        let folder = path.parent().unwrap_or(Path::new(""));
+        let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
         for path in [&mut config.input, &mut config.work, &mut config.out] {
             *path = folder.join(&*path);
         }
+        config.folder = folder;
         Ok(config)
     }
 
     /// The steps in their order.
-    pub fn stages(&self, retry_failed: bool) -> Vec<Box<dyn Stage>> {
+    ///
+    /// # Errors
+    /// Where a section says what cannot be, or a file that it names cannot be read.
+    pub fn stages(&self, retry_failed: bool) -> Result<Vec<Box<dyn Stage>>, PrepareError> {
         let workers = self.workers;
         let mut stages: Vec<Box<dyn Stage>> = Vec::new();
         if self.input.is_dir() {
@@ -70,7 +94,16 @@ impl Config {
         if let Some(settings) = self.split.clone() {
             stages.push(Box::new(Split { settings, workers, retry_failed }));
         }
-        stages
+        if let Some(section) = &self.filter {
+            stages.push(Box::new(section.stage(workers, retry_failed)?));
+        }
+        if let Some(section) = &self.caption {
+            stages.push(Box::new(section.stage(&self.folder, retry_failed)?));
+        }
+        if let Some(section) = &self.clean {
+            stages.push(Box::new(section.stage(&self.folder, workers, retry_failed)?));
+        }
+        Ok(stages)
     }
 }
 
@@ -94,10 +127,18 @@ mod tests {
         assert_eq!(config.out, Path::new("/else/clips.csv"));
         let split = config.split.as_ref().unwrap();
         assert_eq!((split.fps, split.shorter_side), (Rate::Fixed(24.0), 512));
-        let stages = config.stages(false);
+        let stages = config.stages(false).unwrap();
         assert_eq!(stages.iter().map(|stage| stage.name()).collect::<Vec<_>>(), ["scan", "split"]);
         let other = Config { input: "clips.csv".into(), ..config };
-        assert_eq!(other.stages(false).len(), 1);
+        assert_eq!(other.stages(false).unwrap().len(), 1);
+        let all = "[clean]\n[caption]\nendpoint = 'http://localhost:1'\nmodel = 'm'\nframes = 'grid'\n\
+                   [filter]\nmin = { motion = 0.1 }\nmax = { motion = 0.5, fps = 60 }\n";
+        let stages = read(&format!("{head}{all}")).unwrap().stages(false).unwrap();
+        let names: Vec<&str> = stages.iter().map(|stage| stage.name()).collect();
+        assert_eq!(names, ["scan", "filter", "caption", "clean"]);
+        let upside_down = read(&format!("{head}[filter]\nmin.fps = 9\nmax.fps = 8\n")).unwrap();
+        let error = upside_down.stages(false).err().unwrap().to_string();
+        assert!(error.contains("fps: from 9 to 8"), "{error}");
         for (text, word) in [("[splt]", "splt"), ("[split]\nfps = 0", "0.01"), ("wrk = 1", "wrk")] {
             let error = read(&format!("{head}{text}\n")).unwrap_err().to_string();
             assert!(error.contains("pipeline.toml") && error.contains(word), "{error}");

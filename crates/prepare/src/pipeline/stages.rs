@@ -4,6 +4,9 @@ use super::Stage;
 use crate::{
     PrepareError,
     assemble::Summary,
+    caption::{self, CaptionSpec, Endpoint, Options},
+    clean,
+    filter::{self, Bound, Duplicates},
     scan::{self, Found},
     split,
     step::{Shard, Watch},
@@ -83,5 +86,123 @@ impl Stage for Split {
             ..split::Job::new(output)
         };
         split::split(&Table::read(input)?, &self.settings, &job, watch)
+    }
+}
+
+/// Clips measured, and those out of bounds left out: [`filter::run`].
+#[derive(Debug, Clone)]
+pub struct Filter {
+    /// What rows are judged by.
+    pub bounds: Vec<Bound>,
+    /// Whether and how near-duplicates go.
+    pub duplicates: Option<Duplicates>,
+    /// Files measured at once.
+    pub workers: usize,
+    /// Whether files that could not be read are tried again.
+    pub retry_failed: bool,
+}
+
+impl Stage for Filter {
+    fn name(&self) -> &str {
+        "filter"
+    }
+
+    fn settings(&self) -> Value {
+        let distance = self.duplicates.map(|duplicates| duplicates.max_distance);
+        json!({ "bounds": self.bounds, "duplicates": distance })
+    }
+
+    fn run(
+        &self,
+        input: &Path,
+        output: &Path,
+        watch: &mut dyn Watch,
+    ) -> Result<Summary, PrepareError> {
+        let job = filter::Job {
+            bounds: self.bounds.clone(),
+            duplicates: self.duplicates,
+            workers: self.workers,
+            retry_failed: self.retry_failed,
+            ..filter::Job::new(output)
+        };
+        let report = filter::run(&Table::read(input)?, &job, watch).map_err(Box::new)?;
+        // What was dropped was judged, and is listed apart.
+        Ok(Summary { input: report.rows, output: report.kept, failed: report.failed })
+    }
+}
+
+/// Clips described: [`caption::caption`].
+#[derive(Debug)]
+pub struct Caption {
+    /// What captions depend on.
+    pub spec: CaptionSpec,
+    /// Who answers.
+    pub endpoint: Endpoint,
+    /// Clips worked on at once.
+    pub workers: usize,
+    /// Whether clips that got no caption are tried again.
+    pub retry_failed: bool,
+}
+
+impl Stage for Caption {
+    fn name(&self) -> &str {
+        "caption"
+    }
+
+    fn settings(&self) -> Value {
+        self.spec.settings(&self.options())
+    }
+
+    fn run(
+        &self,
+        input: &Path,
+        output: &Path,
+        watch: &mut dyn Watch,
+    ) -> Result<Summary, PrepareError> {
+        let input = Table::read(input)?;
+        let (options, endpoint) = (self.options(), &self.endpoint);
+        let done = caption::caption(&input, output, &self.spec, endpoint, &options, watch)?;
+        done.tables.write(output)?;
+        Ok(done.summary())
+    }
+}
+
+impl Caption {
+    fn options(&self) -> Options {
+        let (workers, retry_failed) = (self.workers, self.retry_failed);
+        Options { workers, retry_failed, ..Options::default() }
+    }
+}
+
+/// Captions and rows put in order: [`clean::clean`].
+#[derive(Debug, Clone)]
+pub struct Clean {
+    /// What is cleaned.
+    pub settings: clean::Settings,
+    /// Files that are read at once.
+    pub workers: usize,
+    /// Whether files that could not be read are tried again.
+    pub retry_failed: bool,
+}
+
+impl Stage for Clean {
+    fn name(&self) -> &str {
+        "clean"
+    }
+
+    fn settings(&self) -> Value {
+        json!({ "openings": self.settings.openings, "relength": self.settings.relength })
+    }
+
+    fn run(
+        &self,
+        input: &Path,
+        output: &Path,
+        watch: &mut dyn Watch,
+    ) -> Result<Summary, PrepareError> {
+        let (workers, retry_failed) = (self.workers, self.retry_failed);
+        let job = clean::Job { out: output, workers, retry_failed };
+        let counts = clean::clean(&Table::read(input)?, &self.settings, &job, watch)?;
+        Ok(Summary { input: counts.rows, output: counts.written, failed: counts.listed })
     }
 }

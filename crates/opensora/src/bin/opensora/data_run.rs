@@ -32,7 +32,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::read(&args.config).context("--config")?;
-    let stages = config.stages(args.retry_failed);
+    let stages = config.stages(args.retry_failed).context("--config")?;
     let stages: Vec<&dyn Stage> = stages.iter().map(AsRef::as_ref).collect();
     let job = Job {
         input: config.input,
