@@ -2,11 +2,11 @@
 
 use crate::{
     ClipSpec, DataError, Draw, Manifest, Row,
-    media::Media,
     transform::{self, ResizeCrop},
     window,
 };
 use burn::data::dataset::Dataset;
+use opensora_video::media::Media;
 
 /// Something that has rows and gives each anew in every epoch: a folder of clips, a cache of
 /// latents, a generated world.

@@ -1,5 +1,6 @@
 //! What can go wrong between a manifest and a batch; one line each.
 
+use opensora_manifest::ManifestError;
 use std::path::PathBuf;
 
 /// Why training data could not be read or written.
@@ -17,24 +18,9 @@ pub enum DataError {
         /// Its reason.
         source: std::io::Error,
     },
-    /// A manifest as a whole is not of the format.
-    #[error("{}: {reason}", path.display())]
-    Manifest {
-        /// The manifest.
-        path: PathBuf,
-        /// What was found and what was expected.
-        reason: String,
-    },
-    /// A row of a manifest is not of the format.
-    #[error("{}: row {}: {reason}", path.display(), row + 1)]
-    ManifestRow {
-        /// The manifest.
-        path: PathBuf,
-        /// The row.
-        row: usize,
-        /// What was found and what was expected.
-        reason: String,
-    },
+    /// A manifest, or a list beside it, cannot be read or written.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
     /// A row's image or video cannot be used.
     #[error("row {}: {}: {reason}", row + 1, path.display())]
     Row {

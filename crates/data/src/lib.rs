@@ -1,9 +1,7 @@
-//! Captioned clips for training.
+//! Captioned clips for training, from a [`Manifest`] to batches.
 //!
 //! | module | thought |
 //! |---|---|
-//! | [`manifest`] | the list of clips and captions |
-//! | [`media`] | images and videos by their endings |
 //! | [`window`] | which frames become a clip, and whether they are mirrored |
 //! | [`transform`] | pixels resized, cut about their centre, in [-1, 1] |
 //! | [`dataset`] | rows read as clips |
@@ -18,13 +16,11 @@ pub mod demo;
 pub mod encode;
 mod error;
 pub mod loader;
-pub mod manifest;
-pub mod media;
 pub mod order;
 pub mod transform;
 pub mod window;
 
 pub use dataset::{ClipDataset, ClipSample, Source};
 pub use error::DataError;
-pub use manifest::{Manifest, Row};
+pub use opensora_manifest::{Manifest, Row};
 pub use window::{ClipSpec, Draw};

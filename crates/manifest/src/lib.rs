@@ -2,10 +2,20 @@
 //!
 //! | module | thought |
 //! |---|---|
-//! | [`table`] | rows of named columns, and their files |
+//! | [`table`] | rows of named columns |
+//! | [`rows`] | what training takes of them: path, caption, number of frames |
+//!
+//! Files are CSV, or Parquet where the crate's feature `parquet` is on.
 
+mod csv_file;
 mod error;
+mod header;
+#[cfg(feature = "parquet")]
+mod parquet_file;
+pub mod rows;
+mod stored;
 pub mod table;
 
 pub use error::ManifestError;
+pub use rows::{Manifest, Row};
 pub use table::Table;

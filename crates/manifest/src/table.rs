@@ -1,17 +1,27 @@
-//! Rows of named columns, and their files.
+//! Rows of named columns.
 //!
-//! A table is a CSV file in UTF-8. A first row is a header where one of its fields is `path` or
-//! `url`; without a header the columns are `path`, `text` and, where there is a third,
-//! `num_frames`. Columns that nobody asks for are kept, so that each step of a preparation can add
-//! its own. In memory, relative paths are resolved from the table's folder; on the disk, files
-//! below that folder are named relative to it, so that the folder can be moved.
+//! A table is a CSV file in UTF-8, or a Parquet file where its ending is `.parquet` or `.pq` and the
+//! crate was built with the feature `parquet`. A first row of a CSV file is a header where one of
+//! its fields is `path` or `url`; without a header the columns are `path`, `text` and, where a row
+//! has a third field, `num_frames`. Columns that nobody asks for are kept, so that each step of a
+//! preparation can add its own. In memory, relative paths are resolved from the table's folder; on
+//! the disk, files below that folder are named relative to it, so that the folder can be moved.
+//!
+//! In Parquet, columns of text, numbers and truth values are read, each as text; gaps and
+//! not-a-numbers are empty fields. Written, `path`, `text` and `url` are text, and so are all other
+//! columns but those whose fields are numbers wherever they are not empty: 64-bit integers or
+//! floating point, empty fields gaps. Read again, such a table is the same but for zeros at the end
+//! of a fraction, and numbers that would lose more than those (`007`, `1e5`) stay text.
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/datasets/datasets.py`, `DatasetFromCSV`, and the
 //! tools of later versions, whose manifests have headers. Deviation: there, relative paths start
 //! from the working directory.
 
-use crate::ManifestError;
-use opensora_files::write_atomically;
+use crate::{
+    ManifestError,
+    csv_file::Rows,
+    stored::{self, Stored},
+};
 use std::path::{Path, PathBuf};
 
 /// The column that names the image or video.
@@ -77,7 +87,9 @@ impl Table {
     /// Sets a field; the column is added where there is none.
     ///
     /// # Panics
-    /// Where there is no such row.
+    /// Where there is no such row, as when a slice is indexed; rows are counted by the program and
+    /// never by what it reads.
+    #[track_caller]
     pub fn set(&mut self, row: usize, column: &str, value: impl Into<String>) {
         let at = self.ensure(column);
         self.rows[row][at] = value.into();
@@ -121,128 +133,66 @@ impl Table {
         true
     }
 
-    /// Reads a table; files that it names are not looked at. Rows that are shorter than the header
-    /// are an error, empty tables are none.
+    /// All rows, each with its fields in the order of the columns.
+    pub fn rows(&self) -> &[Vec<String>] {
+        &self.rows
+    }
+
+    /// For the crate's readers, who see to it that rows are as long as the header.
+    pub(crate) fn rows_mut(&mut self) -> &mut Vec<Vec<String>> {
+        &mut self.rows
+    }
+
+    /// Reads a table whose relative paths start from its folder; files that it names are not looked
+    /// at. Rows of another length than the header are an error, empty tables are none. Memory is
+    /// what the table takes.
     ///
     /// # Errors
-    /// Where it cannot be read, is no CSV in UTF-8, names a column twice, or a row has another
-    /// number of fields than the header.
+    /// Where it cannot be read, is no CSV in UTF-8 or no Parquet of simple columns, names a column
+    /// twice, has a row of another number of fields than the header, or lies in a folder whose name
+    /// is no UTF-8 and has relative paths.
     pub fn read(path: &Path) -> Result<Self, ManifestError> {
-        let io = |source| ManifestError::Io { path: path.into(), source };
-        let whole = |reason: String| ManifestError::Whole { path: path.into(), reason };
-        let mut text = std::fs::read(path).map_err(io)?;
-        if text.starts_with(b"\xef\xbb\xbf") {
-            text.drain(..3);
-        }
-        let mut reader = csv::ReaderBuilder::new()
-            .has_headers(false)
-            .flexible(true)
-            .from_reader(text.as_slice());
-        let mut table = Self::default();
-        for (index, record) in reader.records().enumerate() {
-            let header = usize::from(index > 0 && table.rows.len() < index);
-            let fail =
-                |reason| ManifestError::Row { path: path.into(), row: index - header, reason };
-            let record = record.map_err(|error| fail(words(&error)))?;
-            if index == 0 {
-                table.columns = columns(&record).map_err(whole)?;
-                if is_header(&record) {
-                    continue;
-                }
-            }
-            if record.len() != table.columns.len() {
-                let (found, expected) = (record.len(), table.columns.len());
-                return Err(fail(format!("it has {found} fields, expected {expected}")));
-            }
-            table.rows.push(record.iter().map(str::to_string).collect());
-        }
-        table.resolve(path.parent().unwrap_or(Path::new("")));
+        Self::read_with_root(path, stored::folder_of(path))
+    }
+
+    /// Reads a table whose relative paths start from `root`.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_with_root(path: &Path, root: &Path) -> Result<Self, ManifestError> {
+        let mut table = stored::read(path, Rows::Even)?;
+        stored::resolve(&mut table, root, path)?;
         Ok(table)
     }
 
-    /// Makes relative paths start from `folder`.
-    fn resolve(&mut self, folder: &Path) {
-        let Some(at) = self.column(PATH) else { return };
-        for path in self.rows.iter_mut().map(|row| &mut row[at]).filter(|path| !path.is_empty()) {
-            *path = folder.join(&*path).to_string_lossy().into_owned();
-        }
-    }
-
-    /// Writes the table with a header: whole, or not at all.
+    /// Writes the table with a header: whole, or not at all. Files below its folder are named
+    /// relative to that, others by their absolute path.
     ///
     /// # Errors
-    /// Where it cannot be written.
+    /// Where it cannot be written, has neither a column `path` nor `url`, or a path that is made
+    /// absolute is no UTF-8.
     pub fn write(&self, path: &Path) -> Result<(), ManifestError> {
+        self.write_with_root(path, Some(stored::folder_of(path)))
+    }
+
+    /// Writes the table; files below `root` are named relative to that, others by their absolute
+    /// path. Without a root, all are. Who reads it must know the root, unless it is the table's
+    /// folder.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_with_root(&self, path: &Path, root: Option<&Path>) -> Result<(), ManifestError> {
+        stored::write(&Stored::new(self, root, path)?, path)
+    }
+
+    /// A path in the words in which a table in the folder of `file` names it.
+    ///
+    /// # Errors
+    /// Where the working directory is needed and unknown.
+    pub fn name_in(file: &Path, path: &Path) -> Result<PathBuf, ManifestError> {
         let io = |source| ManifestError::Io { path: path.into(), source };
-        let whole = |reason: String| ManifestError::Whole { path: path.into(), reason };
-        let absolute = std::path::absolute(path).map_err(io)?;
-        let folder = absolute.parent().unwrap_or(Path::new(""));
-        let at = self.column(PATH);
-        let mut writer = csv::Writer::from_writer(Vec::new());
-        writer.write_record(&self.columns).map_err(|error| whole(words(&error)))?;
-        for row in &self.rows {
-            let mut row = row.clone();
-            if let Some(file) = at.map(|at| &mut row[at]).filter(|file| !file.is_empty()) {
-                *file = relative(file, folder).map_err(io)?;
-            }
-            writer.write_record(&row).map_err(|error| whole(words(&error)))?;
-        }
-        let bytes = writer.into_inner().map_err(|error| whole(error.to_string()))?;
-        write_atomically(path, |temporary| std::fs::write(temporary, &bytes)).map_err(io)
-    }
-}
-
-/// A path from `folder` where it lies below that, else the absolute one.
-fn relative(file: &str, folder: &Path) -> std::io::Result<String> {
-    let file: PathBuf = std::path::absolute(file)?;
-    Ok(file.strip_prefix(folder).unwrap_or(&file).to_string_lossy().into_owned())
-}
-
-/// Whether a first record is a header.
-fn is_header(record: &csv::StringRecord) -> bool {
-    record.iter().any(|field| {
-        let field = field.trim();
-        field.eq_ignore_ascii_case(PATH) || field.eq_ignore_ascii_case(URL)
-    })
-}
-
-/// The columns that a first record stands for.
-fn columns(record: &csv::StringRecord) -> Result<Vec<String>, String> {
-    if !is_header(record) {
-        return match record.len() {
-            count @ 1..=3 => {
-                Ok([PATH, TEXT, NUM_FRAMES].into_iter().take(count).map(String::from).collect())
-            }
-            count => {
-                Err(format!("it has no header (a column `path` or `url`) and {count} columns"))
-            }
-        };
-    }
-    let mut columns = Vec::<String>::new();
-    for field in record {
-        // The names that readers of these tables know are spelled in one way.
-        let field = field.trim();
-        let name = match field.to_ascii_lowercase().as_str() {
-            "caption" if !record.iter().any(|other| other.trim() == TEXT) => TEXT.into(),
-            "frames" if !record.iter().any(|other| other.trim() == NUM_FRAMES) => NUM_FRAMES.into(),
-            known @ (PATH | TEXT | NUM_FRAMES | URL) => known.into(),
-            _ => field.to_string(),
-        };
-        if columns.contains(&name) {
-            return Err(format!("its header names the column {name} twice"));
-        }
-        columns.push(name);
-    }
-    Ok(columns)
-}
-
-/// An error's words on one line.
-fn words(error: &csv::Error) -> String {
-    match error.kind() {
-        csv::ErrorKind::Utf8 { err, .. } => {
-            format!("field {} is no UTF-8", err.field() + 1)
-        }
-        _ => error.to_string().replace(['\n', '\r'], " "),
+        let folder = stored::absolute_folder(stored::folder_of(file)).map_err(io)?;
+        stored::relative(path, Some(&folder)).map_err(io)
     }
 }
 
@@ -299,6 +249,82 @@ mod tests {
         ] {
             let text = read(bytes).1.unwrap_err().to_string();
             assert!(text.contains("clips.csv") && text.contains(words), "{text}");
+        }
+    }
+
+    #[test]
+    fn without_header_the_number_of_frames_may_be_missing() {
+        for bytes in [&b"a.mp4,fog,\nb.mp4,sea\n"[..], b"a.mp4,fog\nb.mp4,sea,\n"] {
+            let table = read(bytes).1.unwrap();
+            assert_eq!(table.columns(), [PATH, TEXT, NUM_FRAMES]);
+            assert!(table.rows().iter().all(|row| row.len() == 3));
+        }
+        let frames = read(b"a.mp4,fog\nb.mp4,sea,7\nc.mp4,\n").1.unwrap();
+        let frames: Vec<_> = (0..3).map(|row| frames.get(row, NUM_FRAMES).unwrap()).collect();
+        assert_eq!(frames, ["", "7", ""]);
+        // With a header, a field too few or too many is a comma that should have been quoted.
+        assert!(read(b"path,text,num_frames\na.mp4,fog\n").1.is_err());
+        assert!(read(b"path,text\na.mp4,fog, cold\n").1.is_err());
+    }
+
+    #[test]
+    fn files_are_named_from_the_folder_another_one_or_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = folder.path().join("set/a.mp4");
+        let mut table = Table::new([PATH]);
+        table.push([(PATH, inside.to_str().unwrap().into())]);
+        table.push([(PATH, "/else/b.mp4".into())]);
+        let out = folder.path().join("out.csv");
+        let written = |root: Option<&Path>| {
+            table.write_with_root(&out, root).unwrap();
+            std::fs::read_to_string(&out).unwrap()
+        };
+        let absolute = format!("path\n{}\n/else/b.mp4\n", inside.display());
+        assert_eq!(written(None), absolute);
+        assert_eq!(written(Some(Path::new("/nowhere"))), absolute);
+        assert_eq!(written(Some(&folder.path().join("set"))), "path\na.mp4\n/else/b.mp4\n");
+        let again = Table::read_with_root(&out, &folder.path().join("set")).unwrap();
+        assert_eq!(again, table);
+        assert_eq!(Table::name_in(&out, &inside).unwrap(), Path::new("set/a.mp4"));
+    }
+
+    #[test]
+    fn tables_that_could_not_be_read_again_are_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out.csv");
+        let refused = Table::new(["score"]).write(&out).unwrap_err().to_string();
+        assert!(refused.contains("columns would be score, expected"), "{refused}");
+        assert!(Table::default().write(&out).is_err() && !out.exists());
+        Table::new(["url"]).write(&out).unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn folders_whose_names_are_no_text() {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = tempfile::tempdir().unwrap();
+        let strange = folder.path().join(std::ffi::OsStr::from_bytes(b"\xff"));
+        std::fs::create_dir(&strange).unwrap();
+        let path = strange.join("clips.csv");
+        std::fs::write(&path, "path,text\n/a.mp4,fog\nb.mp4,sea\n").unwrap();
+        let wrong = Table::read(&path).unwrap_err().to_string();
+        assert!(wrong.contains("row 2: the path") && wrong.contains("no UTF-8"), "{wrong}");
+        let elsewhere = Table::read_with_root(&path, Path::new("/b")).unwrap();
+        assert_eq!(elsewhere.get(1, PATH), Some("/b/b.mp4"));
+        // Rows for training hold paths and not text.
+        let rows = crate::Manifest::read(&path).unwrap().rows;
+        assert_eq!(rows[1].path, strange.join("b.mp4"));
+        crate::Manifest { rows }.write(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text, "path,text,num_frames\n/a.mp4,fog,\nb.mp4,sea,\n");
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    #[test]
+    fn parquet_needs_its_feature() {
+        let path = Path::new("clips.PARQUET");
+        for wrong in [Table::read(path).unwrap_err(), Table::new([PATH]).write(path).unwrap_err()] {
+            assert!(wrong.to_string().contains("cargo feature `parquet`"), "{wrong}");
         }
     }
 

@@ -41,7 +41,7 @@ fn data_demo_writes_what_training_reads() {
     for (key, frames) in [("clips_csv", 16), ("stills_csv", 1)] {
         let manifest = folder.path().join(line[key].as_str().unwrap());
         for row in Manifest::read(&manifest).unwrap().rows {
-            let media = opensora::data::media::Media::read(&row.path).unwrap();
+            let media = opensora::video::media::Media::read(&row.path).unwrap();
             assert_eq!((media.frames().len(), row.num_frames), (frames, Some(frames)));
         }
     }

@@ -129,6 +129,19 @@ pub struct Tables {
     pub failed: Table,
 }
 
+/// Writes the list of rows that the step which writes `out` could not use. Without such rows there
+/// is none.
+pub(crate) fn write_list(failed: &Table, out: &Path) -> Result<(), PrepareError> {
+    let path = failed_path(out);
+    if !failed.is_empty() {
+        failed.write(&path)?;
+    } else if path.exists() {
+        let io = |source| PrepareError::Io { path: path.clone(), source };
+        std::fs::remove_file(&path).map_err(io)?;
+    }
+    Ok(())
+}
+
 /// A step in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Summary {
@@ -182,13 +195,7 @@ impl Tables {
     /// # Errors
     /// Where one cannot be written.
     pub fn write(&self, out: &Path) -> Result<(), PrepareError> {
-        let failed = failed_path(out);
-        if !self.failed.is_empty() {
-            self.failed.write(&failed)?;
-        } else if failed.exists() {
-            let io = |source| PrepareError::Io { path: failed.clone(), source };
-            std::fs::remove_file(&failed).map_err(io)?;
-        }
+        write_list(&self.failed, out)?;
         Ok(self.output.write(out)?)
     }
 

@@ -15,6 +15,9 @@ pub enum PrepareError {
         /// Its reason.
         source: std::io::Error,
     },
+    /// A chart or a sheet that cannot be drawn or written.
+    #[error(transparent)]
+    Chart(#[from] opensora_chart::ChartError),
     /// A journal of another run, or a damaged one.
     #[error("{}: {reason}", path.display())]
     Journal {
@@ -56,6 +59,18 @@ pub enum PrepareError {
         found: (usize, usize),
         /// Those of the first frame.
         expected: (usize, usize),
+    },
+    /// Tables that name the same file more than once.
+    #[error("{key}: {first} and {second} are both of it, and {count} rows in all come again")]
+    Again {
+        /// The first file, or the first address where there are no files.
+        key: String,
+        /// Where it stands first.
+        first: String,
+        /// Where it stands again.
+        second: String,
+        /// Rows of something that was there before.
+        count: usize,
     },
     /// Two rows that a step could not tell apart.
     #[error("rows {} and {} are both {key}", first + 1, second + 1)]

@@ -43,7 +43,6 @@ mod measure;
 mod onnx;
 mod report;
 pub mod score;
-mod source;
 mod thinned;
 
 pub use bound::Bound;

@@ -16,19 +16,29 @@
 //! | [`split`] | videos cut at their shots into clips |
 //! | [`caption`] | captions by a vision model that a server holds |
 //! | [`filter`] | which clips a model shall learn from: measures, bounds, near-duplicates |
+//! | [`clean`] | captions without openings, rows without gaps, frames counted anew |
+//! | [`arrange`] | manifests merged and split |
+//! | [`stats`] | what a manifest holds, in numbers |
+//! | [`preview`] | clips and captions to look at, on one sheet |
 //! | [`pipeline`] | steps one after another |
 
+pub mod arrange;
 pub mod assemble;
 pub mod caption;
+pub mod clean;
 pub mod download;
 mod error;
 pub mod filter;
+mod look;
 mod open;
 pub mod pipeline;
+pub mod preview;
 pub mod retry;
 pub mod scan;
 pub mod shots;
+mod source;
 pub mod split;
+pub mod stats;
 pub mod step;
 
 pub use error::PrepareError;

@@ -15,9 +15,10 @@ pub(crate) fn open(path: &Path, decoder: Decoder) -> Result<VideoReader, String>
     VideoReader::open(path, decoder).map_err(|error| without_path(&error, path))
 }
 
-/// An error's words without the path at their beginning.
+/// An error's words without the path at their beginning, nor where ffmpeg begins to speak.
 pub(crate) fn without_path(error: &dyn std::fmt::Display, path: &Path) -> String {
-    let text = error.to_string();
-    let rest = text.strip_prefix(&path.display().to_string()).unwrap_or(&text);
+    let path = path.display().to_string();
+    let text = error.to_string().replace(&format!("file:{path}: "), "");
+    let rest = text.strip_prefix(&path).unwrap_or(&text);
     rest.trim_start_matches([':', ' ']).replace(['\n', '\r'], " ")
 }

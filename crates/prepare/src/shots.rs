@@ -9,10 +9,11 @@
 //! |---|---|
 //! | `settings` | detector, thresholds, and the release that is followed |
 //! | `downscale` | frames made smaller as OpenCV does it, looking at nothing that is not sampled |
-//! | `rgb` | frames as sources of pixels |
+//! | `frame` | frames of RGB and of planes as sources of pixels |
 //! | `hsv` | hue, saturation and value as OpenCV has them |
 //! | `score` | how much a frame differs from the one before |
 //! | `cuts` | scores become cuts |
+//! | `video` | shots of a video file |
 //!
 //! ```
 //! use opensora_prepare::shots::{self, Rgb, Settings};
@@ -33,10 +34,11 @@
 
 mod cuts;
 mod downscale;
+mod frame;
 mod hsv;
-mod rgb;
 mod score;
 mod settings;
+mod video;
 
 use crate::PrepareError;
 use cuts::Cuts;
@@ -44,9 +46,10 @@ use score::Scorer;
 use std::ops::Range;
 
 pub use downscale::Source;
-pub use rgb::Rgb;
+pub use frame::{Rgb, Yuv420};
 pub use score::Score;
 pub use settings::{Flashes, Method, Release, Settings, Weights};
+pub use video::{VideoShots, of_video};
 
 /// The shots of a video.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -57,13 +60,15 @@ pub struct Shots {
     pub scores: Vec<Score>,
 }
 
-/// Finds cuts while frames come in; memory does not grow with the video's length.
+/// Finds cuts while frames come in; memory grows with the number of cuts alone.
 #[derive(Debug)]
 pub struct Detector {
     settings: Settings,
     /// Made for the first frame's size.
     scorer: Option<((usize, usize), Scorer)>,
     cuts: Cuts,
+    /// Frames that begin a scene, but for the first one.
+    starts: Vec<usize>,
 }
 
 impl Detector {
@@ -73,7 +78,7 @@ impl Detector {
     /// Where the settings cannot be.
     pub fn new(settings: &Settings) -> Result<Self, PrepareError> {
         settings.check()?;
-        Ok(Self { settings: *settings, scorer: None, cuts: Cuts::new(settings) })
+        Ok(Self { settings: *settings, scorer: None, cuts: Cuts::new(settings), starts: vec![] })
     }
 
     /// Takes the next frame and gives its score, and a cut where one is certain by now: the number
@@ -94,32 +99,21 @@ impl Detector {
             });
         }
         let score = scorer.push(frame);
-        Ok((score, self.cuts.push(score.content)))
+        let cut = self.cuts.push(score.content);
+        self.starts.extend(cut);
+        Ok((score, cut))
     }
 
     /// Frames so far.
     pub fn frames(&self) -> usize {
         self.cuts.frames()
     }
-}
 
-impl Shots {
-    /// Adds a frame's score, and a cut where there is one.
-    fn add(&mut self, score: Score, cut: Option<usize>) {
-        self.scores.push(score);
-        if let Some(cut) = cut {
-            let start = self.scenes.last().map_or(0, |scene| scene.end);
-            self.scenes.push(start..cut);
-        }
-    }
-
-    /// Adds the last shot.
-    fn finish(mut self) -> Self {
-        let start = self.scenes.last().map_or(0, |scene| scene.end);
-        if start < self.scores.len() {
-            self.scenes.push(start..self.scores.len());
-        }
-        self
+    /// Frames of each shot so far, in order and without gaps; one for a video without cuts.
+    pub fn scenes(&self) -> Vec<Range<usize>> {
+        let ends = self.starts.iter().copied().chain([self.frames()]);
+        let starts = [0].into_iter().chain(self.starts.iter().copied());
+        starts.zip(ends).map(|(start, end)| start..end).filter(|scene| !scene.is_empty()).collect()
     }
 }
 
@@ -132,10 +126,9 @@ pub fn detect<S: Source>(
     settings: &Settings,
 ) -> Result<Shots, PrepareError> {
     let mut detector = Detector::new(settings)?;
-    let mut shots = Shots::default();
+    let mut scores = Vec::new();
     for frame in frames {
-        let (score, cut) = detector.push(&frame)?;
-        shots.add(score, cut);
+        scores.push(detector.push(&frame)?.0);
     }
-    Ok(shots.finish())
+    Ok(Shots { scenes: detector.scenes(), scores })
 }

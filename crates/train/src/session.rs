@@ -24,7 +24,7 @@ use crate::{
 use burn::tensor::{Device, FloatDType};
 use opensora_checkpoint::{Checkpoint, KeyMap, export};
 use opensora_data::{
-    ClipDataset, Manifest, Source,
+    ClipDataset, DataError, Manifest, Source,
     cache::LatentCache,
     encode::{ClipEncoder, EncodedSample, OnTheFly},
 };
@@ -249,7 +249,7 @@ fn initial_stdit(part: &StDitPart, device: &Device) -> Result<StDit, TrainError>
 fn manifest(data: &DataRecipe) -> Result<Manifest, TrainError> {
     let path = data.manifest.as_ref();
     let path = path.ok_or_else(|| TrainError::Recipe("no manifest was given".into()))?;
-    Ok(Manifest::read(path)?)
+    Ok(Manifest::read(path).map_err(DataError::from)?)
 }
 
 fn dataset(data: &DataRecipe, seed: u64) -> Result<ClipDataset, TrainError> {

@@ -4,17 +4,17 @@
 //! is stated: BT.601 below 720 rows, BT.709 from there on, both in limited range. So a player that
 //! ignores the statement shows the same colours.
 
-use crate::sps::Colour;
+use crate::{sps::Colour, yuv::ToRgb};
 
 /// A colour matrix, by the luma weights of red and blue.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Matrix {
-    red: f32,
-    blue: f32,
+    pub(crate) red: f32,
+    pub(crate) blue: f32,
     /// Luma of black, and steps from black to white and of half a colour difference.
-    black: f32,
-    luma: f32,
-    chroma: f32,
+    pub(crate) black: f32,
+    pub(crate) luma: f32,
+    pub(crate) chroma: f32,
 }
 
 /// Planes of 4:2:0 video.
@@ -33,8 +33,9 @@ pub(crate) struct Planes {
 }
 
 impl Matrix {
-    /// `matrix_coefficients` of BT.709 and BT.601 (H.264, table E-5).
+    /// `matrix_coefficients` of BT.709, of nothing in particular and of BT.601 (H.264, table E-5).
     const BT709: u8 = 1;
+    const UNSTATED: u8 = 2;
     const BT601: u8 = 6;
 
     /// What files of so many rows are written with: a code of H.264, table E-5.
@@ -42,22 +43,23 @@ impl Matrix {
         if height < 720 { Self::BT601 } else { Self::BT709 }
     }
 
-    /// What files of so many rows are written with, and what is assumed where none is stated.
+    /// What files of so many rows are written with.
     pub(crate) fn assumed_for(height: usize) -> Self {
         let (red, blue) =
             if Self::code_for(height) == Self::BT601 { (0.299, 0.114) } else { (0.2126, 0.0722) };
         Self { red, blue, black: 16.0, luma: 219.0, chroma: 112.0 }
     }
 
-    /// What a stream states; `None` where its matrix is not of this kind.
-    pub(crate) fn stated(colour: Option<Colour>, height: usize) -> Option<Self> {
-        let assumed = Self::assumed_for(height);
-        let Some(Colour { matrix, full_range }) = colour else { return Some(assumed) };
+    /// What a stream states; `None` where its matrix is not of this kind. Where none is stated it is
+    /// BT.601 at every size, as with FFmpeg's `swscale`, so that colours are those of the `ffmpeg`
+    /// program, OpenCV and PyAV.
+    pub(crate) fn stated(colour: Option<Colour>) -> Option<Self> {
+        let unstated = Colour { matrix: Self::UNSTATED, full_range: false };
+        let Colour { matrix, full_range } = colour.unwrap_or(unstated);
         let (red, blue) = match matrix {
             Self::BT709 => (0.2126, 0.0722),
-            2 => (assumed.red, assumed.blue),
             4 => (0.30, 0.11),
-            5 | Self::BT601 => (0.299, 0.114),
+            Self::UNSTATED | 5 | Self::BT601 => (0.299, 0.114),
             7 => (0.212, 0.087),
             9 => (0.2627, 0.0593),
             _ => return None,
@@ -112,7 +114,7 @@ impl Matrix {
 
     /// Planes to one frame `[height, width, 3]`; each colour difference serves its four pixels.
     pub(crate) fn rgb(self, planes: &Planes) -> Vec<u8> {
-        let inverse = Inverse::new(self);
+        let to_rgb = ToRgb::new(self);
         let &Planes { width, height, .. } = planes;
         let mut rgb = vec![0; 3 * height * width];
         for (row, line) in rgb.chunks_exact_mut(3 * width).enumerate() {
@@ -121,63 +123,12 @@ impl Matrix {
             let differences = planes.u[chroma.clone()].iter().zip(&planes.v[chroma]);
             let pairs = line.as_chunks_mut::<6>().0.iter_mut();
             for ((pair, luma), (u, v)) in pairs.zip(luma).zip(differences) {
-                let shift = inverse.shift(*u, *v);
-                let [[a, b, c], [d, e, f]] = luma.map(|y| inverse.rgb(y, shift));
+                let shift = to_rgb.shift(*u, *v);
+                let [[a, b, c], [d, e, f]] = luma.map(|y| to_rgb.shifted(y, shift));
                 *pair = [a, b, c, d, e, f];
             }
         }
         rgb
-    }
-}
-
-/// The way from planes to RGB in whole numbers, to the last bit as FFmpeg's `swscale` takes it
-/// unless it is asked to round accurately: what the `ffmpeg` program, OpenCV and PyAV show.
-/// Products are cut off, not rounded, so that colours are up to three steps too dark.
-///
-/// Measures that depend on exact colours, such as hues of what is nearly grey, come out as with
-/// those tools.
-///
-/// Source: FFmpeg, `libswscale/yuv2rgb.c` (`ff_yuv2rgb_c_init_tables`) and
-/// `libswscale/x86/yuv_2_rgb.asm`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Inverse {
-    /// Luma of black, in eighths.
-    black: i32,
-    /// Factors in steps of 2^-13.
-    luma: i32,
-    red: i32,
-    blue: i32,
-    green: [i32; 2],
-}
-
-impl Inverse {
-    fn new(matrix: Matrix) -> Self {
-        let (red, blue) = (f64::from(matrix.red), f64::from(matrix.blue));
-        let green = 1.0 - red - blue;
-        let scale = 127.5 / f64::from(matrix.chroma);
-        // First to 16 bits behind the point, as in the tables there, then to 13.
-        let factor = |x: f64| ((x * 65536.0).round() / 8.0).round() as i32;
-        let (red_shift, blue_shift) = (2.0 * (1.0 - red) * scale, 2.0 * (1.0 - blue) * scale);
-        Self {
-            black: 8 * matrix.black as i32,
-            luma: factor(255.0 / f64::from(matrix.luma)),
-            red: factor(red_shift),
-            blue: factor(blue_shift),
-            green: [factor(-blue * blue_shift / green), factor(-red * red_shift / green)],
-        }
-    }
-
-    /// What colour differences add to the luma of red, green and blue.
-    fn shift(self, u: u8, v: u8) -> [i32; 3] {
-        let [u, v] = [u, v].map(|c| 8 * i32::from(c) - 1024);
-        let product = |c: i32, factor: i32| (c * factor) >> 16;
-        let green = product(u, self.green[0]) + product(v, self.green[1]);
-        [product(v, self.red), green, product(u, self.blue)]
-    }
-
-    fn rgb(self, y: u8, shift: [i32; 3]) -> [u8; 3] {
-        let luma = ((8 * i32::from(y) - self.black) * self.luma) >> 16;
-        shift.map(|shift| (luma + shift).clamp(0, 255) as u8)
     }
 }
 
@@ -224,24 +175,10 @@ mod tests {
         }
     }
 
-    /// Of `swscale`, worked out by hand from its tables.
-    #[test]
-    fn the_way_back_has_the_factors_of_ffmpeg() {
-        let factors = |matrix| {
-            let stated = Matrix::stated(Some(Colour { matrix, full_range: false }), 256);
-            Inverse::new(stated.unwrap())
-        };
-        let (black, luma) = (128, 9539);
-        let bt601 = Inverse { black, luma, red: 13075, blue: 16525, green: [-3209, -6660] };
-        assert_eq!(factors(Matrix::BT601), bt601);
-        let bt709 = Inverse { black, luma, red: 14686, blue: 17305, green: [-1747, -4366] };
-        assert_eq!(factors(Matrix::BT709), bt709);
-    }
-
     #[test]
     fn what_a_stream_states_counts() {
-        let stated = |matrix, full_range| Matrix::stated(Some(Colour { matrix, full_range }), 256);
-        assert_eq!(Matrix::stated(None, 256), Some(Matrix::assumed_for(256)));
+        let stated = |matrix, full_range| Matrix::stated(Some(Colour { matrix, full_range }));
+        assert_eq!(Matrix::stated(None), Some(Matrix::assumed_for(256)));
         assert_eq!(stated(2, false), Some(Matrix::assumed_for(256)));
         assert_eq!(stated(1, false), Some(Matrix::assumed_for(720)));
         assert_eq!(stated(Matrix::code_for(720), false), Some(Matrix::assumed_for(720)));
@@ -249,7 +186,6 @@ mod tests {
         // Full range, as in JPEG: red is 76, 85, 255 there.
         let full = stated(5, true).unwrap();
         assert_eq!(full.to_yuv([255.0, 0.0, 0.0]).map(round), [76, 85, 255]);
-        let inverse = Inverse::new(full);
-        assert_eq!(inverse.rgb(255, inverse.shift(128, 128)), [255; 3]);
+        assert_eq!(ToRgb::new(full).pixel(255, 128, 128), [255; 3]);
     }
 }

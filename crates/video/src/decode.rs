@@ -75,7 +75,7 @@ impl H264 {
         if width > MAX_SIDE || height > MAX_SIDE {
             return Err(format!("its pictures are {height}x{width}, sides are at most {MAX_SIDE}"));
         }
-        let matrix = Matrix::stated(colour, height).ok_or_else(|| {
+        let matrix = Matrix::stated(colour).ok_or_else(|| {
             format!("its colours are coded in a way that is not known: {colour:?}")
         })?;
         match self.stated {

@@ -5,7 +5,7 @@
 //! own size and order, none doubled and none dropped; rotations that a camera noted are not made.
 //! Only local files are opened: names are never taken for options or addresses of other protocols.
 
-use crate::{VideoError, VideoFrame, VideoInfo, frames::MAX_SIDE};
+use crate::{VideoError, VideoInfo, frames::MAX_SIDE, yuv::ToRgb};
 use serde_json::Value;
 use std::{
     ffi::OsString,
@@ -43,6 +43,13 @@ const MAX_PROBE: u64 = 64 << 20;
 /// Most bytes that are kept of complaints.
 const MAX_COMPLAINT: u64 = 64 << 10;
 
+/// A frame as it came through the pipe.
+pub(crate) struct RawFrame {
+    /// Seconds from the first frame.
+    pub(crate) time: f64,
+    pub(crate) bytes: Vec<u8>,
+}
+
 /// A video that the program decodes.
 pub(crate) struct Stream {
     child: Child,
@@ -51,20 +58,48 @@ pub(crate) struct Stream {
     /// Seconds of the frames, in display order.
     times: vec::IntoIter<f64>,
     shown: usize,
+    /// Bytes of a frame.
+    frame_bytes: usize,
     pub(crate) info: VideoInfo,
 }
 
 impl Stream {
-    /// Asks what the file holds and starts to decode its first video stream.
+    /// Asks what the file holds and starts to decode its first video stream to RGB.
     pub(crate) fn open(path: &Path, programs: &Programs) -> Result<Self, VideoError> {
+        let probed = probe(path, programs)?;
+        let bytes = 3 * probed.info.height * probed.info.width;
+        Self::start(path, programs, probed, "rgb24", bytes)
+    }
+
+    /// As [`open`](Self::open), to planes of 4:2:0 and 8 bits without full range.
+    pub(crate) fn open_planar(
+        path: &Path,
+        programs: &Programs,
+    ) -> Result<(Self, ToRgb), VideoError> {
+        let probed = probe(path, programs)?;
+        let to_rgb = ToRgb::stated(probed.matrix, false).ok_or_else(|| VideoError::Decode {
+            path: path.into(),
+            reason: "its colours are coded in a way that is not known".into(),
+        })?;
+        let (height, width) = (probed.info.height, probed.info.width);
+        let bytes = height * width + 2 * height.div_ceil(2) * width.div_ceil(2);
+        Ok((Self::start(path, programs, probed, "yuv420p", bytes)?, to_rgb))
+    }
+
+    fn start(
+        path: &Path,
+        programs: &Programs,
+        Probed { info, times, .. }: Probed,
+        format: &str,
+        frame_bytes: usize,
+    ) -> Result<Self, VideoError> {
         let fail = |reason: String| VideoError::Decode { path: path.into(), reason };
-        let (info, times) = probe(path, programs)?;
         let mut child = Command::new(&programs.ffmpeg)
             .args(["-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-noautorotate"])
             .arg("-i")
             .arg(local(path).map_err(|source| VideoError::Io { path: path.into(), source })?)
             .args(["-map", "0:v:0", "-vsync", "0"])
-            .args(["-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"])
+            .args(["-f", "rawvideo", "-pix_fmt", format, "pipe:1"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -75,25 +110,25 @@ impl Stream {
         };
         let complaints = std::thread::spawn(|| complaints(said));
         let times = times.into_iter();
-        Ok(Self { child, out, complaints: Some(complaints), times, shown: 0, info })
+        Ok(Self { child, out, complaints: Some(complaints), times, shown: 0, frame_bytes, info })
     }
 
     /// The next frame; `None` after the last.
-    pub(crate) fn next_frame(&mut self) -> Result<Option<VideoFrame>, String> {
-        let mut rgb = vec![0; 3 * self.info.height * self.info.width];
+    pub(crate) fn next_frame(&mut self) -> Result<Option<RawFrame>, String> {
+        let mut bytes = vec![0; self.frame_bytes];
         let mut filled = 0;
-        while filled < rgb.len() {
-            match self.out.read(&mut rgb[filled..]) {
+        while filled < bytes.len() {
+            match self.out.read(&mut bytes[filled..]) {
                 Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(format!("the ffmpeg program: {error}")),
             }
         }
-        if filled == rgb.len() {
+        if filled == bytes.len() {
             let even = self.shown as f64 / self.info.fps;
             self.shown += 1;
-            return Ok(Some(VideoFrame { time: self.times.next().unwrap_or(even), rgb }));
+            return Ok(Some(RawFrame { time: self.times.next().unwrap_or(even), bytes }));
         }
         let status = self.child.wait().map_err(|error| format!("the ffmpeg program: {error}"))?;
         let said = self.complaints.take().and_then(|said| said.join().ok()).unwrap_or_default();
@@ -116,12 +151,24 @@ impl Drop for Stream {
     }
 }
 
-/// What a file's first video stream is, and the seconds of its frames from the first.
-fn probe(path: &Path, programs: &Programs) -> Result<(VideoInfo, Vec<f64>), VideoError> {
+/// What is known of a file's first video stream.
+struct Probed {
+    info: VideoInfo,
+    /// Seconds of its frames from the first; empty where they are not known.
+    times: Vec<f64>,
+    /// `matrix_coefficients` of H.264 (table E-5).
+    matrix: u8,
+}
+
+/// What a file's first video stream is.
+fn probe(path: &Path, programs: &Programs) -> Result<Probed, VideoError> {
     let fail = |reason: String| VideoError::Decode { path: path.into(), reason };
     let mut child = Command::new(&programs.ffprobe)
         .args(["-v", "error", "-protocol_whitelist", "file,pipe", "-select_streams", "v:0"])
-        .args(["-show_entries", "stream=codec_name,width,height,avg_frame_rate,r_frame_rate"])
+        .args([
+            "-show_entries",
+            "stream=codec_name,width,height,avg_frame_rate,r_frame_rate,color_space",
+        ])
         .args(["-show_entries", "packet=pts_time", "-show_entries", "format=duration"])
         .args(["-of", "json", "-i"])
         .arg(local(path).map_err(|source| VideoError::Io { path: path.into(), source })?)
@@ -178,7 +225,18 @@ fn probe(path: &Path, programs: &Programs) -> Result<(VideoInfo, Vec<f64>), Vide
     let fps = rate.ok_or_else(|| fail("it has no frame rate".into()))?;
     let duration = number(&answer["format"]["duration"]);
     let codec = stream["codec_name"].as_str().unwrap_or("unknown").to_string();
-    Ok((VideoInfo { width, height, fps, num_frames: frames, duration, codec }, times))
+    let matrix = match stream["color_space"].as_str() {
+        Some("bt709") => 1,
+        Some("fcc") => 4,
+        Some("bt470bg") => 5,
+        Some("smpte170m") => 6,
+        Some("smpte240m") => 7,
+        Some("bt2020nc" | "bt2020_ncl") => 9,
+        // Not stated.
+        _ => 2,
+    };
+    let info = VideoInfo { width, height, fps, num_frames: frames, duration, codec };
+    Ok(Probed { info, times, matrix })
 }
 
 /// A path that is no option and no address.

@@ -4,12 +4,14 @@
 //! |---|---|
 //! | [`frames`] | the clip in memory, and the reference's rounding to bytes |
 //! | [`writer`] | an output that is tried before the work and complete or absent after it |
+//! | [`media`] | images and videos by their endings |
 //! | [`reader`] | any video, picture by picture |
 //! | [`ffmpeg`] | the `ffmpeg` program, for what is not decoded here |
 //! | [`mp4`] | H.264 in MP4, written and read |
 //! | `decode` | decoders of video streams, behind one interface |
 //! | `sps` | size and colours that an H.264 stream states |
 //! | `color` | RGB to the planes of a video codec and back |
+//! | [`yuv`] | single pixels of those planes as RGB, as FFmpeg has them |
 //! | `boxes`, `tables` | the structure of an MP4, checked and reduced before anything trusts it |
 //! | [`gif`], [`png`] | the other two formats |
 //! | [`pillow`] | resizing of images by Pillow's arithmetic |
@@ -39,6 +41,7 @@ mod error;
 pub mod ffmpeg;
 pub mod frames;
 pub mod gif;
+pub mod media;
 pub mod mp4;
 pub mod pillow;
 pub mod png;
@@ -47,8 +50,9 @@ pub mod sheet;
 mod sps;
 mod tables;
 pub mod writer;
+pub mod yuv;
 
 pub use error::VideoError;
 pub use frames::{Frames, FramesError};
-pub use reader::{Decoder, VideoFrame, VideoInfo, VideoReader};
+pub use reader::{Decoder, PlanarFrame, VideoFrame, VideoInfo, VideoReader};
 pub use writer::{Format, VideoSpec, Writer};

@@ -140,8 +140,8 @@ pub const MAX_DECODED: usize = 4 << 30;
 /// Reads the H.264 video of an MP4: frames in display order, and frames per second (of a stream
 /// whose frames last unequally long: their mean).
 ///
-/// Size and colours are those that the stream states; where it states no colour matrix, BT.601
-/// below 720 rows and BT.709 from there on.
+/// Size and colours are those that the stream states; where it states no colour matrix, BT.601.
+/// Pixels are those of the `ffmpeg` program ([`crate::yuv`]).
 ///
 /// # Errors
 /// Where the file cannot be read, holds no H.264 track, is fragmented or damaged, or is larger

@@ -6,8 +6,10 @@
 
 use crate::{
     Frames, VideoError,
+    color::Planes,
     ffmpeg::{self, Programs},
     gif, mp4,
+    yuv::ToRgb,
 };
 use std::path::Path;
 
@@ -49,6 +51,18 @@ pub struct VideoFrame {
     pub rgb: Vec<u8>,
 }
 
+/// A decoded frame as codecs hold it, 4:2:0: luma, then blue and red differences at half the width
+/// and height, each rounded up. Whoever looks at few pixels saves turning all of them into RGB.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanarFrame {
+    /// Seconds from the first frame.
+    pub time: f64,
+    /// The three planes, one after the other.
+    pub planes: Vec<u8>,
+    /// How they become RGB.
+    pub to_rgb: ToRgb,
+}
+
 /// A video that is being read; iterates over its frames. After an error there are no more.
 pub struct VideoReader {
     source: Option<Source>,
@@ -63,6 +77,43 @@ enum Source {
 }
 
 impl VideoReader {
+    /// Opens a video file for its frames in planes. A GIF has none. The `ffmpeg` program comes
+    /// first where it is there and nothing else is asked for, as it decodes faster; it rounds depths
+    /// above 8 bits and averages colours that are stored at more than half the resolution.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn open_planar(
+        path: &Path,
+        decoder: Decoder,
+    ) -> Result<(VideoInfo, PlanarFrames), VideoError> {
+        let programs = Programs::default();
+        check_file(path)?;
+        let outside = || {
+            let (stream, to_rgb) = ffmpeg::Stream::open_planar(path, &programs)?;
+            Ok((stream.info.clone(), PlanarSource::Ffmpeg(stream, to_rgb)))
+        };
+        let inside = || {
+            let stream = mp4::Stream::open(path)?;
+            Ok((stream.info.clone(), PlanarSource::Mp4(Box::new(stream))))
+        };
+        let (info, source) = match decoder {
+            Decoder::InProcess => inside()?,
+            Decoder::Ffmpeg => outside()?,
+            Decoder::Auto => match outside() {
+                Err(VideoError::Program { reason, .. }) => {
+                    inside().map_err(|refused| needs_program(path, &refused, &reason))?
+                }
+                other => other?,
+            },
+        };
+        let decoder = match source {
+            PlanarSource::Mp4(_) => Decoder::InProcess,
+            PlanarSource::Ffmpeg(..) => Decoder::Ffmpeg,
+        };
+        Ok((info, PlanarFrames { source: Some(source), decoder, path: path.into() }))
+    }
+
     /// Opens a video file.
     ///
     /// # Errors
@@ -81,11 +132,7 @@ impl VideoReader {
         decoder: Decoder,
         programs: &Programs,
     ) -> Result<Self, VideoError> {
-        let io = |source| VideoError::Io { path: path.into(), source };
-        if !std::fs::metadata(path).map_err(io)?.is_file() {
-            // A pipe or a device would be waited for.
-            return Err(VideoError::Decode { path: path.into(), reason: "it is no file".into() });
-        }
+        check_file(path)?;
         let outside = || {
             let stream = ffmpeg::Stream::open(path, programs)?;
             Ok(Self::of(path, stream.info.clone(), Source::Ffmpeg(stream)))
@@ -94,10 +141,9 @@ impl VideoReader {
             Decoder::InProcess => Self::in_process(path),
             Decoder::Ffmpeg => outside(),
             Decoder::Auto => Self::in_process(path).or_else(|refused| match outside() {
-                Err(VideoError::Program { reason, .. }) => Err(VideoError::Program {
-                    path: path.into(),
-                    reason: format!("{}; {reason}", own_words(&refused)),
-                }),
+                Err(VideoError::Program { reason, .. }) => {
+                    Err(needs_program(path, &refused, &reason))
+                }
                 other => other,
             }),
         }
@@ -143,7 +189,9 @@ impl VideoReader {
                 *next += 1;
                 Ok(rgb.map(|rgb| VideoFrame { time, rgb }))
             }
-            Source::Ffmpeg(stream) => stream.next_frame(),
+            Source::Ffmpeg(stream) => Ok(stream
+                .next_frame()?
+                .map(|frame| VideoFrame { time: frame.time, rgb: frame.bytes })),
         }
     }
 }
@@ -159,6 +207,71 @@ impl Iterator for VideoReader {
         let decode = |reason| VideoError::Decode { path: self.path.to_path_buf(), reason };
         frame.map_err(decode).transpose()
     }
+}
+
+/// The frames of a video in planes. After an error there are no more.
+pub struct PlanarFrames {
+    source: Option<PlanarSource>,
+    decoder: Decoder,
+    path: Box<Path>,
+}
+
+enum PlanarSource {
+    Mp4(Box<mp4::Stream>),
+    Ffmpeg(ffmpeg::Stream, ToRgb),
+}
+
+impl PlanarSource {
+    fn read_next(&mut self) -> Result<Option<PlanarFrame>, String> {
+        match self {
+            Self::Mp4(stream) => Ok(stream.next_picture()?.map(|(picture, time)| {
+                let Planes { y: mut planes, u, v, .. } = picture.planes;
+                planes.extend(u);
+                planes.extend(v);
+                PlanarFrame { time, planes, to_rgb: ToRgb::new(picture.matrix) }
+            })),
+            Self::Ffmpeg(stream, to_rgb) => Ok(stream.next_frame()?.map(|frame| PlanarFrame {
+                time: frame.time,
+                planes: frame.bytes,
+                to_rgb: *to_rgb,
+            })),
+        }
+    }
+}
+
+impl PlanarFrames {
+    /// Who decodes them: never [`Decoder::Auto`].
+    pub fn decoder(&self) -> Decoder {
+        self.decoder
+    }
+}
+
+impl Iterator for PlanarFrames {
+    type Item = Result<PlanarFrame, VideoError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let frame = self.source.as_mut()?.read_next();
+        if !matches!(frame, Ok(Some(_))) {
+            self.source = None;
+        }
+        let decode = |reason| VideoError::Decode { path: self.path.to_path_buf(), reason };
+        frame.map_err(decode).transpose()
+    }
+}
+
+/// Fails for pipes and devices, which would be waited for.
+fn check_file(path: &Path) -> Result<(), VideoError> {
+    let io = |source| VideoError::Io { path: path.into(), source };
+    if std::fs::metadata(path).map_err(io)?.is_file() {
+        return Ok(());
+    }
+    Err(VideoError::Decode { path: path.into(), reason: "it is no file".into() })
+}
+
+/// What was refused here, and that a program could do it.
+fn needs_program(path: &Path, refused: &VideoError, absent: &str) -> VideoError {
+    let reason = format!("{}; {absent}", own_words(refused));
+    VideoError::Program { path: path.into(), reason }
 }
 
 /// What a video is, without decoding more than its first picture.

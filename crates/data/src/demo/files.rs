@@ -198,7 +198,8 @@ pub fn write_dataset(
         .map_err(|source| DataError::Io { path, source })?;
     for (name, rows) in [("clips.csv", clips), ("stills.csv", stills)] {
         if !rows.is_empty() {
-            Manifest { rows: rows.to_vec() }.write(&folder.join(name))?;
+            let manifest = Manifest { rows: rows.to_vec() };
+            manifest.write(&folder.join(name)).map_err(DataError::from)?;
         }
     }
     Ok(())

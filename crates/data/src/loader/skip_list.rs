@@ -6,6 +6,7 @@
 
 use super::workers::name_of;
 use crate::{DataError, Source};
+use opensora_manifest::ManifestError;
 use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
@@ -32,7 +33,7 @@ impl SkipList {
                 Err(source) => return Err(DataError::Io { path: path.clone(), source }),
             };
             for (number, line) in String::from_utf8_lossy(&text).lines().enumerate() {
-                let line = parse(line).map_err(|reason| DataError::Manifest {
+                let line = parse(line).map_err(|reason| ManifestError::Whole {
                     path: path.clone(),
                     reason: format!("line {}: {reason}", number + 1),
                 })?;

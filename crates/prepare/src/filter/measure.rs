@@ -5,9 +5,9 @@ use super::{
     flow::{self, Pyramid},
     grey::Shrink,
     score::Score,
-    source::{self, Header},
     thinned::Thinned,
 };
+use crate::source::{self, Header};
 use opensora_video::pillow::{Filter, Resize};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::Path};

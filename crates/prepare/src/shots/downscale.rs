@@ -176,7 +176,7 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::rgb::Rgb, *};
+    use super::{super::frame::Rgb, *};
 
     /// The small frame of `[H, W, 3]` bytes.
     fn small(data: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<u8> {

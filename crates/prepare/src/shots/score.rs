@@ -85,7 +85,7 @@ fn distance(a: &[u8], b: &[u8]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::rgb::Rgb, *};
+    use super::{super::frame::Rgb, *};
 
     #[test]
     fn differences_are_means_over_pixels() {

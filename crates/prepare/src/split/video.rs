@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     open::{open, without_path},
-    shots::{self, Rgb},
+    shots::{self, VideoShots},
 };
 use opensora_video::{
     Frames, VideoSpec, Writer,
@@ -55,16 +55,11 @@ pub(crate) fn cut(
     decoder: Decoder,
     settings: &Settings,
 ) -> Result<(usize, Vec<Clip>), String> {
-    let mut reader = open(path, decoder)?;
-    let info = reader.info().clone();
+    // The first pass: the frames of each scene, and the time of each frame.
+    let VideoShots { info, shots, times, decoder } =
+        shots::of_video(path, decoder, &settings.shots)?;
+    let scenes = shots.scenes;
     let resize = size::resize([info.height, info.width], settings.shorter_side, settings.enlarge)?;
-
-    let (scenes, times) =
-        scenes(&mut reader, settings).map_err(|error| without_path(&error, path))?;
-    drop(reader);
-    if times.is_empty() {
-        return Err("it holds no pictures".into());
-    }
     let rate = plan::rate(info.fps, &times).ok_or("it states no frame rate and has one frame")?;
     let last = 1.0 / rate;
     check(&times, last)?;
@@ -90,25 +85,6 @@ pub(crate) fn cut(
             Err(without_path(&error, path))
         }
     }
-}
-
-/// The first pass: the frames of each scene, and the time of each frame.
-fn scenes(
-    reader: &mut VideoReader,
-    settings: &Settings,
-) -> Result<(Vec<Range<usize>>, Vec<f64>), String> {
-    let (width, height) = (reader.info().width, reader.info().height);
-    let mut detector = shots::Detector::new(&settings.shots).map_err(|error| error.to_string())?;
-    let (mut times, mut starts) = (Vec::new(), vec![0]);
-    for frame in reader {
-        let frame = frame.map_err(|error| error.to_string())?;
-        let rgb = Rgb::new(&frame.rgb, width, height).ok_or_else(|| other_size(times.len()))?;
-        let (_, cut) = detector.push(&rgb).map_err(|error| error.to_string())?;
-        starts.extend(cut);
-        times.push(frame.time);
-    }
-    starts.push(times.len());
-    Ok((starts.windows(2).map(|pair| pair[0]..pair[1]).collect(), times))
 }
 
 fn other_size(frame: usize) -> String {

@@ -1,6 +1,9 @@
 //! `opensora data`: training data.
 
-use crate::{data_encode, progress::Progress};
+use crate::{
+    data_clean, data_download, data_encode, data_filter, data_merge, data_run, data_scan,
+    data_split, data_split_manifest, progress::Progress,
+};
 use opensora::data::demo::{DemoSpec, write_dataset};
 use serde_json::json;
 use std::path::PathBuf;
@@ -16,6 +19,24 @@ pub(crate) struct Args {
 enum Command {
     /// Write captioned clips and stills of the demo world: coloured shapes that move.
     Demo(DemoArgs),
+    /// Fetch the videos of a public list.
+    Download(Box<data_download::Args>),
+    /// List the videos of a folder.
+    Scan(data_scan::Args),
+    /// Say where the shots of videos begin and end.
+    Shots(data_shots::Args),
+    /// Cut videos at their shots into clips.
+    Split(Box<data_split::Args>),
+    /// Measure clips and keep those within bounds.
+    Filter(Box<data_filter::Args>),
+    /// Put captions and paths in order.
+    Clean(Box<data_clean::Args>),
+    /// Join manifests.
+    Merge(data_merge::Args),
+    /// Part a manifest, such as into training and validation.
+    SplitManifest(data_split_manifest::Args),
+    /// Do all steps that a file of settings names.
+    Run(data_run::Args),
     /// Encode clips and captions once, for training from latents.
     Encode(Box<data_encode::Args>),
 }
@@ -61,6 +82,15 @@ struct DemoArgs {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::Demo(args) => demo(args),
+        Command::Download(args) => data_download::run(&args),
+        Command::Scan(args) => data_scan::run(&args),
+        Command::Shots(args) => data_shots::run(&args),
+        Command::Split(args) => data_split::run(&args),
+        Command::Filter(args) => data_filter::run(&args),
+        Command::Clean(args) => data_clean::run(&args),
+        Command::Merge(args) => data_merge::run(&args),
+        Command::SplitManifest(args) => data_split_manifest::run(&args),
+        Command::Run(args) => data_run::run(&args),
         Command::Encode(args) => data_encode::run(&args),
     }
 }

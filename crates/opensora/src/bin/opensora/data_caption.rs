@@ -1,9 +1,6 @@
 //! `opensora data caption`: captions by a vision model that a server holds.
 
-use crate::{
-    data_split::{Shown, print_summary},
-    progress::Progress,
-};
+use crate::step_progress::{StepProgress, print_summary};
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use opensora::{
@@ -144,9 +141,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let out = shard_path(&args.out, args.shard);
-    let mut progress = Progress::new(args.quiet);
-    let mut watch = Shown { stage: "captions", progress: &mut progress };
-    let done = caption(&input, &out, &spec, &endpoint, &options, &mut watch);
+    let mut progress = StepProgress::new(args.quiet, "captions");
+    let done = caption(&input, &out, &spec, &endpoint, &options, &mut progress);
     progress.finish();
     let done = done?;
     done.tables.write(&out)?;

@@ -1,16 +1,16 @@
 //! `opensora data download`: videos of a public list.
 
-use crate::progress::Progress;
+use crate::step_progress::StepProgress;
 use clap::Args as ClapArgs;
 use opensora::prepare::{
     download::{
         DownloadSpec, FORMAT, List, ListFormat, Part, Timeouts, YtDlp, download, failed_path,
     },
     retry::Patience,
-    step::{Shard, Watch},
+    step::Shard,
 };
 use serde_json::json;
-use std::{ops::ControlFlow, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -82,16 +82,6 @@ pub(crate) struct Args {
     quiet: bool,
 }
 
-/// Shows the step's progress.
-struct Bar(Progress);
-
-impl Watch for Bar {
-    fn advanced(&mut self, done: usize, _: usize, total: usize) -> ControlFlow<()> {
-        self.0.advance("fetching", done, total);
-        ControlFlow::Continue(())
-    }
-}
-
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let format = match args.list_format {
         Some(format) => format,
@@ -99,10 +89,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     };
     let part = Part { offset: args.offset, limit: args.limit, shard: args.shard };
     let list = List::read(&args.list, format, part)?;
-    let mut bar = Bar(Progress::new(args.quiet));
-    bar.0.line(&format!("{} videos, {} clips", list.videos(), list.clips()));
+    let mut bar = StepProgress::new(args.quiet, "fetching");
+    bar.line(&format!("{} videos, {} clips", list.videos(), list.clips()));
     let downloaded = download(&list, &spec(args), &args.out, &mut bar);
-    bar.0.finish();
+    bar.finish();
     let downloaded = downloaded?;
     if let Some(reason) = &downloaded.no_yt_dlp {
         eprintln!("{reason}: they are listed as failed, fetch them later with --retry-failed");

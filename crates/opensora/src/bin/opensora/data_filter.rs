@@ -1,6 +1,6 @@
 //! `opensora data filter`: which clips a model shall learn from.
 
-use crate::progress::Progress;
+use crate::step_progress::StepProgress;
 use clap::{
     Arg, ArgAction, ArgMatches, Args as ClapArgs, Command, FromArgMatches, ValueEnum, value_parser,
 };
@@ -8,10 +8,10 @@ use opensora::{
     manifest::Table,
     prepare::{
         filter::{self, Bound, Duplicates, Job, Keep, OnnxSpec},
-        step::{Shard, Watch},
+        step::Shard,
     },
 };
-use std::{ops::ControlFlow, path::PathBuf};
+use std::path::PathBuf;
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -185,9 +185,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         ..Job::new(&args.out)
     };
     let table = Table::read(&args.data)?;
-    let mut progress = Measuring(Progress::new(args.quiet));
+    let mut progress = StepProgress::new(args.quiet, "measuring");
     let report = filter::run(&table, &job, &mut progress);
-    progress.0.finish();
+    progress.finish();
     let report = report?;
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
@@ -200,14 +200,4 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// Shows how far the measuring is.
-struct Measuring(Progress);
-
-impl Watch for Measuring {
-    fn advanced(&mut self, done: usize, _: usize, total: usize) -> ControlFlow<()> {
-        self.0.advance("measuring", done, total);
-        ControlFlow::Continue(())
-    }
 }

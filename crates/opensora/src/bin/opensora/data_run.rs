@@ -1,15 +1,15 @@
 //! `opensora data run`: all steps of a pipeline.
 
-use crate::progress::Progress;
+use crate::step_progress::StepProgress;
 use anyhow::Context;
 use clap::Args as ClapArgs;
 use opensora::prepare::{
     assemble::{Summary, failed_path, shard_path},
-    pipeline::{self, Job, Observer, Stage, config::Config},
-    step::{Shard, Watch},
+    pipeline::{self, Job, Stage, config::Config},
+    step::Shard,
 };
 use serde_json::json;
-use std::{ops::ControlFlow, path::PathBuf};
+use std::path::PathBuf;
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -41,9 +41,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         shard: args.shard,
         retry_failed: args.retry_failed,
     };
-    let mut shown = Shown { progress: Progress::new(args.quiet), stage: String::new() };
+    let mut shown = StepProgress::new(args.quiet, "");
     let done = pipeline::run(&stages, &job, &mut shown);
-    shown.progress.finish();
+    shown.finish();
     let done = done?;
     let out = shard_path(&job.out, job.shard);
     let list = Some(failed_path(&out)).filter(|list| list.exists());
@@ -60,31 +60,4 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         println!("rows that could not be used, with reasons: {}", list.display());
     }
     Ok(())
-}
-
-/// A pipeline on the terminal.
-struct Shown {
-    progress: Progress,
-    stage: String,
-}
-
-impl Watch for Shown {
-    fn advanced(&mut self, done: usize, _: usize, total: usize) -> ControlFlow<()> {
-        self.progress.advance(&self.stage, done, total);
-        ControlFlow::Continue(())
-    }
-}
-
-impl Observer for Shown {
-    fn began(&mut self, stage: &str, number: usize, total: usize) {
-        self.stage = stage.into();
-        self.progress.line(&format!("{stage} ({number} of {total})"));
-    }
-
-    fn ended(&mut self, stage: &str, _: &Summary, was_done: bool) {
-        self.progress.finish();
-        if was_done {
-            self.progress.line(&format!("{stage}: was complete already"));
-        }
-    }
 }

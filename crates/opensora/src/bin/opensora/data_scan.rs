@@ -1,9 +1,6 @@
 //! `opensora data scan`: a folder of videos as a table.
 
-use crate::{
-    data_split::{Shown, print_summary},
-    progress::Progress,
-};
+use crate::step_progress::{StepProgress, print_summary};
 use clap::Args as ClapArgs;
 use opensora::{
     prepare::scan::{Found, Job, scan},
@@ -41,11 +38,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         workers: args.workers,
         retry_failed: args.retry_failed,
     };
-    let mut progress = Progress::new(args.quiet);
+    let mut progress = StepProgress::new(args.quiet, "scanning");
     if found.links > 0 {
         progress.line(&format!("links passed over: {}", found.links));
     }
-    let scanned = scan(&found, &job, &mut Shown { stage: "scanning", progress: &mut progress });
+    let scanned = scan(&found, &job, &mut progress);
     progress.finish();
     print_summary(&scanned?, "videos", &args.out, args.json);
     Ok(())

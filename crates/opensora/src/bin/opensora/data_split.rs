@@ -1,22 +1,18 @@
 //! `opensora data split`: videos cut at their shots into clips.
 
-use crate::progress::Progress;
+use crate::step_progress::{StepProgress, print_summary};
 use anyhow::Context;
 use clap::Args as ClapArgs;
 use opensora::{
     manifest::Table,
     prepare::{
-        assemble::{Summary, failed_path, shard_path},
+        assemble::shard_path,
         shots,
         split::{Job, Rate, Settings, split},
-        step::{Shard, Watch},
+        step::Shard,
     },
 };
-use serde_json::json;
-use std::{
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 #[derive(ClapArgs)]
 pub(crate) struct Args {
@@ -102,41 +98,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         retry_failed: args.retry_failed,
         decoder: whole.decoder,
     };
-    let mut progress = Progress::new(args.quiet);
-    let mut watch = Shown { stage: "splitting", progress: &mut progress };
-    let done = split(&input, &settings, &job, &mut watch);
+    let mut progress = StepProgress::new(args.quiet, "splitting");
+    let done = split(&input, &settings, &job, &mut progress);
     progress.finish();
     print_summary(&done?, "clips", &job.out, args.json);
     Ok(())
-}
-
-/// A step on the terminal.
-pub(crate) struct Shown<'a> {
-    /// What it does.
-    pub(crate) stage: &'a str,
-    pub(crate) progress: &'a mut Progress,
-}
-
-impl Watch for Shown<'_> {
-    fn advanced(&mut self, done: usize, _: usize, total: usize) -> ControlFlow<()> {
-        self.progress.advance(self.stage, done, total);
-        ControlFlow::Continue(())
-    }
-}
-
-/// Says what a step did.
-pub(crate) fn print_summary(summary: &Summary, what: &str, out: &Path, as_json: bool) {
-    let Summary { input, output, failed } = *summary;
-    let list = (failed > 0).then(|| failed_path(out));
-    if as_json {
-        let object = json!({
-            "rows": input, what: output, "failed": failed, "out": out, "failed_out": list,
-        });
-        println!("{object}");
-        return;
-    }
-    println!("{output} {what} of {input} rows: {}", out.display());
-    if let Some(list) = list {
-        println!("{failed} rows could not be used, with reasons: {}", list.display());
-    }
 }

@@ -3,12 +3,22 @@
 //! Only this program prints; the library reports through its results and an observer.
 
 mod data;
+mod data_clean;
+mod data_download;
 mod data_encode;
+mod data_filter;
+mod data_merge;
+mod data_run;
+mod data_scan;
+mod data_shots;
+mod data_split;
+mod data_split_manifest;
 mod devices;
 mod eval;
 mod plot;
 mod progress;
 mod sample;
+mod step_progress;
 mod stop;
 mod train;
 mod train_progress;

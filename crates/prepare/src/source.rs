@@ -1,9 +1,11 @@
 //! Clips as a stream of frames, whatever file they lie in.
 
-use opensora_video::{Frames, VideoError, gif, mp4, png};
+use crate::open::{self, without_path};
+use opensora_video::{Frames, VideoError, media, png, reader::Decoder};
 use std::path::Path;
 
 /// What is known of a clip before its frames are seen.
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Header {
     /// Pixels in a row.
     pub(crate) width: usize,
@@ -20,37 +22,43 @@ pub(crate) struct Header {
 /// Frames in order, `[H, W, 3]` each, or one line that says why there are no more.
 pub(crate) type Stream = Box<dyn Iterator<Item = Result<Vec<u8>, String>>>;
 
-/// Opens a video, a GIF, a PNG, or a folder of PNG frames.
+/// Opens a video, an image, or a folder of PNG frames.
 ///
 /// # Errors
 /// One line, without the path.
 pub(crate) fn open(path: &Path) -> Result<(Header, Stream), String> {
-    let words = |error: VideoError| {
-        let text = error.to_string();
-        let rest = text.strip_prefix(&path.display().to_string()).unwrap_or(&text);
-        rest.trim_start_matches([':', '/', '\\', ' ']).to_string()
-    };
     if path.is_dir() {
-        return png::read_folder(path).map(|frames| whole(frames, None)).map_err(words);
+        let words = |error: VideoError| without_path(&error, path);
+        return png::read_folder(path).map(whole).map_err(words);
     }
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-    match ending.to_ascii_lowercase().as_str() {
-        "png" => png::read(path).map(|frames| whole(frames, None)),
-        "gif" => gif::read(path).map(|(frames, fps)| whole(frames, Some(fps))),
-        _ => mp4::read(path).map(|(frames, fps)| whole(frames, Some(fps))),
+    if media::IMAGES.contains(&ending.to_ascii_lowercase().as_str()) {
+        return media::still(path).map(whole);
     }
-    .map_err(words)
+    let reader = open::open(path, Decoder::Auto)?;
+    let info = reader.info();
+    let header = Header {
+        width: info.width,
+        height: info.height,
+        fps: Some(info.fps).filter(|fps| fps.is_finite() && *fps > 0.0),
+        num_frames: info.num_frames,
+        duration: info.duration,
+    };
+    let place = path.to_path_buf();
+    let frames = reader.map(move |frame| {
+        frame.map(|frame| frame.rgb).map_err(|error| without_path(&error, &place))
+    });
+    Ok((header, Box::new(frames)))
 }
 
-/// A clip that is in memory.
-fn whole(frames: Frames, fps: Option<f64>) -> (Header, Stream) {
-    let fps = fps.filter(|fps| fps.is_finite() && *fps > 0.0);
+/// Pictures that are in memory.
+fn whole(frames: Frames) -> (Header, Stream) {
     let header = Header {
         width: frames.width(),
         height: frames.height(),
-        fps,
+        fps: None,
         num_frames: Some(frames.len()),
-        duration: fps.map(|fps| frames.len() as f64 / fps),
+        duration: None,
     };
     let stream =
         (0..frames.len()).map_while(move |index| frames.frame(index).map(|f| Ok(f.into())));

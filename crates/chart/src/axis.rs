@@ -5,15 +5,15 @@ use std::ops::Range;
 
 /// An axis over finite values, positive ones where it is logarithmic.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Axis {
-    pub(super) low: f64,
-    pub(super) high: f64,
-    pub(super) log: bool,
+pub(crate) struct Axis {
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+    pub(crate) log: bool,
 }
 
 impl Axis {
     /// Over `low` to `high` with `margin` of the length at both ends; equal ones get an axis too.
-    pub(super) fn over(low: f64, high: f64, margin: f64, log: bool) -> Self {
+    pub(crate) fn over(low: f64, high: f64, margin: f64, log: bool) -> Self {
         let axis = Self { low, high, log };
         let (start, end) = (axis.unit(low), axis.unit(high));
         let size = start.abs().max(end.abs());
@@ -35,12 +35,12 @@ impl Axis {
         if self.log { 10f64.powf(unit) } else { unit }
     }
 
-    pub(super) fn clamp(&self, value: f64) -> f64 {
+    pub(crate) fn clamp(&self, value: f64) -> f64 {
         value.clamp(self.low, self.high)
     }
 
     /// Round values, at most `most` of them.
-    pub(super) fn ticks(&self, most: usize) -> Vec<f64> {
+    pub(crate) fn ticks(&self, most: usize) -> Vec<f64> {
         let most = most.clamp(2, 100);
         if self.log
             && let Some(ticks) = self.log_ticks(most)
@@ -48,9 +48,7 @@ impl Axis {
             return ticks;
         }
         let length = self.high - self.low;
-        let power = 10f64.powf((length / most as f64).log10().floor());
-        let steps = [1.0, 2.0, 5.0, 10.0, 20.0].map(|factor| factor * power);
-        for step in steps {
+        for step in round_steps(length / most as f64) {
             let (first, last) = ((self.low / step).ceil(), (self.high / step).floor());
             if last - first < most as f64 {
                 // Multiples of the step, so that no error adds up.
@@ -88,12 +86,18 @@ impl Axis {
     }
 
     /// The text of one of [`ticks`](Self::ticks).
-    pub(super) fn label(&self, value: f64, ticks: &[f64]) -> String {
+    pub(crate) fn label(&self, value: f64, ticks: &[f64]) -> String {
         match ticks {
             [first, second, ..] if !self.log => label(value, second - first),
             _ => label(value, value),
         }
     }
+}
+
+/// Round numbers, the first of them at most `least` and the others about or above it.
+pub(crate) fn round_steps(least: f64) -> [f64; 5] {
+    let power = 10f64.powf(least.log10().floor());
+    [1.0, 2.0, 5.0, 10.0, 20.0].map(|factor| factor * power)
 }
 
 /// A value in few characters, exact to a tenth of `step`.

@@ -1,12 +1,24 @@
 //! Images and videos by their endings.
 
-use opensora_video::{Frames, frames::MAX_SIDE, gif, mp4, png};
+use crate::{
+    Frames, VideoError,
+    frames::MAX_SIDE,
+    gif, png,
+    reader::{Decoder, VideoReader},
+};
 use std::path::Path;
 
 /// Endings that are read as images.
 pub const IMAGES: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "pnm"];
-/// Endings that are read as videos, and folders as frames.
-pub const VIDEOS: [&str; 4] = ["mp4", "m4v", "mov", "gif"];
+/// Endings that are read as videos, and folders as frames; others than MP4's and GIF's are read
+/// through the `ffmpeg` program where they are not decoded here.
+pub const VIDEOS: [&str; 14] = [
+    "mp4", "m4v", "mov", "gif", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "m2ts", "flv", "wmv",
+    "3gp",
+];
+
+/// Most bytes that the pictures of a clip may take: far above any clip here.
+const MAX_CLIP_BYTES: usize = 4 << 30;
 
 /// Most bytes that decoding an image may take.
 const MAX_IMAGE_BYTES: u64 = 1 << 30;
@@ -31,7 +43,7 @@ impl Media {
     /// One line without the path, where it has another ending or cannot be read.
     pub fn read(path: &Path) -> Result<Self, String> {
         // The caller names the path; a file in a folder keeps its own name.
-        let strip = |error: opensora_video::VideoError| {
+        let strip = |error: VideoError| {
             let text = error.to_string();
             let rest = text.strip_prefix(&path.display().to_string()).unwrap_or(&text);
             rest.trim_start_matches([':', '/', '\\', ' ']).to_string()
@@ -42,9 +54,7 @@ impl Media {
         let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
         match ending.to_ascii_lowercase().as_str() {
             "gif" => gif::read(path).map(|(frames, _)| Self::Video(frames)).map_err(strip),
-            video if VIDEOS.contains(&video) => {
-                mp4::read(path).map(|(frames, _)| Self::Video(frames)).map_err(strip)
-            }
+            video if VIDEOS.contains(&video) => all_frames(path).map(Self::Video).map_err(strip),
             image if IMAGES.contains(&image) => still(path).map(Self::Image),
             _ => Err(format!(
                 "unknown format '{ending}', expected an image ({}), a video ({}) or a folder of frames",
@@ -62,7 +72,27 @@ impl Media {
     }
 }
 
-fn still(path: &Path) -> Result<Frames, String> {
+fn all_frames(path: &Path) -> Result<Frames, VideoError> {
+    let reader = VideoReader::open(path, Decoder::Auto)?;
+    let (height, width) = (reader.info().height, reader.info().width);
+    let (mut rgb, mut count) = (Vec::new(), 0);
+    for frame in reader {
+        rgb.extend(frame?.rgb);
+        count += 1;
+        if rgb.len() > MAX_CLIP_BYTES {
+            let reason = "its pictures are too many to hold: cut it into clips first".into();
+            return Err(VideoError::Decode { path: path.into(), reason });
+        }
+    }
+    Frames::from_rgb(rgb, [count, height, width])
+        .map_err(|source| VideoError::Frames { path: path.into(), source })
+}
+
+/// Reads a picture as a clip of one frame.
+///
+/// # Errors
+/// One line without the path.
+pub fn still(path: &Path) -> Result<Frames, String> {
     let mut reader = image::ImageReader::open(path)
         .and_then(image::ImageReader::with_guessed_format)
         .map_err(|error| error.to_string())?;

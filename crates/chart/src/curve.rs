@@ -33,7 +33,7 @@ pub fn smooth(values: &[f64], factor: f64) -> Vec<f64> {
 
 /// Fewer points of the same look: of each of `pieces` stretches the smallest and the largest value,
 /// in their order.
-pub(super) fn thin(points: &[(f64, f64)], pieces: usize) -> Vec<(f64, f64)> {
+pub(crate) fn thin(points: &[(f64, f64)], pieces: usize) -> Vec<(f64, f64)> {
     if points.len() <= 2 * pieces {
         return points.to_vec();
     }

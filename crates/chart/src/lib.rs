@@ -1,0 +1,39 @@
+//! Charts on SVG and PNG: axes, curves, histograms, text.
+//!
+//! | module | thought |
+//! |---|---|
+//! | [`panel`] | curves of one or several runs, a column of panels |
+//! | [`curve`] | numbers of one run: smoothing, thinning for drawing |
+//! | [`histogram`] | how often values come, a grid of histograms |
+//! | [`text`] | lines of text as pixels |
+//! | `axis` | linear and logarithmic axes with round ticks |
+//! | `canvas` | the same drawing for SVG and for pixels |
+//!
+//! ```
+//! use opensora_chart::{Curve, Histogram, Panel, Style, histogram, panel};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let folder = tempfile::tempdir()?;
+//! let steps: Vec<f64> = (1..=100).map(f64::from).collect();
+//! let loss: Vec<f64> = steps.iter().map(|step| 1.0 / step.sqrt()).collect();
+//! let losses = Histogram::of("loss", "nats", &loss)?;
+//! histogram::save(&[losses], &folder.path().join("losses.png"))?;
+//! let curve = Curve { name: "first run".into(), run: 0, x: steps, y: loss };
+//! let panels = [Panel { title: "loss".into(), curves: vec![curve] }];
+//! panel::save(&panels, &Style::default(), &folder.path().join("loss.svg"))?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod axis;
+mod canvas;
+pub mod curve;
+mod error;
+pub mod histogram;
+pub mod panel;
+pub mod text;
+
+pub use curve::Curve;
+pub use error::ChartError;
+pub use histogram::Histogram;
+pub use panel::{Panel, Style};

@@ -1,0 +1,279 @@
+//! Parquet files read as text, column by column.
+//!
+//! Files come from anywhere: what one claims is checked against what it holds, and a reader that
+//! gives up on it (a panic) is an error like any other. A file of a kilobyte can say a million times
+//! the same word, so memory is bounded by a multiple of the file's size that no honest list of
+//! files comes near. Within the reader, one damaged page can still take up to 2 GiB for a moment.
+
+use super::BATCH;
+use crate::{ManifestError, Table, header};
+use parquet::{
+    basic::{ConvertedType, LogicalType, Type as PhysicalType},
+    column::reader::{ColumnReader, ColumnReaderImpl},
+    data_type::{ByteArray, DataType},
+    errors::ParquetError,
+    file::reader::{ChunkReader, FileReader, Length, SerializedFileReader},
+    schema::types::ColumnDescriptor,
+};
+use std::{
+    fs::File,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
+
+/// Bytes of a table in memory for one of its file, besides [`FREE`]: deflate alone makes at most
+/// 1032 of one.
+const GROWTH: u64 = 4096;
+/// Bytes that any table may have.
+const FREE: u64 = 64 << 20;
+
+/// Reads a table.
+pub(crate) fn read(path: &Path) -> Result<Table, ManifestError> {
+    let io = |source| ManifestError::Io { path: path.into(), source };
+    let file = File::open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    catch_unwind(AssertUnwindSafe(|| table(Bounded { file, length })))
+        .unwrap_or_else(|_| {
+            Err(Wrong::Whole("it is damaged: the Parquet reader gave up on it".into()))
+        })
+        .map_err(|wrong| match wrong {
+            Wrong::Whole(reason) => ManifestError::Whole { path: path.into(), reason },
+            Wrong::Row(row, reason) => ManifestError::Row { path: path.into(), row, reason },
+        })
+}
+
+/// What is wrong with a file.
+enum Wrong {
+    Whole(String),
+    Row(usize, String),
+}
+
+impl From<ParquetError> for Wrong {
+    fn from(error: ParquetError) -> Self {
+        Self::Whole(
+            format!("it is no Parquet that can be read: {error}").replace(['\n', '\r'], " "),
+        )
+    }
+}
+
+/// A file that allocates nothing for bytes that it does not have.
+struct Bounded {
+    file: File,
+    length: u64,
+}
+
+impl Length for Bounded {
+    fn len(&self) -> u64 {
+        self.length
+    }
+}
+
+impl ChunkReader for Bounded {
+    type T = <File as ChunkReader>::T;
+
+    fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
+        self.file.get_read(start)
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<bytes::Bytes> {
+        let end = u64::try_from(length).ok().and_then(|length| start.checked_add(length));
+        if end.is_none_or(|end| end > self.length) {
+            let reason = format!("{length} bytes from {start} of a file of {}", self.length);
+            return Err(ParquetError::EOF(reason));
+        }
+        self.file.get_bytes(start, length)
+    }
+}
+
+/// How the values of a column become text.
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    Bool,
+    Signed,
+    Unsigned,
+    Float,
+}
+
+impl Kind {
+    fn of(column: &ColumnDescriptor) -> Result<Self, Wrong> {
+        let name = column.path().string();
+        if column.path().parts().len() != 1 || column.max_rep_level() != 0 {
+            return Err(Wrong::Whole(format!(
+                "its column {name} is a list or has columns of its own, expected text or numbers"
+            )));
+        }
+        let (logical, converted) = (column.logical_type_ref(), column.converted_type());
+        match (column.physical_type(), logical, converted) {
+            (
+                PhysicalType::BYTE_ARRAY,
+                None | Some(LogicalType::String | LogicalType::Enum | LogicalType::Json),
+                ConvertedType::NONE
+                | ConvertedType::UTF8
+                | ConvertedType::ENUM
+                | ConvertedType::JSON,
+            ) => Ok(Self::Text),
+            (PhysicalType::BOOLEAN, ..) => Ok(Self::Bool),
+            (PhysicalType::FLOAT | PhysicalType::DOUBLE, ..) => Ok(Self::Float),
+            (
+                PhysicalType::INT32 | PhysicalType::INT64,
+                _,
+                ConvertedType::UINT_8
+                | ConvertedType::UINT_16
+                | ConvertedType::UINT_32
+                | ConvertedType::UINT_64,
+            ) => Ok(Self::Unsigned),
+            (
+                PhysicalType::INT32 | PhysicalType::INT64,
+                None | Some(LogicalType::Integer(_) | LogicalType::Unknown),
+                ConvertedType::NONE
+                | ConvertedType::INT_8
+                | ConvertedType::INT_16
+                | ConvertedType::INT_32
+                | ConvertedType::INT_64,
+            ) => match logical {
+                Some(LogicalType::Integer(kind)) if !kind.is_signed => Ok(Self::Unsigned),
+                _ => Ok(Self::Signed),
+            },
+            (physical, ..) => {
+                let what = logical.map(|kind| format!(" ({kind:?})")).unwrap_or_default();
+                Err(Wrong::Whole(format!(
+                    "its column {name} is {physical}{what}, expected text or numbers"
+                )))
+            }
+        }
+    }
+}
+
+/// Takes the fields of a column, and how many bytes of memory are left.
+struct Sink<'a> {
+    rows: &'a mut Vec<Vec<String>>,
+    /// Where the row group begins.
+    first: usize,
+    /// Fields that came.
+    count: usize,
+    column: usize,
+    columns: usize,
+    left: &'a mut u64,
+}
+
+impl Sink<'_> {
+    fn push(&mut self, field: String) -> Result<(), Wrong> {
+        let row = self.first + self.count;
+        let header = if self.column == 0 { size_of::<Vec<String>>() } else { 0 };
+        let bytes = (header + size_of::<String>() + field.len()) as u64;
+        *self.left = self.left.checked_sub(bytes).ok_or_else(|| {
+            Wrong::Whole("it unpacks to far more than a list of files of its size holds".into())
+        })?;
+        if self.column == 0 {
+            let mut fields = Vec::with_capacity(self.columns);
+            fields.push(field);
+            self.rows.push(fields);
+        } else {
+            let fields = self
+                .rows
+                .get_mut(row)
+                .ok_or_else(|| Wrong::Whole("its columns have different numbers of rows".into()))?;
+            fields.push(field);
+        }
+        self.count += 1;
+        Ok(())
+    }
+}
+
+fn table(file: Bounded) -> Result<Table, Wrong> {
+    let mut left = FREE.saturating_add(file.length.saturating_mul(GROWTH));
+    let reader = SerializedFileReader::new(file)?;
+    let metadata = reader.metadata();
+    let schema = metadata.file_metadata().schema_descr();
+    let kinds = schema.columns().iter().map(|column| Kind::of(column));
+    let kinds: Vec<Kind> = kinds.collect::<Result<_, _>>()?;
+    let names: Vec<&str> = schema.columns().iter().map(|column| column.name()).collect();
+    let columns = header::columns(&names).map_err(Wrong::Whole)?;
+    let mut table = Table::new(columns.iter().map(String::as_str));
+    let rows = table.rows_mut();
+    for index in 0..metadata.num_row_groups() {
+        let group = reader.get_row_group(index)?;
+        let first = rows.len();
+        let expected = usize::try_from(group.metadata().num_rows()).ok();
+        for (column, (&kind, name)) in kinds.iter().zip(&names).enumerate() {
+            let columns = kinds.len();
+            let mut sink = Sink { rows, first, count: 0, column, columns, left: &mut left };
+            read_column(group.get_column_reader(column)?, kind, name, &mut sink)?;
+            if Some(sink.count) != expected {
+                let (found, expected) = (sink.count, group.metadata().num_rows());
+                return Err(Wrong::Whole(format!(
+                    "its column {name} has {found} fields in a group of {expected} rows"
+                )));
+            }
+        }
+    }
+    Ok(table)
+}
+
+fn read_column(
+    reader: ColumnReader,
+    kind: Kind,
+    name: &str,
+    sink: &mut Sink<'_>,
+) -> Result<(), Wrong> {
+    match reader {
+        ColumnReader::BoolColumnReader(reader) => each(reader, sink, |value| Ok(value.to_string())),
+        ColumnReader::Int32ColumnReader(reader) => each(reader, sink, |&value| {
+            Ok(match kind {
+                Kind::Unsigned => value.cast_unsigned().to_string(),
+                _ => value.to_string(),
+            })
+        }),
+        ColumnReader::Int64ColumnReader(reader) => each(reader, sink, |&value| {
+            Ok(match kind {
+                Kind::Unsigned => value.cast_unsigned().to_string(),
+                _ => value.to_string(),
+            })
+        }),
+        ColumnReader::FloatColumnReader(reader) => each(reader, sink, |&value| {
+            Ok(if value.is_nan() { String::new() } else { value.to_string() })
+        }),
+        ColumnReader::DoubleColumnReader(reader) => each(reader, sink, |&value| {
+            Ok(if value.is_nan() { String::new() } else { value.to_string() })
+        }),
+        ColumnReader::ByteArrayColumnReader(reader) => each(reader, sink, |value: &ByteArray| {
+            let text = std::str::from_utf8(value.data());
+            text.map(String::from).map_err(|_| format!("its field {name} is no UTF-8"))
+        }),
+        // Their kinds were refused.
+        ColumnReader::Int96ColumnReader(_) | ColumnReader::FixedLenByteArrayColumnReader(_) => {
+            Err(Wrong::Whole(format!("its column {name} is neither text nor numbers")))
+        }
+    }
+}
+
+/// Every field of a column, gaps as empty ones.
+fn each<T: DataType>(
+    mut reader: ColumnReaderImpl<T>,
+    sink: &mut Sink<'_>,
+    text: impl Fn(&T::T) -> Result<String, String>,
+) -> Result<(), Wrong> {
+    let (mut values, mut levels) = (Vec::new(), Vec::new());
+    loop {
+        values.clear();
+        levels.clear();
+        let (count, _, _) = reader.read_records(BATCH, Some(&mut levels), None, &mut values)?;
+        if count == 0 {
+            return Ok(());
+        }
+        let mut values = values.iter();
+        for record in 0..count {
+            // Columns without gaps have no levels.
+            let value = match levels.get(record) {
+                Some(0) => None,
+                _ => Some(values.next().ok_or_else(|| {
+                    Wrong::Whole("it is damaged: a column ends before its rows do".into())
+                })?),
+            };
+            let row = sink.first + sink.count;
+            let field = value.map(&text).transpose().map_err(|reason| Wrong::Row(row, reason))?;
+            sink.push(field.unwrap_or_default())?;
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Tables written as Parquet.
+
+use super::BATCH;
+use crate::{
+    stored::Stored,
+    table::{PATH, TEXT, URL},
+};
+use parquet::{
+    basic::{Compression, LogicalType, Repetition, Type as PhysicalType},
+    data_type::{ByteArray, ByteArrayType, DataType, DoubleType, Int64Type},
+    errors::ParquetError,
+    file::{
+        properties::WriterProperties,
+        writer::{SerializedColumnWriter, SerializedFileWriter},
+    },
+    schema::types::Type,
+};
+use std::{fs::File, io, ops::Range, path::Path, sync::Arc};
+
+/// Rows that are compressed together and held in memory for it.
+const GROUP: usize = 1 << 17;
+
+/// What a column is written as.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Text,
+    Integer,
+    Float,
+}
+
+impl Kind {
+    fn of(table: &Stored<'_>, column: usize) -> Self {
+        // Captions are text, also where all of them happen to be numbers.
+        if [PATH, TEXT, URL].contains(&table.columns()[column].as_str()) {
+            return Self::Text;
+        }
+        let fields = || {
+            (0..table.len()).map(|row| table.field(row, column)).filter(|field| !field.is_empty())
+        };
+        if fields().next().is_none() {
+            Self::Text
+        } else if fields().all(|field| integer(field).is_some()) {
+            Self::Integer
+        } else if fields().all(|field| float(field).is_some()) {
+            Self::Float
+        } else {
+            Self::Text
+        }
+    }
+
+    fn schema(self, name: &str) -> Result<Type, ParquetError> {
+        let (physical, logical) = match self {
+            Self::Text => (PhysicalType::BYTE_ARRAY, Some(LogicalType::String)),
+            Self::Integer => (PhysicalType::INT64, None),
+            Self::Float => (PhysicalType::DOUBLE, None),
+        };
+        Type::primitive_type_builder(name, physical)
+            .with_repetition(Repetition::OPTIONAL)
+            .with_logical_type(logical)
+            .build()
+    }
+}
+
+/// An integer that is written again as it stands.
+fn integer(field: &str) -> Option<i64> {
+    field.parse().ok().filter(|number: &i64| number.to_string() == field)
+}
+
+/// A number that is written again as it stands, but for zeros at the end of a fraction.
+fn float(field: &str) -> Option<f64> {
+    let shortest = match field.contains('.') {
+        true => field.trim_end_matches('0').trim_end_matches('.'),
+        false => field,
+    };
+    let ends_well = !field.ends_with('.');
+    field
+        .parse()
+        .ok()
+        .filter(|number: &f64| ends_well && number.is_finite() && number.to_string() == shortest)
+}
+
+/// Writes a table; empty fields are gaps.
+pub(crate) fn write(table: &Stored<'_>, path: &Path) -> io::Result<()> {
+    let file = File::create(path)?;
+    written(table, file).map_err(io::Error::other)
+}
+
+fn written(table: &Stored<'_>, file: File) -> Result<(), ParquetError> {
+    let kinds: Vec<Kind> =
+        (0..table.columns().len()).map(|column| Kind::of(table, column)).collect();
+    let fields = kinds.iter().zip(table.columns());
+    let fields = fields.map(|(kind, name)| kind.schema(name).map(Arc::new));
+    let schema = Type::group_type_builder("schema")
+        .with_fields(fields.collect::<Result<_, _>>()?)
+        .build()?;
+    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+    let mut writer = SerializedFileWriter::new(file, Arc::new(schema), Arc::new(properties))?;
+    for first in (0..table.len()).step_by(GROUP) {
+        let rows = first..table.len().min(first + GROUP);
+        let mut group = writer.next_row_group()?;
+        for (column, kind) in kinds.iter().enumerate() {
+            let Some(mut writer) = group.next_column()? else { break };
+            let field = |row| table.field(row, column);
+            match kind {
+                Kind::Text => fill::<ByteArrayType>(&mut writer, rows.clone(), |row| {
+                    Some(field(row)).filter(|text| !text.is_empty()).map(ByteArray::from)
+                }),
+                Kind::Integer => {
+                    fill::<Int64Type>(&mut writer, rows.clone(), |row| integer(field(row)))
+                }
+                Kind::Float => {
+                    fill::<DoubleType>(&mut writer, rows.clone(), |row| float(field(row)))
+                }
+            }?;
+            writer.close()?;
+        }
+        group.close()?;
+    }
+    writer.close().map(drop)
+}
+
+/// Writes rows of a column.
+fn fill<T: DataType>(
+    writer: &mut SerializedColumnWriter<'_>,
+    rows: Range<usize>,
+    value: impl Fn(usize) -> Option<T::T>,
+) -> Result<(), ParquetError> {
+    let end = rows.end;
+    for first in rows.step_by(BATCH) {
+        let (mut values, mut levels) = (Vec::new(), Vec::new());
+        for row in first..end.min(first + BATCH) {
+            let value = value(row);
+            levels.push(i16::from(value.is_some()));
+            values.extend(value);
+        }
+        writer.typed::<T>().write_batch(&values, Some(&levels), None)?;
+    }
+    Ok(())
+}

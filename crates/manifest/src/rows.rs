@@ -1,0 +1,215 @@
+//! The list of training data: one image or video a row, with its caption.
+//!
+//! A manifest is a [`Table`] of which path, caption and number of frames are taken, by these names:
+//! `path`, `text` or `caption`, and, where it is known, `num_frames` or `frames`. A row of a CSV file
+//! may end where its caption does, and what it has beyond the columns is left out.
+
+use crate::{
+    ManifestError, Table,
+    csv_file::Rows,
+    stored::{self, Stored},
+    table::{NUM_FRAMES, PATH, TEXT},
+};
+use std::path::{Path, PathBuf};
+
+/// The rows of a manifest, at least one where it was read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Manifest {
+    /// The rows in order.
+    pub rows: Vec<Row>,
+}
+
+/// An image or video and what it shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// The file, or the folder of a video's frames.
+    pub path: PathBuf,
+    /// Its caption, as written; it may be empty.
+    pub caption: String,
+    /// How many frames it has, where that is known; 1 for images.
+    pub num_frames: Option<usize>,
+}
+
+/// A count of frames; tables that had gaps once carry counts as `51.0`.
+fn count(text: &str) -> Option<usize> {
+    let whole = text.split_once('.').map_or(text, |(whole, rest)| {
+        if rest.bytes().all(|digit| digit == b'0') { whole } else { text }
+    });
+    whole.parse().ok()
+}
+
+impl Manifest {
+    /// Reads a manifest; the files that it names are not looked at.
+    ///
+    /// # Errors
+    /// Where it cannot be read, is no [`Table`], or has no rows or no captions; where a row's path
+    /// is empty or its number of frames is none.
+    pub fn read(path: &Path) -> Result<Self, ManifestError> {
+        let whole = |reason: String| ManifestError::Whole { path: path.into(), reason };
+        let mut table = stored::read(path, Rows::Ragged)?;
+        if table.is_empty() {
+            return Err(whole("it has no rows".into()));
+        }
+        let names = table.columns().join(", ");
+        let at_path = table
+            .column(PATH)
+            .ok_or_else(|| whole(format!("the header names {names}, but no path")))?;
+        let at_caption = table.column(TEXT).ok_or_else(|| {
+            whole(format!("the header names {names}, but neither text nor caption"))
+        })?;
+        let at_frames = table.column(NUM_FRAMES);
+        let folder = stored::folder_of(path);
+        let rows =
+            std::mem::take(table.rows_mut()).into_iter().enumerate().map(|(row, mut fields)| {
+                let fail = |reason: String| ManifestError::Row { path: path.into(), row, reason };
+                if fields[at_path].is_empty() {
+                    return Err(fail("its path is empty".into()));
+                }
+                let num_frames = match at_frames.map(|at| fields[at].trim()) {
+                    None | Some("") => None,
+                    Some(text) => {
+                        let reason = || format!("'{text}' is no number of frames");
+                        Some(count(text).ok_or_else(|| fail(reason()))?)
+                    }
+                };
+                // The folder's name need not be UTF-8.
+                let path = folder.join(&fields[at_path]);
+                Ok(Row { path, caption: std::mem::take(&mut fields[at_caption]), num_frames })
+            });
+        Ok(Self { rows: rows.collect::<Result<_, _>>()? })
+    }
+
+    /// Writes a manifest of the columns `path`, `text` and `num_frames`: whole, or not at all.
+    /// Files below its folder are named relative to that, so that the folder can be moved; others
+    /// by their absolute path.
+    ///
+    /// # Errors
+    /// Where it cannot be written, or a path is no UTF-8.
+    pub fn write(&self, path: &Path) -> Result<(), ManifestError> {
+        let io = |source| ManifestError::Io { path: path.into(), source };
+        let root = stored::absolute_folder(stored::folder_of(path)).map_err(io)?;
+        let mut table = Table::new([PATH, TEXT, NUM_FRAMES]);
+        for (index, row) in self.rows.iter().enumerate() {
+            let file = stored::relative(&row.path, Some(&root))
+                .map_err(|source| ManifestError::Io { path: row.path.clone(), source })?;
+            let file = stored::text(file, index, path)?;
+            let frames = row.num_frames.map(|frames| frames.to_string()).unwrap_or_default();
+            table.rows_mut().push(vec![file, row.caption.clone(), frames]);
+        }
+        stored::write(&Stored::as_it_is(&table), path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads `bytes` as a manifest in an empty folder.
+    fn read(bytes: &[u8]) -> (tempfile::TempDir, Result<Manifest, ManifestError>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("clips.csv");
+        std::fs::write(&path, bytes).unwrap();
+        let manifest = Manifest::read(&path);
+        (folder, manifest)
+    }
+
+    #[test]
+    fn rows_without_header_are_path_caption_frames() {
+        let bytes = "\u{feff}a.mp4,\"A fox, \"\"red\"\"\nruns\",51\n/b/c.png,,\nd.gif,ü\n";
+        let (folder, manifest) = read(bytes.as_bytes());
+        let row = |path: &Path, caption: &str, num_frames| Row {
+            path: path.into(),
+            caption: caption.into(),
+            num_frames,
+        };
+        assert_eq!(
+            manifest.unwrap().rows,
+            [
+                row(&folder.path().join("a.mp4"), "A fox, \"red\"\nruns", Some(51)),
+                row(Path::new("/b/c.png"), "", None),
+                row(&folder.path().join("d.gif"), "ü", None),
+            ]
+        );
+    }
+
+    #[test]
+    fn rows_with_header_go_by_name() {
+        for header in ["id,Caption,path,frames", "\u{feff}id, text ,path,num_frames,aes"] {
+            let (folder, manifest) = read(format!("{header}\n7,fog,a.mp4,16.0\n").as_bytes());
+            let rows = manifest.unwrap().rows;
+            assert_eq!(rows.len(), 1);
+            assert_eq!(rows[0].path, folder.path().join("a.mp4"));
+            assert_eq!((rows[0].caption.as_str(), rows[0].num_frames), ("fog", Some(16)));
+        }
+    }
+
+    #[test]
+    fn rows_need_not_be_of_one_length() {
+        for bytes in [
+            &b"a.mp4,fog\nb.mp4,sea,7\n"[..],
+            b"a.mp4,fog,,x,y\nb.mp4,sea,7\n",
+            b"path,text,num_frames,aes\na.mp4,fog\nb.mp4,sea,7,1,2\n",
+        ] {
+            let rows = read(bytes).1.unwrap().rows;
+            assert_eq!([0, 1].map(|row| rows[row].num_frames), [None, Some(7)]);
+            assert_eq!(rows[1].caption, "sea");
+        }
+    }
+
+    #[test]
+    fn errors_name_the_file_and_the_row() {
+        for (bytes, row, words) in [
+            (&b"a.mp4,fog\nb.mp4\n"[..], Some(1), "1 fields"),
+            (b"path,text\na.mp4,fog\n,fog\n", Some(1), "empty"),
+            (b"a.mp4,fog,many\n", Some(0), "'many'"),
+            (b"a.mp4,fog,-3\n", Some(0), "'-3'"),
+            (b"a.mp4,fog,3.5\n", Some(0), "'3.5'"),
+            (b"a.mp4,fog\nb.mp4,\xff\xfe\n", Some(1), "field 2 is no UTF-8"),
+            (b"path,frames\na.mp4,3\n", None, "neither text nor caption"),
+            (b"caption,path,frames\nfog\n", Some(0), "expected at least 2"),
+            (b"url,text\nhttps://a,fog\n", None, "but no path"),
+            (b"path,text\n", None, "no rows"),
+            (b"", None, "no rows"),
+        ] {
+            let error = read(bytes).1.unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains("clips.csv") && text.contains(words), "{text}");
+            match (row, &error) {
+                (Some(row), ManifestError::Row { row: found, .. }) => {
+                    assert_eq!(row, *found);
+                    assert!(text.contains(&format!("row {}", row + 1)), "{text}");
+                }
+                (None, ManifestError::Whole { .. }) => {}
+                _ => panic!("{error:?}"),
+            }
+        }
+        let error = Manifest::read(Path::new("/nowhere/clips.csv")).unwrap_err();
+        assert!(matches!(error, ManifestError::Io { .. }), "{error}");
+    }
+
+    #[test]
+    fn what_is_written_comes_back_also_after_a_move() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = folder.path().join("first");
+        std::fs::create_dir(&first).unwrap();
+        let row = |path: PathBuf, num_frames| Row {
+            path,
+            caption: "a \"quoted\", long\ncaption".into(),
+            num_frames,
+        };
+        let manifest = Manifest {
+            rows: vec![row(first.join("clips/ü.mp4"), Some(3)), row("/else/b.png".into(), None)],
+        };
+        manifest.write(&first.join("clips.csv")).unwrap();
+        assert_eq!(Manifest::read(&first.join("clips.csv")).unwrap(), manifest);
+        assert_eq!(std::fs::read_dir(&first).unwrap().count(), 1);
+
+        let second = folder.path().join("second");
+        std::fs::rename(&first, &second).unwrap();
+        let moved = Manifest::read(&second.join("clips.csv")).unwrap();
+        assert_eq!(moved.rows[0].path, second.join("clips/ü.mp4"));
+        assert_eq!(moved.rows[1].path, Path::new("/else/b.png"));
+        let error = manifest.write(&first.join("clips.csv")).unwrap_err();
+        assert!(matches!(error, ManifestError::Io { .. }), "{error}");
+    }
+}

@@ -1,0 +1,160 @@
+//! Tables as they lie on the disk: relative paths, and a format by the file's ending.
+
+use crate::{
+    ManifestError, Table,
+    csv_file::{self, Rows},
+    table::PATH,
+};
+use opensora_files::write_atomically;
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+/// How a table is written; anything but Parquet's endings is CSV.
+enum Format {
+    Csv,
+    Parquet,
+}
+
+impl Format {
+    fn of(path: &Path) -> Self {
+        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        let parquet = ["parquet", "pq"].iter().any(|known| ending.eq_ignore_ascii_case(known));
+        if parquet { Self::Parquet } else { Self::Csv }
+    }
+}
+
+/// Reads a table with paths as they are written. Rows of Parquet are even by themselves.
+pub(crate) fn read(path: &Path, rows: Rows) -> Result<Table, ManifestError> {
+    match Format::of(path) {
+        Format::Csv => csv_file::read(path, rows),
+        #[cfg(feature = "parquet")]
+        Format::Parquet => crate::parquet_file::read(path),
+        #[cfg(not(feature = "parquet"))]
+        Format::Parquet => Err(no_parquet(path)),
+    }
+}
+
+/// A table with paths as they are to be written.
+pub(crate) struct Stored<'a> {
+    table: &'a Table,
+    /// Where the column of paths is, and what takes its place.
+    paths: Option<(usize, Vec<String>)>,
+}
+
+impl<'a> Stored<'a> {
+    /// With paths relative to `root` where they lie below it, and absolute elsewhere; for `file`.
+    pub(crate) fn new(
+        table: &'a Table,
+        root: Option<&Path>,
+        file: &Path,
+    ) -> Result<Self, ManifestError> {
+        let io = |source| ManifestError::Io { path: file.into(), source };
+        let root = root.map(absolute_folder).transpose().map_err(io)?;
+        let named = |(row, fields): (usize, &Vec<String>), at: usize| {
+            let path = &fields[at];
+            if path.is_empty() {
+                return Ok(String::new());
+            }
+            let named = relative(Path::new(path), root.as_deref())
+                .map_err(|source| ManifestError::Io { path: path.into(), source })?;
+            text(named, row, file)
+        };
+        let paths = |at| {
+            let rows = table.rows().iter().enumerate();
+            Ok((at, rows.map(|row| named(row, at)).collect::<Result<_, _>>()?))
+        };
+        Ok(Self { table, paths: table.column(PATH).map(paths).transpose()? })
+    }
+
+    /// With paths as they are.
+    pub(crate) fn as_it_is(table: &'a Table) -> Self {
+        Self { table, paths: None }
+    }
+
+    pub(crate) fn columns(&self) -> &'a [String] {
+        self.table.columns()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    pub(crate) fn field(&self, row: usize, column: usize) -> &str {
+        match &self.paths {
+            Some((at, paths)) if *at == column => &paths[row],
+            _ => &self.table.rows()[row][column],
+        }
+    }
+}
+
+/// Writes a table: whole, or not at all.
+pub(crate) fn write(table: &Stored<'_>, path: &Path) -> Result<(), ManifestError> {
+    let names: Vec<&str> = table.columns().iter().map(String::as_str).collect();
+    if !crate::header::is_header(&names) {
+        // Read again as CSV, the header would be a row.
+        let reason = format!(
+            "its columns would be {}, expected one of the name path or url",
+            if names.is_empty() { "none".into() } else { names.join(", ") }
+        );
+        return Err(ManifestError::Whole { path: path.into(), reason });
+    }
+    match Format::of(path) {
+        Format::Csv => write_atomically(path, |temporary| csv_file::write(table, temporary)),
+        #[cfg(feature = "parquet")]
+        Format::Parquet => {
+            write_atomically(path, |temporary| crate::parquet_file::write(table, temporary))
+        }
+        #[cfg(not(feature = "parquet"))]
+        Format::Parquet => return Err(no_parquet(path)),
+    }
+    .map_err(|source| ManifestError::Io { path: path.into(), source })
+}
+
+#[cfg(not(feature = "parquet"))]
+fn no_parquet(path: &Path) -> ManifestError {
+    ManifestError::Whole {
+        path: path.into(),
+        reason: "it would be Parquet, which this program was built without (cargo feature \
+                 `parquet`), expected CSV"
+            .into(),
+    }
+}
+
+/// The folder that a file lies in; empty for the working directory.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
+}
+
+/// A folder's absolute path.
+pub(crate) fn absolute_folder(folder: &Path) -> io::Result<PathBuf> {
+    std::path::absolute(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
+}
+
+/// A path from the absolute folder `root` where it lies below that, else the absolute one.
+pub(crate) fn relative(file: &Path, root: Option<&Path>) -> io::Result<PathBuf> {
+    let file = std::path::absolute(file)?;
+    let below = root.and_then(|root| file.strip_prefix(root).ok());
+    Ok(below.map(Path::to_path_buf).unwrap_or(file))
+}
+
+/// Makes the relative paths of a table that was read from `file` start from `root`.
+pub(crate) fn resolve(table: &mut Table, root: &Path, file: &Path) -> Result<(), ManifestError> {
+    let Some(at) = table.column(PATH) else { return Ok(()) };
+    for (index, row) in table.rows_mut().iter_mut().enumerate() {
+        if !row[at].is_empty() {
+            row[at] = text(root.join(&row[at]), index, file)?;
+        }
+    }
+    Ok(())
+}
+
+/// A path as a field.
+pub(crate) fn text(path: PathBuf, row: usize, file: &Path) -> Result<String, ManifestError> {
+    path.into_os_string().into_string().map_err(|path| ManifestError::Row {
+        path: file.into(),
+        row,
+        reason: format!("the path {} is no UTF-8", path.display()),
+    })
+}

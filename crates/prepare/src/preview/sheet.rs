@@ -1,0 +1,52 @@
+//! The PNG: one clip below the other.
+
+use super::{Entry, PLACES, THUMBNAIL};
+use crate::PrepareError;
+use opensora_chart::{ChartError, text::Paragraph};
+use opensora_video::{Frames, VideoError, png};
+use std::path::Path;
+
+/// Most rows: each takes at most some 400 lines of pixels, and images have 16384.
+pub(super) const MOST: usize = 40;
+/// Pixels around everything, and between two clips.
+const MARGIN: usize = 12;
+/// Width of the sheet: that of three thumbnails with what lies between them.
+pub(super) const WIDTH: usize = PLACES.len() * (THUMBNAIL[1] + 2) + 2 + 2 * MARGIN;
+/// Height of letters of a clip's name and of its caption, in pixels.
+const LETTERS: [u32; 2] = [13, 16];
+/// Lines after which a caption is cut off.
+const LINES: usize = 8;
+
+/// Draws the entries and writes the file.
+pub(super) fn save(entries: &[Entry<'_, Frames>], path: &Path) -> Result<(), PrepareError> {
+    let words = |text: &str, size: u32, most_lines: usize| {
+        Paragraph { text, size, width: (WIDTH - 2 * MARGIN) as u32, most_lines }.render()
+    };
+    let mut sheet = vec![255; 3 * WIDTH * MARGIN];
+    for entry in entries {
+        paste(&mut sheet, &words(&entry.headline(), LETTERS[0], 1)?);
+        match &entry.look {
+            Ok((strip, _)) => paste(&mut sheet, strip),
+            Err(reason) => {
+                let reason = format!("cannot be read: {reason}");
+                paste(&mut sheet, &words(&reason, LETTERS[1], 2)?);
+            }
+        }
+        paste(&mut sheet, &words(entry.caption, LETTERS[1], LINES)?);
+        sheet.resize(sheet.len() + 3 * WIDTH * MARGIN, 255);
+    }
+    let shape = [1, sheet.len() / (3 * WIDTH), WIDTH];
+    let image = |source| ChartError::Image(VideoError::Frames { path: path.into(), source });
+    let still = Frames::from_rgb(sheet, shape).map_err(image)?;
+    Ok(png::write(path, &still).map_err(ChartError::Image)?)
+}
+
+/// Appends a picture below what is there.
+fn paste(sheet: &mut Vec<u8>, picture: &Frames) {
+    let rest = WIDTH - MARGIN - picture.width();
+    for row in picture.data().chunks_exact(3 * picture.width()) {
+        sheet.resize(sheet.len() + 3 * MARGIN, 255);
+        sheet.extend(row);
+        sheet.resize(sheet.len() + 3 * rest, 255);
+    }
+}

@@ -1,0 +1,196 @@
+//! One column: its numbers or its texts.
+
+use serde::Serialize;
+use std::collections::HashMap;
+
+/// Texts that are listed by name.
+const FREQUENT: usize = 10;
+
+/// A column.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// Rows that have a value.
+    pub count: usize,
+    /// Rows that have none: empty fields and, among numbers, what is not finite.
+    pub missing: usize,
+    /// What the values are.
+    #[serde(flatten)]
+    pub content: Content,
+}
+
+/// What the values of a column are.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Content {
+    /// There are none.
+    Empty,
+    /// Numbers, all of them.
+    Numbers(Numbers),
+    /// Anything else.
+    Texts(Texts),
+}
+
+/// Numbers in brief.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Numbers {
+    /// The smallest.
+    pub min: f64,
+    /// One in twenty is smaller.
+    pub percentile_5: f64,
+    /// The middle one.
+    pub median: f64,
+    /// The arithmetic mean.
+    pub mean: f64,
+    /// One in twenty is larger.
+    pub percentile_95: f64,
+    /// The largest.
+    pub max: f64,
+    /// All of them, sorted.
+    #[serde(skip)]
+    pub values: Vec<f64>,
+}
+
+/// Texts in brief.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Texts {
+    /// Number of different ones.
+    pub distinct: usize,
+    /// Those that come most often, at most ten; texts that come once are not listed.
+    pub most_frequent: Vec<Frequent>,
+}
+
+/// A value and how often it comes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Frequent {
+    /// The value.
+    pub value: String,
+    /// How often.
+    pub count: usize,
+}
+
+impl Column {
+    /// A column of these fields; `is_text` where digits are no numbers.
+    pub(super) fn of(name: &str, fields: &[&str], is_text: bool) -> Self {
+        let filled = || fields.iter().map(|field| field.trim()).filter(|field| !field.is_empty());
+        let numeric = !is_text && filled().all(|field| field.parse::<f64>().is_ok());
+        if numeric {
+            return Self::of_numbers(name, fields.iter().map(|field| number(field)));
+        }
+        let count = filled().count();
+        let (distinct, most_frequent) = frequent(filled().map(str::to_string), 2);
+        let content = match count {
+            0 => Content::Empty,
+            _ => Content::Texts(Texts { distinct, most_frequent }),
+        };
+        Self { name: name.into(), count, missing: fields.len() - count, content }
+    }
+
+    /// A column of numbers, some of them missing.
+    pub(super) fn of_numbers(name: &str, values: impl Iterator<Item = Option<f64>>) -> Self {
+        let (mut known, mut rows) = (Vec::new(), 0);
+        for value in values {
+            known.extend(value);
+            rows += 1;
+        }
+        let (count, missing) = (known.len(), rows - known.len());
+        let content = Numbers::of(known).map_or(Content::Empty, Content::Numbers);
+        Self { name: name.into(), count, missing, content }
+    }
+}
+
+impl Numbers {
+    /// `None` where there is no number.
+    fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_unstable_by(f64::total_cmp);
+        let (min, max) = (*values.first()?, *values.last()?);
+        let count = values.len() as f64;
+        Some(Self {
+            min,
+            percentile_5: quantile(&values, 0.05),
+            median: quantile(&values, 0.5),
+            // Divided first: the sum of large numbers may have no end.
+            mean: values.iter().map(|value| value / count).sum(),
+            percentile_95: quantile(&values, 0.95),
+            max,
+            values,
+        })
+    }
+}
+
+/// The value below which a share of sorted values lies, between two of them on the line that
+/// joins them; as numpy's default.
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    let place = share * (sorted.len() - 1) as f64;
+    let (low, high) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+    let fraction = place.fract();
+    // Not low + fraction * (high - low): the difference may overflow.
+    (1.0 - fraction) * low + fraction * high
+}
+
+/// A field as a number; `None` where it is none or not finite.
+pub(super) fn number(field: &str) -> Option<f64> {
+    field.trim().parse().ok().filter(|value: &f64| value.is_finite())
+}
+
+/// How many different values there are, and those that come most often, `least` times or more.
+pub(super) fn frequent(
+    values: impl Iterator<Item = String>,
+    least: usize,
+) -> (usize, Vec<Frequent>) {
+    let mut counts = HashMap::<String, usize>::new();
+    for value in values {
+        *counts.entry(value).or_default() += 1;
+    }
+    let distinct = counts.len();
+    let mut list: Vec<Frequent> = counts
+        .into_iter()
+        .filter(|(_, count)| *count >= least)
+        .map(|(value, count)| Frequent { value, count })
+        .collect();
+    // Equally frequent ones by name, so that the list is always the same.
+    list.sort_unstable_by(|a, b| b.count.cmp(&a.count).then_with(|| a.value.cmp(&b.value)));
+    list.truncate(FREQUENT);
+    (distinct, list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_those_of_numpy() {
+        // numpy.quantile([1, 2, 4, 8, 16], [0, 0.05, 0.5, 0.95, 1])
+        let sorted = [1.0, 2.0, 4.0, 8.0, 16.0];
+        for (share, value) in [(0.0, 1.0), (0.05, 1.2), (0.5, 4.0), (0.95, 14.4), (1.0, 16.0)] {
+            assert!((quantile(&sorted, share) - value).abs() < 1e-12, "{share}");
+        }
+        assert_eq!(quantile(&[3.0], 0.95), 3.0);
+        assert_eq!(quantile(&[-f64::MAX, f64::MAX], 0.5), 0.0);
+    }
+
+    #[test]
+    fn columns_are_numbers_only_where_all_fields_are() {
+        let column = Column::of("aes", &["1", " 2.5e0", "", "nan", "-4"], false);
+        assert_eq!((column.count, column.missing), (3, 2));
+        let Content::Numbers(numbers) = column.content else { panic!("{column:?}") };
+        assert_eq!((numbers.min, numbers.median, numbers.max), (-4.0, 1.0, 2.5));
+        assert!((numbers.mean + 0.5 / 3.0).abs() < 1e-12);
+        assert_eq!(numbers.values, [-4.0, 1.0, 2.5]);
+
+        let texts = |fields: &[&str], is_text| match Column::of("a", fields, is_text).content {
+            Content::Texts(texts) => texts,
+            other => panic!("{other:?}"),
+        };
+        let mixed = texts(&["b", "1", "b", "a", "a", "", "c"], false);
+        let list: Vec<_> = mixed.most_frequent.iter().map(|it| (&*it.value, it.count)).collect();
+        assert_eq!((mixed.distinct, list), (4, vec![("a", 2), ("b", 2)]));
+        assert_eq!(texts(&["1", "2"], true).distinct, 2);
+        for (fields, is_text) in [(&["", " "][..], true), (&["", "inf"], false), (&[], false)] {
+            let column = Column::of("a", fields, is_text);
+            assert_eq!((column.count, &column.content), (0, &Content::Empty));
+            assert_eq!(column.missing, fields.len());
+        }
+    }
+}

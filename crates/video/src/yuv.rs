@@ -1,0 +1,86 @@
+//! From the planes of a video codec to RGB, in whole numbers.
+//!
+//! To the last bit this is what FFmpeg's `swscale` does unless it is asked to round accurately, and
+//! so what the `ffmpeg` program, OpenCV and PyAV show. Products are cut off, not rounded: colours
+//! come out up to three steps too dark. In return, measures that depend on exact colours, such as
+//! hues of what is nearly grey, are those of these tools.
+//!
+//! Source: FFmpeg, `libswscale/yuv2rgb.c` (`ff_yuv2rgb_c_init_tables`) and
+//! `libswscale/x86/yuv_2_rgb.asm`.
+
+use crate::{color::Matrix, sps::Colour};
+
+/// From luma and colour differences to red, green and blue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ToRgb {
+    /// Luma of black, in eighths.
+    black: i32,
+    /// Factors in steps of 2^-13.
+    luma: i32,
+    red: i32,
+    blue: i32,
+    green: [i32; 2],
+}
+
+impl ToRgb {
+    /// For a stream that states these `matrix_coefficients` (H.264, table E-5; 2 where it states
+    /// none) and whether luma has the full range; `None` where the matrix is of another kind.
+    pub fn stated(matrix: u8, full_range: bool) -> Option<Self> {
+        Matrix::stated(Some(Colour { matrix, full_range })).map(Self::new)
+    }
+
+    /// Red, green and blue of a luma and its blue and red difference.
+    #[inline]
+    pub fn pixel(self, y: u8, u: u8, v: u8) -> [u8; 3] {
+        self.shifted(y, self.shift(u, v))
+    }
+
+    pub(crate) fn new(matrix: Matrix) -> Self {
+        let (red, blue) = (f64::from(matrix.red), f64::from(matrix.blue));
+        let green = 1.0 - red - blue;
+        let scale = 127.5 / f64::from(matrix.chroma);
+        // First to 16 bits behind the point, as in the tables there, then to 13.
+        let factor = |x: f64| ((x * 65536.0).round() / 8.0).round() as i32;
+        let (red_shift, blue_shift) = (2.0 * (1.0 - red) * scale, 2.0 * (1.0 - blue) * scale);
+        Self {
+            black: 8 * matrix.black as i32,
+            luma: factor(255.0 / f64::from(matrix.luma)),
+            red: factor(red_shift),
+            blue: factor(blue_shift),
+            green: [factor(-blue * blue_shift / green), factor(-red * red_shift / green)],
+        }
+    }
+
+    /// What colour differences add to the luma of red, green and blue.
+    #[inline]
+    pub(crate) fn shift(self, u: u8, v: u8) -> [i32; 3] {
+        let [u, v] = [u, v].map(|c| 8 * i32::from(c) - 1024);
+        let product = |c: i32, factor: i32| (c * factor) >> 16;
+        let green = product(u, self.green[0]) + product(v, self.green[1]);
+        [product(v, self.red), green, product(u, self.blue)]
+    }
+
+    /// A luma with what is added to it.
+    #[inline]
+    pub(crate) fn shifted(self, y: u8, shift: [i32; 3]) -> [u8; 3] {
+        let luma = ((8 * i32::from(y) - self.black) * self.luma) >> 16;
+        shift.map(|shift| (luma + shift).clamp(0, 255) as u8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of `swscale`, worked out by hand from its tables.
+    #[test]
+    fn factors_are_those_of_ffmpeg() {
+        let (black, luma) = (128, 9539);
+        let bt601 = ToRgb { black, luma, red: 13075, blue: 16525, green: [-3209, -6660] };
+        let bt709 = ToRgb { black, luma, red: 14686, blue: 17305, green: [-1747, -4366] };
+        for (matrix, expected) in [(1, Some(bt709)), (2, Some(bt601)), (6, Some(bt601)), (8, None)]
+        {
+            assert_eq!(ToRgb::stated(matrix, false), expected, "{matrix}");
+        }
+    }
+}
