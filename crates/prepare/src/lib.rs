@@ -14,8 +14,8 @@
 //! | [`scan`] | a folder of videos as a table |
 //! | [`shots`] | where one shot of a video ends and the next begins |
 //! | [`split`] | videos cut at their shots into clips |
-//! | [`caption`] | captions by a vision model that a server holds |
 //! | [`filter`] | which clips a model shall learn from: measures, bounds, near-duplicates |
+//! | [`caption`] | captions by a vision model that a server holds |
 //! | [`clean`] | captions without openings, rows without gaps, frames counted anew |
 //! | [`arrange`] | manifests merged and split |
 //! | [`stats`] | what a manifest holds, in numbers |

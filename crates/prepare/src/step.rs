@@ -330,12 +330,16 @@ mod tests {
         }
     }
 
-    /// Stops after so many rows.
-    struct StopAt(usize);
+    /// Stops after so many rows, and says that it has.
+    struct StopAt<'a>(usize, &'a AtomicBool);
 
-    impl Watch for StopAt {
+    impl Watch for StopAt<'_> {
         fn advanced(&mut self, done: usize, _: usize, _: usize) -> ControlFlow<()> {
-            if done >= self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if done < self.0 {
+                return ControlFlow::Continue(());
+            }
+            self.1.store(true, Ordering::Relaxed);
+            ControlFlow::Break(())
         }
     }
 
@@ -343,15 +347,22 @@ mod tests {
     fn a_step_goes_on_where_it_was_stopped() {
         let folder = tempfile::tempdir().unwrap();
         let (keys, worked) = (keys(40), Mutex::new(vec![0; 40]));
+        let stopped = AtomicBool::new(false);
         let work = |row: usize| {
+            // The last rows are worked on slowly, until someone has stopped the step.
+            while row >= 35 && !stopped.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
             worked.lock().unwrap()[row] += 1;
             // Not faster than the journal: else all rows are there before a stop is heard.
             std::thread::sleep(std::time::Duration::from_millis(1));
             if row % 7 == 3 { Err(format!("bad\nrow {row}")) } else { Ok(row * row) }
         };
         for stop in [0, 5, 17] {
-            let stopped = run(&at(folder.path()), &keys, work, &mut StopAt(stop)).unwrap_err();
-            assert!(matches!(stopped, PrepareError::Stopped { total: 40, .. }), "{stopped}");
+            stopped.store(false, Ordering::Relaxed);
+            let mut watch = StopAt(stop, &stopped);
+            let error = run(&at(folder.path()), &keys, work, &mut watch).unwrap_err();
+            assert!(matches!(error, PrepareError::Stopped { total: 40, .. }), "{error}");
         }
         // A crash in the middle of a line.
         let journal = at(folder.path()).journal;

@@ -1,8 +1,9 @@
 //! `opensora data`: training data.
 
 use crate::{
-    data_clean, data_download, data_encode, data_filter, data_merge, data_run, data_scan,
-    data_split, data_split_manifest, progress::Progress,
+    data_caption, data_clean, data_download, data_encode, data_filter, data_merge, data_preview,
+    data_run, data_scan, data_shots, data_split, data_split_manifest, data_stats,
+    progress::Progress,
 };
 use opensora::data::demo::{DemoSpec, write_dataset};
 use serde_json::json;
@@ -29,12 +30,18 @@ enum Command {
     Split(Box<data_split::Args>),
     /// Measure clips and keep those within bounds.
     Filter(Box<data_filter::Args>),
+    /// Caption clips by a vision model that a server holds.
+    Caption(Box<data_caption::Args>),
     /// Put captions and paths in order.
     Clean(Box<data_clean::Args>),
     /// Join manifests.
     Merge(data_merge::Args),
     /// Part a manifest, such as into training and validation.
     SplitManifest(data_split_manifest::Args),
+    /// Say what a manifest holds, in numbers and histograms.
+    Stats(data_stats::Args),
+    /// Show clips with their captions on one page.
+    Preview(data_preview::Args),
     /// Do all steps that a file of settings names.
     Run(data_run::Args),
     /// Encode clips and captions once, for training from latents.
@@ -87,9 +94,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         Command::Shots(args) => data_shots::run(&args),
         Command::Split(args) => data_split::run(&args),
         Command::Filter(args) => data_filter::run(&args),
+        Command::Caption(args) => data_caption::run(&args),
         Command::Clean(args) => data_clean::run(&args),
         Command::Merge(args) => data_merge::run(&args),
         Command::SplitManifest(args) => data_split_manifest::run(&args),
+        Command::Stats(args) => data_stats::run(&args),
+        Command::Preview(args) => data_preview::run(&args),
         Command::Run(args) => data_run::run(&args),
         Command::Encode(args) => data_encode::run(&args),
     }

@@ -1,6 +1,6 @@
 //! `opensora data clean`: captions without openings, rows without gaps, frames counted anew.
 
-use crate::{data_split::Shown, progress::Progress};
+use crate::step_progress::StepProgress;
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use opensora::{
@@ -99,9 +99,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         },
     };
     let job = Job { out: &args.out, workers: args.workers, retry_failed: args.retry_failed };
-    let mut progress = Progress::new(args.quiet);
-    let mut watch = Shown { stage: "counting", progress: &mut progress };
-    let cleaned = clean::clean(&input, &settings, &job, &mut watch);
+    let mut progress = StepProgress::new(args.quiet, "counting");
+    let cleaned = clean::clean(&input, &settings, &job, &mut progress);
     progress.finish();
     print(&cleaned?, args);
     Ok(())

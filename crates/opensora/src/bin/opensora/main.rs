@@ -3,16 +3,19 @@
 //! Only this program prints; the library reports through its results and an observer.
 
 mod data;
+mod data_caption;
 mod data_clean;
 mod data_download;
 mod data_encode;
 mod data_filter;
 mod data_merge;
+mod data_preview;
 mod data_run;
 mod data_scan;
 mod data_shots;
 mod data_split;
 mod data_split_manifest;
+mod data_stats;
 mod devices;
 mod eval;
 mod plot;
