@@ -1,18 +1,21 @@
 //! Captions from a stand-in server that answers, fails, stalls, talks nonsense and hangs up: every
-//! row ends captioned or listed with its reason, also where the process is killed.
+//! row ends captioned or listed with its reason.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod chat_server;
 
-use chat_server::{Answer, BLUE, ChatServer, RED_STEP, Request};
+use chat_server::{
+    Answer, ChatServer,
+    clips::{QUICK, clips, endpoint, ids, says, spec},
+};
 use opensora_manifest::{
     Table,
     table::{PATH, TEXT},
 };
 use opensora_prepare::{
     PrepareError,
-    assemble::{Tables, failed_path},
+    assemble::failed_path,
     caption::{
         CaptionSpec, Captioned, Endpoint, Key, Layout, Options, PictureSpec, Timeouts, caption,
         preview,
@@ -20,52 +23,13 @@ use opensora_prepare::{
     retry::Patience,
     step::{Shard, Watch},
 };
-use opensora_video::{Frames, VideoSpec, Writer};
 use serde_json::{Value, json};
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::TcpListener,
     ops::ControlFlow,
     path::Path,
-    process::{Command, Stdio},
     time::{Duration, Instant},
 };
-
-const QUICK: Patience = Patience {
-    attempts: 3,
-    first_wait: Duration::from_millis(5),
-    longest_wait: Duration::from_millis(300),
-};
-
-/// Clips 0 to `count` - 1: red says which, green which frame.
-fn clips(folder: &Path, count: usize) -> Table {
-    let mut table = Table::new(["id", PATH]);
-    for clip in 0..count {
-        let path = folder.join(format!("clip {clip}.mp4"));
-        let pixels = (0..10u8).flat_map(|t| [clip as u8 * RED_STEP, 10 * t, BLUE].repeat(32 * 32));
-        let frames = Frames::from_rgb(pixels.collect(), [10, 32, 32]).unwrap();
-        let spec = VideoSpec { frames: 10, width: 32, height: 32, fps: 8.0 };
-        Writer::open(&path, &spec).unwrap().write(&frames, &json!({})).unwrap();
-        table.push([("id", clip.to_string()), (PATH, path.to_string_lossy().into_owned())]);
-    }
-    table
-}
-
-fn endpoint(address: SocketAddr, patience: Patience) -> Endpoint {
-    let timeouts = Timeouts { answer: Duration::from_millis(1500), ..Timeouts::default() };
-    Endpoint::new(&format!("http://{address}"), None, timeouts, patience, 4).unwrap()
-}
-
-/// What the stand-in says where all is well.
-fn says(request: &Request) -> Answer {
-    Answer::Says(match request.clip {
-        Some(clip) => format!(" Clip {clip},\nred. "),
-        None => "Grey.".into(),
-    })
-}
-
-fn spec() -> CaptionSpec {
-    CaptionSpec::new("stand-in")
-}
 
 fn made(table: &Table, folder: &Path, endpoint: &Endpoint) -> Result<Captioned, PrepareError> {
     caption(table, &folder.join("out.csv"), &spec(), endpoint, &Options::default(), &mut ())
@@ -74,16 +38,6 @@ fn made(table: &Table, folder: &Path, endpoint: &Endpoint) -> Result<Captioned, 
 fn text<'a>(table: &'a Table, id: &str, column: &str) -> Option<&'a str> {
     let row = (0..table.len()).find(|&row| table.get(row, "id") == Some(id))?;
     table.get(row, column)
-}
-
-/// The column `id` of both tables together, sorted.
-fn ids(captioned: &Captioned) -> Vec<usize> {
-    let of = |table: &Table| -> Vec<usize> {
-        (0..table.len()).map(|row| table.get(row, "id").unwrap().parse().unwrap()).collect()
-    };
-    let mut ids = [of(&captioned.tables.output), of(&captioned.tables.failed)].concat();
-    ids.sort_unstable();
-    ids
 }
 
 #[test]
@@ -361,93 +315,4 @@ fn failures_and_captions_are_made_again_where_that_is_asked_for() {
         parts.push(ids(&part));
     }
     assert_eq!(parts, [vec![0, 2], vec![1]]);
-}
-
-/// Where the test below says what its worker shall do; each of these three is one.
-const WORKER: [&str; 3] = ["CAPTION_TEST_INPUT", "CAPTION_TEST_OUT", "CAPTION_TEST_ADDRESS"];
-const WORKERS: usize = 3;
-
-/// No test: the process that the test below starts and kills.
-#[test]
-fn worker_process() {
-    let Ok(values) = WORKER.iter().map(std::env::var).collect::<Result<Vec<_>, _>>() else {
-        return;
-    };
-    let [input, out, address] = values.try_into().unwrap();
-    let options = Options { workers: WORKERS, ..Options::default() };
-    let endpoint = endpoint(address.parse().unwrap(), QUICK);
-    let table = Table::read(Path::new(&input)).unwrap();
-    caption(&table, Path::new(&out), &spec(), &endpoint, &options, &mut ())
-        .unwrap()
-        .tables
-        .write(Path::new(&out))
-        .unwrap();
-}
-
-#[test]
-fn a_killed_process_goes_on_to_the_same_manifest() {
-    const CLIPS: usize = 24;
-    let folder = tempfile::tempdir().unwrap();
-    let mut table = clips(folder.path(), CLIPS);
-    table.set(7, TEXT, "As it was.");
-    let input = folder.path().join("clips.csv");
-    table.write(&input).unwrap();
-    let answer = |request: &Request, before: usize| {
-        std::thread::sleep(Duration::from_millis(20));
-        match request.clip {
-            Some(clip) if clip % 5 == 3 => Answer::Status(400, "", "not this".into()),
-            Some(clip) if clip % 5 == 4 && before == 0 => Answer::Status(500, "", String::new()),
-            _ => says(request),
-        }
-    };
-    let start = |out: &Path, server: &ChatServer| {
-        let values = [input.to_str().unwrap(), out.to_str().unwrap(), &server.address.to_string()];
-        Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "worker_process"])
-            .envs(WORKER.into_iter().zip(values))
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap()
-    };
-    let server = ChatServer::start(answer);
-    let whole = folder.path().join("whole.csv");
-    assert!(start(&whole, &server).wait().unwrap().success());
-    let smooth = server.counts().values().sum::<usize>();
-
-    let server = ChatServer::start(answer);
-    let out = folder.path().join("killed.csv");
-    let asked = || server.counts().values().sum::<usize>();
-    let (mut kills, mut random) = (0, 12345u64);
-    loop {
-        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        let mut child = start(&out, &server);
-        // Some time after so many requests; the last ones may never come.
-        let (until, more) = (asked() + (random >> 33) as usize % 4, (random >> 40) % 25);
-        while child.try_wait().unwrap().is_none() && asked() < until {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        std::thread::sleep(Duration::from_millis(more));
-        if child.try_wait().unwrap().is_none() {
-            child.kill().unwrap();
-            kills += 1;
-        }
-        if child.wait().unwrap().success() {
-            break;
-        }
-        assert!(kills < 200, "it does not come to an end");
-    }
-    assert!(kills >= 4, "{kills} kills");
-    // A kill costs no more than what was being worked on.
-    assert!(asked() <= smooth + kills * WORKERS, "{} {smooth} {kills}", asked());
-
-    for (a, b) in [(&whole, &out), (&failed_path(&whole), &failed_path(&out))] {
-        assert_eq!(std::fs::read_to_string(a).unwrap(), std::fs::read_to_string(b).unwrap());
-    }
-    let (output, failed) = (Table::read(&out).unwrap(), Table::read(&failed_path(&out)).unwrap());
-    let both = Captioned { tables: Tables { output, failed }, kept: 1 };
-    assert_eq!(ids(&both), (0..CLIPS).collect::<Vec<_>>(), "no row lost or doubled");
-    assert_eq!(both.tables.failed.len(), 5);
-    let once = asked();
-    assert!(start(&out, &server).wait().unwrap().success());
-    assert_eq!(asked(), once, "all is known");
 }

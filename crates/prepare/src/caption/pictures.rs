@@ -9,23 +9,18 @@
 use super::prompt::View;
 use crate::{
     PrepareError,
-    open::{open, without_path},
+    source::{self, Header, Stream},
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use image::codecs::jpeg::JpegEncoder;
 use opensora_video::{
-    Frames,
-    frames::MAX_SIDE,
+    Frames, media,
     pillow::{Filter, Resize},
-    png,
-    reader::{Decoder, VideoReader},
     sheet::contact_sheet,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, path::Path};
 
-/// Endings of stills; everything else is a video.
-const STILLS: [&str; 3] = ["jpg", "jpeg", "png"];
 /// Positions there may be, so that nobody sends a film.
 const MAX_POSITIONS: usize = 64;
 
@@ -114,18 +109,9 @@ impl Pictures {
     /// Of a clip.
     pub(crate) fn read(path: &Path, spec: &PictureSpec) -> Result<Self, String> {
         let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-        let (is_folder, ending) = (path.is_dir(), ending.to_ascii_lowercase());
-        let is_still = STILLS.contains(&ending.as_str()) && !is_folder;
-        let held = match ending.as_str() {
-            _ if is_folder => png::read_folder(path),
-            "png" => png::read(path),
-            _ if is_still => return Self::of(vec![jpeg(path, spec)?], true, spec),
-            _ => return Self::of(video(path, spec)?, false, spec),
-        };
-        let held = held.map_err(|error| without_path(&error, path))?;
-        let frames = spec.indices(held.len()).into_iter().filter_map(|index| held.frame(index));
-        let size = [held.height(), held.width()];
-        Self::of(frames.map(|rgb| Frame::of(rgb, size, spec)).collect(), is_still, spec)
+        let is_still =
+            media::IMAGES.contains(&ending.to_ascii_lowercase().as_str()) && !path.is_dir();
+        Self::of(frames(path, spec)?, is_still, spec)
     }
 
     /// Grey ones instead, as many and as large: to find out whether a server takes such pictures.
@@ -196,60 +182,41 @@ impl Frame {
     }
 }
 
-/// A still that is a JPEG.
-fn jpeg(path: &Path, spec: &PictureSpec) -> Result<Frame, String> {
-    let mut reader = image::ImageReader::open(path).map_err(words)?;
-    let mut limits = image::Limits::default();
-    limits.max_image_width = Some(MAX_SIDE as u32);
-    limits.max_image_height = Some(MAX_SIDE as u32);
-    reader.limits(limits);
-    let image = reader.decode().map_err(words)?.into_rgb8();
-    let size = [image.height() as usize, image.width() as usize];
-    Ok(Frame::of(image.as_raw(), size, spec))
-}
-
-/// The frames of a video that are shown. They are found while it is decoded, and no others are
-/// held; where the container did not tell their number, or not the true one, it is read again.
-fn video(path: &Path, spec: &PictureSpec) -> Result<Vec<Frame>, String> {
-    let reader = open(path, Decoder::Auto)?;
-    let mut length = 0;
-    if let Some(told) = reader.info().num_frames.filter(|&told| told > 0) {
-        let (found, frames) = pick(reader, told, path, spec)?;
-        if !frames.is_empty() {
-            return Ok(frames);
-        }
-        length = found;
-    } else {
-        for frame in reader {
-            frame.map_err(|error| without_path(&error, path))?;
-            length += 1;
-        }
+/// The frames of a clip that are shown. They are found while it is decoded, and no others are held;
+/// where the file did not tell their number, or not the true one, it is read again.
+fn frames(path: &Path, spec: &PictureSpec) -> Result<Vec<Frame>, String> {
+    let (header, stream) = source::open(path)?;
+    let told = header.num_frames.filter(|&told| told > 0);
+    // Without a number, the end of the clip is looked for.
+    let (seen, frames) = pick(&header, stream, told.unwrap_or(usize::MAX), spec)?;
+    if told.is_some() && !frames.is_empty() {
+        return Ok(frames);
     }
-    if length == 0 {
+    if seen == 0 {
         return Err("it holds no pictures".into());
     }
-    let (_, frames) = pick(open(path, Decoder::Auto)?, length, path, spec)?;
-    Ok(frames)
+    let (header, stream) = source::open(path)?;
+    Ok(pick(&header, stream, seen, spec)?.1)
 }
 
-/// The frames that are shown of a video of `length` frames; none where it ends before the last of
+/// The frames that are shown of a clip of `length` frames; none where it ends before the last of
 /// them. And how many frames were seen.
 fn pick(
-    reader: VideoReader,
+    header: &Header,
+    stream: Stream,
     length: usize,
-    path: &Path,
     spec: &PictureSpec,
 ) -> Result<(usize, Vec<Frame>), String> {
-    let size = [reader.info().height, reader.info().width];
+    let size = [header.height, header.width];
     let indices = spec.indices(length);
     let (mut picked, mut seen) = (HashMap::new(), 0);
-    for frame in reader {
-        let frame = frame.map_err(|error| without_path(&error, path))?;
+    for rgb in stream {
+        let rgb = rgb?;
+        if rgb.len() != 3 * size[0] * size[1] {
+            return Err(format!("frame {} is of another size than the first", seen + 1));
+        }
         if indices.contains(&seen) {
-            if frame.rgb.len() != 3 * size[0] * size[1] {
-                return Err(format!("frame {seen} is of another size than the video"));
-            }
-            picked.insert(seen, Frame::of(&frame.rgb, size, spec));
+            picked.insert(seen, Frame::of(&rgb, size, spec));
         }
         seen += 1;
         if picked.len() == indices.len() {
@@ -265,7 +232,7 @@ mod tests {
     use super::*;
 
     /// Frames of these greys.
-    fn frames(greys: [u8; 3], size: [usize; 2], spec: &PictureSpec) -> Vec<Frame> {
+    fn grey_frames(greys: [u8; 3], size: [usize; 2], spec: &PictureSpec) -> Vec<Frame> {
         greys.map(|grey| Frame::of(&vec![grey; 3 * size[0] * size[1]], size, spec)).into()
     }
 
@@ -289,7 +256,7 @@ mod tests {
     #[test]
     fn pictures_show_their_frames_in_the_size_asked_for() {
         let spec = PictureSpec { max_side: 32, ..PictureSpec::default() };
-        let frames = || frames([40, 100, 160], [40, 80], &spec);
+        let frames = || grey_frames([40, 100, 160], [40, 80], &spec);
         let pictures = Pictures::of(frames(), false, &spec).unwrap();
         assert_eq!((pictures.jpegs.len(), pictures.view), (3, View::Frames(3)));
         for (jpeg, grey) in pictures.jpegs.iter().zip([40u8, 100, 160]) {
@@ -322,6 +289,20 @@ mod tests {
         for name in ["none.mp4", "none.jpg", "none"] {
             assert!(Pictures::read(&folder.path().join(name), &spec).is_err());
         }
+    }
+
+    #[test]
+    fn clips_that_end_early_show_nothing_until_their_length_is_known() {
+        let header = Header { width: 1, height: 1, fps: None, num_frames: None, duration: None };
+        let stream = || -> Stream { Box::new((0..5u8).map(|grey| Ok(vec![grey; 3]))) };
+        let spec = PictureSpec { positions: vec![0.8, 0.2], ..PictureSpec::default() };
+        let (seen, none) = pick(&header, stream(), 100, &spec).unwrap();
+        assert_eq!((seen, none.len()), (5, 0));
+        let (_, frames) = pick(&header, stream(), seen, &spec).unwrap();
+        let greys: Vec<u8> = frames.iter().map(|frame| frame.rgb[0]).collect();
+        assert_eq!(greys, [4, 1]);
+        let odd: Stream = Box::new([Ok(vec![0; 3]), Ok(vec![0; 6])].into_iter());
+        assert!(pick(&header, odd, 9, &spec).is_err_and(|reason| reason.contains("frame 2")));
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! A stand-in for a server with a vision model: it sees of which clip the pictures are, and answers
 //! whatever the test wants.
 
+#![allow(dead_code, reason = "each test uses its part")]
+
+pub(crate) mod clips;
+
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde_json::{Value, json};
 use std::{
