@@ -19,7 +19,8 @@
 //! ```
 //!
 //! The parts stand for themselves as well, one crate each, and are re-exported here: [`t5`],
-//! [`vae`], [`stdit`], [`diffusion`], [`video`], [`checkpoint`], [`nn`].
+//! [`vae`], [`stdit`], [`diffusion`], [`data`], [`prepare`], [`train`], [`manifest`], [`video`],
+//! [`chart`], [`checkpoint`], [`files`], [`nn`].
 //!
 //! | module | thought |
 //! |---|---|
@@ -34,6 +35,7 @@
 //! | [`training`] | sample videos along a training run |
 //! | [`verify`] | golden cases: the proof on any backend |
 
+pub use opensora_chart as chart;
 pub use opensora_checkpoint as checkpoint;
 pub use opensora_data as data;
 pub use opensora_diffusion as diffusion;
