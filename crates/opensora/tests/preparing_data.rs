@@ -112,8 +112,8 @@ fn the_page_leads_from_a_folder_of_videos_to_a_trained_stage() {
         let mut named = 0;
         for row in 0..table.len() {
             let film = table.get(row, "source").unwrap();
-            let film: Value =
-                serde_json::from_str(&fs::read_to_string(format!("{film}.json")).unwrap()).unwrap();
+            let record = folder.path().join(format!("{film}.json"));
+            let film: Value = serde_json::from_str(&fs::read_to_string(record).unwrap()).unwrap();
             let start: f64 = table.get(row, "start").unwrap().parse().unwrap();
             // Shots of 16 frames at 8 a second.
             let shot = &film["shots"][(start / 2.0).round() as usize]["labels"];
