@@ -265,6 +265,9 @@ fn complaints(mut said: ChildStderr) -> String {
     String::from_utf8_lossy(&kept).into_owned()
 }
 
+/// The last complaint, without the name of the file, which its reader knows.
 fn last_line(text: &str) -> Option<&str> {
-    text.lines().map(str::trim).rfind(|line| !line.is_empty())
+    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty())?;
+    let is_name = line.starts_with("file:");
+    Some(if is_name { line.rsplit_once(": ").map_or(line, |(_, words)| words) } else { line })
 }

@@ -144,6 +144,11 @@ impl VideoReader {
                 Err(VideoError::Program { reason, .. }) => {
                     Err(needs_program(path, &refused, &reason))
                 }
+                // Two opinions on one file; the first one knows more of its own kind.
+                Err(VideoError::Decode { reason, .. }) => Err(VideoError::Decode {
+                    path: path.into(),
+                    reason: format!("{}; {reason}", own_words(&refused)),
+                }),
                 other => other,
             }),
         }
