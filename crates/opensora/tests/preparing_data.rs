@@ -19,7 +19,8 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
+    time::Duration,
 };
 
 /// The blocks of a page that are commands.
@@ -55,11 +56,11 @@ fn described(request: &Value) -> String {
     captions::training(&labels, &mut HostRng::new(0, Purpose::DemoWorld, 0, 0))
 }
 
-/// Answers one request and hangs up.
-fn answer(stream: TcpStream) {
+/// Answers one request and hangs up; who asks may be gone before the end.
+fn answer(stream: TcpStream) -> Option<()> {
     let mut reader = BufReader::new(&stream);
     let (mut line, mut length) = (String::new(), 0);
-    while reader.read_line(&mut line).unwrap() > 2 {
+    while reader.read_line(&mut line).ok()? > 2 {
         let (name, value) = line.split_once(':').unwrap_or_default();
         if name.eq_ignore_ascii_case("content-length") {
             length = value.trim().parse().unwrap();
@@ -67,17 +68,17 @@ fn answer(stream: TcpStream) {
         line.clear();
     }
     let mut body = vec![0; length];
-    reader.read_exact(&mut body).unwrap();
+    reader.read_exact(&mut body).ok()?;
     let caption = described(&serde_json::from_slice(&body).unwrap());
     let choice = json!({"message": {"role": "assistant", "content": caption},
                         "finish_reason": "stop"});
     let text = json!({"choices": [choice]}).to_string();
     let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n";
-    write!(&stream, "{head}Content-Length: {}\r\n\r\n{text}", text.len()).unwrap();
+    write!(&stream, "{head}Content-Length: {}\r\n\r\n{text}", text.len()).ok()
 }
 
-#[test]
-fn the_page_leads_from_a_folder_of_videos_to_a_trained_stage() {
+/// Starts the stand-in; returns its address.
+fn stand_in() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}/v1", listener.local_addr().unwrap());
     std::thread::spawn(move || {
@@ -85,7 +86,12 @@ fn the_page_leads_from_a_folder_of_videos_to_a_trained_stage() {
             std::thread::spawn(|| answer(stream.unwrap()));
         }
     });
+    endpoint
+}
 
+#[test]
+fn the_page_leads_from_a_folder_of_videos_to_a_trained_stage() {
+    let endpoint = stand_in();
     let folder = tempfile::tempdir().unwrap();
     let programs = Path::new(env!("CARGO_BIN_EXE_opensora")).parent().unwrap();
     let path = std::env::var("PATH").unwrap_or_default();
@@ -127,4 +133,55 @@ fn the_page_leads_from_a_folder_of_videos_to_a_trained_stage() {
     }
     assert!(folder.path().join("run/stdit/ema.safetensors").exists());
     assert!(fs::read_to_string(folder.path().join("preview.html")).unwrap().contains("<img"));
+}
+
+#[test]
+fn a_pipeline_killed_anywhere_and_started_again_gives_the_same_table() {
+    let endpoint = stand_in();
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let opensora = |folder: &Path, args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_opensora"));
+        command.args(args).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let settings = format!(
+        "input = 'films'\nwork = 'work'\nout = 'all.csv'\n\
+         [split]\nfps = 'source'\nshorter_side = 64\n\
+         [filter]\nmin = {{ num_frames = 8 }}\n\
+         [caption]\nendpoint = '{endpoint}'\nmodel = 'stand-in'\n[clean]\n"
+    );
+    let run = ["data", "run", "--config", "pipeline.toml"];
+    for folder in &folders {
+        let films = ["data", "demo", "--out", ".", "--films", "4", "--shots", "3", "--seed", "2"];
+        assert!(opensora(folder.path(), &films).status().unwrap().success());
+        // What cannot be used is listed, however often the steps begin again.
+        fs::write(folder.path().join("films/broken.mp4"), b"no video").unwrap();
+        fs::write(folder.path().join("pipeline.toml"), &settings).unwrap();
+    }
+    assert!(opensora(folders[0].path(), &run).status().unwrap().success());
+
+    let mut kills = 0;
+    for round in 0..40u64 {
+        let mut child = opensora(folders[1].path(), &run).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(30 + 40 * round));
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success());
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+    }
+    assert!(kills >= 3, "the run was too short to be killed: {kills}");
+    assert!(opensora(folders[1].path(), &run).status().unwrap().success());
+    for name in ["all.csv", "all.failed.csv"] {
+        // Sources are named by their whole paths.
+        let [whole, killed] = [0, 1].map(|of| {
+            let text = fs::read_to_string(folders[of].path().join(name)).unwrap();
+            text.replace(&folders[of].path().display().to_string(), "")
+        });
+        assert_eq!(whole, killed, "{name}");
+        assert!(whole.lines().count() > 1, "{whole}");
+    }
+    assert_eq!(Table::read(&folders[1].path().join("all.csv")).unwrap().len(), 12);
 }
