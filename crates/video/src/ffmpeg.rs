@@ -3,7 +3,8 @@
 //! Found at run time: what the environment variables `OPENSORA_FFMPEG` and `OPENSORA_FFPROBE` name,
 //! else `ffmpeg` and `ffprobe` on the path. Frames come through a pipe, as raw RGB in the stream's
 //! own size and order, none doubled and none dropped; rotations that a camera noted are not made.
-//! Only local files are opened: names are never taken for options or addresses of other protocols.
+//! Only local files are opened: names are never taken for options or addresses of other protocols,
+//! and no file makes the program open another one.
 
 use crate::{VideoError, VideoInfo, frames::MAX_SIDE, yuv::ToRgb};
 use serde_json::Value;
@@ -38,6 +39,13 @@ impl Default for Programs {
     }
 }
 
+/// What a file may be read as, by the names of ffmpeg's demultiplexers. Those of playlists and
+/// lists (`hls`, `concat`, `dash`) are not among them: a file of a stranger would have others on
+/// this machine read, and its clips would show them.
+const CONTAINERS: &str = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,mxf,nut,\
+                          ivf,wtv,rm,dv,h264,hevc,obu,m4v,mjpeg,vc1,yuv4mpegpipe";
+/// The first video stream that is no cover picture.
+const STREAM: &str = "V:0";
 /// Most bytes that are read of what `ffprobe` says: times of some hours of video.
 const MAX_PROBE: u64 = 64 << 20;
 /// Most bytes that are kept of complaints.
@@ -95,10 +103,10 @@ impl Stream {
     ) -> Result<Self, VideoError> {
         let fail = |reason: String| VideoError::Decode { path: path.into(), reason };
         let mut child = Command::new(&programs.ffmpeg)
-            .args(["-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-noautorotate"])
-            .arg("-i")
+            .args(["-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe"])
+            .args(["-format_whitelist", CONTAINERS, "-noautorotate", "-i"])
             .arg(local(path).map_err(|source| VideoError::Io { path: path.into(), source })?)
-            .args(["-map", "0:v:0", "-vsync", "0"])
+            .args(["-map", &format!("0:{STREAM}"), "-vsync", "passthrough"])
             .args(["-f", "rawvideo", "-pix_fmt", format, "pipe:1"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -164,7 +172,8 @@ struct Probed {
 fn probe(path: &Path, programs: &Programs) -> Result<Probed, VideoError> {
     let fail = |reason: String| VideoError::Decode { path: path.into(), reason };
     let mut child = Command::new(&programs.ffprobe)
-        .args(["-v", "error", "-protocol_whitelist", "file,pipe", "-select_streams", "v:0"])
+        .args(["-v", "error", "-protocol_whitelist", "file,pipe"])
+        .args(["-format_whitelist", CONTAINERS, "-select_streams", STREAM])
         .args([
             "-show_entries",
             "stream=codec_name,width,height,avg_frame_rate,r_frame_rate,color_space",

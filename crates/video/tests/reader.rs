@@ -128,3 +128,23 @@ fn what_is_broken_is_said_in_one_line() {
         }
     }
 }
+
+#[test]
+fn playlists_open_no_other_file() {
+    if !is_there() {
+        eprintln!("not tried: the ffmpeg program is not there");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    clip(folder.path(), "secret.mp4");
+    for (name, list) in [
+        ("list.mp4", "ffconcat version 1.0\nfile secret.mp4\n"),
+        ("list.ts", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.mp4\n#EXT-X-ENDLIST\n"),
+    ] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, list).unwrap();
+        let error = VideoReader::open(&path, Decoder::Ffmpeg).err().unwrap().to_string();
+        assert!(error.starts_with(&path.display().to_string()), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+}
