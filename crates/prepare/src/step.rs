@@ -222,10 +222,12 @@ where
             });
         }
         drop(sender);
-        // As many records as there are go to the disk together.
+        // Records that are there go to the disk together; not more than a few, so that quick work
+        // does not run ahead of the disk and of whoever watches.
+        let more = run.workers.max(1);
         while let Ok(first) = receiver.recv() {
             let mut batch = Vec::new();
-            for (row, outcome) in std::iter::once(first).chain(receiver.try_iter()) {
+            for (row, outcome) in std::iter::once(first).chain(receiver.try_iter().take(more)) {
                 match outcome {
                     Ok(outcome) => batch.push((row, outcome)),
                     Err(reason) => {
