@@ -229,7 +229,9 @@ fn ctrl_c_leaves_a_checkpoint_to_go_on_from() {
     while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 3 {
         std::thread::sleep(Duration::from_millis(20));
     }
-    let signal = Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap();
+    // The shell's own: not every system has the program.
+    let kill = format!("kill -INT {}", run.id());
+    let signal = Command::new("sh").args(["-c", &kill]).status().unwrap();
     assert!(signal.success());
     let output = run.wait_with_output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
