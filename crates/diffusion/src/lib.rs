@@ -15,6 +15,7 @@
 //! | [`iddpm`], [`ddim`], [`dpm_solver`] | the samplers |
 //! | [`sampler`] | one entry for all three, by name |
 //! | [`losses`] | the training loss |
+//! | [`prediction`] | models that name the velocity instead of the noise |
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/schedulers/iddpm/` (itself from DiT, ADM and
 //! improved-diffusion) and `opensora/schedulers/dpms/` (from PixArt-alpha and dpm-solver). Ported is
@@ -31,6 +32,7 @@ pub mod dpm_solver;
 pub mod guidance;
 pub mod iddpm;
 pub mod losses;
+pub mod prediction;
 pub mod process;
 pub mod respace;
 pub mod sampler;
@@ -48,6 +50,7 @@ pub use dpm_solver::DpmSolver;
 pub use guidance::Guidance;
 pub use iddpm::Iddpm;
 pub use losses::{LossKind, Losses};
+pub use prediction::{AsNoise, PredictionType};
 pub use process::{GaussianDiffusion, MeanVariance, ProcessError};
 pub use respace::{RespaceError, Respacing, space_timesteps};
 pub use sampler::{Sampler, SamplerKind};

@@ -162,7 +162,7 @@ pub(crate) struct GaussianData {
 }
 
 impl GaussianData {
-    fn alphas_cumprod(timestep: f64) -> f64 {
+    pub(crate) fn alphas_cumprod(timestep: f64) -> f64 {
         let tables = DiffusionTables::published(&Respacing::All).unwrap();
         // Between steps ln(alphas_cumprod) is linear.
         let left = (timestep as usize).min(998);

@@ -6,7 +6,7 @@
 
 use crate::{
     demo_model,
-    diffusion::sampler::SamplerError,
+    diffusion::{PredictionType, sampler::SamplerError},
     request::SampleRequest,
     stdit::{DenoiserConfig, PositionScales},
 };
@@ -22,6 +22,8 @@ pub struct ModelFiles {
     pub denoiser: PathBuf,
     /// Sizes of the STDiT.
     pub denoiser_config: DenoiserConfig,
+    /// What its first channels name.
+    pub prediction_type: PredictionType,
     /// Folder of the text encoder: `config.json`, tokenizer and weights.
     pub t5: PathBuf,
     /// Folder of the VAE with its `config.json`, or its weights alone.
@@ -145,6 +147,8 @@ struct Description {
     name: String,
     denoiser: PathBuf,
     denoiser_config: DenoiserConfig,
+    #[serde(default)]
+    prediction_type: PredictionType,
     t5: PathBuf,
     vae: PathBuf,
     num_frames: usize,
@@ -193,6 +197,7 @@ impl ModelFiles {
             name: description.name,
             denoiser: folder.join(description.denoiser),
             denoiser_config: description.denoiser_config,
+            prediction_type: description.prediction_type,
             t5: folder.join(description.t5),
             vae: folder.join(description.vae),
             defaults: SampleRequest {
@@ -263,6 +268,7 @@ impl ModelFiles {
             name: preset.name.into(),
             denoiser: find(&None, &[preset.file], "hpcai-tech/Open-Sora", "--weights-dir")?,
             denoiser_config: DenoiserConfig { scales: preset.scales, ..DenoiserConfig::xl_2() },
+            prediction_type: PredictionType::Epsilon,
             t5: find(&parts.t5, &T5_FOLDERS, "DeepFloyd/t5-v1_1-xxl", "--t5")?,
             vae: find(&parts.vae, &VAE_FOLDERS, "stabilityai/sd-vae-ft-ema", "--vae")?,
             defaults: SampleRequest {
@@ -280,6 +286,7 @@ impl ModelFiles {
             name: path.display().to_string(),
             denoiser: path.into(),
             denoiser_config: DenoiserConfig::xl_2(),
+            prediction_type: PredictionType::Epsilon,
             t5: parts.t5.clone().ok_or_else(|| missing("text encoder", "--t5"))?,
             vae: parts.vae.clone().ok_or_else(|| missing("VAE", "--vae"))?,
             defaults: SampleRequest::default(),

@@ -5,7 +5,7 @@
 
 use crate::{
     denoiser::PromptedDenoiser,
-    diffusion::{SampleError, sampler::SamplerError},
+    diffusion::{AsNoise, SampleError, sampler::SamplerError},
     frames::to_frames,
     model_files::ModelFiles,
     nn::{
@@ -242,6 +242,7 @@ impl TextToVideo {
                 mask: prompts.mask.select(first, first + count),
             };
             let denoiser = PromptedDenoiser::new(&model, &states);
+            let denoiser = AsNoise::new(denoiser, self.files.prediction_type);
             let shape = [count, config.in_channels, size[0], size[1], size[2]];
             let noise = |purpose, step: usize| {
                 normal_batch(request.seed, purpose, first as u64, step as u64, shape, &self.device)

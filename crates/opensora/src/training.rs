@@ -2,7 +2,7 @@
 
 use crate::{
     denoiser::PromptedDenoiser,
-    diffusion::{Guidance, Sampler, SamplerKind},
+    diffusion::{AsNoise, Guidance, PredictionType, Sampler, SamplerKind},
     frames::to_frames,
     nn::noise::{Purpose, normal_batch},
     stdit::StDit,
@@ -28,6 +28,7 @@ use std::{
 /// `RUN/samples/step-00001000.png`: a row for each prompt.
 pub struct SampleSheets {
     recipe: SampleRecipe,
+    prediction_type: PredictionType,
     prompts: PromptStates,
     vae: AutoencoderKl,
     /// `[B, C, T, h, w]`
@@ -69,6 +70,7 @@ impl SampleSheets {
         let batch = recipe.sample.prompts.len();
         Ok(Self {
             recipe: recipe.sample.clone(),
+            prediction_type: part.loss.prediction_type,
             prompts,
             vae,
             latents: [batch, part.config.in_channels, frames, height, width],
@@ -81,12 +83,14 @@ impl SampleSheets {
     fn sheet(&self, model: &StDit, path: &Path) -> Result<(), TrainError> {
         let sampler = Sampler::new(SamplerKind::DpmSolver, self.recipe.steps).map_err(hook)?;
         let guidance: Guidance = SamplerKind::DpmSolver.guidance(self.recipe.guidance_scale);
+        let denoiser = PromptedDenoiser::new(model, &self.prompts);
+        let denoiser = AsNoise::new(denoiser, self.prediction_type);
         let noise = |purpose, step: usize| {
             normal_batch(self.seed, purpose, 0, step as u64, self.latents, &self.device)
         };
         let latents = sampler
             .sample(
-                &PromptedDenoiser::new(model, &self.prompts),
+                &denoiser,
                 &guidance,
                 noise(Purpose::InitialLatents, 0),
                 |step| noise(Purpose::SamplerStep, step),

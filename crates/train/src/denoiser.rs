@@ -4,8 +4,9 @@
 //! (`IDDPM.training_losses`), `opensora/models/layers/blocks.py` (`CaptionEmbedder.token_drop`).
 //!
 //! Quirks kept: a dropped caption becomes the null prompt but keeps its own mask; the null prompt
-//! itself is a buffer and never trained. Not in the reference: the weight of
-//! [`min_snr_gamma`](DenoiserRecipe::min_snr_gamma), off by default.
+//! itself is a buffer and never trained. Not in the reference, and off by default: the weight of
+//! [`min_snr_gamma`](DenoiserRecipe::min_snr_gamma) and velocities as the
+//! [`prediction_type`](DenoiserRecipe::prediction_type).
 
 use crate::{
     error::TrainError,
@@ -16,7 +17,7 @@ use crate::{
 };
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use opensora_data::encode::EncodedSample;
-use opensora_diffusion::{GaussianDiffusion, losses::LossKind, respace::Respacing};
+use opensora_diffusion::{GaussianDiffusion, PredictionType, losses::LossKind, respace::Respacing};
 use opensora_nn::{
     mask::TokenMask,
     noise::normal_batch_of,
@@ -38,6 +39,9 @@ pub struct DenoiserRecipe {
     /// timestep (Hang et al. 2023, arXiv 2303.09556), so that a small gamma turns the model to the
     /// early, noisy steps where layout and motion are decided. Off in the published recipes.
     pub min_snr_gamma: Option<f64>,
+    /// What the model learns to name. With `v_prediction` the squared error is that of the velocity,
+    /// which is the noise's over `alphas_cumprod`; whoever samples from the model has to know.
+    pub prediction_type: PredictionType,
     /// Keeps only what enters each block and computes its activations again on the way back.
     pub activation_checkpointing: bool,
 }
@@ -48,6 +52,7 @@ impl Default for DenoiserRecipe {
             freeze: Freeze::Nothing,
             caption_dropout: 0.1,
             min_snr_gamma: None,
+            prediction_type: PredictionType::Epsilon,
             activation_checkpointing: false,
         }
     }
@@ -249,11 +254,19 @@ impl DenoiserTask {
             mask: &mask,
         };
         recompute::gradients(graph, inputs, self.recipe.activation_checkpointing, |output| {
+            let kind = self.recipe.prediction_type;
+            let output = self.process.output_as_noise(kind, output, &noisy, &t)?;
             let losses =
                 self.process.training_losses(output, latents, noisy, noise, &t, LossKind::Mse)?;
-            let loss = match self.recipe.min_snr_gamma {
-                Some(gamma) => losses.loss * self.snr_weights(&t, gamma),
-                None => losses.loss,
+            let loss = match (self.recipe.min_snr_gamma, kind) {
+                // The same for both kinds: over the velocity's error it is
+                // `min(snr, gamma) / (snr + 1)`.
+                (Some(gamma), _) => losses.loss * self.weights(&t, |snr| snr.min(gamma) / snr),
+                (None, PredictionType::Epsilon) => losses.loss,
+                (None, PredictionType::VPrediction) => {
+                    losses.mse.clone() * self.weights(&t, |snr| (snr + 1.0) / snr)
+                        + losses.vb.clone()
+                }
             };
             let host = |x: &Tensor<1>| x.to_data().iter::<f64>().collect::<Vec<_>>();
             let found =
@@ -262,15 +275,12 @@ impl DenoiserTask {
         })
     }
 
-    /// `min(snr, gamma) / snr` of each timestep, `[B]`.
-    fn snr_weights(&self, t: &[usize], gamma: f64) -> Tensor<1> {
+    /// A weight of each timestep's signal-to-noise ratio, `[B]`.
+    fn weights(&self, t: &[usize], weight: impl Fn(f64) -> f64) -> Tensor<1> {
         let alphas_cumprod = &self.process.tables().alphas_cumprod;
         let weights: Vec<f32> = t
             .iter()
-            .map(|&t| {
-                let snr = alphas_cumprod[t] / (1.0 - alphas_cumprod[t]);
-                (snr.min(gamma) / snr) as f32
-            })
+            .map(|&t| weight(alphas_cumprod[t] / (1.0 - alphas_cumprod[t])) as f32)
             .collect();
         Tensor::from_data(TensorData::new(weights, [t.len()]), &self.device)
     }
