@@ -41,6 +41,19 @@ pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, TensorEntry>, Checkpo
     Ok(tensors)
 }
 
+/// What the writer noted in the file's header; nothing where it is no safetensors file.
+pub(crate) fn notes(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
+    let open = |source| CheckpointError::Open { path: path.into(), source };
+    let mut head = Vec::new();
+    File::open(path).map_err(open)?.take(9).read_to_end(&mut head).map_err(open)?;
+    if head.get(8) != Some(&b'{') {
+        return Ok(BTreeMap::new());
+    }
+    let fail = |reason: String| CheckpointError::Format { path: path.into(), reason };
+    let (_, metadata, _) = read_header(path).map_err(fail)?;
+    Ok(metadata.metadata().clone().unwrap_or_default().into_iter().collect())
+}
+
 /// The open file, its parsed header and where its data starts.
 fn read_header(path: &Path) -> Result<(File, Metadata, u64), String> {
     let io = |error: io::Error| error.to_string();

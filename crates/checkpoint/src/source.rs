@@ -117,6 +117,19 @@ impl Checkpoint {
         self.tensors.contains_key(key)
     }
 
+    /// What the writers of its files noted beside the tensors: `__metadata__` of safetensors, nothing
+    /// elsewhere.
+    ///
+    /// # Errors
+    /// Where a file cannot be read any more.
+    pub fn notes(&self) -> Result<BTreeMap<String, String>, CheckpointError> {
+        let mut notes = BTreeMap::new();
+        for file in self.files() {
+            notes.extend(safetensors_file::notes(file)?);
+        }
+        Ok(notes)
+    }
+
     /// The part under a key prefix, which is cut off; the rest is another artefact.
     pub fn scope(&self, prefix: &str) -> Self {
         let tensors = self.tensors.iter().filter_map(|(key, tensor)| {

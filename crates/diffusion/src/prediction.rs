@@ -33,6 +33,24 @@ pub enum PredictionType {
     VPrediction,
 }
 
+impl PredictionType {
+    /// The name under which weights carry it as a note.
+    pub const NOTE: &str = "prediction_type";
+
+    /// Its name: diffusers' own.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Epsilon => "epsilon",
+            Self::VPrediction => "v_prediction",
+        }
+    }
+
+    /// The type of a name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Epsilon, Self::VPrediction].into_iter().find(|kind| kind.name() == name)
+    }
+}
+
 impl GaussianDiffusion {
     /// A model's output `[B, 2C, T, H, W]` for `x_t` at `t`, its first half as noise.
     ///

@@ -22,8 +22,9 @@ pub struct ModelFiles {
     pub denoiser: PathBuf,
     /// Sizes of the STDiT.
     pub denoiser_config: DenoiserConfig,
-    /// What its first channels name.
-    pub prediction_type: PredictionType,
+    /// What its first channels name; where `None`, what the weights say of themselves, and the
+    /// published noise where they say nothing.
+    pub prediction_type: Option<PredictionType>,
     /// Folder of the text encoder: `config.json`, tokenizer and weights.
     pub t5: PathBuf,
     /// Folder of the VAE with its `config.json`, or its weights alone.
@@ -147,8 +148,8 @@ struct Description {
     name: String,
     denoiser: PathBuf,
     denoiser_config: DenoiserConfig,
-    #[serde(default)]
-    prediction_type: PredictionType,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prediction_type: Option<PredictionType>,
     t5: PathBuf,
     vae: PathBuf,
     num_frames: usize,
@@ -268,7 +269,7 @@ impl ModelFiles {
             name: preset.name.into(),
             denoiser: find(&None, &[preset.file], "hpcai-tech/Open-Sora", "--weights-dir")?,
             denoiser_config: DenoiserConfig { scales: preset.scales, ..DenoiserConfig::xl_2() },
-            prediction_type: PredictionType::Epsilon,
+            prediction_type: None,
             t5: find(&parts.t5, &T5_FOLDERS, "DeepFloyd/t5-v1_1-xxl", "--t5")?,
             vae: find(&parts.vae, &VAE_FOLDERS, "stabilityai/sd-vae-ft-ema", "--vae")?,
             defaults: SampleRequest {
@@ -286,7 +287,7 @@ impl ModelFiles {
             name: path.display().to_string(),
             denoiser: path.into(),
             denoiser_config: DenoiserConfig::xl_2(),
-            prediction_type: PredictionType::Epsilon,
+            prediction_type: None,
             t5: parts.t5.clone().ok_or_else(|| missing("text encoder", "--t5"))?,
             vae: parts.vae.clone().ok_or_else(|| missing("VAE", "--vae"))?,
             defaults: SampleRequest::default(),

@@ -5,7 +5,7 @@
 
 use crate::{
     denoiser::PromptedDenoiser,
-    diffusion::{AsNoise, SampleError, sampler::SamplerError},
+    diffusion::{AsNoise, PredictionType, SampleError, sampler::SamplerError},
     frames::to_frames,
     model_files::ModelFiles,
     nn::{
@@ -228,6 +228,7 @@ impl TextToVideo {
         }
         observer.loading("denoiser");
         let checkpoint = Checkpoint::open(&self.files.denoiser)?;
+        let prediction_type = self.prediction_type(&checkpoint)?;
         let (model, report) = StDit::load(config, &checkpoint, self.dtype.float(), &self.device)?;
         observer.loaded(&report);
 
@@ -243,7 +244,7 @@ impl TextToVideo {
                 mask: prompts.mask.select(first, first + count),
             };
             let denoiser = PromptedDenoiser::new(&model, &states);
-            let denoiser = AsNoise::new(denoiser, self.files.prediction_type);
+            let denoiser = AsNoise::new(denoiser, prediction_type);
             let shape = [count, config.in_channels, size[0], size[1], size[2]];
             let noise = |purpose, step: usize| {
                 normal_batch(request.seed, purpose, first as u64, step as u64, shape, &self.device)
@@ -257,6 +258,29 @@ impl TextToVideo {
             )?);
         }
         Ok(Tensor::cat(latents, 0))
+    }
+
+    /// What the denoiser's first channels name, by the model's description and the weights' own note.
+    fn prediction_type(&self, checkpoint: &Checkpoint) -> Result<PredictionType, PipelineError> {
+        let fail = |text: String| {
+            PipelineError::Parts(format!("{}: {text}", self.files.denoiser.display()))
+        };
+        let notes = checkpoint.notes()?;
+        let noted = match notes.get(PredictionType::NOTE) {
+            Some(name) => Some(
+                PredictionType::from_name(name)
+                    .ok_or_else(|| fail(format!("prediction_type '{name}' is not known")))?,
+            ),
+            None => None,
+        };
+        match (self.files.prediction_type, noted) {
+            (Some(said), Some(noted)) if said != noted => Err(fail(format!(
+                "the weights predict {}, the model's description says {}",
+                noted.name(),
+                said.name()
+            ))),
+            (said, noted) => Ok(said.or(noted).unwrap_or_default()),
+        }
     }
 
     /// Loads the VAE, decodes latents `[B, C, T, h, w]` and drops it: one clip each, handed to

@@ -28,6 +28,7 @@ use opensora_data::{
     cache::LatentCache,
     encode::{ClipEncoder, EncodedSample, OnTheFly},
 };
+use opensora_diffusion::PredictionType;
 use opensora_files::write_atomically;
 use opensora_nn::{dtype::Dtype, noise::normal_batch, random::Purpose};
 use opensora_stdit::{StDit, keys};
@@ -93,16 +94,17 @@ impl Session {
     ) -> Result<Outcome, TrainError> {
         let seed = self.recipe.run.seed;
         let task = DenoiserTask::new(&part.loss, &part.config, seed, self.dtype()?, &self.device)?;
-        let source = self.encoded_samples(part)?;
         let model = initial_stdit(part, &self.device)?;
+        let source = self.encoded_samples(part)?;
         let freeze = part.loss.freeze;
         let trainable = |path: &str| freeze.is_trainable(path);
         let (outcome, trainer) = self.train(&task, model, trainable, source, observer, hooks)?;
 
         let folder = self.subfolder("stdit")?;
         let (map, dtype) = (keys::stdit(), FloatDType::F32);
-        export(&trainer.average_model(), &map, dtype, &folder.join("ema.safetensors"))?;
-        export(&trainer.model(), &map, dtype, &folder.join("model.safetensors"))?;
+        let notes = [(PredictionType::NOTE, part.loss.prediction_type.name())];
+        export(&trainer.average_model(), &map, dtype, &notes, &folder.join("ema.safetensors"))?;
+        export(&trainer.model(), &map, dtype, &notes, &folder.join("model.safetensors"))?;
         write_json(&folder.join("config.json"), &part.config)?;
         Ok(outcome)
     }
@@ -156,7 +158,7 @@ impl Session {
         let folder = self.subfolder("vae")?;
         let map = opensora_vae::keys::Layout::TODAY.key_map(&part.config);
         let weights = folder.join("diffusion_pytorch_model.safetensors");
-        export(&vae, &map, FloatDType::F32, &weights)?;
+        export(&vae, &map, FloatDType::F32, &[], &weights)?;
         write_json(&folder.join("config.json"), &part.config)?;
         Ok(outcome)
     }
@@ -174,7 +176,7 @@ impl Session {
         let map = KeyMap::new("a T5 v1.1 encoder")
             .rename(|path| opensora_t5::encoder::published_key(path, "shared.weight"));
         let weights = folder.join("model.safetensors");
-        export(&trainer.average_model(), &map, FloatDType::F32, &weights)?;
+        export(&trainer.average_model(), &map, FloatDType::F32, &[], &weights)?;
         part.config.write(&folder.join("config.json"))?;
         Ok(outcome)
     }
@@ -237,6 +239,14 @@ impl Session {
 fn initial_stdit(part: &StDitPart, device: &Device) -> Result<StDit, TrainError> {
     let Some(init) = &part.init else { return Ok(StDit::new(&part.config, device)?) };
     let checkpoint = Checkpoint::open(init)?;
+    let (notes, wanted) = (checkpoint.notes()?, part.loss.prediction_type.name());
+    // Weights of other programs say nothing.
+    if let Some(found) = notes.get(PredictionType::NOTE).filter(|found| *found != wanted) {
+        return Err(TrainError::Recipe(format!(
+            "{} was trained with prediction_type {found}, the recipe says {wanted}",
+            init.display()
+        )));
+    }
     let load = if checkpoint.keys().any(|key| key.contains(".attn_temp.")) {
         StDit::load
     } else {

@@ -3,13 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use opensora_checkpoint::export;
 use opensora_diffusion::PredictionType;
 use opensora_nn::mask::TokenMask;
-use opensora_stdit::{DenoiserConfig, StDit};
+use opensora_stdit::{DenoiserConfig, StDit, keys};
 use opensora_train::{
-    Trainer,
+    Recipe, Session, Trainer,
     denoiser::{DenoiserBatch, DenoiserLosses, DenoiserRecipe, DenoiserTask},
+    metrics::Quiet,
     optimizer::OptimizerRecipe,
+    run::NoHooks,
 };
 
 const SHAPE: [usize; 5] = [2, 4, 1, 2, 2];
@@ -19,17 +22,20 @@ fn ramp(factor: f32) -> Vec<f32> {
     (0..SHAPE.iter().product::<usize>()).map(|i| (i as f32 * factor).sin()).collect()
 }
 
-/// A fresh STDiT, whose output is zero.
-fn losses(recipe: &DenoiserRecipe) -> DenoiserLosses {
-    let device = Device::flex();
-    let config = DenoiserConfig {
+fn config() -> DenoiserConfig {
+    DenoiserConfig {
         hidden_size: 16,
         depth: 1,
         num_heads: 2,
         caption_channels: 8,
         model_max_length: 3,
         ..DenoiserConfig::default()
-    };
+    }
+}
+
+/// A fresh STDiT, whose output is zero.
+fn losses(recipe: &DenoiserRecipe) -> DenoiserLosses {
+    let (device, config) = (Device::flex(), config());
     let tensor = |factor| Tensor::from_data(TensorData::new(ramp(factor), SHAPE), &device);
     let batch = DenoiserBatch {
         latents: tensor(0.7),
@@ -84,4 +90,31 @@ fn the_snr_weight_is_the_same_for_both_predictions() {
             assert!((found.loss[row] - expected).abs() < 1e-4 * expected);
         }
     }
+}
+
+/// Going on with noise from weights that predict velocities would train for hours without a word.
+#[test]
+fn weights_of_another_prediction_type_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (weights, device) = (folder.path().join("stage1.safetensors"), Device::flex());
+    let model = StDit::new(&config(), &device).unwrap();
+    let notes = [(PredictionType::NOTE, PredictionType::VPrediction.name())];
+    export(&model, &keys::stdit(), FloatDType::F32, &notes, &weights).unwrap();
+
+    let mut recipe = Recipe::parse("[stdit]\n[run]\nsteps = 1\n").unwrap();
+    let part = recipe.stdit.as_mut().unwrap();
+    (part.config, part.init) = (config(), Some(weights));
+    let run = |recipe: &Recipe| {
+        let (recipe, folder) = (recipe.clone(), folder.path().join("run"));
+        Session { recipe, folder, resume: false, peak_flops: None, device: device.clone() }
+            .run(&mut Quiet, &mut NoHooks)
+            .unwrap_err()
+            .to_string()
+    };
+    let said = run(&recipe);
+    assert!(said.contains("prediction_type v_prediction, the recipe says epsilon"), "{said}");
+    // With the right type the next thing is missing.
+    recipe.stdit.as_mut().unwrap().loss.prediction_type = PredictionType::VPrediction;
+    let said = run(&recipe);
+    assert!(!said.contains("prediction_type"), "{said}");
 }
