@@ -128,7 +128,7 @@ def prepare(args, dtype):
         block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     ).to(dtype).eval()
-    # Frame by frame, as the reference decodes where memory is short, and fastest on a processor.
+    # Frame by frame: `--micro-batch 1` of `opensora bench`.
     if args.what == "vae-decode":
         latents = torch.randn(args.num_frames, 4, latent_side, latent_side, dtype=dtype)
         return lambda: [vae.decode(frame[None]).sample for frame in latents]
