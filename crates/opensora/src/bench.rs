@@ -161,6 +161,8 @@ pub struct BenchReport {
     pub device: String,
     /// Median of `reps`.
     pub seconds: f64,
+    /// The fastest of `reps`.
+    pub min_seconds: f64,
     /// Seconds of each run.
     pub reps: Vec<f64>,
     /// Operations of one run / 1e9, a multiply-add as two.
@@ -173,9 +175,29 @@ pub struct BenchReport {
     pub share_of_ceiling: Option<f64>,
     /// The process's peak resident memory in bytes; null where the system does not tell.
     pub peak_rss_bytes: Option<u64>,
-    /// Seconds of each stage in the last run of [`Part::Sample`].
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub stages: Vec<(&'static str, f64)>,
+    /// The device's own memory in use in bytes; null as long as burn does not tell.
+    pub device_memory_bytes: Option<u64>,
+    /// The last run of [`Part::Sample`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stages: Option<StageSeconds>,
+}
+
+/// Seconds of the stages from prompt to frames.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct StageSeconds {
+    /// Text encoder.
+    pub text: f64,
+    /// Sampler and denoiser.
+    pub denoise: f64,
+    /// VAE, to frames of bytes.
+    pub decode: f64,
+}
+
+impl StageSeconds {
+    /// All of them.
+    pub fn total(&self) -> f64 {
+        self.text + self.denoise + self.decode
+    }
 }
 
 /// Why nothing could be timed.
@@ -194,6 +216,18 @@ pub enum BenchError {
         found: usize,
         /// What it takes.
         most: usize,
+    },
+    /// More than any memory holds.
+    #[error("{batch_size} clips of {num_frames} frames of {height}x{width} are too many")]
+    TooLarge {
+        /// Clips at once.
+        batch_size: usize,
+        /// Frames of each.
+        num_frames: usize,
+        /// Their height in pixels.
+        height: usize,
+        /// Their width in pixels.
+        width: usize,
     },
     /// The denoiser's sizes do not fit.
     #[error(transparent)]
@@ -243,10 +277,15 @@ impl BenchSpec {
         }
         self.preset.denoiser.validate()?;
         self.preset.t5.validate()?;
+        let (batch_size, num_frames) = (self.batch_size, self.num_frames);
         let [height, width] = self.image_size;
-        let size = self.preset.vae.latent_size([self.num_frames, height, width])?;
-        self.preset.denoiser.grid(size)?;
-        Ok(size)
+        // 2^36 pixels are 800 GB, and small enough that the products that follow stay in range.
+        [batch_size, num_frames, height, width]
+            .into_iter()
+            .try_fold(1usize, usize::checked_mul)
+            .filter(|&pixels| pixels <= 1 << 36)
+            .ok_or(BenchError::TooLarge { batch_size, num_frames, height, width })?;
+        Ok(self.preset.vae.latent_size([num_frames, height, width])?)
     }
 
     /// Runs the part and says how long it took; `said` hears what happens.
@@ -261,7 +300,7 @@ impl BenchSpec {
         let latents = self.check(device)?;
         said("weights");
         let mut part = parts::prepare(self, latents, device)?;
-        let mut stages = Vec::new();
+        let mut stages = None;
         let mut timed = || -> Result<f64, BenchError> {
             let synced = || device.sync().map_err(|error| BenchError::Device(error.to_string()));
             synced()?;
@@ -270,8 +309,7 @@ impl BenchSpec {
             synced()?;
             let elapsed = began.elapsed().as_secs_f64();
             // Stages leave out what does not count.
-            let counted = stages.iter().map(|(_, seconds)| seconds).sum::<f64>();
-            Ok(if stages.is_empty() { elapsed } else { counted })
+            Ok(stages.as_ref().map_or(elapsed, StageSeconds::total))
         };
         for run in 0..self.warmup {
             said(&format!("warm-up {} of {}", run + 1, self.warmup));
@@ -304,12 +342,14 @@ impl BenchSpec {
             dtype: self.dtype.to_string(),
             device: format!("{device:?}"),
             seconds,
+            min_seconds: reps.iter().copied().fold(f64::INFINITY, f64::min),
             reps,
             gflop,
             gflops,
             matmul_ceiling_gflops,
             share_of_ceiling: matmul_ceiling_gflops.map(|ceiling| gflops / ceiling),
             peak_rss_bytes,
+            device_memory_bytes: None,
             stages,
         })
     }

@@ -29,13 +29,16 @@ fn every_part_gives_one_line_of_json() {
             report["reps"].as_array().unwrap().iter().map(|rep| rep.as_f64().unwrap()).collect();
         reps.sort_by(f64::total_cmp);
         assert_eq!((reps.len(), reps[1]), (3, number("seconds")));
+        assert_eq!(reps[0], number("min_seconds"));
         assert!(number("gflop") > 0.0 && number("matmul_ceiling_gflops") > 0.0);
         let share = number("gflop") / number("seconds") / number("matmul_ceiling_gflops");
         assert!((share / number("share_of_ceiling") - 1.0).abs() < 1e-9);
         if cfg!(target_os = "linux") {
             assert!(number("peak_rss_bytes") > 1e6);
         }
-        assert_eq!(report["stages"].is_array(), part == "sample", "{report}");
+        assert!(report.get("device_memory_bytes").is_some_and(Value::is_null));
+        let stages = ["text", "denoise", "decode"].map(|stage| report["stages"][stage].as_f64());
+        assert_eq!(stages.iter().all(Option::is_some), part == "sample", "{report}");
     }
 }
 
@@ -47,6 +50,7 @@ fn what_cannot_be_is_one_line() {
         (&["stdit", "--warmup", "0", "--batch", "0"], "batch size is 0"),
         (&["sample", "--steps", "1"], "1 steps"),
         (&["stdit", "--device", "gpu"], "unknown device"),
+        (&["vae-encode", "--batch", "18446744073709551615"], "too many"),
     ] {
         let output = bench(&[args, &["--quiet"]].concat());
         assert!(!output.status.success(), "{output:?}");

@@ -46,7 +46,8 @@ pub struct ResnetBlock {
 }
 
 impl ResnetBlock {
-    pub(crate) fn new(from: usize, to: usize, config: &VaeConfig, device: &Device) -> Self {
+    /// A fresh block from one width to another, in groups of the configuration.
+    pub fn new(from: usize, to: usize, config: &VaeConfig, device: &Device) -> Self {
         Self {
             norm1: norm(from, config, device),
             conv1: conv3x3(from, to, device),
@@ -112,7 +113,8 @@ pub struct MidBlock {
 }
 
 impl MidBlock {
-    pub(crate) fn new(channels: usize, config: &VaeConfig, device: &Device) -> Self {
+    /// A fresh level of one width.
+    pub fn new(channels: usize, config: &VaeConfig, device: &Device) -> Self {
         let resnet = || ResnetBlock::new(channels, channels, config, device);
         Self {
             resnets: vec![resnet(), resnet()],

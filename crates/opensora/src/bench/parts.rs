@@ -1,6 +1,6 @@
 //! The parts of the flow, ready to run.
 
-use super::{BenchError, BenchSpec, Part, flops, weights};
+use super::{BenchError, BenchSpec, Part, StageSeconds, flops, weights};
 use crate::{
     denoiser::PromptedDenoiser,
     diffusion::{Sampler, TRAINING_TIMESTEPS},
@@ -10,7 +10,7 @@ use crate::{
         noise::{Purpose, normal_batch},
     },
     stdit::StDit,
-    t5::{PromptStates, T5Encoder},
+    t5::{PromptStates, T5Config, T5Encoder},
     train::{
         Trainer,
         denoiser::{DenoiserBatch, DenoiserRecipe, DenoiserTask},
@@ -22,8 +22,8 @@ use crate::{
 use burn::tensor::{Device, Tensor};
 use std::{ops::ControlFlow, time::Instant};
 
-/// Seconds of each stage by its name; empty where all that was done counts.
-type Stages = Vec<(&'static str, f64)>;
+/// Seconds of the stages; `None` where all that was done counts.
+type Stages = Option<StageSeconds>;
 
 /// A part with its models and inputs.
 pub(super) struct Prepared {
@@ -50,8 +50,10 @@ pub(super) fn prepare(
 ) -> Result<Prepared, BenchError> {
     let inputs = Inputs { spec: spec.clone(), latents, device: device.clone() };
     let frames = (spec.batch_size * spec.num_frames) as f64;
-    let grid = spec.preset.denoiser.grid(latents)?;
-    let denoiser = ModelFlops::new(&spec.preset.denoiser, grid, spec.tokens);
+    let config = &spec.preset.denoiser;
+    let denoiser = |tokens| -> Result<ModelFlops, BenchError> {
+        Ok(ModelFlops::new(config, config.grid(latents)?, tokens))
+    };
     let batch = spec.batch_size as f64;
     let t5 = batch * flops::t5(&spec.preset.t5, spec.tokens);
     let vae_decode = frames * flops::vae_decode(&spec.preset.vae, spec.image_size);
@@ -60,21 +62,22 @@ pub(super) fn prepare(
 
     let (run, flop): (Box<dyn FnMut() -> Result<Stages, BenchError>>, f64) = match spec.part {
         Part::Stdit => {
-            let model = weights::random(StDit::new(&spec.preset.denoiser, device)?, dtype);
+            let flop = denoiser(spec.tokens)?.forward();
+            let model = weights::random(StDit::new(config, device)?, dtype);
             let (x, states) = (inputs.latents(), inputs.states());
             let timesteps = vec![500.0; spec.batch_size];
             let run = move || {
                 model.forward(x.clone(), &timesteps, states.clone(), None);
-                Ok(Stages::new())
+                Ok(None)
             };
-            (Box::new(run), batch * denoiser.forward())
+            (Box::new(run), batch * flop)
         }
         Part::VaeEncode => {
             let model = weights::random(AutoencoderKl::new(&spec.preset.vae, device)?, dtype);
             let (clip, micro_batch) = (inputs.clip(), spec.micro_batch);
             let run = move || {
                 model.encode(clip.clone(), Some(micro_batch));
-                Ok(Stages::new())
+                Ok(None)
             };
             (Box::new(run), vae_encode)
         }
@@ -83,7 +86,7 @@ pub(super) fn prepare(
             let (x, micro_batch) = (inputs.latents(), spec.micro_batch);
             let run = move || {
                 model.decode(x.clone(), Some(micro_batch));
-                Ok(Stages::new())
+                Ok(None)
             };
             (Box::new(run), vae_decode)
         }
@@ -92,7 +95,7 @@ pub(super) fn prepare(
             let ids = inputs.ids();
             let run = move || {
                 model.forward(&ids, None);
-                Ok(Stages::new())
+                Ok(None)
             };
             (Box::new(run), t5)
         }
@@ -101,25 +104,24 @@ pub(super) fn prepare(
                 activation_checkpointing: spec.activation_checkpointing,
                 ..DenoiserRecipe::default()
             };
-            let task = DenoiserTask::new(&recipe, &spec.preset.denoiser, 0, dtype, device)?;
-            let model = weights::random(
-                StDit::new(&spec.preset.denoiser, device)?,
-                burn::tensor::FloatDType::F32,
-            );
+            let flop = denoiser(spec.tokens)?.training(spec.activation_checkpointing);
+            let task = DenoiserTask::new(&recipe, config, 0, dtype, device)?;
+            let model = weights::random(StDit::new(config, device)?, burn::tensor::FloatDType::F32);
             let mut trainer = Trainer::new(model, &OptimizerRecipe::default(), |_| true)?;
             let batch_of = inputs.training_batch();
             let run = move || {
                 let (_, gradients) = task.losses(&trainer.graph(dtype), batch_of.clone())?;
                 trainer.apply(gradients, 1000)?;
-                Ok(Stages::new())
+                Ok(None)
             };
-            (Box::new(run), batch * denoiser.training(spec.activation_checkpointing))
+            (Box::new(run), batch * flop)
         }
         Part::Sample => {
             let steps = spec.steps.unwrap_or(spec.sampler.default_steps());
             let sampler = Sampler::new(spec.sampler, steps)?;
-            // Guidance asks with and without the prompt.
-            let flop = t5 + 2.0 * steps as f64 * batch * denoiser.forward() + vae_decode;
+            // Prompts are padded to the most tokens; guidance asks with and without them.
+            let denoise = denoiser(config.model_max_length)?.forward();
+            let flop = t5 + 2.0 * steps as f64 * batch * denoise + vae_decode;
             (Box::new(move || inputs.sample(&sampler)), flop)
         }
     };
@@ -178,18 +180,24 @@ impl Inputs {
 
     /// Text encoder, sampler, VAE, each made, used and dropped in turn. The clock stands while
     /// weights are made: they would come from files.
+    ///
+    /// The pipeline holds one block of the text encoder at a time, and so does this: one block
+    /// stands for all of them.
     fn sample(&self, sampler: &Sampler) -> Result<Stages, BenchError> {
         let (spec, device) = (&self.spec, &self.device);
         let dtype = spec.dtype.float();
         let synced = || device.sync().map_err(|error| BenchError::Device(error.to_string()));
-        let mut stages = Stages::new();
 
-        let encoder = weights::random(T5Encoder::new(&spec.preset.t5, device)?, dtype);
+        let block = T5Config { num_layers: 1, ..spec.preset.t5.clone() };
+        let encoder = weights::random(T5Encoder::new(&block, device)?, dtype);
         synced()?;
         let began = Instant::now();
-        let states = encoder.forward(&self.ids(), None);
+        let mut states = encoder.forward(&self.ids(), None);
+        for _ in 1..spec.preset.t5.num_layers {
+            states = encoder.forward(&self.ids(), None);
+        }
         synced()?;
-        stages.push(("text", began.elapsed().as_secs_f64()));
+        let text = began.elapsed().as_secs_f64();
         drop(encoder);
 
         let model = weights::random(StDit::new(&spec.preset.denoiser, device)?, dtype);
@@ -214,7 +222,7 @@ impl Inputs {
             |_| ControlFlow::Continue(()),
         )?;
         synced()?;
-        stages.push(("denoise", began.elapsed().as_secs_f64()));
+        let denoise = began.elapsed().as_secs_f64();
         drop(model);
 
         let vae = weights::random(AutoencoderKl::new(&spec.preset.vae, device)?, dtype);
@@ -222,8 +230,8 @@ impl Inputs {
         let began = Instant::now();
         let frames = to_frames(vae.decode(latents, Some(spec.micro_batch)))
             .map_err(|error| BenchError::Device(error.to_string()))?;
-        stages.push(("decode", began.elapsed().as_secs_f64()));
+        let decode = began.elapsed().as_secs_f64();
         drop(frames);
-        Ok(stages)
+        Ok(Some(StageSeconds { text, denoise, decode }))
     }
 }

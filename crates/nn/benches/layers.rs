@@ -1,0 +1,61 @@
+//! The shared layers at the shapes that STDiT-XL/2 gives them: 16 heads of 72, four times that in
+//! the MLP, captions of 120 tokens.
+//!
+//! ```sh
+//! cargo bench -p opensora-nn                        # a clip of 4 frames of 8x8 tokens
+//! OPENSORA_BENCH=published cargo bench -p opensora-nn   # 16 frames of 16x16: a 256x256 clip
+//! ```
+
+use burn::tensor::{Device, Tensor};
+use criterion::Criterion;
+use opensora_nn::{
+    activation::gelu_tanh,
+    attention::{attention, merge_heads, split_heads},
+    noise::{Purpose, normal_batch},
+    norm::layer_norm,
+};
+use std::hint::black_box;
+
+const HEADS: usize = 16;
+const CHANNELS: usize = HEADS * 72;
+const CAPTION: usize = 120;
+
+fn normal(shape: [usize; 3]) -> Tensor<3> {
+    normal_batch(0, Purpose::Weights, 0, 0, shape, &Device::flex())
+}
+
+/// Attention with its heads split before and merged after, `[B, N, C]` to `[B, N, C]`.
+fn heads(query: &Tensor<3>, key: &Tensor<3>) -> Tensor<3> {
+    let [q, k] = [query, key].map(|x| split_heads(x.clone(), HEADS));
+    merge_heads(attention(q, k.clone(), k, None, None))
+}
+
+fn main() {
+    let published = std::env::var("OPENSORA_BENCH").is_ok_and(|size| size == "published");
+    let (frames, places) = if published { (16, 256) } else { (4, 64) };
+    let tokens = frames * places;
+    let mut criterion = Criterion::default().sample_size(10).configure_from_args();
+
+    let spatial = normal([frames, places, CHANNELS]);
+    criterion.bench_function("attention/spatial", |bencher| {
+        bencher.iter(|| black_box(heads(&spatial, &spatial)));
+    });
+    let temporal = normal([places, frames, CHANNELS]);
+    criterion.bench_function("attention/temporal", |bencher| {
+        bencher.iter(|| black_box(heads(&temporal, &temporal)));
+    });
+    let (clip, caption) = (normal([1, tokens, CHANNELS]), normal([1, CAPTION, CHANNELS]));
+    criterion.bench_function("attention/cross", |bencher| {
+        bencher.iter(|| black_box(heads(&clip, &caption)));
+    });
+
+    let inner = normal([1, tokens, 4 * CHANNELS]);
+    criterion.bench_function("gelu_tanh", |bencher| {
+        bencher.iter(|| black_box(gelu_tanh(inner.clone())));
+    });
+    let (scale, shift) = (normal([1, 1, CHANNELS]), normal([1, 1, CHANNELS]));
+    criterion.bench_function("layer_norm/modulated", |bencher| {
+        bencher.iter(|| black_box(layer_norm(clip.clone(), 1e-6) * scale.clone() + shift.clone()));
+    });
+    criterion.final_summary();
+}
