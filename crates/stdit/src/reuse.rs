@@ -295,3 +295,151 @@ impl<'a> BlockAttentions<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DenoiserConfig, StDit, block::StDitBlock};
+    use burn::tensor::Device;
+    use opensora_nn::linear::{XAVIER, linear};
+
+    const DEPTH: usize = 2;
+
+    /// A small model none of whose layers is silent.
+    fn model(device: &Device) -> StDit {
+        let config = DenoiserConfig {
+            hidden_size: 24,
+            depth: DEPTH,
+            num_heads: 2,
+            caption_channels: 8,
+            model_max_length: 5,
+            ..DenoiserConfig::xl_2()
+        };
+        let layer = |to: usize| linear(24, to, true, XAVIER, device);
+        let mut model = StDit::new(&config, device).unwrap();
+        for StDitBlock { base, attn_temp } in &mut model.blocks {
+            base.cross_attn.proj = layer(24);
+            attn_temp.proj = layer(24);
+        }
+        model.final_layer.linear = layer(2 * 2 * 8);
+        model
+    }
+
+    fn waves<const D: usize>(shape: [usize; D], phase: f32, device: &Device) -> Tensor<D> {
+        let count = shape.iter().product::<usize>();
+        let values: Vec<f32> = (0..count).map(|i| (i as f32 * 1.7 + phase).sin()).collect();
+        Tensor::<1>::from_floats(values.as_slice(), device).reshape(shape)
+    }
+
+    const TIMESTEPS: [f32; 6] = [950.0, 900.0, 800.0, 700.0, 600.0, 100.0];
+
+    /// The outputs of a run over [`TIMESTEPS`] on two samples of `frames` frames.
+    fn run(model: &StDit, frames: usize, cache: Option<&mut AttentionCache>) -> Vec<Vec<f32>> {
+        let device = &model.null_prompt().device();
+        let prompt = waves([2, 5, 8], 0.5, device);
+        let mut cache = cache;
+        TIMESTEPS
+            .iter()
+            .map(|&t| {
+                let latents = waves([2, 4, frames, 4, 6], t, device);
+                let output = match &mut cache {
+                    None => model.forward(latents, &[t; 2], prompt.clone(), None),
+                    Some(cache) => {
+                        model.forward_cached(latents, &[t; 2], prompt.clone(), None, cache)
+                    }
+                };
+                output.into_data().try_to_vec::<f32>().unwrap()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn ranges_of_one_change_no_bit() {
+        let model = model(&Device::flex());
+        let mut cache = AttentionCache::new(AttentionReuse::OFF);
+        assert_eq!(run(&model, 3, Some(&mut cache)), run(&model, 3, None));
+        let config = model.config();
+        let flops = BlockFlops::new(config, [3, 2, 3], 5).total();
+        let wanted = DenoiserWork {
+            forward_samples: 12,
+            attentions_computed: (6 * 3 * DEPTH) as u64,
+            attentions_reused: 0,
+            flops: 12.0 * DEPTH as f64 * flops,
+        };
+        assert_eq!(cache.work(), wanted);
+        assert!(cache.kept.iter().flatten().all(Option::is_none));
+    }
+
+    #[test]
+    fn attentions_are_reused_inside_the_window_only() {
+        let model = model(&Device::flex());
+        let reuse = AttentionReuse::new([2, 3, 1], [500.0, 930.0]).unwrap();
+        let mut cache = AttentionCache::new(reuse);
+        let (found, full) = (run(&model, 3, Some(&mut cache)), run(&model, 3, None));
+        // Spatial: steps 1 and 3 of the window's 1 to 4; temporal: 1, 2 and 4.
+        assert_eq!(cache.work().attentions_reused, (5 * DEPTH) as u64);
+        assert_eq!(cache.work().attentions_computed, ((6 * 3 - 5) * DEPTH) as u64);
+        let block = BlockFlops::new(model.config(), [3, 2, 3], 5);
+        let wanted = 6.0 * block.total() - 2.0 * block.spatial - 3.0 * block.temporal;
+        assert_eq!(cache.work().flops, 2.0 * DEPTH as f64 * wanted);
+        for step in 0..6 {
+            let same = found[step] == full[step];
+            assert_eq!(same, [0, 5].contains(&step), "step {step}");
+        }
+        assert!(cache.kept.iter().flatten().all(Option::is_none), "kept behind the window");
+    }
+
+    #[test]
+    fn nothing_is_carried_into_another_run() {
+        let model = model(&Device::flex());
+        let fresh = |frames| {
+            run(&model, frames, Some(&mut AttentionCache::new(AttentionReuse::PUBLISHED)))
+        };
+        let (short, long) = (fresh(2), fresh(3));
+        let mut cache = AttentionCache::new(AttentionReuse::PUBLISHED);
+        for (frames, wanted) in [(3, &long), (3, &long), (2, &short), (3, &long)] {
+            assert_eq!(&run(&model, frames, Some(&mut cache)), wanted);
+        }
+    }
+
+    #[test]
+    fn a_run_that_was_left_in_the_window_leaves_nothing() {
+        let device = Device::flex();
+        let model = model(&device);
+        let reuse = AttentionReuse::new([9, 9, 9], [0.0, 1001.0]).unwrap();
+        let mut cache = AttentionCache::new(reuse);
+        let mut step = |t: f32, frames| {
+            let (latents, prompt) =
+                (waves([1, 4, frames, 4, 6], t, &device), waves([1, 5, 8], 0.5, &device));
+            let before = cache.work().attentions_reused;
+            model.forward_cached(latents, &[t], prompt, None, &mut cache);
+            cache.work().attentions_reused - before
+        };
+        let all = (3 * DEPTH) as u64;
+        assert_eq!([step(900.0, 3), step(800.0, 3)], [0, all]);
+        // The same timestep again, and a clip of another length.
+        assert_eq!([step(800.0, 3), step(700.0, 3), step(600.0, 2)], [0, all, 0]);
+    }
+
+    #[test]
+    fn settings_are_read_and_written() {
+        let parse = |text: &str| text.parse::<AttentionReuse>();
+        assert_eq!(parse("published"), Ok(AttentionReuse::PUBLISHED));
+        assert_eq!(parse("off"), Ok(AttentionReuse::OFF));
+        assert_eq!(
+            parse("spatial=2, cross=6,above=100,below=850.5"),
+            AttentionReuse::new([2, 1, 6], [100.0, 850.5])
+        );
+        for reuse in [AttentionReuse::OFF, AttentionReuse::PUBLISHED] {
+            assert_eq!(parse(&reuse.to_string()), Ok(reuse));
+        }
+        for text in ["", "2", "spatial", "spatial=-1", "mlp=2", "spatial=2;cross=6"] {
+            assert!(matches!(parse(text), Err(AttentionReuseError::Part { .. })), "{text}");
+        }
+        let error = parse("spatial=2,temporal=0").unwrap_err();
+        assert_eq!(error, AttentionReuseError::Range { kind: "temporal" });
+        for text in ["above=NaN", "above=930", "below=100"] {
+            assert!(matches!(parse(text), Err(AttentionReuseError::Window { .. })), "{text}");
+        }
+    }
+}
