@@ -258,10 +258,11 @@ impl StDitBlock {
         let [batch, tokens, channels] = x.dims();
         let places = tokens / frames;
         // [B, T*S, C] -> [B, T, S, C] -> [B, S, T, C] -> [B*S, T, C]
-        let x = x
-            .reshape([batch, frames, places, channels])
-            .swap_dims(1, 2)
-            .reshape([batch * places, frames, channels]);
+        let x = x.reshape([batch, frames, places, channels]).swap_dims(1, 2).reshape([
+            batch * places,
+            frames,
+            channels,
+        ]);
         let x = match positions {
             Some(table) => x + table.unsqueeze::<3>(),
             None => x,

@@ -20,7 +20,7 @@
 
 use crate::work::{BlockFlops, DenoiserWork};
 use burn::tensor::Tensor;
-use std::{fmt, str::FromStr};
+use std::{cmp::Ordering, fmt, str::FromStr};
 
 /// In which steps attention outputs are used again.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -92,8 +92,8 @@ impl AttentionReuse {
                 return Err(AttentionReuseError::Range { kind });
             }
         }
-        // A comparison that NaN fails.
-        if !(above < below) {
+        // Not a number compares as nothing.
+        if above.partial_cmp(&below) != Some(Ordering::Less) {
             return Err(AttentionReuseError::Window { above, below });
         }
         let [spatial, temporal, cross] = ranges;
@@ -137,10 +137,7 @@ impl fmt::Display for AttentionReuse {
             return f.write_str("off");
         }
         let Self { spatial, temporal, cross, above, below } = self;
-        write!(
-            f,
-            "spatial={spatial},temporal={temporal},cross={cross},above={above},below={below}"
-        )
+        write!(f, "spatial={spatial},temporal={temporal},cross={cross},above={above},below={below}")
     }
 }
 
@@ -392,9 +389,8 @@ mod tests {
     #[test]
     fn nothing_is_carried_into_another_run() {
         let model = model(&Device::flex());
-        let fresh = |frames| {
-            run(&model, frames, Some(&mut AttentionCache::new(AttentionReuse::PUBLISHED)))
-        };
+        let fresh =
+            |frames| run(&model, frames, Some(&mut AttentionCache::new(AttentionReuse::PUBLISHED)));
         let (short, long) = (fresh(2), fresh(3));
         let mut cache = AttentionCache::new(AttentionReuse::PUBLISHED);
         for (frames, wanted) in [(3, &long), (3, &long), (2, &short), (3, &long)] {
