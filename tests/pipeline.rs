@@ -9,6 +9,7 @@ use opensora::{
     diffusion::{SampleError, SamplerKind},
     latents,
     nn::dtype::Dtype,
+    stdit::{AttentionReuse, DenoiserWork},
 };
 use opensora_tests::{devices, tiny_model};
 use std::ops::ControlFlow;
@@ -210,4 +211,39 @@ fn half_precision_is_used_where_the_device_has_it() {
             Err(error) => assert!(matches!(error, PipelineError::Dtype(_)), "{name}: {error}"),
         }
     }
+}
+
+#[test]
+fn attention_reuse_of_range_one_changes_no_bit_and_others_save_work() {
+    let device = Device::flex();
+    let pipeline = pipeline(&device);
+    let prompts = ["a red fox", "rain over the sea"];
+    let states = pipeline.encode_prompts(&prompts, &mut Quiet).unwrap();
+    let run = |reuse: &str, batch_size| {
+        let attention_reuse: AttentionReuse = reuse.parse().unwrap();
+        let request = SampleRequest {
+            steps: Some(10),
+            attention_reuse,
+            batch_size,
+            ..small(SamplerKind::DpmSolver)
+        };
+        let (latents, work) = pipeline.sample_counted(&states, &request, &mut Quiet).unwrap();
+        (values(latents), work)
+    };
+    let (full, full_work): (_, DenoiserWork) = run("off", 1);
+    // Two prompts, each with its null prompt, 10 steps.
+    assert_eq!((full_work.forward_samples, full_work.attentions_reused), (40, 0));
+    assert_eq!(
+        run("spatial=1,temporal=1,cross=1,above=0,below=1000", 1),
+        (full.clone(), full_work)
+    );
+
+    let (alone, work) = run("published", 1);
+    assert_ne!(alone, full);
+    assert!(work.attentions_reused > 0 && work.flops < full_work.flops, "{work:?}");
+    // What one prompt kept does not reach the next.
+    let (together, _) = run("published", 2);
+    let scale = alone.iter().fold(1.0f32, |max, value| max.max(value.abs()));
+    let difference = largest_difference(&alone, &together);
+    assert!(difference <= 1e-4 * scale, "{difference} of {scale}");
 }

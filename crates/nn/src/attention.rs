@@ -1,6 +1,16 @@
 //! Multi-head attention over token sequences.
+//!
+//! Memory grows linearly with the number of tokens on every backend: where a backend would hold
+//! all `[B, heads, N, M]` scores at once, the work is cut into [`chunks`]. Where its fast kernel
+//! wants other sizes, heads are widened by zeros ([`padding`]). What a backend does is told by
+//! [`attention_kernel`].
 
-use burn::tensor::{Tensor, module::attention as fused_attention, ops::AttentionModuleOptions};
+mod chunks;
+mod padding;
+
+use crate::device::{AttentionKernel, attention_kernel};
+use burn::tensor::Tensor;
+use chunks::SCORE_BUDGET;
 
 /// `[B, N, heads * head_dim] -> [B, heads, N, head_dim]`.
 pub fn split_heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
@@ -14,9 +24,6 @@ pub fn merge_heads(x: Tensor<4>) -> Tensor<3> {
     x.swap_dims(1, 2).reshape([batch, tokens, heads * head_dim])
 }
 
-/// Scores (batch * heads * queries * keys) up to which attention is one call: 1 GiB in f32.
-const MOST_SCORES: usize = 1 << 28;
-
 /// `softmax(q kᵀ * scale + bias) v` for each head.
 ///
 /// `query` `[B, heads, N, head_dim]`, `key` and `value` `[B, heads, M, head_dim]`, `bias` anything
@@ -26,9 +33,8 @@ const MOST_SCORES: usize = 1 << 28;
 /// A mask is always an additive bias here and never burn's boolean mask, whose meaning differs on
 /// the libtorch backend.
 ///
-/// Memory grows linearly with the tokens: some backends tile the scores, others (and every one
-/// under autodiff) hold all of them, so above a fixed number of scores samples, and then queries,
-/// are taken in parts. A row of scores stands for itself, so the parts give the same numbers.
+/// Under autodiff the scores of all chunks are kept for the backward pass, as burn's attention
+/// keeps them; only activation checkpointing bounds those.
 pub fn attention(
     query: Tensor<4>,
     key: Tensor<4>,
@@ -36,78 +42,31 @@ pub fn attention(
     bias: Option<Tensor<4>>,
     scale: Option<f64>,
 ) -> Tensor<4> {
-    // One row of scores a query: backends that tile over queries need the bias at full height,
-    // and an expanded view keeps them from materialising it once a head.
-    let bias = bias.map(|bias| {
-        let [batch, heads, _, keys] = bias.dims();
-        bias.expand([batch, heads, query.dims()[2], keys])
-    });
-    attention_in_parts(MOST_SCORES, Inputs { query, key, value, bias }, scale)
+    let kernel = attention_kernel(&query.device());
+    attention_by(kernel, SCORE_BUDGET, Heads { query, key, value, bias, scale })
 }
 
-/// What one call of attention takes.
-struct Inputs {
+/// The arguments of [`attention`].
+#[derive(Clone)]
+struct Heads {
     query: Tensor<4>,
     key: Tensor<4>,
     value: Tensor<4>,
     bias: Option<Tensor<4>>,
+    scale: Option<f64>,
 }
 
-impl Inputs {
-    /// `count` samples from `first`.
-    fn samples(&self, first: usize, count: usize) -> Self {
-        let narrow = |x: &Tensor<4>| x.clone().narrow(0, first, count);
-        Self {
-            query: narrow(&self.query),
-            key: narrow(&self.key),
-            value: narrow(&self.value),
-            bias: self
-                .bias
-                .as_ref()
-                .map(|bias| if bias.dims()[0] == 1 { bias.clone() } else { narrow(bias) }),
+/// [`attention`] by a kernel of a kind, with at most `budget` scores at once where it holds them.
+fn attention_by(kernel: AttentionKernel, budget: usize, heads: Heads) -> Tensor<4> {
+    let budget = if kernel.tiled && heads.bias.is_none() { usize::MAX } else { budget };
+    match kernel.head_dim_multiple {
+        // With a bias no kernel is accelerated, so that padding would only cost.
+        Some(multiple) if heads.bias.is_none() => {
+            let value_dim = heads.value.dims()[3];
+            let out = chunks::attention(padding::pad_heads(heads, multiple), budget);
+            if out.dims()[3] == value_dim { out } else { out.narrow(3, 0, value_dim) }
         }
-    }
-
-    /// `count` queries from `first`, with all keys.
-    fn queries(&self, first: usize, count: usize) -> Self {
-        let narrow = |x: &Tensor<4>| x.clone().narrow(2, first, count);
-        Self {
-            query: narrow(&self.query),
-            key: self.key.clone(),
-            value: self.value.clone(),
-            bias: self.bias.as_ref().map(narrow),
-        }
-    }
-}
-
-fn attention_in_parts(most_scores: usize, inputs: Inputs, scale: Option<f64>) -> Tensor<4> {
-    let [batch, heads, queries, _] = inputs.query.dims();
-    let row = heads * inputs.key.dims()[2];
-    let sample = row * queries;
-    if batch * sample <= most_scores {
-        let Inputs { query, key, value, bias } = inputs;
-        let options = AttentionModuleOptions { scale, ..Default::default() };
-        return fused_attention(query, key, value, None, bias, options);
-    }
-    let in_parts = |all: usize, at_once: usize, part: &dyn Fn(usize, usize) -> Inputs, axis| {
-        let outputs = (0..all)
-            .step_by(at_once)
-            .map(|first| {
-                let inputs = part(first, at_once.min(all - first));
-                attention_in_parts(most_scores, inputs, scale)
-            })
-            .collect();
-        Tensor::cat(outputs, axis)
-    };
-    if batch > 1 {
-        let at_once = (most_scores / sample).max(1);
-        in_parts(batch, at_once, &|first, count| inputs.samples(first, count), 0)
-    } else if queries > 1 {
-        let at_once = (most_scores / row).max(1);
-        in_parts(queries, at_once, &|first, count| inputs.queries(first, count), 2)
-    } else {
-        // A single row is as small as it gets.
-        attention_in_parts(usize::MAX, inputs, scale)
+        _ => chunks::attention(heads, budget),
     }
 }
 
@@ -136,56 +95,102 @@ mod tests {
         assert_eq!(out.into_data().try_to_vec::<f32>().unwrap(), [1.0, 1.0]);
     }
 
-    /// `[2, 3, 7, 4]` queries on 5 keys, with nothing, a bias for all, and one for each.
+    /// Values that look random, on `device`.
+    fn waves(shape: [usize; 4], phase: f32, device: &Device) -> Tensor<4> {
+        let count = shape.iter().product::<usize>();
+        let values: Vec<f32> = (0..count).map(|i| (i as f32 * 1.7 + phase).sin()).collect();
+        Tensor::<1>::from_floats(values.as_slice(), device).reshape(shape)
+    }
+
+    /// Queries `[batch, heads, queries, dim]` over `keys` keys.
+    fn heads([batch, heads, queries, dim]: [usize; 4], keys: usize, device: &Device) -> Heads {
+        Heads {
+            query: waves([batch, heads, queries, dim], 0.0, device),
+            key: waves([batch, heads, keys, dim], 1.0, device),
+            value: waves([batch, heads, keys, dim], 2.0, device),
+            bias: None,
+            scale: None,
+        }
+    }
+
+    fn distance(a: Tensor<4>, b: Tensor<4>) -> f32 {
+        (a - b).abs().max().into_scalar::<f32>()
+    }
+
+    const HELD: AttentionKernel = AttentionKernel { tiled: false, head_dim_multiple: None };
+
     #[test]
-    fn parts_give_the_same_numbers() {
+    fn chunks_give_what_the_whole_gives() {
         let device = Device::flex();
-        let draw = |seed, shape: [usize; 4]| {
-            let len = shape.iter().product();
-            let values =
-                crate::noise::normal(seed, crate::noise::Purpose::InitialLatents, 0, 0, len);
-            Tensor::<1>::from_floats(values.as_slice(), &device).reshape(shape)
-        };
-        let inputs = |bias: Option<[usize; 4]>| Inputs {
-            query: draw(1, [2, 3, 7, 4]),
-            key: draw(2, [2, 3, 5, 4]),
-            value: draw(3, [2, 3, 5, 4]),
-            bias: bias.map(|shape| draw(4, shape)),
-        };
-        for bias in [None, Some([1, 1, 7, 5]), Some([2, 3, 7, 5])] {
-            let whole = attention_in_parts(usize::MAX, inputs(bias), None);
-            let whole = whole.into_data().try_to_vec::<f32>().unwrap();
-            // One sample at once, three queries, one query, less than one row.
-            for most in [105, 45, 15, 1] {
-                let parts = attention_in_parts(most, inputs(bias), None);
-                assert_eq!(parts.dims(), [2, 3, 7, 4]);
-                for (got, want) in parts.into_data().iter::<f32>().zip(&whole) {
-                    assert!((got - want).abs() < 1e-6, "{most}: {got} {want}");
+        for (shape, keys) in [([1, 1, 7, 3], 5), ([5, 2, 9, 4], 9), ([3, 3, 301, 8], 17)] {
+            let [batch, count, queries, _] = shape;
+            let biases = [
+                None,
+                Some([batch, 1, 1, keys]),
+                Some([1, count, queries, keys]),
+                Some([batch, count, queries, keys]),
+            ];
+            for bias in biases {
+                let bias = bias.map(|shape| waves(shape, 3.0, &device));
+                let heads = Heads { bias, ..heads(shape, keys, &device) };
+                let whole = attention_by(HELD, usize::MAX, heads.clone());
+                let item = count * queries * keys;
+                // Down to a query at a time; several samples at a time; all but one.
+                for budget in [1, count * keys * 2, item - 1, item, 2 * item, batch * item - 1] {
+                    let found = attention_by(HELD, budget, heads.clone());
+                    let distance = distance(found, whole.clone());
+                    assert!(distance <= 1e-6, "{shape:?} {keys} {budget}: {distance}");
                 }
             }
         }
     }
 
     #[test]
-    fn gradients_go_through_the_parts() {
+    fn gradients_through_chunks_are_those_of_the_whole() {
         let device = Device::flex().autodiff();
-        let gradient = |most: usize| {
-            let values: Vec<f32> = (0..24).map(|i| (i as f32 * 0.7).sin()).collect();
-            let query = Tensor::<1>::from_floats(values.as_slice(), &device)
-                .reshape([2, 1, 6, 2])
-                .require_grad();
-            let inputs = Inputs {
-                query: query.clone(),
-                key: query.clone() * 0.5,
-                value: query.clone() + 1.0,
-                bias: None,
-            };
-            let output = attention_in_parts(most, inputs, None);
-            let gradients = (output.clone() * output).sum().backward();
-            query.grad(&gradients).unwrap().into_data().try_to_vec::<f32>().unwrap()
+        let gradients = |budget| {
+            let heads = heads([2, 2, 9, 4], 7, &device);
+            let [query, key, value] =
+                [heads.query, heads.key, heads.value].map(|x| x.detach().require_grad());
+            let bias = waves([2, 1, 1, 7], 3.0, &device).require_grad();
+            let (q, k, v, b) = (query.clone(), key.clone(), value.clone(), bias.clone());
+            let heads = Heads { query: q, key: k, value: v, bias: Some(b), scale: Some(0.7) };
+            let out = attention_by(HELD, budget, heads);
+            let weights = waves(out.dims(), 4.0, &device);
+            let gradients = (out * weights).sum().backward();
+            [query, key, value, bias].map(|x| x.grad(&gradients).unwrap())
         };
-        for (got, want) in gradient(12).into_iter().zip(gradient(usize::MAX)) {
-            assert!((got - want).abs() < 1e-5 * (1.0 + want.abs()), "{got} {want}");
+        let whole = gradients(usize::MAX);
+        for budget in [1, 50, 2 * 9 * 7] {
+            for (found, whole) in gradients(budget).into_iter().zip(whole.clone()) {
+                assert!(distance(found, whole) <= 1e-6);
+            }
         }
+    }
+
+    #[test]
+    fn padded_heads_give_what_the_bare_ones_give() {
+        let device = Device::flex();
+        for (dim, scale) in [(72, None), (72, Some(0.1)), (80, None), (80, Some(0.1)), (5, None)] {
+            let heads = Heads { scale, ..heads([2, 2, 33, dim], 21, &device) };
+            let bare = attention_by(HELD, usize::MAX, heads.clone());
+            let kernel = AttentionKernel { head_dim_multiple: Some(16), ..HELD };
+            for budget in [usize::MAX, 1000] {
+                let padded = attention_by(kernel, budget, heads.clone());
+                assert_eq!(padded.dims(), bare.dims());
+                let distance = distance(padded, bare.clone());
+                assert!(distance <= 1e-6, "{dim} {scale:?}: {distance}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bias_is_not_padded_but_counts() {
+        let device = Device::flex();
+        let bias = Some(waves([1, 1, 1, 4], 3.0, &device));
+        let heads = Heads { bias, ..heads([1, 2, 3, 5], 4, &device) };
+        let kernel = AttentionKernel { head_dim_multiple: Some(16), ..HELD };
+        let found = attention_by(kernel, usize::MAX, heads.clone());
+        assert_eq!(found.into_data(), attention_by(HELD, usize::MAX, heads).into_data());
     }
 }

@@ -3,6 +3,8 @@
 //! burn 0.22 carries the backend in the [`Device`] and not in a type, so one binary runs on every
 //! backend that was compiled in. No code of `opensora` outside this file names one.
 
+#[allow(unused_imports, reason = "no backend may be compiled in")]
+use burn::backend::DispatchDevice;
 use burn::tensor::Device;
 
 /// Every backend this table knows: the name in `--device`, which is also the Cargo feature.
@@ -123,6 +125,52 @@ pub fn parse(name: &str) -> Result<Device, DeviceError> {
     }
 }
 
+/// What a device's fused attention asks for and gives; see [`attention_kernel`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionKernel {
+    /// Whether it computes scores tile by tile and never holds all of them. With an additive bias
+    /// none does.
+    pub tiled: bool,
+    /// What `head_dim` must be a multiple of, without bias and at the default scale, for the
+    /// accelerated kernel; `None` where every size goes the same way.
+    pub head_dim_multiple: Option<usize>,
+}
+
+/// How `device` computes attention in burn 0.22.1.
+///
+/// - flex: above 2^18 scores a head, tiles of 64 keys with an online softmax (burn-flex
+///   `ops/attention.rs`).
+/// - tch: libtorch's `scaled_dot_product_attention` (burn-tch `ops/module.rs`).
+/// - ndarray, and every backend under autodiff: separate products with all scores held
+///   (burn-backend `ops/modules/attention.rs`).
+/// - CubeCL (cuda, rocm, vulkan, metal, wgpu): the accelerated kernel wants no bias, no scale of
+///   one's own (burn-cubecl `ops/module.rs`) and a `head_dim` that its tile divides (cubek-attention
+///   `forward/routines/blackbox_accelerated.rs`: 16 on today's matrix units). Calls that do not fit
+///   fall back to separate products (burn-cubecl `kernel/attention/base.rs`), so tiles cannot be
+///   relied on.
+pub fn attention_kernel(device: &Device) -> AttentionKernel {
+    const HELD: AttentionKernel = AttentionKernel { tiled: false, head_dim_multiple: None };
+    if device.is_autodiff() {
+        return HELD;
+    }
+    match device.as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => AttentionKernel { tiled: true, head_dim_multiple: None },
+        #[cfg(feature = "tch")]
+        DispatchDevice::LibTorch(_) => AttentionKernel { tiled: true, head_dim_multiple: None },
+        #[cfg(any(
+            feature = "cuda",
+            feature = "metal",
+            feature = "rocm",
+            feature = "vulkan",
+            feature = "wgpu"
+        ))]
+        DispatchDevice::Cube(_) => AttentionKernel { tiled: false, head_dim_multiple: Some(16) },
+        #[allow(unreachable_patterns, reason = "which backends there are is a matter of features")]
+        _ => HELD,
+    }
+}
+
 /// The names that [`parse`] would take now, for error messages.
 fn available() -> String {
     let names: Vec<String> = list().into_iter().flat_map(|backend| backend.devices).collect();
@@ -188,6 +236,15 @@ mod tests {
                 parse(&name).unwrap();
             }
         }
+    }
+
+    #[test]
+    fn attention_under_autodiff_holds_its_scores() {
+        let device = Device::flex();
+        let held = AttentionKernel { tiled: false, head_dim_multiple: None };
+        assert_eq!(attention_kernel(&device.clone().autodiff()), held);
+        #[cfg(feature = "flex")]
+        assert!(attention_kernel(&device).tiled);
     }
 
     #[cfg(not(feature = "cuda"))]

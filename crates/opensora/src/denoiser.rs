@@ -2,11 +2,12 @@
 
 use crate::{
     diffusion::{Condition, Denoiser},
-    stdit::StDit,
+    stdit::{AttentionCache, AttentionReuse, DenoiserWork, StDit},
     t5::PromptStates,
 };
 use burn::tensor::Tensor;
 use opensora_nn::mask::TokenMask;
+use std::cell::RefCell;
 
 /// STDiT for a batch of prompts, and for the null prompt beside each.
 ///
@@ -18,6 +19,23 @@ pub struct PromptedDenoiser<'a> {
     prompt: Tensor<3>,
     null: Tensor<3>,
     mask: TokenMask,
+    /// Samplers hold a denoiser by reference and know nothing of what it keeps.
+    caches: RefCell<Caches>,
+}
+
+/// One cache for each way of asking, so that no condition is answered with another's attention.
+#[derive(Debug)]
+struct Caches {
+    prompt: AttentionCache,
+    null: AttentionCache,
+    both: AttentionCache,
+}
+
+impl Caches {
+    fn new(reuse: AttentionReuse) -> Self {
+        let cache = || AttentionCache::new(reuse);
+        Self { prompt: cache(), null: cache(), both: cache() }
+    }
 }
 
 impl<'a> PromptedDenoiser<'a> {
@@ -35,7 +53,19 @@ impl<'a> PromptedDenoiser<'a> {
             // [L, C] -> [B, L, C]
             null: null.unsqueeze::<3>().expand([batch, tokens, width]),
             mask: prompt.mask.clone(),
+            caches: RefCell::new(Caches::new(AttentionReuse::OFF)),
         }
+    }
+
+    /// The same with attention outputs used again in neighbouring steps.
+    pub fn with_reuse(self, reuse: AttentionReuse) -> Self {
+        Self { caches: RefCell::new(Caches::new(reuse)), ..self }
+    }
+
+    /// The work done so far.
+    pub fn work(&self) -> DenoiserWork {
+        let caches = self.caches.borrow();
+        caches.prompt.work() + caches.null.work() + caches.both.work()
     }
 
     /// The null prompt beside each prompt, `[B, L, C]`.
@@ -47,11 +77,12 @@ impl<'a> PromptedDenoiser<'a> {
 impl Denoiser for PromptedDenoiser<'_> {
     fn denoise(&self, latents: Tensor<5>, timestep: f32, condition: Condition) -> Tensor<5> {
         let timesteps = vec![timestep; latents.dims()[0]];
-        let states = match condition {
-            Condition::Prompt => &self.prompt,
-            Condition::Null => &self.null,
+        let caches = &mut *self.caches.borrow_mut();
+        let (states, cache) = match condition {
+            Condition::Prompt => (&self.prompt, &mut caches.prompt),
+            Condition::Null => (&self.null, &mut caches.null),
         };
-        self.model.forward(latents, &timesteps, states.clone(), Some(&self.mask))
+        self.model.forward_cached(latents, &timesteps, states.clone(), Some(&self.mask), cache)
     }
 
     /// One forward pass over twice the batch.
@@ -59,7 +90,9 @@ impl Denoiser for PromptedDenoiser<'_> {
         let batch = latents.dims()[0];
         let both = Tensor::cat(vec![latents.clone(), latents], 0);
         let states = Tensor::cat(vec![self.prompt.clone(), self.null.clone()], 0);
-        let out = self.model.forward(both, &vec![timestep; 2 * batch], states, Some(&self.mask));
+        let timesteps = vec![timestep; 2 * batch];
+        let cache = &mut self.caches.borrow_mut().both;
+        let out = self.model.forward_cached(both, &timesteps, states, Some(&self.mask), cache);
         (out.clone().narrow(0, 0, batch), out.narrow(0, batch, batch))
     }
 }

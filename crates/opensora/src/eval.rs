@@ -106,7 +106,7 @@ impl Evaluation {
         let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
         let started = Instant::now();
         let states = pipeline.encode_prompts(&texts, observer)?;
-        let latents = pipeline.sample(&states, &self.request, observer)?;
+        let (latents, work) = pipeline.sample_counted(&states, &self.request, observer)?;
         let mut model = Scores::default();
         pipeline.decode(latents, observer, |index, clip| -> Result<(), E> {
             let (prompt, verdict) = (&prompts[index], judge(&clip));
@@ -126,6 +126,7 @@ impl Evaluation {
             judge: judge_ceiling(&prompts, &self.request)?,
             vae,
             model,
+            work,
             seconds_per_clip: seconds / prompts.len() as f64,
         })
     }

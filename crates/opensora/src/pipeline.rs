@@ -13,7 +13,7 @@ use crate::{
         noise::{Purpose, normal_batch},
     },
     request::SampleRequest,
-    stdit::{SizeError, StDit},
+    stdit::{DenoiserWork, SizeError, StDit},
     t5::{PromptStates, T5Config, TextEncodeError, TextEncoder},
     vae::{AutoencoderKl, VaeConfig, VaeConfigError},
     video::{Frames, FramesError},
@@ -217,6 +217,19 @@ impl TextToVideo {
         request: &SampleRequest,
         observer: &mut dyn Observer,
     ) -> Result<Tensor<5>, PipelineError> {
+        self.sample_counted(prompts, request, observer).map(|(latents, _)| latents)
+    }
+
+    /// [`sample`](Self::sample), and the work that the denoiser did for it.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample).
+    pub fn sample_counted(
+        &self,
+        prompts: &PromptStates,
+        request: &SampleRequest,
+        observer: &mut dyn Observer,
+    ) -> Result<(Tensor<5>, DenoiserWork), PipelineError> {
         let size = self.check(request)?;
         let config = &self.files.denoiser_config;
         let [samples, tokens, width] = prompts.states.dims();
@@ -236,6 +249,7 @@ impl TextToVideo {
         let guidance = request.guidance();
         let batches = samples.div_ceil(request.batch_size);
         let mut latents = Vec::with_capacity(batches);
+        let mut work = DenoiserWork::default();
         for batch in 0..batches {
             let first = batch * request.batch_size;
             let count = request.batch_size.min(samples - first);
@@ -243,8 +257,9 @@ impl TextToVideo {
                 states: prompts.states.clone().narrow(0, first, count),
                 mask: prompts.mask.select(first, first + count),
             };
-            let denoiser = PromptedDenoiser::new(&model, &states);
-            let denoiser = AsNoise::new(denoiser, prediction_type);
+            let prompted =
+                PromptedDenoiser::new(&model, &states).with_reuse(request.attention_reuse);
+            let denoiser = AsNoise::new(&prompted, prediction_type);
             let shape = [count, config.in_channels, size[0], size[1], size[2]];
             let noise = |purpose, step: usize| {
                 normal_batch(request.seed, purpose, first as u64, step as u64, shape, &self.device)
@@ -256,8 +271,9 @@ impl TextToVideo {
                 |step| noise(Purpose::SamplerStep, step),
                 |info| observer.sampled(info.step + 1, info.total, batch, batches),
             )?);
+            work += prompted.work();
         }
-        Ok(Tensor::cat(latents, 0))
+        Ok((Tensor::cat(latents, 0), work))
     }
 
     /// What the denoiser's first channels name, by the model's description and the weights' own note.

@@ -1,6 +1,9 @@
 //! What to sample: size, length, sampler, guidance, seed.
 
-use crate::diffusion::{Guidance, Sampler, SamplerKind, sampler::SamplerError};
+use crate::{
+    diffusion::{Guidance, Sampler, SamplerKind, sampler::SamplerError},
+    stdit::AttentionReuse,
+};
 
 /// What to sample.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +22,8 @@ pub struct SampleRequest {
     pub guidance_scale: f64,
     /// Latent channels that are guided; the sampler's published number where `None`.
     pub guided_channels: Option<usize>,
+    /// In which steps attention outputs of earlier ones are used again.
+    pub attention_reuse: AttentionReuse,
     /// Seed of all noise. A prompt's noise depends on this and on its place in the list only.
     pub seed: u64,
     /// Prompts that are sampled at once.
@@ -36,6 +41,7 @@ impl Default for SampleRequest {
             steps: None,
             guidance_scale: Guidance::PUBLISHED_SCALE,
             guided_channels: None,
+            attention_reuse: AttentionReuse::OFF,
             seed: 42,
             batch_size: 1,
         }

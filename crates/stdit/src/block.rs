@@ -4,7 +4,11 @@
 //! `pixart/pixart.py`, class `PixArtBlock`; `layers/blocks.py`, classes `Attention` and
 //! `MultiHeadCrossAttention`.
 
-use crate::{DenoiserConfig, embed::Conditioning};
+use crate::{
+    DenoiserConfig,
+    embed::Conditioning,
+    reuse::{AttentionKind, BlockAttentions},
+};
 use burn::{
     module::{Initializer, Module, Param},
     nn::Linear,
@@ -159,7 +163,7 @@ impl PixArtBlock {
         let [msa, mlp] = self.modulation(c);
         let attended = self.attn.forward(msa.norm_and_modulate(x.clone()));
         let x = x + msa.gate * attended;
-        self.cross_attention_and_mlp(x, c, mlp)
+        self.cross_attention_and_mlp(x, c, mlp, &mut BlockAttentions::computed())
     }
 
     /// The modulation of the attention branch and of the MLP branch.
@@ -177,8 +181,11 @@ impl PixArtBlock {
         x: Tensor<3>,
         c: &Conditioning,
         mlp: Modulation,
+        attentions: &mut BlockAttentions<'_>,
     ) -> Tensor<3> {
-        let seen = self.cross_attn.forward(x.clone(), c.prompt.clone(), c.prompt_bias.clone());
+        let seen = attentions.output(AttentionKind::Cross, || {
+            self.cross_attn.forward(x.clone(), c.prompt.clone(), c.prompt_bias.clone())
+        });
         let x = x + seen;
         let y = self.mlp.forward(mlp.norm_and_modulate(x.clone()));
         x + mlp.gate * y
@@ -214,35 +221,58 @@ impl StDitBlock {
         frames: usize,
         temporal_positions: Option<Tensor<2>>,
     ) -> Tensor<3> {
+        self.forward_with(x, c, frames, temporal_positions, &mut BlockAttentions::computed())
+    }
+
+    /// [`forward`](Self::forward), where `attentions` may give earlier outputs.
+    pub(crate) fn forward_with(
+        &self,
+        x: Tensor<3>,
+        c: &Conditioning,
+        frames: usize,
+        temporal_positions: Option<Tensor<2>>,
+        attentions: &mut BlockAttentions<'_>,
+    ) -> Tensor<3> {
         let [msa, mlp] = self.base.modulation(c);
+        let spatial = attentions.output(AttentionKind::Spatial, || {
+            msa.gate.clone() * self.spatial(msa.norm_and_modulate(x.clone()), frames)
+        });
+        let x = x + spatial;
+        let temporal = attentions.output(AttentionKind::Temporal, || {
+            msa.gate.clone() * self.temporal(x.clone(), frames, temporal_positions)
+        });
+        let x = x + temporal;
+        self.base.cross_attention_and_mlp(x, c, mlp, attentions)
+    }
+
+    /// Attention within each frame, `[B, T*S, C] -> [B, T*S, C]`.
+    fn spatial(&self, x: Tensor<3>, frames: usize) -> Tensor<3> {
+        let [batch, tokens, channels] = x.dims();
+        // [B, T*S, C] -> [B*T, S, C]
+        let x = x.reshape([batch * frames, tokens / frames, channels]);
+        self.base.attn.forward(x).reshape([batch, tokens, channels])
+    }
+
+    /// Attention over the frames of each place, `[B, T*S, C] -> [B, T*S, C]`.
+    fn temporal(&self, x: Tensor<3>, frames: usize, positions: Option<Tensor<2>>) -> Tensor<3> {
         let [batch, tokens, channels] = x.dims();
         let places = tokens / frames;
-
-        // [B, T*S, C] -> [B*T, S, C]
-        let spatial = msa.norm_and_modulate(x.clone()).reshape([batch * frames, places, channels]);
-        let spatial = self.base.attn.forward(spatial).reshape([batch, tokens, channels]);
-        let x = x + msa.gate.clone() * spatial;
-
         // [B, T*S, C] -> [B, T, S, C] -> [B, S, T, C] -> [B*S, T, C]
-        let temporal = x
-            .clone()
-            .reshape([batch, frames, places, channels])
-            .swap_dims(1, 2)
-            .reshape([batch * places, frames, channels]);
-        let temporal = match temporal_positions {
-            Some(table) => temporal + table.unsqueeze::<3>(),
-            None => temporal,
+        let x = x.reshape([batch, frames, places, channels]).swap_dims(1, 2).reshape([
+            batch * places,
+            frames,
+            channels,
+        ]);
+        let x = match positions {
+            Some(table) => x + table.unsqueeze::<3>(),
+            None => x,
         };
         // ... and back.
-        let temporal = self
-            .attn_temp
-            .forward(temporal)
+        self.attn_temp
+            .forward(x)
             .reshape([batch, places, frames, channels])
             .swap_dims(1, 2)
-            .reshape([batch, tokens, channels]);
-        let x = x + msa.gate * temporal;
-
-        self.base.cross_attention_and_mlp(x, c, mlp)
+            .reshape([batch, tokens, channels])
     }
 }
 

@@ -13,6 +13,8 @@
 //! | [`block`] | the two kinds of block and their attentions |
 //! | [`stdit`], [`pixart`] | the two models |
 //! | [`final_layer`] | tokens back to latents |
+//! | [`reuse`] | attention outputs used again in later sampling steps |
+//! | [`work`] | floating point operations, by the formula |
 //! | [`keys`] | published key names |
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/{stdit/stdit.py, pixart/pixart.py,
@@ -27,8 +29,12 @@ pub mod embed;
 pub mod final_layer;
 pub mod keys;
 pub mod pixart;
+pub mod reuse;
 pub mod stdit;
+pub mod work;
 
 pub use config::{DenoiserConfig, PositionScales, SizeError};
 pub use pixart::PixArt;
+pub use reuse::{AttentionCache, AttentionReuse};
 pub use stdit::StDit;
+pub use work::DenoiserWork;

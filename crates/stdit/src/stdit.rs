@@ -8,6 +8,8 @@ use crate::{
     embed::{Conditioning, Embeddings},
     final_layer::{FinalLayer, unpatchify},
     keys,
+    reuse::{AttentionCache, BlockAttentions},
+    work::BlockFlops,
 };
 use burn::{
     module::Module,
@@ -116,6 +118,29 @@ impl StDit {
         self.head(x, &c)
     }
 
+    /// [`forward`](Self::forward) as a step of a sampling run: attentions may be taken from earlier
+    /// steps, as `cache` is set to. With ranges of 1 the result is the same to the bit.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_cached(
+        &self,
+        latents: Tensor<5>,
+        timesteps: &[f32],
+        prompt: Tensor<3>,
+        mask: Option<&TokenMask>,
+        cache: &mut AttentionCache,
+    ) -> Tensor<5> {
+        let (mut x, c) = self.embed(latents, timesteps, prompt, mask);
+        let flops = BlockFlops::new(&self.config, c.grid, c.prompted.prompt.dims()[1]);
+        cache.begin(timesteps, x.dims(), self.blocks.len(), flops);
+        for index in 0..self.blocks.len() {
+            let mut attentions = BlockAttentions::cached(cache, index, flops);
+            x = self.block_with(index, x, &c, &mut attentions);
+        }
+        self.head(x, &c)
+    }
+
     /// What enters the blocks: tokens `[B, T*S, C]`, and what steers every block. Arguments and
     /// panics as of [`forward`](Self::forward).
     ///
@@ -156,9 +181,19 @@ impl StDit {
     /// # Panics
     /// Where there is no such block.
     pub fn block(&self, index: usize, x: Tensor<3>, c: &StDitConditioning) -> Tensor<3> {
+        self.block_with(index, x, c, &mut BlockAttentions::computed())
+    }
+
+    fn block_with(
+        &self,
+        index: usize,
+        x: Tensor<3>,
+        c: &StDitConditioning,
+        attentions: &mut BlockAttentions<'_>,
+    ) -> Tensor<3> {
         // The temporal table enters the first block only.
         let positions = (index == 0).then(|| c.time.clone());
-        self.blocks[index].forward(x, &c.prompted, c.grid[0], positions)
+        self.blocks[index].forward_with(x, &c.prompted, c.grid[0], positions, attentions)
     }
 
     /// Tokens `[B, T*S, C]` to the prediction `[B, C_out, T, H, W]` in f32.

@@ -4,7 +4,7 @@ use super::{
     prompts::PromptSet,
     scores::{Attribute, Scores, Tallies, Tally},
 };
-use crate::SampleRequest;
+use crate::{SampleRequest, stdit::DenoiserWork};
 use serde_json::{Value, json};
 use std::fmt;
 
@@ -23,6 +23,8 @@ pub struct Report {
     pub vae: Option<Scores>,
     /// The judge on the model's clips.
     pub model: Scores,
+    /// What the denoiser did for all clips.
+    pub work: DenoiserWork,
     /// Seconds per clip, from prompts to judged pixels, loading included.
     pub seconds_per_clip: f64,
 }
@@ -66,8 +68,10 @@ impl Report {
             "sampler": request.sampler.name(),
             "steps": request.steps.unwrap_or(request.sampler.default_steps()),
             "guidance_scale": request.guidance_scale,
+            "attention_reuse": request.attention_reuse.to_string(),
             "seed": request.seed,
             "seconds_per_clip": self.seconds_per_clip,
+            "denoiser_work": self.work,
             "judge": self.judge,
             "vae": self.vae,
             "scores": self.model,
@@ -117,6 +121,15 @@ impl fmt::Display for Report {
         for (sentence, tallies) in &self.model.by_sentence {
             row(f, &format!("  {sentence} sentences"), tallies)?;
         }
+        let clips = self.model.of(Attribute::All).total.max(1) as f64;
+        let attentions = self.work.attentions_computed + self.work.attentions_reused;
+        writeln!(
+            f,
+            "denoiser: {:.1} forward passes and {:.2} GFLOP a clip, {:.0} % of attentions reused",
+            self.work.forward_samples as f64 / clips,
+            self.work.flops / clips / 1e9,
+            100.0 * self.work.attentions_reused as f64 / attentions.max(1) as f64,
+        )?;
         write!(f, "{} prompts, {:.2} s a clip with loading", self.set.name(), self.seconds_per_clip)
     }
 }
@@ -145,7 +158,13 @@ mod tests {
         model.add(&labels, true, &Verdict { shape: None, ..right });
         let request = SampleRequest::default();
         let (model_name, set) = ("m".into(), PromptSet::HeldOut);
-        Report { model_name, set, request, judge, vae: None, model, seconds_per_clip: 1.5 }
+        let work = DenoiserWork {
+            forward_samples: 80,
+            attentions_computed: 75,
+            attentions_reused: 25,
+            flops: 4e9,
+        };
+        Report { model_name, set, request, judge, vae: None, model, work, seconds_per_clip: 1.5 }
     }
 
     #[test]
@@ -156,6 +175,8 @@ mod tests {
         let model: Vec<&str> = lines[2].split_whitespace().collect();
         assert_eq!(model[..3], ["model", "50.0", "%"]);
         assert!(table.contains("  growing") && table.contains("  circle"), "{table}");
+        let work = "denoiser: 40.0 forward passes and 2.00 GFLOP a clip, 25 % of attentions reused";
+        assert!(lines.contains(&work), "{table}");
         assert!(table.ends_with("held-out prompts, 1.50 s a clip with loading"), "{table}");
     }
 
@@ -168,5 +189,7 @@ mod tests {
         let json = report().to_json();
         assert_eq!((&json["prompts"], &json["set"]), (&json!(2), &json!("held-out")));
         assert_eq!(json["scores"]["overall"]["shape"]["right"], 1);
+        assert_eq!(json["attention_reuse"], "off");
+        assert_eq!(json["denoiser_work"]["forward_samples"], 80);
     }
 }

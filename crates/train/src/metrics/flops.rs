@@ -5,7 +5,7 @@
 //! percent of STDiT-XL/2.
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use opensora_stdit::DenoiserConfig;
+use opensora_stdit::{DenoiserConfig, work::BlockFlops};
 use std::time::{Duration, Instant};
 
 /// Floating point operations of a denoiser on one sample.
@@ -17,16 +17,8 @@ pub struct ModelFlops {
 impl ModelFlops {
     /// For a clip of `grid` tokens along (t, h, w), and `caption_tokens` that each of them looks at.
     pub fn new(config: &DenoiserConfig, grid: [usize; 3], caption_tokens: usize) -> Self {
-        let [frames, height, width] = grid.map(|side| side as f64);
-        let (width_of_blocks, mlp) = (config.hidden_size as f64, config.mlp_size() as f64);
-        let (space, captions) = (height * width, caption_tokens as f64);
-        let tokens = frames * space;
-        // Spatial and temporal attention have four projections each, cross attention two of tokens
-        // and two of the caption.
-        let projections = width_of_blocks * width_of_blocks * (20.0 * tokens + 4.0 * captions);
-        let attention = 4.0 * width_of_blocks * tokens * (space + frames + captions);
-        let mlp = 4.0 * width_of_blocks * mlp * tokens;
-        Self { forward: config.depth as f64 * (projections + attention + mlp) }
+        let block = BlockFlops::new(config, grid, caption_tokens).total();
+        Self { forward: config.depth as f64 * block }
     }
 
     /// One evaluation of the denoiser.

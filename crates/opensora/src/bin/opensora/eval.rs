@@ -8,6 +8,7 @@ use opensora::{
     eval::{Attribute, Evaluation, Judged, PromptSet},
     model_files::PartPaths,
     nn::dtype::Dtype,
+    stdit::AttentionReuse,
     video::{Frames, VideoSpec, Writer, png, sheet::contact_sheet},
 };
 use serde_json::json;
@@ -53,6 +54,18 @@ struct DemoArgs {
     /// Steps of the sampler [default: the model's].
     #[arg(long)]
     steps: Option<usize>,
+    /// Use attention outputs again in later steps (pyramid attention broadcast): computed every 2nd
+    /// (spatial), 4th (temporal) and 6th (cross) step at timesteps from 450 to 930 as published, or
+    /// as given, such as --pab=spatial=2,cross=6,above=100,below=850. Faster, and unlike the full
+    /// result.
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "published",
+        value_name = "RANGES"
+    )]
+    pab: Option<AttentionReuse>,
     /// How strongly the prompt is followed [default: the model's].
     #[arg(long, visible_alias = "cfg-scale")]
     guidance_scale: Option<f64>,
@@ -156,6 +169,7 @@ fn request(args: &DemoArgs, defaults: &SampleRequest) -> SampleRequest {
         sampler: args.sampler.unwrap_or(defaults.sampler),
         steps: args.steps.or(own_steps),
         guidance_scale: args.guidance_scale.unwrap_or(defaults.guidance_scale),
+        attention_reuse: args.pab.unwrap_or(defaults.attention_reuse),
         seed: args.seed.unwrap_or(defaults.seed),
         batch_size: args.batch_size,
         ..defaults.clone()
