@@ -72,7 +72,7 @@ workers = 0
 /// One recipe for the three stages; what differs stands behind it.
 const STDIT: &str = r#"
 [stdit.loss]
-min_snr_gamma = 0.5
+prediction_type = "v_prediction"
 [stdit.config]
 caption_channels = 32
 model_max_length = 24
@@ -168,13 +168,14 @@ fn main() -> anyhow::Result<()> {
 
     // A model is its parts and a description of them.
     let (_, num_frames, _, side, space_scale, time_scale, _) = STAGES[2];
-    let stage = Recipe::parse(STDIT)?;
-    let mut config = serde_json::to_value(stage.stdit.context("a recipe for an STDiT")?.config)?;
+    let stage = Recipe::parse(STDIT)?.stdit.context("a recipe for an STDiT")?;
+    let mut config = serde_json::to_value(stage.config)?;
     (config["space_scale"], config["time_scale"]) = (space_scale.into(), time_scale.into());
     let description = json!({
         "name": "three stages in miniature",
         "denoiser": before.context("three stages")?.strip_prefix(root)?,
         "denoiser_config": config,
+        "prediction_type": stage.loss.prediction_type,
         "t5": "t5/t5",
         "vae": "vae/vae",
         "num_frames": num_frames,

@@ -105,7 +105,17 @@ pub fn import<M: Module>(
     map: &KeyMap,
     dtype: FloatDType,
 ) -> Result<(M, ImportReport), CheckpointError> {
-    let slots = parameter_slots(&module);
+    let report = check_file(&module, checkpoint, map)?;
+    Ok((fill(module, "", checkpoint, map, dtype)?, report))
+}
+
+/// Compares `module` with `checkpoint` and says what an import would do; reads no tensor.
+pub(crate) fn check_file<M: Module>(
+    module: &M,
+    checkpoint: &Checkpoint,
+    map: &KeyMap,
+) -> Result<ImportReport, CheckpointError> {
+    let slots = parameter_slots(module);
     let file: BTreeMap<String, Vec<usize>> = checkpoint
         .tensors()
         .iter()
@@ -115,28 +125,34 @@ pub fn import<M: Module>(
         path: checkpoint.path().into(),
         mismatch,
     })?;
-
-    let mut filler = Filler {
-        names: ParameterNames::default(),
-        checkpoint,
-        map,
-        dtype,
-        error: None,
-        used: BTreeSet::new(),
-        elements: 0,
-    };
-    let module = module.map(&mut filler);
-    if let Some(error) = filler.error {
-        return Err(error);
-    }
-    let used = filler.used;
-    let report = ImportReport {
+    let used: BTreeSet<String> = slots
+        .iter()
+        .map(|slot| map.published_key(&slot.path))
+        .filter(|key| file.contains_key(key))
+        .collect();
+    Ok(ImportReport {
         artefact: map.artefact().into(),
         tensors: used.len(),
-        elements: filler.elements,
+        elements: used.iter().map(|key| file[key].iter().product::<usize>()).sum(),
         ignored: file.into_keys().filter(|key| !used.contains(key)).collect(),
-    };
-    Ok((module, report))
+    })
+}
+
+/// Fills `module`, which stands at `prefix` in what [`check_file`] has found to fit.
+pub(crate) fn fill<M: Module>(
+    module: M,
+    prefix: &str,
+    checkpoint: &Checkpoint,
+    map: &KeyMap,
+    dtype: FloatDType,
+) -> Result<M, CheckpointError> {
+    let mut filler =
+        Filler { names: ParameterNames::default(), prefix, checkpoint, map, dtype, error: None };
+    let module = module.map(&mut filler);
+    match filler.error {
+        Some(error) => Err(error),
+        None => Ok(module),
+    }
 }
 
 #[derive(Default)]
@@ -165,27 +181,38 @@ impl ModuleVisitor for SlotVisitor {
 
 struct Filler<'a> {
     names: ParameterNames,
+    prefix: &'a str,
     checkpoint: &'a Checkpoint,
     map: &'a KeyMap,
     dtype: FloatDType,
     error: Option<CheckpointError>,
-    used: BTreeSet<String>,
-    elements: usize,
 }
 
-impl Filler<'_> {
-    fn read(&self, key: &str) -> Result<TensorData, CheckpointError> {
-        let entry = &self.checkpoint.tensors()[key];
-        let fail = |reason: String| CheckpointError::Tensor {
-            path: entry.file().into(),
-            key: key.into(),
-            reason,
-        };
-        if !entry.dtype().is_float() {
-            return Err(fail(format!("element type {:?} found, a float expected", entry.dtype())));
-        }
-        entry.read(key)?.try_cast(self.dtype.into()).map_err(|error| fail(error.to_string()))
+/// Reads a tensor in `dtype`.
+pub(crate) fn read_float(
+    checkpoint: &Checkpoint,
+    key: &str,
+    dtype: FloatDType,
+) -> Result<TensorData, CheckpointError> {
+    read_as(checkpoint, key, |data| data.try_cast(dtype.into()))
+}
+
+/// Reads a tensor of floating point and changes it by `cast`.
+pub(crate) fn read_as<E: fmt::Display>(
+    checkpoint: &Checkpoint,
+    key: &str,
+    cast: impl FnOnce(TensorData) -> Result<TensorData, E>,
+) -> Result<TensorData, CheckpointError> {
+    let entry = &checkpoint.tensors()[key];
+    let fail = |reason: String| CheckpointError::Tensor {
+        path: entry.file().into(),
+        key: key.into(),
+        reason,
+    };
+    if !entry.dtype().is_float() {
+        return Err(fail(format!("element type {:?} found, a float expected", entry.dtype())));
     }
+    cast(entry.read(key)?).map_err(|error| fail(error.to_string()))
 }
 
 impl ModuleMapper for Filler<'_> {
@@ -202,20 +229,18 @@ impl ModuleMapper for Filler<'_> {
         if self.error.is_some() {
             return param;
         }
-        let key = self.map.published_key(&self.names.path());
+        let key = self.map.published_key(&format!("{}{}", self.prefix, self.names.path()));
         // Only keys that may be missing still are, after the check.
         if !self.checkpoint.contains(&key) {
             return param;
         }
-        let data = match self.read(&key) {
+        let data = match read_float(self.checkpoint, &key, self.dtype) {
             Ok(data) => data,
             Err(error) => {
                 self.error = Some(error);
                 return param;
             }
         };
-        self.elements += data.num_elements();
-        self.used.insert(key);
         let device = param.lazy_device();
         let id = param.id;
         // Shapes were compared before; they may differ by axes of length one here.

@@ -5,7 +5,8 @@
 //! tensors that are read only when asked for. A [`KeyMap`], kept beside the model that it
 //! belongs to, says which published key feeds which parameter. [`import`] brings both together:
 //! every parameter must be fed and every key must be used or stand on the map's allow-list,
-//! otherwise the load fails with the keys and the likely cause. [`export`] goes the other way: a module
+//! otherwise the load fails with the keys and the likely cause. [`StreamedImport`] makes the same
+//! check and reads a large model part by part. [`export`] goes the other way: a module
 //! is written as safetensors under the published keys.
 //!
 //! ```no_run
@@ -32,6 +33,7 @@ mod pytorch;
 mod safetensors_file;
 mod shards;
 mod source;
+mod stream;
 mod telltale;
 
 pub use error::{CheckpointError, Mismatch, ShapeMismatch};
@@ -40,3 +42,4 @@ pub use import::{ImportReport, ParameterSlot, check, import, parameter_slots};
 pub use key_map::{KeyMap, Rename};
 pub use names::ParameterNames;
 pub use source::{Checkpoint, TensorEntry};
+pub use stream::StreamedImport;

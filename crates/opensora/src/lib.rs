@@ -29,6 +29,7 @@
 //! | [`request`] | what to sample |
 //! | [`pipeline`] | prompts to frames |
 //! | [`denoiser`] | STDiT with its prompts, as samplers see it |
+//! | [`bench`] | how fast the models run on a machine |
 //! | [`eval`] | whether a model shows what its prompts say, in the demo world |
 //! | [`frames`] | decoded tensors to pixels |
 //! | [`latents`] | sampled latents kept in a file |
@@ -49,6 +50,7 @@ pub use opensora_train as train;
 pub use opensora_vae as vae;
 pub use opensora_video as video;
 
+pub mod bench;
 pub mod demo_model;
 pub mod denoiser;
 pub mod eval;

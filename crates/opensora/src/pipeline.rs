@@ -189,7 +189,8 @@ impl TextToVideo {
         Ok(size)
     }
 
-    /// Loads the text encoder, encodes `prompts` and drops it: states `[B, L, C]` and mask.
+    /// Encodes `prompts` with the text encoder, block by block from its file: states `[B, L, C]` and
+    /// mask.
     ///
     /// # Errors
     /// Where it cannot be loaded or a prompt not be encoded.
@@ -201,7 +202,7 @@ impl TextToVideo {
         observer.loading("text encoder");
         let tokens = self.files.denoiser_config.model_max_length;
         let (encoder, report) =
-            TextEncoder::load(&self.files.t5, tokens, self.t5_dtype.float(), &self.device)?;
+            TextEncoder::stream(&self.files.t5, tokens, self.t5_dtype.float(), &self.device)?;
         observer.loaded(&report);
         Ok(encoder.encode(prompts)?)
     }

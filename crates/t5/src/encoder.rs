@@ -25,15 +25,15 @@ use opensora_nn::{
 pub struct T5Encoder {
     shared: Embedding,
     /// Row a bucket, column a head: `[buckets, heads]`.
-    relative_attention_bias: Param<Tensor<2>>,
+    pub(crate) relative_attention_bias: Param<Tensor<2>>,
     blocks: Vec<Block>,
-    final_layer_norm: RmsNorm,
+    pub(crate) final_layer_norm: RmsNorm,
     #[module(skip)]
     config: T5Config,
 }
 
 #[derive(Module, Debug)]
-struct Block {
+pub(crate) struct Block {
     attention_norm: RmsNorm,
     attention: Attention,
     feed_forward_norm: RmsNorm,
@@ -125,53 +125,72 @@ impl T5Encoder {
     /// same size.
     pub fn forward(&self, ids: &[Vec<u32>], mask: Option<&TokenMask>) -> Tensor<3> {
         let device = self.shared.weight.device();
-        let (batch, length) = (ids.len(), ids.first().map_or(0, Vec::len));
-        assert!(ids.iter().all(|row| row.len() == length), "rows of ids must have one length");
-        assert!(
-            ids.iter().flatten().all(|&id| (id as usize) < self.config.vocab_size),
-            "an id is outside the vocabulary of {}",
-            self.config.vocab_size
-        );
+        let [batch, length] = self.config.check_ids(ids);
         let flat: Vec<i32> = ids.iter().flatten().map(|&id| id as i32).collect();
         let ids = Tensor::<2, Int>::from_data(TensorData::new(flat, [batch, length]), &device);
 
         let mut x = self.shared.forward(ids); // [B, L, C]
-        let dtype = x.dtype();
-        // [1, heads, L, L] (+ [B, 1, 1, L]) -> [1 or B, heads, L, L]
-        let bias = self.position_bias(length);
-        let bias = match mask.and_then(|mask| mask.bias(dtype, &device)) {
-            Some(mask) => {
-                assert_eq!(mask.dims(), [batch, 1, 1, length], "mask of another size than the ids");
-                bias + mask
-            }
-            None => bias,
-        };
+        let table = self.relative_attention_bias.val();
+        let bias = self.config.attention_bias(table, [batch, length], mask);
         for block in &self.blocks {
             x = block.forward(x, &bias);
         }
         self.final_layer_norm.forward(x)
     }
+}
 
-    /// The bias of relative positions, `[1, heads, L, L]` for (query, key).
-    fn position_bias(&self, length: usize) -> Tensor<4> {
-        let config = &self.config;
+impl T5Config {
+    /// Batch and length of `ids`.
+    ///
+    /// # Panics
+    /// Where an id is outside the vocabulary or the rows' lengths differ.
+    pub(crate) fn check_ids(&self, ids: &[Vec<u32>]) -> [usize; 2] {
+        let (batch, length) = (ids.len(), ids.first().map_or(0, Vec::len));
+        assert!(ids.iter().all(|row| row.len() == length), "rows of ids must have one length");
+        assert!(
+            ids.iter().flatten().all(|&id| (id as usize) < self.vocab_size),
+            "an id is outside the vocabulary of {}",
+            self.vocab_size
+        );
+        [batch, length]
+    }
+
+    /// What is added to every block's scores, `[1 or B, heads, L, L]` for (query, key): the bias of
+    /// relative positions out of `table` `[buckets, heads]`, and the mask.
+    ///
+    /// # Panics
+    /// Where the mask is of another size.
+    pub(crate) fn attention_bias(
+        &self,
+        table: Tensor<2>,
+        [batch, length]: [usize; 2],
+        mask: Option<&TokenMask>,
+    ) -> Tensor<4> {
         let buckets = bucket_table(
             length,
-            config.relative_attention_num_buckets,
-            config.relative_attention_max_distance,
+            self.relative_attention_num_buckets,
+            self.relative_attention_max_distance,
         );
         let buckets: Vec<i32> = buckets.into_iter().map(|bucket| bucket as i32).collect();
-        let device = self.relative_attention_bias.device();
+        let (device, dtype) = (table.device(), table.dtype());
         let buckets =
             Tensor::<1, Int>::from_data(TensorData::new(buckets, [length * length]), &device);
         // [L*L, heads] -> [1, heads, L, L]
-        let bias = self.relative_attention_bias.val().select(0, buckets);
-        bias.reshape([1, length, length, config.num_heads]).permute([0, 3, 1, 2])
+        let bias = table.select(0, buckets);
+        let bias = bias.reshape([1, length, length, self.num_heads]).permute([0, 3, 1, 2]);
+        // (+ [B, 1, 1, L])
+        match mask.and_then(|mask| mask.bias(dtype, &device)) {
+            Some(mask) => {
+                assert_eq!(mask.dims(), [batch, 1, 1, length], "mask of another size than the ids");
+                bias + mask
+            }
+            None => bias,
+        }
     }
 }
 
 impl Block {
-    fn new(config: &T5Config, device: &Device) -> Self {
+    pub(crate) fn new(config: &T5Config, device: &Device) -> Self {
         let (width, inner) = (config.d_model, config.num_heads * config.d_kv);
         let deviation = |n: usize| (n as f64).powf(-0.5);
         let norm = || RmsNorm::new(width, config.layer_norm_epsilon, device);
@@ -194,7 +213,7 @@ impl Block {
     }
 
     /// `x` `[B, L, C]`, `bias` broadcastable to `[B, heads, L, L]`.
-    fn forward(&self, x: Tensor<3>, bias: &Tensor<4>) -> Tensor<3> {
+    pub(crate) fn forward(&self, x: Tensor<3>, bias: &Tensor<4>) -> Tensor<3> {
         let y = self.attention.forward(self.attention_norm.forward(x.clone()), bias);
         let x = x + y;
         let y = self.feed_forward.forward(self.feed_forward_norm.forward(x.clone()));

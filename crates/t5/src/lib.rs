@@ -8,6 +8,7 @@
 //! | [`config`] | sizes of the encoder, from `config.json` |
 //! | [`position`] | buckets of relative positions |
 //! | [`encoder`] | token ids to states |
+//! | [`streamed`] | the same with one block in memory at a time |
 //! | [`text_encoder`] | all of it: prompts to states and mask |
 //!
 //! Sources: hpcaitech/Open-Sora v1.0.0, `opensora/models/text_encoder/t5.py`, class `T5Embedder`;
@@ -17,11 +18,13 @@ pub mod caption;
 pub mod config;
 pub mod encoder;
 pub mod position;
+pub mod streamed;
 pub mod text_encoder;
 pub mod tokenizer;
 
 pub use config::{T5Config, T5ConfigError};
 pub use encoder::{LoadError, T5Encoder};
+pub use streamed::StreamedT5Encoder;
 pub use text_encoder::{PromptStates, TextEncodeError, TextEncoder};
 pub use tokenizer::{
     T5Tokenizer, TokenIds, TokenizerError,

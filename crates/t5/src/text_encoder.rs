@@ -4,11 +4,11 @@
 //! (`get_text_embeddings`) and `T5Encoder`.
 
 use crate::{
-    LoadError, T5Config, T5Encoder, T5Tokenizer, TokenIds, TokenizerError,
+    LoadError, StreamedT5Encoder, T5Config, T5Encoder, T5Tokenizer, TokenIds, TokenizerError,
     caption::text_preprocessing,
 };
 use burn::tensor::{Device, FloatDType, Tensor};
-use opensora_checkpoint::{Checkpoint, ImportReport};
+use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport};
 use opensora_nn::mask::TokenMask;
 use std::path::Path;
 
@@ -16,8 +16,26 @@ use std::path::Path;
 #[derive(Debug)]
 pub struct TextEncoder {
     tokenizer: T5Tokenizer,
-    encoder: T5Encoder,
+    encoder: Encoder,
     max_length: usize,
+}
+
+/// Where the encoder's weights are.
+#[derive(Debug)]
+enum Encoder {
+    /// In memory, for many batches of prompts.
+    Resident(T5Encoder),
+    /// In the file, for one.
+    Streamed(StreamedT5Encoder),
+}
+
+impl Encoder {
+    fn config(&self) -> &T5Config {
+        match self {
+            Self::Resident(encoder) => encoder.config(),
+            Self::Streamed(encoder) => encoder.config(),
+        }
+    }
 }
 
 /// What a denoiser is told of a batch of prompts.
@@ -49,6 +67,9 @@ pub enum TextEncodeError {
         /// Rows of the embedding table.
         vocab_size: usize,
     },
+    /// The weights cannot be read any more.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
 }
 
 impl TextEncoder {
@@ -63,17 +84,30 @@ impl TextEncoder {
         dtype: FloatDType,
         device: &Device,
     ) -> Result<(Self, ImportReport), LoadError> {
-        // The small files first: what is wrong with them should not cost the large one's time.
-        let config = T5Config::read(&folder.join("config.json"))?;
-        let tokenizer = T5Tokenizer::from_path(folder)?;
-        let checkpoint = Checkpoint::open(folder)?;
+        let (config, tokenizer, checkpoint) = open(folder)?;
         let (encoder, report) = T5Encoder::load(&config, &checkpoint, dtype, device)?;
-        Ok((Self { tokenizer, encoder, max_length }, report))
+        Ok((Self { tokenizer, encoder: Encoder::Resident(encoder), max_length }, report))
     }
 
-    /// The encoder.
-    pub fn encoder(&self) -> &T5Encoder {
-        &self.encoder
+    /// As [`load`](Self::load), but every [`encode`](Self::encode) reads the weights anew, block by
+    /// block: the way to encode all prompts at once with a fraction of the memory.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn stream(
+        folder: &Path,
+        max_length: usize,
+        dtype: FloatDType,
+        device: &Device,
+    ) -> Result<(Self, ImportReport), LoadError> {
+        let (config, tokenizer, checkpoint) = open(folder)?;
+        let (encoder, report) = StreamedT5Encoder::open(&config, checkpoint, dtype, device)?;
+        Ok((Self { tokenizer, encoder: Encoder::Streamed(encoder), max_length }, report))
+    }
+
+    /// Sizes of the encoder.
+    pub fn config(&self) -> &T5Config {
+        self.encoder.config()
     }
 
     /// The tokens of a prompt after cleaning.
@@ -82,7 +116,7 @@ impl TextEncoder {
     /// Where the tokenizer refuses or is not of this encoder's model.
     pub fn tokenize(&self, prompt: &str) -> Result<TokenIds, TextEncodeError> {
         let tokens = self.tokenizer.encode(&text_preprocessing(prompt), self.max_length)?;
-        let vocab_size = self.encoder.config().vocab_size;
+        let vocab_size = self.config().vocab_size;
         match tokens.ids.iter().find(|&&id| id as usize >= vocab_size) {
             Some(&id) => Err(TextEncodeError::Vocabulary { id, vocab_size }),
             None => Ok(tokens),
@@ -93,7 +127,7 @@ impl TextEncoder {
     /// end token.
     ///
     /// # Errors
-    /// Where there is no prompt or one cannot be tokenized.
+    /// Where there is no prompt, one cannot be tokenized, or streamed weights cannot be read.
     pub fn encode(&self, prompts: &[impl AsRef<str>]) -> Result<PromptStates, TextEncodeError> {
         let mut ids = Vec::with_capacity(prompts.len());
         let mut rows = Vec::with_capacity(prompts.len());
@@ -103,6 +137,18 @@ impl TextEncoder {
             rows.push(tokens.mask);
         }
         let mask = TokenMask::new(rows).ok_or(TextEncodeError::NoPrompt)?;
-        Ok(PromptStates { states: self.encoder.forward(&ids, Some(&mask)), mask })
+        let states = match &self.encoder {
+            Encoder::Resident(encoder) => encoder.forward(&ids, Some(&mask)),
+            Encoder::Streamed(encoder) => encoder.forward(&ids, Some(&mask))?,
+        };
+        Ok(PromptStates { states, mask })
     }
+}
+
+/// What a folder holds. The small files first: what is wrong with them should not cost the large
+/// one's time.
+fn open(folder: &Path) -> Result<(T5Config, T5Tokenizer, Checkpoint), LoadError> {
+    let config = T5Config::read(&folder.join("config.json"))?;
+    let tokenizer = T5Tokenizer::from_path(folder)?;
+    Ok((config, tokenizer, Checkpoint::open(folder)?))
 }

@@ -72,10 +72,21 @@ fn a_written_folder_loads_as_a_published_one() {
     export(&encoder, &key_map(), FloatDType::F32, &weights).unwrap();
 
     let (text, _) = TextEncoder::load(folder.path(), 10, FloatDType::F32, &device).unwrap();
-    assert_eq!(text.encoder().config(), &config);
+    assert_eq!(text.config(), &config);
     let tokens = text.tokenize("A Red square moving up").unwrap();
     assert_eq!(tokens.mask.iter().filter(|&&used| used).count(), 6);
     let got = text.encode(&["A Red square moving up"]).unwrap();
     let want: Tensor<3> = encoder.forward(&[tokens.ids], Some(&got.mask));
-    assert_eq!(got.states.into_data(), want.into_data());
+    assert_eq!(got.states.to_data(), want.into_data());
+
+    // Block by block the numbers are the same, to the bit, in any type.
+    for dtype in [FloatDType::F32, FloatDType::BF16] {
+        let prompts = ["A Red square moving up", "a blue square"];
+        let (text, resident) = TextEncoder::load(folder.path(), 10, dtype, &device).unwrap();
+        let (stream, streamed) = TextEncoder::stream(folder.path(), 10, dtype, &device).unwrap();
+        assert_eq!(resident, streamed);
+        let (want, got) = (text.encode(&prompts).unwrap(), stream.encode(&prompts).unwrap());
+        assert_eq!(got.states.into_data(), want.states.into_data());
+        assert_eq!(got.mask, want.mask);
+    }
 }

@@ -1,0 +1,344 @@
+//! How fast the models run on a machine: published sizes, random weights.
+//!
+//! A part of the flow runs once to warm up and then a few times by the clock. The outcome is one
+//! [`BenchReport`], made to be compared with other programs in one run on one machine: times on their
+//! own say little, machines differ and are busy.
+//!
+//! | module | thought |
+//! |---|---|
+//! | [`flops`] | operations of the VAE and the text encoder, by their layers |
+//! | [`memory`] | the process's peak memory |
+//! | [`weights`] | random weights in the layout that loaded ones have |
+//!
+//! Weights need no file: values are small and random, so that no layer overflows or runs into
+//! subnormal numbers. What a layer costs does not depend on them.
+
+pub mod flops;
+pub mod memory;
+mod parts;
+pub mod weights;
+
+use crate::{
+    diffusion::{SamplerKind, sampler::SamplerError},
+    nn::dtype::{Dtype, DtypeError},
+    stdit::{DenoiserConfig, SizeError},
+    t5::{T5Config, T5ConfigError},
+    train::{TrainError, metrics::flops::measure_matmul_ceiling},
+    vae::{VaeConfig, VaeConfigError},
+};
+use burn::tensor::Device;
+use serde::Serialize;
+use std::time::Instant;
+
+/// What is timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    /// One evaluation of the denoiser.
+    Stdit,
+    /// Frames to posteriors.
+    VaeEncode,
+    /// Latents to frames.
+    VaeDecode,
+    /// Token ids to states.
+    T5,
+    /// Prompt to frames: text encoder, sampler with guidance, VAE, one after the other.
+    Sample,
+    /// Loss, gradients and AdamW on the denoiser.
+    TrainStep,
+}
+
+/// Sizes of the three models.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BenchPreset {
+    /// What `--preset` calls it.
+    pub name: &'static str,
+    /// The denoiser.
+    pub denoiser: DenoiserConfig,
+    /// The text encoder.
+    pub t5: T5Config,
+    /// The VAE.
+    pub vae: VaeConfig,
+}
+
+/// Names of the presets.
+pub const PRESETS: [&str; 2] = ["stdit-xl-2", "demo"];
+
+impl BenchPreset {
+    /// The preset of a name: the published models, or some of the demo model's size.
+    pub fn find(name: &str) -> Option<Self> {
+        match name {
+            "stdit-xl-2" => Some(Self {
+                name: PRESETS[0],
+                denoiser: DenoiserConfig::xl_2(),
+                t5: T5Config::default(),
+                vae: VaeConfig::default(),
+            }),
+            "demo" => Some(Self {
+                name: PRESETS[1],
+                denoiser: DenoiserConfig {
+                    hidden_size: 128,
+                    depth: 4,
+                    num_heads: 4,
+                    caption_channels: 64,
+                    model_max_length: 24,
+                    ..DenoiserConfig::xl_2()
+                },
+                t5: T5Config {
+                    vocab_size: 160,
+                    d_model: 64,
+                    d_kv: 16,
+                    d_ff: 128,
+                    num_layers: 2,
+                    num_heads: 4,
+                    ..T5Config::default()
+                },
+                vae: VaeConfig {
+                    block_out_channels: vec![16, 32, 32],
+                    layers_per_block: 1,
+                    norm_num_groups: 8,
+                    ..VaeConfig::default()
+                },
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// What to time, and how often.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BenchSpec {
+    /// The part.
+    pub part: Part,
+    /// The models' sizes; `depth` and `num_layers` may be changed to save time.
+    pub preset: BenchPreset,
+    /// Frames of a clip.
+    pub num_frames: usize,
+    /// Height and width in pixels.
+    pub image_size: [usize; 2],
+    /// Clips at once.
+    pub batch_size: usize,
+    /// Tokens of a prompt.
+    pub tokens: usize,
+    /// Frames that the VAE works on at once.
+    pub micro_batch: usize,
+    /// Whether blocks are computed again on the way back, in a training step.
+    pub activation_checkpointing: bool,
+    /// The sampler of [`Part::Sample`].
+    pub sampler: SamplerKind,
+    /// Its steps; the sampler's published number where `None`.
+    pub steps: Option<usize>,
+    /// Type of weights and activations.
+    pub dtype: Dtype,
+    /// Runs before the clock, which pay for weights, compilation and tuning.
+    pub warmup: usize,
+    /// Runs by the clock.
+    pub reps: usize,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BenchReport {
+    /// The part.
+    pub what: Part,
+    /// The models' sizes.
+    pub preset: &'static str,
+    /// Blocks of the denoiser.
+    pub depth: usize,
+    /// Blocks of the text encoder.
+    pub layers: usize,
+    /// Frames of a clip.
+    pub num_frames: usize,
+    /// Height and width in pixels.
+    pub image_size: [usize; 2],
+    /// Clips at once.
+    pub batch: usize,
+    /// Tokens of a prompt.
+    pub tokens: usize,
+    /// Type of weights and activations.
+    pub dtype: String,
+    /// The device, in burn's words.
+    pub device: String,
+    /// Median of `reps`.
+    pub seconds: f64,
+    /// Seconds of each run.
+    pub reps: Vec<f64>,
+    /// Operations of one run / 1e9, a multiply-add as two.
+    pub gflop: f64,
+    /// `gflop / seconds`.
+    pub gflops: f64,
+    /// The same of large square matrix products on the device; null where it fails.
+    pub matmul_ceiling_gflops: Option<f64>,
+    /// `gflops / matmul_ceiling_gflops`.
+    pub share_of_ceiling: Option<f64>,
+    /// The process's peak resident memory in bytes; null where the system does not tell.
+    pub peak_rss_bytes: Option<u64>,
+    /// Seconds of each stage in the last run of [`Part::Sample`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<(&'static str, f64)>,
+}
+
+/// Why nothing could be timed.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// A number that makes no sense.
+    #[error("{what} is 0, expected at least 1")]
+    Zero {
+        /// Which.
+        what: &'static str,
+    },
+    /// More tokens than the denoiser takes.
+    #[error("{found} tokens of a prompt, the denoiser takes at most {most}")]
+    Tokens {
+        /// Asked for.
+        found: usize,
+        /// What it takes.
+        most: usize,
+    },
+    /// The denoiser's sizes do not fit.
+    #[error(transparent)]
+    Denoiser(#[from] SizeError),
+    /// The VAE's sizes do not fit.
+    #[error(transparent)]
+    Vae(#[from] VaeConfigError),
+    /// The text encoder's sizes do not fit.
+    #[error(transparent)]
+    T5(#[from] T5ConfigError),
+    /// The device does not compute in this type.
+    #[error(transparent)]
+    Dtype(#[from] DtypeError),
+    /// The sampler cannot have so many steps.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// The sampler stopped.
+    #[error(transparent)]
+    Sample(#[from] crate::diffusion::SampleError),
+    /// The training step failed.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// The device could not finish its work.
+    #[error("the device failed: {0}")]
+    Device(String),
+}
+
+impl BenchSpec {
+    fn check(&self, device: &Device) -> Result<[usize; 3], BenchError> {
+        for (what, number) in [
+            ("the number of runs (reps)", self.reps),
+            ("the batch size", self.batch_size),
+            ("the number of frames", self.num_frames),
+            ("the number of tokens", self.tokens),
+            ("the depth", self.preset.denoiser.depth),
+            ("the number of layers", self.preset.t5.num_layers),
+            ("the micro-batch", self.micro_batch),
+        ] {
+            if number == 0 {
+                return Err(BenchError::Zero { what });
+            }
+        }
+        self.dtype.check(device)?;
+        let most = self.preset.denoiser.model_max_length;
+        if self.tokens > most {
+            return Err(BenchError::Tokens { found: self.tokens, most });
+        }
+        self.preset.denoiser.validate()?;
+        self.preset.t5.validate()?;
+        let [height, width] = self.image_size;
+        let size = self.preset.vae.latent_size([self.num_frames, height, width])?;
+        self.preset.denoiser.grid(size)?;
+        Ok(size)
+    }
+
+    /// Runs the part and says how long it took; `said` hears what happens.
+    ///
+    /// # Errors
+    /// Where sizes do not fit each other or the device fails.
+    pub fn run(
+        &self,
+        device: &Device,
+        said: &mut dyn FnMut(&str),
+    ) -> Result<BenchReport, BenchError> {
+        let latents = self.check(device)?;
+        said("weights");
+        let mut part = parts::prepare(self, latents, device)?;
+        let mut stages = Vec::new();
+        let mut timed = || -> Result<f64, BenchError> {
+            let synced = || device.sync().map_err(|error| BenchError::Device(error.to_string()));
+            synced()?;
+            let began = Instant::now();
+            stages = part.run()?;
+            synced()?;
+            let elapsed = began.elapsed().as_secs_f64();
+            // Stages leave out what does not count.
+            let counted = stages.iter().map(|(_, seconds)| seconds).sum::<f64>();
+            Ok(if stages.is_empty() { elapsed } else { counted })
+        };
+        for run in 0..self.warmup {
+            said(&format!("warm-up {} of {}", run + 1, self.warmup));
+            timed()?;
+        }
+        let mut reps = Vec::with_capacity(self.reps);
+        for run in 0..self.reps {
+            said(&format!("run {} of {}", run + 1, self.reps));
+            reps.push(timed()?);
+        }
+        // Before the ceiling's matrices come on top.
+        let peak_rss_bytes = memory::peak_rss_bytes();
+        let gflop = part.flop() / 1e9;
+        drop(part);
+
+        said("matrix products");
+        let matmul_ceiling_gflops =
+            measure_matmul_ceiling(device, self.dtype.float()).map(|ceiling| ceiling / 1e9);
+        let seconds = median(&reps);
+        let gflops = gflop / seconds;
+        Ok(BenchReport {
+            what: self.part,
+            preset: self.preset.name,
+            depth: self.preset.denoiser.depth,
+            layers: self.preset.t5.num_layers,
+            num_frames: self.num_frames,
+            image_size: self.image_size,
+            batch: self.batch_size,
+            tokens: self.tokens,
+            dtype: self.dtype.to_string(),
+            device: format!("{device:?}"),
+            seconds,
+            reps,
+            gflop,
+            gflops,
+            matmul_ceiling_gflops,
+            share_of_ceiling: matmul_ceiling_gflops.map(|ceiling| gflops / ceiling),
+            peak_rss_bytes,
+            stages,
+        })
+    }
+}
+
+/// The middle value, or the mean of the two in the middle; at least one is there.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_stands_in_the_middle() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), 2.5);
+        assert_eq!(median(&[7.0]), 7.0);
+    }
+
+    #[test]
+    fn presets_are_found_by_their_names() {
+        for name in PRESETS {
+            assert_eq!(BenchPreset::find(name).unwrap().name, name);
+        }
+        assert_eq!(BenchPreset::find("stdit-xl"), None);
+    }
+}

@@ -1,0 +1,87 @@
+//! The denoiser's loss on a tiny STDiT.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use opensora_diffusion::PredictionType;
+use opensora_nn::mask::TokenMask;
+use opensora_stdit::{DenoiserConfig, StDit};
+use opensora_train::{
+    Trainer,
+    denoiser::{DenoiserBatch, DenoiserLosses, DenoiserRecipe, DenoiserTask},
+    optimizer::OptimizerRecipe,
+};
+
+const SHAPE: [usize; 5] = [2, 4, 1, 2, 2];
+const TIMESTEPS: [usize; 2] = [100, 900];
+
+fn ramp(factor: f32) -> Vec<f32> {
+    (0..SHAPE.iter().product::<usize>()).map(|i| (i as f32 * factor).sin()).collect()
+}
+
+/// A fresh STDiT, whose output is zero.
+fn losses(recipe: &DenoiserRecipe) -> DenoiserLosses {
+    let device = Device::flex();
+    let config = DenoiserConfig {
+        hidden_size: 16,
+        depth: 1,
+        num_heads: 2,
+        caption_channels: 8,
+        model_max_length: 3,
+        ..DenoiserConfig::default()
+    };
+    let tensor = |factor| Tensor::from_data(TensorData::new(ramp(factor), SHAPE), &device);
+    let batch = DenoiserBatch {
+        latents: tensor(0.7),
+        noise: tensor(1.3),
+        t: TIMESTEPS.to_vec(),
+        states: Tensor::zeros([2, 3, 8], &device),
+        mask: TokenMask::new(vec![vec![true; 3]; 2]).unwrap(),
+        dropped: vec![false; 2],
+    };
+    let task = DenoiserTask::new(recipe, &config, 0, FloatDType::F32, &device).unwrap();
+    let model = StDit::new(&config, &device).unwrap();
+    let trainer = Trainer::new(model, &OptimizerRecipe::default(), |_| true).unwrap();
+    task.losses(&trainer.graph(FloatDType::F32), batch).unwrap().0
+}
+
+fn alpha_cumprod(t: usize) -> f64 {
+    (0..=t).map(|i| 1.0 - (1e-4 + (0.02 - 1e-4) * i as f64 / 999.0)).product()
+}
+
+#[test]
+fn a_velocity_is_learnt_by_its_own_error() {
+    let recipe =
+        DenoiserRecipe { prediction_type: PredictionType::VPrediction, ..Default::default() };
+    let found = losses(&recipe);
+    let (x, noise) = (ramp(0.7), ramp(1.3));
+    for (row, &t) in TIMESTEPS.iter().enumerate() {
+        let a = alpha_cumprod(t);
+        let rows = row * 16..(row + 1) * 16;
+        let squares = rows
+            .map(|i| (f64::from(noise[i]) * a.sqrt() - f64::from(x[i]) * (1.0 - a).sqrt()).powi(2));
+        let expected = squares.sum::<f64>() / 16.0;
+        let mse = found.loss[row] - found.vb[row];
+        assert!((mse - expected).abs() < 1e-4 * expected, "{mse} {expected}");
+        // What is reported is the noise's error, as for every model.
+        assert!((found.mse[row] - a * expected).abs() < 1e-4 * expected);
+    }
+}
+
+#[test]
+fn the_snr_weight_is_the_same_for_both_predictions() {
+    let gamma = 0.5;
+    for prediction_type in [PredictionType::Epsilon, PredictionType::VPrediction] {
+        let recipe = DenoiserRecipe {
+            prediction_type,
+            min_snr_gamma: Some(gamma),
+            ..DenoiserRecipe::default()
+        };
+        let found = losses(&recipe);
+        for (row, &t) in TIMESTEPS.iter().enumerate() {
+            let snr = alpha_cumprod(t) / (1.0 - alpha_cumprod(t));
+            let expected = (found.mse[row] + found.vb[row]) * snr.min(gamma) / snr;
+            assert!((found.loss[row] - expected).abs() < 1e-4 * expected);
+        }
+    }
+}
