@@ -175,8 +175,9 @@ mod winograd {
             };
             let [d0, d1, d2, d3] = [0, 1, 2, 3].map(row);
             // Bᵀ = [1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 1 0 -1]
-            for (i, (a, b, sign)) in
-                [(d0, d2, -1.0), (d1, d2, 1.0), (d2, d1, -1.0), (d1, d3, -1.0)].into_iter().enumerate()
+            for (i, (a, b, sign)) in [(d0, d2, -1.0), (d1, d2, 1.0), (d2, d1, -1.0), (d1, d3, -1.0)]
+                .into_iter()
+                .enumerate()
             {
                 for ((c, &a), &b) in combined[1..=width].iter_mut().zip(a).zip(b) {
                     *c = a + sign * b;
