@@ -1,6 +1,10 @@
 //! Activations in the form that is fastest on burn's backends.
 
-use burn::tensor::{Tensor, activation::sigmoid};
+use crate::host::{self, Values};
+use burn::tensor::{
+    Tensor,
+    activation::{self, sigmoid},
+};
 
 /// `sqrt(8 / pi)`, from `0.5 * (1 + tanh(z)) = sigmoid(2 z)` with `z = sqrt(2 / pi) * (x + 0.044715 x^3)`.
 const TWICE_SQRT_2_OVER_PI: f64 = 1.595_769_121_605_730_7;
@@ -10,25 +14,56 @@ const TWICE_SQRT_2_OVER_PI: f64 = 1.595_769_121_605_730_7;
 /// Written with a sigmoid: the same function (the identity above), without the `tanh` that is
 /// slow on burn's CPU backends.
 pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    // x + 0.044715 x^3 = x * (1 + 0.044715 x^2)
-    let inner = x.clone() * ((x.clone() * x.clone()) * 0.044715 + 1.0);
-    x * sigmoid(inner * TWICE_SQRT_2_OVER_PI)
+    match Values::take(x) {
+        Ok(values) => values.map(|x| {
+            let inner = x * (0.044715 * (x * x) + 1.0);
+            x * host::sigmoid(inner * TWICE_SQRT_2_OVER_PI as f32)
+        }),
+        Err(x) => {
+            // x + 0.044715 x^3 = x * (1 + 0.044715 x^2)
+            let inner = x.clone() * ((x.clone() * x.clone()) * 0.044715 + 1.0);
+            x * sigmoid(inner * TWICE_SQRT_2_OVER_PI)
+        }
+    }
+}
+
+/// SiLU, `x * sigmoid(x)`; any shape.
+pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    match Values::take(x) {
+        Ok(values) => values.map(|x| x * host::sigmoid(x)),
+        Err(x) => activation::silu(x),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use burn::tensor::Device;
+
+    /// The function of a range of points, on the host's own way and on burn's operations.
+    fn both_ways(f: fn(Tensor<1>) -> Tensor<1>) -> [Vec<(f64, f64)>; 2] {
+        let points: Vec<f32> = (-80..=80).map(|i| i as f32 * 0.25).collect();
+        [Device::flex(), Device::flex().autodiff()].map(|device| {
+            let got = f(Tensor::<1>::from_floats(points.as_slice(), &device));
+            let got = got.into_data().try_to_vec::<f32>().unwrap();
+            points.iter().zip(got).map(|(&x, y)| (x as f64, y as f64)).collect()
+        })
+    }
 
     #[test]
-    fn equals_the_tanh_formula() {
-        let device = burn::tensor::Device::flex();
-        let points: Vec<f32> = (-80..=80).map(|i| i as f32 * 0.25).collect();
-        let got = gelu_tanh(Tensor::<1>::from_floats(points.as_slice(), &device));
-        let got = got.into_data().try_to_vec::<f32>().unwrap();
-        for (x, y) in points.iter().map(|&x| x as f64).zip(got) {
+    fn gelu_equals_the_tanh_formula() {
+        for (x, y) in both_ways(gelu_tanh).into_iter().flatten() {
             let tanh = ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh();
             let want = 0.5 * x * (1.0 + tanh);
-            assert!((y as f64 - want).abs() <= 2e-6 * (1.0 + want.abs()), "{x}: {y} != {want}");
+            assert!((y - want).abs() <= 2e-6 * (1.0 + want.abs()), "{x}: {y} != {want}");
+        }
+    }
+
+    #[test]
+    fn silu_equals_its_formula() {
+        for (x, y) in both_ways(silu).into_iter().flatten() {
+            let want = x / (1.0 + (-x).exp());
+            assert!((y - want).abs() <= 1e-6 * (1.0 + want.abs()), "{x}: {y} != {want}");
         }
     }
 }

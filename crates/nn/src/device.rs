@@ -100,6 +100,13 @@ pub fn default_device() -> Result<Device, DeviceError> {
     )
 }
 
+/// Whether tensors of this device lie in this process's memory and can be taken out and put back
+/// without a copy: true on flex, outside of autodiff.
+#[cfg(feature = "flex")]
+pub(crate) fn is_host(device: &Device) -> bool {
+    !device.is_autodiff() && *device == Device::flex()
+}
+
 /// The device of a name such as `flex`, `ndarray`, `tch`, `tch:cuda:0`, `cuda:0` or `vulkan`.
 ///
 /// A backend's name alone means its first device.

@@ -11,15 +11,21 @@
 //! | [`mask`] | which tokens of a prompt count |
 //! | [`norm`] | LayerNorm without affine parameters, T5's RMS norm |
 //! | [`activation`] | tanh-GELU |
+//! | [`conv`] | 3x3 convolutions and upsampling of pictures |
 //! | [`timestep`] | sinusoidal timestep embedding |
 //! | [`sincos`] | sine-cosine position tables |
+//!
+//! Where tensors lie in this process's memory and no gradient is wanted, several of these layers run
+//! as one pass over it on every core (`host`); everywhere else, as operations of burn.
 //!
 //! Nothing here knows a model, a file or a diffusion process.
 
 pub mod activation;
 pub mod attention;
+pub mod conv;
 pub mod device;
 pub mod dtype;
+mod host;
 pub mod linear;
 pub mod mask;
 pub mod noise;

@@ -11,9 +11,13 @@ use burn::{
         GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d,
         conv::{Conv2d, Conv2dConfig},
     },
-    tensor::{Device, Tensor, activation::silu},
+    tensor::{Device, Tensor},
 };
-use opensora_nn::{attention::attention, norm::group_norm};
+use opensora_nn::{
+    attention::attention,
+    conv::conv2d,
+    norm::{group_norm, group_norm_silu},
+};
 
 /// Epsilon of every GroupNorm here; burn's default is another.
 const NORM_EPSILON: f64 = 1e-6;
@@ -59,8 +63,8 @@ impl ResnetBlock {
 
     /// `[N, C_in, H, W] -> [N, C_out, H, W]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let y = self.conv1.forward(silu(group_norm(&self.norm1, x.clone())));
-        let y = self.conv2.forward(silu(group_norm(&self.norm2, y)));
+        let y = conv2d(&self.conv1, group_norm_silu(&self.norm1, x.clone()));
+        let y = conv2d(&self.conv2, group_norm_silu(&self.norm2, y));
         let x = match &self.conv_shortcut {
             Some(conv) => conv.forward(x),
             None => x,

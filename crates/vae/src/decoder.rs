@@ -9,9 +9,12 @@ use crate::{
 use burn::{
     module::Module,
     nn::{GroupNorm, conv::Conv2d},
-    tensor::{Device, Tensor, activation::silu},
+    tensor::{Device, Tensor},
 };
-use opensora_nn::norm::group_norm;
+use opensora_nn::{
+    conv::{conv2d, upsample_nearest},
+    norm::group_norm_silu,
+};
 
 /// Doubles height and width by repeating pixels, then smooths by a convolution.
 #[derive(Module, Debug)]
@@ -21,13 +24,7 @@ pub struct Upsample {
 
 impl Upsample {
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [batch, channels, height, width] = x.dims();
-        // [N, C, H, W] -> [N C, H, 1, W, 1] -> [N C, H, 2, W, 2] -> [N, C, 2H, 2W]
-        let x = x
-            .reshape([batch * channels, height, 1, width, 1])
-            .expand([batch * channels, height, 2, width, 2])
-            .reshape([batch, channels, 2 * height, 2 * width]);
-        self.conv.forward(x)
+        conv2d(&self.conv, upsample_nearest(x))
     }
 }
 
@@ -86,6 +83,6 @@ impl Decoder {
                 x = upsampler.forward(x);
             }
         }
-        self.conv_out.forward(silu(group_norm(&self.conv_norm_out, x)))
+        conv2d(&self.conv_out, group_norm_silu(&self.conv_norm_out, x))
     }
 }

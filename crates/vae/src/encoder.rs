@@ -12,9 +12,9 @@ use burn::{
         GroupNorm, PaddingConfig2d,
         conv::{Conv2d, Conv2dConfig},
     },
-    tensor::{Device, Tensor, activation::silu},
+    tensor::{Device, Tensor},
 };
-use opensora_nn::norm::group_norm;
+use opensora_nn::{conv::conv2d, norm::group_norm_silu};
 
 /// Halves height and width; pads one row below and one column to the right, as published.
 #[derive(Module, Debug)]
@@ -86,6 +86,6 @@ impl Encoder {
             }
         }
         let x = self.mid_block.forward(x);
-        self.conv_out.forward(silu(group_norm(&self.conv_norm_out, x)))
+        conv2d(&self.conv_out, group_norm_silu(&self.conv_norm_out, x))
     }
 }

@@ -1,0 +1,291 @@
+//! 3x3 convolutions and upsampling of pictures `[B, C, H, W]`.
+//!
+//! Source of the fast form: A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural
+//! Networks", 2015 (arXiv:1509.09308), F(2x2, 3x3): a tile of 2x2 outputs takes 16 products a pair
+//! of channels where the definition takes 36. All its constants are 1 and 1/2, so it rounds about
+//! as the definition does; larger tiles would save more and lose digits.
+
+use burn::{nn::conv::Conv2d, tensor::Tensor};
+
+/// `conv` of `[B, C_in, H, W]`.
+///
+/// Where `x` lies in this process's memory and `conv` is a 3x3 convolution that keeps the size, its
+/// products are made as 16 matrix products over tiles; everywhere else this is burn's convolution.
+pub fn conv2d(conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    let x = match winograd::conv3x3(conv, x) {
+        Ok(y) => return y,
+        Err(x) => x,
+    };
+    conv.forward(x)
+}
+
+/// Doubles height and width by repeating pixels: `[B, C, H, W] -> [B, C, 2H, 2W]`.
+pub fn upsample_nearest(x: Tensor<4>) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    let x = match winograd::upsample_nearest(x) {
+        Ok(y) => return y,
+        Err(x) => x,
+    };
+    let [batch, channels, height, width] = x.dims();
+    // [B, C, H, W] -> [B C, H, 1, W, 1] -> [B C, H, 2, W, 2] -> [B, C, 2H, 2W]
+    x.reshape([batch * channels, height, 1, width, 1])
+        .expand([batch * channels, height, 2, width, 2])
+        .reshape([batch, channels, 2 * height, 2 * width])
+}
+
+#[cfg(feature = "flex")]
+mod winograd {
+    use crate::host::Values;
+    use burn::{
+        module::Param,
+        nn::{PaddingConfig2d, conv::Conv2d},
+        tensor::Tensor,
+    };
+    use rayon::prelude::*;
+
+    /// Products of one tile for one pair of channels: a transformed tile is 4x4.
+    const PRODUCTS: usize = 16;
+
+    /// Tiles that are in work at a time, at least: enough for a full-speed matrix product, few
+    /// enough for its operands to stay near the processor.
+    const TILES: usize = 1024;
+
+    /// Below this many input channels the transforms cost more than the products they save.
+    const MIN_INPUTS: usize = 32;
+
+    /// Doubles height and width; `x` back where it cannot be taken.
+    pub(super) fn upsample_nearest(x: Tensor<4>) -> Result<Tensor<4>, Tensor<4>> {
+        let [batch, channels, height, width] = x.dims();
+        let x = Values::take(x)?;
+        let mut y = Values::zeros([batch, channels, 2 * height, 2 * width], x.device());
+        let rows = y.get_mut().par_chunks_mut(4 * width).zip(x.get().par_chunks(width));
+        rows.for_each(|(two, row)| {
+            let (upper, lower) = two.split_at_mut(2 * width);
+            for (pair, &x) in upper.as_chunks_mut::<2>().0.iter_mut().zip(row) {
+                *pair = [x, x];
+            }
+            lower.copy_from_slice(upper);
+        });
+        Ok(y.put())
+    }
+
+    /// `conv` of `x`; `x` back where this form does not apply.
+    pub(super) fn conv3x3(conv: &Conv2d, x: Tensor<4>) -> Result<Tensor<4>, Tensor<4>> {
+        let (weight, bias) = (conv.weight.val(), conv.bias.as_ref().map(Param::val));
+        let [batch, inputs, height, width] = x.dims();
+        let [outputs, _, kernel_height, kernel_width] = weight.dims();
+        let applies = [kernel_height, kernel_width] == [3, 3]
+            && conv.stride == [1, 1]
+            && conv.dilation == [1, 1]
+            && conv.groups == 1
+            && matches!(conv.padding, PaddingConfig2d::Explicit(1, 1, 1, 1))
+            && inputs >= MIN_INPUTS
+            && height.is_multiple_of(2)
+            && width.is_multiple_of(2)
+            && Values::can_take(&weight)
+            && bias.as_ref().is_none_or(Values::can_take);
+        if !applies {
+            return Err(x);
+        }
+        let x = Values::take(x)?;
+        let bias = bias.and_then(|bias| Values::take(bias).ok());
+        let kernels = transform_kernels(weight);
+
+        let mut y = Values::zeros([batch, outputs, height, width], x.device());
+        let (pixels, tiles_wide) = (height * width, width / 2);
+        let strip = TILES.div_ceil(tiles_wide).min(height / 2);
+        // Kept from strip to strip: fresh memory costs a page fault every 4 KiB.
+        let mut spare: Option<Values<3>> = None;
+        for b in 0..batch {
+            let image = &x.get()[b * inputs * pixels..][..inputs * pixels];
+            for first in (0..height / 2).step_by(strip) {
+                let rows = first..(first + strip).min(height / 2);
+                let tiles = rows.len() * tiles_wide;
+                let shape = [inputs, PRODUCTS, tiles];
+                let mut transformed = match spare.take() {
+                    Some(kept) if kept.get().len() == shape.iter().product::<usize>() => kept,
+                    _ => Values::zeros(shape, x.device()),
+                };
+                transformed
+                    .get_mut()
+                    .par_chunks_mut(PRODUCTS * tiles)
+                    .zip(image.par_chunks(pixels))
+                    .for_each(|(tiles, plane)| transform_input(tiles, plane, width, rows.clone()));
+                let transformed = transformed.put();
+                // [16, C_out, C_in] x [16, C_in, tiles] -> [16, C_out, tiles]
+                let products = kernels.clone().matmul(transformed.clone().swap_dims(0, 1));
+                spare = Values::take(transformed).ok();
+                let Ok(products) = Values::take(products) else { unreachable!("made of values") };
+
+                let image = &mut y.get_mut()[b * outputs * pixels..][..outputs * pixels];
+                image.par_chunks_mut(pixels).enumerate().for_each(|(output, plane)| {
+                    let bias = bias.as_ref().map_or(0.0, |bias| bias.get()[output]);
+                    let product = |k: usize| &products.get()[(k * outputs + output) * tiles..];
+                    let plane = &mut plane[2 * width * rows.start..2 * width * rows.end];
+                    transform_output(plane, width, product, bias);
+                });
+            }
+        }
+        Ok(y.put())
+    }
+
+    /// `G g Gᵀ` of every kernel: `[C_out, C_in, 3, 3]` to a view `[16, C_out, C_in]`.
+    fn transform_kernels(weight: Tensor<4>) -> Tensor<3> {
+        let [outputs, inputs, ..] = weight.dims();
+        let Ok(weight) = Values::take(weight) else { unreachable!("asked before") };
+        let mut kernels = Values::zeros([outputs, PRODUCTS, inputs], weight.device());
+        let of_output = kernels.get_mut().par_chunks_mut(PRODUCTS * inputs);
+        of_output.zip(weight.get().par_chunks(9 * inputs)).for_each(|(kernels, weights)| {
+            // G = [1 0 0; 1/2 1/2 1/2; 1/2 -1/2 1/2; 0 0 1]
+            let g = |[a, b, c]: [f32; 3]| [a, 0.5 * (a + b + c), 0.5 * (a - b + c), c];
+            for (input, w) in weights.as_chunks::<9>().0.iter().enumerate() {
+                // Down each column, then along each of the four rows.
+                let columns = [0, 1, 2].map(|x| g([w[x], w[3 + x], w[6 + x]]));
+                for i in 0..4 {
+                    let row = g(columns.map(|column| column[i]));
+                    for (j, value) in row.into_iter().enumerate() {
+                        kernels[(4 * i + j) * inputs + input] = value;
+                    }
+                }
+            }
+        });
+        kernels.put().swap_dims(0, 1)
+    }
+
+    /// `Bᵀ d B` of the tiles in tile rows `rows` of one plane: `[16, rows, width / 2]`.
+    fn transform_input(
+        tiles: &mut [f32],
+        plane: &[f32],
+        width: usize,
+        rows: std::ops::Range<usize>,
+    ) {
+        let tiles_wide = width / 2;
+        let count = rows.len() * tiles_wide;
+        // Between two columns of padding, for every product of a tile's columns.
+        let mut combined = vec![0.0f32; width + 2];
+        let border = vec![0.0f32; width];
+        for (at, tile_row) in rows.enumerate() {
+            // Rows 2r - 1 to 2r + 2 of the plane; those outside are zero.
+            let row = |i: usize| {
+                (2 * tile_row + i)
+                    .checked_sub(1)
+                    .and_then(|y| plane.get(y * width..(y + 1) * width))
+                    .unwrap_or(&border)
+            };
+            let [d0, d1, d2, d3] = [0, 1, 2, 3].map(row);
+            // Bᵀ = [1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 1 0 -1]
+            for (i, (a, b, sign)) in [(d0, d2, -1.0), (d1, d2, 1.0), (d2, d1, -1.0), (d1, d3, -1.0)]
+                .into_iter()
+                .enumerate()
+            {
+                for ((c, &a), &b) in combined[1..=width].iter_mut().zip(a).zip(b) {
+                    *c = a + sign * b;
+                }
+                let pairs = combined.as_chunks::<2>().0;
+                let start = 4 * i * count + at * tiles_wide;
+                let (v0, rest) = tiles[start..].split_at_mut(count);
+                let (v1, rest) = rest.split_at_mut(count);
+                let (v2, v3) = rest.split_at_mut(count);
+                let (v0, v1) = (&mut v0[..tiles_wide], &mut v1[..tiles_wide]);
+                let (v2, v3) = (&mut v2[..tiles_wide], &mut v3[..tiles_wide]);
+                let (left, right) = (&pairs[..tiles_wide], &pairs[1..=tiles_wide]);
+                for x in 0..tiles_wide {
+                    let ([e0, e1], [e2, e3]) = (left[x], right[x]);
+                    v0[x] = e0 - e2;
+                    v1[x] = e1 + e2;
+                    v2[x] = e2 - e1;
+                    v3[x] = e1 - e3;
+                }
+            }
+        }
+    }
+
+    /// `Aᵀ m A + bias` of the tiles whose products are `product(0)` to `product(15)`.
+    fn transform_output<'a>(
+        plane: &mut [f32],
+        width: usize,
+        product: impl Fn(usize) -> &'a [f32],
+        bias: f32,
+    ) {
+        let tiles_wide = width / 2;
+        let products: [&[f32]; PRODUCTS] = std::array::from_fn(product);
+        for (at, two_rows) in plane.chunks_mut(2 * width).enumerate() {
+            let m = products.map(|m| &m[at * tiles_wide..][..tiles_wide]);
+            let (upper, lower) = two_rows.split_at_mut(width);
+            let upper = &mut upper.as_chunks_mut::<2>().0[..tiles_wide];
+            let lower = &mut lower.as_chunks_mut::<2>().0[..tiles_wide];
+            for x in 0..tiles_wide {
+                // Aᵀ = [1 1 1 0; 0 1 -1 -1], down each column, then along the two rows.
+                let above = |j: usize| m[j][x] + m[4 + j][x] + m[8 + j][x];
+                let below = |j: usize| m[4 + j][x] - m[8 + j][x] - m[12 + j][x];
+                let along = |[a, b, c, d]: [f32; 4]| [a + b + c + bias, b - c - d + bias];
+                upper[x] = along([above(0), above(1), above(2), above(3)]);
+                lower[x] = along([below(0), below(1), below(2), below(3)]);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::noise::{Purpose, normal};
+    use burn::{
+        module::Param,
+        nn::{PaddingConfig2d, conv::Conv2dConfig},
+        tensor::Device,
+    };
+
+    fn random<const D: usize>(salt: u64, shape: [usize; D], device: &Device) -> Tensor<D> {
+        let values = normal(1, Purpose::Weights, salt, 0, shape.iter().product());
+        Tensor::<1>::from_floats(values.as_slice(), device).reshape(shape)
+    }
+
+    fn largest_difference(a: Tensor<4>, b: Tensor<4>) -> f32 {
+        (a - b).abs().max().into_scalar::<f32>()
+    }
+
+    #[test]
+    fn convolutions_of_every_size_equal_burns() {
+        let device = Device::flex();
+        // (C_in, C_out, H, W): one strip, several strips and a shorter last one, tall and flat.
+        for [from, to, height, width] in
+            [[32, 40, 8, 6], [40, 32, 60, 130], [32, 32, 2, 2], [32, 32, 100, 64]]
+        {
+            let mut conv = Conv2dConfig::new([from, to], [3, 3])
+                .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
+                .init(&device);
+            conv.weight = Param::from_tensor(random(1, [to, from, 3, 3], &device) * 0.05);
+            conv.bias = Some(Param::from_tensor(random(2, [to], &device)));
+            let x = random(3, [2, from, height, width], &device);
+            let difference = largest_difference(conv2d(&conv, x.clone()), conv.forward(x));
+            assert!(difference < 1e-5, "{height}x{width}: {difference}");
+        }
+    }
+
+    #[test]
+    fn other_convolutions_are_burns() {
+        let device = Device::flex();
+        let odd = Conv2dConfig::new([32, 32], [3, 3])
+            .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
+            .init(&device);
+        let strided = Conv2dConfig::new([32, 32], [3, 3]).with_stride([2, 2]).init(&device);
+        let pointwise = Conv2dConfig::new([32, 32], [1, 1]).init(&device);
+        let x = random(3, [1, 32, 7, 9], &device);
+        for conv in [odd, strided, pointwise] {
+            assert_eq!(largest_difference(conv2d(&conv, x.clone()), conv.forward(x.clone())), 0.0);
+        }
+    }
+
+    #[test]
+    fn pixels_are_repeated() {
+        for device in [Device::flex(), Device::flex().autodiff()] {
+            let x = Tensor::<4>::from_floats([[[[1.0, 2.0]], [[3.0, 4.0]]]], &device);
+            let y = upsample_nearest(x);
+            assert_eq!(y.dims(), [1, 2, 2, 4]);
+            let y = y.into_data().try_to_vec::<f32>().unwrap();
+            assert_eq!(y, [1., 1., 2., 2., 1., 1., 2., 2., 3., 3., 4., 4., 3., 3., 4., 4.]);
+        }
+    }
+}
