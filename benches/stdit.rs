@@ -1,32 +1,21 @@
 //! What a block of STDiT-XL/2 does, as a whole and branch by branch.
-//!
-//! ```sh
-//! cargo bench -p opensora-stdit                         # a clip of 4 frames of 8x8 tokens
-//! OPENSORA_BENCH=published cargo bench -p opensora-stdit    # 16 frames of 16x16: a 256x256 clip
-//! ```
 
-use burn::tensor::{Device, Tensor};
-use criterion::Criterion;
-use opensora_nn::noise::{Purpose, normal_batch};
+use opensora_benches::{criterion, device, normal, published_sizes};
 use opensora_stdit::{DenoiserConfig, SizeError, StDit};
 use std::hint::black_box;
 
-fn normal<const D: usize>(shape: [usize; D]) -> Tensor<D> {
-    normal_batch(0, Purpose::Weights, 0, 0, shape, &Device::flex())
-}
-
 fn main() -> Result<(), SizeError> {
-    let published = std::env::var("OPENSORA_BENCH").is_ok_and(|size| size == "published");
+    let published = published_sizes();
     let (frames, side) = if published { (16, 16) } else { (4, 8) };
     let (places, tokens) = (side * side, frames * side * side);
     // The second block stands for all that follow: the first alone adds the frames' positions.
     let config = DenoiserConfig { depth: 2, ..DenoiserConfig::xl_2() };
     let (channels, caption) = (config.hidden_size, config.model_max_length);
-    let model = StDit::new(&config, &Device::flex())?;
+    let model = StDit::new(&config, &device())?;
     let latents = normal([1, config.in_channels, frames, 2 * side, 2 * side]);
     let states = normal([1, caption, config.caption_channels]);
     let (x, conditioning) = model.embed(latents, &[500.0], states, None);
-    let mut criterion = Criterion::default().sample_size(10).configure_from_args();
+    let mut criterion = criterion();
 
     criterion.bench_function("block", |bencher| {
         bencher.iter(|| black_box(model.block(1, x.clone(), &conditioning)));

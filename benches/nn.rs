@@ -1,17 +1,11 @@
 //! The shared layers at the shapes that STDiT-XL/2 gives them: 16 heads of 72, four times that in
 //! the MLP, captions of 120 tokens.
-//!
-//! ```sh
-//! cargo bench -p opensora-nn                        # a clip of 4 frames of 8x8 tokens
-//! OPENSORA_BENCH=published cargo bench -p opensora-nn   # 16 frames of 16x16: a 256x256 clip
-//! ```
 
-use burn::tensor::{Device, Tensor};
-use criterion::Criterion;
+use burn::tensor::Tensor;
+use opensora_benches::{criterion, normal, published_sizes};
 use opensora_nn::{
     activation::gelu_tanh,
     attention::{attention, merge_heads, split_heads},
-    noise::{Purpose, normal_batch},
     norm::layer_norm,
 };
 use std::hint::black_box;
@@ -20,10 +14,6 @@ const HEADS: usize = 16;
 const CHANNELS: usize = HEADS * 72;
 const CAPTION: usize = 120;
 
-fn normal(shape: [usize; 3]) -> Tensor<3> {
-    normal_batch(0, Purpose::Weights, 0, 0, shape, &Device::flex())
-}
-
 /// Attention with its heads split before and merged after, `[B, N, C]` to `[B, N, C]`.
 fn heads(query: &Tensor<3>, key: &Tensor<3>) -> Tensor<3> {
     let [q, k] = [query, key].map(|x| split_heads(x.clone(), HEADS));
@@ -31,10 +21,10 @@ fn heads(query: &Tensor<3>, key: &Tensor<3>) -> Tensor<3> {
 }
 
 fn main() {
-    let published = std::env::var("OPENSORA_BENCH").is_ok_and(|size| size == "published");
+    let published = published_sizes();
     let (frames, places) = if published { (16, 256) } else { (4, 64) };
     let tokens = frames * places;
-    let mut criterion = Criterion::default().sample_size(10).configure_from_args();
+    let mut criterion = criterion();
 
     let spatial = normal([frames, places, CHANNELS]);
     criterion.bench_function("attention/spatial", |bencher| {

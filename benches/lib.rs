@@ -1,0 +1,31 @@
+//! What the benches of single layers share.
+//!
+//! ```sh
+//! cargo bench -p opensora-benches                           # small sizes, a minute
+//! OPENSORA_BENCH=published cargo bench -p opensora-benches  # a clip of 16x256x256
+//! cargo bench -p opensora-benches --bench vae
+//! ```
+
+use burn::tensor::{Device, Tensor};
+use criterion::Criterion;
+use opensora_nn::noise::{Purpose, normal_batch};
+
+/// Whether layers are timed at the published sizes, in place of small ones.
+pub fn published_sizes() -> bool {
+    std::env::var("OPENSORA_BENCH").is_ok_and(|size| size == "published")
+}
+
+/// The device that is timed.
+pub fn device() -> Device {
+    Device::flex()
+}
+
+/// A standard normal tensor on it, always the same one.
+pub fn normal<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    normal_batch(0, Purpose::Weights, 0, 0, shape, &device())
+}
+
+/// Few samples, for layers that take up to a second; arguments of the command line count.
+pub fn criterion() -> Criterion {
+    Criterion::default().sample_size(10).configure_from_args()
+}
