@@ -55,6 +55,7 @@ mod winograd {
     const MIN_INPUTS: usize = 32;
 
     /// Doubles height and width; `x` back where it cannot be taken.
+    #[allow(clippy::result_large_err, reason = "the tensor goes on either way")]
     pub(super) fn upsample_nearest(x: Tensor<4>) -> Result<Tensor<4>, Tensor<4>> {
         let [batch, channels, height, width] = x.dims();
         let x = Values::take(x)?;
@@ -71,6 +72,7 @@ mod winograd {
     }
 
     /// `conv` of `x`; `x` back where this form does not apply.
+    #[allow(clippy::result_large_err, reason = "the tensor goes on either way")]
     pub(super) fn conv3x3(conv: &Conv2d, x: Tensor<4>) -> Result<Tensor<4>, Tensor<4>> {
         let (weight, bias) = (conv.weight.val(), conv.bias.as_ref().map(Param::val));
         let [batch, inputs, height, width] = x.dims();

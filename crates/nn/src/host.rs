@@ -37,6 +37,7 @@ mod kernels {
         /// Takes the values out, or gives the tensor back where that [cannot be](Self::can_take).
         ///
         /// A tensor that something else still holds is copied.
+        #[allow(clippy::result_large_err, reason = "the tensor goes on either way")]
         pub(crate) fn take(x: Tensor<D>) -> Result<Self, Tensor<D>> {
             if !Self::can_take(&x) {
                 return Err(x);
@@ -83,6 +84,7 @@ mod kernels {
 
 #[cfg(not(feature = "flex"))]
 impl<const D: usize> Values<D> {
+    #[allow(clippy::result_large_err, reason = "the tensor goes on either way")]
     pub(crate) fn take(x: Tensor<D>) -> Result<Self, Tensor<D>> {
         Err(x)
     }

@@ -55,7 +55,7 @@ enum Command {
     /// Judge how well a model does what its prompts say.
     Eval(eval::Args),
     /// Time the models at published sizes with random weights.
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     /// Draw the loss and other curves of training runs.
     Plot(plot::Args),
     /// List the backends of this build and the devices that are present.
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
         Command::TrainVae(args) => train::run_vae(*args),
         Command::Data(args) => data::run(args),
         Command::Eval(args) => eval::run(args),
-        Command::Bench(args) => bench::run(args),
+        Command::Bench(args) => bench::run(*args),
         Command::Plot(args) => plot::run(args),
         Command::Devices(args) => devices::run(args),
     };
