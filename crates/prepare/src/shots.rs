@@ -61,7 +61,7 @@ pub struct Shots {
 }
 
 /// Finds cuts while frames come in; memory grows with the number of cuts alone.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Detector {
     settings: Settings,
     /// Made for the first frame's size.
@@ -99,9 +99,14 @@ impl Detector {
             });
         }
         let score = scorer.push(frame);
+        Ok((score, self.push_score(score)))
+    }
+
+    /// As [`push`](Self::push), for a frame whose score is known.
+    fn push_score(&mut self, score: Score) -> Option<usize> {
         let cut = self.cuts.push(score.content);
         self.starts.extend(cut);
-        Ok((score, cut))
+        cut
     }
 
     /// Frames so far.

@@ -94,17 +94,61 @@ impl Stream {
         Ok((Self::start(path, programs, probed, "yuv420p", bytes)?, to_rgb))
     }
 
+    /// As [`open_planar`](Self::open_planar), by two programs at once: the first gives all frames,
+    /// the second those from a key frame near the middle on, each on one core. With the place of that
+    /// frame; `None` where the file tells of no such frame.
+    ///
+    /// The second is only as good as the file's index: whether it does begin with that frame has to
+    /// be seen from the frames.
+    pub(crate) fn open_planar_halves(
+        path: &Path,
+        programs: &Programs,
+    ) -> Result<Option<Halves>, VideoError> {
+        let probed = probe(path, programs)?;
+        let Some(Middle { place, seek }) = probed.middle() else { return Ok(None) };
+        let Some(to_rgb) = ToRgb::stated(probed.matrix, false) else { return Ok(None) };
+        let (height, width) = (probed.info.height, probed.info.width);
+        let bytes = height * width + 2 * height.div_ceil(2) * width.div_ceil(2);
+        let mut second = probed.clone();
+        second.times.drain(..place);
+        let from = |seek: Option<f64>| {
+            let mut options: Vec<OsString> = vec!["-threads".into(), "1".into()];
+            if let Some(seconds) = seek {
+                // To the key frame before that time, and nothing thrown away after it.
+                options.extend(["-seek_timestamp", "1", "-noaccurate_seek", "-ss"].map(Into::into));
+                options.push(format!("{seconds:.6}").into());
+            }
+            options
+        };
+        let second = Self::start_at(path, programs, second, "yuv420p", bytes, &from(Some(seek)))?;
+        let first = Self::start_at(path, programs, probed, "yuv420p", bytes, &from(None))?;
+        Ok(Some(Halves { first, second, place, to_rgb }))
+    }
+
     fn start(
+        path: &Path,
+        programs: &Programs,
+        probed: Probed,
+        format: &str,
+        frame_bytes: usize,
+    ) -> Result<Self, VideoError> {
+        Self::start_at(path, programs, probed, format, frame_bytes, &[])
+    }
+
+    fn start_at(
         path: &Path,
         programs: &Programs,
         Probed { info, times, .. }: Probed,
         format: &str,
         frame_bytes: usize,
+        input_options: &[OsString],
     ) -> Result<Self, VideoError> {
         let fail = |reason: String| VideoError::Decode { path: path.into(), reason };
         let mut child = Command::new(&programs.ffmpeg)
             .args(["-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe"])
-            .args(["-format_whitelist", CONTAINERS, "-noautorotate", "-i"])
+            .args(["-format_whitelist", CONTAINERS, "-noautorotate"])
+            .args(input_options)
+            .arg("-i")
             .arg(local(path).map_err(|source| VideoError::Io { path: path.into(), source })?)
             .args(["-map", &format!("0:{STREAM}"), "-vsync", "passthrough"])
             .args(["-f", "rawvideo", "-pix_fmt", format, "pipe:1"])
@@ -159,13 +203,65 @@ impl Drop for Stream {
     }
 }
 
+/// Two programs on one video.
+pub(crate) struct Halves {
+    /// All frames.
+    pub(crate) first: Stream,
+    /// Those from `place` on.
+    pub(crate) second: Stream,
+    /// Frames before the second's first.
+    pub(crate) place: usize,
+    pub(crate) to_rgb: ToRgb,
+}
+
+/// A key frame near the middle of a video.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Middle {
+    /// Frames that are shown before it.
+    place: usize,
+    /// A time in the container's own seconds whose last key frame it is.
+    seek: f64,
+}
+
 /// What is known of a file's first video stream.
+#[derive(Clone)]
 struct Probed {
     info: VideoInfo,
     /// Seconds of its frames from the first; empty where they are not known.
     times: Vec<f64>,
+    /// Seconds of the first frame as the container counts them.
+    start: f64,
+    /// Places of the key frames in `times`, ascending.
+    key_frames: Vec<usize>,
     /// `matrix_coefficients` of H.264 (table E-5).
     matrix: u8,
+}
+
+/// Videos of fewer frames are not worth a second program.
+const FEWEST_FOR_HALVES: usize = 240;
+/// Containers without an index by display time are searched this much too early by ffmpeg
+/// (`ffmpeg_demux.c`, 3/23 s where frames are reordered); seeking later by more than that makes up
+/// for it.
+const SEEK_LATER: f64 = 0.2;
+
+impl Probed {
+    /// The key frame nearest to the middle, where neither half is less than a third.
+    fn middle(&self) -> Option<Middle> {
+        let frames = self.times.len();
+        if frames < FEWEST_FOR_HALVES {
+            return None;
+        }
+        let nearest = |place: &usize| place.abs_diff(frames / 2);
+        let among = (0..self.key_frames.len()).min_by_key(|&i| nearest(&self.key_frames[i]))?;
+        let place = self.key_frames[among];
+        if place < frames / 3 || place > frames - frames / 3 {
+            return None;
+        }
+        let next = self.key_frames.get(among + 1).copied().unwrap_or(frames - 1);
+        let length = self.times[next] - self.times[place];
+        let seek = self.start + self.times[place] + SEEK_LATER.min(0.5 * length);
+        Some(Middle { place, seek })
+    }
 }
 
 /// What a file's first video stream is.
@@ -178,7 +274,7 @@ fn probe(path: &Path, programs: &Programs) -> Result<Probed, VideoError> {
             "-show_entries",
             "stream=codec_name,width,height,avg_frame_rate,r_frame_rate,color_space",
         ])
-        .args(["-show_entries", "packet=pts_time", "-show_entries", "format=duration"])
+        .args(["-show_entries", "packet=pts_time,flags", "-show_entries", "format=duration"])
         .args(["-of", "json", "-i"])
         .arg(local(path).map_err(|source| VideoError::Io { path: path.into(), source })?)
         .stdin(Stdio::null())
@@ -216,11 +312,16 @@ fn probe(path: &Path, programs: &Programs) -> Result<Probed, VideoError> {
     }
     let number = |value: &Value| value.as_str().and_then(|text| text.parse::<f64>().ok());
     let packets = answer["packets"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let mut times: Vec<f64> =
-        packets.iter().filter_map(|packet| number(&packet["pts_time"])).collect();
-    times.sort_by(f64::total_cmp);
-    let first = times.first().copied().unwrap_or(0.0);
-    times.iter_mut().for_each(|time| *time -= first);
+    let is_key =
+        |packet: &Value| packet["flags"].as_str().is_some_and(|flags| flags.starts_with('K'));
+    let mut shown: Vec<(f64, bool)> = packets
+        .iter()
+        .filter_map(|packet| Some((number(&packet["pts_time"])?, is_key(packet))))
+        .collect();
+    shown.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let start = shown.first().map_or(0.0, |&(time, _)| time);
+    let mut times: Vec<f64> = shown.iter().map(|(time, _)| time - start).collect();
+    let key_frames = (0..shown.len()).filter(|&place| shown[place].1).collect();
     // Without a time for each packet they cannot be told apart: then frames last equally long.
     let frames = (!packets.is_empty()).then_some(packets.len());
     if Some(times.len()) != frames {
@@ -245,7 +346,7 @@ fn probe(path: &Path, programs: &Programs) -> Result<Probed, VideoError> {
         _ => 2,
     };
     let info = VideoInfo { width, height, fps, num_frames: frames, duration, codec };
-    Ok(Probed { info, times, matrix })
+    Ok(Probed { info, times, start, key_frames, matrix })
 }
 
 /// A path that is no option and no address.

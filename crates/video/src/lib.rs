@@ -54,5 +54,5 @@ pub mod yuv;
 
 pub use error::VideoError;
 pub use frames::{Frames, FramesError};
-pub use reader::{Decoder, PlanarFrame, VideoFrame, VideoInfo, VideoReader};
+pub use reader::{Decoder, PlanarFrame, PlanarHalves, VideoFrame, VideoInfo, VideoReader};
 pub use writer::{Format, VideoSpec, Writer};

@@ -7,7 +7,7 @@
 use crate::{
     Frames, VideoError,
     color::Planes,
-    ffmpeg::{self, Programs},
+    ffmpeg::{self, Halves, Programs},
     gif, mp4,
     yuv::ToRgb,
 };
@@ -114,6 +114,27 @@ impl VideoReader {
         Ok((info, PlanarFrames { source: Some(source), decoder, path: path.into() }))
     }
 
+    /// Opens a long video twice, so that two cores can decode: the frames from the first on, and
+    /// those from a key frame near the middle on, together with that frame's place. `None` where the
+    /// `ffmpeg` program is not there or the file does not tell of such a frame; then, and on any
+    /// doubt, there is [`open_planar`](Self::open_planar).
+    ///
+    /// Files are not always as their index says. Read the first reader up to and including that
+    /// place: this frame and the second reader's first one have to be equal, and the second reader
+    /// has to hold as many frames as are left.
+    pub fn open_planar_halves(path: &Path) -> Option<PlanarHalves> {
+        check_file(path).ok()?;
+        let halves = ffmpeg::Stream::open_planar_halves(path, &Programs::default()).ok()??;
+        let Halves { first, second, place, to_rgb } = halves;
+        let info = first.info.clone();
+        let frames = |stream| PlanarFrames {
+            source: Some(PlanarSource::Ffmpeg(stream, to_rgb)),
+            decoder: Decoder::Ffmpeg,
+            path: path.into(),
+        };
+        Some(PlanarHalves { info, first: frames(first), second: frames(second), place })
+    }
+
     /// Opens a video file.
     ///
     /// # Errors
@@ -212,6 +233,18 @@ impl Iterator for VideoReader {
         let decode = |reason| VideoError::Decode { path: self.path.to_path_buf(), reason };
         frame.map_err(decode).transpose()
     }
+}
+
+/// A video that two programs decode.
+pub struct PlanarHalves {
+    /// What the container says.
+    pub info: VideoInfo,
+    /// From the first frame on.
+    pub first: PlanarFrames,
+    /// From the frame at `place` on.
+    pub second: PlanarFrames,
+    /// Frames before the second's first.
+    pub place: usize,
 }
 
 /// The frames of a video in planes. After an error there are no more.

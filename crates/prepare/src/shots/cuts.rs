@@ -7,7 +7,7 @@ use super::settings::{Flashes, Method, Release, Settings};
 use std::collections::VecDeque;
 
 /// Finds cuts in a row of scores.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Cuts {
     min_scene_len: usize,
     /// Frames so far.
@@ -15,7 +15,7 @@ pub(crate) struct Cuts {
     state: State,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum State {
     Suppress {
         threshold: f64,

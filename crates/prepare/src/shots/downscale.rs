@@ -50,7 +50,7 @@ impl Tap {
 }
 
 /// How pixels come about.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Method {
     /// As they are.
     Keep,
@@ -61,7 +61,7 @@ enum Method {
 }
 
 /// Makes frames of one size smaller.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Downscale {
     width: usize,
     height: usize,
@@ -75,7 +75,7 @@ pub(crate) struct Downscale {
 }
 
 /// A row of the large frame after the horizontal step.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Line {
     row: Option<usize>,
     sums: Vec<[i32; 3]>,

@@ -51,6 +51,11 @@ impl<D: AsRef<[u8]>> Yuv420<D> {
         let expected = width.checked_mul(height)?.checked_add(chroma)?;
         (data.as_ref().len() == expected).then_some(Self { data, width, height, to_rgb })
     }
+
+    /// The planes.
+    pub(crate) fn into_data(self) -> D {
+        self.data
+    }
 }
 
 impl<D: AsRef<[u8]>> Source for Yuv420<D> {

@@ -23,11 +23,11 @@ pub struct Score {
 }
 
 /// Hue, saturation and value of a small frame, each a plane.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Planes([Vec<u8>; 3]);
 
 /// Scores the frames of one video.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Scorer {
     weights: Weights,
     downscale: Downscale,
