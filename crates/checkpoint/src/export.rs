@@ -11,7 +11,7 @@ use std::{borrow::Cow, collections::HashMap, path::Path};
 
 /// Writes the parameters of `module` to `path` as one safetensors file in `dtype`, under the keys
 /// and in the layout of `map`'s artefact, so that whatever reads the published file reads this one.
-/// `notes` are kept in the file for [`Checkpoint::notes`](crate::Checkpoint::notes).
+/// A `note`, name and text, is kept in the file for [`Checkpoint::notes`](crate::Checkpoint::notes).
 ///
 /// The file appears complete or not at all. Tensors are fetched from the device one at a time.
 ///
@@ -21,16 +21,15 @@ pub fn export<M: Module>(
     module: &M,
     map: &KeyMap,
     dtype: FloatDType,
-    notes: &[(&str, &str)],
+    note: Option<(&str, &str)>,
     path: &Path,
 ) -> Result<(), CheckpointError> {
     let mut collector = Collector { names: ParameterNames::default(), map, dtype, views: vec![] };
     module.visit(&mut collector);
-    let metadata: HashMap<String, String> = [("format", "pt")]
-        .iter()
-        .chain(notes)
-        .map(|(key, value)| (key.to_string(), value.to_string()))
-        .collect();
+    // One entry only: several would stand in another order in every run, and files that are equal in
+    // all numbers would differ. `format` is what transformers asks of files that it opens itself.
+    let (name, text) = note.unwrap_or(("format", "pt"));
+    let metadata = HashMap::from([(name.to_string(), text.to_string())]);
     write_atomically(path, |file| {
         safetensors::serialize_to_file(collector.views, Some(metadata), file)
             .map_err(std::io::Error::other)
@@ -116,7 +115,7 @@ mod tests {
         std::fs::write(&path, "old").unwrap();
         let map = KeyMap::new("a linear layer").rename(|path| format!("model.{path}"));
         let linear = LinearConfig::new(3, 5).init(&device);
-        export(&linear, &map, FloatDType::F32, &[("made_by", "a test")], &path).unwrap();
+        export(&linear, &map, FloatDType::F32, Some(("made_by", "a test")), &path).unwrap();
 
         let checkpoint = Checkpoint::open(&path).unwrap();
         assert_eq!(checkpoint.tensors()["model.weight"].shape(), [5, 3]);
@@ -132,7 +131,7 @@ mod tests {
     fn a_folder_that_is_not_there_is_named() {
         let linear = LinearConfig::new(2, 2).init(&Device::flex());
         let path = Path::new("no/such/folder/x.safetensors");
-        let error = export(&linear, &KeyMap::new("x"), FloatDType::F32, &[], path).unwrap_err();
+        let error = export(&linear, &KeyMap::new("x"), FloatDType::F32, None, path).unwrap_err();
         assert!(error.to_string().contains("no/such/folder"), "{error}");
     }
 }

@@ -29,7 +29,7 @@
 //! | [`request`] | what to sample |
 //! | [`pipeline`] | prompts to frames |
 //! | [`denoiser`] | STDiT with its prompts, as samplers see it |
-//! | [`bench`] | how fast the models run on a machine |
+//! | [`mod@bench`] | how fast the models run on a machine |
 //! | [`eval`] | whether a model shows what its prompts say, in the demo world |
 //! | [`frames`] | decoded tensors to pixels |
 //! | [`latents`] | sampled latents kept in a file |

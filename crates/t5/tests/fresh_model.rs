@@ -69,7 +69,7 @@ fn a_written_folder_loads_as_a_published_one() {
     config.write(&folder.path().join("config.json")).unwrap();
     let encoder = T5Encoder::new(&config, &device).unwrap();
     let weights = folder.path().join("model.safetensors");
-    export(&encoder, &key_map(), FloatDType::F32, &[], &weights).unwrap();
+    export(&encoder, &key_map(), FloatDType::F32, None, &weights).unwrap();
 
     let (text, _) = TextEncoder::load(folder.path(), 10, FloatDType::F32, &device).unwrap();
     assert_eq!(text.config(), &config);

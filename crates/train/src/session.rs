@@ -102,9 +102,9 @@ impl Session {
 
         let folder = self.subfolder("stdit")?;
         let (map, dtype) = (keys::stdit(), FloatDType::F32);
-        let notes = [(PredictionType::NOTE, part.loss.prediction_type.name())];
-        export(&trainer.average_model(), &map, dtype, &notes, &folder.join("ema.safetensors"))?;
-        export(&trainer.model(), &map, dtype, &notes, &folder.join("model.safetensors"))?;
+        let note = Some((PredictionType::NOTE, part.loss.prediction_type.name()));
+        export(&trainer.average_model(), &map, dtype, note, &folder.join("ema.safetensors"))?;
+        export(&trainer.model(), &map, dtype, note, &folder.join("model.safetensors"))?;
         write_json(&folder.join("config.json"), &part.config)?;
         Ok(outcome)
     }
@@ -158,7 +158,7 @@ impl Session {
         let folder = self.subfolder("vae")?;
         let map = opensora_vae::keys::Layout::TODAY.key_map(&part.config);
         let weights = folder.join("diffusion_pytorch_model.safetensors");
-        export(&vae, &map, FloatDType::F32, &[], &weights)?;
+        export(&vae, &map, FloatDType::F32, None, &weights)?;
         write_json(&folder.join("config.json"), &part.config)?;
         Ok(outcome)
     }
@@ -176,7 +176,7 @@ impl Session {
         let map = KeyMap::new("a T5 v1.1 encoder")
             .rename(|path| opensora_t5::encoder::published_key(path, "shared.weight"));
         let weights = folder.join("model.safetensors");
-        export(&trainer.average_model(), &map, FloatDType::F32, &[], &weights)?;
+        export(&trainer.average_model(), &map, FloatDType::F32, None, &weights)?;
         part.config.write(&folder.join("config.json"))?;
         Ok(outcome)
     }

@@ -98,8 +98,8 @@ fn weights_of_another_prediction_type_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (weights, device) = (folder.path().join("stage1.safetensors"), Device::flex());
     let model = StDit::new(&config(), &device).unwrap();
-    let notes = [(PredictionType::NOTE, PredictionType::VPrediction.name())];
-    export(&model, &keys::stdit(), FloatDType::F32, &notes, &weights).unwrap();
+    let note = Some((PredictionType::NOTE, PredictionType::VPrediction.name()));
+    export(&model, &keys::stdit(), FloatDType::F32, note, &weights).unwrap();
 
     let mut recipe = Recipe::parse("[stdit]\n[run]\nsteps = 1\n").unwrap();
     let part = recipe.stdit.as_mut().unwrap();

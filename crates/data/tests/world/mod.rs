@@ -43,7 +43,7 @@ impl World {
         fs::write(vae.join("config.json"), config).unwrap();
         let model = AutoencoderKl::new(&vae_config, &device).unwrap();
         let weights = vae.join("diffusion_pytorch_model.safetensors");
-        export(&model, &Layout::TODAY.key_map(&vae_config), FloatDType::F32, &[], &weights)
+        export(&model, &Layout::TODAY.key_map(&vae_config), FloatDType::F32, None, &weights)
             .unwrap();
 
         let t5_config = T5Config {
@@ -60,7 +60,7 @@ impl World {
         t5_config.write(&t5.join("config.json")).unwrap();
         let encoder = T5Encoder::new(&t5_config, &device).unwrap();
         let map = KeyMap::new("T5").rename(|path| published_key(path, "shared.weight"));
-        export(&encoder, &map, FloatDType::F32, &[], &t5.join("model.safetensors")).unwrap();
+        export(&encoder, &map, FloatDType::F32, None, &t5.join("model.safetensors")).unwrap();
         Self { folder }
     }
 
