@@ -1,8 +1,8 @@
 //! Multi-head attention over token sequences.
 //!
 //! Memory grows linearly with the number of tokens on every backend: where a backend would hold
-//! all `[B, heads, N, M]` scores at once, the work is cut into [`chunks`]. Where its fast kernel
-//! wants other sizes, heads are widened by zeros ([`padding`]). What a backend does is told by
+//! all `[B, heads, N, M]` scores at once, the work is cut into `chunks`. Where its fast kernel
+//! wants other sizes, heads are widened by zeros (`padding`). What a backend does is told by
 //! [`attention_kernel`].
 
 mod chunks;
