@@ -1,9 +1,14 @@
 //! Activations in the form that is fastest on burn's backends.
 
 use crate::host::{self, Values};
-use burn::tensor::{
-    Tensor,
-    activation::{self, sigmoid},
+use burn::{
+    module::Param,
+    nn::Linear,
+    tensor::{
+        Tensor,
+        activation::{self, sigmoid},
+        module::linear,
+    },
 };
 
 /// `sqrt(8 / pi)`, from `0.5 * (1 + tanh(z)) = sigmoid(2 z)` with `z = sqrt(2 / pi) * (x + 0.044715 x^3)`.
@@ -15,16 +20,38 @@ const TWICE_SQRT_2_OVER_PI: f64 = 1.595_769_121_605_730_7;
 /// slow on burn's CPU backends.
 pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     match Values::take(x) {
-        Ok(values) => values.map(|x| {
-            let inner = x * (0.044715 * (x * x) + 1.0);
-            x * host::sigmoid(inner * TWICE_SQRT_2_OVER_PI as f32)
-        }),
+        Ok(values) => values.map(gelu_tanh_of),
         Err(x) => {
             // x + 0.044715 x^3 = x * (1 + 0.044715 x^2)
             let inner = x.clone() * ((x.clone() * x.clone()) * 0.044715 + 1.0);
             x * sigmoid(inner * TWICE_SQRT_2_OVER_PI)
         }
     }
+}
+
+/// [`gelu_tanh`] of a linear layer's output, `[.., in] -> [.., out]`: where the values lie in this
+/// process's memory, bias and activation are one pass.
+pub fn linear_gelu_tanh<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
+    let Some(bias) = layer.bias.as_ref().map(Param::val) else {
+        return gelu_tanh(layer.forward(x));
+    };
+    match Values::take(bias) {
+        // A device that cannot be taken from is the layer's whole.
+        Err(_) => gelu_tanh(layer.forward(x)),
+        Ok(bias) => {
+            let weight = layer.weight.val();
+            match Values::take(linear(x, weight, None)) {
+                Ok(values) => values.map_with(&bias, |x, bias| gelu_tanh_of(x + bias)),
+                Err(x) => gelu_tanh(x + bias.put().unsqueeze()),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn gelu_tanh_of(x: f32) -> f32 {
+    let inner = x * (0.044715 * (x * x) + 1.0);
+    x * host::sigmoid(inner * TWICE_SQRT_2_OVER_PI as f32)
 }
 
 /// SiLU, `x * sigmoid(x)`; any shape.

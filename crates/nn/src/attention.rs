@@ -6,6 +6,8 @@
 //! [`attention_kernel`].
 
 mod chunks;
+#[cfg(feature = "flex")]
+mod host;
 mod padding;
 
 use crate::device::{AttentionKernel, attention_kernel};
@@ -58,6 +60,10 @@ struct Heads {
 
 /// [`attention`] by a kernel of a kind, with at most `budget` scores at once where it holds them.
 fn attention_by(kernel: AttentionKernel, budget: usize, heads: Heads) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if host::can_take(&heads) {
+        return chunks::attention(heads, budget.min(host::SCORE_BUDGET));
+    }
     let budget = if kernel.tiled && heads.bias.is_none() { usize::MAX } else { budget };
     match kernel.head_dim_multiple {
         // With a bias no kernel is accelerated, so that padding would only cost.

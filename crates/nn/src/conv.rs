@@ -36,7 +36,7 @@ pub fn upsample_nearest(x: Tensor<4>) -> Tensor<4> {
 
 #[cfg(feature = "flex")]
 mod winograd {
-    use crate::host::Values;
+    use crate::host::{Values, vectorized};
     use burn::{
         module::Param,
         nn::{PaddingConfig2d, conv::Conv2d},
@@ -113,7 +113,9 @@ mod winograd {
                     .get_mut()
                     .par_chunks_mut(PRODUCTS * tiles)
                     .zip(image.par_chunks(pixels))
-                    .for_each(|(tiles, plane)| transform_input(tiles, plane, width, rows.clone()));
+                    .for_each(|(tiles, plane)| {
+                        vectorized(|| transform_input(tiles, plane, width, rows.clone()));
+                    });
                 let transformed = transformed.put();
                 // [16, C_out, C_in] x [16, C_in, tiles] -> [16, C_out, tiles]
                 let products = kernels.clone().matmul(transformed.clone().swap_dims(0, 1));
@@ -125,7 +127,7 @@ mod winograd {
                     let bias = bias.as_ref().map_or(0.0, |bias| bias.get()[output]);
                     let product = |k: usize| &products.get()[(k * outputs + output) * tiles..];
                     let plane = &mut plane[2 * width * rows.start..2 * width * rows.end];
-                    transform_output(plane, width, product, bias);
+                    vectorized(|| transform_output(plane, width, product, bias));
                 });
             }
         }
@@ -156,6 +158,7 @@ mod winograd {
     }
 
     /// `Bᵀ d B` of the tiles in tile rows `rows` of one plane: `[16, rows, width / 2]`.
+    #[inline(always)]
     fn transform_input(
         tiles: &mut [f32],
         plane: &[f32],
@@ -204,6 +207,7 @@ mod winograd {
     }
 
     /// `Aᵀ m A + bias` of the tiles whose products are `product(0)` to `product(15)`.
+    #[inline(always)]
     fn transform_output<'a>(
         plane: &mut [f32],
         width: usize,

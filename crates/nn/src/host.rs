@@ -3,7 +3,8 @@
 //! burn's flex backend runs one elementwise operation at a time, each on one core and with a call
 //! into the mathematical library for every exponential, so that an activation costs as much as the
 //! matrix product before it. The layers that showed in profiles take the values out ([`Values`]),
-//! change them in one pass on all cores and put them back; neither way copies them.
+//! change them in one pass on all cores and put them back; neither way copies them. Their loops are
+//! compiled for several widths of vectors, of which the processor's own is taken at run time.
 //!
 //! Without the feature `flex`, [`Values::take`] never succeeds and the layers run on burn's operations.
 
@@ -74,13 +75,45 @@ mod kernels {
 
         /// Replaces every value by `f` of it.
         pub(crate) fn map(mut self, f: impl Fn(f32) -> f32 + Sync) -> Tensor<D> {
-            self.get_mut().par_chunks_mut(TASK).for_each(|values| {
-                values.iter_mut().for_each(|x| *x = f(*x));
+            self.get_mut().par_chunks_mut(TASK).for_each(|values| map(values, &f));
+            self.put()
+        }
+
+        /// Replaces every value by `f` of it and its channel's value of `of_channels` `[C]`, where the
+        /// last axis is that of the channels.
+        pub(crate) fn map_with(
+            mut self,
+            of_channels: &Values<1>,
+            f: impl Fn(f32, f32) -> f32 + Sync,
+        ) -> Tensor<D> {
+            let of_channels = of_channels.get();
+            let rows = TASK.div_ceil(of_channels.len());
+            self.get_mut().par_chunks_mut(rows * of_channels.len()).for_each(|rows| {
+                vectorized(|| {
+                    for row in rows.chunks_mut(of_channels.len()) {
+                        row.iter_mut().zip(of_channels).for_each(|(x, &c)| *x = f(*x, c));
+                    }
+                });
             });
             self.put()
         }
     }
+
+    /// Replaces every value by `f` of it.
+    pub(crate) fn map(values: &mut [f32], f: impl Fn(f32) -> f32) {
+        vectorized(|| values.iter_mut().for_each(|x| *x = f(*x)));
+    }
+
+    /// Runs `f`, compiled for the widest vectors that this processor has. (The program as a whole is
+    /// compiled for the oldest processors, with vectors of four.)
+    #[inline(always)]
+    pub(crate) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
+        pulp::Arch::new().dispatch(f)
+    }
 }
+
+#[cfg(feature = "flex")]
+pub(crate) use kernels::{map, vectorized};
 
 #[cfg(not(feature = "flex"))]
 impl<const D: usize> Values<D> {
@@ -92,25 +125,35 @@ impl<const D: usize> Values<D> {
     pub(crate) fn map(self, _: impl Fn(f32) -> f32 + Sync) -> Tensor<D> {
         match self.never {}
     }
+
+    pub(crate) fn map_with(self, _: &Values<1>, _: impl Fn(f32, f32) -> f32 + Sync) -> Tensor<D> {
+        match self.never {}
+    }
 }
 
-/// `1 / (1 + exp(-x))` with a relative error below 3e-7, in arithmetic that compilers vectorise;
-/// where it is smaller than f32's normal numbers (below -88), 6e-39.
-///
-/// `exp(y) = 2^n exp(r)` with a whole `n` and `|r| <= ln(2) / 2`; six terms of the series are exact
-/// to f32 there.
+/// `1 / (1 + exp(-x))` with a relative error below 3e-7; where it is smaller than f32's normal numbers
+/// (below -88), 6e-39.
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// `exp(x)` with a relative error below 2e-7, in arithmetic that compilers vectorise; `x` is held to
+/// -87..88, beyond which exp leaves the range of f32.
+///
+/// `exp(x) = 2^n exp(r)` with a whole `n` and `|r| <= ln(2) / 2`; six terms of the series are exact
+/// to f32 there.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
     // Adding 1.5 * 2^23 leaves the nearest whole number in the low bits.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts, the first with so few bits that its products are exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
-    // Beyond these, exp leaves the range of f32.
-    let y = (-x).clamp(-87.0, 88.0);
-    let shifted = y * std::f32::consts::LOG2_E + ROUND;
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
-    let r = y - n * LN_2_HIGH - n * LN_2_LOW;
+    let r = x - n * LN_2_HIGH - n * LN_2_LOW;
     let series = 1.0 / 720.0;
     let series = series * r + 1.0 / 120.0;
     let series = series * r + 1.0 / 24.0;
@@ -119,8 +162,7 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     let series = series * r + 1.0;
     let series = series * r + 1.0;
     // 2^n by its exponent's bits; what ROUND put above them is shifted out.
-    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
-    1.0 / (1.0 + series * power)
+    series * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()))
 }
 
 #[cfg(test)]
@@ -137,5 +179,16 @@ mod tests {
             assert!((got - want).abs() <= 3e-7 * want + floor, "{x}: {got} != {want}");
         }
         assert!(sigmoid(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn exp_is_the_exponential() {
+        for i in -87_000..=88_000 {
+            let x = i as f32 * 1e-3;
+            let want = (x as f64).exp();
+            assert!((exp(x) as f64 - want).abs() <= 2e-7 * want, "{x}");
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(f32::NEG_INFINITY) < 2e-38 && exp(f32::NAN).is_nan());
     }
 }

@@ -56,11 +56,85 @@ pub fn group_norm_silu(norm: &GroupNorm, x: Tensor<4>) -> Tensor<4> {
     silu(group_norm(norm, x))
 }
 
-/// The kernel for tensors in this process's memory.
+/// Mean and variance of each group of a [`GroupNorm`], of a picture that is seen part by part.
+#[derive(Debug, Clone)]
+pub struct GroupMoments {
+    /// Values of a group.
+    count: f64,
+    /// `[B, G]`
+    mean: Tensor<2>,
+    /// Biased, as norms use it; `[B, G]`
+    variance: Tensor<2>,
+}
+
+impl GroupMoments {
+    /// Those of `norm`'s groups in `x` `[B, C, H, W]`, which comes back: what only one owner holds
+    /// is read without a copy.
+    pub fn of(norm: &GroupNorm, x: Tensor<4>) -> (Self, Tensor<4>) {
+        let [batch, channels, height, width] = x.dims();
+        let groups = norm.num_groups;
+        let count = (channels / groups * height * width) as f64;
+        #[cfg(feature = "flex")]
+        let x = match on_host::group_moments(groups, x) {
+            Ok(([mean, variance], x)) => return (Self { count, mean, variance }, x),
+            Err(x) => x,
+        };
+        let rows = x.clone().reshape([batch, groups, channels / groups * height * width]);
+        let (variance, mean) = rows.cast(FloatDType::F32).var_mean_bias(2);
+        (Self { count, mean: mean.squeeze_dim(2), variance: variance.squeeze_dim(2) }, x)
+    }
+
+    /// Those of two parts of a picture together.
+    ///
+    /// Source: Chan, Golub and LeVeque 1979, "Updating Formulae and a Pairwise Algorithm for
+    /// Computing Sample Variances".
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        let count = self.count + other.count;
+        let (here, there) = (self.count / count, other.count / count);
+        let apart = other.mean - self.mean.clone();
+        Self {
+            count,
+            mean: self.mean + apart.clone() * there,
+            variance: self.variance * here
+                + other.variance * there
+                + apart.clone() * apart * (here * there),
+        }
+    }
+
+    /// SiLU of the group norm of `x` `[B, C, H, W]`, a part of the picture that these belong to.
+    pub fn normalize_silu(&self, norm: &GroupNorm, x: Tensor<4>) -> Tensor<4> {
+        let [batch, channels, ..] = x.dims();
+        let per_group = channels / norm.num_groups;
+        // [B, G] -> [B, C]
+        let of_channels = |of_groups: Tensor<2>| {
+            let of_groups = of_groups.unsqueeze_dim::<3>(2);
+            of_groups.expand([batch, norm.num_groups, per_group]).reshape([batch, channels])
+        };
+        let mut gain = of_channels((self.variance.clone() + norm.epsilon).sqrt().recip());
+        if let Some(gamma) = &norm.gamma {
+            gain = gain * gamma.val().cast(FloatDType::F32).unsqueeze();
+        }
+        let mut shift = -of_channels(self.mean.clone()) * gain.clone();
+        if let Some(beta) = &norm.beta {
+            shift = shift + beta.val().cast(FloatDType::F32).unsqueeze();
+        }
+        #[cfg(feature = "flex")]
+        let x = match on_host::affine(x, [&gain, &shift], |y| y * crate::host::sigmoid(y)) {
+            Ok(y) => return y,
+            Err(x) => x,
+        };
+        let planes = |of_channels: Tensor<2>| of_channels.reshape([batch, channels, 1, 1]);
+        let dtype = x.dtype();
+        silu((x.cast(FloatDType::F32) * planes(gain) + planes(shift)).cast(dtype))
+    }
+}
+
+/// The kernels for tensors in this process's memory.
 #[cfg(feature = "flex")]
 mod on_host {
     use super::*;
-    use crate::host::Values;
+    use crate::host::{Values, map, vectorized};
     use rayon::prelude::*;
 
     /// `f` of the group norm of `x`, in place, one group a task; `x` back where it cannot be taken.
@@ -88,8 +162,48 @@ mod on_host {
                 let gain = inverse * of(&gamma).unwrap_or(1.0);
                 let shift = of(&beta).unwrap_or(0.0) - mean * gain;
                 let (gain, shift) = (gain as f32, shift as f32);
-                plane.iter_mut().for_each(|x| *x = f(*x * gain + shift));
+                map(plane, |x| f(x * gain + shift));
             }
+        });
+        Ok(x.put())
+    }
+
+    /// Mean and variance of each of `groups` groups, `[B, G]`, and `x`; only `x` where it cannot be
+    /// taken.
+    #[allow(clippy::result_large_err, reason = "the tensor goes on either way")]
+    #[allow(clippy::type_complexity, reason = "two tensors and the input")]
+    pub(super) fn group_moments(
+        groups: usize,
+        x: Tensor<4>,
+    ) -> Result<([Tensor<2>; 2], Tensor<4>), Tensor<4>> {
+        let [batch, channels, height, width] = x.dims();
+        let x = Values::take(x)?;
+        let shape = [batch, groups];
+        let [mut mean, mut variance] = [0, 1].map(|_| Values::zeros(shape, x.device()));
+        let rows = x.get().par_chunks(channels / groups * height * width);
+        let found = mean.get_mut().par_iter_mut().zip(variance.get_mut());
+        found.zip(rows).for_each(|((mean, variance), row)| {
+            let (m, v) = moments(row);
+            (*mean, *variance) = (m as f32, v as f32);
+        });
+        Ok(([mean.put(), variance.put()], x.put()))
+    }
+
+    /// `f` of `x * gain + shift` with `gain` and `shift` `[B, C]`, in place; `x` back where it cannot
+    /// be taken.
+    #[allow(clippy::result_large_err, reason = "the tensor goes on either way")]
+    pub(super) fn affine(
+        x: Tensor<4>,
+        [gain, shift]: [&Tensor<2>; 2],
+        f: impl Fn(f32) -> f32 + Sync,
+    ) -> Result<Tensor<4>, Tensor<4>> {
+        let [_, _, height, width] = x.dims();
+        let mut x = Values::take(x)?;
+        let [gain, shift] = [gain, shift].map(|t| Values::take(t.clone()));
+        let (Ok(gain), Ok(shift)) = (gain, shift) else { return Err(x.put()) };
+        let planes = x.get_mut().par_chunks_mut(height * width);
+        planes.zip(gain.get()).zip(shift.get()).for_each(|((plane, gain), shift)| {
+            map(plane, |x| f(x * gain + shift));
         });
         Ok(x.put())
     }
@@ -120,7 +234,7 @@ mod on_host {
             sums.iter().map(|&s| f64::from(s)).sum::<f64>()
                 + rest.iter().map(|&x| f64::from(f(x))).sum::<f64>()
         };
-        values.chunks(RUN).map(run).sum()
+        vectorized(|| values.chunks(RUN).map(run).sum())
     }
 }
 
@@ -199,6 +313,27 @@ mod tests {
             };
             close(group_norm(&norm, x.clone()), want.clone());
             close(group_norm_silu(&norm, x), burn::tensor::activation::silu(want));
+        }
+    }
+
+    #[test]
+    fn a_picture_in_parts_is_normalised_as_the_whole() {
+        for device in [Device::flex(), Device::flex().autodiff()] {
+            let norm = burn::nn::GroupNormConfig::new(2, 4).with_epsilon(1e-6).init(&device);
+            let beta = Tensor::<1>::from_floats([1.0, 2.0, 3.0, 4.0], &device);
+            let norm = GroupNorm { beta: Some(Param::from_tensor(beta)), ..norm };
+            let values = crate::noise::normal(1, crate::noise::Purpose::Weights, 0, 0, 2 * 4 * 63);
+            let x = Tensor::<1>::from_floats(values.as_slice(), &device) * 3.0 + 40.0;
+            let x = x.reshape([2, 4, 9, 7]);
+            let want = group_norm_silu(&norm, x.clone());
+            // Parts of different heights.
+            let parts = [(0, 2), (2, 2), (4, 5)].map(|(row, rows)| x.clone().narrow(2, row, rows));
+            let [a, b, c] = parts.clone().map(|part| GroupMoments::of(&norm, part).0);
+            let moments = a.merge(b).merge(c);
+            let parts = parts.map(|part| moments.normalize_silu(&norm, part));
+            let got = Tensor::cat(parts.to_vec(), 2);
+            let difference = (got - want).abs().max().into_scalar::<f32>();
+            assert!(difference < 2e-5, "{difference}");
         }
     }
 

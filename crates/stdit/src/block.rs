@@ -15,7 +15,7 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use opensora_nn::{
-    activation::gelu_tanh,
+    activation::linear_gelu_tanh,
     attention::{attention, merge_heads, split_heads},
     linear::{XAVIER, linear},
     norm::layer_norm,
@@ -115,7 +115,7 @@ impl Mlp {
 
     /// `[B, N, C] -> [B, N, C]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.fc2.forward(gelu_tanh(self.fc1.forward(x)))
+        self.fc2.forward(linear_gelu_tanh(&self.fc1, x))
     }
 }
 

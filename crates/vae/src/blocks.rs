@@ -41,10 +41,10 @@ pub(crate) fn norm(channels: usize, config: &VaeConfig, device: &Device) -> Grou
 /// Two convolutions, each after norm and SiLU, beside a shortcut.
 #[derive(Module, Debug)]
 pub struct ResnetBlock {
-    norm1: GroupNorm,
-    conv1: Conv2d,
-    norm2: GroupNorm,
-    conv2: Conv2d,
+    pub(crate) norm1: GroupNorm,
+    pub(crate) conv1: Conv2d,
+    pub(crate) norm2: GroupNorm,
+    pub(crate) conv2: Conv2d,
     /// 1x1, where the width changes.
     conv_shortcut: Option<Conv2d>,
 }
@@ -65,11 +65,15 @@ impl ResnetBlock {
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let y = conv2d(&self.conv1, group_norm_silu(&self.norm1, x.clone()));
         let y = conv2d(&self.conv2, group_norm_silu(&self.norm2, y));
-        let x = match &self.conv_shortcut {
+        self.shortcut(x) + y
+    }
+
+    /// What goes past the convolutions, `[N, C_in, H, W] -> [N, C_out, H, W]`.
+    pub(crate) fn shortcut(&self, x: Tensor<4>) -> Tensor<4> {
+        match &self.conv_shortcut {
             Some(conv) => conv.forward(x),
             None => x,
-        };
-        x + y
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 use crate::{
     VaeConfig,
     blocks::{MidBlock, ResnetBlock, conv3x3, norm},
+    tiles::Tiles,
 };
 use burn::{
     module::Module,
@@ -84,5 +85,21 @@ impl Decoder {
             }
         }
         conv2d(&self.conv_out, group_norm_silu(&self.conv_norm_out, x))
+    }
+
+    /// [`forward`](Self::forward) in tiles of about `rows` rows at every level behind the middle:
+    /// the same frames within rounding, in less memory.
+    pub fn forward_in_tiles(&self, latents: Tensor<4>, rows: usize) -> Tensor<4> {
+        let x = self.mid_block.forward(self.conv_in.forward(latents));
+        let mut x = Tiles::new(x, rows);
+        for block in &self.up_blocks {
+            for resnet in &block.resnets {
+                x = x.resnet(resnet);
+            }
+            if let Some(upsampler) = &block.upsampler {
+                x = x.upsample(&upsampler.conv);
+            }
+        }
+        x.norm_silu_conv(&self.conv_norm_out, &self.conv_out).join()
     }
 }

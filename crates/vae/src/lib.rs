@@ -7,6 +7,7 @@
 //! | [`encoder`], [`decoder`] | the two halves |
 //! | [`posterior`] | mean, log variance and samples |
 //! | [`autoencoder`] | the whole, over clips `[B, 3, T, H, W]` in micro-batches of frames |
+//! | `tiles` | the decoder's wide levels tile by tile |
 //! | `units` | other units for the latents of a trained VAE |
 //! | [`keys`] | the three published layouts of key names |
 //!
@@ -21,6 +22,7 @@ pub mod decoder;
 pub mod encoder;
 pub mod keys;
 pub mod posterior;
+mod tiles;
 mod units;
 
 pub use autoencoder::{AutoencoderKl, LoadError, SCALING_FACTOR};

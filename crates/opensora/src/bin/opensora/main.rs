@@ -2,6 +2,7 @@
 //!
 //! Only this program prints; the library reports through its results and an observer.
 
+mod allocator;
 mod bench;
 mod data;
 mod data_caption;
@@ -63,6 +64,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    allocator::keep_freed_memory();
     let result = match Cli::parse().command {
         Command::Sample(args) => sample::run(*args),
         Command::Verify(args) => verify::run(args),
