@@ -156,8 +156,10 @@ fn an_observer_stops_the_sampling() {
     let (_, device) = devices().remove(0);
     let request = small(SamplerKind::Iddpm);
     let stopped = pipeline(&device).generate(&["a fox"], &request, &mut StopAfter(2)).unwrap_err();
-    let interrupted = SampleError::Interrupted { completed: 2, total: 4 };
-    assert!(matches!(stopped, PipelineError::Sample(error) if error == interrupted));
+    assert!(matches!(
+        stopped,
+        PipelineError::Sample(SampleError::Interrupted { completed: 2, total: 4 })
+    ));
 }
 
 #[test]
