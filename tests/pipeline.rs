@@ -5,14 +5,14 @@
 use burn::tensor::{Device, Tensor};
 use opensora::{
     Observer, PipelineError, Quiet, SampleRequest, TextToVideo,
-    checkpoint::ImportReport,
+    checkpoint::{CheckpointError, ImportReport},
     diffusion::{SampleError, SamplerKind},
     latents,
     nn::dtype::Dtype,
     stdit::{AttentionReuse, DenoiserWork},
 };
 use opensora_tests::{devices, tiny_model};
-use std::ops::ControlFlow;
+use std::{fs::File, ops::ControlFlow, path::PathBuf};
 
 fn pipeline(device: &Device) -> TextToVideo {
     TextToVideo::new(tiny_model(), Dtype::F32, Dtype::F32, device.clone()).unwrap()
@@ -156,8 +156,63 @@ fn an_observer_stops_the_sampling() {
     let (_, device) = devices().remove(0);
     let request = small(SamplerKind::Iddpm);
     let stopped = pipeline(&device).generate(&["a fox"], &request, &mut StopAfter(2)).unwrap_err();
-    let interrupted = SampleError::Interrupted { completed: 2, total: 4 };
-    assert!(matches!(stopped, PipelineError::Sample(error) if error == interrupted));
+    assert!(matches!(
+        stopped,
+        PipelineError::Sample(SampleError::Interrupted { completed: 2, total: 4 })
+    ));
+}
+
+#[test]
+fn little_memory_changes_no_bit() {
+    for (name, device) in devices() {
+        let usual = pipeline(&device);
+        let little = pipeline(&device).with_low_memory(true);
+        for sampler in SamplerKind::ALL {
+            for reuse in [AttentionReuse::OFF, AttentionReuse::PUBLISHED] {
+                let request = SampleRequest { attention_reuse: reuse, ..small(sampler) };
+                let clips = |pipeline: &TextToVideo| {
+                    let clips =
+                        pipeline.generate(&["a red fox", "a bear"], &request, &mut Quiet).unwrap();
+                    clips.iter().map(|clip| clip.data().to_vec()).collect::<Vec<_>>()
+                };
+                let latents = |pipeline| sample(pipeline, &["a red fox"], &request);
+                assert_eq!(latents(&little), latents(&usual), "{name} {sampler} {reuse}");
+                assert_eq!(clips(&little), clips(&usual), "{name} {sampler} {reuse}");
+            }
+        }
+    }
+}
+
+/// Cuts the denoiser's file in half after the first step.
+struct CutAfterFirst(PathBuf);
+
+impl Observer for CutAfterFirst {
+    fn sampled(&mut self, step: usize, _: usize, _: usize, _: usize) -> ControlFlow<()> {
+        assert_eq!(step, 1, "it went on");
+        let file = File::options().write(true).open(&self.0).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+        ControlFlow::Continue(())
+    }
+}
+
+#[test]
+fn a_denoiser_that_is_cut_while_it_is_streamed_ends_in_one_line() {
+    let (_, device) = devices().remove(0);
+    let folder = tempfile::tempdir().unwrap();
+    let mut files = tiny_model();
+    let cut = folder.path().join("cut.pth");
+    std::fs::copy(&files.denoiser, &cut).unwrap();
+    files.denoiser = cut.clone();
+    let pipeline = TextToVideo::new(files, Dtype::F32, Dtype::F32, device).unwrap();
+    let request = small(SamplerKind::Iddpm);
+    let stopped = pipeline
+        .with_low_memory(true)
+        .generate(&["a fox"], &request, &mut CutAfterFirst(cut))
+        .unwrap_err();
+    let line = stopped.to_string();
+    assert!(line.contains("cut.pth: tensor 'blocks.") && !line.contains('\n'), "{line}");
+    let PipelineError::Sample(SampleError::Denoiser(error)) = stopped else { panic!("{line}") };
+    assert!(matches!(error.downcast_ref(), Some(CheckpointError::Tensor { .. })));
 }
 
 #[test]

@@ -85,7 +85,13 @@ fn read_range(file: &Mutex<File>, start: u64, len: usize) -> io::Result<Vec<u8>>
     let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
     file.seek(SeekFrom::Start(start))?;
     let mut bytes = vec![0u8; len];
-    file.read_exact(&mut bytes)?;
+    file.read_exact(&mut bytes).map_err(|error| match error.kind() {
+        // The header agreed with the file's length when it was opened.
+        io::ErrorKind::UnexpectedEof => {
+            io::Error::new(error.kind(), format!("its {len} bytes end early: the file shrank"))
+        }
+        _ => error,
+    })?;
     Ok(bytes)
 }
 

@@ -2,6 +2,10 @@
 
 use burn::tensor::Tensor;
 
+/// Why a model gave no answer: its own error, which samplers pass on as it is. Models whose weights
+/// are in memory have none; others may lose the file that they read from.
+pub type DenoiseError = Box<dyn std::error::Error + Send + Sync>;
+
 /// What the model is conditioned on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
@@ -23,23 +27,47 @@ pub trait Denoiser {
     /// variance in its learned range, nominally -1 to 1. Models without the second half return
     /// `[B, C, T, H, W]`; only DPM-Solver can use them. Any float dtype; samplers go on in the
     /// dtype of the latents, which should be f32.
-    fn denoise(&self, latents: Tensor<5>, timestep: f32, condition: Condition) -> Tensor<5>;
+    ///
+    /// # Errors
+    /// Where the model can give no answer.
+    fn denoise(
+        &self,
+        latents: Tensor<5>,
+        timestep: f32,
+        condition: Condition,
+    ) -> Result<Tensor<5>, DenoiseError>;
 
     /// Both predictions for guidance, `(with prompt, with null caption)`.
     ///
     /// Two calls by default; a model that has the memory can make it one of twice the batch.
-    fn denoise_both(&self, latents: Tensor<5>, timestep: f32) -> (Tensor<5>, Tensor<5>) {
-        let prompt = self.denoise(latents.clone(), timestep, Condition::Prompt);
-        (prompt, self.denoise(latents, timestep, Condition::Null))
+    ///
+    /// # Errors
+    /// As [`denoise`](Self::denoise).
+    fn denoise_both(
+        &self,
+        latents: Tensor<5>,
+        timestep: f32,
+    ) -> Result<(Tensor<5>, Tensor<5>), DenoiseError> {
+        let prompt = self.denoise(latents.clone(), timestep, Condition::Prompt)?;
+        Ok((prompt, self.denoise(latents, timestep, Condition::Null)?))
     }
 }
 
 impl<D: Denoiser + ?Sized> Denoiser for &D {
-    fn denoise(&self, latents: Tensor<5>, timestep: f32, condition: Condition) -> Tensor<5> {
+    fn denoise(
+        &self,
+        latents: Tensor<5>,
+        timestep: f32,
+        condition: Condition,
+    ) -> Result<Tensor<5>, DenoiseError> {
         (**self).denoise(latents, timestep, condition)
     }
 
-    fn denoise_both(&self, latents: Tensor<5>, timestep: f32) -> (Tensor<5>, Tensor<5>) {
+    fn denoise_both(
+        &self,
+        latents: Tensor<5>,
+        timestep: f32,
+    ) -> Result<(Tensor<5>, Tensor<5>), DenoiseError> {
         (**self).denoise_both(latents, timestep)
     }
 }

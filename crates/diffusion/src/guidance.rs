@@ -100,9 +100,9 @@ impl Guidance {
             Ok(if found > wanted { output.narrow(1, 0, wanted) } else { output })
         };
         if !self.needs_null() {
-            return Ok(trim(model.denoise(latents.clone(), timestep, Condition::Prompt))?);
+            return Ok(trim(model.denoise(latents.clone(), timestep, Condition::Prompt)?)?);
         }
-        let (prompt, null) = model.denoise_both(latents.clone(), timestep);
+        let (prompt, null) = model.denoise_both(latents.clone(), timestep)?;
         Ok(self.combine(trim(prompt)?, trim(null)?, channels)?)
     }
 

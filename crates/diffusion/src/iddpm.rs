@@ -60,8 +60,9 @@ impl Iddpm {
     /// - `on_step` sees the state after each step and may stop the run.
     ///
     /// # Errors
-    /// [`SampleError::Interrupted`] where `on_step` breaks; where a model output (`2C` channels) or
-    /// the noise does not fit; for a guidance scale that is not finite.
+    /// [`SampleError::Interrupted`] where `on_step` breaks; [`SampleError::Denoiser`] where the model
+    /// gives no answer; where its output (`2C` channels) or the noise does not fit; for a guidance
+    /// scale that is not finite.
     pub fn sample<D: Denoiser + ?Sized>(
         &self,
         model: &D,
@@ -213,8 +214,11 @@ mod tests {
                     }
                 },
             );
-            let expected = SampleError::Interrupted { completed: stop_after, total: 10 };
-            assert_eq!((stopped.unwrap_err(), seen), (expected, stop_after));
+            assert!(matches!(
+                stopped.unwrap_err(),
+                SampleError::Interrupted { completed, total: 10 } if completed == stop_after
+            ));
+            assert_eq!(seen, stop_after);
         }
     }
 
@@ -261,7 +265,7 @@ mod tests {
         assert_eq!(what(run(&half, 4.0, start.clone())), "model output");
         assert_eq!(what(run(&half, 1.0, start.clone())), "model output");
         let refused = run(&whole, f64::INFINITY, start.clone());
-        assert_eq!(refused, SampleError::GuidanceScale { found: f64::INFINITY });
+        assert!(matches!(refused, SampleError::GuidanceScale { found: f64::INFINITY }));
         assert!(Iddpm::with_steps(0).is_err() && Iddpm::with_steps(1001).is_err());
     }
 }

@@ -45,7 +45,7 @@ mod gather;
 mod testing;
 
 pub use ddim::Ddim;
-pub use denoiser::{Condition, Denoiser};
+pub use denoiser::{Condition, DenoiseError, Denoiser};
 pub use dpm_solver::DpmSolver;
 pub use guidance::Guidance;
 pub use iddpm::Iddpm;

@@ -15,7 +15,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    denoiser::{Condition, Denoiser},
+    denoiser::{Condition, DenoiseError, Denoiser},
     gather::split_output,
     process::{GaussianDiffusion, ProcessError},
     respace::Respacing,
@@ -133,14 +133,23 @@ fn between(table: &[f64], at: f64) -> f64 {
 }
 
 impl<D: Denoiser> Denoiser for AsNoise<D> {
-    fn denoise(&self, latents: Tensor<5>, timestep: f32, condition: Condition) -> Tensor<5> {
-        let output = self.model.denoise(latents.clone(), timestep, condition);
-        self.as_noise(output, &latents, timestep)
+    fn denoise(
+        &self,
+        latents: Tensor<5>,
+        timestep: f32,
+        condition: Condition,
+    ) -> Result<Tensor<5>, DenoiseError> {
+        let output = self.model.denoise(latents.clone(), timestep, condition)?;
+        Ok(self.as_noise(output, &latents, timestep))
     }
 
-    fn denoise_both(&self, latents: Tensor<5>, timestep: f32) -> (Tensor<5>, Tensor<5>) {
-        let (prompt, null) = self.model.denoise_both(latents.clone(), timestep);
-        (self.as_noise(prompt, &latents, timestep), self.as_noise(null, &latents, timestep))
+    fn denoise_both(
+        &self,
+        latents: Tensor<5>,
+        timestep: f32,
+    ) -> Result<(Tensor<5>, Tensor<5>), DenoiseError> {
+        let (prompt, null) = self.model.denoise_both(latents.clone(), timestep)?;
+        Ok((self.as_noise(prompt, &latents, timestep), self.as_noise(null, &latents, timestep)))
     }
 }
 
@@ -153,15 +162,20 @@ mod tests {
     struct Velocity(GaussianData);
 
     impl Denoiser for Velocity {
-        fn denoise(&self, latents: Tensor<5>, timestep: f32, condition: Condition) -> Tensor<5> {
-            let eps = self.0.denoise(latents.clone(), timestep, condition);
+        fn denoise(
+            &self,
+            latents: Tensor<5>,
+            timestep: f32,
+            condition: Condition,
+        ) -> Result<Tensor<5>, DenoiseError> {
+            let eps = self.0.denoise(latents.clone(), timestep, condition)?;
             let channels = latents.dims()[1];
             let range = eps.clone().narrow(1, channels, channels);
             let a = GaussianData::alphas_cumprod(f64::from(timestep));
             let eps = eps.narrow(1, 0, channels);
             // v = (eps - sqrt(1 - a) x_t) / sqrt(a)
             let velocity = (eps - latents * (1.0 - a).sqrt()) / a.sqrt();
-            Tensor::cat(vec![velocity, range], 1)
+            Ok(Tensor::cat(vec![velocity, range], 1))
         }
     }
 
@@ -171,12 +185,14 @@ mod tests {
         let model = AsNoise::new(Velocity(data()), PredictionType::VPrediction);
         let latents = ramp([1, 4, 2, 2, 2], 0.3);
         for timestep in [0.0, 0.5, 250.25, 750.0, 999.0] {
-            let expected = values(data().denoise(latents.clone(), timestep, Condition::Prompt));
-            let found = values(model.denoise(latents.clone(), timestep, Condition::Prompt));
+            let expected = data().denoise(latents.clone(), timestep, Condition::Prompt).unwrap();
+            let expected = values(expected);
+            let found = model.denoise(latents.clone(), timestep, Condition::Prompt).unwrap();
+            let found = values(found);
             for (found, expected) in found.iter().zip(&expected) {
                 assert!((found - expected).abs() < 2e-5, "{timestep}: {found} {expected}");
             }
-            let (prompt, null) = model.denoise_both(latents.clone(), timestep);
+            let (prompt, null) = model.denoise_both(latents.clone(), timestep).unwrap();
             assert_eq!(values(prompt), found);
             assert_eq!(values(null), found);
         }
@@ -186,9 +202,10 @@ mod tests {
     fn noise_stays_as_it_is() {
         let data = GaussianData { deviation: 0.7 };
         let latents = ramp([1, 4, 2, 2, 2], 0.3);
-        let expected = values(data.denoise(latents.clone(), 300.0, Condition::Null));
+        let expected = values(data.denoise(latents.clone(), 300.0, Condition::Null).unwrap());
         let model = AsNoise::new(data, PredictionType::Epsilon);
-        assert_eq!(values(model.denoise(latents, 300.0, Condition::Null)), expected);
+        let found = model.denoise(latents, 300.0, Condition::Null).unwrap();
+        assert_eq!(values(found), expected);
     }
 
     /// The true velocity of a batch leads back to the noise that went in.

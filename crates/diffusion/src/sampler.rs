@@ -148,8 +148,9 @@ impl Sampler {
     /// - `on_step` sees the state after each step and may stop the run.
     ///
     /// # Errors
-    /// [`SampleError::Interrupted`] where `on_step` breaks; where a model output or the noise does
-    /// not fit; for a guidance scale that is not finite.
+    /// [`SampleError::Interrupted`] where `on_step` breaks; [`SampleError::Denoiser`] where the model
+    /// gives no answer; where a model output or the noise does not fit; for a guidance scale that is
+    /// not finite.
     pub fn sample<D: Denoiser + ?Sized>(
         &self,
         model: &D,
@@ -169,7 +170,11 @@ impl Sampler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Affine, ramp};
+    use crate::{
+        denoiser::{Condition, DenoiseError},
+        testing::{Affine, ramp},
+    };
+    use std::{cell::Cell, io};
 
     #[test]
     fn published_defaults() {
@@ -200,6 +205,47 @@ mod tests {
                 )
                 .unwrap();
             assert_eq!((found.dims(), steps), (latents.dims(), vec![0, 1, 2, 3, 4]));
+        }
+    }
+
+    /// Answers so often and no more.
+    struct Tired(Cell<usize>);
+
+    impl Denoiser for Tired {
+        fn denoise(
+            &self,
+            latents: Tensor<5>,
+            timestep: f32,
+            condition: Condition,
+        ) -> Result<Tensor<5>, DenoiseError> {
+            let left = self.0.get().checked_sub(1).ok_or(io::Error::other("no answer left"))?;
+            self.0.set(left);
+            Affine::new().denoise(latents, timestep, condition)
+        }
+    }
+
+    #[test]
+    fn a_models_own_error_ends_the_run() {
+        let latents = ramp([1, 4, 2, 2, 2], 0.1);
+        for kind in SamplerKind::ALL {
+            let sampler = Sampler::new(kind, 5).unwrap();
+            for (scale, steps_done) in [(1.0, 3), (7.0, 1)] {
+                let mut steps = 0;
+                let stopped = sampler.sample(
+                    &Tired(Cell::new(3)),
+                    &kind.guidance(scale),
+                    latents.clone(),
+                    |_| latents.clone(),
+                    |_| {
+                        steps += 1;
+                        ControlFlow::Continue(())
+                    },
+                );
+                let SampleError::Denoiser(error) = stopped.unwrap_err() else { panic!("{kind}") };
+                assert_eq!(error.to_string(), "no answer left");
+                assert!(error.is::<io::Error>());
+                assert_eq!(steps, steps_done, "{kind}");
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use burn::tensor::Tensor;
 use thiserror::Error;
 
-use crate::process::ProcessError;
+use crate::{denoiser::DenoiseError, process::ProcessError};
 
 /// The state after a sampling step.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub struct StepInfo<'a> {
 }
 
 /// Why there are no samples.
-#[derive(Debug, Clone, PartialEq, Error)]
+#[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SampleError {
     /// The callback asked to stop.
@@ -37,6 +37,9 @@ pub enum SampleError {
     /// A model output or a noise tensor that does not fit the latents.
     #[error(transparent)]
     Process(#[from] ProcessError),
+    /// The model gave no answer; this is its own error.
+    #[error(transparent)]
+    Denoiser(#[from] DenoiseError),
     /// Guidance that is not a number.
     #[error("guidance scale {found} is not finite")]
     GuidanceScale {

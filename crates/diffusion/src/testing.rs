@@ -7,7 +7,7 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value;
 
 use crate::{
-    denoiser::{Condition, Denoiser},
+    denoiser::{Condition, DenoiseError, Denoiser},
     respace::Respacing,
     tables::DiffusionTables,
 };
@@ -148,11 +148,16 @@ impl Affine {
 }
 
 impl Denoiser for Affine {
-    fn denoise(&self, latents: Tensor<5>, timestep: f32, condition: Condition) -> Tensor<5> {
+    fn denoise(
+        &self,
+        latents: Tensor<5>,
+        timestep: f32,
+        condition: Condition,
+    ) -> Result<Tensor<5>, DenoiseError> {
         let constant = self.eps(0.0, f64::from(timestep), condition == Condition::Prompt);
         let range = latents.full_like(self.range);
         let eps = latents * self.slope + constant;
-        if self.with_variance { Tensor::cat(vec![eps, range], 1) } else { eps }
+        Ok(if self.with_variance { Tensor::cat(vec![eps, range], 1) } else { eps })
     }
 }
 
@@ -178,10 +183,15 @@ impl GaussianData {
 }
 
 impl Denoiser for GaussianData {
-    fn denoise(&self, latents: Tensor<5>, timestep: f32, _: Condition) -> Tensor<5> {
+    fn denoise(
+        &self,
+        latents: Tensor<5>,
+        timestep: f32,
+        _: Condition,
+    ) -> Result<Tensor<5>, DenoiseError> {
         let timestep = f64::from(timestep);
         let sigma = (1.0 - Self::alphas_cumprod(timestep)).sqrt();
         let eps = latents.clone() * (sigma / self.spread(timestep).powi(2));
-        Tensor::cat(vec![eps, latents.zeros_like()], 1)
+        Ok(Tensor::cat(vec![eps, latents.zeros_like()], 1))
     }
 }

@@ -1,13 +1,67 @@
 //! A denoiser with its prompts: what samplers see of STDiT.
 
 use crate::{
-    diffusion::{Condition, Denoiser},
-    stdit::{AttentionCache, AttentionReuse, DenoiserWork, StDit},
+    checkpoint::CheckpointError,
+    diffusion::{Condition, DenoiseError, Denoiser},
+    stdit::{AttentionCache, AttentionReuse, DenoiserWork, StDit, StreamedStDit},
     t5::PromptStates,
 };
 use burn::tensor::Tensor;
 use opensora_nn::mask::TokenMask;
-use std::cell::RefCell;
+use std::{cell::RefCell, fmt::Debug};
+
+/// An STDiT, wherever its weights are.
+pub trait StDitModel: Debug {
+    /// The learnt null prompt, `[L, caption_channels]`.
+    fn null_prompt(&self) -> Tensor<2>;
+
+    /// See [`StDit::forward_cached`].
+    ///
+    /// # Errors
+    /// Where weights that are not in memory cannot be read.
+    fn forward_cached(
+        &self,
+        latents: Tensor<5>,
+        timesteps: &[f32],
+        prompt: Tensor<3>,
+        mask: Option<&TokenMask>,
+        cache: &mut AttentionCache,
+    ) -> Result<Tensor<5>, CheckpointError>;
+}
+
+impl StDitModel for StDit {
+    fn null_prompt(&self) -> Tensor<2> {
+        self.null_prompt()
+    }
+
+    fn forward_cached(
+        &self,
+        latents: Tensor<5>,
+        timesteps: &[f32],
+        prompt: Tensor<3>,
+        mask: Option<&TokenMask>,
+        cache: &mut AttentionCache,
+    ) -> Result<Tensor<5>, CheckpointError> {
+        Ok(self.forward_cached(latents, timesteps, prompt, mask, cache))
+    }
+}
+
+impl StDitModel for StreamedStDit {
+    fn null_prompt(&self) -> Tensor<2> {
+        self.null_prompt()
+    }
+
+    fn forward_cached(
+        &self,
+        latents: Tensor<5>,
+        timesteps: &[f32],
+        prompt: Tensor<3>,
+        mask: Option<&TokenMask>,
+        cache: &mut AttentionCache,
+    ) -> Result<Tensor<5>, CheckpointError> {
+        self.forward_cached(latents, timesteps, prompt, mask, cache)
+    }
+}
 
 /// STDiT for a batch of prompts, and for the null prompt beside each.
 ///
@@ -15,7 +69,7 @@ use std::cell::RefCell;
 /// stands beside, so row `k` of the learnt table counts where token `k` of the prompt does.
 #[derive(Debug)]
 pub struct PromptedDenoiser<'a> {
-    model: &'a StDit,
+    model: &'a dyn StDitModel,
     prompt: Tensor<3>,
     null: Tensor<3>,
     mask: TokenMask,
@@ -43,7 +97,7 @@ impl<'a> PromptedDenoiser<'a> {
     ///
     /// # Panics
     /// Where the states are of another length or width than the model's null prompt.
-    pub fn new(model: &'a StDit, prompt: &PromptStates) -> Self {
+    pub fn new(model: &'a dyn StDitModel, prompt: &PromptStates) -> Self {
         let [batch, tokens, width] = prompt.states.dims();
         let null = model.null_prompt();
         assert_eq!([tokens, width], null.dims(), "prompt states do not fit the model");
@@ -75,24 +129,34 @@ impl<'a> PromptedDenoiser<'a> {
 }
 
 impl Denoiser for PromptedDenoiser<'_> {
-    fn denoise(&self, latents: Tensor<5>, timestep: f32, condition: Condition) -> Tensor<5> {
+    fn denoise(
+        &self,
+        latents: Tensor<5>,
+        timestep: f32,
+        condition: Condition,
+    ) -> Result<Tensor<5>, DenoiseError> {
         let timesteps = vec![timestep; latents.dims()[0]];
         let caches = &mut *self.caches.borrow_mut();
         let (states, cache) = match condition {
             Condition::Prompt => (&self.prompt, &mut caches.prompt),
             Condition::Null => (&self.null, &mut caches.null),
         };
-        self.model.forward_cached(latents, &timesteps, states.clone(), Some(&self.mask), cache)
+        let mask = Some(&self.mask);
+        Ok(self.model.forward_cached(latents, &timesteps, states.clone(), mask, cache)?)
     }
 
     /// One forward pass over twice the batch.
-    fn denoise_both(&self, latents: Tensor<5>, timestep: f32) -> (Tensor<5>, Tensor<5>) {
+    fn denoise_both(
+        &self,
+        latents: Tensor<5>,
+        timestep: f32,
+    ) -> Result<(Tensor<5>, Tensor<5>), DenoiseError> {
         let batch = latents.dims()[0];
         let both = Tensor::cat(vec![latents.clone(), latents], 0);
         let states = Tensor::cat(vec![self.prompt.clone(), self.null.clone()], 0);
         let timesteps = vec![timestep; 2 * batch];
         let cache = &mut self.caches.borrow_mut().both;
-        let out = self.model.forward_cached(both, &timesteps, states, Some(&self.mask), cache);
-        (out.clone().narrow(0, 0, batch), out.narrow(0, batch, batch))
+        let out = self.model.forward_cached(both, &timesteps, states, Some(&self.mask), cache)?;
+        Ok((out.clone().narrow(0, 0, batch), out.narrow(0, batch, batch)))
     }
 }

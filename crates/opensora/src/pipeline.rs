@@ -4,7 +4,7 @@
 //! models resident; here each is loaded, used and dropped in turn.
 
 use crate::{
-    denoiser::PromptedDenoiser,
+    denoiser::{PromptedDenoiser, StDitModel},
     diffusion::{AsNoise, PredictionType, SampleError, sampler::SamplerError},
     frames::to_frames,
     model_files::ModelFiles,
@@ -13,7 +13,7 @@ use crate::{
         noise::{Purpose, normal_batch},
     },
     request::SampleRequest,
-    stdit::{DenoiserWork, SizeError, StDit},
+    stdit::{DenoiserWork, SizeError, StDit, StreamedStDit, stdit::LoadError as DenoiserLoadError},
     t5::{PromptStates, T5Config, TextEncodeError, TextEncoder},
     vae::{AutoencoderKl, VaeConfig, VaeConfigError},
     video::{Frames, FramesError},
@@ -82,7 +82,7 @@ pub enum PipelineError {
     Prompt(#[from] TextEncodeError),
     /// The denoiser cannot be loaded.
     #[error(transparent)]
-    Denoiser(#[from] crate::stdit::stdit::LoadError),
+    Denoiser(#[from] DenoiserLoadError),
     /// The VAE cannot be loaded.
     #[error(transparent)]
     Vae(#[from] crate::vae::LoadError),
@@ -108,9 +108,11 @@ pub struct TextToVideo {
     dtype: Dtype,
     t5_dtype: Dtype,
     device: Device,
+    low_memory: bool,
 }
 
-/// Frames that the VAE takes at once: enough to keep a device busy, few enough for its memory.
+/// Frames that the VAE takes at once: enough to keep a device busy, few enough for its memory. Where
+/// memory is short it takes one.
 const DECODE_MICRO_BATCH: usize = 4;
 
 impl TextToVideo {
@@ -146,7 +148,14 @@ impl TextToVideo {
         for path in [&files.denoiser, &files.t5, &files.vae] {
             Checkpoint::open(path)?;
         }
-        Ok(Self { files, vae_config, dtype, t5_dtype, device })
+        Ok(Self { files, vae_config, dtype, t5_dtype, device, low_memory: false })
+    }
+
+    /// Whether to spend time for memory: the denoiser's blocks are read from its file in every step
+    /// instead of being kept, and the VAE decodes one frame at a time. What is sampled stays the
+    /// same.
+    pub fn with_low_memory(self, low_memory: bool) -> Self {
+        Self { low_memory, ..self }
     }
 
     /// The model's files.
@@ -210,7 +219,7 @@ impl TextToVideo {
     /// Loads the denoiser, samples latents for every prompt and drops it: `[B, C, T, h, w]`.
     ///
     /// # Errors
-    /// Where it cannot be loaded, the request does not fit it, or the observer stops the work.
+    /// Where it cannot be loaded or, with little memory, not be read on the way, the request does not fit it, or the observer stops the work.
     pub fn sample(
         &self,
         prompts: &PromptStates,
@@ -242,7 +251,7 @@ impl TextToVideo {
         observer.loading("denoiser");
         let checkpoint = Checkpoint::open(&self.files.denoiser)?;
         let prediction_type = self.prediction_type(&checkpoint)?;
-        let (model, report) = StDit::load(config, &checkpoint, self.dtype.float(), &self.device)?;
+        let (model, report) = self.open_denoiser(checkpoint)?;
         observer.loaded(&report);
 
         let sampler = request.sampler()?;
@@ -258,7 +267,7 @@ impl TextToVideo {
                 mask: prompts.mask.select(first, first + count),
             };
             let prompted =
-                PromptedDenoiser::new(&model, &states).with_reuse(request.attention_reuse);
+                PromptedDenoiser::new(&*model, &states).with_reuse(request.attention_reuse);
             let denoiser = AsNoise::new(&prompted, prediction_type);
             let shape = [count, config.in_channels, size[0], size[1], size[2]];
             let noise = |purpose, step: usize| {
@@ -274,6 +283,21 @@ impl TextToVideo {
             work += prompted.work();
         }
         Ok((Tensor::cat(latents, 0), work))
+    }
+
+    /// The denoiser in memory, or where that is short in its file.
+    fn open_denoiser(
+        &self,
+        checkpoint: Checkpoint,
+    ) -> Result<(Box<dyn StDitModel>, ImportReport), DenoiserLoadError> {
+        let (config, dtype) = (&self.files.denoiser_config, self.dtype.float());
+        Ok(if self.low_memory {
+            let (model, report) = StreamedStDit::open(config, checkpoint, dtype, &self.device)?;
+            (Box::new(model), report)
+        } else {
+            let (model, report) = StDit::load(config, &checkpoint, dtype, &self.device)?;
+            (Box::new(model), report)
+        })
     }
 
     /// What the denoiser's first channels name, by the model's description and the weights' own note.
@@ -326,12 +350,14 @@ impl TextToVideo {
         };
         let (vae, report) = load()?;
         observer.loaded(&report);
+        // Frames that are decoded at once; rows of a tile, where frames are cut too, belong here.
+        let micro_batch = if self.low_memory { 1 } else { DECODE_MICRO_BATCH };
         for sample in 0..samples {
             let clip = latents.clone().narrow(0, sample, 1);
             let mut parts = Vec::new();
-            for part in clip.split(DECODE_MICRO_BATCH, 2) {
+            for part in clip.split(micro_batch, 2) {
                 parts.push(vae.decode(part, None));
-                let done = sample * frames + (parts.len() * DECODE_MICRO_BATCH).min(frames);
+                let done = sample * frames + (parts.len() * micro_batch).min(frames);
                 observer.decoded(done, samples * frames);
             }
             let clip = to_frames(Tensor::cat(parts, 2)).map_err(PipelineError::from)?;

@@ -129,6 +129,32 @@ fn saved_latents_are_those_of_every_run_and_decode_again() {
 }
 
 #[test]
+fn little_memory_gives_the_same_frames() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |output: &str, more: &[&str]| {
+        let mut args = vec!["a red circle moves to the right on a black background"];
+        args.extend(["--model", "demo", "--image-size", "64x64", "--num-frames", "6"]);
+        args.extend(["-o", output]);
+        args.extend(more);
+        let output = sample(folder.path(), &args);
+        assert!(output.status.success(), "{output:?}");
+    };
+    let record = |name: &str| -> serde_json::Value {
+        let text = std::fs::read_to_string(folder.path().join(name)).unwrap();
+        serde_json::from_str(&text).unwrap()
+    };
+    run("usual.mp4", &[]);
+    run("little.mp4", &["--low-memory"]);
+    let video = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
+    assert_eq!(video("little.mp4"), video("usual.mp4"));
+    // The records differ in nothing else.
+    let (mut usual, little) = (record("usual.mp4.json"), record("little.mp4.json"));
+    assert_eq!((&usual["low_memory"], &little["low_memory"]), (&false.into(), &true.into()));
+    usual["low_memory"] = true.into();
+    assert_eq!(usual, little);
+}
+
+#[test]
 fn what_is_asked_for_wrongly_ends_in_one_line_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("empty.txt"), "\n \n").unwrap();

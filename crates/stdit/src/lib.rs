@@ -12,6 +12,7 @@
 //! | [`embed`] | what enters the blocks: patches, prompt, timestep |
 //! | [`block`] | the two kinds of block and their attentions |
 //! | [`stdit`], [`pixart`] | the two models |
+//! | [`streamed`] | STDiT whose blocks stay in their file until they are needed |
 //! | [`final_layer`] | tokens back to latents |
 //! | [`reuse`] | attention outputs used again in later sampling steps |
 //! | [`work`] | floating point operations, by the formula |
@@ -31,10 +32,12 @@ pub mod keys;
 pub mod pixart;
 pub mod reuse;
 pub mod stdit;
+pub mod streamed;
 pub mod work;
 
 pub use config::{DenoiserConfig, PositionScales, SizeError};
 pub use pixart::PixArt;
 pub use reuse::{AttentionCache, AttentionReuse};
 pub use stdit::StDit;
+pub use streamed::StreamedStDit;
 pub use work::DenoiserWork;

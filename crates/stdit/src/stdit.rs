@@ -17,6 +17,7 @@ use burn::{
 };
 use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, import};
 use opensora_nn::{mask::TokenMask, sincos};
+use std::{borrow::Borrow, convert::Infallible};
 
 /// Predicts the noise in a latent clip, given a timestep and a prompt.
 #[derive(Module, Debug)]
@@ -111,11 +112,9 @@ impl StDit {
         prompt: Tensor<3>,
         mask: Option<&TokenMask>,
     ) -> Tensor<5> {
-        let (mut x, c) = self.embed(latents, timesteps, prompt, mask);
-        for index in 0..self.blocks.len() {
-            x = self.block(index, x, &c);
-        }
-        self.head(x, &c)
+        let blocks = self.blocks.iter().map(Ok::<_, Infallible>);
+        let Ok(prediction) = self.forward_over(blocks, latents, timesteps, prompt, mask, None);
+        prediction
     }
 
     /// [`forward`](Self::forward) as a step of a sampling run: attentions may be taken from earlier
@@ -131,14 +130,36 @@ impl StDit {
         mask: Option<&TokenMask>,
         cache: &mut AttentionCache,
     ) -> Tensor<5> {
+        let blocks = self.blocks.iter().map(Ok::<_, Infallible>);
+        let Ok(prediction) =
+            self.forward_over(blocks, latents, timesteps, prompt, mask, Some(cache));
+        prediction
+    }
+
+    /// The forward pass over `blocks`, wherever they come from: each is asked for when it is needed
+    /// and let go when it is done.
+    pub(crate) fn forward_over<B: Borrow<StDitBlock>, E>(
+        &self,
+        blocks: impl ExactSizeIterator<Item = Result<B, E>>,
+        latents: Tensor<5>,
+        timesteps: &[f32],
+        prompt: Tensor<3>,
+        mask: Option<&TokenMask>,
+        mut cache: Option<&mut AttentionCache>,
+    ) -> Result<Tensor<5>, E> {
         let (mut x, c) = self.embed(latents, timesteps, prompt, mask);
         let flops = BlockFlops::new(&self.config, c.grid, c.prompted.prompt.dims()[1]);
-        cache.begin(timesteps, x.dims(), self.blocks.len(), flops);
-        for index in 0..self.blocks.len() {
-            let mut attentions = BlockAttentions::cached(cache, index, flops);
-            x = self.block_with(index, x, &c, &mut attentions);
+        if let Some(cache) = &mut cache {
+            cache.begin(timesteps, x.dims(), blocks.len(), flops);
         }
-        self.head(x, &c)
+        for (index, block) in blocks.enumerate() {
+            let mut attentions = match &mut cache {
+                Some(cache) => BlockAttentions::cached(cache, index, flops),
+                None => BlockAttentions::computed(),
+            };
+            x = c.apply(block?.borrow(), index, x, &mut attentions);
+        }
+        Ok(self.head(x, &c))
     }
 
     /// What enters the blocks: tokens `[B, T*S, C]`, and what steers every block. Arguments and
@@ -181,19 +202,7 @@ impl StDit {
     /// # Panics
     /// Where there is no such block.
     pub fn block(&self, index: usize, x: Tensor<3>, c: &StDitConditioning) -> Tensor<3> {
-        self.block_with(index, x, c, &mut BlockAttentions::computed())
-    }
-
-    fn block_with(
-        &self,
-        index: usize,
-        x: Tensor<3>,
-        c: &StDitConditioning,
-        attentions: &mut BlockAttentions<'_>,
-    ) -> Tensor<3> {
-        // The temporal table enters the first block only.
-        let positions = (index == 0).then(|| c.time.clone());
-        self.blocks[index].forward_with(x, &c.prompted, c.grid[0], positions, attentions)
+        c.apply(&self.blocks[index], index, x, &mut BlockAttentions::computed())
     }
 
     /// Tokens `[B, T*S, C]` to the prediction `[B, C_out, T, H, W]` in f32.
@@ -212,6 +221,21 @@ pub struct StDitConditioning {
     pub grid: [usize; 3],
     /// Temporal positions, `[T, C]`.
     pub time: Tensor<2>,
+}
+
+impl StDitConditioning {
+    /// Block `index` on tokens `[B, T*S, C]`.
+    fn apply(
+        &self,
+        block: &StDitBlock,
+        index: usize,
+        x: Tensor<3>,
+        attentions: &mut BlockAttentions<'_>,
+    ) -> Tensor<3> {
+        // The temporal table enters the first block only.
+        let positions = (index == 0).then(|| self.time.clone());
+        block.forward_with(x, &self.prompted, self.grid[0], positions, attentions)
+    }
 }
 
 /// Why a denoiser could not be loaded.

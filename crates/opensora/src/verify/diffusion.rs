@@ -190,7 +190,7 @@ pub(super) fn iddpm_sample(case: &Case, device: &Device) -> Result<Outputs, Fail
     // The reference returns both halves of guidance; the second has the null prompt's rest.
     let last = iddpm.process().num_timesteps() - 1;
     let timestep = iddpm.process().model_timesteps(&[last])?[0];
-    let (prompt, null) = denoiser.denoise_both(z, timestep);
+    let (prompt, null) = denoiser.denoise_both(z, timestep)?;
     let first = guidance.combine(prompt, null.clone(), channels)?;
     let guided = 3.min(channels);
     let rest = null.dims()[1] - guided;

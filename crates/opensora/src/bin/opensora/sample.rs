@@ -97,6 +97,11 @@ pub(crate) struct Args {
     /// Float type of the text encoder.
     #[arg(long, default_value_t = Dtype::F32)]
     t5_dtype: Dtype,
+    /// Use less memory and more time: the denoiser stays in its file, which is read at every step (3
+    /// GB at published size) one block at a time, and frames are decoded one by one. The videos are
+    /// the same.
+    #[arg(long)]
+    low_memory: bool,
     /// Output file (.mp4, .gif, .png), or folder for several prompts.
     #[arg(short, long, default_value = "outputs")]
     output: PathBuf,
@@ -149,7 +154,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     .context("--model")?;
     let request = request(&args, &files);
     set_scales(&args, &request, &mut files);
-    let pipeline = TextToVideo::new(files, args.dtype, args.t5_dtype, device)?;
+    let pipeline = TextToVideo::new(files, args.dtype, args.t5_dtype, device)?
+        .with_low_memory(args.low_memory);
     pipeline.check(&request)?;
 
     // The outputs are tried before minutes are spent on what goes into them.
@@ -327,6 +333,7 @@ fn metadata(
         "batch_size": request.batch_size,
         "dtype": args.dtype.to_string(),
         "device": format!("{:?}", pipeline.device()),
+        "low_memory": args.low_memory,
         "version": env!("CARGO_PKG_VERSION"),
     })
 }
