@@ -122,6 +122,8 @@ pub struct BenchSpec {
     pub tokens: usize,
     /// Frames that the VAE works on at once.
     pub micro_batch: usize,
+    /// Rows of the tiles that the VAE decodes a frame in; whole frames where `None`.
+    pub tile_rows: Option<usize>,
     /// Whether blocks are computed again on the way back, in a training step.
     pub activation_checkpointing: bool,
     /// The sampler of [`Part::Sample`].

@@ -115,6 +115,9 @@ pub struct TextToVideo {
 /// memory is short it takes one.
 const DECODE_MICRO_BATCH: usize = 4;
 
+/// Rows of the tiles that it decodes a frame in where memory is short.
+const TILE_ROWS: usize = 64;
+
 impl TextToVideo {
     /// Checks that the model's files are there and fit each other; no weight is read yet.
     ///
@@ -152,8 +155,8 @@ impl TextToVideo {
     }
 
     /// Whether to spend time for memory: the denoiser's blocks are read from its file in every step
-    /// instead of being kept, and the VAE decodes one frame at a time. What is sampled stays the
-    /// same.
+    /// instead of being kept, and the VAE decodes one frame at a time, in tiles. What is sampled stays
+    /// the same, and the frames do within rounding.
     pub fn with_low_memory(self, low_memory: bool) -> Self {
         Self { low_memory, ..self }
     }
@@ -219,7 +222,8 @@ impl TextToVideo {
     /// Loads the denoiser, samples latents for every prompt and drops it: `[B, C, T, h, w]`.
     ///
     /// # Errors
-    /// Where it cannot be loaded or, with little memory, not be read on the way, the request does not fit it, or the observer stops the work.
+    /// Where it cannot be loaded or, with little memory, not be read on the way, the request does not
+    /// fit it, or the observer stops the work.
     pub fn sample(
         &self,
         prompts: &PromptStates,
@@ -350,13 +354,16 @@ impl TextToVideo {
         };
         let (vae, report) = load()?;
         observer.loaded(&report);
-        // Frames that are decoded at once; rows of a tile, where frames are cut too, belong here.
         let micro_batch = if self.low_memory { 1 } else { DECODE_MICRO_BATCH };
         for sample in 0..samples {
             let clip = latents.clone().narrow(0, sample, 1);
             let mut parts = Vec::new();
             for part in clip.split(micro_batch, 2) {
-                parts.push(vae.decode(part, None));
+                parts.push(if self.low_memory {
+                    vae.decode_in_tiles(part, None, TILE_ROWS)
+                } else {
+                    vae.decode(part, None)
+                });
                 let done = sample * frames + (parts.len() * micro_batch).min(frames);
                 observer.decoded(done, samples * frames);
             }

@@ -95,13 +95,17 @@ impl AutoencoderKl {
 
     /// [`decode`](Self::decode) in tiles of about `rows` rows (at least 8): the same frames within
     /// rounding, without seams, with two activations of the largest level in memory in place of three
-    /// and more. Low tiles cost time, as each is computed with two rows of its neighbours on either side.
+    /// and more. Frames that are no higher than a tile are decoded whole. Low tiles cost time, as each is computed with two rows of its neighbours on either side.
     pub fn decode_in_tiles(
         &self,
         latents: Tensor<5>,
         micro_batch: Option<usize>,
         rows: usize,
     ) -> Tensor<5> {
+        let height = latents.dims()[3] * self.config.downsample_factor();
+        if height <= rows {
+            return self.decode(latents, micro_batch);
+        }
         let decode =
             |frames| self.decoder.forward_in_tiles(self.post_quant_conv.forward(frames), rows);
         self.per_frame(latents / SCALING_FACTOR, micro_batch, decode)
@@ -134,7 +138,7 @@ mod tests {
     use super::*;
     use opensora_nn::noise::{Purpose, normal_batch};
 
-    /// Tiles of every kind: one, several, a last one of one row; heights that halves do not divide.
+    /// Tiles of every kind: several, a last one of one row; heights that halves do not divide.
     #[test]
     fn tiles_give_what_the_whole_gives() {
         let config = VaeConfig {

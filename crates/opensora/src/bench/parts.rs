@@ -83,9 +83,9 @@ pub(super) fn prepare(
         }
         Part::VaeDecode => {
             let model = weights::random(AutoencoderKl::new(&spec.preset.vae, device)?, dtype);
-            let (x, micro_batch) = (inputs.latents(), spec.micro_batch);
+            let (x, inputs) = (inputs.latents(), inputs);
             let run = move || {
-                model.decode(x.clone(), Some(micro_batch));
+                inputs.decode(&model, x.clone());
                 Ok(None)
             };
             (Box::new(run), vae_decode)
@@ -166,6 +166,14 @@ impl Inputs {
         normal_batch(0, Purpose::InitialLatents, 0, 0, shape, &self.device)
     }
 
+    fn decode(&self, vae: &AutoencoderKl, latents: Tensor<5>) -> Tensor<5> {
+        let micro_batch = Some(self.spec.micro_batch);
+        match self.spec.tile_rows {
+            Some(rows) => vae.decode_in_tiles(latents, micro_batch, rows),
+            None => vae.decode(latents, micro_batch),
+        }
+    }
+
     fn training_batch(&self) -> DenoiserBatch {
         let batch = self.spec.batch_size;
         DenoiserBatch {
@@ -228,7 +236,7 @@ impl Inputs {
         let vae = weights::random(AutoencoderKl::new(&spec.preset.vae, device)?, dtype);
         synced()?;
         let began = Instant::now();
-        let frames = to_frames(vae.decode(latents, Some(spec.micro_batch)))
+        let frames = to_frames(self.decode(&vae, latents))
             .map_err(|error| BenchError::Device(error.to_string()))?;
         let decode = began.elapsed().as_secs_f64();
         drop(frames);

@@ -25,6 +25,13 @@ pub(crate) struct Args {
     /// Blocks of the denoiser, to save time [default: the preset's].
     #[arg(long)]
     depth: Option<usize>,
+    /// Width of the denoiser, in heads of --num-heads, for sequences that the published width is too
+    /// slow for [default: the preset's].
+    #[arg(long)]
+    hidden_size: Option<usize>,
+    /// Heads of the denoiser [default: the preset's].
+    #[arg(long)]
+    num_heads: Option<usize>,
     /// Blocks of the text encoder, to save time [default: the preset's].
     #[arg(long)]
     layers: Option<usize>,
@@ -37,6 +44,9 @@ pub(crate) struct Args {
     /// Frames that the VAE works on at once.
     #[arg(long, default_value_t = 1)]
     micro_batch: usize,
+    /// Rows of the tiles that the VAE decodes a frame in [default: whole frames].
+    #[arg(long)]
+    tile_rows: Option<usize>,
     /// Compute the blocks' activations again on the way back, in a training step.
     #[arg(long)]
     activation_checkpointing: bool,
@@ -105,6 +115,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let device = crate::open_device(args.device.as_deref())?;
     let mut preset = args.preset;
     preset.denoiser.depth = args.depth.unwrap_or(preset.denoiser.depth);
+    preset.denoiser.hidden_size = args.hidden_size.unwrap_or(preset.denoiser.hidden_size);
+    preset.denoiser.num_heads = args.num_heads.unwrap_or(preset.denoiser.num_heads);
     preset.t5.num_layers = args.layers.unwrap_or(preset.t5.num_layers);
     let spec = BenchSpec {
         part: args.what.into(),
@@ -114,6 +126,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         image_size: args.image_size,
         batch_size: args.batch_size,
         micro_batch: args.micro_batch,
+        tile_rows: args.tile_rows,
         activation_checkpointing: args.activation_checkpointing,
         sampler: args.sampler,
         steps: args.steps,

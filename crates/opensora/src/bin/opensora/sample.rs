@@ -98,8 +98,8 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = Dtype::F32)]
     t5_dtype: Dtype,
     /// Use less memory and more time: the denoiser stays in its file, which is read at every step (3
-    /// GB at published size) one block at a time, and frames are decoded one by one. The videos are
-    /// the same.
+    /// GB at published size) one block at a time, and frames are decoded one by one, in tiles. The
+    /// latents are the same, the pixels as well but for rounding.
     #[arg(long)]
     low_memory: bool,
     /// Output file (.mp4, .gif, .png), or folder for several prompts.
