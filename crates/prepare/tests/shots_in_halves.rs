@@ -50,9 +50,13 @@ fn two_halves_find_what_one_pass_finds() {
             continue;
         }
         if let Some(shared) = shared {
-            assert_eq!(VideoReader::open_planar_halves(&path).is_some(), shared, "{name}");
+            assert_eq!(
+                VideoReader::open_planar_halves(&path, |_, _| None).is_some(),
+                shared,
+                "{name}"
+            );
         }
-        let (info, frames) = VideoReader::open_planar(&path, Decoder::Ffmpeg).unwrap();
+        let (info, frames) = VideoReader::open_planar(&path, Decoder::Ffmpeg, |_, _| None).unwrap();
         let mut times = Vec::new();
         let frames = frames.map(|frame| {
             let frame = frame.unwrap();
@@ -82,7 +86,7 @@ fn a_damaged_second_half_is_no_silent_difference() {
     let cut = folder.path().join("cut.mp4");
     std::fs::write(&cut, &whole[..whole.len() * 2 / 3]).unwrap();
     let one_pass = |path: &Path| {
-        let (info, frames) = VideoReader::open_planar(path, Decoder::Ffmpeg).unwrap();
+        let (info, frames) = VideoReader::open_planar(path, Decoder::Ffmpeg, |_, _| None).unwrap();
         let frames: Result<Vec<_>, _> = frames.collect();
         frames.map(|frames| (info, frames.len()))
     };

@@ -6,7 +6,7 @@
 //! Only local files are opened: names are never taken for options or addresses of other protocols,
 //! and no file makes the program open another one.
 
-use crate::{VideoError, VideoInfo, frames::MAX_SIDE, yuv::ToRgb};
+use crate::{VideoError, VideoInfo, frames::MAX_SIDE, picks::Picks, yuv::ToRgb};
 use serde_json::Value;
 use std::{
     ffi::OsString,
@@ -68,6 +68,8 @@ pub(crate) struct Stream {
     shown: usize,
     /// Bytes of a frame.
     frame_bytes: usize,
+    /// A frame that nobody needs any more: new memory for each one costs more than the reading.
+    spare: Vec<u8>,
     pub(crate) info: VideoInfo,
 }
 
@@ -75,23 +77,27 @@ impl Stream {
     /// Asks what the file holds and starts to decode its first video stream to RGB.
     pub(crate) fn open(path: &Path, programs: &Programs) -> Result<Self, VideoError> {
         let probed = probe(path, programs)?;
-        let bytes = 3 * probed.info.height * probed.info.width;
-        Self::start(path, programs, probed, "rgb24", bytes)
+        let frame_bytes = 3 * probed.info.height * probed.info.width;
+        let form = Form { options: ["-pix_fmt", "rgb24"].map(Into::into).into(), frame_bytes };
+        Self::start(path, programs, probed, &form, &[])
     }
 
-    /// As [`open`](Self::open), to planes of 4:2:0 and 8 bits without full range.
+    /// As [`open`](Self::open), to planes of 4:2:0 and 8 bits without full range; where the program
+    /// is known to pick them from frames of this size, to the wanted pixels alone.
     pub(crate) fn open_planar(
         path: &Path,
         programs: &Programs,
-    ) -> Result<(Self, ToRgb), VideoError> {
+        wanted: Wanted<'_>,
+    ) -> Result<(Self, Planar), VideoError> {
         let probed = probe(path, programs)?;
         let to_rgb = ToRgb::stated(probed.matrix, false).ok_or_else(|| VideoError::Decode {
             path: path.into(),
             reason: "its colours are coded in a way that is not known".into(),
         })?;
-        let (height, width) = (probed.info.height, probed.info.width);
-        let bytes = height * width + 2 * height.div_ceil(2) * width.div_ceil(2);
-        Ok((Self::start(path, programs, probed, "yuv420p", bytes)?, to_rgb))
+        let (stream, picks) = start_planar(programs, &probed, wanted, |form| {
+            Self::start(path, programs, probed.clone(), form, &[])
+        })?;
+        Ok((stream, Planar { to_rgb, picks }))
     }
 
     /// As [`open_planar`](Self::open_planar), by two programs at once: the first gives all frames,
@@ -103,12 +109,11 @@ impl Stream {
     pub(crate) fn open_planar_halves(
         path: &Path,
         programs: &Programs,
+        wanted: Wanted<'_>,
     ) -> Result<Option<Halves>, VideoError> {
         let probed = probe(path, programs)?;
         let Some(Middle { place, seek }) = probed.middle() else { return Ok(None) };
         let Some(to_rgb) = ToRgb::stated(probed.matrix, false) else { return Ok(None) };
-        let (height, width) = (probed.info.height, probed.info.width);
-        let bytes = height * width + 2 * height.div_ceil(2) * width.div_ceil(2);
         let mut second = probed.clone();
         second.times.drain(..place);
         let from = |seek: Option<f64>| {
@@ -120,27 +125,20 @@ impl Stream {
             }
             options
         };
-        let second = Self::start_at(path, programs, second, "yuv420p", bytes, &from(Some(seek)))?;
-        let first = Self::start_at(path, programs, probed, "yuv420p", bytes, &from(None))?;
-        Ok(Some(Halves { first, second, place, to_rgb }))
+        let ((first, second), picks) = start_planar(programs, &probed, wanted, |form| {
+            let start = |probed: &Probed, seek| {
+                Self::start(path, programs, probed.clone(), form, &from(seek))
+            };
+            Ok((start(&probed, None)?, start(&second, Some(seek))?))
+        })?;
+        Ok(Some(Halves { first, second, place, planar: Planar { to_rgb, picks } }))
     }
 
     fn start(
         path: &Path,
         programs: &Programs,
-        probed: Probed,
-        format: &str,
-        frame_bytes: usize,
-    ) -> Result<Self, VideoError> {
-        Self::start_at(path, programs, probed, format, frame_bytes, &[])
-    }
-
-    fn start_at(
-        path: &Path,
-        programs: &Programs,
         Probed { info, times, .. }: Probed,
-        format: &str,
-        frame_bytes: usize,
+        form: &Form,
         input_options: &[OsString],
     ) -> Result<Self, VideoError> {
         let fail = |reason: String| VideoError::Decode { path: path.into(), reason };
@@ -151,7 +149,8 @@ impl Stream {
             .arg("-i")
             .arg(local(path).map_err(|source| VideoError::Io { path: path.into(), source })?)
             .args(["-map", &format!("0:{STREAM}"), "-vsync", "passthrough"])
-            .args(["-f", "rawvideo", "-pix_fmt", format, "pipe:1"])
+            .args(&form.options)
+            .args(["-f", "rawvideo", "pipe:1"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -161,13 +160,22 @@ impl Stream {
             return Err(fail("the ffmpeg program has no output".into()));
         };
         let complaints = std::thread::spawn(|| complaints(said));
-        let times = times.into_iter();
-        Ok(Self { child, out, complaints: Some(complaints), times, shown: 0, frame_bytes, info })
+        Ok(Self {
+            child,
+            out,
+            complaints: Some(complaints),
+            times: times.into_iter(),
+            shown: 0,
+            frame_bytes: form.frame_bytes,
+            spare: Vec::new(),
+            info,
+        })
     }
 
     /// The next frame; `None` after the last.
     pub(crate) fn next_frame(&mut self) -> Result<Option<RawFrame>, String> {
-        let mut bytes = vec![0; self.frame_bytes];
+        let mut bytes = std::mem::take(&mut self.spare);
+        bytes.resize(self.frame_bytes, 0);
         let mut filled = 0;
         while filled < bytes.len() {
             match self.out.read(&mut bytes[filled..]) {
@@ -195,6 +203,13 @@ impl Stream {
     }
 }
 
+impl Stream {
+    /// Takes back the bytes of a frame, for the next one.
+    pub(crate) fn reuse(&mut self, bytes: Vec<u8>) {
+        self.spare = bytes;
+    }
+}
+
 impl Drop for Stream {
     fn drop(&mut self) {
         // It may have ended by itself; either way it is waited for, so that no process is left.
@@ -211,7 +226,61 @@ pub(crate) struct Halves {
     pub(crate) second: Stream,
     /// Frames before the second's first.
     pub(crate) place: usize,
+    pub(crate) planar: Planar,
+}
+
+/// Which pixels are looked at, for frames of a width and a height; `None` for all of them.
+pub(crate) type Wanted<'a> = &'a dyn Fn(usize, usize) -> Option<Picks>;
+
+/// What the frames of a stream of planes are.
+#[derive(Debug, Clone)]
+pub(crate) struct Planar {
     pub(crate) to_rgb: ToRgb,
+    /// The pixels that there are, as planes of 4:4:4; all of them, as 4:2:0, where `None`.
+    pub(crate) picks: Option<Picks>,
+}
+
+/// The form in which frames are asked for.
+struct Form {
+    /// Options of the output.
+    options: Vec<OsString>,
+    /// Bytes of a frame.
+    frame_bytes: usize,
+}
+
+impl Form {
+    /// All pixels of frames of this size (width, height), 4:2:0.
+    fn whole((width, height): (usize, usize)) -> Self {
+        let frame_bytes = height * width + 2 * height.div_ceil(2) * width.div_ceil(2);
+        Self { options: ["-pix_fmt", "yuv420p"].map(Into::into).into(), frame_bytes }
+    }
+
+    /// Some pixels of frames of this size, 4:4:4.
+    fn picked(size: (usize, usize), picks: &Picks) -> Self {
+        // Several threads for so little would wait for one another.
+        let options = ["-filter_threads", "1", "-vf", &picks.filter(size)].map(Into::into).into();
+        Self { options, frame_bytes: picks.frame_bytes() }
+    }
+}
+
+/// Starts programs for the wanted pixels where they are picked to the byte, else for all of them.
+fn start_planar<T>(
+    programs: &Programs,
+    probed: &Probed,
+    wanted: Wanted<'_>,
+    start: impl Fn(&Form) -> Result<T, VideoError>,
+) -> Result<(T, Option<Picks>), VideoError> {
+    let size = (probed.info.width, probed.info.height);
+    // What has another depth or range is converted as a whole: in one step with picking, it could
+    // be rounded otherwise.
+    if let Some(picks) = wanted(size.0, size.1).filter(|_| probed.is_plain) {
+        // They get going while it is found out whether they are of use.
+        let started = start(&Form::picked(size, &picks))?;
+        if picks.are_made_by(&programs.ffmpeg, size) {
+            return Ok((started, Some(picks)));
+        }
+    }
+    Ok((start(&Form::whole(size))?, None))
 }
 
 /// A key frame near the middle of a video.
@@ -235,6 +304,8 @@ struct Probed {
     key_frames: Vec<usize>,
     /// `matrix_coefficients` of H.264 (table E-5).
     matrix: u8,
+    /// Whether frames are decoded to 4:2:0 with 8 bits and limited range.
+    is_plain: bool,
 }
 
 /// Videos of fewer frames are not worth a second program.
@@ -272,7 +343,8 @@ fn probe(path: &Path, programs: &Programs) -> Result<Probed, VideoError> {
         .args(["-format_whitelist", CONTAINERS, "-select_streams", STREAM])
         .args([
             "-show_entries",
-            "stream=codec_name,width,height,avg_frame_rate,r_frame_rate,color_space",
+            "stream=codec_name,width,height,avg_frame_rate,r_frame_rate,color_space,color_range,\
+             pix_fmt",
         ])
         .args(["-show_entries", "packet=pts_time,flags", "-show_entries", "format=duration"])
         .args(["-of", "json", "-i"])
@@ -346,7 +418,9 @@ fn probe(path: &Path, programs: &Programs) -> Result<Probed, VideoError> {
         _ => 2,
     };
     let info = VideoInfo { width, height, fps, num_frames: frames, duration, codec };
-    Ok(Probed { info, times, start, key_frames, matrix })
+    let is_plain = stream["pix_fmt"].as_str() == Some("yuv420p")
+        && stream["color_range"].as_str().is_none_or(|range| range != "pc");
+    Ok(Probed { info, times, start, key_frames, matrix, is_plain })
 }
 
 /// A path that is no option and no address.

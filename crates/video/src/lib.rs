@@ -6,6 +6,7 @@
 //! | [`writer`] | an output that is tried before the work and complete or absent after it |
 //! | [`media`] | images and videos by their endings |
 //! | [`reader`] | any video, picture by picture |
+//! | [`picks`] | frames made smaller by leaving pixels out, while `ffmpeg` decodes |
 //! | [`ffmpeg`] | the `ffmpeg` program, for what is not decoded here |
 //! | [`mp4`] | H.264 in MP4, written and read |
 //! | `decode` | decoders of video streams, behind one interface |
@@ -43,6 +44,7 @@ pub mod frames;
 pub mod gif;
 pub mod media;
 pub mod mp4;
+pub mod picks;
 pub mod pillow;
 pub mod png;
 pub mod reader;

@@ -7,8 +7,9 @@
 use crate::{
     Frames, VideoError,
     color::Planes,
-    ffmpeg::{self, Halves, Programs},
+    ffmpeg::{self, Halves, Planar, Programs},
     gif, mp4,
+    picks::Picks,
     yuv::ToRgb,
 };
 use std::path::Path;
@@ -52,7 +53,9 @@ pub struct VideoFrame {
 }
 
 /// A decoded frame as codecs hold it, 4:2:0: luma, then blue and red differences at half the width
-/// and height, each rounded up. Whoever looks at few pixels saves turning all of them into RGB.
+/// and height, each rounded up. Whoever looks at few pixels saves turning all of them into RGB. Where
+/// [`PlanarFrames::picks`] says so, only the pixels that were asked for, 4:4:4: luma, blue and red
+/// differences, each `[rows, columns]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanarFrame {
     /// Seconds from the first frame.
@@ -81,17 +84,22 @@ impl VideoReader {
     /// first where it is there and nothing else is asked for, as it decodes faster; it rounds depths
     /// above 8 bits and averages colours that are stored at more than half the resolution.
     ///
+    /// `wanted` says of frames of a width and a height which pixels will be looked at, `None` for
+    /// all of them. Where that can be had to the byte, the frames hold nothing else:
+    /// [`PlanarFrames::picks`].
+    ///
     /// # Errors
     /// Those of [`open`](Self::open).
     pub fn open_planar(
         path: &Path,
         decoder: Decoder,
+        wanted: impl Fn(usize, usize) -> Option<Picks>,
     ) -> Result<(VideoInfo, PlanarFrames), VideoError> {
         let programs = Programs::default();
         check_file(path)?;
         let outside = || {
-            let (stream, to_rgb) = ffmpeg::Stream::open_planar(path, &programs)?;
-            Ok((stream.info.clone(), PlanarSource::Ffmpeg(stream, to_rgb)))
+            let (stream, planar) = ffmpeg::Stream::open_planar(path, &programs, &wanted)?;
+            Ok((stream.info.clone(), PlanarSource::Ffmpeg(stream, planar)))
         };
         let inside = || {
             let stream = mp4::Stream::open(path)?;
@@ -122,13 +130,17 @@ impl VideoReader {
     /// Files are not always as their index says. Read the first reader up to and including that
     /// place: this frame and the second reader's first one have to be equal, and the second reader
     /// has to hold as many frames as are left.
-    pub fn open_planar_halves(path: &Path) -> Option<PlanarHalves> {
+    pub fn open_planar_halves(
+        path: &Path,
+        wanted: impl Fn(usize, usize) -> Option<Picks>,
+    ) -> Option<PlanarHalves> {
         check_file(path).ok()?;
-        let halves = ffmpeg::Stream::open_planar_halves(path, &Programs::default()).ok()??;
-        let Halves { first, second, place, to_rgb } = halves;
+        let programs = Programs::default();
+        let halves = ffmpeg::Stream::open_planar_halves(path, &programs, &wanted).ok()??;
+        let Halves { first, second, place, planar } = halves;
         let info = first.info.clone();
         let frames = |stream| PlanarFrames {
-            source: Some(PlanarSource::Ffmpeg(stream, to_rgb)),
+            source: Some(PlanarSource::Ffmpeg(stream, planar.clone())),
             decoder: Decoder::Ffmpeg,
             path: path.into(),
         };
@@ -256,7 +268,7 @@ pub struct PlanarFrames {
 
 enum PlanarSource {
     Mp4(Box<mp4::Stream>),
-    Ffmpeg(ffmpeg::Stream, ToRgb),
+    Ffmpeg(ffmpeg::Stream, Planar),
 }
 
 impl PlanarSource {
@@ -268,10 +280,10 @@ impl PlanarSource {
                 planes.extend(v);
                 PlanarFrame { time, planes, to_rgb: ToRgb::new(picture.matrix) }
             })),
-            Self::Ffmpeg(stream, to_rgb) => Ok(stream.next_frame()?.map(|frame| PlanarFrame {
+            Self::Ffmpeg(stream, planar) => Ok(stream.next_frame()?.map(|frame| PlanarFrame {
                 time: frame.time,
                 planes: frame.bytes,
-                to_rgb: *to_rgb,
+                to_rgb: planar.to_rgb,
             })),
         }
     }
@@ -281,6 +293,22 @@ impl PlanarFrames {
     /// Who decodes them: never [`Decoder::Auto`].
     pub fn decoder(&self) -> Decoder {
         self.decoder
+    }
+
+    /// The pixels that the frames hold, in [`PlanarFrame::planes`] of 4:4:4; `None` where they hold
+    /// all of them, in 4:2:0.
+    pub fn picks(&self) -> Option<&Picks> {
+        match &self.source {
+            Some(PlanarSource::Ffmpeg(_, planar)) => planar.picks.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Takes back the planes of a frame that is done with, so that the next one needs no new memory.
+    pub fn reuse(&mut self, planes: Vec<u8>) {
+        if let Some(PlanarSource::Ffmpeg(stream, _)) = &mut self.source {
+            stream.reuse(planes);
+        }
     }
 }
 

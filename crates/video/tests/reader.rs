@@ -60,8 +60,9 @@ fn both_decoders_give_the_same_frames() {
     let open = |decoder| VideoReader::open(&b_frames(), decoder).unwrap();
     let (inside, outside) = (open(Decoder::InProcess), open(Decoder::Ffmpeg));
     assert_eq!(inside.info().num_frames, outside.info().num_frames);
-    let (_, planes) = VideoReader::open_planar(&b_frames(), Decoder::Ffmpeg).unwrap();
-    let (_, own_planes) = VideoReader::open_planar(&b_frames(), Decoder::InProcess).unwrap();
+    let (_, planes) = VideoReader::open_planar(&b_frames(), Decoder::Ffmpeg, |_, _| None).unwrap();
+    let (_, own_planes) =
+        VideoReader::open_planar(&b_frames(), Decoder::InProcess, |_, _| None).unwrap();
     let frames = inside.zip(outside).zip(planes.zip(own_planes)).enumerate();
     for (index, ((a, b), (c, d))) in frames {
         let (a, b, c, d) = (a.unwrap(), b.unwrap(), c.unwrap(), d.unwrap());

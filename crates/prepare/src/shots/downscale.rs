@@ -7,6 +7,8 @@
 //! `VResizeLinear` of 8 bits (weights of 11 bits, no antialiasing), and `resizeAreaFast_`, which
 //! takes the place of `INTER_LINEAR` where both sides are halved exactly.
 
+use opensora_video::picks::Picks;
+
 /// Red, green and blue.
 pub(crate) type Pixel = [u8; 3];
 
@@ -15,7 +17,7 @@ pub trait Source {
     /// Width and height in pixels.
     fn size(&self) -> (usize, usize);
 
-    /// Takes these columns of a row, as red, green and blue.
+    /// Takes these columns of a row, ascending and none twice, as red, green and blue.
     fn gather(&self, row: usize, columns: &[usize], out: &mut [[u8; 3]]);
 }
 
@@ -103,6 +105,24 @@ impl Downscale {
         let pixels = [(); 2].map(|()| vec![[0; 3]; gathered.len()]);
         let lines = [(); 2].map(|()| Line { row: None, sums: vec![[0; 3]; width] });
         Self { width, height, method, gathered, pixels, lines }
+    }
+
+    /// The pixels of frames of `from` that are looked at on the way to `to`, where those that are
+    /// left out are left out evenly: a frame of these pixels becomes the same small frame. So it is
+    /// with columns or rows of an odd factor, where the middle one counts alone.
+    pub(crate) fn picks(from: (usize, usize), to: (usize, usize)) -> Option<Picks> {
+        let side = |from: usize, to: usize| -> Vec<usize> {
+            let taps: Vec<Tap> = (0..to).map(|i| Tap::new(i, from, to)).collect();
+            match to < from && taps.iter().all(|tap| tap.at[0] == tap.at[1]) {
+                true => taps.iter().map(|tap| tap.at[0]).collect(),
+                false => (0..from).collect(),
+            }
+        };
+        let picks = Picks { columns: side(from.0, to.0), rows: side(from.1, to.1) };
+        let left = (picks.columns.len(), picks.rows.len());
+        // Halving both sides goes by another rule than halving one.
+        let halves = |size: (usize, usize)| size == (2 * to.0, 2 * to.1);
+        (left != from && !halves(from) && !halves(left)).then_some(picks)
     }
 
     /// Width and height of the small frames.
@@ -217,6 +237,38 @@ mod tests {
             assert_eq!(*tap, Tap { at: [5 * i + 2; 2], weights: [ONE, 0] });
         }
         assert_eq!(Downscale::new((1280, 720), (256, 144)).gathered.len(), 256);
+    }
+
+    #[test]
+    fn frames_of_the_picked_pixels_become_the_same() {
+        for (from, to, left) in [
+            ((1280, 720), (256, 144), Some((256, 144))),
+            ((720, 1280), (144, 256), Some((144, 256))),
+            ((768, 432), (256, 144), Some((256, 144))),
+            ((771, 433), (257, 144), Some((257, 433))),
+            // Odd factors on one side alone.
+            ((1280, 718), (256, 144), Some((256, 718))),
+            ((1278, 720), (256, 144), Some((1278, 144))),
+            ((1280, 534), (256, 107), Some((256, 534))),
+            ((30, 4), (10, 2), Some((10, 4))),
+            // Even factors, others, and none.
+            ((1024, 576), (256, 144), None),
+            ((640, 360), (256, 144), None),
+            ((512, 288), (256, 144), None),
+            ((256, 144), (256, 144), None),
+            ((3, 3), (4, 4), None),
+        ] {
+            let picks = Downscale::picks(from, to);
+            let size = |picks: &Picks| (picks.columns.len(), picks.rows.len());
+            assert_eq!(picks.as_ref().map(size), left, "{from:?}");
+            let Some(picks) = picks else { continue };
+            let data = noise(from.0 * from.1 * 3);
+            let pixel =
+                |row: &usize, column: &usize| data[3 * (row * from.0 + column)..][..3].to_vec();
+            let row = |row| picks.columns.iter().flat_map(move |column| pixel(row, column));
+            let picked: Vec<u8> = picks.rows.iter().flat_map(row).collect();
+            assert!(small(&data, from, to) == small(&picked, size(&picks), to), "{from:?}");
+        }
     }
 
     #[test]

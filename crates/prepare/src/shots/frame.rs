@@ -51,11 +51,6 @@ impl<D: AsRef<[u8]>> Yuv420<D> {
         let expected = width.checked_mul(height)?.checked_add(chroma)?;
         (data.as_ref().len() == expected).then_some(Self { data, width, height, to_rgb })
     }
-
-    /// The planes.
-    pub(crate) fn into_data(self) -> D {
-        self.data
-    }
 }
 
 impl<D: AsRef<[u8]>> Source for Yuv420<D> {
@@ -71,6 +66,46 @@ impl<D: AsRef<[u8]>> Source for Yuv420<D> {
         let [blue, red] = [blue, red].map(|plane| &plane[row / 2 * half..][..half]);
         for (pixel, &column) in out.iter_mut().zip(columns) {
             *pixel = self.to_rgb.pixel(luma[column], blue[column / 2], red[column / 2]);
+        }
+    }
+}
+
+/// A frame of video with a luma, a blue and a red difference for each pixel (`yuv444p`), one plane
+/// after the other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Yuv444<D> {
+    data: D,
+    width: usize,
+    height: usize,
+    to_rgb: ToRgb,
+}
+
+impl<D: AsRef<[u8]>> Yuv444<D> {
+    /// A frame of this size; `None` where the number of bytes is another.
+    pub(crate) fn new(data: D, width: usize, height: usize, to_rgb: ToRgb) -> Option<Self> {
+        let expected = width.checked_mul(height)?.checked_mul(3)?;
+        (data.as_ref().len() == expected).then_some(Self { data, width, height, to_rgb })
+    }
+}
+
+impl<D: AsRef<[u8]>> Source for Yuv444<D> {
+    fn size(&self) -> (usize, usize) {
+        (self.width, self.height)
+    }
+
+    fn gather(&self, row: usize, columns: &[usize], out: &mut [[u8; 3]]) {
+        let plane = self.width * self.height;
+        let [luma, blue, red] = [0, 1, 2]
+            .map(|index| &self.data.as_ref()[index * plane + row * self.width..][..self.width]);
+        if columns.len() == self.width {
+            // All of them: in order they are converted several at once.
+            for (((pixel, &y), &u), &v) in out.iter_mut().zip(luma).zip(blue).zip(red) {
+                *pixel = self.to_rgb.pixel(y, u, v);
+            }
+            return;
+        }
+        for (pixel, &column) in out.iter_mut().zip(columns) {
+            *pixel = self.to_rgb.pixel(luma[column], blue[column], red[column]);
         }
     }
 }

@@ -7,6 +7,7 @@ use super::{
     hsv::hsv,
     settings::{Settings, Weights},
 };
+use opensora_video::picks::Picks;
 
 /// Differences of a frame from the one before: means over the pixels, each in 0..=255 (of hues, in
 /// 0..180).
@@ -40,11 +41,29 @@ pub(crate) struct Scorer {
 impl Scorer {
     /// For frames of this size, which is not 0.
     pub(crate) fn new(settings: &Settings, width: usize, height: usize) -> Self {
-        let to = settings.compared_size(width, height);
+        Self::between(settings, (width, height), settings.compared_size(width, height))
+    }
+
+    /// For frames of which there are these pixels, of which there are some.
+    pub(crate) fn of_picks(
+        settings: &Settings,
+        (width, height): (usize, usize),
+        picks: &Picks,
+    ) -> Self {
+        let from = (picks.columns.len(), picks.rows.len());
+        Self::between(settings, from, settings.compared_size(width, height))
+    }
+
+    /// The pixels of frames of this size that are looked at; `None` for all of them.
+    pub(crate) fn picks(settings: &Settings, (width, height): (usize, usize)) -> Option<Picks> {
+        Downscale::picks((width, height), settings.compared_size(width, height))
+    }
+
+    fn between(settings: &Settings, from: (usize, usize), to: (usize, usize)) -> Self {
         let planes = || Planes([(); 3].map(|()| vec![0; to.0 * to.1]));
         Self {
             weights: settings.weights,
-            downscale: Downscale::new((width, height), to),
+            downscale: Downscale::new(from, to),
             now: planes(),
             before: planes(),
             first: true,

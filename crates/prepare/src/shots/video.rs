@@ -1,8 +1,11 @@
 //! Shots of a video file.
 
-use super::{Detector, Score, Settings, Shots, Yuv420, score::Scorer};
+use super::{Detector, Score, Settings, Shots, Yuv420, frame::Yuv444, score::Scorer};
 use crate::open::without_path;
-use opensora_video::reader::{Decoder, PlanarFrames, PlanarHalves, VideoInfo, VideoReader};
+use opensora_video::{
+    picks::Picks,
+    reader::{Decoder, PlanarFrame, PlanarFrames, PlanarHalves, VideoInfo, VideoReader},
+};
 use std::{
     path::Path,
     sync::{
@@ -28,9 +31,10 @@ pub struct VideoShots {
     pub decoder: Decoder,
 }
 
-/// Finds the shots of a video file. Pixels that are not compared are never turned into RGB. Where the
-/// `ffmpeg` program decodes, two of them share a long video, each on one core; otherwise one thread
-/// decodes while another compares.
+/// Finds the shots of a video file. Pixels that are not compared are never turned into RGB, and where
+/// the `ffmpeg` program decodes, it hands over no others if it can leave them out exactly. Two of
+/// these programs share a long video, each on one core; otherwise one thread decodes while another
+/// compares.
 ///
 /// # Errors
 /// One line without the path, where the file cannot be decoded or the settings cannot be.
@@ -54,8 +58,11 @@ fn in_one_pass(
     mut detector: Detector,
 ) -> Result<VideoShots, String> {
     let words = |error: &dyn std::fmt::Display| without_path(error, path);
-    let (info, frames) = VideoReader::open_planar(path, decoder).map_err(|error| words(&error))?;
+    let wanted = |width, height| Scorer::picks(&detector.settings, (width, height));
+    let (info, frames) =
+        VideoReader::open_planar(path, decoder, wanted).map_err(|error| words(&error))?;
     let decoder = frames.decoder();
+    let mut comparison = Comparison::new(&detector.settings, &info, frames.picks());
     let (mut scores, mut times) = (Vec::new(), Vec::new());
     let (sender, receiver) = mpsc::sync_channel(AHEAD);
     std::thread::scope(|scope| {
@@ -69,12 +76,10 @@ fn in_one_pass(
         });
         for frame in receiver {
             let frame = frame.map_err(|error| words(&error))?;
-            let (width, height) = (info.width, info.height);
-            let planes =
-                Yuv420::new(frame.planes, width, height, frame.to_rgb).ok_or_else(|| {
-                    format!("frame {} has another size than the first", times.len() + 1)
-                })?;
-            let (score, _) = detector.push(&planes).map_err(|error| error.to_string())?;
+            let score = comparison.push(&frame).ok_or_else(|| {
+                format!("frame {} has another size than the first", times.len() + 1)
+            })?;
+            detector.push_score(score);
             scores.push(score);
             times.push(frame.time);
         }
@@ -89,16 +94,17 @@ fn in_one_pass(
 /// The shots of a long video, decoded by two programs at once. `None` where that is not possible,
 /// and on any sign that the two do not fit together: one pass will see what the matter is.
 fn in_halves(path: &Path, mut detector: Detector) -> Option<VideoShots> {
-    let PlanarHalves { info, first, second, place } = VideoReader::open_planar_halves(path)?;
+    let wanted = |width, height| Scorer::picks(&detector.settings, (width, height));
+    let PlanarHalves { info, first, second, place } =
+        VideoReader::open_planar_halves(path, wanted)?;
     let rest = info.num_frames?.checked_sub(place)?;
-    let scorer = || Scorer::new(&detector.settings, info.width, info.height);
-    let (scorer_of_first, scorer_of_second) = (scorer(), scorer());
+    let comparison = || Comparison::new(&detector.settings, &info, first.picks());
+    let (of_first, of_second) = (comparison(), comparison());
     let failed = &AtomicBool::new(false);
     // The frame at `place` is the last of the one and the first of the other.
     let (first, second) = std::thread::scope(|scope| {
-        let second =
-            scope.spawn(|| Half::read(second, usize::MAX, &info, scorer_of_second, failed));
-        let first = Half::read(first, place + 1, &info, scorer_of_first, failed);
+        let second = scope.spawn(|| Half::read(second, usize::MAX, of_second, failed));
+        let first = Half::read(first, place + 1, of_first, failed);
         (first, second.join().ok().flatten())
     });
     let (first, second) = (first?, second?);
@@ -117,6 +123,42 @@ fn in_halves(path: &Path, mut detector: Detector) -> Option<VideoShots> {
     Some(VideoShots { info, shots, times, decoder: Decoder::Ffmpeg })
 }
 
+/// Scores frames of a decoder, whole ones or those of picked pixels.
+struct Comparison {
+    scorer: Scorer,
+    /// Width and height of the frames as they come.
+    size: (usize, usize),
+    are_picked: bool,
+}
+
+impl Comparison {
+    fn new(settings: &Settings, info: &VideoInfo, picks: Option<&Picks>) -> Self {
+        let whole = (info.width, info.height);
+        match picks {
+            Some(picks) => Self {
+                scorer: Scorer::of_picks(settings, whole, picks),
+                size: (picks.columns.len(), picks.rows.len()),
+                are_picked: true,
+            },
+            None => Self {
+                scorer: Scorer::new(settings, whole.0, whole.1),
+                size: whole,
+                are_picked: false,
+            },
+        }
+    }
+
+    /// The score of the next frame; `None` where it has another size.
+    fn push(&mut self, frame: &PlanarFrame) -> Option<Score> {
+        let (width, height) = self.size;
+        let PlanarFrame { planes, to_rgb, .. } = frame;
+        Some(match self.are_picked {
+            true => self.scorer.push(&Yuv444::new(planes, width, height, *to_rgb)?),
+            false => self.scorer.push(&Yuv420::new(planes, width, height, *to_rgb)?),
+        })
+    }
+}
+
 /// What one of two programs saw.
 #[derive(Default)]
 struct Half {
@@ -129,29 +171,27 @@ struct Half {
 impl Half {
     /// Reads at most `most` frames; `None` where there was an error here or, by `failed`, over there.
     fn read(
-        frames: PlanarFrames,
+        mut frames: PlanarFrames,
         most: usize,
-        info: &VideoInfo,
-        mut scorer: Scorer,
+        mut comparison: Comparison,
         failed: &AtomicBool,
     ) -> Option<Self> {
         let mut half = Self::default();
-        for frame in frames.take(most) {
+        while half.scores.len() < most {
+            let Some(frame) = frames.next() else { break };
             let frame = frame.ok().filter(|_| !failed.load(Ordering::Relaxed));
-            let planes = frame.and_then(|frame| {
-                half.times.push(frame.time);
-                Yuv420::new(frame.planes, info.width, info.height, frame.to_rgb)
-            });
-            let Some(planes) = planes else {
+            let Some((frame, score)) =
+                frame.and_then(|frame| comparison.push(&frame).map(|score| (frame, score)))
+            else {
                 failed.store(true, Ordering::Relaxed);
                 return None;
             };
-            half.scores.push(scorer.push(&planes));
-            let bytes = planes.into_data();
+            half.times.push(frame.time);
+            half.scores.push(score);
             if half.scores.len() == 1 {
-                half.first_frame.clone_from(&bytes);
+                half.first_frame.clone_from(&frame.planes);
             }
-            half.last_frame = bytes;
+            frames.reuse(std::mem::replace(&mut half.last_frame, frame.planes));
         }
         Some(half)
     }
