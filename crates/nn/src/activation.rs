@@ -22,9 +22,10 @@ pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     match Values::take(x) {
         Ok(values) => values.map(gelu_tanh_of),
         Err(x) => {
-            // x + 0.044715 x^3 = x * (1 + 0.044715 x^2)
-            let inner = x.clone() * ((x.clone() * x.clone()) * 0.044715 + 1.0);
-            x * sigmoid(inner * TWICE_SQRT_2_OVER_PI)
+            // c (x + 0.044715 x^3) = x * (c + 0.044715 c x^2), in as few passes as there are.
+            let square = x.clone() * x.clone();
+            let inner = square * (0.044715 * TWICE_SQRT_2_OVER_PI) + TWICE_SQRT_2_OVER_PI;
+            x.clone() * sigmoid(x * inner)
         }
     }
 }
