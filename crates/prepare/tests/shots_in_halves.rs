@@ -1,9 +1,10 @@
-//! A long video is decoded by two programs at once: what they find together is what one finds.
+//! A long video is decoded by two programs at once, and programs leave out the pixels that are not
+//! looked at: what is found is what one program finds that gives all of them.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use opensora_prepare::shots::{self, Settings, Yuv420};
-use opensora_video::{Decoder, VideoReader};
+use opensora_prepare::shots::{self, Release, Settings, Yuv420};
+use opensora_video::{Decoder, VideoReader, picks::Picks};
 use std::{path::Path, process::Command};
 
 /// Name, size, rate, encoder's options, and whether two programs can share it where that is known.
@@ -14,11 +15,16 @@ fn make(path: &Path, size: &str, rate: &str, options: &[&str]) -> bool {
     let scenes = ["testsrc2", "mandelbrot", "testsrc", "smptebars", "testsrc2", "rgbtestsrc"];
     let mut command = Command::new("ffmpeg");
     command.args(["-nostdin", "-v", "error", "-y"]);
+    // Some scenes can only be had with even sides.
+    let (width, height) = size.split_once('x').unwrap();
+    let even = |side: &str| side.parse::<usize>().unwrap().next_multiple_of(2);
     for (scene, seconds) in scenes.iter().zip([2.2, 3.1, 1.5, 0.9, 2.7, 1.9]) {
-        let source = format!("{scene}=size={size}:rate={rate}");
+        let source = format!("{scene}=size={}x{}:rate={rate}", even(width), even(height));
         command.args(["-f", "lavfi", "-t", &format!("{seconds}"), "-i", &source]);
     }
-    command.args(["-filter_complex", &format!("concat=n={}", scenes.len()), "-pix_fmt", "yuv420p"]);
+    let crop = format!("format=yuv420p,crop={width}:{height}:0:0:exact=1");
+    let filter = format!("concat=n={},{crop}", scenes.len());
+    command.args(["-filter_complex", &filter, "-pix_fmt", "yuv420p"]);
     command.args(options).arg(path).status().is_ok_and(|status| status.success())
 }
 
@@ -56,19 +62,77 @@ fn two_halves_find_what_one_pass_finds() {
                 "{name}"
             );
         }
-        let (info, frames) = VideoReader::open_planar(&path, Decoder::Ffmpeg, |_, _| None).unwrap();
+        same_as_of_all_pixels(&path, name);
+    }
+}
+
+/// Compares what is found with what all pixels of one pass give.
+fn same_as_of_all_pixels(path: &Path, name: &str) {
+    let releases = [Release::V0_7, Release::V0_6_3];
+    for settings in releases.map(|release| Settings { release, ..Settings::default() }) {
+        let (info, frames) = VideoReader::open_planar(path, Decoder::Ffmpeg, |_, _| None).unwrap();
+        assert!(frames.picks().is_none());
         let mut times = Vec::new();
         let frames = frames.map(|frame| {
             let frame = frame.unwrap();
             times.push(frame.time);
             Yuv420::new(frame.planes, info.width, info.height, frame.to_rgb).unwrap()
         });
-        let one_pass = shots::detect(frames, &Settings::default()).unwrap();
+        let one_pass = shots::detect(frames, &settings).unwrap();
         assert!(one_pass.scenes.len() >= 4, "{name}: {:?}", one_pass.scenes);
 
-        let found = shots::of_video(&path, Decoder::Ffmpeg, &Settings::default()).unwrap();
+        let found = shots::of_video(path, Decoder::Ffmpeg, &settings).unwrap();
         assert_eq!(found.shots, one_pass, "{name}");
         assert_eq!((found.times, found.decoder), (times, Decoder::Ffmpeg), "{name}");
+    }
+}
+
+#[test]
+fn pixels_that_are_left_out_do_not_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let h264 = ["-c:v", "libx264", "-preset", "ultrafast", "-g", "40"];
+    let with = |options: &[&'static str]| [&h264[..], options].concat();
+    let corner = with(&["-chroma_sample_location", "topleft"]);
+    let full = with(&["-color_range", "pc", "-pix_fmt", "yuvj420p"]);
+    let deep = with(&["-pix_fmt", "yuv420p10le"]);
+    let vp9 = ["-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8"];
+    // Name, size, rate (at 25 two programs share it), options, and whether columns of the middles of
+    // three or five are picked.
+    let videos: [(&str, &str, &str, &[&str], bool); 10] = [
+        ("three.mp4", "768x432", "25", &h264, true),
+        ("five.mp4", "1280x720", "10", &h264, true),
+        ("portrait.mp4", "432x768", "10", &h264, true),
+        ("columns.mp4", "768x434", "25", &h264, true),
+        ("columns-portrait.mkv", "430x768", "10", &h264, true),
+        ("corner.mp4", "768x432", "10", &corner, true),
+        ("full-range.mp4", "768x432", "10", &full, false),
+        ("deep.mp4", "768x432", "10", &deep, false),
+        ("vp9-odd.webm", "771x435", "10", &vp9, true),
+        ("even.mp4", "1024x576", "10", &h264, true),
+    ];
+    for (name, size, rate, options, picked) in videos {
+        let path = folder.path().join(name);
+        if !make(&path, size, rate, options) {
+            eprintln!("skipped: {name} cannot be made here");
+            continue;
+        }
+        let every = |side: usize| {
+            let factor = [5, 3].into_iter().find(|factor| side.is_multiple_of(*factor));
+            factor.map_or_else(
+                || (0..side).collect(),
+                |factor| (factor / 2..side).step_by(factor).collect::<Vec<_>>(),
+            )
+        };
+        let wanted = |width, height| Some(Picks { columns: every(width), rows: every(height) });
+        let (_, frames) = VideoReader::open_planar(&path, Decoder::Ffmpeg, wanted).unwrap();
+        assert_eq!(frames.picks().is_some(), picked, "{name}");
+        drop(frames);
+        same_as_of_all_pixels(&path, name);
+        if name == "portrait.mp4" {
+            let found =
+                |decoder| shots::of_video(&path, decoder, &Settings::default()).unwrap().shots;
+            assert_eq!(found(Decoder::InProcess), found(Decoder::Auto));
+        }
     }
 }
 

@@ -99,7 +99,7 @@ impl VideoReader {
         check_file(path)?;
         let outside = || {
             let (stream, planar) = ffmpeg::Stream::open_planar(path, &programs, &wanted)?;
-            Ok((stream.info.clone(), PlanarSource::Ffmpeg(stream, planar)))
+            Ok((stream.info.clone(), PlanarSource::Ffmpeg(Box::new(stream), planar)))
         };
         let inside = || {
             let stream = mp4::Stream::open(path)?;
@@ -140,7 +140,7 @@ impl VideoReader {
         let Halves { first, second, place, planar } = halves;
         let info = first.info.clone();
         let frames = |stream| PlanarFrames {
-            source: Some(PlanarSource::Ffmpeg(stream, planar.clone())),
+            source: Some(PlanarSource::Ffmpeg(Box::new(stream), planar.clone())),
             decoder: Decoder::Ffmpeg,
             path: path.into(),
         };
@@ -268,7 +268,7 @@ pub struct PlanarFrames {
 
 enum PlanarSource {
     Mp4(Box<mp4::Stream>),
-    Ffmpeg(ffmpeg::Stream, Planar),
+    Ffmpeg(Box<ffmpeg::Stream>, Planar),
 }
 
 impl PlanarSource {
