@@ -148,14 +148,14 @@ mod tests {
             eprintln!("not compared: the ffmpeg program is not there");
             return;
         }
+        // Even sides: where one is odd, the program's colour differences lie elsewhere, and it is refused.
         for (factors, size) in [
             ((5, 5), (320, 180)),
             ((5, 5), (180, 320)),
-            ((3, 3), (771, 435)),
+            ((3, 3), (768, 432)),
             ((15, 15), (1920, 1080)),
             // Columns or rows alone.
             ((5, 1), (320, 182)),
-            ((1, 5), (321, 175)),
         ] {
             let picks = Picks { columns: every(factors.0, size.0), rows: every(factors.1, size.1) };
             assert!(picks.are_made_by(&program, size), "{factors:?} {size:?}");
