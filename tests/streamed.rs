@@ -69,6 +69,17 @@ fn waves<const D: usize>(shape: [usize; D], phase: f32, device: &Device) -> Tens
     Tensor::<1>::from_floats(values.as_slice(), device).reshape(shape)
 }
 
+/// Equal to the bit on flex; other backends' products may depend on where in memory weights lie.
+fn assert_same(found: Tensor<5>, wanted: Tensor<5>, name: &str, what: &str) {
+    if name == "flex" {
+        assert_eq!(values(found), values(wanted), "{name} {what}");
+    } else {
+        let size = wanted.clone().abs().max().into_scalar::<f32>();
+        let difference = (found - wanted).abs().max().into_scalar::<f32>();
+        assert!(difference <= 1e-5 * size, "{name} {what}: {difference} of {size}");
+    }
+}
+
 fn values(tensor: Tensor<5>) -> Vec<f32> {
     tensor.into_data().try_to_vec::<f32>().unwrap()
 }
@@ -94,7 +105,7 @@ fn every_layout_gives_the_resident_models_numbers() {
                 let (latents, prompt) = (latents.clone(), prompt.clone());
                 let wanted = resident.forward(latents.clone(), &timesteps, prompt.clone(), mask);
                 let found = streamed.forward(latents, &timesteps, prompt, mask).unwrap();
-                assert_eq!(values(found), values(wanted), "{name} {file}");
+                assert_same(found, wanted, &name, file);
             }
 
             // A run of four steps that uses attentions again.
@@ -113,7 +124,7 @@ fn every_layout_gives_the_resident_models_numbers() {
                 let found = streamed
                     .forward_cached(latents, &timesteps, prompt, Some(mask), &mut kept)
                     .unwrap();
-                assert_eq!(values(found), values(wanted), "{name} {file} {timestep}");
+                assert_same(found, wanted, &name, &format!("{file} {timestep}"));
             }
             assert_eq!(kept.work(), wanted_kept.work());
             assert!(kept.work().attentions_reused > 0);
