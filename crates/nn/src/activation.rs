@@ -36,16 +36,12 @@ pub fn linear_gelu_tanh<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<
     let Some(bias) = layer.bias.as_ref().map(Param::val) else {
         return gelu_tanh(layer.forward(x));
     };
-    match Values::take(bias) {
-        // A device that cannot be taken from is the layer's whole.
-        Err(_) => gelu_tanh(layer.forward(x)),
-        Ok(bias) => {
-            let weight = layer.weight.val();
-            match Values::take(linear(x, weight, None)) {
-                Ok(values) => values.map_with(&bias, |x, bias| gelu_tanh_of(x + bias)),
-                Err(x) => gelu_tanh(x + bias.put().unsqueeze()),
-            }
-        }
+    let Ok(of_channels) = Values::take(bias.clone()) else {
+        return gelu_tanh(layer.forward(x));
+    };
+    match Values::take(linear(x, layer.weight.val(), None)) {
+        Ok(values) => values.map_with(&of_channels, |x, bias| gelu_tanh_of(x + bias)),
+        Err(x) => gelu_tanh(x + bias.unsqueeze()),
     }
 }
 
