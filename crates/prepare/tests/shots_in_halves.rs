@@ -99,7 +99,7 @@ fn pixels_that_are_left_out_do_not_count() {
     // Name, size, rate (at 25 two programs share it), options, and whether columns of the middles of
     // three or five are picked, where that does not depend on the program: of odd sides some builds
     // pick the right pixels and some do not.
-    let videos: [(&str, &str, &str, &[&str], Option<bool>); 10] = [
+    let videos: [Video<'_>; 10] = [
         ("three.mp4", "768x432", "25", &h264, Some(true)),
         ("five.mp4", "1280x720", "10", &h264, Some(true)),
         ("portrait.mp4", "432x768", "10", &h264, Some(true)),
