@@ -51,9 +51,8 @@ pub(super) fn attention(heads: Heads) -> Result<Tensor<4>, Heads> {
         unreachable!("asked before")
     };
     let bias = bias.as_ref().map(Values::get);
-    let per_sample = count * queries;
     scores.get_mut().par_chunks_mut(queries * keys).enumerate().for_each(|(head, scores)| {
-        let sample = head * queries / per_sample;
+        let sample = head / count;
         // One row of a bias serves all samples where it has only one.
         let bias =
             bias.map(|bias| if bias.len() == keys { bias } else { &bias[sample * keys..][..keys] });
