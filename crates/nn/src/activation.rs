@@ -1,13 +1,15 @@
 //! Activations in the form that is fastest on burn's backends.
 
 use crate::host::{self, Values};
+#[cfg(feature = "flex")]
+use crate::{fused::Fused, linear::fused_parameters};
+#[cfg(feature = "flex")]
+use burn::backend::Dispatch;
 use burn::{
-    module::Param,
     nn::Linear,
     tensor::{
         Tensor,
         activation::{self, sigmoid},
-        module::linear,
     },
 };
 
@@ -30,25 +32,30 @@ pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     }
 }
 
-/// [`gelu_tanh`] of a linear layer's output, `[.., in] -> [.., out]`: where the values lie in this
-/// process's memory, bias and activation are one pass.
+/// [`gelu_tanh`] of a linear layer's output, `[.., in] -> [.., out]`.
 pub fn linear_gelu_tanh<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
-    let Some(bias) = layer.bias.as_ref().map(Param::val) else {
-        return gelu_tanh(layer.forward(x));
-    };
-    let Ok(of_channels) = Values::take(bias.clone()) else {
-        return gelu_tanh(layer.forward(x));
-    };
-    match Values::take(linear(x, layer.weight.val(), None)) {
-        Ok(values) => values.map_with(&of_channels, |x, bias| gelu_tanh_of(x + bias)),
-        Err(x) => gelu_tanh(x + bias.unsqueeze()),
+    #[cfg(feature = "flex")]
+    if let Some([weight, bias]) = fused_parameters(layer, &x) {
+        return Tensor::from_dispatch(Dispatch::fused_linear_gelu(x.into_dispatch(), weight, bias));
     }
+    gelu_tanh(layer.forward(x))
 }
 
+/// [`gelu_tanh`] of one value.
 #[inline(always)]
-fn gelu_tanh_of(x: f32) -> f32 {
+pub(crate) fn gelu_tanh_of(x: f32) -> f32 {
     let inner = x * (0.044715 * (x * x) + 1.0);
     x * host::sigmoid(inner * TWICE_SQRT_2_OVER_PI as f32)
+}
+
+/// The derivative of [`gelu_tanh_of`].
+#[cfg(all(feature = "flex", feature = "autodiff"))]
+#[inline(always)]
+pub(crate) fn gelu_tanh_slope(x: f32) -> f32 {
+    let square = 0.044715 * (x * x);
+    let sigmoid = host::sigmoid(x * (square + 1.0) * TWICE_SQRT_2_OVER_PI as f32);
+    let slope = (3.0 * square + 1.0) * TWICE_SQRT_2_OVER_PI as f32;
+    sigmoid * (1.0 + x * (1.0 - sigmoid) * slope)
 }
 
 /// SiLU, `x * sigmoid(x)`; any shape.

@@ -11,8 +11,17 @@ mod host;
 mod padding;
 
 use crate::device::{AttentionKernel, attention_kernel};
+#[cfg(feature = "flex")]
+use crate::fused::{self, Fused};
+#[cfg(feature = "flex")]
+use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 use chunks::SCORE_BUDGET;
+#[cfg(feature = "flex")]
+pub(crate) use {
+    chunks::Chunks,
+    host::{SCORE_BUDGET as SCORES_AT_HAND, softmax},
+};
 
 /// `[B, N, heads * head_dim] -> [B, heads, N, head_dim]`.
 pub fn split_heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
@@ -46,6 +55,58 @@ pub fn attention(
 ) -> Tensor<4> {
     let kernel = attention_kernel(&query.device());
     attention_by(kernel, SCORE_BUDGET, Heads { query, key, value, bias, scale })
+}
+
+/// Multi-head attention of tokens to those along one axis of theirs, 1 (frames) or 2 (places):
+/// `qkv` `[B, T, S, 3 C]`, queries, keys and values of all heads at each token; returns
+/// `[B, T, S, C]`.
+pub fn self_attention(qkv: Tensor<4>, axis: usize, heads: usize) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if fused::takes(&qkv) && qkv.dims()[axis] <= host::MOST_KEYS {
+        let qkv = qkv.into_dispatch();
+        return Tensor::from_dispatch(Dispatch::fused_self_attention(qkv, axis, heads));
+    }
+    let [batch, frames, places, width] = qkv.dims();
+    let channels = width / 3;
+    // [B, T, S, 3C] -> [B, G, N, 3C] -> [B*G, N, 3C]
+    let along_frames = axis == 1;
+    let qkv = if along_frames { qkv.swap_dims(1, 2) } else { qkv };
+    let [_, groups, tokens, _] = qkv.dims();
+    let qkv = qkv.reshape([batch * groups, tokens, width]);
+    let [q, k, v] =
+        [0, 1, 2].map(|part| split_heads(qkv.clone().narrow(2, part * channels, channels), heads));
+    // ... and back.
+    let out = merge_heads(attention(q, k, v, None, None));
+    let out = out.reshape([batch, groups, tokens, channels]);
+    let out = if along_frames { out.swap_dims(1, 2) } else { out };
+    out.reshape([batch, frames, places, channels])
+}
+
+/// Multi-head attention of `query` `[B, N, C]` to `key_value` `[B, M, 2 C]`, keys and values of all heads at
+/// each token, with `bias` `[B, 1, 1, M]` (or of one sample for all) added to the scores; returns
+/// `[B, N, C]`. No gradient goes to the bias.
+pub fn cross_attention(
+    query: Tensor<3>,
+    key_value: Tensor<3>,
+    bias: Option<Tensor<4>>,
+    heads: usize,
+) -> Tensor<3> {
+    let [_, keys, width] = key_value.dims();
+    #[cfg(feature = "flex")]
+    if fused::takes(&query) && fused::takes(&key_value) && (1..=host::MOST_KEYS).contains(&keys) {
+        let bias = match bias {
+            Some(bias) => bias.reshape([-1, keys as i64]),
+            None => Tensor::<2>::zeros([1, keys], &query.device()),
+        };
+        let [query, key_value] = [query, key_value].map(Tensor::into_dispatch);
+        let bias = bias.into_dispatch();
+        let out = Dispatch::fused_cross_attention(query, key_value, bias, heads);
+        return Tensor::from_dispatch(out);
+    }
+    let channels = width / 2;
+    let [k, v] = [0, 1]
+        .map(|part| split_heads(key_value.clone().narrow(2, part * channels, channels), heads));
+    merge_heads(attention(split_heads(query, heads), k, v, bias, None))
 }
 
 /// The arguments of [`attention`].
@@ -171,6 +232,71 @@ mod tests {
             for (found, whole) in gradients(budget).into_iter().zip(whole.clone()) {
                 assert!(distance(found, whole) <= 1e-6);
             }
+        }
+    }
+
+    #[cfg(feature = "autodiff")]
+    #[test]
+    fn attention_of_tokens_to_each_other_equals_its_operations() {
+        for (axis, [batch, frames, places]) in [(1, [2, 5, 3]), (2, [2, 3, 7]), (1, [1, 1, 4])] {
+            let (heads, dim) = (2, 6);
+            let channels = heads * dim;
+            crate::testing::assert_gradients_agree(
+                [crate::testing::waves([batch, frames, places, 3 * channels], 0.0)],
+                |[qkv]| self_attention(qkv, axis, heads),
+                |[qkv]| {
+                    let qkv = if axis == 1 { qkv.swap_dims(1, 2) } else { qkv };
+                    let [_, groups, tokens, _] = qkv.dims();
+                    let heads_of = |part: usize| {
+                        let of = qkv.clone().narrow(3, part * channels, channels);
+                        split_heads(of.reshape([batch * groups, tokens, channels]), heads)
+                    };
+                    let scores = heads_of(0).matmul(heads_of(1).swap_dims(2, 3));
+                    let scores = scores * (1.0 / (dim as f64).sqrt());
+                    let weights = burn::tensor::activation::softmax(scores, 3);
+                    let out = merge_heads(weights.matmul(heads_of(2)));
+                    let out = out.reshape([batch, groups, tokens, channels]);
+                    if axis == 1 { out.swap_dims(1, 2) } else { out }
+                },
+            );
+        }
+    }
+
+    #[cfg(feature = "autodiff")]
+    #[test]
+    fn attention_to_a_prompt_equals_its_operations() {
+        let (heads, dim, queries, keys) = (3, 4, 11, 6);
+        let channels = heads * dim;
+        for (batch, of_bias) in [(1, Some(1)), (2, Some(1)), (2, Some(2)), (2, None)] {
+            let bias = of_bias.map(|rows| waves([rows, 1, 1, keys], 3.0, &Device::flex()));
+            let bias = |x: &Tensor<3>| {
+                let lifted =
+                    |bias| if x.device().is_autodiff() { Tensor::from_inner(bias) } else { bias };
+                bias.clone().map(lifted)
+            };
+            // Rows of both inputs beside each other, as the check wants them of one rank.
+            crate::testing::assert_gradients_agree(
+                [
+                    crate::testing::waves([batch, queries, channels], 0.0),
+                    crate::testing::waves([batch, keys, 2 * channels], 1.0),
+                ],
+                |[query, key_value]| {
+                    let bias = bias(&query);
+                    cross_attention(query, key_value, bias, heads)
+                },
+                |[query, key_value]| {
+                    let part = |part: usize| {
+                        split_heads(key_value.clone().narrow(2, part * channels, channels), heads)
+                    };
+                    let scores = split_heads(query.clone(), heads).matmul(part(0).swap_dims(2, 3));
+                    let scores = scores * (1.0 / (dim as f64).sqrt());
+                    let scores = match bias(&query) {
+                        Some(bias) => scores + bias,
+                        None => scores,
+                    };
+                    merge_heads(burn::tensor::activation::softmax(scores, 3).matmul(part(1)))
+                },
+            );
         }
     }
 

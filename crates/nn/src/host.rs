@@ -8,6 +8,11 @@
 //!
 //! Without the feature `flex`, [`Values::take`] never succeeds and the layers run on burn's operations.
 
+#[cfg(feature = "flex")]
+pub(crate) mod product;
+#[cfg(feature = "flex")]
+mod tiles;
+
 use burn::tensor::Tensor;
 
 /// The f32 values of a contiguous tensor, taken out of it.
@@ -78,30 +83,29 @@ mod kernels {
             self.get_mut().par_chunks_mut(TASK).for_each(|values| map(values, &f));
             self.put()
         }
-
-        /// Replaces every value by `f` of it and its channel's value of `of_channels` `[C]`, where the
-        /// last axis is that of the channels.
-        pub(crate) fn map_with(
-            mut self,
-            of_channels: &Values<1>,
-            f: impl Fn(f32, f32) -> f32 + Sync,
-        ) -> Tensor<D> {
-            let of_channels = of_channels.get();
-            let rows = TASK.div_ceil(of_channels.len());
-            self.get_mut().par_chunks_mut(rows * of_channels.len()).for_each(|rows| {
-                vectorized(|| {
-                    for row in rows.chunks_mut(of_channels.len()) {
-                        row.iter_mut().zip(of_channels).for_each(|(x, &c)| *x = f(*x, c));
-                    }
-                });
-            });
-            self.put()
-        }
     }
 
     /// Replaces every value by `f` of it.
     pub(crate) fn map(values: &mut [f32], f: impl Fn(f32) -> f32) {
         vectorized(|| values.iter_mut().for_each(|x| *x = f(*x)));
+    }
+
+    /// `f` over the `map` of all values, in an order that takes sixteen of them side by side.
+    #[inline(always)]
+    pub(crate) fn fold(
+        values: &[f32],
+        start: f32,
+        map: impl Fn(f32) -> f32,
+        f: impl Fn(f32, f32) -> f32,
+    ) -> f32 {
+        let (rows, rest) = values.as_chunks::<16>();
+        let mut lanes = [start; 16];
+        for row in rows {
+            for (lane, &x) in lanes.iter_mut().zip(row) {
+                *lane = f(*lane, map(x));
+            }
+        }
+        rest.iter().fold(lanes.into_iter().fold(start, &f), |a, &x| f(a, map(x)))
     }
 
     /// Runs `f`, compiled for the widest vectors that this processor has. (The program as a whole is
@@ -113,7 +117,7 @@ mod kernels {
 }
 
 #[cfg(feature = "flex")]
-pub(crate) use kernels::{map, vectorized};
+pub(crate) use kernels::{fold, map, vectorized};
 
 #[cfg(not(feature = "flex"))]
 impl<const D: usize> Values<D> {
@@ -123,10 +127,6 @@ impl<const D: usize> Values<D> {
     }
 
     pub(crate) fn map(self, _: impl Fn(f32) -> f32 + Sync) -> Tensor<D> {
-        match self.never {}
-    }
-
-    pub(crate) fn map_with(self, _: &Values<1>, _: impl Fn(f32, f32) -> f32 + Sync) -> Tensor<D> {
         match self.never {}
     }
 }

@@ -9,14 +9,17 @@
 //! | [`attention`] | multi-head attention over `[B, N, C]` with an additive bias |
 //! | [`linear`] | linear layers with a transformer's initial weights |
 //! | [`mask`] | which tokens of a prompt count |
+//! | [`modulation`] | adaptive norms and gates |
 //! | [`norm`] | LayerNorm without affine parameters, T5's RMS norm |
 //! | [`activation`] | tanh-GELU |
 //! | [`conv`] | 3x3 convolutions and upsampling of pictures |
 //! | [`timestep`] | sinusoidal timestep embedding |
 //! | [`sincos`] | sine-cosine position tables |
 //!
-//! Where tensors lie in this process's memory and no gradient is wanted, several of these layers run
-//! as one pass over it on every core (`host`); everywhere else, as operations of burn.
+//! On burn's flex backend, whose tensors lie in this process's memory, several of these layers run as
+//! one pass over it on every core (`host`), those of the denoiser with gradients of their own (`fused`),
+//! and large products on the processor's matrix unit where it has one; everywhere else, as operations
+//! of burn.
 //!
 //! Nothing here knows a model, a file or a diffusion process.
 
@@ -25,11 +28,16 @@ pub mod attention;
 pub mod conv;
 pub mod device;
 pub mod dtype;
+#[cfg(feature = "flex")]
+mod fused;
 mod host;
 pub mod linear;
 pub mod mask;
+pub mod modulation;
 pub mod noise;
 pub mod norm;
 pub mod random;
 pub mod sincos;
+#[cfg(all(test, feature = "autodiff"))]
+mod testing;
 pub mod timestep;

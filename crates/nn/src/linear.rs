@@ -1,6 +1,14 @@
-//! Linear layers with the initial weights that transformers want.
+//! Linear layers with the initial weights that transformers want, and in the form that is fastest.
 
-use burn::{module::Initializer, nn::Linear, tensor::Device};
+#[cfg(feature = "flex")]
+use crate::fused::{self, Fused};
+#[cfg(feature = "flex")]
+use burn::{backend::Dispatch, module::Param};
+use burn::{
+    module::Initializer,
+    nn::Linear,
+    tensor::{Device, Tensor},
+};
 
 /// A layer `input -> output` with weights from `initializer` and, where wanted, a bias of zeros.
 ///
@@ -24,3 +32,70 @@ pub const XAVIER: Initializer = Initializer::XavierUniform { gain: 1.0 };
 
 /// `torch.nn.init.normal_(std=0.02)`.
 pub const NORMAL_02: Initializer = Initializer::Normal { mean: 0.0, std: 0.02 };
+
+/// The output of `layer`, `[.., in] -> [.., out]`: the same as its own `forward`, and faster where a
+/// processor's matrix unit can be had.
+pub fn forward<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if let Some([weight, bias]) = fused_parameters(layer, &x) {
+        return Tensor::from_dispatch(Dispatch::fused_linear(x.into_dispatch(), weight, bias));
+    }
+    layer.forward(x)
+}
+
+/// Weight and bias of `layer` where [`Fused`] takes them and `x`.
+#[cfg(feature = "flex")]
+pub(crate) fn fused_parameters<const D: usize>(
+    layer: &Linear,
+    x: &Tensor<D>,
+) -> Option<[burn::backend::DispatchTensor; 2]> {
+    if !fused::takes(x) {
+        return None;
+    }
+    let (weight, bias) = (layer.weight.val(), layer.bias.as_ref().map(Param::val)?);
+    (fused::takes(&weight) && fused::takes(&bias))
+        .then(|| [weight.into_dispatch(), bias.into_dispatch()])
+}
+
+#[cfg(all(test, feature = "autodiff"))]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_gradients_agree, waves};
+    use burn::module::ParamId;
+
+    /// Sizes with and without the matrix unit, each with its weight as `[in, out]` and as a transposed
+    /// view, as loading leaves it.
+    #[test]
+    fn layers_equal_burns() {
+        for [rows, input, output] in [[3, 5, 7], [300, 256, 260]] {
+            for transposed in [false, true] {
+                let layer = |weight: Tensor<2>, bias: Tensor<2>| Linear {
+                    weight: Param::initialized(
+                        ParamId::new(),
+                        if transposed { weight.transpose() } else { weight },
+                    ),
+                    bias: Some(Param::initialized(ParamId::new(), bias.reshape([output]))),
+                };
+                let shape = if transposed { [output, input] } else { [input, output] };
+                let inputs =
+                    [waves([rows, input], 0.0), waves(shape, 1.0) * 0.1, waves([1, output], 2.0)];
+                assert_gradients_agree(
+                    inputs.clone(),
+                    |[x, weight, bias]| forward(&layer(weight, bias), x),
+                    |[x, weight, bias]| x.matmul(layer(weight, bias.clone()).weight.val()) + bias,
+                );
+                assert_gradients_agree(
+                    inputs,
+                    |[x, weight, bias]| {
+                        crate::activation::linear_gelu_tanh(&layer(weight, bias), x)
+                    },
+                    |[x, weight, bias]| {
+                        let x = x.matmul(layer(weight, bias.clone()).weight.val()) + bias;
+                        let square = x.clone() * x.clone() * 0.044715 + 1.0;
+                        (((x.clone() * square) * 0.797_884_56).tanh() + 1.0) * x * 0.5
+                    },
+                );
+            }
+        }
+    }
+}

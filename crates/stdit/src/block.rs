@@ -16,9 +16,9 @@ use burn::{
 };
 use opensora_nn::{
     activation::linear_gelu_tanh,
-    attention::{attention, merge_heads, split_heads},
-    linear::{XAVIER, linear},
-    norm::layer_norm,
+    attention::{cross_attention, self_attention},
+    linear::{self, XAVIER, linear},
+    modulation::{gated_sum, norm_and_modulate},
 };
 
 /// Epsilon of every LayerNorm in these models.
@@ -46,14 +46,19 @@ impl SelfAttention {
 
     /// `[B, N, C] -> [B, N, C]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let [q, k, v] = self
-            .qkv
-            .forward(x) // [B, N, 3C]
-            .chunk(3, 2)
-            .try_into()
-            .expect("a multiple of three channels cut in three");
-        let [q, k, v] = [q, k, v].map(|x| split_heads(x, self.heads));
-        self.proj.forward(merge_heads(attention(q, k, v, None, None)))
+        let [_, tokens, _] = x.dims();
+        self.along(x, [1, tokens], 2)
+    }
+
+    /// `[B, T*S, C] -> [B, T*S, C]`: tokens of a `[T, S]` grid attend to those along one axis of it, 1 for
+    /// T or 2 for S.
+    pub(crate) fn along(&self, x: Tensor<3>, grid: [usize; 2], axis: usize) -> Tensor<3> {
+        let [batch, tokens, channels] = x.dims();
+        let [frames, places] = grid;
+        let qkv = linear::forward(&self.qkv, x); // [B, T*S, 3C]
+        let qkv = qkv.reshape([batch, frames, places, 3 * channels]);
+        let attended = self_attention(qkv, axis, self.heads);
+        linear::forward(&self.proj, attended.reshape([batch, tokens, channels]))
     }
 }
 
@@ -83,15 +88,9 @@ impl CrossAttention {
 
     /// `x` `[B, N, C]`, `prompt` `[B, L, C]`, `bias` `[B, 1, 1, L]`; returns `[B, N, C]`.
     pub fn forward(&self, x: Tensor<3>, prompt: Tensor<3>, bias: Option<Tensor<4>>) -> Tensor<3> {
-        let q = split_heads(self.q_linear.forward(x), self.heads);
-        let [k, v] = self
-            .kv_linear
-            .forward(prompt) // [B, L, 2C]
-            .chunk(2, 2)
-            .try_into()
-            .expect("a multiple of two channels cut in two");
-        let [k, v] = [k, v].map(|x| split_heads(x, self.heads));
-        self.proj.forward(merge_heads(attention(q, k, v, bias, None)))
+        let q = linear::forward(&self.q_linear, x);
+        let kv = linear::forward(&self.kv_linear, prompt); // [B, L, 2C]
+        linear::forward(&self.proj, cross_attention(q, kv, bias, self.heads))
     }
 }
 
@@ -115,7 +114,7 @@ impl Mlp {
 
     /// `[B, N, C] -> [B, N, C]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.fc2.forward(linear_gelu_tanh(&self.fc1, x))
+        linear::forward(&self.fc2, linear_gelu_tanh(&self.fc1, x))
     }
 }
 
@@ -143,8 +142,7 @@ struct Modulation {
 impl Modulation {
     /// `norm(x) * (1 + scale) + shift`.
     fn norm_and_modulate(&self, x: Tensor<3>) -> Tensor<3> {
-        let scale = self.scale.clone() + 1.0;
-        layer_norm(x, NORM_EPSILON) * scale + self.shift.clone()
+        norm_and_modulate(x, self.scale.clone(), self.shift.clone(), NORM_EPSILON)
     }
 }
 
@@ -162,7 +160,7 @@ impl PixArtBlock {
     pub fn forward(&self, x: Tensor<3>, c: &Conditioning) -> Tensor<3> {
         let [msa, mlp] = self.modulation(c);
         let attended = self.attn.forward(msa.norm_and_modulate(x.clone()));
-        let x = x + msa.gate * attended;
+        let x = gated_sum(x, msa.gate, attended);
         self.cross_attention_and_mlp(x, c, mlp, &mut BlockAttentions::computed())
     }
 
@@ -188,7 +186,7 @@ impl PixArtBlock {
         });
         let x = x + seen;
         let y = self.mlp.forward(mlp.norm_and_modulate(x.clone()));
-        x + mlp.gate * y
+        gated_sum(x, mlp.gate, y)
     }
 }
 
@@ -247,32 +245,24 @@ impl StDitBlock {
 
     /// Attention within each frame, `[B, T*S, C] -> [B, T*S, C]`.
     fn spatial(&self, x: Tensor<3>, frames: usize) -> Tensor<3> {
-        let [batch, tokens, channels] = x.dims();
-        // [B, T*S, C] -> [B*T, S, C]
-        let x = x.reshape([batch * frames, tokens / frames, channels]);
-        self.base.attn.forward(x).reshape([batch, tokens, channels])
+        let places = x.dims()[1] / frames;
+        self.base.attn.along(x, [frames, places], 2)
     }
 
-    /// Attention over the frames of each place, `[B, T*S, C] -> [B, T*S, C]`.
+    /// Attention over the frames of each place, `[B, T*S, C] -> [B, T*S, C]`; `positions` `[T, C]`.
     fn temporal(&self, x: Tensor<3>, frames: usize, positions: Option<Tensor<2>>) -> Tensor<3> {
         let [batch, tokens, channels] = x.dims();
         let places = tokens / frames;
-        // [B, T*S, C] -> [B, T, S, C] -> [B, S, T, C] -> [B*S, T, C]
-        let x = x.reshape([batch, frames, places, channels]).swap_dims(1, 2).reshape([
-            batch * places,
-            frames,
-            channels,
-        ]);
         let x = match positions {
-            Some(table) => x + table.unsqueeze::<3>(),
+            Some(table) => {
+                // [B, T*S, C] -> [B, T, S, C] + [T, 1, C] -> [B, T*S, C]
+                let table = table.unsqueeze_dim::<3>(1).unsqueeze::<4>();
+                let x = x.reshape([batch, frames, places, channels]) + table;
+                x.reshape([batch, tokens, channels])
+            }
             None => x,
         };
-        // ... and back.
-        self.attn_temp
-            .forward(x)
-            .reshape([batch, places, frames, channels])
-            .swap_dims(1, 2)
-            .reshape([batch, tokens, channels])
+        self.attn_temp.along(x, [frames, places], 1)
     }
 }
 

@@ -16,16 +16,16 @@ const QUERY_MULTIPLE: usize = 128;
 
 /// How the work is cut.
 #[derive(Debug, PartialEq, Eq)]
-struct Chunks {
+pub(crate) struct Chunks {
     /// Samples at once; 1 where not all queries fit.
-    samples: usize,
+    pub(crate) samples: usize,
     /// Queries at once.
-    queries: usize,
+    pub(crate) queries: usize,
 }
 
 impl Chunks {
     /// For scores `[samples, heads, queries, keys]`.
-    fn new([samples, heads, queries, keys]: [usize; 4], budget: usize) -> Self {
+    pub(crate) fn new([samples, heads, queries, keys]: [usize; 4], budget: usize) -> Self {
         let scores_of_query = heads.saturating_mul(keys).max(1);
         let fitting = (budget / scores_of_query).clamp(1, queries.max(1));
         if fitting < queries {

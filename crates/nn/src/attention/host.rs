@@ -7,18 +7,18 @@
 //! Scores are held, of as many samples and queries at once as stay near the processor.
 
 use super::Heads;
-use crate::host::{Values, exp, vectorized};
+use crate::host::{Values, exp, fold, vectorized};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 /// Scores that are held at once, over all heads: 16 MB, about the last cache of a processor.
-pub(super) const SCORE_BUDGET: usize = 1 << 22;
+pub(crate) const SCORE_BUDGET: usize = 1 << 22;
 
 /// Beyond so many keys a chunk would be so few queries that the tiles of burn's kernel do better.
-const MOST_KEYS: usize = 1 << 12;
+pub(super) const MOST_KEYS: usize = 1 << 12;
 
-/// Scores that the compiler takes side by side.
-const LANES: usize = 16;
+/// Rows of scores that one task works on.
+const ROWS: usize = 256;
 
 /// Whether [`attention`] takes them: f32 in this process's memory, not too many keys, and no bias but
 /// one for each key.
@@ -51,38 +51,42 @@ pub(super) fn attention(heads: Heads) -> Result<Tensor<4>, Heads> {
         unreachable!("asked before")
     };
     let bias = bias.as_ref().map(Values::get);
-    scores.get_mut().par_chunks_mut(queries * keys).enumerate().for_each(|(head, scores)| {
-        let sample = head / count;
-        // One row of a bias serves all samples where it has only one.
-        let bias =
-            bias.map(|bias| if bias.len() == keys { bias } else { &bias[sample * keys..][..keys] });
-        vectorized(|| scores.chunks_mut(keys).for_each(|row| softmax(row, scale, bias)));
-    });
+    softmax(scores.get_mut(), keys, count * queries, scale, bias);
     Ok(scores.put().matmul(value))
 }
 
-/// The softmax of `row * scale + bias`.
+/// Replaces scores by their softmax: rows of `keys`, `rows_of_sample` of them for each sample, with
+/// `scale` and a `bias` `[1 or B, keys]`.
+pub(crate) fn softmax(
+    scores: &mut [f32],
+    keys: usize,
+    rows_of_sample: usize,
+    scale: f32,
+    bias: Option<&[f32]>,
+) {
+    // Few rows are too little for a task, and so are those of one sample's head where there are few.
+    let rows = ROWS.min(rows_of_sample);
+    scores.par_chunks_mut(rows_of_sample * keys).enumerate().for_each(|(sample, scores)| {
+        // One row of a bias serves all samples where it has only one.
+        let bias =
+            bias.map(|bias| if bias.len() == keys { bias } else { &bias[sample * keys..][..keys] });
+        scores.par_chunks_mut(rows * keys).for_each(|scores| {
+            vectorized(
+                #[inline(always)]
+                || scores.chunks_mut(keys).for_each(|row| softmax_of_row(row, scale, bias)),
+            );
+        });
+    });
+}
+
 #[inline(always)]
-fn softmax(row: &mut [f32], scale: f32, bias: Option<&[f32]>) {
+fn softmax_of_row(row: &mut [f32], scale: f32, bias: Option<&[f32]>) {
     match bias {
         Some(bias) => row.iter_mut().zip(bias).for_each(|(x, b)| *x = *x * scale + b),
         None => row.iter_mut().for_each(|x| *x *= scale),
     }
-    let largest = fold(row, f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+    let largest = fold(row, f32::NEG_INFINITY, |x| x, |a, b| if b > a { b } else { a });
     row.iter_mut().for_each(|x| *x = exp(*x - largest));
-    let inverse = 1.0 / fold(row, 0.0, |a, b| a + b);
+    let inverse = 1.0 / fold(row, 0.0, |x| x, |a, b| a + b);
     row.iter_mut().for_each(|x| *x *= inverse);
-}
-
-/// `f` over all values, in an order that takes [`LANES`] at once.
-#[inline(always)]
-fn fold(values: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
-    let (rows, rest) = values.as_chunks::<LANES>();
-    let mut lanes = [start; LANES];
-    for row in rows {
-        for (lane, &x) in lanes.iter_mut().zip(row) {
-            *lane = f(*lane, x);
-        }
-    }
-    lanes.iter().chain(rest).fold(start, |a, &b| f(a, b))
 }

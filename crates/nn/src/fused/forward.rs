@@ -1,0 +1,161 @@
+//! The operations on burn's flex backend.
+
+use super::{
+    Fused,
+    heads::Heads,
+    passes::{self, Rows},
+};
+use crate::{
+    activation::gelu_tanh_of,
+    attention::SCORES_AT_HAND,
+    host::product::{self, Factor},
+};
+use burn::{
+    backend::{Flex, flex::FlexTensor, ops::FloatTensorOps, tensor::FloatTensor},
+    tensor::{Shape, TensorData},
+};
+
+impl Fused for Flex {
+    fn fused_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        linear(&x, &weight, &bias, |x| x)
+    }
+
+    fn fused_linear_gelu(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        linear(&x, &weight, &bias, gelu_tanh_of)
+    }
+
+    fn fused_norm_and_modulate(
+        x: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        let rows = rows_of(&x);
+        let (scale, shift) = (contiguous(scale), contiguous(shift));
+        change(x, |x| {
+            passes::norm_and_modulate(rows, x, values(&scale), values(&shift), epsilon as f32);
+        })
+    }
+
+    fn fused_gated_sum(
+        x: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        y: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let rows = rows_of(&x);
+        let (gate, y) = (contiguous(gate), contiguous(y));
+        change(x, |x| passes::gated_sum(rows, x, values(&gate), values(&y)))
+    }
+
+    fn fused_cross_attention(
+        query: FloatTensor<Self>,
+        key_value: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        heads: usize,
+    ) -> FloatTensor<Self> {
+        let (heads, bias) = (Heads::of_cross(query, key_value, heads), contiguous(bias));
+        heads.attention(Some(values(&bias)), SCORES_AT_HAND).0
+    }
+
+    fn fused_self_attention(
+        qkv: FloatTensor<Self>,
+        axis: usize,
+        heads: usize,
+    ) -> FloatTensor<Self> {
+        Heads::of_self(qkv, axis, heads).attention(None, SCORES_AT_HAND).0
+    }
+}
+
+/// The last axis and all before it.
+pub(super) fn rows_and_width(x: &FlexTensor) -> (usize, usize) {
+    let shape = x.layout().shape();
+    let width = shape[shape.num_dims() - 1];
+    (shape.num_elements() / width.max(1), width)
+}
+
+/// The rows of `[B, N, C]`.
+pub(super) fn rows_of(x: &FlexTensor) -> Rows {
+    let shape = x.layout().shape();
+    Rows { per_sample: shape[1], width: shape[2] }
+}
+
+/// In one piece, the last axis fastest.
+pub(super) fn contiguous(x: FlexTensor) -> FlexTensor {
+    if x.as_slice::<f32>().is_some() { x } else { x.to_contiguous() }
+}
+
+/// The values of a tensor in one piece.
+pub(super) fn values(x: &FlexTensor) -> &[f32] {
+    x.as_slice().expect("f32 in one piece")
+}
+
+/// A tensor of these values.
+pub(super) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape.into()))
+}
+
+/// `x` with its values changed by `f`: where they lie if nothing else holds them, else in a copy.
+pub(super) fn change(x: FlexTensor, f: impl FnOnce(&mut [f32])) -> FlexTensor {
+    let mut data = contiguous(x).into_data();
+    f(data.as_mut_slice().expect("f32"));
+    FlexTensor::from_data(data)
+}
+
+/// `finish(x weight + bias)`.
+fn linear(
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    bias: &FlexTensor,
+    finish: impl Fn(f32) -> f32 + Sync,
+) -> FlexTensor {
+    let bias = contiguous(bias.clone());
+    let bias = values(&bias);
+    let mut shape = x.layout().shape().clone();
+    let last = shape.num_dims() - 1;
+    shape[last] = bias.len();
+    let (rows, _) = rows_and_width(x);
+    let x = contiguous(x.clone());
+    let right = factor_of_matrix(weight, 1);
+    if product::is_worth_it(rows, bias.len(), right.depth) {
+        let left = factor_of_rows(&x);
+        let y = product::multiply(left, right, |column, run| {
+            run.iter_mut().zip(&bias[column..]).for_each(|(x, bias)| *x = finish(*x + bias));
+        });
+        return tensor(y, shape);
+    }
+    let y = Flex::float_matmul(x.reshape(Shape::from([rows, right.depth])), weight.clone());
+    change(y.reshape(shape), |y| passes::add_to_rows(y, bias, finish))
+}
+
+/// The rows of `x` `[.., C]`, in one piece.
+pub(super) fn factor_of_rows(x: &FlexTensor) -> Factor<'_> {
+    let (lines, depth) = rows_and_width(x);
+    Factor { values: values(x), lines, depth, line_stride: depth, depth_stride: 1 }
+}
+
+/// The columns of `x` `[.., C]`, in one piece: each a line over all rows.
+pub(super) fn factor_of_columns(x: &FlexTensor) -> Factor<'_> {
+    let (depth, lines) = rows_and_width(x);
+    Factor { values: values(x), lines, depth, line_stride: 1, depth_stride: lines }
+}
+
+/// A matrix of any layout as a factor whose lines go along `axis`.
+pub(super) fn factor_of_matrix(x: &FlexTensor, axis: usize) -> Factor<'_> {
+    let layout = x.layout();
+    let stride = |axis: usize| usize::try_from(layout.strides()[axis]).expect("no flipped weights");
+    Factor {
+        values: &x.storage()[layout.start_offset()..],
+        lines: layout.shape()[axis],
+        depth: layout.shape()[1 - axis],
+        line_stride: stride(axis),
+        depth_stride: stride(1 - axis),
+    }
+}

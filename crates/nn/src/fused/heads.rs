@@ -1,0 +1,273 @@
+//! Attention over heads where they lie: queries, keys and values beside each other at every token, and
+//! sequences that go along any axis of the tokens. burn's matrix products take views, so nothing is
+//! copied before them, and results are put together in one pass.
+
+use super::forward::{contiguous, tensor, values};
+use super::passes;
+use crate::attention::{Chunks, softmax};
+use burn::{
+    backend::{
+        Flex,
+        flex::{FlexTensor, Layout},
+        ops::FloatTensorOps,
+    },
+    tensor::Shape,
+};
+use rayon::prelude::*;
+
+/// Sequences of tokens, and their heads in a tensor `[.., W]` in one piece: seen as `[B, G, H, N, D]`, N
+/// tokens in G groups of each sample.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    batch: usize,
+    groups: usize,
+    heads: usize,
+    tokens: usize,
+    dim: usize,
+    /// From a group to the next, from a token of a sequence to the next; in tokens.
+    strides: [usize; 2],
+    /// Values of a token, and the first of these heads'.
+    width: usize,
+    first: usize,
+}
+
+impl Place {
+    /// Part `index` of tokens with `parts` times the heads.
+    fn part(self, index: usize, parts: usize) -> Self {
+        let channels = self.heads * self.dim;
+        Self { width: parts * channels, first: index * channels, ..self }
+    }
+
+    /// The heads of `x`, without a copy.
+    fn view(self, x: &FlexTensor) -> FlexTensor {
+        let [of_group, of_token] = self.strides.map(|stride| (stride * self.width) as isize);
+        let of_sample = (self.groups * self.tokens * self.width) as isize;
+        let layout = Layout::new(
+            [self.batch, self.groups, self.heads, self.tokens, self.dim].into(),
+            vec![of_sample, of_group, self.dim as isize, of_token, 1],
+            x.layout().start_offset() + self.first,
+        );
+        x.clone().with_layout(layout)
+    }
+
+    /// Writes heads to where they belong in `out`.
+    fn assemble(self, pieces: &Pieces, out: &mut [f32]) {
+        let of_sample = self.groups * self.tokens;
+        let [of_group, of_token] = self.strides;
+        let (heads, dim) = (self.heads, self.dim);
+        out.par_chunks_mut(self.width).with_min_len(16).enumerate().for_each(|(at, out)| {
+            let (sample, place) = (at / of_sample, at % of_sample);
+            let (group, token) = if of_group > of_token {
+                (place / of_group, place % of_group)
+            } else {
+                (place % of_token, place / of_token)
+            };
+            let (piece, first, of_head) = pieces.find([sample, group, token], heads, dim);
+            let out = out[self.first..][..heads * dim].chunks_mut(dim);
+            for (head, out) in out.enumerate() {
+                out.copy_from_slice(&piece[first + head * of_head..][..dim]);
+            }
+        });
+    }
+}
+
+/// Heads `[B, G, H, N, D]` cut along samples, groups and tokens.
+struct Pieces {
+    /// Of all samples, groups and tokens.
+    of: [usize; 3],
+    /// Samples, groups and tokens of a piece; the last of an axis may have fewer.
+    each: [usize; 3],
+    /// The last axis fastest.
+    pieces: Vec<FlexTensor>,
+}
+
+impl Pieces {
+    fn whole(heads: FlexTensor) -> Self {
+        let shape = heads.layout().shape();
+        let of = [shape[0], shape[1], shape[3]];
+        Self { of, each: of, pieces: vec![contiguous(heads)] }
+    }
+
+    /// The piece that has this sample, group and token, where its first head is and how far it is to the
+    /// next head.
+    fn find(&self, at: [usize; 3], heads: usize, dim: usize) -> (&[f32], usize, usize) {
+        let mut index = 0;
+        let mut within = [0; 3];
+        let mut lengths = [0; 3];
+        for axis in 0..3 {
+            let (of, each) = (self.of[axis], self.each[axis]);
+            let piece = at[axis] / each;
+            index = index * of.div_ceil(each) + piece;
+            within[axis] = at[axis] % each;
+            lengths[axis] = each.min(of - piece * each);
+        }
+        let [_, groups, tokens] = lengths;
+        let sequence = within[0] * groups + within[1];
+        let first = (sequence * heads * tokens + within[2]) * dim;
+        (values(&self.pieces[index]), first, tokens * dim)
+    }
+}
+
+/// Queries, keys and values for an attention.
+#[derive(Debug, Clone)]
+pub(super) struct Heads {
+    /// Where the queries come from, and which part of it they are.
+    queries: Source,
+    keys: Source,
+    values: Source,
+    /// `[.., C]` of the queries' tokens.
+    shape: Shape,
+}
+
+/// A tensor with heads.
+#[derive(Debug, Clone)]
+struct Source {
+    tensor: FlexTensor,
+    place: Place,
+}
+
+impl Source {
+    fn view(&self) -> FlexTensor {
+        self.place.view(&self.tensor)
+    }
+}
+
+/// What the backward pass needs beside the heads: the softmax `[B, G, H, N, M]`.
+pub(super) type Weights = FlexTensor;
+
+impl Heads {
+    /// `qkv` `[B, T, S, 3 C]`, sequences along `axis` 1 or 2.
+    pub(super) fn of_self(qkv: FlexTensor, axis: usize, heads: usize) -> Self {
+        let qkv = contiguous(qkv);
+        let mut shape = qkv.layout().shape().clone();
+        let (frames, places, width) = (shape[1], shape[2], shape[3]);
+        let channels = width / 3;
+        shape[3] = channels;
+        let (groups, tokens, strides) =
+            if axis == 1 { (places, frames, [1, places]) } else { (frames, places, [places, 1]) };
+        let place = Place {
+            batch: shape[0],
+            groups,
+            heads,
+            tokens,
+            dim: channels / heads,
+            strides,
+            width,
+            first: 0,
+        };
+        let source = |part| Source { tensor: qkv.clone(), place: place.part(part, 3) };
+        Self { queries: source(0), keys: source(1), values: source(2), shape }
+    }
+
+    /// `query` `[B, N, C]`, `key_value` `[B, M, 2 C]`.
+    pub(super) fn of_cross(query: FlexTensor, key_value: FlexTensor, heads: usize) -> Self {
+        let (query, key_value) = (contiguous(query), contiguous(key_value));
+        let shape = query.layout().shape().clone();
+        let (batch, channels) = (shape[0], shape[2]);
+        let place = |tokens: usize, width: usize| Place {
+            batch,
+            groups: 1,
+            heads,
+            tokens,
+            dim: channels / heads,
+            strides: [tokens, 1],
+            width,
+            first: 0,
+        };
+        let of_keys = place(key_value.layout().shape()[1], 2 * channels);
+        let source = |part| Source { tensor: key_value.clone(), place: of_keys.part(part, 2) };
+        let (keys, values) = (source(0), source(1));
+        let queries = Source { place: place(shape[1], channels), tensor: query };
+        Self { queries, keys, values, shape }
+    }
+
+    fn scale(&self) -> f32 {
+        (1.0 / (self.queries.place.dim as f64).sqrt()) as f32
+    }
+
+    /// `softmax(q kᵀ / sqrt(D) + bias) v` with `bias` `[1 or B, M]`, `[.., C]`; with about `budget` scores
+    /// at once. Returns the softmax as well where that was one piece.
+    pub(super) fn attention(
+        &self,
+        bias: Option<&[f32]>,
+        budget: usize,
+    ) -> (FlexTensor, Option<Weights>) {
+        let Place { batch, groups, heads, tokens, .. } = self.queries.place;
+        let keys = self.keys.place.tokens;
+        let (q, k, v) = (self.queries.view(), self.keys.view(), self.values.view());
+        let k = k.transpose(3, 4);
+        let chunks = Chunks::new([batch * groups, heads, tokens, keys], budget);
+        let each = if chunks.samples >= batch * groups {
+            [batch, groups, tokens]
+        } else {
+            [1, chunks.samples.min(groups), chunks.queries]
+        };
+        let of = [batch, groups, tokens];
+        let mut weights = None;
+        let mut pieces = Vec::new();
+        let parts = |axis: usize| {
+            (0..of[axis]).step_by(each[axis]).map(move |at| (at, each[axis].min(of[axis] - at)))
+        };
+        for (sample, samples) in parts(0) {
+            let bias = bias.map(|bias| {
+                if bias.len() == keys { bias } else { &bias[sample * keys..][..samples * keys] }
+            });
+            for (group, groups) in parts(1) {
+                let part = |x: &FlexTensor| x.narrow(0, sample, samples).narrow(1, group, groups);
+                let (q, k, v) = (part(&q), part(&k), part(&v));
+                for (token, tokens) in parts(2) {
+                    let mut scores = Flex::float_matmul(q.narrow(3, token, tokens), k.clone());
+                    let rows = groups * heads * tokens;
+                    softmax(scores.storage_mut(), keys, rows, self.scale(), bias);
+                    pieces.push(contiguous(Flex::float_matmul(scores.clone(), v.clone())));
+                    weights = Some(scores);
+                }
+            }
+        }
+        let whole = pieces.len() == 1;
+        let mut out = vec![0.0; self.shape.num_elements()];
+        let place = self.queries.place.part(0, 1);
+        place.assemble(&Pieces { of, each, pieces }, &mut out);
+        (tensor(out, self.shape.clone()), weights.filter(|_| whole))
+    }
+
+    /// The gradients of queries, keys and values, where `dy` is the output's.
+    fn backward(&self, weights: FlexTensor, dy: FlexTensor) -> [Pieces; 3] {
+        let dy = self.queries.place.part(0, 1).view(&contiguous(dy));
+        let turned = |x: FlexTensor| x.transpose(3, 4);
+        let d_values = Flex::float_matmul(turned(weights.clone()), dy.clone());
+        let mut d_scores = Flex::float_matmul(dy, turned(self.values.view()));
+        let keys = self.keys.place.tokens;
+        passes::softmax_backward(keys, d_scores.storage_mut(), values(&weights), self.scale());
+        let d_queries = Flex::float_matmul(d_scores.clone(), self.keys.view());
+        let d_keys = Flex::float_matmul(turned(d_scores), self.queries.view());
+        [d_queries, d_keys, d_values].map(Pieces::whole)
+    }
+
+    /// The gradient of `qkv`.
+    pub(super) fn self_backward(&self, weights: Weights, dy: FlexTensor) -> FlexTensor {
+        let pieces = self.backward(weights, dy);
+        let source = &self.queries.tensor;
+        let mut out = vec![0.0; source.layout().num_elements()];
+        for (source, pieces) in [&self.queries, &self.keys, &self.values].iter().zip(pieces) {
+            source.place.assemble(&pieces, &mut out);
+        }
+        tensor(out, source.layout().shape().clone())
+    }
+
+    /// The gradients of `query` and `key_value`.
+    pub(super) fn cross_backward(&self, weights: Weights, dy: FlexTensor) -> [FlexTensor; 2] {
+        let [queries, keys, values] = self.backward(weights, dy);
+        let gradient = |of: &Source, pieces: &[(&Source, Pieces)]| {
+            let mut out = vec![0.0; of.tensor.layout().num_elements()];
+            for (source, pieces) in pieces {
+                source.place.assemble(pieces, &mut out);
+            }
+            tensor(out, of.tensor.layout().shape().clone())
+        };
+        [
+            gradient(&self.queries, &[(&self.queries, queries)]),
+            gradient(&self.keys, &[(&self.keys, keys), (&self.values, values)]),
+        ]
+    }
+}

@@ -1,0 +1,347 @@
+//! Matrix products of f32 on a processor's matrix unit.
+//!
+//! Intel's processors have multiplied tiles of bf16 since 2023 (AMX), at some thirty times the rate at
+//! which their vectors multiply f32. Here an f32 is taken apart into three bf16 that add up to it,
+//! 8 bits of its 24 each, and of the nine products of parts the six that count are added in f32:
+//! those left out are below 2^-25 of the product, half of what one rounding to f32 changes. What comes
+//! out is as near to the exact product as that of f32 arithmetic, in a fraction of the time.
+//!
+//! Numbers below f32's normal range count as zero, and an infinity makes NaN of what it meets.
+//!
+//! Source of the split: Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 Artificial
+//! Intelligence Datatype For Higher-Precision Computations" (arXiv 1904.06376).
+
+use super::{tiles, vectorized};
+use rayon::prelude::*;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tiles::{Block, DEPTH, LINES, PARTS, Panel, SIDE};
+
+/// Depth that is multiplied at once: a panel of 32 lines and this depth takes 216 KB.
+const MOST_DEPTH: usize = 1152;
+
+/// Panels of the left factor that one task keeps in its core's cache.
+const PANELS: usize = 4;
+
+/// Fewer rows, columns or a smaller depth than this, and taking the factors apart costs too much.
+const LEAST: usize = 256;
+
+/// Lines of numbers in memory: the rows of a left factor, the columns of a right one.
+#[derive(Clone, Copy)]
+pub(crate) struct Factor<'a> {
+    /// What holds the lines.
+    pub(crate) values: &'a [f32],
+    /// How many lines.
+    pub(crate) lines: usize,
+    /// Numbers of a line.
+    pub(crate) depth: usize,
+    /// From a line to the next.
+    pub(crate) line_stride: usize,
+    /// From a number of a line to the next.
+    pub(crate) depth_stride: usize,
+}
+
+impl Factor<'_> {
+    /// Whether every number lies within the values.
+    fn is_held(&self) -> bool {
+        let last = (self.lines.max(1) - 1)
+            .checked_mul(self.line_stride)
+            .zip((self.depth.max(1) - 1).checked_mul(self.depth_stride))
+            .and_then(|(line, depth)| line.checked_add(depth));
+        self.lines == 0 || self.depth == 0 || last.is_some_and(|last| last < self.values.len())
+    }
+
+    /// A tile's worth of numbers apart: pairs along the depth, `[part][line][pair]` where `lines_first`,
+    /// else `[part][pair][line]`. What lies beyond the factor is zero.
+    #[inline(always)]
+    fn pairs(&self, line: usize, depth: usize, lines_first: bool) -> [[[u32; SIDE]; SIDE]; PARTS] {
+        let lines = SIDE.min(self.lines.saturating_sub(line));
+        let depths = DEPTH.min(self.depth.saturating_sub(depth));
+        let mut pairs = [[[0; SIDE]; SIDE]; PARTS];
+        let along_depth = self.depth_stride == 1;
+        if along_depth {
+            for l in 0..lines {
+                let mut x = [0.0; DEPTH];
+                let first = (line + l) * self.line_stride + depth;
+                x[..depths].copy_from_slice(&self.values[first..][..depths]);
+                let parts = x.map(parts);
+                for (part, pairs) in pairs.iter_mut().enumerate() {
+                    pairs[l] =
+                        std::array::from_fn(|p| parts[2 * p][part] >> 16 | parts[2 * p + 1][part]);
+                }
+            }
+        } else {
+            for p in 0..depths.div_ceil(2) {
+                let x = [0, 1].map(|half| {
+                    let mut x = [0.0; SIDE];
+                    if 2 * p + half < depths {
+                        let first = (depth + 2 * p + half) * self.depth_stride;
+                        if self.line_stride == 1 {
+                            x[..lines].copy_from_slice(&self.values[first + line..][..lines]);
+                        } else {
+                            for (l, x) in x[..lines].iter_mut().enumerate() {
+                                *x = self.values[first + (line + l) * self.line_stride];
+                            }
+                        }
+                    }
+                    x.map(parts)
+                });
+                for (part, pairs) in pairs.iter_mut().enumerate() {
+                    pairs[p] = std::array::from_fn(|l| x[0][l][part] >> 16 | x[1][l][part]);
+                }
+            }
+        }
+        if along_depth == lines_first { pairs } else { pairs.map(transposed) }
+    }
+
+    /// Takes apart the lines of a panel from `line` on, numbers `depth..depth + steps * DEPTH`.
+    fn pack(&self, line: usize, depth: usize, lines_first: bool, panel: &mut [Block]) {
+        vectorized(
+            #[inline(always)]
+            || {
+                for (step, block) in panel.iter_mut().enumerate() {
+                    for half in 0..LINES / SIDE {
+                        let line = line + half * SIDE;
+                        let pairs = self.pairs(line, depth + step * DEPTH, lines_first);
+                        for (part, pairs) in pairs.into_iter().enumerate() {
+                            block.0[part][half] = pairs;
+                        }
+                    }
+                }
+            },
+        );
+    }
+}
+
+#[inline(always)]
+fn transposed(x: [[u32; SIDE]; SIDE]) -> [[u32; SIDE]; SIDE] {
+    std::array::from_fn(|i| std::array::from_fn(|j| x[j][i]))
+}
+
+/// Three bf16 that add up to `x`, each in the upper half of its word.
+#[inline(always)]
+fn parts(x: f32) -> [u32; PARTS] {
+    const UPPER: u32 = 0xffff_0000;
+    const EXPONENT: u32 = 0x7f80_0000;
+    // To the nearest, to even between two.
+    let rounded = |bits: u32| bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    let bits = x.to_bits();
+    // The largest numbers would become infinite, and infinities and NaN something else.
+    let kept = bits & EXPONENT == EXPONENT || rounded(bits) & EXPONENT == EXPONENT;
+    let first = if kept { bits } else { rounded(bits) } & UPPER;
+    let rest = x - f32::from_bits(first);
+    let second = rounded(rest.to_bits()) & UPPER;
+    let rest = rest - f32::from_bits(second);
+    [first, second, rounded(rest.to_bits()) & UPPER]
+}
+
+/// Whether [`multiply`] takes a product of this size: where the processor has a matrix unit and the
+/// product is large enough to be worth it.
+pub(crate) fn is_worth_it(rows: usize, columns: usize, depth: usize) -> bool {
+    rows.min(columns).min(depth) >= LEAST && tiles::available()
+}
+
+/// `left right`, `[rows, columns]`, after `finish(first column, values)` of each run of a row's values,
+/// while they are at hand.
+///
+/// # Panics
+/// Where the sizes do not fit each other, or [`is_worth_it`] was not asked: there may be no such unit.
+#[allow(unsafe_code, reason = "numbers are written before they are read, so that none are zeroed")]
+pub(crate) fn multiply(
+    left: Factor,
+    right: Factor,
+    finish: impl Fn(usize, &mut [f32]) + Sync,
+) -> Vec<f32> {
+    let (rows, columns, depth) = (left.lines, right.lines, left.depth);
+    assert!(left.depth == right.depth && left.is_held() && right.is_held(), "factors that fit");
+    assert!(tiles::available(), "asked before");
+    let count = rows.checked_mul(columns).expect("a product that memory has room for");
+    if count == 0 {
+        return Vec::new();
+    }
+    let mut product = Vec::with_capacity(count);
+    let out = &mut product.spare_capacity_mut()[..count];
+    let turns = depth.div_ceil(MOST_DEPTH).max(1);
+    let steps = depth.div_ceil(turns).div_ceil(DEPTH);
+    let panels_of = |lines: usize| lines.div_ceil(LINES);
+    // Some tasks for each thread, so that none waits long for the last.
+    let tasks = 8 * rayon::current_num_threads();
+    let panels = panels_of(rows).div_ceil(tasks).clamp(1, PANELS);
+    let mut columns_apart = Blocks::of(&COLUMNS_APART, panels_of(columns) * steps);
+    for turn in 0..turns {
+        let depth = turn * steps * DEPTH;
+        columns_apart.get().par_chunks_mut(steps).enumerate().for_each(|(panel, blocks)| {
+            right.pack(panel * LINES, depth, false, blocks);
+        });
+        let columns_apart = &*columns_apart.get();
+        out.par_chunks_mut(panels * LINES * columns).enumerate().for_each(|(task, out)| {
+            let first_row = task * panels * LINES;
+            let rows = out.len() / columns;
+            let mut rows_apart = Blocks::of(&ROWS_APART, panels_of(rows) * steps);
+            let rows_apart = rows_apart.get();
+            for (panel, blocks) in rows_apart.chunks_mut(steps).enumerate() {
+                left.pack(first_row + panel * LINES, depth, true, blocks);
+            }
+            let unit = tiles::Unit::begin();
+            for (panel, blocks) in columns_apart.chunks(steps).enumerate() {
+                let column = panel * LINES;
+                let next = columns_apart.get((panel + 1) * steps..).unwrap_or_default();
+                let share = steps.div_ceil(panels);
+                let mut next = next[..steps.min(next.len())].chunks(share);
+                for (index, rows_apart) in rows_apart.chunks(steps).enumerate() {
+                    unit.multiply(
+                        Panel { blocks: rows_apart, lines: LINES.min(rows - index * LINES) },
+                        Panel { blocks, lines: LINES.min(columns - column) },
+                        &mut out[index * LINES * columns + column..],
+                        columns,
+                        turn > 0,
+                        next.next().unwrap_or_default(),
+                    );
+                }
+                if turn + 1 == turns {
+                    let count = LINES.min(columns - column);
+                    vectorized(
+                        #[inline(always)]
+                        || {
+                            for row in out.chunks_mut(columns) {
+                                let run = &mut row[column..][..count];
+                                // SAFETY: the unit has just written these columns of all rows.
+                                finish(column, unsafe { run.assume_init_mut() });
+                            }
+                        },
+                    );
+                }
+            }
+        });
+    }
+    // SAFETY: the panels cover all rows and columns.
+    unsafe { product.set_len(count) };
+    product
+}
+
+/// Factors taken apart, kept for the next product: to have tens of megabytes zeroed by the system each
+/// time would take a tenth of a product's time.
+struct Blocks {
+    kept_in: &'static Mutex<Vec<Vec<Block>>>,
+    blocks: Vec<Block>,
+    count: usize,
+}
+
+static COLUMNS_APART: Mutex<Vec<Vec<Block>>> = Mutex::new(Vec::new());
+static ROWS_APART: Mutex<Vec<Vec<Block>>> = Mutex::new(Vec::new());
+
+impl Blocks {
+    /// `count` blocks with anything in them.
+    fn of(kept_in: &'static Mutex<Vec<Vec<Block>>>, count: usize) -> Self {
+        let mut blocks = lock(kept_in).pop().unwrap_or_default();
+        if blocks.len() < count {
+            blocks = vec![Block::ZERO; count];
+        }
+        Self { kept_in, blocks, count }
+    }
+
+    fn get(&mut self) -> &mut [Block] {
+        &mut self.blocks[..self.count]
+    }
+}
+
+impl Drop for Blocks {
+    fn drop(&mut self) {
+        lock(self.kept_in).push(std::mem::take(&mut self.blocks));
+    }
+}
+
+/// What a panic elsewhere left behind is a list of blocks all the same.
+fn lock(kept: &Mutex<Vec<Vec<Block>>>) -> MutexGuard<'_, Vec<Vec<Block>>> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::noise::{Purpose, normal};
+
+    /// `rows x columns` of `depth` with a bias of its column, or nothing where there is no unit.
+    struct Case {
+        rows: usize,
+        columns: usize,
+        depth: usize,
+        /// Whether the lines of the left factor, of the right one, lie one after the other.
+        lines_whole: [bool; 2],
+    }
+
+    impl Case {
+        fn run(&self) {
+            let &Self { rows, columns, depth, lines_whole } = self;
+            let noise = |index, count| normal(1, Purpose::Weights, index, 0, count);
+            let [left, right] = [noise(0, rows * depth), noise(1, columns * depth)];
+            let bias = noise(2, columns);
+            let factor = |values, lines, whole: bool| Factor {
+                values,
+                lines,
+                depth,
+                line_stride: if whole { depth } else { 1 },
+                depth_stride: if whole { 1 } else { lines },
+            };
+            let left = factor(&left, rows, lines_whole[0]);
+            let right = factor(&right, columns, lines_whole[1]);
+            let out = multiply(left, right, |column, values| {
+                values.iter_mut().zip(&bias[column..]).for_each(|(x, b)| *x += b);
+            });
+            let line = |f: &Factor, line: usize| -> Vec<f64> {
+                let at = |d| f64::from(f.values[line * f.line_stride + d * f.depth_stride]);
+                (0..f.depth).map(at).collect()
+            };
+            let right: Vec<_> = (0..columns).map(|column| line(&right, column)).collect();
+            assert_eq!(out.len(), rows * columns);
+            for (row, out) in out.chunks(columns).enumerate() {
+                let left = line(&left, row);
+                for (column, &got) in out.iter().enumerate() {
+                    let products = left.iter().zip(&right[column]).map(|(a, b)| a * b);
+                    let want = products.sum::<f64>() + f64::from(bias[column]);
+                    let bound = 4e-7 * (depth as f64).sqrt() + 2.4e-7 * want.abs();
+                    assert!((f64::from(got) - want).abs() < bound, "{row} {column}: {got} {want}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_those_of_f32() {
+        if !tiles::available() {
+            return;
+        }
+        for (rows, columns, depth) in
+            [(1, 1, 1), (33, 95, 31), (64, 64, 64), (300, 70, 1153), (129, 257, 2400), (5, 7, 0)]
+        {
+            for lines_whole in [[true, true], [true, false], [false, true], [false, false]] {
+                Case { rows, columns, depth, lines_whole }.run();
+            }
+        }
+    }
+
+    #[test]
+    fn parts_add_up() {
+        for bits in (0..u32::MAX).step_by(65_521) {
+            let x = f32::from_bits(bits);
+            let parts = parts(x).map(f32::from_bits);
+            if x.is_nan() || x.is_infinite() {
+                assert!(parts.iter().any(|part| !part.is_finite()));
+            } else if x.abs() > 1e-30 || x == 0.0 {
+                assert_eq!(parts[0] + (parts[1] + parts[2]), x, "{bits:x}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_so() {
+        if !tiles::available() {
+            return;
+        }
+        for x in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            let factor =
+                |values| Factor { values, lines: 1, depth: 2, line_stride: 2, depth_stride: 1 };
+            let out = multiply(factor(&[1.0, x]), factor(&[1.0, 2.0]), |_, _| ());
+            assert!(!out[0].is_finite());
+        }
+    }
+}
