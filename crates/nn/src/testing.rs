@@ -32,10 +32,10 @@ pub(crate) fn assert_gradients_agree<const N: usize, const D: usize>(
     }
 }
 
-/// Within a few roundings of the largest value.
+/// Within the roundings of sums of some hundred numbers of about one.
 fn assert_near<const D: usize>(got: &Tensor<D>, want: &Tensor<D>) {
     assert_eq!(got.dims(), want.dims());
     let largest = want.clone().abs().max().into_scalar::<f32>();
     let distance = (got.clone() - want.clone()).abs().max().into_scalar::<f32>();
-    assert!(distance <= 3e-6 * largest.max(1.0), "{distance} of {largest}");
+    assert!(distance <= 1e-5 * largest.max(1.0), "{distance} of {largest}");
 }

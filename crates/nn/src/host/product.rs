@@ -57,22 +57,25 @@ impl Factor<'_> {
         let lines = SIDE.min(self.lines.saturating_sub(line));
         let depths = DEPTH.min(self.depth.saturating_sub(depth));
         let mut pairs = [[[0; SIDE]; SIDE]; PARTS];
+        if lines == 0 || depths == 0 {
+            return pairs;
+        }
         let along_depth = self.depth_stride == 1;
         if along_depth {
             for l in 0..lines {
                 let mut x = [0.0; DEPTH];
                 let first = (line + l) * self.line_stride + depth;
                 x[..depths].copy_from_slice(&self.values[first..][..depths]);
-                let parts = x.map(parts);
-                for (part, pairs) in pairs.iter_mut().enumerate() {
-                    pairs[l] =
-                        std::array::from_fn(|p| parts[2 * p][part] >> 16 | parts[2 * p + 1][part]);
+                for (pairs, parts) in pairs.iter_mut().zip(apart(&x)) {
+                    for (pair, halves) in pairs[l].iter_mut().zip(parts.as_chunks::<2>().0) {
+                        *pair = halves[0] >> 16 | halves[1];
+                    }
                 }
             }
         } else {
             for p in 0..depths.div_ceil(2) {
-                let x = [0, 1].map(|half| {
-                    let mut x = [0.0; SIDE];
+                let mut x = [[0.0; SIDE]; 2];
+                for (half, x) in x.iter_mut().enumerate() {
                     if 2 * p + half < depths {
                         let first = (depth + 2 * p + half) * self.depth_stride;
                         if self.line_stride == 1 {
@@ -83,14 +86,21 @@ impl Factor<'_> {
                             }
                         }
                     }
-                    x.map(parts)
-                });
-                for (part, pairs) in pairs.iter_mut().enumerate() {
-                    pairs[p] = std::array::from_fn(|l| x[0][l][part] >> 16 | x[1][l][part]);
+                }
+                let [first, second] = [apart(&x[0]), apart(&x[1])];
+                for ((pairs, first), second) in pairs.iter_mut().zip(first).zip(second) {
+                    for ((pair, first), second) in pairs[p].iter_mut().zip(first).zip(second) {
+                        *pair = first >> 16 | second;
+                    }
                 }
             }
         }
-        if along_depth == lines_first { pairs } else { pairs.map(transposed) }
+        if along_depth != lines_first {
+            for pairs in &mut pairs {
+                *pairs = transposed(pairs);
+            }
+        }
+        pairs
     }
 
     /// Takes apart the lines of a panel from `line` on, numbers `depth..depth + steps * DEPTH`.
@@ -113,25 +123,43 @@ impl Factor<'_> {
 }
 
 #[inline(always)]
-fn transposed(x: [[u32; SIDE]; SIDE]) -> [[u32; SIDE]; SIDE] {
-    std::array::from_fn(|i| std::array::from_fn(|j| x[j][i]))
+fn transposed(x: &[[u32; SIDE]; SIDE]) -> [[u32; SIDE]; SIDE] {
+    let mut y = [[0; SIDE]; SIDE];
+    for (i, y) in y.iter_mut().enumerate() {
+        for (j, y) in y.iter_mut().enumerate() {
+            *y = x[j][i];
+        }
+    }
+    y
 }
 
-/// Three bf16 that add up to `x`, each in the upper half of its word.
+/// Of each value three bf16 that add up to it, in the upper halves of their words.
 #[inline(always)]
-fn parts(x: f32) -> [u32; PARTS] {
-    const UPPER: u32 = 0xffff_0000;
-    const EXPONENT: u32 = 0x7f80_0000;
-    // To the nearest, to even between two.
-    let rounded = |bits: u32| bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-    let bits = x.to_bits();
-    // The largest numbers would become infinite, and infinities and NaN something else.
-    let kept = bits & EXPONENT == EXPONENT || rounded(bits) & EXPONENT == EXPONENT;
-    let first = if kept { bits } else { rounded(bits) } & UPPER;
-    let rest = x - f32::from_bits(first);
-    let second = rounded(rest.to_bits()) & UPPER;
-    let rest = rest - f32::from_bits(second);
-    [first, second, rounded(rest.to_bits()) & UPPER]
+fn apart<const N: usize>(x: &[f32; N]) -> [[u32; N]; PARTS] {
+    let mut parts = [[0; N]; PARTS];
+    for (i, &x) in x.iter().enumerate() {
+        let bits = x.to_bits();
+        // The largest numbers would become infinite, and infinities and NaN something else.
+        let kept = bits & EXPONENT == EXPONENT || rounded(bits) & EXPONENT == EXPONENT;
+        parts[0][i] = if kept { bits } else { rounded(bits) } & UPPER;
+        let rest = x - f32::from_bits(parts[0][i]);
+        parts[1][i] = rounded(rest.to_bits()) & UPPER;
+        let rest = rest - f32::from_bits(parts[1][i]);
+        parts[2][i] = rounded(rest.to_bits()) & UPPER;
+    }
+    parts
+}
+
+/// A bf16's bits of an f32.
+const UPPER: u32 = 0xffff_0000;
+
+/// The exponent's bits of an f32.
+const EXPONENT: u32 = 0x7f80_0000;
+
+/// With the upper half rounded to the nearest, to even between two.
+#[inline(always)]
+fn rounded(bits: u32) -> u32 {
+    bits.wrapping_add(0x7fff + (bits >> 16 & 1))
 }
 
 /// Whether [`multiply`] takes a product of this size: where the processor has a matrix unit and the
@@ -161,7 +189,7 @@ pub(crate) fn multiply(
     let mut product = Vec::with_capacity(count);
     let out = &mut product.spare_capacity_mut()[..count];
     let turns = depth.div_ceil(MOST_DEPTH).max(1);
-    let steps = depth.div_ceil(turns).div_ceil(DEPTH);
+    let steps = depth.div_ceil(turns).div_ceil(DEPTH).max(1);
     let panels_of = |lines: usize| lines.div_ceil(LINES);
     // Some tasks for each thread, so that none waits long for the last.
     let tasks = 8 * rayon::current_num_threads();
@@ -293,15 +321,23 @@ mod tests {
             };
             let right: Vec<_> = (0..columns).map(|column| line(&right, column)).collect();
             assert_eq!(out.len(), rows * columns);
+            // Squares of what is wrong here, of what sums in f32 have wrong, and of the result.
+            let mut squares = [0.0; 3];
             for (row, out) in out.chunks(columns).enumerate() {
                 let left = line(&left, row);
                 for (column, &got) in out.iter().enumerate() {
-                    let products = left.iter().zip(&right[column]).map(|(a, b)| a * b);
-                    let want = products.sum::<f64>() + f64::from(bias[column]);
-                    let bound = 4e-7 * (depth as f64).sqrt() + 2.4e-7 * want.abs();
-                    assert!((f64::from(got) - want).abs() < bound, "{row} {column}: {got} {want}");
+                    let products = || left.iter().zip(&right[column]).map(|(a, b)| a * b);
+                    let bias = bias[column];
+                    let want = products().sum::<f64>() + f64::from(bias);
+                    let plain = products().fold(0.0f32, |sum, x| (f64::from(sum) + x) as f32);
+                    squares[0] += (f64::from(got) - want).powi(2);
+                    squares[1] += (f64::from(plain + bias) - want).powi(2);
+                    squares[2] += want.powi(2);
                 }
             }
+            let [wrong, wrong_in_f32, result] = squares.map(f64::sqrt);
+            let bound = 1.5 * wrong_in_f32 + 1e-7 * result;
+            assert!(wrong <= bound, "{rows}x{columns}x{depth}: {wrong}, {wrong_in_f32} in f32");
         }
     }
 
@@ -323,7 +359,7 @@ mod tests {
     fn parts_add_up() {
         for bits in (0..u32::MAX).step_by(65_521) {
             let x = f32::from_bits(bits);
-            let parts = parts(x).map(f32::from_bits);
+            let parts = apart(&[x]).map(|[part]| f32::from_bits(part));
             if x.is_nan() || x.is_infinite() {
                 assert!(parts.iter().any(|part| !part.is_finite()));
             } else if x.abs() > 1e-30 || x == 0.0 {
