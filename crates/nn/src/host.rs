@@ -87,7 +87,14 @@ mod kernels {
 
     /// Replaces every value by `f` of it.
     pub(crate) fn map(values: &mut [f32], f: impl Fn(f32) -> f32) {
-        vectorized(|| values.iter_mut().for_each(|x| *x = f(*x)));
+        vectorized(
+            #[inline(always)]
+            || {
+                for x in values {
+                    *x = f(*x);
+                }
+            },
+        );
     }
 
     /// `f` over the `map` of all values, in an order that takes sixteen of them side by side.

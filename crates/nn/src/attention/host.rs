@@ -73,7 +73,11 @@ pub(crate) fn softmax(
         scores.par_chunks_mut(rows * keys).for_each(|scores| {
             vectorized(
                 #[inline(always)]
-                || scores.chunks_mut(keys).for_each(|row| softmax_of_row(row, scale, bias)),
+                || {
+                    for row in scores.chunks_mut(keys) {
+                        softmax_of_row(row, scale, bias);
+                    }
+                },
             );
         });
     });
@@ -82,11 +86,23 @@ pub(crate) fn softmax(
 #[inline(always)]
 fn softmax_of_row(row: &mut [f32], scale: f32, bias: Option<&[f32]>) {
     match bias {
-        Some(bias) => row.iter_mut().zip(bias).for_each(|(x, b)| *x = *x * scale + b),
-        None => row.iter_mut().for_each(|x| *x *= scale),
+        Some(bias) => {
+            for (x, bias) in row.iter_mut().zip(bias) {
+                *x = *x * scale + bias;
+            }
+        }
+        None => {
+            for x in row.iter_mut() {
+                *x *= scale;
+            }
+        }
     }
     let largest = fold(row, f32::NEG_INFINITY, |x| x, |a, b| if b > a { b } else { a });
-    row.iter_mut().for_each(|x| *x = exp(*x - largest));
+    for x in row.iter_mut() {
+        *x = exp(*x - largest);
+    }
     let inverse = 1.0 / fold(row, 0.0, |x| x, |a, b| a + b);
-    row.iter_mut().for_each(|x| *x *= inverse);
+    for x in row {
+        *x *= inverse;
+    }
 }

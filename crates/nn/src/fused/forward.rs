@@ -126,9 +126,16 @@ fn linear(
     let right = factor_of_matrix(weight, 1);
     if product::is_worth_it(rows, bias.len(), right.depth) {
         let left = factor_of_rows(&x);
-        let y = product::multiply(left, right, |column, run| {
-            run.iter_mut().zip(&bias[column..]).for_each(|(x, bias)| *x = finish(*x + bias));
-        });
+        let y = product::multiply(
+            left,
+            right,
+            #[inline(always)]
+            |column, run| {
+                for (x, bias) in run.iter_mut().zip(&bias[column..]) {
+                    *x = finish(*x + bias);
+                }
+            },
+        );
         return tensor(y, shape);
     }
     let y = Flex::float_matmul(x.reshape(Shape::from([rows, right.depth])), weight.clone());

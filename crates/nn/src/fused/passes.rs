@@ -87,15 +87,19 @@ pub(super) fn norm_and_modulate(
     epsilon: f32,
 ) {
     let width = rows.width;
-    rows.each(x, |sample, _, x| {
-        let [scale, shift] = [scale, shift].map(|of| &of[sample * width..][..width]);
-        for x in x.chunks_mut(width) {
-            let (mean, inverse) = moments(x, epsilon);
-            for ((x, scale), shift) in x.iter_mut().zip(scale).zip(shift) {
-                *x = (*x - mean) * inverse * (1.0 + scale) + shift;
+    rows.each(
+        x,
+        #[inline(always)]
+        |sample, _, x| {
+            let [scale, shift] = [scale, shift].map(|of| &of[sample * width..][..width]);
+            for x in x.chunks_mut(width) {
+                let (mean, inverse) = moments(x, epsilon);
+                for ((x, scale), shift) in x.iter_mut().zip(scale).zip(shift) {
+                    *x = (*x - mean) * inverse * (1.0 + scale) + shift;
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// The gradients of [`norm_and_modulate`]: that of `x` in the place of `x`, those of `scale` and `shift`
@@ -108,36 +112,40 @@ pub(super) fn norm_and_modulate_backward(
     epsilon: f32,
 ) -> [Vec<f32>; 2] {
     let width = rows.width;
-    let found = rows.each(x, |sample, first, x| {
-        let scale = &scale[sample * width..][..width];
-        let dy = &dy[first * width..][..x.len()];
-        let [mut d_scale, mut d_shift] = [vec![0.0; width], vec![0.0; width]];
-        for (x, dy) in x.chunks_mut(width).zip(dy.chunks(width)) {
-            let (mean, inverse) = moments(x, epsilon);
-            for (((x, dy), d_scale), d_shift) in
-                x.iter_mut().zip(dy).zip(&mut d_scale).zip(&mut d_shift)
-            {
-                *x = (*x - mean) * inverse;
-                *d_scale += dy * *x;
-                *d_shift += dy;
-            }
-            // With n = norm(x) and g = dy (1 + scale): dx = (g - mean(g) - n mean(g n)) / deviation.
-            let mut sums = [[0.0f32; 16]; 2];
-            let lanes = |values| <[f32]>::chunks(values, 16);
-            for ((n, dy), scale) in lanes(x).zip(lanes(dy)).zip(lanes(scale)) {
-                for (lane, ((n, dy), scale)) in n.iter().zip(dy).zip(scale).enumerate() {
-                    let g = dy * (1.0 + scale);
-                    sums[0][lane] += g;
-                    sums[1][lane] += g * n;
+    let found = rows.each(
+        x,
+        #[inline(always)]
+        |sample, first, x| {
+            let scale = &scale[sample * width..][..width];
+            let dy = &dy[first * width..][..x.len()];
+            let [mut d_scale, mut d_shift] = [vec![0.0; width], vec![0.0; width]];
+            for (x, dy) in x.chunks_mut(width).zip(dy.chunks(width)) {
+                let (mean, inverse) = moments(x, epsilon);
+                for (((x, dy), d_scale), d_shift) in
+                    x.iter_mut().zip(dy).zip(&mut d_scale).zip(&mut d_shift)
+                {
+                    *x = (*x - mean) * inverse;
+                    *d_scale += dy * *x;
+                    *d_shift += dy;
+                }
+                // With n = norm(x) and g = dy (1 + scale): dx = (g - mean(g) - n mean(g n)) / deviation.
+                let mut sums = [[0.0f32; 16]; 2];
+                let lanes = |values| <[f32]>::chunks(values, 16);
+                for ((n, dy), scale) in lanes(x).zip(lanes(dy)).zip(lanes(scale)) {
+                    for (lane, ((n, dy), scale)) in n.iter().zip(dy).zip(scale).enumerate() {
+                        let g = dy * (1.0 + scale);
+                        sums[0][lane] += g;
+                        sums[1][lane] += g * n;
+                    }
+                }
+                let [mean, mean_n] = sums.map(|lanes| lanes.iter().sum::<f32>() / width as f32);
+                for ((n, dy), scale) in x.iter_mut().zip(dy).zip(scale) {
+                    *n = (dy * (1.0 + scale) - mean - *n * mean_n) * inverse;
                 }
             }
-            let [mean, mean_n] = sums.map(|lanes| lanes.iter().sum::<f32>() / width as f32);
-            for ((n, dy), scale) in x.iter_mut().zip(dy).zip(scale) {
-                *n = (dy * (1.0 + scale) - mean - *n * mean_n) * inverse;
-            }
-        }
-        [d_scale, d_shift]
-    });
+            [d_scale, d_shift]
+        },
+    );
     let (d_scale, d_shift) = found.into_iter().map(|[scale, shift]| (scale, shift)).unzip();
     [rows.sums(d_scale), rows.sums(d_shift)]
 }
@@ -145,33 +153,41 @@ pub(super) fn norm_and_modulate_backward(
 /// `x + gate * y` in the place of `x`.
 pub(super) fn gated_sum(rows: Rows, x: &mut [f32], gate: &[f32], y: &[f32]) {
     let width = rows.width;
-    rows.each(x, |sample, first, x| {
-        let gate = &gate[sample * width..][..width];
-        let y = &y[first * width..][..x.len()];
-        for (x, y) in x.chunks_mut(width).zip(y.chunks(width)) {
-            for ((x, gate), y) in x.iter_mut().zip(gate).zip(y) {
-                *x += gate * y;
+    rows.each(
+        x,
+        #[inline(always)]
+        |sample, first, x| {
+            let gate = &gate[sample * width..][..width];
+            let y = &y[first * width..][..x.len()];
+            for (x, y) in x.chunks_mut(width).zip(y.chunks(width)) {
+                for ((x, gate), y) in x.iter_mut().zip(gate).zip(y) {
+                    *x += gate * y;
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// The gradients of [`gated_sum`] but that of `x`, which is `dy` itself: that of `y` in the place of `y`,
 /// that of `gate` `[B, C]`.
 pub(super) fn gated_sum_backward(rows: Rows, y: &mut [f32], gate: &[f32], dy: &[f32]) -> Vec<f32> {
     let width = rows.width;
-    let found = rows.each(y, |sample, first, y| {
-        let gate = &gate[sample * width..][..width];
-        let dy = &dy[first * width..][..y.len()];
-        let mut d_gate = vec![0.0; width];
-        for (y, dy) in y.chunks_mut(width).zip(dy.chunks(width)) {
-            for (((y, dy), gate), d_gate) in y.iter_mut().zip(dy).zip(gate).zip(&mut d_gate) {
-                *d_gate += dy * *y;
-                *y = dy * gate;
+    let found = rows.each(
+        y,
+        #[inline(always)]
+        |sample, first, y| {
+            let gate = &gate[sample * width..][..width];
+            let dy = &dy[first * width..][..y.len()];
+            let mut d_gate = vec![0.0; width];
+            for (y, dy) in y.chunks_mut(width).zip(dy.chunks(width)) {
+                for (((y, dy), gate), d_gate) in y.iter_mut().zip(dy).zip(gate).zip(&mut d_gate) {
+                    *d_gate += dy * *y;
+                    *y = dy * gate;
+                }
             }
-        }
-        d_gate
-    });
+            d_gate
+        },
+    );
     rows.sums(found)
 }
 
@@ -183,7 +199,9 @@ pub(super) fn sum_of_rows(width: usize, x: &[f32]) -> Vec<f32> {
             || {
                 let mut sums = vec![0.0; width];
                 for row in rows.chunks(width) {
-                    sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+                    for (sum, x) in sums.iter_mut().zip(row) {
+                        *sum += x;
+                    }
                 }
                 sums
             },
@@ -203,7 +221,9 @@ pub(super) fn add_to_rows(x: &mut [f32], bias: &[f32], f: impl Fn(f32) -> f32 + 
             #[inline(always)]
             || {
                 for row in rows.chunks_mut(width) {
-                    row.iter_mut().zip(bias).for_each(|(x, bias)| *x = f(*x + bias));
+                    for (x, bias) in row.iter_mut().zip(bias) {
+                        *x = f(*x + bias);
+                    }
                 }
             },
         );
@@ -221,7 +241,11 @@ pub(super) fn zip(x: &mut [f32], y: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) 
     x.par_chunks_mut(TASK).zip(y.par_chunks(TASK)).for_each(|(x, y)| {
         vectorized(
             #[inline(always)]
-            || x.iter_mut().zip(y).for_each(|(x, y)| *x = f(*x, *y)),
+            || {
+                for (x, y) in x.iter_mut().zip(y) {
+                    *x = f(*x, *y);
+                }
+            },
         );
     });
 }
@@ -234,9 +258,13 @@ pub(super) fn softmax_backward(width: usize, dp: &mut [f32], p: &[f32], scale: f
             #[inline(always)]
             || {
                 for (dp, p) in dp.chunks_mut(width).zip(p.chunks(width)) {
-                    dp.iter_mut().zip(p).for_each(|(dp, p)| *dp *= p);
+                    for (dp, p) in dp.iter_mut().zip(p) {
+                        *dp *= p;
+                    }
                     let sum = fold(dp, 0.0, |x| x, |a, b| a + b);
-                    dp.iter_mut().zip(p).for_each(|(dp, p)| *dp = (*dp - p * sum) * scale);
+                    for (dp, p) in dp.iter_mut().zip(p) {
+                        *dp = (*dp - p * sum) * scale;
+                    }
                 }
             },
         );

@@ -63,9 +63,8 @@ impl Factor<'_> {
         let along_depth = self.depth_stride == 1;
         if along_depth {
             for l in 0..lines {
-                let mut x = [0.0; DEPTH];
-                let first = (line + l) * self.line_stride + depth;
-                x[..depths].copy_from_slice(&self.values[first..][..depths]);
+                let x: [f32; DEPTH] =
+                    padded(&self.values[(line + l) * self.line_stride + depth..], depths);
                 for (pairs, parts) in pairs.iter_mut().zip(apart(&x)) {
                     for (pair, halves) in pairs[l].iter_mut().zip(parts.as_chunks::<2>().0) {
                         *pair = halves[0] >> 16 | halves[1];
@@ -79,7 +78,7 @@ impl Factor<'_> {
                     if 2 * p + half < depths {
                         let first = (depth + 2 * p + half) * self.depth_stride;
                         if self.line_stride == 1 {
-                            x[..lines].copy_from_slice(&self.values[first + line..][..lines]);
+                            *x = padded(&self.values[first + line..], lines);
                         } else {
                             for (l, x) in x[..lines].iter_mut().enumerate() {
                                 *x = self.values[first + (line + l) * self.line_stride];
@@ -120,6 +119,19 @@ impl Factor<'_> {
             },
         );
     }
+}
+
+/// The first `count` values, then zeros.
+#[inline(always)]
+fn padded<const N: usize>(values: &[f32], count: usize) -> [f32; N] {
+    if count == N
+        && let Some(values) = values.first_chunk()
+    {
+        return *values;
+    }
+    let mut padded = [0.0; N];
+    padded[..count].copy_from_slice(&values[..count]);
+    padded
 }
 
 #[inline(always)]

@@ -2,10 +2,7 @@
 
 use super::{Block, LINES, Panel, SIDE};
 use std::{
-    arch::{
-        asm,
-        x86_64::{__cpuid_count, _MM_HINT_T1, _mm_prefetch},
-    },
+    arch::{asm, x86_64::__cpuid_count},
     marker::PhantomData,
     mem::MaybeUninit,
 };
@@ -109,15 +106,34 @@ impl Drop for Unit {
     }
 }
 
-/// Products of four pairs of tiles, each added to its sum.
+/// Products of four pairs of tiles, each added to its sum; and four lines fetched meanwhile. (All of a
+/// step's at once would hold up the tiles' own loads.)
 macro_rules! add_products {
-    () => {
-        "tdpbf16ps tmm0, tmm4, tmm6
-         tdpbf16ps tmm1, tmm4, tmm7
-         tdpbf16ps tmm2, tmm5, tmm6
-         tdpbf16ps tmm3, tmm5, tmm7"
+    ($line:literal) => {
+        concat!(
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            "tdpbf16ps tmm1, tmm4, tmm7\n",
+            "tdpbf16ps tmm2, tmm5, tmm6\n",
+            "tdpbf16ps tmm3, tmm5, tmm7\n",
+            "prefetcht1 [{ahead} + 64 * ",
+            $line,
+            "]\n",
+            "prefetcht1 [{ahead} + 64 * ",
+            $line,
+            " + 64]\n",
+            "prefetcht1 [{ahead} + 64 * ",
+            $line,
+            " + 128]\n",
+            "prefetcht1 [{ahead} + 64 * ",
+            $line,
+            " + 192]\n",
+        )
     };
 }
+
+/// Bytes fetched at each step, from wherever it is: fetching ahead of use has no effect but on the cache,
+/// and none at all where there is no memory.
+const FETCHED: usize = 24 * 64;
 
 /// 32 rows of 32 sums at `out`, `stride` apart, over the blocks of both panels.
 ///
@@ -136,11 +152,6 @@ unsafe fn multiply(
     let lower = unsafe { out.add(SIDE * stride) };
     // SAFETY: the 16 rows of 64 bytes at both pointers, and as far right of them, are those of `out`.
     unsafe {
-        for row in 0..LINES {
-            let row = out.add(row * stride);
-            asm!("prefetchw [{row}]", "prefetchw [{row} + 64]", row = in(reg) row,
-                options(nostack, preserves_flags));
-        }
         if add {
             asm!(
                 "tileloadd tmm0, [{upper} + {step}*1]",
@@ -160,14 +171,8 @@ unsafe fn multiply(
             );
         }
     }
-    let lines = (size_of_val(next) / ROW).div_ceil(left.len().max(1));
-    let mut ahead = next.as_ptr().cast::<i8>();
+    let mut ahead = next.as_ptr().cast::<u8>();
     for (left, right) in left.iter().zip(right) {
-        for _ in 0..lines {
-            // SAFETY: has no effect but on the cache, and none at all where there is no memory.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(ahead) };
-            ahead = ahead.wrapping_add(ROW);
-        }
         // Small products first, and an order in which each pair of tiles shares one with the pair before.
         // SAFETY: the six tiles of a kilobyte that a block has.
         unsafe {
@@ -176,26 +181,28 @@ unsafe fn multiply(
                 "tileloadd tmm5, [{left} + {row}*1 + 1024]",
                 "tileloadd tmm6, [{right} + {row}*1 + 4096]",
                 "tileloadd tmm7, [{right} + {row}*1 + 5120]",
-                add_products!(), // first of the left, third of the right
+                add_products!(0), // first of the left, third of the right
                 "tileloadd tmm6, [{right} + {row}*1 + 2048]",
                 "tileloadd tmm7, [{right} + {row}*1 + 3072]",
-                add_products!(), // first, second
+                add_products!(4), // first, second
                 "tileloadd tmm4, [{left} + {row}*1 + 2048]",
                 "tileloadd tmm5, [{left} + {row}*1 + 3072]",
-                add_products!(), // second, second
+                add_products!(8), // second, second
                 "tileloadd tmm6, [{right} + {row}*1]",
                 "tileloadd tmm7, [{right} + {row}*1 + 1024]",
-                add_products!(), // second, first
+                add_products!(12), // second, first
                 "tileloadd tmm4, [{left} + {row}*1 + 4096]",
                 "tileloadd tmm5, [{left} + {row}*1 + 5120]",
-                add_products!(), // third, first
+                add_products!(16), // third, first
                 "tileloadd tmm4, [{left} + {row}*1]",
                 "tileloadd tmm5, [{left} + {row}*1 + 1024]",
-                add_products!(), // first, first
+                add_products!(20), // first, first
                 left = in(reg) left, right = in(reg) right, row = in(reg) ROW,
+                ahead = in(reg) ahead,
                 options(nostack, readonly, preserves_flags),
             );
         }
+        ahead = ahead.wrapping_add(FETCHED);
     }
     // SAFETY: as for the loads.
     unsafe {
