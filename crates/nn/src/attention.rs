@@ -20,7 +20,7 @@ use chunks::SCORE_BUDGET;
 #[cfg(feature = "flex")]
 pub(crate) use {
     chunks::Chunks,
-    host::{SCORE_BUDGET as SCORES_AT_HAND, softmax},
+    host::{SCORE_BUDGET as SCORES_AT_HAND, softmax, softmax_here},
 };
 
 /// `[B, N, heads * head_dim] -> [B, heads, N, head_dim]`.
@@ -238,7 +238,9 @@ mod tests {
     #[cfg(feature = "autodiff")]
     #[test]
     fn attention_of_tokens_to_each_other_equals_its_operations() {
-        for (axis, [batch, frames, places]) in [(1, [2, 5, 3]), (2, [2, 3, 7]), (1, [1, 1, 4])] {
+        // The last are long enough for a matrix unit.
+        let sizes = [(1, [2, 5, 3]), (2, [2, 3, 7]), (1, [1, 1, 4]), (2, [2, 2, 70])];
+        for (axis, [batch, frames, places]) in sizes {
             let (heads, dim) = (2, 6);
             let channels = heads * dim;
             crate::testing::assert_gradients_agree(
@@ -265,9 +267,12 @@ mod tests {
     #[cfg(feature = "autodiff")]
     #[test]
     fn attention_to_a_prompt_equals_its_operations() {
-        let (heads, dim, queries, keys) = (3, 4, 11, 6);
+        let (heads, dim) = (3, 4);
         let channels = heads * dim;
-        for (batch, of_bias) in [(1, Some(1)), (2, Some(1)), (2, Some(2)), (2, None)] {
+        let cases = [(1, Some(1)), (2, Some(1)), (2, Some(2)), (2, None)];
+        let sizes = [(11, 6), (300, 70)];
+        let cases = cases.into_iter().flat_map(|case| sizes.map(|size| (case, size)));
+        for ((batch, of_bias), (queries, keys)) in cases {
             let bias = of_bias.map(|rows| waves([rows, 1, 1, keys], 3.0, &Device::flex()));
             let bias = |x: &Tensor<3>| {
                 let lifted =

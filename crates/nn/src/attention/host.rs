@@ -70,17 +70,22 @@ pub(crate) fn softmax(
         // One row of a bias serves all samples where it has only one.
         let bias =
             bias.map(|bias| if bias.len() == keys { bias } else { &bias[sample * keys..][..keys] });
-        scores.par_chunks_mut(rows * keys).for_each(|scores| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for row in scores.chunks_mut(keys) {
-                        softmax_of_row(row, scale, bias);
-                    }
-                },
-            );
-        });
+        scores
+            .par_chunks_mut(rows * keys)
+            .for_each(|scores| softmax_here(scores, keys, scale, bias));
     });
+}
+
+/// [`softmax`] of the rows of one sample, on this thread alone.
+pub(crate) fn softmax_here(scores: &mut [f32], keys: usize, scale: f32, bias: Option<&[f32]>) {
+    vectorized(
+        #[inline(always)]
+        || {
+            for row in scores.chunks_mut(keys) {
+                softmax_of_row(row, scale, bias);
+            }
+        },
+    );
 }
 
 #[inline(always)]

@@ -149,6 +149,7 @@ pub(super) fn factor_of_rows(x: &FlexTensor) -> Factor<'_> {
 }
 
 /// The columns of `x` `[.., C]`, in one piece: each a line over all rows.
+#[cfg(feature = "autodiff")]
 pub(super) fn factor_of_columns(x: &FlexTensor) -> Factor<'_> {
     let (depth, lines) = rows_and_width(x);
     Factor { values: values(x), lines, depth, line_stride: 1, depth_stride: lines }

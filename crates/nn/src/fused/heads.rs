@@ -3,8 +3,12 @@
 //! copied before them, and results are put together in one pass.
 
 use super::forward::{contiguous, tensor, values};
+#[cfg(feature = "autodiff")]
 use super::passes;
-use crate::attention::{Chunks, softmax};
+use crate::{
+    attention::{Chunks, softmax, softmax_here},
+    host::product::{self, Factor, multiply_here},
+};
 use burn::{
     backend::{
         Flex,
@@ -14,6 +18,22 @@ use burn::{
     tensor::Shape,
 };
 use rayon::prelude::*;
+
+/// Queries of one task on the processor's matrix unit, where a sequence may be cut.
+const QUERIES: usize = 256;
+
+/// Rows of `width` as lines.
+fn rows_of(x: &[f32], width: usize) -> Factor<'_> {
+    let lines = x.len() / width;
+    Factor { values: x, lines, depth: width, line_stride: width, depth_stride: 1 }
+}
+
+/// Columns of rows of `width` as lines.
+#[cfg(feature = "autodiff")]
+fn columns_of(x: &[f32], width: usize) -> Factor<'_> {
+    let depth = x.len() / width;
+    Factor { values: x, lines: width, depth, line_stride: 1, depth_stride: width }
+}
 
 /// Sequences of tokens, and their heads in a tensor `[.., W]` in one piece: seen as `[B, G, H, N, D]`, N
 /// tokens in G groups of each sample.
@@ -50,6 +70,35 @@ impl Place {
         x.clone().with_layout(layout)
     }
 
+    /// One head of `count` tokens from `token` of a sequence on, tokens as lines.
+    fn tokens(self, x: &[f32], at: [usize; 3], token: usize, count: usize) -> Factor<'_> {
+        Factor {
+            values: &x[self.first_value(at, token)..],
+            lines: count,
+            depth: self.dim,
+            line_stride: self.strides[1] * self.width,
+            depth_stride: 1,
+        }
+    }
+
+    /// One head of a sequence, channels as lines.
+    fn channels(self, x: &[f32], at: [usize; 3]) -> Factor<'_> {
+        Factor {
+            values: &x[self.first_value(at, 0)..],
+            lines: self.dim,
+            depth: self.tokens,
+            line_stride: 1,
+            depth_stride: self.strides[1] * self.width,
+        }
+    }
+
+    /// Where the values of a head of a token begin.
+    fn first_value(self, [sample, group, head]: [usize; 3], token: usize) -> usize {
+        let [of_group, of_token] = self.strides;
+        let place = sample * self.groups * self.tokens + group * of_group + token * of_token;
+        place * self.width + self.first + head * self.dim
+    }
+
     /// Writes heads to where they belong in `out`.
     fn assemble(self, pieces: &Pieces, out: &mut [f32]) {
         let of_sample = self.groups * self.tokens;
@@ -82,6 +131,7 @@ struct Pieces {
 }
 
 impl Pieces {
+    #[cfg(feature = "autodiff")]
     fn whole(heads: FlexTensor) -> Self {
         let shape = heads.layout().shape();
         let of = [shape[0], shape[1], shape[3]];
@@ -192,6 +242,9 @@ impl Heads {
         bias: Option<&[f32]>,
         budget: usize,
     ) -> (FlexTensor, Option<Weights>) {
+        if self.fits_unit() {
+            return self.attention_on_unit(bias, budget == usize::MAX);
+        }
         let Place { batch, groups, heads, tokens, .. } = self.queries.place;
         let keys = self.keys.place.tokens;
         let (q, k, v) = (self.queries.view(), self.keys.view(), self.values.view());
@@ -231,7 +284,99 @@ impl Heads {
         (tensor(out, self.shape.clone()), weights.filter(|_| whole))
     }
 
+    /// Whether the products are made on the processor's matrix unit: long sequences, one token after the
+    /// other.
+    fn fits_unit(&self) -> bool {
+        let [queries, keys] = [self.queries.place, self.keys.place];
+        queries.tokens.min(keys.tokens) >= 64 && queries.strides[1] == 1 && product::is_at_hand()
+    }
+
+    /// [`attention`](Self::attention) with a task for each sequence, or for a part of it where the softmax
+    /// is not to be kept; scores stay in a core's cache.
+    fn attention_on_unit(&self, bias: Option<&[f32]>, keep: bool) -> (FlexTensor, Option<Weights>) {
+        let Place { batch, groups, heads, tokens, dim, .. } = self.queries.place;
+        let keys = self.keys.place.tokens;
+        let [q, k, v] = [&self.queries, &self.keys, &self.values].map(|of| values(&of.tensor));
+        let width = heads * dim;
+        let task = |sequence: usize, first: usize, out: &mut [f32], kept: Option<&mut [f32]>| {
+            let (sample, group) = (sequence / groups, sequence % groups);
+            let count = out.len() / width;
+            let bias = bias
+                .map(|bias| if bias.len() == keys { bias } else { &bias[sample * keys..][..keys] });
+            let mut own = vec![0.0; if kept.is_some() { 0 } else { count * keys }];
+            let mut kept = kept.map(|kept| kept.chunks_mut(count * keys));
+            let mut seen = vec![0.0; count * dim];
+            for head in 0..heads {
+                let scores = kept.as_mut().and_then(Iterator::next).unwrap_or(&mut own);
+                let at = [sample, group, head];
+                let queries = self.queries.place.tokens(q, at, first, count);
+                multiply_here(queries, self.keys.place.tokens(k, at, 0, keys), scores);
+                softmax_here(scores, keys, self.scale(), bias);
+                multiply_here(rows_of(scores, keys), self.values.place.channels(v, at), &mut seen);
+                for (out, seen) in out.chunks_mut(width).zip(seen.chunks(dim)) {
+                    out[head * dim..][..dim].copy_from_slice(seen);
+                }
+            }
+        };
+        let mut out = vec![0.0; batch * groups * tokens * width];
+        let sequences = out.par_chunks_mut(tokens * width);
+        let weights = keep.then(|| {
+            let mut kept = vec![0.0; batch * groups * heads * tokens * keys];
+            let each = kept.par_chunks_mut(heads * tokens * keys);
+            sequences.zip(each).enumerate().for_each(|(sequence, (out, kept))| {
+                task(sequence, 0, out, Some(kept));
+            });
+            tensor(kept, [batch, groups, heads, tokens, keys])
+        });
+        if weights.is_none() {
+            let sequences = out.par_chunks_mut(tokens * width);
+            sequences.enumerate().for_each(|(sequence, out)| {
+                let parts = out.par_chunks_mut(QUERIES * width).enumerate();
+                parts.for_each(|(part, out)| task(sequence, part * QUERIES, out, None));
+            });
+        }
+        (tensor(out, self.shape.clone()), weights)
+    }
+
+    /// [`self_backward`](Self::self_backward) with a task for each sequence.
+    #[cfg(feature = "autodiff")]
+    fn self_backward_on_unit(&self, weights: &[f32], dy: &[f32]) -> Vec<f32> {
+        let place @ Place { batch, groups, heads, tokens, dim, width, .. } = self.queries.place;
+        let qkv = values(&self.queries.tensor);
+        let of_dy = place.part(0, 1);
+        let mut out = vec![0.0; batch * groups * tokens * width];
+        out.par_chunks_mut(tokens * width).enumerate().for_each(|(sequence, out)| {
+            let (sample, group) = (sequence / groups, sequence % groups);
+            let mut d_scores = vec![0.0; tokens * tokens];
+            let mut found = vec![0.0; tokens * dim];
+            for head in 0..heads {
+                let at = [sample, group, head];
+                let first = (sequence * heads + head) * tokens * tokens;
+                let weights = &weights[first..][..tokens * tokens];
+                let mut write = |of: &Source, found: &[f32]| {
+                    for (out, found) in out.chunks_mut(width).zip(found.chunks(dim)) {
+                        out[of.place.first + head * dim..][..dim].copy_from_slice(found);
+                    }
+                };
+                let columns = columns_of(weights, tokens);
+                multiply_here(columns, of_dy.channels(dy, at), &mut found);
+                write(&self.values, &found);
+                let values = self.values.place.tokens(qkv, at, 0, tokens);
+                multiply_here(of_dy.tokens(dy, at, 0, tokens), values, &mut d_scores);
+                passes::softmax_backward_here(tokens, &mut d_scores, weights, self.scale());
+                let keys = self.keys.place.channels(qkv, at);
+                multiply_here(rows_of(&d_scores, tokens), keys, &mut found);
+                write(&self.queries, &found);
+                let queries = self.queries.place.channels(qkv, at);
+                multiply_here(columns_of(&d_scores, tokens), queries, &mut found);
+                write(&self.keys, &found);
+            }
+        });
+        out
+    }
+
     /// The gradients of queries, keys and values, where `dy` is the output's.
+    #[cfg(feature = "autodiff")]
     fn backward(&self, weights: FlexTensor, dy: FlexTensor) -> [Pieces; 3] {
         let dy = self.queries.place.part(0, 1).view(&contiguous(dy));
         let turned = |x: FlexTensor| x.transpose(3, 4);
@@ -245,9 +390,15 @@ impl Heads {
     }
 
     /// The gradient of `qkv`.
+    #[cfg(feature = "autodiff")]
     pub(super) fn self_backward(&self, weights: Weights, dy: FlexTensor) -> FlexTensor {
-        let pieces = self.backward(weights, dy);
         let source = &self.queries.tensor;
+        if self.fits_unit() {
+            let dy = contiguous(dy);
+            let found = self.self_backward_on_unit(values(&weights), values(&dy));
+            return tensor(found, source.layout().shape().clone());
+        }
+        let pieces = self.backward(weights, dy);
         let mut out = vec![0.0; source.layout().num_elements()];
         for (source, pieces) in [&self.queries, &self.keys, &self.values].iter().zip(pieces) {
             source.place.assemble(&pieces, &mut out);
@@ -256,6 +407,7 @@ impl Heads {
     }
 
     /// The gradients of `query` and `key_value`.
+    #[cfg(feature = "autodiff")]
     pub(super) fn cross_backward(&self, weights: Weights, dy: FlexTensor) -> [FlexTensor; 2] {
         let [queries, keys, values] = self.backward(weights, dy);
         let gradient = |of: &Source, pieces: &[(&Source, Pieces)]| {

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 const ROWS: usize = 64;
 
 /// Values that one task works on, where rows do not matter.
+#[cfg(feature = "autodiff")]
 const TASK: usize = 1 << 14;
 
 /// Rows `[N, C]` of one sample after the other.
@@ -28,6 +29,7 @@ impl Rows {
     }
 
     /// Tasks of a sample.
+    #[cfg(feature = "autodiff")]
     fn tasks(self) -> usize {
         self.per_sample.div_ceil(self.per_task())
     }
@@ -55,6 +57,7 @@ impl Rows {
     }
 
     /// Sums of each sample, `[B, C]`, of what each of its tasks found.
+    #[cfg(feature = "autodiff")]
     fn sums(self, found: Vec<Vec<f32>>) -> Vec<f32> {
         let add = |mut sum: Vec<f32>, part: Vec<f32>| {
             sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
@@ -104,6 +107,7 @@ pub(super) fn norm_and_modulate(
 
 /// The gradients of [`norm_and_modulate`]: that of `x` in the place of `x`, those of `scale` and `shift`
 /// `[B, C]`; `dy` is the output's.
+#[cfg(feature = "autodiff")]
 pub(super) fn norm_and_modulate_backward(
     rows: Rows,
     x: &mut [f32],
@@ -170,6 +174,7 @@ pub(super) fn gated_sum(rows: Rows, x: &mut [f32], gate: &[f32], y: &[f32]) {
 
 /// The gradients of [`gated_sum`] but that of `x`, which is `dy` itself: that of `y` in the place of `y`,
 /// that of `gate` `[B, C]`.
+#[cfg(feature = "autodiff")]
 pub(super) fn gated_sum_backward(rows: Rows, y: &mut [f32], gate: &[f32], dy: &[f32]) -> Vec<f32> {
     let width = rows.width;
     let found = rows.each(
@@ -192,6 +197,7 @@ pub(super) fn gated_sum_backward(rows: Rows, y: &mut [f32], gate: &[f32], dy: &[
 }
 
 /// The sum over the rows of `x`, `[C]`.
+#[cfg(feature = "autodiff")]
 pub(super) fn sum_of_rows(width: usize, x: &[f32]) -> Vec<f32> {
     let found = x.par_chunks(ROWS * width).map(|rows| {
         vectorized(
@@ -237,6 +243,7 @@ pub(super) fn map(x: &mut [f32], f: impl Fn(f32) -> f32 + Sync) {
 }
 
 /// Replaces `x` by `f` of it and the value of `y` in the same place.
+#[cfg(feature = "autodiff")]
 pub(super) fn zip(x: &mut [f32], y: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) {
     x.par_chunks_mut(TASK).zip(y.par_chunks(TASK)).for_each(|(x, y)| {
         vectorized(
@@ -252,21 +259,28 @@ pub(super) fn zip(x: &mut [f32], y: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) 
 
 /// `dp`, the gradient of the softmax `p` of rows of `width`, becomes that of what the softmax was taken
 /// of, times `scale`.
+#[cfg(feature = "autodiff")]
 pub(super) fn softmax_backward(width: usize, dp: &mut [f32], p: &[f32], scale: f32) {
-    dp.par_chunks_mut(ROWS * width).zip(p.par_chunks(ROWS * width)).for_each(|(dp, p)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (dp, p) in dp.chunks_mut(width).zip(p.chunks(width)) {
-                    for (dp, p) in dp.iter_mut().zip(p) {
-                        *dp *= p;
-                    }
-                    let sum = fold(dp, 0.0, |x| x, |a, b| a + b);
-                    for (dp, p) in dp.iter_mut().zip(p) {
-                        *dp = (*dp - p * sum) * scale;
-                    }
+    dp.par_chunks_mut(ROWS * width)
+        .zip(p.par_chunks(ROWS * width))
+        .for_each(|(dp, p)| softmax_backward_here(width, dp, p, scale));
+}
+
+/// [`softmax_backward`] on this thread alone.
+#[cfg(feature = "autodiff")]
+pub(super) fn softmax_backward_here(width: usize, dp: &mut [f32], p: &[f32], scale: f32) {
+    vectorized(
+        #[inline(always)]
+        || {
+            for (dp, p) in dp.chunks_mut(width).zip(p.chunks(width)) {
+                for (dp, p) in dp.iter_mut().zip(p) {
+                    *dp *= p;
                 }
-            },
-        );
-    });
+                let sum = fold(dp, 0.0, |x| x, |a, b| a + b);
+                for (dp, p) in dp.iter_mut().zip(p) {
+                    *dp = (*dp - p * sum) * scale;
+                }
+            }
+        },
+    );
 }

@@ -258,6 +258,46 @@ pub(crate) fn multiply(
     product
 }
 
+/// `left right` into `out` `[rows, columns]`, on this thread alone: for small products of which many are
+/// made at once.
+///
+/// # Panics
+/// Where the sizes do not fit each other, or there is no matrix unit.
+pub(crate) fn multiply_here(left: Factor, right: Factor, out: &mut [f32]) {
+    let (rows, columns) = (left.lines, right.lines);
+    assert!(left.depth == right.depth && left.is_held() && right.is_held(), "factors that fit");
+    assert!(Some(out.len()) == rows.checked_mul(columns), "one number a row and column");
+    assert!(tiles::available(), "asked before");
+    let steps = left.depth.div_ceil(DEPTH).max(1);
+    let taken_apart = |factor: Factor, kept_in, lines_first| {
+        let mut blocks = Blocks::of(kept_in, factor.lines.div_ceil(LINES) * steps);
+        for (panel, blocks) in blocks.get().chunks_mut(steps).enumerate() {
+            factor.pack(panel * LINES, 0, lines_first, blocks);
+        }
+        blocks
+    };
+    let mut left = taken_apart(left, &ROWS_APART, true);
+    let mut right = taken_apart(right, &ROWS_APART, false);
+    let unit = tiles::Unit::begin();
+    for (index, left) in left.get().chunks(steps).enumerate() {
+        let row = index * LINES;
+        for (index, right) in right.get().chunks(steps).enumerate() {
+            let column = index * LINES;
+            unit.multiply_over(
+                Panel { blocks: left, lines: LINES.min(rows - row) },
+                Panel { blocks: right, lines: LINES.min(columns - column) },
+                &mut out[row * columns + column..],
+                columns,
+            );
+        }
+    }
+}
+
+/// Whether a processor has what [`multiply_here`] needs.
+pub(crate) fn is_at_hand() -> bool {
+    tiles::available()
+}
+
 /// Factors taken apart, kept for the next product: to have tens of megabytes zeroed by the system each
 /// time would take a tenth of a product's time.
 struct Blocks {

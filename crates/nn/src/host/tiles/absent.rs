@@ -26,4 +26,8 @@ impl Unit {
     ) {
         match *self {}
     }
+
+    pub(in super::super) fn multiply_over(&self, _: Panel, _: Panel, _: &mut [f32], _: usize) {
+        match *self {}
+    }
 }
