@@ -22,6 +22,9 @@ const MOST_DEPTH: usize = 1152;
 /// Panels of the left factor that one task keeps in its core's cache.
 const PANELS: usize = 4;
 
+/// Steps by which what is taken apart next is fetched ahead.
+const AHEAD: usize = 4;
+
 /// Fewer rows, columns or a smaller depth than this, and taking the factors apart costs too much.
 const LEAST: usize = 256;
 
@@ -63,8 +66,10 @@ impl Factor<'_> {
         let along_depth = self.depth_stride == 1;
         if along_depth {
             for l in 0..lines {
-                let x: [f32; DEPTH] =
-                    padded(&self.values[(line + l) * self.line_stride + depth..], depths);
+                let first = (line + l) * self.line_stride + depth;
+                tiles::fetch(self.values, first + AHEAD * DEPTH);
+                tiles::fetch(self.values, first + AHEAD * DEPTH + SIDE);
+                let x: [f32; DEPTH] = padded(&self.values[first..], depths);
                 for (pairs, parts) in pairs.iter_mut().zip(apart(&x)) {
                     for (pair, halves) in pairs[l].iter_mut().zip(parts.as_chunks::<2>().0) {
                         *pair = halves[0] >> 16 | halves[1];
@@ -77,6 +82,7 @@ impl Factor<'_> {
                 for (half, x) in x.iter_mut().enumerate() {
                     if 2 * p + half < depths {
                         let first = (depth + 2 * p + half) * self.depth_stride;
+                        tiles::fetch(self.values, first + line + DEPTH * self.depth_stride);
                         if self.line_stride == 1 {
                             *x = padded(&self.values[first + line..], lines);
                         } else {
@@ -111,8 +117,8 @@ impl Factor<'_> {
                     for half in 0..LINES / SIDE {
                         let line = line + half * SIDE;
                         let pairs = self.pairs(line, depth + step * DEPTH, lines_first);
-                        for (part, pairs) in pairs.into_iter().enumerate() {
-                            block.0[part][half] = pairs;
+                        for (part, pairs) in pairs.iter().enumerate() {
+                            block.0[part][half] = *pairs;
                         }
                     }
                 }

@@ -14,7 +14,7 @@ mod absent;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 use absent as unit;
 
-pub(super) use unit::Unit;
+pub(super) use unit::{Unit, fetch};
 
 /// Rows of a tile, and words of a row.
 pub(super) const SIDE: usize = 16;

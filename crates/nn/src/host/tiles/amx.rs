@@ -2,7 +2,10 @@
 
 use super::{Block, LINES, Panel, SIDE};
 use std::{
-    arch::{asm, x86_64::__cpuid_count},
+    arch::{
+        asm,
+        x86_64::{__cpuid_count, _MM_HINT_T0, _mm_prefetch},
+    },
     marker::PhantomData,
     mem::MaybeUninit,
 };
@@ -27,6 +30,14 @@ pub(super) fn request() -> bool {
         && unsafe {
             libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0
         }
+}
+
+/// Fetches the numbers at `index` of `values`, if there are any, to the core: for reads that jump, which
+/// the processor does not foresee.
+#[inline(always)]
+pub(in super::super) fn fetch(values: &[f32], index: usize) {
+    // SAFETY: has no effect but on the cache, and none at all where there is no memory.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().wrapping_add(index).cast()) };
 }
 
 /// The unit with its tiles set up, on the thread that began it and until it is dropped.
