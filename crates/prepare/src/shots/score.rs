@@ -77,11 +77,7 @@ impl Scorer {
         let Planes([hue, saturation, value]) = &mut self.now;
         self.downscale.rows(frame, |y, row| {
             let line = y * width..(y + 1) * width;
-            let (hue, saturation) = (&mut hue[line.clone()], &mut saturation[line.clone()]);
-            let value = &mut value[line];
-            for (x, pixel) in row.iter().enumerate() {
-                [hue[x], saturation[x], value[x]] = hsv(*pixel);
-            }
+            hsv(row, [&mut hue[line.clone()], &mut saturation[line.clone()], &mut value[line]]);
         });
         if std::mem::take(&mut self.first) {
             return Score::default();
