@@ -8,7 +8,7 @@
 //! Source: FFmpeg, `libswscale/yuv2rgb.c` (`ff_yuv2rgb_c_init_tables`) and
 //! `libswscale/x86/yuv_2_rgb.asm`.
 
-use crate::{color::Matrix, sps::Colour};
+use crate::{color::Matrix, sps::Colour, vectors::vectorized};
 
 /// From luma and colour differences to red, green and blue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,19 +38,21 @@ impl ToRgb {
     /// Turns lumas, blue and red differences into red, green and blue where they are; of slices of
     /// unequal lengths, as many as the shortest has. Equal to [`pixel`](Self::pixel).
     pub fn in_place(self, [y, u, v]: [&mut [u8]; 3]) {
-        // Of 16 bits, of which the processor multiplies many at once and keeps the upper half.
+        // In 16 bits, so that as many as possible are done at once.
         let product = |c: i16, factor: i16| ((i32::from(c) * i32::from(factor)) >> 16) as i16;
         let narrow = |factor: i32| factor as i16;
         let [black, luma, red, blue] = [self.black, self.luma, self.red, self.blue].map(narrow);
         let green = self.green.map(narrow);
-        for ((y, u), v) in y.iter_mut().zip(u).zip(v) {
-            let grey = product(8 * i16::from(*y) - black, luma);
-            let [cu, cv] = [*u, *v].map(|c| 8 * i16::from(c) - 1024);
-            let byte = |x: i16| x.clamp(0, 255) as u8;
-            *y = byte(grey + product(cv, red));
-            *u = byte(grey + (product(cu, green[0]) + product(cv, green[1])));
-            *v = byte(grey + product(cu, blue));
-        }
+        vectorized(|| {
+            for ((y, u), v) in y.iter_mut().zip(u).zip(v) {
+                let grey = product(8 * i16::from(*y) - black, luma);
+                let [cu, cv] = [*u, *v].map(|c| 8 * i16::from(c) - 1024);
+                let byte = |x: i16| x.clamp(0, 255) as u8;
+                *y = byte(grey + product(cv, red));
+                *u = byte(grey + (product(cu, green[0]) + product(cv, green[1])));
+                *v = byte(grey + product(cu, blue));
+            }
+        });
     }
 
     pub(crate) fn new(matrix: Matrix) -> Self {

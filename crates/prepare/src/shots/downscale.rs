@@ -7,14 +7,15 @@
 //! `VResizeLinear` of 8 bits (weights of 11 bits, no antialiasing), and `resizeAreaFast_`, which
 //! takes the place of `INTER_LINEAR` where both sides are halved exactly.
 
-use opensora_video::picks::Picks;
+use opensora_video::{picks::Picks, vectors::vectorized};
 
 /// A frame that single pixels are taken of.
 pub trait Source {
     /// Width and height in pixels.
     fn size(&self) -> (usize, usize);
 
-    /// Takes these columns of a row, as many as each of the slices has: red, green and blue.
+    /// Takes these columns of a row, as many as each of the slices has: red, green and blue. Columns
+    /// are ascending; where there are as many as the row has, they are all of them.
     fn gather(&self, row: usize, columns: &[usize], out: [&mut [u8]; 3]);
 }
 
@@ -204,9 +205,11 @@ fn planes(pixels: &Pixels) -> [&[u8]; 3] {
 /// The vertical step of one colour: two lines with their weights.
 fn weigh(out: &mut [u8], [upper, lower]: [&[i16]; 2], [a, b]: [i16; 2]) {
     let part = |weight: i16, sum: i16| ((i32::from(weight) * i32::from(sum)) >> 16) as i16;
-    for ((out, upper), lower) in out.iter_mut().zip(upper).zip(lower) {
-        *out = ((part(a, *upper) + part(b, *lower) + 2) >> 2) as u8;
-    }
+    vectorized(|| {
+        for ((out, upper), lower) in out.iter_mut().zip(upper).zip(lower) {
+            *out = ((part(a, *upper) + part(b, *lower) + 2) >> 2) as u8;
+        }
+    });
 }
 
 impl Line {
@@ -234,10 +237,12 @@ impl Line {
                 continue;
             }
             let taps = left.iter().zip(right).zip(a.iter().zip(b));
-            for (sum, ((left, right), (a, b))) in sums.iter_mut().zip(taps) {
-                let part = |weight: i16, pixel: u8| i32::from(weight) * i32::from(pixel);
-                *sum = ((part(*a, *left) + part(*b, *right)) >> 4) as i16;
-            }
+            let part = |weight: i16, pixel: u8| i32::from(weight) * i32::from(pixel);
+            vectorized(|| {
+                for (sum, ((left, right), (a, b))) in sums.iter_mut().zip(taps) {
+                    *sum = ((part(*a, *left) + part(*b, *right)) >> 4) as i16;
+                }
+            });
         }
     }
 }

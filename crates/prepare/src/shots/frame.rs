@@ -99,9 +99,8 @@ impl<D: AsRef<[u8]>> Source for Yuv444<D> {
         let plane = self.width * self.height;
         for (index, out) in out.iter_mut().enumerate() {
             let line = &self.data.as_ref()[index * plane + row * self.width..][..self.width];
-            // All of them, where pixels were picked.
-            if columns.iter().copied().eq(0..self.width) {
-                out[..self.width].copy_from_slice(line);
+            if columns.len() == line.len() {
+                out[..line.len()].copy_from_slice(line);
             } else {
                 out.iter_mut().zip(columns).for_each(|(out, &column)| *out = line[column]);
             }

@@ -3,6 +3,8 @@
 //! Source: OpenCV 4.x, `modules/imgproc/src/color_hsv.simd.hpp`, `RGB2HSV_b`: divisions by tables
 //! with 12 bits behind the point, hue in steps of two degrees.
 
+use opensora_video::vectors::vectorized;
+
 /// Bits behind the point.
 const SHIFT: u32 = 12;
 /// A half, before the bits are cut off.
@@ -30,9 +32,11 @@ fn quotient(dividend: f32, divisor: i32) -> i32 {
 pub(crate) fn hsv([red, green, blue]: [&[u8]; 3], [hue, saturation, value]: [&mut [u8]; 3]) {
     let from = red.iter().zip(green).zip(blue);
     let to = hue.iter_mut().zip(saturation).zip(value);
-    for (((r, g), b), ((hue, saturation), value)) in from.zip(to) {
-        [*hue, *saturation, *value] = of_pixel([*r, *g, *b]);
-    }
+    vectorized(|| {
+        for (((r, g), b), ((hue, saturation), value)) in from.zip(to) {
+            [*hue, *saturation, *value] = of_pixel([*r, *g, *b]);
+        }
+    });
 }
 
 /// Without a branch, so that the compiler takes several at once.

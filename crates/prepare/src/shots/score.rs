@@ -7,7 +7,7 @@ use super::{
     hsv::hsv,
     settings::{Settings, Weights},
 };
-use opensora_video::picks::Picks;
+use opensora_video::{picks::Picks, vectors::vectorized};
 
 /// Differences of a frame from the one before: means over the pixels, each in 0..=255 (of hues, in
 /// 0..180).
@@ -92,7 +92,7 @@ impl Scorer {
 fn distance(a: &[u8], b: &[u8]) -> f64 {
     // Short sums fit into 32 bits and so are added several at once.
     let sums = a.chunks(1 << 16).zip(b.chunks(1 << 16)).map(|(a, b)| {
-        let sum: u32 = a.iter().zip(b).map(|(a, b)| u32::from(a.abs_diff(*b))).sum();
+        let sum: u32 = vectorized(|| a.iter().zip(b).map(|(a, b)| u32::from(a.abs_diff(*b))).sum());
         u64::from(sum)
     });
     sums.sum::<u64>() as f64 / a.len() as f64
