@@ -160,7 +160,7 @@ impl Stream {
         )
         .map_err(|error| absent(path, &programs.ffmpeg, &error))?;
         let Some(said) = child.stderr.take() else {
-            return Err(fail("the ffmpeg program has no output".into()));
+            return Err(fail("the ffmpeg program cannot be heard".into()));
         };
         let complaints = std::thread::spawn(|| complaints(said));
         Ok(Self {

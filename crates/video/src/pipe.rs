@@ -96,6 +96,7 @@ impl<R: Read> Frames<R> {
         /// Most bytes of such a line.
         const MOST: u64 = 4096;
         let mut title = Vec::new();
+        #[allow(clippy::unbuffered_bytes, reason = "what comes next are frames")]
         for byte in self.out.by_ref().take(MOST).bytes() {
             match byte? {
                 b'\n' => break,

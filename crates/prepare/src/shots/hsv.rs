@@ -14,7 +14,7 @@ const CIRCLE: i32 = 180;
 
 /// 255 and 180 / 6 in steps of 2^-12.
 const FULL: f32 = (255 << SHIFT) as f32;
-const SIXTH: f32 = (CIRCLE / 6 << SHIFT) as f32;
+const SIXTH: f32 = ((CIRCLE / 6) << SHIFT) as f32;
 
 /// The quotient of [`FULL`] or [`SIXTH`] and a byte, rounded to the nearest, a half to the even one;
 /// of 0, something finite. This is what the reference's tables hold, but several are worked out at
