@@ -32,10 +32,10 @@ impl Source for Bgr {
         (WIDTH, HEIGHT)
     }
 
-    fn gather(&self, row: usize, columns: &[usize], out: &mut [[u8; 3]]) {
-        for (pixel, column) in out.iter_mut().zip(columns) {
+    fn gather(&self, row: usize, columns: &[usize], [red, green, blue]: [&mut [u8]; 3]) {
+        for (i, column) in columns.iter().enumerate() {
             let at = 3 * (row * WIDTH + column);
-            *pixel = [self.0[at + 2], self.0[at + 1], self.0[at]];
+            [blue[i], green[i], red[i]] = [self.0[at], self.0[at + 1], self.0[at + 2]];
         }
     }
 }

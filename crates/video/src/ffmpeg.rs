@@ -1,18 +1,19 @@
 //! The `ffmpeg` program, for what is not decoded here: HEVC, AV1, VP9, MKV and so on.
 //!
 //! Found at run time: what the environment variables `OPENSORA_FFMPEG` and `OPENSORA_FFPROBE` name,
-//! else `ffmpeg` and `ffprobe` on the path. Frames come through a pipe, as raw RGB in the stream's
-//! own size and order, none doubled and none dropped; rotations that a camera noted are not made.
+//! else `ffmpeg` and `ffprobe` on the path. Frames come through a pipe, as RGB or planes in the
+//! stream's own size and order, none doubled and none dropped; rotations that a camera noted are not
+//! made.
 //! Only local files are opened: names are never taken for options or addresses of other protocols,
 //! and no file makes the program open another one.
 
-use crate::{VideoError, VideoInfo, frames::MAX_SIDE, picks::Picks, yuv::ToRgb};
+use crate::{VideoError, VideoInfo, frames::MAX_SIDE, picks::Picks, pipe, yuv::ToRgb};
 use serde_json::Value;
 use std::{
     ffi::OsString,
     io::{ErrorKind, Read},
     path::{Path, PathBuf},
-    process::{Child, ChildStderr, ChildStdout, Command, Stdio},
+    process::{Child, ChildStderr, Command, Stdio},
     thread::JoinHandle,
     vec,
 };
@@ -61,13 +62,11 @@ pub(crate) struct RawFrame {
 /// A video that the program decodes.
 pub(crate) struct Stream {
     child: Child,
-    out: ChildStdout,
+    out: pipe::Frames,
     complaints: Option<JoinHandle<String>>,
     /// Seconds of the frames, in display order.
     times: vec::IntoIter<f64>,
     shown: usize,
-    /// Bytes of a frame.
-    frame_bytes: usize,
     /// A frame that nobody needs any more: new memory for each one costs more than the reading.
     spare: Vec<u8>,
     pub(crate) info: VideoInfo,
@@ -77,8 +76,11 @@ impl Stream {
     /// Asks what the file holds and starts to decode its first video stream to RGB.
     pub(crate) fn open(path: &Path, programs: &Programs) -> Result<Self, VideoError> {
         let probed = probe(path, programs)?;
-        let frame_bytes = 3 * probed.info.height * probed.info.width;
-        let form = Form { options: ["-pix_fmt", "rgb24"].map(Into::into).into(), frame_bytes };
+        let form = Form {
+            options: ["-pix_fmt", "rgb24", "-f", "rawvideo"].map(Into::into).into(),
+            frame_bytes: 3 * probed.info.height * probed.info.width,
+            size: None,
+        };
         Self::start(path, programs, probed, &form, &[])
     }
 
@@ -142,31 +144,31 @@ impl Stream {
         input_options: &[OsString],
     ) -> Result<Self, VideoError> {
         let fail = |reason: String| VideoError::Decode { path: path.into(), reason };
-        let mut child = Command::new(&programs.ffmpeg)
-            .args(["-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe"])
-            .args(["-format_whitelist", CONTAINERS, "-noautorotate"])
-            .args(input_options)
-            .arg("-i")
-            .arg(local(path).map_err(|source| VideoError::Io { path: path.into(), source })?)
-            .args(["-map", &format!("0:{STREAM}"), "-vsync", "passthrough"])
-            .args(&form.options)
-            .args(["-f", "rawvideo", "pipe:1"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|error| absent(path, &programs.ffmpeg, &error))?;
-        let (Some(out), Some(said)) = (child.stdout.take(), child.stderr.take()) else {
-            return Err(fail("the ffmpeg program has no output".into()));
+        let input = local(path).map_err(|source| VideoError::Io { path: path.into(), source })?;
+        let (mut child, out) = pipe::start(
+            Command::new(&programs.ffmpeg)
+                .args(["-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe"])
+                .args(["-format_whitelist", CONTAINERS, "-noautorotate"])
+                .args(input_options)
+                .arg("-i")
+                .arg(input)
+                .args(["-map", &format!("0:{STREAM}"), "-vsync", "passthrough"])
+                .args(&form.options)
+                .arg("pipe:1")
+                .stdin(Stdio::null())
+                .stderr(Stdio::piped()),
+        )
+        .map_err(|error| absent(path, &programs.ffmpeg, &error))?;
+        let Some(said) = child.stderr.take() else {
+            return Err(fail("the ffmpeg program cannot be heard".into()));
         };
         let complaints = std::thread::spawn(|| complaints(said));
         Ok(Self {
             child,
-            out,
+            out: pipe::Frames::new(out, form.frame_bytes, form.size),
             complaints: Some(complaints),
             times: times.into_iter(),
             shown: 0,
-            frame_bytes: form.frame_bytes,
             spare: Vec::new(),
             info,
         })
@@ -175,29 +177,24 @@ impl Stream {
     /// The next frame; `None` after the last.
     pub(crate) fn next_frame(&mut self) -> Result<Option<RawFrame>, String> {
         let mut bytes = std::mem::take(&mut self.spare);
-        bytes.resize(self.frame_bytes, 0);
-        let mut filled = 0;
-        while filled < bytes.len() {
-            match self.out.read(&mut bytes[filled..]) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(format!("the ffmpeg program: {error}")),
+        let filled = match self.out.read(&mut bytes) {
+            Ok(pipe::Filled::Whole) => {
+                let even = self.shown as f64 / self.info.fps;
+                self.shown += 1;
+                return Ok(Some(RawFrame { time: self.times.next().unwrap_or(even), bytes }));
             }
-        }
-        if filled == bytes.len() {
-            let even = self.shown as f64 / self.info.fps;
-            self.shown += 1;
-            return Ok(Some(RawFrame { time: self.times.next().unwrap_or(even), bytes }));
-        }
+            Ok(pipe::Filled::Part) => true,
+            Ok(pipe::Filled::Nothing) => false,
+            Err(error) => return Err(format!("the ffmpeg program: {error}")),
+        };
         let status = self.child.wait().map_err(|error| format!("the ffmpeg program: {error}"))?;
         let said = self.complaints.take().and_then(|said| said.join().ok()).unwrap_or_default();
-        if filled == 0 && status.success() && self.shown > 0 {
+        if !filled && status.success() && self.shown > 0 {
             return Ok(None);
         }
         Err(match (filled, last_line(&said)) {
             (_, Some(line)) => format!("the ffmpeg program says: {line}"),
-            (0, None) if self.shown == 0 => "it holds no pictures".into(),
+            (false, None) if self.shown == 0 => "it holds no pictures".into(),
             _ => format!("the ffmpeg program ended early ({status})"),
         })
     }
@@ -246,20 +243,29 @@ struct Form {
     options: Vec<OsString>,
     /// Bytes of a frame.
     frame_bytes: usize,
+    /// Width and height, where the frames come with words about them (YUV4MPEG2).
+    size: Option<(usize, usize)>,
 }
 
 impl Form {
     /// All pixels of frames of this size (width, height), 4:2:0.
-    fn whole((width, height): (usize, usize)) -> Self {
+    fn whole(size @ (width, height): (usize, usize)) -> Self {
         let frame_bytes = height * width + 2 * height.div_ceil(2) * width.div_ceil(2);
-        Self { options: ["-pix_fmt", "yuv420p"].map(Into::into).into(), frame_bytes }
+        Self::of_planes(&["-pix_fmt", "yuv420p"], frame_bytes, size)
     }
 
     /// Some pixels of frames of this size, 4:4:4.
     fn picked(size: (usize, usize), picks: &Picks) -> Self {
         // Several threads for so little would wait for one another.
-        let options = ["-filter_threads", "1", "-vf", &picks.filter(size)].map(Into::into).into();
-        Self { options, frame_bytes: picks.frame_bytes() }
+        let options = ["-filter_threads", "1", "-vf", &picks.filter(size)];
+        Self::of_planes(&options, picks.frame_bytes(), (picks.columns.len(), picks.rows.len()))
+    }
+
+    /// Planes go out line by line as they lie in the decoder's frames. The plain form, `rawvideo`,
+    /// would first have them all copied to another place.
+    fn of_planes(options: &[&str], frame_bytes: usize, size: (usize, usize)) -> Self {
+        let options = options.iter().chain(&["-f", "yuv4mpegpipe"]).map(Into::into).collect();
+        Self { options, frame_bytes, size: Some(size) }
     }
 }
 

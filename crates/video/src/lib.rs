@@ -8,11 +8,13 @@
 //! | [`reader`] | any video, picture by picture |
 //! | [`picks`] | frames made smaller by leaving pixels out, while `ffmpeg` decodes |
 //! | [`ffmpeg`] | the `ffmpeg` program, for what is not decoded here |
+//! | `pipe` | frames out of a program's output |
 //! | [`mp4`] | H.264 in MP4, written and read |
 //! | `decode` | decoders of video streams, behind one interface |
 //! | `sps` | size and colours that an H.264 stream states |
 //! | `color` | RGB to the planes of a video codec and back |
-//! | [`yuv`] | single pixels of those planes as RGB, as FFmpeg has them |
+//! | [`yuv`] | pixels of those planes as RGB, as FFmpeg has them |
+//! | [`vectors`] | loops for the vectors that the processor has |
 //! | `boxes`, `tables` | the structure of an MP4, checked and reduced before anything trusts it |
 //! | [`gif`], [`png`] | the other two formats |
 //! | [`pillow`] | resizing of images by Pillow's arithmetic |
@@ -46,11 +48,13 @@ pub mod media;
 pub mod mp4;
 pub mod picks;
 pub mod pillow;
+mod pipe;
 pub mod png;
 pub mod reader;
 pub mod sheet;
 mod sps;
 mod tables;
+pub mod vectors;
 pub mod writer;
 pub mod yuv;
 

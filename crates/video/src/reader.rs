@@ -76,7 +76,7 @@ pub struct VideoReader {
 enum Source {
     Mp4(Box<mp4::Stream>),
     Held { frames: Frames, next: usize },
-    Ffmpeg(ffmpeg::Stream),
+    Ffmpeg(Box<ffmpeg::Stream>),
 }
 
 impl VideoReader {
@@ -168,7 +168,7 @@ impl VideoReader {
         check_file(path)?;
         let outside = || {
             let stream = ffmpeg::Stream::open(path, programs)?;
-            Ok(Self::of(path, stream.info.clone(), Source::Ffmpeg(stream)))
+            Ok(Self::of(path, stream.info.clone(), Source::Ffmpeg(Box::new(stream))))
         };
         match decoder {
             Decoder::InProcess => Self::in_process(path),

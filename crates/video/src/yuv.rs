@@ -8,7 +8,7 @@
 //! Source: FFmpeg, `libswscale/yuv2rgb.c` (`ff_yuv2rgb_c_init_tables`) and
 //! `libswscale/x86/yuv_2_rgb.asm`.
 
-use crate::{color::Matrix, sps::Colour};
+use crate::{color::Matrix, sps::Colour, vectors::vectorized};
 
 /// From luma and colour differences to red, green and blue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,26 @@ impl ToRgb {
     #[inline]
     pub fn pixel(self, y: u8, u: u8, v: u8) -> [u8; 3] {
         self.shifted(y, self.shift(u, v))
+    }
+
+    /// Turns lumas, blue and red differences into red, green and blue where they are; of slices of
+    /// unequal lengths, as many as the shortest has. Equal to [`pixel`](Self::pixel).
+    pub fn in_place(self, [y, u, v]: [&mut [u8]; 3]) {
+        // In 16 bits, so that as many as possible are done at once.
+        let product = |c: i16, factor: i16| ((i32::from(c) * i32::from(factor)) >> 16) as i16;
+        let narrow = |factor: i32| factor as i16;
+        let [black, luma, red, blue] = [self.black, self.luma, self.red, self.blue].map(narrow);
+        let green = self.green.map(narrow);
+        vectorized(|| {
+            for ((y, u), v) in y.iter_mut().zip(u).zip(v) {
+                let grey = product(8 * i16::from(*y) - black, luma);
+                let [cu, cv] = [*u, *v].map(|c| 8 * i16::from(c) - 1024);
+                let byte = |x: i16| x.clamp(0, 255) as u8;
+                *y = byte(grey + product(cv, red));
+                *u = byte(grey + (product(cu, green[0]) + product(cv, green[1])));
+                *v = byte(grey + product(cu, blue));
+            }
+        });
     }
 
     pub(crate) fn new(matrix: Matrix) -> Self {
@@ -71,6 +91,26 @@ impl ToRgb {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_at_once_are_as_one_by_one() {
+        for (matrix, full_range) in [(1, false), (2, false), (4, false), (7, true), (9, true)] {
+            let to_rgb = ToRgb::stated(matrix, full_range).unwrap();
+            for u in 0..=255u8 {
+                let all = || (0..=255u8).flat_map(|y| (0..=255).map(move |v| (y, v)));
+                let mut planes = [
+                    all().map(|(y, _)| y).collect(),
+                    vec![u; 1 << 16],
+                    all().map(|(_, v)| v).collect(),
+                ];
+                to_rgb.in_place(planes.each_mut().map(|plane: &mut Vec<u8>| &mut plane[..]));
+                for (i, (y, v)) in all().enumerate() {
+                    let found = planes.each_ref().map(|plane| plane[i]);
+                    assert_eq!(found, to_rgb.pixel(y, u, v), "{matrix} {y} {u} {v}");
+                }
+            }
+        }
+    }
 
     /// Of `swscale`, worked out by hand from its tables.
     #[test]

@@ -7,18 +7,16 @@
 //! `VResizeLinear` of 8 bits (weights of 11 bits, no antialiasing), and `resizeAreaFast_`, which
 //! takes the place of `INTER_LINEAR` where both sides are halved exactly.
 
-use opensora_video::picks::Picks;
-
-/// Red, green and blue.
-pub(crate) type Pixel = [u8; 3];
+use opensora_video::{picks::Picks, vectors::vectorized};
 
 /// A frame that single pixels are taken of.
 pub trait Source {
     /// Width and height in pixels.
     fn size(&self) -> (usize, usize);
 
-    /// Takes these columns of a row, ascending and none twice, as red, green and blue.
-    fn gather(&self, row: usize, columns: &[usize], out: &mut [[u8; 3]]);
+    /// Takes these columns of a row, as many as each of the slices has: red, green and blue. Columns
+    /// are ascending; where there are as many as the row has, they are all of them.
+    fn gather(&self, row: usize, columns: &[usize], out: [&mut [u8]; 3]);
 }
 
 /// One of OpenCV's weights is this.
@@ -51,6 +49,9 @@ impl Tap {
     }
 }
 
+/// Red, green and blue of some pixels, each a plane: loops over one of them take several at once.
+type Pixels = [Vec<u8>; 3];
+
 /// How pixels come about.
 #[derive(Debug, Clone)]
 enum Method {
@@ -58,8 +59,12 @@ enum Method {
     Keep,
     /// Means of two by two.
     Halve,
-    /// Means of two by two, weighted. Columns are places among those that are gathered.
-    Linear { columns: Vec<Tap>, rows: Vec<Tap> },
+    /// Means of two by two, weighted.
+    Linear {
+        /// Weights of the left and the right columns.
+        weights: [Vec<i16>; 2],
+        rows: Vec<Tap>,
+    },
 }
 
 /// Makes frames of one size smaller.
@@ -68,11 +73,12 @@ pub(crate) struct Downscale {
     width: usize,
     height: usize,
     method: Method,
-    /// Columns of the large frame that are looked at, ascending.
-    gathered: Vec<usize>,
-    /// The gathered pixels of two rows.
-    pixels: [Vec<Pixel>; 2],
-    /// Two rows after the horizontal step, three channels a pixel, and which rows they are.
+    /// Columns of the large frame that become one, the left and the right ones; those on the right
+    /// are none where each column has a single one.
+    columns: [Vec<usize>; 2],
+    /// The pixels of these columns.
+    pixels: [Pixels; 2],
+    /// Two rows after the horizontal step.
     lines: [Line; 2],
 }
 
@@ -80,31 +86,33 @@ pub(crate) struct Downscale {
 #[derive(Debug, Clone, Default)]
 struct Line {
     row: Option<usize>,
-    sums: Vec<[i32; 3]>,
+    /// Weighted sums, in steps of 16: with these the vertical step begins, and so far they fit.
+    sums: [Vec<i16>; 3],
 }
 
 impl Downscale {
     /// From `from` to `to`, width and height; neither side is 0.
     pub(crate) fn new(from: (usize, usize), to: (usize, usize)) -> Self {
         let (width, height) = to;
-        let (method, gathered) = if from == to {
-            (Method::Keep, (0..width).collect())
+        let (method, columns) = if from == to {
+            (Method::Keep, [(0..width).collect(), vec![]])
         } else if from == (2 * width, 2 * height) {
-            (Method::Halve, (0..2 * width).collect())
+            let every_second = |first| (first..2 * width).step_by(2).collect();
+            (Method::Halve, [0, 1].map(every_second))
         } else {
             let taps = |from, to| (0..to).map(move |i| Tap::new(i, from, to));
-            let mut gathered: Vec<usize> = taps(from.0, width).flat_map(|tap| tap.at).collect();
-            gathered.dedup();
-            gathered.sort_unstable();
-            gathered.dedup();
-            let among = |column: usize| gathered.partition_point(|&other| other < column);
-            let columns =
-                taps(from.0, width).map(|tap| Tap { at: tap.at.map(among), ..tap }).collect();
-            (Method::Linear { columns, rows: taps(from.1, height).collect() }, gathered)
+            let side = |i: usize| taps(from.0, width).map(move |tap| tap.at[i]).collect();
+            let weights = |i: usize| taps(from.0, width).map(move |tap| tap.weights[i] as i16);
+            let weights = [0, 1].map(|i| weights(i).collect());
+            let mut columns: [Vec<usize>; 2] = [0, 1].map(side);
+            if columns[0] == columns[1] {
+                columns[1].clear();
+            }
+            (Method::Linear { weights, rows: taps(from.1, height).collect() }, columns)
         };
-        let pixels = [(); 2].map(|()| vec![[0; 3]; gathered.len()]);
-        let lines = [(); 2].map(|()| Line { row: None, sums: vec![[0; 3]; width] });
-        Self { width, height, method, gathered, pixels, lines }
+        let pixels = [(); 2].map(|()| [(); 3].map(|()| vec![0; width]));
+        let lines = [(); 2].map(|()| Line { row: None, sums: [(); 3].map(|()| vec![0; width]) });
+        Self { width, height, method, columns, pixels, lines }
     }
 
     /// The pixels of frames of `from` that are looked at on the way to `to`, where those that are
@@ -130,66 +138,111 @@ impl Downscale {
         (self.width, self.height)
     }
 
-    /// Gives the rows of the small frame one after the other.
-    pub(crate) fn rows(&mut self, frame: &impl Source, mut row: impl FnMut(usize, &[Pixel])) {
-        let Self { width, height, method, gathered, pixels, lines } = self;
-        let [first, second] = pixels;
+    /// Gives the rows of the small frame one after the other: red, green and blue.
+    pub(crate) fn rows(&mut self, frame: &impl Source, mut row: impl FnMut(usize, [&[u8]; 3])) {
+        let Self { height, method, columns, pixels, lines, .. } = self;
         match method {
             Method::Keep => {
                 for y in 0..*height {
-                    frame.gather(y, gathered, first);
-                    row(y, first);
+                    gather(frame, y, columns, pixels);
+                    row(y, planes(&pixels[0]));
                 }
             }
             Method::Halve => {
                 for y in 0..*height {
-                    frame.gather(2 * y, gathered, first);
-                    frame.gather(2 * y + 1, gathered, second);
-                    for x in 0..*width {
-                        let four =
-                            [first[2 * x], first[2 * x + 1], second[2 * x], second[2 * x + 1]];
-                        let sum = |i: usize| four.iter().map(|p| u16::from(p[i])).sum::<u16>();
-                        // Behind what was read already.
-                        first[x] = [0, 1, 2].map(|i| ((sum(i) + 2) >> 2) as u8);
+                    for (at, line) in (2 * y..).zip(&mut *lines) {
+                        gather(frame, at, columns, pixels);
+                        line.add(pixels);
                     }
-                    row(y, &first[..*width]);
+                    let [first, _] = pixels;
+                    for (i, out) in first.iter_mut().enumerate() {
+                        let [upper, lower] = lines.each_ref().map(|line| &line.sums[i]);
+                        for ((out, upper), lower) in out.iter_mut().zip(upper).zip(lower) {
+                            *out = ((upper + lower + 2) >> 2) as u8;
+                        }
+                    }
+                    row(y, planes(first));
                 }
             }
-            Method::Linear { columns, rows } => {
+            Method::Linear { weights, rows } => {
                 lines.iter_mut().for_each(|line| line.row = None);
                 for (y, tap) in rows.iter().enumerate() {
                     for at in tap.at {
                         // Neighbours are one even and one odd row; rows of the pixel above that
                         // are needed again are still there.
                         let line = &mut lines[at % 2];
-                        if line.row != Some(at) {
-                            frame.gather(at, gathered, first);
-                            line.fill(at, first, columns);
+                        if line.row.replace(at) != Some(at) {
+                            gather(frame, at, columns, pixels);
+                            line.add_weighted(pixels, weights, columns[1].is_empty());
                         }
                     }
+                    let [first, _] = pixels;
                     let [upper, lower] = tap.at.map(|at| &lines[at % 2].sums);
-                    for ((pixel, upper), lower) in second.iter_mut().zip(upper).zip(lower) {
-                        *pixel = [0, 1, 2].map(|i| {
-                            let part = |weight: i32, sum: i32| (weight * (sum >> 4)) >> 16;
-                            let [a, b] = tap.weights;
-                            ((part(a, upper[i]) + part(b, lower[i]) + 2) >> 2) as u8
-                        });
+                    let [a, b] = tap.weights.map(|weight| weight as i16);
+                    for ((out, upper), lower) in first.iter_mut().zip(upper).zip(lower) {
+                        weigh(out, [upper, lower], [a, b]);
                     }
-                    row(y, &second[..*width]);
+                    row(y, planes(first));
                 }
             }
         }
     }
 }
 
+/// Takes the columns of a row.
+fn gather(frame: &impl Source, row: usize, columns: &[Vec<usize>; 2], pixels: &mut [Pixels; 2]) {
+    for (columns, pixels) in columns.iter().zip(pixels) {
+        if !columns.is_empty() {
+            frame.gather(row, columns, pixels.each_mut().map(|plane| &mut plane[..]));
+        }
+    }
+}
+
+fn planes(pixels: &Pixels) -> [&[u8]; 3] {
+    pixels.each_ref().map(|plane| &plane[..])
+}
+
+/// The vertical step of one colour: two lines with their weights.
+fn weigh(out: &mut [u8], [upper, lower]: [&[i16]; 2], [a, b]: [i16; 2]) {
+    let part = |weight: i16, sum: i16| ((i32::from(weight) * i32::from(sum)) >> 16) as i16;
+    vectorized(|| {
+        for ((out, upper), lower) in out.iter_mut().zip(upper).zip(lower) {
+            *out = ((part(a, *upper) + part(b, *lower) + 2) >> 2) as u8;
+        }
+    });
+}
+
 impl Line {
-    /// Takes the gathered pixels of a row through the horizontal step.
-    fn fill(&mut self, row: usize, pixels: &[Pixel], columns: &[Tap]) {
-        self.row = Some(row);
-        for (sums, tap) in self.sums.iter_mut().zip(columns) {
-            let [left, right] = tap.at.map(|at| pixels[at]);
-            let [a, b] = tap.weights;
-            *sums = [0, 1, 2].map(|i| a * i32::from(left[i]) + b * i32::from(right[i]));
+    /// Sums of left and right pixels.
+    fn add(&mut self, [left, right]: &[Pixels; 2]) {
+        for ((sums, left), right) in self.sums.iter_mut().zip(left).zip(right) {
+            for ((sum, left), right) in sums.iter_mut().zip(left).zip(right) {
+                *sum = i16::from(*left) + i16::from(*right);
+            }
+        }
+    }
+
+    /// Weighted sums of left and right pixels, or of the left ones alone.
+    fn add_weighted(
+        &mut self,
+        [left, right]: &[Pixels; 2],
+        [a, b]: &[Vec<i16>; 2],
+        left_alone: bool,
+    ) {
+        for ((sums, left), right) in self.sums.iter_mut().zip(left).zip(right) {
+            if left_alone {
+                for (sum, left) in sums.iter_mut().zip(left) {
+                    *sum = i16::from(*left) * (ONE >> 4) as i16;
+                }
+                continue;
+            }
+            let taps = left.iter().zip(right).zip(a.iter().zip(b));
+            let part = |weight: i16, pixel: u8| i32::from(weight) * i32::from(pixel);
+            vectorized(|| {
+                for (sum, ((left, right), (a, b))) in sums.iter_mut().zip(taps) {
+                    *sum = ((part(*a, *left) + part(*b, *right)) >> 4) as i16;
+                }
+            });
         }
     }
 }
@@ -202,7 +255,10 @@ mod tests {
     fn small(data: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<u8> {
         let mut out = Vec::new();
         let frame = Rgb::new(data, from.0, from.1).unwrap();
-        Downscale::new(from, to).rows(&frame, |_, row| out.extend(row.concat()));
+        Downscale::new(from, to).rows(&frame, |_, [red, green, blue]| {
+            let pixels = red.iter().zip(green).zip(blue);
+            out.extend(pixels.flat_map(|((r, g), b)| [*r, *g, *b]));
+        });
         out
     }
 
@@ -236,7 +292,7 @@ mod tests {
         for (i, tap) in taps.iter().enumerate() {
             assert_eq!(*tap, Tap { at: [5 * i + 2; 2], weights: [ONE, 0] });
         }
-        assert_eq!(Downscale::new((1280, 720), (256, 144)).gathered.len(), 256);
+        assert!(Downscale::new((1280, 720), (256, 144)).columns[1].is_empty());
     }
 
     #[test]

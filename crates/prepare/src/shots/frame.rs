@@ -24,11 +24,11 @@ impl<D: AsRef<[u8]>> Source for Rgb<D> {
         (self.width, self.height)
     }
 
-    fn gather(&self, row: usize, columns: &[usize], out: &mut [[u8; 3]]) {
+    fn gather(&self, row: usize, columns: &[usize], [red, green, blue]: [&mut [u8]; 3]) {
         let line = &self.data.as_ref()[row * self.width * 3..][..self.width * 3];
         let (pixels, _) = line.as_chunks::<3>();
-        for (pixel, &column) in out.iter_mut().zip(columns) {
-            *pixel = pixels[column];
+        for (((red, green), blue), &column) in red.iter_mut().zip(green).zip(blue).zip(columns) {
+            [*red, *green, *blue] = pixels[column];
         }
     }
 }
@@ -58,15 +58,17 @@ impl<D: AsRef<[u8]>> Source for Yuv420<D> {
         (self.width, self.height)
     }
 
-    fn gather(&self, row: usize, columns: &[usize], out: &mut [[u8; 3]]) {
+    fn gather(&self, row: usize, columns: &[usize], mut out: [&mut [u8]; 3]) {
         let half = self.width.div_ceil(2);
         let (luma, chroma) = self.data.as_ref().split_at(self.width * self.height);
         let (blue, red) = chroma.split_at(chroma.len() / 2);
         let luma = &luma[row * self.width..][..self.width];
         let [blue, red] = [blue, red].map(|plane| &plane[row / 2 * half..][..half]);
-        for (pixel, &column) in out.iter_mut().zip(columns) {
-            *pixel = self.to_rgb.pixel(luma[column], blue[column / 2], red[column / 2]);
+        let [y, u, v] = out.each_mut();
+        for (((y, u), v), &column) in y.iter_mut().zip(&mut **u).zip(&mut **v).zip(columns) {
+            (*y, *u, *v) = (luma[column], blue[column / 2], red[column / 2]);
         }
+        self.to_rgb.in_place(out);
     }
 }
 
@@ -93,19 +95,16 @@ impl<D: AsRef<[u8]>> Source for Yuv444<D> {
         (self.width, self.height)
     }
 
-    fn gather(&self, row: usize, columns: &[usize], out: &mut [[u8; 3]]) {
+    fn gather(&self, row: usize, columns: &[usize], mut out: [&mut [u8]; 3]) {
         let plane = self.width * self.height;
-        let [luma, blue, red] = [0, 1, 2]
-            .map(|index| &self.data.as_ref()[index * plane + row * self.width..][..self.width]);
-        if columns.len() == self.width {
-            // All of them: in order they are converted several at once.
-            for (((pixel, &y), &u), &v) in out.iter_mut().zip(luma).zip(blue).zip(red) {
-                *pixel = self.to_rgb.pixel(y, u, v);
+        for (index, out) in out.iter_mut().enumerate() {
+            let line = &self.data.as_ref()[index * plane + row * self.width..][..self.width];
+            if columns.len() == line.len() {
+                out[..line.len()].copy_from_slice(line);
+            } else {
+                out.iter_mut().zip(columns).for_each(|(out, &column)| *out = line[column]);
             }
-            return;
         }
-        for (pixel, &column) in out.iter_mut().zip(columns) {
-            *pixel = self.to_rgb.pixel(luma[column], blue[column], red[column]);
-        }
+        self.to_rgb.in_place(out);
     }
 }

@@ -3,7 +3,7 @@
 //! Source: OpenCV 4.x, `modules/imgproc/src/color_hsv.simd.hpp`, `RGB2HSV_b`: divisions by tables
 //! with 12 bits behind the point, hue in steps of two degrees.
 
-use super::downscale::Pixel;
+use opensora_video::vectors::vectorized;
 
 /// Bits behind the point.
 const SHIFT: u32 = 12;
@@ -12,40 +12,44 @@ const HALF: i32 = 1 << (SHIFT - 1);
 /// Steps of hue in a circle.
 const CIRCLE: i32 = 180;
 
-/// 255 / i and 180 / (6 i) in steps of 2^-12, rounded; 0 of 0.
-const TABLES: [[i32; 2]; 256] = {
-    let mut tables = [[0; 2]; 256];
-    let mut i = 1;
-    while i < 256 {
-        tables[i] = [rounded(255 << SHIFT, i as i32), rounded(CIRCLE << SHIFT, 6 * i as i32)];
-        i += 1;
-    }
-    tables
-};
+/// 255 and 180 / 6 in steps of 2^-12.
+const FULL: f32 = (255 << SHIFT) as f32;
+const SIXTH: f32 = ((CIRCLE / 6) << SHIFT) as f32;
 
-/// A quotient, rounded to the nearest; a half to the even one.
-const fn rounded(dividend: i32, divisor: i32) -> i32 {
-    let (quotient, rest) = (dividend / divisor, dividend % divisor);
-    let up = 2 * rest > divisor || (2 * rest == divisor && quotient % 2 == 1);
-    quotient + up as i32
+/// The quotient of [`FULL`] or [`SIXTH`] and a byte, rounded to the nearest, a half to the even one;
+/// of 0, something finite. This is what the reference's tables hold, but several are worked out at
+/// once while they are looked up one after the other.
+#[inline(always)]
+fn quotient(dividend: f32, divisor: i32) -> i32 {
+    /// Numbers of this size have no bits behind the point: what is added to it is rounded, and stands
+    /// in the lower bits.
+    const LARGE: f32 = (3 << 22) as f32;
+    (dividend / divisor as f32 + LARGE).to_bits() as i32 & 0x003f_ffff
 }
 
-/// Hue in 0..180, saturation and value.
-#[inline]
-pub(crate) fn hsv([r, g, b]: Pixel) -> [u8; 3] {
+/// Hues in 0..180, saturations and values of red, green and blue, each slice a plane; of slices of
+/// unequal lengths, as many as the shortest has.
+pub(crate) fn hsv([red, green, blue]: [&[u8]; 3], [hue, saturation, value]: [&mut [u8]; 3]) {
+    let from = red.iter().zip(green).zip(blue);
+    let to = hue.iter_mut().zip(saturation).zip(value);
+    vectorized(|| {
+        for (((r, g), b), ((hue, saturation), value)) in from.zip(to) {
+            [*hue, *saturation, *value] = of_pixel([*r, *g, *b]);
+        }
+    });
+}
+
+/// Without a branch, so that the compiler takes several at once.
+#[inline(always)]
+fn of_pixel([r, g, b]: [u8; 3]) -> [u8; 3] {
     let value = r.max(g).max(b);
     let range = i32::from(value - r.min(g).min(b));
     let [r, g, b] = [r, g, b].map(i32::from);
     let peak = i32::from(value);
-    let saturation = (range * TABLES[value as usize][0] + HALF) >> SHIFT;
-    let sixths = if peak == r {
-        g - b
-    } else if peak == g {
-        b - r + 2 * range
-    } else {
-        r - g + 4 * range
-    };
-    let hue = (sixths * TABLES[range as usize][1] + HALF) >> SHIFT;
+    let saturation = (range * quotient(FULL, peak) + HALF) >> SHIFT;
+    let after_red = if peak == g { b - r + 2 * range } else { r - g + 4 * range };
+    let sixths = if peak == r { g - b } else { after_red };
+    let hue = (sixths * quotient(SIXTH, range) + HALF) >> SHIFT;
     let hue = if hue < 0 { hue + CIRCLE } else { hue };
     [hue as u8, saturation as u8, value]
 }
@@ -69,7 +73,7 @@ mod tests {
             ([255, 0, 10], [179, 255, 255]),
             ([128, 64, 64], [0, 128, 128]),
         ] {
-            assert_eq!(hsv(rgb), expected, "{rgb:?}");
+            assert_eq!(of_pixel(rgb), expected, "{rgb:?}");
         }
     }
 
@@ -77,11 +81,17 @@ mod tests {
     #[test]
     fn every_colour_is_as_in_opencv() {
         let mut sum = 0u64;
-        for colour in 0..1u32 << 24 {
-            let [b, g, r, _] = colour.to_le_bytes();
-            let [h, s, v] = hsv([r, g, b]).map(u64::from);
-            let packed = h | s << 8 | v << 16;
-            sum = sum.wrapping_mul(31).wrapping_add(packed);
+        let blue: Vec<u8> = (0..=255).collect();
+        for red_and_green in 0..1u32 << 16 {
+            let [green, red, ..] = red_and_green.to_le_bytes();
+            let mut planes = [[0; 256]; 3];
+            let [h, s, v] = &mut planes;
+            hsv([&[red; 256], &[green; 256], &blue], [h, s, v]);
+            for i in 0..256 {
+                let [h, s, v] = planes.map(|plane| u64::from(plane[i]));
+                let packed = h | s << 8 | v << 16;
+                sum = sum.wrapping_mul(31).wrapping_add(packed);
+            }
         }
         assert_eq!(sum, 14_933_477_645_777_020_459);
     }

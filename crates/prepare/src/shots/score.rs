@@ -7,7 +7,7 @@ use super::{
     hsv::hsv,
     settings::{Settings, Weights},
 };
-use opensora_video::picks::Picks;
+use opensora_video::{picks::Picks, vectors::vectorized};
 
 /// Differences of a frame from the one before: means over the pixels, each in 0..=255 (of hues, in
 /// 0..180).
@@ -77,11 +77,7 @@ impl Scorer {
         let Planes([hue, saturation, value]) = &mut self.now;
         self.downscale.rows(frame, |y, row| {
             let line = y * width..(y + 1) * width;
-            let (hue, saturation) = (&mut hue[line.clone()], &mut saturation[line.clone()]);
-            let value = &mut value[line];
-            for (x, pixel) in row.iter().enumerate() {
-                [hue[x], saturation[x], value[x]] = hsv(*pixel);
-            }
+            hsv(row, [&mut hue[line.clone()], &mut saturation[line.clone()], &mut value[line]]);
         });
         if std::mem::take(&mut self.first) {
             return Score::default();
@@ -96,7 +92,7 @@ impl Scorer {
 fn distance(a: &[u8], b: &[u8]) -> f64 {
     // Short sums fit into 32 bits and so are added several at once.
     let sums = a.chunks(1 << 16).zip(b.chunks(1 << 16)).map(|(a, b)| {
-        let sum: u32 = a.iter().zip(b).map(|(a, b)| u32::from(a.abs_diff(*b))).sum();
+        let sum: u32 = vectorized(|| a.iter().zip(b).map(|(a, b)| u32::from(a.abs_diff(*b))).sum());
         u64::from(sum)
     });
     sums.sum::<u64>() as f64 / a.len() as f64

@@ -1,0 +1,165 @@
+//! Frames out of a program's output.
+
+use std::{
+    io::{Error, ErrorKind, IoSliceMut, Read, Result},
+    process::{Child, Command},
+};
+
+/// What a program writes to, as it is read here.
+#[cfg(target_os = "linux")]
+pub(crate) type Output = std::os::unix::net::UnixStream;
+/// What a program writes to, as it is read here.
+#[cfg(not(target_os = "linux"))]
+pub(crate) type Output = std::process::ChildStdout;
+
+/// Starts a program whose output is read.
+///
+/// On Linux it writes into a socket: that holds more than a pipe, so that the two sides wait less
+/// for one another. (Elsewhere sockets are the smaller ones.)
+#[cfg(target_os = "linux")]
+pub(crate) fn start(command: &mut Command) -> Result<(Child, Output)> {
+    let (ours, theirs) = Output::pair()?;
+    let child = command.stdout(std::os::fd::OwnedFd::from(theirs)).spawn();
+    // Its end must not be held here as well, else nothing ever ends.
+    command.stdout(std::process::Stdio::null());
+    Ok((child?, ours))
+}
+
+/// Starts a program whose output is read.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn start(command: &mut Command) -> Result<(Child, Output)> {
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn()?;
+    let out = child.stdout.take().ok_or_else(|| Error::other("it has no output"))?;
+    Ok((child, out))
+}
+
+/// How much of a frame there was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Filled {
+    Whole,
+    Part,
+    Nothing,
+}
+
+/// Frames that come one after the other.
+#[derive(Debug)]
+pub(crate) struct Frames<R = Output> {
+    out: R,
+    /// Bytes of a frame.
+    bytes: usize,
+    /// What stands before each frame.
+    mark: &'static [u8],
+    /// Width and height that are still to be told before the first frame.
+    untold: Option<(usize, usize)>,
+}
+
+impl<R: Read> Frames<R> {
+    /// Frames of so many bytes; with a width and a height those of YUV4MPEG2, else nothing but
+    /// frames.
+    pub(crate) fn new(out: R, bytes: usize, size: Option<(usize, usize)>) -> Self {
+        let mark: &[u8] = if size.is_some() { b"FRAME\n" } else { &[] };
+        Self { out, bytes, mark, untold: size }
+    }
+
+    /// Reads the next frame into `frame`, whose former bytes do not count.
+    pub(crate) fn read(&mut self, frame: &mut Vec<u8>) -> Result<Filled> {
+        if let Some(size) = self.untold.take()
+            && !self.read_title(size)?
+        {
+            return Ok(Filled::Nothing);
+        }
+        frame.resize(self.bytes, 0);
+        let mut mark = [0; 8];
+        let mark = &mut mark[..self.mark.len()];
+        let whole = mark.len() + frame.len();
+        let mut filled = 0;
+        while filled < whole {
+            let left = (filled.min(mark.len()), filled.saturating_sub(mark.len()));
+            let parts = &mut [&mut mark[left.0..], &mut frame[left.1..]].map(IoSliceMut::new);
+            match self.out.read_vectored(parts) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        match filled {
+            0 => Ok(Filled::Nothing),
+            _ if filled < whole => Ok(Filled::Part),
+            _ if mark == self.mark => Ok(Filled::Whole),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Reads the line before the first frame, and whether there is one.
+    fn read_title(&mut self, (width, height): (usize, usize)) -> Result<bool> {
+        /// Most bytes of such a line.
+        const MOST: u64 = 4096;
+        let mut title = Vec::new();
+        #[allow(clippy::unbuffered_bytes, reason = "what comes next are frames")]
+        for byte in self.out.by_ref().take(MOST).bytes() {
+            match byte? {
+                b'\n' => break,
+                byte => title.push(byte),
+            }
+        }
+        if title.is_empty() {
+            return Ok(false);
+        }
+        let mut words = title.split(|byte| *byte == b' ');
+        let is_known = words.next() == Some(b"YUV4MPEG2");
+        let has = |word: String| words.clone().any(|other| other == word.as_bytes());
+        match is_known && has(format!("W{width}")) && has(format!("H{height}")) {
+            true => Ok(true),
+            false => Err(unexpected()),
+        }
+    }
+}
+
+/// An answer in another form than that which was asked for.
+fn unexpected() -> Error {
+    Error::new(ErrorKind::InvalidData, "it gives frames of another size or form than it tells")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All frames of these bytes, and how it ended.
+    fn read(bytes: &[u8], size: Option<(usize, usize)>) -> (Vec<Vec<u8>>, Result<Filled>) {
+        // A byte at a time, as a pipe may do it.
+        struct Slow<'a>(&'a [u8]);
+        impl Read for Slow<'_> {
+            fn read(&mut self, to: &mut [u8]) -> Result<usize> {
+                let most = to.len().min(1);
+                self.0.read(&mut to[..most])
+            }
+        }
+        let mut frames = Frames::new(Slow(bytes), 3, size);
+        let mut found = Vec::new();
+        loop {
+            let mut frame = Vec::new();
+            match frames.read(&mut frame) {
+                Ok(Filled::Whole) => found.push(frame),
+                end => return (found, end),
+            }
+        }
+    }
+
+    #[test]
+    fn frames_come_out_of_their_words() {
+        let two = vec![b"abc".to_vec(), b"def".to_vec()];
+        let (frames, end) = read(b"abcdef", None);
+        assert_eq!((frames, end.ok()), (two.clone(), Some(Filled::Nothing)));
+        let words = b"YUV4MPEG2 W1 H1 F25:1 Ip C444\nFRAME\nabcFRAME\ndef";
+        let (frames, end) = read(words, Some((1, 1)));
+        assert_eq!((frames, end.ok()), (two.clone(), Some(Filled::Nothing)));
+        let (frames, end) = read(&words[..words.len() - 1], Some((1, 1)));
+        assert_eq!((frames.len(), end.ok()), (1, Some(Filled::Part)));
+        // Nothing at all, another size, another form.
+        assert_eq!(read(b"", Some((1, 1))).1.ok(), Some(Filled::Nothing));
+        assert!(read(words, Some((1, 2))).1.is_err());
+        assert!(read(b"YUV4MPEG2 W1 H1\nabcdefghijkl", Some((1, 1))).1.is_err());
+        assert!(read(&[b'a'; 5000], Some((1, 1))).1.is_err());
+    }
+}
