@@ -14,7 +14,7 @@
 use super::{tiles, vectorized};
 use rayon::prelude::*;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use tiles::{Block, DEPTH, LINES, PARTS, Panel, SIDE, Tile};
+use tiles::{Block, DEPTH, LINES, PARTS, Panel, SIDE};
 
 /// Depth that is multiplied at once: a panel of 32 lines and this depth takes 216 KB.
 const MOST_DEPTH: usize = 1152;
@@ -53,60 +53,59 @@ impl Factor<'_> {
         self.lines == 0 || self.depth == 0 || last.is_some_and(|last| last < self.values.len())
     }
 
-    /// Takes a tile's worth of numbers apart into pairs along the depth, a row of each part's tile for each
-    /// line where the lines' numbers lie beside each other, else for each pair. What lies beyond the factor
-    /// is zero.
+    /// A tile's worth of numbers apart: pairs along the depth, `[part][line][pair]` where `lines_first`,
+    /// else `[part][pair][line]`. What lies beyond the factor is zero.
     #[inline(always)]
-    fn pairs(&self, line: usize, depth: usize, tiles: [&mut Tile; PARTS]) {
+    fn pairs(&self, line: usize, depth: usize, lines_first: bool) -> [[[u32; SIDE]; SIDE]; PARTS] {
         let lines = SIDE.min(self.lines.saturating_sub(line));
         let depths = DEPTH.min(self.depth.saturating_sub(depth));
-        let [first, second, third] = tiles;
-        if lines < SIDE || depths < DEPTH {
-            for tile in [&mut *first, &mut *second, &mut *third] {
-                *tile = [[0; SIDE]; SIDE];
-            }
-        }
+        let mut pairs = [[[0; SIDE]; SIDE]; PARTS];
         if lines == 0 || depths == 0 {
-            return;
+            return pairs;
         }
-        if self.depth_stride == 1 {
-            let rows = first.iter_mut().zip(second).zip(third).take(lines);
-            for (l, ((first, second), third)) in rows.enumerate() {
-                let at = (line + l) * self.line_stride + depth;
-                tiles::fetch(self.values, at + AHEAD * DEPTH);
-                tiles::fetch(self.values, at + AHEAD * DEPTH + SIDE);
-                let parts = apart::<DEPTH>(&padded(&self.values[at..], depths));
-                for (row, parts) in [first, second, third].into_iter().zip(&parts) {
-                    for (pair, halves) in row.iter_mut().zip(parts.as_chunks::<2>().0) {
+        let along_depth = self.depth_stride == 1;
+        if along_depth {
+            for l in 0..lines {
+                let first = (line + l) * self.line_stride + depth;
+                tiles::fetch(self.values, first + AHEAD * DEPTH);
+                tiles::fetch(self.values, first + AHEAD * DEPTH + SIDE);
+                let x: [f32; DEPTH] = padded(&self.values[first..], depths);
+                for (pairs, parts) in pairs.iter_mut().zip(apart(&x)) {
+                    for (pair, halves) in pairs[l].iter_mut().zip(parts.as_chunks::<2>().0) {
                         *pair = halves[0] >> 16 | halves[1];
                     }
                 }
             }
-            return;
-        }
-        let rows = first.iter_mut().zip(second).zip(third).take(depths.div_ceil(2));
-        for (p, ((first, second), third)) in rows.enumerate() {
-            let mut x = [[0.0; SIDE]; 2];
-            for (half, x) in x.iter_mut().enumerate() {
-                if 2 * p + half < depths {
-                    let at = (depth + 2 * p + half) * self.depth_stride;
-                    tiles::fetch(self.values, at + line + DEPTH * self.depth_stride);
-                    if self.line_stride == 1 {
-                        *x = padded(&self.values[at + line..], lines);
-                    } else {
-                        for (l, x) in x[..lines].iter_mut().enumerate() {
-                            *x = self.values[at + (line + l) * self.line_stride];
+        } else {
+            for p in 0..depths.div_ceil(2) {
+                let mut x = [[0.0; SIDE]; 2];
+                for (half, x) in x.iter_mut().enumerate() {
+                    if 2 * p + half < depths {
+                        let first = (depth + 2 * p + half) * self.depth_stride;
+                        tiles::fetch(self.values, first + line + DEPTH * self.depth_stride);
+                        if self.line_stride == 1 {
+                            *x = padded(&self.values[first + line..], lines);
+                        } else {
+                            for (l, x) in x[..lines].iter_mut().enumerate() {
+                                *x = self.values[first + (line + l) * self.line_stride];
+                            }
                         }
                     }
                 }
-            }
-            let halves = [apart(&x[0]), apart(&x[1])];
-            for (part, row) in [first, second, third].into_iter().enumerate() {
-                for (l, pair) in row.iter_mut().enumerate() {
-                    *pair = halves[0][part][l] >> 16 | halves[1][part][l];
+                let [first, second] = [apart(&x[0]), apart(&x[1])];
+                for ((pairs, first), second) in pairs.iter_mut().zip(first).zip(second) {
+                    for ((pair, first), second) in pairs[p].iter_mut().zip(first).zip(second) {
+                        *pair = first >> 16 | second;
+                    }
                 }
             }
         }
+        if along_depth != lines_first {
+            for pairs in &mut pairs {
+                *pairs = transposed(pairs);
+            }
+        }
+        pairs
     }
 
     /// Takes apart the lines of a panel from `line` on, numbers `depth..depth + steps * DEPTH`.
@@ -115,19 +114,11 @@ impl Factor<'_> {
             #[inline(always)]
             || {
                 for (step, block) in panel.iter_mut().enumerate() {
-                    let depth = depth + step * DEPTH;
-                    let [first, second, third] = &mut block.0;
                     for half in 0..LINES / SIDE {
                         let line = line + half * SIDE;
-                        let tiles = [&mut first[half], &mut second[half], &mut third[half]];
-                        if (self.depth_stride == 1) == lines_first {
-                            self.pairs(line, depth, tiles);
-                            continue;
-                        }
-                        let [mut first, mut second, mut third] = [[[0; SIDE]; SIDE]; PARTS];
-                        self.pairs(line, depth, [&mut first, &mut second, &mut third]);
-                        for (tile, turned) in tiles.into_iter().zip([first, second, third]) {
-                            transpose(&turned, tile);
+                        let pairs = self.pairs(line, depth + step * DEPTH, lines_first);
+                        for (part, pairs) in pairs.iter().enumerate() {
+                            block.0[part][half] = *pairs;
                         }
                     }
                 }
@@ -150,12 +141,14 @@ fn padded<const N: usize>(values: &[f32], count: usize) -> [f32; N] {
 }
 
 #[inline(always)]
-fn transpose(from: &Tile, to: &mut Tile) {
-    for (i, row) in to.iter_mut().enumerate() {
-        for (j, value) in row.iter_mut().enumerate() {
-            *value = from[j][i];
+fn transposed(x: &[[u32; SIDE]; SIDE]) -> [[u32; SIDE]; SIDE] {
+    let mut y = [[0; SIDE]; SIDE];
+    for (i, y) in y.iter_mut().enumerate() {
+        for (j, y) in y.iter_mut().enumerate() {
+            *y = x[j][i];
         }
     }
+    y
 }
 
 /// Of each value three bf16 that add up to it, in the upper halves of their words.

@@ -28,13 +28,10 @@ pub(super) const LINES: usize = 2 * SIDE;
 /// Parts that a number is taken into.
 pub(super) const PARTS: usize = 3;
 
-/// Pairs of bf16.
-pub(super) type Tile = [[u32; SIDE]; SIDE];
-
 /// The tiles of a panel's lines over one [`DEPTH`]: `[part][half of the lines]`.
 #[repr(C, align(64))]
 #[derive(Clone)]
-pub(super) struct Block(pub(super) [[Tile; LINES / SIDE]; PARTS]);
+pub(super) struct Block(pub(super) [[[[u32; SIDE]; SIDE]; LINES / SIDE]; PARTS]);
 
 impl Block {
     /// Tiles of zeros.
