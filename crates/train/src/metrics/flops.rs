@@ -4,7 +4,12 @@
 //! paper (arXiv 2204.02311, appendix B). Embeddings and the last layer are left out: less than one
 //! percent of STDiT-XL/2.
 
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::{
+    module::{Param, ParamId},
+    nn::Linear,
+    tensor::{Device, FloatDType, Tensor, TensorData},
+};
+use opensora_nn::linear;
 use opensora_stdit::{DenoiserConfig, work::BlockFlops};
 use std::time::{Duration, Instant};
 
@@ -40,14 +45,20 @@ const LARGEST: usize = 8192;
 /// Timings of which the best counts.
 const TIMINGS: usize = 5;
 
-/// FLOP/s of a device in large square matrix products of `dtype`: the ceiling that a model can come
+/// FLOP/s of a device in large square linear layers of `dtype`, as the models run them: the ceiling that a model can come
 /// near to. The best of a few short timings, about a second in all.
 ///
 /// Returns `None` where the device fails, for lack of memory above all.
 pub fn measure_matmul_ceiling(device: &Device, dtype: FloatDType) -> Option<f64> {
     let mut side = 512;
     loop {
-        let (a, b) = (matrix(side, device).cast(dtype), matrix(side, device).cast(dtype));
+        let matrix = || matrix(side, device).cast(dtype);
+        let bias = Tensor::<1>::zeros([side], device).cast(dtype);
+        let b = Linear {
+            weight: Param::initialized(ParamId::new(), matrix()),
+            bias: Some(Param::initialized(ParamId::new(), bias)),
+        };
+        let a = matrix();
         // The first product pays for compilation and tuning.
         seconds(&a, &b, 1, device)?;
         let once = seconds(&a, &b, 1, device)?;
@@ -65,11 +76,11 @@ pub fn measure_matmul_ceiling(device: &Device, dtype: FloatDType) -> Option<f64>
 }
 
 /// Seconds of `times` products.
-fn seconds(a: &Tensor<2>, b: &Tensor<2>, times: usize, device: &Device) -> Option<f64> {
+fn seconds(a: &Tensor<2>, b: &Linear, times: usize, device: &Device) -> Option<f64> {
     device.sync().ok()?;
     let began = Instant::now();
     for _ in 0..times {
-        let _product = a.clone().matmul(b.clone());
+        let _product = linear::forward(b, a.clone());
     }
     device.sync().ok()?;
     // Clocks may be too coarse to see a small product.

@@ -106,6 +106,13 @@ impl From<What> for Part {
     }
 }
 
+impl Args {
+    /// Whether a training step is timed.
+    pub(crate) fn is_training(&self) -> bool {
+        matches!(self.what, What::TrainStep)
+    }
+}
+
 fn parse_preset(name: &str) -> Result<BenchPreset, String> {
     BenchPreset::find(name)
         .ok_or_else(|| format!("no preset '{name}', expected one of {}", PRESETS.join(", ")))

@@ -29,6 +29,7 @@ mod train;
 mod train_progress;
 mod verify;
 
+use allocator::Kept;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use opensora::nn::device;
@@ -64,8 +65,13 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    allocator::keep_freed_memory();
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    allocator::keep_freed_memory(match &command {
+        Command::Train(_) | Command::TrainVae(_) => Kept::All,
+        Command::Bench(args) if args.is_training() => Kept::All,
+        _ => Kept::Some,
+    });
+    let result = match command {
         Command::Sample(args) => sample::run(*args),
         Command::Verify(args) => verify::run(args),
         Command::Train(args) => train::run(*args),
