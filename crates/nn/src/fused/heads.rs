@@ -106,10 +106,11 @@ impl Place {
         let (heads, dim) = (self.heads, self.dim);
         out.par_chunks_mut(self.width).with_min_len(16).enumerate().for_each(|(at, out)| {
             let (sample, place) = (at / of_sample, at % of_sample);
-            let (group, token) = if of_group > of_token {
-                (place / of_group, place % of_group)
+            // Sequences one after the other, or beside each other.
+            let (group, token) = if of_token == 1 && of_group == self.tokens {
+                (place / self.tokens, place % self.tokens)
             } else {
-                (place % of_token, place / of_token)
+                (place % self.groups, place / self.groups)
             };
             let (piece, first, of_head) = pieces.find([sample, group, token], heads, dim);
             let out = out[self.first..][..heads * dim].chunks_mut(dim);
@@ -421,5 +422,41 @@ impl Heads {
             gradient(&self.queries, &[(&self.queries, queries)]),
             gradient(&self.keys, &[(&self.keys, keys), (&self.values, values)]),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waves(count: usize) -> Vec<f32> {
+        (0..count).map(|i| (i as f32 * 1.7).sin()).collect()
+    }
+
+    /// In one piece, and cut along samples, groups and queries.
+    #[test]
+    fn pieces_give_what_the_whole_gives() {
+        let (heads, channels) = (2, 6);
+        for (axis, shape @ [batch, frames, places]) in [(1, [2, 5, 3]), (2, [2, 3, 9])] {
+            let qkv = waves(batch * frames * places * 3 * channels);
+            let qkv = tensor(qkv, [batch, frames, places, 3 * channels]);
+            let of_self = Heads::of_self(qkv, axis, heads);
+            let (queries, keys) = (11, 7);
+            let query = tensor(waves(batch * queries * channels), [batch, queries, channels]);
+            let key_value = waves(batch * keys * 2 * channels);
+            let key_value = tensor(key_value, [batch, keys, 2 * channels]);
+            let of_cross = Heads::of_cross(query, key_value, heads);
+            let bias = waves(batch * keys);
+            for (of, bias) in [(of_self, None), (of_cross, Some(bias.as_slice()))] {
+                let (whole, weights) = of.attention(bias, usize::MAX);
+                assert!(weights.is_some());
+                for budget in [1, 20, 50, 200, 500] {
+                    let (cut, _) = of.attention(bias, budget);
+                    for (cut, whole) in values(&cut).iter().zip(values(&whole)) {
+                        assert!((cut - whole).abs() < 1e-6, "{shape:?} {budget}: {cut} {whole}");
+                    }
+                }
+            }
+        }
     }
 }
