@@ -20,7 +20,7 @@ use chunks::SCORE_BUDGET;
 #[cfg(feature = "flex")]
 pub(crate) use {
     chunks::Chunks,
-    host::{SCORE_BUDGET as SCORES_AT_HAND, softmax, softmax_here},
+    host::{SCORE_BUDGET as SCORES_AT_HAND, of_samples, softmax, softmax_here},
 };
 
 /// `[B, N, heads * head_dim] -> [B, heads, N, head_dim]`.
@@ -57,6 +57,18 @@ pub fn attention(
     attention_by(kernel, SCORE_BUDGET, Heads { query, key, value, bias, scale })
 }
 
+/// Whether [`self_attention`] reads sequences along either axis where they lie. Where it does not, whoever
+/// makes queries, keys and values does well to turn the tokens before, as long as they are narrow.
+pub fn reads_any_axis<const D: usize>(x: &Tensor<D>) -> bool {
+    #[cfg(feature = "flex")]
+    return fused::takes(x);
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = x;
+        false
+    }
+}
+
 /// Multi-head attention of tokens to those along one axis of theirs, 1 (frames) or 2 (places):
 /// `qkv` `[B, T, S, 3 C]`, queries, keys and values of all heads at each token; returns
 /// `[B, T, S, C]`.
@@ -91,9 +103,19 @@ pub fn cross_attention(
     bias: Option<Tensor<4>>,
     heads: usize,
 ) -> Tensor<3> {
-    let [_, keys, width] = key_value.dims();
+    let width = key_value.dims()[2];
     #[cfg(feature = "flex")]
-    if fused::takes(&query) && fused::takes(&key_value) && (1..=host::MOST_KEYS).contains(&keys) {
+    let [batch, keys, _] = key_value.dims();
+    #[cfg(feature = "flex")]
+    if fused::takes(&query)
+        && fused::takes(&key_value)
+        && keys <= host::MOST_KEYS
+        && [batch, width] == [query.dims()[0], 2 * query.dims()[2]]
+        && bias.as_ref().is_none_or(|bias| {
+            let [samples, others @ ..] = bias.dims();
+            fused::takes(bias) && [1, batch].contains(&samples) && others == [1, 1, keys]
+        })
+    {
         let bias = match bias {
             Some(bias) => bias.reshape([-1, keys as i64]),
             None => Tensor::<2>::zeros([1, keys], &query.device()),
@@ -103,7 +125,7 @@ pub fn cross_attention(
         let out = Dispatch::fused_cross_attention(query, key_value, bias, heads);
         return Tensor::from_dispatch(out);
     }
-    let channels = width / 2;
+    let (channels, bias) = (width / 2, bias.map(Tensor::detach));
     let [k, v] = [0, 1]
         .map(|part| split_heads(key_value.clone().narrow(2, part * channels, channels), heads));
     merge_heads(attention(split_heads(query, heads), k, v, bias, None))
@@ -286,7 +308,6 @@ mod tests {
                     |bias| if x.device().is_autodiff() { Tensor::from_inner(bias) } else { bias };
                 bias.clone().map(lifted)
             };
-            // Rows of both inputs beside each other, as the check wants them of one rank.
             crate::testing::assert_gradients_agree(
                 [
                     crate::testing::waves([batch, queries, channels], 0.0),

@@ -1,7 +1,8 @@
 //! The one table of backends.
 //!
 //! burn 0.22 carries the backend in the [`Device`] and not in a type, so one binary runs on every
-//! backend that was compiled in. No code of `opensora` outside this file names one.
+//! backend that was compiled in. No code of `opensora` outside this file names one, but for the
+//! operations in `fused`, which burn asks for by the backend's type.
 
 #[allow(unused_imports, reason = "no backend may be compiled in")]
 use burn::backend::DispatchDevice;

@@ -24,7 +24,7 @@ use burn::{
     tensor::{DType, Tensor},
 };
 
-/// The operations. Tensors are f32 and may be views of any layout.
+/// The operations. Tensors are f32 and may be views; a weight's may not be flipped.
 #[backend_extension(Flex, Autodiff: cfg(feature = "autodiff"))]
 pub(crate) trait Fused: Backend {
     /// `x weight + bias`; `x` `[.., I]`, `weight` `[I, O]`, `bias` `[O]`; returns `[.., O]`.
@@ -72,11 +72,12 @@ pub(crate) trait Fused: Backend {
     -> FloatTensor<Self>;
 }
 
-/// Whether the operations take this tensor: f32 on flex.
+/// Whether the operations take this tensor: f32 on flex, and not empty.
 pub(crate) fn takes<const D: usize>(x: &Tensor<D>) -> bool {
     let device = x.device();
     let autodiff = device.is_autodiff();
     x.dtype() == DType::F32
+        && x.dims().iter().all(|&side| side > 0)
         && (cfg!(feature = "autodiff") || !autodiff)
         && crate::device::is_host(&if autodiff { device.inner() } else { device })
 }

@@ -33,8 +33,9 @@ pub const XAVIER: Initializer = Initializer::XavierUniform { gain: 1.0 };
 /// `torch.nn.init.normal_(std=0.02)`.
 pub const NORMAL_02: Initializer = Initializer::Normal { mean: 0.0, std: 0.02 };
 
-/// The output of `layer`, `[.., in] -> [.., out]`: the same as its own `forward`, and faster where a
-/// processor's matrix unit can be had.
+/// The output of `layer`, `[.., in] -> [.., out]`: that of its own `forward` up to rounding, and faster
+/// where a processor's matrix unit can be had (on which an infinity makes NaN of what it meets, and
+/// numbers below f32's normal range count as zero).
 pub fn forward<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if let Some([weight, bias]) = fused_parameters(layer, &x) {

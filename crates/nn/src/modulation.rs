@@ -28,7 +28,7 @@ pub fn norm_and_modulate(
 /// `x + gate * y`; `x` and `y` `[B, N, C]`, `gate` `[B, 1, C]`; returns `[B, N, C]`.
 pub fn gated_sum(x: Tensor<3>, gate: Tensor<3>, y: Tensor<3>) -> Tensor<3> {
     #[cfg(feature = "flex")]
-    if fits(&x, [&gate]) && fused::takes(&y) {
+    if fits(&x, [&gate]) && fused::takes(&y) && y.dims() == x.dims() {
         let [x, gate, y] = [x, gate, y].map(Tensor::into_dispatch);
         return Tensor::from_dispatch(Dispatch::fused_gated_sum(x, gate, y));
     }

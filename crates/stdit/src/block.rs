@@ -16,7 +16,7 @@ use burn::{
 };
 use opensora_nn::{
     activation::linear_gelu_tanh,
-    attention::{cross_attention, self_attention},
+    attention::{cross_attention, reads_any_axis, self_attention},
     linear::{self, XAVIER, linear},
     modulation::{gated_sum, norm_and_modulate},
 };
@@ -55,6 +55,15 @@ impl SelfAttention {
     pub(crate) fn along(&self, x: Tensor<3>, grid: [usize; 2], axis: usize) -> Tensor<3> {
         let [batch, tokens, channels] = x.dims();
         let [frames, places] = grid;
+        if axis == 1 && !reads_any_axis(&x) {
+            // [B, T*S, C] -> [B, T, S, C] -> [B, S, T, C] -> [B, S*T, C], and back.
+            let turned = |x: Tensor<3>, [rows, columns]: [usize; 2]| {
+                let x = x.reshape([batch, rows, columns, channels]).swap_dims(1, 2);
+                x.reshape([batch, tokens, channels])
+            };
+            let x = self.along(turned(x, [frames, places]), [places, frames], 2);
+            return turned(x, [places, frames]);
+        }
         let qkv = linear::forward(&self.qkv, x); // [B, T*S, 3C]
         let qkv = qkv.reshape([batch, frames, places, 3 * channels]);
         let attended = self_attention(qkv, axis, self.heads);

@@ -64,16 +64,17 @@ pub(crate) fn softmax(
     scale: f32,
     bias: Option<&[f32]>,
 ) {
-    // Few rows are too little for a task, and so are those of one sample's head where there are few.
-    let rows = ROWS.min(rows_of_sample);
     scores.par_chunks_mut(rows_of_sample * keys).enumerate().for_each(|(sample, scores)| {
-        // One row of a bias serves all samples where it has only one.
-        let bias =
-            bias.map(|bias| if bias.len() == keys { bias } else { &bias[sample * keys..][..keys] });
+        let bias = bias.map(|bias| of_samples(bias, keys, sample, 1));
         scores
-            .par_chunks_mut(rows * keys)
+            .par_chunks_mut(ROWS * keys)
             .for_each(|scores| softmax_here(scores, keys, scale, bias));
     });
+}
+
+/// The rows of `keys` of some samples in a bias; one row serves all samples where it has only one.
+pub(crate) fn of_samples(bias: &[f32], keys: usize, first: usize, count: usize) -> &[f32] {
+    if bias.len() == keys { bias } else { &bias[first * keys..][..count * keys] }
 }
 
 /// [`softmax`] of the rows of one sample, on this thread alone.

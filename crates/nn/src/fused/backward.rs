@@ -30,9 +30,12 @@ use burn::{
 
 /// Runs an operation, and keeps what its gradient needs where one can be asked for.
 macro_rules! tracked {
-    ($step:ident, $nodes:expr, $forward:expr, $state:expr) => {
+    ($step:ident, $nodes:expr, $state:expr, $forward:expr) => {
         match $step.prepare::<C>($nodes).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish($state, $forward),
+            OpsKind::Tracked(prep) => {
+                let state = $state;
+                prep.finish(state, $forward)
+            }
             OpsKind::UnTracked(prep) => prep.finish($forward),
         }
     };
@@ -46,8 +49,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         let nodes = [x.node(), weight.node(), bias.node()];
         let [x, weight, bias] = [x, weight, bias].map(|of| of.into_primitive());
-        let state = (x.clone(), weight.clone());
-        tracked!(Linear, nodes, Flex::fused_linear(x, weight, bias), state)
+        tracked!(Linear, nodes, (x.clone(), weight.clone()), Flex::fused_linear(x, weight, bias))
     }
 
     fn fused_linear_gelu(
@@ -58,8 +60,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         let x = Self::fused_linear(x, weight, bias);
         let nodes = [x.node()];
         let x = x.into_primitive();
-        let state = x.clone();
-        tracked!(GeluTanh, nodes, change(x, |x| passes::map(x, gelu_tanh_of)), state)
+        tracked!(GeluTanh, nodes, x.clone(), change(x, |x| passes::map(x, gelu_tanh_of)))
     }
 
     fn fused_norm_and_modulate(
@@ -70,12 +71,11 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         let nodes = [x.node(), scale.node(), shift.node()];
         let [x, scale, shift] = [x, scale, shift].map(|of| of.into_primitive());
-        let state = (x.clone(), scale.clone(), epsilon);
         tracked!(
             NormAndModulate,
             nodes,
-            Flex::fused_norm_and_modulate(x, scale, shift, epsilon),
-            state
+            (x.clone(), scale.clone(), epsilon),
+            Flex::fused_norm_and_modulate(x, scale, shift, epsilon)
         )
     }
 
@@ -86,8 +86,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         let nodes = [x.node(), gate.node(), y.node()];
         let [x, gate, y] = [x, gate, y].map(|of| of.into_primitive());
-        let state = (gate.clone(), y.clone());
-        tracked!(GatedSum, nodes, Flex::fused_gated_sum(x, gate, y), state)
+        tracked!(GatedSum, nodes, (gate.clone(), y.clone()), Flex::fused_gated_sum(x, gate, y))
     }
 
     fn fused_cross_attention(
@@ -99,8 +98,13 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         let nodes = [query.node(), key_value.node()];
         let [query, key_value, bias] = [query, key_value, bias].map(|of| of.into_primitive());
         let (heads, bias) = (Heads::of_cross(query, key_value, heads), contiguous(bias));
-        let (output, weights) = heads.attention(Some(values(&bias)), usize::MAX);
-        tracked!(CrossAttention, nodes, output, (heads, weights.expect("one piece")))
+        match CrossAttention.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let (output, weights) = heads.attention_keeping(Some(values(&bias)));
+                prep.finish((heads, weights), output)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(heads.attention(Some(values(&bias)))),
+        }
     }
 
     fn fused_self_attention(
@@ -110,8 +114,13 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         let nodes = [qkv.node()];
         let heads = Heads::of_self(qkv.into_primitive(), axis, heads);
-        let (output, weights) = heads.attention(None, usize::MAX);
-        tracked!(SelfAttention, nodes, output, (heads, weights.expect("one piece")))
+        match SelfAttention.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let (output, weights) = heads.attention_keeping(None);
+                prep.finish((heads, weights), output)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(heads.attention(None)),
+        }
     }
 }
 

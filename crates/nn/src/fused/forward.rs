@@ -7,7 +7,6 @@ use super::{
 };
 use crate::{
     activation::gelu_tanh_of,
-    attention::SCORES_AT_HAND,
     host::product::{self, Factor},
 };
 use burn::{
@@ -62,7 +61,7 @@ impl Fused for Flex {
         heads: usize,
     ) -> FloatTensor<Self> {
         let (heads, bias) = (Heads::of_cross(query, key_value, heads), contiguous(bias));
-        heads.attention(Some(values(&bias)), SCORES_AT_HAND).0
+        heads.attention(Some(values(&bias)))
     }
 
     fn fused_self_attention(
@@ -70,7 +69,7 @@ impl Fused for Flex {
         axis: usize,
         heads: usize,
     ) -> FloatTensor<Self> {
-        Heads::of_self(qkv, axis, heads).attention(None, SCORES_AT_HAND).0
+        Heads::of_self(qkv, axis, heads).attention(None)
     }
 }
 

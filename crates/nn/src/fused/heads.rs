@@ -1,12 +1,13 @@
 //! Attention over heads where they lie: queries, keys and values beside each other at every token, and
 //! sequences that go along any axis of the tokens. burn's matrix products take views, so nothing is
-//! copied before them, and results are put together in one pass.
+//! copied before them, and results are put together in one pass. Long sequences are multiplied on the
+//! processor's matrix unit where it has one.
 
 use super::forward::{contiguous, tensor, values};
 #[cfg(feature = "autodiff")]
 use super::passes;
 use crate::{
-    attention::{Chunks, softmax, softmax_here},
+    attention::{Chunks, SCORES_AT_HAND, of_samples, softmax, softmax_here},
     host::product::{self, Factor, multiply_here},
 };
 use burn::{
@@ -23,14 +24,14 @@ use rayon::prelude::*;
 const QUERIES: usize = 256;
 
 /// Rows of `width` as lines.
-fn rows_of(x: &[f32], width: usize) -> Factor<'_> {
+fn factor_of_rows(x: &[f32], width: usize) -> Factor<'_> {
     let lines = x.len() / width;
     Factor { values: x, lines, depth: width, line_stride: width, depth_stride: 1 }
 }
 
 /// Columns of rows of `width` as lines.
 #[cfg(feature = "autodiff")]
-fn columns_of(x: &[f32], width: usize) -> Factor<'_> {
+fn factor_of_columns(x: &[f32], width: usize) -> Factor<'_> {
     let depth = x.len() / width;
     Factor { values: x, lines: width, depth, line_stride: 1, depth_stride: width }
 }
@@ -59,7 +60,12 @@ impl Place {
     }
 
     /// The heads of `x`, without a copy.
+    ///
+    /// # Panics
+    /// Where `x` has not just the tokens of this place: products read views unchecked.
     fn view(self, x: &FlexTensor) -> FlexTensor {
+        let values = self.batch * self.groups * self.tokens * self.width;
+        assert_eq!(x.layout().num_elements(), values, "tokens that fit each other");
         let [of_group, of_token] = self.strides.map(|stride| (stride * self.width) as isize);
         let of_sample = (self.groups * self.tokens * self.width) as isize;
         let layout = Layout::new(
@@ -193,6 +199,7 @@ impl Heads {
         let mut shape = qkv.layout().shape().clone();
         let (frames, places, width) = (shape[1], shape[2], shape[3]);
         let channels = width / 3;
+        assert!(width == 3 * channels && channels % heads == 0, "{heads} heads in {width} values");
         shape[3] = channels;
         let (groups, tokens, strides) =
             if axis == 1 { (places, frames, [1, places]) } else { (frames, places, [places, 1]) };
@@ -215,6 +222,7 @@ impl Heads {
         let (query, key_value) = (contiguous(query), contiguous(key_value));
         let shape = query.layout().shape().clone();
         let (batch, channels) = (shape[0], shape[2]);
+        assert_eq!(channels % heads, 0, "{heads} heads in {channels} channels");
         let place = |tokens: usize, width: usize| Place {
             batch,
             groups: 1,
@@ -236,16 +244,34 @@ impl Heads {
         (1.0 / (self.queries.place.dim as f64).sqrt()) as f32
     }
 
-    /// `softmax(q kᵀ / sqrt(D) + bias) v` with `bias` `[1 or B, M]`, `[.., C]`; with about `budget` scores
-    /// at once. Returns the softmax as well where that was one piece.
-    pub(super) fn attention(
+    /// `softmax(q kᵀ / sqrt(D) + bias) v` with `bias` `[1 or B, M]`; `[.., C]`.
+    pub(super) fn attention(&self, bias: Option<&[f32]>) -> FlexTensor {
+        let (output, _) = if self.fits_unit() {
+            self.attention_on_unit(bias, false)
+        } else {
+            self.attention_by_products(bias, SCORES_AT_HAND)
+        };
+        output
+    }
+
+    /// [`attention`](Self::attention), and the softmax.
+    #[cfg(feature = "autodiff")]
+    pub(super) fn attention_keeping(&self, bias: Option<&[f32]>) -> (FlexTensor, Weights) {
+        let (output, weights) = if self.fits_unit() && self.has_many_sequences() {
+            self.attention_on_unit(bias, true)
+        } else {
+            self.attention_by_products(bias, usize::MAX)
+        };
+        (output, weights.expect("kept"))
+    }
+
+    /// [`attention`](Self::attention) with about `budget` scores at once, and the softmax where that was
+    /// one piece.
+    fn attention_by_products(
         &self,
         bias: Option<&[f32]>,
         budget: usize,
     ) -> (FlexTensor, Option<Weights>) {
-        if self.fits_unit() {
-            return self.attention_on_unit(bias, budget == usize::MAX);
-        }
         let Place { batch, groups, heads, tokens, .. } = self.queries.place;
         let keys = self.keys.place.tokens;
         let (q, k, v) = (self.queries.view(), self.keys.view(), self.values.view());
@@ -263,9 +289,7 @@ impl Heads {
             (0..of[axis]).step_by(each[axis]).map(move |at| (at, each[axis].min(of[axis] - at)))
         };
         for (sample, samples) in parts(0) {
-            let bias = bias.map(|bias| {
-                if bias.len() == keys { bias } else { &bias[sample * keys..][..samples * keys] }
-            });
+            let bias = bias.map(|bias| of_samples(bias, keys, sample, samples));
             for (group, groups) in parts(1) {
                 let part = |x: &FlexTensor| x.narrow(0, sample, samples).narrow(1, group, groups);
                 let (q, k, v) = (part(&q), part(&k), part(&v));
@@ -292,8 +316,14 @@ impl Heads {
         queries.tokens.min(keys.tokens) >= 64 && queries.strides[1] == 1 && product::is_at_hand()
     }
 
-    /// [`attention`](Self::attention) with a task for each sequence, or for a part of it where the softmax
-    /// is not to be kept; scores stay in a core's cache.
+    /// Whether there is a sequence for each core, where a task takes whole ones.
+    #[cfg(feature = "autodiff")]
+    fn has_many_sequences(&self) -> bool {
+        self.queries.place.batch * self.queries.place.groups >= rayon::current_num_threads()
+    }
+
+    /// [`attention`](Self::attention) with a task for each sequence, whose scores are kept, or for some
+    /// queries of it, whose scores stay near the core.
     fn attention_on_unit(&self, bias: Option<&[f32]>, keep: bool) -> (FlexTensor, Option<Weights>) {
         let Place { batch, groups, heads, tokens, dim, .. } = self.queries.place;
         let keys = self.keys.place.tokens;
@@ -302,8 +332,7 @@ impl Heads {
         let task = |sequence: usize, first: usize, out: &mut [f32], kept: Option<&mut [f32]>| {
             let (sample, group) = (sequence / groups, sequence % groups);
             let count = out.len() / width;
-            let bias = bias
-                .map(|bias| if bias.len() == keys { bias } else { &bias[sample * keys..][..keys] });
+            let bias = bias.map(|bias| of_samples(bias, keys, sample, 1));
             let mut own = vec![0.0; if kept.is_some() { 0 } else { count * keys }];
             let mut kept = kept.map(|kept| kept.chunks_mut(count * keys));
             let mut seen = vec![0.0; count * dim];
@@ -313,7 +342,8 @@ impl Heads {
                 let queries = self.queries.place.tokens(q, at, first, count);
                 multiply_here(queries, self.keys.place.tokens(k, at, 0, keys), scores);
                 softmax_here(scores, keys, self.scale(), bias);
-                multiply_here(rows_of(scores, keys), self.values.place.channels(v, at), &mut seen);
+                let weights = factor_of_rows(scores, keys);
+                multiply_here(weights, self.values.place.channels(v, at), &mut seen);
                 for (out, seen) in out.chunks_mut(width).zip(seen.chunks(dim)) {
                     out[head * dim..][..dim].copy_from_slice(seen);
                 }
@@ -359,17 +389,17 @@ impl Heads {
                         out[of.place.first + head * dim..][..dim].copy_from_slice(found);
                     }
                 };
-                let columns = columns_of(weights, tokens);
+                let columns = factor_of_columns(weights, tokens);
                 multiply_here(columns, of_dy.channels(dy, at), &mut found);
                 write(&self.values, &found);
                 let values = self.values.place.tokens(qkv, at, 0, tokens);
                 multiply_here(of_dy.tokens(dy, at, 0, tokens), values, &mut d_scores);
                 passes::softmax_backward_here(tokens, &mut d_scores, weights, self.scale());
                 let keys = self.keys.place.channels(qkv, at);
-                multiply_here(rows_of(&d_scores, tokens), keys, &mut found);
+                multiply_here(factor_of_rows(&d_scores, tokens), keys, &mut found);
                 write(&self.queries, &found);
                 let queries = self.queries.place.channels(qkv, at);
-                multiply_here(columns_of(&d_scores, tokens), queries, &mut found);
+                multiply_here(factor_of_columns(&d_scores, tokens), queries, &mut found);
                 write(&self.keys, &found);
             }
         });
@@ -394,7 +424,7 @@ impl Heads {
     #[cfg(feature = "autodiff")]
     pub(super) fn self_backward(&self, weights: Weights, dy: FlexTensor) -> FlexTensor {
         let source = &self.queries.tensor;
-        if self.fits_unit() {
+        if self.fits_unit() && self.has_many_sequences() {
             let dy = contiguous(dy);
             let found = self.self_backward_on_unit(values(&weights), values(&dy));
             return tensor(found, source.layout().shape().clone());
@@ -448,10 +478,10 @@ mod tests {
             let of_cross = Heads::of_cross(query, key_value, heads);
             let bias = waves(batch * keys);
             for (of, bias) in [(of_self, None), (of_cross, Some(bias.as_slice()))] {
-                let (whole, weights) = of.attention(bias, usize::MAX);
+                let (whole, weights) = of.attention_by_products(bias, usize::MAX);
                 assert!(weights.is_some());
                 for budget in [1, 20, 50, 200, 500] {
-                    let (cut, _) = of.attention(bias, budget);
+                    let (cut, _) = of.attention_by_products(bias, budget);
                     for (cut, whole) in values(&cut).iter().zip(values(&whole)) {
                         assert!((cut - whole).abs() < 1e-6, "{shape:?} {budget}: {cut} {whole}");
                     }

@@ -45,8 +45,8 @@ const LARGEST: usize = 8192;
 /// Timings of which the best counts.
 const TIMINGS: usize = 5;
 
-/// FLOP/s of a device in large square linear layers of `dtype`, as the models run them: the ceiling that a model can come
-/// near to. The best of a few short timings, about a second in all.
+/// FLOP/s of a device in large square linear layers of `dtype`, as the models run them: the ceiling
+/// that a model can come near to. The best of a few short timings, about a second in all.
 ///
 /// Returns `None` where the device fails, for lack of memory above all.
 pub fn measure_matmul_ceiling(device: &Device, dtype: FloatDType) -> Option<f64> {

@@ -157,14 +157,11 @@ macro_rules! add_products {
     };
 }
 
-/// Bytes fetched at each step, from wherever it is: fetching ahead of use has no effect but on the cache,
-/// and none at all where there is no memory.
-const FETCHED: usize = 24 * 64;
-
 /// 32 rows of 32 sums at `out`, `stride` apart, over the blocks of both panels.
 ///
 /// # Safety
-/// The numbers at `out` are there to be written, and the tiles of this thread are set up.
+/// The numbers at `out` are there to be written (and to be read where `add`), the panels are of one depth,
+/// and the tiles of this thread are set up.
 unsafe fn multiply(
     left: &[Block],
     right: &[Block],
@@ -173,72 +170,75 @@ unsafe fn multiply(
     add: bool,
     next: &[Block],
 ) {
-    let step = stride * size_of::<f32>();
-    // SAFETY: within the 32 rows.
-    let lower = unsafe { out.add(SIDE * stride) };
-    // SAFETY: the 16 rows of 64 bytes at both pointers, and as far right of them, are those of `out`.
-    unsafe {
-        if add {
-            asm!(
-                "tileloadd tmm0, [{upper} + {step}*1]",
-                "tileloadd tmm1, [{upper} + {step}*1 + 64]",
-                "tileloadd tmm2, [{lower} + {step}*1]",
-                "tileloadd tmm3, [{lower} + {step}*1 + 64]",
-                upper = in(reg) out, lower = in(reg) lower, step = in(reg) step,
-                options(nostack, readonly, preserves_flags),
-            );
-        } else {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                options(nostack, nomem, preserves_flags)
-            );
-        }
-    }
-    let mut ahead = next.as_ptr().cast::<u8>();
-    for (left, right) in left.iter().zip(right) {
-        // Small products first, and an order in which each pair of tiles shares one with the pair before.
-        // SAFETY: the six tiles of a kilobyte that a block has.
-        unsafe {
-            asm!(
-                "tileloadd tmm4, [{left} + {row}*1]",
-                "tileloadd tmm5, [{left} + {row}*1 + 1024]",
-                "tileloadd tmm6, [{right} + {row}*1 + 4096]",
-                "tileloadd tmm7, [{right} + {row}*1 + 5120]",
-                add_products!(0), // first of the left, third of the right
-                "tileloadd tmm6, [{right} + {row}*1 + 2048]",
-                "tileloadd tmm7, [{right} + {row}*1 + 3072]",
-                add_products!(4), // first, second
-                "tileloadd tmm4, [{left} + {row}*1 + 2048]",
-                "tileloadd tmm5, [{left} + {row}*1 + 3072]",
-                add_products!(8), // second, second
-                "tileloadd tmm6, [{right} + {row}*1]",
-                "tileloadd tmm7, [{right} + {row}*1 + 1024]",
-                add_products!(12), // second, first
-                "tileloadd tmm4, [{left} + {row}*1 + 4096]",
-                "tileloadd tmm5, [{left} + {row}*1 + 5120]",
-                add_products!(16), // third, first
-                "tileloadd tmm4, [{left} + {row}*1]",
-                "tileloadd tmm5, [{left} + {row}*1 + 1024]",
-                add_products!(20), // first, first
-                left = in(reg) left, right = in(reg) right, row = in(reg) ROW,
-                ahead = in(reg) ahead,
-                options(nostack, readonly, preserves_flags),
-            );
-        }
-        ahead = ahead.wrapping_add(FETCHED);
-    }
-    // SAFETY: as for the loads.
+    // SAFETY: the 16 rows of 64 bytes at both pointers to sums, and as far right of them, are those of
+    // `out`; each step reads the six tiles of a kilobyte that a block has, and as many steps are made as
+    // there are blocks. Fetching ahead has no effect but on the cache, wherever it points.
     unsafe {
         asm!(
+            "test {add}, {add}",
+            "jz 2f",
+            "tileloadd tmm0, [{upper} + {step}*1]",
+            "tileloadd tmm1, [{upper} + {step}*1 + 64]",
+            "tileloadd tmm2, [{lower} + {step}*1]",
+            "tileloadd tmm3, [{lower} + {step}*1 + 64]",
+            "jmp 3f",
+            "2:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "3:",
+            "test {blocks}, {blocks}",
+            "jz 5f",
+            "4:",
+            // Small products first, and an order in which each pair of tiles shares one with the pair before.
+            "tileloadd tmm4, [{left} + {row}*1]",
+            "tileloadd tmm5, [{left} + {row}*1 + 1024]",
+            "tileloadd tmm6, [{right} + {row}*1 + 4096]",
+            "tileloadd tmm7, [{right} + {row}*1 + 5120]",
+            add_products!(0), // first of the left, third of the right
+            "tileloadd tmm6, [{right} + {row}*1 + 2048]",
+            "tileloadd tmm7, [{right} + {row}*1 + 3072]",
+            add_products!(4), // first, second
+            "tileloadd tmm4, [{left} + {row}*1 + 2048]",
+            "tileloadd tmm5, [{left} + {row}*1 + 3072]",
+            add_products!(8), // second, second
+            "tileloadd tmm6, [{right} + {row}*1]",
+            "tileloadd tmm7, [{right} + {row}*1 + 1024]",
+            add_products!(12), // second, first
+            "tileloadd tmm4, [{left} + {row}*1 + 4096]",
+            "tileloadd tmm5, [{left} + {row}*1 + 5120]",
+            add_products!(16), // third, first
+            "tileloadd tmm4, [{left} + {row}*1]",
+            "tileloadd tmm5, [{left} + {row}*1 + 1024]",
+            add_products!(20), // first, first
+            "add {left}, {block}",
+            "add {right}, {block}",
+            "add {ahead}, {fetched}",
+            "dec {blocks}",
+            "jnz 4b",
+            "5:",
             "tilestored [{upper} + {step}*1], tmm0",
             "tilestored [{upper} + {step}*1 + 64], tmm1",
             "tilestored [{lower} + {step}*1], tmm2",
             "tilestored [{lower} + {step}*1 + 64], tmm3",
-            upper = in(reg) out, lower = in(reg) lower, step = in(reg) step,
-            options(nostack, preserves_flags),
+            add = in(reg) usize::from(add),
+            upper = in(reg) out,
+            lower = in(reg) out.add(SIDE * stride),
+            step = in(reg) stride * size_of::<f32>(),
+            blocks = inout(reg) left.len() => _,
+            left = inout(reg) left.as_ptr() => _,
+            right = inout(reg) right.as_ptr() => _,
+            ahead = inout(reg) next.as_ptr() => _,
+            row = in(reg) ROW,
+            block = const size_of::<Block>(),
+            fetched = const FETCHED,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
         );
     }
 }
+
+/// Bytes fetched ahead at each step.
+const FETCHED: usize = 24 * 64;
