@@ -280,3 +280,56 @@ pub(crate) fn scale_shift_table(rows: usize, hidden: usize, device: &Device) -> 
     let std = 1.0 / (hidden as f64).sqrt();
     Initializer::Normal { mean: 0.0, std }.init([rows, hidden], device)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::FloatDType;
+
+    /// In f64 flex runs burn's operations, as other backends do, and turns the tokens for an attention
+    /// over frames; in f32 its own.
+    #[test]
+    fn attentions_are_the_same_on_operations_of_burn() {
+        let device = Device::flex();
+        let (hidden, heads) = (12, 3);
+        let layer = |input, output| linear(input, output, true, XAVIER, &device);
+        let attention =
+            SelfAttention { qkv: layer(hidden, 3 * hidden), proj: layer(hidden, hidden), heads };
+        let in_f64 = |layer: &Linear| Linear {
+            weight: Param::from_tensor(layer.weight.val().cast(FloatDType::F64)),
+            bias: layer.bias.as_ref().map(|b| Param::from_tensor(b.val().cast(FloatDType::F64))),
+        };
+        let wide =
+            SelfAttention { qkv: in_f64(&attention.qkv), proj: in_f64(&attention.proj), heads };
+        let (frames, places) = (5, 4);
+        let values: Vec<f32> = (0..2 * 20 * hidden).map(|i| (i as f32 * 1.7).sin()).collect();
+        let x = Tensor::<1>::from_floats(values.as_slice(), &device);
+        let x = x.reshape([2, frames * places, hidden]);
+        for axis in [1, 2] {
+            let got = attention.along(x.clone(), [frames, places], axis);
+            let want = wide.along(x.clone().cast(FloatDType::F64), [frames, places], axis);
+            let distance = (got - want.cast(FloatDType::F32)).abs().max().into_scalar::<f32>();
+            assert!(distance < 1e-5, "{axis}: {distance}");
+        }
+
+        let cross = CrossAttention {
+            q_linear: layer(hidden, hidden),
+            kv_linear: layer(hidden, 2 * hidden),
+            proj: layer(hidden, hidden),
+            heads,
+        };
+        let wide = CrossAttention {
+            q_linear: in_f64(&cross.q_linear),
+            kv_linear: in_f64(&cross.kv_linear),
+            proj: in_f64(&cross.proj),
+            heads,
+        };
+        let prompt = x.clone().narrow(1, 3, 4) * 0.5;
+        let bias = Tensor::<4>::from_floats([[[[0.0, -1.0, 2.0, -1e9]]]], &device);
+        let got = cross.forward(x.clone(), prompt.clone(), Some(bias.clone()));
+        let [x, prompt] = [x, prompt].map(|x| x.cast(FloatDType::F64));
+        let want = wide.forward(x, prompt, Some(bias.cast(FloatDType::F64)));
+        let distance = (got - want.cast(FloatDType::F32)).abs().max().into_scalar::<f32>();
+        assert!(distance < 1e-5, "{distance}");
+    }
+}
