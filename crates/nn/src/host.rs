@@ -32,7 +32,7 @@ mod kernels {
     use rayon::prelude::*;
 
     /// Values that one task works on: few enough for a core's cache, many enough to be worth a task.
-    const TASK: usize = 1 << 14;
+    pub(crate) const TASK: usize = 1 << 14;
 
     impl<const D: usize> Values<D> {
         /// Whether the values are f32 in this process's memory and no gradient can be asked for.
@@ -80,9 +80,14 @@ mod kernels {
 
         /// Replaces every value by `f` of it.
         pub(crate) fn map(mut self, f: impl Fn(f32) -> f32 + Sync) -> Tensor<D> {
-            self.get_mut().par_chunks_mut(TASK).for_each(|values| map(values, &f));
+            map_on_all(self.get_mut(), f);
             self.put()
         }
+    }
+
+    /// Replaces every value by `f` of it, on all cores.
+    pub(crate) fn map_on_all(values: &mut [f32], f: impl Fn(f32) -> f32 + Sync) {
+        values.par_chunks_mut(TASK).for_each(|values| map(values, &f));
     }
 
     /// Replaces every value by `f` of it.
@@ -123,6 +128,8 @@ mod kernels {
     }
 }
 
+#[cfg(all(feature = "flex", feature = "autodiff"))]
+pub(crate) use kernels::{TASK, map_on_all};
 #[cfg(feature = "flex")]
 pub(crate) use kernels::{fold, map, vectorized};
 

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     activation::{gelu_tanh_of, gelu_tanh_slope},
-    host::product,
+    host::{map_on_all, product},
 };
 use burn::{
     backend::{
@@ -60,7 +60,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         let x = Self::fused_linear(x, weight, bias);
         let nodes = [x.node()];
         let x = x.into_primitive();
-        tracked!(GeluTanh, nodes, x.clone(), change(x, |x| passes::map(x, gelu_tanh_of)))
+        tracked!(GeluTanh, nodes, x.clone(), change(x, |x| map_on_all(x, gelu_tanh_of)))
     }
 
     fn fused_norm_and_modulate(

@@ -351,21 +351,20 @@ impl Heads {
         };
         let mut out = vec![0.0; batch * groups * tokens * width];
         let sequences = out.par_chunks_mut(tokens * width);
-        let weights = keep.then(|| {
+        let weights = if keep {
             let mut kept = vec![0.0; batch * groups * heads * tokens * keys];
             let each = kept.par_chunks_mut(heads * tokens * keys);
             sequences.zip(each).enumerate().for_each(|(sequence, (out, kept))| {
                 task(sequence, 0, out, Some(kept));
             });
-            tensor(kept, [batch, groups, heads, tokens, keys])
-        });
-        if weights.is_none() {
-            let sequences = out.par_chunks_mut(tokens * width);
+            Some(tensor(kept, [batch, groups, heads, tokens, keys]))
+        } else {
             sequences.enumerate().for_each(|(sequence, out)| {
                 let parts = out.par_chunks_mut(QUERIES * width).enumerate();
                 parts.for_each(|(part, out)| task(sequence, part * QUERIES, out, None));
             });
-        }
+            None
+        };
         (tensor(out, self.shape.clone()), weights)
     }
 
@@ -429,30 +428,30 @@ impl Heads {
             let found = self.self_backward_on_unit(values(&weights), values(&dy));
             return tensor(found, source.layout().shape().clone());
         }
-        let pieces = self.backward(weights, dy);
-        let mut out = vec![0.0; source.layout().num_elements()];
-        for (source, pieces) in [&self.queries, &self.keys, &self.values].iter().zip(pieces) {
-            source.place.assemble(&pieces, &mut out);
-        }
-        tensor(out, source.layout().shape().clone())
+        let [queries, keys, values] = self.backward(weights, dy);
+        assembled([(&self.queries, queries), (&self.keys, keys), (&self.values, values)])
     }
 
     /// The gradients of `query` and `key_value`.
     #[cfg(feature = "autodiff")]
     pub(super) fn cross_backward(&self, weights: Weights, dy: FlexTensor) -> [FlexTensor; 2] {
         let [queries, keys, values] = self.backward(weights, dy);
-        let gradient = |of: &Source, pieces: &[(&Source, Pieces)]| {
-            let mut out = vec![0.0; of.tensor.layout().num_elements()];
-            for (source, pieces) in pieces {
-                source.place.assemble(pieces, &mut out);
-            }
-            tensor(out, of.tensor.layout().shape().clone())
-        };
         [
-            gradient(&self.queries, &[(&self.queries, queries)]),
-            gradient(&self.keys, &[(&self.keys, keys), (&self.values, values)]),
+            assembled([(&self.queries, queries)]),
+            assembled([(&self.keys, keys), (&self.values, values)]),
         ]
     }
+}
+
+/// A tensor of the heads of all its sources, which lie beside each other in one.
+#[cfg(feature = "autodiff")]
+fn assembled<const N: usize>(parts: [(&Source, Pieces); N]) -> FlexTensor {
+    let layout = parts[0].0.tensor.layout();
+    let mut out = vec![0.0; layout.num_elements()];
+    for (source, pieces) in &parts {
+        source.place.assemble(pieces, &mut out);
+    }
+    tensor(out, layout.shape().clone())
 }
 
 #[cfg(test)]

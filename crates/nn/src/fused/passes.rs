@@ -3,15 +3,13 @@
 //! Sums over rows are taken over chunks of a fixed number of rows and then over the chunks in order,
 //! so that they do not depend on the number of threads.
 
+#[cfg(feature = "autodiff")]
+use crate::host::TASK;
 use crate::host::{fold, vectorized};
 use rayon::prelude::*;
 
 /// Rows that one task works on.
 const ROWS: usize = 64;
-
-/// Values that one task works on, where rows do not matter.
-#[cfg(feature = "autodiff")]
-const TASK: usize = 1 << 14;
 
 /// Rows `[N, C]` of one sample after the other.
 #[derive(Clone, Copy)]
@@ -234,12 +232,6 @@ pub(super) fn add_to_rows(x: &mut [f32], bias: &[f32], f: impl Fn(f32) -> f32 + 
             },
         );
     });
-}
-
-/// Replaces `x` by `f` of it.
-#[cfg(feature = "autodiff")]
-pub(super) fn map(x: &mut [f32], f: impl Fn(f32) -> f32 + Sync) {
-    x.par_chunks_mut(TASK).for_each(|x| crate::host::map(x, &f));
 }
 
 /// Replaces `x` by `f` of it and the value of `y` in the same place.
