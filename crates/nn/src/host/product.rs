@@ -6,7 +6,8 @@
 //! those left out are below 2^-25 of the product, half of what one rounding to f32 changes. What comes
 //! out is as near to the exact product as that of f32 arithmetic, in a fraction of the time.
 //!
-//! Numbers below f32's normal range count as zero, and an infinity makes NaN of what it meets.
+//! Numbers below f32's normal range count as zero; an infinity makes NaN of what it meets, and so do
+//! finite numbers from 3.39e38 on, beyond which there is no bf16.
 //!
 //! Source of the split: Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 Artificial
 //! Intelligence Datatype For Higher-Precision Computations" (arXiv 1904.06376).
@@ -14,7 +15,7 @@
 use super::{tiles, vectorized};
 use rayon::prelude::*;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use tiles::{Block, DEPTH, LINES, PARTS, Panel, SIDE};
+use tiles::{Block, DEPTH, LINES, Numbers, Panel, SIDE};
 
 /// Depth that is multiplied at once: a panel of 32 lines and this depth takes 216 KB.
 const MOST_DEPTH: usize = 1152;
@@ -53,131 +54,80 @@ impl Factor<'_> {
         self.lines == 0 || self.depth == 0 || last.is_some_and(|last| last < self.values.len())
     }
 
-    /// A tile's worth of numbers apart: pairs along the depth, `[part][line][pair]` where `lines_first`,
-    /// else `[part][pair][line]`. What lies beyond the factor is zero.
-    #[inline(always)]
-    fn pairs(&self, line: usize, depth: usize, lines_first: bool) -> [[[u32; SIDE]; SIDE]; PARTS] {
-        let lines = SIDE.min(self.lines.saturating_sub(line));
-        let depths = DEPTH.min(self.depth.saturating_sub(depth));
-        let mut pairs = [[[0; SIDE]; SIDE]; PARTS];
-        if lines == 0 || depths == 0 {
-            return pairs;
-        }
-        let along_depth = self.depth_stride == 1;
-        if along_depth {
-            for l in 0..lines {
-                let first = (line + l) * self.line_stride + depth;
-                tiles::fetch(self.values, first + AHEAD * DEPTH);
-                tiles::fetch(self.values, first + AHEAD * DEPTH + SIDE);
-                let x: [f32; DEPTH] = padded(&self.values[first..], depths);
-                for (pairs, parts) in pairs.iter_mut().zip(apart(&x)) {
-                    for (pair, halves) in pairs[l].iter_mut().zip(parts.as_chunks::<2>().0) {
-                        *pair = halves[0] >> 16 | halves[1];
-                    }
-                }
-            }
-        } else {
-            for p in 0..depths.div_ceil(2) {
-                let mut x = [[0.0; SIDE]; 2];
-                for (half, x) in x.iter_mut().enumerate() {
-                    if 2 * p + half < depths {
-                        let first = (depth + 2 * p + half) * self.depth_stride;
-                        tiles::fetch(self.values, first + line + DEPTH * self.depth_stride);
-                        if self.line_stride == 1 {
-                            *x = padded(&self.values[first + line..], lines);
-                        } else {
-                            for (l, x) in x[..lines].iter_mut().enumerate() {
-                                *x = self.values[first + (line + l) * self.line_stride];
-                            }
-                        }
-                    }
-                }
-                let [first, second] = [apart(&x[0]), apart(&x[1])];
-                for ((pairs, first), second) in pairs.iter_mut().zip(first).zip(second) {
-                    for ((pair, first), second) in pairs[p].iter_mut().zip(first).zip(second) {
-                        *pair = first >> 16 | second;
-                    }
-                }
-            }
-        }
-        if along_depth != lines_first {
-            for pairs in &mut pairs {
-                *pairs = transposed(pairs);
-            }
-        }
-        pairs
-    }
-
-    /// Takes apart the lines of a panel from `line` on, numbers `depth..depth + steps * DEPTH`.
+    /// Takes apart the lines of a panel from `line` on, numbers `depth..depth + panel.len() * DEPTH`; the
+    /// rows of its tiles are lines where `lines_first`, else pairs along the depth. What lies beyond the
+    /// factor is zero.
     fn pack(&self, line: usize, depth: usize, lines_first: bool, panel: &mut [Block]) {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (step, block) in panel.iter_mut().enumerate() {
-                    for half in 0..LINES / SIDE {
-                        let line = line + half * SIDE;
-                        let pairs = self.pairs(line, depth + step * DEPTH, lines_first);
-                        for (part, pairs) in pairs.iter().enumerate() {
-                            block.0[part][half] = *pairs;
-                        }
-                    }
+        assert!(tiles::available(), "asked before");
+        let &Self { values, lines: count, depth: length, line_stride, depth_stride } = self;
+        for (step, block) in panel.iter_mut().enumerate() {
+            let depth = depth + step * DEPTH;
+            for half in 0..LINES / SIDE {
+                let line = line + half * SIDE;
+                let tiles = block.0.each_mut().map(|part| &mut part[half]);
+                if depth_stride == 1 {
+                    let lines = Runs { values, strides: [line_stride, 1], of: [count, length] };
+                    lines.fetch([line, depth + AHEAD * DEPTH], SIDE);
+                    lines.fetch([line, depth + AHEAD * DEPTH + SIDE], SIDE);
+                    lines.at([line, depth], |lines| {
+                        tiles::take_apart(&Numbers::Lines(lines), lines_first, tiles);
+                    });
+                } else {
+                    let strides = [depth_stride, line_stride];
+                    let depths = Runs { values, strides, of: [length, count] };
+                    depths.fetch([depth + DEPTH, line], DEPTH);
+                    depths.at([depth, line], |depths| {
+                        tiles::take_apart(&Numbers::Depths(depths), lines_first, tiles);
+                    });
                 }
-            },
-        );
-    }
-}
-
-/// The first `count` values, then zeros.
-#[inline(always)]
-fn padded<const N: usize>(values: &[f32], count: usize) -> [f32; N] {
-    if count == N
-        && let Some(values) = values.first_chunk()
-    {
-        return *values;
-    }
-    let mut padded = [0.0; N];
-    padded[..count].copy_from_slice(&values[..count]);
-    padded
-}
-
-#[inline(always)]
-fn transposed(x: &[[u32; SIDE]; SIDE]) -> [[u32; SIDE]; SIDE] {
-    let mut y = [[0; SIDE]; SIDE];
-    for (i, y) in y.iter_mut().enumerate() {
-        for (j, y) in y.iter_mut().enumerate() {
-            *y = x[j][i];
+            }
         }
     }
-    y
 }
 
-/// Of each value three bf16 that add up to it, in the upper halves of their words.
-#[inline(always)]
-fn apart<const N: usize>(x: &[f32; N]) -> [[u32; N]; PARTS] {
-    let mut parts = [[0; N]; PARTS];
-    for (i, &x) in x.iter().enumerate() {
-        let bits = x.to_bits();
-        // The largest numbers would become infinite, and infinities and NaN something else.
-        let kept = bits & EXPONENT == EXPONENT || rounded(bits) & EXPONENT == EXPONENT;
-        parts[0][i] = if kept { bits } else { rounded(bits) } & UPPER;
-        let rest = x - f32::from_bits(parts[0][i]);
-        parts[1][i] = rounded(rest.to_bits()) & UPPER;
-        let rest = rest - f32::from_bits(parts[1][i]);
-        parts[2][i] = rounded(rest.to_bits()) & UPPER;
+/// Runs of numbers, and how far it is from a run to the next, from a number of a run to the next.
+struct Runs<'a> {
+    values: &'a [f32],
+    strides: [usize; 2],
+    of: [usize; 2],
+}
+
+impl Runs<'_> {
+    /// `f` of so many numbers of so many runs from this run and number on, with zeros for those that are
+    /// not there.
+    #[inline(always)]
+    fn at<const N: usize, const M: usize>(&self, at: [usize; 2], f: impl FnOnce([&[f32; N]; M])) {
+        let place = |run: usize, number: usize| {
+            (at[0] + run) * self.strides[0] + (at[1] + number) * self.strides[1]
+        };
+        let [runs, numbers] = [0, 1].map(|axis| self.of[axis].saturating_sub(at[axis]));
+        if runs >= M && numbers >= N && self.strides[1] == 1 {
+            f(std::array::from_fn(|run| {
+                self.values[place(run, 0)..].first_chunk().expect("asked whether it is held")
+            }));
+            return;
+        }
+        let mut padded = [[0.0; N]; M];
+        let numbers = numbers.min(N);
+        for (run, padded) in padded.iter_mut().enumerate().take(runs) {
+            if self.strides[1] == 1 && numbers > 0 {
+                padded[..numbers].copy_from_slice(&self.values[place(run, 0)..][..numbers]);
+            } else {
+                for (number, padded) in padded[..numbers].iter_mut().enumerate() {
+                    *padded = self.values[place(run, number)];
+                }
+            }
+        }
+        f(padded.each_ref());
     }
-    parts
-}
 
-/// A bf16's bits of an f32.
-const UPPER: u32 = 0xffff_0000;
-
-/// The exponent's bits of an f32.
-const EXPONENT: u32 = 0x7f80_0000;
-
-/// With the upper half rounded to the nearest, to even between two.
-#[inline(always)]
-fn rounded(bits: u32) -> u32 {
-    bits.wrapping_add(0x7fff + (bits >> 16 & 1))
+    /// Fetches a number of each of `count` runs to the core.
+    #[inline(always)]
+    fn fetch(&self, at: [usize; 2], count: usize) {
+        for run in at[0]..at[0] + count {
+            tiles::fetch(self.values, run * self.strides[0] + at[1] * self.strides[1]);
+        }
+    }
 }
 
 /// Whether [`multiply`] takes a product of this size: where the processor has a matrix unit and the
@@ -415,13 +365,20 @@ mod tests {
 
     #[test]
     fn parts_add_up() {
+        if !tiles::available() {
+            return;
+        }
         for bits in (0..u32::MAX).step_by(65_521) {
             let x = f32::from_bits(bits);
-            let parts = apart(&[x]).map(|[part]| f32::from_bits(part));
+            let factor =
+                Factor { values: &[x], lines: 1, depth: 1, line_stride: 1, depth_stride: 1 };
+            let mut panel = [Block::ZERO];
+            factor.pack(0, 0, true, &mut panel);
+            let [a, b, c] = panel[0].0.map(|[tile, _]| f32::from_bits(tile[0][0] << 16));
             if x.is_nan() || x.is_infinite() {
-                assert!(parts.iter().any(|part| !part.is_finite()));
-            } else if x.abs() > 1e-30 || x == 0.0 {
-                assert_eq!(parts[0] + (parts[1] + parts[2]), x, "{bits:x}");
+                assert!([a, b, c].iter().any(|part| !part.is_finite()));
+            } else if (1e-30..3.38e38).contains(&x.abs()) || x == 0.0 {
+                assert_eq!(a + (b + c), x, "{bits:x}");
             }
         }
     }

@@ -14,7 +14,7 @@ mod absent;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 use absent as unit;
 
-pub(super) use unit::{Unit, fetch};
+pub(super) use unit::{Unit, fetch, take_apart};
 
 /// Rows of a tile, and words of a row.
 pub(super) const SIDE: usize = 16;
@@ -28,10 +28,19 @@ pub(super) const LINES: usize = 2 * SIDE;
 /// Parts that a number is taken into.
 pub(super) const PARTS: usize = 3;
 
+/// Rows of words.
+pub(super) type Tile = [[u32; SIDE]; SIDE];
+
+/// Numbers of a tile's size where they lie: all those of a line, or all those of a depth, side by side.
+pub(super) enum Numbers<'a> {
+    Lines([&'a [f32; DEPTH]; SIDE]),
+    Depths([&'a [f32; SIDE]; DEPTH]),
+}
+
 /// The tiles of a panel's lines over one [`DEPTH`]: `[part][half of the lines]`.
 #[repr(C, align(64))]
 #[derive(Clone)]
-pub(super) struct Block(pub(super) [[[[u32; SIDE]; SIDE]; LINES / SIDE]; PARTS]);
+pub(super) struct Block(pub(super) [[Tile; LINES / SIDE]; PARTS]);
 
 impl Block {
     /// Tiles of zeros.

@@ -1,6 +1,6 @@
 //! Where no matrix unit is known.
 
-use super::{Block, Panel};
+use super::{Block, Numbers, PARTS, Panel, Tile};
 use std::mem::MaybeUninit;
 
 /// There is none.
@@ -10,6 +10,11 @@ pub(super) fn request() -> bool {
 
 /// Nothing is fetched ahead.
 pub(in super::super) fn fetch(_: &[f32], _: usize) {}
+
+/// Nobody asks for it.
+pub(in super::super) fn take_apart(_: &Numbers, _: bool, _: [&mut Tile; PARTS]) {
+    unreachable!("no unit")
+}
 
 /// Never begun, as whoever begins it asks before.
 pub(in super::super) struct Unit;

@@ -1,6 +1,8 @@
 //! The unit of an x86-64 processor under Linux.
 
-use super::{Block, LINES, Panel, SIDE};
+mod apart;
+
+use super::{Block, LINES, Numbers, PARTS, Panel, SIDE, Tile};
 use std::{
     arch::{
         asm,
@@ -13,7 +15,7 @@ use std::{
 /// Bytes from a tile's row to the next.
 const ROW: usize = 64;
 
-/// Asks the system for the unit, which it keeps from programs that do not, as it makes their state
+/// Whether there is a unit, and the vectors that prepare its tiles; asks the system for it, which it keeps from programs that do not, as it makes their state
 /// eight KB larger; for all threads of this process.
 pub(super) fn request() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
@@ -27,6 +29,9 @@ pub(super) fn request() -> bool {
     // SAFETY: this request changes nothing but what the process may use.
     features & AMX_BF16 != 0
         && features & AMX_TILE != 0
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512bf16")
         && unsafe {
             libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0
         }
@@ -38,6 +43,19 @@ pub(super) fn request() -> bool {
 pub(in super::super) fn fetch(values: &[f32], index: usize) {
     // SAFETY: has no effect but on the cache, and none at all where there is no memory.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().wrapping_add(index).cast()) };
+}
+
+/// Takes `numbers` apart into a tile for each part, whose rows are lines (`[line][pair]`) where
+/// `lines_first`, else pairs (`[pair][line]`). There must be a unit.
+#[inline(always)]
+pub(in super::super) fn take_apart(
+    numbers: &Numbers,
+    lines_first: bool,
+    tiles: [&mut Tile; PARTS],
+) {
+    debug_assert!(super::available(), "asked before");
+    // SAFETY: `available` was asked, and asks for these instructions.
+    unsafe { apart::take_apart(numbers, lines_first, tiles) }
 }
 
 /// The unit with its tiles set up, on the thread that began it and until it is dropped.
