@@ -260,13 +260,14 @@ mod tests {
     #[cfg(feature = "autodiff")]
     #[test]
     fn attention_of_tokens_to_each_other_equals_its_operations() {
-        // The last is long enough for a matrix unit.
+        // The last two are long, and one of them fit for a matrix unit.
         let sizes = [
             (1, [2, 5, 3]),
             (2, [2, 3, 7]),
             (1, [1, 1, 4]),
             (1, [2, 3, 1]),
             (2, [2, 3, 1]),
+            (1, [2, 70, 2]),
             (2, [2, 2, 70]),
         ];
         for (axis, [batch, frames, places]) in sizes {

@@ -129,9 +129,9 @@ mod kernels {
 }
 
 #[cfg(all(feature = "flex", feature = "autodiff"))]
-pub(crate) use kernels::{TASK, map_on_all};
+pub(crate) use kernels::map_on_all;
 #[cfg(feature = "flex")]
-pub(crate) use kernels::{fold, map, vectorized};
+pub(crate) use kernels::{TASK, fold, map, vectorized};
 
 #[cfg(not(feature = "flex"))]
 impl<const D: usize> Values<D> {

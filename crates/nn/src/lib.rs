@@ -12,6 +12,7 @@
 //! | [`modulation`] | adaptive norms and gates |
 //! | [`norm`] | LayerNorm without affine parameters, T5's RMS norm |
 //! | [`activation`] | tanh-GELU |
+//! | [`pointwise`] | changes to several tensors at once in one pass |
 //! | [`conv`] | 3x3 convolutions and upsampling of pictures |
 //! | [`timestep`] | sinusoidal timestep embedding |
 //! | [`sincos`] | sine-cosine position tables |
@@ -36,6 +37,7 @@ pub mod mask;
 pub mod modulation;
 pub mod noise;
 pub mod norm;
+pub mod pointwise;
 pub mod random;
 pub mod sincos;
 #[cfg(all(test, feature = "autodiff"))]

@@ -190,10 +190,9 @@ impl PixArtBlock {
         mlp: Modulation,
         attentions: &mut BlockAttentions<'_>,
     ) -> Tensor<3> {
-        let seen = attentions.output(AttentionKind::Cross, || {
-            self.cross_attn.forward(x.clone(), c.prompt.clone(), c.prompt_bias.clone())
+        let x = attentions.add(AttentionKind::Cross, x, None, |x| {
+            self.cross_attn.forward(x, c.prompt.clone(), c.prompt_bias.clone())
         });
-        let x = x + seen;
         let y = self.mlp.forward(mlp.norm_and_modulate(x.clone()));
         gated_sum(x, mlp.gate, y)
     }
@@ -241,14 +240,12 @@ impl StDitBlock {
         attentions: &mut BlockAttentions<'_>,
     ) -> Tensor<3> {
         let [msa, mlp] = self.base.modulation(c);
-        let spatial = attentions.output(AttentionKind::Spatial, || {
-            msa.gate.clone() * self.spatial(msa.norm_and_modulate(x.clone()), frames)
+        let x = attentions.add(AttentionKind::Spatial, x, Some(&msa.gate), |x| {
+            self.spatial(msa.norm_and_modulate(x), frames)
         });
-        let x = x + spatial;
-        let temporal = attentions.output(AttentionKind::Temporal, || {
-            msa.gate.clone() * self.temporal(x.clone(), frames, temporal_positions)
+        let x = attentions.add(AttentionKind::Temporal, x, Some(&msa.gate), |x| {
+            self.temporal(x, frames, temporal_positions)
         });
-        let x = x + temporal;
         self.base.cross_attention_and_mlp(x, c, mlp, attentions)
     }
 

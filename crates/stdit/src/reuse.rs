@@ -20,6 +20,7 @@
 
 use crate::work::{BlockFlops, DenoiserWork};
 use burn::tensor::Tensor;
+use opensora_nn::modulation::gated_sum;
 use std::{cmp::Ordering, fmt, str::FromStr};
 
 /// In which steps attention outputs are used again.
@@ -232,14 +233,14 @@ impl AttentionCache {
         self.work.flops += samples as f64 * depth as f64 * flops.mlp;
     }
 
-    /// The output of an attention of block `block`: an earlier step's where that will do, and
+    /// `x` and the gated output of an attention of block `block`: an earlier step's where that will do, and
     /// `compute`'s otherwise.
-    fn output(
+    fn add(
         &mut self,
-        block: usize,
-        kind: AttentionKind,
-        flops: BlockFlops,
-        compute: impl FnOnce() -> Tensor<3>,
+        (block, kind, flops): (usize, AttentionKind, BlockFlops),
+        x: Tensor<3>,
+        gate: Option<&Tensor<3>>,
+        compute: impl FnOnce(Tensor<3>) -> Tensor<3>,
     ) -> Tensor<3> {
         let Step { index, timestep, tokens } = self.step;
         let kept = &mut self.kept[block][kind as usize];
@@ -247,7 +248,7 @@ impl AttentionCache {
             && self.reuse.skips(kind, index, timestep)
         {
             self.work.attentions_reused += 1;
-            return output.clone();
+            return x + output.clone();
         }
         self.work.attentions_computed += 1;
         self.work.flops += tokens[0] as f64
@@ -258,11 +259,24 @@ impl AttentionCache {
             };
         // The old one makes room before the new one is there.
         *kept = None;
-        let output = compute();
+        let output = compute(x.clone());
         if timestep.is_some_and(|timestep| self.reuse.keeps(kind, timestep)) {
+            let output = match gate {
+                Some(gate) => gate.clone() * output,
+                None => output,
+            };
             *kept = Some(output.clone());
+            return x + output;
         }
-        output
+        sum(x, gate, output)
+    }
+}
+
+/// `x + gate * output`.
+fn sum(x: Tensor<3>, gate: Option<&Tensor<3>>, output: Tensor<3>) -> Tensor<3> {
+    match gate {
+        Some(gate) => gated_sum(x, gate.clone(), output),
+        None => x + output,
     }
 }
 
@@ -280,15 +294,20 @@ impl<'a> BlockAttentions<'a> {
         Self(Some((cache, block, flops)))
     }
 
-    /// The output `[B, N, C]` of one of them, as it is added to the tokens.
-    pub(crate) fn output(
+    /// `x` `[B, N, C]` and the output of one of them, times `gate` `[B, 1, C]`.
+    pub(crate) fn add(
         &mut self,
         kind: AttentionKind,
-        compute: impl FnOnce() -> Tensor<3>,
+        x: Tensor<3>,
+        gate: Option<&Tensor<3>>,
+        compute: impl FnOnce(Tensor<3>) -> Tensor<3>,
     ) -> Tensor<3> {
         match &mut self.0 {
-            None => compute(),
-            Some((cache, block, flops)) => cache.output(*block, kind, *flops, compute),
+            None => {
+                let output = compute(x.clone());
+                sum(x, gate, output)
+            }
+            Some((cache, block, flops)) => cache.add((*block, kind, *flops), x, gate, compute),
         }
     }
 }

@@ -1,10 +1,14 @@
-//! AdamW with clipping by the global norm.
+//! AdamW with clipping by the global norm, and the moving average.
+//!
+//! On flex one pass over a parameter's values does it all, to the same numbers as the operations of burn
+//! that do it elsewhere.
 
 use crate::{error::TrainError, parameters::FlatTensors};
 use burn::{
-    optim::{AdamW, AdamWConfig, AdamWState, Optimizer},
+    optim::{AdamW, AdamWConfig, AdamWState, AdaptiveMomentumState, Optimizer},
     tensor::Tensor,
 };
+use opensora_nn::pointwise;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -112,58 +116,178 @@ impl OptimizerRecipe {
 
 /// AdamW's state for each parameter.
 pub(crate) struct OptimizerState {
+    recipe: OptimizerRecipe,
     adamw: AdamW,
     pub(crate) moments: BTreeMap<String, AdamWState<1>>,
 }
 
+/// A parameter, and what changes with it.
+struct Parameter {
+    value: Tensor<1>,
+    gradient: Tensor<1>,
+    /// `None` before the first step.
+    moments: Option<AdamWState<1>>,
+    average: Tensor<1>,
+}
+
 impl OptimizerState {
     pub(crate) fn new(recipe: &OptimizerRecipe) -> Self {
-        Self { adamw: recipe.adamw(), moments: BTreeMap::new() }
+        Self { recipe: recipe.clone(), adamw: recipe.adamw(), moments: BTreeMap::new() }
     }
 
-    /// Moves every parameter that has a gradient.
-    pub(crate) fn step(&mut self, rate: f64, values: &mut FlatTensors, gradients: FlatTensors) {
-        for (name, gradient) in gradients {
-            let Some(value) = values.remove(&name) else { continue };
-            let state = self.moments.remove(&name);
-            let (value, state) = self.adamw.step(rate, value, gradient, state);
-            if let Some(state) = state {
-                self.moments.insert(name.clone(), state);
+    /// Moves every parameter that has a gradient, which is scaled by `factor` before, and every moving
+    /// average.
+    pub(crate) fn step(
+        &mut self,
+        rate: f64,
+        factor: f64,
+        values: &mut FlatTensors,
+        averages: &mut FlatTensors,
+        mut gradients: FlatTensors,
+    ) {
+        for (name, average) in averages {
+            let Some(value) = values.get_mut(name) else { continue };
+            let Some(gradient) = gradients.remove(name) else {
+                *average = self.averaged(average.clone(), value.clone());
+                continue;
+            };
+            // Taken out, so that nothing else holds them while they change.
+            let before = Parameter {
+                value: taken(value),
+                gradient,
+                moments: self.moments.remove(name),
+                average: taken(average),
+            };
+            let after = match self.step_in_one_pass(rate, factor, before) {
+                Ok(after) => after,
+                Err(before) => self.step_by_operations(rate, factor, before),
+            };
+            *value = after.value;
+            *average = after.average;
+            self.moments.extend(after.moments.map(|moments| (name.clone(), moments)));
+        }
+    }
+
+    /// By operations of burn.
+    fn step_by_operations(&self, rate: f64, factor: f64, before: Parameter) -> Parameter {
+        let Parameter { value, gradient, moments, average } = before;
+        let gradient = if factor == 1.0 { gradient } else { gradient * factor };
+        let (value, moments) = self.adamw.step(rate, value, gradient.clone(), moments);
+        let average = self.averaged(average, value.clone());
+        Parameter { value, gradient, moments, average }
+    }
+
+    /// The same in one pass over values in this process's memory; the parameter back where they are
+    /// elsewhere.
+    #[allow(clippy::result_large_err, reason = "the parameter goes on either way")]
+    fn step_in_one_pass(
+        &self,
+        rate: f64,
+        factor: f64,
+        before: Parameter,
+    ) -> Result<Parameter, Parameter> {
+        let Parameter { value, gradient, moments, average } = before;
+        // Moments of zero are those before the first step.
+        let AdamWState { mut momentum } = moments.unwrap_or_else(|| {
+            let [moment_1, moment_2] = [value.zeros_like(), value.zeros_like()];
+            let before = AdaptiveMomentumState { time: 0, moment_1, moment_2, max_moment_2: None };
+            AdamWState { momentum: before }
+        });
+        let time = (momentum.time + 1) as i32;
+        let betas = self.recipe.betas.map(|beta| beta as f32);
+        let corrections = betas.map(|beta| 1.0 - beta.powi(time));
+        let epsilon = self.recipe.epsilon as f32;
+        let kept = (1.0 - rate * f64::from(self.recipe.weight_decay as f32)) as f32;
+        let decay = self.recipe.ema_decay;
+        let [rate, factor, decay, taken] = [rate, factor, decay, 1.0 - decay].map(|x| x as f32);
+        let tensors = [value, gradient, momentum.moment_1, momentum.moment_2, average];
+        let changed = pointwise::change(
+            tensors,
+            #[inline(always)]
+            |[values, gradients, first, second, averages]| {
+                let moments = first.iter_mut().zip(second);
+                let values = values.iter_mut().zip(averages).zip(gradients);
+                for (((value, average), gradient), (first, second)) in values.zip(moments) {
+                    let gradient = *gradient * factor;
+                    *first = *first * betas[0] + gradient * (1.0 - betas[0]);
+                    *second = *second * betas[1] + gradient * gradient * (1.0 - betas[1]);
+                    let spread = (*second / corrections[1]).sqrt() + epsilon;
+                    *value = *value * kept - *first / corrections[0] / spread * rate;
+                    *average = *average * decay + *value * taken;
+                }
+            },
+        );
+        momentum.time += usize::from(changed.is_ok());
+        let parameter = |tensors: [Tensor<1>; 5]| {
+            let [value, gradient, moment_1, moment_2, average] = tensors;
+            let momentum = AdaptiveMomentumState { moment_1, moment_2, ..momentum };
+            Parameter { value, gradient, moments: Some(AdamWState { momentum }), average }
+        };
+        match changed {
+            Ok((tensors, _)) => Ok(parameter(tensors)),
+            Err(tensors) => Err(parameter(tensors)),
+        }
+    }
+
+    /// The moving average with `value` taken in.
+    fn averaged(&self, average: Tensor<1>, value: Tensor<1>) -> Tensor<1> {
+        let decay = self.recipe.ema_decay;
+        average * decay + value * (1.0 - decay)
+    }
+}
+
+/// The tensor, with nothing in its place.
+fn taken(tensor: &mut Tensor<1>) -> Tensor<1> {
+    let nothing = Tensor::zeros([0], &tensor.device());
+    std::mem::replace(tensor, nothing)
+}
+
+/// The Euclidean norm of all tensors together, which come back.
+pub fn global_norm(tensors: FlatTensors) -> (FlatTensors, f64) {
+    let mut sum = 0.0;
+    let mut elsewhere = Vec::new();
+    let measured = |(name, tensor)| {
+        let tensor = match pointwise::change([tensor], |[run]| square_sum(run)) {
+            Ok(([tensor], found)) => {
+                sum += found.into_iter().sum::<f64>();
+                tensor
             }
-            values.insert(name, value);
+            Err([tensor]) => {
+                elsewhere.push((tensor.clone() * tensor.clone()).sum());
+                tensor
+            }
+        };
+        (name, tensor)
+    };
+    let tensors = tensors.into_iter().map(measured).collect();
+    if !elsewhere.is_empty() {
+        // One transfer instead of one a tensor.
+        sum += Tensor::cat(elsewhere, 0).into_data().iter::<f64>().sum::<f64>();
+    }
+    (tensors, sum.sqrt())
+}
+
+/// The sum of the squares of some values, sixteen of them side by side.
+#[inline(always)]
+fn square_sum(values: &[f32]) -> f64 {
+    let (rows, rest) = values.as_chunks::<16>();
+    let mut lanes = [0.0; 16];
+    for row in rows {
+        for (lane, x) in lanes.iter_mut().zip(row) {
+            *lane += x * x;
         }
     }
-}
-
-/// The Euclidean norm of all tensors together.
-pub fn global_norm(tensors: &FlatTensors) -> f64 {
-    let squares: Vec<Tensor<1>> = tensors.values().map(|t| (t.clone() * t.clone()).sum()).collect();
-    if squares.is_empty() {
-        return 0.0;
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane += x * x;
     }
-    // One transfer instead of one a tensor.
-    let squares = Tensor::cat(squares, 0).into_data().iter::<f64>().sum::<f64>();
-    squares.sqrt()
+    lanes.into_iter().map(f64::from).sum()
 }
 
-/// Scales all tensors together so that their norm, given as `norm`, is at most `max_norm`, as
+/// What gradients of norm `norm` are scaled by, so that it is at most `max_norm` (any where that is 0), as
 /// `torch.nn.utils.clip_grad_norm_` does.
-pub fn clip(tensors: FlatTensors, norm: f64, max_norm: f64) -> FlatTensors {
+pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     let factor = max_norm / (norm + 1e-6);
-    if max_norm == 0.0 || factor >= 1.0 {
-        return tensors;
-    }
-    tensors.into_iter().map(|(name, tensor)| (name, tensor * factor)).collect()
-}
-
-/// The moving average `decay * average + (1 - decay) * value`, in place, of every name in
-/// `average`.
-pub(crate) fn update_average(average: &mut FlatTensors, values: &FlatTensors, decay: f64) {
-    for (name, average) in average.iter_mut() {
-        if let Some(value) = values.get(name) {
-            *average = average.clone() * decay + value.clone() * (1.0 - decay);
-        }
-    }
+    if max_norm == 0.0 || factor >= 1.0 { 1.0 } else { factor }
 }
 
 #[cfg(test)]
@@ -193,12 +317,50 @@ mod tests {
             ("a".to_string(), Tensor::from_floats([3.0], &device)),
             ("b".to_string(), Tensor::from_floats([0.0, 4.0], &device)),
         ]);
-        let norm = global_norm(&tensors);
+        let (tensors, norm) = global_norm(tensors);
         assert_eq!(norm, 5.0);
-        let clipped = clip(tensors.clone(), norm, 1.0);
-        assert!((global_norm(&clipped) - 1.0).abs() < 1e-6);
-        assert_eq!(global_norm(&clip(tensors.clone(), norm, 10.0)), 5.0);
-        assert_eq!(global_norm(&clip(tensors, norm, 0.0)), 5.0);
+        assert!(tensors.contains_key("a") && tensors.contains_key("b"));
+        assert!((clip_factor(norm, 1.0) - 0.2).abs() < 1e-6);
+        assert_eq!([10.0, 0.0].map(|max_norm| clip_factor(norm, max_norm)), [1.0; 2]);
+    }
+
+    #[test]
+    fn one_pass_is_what_burns_operations_are() {
+        let device = Device::flex();
+        let wave = |phase: f32| {
+            let values: Vec<f32> = (0..100).map(|i| (i as f32 * 1.7 + phase).sin()).collect();
+            Tensor::<1>::from_floats(values.as_slice(), &device)
+        };
+        for weight_decay in [0.0, 0.01] {
+            let recipe = OptimizerRecipe {
+                learning_rate: 1e-2,
+                weight_decay,
+                ema_decay: 0.9,
+                ..OptimizerRecipe::default()
+            };
+            let state = OptimizerState::new(&recipe);
+            let fresh = || Parameter {
+                value: wave(0.0),
+                gradient: wave(1.0),
+                moments: None,
+                average: wave(2.0),
+            };
+            let (mut once, mut by_operations) = (fresh(), fresh());
+            for (step, factor) in [1.0, 0.3, 1.0].into_iter().enumerate() {
+                once.gradient = wave(step as f32);
+                by_operations.gradient = wave(step as f32);
+                once = state.step_in_one_pass(1e-2, factor, once).ok().unwrap();
+                by_operations = state.step_by_operations(1e-2, factor, by_operations);
+                let [got, want] = [&once, &by_operations].map(|found| {
+                    let momentum = &found.moments.as_ref().unwrap().momentum;
+                    assert_eq!(momentum.time, step + 1);
+                    let tensors =
+                        [&found.value, &found.average, &momentum.moment_1, &momentum.moment_2];
+                    tensors.map(|x| x.to_data().try_to_vec::<f32>().unwrap())
+                });
+                assert_eq!(got, want, "step {step}, weight decay {weight_decay}");
+            }
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::{
     error::TrainError,
-    optimizer::{OptimizerRecipe, OptimizerState, clip, global_norm, update_average},
+    optimizer::{OptimizerRecipe, OptimizerState, clip_factor, global_norm},
     parameters::{FlatTensors, Graph, filled, hollow, values},
 };
 use burn::{
@@ -106,15 +106,15 @@ impl<M: Module> Trainer<M> {
     /// [`TrainError::NonFinite`] (with no rows: the caller knows them) where the gradients are not
     /// finite; nothing is changed then.
     pub fn apply(&mut self, gradients: FlatTensors, steps: u64) -> Result<StepReport, TrainError> {
-        let gradient_norm = global_norm(&gradients);
+        let (gradients, gradient_norm) = global_norm(gradients);
         if !gradient_norm.is_finite() {
             let what = format!("the gradients' norm ({gradient_norm})");
             return Err(TrainError::NonFinite { step: self.step, what, rows: Vec::new() });
         }
         let learning_rate = self.recipe.learning_rate_at(self.step, steps);
-        let gradients = clip(gradients, gradient_norm, self.recipe.gradient_clip);
-        self.optimizer.step(learning_rate, &mut self.values, gradients);
-        update_average(&mut self.average, &self.values, self.recipe.ema_decay);
+        let factor = clip_factor(gradient_norm, self.recipe.gradient_clip);
+        let (values, average) = (&mut self.values, &mut self.average);
+        self.optimizer.step(learning_rate, factor, values, average, gradients);
         self.step += 1;
         Ok(StepReport { gradient_norm, learning_rate })
     }

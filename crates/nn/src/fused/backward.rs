@@ -256,7 +256,7 @@ impl Backward<Flex, 2> for CrossAttention {
         let dy = grads.consume::<Flex>(&ops.node);
         let (heads, weights) = ops.state;
         let [of_query, of_key_value] = ops.parents;
-        let [d_query, d_key_value] = heads.cross_backward(weights, dy);
+        let [d_query, d_key_value] = heads.cross_backward(&weights, dy);
         register!(grads, of_query, d_query);
         register!(grads, of_key_value, d_key_value);
     }
@@ -272,6 +272,6 @@ impl Backward<Flex, 1> for SelfAttention {
         let dy = grads.consume::<Flex>(&ops.node);
         let (heads, weights) = ops.state;
         let [of_qkv] = ops.parents;
-        register!(grads, of_qkv, heads.self_backward(weights, dy));
+        register!(grads, of_qkv, heads.self_backward(&weights, dy));
     }
 }
