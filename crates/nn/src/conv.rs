@@ -36,7 +36,11 @@ pub fn upsample_nearest(x: Tensor<4>) -> Tensor<4> {
 
 #[cfg(feature = "flex")]
 mod winograd {
-    use crate::host::{Values, vectorized};
+    use crate::host::{
+        Values,
+        product::{self, Factor},
+        vectorized,
+    };
     use burn::{
         module::Param,
         nn::{PaddingConfig2d, conv::Conv2d},
@@ -92,7 +96,7 @@ mod winograd {
         }
         let x = Values::take(x)?;
         let bias = bias.and_then(|bias| Values::take(bias).ok());
-        let kernels = transform_kernels(weight);
+        let kernels = Kernels::of(weight, (height / 2) * (width / 2));
 
         let mut y = Values::zeros([batch, outputs, height, width], x.device());
         let (pixels, tiles_wide) = (height * width, width / 2);
@@ -114,47 +118,123 @@ mod winograd {
                     .par_chunks_mut(PRODUCTS * tiles)
                     .zip(image.par_chunks(pixels))
                     .for_each(|(tiles, plane)| {
-                        vectorized(|| transform_input(tiles, plane, width, rows.clone()));
+                        let rows = rows.clone();
+                        vectorized(
+                            #[inline(always)]
+                            || transform_input(tiles, plane, width, rows),
+                        );
                     });
-                let transformed = transformed.put();
-                // [16, C_out, C_in] x [16, C_in, tiles] -> [16, C_out, tiles]
-                let products = kernels.clone().matmul(transformed.clone().swap_dims(0, 1));
-                spare = Values::take(transformed).ok();
-                let Ok(products) = Values::take(products) else { unreachable!("made of values") };
+                let products = kernels.products(transformed, &mut spare);
+                let products = products.of_tiles();
 
                 let image = &mut y.get_mut()[b * outputs * pixels..][..outputs * pixels];
                 image.par_chunks_mut(pixels).enumerate().for_each(|(output, plane)| {
                     let bias = bias.as_ref().map_or(0.0, |bias| bias.get()[output]);
-                    let product = |k: usize| &products.get()[(k * outputs + output) * tiles..];
+                    let products = products.map(|of| &of[output * tiles..][..tiles]);
                     let plane = &mut plane[2 * width * rows.start..2 * width * rows.end];
-                    vectorized(|| transform_output(plane, width, product, bias));
+                    vectorized(
+                        #[inline(always)]
+                        || transform_output(plane, width, products, bias),
+                    );
                 });
             }
         }
         Ok(y.put())
     }
 
-    /// `G g Gᵀ` of every kernel: `[C_out, C_in, 3, 3]` to a view `[16, C_out, C_in]`.
-    fn transform_kernels(weight: Tensor<4>) -> Tensor<3> {
-        let [outputs, inputs, ..] = weight.dims();
-        let Ok(weight) = Values::take(weight) else { unreachable!("asked before") };
-        let mut kernels = Values::zeros([outputs, PRODUCTS, inputs], weight.device());
-        let of_output = kernels.get_mut().par_chunks_mut(PRODUCTS * inputs);
-        of_output.zip(weight.get().par_chunks(9 * inputs)).for_each(|(kernels, weights)| {
-            // G = [1 0 0; 1/2 1/2 1/2; 1/2 -1/2 1/2; 0 0 1]
-            let g = |[a, b, c]: [f32; 3]| [a, 0.5 * (a + b + c), 0.5 * (a - b + c), c];
-            for (input, w) in weights.as_chunks::<9>().0.iter().enumerate() {
-                // Down each column, then along each of the four rows.
-                let columns = [0, 1, 2].map(|x| g([w[x], w[3 + x], w[6 + x]]));
-                for i in 0..4 {
-                    let row = g(columns.map(|column| column[i]));
-                    for (j, value) in row.into_iter().enumerate() {
-                        kernels[(4 * i + j) * inputs + input] = value;
+    /// `G g Gᵀ` of every kernel.
+    enum Kernels {
+        /// `[C_out, 16, C_in]`, multiplied by the processor's matrix unit.
+        OnUnit(Values<3>),
+        /// A view `[16, C_out, C_in]`, multiplied by burn.
+        ByBurn(Tensor<3>),
+    }
+
+    impl Kernels {
+        /// Of `[C_out, C_in, 3, 3]`, for pictures of so many tiles.
+        fn of(weight: Tensor<4>, tiles: usize) -> Self {
+            let [outputs, inputs, ..] = weight.dims();
+            let Ok(weight) = Values::take(weight) else { unreachable!("asked before") };
+            let mut kernels = Values::zeros([outputs, PRODUCTS, inputs], weight.device());
+            let of_output = kernels.get_mut().par_chunks_mut(PRODUCTS * inputs);
+            of_output.zip(weight.get().par_chunks(9 * inputs)).for_each(|(kernels, weights)| {
+                // G = [1 0 0; 1/2 1/2 1/2; 1/2 -1/2 1/2; 0 0 1]
+                let g = |[a, b, c]: [f32; 3]| [a, 0.5 * (a + b + c), 0.5 * (a - b + c), c];
+                for (input, w) in weights.as_chunks::<9>().0.iter().enumerate() {
+                    // Down each column, then along each of the four rows.
+                    let columns = [0, 1, 2].map(|x| g([w[x], w[3 + x], w[6 + x]]));
+                    for i in 0..4 {
+                        let row = g(columns.map(|column| column[i]));
+                        for (j, value) in row.into_iter().enumerate() {
+                            kernels[(4 * i + j) * inputs + input] = value;
+                        }
                     }
                 }
+            });
+            if product::is_worth_it(outputs, tiles.min(TILES), inputs) {
+                Self::OnUnit(kernels)
+            } else {
+                Self::ByBurn(kernels.put().swap_dims(0, 1))
             }
-        });
-        kernels.put().swap_dims(0, 1)
+        }
+
+        /// The products with transformed tiles `[C_in, 16, tiles]`, which are left in `spare`.
+        fn products(&self, tiles: Values<3>, spare: &mut Option<Values<3>>) -> Products {
+            match self {
+                Self::OnUnit(kernels) => {
+                    let ([outputs, _, inputs], [_, _, count]) = (kernels.dims(), tiles.dims());
+                    let product = |k: usize| {
+                        let kernels = Factor {
+                            values: &kernels.get()[k * inputs..],
+                            lines: outputs,
+                            depth: inputs,
+                            line_stride: PRODUCTS * inputs,
+                            depth_stride: 1,
+                        };
+                        let tiles = Factor {
+                            values: &tiles.get()[k * count..],
+                            lines: count,
+                            depth: inputs,
+                            line_stride: 1,
+                            depth_stride: PRODUCTS * count,
+                        };
+                        product::multiply(kernels, tiles, |_, _| ())
+                    };
+                    let products = (0..PRODUCTS).into_par_iter().map(product).collect();
+                    let products = Products::Apart(products);
+                    *spare = Some(tiles);
+                    products
+                }
+                Self::ByBurn(kernels) => {
+                    let tiles = tiles.put();
+                    // [16, C_out, C_in] x [16, C_in, tiles] -> [16, C_out, tiles]
+                    let products = kernels.clone().matmul(tiles.clone().swap_dims(0, 1));
+                    *spare = Values::take(tiles).ok();
+                    let Ok(products) = Values::take(products) else { unreachable!("of values") };
+                    Products::Together(products)
+                }
+            }
+        }
+    }
+
+    /// `[16, C_out, tiles]`
+    enum Products {
+        Apart(Vec<Vec<f32>>),
+        Together(Values<3>),
+    }
+
+    impl Products {
+        /// Each `[C_out, tiles]`.
+        fn of_tiles(&self) -> [&[f32]; PRODUCTS] {
+            match self {
+                Self::Apart(products) => std::array::from_fn(|k| products[k].as_slice()),
+                Self::Together(products) => {
+                    let products = products.get();
+                    let each = products.len() / PRODUCTS;
+                    std::array::from_fn(|k| &products[k * each..][..each])
+                }
+            }
+        }
     }
 
     /// `Bᵀ d B` of the tiles in tile rows `rows` of one plane: `[16, rows, width / 2]`.
@@ -206,16 +286,10 @@ mod winograd {
         }
     }
 
-    /// `Aᵀ m A + bias` of the tiles whose products are `product(0)` to `product(15)`.
+    /// `Aᵀ m A + bias` of the tiles with these products.
     #[inline(always)]
-    fn transform_output<'a>(
-        plane: &mut [f32],
-        width: usize,
-        product: impl Fn(usize) -> &'a [f32],
-        bias: f32,
-    ) {
+    fn transform_output(plane: &mut [f32], width: usize, products: [&[f32]; PRODUCTS], bias: f32) {
         let tiles_wide = width / 2;
-        let products: [&[f32]; PRODUCTS] = std::array::from_fn(product);
         for (at, two_rows) in plane.chunks_mut(2 * width).enumerate() {
             let m = products.map(|m| &m[at * tiles_wide..][..tiles_wide]);
             let (upper, lower) = two_rows.split_at_mut(width);

@@ -63,6 +63,11 @@ mod kernels {
             &self.device
         }
 
+        /// The tensor's shape.
+        pub(crate) fn dims(&self) -> [usize; D] {
+            self.data.shape().dims()
+        }
+
         /// The values, the last axis fastest.
         pub(crate) fn get(&self) -> &[f32] {
             self.data.as_slice().expect("f32, as taken")

@@ -20,14 +20,14 @@ use tiles::{Block, DEPTH, LINES, Numbers, Panel, SIDE};
 /// Depth that is multiplied at once: a panel of 32 lines and this depth takes 216 KB.
 const MOST_DEPTH: usize = 1152;
 
-/// Panels of the left factor that one task keeps in its core's cache.
-const PANELS: usize = 4;
+/// Blocks of the left factor that one task keeps in its core's cache: 864 KB.
+const BLOCKS: usize = 4 * MOST_DEPTH / DEPTH;
 
 /// Steps by which what is taken apart next is fetched ahead.
 const AHEAD: usize = 4;
 
 /// Fewer rows, columns or a smaller depth than this, and taking the factors apart costs too much.
-const LEAST: usize = 256;
+const LEAST: usize = 64;
 
 /// Lines of numbers in memory: the rows of a left factor, the columns of a right one.
 #[derive(Clone, Copy)]
@@ -159,9 +159,10 @@ pub(crate) fn multiply(
     let turns = depth.div_ceil(MOST_DEPTH).max(1);
     let steps = depth.div_ceil(turns).div_ceil(DEPTH).max(1);
     let panels_of = |lines: usize| lines.div_ceil(LINES);
-    // Some tasks for each thread, so that none waits long for the last.
-    let tasks = 8 * rayon::current_num_threads();
-    let panels = panels_of(rows).div_ceil(tasks).clamp(1, PANELS);
+    // As many panels a task as the cache holds, which spares it columns from afar; but some tasks for each
+    // thread, so that none waits long for the last.
+    let tasks = 2 * rayon::current_num_threads();
+    let panels = panels_of(rows).div_ceil(tasks).clamp(1, (BLOCKS / steps).max(1));
     let mut columns_apart = Blocks::of(&COLUMNS_APART, panels_of(columns) * steps);
     for turn in 0..turns {
         let depth = turn * steps * DEPTH;
