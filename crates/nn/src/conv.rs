@@ -293,17 +293,48 @@ mod winograd {
         for (at, two_rows) in plane.chunks_mut(2 * width).enumerate() {
             let m = products.map(|m| &m[at * tiles_wide..][..tiles_wide]);
             let (upper, lower) = two_rows.split_at_mut(width);
-            let upper = &mut upper.as_chunks_mut::<2>().0[..tiles_wide];
-            let lower = &mut lower.as_chunks_mut::<2>().0[..tiles_wide];
-            for x in 0..tiles_wide {
-                // Aᵀ = [1 1 1 0; 0 1 -1 -1], down each column, then along the two rows.
-                let above = |j: usize| m[j][x] + m[4 + j][x] + m[8 + j][x];
-                let below = |j: usize| m[4 + j][x] - m[8 + j][x] - m[12 + j][x];
-                let along = |[a, b, c, d]: [f32; 4]| [a + b + c + bias, b - c - d + bias];
-                upper[x] = along([above(0), above(1), above(2), above(3)]);
-                lower[x] = along([below(0), below(1), below(2), below(3)]);
+            let upper = upper.as_chunks_mut::<2>().0;
+            let lower = lower.as_chunks_mut::<2>().0;
+            let whole = tiles_wide / SIDE_BY_SIDE * SIDE_BY_SIDE;
+            for x in (0..whole).step_by(SIDE_BY_SIDE) {
+                output_tiles::<SIDE_BY_SIDE>(&m, x, bias, upper, lower);
+            }
+            for x in whole..tiles_wide {
+                output_tiles::<1>(&m, x, bias, upper, lower);
             }
         }
+    }
+
+    /// Tiles whose outputs are computed side by side.
+    const SIDE_BY_SIDE: usize = 16;
+
+    /// The outputs of `N` tiles from tile `x` of a row on.
+    #[inline(always)]
+    fn output_tiles<const N: usize>(
+        m: &[&[f32]; PRODUCTS],
+        x: usize,
+        bias: f32,
+        upper: &mut [[f32; 2]],
+        lower: &mut [[f32; 2]],
+    ) {
+        // By value: of so many slices a compiler cannot tell whether they overlap the outputs.
+        let mut values = [[0.0; N]; PRODUCTS];
+        for (values, m) in values.iter_mut().zip(m) {
+            values.copy_from_slice(&m[x..][..N]);
+        }
+        let m = values;
+        let [mut above, mut below] = [[[0.0; 2]; N]; 2];
+        for i in 0..N {
+            // Aᵀ = [1 1 1 0; 0 1 -1 -1], down each column, then along the two rows.
+            let down = |j: usize| m[j][i] + m[4 + j][i] + m[8 + j][i];
+            let [a, b, c, d] = [down(0), down(1), down(2), down(3)];
+            above[i] = [a + b + c + bias, b - c - d + bias];
+            let down = |j: usize| m[4 + j][i] - m[8 + j][i] - m[12 + j][i];
+            let [a, b, c, d] = [down(0), down(1), down(2), down(3)];
+            below[i] = [a + b + c + bias, b - c - d + bias];
+        }
+        upper[x..][..N].copy_from_slice(&above);
+        lower[x..][..N].copy_from_slice(&below);
     }
 }
 

@@ -161,8 +161,12 @@ mod on_host {
                 let of = |p: &Option<Values<1>>| p.as_ref().map(|p| f64::from(p.get()[channel]));
                 let gain = inverse * of(&gamma).unwrap_or(1.0);
                 let shift = of(&beta).unwrap_or(0.0) - mean * gain;
-                let (gain, shift) = (gain as f32, shift as f32);
-                map(plane, |x| f(x * gain + shift));
+                let (f, gain, shift) = (&f, gain as f32, shift as f32);
+                map(
+                    plane,
+                    #[inline(always)]
+                    move |x| f(x * gain + shift),
+                );
             }
         });
         Ok(x.put())
@@ -203,7 +207,12 @@ mod on_host {
         let (Ok(gain), Ok(shift)) = (gain, shift) else { return Err(x.put()) };
         let planes = x.get_mut().par_chunks_mut(height * width);
         planes.zip(gain.get()).zip(shift.get()).for_each(|((plane, gain), shift)| {
-            map(plane, |x| f(x * gain + shift));
+            let (f, gain, shift) = (&f, *gain, *shift);
+            map(
+                plane,
+                #[inline(always)]
+                move |x| f(x * gain + shift),
+            );
         });
         Ok(x.put())
     }
@@ -211,10 +220,18 @@ mod on_host {
     /// Mean and (biased) variance.
     fn moments(values: &[f32]) -> (f64, f64) {
         let count = values.len() as f64;
-        let mean = sum(values, |x| x) / count;
+        let mean = sum(
+            values,
+            #[inline(always)]
+            |x| x,
+        ) / count;
         // Around the mean, since the mean of squares minus its square cancels.
         let centre = mean as f32;
-        let square = sum(values, |x| (x - centre) * (x - centre)) / count;
+        let square = sum(
+            values,
+            #[inline(always)]
+            move |x| (x - centre) * (x - centre),
+        ) / count;
         (mean, square - (mean - f64::from(centre)).powi(2))
     }
 
@@ -223,18 +240,24 @@ mod on_host {
     fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f64 {
         const LANES: usize = 16;
         const RUN: usize = 64 * LANES;
-        let run = |values: &[f32]| {
-            let (rows, rest) = values.as_chunks::<LANES>();
-            let mut sums = [0.0f32; LANES];
-            for row in rows {
-                for (sum, &x) in sums.iter_mut().zip(row) {
-                    *sum += f(x);
+        vectorized(
+            #[inline(always)]
+            || {
+                let mut total = 0.0;
+                for run in values.chunks(RUN) {
+                    let (rows, rest) = run.as_chunks::<LANES>();
+                    let mut sums = [0.0f32; LANES];
+                    for row in rows {
+                        for (sum, &x) in sums.iter_mut().zip(row) {
+                            *sum += f(x);
+                        }
+                    }
+                    total += sums.iter().map(|&s| f64::from(s)).sum::<f64>();
+                    total += rest.iter().map(|&x| f64::from(f(x))).sum::<f64>();
                 }
-            }
-            sums.iter().map(|&s| f64::from(s)).sum::<f64>()
-                + rest.iter().map(|&x| f64::from(f(x))).sum::<f64>()
-        };
-        vectorized(|| values.chunks(RUN).map(run).sum())
+                total
+            },
+        )
     }
 }
 
