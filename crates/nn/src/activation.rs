@@ -3,7 +3,9 @@
 use crate::host::{self, Values};
 #[cfg(feature = "flex")]
 use crate::{fused::Fused, linear::fused_parameters};
-#[cfg(feature = "flex")]
+#[cfg(feature = "tch")]
+use crate::{linear::torch_parameters, torch::Torch};
+#[cfg(any(feature = "flex", feature = "tch"))]
 use burn::backend::Dispatch;
 use burn::{
     nn::Linear,
@@ -37,6 +39,10 @@ pub fn linear_gelu_tanh<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<
     #[cfg(feature = "flex")]
     if let Some([weight, bias]) = fused_parameters(layer, &x) {
         return Tensor::from_dispatch(Dispatch::fused_linear_gelu(x.into_dispatch(), weight, bias));
+    }
+    #[cfg(feature = "tch")]
+    if let Some([weight, bias]) = torch_parameters(layer, &x) {
+        return Tensor::from_dispatch(Dispatch::torch_linear_gelu(x.into_dispatch(), weight, bias));
     }
     gelu_tanh(layer.forward(x))
 }

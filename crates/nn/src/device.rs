@@ -2,7 +2,7 @@
 //!
 //! burn 0.22 carries the backend in the [`Device`] and not in a type, so one binary runs on every
 //! backend that was compiled in. No code of `opensora` outside this file names one, but for the
-//! operations in `fused`, which burn asks for by the backend's type.
+//! operations in `fused` and `torch`, which burn asks for by the backend's type.
 
 #[allow(unused_imports, reason = "no backend may be compiled in")]
 use burn::backend::DispatchDevice;
@@ -106,6 +106,12 @@ pub fn default_device() -> Result<Device, DeviceError> {
 #[cfg(feature = "flex")]
 pub(crate) fn is_host(device: &Device) -> bool {
     !device.is_autodiff() && *device == Device::flex()
+}
+
+/// Whether this is a device of libtorch's, outside of autodiff.
+#[cfg(feature = "tch")]
+pub(crate) fn is_torch(device: &Device) -> bool {
+    !device.is_autodiff() && matches!(device.as_dispatch(), DispatchDevice::LibTorch(_))
 }
 
 /// The device of a name such as `flex`, `ndarray`, `tch`, `tch:cuda:0`, `cuda:0` or `vulkan`.

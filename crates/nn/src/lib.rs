@@ -43,3 +43,6 @@ pub mod sincos;
 #[cfg(all(test, feature = "autodiff"))]
 mod testing;
 pub mod timestep;
+#[cfg(feature = "tch")]
+#[allow(deprecated, reason = "burn plans to retire tch; 0.22 has it")]
+mod torch;

@@ -2,8 +2,13 @@
 
 #[cfg(feature = "flex")]
 use crate::fused::{self, Fused};
-#[cfg(feature = "flex")]
-use burn::{backend::Dispatch, module::Param};
+#[cfg(feature = "tch")]
+use crate::torch::{self, Torch};
+#[cfg(any(feature = "flex", feature = "tch"))]
+use burn::{
+    backend::{Dispatch, DispatchTensor},
+    module::Param,
+};
 use burn::{
     module::Initializer,
     nn::Linear,
@@ -41,6 +46,10 @@ pub fn forward<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
     if let Some([weight, bias]) = fused_parameters(layer, &x) {
         return Tensor::from_dispatch(Dispatch::fused_linear(x.into_dispatch(), weight, bias));
     }
+    #[cfg(feature = "tch")]
+    if let Some([weight, bias]) = torch_parameters(layer, &x) {
+        return Tensor::from_dispatch(Dispatch::torch_linear(x.into_dispatch(), weight, bias));
+    }
     layer.forward(x)
 }
 
@@ -49,12 +58,28 @@ pub fn forward<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
 pub(crate) fn fused_parameters<const D: usize>(
     layer: &Linear,
     x: &Tensor<D>,
-) -> Option<[burn::backend::DispatchTensor; 2]> {
+) -> Option<[DispatchTensor; 2]> {
     if !fused::takes(x) {
         return None;
     }
     let (weight, bias) = (layer.weight.val(), layer.bias.as_ref().map(Param::val)?);
     (fused::takes(&weight) && fused::takes(&bias))
+        .then(|| [weight.into_dispatch(), bias.into_dispatch()])
+}
+
+/// Weight and bias of `layer` where [`Torch`] takes them and `x`.
+#[cfg(feature = "tch")]
+pub(crate) fn torch_parameters<const D: usize>(
+    layer: &Linear,
+    x: &Tensor<D>,
+) -> Option<[DispatchTensor; 2]> {
+    if !torch::takes(x) {
+        return None;
+    }
+    let (weight, bias) = (layer.weight.val(), layer.bias.as_ref().map(Param::val)?);
+    [weight.dtype(), bias.dtype()]
+        .iter()
+        .all(|&dtype| dtype == x.dtype())
         .then(|| [weight.into_dispatch(), bias.into_dispatch()])
 }
 

@@ -5,7 +5,9 @@
 #[cfg(feature = "flex")]
 use crate::fused::{self, Fused};
 use crate::norm::layer_norm;
-#[cfg(feature = "flex")]
+#[cfg(feature = "tch")]
+use crate::torch::{self, Torch};
+#[cfg(any(feature = "flex", feature = "tch"))]
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
@@ -22,6 +24,11 @@ pub fn norm_and_modulate(
         let [x, scale, shift] = [x, scale, shift].map(Tensor::into_dispatch);
         return Tensor::from_dispatch(Dispatch::fused_norm_and_modulate(x, scale, shift, epsilon));
     }
+    #[cfg(feature = "tch")]
+    if fits_torch(&x, [&scale, &shift]) {
+        let [x, scale, shift] = [x, scale, shift].map(Tensor::into_dispatch);
+        return Tensor::from_dispatch(Dispatch::torch_norm_and_modulate(x, scale, shift, epsilon));
+    }
     layer_norm(x, epsilon) * (scale + 1.0) + shift
 }
 
@@ -32,7 +39,19 @@ pub fn gated_sum(x: Tensor<3>, gate: Tensor<3>, y: Tensor<3>) -> Tensor<3> {
         let [x, gate, y] = [x, gate, y].map(Tensor::into_dispatch);
         return Tensor::from_dispatch(Dispatch::fused_gated_sum(x, gate, y));
     }
+    #[cfg(feature = "tch")]
+    if fits_torch(&x, [&gate, &y]) {
+        let [x, gate, y] = [x, gate, y].map(Tensor::into_dispatch);
+        return Tensor::from_dispatch(Dispatch::torch_gated_sum(x, gate, y));
+    }
     x + gate * y
+}
+
+/// Whether libtorch takes them together.
+#[cfg(feature = "tch")]
+fn fits_torch(x: &Tensor<3>, others: [&Tensor<3>; 2]) -> bool {
+    let dtype = x.dtype();
+    torch::takes(x) && others.into_iter().all(|other| other.dtype() == dtype)
 }
 
 /// Whether `x` is taken, with one row for each sample of all `others`.

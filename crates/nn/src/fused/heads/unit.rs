@@ -82,13 +82,15 @@ impl Heads {
     #[cfg(feature = "autodiff")]
     pub(super) fn self_backward_on_unit(&self, weights: &Weights, dy: FlexTensor) -> FlexTensor {
         let source = &self.queries;
+        let Place { tokens, width, heads, dim, .. } = source.place;
         let mut out = vec![0.0; source.tensor.layout().num_elements()];
-        let d_key_value = self.backward_on_unit(weights, dy, &mut out);
-        let Place { width, heads, dim, .. } = source.place;
-        let queries = heads * dim;
-        out.par_chunks_mut(width)
-            .zip(d_key_value.par_chunks(width - queries))
-            .for_each(|(out, keys_and_values)| out[queries..].copy_from_slice(keys_and_values));
+        let found = self.backward_on_unit(weights, dy, &mut out);
+        let channels = heads * dim;
+        out.par_chunks_mut(tokens * width).zip(found).for_each(|(out, found)| {
+            for (out, found) in out.chunks_mut(width).zip(found.chunks(2 * channels)) {
+                out[channels..].copy_from_slice(found);
+            }
+        });
         tensor(out, source.tensor.layout().shape().clone())
     }
 
@@ -101,14 +103,19 @@ impl Heads {
     ) -> [FlexTensor; 2] {
         let [query, key_value] = [&self.queries, &self.keys].map(|of| of.tensor.layout());
         let mut out = vec![0.0; query.num_elements()];
-        let d_key_value = self.backward_on_unit(weights, dy, &mut out);
-        [tensor(out, query.shape().clone()), tensor(d_key_value, key_value.shape().clone())]
+        let found = self.backward_on_unit(weights, dy, &mut out);
+        [tensor(out, query.shape().clone()), tensor(found.concat(), key_value.shape().clone())]
     }
 
-    /// Writes the gradient of the queries to where they lie in `out`, and returns that of keys and values
-    /// `[B, G, M, 2 C]`; `dy` is the output's.
+    /// Writes the gradient of the queries to where they lie in `out`, and returns that of keys and values of
+    /// each sequence, `[M, 2 C]`; `dy` is the output's.
     #[cfg(feature = "autodiff")]
-    fn backward_on_unit(&self, weights: &Weights, dy: FlexTensor, out: &mut [f32]) -> Vec<f32> {
+    fn backward_on_unit(
+        &self,
+        weights: &Weights,
+        dy: FlexTensor,
+        out: &mut [f32],
+    ) -> Vec<Vec<f32>> {
         let place @ Place { groups, heads, tokens, dim, width, .. } = self.queries.place;
         let keys = self.keys.place.tokens;
         let channels = heads * dim;
@@ -149,21 +156,20 @@ impl Heads {
         };
         let sequences = out.par_chunks_mut(tokens * width);
         let sequences = sequences.zip(weights.par_chunks(heads * tokens * keys)).enumerate();
-        let found: Vec<_> = sequences
+        sequences
             .map(|(sequence, (out, weights))| {
                 let parts = out.par_chunks_mut(QUERIES * width);
                 let parts = parts.zip(weights.par_chunks(QUERIES * heads * keys)).enumerate();
                 let parts = parts.map(|(part, (out, weights))| task(sequence, part, out, weights));
-                // One after the other, so that the sums do not depend on the number of threads.
+                // Added in order, so that the sums do not depend on the number of threads.
                 let parts: Vec<_> = parts.collect();
-                parts.into_iter().reduce(|mut sum, part| {
+                let sum = parts.into_iter().reduce(|mut sum, part| {
                     passes::zip(&mut sum, &part, |sum, part| sum + part);
                     sum
-                })
+                });
+                sum.unwrap_or_default()
             })
-            .collect();
-        let found: Vec<_> = found.into_iter().flatten().collect();
-        if found.len() == 1 { found.into_iter().flatten().collect() } else { found.concat() }
+            .collect()
     }
 }
 
