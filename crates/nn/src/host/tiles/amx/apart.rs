@@ -9,7 +9,7 @@
 
 use super::super::{DEPTH, Numbers, PARTS, SIDE, Tile};
 use std::arch::x86_64::{
-    __m256i, __m512, __m512i, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castsi512_ps,
+    __m256i, __m512, __m512bh, __m512i, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castsi512_ps,
     _mm512_castsi512_si256, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_extracti64x4_epi64,
     _mm512_loadu_ps, _mm512_permutexvar_epi16, _mm512_set_epi16, _mm512_setzero_ps,
     _mm512_setzero_si512, _mm512_shuffle_f32x4, _mm512_slli_epi32, _mm512_storeu_si512,
@@ -21,8 +21,8 @@ use std::arch::x86_64::{
 pub(super) fn take_apart(numbers: &Numbers, lines_first: bool, mut tiles: [&mut Tile; PARTS]) {
     match (numbers, lines_first) {
         (Numbers::Lines(lines), true) => {
-            for row in 0..SIDE {
-                write(parts(halves(lines[row])), row, &mut tiles);
+            for (row, line) in lines.iter().enumerate() {
+                write(parts(halves(line)), row, &mut tiles);
             }
         }
         (Numbers::Depths(depths), false) => {
@@ -66,7 +66,7 @@ fn parts(mut numbers: [__m512; 2]) -> [__m512i; PARTS] {
     for part in &mut parts {
         let [low, high] = numbers;
         // SAFETY: both are 512 bits of anything.
-        *part = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) };
+        *part = unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) };
         let taken = wide(_mm512_castsi512_si256(*part));
         let taken_high = wide(_mm512_extracti64x4_epi64::<1>(*part));
         numbers = [_mm512_sub_ps(low, taken), _mm512_sub_ps(high, taken_high)];
