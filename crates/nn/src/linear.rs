@@ -59,12 +59,7 @@ pub(crate) fn fused_parameters<const D: usize>(
     layer: &Linear,
     x: &Tensor<D>,
 ) -> Option<[DispatchTensor; 2]> {
-    if !fused::takes(x) {
-        return None;
-    }
-    let (weight, bias) = (layer.weight.val(), layer.bias.as_ref().map(Param::val)?);
-    (fused::takes(&weight) && fused::takes(&bias))
-        .then(|| [weight.into_dispatch(), bias.into_dispatch()])
+    parameters(layer, fused::takes(x), |weight, bias| fused::takes(weight) && fused::takes(bias))
 }
 
 /// Weight and bias of `layer` where [`Torch`] takes them and `x`.
@@ -73,14 +68,26 @@ pub(crate) fn torch_parameters<const D: usize>(
     layer: &Linear,
     x: &Tensor<D>,
 ) -> Option<[DispatchTensor; 2]> {
-    if !torch::takes(x) {
+    let dtype = x.dtype();
+    parameters(layer, torch::takes(x), |weight, bias| [weight.dtype(), bias.dtype()] == [dtype; 2])
+}
+
+/// Weight and bias of `layer`, a bias of zeros where it has none, if `may` and these `fit`.
+#[cfg(any(feature = "flex", feature = "tch"))]
+fn parameters(
+    layer: &Linear,
+    may: bool,
+    fit: impl FnOnce(&Tensor<2>, &Tensor<1>) -> bool,
+) -> Option<[DispatchTensor; 2]> {
+    if !may {
         return None;
     }
-    let (weight, bias) = (layer.weight.val(), layer.bias.as_ref().map(Param::val)?);
-    [weight.dtype(), bias.dtype()]
-        .iter()
-        .all(|&dtype| dtype == x.dtype())
-        .then(|| [weight.into_dispatch(), bias.into_dispatch()])
+    let weight = layer.weight.val();
+    let bias =
+        layer.bias.as_ref().map(Param::val).unwrap_or_else(|| {
+            Tensor::zeros([weight.dims()[1]], (&weight.device(), weight.dtype()))
+        });
+    fit(&weight, &bias).then(|| [weight.into_dispatch(), bias.into_dispatch()])
 }
 
 #[cfg(all(test, feature = "autodiff"))]

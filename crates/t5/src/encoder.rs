@@ -13,9 +13,9 @@ use burn::{
 };
 use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, KeyMap, import};
 use opensora_nn::{
-    activation::gelu_tanh,
+    activation::linear_gelu_tanh,
     attention::{attention, merge_heads, split_heads},
-    linear::linear,
+    linear::{self, linear},
     mask::TokenMask,
     norm::RmsNorm,
 };
@@ -224,16 +224,16 @@ impl Block {
 impl Attention {
     fn forward(&self, x: Tensor<3>, bias: &Tensor<4>) -> Tensor<3> {
         let [q, k, v] = [&self.q, &self.k, &self.v]
-            .map(|layer| split_heads(layer.forward(x.clone()), self.heads));
+            .map(|layer| split_heads(linear::forward(layer, x.clone()), self.heads));
         let y = attention(q, k, v, Some(bias.clone()), Some(1.0));
-        self.o.forward(merge_heads(y))
+        linear::forward(&self.o, merge_heads(y))
     }
 }
 
 impl FeedForward {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = gelu_tanh(self.wi_0.forward(x.clone()));
-        self.wo.forward(gate * self.wi_1.forward(x))
+        let gate = linear_gelu_tanh(&self.wi_0, x.clone());
+        linear::forward(&self.wo, gate * linear::forward(&self.wi_1, x))
     }
 }
 
