@@ -159,9 +159,9 @@ pub(crate) fn multiply(
     let turns = depth.div_ceil(MOST_DEPTH).max(1);
     let steps = depth.div_ceil(turns).div_ceil(DEPTH).max(1);
     let panels_of = |lines: usize| lines.div_ceil(LINES);
-    // As many panels a task as the cache holds, which spares it columns from afar; but some tasks for each
-    // thread, so that none waits long for the last.
-    let tasks = 2 * rayon::current_num_threads();
+    // As many panels a task as the cache holds, since each task goes through all columns, but a task for each
+    // thread.
+    let tasks = rayon::current_num_threads();
     let panels = panels_of(rows).div_ceil(tasks).clamp(1, (BLOCKS / steps).max(1));
     let mut columns_apart = Blocks::of(&COLUMNS_APART, panels_of(columns) * steps);
     for turn in 0..turns {
