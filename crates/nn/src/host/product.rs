@@ -58,7 +58,6 @@ impl Factor<'_> {
     /// rows of its tiles are lines where `lines_first`, else pairs along the depth. What lies beyond the
     /// factor is zero.
     fn pack(&self, line: usize, depth: usize, lines_first: bool, panel: &mut [Block]) {
-        assert!(tiles::available(), "asked before");
         let &Self { values, lines: count, depth: length, line_stride, depth_stride } = self;
         for (step, block) in panel.iter_mut().enumerate() {
             let depth = depth + step * DEPTH;

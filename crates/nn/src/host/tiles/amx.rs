@@ -53,8 +53,8 @@ pub(in super::super) fn take_apart(
     lines_first: bool,
     tiles: [&mut Tile; PARTS],
 ) {
-    debug_assert!(super::available(), "asked before");
-    // SAFETY: `available` was asked, and asks for these instructions.
+    assert!(super::available(), "asked before");
+    // SAFETY: a processor with a unit that is available has these instructions.
     unsafe { apart::take_apart(numbers, lines_first, tiles) }
 }
 
@@ -67,6 +67,7 @@ pub(in super::super) struct Unit {
 impl Unit {
     /// Sets up the tiles of this thread.
     pub(in super::super) fn begin() -> Self {
+        assert!(super::available(), "asked before");
         #[repr(C, align(64))]
         struct Configuration {
             palette: u8,
@@ -83,7 +84,7 @@ impl Unit {
             row_bytes: eight(ROW as u8).map(u16::from),
             rows: eight(SIDE as u8),
         };
-        // SAFETY: `available` was asked, and the 64 bytes are those of a valid configuration.
+        // SAFETY: there is a unit, and the 64 bytes are those of a valid configuration.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &configuration, options(nostack, readonly));
         }
