@@ -66,7 +66,7 @@ pub(super) fn conv3x3(conv: &Conv2d, x: Tensor<4>) -> Result<Tensor<4>, Tensor<4
     }
     let x = Values::take(x)?;
     let bias = bias.and_then(|bias| Values::take(bias).ok());
-    let kernels = Kernels::of(weight, (height / 2) * (width / 2));
+    let kernels = Kernels::of(weight);
 
     let mut y = Values::zeros([batch, outputs, height, width], x.device());
     let (pixels, tiles_wide) = (height * width, width / 2);
@@ -121,8 +121,8 @@ enum Kernels {
 }
 
 impl Kernels {
-    /// Of `[C_out, C_in, 3, 3]`, for pictures of so many tiles.
-    fn of(weight: Tensor<4>, tiles: usize) -> Self {
+    /// Of `[C_out, C_in, 3, 3]`.
+    fn of(weight: Tensor<4>) -> Self {
         let [outputs, inputs, ..] = weight.dims();
         let Ok(weight) = Values::take(weight) else { unreachable!("asked before") };
         let mut kernels = Values::zeros([outputs, PRODUCTS, inputs], weight.device());
@@ -141,7 +141,7 @@ impl Kernels {
                 }
             }
         });
-        if product::is_worth_it(outputs, tiles.min(TILES), inputs) {
+        if product::is_worth_it(inputs, outputs) {
             Self::OnUnit(kernels)
         } else {
             Self::ByBurn(kernels.put().swap_dims(0, 1))

@@ -144,7 +144,7 @@ impl Backward<Flex, 3> for Linear {
         let dy = contiguous(grads.consume::<Flex>(&ops.node));
         let (x, weight) = ops.state;
         let [of_x, of_weight, of_bias] = ops.parents;
-        let (rows, outputs) = rows_and_width(&dy);
+        let (_, outputs) = rows_and_width(&dy);
         let inputs = rows_and_width(&x).1;
         let two = |x: &FlexTensor| {
             let (rows, width) = rows_and_width(x);
@@ -154,7 +154,7 @@ impl Backward<Flex, 3> for Linear {
         register!(grads, of_weight, {
             // dW = xᵀ dy
             let x = contiguous(x.clone());
-            if product::is_worth_it(inputs, outputs, rows) {
+            if product::is_worth_it(inputs, outputs) {
                 let (left, right) = (factor_of_columns(&x), factor_of_columns(&dy));
                 tensor(product::multiply(left, right, |_, _| ()), [inputs, outputs])
             } else {
@@ -164,7 +164,7 @@ impl Backward<Flex, 3> for Linear {
         register!(grads, of_x, {
             // dx = dy Wᵀ
             let shape = x.layout().shape().clone();
-            if product::is_worth_it(rows, inputs, outputs) {
+            if product::is_worth_it(inputs, outputs) {
                 let (left, right) = (factor_of_rows(&dy), factor_of_matrix(&weight, 0));
                 tensor(product::multiply(left, right, |_, _| ()), shape)
             } else {

@@ -123,7 +123,7 @@ fn linear(
     let (rows, _) = rows_and_width(x);
     let x = contiguous(x.clone());
     let right = factor_of_matrix(weight, 1);
-    if product::is_worth_it(rows, bias.len(), right.depth) {
+    if product::is_worth_it(right.depth, bias.len()) {
         let left = factor_of_rows(&x);
         let y = product::multiply(
             left,

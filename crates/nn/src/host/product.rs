@@ -26,7 +26,7 @@ const BLOCKS: usize = 4 * MOST_DEPTH / DEPTH;
 /// Steps by which what is taken apart next is fetched ahead.
 const AHEAD: usize = 4;
 
-/// Fewer rows, columns or a smaller depth than this, and taking the factors apart costs too much.
+/// Fewer inputs or outputs of a layer than this, and taking the factors apart costs too much.
 const LEAST: usize = 64;
 
 /// Lines of numbers in memory: the rows of a left factor, the columns of a right one.
@@ -129,10 +129,11 @@ impl Runs<'_> {
     }
 }
 
-/// Whether [`multiply`] takes a product of this size: where the processor has a matrix unit and the
-/// product is large enough to be worth it.
-pub(crate) fn is_worth_it(rows: usize, columns: usize, depth: usize) -> bool {
-    rows.min(columns).min(depth) >= LEAST && tiles::available()
+/// Whether [`multiply`] takes the products of a layer of this size, and of its gradients: where the
+/// processor has a matrix unit and the layer is large enough to be worth it. How many rows go through it
+/// does not count, so that what becomes of one does not depend on how many there are.
+pub(crate) fn is_worth_it(inputs: usize, outputs: usize) -> bool {
+    inputs.min(outputs) >= LEAST && tiles::available()
 }
 
 /// `left right`, `[rows, columns]`, after `finish(first column, values)` of each run of a row's values,
