@@ -179,13 +179,17 @@ fn little_memory_gives_the_same_clips() {
                 let what = format!("{name} {sampler} {reuse}");
                 if name == "flex" {
                     assert_eq!(latents(&little), latents(&usual), "{what}");
-                    assert_eq!(clips(&little), clips(&usual), "{what}");
-                    continue;
                 }
-                // Other backends' products may depend on where weights lie and how many frames there
-                // are, so that a pixel may fall on the other side of a rounding.
-                for (little, usual) in clips(&little).concat().iter().zip(clips(&usual).concat()) {
-                    assert!(little.abs_diff(usual) <= 1, "{what}: {little} {usual}");
+                // The VAE's norms add up parts of a frame in another order, and other backends' products
+                // may depend on where weights lie and how many frames there are, so that a pixel may fall
+                // on the other side of a rounding.
+                let (little, usual) = (clips(&little).concat(), clips(&usual).concat());
+                let pixels = usual.len();
+                let others: Vec<_> =
+                    little.into_iter().zip(usual).filter(|(a, b)| a != b).collect();
+                assert!(others.iter().all(|(a, b)| a.abs_diff(*b) <= 1), "{what}: {others:?}");
+                if name == "flex" {
+                    assert!(others.len() * 1000 <= pixels, "{what}: {} pixels", others.len());
                 }
             }
         }
