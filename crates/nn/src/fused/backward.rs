@@ -2,16 +2,16 @@
 
 use super::{
     Fused,
-    forward::{
-        change, contiguous, factor_of_columns, factor_of_matrix, factor_of_rows, rows_and_width,
-        rows_of, tensor, values,
-    },
+    forward::{change, contiguous, factor_of_matrix, rows_and_width, rows_of, tensor, values},
     heads::{Heads, Weights},
     passes,
 };
 use crate::{
     activation::{gelu_tanh_of, gelu_tanh_slope},
-    host::{map_on_all, product},
+    host::{
+        map_on_all,
+        product::{self, Factor},
+    },
 };
 use burn::{
     backend::{
@@ -155,7 +155,8 @@ impl Backward<Flex, 3> for Linear {
             // dW = xᵀ dy
             let x = contiguous(x.clone());
             if product::is_worth_it(inputs, outputs) {
-                let (left, right) = (factor_of_columns(&x), factor_of_columns(&dy));
+                let left = Factor::of_columns(values(&x), inputs);
+                let right = Factor::of_columns(values(&dy), outputs);
                 tensor(product::multiply(left, right, |_, _| ()), [inputs, outputs])
             } else {
                 Flex::float_matmul(two(&x).transpose(0, 1), two(&dy))
@@ -165,7 +166,8 @@ impl Backward<Flex, 3> for Linear {
             // dx = dy Wᵀ
             let shape = x.layout().shape().clone();
             if product::is_worth_it(inputs, outputs) {
-                let (left, right) = (factor_of_rows(&dy), factor_of_matrix(&weight, 0));
+                let left = Factor::of_rows(values(&dy), outputs);
+                let right = factor_of_matrix(&weight, 0);
                 tensor(product::multiply(left, right, |_, _| ()), shape)
             } else {
                 Flex::float_matmul(two(&dy), weight.transpose(0, 1)).reshape(shape)

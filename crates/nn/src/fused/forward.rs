@@ -124,7 +124,7 @@ fn linear(
     let x = contiguous(x.clone());
     let right = factor_of_matrix(weight, 1);
     if product::is_worth_it(right.depth, bias.len()) {
-        let left = factor_of_rows(&x);
+        let left = Factor::of_rows(values(&x), right.depth);
         let y = product::multiply(
             left,
             right,
@@ -139,19 +139,6 @@ fn linear(
     }
     let y = Flex::float_matmul(x.reshape(Shape::from([rows, right.depth])), weight.clone());
     change(y.reshape(shape), |y| passes::add_to_rows(y, bias, finish))
-}
-
-/// The rows of `x` `[.., C]`, in one piece.
-pub(super) fn factor_of_rows(x: &FlexTensor) -> Factor<'_> {
-    let (lines, depth) = rows_and_width(x);
-    Factor { values: values(x), lines, depth, line_stride: depth, depth_stride: 1 }
-}
-
-/// The columns of `x` `[.., C]`, in one piece: each a line over all rows.
-#[cfg(feature = "autodiff")]
-pub(super) fn factor_of_columns(x: &FlexTensor) -> Factor<'_> {
-    let (depth, lines) = rows_and_width(x);
-    Factor { values: values(x), lines, depth, line_stride: 1, depth_stride: lines }
 }
 
 /// A matrix of any layout as a factor whose lines go along `axis`.

@@ -44,7 +44,20 @@ pub(crate) struct Factor<'a> {
     pub(crate) depth_stride: usize,
 }
 
-impl Factor<'_> {
+impl<'a> Factor<'a> {
+    /// Rows of `width` in one piece as lines.
+    pub(crate) fn of_rows(values: &'a [f32], width: usize) -> Self {
+        let lines = values.len() / width;
+        Self { values, lines, depth: width, line_stride: width, depth_stride: 1 }
+    }
+
+    /// Columns of rows of `width` in one piece as lines.
+    #[cfg(feature = "autodiff")]
+    pub(crate) fn of_columns(values: &'a [f32], width: usize) -> Self {
+        let depth = values.len() / width;
+        Self { values, lines: width, depth, line_stride: 1, depth_stride: width }
+    }
+
     /// Whether every number lies within the values.
     fn is_held(&self) -> bool {
         let last = (self.lines.max(1) - 1)

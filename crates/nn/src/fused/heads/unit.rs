@@ -52,7 +52,7 @@ impl Heads {
                 multiply_here(queries, self.keys.place.tokens(k, at, 0, keys), scores);
                 softmax_here(scores, keys, self.scale(), bias);
                 let values = self.values.place.channels(v, at, 0, keys);
-                multiply_here(rows(scores, keys), values, &mut seen);
+                multiply_here(Factor::of_rows(scores, keys), values, &mut seen);
                 for (out, seen) in out.chunks_mut(width).zip(seen.chunks(dim)) {
                     out[head * dim..][..dim].copy_from_slice(seen);
                 }
@@ -138,18 +138,18 @@ impl Heads {
                     }
                 };
                 let dy_channels = of_dy.channels(dy, at, first, count);
-                multiply_here(columns(weights, keys), dy_channels, &mut found);
+                multiply_here(Factor::of_columns(weights, keys), dy_channels, &mut found);
                 write(1, &found);
                 let values = self.values.place.tokens(v, at, 0, keys);
                 multiply_here(of_dy.tokens(dy, at, first, count), values, &mut d_scores);
                 passes::softmax_backward_here(keys, &mut d_scores, weights, self.scale());
                 let key_channels = self.keys.place.channels(k, at, 0, keys);
-                multiply_here(rows(&d_scores, keys), key_channels, &mut d_queries);
+                multiply_here(Factor::of_rows(&d_scores, keys), key_channels, &mut d_queries);
                 for (out, found) in out.chunks_mut(width).zip(d_queries.chunks(dim)) {
                     out[place.first + head * dim..][..dim].copy_from_slice(found);
                 }
                 let query_channels = place.channels(q, at, first, count);
-                multiply_here(columns(&d_scores, keys), query_channels, &mut found);
+                multiply_here(Factor::of_columns(&d_scores, keys), query_channels, &mut found);
                 write(0, &found);
             }
             d_key_value
@@ -171,17 +171,4 @@ impl Heads {
             })
             .collect()
     }
-}
-
-/// Rows of `width` as lines.
-fn rows(x: &[f32], width: usize) -> Factor<'_> {
-    let lines = x.len() / width;
-    Factor { values: x, lines, depth: width, line_stride: width, depth_stride: 1 }
-}
-
-/// Columns of rows of `width` as lines.
-#[cfg(feature = "autodiff")]
-fn columns(x: &[f32], width: usize) -> Factor<'_> {
-    let depth = x.len() / width;
-    Factor { values: x, lines: width, depth, line_stride: 1, depth_stride: width }
 }
