@@ -260,7 +260,7 @@ mod tests {
     #[cfg(feature = "autodiff")]
     #[test]
     fn attention_of_tokens_to_each_other_equals_its_operations() {
-        // The last two are long, and one of them fit for a matrix unit.
+        // The last two are long, and one of them fit for products of our own.
         let sizes = [
             (1, [2, 5, 3]),
             (2, [2, 3, 7]),

@@ -19,7 +19,7 @@
 //!
 //! On burn's flex backend, whose tensors lie in this process's memory, several of these layers run as
 //! one pass over it on every core (`host`), those of the denoiser with gradients of their own (`fused`),
-//! and large products on the processor's matrix unit where it has one. On `tch` some are one operation
+//! and large products on the processor's matrix unit or on its wide vectors. On `tch` some are one operation
 //! of libtorch (`torch`); everywhere else, operations of burn.
 //!
 //! Nothing here knows a model, a file or a diffusion process.

@@ -38,8 +38,8 @@ pub const XAVIER: Initializer = Initializer::XavierUniform { gain: 1.0 };
 /// `torch.nn.init.normal_(std=0.02)`.
 pub const NORMAL_02: Initializer = Initializer::Normal { mean: 0.0, std: 0.02 };
 
-/// The output of `layer`, `[.., in] -> [.., out]`: that of its own `forward` up to rounding, and faster
-/// where a processor's matrix unit can be had (on which an infinity makes NaN of what it meets, and
+/// The output of `layer`, `[.., in] -> [.., out]`: that of its own `forward` up to rounding, and faster on
+/// processors with wide vectors or a matrix unit (on which an infinity makes NaN of what it meets, and
 /// numbers below f32's normal range count as zero).
 pub fn forward<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
@@ -96,7 +96,7 @@ mod tests {
     use crate::testing::{assert_gradients_agree, waves};
     use burn::module::ParamId;
 
-    /// Sizes with and without the matrix unit, each with its weight as `[in, out]` and as a transposed
+    /// Sizes with products of burn's and of our own, each with its weight as `[in, out]` and as a transposed
     /// view, as loading leaves it.
     #[test]
     fn layers_equal_burns() {

@@ -114,8 +114,8 @@ pub(super) fn conv3x3(conv: &Conv2d, x: Tensor<4>) -> Result<Tensor<4>, Tensor<4
 
 /// `G g Gᵀ` of every kernel.
 enum Kernels {
-    /// `[C_out, 16, C_in]`, multiplied by the processor's matrix unit.
-    OnUnit(Values<3>),
+    /// `[C_out, 16, C_in]`, multiplied by products of our own.
+    ByOurs(Values<3>),
     /// A view `[16, C_out, C_in]`, multiplied by burn.
     ByBurn(Tensor<3>),
 }
@@ -142,7 +142,7 @@ impl Kernels {
             }
         });
         if product::is_worth_it(inputs, outputs) {
-            Self::OnUnit(kernels)
+            Self::ByOurs(kernels)
         } else {
             Self::ByBurn(kernels.put().swap_dims(0, 1))
         }
@@ -151,7 +151,7 @@ impl Kernels {
     /// The products with transformed tiles `[C_in, 16, tiles]`, which are left in `spare`.
     fn products(&self, tiles: Values<3>, spare: &mut Option<Values<3>>) -> Products {
         match self {
-            Self::OnUnit(kernels) => {
+            Self::ByOurs(kernels) => {
                 let ([outputs, _, inputs], [_, _, count]) = (kernels.dims(), tiles.dims());
                 let product = |k: usize| {
                     let kernels = Factor {

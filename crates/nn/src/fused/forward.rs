@@ -109,6 +109,7 @@ pub(super) fn change(x: FlexTensor, f: impl FnOnce(&mut [f32])) -> FlexTensor {
 }
 
 /// `finish(x weight + bias)`.
+#[allow(clippy::needless_range_loop, reason = "compiled well in whatever it becomes a part of")]
 fn linear(
     x: &FlexTensor,
     weight: &FlexTensor,
@@ -130,8 +131,9 @@ fn linear(
             right,
             #[inline(always)]
             |column, run| {
-                for (x, bias) in run.iter_mut().zip(&bias[column..]) {
-                    *x = finish(*x + bias);
+                let bias = &bias[column..][..run.len()];
+                for i in 0..run.len() {
+                    run[i] = finish(run[i] + bias[i]);
                 }
             },
         );

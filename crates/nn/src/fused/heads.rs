@@ -3,12 +3,12 @@
 //! results are put together in one pass.
 //!
 //! - [`products`]: by burn's matrix products.
-//! - [`unit`]: long sequences, on the processor's matrix unit where it has one.
+//! - [`long`]: long sequences, by products of our own.
 //! - [`short`]: many short sequences, each at hand as a whole.
 
+mod long;
 mod products;
 mod short;
-mod unit;
 
 use super::forward::contiguous;
 use crate::{attention::SCORES_AT_HAND, host::product::Factor};
@@ -178,7 +178,7 @@ impl Heads {
     /// `softmax(q kᵀ / sqrt(D) + bias) v` with `bias` `[1 or B, M]`; `[.., C]`.
     pub(super) fn attention(&self, bias: Option<&[f32]>) -> FlexTensor {
         match self.way() {
-            Way::Unit => self.attention_on_unit(bias, false).0,
+            Way::Long => self.attention_of_long(bias, false).0,
             Way::Short => self.attention_of_short(bias, false).0,
             Way::Products => self.attention_by_products(bias, SCORES_AT_HAND).0,
         }
@@ -188,7 +188,7 @@ impl Heads {
     #[cfg(feature = "autodiff")]
     pub(super) fn attention_keeping(&self, bias: Option<&[f32]>) -> (FlexTensor, Weights) {
         let (output, weights) = match self.way() {
-            Way::Unit => self.attention_on_unit(bias, true),
+            Way::Long => self.attention_of_long(bias, true),
             Way::Short => self.attention_of_short(bias, true),
             Way::Products => self.attention_by_products(bias, usize::MAX),
         };
@@ -199,7 +199,7 @@ impl Heads {
     #[cfg(feature = "autodiff")]
     pub(super) fn self_backward(&self, weights: &Weights, dy: FlexTensor) -> FlexTensor {
         match self.way() {
-            Way::Unit => self.self_backward_on_unit(weights, dy),
+            Way::Long => self.self_backward_of_long(weights, dy),
             Way::Short => self.self_backward_of_short(weights, dy),
             Way::Products => self.self_backward_by_products(weights, dy),
         }
@@ -209,7 +209,7 @@ impl Heads {
     #[cfg(feature = "autodiff")]
     pub(super) fn cross_backward(&self, weights: &Weights, dy: FlexTensor) -> [FlexTensor; 2] {
         match self.way() {
-            Way::Unit => self.cross_backward_on_unit(weights, dy),
+            Way::Long => self.cross_backward_of_long(weights, dy),
             Way::Short => unreachable!("of tokens to each other"),
             Way::Products => self.cross_backward_by_products(weights, dy),
         }
@@ -217,8 +217,8 @@ impl Heads {
 
     /// The way that these are attended by, forward and back.
     fn way(&self) -> Way {
-        if self.fits_unit() {
-            Way::Unit
+        if self.is_long() {
+            Way::Long
         } else if self.is_short() {
             Way::Short
         } else {
@@ -230,7 +230,7 @@ impl Heads {
 /// Ways to attend.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    Unit,
+    Long,
     Short,
     Products,
 }

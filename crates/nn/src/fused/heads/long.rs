@@ -1,4 +1,4 @@
-//! Attention on the processor's matrix unit: a task takes some queries of a sequence, whose scores stay
+//! Attention of long sequences by products of our own: a task takes some queries of a sequence, whose scores stay
 //! near the core, and all heads one after the other.
 
 #[cfg(feature = "autodiff")]
@@ -17,19 +17,19 @@ use rayon::prelude::*;
 /// Queries of one task.
 const QUERIES: usize = 256;
 
-/// Fewer tokens than this, and a sequence does not fill the unit.
+/// Fewer tokens than this, and a sequence does not fill the panels of a product.
 const LEAST: usize = 64;
 
 impl Heads {
-    /// Whether the products are made on the unit: long sequences, one token after the other.
-    pub(super) fn fits_unit(&self) -> bool {
+    /// Whether these are, one token after the other, on a processor that has the products.
+    pub(super) fn is_long(&self) -> bool {
         let [queries, keys] = [self.queries.place, self.keys.place];
         queries.tokens.min(keys.tokens) >= LEAST && queries.strides[1] == 1 && product::is_at_hand()
     }
 
-    /// [`attention`](Self::attention) on the unit, and the softmax where it is to be kept:
+    /// [`attention`](Self::attention), and the softmax where it is to be kept:
     /// `[B, G, part of the queries, H, query, M]`.
-    pub(super) fn attention_on_unit(
+    pub(super) fn attention_of_long(
         &self,
         bias: Option<&[f32]>,
         keep: bool,
@@ -80,11 +80,11 @@ impl Heads {
 
     /// The gradient of `qkv`.
     #[cfg(feature = "autodiff")]
-    pub(super) fn self_backward_on_unit(&self, weights: &Weights, dy: FlexTensor) -> FlexTensor {
+    pub(super) fn self_backward_of_long(&self, weights: &Weights, dy: FlexTensor) -> FlexTensor {
         let source = &self.queries;
         let Place { tokens, width, heads, dim, .. } = source.place;
         let mut out = vec![0.0; source.tensor.layout().num_elements()];
-        let found = self.backward_on_unit(weights, dy, &mut out);
+        let found = self.backward_of_long(weights, dy, &mut out);
         let channels = heads * dim;
         out.par_chunks_mut(tokens * width).zip(found).for_each(|(out, found)| {
             for (out, found) in out.chunks_mut(width).zip(found.chunks(2 * channels)) {
@@ -96,21 +96,21 @@ impl Heads {
 
     /// The gradients of `query` and `key_value`.
     #[cfg(feature = "autodiff")]
-    pub(super) fn cross_backward_on_unit(
+    pub(super) fn cross_backward_of_long(
         &self,
         weights: &Weights,
         dy: FlexTensor,
     ) -> [FlexTensor; 2] {
         let [query, key_value] = [&self.queries, &self.keys].map(|of| of.tensor.layout());
         let mut out = vec![0.0; query.num_elements()];
-        let found = self.backward_on_unit(weights, dy, &mut out);
+        let found = self.backward_of_long(weights, dy, &mut out);
         [tensor(out, query.shape().clone()), tensor(found.concat(), key_value.shape().clone())]
     }
 
     /// Writes the gradient of the queries to where they lie in `out`, and returns that of keys and values of
     /// each sequence, `[M, 2 C]`; `dy` is the output's.
     #[cfg(feature = "autodiff")]
-    fn backward_on_unit(
+    fn backward_of_long(
         &self,
         weights: &Weights,
         dy: FlexTensor,
