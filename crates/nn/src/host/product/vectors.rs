@@ -4,8 +4,8 @@
 //! for each panel of columns it goes through a part of the depth at a time, so that this part of the
 //! panel stays in the first cache while those of all its rows go by.
 //!
-//! Loops count, where iterators would be shorter: a compiler that has put so much into one function leaves
-//! iterators as calls.
+//! Loops count, where iterators and copies of slices would be shorter: a compiler that has put so much into
+//! one function leaves those as calls.
 //!
 //! Source of the order: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
 
@@ -28,6 +28,9 @@ const AT_HAND: usize = 1 << 12;
 
 /// Numbers of the left factor that one task takes, at most: 432 KB.
 const MOST_OF_TASK: usize = 96 * 1152;
+
+/// Panels of columns that one task packs: of numbers that lie side by side, half a kilobyte or more.
+const PACKED: usize = 8;
 
 /// Numbers that are packed at once along the depth: a line of the caches.
 const RUN: usize = 16;
@@ -90,13 +93,11 @@ pub(super) fn multiply(
         let (left, right) = (left.part(first, depth), right.part(first, depth));
         let whole = columns.next_multiple_of(panels.columns) * depth;
         let packed = &mut packed.get()[..whole];
-        packed.par_chunks_mut((panels.columns * depth).max(1)).enumerate().for_each(
-            |(panel, packed)| {
-                let from = panel * panels.columns;
-                let to = columns.min(from + panels.columns);
-                pack(right.lines(from, to - from), panels.columns, packed);
-            },
-        );
+        let together = PACKED * panels.columns;
+        packed.par_chunks_mut((together * depth).max(1)).enumerate().for_each(|(task, packed)| {
+            let (from, to) = (task * together, columns.min((task + 1) * together));
+            pack(right.lines(from, to - from), panels.columns, packed);
+        });
         let packed = &*packed;
         out.par_chunks_mut(rows * columns).enumerate().for_each(|(task, out)| {
             let count = out.len() / columns;
@@ -156,20 +157,28 @@ fn pack(factor: Factor, lines: usize, packed: &mut [f32]) {
 #[inline(always)]
 fn pack_by<const L: usize>(factor: Factor, packed: &mut [f32]) {
     let Factor { values, lines, depth, line_stride, depth_stride } = factor;
-    for (panel, packed) in packed.chunks_mut((L * depth).max(1)).enumerate() {
-        let line = panel * L;
-        let count = L.min(lines - line);
-        for (run, packed) in packed.chunks_mut(L * RUN).enumerate() {
-            let first = line * line_stride + run * RUN * depth_stride;
-            let (packed, _) = packed.as_chunks_mut::<L>();
-            if line_stride == 1 && count == L {
-                for d in 0..packed.len() {
-                    packed[d].copy_from_slice(&values[first + d * depth_stride..][..L]);
+    let (packed, _) = packed.as_chunks_mut::<L>();
+    let whole = lines / L;
+    // In the order in which numbers lie.
+    if line_stride == 1 {
+        for d in 0..depth {
+            let values = &values[d * depth_stride..];
+            for panel in 0..whole {
+                let (packed, values) = (&mut packed[panel * depth + d], &values[panel * L..][..L]);
+                for l in 0..L {
+                    packed[l] = values[l];
                 }
-                continue;
             }
+        }
+    }
+    let first = if line_stride == 1 { whole } else { 0 };
+    for panel in first..lines.div_ceil(L) {
+        let count = L.min(lines - panel * L);
+        let packed = &mut packed[panel * depth..][..depth];
+        for at in (0..depth).step_by(RUN) {
+            let packed = &mut packed[at..depth.min(at + RUN)];
             for l in 0..count {
-                let values = &values[first + l * line_stride..];
+                let values = &values[(panel * L + l) * line_stride + at * depth_stride..];
                 if depth_stride == 1 {
                     let values = &values[..packed.len()];
                     for d in 0..packed.len() {
@@ -269,7 +278,9 @@ fn write(
     if let Some(finish) = finish {
         finish(column, sums);
     }
-    out.write_copy_of_slice(sums);
+    for i in 0..out.len() {
+        out[i].write(sums[i]);
+    }
 }
 
 /// Adds the products of `R` rows and two vectors of columns to their sums.
