@@ -9,7 +9,11 @@
 //!
 //! Source of the order: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
 
-#![allow(clippy::needless_range_loop, reason = "loops that count, as said above")]
+#![allow(
+    clippy::manual_memcpy,
+    clippy::needless_range_loop,
+    reason = "loops that count, as said above"
+)]
 
 use super::{
     Factor,
