@@ -96,9 +96,10 @@ pub(crate) fn multiply_here(left: Factor, right: Factor, out: &mut [f32]) {
     assert!(left.depth == right.depth && left.is_held() && right.is_held(), "factors that fit");
     let count = left.lines.checked_mul(right.lines);
     assert!(Some(out.len()) == count, "one number a row and column");
+    let out = as_unwritten(out);
     match way().expect("asked before") {
         Way::Unit => unit::multiply_here(left, right, out),
-        Way::Vectors => vectors::multiply_here(left, right, as_unwritten(out)),
+        Way::Vectors => vectors::multiply_here(left, right, out),
     }
 }
 

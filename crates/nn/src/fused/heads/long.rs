@@ -1,5 +1,5 @@
-//! Attention of long sequences by products of our own: a task takes some queries of a sequence, whose scores stay
-//! near the core, and all heads one after the other.
+//! Attention of long sequences by products of our own: a task takes some queries of a sequence, whose
+//! scores stay near the core, and all heads one after the other.
 
 #[cfg(feature = "autodiff")]
 use super::super::{forward::contiguous, passes};

@@ -90,7 +90,7 @@ pub(super) fn multiply(
 }
 
 /// Writes `left right` to `out`, on this thread alone.
-pub(super) fn multiply_here(left: Factor, right: Factor, out: &mut [f32]) {
+pub(super) fn multiply_here(left: Factor, right: Factor, out: &mut [MaybeUninit<f32>]) {
     let (rows, columns) = (left.lines, right.lines);
     let steps = left.depth.div_ceil(DEPTH).max(1);
     let taken_apart = |factor: Factor, lines_first| {
@@ -107,11 +107,13 @@ pub(super) fn multiply_here(left: Factor, right: Factor, out: &mut [f32]) {
         let row = index * LINES;
         for (index, right) in right.get().chunks(steps).enumerate() {
             let column = index * LINES;
-            unit.multiply_over(
+            unit.multiply(
                 Panel { blocks: left, lines: LINES.min(rows - row) },
                 Panel { blocks: right, lines: LINES.min(columns - column) },
                 &mut out[row * columns + column..],
                 columns,
+                false,
+                &[],
             );
         }
     }

@@ -90,13 +90,12 @@ pub(super) fn multiply(
     let tasks = rayon::current_num_threads();
     let rows = left.lines.div_ceil(tasks).min(MOST_OF_TASK / most.max(1)).max(1);
     let rows = rows.next_multiple_of(panels.rows);
-    let packed = columns.next_multiple_of(panels.columns) * most;
-    let mut packed = Kept::of(&COLUMNS, packed, 0.0);
+    let across = columns.next_multiple_of(panels.columns);
+    let mut packed = Kept::of(&COLUMNS, across * most, 0.0);
     for turn in 0..turns {
         let (first, depth) = (turn * most, most.min(left.depth - turn * most));
         let (left, right) = (left.part(first, depth), right.part(first, depth));
-        let whole = columns.next_multiple_of(panels.columns) * depth;
-        let packed = &mut packed.get()[..whole];
+        let packed = &mut packed.get()[..across * depth];
         let together = PACKED * panels.columns;
         packed.par_chunks_mut((together * depth).max(1)).enumerate().for_each(|(task, packed)| {
             let (from, to) = (task * together, columns.min((task + 1) * together));

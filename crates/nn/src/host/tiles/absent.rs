@@ -35,14 +35,4 @@ impl Unit {
     ) {
         unreachable!("no unit for {}x{}", left.lines * left.blocks.len(), right.lines)
     }
-
-    pub(in super::super) fn multiply_over(
-        &self,
-        left: Panel,
-        right: Panel,
-        _: &mut [f32],
-        _: usize,
-    ) {
-        self.multiply(left, right, &mut [], 0, false, &[]);
-    }
 }

@@ -129,21 +129,6 @@ impl Unit {
     }
 }
 
-impl Unit {
-    /// [`multiply`](Self::multiply) over numbers that are there.
-    pub(in super::super) fn multiply_over(
-        &self,
-        left: Panel,
-        right: Panel,
-        out: &mut [f32],
-        stride: usize,
-    ) {
-        // SAFETY: nothing but numbers is written to it.
-        let out = unsafe { &mut *(std::ptr::from_mut(out) as *mut [MaybeUninit<f32>]) };
-        self.multiply(left, right, out, stride, false, &[]);
-    }
-}
-
 impl Drop for Unit {
     fn drop(&mut self) {
         // SAFETY: gives up the tiles' contents and nothing else.
