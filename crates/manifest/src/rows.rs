@@ -10,6 +10,7 @@ use crate::{
     stored::{self, Stored},
     table::{NUM_FRAMES, PATH, TEXT},
 };
+use opensora_files::folder_of;
 use std::path::{Path, PathBuf};
 
 /// The rows of a manifest, at least one where it was read.
@@ -58,7 +59,7 @@ impl Manifest {
             whole(format!("the header names {names}, but neither text nor caption"))
         })?;
         let at_frames = table.column(NUM_FRAMES);
-        let folder = stored::folder_of(path);
+        let folder = folder_of(path);
         let rows =
             std::mem::take(table.rows_mut()).into_iter().enumerate().map(|(row, mut fields)| {
                 let fail = |reason: String| ManifestError::Row { path: path.into(), row, reason };
@@ -73,7 +74,7 @@ impl Manifest {
                     }
                 };
                 // The folder's name need not be UTF-8.
-                let path = folder.join(&fields[at_path]);
+                let path = stored::join(folder, &fields[at_path]);
                 Ok(Row { path, caption: std::mem::take(&mut fields[at_caption]), num_frames })
             });
         Ok(Self { rows: rows.collect::<Result<_, _>>()? })
@@ -87,7 +88,7 @@ impl Manifest {
     /// Where it cannot be written, or a path is no UTF-8.
     pub fn write(&self, path: &Path) -> Result<(), ManifestError> {
         let io = |source| ManifestError::Io { path: path.into(), source };
-        let root = stored::absolute_folder(stored::folder_of(path)).map_err(io)?;
+        let root = stored::absolute_folder(folder_of(path)).map_err(io)?;
         let mut table = Table::new([PATH, TEXT, NUM_FRAMES]);
         for (index, row) in self.rows.iter().enumerate() {
             let file = stored::relative(&row.path, Some(&root))
