@@ -28,6 +28,7 @@ use crate::{
     optimizer::OptimizerRecipe, run::RunRecipe, vae::VaeRecipe,
 };
 use opensora_data::window::ClipSpec;
+use opensora_files::one_line;
 use opensora_stdit::DenoiserConfig;
 use opensora_t5::T5Config;
 use opensora_vae::VaeConfig;
@@ -174,8 +175,8 @@ impl Recipe {
     /// # Errors
     /// Where it is not of the format or a value cannot be.
     pub fn parse(text: &str) -> Result<Self, TrainError> {
-        let recipe: Self = toml::from_str(text)
-            .map_err(|error| TrainError::Recipe(one_line(&error.to_string())))?;
+        let recipe: Self =
+            toml::from_str(text).map_err(|error| TrainError::Recipe(located(&error, text)))?;
         recipe.validate()?;
         Ok(recipe)
     }
@@ -253,13 +254,14 @@ impl Recipe {
     }
 }
 
-/// toml's messages draw the line they mean: the parts that say what is wrong, on one line.
-fn one_line(text: &str) -> String {
-    let lines = text.lines().filter(|line| {
-        let line = line.trim_start();
-        !line.is_empty() && !line.starts_with('|')
-    });
-    lines.map(str::trim).collect::<Vec<_>>().join(" ")
+/// What is wrong and in which line, on one line; the error's own text draws the line.
+fn located(error: &toml::de::Error, text: &str) -> String {
+    let message = one_line(error.message());
+    let before = error.span().and_then(|span| text.get(..span.start));
+    match before {
+        Some(before) => format!("line {}: {message}", 1 + before.matches('\n').count()),
+        None => message,
+    }
 }
 
 #[cfg(test)]
@@ -289,6 +291,8 @@ mod tests {
             let error = Recipe::parse(text).unwrap_err().to_string();
             assert!(!error.contains('\n') && error.contains(": "), "{text}: {error}");
         }
+        let error = Recipe::parse("[stdit]\n[stdit.loss]\nfreze = 'text'").unwrap_err().to_string();
+        assert!(error.starts_with("recipe: line 3: unknown field `freze`"), "{error}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use opensora_data::{
     demo::{DemoSpec, write_dataset},
     encode::ClipEncoder,
 };
-use opensora_t5::{T5Config, T5Encoder, fit_tokenizer, keys::Layout};
+use opensora_t5::{T5Config, T5Encoder, fit_tokenizer, keys as t5_keys};
 use opensora_vae::{AutoencoderKl, VaeConfig, keys::Layout};
 use std::{fs, path::PathBuf};
 
@@ -59,7 +59,7 @@ impl World {
         fit_tokenizer(["a red circle grows"], 120).unwrap().save(&t5).unwrap();
         t5_config.write(&t5.join("config.json")).unwrap();
         let encoder = T5Encoder::new(&t5_config, &device).unwrap();
-        let map = Layout::PUBLISHED.key_map();
+        let map = t5_keys::Layout::PUBLISHED.key_map();
         export(&encoder, &map, FloatDType::F32, None, &t5.join("model.safetensors")).unwrap();
         Self { folder }
     }

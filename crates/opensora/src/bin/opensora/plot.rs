@@ -1,9 +1,12 @@
 //! `opensora plot`: curves of one or several training runs.
 
 use anyhow::{Context, ensure};
-use opensora::train::{
-    metrics::{TABLE, Table},
-    plot::{self, Curve, Panel, Style},
+use opensora::{
+    chart::{
+        curve::Curve,
+        panel::{self, Panel, Style},
+    },
+    train::metrics::{TABLE, Table},
 };
 use std::path::{Path, PathBuf};
 
@@ -37,6 +40,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         .map(|run| {
             let path = if run.is_dir() { run.join(TABLE) } else { run.clone() };
             let table = Table::read(&path)?;
+            for gap in table.gaps() {
+                eprintln!("warning: {}: {gap}", path.display());
+            }
             let x = column(&table, &path, &args.x)?;
             Ok((path, table, x))
         })
@@ -65,7 +71,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     });
     let style = Style { smooth: args.smooth, log: args.log, x_label: args.x, ..Style::default() };
     ensure!(!out.is_dir(), "{}: it is a folder, expected a file", out.display());
-    plot::save(&panels, &style, &out).context("plot")?;
+    panel::save(&panels, &style, &out).context("plot")?;
     println!("{}", out.display());
     Ok(())
 }
