@@ -1,16 +1,17 @@
 //! On the processor's matrix unit: numbers taken apart into three bf16 each, panels of a factor that stay
 //! in a core's cache, and the other factor's going by.
 
+mod tiles;
+
 use super::{
     Factor,
-    kept::{Kept, Rooms},
-};
-use crate::host::{
-    tiles::{self, Block, DEPTH, LINES, Numbers, Panel, SIDE},
+    scratch::{Kept, Rooms},
     vectorized,
 };
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
+pub(super) use tiles::available;
+use tiles::{Block, DEPTH, LINES, Numbers, Panel, SIDE};
 
 /// Depth that is multiplied at once: a panel of 32 lines and this depth takes 216 KB.
 const MOST_DEPTH: usize = 1152;

@@ -1,6 +1,6 @@
 //! The unit of an x86-64 processor under Linux.
 
-mod apart;
+mod split;
 
 use super::{Block, LINES, Numbers, PARTS, Panel, SIDE, Tile};
 use std::{
@@ -55,7 +55,7 @@ pub(in super::super) fn take_apart(
 ) {
     assert!(super::available(), "asked before");
     // SAFETY: a processor with a unit that is available has these instructions.
-    unsafe { apart::take_apart(numbers, lines_first, tiles) }
+    unsafe { split::take_apart(numbers, lines_first, tiles) }
 }
 
 /// The unit with its tiles set up, on the thread that began it and until it is dropped.

@@ -2,29 +2,28 @@
 
 /// Lines of numbers in memory: the rows of a left factor, the columns of a right one.
 #[derive(Clone, Copy)]
-pub(crate) struct Factor<'a> {
+pub struct Factor<'a> {
     /// What holds the lines.
-    pub(crate) values: &'a [f32],
+    pub values: &'a [f32],
     /// How many lines.
-    pub(crate) lines: usize,
+    pub lines: usize,
     /// Numbers of a line.
-    pub(crate) depth: usize,
+    pub depth: usize,
     /// From a line to the next.
-    pub(crate) line_stride: usize,
+    pub line_stride: usize,
     /// From a number of a line to the next.
-    pub(crate) depth_stride: usize,
+    pub depth_stride: usize,
 }
 
 impl<'a> Factor<'a> {
     /// Rows of `width` in one piece as lines.
-    pub(crate) fn of_rows(values: &'a [f32], width: usize) -> Self {
+    pub fn of_rows(values: &'a [f32], width: usize) -> Self {
         let lines = values.len() / width;
         Self { values, lines, depth: width, line_stride: width, depth_stride: 1 }
     }
 
     /// Columns of rows of `width` in one piece as lines.
-    #[cfg(feature = "autodiff")]
-    pub(crate) fn of_columns(values: &'a [f32], width: usize) -> Self {
+    pub fn of_columns(values: &'a [f32], width: usize) -> Self {
         let depth = values.len() / width;
         Self { values, lines: width, depth, line_stride: 1, depth_stride: width }
     }

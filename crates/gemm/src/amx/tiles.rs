@@ -6,13 +6,13 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[allow(unsafe_code, reason = "instructions that the compiler has no safe names for")]
-mod amx;
+mod linux;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use amx as unit;
+use linux as unit;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-mod absent;
+mod unsupported;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-use absent as unit;
+use unsupported as unit;
 
 pub(super) use unit::{Unit, fetch, take_apart};
 
@@ -58,7 +58,7 @@ pub(super) struct Panel<'a> {
 
 /// Whether there is a matrix unit and the system lets this process use it; not where the environment
 /// has an `OPENSORA_NO_AMX`, for comparisons.
-pub(super) fn available() -> bool {
+pub(crate) fn available() -> bool {
     static AVAILABLE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     *AVAILABLE.get_or_init(|| std::env::var_os("OPENSORA_NO_AMX").is_none() && unit::request())
 }

@@ -17,9 +17,9 @@
 
 use super::{
     Factor,
-    kept::{Kept, Rooms},
+    scratch::{Kept, Rooms},
+    vectorized,
 };
-use crate::host::vectorized;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -310,15 +310,14 @@ fn add_products<S: Simd, const R: usize>(simd: S, left: &[f32], right: &[f32], s
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::noise::{Purpose, normal};
+    use crate::testing::normal;
     use pulp::{Scalar256b, Scalar512b};
 
     /// The panels of processors that this one may not be, by plain arithmetic in their place.
     #[test]
     fn panels_of_every_width_give_the_product() {
         let (rows, columns, depth) = (25, 70, 300);
-        let noise = |index, count| normal(1, Purpose::Weights, index, 0, count);
-        let [left, right] = [noise(0, rows * depth), noise(1, columns * depth)];
+        let [left, right] = [normal(0, rows * depth), normal(1, columns * depth)];
         let whole = |x: &[f32], row: usize, column: usize| x[row * depth + column];
         for panels in [EIGHT, SIXTEEN] {
             let packed = |values, width| {

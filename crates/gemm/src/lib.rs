@@ -1,4 +1,4 @@
-//! Matrix products of f32, on a processor's matrix unit ([`unit`]) or on its vectors ([`vectors`]).
+//! Matrix products of f32, on a processor's matrix unit (`amx`) or on its vectors (`simd`).
 //!
 //! Intel's processors have multiplied tiles of bf16 since 2023 (AMX), at some thirty times the rate at
 //! which their vectors multiply f32. Here an f32 is taken apart into three bf16 that add up to it,
@@ -16,15 +16,21 @@
 //! Source of the split: Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 Artificial
 //! Intelligence Datatype For Higher-Precision Computations" (arXiv 1904.06376).
 
-mod factor;
-mod kept;
-mod unit;
-mod vectors;
+#![allow(
+    unsafe_code,
+    reason = "instructions without safe names, and memory written before it is read"
+)]
 
-use super::tiles;
+mod amx;
+mod mat;
+mod scratch;
+mod simd;
+#[cfg(test)]
+mod testing;
+
 use std::{mem::MaybeUninit, sync::OnceLock};
 
-pub(crate) use factor::Factor;
+pub use mat::Factor;
 
 /// Fewer inputs or outputs of a layer than this, and preparing the factors costs too much.
 const LEAST: usize = 64;
@@ -32,12 +38,12 @@ const LEAST: usize = 64;
 /// Whether [`multiply`] takes the products of a layer of this size, and of its gradients: where the
 /// processor [can](is_at_hand) and the layer is large enough to be worth it. How many rows go through it
 /// does not count, so that what becomes of one does not depend on how many there are.
-pub(crate) fn is_worth_it(inputs: usize, outputs: usize) -> bool {
+pub fn is_worth_it(inputs: usize, outputs: usize) -> bool {
     inputs.min(outputs) >= LEAST && is_at_hand()
 }
 
 /// Whether a processor has what [`multiply`] and [`multiply_here`] need.
-pub(crate) fn is_at_hand() -> bool {
+pub fn is_at_hand() -> bool {
     way().is_some()
 }
 
@@ -52,11 +58,7 @@ enum Way {
 fn way() -> Option<Way> {
     static WAY: OnceLock<Option<Way>> = OnceLock::new();
     *WAY.get_or_init(|| {
-        if tiles::available() {
-            Some(Way::Unit)
-        } else {
-            vectors::available().then_some(Way::Vectors)
-        }
+        if amx::available() { Some(Way::Unit) } else { simd::available().then_some(Way::Vectors) }
     })
 }
 
@@ -66,7 +68,7 @@ fn way() -> Option<Way> {
 /// # Panics
 /// Where the sizes do not fit each other, or [`is_at_hand`] was not asked.
 #[allow(unsafe_code, reason = "numbers are written before they are read, so that none are zeroed")]
-pub(crate) fn multiply(
+pub fn multiply(
     left: Factor,
     right: Factor,
     finish: impl Fn(usize, &mut [f32]) + Sync,
@@ -79,8 +81,8 @@ pub(crate) fn multiply(
     let mut product = Vec::with_capacity(count);
     let out = &mut product.spare_capacity_mut()[..count];
     match way().expect("asked before") {
-        Way::Unit => unit::multiply(left, right, out, finish),
-        Way::Vectors => vectors::multiply(left, right, out, finish),
+        Way::Unit => amx::multiply(left, right, out, finish),
+        Way::Vectors => simd::multiply(left, right, out, finish),
     }
     // SAFETY: both ways write all rows and columns.
     unsafe { product.set_len(count) };
@@ -92,15 +94,21 @@ pub(crate) fn multiply(
 ///
 /// # Panics
 /// Where the sizes do not fit each other, or [`is_at_hand`] was not asked.
-pub(crate) fn multiply_here(left: Factor, right: Factor, out: &mut [f32]) {
+pub fn multiply_here(left: Factor, right: Factor, out: &mut [f32]) {
     assert!(left.depth == right.depth && left.is_held() && right.is_held(), "factors that fit");
     let count = left.lines.checked_mul(right.lines);
     assert!(Some(out.len()) == count, "one number a row and column");
     let out = as_unwritten(out);
     match way().expect("asked before") {
-        Way::Unit => unit::multiply_here(left, right, out),
-        Way::Vectors => vectors::multiply_here(left, right, out),
+        Way::Unit => amx::multiply_here(left, right, out),
+        Way::Vectors => simd::multiply_here(left, right, out),
     }
+}
+
+/// Runs `f`, compiled for the widest vectors that this processor has.
+#[inline(always)]
+fn vectorized<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
 }
 
 /// Numbers as places to write numbers to.
@@ -113,7 +121,7 @@ fn as_unwritten(out: &mut [f32]) -> &mut [MaybeUninit<f32>] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::noise::{Purpose, normal};
+    use crate::testing::normal;
 
     /// `rows x columns` of `depth` with a bias of its column, or nothing where there is no unit.
     struct Case {
@@ -127,7 +135,7 @@ mod tests {
     impl Case {
         fn run(&self) {
             let &Self { rows, columns, depth, lines_whole } = self;
-            let noise = |index, count| normal(1, Purpose::Weights, index, 0, count);
+            let noise = normal;
             let [left, right] = [noise(0, rows * depth), noise(1, columns * depth)];
             let bias = noise(2, columns);
             let factor = |values, lines, whole: bool| Factor {
