@@ -3,7 +3,7 @@
 //! Source: PySceneDetect, `FlashFilter` (since 0.6.4; in 0.7 `scenedetect/detector.py`),
 //! `detectors/content_detector.py` and `detectors/adaptive_detector.py`.
 
-use super::settings::{Flashes, Method, Release, Settings};
+use crate::settings::{Flashes, Method, Release, Settings};
 use std::collections::VecDeque;
 
 /// Finds cuts in a row of scores.

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use opensora_prepare::shots::{self, Release, Settings, Yuv420};
+use opensora_shots::{Release, Settings, Yuv420, detect, of_video};
 use opensora_video::{Decoder, VideoReader, picks::Picks};
 use std::{path::Path, process::Command};
 
@@ -78,10 +78,10 @@ fn same_as_of_all_pixels(path: &Path, name: &str) {
             times.push(frame.time);
             Yuv420::new(frame.planes, info.width, info.height, frame.to_rgb).unwrap()
         });
-        let one_pass = shots::detect(frames, &settings).unwrap();
+        let one_pass = detect(frames, &settings).unwrap();
         assert!(one_pass.scenes.len() >= 4, "{name}: {:?}", one_pass.scenes);
 
-        let found = shots::of_video(path, Decoder::Ffmpeg, &settings).unwrap();
+        let found = of_video(path, Decoder::Ffmpeg, &settings).unwrap();
         assert_eq!(found.shots, one_pass, "{name}");
         assert_eq!((found.times, found.decoder), (times, Decoder::Ffmpeg), "{name}");
     }
@@ -132,8 +132,7 @@ fn pixels_that_are_left_out_do_not_count() {
         drop(frames);
         same_as_of_all_pixels(&path, name);
         if name == "portrait.mp4" {
-            let found =
-                |decoder| shots::of_video(&path, decoder, &Settings::default()).unwrap().shots;
+            let found = |decoder| of_video(&path, decoder, &Settings::default()).unwrap().shots;
             assert_eq!(found(Decoder::InProcess), found(Decoder::Auto));
         }
     }
@@ -157,7 +156,7 @@ fn a_damaged_second_half_is_no_silent_difference() {
         let frames: Result<Vec<_>, _> = frames.collect();
         frames.map(|frames| (info, frames.len()))
     };
-    match (one_pass(&cut), shots::of_video(&cut, Decoder::Ffmpeg, &Settings::default())) {
+    match (one_pass(&cut), of_video(&cut, Decoder::Ffmpeg, &Settings::default())) {
         (Ok((_, frames)), Ok(found)) => assert_eq!(found.times.len(), frames),
         (Err(_), Err(_)) => {}
         (one_pass, found) => panic!("{one_pass:?} {found:?}"),

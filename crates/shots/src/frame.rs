@@ -1,6 +1,6 @@
 //! Frames as sources of pixels.
 
-use super::downscale::Source;
+use crate::downscale::Source;
 use opensora_video::yuv::ToRgb;
 
 /// A frame `[H, W, 3]` of bytes: red, green and blue.

@@ -2,7 +2,7 @@
 //!
 //! Source: PySceneDetect, `scenedetect/detectors/content_detector.py`, `_calculate_frame_score`.
 
-use super::{
+use crate::{
     downscale::{Downscale, Source},
     hsv::hsv,
     settings::{Settings, Weights},
@@ -100,7 +100,8 @@ fn distance(a: &[u8], b: &[u8]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::frame::Rgb, *};
+    use super::*;
+    use crate::frame::Rgb;
 
     #[test]
     fn differences_are_means_over_pixels() {

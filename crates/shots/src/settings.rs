@@ -1,6 +1,6 @@
 //! What a detection depends on besides the video.
 
-use crate::PrepareError;
+use crate::ShotsError;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -23,14 +23,14 @@ pub enum Release {
 }
 
 impl FromStr for Release {
-    type Err = PrepareError;
+    type Err = ShotsError;
 
-    fn from_str(text: &str) -> Result<Self, PrepareError> {
+    fn from_str(text: &str) -> Result<Self, ShotsError> {
         match text {
             "0.6.3" => Ok(Self::V0_6_3),
             "0.6.5" | "0.6.6" | "0.6.7" | "0.6.7.1" => Ok(Self::V0_6_7),
             "0.7" | "0.7.1" | "0.7.2" => Ok(Self::V0_7),
-            _ => Err(PrepareError::Spec {
+            _ => Err(ShotsError::Setting {
                 field: "compat",
                 found: text.into(),
                 expected: "a release of PySceneDetect: 0.6.3, 0.6.7 or 0.7",
@@ -148,9 +148,9 @@ impl Settings {
     ///
     /// # Errors
     /// Where a threshold is no number, the window is empty or no weight counts.
-    pub fn check(&self) -> Result<(), PrepareError> {
+    pub fn check(&self) -> Result<(), ShotsError> {
         let refuse =
-            |field, found: String, expected| Err(PrepareError::Spec { field, found, expected });
+            |field, found: String, expected| Err(ShotsError::Setting { field, found, expected });
         let Weights { hue, saturation, value } = self.weights;
         let total = hue.abs() + saturation.abs() + value.abs();
         if !total.is_finite() || total == 0.0 {

@@ -1,51 +1,66 @@
-//! Where one shot of a video ends and the next begins.
+//! Shot detection: finds the frames at which one shot of a video ends and the next begins.
 //!
-//! Finds the same cuts as PySceneDetect, the tool of the reference: frames are made small, their
-//! hues, saturations and values are compared with those of the frame before, and where the mean
-//! difference is large there is a cut. Scores are equal to PySceneDetect's where the decoded frames
-//! are; nothing of it or of OpenCV is needed.
+//! The cuts are those of [PySceneDetect](https://www.scenedetect.com)'s `ContentDetector` and
+//! `AdaptiveDetector`, in a release of choice ([`Release`]), and so are the scores where the decoded
+//! frames are equal. Frames are scaled down as OpenCV does it, converted to hue, saturation and value,
+//! and compared with the frame before. Neither Python nor OpenCV is needed; H.264 in MP4 is decoded
+//! in process, other files by the `ffmpeg` program.
 //!
-//! | module | thought |
-//! |---|---|
-//! | `settings` | detector, thresholds, and the release that is followed |
-//! | `downscale` | frames made smaller as OpenCV does it, looking at nothing that is not sampled |
-//! | `frame` | frames of RGB and of planes as sources of pixels |
-//! | `hsv` | hue, saturation and value as OpenCV has them |
-//! | `score` | how much a frame differs from the one before |
-//! | `cuts` | scores become cuts |
-//! | `video` | shots of a video file |
+//! [`of_video`] reads a video file:
+//!
+//! ```no_run
+//! use opensora_shots::{Settings, of_video};
+//! use opensora_video::Decoder;
+//!
+//! let found = of_video("film.mp4".as_ref(), Decoder::Auto, &Settings::default())?;
+//! for scene in &found.shots.scenes {
+//!     println!("frames {scene:?}, from {:.3} s", found.times[scene.start]);
+//! }
+//! # Ok::<(), opensora_shots::ShotsError>(())
+//! ```
+//!
+//! [`detect`] and [`Detector`] take frames that the caller has decoded:
 //!
 //! ```
-//! use opensora_prepare::shots::{self, Rgb, Settings};
+//! use opensora_shots::{Rgb, Settings, detect};
 //!
-//! # fn main() -> Result<(), opensora_prepare::PrepareError> {
 //! let (red, blue) = ([255, 0, 0].repeat(16), [0, 0, 255].repeat(16));
 //! let frames = (0..40).map(|frame| if frame < 20 { &red } else { &blue });
-//! let shots = shots::detect(frames.filter_map(|rgb| Rgb::new(rgb, 4, 4)), &Settings::default())?;
+//! let shots = detect(frames.filter_map(|rgb| Rgb::new(rgb, 4, 4)), &Settings::default())?;
 //! assert_eq!(shots.scenes, [0..20, 20..40]);
 //! assert_eq!(shots.scores[20].hue, 120.0);
-//! # Ok(())
-//! # }
+//! # Ok::<(), opensora_shots::ShotsError>(())
 //! ```
 //!
-//! Source: PySceneDetect 0.6.3, 0.6.7.1 and 0.7.2 (BSD 3-clause); numbers of frames stand for its
+//! | module | contents |
+//! |---|---|
+//! | `settings` | detector, thresholds, and the release that is followed |
+//! | `downscale` | downscaling as in OpenCV, reading only the pixels that it samples |
+//! | `frame` | RGB and planar frames as pixel sources |
+//! | `hsv` | hue, saturation and value as in OpenCV |
+//! | `score` | difference between a frame and the one before |
+//! | `cuts` | from scores to cuts |
+//! | `video` | shots of a video file |
+//!
+//! Source: PySceneDetect 0.6.3, 0.6.7.1 and 0.7.2 (BSD 3-clause); frame numbers take the place of its
 //! timecodes. Deviation: in 0.7 the number of a frame of a video with a variable rate is its time
-//! multiplied by the mean rate; here it is its place in the video.
+//! multiplied by the mean rate; here it is its position in the video.
 
 mod cuts;
 mod downscale;
+mod error;
 mod frame;
 mod hsv;
 mod score;
 mod settings;
 mod video;
 
-use crate::PrepareError;
 use cuts::Cuts;
 use score::Scorer;
 use std::ops::Range;
 
 pub use downscale::Source;
+pub use error::ShotsError;
 pub use frame::{Rgb, Yuv420};
 pub use score::Score;
 pub use settings::{Flashes, Method, Release, Settings, Weights};
@@ -76,7 +91,7 @@ impl Detector {
     ///
     /// # Errors
     /// Where the settings cannot be.
-    pub fn new(settings: &Settings) -> Result<Self, PrepareError> {
+    pub fn new(settings: &Settings) -> Result<Self, ShotsError> {
         settings.check()?;
         Ok(Self { settings: *settings, scorer: None, cuts: Cuts::new(settings), starts: vec![] })
     }
@@ -86,13 +101,13 @@ impl Detector {
     ///
     /// # Errors
     /// Where the frame is empty or its size is not that of the first one.
-    pub fn push(&mut self, frame: &impl Source) -> Result<(Score, Option<usize>), PrepareError> {
+    pub fn push(&mut self, frame: &impl Source) -> Result<(Score, Option<usize>), ShotsError> {
         let size @ (width, height) = frame.size();
         let settings = &self.settings;
         let (expected, scorer) =
             self.scorer.get_or_insert_with(|| (size, Scorer::new(settings, width, height)));
         if size != *expected || width == 0 || height == 0 {
-            return Err(PrepareError::FrameSize {
+            return Err(ShotsError::FrameSize {
                 frame: self.cuts.frames(),
                 found: size,
                 expected: *expected,
@@ -129,7 +144,7 @@ impl Detector {
 pub fn detect<S: Source>(
     frames: impl IntoIterator<Item = S>,
     settings: &Settings,
-) -> Result<Shots, PrepareError> {
+) -> Result<Shots, ShotsError> {
     let mut detector = Detector::new(settings)?;
     let mut scores = Vec::new();
     for frame in frames {

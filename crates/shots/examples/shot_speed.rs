@@ -1,14 +1,14 @@
 //! Shots of a raw stream of frames: how fast they are found, and their scores.
 //!
 //! ```text
-//! ffmpeg -i clip.mp4 -f rawvideo -pix_fmt rgb24 - | cargo run --release -p opensora-prepare --example shot_speed -- 1280x720
-//! cargo run --release -p opensora-prepare --example shot_speed -- clip.mp4
+//! ffmpeg -i clip.mp4 -f rawvideo -pix_fmt rgb24 - | cargo run --release -p opensora-shots --example shot_speed -- 1280x720
+//! cargo run --release -p opensora-shots --example shot_speed -- clip.mp4
 //! ```
 //!
 //! The first form takes frames of any decoder; further arguments are `yuv420p` for planes (of BT.601)
 //! instead of RGB, a release (`0.6.3`, `0.7`), `adaptive`, and `scores`, which prints a score a line.
 
-use opensora_prepare::shots::{Detector, Method, Rgb, Settings, Source, Yuv420};
+use opensora_shots::{Detector, Method, Rgb, Settings, Source, Yuv420};
 use opensora_video::yuv::ToRgb;
 use std::{error::Error, io::Read, time::Instant};
 

@@ -1,7 +1,6 @@
 //! Shots of a video file.
 
-use super::{Detector, Score, Settings, Shots, Yuv420, frame::Yuv444, score::Scorer};
-use crate::open::without_path;
+use crate::{Detector, Score, Settings, Shots, ShotsError, Yuv420, frame::Yuv444, score::Scorer};
 use opensora_video::{
     picks::Picks,
     reader::{Decoder, PlanarFrame, PlanarFrames, PlanarHalves, VideoInfo, VideoReader},
@@ -37,12 +36,16 @@ pub struct VideoShots {
 /// compares.
 ///
 /// # Errors
-/// One line without the path, where the file cannot be decoded or the settings cannot be.
-pub fn of_video(path: &Path, decoder: Decoder, settings: &Settings) -> Result<VideoShots, String> {
-    let detector = Detector::new(settings).map_err(|error| error.to_string())?;
+/// Returns an error if a setting is invalid, or if the file cannot be decoded or has no frames.
+pub fn of_video(
+    path: &Path,
+    decoder: Decoder,
+    settings: &Settings,
+) -> Result<VideoShots, ShotsError> {
+    let detector = Detector::new(settings)?;
     let is_empty = std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() == 0);
     if is_empty {
-        return Err("it is empty".into());
+        return Err(unusable(path, "it is empty".into()));
     }
     if decoder != Decoder::InProcess
         && let Some(found) = in_halves(path, detector.clone())
@@ -52,15 +55,17 @@ pub fn of_video(path: &Path, decoder: Decoder, settings: &Settings) -> Result<Vi
     in_one_pass(path, decoder, detector)
 }
 
+fn unusable(path: &Path, reason: String) -> ShotsError {
+    ShotsError::Unusable { path: path.into(), reason }
+}
+
 fn in_one_pass(
     path: &Path,
     decoder: Decoder,
     mut detector: Detector,
-) -> Result<VideoShots, String> {
-    let words = |error: &dyn std::fmt::Display| without_path(error, path);
+) -> Result<VideoShots, ShotsError> {
     let wanted = |width, height| Scorer::picks(&detector.settings, (width, height));
-    let (info, frames) =
-        VideoReader::open_planar(path, decoder, wanted).map_err(|error| words(&error))?;
+    let (info, frames) = VideoReader::open_planar(path, decoder, wanted)?;
     let decoder = frames.decoder();
     let mut comparison = Comparison::new(&detector.settings, &info, frames.picks());
     let (mut scores, mut times) = (Vec::new(), Vec::new());
@@ -75,18 +80,19 @@ fn in_one_pass(
             }
         });
         for frame in receiver {
-            let frame = frame.map_err(|error| words(&error))?;
+            let frame = frame?;
             let score = comparison.push(&frame).ok_or_else(|| {
-                format!("frame {} has another size than the first", times.len() + 1)
+                let reason = format!("frame {} has another size than the first", times.len() + 1);
+                unusable(path, reason)
             })?;
             detector.push_score(score);
             scores.push(score);
             times.push(frame.time);
         }
-        Ok::<_, String>(())
+        Ok::<_, ShotsError>(())
     })?;
     if times.is_empty() {
-        return Err("it holds no pictures".into());
+        return Err(unusable(path, "it holds no pictures".into()));
     }
     Ok(VideoShots { info, shots: Shots { scenes: detector.scenes(), scores }, times, decoder })
 }

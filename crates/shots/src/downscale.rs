@@ -249,7 +249,8 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::frame::Rgb, *};
+    use super::*;
+    use crate::frame::Rgb;
 
     /// The small frame of `[H, W, 3]` bytes.
     fn small(data: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<u8> {

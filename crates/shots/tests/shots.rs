@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use opensora_prepare::shots::{
-    self, Flashes, Method, Release, Rgb, Score, Settings, Shots, Source, Weights, Yuv420,
+use opensora_shots::{
+    Detector, Flashes, Method, Release, Rgb, Score, Settings, Shots, Source, Weights, Yuv420,
+    detect,
 };
 use opensora_video::yuv::ToRgb;
 use serde_json::Value;
@@ -73,7 +74,7 @@ fn compare<S: Source>(frames: impl Iterator<Item = S>, chosen: impl Fn(&str) -> 
             }
             let settings = settings(name, release.parse().unwrap());
             let cuts: Vec<usize> = serde_json::from_value(cuts.clone()).unwrap();
-            let detector = shots::Detector::new(&settings).unwrap();
+            let detector = Detector::new(&settings).unwrap();
             runs.push((format!("{release} {name}"), cuts, detector, Vec::new(), Vec::new()));
         }
     }
@@ -165,19 +166,19 @@ fn planes_have_the_scores_of_their_frames() {
 fn frames_of_another_size_are_refused() {
     let (small, large) = ([0; 12], [0; 48]);
     let frames = [Rgb::new(&small[..], 2, 2).unwrap(), Rgb::new(&large[..], 4, 4).unwrap()];
-    let error = shots::detect(frames, &Settings::default()).unwrap_err().to_string();
+    let error = detect(frames, &Settings::default()).unwrap_err().to_string();
     assert_eq!(error, "frame 1 has 4x4 pixels, expected 2x2 as the first one, at least 1x1");
     let empty = [Rgb::new([], 0, 2).unwrap()];
-    assert!(shots::detect(empty, &Settings::default()).is_err());
+    assert!(detect(empty, &Settings::default()).is_err());
 }
 
 #[test]
 fn a_video_without_cuts_is_one_shot() {
     let grey = [128; 12];
     let frames = || Rgb::new(&grey, 2, 2).unwrap();
-    let shots = shots::detect((0..30).map(|_| frames()), &Settings::default()).unwrap();
+    let shots = detect((0..30).map(|_| frames()), &Settings::default()).unwrap();
     assert_eq!((shots.scenes.len(), shots.scenes[0].clone()), (1, 0..30));
     assert_eq!(shots.scores.len(), 30);
-    let none = shots::detect(std::iter::empty::<Rgb<&[u8]>>(), &Settings::default()).unwrap();
+    let none = detect(std::iter::empty::<Rgb<&[u8]>>(), &Settings::default()).unwrap();
     assert_eq!(none, Shots::default());
 }
