@@ -41,6 +41,9 @@ pub enum PrepareError {
     /// What clips cannot be filtered by.
     #[error(transparent)]
     Filter(#[from] Box<FilterError>),
+    /// Shots cannot be found with these settings.
+    #[error(transparent)]
+    Shots(#[from] opensora_shots::ShotsError),
     /// A setting that cannot be.
     #[error("{field} = {found}: expected {expected}")]
     Spec {
@@ -50,19 +53,6 @@ pub enum PrepareError {
         found: String,
         /// What it can be.
         expected: &'static str,
-    },
-    /// A frame of a video whose other frames are of another size, or an empty one.
-    #[error(
-        "frame {frame} has {}x{} pixels, expected {}x{} as the first one, at least 1x1",
-        found.0, found.1, expected.0, expected.1
-    )]
-    FrameSize {
-        /// Which, counted from 0.
-        frame: usize,
-        /// Its width and height.
-        found: (usize, usize),
-        /// Those of the first frame.
-        expected: (usize, usize),
     },
     /// Tables that name the same file more than once.
     #[error("{key}: {first} and {second} are both of it, and {count} rows in all come again")]

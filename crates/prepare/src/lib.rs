@@ -35,10 +35,10 @@ pub mod pipeline;
 pub mod preview;
 pub mod retry;
 pub mod scan;
-pub mod shots;
 mod source;
 pub mod split;
 pub mod stats;
 pub mod step;
 
 pub use error::PrepareError;
+pub use opensora_shots as shots;
