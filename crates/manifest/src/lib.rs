@@ -1,21 +1,19 @@
-//! Tables of images and videos: path, caption, number of frames and whatever else is known.
-//!
-//! | module | thought |
-//! |---|---|
-//! | [`table`] | rows of named columns |
-//! | [`rows`] | what training takes of them: path, caption, number of frames |
-//!
-//! Files are CSV, or Parquet where the crate's feature `parquet` is on.
-
+//! Tables
 mod csv_file;
 mod error;
 mod header;
+mod known;
+pub mod limits;
 #[cfg(feature = "parquet")]
 mod parquet_file;
+pub mod prompts;
 pub mod rows;
 mod stored;
 pub mod table;
+pub mod text;
+pub mod value;
 
 pub use error::ManifestError;
+pub use prompts::read_prompts;
 pub use rows::{Manifest, Row};
 pub use table::Table;

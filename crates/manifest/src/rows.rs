@@ -6,9 +6,10 @@
 
 use crate::{
     ManifestError, Table,
-    csv_file::Rows,
+    known::Purpose,
     stored::{self, Stored},
     table::{NUM_FRAMES, PATH, TEXT},
+    value,
 };
 use std::path::{Path, PathBuf};
 
@@ -30,53 +31,27 @@ pub struct Row {
     pub num_frames: Option<usize>,
 }
 
-/// A count of frames; tables that had gaps once carry counts as `51.0`.
-fn count(text: &str) -> Option<usize> {
-    let whole = text.split_once('.').map_or(text, |(whole, rest)| {
-        if rest.bytes().all(|digit| digit == b'0') { whole } else { text }
-    });
-    whole.parse().ok()
-}
-
 impl Manifest {
-    /// Reads a manifest; the files that it names are not looked at.
+    /// Reads a manifest; the files that it names are not opened.
     ///
     /// # Errors
-    /// Where it cannot be read, is no [`Table`], or has no rows or no captions; where a row's path
-    /// is empty or its number of frames is none.
+    /// Returns an error if the file cannot be read, is not a [`Table`], or has no rows or no column
+    /// of captions, if a row has no path, or if its number of frames is not a whole number.
     pub fn read(path: &Path) -> Result<Self, ManifestError> {
-        let whole = |reason: String| ManifestError::Whole { path: path.into(), reason };
-        let mut table = stored::read(path, Rows::Ragged)?;
+        let mut table = stored::read(path, Purpose::Training)?;
         if table.is_empty() {
-            return Err(whole("it has no rows".into()));
+            let reason = "found no rows, expected at least one".into();
+            return Err(ManifestError::Whole { path: path.into(), reason });
         }
-        let names = table.columns().join(", ");
-        let at_path = table
-            .column(PATH)
-            .ok_or_else(|| whole(format!("the header names {names}, but no path")))?;
-        let at_caption = table.column(TEXT).ok_or_else(|| {
-            whole(format!("the header names {names}, but neither text nor caption"))
-        })?;
-        let at_frames = table.column(NUM_FRAMES);
         let folder = stored::folder_of(path);
-        let rows =
-            std::mem::take(table.rows_mut()).into_iter().enumerate().map(|(row, mut fields)| {
-                let fail = |reason: String| ManifestError::Row { path: path.into(), row, reason };
-                if fields[at_path].is_empty() {
-                    return Err(fail("its path is empty".into()));
-                }
-                let num_frames = match at_frames.map(|at| fields[at].trim()) {
-                    None | Some("") => None,
-                    Some(text) => {
-                        let reason = || format!("'{text}' is no number of frames");
-                        Some(count(text).ok_or_else(|| fail(reason()))?)
-                    }
-                };
-                // The folder's name need not be UTF-8.
-                let path = folder.join(&fields[at_path]);
-                Ok(Row { path, caption: std::mem::take(&mut fields[at_caption]), num_frames })
-            });
-        Ok(Self { rows: rows.collect::<Result<_, _>>()? })
+        let rows = std::mem::take(table.rows_mut()).into_iter().filter_map(|fields| {
+            let mut fields = fields.into_iter();
+            let (path, caption) = fields.next().zip(fields.next())?;
+            let num_frames = fields.next().as_deref().and_then(value::count);
+            // The folder's name need not be UTF-8.
+            Some(Row { path: folder.join(path), caption, num_frames })
+        });
+        Ok(Self { rows: rows.collect() })
     }
 
     /// Writes a manifest of the columns `path`, `text` and `num_frames`: whole, or not at all.
@@ -159,15 +134,27 @@ mod tests {
     #[test]
     fn errors_name_the_file_and_the_row() {
         for (bytes, row, words) in [
-            (&b"a.mp4,fog\nb.mp4\n"[..], Some(1), "1 fields"),
-            (b"path,text\na.mp4,fog\n,fog\n", Some(1), "empty"),
-            (b"a.mp4,fog,many\n", Some(0), "'many'"),
+            (
+                &b"a.mp4,fog\nb.mp4\n"[..],
+                Some(1),
+                "row 2 (line 2): found 1 fields, expected at least 2",
+            ),
+            (b"path,text\na.mp4,fog\n,fog\n", Some(1), "row 2 (line 3): the path is empty"),
+            (b"a.mp4,\"fog\n\"\nnan,fog\n", Some(1), "row 2 (line 3): the path is empty"),
+            (b"a.mp4,fog,many\n", Some(0), "'many', expected a whole number"),
             (b"a.mp4,fog,-3\n", Some(0), "'-3'"),
             (b"a.mp4,fog,3.5\n", Some(0), "'3.5'"),
-            (b"a.mp4,fog\nb.mp4,\xff\xfe\n", Some(1), "field 2 is no UTF-8"),
-            (b"path,frames\na.mp4,3\n", None, "neither text nor caption"),
+            (
+                b"path,frames\na.mp4,3\n",
+                None,
+                "path, num_frames, expected a column text (or caption",
+            ),
             (b"caption,path,frames\nfog\n", Some(0), "expected at least 2"),
-            (b"url,text\nhttps://a,fog\n", None, "but no path"),
+            (
+                b"url,text\nhttps://a,fog\n",
+                None,
+                "columns url, text, expected a column path (or video_path",
+            ),
             (b"path,text\n", None, "no rows"),
             (b"", None, "no rows"),
         ] {
@@ -175,9 +162,8 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains("clips.csv") && text.contains(words), "{text}");
             match (row, &error) {
-                (Some(row), ManifestError::Row { row: found, .. }) => {
+                (Some(row), ManifestError::Row { row: found, line: Some(_), .. }) => {
                     assert_eq!(row, *found);
-                    assert!(text.contains(&format!("row {}", row + 1)), "{text}");
                 }
                 (None, ManifestError::Whole { .. }) => {}
                 _ => panic!("{error:?}"),

@@ -1,9 +1,9 @@
 //! Tables as they lie on the disk: relative paths, and a format by the file's ending.
 
 use crate::{
-    ManifestError, Table,
-    csv_file::{self, Rows},
-    table::PATH,
+    ManifestError, Table, csv_file,
+    known::{Purpose, shown},
+    table::{PATH, URL},
 };
 use opensora_files::write_atomically;
 use std::{
@@ -25,12 +25,12 @@ impl Format {
     }
 }
 
-/// Reads a table with paths as they are written. Rows of Parquet are even by themselves.
-pub(crate) fn read(path: &Path, rows: Rows) -> Result<Table, ManifestError> {
+/// Reads a table with paths as they are written.
+pub(crate) fn read(path: &Path, purpose: Purpose) -> Result<Table, ManifestError> {
     match Format::of(path) {
-        Format::Csv => csv_file::read(path, rows),
+        Format::Csv => csv_file::read(path, purpose),
         #[cfg(feature = "parquet")]
-        Format::Parquet => crate::parquet_file::read(path),
+        Format::Parquet => crate::parquet_file::read(path, purpose),
         #[cfg(not(feature = "parquet"))]
         Format::Parquet => Err(no_parquet(path)),
     }
@@ -91,13 +91,12 @@ impl<'a> Stored<'a> {
 
 /// Writes a table: whole, or not at all.
 pub(crate) fn write(table: &Stored<'_>, path: &Path) -> Result<(), ManifestError> {
-    let names: Vec<&str> = table.columns().iter().map(String::as_str).collect();
-    if !crate::header::is_header(&names) {
+    if !table.columns().iter().any(|name| name == PATH || name == URL) {
         // Read again as CSV, the header would be a row.
-        let reason = format!(
-            "its columns would be {}, expected one of the name path or url",
-            if names.is_empty() { "none".into() } else { names.join(", ") }
-        );
+        let reason = match table.columns() {
+            [] => "the table has no columns, expected a column path or url".into(),
+            names => format!("found the columns {}, expected a column path or url", shown(names)),
+        };
         return Err(ManifestError::Whole { path: path.into(), reason });
     }
     match Format::of(path) {
@@ -116,8 +115,8 @@ pub(crate) fn write(table: &Stored<'_>, path: &Path) -> Result<(), ManifestError
 fn no_parquet(path: &Path) -> ManifestError {
     ManifestError::Whole {
         path: path.into(),
-        reason: "it would be Parquet, which this program was built without (cargo feature \
-                 `parquet`), expected CSV"
+        reason: "found a name of a Parquet file, expected CSV: this program was built without the \
+                 cargo feature `parquet`"
             .into(),
     }
 }
@@ -155,6 +154,7 @@ pub(crate) fn text(path: PathBuf, row: usize, file: &Path) -> Result<String, Man
     path.into_os_string().into_string().map_err(|path| ManifestError::Row {
         path: file.into(),
         row,
-        reason: format!("the path {} is no UTF-8", path.display()),
+        line: None,
+        reason: format!("the path {} is not UTF-8", path.display()),
     })
 }

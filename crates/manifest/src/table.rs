@@ -19,7 +19,7 @@
 
 use crate::{
     ManifestError,
-    csv_file::Rows,
+    known::Purpose,
     stored::{self, Stored},
 };
 use std::path::{Path, PathBuf};
@@ -160,7 +160,7 @@ impl Table {
     /// # Errors
     /// As [`Self::read`].
     pub fn read_with_root(path: &Path, root: &Path) -> Result<Self, ManifestError> {
-        let mut table = stored::read(path, Rows::Even)?;
+        let mut table = stored::read(path, Purpose::Preparation)?;
         stored::resolve(&mut table, root, path)?;
         Ok(table)
     }
@@ -242,10 +242,11 @@ mod tests {
     #[test]
     fn errors_name_the_file_and_the_row() {
         for (bytes, words) in [
-            (&b"a.mp4,fog\nb.mp4\n"[..], "row 2: it has 1 fields"),
-            (b"path,text\na.mp4,fog\nb.mp4,\xff\xfe\n", "row 2: field 2 is no UTF-8"),
+            (&b"a.mp4,fog\nb.mp4\n"[..], "row 2 (line 2): found 1 fields, expected 2"),
+            (b"path,text\na.mp4,fog\nb.mp4,\xff\xfe\n", "line 3: found byte 0xff at offset 26"),
+            (b"path;text\na.mp4;fog;x\n", "found 3 fields, expected 2 (delimiter ';')"),
             (b"path,text,path\n", "twice"),
-            (b"a,b,c,d\n", "no header"),
+            (b"a,b,c,d\n", "without a header"),
         ] {
             let text = read(bytes).1.unwrap_err().to_string();
             assert!(text.contains("clips.csv") && text.contains(words), "{text}");
@@ -293,7 +294,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out.csv");
         let refused = Table::new(["score"]).write(&out).unwrap_err().to_string();
-        assert!(refused.contains("columns would be score, expected"), "{refused}");
+        assert!(refused.contains("found the columns score, expected"), "{refused}");
         assert!(Table::default().write(&out).is_err() && !out.exists());
         Table::new(["url"]).write(&out).unwrap();
     }
@@ -308,7 +309,7 @@ mod tests {
         let path = strange.join("clips.csv");
         std::fs::write(&path, "path,text\n/a.mp4,fog\nb.mp4,sea\n").unwrap();
         let wrong = Table::read(&path).unwrap_err().to_string();
-        assert!(wrong.contains("row 2: the path") && wrong.contains("no UTF-8"), "{wrong}");
+        assert!(wrong.contains("row 2: the path") && wrong.contains("not UTF-8"), "{wrong}");
         let elsewhere = Table::read_with_root(&path, Path::new("/b")).unwrap();
         assert_eq!(elsewhere.get(1, PATH), Some("/b/b.mp4"));
         // Rows for training hold paths and not text.

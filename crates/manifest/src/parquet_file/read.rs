@@ -6,7 +6,10 @@
 //! files comes near. Within the reader, one damaged page can still take up to 2 GiB for a moment.
 
 use super::BATCH;
-use crate::{ManifestError, Table, header};
+use crate::{
+    ManifestError, Table, header,
+    known::{Known, Purpose},
+};
 use parquet::{
     basic::{ConvertedType, LogicalType, Type as PhysicalType},
     column::reader::{ColumnReader, ColumnReaderImpl},
@@ -28,17 +31,17 @@ const GROWTH: u64 = 4096;
 const FREE: u64 = 64 << 20;
 
 /// Reads a table.
-pub(crate) fn read(path: &Path) -> Result<Table, ManifestError> {
+pub(crate) fn read(path: &Path, purpose: Purpose) -> Result<Table, ManifestError> {
     let io = |source| ManifestError::Io { path: path.into(), source };
     let file = File::open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
-    catch_unwind(AssertUnwindSafe(|| table(Bounded { file, length })))
-        .unwrap_or_else(|_| {
-            Err(Wrong::Whole("it is damaged: the Parquet reader gave up on it".into()))
-        })
+    catch_unwind(AssertUnwindSafe(|| table(Bounded { file, length }, purpose)))
+        .unwrap_or_else(|_| Err(Wrong::Whole("damaged Parquet: its reader gave up".into())))
         .map_err(|wrong| match wrong {
             Wrong::Whole(reason) => ManifestError::Whole { path: path.into(), reason },
-            Wrong::Row(row, reason) => ManifestError::Row { path: path.into(), row, reason },
+            Wrong::Row(row, reason) => {
+                ManifestError::Row { path: path.into(), row, line: None, reason }
+            }
         })
 }
 
@@ -50,9 +53,7 @@ enum Wrong {
 
 impl From<ParquetError> for Wrong {
     fn from(error: ParquetError) -> Self {
-        Self::Whole(
-            format!("it is no Parquet that can be read: {error}").replace(['\n', '\r'], " "),
-        )
+        Self::Whole(format!("damaged or not Parquet: {error}").replace(['\n', '\r'], " "))
     }
 }
 
@@ -100,7 +101,7 @@ impl Kind {
         let name = column.path().string();
         if column.path().parts().len() != 1 || column.max_rep_level() != 0 {
             return Err(Wrong::Whole(format!(
-                "its column {name} is a list or has columns of its own, expected text or numbers"
+                "the column {name} is a list or has columns of its own, expected text or numbers"
             )));
         }
         let (logical, converted) = (column.logical_type_ref(), column.converted_type());
@@ -138,7 +139,7 @@ impl Kind {
             (physical, ..) => {
                 let what = logical.map(|kind| format!(" ({kind:?})")).unwrap_or_default();
                 Err(Wrong::Whole(format!(
-                    "its column {name} is {physical}{what}, expected text or numbers"
+                    "the column {name} is {physical}{what}, expected text or numbers"
                 )))
             }
         }
@@ -162,9 +163,10 @@ impl Sink<'_> {
         let row = self.first + self.count;
         let header = if self.column == 0 { size_of::<Vec<String>>() } else { 0 };
         let bytes = (header + size_of::<String>() + field.len()) as u64;
-        *self.left = self.left.checked_sub(bytes).ok_or_else(|| {
-            Wrong::Whole("it unpacks to far more than a list of files of its size holds".into())
-        })?;
+        *self.left = self
+            .left
+            .checked_sub(bytes)
+            .ok_or_else(|| Wrong::Whole(format!("unpacks to more than {GROWTH} times its size")))?;
         if self.column == 0 {
             let mut fields = Vec::with_capacity(self.columns);
             fields.push(field);
@@ -173,7 +175,7 @@ impl Sink<'_> {
             let fields = self
                 .rows
                 .get_mut(row)
-                .ok_or_else(|| Wrong::Whole("its columns have different numbers of rows".into()))?;
+                .ok_or_else(|| Wrong::Whole("the columns have different numbers of rows".into()))?;
             fields.push(field);
         }
         self.count += 1;
@@ -181,31 +183,35 @@ impl Sink<'_> {
     }
 }
 
-fn table(file: Bounded) -> Result<Table, Wrong> {
+fn table(file: Bounded, purpose: Purpose) -> Result<Table, Wrong> {
     let mut left = FREE.saturating_add(file.length.saturating_mul(GROWTH));
     let reader = SerializedFileReader::new(file)?;
     let metadata = reader.metadata();
     let schema = metadata.file_metadata().schema_descr();
-    let kinds = schema.columns().iter().map(|column| Kind::of(column));
-    let kinds: Vec<Kind> = kinds.collect::<Result<_, _>>()?;
     let names: Vec<&str> = schema.columns().iter().map(|column| column.name()).collect();
     let columns = header::columns(&names).map_err(Wrong::Whole)?;
-    let mut table = Table::new(columns.iter().map(String::as_str));
+    let known = Known::of(columns, purpose).map_err(Wrong::Whole)?;
+    let kinds = known.kept.iter().map(|&at| Kind::of(&schema.column(at)));
+    let kinds: Vec<Kind> = kinds.collect::<Result<_, _>>()?;
+    let mut table = Table::new(known.columns.iter().map(String::as_str));
     let rows = table.rows_mut();
     for index in 0..metadata.num_row_groups() {
         let group = reader.get_row_group(index)?;
         let first = rows.len();
         let expected = usize::try_from(group.metadata().num_rows()).ok();
-        for (column, (&kind, name)) in kinds.iter().zip(&names).enumerate() {
-            let columns = kinds.len();
+        for (column, (&kind, &at)) in kinds.iter().zip(&known.kept).enumerate() {
+            let (columns, name) = (kinds.len(), names[at]);
             let mut sink = Sink { rows, first, count: 0, column, columns, left: &mut left };
-            read_column(group.get_column_reader(column)?, kind, name, &mut sink)?;
+            read_column(group.get_column_reader(at)?, kind, name, &mut sink)?;
             if Some(sink.count) != expected {
                 let (found, expected) = (sink.count, group.metadata().num_rows());
                 return Err(Wrong::Whole(format!(
-                    "its column {name} has {found} fields in a group of {expected} rows"
+                    "the column {name} has {found} fields in a group of {expected} rows"
                 )));
             }
+        }
+        for (row, fields) in rows.iter_mut().enumerate().skip(first) {
+            known.check(fields).map_err(|reason| Wrong::Row(row, reason))?;
         }
     }
     Ok(table)
@@ -239,11 +245,11 @@ fn read_column(
         }),
         ColumnReader::ByteArrayColumnReader(reader) => each(reader, sink, |value: &ByteArray| {
             let text = std::str::from_utf8(value.data());
-            text.map(String::from).map_err(|_| format!("its field {name} is no UTF-8"))
+            text.map(String::from).map_err(|_| format!("the field {name} is not UTF-8"))
         }),
         // Their kinds were refused.
         ColumnReader::Int96ColumnReader(_) | ColumnReader::FixedLenByteArrayColumnReader(_) => {
-            Err(Wrong::Whole(format!("its column {name} is neither text nor numbers")))
+            Err(Wrong::Whole(format!("the column {name} is neither text nor numbers")))
         }
     }
 }
@@ -268,7 +274,7 @@ fn each<T: DataType>(
             let value = match levels.get(record) {
                 Some(0) => None,
                 _ => Some(values.next().ok_or_else(|| {
-                    Wrong::Whole("it is damaged: a column ends before its rows do".into())
+                    Wrong::Whole("damaged Parquet: a column ends before its rows do".into())
                 })?),
             };
             let row = sink.first + sink.count;

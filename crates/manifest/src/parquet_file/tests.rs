@@ -137,7 +137,7 @@ fn columns_of_other_programs_become_text() {
     );
     let wrong = Table::read(&at(&folder)).unwrap_err();
     assert!(matches!(wrong, ManifestError::Row { row: 1, .. }), "{wrong}");
-    assert!(wrong.to_string().contains("row 2: its field caption is no UTF-8"), "{wrong}");
+    assert!(wrong.to_string().contains("row 2: the field caption is not UTF-8"), "{wrong}");
 
     foreign(
         &at(&folder),
@@ -233,5 +233,5 @@ fn small_files_cannot_fill_the_memory() {
     group.close().unwrap();
     writer.close().unwrap();
     let wrong = Table::read(&at(&folder)).unwrap_err().to_string();
-    assert!(wrong.contains("unpacks to far more"), "{wrong}");
+    assert!(wrong.contains("unpacks to more than"), "{wrong}");
 }
