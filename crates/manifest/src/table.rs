@@ -22,6 +22,7 @@ use crate::{
     known::Purpose,
     stored::{self, Stored},
 };
+use opensora_files::folder_of;
 use std::path::{Path, PathBuf};
 
 /// The column that names the image or video.
@@ -152,7 +153,7 @@ impl Table {
     /// twice, has a row of another number of fields than the header, or lies in a folder whose name
     /// is no UTF-8 and has relative paths.
     pub fn read(path: &Path) -> Result<Self, ManifestError> {
-        Self::read_with_root(path, stored::folder_of(path))
+        Self::read_with_root(path, folder_of(path))
     }
 
     /// Reads a table whose relative paths start from `root`.
@@ -172,7 +173,7 @@ impl Table {
     /// Where it cannot be written, has neither a column `path` nor `url`, or a path that is made
     /// absolute is no UTF-8.
     pub fn write(&self, path: &Path) -> Result<(), ManifestError> {
-        self.write_with_root(path, Some(stored::folder_of(path)))
+        self.write_with_root(path, Some(folder_of(path)))
     }
 
     /// Writes the table; files below `root` are named relative to that, others by their absolute
@@ -191,7 +192,7 @@ impl Table {
     /// Where the working directory is needed and unknown.
     pub fn name_in(file: &Path, path: &Path) -> Result<PathBuf, ManifestError> {
         let io = |source| ManifestError::Io { path: path.into(), source };
-        let folder = stored::absolute_folder(stored::folder_of(file)).map_err(io)?;
+        let folder = stored::absolute_folder(folder_of(file)).map_err(io)?;
         stored::relative(path, Some(&folder)).map_err(io)
     }
 }
