@@ -4,13 +4,13 @@
 //! no weight is allocated. The artefact is told from the keys.
 
 use super::{Case, Check, Failure, Output, Outputs};
+use burn::tensor::Device;
+use opensora::checkpoint::{KeyMap, ParameterSlot, check, parameter_slots};
 use opensora::{
     stdit::{DenoiserConfig, PixArt, StDit, keys as denoiser_keys},
     t5::{T5Config, T5Encoder, encoder as t5_encoder},
     vae::{AutoencoderKl, VaeConfig, keys as vae_keys},
 };
-use burn::tensor::Device;
-use opensora::checkpoint::{KeyMap, ParameterSlot, check, parameter_slots};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -4,11 +4,7 @@
 
 use burn::tensor::{Device, FloatDType};
 use opensora_checkpoint::{KeyMap, export};
-use opensora_data::{
-    ClipDataset, ClipSpec, Manifest, Row,
-    cache::CacheKey,
-    encode::ClipEncoder,
-};
+use opensora_data::{ClipDataset, ClipSpec, Manifest, Row, cache::CacheKey, encode::ClipEncoder};
 use opensora_t5::{T5Config, T5Encoder, encoder::published_key, fit_tokenizer};
 use opensora_vae::{AutoencoderKl, VaeConfig, keys::Layout};
 use opensora_video::{Frames, VideoSpec, Writer};
