@@ -18,6 +18,7 @@ pub(crate) mod memory;
 mod parts;
 pub(crate) mod weights;
 
+use burn::tensor::Device;
 use opensora::{
     diffusion::{SamplerKind, sampler::SamplerError},
     nn::dtype::{Dtype, DtypeError},
@@ -26,7 +27,6 @@ use opensora::{
     train::{TrainError, metrics::flops::measure_matmul_ceiling},
     vae::{VaeConfig, VaeConfigError},
 };
-use burn::tensor::Device;
 use serde::Serialize;
 use std::time::Instant;
 

@@ -11,6 +11,7 @@ use crate::{
     table::{NUM_FRAMES, PATH, TEXT},
     value,
 };
+use opensora_files::folder_of;
 use std::path::{Path, PathBuf};
 
 /// The rows of a table for training; at least one if it was read from a file.
@@ -43,6 +44,7 @@ impl Manifest {
             let reason = "found no rows, expected at least one".into();
             return Err(ManifestError::Whole { path: path.into(), reason });
         }
+<<<<<<< HEAD
         let folder = stored::folder_of(path);
         let rows = std::mem::take(table.rows_mut()).into_iter().filter_map(|fields| {
             let mut fields = fields.into_iter();
@@ -52,6 +54,35 @@ impl Manifest {
             Some(Row { path: folder.join(path), caption, num_frames })
         });
         Ok(Self { rows: rows.collect() })
+=======
+        let names = table.columns().join(", ");
+        let at_path = table
+            .column(PATH)
+            .ok_or_else(|| whole(format!("the header names {names}, but no path")))?;
+        let at_caption = table.column(TEXT).ok_or_else(|| {
+            whole(format!("the header names {names}, but neither text nor caption"))
+        })?;
+        let at_frames = table.column(NUM_FRAMES);
+        let folder = folder_of(path);
+        let rows =
+            std::mem::take(table.rows_mut()).into_iter().enumerate().map(|(row, mut fields)| {
+                let fail = |reason: String| ManifestError::Row { path: path.into(), row, reason };
+                if fields[at_path].is_empty() {
+                    return Err(fail("its path is empty".into()));
+                }
+                let num_frames = match at_frames.map(|at| fields[at].trim()) {
+                    None | Some("") => None,
+                    Some(text) => {
+                        let reason = || format!("'{text}' is no number of frames");
+                        Some(count(text).ok_or_else(|| fail(reason()))?)
+                    }
+                };
+                // The folder's name need not be UTF-8.
+                let path = stored::join(folder, &fields[at_path]);
+                Ok(Row { path, caption: std::mem::take(&mut fields[at_caption]), num_frames })
+            });
+        Ok(Self { rows: rows.collect::<Result<_, _>>()? })
+>>>>>>> w-files
     }
 
     /// Writes a table of the columns `path`, `text` and `num_frames`; the file appears complete or not
@@ -62,7 +93,7 @@ impl Manifest {
     /// Returns an error if the file cannot be written or a path is not UTF-8.
     pub fn write(&self, path: &Path) -> Result<(), ManifestError> {
         let io = |source| ManifestError::Io { path: path.into(), source };
-        let root = stored::absolute_folder(stored::folder_of(path)).map_err(io)?;
+        let root = stored::absolute_folder(folder_of(path)).map_err(io)?;
         let mut table = Table::new([PATH, TEXT, NUM_FRAMES]);
         for (index, row) in self.rows.iter().enumerate() {
             let file = stored::relative(&row.path, Some(&root))

@@ -121,9 +121,9 @@ fn no_parquet(path: &Path) -> ManifestError {
     }
 }
 
-/// The folder that a file lies in; empty for the working directory.
-pub(crate) fn folder_of(path: &Path) -> &Path {
-    path.parent().unwrap_or(Path::new(""))
+/// Joins `folder` and `path`, without the `./` of the working directory.
+pub(crate) fn join(folder: &Path, path: &str) -> PathBuf {
+    if folder == Path::new(".") { path.into() } else { folder.join(path) }
 }
 
 /// Returns the absolute path of a folder.
@@ -143,7 +143,7 @@ pub(crate) fn resolve(table: &mut Table, root: &Path, file: &Path) -> Result<(),
     let Some(at) = table.column(PATH) else { return Ok(()) };
     for (index, row) in table.rows_mut().iter_mut().enumerate() {
         if !row[at].is_empty() {
-            row[at] = text(root.join(&row[at]), index, file)?;
+            row[at] = text(join(root, &row[at]), index, file)?;
         }
     }
     Ok(())

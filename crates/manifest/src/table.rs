@@ -21,6 +21,7 @@ use crate::{
     known::Purpose,
     stored::{self, Stored},
 };
+use opensora_files::folder_of;
 use std::path::{Path, PathBuf};
 
 /// The column of files: an image, a video or a folder of frames.
@@ -151,7 +152,7 @@ impl Table {
     /// columns, names a column twice, has a row of another number of fields than the header, exceeds
     /// the [limits](crate::limits), or has relative paths and a folder whose name is not UTF-8.
     pub fn read(path: &Path) -> Result<Self, ManifestError> {
-        Self::read_with_root(path, stored::folder_of(path))
+        Self::read_with_root(path, folder_of(path))
     }
 
     /// Reads a table whose relative paths start from `root`.
@@ -171,7 +172,7 @@ impl Table {
     /// Returns an error if the file cannot be written, if the table has neither a column `path` nor
     /// `url`, or if a path that is made absolute is not UTF-8.
     pub fn write(&self, path: &Path) -> Result<(), ManifestError> {
-        self.write_with_root(path, Some(stored::folder_of(path)))
+        self.write_with_root(path, Some(folder_of(path)))
     }
 
     /// Writes the table; paths below `root` are written relative to it, other paths as absolute ones.
@@ -190,7 +191,7 @@ impl Table {
     /// Returns an error if the working directory is needed and unknown.
     pub fn name_in(file: &Path, path: &Path) -> Result<PathBuf, ManifestError> {
         let io = |source| ManifestError::Io { path: path.into(), source };
-        let folder = stored::absolute_folder(stored::folder_of(file)).map_err(io)?;
+        let folder = stored::absolute_folder(folder_of(file)).map_err(io)?;
         stored::relative(path, Some(&folder)).map_err(io)
     }
 }

@@ -35,6 +35,20 @@ pub enum PrepareError {
         /// What was found and what was expected, and where.
         reason: String,
     },
+    /// A file of settings asks for a step that was not compiled in.
+    #[error(
+        "{}: [{section}] needs the feature \"{feature}\" of opensora-prepare, which this program was \
+         built without",
+        path.display()
+    )]
+    Feature {
+        /// The file.
+        path: PathBuf,
+        /// The section.
+        section: &'static str,
+        /// The feature that the section needs.
+        feature: &'static str,
+    },
     /// A table that cannot be read or written.
     #[error(transparent)]
     Manifest(#[from] opensora_manifest::ManifestError),

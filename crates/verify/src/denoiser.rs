@@ -1,10 +1,10 @@
 //! Cases of the denoisers: `stdit` and `pixart-init`.
 
 use super::{Case, Failure, Output, Outputs};
-use opensora::stdit::{DenoiserConfig, PixArt, StDit, keys};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use opensora::checkpoint::{Checkpoint, KeyMap, import};
 use opensora::nn::sincos;
+use opensora::stdit::{DenoiserConfig, PixArt, StDit, keys};
 
 /// Prompt states of a case, `[B, 1, L, C] -> [B, L, C]`.
 pub(super) fn prompt_states(

@@ -4,6 +4,7 @@ use super::{
     Case, Failure, Output, Outputs,
     denoiser::{load_stdit, prompt_states},
 };
+use burn::tensor::{Device, Tensor};
 use opensora::{
     denoiser::PromptedDenoiser,
     diffusion::{
@@ -13,7 +14,6 @@ use opensora::{
     stdit::{DenoiserConfig, StDit},
     t5::PromptStates,
 };
-use burn::tensor::{Device, Tensor};
 use serde::Deserialize;
 use std::ops::ControlFlow;
 

@@ -5,6 +5,8 @@ use super::{
     denoiser::load_stdit,
     diffusion::{go_on, noise_of_step},
 };
+use burn::tensor::{Device, FloatDType, Tensor};
+use opensora::checkpoint::Checkpoint;
 use opensora::{
     denoiser::PromptedDenoiser,
     diffusion::{Guidance, Iddpm},
@@ -13,8 +15,6 @@ use opensora::{
     t5::{PromptStates, TextEncoder},
     vae::{AutoencoderKl, VaeConfig},
 };
-use burn::tensor::{Device, FloatDType, Tensor};
-use opensora::checkpoint::Checkpoint;
 
 struct Models {
     text_encoder: TextEncoder,

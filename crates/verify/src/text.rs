@@ -1,12 +1,12 @@
 //! Cases of the text side: `caption-clean`, `t5-tokenizer`, `t5-encoder`.
 
 use super::{Case, Check, Failure, Output, Outputs};
+use burn::tensor::{Device, FloatDType};
+use opensora::checkpoint::Checkpoint;
 use opensora::t5::{
     T5Config, T5Encoder, T5Tokenizer, TokenIds, caption::text_preprocessing,
     position::relative_bucket,
 };
-use burn::tensor::{Device, FloatDType};
-use opensora::checkpoint::Checkpoint;
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -1,6 +1,8 @@
 //! Cases of the training step: `train-step`.
 
 use super::{Case, Check, Failure, Output, Outputs, denoiser::load_stdit, denoiser::prompt_states};
+use burn::tensor::{Device, FloatDType, TensorData};
+use opensora::checkpoint::published_tensors;
 use opensora::{
     stdit::{DenoiserConfig, StDit, keys},
     train::{
@@ -10,8 +12,6 @@ use opensora::{
         parameters::filled,
     },
 };
-use burn::tensor::{Device, FloatDType, TensorData};
-use opensora::checkpoint::published_tensors;
 use serde_json::Value;
 use std::collections::BTreeMap;
 

@@ -1,9 +1,9 @@
 //! Cases of kind `vae`.
 
 use super::{Case, Failure, Output, Outputs};
-use opensora::vae::{AutoencoderKl, VaeConfig};
 use burn::tensor::{Device, FloatDType};
 use opensora::checkpoint::Checkpoint;
+use opensora::vae::{AutoencoderKl, VaeConfig};
 
 /// Encodes and decodes; frames go through one at a time, which must not change anything.
 pub(super) fn run(case: &Case, device: &Device) -> Result<Outputs, Failure> {

@@ -1,6 +1,7 @@
 //! The parts of the flow, ready to run.
 
 use super::{BenchError, BenchSpec, Part, StageSeconds, flops, weights};
+use burn::tensor::{Device, Tensor};
 use opensora::{
     denoiser::PromptedDenoiser,
     diffusion::{Sampler, TRAINING_TIMESTEPS},
@@ -19,7 +20,6 @@ use opensora::{
     },
     vae::AutoencoderKl,
 };
-use burn::tensor::{Device, Tensor};
 use std::{ops::ControlFlow, time::Instant};
 
 /// Seconds of the stages; `None` where all that was done counts.

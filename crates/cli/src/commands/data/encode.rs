@@ -1,6 +1,6 @@
 //! `opensora data encode`: a cache of latents and prompt states.
 
-use crate::{open_device, progress::Progress, commands::sample::parse_size};
+use crate::{commands::sample::parse_size, open_device, progress::Progress};
 use anyhow::Context;
 use clap::Args as ClapArgs;
 use opensora::{
