@@ -44,8 +44,7 @@ impl Manifest {
             let reason = "found no rows, expected at least one".into();
             return Err(ManifestError::Whole { path: path.into(), reason });
         }
-<<<<<<< HEAD
-        let folder = stored::folder_of(path);
+        let folder = folder_of(path);
         let rows = std::mem::take(table.rows_mut()).into_iter().filter_map(|fields| {
             let mut fields = fields.into_iter();
             let (path, caption) = fields.next().zip(fields.next())?;
@@ -54,35 +53,6 @@ impl Manifest {
             Some(Row { path: folder.join(path), caption, num_frames })
         });
         Ok(Self { rows: rows.collect() })
-=======
-        let names = table.columns().join(", ");
-        let at_path = table
-            .column(PATH)
-            .ok_or_else(|| whole(format!("the header names {names}, but no path")))?;
-        let at_caption = table.column(TEXT).ok_or_else(|| {
-            whole(format!("the header names {names}, but neither text nor caption"))
-        })?;
-        let at_frames = table.column(NUM_FRAMES);
-        let folder = folder_of(path);
-        let rows =
-            std::mem::take(table.rows_mut()).into_iter().enumerate().map(|(row, mut fields)| {
-                let fail = |reason: String| ManifestError::Row { path: path.into(), row, reason };
-                if fields[at_path].is_empty() {
-                    return Err(fail("its path is empty".into()));
-                }
-                let num_frames = match at_frames.map(|at| fields[at].trim()) {
-                    None | Some("") => None,
-                    Some(text) => {
-                        let reason = || format!("'{text}' is no number of frames");
-                        Some(count(text).ok_or_else(|| fail(reason()))?)
-                    }
-                };
-                // The folder's name need not be UTF-8.
-                let path = stored::join(folder, &fields[at_path]);
-                Ok(Row { path, caption: std::mem::take(&mut fields[at_caption]), num_frames })
-            });
-        Ok(Self { rows: rows.collect::<Result<_, _>>()? })
->>>>>>> w-files
     }
 
     /// Writes a table of the columns `path`, `text` and `num_frames`; the file appears complete or not
