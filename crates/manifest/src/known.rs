@@ -6,6 +6,7 @@ use crate::{
     table::{NUM_FRAMES, PATH, TEXT, URL},
     value,
 };
+use opensora_files::one_line;
 
 /// What a table is read for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -93,15 +94,18 @@ impl Known {
 /// Returns the names of columns for a message.
 pub(crate) fn shown(columns: &[String]) -> String {
     const MOST: usize = 12;
-    let mut names: Vec<&str> = columns.iter().take(MOST).map(|name| start(name)).collect();
+    let mut names: Vec<String> = columns.iter().take(MOST).map(|name| start(name)).collect();
     if columns.len() > MOST {
-        names.push("...");
+        names.push("...".into());
     }
-    names.join(", ").replace(['\n', '\r'], " ")
+    names.join(", ")
 }
 
-/// Returns the first characters of a field, for a message of one line.
-pub(crate) fn start(field: &str) -> &str {
-    let line = field.lines().next().unwrap_or_default();
-    line.char_indices().nth(60).map_or(line, |(end, _)| &line[..end])
+/// Returns the first characters of a field for a message.
+pub(crate) fn start(field: &str) -> String {
+    const MOST: usize = 60;
+    match field.char_indices().nth(MOST) {
+        Some((end, _)) => one_line(&field[..end]) + "...",
+        None => one_line(field),
+    }
 }

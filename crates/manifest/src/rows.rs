@@ -1,8 +1,8 @@
-//! The list of training data: one image or video a row, with its caption.
+//! The rows of a table for training.
 //!
-//! A manifest is a [`Table`] of which path, caption and number of frames are taken, by these names:
-//! `path`, `text` or `caption`, and, where it is known, `num_frames` or `frames`. A row of a CSV file
-//! may end where its caption does, and what it has beyond the columns is left out.
+//! A [`Manifest`] is read from a [`Table`] file with the columns `path` and `text` and, if known,
+//! `num_frames`, under any of their [names](crate). A row of a CSV file may end behind its caption,
+//! and fields beyond the columns are ignored. Other columns are not kept in memory.
 
 use crate::{
     ManifestError, Table,
@@ -14,21 +14,21 @@ use crate::{
 use opensora_files::folder_of;
 use std::path::{Path, PathBuf};
 
-/// The rows of a manifest, at least one where it was read.
+/// The rows of a table for training; at least one if it was read from a file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Manifest {
     /// The rows in order.
     pub rows: Vec<Row>,
 }
 
-/// An image or video and what it shows.
+/// An image or video with its caption.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// The file, or the folder of a video's frames.
+    /// The image, the video, or the folder of a video's frames.
     pub path: PathBuf,
-    /// Its caption, as written; it may be empty.
+    /// Its caption; empty if it is missing.
     pub caption: String,
-    /// How many frames it has, where that is known; 1 for images.
+    /// Its number of frames, 1 for images; `None` if it is not known.
     pub num_frames: Option<usize>,
 }
 
@@ -55,12 +55,12 @@ impl Manifest {
         Ok(Self { rows: rows.collect() })
     }
 
-    /// Writes a manifest of the columns `path`, `text` and `num_frames`: whole, or not at all.
-    /// Files below its folder are named relative to that, so that the folder can be moved; others
-    /// by their absolute path.
+    /// Writes a table of the columns `path`, `text` and `num_frames`; the file appears complete or not
+    /// at all. Paths below its folder are written relative to it, so that the folder can be moved,
+    /// other paths as absolute ones.
     ///
     /// # Errors
-    /// Where it cannot be written, or a path is no UTF-8.
+    /// Returns an error if the file cannot be written or a path is not UTF-8.
     pub fn write(&self, path: &Path) -> Result<(), ManifestError> {
         let io = |source| ManifestError::Io { path: path.into(), source };
         let root = stored::absolute_folder(folder_of(path)).map_err(io)?;

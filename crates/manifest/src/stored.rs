@@ -1,4 +1,4 @@
-//! Tables as they lie on the disk: relative paths, and a format by the file's ending.
+//! Tables in files: relative paths, and a format by the file's ending.
 
 use crate::{
     ManifestError, Table, csv_file,
@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// How a table is written; anything but Parquet's endings is CSV.
+/// The format of a file; anything but Parquet's endings is CSV.
 enum Format {
     Csv,
     Parquet,
@@ -36,15 +36,15 @@ pub(crate) fn read(path: &Path, purpose: Purpose) -> Result<Table, ManifestError
     }
 }
 
-/// A table with paths as they are to be written.
+/// A table with the paths that are to be written.
 pub(crate) struct Stored<'a> {
     table: &'a Table,
-    /// Where the column of paths is, and what takes its place.
+    /// The index of the column of paths, and the fields that replace it.
     paths: Option<(usize, Vec<String>)>,
 }
 
 impl<'a> Stored<'a> {
-    /// With paths relative to `root` where they lie below it, and absolute elsewhere; for `file`.
+    /// Prepares a table for `file`: paths below `root` become relative to it, others absolute.
     pub(crate) fn new(
         table: &'a Table,
         root: Option<&Path>,
@@ -68,7 +68,7 @@ impl<'a> Stored<'a> {
         Ok(Self { table, paths: table.column(PATH).map(paths).transpose()? })
     }
 
-    /// With paths as they are.
+    /// Prepares a table whose paths are already those of the file.
     pub(crate) fn as_it_is(table: &'a Table) -> Self {
         Self { table, paths: None }
     }
@@ -89,7 +89,7 @@ impl<'a> Stored<'a> {
     }
 }
 
-/// Writes a table: whole, or not at all.
+/// Writes a table; the file appears complete or not at all.
 pub(crate) fn write(table: &Stored<'_>, path: &Path) -> Result<(), ManifestError> {
     if !table.columns().iter().any(|name| name == PATH || name == URL) {
         // Read again as CSV, the header would be a row.
@@ -126,12 +126,12 @@ pub(crate) fn join(folder: &Path, path: &str) -> PathBuf {
     if folder == Path::new(".") { path.into() } else { folder.join(path) }
 }
 
-/// A folder's absolute path.
+/// Returns the absolute path of a folder.
 pub(crate) fn absolute_folder(folder: &Path) -> io::Result<PathBuf> {
     std::path::absolute(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
 }
 
-/// A path from the absolute folder `root` where it lies below that, else the absolute one.
+/// Returns a path relative to the absolute folder `root` if it lies below it, else absolute.
 pub(crate) fn relative(file: &Path, root: Option<&Path>) -> io::Result<PathBuf> {
     let file = std::path::absolute(file)?;
     let below = root.and_then(|root| file.strip_prefix(root).ok());
@@ -149,7 +149,7 @@ pub(crate) fn resolve(table: &mut Table, root: &Path, file: &Path) -> Result<(),
     Ok(())
 }
 
-/// A path as a field.
+/// Returns a path as a field.
 pub(crate) fn text(path: PathBuf, row: usize, file: &Path) -> Result<String, ManifestError> {
     path.into_os_string().into_string().map_err(|path| ManifestError::Row {
         path: file.into(),

@@ -1,9 +1,9 @@
 //! Parquet files read as text, column by column.
 //!
-//! Files come from anywhere: what one claims is checked against what it holds, and a reader that
-//! gives up on it (a panic) is an error like any other. A file of a kilobyte can say a million times
-//! the same word, so memory is bounded by a multiple of the file's size that no honest list of
-//! files comes near. Within the reader, one damaged page can still take up to 2 GiB for a moment.
+//! The sizes that a file states are checked against its length, and a panic of the Parquet reader is
+//! an error. A file of a kilobyte can repeat the same word a million times, so memory is bounded by
+//! a multiple of the file's size that no real list of files comes near. Within the reader, one
+//! damaged page can still take up to 2 GiB for a moment.
 
 use super::BATCH;
 use crate::{
@@ -24,10 +24,10 @@ use std::{
     path::Path,
 };
 
-/// Bytes of a table in memory for one of its file, besides [`FREE`]: deflate alone makes at most
-/// 1032 of one.
+/// Bytes of memory for each byte of the file, besides [`FREE`]. For comparison: deflate expands by
+/// at most 1032.
 const GROWTH: u64 = 4096;
-/// Bytes that any table may have.
+/// Bytes of memory that any table may take.
 const FREE: u64 = 64 << 20;
 
 /// Reads a table.
@@ -45,7 +45,7 @@ pub(crate) fn read(path: &Path, purpose: Purpose) -> Result<Table, ManifestError
         })
 }
 
-/// What is wrong with a file.
+/// Why a file cannot be read.
 enum Wrong {
     Whole(String),
     Row(usize, String),
@@ -57,7 +57,7 @@ impl From<ParquetError> for Wrong {
     }
 }
 
-/// A file that allocates nothing for bytes that it does not have.
+/// A file that does not allocate memory for bytes beyond its end.
 struct Bounded {
     file: File,
     length: u64,
@@ -146,15 +146,16 @@ impl Kind {
     }
 }
 
-/// Takes the fields of a column, and how many bytes of memory are left.
+/// Adds the fields of a column to the rows.
 struct Sink<'a> {
     rows: &'a mut Vec<Vec<String>>,
-    /// Where the row group begins.
+    /// The first row of the row group.
     first: usize,
-    /// Fields that came.
+    /// Fields added so far.
     count: usize,
     column: usize,
     columns: usize,
+    /// Bytes of memory that the table may still take.
     left: &'a mut u64,
 }
 
@@ -247,14 +248,14 @@ fn read_column(
             let text = std::str::from_utf8(value.data());
             text.map(String::from).map_err(|_| format!("the field {name} is not UTF-8"))
         }),
-        // Their kinds were refused.
+        // `Kind::of` rejects these.
         ColumnReader::Int96ColumnReader(_) | ColumnReader::FixedLenByteArrayColumnReader(_) => {
             Err(Wrong::Whole(format!("the column {name} is neither text nor numbers")))
         }
     }
 }
 
-/// Every field of a column, gaps as empty ones.
+/// Reads every field of a column; nulls are empty fields.
 fn each<T: DataType>(
     mut reader: ColumnReaderImpl<T>,
     sink: &mut Sink<'_>,
