@@ -39,6 +39,8 @@ pub(crate) struct Stream {
     decoder: Box<dyn Decode + Send>,
     /// Decoded, and their turn has come.
     ready: VecDeque<Picture>,
+    /// Whether the first sample needs no other.
+    begins_anew: bool,
     /// Frames of these times are shown.
     window: Range<i64>,
     /// Time of the first shown frame, and ticks per second.
@@ -75,7 +77,7 @@ impl Stream {
         let Some(Timing { first, frames, fps, duration }) = timing else {
             return Err(Refusal::unusable("it holds no pictures"));
         };
-        let needed = needed(&mut file, &samples, &window, length_size)?;
+        let (needed, begins_anew) = needed(&mut file, &samples, &window, length_size)?;
         samples.truncate(needed.end);
         let info = VideoInfo {
             width: 0,
@@ -91,6 +93,7 @@ impl Stream {
             samples: samples.split_off(needed.start).into_iter(),
             decoder: Box::new(decoder),
             ready: VecDeque::new(),
+            begins_anew,
             window,
             first,
             timescale,
@@ -124,6 +127,11 @@ impl Stream {
                 ready.extend(shown(decoded, window));
             }
             Ok(())
+        })
+        .map_err(|refused| match refused {
+            Refusal::Io(_) => refused,
+            _ if !self.begins_anew => Refusal::unsupported(NO_BEGINNING),
+            _ => refused,
         })
     }
 }
@@ -160,23 +168,31 @@ fn read(file: &mut File, sample: &Sample) -> Result<Vec<u8>, Refusal> {
 }
 
 /// The samples that have to be decoded for the frames of a window: from the last picture on that
-/// begins anew before them.
+/// begins anew before them; and whether there is such a picture.
 fn needed(
     file: &mut File,
     samples: &[Sample],
     window: &Range<i64>,
     length_size: usize,
-) -> Result<Range<usize>, Refusal> {
+) -> Result<(Range<usize>, bool), Refusal> {
     let is_shown = |sample: &Sample| window.contains(&sample.shown);
     let first = samples.iter().position(is_shown).unwrap_or(0);
     let end = samples.iter().rposition(is_shown).map_or(0, |last| last + 1);
     for start in (0..=first).rev().filter(|&start| samples[start].is_key) {
         if begins_anew(&read(file, &samples[start])?, length_size) {
-            return Ok(start..end);
+            return Ok((start..end, true));
         }
     }
-    Ok(0..end)
+    // Pictures before the first one may need some that were cut off.
+    let earliest = samples.first().map_or(0, |first| first.shown);
+    match samples.iter().any(|sample| is_shown(sample) && sample.shown < earliest) {
+        true => Err(Refusal::unsupported(NO_BEGINNING)),
+        false => Ok((0..end, false)),
+    }
 }
+
+/// Found in files that were cut out of others at a picture that is only nearly a beginning.
+const NO_BEGINNING: &str = "H.264 that does not begin with an IDR picture";
 
 fn seconds(ticks: i64, timescale: u32) -> f64 {
     ticks as f64 / f64::from(timescale)

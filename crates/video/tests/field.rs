@@ -211,6 +211,32 @@ fn hidden_frames_are_neither_counted_nor_shown() {
 }
 
 #[test]
+fn two_programs_show_the_same_as_one() {
+    if !ffmpeg_is_there() {
+        return;
+    }
+    let path = fixture("../shots/shots_high.mp4");
+    // From frame 100 on.
+    let edits = [(11_333, 1024 + 512 * 100)];
+    let bytes = patch::with_edits(&std::fs::read(path).unwrap(), &edits);
+    let (_folder, path) = written("cut.mp4", &bytes);
+    let (info, whole) = VideoReader::open_planar(&path, Decoder::Ffmpeg, |_, _| None).unwrap();
+    let whole: Vec<_> = whole.map(|frame| frame.unwrap()).collect();
+    assert_eq!((info.num_frames, whole.len()), (Some(340), 340));
+    let halves = VideoReader::open_planar_halves(&path, |_, _| None).unwrap();
+    for (frames, from) in [(halves.first, 0), (halves.second, halves.place)] {
+        let mut count = from;
+        for (frame, expected) in frames.zip(&whole[from..]) {
+            let frame = frame.unwrap();
+            assert!(frame.planes == expected.planes, "{count}");
+            assert!((frame.time - expected.time).abs() < 1e-9, "{count}: {}", frame.time);
+            count += 1;
+        }
+        assert_eq!(count, 340);
+    }
+}
+
+#[test]
 fn all_eight_orientations_are_shown_upright() {
     const ONE: i32 = 65536;
     let bytes = std::fs::read(fixture("h264_420_8.mp4")).unwrap();
@@ -311,6 +337,7 @@ fn other_kinds_need_the_program_and_are_not_damaged() {
         ("h264_420_10.mp4", "10 bits"),
         ("interlaced.mp4", "interlace"),
         ("av1.mp4", "av01"),
+        ("refresh_cut.mp4", "IDR"),
         ("packed_b_frames.avi", "no MP4"),
     ] {
         let path = fixture(name);
