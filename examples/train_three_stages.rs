@@ -2,7 +2,7 @@
 //! video from a prompt. Minutes on two cores; every part is the one that real sizes use.
 //!
 //! ```sh
-//! cargo run --release --example train_three_stages
+//! cargo run --release --example train_three_stages --features train
 //! ```
 //!
 //! So short a training teaches little: what it shows is how the parts are put together. The demo
@@ -14,7 +14,6 @@ use opensora::{
     data::{
         ClipDataset, Manifest,
         cache::{self, CacheJob, CacheKey},
-        demo::{DemoSpec, write_dataset},
         encode::ClipEncoder,
     },
     nn::{device, dtype::Dtype},
@@ -25,6 +24,7 @@ use opensora::{
     },
     video::{VideoSpec, Writer},
 };
+use opensora_demo::{DemoSpec, write_dataset};
 use serde_json::json;
 use std::{path::Path, time::Instant};
 

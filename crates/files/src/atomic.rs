@@ -1,74 +1,360 @@
-//! Files that appear complete or not at all.
+//! Files and folders that appear complete or not at all.
+//!
+//! Everything is written under an unpredictable temporary name beside the target, which is created
+//! anew (`O_EXCL`, so neither a file nor a link that stands there is written through), then synced
+//! and renamed. A reader sees the old content or all of the new one, also after a crash. Files get
+//! the rights of any other new file: `0666` less the umask, `0777` for folders. Dropping an
+//! uncommitted file or folder removes it; [`remove_leftovers`] removes those of killed processes.
 
+use crate::folder::{folder_of, sync_folder};
 use std::{
-    ffi::OsString,
-    fs::File,
-    io,
+    fs::{self, File, OpenOptions},
+    hash::{BuildHasher, Hasher, RandomState},
+    io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-/// Lets `write` fill a file under a temporary name beside `path`, brings it to the disk and renames
-/// it: whoever looks sees the old file or the whole new one, also after a crash. Where anything
-/// fails, the temporary file is removed and what was at `path` stays.
+/// Temporary names begin and end so.
+const PREFIX: &str = ".opensora-";
+const SUFFIX: &str = ".part";
+
+/// What happens to something that exists at the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Existing {
+    /// A file is replaced; of folders, only an empty one.
+    #[default]
+    Replace,
+    /// It is an error of the kind [`io::ErrorKind::AlreadyExists`], both at the beginning and at
+    /// the commit, which creates the target only if it is absent, in one step.
+    Refuse,
+}
+
+/// Lets `write` fill a temporary file beside `path`, syncs it and renames it to `path`. If
+/// anything fails, the temporary file is removed and the old file stays.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("notes.txt");
+/// opensora_files::write_atomically(&path, |temporary| std::fs::write(temporary, "whole"))?;
+/// assert_eq!(std::fs::read_to_string(&path)?, "whole");
+/// # Ok::<(), std::io::Error>(())
+/// ```
 ///
 /// # Errors
-/// Where `write` fails or the file cannot be brought to the disk or renamed.
+/// Returns an error if `write` fails, or the file cannot be created, synced or renamed.
 pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&Path) -> io::Result<()>,
 ) -> io::Result<()> {
-    let temporary = temporary_name(path)?;
-    let done = write(&temporary)
-        .and_then(|()| File::open(&temporary)?.sync_all())
-        .and_then(|()| std::fs::rename(&temporary, path))
-        .and_then(|()| sync_folder(path));
-    if done.is_err() {
-        // The first error tells what happened; that the rest of the file stays is the lesser evil.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    done
+    let file = AtomicFile::create(path, Existing::Replace)?;
+    write(file.temporary_path())?;
+    file.commit()
 }
 
-/// Brings the folder that holds `path` to the disk, so that a rename in it survives a crash.
+/// A temporary file that becomes the file at its target when it is committed.
+///
+/// It can be opened long before it is written, so that a target that cannot be written to is
+/// known before the work:
+///
+/// ```
+/// # use opensora_files::{AtomicFile, Existing};
+/// # use std::io::Write;
+/// # let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("video.mp4");
+/// let mut file = AtomicFile::create(&path, Existing::Refuse)?;
+/// file.try_write()?;
+/// // Minutes of work; dropping `file` here leaves nothing behind.
+/// file.write_all(b"frames")?;
+/// file.commit()?;
+/// assert!(AtomicFile::create(&path, Existing::Refuse).is_err());
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// [`Write`], [`Read`] and [`Seek`] go to the temporary file, without a buffer.
+#[derive(Debug)]
+pub struct AtomicFile {
+    temporary: Temporary,
+    file: File,
+    target: PathBuf,
+    existing: Existing,
+}
+
+impl AtomicFile {
+    /// Creates an empty temporary file in the folder of `path`, which must exist.
+    ///
+    /// # Errors
+    /// Returns an error if `path` names no file, a folder or a device, if it exists although
+    /// `existing` refuses that, or if the folder cannot be written to.
+    pub fn create(path: &Path, existing: Existing) -> io::Result<Self> {
+        check_target(path, existing)?;
+        match fs::metadata(path) {
+            Ok(found) if found.is_dir() => {
+                let reason = "it is a folder, expected a file name";
+                return Err(io::Error::new(io::ErrorKind::IsADirectory, reason));
+            }
+            // Renaming would replace the device itself.
+            Ok(found) if !found.is_file() => {
+                let reason = "it is a device, pipe or socket, expected a file";
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+            }
+            _ => {}
+        }
+        let create =
+            |path: &Path| OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        let (temporary, file) = Temporary::create(path, create, |path| fs::remove_file(path))?;
+        Ok(Self { temporary, file, target: path.into(), existing })
+    }
+
+    /// Writes a few bytes and takes them away again, so that a full disk shows early.
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be written.
+    pub fn try_write(&mut self) -> io::Result<()> {
+        self.file.write_all(b"try")?;
+        self.file.set_len(0)?;
+        self.file.rewind()
+    }
+
+    /// Returns the path that the file gets.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Returns the path of the temporary file, for writers that open a path by themselves.
+    pub fn temporary_path(&self) -> &Path {
+        &self.temporary.path
+    }
+
+    /// Brings what was written to the disk; [`AtomicFile::commit`] does so too. For several files
+    /// of which none may get its name before all are complete.
+    ///
+    /// # Errors
+    /// Returns an error if the disk refuses.
+    pub fn sync(&self) -> io::Result<()> {
+        // By its path: a writer that opened the path may have replaced the file.
+        OpenOptions::new().write(true).open(&self.temporary.path)?.sync_all()
+    }
+
+    /// Syncs the file, renames it to its target and syncs the folder.
+    ///
+    /// # Errors
+    /// Returns an error if one of these fails, or the target appeared meanwhile and is to be
+    /// refused. The temporary file is removed then.
+    pub fn commit(self) -> io::Result<()> {
+        self.sync()?;
+        match self.existing {
+            Existing::Replace => fs::rename(&self.temporary.path, &self.target)?,
+            Existing::Refuse => rename_new(&self.temporary.path, &self.target)?,
+        }
+        self.temporary.keep();
+        sync_folder(&self.target)
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Read for AtomicFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read(buffer)
+    }
+}
+
+impl Seek for AtomicFile {
+    fn seek(&mut self, position: io::SeekFrom) -> io::Result<u64> {
+        self.file.seek(position)
+    }
+}
+
+/// A temporary folder that becomes the folder at its target when it is committed.
+#[derive(Debug)]
+pub struct AtomicFolder {
+    temporary: Temporary,
+    target: PathBuf,
+    existing: Existing,
+}
+
+impl AtomicFolder {
+    /// Creates an empty temporary folder in the folder of `path`, which must exist.
+    ///
+    /// # Errors
+    /// Returns an error if `path` has no name or is a file, if it exists although `existing`
+    /// refuses that, or if the folder cannot be written to.
+    pub fn create(path: &Path, existing: Existing) -> io::Result<Self> {
+        check_target(path, existing)?;
+        if path.exists() && !path.is_dir() {
+            let reason = "it is a file, expected a folder";
+            return Err(io::Error::new(io::ErrorKind::NotADirectory, reason));
+        }
+        let remove = |path: &Path| fs::remove_dir_all(path);
+        let (temporary, ()) = Temporary::create(path, |path| fs::create_dir(path), remove)?;
+        Ok(Self { temporary, target: path.into(), existing })
+    }
+
+    /// Returns the path that the folder gets.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Returns the path of the temporary folder, to write files into.
+    pub fn temporary_path(&self) -> &Path {
+        &self.temporary.path
+    }
+
+    /// Syncs all files and folders in it, renames it to its target and syncs the folder above.
+    ///
+    /// # Errors
+    /// Returns an error if one of these fails, a folder at the target is not empty, or the target
+    /// appeared meanwhile and is to be refused. The temporary folder is removed then.
+    pub fn commit(self) -> io::Result<()> {
+        sync_all_in(&self.temporary.path)?;
+        // Only Unix renames over an empty folder; elsewhere renaming refuses any, and so does the
+        // name that is taken here, in one step.
+        let refuses = self.existing == Existing::Refuse;
+        if refuses && cfg!(unix) {
+            fs::create_dir(&self.target)?;
+        } else if !refuses && !cfg!(unix) && self.target.exists() {
+            fs::remove_dir(&self.target)?;
+        }
+        if let Err(error) = fs::rename(&self.temporary.path, &self.target) {
+            if refuses && cfg!(unix) {
+                // It is the empty one of above; the first error is the one that matters.
+                let _ = fs::remove_dir(&self.target);
+            }
+            return Err(error);
+        }
+        self.temporary.keep();
+        sync_folder(&self.target)
+    }
+}
+
+/// Removes temporary files and folders of killed processes from `folder`, if nothing was written
+/// to them for as long as `age`: younger ones may still be in use.
 ///
 /// # Errors
-/// Where the folder cannot be opened.
-pub fn sync_folder(path: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(folder_of(path))?.sync_all() } else { Ok(()) }
+/// Returns an error if the folder cannot be listed or something in it not be removed. A folder
+/// that does not exist is none.
+pub fn remove_leftovers(folder: &Path, age: Duration) -> io::Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if !(name.starts_with(PREFIX) && name.ends_with(SUFFIX)) {
+            continue;
+        }
+        let remove = || {
+            // Of the entry itself: a link is removed, not what it points to.
+            let found = entry.metadata()?;
+            let idle = found.modified()?.elapsed().unwrap_or_default();
+            match idle >= age {
+                true if found.is_dir() => fs::remove_dir_all(entry.path()),
+                true => fs::remove_file(entry.path()),
+                false => Ok(()),
+            }
+        };
+        // What is gone by now was committed, or removed by another process.
+        remove().or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })?;
+    }
+    Ok(())
 }
 
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+/// Fails if `path` has no name, or exists and may not.
+fn check_target(path: &Path, existing: Existing) -> io::Result<()> {
+    if path.file_name().is_none() {
+        return Err(io::ErrorKind::InvalidFilename.into());
+    }
+    // Of the entry itself: a dangling link exists as well.
+    if existing == Existing::Refuse && fs::symlink_metadata(path).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it exists already"));
+    }
+    Ok(())
 }
 
-fn temporary_name(path: &Path) -> io::Result<PathBuf> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
-    let mut temporary = OsString::from(".");
-    temporary.push(name);
-    // Two processes that write the same file do not write into each other's.
-    temporary.push(format!(".{}.partial", std::process::id()));
-    Ok(folder_of(path).join(temporary))
+/// A temporary file or folder, removed when dropped.
+#[derive(Debug)]
+struct Temporary {
+    /// Absolute, so that it is found again after a change of the working directory.
+    path: PathBuf,
+    remove: fn(&Path) -> io::Result<()>,
+}
+
+impl Temporary {
+    /// Lets `create` create a file or folder beside `target`, under names that nobody can foresee,
+    /// until one is free.
+    fn create<T>(
+        target: &Path,
+        create: impl Fn(&Path) -> io::Result<T>,
+        remove: fn(&Path) -> io::Result<()>,
+    ) -> io::Result<(Self, T)> {
+        let folder = std::path::absolute(folder_of(target))?;
+        loop {
+            // Keyed by random bytes of the operating system.
+            let random = RandomState::new().build_hasher().finish();
+            let path = folder.join(format!("{PREFIX}{random:016x}{SUFFIX}"));
+            match create(&path) {
+                Ok(created) => return Ok((Self { path, remove }, created)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Keeps what has got its name.
+    fn keep(mut self) {
+        self.remove = |_| Ok(());
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // What stays is left over, as of a killed process.
+        let _ = (self.remove)(&self.path);
+    }
+}
+
+/// Gives `temporary` the name `target` in one step, and fails if that exists.
+fn rename_new(temporary: &Path, target: &Path) -> io::Result<()> {
+    match fs::hard_link(temporary, target) {
+        Ok(()) => fs::remove_file(temporary),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
+        // A file system without hard links: an empty file takes the name first.
+        Err(_) => {
+            OpenOptions::new().write(true).create_new(true).open(target)?;
+            fs::rename(temporary, target).inspect_err(|_| {
+                // It is the empty one; the first error is the one that matters.
+                let _ = fs::remove_file(target);
+            })
+        }
+    }
+}
+
+fn sync_all_in(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            sync_all_in(&entry.path())?;
+        } else if kind.is_file() {
+            OpenOptions::new().write(true).open(entry.path())?.sync_all()?;
+        }
+    }
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_failure_leaves_the_old_file_and_nothing_else() {
-        let folder = std::env::temp_dir().join(format!("opensora-files-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let path = folder.join("file");
-        write_atomically(&path, |temporary| std::fs::write(temporary, "first")).unwrap();
-        let error = write_atomically(&path, |temporary| {
-            std::fs::write(temporary, "half")?;
-            Err(io::Error::other("full"))
-        });
-        assert_eq!(error.unwrap_err().to_string(), "full");
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "first");
-        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
-        write_atomically(&path, |temporary| std::fs::write(temporary, "second")).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "second");
-        std::fs::remove_dir_all(folder).unwrap();
-    }
-}
+mod tests;

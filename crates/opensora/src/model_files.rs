@@ -5,7 +5,6 @@
 //! encoder and a VAE.
 
 use crate::{
-    demo_model,
     diffusion::{PredictionType, sampler::SamplerError},
     request::SampleRequest,
     stdit::{DenoiserConfig, PositionScales},
@@ -22,6 +21,8 @@ pub struct ModelFiles {
     pub denoiser: PathBuf,
     /// Sizes of the STDiT.
     pub denoiser_config: DenoiserConfig,
+    /// Which position scales the STDiT is given.
+    pub scales: ScaleRule,
     /// What its first channels name; where `None`, what the weights say of themselves, and the
     /// published noise where they say nothing.
     pub prediction_type: Option<PredictionType>,
@@ -31,6 +32,17 @@ pub struct ModelFiles {
     pub vae: PathBuf,
     /// Size, length and rate that the model was trained for.
     pub defaults: SampleRequest,
+}
+
+/// How [`TextToVideo`](crate::TextToVideo) chooses the units of the position tables.
+///
+/// A request's own `space_scale` and `time_scale` win over either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScaleRule {
+    /// Those of [`ModelFiles::denoiser_config`], whatever size is asked for.
+    Fixed,
+    /// Those of the published configuration nearest to the request: see [`published_scales`].
+    ForRequest,
 }
 
 /// A published checkpoint.
@@ -87,14 +99,6 @@ pub enum ModelError {
     Unknown {
         /// What was asked for.
         name: String,
-    },
-    /// The demo model cannot be unpacked.
-    #[error("the demo model cannot be unpacked: {}: {source}", path.display())]
-    Unpack {
-        /// Where to.
-        path: PathBuf,
-        /// The operating system's reason.
-        source: std::io::Error,
     },
     /// The description of a model cannot be read.
     #[error("{}: {reason}", path.display())]
@@ -198,6 +202,7 @@ impl ModelFiles {
             name: description.name,
             denoiser: folder.join(description.denoiser),
             denoiser_config: description.denoiser_config,
+            scales: ScaleRule::Fixed,
             prediction_type: description.prediction_type,
             t5: folder.join(description.t5),
             vae: folder.join(description.vae),
@@ -213,25 +218,15 @@ impl ModelFiles {
         })
     }
 
-    /// The demo model that comes with the crate: unpacked into the system's folder of temporary
-    /// files on the first use, and checked on every one.
+    /// Finds a model by name or path: a preset, a folder with a `model.json`, or an STDiT-XL/2
+    /// checkpoint, which is sampled with the position scales of the size asked for
+    /// ([`ScaleRule::ForRequest`]).
     ///
     /// # Errors
-    /// Where it cannot be unpacked.
-    pub fn demo() -> Result<Self, ModelError> {
-        Self::open(&demo_model::unpack()?)
-    }
-
-    /// Finds the model of a name or path: `demo`, a preset, a folder with a `model.json`, or an STDiT-XL/2
-    /// checkpoint, whose position scales are those of the size asked for.
-    ///
-    /// # Errors
-    /// Where there is no such model or one of its parts is not there.
+    /// Returns an error if there is no such model or one of its parts is missing.
     pub fn resolve(model: &str, parts: &PartPaths) -> Result<Self, ModelError> {
         let path = Path::new(model);
-        let mut files = if model == demo_model::NAME {
-            Self::demo()?
-        } else if let Some(preset) = PRESETS.iter().find(|preset| preset.name == model) {
+        let files = if let Some(preset) = PRESETS.iter().find(|preset| preset.name == model) {
             Self::preset(preset, parts)?
         } else if path.join("model.json").exists() {
             Self::open(path)?
@@ -240,13 +235,16 @@ impl ModelFiles {
         } else {
             return Err(ModelError::Unknown { name: model.into() });
         };
-        if let Some(t5) = &parts.t5 {
-            files.t5 = t5.clone();
+        Ok(files.with_parts(parts))
+    }
+
+    /// Replaces the text encoder and the VAE by those that `parts` names.
+    pub fn with_parts(self, parts: &PartPaths) -> Self {
+        Self {
+            t5: parts.t5.clone().unwrap_or(self.t5),
+            vae: parts.vae.clone().unwrap_or(self.vae),
+            ..self
         }
-        if let Some(vae) = &parts.vae {
-            files.vae = vae.clone();
-        }
-        Ok(files)
     }
 
     fn preset(preset: &Preset, parts: &PartPaths) -> Result<Self, ModelError> {
@@ -269,6 +267,7 @@ impl ModelFiles {
             name: preset.name.into(),
             denoiser: find(&None, &[preset.file], "hpcai-tech/Open-Sora", "--weights-dir")?,
             denoiser_config: DenoiserConfig { scales: preset.scales, ..DenoiserConfig::xl_2() },
+            scales: ScaleRule::Fixed,
             prediction_type: None,
             t5: find(&parts.t5, &T5_FOLDERS, "DeepFloyd/t5-v1_1-xxl", "--t5")?,
             vae: find(&parts.vae, &VAE_FOLDERS, "stabilityai/sd-vae-ft-ema", "--vae")?,
@@ -287,23 +286,17 @@ impl ModelFiles {
             name: path.display().to_string(),
             denoiser: path.into(),
             denoiser_config: DenoiserConfig::xl_2(),
+            scales: ScaleRule::ForRequest,
             prediction_type: None,
             t5: parts.t5.clone().ok_or_else(|| missing("text encoder", "--t5"))?,
             vae: parts.vae.clone().ok_or_else(|| missing("VAE", "--vae"))?,
             defaults: SampleRequest::default(),
-        }
-        .with_scales_of_request())
-    }
-
-    /// The scales that the reference uses at the default request's size: rows and columns count
-    /// half at 512 pixels of what they do at 256, frames by two thirds at 64 frames.
-    fn with_scales_of_request(mut self) -> Self {
-        self.denoiser_config.scales = published_scales(&self.defaults);
-        self
+        })
     }
 }
 
-/// The scales of the published configuration nearest to a request.
+/// Returns the scales of the published configuration nearest to a request: positions in space are
+/// divided by 0.5 at 256 pixels and by 1.0 at 512, positions in time by 2/3 at 64 frames.
 ///
 /// Source: hpcaitech/Open-Sora v1.0.0, `configs/opensora/inference`: 16x256x256, 16x512x512 and
 /// 64x512x512.

@@ -7,13 +7,16 @@ use crate::{
     denoiser::{PromptedDenoiser, StDitModel},
     diffusion::{AsNoise, PredictionType, SampleError, sampler::SamplerError},
     frames::to_frames,
-    model_files::ModelFiles,
+    model_files::{ModelFiles, ScaleRule, published_scales},
     nn::{
         dtype::{Dtype, DtypeError},
         noise::{Purpose, normal_batch},
     },
     request::SampleRequest,
-    stdit::{DenoiserWork, SizeError, StDit, StreamedStDit, stdit::LoadError as DenoiserLoadError},
+    stdit::{
+        DenoiserConfig, DenoiserWork, PositionScales, SizeError, StDit, StreamedStDit,
+        stdit::LoadError as DenoiserLoadError,
+    },
     t5::{PromptStates, T5Config, TextEncodeError, TextEncoder},
     vae::{AutoencoderKl, VaeConfig, VaeConfigError},
     video::{Frames, FramesError},
@@ -171,10 +174,29 @@ impl TextToVideo {
         &self.device
     }
 
-    /// Checks a request and gives the size of its latents, `[T, h, w]`.
+    /// Returns the units of the position tables that a request is sampled with.
+    pub fn position_scales(&self, request: &SampleRequest) -> PositionScales {
+        let model = match self.files.scales {
+            ScaleRule::Fixed => self.files.denoiser_config.scales,
+            ScaleRule::ForRequest => published_scales(request),
+        };
+        PositionScales {
+            space_scale: request.space_scale.unwrap_or(model.space_scale),
+            time_scale: request.time_scale.unwrap_or(model.time_scale),
+        }
+    }
+
+    /// The denoiser's configuration for a request.
+    fn denoiser_config(&self, request: &SampleRequest) -> DenoiserConfig {
+        let scales = self.position_scales(request);
+        DenoiserConfig { scales, ..self.files.denoiser_config.clone() }
+    }
+
+    /// Checks a request and returns the size of its latents, `[T, h, w]`.
     ///
     /// # Errors
-    /// Where the model cannot make such a clip or the sampler cannot have so many steps.
+    /// Returns an error if the model cannot make such a clip or the sampler cannot run with so many
+    /// steps.
     pub fn check(&self, request: &SampleRequest) -> Result<[usize; 3], PipelineError> {
         let fail = |text: String| Err(PipelineError::Request(text));
         if request.batch_size == 0 {
@@ -197,7 +219,9 @@ impl TextToVideo {
         }
         request.sampler()?;
         let size = self.vae_config.latent_size([request.num_frames, height, width])?;
-        self.files.denoiser_config.grid(size)?;
+        let config = self.denoiser_config(request);
+        config.validate()?;
+        config.grid(size)?;
         Ok(size)
     }
 
@@ -244,7 +268,7 @@ impl TextToVideo {
         observer: &mut dyn Observer,
     ) -> Result<(Tensor<5>, DenoiserWork), PipelineError> {
         let size = self.check(request)?;
-        let config = &self.files.denoiser_config;
+        let config = self.denoiser_config(request);
         let [samples, tokens, width] = prompts.states.dims();
         if [tokens, width] != [config.model_max_length, config.caption_channels] {
             return Err(PipelineError::Parts(format!(
@@ -255,7 +279,7 @@ impl TextToVideo {
         observer.loading("denoiser");
         let checkpoint = Checkpoint::open(&self.files.denoiser)?;
         let prediction_type = self.prediction_type(&checkpoint)?;
-        let (model, report) = self.open_denoiser(checkpoint)?;
+        let (model, report) = self.open_denoiser(&config, checkpoint)?;
         observer.loaded(&report);
 
         let sampler = request.sampler()?;
@@ -292,9 +316,10 @@ impl TextToVideo {
     /// The denoiser in memory, or where that is short in its file.
     fn open_denoiser(
         &self,
+        config: &DenoiserConfig,
         checkpoint: Checkpoint,
     ) -> Result<(Box<dyn StDitModel>, ImportReport), DenoiserLoadError> {
-        let (config, dtype) = (&self.files.denoiser_config, self.dtype.float());
+        let dtype = self.dtype.float();
         Ok(if self.low_memory {
             let (model, report) = StreamedStDit::open(config, checkpoint, dtype, &self.device)?;
             (Box::new(model), report)

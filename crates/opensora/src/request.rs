@@ -24,6 +24,11 @@ pub struct SampleRequest {
     pub guided_channels: Option<usize>,
     /// In which steps attention outputs of earlier ones are used again.
     pub attention_reuse: AttentionReuse,
+    /// Unit of rows and columns in the position tables; `None`: the model's (see
+    /// [`ScaleRule`](crate::model_files::ScaleRule)).
+    pub space_scale: Option<f64>,
+    /// Unit of frames in the position tables; `None`: the model's.
+    pub time_scale: Option<f64>,
     /// Seed of all noise. A prompt's noise depends on this and on its place in the list only.
     pub seed: u64,
     /// Prompts that are sampled at once.
@@ -42,6 +47,8 @@ impl Default for SampleRequest {
             guidance_scale: Guidance::PUBLISHED_SCALE,
             guided_channels: None,
             attention_reuse: AttentionReuse::OFF,
+            space_scale: None,
+            time_scale: None,
             seed: 42,
             batch_size: 1,
         }

@@ -6,16 +6,13 @@
 //! the definition takes 36. All its constants are 1 and 1/2, so it rounds about as the definition
 //! does; larger tiles would save more and lose digits.
 
-use crate::host::{
-    Values,
-    product::{self, Factor},
-    vectorized,
-};
+use crate::host::{Values, vectorized};
 use burn::{
     module::Param,
     nn::{PaddingConfig2d, conv::Conv2d},
     tensor::Tensor,
 };
+use opensora_gemm::{self as product, Factor};
 use rayon::prelude::*;
 
 /// Products of one tile for one pair of channels: a transformed tile is 4x4.

@@ -8,10 +8,7 @@ use super::{
 };
 use crate::{
     activation::{gelu_tanh_of, gelu_tanh_slope},
-    host::{
-        map_on_all,
-        product::{self, Factor},
-    },
+    host::map_on_all,
 };
 use burn::{
     backend::{
@@ -27,6 +24,7 @@ use burn::{
     },
     tensor::Shape,
 };
+use opensora_gemm::{self as product, Factor};
 
 /// Runs an operation, and keeps what its gradient needs where one can be asked for.
 macro_rules! tracked {

@@ -5,14 +5,12 @@ use super::{
     heads::Heads,
     passes::{self, Rows},
 };
-use crate::{
-    activation::gelu_tanh_of,
-    host::product::{self, Factor},
-};
+use crate::activation::gelu_tanh_of;
 use burn::{
     backend::{Flex, flex::FlexTensor, ops::FloatTensorOps, tensor::FloatTensor},
     tensor::{Shape, TensorData},
 };
+use opensora_gemm::{self as product, Factor};
 
 impl Fused for Flex {
     fn fused_linear(

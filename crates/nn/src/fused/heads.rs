@@ -11,11 +11,12 @@ mod products;
 mod short;
 
 use super::forward::contiguous;
-use crate::{attention::SCORES_AT_HAND, host::product::Factor};
+use crate::attention::SCORES_AT_HAND;
 use burn::{
     backend::flex::{FlexTensor, Layout},
     tensor::Shape,
 };
+use opensora_gemm::Factor;
 
 /// Sequences of tokens, and their heads in a tensor `[.., W]` in one piece: seen as `[B, G, H, N, D]`, N
 /// tokens in G groups of each sample.

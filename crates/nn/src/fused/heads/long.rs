@@ -7,11 +7,9 @@ use super::{
     super::forward::{tensor, values},
     Heads, Place, Weights,
 };
-use crate::{
-    attention::{of_samples, softmax_here},
-    host::product::{self, Factor, multiply_here},
-};
+use crate::attention::{of_samples, softmax_here};
 use burn::backend::flex::FlexTensor;
+use opensora_gemm::{Factor, multiply_here};
 use rayon::prelude::*;
 
 /// Queries of one task.
@@ -24,7 +22,9 @@ impl Heads {
     /// Whether these are, one token after the other, on a processor that has the products.
     pub(super) fn is_long(&self) -> bool {
         let [queries, keys] = [self.queries.place, self.keys.place];
-        queries.tokens.min(keys.tokens) >= LEAST && queries.strides[1] == 1 && product::is_at_hand()
+        queries.tokens.min(keys.tokens) >= LEAST
+            && queries.strides[1] == 1
+            && opensora_gemm::is_at_hand()
     }
 
     /// [`attention`](Self::attention), and the softmax where it is to be kept:

@@ -1,0 +1,167 @@
+use super::*;
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_failure_leaves_the_old_file_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    write_atomically(&path, |temporary| fs::write(temporary, "first")).unwrap();
+    let error = write_atomically(&path, |temporary| {
+        fs::write(temporary, "half")?;
+        Err(io::Error::other("full"))
+    });
+    assert_eq!(error.unwrap_err().to_string(), "full");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "first");
+    write_atomically(&path, |temporary| {
+        // A writer that replaces the file instead of filling it.
+        fs::remove_file(temporary)?;
+        fs::write(temporary, "second")
+    })
+    .unwrap();
+    assert_eq!(fs::read_to_string(&path).unwrap(), "second");
+    assert_eq!(names(folder.path()), ["file"]);
+}
+
+#[test]
+fn a_file_that_is_dropped_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    let mut file = AtomicFile::create(&path, Existing::Replace).unwrap();
+    file.try_write().unwrap();
+    file.write_all(b"half").unwrap();
+    assert_eq!(names(folder.path()).len(), 1);
+    drop(file);
+    assert!(names(folder.path()).is_empty());
+
+    let mut file = AtomicFile::create(&path, Existing::Replace).unwrap();
+    file.try_write().unwrap();
+    file.write_all(b"whole").unwrap();
+    assert!(!path.exists());
+    file.commit().unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"whole");
+    assert_eq!(names(folder.path()), ["file"]);
+}
+
+#[test]
+fn an_existing_target_is_refused_early_and_late() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    let late = AtomicFile::create(&path, Existing::Refuse).unwrap();
+    fs::write(&path, "old").unwrap();
+    let early = AtomicFile::create(&path, Existing::Refuse).unwrap_err();
+    for error in [early, late.commit().unwrap_err()] {
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+    }
+    assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+
+    let inner = folder.path().join("folder");
+    let late = AtomicFolder::create(&inner, Existing::Refuse).unwrap();
+    fs::create_dir(&inner).unwrap();
+    let early = AtomicFolder::create(&inner, Existing::Refuse).unwrap_err();
+    for error in [early, late.commit().unwrap_err()] {
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+    }
+    fs::remove_dir(&inner).unwrap();
+    let new = AtomicFolder::create(&inner, Existing::Refuse).unwrap();
+    fs::write(new.temporary_path().join("a"), "a").unwrap();
+    new.commit().unwrap();
+    assert_eq!(names(&inner), ["a"]);
+    assert_eq!(names(folder.path()), ["file", "folder"]);
+}
+
+#[test]
+fn folders_appear_as_a_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("folder");
+    for round in 0..2 {
+        let building = AtomicFolder::create(&path, Existing::Replace).unwrap();
+        fs::create_dir(building.temporary_path().join("inner")).unwrap();
+        fs::write(building.temporary_path().join("inner/a"), "a").unwrap();
+        if round == 0 {
+            assert!(!path.exists());
+            drop(building);
+            assert!(names(folder.path()).is_empty());
+            // An empty folder is replaced.
+            fs::create_dir(&path).unwrap();
+        } else {
+            building.commit().unwrap();
+        }
+    }
+    assert_eq!(names(&path.join("inner")), ["a"]);
+    let full = AtomicFolder::create(&path, Existing::Replace).unwrap();
+    assert!(full.commit().is_err());
+    assert_eq!(names(folder.path()), ["folder"]);
+    assert_eq!(names(&path), ["inner"]);
+}
+
+#[test]
+fn targets_of_another_kind_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let kind = |path: &Path| AtomicFile::create(path, Existing::Replace).unwrap_err().kind();
+    assert_eq!(kind(folder.path()), io::ErrorKind::IsADirectory);
+    assert_eq!(kind(Path::new("..")), io::ErrorKind::InvalidFilename);
+    let missing = AtomicFile::create(&folder.path().join("none/a"), Existing::Replace).unwrap_err();
+    assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+    assert!(!missing.to_string().contains(PREFIX), "{missing}");
+    if cfg!(unix) {
+        assert_eq!(kind(Path::new("/dev/null")), io::ErrorKind::InvalidInput);
+    }
+    fs::write(folder.path().join("file"), "").unwrap();
+    let file = AtomicFolder::create(&folder.path().join("file"), Existing::Replace).unwrap_err();
+    assert_eq!(file.kind(), io::ErrorKind::NotADirectory);
+}
+
+#[test]
+fn old_leftovers_are_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    std::mem::forget(AtomicFile::create(&folder.path().join("a"), Existing::Replace).unwrap());
+    let inner = AtomicFolder::create(&folder.path().join("b"), Existing::Replace).unwrap();
+    fs::write(inner.temporary_path().join("x"), "x").unwrap();
+    std::mem::forget(inner);
+    fs::write(folder.path().join("mine.part"), "").unwrap();
+    remove_leftovers(folder.path(), Duration::from_secs(3600)).unwrap();
+    assert_eq!(names(folder.path()).len(), 3);
+    remove_leftovers(folder.path(), Duration::ZERO).unwrap();
+    assert_eq!(names(folder.path()), ["mine.part"]);
+    remove_leftovers(&folder.path().join("none"), Duration::ZERO).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn rights_are_those_of_any_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let mode = |name: &str| fs::metadata(at(name)).unwrap().permissions().mode() & 0o777;
+    fs::write(at("plain"), "").unwrap();
+    fs::create_dir(at("plain-folder")).unwrap();
+    write_atomically(&at("file"), |temporary| fs::write(temporary, "x")).unwrap();
+    AtomicFolder::create(&at("folder"), Existing::Replace).unwrap().commit().unwrap();
+    assert_eq!(mode("file"), mode("plain"));
+    assert_eq!(mode("folder"), mode("plain-folder"));
+}
+
+#[cfg(unix)]
+#[test]
+fn links_are_replaced_not_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("victim"), "old").unwrap();
+    std::os::unix::fs::symlink(at("victim"), at("link")).unwrap();
+    write_atomically(&at("link"), |temporary| fs::write(temporary, "new")).unwrap();
+    assert_eq!(fs::read_to_string(at("victim")).unwrap(), "old");
+    assert_eq!(fs::read_to_string(at("link")).unwrap(), "new");
+
+    // A link that points nowhere is something that exists.
+    std::os::unix::fs::symlink(at("nowhere"), at("dangling")).unwrap();
+    let error = AtomicFile::create(&at("dangling"), Existing::Refuse).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+    assert!(!at("nowhere").exists());
+}

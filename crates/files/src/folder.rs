@@ -1,0 +1,74 @@
+//! Folders that files lie in.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+/// Returns the folder of `path`, which is `.` for a bare file name.
+///
+/// ```
+/// use opensora_files::folder_of;
+/// use std::path::Path;
+/// assert_eq!(folder_of(Path::new("a/b.mp4")), Path::new("a"));
+/// assert_eq!(folder_of(Path::new("b.mp4")), Path::new("."));
+/// ```
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Syncs the folder that holds `path`, so that a rename in it survives a crash.
+///
+/// # Errors
+/// Returns an error if the folder cannot be opened or synced.
+pub fn sync_folder(path: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(folder_of(path))?.sync_all() } else { Ok(()) }
+}
+
+/// Folders that were created for an output. Dropping it removes those that are empty.
+#[derive(Debug)]
+pub struct CreatedFolders(Vec<PathBuf>);
+
+impl CreatedFolders {
+    /// Creates `folder` and the missing folders above it.
+    ///
+    /// # Errors
+    /// Returns an error if one of them cannot be created.
+    pub fn create(folder: &Path) -> io::Result<Self> {
+        let missing = folder.ancestors().take_while(|f| *f != Path::new("") && !f.exists());
+        let created = Self(missing.map(Path::to_path_buf).collect());
+        fs::create_dir_all(folder)?;
+        Ok(created)
+    }
+}
+
+impl Drop for CreatedFolders {
+    fn drop(&mut self) {
+        for folder in &self.0 {
+            // Refused if something lies in it, which is as it should be.
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn created_folders_that_stay_empty_are_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let deep = root.path().join("a/b/c");
+        drop(CreatedFolders::create(&deep).unwrap());
+        assert!(!root.path().join("a").exists());
+        let created = CreatedFolders::create(&deep).unwrap();
+        fs::write(root.path().join("a/b/file"), "").unwrap();
+        drop(created);
+        assert!(root.path().join("a/b/file").exists() && !deep.exists());
+        // What was there before stays, empty or not.
+        fs::create_dir(&deep).unwrap();
+        drop(CreatedFolders::create(&deep).unwrap());
+        assert!(deep.exists());
+    }
+}
