@@ -35,18 +35,18 @@ pub enum PrepareError {
         /// What was found and what was expected, and where.
         reason: String,
     },
-    /// A file of settings asks for a step that was not compiled in.
+    /// A file needs a part of this crate that was not compiled in.
     #[error(
-        "{}: [{section}] needs the feature \"{feature}\" of opensora-prepare, which this program was \
+        "{}: {what} needs the feature \"{feature}\" of opensora-prepare, which this program was \
          built without",
         path.display()
     )]
     Feature {
         /// The file.
         path: PathBuf,
-        /// The section.
-        section: &'static str,
-        /// The feature that the section needs.
+        /// What was asked for, such as a section of a file of settings.
+        what: &'static str,
+        /// The feature that it needs.
         feature: &'static str,
     },
     /// A table that cannot be read or written.

@@ -36,6 +36,7 @@ pub mod filter;
 mod look;
 mod open;
 pub mod pipeline;
+mod pool;
 pub mod preview;
 #[cfg(any(feature = "caption", feature = "download"))]
 pub mod retry;

@@ -28,6 +28,7 @@ use super::{
     stages::{Scan, Split},
 };
 use crate::{PrepareError, split};
+use opensora_files::one_line;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -77,13 +78,13 @@ impl Config {
             .map_err(|source| PrepareError::Io { path: path.into(), source })?;
         let mut config: Self = toml::from_str(&text).map_err(|error| {
             let place = error.span().map_or(0, |span| text[..span.start].matches('\n').count());
-            let reason = format!("line {}: {}", place + 1, error.message().replace('\n', " "));
+            let reason = format!("line {}: {}", place + 1, one_line(error.message()));
             PrepareError::Config { path: path.into(), reason }
         })?;
         #[cfg(not(feature = "caption"))]
         if config.caption.is_some() {
-            let (section, feature) = ("caption", "caption");
-            return Err(PrepareError::Feature { path: path.into(), section, feature });
+            let (what, feature) = ("[caption]", "caption");
+            return Err(PrepareError::Feature { path: path.into(), what, feature });
         }
         let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
         for path in [&mut config.input, &mut config.work, &mut config.out] {
