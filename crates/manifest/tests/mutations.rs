@@ -14,7 +14,7 @@ use mutate::check_reader;
 use opensora_manifest::{Manifest, Table, limits::MAX_CAPTION_CHARS, read_prompts, table::TEXT};
 use std::path::Path;
 
-const COUNT: usize = 10_000;
+const COUNT: usize = 6_000;
 
 fn fixture(name: &str) -> Vec<u8> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/field");
