@@ -33,6 +33,10 @@ struct DemoArgs {
     /// Model: demo (comes along), or a folder with a model.json.
     #[arg(long, default_value = opensora_demo::model::NAME)]
     model: String,
+    /// Let the paths in a model.json lead anywhere, not only into its folder and below the working
+    /// directory
+    #[arg(long)]
+    allow_outside_paths: bool,
     /// Number of prompts.
     #[arg(long, default_value_t = 216)]
     prompts: usize,
@@ -118,7 +122,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 
 fn demo(args: &DemoArgs) -> anyhow::Result<()> {
     let device = crate::open_device(args.device.as_deref())?;
-    let files = model::resolve(&args.model, &PartPaths::default())?;
+    let files = {
+        let policy = model::policy(args.allow_outside_paths)?;
+        model::resolve(&args.model, &PartPaths { policy, ..PartPaths::default() })?
+    };
     let evaluation = Evaluation {
         set: match (args.seen, args.all) {
             (true, _) => PromptSet::Seen,
