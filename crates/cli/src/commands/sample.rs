@@ -3,7 +3,7 @@
 //! Everything that can fail early does: the request is checked against the model and every output
 //! is opened and tried before the first weight is read.
 
-use crate::{model, progress::Progress};
+use crate::{model, output, progress::Progress};
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use opensora::{
@@ -197,9 +197,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     progress.finish();
     for (path, metadata) in written {
         if args.json {
-            println!("{}", json!({"output": path, "metadata": metadata}));
+            output::json(&json!({"output": path, "metadata": metadata}))?;
         } else {
-            println!("{}", path.display());
+            output::line(path.display())?;
         }
     }
     Ok(())
