@@ -6,6 +6,7 @@
 use serde::Serialize;
 use std::{
     fmt::Display,
+    fs::File,
     io::{self, ErrorKind, Write},
 };
 
@@ -46,6 +47,16 @@ pub(crate) fn line(text: impl Display) -> Result<(), OutputError> {
 /// As [`line`], and if `value` has no JSON form.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), OutputError> {
     line(serde_json::to_string(value)?)
+}
+
+/// Copies a file to standard output.
+///
+/// # Errors
+/// As [`line`], and if the file cannot be read.
+pub(crate) fn copy(file: &mut File) -> Result<(), OutputError> {
+    let mut stdout = io::stdout().lock();
+    io::copy(file, &mut stdout)?;
+    Ok(stdout.flush()?)
 }
 
 /// Prints a message for a person on standard error. A message that nobody can read is dropped:
