@@ -11,7 +11,7 @@ use crate::{
     options::open_device,
     output,
     progress::Progress,
-    stop::{self, Stopped},
+    stop,
 };
 use anyhow::{Context, bail, ensure};
 use burn::tensor::Tensor;
@@ -223,16 +223,13 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     let result = sample(&args, &request, &pipeline, prompts, &mut progress, &mut write);
     progress.finish();
     // What is complete stays, also where the run was stopped or failed.
-    for (path, record) in written {
-        match path {
-            None => {}
-            Some(path) if args.json => {
-                output::json(&json!({"output": path, "metadata": record}))?;
-            }
-            Some(path) => output::line(path.display())?,
-        }
-    }
-    result
+    let printed = written.into_iter().try_for_each(|(path, record)| match path {
+        None => Ok(()),
+        Some(path) if args.json => output::json(&json!({"output": path, "metadata": record})),
+        Some(path) => output::line(path.display()),
+    });
+    result?;
+    Ok(printed?)
 }
 
 /// Samples and decodes; `write` gets each clip as soon as it is decoded.
@@ -261,16 +258,16 @@ fn sample(
             let Some(path) = save else {
                 let sampled = pipeline.sample_each(&states, request, progress, |sampled| {
                     write(sampled)?;
-                    check_stop()
+                    stop::check()
                 });
-                return sampled.map_err(stopped_or);
+                return sampled.map_err(stop::or_error);
             };
             // Saved before they are decoded, so that minutes of sampling are not lost.
             let mut done = Vec::new();
             let sampled = sample_batches(pipeline, &states, request, progress, &mut done);
             let (latents, work, error) = match (sampled, done.is_empty()) {
                 (Ok(work), _) => (Tensor::cat(done, 0), work, None),
-                (Err(error), true) => return Err(stopped_or(error.into())),
+                (Err(error), true) => return Err(stop::or_error(error.into())),
                 (Err(error), false) => {
                     (Tensor::cat(done, 0), DenoiserWork::default(), Some(error))
                 }
@@ -280,7 +277,7 @@ fn sample(
             latents::save(path, latents.clone(), &record)?;
             progress.line(&format!("latents of {} clips: {}", saved.len(), path.display()));
             if let Some(error) = error {
-                return Err(stopped_or(error.into()));
+                return Err(stop::or_error(error.into()));
             }
             (latents, work)
         }
@@ -292,9 +289,9 @@ fn sample(
             let first = index / batch_size * batch_size;
             let batch = first..(first + batch_size).min(prompts.len());
             write(Sampled { index, batch, clip, work })?;
-            check_stop()
+            stop::check()
         })
-        .map_err(stopped_or)
+        .map_err(stop::or_error)
 }
 
 /// Samples every batch; `done` holds the latents of those that are complete, also after an error.
@@ -316,22 +313,6 @@ fn sample_batches(
         })?);
     }
     Ok(denoiser.work())
-}
-
-/// Fails if a signal has asked for an end: between clips.
-fn check_stop() -> anyhow::Result<()> {
-    match stop::asked() {
-        true => Err(Stopped("complete clips are kept".into()).into()),
-        false => Ok(()),
-    }
-}
-
-/// Reports a run that an observer broke off after a signal as stopped.
-fn stopped_or(error: anyhow::Error) -> anyhow::Error {
-    match stop::exit_code() {
-        Some(_) if !error.is::<Stopped>() => Stopped(format!("{error:#}; complete clips are kept")).into(),
-        _ => error,
-    }
 }
 
 /// What is sampled.

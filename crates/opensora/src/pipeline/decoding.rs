@@ -30,7 +30,8 @@ impl TextToVideo {
         observer.loading("VAE");
         let checkpoint = Checkpoint::open(&self.files.vae)?;
         let dtype = self.dtype.float();
-        let (vae, report) = AutoencoderKl::load(&self.vae_config, &checkpoint, dtype, &self.device)?;
+        let (vae, report) =
+            AutoencoderKl::load(&self.vae_config, &checkpoint, dtype, &self.device)?;
         observer.loaded(&report);
         Ok(LoadedVae { pipeline: self, vae })
     }

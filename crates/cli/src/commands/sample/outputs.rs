@@ -1,6 +1,7 @@
 //! Where clips go: one file, numbered files in a folder, or standard output.
 
 use super::{Args, FileKind};
+use crate::output;
 use anyhow::{Context, ensure};
 use opensora::{
     SampleRequest,
@@ -10,7 +11,6 @@ use opensora::{
 use serde_json::Value;
 use std::{
     fs::File,
-    io,
     path::{Path, PathBuf},
 };
 
@@ -36,12 +36,17 @@ impl Outputs {
         let spec = VideoSpec { frames: request.num_frames, width, height, fps: request.fps };
         let existing = if args.no_overwrite { Existing::Refuse } else { Existing::Replace };
         let place = if args.out == Path::new("-") {
-            ensure!(count == 1, "--out -: standard output takes one clip, {count} prompts were given");
+            ensure!(
+                count == 1,
+                "--out -: standard output takes one clip, {count} prompts were given"
+            );
             Place::Stdout(match args.format {
                 FileKind::Mp4 if request.num_frames > 1 => "mp4",
                 FileKind::Gif if request.num_frames > 1 => "gif",
                 FileKind::Png if request.num_frames > 1 => {
-                    anyhow::bail!("--out -: a folder of frames has no place there: --format mp4 or gif")
+                    anyhow::bail!(
+                        "--out -: a folder of frames has no place there: --format mp4 or gif"
+                    )
                 }
                 _ => "png",
             })
@@ -80,7 +85,7 @@ impl Outputs {
                 // Whole before the first byte: MP4 is not written front to back.
                 let (folder, writer) = stdout_clip(ending, &self.spec)?;
                 let path = writer.write(clip, record)?;
-                io::copy(&mut File::open(path)?, &mut io::stdout().lock()).context("--out -")?;
+                output::copy(&mut File::open(path)?)?;
                 drop(folder);
                 Ok(None)
             }

@@ -155,10 +155,7 @@ impl Record {
         let text = opensora::files::read::read_text(path, LONGEST)?;
         let record: Self = serde_json::from_str(&text).context("not a record of a clip")?;
         if let Some(latents) = &record.latents {
-            bail!(
-                "the clip was decoded from {}: use --latents with that file",
-                latents.display()
-            );
+            bail!("the clip was decoded from {}: use --latents with that file", latents.display());
         }
         ensure!(
             record.prompt.is_string() && record.noise_index.is_some(),
@@ -166,8 +163,7 @@ impl Record {
             record.version
         );
         ensure!(
-            record.batch_prompts.is_empty()
-                && record.batch_place == 0
+            record.batch_prompts.is_empty() && record.batch_place == 0
                 || record.batch_prompts.get(record.batch_place).map(String::as_str)
                     == record.prompt.as_str(),
             "batch_prompts does not hold the prompt at batch_place {}",
