@@ -6,13 +6,7 @@
 mod outputs;
 mod record;
 
-use crate::{
-    model,
-    options::open_device,
-    output,
-    progress::Progress,
-    stop,
-};
+use crate::{model, options::open_device, output, progress::Progress, stop};
 use anyhow::{Context, bail, ensure};
 use burn::tensor::Tensor;
 use clap::ValueEnum;
@@ -268,9 +262,7 @@ fn sample(
             let (latents, work, error) = match (sampled, done.is_empty()) {
                 (Ok(work), _) => (Tensor::cat(done, 0), work, None),
                 (Err(error), true) => return Err(stop::or_error(error.into())),
-                (Err(error), false) => {
-                    (Tensor::cat(done, 0), DenoiserWork::default(), Some(error))
-                }
+                (Err(error), false) => (Tensor::cat(done, 0), DenoiserWork::default(), Some(error)),
             };
             let saved = &prompts[..latents.dims()[0]];
             let record = Record::of_latents(args, request, pipeline, saved, work)?.to_json()?;
@@ -308,9 +300,11 @@ fn sample_batches(
     for batch in 0..batches {
         let first = batch * size;
         let part = states.select(first..(first + size).min(count));
-        done.push(denoiser.sample(&part, first, |step, steps| {
-            progress.sampled(step, steps, batch, batches)
-        })?);
+        done.push(
+            denoiser.sample(&part, first, |step, steps| {
+                progress.sampled(step, steps, batch, batches)
+            })?,
+        );
     }
     Ok(denoiser.work())
 }
@@ -325,8 +319,8 @@ struct Source {
 impl Source {
     /// Takes prompts and all settings that the command line does not name from a record.
     fn of_record(path: &Path, args: &mut Args) -> anyhow::Result<Self> {
-        let record = Record::open(path)
-            .with_context(|| format!("--from-record: {}", path.display()))?;
+        let record =
+            Record::open(path).with_context(|| format!("--from-record: {}", path.display()))?;
         if record.version != env!("CARGO_PKG_VERSION") && !args.quiet {
             output::message(format_args!(
                 "{}: made by version {}: this version may compute other last digits",
