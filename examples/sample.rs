@@ -6,7 +6,7 @@
 
 use anyhow::Context;
 use opensora::{
-    ModelFiles, Quiet, SampleRequest, TextToVideo,
+    Quiet, SampleRequest, TextToVideo,
     nn::{device, dtype::Dtype},
     video::{VideoSpec, Writer},
 };
@@ -16,8 +16,8 @@ fn main() -> anyhow::Result<()> {
     let prompt = std::env::args()
         .nth(1)
         .unwrap_or_else(|| "a red circle moves to the right on a black background".into());
-    // The demo model comes along; its own size, sampler and guidance are the defaults.
-    let files = ModelFiles::demo()?;
+    // The demo model is bundled; its own size, sampler and guidance are the defaults.
+    let files = opensora_demo::model_files()?;
     let request = SampleRequest { seed: 7, ..files.defaults.clone() };
 
     // The output is opened first: nothing is sampled that could not be kept.

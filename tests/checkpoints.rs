@@ -8,9 +8,9 @@ use opensora::{
     stdit::{DenoiserConfig, StDit},
     t5::{T5Config, T5Encoder},
     vae::{AutoencoderKl, VaeConfig},
-    verify::Case,
 };
 use opensora_tests::{devices, fixture};
+use opensora_verify::Case;
 use std::path::{Path, PathBuf};
 
 fn device() -> Device {

@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use opensora::verify::{self, KINDS, VerifyError};
 use opensora_tests::{devices, fixture, golden_cases};
+use opensora_verify::{self as verify, KINDS, VerifyError};
 use std::collections::BTreeSet;
 
 #[test]

@@ -8,11 +8,9 @@
 //! | [`order`], [`loader`] | rows in batches: shuffled, read ahead, bad ones named |
 //! | [`encode`] | clips and captions behind VAE and text encoder |
 //! | [`cache`] | the same, computed once and kept |
-//! | [`demo`] | a small world of captioned clips, and a judge of what a clip shows |
 
 pub mod cache;
 pub mod dataset;
-pub mod demo;
 pub mod encode;
 mod error;
 pub mod loader;

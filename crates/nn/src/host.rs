@@ -8,11 +8,6 @@
 //!
 //! Without the feature `flex`, [`Values::take`] never succeeds and the layers run on burn's operations.
 
-#[cfg(feature = "flex")]
-pub(crate) mod product;
-#[cfg(feature = "flex")]
-mod tiles;
-
 use burn::tensor::Tensor;
 
 /// The f32 values of a contiguous tensor, taken out of it.

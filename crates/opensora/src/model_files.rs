@@ -5,11 +5,11 @@
 //! encoder and a VAE.
 
 use crate::{
-    demo_model,
     diffusion::{PredictionType, sampler::SamplerError},
     request::SampleRequest,
     stdit::{DenoiserConfig, PositionScales},
 };
+use opensora_files::read::{MAX_CONFIG_BYTES, inside, read_text};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -22,6 +22,8 @@ pub struct ModelFiles {
     pub denoiser: PathBuf,
     /// Sizes of the STDiT.
     pub denoiser_config: DenoiserConfig,
+    /// Which position scales the STDiT is given.
+    pub scales: ScaleRule,
     /// What its first channels name; where `None`, what the weights say of themselves, and the
     /// published noise where they say nothing.
     pub prediction_type: Option<PredictionType>,
@@ -31,6 +33,17 @@ pub struct ModelFiles {
     pub vae: PathBuf,
     /// Size, length and rate that the model was trained for.
     pub defaults: SampleRequest,
+}
+
+/// How [`TextToVideo`](crate::TextToVideo) chooses the units of the position tables.
+///
+/// A request's own `space_scale` and `time_scale` win over either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScaleRule {
+    /// Those of [`ModelFiles::denoiser_config`], whatever size is asked for.
+    Fixed,
+    /// Those of the published configuration nearest to the request: see [`published_scales`].
+    ForRequest,
 }
 
 /// A published checkpoint.
@@ -87,14 +100,6 @@ pub enum ModelError {
     Unknown {
         /// What was asked for.
         name: String,
-    },
-    /// The demo model cannot be unpacked.
-    #[error("the demo model cannot be unpacked: {}: {source}", path.display())]
-    Unpack {
-        /// Where to.
-        path: PathBuf,
-        /// The operating system's reason.
-        source: std::io::Error,
     },
     /// The description of a model cannot be read.
     #[error("{}: {reason}", path.display())]
@@ -165,6 +170,41 @@ struct Description {
     guidance_scale: Option<f64>,
 }
 
+/// Where the paths in a `model.json` may lead. A description may come from a stranger, and a path in it
+/// could name a pipe, a device or somebody else's files.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum PathPolicy {
+    /// Into the model's own folder.
+    #[default]
+    InFolder,
+    /// Into the model's own folder, or by a relative path below this one.
+    Below(PathBuf),
+    /// Anywhere.
+    Anywhere,
+}
+
+impl PathPolicy {
+    /// The path of a part that `folder`'s description names.
+    fn resolve(&self, folder: &Path, part: &Path) -> Result<PathBuf, String> {
+        let whole = folder.join(part);
+        if *self == Self::Anywhere || inside(folder, part).is_ok() {
+            return Ok(whole);
+        }
+        if let (Self::Below(root), false) = (self, part.is_absolute()) {
+            // Existing paths only: links and `..` are resolved before they are compared.
+            let below = whole.canonicalize().ok().zip(root.canonicalize().ok());
+            if below.is_some_and(|(whole, root)| whole.starts_with(root)) {
+                return Ok(whole);
+            }
+        }
+        Err(format!(
+            "path '{}' leads out of the model's folder; allow it with --allow-outside-paths if you \
+             trust this file",
+            part.display()
+        ))
+    }
+}
+
 /// Parts of a model that a user names one by one; each wins over what the model says itself.
 #[derive(Debug, Clone, Default)]
 pub struct PartPaths {
@@ -174,19 +214,35 @@ pub struct PartPaths {
     pub vae: Option<PathBuf>,
     /// Folder in which a preset's files lie.
     pub weights_dir: Option<PathBuf>,
+    /// Where the paths in a `model.json` may lead.
+    pub policy: PathPolicy,
 }
 
 impl ModelFiles {
-    /// Opens a folder with a `model.json`.
+    /// Opens a folder with a `model.json` whose paths stay in that folder.
     ///
     /// # Errors
-    /// Where the description is missing or not of the format.
+    /// Returns an error if the description is missing or malformed, or a path leads out of the folder.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
+        Self::open_with(folder, &PartPaths::default())
+    }
+
+    /// Opens a folder with a `model.json`, of which `parts` may replace the text encoder and the VAE.
+    ///
+    /// # Errors
+    /// Returns an error if the description is missing or malformed, or a path that is used leads
+    /// elsewhere than `parts.policy` allows.
+    pub fn open_with(folder: &Path, parts: &PartPaths) -> Result<Self, ModelError> {
         let path = folder.join("model.json");
         let fail = |reason: String| ModelError::Description { path: path.clone(), reason };
-        let text = std::fs::read_to_string(&path).map_err(|error| fail(error.to_string()))?;
+        let text = read_text(&path, MAX_CONFIG_BYTES).map_err(|error| fail(error.to_string()))?;
         let description: Description = serde_json::from_str(&text)
             .map_err(|e| fail(format!("not a model's description: {e}")))?;
+        let part = |relative: &Path| parts.policy.resolve(folder, relative).map_err(fail);
+        let own = |given: &Option<PathBuf>, relative: &Path| match given {
+            Some(path) => Ok(path.clone()),
+            None => part(relative),
+        };
         let published = SampleRequest::default();
         let sampler = match &description.sampler {
             Some(name) => {
@@ -196,11 +252,12 @@ impl ModelFiles {
         };
         Ok(Self {
             name: description.name,
-            denoiser: folder.join(description.denoiser),
+            denoiser: part(&description.denoiser)?,
             denoiser_config: description.denoiser_config,
+            scales: ScaleRule::Fixed,
             prediction_type: description.prediction_type,
-            t5: folder.join(description.t5),
-            vae: folder.join(description.vae),
+            t5: own(&parts.t5, &description.t5)?,
+            vae: own(&parts.vae, &description.vae)?,
             defaults: SampleRequest {
                 num_frames: description.num_frames,
                 image_size: description.image_size,
@@ -213,40 +270,33 @@ impl ModelFiles {
         })
     }
 
-    /// The demo model that comes with the crate: unpacked into the system's folder of temporary
-    /// files on the first use, and checked on every one.
+    /// Finds a model by name or path: a preset, a folder with a `model.json`, or an STDiT-XL/2
+    /// checkpoint, which is sampled with the position scales of the size asked for
+    /// ([`ScaleRule::ForRequest`]).
     ///
     /// # Errors
-    /// Where it cannot be unpacked.
-    pub fn demo() -> Result<Self, ModelError> {
-        Self::open(&demo_model::unpack()?)
-    }
-
-    /// Finds the model of a name or path: `demo`, a preset, a folder with a `model.json`, or an STDiT-XL/2
-    /// checkpoint, whose position scales are those of the size asked for.
-    ///
-    /// # Errors
-    /// Where there is no such model or one of its parts is not there.
+    /// Returns an error if there is no such model or one of its parts is missing.
     pub fn resolve(model: &str, parts: &PartPaths) -> Result<Self, ModelError> {
         let path = Path::new(model);
-        let mut files = if model == demo_model::NAME {
-            Self::demo()?
-        } else if let Some(preset) = PRESETS.iter().find(|preset| preset.name == model) {
+        let files = if let Some(preset) = PRESETS.iter().find(|preset| preset.name == model) {
             Self::preset(preset, parts)?
         } else if path.join("model.json").exists() {
-            Self::open(path)?
+            Self::open_with(path, parts)?
         } else if path.exists() {
             Self::bare_checkpoint(path, parts)?
         } else {
             return Err(ModelError::Unknown { name: model.into() });
         };
-        if let Some(t5) = &parts.t5 {
-            files.t5 = t5.clone();
+        Ok(files.with_parts(parts))
+    }
+
+    /// Replaces the text encoder and the VAE by those that `parts` names.
+    pub fn with_parts(self, parts: &PartPaths) -> Self {
+        Self {
+            t5: parts.t5.clone().unwrap_or(self.t5),
+            vae: parts.vae.clone().unwrap_or(self.vae),
+            ..self
         }
-        if let Some(vae) = &parts.vae {
-            files.vae = vae.clone();
-        }
-        Ok(files)
     }
 
     fn preset(preset: &Preset, parts: &PartPaths) -> Result<Self, ModelError> {
@@ -269,6 +319,7 @@ impl ModelFiles {
             name: preset.name.into(),
             denoiser: find(&None, &[preset.file], "hpcai-tech/Open-Sora", "--weights-dir")?,
             denoiser_config: DenoiserConfig { scales: preset.scales, ..DenoiserConfig::xl_2() },
+            scales: ScaleRule::Fixed,
             prediction_type: None,
             t5: find(&parts.t5, &T5_FOLDERS, "DeepFloyd/t5-v1_1-xxl", "--t5")?,
             vae: find(&parts.vae, &VAE_FOLDERS, "stabilityai/sd-vae-ft-ema", "--vae")?,
@@ -287,23 +338,17 @@ impl ModelFiles {
             name: path.display().to_string(),
             denoiser: path.into(),
             denoiser_config: DenoiserConfig::xl_2(),
+            scales: ScaleRule::ForRequest,
             prediction_type: None,
             t5: parts.t5.clone().ok_or_else(|| missing("text encoder", "--t5"))?,
             vae: parts.vae.clone().ok_or_else(|| missing("VAE", "--vae"))?,
             defaults: SampleRequest::default(),
-        }
-        .with_scales_of_request())
-    }
-
-    /// The scales that the reference uses at the default request's size: rows and columns count
-    /// half at 512 pixels of what they do at 256, frames by two thirds at 64 frames.
-    fn with_scales_of_request(mut self) -> Self {
-        self.denoiser_config.scales = published_scales(&self.defaults);
-        self
+        })
     }
 }
 
-/// The scales of the published configuration nearest to a request.
+/// Returns the scales of the published configuration nearest to a request: positions in space are
+/// divided by 0.5 at 256 pixels and by 1.0 at 512, positions in time by 2/3 at 64 frames.
 ///
 /// Source: hpcaitech/Open-Sora v1.0.0, `configs/opensora/inference`: 16x256x256, 16x512x512 and
 /// 64x512x512.
@@ -337,6 +382,33 @@ mod tests {
         let files = ModelFiles::resolve("opensora-v1-16x256x256", &parts).unwrap();
         assert_eq!(files.defaults.image_size, [256, 256]);
         assert_eq!(files.denoiser_config.scales.space_scale, 0.5);
+    }
+
+    #[test]
+    fn paths_stay_in_the_folder_unless_the_caller_allows_others() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("model");
+        std::fs::create_dir_all(root.path().join("shared")).unwrap();
+        std::fs::create_dir(&folder).unwrap();
+        let config = serde_json::to_value(DenoiserConfig::xl_2()).unwrap();
+        let open = |t5: &str, policy: &PathPolicy| {
+            let parts = PartPaths { policy: policy.clone(), ..PartPaths::default() };
+            let description = serde_json::json!({
+                "name": "of a stranger", "denoiser": "stdit.safetensors", "denoiser_config": config,
+                "t5": t5, "vae": "vae", "num_frames": 16, "image_size": [64, 64], "fps": 8.0,
+            });
+            std::fs::write(folder.join("model.json"), description.to_string()).unwrap();
+            ModelFiles::open_with(&folder, &parts).map(|files| files.t5)
+        };
+        let below = PathPolicy::Below(root.path().into());
+        let absolute = root.path().join("shared").display().to_string();
+        assert_eq!(open("t5", &PathPolicy::InFolder).unwrap(), folder.join("t5"));
+        for (t5, may_be_below) in [("../shared", true), (&absolute, false), ("../../..", false)] {
+            let error = open(t5, &PathPolicy::InFolder).unwrap_err().to_string();
+            assert!(error.contains("model.json") && error.contains("leads out"), "{error}");
+            assert_eq!(open(t5, &below).is_ok(), may_be_below, "{t5}");
+            assert!(open(t5, &PathPolicy::Anywhere).is_ok());
+        }
     }
 
     #[test]

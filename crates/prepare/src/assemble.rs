@@ -8,6 +8,7 @@ use crate::{
     PrepareError,
     step::{Outcome, Shard},
 };
+use opensora_files::folder_of;
 use opensora_manifest::{Table, table::PATH};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -47,9 +48,7 @@ pub fn shard_path(out: &Path, shard: Shard) -> PathBuf {
 /// # Errors
 /// Where the operating system refuses.
 pub fn make_folder(out: &Path) -> Result<(), PrepareError> {
-    let Some(folder) = out.parent().filter(|folder| *folder != Path::new("")) else {
-        return Ok(());
-    };
+    let folder = folder_of(out);
     let io = |source| PrepareError::Io { path: folder.into(), source };
     std::fs::create_dir_all(folder).map_err(io)
 }

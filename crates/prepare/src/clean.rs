@@ -16,6 +16,7 @@ use crate::{
     assemble::{REASON, write_list},
     step::Watch,
 };
+use opensora_files::{folder_of, one_line};
 use opensora_manifest::{
     Table,
     table::{NUM_FRAMES, PATH, TEXT},
@@ -171,7 +172,7 @@ pub fn clean(
     let failed = list(input, &reasons, &kept);
     (counts.written, counts.listed) = (kept.len(), failed.len());
     let output = output.select(kept);
-    let folder = job.out.parent().unwrap_or(Path::new(""));
+    let folder = folder_of(job.out);
     let root = match &settings.naming {
         Naming::Movable => Some(folder),
         Naming::Absolute => None,
@@ -199,7 +200,7 @@ fn list(input: &Table, reasons: &[Vec<String>], kept: &[usize]) -> Table {
     list.ensure(REASON);
     for (at, &row) in rows.iter().enumerate() {
         let suffix = if kept.binary_search(&row).is_ok() { " (kept)" } else { "" };
-        let reason = reasons[row].join("; ").replace(['\n', '\r'], " ");
+        let reason = one_line(reasons[row].join("; "));
         list.set(at, REASON, format!("{reason}{suffix}"));
     }
     list

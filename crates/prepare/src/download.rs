@@ -39,6 +39,7 @@ mod seconds;
 mod terms;
 mod yt_dlp;
 
+pub use crate::assemble::failed_path;
 pub use http::Timeouts;
 pub use list::{END, LICENCE, List, ListError, ListFormat, Part, REASON, SHA256, START};
 pub use terms::Terms;
@@ -46,6 +47,7 @@ pub use yt_dlp::{FORMAT, YtDlp};
 
 use crate::{
     PrepareError,
+    assemble::journal_path,
     retry::Patience,
     step::{self, Outcome, Run, Shard, Watch},
 };
@@ -57,7 +59,7 @@ use opensora_manifest::{
     ManifestError, Table,
     table::{PATH, TEXT, URL},
 };
-use partial::{Fetched, beside};
+use partial::Fetched;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use yt_dlp::Runner;
@@ -146,11 +148,6 @@ pub struct Downloaded {
     pub no_yt_dlp: Option<String>,
 }
 
-/// Where the list of failures of a manifest is: `<out without ending>.failed.csv`.
-pub fn failed_path(out: &Path) -> PathBuf {
-    out.with_extension("failed.csv")
-}
-
 /// Fetches the videos of a list and writes the manifest `out` of their clips, the list of failures
 /// beside it ([`failed_path`]) and a journal, `<out>.journal.jsonl`.
 ///
@@ -206,7 +203,7 @@ pub fn download(
     let keys: Vec<String> =
         list.videos.iter().map(|video| video.address.file().to_string()).collect();
     let run = Run {
-        journal: beside(out, ".journal.jsonl"),
+        journal: journal_path(out),
         settings: json!({"step": "download", "format": spec.yt_dlp.format}),
         workers: spec.parallel,
         // The list has only its own shard's videos.

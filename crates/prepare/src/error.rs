@@ -35,12 +35,29 @@ pub enum PrepareError {
         /// What was found and what was expected, and where.
         reason: String,
     },
+    /// A file needs a part of this crate that was not compiled in.
+    #[error(
+        "{}: {what} needs the feature \"{feature}\" of opensora-prepare, which this program was \
+         built without",
+        path.display()
+    )]
+    Feature {
+        /// The file.
+        path: PathBuf,
+        /// What was asked for, such as a section of a file of settings.
+        what: &'static str,
+        /// The feature that it needs.
+        feature: &'static str,
+    },
     /// A table that cannot be read or written.
     #[error(transparent)]
     Manifest(#[from] opensora_manifest::ManifestError),
     /// What clips cannot be filtered by.
     #[error(transparent)]
     Filter(#[from] Box<FilterError>),
+    /// Shots cannot be found with these settings.
+    #[error(transparent)]
+    Shots(#[from] opensora_shots::ShotsError),
     /// A setting that cannot be.
     #[error("{field} = {found}: expected {expected}")]
     Spec {
@@ -50,19 +67,6 @@ pub enum PrepareError {
         found: String,
         /// What it can be.
         expected: &'static str,
-    },
-    /// A frame of a video whose other frames are of another size, or an empty one.
-    #[error(
-        "frame {frame} has {}x{} pixels, expected {}x{} as the first one, at least 1x1",
-        found.0, found.1, expected.0, expected.1
-    )]
-    FrameSize {
-        /// Which, counted from 0.
-        frame: usize,
-        /// Its width and height.
-        found: (usize, usize),
-        /// Those of the first frame.
-        expected: (usize, usize),
     },
     /// Tables that name the same file more than once.
     #[error("{key}: {first} and {second} are both of it, and {count} rows in all come again")]

@@ -5,40 +5,46 @@
 //! journal beside what it writes: interrupted anywhere and started again, it goes on where it was
 //! and the result is the same.
 //!
-//! | module | thought |
+//! | module | contents |
 //! |---|---|
 //! | [`step`] | work row by row: in parallel, journalled, sharded, restartable |
 //! | [`assemble`] | from outcomes back to tables |
-//! | [`retry`] | patience with what is far away |
-//! | [`download`] | videos of public lists, fetched |
+//! | `retry` | attempts and growing waits (with `caption` or `download`) |
+//! | `download` | fetches the videos of public lists (feature `download`) |
 //! | [`scan`] | a folder of videos as a table |
-//! | [`shots`] | where one shot of a video ends and the next begins |
-//! | [`split`] | videos cut at their shots into clips |
-//! | [`filter`] | which clips a model shall learn from: measures, bounds, near-duplicates |
-//! | [`caption`] | captions by a vision model that a server holds |
-//! | [`clean`] | captions without openings, rows without gaps, frames counted anew |
-//! | [`arrange`] | manifests merged and split |
-//! | [`stats`] | what a manifest holds, in numbers |
-//! | [`preview`] | clips and captions to look at, on one sheet |
+//! | [`shots`] | shot detection: the crate `opensora-shots` |
+//! | [`split`] | cuts videos at their shots into clips |
+//! | [`filter`] | selects clips: measures, bounds, near-duplicates |
+//! | `caption` | captions by a vision model behind an HTTP server (feature `caption`) |
+//! | [`clean`] | cleans captions, drops unusable rows, counts frames |
+//! | [`arrange`] | merges and splits manifests |
+//! | [`stats`] | statistics of a manifest |
+//! | [`preview`] | contact sheets of clips and captions |
 //! | [`pipeline`] | steps one after another |
+//!
+//! The features `download` and `caption` bring an HTTP client and are off by default.
 
 pub mod arrange;
 pub mod assemble;
+#[cfg(feature = "caption")]
 pub mod caption;
 pub mod clean;
+#[cfg(feature = "download")]
 pub mod download;
 mod error;
 pub mod filter;
 mod look;
 mod open;
 pub mod pipeline;
+mod pool;
 pub mod preview;
+#[cfg(any(feature = "caption", feature = "download"))]
 pub mod retry;
 pub mod scan;
-pub mod shots;
 mod source;
 pub mod split;
 pub mod stats;
 pub mod step;
 
 pub use error::PrepareError;
+pub use opensora_shots as shots;

@@ -1,16 +1,12 @@
 //! A look into a file: what it says of itself, and single pictures of it.
 
-use crate::source::{self, Header, Stream};
+use crate::{
+    pool::{self, PANIC},
+    source::{self, Header, Stream},
+};
 use opensora_video::Frames;
 use serde::Serialize;
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
-    sync::{
-        atomic::{AtomicUsize, Ordering},
-        mpsc,
-    },
-};
+use std::{path::Path, sync::atomic::AtomicBool};
 
 /// A row whose file cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -88,38 +84,16 @@ pub(crate) fn each<T: Send>(
     look: impl Fn(usize) -> Result<T, String> + Sync,
     advanced: &mut dyn FnMut(usize, usize),
 ) -> Vec<Result<T, String>> {
-    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(count);
-    let next = AtomicUsize::new(0);
-    let (sender, receiver) = mpsc::channel();
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let mut results: Vec<Option<Result<T, String>>> = (0..count).map(|_| None).collect();
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            let (sender, next, look) = (sender.clone(), &next, &look);
-            scope.spawn(move || {
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    if index >= count {
-                        break;
-                    }
-                    let result = catch_unwind(AssertUnwindSafe(|| look(index)));
-                    let result = result.unwrap_or_else(|_| Err(PANIC.into()));
-                    if sender.send((index, result)).is_err() {
-                        break;
-                    }
-                }
-            });
-        }
-        drop(sender);
-        for (done, (index, result)) in receiver.iter().enumerate() {
-            results[index] = Some(result);
+    pool::run(workers, count, &AtomicBool::new(false), look, |looks| {
+        for (done, (index, look)) in looks.iter().enumerate() {
+            results[index] = look;
             advanced(done + 1, count);
         }
     });
     results.into_iter().map(|result| result.unwrap_or_else(|| Err(PANIC.into()))).collect()
 }
-
-/// The reason where a decoder panicked.
-const PANIC: &str = "the program made a mistake on it (a panic)";
 
 #[cfg(test)]
 pub(crate) mod tests {

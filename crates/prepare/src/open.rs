@@ -1,5 +1,6 @@
 //! Videos opened, with reasons that fit into a table.
 
+use opensora_files::one_line;
 use opensora_video::reader::{Decoder, VideoReader};
 use std::path::Path;
 
@@ -20,5 +21,5 @@ pub(crate) fn without_path(error: &dyn std::fmt::Display, path: &Path) -> String
     let path = path.display().to_string();
     let text = error.to_string().replace(&format!("file:{path}: "), "");
     let rest = text.strip_prefix(&path).unwrap_or(&text);
-    rest.trim_start_matches([':', ' ']).replace(['\n', '\r'], " ")
+    one_line(rest.trim_start_matches([':', ' ']))
 }

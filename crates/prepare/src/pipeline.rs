@@ -16,9 +16,9 @@ pub mod stages;
 use crate::{
     PrepareError,
     assemble::{Summary, Tables, failed_path, make_folder, shard_path},
-    step::{Shard, Watch},
+    step::{Shard, Watch, open_journal},
 };
-use opensora_files::Journal;
+use opensora_files::{Journal, hex};
 use opensora_manifest::Table;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -115,7 +115,7 @@ struct Seals {
 impl Seals {
     fn open(work: &Path) -> Result<Self, PrepareError> {
         let path = work.join("pipeline.journal.jsonl");
-        let (journal, lines) = Journal::open(&path).map_err(io(&path))?;
+        let (journal, lines) = open_journal(&path)?;
         let parse = |(index, line): (usize, &String)| {
             serde_json::from_str(line).map_err(|error| PrepareError::Journal {
                 path: path.clone(),
@@ -264,10 +264,6 @@ fn hash_file(path: &Path) -> Result<String, PrepareError> {
     let mut sha = Sha256::new();
     std::io::copy(&mut file, &mut sha).map_err(io(path))?;
     Ok(hex(&sha.finalize()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -144,7 +144,7 @@ impl Settings {
         if !shorter_side.is_multiple_of(2) || !(2..=MAX_SIDE).contains(&shorter_side) {
             return Err(spec("shorter_side", shorter_side, "an even number from 2 to 16384"));
         }
-        self.shots.check()
+        Ok(self.shots.check()?)
     }
 }
 

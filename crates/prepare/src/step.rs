@@ -8,8 +8,11 @@
 //! alike, such as a server that refuses us, is no row's failure: it ends the step, and nothing of it
 //! is recorded ([`Fault::Step`]).
 
-use crate::PrepareError;
-use opensora_files::Journal;
+use crate::{
+    PrepareError,
+    pool::{self, PANIC},
+};
+use opensora_files::{Journal, one_line};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use std::{
@@ -18,10 +21,7 @@ use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
     str::FromStr,
-    sync::{
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-        mpsc,
-    },
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 /// One part of the rows, for job arrays: row r belongs to part r modulo `count`.
@@ -203,56 +203,46 @@ where
     };
     let mut progress = (done.len(), failures(&outcomes));
 
-    let next = AtomicUsize::new(0);
     let mut is_broken = watch.advanced(progress.0, progress.1, total).is_break();
     let mut halted = None;
     let stop = AtomicBool::new(is_broken);
-    // Workers wait where the disk is slower than they are, so that little is lost to a crash.
-    let (sender, receiver) = mpsc::sync_channel(1);
-    let written = std::thread::scope(|scope| {
-        for _ in 0..run.workers.clamp(1, open.len().max(1)) {
-            let (sender, open, work, next, stop) = (sender.clone(), &open, &work, &next, &stop);
-            scope.spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    let Some(&row) = open.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
-                    if sender.send((row, guarded(|| work(row)))).is_err() {
-                        break;
+    // Records that are there go to the disk together; not more than a few, so that quick work
+    // does not run ahead of the disk and of whoever watches.
+    let more = run.workers.max(1);
+    pool::run(
+        run.workers,
+        open.len(),
+        &stop,
+        |index| work(open[index]),
+        |results| {
+            while let Ok(first) = results.recv() {
+                let mut batch = Vec::new();
+                for (index, result) in std::iter::once(first).chain(results.try_iter().take(more)) {
+                    match outcome(result) {
+                        Ok(outcome) => batch.push((open[index], outcome)),
+                        Err(reason) => {
+                            stop.store(true, Ordering::Relaxed);
+                            halted.get_or_insert(reason);
+                        }
                     }
                 }
-            });
-        }
-        drop(sender);
-        // Records that are there go to the disk together; not more than a few, so that quick work
-        // does not run ahead of the disk and of whoever watches.
-        let more = run.workers.max(1);
-        while let Ok(first) = receiver.recv() {
-            let mut batch = Vec::new();
-            for (row, outcome) in std::iter::once(first).chain(receiver.try_iter().take(more)) {
-                match outcome {
-                    Ok(outcome) => batch.push((row, outcome)),
-                    Err(reason) => {
-                        stop.store(true, Ordering::Relaxed);
-                        halted.get_or_insert(reason);
-                    }
+                if let Err(error) = append(&mut journal, keys, &batch) {
+                    stop.store(true, Ordering::Relaxed);
+                    return Err(PrepareError::Io { path: run.journal.clone(), source: error });
+                }
+                for (row, outcome) in batch {
+                    progress.0 += 1;
+                    progress.1 += usize::from(matches!(outcome, Outcome::Failed(_)));
+                    outcomes[row] = Some(outcome);
+                }
+                if watch.advanced(progress.0, progress.1, total).is_break() {
+                    is_broken = true;
+                    stop.store(true, Ordering::Relaxed);
                 }
             }
-            if let Err(error) = append(&mut journal, keys, &batch) {
-                stop.store(true, Ordering::Relaxed);
-                return Err(PrepareError::Io { path: run.journal.clone(), source: error });
-            }
-            for (row, outcome) in batch {
-                progress.0 += 1;
-                progress.1 += usize::from(matches!(outcome, Outcome::Failed(_)));
-                outcomes[row] = Some(outcome);
-            }
-            if watch.advanced(progress.0, progress.1, total).is_break() {
-                is_broken = true;
-                stop.store(true, Ordering::Relaxed);
-            }
-        }
-        Ok(())
-    });
-    written?;
+            Ok(())
+        },
+    )?;
     let (done, _) = progress;
     match halted {
         Some(reason) if !is_broken => Err(PrepareError::Halted { reason, done, total }),
@@ -274,26 +264,36 @@ fn append<T: Serialize>(
     journal.append(lines.iter().map(String::as_str))
 }
 
-/// A row's outcome, whatever its work does, or why the step ends.
-fn guarded<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<Outcome<T>, String> {
-    let line = |reason: String| reason.replace(['\n', '\r'], " ");
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+/// A row's outcome from what its work returned (`None`: it panicked), or why the step ends.
+fn outcome<T>(result: Option<Result<T, Fault>>) -> Result<Outcome<T>, String> {
     match result {
-        Ok(Ok(record)) => Ok(Outcome::Done(record)),
-        Ok(Err(Fault::Row(reason))) => Ok(Outcome::Failed(line(reason))),
-        Ok(Err(Fault::Step(reason))) => Err(line(reason)),
-        Err(_) => Ok(Outcome::Failed("the program made a mistake on it (a panic)".into())),
+        Some(Ok(record)) => Ok(Outcome::Done(record)),
+        Some(Err(Fault::Row(reason))) => Ok(Outcome::Failed(one_line(reason))),
+        Some(Err(Fault::Step(reason))) => Err(one_line(reason)),
+        None => Ok(Outcome::Failed(PANIC.into())),
     }
+}
+
+/// Opens or begins a journal; returns it and its lines.
+pub(crate) fn open_journal(path: &Path) -> Result<(Journal, Vec<String>), PrepareError> {
+    Journal::open(path).map_err(|source| match source.kind() {
+        // Not the operating system's refusal, but what the journal is.
+        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::InvalidData => {
+            PrepareError::Journal { path: path.into(), reason: source.to_string() }
+        }
+        _ => PrepareError::Io { path: path.into(), source },
+    })
 }
 
 /// Opens the journal, checks or writes its first line, and reads its records.
 fn open<T: DeserializeOwned>(run: &Run) -> Result<(Journal, Vec<Entry<T>>), PrepareError> {
     let path: &Path = &run.journal;
-    let io = |source| PrepareError::Io { path: path.into(), source };
     let fail = |reason: String| PrepareError::Journal { path: path.into(), reason };
-    let (mut journal, lines) = Journal::open(path).map_err(io)?;
+    let (mut journal, lines) = open_journal(path)?;
     let Some((first, lines)) = lines.split_first() else {
-        journal.append([run.settings.to_string().as_str()]).map_err(io)?;
+        journal
+            .append([run.settings.to_string().as_str()])
+            .map_err(|source| PrepareError::Io { path: path.into(), source })?;
         return Ok((journal, vec![]));
     };
     let settings: Value = serde_json::from_str(first)
@@ -373,7 +373,7 @@ mod tests {
         let outcomes = run(&at(folder.path()), &keys, work, &mut ()).unwrap();
         for (row, outcome) in outcomes.into_iter().enumerate() {
             let expected = match row % 7 {
-                3 => Outcome::Failed(format!("bad row {row}")),
+                3 => Outcome::Failed(format!("bad\\nrow {row}")),
                 _ => Outcome::Done(row * row),
             };
             assert_eq!(outcome, Some(expected));

@@ -7,7 +7,7 @@
 //!   checkpoints/       see `state`
 //!   stdit/, vae/, t5/  the finished weights under published names: the moving average, and for STDiT
 //!                      the last values beside it
-//!   model.json         for STDiT: the finished model, see `description`
+//!   model.json         for STDiT: the finished model and links to its parts, see `description`
 //!   .lock              held by the process that trains here; removed when it ends
 //! ```
 

@@ -4,20 +4,43 @@
 
 use burn::tensor::{Device, FloatDType};
 use opensora_checkpoint::export;
-use opensora_data::{
-    ClipDataset, ClipSpec, Manifest,
-    cache::CacheKey,
-    demo::{DemoSpec, write_dataset},
-    encode::ClipEncoder,
-};
-use opensora_t5::{T5Config, T5Encoder, fit_tokenizer, keys as t5_keys};
+use opensora_data::{ClipDataset, ClipSpec, Manifest, Row, cache::CacheKey, encode::ClipEncoder};
+use opensora_t5::{T5Config, T5Encoder, fit_tokenizer, keys};
 use opensora_vae::{AutoencoderKl, VaeConfig, keys::Layout};
-use std::{fs, path::PathBuf};
+use opensora_video::{Frames, VideoSpec, Writer};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 pub(crate) const TOKENS: usize = 12;
 pub(crate) const SEED: u64 = 3;
 /// Width of a prompt state.
 pub(crate) const WIDTH: usize = 16;
+
+/// Writes `count` clips of 32x32, no two frames of which are equal, and `clips.csv`.
+fn write_clips(folder: &Path, count: usize, num_frames: usize) {
+    const SIDE: usize = 32;
+    fs::create_dir_all(folder.join("clips")).unwrap();
+    let rows = (0..count).map(|index| {
+        // A gradient whose colours depend on the clip and the frame.
+        let pixel = |frame: usize, y: usize, x: usize| {
+            [x * 8 + frame * 5, y * 8 + index * 40, (x + y) * 4 + frame * 11 + index * 70]
+                .map(|value| (value % 256) as u8)
+        };
+        let bytes = (0..num_frames)
+            .flat_map(|frame| (0..SIDE * SIDE).map(move |at| (frame, at / SIDE, at % SIDE)))
+            .flat_map(|(frame, y, x)| pixel(frame, y, x))
+            .collect();
+        let clip = Frames::from_rgb(bytes, [num_frames, SIDE, SIDE]).unwrap();
+        let path = folder.join(format!("clips/{index:06}.mp4"));
+        let spec = VideoSpec { frames: num_frames, width: SIDE, height: SIDE, fps: 8.0 };
+        Writer::open(&path, &spec).unwrap().write(&clip, &serde_json::Value::Null).unwrap();
+        let caption = format!("a gradient in {index} steps");
+        Row { path, caption, num_frames: Some(num_frames) }
+    });
+    Manifest { rows: rows.collect() }.write(&folder.join("clips.csv")).unwrap();
+}
 
 /// Clips, and a VAE and a text encoder with fresh weights.
 pub(crate) struct World {
@@ -28,8 +51,7 @@ impl World {
     pub(crate) fn new(clips: usize, num_frames: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let device = Device::flex();
-        let spec = DemoSpec { clips, image_size: [32, 32], num_frames, ..DemoSpec::default() };
-        write_dataset(&folder.path().join("data"), &spec, |_, _| ()).unwrap();
+        write_clips(&folder.path().join("data"), clips, num_frames);
 
         let vae_config = VaeConfig {
             block_out_channels: vec![8, 8],
@@ -59,7 +81,7 @@ impl World {
         fit_tokenizer(["a red circle grows"], 120).unwrap().save(&t5).unwrap();
         t5_config.write(&t5.join("config.json")).unwrap();
         let encoder = T5Encoder::new(&t5_config, &device).unwrap();
-        let map = t5_keys::Layout::PUBLISHED.key_map();
+        let map = keys::Layout::PUBLISHED.key_map();
         export(&encoder, &map, FloatDType::F32, None, &t5.join("model.safetensors")).unwrap();
         Self { folder }
     }

@@ -1,5 +1,6 @@
 //! Addresses of videos: who fetches them, and what their files are called.
 
+use opensora_files::hex;
 use sha2::{Digest, Sha256};
 use ureq::http::Uri;
 
@@ -129,12 +130,7 @@ fn file_name(url: &str, path: &str) -> String {
     let stem: String = stem.chars().take(MAX_STEM).map(safe).collect();
     let stem = stem.trim_matches(['-', '_']);
     let separator = if stem.is_empty() { "" } else { "-" };
-    format!("{stem}{separator}{:.20}.{ending}", hexadecimal(&Sha256::digest(url)))
-}
-
-/// Bytes as hexadecimal digits.
-pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{stem}{separator}{:.20}.{ending}", hex(&Sha256::digest(url)))
 }
 
 #[cfg(test)]

@@ -9,7 +9,9 @@ use super::{
     csv_list, hdvg,
     terms::{self, Terms},
 };
+pub use crate::assemble::REASON;
 use crate::step::Shard;
+use opensora_files::one_line;
 use opensora_manifest::{
     Table,
     table::{TEXT, URL},
@@ -26,8 +28,6 @@ pub const LICENCE: &str = "licence";
 pub const START: &str = "start";
 /// See [`START`].
 pub const END: &str = "end";
-/// The column of why a row could not be used.
-pub const REASON: &str = "reason";
 /// The column of a file's SHA-256, in hexadecimal digits.
 pub const SHA256: &str = "sha256";
 
@@ -255,8 +255,7 @@ impl List {
         if is_mine {
             let row = fields(&self.columns, url, clip);
             let row = row.iter().map(|(column, value)| (column.as_str(), value.clone()));
-            let reason = reason.replace(['\n', '\r'], " ");
-            self.rejected.push(row.chain([(REASON, reason)]));
+            self.rejected.push(row.chain([(REASON, one_line(reason))]));
         }
     }
 }

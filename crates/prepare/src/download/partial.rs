@@ -4,8 +4,7 @@
 //! source's version is known. Both are gone when the file has its own name: a file that has its own
 //! name is complete.
 
-use super::address::hexadecimal;
-use opensora_files::{sync_folder, write_atomically};
+use opensora_files::{hex, sync_folder, write_atomically};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
@@ -146,7 +145,7 @@ impl Partial {
 
     /// What the bytes so far would be as a file.
     pub(crate) fn fetched(&self) -> Fetched {
-        let sha256 = hexadecimal(&self.hash.clone().finalize());
+        let sha256 = hex(&self.hash.clone().finalize());
         Fetched { bytes: self.length, sha256 }
     }
 
@@ -183,7 +182,7 @@ pub(crate) fn measure(path: &Path) -> io::Result<Option<Fetched>> {
         Err(error) => return Err(error),
     };
     let (bytes, hash) = digest(&mut file)?;
-    Ok(Some(Fetched { bytes, sha256: hexadecimal(&hash.finalize()) }))
+    Ok(Some(Fetched { bytes, sha256: hex(&hash.finalize()) }))
 }
 
 /// Length and digest of a file, from its start; it stands at its end afterwards.

@@ -5,13 +5,12 @@
 //! passed as words, never through a shell, and the address stands after `--`.
 
 use super::{
-    address::hexadecimal,
     http::Timeouts,
     limits::Rate,
     partial::{Fetched, measure},
 };
 use crate::retry::{Failure, Patience, insist};
-use opensora_files::sync_folder;
+use opensora_files::{hex, sync_folder};
 use sha2::{Digest, Sha256};
 use std::{
     fs::File,
@@ -198,7 +197,7 @@ impl Runner<'_> {
 
 /// A folder of a video's own for the program's parts.
 fn work_folder(url: &str, target: &Path) -> PathBuf {
-    let digest = hexadecimal(&Sha256::digest(url));
+    let digest = hex(&Sha256::digest(url));
     target.with_file_name(format!(".yt-dlp-{digest:.20}"))
 }
 

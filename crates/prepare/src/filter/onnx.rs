@@ -1,6 +1,7 @@
 //! ONNX models in-process, through tract.
 
 use super::score::{OnnxSpec, Score};
+use opensora_files::{hex, one_line};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ pub(crate) struct Onnx {
 
 impl Onnx {
     pub(crate) fn load(spec: &OnnxSpec) -> Result<Self, String> {
-        let words = |error: TractError| format!("{error:#}").replace(['\n', '\r'], " ");
+        let words = |error: TractError| one_line(format!("{error:#}"));
         let bytes = std::fs::read(&spec.path).map_err(|error| error.to_string())?;
         let [height, width] = spec.size;
         let plan = tract_onnx::onnx()
@@ -29,7 +30,7 @@ impl Onnx {
             return Err(format!("it has {outputs} outputs, number {} was asked for", spec.output));
         }
         let plan = plan.into_runnable().map_err(words)?;
-        let digest = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = hex(&Sha256::digest(&bytes));
         Ok(Self { spec: spec.clone(), digest, plan })
     }
 

@@ -81,10 +81,17 @@ impl OnnxSpec {
             return Err(fail(format!("its mean {mean:?} or standard deviation {std:?} is none")));
         }
         #[cfg(feature = "onnx")]
-        let score = super::onnx::Onnx::load(self).map(|model| Box::new(model) as Box<dyn Score>);
+        return match super::onnx::Onnx::load(self) {
+            Ok(model) => Ok(Box::new(model)),
+            Err(reason) => Err(fail(reason)),
+        };
         #[cfg(not(feature = "onnx"))]
-        let score = Err("models need a program that was built with the feature `onnx`".to_string());
-        score.map_err(fail)
+        Err(PrepareError::Feature {
+            path: self.path.clone(),
+            what: "an ONNX model",
+            feature: "onnx",
+        }
+        .into())
     }
 }
 

@@ -13,19 +13,22 @@
 //! duplicates = true
 //! min = { num_frames = 16, motion = 0.002 }
 //!
-//! [caption]
+//! [caption]              # with the feature `caption`
 //! endpoint = "http://localhost:8000"
 //! model = "llava"
 //!
 //! [clean]
 //! ```
 
+#[cfg(feature = "caption")]
+use super::sections::CaptionSection;
 use super::{
     Stage,
-    sections::{CaptionSection, CleanSection, FilterSection},
+    sections::{CleanSection, FilterSection},
     stages::{Scan, Split},
 };
 use crate::{PrepareError, split};
+use opensora_files::one_line;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -48,7 +51,11 @@ pub struct Config {
     /// Clips are measured, and left out where they are out of bounds.
     pub filter: Option<FilterSection>,
     /// Clips are captioned.
+    #[cfg(feature = "caption")]
     pub caption: Option<CaptionSection>,
+    /// A section that this build has no step for.
+    #[cfg(not(feature = "caption"))]
+    caption: Option<serde::de::IgnoredAny>,
     /// Captions and rows are put in order.
     pub clean: Option<CleanSection>,
     /// The file's folder.
@@ -64,15 +71,21 @@ impl Config {
     /// Reads a file; its paths start from its folder.
     ///
     /// # Errors
-    /// Where it cannot be read, names what does not exist, or lacks what is needed.
+    /// Returns an error if the file cannot be read, has unknown keys, lacks required ones, or has a
+    /// section whose step was not compiled in ([`PrepareError::Feature`]).
     pub fn read(path: &Path) -> Result<Self, PrepareError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| PrepareError::Io { path: path.into(), source })?;
         let mut config: Self = toml::from_str(&text).map_err(|error| {
             let place = error.span().map_or(0, |span| text[..span.start].matches('\n').count());
-            let reason = format!("line {}: {}", place + 1, error.message().replace('\n', " "));
+            let reason = format!("line {}: {}", place + 1, one_line(error.message()));
             PrepareError::Config { path: path.into(), reason }
         })?;
+        #[cfg(not(feature = "caption"))]
+        if config.caption.is_some() {
+            let (what, feature) = ("[caption]", "caption");
+            return Err(PrepareError::Feature { path: path.into(), what, feature });
+        }
         let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
         for path in [&mut config.input, &mut config.work, &mut config.out] {
             *path = folder.join(&*path);
@@ -97,6 +110,7 @@ impl Config {
         if let Some(section) = &self.filter {
             stages.push(Box::new(section.stage(workers, retry_failed)?));
         }
+        #[cfg(feature = "caption")]
         if let Some(section) = &self.caption {
             stages.push(Box::new(section.stage(&self.folder, retry_failed)?));
         }
@@ -131,11 +145,22 @@ mod tests {
         assert_eq!(stages.iter().map(|stage| stage.name()).collect::<Vec<_>>(), ["scan", "split"]);
         let other = Config { input: "clips.csv".into(), ..config };
         assert_eq!(other.stages(false).unwrap().len(), 1);
-        let all = "[clean]\n[caption]\nendpoint = 'http://localhost:1'\nmodel = 'm'\nframes = 'grid'\n\
-                   [filter]\nmin = { motion = 0.1 }\nmax = { motion = 0.5, fps = 60 }\n";
-        let stages = read(&format!("{head}{all}")).unwrap().stages(false).unwrap();
-        let names: Vec<&str> = stages.iter().map(|stage| stage.name()).collect();
-        assert_eq!(names, ["scan", "filter", "caption", "clean"]);
+        let all = "[clean]\n[filter]\nmin = { motion = 0.1 }\nmax = { motion = 0.5, fps = 60 }\n";
+        let names = |text: &str| {
+            let stages = read(&format!("{head}{text}")).unwrap().stages(false).unwrap();
+            stages.iter().map(|stage| stage.name().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(names(all), ["scan", "filter", "clean"]);
+        let caption = "[caption]\nendpoint = 'http://localhost:1'\nmodel = 'm'\nframes = 'grid'\n";
+        #[cfg(feature = "caption")]
+        assert_eq!(names(&format!("{all}{caption}")), ["scan", "filter", "caption", "clean"]);
+        #[cfg(not(feature = "caption"))]
+        {
+            let error = read(&format!("{head}{all}{caption}")).unwrap_err();
+            assert!(matches!(error, PrepareError::Feature { feature: "caption", .. }), "{error}");
+            let text = error.to_string();
+            assert!(text.contains("pipeline.toml: [caption] needs the feature"), "{text}");
+        }
         let upside_down = read(&format!("{head}[filter]\nmin.fps = 9\nmax.fps = 8\n")).unwrap();
         let error = upside_down.stages(false).err().unwrap().to_string();
         assert!(error.contains("fps: from 9 to 8"), "{error}");

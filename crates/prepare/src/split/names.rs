@@ -1,5 +1,6 @@
 //! How clips are named.
 
+use opensora_files::hex;
 use sha2::{Digest, Sha256};
 use std::{collections::HashMap, path::Path};
 
@@ -25,9 +26,8 @@ pub(crate) fn stems(keys: &[String]) -> Vec<String> {
             return stem.clone();
         }
         let digest = Sha256::digest(key.as_bytes());
-        let digits: String = digest[..5].iter().map(|byte| format!("{byte:02x}")).collect();
         let end = stem.floor_char_boundary(LONGEST);
-        format!("{}-{digits}", &stem[..end])
+        format!("{}-{}", &stem[..end], hex(&digest[..5]))
     };
     plain.iter().zip(keys).map(name).collect()
 }

@@ -57,9 +57,11 @@ pub(crate) fn cut(
 ) -> Result<(usize, Vec<Clip>), String> {
     // The first pass: the frames of each scene, and the time of each frame.
     let VideoShots { info, shots, times, decoder } =
-        shots::of_video(path, decoder, &settings.shots)?;
+        shots::of_video(path, decoder, &settings.shots)
+            .map_err(|error| without_path(&error, path))?;
     let scenes = shots.scenes;
-    let resize = size::resize([info.height, info.width], settings.shorter_side, settings.enlarge)?;
+    let square = size::resize(info.square_size(), settings.shorter_side, settings.enlarge)?;
+    let resize = Resize { source: [info.height, info.width], ..square };
     let rate = plan::rate(info.fps, &times).ok_or("it states no frame rate and has one frame")?;
     let last = 1.0 / rate;
     check(&times, last)?;

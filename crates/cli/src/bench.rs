@@ -1,0 +1,386 @@
+//! How fast the models run on a machine: published sizes, random weights.
+//!
+//! A part of the flow runs once to warm up and then a few times by the clock. The outcome is one
+//! [`BenchReport`], made to be compared with other programs in one run on one machine: times on their
+//! own say little, machines differ and are busy.
+//!
+//! | module | thought |
+//! |---|---|
+//! | [`flops`] | operations of the VAE and the text encoder, by their layers |
+//! | [`memory`] | the process's peak memory |
+//! | [`weights`] | random weights in the layout that loaded ones have |
+//!
+//! Weights need no file: values are small and random, so that no layer overflows or runs into
+//! subnormal numbers. What a layer costs does not depend on them.
+
+pub(crate) mod flops;
+pub(crate) mod memory;
+mod parts;
+pub(crate) mod weights;
+
+use burn::tensor::Device;
+use opensora::{
+    diffusion::{SamplerKind, sampler::SamplerError},
+    nn::dtype::{Dtype, DtypeError},
+    stdit::{DenoiserConfig, SizeError},
+    t5::{T5Config, T5ConfigError},
+    train::{TrainError, metrics::flops::measure_matmul_ceiling},
+    vae::{VaeConfig, VaeConfigError},
+};
+use serde::Serialize;
+use std::time::Instant;
+
+/// What is timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Part {
+    /// One evaluation of the denoiser.
+    Stdit,
+    /// Frames to posteriors.
+    VaeEncode,
+    /// Latents to frames.
+    VaeDecode,
+    /// Token ids to states.
+    T5,
+    /// Prompt to frames: text encoder, sampler with guidance, VAE, one after the other.
+    Sample,
+    /// Loss, gradients and AdamW on the denoiser.
+    TrainStep,
+}
+
+/// Sizes of the three models.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct BenchPreset {
+    /// What `--preset` calls it.
+    pub(crate) name: &'static str,
+    /// The denoiser.
+    pub(crate) denoiser: DenoiserConfig,
+    /// The text encoder.
+    pub t5: T5Config,
+    /// The VAE.
+    pub(crate) vae: VaeConfig,
+}
+
+/// Names of the presets.
+pub(crate) const PRESETS: [&str; 2] = ["stdit-xl-2", "demo"];
+
+impl BenchPreset {
+    /// The preset of a name: the published models, or some of the demo model's size.
+    pub(crate) fn find(name: &str) -> Option<Self> {
+        match name {
+            "stdit-xl-2" => Some(Self {
+                name: PRESETS[0],
+                denoiser: DenoiserConfig::xl_2(),
+                t5: T5Config::default(),
+                vae: VaeConfig::default(),
+            }),
+            "demo" => Some(Self {
+                name: PRESETS[1],
+                denoiser: DenoiserConfig {
+                    hidden_size: 128,
+                    depth: 4,
+                    num_heads: 4,
+                    caption_channels: 64,
+                    model_max_length: 24,
+                    ..DenoiserConfig::xl_2()
+                },
+                t5: T5Config {
+                    vocab_size: 160,
+                    d_model: 64,
+                    d_kv: 16,
+                    d_ff: 128,
+                    num_layers: 2,
+                    num_heads: 4,
+                    ..T5Config::default()
+                },
+                vae: VaeConfig {
+                    block_out_channels: vec![16, 32, 32],
+                    layers_per_block: 1,
+                    norm_num_groups: 8,
+                    ..VaeConfig::default()
+                },
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// What to time, and how often.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct BenchSpec {
+    /// The part.
+    pub(crate) part: Part,
+    /// The models' sizes; `depth` and `num_layers` may be changed to save time.
+    pub(crate) preset: BenchPreset,
+    /// Frames of a clip.
+    pub(crate) num_frames: usize,
+    /// Height and width in pixels.
+    pub(crate) image_size: [usize; 2],
+    /// Clips at once.
+    pub(crate) batch_size: usize,
+    /// Tokens of a prompt.
+    pub(crate) tokens: usize,
+    /// Frames that the VAE works on at once.
+    pub(crate) micro_batch: usize,
+    /// Rows of the tiles that the VAE decodes a frame in; whole frames where `None`.
+    pub(crate) tile_rows: Option<usize>,
+    /// Whether blocks are computed again on the way back, in a training step.
+    pub(crate) activation_checkpointing: bool,
+    /// The sampler of [`Part::Sample`].
+    pub(crate) sampler: SamplerKind,
+    /// Its steps; the sampler's published number where `None`.
+    pub(crate) steps: Option<usize>,
+    /// Type of weights and activations.
+    pub(crate) dtype: Dtype,
+    /// Runs before the clock, which pay for weights, compilation and tuning.
+    pub(crate) warmup: usize,
+    /// Runs by the clock.
+    pub(crate) reps: usize,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct BenchReport {
+    /// The part.
+    pub(crate) what: Part,
+    /// The models' sizes.
+    pub(crate) preset: &'static str,
+    /// Blocks of the denoiser.
+    pub(crate) depth: usize,
+    /// Blocks of the text encoder.
+    pub(crate) layers: usize,
+    /// Frames of a clip.
+    pub(crate) num_frames: usize,
+    /// Height and width in pixels.
+    pub(crate) image_size: [usize; 2],
+    /// Clips at once.
+    pub(crate) batch: usize,
+    /// Tokens of a prompt.
+    pub(crate) tokens: usize,
+    /// Type of weights and activations.
+    pub(crate) dtype: String,
+    /// The device, in burn's words.
+    pub(crate) device: String,
+    /// Median of `reps`.
+    pub(crate) seconds: f64,
+    /// The fastest of `reps`.
+    pub(crate) min_seconds: f64,
+    /// Seconds of each run.
+    pub(crate) reps: Vec<f64>,
+    /// Operations of one run / 1e9, a multiply-add as two.
+    pub(crate) gflop: f64,
+    /// `gflop / seconds`.
+    pub(crate) gflops: f64,
+    /// The same of large square matrix products on the device; null where it fails.
+    pub(crate) matmul_ceiling_gflops: Option<f64>,
+    /// `gflops / matmul_ceiling_gflops`.
+    pub(crate) share_of_ceiling: Option<f64>,
+    /// The process's peak resident memory in bytes; null where the system does not tell.
+    pub(crate) peak_rss_bytes: Option<u64>,
+    /// The device's own memory in use in bytes; null as long as burn does not tell.
+    pub(crate) device_memory_bytes: Option<u64>,
+    /// The last run of [`Part::Sample`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stages: Option<StageSeconds>,
+}
+
+/// Seconds of the stages from prompt to frames.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct StageSeconds {
+    /// Text encoder.
+    pub(crate) text: f64,
+    /// Sampler and denoiser.
+    pub(crate) denoise: f64,
+    /// VAE, to frames of bytes.
+    pub(crate) decode: f64,
+}
+
+impl StageSeconds {
+    /// All of them.
+    pub(crate) fn total(&self) -> f64 {
+        self.text + self.denoise + self.decode
+    }
+}
+
+/// Why nothing could be timed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BenchError {
+    /// A number that makes no sense.
+    #[error("{what} is 0, expected at least 1")]
+    Zero {
+        /// Which.
+        what: &'static str,
+    },
+    /// More tokens than the denoiser takes.
+    #[error("{found} tokens of a prompt, the denoiser takes at most {most}")]
+    Tokens {
+        /// Asked for.
+        found: usize,
+        /// What it takes.
+        most: usize,
+    },
+    /// More than any memory holds.
+    #[error("{batch_size} clips of {num_frames} frames of {height}x{width} are too many")]
+    TooLarge {
+        /// Clips at once.
+        batch_size: usize,
+        /// Frames of each.
+        num_frames: usize,
+        /// Their height in pixels.
+        height: usize,
+        /// Their width in pixels.
+        width: usize,
+    },
+    /// The denoiser's sizes do not fit.
+    #[error(transparent)]
+    Denoiser(#[from] SizeError),
+    /// The VAE's sizes do not fit.
+    #[error(transparent)]
+    Vae(#[from] VaeConfigError),
+    /// The text encoder's sizes do not fit.
+    #[error(transparent)]
+    T5(#[from] T5ConfigError),
+    /// The device does not compute in this type.
+    #[error(transparent)]
+    Dtype(#[from] DtypeError),
+    /// The sampler cannot have so many steps.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// The sampler stopped.
+    #[error(transparent)]
+    Sample(#[from] opensora::diffusion::SampleError),
+    /// The training step failed.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// The device could not finish its work.
+    #[error("the device failed: {0}")]
+    Device(String),
+}
+
+impl BenchSpec {
+    fn check(&self, device: &Device) -> Result<[usize; 3], BenchError> {
+        for (what, number) in [
+            ("the number of runs (reps)", self.reps),
+            ("the batch size", self.batch_size),
+            ("the number of frames", self.num_frames),
+            ("the number of tokens", self.tokens),
+            ("the depth", self.preset.denoiser.depth),
+            ("the number of layers", self.preset.t5.num_layers),
+            ("the micro-batch", self.micro_batch),
+        ] {
+            if number == 0 {
+                return Err(BenchError::Zero { what });
+            }
+        }
+        self.dtype.check(device)?;
+        let most = self.preset.denoiser.model_max_length;
+        if self.tokens > most {
+            return Err(BenchError::Tokens { found: self.tokens, most });
+        }
+        self.preset.denoiser.validate()?;
+        self.preset.t5.validate()?;
+        let (batch_size, num_frames) = (self.batch_size, self.num_frames);
+        let [height, width] = self.image_size;
+        // 2^36 pixels are 800 GB, and small enough that the products that follow stay in range.
+        [batch_size, num_frames, height, width]
+            .into_iter()
+            .try_fold(1usize, usize::checked_mul)
+            .filter(|&pixels| pixels <= 1 << 36)
+            .ok_or(BenchError::TooLarge { batch_size, num_frames, height, width })?;
+        Ok(self.preset.vae.latent_size([num_frames, height, width])?)
+    }
+
+    /// Runs the part and says how long it took; `said` hears what happens.
+    ///
+    /// # Errors
+    /// Where sizes do not fit each other or the device fails.
+    pub(crate) fn run(
+        &self,
+        device: &Device,
+        said: &mut dyn FnMut(&str),
+    ) -> Result<BenchReport, BenchError> {
+        let latents = self.check(device)?;
+        said("weights");
+        let mut part = parts::prepare(self, latents, device)?;
+        let mut stages = None;
+        let mut timed = || -> Result<f64, BenchError> {
+            let synced = || device.sync().map_err(|error| BenchError::Device(error.to_string()));
+            synced()?;
+            let began = Instant::now();
+            stages = part.run()?;
+            synced()?;
+            let elapsed = began.elapsed().as_secs_f64();
+            // Stages leave out what does not count.
+            Ok(stages.as_ref().map_or(elapsed, StageSeconds::total))
+        };
+        for run in 0..self.warmup {
+            said(&format!("warm-up {} of {}", run + 1, self.warmup));
+            timed()?;
+        }
+        let mut reps = Vec::with_capacity(self.reps);
+        for run in 0..self.reps {
+            said(&format!("run {} of {}", run + 1, self.reps));
+            reps.push(timed()?);
+        }
+        // Before the ceiling's matrices come on top.
+        let peak_rss_bytes = memory::peak_rss_bytes();
+        let gflop = part.flop() / 1e9;
+        drop(part);
+
+        said("matrix products");
+        let matmul_ceiling_gflops =
+            measure_matmul_ceiling(device, self.dtype.float()).map(|ceiling| ceiling / 1e9);
+        let seconds = median(&reps);
+        let gflops = gflop / seconds;
+        Ok(BenchReport {
+            what: self.part,
+            preset: self.preset.name,
+            depth: self.preset.denoiser.depth,
+            layers: self.preset.t5.num_layers,
+            num_frames: self.num_frames,
+            image_size: self.image_size,
+            batch: self.batch_size,
+            tokens: self.tokens,
+            dtype: self.dtype.to_string(),
+            device: format!("{device:?}"),
+            seconds,
+            min_seconds: reps.iter().copied().fold(f64::INFINITY, f64::min),
+            reps,
+            gflop,
+            gflops,
+            matmul_ceiling_gflops,
+            share_of_ceiling: matmul_ceiling_gflops.map(|ceiling| gflops / ceiling),
+            peak_rss_bytes,
+            device_memory_bytes: None,
+            stages,
+        })
+    }
+}
+
+/// The middle value, or the mean of the two in the middle; at least one is there.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_stands_in_the_middle() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), 2.5);
+        assert_eq!(median(&[7.0]), 7.0);
+    }
+
+    #[test]
+    fn presets_are_found_by_their_names() {
+        for name in PRESETS {
+            assert_eq!(BenchPreset::find(name).unwrap().name, name);
+        }
+        assert_eq!(BenchPreset::find("stdit-xl"), None);
+    }
+}

@@ -1,0 +1,10 @@
+//! One module a subcommand: its options, and what it does with the library.
+
+pub(crate) mod bench;
+pub(crate) mod data;
+pub(crate) mod devices;
+pub(crate) mod eval;
+pub(crate) mod plot;
+pub(crate) mod sample;
+pub(crate) mod train;
+pub(crate) mod verify;

@@ -1,0 +1,175 @@
+//! `opensora data caption`: captions by a vision model that a server holds.
+
+use crate::{
+    options::Report,
+    output,
+    step_progress::{StepProgress, print_summary},
+};
+use anyhow::Context;
+use clap::{Args as ClapArgs, ValueEnum};
+use opensora::{
+    manifest::Table,
+    prepare::{
+        assemble::shard_path,
+        caption::{
+            CaptionSpec, Endpoint, Key, Layout, Options, PictureSpec, Prompt, Timeouts, caption,
+            preview,
+        },
+        retry::Patience,
+        step::Shard,
+    },
+};
+use serde_json::{Map, Value};
+use std::{path::PathBuf, time::Duration};
+
+#[derive(ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  opensora data caption --data kept.csv -o captioned.csv --endpoint http://localhost:8000 --model llava
+  opensora data caption --data kept.csv -o captioned.csv --endpoint https://api.openai.com \\
+        --key-env OPENAI_API_KEY --model gpt-4o-mini --frames grid --dry-run")]
+pub(crate) struct Args {
+    /// Table of clips (CSV); rows that have a caption are kept as they are
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Table of the clips with captions (CSV); clips without are listed beside it (.failed.csv), and
+    /// the number of a --shard is put before the ending
+    #[arg(long, short, alias = "output", value_name = "FILE")]
+    out: PathBuf,
+    /// Address of a server with OpenAI's API, such as http://localhost:8000, with or without
+    /// /v1/chat/completions
+    #[arg(long, value_name = "URL")]
+    endpoint: String,
+    /// Name of a vision model on that server
+    #[arg(long, value_name = "NAME")]
+    model: String,
+    /// Environment variable that holds the server's key, such as OPENAI_API_KEY [default: no key is
+    /// sent]
+    #[arg(long, value_name = "VARIABLE")]
+    key_env: Option<String>,
+    /// How the frames of a clip are sent
+    #[arg(long, value_enum, default_value_t = FramesName::Multi)]
+    frames: FramesName,
+    /// Positions of the frames in a clip, from 0 (start) to 1 (end)
+    #[arg(long, value_delimiter = ',', default_values_t = PictureSpec::default().positions)]
+    positions: Vec<f64>,
+    /// Largest width and height of a frame in pixels
+    #[arg(long, default_value_t = PictureSpec::default().max_side)]
+    max_side: usize,
+    /// JPEG quality, from 1 to 100
+    #[arg(long, default_value_t = PictureSpec::default().quality)]
+    quality: u8,
+    /// File with the prompt: {frames} in it becomes a phrase that describes the images, {num_frames}
+    /// the number of frames [default: a built-in prompt]
+    #[arg(long, value_name = "FILE")]
+    prompt: Option<PathBuf>,
+    /// Sampling temperature of the model; 0 gives the likeliest wording
+    #[arg(long, default_value_t = 0.2)]
+    temperature: f64,
+    /// Largest number of tokens of a caption; longer answers count as failed
+    #[arg(long, default_value_t = 300)]
+    max_tokens: u32,
+    /// More fields of the request as a JSON object, null to leave one out; newer models of OpenAI
+    /// need {"max_tokens": null, "max_completion_tokens": 300}
+    #[arg(long, value_name = "JSON", value_parser = parse_object)]
+    extra: Option<JsonObject>,
+    /// Clips captioned at once
+    #[arg(long, default_value_t = 4)]
+    parallel: usize,
+    /// Seconds to wait for a connection
+    #[arg(long, default_value_t = Timeouts::default().connect.as_secs())]
+    connect_timeout: u64,
+    /// Seconds to wait for a whole answer
+    #[arg(long, default_value_t = Timeouts::default().answer.as_secs())]
+    answer_timeout: u64,
+    /// Attempts per clip if the server is busy or closes the connection
+    #[arg(long, default_value_t = 6)]
+    attempts: u32,
+    /// Replace captions that rows have already
+    #[arg(long)]
+    recaption: bool,
+    /// Share i of n of the rows, such as 0/4, for several machines
+    #[arg(long, default_value_t = Shard::WHOLE, value_name = "I/N")]
+    shard: Shard,
+    /// Retry rows that got no caption in an earlier run
+    #[arg(long)]
+    retry_failed: bool,
+    /// Print the request of the first row, images shortened, and send nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    report: Report,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FramesName {
+    /// One image per frame; vLLM must be started for it (--limit-mm-per-prompt)
+    Multi,
+    /// Side by side in one image
+    Grid,
+    /// The first of the positions only
+    First,
+}
+
+/// Fields of a request.
+#[derive(Clone)]
+struct JsonObject(Map<String, Value>);
+
+fn parse_object(text: &str) -> Result<JsonObject, String> {
+    serde_json::from_str(text)
+        .map(JsonObject)
+        .map_err(|error| format!("expected a JSON object: {error}"))
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let spec = spec(args)?;
+    let options = Options {
+        workers: args.parallel,
+        shard: args.shard,
+        retry_failed: args.retry_failed,
+        recaption: args.recaption,
+    };
+    let key = args.key_env.as_deref().map(Key::from_environment).transpose();
+    let key = key.context("--key-env")?;
+    let timeouts = Timeouts {
+        connect: Duration::from_secs(args.connect_timeout),
+        answer: Duration::from_secs(args.answer_timeout),
+    };
+    let patience = Patience { attempts: args.attempts, ..Patience::default() };
+    let endpoint = Endpoint::new(&args.endpoint, key, timeouts, patience, args.parallel)?;
+    let input = Table::read(&args.data).context("--data")?;
+    if args.dry_run {
+        let request = preview(&input, &spec, &options)?
+            .context("no row without a caption has a clip that can be read")?;
+        output::message(format_args!("POST {}", endpoint.address()));
+        return Ok(output::line(format_args!("{request:#}"))?);
+    }
+    let out = shard_path(&args.out, args.shard);
+    let mut progress = StepProgress::new(args.report.quiet, "captions");
+    let done = caption(&input, &out, &spec, &endpoint, &options, &mut progress);
+    progress.finish();
+    let done = done?;
+    done.tables.write(&out)?;
+    Ok(print_summary(&done.summary(), "captioned", &out, args.report.json)?)
+}
+
+fn spec(args: &Args) -> anyhow::Result<CaptionSpec> {
+    let prompt = args.prompt.as_deref().map(Prompt::read).transpose().context("--prompt")?;
+    Ok(CaptionSpec {
+        model: args.model.clone(),
+        prompt: prompt.unwrap_or_default(),
+        pictures: PictureSpec {
+            positions: args.positions.clone(),
+            layout: match args.frames {
+                FramesName::Multi => Layout::Multi,
+                FramesName::Grid => Layout::Grid,
+                FramesName::First => Layout::First,
+            },
+            max_side: args.max_side,
+            quality: args.quality,
+        },
+        temperature: args.temperature,
+        max_tokens: args.max_tokens,
+        extra: args.extra.clone().unwrap_or_else(|| JsonObject(Map::new())).0,
+    })
+}

@@ -1,0 +1,137 @@
+//! `opensora data clean`: captions without openings, rows without gaps, frames counted anew.
+
+use crate::{
+    options::Report,
+    output::{self, OutputError},
+    step_progress::StepProgress,
+};
+use anyhow::Context;
+use clap::{Args as ClapArgs, ValueEnum};
+use opensora::{
+    manifest::Table,
+    prepare::{
+        assemble::failed_path,
+        clean::{self, Counts, Job, Naming, Openings, Settings, Treatment},
+    },
+};
+use serde_json::json;
+use std::path::PathBuf;
+
+#[derive(ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  opensora data clean --data captioned.csv -o train.csv
+  opensora data clean --data captioned.csv -o train.csv --relength --workers 8 --absolute")]
+pub(crate) struct Args {
+    /// Table to clean (CSV, or Parquet if this build supports it)
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Cleaned table; dropped rows are listed beside it (.failed.csv)
+    #[arg(long, short, alias = "output", value_name = "FILE")]
+    out: PathBuf,
+    /// Folder of the relative paths in --data [default: the folder of --data]
+    #[arg(long, value_name = "FOLDER")]
+    root: Option<PathBuf>,
+    /// File of caption openings to remove, one a line, in place of the built-in ones
+    #[arg(long, value_name = "FILE", conflicts_with = "keep_openings")]
+    openings: Option<PathBuf>,
+    /// Keep openings such as "The video shows"
+    #[arg(long)]
+    keep_openings: bool,
+    /// What to do with rows without caption
+    #[arg(long, value_enum, default_value_t = Unfit::Drop)]
+    empty: Unfit,
+    /// What to do with rows whose file is missing or, with --relength, unreadable
+    #[arg(long, value_enum, default_value_t = Unfit::Drop)]
+    missing: Unfit,
+    /// Count the frames of each file again by decoding it
+    #[arg(long)]
+    relength: bool,
+    /// Files decoded at once, with --relength
+    #[arg(long, default_value_t = 1)]
+    workers: usize,
+    /// Retry files that could not be read in an earlier run
+    #[arg(long)]
+    retry_failed: bool,
+    /// Write absolute paths
+    #[arg(long, conflicts_with = "relative_to")]
+    absolute: bool,
+    /// Write paths relative to this folder [default: the folder of --out]
+    #[arg(long, value_name = "FOLDER")]
+    relative_to: Option<PathBuf>,
+    #[command(flatten)]
+    report: Report,
+}
+
+/// What becomes of rows that are not as they should be; both are listed.
+#[derive(Clone, Copy, ValueEnum)]
+enum Unfit {
+    /// Leave them out and list them
+    Drop,
+    /// Keep them and list them
+    List,
+}
+
+impl From<Unfit> for Treatment {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Drop => Self::Drop,
+            Unfit::List => Self::List,
+        }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let input = match &args.root {
+        Some(root) => Table::read_with_root(&args.data, root),
+        None => Table::read(&args.data),
+    }
+    .context("--data")?;
+    let settings = Settings {
+        openings: match &args.openings {
+            _ if args.keep_openings => Openings::NONE,
+            Some(path) => Openings::read(path).context("--openings")?,
+            None => Openings::default(),
+        },
+        empty: args.empty.into(),
+        unusable: args.missing.into(),
+        relength: args.relength,
+        naming: match &args.relative_to {
+            _ if args.absolute => Naming::Absolute,
+            Some(folder) => Naming::From(folder.clone()),
+            None => Naming::Movable,
+        },
+    };
+    let job = Job { out: &args.out, workers: args.workers, retry_failed: args.retry_failed };
+    let mut progress = StepProgress::new(args.report.quiet, "counting");
+    let cleaned = clean::clean(&input, &settings, &job, &mut progress);
+    progress.finish();
+    Ok(print(&cleaned?, args)?)
+}
+
+fn print(counts: &Counts, args: &Args) -> Result<(), OutputError> {
+    let list = (counts.listed > 0).then(|| failed_path(&args.out));
+    if args.report.json {
+        return output::json(&json!({ "counts": counts, "out": args.out, "failed_out": list }));
+    }
+    let Counts { written, rows, .. } = counts;
+    output::line(format_args!("{written} of {rows} rows: {}", args.out.display()))?;
+    for (count, what) in [
+        (counts.openings, "captions lost their opening"),
+        (counts.spaces, "captions lost superfluous spaces"),
+        (counts.empty, "captions are empty"),
+        (counts.missing, "files are missing"),
+        (counts.unreadable, "files cannot be read"),
+        (counts.recounted, "numbers of frames changed"),
+        (counts.elsewhere, "files lie elsewhere and are named by their absolute paths"),
+    ] {
+        if count > 0 {
+            output::line(format_args!("  {count} {what}"))?;
+        }
+    }
+    if let Some(list) = list {
+        let (listed, list) = (counts.listed, list.display());
+        output::line(format_args!("{listed} rows are listed with reasons: {list}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! `opensora data encode`: a cache of latents and prompt states.
+
+use crate::{
+    commands::sample::parse_size,
+    options::{DeviceName, Report},
+    output,
+    progress::Progress,
+    stop,
+};
+use anyhow::Context;
+use clap::Args as ClapArgs;
+use opensora::{
+    data::{
+        ClipDataset, ClipSpec, Manifest,
+        cache::{self, CacheJob, CacheKey},
+        encode::ClipEncoder,
+    },
+    model_files::PartPaths,
+};
+use serde_json::json;
+use std::path::PathBuf;
+
+#[derive(ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  opensora data encode --data clips.csv --model demo -o cache --num-frames 16 --image-size 64x64
+  opensora data encode --data clips.csv --vae sd-vae-ft-ema --t5 t5-v1_1-xxl -o cache \\
+        --num-frames 16 --frame-interval 3 --image-size 256x256 --horizontal-flip")]
+pub(crate) struct Args {
+    /// Manifest of clips and captions (CSV)
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Model whose VAE and text encoder encode: demo, a preset or a folder with a model.json
+    #[arg(long, required_unless_present_all = ["vae", "t5"])]
+    model: Option<String>,
+    /// Folder or file of the VAE [default: the model's]
+    #[arg(long)]
+    vae: Option<PathBuf>,
+    /// Folder of the text encoder [default: the model's]
+    #[arg(long)]
+    t5: Option<PathBuf>,
+    /// Folder that holds the files of a preset [default: pretrained_models]
+    #[arg(long, value_name = "FOLDER")]
+    weights_dir: Option<PathBuf>,
+    /// Let the paths in a model.json lead anywhere, not only into its folder and below the working
+    /// directory
+    #[arg(long)]
+    allow_outside_paths: bool,
+    /// Folder of the cache
+    #[arg(long, short, alias = "output", value_name = "FOLDER")]
+    out: PathBuf,
+    /// Frames of a clip
+    #[arg(long)]
+    num_frames: usize,
+    /// Distance of two frames of a clip in frames of the file
+    #[arg(long, default_value_t = 1)]
+    frame_interval: usize,
+    /// Height and width in pixels, such as 256x256
+    #[arg(long, value_parser = parse_size, value_name = "HxW")]
+    image_size: [usize; 2],
+    /// Mirror clips at random
+    #[arg(long)]
+    horizontal_flip: bool,
+    /// Random windows and flips per clip; epochs use them in turn
+    #[arg(long, default_value_t = 1)]
+    variants: u64,
+    /// Seed of windows and flips
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Largest number of tokens of a caption; longer captions are cut
+    #[arg(long, default_value_t = 120)]
+    max_length: usize,
+    /// Frames that the VAE processes at once [default: all of a clip]
+    #[arg(long)]
+    micro_batch: Option<usize>,
+    /// Size of a shard in megabytes; one shard is held in memory
+    #[arg(long, visible_alias = "shard-size-mb", default_value_t = 1024)]
+    shard_size: usize,
+    /// Bad rows to leave out before the command fails
+    #[arg(long, default_value_t = 0)]
+    skip_bad: usize,
+    #[command(flatten)]
+    device: DeviceName,
+    #[command(flatten)]
+    report: Report,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let clip = ClipSpec {
+        num_frames: args.num_frames,
+        frame_interval: args.frame_interval,
+        image_size: args.image_size,
+        horizontal_flip: args.horizontal_flip,
+        variants: Some(args.variants),
+    };
+    let dataset = ClipDataset::new(Manifest::read(&args.data)?, clip.clone(), args.seed)?;
+    let device = args.device.open()?;
+    let (vae, t5) = parts(args)?;
+    let encoder = ClipEncoder::load(&vae, &t5, args.max_length, args.micro_batch, &device)?;
+    let key = CacheKey::new(&clip, args.seed, args.max_length, &vae, &t5)?;
+    let job = CacheJob {
+        dataset: &dataset,
+        encoder: &encoder,
+        key: &key,
+        shard_bytes: args.shard_size.max(1).saturating_mul(1 << 20),
+    };
+    let mut progress = Progress::new(args.report.quiet);
+    stop::listen();
+    let mut total = 0;
+    let written = cache::write_skipping(&job, &args.out, args.skip_bad, |done, rows| {
+        total = rows;
+        progress.advance("encoding", done, rows);
+        stop::flow()
+    });
+    progress.finish();
+    let bad = written?;
+    for (row, reason) in &bad {
+        let path = dataset.manifest().rows[*row].path.display();
+        output::message(format_args!("left out: row {}: {path}: {reason}", row + 1));
+    }
+    let rows = total - bad.len();
+    if args.report.json {
+        output::json(&json!({ "rows": rows, "left_out": bad.len(), "out": args.out }))?;
+    } else {
+        output::line(format_args!("encoded {rows} rows: {}", args.out.display()))?;
+    }
+    Ok(())
+}
+
+/// Where VAE and text encoder lie.
+fn parts(args: &Args) -> anyhow::Result<(PathBuf, PathBuf)> {
+    if let (Some(vae), Some(t5)) = (&args.vae, &args.t5) {
+        return Ok((vae.clone(), t5.clone()));
+    }
+    let model = args.model.as_deref().context("--model, or --vae and --t5")?;
+    let paths = PartPaths {
+        t5: args.t5.clone(),
+        vae: args.vae.clone(),
+        weights_dir: args.weights_dir.clone(),
+        policy: crate::model::policy(args.allow_outside_paths)?,
+    };
+    let files = crate::model::resolve(model, &paths)?;
+    Ok((files.vae, files.t5))
+}

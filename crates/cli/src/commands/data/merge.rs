@@ -1,0 +1,76 @@
+//! `opensora data merge`: several tables in one.
+
+use crate::{options::Report, output, stop};
+use anyhow::Context;
+use clap::{Args as ClapArgs, ValueEnum};
+use opensora::{
+    manifest::Table,
+    prepare::{
+        arrange::{self, Keep},
+        assemble::failed_path,
+    },
+};
+use serde_json::json;
+use std::path::PathBuf;
+
+#[derive(ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  opensora data merge clips.0-of-2.csv clips.1-of-2.csv -o clips.csv
+  opensora data merge old.csv new.csv -o all.csv --keep last")]
+pub(crate) struct Args {
+    /// Tables to merge, in this order (CSV, or Parquet if this build supports it)
+    #[arg(required = true, value_name = "TABLE")]
+    data: Vec<PathBuf>,
+    /// Merged table; dropped rows are listed beside it (.failed.csv)
+    #[arg(long, short, alias = "output", value_name = "FILE")]
+    out: PathBuf,
+    /// Which of several rows of one file is kept [default: none, they are an error]
+    #[arg(long, value_enum)]
+    keep: Option<Which>,
+    #[command(flatten)]
+    report: Report,
+}
+
+/// Which of several rows.
+#[derive(Clone, Copy, ValueEnum)]
+enum Which {
+    /// The first
+    First,
+    /// The last
+    Last,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let keep = args.keep.map(|which| match which {
+        Which::First => Keep::First,
+        Which::Last => Keep::Last,
+    });
+    let mut tables = Vec::with_capacity(args.data.len());
+    for path in &args.data {
+        tables.push((path.display().to_string(), Table::read(path)?));
+    }
+    let merged = arrange::merge(&tables, keep);
+    let merged = match keep {
+        None => merged.context("say which row stays (--keep first or --keep last)")?,
+        Some(_) => merged?,
+    };
+    stop::listen();
+    merged.write(&args.out)?;
+
+    let (rows, dropped) = (merged.output.len(), merged.dropped.len());
+    let list = (dropped > 0).then(|| failed_path(&args.out));
+    if args.report.json {
+        output::json(&json!({
+            "tables": tables.len(), "rows": rows, "dropped": dropped,
+            "out": args.out, "failed_out": list,
+        }))?;
+        return Ok(());
+    }
+    output::line(format_args!("{rows} rows of {} tables: {}", tables.len(), args.out.display()))?;
+    if let Some(list) = list {
+        let list = list.display();
+        output::line(format_args!("{dropped} duplicate rows were dropped: {list}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,200 @@
+//! `opensora data shots`: where one shot of a video ends and the next begins.
+
+use crate::{
+    options::Report,
+    output::{self, OutputError},
+    progress::Progress,
+    stop::{self, Stopped},
+};
+use anyhow::{Context, anyhow, bail, ensure};
+use clap::{Args as ClapArgs, ValueEnum};
+use opensora::{
+    files::write_atomically,
+    prepare::shots::{self, Flashes, Method, Release, Score, Settings, VideoShots, Weights},
+    video::Decoder,
+};
+use serde_json::{Value, json};
+use std::{
+    fmt::Write,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+#[derive(ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  opensora data shots video.mp4
+  opensora data shots video.mp4 --detector adaptive --stats scores.csv --json")]
+pub(crate) struct Args {
+    /// Videos
+    #[arg(required = true, value_name = "VIDEO")]
+    videos: Vec<PathBuf>,
+    /// How cuts are found
+    #[arg(long, value_enum, default_value_t = DetectorName::Content)]
+    detector: DetectorName,
+    /// Score from which a frame is a cut; for adaptive the ratio to the scores around it
+    /// [default: 27; adaptive: 3]
+    #[arg(long)]
+    threshold: Option<f64>,
+    /// Length of the shortest scene in frames
+    #[arg(long, default_value_t = Settings::default().min_scene_len)]
+    min_scene_len: usize,
+    /// Keep the first of cuts that are too close, instead of merging their scenes
+    #[arg(long)]
+    suppress: bool,
+    /// Compare brightness only
+    #[arg(long)]
+    luma_only: bool,
+    /// PySceneDetect release whose cuts are reproduced: 0.6.3 (Open-Sora 1.0), 0.6.7 or 0.7
+    #[arg(long, default_value_t = Settings::default().release)]
+    compat: Release,
+    /// Write the score of each frame to a file (CSV); for a single video
+    #[arg(long, short = 'o', visible_alias = "out", alias = "output", value_name = "FILE")]
+    stats: Option<PathBuf>,
+    #[command(flatten)]
+    report: Report,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DetectorName {
+    /// Compare the score of a frame with a threshold
+    Content,
+    /// Compare the score of a frame with the scores around it
+    Adaptive,
+}
+
+/// What was found in a video.
+struct Found {
+    fps: f64,
+    /// Frames of each scene.
+    scenes: Vec<Range<usize>>,
+    /// Seconds at which each frame is shown.
+    times: Vec<f64>,
+    scores: Vec<Score>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    ensure!(
+        args.stats.is_none() || args.videos.len() == 1,
+        "--stats: expected one video, found {}",
+        args.videos.len()
+    );
+    let settings = args.settings();
+    settings.check()?;
+    let mut progress = Progress::new(args.report.quiet);
+    let (mut objects, mut failed) = (Vec::new(), 0);
+    stop::listen();
+    for (done, path) in args.videos.iter().enumerate() {
+        if stop::asked() {
+            progress.finish();
+            bail!(Stopped(format!("{done} of {} videos are done", args.videos.len())));
+        }
+        progress.advance("finding shots", done, args.videos.len());
+        let found = match find(path, &settings) {
+            Ok(found) => found,
+            Err(error) => {
+                failed += 1;
+                progress.finish();
+                output::message(format_args!("failed: {}", output::with_causes(&error)));
+                continue;
+            }
+        };
+        if let Some(stats) = &args.stats {
+            let table = stats_table(&found);
+            write_atomically(stats, |path| std::fs::write(path, table)).context("--stats")?;
+        }
+        if args.report.json {
+            objects.push(found.json(path));
+        } else {
+            progress.finish();
+            found.print(path)?;
+        }
+    }
+    progress.finish();
+    if args.report.json {
+        output::json(&json!({ "videos": objects, "failed": failed }))?;
+    }
+    ensure!(failed == 0, "{failed} of {} videos could not be used", args.videos.len());
+    Ok(())
+}
+
+impl Args {
+    fn settings(&self) -> Settings {
+        let flashes = if self.suppress { Flashes::Suppress } else { Flashes::Merge };
+        let method = match self.detector {
+            DetectorName::Content => {
+                Method::Content { threshold: self.threshold.unwrap_or(27.0), flashes }
+            }
+            DetectorName::Adaptive => Method::Adaptive {
+                ratio: self.threshold.unwrap_or(3.0),
+                window: 2,
+                min_score: 15.0,
+            },
+        };
+        Settings {
+            method,
+            min_scene_len: self.min_scene_len,
+            weights: if self.luma_only { Weights::VALUE } else { Weights::EQUAL },
+            downscale: true,
+            release: self.compat,
+        }
+    }
+}
+
+/// Finds the shots of a video.
+fn find(path: &Path, settings: &Settings) -> anyhow::Result<Found> {
+    let VideoShots { info, shots, times, .. } = shots::of_video(path, Decoder::Auto, settings)
+        .map_err(|reason| anyhow!("{}: {reason}", path.display()))?;
+    Ok(Found { fps: info.fps, scenes: shots.scenes, times, scores: shots.scores })
+}
+
+impl Found {
+    /// Seconds at which a frame is shown, or at which the last one ends.
+    fn time(&self, frame: usize) -> f64 {
+        let end = || self.times.last().map_or(0.0, |last| last + 1.0 / self.fps);
+        self.times.get(frame).copied().unwrap_or_else(end)
+    }
+
+    fn json(&self, path: &Path) -> Value {
+        let scene = |scene: &Range<usize>| {
+            json!({
+                "start_frame": scene.start,
+                "end_frame": scene.end,
+                "start": self.time(scene.start),
+                "end": self.time(scene.end),
+            })
+        };
+        json!({
+            "path": path,
+            "fps": self.fps,
+            "num_frames": self.times.len(),
+            "scenes": self.scenes.iter().map(scene).collect::<Vec<_>>(),
+        })
+    }
+
+    fn print(&self, path: &Path) -> Result<(), OutputError> {
+        let (scenes, frames) = (self.scenes.len(), self.times.len());
+        output::line(format_args!("{}: {scenes} scenes of {frames} frames", path.display()))?;
+        for scene in &self.scenes {
+            let (start, end) = (self.time(scene.start), self.time(scene.end));
+            output::line(format_args!(
+                "  frames {}..{}, {start:.3} to {end:.3} s",
+                scene.start, scene.end
+            ))?;
+        }
+        Ok(())
+    }
+}
+
+/// A row for each frame, with the columns of the reference's statistics that there are here.
+fn stats_table(found: &Found) -> String {
+    let mut table = String::from("frame,time,content_val,delta_hue,delta_sat,delta_lum\n");
+    for (frame, score) in found.scores.iter().enumerate() {
+        let Score { content, hue, saturation, value } = score;
+        let time = found.time(frame);
+        // Writing to a string does not fail.
+        let _ =
+            writeln!(table, "{frame},{time:.6},{content:.6},{hue:.6},{saturation:.6},{value:.6}");
+    }
+    table
+}

@@ -1,0 +1,249 @@
+//! `opensora eval`: how well a model does what its prompts say.
+
+use crate::{
+    model,
+    options::{DeviceName, Report},
+    output,
+    progress::Progress,
+    stop::{self, Stopped},
+};
+use anyhow::{Context, bail, ensure};
+use opensora::{
+    SampleRequest, TextToVideo,
+    diffusion::SamplerKind,
+    model_files::PartPaths,
+    nn::dtype::Dtype,
+    stdit::AttentionReuse,
+    video::{Frames, VideoSpec, Writer, png, sheet::contact_sheet},
+};
+use opensora_demo::eval::{Attribute, Evaluation, Judged, PromptSet};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// Options of `opensora eval`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Sample clips of the demo world and judge by their pixels whether they match their prompts
+    Demo(Box<DemoArgs>),
+}
+
+/// Options of `opensora eval demo`.
+#[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  opensora eval demo --prompts 24
+  opensora eval demo --model run --all -o clips --require all=0.8,colour=0.95")]
+struct DemoArgs {
+    /// Model: demo (bundled), or a folder with a model.json
+    #[arg(long, default_value = opensora_demo::model::NAME)]
+    model: String,
+    /// Let the paths in a model.json lead anywhere, not only into its folder and below the working
+    /// directory
+    #[arg(long)]
+    allow_outside_paths: bool,
+    /// Number of prompts
+    #[arg(long, default_value_t = 216)]
+    prompts: usize,
+    /// Ask for combinations of shape, colour and motion that no training clip shows (the default)
+    #[arg(long, group = "set")]
+    held_out: bool,
+    /// Ask for combinations that training clips show
+    #[arg(long, group = "set")]
+    seen: bool,
+    /// Ask for all combinations
+    #[arg(long, group = "set")]
+    all: bool,
+    /// Seed of prompts and noise [default: the model's]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Sampler [default: the model's]
+    #[arg(long, value_parser = crate::commands::sample::parse_sampler, value_name = "iddpm|ddim|dpm-solver")]
+    sampler: Option<SamplerKind>,
+    /// Sampler steps [default: the model's]
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Reuse attention outputs in later steps (pyramid attention broadcast). Without a value they
+    /// are computed every 2nd (spatial), 4th (temporal) and 6th (cross) step at timesteps from 450
+    /// to 930, as published; other values look like --pab=spatial=2,cross=6,above=100,below=850.
+    /// Faster, with slightly different videos
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "published",
+        value_name = "RANGES"
+    )]
+    pab: Option<AttentionReuse>,
+    /// Guidance scale: how strongly videos follow their prompts [default: the model's]
+    #[arg(long, visible_alias = "cfg-scale")]
+    guidance_scale: Option<f64>,
+    /// Frames of a clip [default: the model's]
+    #[arg(long)]
+    num_frames: Option<usize>,
+    /// Height and width in pixels, such as 64x64 [default: the model's]
+    #[arg(long, value_parser = crate::commands::sample::parse_size, value_name = "HxW")]
+    image_size: Option<[usize; 2]>,
+    /// Prompts per batch
+    #[arg(long, default_value_t = 8)]
+    batch_size: usize,
+    /// Also judge real clips that the model's VAE has encoded and decoded
+    #[arg(long)]
+    vae_ceiling: bool,
+    /// Fail if an accuracy is lower, such as colour=0.95,motion=0.95,shape=0.90,all=0.8
+    #[arg(long, value_delimiter = ',', value_parser = parse_requirement, value_name = "NAME=SHARE,...")]
+    require: Vec<(Attribute, f64)>,
+    /// Folder for the clips, each with its prompt and verdict, and for contact sheets
+    #[arg(long, short, alias = "output", value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceName,
+    /// Float type of denoiser and VAE: f32, bf16 or f16
+    #[arg(long, default_value_t = Dtype::F32)]
+    dtype: Dtype,
+    #[command(flatten)]
+    report: Report,
+}
+
+fn parse_requirement(text: &str) -> Result<(Attribute, f64), String> {
+    let (name, share) = text.split_once('=').ok_or("expected such as colour=0.95")?;
+    let attribute = name.trim().parse()?;
+    match share.trim().parse() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok((attribute, share)),
+        _ => Err(format!("'{share}' is no share, expected a number from 0 to 1")),
+    }
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    match args.command {
+        Command::Demo(args) => demo(&args),
+    }
+}
+
+fn demo(args: &DemoArgs) -> anyhow::Result<()> {
+    let device = args.device.open()?;
+    let policy = model::policy(args.allow_outside_paths)?;
+    let files = model::resolve(&args.model, &PartPaths { policy, ..PartPaths::default() })?;
+    let evaluation = Evaluation {
+        set: match (args.seen, args.all) {
+            (true, _) => PromptSet::Seen,
+            (_, true) => PromptSet::All,
+            _ => PromptSet::HeldOut,
+        },
+        prompts: args.prompts,
+        request: request(args, &files.defaults),
+        vae_ceiling: args.vae_ceiling,
+    };
+    let pipeline = TextToVideo::new(files, args.dtype, Dtype::F32, device)?;
+    evaluation.check(&pipeline)?;
+    let mut gallery = match &args.out {
+        Some(folder) => Some(Gallery::create(folder, &evaluation.request)?),
+        None => None,
+    };
+
+    stop::listen();
+    let mut progress = Progress::new(args.report.quiet);
+    let mut judged_clips = 0;
+    let report = evaluation.run(&pipeline, &mut progress, |judged| {
+        if let Some(gallery) = &mut gallery {
+            gallery.add(judged)?;
+        }
+        judged_clips += 1;
+        if stop::asked() && judged_clips < args.prompts {
+            bail!(Stopped(format!("{judged_clips} of {} clips are judged", args.prompts)));
+        }
+        Ok(())
+    });
+    progress.finish();
+    let report = report?;
+    if let Some(gallery) = gallery {
+        gallery.finish(&report.to_json())?;
+    }
+    if args.report.json {
+        output::json(&report.to_json())?;
+    } else {
+        output::line(&report)?;
+    }
+    let short: Vec<String> =
+        report.shortfalls(&args.require).iter().map(ToString::to_string).collect();
+    ensure!(short.is_empty(), "--require: {}", short.join("; "));
+    Ok(())
+}
+
+fn request(args: &DemoArgs, defaults: &SampleRequest) -> SampleRequest {
+    // The default steps of a model are those of its own sampler.
+    let own_steps = match args.sampler {
+        Some(sampler) if sampler != defaults.sampler => None,
+        _ => defaults.steps,
+    };
+    SampleRequest {
+        num_frames: args.num_frames.unwrap_or(defaults.num_frames),
+        image_size: args.image_size.unwrap_or(defaults.image_size),
+        sampler: args.sampler.unwrap_or(defaults.sampler),
+        steps: args.steps.or(own_steps),
+        guidance_scale: args.guidance_scale.unwrap_or(defaults.guidance_scale),
+        attention_reuse: args.pab.unwrap_or(defaults.attention_reuse),
+        seed: args.seed.unwrap_or(defaults.seed),
+        batch_size: args.batch_size,
+        ..defaults.clone()
+    }
+}
+
+/// Clips that a contact sheet shows.
+const CLIPS_PER_SHEET: usize = 24;
+/// Frames of each.
+const FRAMES_SHOWN: usize = 8;
+
+/// The clips as files, and contact sheets of them.
+struct Gallery {
+    folder: PathBuf,
+    spec: VideoSpec,
+    /// Clips of the sheet that is not full yet.
+    clips: Vec<Frames>,
+    sheets: usize,
+}
+
+impl Gallery {
+    fn create(folder: &Path, request: &SampleRequest) -> anyhow::Result<Self> {
+        let [height, width] = request.image_size;
+        let spec = VideoSpec { frames: request.num_frames, width, height, fps: request.fps };
+        // Tried before minutes are spent; it leaves nothing behind.
+        Writer::open(&folder.join("0000.mp4"), &spec).context("--out")?;
+        std::fs::create_dir_all(folder).with_context(|| format!("--out: {}", folder.display()))?;
+        Ok(Self { folder: folder.into(), spec, clips: Vec::new(), sheets: 0 })
+    }
+
+    fn add(&mut self, judged: Judged<'_>) -> anyhow::Result<()> {
+        let Judged { index, prompt, clip, verdict } = judged;
+        let path = self.folder.join(format!("{index:04}.mp4"));
+        let record = json!({"prompt": prompt.text, "expected": prompt.labels, "found": verdict});
+        Writer::open(&path, &self.spec)?.write(&clip, &record)?;
+        self.clips.push(clip);
+        if self.clips.len() == CLIPS_PER_SHEET { self.sheet() } else { Ok(()) }
+    }
+
+    /// Writes a row a clip, in the order of the clips.
+    fn sheet(&mut self) -> anyhow::Result<()> {
+        let path = self.folder.join(format!("sheet-{:02}.png", self.sheets));
+        png::write(&path, &contact_sheet(&self.clips, FRAMES_SHOWN, 1)?)?;
+        self.clips.clear();
+        self.sheets += 1;
+        Ok(())
+    }
+
+    fn finish(mut self, report: &serde_json::Value) -> anyhow::Result<()> {
+        if !self.clips.is_empty() {
+            self.sheet()?;
+        }
+        let path = self.folder.join("report.json");
+        opensora::files::write_atomically(&path, |temporary| {
+            std::fs::write(temporary, format!("{report:#}\n"))
+        })
+        .with_context(|| path.display().to_string())
+    }
+}

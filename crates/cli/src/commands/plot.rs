@@ -1,0 +1,111 @@
+//! `opensora plot`: curves of one or several training runs.
+
+use crate::{options::Report, output, stop};
+use anyhow::{Context, ensure};
+use opensora::{
+    chart::{
+        curve::Curve,
+        panel::{self, Panel, Style},
+    },
+    train::metrics::{TABLE, Table},
+};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// Options of `opensora plot`.
+#[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  opensora plot run
+  opensora plot run-a run-b --columns loss,gradient_norm --log -o both.png")]
+pub(crate) struct Args {
+    /// Folders of runs, or their metrics.csv
+    #[arg(required = true, value_name = "RUN")]
+    runs: Vec<PathBuf>,
+    /// Output file, .svg or .png [default: RUN/metrics.svg for one run, else metrics.svg]
+    #[arg(short, long, alias = "output", value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Weight of earlier values in the smoothed curve, from 0 (no smoothing) to below 1
+    #[arg(long, default_value_t = 0.98)]
+    smooth: f64,
+    /// Columns to plot, one below the other
+    #[arg(long, value_delimiter = ',', default_value = "loss", value_name = "NAME,...")]
+    columns: Vec<String>,
+    /// Column of the horizontal axis: step, samples, epoch or seconds
+    #[arg(long, default_value = "step", value_name = "NAME")]
+    x: String,
+    /// Use a logarithmic vertical axis
+    #[arg(long)]
+    log: bool,
+    #[command(flatten)]
+    report: Report,
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let tables = args
+        .runs
+        .iter()
+        .map(|run| {
+            let path = if run.is_dir() { run.join(TABLE) } else { run.clone() };
+            let table = Table::read(&path)?;
+            for gap in table.gaps() {
+                output::message(format_args!("warning: {}: {gap}", path.display()));
+            }
+            let x = column(&table, &path, &args.x)?;
+            Ok((path, table, x))
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let names = names(&args.runs);
+    let panels = args
+        .columns
+        .iter()
+        .map(|title| {
+            let mut curves = Vec::new();
+            for (run, (_, table, x)) in tables.iter().enumerate() {
+                // A run may lack what another one has.
+                if let Some(y) = table.column(title) {
+                    curves.push(Curve { name: names[run].clone(), run, x: x.clone(), y });
+                }
+            }
+            if curves.is_empty() {
+                column(&tables[0].1, &tables[0].0, title)?;
+            }
+            Ok(Panel { title: title.clone(), curves })
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let out = args.out.unwrap_or_else(|| match &args.runs[..] {
+        [run] if run.is_dir() => run.join("metrics.svg"),
+        _ => "metrics.svg".into(),
+    });
+    let style = Style { smooth: args.smooth, log: args.log, x_label: args.x, ..Style::default() };
+    ensure!(!out.is_dir(), "{}: it is a folder, expected a file", out.display());
+    stop::listen();
+    panel::save(&panels, &style, &out).context("plot")?;
+    Ok(match args.report.json {
+        true => output::json(&json!({ "out": out }))?,
+        false => output::line(out.display())?,
+    })
+}
+
+fn column(table: &Table, path: &Path, name: &str) -> anyhow::Result<Vec<f64>> {
+    table.column(name).with_context(|| {
+        format!("{}: no column '{name}', it has {}", path.display(), table.columns.join(", "))
+    })
+}
+
+/// Names for the legend: the folders' own, or the whole paths where those would be the same.
+fn names(runs: &[PathBuf]) -> Vec<String> {
+    let own = |run: &PathBuf| {
+        let folder = if run.is_file() { run.parent() } else { Some(run.as_path()) };
+        let name = folder.and_then(Path::file_name).unwrap_or(run.as_os_str());
+        name.to_string_lossy().into_owned()
+    };
+    let short: Vec<String> = runs.iter().map(own).collect();
+    let mut sorted = short.clone();
+    sorted.sort();
+    sorted.dedup();
+    if sorted.len() == short.len() {
+        return short;
+    }
+    runs.iter().map(|run| run.display().to_string()).collect()
+}

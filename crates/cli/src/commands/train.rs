@@ -1,0 +1,173 @@
+//! `opensora train` and `opensora train-vae`.
+
+use crate::{
+    options::{DeviceName, Report},
+    output,
+    stop::{self, Stopped},
+    train_progress::TrainProgress,
+};
+use anyhow::{Context, bail};
+use clap::Args as ClapArgs;
+use opensora::{
+    nn::dtype::Dtype,
+    train::{
+        Outcome, Recipe, Session,
+        metrics::flops::measure_matmul_ceiling,
+        run::{Hooks, NoHooks},
+    },
+    training::SampleSheets,
+};
+use std::path::PathBuf;
+
+/// Options of `opensora train` and `opensora train-vae`, which win over the recipe.
+#[derive(ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  opensora train --recipe stage2-16x256x256 --cache cache --init PixArt-XL-2-512x512.pth -o run
+  opensora train --recipe stage2-16x256x256 --cache cache --init PixArt-XL-2-512x512.pth -o run --resume
+  opensora train-vae --recipe vae.toml --data stills.csv -o vae")]
+pub(crate) struct Args {
+    /// Recipe file (TOML), or the name of a bundled recipe
+    #[arg(long)]
+    recipe: PathBuf,
+    /// Folder of the run: checkpoints, metrics, samples, finished weights
+    #[arg(long, short, alias = "output", value_name = "FOLDER")]
+    out: PathBuf,
+    /// Manifest of clips and captions (CSV) [default: the recipe's]
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Folder of latents and prompt states made by `opensora data encode` [default: the recipe's]
+    #[arg(long)]
+    cache: Option<PathBuf>,
+    /// Weights to start from: an earlier stage, or a PixArt-alpha checkpoint [default: the recipe's]
+    #[arg(long)]
+    init: Option<PathBuf>,
+    /// Folder of the text encoder [default: the recipe's]
+    #[arg(long)]
+    t5: Option<PathBuf>,
+    /// Folder or file of the VAE [default: the recipe's]
+    #[arg(long)]
+    vae: Option<PathBuf>,
+    /// Total number of steps [default: the recipe's]
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Seed of all random draws [default: the recipe's]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Resume from the newest complete checkpoint, if there is one
+    #[arg(long)]
+    resume: bool,
+    /// Bad rows to leave out (and list) before the run fails [default: the recipe's]
+    #[arg(long)]
+    skip_bad: Option<usize>,
+    /// Checkpoints to keep [default: the recipe's]
+    #[arg(long)]
+    keep: Option<usize>,
+    /// Steps between checkpoints [default: the recipe's]
+    #[arg(long)]
+    checkpoint_every: Option<u64>,
+    /// Peak of the device in TFLOP/s, for the utilisation [default: measured by matrix products]
+    #[arg(long)]
+    peak_tflops: Option<f64>,
+    #[command(flatten)]
+    device: DeviceName,
+    #[command(flatten)]
+    report: Report,
+}
+
+/// `opensora train`.
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let recipe = recipe(&args)?;
+    train(args, recipe)
+}
+
+/// `opensora train-vae`: the same for a recipe that trains a VAE.
+pub(crate) fn run_vae(args: Args) -> anyhow::Result<()> {
+    let recipe = recipe(&args)?;
+    if recipe.vae.is_none() {
+        bail!("{}: not a recipe for a VAE: it has no [vae]", args.recipe.display());
+    }
+    train(args, recipe)
+}
+
+/// The recipe with what the command line says.
+fn recipe(args: &Args) -> anyhow::Result<Recipe> {
+    let mut recipe = Recipe::open(&args.recipe)?;
+    let set = |target: &mut Option<PathBuf>, value: &Option<PathBuf>| {
+        if value.is_some() {
+            target.clone_from(value);
+        }
+    };
+    set(&mut recipe.data.manifest, &args.data);
+    set(&mut recipe.data.cache, &args.cache);
+    let (stdit, vae) = (recipe.stdit.as_mut(), recipe.vae.as_mut());
+    match (stdit, vae) {
+        (Some(part), _) => {
+            set(&mut part.init, &args.init);
+            set(&mut part.t5, &args.t5);
+            set(&mut part.vae, &args.vae);
+        }
+        (_, Some(part)) => set(&mut part.init, &args.init),
+        _ => {}
+    }
+    let run = &mut recipe.run;
+    run.steps = args.steps.unwrap_or(run.steps);
+    run.seed = args.seed.unwrap_or(run.seed);
+    run.skip_bad = args.skip_bad.unwrap_or(run.skip_bad);
+    run.keep = args.keep.unwrap_or(run.keep);
+    run.checkpoint_every = args.checkpoint_every.unwrap_or(run.checkpoint_every);
+    recipe.validate()?;
+    Ok(recipe)
+}
+
+fn train(args: Args, recipe: Recipe) -> anyhow::Result<()> {
+    let device = args.device.open()?;
+    let folder = args.out.clone();
+    let session = Session { recipe, folder, resume: args.resume, peak_flops: None, device };
+    // What needs no model is checked before the ceiling is measured and models are loaded.
+    let prepared = session.prepare()?;
+    let Session { recipe, folder, device, .. } = &session;
+    let peak_flops = match args.peak_tflops {
+        Some(peak) if peak > 0.0 && peak.is_finite() => Some(peak * 1e12),
+        Some(peak) => bail!("--peak-tflops is {peak}, expected a positive number"),
+        None if recipe.stdit.is_some() => {
+            let dtype = recipe.run.dtype.parse::<Dtype>()?.check(device)?;
+            measure_matmul_ceiling(device, dtype.float())
+        }
+        None => None,
+    };
+    let mut progress = TrainProgress::new(args.report.quiet);
+    let mut sheets = match &recipe.stdit {
+        Some(part) if recipe.run.sample_every > 0 && !recipe.sample.prompts.is_empty() => {
+            Some(SampleSheets::new(recipe, part, folder, device).context("sample videos")?)
+        }
+        _ => None,
+    };
+    let mut none = NoHooks;
+    let hooks: &mut dyn Hooks<_> = match &mut sheets {
+        Some(sheets) => sheets,
+        None => &mut none,
+    };
+    stop::listen();
+    let outcome = prepared.with_peak_flops(peak_flops).run(&mut progress, hooks);
+    progress.finish();
+    let (finished, done) = match outcome? {
+        Outcome::Finished(done) => (true, done),
+        Outcome::Stopped(done) => (false, done),
+    };
+    let printed = if args.report.json {
+        let mut line = serde_json::to_value(&done)?;
+        line["finished"] = finished.into();
+        output::json(&line)
+    } else if finished {
+        let out = args.out.display();
+        let (step, seconds) = (done.step, done.seconds);
+        output::line(format_args!("finished at step {step} after {seconds:.0} s: {out}"))
+    } else {
+        Ok(())
+    };
+    if !finished {
+        bail!(Stopped(format!("step {} is done, --resume continues from there", done.step)));
+    }
+    Ok(printed?)
+}

@@ -1,0 +1,169 @@
+//! Progress of a training run: a bar where someone watches, a line every ten seconds elsewhere.
+
+use crate::{
+    output,
+    progress::{Mode, PLAIN_INTERVAL},
+    stop,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use opensora::train::metrics::{Record, TrainObserver};
+use std::time::{Duration, Instant};
+
+/// Shows a run's progress on standard error.
+pub(crate) struct TrainProgress {
+    mode: Mode,
+    bar: Option<ProgressBar>,
+    /// When the first step was reported, and which it was.
+    first: Option<(Instant, u64)>,
+    last_line: Option<Instant>,
+}
+
+impl TrainProgress {
+    pub(crate) fn new(quiet: bool) -> Self {
+        Self { mode: Mode::new(quiet), bar: None, first: None, last_line: None }
+    }
+
+    /// Takes the bar away.
+    pub(crate) fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+        self.last_line = None;
+    }
+
+    /// Time that the run still takes. It counts from the first step's end, as that step compiles
+    /// kernels and reads its data alone; checkpoints and samples in between are part of it.
+    fn remaining(&mut self, step: u64, total_steps: u64) -> Option<Duration> {
+        let (began, first) = *self.first.get_or_insert_with(|| (Instant::now(), step));
+        remaining(began.elapsed(), step.saturating_sub(first), total_steps.saturating_sub(step))
+    }
+}
+
+impl TrainObserver for TrainProgress {
+    fn step(&mut self, record: &Record, total_steps: u64) {
+        if self.mode == Mode::Quiet {
+            return;
+        }
+        let remaining = self.remaining(record.step, total_steps);
+        match self.mode {
+            Mode::Quiet => {}
+            Mode::Bars => {
+                let bar = self.bar.get_or_insert_with(|| new_bar(total_steps));
+                bar.set_position(record.step);
+                bar.set_message(numbers(record, remaining));
+            }
+            Mode::Plain => {
+                let due = self.last_line.is_none_or(|last| last.elapsed() >= PLAIN_INTERVAL);
+                if due || record.step == total_steps {
+                    let numbers = numbers(record, remaining);
+                    output::message(format_args!("step {}/{total_steps}, {numbers}", record.step));
+                    self.last_line = Some(Instant::now());
+                }
+            }
+        }
+    }
+
+    fn should_stop(&mut self) -> bool {
+        stop::asked()
+    }
+
+    fn message(&mut self, text: &str) {
+        match (&self.mode, &self.bar) {
+            (Mode::Quiet, _) => {}
+            // Above the bar, which stays.
+            (_, Some(bar)) => bar.println(text),
+            _ => output::message(text),
+        }
+    }
+}
+
+fn new_bar(total_steps: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("training [{bar:24}] {pos}/{len}  {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(total_steps).with_style(style)
+}
+
+/// The numbers of a step, on one line.
+fn numbers(record: &Record, remaining: Option<Duration>) -> String {
+    let mut line = format!(
+        "loss {:.4}, {} samples/s, {} tokens/s",
+        record.loss,
+        short(record.samples_per_second),
+        short(record.tokens_per_second)
+    );
+    if let Some(mfu) = record.mfu {
+        line += &format!(", MFU {:.1} %", 100.0 * mfu);
+    }
+    if let Some(remaining) = remaining {
+        line += &format!(", {} left", clock(remaining));
+    }
+    line
+}
+
+/// Three digits, with k, M or G for thousands.
+fn short(number: f64) -> String {
+    let (number, unit) = match number {
+        number if number >= 1e9 => (number / 1e9, "G"),
+        number if number >= 1e6 => (number / 1e6, "M"),
+        number if number >= 1e3 => (number / 1e3, "k"),
+        number => (number, ""),
+    };
+    let digits = match number {
+        number if number >= 100.0 => 0,
+        number if number >= 10.0 => 1,
+        _ => 2,
+    };
+    format!("{number:.digits$}{unit}")
+}
+
+/// Time for `left` steps at the pace of `done` steps in `elapsed`; `None` before there is a pace.
+fn remaining(elapsed: Duration, done: u64, left: u64) -> Option<Duration> {
+    let seconds = elapsed.as_secs_f64() * left as f64 / done as f64;
+    (done > 0).then_some(())?;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// `12 s`, `3 min`, `5 h 10 min`, `2 d 3 h`.
+fn clock(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match () {
+        () if minutes == 0 => format!("{seconds} s"),
+        () if hours == 0 => format!("{minutes} min"),
+        () if days == 0 => format!("{hours} h {} min", minutes % 60),
+        () => format!("{days} d {} h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_tells_loss_speed_and_time() {
+        let record = Record {
+            loss: 0.12345,
+            samples_per_second: 7.0,
+            tokens_per_second: 28_672.0,
+            mfu: Some(0.357),
+            ..Record::default()
+        };
+        assert_eq!(
+            numbers(&record, Some(Duration::from_secs(7300))),
+            "loss 0.1235, 7.00 samples/s, 28.7k tokens/s, MFU 35.7 %, 2 h 1 min left"
+        );
+        let line = numbers(&Record { mfu: None, ..record }, None);
+        assert_eq!(line, "loss 0.1235, 7.00 samples/s, 28.7k tokens/s");
+    }
+
+    #[test]
+    fn remaining_time_needs_a_pace() {
+        let second = Duration::from_secs(1);
+        assert_eq!(remaining(second, 0, 10), None);
+        assert_eq!(remaining(second * 20, 10, 5), Some(second * 10));
+        assert_eq!(remaining(second, 1, u64::MAX), None, "more than can be said");
+        let text: Vec<String> =
+            [12, 200, 18_600, 183_600].map(|s| clock(Duration::from_secs(s))).into();
+        assert_eq!(text, ["12 s", "3 min", "5 h 10 min", "2 d 3 h"]);
+    }
+}

@@ -1,0 +1,187 @@
+//! The commands of `docs/preparing-data.md`, run exactly as they stand there.
+//!
+//! A stand-in for the vision-language model answers them: it looks at the pictures that it is sent,
+//! as far as the demo world goes, and says what it sees.
+
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use opensora::{
+    manifest::Table,
+    nn::random::{HostRng, Purpose},
+    video::Frames,
+};
+use opensora_demo::{Labels, Shape, captions, judge};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+/// The blocks of a page that are commands.
+fn commands(page: &str) -> Vec<String> {
+    let mut blocks = Vec::new();
+    let mut lines = page.lines();
+    while lines.by_ref().any(|line| line == "```sh") {
+        let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+        blocks.push(block.join("\n"));
+    }
+    blocks
+}
+
+/// What is to be seen on the pictures of a request, in a sentence.
+fn described(request: &Value) -> String {
+    let content = request["messages"][0]["content"].as_array().unwrap();
+    let (mut pixels, mut size) = (Vec::new(), [0, 0]);
+    for part in content.iter().filter(|part| part["type"] == "image_url") {
+        let url = part["image_url"]["url"].as_str().unwrap();
+        let coded = url.strip_prefix("data:image/jpeg;base64,").unwrap();
+        let bytes = BASE64_STANDARD.decode(coded).unwrap();
+        let picture = image::load_from_memory(&bytes).unwrap().into_rgb8();
+        size = [picture.height() as usize, picture.width() as usize];
+        pixels.extend(picture.into_raw());
+    }
+    let count = pixels.len() / (3 * size[0] * size[1]);
+    let seen = judge(&Frames::from_rgb(pixels, [count, size[0], size[1]]).unwrap());
+    let (Some(colour), Some(background)) = (seen.colour, seen.background) else {
+        return "nothing that has a name".into();
+    };
+    let shape = seen.shape.unwrap_or(Shape::Circle);
+    let labels = Labels { shape, colour, background, motion: seen.motion };
+    captions::training(&labels, &mut HostRng::new(0, Purpose::DemoWorld, 0, 0))
+}
+
+/// Answers one request and hangs up; who asks may be gone before the end.
+fn answer(stream: TcpStream) -> Option<()> {
+    let mut reader = BufReader::new(&stream);
+    let (mut line, mut length) = (String::new(), 0);
+    while reader.read_line(&mut line).ok()? > 2 {
+        let (name, value) = line.split_once(':').unwrap_or_default();
+        if name.eq_ignore_ascii_case("content-length") {
+            length = value.trim().parse().unwrap();
+        }
+        line.clear();
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let caption = described(&serde_json::from_slice(&body).unwrap());
+    let choice = json!({"message": {"role": "assistant", "content": caption},
+                        "finish_reason": "stop"});
+    let text = json!({"choices": [choice]}).to_string();
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n";
+    write!(&stream, "{head}Content-Length: {}\r\n\r\n{text}", text.len()).ok()
+}
+
+/// Starts the stand-in; returns its address.
+fn stand_in() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}/v1", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            std::thread::spawn(|| answer(stream.unwrap()));
+        }
+    });
+    endpoint
+}
+
+#[test]
+fn the_page_leads_from_a_folder_of_videos_to_a_trained_stage() {
+    let endpoint = stand_in();
+    let folder = tempfile::tempdir().unwrap();
+    let programs = Path::new(env!("CARGO_BIN_EXE_opensora")).parent().unwrap();
+    let path = std::env::var("PATH").unwrap_or_default();
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/preparing-data.md");
+    let blocks = commands(&fs::read_to_string(page).unwrap());
+    assert!(blocks.len() >= 8, "{blocks:?}");
+    for block in &blocks {
+        let output = Command::new("sh")
+            .args(["-euc", block])
+            .current_dir(folder.path())
+            .env("PATH", format!("{}:{path}", programs.display()))
+            .env("ENDPOINT", &endpoint)
+            .env("MODEL", "stand-in")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{block}\n{said}");
+    }
+
+    // Shots became clips whose captions name what is in them. Of two that look alike, one stays.
+    for table in ["train.csv", "all.csv"] {
+        let table = Table::read(&folder.path().join(table)).unwrap();
+        assert!((9..=12).contains(&table.len()), "{}", table.len());
+        let mut named = 0;
+        for row in 0..table.len() {
+            let film = table.get(row, "source").unwrap();
+            let record = folder.path().join(format!("{film}.json"));
+            let film: Value = serde_json::from_str(&fs::read_to_string(record).unwrap()).unwrap();
+            let start: f64 = table.get(row, "start").unwrap().parse().unwrap();
+            // Shots of 16 frames at 8 a second.
+            let shot = &film["shots"][(start / 2.0).round() as usize]["labels"];
+            let caption = table.get(row, "text").unwrap();
+            named += usize::from(
+                caption.contains(shot["colour"].as_str().unwrap())
+                    && caption.contains(shot["background"].as_str().unwrap()),
+            );
+        }
+        assert_eq!(named, table.len());
+    }
+    assert!(folder.path().join("run/stdit/ema.safetensors").exists());
+    assert!(fs::read_to_string(folder.path().join("preview.html")).unwrap().contains("<img"));
+}
+
+#[test]
+fn a_pipeline_killed_anywhere_and_started_again_gives_the_same_table() {
+    let endpoint = stand_in();
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let opensora = |folder: &Path, args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_opensora"));
+        command.args(args).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let settings = format!(
+        "input = 'films'\nwork = 'work'\nout = 'all.csv'\n\
+         [split]\nfps = 'source'\nshorter_side = 64\n\
+         [filter]\nmin = {{ num_frames = 8 }}\n\
+         [caption]\nendpoint = '{endpoint}'\nmodel = 'stand-in'\n[clean]\n"
+    );
+    let run = ["data", "run", "--config", "pipeline.toml"];
+    for folder in &folders {
+        let films = ["data", "demo", "--out", ".", "--films", "4", "--shots", "3", "--seed", "2"];
+        assert!(opensora(folder.path(), &films).status().unwrap().success());
+        // What cannot be used is listed, however often the steps begin again.
+        fs::write(folder.path().join("films/broken.mp4"), b"no video").unwrap();
+        fs::write(folder.path().join("pipeline.toml"), &settings).unwrap();
+    }
+    assert!(opensora(folders[0].path(), &run).status().unwrap().success());
+
+    let mut kills = 0;
+    for round in 0..40u64 {
+        let mut child = opensora(folders[1].path(), &run).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(30 + 40 * round));
+        if let Some(status) = child.try_wait().unwrap() {
+            assert!(status.success());
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+    }
+    assert!(kills >= 3, "the run was too short to be killed: {kills}");
+    assert!(opensora(folders[1].path(), &run).status().unwrap().success());
+    for name in ["all.csv", "all.failed.csv"] {
+        // Sources are named by their whole paths.
+        let [whole, killed] = [0, 1].map(|of| {
+            let text = fs::read_to_string(folders[of].path().join(name)).unwrap();
+            text.replace(&folders[of].path().display().to_string(), "")
+        });
+        assert_eq!(whole, killed, "{name}");
+        assert!(whole.lines().count() > 1, "{whole}");
+    }
+    assert_eq!(Table::read(&folders[1].path().join("all.csv")).unwrap().len(), 12);
+}

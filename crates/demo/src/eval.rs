@@ -1,0 +1,247 @@
+//! Whether a model shows what its prompts say, in the demo world.
+//!
+//! Prompts are made by rule, the clips sampled for them are judged by their pixels
+//! ([`crate::judge()`]), and verdicts are counted per attribute. Two ceilings put the
+//! numbers in their place: the judge on real clips, and the judge on real clips that went through
+//! the model's VAE.
+//!
+//! | module | thought |
+//! |---|---|
+//! | [`prompts`] | which prompts, of triples that training showed or held out |
+//! | [`scores`] | verdicts counted, with confidence intervals |
+//! | [`report`] | what an evaluation gives |
+
+pub mod prompts;
+pub mod report;
+pub mod scores;
+
+pub use prompts::{DemoPrompt, PromptSet, demo_prompts};
+pub use report::Report;
+pub use scores::{Attribute, Scores, Tally};
+
+use crate::{Kind, Scene, Verdict, judge, render};
+use burn::tensor::{Tensor, TensorData};
+use opensora::{
+    Observer, PipelineError, SampleRequest, TextToVideo,
+    checkpoint::Checkpoint,
+    frames::to_frames,
+    nn::dtype::Dtype,
+    vae::{AutoencoderKl, VaeConfig},
+    video::Frames,
+};
+use std::time::Instant;
+
+/// Smallest side that the judge can judge.
+pub const SMALLEST_SIDE: usize = 32;
+
+/// Clips that go through the VAE at once.
+const ROUND_TRIP_BATCH: usize = 4;
+/// Frames that the VAE takes at once.
+const MICRO_BATCH: usize = 16;
+
+/// A sampled clip and what came of it.
+#[derive(Debug)]
+pub struct Judged<'a> {
+    /// The prompt's number, from 0.
+    pub index: usize,
+    /// What it has to show.
+    pub prompt: &'a DemoPrompt,
+    /// The clip.
+    pub clip: Frames,
+    /// What it shows.
+    pub verdict: Verdict,
+}
+
+/// What is done.
+#[derive(Debug, Clone, Default)]
+pub struct Evaluation {
+    /// Which triples of shape, colour and motion are asked for.
+    pub set: PromptSet,
+    /// Number of prompts.
+    pub prompts: usize,
+    /// Size, length, sampler, guidance, seed (of prompts and noise).
+    pub request: SampleRequest,
+    /// Whether the VAE's ceiling is measured.
+    pub vae_ceiling: bool,
+}
+
+impl Evaluation {
+    /// The prompts, in order.
+    pub fn prompts(&self) -> Vec<DemoPrompt> {
+        demo_prompts(self.set, self.prompts, self.request.seed)
+    }
+
+    /// # Errors
+    /// Where there is nothing to evaluate, the model cannot make such clips or the judge not judge
+    /// them.
+    pub fn check(&self, pipeline: &TextToVideo) -> Result<(), PipelineError> {
+        let fail = |text: String| Err(PipelineError::Request(text));
+        if self.prompts == 0 {
+            return fail("0 prompts, expected at least 1".into());
+        }
+        let SampleRequest { num_frames, image_size: [height, width], .. } = self.request;
+        if height.min(width) < SMALLEST_SIDE {
+            let least = SMALLEST_SIDE;
+            return fail(format!("{height}x{width}: clips under {least} pixels cannot be judged"));
+        }
+        if num_frames < 2 {
+            return fail(format!("{num_frames} frames: motion takes at least 2"));
+        }
+        pipeline.check(&self.request).map(drop)
+    }
+
+    /// Samples a clip for every prompt and judges it; `sink` gets each as soon as it is judged. Text encoder, denoiser and VAE are loaded once each (and the VAE
+    /// once more for its ceiling).
+    ///
+    /// # Errors
+    /// As [`Evaluation::check`], where the model cannot be loaded, or where `sink` fails.
+    pub fn run<E: From<PipelineError>>(
+        &self,
+        pipeline: &TextToVideo,
+        observer: &mut dyn Observer,
+        mut sink: impl FnMut(Judged<'_>) -> Result<(), E>,
+    ) -> Result<Report, E> {
+        self.check(pipeline)?;
+        let prompts = self.prompts();
+        let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
+        let started = Instant::now();
+        let states = pipeline.encode_prompts(&texts, observer)?;
+        let (latents, work) = pipeline.sample_counted(&states, &self.request, observer)?;
+        let mut model = Scores::default();
+        pipeline.decode(latents, observer, |index, clip| -> Result<(), E> {
+            let (prompt, verdict) = (&prompts[index], judge(&clip));
+            model.add(&prompt.labels, prompt.is_new_sentence, &verdict);
+            sink(Judged { index, prompt, clip, verdict })
+        })?;
+        let seconds = started.elapsed().as_secs_f64();
+        let vae = if self.vae_ceiling {
+            Some(vae_ceiling(pipeline, &prompts, &self.request, observer)?)
+        } else {
+            None
+        };
+        Ok(Report {
+            model_name: pipeline.files().name.clone(),
+            set: self.set,
+            request: self.request.clone(),
+            judge: judge_ceiling(&prompts, &self.request)?,
+            vae,
+            model,
+            work,
+            seconds_per_clip: seconds / prompts.len() as f64,
+        })
+    }
+}
+
+/// The real clip of a prompt.
+fn real_clip(
+    prompt: &DemoPrompt,
+    index: usize,
+    request: &SampleRequest,
+) -> Result<Frames, PipelineError> {
+    let scene = Scene::draw(prompt.labels, &mut Kind::RealClip.rng(request.seed, index as u64));
+    Ok(render(&scene, request.num_frames, request.image_size)?)
+}
+
+/// The judge on real clips of the prompts: what no model can beat.
+///
+/// # Errors
+/// Where a clip cannot have the request's size.
+pub fn judge_ceiling(
+    prompts: &[DemoPrompt],
+    request: &SampleRequest,
+) -> Result<Scores, PipelineError> {
+    let mut scores = Scores::default();
+    for (index, prompt) in prompts.iter().enumerate() {
+        let clip = real_clip(prompt, index, request)?;
+        scores.add(&prompt.labels, prompt.is_new_sentence, &judge(&clip));
+    }
+    Ok(scores)
+}
+
+/// The judge on real clips that the model's VAE has encoded (to the posterior's mean) and decoded:
+/// what the denoiser cannot beat.
+///
+/// # Errors
+/// Where the VAE cannot be loaded or a clip cannot have the request's size.
+pub fn vae_ceiling(
+    pipeline: &TextToVideo,
+    prompts: &[DemoPrompt],
+    request: &SampleRequest,
+    observer: &mut dyn Observer,
+) -> Result<Scores, PipelineError> {
+    observer.loading("VAE");
+    let path = &pipeline.files().vae;
+    let checkpoint = Checkpoint::open(path)?;
+    let config = VaeConfig::beside(path)?;
+    let device = pipeline.device();
+    let (vae, loaded) = AutoencoderKl::load(&config, &checkpoint, Dtype::F32.float(), device)?;
+    observer.loaded(&loaded);
+    let mut scores = Scores::default();
+    let [height, width] = request.image_size;
+    for (part, few) in prompts.chunks(ROUND_TRIP_BATCH).enumerate() {
+        let mut values = Vec::new();
+        for (index, prompt) in few.iter().enumerate() {
+            let clip = real_clip(prompt, part * ROUND_TRIP_BATCH + index, request)?;
+            values.extend(signed(&clip));
+        }
+        let shape = [few.len(), 3, request.num_frames, height, width];
+        let clips = Tensor::<5>::from_data(TensorData::new(values, shape), device);
+        let latents = vae.encode(clips, Some(MICRO_BATCH)).mean_latents();
+        let clips = to_frames(vae.decode(latents, Some(MICRO_BATCH)))?;
+        for (prompt, clip) in few.iter().zip(clips) {
+            scores.add(&prompt.labels, prompt.is_new_sentence, &judge(&clip));
+        }
+        let done = (part * ROUND_TRIP_BATCH + few.len()) * request.num_frames;
+        observer.decoded(done, prompts.len() * request.num_frames);
+    }
+    Ok(scores)
+}
+
+/// A clip's bytes as `[3, T, H, W]` in [-1, 1].
+fn signed(clip: &Frames) -> Vec<f32> {
+    let mut values = Vec::with_capacity(clip.data().len());
+    for channel in 0..3 {
+        let plane = clip.data().iter().skip(channel).step_by(3);
+        values.extend(plane.map(|&byte| f32::from(byte) / 127.5 - 1.0));
+    }
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clip_becomes_planes_and_comes_back() {
+        let clip = Frames::from_rgb((0..24).map(|i| i * 10).collect(), [2, 2, 2]).unwrap();
+        let values = signed(&clip);
+        assert_eq!((values[0], values[1]), (-1.0, 30.0 / 127.5 - 1.0));
+        assert_eq!(Frames::from_signed(&values, [3, 2, 2, 2]).unwrap(), clip);
+    }
+
+    #[test]
+    fn real_clips_reach_the_ceiling() {
+        let request =
+            SampleRequest { image_size: [64, 64], num_frames: 8, ..SampleRequest::default() };
+        let prompts = demo_prompts(PromptSet::All, 108, 5);
+        let scores = judge_ceiling(&prompts, &request).unwrap();
+        assert!(scores.of(Attribute::All).accuracy() >= 0.99, "{scores:?}");
+        // Motion turned round: everything else stays right.
+        let turned = |prompt: &DemoPrompt| {
+            use crate::Motion;
+            let motion = match prompt.labels.motion {
+                Some(Motion::Left) => Motion::Right,
+                _ => Motion::Left,
+            };
+            let labels = crate::Labels { motion: Some(motion), ..prompt.labels };
+            DemoPrompt { labels, ..prompt.clone() }
+        };
+        let mut wrong = Scores::default();
+        for (index, prompt) in prompts.iter().enumerate() {
+            let clip = real_clip(&turned(prompt), index, &request).unwrap();
+            wrong.add(&prompt.labels, prompt.is_new_sentence, &judge(&clip));
+        }
+        assert_eq!(wrong.of(Attribute::Motion).right, 0);
+        assert!(wrong.of(Attribute::Shape).accuracy() >= 0.99);
+    }
+}

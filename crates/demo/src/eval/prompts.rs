@@ -1,0 +1,116 @@
+//! Which prompts an evaluation asks for.
+
+use crate::{Background, Kind, Labels, captions, is_held_out, triples};
+use serde::Serialize;
+use std::str::FromStr;
+
+/// Which triples of shape, colour and motion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PromptSet {
+    /// Those that no training clip shows.
+    #[default]
+    HeldOut,
+    /// Those that training clips show.
+    Seen,
+    /// All.
+    All,
+}
+
+impl PromptSet {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HeldOut => "held-out",
+            Self::Seen => "seen",
+            Self::All => "all",
+        }
+    }
+}
+
+impl FromStr for PromptSet {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::HeldOut, Self::Seen, Self::All]
+            .into_iter()
+            .find(|set| set.name() == text)
+            .ok_or_else(|| format!("'{text}' is no set of prompts: held-out, seen or all"))
+    }
+}
+
+/// A prompt and what its clip has to show.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DemoPrompt {
+    /// The prompt.
+    pub text: String,
+    /// What it says; the motion is always there.
+    pub labels: Labels,
+    /// Whether its template is one that training captions never use.
+    pub is_new_sentence: bool,
+}
+
+/// `count` prompts: the set's triples in turn, each round in another order and with every triple
+/// on another background, half of them by templates that training never uses.
+pub fn demo_prompts(set: PromptSet, count: usize, seed: u64) -> Vec<DemoPrompt> {
+    let triples = triples(|shape, colour, motion| match set {
+        PromptSet::HeldOut => is_held_out(shape, colour, motion),
+        PromptSet::Seen => !is_held_out(shape, colour, motion),
+        PromptSet::All => true,
+    });
+    let mut prompts = Vec::with_capacity(count);
+    for round in 0..count.div_ceil(triples.len()) {
+        let order = Kind::PromptOrder.rng(seed, round as u64).permutation(triples.len());
+        for which in order.into_iter().take(count - prompts.len()) {
+            let (shape, colour, motion) = triples[which];
+            let background = Background::ALL[(which + round) % Background::ALL.len()];
+            let labels = Labels { shape, colour, background, motion: Some(motion) };
+            let mut rng = Kind::Prompt.rng(seed, prompts.len() as u64);
+            let is_new_sentence = rng.below(2) == 0;
+            let text = if is_new_sentence {
+                captions::evaluation(&labels, &mut rng)
+            } else {
+                captions::training(&labels, &mut rng)
+            };
+            prompts.push(DemoPrompt { text, labels, is_new_sentence });
+        }
+    }
+    prompts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn the_default_asks_for_every_held_out_triple_on_every_background_alike() {
+        let prompts = demo_prompts(PromptSet::HeldOut, 216, 42);
+        assert_eq!(prompts.len(), 216);
+        let mut counts: HashMap<Labels, usize> = HashMap::new();
+        for prompt in &prompts {
+            let Labels { shape, colour, motion, .. } = prompt.labels;
+            assert!(is_held_out(shape, colour, motion.unwrap()), "{prompt:?}");
+            assert!(prompt.text.contains(colour.name()), "{prompt:?}");
+            *counts.entry(prompt.labels).or_default() += 1;
+        }
+        assert_eq!(counts.len(), 72);
+        assert!(counts.values().all(|&count| count == 3));
+        let new = prompts.iter().filter(|prompt| prompt.is_new_sentence).count();
+        assert!((80..=136).contains(&new), "{new}");
+    }
+
+    #[test]
+    fn a_set_is_a_function_of_its_seed() {
+        for set in [PromptSet::HeldOut, PromptSet::Seen, PromptSet::All] {
+            assert_eq!(demo_prompts(set, 31, 1), demo_prompts(set, 31, 1));
+            assert_ne!(demo_prompts(set, 31, 1), demo_prompts(set, 31, 2));
+            assert_eq!(demo_prompts(set, 31, 1)[..7], demo_prompts(set, 7, 1));
+            assert_eq!(set.name().parse(), Ok(set));
+        }
+        let seen = demo_prompts(PromptSet::Seen, 90, 1);
+        let unique: std::collections::HashSet<_> =
+            seen.iter().map(|p| (p.labels.shape, p.labels.colour, p.labels.motion)).collect();
+        assert_eq!(unique.len(), 90);
+    }
+}

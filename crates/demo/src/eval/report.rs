@@ -1,0 +1,195 @@
+//! What an evaluation gives, as a table and as JSON.
+
+use super::{
+    prompts::PromptSet,
+    scores::{Attribute, Scores, Tallies, Tally},
+};
+use opensora::{SampleRequest, stdit::DenoiserWork};
+use serde_json::{Value, json};
+use std::fmt;
+
+/// The outcome of an evaluation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// The model's name.
+    pub model_name: String,
+    /// Which prompts.
+    pub set: PromptSet,
+    /// How clips were sampled.
+    pub request: SampleRequest,
+    /// The judge on real clips of the same prompts.
+    pub judge: Scores,
+    /// The judge on VAE round trips of them, where that was asked for.
+    pub vae: Option<Scores>,
+    /// The judge on the model's clips.
+    pub model: Scores,
+    /// What the denoiser did for all clips.
+    pub work: DenoiserWork,
+    /// Seconds per clip, from prompts to judged pixels, loading included.
+    pub seconds_per_clip: f64,
+}
+
+/// An attribute that fell short of what is required.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shortfall {
+    /// The attribute.
+    pub attribute: Attribute,
+    /// Its accuracy.
+    pub found: f64,
+    /// What was required.
+    pub required: f64,
+}
+
+impl fmt::Display for Shortfall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {:.3}, required {:.3}", self.attribute, self.found, self.required)
+    }
+}
+
+impl Report {
+    /// What falls short of `required`.
+    pub fn shortfalls(&self, required: &[(Attribute, f64)]) -> Vec<Shortfall> {
+        let short = |&(attribute, required): &(Attribute, f64)| {
+            let found = self.model.of(attribute).accuracy();
+            (found < required).then_some(Shortfall { attribute, found, required })
+        };
+        required.iter().filter_map(short).collect()
+    }
+
+    /// All of it as one object.
+    pub fn to_json(&self) -> Value {
+        let request = &self.request;
+        json!({
+            "model": self.model_name,
+            "prompts": self.model.of(Attribute::All).total,
+            "set": self.set,
+            "num_frames": request.num_frames,
+            "image_size": request.image_size,
+            "sampler": request.sampler.name(),
+            "steps": request.steps.unwrap_or(request.sampler.default_steps()),
+            "guidance_scale": request.guidance_scale,
+            "attention_reuse": request.attention_reuse.to_string(),
+            "seed": request.seed,
+            "seconds_per_clip": self.seconds_per_clip,
+            "denoiser_work": self.work,
+            "judge": self.judge,
+            "vae": self.vae,
+            "scores": self.model,
+        })
+    }
+}
+
+impl fmt::Display for Report {
+    /// A table: ceilings first, then the model, then its parts.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |f: &mut fmt::Formatter<'_>, text: &str| write!(f, "{text:<22}");
+        name(f, "")?;
+        Attribute::EACH.iter().try_for_each(|attribute| write!(f, " {attribute:>12}"))?;
+        writeln!(f, " {:>7}", "clips")?;
+        let row = |f: &mut fmt::Formatter<'_>, text: &str, tallies: &Tallies| {
+            name(f, text)?;
+            for attribute in Attribute::EACH {
+                let tally = tallies.get(&attribute).copied().unwrap_or_default();
+                write!(f, " {:>10.1} %", 100.0 * tally.accuracy())?;
+            }
+            let total = tallies.get(&Attribute::All).map_or(0, |tally| tally.total);
+            writeln!(f, " {total:>7}")
+        };
+        row(f, "judge on real clips", &self.judge.overall)?;
+        if let Some(vae) = &self.vae {
+            row(f, "VAE round trips", &vae.overall)?;
+        }
+        row(f, "model", &self.model.overall)?;
+        name(f, "  95 % interval")?;
+        for attribute in Attribute::EACH {
+            let [low, high] = self.model.of(attribute).wilson();
+            write!(f, " {:>12}", format!("{:.1}-{:.1}", 100.0 * low, 100.0 * high))?;
+        }
+        writeln!(f)?;
+        name(f, "  right")?;
+        for attribute in Attribute::EACH {
+            let Tally { right, total } = self.model.of(attribute);
+            write!(f, " {:>12}", format!("{right}/{total}"))?;
+        }
+        writeln!(f)?;
+        for (motion, tallies) in &self.model.by_motion {
+            row(f, &format!("  {motion}"), tallies)?;
+        }
+        for (shape, tallies) in &self.model.by_shape {
+            row(f, &format!("  {shape}"), tallies)?;
+        }
+        for (sentence, tallies) in &self.model.by_sentence {
+            row(f, &format!("  {sentence} sentences"), tallies)?;
+        }
+        let clips = self.model.of(Attribute::All).total.max(1) as f64;
+        let attentions = self.work.attentions_computed + self.work.attentions_reused;
+        writeln!(
+            f,
+            "denoiser: {:.1} forward passes and {:.2} GFLOP a clip, {:.0} % of attentions reused",
+            self.work.forward_samples as f64 / clips,
+            self.work.flops / clips / 1e9,
+            100.0 * self.work.attentions_reused as f64 / attentions.max(1) as f64,
+        )?;
+        write!(f, "{} prompts, {:.2} s a clip with loading", self.set.name(), self.seconds_per_clip)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Background, Colour, Labels, Motion, Shape, Verdict};
+
+    fn report() -> Report {
+        let labels = Labels {
+            shape: Shape::Circle,
+            colour: Colour::Red,
+            background: Background::Black,
+            motion: Some(Motion::Growing),
+        };
+        let right = Verdict {
+            shape: Some(Shape::Circle),
+            colour: Some(Colour::Red),
+            background: Some(Background::Black),
+            motion: Some(Motion::Growing),
+        };
+        let (mut judge, mut model) = (Scores::default(), Scores::default());
+        judge.add(&labels, false, &right);
+        model.add(&labels, false, &right);
+        model.add(&labels, true, &Verdict { shape: None, ..right });
+        let request = SampleRequest::default();
+        let (model_name, set) = ("m".into(), PromptSet::HeldOut);
+        let work = DenoiserWork {
+            forward_samples: 80,
+            attentions_computed: 75,
+            attentions_reused: 25,
+            flops: 4e9,
+        };
+        Report { model_name, set, request, judge, vae: None, model, work, seconds_per_clip: 1.5 }
+    }
+
+    #[test]
+    fn the_table_begins_with_the_ceiling() {
+        let table = report().to_string();
+        let lines: Vec<&str> = table.lines().collect();
+        assert!(lines[1].starts_with("judge on real clips") && lines[1].contains("100.0 %"));
+        let model: Vec<&str> = lines[2].split_whitespace().collect();
+        assert_eq!(model[..3], ["model", "50.0", "%"]);
+        assert!(table.contains("  growing") && table.contains("  circle"), "{table}");
+        let work = "denoiser: 40.0 forward passes and 2.00 GFLOP a clip, 25 % of attentions reused";
+        assert!(lines.contains(&work), "{table}");
+        assert!(table.ends_with("held-out prompts, 1.50 s a clip with loading"), "{table}");
+    }
+
+    #[test]
+    fn what_falls_short_is_named() {
+        let required = [(Attribute::Shape, 0.9), (Attribute::Colour, 1.0)];
+        let short = report().shortfalls(&required);
+        let words: Vec<String> = short.iter().map(ToString::to_string).collect();
+        assert_eq!(words, ["shape is 0.500, required 0.900"]);
+        let json = report().to_json();
+        assert_eq!((&json["prompts"], &json["set"]), (&json!(2), &json!("held-out")));
+        assert_eq!(json["scores"]["overall"]["shape"]["right"], 1);
+        assert_eq!(json["attention_reuse"], "off");
+        assert_eq!(json["denoiser_work"]["forward_samples"], 80);
+    }
+}

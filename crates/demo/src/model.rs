@@ -1,0 +1,208 @@
+//! The bundled model: a few megabytes of weights that this project's own code trained on the demo
+//! world (`model-cards/demo.md`).
+//!
+//! Models are read from files, so that large ones need not be in memory twice. This one is part of
+//! the program and is unpacked at its first use into the user's own cache folder:
+//! `$XDG_CACHE_HOME/opensora` or the platform's equivalent. A shared temporary folder would let
+//! another user of the machine put links or other weights in its place.
+
+use opensora::{ModelError, ModelFiles};
+use opensora_files::write_atomically;
+use std::{
+    env, fs, io,
+    path::{Path, PathBuf},
+};
+
+/// The name of the model, as `--model` takes it.
+pub const NAME: &str = "demo";
+
+macro_rules! files {
+    ($($name:literal),+ $(,)?) => {
+        /// Contents by path within the model's folder.
+        const FILES: &[(&str, &[u8])] =
+            &[$(($name, include_bytes!(concat!("../model/", $name)))),+];
+    };
+}
+
+files![
+    "model.json",
+    "stdit.safetensors",
+    "t5/config.json",
+    "t5/model.safetensors",
+    "t5/special_tokens_map.json",
+    "t5/tokenizer.json",
+    "t5/tokenizer_config.json",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+];
+
+/// Why the bundled model could not be unpacked or opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UnpackError {
+    /// The platform names no cache folder for this user.
+    #[error("the demo model has no folder to be unpacked into: set XDG_CACHE_HOME or HOME")]
+    NoCacheFolder,
+    /// A file or folder cannot be read or written.
+    #[error("the demo model cannot be unpacked: {}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// Another user could change what the folder holds.
+    #[error("the demo model cannot be unpacked: {}: {found}, expected {expected}", path.display())]
+    Unsafe {
+        /// The folder.
+        path: PathBuf,
+        /// What is there.
+        found: &'static str,
+        /// What is required.
+        expected: &'static str,
+    },
+    /// The unpacked model cannot be opened.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+/// Returns the size of all files in bytes.
+pub fn size() -> usize {
+    FILES.iter().map(|(_, bytes)| bytes.len()).sum()
+}
+
+/// Returns the bundled model, after unpacking it into the user's cache folder if it is not there
+/// yet. Files that differ from the bundled ones are replaced.
+///
+/// # Errors
+/// Returns an error if there is no such folder, another user could write to it, or it cannot be
+/// written.
+pub fn model_files() -> Result<ModelFiles, UnpackError> {
+    // A folder for each version: programs of several versions do not replace each other's files.
+    let name = format!("{NAME}-{}-{}", env!("CARGO_PKG_VERSION"), size());
+    let folder = cache_folder().ok_or(UnpackError::NoCacheFolder)?.join("opensora").join(name);
+    unpack(&folder)?;
+    Ok(ModelFiles::open(&folder)?)
+}
+
+/// The folder for this user's caches, by the conventions of the platform.
+fn cache_folder() -> Option<PathBuf> {
+    let variable = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    variable("XDG_CACHE_HOME").or_else(|| {
+        if cfg!(windows) {
+            return variable("LOCALAPPDATA");
+        }
+        let home = env::home_dir().filter(|home| home.is_absolute())?;
+        Some(home.join(if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" }))
+    })
+}
+
+/// Writes the files that are missing or differ into `folder`.
+fn unpack(folder: &Path) -> Result<(), UnpackError> {
+    create_private(folder)?;
+    for (name, bytes) in FILES {
+        let path = folder.join(name);
+        let fail = |path: &Path| {
+            let path = path.to_path_buf();
+            move |source| UnpackError::Io { path, source }
+        };
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(fail(parent))?;
+        }
+        // Compared in full: the files are small.
+        let is_regular = fs::symlink_metadata(&path).is_ok_and(|found| found.is_file());
+        if is_regular && fs::read(&path).is_ok_and(|found| found == *bytes) {
+            continue;
+        }
+        write_atomically(&path, |file| fs::write(file, bytes)).map_err(fail(&path))?;
+    }
+    Ok(())
+}
+
+/// Creates `folder`, or checks that the one that is there belongs to this user alone.
+fn create_private(folder: &Path) -> Result<(), UnpackError> {
+    let fail = |source| UnpackError::Io { path: folder.into(), source };
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder).map_err(fail)?;
+    let found = fs::symlink_metadata(folder).map_err(fail)?;
+    let unsafe_folder =
+        |found, expected| Err(UnpackError::Unsafe { path: folder.into(), found, expected });
+    if !found.is_dir() {
+        return unsafe_folder("a link", "a folder");
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        if found.mode() & 0o022 != 0 {
+            return unsafe_folder("others may write to it", "mode 0700");
+        }
+        // A file that this process creates tells its user, which saves a call of the C library.
+        let probe = tempfile::Builder::new().prefix(".owner").tempfile_in(folder).map_err(fail)?;
+        let own = probe.as_file().metadata().map_err(fail)?;
+        if own.uid() != found.uid() {
+            return unsafe_folder("it belongs to another user", "a folder of this user");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn says(result: Result<(), UnpackError>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_model_is_small_and_changed_files_are_replaced() {
+        assert!(size() < 8 << 20, "{}", size());
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("new/demo");
+        unpack(&folder).unwrap();
+        let config = folder.join("t5/config.json");
+        let original = fs::read_to_string(&config).unwrap();
+        fs::write(&config, "changed").unwrap();
+        unpack(&folder).unwrap();
+        assert_eq!(fs::read_to_string(config).unwrap(), original);
+        assert_eq!(ModelFiles::open(&folder).unwrap().defaults.num_frames, 8);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_and_folders_of_others_are_rejected() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("elsewhere");
+        fs::create_dir(&target).unwrap();
+        let link = folder.path().join("link");
+        symlink(&target, &link).unwrap();
+        assert!(says(unpack(&link)).contains("a link"));
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+
+        let open = folder.path().join("open");
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(says(unpack(&open)).contains("others may write"));
+    }
+
+    /// A link in place of a file is replaced: its target stays as it is.
+    #[cfg(unix)]
+    #[test]
+    fn a_link_in_place_of_a_file_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("demo");
+        unpack(&model).unwrap();
+        let victim = folder.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        let config = model.join("model.json");
+        fs::remove_file(&config).unwrap();
+        std::os::unix::fs::symlink(&victim, &config).unwrap();
+        unpack(&model).unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+        assert!(fs::symlink_metadata(&config).unwrap().is_file());
+    }
+}

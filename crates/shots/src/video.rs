@@ -1,0 +1,204 @@
+//! Shots of a video file.
+
+use crate::{Detector, Score, Settings, Shots, ShotsError, Yuv420, frame::Yuv444, score::Scorer};
+use opensora_video::{
+    picks::Picks,
+    reader::{Decoder, PlanarFrame, PlanarFrames, PlanarHalves, VideoInfo, VideoReader},
+};
+use std::{
+    path::Path,
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+};
+
+/// Frames that are decoded ahead of the comparison.
+const AHEAD: usize = 4;
+
+/// The shots of a video, and its frames' times.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VideoShots {
+    /// What the container says.
+    pub info: VideoInfo,
+    /// The shots.
+    pub shots: Shots,
+    /// Seconds at which each frame is shown, from the first frame.
+    pub times: Vec<f64>,
+    /// Who decoded. Another decoder may see other frames (it may heed an edit list, say), so that
+    /// who looks at the frames again has to take the same one.
+    pub decoder: Decoder,
+}
+
+/// Finds the shots of a video file. Pixels that are not compared are never turned into RGB, and where
+/// the `ffmpeg` program decodes, it hands over no others if it can leave them out exactly. Two of
+/// these programs share a long video, each on one core; otherwise one thread decodes while another
+/// compares.
+///
+/// # Errors
+/// Returns an error if a setting is invalid, or if the file cannot be decoded or has no frames.
+pub fn of_video(
+    path: &Path,
+    decoder: Decoder,
+    settings: &Settings,
+) -> Result<VideoShots, ShotsError> {
+    let detector = Detector::new(settings)?;
+    let is_empty = std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() == 0);
+    if is_empty {
+        return Err(unusable(path, "it is empty".into()));
+    }
+    if decoder != Decoder::InProcess
+        && let Some(found) = in_halves(path, detector.clone())
+    {
+        return Ok(found);
+    }
+    in_one_pass(path, decoder, detector)
+}
+
+fn unusable(path: &Path, reason: String) -> ShotsError {
+    ShotsError::Unusable { path: path.into(), reason }
+}
+
+fn in_one_pass(
+    path: &Path,
+    decoder: Decoder,
+    mut detector: Detector,
+) -> Result<VideoShots, ShotsError> {
+    let wanted = |width, height| Scorer::picks(&detector.settings, (width, height));
+    let (info, frames) = VideoReader::open_planar(path, decoder, wanted)?;
+    let decoder = frames.decoder();
+    let mut comparison = Comparison::new(&detector.settings, &info, frames.picks());
+    let (mut scores, mut times) = (Vec::new(), Vec::new());
+    let (sender, receiver) = mpsc::sync_channel(AHEAD);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for frame in frames {
+                // Nobody listens any more: there was an error over there.
+                if sender.send(frame).is_err() {
+                    break;
+                }
+            }
+        });
+        for frame in receiver {
+            let frame = frame?;
+            let score = comparison.push(&frame).ok_or_else(|| {
+                let reason = format!("frame {} has another size than the first", times.len() + 1);
+                unusable(path, reason)
+            })?;
+            detector.push_score(score);
+            scores.push(score);
+            times.push(frame.time);
+        }
+        Ok::<_, ShotsError>(())
+    })?;
+    if times.is_empty() {
+        return Err(unusable(path, "it holds no pictures".into()));
+    }
+    Ok(VideoShots { info, shots: Shots { scenes: detector.scenes(), scores }, times, decoder })
+}
+
+/// The shots of a long video, decoded by two programs at once. `None` where that is not possible,
+/// and on any sign that the two do not fit together: one pass will see what the matter is.
+fn in_halves(path: &Path, mut detector: Detector) -> Option<VideoShots> {
+    let wanted = |width, height| Scorer::picks(&detector.settings, (width, height));
+    let PlanarHalves { info, first, second, place } =
+        VideoReader::open_planar_halves(path, wanted)?;
+    let rest = info.num_frames?.checked_sub(place)?;
+    let comparison = || Comparison::new(&detector.settings, &info, first.picks());
+    let (of_first, of_second) = (comparison(), comparison());
+    let failed = &AtomicBool::new(false);
+    // The frame at `place` is the last of the one and the first of the other.
+    let (first, second) = std::thread::scope(|scope| {
+        let second = scope.spawn(|| Half::read(second, usize::MAX, of_second, failed));
+        let first = Half::read(first, place + 1, of_first, failed);
+        (first, second.join().ok().flatten())
+    });
+    let (first, second) = (first?, second?);
+    let fit = [first.scores.len(), second.scores.len()] == [place + 1, rest]
+        && first.last_frame == second.first_frame;
+    if !fit {
+        return None;
+    }
+    let scores: Vec<Score> =
+        first.scores.into_iter().chain(second.scores.into_iter().skip(1)).collect();
+    let times = first.times.into_iter().chain(second.times.into_iter().skip(1)).collect();
+    for &score in &scores {
+        detector.push_score(score);
+    }
+    let shots = Shots { scenes: detector.scenes(), scores };
+    Some(VideoShots { info, shots, times, decoder: Decoder::Ffmpeg })
+}
+
+/// Scores frames of a decoder, whole ones or those of picked pixels.
+struct Comparison {
+    scorer: Scorer,
+    /// Width and height of the frames as they come.
+    size: (usize, usize),
+    are_picked: bool,
+}
+
+impl Comparison {
+    fn new(settings: &Settings, info: &VideoInfo, picks: Option<&Picks>) -> Self {
+        let whole = (info.width, info.height);
+        match picks {
+            Some(picks) => Self {
+                scorer: Scorer::of_picks(settings, whole, picks),
+                size: (picks.columns.len(), picks.rows.len()),
+                are_picked: true,
+            },
+            None => Self {
+                scorer: Scorer::new(settings, whole.0, whole.1),
+                size: whole,
+                are_picked: false,
+            },
+        }
+    }
+
+    /// The score of the next frame; `None` where it has another size.
+    fn push(&mut self, frame: &PlanarFrame) -> Option<Score> {
+        let (width, height) = self.size;
+        let PlanarFrame { planes, to_rgb, .. } = frame;
+        Some(match self.are_picked {
+            true => self.scorer.push(&Yuv444::new(planes, width, height, *to_rgb)?),
+            false => self.scorer.push(&Yuv420::new(planes, width, height, *to_rgb)?),
+        })
+    }
+}
+
+/// What one of two programs saw.
+#[derive(Default)]
+struct Half {
+    scores: Vec<Score>,
+    times: Vec<f64>,
+    first_frame: Vec<u8>,
+    last_frame: Vec<u8>,
+}
+
+impl Half {
+    /// Reads at most `most` frames; `None` where there was an error here or, by `failed`, over there.
+    fn read(
+        mut frames: PlanarFrames,
+        most: usize,
+        mut comparison: Comparison,
+        failed: &AtomicBool,
+    ) -> Option<Self> {
+        let mut half = Self::default();
+        while half.scores.len() < most {
+            let Some(frame) = frames.next() else { break };
+            let frame = frame.ok().filter(|_| !failed.load(Ordering::Relaxed));
+            let Some((frame, score)) =
+                frame.and_then(|frame| comparison.push(&frame).map(|score| (frame, score)))
+            else {
+                failed.store(true, Ordering::Relaxed);
+                return None;
+            };
+            half.times.push(frame.time);
+            half.scores.push(score);
+            if half.scores.len() == 1 {
+                half.first_frame.clone_from(&frame.planes);
+            }
+            frames.reuse(std::mem::replace(&mut half.last_frame, frame.planes));
+        }
+        Some(half)
+    }
+}

@@ -1,0 +1,114 @@
+//! Cases of the denoisers: `stdit` and `pixart-init`.
+
+use super::{Case, Failure, Output, Outputs};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
+use opensora::checkpoint::{Checkpoint, KeyMap, import};
+use opensora::nn::sincos;
+use opensora::stdit::{DenoiserConfig, PixArt, StDit, keys};
+
+/// Prompt states of a case, `[B, 1, L, C] -> [B, L, C]`.
+pub(super) fn prompt_states(
+    case: &Case,
+    name: &str,
+    device: &Device,
+) -> Result<Tensor<3>, Failure> {
+    Ok(case.tensor::<4>(name, device)?.squeeze_dim(1))
+}
+
+/// The STDiT of a case in f32.
+pub(super) fn load_stdit(
+    case: &Case,
+    config: &DenoiserConfig,
+    weights: &str,
+    device: &Device,
+) -> Result<StDit, Failure> {
+    case.begin("loading the STDiT");
+    let checkpoint = Checkpoint::open(case.path(weights)?)?;
+    let (model, _) = StDit::load(config, &checkpoint, FloatDType::F32, device)?;
+    case.begin("running the case");
+    Ok(model)
+}
+
+/// The position tables that a model computes for latents of `size`, `[1, S, C]` and `[1, T, C]`.
+fn position_tables(
+    config: &DenoiserConfig,
+    size: [usize; 3],
+    base_size: bool,
+    device: &Device,
+) -> Result<[Tensor<3>; 2], Failure> {
+    let [t, h, w] = config.grid(size)?;
+    let scales = config.scales;
+    let base = base_size.then(|| (h * w).isqrt());
+    let width = config.hidden_size;
+    let space = sincos::spatial([h, w], width, scales.space_scale, base, DType::F32, device);
+    let time = sincos::temporal(t, width, scales.time_scale, DType::F32, device);
+    Ok([space.unsqueeze(), time.unsqueeze()])
+}
+
+/// One forward pass for each combination of timestep and mask.
+pub(super) fn stdit(case: &Case, device: &Device) -> Result<Outputs, Failure> {
+    let config: DenoiserConfig = case.get("/config")?;
+    let model = load_stdit(case, &config, "/weights", device)?;
+    let latents = case.tensor::<5>("x", device)?;
+    let states = prompt_states(case, "y", device)?;
+    let mask = case.mask("mask")?;
+    let (int, fractional) = (case.floats("timestep_int")?, case.floats("timestep_frac")?);
+
+    case.begin("running the STDiT");
+    let forward = |timesteps: &[f32], mask| {
+        Output::from_tensor(model.forward(latents.clone(), timesteps, states.clone(), mask))
+    };
+    let [space, time] = position_tables(&config, case.get("/config/input_size")?, false, device)?;
+    Ok(vec![
+        ("out_mask_tint".into(), forward(&int, Some(&mask))?),
+        ("out_nomask_tint".into(), forward(&int, None)?),
+        ("out_mask_tfrac".into(), forward(&fractional, Some(&mask))?),
+        ("out_holes_tfrac".into(), forward(&fractional, Some(&case.mask("mask_holes")?))?),
+        ("out_mask_row0_repeated_tint".into(), forward(&int, Some(&mask.select(0, 1)))?),
+        ("pos_embed".into(), Output::from_tensor(space)?),
+        ("pos_embed_temporal".into(), Output::from_tensor(time)?),
+    ])
+}
+
+/// An STDiT and a PixArt from one PixArt-alpha checkpoint.
+pub(super) fn pixart_init(case: &Case, device: &Device) -> Result<Outputs, Failure> {
+    let config: DenoiserConfig = case.get("/config")?;
+    let checkpoint = Checkpoint::open(case.path("/weights")?)?;
+    let states = prompt_states(case, "y", device)?;
+    let mask = case.mask("mask")?;
+    let timesteps = case.floats("timestep")?;
+    let [_, height, width]: [usize; 3] = case.get("/config/input_size")?;
+
+    case.begin("loading the PixArt-alpha weights");
+    // The case fixes the fresh temporal attention too, though its projection is zero.
+    let (stdit, _) = StDit::from_pixart(&config, &checkpoint, FloatDType::F32, device)?;
+    let temporal = Checkpoint::open(case.path("/attn_temp_init")?)?;
+    let only_temporal = KeyMap::new("the temporal attention of an STDiT")
+        .rename(move |path| keys::stdit().published_key(path))
+        .allow_missing("*");
+    let (stdit, _) = import(stdit, &temporal, &only_temporal, FloatDType::F32)?;
+
+    let mut outputs = Outputs::new();
+    for frames in case.get::<Vec<usize>>("/config/T_values")? {
+        case.begin(format!("running the STDiT on {frames} frames"));
+        let latents = case.tensor::<5>(&format!("x_T{frames}"), device)?;
+        let forward = |mask| {
+            Output::from_tensor(stdit.forward(latents.clone(), &timesteps, states.clone(), mask))
+        };
+        let [space, _] = position_tables(&config, [frames, height, width], false, device)?;
+        outputs.push((format!("stdit_T{frames}"), forward(Some(&mask))?));
+        outputs.push((format!("stdit_T{frames}_nomask"), forward(None)?));
+        outputs.push((format!("stdit_T{frames}.pos_embed"), Output::from_tensor(space)?));
+    }
+    case.begin("running the PixArt");
+    let images = case.tensor::<5>("x_T1", device)?;
+    for (name, temporal_positions) in [("pixart", false), ("pixart_with_temporal_pos", true)] {
+        let (pixart, _) =
+            PixArt::load(&config, temporal_positions, &checkpoint, FloatDType::F32, device)?;
+        let eps = pixart.forward(images.clone(), &timesteps, states.clone(), Some(&mask));
+        outputs.push((name.into(), Output::from_tensor(eps)?));
+    }
+    let [space, _] = position_tables(&config, [1, height, width], true, device)?;
+    outputs.push(("pixart.pos_embed".into(), Output::from_tensor(space)?));
+    Ok(outputs)
+}

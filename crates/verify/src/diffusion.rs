@@ -1,0 +1,232 @@
+//! Cases of the diffusion process: tables, losses and samplers.
+
+use super::{
+    Case, Failure, Output, Outputs,
+    denoiser::{load_stdit, prompt_states},
+};
+use burn::tensor::{Device, Tensor};
+use opensora::{
+    denoiser::PromptedDenoiser,
+    diffusion::{
+        Ddim, Denoiser, DiffusionTables, DpmSolver, GaussianDiffusion, Guidance, Iddpm, LossKind,
+        MeanVariance, NoiseSchedule, Respacing, StepInfo, TRAINING_TIMESTEPS, space_timesteps,
+    },
+    stdit::{DenoiserConfig, StDit},
+    t5::PromptStates,
+};
+use serde::Deserialize;
+use std::ops::ControlFlow;
+
+/// How the reference writes a choice of steps down.
+#[derive(Deserialize, Default)]
+struct SchedulerArgs {
+    timestep_respacing: Option<String>,
+    num_sampling_steps: Option<usize>,
+}
+
+impl SchedulerArgs {
+    fn respacing(&self) -> Result<Respacing, Failure> {
+        match (&self.timestep_respacing, self.num_sampling_steps) {
+            (_, Some(steps)) => Ok(Respacing::steps(steps)),
+            (Some(text), None) => Ok(text.parse()?),
+            (None, None) => Ok(Respacing::All),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Scheduler {
+    prefix: String,
+    args: SchedulerArgs,
+}
+
+#[derive(Deserialize)]
+struct Spacing {
+    name: String,
+    num_timesteps: usize,
+    section_counts: SectionCounts,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SectionCounts {
+    Text(String),
+    Counts(Vec<usize>),
+}
+
+fn indices(values: &[usize]) -> Output {
+    Output::from_values(values.iter().map(|&value| value as f64).collect())
+}
+
+/// Every table of every scheduler, and the choices of steps.
+pub(super) fn tables(case: &Case, _: &Device) -> Result<Outputs, Failure> {
+    let mut outputs = Outputs::new();
+    for scheduler in case.get::<Vec<Scheduler>>("/config/schedulers")? {
+        let tables = DiffusionTables::new(
+            NoiseSchedule::Linear,
+            TRAINING_TIMESTEPS,
+            &scheduler.args.respacing()?,
+        )?;
+        let prefix = format!("{}.", scheduler.prefix);
+        for name in case.output_names() {
+            let Some(table) = name.strip_prefix(&prefix) else { continue };
+            if table == "timestep_map" {
+                outputs.push((name, indices(&tables.timestep_map)));
+            } else if let Some(values) = tables.get(table) {
+                outputs.push((name, Output::from_values(values.to_vec())));
+            }
+        }
+    }
+    for spacing in case.get::<Vec<Spacing>>("/config/space_timesteps")? {
+        let respacing = match spacing.section_counts {
+            SectionCounts::Text(text) => text.parse()?,
+            SectionCounts::Counts(counts) => Respacing::from(counts),
+        };
+        let steps = space_timesteps(spacing.num_timesteps, &respacing)?;
+        outputs.push((spacing.name, indices(&steps)));
+    }
+    Ok(outputs)
+}
+
+fn steps_of(case: &Case, name: &str) -> Result<Vec<usize>, Failure> {
+    let (values, _) = case.integers(name)?;
+    Ok(values.into_iter().map(usize::try_from).collect::<Result<_, _>>()?)
+}
+
+fn mean_variance(prefix: &str, out: MeanVariance) -> Result<Outputs, Failure> {
+    [
+        ("mean", out.mean),
+        ("variance", out.variance),
+        ("log_variance", out.log_variance),
+        ("pred_xstart", out.pred_xstart),
+    ]
+    .into_iter()
+    .map(|(name, tensor)| Ok((format!("{prefix}.{name}"), Output::from_tensor(tensor)?)))
+    .collect()
+}
+
+/// Training losses and `p_mean_variance` for given model outputs.
+pub(super) fn losses(case: &Case, device: &Device) -> Result<Outputs, Failure> {
+    let process = |pointer: &str| -> Result<GaussianDiffusion, Failure> {
+        let args: SchedulerArgs = case.get(pointer)?;
+        Ok(GaussianDiffusion::published(&args.respacing()?)?)
+    };
+    case.begin("computing training losses");
+    let full = process("/config/training")?;
+    let t = steps_of(case, "t")?;
+    let x_start = case.tensor::<5>("x_start", device)?;
+    let noise = case.tensor::<5>("noise", device)?;
+    let model_output = case.tensor::<5>("model_output", device)?;
+    let x_t = full.q_sample(x_start.clone(), &t, noise.clone())?;
+
+    let mut outputs = vec![("x_t".to_string(), Output::from_tensor(x_t.clone())?)];
+    for (prefix, kind) in [("", LossKind::Mse), ("rescaled_mse.", LossKind::RescaledMse)] {
+        let losses = full.training_losses(
+            model_output.clone(),
+            x_start.clone(),
+            x_t.clone(),
+            noise.clone(),
+            &t,
+            kind,
+        )?;
+        outputs.push((format!("{prefix}loss"), Output::from_tensor(losses.loss)?));
+        outputs.push((format!("{prefix}vb"), Output::from_tensor(losses.vb)?));
+        outputs.push((format!("{prefix}mse"), Output::from_tensor(losses.mse)?));
+    }
+    for (prefix, clip_denoised) in [("full.clip0", false), ("full.clip1", true)] {
+        let out = full.p_mean_variance(model_output.clone(), x_t.clone(), &t, clip_denoised)?;
+        outputs.extend(mean_variance(prefix, out)?);
+    }
+
+    case.begin("computing means and variances of chosen steps");
+    let spaced = process("/config/spaced")?;
+    let t = steps_of(case, "spaced.t")?;
+    let x = case.tensor::<5>("spaced.x", device)?;
+    let model_output = case.tensor::<5>("spaced.model_output", device)?;
+    outputs.extend(mean_variance("spaced", spaced.p_mean_variance(model_output, x, &t, false)?)?);
+    let told = spaced.model_timesteps(&t)?.into_iter().map(f64::from).collect();
+    outputs.push(("spaced.model_timestep".into(), Output::from_values(told)));
+    Ok(outputs)
+}
+
+/// Prompt states and mask of a sampling case.
+fn prompts(case: &Case, device: &Device) -> Result<PromptStates, Failure> {
+    Ok(PromptStates { states: prompt_states(case, "y", device)?, mask: case.mask("mask")? })
+}
+
+fn model(case: &Case, device: &Device) -> Result<StDit, Failure> {
+    load_stdit(case, &case.get::<DenoiserConfig>("/config")?, "/weights", device)
+}
+
+pub(super) fn go_on(_: StepInfo<'_>) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// The noise of each step from `[steps, 2n, C, T, H, W]`: the first `n` rows reach the samples.
+pub(super) fn noise_of_step(
+    noises: &Tensor<6>,
+    samples: usize,
+) -> impl FnMut(usize) -> Tensor<5> + use<> {
+    let noises = noises.clone();
+    move |step| noises.clone().narrow(0, step, 1).squeeze_dim::<5>(0).narrow(0, 0, samples)
+}
+
+/// IDDPM and DDIM over an STDiT, and the guided output of the first step.
+pub(super) fn iddpm_sample(case: &Case, device: &Device) -> Result<Outputs, Failure> {
+    let steps: usize = case.get("/num_sampling_steps")?;
+    let guidance = Guidance::first_three_channels(case.get("/cfg_scale")?);
+    let model = model(case, device)?;
+    let prompts = prompts(case, device)?;
+    let denoiser = PromptedDenoiser::new(&model, &prompts);
+    let z = case.tensor::<5>("z", device)?;
+    let noises = case.tensor::<6>("noises", device)?;
+    let [samples, channels, ..] = z.dims();
+
+    case.begin("sampling with IDDPM");
+    let iddpm = Iddpm::with_steps(steps)?;
+    let sampled =
+        iddpm.sample(&denoiser, &guidance, z.clone(), noise_of_step(&noises, samples), go_on)?;
+    case.begin("sampling with DDIM");
+    let ddim = Ddim::with_steps(steps)?;
+    let ddim_sampled =
+        ddim.sample(&denoiser, &guidance, z.clone(), noise_of_step(&noises, samples), go_on)?;
+
+    case.begin("running the first step");
+    // The reference returns both halves of guidance; the second has the null prompt's rest.
+    let last = iddpm.process().num_timesteps() - 1;
+    let timestep = iddpm.process().model_timesteps(&[last])?[0];
+    let (prompt, null) = denoiser.denoise_both(z, timestep)?;
+    let first = guidance.combine(prompt, null.clone(), channels)?;
+    let guided = 3.min(channels);
+    let rest = null.dims()[1] - guided;
+    let second =
+        Tensor::cat(vec![first.clone().narrow(1, 0, guided), null.narrow(1, guided, rest)], 1);
+    Ok(vec![
+        ("samples".into(), Output::from_tensor(sampled)?),
+        ("ddim_samples".into(), Output::from_tensor(ddim_sampled)?),
+        (
+            "cfg_first_model_output".into(),
+            Output::from_tensor(Tensor::cat(vec![first, second], 0))?,
+        ),
+    ])
+}
+
+/// DPM-Solver++ over an STDiT with each of the case's numbers of steps.
+pub(super) fn dpm_solver(case: &Case, device: &Device) -> Result<Outputs, Failure> {
+    let guidance = Guidance::all_channels(case.get("/cfg_scale")?);
+    let model = model(case, device)?;
+    let prompts = prompts(case, device)?;
+    let denoiser = PromptedDenoiser::new(&model, &prompts);
+    let z = case.tensor::<5>("z", device)?;
+
+    let mut outputs = Outputs::new();
+    for steps in case.get::<Vec<usize>>("/num_sampling_steps")? {
+        case.begin(format!("sampling with DPM-Solver in {steps} steps"));
+        let solver = DpmSolver::with_steps(steps)?;
+        let sampled = solver.sample(&denoiser, &guidance, z.clone(), go_on)?;
+        let told = solver.model_timesteps().into_iter().map(f64::from).collect();
+        outputs.push((format!("samples_{steps}steps"), Output::from_tensor(sampled)?));
+        outputs.push((format!("model_timesteps_{steps}steps"), Output::from_values(told)));
+    }
+    Ok(outputs)
+}

@@ -1,0 +1,165 @@
+//! Golden cases: the proof that the numbers are the reference's, on any machine and backend.
+//!
+//! A case is a folder with `case.json` (kind, configuration, tolerances), weights in a published
+//! layout, `inputs.safetensors` and `expected.safetensors` (or `expected.json`). Any folder in
+//! that format will do; every tensor that a case names is compared within the case's own bounds,
+//! and a case of an unknown kind is an error and never passes.
+
+mod case;
+mod compare;
+mod denoiser;
+mod diffusion;
+mod manifests;
+mod pipeline;
+mod text;
+mod training;
+mod transform;
+mod vae;
+
+pub use case::Case;
+pub use compare::{Check, Output};
+
+use burn::tensor::Device;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
+
+/// How one case went.
+#[derive(Debug)]
+pub struct CaseReport {
+    /// The case's name, as it calls itself.
+    pub name: String,
+    /// Its kind.
+    pub kind: String,
+    /// One check for each tensor it names.
+    pub checks: Vec<Check>,
+}
+
+impl CaseReport {
+    /// Whether every check passed; a case without checks proves nothing and does not pass.
+    pub fn passed(&self) -> bool {
+        !self.checks.is_empty() && self.checks.iter().all(|check| check.passed)
+    }
+}
+
+/// Why a case could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// A file of the case cannot be read or is not of the format.
+    #[error("{}: {reason}", path.display())]
+    Case {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A kind that this version does not know.
+    #[error("{}: unknown kind of case '{kind}', known are {}", path.display(), KINDS.join(", "))]
+    UnknownKind {
+        /// The case's folder.
+        path: PathBuf,
+        /// Its kind.
+        kind: String,
+    },
+    /// The backend gave up: an operation it lacks, no memory, or inputs that do not fit the
+    /// configuration.
+    #[error("{}: {step}: the computation failed: {reason}", path.display())]
+    Computation {
+        /// The case's folder.
+        path: PathBuf,
+        /// What was being done, such as "decoding latents".
+        step: String,
+        /// The backend's words.
+        reason: String,
+    },
+    /// A part of the library refused.
+    #[error("{}: {step}: {source}", path.display())]
+    Library {
+        /// The case's folder.
+        path: PathBuf,
+        /// What was being done, such as "loading the VAE".
+        step: String,
+        /// Its error.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// What a kind's runner returns: named outputs, in any order.
+type Outputs = Vec<(String, Output)>;
+
+/// What stops a runner: any error of the library, or a message.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// The kinds that [`run`] knows.
+pub const KINDS: [&str; 14] = [
+    "t5-encoder",
+    "t5-tokenizer",
+    "caption-clean",
+    "vae",
+    "stdit",
+    "pixart-init",
+    "iddpm-tables",
+    "iddpm-losses",
+    "iddpm-sample",
+    "dpm-solver",
+    "pipeline",
+    "manifests",
+    "train-step",
+    "video-transform",
+];
+
+/// Runs one case on `device` in f32.
+///
+/// # Errors
+/// Where the case cannot be read or run. A case that runs and misses a bound is no error: ask
+/// [`CaseReport::passed`].
+pub fn run(folder: &Path, device: &Device) -> Result<CaseReport, VerifyError> {
+    let case = Case::open(folder)?;
+    let runner = match case.kind() {
+        "t5-encoder" => text::encoder,
+        "t5-tokenizer" => text::tokenizer,
+        "caption-clean" => text::caption_clean,
+        "vae" => vae::run,
+        "stdit" => denoiser::stdit,
+        "pixart-init" => denoiser::pixart_init,
+        "iddpm-tables" => diffusion::tables,
+        "iddpm-losses" => diffusion::losses,
+        "iddpm-sample" => diffusion::iddpm_sample,
+        "dpm-solver" => diffusion::dpm_solver,
+        "pipeline" => pipeline::run,
+        "manifests" => manifests::run,
+        "train-step" => training::train_step,
+        "video-transform" => transform::run,
+        kind => {
+            return Err(VerifyError::UnknownKind { path: folder.into(), kind: kind.into() });
+        }
+    };
+    // Backends answer an impossible operation with a panic. A case may come from anyone, so that
+    // is turned into its failure here.
+    let outputs = catch_unwind(AssertUnwindSafe(|| runner(&case, device)))
+        .map_err(|panic| VerifyError::Computation {
+            path: folder.into(),
+            step: case.step(),
+            reason: panic_message(panic.as_ref()),
+        })?
+        .map_err(|source| VerifyError::Library {
+            path: folder.into(),
+            step: case.step(),
+            source,
+        })?;
+    Ok(CaseReport {
+        name: case.name().into(),
+        kind: case.kind().into(),
+        checks: case.compare(outputs)?,
+    })
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("without a message");
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,106 @@
+//! Cases of the text side: `caption-clean`, `t5-tokenizer`, `t5-encoder`.
+
+use super::{Case, Check, Failure, Output, Outputs};
+use burn::tensor::{Device, FloatDType};
+use opensora::checkpoint::Checkpoint;
+use opensora::t5::{
+    T5Config, T5Encoder, T5Tokenizer, TokenIds, caption::text_preprocessing,
+    position::relative_bucket,
+};
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+#[derive(Deserialize)]
+struct Caption {
+    input: String,
+    output: String,
+}
+
+/// Cleans captions; equal to the letter.
+pub(super) fn caption_clean(case: &Case, _: &Device) -> Result<Outputs, Failure> {
+    let captions: Vec<Caption> = case.json_file(&case.get::<String>("/cases_file")?)?;
+    let wrong: Vec<&Caption> = captions
+        .iter()
+        .filter(|caption| text_preprocessing(&caption.input) != caption.output)
+        .collect();
+    let first = wrong.first().map(|caption| format!("{:?}", caption.input));
+    let check = Check::exact(wrong.len(), captions.len(), first);
+    Ok(vec![("output".into(), Output::Check(check))])
+}
+
+#[derive(Deserialize)]
+struct Tokenized {
+    text: String,
+    input_ids: Vec<u32>,
+    attention_mask: Vec<u32>,
+    /// Holds `alternative_*`: ids of other implementations of the reference's own tokenizer where
+    /// those disagree; either is right.
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
+}
+
+impl Tokenized {
+    fn accepts(&self, tokens: &TokenIds) -> bool {
+        let mask: Vec<u32> = tokens.mask.iter().map(|&keep| keep.into()).collect();
+        if tokens.ids == self.input_ids {
+            return mask == self.attention_mask;
+        }
+        let ids = Value::from(tokens.ids.clone());
+        self.others.iter().any(|(name, other)| name.starts_with("alternative_") && *other == ids)
+    }
+}
+
+/// Tokenizes texts as they are; equal ids and masks.
+pub(super) fn tokenizer(case: &Case, _: &Device) -> Result<Outputs, Failure> {
+    case.begin("loading the tokenizer");
+    let tokenizer = T5Tokenizer::from_path(case.path("/weights")?)?;
+    let max_length: usize = case.get("/config/max_length")?;
+    let texts: Vec<Tokenized> = case.json_file(&case.get::<String>("/cases_file")?)?;
+    case.begin("tokenizing");
+    let mut different = 0;
+    let mut first = None;
+    for text in &texts {
+        let tokens = tokenizer.encode(&text.text, max_length)?;
+        if !text.accepts(&tokens) {
+            different += 1;
+            first.get_or_insert_with(|| format!("{:?}", text.text));
+        }
+    }
+    let check = Check::exact(different, texts.len(), first);
+    Ok(vec![("input_ids".into(), Output::Check(check))])
+}
+
+/// Encodes token ids, with and without mask.
+pub(super) fn encoder(case: &Case, device: &Device) -> Result<Outputs, Failure> {
+    let mut config: T5Config = case.get("/config")?;
+    // Published configurations leave it out; cases state it beside the configuration.
+    if let Ok(distance) = case.get("/relative_attention_max_distance") {
+        config.relative_attention_max_distance = distance;
+    }
+    case.begin("loading the text encoder");
+    let checkpoint = Checkpoint::open(case.path("/weights")?)?;
+    let (encoder, _) = T5Encoder::load(&config, &checkpoint, FloatDType::F32, device)?;
+
+    case.begin("encoding token ids");
+    let ids: Result<Vec<Vec<u32>>, _> = case
+        .rows("input_ids")?
+        .into_iter()
+        .map(|row| row.into_iter().map(u32::try_from).collect())
+        .collect();
+    let ids = ids?;
+    let mask = case.mask("attention_mask")?;
+    let length = mask.len() as i64;
+    let buckets = (1 - length..length).map(|distance| {
+        relative_bucket(
+            distance,
+            config.relative_attention_num_buckets,
+            config.relative_attention_max_distance,
+        ) as f64
+    });
+    Ok(vec![
+        ("last_hidden_state".into(), Output::from_tensor(encoder.forward(&ids, Some(&mask)))?),
+        ("last_hidden_state_nomask".into(), Output::from_tensor(encoder.forward(&ids, None))?),
+        ("relative_buckets".into(), Output::from_values(buckets.collect())),
+    ])
+}

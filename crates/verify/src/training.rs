@@ -1,0 +1,195 @@
+//! Cases of the training step: `train-step`.
+
+use super::{Case, Check, Failure, Output, Outputs, denoiser::load_stdit, denoiser::prompt_states};
+use burn::tensor::{Device, FloatDType, TensorData};
+use opensora::checkpoint::published_tensors;
+use opensora::{
+    stdit::{DenoiserConfig, StDit, keys},
+    train::{
+        FlatTensors, Trainer,
+        denoiser::{DenoiserBatch, DenoiserRecipe, DenoiserTask, Freeze},
+        optimizer::OptimizerRecipe,
+        parameters::filled,
+    },
+};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Steps in a case.
+const STEPS: usize = 3;
+
+/// Largest difference between gradients with and without activation checkpointing.
+const RECOMPUTED_BOUND: f64 = 1e-6;
+
+/// Three steps of AdamW from given batches, their gradients and averages; one step with each set of
+/// frozen parameters; and the gradients with activation checkpointing, which must be the same.
+pub(super) fn train_step(case: &Case, device: &Device) -> Result<Outputs, Failure> {
+    let mut outputs = Outputs::new();
+    for decay in case.get::<Vec<f64>>("/ema_decays")? {
+        outputs.extend(Setup { case, device, decay }.three_steps()?);
+    }
+    let setup = Setup { case, device, decay: 0.9999 };
+    for (freeze, name) in [(Freeze::NotTemporal, "not_temporal"), (Freeze::Text, "text")] {
+        outputs.extend(setup.one_frozen_step(freeze, name)?);
+    }
+    outputs.push(("activation_checkpointing".into(), Output::Check(setup.recomputed()?)));
+    Ok(outputs)
+}
+
+struct Setup<'a> {
+    case: &'a Case,
+    device: &'a Device,
+    decay: f64,
+}
+
+impl Setup<'_> {
+    fn trainer(
+        &self,
+        freeze: Freeze,
+        activation_checkpointing: bool,
+    ) -> Result<(DenoiserTask, Trainer<StDit>), Failure> {
+        let config: DenoiserConfig = self.case.get("/config")?;
+        let model = load_stdit(self.case, &config, "/weights", self.device)?;
+        let optimizer: Value = self.case.get("/optimizer")?;
+        let number = |name: &str| {
+            optimizer[name].as_f64().ok_or_else(|| format!("case.json: no number optimizer.{name}"))
+        };
+        let optimizer = OptimizerRecipe {
+            learning_rate: number("lr")?,
+            weight_decay: number("weight_decay")?,
+            epsilon: number("eps")?,
+            betas: self.case.get("/optimizer/betas")?,
+            gradient_clip: number("grad_clip_global_norm")?,
+            ema_decay: self.decay,
+            ..OptimizerRecipe::default()
+        };
+        let recipe =
+            DenoiserRecipe { freeze, activation_checkpointing, ..DenoiserRecipe::default() };
+        let task = DenoiserTask::new(&recipe, &config, 0, FloatDType::F32, self.device)?;
+        Ok((task, Trainer::new(model, &optimizer, |path| freeze.is_trainable(path))?))
+    }
+
+    fn batch(&self, step: usize) -> Result<DenoiserBatch, Failure> {
+        let name = |part: &str| format!("step{step}.{part}");
+        let integers = |part: &str| Ok::<_, Failure>(self.case.integers(&name(part))?.0);
+        Ok(DenoiserBatch {
+            latents: self.case.tensor(&name("x_start"), self.device)?,
+            noise: self.case.tensor(&name("noise"), self.device)?,
+            t: integers("t")?.into_iter().map(usize::try_from).collect::<Result<_, _>>()?,
+            states: prompt_states(self.case, &name("y"), self.device)?,
+            mask: self.case.mask(&name("mask"))?,
+            dropped: integers("drop_ids")?.into_iter().map(|drop| drop == 1).collect(),
+        })
+    }
+
+    fn three_steps(&self) -> Result<Outputs, Failure> {
+        let order: Vec<String> = self.case.get("/param_order")?;
+        let (task, mut trainer) = self.trainer(Freeze::Nothing, false)?;
+        let mut outputs = Outputs::new();
+        for step in 0..STEPS {
+            self.case.begin(format!("training step {step}, EMA decay {}", self.decay));
+            let graph = trainer.graph(FloatDType::F32);
+            let (losses, gradients) = task.losses(&graph, self.batch(step)?)?;
+            let total = losses.loss.iter().sum::<f64>() / losses.loss.len() as f64;
+            let published = published(&trainer, &gradients)?;
+            let report = trainer.apply(gradients, STEPS as u64)?;
+            let after = self::published(&trainer, trainer.values())?;
+            for (name, values) in [
+                ("loss", losses.loss),
+                ("mse", losses.mse),
+                ("vb", losses.vb),
+                ("total_loss", vec![total]),
+                ("grad_norm_before_clip", vec![report.gradient_norm]),
+                ("grad_l2_norms", norms(&published, &order)?),
+                ("param_l2_norms_after", norms(&after, &order)?),
+            ] {
+                outputs.push((format!("step{step}.{name}"), Output::from_values(values)));
+            }
+            for (what, tensors) in [("grad", published), ("param_after", after)] {
+                outputs.extend(named(&format!("step{step}.{what}"), tensors)?);
+            }
+        }
+        let average = published(&trainer, trainer.average())?;
+        outputs.extend(named(&format!("ema{}", self.decay), average)?);
+        Ok(outputs)
+    }
+
+    fn one_frozen_step(&self, freeze: Freeze, name: &str) -> Result<Outputs, Failure> {
+        let (task, mut trainer) = self.trainer(freeze, false)?;
+        self.case.begin(format!("training step with frozen parameters ({name})"));
+        let before = published(&trainer, trainer.values())?;
+        let graph = trainer.graph(FloatDType::F32);
+        let (_, gradients) = task.losses(&graph, self.batch(0)?)?;
+        let report = trainer.apply(gradients, 1)?;
+        let after = published(&trainer, trainer.values())?;
+
+        // The case lists what moves; everything else must be as it was, to the bit.
+        let listed: Vec<String> =
+            self.case.get(&format!("/freeze/{name}/changed_after_one_step"))?;
+        let moved: Vec<&String> =
+            after.iter().filter(|(key, data)| before[*key] != **data).map(|(key, _)| key).collect();
+        if let Some(key) = moved.iter().find(|key| !listed.contains(key)) {
+            return Err(format!("freeze = {name}: '{key}' moved and is not to").into());
+        }
+        if let Some(key) = listed.iter().find(|key| !moved.contains(key)) {
+            return Err(format!("freeze = {name}: '{key}' did not move").into());
+        }
+        let mut outputs = named(&format!("freeze_{name}.param_after"), after)?;
+        let norm = Output::from_values(vec![report.gradient_norm]);
+        outputs.push((format!("freeze_{name}.grad_norm_before_clip"), norm));
+        Ok(outputs)
+    }
+}
+
+impl Setup<'_> {
+    /// How far gradients with activation checkpointing are from those without.
+    fn recomputed(&self) -> Result<Check, Failure> {
+        let mut both = Vec::new();
+        for activation_checkpointing in [false, true] {
+            let (task, trainer) = self.trainer(Freeze::Nothing, activation_checkpointing)?;
+            self.case.begin("gradients with activation checkpointing");
+            let graph = trainer.graph(FloatDType::F32);
+            both.push(task.losses(&graph, self.batch(0)?)?.1);
+        }
+        let (kept, recomputed) = (&both[0], &both[1]);
+        let same_names = kept.keys().eq(recomputed.keys());
+        let mut max_abs_error = 0f64;
+        for (kept, recomputed) in kept.values().zip(recomputed.values()) {
+            let error = (kept.clone() - recomputed.clone()).abs().max().into_data();
+            max_abs_error = error.iter::<f64>().fold(max_abs_error, f64::max);
+        }
+        Ok(Check {
+            name: String::new(),
+            max_abs_error,
+            bound: RECOMPUTED_BOUND,
+            passed: same_names && max_abs_error <= RECOMPUTED_BOUND,
+            note: Some(format!("{} gradients beside those that keep activations", kept.len())),
+        })
+    }
+}
+
+/// Flat tensors under published names and in published layout; only those of `values`.
+fn published(
+    trainer: &Trainer<StDit>,
+    values: &FlatTensors,
+) -> Result<BTreeMap<String, TensorData>, Failure> {
+    let map = keys::stdit();
+    let names: Vec<String> = values.keys().map(|path| map.published_key(path)).collect();
+    let model = filled(trainer.model(), values, FloatDType::F32);
+    let tensors = published_tensors(&model, &map);
+    Ok(tensors.into_iter().filter(|(key, _)| names.contains(key)).collect())
+}
+
+/// The Euclidean norm of each tensor, in the case's order.
+fn norms(tensors: &BTreeMap<String, TensorData>, order: &[String]) -> Result<Vec<f64>, Failure> {
+    let norm = |name: &String| -> Result<f64, Failure> {
+        let tensor = tensors.get(name).ok_or_else(|| format!("there is no parameter '{name}'"))?;
+        Ok(tensor.iter::<f64>().map(|value| value * value).sum::<f64>().sqrt())
+    };
+    order.iter().map(norm).collect()
+}
+
+fn named(prefix: &str, tensors: BTreeMap<String, TensorData>) -> Result<Outputs, Failure> {
+    let name = |(key, data)| Ok((format!("{prefix}.{key}"), Output::from_data(data)?));
+    tensors.into_iter().map(name).collect()
+}
