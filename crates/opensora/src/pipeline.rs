@@ -14,7 +14,7 @@ use crate::{
     },
     request::SampleRequest,
     stdit::{DenoiserWork, SizeError, StDit, StreamedStDit, stdit::LoadError as DenoiserLoadError},
-    t5::{PromptStates, T5Config, TextEncodeError, TextEncoder},
+    t5::{PromptStates, T5Config, T5Encoder, TextEncodeError, TextEncoder},
     vae::{AutoencoderKl, VaeConfig, VaeConfigError},
     video::{Frames, FramesError},
 };
@@ -147,10 +147,11 @@ impl TextToVideo {
                 )));
             }
         }
-        // Headers only: a file that is not there or is damaged is known before minutes are spent.
-        for path in [&files.denoiser, &files.t5, &files.vae] {
-            Checkpoint::open(path)?;
-        }
+        // Headers only: a file that is missing, damaged or of another size than its configuration says is
+        // known before minutes are spent and memory is taken.
+        StDit::check(&files.denoiser_config, &Checkpoint::open(&files.denoiser)?, &device)?;
+        T5Encoder::check(&t5_config, &Checkpoint::open(&files.t5)?, &device)?;
+        AutoencoderKl::check(&vae_config, &Checkpoint::open(&files.vae)?, &device)?;
         Ok(Self { files, vae_config, dtype, t5_dtype, device, low_memory: false })
     }
 

@@ -11,7 +11,7 @@ use opensora_data::{
     encode::ClipEncoder,
 };
 use opensora_t5::{T5Config, T5Encoder, encoder::published_key, fit_tokenizer};
-use opensora_vae::{AutoencoderKl, VaeConfig, keys::Layout};
+use opensora_vae::{AutoencoderKl, VaeConfig, keys::Naming};
 use std::{fs, path::PathBuf};
 
 pub(crate) const TOKENS: usize = 12;
@@ -43,7 +43,7 @@ impl World {
         fs::write(vae.join("config.json"), config).unwrap();
         let model = AutoencoderKl::new(&vae_config, &device).unwrap();
         let weights = vae.join("diffusion_pytorch_model.safetensors");
-        export(&model, &Layout::TODAY.key_map(&vae_config), FloatDType::F32, None, &weights)
+        export(&model, &Naming::Diffusers.key_map(&vae_config), FloatDType::F32, None, &weights)
             .unwrap();
 
         let t5_config = T5Config {

@@ -7,7 +7,10 @@ use super::{Case, Check, Failure, Output, Outputs};
 use crate::{
     stdit::{DenoiserConfig, PixArt, StDit, keys as denoiser_keys},
     t5::{T5Config, T5Encoder, encoder as t5_encoder},
-    vae::{AutoencoderKl, VaeConfig, keys as vae_keys},
+    vae::{
+        AutoencoderKl, VaeConfig,
+        keys::{self as vae_keys, Naming},
+    },
 };
 use burn::tensor::Device;
 use opensora_checkpoint::{KeyMap, ParameterSlot, check, parameter_slots};
@@ -62,10 +65,12 @@ fn model_of(
         });
     }
     let config: VaeConfig = case.get("/config/vae")?;
-    let layout = vae_keys::detect(shapes.keys().map(String::as_str));
-    let scoped = shapes
+    let known = vae_keys::KNOWN_KEY;
+    let prefix = shapes.keys().find_map(|key| key.strip_suffix(known)).unwrap_or("").to_string();
+    let shapes: BTreeMap<String, Vec<usize>> = shapes
         .into_iter()
-        .filter_map(|(key, shape)| Some((key.strip_prefix(layout.prefix)?.to_string(), shape)));
-    let slots = parameter_slots(&AutoencoderKl::new(&config, device)?);
-    Ok((slots, layout.key_map(&config), scoped.collect()))
+        .filter_map(|(key, shape)| Some((key.strip_prefix(&prefix)?.to_string(), shape)))
+        .collect();
+    let map = Naming::detect(shapes.keys().map(String::as_str)).key_map(&config);
+    Ok((parameter_slots(&AutoencoderKl::new(&config, device)?), map, shapes))
 }
