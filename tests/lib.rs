@@ -3,6 +3,9 @@
 //! Every test takes a device and runs on all backends of the build that have one; a backend is
 //! added by its Cargo feature alone. `OPENSORA_TEST_DEVICES=ndarray,tch` chooses among them.
 
+pub mod mutate;
+pub mod torch_file;
+
 use burn::tensor::Device;
 use opensora::{ModelFiles, nn::device};
 use std::path::PathBuf;
