@@ -28,7 +28,10 @@ use crate::{
     optimizer::OptimizerRecipe, run::RunRecipe, vae::VaeRecipe,
 };
 use opensora_data::window::ClipSpec;
-use opensora_files::one_line;
+use opensora_files::{
+    one_line,
+    read::{MAX_CONFIG_BYTES, read_text},
+};
 use opensora_stdit::DenoiserConfig;
 use opensora_t5::T5Config;
 use opensora_vae::VaeConfig;
@@ -190,7 +193,7 @@ impl Recipe {
         if let Some((_, text)) = RECIPES.iter().find(|(name, _)| Path::new(name) == path) {
             return Self::parse(text);
         }
-        let text = std::fs::read_to_string(path).map_err(|error| {
+        let text = read_text(path, MAX_CONFIG_BYTES).map_err(|error| {
             let names: Vec<&str> = RECIPES.iter().map(|(name, _)| *name).collect();
             fail(format!("{error}; recipes that come along: {}", names.join(", ")))
         })?;

@@ -307,7 +307,7 @@ impl Running<'_> {
             vae = vae.with_unit_latents(&mean, &deviation);
         }
         let folder = self.subfolder("vae")?;
-        let map = opensora_vae::keys::Layout::TODAY.key_map(&part.config);
+        let map = opensora_vae::keys::Naming::Diffusers.key_map(&part.config);
         let weights = folder.join("diffusion_pytorch_model.safetensors");
         export(&vae, &map, FloatDType::F32, None, &weights)?;
         write_json(&folder.join("config.json"), &part.config)?;

@@ -229,7 +229,7 @@ impl Checkpoints {
             }
             let checkpoint = Checkpoint::open(&file)?;
             let tensors = checkpoint.tensors().iter().map(|(key, tensor)| {
-                let flat = tensor.shape().len() == 1 && tensor.dtype() == DType::F32;
+                let flat = tensor.shape().len() == 1 && tensor.dtype() == Some(DType::F32);
                 if !flat {
                     return Err(bad(&file, format!("'{key}' is not a flat f32 tensor")));
                 }
