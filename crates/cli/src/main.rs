@@ -19,7 +19,6 @@ mod train_progress;
 use allocator::Kept;
 use clap::{Parser, Subcommand};
 use commands::{bench as bench_command, data, devices, eval, plot, sample, train, verify};
-use options::open_device;
 use output::OutputError;
 use std::process::ExitCode;
 

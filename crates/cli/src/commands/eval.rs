@@ -43,6 +43,9 @@ struct DemoArgs {
     /// Model: demo (bundled), or a folder with a model.json
     #[arg(long, default_value = opensora_demo::model::NAME)]
     model: String,
+    /// Allow paths in a model.json that lead out of its folder and the working directory
+    #[arg(long)]
+    allow_outside_paths: bool,
     /// Number of prompts
     #[arg(long, default_value_t = 216)]
     prompts: usize,
@@ -123,7 +126,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 
 fn demo(args: &DemoArgs) -> anyhow::Result<()> {
     let device = args.device.open()?;
-    let files = model::resolve(&args.model, &PartPaths::default())?;
+    let files = {
+        let policy = model::policy(args.allow_outside_paths)?;
+        model::resolve(&args.model, &PartPaths { policy, ..PartPaths::default() })?
+    };
     let evaluation = Evaluation {
         set: match (args.seen, args.all) {
             (true, _) => PromptSet::Seen,

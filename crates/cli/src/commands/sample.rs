@@ -6,7 +6,13 @@
 mod outputs;
 mod record;
 
-use crate::{model, output, progress::Progress, stop};
+use crate::{
+    model,
+    options::open_device,
+    output,
+    progress::Progress,
+    stop::{self, Stopped},
+};
 use anyhow::{Context, bail, ensure};
 use burn::tensor::Tensor;
 use clap::ValueEnum;
@@ -39,10 +45,11 @@ pub(crate) struct Args {
     /// are not given here. Bit-exact on the same kind of device.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_path", "latents", "save_latents"])]
     from_record: Option<PathBuf>,
-    /// Model: demo (comes along), a preset (opensora-v1-16x256x256, opensora-v1-hq-16x256x256,
-    /// opensora-v1-hq-16x512x512), a folder with a model.json, or an STDiT-XL/2 checkpoint.
-    #[arg(long, default_value = opensora_demo::model::NAME)]
-    model: String,
+    /// Model: demo (bundled), a preset (opensora-v1-16x256x256, opensora-v1-hq-16x256x256,
+    /// opensora-v1-hq-16x512x512), a folder with a model.json, or an STDiT-XL/2 checkpoint [default:
+    /// demo].
+    #[arg(long)]
+    model: Option<String>,
     /// Folder of the T5 v1.1 encoder (config.json, spiece.model, weights).
     #[arg(long)]
     t5: Option<PathBuf>,
@@ -52,6 +59,10 @@ pub(crate) struct Args {
     /// Folder that holds the files of a preset [default: pretrained_models].
     #[arg(long)]
     weights_dir: Option<PathBuf>,
+    /// Let the paths in a model.json lead anywhere, not only into its folder and below the working
+    /// directory.
+    #[arg(long)]
+    allow_outside_paths: bool,
     /// Frames of a clip; one makes an image [default: the model's].
     #[arg(long)]
     num_frames: Option<usize>,
@@ -93,9 +104,9 @@ pub(crate) struct Args {
     /// Unit of frames in the position tables [default: the model's].
     #[arg(long)]
     time_scale: Option<f64>,
-    /// Seed of all noise.
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
+    /// Seed of all noise [default: 42].
+    #[arg(long)]
+    seed: Option<u64>,
     /// Noise index of the first prompt: the 7th prompt of a file is sampled again with 6.
     #[arg(long, default_value_t = 0)]
     noise_index: u64,
@@ -105,12 +116,12 @@ pub(crate) struct Args {
     /// Device, as `opensora devices` lists them [default: the first that is present].
     #[arg(long)]
     device: Option<String>,
-    /// Float type of denoiser and VAE: f32, bf16 or f16.
-    #[arg(long, default_value_t = Dtype::F32)]
-    dtype: Dtype,
-    /// Float type of the text encoder.
-    #[arg(long, default_value_t = Dtype::F32)]
-    t5_dtype: Dtype,
+    /// Float type of denoiser and VAE: f32, bf16 or f16 [default: f32].
+    #[arg(long)]
+    dtype: Option<Dtype>,
+    /// Float type of the text encoder [default: f32].
+    #[arg(long)]
+    t5_dtype: Option<Dtype>,
     /// Use less memory and more time: the denoiser stays in its file, which is read at every step (3
     /// GB at published size) one block at a time, and frames are decoded one by one, in tiles. The
     /// latents are the same, the pixels as well but for rounding.
@@ -139,6 +150,20 @@ pub(crate) struct Args {
     quiet: bool,
 }
 
+impl Args {
+    fn model(&self) -> &str {
+        self.model.as_deref().unwrap_or(opensora_demo::model::NAME)
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.dtype.unwrap_or(Dtype::F32)
+    }
+
+    fn t5_dtype(&self) -> Dtype {
+        self.t5_dtype.unwrap_or(Dtype::F32)
+    }
+}
+
 /// Kinds of file in an output folder.
 #[derive(Clone, Copy, ValueEnum)]
 enum FileKind {
@@ -163,15 +188,16 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
         None => Source { prompts: prompts(&args)?, only: None },
     };
     let prompts = &source.prompts;
-    let device = crate::open_device(args.device.as_deref())?;
+    let device = open_device(args.device.as_deref())?;
     let parts = PartPaths {
         t5: args.t5.clone(),
         vae: args.vae.clone(),
         weights_dir: args.weights_dir.clone(),
+        policy: model::policy(args.allow_outside_paths)?,
     };
-    let files = model::resolve(&args.model, &parts)?;
+    let files = model::resolve(args.model(), &parts)?;
     let request = request(&args, &files);
-    let pipeline = TextToVideo::new(files, args.dtype, args.t5_dtype, device)?
+    let pipeline = TextToVideo::new(files, args.dtype(), args.t5_dtype(), device)?
         .with_low_memory(args.low_memory);
     pipeline.check(&request)?;
 
@@ -232,16 +258,16 @@ fn sample(
             let Some(path) = save else {
                 let sampled = pipeline.sample_each(&states, request, progress, |sampled| {
                     write(sampled)?;
-                    stop::check()
+                    check_stop()
                 });
-                return sampled.map_err(stop::or_error);
+                return sampled.map_err(stopped_or);
             };
             // Saved before they are decoded, so that minutes of sampling are not lost.
             let mut done = Vec::new();
             let sampled = sample_batches(pipeline, &states, request, progress, &mut done);
             let (latents, work, error) = match (sampled, done.is_empty()) {
                 (Ok(work), _) => (Tensor::cat(done, 0), work, None),
-                (Err(error), true) => return Err(stop::or_error(error.into())),
+                (Err(error), true) => return Err(stopped_or(error.into())),
                 (Err(error), false) => (Tensor::cat(done, 0), DenoiserWork::default(), Some(error)),
             };
             let saved = &prompts[..latents.dims()[0]];
@@ -249,7 +275,7 @@ fn sample(
             latents::save(path, latents.clone(), &record)?;
             progress.line(&format!("latents of {} clips: {}", saved.len(), path.display()));
             if let Some(error) = error {
-                return Err(stop::or_error(error.into()));
+                return Err(stopped_or(error.into()));
             }
             (latents, work)
         }
@@ -261,9 +287,9 @@ fn sample(
             let first = index / batch_size * batch_size;
             let batch = first..(first + batch_size).min(prompts.len());
             write(Sampled { index, batch, clip, work })?;
-            stop::check()
+            check_stop()
         })
-        .map_err(stop::or_error)
+        .map_err(stopped_or)
 }
 
 /// Samples every batch; `done` holds the latents of those that are complete, also after an error.
@@ -289,6 +315,24 @@ fn sample_batches(
     Ok(denoiser.work())
 }
 
+/// Fails if a signal has asked for an end: between clips.
+fn check_stop() -> anyhow::Result<()> {
+    match stop::asked() {
+        true => Err(Stopped("complete clips are kept".into()).into()),
+        false => Ok(()),
+    }
+}
+
+/// Reports a run that an observer broke off after a signal as stopped.
+fn stopped_or(error: anyhow::Error) -> anyhow::Error {
+    match stop::exit_code() {
+        Some(_) if !error.is::<Stopped>() => {
+            Stopped(format!("{}; complete clips are kept", output::with_causes(&error))).into()
+        }
+        _ => error,
+    }
+}
+
 /// What is sampled.
 struct Source {
     prompts: Vec<String>,
@@ -301,9 +345,12 @@ impl Source {
     fn of_record(path: &Path, args: &mut Args) -> anyhow::Result<Self> {
         let record =
             Record::open(path).with_context(|| format!("--from-record: {}", path.display()))?;
-        if record.version != env!("CARGO_PKG_VERSION") {
-            let version = &record.version;
-            Progress::new(args.quiet).line(&format!("the record is of version {version}"));
+        if record.version != env!("CARGO_PKG_VERSION") && !args.quiet {
+            output::message(format_args!(
+                "{}: made by version {}: this version may compute other last digits",
+                path.display(),
+                record.version
+            ));
         }
         let only = record.apply(args)?;
         Ok(Self { prompts: record.batch_prompts(), only: Some(only) })
@@ -339,7 +386,7 @@ fn request(args: &Args, files: &ModelFiles) -> SampleRequest {
         attention_reuse: args.pab.unwrap_or(defaults.attention_reuse),
         space_scale: args.space_scale,
         time_scale: args.time_scale,
-        seed: args.seed,
+        seed: args.seed.unwrap_or(defaults.seed),
         noise_index: args.noise_index,
         batch_size: args.batch_size,
     }

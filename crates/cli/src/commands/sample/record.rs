@@ -105,10 +105,10 @@ impl Record {
         let absolute = |path: &Option<PathBuf>| -> anyhow::Result<Option<PathBuf>> {
             Ok(path.as_ref().map(std::path::absolute).transpose()?)
         };
-        let model = Path::new(&args.model);
+        let model = Path::new(args.model());
         let model_argument = match model.exists() {
             true => std::path::absolute(model)?.to_str().map(String::from),
-            false => Some(args.model.clone()),
+            false => Some(args.model().into()),
         };
         Ok(Self {
             prompt: Value::Null,
@@ -129,7 +129,7 @@ impl Record {
             time_scale: scales.time_scale,
             seed: request.seed,
             batch_size: request.batch_size,
-            dtype: args.dtype.to_string(),
+            dtype: args.dtype().to_string(),
             device: format!("{:?}", pipeline.device()),
             low_memory: args.low_memory,
             version: env!("CARGO_PKG_VERSION").into(),
@@ -140,7 +140,7 @@ impl Record {
             t5: absolute(&args.t5)?,
             vae: absolute(&args.vae)?,
             weights_dir: absolute(&args.weights_dir)?,
-            t5_dtype: Some(args.t5_dtype.to_string()),
+            t5_dtype: Some(args.t5_dtype().to_string()),
             device_name: device::name(pipeline.device()),
             latents: absolute(&args.latents)?,
         })
@@ -182,9 +182,8 @@ impl Record {
 
     /// Fills the settings that the command line leaves open. Returns the clip's place in its batch.
     pub(super) fn apply(&self, args: &mut Args) -> anyhow::Result<usize> {
-        let unset = Args::unset();
-        if args.model == unset.model {
-            args.model = self.model_argument.clone().context("the record names no model")?;
+        if args.model.is_none() {
+            args.model = Some(self.model_argument.clone().context("the record names no model")?);
         }
         let fill = |target: &mut Option<PathBuf>, value: &Option<PathBuf>| {
             if target.is_none() {
@@ -208,20 +207,18 @@ impl Record {
         }
         args.space_scale.get_or_insert(self.space_scale);
         args.time_scale.get_or_insert(self.time_scale);
-        if args.seed == unset.seed {
-            args.seed = self.seed;
-        }
+        args.seed.get_or_insert(self.seed);
         let batch = self.batch_prompts().len();
         let index = self.noise_index.unwrap_or(0);
         args.noise_index = index
             .checked_sub(self.batch_place as u64)
             .context("batch_place is beyond noise_index")?;
         args.batch_size = batch;
-        if args.dtype == unset.dtype {
-            args.dtype = self.dtype.parse()?;
+        if args.dtype.is_none() {
+            args.dtype = Some(self.dtype.parse()?);
         }
-        if let Some(dtype) = self.t5_dtype.as_ref().filter(|_| args.t5_dtype == unset.t5_dtype) {
-            args.t5_dtype = dtype.parse()?;
+        if let (None, Some(dtype)) = (args.t5_dtype, &self.t5_dtype) {
+            args.t5_dtype = Some(dtype.parse()?);
         }
         args.low_memory |= self.low_memory;
         if args.device.is_none() {
