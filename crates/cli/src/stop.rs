@@ -1,6 +1,7 @@
 //! Signals: the first asks for a tidy end, the second ends the program at once.
 
 use crate::output;
+use opensora::{PipelineError, diffusion::SampleError};
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     flag,
@@ -83,6 +84,24 @@ pub(crate) fn asked() -> bool {
         });
     }
     asked
+}
+
+/// Fails if a signal has asked for an end, between two clips.
+pub(crate) fn check() -> anyhow::Result<()> {
+    match asked() {
+        true => Err(Stopped("clips that are complete are kept".into()).into()),
+        false => Ok(()),
+    }
+}
+
+/// Returns the error of a run; if a signal interrupted its sampler, it says so.
+pub(crate) fn or_error(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref() {
+        Some(PipelineError::Sample(SampleError::Interrupted { completed, total })) if asked() => {
+            Stopped(format!("{completed} of {total} steps were sampled")).into()
+        }
+        _ => error,
+    }
 }
 
 /// Ends the program if a signal has asked for it, between two pieces of work that write nothing.

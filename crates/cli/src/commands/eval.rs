@@ -43,7 +43,8 @@ struct DemoArgs {
     /// Model: demo (bundled), or a folder with a model.json
     #[arg(long, default_value = opensora_demo::model::NAME)]
     model: String,
-    /// Allow paths in a model.json that lead out of its folder and the working directory
+    /// Let the paths in a model.json lead anywhere, not only into its folder and below the working
+    /// directory
     #[arg(long)]
     allow_outside_paths: bool,
     /// Number of prompts
@@ -126,10 +127,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 
 fn demo(args: &DemoArgs) -> anyhow::Result<()> {
     let device = args.device.open()?;
-    let files = {
-        let policy = model::policy(args.allow_outside_paths)?;
-        model::resolve(&args.model, &PartPaths { policy, ..PartPaths::default() })?
-    };
+    let policy = model::policy(args.allow_outside_paths)?;
+    let files = model::resolve(&args.model, &PartPaths { policy, ..PartPaths::default() })?;
     let evaluation = Evaluation {
         set: match (args.seen, args.all) {
             (true, _) => PromptSet::Seen,

@@ -6,13 +6,7 @@
 mod outputs;
 mod record;
 
-use crate::{
-    model,
-    options::open_device,
-    output,
-    progress::Progress,
-    stop::{self, Stopped},
-};
+use crate::{model, options::open_device, output, progress::Progress, stop};
 use anyhow::{Context, bail, ensure};
 use burn::tensor::Tensor;
 use clap::ValueEnum;
@@ -258,16 +252,16 @@ fn sample(
             let Some(path) = save else {
                 let sampled = pipeline.sample_each(&states, request, progress, |sampled| {
                     write(sampled)?;
-                    check_stop()
+                    stop::check()
                 });
-                return sampled.map_err(stopped_or);
+                return sampled.map_err(stop::or_error);
             };
             // Saved before they are decoded, so that minutes of sampling are not lost.
             let mut done = Vec::new();
             let sampled = sample_batches(pipeline, &states, request, progress, &mut done);
             let (latents, work, error) = match (sampled, done.is_empty()) {
                 (Ok(work), _) => (Tensor::cat(done, 0), work, None),
-                (Err(error), true) => return Err(stopped_or(error.into())),
+                (Err(error), true) => return Err(stop::or_error(error.into())),
                 (Err(error), false) => (Tensor::cat(done, 0), DenoiserWork::default(), Some(error)),
             };
             let saved = &prompts[..latents.dims()[0]];
@@ -275,7 +269,7 @@ fn sample(
             latents::save(path, latents.clone(), &record)?;
             progress.line(&format!("latents of {} clips: {}", saved.len(), path.display()));
             if let Some(error) = error {
-                return Err(stopped_or(error.into()));
+                return Err(stop::or_error(error.into()));
             }
             (latents, work)
         }
@@ -287,9 +281,9 @@ fn sample(
             let first = index / batch_size * batch_size;
             let batch = first..(first + batch_size).min(prompts.len());
             write(Sampled { index, batch, clip, work })?;
-            check_stop()
+            stop::check()
         })
-        .map_err(stopped_or)
+        .map_err(stop::or_error)
 }
 
 /// Samples every batch; `done` holds the latents of those that are complete, also after an error.
@@ -313,24 +307,6 @@ fn sample_batches(
         );
     }
     Ok(denoiser.work())
-}
-
-/// Fails if a signal has asked for an end: between clips.
-fn check_stop() -> anyhow::Result<()> {
-    match stop::asked() {
-        true => Err(Stopped("complete clips are kept".into()).into()),
-        false => Ok(()),
-    }
-}
-
-/// Reports a run that an observer broke off after a signal as stopped.
-fn stopped_or(error: anyhow::Error) -> anyhow::Error {
-    match stop::exit_code() {
-        Some(_) if !error.is::<Stopped>() => {
-            Stopped(format!("{}; complete clips are kept", output::with_causes(&error))).into()
-        }
-        _ => error,
-    }
 }
 
 /// What is sampled.

@@ -10,7 +10,6 @@ use crate::{
 use anyhow::Context;
 use clap::Args as ClapArgs;
 use opensora::{
-    ModelFiles,
     data::{
         ClipDataset, ClipSpec, Manifest,
         cache::{self, CacheJob, CacheKey},
@@ -43,6 +42,10 @@ pub(crate) struct Args {
     /// Folder that holds the files of a preset [default: pretrained_models]
     #[arg(long, value_name = "FOLDER")]
     weights_dir: Option<PathBuf>,
+    /// Let the paths in a model.json lead anywhere, not only into its folder and below the working
+    /// directory
+    #[arg(long)]
+    allow_outside_paths: bool,
     /// Folder of the cache
     #[arg(long, short, alias = "output", value_name = "FOLDER")]
     out: PathBuf,
@@ -134,7 +137,8 @@ fn parts(args: &Args) -> anyhow::Result<(PathBuf, PathBuf)> {
         t5: args.t5.clone(),
         vae: args.vae.clone(),
         weights_dir: args.weights_dir.clone(),
+        policy: crate::model::policy(args.allow_outside_paths)?,
     };
-    let files = ModelFiles::resolve(model, &paths).context("--model")?;
+    let files = crate::model::resolve(model, &paths)?;
     Ok((files.vae, files.t5))
 }
