@@ -48,8 +48,8 @@ Exit codes:
   141  the reader of standard output has closed the pipe, such as head
   143  stopped by SIGTERM
 
-The first SIGINT, SIGTERM or SIGHUP finishes the current step and keeps what is complete; a second
-one ends the program at once."
+The first SIGINT, SIGTERM or SIGHUP finishes the current step and keeps complete files; a second one
+ends the program at once."
 )]
 struct Cli {
     #[command(subcommand)]
