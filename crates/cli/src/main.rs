@@ -19,7 +19,6 @@ mod train_progress;
 use allocator::Kept;
 use clap::{Parser, Subcommand};
 use commands::{bench as bench_command, data, devices, eval, plot, sample, train, verify};
-use options::open_device;
 use output::OutputError;
 use std::process::ExitCode;
 
@@ -49,8 +48,8 @@ Exit codes:
   141  the reader of standard output has closed the pipe, such as head
   143  stopped by SIGTERM
 
-The first SIGINT, SIGTERM or SIGHUP finishes the current step and keeps what is complete; a second
-one ends the program at once."
+The first SIGINT, SIGTERM or SIGHUP finishes the current step and keeps complete files; a second one
+ends the program at once."
 )]
 struct Cli {
     #[command(subcommand)]

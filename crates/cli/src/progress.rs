@@ -29,7 +29,7 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
-    /// Bars where someone watches, plain lines elsewhere, nothing where that is asked for.
+    /// Returns bars for a terminal, plain lines for anything else, nothing if `quiet`.
     pub(crate) fn new(quiet: bool) -> Self {
         match (quiet, std::io::stderr().is_terminal()) {
             (true, _) => Self::Quiet,
@@ -60,7 +60,7 @@ impl Progress {
         self.last_line = None;
     }
 
-    /// `done` of `total` of a stage are there.
+    /// Shows that `done` of `total` parts of a stage are done.
     pub(crate) fn advance(&mut self, stage: &str, done: usize, total: usize) {
         match self.mode {
             Mode::Quiet => {}

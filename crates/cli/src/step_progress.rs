@@ -1,4 +1,4 @@
-//! A step of a preparation on the terminal: its progress, its end by Ctrl-C, and what it did.
+//! A data step on the terminal: its progress, its end by a signal, its summary.
 
 use crate::{
     output::{self, OutputError},
@@ -13,7 +13,7 @@ use opensora::prepare::{
 use serde_json::json;
 use std::{ops::ControlFlow, path::Path};
 
-/// Shows a step's progress; Ctrl-C ends it when the rows that are being worked on are done.
+/// Shows the progress of a step; a signal ends the step after its current rows.
 pub(crate) struct StepProgress {
     progress: Progress,
     stage: String,

@@ -30,15 +30,15 @@ pub(crate) struct Stopped(
 );
 
 /// From here on, SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal) no longer end the program
-/// at once: whoever works through many steps has to ask [`asked`] between them. A SIGHUP that the
-/// program was started to ignore, as `nohup` does, stays ignored.
+/// at once: loops have to check [`asked`] between their steps. A SIGHUP that the program was started
+/// to ignore, as by `nohup`, stays ignored.
 pub(crate) fn listen() {
     SIGNAL.get_or_init(|| {
         let number = Arc::new(AtomicUsize::new(0));
         let asked = Arc::new(AtomicBool::new(false));
         for signal in signals() {
-            // A signal that cannot be caught does what it always did, which is no reason to refuse
-            // to work. The end at once comes first: it looks at the flag before it is set.
+            // A signal that cannot be caught keeps its effect, which is no reason to refuse to work.
+            // The shutdown is registered first: it checks the flag before the flag is set.
             let code = SHELL_OFFSET + signal;
             let _ = flag::register_conditional_shutdown(signal, code, Arc::clone(&asked));
             let _ = flag::register(signal, Arc::clone(&asked));

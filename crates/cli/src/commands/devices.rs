@@ -1,4 +1,4 @@
-//! `opensora devices`: which backends are compiled in, and what is present of them.
+//! `opensora devices`: backends that are compiled in, and their available devices.
 
 use crate::{options::Report, output};
 use opensora::nn::device;

@@ -61,7 +61,7 @@ pub(crate) struct Args {
     /// Mirror clips at random
     #[arg(long)]
     horizontal_flip: bool,
-    /// Random windows and flips per clip; epochs use them in turn
+    /// Random windows and flips per clip; epochs alternate between them
     #[arg(long, default_value_t = 1)]
     variants: u64,
     /// Seed of windows and flips
@@ -127,7 +127,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where VAE and text encoder lie.
+/// Returns the paths of the VAE and the text encoder.
 fn parts(args: &Args) -> anyhow::Result<(PathBuf, PathBuf)> {
     if let (Some(vae), Some(t5)) = (&args.vae, &args.t5) {
         return Ok((vae.clone(), t5.clone()));

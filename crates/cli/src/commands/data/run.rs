@@ -55,7 +55,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     for (name, Summary { input, output: made, failed }) in &done {
         output::line(format_args!(
-            "{name}: {input} rows, {made} made of them, {failed} could not be used"
+            "{name}: {input} rows in, {made} rows out, {failed} could not be used"
         ))?;
     }
     output::line(out.display())?;
