@@ -82,6 +82,14 @@ pub enum DataError {
         /// The model's words.
         reason: String,
     },
+    /// The observer of a long job stopped it; what is written is complete.
+    #[error("stopped with {done} of {total} rows done; started again, it resumes there")]
+    Stopped {
+        /// Rows that are done.
+        done: usize,
+        /// All rows.
+        total: usize,
+    },
     /// A thread that reads ahead ended without an answer.
     #[error("reading ahead stopped: {reason}")]
     Worker {

@@ -7,6 +7,7 @@ use opensora::nn::mask::TokenMask;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
@@ -18,6 +19,8 @@ pub struct Case {
     json: Value,
     inputs: Option<Checkpoint>,
     expected: Option<Checkpoint>,
+    /// What the case's runner is doing, for the message of a failure.
+    step: RefCell<String>,
 }
 
 impl Case {
@@ -37,13 +40,16 @@ impl Case {
             if named.is_none() && !file.exists() {
                 return Ok(None);
             }
-            Checkpoint::open(&file)
-                .map(Some)
-                .map_err(|error| VerifyError::Library { path: folder.into(), source: error.into() })
+            Checkpoint::open(&file).map(Some).map_err(|error| VerifyError::Library {
+                path: folder.into(),
+                step: "reading the case".into(),
+                source: error.into(),
+            })
         };
         let inputs = open("inputs_file", "inputs.safetensors")?;
         let expected = open("expected_file", "expected.safetensors")?;
-        Ok(Self { folder: folder.into(), json, inputs, expected })
+        let step = RefCell::new("reading the case".into());
+        Ok(Self { folder: folder.into(), json, inputs, expected, step })
     }
 
     /// Its kind, empty where it names none.
@@ -55,6 +61,16 @@ impl Case {
     pub fn name(&self) -> &str {
         let folder = self.folder.file_name().and_then(|name| name.to_str()).unwrap_or("case");
         self.json["name"].as_str().unwrap_or(folder)
+    }
+
+    /// Notes what the runner does next: a failure names it.
+    pub(super) fn begin(&self, step: impl Into<String>) {
+        self.step.replace(step.into());
+    }
+
+    /// Returns what the runner is doing.
+    pub(super) fn step(&self) -> String {
+        self.step.borrow().clone()
     }
 
     /// A part of `case.json`; `pointer` as in RFC 6901.

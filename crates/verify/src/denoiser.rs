@@ -22,8 +22,11 @@ pub(super) fn load_stdit(
     weights: &str,
     device: &Device,
 ) -> Result<StDit, Failure> {
+    case.begin("loading the STDiT");
     let checkpoint = Checkpoint::open(case.path(weights)?)?;
-    Ok(StDit::load(config, &checkpoint, FloatDType::F32, device)?.0)
+    let (model, _) = StDit::load(config, &checkpoint, FloatDType::F32, device)?;
+    case.begin("running the case");
+    Ok(model)
 }
 
 /// The position tables that a model computes for latents of `size`, `[1, S, C]` and `[1, T, C]`.
@@ -51,6 +54,7 @@ pub(super) fn stdit(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let mask = case.mask("mask")?;
     let (int, fractional) = (case.floats("timestep_int")?, case.floats("timestep_frac")?);
 
+    case.begin("running the STDiT");
     let forward = |timesteps: &[f32], mask| {
         Output::from_tensor(model.forward(latents.clone(), timesteps, states.clone(), mask))
     };
@@ -75,6 +79,7 @@ pub(super) fn pixart_init(case: &Case, device: &Device) -> Result<Outputs, Failu
     let timesteps = case.floats("timestep")?;
     let [_, height, width]: [usize; 3] = case.get("/config/input_size")?;
 
+    case.begin("loading the PixArt-alpha weights");
     // The case fixes the fresh temporal attention too, though its projection is zero.
     let (stdit, _) = StDit::from_pixart(&config, &checkpoint, FloatDType::F32, device)?;
     let temporal = Checkpoint::open(case.path("/attn_temp_init")?)?;
@@ -85,6 +90,7 @@ pub(super) fn pixart_init(case: &Case, device: &Device) -> Result<Outputs, Failu
 
     let mut outputs = Outputs::new();
     for frames in case.get::<Vec<usize>>("/config/T_values")? {
+        case.begin(format!("running the STDiT on {frames} frames"));
         let latents = case.tensor::<5>(&format!("x_T{frames}"), device)?;
         let forward = |mask| {
             Output::from_tensor(stdit.forward(latents.clone(), &timesteps, states.clone(), mask))
@@ -94,6 +100,7 @@ pub(super) fn pixart_init(case: &Case, device: &Device) -> Result<Outputs, Failu
         outputs.push((format!("stdit_T{frames}_nomask"), forward(None)?));
         outputs.push((format!("stdit_T{frames}.pos_embed"), Output::from_tensor(space)?));
     }
+    case.begin("running the PixArt");
     let images = case.tensor::<5>("x_T1", device)?;
     for (name, temporal_positions) in [("pixart", false), ("pixart_with_temporal_pos", true)] {
         let (pixart, _) =

@@ -111,6 +111,7 @@ pub(super) fn losses(case: &Case, device: &Device) -> Result<Outputs, Failure> {
         let args: SchedulerArgs = case.get(pointer)?;
         Ok(GaussianDiffusion::published(&args.respacing()?)?)
     };
+    case.begin("computing training losses");
     let full = process("/config/training")?;
     let t = steps_of(case, "t")?;
     let x_start = case.tensor::<5>("x_start", device)?;
@@ -137,6 +138,7 @@ pub(super) fn losses(case: &Case, device: &Device) -> Result<Outputs, Failure> {
         outputs.extend(mean_variance(prefix, out)?);
     }
 
+    case.begin("computing means and variances of chosen steps");
     let spaced = process("/config/spaced")?;
     let t = steps_of(case, "spaced.t")?;
     let x = case.tensor::<5>("spaced.x", device)?;
@@ -180,13 +182,16 @@ pub(super) fn iddpm_sample(case: &Case, device: &Device) -> Result<Outputs, Fail
     let noises = case.tensor::<6>("noises", device)?;
     let [samples, channels, ..] = z.dims();
 
+    case.begin("sampling with IDDPM");
     let iddpm = Iddpm::with_steps(steps)?;
     let sampled =
         iddpm.sample(&denoiser, &guidance, z.clone(), noise_of_step(&noises, samples), go_on)?;
+    case.begin("sampling with DDIM");
     let ddim = Ddim::with_steps(steps)?;
     let ddim_sampled =
         ddim.sample(&denoiser, &guidance, z.clone(), noise_of_step(&noises, samples), go_on)?;
 
+    case.begin("running the first step");
     // The reference returns both halves of guidance; the second has the null prompt's rest.
     let last = iddpm.process().num_timesteps() - 1;
     let timestep = iddpm.process().model_timesteps(&[last])?[0];
@@ -216,6 +221,7 @@ pub(super) fn dpm_solver(case: &Case, device: &Device) -> Result<Outputs, Failur
 
     let mut outputs = Outputs::new();
     for steps in case.get::<Vec<usize>>("/num_sampling_steps")? {
+        case.begin(format!("sampling with DPM-Solver in {steps} steps"));
         let solver = DpmSolver::with_steps(steps)?;
         let sampled = solver.sample(&denoiser, &guidance, z.clone(), go_on)?;
         let told = solver.model_timesteps().into_iter().map(f64::from).collect();

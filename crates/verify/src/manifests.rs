@@ -24,6 +24,7 @@ pub(super) fn run(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let files: BTreeMap<String, Value> = case.get("/files")?;
     let mut outputs = Outputs::new();
     for name in files.keys() {
+        case.begin(name.as_str());
         let manifest: BTreeMap<String, Entry> = case.json_file(name)?;
         let shapes: BTreeMap<String, Vec<usize>> =
             manifest.into_iter().map(|(key, entry)| (key, entry.shape)).collect();

@@ -29,6 +29,7 @@ pub(super) fn run(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let f32 = FloatDType::F32;
     let stdit_config: DenoiserConfig = case.get("/config/stdit")?;
     let vae_config: VaeConfig = case.get("/config/vae")?;
+    case.begin("loading the models");
     let vae_weights = Checkpoint::open(case.path("/weights/vae")?)?;
     let models = Models {
         text_encoder: TextEncoder::load(&case.path("/weights/t5")?, max_length, f32, device)?.0,
@@ -54,6 +55,8 @@ fn clip(
     pixels_name: &str,
     device: &Device,
 ) -> Result<Outputs, Failure> {
+    let begin = |step: &str| case.begin(format!("{pixels_name}: {step}"));
+    begin("encoding prompts");
     let (mut ids, mut masks) = (Vec::new(), Vec::new());
     for prompt in prompts {
         let tokens = models.text_encoder.tokenize(prompt)?;
@@ -63,10 +66,12 @@ fn clip(
     let states: PromptStates = models.text_encoder.encode(prompts)?;
     let denoiser = PromptedDenoiser::new(&models.stdit, &states);
     let null = denoiser.null_states();
+    begin("sampling");
     let z = case.tensor::<5>(&format!("{prefix}z"), device)?;
     let noises = case.tensor::<6>(&format!("{prefix}noises"), device)?;
     let noise = noise_of_step(&noises, z.dims()[0]);
     let latents = models.sampler.sample(&denoiser, &models.guidance, z, noise, go_on)?;
+    begin("decoding latents");
     let decoded = models.vae.decode(latents.clone(), None);
 
     let clips = to_frames(decoded.clone())?;

@@ -87,6 +87,7 @@ impl Setup<'_> {
         let (task, mut trainer) = self.trainer(Freeze::Nothing, false)?;
         let mut outputs = Outputs::new();
         for step in 0..STEPS {
+            self.case.begin(format!("training step {step}, EMA decay {}", self.decay));
             let graph = trainer.graph(FloatDType::F32);
             let (losses, gradients) = task.losses(&graph, self.batch(step)?)?;
             let total = losses.loss.iter().sum::<f64>() / losses.loss.len() as f64;
@@ -115,6 +116,7 @@ impl Setup<'_> {
 
     fn one_frozen_step(&self, freeze: Freeze, name: &str) -> Result<Outputs, Failure> {
         let (task, mut trainer) = self.trainer(freeze, false)?;
+        self.case.begin(format!("training step with frozen parameters ({name})"));
         let before = published(&trainer, trainer.values())?;
         let graph = trainer.graph(FloatDType::F32);
         let (_, gradients) = task.losses(&graph, self.batch(0)?)?;
@@ -145,6 +147,7 @@ impl Setup<'_> {
         let mut both = Vec::new();
         for activation_checkpointing in [false, true] {
             let (task, trainer) = self.trainer(Freeze::Nothing, activation_checkpointing)?;
+            self.case.begin("gradients with activation checkpointing");
             let graph = trainer.graph(FloatDType::F32);
             both.push(task.losses(&graph, self.batch(0)?)?.1);
         }

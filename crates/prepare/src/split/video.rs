@@ -60,7 +60,8 @@ pub(crate) fn cut(
         shots::of_video(path, decoder, &settings.shots)
             .map_err(|error| without_path(&error, path))?;
     let scenes = shots.scenes;
-    let resize = size::resize([info.height, info.width], settings.shorter_side, settings.enlarge)?;
+    let square = size::resize(info.square_size(), settings.shorter_side, settings.enlarge)?;
+    let resize = Resize { source: [info.height, info.width], ..square };
     let rate = plan::rate(info.fps, &times).ok_or("it states no frame rate and has one frame")?;
     let last = 1.0 / rate;
     check(&times, last)?;
