@@ -8,12 +8,12 @@ use opensora::{
     stdit::{DenoiserConfig, StDit, keys},
     t5::{T5Config, T5Encoder},
     vae::{AutoencoderKl, VaeConfig},
-    verify,
 };
 use opensora_tests::{
     devices, fixture,
     torch_file::{Value, torch_file},
 };
+use opensora_verify as verify;
 use std::path::{Path, PathBuf};
 
 fn device() -> Device {

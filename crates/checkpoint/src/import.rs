@@ -2,13 +2,13 @@
 
 use crate::{
     Checkpoint, CheckpointError, KeyMap, Mismatch, ParameterNames, ShapeMismatch, TensorEntry,
-    error::{one_line, quoted},
-    telltale,
+    error::quoted, telltale,
 };
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
     tensor::{FloatDType, Tensor, TensorData},
 };
+use opensora_files::one_line;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -52,7 +52,7 @@ impl fmt::Display for ImportReport {
         let millions = self.elements as f64 / 1e6;
         write!(f, "{}: {} tensors, {millions:.1} M parameters", self.artefact, self.tensors)?;
         if let Some(name) = self.file.file_name() {
-            write!(f, " from {}", one_line(&name.to_string_lossy()))?;
+            write!(f, " from {}", one_line(name.to_string_lossy()))?;
         }
         if !self.wrappers.is_empty() {
             write!(f, ", unwrapped from {}", quoted(&self.wrappers))?;

@@ -1,9 +1,7 @@
 //! The likely cause of keys that do not fit.
 
-use crate::{
-    Mismatch, ShapeMismatch,
-    error::{one_line, quoted},
-};
+use crate::{Mismatch, ShapeMismatch, error::quoted};
+use opensora_files::one_line;
 use std::collections::BTreeSet;
 
 /// Keys that give an artefact away, the most telling first.
