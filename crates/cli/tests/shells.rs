@@ -46,7 +46,7 @@ fn subcommands(folder: &Path) -> Vec<(Vec<String>, Option<&'static str>)> {
     [
         (
             format!(
-                "sample fox --model {model} --sampler dpm-solver --steps 2 --num-frames 2 \
+                "sample fox --allow-outside-paths --model {model} --sampler dpm-solver --steps 2 --num-frames 2 \
             --image-size 16x32 -o out/fox.mp4"
             ),
             Some("out/fox.mp4"),
