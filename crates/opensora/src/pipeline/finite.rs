@@ -36,7 +36,7 @@ fn first_bad_weight(weights: &Path) -> Option<String> {
     let checkpoint = Checkpoint::open(weights).ok()?;
     checkpoint.tensors().iter().find_map(|(key, tensor)| {
         let data = tensor.read(key).ok()?;
-        data.dtype.is_float().then_some(())?;
+        data.dtype().is_float().then_some(())?;
         data.iter::<f32>().any(|value| !value.is_finite()).then(|| key.clone())
     })
 }
