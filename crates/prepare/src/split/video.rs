@@ -56,14 +56,13 @@ pub(crate) fn cut(
     settings: &Settings,
 ) -> Result<(usize, Vec<Clip>), String> {
     // The first pass: the frames of each scene, and the time of each frame.
-    let VideoShots { info, shots, times, decoder } =
+    let VideoShots { info, shots, times, end, decoder } =
         shots::of_video(path, decoder, &settings.shots)
             .map_err(|error| without_path(&error, path))?;
     let scenes = shots.scenes;
     let resize = size::resize([info.height, info.width], settings.shorter_side, settings.enlarge)?;
     let rate = plan::rate(info.fps, &times).ok_or("it states no frame rate and has one frame")?;
-    let last = 1.0 / rate;
-    check(&times, last)?;
+    check(&times, end)?;
     let fps = match settings.fps {
         Rate::Fixed(fps) => fps,
         Rate::Source if possible(rate) => rate,
@@ -71,9 +70,9 @@ pub(crate) fn cut(
             return Err(format!("it has {rate} frames a second, expected 0.01 to 1000"));
         }
     };
-    let cuts = plan::plan(&scenes, &times, last, fps, settings);
+    let cuts = plan::plan(&scenes, &times, end, fps, settings);
     if cuts.is_empty() {
-        return Err(too_short(&scenes, &times, last, settings));
+        return Err(too_short(&scenes, &times, end, settings));
     }
     let mut writing = Writing { stem, folder, fps, resize, settings, clips: vec![] };
     match writing.all(cuts, open(path, decoder)?) {
@@ -92,12 +91,12 @@ fn other_size(frame: usize) -> String {
     format!("frame {} has another size than the first one", frame + 1)
 }
 
-/// Fails where times run backwards, or away; `last` is how long the last frame is shown.
-fn check(times: &[f64], last: f64) -> Result<(), String> {
+/// Fails where times run backwards, or away; `end` is when the last frame ends.
+fn check(times: &[f64], end: f64) -> Result<(), String> {
     if let Some(pair) = times.windows(2).find(|pair| !pair.is_sorted()) {
         return Err(format!("a frame at {} s comes after one at {} s", pair[1], pair[0]));
     }
-    let seconds = times[times.len() - 1] - times[0] + last;
+    let seconds = end - times[0];
     if seconds.is_nan() || seconds > MAX_SECONDS {
         return Err(format!("it lasts {seconds:.0} s, expected at most {MAX_SECONDS:.0}"));
     }
@@ -105,8 +104,8 @@ fn check(times: &[f64], last: f64) -> Result<(), String> {
 }
 
 /// Why a video gives no clip.
-fn too_short(scenes: &[Range<usize>], times: &[f64], last: f64, settings: &Settings) -> String {
-    let time = |frame: usize| times.get(frame).copied().unwrap_or(times[times.len() - 1] + last);
+fn too_short(scenes: &[Range<usize>], times: &[f64], end: f64, settings: &Settings) -> String {
+    let time = |frame: usize| times.get(frame).copied().unwrap_or(end);
     let longest = scenes.iter().map(|scene| time(scene.end) - time(scene.start));
     let longest = longest.fold(0.0, f64::max);
     format!(
