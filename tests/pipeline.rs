@@ -8,6 +8,7 @@ use opensora::{
     checkpoint::{CheckpointError, ImportReport},
     diffusion::{SampleError, SamplerKind},
     latents,
+    model_files::ScaleRule,
     nn::dtype::Dtype,
     stdit::{AttentionReuse, DenoiserWork},
 };
@@ -314,4 +315,39 @@ fn attention_reuse_of_range_one_changes_no_bit_and_others_save_work() {
     let scale = alone.iter().fold(1.0f32, |max, value| max.max(value.abs()));
     let difference = largest_difference(&alone, &together);
     assert!(difference <= 1e-4 * scale, "{difference} of {scale}");
+}
+
+/// Position scales follow the request where the model does not fix them: published models divide
+/// positions by 0.5 at 256 pixels and by 1.0 at 512.
+#[test]
+fn scales_of_a_bare_checkpoint_follow_the_request() {
+    let (_, device) = devices().remove(0);
+    let pipeline = |scales, space_scale| {
+        let mut files = tiny_model();
+        files.scales = scales;
+        files.denoiser_config.scales.space_scale = space_scale;
+        TextToVideo::new(files, Dtype::F32, Dtype::F32, device.clone()).unwrap()
+    };
+    let request = |side| SampleRequest {
+        num_frames: 1,
+        image_size: [side, side],
+        steps: Some(2),
+        ..small(SamplerKind::Ddim)
+    };
+    let bare = pipeline(ScaleRule::ForRequest, 0.25);
+    let scale = |request: &SampleRequest| bare.position_scales(request).space_scale;
+    assert_eq!((scale(&request(256)), scale(&request(512))), (0.5, 1.0));
+    let own = SampleRequest { space_scale: Some(0.7), ..request(512) };
+    assert_eq!(scale(&own), 0.7);
+    assert_eq!(bare.position_scales(&own).time_scale, 1.0);
+
+    let at_512 = |pipeline: &TextToVideo| sample(pipeline, &["a red fox"], &request(512));
+    let expected = at_512(&pipeline(ScaleRule::Fixed, 1.0));
+    assert_eq!(at_512(&bare), expected);
+    assert_ne!(at_512(&pipeline(ScaleRule::Fixed, 0.5)), expected);
+
+    for bad in [0.0, -1.0, f64::NAN] {
+        let request = SampleRequest { space_scale: Some(bad), ..request(256) };
+        assert!(matches!(bare.check(&request), Err(PipelineError::Size(_))), "{bad}");
+    }
 }

@@ -1,5 +1,6 @@
 //! What can be wrong with a checkpoint, each in one line.
 
+use opensora_files::one_line;
 use std::{fmt, path::PathBuf};
 
 /// Why a checkpoint could not be opened, loaded or written.
@@ -118,18 +119,10 @@ fn keys(count: usize) -> String {
     if count == 1 { "1 key".into() } else { format!("{count} keys") }
 }
 
-/// A text from a file as one line: what would break or garble the line is escaped.
-pub(crate) fn one_line(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] })
-        .collect()
-}
-
 /// The first few, so that the line stays a line; the struct holds them all.
 fn some(items: &[String]) -> String {
     const SHOWN: usize = 4;
-    let mut text =
-        items.iter().take(SHOWN).map(|item| one_line(item)).collect::<Vec<_>>().join(", ");
+    let mut text = items.iter().take(SHOWN).map(one_line).collect::<Vec<_>>().join(", ");
     if items.len() > SHOWN {
         text.push_str(&format!(", and {} more", items.len() - SHOWN));
     }

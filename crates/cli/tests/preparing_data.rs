@@ -12,6 +12,7 @@ use opensora::{
     nn::random::{HostRng, Purpose},
     video::Frames,
 };
+use opensora_demo::{Labels, Shape, captions, judge};
 use serde_json::{Value, json};
 use std::{
     fs,

@@ -31,6 +31,23 @@ pub enum DataError {
         /// What was found and what was expected.
         reason: String,
     },
+    /// A data set without rows.
+    #[error("the data has no rows")]
+    Empty,
+    /// A data set in which no row can be used.
+    #[error("all {rows} rows are bad")]
+    AllBad {
+        /// Rows that the data set has.
+        rows: usize,
+    },
+    /// More bad rows than may be left out.
+    #[error("more than the {allowed} bad rows that are allowed: {source}")]
+    TooManyBad {
+        /// Rows that may be left out.
+        allowed: usize,
+        /// Error of the first row beyond.
+        source: Box<DataError>,
+    },
     /// A row that the data set does not have.
     #[error("row {} was asked for, but there are {len}", row + 1)]
     NoSuchRow {

@@ -105,7 +105,7 @@ where
     pub fn new(source: Arc<S>, config: LoaderConfig, start: u64) -> Result<Self, DataError> {
         config.check(start)?;
         if source.len() == 0 {
-            return Err(DataError::Worker { reason: "the data has no rows".into() });
+            return Err(DataError::Empty);
         }
         let skip_list = SkipList::open(config.skip_list.clone(), &*source)?;
         let order = Order::new(source.len(), config.seed, config.shuffle);
@@ -137,12 +137,11 @@ where
         while items.len() < self.config.batch_size {
             // The list only has rows of this source: no good one is left to wait for.
             if self.skipped().len() == self.source.len() {
-                let reason = format!("all {} rows are bad", self.source.len());
-                return Err(DataError::Worker { reason });
+                return Err(DataError::AllBad { rows: self.source.len() });
             }
             let slot = self.slot;
             let Some((epoch, row)) = self.order.at(slot) else {
-                return Err(DataError::Worker { reason: "the data has no rows".into() });
+                return Err(DataError::Empty);
             };
             self.slot += 1;
             if self.skipped().contains_key(&row) {
@@ -185,8 +184,7 @@ where
         }
         if self.newly_skipped == self.config.skip_bad {
             let allowed = self.config.skip_bad;
-            let reason = format!("more than the {allowed} bad rows that are allowed: {error}");
-            return Err(DataError::Worker { reason });
+            return Err(DataError::TooManyBad { allowed, source: Box::new(error) });
         }
         self.skip_list.add(row, &name_of(&*self.source, row), error.to_string())?;
         self.newly_skipped += 1;

@@ -2,7 +2,7 @@
 
 use crate::{
     captions,
-    world::{Background, Colour, Labels, Motion, Scene, Shape, is_held_out, triples},
+    world::{Background, Colour, Labels, Scene, Shape, is_held_out, triples},
 };
 use opensora::nn::random::{HostRng, Purpose};
 
@@ -87,6 +87,7 @@ fn captioned(labels: Labels, rng: &mut HostRng) -> Captioned {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::world::Motion;
     use std::collections::HashSet;
 
     #[test]

@@ -8,13 +8,12 @@
 
 use crate::folder::{folder_of, sync_folder};
 use std::{
-    error::Error,
     fs::{self, File, OpenOptions},
+    hash::{BuildHasher, Hasher, RandomState},
     io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
-use tempfile::{NamedTempFile, TempDir};
 
 /// Temporary names begin and end so.
 const PREFIX: &str = ".opensora-";
@@ -75,7 +74,8 @@ pub fn write_atomically(
 /// [`Write`], [`Read`] and [`Seek`] go to the temporary file, without a buffer.
 #[derive(Debug)]
 pub struct AtomicFile {
-    temporary: NamedTempFile,
+    temporary: Temporary,
+    file: File,
     target: PathBuf,
     existing: Existing,
 }
@@ -100,8 +100,10 @@ impl AtomicFile {
             }
             _ => {}
         }
-        let temporary = temporary(0o666, |builder| builder.tempfile_in(folder_of(path)))?;
-        Ok(Self { temporary, target: path.into(), existing })
+        let create =
+            |path: &Path| OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        let (temporary, file) = Temporary::create(path, create, |path| fs::remove_file(path))?;
+        Ok(Self { temporary, file, target: path.into(), existing })
     }
 
     /// Writes a few bytes and takes them away again, so that a full disk shows early.
@@ -109,10 +111,9 @@ impl AtomicFile {
     /// # Errors
     /// Returns an error if the file cannot be written.
     pub fn try_write(&mut self) -> io::Result<()> {
-        let file = self.temporary.as_file_mut();
-        file.write_all(b"try")?;
-        file.set_len(0)?;
-        file.rewind()
+        self.file.write_all(b"try")?;
+        self.file.set_len(0)?;
+        self.file.rewind()
     }
 
     /// Returns the path that the file gets.
@@ -122,7 +123,7 @@ impl AtomicFile {
 
     /// Returns the path of the temporary file, for writers that open a path by themselves.
     pub fn temporary_path(&self) -> &Path {
-        self.temporary.path()
+        &self.temporary.path
     }
 
     /// Brings what was written to the disk; [`AtomicFile::commit`] does so too. For several files
@@ -132,7 +133,7 @@ impl AtomicFile {
     /// Returns an error if the disk refuses.
     pub fn sync(&self) -> io::Result<()> {
         // By its path: a writer that opened the path may have replaced the file.
-        OpenOptions::new().write(true).open(self.temporary.path())?.sync_all()
+        OpenOptions::new().write(true).open(&self.temporary.path)?.sync_all()
     }
 
     /// Syncs the file, renames it to its target and syncs the folder.
@@ -142,42 +143,41 @@ impl AtomicFile {
     /// refused. The temporary file is removed then.
     pub fn commit(self) -> io::Result<()> {
         self.sync()?;
-        let path = self.temporary.into_temp_path();
         match self.existing {
-            Existing::Replace => path.persist(&self.target),
-            Existing::Refuse => path.persist_noclobber(&self.target),
+            Existing::Replace => fs::rename(&self.temporary.path, &self.target)?,
+            Existing::Refuse => rename_new(&self.temporary.path, &self.target)?,
         }
-        .map_err(|error| plain(error.error))?;
+        self.temporary.keep();
         sync_folder(&self.target)
     }
 }
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.temporary.as_file_mut().write(bytes)
+        self.file.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.temporary.as_file_mut().flush()
+        self.file.flush()
     }
 }
 
 impl Read for AtomicFile {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.temporary.as_file_mut().read(buffer)
+        self.file.read(buffer)
     }
 }
 
 impl Seek for AtomicFile {
     fn seek(&mut self, position: io::SeekFrom) -> io::Result<u64> {
-        self.temporary.as_file_mut().seek(position)
+        self.file.seek(position)
     }
 }
 
 /// A temporary folder that becomes the folder at its target when it is committed.
 #[derive(Debug)]
 pub struct AtomicFolder {
-    temporary: TempDir,
+    temporary: Temporary,
     target: PathBuf,
     existing: Existing,
 }
@@ -194,7 +194,8 @@ impl AtomicFolder {
             let reason = "it is a file, expected a folder";
             return Err(io::Error::new(io::ErrorKind::NotADirectory, reason));
         }
-        let temporary = temporary(0o777, |builder| builder.tempdir_in(folder_of(path)))?;
+        let remove = |path: &Path| fs::remove_dir_all(path);
+        let (temporary, ()) = Temporary::create(path, |path| fs::create_dir(path), remove)?;
         Ok(Self { temporary, target: path.into(), existing })
     }
 
@@ -205,7 +206,7 @@ impl AtomicFolder {
 
     /// Returns the path of the temporary folder, to write files into.
     pub fn temporary_path(&self) -> &Path {
-        self.temporary.path()
+        &self.temporary.path
     }
 
     /// Syncs all files and folders in it, renames it to its target and syncs the folder above.
@@ -214,7 +215,7 @@ impl AtomicFolder {
     /// Returns an error if one of these fails, a folder at the target is not empty, or the target
     /// appeared meanwhile and is to be refused. The temporary folder is removed then.
     pub fn commit(self) -> io::Result<()> {
-        sync_all_in(self.temporary.path())?;
+        sync_all_in(&self.temporary.path)?;
         // Only Unix renames over an empty folder; elsewhere renaming refuses any, and so does the
         // name that is taken here, in one step.
         let refuses = self.existing == Existing::Refuse;
@@ -223,15 +224,14 @@ impl AtomicFolder {
         } else if !refuses && !cfg!(unix) && self.target.exists() {
             fs::remove_dir(&self.target)?;
         }
-        if let Err(error) = fs::rename(self.temporary.path(), &self.target) {
+        if let Err(error) = fs::rename(&self.temporary.path, &self.target) {
             if refuses && cfg!(unix) {
                 // It is the empty one of above; the first error is the one that matters.
                 let _ = fs::remove_dir(&self.target);
             }
             return Err(error);
         }
-        // It has its name now; there is nothing left to remove.
-        let _ = self.temporary.keep();
+        self.temporary.keep();
         sync_folder(&self.target)
     }
 }
@@ -285,30 +285,62 @@ fn check_target(path: &Path, existing: Existing) -> io::Result<()> {
     Ok(())
 }
 
-/// Creates a temporary file or folder with the rights of any other; those of the `tempfile` crate
-/// are private otherwise.
-fn temporary<T>(
-    mode: u32,
-    make: impl FnOnce(&tempfile::Builder) -> io::Result<T>,
-) -> io::Result<T> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(PREFIX).suffix(SUFFIX).rand_bytes(12);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(fs::Permissions::from_mode(mode));
-    }
-    #[cfg(not(unix))]
-    let _ = mode;
-    make(&builder).map_err(plain)
+/// A temporary file or folder, removed when dropped.
+#[derive(Debug)]
+struct Temporary {
+    /// Absolute, so that it is found again after a change of the working directory.
+    path: PathBuf,
+    remove: fn(&Path) -> io::Result<()>,
 }
 
-/// The operating system's error without the temporary path that the `tempfile` crate adds: callers
-/// name the target.
-fn plain(error: io::Error) -> io::Error {
-    let source = error.get_ref().and_then(Error::source);
-    let code = source.and_then(|source| source.downcast_ref::<io::Error>()?.raw_os_error());
-    code.map_or(error, io::Error::from_raw_os_error)
+impl Temporary {
+    /// Lets `create` create a file or folder beside `target`, under names that nobody can foresee,
+    /// until one is free.
+    fn create<T>(
+        target: &Path,
+        create: impl Fn(&Path) -> io::Result<T>,
+        remove: fn(&Path) -> io::Result<()>,
+    ) -> io::Result<(Self, T)> {
+        let folder = std::path::absolute(folder_of(target))?;
+        loop {
+            // Keyed by random bytes of the operating system.
+            let random = RandomState::new().build_hasher().finish();
+            let path = folder.join(format!("{PREFIX}{random:016x}{SUFFIX}"));
+            match create(&path) {
+                Ok(created) => return Ok((Self { path, remove }, created)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Keeps what has got its name.
+    fn keep(mut self) {
+        self.remove = |_| Ok(());
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // What stays is left over, as of a killed process.
+        let _ = (self.remove)(&self.path);
+    }
+}
+
+/// Gives `temporary` the name `target` in one step, and fails if that exists.
+fn rename_new(temporary: &Path, target: &Path) -> io::Result<()> {
+    match fs::hard_link(temporary, target) {
+        Ok(()) => fs::remove_file(temporary),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
+        // A file system without hard links: an empty file takes the name first.
+        Err(_) => {
+            OpenOptions::new().write(true).create_new(true).open(target)?;
+            fs::rename(temporary, target).inspect_err(|_| {
+                // It is the empty one; the first error is the one that matters.
+                let _ = fs::remove_file(target);
+            })
+        }
+    }
 }
 
 fn sync_all_in(folder: &Path) -> io::Result<()> {

@@ -6,12 +6,14 @@
 //! | [`folder`] | the folder of a path, created and synced |
 //! | [`journal`] | lines that are on the disk once they were appended |
 //! | [`lock`] | locks between processes |
+//! | [`read`] | files of others: regular ones only, of bounded size, below their folder |
 //! | [`text`] | hexadecimal digits; foreign text on one line |
 
 pub mod atomic;
 pub mod folder;
 pub mod journal;
 pub mod lock;
+pub mod read;
 pub mod text;
 
 pub use atomic::{AtomicFile, AtomicFolder, Existing, remove_leftovers, write_atomically};

@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write};
 
 /// Characters that [`one_line`] gives at most, before the `...` of a cut.
-const MAX_CHARS: usize = 300;
+const MAX_CHARS: usize = 400;
 
 /// Returns bytes as lower-case hexadecimal digits, as digests are written.
 ///
@@ -20,7 +20,7 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 /// Returns text from a file, a library or a server as it can stand in a message: one line, with
-/// control characters and marks that turn the direction of text escaped, cut after 300 characters.
+/// control characters and marks that turn the direction of text escaped, cut after 400 characters.
 ///
 /// ```
 /// assert_eq!(opensora_files::one_line("bad key 'a\nb'"), r"bad key 'a\nb'");

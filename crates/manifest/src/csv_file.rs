@@ -1,81 +1,121 @@
 //! Tables as CSV in UTF-8.
 
+mod dialect;
+mod records;
+
+pub(crate) use records::{Fault, Record, Records};
+
 use crate::{
     ManifestError, Table, header,
+    known::{Known, Purpose, shown},
     stored::Stored,
-    table::{NUM_FRAMES, PATH, TEXT},
+    table::{NUM_FRAMES, PATH, TEXT, URL},
 };
 use std::{io, path::Path};
 
-/// Which rows a table may have.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Rows {
-    /// As long as the header: a field too few or too many is a comma that should have been quoted.
-    /// Without a header, rows may go without the number of frames.
-    Even,
-    /// All that reach to the path and the caption; more fields than columns are left out.
-    Ragged,
-}
-
 /// Reads a table.
-pub(crate) fn read(path: &Path, rows: Rows) -> Result<Table, ManifestError> {
-    let io = |source| ManifestError::Io { path: path.into(), source };
-    let file = std::fs::File::open(path).map_err(io)?;
-    // The reader skips a byte order mark.
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(file);
-    let mut table = Table::default();
-    let mut named = false;
-    for (index, record) in reader.records().enumerate() {
-        let row = index - usize::from(named);
-        let fail = |reason| ManifestError::Row { path: path.into(), row, reason };
-        let record = match record.map_err(|error| (words(&error), error.into_kind())) {
-            Ok(record) => record,
-            Err((_, csv::ErrorKind::Io(error))) => return Err(io(error)),
-            Err((words, _)) => return Err(fail(words)),
-        };
-        let mut fields: Vec<&str> = record.iter().collect();
-        if index == 0 {
-            named = header::is_header(&fields);
-            let columns =
-                if named { header::columns(&fields) } else { unnamed(fields.len(), rows) };
-            let columns =
-                columns.map_err(|reason| ManifestError::Whole { path: path.into(), reason })?;
-            table = Table::new(columns.iter().map(String::as_str));
-            if named {
-                continue;
-            }
+pub(crate) fn read(path: &Path, purpose: Purpose) -> Result<Table, ManifestError> {
+    let whole = |reason: String| ManifestError::Whole { path: path.into(), reason };
+    let mut records = Records::open(path)?;
+    let Some(first) = records.next().map_err(|fault| fault.of(path))? else {
+        return Ok(Table::default());
+    };
+    let has_header = header::is_header(&fields_of(&first));
+    let columns = if has_header {
+        header::columns(&fields_of(&first))
+    } else {
+        unnamed(&first.fields, purpose)
+    };
+    let mut rows = Rows::of(columns.map_err(whole)?, has_header, purpose).map_err(whole)?;
+    let mut table = Table::new(rows.known.columns.iter().map(String::as_str));
+    let mut next = Some(first).filter(|_| !has_header);
+    loop {
+        if next.is_none() {
+            next = records.next().map_err(|fault| fault.of(path))?;
         }
-        match (rows, named, fields.len(), table.columns().len()) {
-            (_, _, found, expected) if found == expected => {}
-            (Rows::Even, false, 2, 3) => fields.push(""),
-            (Rows::Even, false, 3, 2) => drop(table.ensure(NUM_FRAMES)),
-            (Rows::Even, _, found, expected) => {
-                return Err(fail(format!("it has {found} fields, expected {expected}")));
+        let Some(Record { line, fields }) = next.take() else { return Ok(table) };
+        let row = table.len();
+        let fields = rows.fields(fields).map_err(|mut reason| {
+            if records.delimiter() != ',' {
+                reason += &format!(" (delimiter {:?})", records.delimiter());
             }
-            (Rows::Ragged, _, found, columns) => {
-                let last = table.column(PATH).max(table.column(TEXT));
-                if last.is_some_and(|last| found <= last) {
-                    let expected = last.map_or(0, |last| last + 1);
-                    let reason = format!("it has {found} fields, expected at least {expected}");
-                    return Err(fail(reason));
-                }
-                fields.resize(columns, "");
-            }
+            ManifestError::Row { path: path.into(), row, line: Some(line), reason }
+        })?;
+        if fields.len() > table.columns().len() {
+            table.ensure(NUM_FRAMES);
         }
-        table.rows_mut().push(fields.into_iter().map(String::from).collect());
+        table.rows_mut().push(fields);
     }
-    Ok(table)
 }
 
-/// The columns of rows without header, of which the first has `count` fields.
-fn unnamed(count: usize, rows: Rows) -> Result<Vec<String>, String> {
-    let known = [PATH, TEXT, NUM_FRAMES].map(String::from);
-    match rows {
-        Rows::Ragged => Ok(known.into()),
-        Rows::Even if count <= known.len() => Ok(known.into_iter().take(count).collect()),
-        Rows::Even => {
-            Err(format!("it has no header (a column `path` or `url`) and {count} columns"))
+fn fields_of(record: &Record) -> Vec<&str> {
+    record.fields.iter().map(String::as_str).collect()
+}
+
+/// What the rows of a table have to be.
+struct Rows {
+    known: Known,
+    /// Columns of the file.
+    width: usize,
+    has_header: bool,
+    purpose: Purpose,
+}
+
+impl Rows {
+    fn of(columns: Vec<String>, has_header: bool, purpose: Purpose) -> Result<Self, String> {
+        let width = columns.len();
+        Ok(Self { known: Known::of(columns, purpose)?, width, has_header, purpose })
+    }
+
+    /// Returns the fields of a record that are kept, checked.
+    fn fields(&mut self, mut fields: Vec<String>) -> Result<Vec<String>, String> {
+        let (found, expected) = (fields.len(), self.width);
+        if self.purpose == Purpose::Training {
+            // The path and the caption come first among those kept.
+            let last = self.known.kept[0].max(self.known.kept[1]);
+            if found <= last {
+                let expected = last + 1;
+                return Err(format!("found {found} fields, expected at least {expected}"));
+            }
+            let take = |&at: &usize| fields.get_mut(at).map(std::mem::take).unwrap_or_default();
+            fields = self.known.kept.iter().map(take).collect();
+        } else if found != expected {
+            match (self.has_header, found, expected) {
+                (false, 2, 3) => fields.push(String::new()),
+                (false, 3, 2) => {
+                    let columns = [PATH, TEXT, NUM_FRAMES].map(String::from).into();
+                    *self = Self::of(columns, self.has_header, self.purpose)?;
+                }
+                _ => return Err(format!("found {found} fields, expected {expected}")),
+            }
         }
+        self.known.check(&mut fields)?;
+        Ok(fields)
+    }
+}
+
+/// The columns of rows without header, of which this is the first.
+fn unnamed(fields: &[String], purpose: Purpose) -> Result<Vec<String>, String> {
+    let known = [PATH, TEXT, NUM_FRAMES].map(String::from);
+    let expected = || {
+        let (path, url) = (header::names_of(PATH), header::names_of(URL));
+        format!("expected a header with a column {path} or {url}")
+    };
+    if header::looks_like_header(&fields.iter().map(String::as_str).collect::<Vec<_>>()) {
+        return Err(format!("found the columns {}, {}", shown(fields), expected()));
+    }
+    match (purpose, fields) {
+        (_, [field]) if dialect::has_other_delimiter(field) => {
+            Err(format!("found one column, {}, {}", shown(fields), expected()))
+        }
+        (Purpose::Training, _) => Ok(known.into()),
+        _ if fields.len() <= known.len() => Ok(known.into_iter().take(fields.len()).collect()),
+        _ => Err(format!(
+            "found {} columns without a header ({}), {}, or the fields path, text and num_frames",
+            fields.len(),
+            shown(fields),
+            expected()
+        )),
     }
 }
 
@@ -87,14 +127,4 @@ pub(crate) fn write(table: &Stored<'_>, path: &Path) -> io::Result<()> {
         writer.write_record((0..table.columns().len()).map(|column| table.field(row, column)))?;
     }
     writer.flush()
-}
-
-/// An error's words on one line.
-fn words(error: &csv::Error) -> String {
-    match error.kind() {
-        csv::ErrorKind::Utf8 { err, .. } => {
-            format!("field {} is no UTF-8", err.field() + 1)
-        }
-        _ => error.to_string().replace(['\n', '\r'], " "),
-    }
 }

@@ -1,38 +1,63 @@
-//! What can go wrong with a manifest; one line each.
+//! Errors of reading and writing tables and prompt files; one line each.
 
+use crate::text::TextError;
 use std::path::PathBuf;
 
-/// Why a manifest could not be read or written.
+/// Why a table or a prompt file could not be read or written.
 ///
-/// Rows count from 0 in fields, as indices do, and from 1 in messages, as people do; a header is
-/// no row.
+/// Rows count from 0 in fields, as indices do, and from 1 in messages; a header is not a row. Lines
+/// count from 1 everywhere, as in text editors.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ManifestError {
-    /// The operating system refused.
-    #[error("{}: {source}", path.display())]
+    /// The operating system could not read or write the file.
+    #[error("cannot access {}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// Its reason.
+        /// The operating system's reason.
         source: std::io::Error,
     },
-    /// A manifest as a whole is not of the format.
+    /// The file is not text in UTF-8.
+    #[error("{}: {error}", path.display())]
+    Text {
+        /// The file.
+        path: PathBuf,
+        /// What was found, and where.
+        error: TextError,
+    },
+    /// The file as a whole is malformed.
     #[error("{}: {reason}", path.display())]
     Whole {
-        /// The manifest.
+        /// The file.
         path: PathBuf,
         /// What was found and what was expected.
         reason: String,
     },
-    /// A row of a manifest is not of the format.
-    #[error("{}: row {}: {reason}", path.display(), row + 1)]
+    /// A line of the file is malformed.
+    #[error("{}: line {line}: {reason}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: u64,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A row of a table is malformed.
+    #[error("{}: row {}{}: {reason}", path.display(), row + 1, at_line(*line))]
     Row {
-        /// The manifest.
+        /// The table.
         path: PathBuf,
-        /// The row.
+        /// The row, counted from 0.
         row: usize,
+        /// The line on which the row starts, counted from 1; `None` for formats without lines.
+        line: Option<u64>,
         /// What was found and what was expected.
         reason: String,
     },
+}
+
+fn at_line(line: Option<u64>) -> String {
+    line.map(|line| format!(" (line {line})")).unwrap_or_default()
 }

@@ -1,32 +1,139 @@
-//! Names of columns, spelled in one way.
+//! Names of columns: one spelling for those that other tools name otherwise.
 
-use crate::table::{NUM_FRAMES, PATH, TEXT, URL};
+use crate::{
+    limits::MAX_COLUMNS,
+    table::{NUM_FRAMES, PATH, TEXT, URL},
+};
 
-/// Whether these are names of columns and not the fields of a row: one of them is `path` or `url`.
-pub(crate) fn is_header(names: &[&str]) -> bool {
-    names.iter().any(|name| is(name, PATH) || is(name, URL))
+/// Columns by the names that public tools and data sets give them; of several in one table, the
+/// first in this list is meant. Names are compared without case, blanks, `_` and `-`.
+///
+/// Sources: Open-Sora 1.0 to 1.2 (`path`, `text`, `num_frames`), VideoTuna (`path`, `caption`,
+/// `frames`), finetrainers (`caption`, `video_file`, `prompt`, `video`), Hugging Face datasets and
+/// DiffSynth-Studio (`file_name`, `text`, `video`, `prompt`), EasyAnimate (`file_path`), OpenVid-1M
+/// (`video`, `caption`, `frame`), WebVid (`contentUrl`), MiraData (`video_url`).
+const ALIASES: [(&str, &[&str]); 4] = [
+    (
+        PATH,
+        &[
+            "path",
+            "videopath",
+            "filepath",
+            "filename",
+            "file",
+            "videofile",
+            "video",
+            "videoname",
+            "clippath",
+            "imagepath",
+            "imagefile",
+            "image",
+        ],
+    ),
+    (TEXT, &["text", "caption", "captions", "prompt", "description"]),
+    (NUM_FRAMES, &["numframes", "frames", "nframes", "framecount", "frame"]),
+    (URL, &["url", "videourl", "imageurl", "contenturl"]),
+];
+
+/// Returns true if the fields are names of columns: one of them names a file or an address.
+pub(crate) fn is_header(fields: &[&str]) -> bool {
+    has(fields, PATH) || has(fields, URL)
 }
 
-/// The columns of a header: names that readers of these tables know are spelled in one way, others
-/// kept as they are.
+/// Returns true if one of the fields is a name of the column `known`.
+pub(crate) fn has(fields: &[&str], known: &str) -> bool {
+    fields.iter().any(|field| rank(field, known).is_some())
+}
+
+/// Returns true if fields that are not a header look like one: one of them names captions, and
+/// none could be a file or an address.
+pub(crate) fn looks_like_header(fields: &[&str]) -> bool {
+    let file = |field: &&str| field.contains(['.', '/', '\\']);
+    has(fields, TEXT) && !fields.iter().any(file)
+}
+
+/// Returns the names of a header's columns: those of [`ALIASES`] in one spelling, others as they
+/// are.
 pub(crate) fn columns(names: &[&str]) -> Result<Vec<String>, String> {
-    let has = |known: &str| names.iter().any(|name| is(name, known));
-    let mut columns = Vec::<String>::with_capacity(names.len());
-    for name in names.iter().map(|name| name.trim()) {
-        let name = match name.to_ascii_lowercase().as_str() {
-            "caption" if !has(TEXT) => TEXT.into(),
-            "frames" if !has(NUM_FRAMES) => NUM_FRAMES.into(),
-            known @ (PATH | TEXT | NUM_FRAMES | URL) => known.into(),
-            _ => name.to_string(),
-        };
-        if columns.contains(&name) {
-            return Err(format!("its header names the column {name} twice"));
-        }
-        columns.push(name);
+    if names.len() > MAX_COLUMNS {
+        return Err(format!("found {} columns, expected at most {MAX_COLUMNS}", names.len()));
     }
-    Ok(columns)
+    let mut columns: Vec<String> = names.iter().map(|name| name.trim().into()).collect();
+    for (known, _) in ALIASES {
+        let ranks =
+            names.iter().enumerate().filter_map(|(at, name)| Some((rank(name, known)?, at)));
+        let Some((first, at)) = ranks.clone().min() else { continue };
+        if ranks.filter(|(rank, _)| *rank == first).count() > 1 {
+            return Err(format!("the header names the column {known} twice"));
+        }
+        columns[at] = known.into();
+    }
+    let mut sorted: Vec<&String> = columns.iter().collect();
+    sorted.sort_unstable();
+    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) if pair[0].is_empty() => Err("the header has two columns without names".into()),
+        Some(pair) => Err(format!("the header names the column {} twice", pair[0])),
+        None => Ok(columns),
+    }
 }
 
-fn is(name: &str, known: &str) -> bool {
-    name.trim().eq_ignore_ascii_case(known)
+/// Returns the names by which the column `known` is found, for messages.
+pub(crate) fn names_of(known: &str) -> &'static str {
+    match known {
+        PATH => "path (or video_path, video, file_name, file, image, ...)",
+        TEXT => "text (or caption, prompt, description)",
+        _ => "url (or video_url, contentUrl)",
+    }
+}
+
+/// Returns the place of a name among those of the column `known`.
+fn rank(name: &str, known: &str) -> Option<usize> {
+    // Longer than any name: no need to look at a whole caption.
+    if name.len() > 64 {
+        return None;
+    }
+    let plain = |c: &char| !c.is_whitespace() && !['_', '-'].contains(c);
+    let name: String = name.chars().filter(plain).map(|c| c.to_ascii_lowercase()).collect();
+    let (_, aliases) = ALIASES.iter().find(|(column, _)| *column == known)?;
+    aliases.iter().position(|alias| *alias == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_of_other_tools() {
+        for (header, expected) in [
+            ("path,text,num_frames", "path,text,num_frames"),
+            ("path, caption, fps, frames", "path,text,fps,num_frames"),
+            ("caption,video_file,other", "text,path,other"),
+            ("file_name,text", "path,text"),
+            ("video,caption,aesthetic score,frame,fps", "path,text,aesthetic score,num_frames,fps"),
+            ("videoid,contentUrl,duration,page_dir,name", "videoid,url,duration,page_dir,name"),
+            ("Video Path,Prompt", "path,text"),
+            ("URL,TEXT", "url,text"),
+            ("video,path,prompt,text", "video,path,prompt,text"),
+            (",video-path,caption,prompt", ",path,text,prompt"),
+        ] {
+            let names: Vec<&str> = header.split(',').collect();
+            assert!(is_header(&names), "{header}");
+            assert_eq!(columns(&names).unwrap().join(","), expected, "{header}");
+        }
+        assert!(looks_like_header(&["clip", "caption"]));
+        assert!(!looks_like_header(&["a.mp4", "caption"]) && !looks_like_header(&["a", "b"]));
+    }
+
+    #[test]
+    fn names_that_come_twice_are_rejected() {
+        for (header, found) in [
+            ("path,text,PATH", "column path twice"),
+            ("path,score,score", "column score twice"),
+            ("path,,", "two columns without names"),
+        ] {
+            let names: Vec<&str> = header.split(',').collect();
+            let error = columns(&names).unwrap_err();
+            assert!(error.contains(found), "{error}");
+        }
+    }
 }

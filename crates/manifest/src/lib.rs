@@ -1,21 +1,89 @@
-//! Tables of images and videos: path, caption, number of frames and whatever else is known.
+//! Tables of images and videos, and files of prompts.
 //!
-//! | module | thought |
+//! A table is a CSV or Parquet file with one image or video a row: its path, its caption, its number
+//! of frames and whatever else is known of it. Steps that prepare data read and write whole tables
+//! ([`Table`]); training reads path, caption and number of frames ([`Manifest`]); sampling reads
+//! prompts ([`read_prompts`]). All readers accept what other tools write, stop at what they do not
+//! understand with one line that names file and line, and have limits on the sizes of fields.
+//!
+//! ```
+//! use opensora_manifest::{Manifest, Table};
+//!
+//! # let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("clips.csv");
+//! std::fs::write(&path, "video_path;caption;aes\nfox.mp4;a red fox;5.5\nsea.mp4;NaN;6.1\n")?;
+//!
+//! let clips = Manifest::read(&path)?;
+//! assert_eq!(clips.rows[0].path, folder.path().join("fox.mp4"));
+//! assert_eq!((&*clips.rows[0].caption, &*clips.rows[1].caption), ("a red fox", ""));
+//!
+//! let mut table = Table::read(&path)?;
+//! table.set(1, "text", "waves on a beach");
+//! table.write(&path)?;
+//! assert_eq!(
+//!     std::fs::read_to_string(&path)?,
+//!     "path,text,aes\nfox.mp4,a red fox,5.5\nsea.mp4,waves on a beach,6.1\n"
+//! );
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Columns
+//!
+//! Columns with a meaning are found by any of their names, compared without case, blanks, `_` and
+//! `-`; if a table has several names of one column, the first in this list counts and the others
+//! are columns of their own. Tables are written with the name in the first place.
+//!
+//! | column | names | contents |
+//! |---|---|---|
+//! | `path` | `path`, `video_path`, `file_path`, `file_name`, `file`, `video_file`, `video`, `video_name`, `clip_path`, `image_path`, `image_file`, `image` | image, video or folder of frames; relative paths start from the table's folder |
+//! | `text` | `text`, `caption`, `captions`, `prompt`, `description` | caption, at most 10,000 characters |
+//! | `num_frames` | `num_frames`, `frames`, `n_frames`, `frame_count`, `frame` | number of frames, a whole number; `51.0` is read as 51 |
+//! | `url` | `url`, `video_url`, `image_url`, `content_url` | address to download from |
+//!
+//! All other columns are kept as they are. A CSV file without a header has the columns `path`,
+//! `text` and, if rows have a third field, `num_frames`.
+//!
+//! # What is read
+//!
+//! | found | read as |
 //! |---|---|
-//! | [`table`] | rows of named columns |
-//! | [`rows`] | what training takes of them: path, caption, number of frames |
+//! | UTF-8, with or without a byte order mark; LF, CR LF or CR | text |
+//! | UTF-16, UTF-32, other bytes, NUL | an error that names encoding or line |
+//! | `,`, `;`, tab or `\|` in the first line, Excel's `sep=;` | the delimiter |
+//! | a quote that is not closed | an error at the line where it opens |
+//! | blanks, `nan`, `None`, `NULL`, `N/A`, ... ([`value`]) in the four columns above | a missing value: an empty field |
+//! | more than the [`limits`] | an error |
+//! | JSON, a web page, a Git LFS pointer, an archive | an error that names the format |
 //!
-//! Files are CSV, or Parquet where the crate's feature `parquet` is on.
+//! # Contents
+//!
+//! | module | contents |
+//! |---|---|
+//! | [`table`] | tables with all their columns |
+//! | [`rows`] | the rows of a table for training |
+//! | [`prompts`] | prompt files |
+//! | [`value`] | missing values, numbers and counts |
+//! | [`text`] | UTF-8 text in chunks, for readers of other formats |
+//! | [`limits`] | most bytes and characters |
+//!
+//! Features: `parquet` reads and writes Parquet files that are uncompressed or compressed by
+//! Snappy; `parquet-zstd` adds Zstandard and gzip and builds C code.
 
 mod csv_file;
 mod error;
 mod header;
+mod known;
+pub mod limits;
 #[cfg(feature = "parquet")]
 mod parquet_file;
+pub mod prompts;
 pub mod rows;
 mod stored;
 pub mod table;
+pub mod text;
+pub mod value;
 
 pub use error::ManifestError;
+pub use prompts::read_prompts;
 pub use rows::{Manifest, Row};
 pub use table::Table;

@@ -1,93 +1,69 @@
-//! The list of training data: one image or video a row, with its caption.
+//! The rows of a table for training.
 //!
-//! A manifest is a [`Table`] of which path, caption and number of frames are taken, by these names:
-//! `path`, `text` or `caption`, and, where it is known, `num_frames` or `frames`. A row of a CSV file
-//! may end where its caption does, and what it has beyond the columns is left out.
+//! A [`Manifest`] is read from a [`Table`] file with the columns `path` and `text` and, if known,
+//! `num_frames`, under any of their [names](crate). A row of a CSV file may end behind its caption,
+//! and fields beyond the columns are ignored. Other columns are not kept in memory.
 
 use crate::{
     ManifestError, Table,
-    csv_file::Rows,
+    known::Purpose,
     stored::{self, Stored},
     table::{NUM_FRAMES, PATH, TEXT},
+    value,
 };
+use opensora_files::folder_of;
 use std::path::{Path, PathBuf};
 
-/// The rows of a manifest, at least one where it was read.
+/// The rows of a table for training; at least one if it was read from a file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Manifest {
     /// The rows in order.
     pub rows: Vec<Row>,
 }
 
-/// An image or video and what it shows.
+/// An image or video with its caption.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// The file, or the folder of a video's frames.
+    /// The image, the video, or the folder of a video's frames.
     pub path: PathBuf,
-    /// Its caption, as written; it may be empty.
+    /// Its caption; empty if it is missing.
     pub caption: String,
-    /// How many frames it has, where that is known; 1 for images.
+    /// Its number of frames, 1 for images; `None` if it is not known.
     pub num_frames: Option<usize>,
 }
 
-/// A count of frames; tables that had gaps once carry counts as `51.0`.
-fn count(text: &str) -> Option<usize> {
-    let whole = text.split_once('.').map_or(text, |(whole, rest)| {
-        if rest.bytes().all(|digit| digit == b'0') { whole } else { text }
-    });
-    whole.parse().ok()
-}
-
 impl Manifest {
-    /// Reads a manifest; the files that it names are not looked at.
+    /// Reads a manifest; the files that it names are not opened.
     ///
     /// # Errors
-    /// Where it cannot be read, is no [`Table`], or has no rows or no captions; where a row's path
-    /// is empty or its number of frames is none.
+    /// Returns an error if the file cannot be read, is not a [`Table`], or has no rows or no column
+    /// of captions, if a row has no path, or if its number of frames is not a whole number.
     pub fn read(path: &Path) -> Result<Self, ManifestError> {
-        let whole = |reason: String| ManifestError::Whole { path: path.into(), reason };
-        let mut table = stored::read(path, Rows::Ragged)?;
+        let mut table = stored::read(path, Purpose::Training)?;
         if table.is_empty() {
-            return Err(whole("it has no rows".into()));
+            let reason = "found no rows, expected at least one".into();
+            return Err(ManifestError::Whole { path: path.into(), reason });
         }
-        let names = table.columns().join(", ");
-        let at_path = table
-            .column(PATH)
-            .ok_or_else(|| whole(format!("the header names {names}, but no path")))?;
-        let at_caption = table.column(TEXT).ok_or_else(|| {
-            whole(format!("the header names {names}, but neither text nor caption"))
-        })?;
-        let at_frames = table.column(NUM_FRAMES);
-        let folder = stored::folder_of(path);
-        let rows =
-            std::mem::take(table.rows_mut()).into_iter().enumerate().map(|(row, mut fields)| {
-                let fail = |reason: String| ManifestError::Row { path: path.into(), row, reason };
-                if fields[at_path].is_empty() {
-                    return Err(fail("its path is empty".into()));
-                }
-                let num_frames = match at_frames.map(|at| fields[at].trim()) {
-                    None | Some("") => None,
-                    Some(text) => {
-                        let reason = || format!("'{text}' is no number of frames");
-                        Some(count(text).ok_or_else(|| fail(reason()))?)
-                    }
-                };
-                // The folder's name need not be UTF-8.
-                let path = folder.join(&fields[at_path]);
-                Ok(Row { path, caption: std::mem::take(&mut fields[at_caption]), num_frames })
-            });
-        Ok(Self { rows: rows.collect::<Result<_, _>>()? })
+        let folder = folder_of(path);
+        let rows = std::mem::take(table.rows_mut()).into_iter().filter_map(|fields| {
+            let mut fields = fields.into_iter();
+            let (path, caption) = fields.next().zip(fields.next())?;
+            let num_frames = fields.next().as_deref().and_then(value::count);
+            // The folder's name need not be UTF-8.
+            Some(Row { path: folder.join(path), caption, num_frames })
+        });
+        Ok(Self { rows: rows.collect() })
     }
 
-    /// Writes a manifest of the columns `path`, `text` and `num_frames`: whole, or not at all.
-    /// Files below its folder are named relative to that, so that the folder can be moved; others
-    /// by their absolute path.
+    /// Writes a table of the columns `path`, `text` and `num_frames`; the file appears complete or not
+    /// at all. Paths below its folder are written relative to it, so that the folder can be moved,
+    /// other paths as absolute ones.
     ///
     /// # Errors
-    /// Where it cannot be written, or a path is no UTF-8.
+    /// Returns an error if the file cannot be written or a path is not UTF-8.
     pub fn write(&self, path: &Path) -> Result<(), ManifestError> {
         let io = |source| ManifestError::Io { path: path.into(), source };
-        let root = stored::absolute_folder(stored::folder_of(path)).map_err(io)?;
+        let root = stored::absolute_folder(folder_of(path)).map_err(io)?;
         let mut table = Table::new([PATH, TEXT, NUM_FRAMES]);
         for (index, row) in self.rows.iter().enumerate() {
             let file = stored::relative(&row.path, Some(&root))
@@ -159,15 +135,27 @@ mod tests {
     #[test]
     fn errors_name_the_file_and_the_row() {
         for (bytes, row, words) in [
-            (&b"a.mp4,fog\nb.mp4\n"[..], Some(1), "1 fields"),
-            (b"path,text\na.mp4,fog\n,fog\n", Some(1), "empty"),
-            (b"a.mp4,fog,many\n", Some(0), "'many'"),
+            (
+                &b"a.mp4,fog\nb.mp4\n"[..],
+                Some(1),
+                "row 2 (line 2): found 1 fields, expected at least 2",
+            ),
+            (b"path,text\na.mp4,fog\n,fog\n", Some(1), "row 2 (line 3): the path is empty"),
+            (b"a.mp4,\"fog\n\"\nnan,fog\n", Some(1), "row 2 (line 3): the path is empty"),
+            (b"a.mp4,fog,many\n", Some(0), "'many', expected a whole number"),
             (b"a.mp4,fog,-3\n", Some(0), "'-3'"),
             (b"a.mp4,fog,3.5\n", Some(0), "'3.5'"),
-            (b"a.mp4,fog\nb.mp4,\xff\xfe\n", Some(1), "field 2 is no UTF-8"),
-            (b"path,frames\na.mp4,3\n", None, "neither text nor caption"),
+            (
+                b"path,frames\na.mp4,3\n",
+                None,
+                "path, num_frames, expected a column text (or caption",
+            ),
             (b"caption,path,frames\nfog\n", Some(0), "expected at least 2"),
-            (b"url,text\nhttps://a,fog\n", None, "but no path"),
+            (
+                b"url,text\nhttps://a,fog\n",
+                None,
+                "columns url, text, expected a column path (or video_path",
+            ),
             (b"path,text\n", None, "no rows"),
             (b"", None, "no rows"),
         ] {
@@ -175,9 +163,8 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains("clips.csv") && text.contains(words), "{text}");
             match (row, &error) {
-                (Some(row), ManifestError::Row { row: found, .. }) => {
+                (Some(row), ManifestError::Row { row: found, line: Some(_), .. }) => {
                     assert_eq!(row, *found);
-                    assert!(text.contains(&format!("row {}", row + 1)), "{text}");
                 }
                 (None, ManifestError::Whole { .. }) => {}
                 _ => panic!("{error:?}"),

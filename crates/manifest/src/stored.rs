@@ -1,9 +1,9 @@
-//! Tables as they lie on the disk: relative paths, and a format by the file's ending.
+//! Tables in files: relative paths, and a format by the file's ending.
 
 use crate::{
-    ManifestError, Table,
-    csv_file::{self, Rows},
-    table::PATH,
+    ManifestError, Table, csv_file,
+    known::{Purpose, shown},
+    table::{PATH, URL},
 };
 use opensora_files::write_atomically;
 use std::{
@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// How a table is written; anything but Parquet's endings is CSV.
+/// The format of a file; anything but Parquet's endings is CSV.
 enum Format {
     Csv,
     Parquet,
@@ -25,26 +25,26 @@ impl Format {
     }
 }
 
-/// Reads a table with paths as they are written. Rows of Parquet are even by themselves.
-pub(crate) fn read(path: &Path, rows: Rows) -> Result<Table, ManifestError> {
+/// Reads a table with paths as they are written.
+pub(crate) fn read(path: &Path, purpose: Purpose) -> Result<Table, ManifestError> {
     match Format::of(path) {
-        Format::Csv => csv_file::read(path, rows),
+        Format::Csv => csv_file::read(path, purpose),
         #[cfg(feature = "parquet")]
-        Format::Parquet => crate::parquet_file::read(path),
+        Format::Parquet => crate::parquet_file::read(path, purpose),
         #[cfg(not(feature = "parquet"))]
         Format::Parquet => Err(no_parquet(path)),
     }
 }
 
-/// A table with paths as they are to be written.
+/// A table with the paths that are to be written.
 pub(crate) struct Stored<'a> {
     table: &'a Table,
-    /// Where the column of paths is, and what takes its place.
+    /// The index of the column of paths, and the fields that replace it.
     paths: Option<(usize, Vec<String>)>,
 }
 
 impl<'a> Stored<'a> {
-    /// With paths relative to `root` where they lie below it, and absolute elsewhere; for `file`.
+    /// Prepares a table for `file`: paths below `root` become relative to it, others absolute.
     pub(crate) fn new(
         table: &'a Table,
         root: Option<&Path>,
@@ -68,7 +68,7 @@ impl<'a> Stored<'a> {
         Ok(Self { table, paths: table.column(PATH).map(paths).transpose()? })
     }
 
-    /// With paths as they are.
+    /// Prepares a table whose paths are already those of the file.
     pub(crate) fn as_it_is(table: &'a Table) -> Self {
         Self { table, paths: None }
     }
@@ -89,15 +89,14 @@ impl<'a> Stored<'a> {
     }
 }
 
-/// Writes a table: whole, or not at all.
+/// Writes a table; the file appears complete or not at all.
 pub(crate) fn write(table: &Stored<'_>, path: &Path) -> Result<(), ManifestError> {
-    let names: Vec<&str> = table.columns().iter().map(String::as_str).collect();
-    if !crate::header::is_header(&names) {
+    if !table.columns().iter().any(|name| name == PATH || name == URL) {
         // Read again as CSV, the header would be a row.
-        let reason = format!(
-            "its columns would be {}, expected one of the name path or url",
-            if names.is_empty() { "none".into() } else { names.join(", ") }
-        );
+        let reason = match table.columns() {
+            [] => "the table has no columns, expected a column path or url".into(),
+            names => format!("found the columns {}, expected a column path or url", shown(names)),
+        };
         return Err(ManifestError::Whole { path: path.into(), reason });
     }
     match Format::of(path) {
@@ -116,23 +115,23 @@ pub(crate) fn write(table: &Stored<'_>, path: &Path) -> Result<(), ManifestError
 fn no_parquet(path: &Path) -> ManifestError {
     ManifestError::Whole {
         path: path.into(),
-        reason: "it would be Parquet, which this program was built without (cargo feature \
-                 `parquet`), expected CSV"
+        reason: "found a name of a Parquet file, expected CSV: this program was built without the \
+                 cargo feature `parquet`"
             .into(),
     }
 }
 
-/// The folder that a file lies in; empty for the working directory.
-pub(crate) fn folder_of(path: &Path) -> &Path {
-    path.parent().unwrap_or(Path::new(""))
+/// Joins `folder` and `path`, without the `./` of the working directory.
+pub(crate) fn join(folder: &Path, path: &str) -> PathBuf {
+    if folder == Path::new(".") { path.into() } else { folder.join(path) }
 }
 
-/// A folder's absolute path.
+/// Returns the absolute path of a folder.
 pub(crate) fn absolute_folder(folder: &Path) -> io::Result<PathBuf> {
     std::path::absolute(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
 }
 
-/// A path from the absolute folder `root` where it lies below that, else the absolute one.
+/// Returns a path relative to the absolute folder `root` if it lies below it, else absolute.
 pub(crate) fn relative(file: &Path, root: Option<&Path>) -> io::Result<PathBuf> {
     let file = std::path::absolute(file)?;
     let below = root.and_then(|root| file.strip_prefix(root).ok());
@@ -144,17 +143,18 @@ pub(crate) fn resolve(table: &mut Table, root: &Path, file: &Path) -> Result<(),
     let Some(at) = table.column(PATH) else { return Ok(()) };
     for (index, row) in table.rows_mut().iter_mut().enumerate() {
         if !row[at].is_empty() {
-            row[at] = text(root.join(&row[at]), index, file)?;
+            row[at] = text(join(root, &row[at]), index, file)?;
         }
     }
     Ok(())
 }
 
-/// A path as a field.
+/// Returns a path as a field.
 pub(crate) fn text(path: PathBuf, row: usize, file: &Path) -> Result<String, ManifestError> {
     path.into_os_string().into_string().map_err(|path| ManifestError::Row {
         path: file.into(),
         row,
-        reason: format!("the path {} is no UTF-8", path.display()),
+        line: None,
+        reason: format!("the path {} is not UTF-8", path.display()),
     })
 }

@@ -1,39 +1,39 @@
-//! Rows of named columns.
+//! Tables with all their columns.
 //!
-//! A table is a CSV file in UTF-8, or a Parquet file where its ending is `.parquet` or `.pq` and the
-//! crate was built with the feature `parquet`. A first row of a CSV file is a header where one of
-//! its fields is `path` or `url`; without a header the columns are `path`, `text` and, where a row
-//! has a third field, `num_frames`. Columns that nobody asks for are kept, so that each step of a
-//! preparation can add its own. In memory, relative paths are resolved from the table's folder; on
-//! the disk, files below that folder are named relative to it, so that the folder can be moved.
+//! A table is a CSV file in UTF-8, or a Parquet file if it is named `.parquet` or `.pq` and the crate
+//! has the feature `parquet`. Columns, delimiters and missing values are those of the
+//! [front page](crate). Columns without a meaning here are kept, so that each step of a preparation
+//! can add its own. In memory, relative paths start from the table's folder; in the file, paths
+//! below that folder are relative to it, so that the folder can be moved.
 //!
-//! In Parquet, columns of text, numbers and truth values are read, each as text; gaps and
-//! not-a-numbers are empty fields. Written, `path`, `text` and `url` are text, and so are all other
-//! columns but those whose fields are numbers wherever they are not empty: 64-bit integers or
-//! floating point, empty fields gaps. Read again, such a table is the same but for zeros at the end
-//! of a fraction, and numbers that would lose more than those (`007`, `1e5`) stay text.
+//! In Parquet, columns of text, numbers and booleans are read, each as text; nulls and NaN are empty
+//! fields. `path`, `text` and `url` are written as text. Other columns are written as 64-bit
+//! integers or floating point if all their fields are numbers or empty, else as text; empty fields
+//! are nulls. A table that was written and read again is the same, except for zeros at the end of
+//! fractions: numbers that would lose more than those (`007`, `1e5`) stay text.
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/datasets/datasets.py`, `DatasetFromCSV`, and the
-//! tools of later versions, whose manifests have headers. Deviation: there, relative paths start
-//! from the working directory.
+//! tools of later versions, whose tables have headers. Deviation: there, relative paths start from
+//! the working directory.
 
 use crate::{
     ManifestError,
-    csv_file::Rows,
+    known::Purpose,
     stored::{self, Stored},
 };
+use opensora_files::folder_of;
 use std::path::{Path, PathBuf};
 
-/// The column that names the image or video.
+/// The column of files: an image, a video or a folder of frames.
 pub const PATH: &str = "path";
-/// The column of captions; `caption` is read as well.
+/// The column of captions.
 pub const TEXT: &str = "text";
-/// The column of frame counts; `frames` is read as well.
+/// The column of numbers of frames.
 pub const NUM_FRAMES: &str = "num_frames";
-/// The column of addresses, in lists of what is to be downloaded.
+/// The column of addresses to download from.
 pub const URL: &str = "url";
 
-/// Rows of named columns; every row has a field for every column.
+/// A table in memory: every row has a field for every column.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Table {
     columns: Vec<String>,
@@ -41,7 +41,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// An empty table of these columns; a name that comes again is left out.
+    /// Creates an empty table of these columns; repeated names are left out.
     pub fn new<'a>(columns: impl IntoIterator<Item = &'a str>) -> Self {
         let mut table = Self::default();
         for column in columns {
@@ -50,27 +50,27 @@ impl Table {
         table
     }
 
-    /// Names of the columns.
+    /// Returns the names of the columns.
     pub fn columns(&self) -> &[String] {
         &self.columns
     }
 
-    /// Number of rows.
+    /// Returns the number of rows.
     pub fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// Whether there are no rows.
+    /// Returns true if the table has no rows.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// Where a column is.
+    /// Returns the index of a column.
     pub fn column(&self, name: &str) -> Option<usize> {
         self.columns.iter().position(|column| column == name)
     }
 
-    /// Where a column is; it is added, empty, where there is none of that name.
+    /// Returns the index of a column, which is added with empty fields if there is none.
     pub fn ensure(&mut self, name: &str) -> usize {
         self.column(name).unwrap_or_else(|| {
             self.columns.push(name.into());
@@ -79,23 +79,22 @@ impl Table {
         })
     }
 
-    /// A field; `None` where there is no such row or column.
+    /// Returns a field; `None` if there is no such row or column.
     pub fn get(&self, row: usize, column: &str) -> Option<&str> {
         self.rows.get(row)?.get(self.column(column)?).map(String::as_str)
     }
 
-    /// Sets a field; the column is added where there is none.
+    /// Sets a field; the column is added if there is none.
     ///
     /// # Panics
-    /// Where there is no such row, as when a slice is indexed; rows are counted by the program and
-    /// never by what it reads.
+    /// Panics if there is no such row.
     #[track_caller]
     pub fn set(&mut self, row: usize, column: &str, value: impl Into<String>) {
         let at = self.ensure(column);
         self.rows[row][at] = value.into();
     }
 
-    /// Adds a row of these fields by column; columns that are new are added, others stay empty.
+    /// Adds a row with the given fields by column; new columns are added, other fields are empty.
     pub fn push<'a>(&mut self, fields: impl IntoIterator<Item = (&'a str, String)>) {
         self.rows.push(vec![String::new(); self.columns.len()]);
         let row = self.rows.len() - 1;
@@ -104,28 +103,28 @@ impl Table {
         }
     }
 
-    /// A row's fields in the order of the columns.
+    /// Returns the fields of a row in the order of the columns.
     pub fn row(&self, row: usize) -> Option<&[String]> {
         self.rows.get(row).map(Vec::as_slice)
     }
 
-    /// A table of some of the rows, in this order.
+    /// Returns a table of the given rows, in this order.
     ///
     /// # Panics
-    /// Where there is no such row.
+    /// Panics if there is no such row.
     pub fn select(&self, rows: impl IntoIterator<Item = usize>) -> Self {
         let rows = rows.into_iter().map(|row| self.rows[row].clone()).collect();
         Self { columns: self.columns.clone(), rows }
     }
 
-    /// Appends the rows of another table by the names of their columns.
+    /// Appends the rows of another table, matching columns by name.
     pub fn append(&mut self, other: &Self) {
         for row in &other.rows {
             self.push(other.columns.iter().map(String::as_str).zip(row.iter().cloned()));
         }
     }
 
-    /// Takes a column away; whether there was one.
+    /// Removes a column; returns false if there is none.
     pub fn remove(&mut self, name: &str) -> bool {
         let Some(at) = self.column(name) else { return false };
         self.columns.remove(at);
@@ -133,65 +132,66 @@ impl Table {
         true
     }
 
-    /// All rows, each with its fields in the order of the columns.
+    /// Returns all rows, each with its fields in the order of the columns.
     pub fn rows(&self) -> &[Vec<String>] {
         &self.rows
     }
 
-    /// For the crate's readers, who see to it that rows are as long as the header.
+    /// For the crate's readers, which keep rows as long as the header.
     pub(crate) fn rows_mut(&mut self) -> &mut Vec<Vec<String>> {
         &mut self.rows
     }
 
-    /// Reads a table whose relative paths start from its folder; files that it names are not looked
-    /// at. Rows of another length than the header are an error, empty tables are none. Memory is
-    /// what the table takes.
+    /// Reads a table whose relative paths start from its folder.
+    ///
+    /// Files that it names are not opened. An empty table is not an error. The file is read in chunks
+    /// of 64 KiB; the table is in memory.
     ///
     /// # Errors
-    /// Where it cannot be read, is no CSV in UTF-8 or no Parquet of simple columns, names a column
-    /// twice, has a row of another number of fields than the header, or lies in a folder whose name
-    /// is no UTF-8 and has relative paths.
+    /// Returns an error if the file cannot be read, is neither CSV in UTF-8 nor Parquet of simple
+    /// columns, names a column twice, has a row of another number of fields than the header, exceeds
+    /// the [limits](crate::limits), or has relative paths and a folder whose name is not UTF-8.
     pub fn read(path: &Path) -> Result<Self, ManifestError> {
-        Self::read_with_root(path, stored::folder_of(path))
+        Self::read_with_root(path, folder_of(path))
     }
 
     /// Reads a table whose relative paths start from `root`.
     ///
     /// # Errors
-    /// As [`Self::read`].
+    /// Returns the errors of [`Self::read`].
     pub fn read_with_root(path: &Path, root: &Path) -> Result<Self, ManifestError> {
-        let mut table = stored::read(path, Rows::Even)?;
+        let mut table = stored::read(path, Purpose::Preparation)?;
         stored::resolve(&mut table, root, path)?;
         Ok(table)
     }
 
-    /// Writes the table with a header: whole, or not at all. Files below its folder are named
-    /// relative to that, others by their absolute path.
+    /// Writes the table with a header; the file appears complete or not at all. Paths below its folder
+    /// are written relative to it, other paths as absolute ones.
     ///
     /// # Errors
-    /// Where it cannot be written, has neither a column `path` nor `url`, or a path that is made
-    /// absolute is no UTF-8.
+    /// Returns an error if the file cannot be written, if the table has neither a column `path` nor
+    /// `url`, or if a path that is made absolute is not UTF-8.
     pub fn write(&self, path: &Path) -> Result<(), ManifestError> {
-        self.write_with_root(path, Some(stored::folder_of(path)))
+        self.write_with_root(path, Some(folder_of(path)))
     }
 
-    /// Writes the table; files below `root` are named relative to that, others by their absolute
-    /// path. Without a root, all are. Who reads it must know the root, unless it is the table's
+    /// Writes the table; paths below `root` are written relative to it, other paths as absolute ones.
+    /// Without a root, all paths are absolute. Readers must know the root unless it is the table's
     /// folder.
     ///
     /// # Errors
-    /// As [`Self::write`].
+    /// Returns the errors of [`Self::write`].
     pub fn write_with_root(&self, path: &Path, root: Option<&Path>) -> Result<(), ManifestError> {
         stored::write(&Stored::new(self, root, path)?, path)
     }
 
-    /// A path in the words in which a table in the folder of `file` names it.
+    /// Returns a path as a table at `file` names it.
     ///
     /// # Errors
-    /// Where the working directory is needed and unknown.
+    /// Returns an error if the working directory is needed and unknown.
     pub fn name_in(file: &Path, path: &Path) -> Result<PathBuf, ManifestError> {
         let io = |source| ManifestError::Io { path: path.into(), source };
-        let folder = stored::absolute_folder(stored::folder_of(file)).map_err(io)?;
+        let folder = stored::absolute_folder(folder_of(file)).map_err(io)?;
         stored::relative(path, Some(&folder)).map_err(io)
     }
 }
@@ -242,10 +242,11 @@ mod tests {
     #[test]
     fn errors_name_the_file_and_the_row() {
         for (bytes, words) in [
-            (&b"a.mp4,fog\nb.mp4\n"[..], "row 2: it has 1 fields"),
-            (b"path,text\na.mp4,fog\nb.mp4,\xff\xfe\n", "row 2: field 2 is no UTF-8"),
+            (&b"a.mp4,fog\nb.mp4\n"[..], "row 2 (line 2): found 1 fields, expected 2"),
+            (b"path,text\na.mp4,fog\nb.mp4,\xff\xfe\n", "line 3: found byte 0xff at offset 26"),
+            (b"path;text\na.mp4;fog;x\n", "found 3 fields, expected 2 (delimiter ';')"),
             (b"path,text,path\n", "twice"),
-            (b"a,b,c,d\n", "no header"),
+            (b"a,b,c,d\n", "without a header"),
         ] {
             let text = read(bytes).1.unwrap_err().to_string();
             assert!(text.contains("clips.csv") && text.contains(words), "{text}");
@@ -293,7 +294,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out.csv");
         let refused = Table::new(["score"]).write(&out).unwrap_err().to_string();
-        assert!(refused.contains("columns would be score, expected"), "{refused}");
+        assert!(refused.contains("found the columns score, expected"), "{refused}");
         assert!(Table::default().write(&out).is_err() && !out.exists());
         Table::new(["url"]).write(&out).unwrap();
     }
@@ -308,7 +309,7 @@ mod tests {
         let path = strange.join("clips.csv");
         std::fs::write(&path, "path,text\n/a.mp4,fog\nb.mp4,sea\n").unwrap();
         let wrong = Table::read(&path).unwrap_err().to_string();
-        assert!(wrong.contains("row 2: the path") && wrong.contains("no UTF-8"), "{wrong}");
+        assert!(wrong.contains("row 2: the path") && wrong.contains("not UTF-8"), "{wrong}");
         let elsewhere = Table::read_with_root(&path, Path::new("/b")).unwrap();
         assert_eq!(elsewhere.get(1, PATH), Some("/b/b.mp4"));
         // Rows for training hold paths and not text.

@@ -1,8 +1,8 @@
 //! Sampled latents kept in a file, so that minutes of sampling are not lost and can be decoded again.
 
-use crate::video::writer::CreatedFolders;
 use burn::tensor::{Device, Tensor, TensorData};
 use opensora_checkpoint::{Checkpoint, CheckpointError};
+use opensora_files::{AtomicFile, CreatedFolders, Existing, folder_of};
 use safetensors::{Dtype, tensor::TensorView};
 use std::{
     collections::HashMap,
@@ -57,11 +57,10 @@ pub fn save(
         .map_err(|error| fail(error.to_string()))?;
 
     let write = || -> std::io::Result<()> {
-        let mut temporary = temporary_beside(path)?;
-        temporary.write_all(&file)?;
-        temporary.as_file().sync_all()?;
-        temporary.persist(path).map_err(|error| error.error)?;
-        Ok(())
+        std::fs::create_dir_all(folder_of(path))?;
+        let mut out = AtomicFile::create(path, Existing::Replace)?;
+        out.write_all(&file)?;
+        out.commit()
     };
     write().map_err(|error| fail(error.to_string()))
 }
@@ -72,26 +71,10 @@ pub fn save(
 /// Where the folder cannot be made or written to, or the path is a folder.
 pub fn check_writable(path: &Path) -> Result<(), LatentsError> {
     let fail = |reason: String| LatentsError::Write { path: path.into(), reason };
-    if path.is_dir() {
-        return Err(fail("it is a folder, expected a file name".into()));
-    }
-    let folders = CreatedFolders::create(folder_of(path)).map_err(|e| fail(e.to_string()))?;
-    let tried = temporary_beside(path).map(drop).map_err(|error| fail(error.to_string()));
-    drop(folders);
-    tried
-}
-
-fn temporary_beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
-    let folder = folder_of(path);
-    std::fs::create_dir_all(folder)?;
-    tempfile::Builder::new().prefix(".latents").suffix(".part").tempfile_in(folder)
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    }
+    let _folders = CreatedFolders::create(folder_of(path)).map_err(|e| fail(e.to_string()))?;
+    AtomicFile::create(path, Existing::Replace)
+        .and_then(|mut tried| tried.try_write())
+        .map_err(|error| fail(error.to_string()))
 }
 
 /// Reads what [`save`] wrote: `[B, C, T, h, w]`.

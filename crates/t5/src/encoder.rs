@@ -5,13 +5,13 @@
 //! relative position bias of block 0 serves all blocks. Dropout is not part of it: the encoder is
 //! frozen in all recipes.
 
-use crate::{T5Config, T5ConfigError, position::bucket_table};
+use crate::{T5Config, T5ConfigError, keys, position::bucket_table};
 use burn::{
     module::{Initializer, Module, Param},
     nn::{Embedding, EmbeddingConfig, Linear},
     tensor::{Device, FloatDType, Int, Tensor, TensorData},
 };
-use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, KeyMap, import};
+use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, import};
 use opensora_nn::{
     activation::linear_gelu_tanh,
     attention::{attention, merge_heads, split_heads},
@@ -105,7 +105,7 @@ impl T5Encoder {
         device: &Device,
     ) -> Result<(Self, ImportReport), LoadError> {
         let encoder = Self::new(config, device)?;
-        Ok(import(encoder, checkpoint, &key_map(checkpoint.keys()), dtype)?)
+        Ok(import(encoder, checkpoint, &keys::detect(checkpoint.keys()).key_map(), dtype)?)
     }
 
     /// The configuration it was made with.
@@ -237,61 +237,9 @@ impl FeedForward {
     }
 }
 
-/// Published keys of a T5 v1.1, whose decoder is not used.
-///
-/// The embedding table stands under `shared.weight`, under `encoder.embed_tokens.weight`, or under
-/// both as one storage.
-pub fn key_map<'a>(mut keys: impl Iterator<Item = &'a str>) -> KeyMap {
-    let table = if keys.any(|key| key == "shared.weight") {
-        "shared.weight"
-    } else {
-        "encoder.embed_tokens.weight"
-    };
-    KeyMap::new("a T5 v1.1 encoder")
-        .rename(move |path| published_key(path, table))
-        .allow_unused("encoder.embed_tokens.weight")
-        // Includes `decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight`, a
-        // leftover of the conversion from Mesh TensorFlow.
-        .allow_unused("decoder.*")
-        .allow_unused("lm_head.weight")
-}
-
-/// The published key of the parameter at `path`; `table` is the embedding table's.
-pub fn published_key(path: &str, table: &str) -> String {
-    if path == "shared.weight" {
-        return table.into();
-    }
-    if path == "relative_attention_bias" {
-        return "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight".into();
-    }
-    let path = path
-        .replace("blocks.", "block.")
-        .replace("attention_norm.", "layer.0.layer_norm.")
-        .replace("attention.", "layer.0.SelfAttention.")
-        .replace("feed_forward_norm.", "layer.1.layer_norm.")
-        .replace("feed_forward.", "layer.1.DenseReluDense.");
-    format!("encoder.{path}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_become_transformers_names() {
-        for (path, key) in [
-            ("blocks.3.attention.q.weight", "encoder.block.3.layer.0.SelfAttention.q.weight"),
-            ("blocks.3.attention_norm.weight", "encoder.block.3.layer.0.layer_norm.weight"),
-            (
-                "blocks.0.feed_forward.wi_1.weight",
-                "encoder.block.0.layer.1.DenseReluDense.wi_1.weight",
-            ),
-            ("blocks.0.feed_forward_norm.weight", "encoder.block.0.layer.1.layer_norm.weight"),
-            ("final_layer_norm.weight", "encoder.final_layer_norm.weight"),
-        ] {
-            assert_eq!(published_key(path, "shared.weight"), key);
-        }
-    }
 
     #[test]
     fn padding_does_not_change_the_states_of_the_prompt() {

@@ -8,6 +8,7 @@
 //! | [`config`] | sizes of the encoder, from `config.json` |
 //! | [`position`] | buckets of relative positions |
 //! | [`encoder`] | token ids to states |
+//! | [`keys`] | published key names |
 //! | [`streamed`] | the same with one block in memory at a time |
 //! | [`text_encoder`] | all of it: prompts to states and mask |
 //!
@@ -17,6 +18,7 @@
 pub mod caption;
 pub mod config;
 pub mod encoder;
+pub mod keys;
 pub mod position;
 pub mod streamed;
 pub mod text_encoder;

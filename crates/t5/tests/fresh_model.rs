@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use opensora_checkpoint::{KeyMap, export, published_tensors};
-use opensora_t5::{T5Config, T5Encoder, TextEncoder, encoder::published_key, fit_tokenizer};
+use opensora_t5::{T5Config, T5Encoder, TextEncoder, fit_tokenizer, keys::Layout};
 
 fn config() -> T5Config {
     T5Config {
@@ -17,7 +17,7 @@ fn config() -> T5Config {
 }
 
 fn key_map() -> KeyMap {
-    KeyMap::new("a T5 v1.1 encoder").rename(|path| published_key(path, "shared.weight"))
+    Layout::PUBLISHED.key_map()
 }
 
 /// transformers, `modeling_t5.py`, `T5PreTrainedModel._init_weights` with factor 1: the deviation

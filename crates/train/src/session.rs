@@ -22,7 +22,7 @@ use crate::{
     vae::{VaeTask, clips},
 };
 use burn::tensor::{Device, FloatDType};
-use opensora_checkpoint::{Checkpoint, KeyMap, export};
+use opensora_checkpoint::{Checkpoint, export};
 use opensora_data::{
     ClipDataset, DataError, Manifest, Source,
     cache::LatentCache,
@@ -173,8 +173,7 @@ impl Session {
         let all = |_: &str| true;
         let (outcome, trainer) =
             self.train(&task, model, all, Arc::new(source), observer, &mut NoHooks)?;
-        let map = KeyMap::new("a T5 v1.1 encoder")
-            .rename(|path| opensora_t5::encoder::published_key(path, "shared.weight"));
+        let map = opensora_t5::keys::Layout::PUBLISHED.key_map();
         let weights = folder.join("model.safetensors");
         export(&trainer.average_model(), &map, FloatDType::F32, None, &weights)?;
         part.config.write(&folder.join("config.json"))?;

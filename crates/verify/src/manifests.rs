@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use opensora::checkpoint::{KeyMap, ParameterSlot, check, parameter_slots};
 use opensora::{
     stdit::{DenoiserConfig, PixArt, StDit, keys as denoiser_keys},
-    t5::{T5Config, T5Encoder, encoder as t5_encoder},
+    t5::{T5Config, T5Encoder, keys as t5_keys},
     vae::{AutoencoderKl, VaeConfig, keys as vae_keys},
 };
 use serde::Deserialize;
@@ -49,7 +49,7 @@ fn model_of(
     if has("encoder.block.") {
         let config: T5Config = case.get("/config/t5")?;
         let slots = parameter_slots(&T5Encoder::new(&config, device)?);
-        let map = t5_encoder::key_map(shapes.keys().map(String::as_str));
+        let map = t5_keys::detect(shapes.keys().map(String::as_str)).key_map();
         return Ok((slots, map, shapes));
     }
     if has("blocks.") {

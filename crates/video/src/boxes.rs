@@ -1,285 +1,235 @@
-//! The structure of an MP4, checked and reduced before anything trusts it.
+//! The box structure of an MP4 (ISO/IEC 14496-12, 4.2), read within the bounds of the file.
 //!
-//! The container reader is made for honest files: it walks boxes by the sizes that they declare,
-//! and would walk in place for ever on a box of size zero; it makes room for what metadata boxes
-//! declare. So only the boxes that lead to the first H.264 track are left to it, every one inside
-//! its parent and every table inside its box; all others are renamed to `free`, which it skips.
+//! Boxes declare their own sizes and tables their own counts. No declaration is believed beyond the
+//! bytes that are there: the only memory that is taken is for the header, which is part of the file.
 
-use crate::tables;
-use std::ops::Range;
+use crate::refusal::Refusal;
+use std::io::{Read, Seek, SeekFrom};
 
-/// The boxes that are read in a container, and how many bytes stand before the first of them.
-type Inside = (usize, &'static [&'static [u8; 4]]);
+/// Most bytes of a header (`moov`). A day of video at 30 frames per second takes 50 MB.
+const MAX_HEADER: u64 = 256 << 20;
+/// Most boxes at the top of a file that holds no fragments.
+const MAX_TOP: usize = 10_000;
+/// Names of boxes with which MP4 and QuickTime files begin.
+const BEGINNINGS: [&[u8; 4]; 11] = [
+    b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid", b"styp", b"moof",
+    b"sidx",
+];
 
-/// `None` for boxes that hold no boxes.
-fn inside(name: &[u8; 4]) -> Option<Inside> {
-    Some(match name {
-        b"moov" => (0, &[b"mvhd", b"trak"]),
-        b"trak" => (0, &[b"tkhd", b"mdia"]),
-        b"mdia" => (0, &[b"mdhd", b"hdlr", b"minf"]),
-        b"minf" => (0, &[b"vmhd", b"dinf", b"stbl"]),
-        b"dinf" => (0, &[b"dref"]),
-        b"dref" => (8, &[b"url "]),
-        b"stbl" => (0, &[b"stsd", b"stts", b"ctts", b"stsc", b"stsz", b"stco", b"co64", b"stss"]),
-        b"stsd" => (8, &[b"avc1"]),
-        b"avc1" => (78, &[b"avcC"]),
-        _ => return None,
+/// A name of a box.
+pub(crate) type Name = [u8; 4];
+
+fn damaged() -> Refusal {
+    Refusal::unusable("damaged: a box does not fit into its parent")
+}
+
+/// Size of a header and of the box, from its first bytes; `None` if they are too few.
+fn sizes(bytes: &[u8], rest: u64) -> Option<(u64, u64, Name)> {
+    let name = *bytes.get(4..)?.first_chunk()?;
+    Some(match u32::from_be_bytes(*bytes.first_chunk()?) {
+        0 => (8, rest, name),
+        1 => (16, u64::from_be_bytes(*bytes.get(8..)?.first_chunk()?), name),
+        size => (8, size.into(), name),
     })
 }
 
-/// The boxes that are read at the top of a file.
-const TOP: Inside = (0, &[b"ftyp", b"moov", b"mdat"]);
-
-/// Checks all boxes that are needed for the first H.264 track, and renames all others.
-pub(crate) fn reduce(bytes: &mut [u8]) -> Result<(), String> {
-    let whole = 0..bytes.len();
-    let mut found = Found::default();
-    walk(bytes, whole, TOP, &mut found)?;
-    match found {
-        // Even where the header holds samples, the fragments hold the rest.
-        Found { fragments: true, .. } => {
-            Err("it is fragmented: rewrite it first, as with `ffmpeg -i IN -c copy OUT`".into())
+/// Reads the content of the header (`moov`) of a file of `length` bytes.
+pub(crate) fn read_header(file: &mut (impl Read + Seek), length: u64) -> Result<Vec<u8>, Refusal> {
+    let mut header = None;
+    let (mut at, mut count) = (0, 0);
+    while at < length {
+        let rest = length - at;
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(at))?;
+        file.by_ref().take(rest.min(16)).read_to_end(&mut bytes)?;
+        let sizes = sizes(&bytes, rest);
+        if count == 0 && sizes.is_none_or(|(.., name)| !BEGINNINGS.contains(&&name)) {
+            return Err(Refusal::unsupported("no MP4 structure at the beginning of the file"));
         }
-        Found { h264: true, .. } => Ok(()),
-        Found { other: Some(name), .. } => {
-            let name = String::from_utf8_lossy(&name).into_owned();
-            Err(format!("its video is coded as {name:?}, expected H.264 (\"avc1\")"))
+        let Some((before, size, name)) = sizes else {
+            // Less than a box: what some writers leave behind the last one.
+            break;
+        };
+        if size < before {
+            return Err(damaged());
         }
-        _ => Err("it holds no video track".into()),
-    }
-}
-
-/// What a walk has come upon.
-#[derive(Default)]
-struct Found {
-    h264: bool,
-    fragments: bool,
-    other: Option<[u8; 4]>,
-}
-
-/// A box by the places of its name and content.
-struct Place {
-    name: [u8; 4],
-    name_at: usize,
-    content: Range<usize>,
-}
-
-/// The box that begins a range.
-fn first(bytes: &[u8], range: &Range<usize>, top: bool) -> Result<Place, String> {
-    let damaged = || "damaged: a box does not fit into its place".to_string();
-    let here = bytes.get(range.clone()).ok_or_else(damaged)?;
-    let (size, name) = header(here).ok_or_else(damaged)?;
-    let (size, header) = match size {
-        // The last box of a file may leave its size open, and only whole files need long sizes.
-        0 if top => (here.len() as u64, 8),
-        1 if top => {
-            let long = here.get(8..).and_then(|rest| rest.first_chunk()).ok_or_else(damaged)?;
-            (u64::from_be_bytes(*long), 16)
-        }
-        size => (size.into(), 8),
-    };
-    if size < header || size > here.len() as u64 {
-        return Err(damaged());
-    }
-    let at = |offset: u64| range.start + offset as usize;
-    Ok(Place { name, name_at: at(4), content: at(header)..at(size) })
-}
-
-fn header(bytes: &[u8]) -> Option<(u32, [u8; 4])> {
-    Some((u32::from_be_bytes(*bytes.first_chunk()?), *bytes.get(4..)?.first_chunk()?))
-}
-
-fn walk(
-    bytes: &mut [u8],
-    mut range: Range<usize>,
-    (before, read): Inside,
-    found: &mut Found,
-) -> Result<(), String> {
-    if range.len() < before {
-        return Err("damaged: a box is too small".into());
-    }
-    range.start += before;
-    let top = read == TOP.1;
-    while !range.is_empty() {
-        let Place { name, name_at, content } = first(bytes, &range, top)?;
-        range.start = content.end;
-        found.fragments |= name == *b"moof";
-        let mut needed = read.contains(&&name);
-        if needed && name == *b"trak" {
-            needed = !found.h264 && is_h264(bytes, &content, found);
-            found.h264 |= needed;
-        }
-        if !needed {
-            if let Some(name) = bytes.get_mut(name_at..name_at + 4) {
-                name.copy_from_slice(b"free");
+        match &name {
+            b"moof" => return Err(Refusal::unsupported("a fragmented MP4")),
+            b"moov" if size > rest => {
+                return Err(Refusal::unusable("truncated: its header does not end"));
             }
-        } else if let Some(inside) = inside(&name) {
-            walk(bytes, content.clone(), inside, found)?;
-            if name == *b"mdia" {
-                tables::check_samples(bytes, &content)?;
+            b"moov" if size > MAX_HEADER => {
+                return Err(Refusal::unsupported(format!("an MP4 header of {size} bytes")));
             }
-        } else if name == *b"avcC" {
-            tables::check_parameters(bytes.get(content).unwrap_or_default())?;
-        } else {
-            tables::check_size(&name, bytes.get(content).unwrap_or_default())?;
+            b"moov" if header.is_none() => header = Some((at + before, size - before)),
+            _ => {}
         }
+        count += 1;
+        if count > MAX_TOP {
+            return Err(Refusal::unsupported(format!("more than {MAX_TOP} boxes at the top")));
+        }
+        // A box that goes on behind the end is a truncated file; its samples will tell.
+        at = at.saturating_add(size);
     }
-    Ok(())
+    let (at, size) = header.ok_or_else(|| match length {
+        0 => Refusal::unusable("it is empty"),
+        _ => Refusal::unusable("truncated: its header (box 'moov') is missing"),
+    })?;
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(at))?;
+    file.take(size).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
-/// Whether a track holds H.264; what else a video track holds is noted.
-fn is_h264(bytes: &[u8], trak: &Range<usize>, found: &mut Found) -> bool {
-    let handler = find(bytes, trak, &[b"mdia", b"hdlr"]);
-    let is_video = handler.and_then(|at| bytes.get(at)?.get(8..12)).is_some_and(|it| it == b"vide");
-    let entry = find(bytes, trak, &[b"mdia", b"minf", b"stbl", b"stsd"]);
-    let coded = entry.and_then(|at| header(bytes.get(at)?.get(8..)?)).map(|(_, name)| name);
-    if is_video && coded != Some(*b"avc1") {
-        found.other = found.other.or(coded);
-    }
-    is_video && coded == Some(*b"avc1")
+/// The boxes in a part of the header, in order: names and contents.
+pub(crate) struct Boxes<'a>(&'a [u8]);
+
+/// Iterates over the boxes in `content`. After an error there are no more.
+pub(crate) fn boxes(content: &[u8]) -> Boxes<'_> {
+    Boxes(content)
 }
 
-/// The content of a box by the names that lead to it.
-pub(crate) fn find(bytes: &[u8], range: &Range<usize>, path: &[&[u8; 4]]) -> Option<Range<usize>> {
-    let Some((name, path)) = path.split_first() else { return Some(range.clone()) };
-    let mut range = range.clone();
-    while !range.is_empty() {
-        let place = first(bytes, &range, false).ok()?;
-        if place.name == **name {
-            return find(bytes, &place.content, path);
+impl<'a> Iterator for Boxes<'a> {
+    type Item = Result<(Name, &'a [u8]), Refusal>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let bytes = std::mem::take(&mut self.0);
+        // QuickTime ends some lists with four zero bytes.
+        if bytes.len() < 8 && bytes.iter().all(|byte| *byte == 0) {
+            return None;
         }
-        range.start = place.content.end;
+        // In a header no size may be left open.
+        let found = sizes(bytes, 0).and_then(|(before, size, name)| {
+            let (whole, rest) = bytes.split_at_checked(usize::try_from(size).ok()?)?;
+            Some((name, whole.get(before as usize..)?, rest))
+        });
+        let Some((name, content, rest)) = found else { return Some(Err(damaged())) };
+        self.0 = rest;
+        Some(Ok((name, content)))
     }
-    None
+}
+
+/// Returns the content of the first box of a name, if there is one.
+pub(crate) fn find<'a>(content: &'a [u8], name: &Name) -> Result<Option<&'a [u8]>, Refusal> {
+    for found in boxes(content) {
+        let (found, content) = found?;
+        if found == *name {
+            return Ok(Some(content));
+        }
+    }
+    Ok(None)
+}
+
+/// Returns the content of the first box by the names that lead to it.
+pub(crate) fn need<'a>(mut content: &'a [u8], path: &[&Name]) -> Result<&'a [u8], Refusal> {
+    for name in path {
+        content = find(content, name)?.ok_or_else(|| {
+            let name = String::from_utf8_lossy(*name).into_owned();
+            Refusal::unusable(format!("damaged: box '{name}' is missing"))
+        })?;
+    }
+    Ok(content)
+}
+
+/// Numbers at a place, big-endian.
+pub(crate) trait Numbers {
+    /// 16 bits.
+    fn u16_at(&self, at: usize) -> Option<u16>;
+    /// 32 bits.
+    fn u32_at(&self, at: usize) -> Option<u32>;
+    /// 64 bits.
+    fn u64_at(&self, at: usize) -> Option<u64>;
+}
+
+impl Numbers for [u8] {
+    fn u16_at(&self, at: usize) -> Option<u16> {
+        self.get(at..)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
+    }
+
+    fn u32_at(&self, at: usize) -> Option<u32> {
+        self.get(at..)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+    }
+
+    fn u64_at(&self, at: usize) -> Option<u64> {
+        self.get(at..)?.first_chunk().map(|bytes| u64::from_be_bytes(*bytes))
+    }
+}
+
+/// Boxes for tests.
+#[cfg(test)]
+pub(crate) mod make {
+    use super::Name;
+
+    pub(crate) fn a_box(name: &Name, content: &[u8]) -> Vec<u8> {
+        let size = (content.len() + 8) as u32;
+        [&size.to_be_bytes(), name.as_slice(), content].concat()
+    }
+
+    /// A box of 32-bit numbers, the first of them version and flags.
+    pub(crate) fn a_table(name: &Name, numbers: &[u32]) -> Vec<u8> {
+        a_box(name, &numbers.iter().flat_map(|n| n.to_be_bytes()).collect::<Vec<u8>>())
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{make::a_box, *};
+    use std::io::Cursor;
 
-    fn a_box(name: &[u8; 4], content: &[u8]) -> Vec<u8> {
-        let mut bytes = ((content.len() + 8) as u32).to_be_bytes().to_vec();
-        bytes.extend(name);
-        bytes.extend(content);
-        bytes
-    }
-
-    fn a_table(name: &[u8; 4], numbers: &[u32]) -> Vec<u8> {
-        a_box(name, &numbers.iter().flat_map(|n| n.to_be_bytes()).collect::<Vec<u8>>())
-    }
-
-    /// Three samples in two chunks, two ticks each.
-    fn tables() -> [Vec<u8>; 5] {
-        [
-            a_table(b"stts", &[0, 1, 3, 2]),
-            a_table(b"stsc", &[0, 2, 1, 2, 1, 2, 1, 1]),
-            a_table(b"stsz", &[0, 9, 3]),
-            a_table(b"stco", &[0, 2, 40, 60]),
-            a_table(b"stss", &[0, 1, 1]),
-        ]
-    }
-
-    fn a_track_of(handler: &[u8; 4], entry: &[u8; 4], inner: &[u8], tables: &[Vec<u8>]) -> Vec<u8> {
-        let mdhd = a_table(b"mdhd", &[0, 0, 0, 10, 6, 0]);
-        let hdlr = a_box(b"hdlr", &[&[0; 8], handler.as_slice(), &[0; 13]].concat());
-        let entry = a_box(entry, &[&[0; 78], inner].concat());
-        let stsd = a_box(b"stsd", &[&[0, 0, 0, 0, 0, 0, 0, 1], entry.as_slice()].concat());
-        let minf = a_box(b"minf", &a_box(b"stbl", &[stsd, tables.concat()].concat()));
-        a_box(b"trak", &a_box(b"mdia", &[mdhd, hdlr, minf].concat()))
-    }
-
-    fn a_track(handler: &[u8; 4], entry: &[u8; 4]) -> Vec<u8> {
-        a_track_of(handler, entry, &parameters(), &tables())
-    }
-
-    /// One set of two bytes of each kind.
-    fn parameters() -> Vec<u8> {
-        a_box(b"avcC", &[1, 77, 0, 30, 255, 0xe1, 0, 2, 9, 9, 1, 0, 2, 8, 8])
-    }
-
-    fn count(bytes: &[u8], name: &[u8; 4]) -> usize {
-        bytes.windows(4).filter(|window| window == name).count()
+    fn header(file: &[u8]) -> Result<Vec<u8>, Refusal> {
+        read_header(&mut Cursor::new(file), file.len() as u64)
     }
 
     #[test]
-    fn only_the_first_h264_track_is_left() {
-        let tracks = [
-            a_track(b"soun", b"mp4a"),
-            a_track(b"vide", b"hvc1"),
-            a_track(b"vide", b"avc1"),
-            a_track(b"vide", b"avc1"),
-            a_box(b"udta", &a_box(b"meta", &[0; 9])),
-        ];
-        let mut file = [a_box(b"moov", &tracks.concat()), a_box(b"uuid", b"?")].concat();
-        let length = file.len();
-        assert_eq!(reduce(&mut file), Ok(()));
-        assert_eq!((file.len(), count(&file, b"trak"), count(&file, b"free")), (length, 1, 5));
-        assert!(count(&file, b"udta") + count(&file, b"uuid") == 0);
-    }
-
-    #[test]
-    fn other_videos_are_named() {
-        let refused = |mut file: Vec<u8>| reduce(&mut file).unwrap_err();
-        let hevc = a_box(b"moov", &a_track(b"vide", b"hvc1"));
-        assert!(refused(hevc).contains("\"hvc1\""));
-        assert!(refused(a_box(b"moov", &a_track(b"soun", b"mp4a"))).contains("no video"));
-        let pieces = [a_box(b"moov", b""), a_box(b"moof", b"")].concat();
-        assert!(refused(pieces).contains("fragmented"));
-        let track = a_box(b"moov", &a_track(b"vide", b"avc1"));
-        assert!(refused([track, a_box(b"moof", b"")].concat()).contains("fragmented"));
-    }
-
-    #[test]
-    fn boxes_must_lie_in_their_parents() {
-        let good = a_box(b"moov", &a_track(b"vide", b"avc1"));
-        assert_eq!(reduce(&mut good.clone()), Ok(()));
-        assert!(reduce(&mut good[..good.len() - 1].to_vec()).is_err());
-        assert!(reduce(&mut b"abc".to_vec()).is_err());
-        // Every size on the way, too small (zero is walked for ever) and too large.
-        for name in [b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1", b"avcC"] {
-            let at = good.windows(4).position(|window| window == name).unwrap() - 4;
-            for size in [0, 1, 7, u32::MAX] {
-                let mut bad = good.clone();
-                bad[at..at + 4].copy_from_slice(&u32::to_be_bytes(size));
-                // A whole file in a box of open size is as good as before.
-                let expected = (name, size) == (b"moov", 0);
-                assert_eq!(reduce(&mut bad).is_ok(), expected, "{name:?} {size}");
-            }
-        }
-    }
-
-    #[test]
-    fn tables_must_speak_of_the_same_samples() {
-        let file = |tables: &[Vec<u8>], parameters: &[u8]| {
-            let mut file = a_box(b"moov", &a_track_of(b"vide", b"avc1", parameters, tables));
-            reduce(&mut file)
-        };
-        assert_eq!(file(&tables(), &parameters()), Ok(()));
-        for (place, numbers) in [
-            (0, &[0, 1, 2, 2][..]),         // too few
-            (0, &[0, 1, 3, 9]),             // longer than the track
-            (0, &[0, 2, 0, 1, 3, 2]),       // an empty row
-            (1, &[0, 1, 1, 1]),             // two chunks of one
-            (1, &[0, 1, 2, 2, 1]),          // not from the first on
-            (1, &[0, 2, 1, 2, 1, 1, 1, 1]), // out of order
-            (1, &[0, 0]),                   // none
-            (3, &[0, 1, 40]),               // a chunk without a place
-            (4, &[0, 1, 0]),                // counted from zero
+    fn the_header_is_found_wherever_it_stands() {
+        let moov = a_box(b"moov", b"header");
+        let data = a_box(b"mdat", &[7; 40]);
+        for file in [
+            [a_box(b"ftyp", b"isom"), moov.clone(), data.clone()].concat(),
+            [a_box(b"wide", b""), data.clone(), moov.clone(), b"\0\0".to_vec()].concat(),
+            // A long size, and a size that is left open.
+            [vec![0, 0, 0, 1], b"mdat".into(), vec![0, 0, 0, 0, 0, 0, 0, 17, 9], moov.clone()]
+                .concat(),
+            [b"\0\0\0\0".to_vec(), moov[4..].into()].concat(),
+            // Truncated data.
+            [moov.clone(), data[..20].into()].concat(),
         ] {
-            let mut tables = tables();
-            let name: [u8; 4] = *tables[place][4..].first_chunk().unwrap();
-            tables[place] = a_table(&name, numbers);
-            assert!(file(&tables, &parameters()).is_err(), "{place} {numbers:?}");
+            assert_eq!(header(&file).unwrap(), b"header");
         }
-        for length in 8..parameters().len() {
-            let mut short = parameters()[..length].to_vec();
-            short[3] = length as u8;
-            assert!(file(&tables(), &short).is_err(), "{length}");
+    }
+
+    #[test]
+    fn files_of_other_kinds_need_the_program_and_cut_ones_are_cut() {
+        for file in [b"\x1aE\xdf\xa3 and so on".as_slice(), b"text", b"RIFF0000AVI "] {
+            assert!(matches!(header(file), Err(Refusal::Unsupported(_))), "{file:?}");
         }
-        for absent in 0..4 {
-            let mut tables = tables().to_vec();
-            tables.remove(absent);
-            assert!(file(&tables, &parameters()).is_err(), "{absent}");
+        let fragmented = [a_box(b"moov", b""), a_box(b"moof", b"")].concat();
+        assert!(header(&fragmented).unwrap_err().to_string().contains("fragmented"));
+        let moov = a_box(b"moov", b"header");
+        for file in [&moov[..moov.len() - 1], &a_box(b"mdat", b"?"), b""] {
+            assert!(matches!(header(file), Err(Refusal::Unusable(_))), "{file:?}");
+        }
+        // A size that leads nowhere, and one that lies about a petabyte.
+        assert!(header(b"\0\0\0\x07ftyp").is_err());
+        let far = [b"\0\0\0\x01moov".as_slice(), &(1u64 << 50).to_be_bytes()].concat();
+        assert!(header(&far).unwrap_err().to_string().contains("truncated"));
+        let many = a_box(b"free", b"").repeat(MAX_TOP + 1);
+        assert!(matches!(header(&many), Err(Refusal::Unsupported(_))));
+    }
+
+    #[test]
+    fn boxes_lie_in_their_parents() {
+        let inner = [a_box(b"aaaa", b"1"), a_box(b"bbbb", b"2"), a_box(b"bbbb", b"3")].concat();
+        let outer = a_box(b"cccc", &inner);
+        assert_eq!(need(&outer, &[b"cccc", b"bbbb"]).unwrap(), b"2");
+        assert_eq!(find(&[inner.as_slice(), &[0; 4]].concat(), b"dddd").unwrap(), None);
+        let missing = need(&outer, &[b"cccc", b"dddd"]).unwrap_err().to_string();
+        assert!(missing.contains("'dddd'"), "{missing}");
+        for size in [0, 1, 7, 19, u32::MAX] {
+            let mut bad = inner.clone();
+            bad[9..13].copy_from_slice(&u32::to_be_bytes(size));
+            assert!(boxes(&bad).any(|found| found.is_err()), "{size}");
+            assert!(boxes(&bad).count() < 4);
         }
     }
 }

@@ -35,7 +35,7 @@ pub(crate) struct Planes {
 impl Matrix {
     /// `matrix_coefficients` of BT.709, of nothing in particular and of BT.601 (H.264, table E-5).
     const BT709: u8 = 1;
-    const UNSTATED: u8 = 2;
+    pub(crate) const UNSTATED: u8 = 2;
     const BT601: u8 = 6;
 
     /// What files of so many rows are written with: a code of H.264, table E-5.

@@ -5,23 +5,31 @@
 //! it is [`Decode`].
 
 use crate::{
+    aspect::PixelAspect,
     color::{Matrix, Planes},
     frames::MAX_SIDE,
-    sps::{self, Sps},
+    refusal::Refusal,
+    sps::{self, Colour, Sps},
 };
-use rusty_h264::{Decoder, YuvFrame};
+use rusty_h264::{DecodeError, Decoder, YuvFrame};
 
 /// A decoder of one stream.
 pub(crate) trait Decode {
-    /// Takes the next sample in decoding order and gives the pictures that can be shown by now.
-    fn sample(&mut self, bytes: &[u8]) -> Result<Vec<Picture>, String>;
+    /// Takes the next sample in decoding order, which is shown at a time, and gives the pictures that
+    /// can be shown by now.
+    fn sample(&mut self, bytes: &[u8], time: i64) -> Result<Vec<Picture>, Refusal>;
 
     /// Gives the pictures that are left after the last sample.
     fn finish(&mut self) -> Vec<Picture>;
+
+    /// Pixel aspect that the stream itself has stated by now.
+    fn aspect(&self) -> Option<PixelAspect>;
 }
 
 /// A decoded picture, and how its colours are coded.
 pub(crate) struct Picture {
+    /// The time of its sample.
+    pub(crate) time: i64,
     pub(crate) planes: Planes,
     pub(crate) matrix: Matrix,
 }
@@ -33,6 +41,9 @@ pub(crate) struct H264 {
     length_size: usize,
     /// Size and colours, once a parameter set has stated them.
     stated: Option<(usize, usize, Matrix)>,
+    /// Colours that the container states; the stream's own come first.
+    colour: Option<Colour>,
+    aspect: Option<PixelAspect>,
     /// Pictures whose turn has not come, with their places in display order.
     waiting: Vec<(i32, Picture)>,
 }
@@ -45,21 +56,29 @@ impl H264 {
     pub(crate) fn new<'a>(
         parameters: impl Iterator<Item = &'a [u8]>,
         length_size: usize,
-    ) -> Result<Self, String> {
-        let mut it = Self { decoder: Decoder::new(), length_size, stated: None, waiting: vec![] };
+        colour: Option<Colour>,
+    ) -> Result<Self, Refusal> {
+        let mut it = Self {
+            decoder: Decoder::new(),
+            length_size,
+            stated: None,
+            colour,
+            aspect: None,
+            waiting: vec![],
+        };
         let mut stream = Vec::new();
         for nal in parameters {
             it.append(nal, &mut stream)?;
         }
-        it.decode(&stream)?;
+        it.decode(&stream, 0)?;
         Ok(it)
     }
 
     /// Adds a NAL unit to a stream with start codes.
-    fn append(&mut self, nal: &[u8], stream: &mut Vec<u8>) -> Result<(), String> {
+    fn append(&mut self, nal: &[u8], stream: &mut Vec<u8>) -> Result<(), Refusal> {
         // The decoder would take what follows a start code as another unit, unseen by the checks.
         if nal.windows(3).any(|bytes| bytes == [0, 0, 1]) {
-            return Err("damaged: a start code inside a NAL unit".into());
+            return Err(Refusal::unusable("damaged: a start code inside a NAL unit"));
         }
         if nal.first().is_some_and(|header| header & 0x1f == sps::NAL_TYPE) {
             self.state(&Sps::parse(nal)?)?;
@@ -69,19 +88,29 @@ impl H264 {
         Ok(())
     }
 
-    /// Notes size and colours; they must not change.
-    fn state(&mut self, sps: &Sps) -> Result<(), String> {
-        let &Sps { width, height, colour, .. } = sps;
+    /// Notes size and colours; the size must not change.
+    fn state(&mut self, sps: &Sps) -> Result<(), Refusal> {
+        let &Sps { width, height, colour, aspect, .. } = sps;
         if width > MAX_SIDE || height > MAX_SIDE {
-            return Err(format!("its pictures are {height}x{width}, sides are at most {MAX_SIDE}"));
+            return Err(Refusal::unusable(format!(
+                "its pictures are {height}x{width}, sides are at most {MAX_SIDE}"
+            )));
         }
-        let matrix = Matrix::stated(colour).ok_or_else(|| {
-            format!("its colours are coded in a way that is not known: {colour:?}")
-        })?;
-        match self.stated {
-            Some((w, h, _)) if (w, h) != (width, height) => {
-                Err(format!("its size changes from {h}x{w} to {height}x{width}"))
+        let colour = match (colour, self.colour) {
+            (Some(own), Some(container)) if own.matrix == Matrix::UNSTATED => {
+                Some(Colour { matrix: container.matrix, ..own })
             }
+            (own, container) => own.or(container),
+        };
+        let matrix = Matrix::stated(colour).ok_or_else(|| {
+            let code = colour.map_or(Matrix::UNSTATED, |colour| colour.matrix);
+            Refusal::unsupported(format!("colours of matrix {code}"))
+        })?;
+        self.aspect = aspect;
+        match self.stated {
+            Some((w, h, _)) if (w, h) != (width, height) => Err(Refusal::unsupported(format!(
+                "pictures whose size changes from {h}x{w} to {height}x{width}"
+            ))),
             _ => {
                 self.stated = Some((width, height, matrix));
                 Ok(())
@@ -90,22 +119,26 @@ impl H264 {
     }
 
     /// Decodes a piece of a stream with start codes.
-    fn decode(&mut self, stream: &[u8]) -> Result<Vec<Picture>, String> {
+    fn decode(&mut self, stream: &[u8], time: i64) -> Result<Vec<Picture>, Refusal> {
         let mut shown = Vec::new();
         for unit in units(stream) {
             if is_key(unit) {
                 shown.extend(self.finish());
             }
-            let decoded = self.decoder.decode(unit).map_err(|error| error.to_string())?;
+            let decoded = self.decoder.decode(unit).map_err(|error| refusal(&error))?;
             let Some(YuvFrame { width, height, y, u, v }) = decoded else { continue };
-            let (w, h, matrix) = self.stated.ok_or("a picture before its parameter set")?;
+            let (w, h, matrix) = self
+                .stated
+                .ok_or_else(|| Refusal::unusable("damaged: a picture before its parameter set"))?;
             let chroma = (height / 2) * (width / 2);
             let whole = y.len() == height * width && u.len() == chroma && v.len() == chroma;
             if (width, height) != (w, h) || !whole {
-                return Err(format!("a picture of {height}x{width} in a stream of {h}x{w}"));
+                let words =
+                    format!("damaged: a picture of {height}x{width} in a stream of {h}x{w}");
+                return Err(Refusal::Unusable(words));
             }
             let planes = Planes { width, height, y, u, v };
-            self.waiting.push((self.decoder.last_poc(), Picture { planes, matrix }));
+            self.waiting.push((self.decoder.last_poc(), Picture { time, planes, matrix }));
             if self.waiting.len() > MOST_WAITING {
                 // The first of those with the least place: equal ones keep the order of decoding.
                 let places = self.waiting.iter().enumerate();
@@ -118,19 +151,15 @@ impl H264 {
 }
 
 impl Decode for H264 {
-    fn sample(&mut self, mut bytes: &[u8]) -> Result<Vec<Picture>, String> {
+    fn sample(&mut self, mut bytes: &[u8], time: i64) -> Result<Vec<Picture>, Refusal> {
+        let cut = || Refusal::unusable("truncated: a NAL unit is cut");
         let mut stream = Vec::with_capacity(bytes.len());
         while !bytes.is_empty() {
-            let (length, rest) = bytes
-                .split_at_checked(self.length_size)
-                .ok_or("truncated: a NAL unit without length")?;
-            let length = length.iter().fold(0usize, |sum, &byte| sum << 8 | usize::from(byte));
-            let (nal, rest) =
-                rest.split_at_checked(length).ok_or("truncated: a NAL unit is cut")?;
+            let (nal, rest) = first_nal(bytes, self.length_size).ok_or_else(cut)?;
             self.append(nal, &mut stream)?;
             bytes = rest;
         }
-        self.decode(&stream)
+        self.decode(&stream, time)
     }
 
     fn finish(&mut self) -> Vec<Picture> {
@@ -138,7 +167,41 @@ impl Decode for H264 {
         self.waiting.sort_by_key(|(place, _)| *place);
         self.waiting.drain(..).map(|(_, picture)| picture).collect()
     }
+
+    fn aspect(&self) -> Option<PixelAspect> {
+        self.aspect
+    }
 }
+
+/// What an error of the decoder says about the file. (What it calls unsupported may be damaged as
+/// well; the `ffmpeg` program conceals such pictures.)
+fn refusal(error: &DecodeError) -> Refusal {
+    match error {
+        DecodeError::Unsupported(what) => Refusal::unsupported(format!("H.264 with {what}")),
+        DecodeError::Internal(_) => Refusal::unsupported(format!("H.264 ({error})")),
+        _ => Refusal::unusable(format!("damaged: {error}")),
+    }
+}
+
+/// The first NAL unit of a sample, behind a length of so many bytes, and the rest.
+fn first_nal(sample: &[u8], length_size: usize) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = sample.split_at_checked(length_size)?;
+    rest.split_at_checked(length.iter().fold(0, |sum, &byte| sum << 8 | usize::from(byte)))
+}
+
+/// Returns true if a sample begins anew: nothing after it needs what was decoded before.
+pub(crate) fn begins_anew(mut sample: &[u8], length_size: usize) -> bool {
+    while let Some((nal, rest)) = first_nal(sample, length_size) {
+        if nal.first().is_some_and(|header| header & 0x1f == KEY) {
+            return true;
+        }
+        sample = rest;
+    }
+    false
+}
+
+/// Type of a NAL unit that holds a slice of a picture that begins anew (IDR).
+const KEY: u8 = 5;
 
 /// Cuts a stream with start codes (four bytes each, as [`H264::append`] writes them) behind every
 /// slice, which is what the decoder takes at once.
@@ -150,7 +213,7 @@ fn units(stream: &[u8]) -> Vec<&[u8]> {
     let mut begin = 0;
     for (index, &start) in starts.iter().enumerate() {
         let end = starts.get(index + 1).copied().unwrap_or(stream.len());
-        let is_slice = stream.get(start + 4).is_some_and(|header| matches!(header & 0x1f, 1 | 5));
+        let is_slice = stream.get(start + 4).is_some_and(|header| matches!(header & 0x1f, 1 | KEY));
         if is_slice || end == stream.len() {
             units.extend(stream.get(begin..end));
             begin = end;
@@ -161,5 +224,5 @@ fn units(stream: &[u8]) -> Vec<&[u8]> {
 
 /// Whether a unit holds a slice of a picture that starts anew (NAL type 5).
 fn is_key(unit: &[u8]) -> bool {
-    unit.windows(4).any(|bytes| bytes[..3] == [0, 0, 1] && bytes[3] & 0x1f == 5)
+    unit.windows(4).any(|bytes| bytes[..3] == [0, 0, 1] && bytes[3] & 0x1f == KEY)
 }

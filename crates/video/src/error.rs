@@ -55,6 +55,17 @@ pub enum VideoError {
         /// What was found.
         reason: String,
     },
+    /// The file uses something that only the `ffmpeg` program decodes, and the program was not to be
+    /// used or is not installed. The file need not be damaged.
+    #[error("{}: needs the ffmpeg program: found {found}, {reason}", path.display())]
+    NeedsFfmpeg {
+        /// The file.
+        path: PathBuf,
+        /// What the decoders in this process lack.
+        found: String,
+        /// What they read, or why the program cannot be used.
+        reason: String,
+    },
     /// A program that is needed for this file is not there, or cannot be started.
     #[error("{}: {reason}", path.display())]
     Program {

@@ -2,20 +2,25 @@
 //!
 //! Found at run time: what the environment variables `OPENSORA_FFMPEG` and `OPENSORA_FFPROBE` name,
 //! else `ffmpeg` and `ffprobe` on the path. Frames come through a pipe, as RGB or planes in the
-//! stream's own size and order, none doubled and none dropped; rotations that a camera noted are not
-//! made.
+//! stream's own size and order, none doubled and none dropped, each with its own time. Pictures are
+//! turned upright in this process, as older programs know fewer turns.
 //! Only local files are opened: names are never taken for options or addresses of other protocols,
 //! and no file makes the program open another one.
 
-use crate::{VideoError, VideoInfo, frames::MAX_SIDE, picks::Picks, pipe, yuv::ToRgb};
-use serde_json::Value;
+use crate::{
+    VideoError, VideoInfo,
+    orientation::Orientation,
+    picks::Picks,
+    pipe,
+    probe::{Middle, Probed, probe},
+    stamps::{Stamp, Stamps},
+    yuv::ToRgb,
+};
 use std::{
     ffi::OsString,
     io::{ErrorKind, Read},
     path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, Stdio},
-    thread::JoinHandle,
-    vec,
 };
 
 /// Where the programs are.
@@ -43,12 +48,10 @@ impl Default for Programs {
 /// What a file may be read as, by the names of ffmpeg's demultiplexers. Those of playlists and
 /// lists (`hls`, `concat`, `dash`) are not among them: a file of a stranger would have others on
 /// this machine read, and its clips would show them.
-const CONTAINERS: &str = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,mxf,nut,\
+pub(crate) const CONTAINERS: &str = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,mxf,nut,\
                           ivf,wtv,rm,dv,h264,hevc,obu,m4v,mjpeg,vc1,yuv4mpegpipe";
 /// The first video stream that is no cover picture.
-const STREAM: &str = "V:0";
-/// Most bytes that are read of what `ffprobe` says: times of some hours of video.
-const MAX_PROBE: u64 = 64 << 20;
+pub(crate) const STREAM: &str = "V:0";
 /// Most bytes that are kept of complaints.
 const MAX_COMPLAINT: u64 = 64 << 10;
 
@@ -63,43 +66,89 @@ pub(crate) struct RawFrame {
 pub(crate) struct Stream {
     child: Child,
     out: pipe::Frames,
-    complaints: Option<JoinHandle<String>>,
-    /// Seconds of the frames, in display order.
-    times: vec::IntoIter<f64>,
+    stamps: Stamps,
+    turn: Turn,
+    /// Seconds of the frames by the container's index, for programs that tell no times.
+    times: std::vec::IntoIter<f64>,
+    /// The time that counts as 0, in seconds; that of the first frame if `None`.
+    start: Option<f64>,
+    first: Option<Stamp>,
     shown: usize,
     /// A frame that nobody needs any more: new memory for each one costs more than the reading.
     spare: Vec<u8>,
     pub(crate) info: VideoInfo,
 }
 
+/// How frames as they come through the pipe become those that are handed over.
+#[derive(Clone, Copy)]
+struct Turn {
+    orientation: Orientation,
+    /// Width and height of stored pictures.
+    stored: (usize, usize),
+    kind: Kind,
+}
+
+/// What comes through the pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Red, green and blue of each pixel.
+    Rgb,
+    /// The same, to be handed over as three planes.
+    RgbPlanes,
+    /// Planes of 4:2:0.
+    Yuv420,
+    /// Some pixels in planes of 4:4:4, of pictures that are shown as they are stored.
+    Picked,
+}
+
+impl Turn {
+    /// Returns true if frames are handed over as they come.
+    fn is_none(self) -> bool {
+        self.kind != Kind::RgbPlanes && self.orientation.is_as_stored()
+    }
+
+    fn apply(self, bytes: &[u8]) -> Vec<u8> {
+        let Self { orientation, stored, kind } = self;
+        match kind {
+            Kind::Rgb => orientation.apply::<3>(bytes, stored),
+            Kind::RgbPlanes => {
+                let (pixels, _) = bytes.as_chunks::<3>();
+                let plane = |at: usize| pixels.iter().map(move |pixel| pixel[at]);
+                let planes: Vec<u8> = (0..3).flat_map(plane).collect();
+                if orientation.is_as_stored() {
+                    return planes;
+                }
+                orientation.apply_to_planes(&planes, stored, stored)
+            }
+            Kind::Yuv420 => {
+                let (width, height) = stored;
+                orientation.apply_to_planes(bytes, stored, (width.div_ceil(2), height.div_ceil(2)))
+            }
+            Kind::Picked => bytes.to_vec(),
+        }
+    }
+}
+
 impl Stream {
     /// Asks what the file holds and starts to decode its first video stream to RGB.
     pub(crate) fn open(path: &Path, programs: &Programs) -> Result<Self, VideoError> {
         let probed = probe(path, programs)?;
-        let form = Form {
-            options: ["-pix_fmt", "rgb24", "-f", "rawvideo"].map(Into::into).into(),
-            frame_bytes: 3 * probed.info.height * probed.info.width,
-            size: None,
-        };
-        Self::start(path, programs, probed, &form, &[])
+        let form = Form::rgb(probed.stored, Kind::Rgb);
+        Self::start(path, programs, probed, &form, None)
     }
 
-    /// As [`open`](Self::open), to planes of 4:2:0 and 8 bits without full range; where the program
-    /// is known to pick them from frames of this size, to the wanted pixels alone.
+    /// As [`open`](Self::open), to planes: those of 4:2:0 and 8 bits without full range as they are;
+    /// if the program is known to pick them from frames of this size, the wanted pixels alone. Others
+    /// come as red, green and blue, so that they are the same as with [`open`](Self::open).
     pub(crate) fn open_planar(
         path: &Path,
         programs: &Programs,
         wanted: Wanted<'_>,
     ) -> Result<(Self, Planar), VideoError> {
         let probed = probe(path, programs)?;
-        let to_rgb = ToRgb::stated(probed.matrix, false).ok_or_else(|| VideoError::Decode {
-            path: path.into(),
-            reason: "its colours are coded in a way that is not known".into(),
-        })?;
-        let (stream, picks) = start_planar(programs, &probed, wanted, |form| {
-            Self::start(path, programs, probed.clone(), form, &[])
-        })?;
-        Ok((stream, Planar { to_rgb, picks }))
+        start_planar(programs, &probed, wanted, |form| {
+            Self::start(path, programs, probed.clone(), form, None)
+        })
     }
 
     /// As [`open_planar`](Self::open_planar), by two programs at once: the first gives all frames,
@@ -115,59 +164,57 @@ impl Stream {
     ) -> Result<Option<Halves>, VideoError> {
         let probed = probe(path, programs)?;
         let Some(Middle { place, seek }) = probed.middle() else { return Ok(None) };
-        let Some(to_rgb) = ToRgb::stated(probed.matrix, false) else { return Ok(None) };
         let mut second = probed.clone();
         second.times.drain(..place);
-        let from = |seek: Option<f64>| {
-            let mut options: Vec<OsString> = vec!["-threads".into(), "1".into()];
-            if let Some(seconds) = seek {
-                // To the key frame before that time, and nothing thrown away after it.
-                options.extend(["-seek_timestamp", "1", "-noaccurate_seek", "-ss"].map(Into::into));
-                options.push(format!("{seconds:.6}").into());
-            }
-            options
-        };
-        let ((first, second), picks) = start_planar(programs, &probed, wanted, |form| {
+        let half = |seek| Some(Half { seek });
+        let ((first, second), planar) = start_planar(programs, &probed, wanted, |form| {
             let start = |probed: &Probed, seek| {
-                Self::start(path, programs, probed.clone(), form, &from(seek))
+                Self::start(path, programs, probed.clone(), form, half(seek))
             };
             Ok((start(&probed, None)?, start(&second, Some(seek))?))
         })?;
-        Ok(Some(Halves { first, second, place, planar: Planar { to_rgb, picks } }))
+        Ok(Some(Halves { first, second, place, planar }))
     }
 
     fn start(
         path: &Path,
         programs: &Programs,
-        Probed { info, times, .. }: Probed,
+        probed: Probed,
         form: &Form,
-        input_options: &[OsString],
+        half: Option<Half>,
     ) -> Result<Self, VideoError> {
         let fail = |reason: String| VideoError::Decode { path: path.into(), reason };
         let input = local(path).map_err(|source| VideoError::Io { path: path.into(), source })?;
+        let filters: Vec<&str> = [STAMPS].into_iter().chain(form.filter.as_deref()).collect();
         let (mut child, out) = pipe::start(
             Command::new(&programs.ffmpeg)
-                .args(["-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe"])
-                .args(["-format_whitelist", CONTAINERS, "-noautorotate"])
-                .args(input_options)
+                .args(["-nostdin", "-hide_banner", "-nostats", "-v", "level+info"])
+                .args(["-protocol_whitelist", "file,pipe", "-format_whitelist", CONTAINERS])
+                .arg("-noautorotate")
+                .args(half.map(Half::options).unwrap_or_default())
                 .arg("-i")
                 .arg(input)
                 .args(["-map", &format!("0:{STREAM}"), "-vsync", "passthrough"])
+                .args(["-vf", &filters.join(",")])
                 .args(&form.options)
                 .arg("pipe:1")
                 .stdin(Stdio::null())
                 .stderr(Stdio::piped()),
+            pipe::PATIENCE,
         )
         .map_err(|error| absent(path, &programs.ffmpeg, &error))?;
         let Some(said) = child.stderr.take() else {
             return Err(fail("the ffmpeg program cannot be heard".into()));
         };
-        let complaints = std::thread::spawn(|| complaints(said));
+        let Probed { info, times, stored, orientation, start, .. } = probed;
         Ok(Self {
             child,
             out: pipe::Frames::new(out, form.frame_bytes, form.size),
-            complaints: Some(complaints),
+            stamps: Stamps::listen(said),
+            turn: Turn { orientation, stored, kind: form.kind },
             times: times.into_iter(),
+            start: half.map(|_| start),
+            first: None,
             shown: 0,
             spare: Vec::new(),
             info,
@@ -179,16 +226,23 @@ impl Stream {
         let mut bytes = std::mem::take(&mut self.spare);
         let filled = match self.out.read(&mut bytes) {
             Ok(pipe::Filled::Whole) => {
-                let even = self.shown as f64 / self.info.fps;
+                let time = self.stamp()?;
                 self.shown += 1;
-                return Ok(Some(RawFrame { time: self.times.next().unwrap_or(even), bytes }));
+                if !self.turn.is_none() {
+                    let turned = self.turn.apply(&bytes);
+                    self.spare = std::mem::replace(&mut bytes, turned);
+                }
+                return Ok(Some(RawFrame { time, bytes }));
             }
             Ok(pipe::Filled::Part) => true,
             Ok(pipe::Filled::Nothing) => false,
-            Err(error) => return Err(format!("the ffmpeg program: {error}")),
+            Err(error) => {
+                let _ = self.child.kill();
+                return Err(format!("the ffmpeg program: {}", pipe::words(&error)));
+            }
         };
         let status = self.child.wait().map_err(|error| format!("the ffmpeg program: {error}"))?;
-        let said = self.complaints.take().and_then(|said| said.join().ok()).unwrap_or_default();
+        let said = self.stamps.complaints();
         if !filled && status.success() && self.shown > 0 {
             return Ok(None);
         }
@@ -198,12 +252,31 @@ impl Stream {
             _ => format!("the ffmpeg program ended early ({status})"),
         })
     }
-}
 
-impl Stream {
+    /// Seconds of the frame that was just read.
+    fn stamp(&mut self) -> Result<f64, String> {
+        // By the index, or as if frames lasted equally long.
+        let even = if self.info.fps > 0.0 { self.shown as f64 / self.info.fps } else { 0.0 };
+        let told = self.times.next().unwrap_or(even);
+        let Some(stamp) = self.stamps.next() else { return Ok(told) };
+        let (width, height) = self.turn.stored;
+        if stamp.size != (width, height) {
+            let (w, h) = stamp.size;
+            return Err(format!("its size changes from {height}x{width} to {h}x{w}"));
+        }
+        let first = *self.first.get_or_insert(stamp);
+        let since = match self.start {
+            Some(start) => stamp.seconds().map(|seconds| seconds - start),
+            None => stamp.since(&first),
+        };
+        Ok(since.unwrap_or(told))
+    }
+
     /// Takes back the bytes of a frame, for the next one.
     pub(crate) fn reuse(&mut self, bytes: Vec<u8>) {
-        self.spare = bytes;
+        if self.turn.is_none() {
+            self.spare = bytes;
+        }
     }
 }
 
@@ -212,6 +285,29 @@ impl Drop for Stream {
         // It may have ended by itself; either way it is waited for, so that no process is left.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// The filter that tells each frame's time and size.
+const STAMPS: &str = "showinfo=checksum=0";
+
+/// One of two programs on one video.
+#[derive(Clone, Copy)]
+struct Half {
+    /// Where it begins, in the container's own seconds.
+    seek: Option<f64>,
+}
+
+impl Half {
+    /// Options before the input.
+    fn options(self) -> Vec<OsString> {
+        let mut options: Vec<OsString> = ["-copyts", "-threads", "1"].map(Into::into).into();
+        if let Some(seconds) = self.seek {
+            // To the key frame before that time, and nothing thrown away after it.
+            options.extend(["-seek_timestamp", "1", "-noaccurate_seek", "-ss"].map(Into::into));
+            options.push(format!("{seconds:.6}").into());
+        }
+        options
     }
 }
 
@@ -239,6 +335,9 @@ pub(crate) struct Planar {
 
 /// The form in which frames are asked for.
 struct Form {
+    kind: Kind,
+    /// A filter.
+    filter: Option<String>,
     /// Options of the output.
     options: Vec<OsString>,
     /// Bytes of a frame.
@@ -248,24 +347,32 @@ struct Form {
 }
 
 impl Form {
+    /// All pixels of frames of this size (width, height), red, green and blue.
+    fn rgb((width, height): (usize, usize), kind: Kind) -> Self {
+        let options = ["-pix_fmt", "rgb24", "-f", "rawvideo"].map(Into::into).into();
+        Self { kind, filter: None, options, frame_bytes: 3 * height * width, size: None }
+    }
+
     /// All pixels of frames of this size (width, height), 4:2:0.
     fn whole(size @ (width, height): (usize, usize)) -> Self {
         let frame_bytes = height * width + 2 * height.div_ceil(2) * width.div_ceil(2);
-        Self::of_planes(&["-pix_fmt", "yuv420p"], frame_bytes, size)
+        Self::of_planes(Kind::Yuv420, &["-pix_fmt", "yuv420p"], frame_bytes, size)
     }
 
     /// Some pixels of frames of this size, 4:4:4.
     fn picked(size: (usize, usize), picks: &Picks) -> Self {
         // Several threads for so little would wait for one another.
-        let options = ["-filter_threads", "1", "-vf", &picks.filter(size)];
-        Self::of_planes(&options, picks.frame_bytes(), (picks.columns.len(), picks.rows.len()))
+        let options = ["-filter_threads", "1"];
+        let small = (picks.columns.len(), picks.rows.len());
+        let form = Self::of_planes(Kind::Picked, &options, picks.frame_bytes(), small);
+        Self { filter: Some(picks.filter(size)), ..form }
     }
 
     /// Planes go out line by line as they lie in the decoder's frames. The plain form, `rawvideo`,
     /// would first have them all copied to another place.
-    fn of_planes(options: &[&str], frame_bytes: usize, size: (usize, usize)) -> Self {
+    fn of_planes(kind: Kind, options: &[&str], frame_bytes: usize, size: (usize, usize)) -> Self {
         let options = options.iter().chain(&["-f", "yuv4mpegpipe"]).map(Into::into).collect();
-        Self { options, frame_bytes, size: Some(size) }
+        Self { kind, filter: None, options, frame_bytes, size: Some(size) }
     }
 }
 
@@ -275,172 +382,39 @@ fn start_planar<T>(
     probed: &Probed,
     wanted: Wanted<'_>,
     start: impl Fn(&Form) -> Result<T, VideoError>,
-) -> Result<(T, Option<Picks>), VideoError> {
-    let size = (probed.info.width, probed.info.height);
-    // What has another depth or range is converted as a whole: in one step with picking, it could
-    // be rounded otherwise.
-    if let Some(picks) = wanted(size.0, size.1).filter(|_| probed.is_plain) {
+) -> Result<(T, Planar), VideoError> {
+    let to_rgb = ToRgb::stated(probed.matrix, false).filter(|_| probed.is_plain);
+    let Some(to_rgb) = to_rgb else {
+        // Other depths, ranges and chroma formats would be rounded or averaged on the way to 4:2:0.
+        let (width, height) = (probed.info.width, probed.info.height);
+        let picks = Picks { columns: (0..width).collect(), rows: (0..height).collect() };
+        let planar = Planar { to_rgb: ToRgb::NONE, picks: Some(picks) };
+        return Ok((start(&Form::rgb(probed.stored, Kind::RgbPlanes))?, planar));
+    };
+    let size = probed.stored;
+    let are_possible = probed.orientation.is_as_stored();
+    if let Some(picks) = wanted(size.0, size.1).filter(|_| are_possible) {
         // They get going while it is found out whether they are of use.
         let started = start(&Form::picked(size, &picks))?;
         if picks.are_made_by(&programs.ffmpeg, size) {
-            return Ok((started, Some(picks)));
+            return Ok((started, Planar { to_rgb, picks: Some(picks) }));
         }
     }
-    Ok((start(&Form::whole(size))?, None))
-}
-
-/// A key frame near the middle of a video.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Middle {
-    /// Frames that are shown before it.
-    place: usize,
-    /// A time in the container's own seconds whose last key frame it is.
-    seek: f64,
-}
-
-/// What is known of a file's first video stream.
-#[derive(Clone)]
-struct Probed {
-    info: VideoInfo,
-    /// Seconds of its frames from the first; empty where they are not known.
-    times: Vec<f64>,
-    /// Seconds of the first frame as the container counts them.
-    start: f64,
-    /// Places of the key frames in `times`, ascending.
-    key_frames: Vec<usize>,
-    /// `matrix_coefficients` of H.264 (table E-5).
-    matrix: u8,
-    /// Whether frames are decoded to 4:2:0 with 8 bits and limited range.
-    is_plain: bool,
-}
-
-/// Videos of fewer frames are not worth a second program.
-const FEWEST_FOR_HALVES: usize = 240;
-/// Containers without an index by display time are searched this much too early by ffmpeg
-/// (`ffmpeg_demux.c`, 3/23 s where frames are reordered); seeking later by more than that makes up
-/// for it.
-const SEEK_LATER: f64 = 0.2;
-
-impl Probed {
-    /// The key frame nearest to the middle, where neither half is less than a third.
-    fn middle(&self) -> Option<Middle> {
-        let frames = self.times.len();
-        if frames < FEWEST_FOR_HALVES {
-            return None;
-        }
-        let nearest = |place: &usize| place.abs_diff(frames / 2);
-        let among = (0..self.key_frames.len()).min_by_key(|&i| nearest(&self.key_frames[i]))?;
-        let place = self.key_frames[among];
-        if place < frames / 3 || place > frames - frames / 3 {
-            return None;
-        }
-        let next = self.key_frames.get(among + 1).copied().unwrap_or(frames - 1);
-        let length = self.times[next] - self.times[place];
-        let seek = self.start + self.times[place] + SEEK_LATER.min(0.5 * length);
-        Some(Middle { place, seek })
-    }
-}
-
-/// What a file's first video stream is.
-fn probe(path: &Path, programs: &Programs) -> Result<Probed, VideoError> {
-    let fail = |reason: String| VideoError::Decode { path: path.into(), reason };
-    let mut child = Command::new(&programs.ffprobe)
-        .args(["-v", "error", "-protocol_whitelist", "file,pipe"])
-        .args(["-format_whitelist", CONTAINERS, "-select_streams", STREAM])
-        .args([
-            "-show_entries",
-            "stream=codec_name,width,height,avg_frame_rate,r_frame_rate,color_space,color_range,\
-             pix_fmt",
-        ])
-        .args(["-show_entries", "packet=pts_time,flags", "-show_entries", "format=duration"])
-        .args(["-of", "json", "-i"])
-        .arg(local(path).map_err(|source| VideoError::Io { path: path.into(), source })?)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| absent(path, &programs.ffprobe, &error))?;
-    let said = child.stderr.take().map(|said| std::thread::spawn(|| complaints(said)));
-    let mut text = String::new();
-    let read = match child.stdout.take() {
-        Some(out) => out.take(MAX_PROBE).read_to_string(&mut text),
-        None => Ok(0),
-    };
-    let _ = child.kill();
-    let _ = child.wait();
-    let said = said.and_then(|said| said.join().ok()).unwrap_or_default();
-    let answer: Option<Value> = read.ok().and_then(|_| serde_json::from_str(&text).ok());
-    let stream = answer.as_ref().map(|answer| &answer["streams"][0]);
-    let Some((answer, stream)) = answer.as_ref().zip(stream.filter(|stream| stream.is_object()))
-    else {
-        return Err(fail(match last_line(&said) {
-            Some(line) => format!("the ffprobe program says: {line}"),
-            None => "it holds no video track".into(),
-        }));
-    };
-
-    let side = |name: &str| stream[name].as_u64().and_then(|side| usize::try_from(side).ok());
-    let (Some(width), Some(height)) = (side("width"), side("height")) else {
-        return Err(fail("the ffprobe program tells no size".into()));
-    };
-    if !(1..=MAX_SIDE).contains(&width) || !(1..=MAX_SIDE).contains(&height) {
-        return Err(fail(format!(
-            "its pictures are {height}x{width}, sides are 1 to {MAX_SIDE} pixels"
-        )));
-    }
-    let number = |value: &Value| value.as_str().and_then(|text| text.parse::<f64>().ok());
-    let packets = answer["packets"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let is_key =
-        |packet: &Value| packet["flags"].as_str().is_some_and(|flags| flags.starts_with('K'));
-    let mut shown: Vec<(f64, bool)> = packets
-        .iter()
-        .filter_map(|packet| Some((number(&packet["pts_time"])?, is_key(packet))))
-        .collect();
-    shown.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let start = shown.first().map_or(0.0, |&(time, _)| time);
-    let mut times: Vec<f64> = shown.iter().map(|(time, _)| time - start).collect();
-    let key_frames = (0..shown.len()).filter(|&place| shown[place].1).collect();
-    // Without a time for each packet they cannot be told apart: then frames last equally long.
-    let frames = (!packets.is_empty()).then_some(packets.len());
-    if Some(times.len()) != frames {
-        times.clear();
-    }
-    let rate = ["avg_frame_rate", "r_frame_rate"].into_iter().find_map(|name| {
-        let (above, below) = stream[name].as_str()?.split_once('/')?;
-        let rate = above.parse::<f64>().ok()? / below.parse::<f64>().ok()?;
-        (rate.is_finite() && rate > 0.0).then_some(rate)
-    });
-    let fps = rate.ok_or_else(|| fail("it has no frame rate".into()))?;
-    let duration = number(&answer["format"]["duration"]);
-    let codec = stream["codec_name"].as_str().unwrap_or("unknown").to_string();
-    let matrix = match stream["color_space"].as_str() {
-        Some("bt709") => 1,
-        Some("fcc") => 4,
-        Some("bt470bg") => 5,
-        Some("smpte170m") => 6,
-        Some("smpte240m") => 7,
-        Some("bt2020nc" | "bt2020_ncl") => 9,
-        // Not stated.
-        _ => 2,
-    };
-    let info = VideoInfo { width, height, fps, num_frames: frames, duration, codec };
-    let is_plain = stream["pix_fmt"].as_str() == Some("yuv420p")
-        && stream["color_range"].as_str().is_none_or(|range| range != "pc");
-    Ok(Probed { info, times, start, key_frames, matrix, is_plain })
+    Ok((start(&Form::whole(size))?, Planar { to_rgb, picks: None }))
 }
 
 /// A path that is no option and no address.
-fn local(path: &Path) -> std::io::Result<OsString> {
+pub(crate) fn local(path: &Path) -> std::io::Result<OsString> {
     let mut name = OsString::from("file:");
     name.push(std::path::absolute(path)?);
     Ok(name)
 }
 
-fn absent(path: &Path, program: &Path, error: &std::io::Error) -> VideoError {
+pub(crate) fn absent(path: &Path, program: &Path, error: &std::io::Error) -> VideoError {
     let program = program.display();
     let reason = match error.kind() {
         ErrorKind::NotFound => {
-            format!("the program {program}, which reads other kinds of video, is not there")
+            format!("the program {program}, which reads other kinds of video, is not installed")
         }
         _ => format!("the program {program} cannot be started: {error}"),
     };
@@ -448,7 +422,7 @@ fn absent(path: &Path, program: &Path, error: &std::io::Error) -> VideoError {
 }
 
 /// Reads all that a program complains of, and keeps the beginning.
-fn complaints(mut said: ChildStderr) -> String {
+pub(crate) fn complaints(mut said: ChildStderr) -> String {
     let mut kept = Vec::new();
     let _ = said.by_ref().take(MAX_COMPLAINT).read_to_end(&mut kept);
     let _ = std::io::copy(&mut said, &mut std::io::sink());
@@ -456,7 +430,7 @@ fn complaints(mut said: ChildStderr) -> String {
 }
 
 /// The last complaint, without the name of the file, which its reader knows.
-fn last_line(text: &str) -> Option<&str> {
+pub(crate) fn last_line(text: &str) -> Option<&str> {
     let line = text.lines().map(str::trim).rfind(|line| !line.is_empty())?;
     let is_name = line.starts_with("file:");
     Some(if is_name { line.rsplit_once(": ").map_or(line, |(_, words)| words) } else { line })

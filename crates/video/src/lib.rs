@@ -7,15 +7,20 @@
 //! | [`media`] | images and videos by their endings |
 //! | [`reader`] | any video, picture by picture |
 //! | [`picks`] | frames made smaller by leaving pixels out, while `ffmpeg` decodes |
-//! | [`ffmpeg`] | the `ffmpeg` program, for what is not decoded here |
+//! | [`ffmpeg`] | the `ffmpeg` program, for what is not decoded in this process |
+//! | `probe` | what the `ffprobe` program says of a file |
 //! | `pipe` | frames out of a program's output |
+//! | `stamps` | times of frames, told by a program |
 //! | [`mp4`] | H.264 in MP4, written and read |
+//! | `in_process` | the shown frames of an MP4, decoded in this process |
 //! | `decode` | decoders of video streams, behind one interface |
-//! | `sps` | size and colours that an H.264 stream states |
+//! | `sps` | size, colours and pixel aspect that an H.264 stream states |
+//! | `orientation`, `aspect` | how stored pictures are turned, and the shape of their pixels |
 //! | `color` | RGB to the planes of a video codec and back |
 //! | [`yuv`] | pixels of those planes as RGB, as FFmpeg has them |
 //! | [`vectors`] | loops for the vectors that the processor has |
-//! | `boxes`, `tables` | the structure of an MP4, checked and reduced before anything trusts it |
+//! | `track` | the video track of an MP4: `boxes`, sample `tables`, and `edits` that hide frames |
+//! | `refusal` | why a file is not decoded in this process |
 //! | [`gif`], [`png`] | the other two formats |
 //! | [`pillow`] | resizing of images by Pillow's arithmetic |
 //! | [`sheet`] | several clips in one picture |
@@ -37,27 +42,36 @@
 //! # }
 //! ```
 
+mod aspect;
 mod boxes;
 mod color;
 mod decode;
+mod edits;
 mod error;
 pub mod ffmpeg;
 pub mod frames;
 pub mod gif;
+mod in_process;
 pub mod media;
 pub mod mp4;
+mod orientation;
 pub mod picks;
 pub mod pillow;
 mod pipe;
 pub mod png;
+mod probe;
 pub mod reader;
+mod refusal;
 pub mod sheet;
 mod sps;
+mod stamps;
 mod tables;
+mod track;
 pub mod vectors;
 pub mod writer;
 pub mod yuv;
 
+pub use aspect::PixelAspect;
 pub use error::VideoError;
 pub use frames::{Frames, FramesError};
 pub use reader::{Decoder, PlanarFrame, PlanarHalves, VideoFrame, VideoInfo, VideoReader};

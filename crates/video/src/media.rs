@@ -33,7 +33,7 @@ pub enum Media {
 }
 
 impl Media {
-    /// Reads all of a file or folder.
+    /// Reads all of a file or folder. Videos come upright and in square pixels.
     ///
     /// An image's kind goes by its content, as many files have the ending of another kind. Greys
     /// become RGB, 16 bits become 8, opacity is dropped, and rotations that a camera noted are not
@@ -73,7 +73,7 @@ impl Media {
 }
 
 fn all_frames(path: &Path) -> Result<Frames, VideoError> {
-    let reader = VideoReader::open(path, Decoder::Auto)?;
+    let reader = VideoReader::open(path, Decoder::Auto)?.with_square_pixels()?;
     let (height, width) = (reader.info().height, reader.info().width);
     let (mut rgb, mut count) = (Vec::new(), 0);
     for frame in reader {

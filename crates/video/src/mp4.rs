@@ -4,26 +4,19 @@
 //! display order), header first, colours stated in the stream. 4:2:0 has no odd sides, not even by
 //! cropping, which H.264 counts in chroma samples: such clips are refused.
 //!
-//! Read within bounds: no more than [`MAX_FILE`] bytes of file, [`MAX_DECODED`] bytes of pictures,
-//! and only files that are not fragmented. Edit lists are not applied.
+//! Read within bounds: no more than [`MAX_DECODED`] bytes of pictures, and only files that are not
+//! fragmented. Frames that an edit list hides are not shown, and pictures are turned as the container
+//! states ([`crate::reader`]).
 
 use crate::{
-    Frames, VideoError, boxes,
+    Frames, VideoError,
     color::{Matrix, Planes},
-    decode::{Decode, H264, Picture},
-    reader::VideoInfo,
+    in_process::Stream,
     sps,
 };
 use muxide::api::{MuxerBuilder, VideoCodec};
 use rusty_h264::{Encoder, EncoderConfig, Preset, YuvFrame};
-use std::{
-    collections::VecDeque,
-    io::{Read, Write},
-    ops::Range,
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
-    vec,
-};
+use std::{io::Write, path::Path};
 
 /// Quantiser of the encoder: visually close to the source, since clips are short.
 const QP: u8 = 18;
@@ -132,154 +125,34 @@ fn with_colour(unit: &[u8], matrix: u8) -> Result<(Vec<u8>, bool), String> {
     Ok((out, is_key))
 }
 
-/// Most bytes of an MP4 that are read: they are held while its pictures are decoded.
-pub const MAX_FILE: u64 = 1 << 30;
 /// Most bytes of decoded pictures that [`read`] holds.
 pub const MAX_DECODED: usize = 4 << 30;
 
 /// Reads the H.264 video of an MP4: frames in display order, and frames per second (of a stream
-/// whose frames last unequally long: their mean).
+/// whose frames last unequally long: their mean; 0 if the file does not tell).
 ///
 /// Size and colours are those that the stream states; where it states no colour matrix, BT.601.
 /// Pixels are those of the `ffmpeg` program ([`crate::yuv`]).
 ///
 /// # Errors
-/// Where the file cannot be read, holds no H.264 track, is fragmented or damaged, or is larger
-/// than what is reasonable for a clip.
+/// Returns an error if the file cannot be read, holds no H.264 track, is damaged, or is larger than
+/// what is reasonable for a clip; [`VideoError::NeedsFfmpeg`] if it uses what is not decoded in this
+/// process.
 pub fn read(path: &Path) -> Result<(Frames, f64), VideoError> {
-    let decode = |reason: String| VideoError::Decode { path: path.into(), reason };
-    let mut stream = Stream::open(path)?;
+    let mut stream = Stream::open(path).map_err(|refused| refused.of(path))?;
     let (mut rgb, mut shape) = (Vec::new(), [0; 3]);
-    while let Some((picture, _)) = stream.next_picture().map_err(decode)? {
-        let Planes { height, width, .. } = picture.planes;
+    while let Some(frame) = stream.next_picture().map_err(|refused| refused.of(path))? {
+        let Planes { height, width, .. } = frame.planes;
         shape = [shape[0] + 1, height, width];
         if rgb.len() + 3 * height * width > MAX_DECODED {
-            return Err(decode("its pictures are too many to hold".into()));
+            let reason = "its pictures are too many to hold".into();
+            return Err(VideoError::Decode { path: path.into(), reason });
         }
-        rgb.extend(picture.matrix.rgb(&picture.planes));
+        rgb.extend(frame.matrix.rgb(&frame.planes));
     }
     let frames = Frames::from_rgb(rgb, shape)
         .map_err(|source| VideoError::Frames { path: path.into(), source })?;
     Ok((frames, stream.info.fps))
-}
-
-/// The video of an MP4, decoded picture by picture. What is held is the file and the pictures
-/// whose turn has not come.
-pub(crate) struct Stream {
-    bytes: Vec<u8>,
-    /// Samples in decoding order.
-    samples: vec::IntoIter<Range<usize>>,
-    /// Seconds at which pictures are shown, in display order, the first at 0.
-    times: vec::IntoIter<f64>,
-    decoder: Box<dyn Decode + Send>,
-    /// Decoded, and their turn has come.
-    shown: VecDeque<Picture>,
-    pub(crate) info: VideoInfo,
-}
-
-impl Stream {
-    /// Opens a file and decodes its first picture.
-    ///
-    /// # Errors
-    /// Those of [`read`], as far as they can be seen by then.
-    pub(crate) fn open(path: &Path) -> Result<Self, VideoError> {
-        let io = |source| VideoError::Io { path: path.into(), source };
-        let decode = |reason: String| VideoError::Decode { path: path.into(), reason };
-        let mut bytes = Vec::new();
-        let file = std::fs::File::open(path).map_err(io)?;
-        file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(io)?;
-        if bytes.len() as u64 > MAX_FILE {
-            return Err(decode(format!("it has more than {MAX_FILE} bytes")));
-        }
-        let mut stream = guarded(|| Self::of(bytes)).map_err(decode)?;
-        stream.fill().map_err(decode)?;
-        let first = stream.shown.front().ok_or_else(|| decode("it holds no pictures".into()))?;
-        (stream.info.height, stream.info.width) = (first.planes.height, first.planes.width);
-        Ok(stream)
-    }
-
-    fn of(mut bytes: Vec<u8>) -> Result<Self, String> {
-        boxes::reduce(&mut bytes)?;
-        let mp4 = re_mp4::Mp4::read_bytes(&bytes).map_err(|error| format!("no MP4: {error}"))?;
-        let track = mp4.tracks().values().next().ok_or("it holds no video track")?;
-        let stsd = &track.trak(&mp4).mdia.minf.stbl.stsd.contents;
-        let re_mp4::StsdBoxContent::Avc1(avc1) = stsd else {
-            return Err("its video is not H.264".into());
-        };
-        let avcc = &avc1.avcc;
-        let sets = avcc.sequence_parameter_sets.iter().chain(&avcc.picture_parameter_sets);
-        let length_size = usize::from(avcc.length_size_minus_one & 3) + 1;
-        let decoder = H264::new(sets.map(|set| set.bytes.as_slice()), length_size)?;
-
-        let place = |sample: &re_mp4::Sample| {
-            let end = sample.offset.checked_add(sample.size).ok_or("a sample's place overflows")?;
-            let place = usize::try_from(sample.offset).ok().zip(usize::try_from(end).ok());
-            let place = place.map(|(start, end)| start..end);
-            place
-                .filter(|place| place.end <= bytes.len())
-                .ok_or("truncated: a sample lies behind the end")
-        };
-        let samples: Vec<_> = track.samples.iter().map(place).collect::<Result<_, _>>()?;
-        let mut ticks: Vec<i64> =
-            track.samples.iter().map(|sample| sample.composition_timestamp).collect();
-        ticks.sort_unstable();
-        let first = ticks.first().copied().unwrap_or(0);
-        let second = track.timescale as f64;
-        let times: Vec<f64> =
-            ticks.iter().map(|&at| at.saturating_sub(first) as f64 / second).collect();
-
-        let seconds = track.duration as f64 / second;
-        let fps = samples.len() as f64 / seconds;
-        if !fps.is_finite() || fps <= 0.0 {
-            return Err(format!("its duration is {seconds} seconds"));
-        }
-        // Durations are whole ticks: take the round number behind them where there is one.
-        let whole = fps.round();
-        let fps = if whole >= 1.0 && (fps - whole).abs() < 1e-3 { whole } else { fps };
-        let info = VideoInfo {
-            width: 0,
-            height: 0,
-            fps,
-            num_frames: Some(samples.len()),
-            duration: Some(seconds),
-            codec: "h264".into(),
-        };
-        let (samples, times) = (samples.into_iter(), times.into_iter());
-        let shown = VecDeque::new();
-        Ok(Self { bytes, samples, times, decoder: Box::new(decoder), shown, info })
-    }
-
-    /// The next picture in display order and its seconds from the first; `None` after the last.
-    pub(crate) fn next_picture(&mut self) -> Result<Option<(Picture, f64)>, String> {
-        self.fill()?;
-        // Each sample is one picture; a damaged stream may hold more, whose time is not known.
-        Ok(self.shown.pop_front().map(|picture| {
-            let time = self.times.next().unwrap_or_default();
-            (picture, time)
-        }))
-    }
-
-    /// Decodes until a picture's turn has come or there is none left.
-    fn fill(&mut self) -> Result<(), String> {
-        let Self { bytes, samples, decoder, shown, .. } = self;
-        guarded(|| {
-            while shown.is_empty() {
-                let Some(place) = samples.next() else {
-                    shown.extend(decoder.finish());
-                    break;
-                };
-                shown.extend(decoder.sample(&bytes[place])?);
-            }
-            Ok(())
-        })
-    }
-}
-
-/// Container and codec come from strangers and their readers are young: a panic in one of them is a
-/// damaged file.
-fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|_| Err("the decoder gave up on damaged data".into()))
 }
 
 #[cfg(test)]

@@ -3,7 +3,12 @@
 use std::{
     io::{Error, ErrorKind, IoSliceMut, Read, Result},
     process::{Child, Command},
+    time::Duration,
 };
+
+/// How long a program may give nothing while it is waited for: far longer than the slowest picture
+/// takes.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What a program writes to, as it is read here.
 #[cfg(target_os = "linux")]
@@ -12,25 +17,36 @@ pub(crate) type Output = std::os::unix::net::UnixStream;
 #[cfg(not(target_os = "linux"))]
 pub(crate) type Output = std::process::ChildStdout;
 
-/// Starts a program whose output is read.
+/// Starts a program whose output is read. Reading fails when it gives nothing for `patience`.
 ///
 /// On Linux it writes into a socket: that holds more than a pipe, so that the two sides wait less
 /// for one another. (Elsewhere sockets are the smaller ones.)
 #[cfg(target_os = "linux")]
-pub(crate) fn start(command: &mut Command) -> Result<(Child, Output)> {
+pub(crate) fn start(command: &mut Command, patience: Duration) -> Result<(Child, Output)> {
     let (ours, theirs) = Output::pair()?;
+    ours.set_read_timeout(Some(patience))?;
     let child = command.stdout(std::os::fd::OwnedFd::from(theirs)).spawn();
     // Its end must not be held here as well, else nothing ever ends.
     command.stdout(std::process::Stdio::null());
     Ok((child?, ours))
 }
 
-/// Starts a program whose output is read.
+/// Starts a program whose output is read. (Pipes know no `patience`.)
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn start(command: &mut Command) -> Result<(Child, Output)> {
+pub(crate) fn start(command: &mut Command, _patience: Duration) -> Result<(Child, Output)> {
     let mut child = command.stdout(std::process::Stdio::piped()).spawn()?;
     let out = child.stdout.take().ok_or_else(|| Error::other("it has no output"))?;
     Ok((child, out))
+}
+
+/// The words for an error while a program's output is read.
+pub(crate) fn words(error: &Error) -> String {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            format!("it has given nothing for {} s", PATIENCE.as_secs())
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// How much of a frame there was.
@@ -144,6 +160,17 @@ mod tests {
                 end => return (found, end),
             }
         }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn nobody_waits_for_ever() {
+        let mut command = Command::new("sleep");
+        let (mut child, out) = start(command.arg("60"), Duration::from_millis(50)).unwrap();
+        let error = Frames::new(out, 3, None).read(&mut Vec::new()).unwrap_err();
+        assert!(words(&error).contains("given nothing"), "{error}");
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -1,10 +1,7 @@
 //! PNG: one image, or a folder of frames.
 
-use crate::{
-    Frames, VideoError,
-    frames::MAX_SIDE,
-    writer::{parent, temporary},
-};
+use crate::{Frames, VideoError, frames::MAX_SIDE};
+use opensora_files::{AtomicFile, Existing};
 use std::{
     fs::File,
     io::{BufRead, BufReader, BufWriter, Seek, Write},
@@ -33,14 +30,13 @@ pub(crate) fn encode(
 pub fn write(path: &Path, still: &Frames) -> Result<(), VideoError> {
     let io = |source| VideoError::Io { path: path.into(), source };
     let frame = &still.data()[..3 * still.height() * still.width()];
-    let mut file = temporary(0o666, |builder| builder.tempfile_in(parent(path))).map_err(io)?;
+    let mut file = AtomicFile::create(path, Existing::Replace).map_err(io)?;
     let mut out = BufWriter::new(&mut file);
     encode(frame, still.height(), still.width(), &mut out)
         .map_err(|reason| VideoError::Encode { path: path.into(), reason })?;
     out.flush().map_err(io)?;
     drop(out);
-    file.as_file().sync_all().map_err(io)?;
-    file.persist(path).map(drop).map_err(|error| io(error.error))
+    file.commit().map_err(io)
 }
 
 /// Writes the frames of a clip as `frame_00000.png` and so on.

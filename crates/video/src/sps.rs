@@ -3,12 +3,35 @@
 //! Source: ITU-T H.264, 7.3.2.1.1 (syntax), 7.4.2.1.1 (cropping) and annex E.1.1 (VUI). The codec
 //! neither writes nor reads the VUI, so what it holds is read and added here.
 
+use crate::{aspect::PixelAspect, refusal::Refusal};
+
 /// Profiles whose parameter sets state the chroma format (7.3.2.1.1).
 const HIGH_PROFILES: [u32; 13] = [44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244];
 /// Reference frames that a stream may have (A.3.1).
 const MAX_REFERENCES: u32 = 16;
 /// Type of the NAL unit that holds a sequence parameter set.
 pub(crate) const NAL_TYPE: u8 = 7;
+
+/// Sample aspect ratios by `aspect_ratio_idc` (table E-1).
+const ASPECTS: [(u32, u32); 17] = [
+    (0, 0),
+    (1, 1),
+    (12, 11),
+    (10, 11),
+    (16, 11),
+    (40, 33),
+    (24, 11),
+    (20, 11),
+    (32, 11),
+    (80, 33),
+    (18, 11),
+    (15, 11),
+    (64, 33),
+    (160, 99),
+    (4, 3),
+    (3, 2),
+    (2, 1),
+];
 
 /// How a stream says that its colours are coded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,14 +43,16 @@ pub(crate) struct Colour {
 }
 
 /// The part of a sequence parameter set that is of interest here.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Sps {
     /// Pixels in a row that are shown.
     pub(crate) width: usize,
     /// Rows that are shown.
     pub(crate) height: usize,
-    /// How colours are coded, where it is stated.
+    /// How colours are coded, if it is stated.
     pub(crate) colour: Option<Colour>,
+    /// Pixel aspect, if it is stated.
+    pub(crate) aspect: Option<PixelAspect>,
     references: u32,
     /// Bits before `vui_parameters_present_flag`.
     before_vui: usize,
@@ -35,29 +60,39 @@ pub(crate) struct Sps {
 
 impl Sps {
     /// Reads a NAL unit (with its header byte, without start code).
-    pub(crate) fn parse(nal: &[u8]) -> Result<Self, String> {
+    pub(crate) fn parse(nal: &[u8]) -> Result<Self, Refusal> {
         let bytes = unescape(nal);
         if bytes.first().is_none_or(|header| header & 0x1f != NAL_TYPE) {
-            return Err("expected a sequence parameter set".into());
+            return Err(Refusal::unusable("damaged: its sequence parameter set is none"));
         }
         let mut bits = Bits { bytes: &bytes, at: 8 };
         Self::fields(&mut bits)
-            .ok_or_else(|| "damaged: its sequence parameter set is cut short".to_string())?
+            .ok_or_else(|| Refusal::unusable("damaged: its sequence parameter set is cut short"))?
     }
 
     /// `None` where bits run out.
-    fn fields(bits: &mut Bits) -> Option<Result<Self, String>> {
+    fn fields(bits: &mut Bits) -> Option<Result<Self, Refusal>> {
+        let unsupported = |found: String| Some(Err(Refusal::Unsupported(found)));
         let profile = bits.take(8)?;
         bits.take(16)?; // constraint flags, level_idc
         bits.ue()?; // seq_parameter_set_id
         if HIGH_PROFILES.contains(&profile) {
             let chroma = bits.ue()?;
             if chroma != 1 {
-                return Some(Err(format!("its chroma format is {chroma}, expected 4:2:0 (1)")));
+                let name = match chroma {
+                    0 => "grey video (4:0:0)",
+                    2 => "4:2:2 video",
+                    3 => "4:4:4 video",
+                    _ => return Some(Err(Refusal::unusable("damaged: no such chroma format"))),
+                };
+                return unsupported(name.into());
             }
             let (luma, chroma) = (bits.ue()?, bits.ue()?);
             if (luma, chroma) != (0, 0) {
-                return Some(Err("its samples have more than 8 bits".into()));
+                return unsupported(format!(
+                    "video of {} bits",
+                    luma.max(chroma).saturating_add(8)
+                ));
             }
             bits.take(1)?; // qpprime_y_zero_transform_bypass_flag
             if bits.flag()? {
@@ -83,9 +118,10 @@ impl Sps {
         }
         let references = bits.ue()?;
         if references > MAX_REFERENCES {
-            return Some(Err(format!(
-                "it declares {references} reference frames, at most {MAX_REFERENCES} are possible"
-            )));
+            return Some(Err(Refusal::unusable(format!(
+                "damaged: it declares {references} reference frames, at most {MAX_REFERENCES} are \
+                 possible"
+            ))));
         }
         bits.take(1)?; // gaps_in_frame_num_value_allowed_flag
         let width = (u64::from(bits.ue()?) + 1) * 16;
@@ -109,21 +145,34 @@ impl Sps {
             size.checked_sub(crop).filter(|&shown| shown > 0).and_then(|n| usize::try_from(n).ok())
         };
         let Some((width, height)) = shown(width, crop_x).zip(shown(height, crop_y)) else {
-            return Some(Err(format!("damaged: it crops {crop_y}x{crop_x} of {height}x{width}")));
+            let words = format!("damaged: it crops {crop_y}x{crop_x} of {height}x{width}");
+            return Some(Err(Refusal::Unusable(words)));
         };
         if crop[0] != 0 || crop[2] != 0 {
             // The decoder cuts at the right and at the bottom only.
-            return Some(Err("it crops rows at the top or columns at the left".into()));
+            return unsupported("pictures that are cropped at the top or the left".into());
         }
         let before_vui = bits.at;
-        let colour = if bits.flag()? { Self::vui_colour(bits)? } else { None };
-        Some(Ok(Self { width, height, colour, references, before_vui }))
+        let mut it = Self { width, height, colour: None, aspect: None, references, before_vui };
+        if bits.flag()? {
+            it.aspect = Self::vui_aspect(bits)?;
+            it.colour = Self::vui_colour(bits)?;
+        }
+        Some(Ok(it))
+    }
+
+    fn vui_aspect(bits: &mut Bits) -> Option<Option<PixelAspect>> {
+        if !bits.flag()? {
+            return Some(None);
+        }
+        let (width, height) = match bits.take(8)? as usize {
+            255 => (bits.take(16)?, bits.take(16)?),
+            code => ASPECTS.get(code).copied().unwrap_or_default(),
+        };
+        Some(PixelAspect::stated(width.into(), height.into()))
     }
 
     fn vui_colour(bits: &mut Bits) -> Option<Option<Colour>> {
-        if bits.flag()? && bits.take(8)? == 255 {
-            bits.take(32)?; // sample aspect ratio
-        }
         if bits.flag()? {
             bits.take(1)?; // overscan_appropriate_flag
         }
@@ -141,7 +190,7 @@ impl Sps {
 /// BT.709 with the given matrix, chroma samples in the middle of their four pixels (as
 /// `crate::color` averages them), and no reordering, so that a player may show a picture at once.
 pub(crate) fn with_colour(nal: &[u8], matrix: u8) -> Result<Vec<u8>, String> {
-    let sps = Sps::parse(nal)?;
+    let sps = Sps::parse(nal).map_err(|refused| refused.to_string())?;
     let bytes = unescape(nal);
     let mut kept = Bits { bytes: &bytes, at: 0 };
     let mut out = BitWriter::default();
@@ -310,6 +359,7 @@ mod tests {
     fn size_is_what_is_left_of_the_crop() {
         let sps = Sps::parse(&example()).unwrap();
         assert_eq!((sps.width, sps.height, sps.colour, sps.references), (318, 238, None, 2));
+        assert_eq!(sps.aspect, None);
     }
 
     #[test]
@@ -319,6 +369,7 @@ mod tests {
             let sps = Sps::parse(&nal).unwrap();
             assert_eq!((sps.width, sps.height), (318, 238));
             assert_eq!(sps.colour, Some(Colour { matrix, full_range: false }));
+            assert_eq!(sps.aspect, Some(PixelAspect::SQUARE));
             assert!(!nal.windows(3).any(|bytes| bytes[..2] == [0, 0] && bytes[2] < 3));
             // It replaces what is there and does not pile up.
             assert_eq!(with_colour(&nal, matrix).unwrap(), nal);
@@ -350,7 +401,7 @@ mod tests {
         out.put(24, 0xf4_00_1e);
         out.ue(0);
         out.ue(3);
-        assert!(Sps::parse(&out.finish()).unwrap_err().contains("chroma format is 3"));
+        assert!(Sps::parse(&out.finish()).unwrap_err().to_string().contains("4:4:4"));
         assert!(Sps::parse(&[0x67; 3]).is_err() && Sps::parse(&[0x68, 0, 0]).is_err());
         assert!(Sps::parse(&[[0x67, 0x4d, 0, 30].as_slice(), &[0; 90]].concat()).is_err());
     }

@@ -1,153 +1,322 @@
-//! The sample tables of an MP4 track, checked before the container reader looks samples up in them.
-//!
-//! It looks up each sample in all tables without asking whether they have it, and makes room for
-//! as many entries as a table declares.
+//! The sample tables of an MP4 track (ISO/IEC 14496-12, 8.6 and 8.7).
 
-use crate::boxes::find;
-use std::ops::Range;
-
-/// Tables that begin with version and flags, four bytes, and a number of entries; bytes of one.
-const TABLES: [(&[u8; 4], usize); 6] =
-    [(b"stts", 8), (b"ctts", 8), (b"stsc", 12), (b"stco", 4), (b"co64", 8), (b"stss", 4)];
+use crate::{
+    boxes::{Numbers, find, need},
+    refusal::Refusal,
+};
 
 /// Most samples of a track: above a day of video.
 const MAX_SAMPLES: u32 = 1 << 22;
+/// Fewest bytes of a sample: a length and a NAL unit of one byte. (Tables of samples of one size
+/// take no room, so that their count has to be held against the file.)
+const LEAST_BYTES: u64 = 2;
 
-/// Whether a table holds as many entries as it declares.
-pub(crate) fn check_size(name: &[u8; 4], content: &[u8]) -> Result<(), String> {
-    let lying = || {
-        let name = String::from_utf8_lossy(name);
-        format!("damaged: table '{name}' declares more entries than it has")
-    };
-    if name == b"stsz" {
-        let (size, count) = number(content, 4).zip(number(content, 8)).ok_or_else(lying)?;
-        if count > MAX_SAMPLES {
-            return Err(format!("it has {count} frames, at most {MAX_SAMPLES} are read"));
-        }
-        let held = content.len().saturating_sub(12) / 4;
-        return if size != 0 || count as usize <= held { Ok(()) } else { Err(lying()) };
-    }
-    let Some((_, entry)) = TABLES.iter().find(|(table, _)| *table == name) else {
-        return Ok(());
-    };
-    let count = number(content, 4).ok_or_else(lying)? as usize;
-    let room = content.len().saturating_sub(8) / entry;
-    if count <= room { Ok(()) } else { Err(lying()) }
+/// A coded picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sample {
+    /// Where it begins in the file.
+    pub(crate) offset: u64,
+    /// Its bytes.
+    pub(crate) size: u32,
+    /// Ticks until the next sample is decoded.
+    pub(crate) ticks: u32,
+    /// When it is shown, in ticks of the track, before any edit.
+    pub(crate) shown: i64,
+    /// Whether the container calls it a key frame.
+    pub(crate) is_key: bool,
 }
 
-fn number(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+/// A table: a version, flags, a count, and rows of as many bytes.
+#[derive(Clone, Copy)]
+struct Table<'a> {
+    rows: &'a [u8],
+    bytes: usize,
 }
 
-/// The rows of a table that begin with a number of entries; none where it is absent.
-fn rows<const COLUMNS: usize>(table: Option<&[u8]>) -> impl Iterator<Item = [u64; COLUMNS]> {
-    let table = table.unwrap_or_default();
-    let count = number(table, 4).unwrap_or(0) as usize;
-    let rows = table.get(8..).unwrap_or_default().chunks_exact(4 * COLUMNS).take(count);
-    rows.map(|row| std::array::from_fn(|column| number(row, 4 * column).unwrap_or(0).into()))
-}
-
-/// Whether the tables of a track's `mdia` speak of the same samples.
-pub(crate) fn check_samples(bytes: &[u8], mdia: &Range<usize>) -> Result<(), String> {
-    let stbl = find(bytes, mdia, &[b"minf", b"stbl"]).ok_or("damaged: it has no sample tables")?;
-    let table = |name: &[u8; 4]| find(bytes, &stbl, &[name]).and_then(|at| bytes.get(at));
-    let missing = |name: &str| format!("damaged: table '{name}' does not cover all samples");
-
-    let count = table(b"stsz").and_then(|sizes| number(sizes, 8));
-    let count = u64::from(count.ok_or_else(|| missing("stsz"))?);
-
-    // The reader moves on by at most one row a sample: an empty row would leave it behind.
-    let (mut covered, mut ticks, mut last) = (0, 0u64, 0);
-    for [samples, each] in rows(table(b"stts")) {
-        if samples == 0 {
-            return Err(missing("stts"));
-        }
-        covered += samples;
-        ticks = ticks.saturating_add(samples.saturating_mul(each));
-        last = each;
-    }
-    if covered < count {
-        return Err(missing("stts"));
-    }
-    // The last sample lasts for what is left of the track.
-    let header = find(bytes, mdia, &[b"mdhd"]).and_then(|at| bytes.get(at)).unwrap_or_default();
-    let stated = if header.first() == Some(&1) {
-        let halves = number(header, 24).zip(number(header, 28));
-        halves.map(|(high, low)| u64::from(high) << 32 | u64::from(low))
-    } else {
-        number(header, 16).map(u64::from)
-    };
-    if stated.is_none_or(|stated| stated < ticks.saturating_sub(last)) {
-        return Err("damaged: its samples last longer than the track".into());
-    }
-
-    if let Some(shifts) = table(b"ctts") {
-        let mut covered = 0;
-        for [samples, _] in rows(Some(shifts)) {
-            if samples == 0 {
-                return Err(missing("ctts"));
+impl<'a> Table<'a> {
+    /// Reads a table of `stbl`; `None` if it is absent.
+    fn find(stbl: &'a [u8], name: &[u8; 4], bytes: usize) -> Result<Option<Self>, Refusal> {
+        let Some(content) = find(stbl, name)? else { return Ok(None) };
+        let rows = content.u32_at(4).and_then(|count| {
+            let length = (count as usize).checked_mul(bytes)?;
+            content.get(8..)?.get(..length)
+        });
+        match rows {
+            Some(rows) => Ok(Some(Self { rows, bytes })),
+            None => {
+                let name = String::from_utf8_lossy(name);
+                let words = format!("damaged: table '{name}' declares more entries than it has");
+                Err(Refusal::unusable(words))
             }
-            covered += samples;
         }
-        if covered < count {
-            return Err(missing("ctts"));
-        }
-    }
-    if rows(table(b"stss")).any(|[sample]| sample == 0) {
-        return Err("damaged: table 'stss' counts samples from zero".into());
     }
 
-    // The reader prefers the short places where a track has both tables.
-    let places = match table(b"stco") {
-        Some(places) => rows::<1>(Some(places)).count(),
-        None => rows::<2>(table(b"co64")).count(),
-    } as u64;
-    // Runs of chunks: the first chunk, and samples in each.
-    let mut runs = rows(table(b"stsc")).peekable();
-    let (mut held, mut next) = (0u64, 1);
-    while let Some([first, samples, _]) = runs.next() {
-        if first < next || (next == 1 && first != 1) || samples == 0 {
-            return Err("damaged: table 'stsc' is out of order".into());
-        }
-        let end = runs.peek().map_or(places + 1, |&[first, ..]: &[u64; 3]| first.min(places + 1));
-        held = held.saturating_add(end.saturating_sub(first).saturating_mul(samples));
-        next = first + 1;
+    fn need(stbl: &'a [u8], name: &[u8; 4], bytes: usize) -> Result<Self, Refusal> {
+        Self::find(stbl, name, bytes)?.ok_or_else(|| not_covered(name))
     }
-    if held < count { Err(missing("stsc")) } else { Ok(()) }
+
+    /// The numbers of each row.
+    fn numbers<const N: usize>(self) -> impl Iterator<Item = [u32; N]> + use<'a, N> {
+        let rows = self.rows.chunks_exact(self.bytes);
+        rows.map(move |row| {
+            std::array::from_fn(|column| row.u32_at(4 * column).unwrap_or_default())
+        })
+    }
+
+    fn len(self) -> usize {
+        self.rows.len() / self.bytes
+    }
 }
 
-/// Whether the parameter sets of an `avcC` fit into it.
-pub(crate) fn check_parameters(content: &[u8]) -> Result<(), String> {
-    let sets = |content: &[u8], at: usize, mask: u8| -> Option<usize> {
-        let mut end = at + 1;
-        for _ in 0..content.get(at)? & mask {
-            let length = content.get(end..)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes));
-            end += 2 + usize::from(length?);
+fn not_covered(name: &[u8; 4]) -> Refusal {
+    let name = String::from_utf8_lossy(name);
+    Refusal::unusable(format!("damaged: table '{name}' does not cover all samples"))
+}
+
+/// Reads the samples of a track, in decoding order, from its `stbl` in a file of `length` bytes.
+/// Every sample lies in the file, and together they are not larger than it.
+pub(crate) fn samples(stbl: &[u8], length: u64) -> Result<Vec<Sample>, Refusal> {
+    let sizes = sizes(stbl, length)?;
+    let mut samples = Vec::new();
+    let mut times = Times::new(stbl)?;
+    let mut places = Places::new(stbl)?;
+    for size in sizes {
+        let (ticks, shown) = times.next()?;
+        let offset = places.next(size)?;
+        if offset.checked_add(size.into()).is_none_or(|end| end > length) {
+            let index = samples.len();
+            let words = format!("truncated: sample {index} lies behind the end of the file");
+            return Err(Refusal::unusable(words));
         }
-        (end <= content.len()).then_some(end)
+        samples.push(Sample { offset, size, ticks, shown, is_key: false });
+    }
+    if samples.iter().map(|sample| u64::from(sample.size)).sum::<u64>() > length {
+        return Err(Refusal::unusable("damaged: its samples overlap"));
+    }
+    match Table::find(stbl, b"stss", 4)? {
+        // Without a table each sample is a key frame.
+        None => samples.iter_mut().for_each(|sample| sample.is_key = true),
+        Some(keys) => {
+            for [number] in keys.numbers() {
+                let index = (number as usize).checked_sub(1);
+                let sample = index.and_then(|index| samples.get_mut(index));
+                if let Some(sample) = sample {
+                    sample.is_key = true;
+                }
+            }
+        }
+    }
+    // Empty samples hold no pictures.
+    samples.retain(|sample| sample.size > 0);
+    Ok(samples)
+}
+
+/// Sizes of all samples.
+fn sizes(stbl: &[u8], length: u64) -> Result<Vec<u32>, Refusal> {
+    let content = need(stbl, &[b"stsz"])?;
+    let (Some(size), Some(count)) = (content.u32_at(4), content.u32_at(8)) else {
+        return Err(not_covered(b"stsz"));
     };
-    sets(content, 5, 0x1f)
-        .and_then(|end| sets(content, end, 0xff))
-        .map(|_| ())
-        .ok_or_else(|| "damaged: its parameter sets are cut short".into())
+    if count > MAX_SAMPLES {
+        let found = format!("{count} samples in a track (at most {MAX_SAMPLES} are read)");
+        return Err(Refusal::unsupported(found));
+    }
+    if size != 0 {
+        let least = u64::from(count).saturating_mul(LEAST_BYTES.max(size.into()));
+        return match least <= length {
+            true => Ok(vec![size; count as usize]),
+            false => Err(Refusal::unusable("damaged: its samples are larger than the file")),
+        };
+    }
+    let rows = content.get(12..).and_then(|rows| rows.get(..4 * count as usize));
+    let rows = rows.ok_or_else(|| {
+        Refusal::unusable("damaged: table 'stsz' declares more entries than it has")
+    })?;
+    Ok(rows.as_chunks::<4>().0.iter().map(|size| u32::from_be_bytes(*size)).collect())
+}
+
+/// Runs of a table of runs: how many times a value comes.
+struct Runs<I> {
+    rows: I,
+    left: u32,
+    value: u32,
+}
+
+impl<I: Iterator<Item = [u32; 2]>> Runs<I> {
+    fn new(rows: I) -> Self {
+        Self { rows, left: 0, value: 0 }
+    }
+
+    fn next(&mut self) -> Option<u32> {
+        while self.left == 0 {
+            [self.left, self.value] = self.rows.next()?;
+        }
+        self.left -= 1;
+        Some(self.value)
+    }
+}
+
+/// When samples are decoded and shown.
+struct Times<I> {
+    ticks: Runs<I>,
+    shifts: Option<Runs<I>>,
+    decoded: i64,
+}
+
+impl Times<()> {
+    fn new(stbl: &[u8]) -> Result<Times<impl Iterator<Item = [u32; 2]>>, Refusal> {
+        let ticks = Runs::new(Table::need(stbl, b"stts", 8)?.numbers());
+        let shifts = Table::find(stbl, b"ctts", 8)?.map(|table| Runs::new(table.numbers()));
+        Ok(Times { ticks, shifts, decoded: 0 })
+    }
+}
+
+impl<I: Iterator<Item = [u32; 2]>> Times<I> {
+    /// Ticks until the next sample is decoded, and when this one is shown.
+    fn next(&mut self) -> Result<(u32, i64), Refusal> {
+        let ticks = self.ticks.next().ok_or_else(|| not_covered(b"stts"))?;
+        let shift = match &mut self.shifts {
+            // Signed in version 1, and in files that state version 0 against the standard.
+            Some(shifts) => shifts.next().ok_or_else(|| not_covered(b"ctts"))?.cast_signed(),
+            None => 0,
+        };
+        // At most 2^22 samples of 2^32 ticks.
+        let shown = self.decoded + i64::from(shift);
+        self.decoded += i64::from(ticks);
+        Ok((ticks, shown))
+    }
+}
+
+/// Where samples lie.
+struct Places<C, R: Iterator> {
+    /// Offsets of the chunks.
+    chunks: C,
+    /// Runs of chunks: number of the first chunk, from 1 on, and samples in each.
+    runs: std::iter::Peekable<R>,
+    in_each: u32,
+    /// Samples left in the chunk, and where the next one lies.
+    left: u32,
+    at: u64,
+    /// Number of the chunk.
+    chunk: u32,
+}
+
+impl Places<(), std::iter::Empty<()>> {
+    fn new(
+        stbl: &[u8],
+    ) -> Result<Places<impl Iterator<Item = u64>, impl Iterator<Item = [u32; 3]>>, Refusal> {
+        let (table, is_long) = match Table::find(stbl, b"stco", 4)? {
+            Some(table) => (table, false),
+            None => (Table::need(stbl, b"co64", 8)?, true),
+        };
+        let count = table.len();
+        let chunks = (0..count).filter_map(move |index| match is_long {
+            false => table.rows.u32_at(4 * index).map(u64::from),
+            true => table.rows.u64_at(8 * index),
+        });
+        let runs = Table::need(stbl, b"stsc", 12)?.numbers().peekable();
+        Ok(Places { chunks, runs, in_each: 0, left: 0, at: 0, chunk: 0 })
+    }
+}
+
+impl<C: Iterator<Item = u64>, R: Iterator<Item = [u32; 3]>> Places<C, R> {
+    /// Where the next sample lies, which has `size` bytes.
+    fn next(&mut self, size: u32) -> Result<u64, Refusal> {
+        while self.left == 0 {
+            self.at = self.chunks.next().ok_or_else(|| not_covered(b"stsc"))?;
+            self.chunk += 1;
+            if let Some([_, in_each, _]) = self.runs.next_if(|[first, ..]| *first == self.chunk) {
+                self.in_each = in_each;
+            }
+            if self.runs.peek().is_some_and(|[first, ..]| *first <= self.chunk) {
+                return Err(Refusal::unusable("damaged: table 'stsc' is out of order"));
+            }
+            self.left = self.in_each;
+        }
+        self.left -= 1;
+        let at = self.at;
+        self.at = self.at.saturating_add(size.into());
+        Ok(at)
+    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::boxes::make::a_table;
+
+    /// Three samples of three bytes in two chunks, two ticks each, the last two in reverse order.
+    pub(crate) fn tables() -> Vec<Vec<u8>> {
+        vec![
+            a_table(b"stts", &[0, 1, 3, 2]),
+            a_table(b"stsc", &[0, 2, 1, 2, 1, 2, 1, 1]),
+            a_table(b"stsz", &[0, 0, 3, 3, 3, 3]),
+            a_table(b"stco", &[0, 2, 40, 60]),
+            a_table(b"stss", &[0, 1, 1]),
+            a_table(b"ctts", &[0, 3, 1, 0, 1, 2, 1, (-2i32).cast_unsigned()]),
+        ]
+    }
+
+    fn read(tables: &[Vec<u8>]) -> Result<Vec<Sample>, Refusal> {
+        samples(&tables.concat(), 100)
+    }
 
     #[test]
-    fn tables_must_hold_what_they_declare() {
-        let table = |name: &[u8; 4], numbers: &[u32]| {
-            let content: Vec<u8> = numbers.iter().flat_map(|n| n.to_be_bytes()).collect();
-            check_size(name, &content)
-        };
-        assert_eq!(table(b"stts", &[0, 2, 0, 0, 0, 0]), Ok(()));
-        assert!(table(b"stts", &[0, 3, 0, 0, 0, 0]).is_err());
-        assert!(table(b"co64", &[0, u32::MAX]).is_err() && table(b"stco", &[0]).is_err());
-        assert_eq!(table(b"stsz", &[0, 100, 1000]), Ok(()));
-        assert_eq!(table(b"stsz", &[0, 0, 1, 9]), Ok(()));
-        assert!(table(b"stsz", &[0, 0, 1]).is_err() && table(b"stsz", &[0]).is_err());
-        assert!(table(b"stsz", &[0, 100, u32::MAX]).is_err());
+    fn samples_come_out_of_their_tables() {
+        let sample = |offset, shown, is_key| Sample { offset, size: 3, ticks: 2, shown, is_key };
+        let expected = [sample(40, 0, true), sample(43, 4, false), sample(60, 2, false)];
+        assert_eq!(read(&tables()).unwrap(), expected);
+        // Without key frames and shifts, of one size, with long offsets, and an empty one.
+        let mut other = tables()[..2].to_vec();
+        other.push(a_table(b"stsz", &[0, 3, 3]));
+        other.push(a_table(b"co64", &[0, 2, 0, 40, 0, 60]));
+        let found = read(&other).unwrap();
+        assert!(found.iter().all(|sample| sample.is_key));
+        assert_eq!(found.iter().map(|sample| sample.shown).collect::<Vec<_>>(), [0, 2, 4]);
+        other[2] = a_table(b"stsz", &[0, 0, 3, 3, 0, 3]);
+        assert_eq!(read(&other).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn tables_cover_all_samples() {
+        for (place, numbers) in [
+            (0, &[0, 1, 2, 2][..]),         // too few
+            (0, &[0, 9, 3, 2]),             // more rows than there are
+            (1, &[0, 1, 1, 1]),             // two chunks of one
+            (1, &[0, 1, 2, 2, 1]),          // not from the first on
+            (1, &[0, 2, 1, 2, 1, 1, 1, 1]), // out of order
+            (1, &[0, 0]),                   // none
+            (2, &[0, 0, 4, 3, 3, 3]),       // more sizes than there are
+            (2, &[0, 0, u32::MAX]),         // far more
+            (2, &[0, 50, 3]),               // larger than the file
+            (2, &[0, 1, 1 << 22]),          // as many as the file has no bytes for
+            (2, &[0, 0, 3, 3, 3, 50]),      // one behind the end
+            (3, &[0, 1, 40]),               // a chunk without a place
+            (3, &[0, 2, 40, u32::MAX]),     // behind the end
+            (5, &[0, 1, 1, 0]),             // too few
+            (5, &[0, u32::MAX, 1, 0]),      // more rows than there are
+        ] {
+            let mut tables = tables();
+            let name: [u8; 4] = *tables[place][4..].first_chunk().unwrap();
+            tables[place] = a_table(&name, numbers);
+            let refused = read(&tables).unwrap_err();
+            let many = place == 2 && numbers[2] == u32::MAX;
+            assert_eq!(matches!(refused, Refusal::Unsupported(_)), many, "{place} {numbers:?}");
+        }
+        for absent in 0..4 {
+            let mut tables = tables();
+            tables.remove(absent);
+            assert!(read(&tables).is_err(), "{absent}");
+        }
+        // Key frames that are not there say nothing.
+        let mut keys = tables();
+        keys[4] = a_table(b"stss", &[0, 3, 0, 2, 9]);
+        assert!(read(&keys).unwrap()[1].is_key);
+        // One place for all: 3 * 40 bytes of 100.
+        let mut overlapping = tables();
+        overlapping[1] = a_table(b"stsc", &[0, 1, 1, 1, 1]);
+        overlapping[2] = a_table(b"stsz", &[0, 0, 3, 40, 40, 40]);
+        overlapping[3] = a_table(b"stco", &[0, 3, 50, 50, 50]);
+        assert!(read(&overlapping).unwrap_err().to_string().contains("overlap"));
     }
 }

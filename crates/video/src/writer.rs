@@ -6,15 +6,15 @@
 //! and what stood at the target before stays until it is replaced by something complete.
 
 use crate::{Frames, VideoError, frames::MAX_SIDE, gif, mp4, png};
+pub use opensora_files::remove_leftovers;
+use opensora_files::{AtomicFile, AtomicFolder, CreatedFolders, Existing, folder_of};
 use serde_json::Value;
 use std::{
     ffi::OsString,
     fs,
-    io::{BufWriter, Seek, Write},
+    io::{BufWriter, Write},
     path::{Path, PathBuf},
-    time::Duration,
 };
-use tempfile::{NamedTempFile, TempDir};
 
 /// A kind of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,38 +79,12 @@ pub struct Writer {
     _folders: CreatedFolders,
 }
 
-/// Folders that were made for an output; those that stay empty go again.
-#[derive(Debug)]
-pub struct CreatedFolders(Vec<PathBuf>);
-
-impl CreatedFolders {
-    /// Makes `folder` and what is missing above it.
-    ///
-    /// # Errors
-    /// Where the operating system refuses.
-    pub fn create(folder: &Path) -> std::io::Result<Self> {
-        let missing = folder.ancestors().take_while(|f| *f != Path::new("") && !f.exists());
-        let created = Self(missing.map(Path::to_path_buf).collect());
-        fs::create_dir_all(folder)?;
-        Ok(created)
-    }
-}
-
-impl Drop for CreatedFolders {
-    fn drop(&mut self) {
-        for folder in &self.0 {
-            // Refused where something lies in it, which is as it should be.
-            let _ = fs::remove_dir(folder);
-        }
-    }
-}
-
 /// Where the bytes go before they have their name.
 #[derive(Debug)]
 enum Place {
     /// The clip and its record.
-    File(NamedTempFile, NamedTempFile),
-    Folder(TempDir),
+    File(AtomicFile, AtomicFile),
+    Folder(AtomicFolder),
 }
 
 impl Writer {
@@ -122,6 +96,15 @@ impl Writer {
     /// Where the format is unknown or cannot hold the clip, or the place cannot be written to. A
     /// folder of frames that is not empty is not replaced.
     pub fn open(path: &Path, spec: &VideoSpec) -> Result<Self, VideoError> {
+        Self::open_as(path, spec, Existing::Replace)
+    }
+
+    /// Opens an output as [`Writer::open`] does, and says what happens to a clip, record or folder
+    /// of that name.
+    ///
+    /// # Errors
+    /// As [`Writer::open`]; also if something of that name exists and `existing` refuses that.
+    pub fn open_as(path: &Path, spec: &VideoSpec, existing: Existing) -> Result<Self, VideoError> {
         let mut format = Format::of(path)?;
         let is_folder = ends_in_separator(path);
         // Without a separator at its end.
@@ -137,15 +120,14 @@ impl Writer {
         check(format, spec).map_err(|reason| wrong(&reason))?;
 
         let io = |source| VideoError::Io { path: path.clone(), source };
-        let parent = parent(&path);
-        let folders = CreatedFolders::create(parent).map_err(io)?;
+        let folders = CreatedFolders::create(folder_of(&path)).map_err(io)?;
         let place = if format == Format::PngFolder {
             if path.exists() && fs::read_dir(&path).map_err(io)?.next().is_some() {
                 return Err(wrong("the folder is not empty"));
             }
-            let folder = temporary(0o777, |builder| builder.tempdir_in(parent)).map_err(io)?;
-            fs::write(folder.path().join("try"), b"try").map_err(io)?;
-            fs::remove_file(folder.path().join("try")).map_err(io)?;
+            let folder = AtomicFolder::create(&path, existing).map_err(io)?;
+            fs::write(folder.temporary_path().join("try"), b"try").map_err(io)?;
+            fs::remove_file(folder.temporary_path().join("try")).map_err(io)?;
             Place::Folder(folder)
         } else {
             if path.is_dir() {
@@ -154,7 +136,11 @@ impl Writer {
             if record_path(&path).is_dir() {
                 return Err(wrong("the record beside it (.json) would replace a folder"));
             }
-            Place::File(tried_file(parent).map_err(io)?, tried_file(parent).map_err(io)?)
+            let tried = |path: &Path| {
+                let mut file = AtomicFile::create(path, existing)?;
+                file.try_write().map(|()| file)
+            };
+            Place::File(tried(&path).map_err(io)?, tried(&record_path(&path)).map_err(io)?)
         };
         Ok(Self { path, format, spec: *spec, place, _folders: folders })
     }
@@ -186,18 +172,12 @@ impl Writer {
         let json = format!("{record:#}\n");
         match place {
             Place::Folder(folder) => {
-                png::encode_folder(clip, folder.path()).map_err(encode)?;
+                png::encode_folder(clip, folder.temporary_path()).map_err(encode)?;
                 if !record.is_null() {
-                    fs::write(folder.path().join("metadata.json"), json).map_err(io)?;
+                    let record_path = folder.temporary_path().join("metadata.json");
+                    fs::write(record_path, json).map_err(io)?;
                 }
-                // An empty folder of that name may be there; only Unix renames over it.
-                #[cfg(not(unix))]
-                if path.exists() {
-                    fs::remove_dir(&path).map_err(io)?;
-                }
-                fs::rename(folder.path(), &path).map_err(io)?;
-                // The folder has its name now; there is nothing left to clean up.
-                let _ = folder.keep();
+                folder.commit().map_err(io)?;
             }
             Place::File(mut file, mut beside) => {
                 let mut out = BufWriter::new(&mut file);
@@ -213,13 +193,13 @@ impl Writer {
                 drop(out);
                 beside.write_all(json.as_bytes()).map_err(io)?;
                 // Both are complete before either gets its name.
-                file.as_file().sync_all().and_then(|()| beside.as_file().sync_all()).map_err(io)?;
-                file.persist(&path).map_err(|error| io(error.error))?;
+                file.sync().and_then(|()| beside.sync()).map_err(io)?;
+                file.commit().map_err(io)?;
                 let record_path = record_path(&path);
                 if !record.is_null() {
-                    beside.persist(record_path).map_err(|error| io(error.error))?;
+                    beside.commit().map_err(io)?;
                 } else if record_path.exists() {
-                    // It tells of another clip.
+                    // It describes another clip.
                     fs::remove_file(record_path).map_err(io)?;
                 }
             }
@@ -227,44 +207,6 @@ impl Writer {
         Ok(path)
     }
 }
-
-/// Removes half-written outputs from a folder, as a killed process leaves them, where nothing was
-/// written to them for as long as `age`: younger ones may still be somebody's.
-///
-/// # Errors
-/// Where the operating system refuses. A folder that is not there has none.
-pub fn remove_leftovers(folder: &Path, age: Duration) -> std::io::Result<()> {
-    if !folder.exists() {
-        return Ok(());
-    }
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if !(name.starts_with(PREFIX) && name.ends_with(SUFFIX)) {
-            continue;
-        }
-        let remove = || {
-            let place = entry.metadata()?;
-            let time = place.modified()?.elapsed().unwrap_or_default();
-            match time >= age {
-                true if place.is_dir() => fs::remove_dir_all(entry.path()),
-                true => fs::remove_file(entry.path()),
-                false => Ok(()),
-            }
-        };
-        // What is gone by now was somebody's, or somebody else removed it.
-        remove().or_else(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Ok(()),
-            _ => Err(error),
-        })?;
-    }
-    Ok(())
-}
-
-/// Names of temporary files and folders begin and end so.
-const PREFIX: &str = ".opensora-";
-const SUFFIX: &str = ".part";
 
 /// Checks what a format can hold.
 fn check(format: Format, spec: &VideoSpec) -> Result<(), String> {
@@ -295,42 +237,6 @@ fn record_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// The folder of a path, which may be the current one.
-pub(crate) fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// A temporary file or folder with the rights of any other, less what the umask takes: it will be
-/// renamed, and temporary ones are private otherwise.
-pub(crate) fn temporary<T>(
-    mode: u32,
-    make: impl FnOnce(&tempfile::Builder) -> std::io::Result<T>,
-) -> std::io::Result<T> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(PREFIX).suffix(SUFFIX);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(fs::Permissions::from_mode(mode));
-    }
-    #[cfg(not(unix))]
-    let _ = mode;
-    make(&builder)
-}
-
-/// An empty temporary file that has been written to.
-fn tried_file(parent: &Path) -> std::io::Result<NamedTempFile> {
-    let mut file = temporary(0o666, |builder| builder.tempfile_in(parent))?;
-    file.write_all(b"try")?;
-    file.flush()?;
-    file.as_file().set_len(0)?;
-    file.rewind()?;
-    Ok(file)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -351,21 +257,6 @@ mod tests {
             .collect();
         names.sort();
         names
-    }
-
-    #[test]
-    fn leftovers_are_removed_when_they_are_old() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.mp4");
-        std::mem::forget(Writer::open(&path, &spec(3)).unwrap());
-        std::mem::forget(Writer::open(&folder.path().join("b/"), &spec(3)).unwrap());
-        fs::write(folder.path().join("mine.part"), "x").unwrap();
-        assert_eq!(names(folder.path()).len(), 4);
-        remove_leftovers(folder.path(), Duration::from_secs(3600)).unwrap();
-        assert_eq!(names(folder.path()).len(), 4);
-        remove_leftovers(folder.path(), Duration::ZERO).unwrap();
-        assert_eq!(names(folder.path()), ["mine.part"]);
-        remove_leftovers(&folder.path().join("none"), Duration::ZERO).unwrap();
     }
 
     #[test]
@@ -457,6 +348,27 @@ mod tests {
         let frames = frames.write(&clip(3), &json!({})).unwrap();
         assert_eq!(png::read_folder(&frames).unwrap(), clip(3));
         assert_eq!(names(folder.path()), ["a.mp4", "a.mp4.json", "empty"]);
+    }
+
+    #[test]
+    fn existing_outputs_can_be_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let open =
+            |name: &str| Writer::open_as(&folder.path().join(name), &spec(3), Existing::Refuse);
+        open("a.mp4").unwrap().write(&clip(3), &json!(1)).unwrap();
+        fs::write(folder.path().join("b.mp4.json"), "").unwrap();
+        fs::create_dir(folder.path().join("c")).unwrap();
+        for name in ["a.mp4", "b.mp4", "c"] {
+            let error = open(name).unwrap_err();
+            let VideoError::Io { source, .. } = &error else { panic!("{error}") };
+            assert_eq!(source.kind(), std::io::ErrorKind::AlreadyExists);
+        }
+        // One that appears while the clip is made.
+        let writer = open("d.mp4").unwrap();
+        fs::write(folder.path().join("d.mp4"), "before").unwrap();
+        assert!(writer.write(&clip(3), &Value::Null).is_err());
+        assert_eq!(fs::read_to_string(folder.path().join("d.mp4")).unwrap(), "before");
+        assert_eq!(names(folder.path()), ["a.mp4", "a.mp4.json", "b.mp4.json", "c", "d.mp4"]);
     }
 
     #[cfg(unix)]

@@ -10,7 +10,8 @@
 
 use crate::{color::Matrix, sps::Colour, vectors::vectorized};
 
-/// From luma and colour differences to red, green and blue.
+/// From luma and colour differences to red, green and blue, or from three planes that are red, green
+/// and blue already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ToRgb {
     /// Luma of black, in eighths.
@@ -20,6 +21,8 @@ pub struct ToRgb {
     red: i32,
     blue: i32,
     green: [i32; 2],
+    /// Planes are red, green and blue.
+    is_done: bool,
 }
 
 impl ToRgb {
@@ -29,15 +32,22 @@ impl ToRgb {
         Matrix::stated(Some(Colour { matrix, full_range })).map(Self::new)
     }
 
+    /// For planes that are red, green and blue already.
+    pub const NONE: Self =
+        Self { black: 0, luma: 0, red: 0, blue: 0, green: [0; 2], is_done: true };
+
     /// Red, green and blue of a luma and its blue and red difference.
     #[inline]
     pub fn pixel(self, y: u8, u: u8, v: u8) -> [u8; 3] {
-        self.shifted(y, self.shift(u, v))
+        if self.is_done { [y, u, v] } else { self.shifted(y, self.shift(u, v)) }
     }
 
     /// Turns lumas, blue and red differences into red, green and blue where they are; of slices of
     /// unequal lengths, as many as the shortest has. Equal to [`pixel`](Self::pixel).
     pub fn in_place(self, [y, u, v]: [&mut [u8]; 3]) {
+        if self.is_done {
+            return;
+        }
         // In 16 bits, so that as many as possible are done at once.
         let product = |c: i16, factor: i16| ((i32::from(c) * i32::from(factor)) >> 16) as i16;
         let narrow = |factor: i32| factor as i16;
@@ -68,6 +78,7 @@ impl ToRgb {
             red: factor(red_shift),
             blue: factor(blue_shift),
             green: [factor(-blue * blue_shift / green), factor(-red * red_shift / green)],
+            is_done: false,
         }
     }
 
@@ -112,12 +123,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn finished_planes_stay_as_they_are() {
+        assert_eq!(ToRgb::NONE.pixel(1, 2, 255), [1, 2, 255]);
+        let mut planes = [[1], [2], [255]];
+        ToRgb::NONE.in_place(planes.each_mut().map(|plane| &mut plane[..]));
+        assert_eq!(planes, [[1], [2], [255]]);
+    }
+
     /// Of `swscale`, worked out by hand from its tables.
     #[test]
     fn factors_are_those_of_ffmpeg() {
         let (black, luma) = (128, 9539);
-        let bt601 = ToRgb { black, luma, red: 13075, blue: 16525, green: [-3209, -6660] };
-        let bt709 = ToRgb { black, luma, red: 14686, blue: 17305, green: [-1747, -4366] };
+        let of = |red, blue, green| ToRgb { black, luma, red, blue, green, is_done: false };
+        let bt601 = of(13075, 16525, [-3209, -6660]);
+        let bt709 = of(14686, 17305, [-1747, -4366]);
         for (matrix, expected) in [(1, Some(bt709)), (2, Some(bt601)), (6, Some(bt601)), (8, None)]
         {
             assert_eq!(ToRgb::stated(matrix, false), expected, "{matrix}");

@@ -81,7 +81,7 @@ fn other_kinds_need_the_program() {
     // The first bytes of a Matroska file.
     std::fs::write(&path, b"\x1aE\xdf\xa3 and so on").unwrap();
     let error = VideoReader::open_with(&path, Decoder::Auto, &nowhere()).err().unwrap();
-    assert!(matches!(error, VideoError::Program { .. }), "{error:?}");
+    assert!(matches!(error, VideoError::NeedsFfmpeg { .. }), "{error:?}");
     let text = error.to_string();
     assert!(text.contains("/nowhere/ffprobe") && !text.contains('\n'), "{text}");
     if is_there() {

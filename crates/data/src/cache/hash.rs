@@ -3,6 +3,7 @@
 use super::io_error;
 use crate::DataError;
 use opensora_checkpoint::Checkpoint;
+use opensora_files::hex;
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeSet,
@@ -16,11 +17,7 @@ use std::{
 };
 
 pub(super) fn digest(bytes: &[u8]) -> String {
-    hex(Sha256::digest(bytes).as_slice())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(bytes))
 }
 
 /// Bytes and SHA-256 of a file; of a folder of frames, those of all its files.
@@ -32,7 +29,7 @@ pub(super) fn hash_file(path: &Path) -> Result<(u64, String), DataError> {
     let (mut hasher, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
     loop {
         match file.read(&mut buffer).map_err(io_error(path))? {
-            0 => return Ok((bytes, hex(hasher.finalize().as_slice()))),
+            0 => return Ok((bytes, hex(&hasher.finalize()))),
             read => {
                 bytes += read as u64;
                 hasher.update(&buffer[..read]);

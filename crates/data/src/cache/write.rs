@@ -6,12 +6,13 @@ use super::{
     io_error, json, parse_json, write_json,
 };
 use crate::{ClipDataset, DataError, encode::ClipEncoder, loader::read_caught};
-use opensora_files::write_atomically;
+use opensora_files::{remove_leftovers, write_atomically};
 use safetensors::tensor::{Dtype, TensorView};
 use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// What [`write()`] does.
@@ -318,8 +319,10 @@ fn names(folder: &Path) -> Result<Vec<String>, DataError> {
     Ok(names.collect())
 }
 
-/// What a killed process left half-written.
+/// Removes what killed processes left half-written, also under the names of earlier versions. Only
+/// one process at a time writes a cache, so none of it is in use.
 fn remove_partial(folder: &Path) -> Result<(), DataError> {
+    remove_leftovers(folder, Duration::ZERO).map_err(io_error(folder))?;
     let ours = |name: &String| name.starts_with(".shard-") || name.starts_with(".index.json.");
     for name in names(folder)?.iter().filter(|name| ours(name) && name.ends_with(".partial")) {
         remove(&folder.join(name))?;

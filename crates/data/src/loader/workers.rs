@@ -1,6 +1,7 @@
 //! Threads that read samples and hand them over by slot.
 
 use crate::{DataError, Source};
+use opensora_files::one_line;
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -118,7 +119,7 @@ pub(crate) fn read<S: Source + ?Sized>(source: &S, row: usize, epoch: u64) -> Re
     catch_unwind(AssertUnwindSafe(|| source.read(row, epoch))).unwrap_or_else(|panic| {
         let words = panic.downcast_ref::<String>().map(String::as_str);
         let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
-        let reason = format!("reading it panicked: {}", words.replace(['\n', '\r'], " "));
+        let reason = format!("reading it panicked: {}", one_line(words));
         Err(DataError::Row { row, path: PathBuf::from(name_of(source, row)), reason })
     })
 }

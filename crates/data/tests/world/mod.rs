@@ -3,9 +3,9 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use burn::tensor::{Device, FloatDType};
-use opensora_checkpoint::{KeyMap, export};
+use opensora_checkpoint::export;
 use opensora_data::{ClipDataset, ClipSpec, Manifest, Row, cache::CacheKey, encode::ClipEncoder};
-use opensora_t5::{T5Config, T5Encoder, encoder::published_key, fit_tokenizer};
+use opensora_t5::{T5Config, T5Encoder, fit_tokenizer, keys};
 use opensora_vae::{AutoencoderKl, VaeConfig, keys::Layout};
 use opensora_video::{Frames, VideoSpec, Writer};
 use std::{
@@ -81,7 +81,7 @@ impl World {
         fit_tokenizer(["a red circle grows"], 120).unwrap().save(&t5).unwrap();
         t5_config.write(&t5.join("config.json")).unwrap();
         let encoder = T5Encoder::new(&t5_config, &device).unwrap();
-        let map = KeyMap::new("T5").rename(|path| published_key(path, "shared.weight"));
+        let map = keys::Layout::PUBLISHED.key_map();
         export(&encoder, &map, FloatDType::F32, None, &t5.join("model.safetensors")).unwrap();
         Self { folder }
     }

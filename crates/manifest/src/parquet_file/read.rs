@@ -1,12 +1,15 @@
 //! Parquet files read as text, column by column.
 //!
-//! Files come from anywhere: what one claims is checked against what it holds, and a reader that
-//! gives up on it (a panic) is an error like any other. A file of a kilobyte can say a million times
-//! the same word, so memory is bounded by a multiple of the file's size that no honest list of
-//! files comes near. Within the reader, one damaged page can still take up to 2 GiB for a moment.
+//! The sizes that a file states are checked against its length, and a panic of the Parquet reader is
+//! an error. A file of a kilobyte can repeat the same word a million times, so memory is bounded by
+//! a multiple of the file's size that no real list of files comes near. Within the reader, one
+//! damaged page can still take up to 2 GiB for a moment.
 
 use super::BATCH;
-use crate::{ManifestError, Table, header};
+use crate::{
+    ManifestError, Table, header,
+    known::{Known, Purpose},
+};
 use parquet::{
     basic::{ConvertedType, LogicalType, Type as PhysicalType},
     column::reader::{ColumnReader, ColumnReaderImpl},
@@ -21,28 +24,28 @@ use std::{
     path::Path,
 };
 
-/// Bytes of a table in memory for one of its file, besides [`FREE`]: deflate alone makes at most
-/// 1032 of one.
+/// Bytes of memory for each byte of the file, besides [`FREE`]. For comparison: deflate expands by
+/// at most 1032.
 const GROWTH: u64 = 4096;
-/// Bytes that any table may have.
+/// Bytes of memory that any table may take.
 const FREE: u64 = 64 << 20;
 
 /// Reads a table.
-pub(crate) fn read(path: &Path) -> Result<Table, ManifestError> {
+pub(crate) fn read(path: &Path, purpose: Purpose) -> Result<Table, ManifestError> {
     let io = |source| ManifestError::Io { path: path.into(), source };
     let file = File::open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
-    catch_unwind(AssertUnwindSafe(|| table(Bounded { file, length })))
-        .unwrap_or_else(|_| {
-            Err(Wrong::Whole("it is damaged: the Parquet reader gave up on it".into()))
-        })
+    catch_unwind(AssertUnwindSafe(|| table(Bounded { file, length }, purpose)))
+        .unwrap_or_else(|_| Err(Wrong::Whole("damaged Parquet: its reader gave up".into())))
         .map_err(|wrong| match wrong {
             Wrong::Whole(reason) => ManifestError::Whole { path: path.into(), reason },
-            Wrong::Row(row, reason) => ManifestError::Row { path: path.into(), row, reason },
+            Wrong::Row(row, reason) => {
+                ManifestError::Row { path: path.into(), row, line: None, reason }
+            }
         })
 }
 
-/// What is wrong with a file.
+/// Why a file cannot be read.
 enum Wrong {
     Whole(String),
     Row(usize, String),
@@ -50,13 +53,11 @@ enum Wrong {
 
 impl From<ParquetError> for Wrong {
     fn from(error: ParquetError) -> Self {
-        Self::Whole(
-            format!("it is no Parquet that can be read: {error}").replace(['\n', '\r'], " "),
-        )
+        Self::Whole(format!("damaged or not Parquet: {error}").replace(['\n', '\r'], " "))
     }
 }
 
-/// A file that allocates nothing for bytes that it does not have.
+/// A file that does not allocate memory for bytes beyond its end.
 struct Bounded {
     file: File,
     length: u64,
@@ -100,7 +101,7 @@ impl Kind {
         let name = column.path().string();
         if column.path().parts().len() != 1 || column.max_rep_level() != 0 {
             return Err(Wrong::Whole(format!(
-                "its column {name} is a list or has columns of its own, expected text or numbers"
+                "the column {name} is a list or has columns of its own, expected text or numbers"
             )));
         }
         let (logical, converted) = (column.logical_type_ref(), column.converted_type());
@@ -138,22 +139,23 @@ impl Kind {
             (physical, ..) => {
                 let what = logical.map(|kind| format!(" ({kind:?})")).unwrap_or_default();
                 Err(Wrong::Whole(format!(
-                    "its column {name} is {physical}{what}, expected text or numbers"
+                    "the column {name} is {physical}{what}, expected text or numbers"
                 )))
             }
         }
     }
 }
 
-/// Takes the fields of a column, and how many bytes of memory are left.
+/// Adds the fields of a column to the rows.
 struct Sink<'a> {
     rows: &'a mut Vec<Vec<String>>,
-    /// Where the row group begins.
+    /// The first row of the row group.
     first: usize,
-    /// Fields that came.
+    /// Fields added so far.
     count: usize,
     column: usize,
     columns: usize,
+    /// Bytes of memory that the table may still take.
     left: &'a mut u64,
 }
 
@@ -162,9 +164,10 @@ impl Sink<'_> {
         let row = self.first + self.count;
         let header = if self.column == 0 { size_of::<Vec<String>>() } else { 0 };
         let bytes = (header + size_of::<String>() + field.len()) as u64;
-        *self.left = self.left.checked_sub(bytes).ok_or_else(|| {
-            Wrong::Whole("it unpacks to far more than a list of files of its size holds".into())
-        })?;
+        *self.left = self
+            .left
+            .checked_sub(bytes)
+            .ok_or_else(|| Wrong::Whole(format!("unpacks to more than {GROWTH} times its size")))?;
         if self.column == 0 {
             let mut fields = Vec::with_capacity(self.columns);
             fields.push(field);
@@ -173,7 +176,7 @@ impl Sink<'_> {
             let fields = self
                 .rows
                 .get_mut(row)
-                .ok_or_else(|| Wrong::Whole("its columns have different numbers of rows".into()))?;
+                .ok_or_else(|| Wrong::Whole("the columns have different numbers of rows".into()))?;
             fields.push(field);
         }
         self.count += 1;
@@ -181,31 +184,35 @@ impl Sink<'_> {
     }
 }
 
-fn table(file: Bounded) -> Result<Table, Wrong> {
+fn table(file: Bounded, purpose: Purpose) -> Result<Table, Wrong> {
     let mut left = FREE.saturating_add(file.length.saturating_mul(GROWTH));
     let reader = SerializedFileReader::new(file)?;
     let metadata = reader.metadata();
     let schema = metadata.file_metadata().schema_descr();
-    let kinds = schema.columns().iter().map(|column| Kind::of(column));
-    let kinds: Vec<Kind> = kinds.collect::<Result<_, _>>()?;
     let names: Vec<&str> = schema.columns().iter().map(|column| column.name()).collect();
     let columns = header::columns(&names).map_err(Wrong::Whole)?;
-    let mut table = Table::new(columns.iter().map(String::as_str));
+    let known = Known::of(columns, purpose).map_err(Wrong::Whole)?;
+    let kinds = known.kept.iter().map(|&at| Kind::of(&schema.column(at)));
+    let kinds: Vec<Kind> = kinds.collect::<Result<_, _>>()?;
+    let mut table = Table::new(known.columns.iter().map(String::as_str));
     let rows = table.rows_mut();
     for index in 0..metadata.num_row_groups() {
         let group = reader.get_row_group(index)?;
         let first = rows.len();
         let expected = usize::try_from(group.metadata().num_rows()).ok();
-        for (column, (&kind, name)) in kinds.iter().zip(&names).enumerate() {
-            let columns = kinds.len();
+        for (column, (&kind, &at)) in kinds.iter().zip(&known.kept).enumerate() {
+            let (columns, name) = (kinds.len(), names[at]);
             let mut sink = Sink { rows, first, count: 0, column, columns, left: &mut left };
-            read_column(group.get_column_reader(column)?, kind, name, &mut sink)?;
+            read_column(group.get_column_reader(at)?, kind, name, &mut sink)?;
             if Some(sink.count) != expected {
                 let (found, expected) = (sink.count, group.metadata().num_rows());
                 return Err(Wrong::Whole(format!(
-                    "its column {name} has {found} fields in a group of {expected} rows"
+                    "the column {name} has {found} fields in a group of {expected} rows"
                 )));
             }
+        }
+        for (row, fields) in rows.iter_mut().enumerate().skip(first) {
+            known.check(fields).map_err(|reason| Wrong::Row(row, reason))?;
         }
     }
     Ok(table)
@@ -239,16 +246,16 @@ fn read_column(
         }),
         ColumnReader::ByteArrayColumnReader(reader) => each(reader, sink, |value: &ByteArray| {
             let text = std::str::from_utf8(value.data());
-            text.map(String::from).map_err(|_| format!("its field {name} is no UTF-8"))
+            text.map(String::from).map_err(|_| format!("the field {name} is not UTF-8"))
         }),
-        // Their kinds were refused.
+        // `Kind::of` rejects these.
         ColumnReader::Int96ColumnReader(_) | ColumnReader::FixedLenByteArrayColumnReader(_) => {
-            Err(Wrong::Whole(format!("its column {name} is neither text nor numbers")))
+            Err(Wrong::Whole(format!("the column {name} is neither text nor numbers")))
         }
     }
 }
 
-/// Every field of a column, gaps as empty ones.
+/// Reads every field of a column; nulls are empty fields.
 fn each<T: DataType>(
     mut reader: ColumnReaderImpl<T>,
     sink: &mut Sink<'_>,
@@ -268,7 +275,7 @@ fn each<T: DataType>(
             let value = match levels.get(record) {
                 Some(0) => None,
                 _ => Some(values.next().ok_or_else(|| {
-                    Wrong::Whole("it is damaged: a column ends before its rows do".into())
+                    Wrong::Whole("damaged Parquet: a column ends before its rows do".into())
                 })?),
             };
             let row = sink.first + sink.count;

@@ -1,9 +1,10 @@
 use crate::{
-    ManifestError, Table,
+    Manifest, ManifestError, Table,
+    limits::MAX_CAPTION_CHARS,
     table::{PATH, TEXT},
 };
 use parquet::{
-    data_type::{BoolType, ByteArray, ByteArrayType, FloatType, Int32Type, Int64Type},
+    data_type::{BoolType, ByteArray, ByteArrayType, DoubleType, FloatType, Int32Type, Int64Type},
     file::{
         reader::FileReader, serialized_reader::SerializedFileReader, writer::SerializedFileWriter,
     },
@@ -137,7 +138,7 @@ fn columns_of_other_programs_become_text() {
     );
     let wrong = Table::read(&at(&folder)).unwrap_err();
     assert!(matches!(wrong, ManifestError::Row { row: 1, .. }), "{wrong}");
-    assert!(wrong.to_string().contains("row 2: its field caption is no UTF-8"), "{wrong}");
+    assert!(wrong.to_string().contains("row 2: the field caption is not UTF-8"), "{wrong}");
 
     foreign(
         &at(&folder),
@@ -233,5 +234,89 @@ fn small_files_cannot_fill_the_memory() {
     group.close().unwrap();
     writer.close().unwrap();
     let wrong = Table::read(&at(&folder)).unwrap_err().to_string();
-    assert!(wrong.contains("unpacks to far more"), "{wrong}");
+    assert!(wrong.contains("unpacks to more than"), "{wrong}");
+}
+
+#[test]
+fn missing_values_are_those_of_csv() {
+    let folder = tempfile::tempdir().unwrap();
+    foreign(
+        &at(&folder),
+        "message schema {
+            required binary video (UTF8); optional binary caption (UTF8);
+            optional double frames; required binary url (UTF8);
+        }",
+        &[
+            |column| {
+                let paths = ["/a", "/b", "/c"].map(ByteArray::from);
+                column.typed::<ByteArrayType>().write_batch(&paths, None, None).unwrap();
+            },
+            |column| {
+                let texts = ["NaN", "fog"].map(ByteArray::from);
+                let levels = Some(&[1, 0, 1][..]);
+                column.typed::<ByteArrayType>().write_batch(&texts, levels, None).unwrap();
+            },
+            |column| {
+                let levels = Some(&[1, 1, 0][..]);
+                column.typed::<DoubleType>().write_batch(&[51.0, f64::NAN], levels, None).unwrap();
+            },
+            |column| {
+                let texts = ["None", "NULL", "https://c.example"].map(ByteArray::from);
+                column.typed::<ByteArrayType>().write_batch(&texts, None, None).unwrap();
+            },
+        ],
+    );
+    let table = Table::read(&at(&folder)).unwrap();
+    assert_eq!(table.row(0).unwrap(), ["/a", "", "51", ""]);
+    assert_eq!(table.row(1).unwrap(), ["/b", "", "", ""]);
+    assert_eq!(table.row(2).unwrap(), ["/c", "fog", "", "https://c.example"]);
+    let rows = Manifest::read(&at(&folder)).unwrap().rows;
+    assert_eq!([0, 1, 2].map(|row| &*rows[row].caption), ["", "", "fog"]);
+    assert_eq!([0, 1, 2].map(|row| rows[row].num_frames), [Some(51), None, None]);
+}
+
+#[test]
+fn training_reads_three_columns_and_checks_their_fields() {
+    let folder = tempfile::tempdir().unwrap();
+    foreign(
+        &at(&folder),
+        "message schema {
+            required int64 made (TIMESTAMP(MILLIS,true)); required binary text (UTF8);
+            required binary path (UTF8);
+        }",
+        &[
+            |column| {
+                column.typed::<Int64Type>().write_batch(&[1], None, None).unwrap();
+            },
+            |column| {
+                let texts = [ByteArray::from("fog")];
+                column.typed::<ByteArrayType>().write_batch(&texts, None, None).unwrap();
+            },
+            |column| {
+                let paths = [ByteArray::from("/a")];
+                column.typed::<ByteArrayType>().write_batch(&paths, None, None).unwrap();
+            },
+        ],
+    );
+    assert!(Table::read(&at(&folder)).unwrap_err().to_string().contains("column made is INT64"));
+    let rows = Manifest::read(&at(&folder)).unwrap().rows;
+    assert_eq!((rows[0].path.to_str(), &*rows[0].caption), (Some("/a"), "fog"));
+
+    let longest = "\u{e9}".repeat(MAX_CAPTION_CHARS);
+    for (column, field, words) in [
+        (TEXT, longest.clone() + "x", "row 2: the caption has 10001 characters"),
+        ("num_frames", "many".into(), "row 2: the number of frames is 'many'"),
+        (PATH, String::new(), "row 2: the path is empty"),
+    ] {
+        let mut table = Table::new([PATH, TEXT, "num_frames"]);
+        for _ in 0..2 {
+            table.push([(PATH, "/a".into()), (TEXT, longest.clone()), ("num_frames", "3".into())]);
+        }
+        table.write(&at(&folder)).unwrap();
+        assert_eq!(Manifest::read(&at(&folder)).unwrap().rows[1].caption, longest);
+        table.set(1, column, field);
+        table.write(&at(&folder)).unwrap();
+        let error = Manifest::read(&at(&folder)).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
 }

@@ -1,4 +1,4 @@
-//! Tables written as Parquet.
+//! Writing of tables as Parquet.
 
 use super::BATCH;
 use crate::{
@@ -17,10 +17,10 @@ use parquet::{
 };
 use std::{fs::File, io, ops::Range, path::Path, sync::Arc};
 
-/// Rows that are compressed together and held in memory for it.
+/// Rows of a row group, which is in memory while it is compressed.
 const GROUP: usize = 1 << 17;
 
-/// What a column is written as.
+/// The type of a column in the file.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Text,
@@ -30,7 +30,7 @@ enum Kind {
 
 impl Kind {
     fn of(table: &Stored<'_>, column: usize) -> Self {
-        // Captions are text, also where all of them happen to be numbers.
+        // Captions are text even if all of them happen to be numbers.
         if [PATH, TEXT, URL].contains(&table.columns()[column].as_str()) {
             return Self::Text;
         }
@@ -61,12 +61,12 @@ impl Kind {
     }
 }
 
-/// An integer that is written again as it stands.
+/// Returns an integer if its digits are those of the field.
 fn integer(field: &str) -> Option<i64> {
     field.parse().ok().filter(|number: &i64| number.to_string() == field)
 }
 
-/// A number that is written again as it stands, but for zeros at the end of a fraction.
+/// Returns a number if its digits are those of the field, except for zeros at the end of a fraction.
 fn float(field: &str) -> Option<f64> {
     let shortest = match field.contains('.') {
         true => field.trim_end_matches('0').trim_end_matches('.'),
@@ -79,7 +79,7 @@ fn float(field: &str) -> Option<f64> {
         .filter(|number: &f64| ends_well && number.is_finite() && number.to_string() == shortest)
 }
 
-/// Writes a table; empty fields are gaps.
+/// Writes a table; empty fields are nulls.
 pub(crate) fn write(table: &Stored<'_>, path: &Path) -> io::Result<()> {
     let file = File::create(path)?;
     written(table, file).map_err(io::Error::other)

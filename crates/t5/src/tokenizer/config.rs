@@ -12,13 +12,11 @@
 
 use std::{collections::HashSet, path::Path};
 
+use opensora_files::one_line;
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, pre_tokenizers::metaspace::PrependScheme};
 
-use super::{
-    error::{TokenizerError, one_line},
-    files,
-};
+use super::{error::TokenizerError, files};
 
 /// Default of `extra_ids` in `T5TokenizerFast`.
 const EXTRA_IDS: usize = 100;

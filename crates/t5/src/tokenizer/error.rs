@@ -106,15 +106,3 @@ pub enum TokenizerError {
         reason: String,
     },
 }
-
-/// Text that comes from a file or a library, fit for a message: one line of bounded length.
-pub(super) fn one_line(text: impl std::fmt::Display) -> String {
-    const MAX_CHARS: usize = 200;
-    let text = text.to_string();
-    let mut line: String =
-        text.chars().take(MAX_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if text.chars().nth(MAX_CHARS).is_some() {
-        line.push_str("...");
-    }
-    line
-}

@@ -8,6 +8,7 @@
 use std::{collections::HashMap, path::Path};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use opensora_files::one_line;
 use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::{
@@ -17,7 +18,7 @@ use tokenizers::{
 };
 
 use super::{
-    error::{TokenizerError, one_line},
+    error::TokenizerError,
     pipeline::{self, Assembled, Piece, Pipeline},
     spiece,
 };

@@ -6,12 +6,10 @@
 
 use std::{collections::HashSet, path::Path};
 
+use opensora_files::one_line;
 use prost::Message;
 
-use super::{
-    error::{TokenizerError, one_line},
-    pipeline::Piece,
-};
+use super::{error::TokenizerError, pipeline::Piece};
 
 /// Longest accepted piece in bytes (published models: 16 characters). The library's trie is as deep
 /// as the longest piece and is dropped recursively.

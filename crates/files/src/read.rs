@@ -1,0 +1,205 @@
+//! Files that others wrote: regular ones only, with a bound on their size.
+//!
+//! A path from a stranger may name a pipe that nobody writes to, a device that never ends, or a file
+//! of many gigabytes where a few kilobytes are usual. The functions here return an error instead of
+//! waiting or filling memory.
+
+use std::{
+    fs::{File, Metadata},
+    io::{self, Read},
+    path::{Component, Path, PathBuf},
+};
+
+/// Most bytes of a configuration or description (`config.json`, `model.json`, a recipe): published
+/// ones have a few kilobytes.
+pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// Opens a regular file; symbolic links are followed.
+///
+/// # Errors
+/// Returns an error if the path cannot be opened or names a folder, a pipe, a socket or a device.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    // Asked before the file is opened: opening a pipe waits for its other end.
+    check_regular(&std::fs::metadata(path)?)?;
+    let file = File::open(path)?;
+    check_regular(&file.metadata()?)?;
+    Ok(file)
+}
+
+fn check_regular(metadata: &Metadata) -> io::Result<()> {
+    if metadata.is_file() {
+        return Ok(());
+    }
+    let kind =
+        if metadata.is_dir() { io::ErrorKind::IsADirectory } else { io::ErrorKind::InvalidInput };
+    Err(io::Error::new(kind, format!("{} found, expected a regular file", kind_of(metadata))))
+}
+
+#[cfg(unix)]
+fn kind_of(metadata: &Metadata) -> &'static str {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = metadata.file_type();
+    if kind.is_dir() {
+        "a folder"
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    }
+}
+
+#[cfg(not(unix))]
+fn kind_of(metadata: &Metadata) -> &'static str {
+    if metadata.is_dir() { "a folder" } else { "a device" }
+}
+
+/// Reads a whole regular file of at most `limit` bytes.
+///
+/// # Errors
+/// Returns an error if the path names no regular file, cannot be read, or holds more than `limit`
+/// bytes ([`io::ErrorKind::FileTooLarge`]).
+pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let file = open_regular(path)?;
+    let too_large = |found: u64| {
+        io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("the file has {found} bytes or more, expected at most {limit}"),
+        )
+    };
+    let declared = file.metadata()?.len();
+    if declared > limit {
+        return Err(too_large(declared));
+    }
+    // One byte more than allowed: the file may still grow, and files of /proc declare no size.
+    let mut bytes = Vec::with_capacity(declared as usize);
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit { Err(too_large(bytes.len() as u64)) } else { Ok(bytes) }
+}
+
+/// Reads a whole regular UTF-8 file of at most `limit` bytes, without the byte order mark that some
+/// editors put in front.
+///
+/// # Errors
+/// As [`read_bounded`], and if the file is not UTF-8 ([`io::ErrorKind::InvalidData`]).
+pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
+    let mut text = String::from_utf8(read_bounded(path, limit)?).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        io::Error::new(io::ErrorKind::InvalidData, format!("not UTF-8 from byte {at} on"))
+    })?;
+    if text.starts_with('\u{feff}') {
+        text.drain(..'\u{feff}'.len_utf8());
+    }
+    Ok(text)
+}
+
+/// Joins `folder` and a path that a file in it names, which must stay below `folder`: relative and
+/// without `..`; `.` is skipped.
+///
+/// Only the text of the path is looked at. Symbolic links are followed later, because model caches
+/// consist of links.
+///
+/// # Errors
+/// Returns [`io::ErrorKind::InvalidInput`] if the path is empty, absolute or has a `..`.
+pub fn inside(folder: &Path, relative: &Path) -> io::Result<PathBuf> {
+    let mut path = folder.to_path_buf();
+    let mut names = 0;
+    for component in relative.components() {
+        match component {
+            Component::CurDir => {}
+            Component::Normal(name) => {
+                path.push(name);
+                names += 1;
+            }
+            Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("'{}' leads out of the folder", relative.display()),
+                ));
+            }
+        }
+    }
+    if names == 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("'{}' names no file", relative.display()),
+        ));
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_read_up_to_their_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, "\u{feff}{}").unwrap();
+        assert_eq!(read_bounded(&path, 5).unwrap(), "\u{feff}{}".as_bytes());
+        assert_eq!(read_text(&path, 5).unwrap(), "{}");
+        let error = read_bounded(&path, 4).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+        assert!(error.to_string().contains("5 bytes"), "{error}");
+        std::fs::write(&path, b"ab\xff").unwrap();
+        let error = read_text(&path, 9).unwrap_err();
+        assert!(error.to_string().contains("byte 2"), "{error}");
+        let missing = read_text(&folder.path().join("no"), 9).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        // 1 TB that takes no place on the disk.
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(read_text(&path, 9).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_regular_file_is_named_without_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        let socket = folder.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
+        for (path, says) in [
+            (folder.path(), "a folder"),
+            (&pipe, "a pipe"),
+            (&socket, "a socket"),
+            (Path::new("/dev/zero"), "a device"),
+            (&link, "a device"),
+        ] {
+            for error in [open_regular(path).unwrap_err(), read_text(path, 1 << 20).unwrap_err()] {
+                assert!(error.to_string().contains(says), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn files_of_proc_declare_no_size_and_are_bounded_too() {
+        let path = Path::new("/proc/self/status");
+        if path.exists() {
+            assert!(!read_bounded(path, 1 << 20).unwrap().is_empty());
+            assert_eq!(read_bounded(path, 3).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        }
+    }
+
+    #[test]
+    fn named_paths_stay_below_their_folder() {
+        let folder = Path::new("model");
+        for (named, path) in [
+            ("a.bin", "model/a.bin"),
+            ("./a.bin", "model/a.bin"),
+            ("t5/./a.bin", "model/t5/a.bin"),
+            (".../a", "model/.../a"),
+        ] {
+            assert_eq!(inside(folder, Path::new(named)).unwrap(), Path::new(path));
+        }
+        for named in ["../a", "a/../../b", "a/..", "/etc/passwd", "", ".", "./"] {
+            let error = inside(folder, Path::new(named)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{named}");
+        }
+    }
+}

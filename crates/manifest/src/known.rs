@@ -1,0 +1,111 @@
+//! The columns with a meaning, and the rules that their fields follow in every format.
+
+use crate::{
+    header,
+    limits::{MAX_CAPTION_CHARS, MAX_FIELD_BYTES},
+    table::{NUM_FRAMES, PATH, TEXT, URL},
+    value,
+};
+use opensora_files::one_line;
+
+/// What a table is read for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// All columns, for steps of a preparation. Rows are as long as the header: a field too few or
+    /// too many is a comma that should have been quoted. Without a header, rows may go without the
+    /// number of frames.
+    Preparation,
+    /// Path, caption and number of frames, for training. Rows may end behind the caption; more
+    /// fields than columns are left out.
+    Training,
+}
+
+/// Which columns of a file are read, and where those with a meaning stand among them.
+pub(crate) struct Known {
+    /// Columns of the file.
+    pub(crate) kept: Vec<usize>,
+    /// Names of the columns that are kept.
+    pub(crate) columns: Vec<String>,
+    purpose: Purpose,
+}
+
+impl Known {
+    /// Chooses from the columns of a file.
+    pub(crate) fn of(columns: Vec<String>, purpose: Purpose) -> Result<Self, String> {
+        let at = |name: &str| columns.iter().position(|column| column == name);
+        let kept: Vec<usize> = match purpose {
+            Purpose::Preparation => (0..columns.len()).collect(),
+            Purpose::Training => {
+                let need = |name| {
+                    at(name).ok_or_else(|| {
+                        format!(
+                            "found the columns {}, expected a column {}",
+                            shown(&columns),
+                            header::names_of(name)
+                        )
+                    })
+                };
+                [need(PATH)?, need(TEXT)?].into_iter().chain(at(NUM_FRAMES)).collect()
+            }
+        };
+        let columns = kept.iter().map(|&at| columns[at].clone()).collect();
+        Ok(Self { kept, columns, purpose })
+    }
+
+    /// Checks the fields of a row that are kept; those without a value become empty.
+    pub(crate) fn check(&self, fields: &mut [String]) -> Result<(), String> {
+        for (name, field) in self.columns.iter().zip(fields) {
+            if field.len() > MAX_FIELD_BYTES {
+                return Err(format!(
+                    "the field {name} has {} bytes, expected at most {MAX_FIELD_BYTES}",
+                    field.len()
+                ));
+            }
+            if ![PATH, TEXT, NUM_FRAMES, URL].contains(&name.as_str()) {
+                continue;
+            }
+            if value::is_missing(field) {
+                field.clear();
+            }
+            if name == TEXT && field.len() > MAX_CAPTION_CHARS {
+                let found = field.chars().count();
+                if found > MAX_CAPTION_CHARS {
+                    return Err(format!(
+                        "the caption has {found} characters, expected at most {MAX_CAPTION_CHARS}"
+                    ));
+                }
+            }
+            if self.purpose == Purpose::Training {
+                if name == PATH && field.is_empty() {
+                    return Err("the path is empty, expected a file".into());
+                }
+                if name == NUM_FRAMES && !field.is_empty() && value::count(field).is_none() {
+                    return Err(format!(
+                        "the number of frames is '{}', expected a whole number",
+                        start(field)
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the names of columns for a message.
+pub(crate) fn shown(columns: &[String]) -> String {
+    const MOST: usize = 12;
+    let mut names: Vec<String> = columns.iter().take(MOST).map(|name| start(name)).collect();
+    if columns.len() > MOST {
+        names.push("...".into());
+    }
+    names.join(", ")
+}
+
+/// Returns the first characters of a field for a message.
+pub(crate) fn start(field: &str) -> String {
+    const MOST: usize = 60;
+    match field.char_indices().nth(MOST) {
+        Some((end, _)) => one_line(&field[..end]) + "...",
+        None => one_line(field),
+    }
+}
