@@ -31,6 +31,7 @@ pub(crate) fn open(path: &Path) -> Result<(Header, Stream), String> {
         let words = |error: VideoError| without_path(&error, path);
         return png::read_folder(path).map(whole).map_err(words);
     }
+    open::check(path)?;
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     if media::IMAGES.contains(&ending.to_ascii_lowercase().as_str()) {
         return media::still(path).map(whole);

@@ -233,7 +233,8 @@ where
     for (row, state) in states.into_iter().enumerate() {
         let Some(outcome) = &outcomes[row] else { continue };
         // Journals of earlier versions have no states; what is gone has not changed.
-        let is_changed = state.is_some_and(|then| (trust.state)(row).is_some_and(|now| now != then));
+        let is_changed =
+            state.is_some_and(|then| (trust.state)(row).is_some_and(|now| now != then));
         let is_lost = matches!(outcome, Outcome::Done(record) if !(trust.holds)(row, record));
         if is_changed || is_lost {
             outcomes[row] = None;
