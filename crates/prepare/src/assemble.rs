@@ -9,13 +9,14 @@ use crate::{
     open::identity,
     step::{Outcome, Shard},
 };
-use opensora_files::folder_of;
+use opensora_files::{folder_of, remove_leftovers};
 use opensora_manifest::{Table, table::PATH};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
     ffi::OsString,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// The column that says why a row could not be used.
@@ -44,14 +45,20 @@ pub fn shard_path(out: &Path, shard: Shard) -> PathBuf {
     out.with_extension(ending.map_or(part.clone(), |ending| format!("{part}.{ending}")))
 }
 
-/// Makes the folder of a step's files.
+/// How old something half-written is when its writer is gone: nothing here takes that long.
+pub(crate) const LEFTOVER: Duration = Duration::from_secs(24 * 3600);
+
+/// Makes the folder of a step's files, and removes half-written ones of killed runs from it.
 ///
 /// # Errors
 /// Where the operating system refuses.
 pub fn make_folder(out: &Path) -> Result<(), PrepareError> {
     let folder = folder_of(out);
     let io = |source| PrepareError::Io { path: folder.into(), source };
-    std::fs::create_dir_all(folder).map_err(io)
+    std::fs::create_dir_all(folder).map_err(io)?;
+    // Of killed runs. They take room and nothing else.
+    let _ = remove_leftovers(folder, LEFTOVER);
+    Ok(())
 }
 
 /// What the rows of a table are known by from run to run: the fields of one column.

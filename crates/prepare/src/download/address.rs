@@ -24,15 +24,17 @@ pub(crate) enum Fetch {
 /// Where a video is.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Address {
+    /// With what grants access.
+    secret: String,
+    /// As it may be stored and shown.
     url: String,
-    shown: String,
     fetch: Fetch,
     file: String,
 }
 
 impl fmt::Debug for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Address").field(&self.shown).finish()
+        f.debug_tuple("Address").field(&self.url).finish()
     }
 }
 
@@ -59,8 +61,8 @@ impl Address {
             Some(Some(id)) => Ok(Self::youtube(id)),
             Some(None) => Err(wrong("a page of YouTube that is no video")),
             None => Ok(Self {
-                url: text.into(),
-                shown: shown(text),
+                secret: text.into(),
+                url: shown(text),
                 fetch: Fetch::Direct,
                 // A digest of a password could be guessed at.
                 file: file_name(&without_user(text), uri.path()),
@@ -71,17 +73,17 @@ impl Address {
     fn youtube(id: &str) -> Self {
         let url = format!("https://www.youtube.com/watch?v={id}");
         let file = file_name(&url, id);
-        Self { shown: url.clone(), url, fetch: Fetch::YtDlp, file }
+        Self { secret: url.clone(), url, fetch: Fetch::YtDlp, file }
     }
 
     /// The address as it is asked. It may hold a password, and is neither stored nor shown.
-    pub(crate) fn secret_url(&self) -> &str {
-        &self.url
+    pub(crate) fn secret(&self) -> &str {
+        &self.secret
     }
 
     /// The address as it may be stored and shown.
     pub(crate) fn url(&self) -> &str {
-        &self.shown
+        &self.url
     }
 
     /// Who fetches it.
@@ -178,7 +180,7 @@ mod tests {
     #[test]
     fn passwords_are_asked_with_and_never_shown() {
         let address = Address::parse("https://me:s3cret@a.example/fox.mp4").unwrap();
-        assert_eq!(address.secret_url(), "https://me:s3cret@a.example/fox.mp4");
+        assert_eq!(address.secret(), "https://me:s3cret@a.example/fox.mp4");
         assert_eq!(address.url(), "https://a.example/fox.mp4");
         assert!(!format!("{address:?}").contains("s3cret"));
         assert_eq!(address.file(), Address::parse(address.url()).unwrap().file());

@@ -153,7 +153,7 @@ impl Client {
         partial: &mut Partial,
     ) -> Result<(), Failure> {
         if !partial.is_complete() {
-            let response = self.ask(address.secret_url(), partial)?;
+            let response = self.ask(address.secret(), partial)?;
             self.take(address.url(), response, partial)?;
         }
         let Err(reason) = check(&partial.fetched(), sha256) else { return Ok(()) };

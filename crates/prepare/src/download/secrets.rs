@@ -54,7 +54,10 @@ fn is_secret(name: &str) -> bool {
 
 /// Returns the address without user name and password.
 pub(crate) fn without_user(url: &str) -> String {
-    let begin = url.find("://").map_or(0, |at| at + 3);
+    // Behind the scheme, or two slashes alone.
+    let is_scheme =
+        |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || "+-.:".contains(c));
+    let begin = url.find("//").filter(|at| is_scheme(&url[..*at])).map_or(0, |at| at + 2);
     let rest = &url[begin..];
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     match rest[..end].rfind('@') {
@@ -92,6 +95,8 @@ mod tests {
                 "https://a.example/x?X-Amz-Date=1&X-Amz-Signature=...",
             ),
             ("me:s3cret@a.example/x.mp4", "a.example/x.mp4"),
+            ("//me:s3cret@a b", "//a b"),
+            ("a.example//me@home", "a.example//me@home"),
             ("https://a.example/x?sign=1&token=", "https://a.example/x?sign=1&token="),
             ("https://a.example/me@home.mp4", "https://a.example/me@home.mp4"),
             ("ü", "ü"),
