@@ -75,9 +75,10 @@ impl VideoShots {
             detector.push_score(score, time);
         }
         let last = times.last().copied().unwrap_or(0.0);
-        // With the mean rate of a variable one, this is where the container says that the video ends.
-        let end = Some(times.len() as f64 / info.fps).filter(|end| is_rate && *end > last);
-        let end = end.unwrap_or(if is_rate { last + 1.0 / info.fps } else { last });
+        let even = is_rate.then(|| times.len() as f64 / info.fps);
+        let ends = [info.duration, even].into_iter().flatten();
+        let next = last + if is_rate { 1.0 / info.fps } else { 0.0 };
+        let end = ends.into_iter().find(|end| end.is_finite() && *end > last).unwrap_or(next);
         let shots = Shots { scenes: detector.scenes(), scores };
         Ok(Self { info, shots, times, end, decoder })
     }

@@ -55,9 +55,8 @@ fn is_secret(name: &str) -> bool {
 /// Returns the address without user name and password.
 pub(crate) fn without_user(url: &str) -> String {
     // Behind the scheme, or two slashes alone.
-    let is_scheme =
-        |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || "+-.:".contains(c));
-    let begin = url.find("//").filter(|at| is_scheme(&url[..*at])).map_or(0, |at| at + 2);
+    let is_behind_scheme = |at: &usize| url[..*at].is_empty() || url[..*at].ends_with(':');
+    let begin = url.find("//").filter(is_behind_scheme).map_or(0, |at| at + 2);
     let rest = &url[begin..];
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     match rest[..end].rfind('@') {
