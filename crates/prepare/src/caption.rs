@@ -20,7 +20,7 @@
 //! and another runs a model itself, which saw only the first of its three frames; a failure ends
 //! the run, and neither attempts, answers cut short nor refusals are looked at.
 
-mod answer;
+pub mod answer;
 mod endpoint;
 mod pictures;
 mod prompt;
@@ -315,7 +315,7 @@ impl<'a> Work<'a> {
         let request = self.spec.request(&pictures).to_string();
         let answered = self.answered.load(Ordering::Relaxed);
         let max_tokens = self.spec.max_tokens();
-        let judge = |body: &[u8]| answer::caption(body, max_tokens);
+        let judge = |body: &[u8]| answer::judge(body, max_tokens);
         match self.endpoint.ask(request.as_bytes(), &self.stop, judge) {
             Ok(caption) => {
                 self.answered.fetch_add(1, Ordering::Relaxed);

@@ -12,6 +12,7 @@
 //! | `pipe` | frames out of a program's output |
 //! | `stamps` | times of frames, told by a program |
 //! | [`mp4`] | H.264 in MP4, written and read |
+//! | `metadata` | the record of a clip in the header of an MP4 |
 //! | `in_process` | the shown frames of an MP4, decoded in this process |
 //! | `decode` | decoders of video streams, behind one interface |
 //! | `sps` | size, colours and pixel aspect that an H.264 stream states |
@@ -53,6 +54,7 @@ pub mod frames;
 pub mod gif;
 mod in_process;
 pub mod media;
+mod metadata;
 pub mod mp4;
 mod orientation;
 pub mod picks;

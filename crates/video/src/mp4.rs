@@ -9,10 +9,10 @@
 //! states ([`crate::reader`]).
 
 use crate::{
-    Frames, VideoError,
+    Frames, VideoError, boxes,
     color::{Matrix, Planes},
     in_process::Stream,
-    sps,
+    metadata, sps,
 };
 use muxide::api::{MuxerBuilder, VideoCodec};
 use rusty_h264::{Encoder, EncoderConfig, Preset, YuvFrame};
@@ -59,6 +59,37 @@ pub(crate) fn check(height: usize, width: usize, fps: f64) -> Result<(), String>
         Some(_) => Ok(()),
         None => Err(format!("H.264 has no level for {height}x{width} at {fps} frames a second")),
     }
+}
+
+/// Encodes a clip into `out`, with a comment in the header if there is one. Comments of more than
+/// 1 MiB are left out.
+pub(crate) fn encode_with(
+    clip: &Frames,
+    fps: f64,
+    comment: Option<&str>,
+    mut out: impl Write,
+) -> Result<(), String> {
+    let Some(comment) = comment.filter(|comment| comment.len() <= metadata::MAX_COMMENT) else {
+        return encode(clip, fps, out);
+    };
+    let mut plain = Vec::new();
+    encode(clip, fps, &mut plain)?;
+    let commented = metadata::with_comment(&plain, comment)?;
+    out.write_all(&commented).map_err(|error| error.to_string())
+}
+
+/// Returns the comment that is stored in the header of an MP4, if there is one: the record of how
+/// the clip was made, as JSON, if the file was written by [`Writer`](crate::Writer).
+///
+/// # Errors
+/// Returns an error if the file cannot be read or is no whole MP4.
+pub fn comment(path: &Path) -> Result<Option<String>, VideoError> {
+    let io = |source| VideoError::Io { path: path.into(), source };
+    let mut file = std::fs::File::open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    boxes::read_header(&mut file, length)
+        .and_then(|moov| metadata::comment(&moov))
+        .map_err(|refused| refused.of(path))
 }
 
 /// Encodes a clip into `out`.
@@ -233,6 +264,35 @@ mod tests {
             assert_eq!(sps.colour, Some(sps::Colour { matrix, full_range: false }));
             assert_eq!((sps.height, sps.width), (height, 32));
         }
+    }
+
+    #[test]
+    fn comments_are_read_by_others_and_change_no_frame() {
+        let clip = clip(3, 16, 16);
+        let text = "{\"prompt\":\"Füchse; a = b\",\"seed\":7}";
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        encode_with(&clip, 8.0, Some(text), &mut file).unwrap();
+        assert_eq!(comment(file.path()).unwrap().as_deref(), Some(text));
+        let plain = written(&clip, 8.0);
+        assert_eq!(comment(plain.path()).unwrap(), None);
+        let (with, without) = (read(file.path()).unwrap(), read(plain.path()).unwrap());
+        assert!(with == without);
+        let long = "x".repeat(metadata::MAX_COMMENT + 1);
+        let mut left_out = Vec::new();
+        encode_with(&clip, 8.0, Some(&long), &mut left_out).unwrap();
+        assert_eq!(left_out, std::fs::read(plain.path()).unwrap());
+
+        let program = crate::ffmpeg::Programs::default().ffprobe;
+        let said = std::process::Command::new(program)
+            .args(["-v", "error", "-show_entries", "format_tags=comment", "-of", "json"])
+            .arg(file.path())
+            .output();
+        let Ok(said) = said else {
+            eprintln!("not compared: the ffprobe program is not there");
+            return;
+        };
+        let said: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+        assert_eq!(said["format"]["tags"]["comment"], text);
     }
 
     #[test]

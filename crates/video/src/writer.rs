@@ -151,7 +151,8 @@ impl Writer {
     }
 
     /// Writes the clip under its name, and `record` as JSON beside it (`clip.mp4.json`) or in the
-    /// folder of frames (`metadata.json`), unless it is null. Returns the path.
+    /// folder of frames (`metadata.json`), unless it is null. An MP4 also holds the record itself, as
+    /// its comment ([`mp4::comment`]). Returns the path.
     ///
     /// # Errors
     /// Where the clip is not what the output was opened for, or encoding or writing fails; nothing
@@ -182,7 +183,10 @@ impl Writer {
             Place::File(mut file, mut beside) => {
                 let mut out = BufWriter::new(&mut file);
                 match format {
-                    Format::Mp4 => mp4::encode(clip, spec.fps, &mut out),
+                    Format::Mp4 => {
+                        let comment = (!record.is_null()).then(|| record.to_string());
+                        mp4::encode_with(clip, spec.fps, comment.as_deref(), &mut out)
+                    }
                     Format::Gif => gif::encode(clip, spec.fps, &mut out),
                     Format::Png | Format::PngFolder => {
                         png::encode(clip.data(), clip.height(), clip.width(), &mut out)

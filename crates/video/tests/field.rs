@@ -123,7 +123,7 @@ fn frames_are_those_of_opencv() {
     }
 }
 
-/// Frames in planes, as red, green and blue.
+/// Frames in planes, as red, green and blue; at most [`MOST`].
 fn planar(path: &Path, decoder: Decoder) -> Vec<VideoFrame> {
     let (info, frames) = VideoReader::open_planar(path, decoder, |_, _| None).unwrap();
     let are_whole = frames.picks().is_some();
@@ -139,31 +139,37 @@ fn planar(path: &Path, decoder: Decoder) -> Vec<VideoFrame> {
         (0..width * height).flat_map(pixel).collect()
     };
     frames
+        .take(MOST)
         .map(|frame| frame.unwrap())
         .map(|frame| VideoFrame { time: frame.time, rgb: rgb(&frame.planes, frame.to_rgb) })
         .collect()
 }
 
+/// Frames of a file that are compared in all forms: more than a group of pictures with B-frames.
+const MOST: usize = 50;
+
 #[test]
 fn both_decoders_show_the_same_in_all_forms() {
     for name in opencv().keys().map(String::as_str).chain(["interlaced.mp4", "av1.mp4"]) {
         let path = fixture(name);
-        let found: Vec<_> = decoders()
-            .into_iter()
-            .filter_map(|decoder| Some((decoder, all(&path, decoder).ok()?)))
-            .collect();
-        for (decoder, (info, frames)) in &found {
-            let (first_info, first_frames) = &found[0].1;
-            let planes = planar(&path, *decoder);
-            assert_eq!((frames.len(), planes.len()), (first_frames.len(), first_frames.len()));
-            for (index, ((a, b), c)) in first_frames.iter().zip(frames).zip(&planes).enumerate() {
+        let mut first: Option<(VideoInfo, Vec<VideoFrame>)> = None;
+        for decoder in decoders() {
+            let Ok(reader) = VideoReader::open(&path, decoder) else { continue };
+            let info = reader.info().clone();
+            let frames: Vec<_> = reader.take(MOST).map(|frame| frame.unwrap()).collect();
+            let planes = planar(&path, decoder);
+            let (first_info, first) = first.get_or_insert_with(|| (info.clone(), frames.clone()));
+            assert_eq!((frames.len(), planes.len()), (first.len(), first.len()), "{name}");
+            for (index, ((a, b), c)) in first.iter().zip(&frames).zip(&planes).enumerate() {
                 assert!(a.rgb == b.rgb, "{name} {decoder:?} {index}");
                 assert!(b.rgb == c.rgb, "planes of {name} {decoder:?} {index}");
-                assert!((a.time - b.time).abs() < 1e-9, "{name} {}: {} {}", index, a.time, b.time);
-                assert!((b.time - c.time).abs() < 1e-9, "{name} {}: {} {}", index, b.time, c.time);
+                assert!((a.time - b.time).abs() < 1e-9, "{name} {index}: {} {}", a.time, b.time);
+                assert!((b.time - c.time).abs() < 1e-9, "{name} {index}: {} {}", b.time, c.time);
             }
             assert!((info.duration.unwrap() - first_info.duration.unwrap()).abs() < 1e-6, "{name}");
-            assert_eq!(info.pixel_aspect, first_info.pixel_aspect, "{name}");
+            let size = |info: &VideoInfo| (info.width, info.height, info.num_frames);
+            assert_eq!(size(&info), size(first_info), "{name}");
+            assert_eq!((info.pixel_aspect, info.fps), (first_info.pixel_aspect, first_info.fps));
         }
     }
 }
@@ -352,11 +358,9 @@ fn other_kinds_need_the_program_and_are_not_damaged() {
         }
         if ffmpeg_is_there() {
             let (info, frames) = all(&path, Decoder::Auto).unwrap();
-            assert_eq!(
-                (info.num_frames, frames.len()),
-                (Some(frames.len()), frames.len()),
-                "{name}"
-            );
+            // One cannot be decoded; only decoding tells.
+            let lost = usize::from(name == "refresh_cut.mp4");
+            assert_eq!(info.num_frames, Some(frames.len() + lost), "{name}");
         }
     }
     for decoder in [Decoder::InProcess, Decoder::Ffmpeg, Decoder::Auto] {

@@ -33,8 +33,16 @@ const REFUSALS: [&str; 8] = [
     "as an ai",
 ];
 
+/// Returns the caption in an answer.
+///
+/// # Errors
+/// Returns one line that says why there is no caption.
+pub fn caption(body: &[u8]) -> Result<String, String> {
+    judge(body, usize::MAX).map(|caption| caption.text)
+}
+
 /// The caption in an answer of at most `max_tokens` tokens; else, on one line, why there is none.
-pub(crate) fn caption(body: &[u8], max_tokens: usize) -> Result<Caption, String> {
+pub(crate) fn judge(body: &[u8], max_tokens: usize) -> Result<Caption, String> {
     let answer = parse(body)?;
     let choice = &answer["choices"][0];
     let reason = choice["finish_reason"].as_str();
@@ -125,7 +133,7 @@ mod tests {
     use serde_json::json;
 
     fn of(choice: Value) -> Result<String, String> {
-        let caption = caption(json!({ "choices": [choice] }).to_string().as_bytes(), 300)?;
+        let caption = judge(json!({ "choices": [choice] }).to_string().as_bytes(), 300)?;
         assert_eq!(caption.cut, None);
         Ok(caption.text)
     }
@@ -183,7 +191,7 @@ mod tests {
             ("{\"error\": \"busy\"}", "error: busy"),
         ] {
             for reason in
-                [caption(body.as_bytes(), 300).unwrap_err(), is_chat(body.as_bytes()).unwrap_err()]
+                [caption(body.as_bytes()).unwrap_err(), is_chat(body.as_bytes()).unwrap_err()]
             {
                 assert!(reason.contains(words), "{reason}");
             }
@@ -195,11 +203,11 @@ mod tests {
         for reason in ["length", "max_tokens"] {
             let message = json!({"content": "<think>hm</think>A fox runs. It ju"});
             let body = json!({"choices": [{"message": message, "finish_reason": reason}]});
-            let cut = caption(body.to_string().as_bytes(), 300).unwrap();
+            let cut = judge(body.to_string().as_bytes(), 300).unwrap();
             assert_eq!((cut.text.as_str(), cut.cut), ("A fox runs.", Some(Limit::MaxTokens)));
         }
         let long = json!({"choices": [{"message": {"content": "fog ".repeat(400)}}]}).to_string();
-        let cut = caption(long.as_bytes(), 300).unwrap();
+        let cut = judge(long.as_bytes(), 300).unwrap();
         assert_eq!((cut.text.split(' ').count(), cut.cut), (299, Some(Limit::MaxTokens)));
     }
 

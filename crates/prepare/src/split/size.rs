@@ -2,10 +2,10 @@
 
 use opensora_video::pillow::Resize;
 
-/// How stored pictures of `[height, width]` become a clip's, where they are as large as `square` in square
-/// pixels: the shorter side gets `shorter_side` pixels, the longer one as many as keep its proportion, to
-/// the nearest even number. Pictures that are smaller keep their size in square pixels, less a last row or
-/// column where that is odd (4:2:0 has even sides only), unless they may be enlarged.
+/// How pictures of `[height, width]` become a clip's: the shorter side gets `shorter_side` pixels,
+/// the longer one as many as keep its proportion, to the nearest even number. Pictures that are
+/// smaller stay as they are, less a last row or column where that is odd (4:2:0 has even sides
+/// only), unless they may be enlarged.
 ///
 /// Source: hpcaitech/Open-Sora v1.0.0, `tools/scenedetect/utils.py`, `split_video`
 /// (`scale=-2:512`). Deviation: there, small pictures are enlarged always.
@@ -14,24 +14,23 @@ use opensora_video::pillow::Resize;
 /// Where nothing is left of a side.
 pub(crate) fn resize(
     source: [usize; 2],
-    square: [usize; 2],
     shorter_side: usize,
     enlarge: bool,
 ) -> Result<Resize, String> {
-    let [height, width] = square;
+    let [height, width] = source;
     let shorter = height.min(width);
     if shorter < 2 {
         return Err(format!("its pictures are {height}x{width}, expected at least 2x2"));
     }
     if shorter < shorter_side && !enlarge || shorter == shorter_side {
-        let size = square.map(|side| side - side % 2);
-        return Ok(Resize { source, resized: square, offset: [0, 0], size });
+        let size = source.map(|side| side - side % 2);
+        return Ok(Resize { source, resized: source, offset: [0, 0], size });
     }
     let side = |pixels: usize| {
         let halves = (pixels as f64 * shorter_side as f64 / shorter as f64 / 2.0).round();
         2 * (halves as usize)
     };
-    Ok(Resize::whole(source, square.map(side)))
+    Ok(Resize::whole(source, source.map(side)))
 }
 
 #[cfg(test)]
@@ -40,7 +39,7 @@ mod tests {
 
     #[test]
     fn the_shorter_side_is_what_was_asked_for() {
-        let size = |source, side, enlarge| resize(source, source, side, enlarge).unwrap().size;
+        let size = |source, side, enlarge| resize(source, side, enlarge).unwrap().size;
         assert_eq!(size([1080, 1920], 512, false), [512, 910]);
         assert_eq!(size([1920, 1080], 512, false), [910, 512]);
         assert_eq!(size([720, 720], 512, false), [512, 512]);
@@ -52,18 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn clips_have_square_pixels_and_the_shown_proportion() {
-        // 320x180 with pixels of 4:3 are 427x180.
-        let small = resize([180, 320], [180, 427], 512, false).unwrap();
-        assert_eq!((small.source, small.resized), ([180, 320], [180, 427]));
-        assert_eq!(small.size, [180, 426]);
-        let large = resize([180, 320], [180, 427], 90, false).unwrap();
-        assert_eq!((large.source, large.resized, large.size), ([180, 320], [90, 214], [90, 214]));
-    }
-
-    #[test]
     fn small_pictures_stay_and_get_even_sides() {
-        let resize = |size, side, enlarge| resize(size, size, side, enlarge);
         let small = resize([361, 641], 512, false).unwrap();
         assert_eq!((small.resized, small.size), ([361, 641], [360, 640]));
         assert_eq!(resize([512, 911], 512, false).unwrap().size, [512, 910]);

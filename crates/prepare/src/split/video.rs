@@ -94,7 +94,8 @@ pub(crate) fn cut(
         None => (scan(path, decoder, settings)?, None, vec![]),
     };
     let Scan { scenes, times, end, .. } = &scan;
-    let resize = size::resize(scan.size, scan.square, settings.shorter_side, settings.enlarge)?;
+    let square = size::resize(scan.square, settings.shorter_side, settings.enlarge)?;
+    let resize = Resize { source: scan.size, ..square };
     let rate = plan::rate(scan.fps, times).ok_or("it states no frame rate and has one frame")?;
     check_times(times, *end)?;
     let fps = match settings.fps {
