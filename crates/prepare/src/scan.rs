@@ -123,10 +123,9 @@ impl Probe {
     fn of(path: &Path, decoder: Decoder) -> Result<Self, String> {
         let reader = open(path, decoder)?;
         let info = reader.info();
-        let [height, width] = info.square_size();
         Ok(Self {
-            width,
-            height,
+            width: info.width,
+            height: info.height,
             fps: info.fps,
             num_frames: info.num_frames,
             duration: info.duration,

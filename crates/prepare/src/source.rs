@@ -35,9 +35,7 @@ pub(crate) fn open(path: &Path) -> Result<(Header, Stream), String> {
     if media::IMAGES.contains(&ending.to_ascii_lowercase().as_str()) {
         return media::still(path).map(whole);
     }
-    let reader = open::open(path, Decoder::Auto)?
-        .with_square_pixels()
-        .map_err(|error| without_path(&error, path))?;
+    let reader = open::open(path, Decoder::Auto)?;
     let info = reader.info();
     let header = Header {
         width: info.width,

@@ -60,8 +60,7 @@ pub(crate) fn cut(
         shots::of_video(path, decoder, &settings.shots)
             .map_err(|error| without_path(&error, path))?;
     let scenes = shots.scenes;
-    let square = size::resize(info.square_size(), settings.shorter_side, settings.enlarge)?;
-    let resize = Resize { source: [info.height, info.width], ..square };
+    let resize = size::resize([info.height, info.width], settings.shorter_side, settings.enlarge)?;
     let rate = plan::rate(info.fps, &times).ok_or("it states no frame rate and has one frame")?;
     let last = 1.0 / rate;
     check(&times, last)?;
