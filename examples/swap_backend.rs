@@ -5,7 +5,7 @@
 //! ```
 
 use opensora::{
-    ModelFiles, Quiet, SampleRequest, TextToVideo,
+    Quiet, SampleRequest, TextToVideo,
     diffusion::SamplerKind,
     nn::{device, dtype::Dtype},
 };
@@ -13,7 +13,7 @@ use opensora_examples::tiny_model;
 use std::time::Instant;
 
 fn main() -> anyhow::Result<()> {
-    let files = ModelFiles::open(&tiny_model())?;
+    let files = tiny_model()?;
     let request = SampleRequest {
         sampler: SamplerKind::DpmSolver,
         num_frames: 4,

@@ -26,7 +26,7 @@ use opensora::{
 };
 use opensora_demo::{DemoSpec, write_dataset};
 use serde_json::json;
-use std::{path::Path, time::Instant};
+use std::{ops::ControlFlow, path::Path, time::Instant};
 
 const VAE: &str = r#"
 [vae]
@@ -119,7 +119,7 @@ fn main() -> anyhow::Result<()> {
         num_frames: 8,
         ..DemoSpec::default()
     };
-    write_dataset(&data, &spec, |_, _| ())?;
+    write_dataset(&data, &spec, |_, _| ControlFlow::Continue(()))?;
     println!("{} clips and {} stills: {}", spec.clips, spec.stills, data.display());
 
     let run = |name: &str, recipe: Recipe| -> anyhow::Result<()> {
@@ -159,7 +159,7 @@ fn main() -> anyhow::Result<()> {
         let folder = root.join(format!("{name} (latents)"));
         let job =
             CacheJob { dataset: &dataset, encoder: &encoder, key: &key, shard_bytes: 1 << 28 };
-        cache::write(&job, &folder, |_, _| ())?;
+        cache::write(&job, &folder, |_, _| ControlFlow::Continue(()))?;
         recipe.data.cache = Some(folder);
 
         run(name, recipe)?;

@@ -3,8 +3,16 @@
 //! Every test takes a device and runs on all backends of the build that have one; a backend is
 //! added by its Cargo feature alone. `OPENSORA_TEST_DEVICES=ndarray,tch` chooses among them.
 
+pub mod mutate;
+pub mod readers;
+pub mod torch_file;
+
 use burn::tensor::Device;
-use opensora::{ModelFiles, nn::device};
+use opensora::{
+    ModelFiles,
+    model_files::{PartPaths, PathPolicy},
+    nn::device,
+};
 use std::path::PathBuf;
 
 /// The devices to test, by name.
@@ -52,5 +60,7 @@ pub fn golden_cases() -> Vec<PathBuf> {
 /// # Panics
 /// Where its description cannot be read.
 pub fn tiny_model() -> ModelFiles {
-    ModelFiles::open(&fixture("tiny-model")).unwrap_or_else(|error| panic!("{error}"))
+    // Its parts are those of a golden case.
+    let parts = PartPaths { policy: PathPolicy::Anywhere, ..PartPaths::default() };
+    ModelFiles::open_with(&fixture("tiny-model"), &parts).unwrap_or_else(|error| panic!("{error}"))
 }

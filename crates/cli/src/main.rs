@@ -2,24 +2,55 @@
 //!
 //! Only this program prints; the library reports through its results and an observer.
 
+// Their macros panic where standard output or standard error is closed: `output` prints.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod allocator;
 mod bench;
 mod commands;
 mod model;
+mod options;
+mod output;
 mod progress;
 mod step_progress;
 mod stop;
 mod train_progress;
 
 use allocator::Kept;
-use anyhow::Context;
 use clap::{Parser, Subcommand};
 use commands::{bench as bench_command, data, devices, eval, plot, sample, train, verify};
-use opensora::nn::device;
+use output::OutputError;
 use std::process::ExitCode;
 
+/// Exit code where the reader of standard output has gone, as shells report SIGPIPE.
+const READER_GONE: u8 = 141;
+
 #[derive(Parser)]
-#[command(name = "opensora", version, about = "Open-Sora 1.0: text to video")]
+#[command(
+    name = "opensora",
+    version,
+    about = "Open-Sora 1.0: text to video",
+    after_long_help = "\
+Examples:
+  opensora sample \"a red circle grows on a black background\" -o circle.mp4
+  opensora data scan videos/ -o videos.csv
+  opensora train --recipe recipe.toml --data clips.csv -o run
+  opensora help sample
+
+Results go to standard output, progress and errors to standard error.
+
+Exit codes:
+    0  done
+    1  an error, in one line on standard error
+    2  the command line is wrong
+  129  stopped by SIGHUP (a closed terminal)
+  130  stopped by SIGINT (Ctrl-C)
+  141  the reader of standard output has closed the pipe, such as head
+  143  stopped by SIGTERM
+
+The first SIGINT, SIGTERM or SIGHUP finishes the current step and keeps complete files; a second one
+ends the program at once."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -27,28 +58,31 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Sample videos from prompts.
+    /// Sample videos from prompts
     Sample(Box<sample::Args>),
-    /// Run golden cases and compare every number with the reference's.
+    /// Run golden cases and compare their numbers with the reference
     Verify(verify::Args),
-    /// Train a model by a recipe.
+    /// Train a model by a recipe
     Train(Box<train::Args>),
-    /// Train a VAE by a recipe.
+    /// Train a VAE by a recipe
     TrainVae(Box<train::Args>),
-    /// Make and prepare data sets.
+    /// Prepare data sets
     Data(data::Args),
-    /// Judge how well a model does what its prompts say.
+    /// Measure how well the videos of a model match their prompts
     Eval(eval::Args),
-    /// Time the models at published sizes with random weights.
+    /// Time the models at published sizes with random weights
     Bench(Box<bench_command::Args>),
-    /// Draw the loss and other curves of training runs.
+    /// Plot the loss and other curves of training runs
     Plot(plot::Args),
-    /// List the backends of this build and the devices that are present.
+    /// List the backends of this build and the available devices
     Devices(devices::Args),
 }
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command;
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => return explain(&error),
+    };
     allocator::keep_freed_memory(match &command {
         Command::Train(_) | Command::TrainVae(_) => Kept::All,
         Command::Bench(args) if args.is_training() => Kept::All,
@@ -67,19 +101,25 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // One line: the message with its causes.
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&error),
     }
 }
 
-/// The device that `--device` names, or the first that is present.
-fn open_device(name: Option<&str>) -> anyhow::Result<burn::tensor::Device> {
-    match name {
-        Some(name) => device::parse(name),
-        None => device::default_device(),
+/// Prints help, the version, or why the command line is wrong.
+fn explain(error: &clap::Error) -> ExitCode {
+    match error.print().map_err(OutputError::from) {
+        // A usage error goes to standard error, where nobody needs to read it.
+        _ if error.use_stderr() => ExitCode::from(2),
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.into()),
     }
-    .context("--device")
+}
+
+/// Says why a subcommand failed, on one line, and returns the exit code.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    if let Some(OutputError::Closed) = error.downcast_ref() {
+        return ExitCode::from(READER_GONE);
+    }
+    output::message(format_args!("error: {}", output::with_causes(error)));
+    stop::exit_code().map_or(ExitCode::FAILURE, ExitCode::from)
 }

@@ -1,7 +1,10 @@
 //! What `--model` names.
 
 use anyhow::Context;
-use opensora::{ModelFiles, model_files::PartPaths};
+use opensora::{
+    ModelFiles,
+    model_files::{PartPaths, PathPolicy},
+};
 use opensora_demo::model::NAME;
 use std::path::Path;
 
@@ -16,4 +19,13 @@ pub(crate) fn resolve(model: &str, parts: &PartPaths) -> anyhow::Result<ModelFil
         true => "--model".into(),
         false => format!("--model (bundled: {NAME})"),
     })
+}
+
+/// Where the paths in a `model.json` may lead: into its folder and, by relative paths, below the
+/// working directory; anywhere if the user says so.
+pub(crate) fn policy(anywhere: bool) -> anyhow::Result<PathPolicy> {
+    if anywhere {
+        return Ok(PathPolicy::Anywhere);
+    }
+    Ok(PathPolicy::Below(std::env::current_dir().context("the working directory")?))
 }

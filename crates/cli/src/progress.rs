@@ -1,5 +1,6 @@
 //! Progress on the terminal: bars where someone watches, plain lines elsewhere.
 
+use crate::{output, stop};
 use indicatif::{ProgressBar, ProgressStyle};
 use opensora::{Observer, checkpoint::ImportReport};
 use std::{
@@ -28,7 +29,7 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
-    /// Bars where someone watches, plain lines elsewhere, nothing where that is asked for.
+    /// Returns bars for a terminal, plain lines for anything else, nothing if `quiet`.
     pub(crate) fn new(quiet: bool) -> Self {
         match (quiet, std::io::stderr().is_terminal()) {
             (true, _) => Self::Quiet,
@@ -47,7 +48,7 @@ impl Progress {
     pub(crate) fn line(&mut self, text: &str) {
         self.finish();
         if self.mode != Mode::Quiet {
-            eprintln!("{text}");
+            output::message(text);
         }
     }
 
@@ -59,7 +60,7 @@ impl Progress {
         self.last_line = None;
     }
 
-    /// `done` of `total` of a stage are there.
+    /// Shows that `done` of `total` parts of a stage are done.
     pub(crate) fn advance(&mut self, stage: &str, done: usize, total: usize) {
         match self.mode {
             Mode::Quiet => {}
@@ -72,11 +73,11 @@ impl Progress {
                 if done == total || due {
                     let elapsed = self.stage_started.elapsed();
                     let remaining = elapsed.mul_f64((total - done) as f64 / done.max(1) as f64);
-                    eprintln!(
+                    output::message(format_args!(
                         "{stage} {done}/{total}, {:.1} s, {:.0} s left",
                         elapsed.as_secs_f64(),
                         remaining.as_secs_f64()
-                    );
+                    ));
                     self.last_line = Some(Instant::now());
                 }
             }
@@ -112,7 +113,7 @@ impl Observer for Progress {
         batches: usize,
     ) -> ControlFlow<()> {
         self.advance("sampling", batch * steps + step, batches * steps);
-        ControlFlow::Continue(())
+        stop::flow()
     }
 
     fn decoded(&mut self, frames: usize, total: usize) {

@@ -1,6 +1,10 @@
-//! A step of a preparation on the terminal: its progress, its end by Ctrl-C, and what it did.
+//! A data step on the terminal: its progress, its end by a signal, its summary.
 
-use crate::{progress::Progress, stop};
+use crate::{
+    output::{self, OutputError},
+    progress::Progress,
+    stop,
+};
 use opensora::prepare::{
     assemble::{Summary, failed_path},
     pipeline::Observer,
@@ -9,7 +13,7 @@ use opensora::prepare::{
 use serde_json::json;
 use std::{ops::ControlFlow, path::Path};
 
-/// Shows a step's progress; Ctrl-C ends it when the rows that are being worked on are done.
+/// Shows the progress of a step; a signal ends the step after its current rows.
 pub(crate) struct StepProgress {
     progress: Progress,
     stage: String,
@@ -36,7 +40,7 @@ impl StepProgress {
 impl Watch for StepProgress {
     fn advanced(&mut self, done: usize, _: usize, total: usize) -> ControlFlow<()> {
         self.progress.advance(&self.stage, done, total);
-        if stop::asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        stop::flow()
     }
 }
 
@@ -54,19 +58,27 @@ impl Observer for StepProgress {
     }
 }
 
-/// Says what a step did.
-pub(crate) fn print_summary(summary: &Summary, what: &str, out: &Path, as_json: bool) {
-    let Summary { input, output, failed } = *summary;
+/// Prints what a step did.
+///
+/// # Errors
+/// Returns an error if standard output cannot be written; the step's files are complete by then.
+pub(crate) fn print_summary(
+    summary: &Summary,
+    what: &str,
+    out: &Path,
+    as_json: bool,
+) -> Result<(), OutputError> {
+    let Summary { input, output: made, failed } = *summary;
     let list = (failed > 0).then(|| failed_path(out));
     if as_json {
-        let object = json!({
-            "rows": input, what: output, "failed": failed, "out": out, "failed_out": list,
-        });
-        println!("{object}");
-        return;
+        return output::json(&json!({
+            "rows": input, what: made, "failed": failed, "out": out, "failed_out": list,
+        }));
     }
-    println!("{output} {what} of {input} rows: {}", out.display());
+    output::line(format_args!("{made} {what} of {input} rows: {}", out.display()))?;
     if let Some(list) = list {
-        println!("{failed} rows could not be used, with reasons: {}", list.display());
+        let list = list.display();
+        output::line(format_args!("{failed} rows could not be used, with reasons: {list}"))?;
     }
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! Progress of a training run: a bar where someone watches, a line every ten seconds elsewhere.
 
 use crate::{
+    output,
     progress::{Mode, PLAIN_INTERVAL},
     stop,
 };
@@ -54,7 +55,8 @@ impl TrainObserver for TrainProgress {
             Mode::Plain => {
                 let due = self.last_line.is_none_or(|last| last.elapsed() >= PLAIN_INTERVAL);
                 if due || record.step == total_steps {
-                    eprintln!("step {}/{total_steps}, {}", record.step, numbers(record, remaining));
+                    let numbers = numbers(record, remaining);
+                    output::message(format_args!("step {}/{total_steps}, {numbers}", record.step));
                     self.last_line = Some(Instant::now());
                 }
             }
@@ -70,7 +72,7 @@ impl TrainObserver for TrainProgress {
             (Mode::Quiet, _) => {}
             // Above the bar, which stays.
             (_, Some(bar)) => bar.println(text),
-            _ => eprintln!("{text}"),
+            _ => output::message(text),
         }
     }
 }

@@ -128,6 +128,15 @@ fn killed_anywhere_and_resumed_it_is_the_same_run_to_the_bit() {
     assert_eq!((&said["step"], &said["finished"]), (&30.into(), &true.into()));
     assert!(path.join("whole/samples/step-00000015.png").exists());
 
+    // The finished run is a model.
+    let prompt = "a red circle grows on a black background";
+    ok(
+        path,
+        &["sample", "--model", "whole", prompt, "--steps", "2", "-o", "sample.gif", "--quiet"],
+    );
+    let (clip, _) = opensora::video::gif::read(&path.join("sample.gif")).unwrap();
+    assert_eq!((clip.len(), clip.height(), clip.width()), (4, 32, 32));
+
     // Without a cache the numbers are the same.
     ok(path, &train("fly", &["--data", "data/clips.csv"]));
     let weights = |run: &str| {
@@ -207,16 +216,10 @@ fn a_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint() {
     ok(path, &more);
 }
 
+/// A run that a signal asks to end, once it is under way.
 #[cfg(unix)]
-#[test]
-fn ctrl_c_leaves_a_checkpoint_to_go_on_from() {
-    let folder = prepared();
-    let path = folder.path();
-    // Without checkpoints of its own for as long as this runs.
-    let recipe =
-        STDIT.replace("steps = 30", "steps = 100000").replace("_every = 1\n", "_every = 100000\n");
-    fs::write(path.join("stdit.toml"), recipe).unwrap();
-    let args = train("run", &["--data", "data/clips.csv", "--json"]);
+fn stopped(path: &Path, out: &str, signal: &str) -> Output {
+    let args = train(out, &["--data", "data/clips.csv", "--json"]);
     let run = Command::new(env!("CARGO_BIN_EXE_opensora"))
         .args(&args)
         .current_dir(path)
@@ -225,27 +228,45 @@ fn ctrl_c_leaves_a_checkpoint_to_go_on_from() {
         .spawn()
         .unwrap();
     // The first rows of the metrics: the loop runs.
-    let metrics = path.join("run/metrics.csv");
+    let metrics = path.join(out).join("metrics.csv");
     while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 3 {
         std::thread::sleep(Duration::from_millis(20));
     }
     // The shell's own: not every system has the program.
-    let kill = format!("kill -INT {}", run.id());
-    let signal = Command::new("sh").args(["-c", &kill]).status().unwrap();
-    assert!(signal.success());
-    let output = run.wait_with_output().unwrap();
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{error}");
-    assert!(error.contains("as asked; --resume"), "{error}");
-    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(said["finished"], false);
-    let step = said["step"].as_u64().unwrap();
+    let kill = format!("kill -{signal} {}", run.id());
+    let sent = Command::new("sh").args(["-c", &kill]).status().unwrap();
+    assert!(sent.success());
+    run.wait_with_output().unwrap()
+}
+
+#[cfg(unix)]
+#[test]
+fn a_signal_leaves_a_checkpoint_to_go_on_from() {
+    let folder = prepared();
+    let path = folder.path();
+    // Without checkpoints of its own for as long as this runs.
+    let recipe =
+        STDIT.replace("steps = 30", "steps = 100000").replace("_every = 1\n", "_every = 100000\n");
+    fs::write(path.join("stdit.toml"), recipe).unwrap();
+    let mut step = 0;
+    for (signal, code) in [("TERM", 143), ("HUP", 129), ("INT", 130)] {
+        let output = stopped(path, signal, signal);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{error}");
+        assert!(error.contains("stopped as asked: ") && error.contains("--resume"), "{error}");
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(said["finished"], false);
+        step = said["step"].as_u64().unwrap();
+        let checkpoint = format!("{signal}/checkpoints/step-{step:08}");
+        assert!(path.join(&checkpoint).exists(), "{checkpoint}");
+    }
+    let metrics = path.join("INT/metrics.csv");
 
     // It goes on there, and is done when one more step is.
     let steps = (step + 1).to_string();
     let recipe = fs::read_to_string(path.join("stdit.toml")).unwrap();
     fs::write(path.join("stdit.toml"), recipe.replace("100000", &steps)).unwrap();
-    let more = train("run", &["--data", "data/clips.csv", "--json", "--resume"]);
+    let more = train("INT", &["--data", "data/clips.csv", "--json", "--resume"]);
     let said: Value = serde_json::from_str(&ok(path, &more)).unwrap();
     assert_eq!((&said["step"], &said["finished"]), (&(step + 1).into(), &true.into()));
     let rows = fs::read_to_string(&metrics).unwrap().lines().count() as u64;

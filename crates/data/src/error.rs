@@ -74,6 +74,12 @@ pub enum DataError {
         /// What was found and what was expected.
         reason: String,
     },
+    /// A VAE that cannot be loaded.
+    #[error(transparent)]
+    Vae(#[from] opensora_vae::LoadError),
+    /// A text encoder that cannot be loaded.
+    #[error(transparent)]
+    Text(#[from] opensora_t5::LoadError),
     /// A model refused to encode.
     #[error("cannot encode {what}: {reason}")]
     Encode {
@@ -81,6 +87,14 @@ pub enum DataError {
         what: String,
         /// The model's words.
         reason: String,
+    },
+    /// The observer of a long job stopped it; what is written is complete.
+    #[error("stopped with {done} of {total} rows done; started again, it resumes there")]
+    Stopped {
+        /// Rows that are done.
+        done: usize,
+        /// All rows.
+        total: usize,
     },
     /// A thread that reads ahead ended without an answer.
     #[error("reading ahead stopped: {reason}")]

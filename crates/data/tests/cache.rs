@@ -11,6 +11,7 @@ use opensora_data::{
 };
 use std::{
     fs,
+    ops::ControlFlow,
     path::{Path, PathBuf},
 };
 use world::World;
@@ -27,7 +28,11 @@ impl World {
             shard_bytes: 2 * 2 * 4 * latents * clip.variants.unwrap_or(1) as usize,
         };
         let mut calls = 0;
-        write(&job, &self.path("cache"), |_, _| calls += 1).unwrap();
+        write(&job, &self.path("cache"), |_, _| {
+            calls += 1;
+            ControlFlow::Continue(())
+        })
+        .unwrap();
         // Each shard that is there already is told of once, a row that is encoded once more.
         calls - 3
     }

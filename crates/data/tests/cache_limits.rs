@@ -11,7 +11,7 @@ use opensora_data::{
     encode::OnTheFly,
     loader::{Loader, LoaderConfig},
 };
-use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
+use std::{collections::BTreeSet, fs, ops::ControlFlow, path::Path, sync::Arc};
 use world::{SEED, TOKENS, World};
 
 const ROWS: usize = 6;
@@ -27,7 +27,8 @@ impl World {
     }
 
     fn write(&self, shard_bytes: usize) {
-        self.job(shard_bytes, |job, folder| write(job, folder, |_, _| ())).unwrap();
+        self.job(shard_bytes, |job, folder| write(job, folder, |_, _| ControlFlow::Continue(())))
+            .unwrap();
     }
 
     fn edit(&self, change: impl FnOnce(&mut Manifest)) {
@@ -96,6 +97,32 @@ fn prompt_states_count_for_the_size_of_a_shard_and_same_captions_are_there_once(
 }
 
 #[test]
+fn a_stopped_cache_is_resumed_at_the_row_where_it_stopped() {
+    let world = World::new(ROWS, 4);
+    let write = |stop_at: usize| {
+        world.job(usize::MAX, |job, folder| {
+            let mut told = Vec::new();
+            let written = write(job, folder, |done, _| {
+                told.push(done);
+                if done == stop_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            (written, told)
+        })
+    };
+    let (stopped, _) = write(2);
+    assert!(matches!(stopped, Err(DataError::Stopped { done: 2, total: ROWS })), "{stopped:?}");
+    assert_eq!(world.files(".safetensors").len(), 1, "the rows that were done are kept");
+    let (resumed, told) = write(0);
+    resumed.unwrap();
+    // The kept shard, rows 3 to 6, their shard.
+    assert_eq!(told, [2, 3, 4, 5, 6, 6]);
+    let cache = LatentCache::open(&world.path("cache")).unwrap();
+    cache.check_rows(&world.dataset(&clip())).unwrap();
+    // A stop after the last row comes too late.
+    assert!(write(ROWS).0.is_ok());
+}
+
+#[test]
 fn bad_rows_are_named_left_out_as_far_as_allowed_and_stay_bad() {
     let world = World::new(ROWS, 4);
     let paths: Vec<_> =
@@ -103,7 +130,9 @@ fn bad_rows_are_named_left_out_as_far_as_allowed_and_stay_bad() {
     fs::write(&paths[1], "no video").unwrap();
     fs::remove_file(&paths[4]).unwrap();
     let write = |skip_bad| {
-        world.job(2 * LATENTS, |job, folder| write_skipping(job, folder, skip_bad, |_, _| ()))
+        world.job(2 * LATENTS, |job, folder| {
+            write_skipping(job, folder, skip_bad, |_, _| ControlFlow::Continue(()))
+        })
     };
     let error = write(0).unwrap_err();
     assert!(matches!(error, DataError::Row { row: 1 | 4, .. }), "{error}");
@@ -112,8 +141,12 @@ fn bad_rows_are_named_left_out_as_far_as_allowed_and_stay_bad() {
     let bad = write(2).unwrap();
     assert_eq!(bad.keys().copied().collect::<Vec<_>>(), [1, 4]);
     let mut calls = 0;
-    let again =
-        world.job(2 * LATENTS, |job, folder| write_skipping(job, folder, 2, |_, _| calls += 1));
+    let again = world.job(2 * LATENTS, |job, folder| {
+        write_skipping(job, folder, 2, |_, _| {
+            calls += 1;
+            ControlFlow::Continue(())
+        })
+    });
     assert_eq!((again.unwrap(), calls), (bad, 2), "two shards are kept");
     assert!(write(1).is_err(), "what is kept counts, too");
 
@@ -157,7 +190,11 @@ fn a_replacement_that_is_interrupted_is_no_complete_cache() {
     };
     // Row 3 cannot be read any more: the second shard is begun and fails.
     fs::write(&victim, "no video").unwrap();
-    assert!(world.job(2 * LATENTS, |job, folder| write(job, folder, |_, _| ())).is_err());
+    assert!(
+        world
+            .job(2 * LATENTS, |job, folder| write(job, folder, |_, _| ControlFlow::Continue(())))
+            .is_err()
+    );
     let error = LatentCache::open(&world.path("cache")).unwrap_err().to_string();
     assert!(error.contains("no complete cache"), "{error}");
 

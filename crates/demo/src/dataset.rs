@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use std::{
     io,
     num::NonZero,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     sync::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -82,6 +83,14 @@ pub enum DemoError {
         path: PathBuf,
         /// The operating system's reason.
         source: io::Error,
+    },
+    /// The observer stopped the work; the files that are there are complete.
+    #[error("stopped with {done} of {total} files written; started again, it resumes there")]
+    Stopped {
+        /// Files that are written.
+        done: usize,
+        /// All files.
+        total: usize,
     },
     /// A manifest cannot be written.
     #[error(transparent)]
@@ -164,16 +173,17 @@ impl DemoSpec {
 /// Changes where the same seed gives other pixels or captions.
 const WORLD: &str = "opensora-demo-1";
 
-/// Writes a data set into `folder` on all cores, telling `progress` how many files of how many are
-/// there. Clips that an earlier run of the same settings has left are kept, so a run that was
-/// interrupted goes on.
+/// Writes a data set into `folder` on all cores. `progress` hears how many files of all are done, and
+/// stops the work if it breaks. Clips of an earlier run with the same settings are kept, so that an
+/// interrupted run resumes.
 ///
 /// # Errors
-/// Where a setting cannot be or a file cannot be written.
+/// Returns an error if a setting is out of range, a file cannot be written, or `progress` breaks
+/// before the last file ([`DemoError::Stopped`]).
 pub fn write_dataset(
     folder: &Path,
     spec: &DemoSpec,
-    mut progress: impl FnMut(usize, usize),
+    mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<(), DemoError> {
     spec.check()?;
     let [clips, stills, films] = ["clips", "stills", "films"].map(|name| folder.join(name));
@@ -205,7 +215,10 @@ pub fn write_dataset(
                 write_film(&films, spec, index - pictures).map(|()| None)
             }
         },
-        &mut progress,
+        |done, total| match progress(done, total) {
+            ControlFlow::Break(()) if done < total => Err(DemoError::Stopped { done, total }),
+            _ => Ok(()),
+        },
     )?;
     let rows: Vec<Row> = rows.into_iter().flatten().collect();
     if rows.is_empty() {
@@ -272,7 +285,7 @@ fn write_still(folder: &Path, spec: &DemoSpec, index: usize) -> Result<Row, Demo
 fn on_all_cores<T: Send, E: Send>(
     count: usize,
     work: impl Fn(usize) -> Result<T, E> + Sync,
-    progress: &mut impl FnMut(usize, usize),
+    mut progress: impl FnMut(usize, usize) -> Result<(), E>,
 ) -> Result<Vec<T>, E> {
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     let mut results: Vec<Option<T>> = (0..count).map(|_| None).collect();
@@ -292,14 +305,14 @@ fn on_all_cores<T: Send, E: Send>(
         }
         drop(sender);
         for (done, (index, result)) in receiver.into_iter().enumerate() {
-            match result {
-                Ok(result) => results[index] = Some(result),
-                Err(error) => {
-                    stop.store(true, Ordering::Relaxed);
-                    return Err(error);
-                }
+            let told = result.and_then(|result| {
+                results[index] = Some(result);
+                progress(done + 1, count)
+            });
+            if told.is_err() {
+                stop.store(true, Ordering::Relaxed);
+                return told;
             }
-            progress(done + 1, count);
         }
         Ok(())
     })?;

@@ -10,7 +10,7 @@ use opensora_demo::{
     DemoSpec, Kind, Labels, film, judge, render, training_clip, training_still, write_dataset,
 };
 use opensora_manifest::Manifest;
-use std::path::Path;
+use std::{ops::ControlFlow, path::Path};
 
 /// Clips that a judge is tried on.
 const CLIPS: u64 = 300;
@@ -131,7 +131,11 @@ fn a_data_set_is_written_and_an_interrupted_one_goes_on() {
     let spec = DemoSpec { clips: 6, stills: 4, seed: 3, image_size: [32, 32], ..<_>::default() };
     let spec = DemoSpec { num_frames: 4, ..spec };
     let mut steps = Vec::new();
-    write_dataset(folder.path(), &spec, |done, total| steps.push((done, total))).unwrap();
+    write_dataset(folder.path(), &spec, |done, total| {
+        steps.push((done, total));
+        ControlFlow::Continue(())
+    })
+    .unwrap();
     assert_eq!(steps, (1..=10).map(|done| (done, 10)).collect::<Vec<_>>());
 
     let clips = Manifest::read(&folder.path().join("clips.csv")).unwrap().rows;
@@ -154,9 +158,10 @@ fn a_data_set_is_written_and_an_interrupted_one_goes_on() {
     let kept = written(0);
     let whole = std::fs::read(&clips[1].path).unwrap();
     std::fs::remove_file(&clips[1].path).unwrap();
-    write_dataset(folder.path(), &spec, |_, _| {}).unwrap();
+    write_dataset(folder.path(), &spec, |_, _| ControlFlow::Continue(())).unwrap();
     assert_eq!((written(0), std::fs::read(&clips[1].path).unwrap()), (kept, whole));
-    write_dataset(folder.path(), &DemoSpec { seed: 4, ..spec }, |_, _| {}).unwrap();
+    write_dataset(folder.path(), &DemoSpec { seed: 4, ..spec }, |_, _| ControlFlow::Continue(()))
+        .unwrap();
     let again = Manifest::read(&folder.path().join("clips.csv")).unwrap().rows;
     assert_eq!(again[0].caption, training_clip(4, 0).caption);
     assert_ne!(written(0), kept);
@@ -166,7 +171,7 @@ fn a_data_set_is_written_and_an_interrupted_one_goes_on() {
 fn a_film_is_its_shots_one_after_the_other() {
     let folder = tempfile::tempdir().unwrap();
     let spec = DemoSpec { films: 2, shots: 3, seed: 8, num_frames: 4, ..DemoSpec::default() };
-    write_dataset(folder.path(), &spec, |_, _| {}).unwrap();
+    write_dataset(folder.path(), &spec, |_, _| ControlFlow::Continue(())).unwrap();
     let names = |folder: &Path| std::fs::read_dir(folder).unwrap().count();
     assert_eq!((names(folder.path()), names(&folder.path().join("films"))), (1, 4));
     let (read, fps) = mp4::read(&folder.path().join("films/000001.mp4")).unwrap();
@@ -189,7 +194,8 @@ fn impossible_settings_are_refused_before_anything_is_written() {
         (DemoSpec { num_frames: 1, ..spec.clone() }, "num_frames = 1"),
         (DemoSpec { clips: 0, ..spec }, "clips = 0"),
     ] {
-        let error = write_dataset(&out, &spec, |_, _| {}).unwrap_err().to_string();
+        let error =
+            write_dataset(&out, &spec, |_, _| ControlFlow::Continue(())).unwrap_err().to_string();
         assert!(error.starts_with(named), "{error}");
         assert!(!out.exists());
     }

@@ -14,6 +14,7 @@
 //! | [`denoiser`], [`guidance`] | what a sampler asks of a model, and how the prompt is amplified |
 //! | [`iddpm`], [`ddim`], [`dpm_solver`] | the samplers |
 //! | [`sampler`] | one entry for all three, by name |
+//! | [`guard`] | the first step whose latents are not finite |
 //! | [`losses`] | the training loss |
 //! | [`prediction`] | models that name the velocity instead of the noise |
 //!
@@ -29,6 +30,7 @@
 pub mod ddim;
 pub mod denoiser;
 pub mod dpm_solver;
+pub mod guard;
 pub mod guidance;
 pub mod iddpm;
 pub mod losses;
@@ -47,6 +49,7 @@ mod testing;
 pub use ddim::Ddim;
 pub use denoiser::{Condition, DenoiseError, Denoiser};
 pub use dpm_solver::DpmSolver;
+pub use guard::FiniteGuard;
 pub use guidance::Guidance;
 pub use iddpm::Iddpm;
 pub use losses::{LossKind, Losses};

@@ -1,86 +1,88 @@
-//! On the processor's matrix unit: numbers taken apart into three bf16 each, panels of a factor that stay
-//! in a core's cache, and the other factor's going by.
+//! The strategy for AMX: operands are split into three bf16 terms and packed into tiles; panels of A stay
+//! in a core's cache while those of B are read.
+//!
+//! An operand is packed by its rows, so B is packed as its transpose.
 
 mod tiles;
 
 use super::{
-    Factor,
-    scratch::{Kept, Rooms},
+    MatRef,
+    scratch::{Pool, Scratch},
     vectorized,
 };
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 pub(super) use tiles::available;
-use tiles::{Block, DEPTH, LINES, Numbers, Panel, SIDE};
+use tiles::{Block, Elements, PANEL_ROWS, Panel, SIDE, TILE_K, TileRegisters};
 
-/// Depth that is multiplied at once: a panel of 32 lines and this depth takes 216 KB.
-const MOST_DEPTH: usize = 1152;
+/// The largest part of k that is multiplied between writes of C: a panel of 32 rows takes 216 KB.
+const MAX_K_BLOCK: usize = 1152;
 
-/// Blocks of the left factor that one task keeps in its core's cache: 864 KB.
-const BLOCKS: usize = 4 * MOST_DEPTH / DEPTH;
+/// Blocks of A that one task keeps in its core's cache: 864 KB.
+const MAX_A_BLOCKS: usize = 4 * MAX_K_BLOCK / TILE_K;
 
-/// Steps by which what is taken apart next is fetched ahead.
-const AHEAD: usize = 4;
+/// Steps along k by which elements are prefetched before they are split.
+const PREFETCH_STEPS: usize = 4;
 
-static COLUMNS_APART: Rooms<Block> = Rooms::new(Vec::new());
-static ROWS_APART: Rooms<Block> = Rooms::new(Vec::new());
+static PACKED_B: Pool<Block> = Pool::new(Vec::new());
+static PACKED_A: Pool<Block> = Pool::new(Vec::new());
 
-/// Writes `left right` to `out`, after `finish` as in [`super::multiply`].
-#[allow(unsafe_code, reason = "sums are changed where the unit has just written them")]
+/// Writes `a b` to all of `c`, after `epilogue` as in [`super::multiply`].
 pub(super) fn multiply(
-    left: Factor,
-    right: Factor,
-    out: &mut [MaybeUninit<f32>],
-    finish: impl Fn(usize, &mut [f32]) + Sync,
+    a: MatRef,
+    b: MatRef,
+    c: &mut [MaybeUninit<f32>],
+    epilogue: impl Fn(usize, &mut [f32]) + Sync,
 ) {
-    let (rows, columns, depth) = (left.lines, right.lines, left.depth);
-    let turns = depth.div_ceil(MOST_DEPTH).max(1);
-    let steps = depth.div_ceil(turns).div_ceil(DEPTH).max(1);
-    let panels_of = |lines: usize| lines.div_ceil(LINES);
-    // As many panels a task as the cache holds, since each task goes through all columns, but a task for each
+    let (m, n, k) = (a.rows, b.columns, a.columns);
+    let b = b.transposed();
+    let k_blocks = k.div_ceil(MAX_K_BLOCK).max(1);
+    let steps = k.div_ceil(k_blocks).div_ceil(TILE_K).max(1);
+    let panels_of = |rows: usize| rows.div_ceil(PANEL_ROWS);
+    // As many panels of A a task as the cache holds, since each task reads all of B, but a task for each
     // thread.
     let tasks = rayon::current_num_threads();
-    let panels = panels_of(rows).div_ceil(tasks).clamp(1, (BLOCKS / steps).max(1));
-    let mut columns_apart = Kept::of(&COLUMNS_APART, panels_of(columns) * steps, Block::ZERO);
-    for turn in 0..turns {
-        let depth = turn * steps * DEPTH;
-        columns_apart.get().par_chunks_mut(steps).enumerate().for_each(|(panel, blocks)| {
-            pack(&right, panel * LINES, depth, false, blocks);
+    let panels = panels_of(m).div_ceil(tasks).clamp(1, (MAX_A_BLOCKS / steps).max(1));
+    let mut packed_b = Scratch::take(&PACKED_B, panels_of(n) * steps, Block::ZERO);
+    for k_block in 0..k_blocks {
+        let k = k_block * steps * TILE_K;
+        packed_b.as_mut_slice().par_chunks_mut(steps).enumerate().for_each(|(panel, blocks)| {
+            pack(&b, panel * PANEL_ROWS, k, false, blocks);
         });
-        let columns_apart = &*columns_apart.get();
-        out.par_chunks_mut(panels * LINES * columns).enumerate().for_each(|(task, out)| {
-            let first_row = task * panels * LINES;
-            let rows = out.len() / columns;
-            let mut rows_apart = Kept::of(&ROWS_APART, panels_of(rows) * steps, Block::ZERO);
-            let rows_apart = rows_apart.get();
-            for (panel, blocks) in rows_apart.chunks_mut(steps).enumerate() {
-                pack(&left, first_row + panel * LINES, depth, true, blocks);
+        let packed_b = &*packed_b.as_mut_slice();
+        c.par_chunks_mut(panels * PANEL_ROWS * n).enumerate().for_each(|(task, c)| {
+            let first_row = task * panels * PANEL_ROWS;
+            let rows = c.len() / n;
+            let mut packed_a = Scratch::take(&PACKED_A, panels_of(rows) * steps, Block::ZERO);
+            let packed_a = packed_a.as_mut_slice();
+            for (panel, blocks) in packed_a.chunks_mut(steps).enumerate() {
+                pack(&a, first_row + panel * PANEL_ROWS, k, true, blocks);
             }
-            let unit = tiles::Unit::begin();
-            for (panel, blocks) in columns_apart.chunks(steps).enumerate() {
-                let column = panel * LINES;
-                let next = columns_apart.get((panel + 1) * steps..).unwrap_or_default();
+            let registers = TileRegisters::configure();
+            for (panel, blocks) in packed_b.chunks(steps).enumerate() {
+                let column = panel * PANEL_ROWS;
+                let next = packed_b.get((panel + 1) * steps..).unwrap_or_default();
                 let share = steps.div_ceil(panels);
                 let mut next = next[..steps.min(next.len())].chunks(share);
-                for (index, rows_apart) in rows_apart.chunks(steps).enumerate() {
-                    unit.multiply(
-                        Panel { blocks: rows_apart, lines: LINES.min(rows - index * LINES) },
-                        Panel { blocks, lines: LINES.min(columns - column) },
-                        &mut out[index * LINES * columns + column..],
-                        columns,
-                        turn > 0,
+                for (index, packed_a) in packed_a.chunks(steps).enumerate() {
+                    registers.multiply(
+                        Panel { blocks: packed_a, rows: PANEL_ROWS.min(rows - index * PANEL_ROWS) },
+                        Panel { blocks, rows: PANEL_ROWS.min(n - column) },
+                        &mut c[index * PANEL_ROWS * n + column..],
+                        n,
+                        k_block > 0,
                         next.next().unwrap_or_default(),
                     );
                 }
-                if turn + 1 == turns {
-                    let count = LINES.min(columns - column);
+                if k_block + 1 == k_blocks {
+                    let count = PANEL_ROWS.min(n - column);
                     vectorized(
                         #[inline(always)]
                         || {
-                            for row in out.chunks_mut(columns) {
+                            for row in c.chunks_mut(n) {
                                 let run = &mut row[column..][..count];
-                                // SAFETY: the unit has just written these columns of all rows.
-                                finish(column, unsafe { run.assume_init_mut() });
+                                // SAFETY: the tiles of these columns were just stored, for all rows.
+                                epilogue(column, unsafe { run.assume_init_mut() });
                             }
                         },
                     );
@@ -90,29 +92,30 @@ pub(super) fn multiply(
     }
 }
 
-/// Writes `left right` to `out`, on this thread alone.
-pub(super) fn multiply_here(left: Factor, right: Factor, out: &mut [MaybeUninit<f32>]) {
-    let (rows, columns) = (left.lines, right.lines);
-    let steps = left.depth.div_ceil(DEPTH).max(1);
-    let taken_apart = |factor: Factor, lines_first| {
-        let mut blocks = Kept::of(&ROWS_APART, factor.lines.div_ceil(LINES) * steps, Block::ZERO);
-        for (panel, blocks) in blocks.get().chunks_mut(steps).enumerate() {
-            pack(&factor, panel * LINES, 0, lines_first, blocks);
+/// Writes `a b` to all of `c`, on this thread.
+pub(super) fn multiply_single_threaded(a: MatRef, b: MatRef, c: &mut [MaybeUninit<f32>]) {
+    let (m, n) = (a.rows, b.columns);
+    let steps = a.columns.div_ceil(TILE_K).max(1);
+    let packed = |operand: MatRef, rows_first| {
+        let count = operand.rows.div_ceil(PANEL_ROWS) * steps;
+        let mut blocks = Scratch::take(&PACKED_A, count, Block::ZERO);
+        for (panel, blocks) in blocks.as_mut_slice().chunks_mut(steps).enumerate() {
+            pack(&operand, panel * PANEL_ROWS, 0, rows_first, blocks);
         }
         blocks
     };
-    let mut left = taken_apart(left, true);
-    let mut right = taken_apart(right, false);
-    let unit = tiles::Unit::begin();
-    for (index, left) in left.get().chunks(steps).enumerate() {
-        let row = index * LINES;
-        for (index, right) in right.get().chunks(steps).enumerate() {
-            let column = index * LINES;
-            unit.multiply(
-                Panel { blocks: left, lines: LINES.min(rows - row) },
-                Panel { blocks: right, lines: LINES.min(columns - column) },
-                &mut out[row * columns + column..],
-                columns,
+    let mut a = packed(a, true);
+    let mut b = packed(b.transposed(), false);
+    let registers = TileRegisters::configure();
+    for (index, a) in a.as_mut_slice().chunks(steps).enumerate() {
+        let row = index * PANEL_ROWS;
+        for (index, b) in b.as_mut_slice().chunks(steps).enumerate() {
+            let column = index * PANEL_ROWS;
+            registers.multiply(
+                Panel { blocks: a, rows: PANEL_ROWS.min(m - row) },
+                Panel { blocks: b, rows: PANEL_ROWS.min(n - column) },
+                &mut c[row * n + column..],
+                n,
                 false,
                 &[],
             );
@@ -120,77 +123,81 @@ pub(super) fn multiply_here(left: Factor, right: Factor, out: &mut [MaybeUninit<
     }
 }
 
-/// Takes apart the lines of a panel from `line` on, numbers `depth..depth + panel.len() * DEPTH`; the
-/// rows of its tiles are lines where `lines_first`, else pairs along the depth. What lies beyond the
-/// factor is zero.
-fn pack(factor: &Factor, line: usize, depth: usize, lines_first: bool, panel: &mut [Block]) {
-    let &Factor { values, lines: count, depth: length, line_stride, depth_stride } = factor;
+/// Splits and packs the rows of a panel from `row` on, elements `k..k + panel.len() * TILE_K` of each. The
+/// rows of its tiles are rows of the operand if `rows_first`, else pairs along k. Elements beyond the
+/// operand are zero.
+fn pack(operand: &MatRef, row: usize, k: usize, rows_first: bool, panel: &mut [Block]) {
+    let &MatRef { values, rows: count, columns: length, row_stride, column_stride } = operand;
     for (step, block) in panel.iter_mut().enumerate() {
-        let depth = depth + step * DEPTH;
-        for half in 0..LINES / SIDE {
-            let line = line + half * SIDE;
-            let tiles = block.0.each_mut().map(|part| &mut part[half]);
-            if depth_stride == 1 {
-                let lines = Runs { values, strides: [line_stride, 1], of: [count, length] };
-                lines.fetch([line, depth + AHEAD * DEPTH], SIDE);
-                lines.fetch([line, depth + AHEAD * DEPTH + SIDE], SIDE);
-                lines.at([line, depth], |lines| {
-                    tiles::take_apart(&Numbers::Lines(lines), lines_first, tiles);
+        let k = k + step * TILE_K;
+        for half in 0..PANEL_ROWS / SIDE {
+            let row = row + half * SIDE;
+            let tiles = block.0.each_mut().map(|term| &mut term[half]);
+            if column_stride == 1 {
+                let rows = Runs { values, strides: [row_stride, 1], of: [count, length] };
+                rows.prefetch([row, k + PREFETCH_STEPS * TILE_K], SIDE);
+                rows.prefetch([row, k + PREFETCH_STEPS * TILE_K + SIDE], SIDE);
+                rows.at([row, k], |rows| {
+                    tiles::split(&Elements::Rows(rows), rows_first, tiles);
                 });
             } else {
-                let strides = [depth_stride, line_stride];
-                let depths = Runs { values, strides, of: [length, count] };
-                depths.fetch([depth + DEPTH, line], DEPTH);
-                depths.at([depth, line], |depths| {
-                    tiles::take_apart(&Numbers::Depths(depths), lines_first, tiles);
+                let strides = [column_stride, row_stride];
+                let columns = Runs { values, strides, of: [length, count] };
+                columns.prefetch([k + TILE_K, row], TILE_K);
+                columns.at([k, row], |columns| {
+                    tiles::split(&Elements::Columns(columns), rows_first, tiles);
                 });
             }
         }
     }
 }
 
-/// Runs of numbers, and how far it is from a run to the next, from a number of a run to the next.
+/// The rows or the columns of an operand.
 struct Runs<'a> {
     values: &'a [f32],
+    /// From a run to the next, and from an element of a run to the next.
     strides: [usize; 2],
-    /// How many runs, and numbers of each.
+    /// How many runs, and elements of each.
     of: [usize; 2],
 }
 
 impl Runs<'_> {
-    /// `f` of so many numbers of so many runs from this run and number on, with zeros for those that are
-    /// not there.
+    /// Calls `f` with `N` elements of `M` runs from the run and element `at` on; those beyond the operand
+    /// are zero.
     #[inline(always)]
     fn at<const N: usize, const M: usize>(&self, at: [usize; 2], f: impl FnOnce([&[f32; N]; M])) {
-        let place = |run: usize, number: usize| {
-            (at[0] + run) * self.strides[0] + (at[1] + number) * self.strides[1]
+        let place = |run: usize, element: usize| {
+            (at[0] + run) * self.strides[0] + (at[1] + element) * self.strides[1]
         };
-        let [runs, numbers] = [0, 1].map(|axis| self.of[axis].saturating_sub(at[axis]));
-        if runs >= M && numbers >= N && self.strides[1] == 1 {
+        let [runs, elements] = [0, 1].map(|axis| self.of[axis].saturating_sub(at[axis]));
+        if runs >= M && elements >= N && self.strides[1] == 1 {
             f(std::array::from_fn(|run| {
-                self.values[place(run, 0)..].first_chunk().expect("asked whether it is held")
+                self.values[place(run, 0)..].first_chunk().expect("elements within the operand")
             }));
             return;
         }
         let mut padded = [[0.0; N]; M];
-        let numbers = numbers.min(N);
+        let elements = elements.min(N);
         for (run, padded) in padded.iter_mut().enumerate().take(runs) {
-            if self.strides[1] == 1 && numbers > 0 {
-                padded[..numbers].copy_from_slice(&self.values[place(run, 0)..][..numbers]);
+            if self.strides[1] == 1 && elements > 0 {
+                padded[..elements].copy_from_slice(&self.values[place(run, 0)..][..elements]);
             } else {
-                for (number, padded) in padded[..numbers].iter_mut().enumerate() {
-                    *padded = self.values[place(run, number)];
+                for (element, padded) in padded[..elements].iter_mut().enumerate() {
+                    *padded = self.values[place(run, element)];
                 }
             }
         }
         f(padded.each_ref());
     }
 
-    /// Fetches a number of each of `count` runs to the core.
+    /// Prefetches an element of each of `count` runs.
     #[inline(always)]
-    fn fetch(&self, at: [usize; 2], count: usize) {
+    fn prefetch(&self, at: [usize; 2], count: usize) {
         for run in at[0]..at[0] + count {
-            tiles::fetch(self.values, run * self.strides[0] + at[1] * self.strides[1]);
+            // Beyond the operand, any address will do.
+            let place = run.wrapping_mul(self.strides[0]);
+            let place = place.wrapping_add(at[1].wrapping_mul(self.strides[1]));
+            tiles::prefetch(self.values, place);
         }
     }
 }
@@ -200,22 +207,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_add_up() {
-        if !tiles::available() {
+    fn terms_add_up() {
+        if !available() {
             return;
         }
         for bits in (0..u32::MAX).step_by(65_521) {
             let x = f32::from_bits(bits);
-            let factor =
-                Factor { values: &[x], lines: 1, depth: 1, line_stride: 1, depth_stride: 1 };
             let mut panel = [Block::ZERO];
-            pack(&factor, 0, 0, true, &mut panel);
+            pack(&MatRef::row_major(&[x], 1), 0, 0, true, &mut panel);
             let [a, b, c] = panel[0].0.map(|[tile, _]| f32::from_bits(tile[0][0] << 16));
             if x.is_nan() || x.is_infinite() {
-                assert!([a, b, c].iter().any(|part| !part.is_finite()));
+                assert!([a, b, c].iter().any(|term| !term.is_finite()));
             } else if (1e-30..3.38e38).contains(&x.abs()) || x == 0.0 {
                 assert_eq!(a + (b + c), x, "{bits:x}");
             }
         }
+    }
+
+    /// What [`Runs::at`] finds in a 5x7 matrix.
+    fn found<const N: usize, const M: usize>(runs: &Runs, at: [usize; 2]) -> Vec<f32> {
+        let mut found = Vec::new();
+        runs.at::<N, M>(at, |runs| found = runs.map(|run| &run[..]).concat());
+        found
+    }
+
+    #[test]
+    fn runs_are_those_of_the_operand_and_zero_beyond_it() {
+        let values: Vec<f32> = (1..=35).map(|value| value as f32).collect();
+        let rows = Runs { values: &values, strides: [7, 1], of: [5, 7] };
+        assert_eq!(found::<3, 2>(&rows, [1, 2]), [10.0, 11.0, 12.0, 17.0, 18.0, 19.0]);
+        assert_eq!(found::<3, 2>(&rows, [4, 5]), [34.0, 35.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(found::<3, 2>(&rows, [3, 4]), [26.0, 27.0, 28.0, 33.0, 34.0, 35.0]);
+        assert_eq!(found::<2, 1>(&rows, [5, 0]), [0.0; 2]);
+        assert_eq!(found::<2, 1>(&rows, [0, 7]), [0.0; 2]);
+        let columns = Runs { values: &values, strides: [1, 7], of: [7, 5] };
+        assert_eq!(found::<2, 2>(&columns, [1, 2]), [16.0, 23.0, 17.0, 24.0]);
+        assert_eq!(found::<2, 2>(&columns, [6, 4]), [35.0, 0.0, 0.0, 0.0]);
     }
 }

@@ -1,25 +1,77 @@
-//! Matrix products of f32, on a processor's matrix unit (`amx`) or on its vectors (`simd`).
+//! Matrix products of f32 for layers of neural networks, on AMX, AVX-512 or AVX2.
 //!
-//! Intel's processors have multiplied tiles of bf16 since 2023 (AMX), at some thirty times the rate at
-//! which their vectors multiply f32. Here an f32 is taken apart into three bf16 that add up to it,
-//! 8 bits of its 24 each, and of the nine products of parts the six that count are added in f32:
-//! those left out are below 2^-25 of the product, half of what one rounding to f32 changes. What comes
-//! out is as near to the exact product as that of f32 arithmetic, in a fraction of the time.
+//! [`multiply`] computes `C = A B` on all of rayon's threads, and applies an epilogue, such as a bias and an
+//! activation, to each part of C while that part is in cache. [`multiply_single_threaded`] is for many
+//! small products at once. Operands are [`MatRef`]s: matrices at any strides, so that transposes and
+//! parts of larger arrays need no copy. On AMX, f32 are multiplied as bf16 without losing accuracy.
 //!
-//! On the unit, numbers below f32's normal range count as zero; an infinity makes NaN of what it meets, and
-//! so do finite numbers from 3.39e38 on, beyond which there is no bf16.
+//! # Example
 //!
-//! Where there is no such unit, but vectors of eight numbers or more, products are made on those: burn's
-//! own are a tenth slower, read a factor's panels from farther away and leave bias and activation to another
-//! pass.
+//! ```
+//! use opensora_gemm::{MatRef, available, multiply};
 //!
-//! Source of the split: Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 Artificial
-//! Intelligence Datatype For Higher-Precision Computations" (arXiv 1904.06376).
+//! if !available() {
+//!     return; // No strategy for this processor.
+//! }
+//! let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]; // [2, 3]
+//! let weight = [1.0, 0.0, -1.0, 0.5, 0.5, 0.5]; // [2, 3], one row an output
+//! let bias = [10.0, 20.0];
+//!
+//! // y = x weightᵀ + bias
+//! let x = MatRef::row_major(&x, 3);
+//! let weight = MatRef::row_major(&weight, 3);
+//! let y = multiply(x, weight.transposed(), |first_column, run| {
+//!     for (y, bias) in run.iter_mut().zip(&bias[first_column..]) {
+//!         *y += bias;
+//!     }
+//! });
+//! assert_eq!(y, [8.0, 23.0, 8.0, 27.5]); // [2, 2]
+//! ```
+//!
+//! # Contents
+//!
+//! | item | purpose |
+//! |---|---|
+//! | [`MatRef`] | a matrix in a slice, at any strides |
+//! | [`multiply`] | a product on all threads, with an epilogue |
+//! | [`multiply_single_threaded`] | a product on the calling thread, into a slice |
+//! | [`available`] | whether this processor has a strategy |
+//! | [`profitable`] | whether a layer is large enough for one |
+//!
+//! # Processors
+//!
+//! The strategy is chosen at run time, once per process:
+//!
+//! | processor | strategy |
+//! |---|---|
+//! | x86-64 with AMX-BF16 and AVX-512-BF16 (Intel Xeon since 2023), Linux | AMX: three bf16 terms per f32, tiles of 16x32 |
+//! | x86-64 with AVX-512 (level v4) | vectors of 16 f32 |
+//! | x86-64 with AVX2 and FMA (level v3) | vectors of 8 f32 |
+//! | others, such as AArch64 | none: [`available`] returns false |
+//!
+//! The environment variable `OPENSORA_NO_AMX`, set to anything, turns AMX off, for comparisons.
+//!
+//! # Accuracy
+//!
+//! Results are as accurate as f32 arithmetic on every strategy: in the tests, the error of a product (root
+//! of the sum of squares, against f64) is at most 1.5 times that of sums in f32.
+//!
+//! AMX multiplies bf16, at about thirty times the rate at which vectors multiply f32. An f32 is split into
+//! three bf16 terms that add up to it, 8 bits of its 24 each. Of the nine products of terms, six are added in
+//! f32; the other three are below 2^-25 of the product, half the rounding error of one f32 operation. The
+//! split is that of Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence
+//! Datatype For Higher-Precision Computations" (arXiv 1904.06376).
+//!
+//! Non-finite operands give non-finite results. On AMX, subnormal f32 count as zero, an infinity always
+//! gives NaN, and so do finite numbers from 3.39e38 on, which are beyond bf16.
+//!
+//! A row of C does not depend on the number of rows, nor on the number of threads.
 
 #![allow(
     unsafe_code,
     reason = "instructions without safe names, and memory written before it is read"
 )]
+#![warn(clippy::undocumented_unsafe_blocks)]
 
 mod amx;
 mod mat;
@@ -27,179 +79,151 @@ mod scratch;
 mod simd;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::{mem::MaybeUninit, sync::OnceLock};
 
-pub use mat::Factor;
+pub use mat::MatRef;
 
-/// Fewer inputs or outputs of a layer than this, and preparing the factors costs too much.
-const LEAST: usize = 64;
+/// Layers with fewer inputs or outputs cost more to pack than a better kernel saves.
+const MIN_SIDE: usize = 64;
 
-/// Whether [`multiply`] takes the products of a layer of this size, and of its gradients: where the
-/// processor [can](is_at_hand) and the layer is large enough to be worth it. How many rows go through it
-/// does not count, so that what becomes of one does not depend on how many there are.
-pub fn is_worth_it(inputs: usize, outputs: usize) -> bool {
-    inputs.min(outputs) >= LEAST && is_at_hand()
+/// Returns true if [`multiply`] is [`available`] and faster than a general-purpose product for a layer
+/// with a weight of `[inputs, outputs]`, and for its gradients.
+///
+/// The number of rows that go through the layer is not considered, so that the result of a row does not
+/// depend on it.
+pub fn profitable(inputs: usize, outputs: usize) -> bool {
+    inputs.min(outputs) >= MIN_SIDE && available()
 }
 
-/// Whether a processor has what [`multiply`] and [`multiply_here`] need.
-pub fn is_at_hand() -> bool {
-    way().is_some()
+/// Returns true if this processor has a strategy for [`multiply`] and [`multiply_single_threaded`]; see
+/// [Processors](crate#processors).
+pub fn available() -> bool {
+    Strategy::of_processor().is_some()
 }
 
-/// Ways to multiply.
-#[derive(Clone, Copy)]
-enum Way {
-    Unit,
-    Vectors,
+/// A way to compute products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Strategy {
+    Amx,
+    Simd,
 }
 
-/// The one of this processor.
-fn way() -> Option<Way> {
-    static WAY: OnceLock<Option<Way>> = OnceLock::new();
-    *WAY.get_or_init(|| {
-        if amx::available() { Some(Way::Unit) } else { simd::available().then_some(Way::Vectors) }
-    })
+impl Strategy {
+    /// All, the fastest first.
+    const ALL: [Self; 2] = [Self::Amx, Self::Simd];
+
+    /// Returns true if this processor can use it.
+    fn is_available(self) -> bool {
+        match self {
+            Self::Amx => amx::available(),
+            Self::Simd => simd::available(),
+        }
+    }
+
+    /// The fastest of this processor.
+    fn of_processor() -> Option<Self> {
+        static FASTEST: OnceLock<Option<Strategy>> = OnceLock::new();
+        *FASTEST.get_or_init(|| Self::ALL.into_iter().find(|strategy| strategy.is_available()))
+    }
+
+    /// The fastest of this processor, for a product.
+    fn expect() -> Self {
+        Self::of_processor().expect("no strategy for this processor: ask `available` first")
+    }
+
+    /// See [`multiply`]; the strategy must be available.
+    fn multiply(
+        self,
+        a: MatRef,
+        b: MatRef,
+        epilogue: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Vec<f32> {
+        let size = size_of_product(a, b);
+        if size == 0 {
+            return Vec::new();
+        }
+        let mut product = Vec::with_capacity(size);
+        let c = &mut product.spare_capacity_mut()[..size];
+        match self {
+            Self::Amx => amx::multiply(a, b, c, epilogue),
+            Self::Simd => simd::multiply(a, b, c, epilogue),
+        }
+        // SAFETY: both strategies write all of `c`.
+        unsafe { product.set_len(size) };
+        product
+    }
+
+    /// See [`multiply_single_threaded`]; the strategy must be available.
+    fn multiply_single_threaded(self, a: MatRef, b: MatRef, c: &mut [f32]) {
+        let size = size_of_product(a, b);
+        assert!(
+            c.len() == size,
+            "a product of {}x{} elements does not fill {}",
+            a.rows,
+            b.columns,
+            c.len()
+        );
+        let c = as_uninit(c);
+        match self {
+            Self::Amx => amx::multiply_single_threaded(a, b, c),
+            Self::Simd => simd::multiply_single_threaded(a, b, c),
+        }
+    }
 }
 
-/// `left right`, `[rows, columns]`, after `finish(first column, values)` of each run of a row's values,
-/// while they are at hand.
+/// Returns the product of `a` (m x k) and `b` (k x n), row-major `[m, n]`, computed on all of rayon's
+/// threads.
+///
+/// `epilogue(first_column, run)` may change each run of a row's elements, from column `first_column` on,
+/// while the run is in cache. It is called once for every element, from several threads, in no particular
+/// order. Mark it `#[inline(always)]` if it is to be compiled for this processor's vectors.
 ///
 /// # Panics
-/// Where the sizes do not fit each other, or [`is_at_hand`] was not asked.
-#[allow(unsafe_code, reason = "numbers are written before they are read, so that none are zeroed")]
-pub fn multiply(
-    left: Factor,
-    right: Factor,
-    finish: impl Fn(usize, &mut [f32]) + Sync,
-) -> Vec<f32> {
-    assert!(left.depth == right.depth && left.is_held() && right.is_held(), "factors that fit");
-    let count = left.lines.checked_mul(right.lines).expect("a product that memory has room for");
-    if count == 0 {
-        return Vec::new();
-    }
-    let mut product = Vec::with_capacity(count);
-    let out = &mut product.spare_capacity_mut()[..count];
-    match way().expect("asked before") {
-        Way::Unit => amx::multiply(left, right, out, finish),
-        Way::Vectors => simd::multiply(left, right, out, finish),
-    }
-    // SAFETY: both ways write all rows and columns.
-    unsafe { product.set_len(count) };
-    product
+/// Panics if `a` has not as many columns as `b` has rows, if there is no strategy for this processor (see
+/// [`available`]), or if the product does not fit in memory.
+pub fn multiply(a: MatRef, b: MatRef, epilogue: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    Strategy::expect().multiply(a, b, epilogue)
 }
 
-/// `left right` into `out` `[rows, columns]`, on this thread alone: for small products of which many are
-/// made at once.
+/// Writes the product of `a` (m x k) and `b` (k x n) to `c`, row-major `[m, n]`, on the calling thread.
+///
+/// This is for small products of which many are computed at once, one a task.
 ///
 /// # Panics
-/// Where the sizes do not fit each other, or [`is_at_hand`] was not asked.
-pub fn multiply_here(left: Factor, right: Factor, out: &mut [f32]) {
-    assert!(left.depth == right.depth && left.is_held() && right.is_held(), "factors that fit");
-    let count = left.lines.checked_mul(right.lines);
-    assert!(Some(out.len()) == count, "one number a row and column");
-    let out = as_unwritten(out);
-    match way().expect("asked before") {
-        Way::Unit => amx::multiply_here(left, right, out),
-        Way::Vectors => simd::multiply_here(left, right, out),
-    }
+/// Panics if `a` has not as many columns as `b` has rows, if `c` has not m n elements, or if there is no
+/// strategy for this processor (see [`available`]).
+pub fn multiply_single_threaded(a: MatRef, b: MatRef, c: &mut [f32]) {
+    Strategy::expect().multiply_single_threaded(a, b, c);
 }
 
-/// Runs `f`, compiled for the widest vectors that this processor has.
+/// The number of elements of `a b`.
+fn size_of_product(a: MatRef, b: MatRef) -> usize {
+    assert!(
+        a.columns == b.rows,
+        "a {}x{} matrix cannot be multiplied by a {}x{} one",
+        a.rows,
+        a.columns,
+        b.rows,
+        b.columns
+    );
+    a.rows.checked_mul(b.columns).expect("a product that fits in memory")
+}
+
+/// Runs `f`, compiled for the widest vectors of this processor.
 #[inline(always)]
 fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
-/// Numbers as places to write numbers to.
-#[allow(unsafe_code, reason = "for ways that write all of them, whatever was there")]
-fn as_unwritten(out: &mut [f32]) -> &mut [MaybeUninit<f32>] {
-    // SAFETY: of one layout, and nothing but numbers is ever written to it.
-    unsafe { &mut *(std::ptr::from_mut(out) as *mut [MaybeUninit<f32>]) }
+/// Casts a slice for functions that write every element.
+fn as_uninit(c: &mut [f32]) -> &mut [MaybeUninit<f32>] {
+    // SAFETY: both types have the same layout, and only initialised elements are ever written.
+    unsafe { &mut *(std::ptr::from_mut(c) as *mut [MaybeUninit<f32>]) }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::normal;
-
-    /// `rows x columns` of `depth` with a bias of its column, or nothing where there is no unit.
-    struct Case {
-        rows: usize,
-        columns: usize,
-        depth: usize,
-        /// Whether the lines of the left factor, of the right one, lie one after the other.
-        lines_whole: [bool; 2],
-    }
-
-    impl Case {
-        fn run(&self) {
-            let &Self { rows, columns, depth, lines_whole } = self;
-            let noise = normal;
-            let [left, right] = [noise(0, rows * depth), noise(1, columns * depth)];
-            let bias = noise(2, columns);
-            let factor = |values, lines, whole: bool| Factor {
-                values,
-                lines,
-                depth,
-                line_stride: if whole { depth } else { 1 },
-                depth_stride: if whole { 1 } else { lines },
-            };
-            let left = factor(&left, rows, lines_whole[0]);
-            let right = factor(&right, columns, lines_whole[1]);
-            let out = multiply(left, right, |column, values| {
-                values.iter_mut().zip(&bias[column..]).for_each(|(x, b)| *x += b);
-            });
-            let line = |f: &Factor, line: usize| -> Vec<f64> {
-                let at = |d| f64::from(f.values[line * f.line_stride + d * f.depth_stride]);
-                (0..f.depth).map(at).collect()
-            };
-            let right: Vec<_> = (0..columns).map(|column| line(&right, column)).collect();
-            assert_eq!(out.len(), rows * columns);
-            // Squares of what is wrong here, of what sums in f32 have wrong, and of the result.
-            let mut squares = [0.0; 3];
-            for (row, out) in out.chunks(columns).enumerate() {
-                let left = line(&left, row);
-                for (column, &got) in out.iter().enumerate() {
-                    let products = || left.iter().zip(&right[column]).map(|(a, b)| a * b);
-                    let bias = bias[column];
-                    let want = products().sum::<f64>() + f64::from(bias);
-                    let plain = products().fold(0.0f32, |sum, x| (f64::from(sum) + x) as f32);
-                    squares[0] += (f64::from(got) - want).powi(2);
-                    squares[1] += (f64::from(plain + bias) - want).powi(2);
-                    squares[2] += want.powi(2);
-                }
-            }
-            let [wrong, wrong_in_f32, result] = squares.map(f64::sqrt);
-            let bound = 1.5 * wrong_in_f32 + 1e-7 * result;
-            assert!(wrong <= bound, "{rows}x{columns}x{depth}: {wrong}, {wrong_in_f32} in f32");
-        }
-    }
-
-    #[test]
-    fn products_are_those_of_f32() {
-        if !is_at_hand() {
-            return;
-        }
-        for (rows, columns, depth) in
-            [(1, 1, 1), (33, 95, 31), (64, 64, 64), (300, 70, 1153), (129, 257, 2400), (5, 7, 0)]
-        {
-            for lines_whole in [[true, true], [true, false], [false, true], [false, false]] {
-                Case { rows, columns, depth, lines_whole }.run();
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_not_finite_stays_so() {
-        if !is_at_hand() {
-            return;
-        }
-        for x in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
-            let factor =
-                |values| Factor { values, lines: 1, depth: 2, line_stride: 2, depth_stride: 1 };
-            let out = multiply(factor(&[1.0, x]), factor(&[1.0, 2.0]), |_, _| ());
-            assert!(!out[0].is_finite());
-        }
-    }
-}
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

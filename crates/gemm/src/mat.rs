@@ -1,51 +1,160 @@
-//! Factors of a product as lines of numbers, however they lie in memory.
+//! Views of matrices in memory.
 
-/// Lines of numbers in memory: the rows of a left factor, the columns of a right one.
-#[derive(Clone, Copy)]
-pub struct Factor<'a> {
-    /// What holds the lines.
-    pub values: &'a [f32],
-    /// How many lines.
-    pub lines: usize,
-    /// Numbers of a line.
-    pub depth: usize,
-    /// From a line to the next.
-    pub line_stride: usize,
-    /// From a number of a line to the next.
-    pub depth_stride: usize,
+/// A matrix of f32 in a slice, at any strides: a whole array, a part of an array, or a transpose.
+///
+/// Element `(row, column)` is `values[row * row_stride + column * column_stride]`. Strides count
+/// elements. Every element is known to lie within the slice.
+#[derive(Debug, Clone, Copy)]
+pub struct MatRef<'a> {
+    pub(crate) values: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) row_stride: usize,
+    pub(crate) column_stride: usize,
 }
 
-impl<'a> Factor<'a> {
-    /// Rows of `width` in one piece as lines.
-    pub fn of_rows(values: &'a [f32], width: usize) -> Self {
-        let lines = values.len() / width;
-        Self { values, lines, depth: width, line_stride: width, depth_stride: 1 }
+impl<'a> MatRef<'a> {
+    /// A matrix of `columns` columns whose rows lie one after the other and fill `values`.
+    ///
+    /// # Panics
+    /// Panics if `columns` is zero or `values` is not a whole number of rows.
+    pub fn row_major(values: &'a [f32], columns: usize) -> Self {
+        assert!(columns > 0, "a row-major matrix needs at least one column");
+        assert!(
+            values.len().is_multiple_of(columns),
+            "{} values are not a whole number of rows of {columns}",
+            values.len()
+        );
+        let rows = values.len() / columns;
+        Self { values, rows, columns, row_stride: columns, column_stride: 1 }
     }
 
-    /// Columns of rows of `width` in one piece as lines.
-    pub fn of_columns(values: &'a [f32], width: usize) -> Self {
-        let depth = values.len() / width;
-        Self { values, lines: width, depth, line_stride: 1, depth_stride: width }
+    /// A matrix of `[rows, columns]` from the first element of `values` on, at
+    /// `[row_stride, column_stride]`.
+    ///
+    /// # Panics
+    /// Panics if an element lies outside `values`.
+    pub fn with_strides(
+        values: &'a [f32],
+        [rows, columns]: [usize; 2],
+        [row_stride, column_stride]: [usize; 2],
+    ) -> Self {
+        let matrix = Self { values, rows, columns, row_stride, column_stride };
+        assert!(
+            matrix.fits(),
+            "a {rows}x{columns} matrix at strides {row_stride} and {column_stride} does not fit {} values",
+            values.len()
+        );
+        matrix
     }
 
-    /// `count` lines from `first` on.
-    pub(super) fn lines(self, first: usize, count: usize) -> Self {
-        let values = self.values.get(first * self.line_stride..).unwrap_or_default();
-        Self { values, lines: count, ..self }
+    /// The transpose, without a copy.
+    pub fn transposed(self) -> Self {
+        Self {
+            values: self.values,
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+        }
     }
 
-    /// `count` numbers of each line from `first` on.
-    pub(super) fn part(self, first: usize, count: usize) -> Self {
-        let values = self.values.get(first * self.depth_stride..).unwrap_or_default();
-        Self { values, depth: count, ..self }
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
     }
 
-    /// Whether every number lies within the values.
-    pub(super) fn is_held(&self) -> bool {
-        let last = (self.lines.max(1) - 1)
-            .checked_mul(self.line_stride)
-            .zip((self.depth.max(1) - 1).checked_mul(self.depth_stride))
-            .and_then(|(line, depth)| line.checked_add(depth));
-        self.lines == 0 || self.depth == 0 || last.is_some_and(|last| last < self.values.len())
+    /// The number of columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// `count` rows from row `first` on.
+    pub(crate) fn row_range(self, first: usize, count: usize) -> Self {
+        let values = self.values.get(first.saturating_mul(self.row_stride)..).unwrap_or_default();
+        Self { values, rows: count, ..self }
+    }
+
+    /// `count` columns from column `first` on.
+    pub(crate) fn column_range(self, first: usize, count: usize) -> Self {
+        let values =
+            self.values.get(first.saturating_mul(self.column_stride)..).unwrap_or_default();
+        Self { values, columns: count, ..self }
+    }
+
+    /// Returns true if every element lies within the slice.
+    fn fits(&self) -> bool {
+        if self.rows == 0 || self.columns == 0 {
+            return true;
+        }
+        let last = (self.rows - 1)
+            .checked_mul(self.row_stride)
+            .zip((self.columns - 1).checked_mul(self.column_stride))
+            .and_then(|(row, column)| row.checked_add(column));
+        last.is_some_and(|last| last < self.values.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn elements(x: MatRef) -> Vec<Vec<f32>> {
+        let at = |row, column| x.values[row * x.row_stride + column * x.column_stride];
+        (0..x.rows).map(|row| (0..x.columns).map(|column| at(row, column)).collect()).collect()
+    }
+
+    #[test]
+    fn views_show_the_elements_at_their_strides() {
+        let values = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0];
+        let x = MatRef::row_major(&values, 3);
+        assert_eq!((x.rows(), x.columns()), (2, 3));
+        assert_eq!(elements(x), [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]);
+        assert_eq!(elements(x.transposed()), [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]);
+        assert_eq!(elements(x.row_range(1, 1)), [[3.0, 4.0, 5.0]]);
+        assert_eq!(elements(x.column_range(1, 2)), [[1.0, 2.0], [4.0, 5.0]]);
+        let every_other = MatRef::with_strides(&values, [2, 2], [3, 2]);
+        assert_eq!(elements(every_other), [[0.0, 2.0], [3.0, 5.0]]);
+        let repeated = MatRef::with_strides(&values, [2, 3], [0, 1]);
+        assert_eq!(elements(repeated), [[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]]);
+    }
+
+    #[test]
+    fn empty_matrices_fit_anything() {
+        let x = MatRef::with_strides(&[], [0, usize::MAX], [usize::MAX, 1]);
+        assert_eq!((x.rows(), x.columns()), (0, usize::MAX));
+        let x = MatRef::with_strides(&[], [3, 0], [1, 1]);
+        assert_eq!((x.rows(), x.columns()), (3, 0));
+        assert_eq!(MatRef::row_major(&[], 4).rows(), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "a 2x3 matrix at strides 3 and 1 does not fit 5 values")]
+    fn an_element_beyond_the_slice_panics() {
+        MatRef::with_strides(&[0.0; 5], [2, 3], [3, 1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "does not fit 5 values")]
+    fn strides_beyond_usize_panic() {
+        MatRef::with_strides(&[0.0; 5], [3, 1], [usize::MAX, 1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "does not fit 5 values")]
+    fn a_last_element_beyond_usize_panics() {
+        MatRef::with_strides(&[0.0; 5], [2, 2], [usize::MAX, 1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "5 values are not a whole number of rows of 3")]
+    fn a_broken_row_panics() {
+        MatRef::row_major(&[0.0; 5], 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "at least one column")]
+    fn rows_without_columns_panic() {
+        MatRef::row_major(&[], 0);
     }
 }

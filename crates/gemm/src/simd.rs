@@ -1,60 +1,66 @@
-//! On the processor's vectors: products of panels whose sums stay in registers.
+//! The strategy for vectors of 8 or 16 f32: packed panels, and a microkernel whose sums stay in
+//! registers.
 //!
-//! A panel is some lines of a factor with the numbers of one depth side by side. A task takes some rows;
-//! for each panel of columns it goes through a part of the depth at a time, so that this part of the
-//! panel stays in the first cache while those of all its rows go by.
+//! An operand is packed by its rows, so B is packed as its transpose. A packed panel holds `width` rows,
+//! those of one k side by side. A task computes some rows of C; for each panel of B it goes through a part
+//! of k at a time, so that this part of the panel stays in the first-level cache while those of all its
+//! panels of A are read.
 //!
-//! Loops count, where iterators and copies of slices would be shorter: a compiler that has put so much into
-//! one function leaves those as calls.
+//! Loops use indices where iterators and slice copies would be shorter: in functions as large as these,
+//! after inlining, the compiler leaves those as calls.
 //!
 //! Source of the order: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
 
 #![allow(
     clippy::manual_memcpy,
     clippy::needless_range_loop,
-    reason = "loops that count, as said above"
+    reason = "indexed loops, as explained above"
 )]
 
 use super::{
-    Factor,
-    scratch::{Kept, Rooms},
+    MatRef,
+    scratch::{Pool, Scratch},
     vectorized,
 };
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
-/// Depth that is multiplied at once.
-const MOST_DEPTH: usize = 2304;
+/// The largest part of k that is multiplied between writes of C.
+const MAX_K_BLOCK: usize = 2304;
 
-/// Numbers of a panel of columns in the first cache: 16 KB.
-const AT_HAND: usize = 1 << 12;
+/// Elements of a panel of B in the first-level cache: 16 KB.
+const L1_ELEMENTS: usize = 1 << 12;
 
-/// Numbers of the left factor that one task takes, at most: 432 KB.
-const MOST_OF_TASK: usize = 96 * 1152;
+/// Elements of A that one task packs, at most: 432 KB.
+const MAX_A_ELEMENTS: usize = 96 * 1152;
 
-/// Panels of columns that one task packs: of numbers that lie side by side, half a kilobyte or more.
-const PACKED: usize = 8;
+/// Panels of B that one task packs: where the elements of one k are contiguous, it reads half a
+/// kilobyte or more at a time.
+const PANELS_PER_TASK: usize = 8;
 
-/// Numbers that are packed at once along the depth: a line of the caches.
-const RUN: usize = 16;
+/// Elements along k that are packed at once: a cache line.
+const PACK_RUN: usize = 16;
 
-static COLUMNS: Rooms<f32> = Rooms::new(Vec::new());
-static ROWS: Rooms<f32> = Rooms::new(Vec::new());
+static PACKED_B: Pool<f32> = Pool::new(Vec::new());
+static PACKED_A: Pool<f32> = Pool::new(Vec::new());
 
-/// Lines of a panel of rows and of a panel of columns: their sums take most registers that there are.
+/// The size of a microkernel: rows of a panel of A (`mr`) and columns of a panel of B (`nr`), whose sums
+/// take most of the registers.
 #[derive(Clone, Copy)]
-struct Panels {
-    rows: usize,
-    columns: usize,
+struct Microkernel {
+    mr: usize,
+    nr: usize,
 }
 
-/// With sixteen registers of eight numbers, and with 32 of sixteen.
-const EIGHT: Panels = Panels { rows: 6, columns: 16 };
-const SIXTEEN: Panels = Panels { rows: 12, columns: 32 };
+/// The microkernel for 16 registers of 8 f32.
+const AVX2: Microkernel = Microkernel { mr: 6, nr: 16 };
 
-/// Those of this processor, if it has vectors that are worth it.
-fn panels() -> Option<Panels> {
+/// The microkernel for 32 registers of 16 f32.
+const AVX512: Microkernel = Microkernel { mr: 12, nr: 32 };
+
+/// The microkernel for this processor, if its vectors are wide enough.
+fn microkernel() -> Option<Microkernel> {
     struct Lanes;
     impl WithSimd for Lanes {
         type Output = usize;
@@ -65,152 +71,154 @@ fn panels() -> Option<Panels> {
         }
     }
     match Arch::new().dispatch(Lanes) {
-        8 => Some(EIGHT),
-        16 => Some(SIXTEEN),
+        8 => Some(AVX2),
+        16 => Some(AVX512),
         _ => None,
     }
 }
 
-/// Whether this processor has such vectors.
+/// Returns true if this processor has vectors of 8 or 16 f32.
 pub(super) fn available() -> bool {
-    panels().is_some()
+    microkernel().is_some()
 }
 
-/// Writes `left right` to `out`, after `finish` as in [`super::multiply`].
+/// Writes `a b` to all of `c`, after `epilogue` as in [`super::multiply`].
 pub(super) fn multiply(
-    left: Factor,
-    right: Factor,
-    out: &mut [MaybeUninit<f32>],
-    finish: impl Fn(usize, &mut [f32]) + Sync,
+    a: MatRef,
+    b: MatRef,
+    c: &mut [MaybeUninit<f32>],
+    epilogue: impl Fn(usize, &mut [f32]) + Sync,
 ) {
-    let panels = panels().expect("asked before");
-    let columns = right.lines;
-    let turns = left.depth.div_ceil(MOST_DEPTH).max(1);
-    let most = left.depth.div_ceil(turns);
+    let kernel = microkernel().expect("a strategy that is available");
+    let (m, n, k) = (a.rows, b.columns, a.columns);
+    let b = b.transposed();
+    let k_blocks = k.div_ceil(MAX_K_BLOCK).max(1);
+    let max_k = k.div_ceil(k_blocks);
     let tasks = rayon::current_num_threads();
-    let rows = left.lines.div_ceil(tasks).min(MOST_OF_TASK / most.max(1)).max(1);
-    let rows = rows.next_multiple_of(panels.rows);
-    let across = columns.next_multiple_of(panels.columns);
-    let mut packed = Kept::of(&COLUMNS, across * most, 0.0);
-    for turn in 0..turns {
-        let (first, depth) = (turn * most, most.min(left.depth - turn * most));
-        let (left, right) = (left.part(first, depth), right.part(first, depth));
-        let packed = &mut packed.get()[..across * depth];
-        let together = PACKED * panels.columns;
-        packed.par_chunks_mut((together * depth).max(1)).enumerate().for_each(|(task, packed)| {
-            let (from, to) = (task * together, columns.min((task + 1) * together));
-            pack(right.lines(from, to - from), panels.columns, packed);
+    let rows = m.div_ceil(tasks).min(MAX_A_ELEMENTS / max_k.max(1)).max(1);
+    let rows = rows.next_multiple_of(kernel.mr);
+    let padded_n = n.next_multiple_of(kernel.nr);
+    let mut packed = Scratch::take(&PACKED_B, padded_n * max_k, 0.0);
+    for block in 0..k_blocks {
+        let (first, k) = (block * max_k, max_k.min(k - block * max_k));
+        let (a, b) = (a.column_range(first, k), b.column_range(first, k));
+        let packed = &mut packed.as_mut_slice()[..padded_n * k];
+        let columns = PANELS_PER_TASK * kernel.nr;
+        packed.par_chunks_mut((columns * k).max(1)).enumerate().for_each(|(task, packed)| {
+            let (from, to) = (task * columns, n.min((task + 1) * columns));
+            pack(b.row_range(from, to - from), kernel.nr, packed);
         });
         let packed = &*packed;
-        out.par_chunks_mut(rows * columns).enumerate().for_each(|(task, out)| {
-            let count = out.len() / columns;
-            let rows = left.lines(task * rows, count);
-            let ends = [turn == 0, turn + 1 == turns];
-            multiply_rows(panels, rows, packed, out, ends, &finish);
+        c.par_chunks_mut(rows * n).enumerate().for_each(|(task, c)| {
+            let count = c.len() / n;
+            let a = a.row_range(task * rows, count);
+            let ends = [block == 0, block + 1 == k_blocks];
+            multiply_rows(kernel, a, packed, c, ends, &epilogue);
         });
     }
 }
 
-/// Writes `left right` to `out`, on this thread alone.
-pub(super) fn multiply_here(left: Factor, right: Factor, out: &mut [MaybeUninit<f32>]) {
-    if out.is_empty() {
+/// Writes `a b` to all of `c`, on this thread.
+pub(super) fn multiply_single_threaded(a: MatRef, b: MatRef, c: &mut [MaybeUninit<f32>]) {
+    if c.is_empty() {
         return;
     }
-    let panels = panels().expect("asked before");
-    let whole = right.lines.next_multiple_of(panels.columns) * right.depth;
-    let mut packed = Kept::of(&ROWS, whole, 0.0);
-    pack(right, panels.columns, packed.get());
-    multiply_rows(panels, left, packed.get(), out, [true, true], &|_, _: &mut [f32]| ());
+    let kernel = microkernel().expect("a strategy that is available");
+    let b = b.transposed();
+    let size = b.rows.next_multiple_of(kernel.nr) * b.columns;
+    let mut packed = Scratch::take(&PACKED_A, size, 0.0);
+    pack(b, kernel.nr, packed.as_mut_slice());
+    multiply_rows(kernel, a, packed.as_mut_slice(), c, [true, true], &|_, _: &mut [f32]| ());
 }
 
-/// `left` times packed columns into `out`; `ends` says whether these are the first and the last numbers along
-/// the depth.
+/// Writes the product of `a` and packed columns to `c`, or adds it; `ends` says whether this is the first and
+/// the last block of k.
 fn multiply_rows(
-    panels: Panels,
-    left: Factor,
-    right: &[f32],
-    out: &mut [MaybeUninit<f32>],
+    kernel: Microkernel,
+    a: MatRef,
+    packed_b: &[f32],
+    c: &mut [MaybeUninit<f32>],
     ends: [bool; 2],
-    finish: &impl Fn(usize, &mut [f32]),
+    epilogue: &impl Fn(usize, &mut [f32]),
 ) {
-    let whole = left.lines.next_multiple_of(panels.rows) * left.depth;
-    let mut packed = Kept::of(&ROWS, whole, 0.0);
-    pack(left, panels.rows, packed.get());
-    let (rows, depth) = (left.lines, left.depth);
-    let product = Product { left: packed.get(), right, rows, depth, out, ends, finish };
+    let size = a.rows.next_multiple_of(kernel.mr) * a.columns;
+    let mut packed = Scratch::take(&PACKED_A, size, 0.0);
+    pack(a, kernel.mr, packed.as_mut_slice());
+    let (m, k) = (a.rows, a.columns);
+    let product = Product { a: packed.as_mut_slice(), b: packed_b, m, k, c, ends, epilogue };
     Arch::new().dispatch(product);
 }
 
-/// Puts a factor's lines into panels of `lines`, `[panel][depth][line]`, with zeros for lines that are not
-/// there.
-fn pack(factor: Factor, lines: usize, packed: &mut [f32]) {
-    // As constants, for loops without an end to look for.
+/// Packs an operand's rows into panels of `width` rows, `[panel][k][row]`; rows beyond the operand are
+/// zero.
+fn pack(operand: MatRef, width: usize, packed: &mut [f32]) {
+    // As constants, for loops of a fixed length.
     vectorized(
         #[inline(always)]
-        || match lines {
-            6 => pack_by::<6>(factor, packed),
-            12 => pack_by::<12>(factor, packed),
-            16 => pack_by::<16>(factor, packed),
-            32 => pack_by::<32>(factor, packed),
-            _ => unreachable!("no panels of {lines}"),
+        || match width {
+            6 => pack_by::<6>(operand, packed),
+            12 => pack_by::<12>(operand, packed),
+            16 => pack_by::<16>(operand, packed),
+            32 => pack_by::<32>(operand, packed),
+            _ => unreachable!("no panels of {width} rows"),
         },
     );
 }
 
 #[inline(always)]
-fn pack_by<const L: usize>(factor: Factor, packed: &mut [f32]) {
-    let Factor { values, lines, depth, line_stride, depth_stride } = factor;
-    let (packed, _) = packed.as_chunks_mut::<L>();
-    let whole = lines / L;
-    // In the order in which numbers lie.
-    if line_stride == 1 {
-        for d in 0..depth {
-            let values = &values[d * depth_stride..];
+fn pack_by<const W: usize>(operand: MatRef, packed: &mut [f32]) {
+    let MatRef { values, rows, columns: k, row_stride, column_stride: k_stride } = operand;
+    let (packed, _) = packed.as_chunks_mut::<W>();
+    let whole = rows / W;
+    // Columns of contiguous elements are read one after the other.
+    if row_stride == 1 {
+        for p in 0..k {
+            let values = &values[p * k_stride..];
             for panel in 0..whole {
-                let (packed, values) = (&mut packed[panel * depth + d], &values[panel * L..][..L]);
-                for l in 0..L {
-                    packed[l] = values[l];
+                let (packed, values) = (&mut packed[panel * k + p], &values[panel * W..][..W]);
+                for row in 0..W {
+                    packed[row] = values[row];
                 }
             }
         }
     }
-    let first = if line_stride == 1 { whole } else { 0 };
-    for panel in first..lines.div_ceil(L) {
-        let count = L.min(lines - panel * L);
-        let packed = &mut packed[panel * depth..][..depth];
-        for at in (0..depth).step_by(RUN) {
-            let packed = &mut packed[at..depth.min(at + RUN)];
-            for l in 0..count {
-                let values = &values[(panel * L + l) * line_stride + at * depth_stride..];
-                if depth_stride == 1 {
+    let first = if row_stride == 1 { whole } else { 0 };
+    for panel in first..rows.div_ceil(W) {
+        let count = W.min(rows - panel * W);
+        let packed = &mut packed[panel * k..][..k];
+        for at in (0..k).step_by(PACK_RUN) {
+            let packed = &mut packed[at..k.min(at + PACK_RUN)];
+            for row in 0..count {
+                let values = &values[(panel * W + row) * row_stride + at * k_stride..];
+                if k_stride == 1 {
                     let values = &values[..packed.len()];
-                    for d in 0..packed.len() {
-                        packed[d][l] = values[d];
+                    for p in 0..packed.len() {
+                        packed[p][row] = values[p];
                     }
                 } else {
-                    for d in 0..packed.len() {
-                        packed[d][l] = values[d * depth_stride];
+                    for p in 0..packed.len() {
+                        packed[p][row] = values[p * k_stride];
                     }
                 }
             }
-            for l in count..L {
-                for d in 0..packed.len() {
-                    packed[d][l] = 0.0;
+            for row in count..W {
+                for p in 0..packed.len() {
+                    packed[p][row] = 0.0;
                 }
             }
         }
     }
 }
 
-/// Packed rows times packed columns.
+/// The product of packed rows of A and packed columns of B.
 struct Product<'a, F> {
-    left: &'a [f32],
-    right: &'a [f32],
-    rows: usize,
-    depth: usize,
-    out: &'a mut [MaybeUninit<f32>],
+    a: &'a [f32],
+    b: &'a [f32],
+    m: usize,
+    k: usize,
+    c: &'a mut [MaybeUninit<f32>],
     ends: [bool; 2],
-    finish: &'a F,
+    epilogue: &'a F,
 }
 
 impl<F: Fn(usize, &mut [f32])> WithSimd for Product<'_, F> {
@@ -219,92 +227,92 @@ impl<F: Fn(usize, &mut [f32])> WithSimd for Product<'_, F> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         if S::F32_LANES == 16 {
-            self.in_panels::<S, { SIXTEEN.rows }, { SIXTEEN.columns }>(simd);
+            self.run::<S, { AVX512.mr }, { AVX512.nr }>(simd);
         } else {
-            self.in_panels::<S, { EIGHT.rows }, { EIGHT.columns }>(simd);
+            self.run::<S, { AVX2.mr }, { AVX2.nr }>(simd);
         }
     }
 }
 
 impl<F: Fn(usize, &mut [f32])> Product<'_, F> {
-    /// In panels of `R` rows and `C` columns.
+    /// Computes the product with panels of `MR` rows and `NR` columns.
     #[inline(always)]
-    #[allow(unsafe_code, reason = "sums of the numbers before are read where they were written")]
-    fn in_panels<S: Simd, const R: usize, const C: usize>(self, simd: S) {
-        let Self { left, right, rows, depth, out, ends: [is_first, is_last], finish } = self;
-        let columns = out.len() / rows;
-        let mut sums = vec![0.0; rows.next_multiple_of(R) * C];
-        for panel in 0..columns.div_ceil(C) {
-            let column = panel * C;
-            let count = C.min(columns - column);
+    fn run<S: Simd, const MR: usize, const NR: usize>(self, simd: S) {
+        let Self { a, b, m, k, c, ends: [is_first, is_last], epilogue } = self;
+        let n = c.len() / m;
+        let mut sums = vec![0.0; m.next_multiple_of(MR) * NR];
+        for panel in 0..n.div_ceil(NR) {
+            let column = panel * NR;
+            let count = NR.min(n - column);
             if is_first {
                 sums.fill(0.0);
             } else {
-                for (sums, out) in sums.chunks_mut(C).zip(out.chunks(columns)) {
-                    // SAFETY: the turn before wrote all of it.
+                for (sums, c) in sums.chunks_mut(NR).zip(c.chunks(n)) {
+                    // SAFETY: the block of k before this one wrote all of `c`.
                     sums[..count]
-                        .copy_from_slice(unsafe { out[column..][..count].assume_init_ref() });
+                        .copy_from_slice(unsafe { c[column..][..count].assume_init_ref() });
                 }
             }
-            let right = &right[column * depth..][..C * depth];
-            let part = AT_HAND / C;
-            for at in (0..depth).step_by(part) {
-                let part = part.min(depth - at);
-                let right = &right[at * C..][..part * C];
-                for panel in 0..rows.div_ceil(R) {
-                    let left = &left[(panel * depth + at) * R..][..part * R];
-                    add_products::<S, R>(simd, left, right, &mut sums[panel * R * C..][..R * C]);
+            let b = &b[column * k..][..NR * k];
+            let part = L1_ELEMENTS / NR;
+            for at in (0..k).step_by(part) {
+                let part = part.min(k - at);
+                let b = &b[at * NR..][..part * NR];
+                for panel in 0..m.div_ceil(MR) {
+                    let a = &a[(panel * k + at) * MR..][..part * MR];
+                    add_products::<S, MR>(simd, a, b, &mut sums[panel * MR * NR..][..MR * NR]);
                 }
             }
-            for row in 0..rows {
-                let (sums, out) = (&mut sums[row * C..][..C], &mut out[row * columns + column..]);
-                let finish = is_last.then_some(finish);
-                // Apart, since the compiler knows the length of one of them.
-                if count == C {
-                    write(finish, column, sums, &mut out[..C]);
+            for row in 0..m {
+                let (sums, c) = (&mut sums[row * NR..][..NR], &mut c[row * n + column..]);
+                let epilogue = is_last.then_some(epilogue);
+                // Two calls, so that the compiler knows the length in the first.
+                if count == NR {
+                    write(epilogue, column, sums, &mut c[..NR]);
                 } else {
-                    write(finish, column, &mut sums[..count], &mut out[..count]);
+                    write(epilogue, column, &mut sums[..count], &mut c[..count]);
                 }
             }
         }
     }
 }
 
-/// Writes sums to where they belong, finished if there is a `finish`.
+/// Writes sums to their place in C, after the epilogue if there is one.
 #[inline(always)]
 fn write(
-    finish: Option<&impl Fn(usize, &mut [f32])>,
+    epilogue: Option<&impl Fn(usize, &mut [f32])>,
     column: usize,
     sums: &mut [f32],
-    out: &mut [MaybeUninit<f32>],
+    c: &mut [MaybeUninit<f32>],
 ) {
-    if let Some(finish) = finish {
-        finish(column, sums);
+    if let Some(epilogue) = epilogue {
+        epilogue(column, sums);
     }
-    for i in 0..out.len() {
-        out[i].write(sums[i]);
+    for i in 0..c.len() {
+        c[i].write(sums[i]);
     }
 }
 
-/// Adds the products of `R` rows and two vectors of columns to their sums.
+/// The microkernel: adds the product of a panel of A (`MR` rows) and a panel of B (two vectors of columns)
+/// to its sums.
 #[inline(always)]
-fn add_products<S: Simd, const R: usize>(simd: S, left: &[f32], right: &[f32], sums: &mut [f32]) {
-    let (left, _) = left.as_chunks::<R>();
-    let (right, _) = S::as_simd_f32s(right).0.as_chunks::<2>();
+fn add_products<S: Simd, const MR: usize>(simd: S, a: &[f32], b: &[f32], sums: &mut [f32]) {
+    let (a, _) = a.as_chunks::<MR>();
+    let (b, _) = S::as_simd_f32s(b).0.as_chunks::<2>();
     let (sums, _) = S::as_mut_simd_f32s(sums).0.as_chunks_mut::<2>();
-    let sums: &mut [[S::f32s; 2]; R] = sums.first_chunk_mut().expect("sums of each row");
+    let sums: &mut [[S::f32s; 2]; MR] = sums.first_chunk_mut().expect("sums of each row");
     // By value, so that they stay in registers.
-    let mut found = *sums;
-    let depth = left.len().min(right.len());
-    let (left, right) = (&left[..depth], &right[..depth]);
-    for d in 0..depth {
-        for row in 0..R {
-            let left = simd.splat_f32s(left[d][row]);
-            found[row][0] = simd.mul_add_f32s(left, right[d][0], found[row][0]);
-            found[row][1] = simd.mul_add_f32s(left, right[d][1], found[row][1]);
+    let mut registers = *sums;
+    let k = a.len().min(b.len());
+    let (a, b) = (&a[..k], &b[..k]);
+    for p in 0..k {
+        for row in 0..MR {
+            let a = simd.splat_f32s(a[p][row]);
+            registers[row][0] = simd.mul_add_f32s(a, b[p][0], registers[row][0]);
+            registers[row][1] = simd.mul_add_f32s(a, b[p][1], registers[row][1]);
         }
     }
-    *sums = found;
+    *sums = registers;
 }
 
 #[cfg(test)]
@@ -313,49 +321,71 @@ mod tests {
     use crate::testing::normal;
     use pulp::{Scalar256b, Scalar512b};
 
-    /// The panels of processors that this one may not be, by plain arithmetic in their place.
+    /// Both microkernels, in scalar arithmetic where this processor lacks the vectors.
     #[test]
-    fn panels_of_every_width_give_the_product() {
-        let (rows, columns, depth) = (25, 70, 300);
-        let [left, right] = [normal(0, rows * depth), normal(1, columns * depth)];
-        let whole = |x: &[f32], row: usize, column: usize| x[row * depth + column];
-        for panels in [EIGHT, SIXTEEN] {
+    fn microkernels_of_every_width_give_the_product() {
+        let (m, n, k) = (25, 70, 300);
+        let [a, b] = [normal(0, m * k), normal(1, n * k)];
+        let at = |x: &[f32], row: usize, p: usize| f64::from(x[row * k + p]);
+        for kernel in [AVX2, AVX512] {
             let packed = |values, width| {
-                let factor = Factor::of_rows(values, depth);
-                let mut packed = vec![0.0; factor.lines.next_multiple_of(width) * depth];
-                pack(factor, width, &mut packed);
+                let operand = MatRef::row_major(values, k);
+                let mut packed = vec![0.0; operand.rows.next_multiple_of(width) * k];
+                pack(operand, width, &mut packed);
                 packed
             };
-            let [left_packed, right_packed] =
-                [packed(&left, panels.rows), packed(&right, panels.columns)];
-            let mut out = vec![MaybeUninit::new(f32::NAN); rows * columns];
+            let [packed_a, packed_b] = [packed(&a, kernel.mr), packed(&b, kernel.nr)];
+            let mut c = vec![MaybeUninit::new(f32::NAN); m * n];
             let product = Product {
-                left: &left_packed,
-                right: &right_packed,
-                rows,
-                depth,
-                out: &mut out,
+                a: &packed_a,
+                b: &packed_b,
+                m,
+                k,
+                c: &mut c,
                 ends: [true, true],
-                finish: &|column, sums: &mut [f32]| {
+                epilogue: &|column, sums: &mut [f32]| {
                     for (at, sum) in sums.iter_mut().enumerate() {
                         *sum += (column + at) as f32;
                     }
                 },
             };
-            if panels.columns == EIGHT.columns {
+            if kernel.nr == AVX2.nr {
                 product.with_simd(Scalar256b);
             } else {
                 product.with_simd(Scalar512b);
             }
-            for (at, found) in out.iter().enumerate() {
-                let (row, column) = (at / columns, at % columns);
-                let term =
-                    |d| f64::from(whole(&left, row, d)) * f64::from(whole(&right, column, d));
-                let want = (0..depth).map(term).sum::<f64>() + column as f64;
-                // SAFETY: written from the beginning.
-                #[allow(unsafe_code, reason = "numbers in places that may be unwritten")]
+            for (index, found) in c.iter().enumerate() {
+                let (row, column) = (index / n, index % n);
+                let product = (0..k).map(|p| at(&a, row, p) * at(&b, column, p)).sum::<f64>();
+                let expected = product + column as f64;
+                // SAFETY: initialised from the beginning.
                 let found = f64::from(unsafe { found.assume_init() });
-                assert!((found - want).abs() < 1e-4, "{row} {column}: {found} {want}");
+                assert!((found - expected).abs() < 1e-4, "{row} {column}: {found} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn packed_panels_hold_each_k_side_by_side_and_zeros_beyond_the_operand() {
+        let k = 2 * PACK_RUN + 3;
+        for width in [6, 12, 16, 32] {
+            let rows = 2 * width + 1;
+            let values: Vec<f32> = (1..=rows * k).map(|value| value as f32).collect();
+            let padded = rows.next_multiple_of(width);
+            // The same elements row by row, and column by column.
+            let row_major = MatRef::row_major(&values, k);
+            let columns: Vec<f32> =
+                (0..rows * k).map(|i| values[i % rows * k + i / rows]).collect();
+            let column_major = MatRef::row_major(&columns, rows).transposed();
+            for operand in [row_major, column_major] {
+                let mut packed = vec![f32::NAN; padded * k];
+                pack(operand, width, &mut packed);
+                for (index, &found) in packed.iter().enumerate() {
+                    let (panel, p, row) = (index / (width * k), index / width % k, index % width);
+                    let row = panel * width + row;
+                    let expected = if row < rows { values[row * k + p] } else { 0.0 };
+                    assert_eq!(found, expected, "row {row}, k {p}, panels of {width}");
+                }
             }
         }
     }

@@ -52,7 +52,7 @@ fn fields_of(record: &Record) -> Vec<&str> {
     record.fields.iter().map(String::as_str).collect()
 }
 
-/// What the rows of a table have to be.
+/// Checks the rows of a table against its header.
 struct Rows {
     known: Known,
     /// Columns of the file.

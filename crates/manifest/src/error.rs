@@ -31,7 +31,7 @@ pub enum ManifestError {
     Whole {
         /// The file.
         path: PathBuf,
-        /// What was found and what was expected.
+        /// The problem, with the expected form.
         reason: String,
     },
     /// A line of the file is malformed.
@@ -41,7 +41,7 @@ pub enum ManifestError {
         path: PathBuf,
         /// The line, counted from 1.
         line: u64,
-        /// What was found and what was expected.
+        /// The problem, with the expected form.
         reason: String,
     },
     /// A row of a table is malformed.
@@ -53,7 +53,7 @@ pub enum ManifestError {
         row: usize,
         /// The line on which the row starts, counted from 1; `None` for formats without lines.
         line: Option<u64>,
-        /// What was found and what was expected.
+        /// The problem, with the expected form.
         reason: String,
     },
 }

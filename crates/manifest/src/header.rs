@@ -1,4 +1,4 @@
-//! Names of columns: one spelling for those that other tools name otherwise.
+//! Names of columns: finds the known ones under the names that other tools give them.
 
 use crate::{
     limits::MAX_COLUMNS,

@@ -8,7 +8,7 @@ use crate::{
 };
 use opensora_files::one_line;
 
-/// What a table is read for.
+/// The use of a table, which decides how strictly it is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// All columns, for steps of a preparation. Rows are as long as the header: a field too few or
@@ -20,11 +20,11 @@ pub(crate) enum Purpose {
     Training,
 }
 
-/// Which columns of a file are read, and where those with a meaning stand among them.
+/// The columns of a file that are read.
 pub(crate) struct Known {
-    /// Columns of the file.
+    /// Their indices in the file.
     pub(crate) kept: Vec<usize>,
-    /// Names of the columns that are kept.
+    /// Their names.
     pub(crate) columns: Vec<String>,
     purpose: Purpose,
 }

@@ -1,10 +1,10 @@
 //! Tables of images and videos, and files of prompts.
 //!
-//! A table is a CSV or Parquet file with one image or video a row: its path, its caption, its number
-//! of frames and whatever else is known of it. Steps that prepare data read and write whole tables
-//! ([`Table`]); training reads path, caption and number of frames ([`Manifest`]); sampling reads
-//! prompts ([`read_prompts`]). All readers accept what other tools write, stop at what they do not
-//! understand with one line that names file and line, and have limits on the sizes of fields.
+//! A table is a CSV or Parquet file with one image or video a row: its path, caption, number of frames
+//! and any other columns. Steps that prepare data read and write whole tables ([`Table`]), training
+//! reads path, caption and number of frames ([`Manifest`]), and sampling reads prompts
+//! ([`read_prompts`]). The readers accept the files of common tools. Errors are one line that names
+//! file and line, and the sizes of fields are limited.
 //!
 //! ```
 //! use opensora_manifest::{Manifest, Table};
@@ -29,9 +29,9 @@
 //!
 //! # Columns
 //!
-//! Columns with a meaning are found by any of their names, compared without case, blanks, `_` and
-//! `-`; if a table has several names of one column, the first in this list counts and the others
-//! are columns of their own. Tables are written with the name in the first place.
+//! Four columns have a meaning and are found by any of the names below, compared without case,
+//! blanks, `_` and `-`. If a table has several names of one column, the first in this list counts;
+//! the others are kept as other columns. Tables are written with the name on the left.
 //!
 //! | column | names | contents |
 //! |---|---|---|
@@ -40,7 +40,7 @@
 //! | `num_frames` | `num_frames`, `frames`, `n_frames`, `frame_count`, `frame` | number of frames, a whole number; `51.0` is read as 51 |
 //! | `url` | `url`, `video_url`, `image_url`, `content_url` | address to download from |
 //!
-//! All other columns are kept as they are. A CSV file without a header has the columns `path`,
+//! Other columns are kept unchanged. A CSV file without a header has the columns `path`,
 //! `text` and, if rows have a third field, `num_frames`.
 //!
 //! # What is read

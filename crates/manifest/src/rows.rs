@@ -50,7 +50,7 @@ impl Manifest {
             let (path, caption) = fields.next().zip(fields.next())?;
             let num_frames = fields.next().as_deref().and_then(value::count);
             // The folder's name need not be UTF-8.
-            Some(Row { path: folder.join(path), caption, num_frames })
+            Some(Row { path: stored::join(folder, &path), caption, num_frames })
         });
         Ok(Self { rows: rows.collect() })
     }

@@ -1,15 +1,15 @@
-//! Text in UTF-8, read in chunks and checked on the way.
+//! Reading of UTF-8 text in chunks.
 //!
 //! [`TextReader`] skips a byte order mark and stops at the first byte that is not UTF-8, with its
-//! line and offset. Text in UTF-16 and files that are not text at all are named. At most 64 KiB of
-//! the file are in memory.
+//! line and offset. Other encodings and common binary formats are named in the error. At most 64 KiB
+//! of the file are in memory.
 
 use std::io::{self, Read};
 
 /// Bytes that are read at once.
 const CHUNK: usize = 64 << 10;
 
-/// Why a file cannot be read as UTF-8 text.
+/// A reason why a file is not UTF-8 text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TextError {
@@ -25,7 +25,7 @@ pub enum TextError {
         /// The format.
         what: &'static str,
     },
-    /// A byte that cannot stand where it is in UTF-8.
+    /// A byte that is invalid in UTF-8 at its position.
     #[error(
         "line {line}: found byte 0x{byte:02x} at offset {offset}, expected UTF-8; \
          convert a file of Windows programs with: iconv -f WINDOWS-1252 -t UTF-8"
@@ -56,7 +56,7 @@ pub enum TextError {
     },
 }
 
-/// Why reading stopped.
+/// An error of reading text.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
@@ -194,8 +194,8 @@ impl<R: Read> TextReader<R> {
     }
 }
 
-/// The lines of a text with their numbers, counted from 1. LF, CR LF and CR end a line and are not
-/// part of it, nor is a byte order mark at its start.
+/// The lines of a text with their numbers, counted from 1, without line ends (LF, CR LF or CR) and
+/// without byte order marks at their starts.
 #[derive(Debug)]
 pub struct Lines<R> {
     reader: TextReader<R>,

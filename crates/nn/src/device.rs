@@ -101,11 +101,22 @@ pub fn default_device() -> Result<Device, DeviceError> {
     )
 }
 
-/// Whether tensors of this device lie in this process's memory and can be taken out and put back
-/// without a copy: true on flex, outside of autodiff.
-#[cfg(feature = "flex")]
-pub(crate) fn is_host(device: &Device) -> bool {
-    !device.is_autodiff() && *device == Device::flex()
+/// Returns the name by which [`parse`] finds a device.
+pub fn name(device: &Device) -> Option<String> {
+    let mut present = BACKENDS.iter().filter_map(|backend| (backend.list)()).flatten();
+    present.find(|(_, found)| found == device).map(|(name, _)| name)
+}
+
+/// Returns true if tensors of this device lie in this process's memory and can be read without a copy
+/// and without waiting: on flex, outside of autodiff.
+pub fn is_host(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    return !device.is_autodiff() && *device == Device::flex();
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = device;
+        false
+    }
 }
 
 /// Whether this is a device of libtorch's, outside of autodiff.

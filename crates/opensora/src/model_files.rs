@@ -9,6 +9,7 @@ use crate::{
     request::SampleRequest,
     stdit::{DenoiserConfig, PositionScales},
 };
+use opensora_files::read::{MAX_CONFIG_BYTES, inside, read_text};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -169,6 +170,41 @@ struct Description {
     guidance_scale: Option<f64>,
 }
 
+/// Where the paths in a `model.json` may lead. A description may come from a stranger, and a path in it
+/// could name a pipe, a device or somebody else's files.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum PathPolicy {
+    /// Into the model's own folder.
+    #[default]
+    InFolder,
+    /// Into the model's own folder, or by a relative path below this one.
+    Below(PathBuf),
+    /// Anywhere.
+    Anywhere,
+}
+
+impl PathPolicy {
+    /// The path of a part that `folder`'s description names.
+    fn resolve(&self, folder: &Path, part: &Path) -> Result<PathBuf, String> {
+        let whole = folder.join(part);
+        if *self == Self::Anywhere || inside(folder, part).is_ok() {
+            return Ok(whole);
+        }
+        if let (Self::Below(root), false) = (self, part.is_absolute()) {
+            // Existing paths only: links and `..` are resolved before they are compared.
+            let below = whole.canonicalize().ok().zip(root.canonicalize().ok());
+            if below.is_some_and(|(whole, root)| whole.starts_with(root)) {
+                return Ok(whole);
+            }
+        }
+        Err(format!(
+            "path '{}' leads out of the model's folder; allow it with --allow-outside-paths if you \
+             trust this file",
+            part.display()
+        ))
+    }
+}
+
 /// Parts of a model that a user names one by one; each wins over what the model says itself.
 #[derive(Debug, Clone, Default)]
 pub struct PartPaths {
@@ -178,19 +214,35 @@ pub struct PartPaths {
     pub vae: Option<PathBuf>,
     /// Folder in which a preset's files lie.
     pub weights_dir: Option<PathBuf>,
+    /// Where the paths in a `model.json` may lead.
+    pub policy: PathPolicy,
 }
 
 impl ModelFiles {
-    /// Opens a folder with a `model.json`.
+    /// Opens a folder with a `model.json` whose paths stay in that folder.
     ///
     /// # Errors
-    /// Where the description is missing or not of the format.
+    /// Returns an error if the description is missing or malformed, or a path leads out of the folder.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
+        Self::open_with(folder, &PartPaths::default())
+    }
+
+    /// Opens a folder with a `model.json`, of which `parts` may replace the text encoder and the VAE.
+    ///
+    /// # Errors
+    /// Returns an error if the description is missing or malformed, or a path that is used leads
+    /// elsewhere than `parts.policy` allows.
+    pub fn open_with(folder: &Path, parts: &PartPaths) -> Result<Self, ModelError> {
         let path = folder.join("model.json");
         let fail = |reason: String| ModelError::Description { path: path.clone(), reason };
-        let text = std::fs::read_to_string(&path).map_err(|error| fail(error.to_string()))?;
+        let text = read_text(&path, MAX_CONFIG_BYTES).map_err(|error| fail(error.to_string()))?;
         let description: Description = serde_json::from_str(&text)
             .map_err(|e| fail(format!("not a model's description: {e}")))?;
+        let part = |relative: &Path| parts.policy.resolve(folder, relative).map_err(fail);
+        let own = |given: &Option<PathBuf>, relative: &Path| match given {
+            Some(path) => Ok(path.clone()),
+            None => part(relative),
+        };
         let published = SampleRequest::default();
         let sampler = match &description.sampler {
             Some(name) => {
@@ -200,12 +252,12 @@ impl ModelFiles {
         };
         Ok(Self {
             name: description.name,
-            denoiser: folder.join(description.denoiser),
+            denoiser: part(&description.denoiser)?,
             denoiser_config: description.denoiser_config,
             scales: ScaleRule::Fixed,
             prediction_type: description.prediction_type,
-            t5: folder.join(description.t5),
-            vae: folder.join(description.vae),
+            t5: own(&parts.t5, &description.t5)?,
+            vae: own(&parts.vae, &description.vae)?,
             defaults: SampleRequest {
                 num_frames: description.num_frames,
                 image_size: description.image_size,
@@ -229,7 +281,7 @@ impl ModelFiles {
         let files = if let Some(preset) = PRESETS.iter().find(|preset| preset.name == model) {
             Self::preset(preset, parts)?
         } else if path.join("model.json").exists() {
-            Self::open(path)?
+            Self::open_with(path, parts)?
         } else if path.exists() {
             Self::bare_checkpoint(path, parts)?
         } else {
@@ -330,6 +382,33 @@ mod tests {
         let files = ModelFiles::resolve("opensora-v1-16x256x256", &parts).unwrap();
         assert_eq!(files.defaults.image_size, [256, 256]);
         assert_eq!(files.denoiser_config.scales.space_scale, 0.5);
+    }
+
+    #[test]
+    fn paths_stay_in_the_folder_unless_the_caller_allows_others() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("model");
+        std::fs::create_dir_all(root.path().join("shared")).unwrap();
+        std::fs::create_dir(&folder).unwrap();
+        let config = serde_json::to_value(DenoiserConfig::xl_2()).unwrap();
+        let open = |t5: &str, policy: &PathPolicy| {
+            let parts = PartPaths { policy: policy.clone(), ..PartPaths::default() };
+            let description = serde_json::json!({
+                "name": "of a stranger", "denoiser": "stdit.safetensors", "denoiser_config": config,
+                "t5": t5, "vae": "vae", "num_frames": 16, "image_size": [64, 64], "fps": 8.0,
+            });
+            std::fs::write(folder.join("model.json"), description.to_string()).unwrap();
+            ModelFiles::open_with(&folder, &parts).map(|files| files.t5)
+        };
+        let below = PathPolicy::Below(root.path().into());
+        let absolute = root.path().join("shared").display().to_string();
+        assert_eq!(open("t5", &PathPolicy::InFolder).unwrap(), folder.join("t5"));
+        for (t5, may_be_below) in [("../shared", true), (&absolute, false), ("../../..", false)] {
+            let error = open(t5, &PathPolicy::InFolder).unwrap_err().to_string();
+            assert!(error.contains("model.json") && error.contains("leads out"), "{error}");
+            assert_eq!(open(t5, &below).is_ok(), may_be_below, "{t5}");
+            assert!(open(t5, &PathPolicy::Anywhere).is_ok());
+        }
     }
 
     #[test]

@@ -3,104 +3,41 @@
 //! Source: hpcaitech/Open-Sora v1.0.0, `scripts/inference.py`. Deviation: the reference keeps all
 //! models resident; here each is loaded, used and dropped in turn.
 
+mod decoding;
+mod error;
+mod finite;
+mod observer;
+mod sampling;
+
+pub use decoding::LoadedVae;
+pub use error::PipelineError;
+pub use observer::{Observer, Quiet};
+pub use sampling::LoadedDenoiser;
+
 use crate::{
-    denoiser::{PromptedDenoiser, StDitModel},
-    diffusion::{AsNoise, PredictionType, SampleError, sampler::SamplerError},
-    frames::to_frames,
+    checkpoint::Checkpoint,
     model_files::{ModelFiles, ScaleRule, published_scales},
-    nn::{
-        dtype::{Dtype, DtypeError},
-        noise::{Purpose, normal_batch},
-    },
+    nn::dtype::Dtype,
     request::SampleRequest,
-    stdit::{
-        DenoiserConfig, DenoiserWork, PositionScales, SizeError, StDit, StreamedStDit,
-        stdit::LoadError as DenoiserLoadError,
-    },
-    t5::{PromptStates, T5Config, TextEncodeError, TextEncoder},
-    vae::{AutoencoderKl, VaeConfig, VaeConfigError},
-    video::{Frames, FramesError},
+    stdit::{DenoiserConfig, DenoiserWork, PositionScales, StDit},
+    t5::{PromptStates, T5Config, T5Encoder, TextEncoder},
+    vae::{AutoencoderKl, VaeConfig},
+    video::Frames,
 };
 use burn::tensor::{Device, Tensor};
-use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport};
-use std::ops::ControlFlow;
+use std::ops::Range;
 
-/// Sees how far the work is, and may stop it.
-pub trait Observer {
-    /// A model is about to be loaded.
-    fn loading(&mut self, _what: &str) {}
-
-    /// A model was loaded.
-    fn loaded(&mut self, _report: &ImportReport) {}
-
-    /// `step` of `steps` of the sampler is done, for batch `batch` of `batches` (counted from 0,
-    /// steps from 1). Breaking stops the sampling.
-    fn sampled(
-        &mut self,
-        _step: usize,
-        _steps: usize,
-        _batch: usize,
-        _batches: usize,
-    ) -> ControlFlow<()> {
-        ControlFlow::Continue(())
-    }
-
-    /// `frames` of `total` frames are decoded.
-    fn decoded(&mut self, _frames: usize, _total: usize) {}
-}
-
-/// Sees nothing and stops nothing.
-#[derive(Debug, Clone, Copy)]
-pub struct Quiet;
-
-impl Observer for Quiet {}
-
-/// Why there is no video.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PipelineError {
-    /// A dtype that the device lacks.
-    #[error(transparent)]
-    Dtype(#[from] DtypeError),
-    /// A size that the denoiser cannot have.
-    #[error(transparent)]
-    Size(#[from] SizeError),
-    /// A size that the VAE cannot have, or a bad configuration of it.
-    #[error(transparent)]
-    VaeConfig(#[from] VaeConfigError),
-    /// Steps that the sampler cannot have.
-    #[error(transparent)]
-    Sampler(#[from] SamplerError),
-    /// Sampling stopped.
-    #[error(transparent)]
-    Sample(#[from] SampleError),
-    /// The text encoder cannot be loaded.
-    #[error(transparent)]
-    TextEncoder(#[from] crate::t5::LoadError),
-    /// The text encoder's configuration cannot be used.
-    #[error(transparent)]
-    TextConfig(#[from] crate::t5::T5ConfigError),
-    /// The prompts cannot be encoded.
-    #[error(transparent)]
-    Prompt(#[from] TextEncodeError),
-    /// The denoiser cannot be loaded.
-    #[error(transparent)]
-    Denoiser(#[from] DenoiserLoadError),
-    /// The VAE cannot be loaded.
-    #[error(transparent)]
-    Vae(#[from] crate::vae::LoadError),
-    /// A checkpoint cannot be opened.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// The pixels cannot be held.
-    #[error(transparent)]
-    Frames(#[from] FramesError),
-    /// Parts of different models.
-    #[error("the parts do not fit: {0}")]
-    Parts(String),
-    /// A request that cannot be.
-    #[error("{0}")]
-    Request(String),
+/// A clip and what it was sampled with.
+#[derive(Debug, Clone)]
+pub struct Sampled {
+    /// The prompt's place in the list.
+    pub index: usize,
+    /// The prompts that were sampled at once.
+    pub batch: Range<usize>,
+    /// The clip.
+    pub clip: Frames,
+    /// The denoiser's work so far, over all batches.
+    pub work: DenoiserWork,
 }
 
 /// Text to video, from the files of one model on one device.
@@ -113,13 +50,6 @@ pub struct TextToVideo {
     device: Device,
     low_memory: bool,
 }
-
-/// Frames that the VAE takes at once: enough to keep a device busy, few enough for its memory. Where
-/// memory is short it takes one.
-const DECODE_MICRO_BATCH: usize = 4;
-
-/// Rows of the tiles that it decodes a frame in where memory is short.
-const TILE_ROWS: usize = 64;
 
 impl TextToVideo {
     /// Checks that the model's files are there and fit each other; no weight is read yet.
@@ -150,10 +80,11 @@ impl TextToVideo {
                 )));
             }
         }
-        // Headers only: a file that is not there or is damaged is known before minutes are spent.
-        for path in [&files.denoiser, &files.t5, &files.vae] {
-            Checkpoint::open(path)?;
-        }
+        // Headers only: a file that is missing, damaged or of another size than its configuration says is
+        // known before minutes are spent and memory is taken.
+        StDit::check(&files.denoiser_config, &Checkpoint::open(&files.denoiser)?, &device)?;
+        T5Encoder::check(&t5_config, &Checkpoint::open(&files.t5)?, &device)?;
+        AutoencoderKl::check(&vae_config, &Checkpoint::open(&files.vae)?, &device)?;
         Ok(Self { files, vae_config, dtype, t5_dtype, device, low_memory: false })
     }
 
@@ -240,14 +171,20 @@ impl TextToVideo {
         let (encoder, report) =
             TextEncoder::stream(&self.files.t5, tokens, self.t5_dtype.float(), &self.device)?;
         observer.loaded(&report);
-        Ok(encoder.encode(prompts)?)
+        let encoded = encoder.encode(prompts)?;
+        if !finite::all_finite(&encoded.states) {
+            let cause = finite::cause(&self.files.t5, self.t5_dtype, None);
+            return Err(PipelineError::NonFinite { what: "the prompt's states", cause });
+        }
+        Ok(encoded)
     }
 
-    /// Loads the denoiser, samples latents for every prompt and drops it: `[B, C, T, h, w]`.
+    /// Loads the denoiser, samples latents `[B, C, T, h, w]` for every prompt and drops it.
     ///
     /// # Errors
-    /// Where it cannot be loaded or, with little memory, not be read on the way, the request does not
-    /// fit it, or the observer stops the work.
+    /// Returns an error if the denoiser cannot be loaded (or, with low memory, read on the way), the
+    /// request does not fit it, the latents are not finite after a step, or the observer stops the
+    /// work.
     pub fn sample(
         &self,
         prompts: &PromptStates,
@@ -260,151 +197,98 @@ impl TextToVideo {
     /// [`sample`](Self::sample), and the work that the denoiser did for it.
     ///
     /// # Errors
-    /// As [`sample`](Self::sample).
+    /// Returns the errors of [`sample`](Self::sample).
     pub fn sample_counted(
         &self,
         prompts: &PromptStates,
         request: &SampleRequest,
         observer: &mut dyn Observer,
     ) -> Result<(Tensor<5>, DenoiserWork), PipelineError> {
-        let size = self.check(request)?;
-        let config = self.denoiser_config(request);
-        let [samples, tokens, width] = prompts.states.dims();
-        if [tokens, width] != [config.model_max_length, config.caption_channels] {
-            return Err(PipelineError::Parts(format!(
-                "prompt states are {tokens} tokens of width {width}, the denoiser wants {} of {}",
-                config.model_max_length, config.caption_channels
-            )));
+        let mut denoiser = self.load_denoiser(request, observer)?;
+        let batches = batches(prompts, request);
+        let mut latents = Vec::with_capacity(batches.len());
+        for (batch, range) in batches.iter().enumerate() {
+            let states = prompts.select(range.clone());
+            latents.push(denoiser.sample(&states, range.start, |step, steps| {
+                observer.sampled(step, steps, batch, batches.len())
+            })?);
         }
-        observer.loading("denoiser");
-        let checkpoint = Checkpoint::open(&self.files.denoiser)?;
-        let prediction_type = self.prediction_type(&checkpoint)?;
-        let (model, report) = self.open_denoiser(&config, checkpoint)?;
-        observer.loaded(&report);
-
-        let sampler = request.sampler()?;
-        let guidance = request.guidance();
-        let batches = samples.div_ceil(request.batch_size);
-        let mut latents = Vec::with_capacity(batches);
-        let mut work = DenoiserWork::default();
-        for batch in 0..batches {
-            let first = batch * request.batch_size;
-            let count = request.batch_size.min(samples - first);
-            let states = PromptStates {
-                states: prompts.states.clone().narrow(0, first, count),
-                mask: prompts.mask.select(first, first + count),
-            };
-            let prompted =
-                PromptedDenoiser::new(&*model, &states).with_reuse(request.attention_reuse);
-            let denoiser = AsNoise::new(&prompted, prediction_type);
-            let shape = [count, config.in_channels, size[0], size[1], size[2]];
-            let noise = |purpose, step: usize| {
-                normal_batch(request.seed, purpose, first as u64, step as u64, shape, &self.device)
-            };
-            latents.push(sampler.sample(
-                &denoiser,
-                &guidance,
-                noise(Purpose::InitialLatents, 0),
-                |step| noise(Purpose::SamplerStep, step),
-                |info| observer.sampled(info.step + 1, info.total, batch, batches),
-            )?);
-            work += prompted.work();
-        }
-        Ok((Tensor::cat(latents, 0), work))
+        Ok((Tensor::cat(latents, 0), denoiser.work()))
     }
 
-    /// The denoiser in memory, or where that is short in its file.
-    fn open_denoiser(
-        &self,
-        config: &DenoiserConfig,
-        checkpoint: Checkpoint,
-    ) -> Result<(Box<dyn StDitModel>, ImportReport), DenoiserLoadError> {
-        let dtype = self.dtype.float();
-        Ok(if self.low_memory {
-            let (model, report) = StreamedStDit::open(config, checkpoint, dtype, &self.device)?;
-            (Box::new(model), report)
-        } else {
-            let (model, report) = StDit::load(config, &checkpoint, dtype, &self.device)?;
-            (Box::new(model), report)
-        })
-    }
-
-    /// What the denoiser's first channels name, by the model's description and the weights' own note.
-    fn prediction_type(&self, checkpoint: &Checkpoint) -> Result<PredictionType, PipelineError> {
-        let fail = |text: String| {
-            PipelineError::Parts(format!("{}: {text}", self.files.denoiser.display()))
-        };
-        let notes = checkpoint.notes()?;
-        let noted = match notes.get(PredictionType::NOTE) {
-            Some(name) => Some(
-                PredictionType::from_name(name)
-                    .ok_or_else(|| fail(format!("prediction_type '{name}' is not known")))?,
-            ),
-            None => None,
-        };
-        match (self.files.prediction_type, noted) {
-            (Some(said), Some(noted)) if said != noted => Err(fail(format!(
-                "the weights predict {}, the model's description says {}",
-                noted.name(),
-                said.name()
-            ))),
-            (said, noted) => Ok(said.or(noted).unwrap_or_default()),
-        }
-    }
-
-    /// Loads the VAE, decodes latents `[B, C, T, h, w]` and drops it: one clip each, handed to
-    /// `sink` as soon as it is there.
+    /// Loads the VAE, decodes latents `[B, C, T, h, w]` and drops it. Each clip goes to `sink` as soon
+    /// as it is decoded.
     ///
     /// # Errors
-    /// Where it cannot be loaded, the latents do not fit it, or `sink` fails.
+    /// Returns an error if the VAE cannot be loaded, the latents do not fit it, decoded values are not
+    /// finite, or `sink` fails.
     pub fn decode<E: From<PipelineError>>(
         &self,
         latents: Tensor<5>,
         observer: &mut dyn Observer,
         mut sink: impl FnMut(usize, Frames) -> Result<(), E>,
     ) -> Result<(), E> {
-        let [samples, channels, frames, ..] = latents.dims();
-        if channels != self.vae_config.latent_channels {
-            return Err(PipelineError::Parts(format!(
-                "latents have {channels} channels, the VAE has {}",
-                self.vae_config.latent_channels
-            ))
-            .into());
+        let [clips, _, frames, ..] = latents.dims();
+        let vae = self.load_vae(observer)?;
+        for index in 0..clips {
+            let clip = vae.decode(latents.clone().narrow(0, index, 1), |done| {
+                observer.decoded(index * frames + done, clips * frames);
+            })?;
+            sink(index, clip)?;
         }
-        observer.loading("VAE");
-        let load = || -> Result<_, PipelineError> {
-            let checkpoint = Checkpoint::open(&self.files.vae)?;
-            let dtype = self.dtype.float();
-            Ok(AutoencoderKl::load(&self.vae_config, &checkpoint, dtype, &self.device)?)
-        };
-        let (vae, report) = load()?;
-        observer.loaded(&report);
-        let micro_batch = if self.low_memory { 1 } else { DECODE_MICRO_BATCH };
-        for sample in 0..samples {
-            let clip = latents.clone().narrow(0, sample, 1);
-            let mut parts = Vec::new();
-            for part in clip.split(micro_batch, 2) {
-                parts.push(if self.low_memory {
-                    vae.decode_in_tiles(part, None, TILE_ROWS)
-                } else {
-                    vae.decode(part, None)
-                });
-                let done = sample * frames + (parts.len() * micro_batch).min(frames);
-                observer.decoded(done, samples * frames);
+        Ok(())
+    }
+
+    /// Samples and decodes batch by batch: each clip goes to `sink` before the next batch is sampled.
+    ///
+    /// The denoiser stays loaded beside the VAE while batches are left, and is dropped before the
+    /// last batch is decoded.
+    ///
+    /// # Errors
+    /// Returns an error if a model cannot be loaded, the request does not fit, values are not finite,
+    /// the observer stops the work, or `sink` fails. Clips that `sink` got before are complete.
+    pub fn sample_each<E: From<PipelineError>>(
+        &self,
+        prompts: &PromptStates,
+        request: &SampleRequest,
+        observer: &mut dyn Observer,
+        mut sink: impl FnMut(Sampled) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut denoiser = Some(self.load_denoiser(request, observer)?);
+        let mut vae = None;
+        let batches = batches(prompts, request);
+        let total: usize = batches.iter().map(ExactSizeIterator::len).sum();
+        for (batch, range) in batches.iter().enumerate() {
+            let Some(loaded) = &mut denoiser else { break };
+            let states = prompts.select(range.clone());
+            let latents = loaded.sample(&states, range.start, |step, steps| {
+                observer.sampled(step, steps, batch, batches.len())
+            })?;
+            let work = loaded.work();
+            if batch + 1 == batches.len() {
+                denoiser = None;
             }
-            let clip = to_frames(Tensor::cat(parts, 2)).map_err(PipelineError::from)?;
-            for frames in clip {
-                sink(sample, frames)?;
+            let vae = match &mut vae {
+                Some(vae) => vae,
+                none => none.insert(self.load_vae(observer)?),
+            };
+            let frames = latents.dims()[2];
+            for index in range.clone() {
+                let clip = latents.clone().narrow(0, index - range.start, 1);
+                let clip = vae.decode(clip, |done| {
+                    observer.decoded(index * frames + done, total * frames);
+                })?;
+                sink(Sampled { index, batch: range.clone(), clip, work })?;
             }
         }
         Ok(())
     }
 
-    /// Prompts to clips, one each.
+    /// Samples a clip for each prompt.
     ///
     /// # Errors
-    /// Where the request does not fit the model, a part cannot be loaded, or the observer stops
-    /// the work.
+    /// Returns an error if the request does not fit the model, a part cannot be loaded, values are not
+    /// finite, or the observer stops the work.
     pub fn generate(
         &self,
         prompts: &[impl AsRef<str>],
@@ -413,12 +297,18 @@ impl TextToVideo {
     ) -> Result<Vec<Frames>, PipelineError> {
         self.check(request)?;
         let states = self.encode_prompts(prompts, observer)?;
-        let latents = self.sample(&states, request, observer)?;
         let mut clips = Vec::with_capacity(prompts.len());
-        self.decode(latents, observer, |_, clip| {
-            clips.push(clip);
+        self.sample_each(&states, request, observer, |sampled| {
+            clips.push(sampled.clip);
             Ok::<_, PipelineError>(())
         })?;
         Ok(clips)
     }
+}
+
+/// The prompts of each batch.
+fn batches(prompts: &PromptStates, request: &SampleRequest) -> Vec<Range<usize>> {
+    let prompts = prompts.states.dims()[0];
+    let size = request.batch_size.max(1);
+    (0..prompts).step_by(size).map(|first| first..(first + size).min(prompts)).collect()
 }

@@ -29,8 +29,11 @@ pub struct SampleRequest {
     pub space_scale: Option<f64>,
     /// Unit of frames in the position tables; `None`: the model's.
     pub time_scale: Option<f64>,
-    /// Seed of all noise. A prompt's noise depends on this and on its place in the list only.
+    /// Seed of all noise. A prompt's noise depends on this and on its noise index only.
     pub seed: u64,
+    /// Noise index of the first prompt; the others follow. The 7th prompt of a list is sampled again
+    /// on its own with a noise index of 6.
+    pub noise_index: u64,
     /// Prompts that are sampled at once.
     pub batch_size: usize,
 }
@@ -50,6 +53,7 @@ impl Default for SampleRequest {
             space_scale: None,
             time_scale: None,
             seed: 42,
+            noise_index: 0,
             batch_size: 1,
         }
     }

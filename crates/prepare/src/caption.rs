@@ -20,7 +20,7 @@
 //! and another runs a model itself, which saw only the first of its three frames; a failure ends
 //! the run, and neither attempts, answers cut short nor refusals are looked at.
 
-mod answer;
+pub mod answer;
 mod endpoint;
 mod pictures;
 mod prompt;

@@ -47,6 +47,19 @@ pub struct PromptStates {
     pub mask: TokenMask,
 }
 
+impl PromptStates {
+    /// Returns the states and masks of the prompts in `range`.
+    ///
+    /// # Panics
+    /// Panics if `range` is empty or beyond the batch.
+    pub fn select(&self, range: std::ops::Range<usize>) -> Self {
+        Self {
+            states: self.states.clone().narrow(0, range.start, range.len()),
+            mask: self.mask.select(range.start, range.end),
+        }
+    }
+}
+
 /// Why prompts could not be encoded.
 #[derive(Debug, thiserror::Error)]
 pub enum TextEncodeError {

@@ -2,14 +2,17 @@
 
 use super::{Check, Failure, Output, Outputs, VerifyError, compare::Tolerance};
 use burn::tensor::{Device, Tensor, TensorData};
-use opensora::checkpoint::Checkpoint;
-use opensora::nn::mask::TokenMask;
+use opensora::{checkpoint::Checkpoint, files::read::read_text, nn::mask::TokenMask};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
+
+/// Most bytes of a JSON file of a case: lists of captions and keys have up to a megabyte.
+const MAX_CASE_BYTES: u64 = 16 << 20;
 
 /// An opened case.
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub struct Case {
     json: Value,
     inputs: Option<Checkpoint>,
     expected: Option<Checkpoint>,
+    /// What the case's runner is doing, for the message of a failure.
+    step: RefCell<String>,
 }
 
 impl Case {
@@ -28,7 +33,7 @@ impl Case {
     pub fn open(folder: &Path) -> Result<Self, VerifyError> {
         let path = folder.join("case.json");
         let fail = |path: &Path, reason: String| VerifyError::Case { path: path.into(), reason };
-        let text = std::fs::read_to_string(&path).map_err(|e| fail(&path, e.to_string()))?;
+        let text = read_text(&path, MAX_CASE_BYTES).map_err(|e| fail(&path, e.to_string()))?;
         let json: Value =
             serde_json::from_str(&text).map_err(|e| fail(&path, format!("not JSON: {e}")))?;
         let open = |field: &str, usual: &str| -> Result<Option<Checkpoint>, VerifyError> {
@@ -37,13 +42,16 @@ impl Case {
             if named.is_none() && !file.exists() {
                 return Ok(None);
             }
-            Checkpoint::open(&file)
-                .map(Some)
-                .map_err(|error| VerifyError::Library { path: folder.into(), source: error.into() })
+            Checkpoint::open(&file).map(Some).map_err(|error| VerifyError::Library {
+                path: folder.into(),
+                step: "reading the case".into(),
+                source: error.into(),
+            })
         };
         let inputs = open("inputs_file", "inputs.safetensors")?;
         let expected = open("expected_file", "expected.safetensors")?;
-        Ok(Self { folder: folder.into(), json, inputs, expected })
+        let step = RefCell::new("reading the case".into());
+        Ok(Self { folder: folder.into(), json, inputs, expected, step })
     }
 
     /// Its kind, empty where it names none.
@@ -57,11 +65,42 @@ impl Case {
         self.json["name"].as_str().unwrap_or(folder)
     }
 
+    /// Notes what the runner does next: a failure names it.
+    pub(super) fn begin(&self, step: impl Into<String>) {
+        self.step.replace(step.into());
+    }
+
+    /// Returns what the runner is doing.
+    pub(super) fn step(&self) -> String {
+        self.step.borrow().clone()
+    }
+
     /// A part of `case.json`; `pointer` as in RFC 6901.
     pub(super) fn get<T: DeserializeOwned>(&self, pointer: &str) -> Result<T, Failure> {
         let value = self.json.pointer(pointer).unwrap_or(&Value::Null);
         serde_json::from_value(value.clone())
             .map_err(|error| format!("case.json: '{pointer}': {error}").into())
+    }
+
+    /// Fails if the settings at `pointer` have one that is not `known`: a case that it matters to would
+    /// be compared with something else.
+    pub(super) fn check_settings(&self, pointer: &str, known: &[&str]) -> Result<(), Failure> {
+        let settings = self.json.pointer(pointer).and_then(Value::as_object);
+        let unknown: Vec<&str> = settings
+            .into_iter()
+            .flat_map(|settings| settings.keys())
+            .map(String::as_str)
+            .filter(|name| !known.contains(name))
+            .collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        Err(format!(
+            "case.json: '{pointer}': unknown settings {}, known are {}",
+            unknown.join(", "),
+            known.join(", ")
+        )
+        .into())
     }
 
     /// A file or folder of the case by a field of `case.json`.
@@ -72,7 +111,7 @@ impl Case {
     /// A JSON file of the case that is not `case.json`.
     pub(super) fn json_file<T: DeserializeOwned>(&self, name: &str) -> Result<T, Failure> {
         let path = self.folder.join(name);
-        let text = std::fs::read_to_string(&path)
+        let text = read_text(&path, MAX_CASE_BYTES)
             .map_err(|error| format!("{}: {error}", path.display()))?;
         serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()).into())
     }
@@ -174,7 +213,8 @@ impl Case {
             let want = entry.read(name).map_err(|error| fail(error.to_string()))?;
             let want = Output::from_data(want).map_err(|error| fail(error.to_string()))?;
             // Integers are exact wherever the case says nothing else of them.
-            let exact = !entry.dtype().is_float() && self.json["tolerances"][name].is_null();
+            let integer = entry.dtype().is_some_and(|dtype| !dtype.is_float());
+            let exact = integer && self.json["tolerances"][name].is_null();
             let tolerance = if exact {
                 Tolerance::Exact
             } else {

@@ -144,7 +144,7 @@ impl Tolerance {
             note: None,
         };
         let mut worst_excess = f64::NEG_INFINITY;
-        let (mut different, mut outliers) = (0usize, 0usize);
+        let (mut different, mut outliers, mut not_finite) = (0usize, 0usize, 0usize);
         for (&got, &want) in got.iter().zip(want) {
             // A number that is not one is infinitely wrong, unless the reference has it too.
             let error = if got == want || (got.is_nan() && want.is_nan()) {
@@ -155,6 +155,7 @@ impl Tolerance {
                 f64::INFINITY
             };
             different += usize::from(error > 0.0);
+            not_finite += usize::from(error == f64::INFINITY);
             if let Self::Outliers { atol, rtol, .. } = self {
                 outliers += usize::from(error > atol + rtol * want.abs());
             }
@@ -175,6 +176,11 @@ impl Tolerance {
             check.note = Some(format!(
                 "{fraction:.5} of the bytes differ, at most {max_fraction_different}"
             ));
+        }
+        if not_finite > 0 {
+            let found = format!("{not_finite} of {} values not finite", want.len());
+            let note = check.note.take().map(|note| format!("; {note}")).unwrap_or_default();
+            check.note = Some(found + &note);
         }
         check
     }
@@ -204,7 +210,9 @@ mod tests {
     #[test]
     fn what_is_not_a_number_fails() {
         let close = Tolerance::Close { atol: 1e9, rtol: 0.0 };
-        assert!(!check(close, &[f64::NAN], &[0.0]).passed);
+        let failed = check(close, &[f64::NAN], &[0.0]);
+        assert!(!failed.passed);
+        assert_eq!(failed.note.as_deref(), Some("1 of 1 values not finite"));
         assert!(!check(close, &[f64::INFINITY], &[0.0]).passed);
         assert!(!check(close, &[0.0], &[f64::NAN]).passed);
     }

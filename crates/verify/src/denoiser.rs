@@ -15,6 +15,33 @@ pub(super) fn prompt_states(
     Ok(case.tensor::<4>(name, device)?.squeeze_dim(1))
 }
 
+/// Sizes of a denoiser, and its settings that change nothing here: the size that its buffers are made
+/// for, and what is dropped in training only. Cases of a kind may have `others`.
+pub(super) fn denoiser_config(
+    case: &Case,
+    pointer: &str,
+    others: &[&str],
+) -> Result<DenoiserConfig, Failure> {
+    let known = [
+        "in_channels",
+        "patch_size",
+        "hidden_size",
+        "depth",
+        "num_heads",
+        "mlp_ratio",
+        "pred_sigma",
+        "caption_channels",
+        "model_max_length",
+        "space_scale",
+        "time_scale",
+        "input_size",
+        "class_dropout_prob",
+        "drop_path",
+    ];
+    case.check_settings(pointer, &[&known, others].concat())?;
+    case.get(pointer)
+}
+
 /// The STDiT of a case in f32.
 pub(super) fn load_stdit(
     case: &Case,
@@ -22,8 +49,11 @@ pub(super) fn load_stdit(
     weights: &str,
     device: &Device,
 ) -> Result<StDit, Failure> {
+    case.begin("loading the STDiT");
     let checkpoint = Checkpoint::open(case.path(weights)?)?;
-    Ok(StDit::load(config, &checkpoint, FloatDType::F32, device)?.0)
+    let (model, _) = StDit::load(config, &checkpoint, FloatDType::F32, device)?;
+    case.begin("running the case");
+    Ok(model)
 }
 
 /// The position tables that a model computes for latents of `size`, `[1, S, C]` and `[1, T, C]`.
@@ -44,13 +74,14 @@ fn position_tables(
 
 /// One forward pass for each combination of timestep and mask.
 pub(super) fn stdit(case: &Case, device: &Device) -> Result<Outputs, Failure> {
-    let config: DenoiserConfig = case.get("/config")?;
+    let config = denoiser_config(case, "/config", &[])?;
     let model = load_stdit(case, &config, "/weights", device)?;
     let latents = case.tensor::<5>("x", device)?;
     let states = prompt_states(case, "y", device)?;
     let mask = case.mask("mask")?;
     let (int, fractional) = (case.floats("timestep_int")?, case.floats("timestep_frac")?);
 
+    case.begin("running the STDiT");
     let forward = |timesteps: &[f32], mask| {
         Output::from_tensor(model.forward(latents.clone(), timesteps, states.clone(), mask))
     };
@@ -68,13 +99,14 @@ pub(super) fn stdit(case: &Case, device: &Device) -> Result<Outputs, Failure> {
 
 /// An STDiT and a PixArt from one PixArt-alpha checkpoint.
 pub(super) fn pixart_init(case: &Case, device: &Device) -> Result<Outputs, Failure> {
-    let config: DenoiserConfig = case.get("/config")?;
+    let config = denoiser_config(case, "/config", &["T_values"])?;
     let checkpoint = Checkpoint::open(case.path("/weights")?)?;
     let states = prompt_states(case, "y", device)?;
     let mask = case.mask("mask")?;
     let timesteps = case.floats("timestep")?;
     let [_, height, width]: [usize; 3] = case.get("/config/input_size")?;
 
+    case.begin("loading the PixArt-alpha weights");
     // The case fixes the fresh temporal attention too, though its projection is zero.
     let (stdit, _) = StDit::from_pixart(&config, &checkpoint, FloatDType::F32, device)?;
     let temporal = Checkpoint::open(case.path("/attn_temp_init")?)?;
@@ -85,6 +117,7 @@ pub(super) fn pixart_init(case: &Case, device: &Device) -> Result<Outputs, Failu
 
     let mut outputs = Outputs::new();
     for frames in case.get::<Vec<usize>>("/config/T_values")? {
+        case.begin(format!("running the STDiT on {frames} frames"));
         let latents = case.tensor::<5>(&format!("x_T{frames}"), device)?;
         let forward = |mask| {
             Output::from_tensor(stdit.forward(latents.clone(), &timesteps, states.clone(), mask))
@@ -94,6 +127,7 @@ pub(super) fn pixart_init(case: &Case, device: &Device) -> Result<Outputs, Failu
         outputs.push((format!("stdit_T{frames}_nomask"), forward(None)?));
         outputs.push((format!("stdit_T{frames}.pos_embed"), Output::from_tensor(space)?));
     }
+    case.begin("running the PixArt");
     let images = case.tensor::<5>("x_T1", device)?;
     for (name, temporal_positions) in [("pixart", false), ("pixart_with_temporal_pos", true)] {
         let (pixart, _) =

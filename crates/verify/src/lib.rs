@@ -64,18 +64,22 @@ pub enum VerifyError {
     },
     /// The backend gave up: an operation it lacks, no memory, or inputs that do not fit the
     /// configuration.
-    #[error("{}: the computation failed: {reason}", path.display())]
+    #[error("{}: {step}: the computation failed: {reason}", path.display())]
     Computation {
         /// The case's folder.
         path: PathBuf,
+        /// What was being done, such as "decoding latents".
+        step: String,
         /// The backend's words.
         reason: String,
     },
     /// A part of the library refused.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {step}: {source}", path.display())]
     Library {
         /// The case's folder.
         path: PathBuf,
+        /// What was being done, such as "loading the VAE".
+        step: String,
         /// Its error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -136,9 +140,14 @@ pub fn run(folder: &Path, device: &Device) -> Result<CaseReport, VerifyError> {
     let outputs = catch_unwind(AssertUnwindSafe(|| runner(&case, device)))
         .map_err(|panic| VerifyError::Computation {
             path: folder.into(),
+            step: case.step(),
             reason: panic_message(panic.as_ref()),
         })?
-        .map_err(|source| VerifyError::Library { path: folder.into(), source })?;
+        .map_err(|source| VerifyError::Library {
+            path: folder.into(),
+            step: case.step(),
+            source,
+        })?;
     Ok(CaseReport {
         name: case.name().into(),
         kind: case.kind().into(),

@@ -2,7 +2,7 @@
 
 use super::{
     Case, Failure, Output, Outputs,
-    denoiser::load_stdit,
+    denoiser::{denoiser_config, load_stdit},
     diffusion::{go_on, noise_of_step},
 };
 use burn::tensor::{Device, FloatDType, Tensor};
@@ -11,7 +11,7 @@ use opensora::{
     denoiser::PromptedDenoiser,
     diffusion::{Guidance, Iddpm},
     frames::to_frames,
-    stdit::{DenoiserConfig, StDit},
+    stdit::StDit,
     t5::{PromptStates, TextEncoder},
     vae::{AutoencoderKl, VaeConfig},
 };
@@ -25,10 +25,24 @@ struct Models {
 }
 
 pub(super) fn run(case: &Case, device: &Device) -> Result<Outputs, Failure> {
+    case.check_settings(
+        "/config",
+        &[
+            "t5",
+            "stdit",
+            "vae",
+            "model_max_length",
+            "num_sampling_steps",
+            "cfg_scale",
+            "latent_size",
+            "image_latent_size",
+        ],
+    )?;
     let max_length: usize = case.get("/config/model_max_length")?;
     let f32 = FloatDType::F32;
-    let stdit_config: DenoiserConfig = case.get("/config/stdit")?;
+    let stdit_config = denoiser_config(case, "/config/stdit", &[])?;
     let vae_config: VaeConfig = case.get("/config/vae")?;
+    case.begin("loading the models");
     let vae_weights = Checkpoint::open(case.path("/weights/vae")?)?;
     let models = Models {
         text_encoder: TextEncoder::load(&case.path("/weights/t5")?, max_length, f32, device)?.0,
@@ -54,6 +68,8 @@ fn clip(
     pixels_name: &str,
     device: &Device,
 ) -> Result<Outputs, Failure> {
+    let begin = |step: &str| case.begin(format!("{pixels_name}: {step}"));
+    begin("encoding prompts");
     let (mut ids, mut masks) = (Vec::new(), Vec::new());
     for prompt in prompts {
         let tokens = models.text_encoder.tokenize(prompt)?;
@@ -63,10 +79,12 @@ fn clip(
     let states: PromptStates = models.text_encoder.encode(prompts)?;
     let denoiser = PromptedDenoiser::new(&models.stdit, &states);
     let null = denoiser.null_states();
+    begin("sampling");
     let z = case.tensor::<5>(&format!("{prefix}z"), device)?;
     let noises = case.tensor::<6>(&format!("{prefix}noises"), device)?;
     let noise = noise_of_step(&noises, z.dims()[0]);
     let latents = models.sampler.sample(&denoiser, &models.guidance, z, noise, go_on)?;
+    begin("decoding latents");
     let decoded = models.vae.decode(latents.clone(), None);
 
     let clips = to_frames(decoded.clone())?;

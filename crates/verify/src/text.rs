@@ -53,9 +53,15 @@ impl Tokenized {
 
 /// Tokenizes texts as they are; equal ids and masks.
 pub(super) fn tokenizer(case: &Case, _: &Device) -> Result<Outputs, Failure> {
+    case.check_settings(
+        "/config",
+        &["max_length", "padding", "truncation", "add_special_tokens", "extra_ids", "spiece_vocab"],
+    )?;
+    case.begin("loading the tokenizer");
     let tokenizer = T5Tokenizer::from_path(case.path("/weights")?)?;
     let max_length: usize = case.get("/config/max_length")?;
     let texts: Vec<Tokenized> = case.json_file(&case.get::<String>("/cases_file")?)?;
+    case.begin("tokenizing");
     let mut different = 0;
     let mut first = None;
     for text in &texts {
@@ -76,9 +82,11 @@ pub(super) fn encoder(case: &Case, device: &Device) -> Result<Outputs, Failure> 
     if let Ok(distance) = case.get("/relative_attention_max_distance") {
         config.relative_attention_max_distance = distance;
     }
+    case.begin("loading the text encoder");
     let checkpoint = Checkpoint::open(case.path("/weights")?)?;
     let (encoder, _) = T5Encoder::load(&config, &checkpoint, FloatDType::F32, device)?;
 
+    case.begin("encoding token ids");
     let ids: Result<Vec<Vec<u32>>, _> = case
         .rows("input_ids")?
         .into_iter()

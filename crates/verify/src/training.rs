@@ -1,10 +1,13 @@
 //! Cases of the training step: `train-step`.
 
-use super::{Case, Check, Failure, Output, Outputs, denoiser::load_stdit, denoiser::prompt_states};
+use super::{
+    Case, Check, Failure, Output, Outputs,
+    denoiser::{denoiser_config, load_stdit, prompt_states},
+};
 use burn::tensor::{Device, FloatDType, TensorData};
 use opensora::checkpoint::published_tensors;
 use opensora::{
-    stdit::{DenoiserConfig, StDit, keys},
+    stdit::{StDit, keys},
     train::{
         FlatTensors, Trainer,
         denoiser::{DenoiserBatch, DenoiserRecipe, DenoiserTask, Freeze},
@@ -48,7 +51,7 @@ impl Setup<'_> {
         freeze: Freeze,
         activation_checkpointing: bool,
     ) -> Result<(DenoiserTask, Trainer<StDit>), Failure> {
-        let config: DenoiserConfig = self.case.get("/config")?;
+        let config = denoiser_config(self.case, "/config", &[])?;
         let model = load_stdit(self.case, &config, "/weights", self.device)?;
         let optimizer: Value = self.case.get("/optimizer")?;
         let number = |name: &str| {
@@ -87,6 +90,7 @@ impl Setup<'_> {
         let (task, mut trainer) = self.trainer(Freeze::Nothing, false)?;
         let mut outputs = Outputs::new();
         for step in 0..STEPS {
+            self.case.begin(format!("training step {step}, EMA decay {}", self.decay));
             let graph = trainer.graph(FloatDType::F32);
             let (losses, gradients) = task.losses(&graph, self.batch(step)?)?;
             let total = losses.loss.iter().sum::<f64>() / losses.loss.len() as f64;
@@ -115,6 +119,7 @@ impl Setup<'_> {
 
     fn one_frozen_step(&self, freeze: Freeze, name: &str) -> Result<Outputs, Failure> {
         let (task, mut trainer) = self.trainer(freeze, false)?;
+        self.case.begin(format!("training step with frozen parameters ({name})"));
         let before = published(&trainer, trainer.values())?;
         let graph = trainer.graph(FloatDType::F32);
         let (_, gradients) = task.losses(&graph, self.batch(0)?)?;
@@ -145,6 +150,7 @@ impl Setup<'_> {
         let mut both = Vec::new();
         for activation_checkpointing in [false, true] {
             let (task, trainer) = self.trainer(Freeze::Nothing, activation_checkpointing)?;
+            self.case.begin("gradients with activation checkpointing");
             let graph = trainer.graph(FloatDType::F32);
             both.push(task.losses(&graph, self.batch(0)?)?.1);
         }

@@ -8,11 +8,14 @@ use opensora::vae::{AutoencoderKl, VaeConfig};
 /// Encodes and decodes; frames go through one at a time, which must not change anything.
 pub(super) fn run(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let config: VaeConfig = case.get("/config")?;
+    case.begin("loading the VAE");
     let checkpoint = Checkpoint::open(case.path("/weights")?)?;
     let (vae, _) = AutoencoderKl::load(&config, &checkpoint, FloatDType::F32, device)?;
 
+    case.begin("encoding frames");
     let posterior = vae.encode(case.tensor("x", device)?, None);
     let latents = posterior.latents(case.tensor("noise", device)?);
+    case.begin("decoding latents");
     let decoded = vae.decode(case.tensor("z", device)?, Some(1));
     [
         ("moments", posterior.moments()),

@@ -17,6 +17,14 @@ pub(crate) type Output = std::os::unix::net::UnixStream;
 #[cfg(not(target_os = "linux"))]
 pub(crate) type Output = std::process::ChildStdout;
 
+/// Keeps a program out of the process group of the terminal. Ctrl-C there is for this program to
+/// handle: a decoder that Ctrl-C ends as well looks like one that failed on its file.
+fn shielded(command: &mut Command) -> &mut Command {
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(command, 0);
+    command
+}
+
 /// Starts a program whose output is read. Reading fails when it gives nothing for `patience`.
 ///
 /// On Linux it writes into a socket: that holds more than a pipe, so that the two sides wait less
@@ -25,7 +33,7 @@ pub(crate) type Output = std::process::ChildStdout;
 pub(crate) fn start(command: &mut Command, patience: Duration) -> Result<(Child, Output)> {
     let (ours, theirs) = Output::pair()?;
     ours.set_read_timeout(Some(patience))?;
-    let child = command.stdout(std::os::fd::OwnedFd::from(theirs)).spawn();
+    let child = shielded(command).stdout(std::os::fd::OwnedFd::from(theirs)).spawn();
     // Its end must not be held here as well, else nothing ever ends.
     command.stdout(std::process::Stdio::null());
     Ok((child?, ours))
@@ -34,7 +42,7 @@ pub(crate) fn start(command: &mut Command, patience: Duration) -> Result<(Child,
 /// Starts a program whose output is read. (Pipes know no `patience`.)
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn start(command: &mut Command, _patience: Duration) -> Result<(Child, Output)> {
-    let mut child = command.stdout(std::process::Stdio::piped()).spawn()?;
+    let mut child = shielded(command).stdout(std::process::Stdio::piped()).spawn()?;
     let out = child.stdout.take().ok_or_else(|| Error::other("it has no output"))?;
     Ok((child, out))
 }

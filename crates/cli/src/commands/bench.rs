@@ -1,92 +1,99 @@
 //! `opensora bench`: how fast the models run on this machine.
 
-use crate::bench::{BenchPreset, BenchSpec, PRESETS, Part};
+use crate::{
+    bench::{BenchPreset, BenchSpec, PRESETS, Part},
+    options::DeviceName,
+    output,
+};
 use anyhow::Context;
 use opensora::{diffusion::SamplerKind, nn::dtype::Dtype};
 
 /// Options of `opensora bench`.
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  opensora bench stdit --depth 4
+  opensora bench train-step --preset demo --batch-size 2 --reps 5
+  opensora bench sample --preset demo --num-frames 4 --image-size 32x32 --steps 4")]
 pub(crate) struct Args {
-    /// What to time.
+    /// What to time
     #[arg(value_enum)]
     what: What,
-    /// Sizes of the models: stdit-xl-2 (the published ones) or demo.
+    /// Sizes of the models: stdit-xl-2 (the published ones) or demo
     #[arg(long, default_value = PRESETS[0], value_parser = parse_preset)]
     preset: BenchPreset,
-    /// Frames of a clip.
+    /// Frames of a clip
     #[arg(long, default_value_t = 16)]
     num_frames: usize,
-    /// Height and width in pixels.
+    /// Height and width in pixels
     #[arg(long, default_value = "256x256", value_parser = crate::commands::sample::parse_size, value_name = "HxW")]
     image_size: [usize; 2],
-    /// Blocks of the denoiser, to save time [default: the preset's].
+    /// Number of denoiser blocks; fewer save time [default: the preset's]
     #[arg(long)]
     depth: Option<usize>,
-    /// Width of the denoiser, in heads of --num-heads, for sequences that the published width is too
-    /// slow for [default: the preset's].
+    /// Width of the denoiser, a multiple of --num-heads [default: the preset's]
     #[arg(long)]
     hidden_size: Option<usize>,
-    /// Heads of the denoiser [default: the preset's].
+    /// Attention heads of the denoiser [default: the preset's]
     #[arg(long)]
     num_heads: Option<usize>,
-    /// Blocks of the text encoder, to save time [default: the preset's].
+    /// Number of text encoder blocks; fewer save time [default: the preset's]
     #[arg(long)]
     layers: Option<usize>,
-    /// Tokens of a prompt [default: the most that the denoiser takes].
+    /// Tokens of a prompt [default: the most that the denoiser takes]
     #[arg(long)]
     tokens: Option<usize>,
-    /// Clips at once.
+    /// Clips per batch
     #[arg(long, visible_alias = "batch", default_value_t = 1)]
     batch_size: usize,
-    /// Frames that the VAE works on at once.
+    /// Frames that the VAE processes at once
     #[arg(long, default_value_t = 1)]
     micro_batch: usize,
-    /// Rows of the tiles that the VAE decodes a frame in [default: whole frames].
+    /// Rows of the tiles in which the VAE decodes a frame [default: whole frames]
     #[arg(long)]
     tile_rows: Option<usize>,
-    /// Compute the blocks' activations again on the way back, in a training step.
+    /// Recompute the activations of each block in the backward pass of a training step
     #[arg(long)]
     activation_checkpointing: bool,
-    /// Sampler of `sample`.
+    /// Sampler of `sample`
     #[arg(long, default_value = "dpm-solver", value_parser = crate::commands::sample::parse_sampler, value_name = "iddpm|ddim|dpm-solver")]
     sampler: SamplerKind,
-    /// Its steps [default: the sampler's published number].
+    /// Sampler steps of `sample` [default: the sampler's published number]
     #[arg(long)]
     steps: Option<usize>,
-    /// Float type of weights and activations: f32, bf16 or f16.
+    /// Float type of weights and activations: f32, bf16 or f16
     #[arg(long, default_value_t = Dtype::F32)]
     dtype: Dtype,
-    /// Device, as `opensora devices` lists them [default: the first that is present].
-    #[arg(long)]
-    device: Option<String>,
-    /// Runs before the clock.
+    #[command(flatten)]
+    device: DeviceName,
+    /// Runs before the measurement
     #[arg(long, default_value_t = 1)]
     warmup: usize,
-    /// Runs by the clock; their median counts.
+    /// Measured runs; the result is their median
     #[arg(long, default_value_t = 3)]
     reps: usize,
-    /// No progress.
-    #[arg(long, short)]
-    quiet: bool,
-    /// Taken for the sake of scripts: the outcome is one line of JSON in any case.
+    /// Accepted as by other subcommands; the result is one JSON object in any case
     #[arg(long)]
     json: bool,
+    /// Show no progress
+    #[arg(long, short)]
+    quiet: bool,
 }
 
 /// A part by its name.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum What {
-    /// One evaluation of the denoiser.
+    /// One evaluation of the denoiser
     Stdit,
-    /// Frames to posteriors.
+    /// Frames to latents
     VaeEncode,
-    /// Latents to frames.
+    /// Latents to frames
     VaeDecode,
-    /// Token ids to states.
+    /// Token ids to prompt states
     T5,
-    /// Prompt to frames: text encoder, sampler with guidance, VAE.
+    /// Prompt to frames: text encoder, sampler with guidance, VAE
     Sample,
-    /// Loss, gradients and AdamW on the denoiser.
+    /// Loss, gradients and AdamW on the denoiser
     TrainStep,
 }
 
@@ -116,7 +123,7 @@ fn parse_preset(name: &str) -> Result<BenchPreset, String> {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let device = crate::open_device(args.device.as_deref())?;
+    let device = args.device.open()?;
     let mut preset = args.preset;
     preset.denoiser.depth = args.depth.unwrap_or(preset.denoiser.depth);
     preset.denoiser.hidden_size = args.hidden_size.unwrap_or(preset.denoiser.hidden_size);
@@ -141,10 +148,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let report = spec
         .run(&device, &mut |what| {
             if !args.quiet {
-                eprintln!("{what}");
+                output::message(what);
             }
         })
         .context("bench")?;
-    println!("{}", serde_json::to_string(&report)?);
-    Ok(())
+    Ok(output::json(&report)?)
 }

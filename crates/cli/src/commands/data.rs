@@ -14,7 +14,7 @@ mod split;
 mod split_manifest;
 mod stats;
 
-use crate::progress::Progress;
+use crate::{options::Report, output, progress::Progress, stop};
 use opensora_demo::{DemoSpec, write_dataset};
 use serde_json::json;
 use std::path::PathBuf;
@@ -28,72 +28,72 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Write captioned clips and stills of the demo world: coloured shapes that move.
+    /// Write captioned clips, images and films of the demo world: coloured shapes that move
     Demo(DemoArgs),
-    /// Fetch the videos of a public list.
+    /// Download the videos of a public list
     Download(Box<download::Args>),
-    /// List the videos of a folder.
+    /// List the videos of folders in a table
     Scan(scan::Args),
-    /// Say where the shots of videos begin and end.
+    /// Find where the shots of videos begin and end
     Shots(shots::Args),
-    /// Cut videos at their shots into clips.
+    /// Cut videos at their shots into clips
     Split(Box<split::Args>),
-    /// Measure clips and keep those within bounds.
+    /// Measure clips and keep those within bounds
     Filter(Box<filter::Args>),
-    /// Caption clips by a vision model that a server holds.
+    /// Caption clips with a vision model on a server
     Caption(Box<caption::Args>),
-    /// Put captions and paths in order.
+    /// Clean captions and paths of a table
     Clean(Box<clean::Args>),
-    /// Join manifests.
+    /// Join tables
     Merge(merge::Args),
-    /// Part a manifest, such as into training and validation.
+    /// Split a table, such as into training and validation
     SplitManifest(split_manifest::Args),
-    /// Say what a manifest holds, in numbers and histograms.
+    /// Summarise a table in numbers and histograms
     Stats(stats::Args),
-    /// Show clips with their captions on one page.
+    /// Show clips with their captions on one page
     Preview(preview::Args),
-    /// Do all steps that a file of settings names.
+    /// Run all steps of a settings file
     Run(run::Args),
-    /// Encode clips and captions once, for training from latents.
+    /// Encode clips and captions once, for training from latents
     Encode(Box<encode::Args>),
 }
 
 /// Options of `opensora data demo`.
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  opensora data demo -o world --clips 100 --stills 100
+  opensora data demo -o world --films 6 --shots 3 --seed 2")]
 struct DemoArgs {
-    /// Folder for clips/, stills/, films/, clips.csv, stills.csv and captions.txt.
-    #[arg(long)]
+    /// Folder for clips/, stills/, films/, clips.csv, stills.csv and captions.txt
+    #[arg(long, short, alias = "output", value_name = "FOLDER")]
     out: PathBuf,
-    /// Number of clips.
+    /// Number of clips
     #[arg(long, default_value_t = 0)]
     clips: usize,
-    /// Number of stills.
+    /// Number of stills: images of one frame
     #[arg(long, default_value_t = 0)]
     stills: usize,
-    /// Number of films: several shots in one video, as raw videos have them.
+    /// Number of films: videos of several shots, as raw videos are
     #[arg(long, default_value_t = 0)]
     films: usize,
-    /// Shots of a film.
+    /// Shots of a film
     #[arg(long, default_value_t = 5)]
     shots: usize,
-    /// Seed of everything that is drawn.
+    /// Seed of all random draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Height and width in pixels.
+    /// Height and width in pixels
     #[arg(long, default_value_t = 64)]
     size: usize,
-    /// Frames of a clip.
+    /// Frames of a clip
     #[arg(long, default_value_t = 16)]
     num_frames: usize,
-    /// Frames per second.
+    /// Frames per second
     #[arg(long, default_value_t = 8.0)]
     fps: f64,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
-    /// No progress.
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    report: Report,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
@@ -116,31 +116,30 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn demo(args: DemoArgs) -> anyhow::Result<()> {
-    let DemoArgs { out, clips, stills, films, shots, seed, size, num_frames, fps, json, quiet } =
-        args;
+    let DemoArgs { out, clips, stills, films, shots, seed, size, num_frames, fps, report } = args;
     let spec =
         DemoSpec { clips, stills, films, shots, seed, image_size: [size; 2], num_frames, fps };
-    let mut progress = Progress::new(quiet);
-    let written =
-        write_dataset(&out, &spec, |done, total| progress.advance("writing", done, total));
+    let mut progress = Progress::new(report.quiet);
+    stop::listen();
+    let written = write_dataset(&out, &spec, |done, total| {
+        progress.advance("writing", done, total);
+        stop::flow()
+    });
     progress.finish();
     written?;
     let manifest = |name: &str, count: usize| (count > 0).then(|| out.join(name));
     let (clips_csv, stills_csv) = (manifest("clips.csv", clips), manifest("stills.csv", stills));
     let captions = (clips + stills > 0).then(|| out.join("captions.txt"));
     let films = (films > 0).then(|| out.join("films"));
-    if json {
-        println!(
-            "{}",
-            json!({
-                "clips": clips, "stills": stills, "seed": seed,
-                "clips_csv": clips_csv, "stills_csv": stills_csv, "captions": captions,
-                "films": films,
-            })
-        );
+    if report.json {
+        output::json(&json!({
+            "clips": clips, "stills": stills, "seed": seed,
+            "clips_csv": clips_csv, "stills_csv": stills_csv, "captions": captions,
+            "films": films,
+        }))?;
     } else {
         for path in [clips_csv, stills_csv, captions, films].into_iter().flatten() {
-            println!("{}", path.display());
+            output::line(path.display())?;
         }
     }
     Ok(())

@@ -1,27 +1,33 @@
-//! `opensora devices`: which backends are compiled in, and what is present of them.
+//! `opensora devices`: backends that are compiled in, and their available devices.
 
+use crate::{options::Report, output};
 use opensora::nn::device;
 use serde_json::json;
 
 /// Options of `opensora devices`.
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  opensora devices
+  opensora devices --json")]
 pub(crate) struct Args {
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    report: Report,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let backends = device::list();
-    if args.json {
+    if args.report.json {
         let rows: Vec<_> = backends
             .iter()
             .map(|b| json!({"backend": b.name, "compiled": b.compiled, "devices": b.devices}))
             .collect();
-        println!("{}", serde_json::to_string_pretty(&rows)?);
-        return Ok(());
+        return Ok(output::line(format_args!("{:#}", json!(rows)))?);
     }
-    println!("{:<8}  {:<8}  devices (names for --device)", "backend", "compiled");
+    output::line(format_args!(
+        "{:<8}  {:<8}  devices (names for --device)",
+        "backend", "compiled"
+    ))?;
     for backend in backends {
         let devices = match (backend.compiled, backend.devices.is_empty()) {
             (true, false) => backend.devices.join(", "),
@@ -29,7 +35,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             (false, _) => format!("build with --features {}", backend.name),
         };
         let compiled = if backend.compiled { "yes" } else { "no" };
-        println!("{:<8}  {compiled:<8}  {devices}", backend.name);
+        output::line(format_args!("{:<8}  {compiled:<8}  {devices}", backend.name))?;
     }
     Ok(())
 }

@@ -1,7 +1,13 @@
 //! `opensora eval`: how well a model does what its prompts say.
 
-use crate::{model, progress::Progress};
-use anyhow::{Context, ensure};
+use crate::{
+    model,
+    options::{DeviceName, Report},
+    output,
+    progress::Progress,
+    stop::{self, Stopped},
+};
+use anyhow::{Context, bail, ensure};
 use opensora::{
     SampleRequest, TextToVideo,
     diffusion::SamplerKind,
@@ -23,41 +29,49 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Sample clips of the demo world and judge by their pixels whether they show what was asked.
+    /// Sample clips of the demo world and judge by their pixels whether they match their prompts
     Demo(Box<DemoArgs>),
 }
 
 /// Options of `opensora eval demo`.
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  opensora eval demo --prompts 24
+  opensora eval demo --model run --all -o clips --require all=0.8,colour=0.95")]
 struct DemoArgs {
-    /// Model: demo (comes along), or a folder with a model.json.
+    /// Model: demo (bundled), or a folder with a model.json
     #[arg(long, default_value = opensora_demo::model::NAME)]
     model: String,
-    /// Number of prompts.
+    /// Let the paths in a model.json lead anywhere, not only into its folder and below the working
+    /// directory
+    #[arg(long)]
+    allow_outside_paths: bool,
+    /// Number of prompts
     #[arg(long, default_value_t = 216)]
     prompts: usize,
-    /// Ask for triples of shape, colour and motion that no training clip shows (the default).
+    /// Ask for combinations of shape, colour and motion that no training clip shows (the default)
     #[arg(long, group = "set")]
     held_out: bool,
-    /// Ask for triples that training clips show.
+    /// Ask for combinations that training clips show
     #[arg(long, group = "set")]
     seen: bool,
-    /// Ask for all triples.
+    /// Ask for all combinations
     #[arg(long, group = "set")]
     all: bool,
-    /// Seed of prompts and noise [default: the model's].
+    /// Seed of prompts and noise [default: the model's]
     #[arg(long)]
     seed: Option<u64>,
-    /// Sampler [default: the model's].
+    /// Sampler [default: the model's]
     #[arg(long, value_parser = crate::commands::sample::parse_sampler, value_name = "iddpm|ddim|dpm-solver")]
     sampler: Option<SamplerKind>,
-    /// Steps of the sampler [default: the model's].
+    /// Sampler steps [default: the model's]
     #[arg(long)]
     steps: Option<usize>,
-    /// Use attention outputs again in later steps (pyramid attention broadcast): computed every 2nd
-    /// (spatial), 4th (temporal) and 6th (cross) step at timesteps from 450 to 930 as published, or
-    /// as given, such as --pab=spatial=2,cross=6,above=100,below=850. Faster, and unlike the full
-    /// result.
+    /// Reuse attention outputs in later steps (pyramid attention broadcast). Without a value they
+    /// are computed every 2nd (spatial), 4th (temporal) and 6th (cross) step at timesteps from 450
+    /// to 930, as published; other values look like --pab=spatial=2,cross=6,above=100,below=850.
+    /// Faster, with slightly different videos
     #[arg(
         long,
         num_args = 0..=1,
@@ -66,39 +80,34 @@ struct DemoArgs {
         value_name = "RANGES"
     )]
     pab: Option<AttentionReuse>,
-    /// How strongly the prompt is followed [default: the model's].
+    /// Guidance scale: how strongly videos follow their prompts [default: the model's]
     #[arg(long, visible_alias = "cfg-scale")]
     guidance_scale: Option<f64>,
-    /// Frames of a clip [default: the model's].
+    /// Frames of a clip [default: the model's]
     #[arg(long)]
     num_frames: Option<usize>,
-    /// Height and width in pixels, such as 64x64 [default: the model's].
+    /// Height and width in pixels, such as 64x64 [default: the model's]
     #[arg(long, value_parser = crate::commands::sample::parse_size, value_name = "HxW")]
     image_size: Option<[usize; 2]>,
-    /// Prompts that are sampled at once.
+    /// Prompts per batch
     #[arg(long, default_value_t = 8)]
     batch_size: usize,
-    /// Also judge real clips after a round trip through the model's VAE.
+    /// Also judge real clips that the model's VAE has encoded and decoded
     #[arg(long)]
     vae_ceiling: bool,
-    /// Fail where an accuracy is below, such as colour=0.95,motion=0.95,shape=0.90,all=0.8.
+    /// Fail if an accuracy is lower, such as colour=0.95,motion=0.95,shape=0.90,all=0.8
     #[arg(long, value_delimiter = ',', value_parser = parse_requirement, value_name = "NAME=SHARE,...")]
     require: Vec<(Attribute, f64)>,
-    /// Folder for the clips, with prompt and verdict beside each, and contact sheets of them.
-    #[arg(long)]
+    /// Folder for the clips, each with its prompt and verdict, and for contact sheets
+    #[arg(long, short, alias = "output", value_name = "FOLDER")]
     out: Option<PathBuf>,
-    /// Device, as `opensora devices` lists them [default: the first that is present].
-    #[arg(long)]
-    device: Option<String>,
-    /// Float type of denoiser and VAE: f32, bf16 or f16.
+    #[command(flatten)]
+    device: DeviceName,
+    /// Float type of denoiser and VAE: f32, bf16 or f16
     #[arg(long, default_value_t = Dtype::F32)]
     dtype: Dtype,
-    /// Print one JSON object.
-    #[arg(long)]
-    json: bool,
-    /// No progress.
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    report: Report,
 }
 
 fn parse_requirement(text: &str) -> Result<(Attribute, f64), String> {
@@ -117,8 +126,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn demo(args: &DemoArgs) -> anyhow::Result<()> {
-    let device = crate::open_device(args.device.as_deref())?;
-    let files = model::resolve(&args.model, &PartPaths::default())?;
+    let device = args.device.open()?;
+    let policy = model::policy(args.allow_outside_paths)?;
+    let files = model::resolve(&args.model, &PartPaths { policy, ..PartPaths::default() })?;
     let evaluation = Evaluation {
         set: match (args.seen, args.all) {
             (true, _) => PromptSet::Seen,
@@ -136,20 +146,28 @@ fn demo(args: &DemoArgs) -> anyhow::Result<()> {
         None => None,
     };
 
-    let mut progress = Progress::new(args.quiet);
-    let report = evaluation.run(&pipeline, &mut progress, |judged| match &mut gallery {
-        Some(gallery) => gallery.add(judged),
-        None => Ok(()),
+    stop::listen();
+    let mut progress = Progress::new(args.report.quiet);
+    let mut judged_clips = 0;
+    let report = evaluation.run(&pipeline, &mut progress, |judged| {
+        if let Some(gallery) = &mut gallery {
+            gallery.add(judged)?;
+        }
+        judged_clips += 1;
+        if stop::asked() && judged_clips < args.prompts {
+            bail!(Stopped(format!("{judged_clips} of {} clips are judged", args.prompts)));
+        }
+        Ok(())
     });
     progress.finish();
     let report = report?;
     if let Some(gallery) = gallery {
         gallery.finish(&report.to_json())?;
     }
-    if args.json {
-        println!("{}", report.to_json());
+    if args.report.json {
+        output::json(&report.to_json())?;
     } else {
-        println!("{report}");
+        output::line(&report)?;
     }
     let short: Vec<String> =
         report.shortfalls(&args.require).iter().map(ToString::to_string).collect();

@@ -1,33 +1,44 @@
 //! `opensora plot`: curves of one or several training runs.
 
+use crate::{options::Report, output, stop};
 use anyhow::{Context, ensure};
-use opensora::train::{
-    metrics::{TABLE, Table},
-    plot::{self, Curve, Panel, Style},
+use opensora::{
+    chart::{
+        curve::Curve,
+        panel::{self, Panel, Style},
+    },
+    train::metrics::{TABLE, Table},
 };
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// Options of `opensora plot`.
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  opensora plot run
+  opensora plot run-a run-b --columns loss,gradient_norm --log -o both.png")]
 pub(crate) struct Args {
-    /// Folders of runs, or their metrics.csv.
+    /// Folders of runs, or their metrics.csv
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
-    /// Output file, .svg or .png [default: RUN/metrics.svg for one run, else metrics.svg].
-    #[arg(short, long, value_name = "FILE")]
+    /// Output file, .svg or .png [default: RUN/metrics.svg for one run, else metrics.svg]
+    #[arg(short, long, alias = "output", value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Weight of the past in the smoothed curve, 0 (none) to below 1.
+    /// Weight of earlier values in the smoothed curve, from 0 (no smoothing) to below 1
     #[arg(long, default_value_t = 0.98)]
     smooth: f64,
-    /// Columns to show, one below the other.
+    /// Columns to plot, one below the other
     #[arg(long, value_delimiter = ',', default_value = "loss", value_name = "NAME,...")]
     columns: Vec<String>,
-    /// What the horizontal axis counts: step, samples, epoch or seconds.
+    /// Column of the horizontal axis: step, samples, epoch or seconds
     #[arg(long, default_value = "step", value_name = "NAME")]
     x: String,
-    /// Logarithmic values.
+    /// Use a logarithmic vertical axis
     #[arg(long)]
     log: bool,
+    #[command(flatten)]
+    report: Report,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
@@ -37,6 +48,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         .map(|run| {
             let path = if run.is_dir() { run.join(TABLE) } else { run.clone() };
             let table = Table::read(&path)?;
+            for gap in table.gaps() {
+                output::message(format_args!("warning: {}: {gap}", path.display()));
+            }
             let x = column(&table, &path, &args.x)?;
             Ok((path, table, x))
         })
@@ -65,9 +79,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     });
     let style = Style { smooth: args.smooth, log: args.log, x_label: args.x, ..Style::default() };
     ensure!(!out.is_dir(), "{}: it is a folder, expected a file", out.display());
-    plot::save(&panels, &style, &out).context("plot")?;
-    println!("{}", out.display());
-    Ok(())
+    stop::listen();
+    panel::save(&panels, &style, &out).context("plot")?;
+    Ok(match args.report.json {
+        true => output::json(&json!({ "out": out }))?,
+        false => output::line(out.display())?,
+    })
 }
 
 fn column(table: &Table, path: &Path, name: &str) -> anyhow::Result<Vec<f64>> {

@@ -3,21 +3,28 @@
 //! Everything that can fail early does: the request is checked against the model and every output
 //! is opened and tried before the first weight is read.
 
-use crate::{model, progress::Progress};
+mod outputs;
+mod record;
+
+use crate::{model, options::open_device, output, progress::Progress, stop};
 use anyhow::{Context, bail, ensure};
+use burn::tensor::Tensor;
 use clap::ValueEnum;
 use opensora::{
-    ModelFiles, SampleRequest, TextToVideo,
+    ModelFiles, Observer, PipelineError, SampleRequest, TextToVideo,
     diffusion::SamplerKind,
     latents,
+    manifest::read_prompts,
     model_files::PartPaths,
     nn::dtype::Dtype,
+    pipeline::Sampled,
     stdit::{AttentionReuse, DenoiserWork},
     t5::PromptStates,
-    video::{VideoSpec, Writer},
 };
-use serde_json::{Value, json};
-use std::path::PathBuf;
+use outputs::Outputs;
+use record::Record;
+use serde_json::json;
+use std::path::{Path, PathBuf};
 
 /// Options of `opensora sample`.
 #[derive(clap::Args)]
@@ -28,10 +35,15 @@ pub(crate) struct Args {
     /// File with one prompt a line.
     #[arg(long)]
     prompt_path: Option<PathBuf>,
-    /// Model: demo (comes along), a preset (opensora-v1-16x256x256, opensora-v1-hq-16x256x256,
-    /// opensora-v1-hq-16x512x512), a folder with a model.json, or an STDiT-XL/2 checkpoint.
-    #[arg(long, default_value = opensora_demo::model::NAME)]
-    model: String,
+    /// Make the clip of a record (the .json beside an output) again: its prompt and all settings that
+    /// are not given here. Bit-exact on the same kind of device.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_path", "latents", "save_latents"])]
+    from_record: Option<PathBuf>,
+    /// Model: demo (bundled), a preset (opensora-v1-16x256x256, opensora-v1-hq-16x256x256,
+    /// opensora-v1-hq-16x512x512), a folder with a model.json, or an STDiT-XL/2 checkpoint [default:
+    /// demo].
+    #[arg(long)]
+    model: Option<String>,
     /// Folder of the T5 v1.1 encoder (config.json, spiece.model, weights).
     #[arg(long)]
     t5: Option<PathBuf>,
@@ -41,6 +53,10 @@ pub(crate) struct Args {
     /// Folder that holds the files of a preset [default: pretrained_models].
     #[arg(long)]
     weights_dir: Option<PathBuf>,
+    /// Let the paths in a model.json lead anywhere, not only into its folder and below the working
+    /// directory.
+    #[arg(long)]
+    allow_outside_paths: bool,
     /// Frames of a clip; one makes an image [default: the model's].
     #[arg(long)]
     num_frames: Option<usize>,
@@ -82,29 +98,35 @@ pub(crate) struct Args {
     /// Unit of frames in the position tables [default: the model's].
     #[arg(long)]
     time_scale: Option<f64>,
-    /// Seed of all noise.
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
+    /// Seed of all noise [default: 42].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Noise index of the first prompt: the 7th prompt of a file is sampled again with 6.
+    #[arg(long, default_value_t = 0)]
+    noise_index: u64,
     /// Prompts that are sampled at once.
     #[arg(long, default_value_t = 1)]
     batch_size: usize,
     /// Device, as `opensora devices` lists them [default: the first that is present].
     #[arg(long)]
     device: Option<String>,
-    /// Float type of denoiser and VAE: f32, bf16 or f16.
-    #[arg(long, default_value_t = Dtype::F32)]
-    dtype: Dtype,
-    /// Float type of the text encoder.
-    #[arg(long, default_value_t = Dtype::F32)]
-    t5_dtype: Dtype,
+    /// Float type of denoiser and VAE: f32, bf16 or f16 [default: f32].
+    #[arg(long)]
+    dtype: Option<Dtype>,
+    /// Float type of the text encoder [default: f32].
+    #[arg(long)]
+    t5_dtype: Option<Dtype>,
     /// Use less memory and more time: the denoiser stays in its file, which is read at every step (3
     /// GB at published size) one block at a time, and frames are decoded one by one, in tiles. The
     /// latents are the same, the pixels as well but for rounding.
     #[arg(long)]
     low_memory: bool,
-    /// Output file (.mp4, .gif, .png), or folder for several prompts.
-    #[arg(short, long, default_value = "outputs")]
-    output: PathBuf,
+    /// Output file (.mp4, .gif, .png), folder for several prompts, or - for standard output.
+    #[arg(short, long, visible_alias = "output", default_value = "outputs")]
+    out: PathBuf,
+    /// Fail if an output exists already, instead of replacing it.
+    #[arg(long)]
+    no_overwrite: bool,
     /// Kind of file where the output is a folder; a single frame is always a PNG.
     #[arg(long, default_value = "mp4")]
     format: FileKind,
@@ -120,6 +142,20 @@ pub(crate) struct Args {
     /// Print nothing but the outputs' paths.
     #[arg(long)]
     quiet: bool,
+}
+
+impl Args {
+    fn model(&self) -> &str {
+        self.model.as_deref().unwrap_or(opensora_demo::model::NAME)
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.dtype.unwrap_or(Dtype::F32)
+    }
+
+    fn t5_dtype(&self) -> Dtype {
+        self.t5_dtype.unwrap_or(Dtype::F32)
+    }
 }
 
 /// Kinds of file in an output folder.
@@ -140,90 +176,174 @@ pub(crate) fn parse_sampler(text: &str) -> Result<SamplerKind, String> {
     text.parse().map_err(|error: opensora::diffusion::sampler::SamplerError| error.to_string())
 }
 
-pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let prompts = prompts(&args)?;
-    let device = crate::open_device(args.device.as_deref())?;
+pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
+    let source = match args.from_record.take() {
+        Some(path) => Source::of_record(&path, &mut args)?,
+        None => Source { prompts: prompts(&args)?, only: None },
+    };
+    let prompts = &source.prompts;
+    let device = open_device(args.device.as_deref())?;
     let parts = PartPaths {
         t5: args.t5.clone(),
         vae: args.vae.clone(),
         weights_dir: args.weights_dir.clone(),
+        policy: model::policy(args.allow_outside_paths)?,
     };
-    let files = model::resolve(&args.model, &parts)?;
+    let files = model::resolve(args.model(), &parts)?;
     let request = request(&args, &files);
-    let pipeline = TextToVideo::new(files, args.dtype, args.t5_dtype, device)?
+    let pipeline = TextToVideo::new(files, args.dtype(), args.t5_dtype(), device)?
         .with_low_memory(args.low_memory);
     pipeline.check(&request)?;
 
-    // The outputs are tried before minutes are spent on what goes into them.
-    let mut writers = open_writers(&args, &request, prompts.len())?;
+    // Outputs are tried before minutes are spent on what goes into them.
+    let outputs = Outputs::new(&args, &request, source.only.map_or(prompts.len(), |_| 1))?;
     if let Some(path) = &args.save_latents {
         latents::check_writable(path).context("--save-latents")?;
     }
+    stop::listen();
 
     let mut progress = Progress::new(args.quiet);
-    let record = |prompt: &[String], work: Option<DenoiserWork>| {
-        metadata(&args, &request, &pipeline, prompt, work)
+    let mut written = Vec::new();
+    let mut write = |sampled: Sampled| -> anyhow::Result<()> {
+        let at = match source.only {
+            Some(only) if only != sampled.index => return Ok(()),
+            Some(_) => 0,
+            None => sampled.index,
+        };
+        let record = Record::new(&args, &request, &pipeline, prompts, &sampled)?.to_json()?;
+        written.push((outputs.write(at, &sampled.clip, &record)?, record));
+        Ok(())
     };
-    let (sampled, work) = match &args.latents {
-        Some(path) => {
-            let sampled = latents::load(path, pipeline.device()).context("--latents")?;
-            let found = sampled.dims()[0];
+    let result = sample(&args, &request, &pipeline, prompts, &mut progress, &mut write);
+    progress.finish();
+    // What is complete stays, also where the run was stopped or failed.
+    let printed = written.into_iter().try_for_each(|(path, record)| match path {
+        None => Ok(()),
+        Some(path) if args.json => output::json(&json!({"output": path, "metadata": record})),
+        Some(path) => output::line(path.display()),
+    });
+    result?;
+    Ok(printed?)
+}
+
+/// Samples and decodes; `write` gets each clip as soon as it is decoded.
+fn sample(
+    args: &Args,
+    request: &SampleRequest,
+    pipeline: &TextToVideo,
+    prompts: &[String],
+    progress: &mut Progress,
+    write: &mut impl FnMut(Sampled) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let clips = match (&args.latents, &args.save_latents) {
+        (Some(path), _) => {
+            let latents = latents::load(path, pipeline.device()).context("--latents")?;
+            let found = latents.dims()[0];
             ensure!(
                 found == prompts.len(),
                 "--latents: the file holds {found} clips, but {} prompts were given",
                 prompts.len()
             );
-            (sampled, None)
+            (latents, DenoiserWork::default())
         }
-        None => {
-            let states = pipeline.encode_prompts(&prompts, &mut progress)?;
-            warn_of_cut_prompts(&states, &mut progress);
-            let (sampled, work) = pipeline.sample_counted(&states, &request, &mut progress)?;
-            (sampled, Some(work))
+        (None, save) => {
+            let states = pipeline.encode_prompts(prompts, progress)?;
+            warn_of_cut_prompts(&states, progress);
+            let Some(path) = save else {
+                let sampled = pipeline.sample_each(&states, request, progress, |sampled| {
+                    write(sampled)?;
+                    stop::check()
+                });
+                return sampled.map_err(stop::or_error);
+            };
+            // Saved before they are decoded, so that minutes of sampling are not lost.
+            let mut done = Vec::new();
+            let sampled = sample_batches(pipeline, &states, request, progress, &mut done);
+            let (latents, work, error) = match (sampled, done.is_empty()) {
+                (Ok(work), _) => (Tensor::cat(done, 0), work, None),
+                (Err(error), true) => return Err(stop::or_error(error.into())),
+                (Err(error), false) => (Tensor::cat(done, 0), DenoiserWork::default(), Some(error)),
+            };
+            let saved = &prompts[..latents.dims()[0]];
+            let record = Record::of_latents(args, request, pipeline, saved, work)?.to_json()?;
+            latents::save(path, latents.clone(), &record)?;
+            progress.line(&format!("latents of {} clips: {}", saved.len(), path.display()));
+            if let Some(error) = error {
+                return Err(stop::or_error(error.into()));
+            }
+            (latents, work)
         }
     };
-    if let Some(path) = &args.save_latents {
-        latents::save(path, sampled.clone(), &record(&prompts, work))?;
-        progress.line(&format!("latents: {}", path.display()));
-    }
+    let (latents, work) = clips;
+    let batch_size = request.batch_size;
+    pipeline
+        .decode(latents, progress, |index, clip| {
+            let first = index / batch_size * batch_size;
+            let batch = first..(first + batch_size).min(prompts.len());
+            write(Sampled { index, batch, clip, work })?;
+            stop::check()
+        })
+        .map_err(stop::or_error)
+}
 
-    let mut written = Vec::new();
-    pipeline.decode(sampled, &mut progress, |sample, clip| -> anyhow::Result<()> {
-        let writer = writers[sample].take().context("a clip came twice")?;
-        let metadata = record(&prompts[sample..=sample], work);
-        written.push((writer.write(&clip, &metadata)?, metadata));
-        Ok(())
-    })?;
-    progress.finish();
-    for (path, metadata) in written {
-        if args.json {
-            println!("{}", json!({"output": path, "metadata": metadata}));
-        } else {
-            println!("{}", path.display());
-        }
+/// Samples every batch; `done` holds the latents of those that are complete, also after an error.
+fn sample_batches(
+    pipeline: &TextToVideo,
+    states: &PromptStates,
+    request: &SampleRequest,
+    progress: &mut Progress,
+    done: &mut Vec<Tensor<5>>,
+) -> Result<DenoiserWork, PipelineError> {
+    let mut denoiser = pipeline.load_denoiser(request, progress)?;
+    let (count, size) = (states.states.dims()[0], request.batch_size);
+    let batches = count.div_ceil(size);
+    for batch in 0..batches {
+        let first = batch * size;
+        let part = states.select(first..(first + size).min(count));
+        done.push(
+            denoiser.sample(&part, first, |step, steps| {
+                progress.sampled(step, steps, batch, batches)
+            })?,
+        );
     }
-    Ok(())
+    Ok(denoiser.work())
+}
+
+/// What is sampled.
+struct Source {
+    prompts: Vec<String>,
+    /// The one clip that is written, of prompts that are sampled at once with it.
+    only: Option<usize>,
+}
+
+impl Source {
+    /// Takes prompts and all settings that the command line does not name from a record.
+    fn of_record(path: &Path, args: &mut Args) -> anyhow::Result<Self> {
+        let record =
+            Record::open(path).with_context(|| format!("--from-record: {}", path.display()))?;
+        if record.version != env!("CARGO_PKG_VERSION") && !args.quiet {
+            output::message(format_args!(
+                "{}: made by version {}: this version may compute other last digits",
+                path.display(),
+                record.version
+            ));
+        }
+        let only = record.apply(args)?;
+        Ok(Self { prompts: record.batch_prompts(), only: Some(only) })
+    }
 }
 
 /// The prompts from the command line or the file; blank lines of a file are no prompts.
 fn prompts(args: &Args) -> anyhow::Result<Vec<String>> {
-    let prompts: Vec<String> = match (&args.prompt, &args.prompt_path) {
-        (Some(prompt), _) => vec![prompt.trim().to_string()],
-        (None, Some(path)) => std::fs::read_to_string(path)
-            .with_context(|| format!("--prompt-path: {}", path.display()))?
-            .lines()
-            .map(|line| line.trim().to_string())
-            .filter(|line| !line.is_empty())
-            .collect(),
-        (None, None) => bail!("no prompt: give one, or a file of them with --prompt-path"),
-    };
-    match &args.prompt_path {
-        Some(path) => {
-            ensure!(!prompts.is_empty(), "--prompt-path: {} holds no prompt", path.display())
+    match (&args.prompt, &args.prompt_path) {
+        (Some(prompt), _) => {
+            let prompt = prompt.trim();
+            ensure!(!prompt.is_empty(), "the prompt is empty: say what the video shows");
+            Ok(vec![prompt.to_string()])
         }
-        None => ensure!(!prompts[0].is_empty(), "the prompt is empty: say what the video shows"),
+        (None, Some(path)) => Ok(read_prompts(path).context("--prompt-path")?),
+        (None, None) => bail!("no prompt: give one, or a file of them with --prompt-path"),
     }
-    Ok(prompts)
 }
 
 fn request(args: &Args, files: &ModelFiles) -> SampleRequest {
@@ -242,40 +362,10 @@ fn request(args: &Args, files: &ModelFiles) -> SampleRequest {
         attention_reuse: args.pab.unwrap_or(defaults.attention_reuse),
         space_scale: args.space_scale,
         time_scale: args.time_scale,
-        seed: args.seed,
+        seed: args.seed.unwrap_or(defaults.seed),
+        noise_index: args.noise_index,
         batch_size: args.batch_size,
     }
-}
-
-/// One writer for each prompt: the named file for one prompt, numbered files in a folder otherwise.
-fn open_writers(
-    args: &Args,
-    request: &SampleRequest,
-    count: usize,
-) -> anyhow::Result<Vec<Option<Writer>>> {
-    let [height, width] = request.image_size;
-    let spec = VideoSpec { frames: request.num_frames, width, height, fps: request.fps };
-    let is_file = args.output.extension().is_some() && !args.output.is_dir();
-    ensure!(
-        count == 1 || !is_file,
-        "--output: {} is one file, but {count} prompts were given: name a folder",
-        args.output.display()
-    );
-    (0..count)
-        .map(|index| {
-            let path = if is_file {
-                args.output.clone()
-            } else {
-                let name = match args.format {
-                    FileKind::Mp4 => format!("sample_{index}.mp4"),
-                    FileKind::Gif => format!("sample_{index}.gif"),
-                    FileKind::Png => format!("sample_{index}"),
-                };
-                args.output.join(name)
-            };
-            Ok(Some(Writer::open(&path, &spec).context("--output")?))
-        })
-        .collect()
 }
 
 /// A prompt that fills every token was probably cut.
@@ -289,38 +379,4 @@ fn warn_of_cut_prompts(states: &PromptStates, progress: &mut Progress) {
             ));
         }
     }
-}
-
-/// What is written beside an output, enough to make it again.
-fn metadata(
-    args: &Args,
-    request: &SampleRequest,
-    pipeline: &TextToVideo,
-    prompts: &[String],
-    work: Option<DenoiserWork>,
-) -> Value {
-    let guidance = request.guidance();
-    let scales = pipeline.position_scales(request);
-    json!({
-        "prompt": if let [prompt] = prompts { json!(prompt) } else { json!(prompts) },
-        "model": pipeline.files().name,
-        "num_frames": request.num_frames,
-        "image_size": request.image_size,
-        "fps": request.fps,
-        "sampler": request.sampler.name(),
-        "steps": request.steps.unwrap_or(request.sampler.default_steps()),
-        "guidance_scale": guidance.guidance_scale,
-        "guided_channels": guidance.guided_channels,
-        "attention_reuse": request.attention_reuse.to_string(),
-        // Of all prompts of the call together; unknown where latents come from a file.
-        "denoiser_work": work,
-        "space_scale": scales.space_scale,
-        "time_scale": scales.time_scale,
-        "seed": request.seed,
-        "batch_size": request.batch_size,
-        "dtype": args.dtype.to_string(),
-        "device": format!("{:?}", pipeline.device()),
-        "low_memory": args.low_memory,
-        "version": env!("CARGO_PKG_VERSION"),
-    })
 }

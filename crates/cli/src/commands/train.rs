@@ -1,6 +1,11 @@
 //! `opensora train` and `opensora train-vae`.
 
-use crate::{open_device, stop, train_progress::TrainProgress};
+use crate::{
+    options::{DeviceName, Report},
+    output,
+    stop::{self, Stopped},
+    train_progress::TrainProgress,
+};
 use anyhow::{Context, bail};
 use clap::Args as ClapArgs;
 use opensora::{
@@ -14,60 +19,60 @@ use opensora::{
 };
 use std::path::PathBuf;
 
-/// What both commands take. What is named here wins over the recipe.
+/// Options of `opensora train` and `opensora train-vae`, which win over the recipe.
 #[derive(ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  opensora train --recipe stage2-16x256x256 --cache cache --init PixArt-XL-2-512x512.pth -o run
+  opensora train --recipe stage2-16x256x256 --cache cache --init PixArt-XL-2-512x512.pth -o run --resume
+  opensora train-vae --recipe vae.toml --data stills.csv -o vae")]
 pub(crate) struct Args {
-    /// Recipe file (TOML), or the name of one that comes along
+    /// Recipe file (TOML), or the name of a bundled recipe
     #[arg(long)]
     recipe: PathBuf,
     /// Folder of the run: checkpoints, metrics, samples, finished weights
-    #[arg(long)]
+    #[arg(long, short, alias = "output", value_name = "FOLDER")]
     out: PathBuf,
-    /// Manifest of clips and captions (CSV)
+    /// Manifest of clips and captions (CSV) [default: the recipe's]
     #[arg(long)]
     data: Option<PathBuf>,
-    /// Folder of latents and prompt states made by `opensora data encode`
+    /// Folder of latents and prompt states made by `opensora data encode` [default: the recipe's]
     #[arg(long)]
     cache: Option<PathBuf>,
-    /// Weights to start from: the stage before, or a PixArt-alpha
+    /// Weights to start from: an earlier stage, or a PixArt-alpha checkpoint [default: the recipe's]
     #[arg(long)]
     init: Option<PathBuf>,
-    /// Folder of the text encoder
+    /// Folder of the text encoder [default: the recipe's]
     #[arg(long)]
     t5: Option<PathBuf>,
-    /// Folder or file of the VAE
+    /// Folder or file of the VAE [default: the recipe's]
     #[arg(long)]
     vae: Option<PathBuf>,
-    /// Steps in all
+    /// Total number of steps [default: the recipe's]
     #[arg(long)]
     steps: Option<u64>,
-    /// Seed of everything that is drawn
+    /// Seed of all random draws [default: the recipe's]
     #[arg(long)]
     seed: Option<u64>,
-    /// Go on from the newest complete checkpoint, where there is one
+    /// Resume from the newest complete checkpoint, if there is one
     #[arg(long)]
     resume: bool,
-    /// Bad rows that are left out (and listed) before the run stops
+    /// Bad rows to leave out (and list) before the run fails [default: the recipe's]
     #[arg(long)]
     skip_bad: Option<usize>,
-    /// Checkpoints that are kept
+    /// Checkpoints to keep [default: the recipe's]
     #[arg(long)]
     keep: Option<usize>,
-    /// Steps between checkpoints
+    /// Steps between checkpoints [default: the recipe's]
     #[arg(long)]
     checkpoint_every: Option<u64>,
-    /// Peak of the device in TFLOP/s, for the utilisation; measured by a matmul without it
+    /// Peak of the device in TFLOP/s, for the utilisation [default: measured by matrix products]
     #[arg(long)]
     peak_tflops: Option<f64>,
-    /// Device, such as flex, cuda:0 or vulkan (see `opensora devices`)
-    #[arg(long)]
-    device: Option<String>,
-    /// Print the outcome as one JSON object
-    #[arg(long)]
-    json: bool,
-    /// No progress
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    device: DeviceName,
+    #[command(flatten)]
+    report: Report,
 }
 
 /// `opensora train`.
@@ -116,21 +121,25 @@ fn recipe(args: &Args) -> anyhow::Result<Recipe> {
 }
 
 fn train(args: Args, recipe: Recipe) -> anyhow::Result<()> {
-    let device = open_device(args.device.as_deref())?;
+    let device = args.device.open()?;
+    let folder = args.out.clone();
+    let session = Session { recipe, folder, resume: args.resume, peak_flops: None, device };
+    // What needs no model is checked before the ceiling is measured and models are loaded.
+    let prepared = session.prepare()?;
+    let Session { recipe, folder, device, .. } = &session;
     let peak_flops = match args.peak_tflops {
         Some(peak) if peak > 0.0 && peak.is_finite() => Some(peak * 1e12),
         Some(peak) => bail!("--peak-tflops is {peak}, expected a positive number"),
         None if recipe.stdit.is_some() => {
-            let dtype = recipe.run.dtype.parse::<Dtype>()?.check(&device)?;
-            measure_matmul_ceiling(&device, dtype.float())
+            let dtype = recipe.run.dtype.parse::<Dtype>()?.check(device)?;
+            measure_matmul_ceiling(device, dtype.float())
         }
         None => None,
     };
-    let mut progress = TrainProgress::new(args.quiet);
-    let folder = args.out.clone();
+    let mut progress = TrainProgress::new(args.report.quiet);
     let mut sheets = match &recipe.stdit {
         Some(part) if recipe.run.sample_every > 0 && !recipe.sample.prompts.is_empty() => {
-            Some(SampleSheets::new(&recipe, part, &folder, &device).context("sample videos")?)
+            Some(SampleSheets::new(recipe, part, folder, device).context("sample videos")?)
         }
         _ => None,
     };
@@ -139,28 +148,26 @@ fn train(args: Args, recipe: Recipe) -> anyhow::Result<()> {
         Some(sheets) => sheets,
         None => &mut none,
     };
-    let session = Session { recipe, folder, resume: args.resume, peak_flops, device };
     stop::listen();
-    let outcome = session.run(&mut progress, hooks);
+    let outcome = prepared.with_peak_flops(peak_flops).run(&mut progress, hooks);
     progress.finish();
     let (finished, done) = match outcome? {
         Outcome::Finished(done) => (true, done),
         Outcome::Stopped(done) => (false, done),
     };
-    if args.json {
-        let mut line = serde_json::to_value(done)?;
+    let printed = if args.report.json {
+        let mut line = serde_json::to_value(&done)?;
         line["finished"] = finished.into();
-        println!("{line}");
+        output::json(&line)
     } else if finished {
-        println!(
-            "finished at step {} after {:.0} s: {}",
-            done.step,
-            done.seconds,
-            args.out.display()
-        );
-    }
+        let out = args.out.display();
+        let (step, seconds) = (done.step, done.seconds);
+        output::line(format_args!("finished at step {step} after {seconds:.0} s: {out}"))
+    } else {
+        Ok(())
+    };
     if !finished {
-        bail!("stopped after step {} as asked; --resume goes on from there", done.step);
+        bail!(Stopped(format!("step {} is done, --resume continues from there", done.step)));
     }
-    Ok(())
+    Ok(printed?)
 }

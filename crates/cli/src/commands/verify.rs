@@ -1,33 +1,49 @@
 //! `opensora verify`: golden cases on this machine.
 
+use crate::{
+    options::DeviceName,
+    output::{self, OutputError},
+    stop::{self, Stopped},
+};
+use anyhow::{Context, bail};
 use opensora_verify::CaseReport;
 use serde_json::json;
 use std::path::PathBuf;
 
 /// Options of `opensora verify`.
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  opensora verify tests/fixtures/goldens
+  opensora verify tests/fixtures/goldens/vae tests/fixtures/goldens/pipeline --device flex --json")]
 pub(crate) struct Args {
-    /// Folders of golden cases, each with a case.json; a folder of such folders stands for all of
-    /// them.
-    #[arg(required = true)]
+    /// Folders of golden cases, each with a case.json, or folders of such folders
+    #[arg(required = true, value_name = "FOLDER")]
     cases: Vec<PathBuf>,
-    /// Device to compute on; the first that is present where not given.
-    #[arg(long)]
-    device: Option<String>,
-    /// Print JSON.
+    #[command(flatten)]
+    device: DeviceName,
+    /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
+    /// Print failed cases only, and the total
+    #[arg(long, short)]
+    quiet: bool,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let device = crate::open_device(args.device.as_deref())?;
+    let device = args.device.open()?;
     // Backends report impossible operations by panicking; the case's own line says what it was.
     std::panic::set_hook(Box::new(|_| {}));
 
     let mut rows = Vec::new();
     let (mut passed, mut failed) = (0, 0);
-    for folder in expand(&args.cases)? {
-        let result = opensora_verify::run(&folder, &device);
+    let folders = expand(&args.cases)?;
+    stop::listen();
+    for folder in &folders {
+        if stop::asked() {
+            bail!(Stopped(format!("{} of {} cases are run", passed + failed, folders.len())));
+        }
+        let result = opensora_verify::run(folder, &device);
         let good = result.as_ref().is_ok_and(CaseReport::passed);
         if good {
             passed += 1
@@ -38,25 +54,25 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             Ok(report) => {
                 if args.json {
                     rows.push(as_json(&report));
-                } else {
-                    print_report(&report);
+                } else if !(good && args.quiet) {
+                    print_report(&report)?;
                 }
             }
             Err(error) => {
+                let error = output::with_causes(&error.into());
                 if args.json {
-                    let case = folder.display().to_string();
-                    rows.push(json!({"case": case, "passed": false, "error": error.to_string()}));
+                    rows.push(json!({"case": folder, "passed": false, "error": error}));
                 } else {
-                    println!("FAILED  {error}");
+                    output::line(format_args!("FAILED  {error}"))?;
                 }
             }
         }
     }
     if args.json {
         let summary = json!({"cases": rows, "passed": passed, "failed": failed});
-        println!("{}", serde_json::to_string_pretty(&summary)?);
+        output::line(format_args!("{summary:#}"))?;
     } else {
-        println!("{passed} cases passed, {failed} failed");
+        output::line(format_args!("{passed} cases passed, {failed} failed"))?;
     }
     anyhow::ensure!(failed == 0, "{failed} of {} cases failed", passed + failed);
     Ok(())
@@ -68,8 +84,9 @@ fn expand(folders: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     for folder in folders {
         let mut inner: Vec<PathBuf> = Vec::new();
         if folder.is_dir() && !folder.join("case.json").exists() {
-            for entry in std::fs::read_dir(folder)? {
-                let path = entry?.path();
+            let named = || folder.display().to_string();
+            for entry in std::fs::read_dir(folder).with_context(named)? {
+                let path = entry.with_context(named)?.path();
                 if path.join("case.json").exists() {
                     inner.push(path);
                 }
@@ -82,17 +99,18 @@ fn expand(folders: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     Ok(cases)
 }
 
-fn print_report(report: &CaseReport) {
+fn print_report(report: &CaseReport) -> Result<(), OutputError> {
     let verdict = if report.passed() { "ok    " } else { "FAILED" };
-    println!("{verdict}  {} ({})", report.name, report.kind);
+    output::line(format_args!("{verdict}  {} ({})", report.name, report.kind))?;
     for check in &report.checks {
         let mark = if check.passed { ' ' } else { '!' };
         let note = check.note.as_deref().map(|note| format!("  {note}")).unwrap_or_default();
-        println!(
+        output::line(format_args!(
             "      {mark} {:<38} max abs error {:<10.3e} bound {:<10.3e}{note}",
             check.name, check.max_abs_error, check.bound
-        );
+        ))?;
     }
+    Ok(())
 }
 
 fn as_json(report: &CaseReport) -> serde_json::Value {

@@ -11,6 +11,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use std::{
     collections::BTreeMap,
     fs, io,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -27,14 +28,16 @@ pub struct CacheJob<'a> {
     pub shard_bytes: usize,
 }
 
-/// Writes or completes the cache in `folder`. `progress` hears how many rows of all are there.
+/// Writes or completes the cache in `folder`. `progress` hears how many rows of all are done; if it
+/// breaks, the rows done so far are kept as a shard, and the next call resumes there.
 ///
 /// # Errors
-/// Where a row cannot be read or encoded, or a file not be written. Shards that are whole stay.
+/// Returns an error if a row cannot be read or encoded, a file cannot be written, or `progress`
+/// breaks before the last row ([`DataError::Stopped`]). Complete shards stay.
 pub fn write(
     job: &CacheJob<'_>,
     folder: &Path,
-    progress: impl FnMut(usize, usize),
+    progress: impl FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<(), DataError> {
     write_skipping(job, folder, 0, progress).map(|_| ())
 }
@@ -49,7 +52,7 @@ pub fn write_skipping(
     job: &CacheJob<'_>,
     folder: &Path,
     skip_bad: usize,
-    progress: impl FnMut(usize, usize),
+    progress: impl FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<BTreeMap<usize, String>, DataError> {
     if *job.dataset.spec() != job.key.clip || job.dataset.seed() != job.key.seed {
         let reason = "the key's clips or seed are not those of the data set".into();
@@ -59,15 +62,20 @@ pub fn write_skipping(
     remove_partial(folder)?;
     let rows = rows(job.dataset, skip_bad)?;
     let settings = digest(&serde_json::to_vec(job.key).map_err(json(folder))?);
+    let bad = BTreeMap::new();
     let mut writer =
-        CacheWriter { job, folder, rows, settings, skip_bad, bad: BTreeMap::new(), progress };
+        CacheWriter { job, folder, rows, settings, skip_bad, bad, progress, is_stopped: false };
     let mut shards: Vec<Shard> = Vec::new();
     let mut first = 0;
     while first < writer.rows.len() {
         let shard = writer.shard(shards.len(), first)?;
         first += shard.captions.len();
-        (writer.progress)(first, writer.rows.len());
+        writer.tell(first);
         shards.push(shard);
+        let total = writer.rows.len();
+        if writer.is_stopped && first < total {
+            return Err(DataError::Stopped { done: first, total });
+        }
     }
     if writer.bad.len() == writer.rows.len() {
         return Err(bad_file(folder, format!("all {} rows are bad", writer.bad.len())));
@@ -107,6 +115,8 @@ struct CacheWriter<'a, P> {
     skip_bad: usize,
     bad: BTreeMap<usize, String>,
     progress: P,
+    /// Whether `progress` has broken.
+    is_stopped: bool,
 }
 
 /// A shard in memory.
@@ -129,7 +139,11 @@ impl Contents {
     }
 }
 
-impl<P: FnMut(usize, usize)> CacheWriter<'_, P> {
+impl<P: FnMut(usize, usize) -> ControlFlow<()>> CacheWriter<'_, P> {
+    fn tell(&mut self, done: usize) {
+        self.is_stopped |= (self.progress)(done, self.rows.len()).is_break();
+    }
+
     /// The shard that begins at row `first`, kept or written.
     fn shard(&mut self, number: usize, first: usize) -> Result<Shard, DataError> {
         if let Some(shard) = self.kept(number, first)? {
@@ -193,8 +207,8 @@ impl<P: FnMut(usize, usize)> CacheWriter<'_, P> {
                 }
                 done => done?,
             }
-            (self.progress)(row + 1, self.rows.len());
-            if contents.bytes >= limit {
+            self.tell(row + 1);
+            if contents.bytes >= limit || self.is_stopped {
                 break;
             }
         }

@@ -1,64 +1,63 @@
-//! A processor's matrix unit: Intel's Advanced Matrix Extensions, by instructions of the assembler,
-//! as the compiler's own names for them are not stable yet.
+//! Tiles, and the instructions on them: Intel's Advanced Matrix Extensions (AMX), in inline assembly,
+//! since their intrinsics are unstable.
 //!
 //! Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18,
 //! "Programming with Intel AMX".
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-#[allow(unsafe_code, reason = "instructions that the compiler has no safe names for")]
 mod linux;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use linux as unit;
+use linux as platform;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod unsupported;
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-use unsupported as unit;
+use unsupported as platform;
 
-pub(super) use unit::{Unit, fetch, take_apart};
+pub(super) use platform::{TileRegisters, prefetch, split};
 
-/// Rows of a tile, and words of a row.
+/// Rows of a tile, and 32-bit words of a row.
 pub(super) const SIDE: usize = 16;
 
-/// Numbers along the depth that one tile holds: a word is a pair of bf16.
-pub(super) const DEPTH: usize = 2 * SIDE;
+/// Elements along k of one tile: a word is a pair of bf16.
+pub(super) const TILE_K: usize = 2 * SIDE;
 
-/// Lines of a panel: two tiles, so that four sums of tiles are under way at once.
-pub(super) const LINES: usize = 2 * SIDE;
+/// Rows of a packed panel: two tiles, so that a product of panels has four independent tiles of sums.
+pub(super) const PANEL_ROWS: usize = 2 * SIDE;
 
-/// Parts that a number is taken into.
-pub(super) const PARTS: usize = 3;
+/// bf16 terms that an f32 is split into.
+pub(super) const TERMS: usize = 3;
 
 /// Rows of words.
 pub(super) type Tile = [[u32; SIDE]; SIDE];
 
-/// Numbers of a tile's size where they lie: all those of a line, or all those of a depth, side by side.
-pub(super) enum Numbers<'a> {
-    Lines([&'a [f32; DEPTH]; SIDE]),
-    Depths([&'a [f32; SIDE]; DEPTH]),
+/// Elements of an operand for a tile: runs along k, or runs along the rows.
+pub(super) enum Elements<'a> {
+    Rows([&'a [f32; TILE_K]; SIDE]),
+    Columns([&'a [f32; SIDE]; TILE_K]),
 }
 
-/// The tiles of a panel's lines over one [`DEPTH`]: `[part][half of the lines]`.
+/// The tiles of a panel over one [`TILE_K`]: `[term][half of the rows]`.
 #[repr(C, align(64))]
 #[derive(Clone)]
-pub(super) struct Block(pub(super) [[Tile; LINES / SIDE]; PARTS]);
+pub(super) struct Block(pub(super) [[Tile; PANEL_ROWS / SIDE]; TERMS]);
 
 impl Block {
     /// Tiles of zeros.
-    pub(super) const ZERO: Self = Self([[[[0; SIDE]; SIDE]; LINES / SIDE]; PARTS]);
+    pub(super) const ZERO: Self = Self([[[[0; SIDE]; SIDE]; PANEL_ROWS / SIDE]; TERMS]);
 }
 
-/// Lines taken apart, over some depth.
+/// Rows of an operand, split and packed.
 #[derive(Clone, Copy)]
 pub(super) struct Panel<'a> {
-    /// Along the depth.
+    /// Along k.
     pub(super) blocks: &'a [Block],
-    /// How many of its lines there are; the others are zero.
-    pub(super) lines: usize,
+    /// How many rows belong to the operand; the others are zero.
+    pub(super) rows: usize,
 }
 
-/// Whether there is a matrix unit and the system lets this process use it; not where the environment
-/// has an `OPENSORA_NO_AMX`, for comparisons.
+/// Returns true if the processor has AMX-BF16 and Linux permits this process to use it; false if the
+/// environment variable `OPENSORA_NO_AMX` is set.
 pub(crate) fn available() -> bool {
     static AVAILABLE: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-    *AVAILABLE.get_or_init(|| std::env::var_os("OPENSORA_NO_AMX").is_none() && unit::request())
+    *AVAILABLE.get_or_init(|| std::env::var_os("OPENSORA_NO_AMX").is_none() && platform::request())
 }

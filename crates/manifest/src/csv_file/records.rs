@@ -1,10 +1,10 @@
 //! Records of delimited text, with the lines on which they start, in bounded memory.
 //!
-//! Fields are quoted as RFC 4180 says; where that says nothing, they are read as the crate `csv`
-//! and pandas read them: a quote within an unquoted field is a character, text after a closing
-//! quote belongs to the field, lines of blanks are skipped. A quoted field that goes over several
-//! lines must end where its quote does: a field with text after that is one whose quote was never
-//! closed, and the quote that seems to close it opens another one.
+//! Fields are quoted as in RFC 4180. Cases that the RFC leaves open are read as pandas and the crate
+//! `csv` read them: a quote within an unquoted field is a character, text after a closing quote
+//! belongs to the field, and blank lines are skipped. Exception: text after the closing quote of a
+//! field of several lines is an error, because then the opening quote was never closed, and the
+//! second quote opens another field.
 
 use crate::{
     ManifestError,
@@ -13,9 +13,9 @@ use crate::{
 };
 use std::{fs::File, io::Read, path::Path};
 
-/// The fields of a record.
+/// A record of delimited text.
 pub(crate) struct Record {
-    /// The line on which it starts, counted from 1.
+    /// The line on which the record starts, counted from 1.
     pub(crate) line: u64,
     pub(crate) fields: Vec<String>,
 }
@@ -43,15 +43,16 @@ impl Fault {
     }
 }
 
-/// Where the next character stands.
+/// The position of the next character.
 #[derive(Clone, Copy, PartialEq)]
 enum Place {
-    /// At the start of a field.
+    /// The start of a field.
     Start,
-    /// In an unquoted field, or behind the quotes of a quoted one.
+    /// An unquoted field, or text behind a closing quote.
     Plain,
+    /// Text within quotes.
     Quoted,
-    /// Behind a quote within quotes: it closes the field, or it is the first of two.
+    /// The character behind a quote within quotes, which closes the field or is the first of two.
     Quote,
 }
 

@@ -2,8 +2,8 @@
 //!
 //! The sizes that a file states are checked against its length, and a panic of the Parquet reader is
 //! an error. A file of a kilobyte can repeat the same word a million times, so memory is bounded by
-//! a multiple of the file's size that no real list of files comes near. Within the reader, one
-//! damaged page can still take up to 2 GiB for a moment.
+//! a multiple of the file's size that no real list of files comes near. The Parquet reader itself can
+//! allocate up to 2 GiB for one damaged page.
 
 use super::BATCH;
 use crate::{
@@ -101,7 +101,7 @@ impl Kind {
         let name = column.path().string();
         if column.path().parts().len() != 1 || column.max_rep_level() != 0 {
             return Err(Wrong::Whole(format!(
-                "the column {name} is a list or has columns of its own, expected text or numbers"
+                "the column {name} is a list or a group of columns, expected text or numbers"
             )));
         }
         let (logical, converted) = (column.logical_type_ref(), column.converted_type());
@@ -155,7 +155,7 @@ struct Sink<'a> {
     count: usize,
     column: usize,
     columns: usize,
-    /// Bytes of memory that the table may still take.
+    /// Bytes of memory left for the table.
     left: &'a mut u64,
 }
 

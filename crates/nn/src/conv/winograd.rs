@@ -12,7 +12,7 @@ use burn::{
     nn::{PaddingConfig2d, conv::Conv2d},
     tensor::Tensor,
 };
-use opensora_gemm::{self as product, Factor};
+use opensora_gemm::{MatRef, multiply, profitable};
 use rayon::prelude::*;
 
 /// Products of one tile for one pair of channels: a transformed tile is 4x4.
@@ -138,7 +138,7 @@ impl Kernels {
                 }
             }
         });
-        if product::is_worth_it(inputs, outputs) {
+        if profitable(inputs, outputs) {
             Self::ByOurs(kernels)
         } else {
             Self::ByBurn(kernels.put().swap_dims(0, 1))
@@ -151,21 +151,17 @@ impl Kernels {
             Self::ByOurs(kernels) => {
                 let ([outputs, _, inputs], [_, _, count]) = (kernels.dims(), tiles.dims());
                 let product = |k: usize| {
-                    let kernels = Factor {
-                        values: &kernels.get()[k * inputs..],
-                        lines: outputs,
-                        depth: inputs,
-                        line_stride: PRODUCTS * inputs,
-                        depth_stride: 1,
-                    };
-                    let tiles = Factor {
-                        values: &tiles.get()[k * count..],
-                        lines: count,
-                        depth: inputs,
-                        line_stride: 1,
-                        depth_stride: PRODUCTS * count,
-                    };
-                    product::multiply(kernels, tiles, |_, _| ())
+                    let kernels = MatRef::with_strides(
+                        &kernels.get()[k * inputs..],
+                        [outputs, inputs],
+                        [PRODUCTS * inputs, 1],
+                    );
+                    let tiles = MatRef::with_strides(
+                        &tiles.get()[k * count..],
+                        [inputs, count],
+                        [PRODUCTS * count, 1],
+                    );
+                    multiply(kernels, tiles, |_, _| ())
                 };
                 let products = (0..PRODUCTS).into_par_iter().map(product).collect();
                 let products = Products::Apart(products);

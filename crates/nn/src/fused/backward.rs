@@ -2,7 +2,7 @@
 
 use super::{
     Fused,
-    forward::{change, contiguous, factor_of_matrix, rows_and_width, rows_of, tensor, values},
+    forward::{change, contiguous, matrix, rows_and_width, rows_of, tensor, values},
     heads::{Heads, Weights},
     passes,
 };
@@ -24,7 +24,7 @@ use burn::{
     },
     tensor::Shape,
 };
-use opensora_gemm::{self as product, Factor};
+use opensora_gemm::{MatRef, multiply, profitable};
 
 /// Runs an operation, and keeps what its gradient needs where one can be asked for.
 macro_rules! tracked {
@@ -152,10 +152,10 @@ impl Backward<Flex, 3> for Linear {
         register!(grads, of_weight, {
             // dW = xᵀ dy
             let x = contiguous(x.clone());
-            if product::is_worth_it(inputs, outputs) {
-                let left = Factor::of_columns(values(&x), inputs);
-                let right = Factor::of_columns(values(&dy), outputs);
-                tensor(product::multiply(left, right, |_, _| ()), [inputs, outputs])
+            if profitable(inputs, outputs) {
+                let x = MatRef::row_major(values(&x), inputs);
+                let dy = MatRef::row_major(values(&dy), outputs);
+                tensor(multiply(x.transposed(), dy, |_, _| ()), [inputs, outputs])
             } else {
                 Flex::float_matmul(two(&x).transpose(0, 1), two(&dy))
             }
@@ -163,10 +163,9 @@ impl Backward<Flex, 3> for Linear {
         register!(grads, of_x, {
             // dx = dy Wᵀ
             let shape = x.layout().shape().clone();
-            if product::is_worth_it(inputs, outputs) {
-                let left = Factor::of_rows(values(&dy), outputs);
-                let right = factor_of_matrix(&weight, 0);
-                tensor(product::multiply(left, right, |_, _| ()), shape)
+            if profitable(inputs, outputs) {
+                let dy = MatRef::row_major(values(&dy), outputs);
+                tensor(multiply(dy, matrix(&weight).transposed(), |_, _| ()), shape)
             } else {
                 Flex::float_matmul(two(&dy), weight.transpose(0, 1)).reshape(shape)
             }

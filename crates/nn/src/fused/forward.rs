@@ -10,7 +10,7 @@ use burn::{
     backend::{Flex, flex::FlexTensor, ops::FloatTensorOps, tensor::FloatTensor},
     tensor::{Shape, TensorData},
 };
-use opensora_gemm::{self as product, Factor};
+use opensora_gemm::{MatRef, multiply, profitable};
 
 impl Fused for Flex {
     fn fused_linear(
@@ -121,12 +121,12 @@ fn linear(
     shape[last] = bias.len();
     let (rows, _) = rows_and_width(x);
     let x = contiguous(x.clone());
-    let right = factor_of_matrix(weight, 1);
-    if product::is_worth_it(right.depth, bias.len()) {
-        let left = Factor::of_rows(values(&x), right.depth);
-        let y = product::multiply(
-            left,
-            right,
+    let weight_view = matrix(weight);
+    let inputs = weight_view.rows();
+    if profitable(inputs, bias.len()) {
+        let y = multiply(
+            MatRef::row_major(values(&x), inputs),
+            weight_view,
             #[inline(always)]
             |column, run| {
                 let bias = &bias[column..][..run.len()];
@@ -137,19 +137,15 @@ fn linear(
         );
         return tensor(y, shape);
     }
-    let y = Flex::float_matmul(x.reshape(Shape::from([rows, right.depth])), weight.clone());
+    let y = Flex::float_matmul(x.reshape(Shape::from([rows, inputs])), weight.clone());
     change(y.reshape(shape), |y| passes::add_to_rows(y, bias, finish))
 }
 
-/// A matrix of any layout as a factor whose lines go along `axis`.
-pub(super) fn factor_of_matrix(x: &FlexTensor, axis: usize) -> Factor<'_> {
+/// A matrix of any layout.
+pub(super) fn matrix(x: &FlexTensor) -> MatRef<'_> {
     let layout = x.layout();
     let stride = |axis: usize| usize::try_from(layout.strides()[axis]).expect("no flipped weights");
-    Factor {
-        values: &x.storage()[layout.start_offset()..],
-        lines: layout.shape()[axis],
-        depth: layout.shape()[1 - axis],
-        line_stride: stride(axis),
-        depth_stride: stride(1 - axis),
-    }
+    let [rows, columns] = [layout.shape()[0], layout.shape()[1]];
+    let values = &x.storage()[layout.start_offset()..];
+    MatRef::with_strides(values, [rows, columns], [stride(0), stride(1)])
 }

@@ -16,7 +16,7 @@ use burn::{
     backend::flex::{FlexTensor, Layout},
     tensor::Shape,
 };
-use opensora_gemm::Factor;
+use opensora_gemm::MatRef;
 
 /// Sequences of tokens, and their heads in a tensor `[.., W]` in one piece: seen as `[B, G, H, N, D]`, N
 /// tokens in G groups of each sample.
@@ -58,26 +58,10 @@ impl Place {
         x.clone().with_layout(layout)
     }
 
-    /// One head of `count` tokens from `token` of a sequence on, tokens as lines.
-    fn tokens(self, x: &[f32], at: [usize; 3], token: usize, count: usize) -> Factor<'_> {
-        Factor {
-            values: &x[self.first_value(at, token)..],
-            lines: count,
-            depth: self.dim,
-            line_stride: self.strides[1] * self.width,
-            depth_stride: 1,
-        }
-    }
-
-    /// One head of `count` tokens from `token` of a sequence on, channels as lines.
-    fn channels(self, x: &[f32], at: [usize; 3], token: usize, count: usize) -> Factor<'_> {
-        Factor {
-            values: &x[self.first_value(at, token)..],
-            lines: self.dim,
-            depth: count,
-            line_stride: 1,
-            depth_stride: self.strides[1] * self.width,
-        }
+    /// One head of `count` tokens from `token` of a sequence on, `[count, D]`.
+    fn head(self, x: &[f32], at: [usize; 3], token: usize, count: usize) -> MatRef<'_> {
+        let values = &x[self.first_value(at, token)..];
+        MatRef::with_strides(values, [count, self.dim], [self.strides[1] * self.width, 1])
     }
 
     /// Where the values of a head of a token begin.

@@ -20,8 +20,11 @@ const REFUSALS: [&str; 8] = [
     "as an ai",
 ];
 
-/// The caption in an answer; else, on one line, why there is none.
-pub(crate) fn caption(body: &[u8]) -> Result<String, String> {
+/// Returns the caption in an answer.
+///
+/// # Errors
+/// Returns one line that says why there is no caption.
+pub fn caption(body: &[u8]) -> Result<String, String> {
     let answer = parse(body)?;
     let choice = &answer["choices"][0];
     match choice["finish_reason"].as_str() {

@@ -1,6 +1,10 @@
 //! `opensora data caption`: captions by a vision model that a server holds.
 
-use crate::step_progress::{StepProgress, print_summary};
+use crate::{
+    options::Report,
+    output,
+    step_progress::{StepProgress, print_summary},
+};
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use opensora::{
@@ -19,52 +23,57 @@ use serde_json::{Map, Value};
 use std::{path::PathBuf, time::Duration};
 
 #[derive(ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  opensora data caption --data kept.csv -o captioned.csv --endpoint http://localhost:8000 --model llava
+  opensora data caption --data kept.csv -o captioned.csv --endpoint https://api.openai.com \\
+        --key-env OPENAI_API_KEY --model gpt-4o-mini --frames grid --dry-run")]
 pub(crate) struct Args {
     /// Table of clips (CSV); rows that have a caption are kept as they are
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Table of the clips with captions (CSV); those without are listed beside it (.failed.csv), and
-    /// a shard's number is put before the ending
-    #[arg(long)]
+    /// Table of the clips with captions (CSV); clips without are listed beside it (.failed.csv), and
+    /// the number of a --shard is put before the ending
+    #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
-    /// Address of a server that answers as OpenAI's does, such as http://localhost:8000, with or
-    /// without /v1/chat/completions
-    #[arg(long)]
+    /// Address of a server with OpenAI's API, such as http://localhost:8000, with or without
+    /// /v1/chat/completions
+    #[arg(long, value_name = "URL")]
     endpoint: String,
-    /// Name of a vision model, as the server knows it
-    #[arg(long)]
+    /// Name of a vision model on that server
+    #[arg(long, value_name = "NAME")]
     model: String,
-    /// Variable of the environment that holds the server's key, such as OPENAI_API_KEY [default: no
-    /// key is sent]
+    /// Environment variable that holds the server's key, such as OPENAI_API_KEY [default: no key is
+    /// sent]
     #[arg(long, value_name = "VARIABLE")]
     key_env: Option<String>,
-    /// How the frames of a clip are handed over
+    /// How the frames of a clip are sent
     #[arg(long, value_enum, default_value_t = FramesName::Multi)]
     frames: FramesName,
-    /// Where in a clip its frames are taken, 0 to 1
+    /// Positions of the frames in a clip, from 0 (start) to 1 (end)
     #[arg(long, value_delimiter = ',', default_values_t = PictureSpec::default().positions)]
     positions: Vec<f64>,
-    /// Pixels that the longer side of a frame has at most
+    /// Largest width and height of a frame in pixels
     #[arg(long, default_value_t = PictureSpec::default().max_side)]
     max_side: usize,
-    /// Quality of the JPEG, 1 to 100
+    /// JPEG quality, from 1 to 100
     #[arg(long, default_value_t = PictureSpec::default().quality)]
     quality: u8,
-    /// File with another prompt: {frames} in it becomes a phrase that says what the model is given,
-    /// and {num_frames} the number of frames
-    #[arg(long)]
+    /// File with the prompt: {frames} in it becomes a phrase that describes the images, {num_frames}
+    /// the number of frames [default: a built-in prompt]
+    #[arg(long, value_name = "FILE")]
     prompt: Option<PathBuf>,
-    /// How freely the model words its answers; 0 is the likeliest wording
+    /// Sampling temperature of the model; 0 gives the likeliest wording
     #[arg(long, default_value_t = 0.2)]
     temperature: f64,
-    /// Tokens of a caption, at most; answers that are cut off count as failed
+    /// Largest number of tokens of a caption; longer answers count as failed
     #[arg(long, default_value_t = 300)]
     max_tokens: u32,
     /// More fields of the request as a JSON object, null to leave one out; newer models of OpenAI
-    /// want {"max_tokens": null, "max_completion_tokens": 300}
+    /// need {"max_tokens": null, "max_completion_tokens": 300}
     #[arg(long, value_name = "JSON", value_parser = parse_object)]
     extra: Option<JsonObject>,
-    /// Clips worked on at once
+    /// Clips captioned at once
     #[arg(long, default_value_t = 4)]
     parallel: usize,
     /// Seconds to wait for a connection
@@ -73,36 +82,32 @@ pub(crate) struct Args {
     /// Seconds to wait for a whole answer
     #[arg(long, default_value_t = Timeouts::default().answer.as_secs())]
     answer_timeout: u64,
-    /// Attempts at a clip where the server is busy or breaks off
+    /// Attempts per clip if the server is busy or closes the connection
     #[arg(long, default_value_t = 6)]
     attempts: u32,
-    /// Caption rows that have a caption as well
+    /// Replace captions that rows have already
     #[arg(long)]
     recaption: bool,
-    /// Part of the rows, such as 0/4
-    #[arg(long, default_value_t = Shard::WHOLE)]
+    /// Share i of n of the rows, such as 0/4, for several machines
+    #[arg(long, default_value_t = Shard::WHOLE, value_name = "I/N")]
     shard: Shard,
-    /// Try rows again that got no caption before
+    /// Retry rows that got no caption in an earlier run
     #[arg(long)]
     retry_failed: bool,
-    /// Print the request of the first row, its pictures shortened, and send nothing
+    /// Print the request of the first row, images shortened, and send nothing
     #[arg(long)]
     dry_run: bool,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
-    /// No progress
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    report: Report,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum FramesName {
-    /// A picture each; vLLM wants to be started for it (--limit-mm-per-prompt)
+    /// One image per frame; vLLM must be started for it (--limit-mm-per-prompt)
     Multi,
-    /// Side by side in one picture
+    /// Side by side in one image
     Grid,
-    /// The first of the positions alone
+    /// The first of the positions only
     First,
 }
 
@@ -136,18 +141,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.dry_run {
         let request = preview(&input, &spec, &options)?
             .context("no row without a caption has a clip that can be read")?;
-        eprintln!("POST {}", endpoint.address());
-        println!("{request:#}");
-        return Ok(());
+        output::message(format_args!("POST {}", endpoint.address()));
+        return Ok(output::line(format_args!("{request:#}"))?);
     }
     let out = shard_path(&args.out, args.shard);
-    let mut progress = StepProgress::new(args.quiet, "captions");
+    let mut progress = StepProgress::new(args.report.quiet, "captions");
     let done = caption(&input, &out, &spec, &endpoint, &options, &mut progress);
     progress.finish();
     let done = done?;
     done.tables.write(&out)?;
-    print_summary(&done.summary(), "captioned", &out, args.json);
-    Ok(())
+    Ok(print_summary(&done.summary(), "captioned", &out, args.report.json)?)
 }
 
 fn spec(args: &Args) -> anyhow::Result<CaptionSpec> {

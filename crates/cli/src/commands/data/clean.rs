@@ -1,6 +1,10 @@
 //! `opensora data clean`: captions without openings, rows without gaps, frames counted anew.
 
-use crate::step_progress::StepProgress;
+use crate::{
+    options::Report,
+    output::{self, OutputError},
+    step_progress::StepProgress,
+};
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use opensora::{
@@ -14,57 +18,57 @@ use serde_json::json;
 use std::path::PathBuf;
 
 #[derive(ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  opensora data clean --data captioned.csv -o train.csv
+  opensora data clean --data captioned.csv -o train.csv --relength --workers 8 --absolute")]
 pub(crate) struct Args {
-    /// Table to clean (CSV, or Parquet where the program was built with it)
-    #[arg(long)]
+    /// Table to clean (CSV, or Parquet if this build supports it)
+    #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Cleaned table; rows that are dropped are listed beside it (.failed.csv)
-    #[arg(long)]
+    /// Cleaned table; dropped rows are listed beside it (.failed.csv)
+    #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
-    /// Folder that relative paths of --data start from [default: the folder of --data]
-    #[arg(long)]
+    /// Folder of the relative paths in --data [default: the folder of --data]
+    #[arg(long, value_name = "FOLDER")]
     root: Option<PathBuf>,
-    /// File of caption openings to drop, one a line, instead of the built-in ones
-    #[arg(long, conflicts_with = "keep_openings")]
+    /// File of caption openings to remove, one a line, in place of the built-in ones
+    #[arg(long, value_name = "FILE", conflicts_with = "keep_openings")]
     openings: Option<PathBuf>,
     /// Keep openings such as "The video shows"
     #[arg(long)]
     keep_openings: bool,
-    /// What becomes of rows without caption
+    /// What to do with rows without caption
     #[arg(long, value_enum, default_value_t = Unfit::Drop)]
     empty: Unfit,
-    /// What becomes of rows whose file is missing or, with --relength, unreadable
+    /// What to do with rows whose file is missing or, with --relength, unreadable
     #[arg(long, value_enum, default_value_t = Unfit::Drop)]
     missing: Unfit,
-    /// Count the frames of each file anew, by decoding it
+    /// Count the frames of each file again by decoding it
     #[arg(long)]
     relength: bool,
-    /// Files that are read at once, with --relength
+    /// Files decoded at once, with --relength
     #[arg(long, default_value_t = 1)]
     workers: usize,
-    /// Try files again that could not be read before
+    /// Retry files that could not be read in an earlier run
     #[arg(long)]
     retry_failed: bool,
-    /// Name files by their absolute paths
+    /// Write absolute paths
     #[arg(long, conflicts_with = "relative_to")]
     absolute: bool,
-    /// Name files relative to this folder [default: the folder of --out]
-    #[arg(long)]
+    /// Write paths relative to this folder [default: the folder of --out]
+    #[arg(long, value_name = "FOLDER")]
     relative_to: Option<PathBuf>,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
-    /// No progress
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    report: Report,
 }
 
 /// What becomes of rows that are not as they should be; both are listed.
 #[derive(Clone, Copy, ValueEnum)]
 enum Unfit {
-    /// They are left out.
+    /// Leave them out and list them
     Drop,
-    /// They are kept.
+    /// Keep them and list them
     List,
 }
 
@@ -99,20 +103,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         },
     };
     let job = Job { out: &args.out, workers: args.workers, retry_failed: args.retry_failed };
-    let mut progress = StepProgress::new(args.quiet, "counting");
+    let mut progress = StepProgress::new(args.report.quiet, "counting");
     let cleaned = clean::clean(&input, &settings, &job, &mut progress);
     progress.finish();
-    print(&cleaned?, args);
-    Ok(())
+    Ok(print(&cleaned?, args)?)
 }
 
-fn print(counts: &Counts, args: &Args) {
+fn print(counts: &Counts, args: &Args) -> Result<(), OutputError> {
     let list = (counts.listed > 0).then(|| failed_path(&args.out));
-    if args.json {
-        println!("{}", json!({ "counts": counts, "out": args.out, "failed_out": list }));
-        return;
+    if args.report.json {
+        return output::json(&json!({ "counts": counts, "out": args.out, "failed_out": list }));
     }
-    println!("{} of {} rows: {}", counts.written, counts.rows, args.out.display());
+    let Counts { written, rows, .. } = counts;
+    output::line(format_args!("{written} of {rows} rows: {}", args.out.display()))?;
     for (count, what) in [
         (counts.openings, "captions lost their opening"),
         (counts.spaces, "captions lost superfluous spaces"),
@@ -123,10 +126,12 @@ fn print(counts: &Counts, args: &Args) {
         (counts.elsewhere, "files lie elsewhere and are named by their absolute paths"),
     ] {
         if count > 0 {
-            println!("  {count} {what}");
+            output::line(format_args!("  {count} {what}"))?;
         }
     }
     if let Some(list) = list {
-        println!("{} rows are listed with reasons: {}", counts.listed, list.display());
+        let (listed, list) = (counts.listed, list.display());
+        output::line(format_args!("{listed} rows are listed with reasons: {list}"))?;
     }
+    Ok(())
 }

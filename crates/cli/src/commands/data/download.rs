@@ -1,6 +1,6 @@
 //! `opensora data download`: videos of a public list.
 
-use crate::step_progress::StepProgress;
+use crate::{options::Report, output, step_progress::StepProgress};
 use clap::Args as ClapArgs;
 use opensora::prepare::{
     download::{
@@ -13,45 +13,50 @@ use serde_json::json;
 use std::{path::PathBuf, time::Duration};
 
 #[derive(ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  opensora data download --list panda70m_training_2m.csv --videos videos -o clips.csv --limit 1000
+  opensora data download --list urls.csv --videos videos -o clips.csv --accept-license --parallel 8")]
 pub(crate) struct Args {
     /// List of videos: Panda-70M (CSV), HD-VG-130M (JSON), or a CSV with a column url
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     list: PathBuf,
-    /// Kind of the list: csv, panda-70m or hd-vg-130m [default: seen in the list]
-    #[arg(long)]
+    /// Format of the list: csv, panda-70m or hd-vg-130m [default: detected]
+    #[arg(long, value_name = "FORMAT")]
     list_format: Option<ListFormat>,
-    /// Records of the list that are left out at its start
+    /// Records to skip at the start of the list
     #[arg(long, default_value_t = 0)]
     offset: usize,
-    /// Records of the list from there [default: all]; memory holds so many
+    /// Records to read from there; all are held in memory [default: all]
     #[arg(long)]
     limit: Option<usize>,
-    /// Part i of n of the videos, such as 0/8; each part with an --out of its own
-    #[arg(long, default_value = "0/1")]
+    /// Share i of n of the videos, such as 0/8, for several machines; each needs its own --out
+    #[arg(long, default_value = "0/1", value_name = "I/N")]
     shard: Shard,
     /// Folder of the videos
-    #[arg(long)]
+    #[arg(long, value_name = "FOLDER")]
     videos: PathBuf,
-    /// Manifest of the clips (CSV); what failed is listed beside it
-    #[arg(long)]
+    /// Table of the clips (CSV); failed rows are listed beside it
+    #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
-    /// Accept the terms of the list and of the hosts; without, nothing is fetched and they are shown
+    /// Accept the terms of the list and of the hosts; without it the terms are shown and nothing is
+    /// downloaded
     #[arg(long)]
     accept_license: bool,
-    /// What is allowed with the videos, where neither the list nor this program knows
-    #[arg(long)]
+    /// Licence of the videos, if neither the list nor this program knows it
+    #[arg(long, value_name = "TEXT")]
     licence: Option<String>,
-    /// Videos fetched at once
+    /// Videos downloaded at once
     #[arg(long, default_value_t = 4)]
     parallel: usize,
-    /// Largest file in bytes
-    #[arg(long)]
+    /// Largest size of a file in bytes [default: unlimited]
+    #[arg(long, value_name = "BYTES")]
     max_bytes: Option<u64>,
-    /// Requests a second of all workers together
-    #[arg(long)]
+    /// Requests per second of all workers together [default: unlimited]
+    #[arg(long, value_name = "N")]
     requests_per_second: Option<f64>,
-    /// Bytes a second of all workers together
-    #[arg(long)]
+    /// Bytes per second of all workers together [default: unlimited]
+    #[arg(long, value_name = "BYTES")]
     bytes_per_second: Option<u64>,
     /// Seconds to wait for a connection
     #[arg(long, default_value_t = 20)]
@@ -59,27 +64,23 @@ pub(crate) struct Args {
     /// Seconds to wait for the next bytes
     #[arg(long, default_value_t = 60)]
     idle_timeout: u64,
-    /// Attempts at a video
+    /// Attempts per video
     #[arg(long, default_value_t = 5)]
     attempts: u32,
-    /// Try videos again that failed in an earlier run
+    /// Retry videos that failed in an earlier run
     #[arg(long)]
     retry_failed: bool,
-    /// The program for videos on YouTube
-    #[arg(long, default_value = "yt-dlp")]
+    /// Program that downloads videos from YouTube
+    #[arg(long, default_value = "yt-dlp", value_name = "PROGRAM")]
     yt_dlp: PathBuf,
-    /// Format of videos on YouTube, as yt-dlp's option -f has it
-    #[arg(long, default_value = FORMAT)]
+    /// Format of videos from YouTube, in the syntax of yt-dlp's option -f
+    #[arg(long, default_value = FORMAT, value_name = "FORMAT")]
     yt_dlp_format: String,
     /// One more argument for yt-dlp, such as --yt-dlp-arg=--cookies --yt-dlp-arg=cookies.txt
-    #[arg(long, allow_hyphen_values = true)]
+    #[arg(long, allow_hyphen_values = true, value_name = "ARGUMENT")]
     yt_dlp_arg: Vec<String>,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
-    /// No progress
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    report: Report,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -89,35 +90,34 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     };
     let part = Part { offset: args.offset, limit: args.limit, shard: args.shard };
     let list = List::read(&args.list, format, part)?;
-    let mut bar = StepProgress::new(args.quiet, "fetching");
+    let mut bar = StepProgress::new(args.report.quiet, "fetching");
     bar.line(&format!("{} videos, {} clips", list.videos(), list.clips()));
     let downloaded = download(&list, &spec(args), &args.out, &mut bar);
     bar.finish();
     let downloaded = downloaded?;
     if let Some(reason) = &downloaded.no_yt_dlp {
-        eprintln!("{reason}: they are listed as failed, fetch them later with --retry-failed");
+        output::message(format_args!(
+            "{reason}: they are listed as failed, download them later with --retry-failed"
+        ));
     }
     let failures = failed_path(&args.out);
-    if args.json {
-        println!(
-            "{}",
-            json!({
-                "videos": downloaded.videos, "clips": downloaded.clips,
-                "bytes": downloaded.bytes, "failed": downloaded.failed,
-                "out": args.out, "failures": failures,
-            })
-        );
-    } else {
-        println!(
-            "{} videos, {} clips, {} bytes: {}",
-            downloaded.videos,
-            downloaded.clips,
-            downloaded.bytes,
-            args.out.display()
-        );
-        if downloaded.failed > 0 {
-            println!("{} rows failed: {}", downloaded.failed, failures.display());
-        }
+    if args.report.json {
+        output::json(&json!({
+            "videos": downloaded.videos, "clips": downloaded.clips,
+            "bytes": downloaded.bytes, "failed": downloaded.failed,
+            "out": args.out, "failures": failures,
+        }))?;
+        return Ok(());
+    }
+    output::line(format_args!(
+        "{} videos, {} clips, {} bytes: {}",
+        downloaded.videos,
+        downloaded.clips,
+        downloaded.bytes,
+        args.out.display()
+    ))?;
+    if downloaded.failed > 0 {
+        output::line(format_args!("{} rows failed: {}", downloaded.failed, failures.display()))?;
     }
     Ok(())
 }

@@ -1,10 +1,15 @@
 //! `opensora data encode`: a cache of latents and prompt states.
 
-use crate::{commands::sample::parse_size, open_device, progress::Progress};
+use crate::{
+    commands::sample::parse_size,
+    options::{DeviceName, Report},
+    output,
+    progress::Progress,
+    stop,
+};
 use anyhow::Context;
 use clap::Args as ClapArgs;
 use opensora::{
-    ModelFiles,
     data::{
         ClipDataset, ClipSpec, Manifest,
         cache::{self, CacheJob, CacheKey},
@@ -12,14 +17,20 @@ use opensora::{
     },
     model_files::PartPaths,
 };
+use serde_json::json;
 use std::path::PathBuf;
 
 #[derive(ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  opensora data encode --data clips.csv --model demo -o cache --num-frames 16 --image-size 64x64
+  opensora data encode --data clips.csv --vae sd-vae-ft-ema --t5 t5-v1_1-xxl -o cache \\
+        --num-frames 16 --frame-interval 3 --image-size 256x256 --horizontal-flip")]
 pub(crate) struct Args {
     /// Manifest of clips and captions (CSV)
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Model whose VAE and text encoder are taken: demo, a preset or a folder with a model.json
+    /// Model whose VAE and text encoder encode: demo, a preset or a folder with a model.json
     #[arg(long, required_unless_present_all = ["vae", "t5"])]
     model: Option<String>,
     /// Folder or file of the VAE [default: the model's]
@@ -29,47 +40,49 @@ pub(crate) struct Args {
     #[arg(long)]
     t5: Option<PathBuf>,
     /// Folder that holds the files of a preset [default: pretrained_models]
-    #[arg(long)]
+    #[arg(long, value_name = "FOLDER")]
     weights_dir: Option<PathBuf>,
-    /// Folder of the cache
+    /// Let the paths in a model.json lead anywhere, not only into its folder and below the working
+    /// directory
     #[arg(long)]
+    allow_outside_paths: bool,
+    /// Folder of the cache
+    #[arg(long, short, alias = "output", value_name = "FOLDER")]
     out: PathBuf,
     /// Frames of a clip
     #[arg(long)]
     num_frames: usize,
-    /// Frames of the file between two of a clip
+    /// Distance of two frames of a clip in frames of the file
     #[arg(long, default_value_t = 1)]
     frame_interval: usize,
     /// Height and width in pixels, such as 256x256
-    #[arg(long, value_parser = parse_size)]
+    #[arg(long, value_parser = parse_size, value_name = "HxW")]
     image_size: [usize; 2],
     /// Mirror clips at random
     #[arg(long)]
     horizontal_flip: bool,
-    /// Windows and flips that are drawn of each clip; epochs take them in turn
+    /// Random windows and flips per clip; epochs alternate between them
     #[arg(long, default_value_t = 1)]
     variants: u64,
     /// Seed of windows and flips
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// Tokens that captions are cut to
+    /// Largest number of tokens of a caption; longer captions are cut
     #[arg(long, default_value_t = 120)]
     max_length: usize,
-    /// Frames that the VAE takes at once
+    /// Frames that the VAE processes at once [default: all of a clip]
     #[arg(long)]
     micro_batch: Option<usize>,
-    /// Megabytes after which a shard ends; as many are held in memory
+    /// Size of a shard in megabytes; one shard is held in memory
     #[arg(long, visible_alias = "shard-size-mb", default_value_t = 1024)]
     shard_size: usize,
-    /// Bad rows that are left out before it is an error
+    /// Bad rows to leave out before the command fails
     #[arg(long, default_value_t = 0)]
     skip_bad: usize,
-    /// Device, such as flex, cuda:0 or vulkan (see `opensora devices`)
-    #[arg(long)]
-    device: Option<String>,
-    /// No progress
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    device: DeviceName,
+    #[command(flatten)]
+    report: Report,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -81,7 +94,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         variants: Some(args.variants),
     };
     let dataset = ClipDataset::new(Manifest::read(&args.data)?, clip.clone(), args.seed)?;
-    let device = open_device(args.device.as_deref())?;
+    let device = args.device.open()?;
     let (vae, t5) = parts(args)?;
     let encoder = ClipEncoder::load(&vae, &t5, args.max_length, args.micro_batch, &device)?;
     let key = CacheKey::new(&clip, args.seed, args.max_length, &vae, &t5)?;
@@ -91,23 +104,30 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         key: &key,
         shard_bytes: args.shard_size.max(1).saturating_mul(1 << 20),
     };
-    let mut progress = Progress::new(args.quiet);
+    let mut progress = Progress::new(args.report.quiet);
+    stop::listen();
     let mut total = 0;
     let written = cache::write_skipping(&job, &args.out, args.skip_bad, |done, rows| {
         total = rows;
         progress.advance("encoding", done, rows);
+        stop::flow()
     });
     progress.finish();
     let bad = written?;
     for (row, reason) in &bad {
         let path = dataset.manifest().rows[*row].path.display();
-        eprintln!("left out: row {}: {path}: {reason}", row + 1);
+        output::message(format_args!("left out: row {}: {path}: {reason}", row + 1));
     }
-    println!("encoded {} rows: {}", total - bad.len(), args.out.display());
+    let rows = total - bad.len();
+    if args.report.json {
+        output::json(&json!({ "rows": rows, "left_out": bad.len(), "out": args.out }))?;
+    } else {
+        output::line(format_args!("encoded {rows} rows: {}", args.out.display()))?;
+    }
     Ok(())
 }
 
-/// Where VAE and text encoder lie.
+/// Returns the paths of the VAE and the text encoder.
 fn parts(args: &Args) -> anyhow::Result<(PathBuf, PathBuf)> {
     if let (Some(vae), Some(t5)) = (&args.vae, &args.t5) {
         return Ok((vae.clone(), t5.clone()));
@@ -117,7 +137,8 @@ fn parts(args: &Args) -> anyhow::Result<(PathBuf, PathBuf)> {
         t5: args.t5.clone(),
         vae: args.vae.clone(),
         weights_dir: args.weights_dir.clone(),
+        policy: crate::model::policy(args.allow_outside_paths)?,
     };
-    let files = ModelFiles::resolve(model, &paths).context("--model")?;
+    let files = crate::model::resolve(model, &paths)?;
     Ok((files.vae, files.t5))
 }

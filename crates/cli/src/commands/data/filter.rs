@@ -1,6 +1,6 @@
 //! `opensora data filter`: which clips a model shall learn from.
 
-use crate::step_progress::StepProgress;
+use crate::{options::Report, output, step_progress::StepProgress};
 use clap::{
     Arg, ArgAction, ArgMatches, Args as ClapArgs, Command, FromArgMatches, ValueEnum, value_parser,
 };
@@ -14,59 +14,62 @@ use opensora::{
 use std::path::PathBuf;
 
 #[derive(ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  opensora data filter --data clips.csv -o kept.csv --min-motion 0.002 --min-short-side 256 --duplicates
+  opensora data filter --data clips.csv -o scored.csv --score-only --model aesthetic=model.onnx
+  opensora data filter --data scored.csv -o kept.csv --min matching_score=0.4")]
 pub(crate) struct Args {
-    /// Manifest of clips (CSV)
-    #[arg(long)]
+    /// Table of clips (CSV)
+    #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Manifest of the clips that stay; beside it <stem>.dropped.csv and <stem>.failed.csv
-    #[arg(long)]
+    /// Table of the clips that are kept; <stem>.dropped.csv and <stem>.failed.csv are written beside
+    /// it
+    #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
     bounds: Bounds,
     /// Drop near-duplicates
     #[arg(long)]
     duplicates: bool,
-    /// Bits of 64 in which near-duplicates may differ, in the mean over five moments
-    #[arg(long, default_value_t = 6.0, requires = "duplicates", value_parser = parse_bits)]
+    /// Largest distance of near-duplicates: mean over five frames of the bits, of 64, that differ
+    #[arg(long, default_value_t = 6.0, requires = "duplicates", value_parser = parse_bits, value_name = "BITS")]
     max_distance: f64,
-    /// Which of several near-duplicates stays
+    /// Which of several near-duplicates is kept
     #[arg(long, value_enum, default_value_t = KeepName::Longest, requires = "duplicates")]
     keep: KeepName,
     /// ONNX model that scores clips, such as aesthetic=model.onnx or
     /// text_overlay=model.onnx,size=224x224,mean=0.5/0.5/0.5,std=0.5/0.5/0.5,output=0,element=1;
-    /// several times for several models
+    /// repeat for several models
     #[arg(long, value_name = "COLUMN=FILE[,...]")]
     model: Vec<OnnxSpec>,
-    /// Write all columns and drop nothing; the report says what would have been dropped
+    /// Write all columns and drop nothing; the report counts what would have been dropped
     #[arg(long)]
     score_only: bool,
-    /// Measure what has columns already as well
+    /// Measure values again that the table has already
     #[arg(long)]
     measure_again: bool,
-    /// Where measures are kept, so that other bounds cost no second look at the files
+    /// File that keeps the measurements, so that other bounds need no second pass over the files
     /// [default: <stem>.journal.jsonl beside --out]
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
-    /// Part of the files, such as 0/8; join the parts' tables before near-duplicates are dropped
-    #[arg(long, default_value_t = Shard::WHOLE)]
+    /// Share i of n of the files, such as 0/8, for several machines; merge their tables before
+    /// near-duplicates are dropped
+    #[arg(long, default_value_t = Shard::WHOLE, value_name = "I/N")]
     shard: Shard,
-    /// Files measured at once [default: one for each core]
+    /// Files measured at once [default: one per core]
     #[arg(long)]
     workers: Option<usize>,
-    /// Try files again that could not be read in an earlier run
+    /// Retry files that could not be read in an earlier run
     #[arg(long)]
     retry_failed: bool,
-    /// Print the report as JSON
-    #[arg(long)]
-    json: bool,
-    /// No progress
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    report: Report,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum KeepName {
-    /// The first in the manifest
+    /// The first in the table
     First,
     /// The longest, then the largest, then the first
     Longest,
@@ -78,16 +81,21 @@ const BOUNDS: [(&str, &str, &str, &str); 15] = [
     ("text_characters", "min-text-characters", "max-text-characters", "characters of the caption"),
     ("text_words", "min-text-words", "max-text-words", "words of the caption"),
     ("num_frames", "min-frames", "max-frames", "frames"),
-    ("fps", "min-fps", "max-fps", "frames a second"),
-    ("duration", "min-duration", "max-duration", "seconds"),
-    ("short_side", "min-short-side", "max-short-side", "pixels of the shorter side"),
+    ("fps", "min-fps", "max-fps", "frames per second"),
+    ("duration", "min-duration", "max-duration", "duration in seconds"),
+    ("short_side", "min-short-side", "max-short-side", "shorter side in pixels"),
     ("pixels", "min-pixels", "max-pixels", "width times height"),
-    ("aspect_ratio", "min-aspect-ratio", "max-aspect-ratio", "width by height"),
-    ("motion", "min-motion", "max-motion", "mean difference of neighbouring frames, 0 to 1"),
-    ("flow", "min-flow", "max-flow", "optical flow in shorter sides a frame"),
-    ("brightness", "min-brightness", "max-brightness", "mean luma, 0 to 1"),
-    ("dark_share", "min-dark-share", "max-dark-share", "part of the frames that are dark"),
-    ("bright_share", "min-bright-share", "max-bright-share", "part of the frames that are bright"),
+    ("aspect_ratio", "min-aspect-ratio", "max-aspect-ratio", "width divided by height"),
+    ("motion", "min-motion", "max-motion", "mean difference of neighbouring frames, from 0 to 1"),
+    ("flow", "min-flow", "max-flow", "optical flow per frame as a fraction of the shorter side"),
+    ("brightness", "min-brightness", "max-brightness", "mean luma, from 0 to 1"),
+    ("dark_share", "min-dark-share", "max-dark-share", "fraction of dark frames, from 0 to 1"),
+    (
+        "bright_share",
+        "min-bright-share",
+        "max-bright-share",
+        "fraction of bright frames, from 0 to 1",
+    ),
     ("aesthetic", "min-aesthetic", "max-aesthetic", "score of a --model of this column"),
     ("text_overlay", "min-text-overlay", "max-text-overlay", "score of a --model of this column"),
 ];
@@ -102,10 +110,10 @@ impl ClapArgs for Bounds {
             number.value_parser(value_parser!(f64)).help_heading("Bounds")
         };
         for (_, min, max, what) in BOUNDS {
-            command = command.arg(number(min).help(format!("Least {what}")));
-            command = command.arg(number(max).help(format!("Most {what}")));
+            command = command.arg(number(min).help(format!("Smallest {what}")));
+            command = command.arg(number(max).help(format!("Largest {what}")));
         }
-        for (name, what) in [("min", "Least"), ("max", "Greatest")] {
+        for (name, what) in [("min", "Smallest"), ("max", "Largest")] {
             command = command.arg(
                 Arg::new(name)
                     .long(name)
@@ -185,15 +193,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         ..Job::new(&args.out)
     };
     let table = Table::read(&args.data)?;
-    let mut progress = StepProgress::new(args.quiet, "measuring");
+    let mut progress = StepProgress::new(args.report.quiet, "measuring");
     let report = filter::run(&table, &job, &mut progress);
     progress.finish();
     let report = report?;
-    if args.json {
-        println!("{}", serde_json::to_string(&report)?);
+    if args.report.json {
+        output::json(&report)?;
     } else {
-        println!("{report}");
-        println!("written: {}", args.out.display());
+        output::line(&report)?;
+        output::line(format_args!("written: {}", args.out.display()))?;
     }
     Ok(())
 }

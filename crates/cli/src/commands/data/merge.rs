@@ -1,5 +1,6 @@
 //! `opensora data merge`: several tables in one.
 
+use crate::{options::Report, output, stop};
 use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use opensora::{
@@ -13,27 +14,30 @@ use serde_json::json;
 use std::path::PathBuf;
 
 #[derive(ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  opensora data merge clips.0-of-2.csv clips.1-of-2.csv -o clips.csv
+  opensora data merge old.csv new.csv -o all.csv --keep last")]
 pub(crate) struct Args {
-    /// Tables to merge, in this order (CSV, or Parquet where the program was built with it)
-    #[arg(required = true)]
+    /// Tables to merge, in this order (CSV, or Parquet if this build supports it)
+    #[arg(required = true, value_name = "TABLE")]
     data: Vec<PathBuf>,
-    /// Merged table; rows that are dropped are listed beside it (.failed.csv)
-    #[arg(long)]
+    /// Merged table; dropped rows are listed beside it (.failed.csv)
+    #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
-    /// Which row stays where several are of one file [default: none, it is an error]
+    /// Which of several rows of one file is kept [default: none, they are an error]
     #[arg(long, value_enum)]
     keep: Option<Which>,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    report: Report,
 }
 
 /// Which of several rows.
 #[derive(Clone, Copy, ValueEnum)]
 enum Which {
-    /// The first.
+    /// The first
     First,
-    /// The last.
+    /// The last
     Last,
 }
 
@@ -51,21 +55,22 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         None => merged.context("say which row stays (--keep first or --keep last)")?,
         Some(_) => merged?,
     };
+    stop::listen();
     merged.write(&args.out)?;
 
     let (rows, dropped) = (merged.output.len(), merged.dropped.len());
     let list = (dropped > 0).then(|| failed_path(&args.out));
-    if args.json {
-        let object = json!({
+    if args.report.json {
+        output::json(&json!({
             "tables": tables.len(), "rows": rows, "dropped": dropped,
             "out": args.out, "failed_out": list,
-        });
-        println!("{object}");
+        }))?;
         return Ok(());
     }
-    println!("{rows} rows of {} tables: {}", tables.len(), args.out.display());
+    output::line(format_args!("{rows} rows of {} tables: {}", tables.len(), args.out.display()))?;
     if let Some(list) = list {
-        println!("{dropped} rows of files that come again were dropped: {}", list.display());
+        let list = list.display();
+        output::line(format_args!("{dropped} duplicate rows were dropped: {list}"))?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `opensora data preview`: clips and captions to look at, on one sheet.
 
-use crate::progress::Progress;
+use crate::{options::Report, output, progress::Progress, stop};
 use opensora::{
     manifest::Table,
     prepare::preview::{Choice, save},
@@ -10,12 +10,16 @@ use std::path::PathBuf;
 
 /// Options of `opensora data preview`.
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  opensora data preview train.csv -o preview.html
+  opensora data preview train.csv -o preview.png --count 9 --seed 7")]
 pub(crate) struct Args {
-    /// Manifest (CSV)
-    #[arg(value_name = "MANIFEST")]
+    /// Table of clips (CSV)
+    #[arg(value_name = "TABLE")]
     manifest: PathBuf,
-    /// Sheet to write: .png (captions in Latin, Greek and Cyrillic letters) or .html (any script)
-    #[arg(long, short, value_name = "FILE")]
+    /// Page to write: .png (captions in Latin, Greek and Cyrillic letters) or .html (any script)
+    #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
     /// Rows to show
     #[arg(long, default_value_t = 16)]
@@ -23,31 +27,30 @@ pub(crate) struct Args {
     /// Seed of the choice of rows
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
-    /// No progress
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    report: Report,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let table = Table::read(&args.manifest)?;
+    stop::listen();
     let choice = Choice { count: args.count, seed: args.seed };
-    let mut progress = Progress::new(args.quiet);
+    let mut progress = Progress::new(args.report.quiet);
     let shown = save(&table, choice, &args.out, &mut |done, total| {
+        stop::end_if_asked();
         progress.advance("opening", done, total);
     });
     progress.finish();
     let shown = shown?;
-    if args.json {
-        let object = json!({ "out": args.out, "rows": shown.rows, "unreadable": shown.unreadable });
-        println!("{object}");
+    if args.report.json {
+        output::json(&json!({
+            "out": args.out, "rows": shown.rows, "unreadable": shown.unreadable,
+        }))?;
         return Ok(());
     }
     for bad in &shown.unreadable {
-        eprintln!("cannot be read: row {}: {}: {}", bad.row, bad.path, bad.reason);
+        let (row, path, reason) = (bad.row, &bad.path, &bad.reason);
+        output::message(format_args!("cannot be read: row {row}: {path}: {reason}"));
     }
-    println!("{} rows: {}", shown.rows, args.out.display());
-    Ok(())
+    Ok(output::line(format_args!("{} rows: {}", shown.rows, args.out.display()))?)
 }

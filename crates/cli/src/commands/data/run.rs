@@ -1,6 +1,6 @@
 //! `opensora data run`: all steps of a pipeline.
 
-use crate::step_progress::StepProgress;
+use crate::{options::Report, output, step_progress::StepProgress};
 use anyhow::Context;
 use clap::Args as ClapArgs;
 use opensora::prepare::{
@@ -12,22 +12,23 @@ use serde_json::json;
 use std::path::PathBuf;
 
 #[derive(ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  opensora data run --config pipeline.toml
+  opensora data run --config pipeline.toml --shard 0/4")]
 pub(crate) struct Args {
-    /// The steps and their settings (TOML)
-    #[arg(long)]
+    /// Settings file of the steps (TOML); it names the final table
+    #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Part of the rows, such as 0/4; its number is put before the ending of the final table
-    #[arg(long, default_value_t = Shard::WHOLE)]
+    /// Share i of n of the rows, such as 0/4, for several machines; the number is put before the
+    /// ending of the final table
+    #[arg(long, default_value_t = Shard::WHOLE, value_name = "I/N")]
     shard: Shard,
-    /// Try rows again that could not be used before
+    /// Retry rows that could not be used in an earlier run
     #[arg(long)]
     retry_failed: bool,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
-    /// No progress
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    report: Report,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -41,23 +42,26 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         shard: args.shard,
         retry_failed: args.retry_failed,
     };
-    let mut shown = StepProgress::new(args.quiet, "");
+    let mut shown = StepProgress::new(args.report.quiet, "");
     let done = pipeline::run(&stages, &job, &mut shown);
     shown.finish();
     let done = done?;
     let out = shard_path(&job.out, job.shard);
     let list = Some(failed_path(&out)).filter(|list| list.exists());
-    if args.json {
+    if args.report.json {
         let steps: Vec<_> = done.iter().map(|(name, numbers)| json!([name, numbers])).collect();
-        println!("{}", json!({"steps": steps, "out": out, "failed_out": list}));
+        output::json(&json!({ "steps": steps, "out": out, "failed_out": list }))?;
         return Ok(());
     }
-    for (name, Summary { input, output, failed }) in &done {
-        println!("{name}: {input} rows, {output} made of them, {failed} could not be used");
+    for (name, Summary { input, output: made, failed }) in &done {
+        output::line(format_args!(
+            "{name}: {input} rows in, {made} rows out, {failed} could not be used"
+        ))?;
     }
-    println!("{}", out.display());
+    output::line(out.display())?;
     if let Some(list) = list {
-        println!("rows that could not be used, with reasons: {}", list.display());
+        let list = list.display();
+        output::line(format_args!("rows that could not be used, with reasons: {list}"))?;
     }
     Ok(())
 }

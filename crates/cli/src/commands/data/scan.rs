@@ -1,6 +1,9 @@
 //! `opensora data scan`: a folder of videos as a table.
 
-use crate::step_progress::{StepProgress, print_summary};
+use crate::{
+    options::Report,
+    step_progress::{StepProgress, print_summary},
+};
 use clap::Args as ClapArgs;
 use opensora::{
     prepare::scan::{Found, Job, scan},
@@ -9,25 +12,25 @@ use opensora::{
 use std::path::PathBuf;
 
 #[derive(ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  opensora data scan videos/ -o videos.csv
+  opensora data scan videos/ extra.mp4 -o videos.csv --workers 8 --retry-failed")]
 pub(crate) struct Args {
     /// Folders of videos, and single files
-    #[arg(required = true, value_name = "FOLDER")]
+    #[arg(required = true, value_name = "PATH")]
     places: Vec<PathBuf>,
-    /// Table of the videos (CSV); those that cannot be opened are listed beside it (.failed.csv)
-    #[arg(long)]
+    /// Table of the videos (CSV); files that cannot be opened are listed beside it (.failed.csv)
+    #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
-    /// Files that are opened at once
+    /// Files opened at once
     #[arg(long, default_value_t = 4)]
     workers: usize,
-    /// Try files again that could not be opened before
+    /// Retry files that could not be opened in an earlier run
     #[arg(long)]
     retry_failed: bool,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
-    /// No progress
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    report: Report,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -38,12 +41,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         workers: args.workers,
         retry_failed: args.retry_failed,
     };
-    let mut progress = StepProgress::new(args.quiet, "scanning");
+    let mut progress = StepProgress::new(args.report.quiet, "scanning");
     if found.links > 0 {
         progress.line(&format!("links passed over: {}", found.links));
     }
     let scanned = scan(&found, &job, &mut progress);
     progress.finish();
-    print_summary(&scanned?, "videos", &args.out, args.json);
-    Ok(())
+    Ok(print_summary(&scanned?, "videos", &args.out, args.report.json)?)
 }

@@ -1,7 +1,12 @@
 //! `opensora data shots`: where one shot of a video ends and the next begins.
 
-use crate::progress::Progress;
-use anyhow::{Context, anyhow, ensure};
+use crate::{
+    options::Report,
+    output::{self, OutputError},
+    progress::Progress,
+    stop::{self, Stopped},
+};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
 use opensora::{
     files::write_atomically,
@@ -16,43 +21,45 @@ use std::{
 };
 
 #[derive(ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  opensora data shots video.mp4
+  opensora data shots video.mp4 --detector adaptive --stats scores.csv --json")]
 pub(crate) struct Args {
     /// Videos
-    #[arg(required = true)]
+    #[arg(required = true, value_name = "VIDEO")]
     videos: Vec<PathBuf>,
-    /// Content compares scores with a threshold, adaptive with those of the frames around
+    /// How cuts are found
     #[arg(long, value_enum, default_value_t = DetectorName::Content)]
     detector: DetectorName,
-    /// Score from which there is a cut; for adaptive, the ratio to the scores around
+    /// Score from which a frame is a cut; for adaptive the ratio to the scores around it
     /// [default: 27; adaptive: 3]
     #[arg(long)]
     threshold: Option<f64>,
-    /// Frames of the shortest scene
+    /// Length of the shortest scene in frames
     #[arg(long, default_value_t = Settings::default().min_scene_len)]
     min_scene_len: usize,
-    /// Keep the first of cuts that are too close, instead of merging them
+    /// Keep the first of cuts that are too close, instead of merging their scenes
     #[arg(long)]
     suppress: bool,
-    /// Compare brightness alone
+    /// Compare brightness only
     #[arg(long)]
     luma_only: bool,
-    /// Release of PySceneDetect whose cuts are found: 0.6.3 (Open-Sora 1.0), 0.6.7 or 0.7
+    /// PySceneDetect release whose cuts are reproduced: 0.6.3 (Open-Sora 1.0), 0.6.7 or 0.7
     #[arg(long, default_value_t = Settings::default().release)]
     compat: Release,
-    /// Write a score for each frame (CSV); of one video
-    #[arg(long)]
+    /// Write the score of each frame to a file (CSV); for a single video
+    #[arg(long, short = 'o', visible_alias = "out", alias = "output", value_name = "FILE")]
     stats: Option<PathBuf>,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
-    /// No progress
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    report: Report,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum DetectorName {
+    /// Compare the score of a frame with a threshold
     Content,
+    /// Compare the score of a frame with the scores around it
     Adaptive,
 }
 
@@ -74,16 +81,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     );
     let settings = args.settings();
     settings.check()?;
-    let mut progress = Progress::new(args.quiet);
+    let mut progress = Progress::new(args.report.quiet);
     let (mut objects, mut failed) = (Vec::new(), 0);
+    stop::listen();
     for (done, path) in args.videos.iter().enumerate() {
+        if stop::asked() {
+            progress.finish();
+            bail!(Stopped(format!("{done} of {} videos are done", args.videos.len())));
+        }
         progress.advance("finding shots", done, args.videos.len());
         let found = match find(path, &settings) {
             Ok(found) => found,
             Err(error) => {
                 failed += 1;
                 progress.finish();
-                eprintln!("failed: {error:#}");
+                output::message(format_args!("failed: {}", output::with_causes(&error)));
                 continue;
             }
         };
@@ -91,16 +103,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             let table = stats_table(&found);
             write_atomically(stats, |path| std::fs::write(path, table)).context("--stats")?;
         }
-        if args.json {
+        if args.report.json {
             objects.push(found.json(path));
         } else {
             progress.finish();
-            found.print(path);
+            found.print(path)?;
         }
     }
     progress.finish();
-    if args.json {
-        println!("{}", json!({ "videos": objects, "failed": failed }));
+    if args.report.json {
+        output::json(&json!({ "videos": objects, "failed": failed }))?;
     }
     ensure!(failed == 0, "{failed} of {} videos could not be used", args.videos.len());
     Ok(())
@@ -160,12 +172,17 @@ impl Found {
         })
     }
 
-    fn print(&self, path: &Path) {
-        println!("{}: {} scenes of {} frames", path.display(), self.scenes.len(), self.times.len());
+    fn print(&self, path: &Path) -> Result<(), OutputError> {
+        let (scenes, frames) = (self.scenes.len(), self.times.len());
+        output::line(format_args!("{}: {scenes} scenes of {frames} frames", path.display()))?;
         for scene in &self.scenes {
             let (start, end) = (self.time(scene.start), self.time(scene.end));
-            println!("  frames {}..{}, {start:.3} to {end:.3} s", scene.start, scene.end);
+            output::line(format_args!(
+                "  frames {}..{}, {start:.3} to {end:.3} s",
+                scene.start, scene.end
+            ))?;
         }
+        Ok(())
     }
 }
 

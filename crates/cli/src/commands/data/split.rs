@@ -1,6 +1,9 @@
 //! `opensora data split`: videos cut at their shots into clips.
 
-use crate::step_progress::{StepProgress, print_summary};
+use crate::{
+    options::Report,
+    step_progress::{StepProgress, print_summary},
+};
 use anyhow::Context;
 use clap::Args as ClapArgs;
 use opensora::{
@@ -15,30 +18,34 @@ use opensora::{
 use std::path::PathBuf;
 
 #[derive(ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  opensora data split --data videos.csv -o clips.csv
+  opensora data split --data videos.csv -o clips.csv --shorter-side 256 --max-seconds 10 --workers 4")]
 pub(crate) struct Args {
     /// Table of videos (CSV), such as `data scan` writes
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Table of the clips (CSV); videos without clips are listed beside it (.failed.csv), and a
-    /// shard's number is put before the ending
-    #[arg(long)]
+    /// Table of the clips (CSV); videos without clips are listed beside it (.failed.csv), and the
+    /// number of a --shard is put before the ending
+    #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
     /// Folder of the clips [default: --out without its ending]
-    #[arg(long)]
+    #[arg(long, value_name = "FOLDER")]
     clips: Option<PathBuf>,
-    /// Seconds of the shortest clip
+    /// Length of the shortest clip in seconds
     #[arg(long, default_value_t = 1.0)]
     min_seconds: f64,
-    /// Seconds of the longest clip; longer scenes are cut to their beginning
+    /// Length of the longest clip in seconds; only the beginning of longer scenes is used
     #[arg(long, default_value_t = 5.0)]
     max_seconds: f64,
     /// Cut longer scenes into several clips
     #[arg(long)]
     keep_long: bool,
-    /// Frames per second of the clips, or source; slower videos repeat frames
+    /// Frames per second of the clips, or `source`; slower videos repeat frames
     #[arg(long, default_value = "30")]
     fps: Rate,
-    /// Pixels of the shorter side (even); smaller videos keep their size
+    /// Shorter side of the clips in pixels (even); smaller videos keep their size
     #[arg(long, default_value_t = 512)]
     shorter_side: usize,
     /// Enlarge smaller videos, as Open-Sora's own tool does
@@ -47,27 +54,23 @@ pub(crate) struct Args {
     /// Difference of two frames from which there is a cut
     #[arg(long, default_value_t = 27.0)]
     threshold: f64,
-    /// Frames of the shortest scene
+    /// Length of the shortest scene in frames
     #[arg(long, default_value_t = shots::Settings::default().min_scene_len)]
     min_scene_len: usize,
-    /// Release of PySceneDetect whose cuts are found
+    /// PySceneDetect release whose cuts are reproduced: 0.6.3 (Open-Sora 1.0), 0.6.7 or 0.7
     #[arg(long, default_value_t = shots::Settings::default().release)]
     compat: shots::Release,
-    /// Videos that are worked on at once; each holds one clip in memory
+    /// Videos processed at once; each holds one clip in memory
     #[arg(long, default_value_t = 1)]
     workers: usize,
-    /// Part of the videos, such as 0/4
-    #[arg(long, default_value_t = Shard::WHOLE)]
+    /// Share i of n of the videos, such as 0/4, for several machines
+    #[arg(long, default_value_t = Shard::WHOLE, value_name = "I/N")]
     shard: Shard,
-    /// Try videos again that gave no clips before
+    /// Retry videos that gave no clips in an earlier run
     #[arg(long)]
     retry_failed: bool,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
-    /// No progress
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    report: Report,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -98,9 +101,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         retry_failed: args.retry_failed,
         decoder: whole.decoder,
     };
-    let mut progress = StepProgress::new(args.quiet, "splitting");
+    let mut progress = StepProgress::new(args.report.quiet, "splitting");
     let done = split(&input, &settings, &job, &mut progress);
     progress.finish();
-    print_summary(&done?, "clips", &job.out, args.json);
-    Ok(())
+    Ok(print_summary(&done?, "clips", &job.out, args.report.json)?)
 }

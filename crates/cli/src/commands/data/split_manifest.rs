@@ -1,5 +1,6 @@
 //! `opensora data split-manifest`: one table in several.
 
+use crate::{options::Report, output, stop};
 use anyhow::Context;
 use clap::Args as ClapArgs;
 use opensora::{
@@ -10,37 +11,41 @@ use serde_json::json;
 use std::path::PathBuf;
 
 #[derive(ClapArgs)]
+#[command(after_long_help = "\
+Examples:
+  opensora data split-manifest --data all.csv --shares train=0.9,val=0.1 --by source
+  opensora data split-manifest --data all.csv -o parts/all.csv --parts 4")]
 pub(crate) struct Args {
-    /// Table to split (CSV, or Parquet where the program was built with it)
-    #[arg(long)]
+    /// Table to split (CSV, or Parquet if this build supports it)
+    #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Name of the parts, which is put before its ending: all.csv gives all.train.csv or all.0.csv
-    /// [default: --data]
-    #[arg(long)]
+    /// Name of the parts; their own is put before the ending: all.csv gives all.train.csv or
+    /// all.0.csv [default: --data]
+    #[arg(long, short, alias = "output", value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
     into: Into,
-    /// Seed of the shares
+    /// Seed of --shares
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// Column by which rows are shared out; with source, clips of a video stay together
-    #[arg(long, default_value = PATH)]
+    /// Column whose equal values stay together with --shares; `source` keeps the clips of a video
+    /// together
+    #[arg(long, default_value = PATH, value_name = "COLUMN")]
     by: String,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    report: Report,
 }
 
 #[derive(ClapArgs)]
 #[group(required = true, multiple = false)]
 struct Into {
-    /// Rows of a part
+    /// Split into parts of this many rows
     #[arg(long)]
     rows: Option<usize>,
-    /// Number of parts
+    /// Split into this many parts
     #[arg(long)]
     parts: Option<usize>,
-    /// Shares by chance, such as train=0.9,val=0.1; rows stay in theirs when others are added
+    /// Split at random, such as train=0.9,val=0.1; rows keep their part when others are added
     #[arg(long)]
     shares: Option<Shares>,
 }
@@ -58,17 +63,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     };
     let parts = arrange::split(&table, &args.data, &parts)?;
     let out = args.out.as_ref().unwrap_or(&args.data);
+    stop::listen();
     let written = arrange::write_parts(&table, out, &parts)?;
 
     let parts = parts.iter().zip(&written);
-    if args.json {
+    if args.report.json {
         let parts = parts
             .map(|(part, path)| json!({ "name": part.name, "rows": part.rows.len(), "out": path }));
-        println!("{}", json!({ "rows": table.len(), "parts": parts.collect::<Vec<_>>() }));
-        return Ok(());
+        let parts: Vec<_> = parts.collect();
+        return Ok(output::json(&json!({ "rows": table.len(), "parts": parts }))?);
     }
     for (part, path) in parts {
-        println!("{} rows: {}", part.rows.len(), path.display());
+        output::line(format_args!("{} rows: {}", part.rows.len(), path.display()))?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `opensora data stats`: what a manifest holds, in numbers.
 
-use crate::progress::Progress;
+use crate::{options::Report, output, progress::Progress, stop};
 use opensora::{
     manifest::Table,
     prepare::stats::{Stats, fill},
@@ -9,30 +9,33 @@ use std::path::PathBuf;
 
 /// Options of `opensora data stats`.
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  opensora data stats clips.csv
+  opensora data stats clips.csv --probe -o histograms.png --json")]
 pub(crate) struct Args {
-    /// Manifest (CSV)
-    #[arg(value_name = "MANIFEST")]
+    /// Table of clips (CSV)
+    #[arg(value_name = "TABLE")]
     manifest: PathBuf,
     /// Open the files of rows that lack size, frame rate, length or duration
     #[arg(long)]
     probe: bool,
-    /// Sheet of histograms, one for each column of numbers (.png or .svg)
-    #[arg(long, value_name = "FILE")]
+    /// Write histograms of all columns of numbers to a file (.png or .svg)
+    #[arg(long, short = 'o', visible_alias = "out", alias = "output", value_name = "FILE")]
     png: Option<PathBuf>,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
-    /// No progress
-    #[arg(long, short)]
-    quiet: bool,
+    #[command(flatten)]
+    report: Report,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    stop::listen();
     let mut table = Table::read(&args.manifest)?;
     let unreadable = if args.probe {
-        let mut progress = Progress::new(args.quiet);
-        let unreadable =
-            fill(&mut table, &mut |done, total| progress.advance("opening", done, total));
+        let mut progress = Progress::new(args.report.quiet);
+        let unreadable = fill(&mut table, &mut |done, total| {
+            stop::end_if_asked();
+            progress.advance("opening", done, total);
+        });
         progress.finish();
         unreadable
     } else {
@@ -42,12 +45,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.png {
         stats.save_histograms(path)?;
     }
-    if args.json {
-        println!("{}", serde_json::to_string(&stats)?);
+    if args.report.json {
+        output::json(&stats)?;
     } else {
-        print!("{stats}");
+        output::line(stats.to_string().trim_end_matches('\n'))?;
         if let Some(path) = &args.png {
-            println!("\n{}", path.display());
+            output::line(format_args!("\n{}", path.display()))?;
         }
     }
     Ok(())

@@ -1,8 +1,8 @@
-//! The unit of an x86-64 processor under Linux.
+//! AMX on x86-64 under Linux.
 
 mod split;
 
-use super::{Block, LINES, Numbers, PARTS, Panel, SIDE, Tile};
+use super::{Block, Elements, PANEL_ROWS, Panel, SIDE, TERMS, Tile};
 use std::{
     arch::{
         asm,
@@ -12,11 +12,11 @@ use std::{
     mem::MaybeUninit,
 };
 
-/// Bytes from a tile's row to the next.
-const ROW: usize = 64;
+/// Bytes of a tile's row.
+const ROW_BYTES: usize = 64;
 
-/// Whether there is a unit, and the vectors that prepare its tiles; asks the system for it, which it keeps from programs that do not, as it makes their state
-/// eight KB larger; for all threads of this process.
+/// Detects AMX-BF16 and the AVX-512 instructions that pack its tiles, and requests tile permission for
+/// this process from Linux (off by default: tile state adds 8 KB per thread).
 pub(super) fn request() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
     const XFEATURE_XTILEDATA: libc::c_long = 18;
@@ -26,48 +26,50 @@ pub(super) fn request() -> bool {
     // leaf 0 says so.
     #[allow(unused_unsafe, reason = "unsafe up to some version of the compiler")]
     let features = unsafe { if __cpuid_count(0, 0).eax < 7 { 0 } else { __cpuid_count(7, 0).edx } };
-    // SAFETY: this request changes nothing but what the process may use.
     features & AMX_BF16 != 0
         && features & AMX_TILE != 0
         && is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512bf16")
+        // SAFETY: the request changes nothing but what the process may use.
         && unsafe {
             libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0
         }
 }
 
-/// Fetches the numbers at `index` of `values`, if there are any, to the core: for reads that jump, which
-/// the processor does not foresee.
+/// Prefetches the element at `index` of `values`, which may lie beyond it: for strided reads, which the
+/// processor's own prefetchers do not predict.
 #[inline(always)]
-pub(in super::super) fn fetch(values: &[f32], index: usize) {
+pub(in super::super) fn prefetch(values: &[f32], index: usize) {
     // SAFETY: has no effect but on the cache, and none at all where there is no memory.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().wrapping_add(index).cast()) };
 }
 
-/// Takes `numbers` apart into a tile for each part, whose rows are lines (`[line][pair]`) where
-/// `lines_first`, else pairs (`[pair][line]`). There must be a unit.
+/// Splits `elements` into a tile for each term, `[row][pair along k]` if `rows_first`, else
+/// `[pair along k][row]`.
+///
+/// # Panics
+/// Panics if AMX is not available.
 #[inline(always)]
-pub(in super::super) fn take_apart(
-    numbers: &Numbers,
-    lines_first: bool,
-    tiles: [&mut Tile; PARTS],
-) {
-    assert!(super::available(), "asked before");
-    // SAFETY: a processor with a unit that is available has these instructions.
-    unsafe { split::take_apart(numbers, lines_first, tiles) }
+pub(in super::super) fn split(elements: &Elements, rows_first: bool, tiles: [&mut Tile; TERMS]) {
+    assert!(super::available(), "AMX is not available");
+    // SAFETY: `request` has detected these instructions.
+    unsafe { split::split(elements, rows_first, tiles) }
 }
 
-/// The unit with its tiles set up, on the thread that began it and until it is dropped.
-pub(in super::super) struct Unit {
-    /// Tiles belong to a thread.
+/// The tile registers of this thread, configured until this is dropped.
+pub(in super::super) struct TileRegisters {
+    /// Not `Send`: registers belong to a thread.
     of_thread: PhantomData<*const ()>,
 }
 
-impl Unit {
-    /// Sets up the tiles of this thread.
-    pub(in super::super) fn begin() -> Self {
-        assert!(super::available(), "asked before");
+impl TileRegisters {
+    /// Configures eight tiles of 16 rows of 64 bytes.
+    ///
+    /// # Panics
+    /// Panics if AMX is not available.
+    pub(in super::super) fn configure() -> Self {
+        assert!(super::available(), "AMX is not available");
         #[repr(C, align(64))]
         struct Configuration {
             palette: u8,
@@ -81,63 +83,66 @@ impl Unit {
             palette: 1,
             start_row: 0,
             reserved: [0; 14],
-            row_bytes: eight(ROW as u8).map(u16::from),
+            row_bytes: eight(ROW_BYTES as u8).map(u16::from),
             rows: eight(SIDE as u8),
         };
-        // SAFETY: there is a unit, and the 64 bytes are those of a valid configuration.
+        // SAFETY: AMX is available, and the 64 bytes are a valid configuration.
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &configuration, options(nostack, readonly));
         }
         Self { of_thread: PhantomData }
     }
 
-    /// Writes `left right` to `out`, whose rows are `stride` apart; where `add`, adds it to what was
-    /// written there before. Fetches `next` to the core meanwhile.
+    /// Writes the product of two panels to `c`, whose rows are `stride` apart, or adds it to `c` if `add`;
+    /// all of `c` within the product must then be initialised. Prefetches `next` meanwhile.
+    ///
+    /// # Panics
+    /// Panics if the panels differ along k or `c` is too small.
     pub(in super::super) fn multiply(
         &self,
-        left: Panel,
-        right: Panel,
-        out: &mut [MaybeUninit<f32>],
+        a: Panel,
+        b: Panel,
+        c: &mut [MaybeUninit<f32>],
         stride: usize,
         add: bool,
         next: &[Block],
     ) {
-        assert!(left.blocks.len() == right.blocks.len(), "panels of one depth");
-        let [rows, columns] = [left.lines, right.lines];
-        if rows == LINES && columns == LINES {
-            assert!(stride >= LINES && out.len() >= (LINES - 1) * stride + LINES);
-            // SAFETY: 32 rows of 32 numbers lie within `out`, as just asked.
+        assert!(a.blocks.len() == b.blocks.len(), "panels of the same k");
+        let [rows, columns] = [a.rows, b.rows];
+        if rows == PANEL_ROWS && columns == PANEL_ROWS {
+            assert!(stride >= PANEL_ROWS && c.len() >= (PANEL_ROWS - 1) * stride + PANEL_ROWS);
+            // SAFETY: 32 rows of 32 elements lie within `c`, as just checked.
             unsafe {
-                multiply(left.blocks, right.blocks, out.as_mut_ptr().cast(), stride, add, next);
+                multiply(a.blocks, b.blocks, c.as_mut_ptr().cast(), stride, add, next);
             }
             return;
         }
-        // At an edge, by way of a whole block of numbers.
-        let mut whole = [MaybeUninit::new(0.0); LINES * LINES];
+        // At an edge, by way of a whole product.
+        let mut whole = [MaybeUninit::new(0.0); PANEL_ROWS * PANEL_ROWS];
         if add {
-            for (whole, out) in whole.chunks_mut(LINES).zip(out.chunks(stride)).take(rows) {
-                whole[..columns].copy_from_slice(&out[..columns]);
+            for (whole, c) in whole.chunks_mut(PANEL_ROWS).zip(c.chunks(stride)).take(rows) {
+                whole[..columns].copy_from_slice(&c[..columns]);
             }
         }
-        // SAFETY: 32 rows of 32 numbers are what `whole` has.
+        // SAFETY: `whole` has 32 rows of 32 elements.
         unsafe {
-            multiply(left.blocks, right.blocks, whole.as_mut_ptr().cast(), LINES, add, next);
+            multiply(a.blocks, b.blocks, whole.as_mut_ptr().cast(), PANEL_ROWS, add, next);
         }
-        for (whole, out) in whole.chunks(LINES).zip(out.chunks_mut(stride)).take(rows) {
-            out[..columns].copy_from_slice(&whole[..columns]);
+        for (whole, c) in whole.chunks(PANEL_ROWS).zip(c.chunks_mut(stride)).take(rows) {
+            c[..columns].copy_from_slice(&whole[..columns]);
         }
     }
 }
 
-impl Drop for Unit {
+impl Drop for TileRegisters {
     fn drop(&mut self) {
-        // SAFETY: gives up the tiles' contents and nothing else.
+        // SAFETY: discards the contents of the tile registers and nothing else.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 }
 
-/// Products of four pairs of tiles, each added to its sum; and four lines fetched meanwhile. (All of a
-/// step's at once would hold up the tiles' own loads.)
+/// Adds the products of four pairs of tiles to their sums, and prefetches four cache lines meanwhile.
+/// (All of a step's at once would delay the tiles' own loads.)
 macro_rules! add_products {
     ($line:literal) => {
         concat!(
@@ -161,22 +166,22 @@ macro_rules! add_products {
     };
 }
 
-/// 32 rows of 32 sums at `out`, `stride` apart, over the blocks of both panels.
+/// Writes 32 rows of 32 sums to `c`, `stride` apart, over the blocks of both panels.
 ///
 /// # Safety
-/// The numbers at `out` are there to be written (and to be read where `add`), the panels are of one depth,
-/// and the tiles of this thread are set up.
+/// The elements at `c` are valid for writes (and initialised if `add`), the panels have the same number
+/// of blocks, and the tile registers of this thread are configured.
 unsafe fn multiply(
-    left: &[Block],
-    right: &[Block],
-    out: *mut f32,
+    a: &[Block],
+    b: &[Block],
+    c: *mut f32,
     stride: usize,
     add: bool,
     next: &[Block],
 ) {
-    // SAFETY: the 16 rows of 64 bytes at both pointers to sums, and as far right of them, are those of
-    // `out`; each step reads the six tiles of a kilobyte that a block has, and as many steps are made as
-    // there are blocks. Fetching ahead has no effect but on the cache, wherever it points.
+    // SAFETY: `upper` and `lower` point to 16 rows of 128 bytes of `c` each; each step reads the six tiles
+    // of 1 KB of a block, and there are as many steps as blocks. Prefetching affects only the caches,
+    // wherever it points.
     unsafe {
         asm!(
             "test {add}, {add}",
@@ -195,30 +200,30 @@ unsafe fn multiply(
             "test {blocks}, {blocks}",
             "jz 5f",
             "4:",
-            // Small products first, and an order in which each pair of tiles shares one with the pair before.
-            "tileloadd tmm4, [{left} + {row}*1]",
-            "tileloadd tmm5, [{left} + {row}*1 + 1024]",
-            "tileloadd tmm6, [{right} + {row}*1 + 4096]",
-            "tileloadd tmm7, [{right} + {row}*1 + 5120]",
-            add_products!(0), // first of the left, third of the right
-            "tileloadd tmm6, [{right} + {row}*1 + 2048]",
-            "tileloadd tmm7, [{right} + {row}*1 + 3072]",
-            add_products!(4), // first, second
-            "tileloadd tmm4, [{left} + {row}*1 + 2048]",
-            "tileloadd tmm5, [{left} + {row}*1 + 3072]",
-            add_products!(8), // second, second
-            "tileloadd tmm6, [{right} + {row}*1]",
-            "tileloadd tmm7, [{right} + {row}*1 + 1024]",
-            add_products!(12), // second, first
-            "tileloadd tmm4, [{left} + {row}*1 + 4096]",
-            "tileloadd tmm5, [{left} + {row}*1 + 5120]",
-            add_products!(16), // third, first
-            "tileloadd tmm4, [{left} + {row}*1]",
-            "tileloadd tmm5, [{left} + {row}*1 + 1024]",
-            add_products!(20), // first, first
-            "add {left}, {block}",
-            "add {right}, {block}",
-            "add {ahead}, {fetched}",
+            // Small products first, in an order in which each pair of terms shares one with the pair before.
+            "tileloadd tmm4, [{a} + {row}*1]",
+            "tileloadd tmm5, [{a} + {row}*1 + 1024]",
+            "tileloadd tmm6, [{b} + {row}*1 + 4096]",
+            "tileloadd tmm7, [{b} + {row}*1 + 5120]",
+            add_products!(0), // term 1 of A, term 3 of B
+            "tileloadd tmm6, [{b} + {row}*1 + 2048]",
+            "tileloadd tmm7, [{b} + {row}*1 + 3072]",
+            add_products!(4), // 1, 2
+            "tileloadd tmm4, [{a} + {row}*1 + 2048]",
+            "tileloadd tmm5, [{a} + {row}*1 + 3072]",
+            add_products!(8), // 2, 2
+            "tileloadd tmm6, [{b} + {row}*1]",
+            "tileloadd tmm7, [{b} + {row}*1 + 1024]",
+            add_products!(12), // 2, 1
+            "tileloadd tmm4, [{a} + {row}*1 + 4096]",
+            "tileloadd tmm5, [{a} + {row}*1 + 5120]",
+            add_products!(16), // 3, 1
+            "tileloadd tmm4, [{a} + {row}*1]",
+            "tileloadd tmm5, [{a} + {row}*1 + 1024]",
+            add_products!(20), // 1, 1
+            "add {a}, {block}",
+            "add {b}, {block}",
+            "add {ahead}, {prefetched}",
             "dec {blocks}",
             "jnz 4b",
             "5:",
@@ -227,16 +232,16 @@ unsafe fn multiply(
             "tilestored [{lower} + {step}*1], tmm2",
             "tilestored [{lower} + {step}*1 + 64], tmm3",
             add = in(reg) usize::from(add),
-            upper = in(reg) out,
-            lower = in(reg) out.add(SIDE * stride),
+            upper = in(reg) c,
+            lower = in(reg) c.add(SIDE * stride),
             step = in(reg) stride * size_of::<f32>(),
-            blocks = inout(reg) left.len() => _,
-            left = inout(reg) left.as_ptr() => _,
-            right = inout(reg) right.as_ptr() => _,
+            blocks = inout(reg) a.len() => _,
+            a = inout(reg) a.as_ptr() => _,
+            b = inout(reg) b.as_ptr() => _,
             ahead = inout(reg) next.as_ptr() => _,
-            row = in(reg) ROW,
+            row = in(reg) ROW_BYTES,
             block = const size_of::<Block>(),
-            fetched = const FETCHED,
+            prefetched = const PREFETCHED,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
@@ -244,5 +249,5 @@ unsafe fn multiply(
     }
 }
 
-/// Bytes fetched ahead at each step.
-const FETCHED: usize = 24 * 64;
+/// Bytes that are prefetched at each step.
+const PREFETCHED: usize = 24 * 64;

@@ -1,38 +1,34 @@
-//! Where no matrix unit is known.
+//! Stand-ins for systems on which AMX is not supported; never called, since it is not available.
 
-use super::{Block, Numbers, PARTS, Panel, Tile};
+use super::{Block, Elements, Panel, TERMS, Tile};
 use std::mem::MaybeUninit;
 
-/// There is none.
 pub(super) fn request() -> bool {
     false
 }
 
-/// Nothing is fetched ahead.
-pub(in super::super) fn fetch(_: &[f32], _: usize) {}
+pub(in super::super) fn prefetch(_: &[f32], _: usize) {}
 
-/// Nobody asks for it.
-pub(in super::super) fn take_apart(_: &Numbers, _: bool, _: [&mut Tile; PARTS]) {
-    unreachable!("no unit")
+pub(in super::super) fn split(_: &Elements, _: bool, _: [&mut Tile; TERMS]) {
+    unreachable!("AMX is not available")
 }
 
-/// Never begun, as whoever begins it asks before.
-pub(in super::super) struct Unit;
+pub(in super::super) struct TileRegisters;
 
-impl Unit {
-    pub(in super::super) fn begin() -> Self {
+impl TileRegisters {
+    pub(in super::super) fn configure() -> Self {
         Self
     }
 
     pub(in super::super) fn multiply(
         &self,
-        left: Panel,
-        right: Panel,
+        a: Panel,
+        b: Panel,
         _: &mut [MaybeUninit<f32>],
         _: usize,
         _: bool,
         _: &[Block],
     ) {
-        unreachable!("no unit for {}x{}", left.lines * left.blocks.len(), right.lines)
+        unreachable!("no AMX for {}x{}", a.rows * a.blocks.len(), b.rows)
     }
 }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::attention::{of_samples, softmax_here};
 use burn::backend::flex::FlexTensor;
-use opensora_gemm::{Factor, multiply_here};
+use opensora_gemm::{MatRef, multiply_single_threaded as multiply};
 use rayon::prelude::*;
 
 /// Queries of one task.
@@ -24,7 +24,7 @@ impl Heads {
         let [queries, keys] = [self.queries.place, self.keys.place];
         queries.tokens.min(keys.tokens) >= LEAST
             && queries.strides[1] == 1
-            && opensora_gemm::is_at_hand()
+            && opensora_gemm::available()
     }
 
     /// [`attention`](Self::attention), and the softmax where it is to be kept:
@@ -48,11 +48,11 @@ impl Heads {
             for head in 0..heads {
                 let scores = kept.as_mut().and_then(Iterator::next).unwrap_or(&mut own);
                 let at = [sample, group, head];
-                let queries = self.queries.place.tokens(q, at, part * QUERIES, count);
-                multiply_here(queries, self.keys.place.tokens(k, at, 0, keys), scores);
+                let queries = self.queries.place.head(q, at, part * QUERIES, count);
+                multiply(queries, self.keys.place.head(k, at, 0, keys).transposed(), scores);
                 softmax_here(scores, keys, self.scale(), bias);
-                let values = self.values.place.channels(v, at, 0, keys);
-                multiply_here(Factor::of_rows(scores, keys), values, &mut seen);
+                let values = self.values.place.head(v, at, 0, keys);
+                multiply(MatRef::row_major(scores, keys), values, &mut seen);
                 for (out, seen) in out.chunks_mut(width).zip(seen.chunks(dim)) {
                     out[head * dim..][..dim].copy_from_slice(seen);
                 }
@@ -137,19 +137,19 @@ impl Heads {
                         out[part * channels + head * dim..][..dim].copy_from_slice(found);
                     }
                 };
-                let dy_channels = of_dy.channels(dy, at, first, count);
-                multiply_here(Factor::of_columns(weights, keys), dy_channels, &mut found);
+                let dy = of_dy.head(dy, at, first, count);
+                multiply(MatRef::row_major(weights, keys).transposed(), dy, &mut found);
                 write(1, &found);
-                let values = self.values.place.tokens(v, at, 0, keys);
-                multiply_here(of_dy.tokens(dy, at, first, count), values, &mut d_scores);
+                let values = self.values.place.head(v, at, 0, keys);
+                multiply(dy, values.transposed(), &mut d_scores);
                 passes::softmax_backward_here(keys, &mut d_scores, weights, self.scale());
-                let key_channels = self.keys.place.channels(k, at, 0, keys);
-                multiply_here(Factor::of_rows(&d_scores, keys), key_channels, &mut d_queries);
+                let d_scores = MatRef::row_major(&d_scores, keys);
+                multiply(d_scores, self.keys.place.head(k, at, 0, keys), &mut d_queries);
                 for (out, found) in out.chunks_mut(width).zip(d_queries.chunks(dim)) {
                     out[place.first + head * dim..][..dim].copy_from_slice(found);
                 }
-                let query_channels = place.channels(q, at, first, count);
-                multiply_here(Factor::of_columns(&d_scores, keys), query_channels, &mut found);
+                let queries = place.head(q, at, first, count);
+                multiply(d_scores.transposed(), queries, &mut found);
                 write(0, &found);
             }
             d_key_value

@@ -1,13 +1,12 @@
-//! Numbers taken apart into tiles, by the instructions that round to bf16 and shuffle vectors.
+//! Splits f32 into tiles of bf16 terms, with AVX-512's conversions to bf16 and shuffles.
 //!
-//! Sixteen lines of 32 numbers make a tile of each part. Where they lie the other way round in memory
-//! than in the tiles they are turned before they are taken apart, when there is one square to turn for
-//! the three of the parts.
+//! Sixteen rows of 32 elements make a tile for each term. Elements whose order in memory is not that of
+//! the tiles are transposed before the split: one transposition in place of one a term.
 //!
-//! Plain loops throughout: a closure handed to the standard library is not compiled for these
+//! Plain loops throughout: a closure passed to the standard library is not compiled for these
 //! instructions.
 
-use super::super::{DEPTH, Numbers, PARTS, SIDE, Tile};
+use super::super::{Elements, SIDE, TERMS, TILE_K, Tile};
 use std::arch::x86_64::{
     __m256i, __m512, __m512bh, __m512i, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castsi512_ps,
     _mm512_castsi512_si256, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_extracti64x4_epi64,
@@ -16,114 +15,115 @@ use std::arch::x86_64::{
     _mm512_sub_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 
-/// Takes `numbers` apart into a tile for each part, whose rows are lines where `lines_first`, else pairs.
+/// Splits `elements` into a tile for each term, `[row][pair along k]` if `rows_first`, else
+/// `[pair along k][row]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-pub(super) fn take_apart(numbers: &Numbers, lines_first: bool, mut tiles: [&mut Tile; PARTS]) {
-    match (numbers, lines_first) {
-        (Numbers::Lines(lines), true) => {
-            for (row, line) in lines.iter().enumerate() {
-                write(parts(halves(line)), row, &mut tiles);
+pub(super) fn split(elements: &Elements, rows_first: bool, mut tiles: [&mut Tile; TERMS]) {
+    match (elements, rows_first) {
+        (Elements::Rows(rows), true) => {
+            for (index, row) in rows.iter().enumerate() {
+                write(terms(halves(row)), index, &mut tiles);
             }
         }
-        (Numbers::Depths(depths), false) => {
+        (Elements::Columns(columns), false) => {
             for row in 0..SIDE {
-                let pair = [load(depths[2 * row]), load(depths[2 * row + 1])];
-                write(beside(parts(pair)), row, &mut tiles);
+                let pair = [load(columns[2 * row]), load(columns[2 * row + 1])];
+                write(interleaved(terms(pair)), row, &mut tiles);
             }
         }
-        (Numbers::Lines(lines), false) => {
+        (Elements::Rows(rows), false) => {
             let mut squares = [[_mm512_setzero_ps(); SIDE]; 2];
-            for line in 0..SIDE {
-                [squares[0][line], squares[1][line]] = halves(lines[line]);
+            for row in 0..SIDE {
+                [squares[0][row], squares[1][row]] = halves(rows[row]);
             }
             for (half, square) in squares.into_iter().enumerate() {
-                let depths = turned(square);
+                let columns = transposed(square);
                 for row in 0..SIDE / 2 {
-                    let pair = [depths[2 * row], depths[2 * row + 1]];
-                    write(beside(parts(pair)), half * SIDE / 2 + row, &mut tiles);
+                    let pair = [columns[2 * row], columns[2 * row + 1]];
+                    write(interleaved(terms(pair)), half * SIDE / 2 + row, &mut tiles);
                 }
             }
         }
-        (Numbers::Depths(depths), true) => {
+        (Elements::Columns(columns), true) => {
             let mut squares = [[_mm512_setzero_ps(); SIDE]; 2];
-            for depth in 0..DEPTH {
-                squares[depth / SIDE][depth % SIDE] = load(depths[depth]);
+            for column in 0..TILE_K {
+                squares[column / SIDE][column % SIDE] = load(columns[column]);
             }
             let [low, high] = squares;
-            let [low, high] = [turned(low), turned(high)];
+            let [low, high] = [transposed(low), transposed(high)];
             for row in 0..SIDE {
-                write(parts([low[row], high[row]]), row, &mut tiles);
+                write(terms([low[row], high[row]]), row, &mut tiles);
             }
         }
     }
 }
 
-/// The parts of 32 numbers, in order.
+/// The bf16 terms of 32 elements, in order.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn parts(mut numbers: [__m512; 2]) -> [__m512i; PARTS] {
-    let mut parts = [_mm512_setzero_si512(); PARTS];
-    for part in &mut parts {
-        let [low, high] = numbers;
+fn terms(mut elements: [__m512; 2]) -> [__m512i; TERMS] {
+    let mut terms = [_mm512_setzero_si512(); TERMS];
+    for term in &mut terms {
+        let [low, high] = elements;
         // SAFETY: both are 512 bits of anything.
-        *part = unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) };
-        let taken = wide(_mm512_castsi512_si256(*part));
-        let taken_high = wide(_mm512_extracti64x4_epi64::<1>(*part));
-        numbers = [_mm512_sub_ps(low, taken), _mm512_sub_ps(high, taken_high)];
+        *term = unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) };
+        let term_low = widened(_mm512_castsi512_si256(*term));
+        let term_high = widened(_mm512_extracti64x4_epi64::<1>(*term));
+        elements = [_mm512_sub_ps(low, term_low), _mm512_sub_ps(high, term_high)];
     }
-    parts
+    terms
 }
 
-/// Of parts of two depths after each other, those of a line beside each other.
+/// Interleaves the terms of two columns: those of a row side by side.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn beside(mut parts: [__m512i; PARTS]) -> [__m512i; PARTS] {
+fn interleaved(mut terms: [__m512i; TERMS]) -> [__m512i; TERMS] {
     #[rustfmt::skip]
     let order = _mm512_set_epi16(
         31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
         23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0,
     );
-    for part in &mut parts {
-        *part = _mm512_permutexvar_epi16(order, *part);
+    for term in &mut terms {
+        *term = _mm512_permutexvar_epi16(order, *term);
     }
-    parts
+    terms
 }
 
 /// bf16 as f32.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn wide(part: __m256i) -> __m512 {
-    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(part)))
+fn widened(term: __m256i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(term)))
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load(numbers: &[f32; SIDE]) -> __m512 {
-    // SAFETY: reads these 16 numbers.
-    unsafe { _mm512_loadu_ps(numbers.as_ptr()) }
+fn load(elements: &[f32; SIDE]) -> __m512 {
+    // SAFETY: reads these 16 elements.
+    unsafe { _mm512_loadu_ps(elements.as_ptr()) }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn halves(line: &[f32; DEPTH]) -> [__m512; 2] {
-    let (halves, _) = line.as_chunks::<SIDE>();
+fn halves(row: &[f32; TILE_K]) -> [__m512; 2] {
+    let (halves, _) = row.as_chunks::<SIDE>();
     [load(&halves[0]), load(&halves[1])]
 }
 
-/// Writes a row of each part's tile.
+/// Writes a row of each term's tile.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn write(parts: [__m512i; PARTS], row: usize, tiles: &mut [&mut Tile; PARTS]) {
-    for (part, tile) in parts.into_iter().zip(tiles) {
+fn write(terms: [__m512i; TERMS], row: usize, tiles: &mut [&mut Tile; TERMS]) {
+    for (term, tile) in terms.into_iter().zip(tiles) {
         // SAFETY: writes these 16 words.
-        unsafe { _mm512_storeu_si512(tile[row].as_mut_ptr().cast(), part) };
+        unsafe { _mm512_storeu_si512(tile[row].as_mut_ptr().cast(), term) };
     }
 }
 
-/// The columns of a square of rows.
+/// The columns of a 16x16 square of rows.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn turned(mut x: [__m512; SIDE]) -> [__m512; SIDE] {
+fn transposed(mut x: [__m512; SIDE]) -> [__m512; SIDE] {
     let mut y = x;
     // Vectors have four lanes of four numbers. Columns of two rows, then of four, within each lane:
     for i in (0..SIDE).step_by(2) {

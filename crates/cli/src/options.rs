@@ -1,0 +1,41 @@
+//! Options that subcommands share, so that they are spelled the same everywhere.
+
+use anyhow::Context;
+use burn::tensor::Device;
+use opensora::nn::device;
+
+/// How a subcommand reports.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Report {
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Show no progress
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+/// The device to compute on.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct DeviceName {
+    /// Device, such as flex, cuda:0 or vulkan; `opensora devices` lists them [default: the first
+    /// available]
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
+}
+
+impl DeviceName {
+    /// Opens the device, or the first available one if none was named.
+    pub(crate) fn open(&self) -> anyhow::Result<Device> {
+        open_device(self.device.as_deref())
+    }
+}
+
+/// Opens the device of a name, or the first available one.
+pub(crate) fn open_device(name: Option<&str>) -> anyhow::Result<Device> {
+    match name {
+        Some(name) => device::parse(name),
+        None => device::default_device(),
+    }
+    .context("--device")
+}

@@ -1,0 +1,137 @@
+//! Standard output and standard error: the only module that prints.
+//!
+//! Results go to standard output, and a result that cannot be written is an error. Everything else
+//! goes to standard error, whose reader may be gone without the work being any worse for it.
+
+use serde::Serialize;
+use std::{
+    fmt::Display,
+    fs::File,
+    io::{self, ErrorKind, Write},
+};
+
+/// Why a result could not be printed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OutputError {
+    /// The reader of the pipe has gone, such as `head` after its lines.
+    #[error("standard output: the reader has closed the pipe")]
+    Closed,
+    /// Standard output cannot be written, such as a file on a full disk.
+    #[error("standard output")]
+    Write(#[source] io::Error),
+    /// The result has no JSON form.
+    #[error("the result cannot be written as JSON")]
+    Json(#[from] serde_json::Error),
+}
+
+impl From<io::Error> for OutputError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::BrokenPipe => Self::Closed,
+            _ => Self::Write(error),
+        }
+    }
+}
+
+/// Prints a result and a line break.
+///
+/// # Errors
+/// Returns an error if the reader has gone or the line cannot be written.
+pub(crate) fn line(text: impl Display) -> Result<(), OutputError> {
+    Ok(write_line(io::stdout().lock(), text)?)
+}
+
+/// Prints a result as one line of JSON.
+///
+/// # Errors
+/// As [`line`], and if `value` has no JSON form.
+pub(crate) fn json(value: &impl Serialize) -> Result<(), OutputError> {
+    line(serde_json::to_string(value)?)
+}
+
+/// Copies a file to standard output.
+///
+/// # Errors
+/// As [`line`], and if the file cannot be read.
+pub(crate) fn copy(file: &mut File) -> Result<(), OutputError> {
+    let mut stdout = io::stdout().lock();
+    io::copy(file, &mut stdout)?;
+    Ok(stdout.flush()?)
+}
+
+/// Prints a message for a person on standard error. A message that nobody can read is dropped:
+/// hours of work do not end because a terminal or a `tee` did.
+pub(crate) fn message(text: impl Display) {
+    let _ = write_line(io::stderr().lock(), text);
+}
+
+/// Writes a line in one piece, so that lines of several programs do not mix.
+fn write_line(mut target: impl Write, text: impl Display) -> io::Result<()> {
+    target.write_all(format!("{text}\n").as_bytes())?;
+    target.flush()
+}
+
+/// Returns an error with its causes on one line, each said once.
+///
+/// Errors of a library often repeat their cause in their own message, or begin with the name that
+/// the message around them has given already.
+pub(crate) fn with_causes(error: &anyhow::Error) -> String {
+    let mut said = String::new();
+    let mut last = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if said.contains(&cause) {
+            continue;
+        }
+        if !last.is_empty() && cause.starts_with(&last) {
+            said.truncate(said.len() - last.len());
+        } else if !said.is_empty() {
+            said.push_str(": ");
+        }
+        said.push_str(&cause);
+        last = cause;
+    }
+    // An error is one line, whatever a file or a program has put into its message.
+    said.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context, anyhow};
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("clip.mp4: {source}")]
+    struct Repeats {
+        source: io::Error,
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let source = || io::Error::from_raw_os_error(2);
+        let error = anyhow!(Repeats { source: source() }).context("--data");
+        assert_eq!(with_causes(&error), "--data: clip.mp4: No such file or directory (os error 2)");
+        let error: anyhow::Result<()> = Err(Repeats { source: source() }).context("clip.mp4");
+        assert_eq!(
+            with_causes(&error.unwrap_err()),
+            "clip.mp4: No such file or directory (os error 2)"
+        );
+        let error = anyhow!("three\nlines \n here").context("one").context("two");
+        assert_eq!(with_causes(&error), "two: one: three lines here");
+    }
+
+    #[test]
+    fn a_closed_pipe_is_told_from_a_full_disk() {
+        struct Fails(ErrorKind);
+        impl Write for Fails {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(self.0.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let kind = |kind| OutputError::from(write_line(Fails(kind), "x").unwrap_err());
+        assert!(matches!(kind(ErrorKind::BrokenPipe), OutputError::Closed));
+        assert!(matches!(kind(ErrorKind::StorageFull), OutputError::Write(_)));
+    }
+}

@@ -1,0 +1,77 @@
+//! The VAE, loaded once for any number of clips.
+
+use super::{PipelineError, TextToVideo, finite};
+use crate::{
+    checkpoint::Checkpoint, frames::to_frames, pipeline::Observer, vae::AutoencoderKl,
+    video::Frames,
+};
+use burn::tensor::Tensor;
+
+/// Frames that the VAE decodes at once: enough to keep a device busy, few enough for its memory. With
+/// low memory it takes one.
+const DECODE_MICRO_BATCH: usize = 4;
+
+/// Rows of the tiles that a frame is decoded in with low memory.
+const TILE_ROWS: usize = 64;
+
+/// A VAE in memory.
+#[derive(Debug)]
+pub struct LoadedVae<'a> {
+    pipeline: &'a TextToVideo,
+    vae: AutoencoderKl,
+}
+
+impl TextToVideo {
+    /// Loads the VAE.
+    ///
+    /// # Errors
+    /// Returns an error if the VAE cannot be loaded.
+    pub fn load_vae(&self, observer: &mut dyn Observer) -> Result<LoadedVae<'_>, PipelineError> {
+        observer.loading("VAE");
+        let checkpoint = Checkpoint::open(&self.files.vae)?;
+        let dtype = self.dtype.float();
+        let (vae, report) =
+            AutoencoderKl::load(&self.vae_config, &checkpoint, dtype, &self.device)?;
+        observer.loaded(&report);
+        Ok(LoadedVae { pipeline: self, vae })
+    }
+}
+
+impl LoadedVae<'_> {
+    /// Decodes the latents of one clip, `[1, C, T, h, w]`. `on_frames(done)` is called after each
+    /// micro-batch with the number of frames decoded so far.
+    ///
+    /// # Errors
+    /// Returns an error if the latents do not fit the VAE or the decoded values are not finite.
+    pub fn decode(
+        &self,
+        latents: Tensor<5>,
+        mut on_frames: impl FnMut(usize),
+    ) -> Result<Frames, PipelineError> {
+        let [clips, channels, frames, ..] = latents.dims();
+        let expected = self.pipeline.vae_config.latent_channels;
+        if channels != expected || clips != 1 {
+            return Err(PipelineError::Parts(format!(
+                "latents are {clips} clips of {channels} channels, expected 1 of {expected}"
+            )));
+        }
+        let micro_batch = if self.pipeline.low_memory { 1 } else { DECODE_MICRO_BATCH };
+        let mut parts = Vec::new();
+        for part in latents.split(micro_batch, 2) {
+            parts.push(if self.pipeline.low_memory {
+                self.vae.decode_in_tiles(part, None, TILE_ROWS)
+            } else {
+                self.vae.decode(part, None)
+            });
+            on_frames((parts.len() * micro_batch).min(frames));
+        }
+        let decoded = Tensor::cat(parts, 2); // [1, 3, T, H, W]
+        // One number a clip; its pixels are read to the host next in any case.
+        if !finite::all_finite(&decoded) {
+            let cause = finite::cause(&self.pipeline.files.vae, self.pipeline.dtype, None);
+            return Err(PipelineError::NonFinite { what: "the decoded frames", cause });
+        }
+        let mut clips = to_frames(decoded)?;
+        clips.pop().ok_or_else(|| PipelineError::Parts("the VAE decoded no clip".into()))
+    }
+}
