@@ -6,7 +6,7 @@ use crate::{
 };
 use clap::Args as ClapArgs;
 use opensora::{
-    prepare::scan::{Found, Job, scan},
+    prepare::scan::{Found, Job, Walk, scan},
     video::reader::Decoder,
 };
 use std::path::PathBuf;
@@ -29,12 +29,15 @@ pub(crate) struct Args {
     /// Retry files that could not be opened in an earlier run
     #[arg(long)]
     retry_failed: bool,
+    /// Follow symbolic links, such as those of a Hugging Face cache
+    #[arg(long)]
+    follow_links: bool,
     #[command(flatten)]
     report: Report,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let found = Found::walk(&args.places)?;
+    let found = Found::walk_with(&args.places, Walk { follow_links: args.follow_links })?;
     let job = Job {
         out: args.out.clone(),
         decoder: Decoder::Auto,
