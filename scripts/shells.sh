@@ -76,7 +76,7 @@ film=$(ls world/films/*.mp4 | head -1)
 printf 'url,text\nhttp://127.0.0.1:9/a.mp4,a fox\n' >urls.csv
 
 # ---- The subcommands: arguments, and the file that must be there afterwards ("-": none) -----------
-tiny=(--model "$fixtures/tiny-model" --sampler dpm-solver --steps 2 --num-frames 2 --image-size 16x32 --device flex)
+tiny=(--model "$fixtures/tiny-model" --allow-outside-paths --sampler dpm-solver --steps 2 --num-frames 2 --image-size 16x32 --device flex)
 names=()
 declare -A arguments made
 subcommand() {

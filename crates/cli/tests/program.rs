@@ -24,7 +24,8 @@ fn opensora(folder: &Path, args: &[&str]) -> Output {
 /// leave open.
 fn sample(folder: &Path, args: &[&str]) -> Output {
     let model = tiny_model();
-    let mut all = vec!["sample"];
+    // The tiny model's parts lie beside its folder.
+    let mut all = vec!["sample", "--allow-outside-paths"];
     for (option, value) in [
         ("--model", model.as_str()),
         ("--sampler", "dpm-solver"),

@@ -40,13 +40,13 @@ fn no_reader() -> Stdio {
 fn subcommands(folder: &Path) -> Vec<(Vec<String>, Option<&'static str>)> {
     let args = ["data", "demo", "-o", "world", "--clips", "2", "--films", "1", "--shots", "2"];
     let size = ["--size", "32", "--num-frames", "4", "-q"];
-    assert!(command(folder, &[&args[..], &size].concat()).status().unwrap().success());
+    assert!(command(folder, &[&args[..], &size].concat()).output().unwrap().status.success());
     let model = fixtures().join("tiny-model").display().to_string();
     let case = fixtures().join("goldens/vae-bin").display().to_string();
     [
         (
             format!(
-                "sample fox --model {model} --sampler dpm-solver --steps 2 --num-frames 2 \
+                "sample fox --model {model} --allow-outside-paths --sampler dpm-solver --steps 2 --num-frames 2 \
             --image-size 16x32 -o out/fox.mp4"
             ),
             Some("out/fox.mp4"),

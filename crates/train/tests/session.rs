@@ -98,7 +98,7 @@ fn configs(folder: &Path) {
 fn weights(folder: &Path) {
     let device = Device::flex();
     let vae = AutoencoderKl::new(&vae_config(), &device).unwrap();
-    let map = vae_keys::Layout::TODAY.key_map(&vae_config());
+    let map = vae_keys::Naming::Diffusers.key_map(&vae_config());
     let path = folder.join("vae/diffusion_pytorch_model.safetensors");
     export(&vae, &map, FloatDType::F32, None, &path).unwrap();
     fit_tokenizer(["a red circle grows"], 120).unwrap().save(&folder.join("t5")).unwrap();

@@ -81,10 +81,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     ensure!(!out.is_dir(), "{}: it is a folder, expected a file", out.display());
     stop::listen();
     panel::save(&panels, &style, &out).context("plot")?;
-    Ok(match args.report.json {
-        true => output::json(&json!({ "out": out }))?,
-        false => output::line(out.display())?,
-    })
+    let printed = match args.report.json {
+        true => output::json(&json!({ "out": out })),
+        false => output::line(out.display()),
+    };
+    Ok(printed?)
 }
 
 fn column(table: &Table, path: &Path, name: &str) -> anyhow::Result<Vec<f64>> {

@@ -156,7 +156,7 @@ fn train(args: Args, recipe: Recipe) -> anyhow::Result<()> {
         Outcome::Stopped(done) => (false, done),
     };
     let printed = if args.report.json {
-        let mut line = serde_json::to_value(&done)?;
+        let mut line = serde_json::to_value(done)?;
         line["finished"] = finished.into();
         output::json(&line)
     } else if finished {
