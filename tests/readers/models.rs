@@ -6,6 +6,7 @@ use crate::{
     torch_file::{Value, torch_file},
 };
 use burn::tensor::{Device, FloatDType};
+use opensora::model_files::{PartPaths, PathPolicy};
 use opensora_checkpoint::Checkpoint;
 use opensora_stdit::{DenoiserConfig, StDit, keys};
 use opensora_t5::{T5Config, T5Encoder, T5Tokenizer};
@@ -79,7 +80,8 @@ pub(super) const READERS: &[Reader] = &[
         seeds: || fixtures(&["tiny-model/model.json"]),
         read: |scratch, bytes| {
             scratch.write("model.json", bytes);
-            opensora::ModelFiles::open(scratch.folder()).map(drop).map_err(text)
+            let parts = PartPaths { policy: PathPolicy::Anywhere, ..PartPaths::default() };
+            opensora::ModelFiles::open_with(scratch.folder(), &parts).map(drop).map_err(text)
         },
     },
     Reader {
