@@ -5,6 +5,7 @@
 
 pub mod mutate;
 pub mod readers;
+pub mod torch_file;
 
 use burn::tensor::Device;
 use opensora::{

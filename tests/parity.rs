@@ -55,6 +55,53 @@ fn a_case_of_an_unknown_kind_is_an_error() {
 }
 
 #[test]
+fn settings_that_are_not_known_are_an_error() {
+    let (_, device) = devices().remove(0);
+    for (case, from, to) in [
+        ("iddpm-tables", "\"noise_schedule\"", "\"noise_scheduler\""),
+        ("iddpm-tables", "\"timestep_respacing\": \"\"", "\"sigma_small\": true"),
+        ("iddpm-losses", "\"num_sampling_steps\": 100", "\"predict_xstart\": true"),
+        ("stdit-safetensors", "\"pred_sigma\"", "\"qk_norm\""),
+        ("dpm-solver", "\"time_scale\"", "\"time_scales\""),
+        ("t5-tokenizer", "\"padding\"", "\"padding_side\""),
+    ] {
+        let folder = copy_of(case);
+        rewrite(folder.path(), from, to);
+        let error = verify::run(folder.path(), &device).unwrap_err();
+        let message = error.to_string();
+        let name = to.split('"').nth(1).unwrap();
+        assert!(message.contains("unknown") && message.contains(name), "{case}: {message}");
+    }
+}
+
+/// The tables of another process than the published one.
+#[test]
+fn the_number_of_diffusion_steps_is_the_cases_own() {
+    let (_, device) = devices().remove(0);
+    let schedule = "\"noise_schedule\": \"linear\"";
+    let with_steps = |steps: usize| {
+        let folder = copy_of("iddpm-tables");
+        let both = format!("{schedule}, \"diffusion_steps\": {steps}");
+        rewrite(folder.path(), schedule, &both);
+        folder
+    };
+    assert!(verify::run(with_steps(1000).path(), &device).unwrap().passed());
+    let error = verify::run(with_steps(500).path(), &device).unwrap_err().to_string();
+    assert!(error.contains("'full' has 500 steps, the case expects 1000"), "{error}");
+    // Without that statement the tables themselves are compared, and differ.
+    let folder = with_steps(500);
+    rewrite(
+        folder.path(),
+        "\"num_timesteps\": 1000\n   },\n   {\n    \"prefix\": \"spaced_100\"",
+        "\"num_timesteps\": 500\n   },\n   {\n    \"prefix\": \"spaced_100\"",
+    );
+    let report = verify::run(folder.path(), &device).unwrap();
+    assert!(!report.passed());
+    let full = report.checks.iter().filter(|check| check.name.starts_with("full."));
+    assert!(full.into_iter().all(|check| !check.passed), "{:#?}", report.checks);
+}
+
+#[test]
 fn an_expected_tensor_that_is_not_computed_fails() {
     let folder = copy_of("dpm-solver");
     rewrite(

@@ -13,9 +13,8 @@ pub(super) const READERS: &[Reader] = &[
         name: "pickle",
         inputs: 16_000,
         seeds: || {
-            let files = ["plain.pth", "nested.pth", "shared.pth"];
-            let mut seeds =
-                fixtures(&files.map(|name| format!("seeds/{name}")).each_ref().map(|s| &**s));
+            let files = ["seeds/plain.pth", "seeds/nested.pth", "seeds/shared.pth"];
+            let mut seeds = fixtures(&files);
             // The older format without an archive; its header is what can be damaged.
             seeds.extend(fixtures(&["checkpoints/legacy.pth"]).into_iter().map(|mut file| {
                 file.truncate(20_000);

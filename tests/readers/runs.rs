@@ -72,7 +72,7 @@ pub(super) const READERS: &[Reader] = &[
                 retry_failed: false,
             };
             let keys = ["data/films/000000.mp4".to_string()];
-            let nothing = |_| Err::<serde_json::Value, _>("not tried".to_string());
+            let nothing = |_: usize| Err::<serde_json::Value, _>("not tried".to_string());
             step::run(&run, &keys, nothing, &mut ()).map(drop).map_err(text)
         },
     },

@@ -1,7 +1,6 @@
 //! Tables, prompt files, lists of downloads, and texts that steps of a preparation read.
 
 use super::{Reader, Scratch, fixtures, text, utf8};
-use crate::fixture;
 use opensora_manifest::{Manifest, Table, read_prompts};
 use opensora_prepare::{
     caption::{Prompt, answer},
@@ -111,15 +110,12 @@ fn tables() -> Vec<Vec<u8>> {
     ];
     let mut seeds: Vec<Vec<u8>> = texts.iter().map(|text| text.as_bytes().to_vec()).collect();
     seeds.extend(fixtures(&["written-by-0.1.0/data/clips.csv", "written-by-0.1.0/split.csv"]));
-    let field = "../../crates/manifest/tests/fixtures/field";
-    let folder =
-        fixture(field).is_dir().then_some(field).expect("the fixtures of the tables' crate");
-    seeds.extend(fixtures(
-        &["nan.csv", "nfnan.csv", "semi.csv", "bomblank.txt"]
-            .map(|name| format!("{folder}/{name}"))
-            .each_ref()
-            .map(String::as_str),
-    ));
+    seeds.extend(fixtures(&[
+        "../../crates/manifest/tests/fixtures/field/bomblank.txt",
+        "../../crates/manifest/tests/fixtures/field/nan.csv",
+        "../../crates/manifest/tests/fixtures/field/nfnan.csv",
+        "../../crates/manifest/tests/fixtures/field/semi.csv",
+    ]));
     seeds
 }
 

@@ -83,6 +83,8 @@ pub struct ShapeMismatch {
 pub struct Mismatch {
     /// What the file was loaded as.
     pub artefact: String,
+    /// Wrappers that the keys were taken out of, such as `module`.
+    pub wrappers: Vec<String>,
     /// Keys the model needs and the file lacks.
     pub missing: Vec<String>,
     /// Keys of the file that nothing in the model uses and no allow-list names.
@@ -95,7 +97,11 @@ pub struct Mismatch {
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "does not fit {}: ", self.artefact)?;
+        write!(f, "does not fit {}", self.artefact)?;
+        if !self.wrappers.is_empty() {
+            write!(f, " (unwrapped from {})", quoted(&self.wrappers))?;
+        }
+        write!(f, ": ")?;
         let mut parts = Vec::new();
         if !self.missing.is_empty() {
             parts.push(format!("{} missing ({})", keys(self.missing.len()), some(&self.missing)));
@@ -117,6 +123,11 @@ impl fmt::Display for Mismatch {
 
 fn keys(count: usize) -> String {
     if count == 1 { "1 key".into() } else { format!("{count} keys") }
+}
+
+/// Names in quotes, each on one line.
+pub(crate) fn quoted(names: &[String]) -> String {
+    names.iter().map(|name| format!("'{}'", one_line(name))).collect::<Vec<_>>().join(", ")
 }
 
 /// The first few, so that the line stays a line; the struct holds them all.

@@ -1,16 +1,23 @@
 //! Filling a module from a checkpoint, strictly.
 
 use crate::{
-    Checkpoint, CheckpointError, KeyMap, Mismatch, ParameterNames, ShapeMismatch, telltale,
+    Checkpoint, CheckpointError, KeyMap, Mismatch, ParameterNames, ShapeMismatch, TensorEntry,
+    error::quoted, telltale,
 };
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
     tensor::{FloatDType, Tensor, TensorData},
 };
+use opensora_files::one_line;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    path::PathBuf,
 };
+
+/// Tensors of one storage, such as tied embeddings, take more memory than their file has bytes: this
+/// many times as much, and a megabyte, are expected at most.
+const SHARED_STORAGE: u64 = 8;
 
 /// A parameter of a module, described without being allocated.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +33,12 @@ pub struct ParameterSlot {
 pub struct ImportReport {
     /// What was loaded.
     pub artefact: String,
+    /// The file or index that was read.
+    pub file: PathBuf,
+    /// Prefixes and dictionaries that the weights were taken out of, such as `module`.
+    pub wrappers: Vec<String>,
+    /// Tensors of the file outside those wrappers: an optimizer, other models.
+    pub outside: usize,
     /// Parameters filled.
     pub tensors: usize,
     /// Numbers in them.
@@ -38,6 +51,15 @@ impl fmt::Display for ImportReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let millions = self.elements as f64 / 1e6;
         write!(f, "{}: {} tensors, {millions:.1} M parameters", self.artefact, self.tensors)?;
+        if let Some(name) = self.file.file_name() {
+            write!(f, " from {}", one_line(name.to_string_lossy()))?;
+        }
+        if !self.wrappers.is_empty() {
+            write!(f, ", unwrapped from {}", quoted(&self.wrappers))?;
+        }
+        if self.outside > 0 {
+            write!(f, " ({} tensors outside not used)", self.outside)?;
+        }
         if !self.ignored.is_empty() {
             write!(f, " ({} known keys not used)", self.ignored.len())?;
         }
@@ -105,12 +127,17 @@ pub fn import<M: Module>(
     map: &KeyMap,
     dtype: FloatDType,
 ) -> Result<(M, ImportReport), CheckpointError> {
-    let report = check_file(&module, checkpoint, map)?;
+    let report = check_import(&module, checkpoint, map)?;
     Ok((fill(module, "", checkpoint, map, dtype)?, report))
 }
 
-/// Compares `module` with `checkpoint` and says what an import would do; reads no tensor.
-pub(crate) fn check_file<M: Module>(
+/// Compares `module` with `checkpoint` and says what an import would do; no tensor is read and none
+/// of the module's parameters allocated.
+///
+/// # Errors
+/// Returns an error if keys or shapes do not fit, or a tensor that is needed has another type than
+/// floating point or cannot be read.
+pub fn check_import<M: Module>(
     module: &M,
     checkpoint: &Checkpoint,
     map: &KeyMap,
@@ -121,24 +148,67 @@ pub(crate) fn check_file<M: Module>(
         .iter()
         .map(|(key, tensor)| (key.clone(), tensor.shape().to_vec()))
         .collect();
-    check(&slots, &file, map).map_err(|mismatch| CheckpointError::Mismatch {
-        path: checkpoint.path().into(),
-        mismatch,
+    check(&slots, &file, map).map_err(|mut mismatch| {
+        mismatch.wrappers = checkpoint.wrappers().to_vec();
+        CheckpointError::Mismatch { path: checkpoint.path().into(), mismatch }
     })?;
     let used: BTreeSet<String> = slots
         .iter()
         .map(|slot| map.published_key(&slot.path))
         .filter(|key| file.contains_key(key))
         .collect();
+    check_sizes(checkpoint, &used)?;
     Ok(ImportReport {
         artefact: map.artefact().into(),
+        file: checkpoint.taken().into(),
+        wrappers: checkpoint.wrappers().to_vec(),
+        outside: checkpoint.outside(),
         tensors: used.len(),
         elements: used.iter().map(|key| file[key].iter().product::<usize>()).sum(),
         ignored: file.into_keys().filter(|key| !used.contains(key)).collect(),
     })
 }
 
-/// Fills `module`, which stands at `prefix` in what [`check_file`] has found to fit.
+/// Fails if a needed tensor cannot be read as floating point, or all together take more memory than
+/// their files can hold.
+fn check_sizes(checkpoint: &Checkpoint, used: &BTreeSet<String>) -> Result<(), CheckpointError> {
+    let mut needed = 0u64;
+    for key in used {
+        let entry = &checkpoint.tensors()[key];
+        check_float(entry, key)?;
+        needed = needed.saturating_add(entry.byte_len());
+    }
+    let mut files = 0u64;
+    for file in checkpoint.files() {
+        let metadata = std::fs::metadata(file);
+        files +=
+            metadata.map_err(|source| CheckpointError::Open { path: file.into(), source })?.len();
+    }
+    let limit = files.saturating_mul(SHARED_STORAGE).saturating_add(1 << 20);
+    if needed > limit {
+        return Err(CheckpointError::Format {
+            path: checkpoint.taken().into(),
+            reason: format!("its tensors take {needed} bytes in memory, its files have {files}"),
+        });
+    }
+    Ok(())
+}
+
+/// Fails if a tensor cannot be read or is of another type than floating point.
+fn check_float(entry: &TensorEntry, key: &str) -> Result<(), CheckpointError> {
+    match entry.dtype() {
+        Some(dtype) if dtype.is_float() => Ok(()),
+        Some(dtype) => Err(CheckpointError::Tensor {
+            path: entry.file().into(),
+            key: key.into(),
+            reason: format!("element type {dtype:?} found, a float expected"),
+        }),
+        // Reading it says why it cannot be read.
+        None => entry.read(key).map(|_| ()),
+    }
+}
+
+/// Fills `module`, which stands at `prefix` in what [`check_import`] has found to fit.
 pub(crate) fn fill<M: Module>(
     module: M,
     prefix: &str,
@@ -209,9 +279,7 @@ pub(crate) fn read_as<E: fmt::Display>(
         key: key.into(),
         reason,
     };
-    if !entry.dtype().is_float() {
-        return Err(fail(format!("element type {:?} found, a float expected", entry.dtype())));
-    }
+    check_float(entry, key)?;
     cast(entry.read(key)?).map_err(|error| fail(error.to_string()))
 }
 

@@ -21,24 +21,31 @@
 //! # }
 //! ```
 //!
+//! What trainers put around a model, such as `module.` or `{"model": ..}`, is taken off by
+//! [`Checkpoint::unwrapped`], and the [`ImportReport`] says so.
+//!
 //! Nothing in a file is executed, no size that a file declares is trusted before it is compared
-//! with what the file holds, and shards are looked for only beside their index.
+//! with what the file holds, and shards are looked for only beside their index. Pipes, devices and folders
+//! are not read.
 
 mod error;
 mod export;
 mod import;
 mod key_map;
 mod names;
+mod non_finite;
+mod pickle_guard;
 mod pytorch;
 mod safetensors_file;
 mod shards;
 mod source;
 mod stream;
 mod telltale;
+mod wrapper;
 
 pub use error::{CheckpointError, Mismatch, ShapeMismatch};
 pub use export::{export, published_tensors};
-pub use import::{ImportReport, ParameterSlot, check, import, parameter_slots};
+pub use import::{ImportReport, ParameterSlot, check, check_import, import, parameter_slots};
 pub use key_map::{KeyMap, Rename};
 pub use names::ParameterNames;
 pub use source::{Checkpoint, TensorEntry};

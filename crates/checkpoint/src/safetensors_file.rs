@@ -3,9 +3,10 @@
 
 use crate::{
     CheckpointError,
-    source::{ReadBytes, TensorEntry},
+    source::{Contents, ReadBytes, TensorEntry},
 };
 use burn::tensor::{BoolStore, DType};
+use opensora_files::read::open_regular;
 use safetensors::{Dtype, tensor::Metadata};
 use std::{
     collections::BTreeMap,
@@ -15,8 +16,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// The format's own limit for its JSON header.
-const MAX_HEADER: u64 = 100_000_000;
+/// Most bytes of the JSON header. The format allows 100 MB, which become gigabytes in memory; a T5-XXL
+/// has 60 KB, and notes of trainers add up to a few megabytes.
+const MAX_HEADER: u64 = 8 << 20;
+
+/// Bytes of a header, beyond one for each byte of the tensors, that a file may need: notes, names, and
+/// padding.
+const HEADER_ALLOWANCE: u64 = 1 << 20;
 
 pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
     let fail = |reason: String| CheckpointError::Format { path: path.into(), reason };
@@ -26,16 +32,19 @@ pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, TensorEntry>, Checkpo
 
     let mut tensors = BTreeMap::new();
     for (key, info) in metadata.tensors() {
-        let dtype = burn_dtype(info.dtype).ok_or_else(|| CheckpointError::Tensor {
-            path: path.to_path_buf(),
-            key: key.clone(),
-            reason: format!("element type {} is not supported", info.dtype),
-        })?;
-        let (start, end) = info.data_offsets;
-        let file = file.clone();
-        let read: ReadBytes =
-            Arc::new(move || read_range(&file, data_start + start as u64, end - start));
-        let entry = TensorEntry { file: path.clone(), dtype, shape: info.shape.clone(), read };
+        let contents = match burn_dtype(info.dtype) {
+            Some(dtype) => {
+                let (start, end) = info.data_offsets;
+                let file = file.clone();
+                let read: ReadBytes =
+                    Arc::new(move || read_range(&file, data_start + start as u64, end - start));
+                Contents::Readable { dtype, read }
+            }
+            None => {
+                Contents::Unreadable(format!("element type {} is not supported", info.dtype).into())
+            }
+        };
+        let entry = TensorEntry { file: path.clone(), shape: info.shape.clone(), contents };
         tensors.insert(key, entry);
     }
     Ok(tensors)
@@ -45,7 +54,7 @@ pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, TensorEntry>, Checkpo
 pub(crate) fn notes(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
     let open = |source| CheckpointError::Open { path: path.into(), source };
     let mut head = Vec::new();
-    File::open(path).map_err(open)?.take(9).read_to_end(&mut head).map_err(open)?;
+    open_regular(path).map_err(open)?.take(9).read_to_end(&mut head).map_err(open)?;
     if head.get(8) != Some(&b'{') {
         return Ok(BTreeMap::new());
     }
@@ -57,15 +66,19 @@ pub(crate) fn notes(path: &Path) -> Result<BTreeMap<String, String>, CheckpointE
 /// The open file, its parsed header and where its data starts.
 fn read_header(path: &Path) -> Result<(File, Metadata, u64), String> {
     let io = |error: io::Error| error.to_string();
-    let mut file = File::open(path).map_err(io)?;
+    let mut file = open_regular(path).map_err(io)?;
     let file_len = file.metadata().map_err(io)?.len();
     let mut length = [0u8; 8];
     file.read_exact(&mut length).map_err(io)?;
     let length = u64::from_le_bytes(length);
-    if length > MAX_HEADER || length > file_len - 8 {
+    if length > file_len - 8 {
         return Err(format!(
             "truncated: its header claims {length} bytes, the file has {file_len}"
         ));
+    }
+    let limit = MAX_HEADER.min(HEADER_ALLOWANCE + file_len - 8 - length);
+    if length > limit {
+        return Err(format!("its header has {length} bytes, expected at most {limit}"));
     }
     let mut header = vec![0u8; length as usize];
     file.read_exact(&mut header).map_err(io)?;

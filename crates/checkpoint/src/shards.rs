@@ -2,24 +2,29 @@
 
 use crate::{
     CheckpointError,
-    source::{TensorEntry, open_file},
+    source::{MAX_TENSORS, Opened, open_file},
 };
+use opensora_files::read::{inside, read_bounded};
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::Read,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
 };
 
-/// A real index of the largest artefact has well under a megabyte.
-const MAX_INDEX: u64 = 64 << 20;
+/// Most bytes of an index: that of a T5-XXL with encoder and decoder has 50 KB.
+const MAX_INDEX: u64 = 8 << 20;
 
-/// Names that mean "the weights of this folder", in Hugging Face's order of preference.
-const WELL_KNOWN: [&str; 4] = [
+/// Names that mean "the weights of this folder", in the order in which transformers and diffusers look
+/// for them: safetensors, their index, PyTorch's own, their index.
+const WELL_KNOWN: [&str; 8] = [
     "model.safetensors",
     "diffusion_pytorch_model.safetensors",
+    "model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors.index.json",
     "pytorch_model.bin",
     "diffusion_pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.bin.index.json",
 ];
 
 const ENDINGS: [&str; 5] = ["safetensors", "pth", "pt", "bin", "ckpt"];
@@ -31,46 +36,49 @@ struct Index {
 }
 
 /// Opens an index with all its shards, which are looked for beside it only.
-pub(crate) fn open_index(path: &Path) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
+pub(crate) fn open_index(path: &Path) -> Result<Opened, CheckpointError> {
     let format = |reason: String| CheckpointError::Format { path: path.into(), reason };
     let index = read_index(path)?;
     let folder = path.parent().unwrap_or(Path::new(""));
 
-    let mut tensors = BTreeMap::new();
+    let mut all = Opened::default();
+    let mut opened = BTreeSet::new();
     for shard in index.weight_map.values().collect::<BTreeSet<_>>() {
-        let mut components = Path::new(shard).components();
-        let plain = matches!(components.next(), Some(Component::Normal(_)));
-        if !plain || components.next().is_some() {
-            return Err(format(format!("shard name '{shard}' leads out of the folder")));
+        let file = inside(folder, Path::new(shard))
+            .map_err(|error| format(format!("shard name {error}")))?;
+        // `a.bin` and `./a.bin` are one file.
+        if !opened.insert(file.clone()) {
+            continue;
         }
-        let file = folder.join(shard);
         if !file.is_file() {
             return Err(CheckpointError::MissingShard { index: path.into(), shard: shard.clone() });
         }
         if is_index(&file) {
             return Err(format(format!("shard '{shard}' is an index itself")));
         }
-        for (key, tensor) in open_file(&file)? {
-            if tensors.insert(key.clone(), tensor).is_some() {
+        let part = open_file(&file)?;
+        for (key, tensor) in part.tensors {
+            if all.tensors.insert(key.clone(), tensor).is_some() {
                 return Err(format(format!("key '{key}' is in two shards")));
             }
         }
+        if all.tensors.len() > MAX_TENSORS {
+            return Err(format(format!("its shards have more than {MAX_TENSORS} tensors")));
+        }
+        all.wrapper = part.wrapper.or(all.wrapper);
+        all.outside += part.outside;
+        all.empty.extend(part.empty);
     }
-    let lost = index.weight_map.iter().find(|(key, _)| !tensors.contains_key(*key));
+    let lost = index.weight_map.iter().find(|(key, _)| !all.tensors.contains_key(*key));
     if let Some((key, shard)) = lost {
         return Err(format(format!("key '{key}' is not in its shard '{shard}'")));
     }
-    Ok(tensors)
+    Ok(all)
 }
 
 fn read_index(path: &Path) -> Result<Index, CheckpointError> {
-    let open = |source| CheckpointError::Open { path: path.into(), source };
-    let mut text = Vec::new();
-    std::fs::File::open(path)
-        .map_err(open)?
-        .take(MAX_INDEX)
-        .read_to_end(&mut text)
-        .map_err(open)?;
+    let text = read_bounded(path, MAX_INDEX)
+        .map_err(|source| CheckpointError::Open { path: path.into(), source })?;
     let format = |reason: String| CheckpointError::Format { path: path.into(), reason };
     let index: Index = serde_json::from_slice(&text)
         .map_err(|error| format(format!("not an index with a weight_map: {error}")))?;
@@ -89,7 +97,7 @@ pub(crate) fn find_in_folder(folder: &Path) -> Result<PathBuf, CheckpointError> 
 
     for files in [&files, &colossal_files] {
         let mut indices: Vec<&PathBuf> = files.iter().filter(|file| is_index(file)).collect();
-        // Both formats in one folder hold the same weights: take the safer one.
+        // Indices of other names: the safer format first.
         indices.sort_by_key(|file| !name(file).contains("safetensors"));
         let well_known = WELL_KNOWN.iter().find_map(|n| files.iter().find(|f| name(f) == *n));
         if let Some(file) = well_known.or(indices.first().copied()) {

@@ -2,7 +2,7 @@
 
 use crate::{
     Checkpoint, CheckpointError, ImportReport, KeyMap,
-    import::{check_file, fill, read_as},
+    import::{check_import, fill, read_as},
 };
 use burn::{
     module::Module,
@@ -28,7 +28,7 @@ impl StreamedImport {
         map: KeyMap,
         dtype: FloatDType,
     ) -> Result<(Self, ImportReport), CheckpointError> {
-        let report = check_file(module, &checkpoint, &map)?;
+        let report = check_import(module, &checkpoint, &map)?;
         Ok((Self { checkpoint, map, dtype }, report))
     }
 

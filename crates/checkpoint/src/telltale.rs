@@ -1,6 +1,8 @@
 //! The likely cause of keys that do not fit.
 
-use crate::{Mismatch, ShapeMismatch};
+use crate::{Mismatch, ShapeMismatch, error::quoted};
+use opensora_files::one_line;
+use std::collections::BTreeSet;
 
 /// Keys that give an artefact away, the most telling first.
 const TELLTALES: [(&str, &str); 12] = [
@@ -18,10 +20,34 @@ const TELLTALES: [(&str, &str); 12] = [
     ("optimizer.", "an optimizer state"),
 ];
 
-/// What a set of keys looks like.
-fn looks_like<'a>(keys: impl Iterator<Item = &'a str> + Clone) -> Option<&'static str> {
-    let has = |prefix: &str| keys.clone().any(|key| key.starts_with(prefix));
-    TELLTALES.iter().find(|(prefix, _)| has(prefix)).map(|(_, artefact)| *artefact)
+/// The artefact that a set of keys looks like, and the prefix that it stands under.
+fn looks_like<'a>(keys: impl Iterator<Item = &'a str> + Clone) -> Option<(&'static str, &'a str)> {
+    let plain = |telltale: &str| keys.clone().any(|key| key.starts_with(telltale));
+    if let Some((_, artefact)) = TELLTALES.iter().find(|(telltale, _)| plain(telltale)) {
+        return Some((artefact, ""));
+    }
+    let under = |telltale: &str| {
+        keys.clone().find_map(|key| {
+            let inside = format!(".{telltale}");
+            key.find(&inside).map(|end| &key[..end])
+        })
+    };
+    TELLTALES.iter().find_map(|(telltale, artefact)| Some((*artefact, under(telltale)?)))
+}
+
+/// The first parts of keys, where they are few: the prefix or the dictionaries of an unknown file.
+fn containers<'a>(keys: impl Iterator<Item = &'a str>) -> Option<String> {
+    const FEW: usize = 4;
+    let mut names = BTreeSet::new();
+    for key in keys {
+        names.insert(key.split_once('.').map_or("", |(first, _)| first));
+        if names.len() > FEW {
+            return None;
+        }
+    }
+    names.remove("");
+    let names: Vec<String> = names.into_iter().map(str::to_string).collect();
+    (!names.is_empty()).then(|| quoted(&names))
 }
 
 /// Fills in a mismatch, with the cause that its keys suggest.
@@ -34,9 +60,15 @@ pub(crate) fn explain<'a>(
     shapes: Vec<ShapeMismatch>,
 ) -> Mismatch {
     let likely_cause = if missing.len() * 2 > expected {
-        match looks_like(file_keys) {
-            Some(found) => format!("wrong artefact, the file looks like {found}"),
-            None => "wrong artefact, the file's keys are of no kind known here".into(),
+        match (looks_like(file_keys.clone()), containers(file_keys)) {
+            (Some((found, "")), _) => format!("wrong artefact, the file looks like {found}"),
+            (Some((found, prefix)), _) => {
+                format!("wrong artefact, the file looks like {found} under '{}'", one_line(prefix))
+            }
+            (None, Some(names)) => format!(
+                "wrong artefact, the file's keys are of no kind known here; they begin with {names}"
+            ),
+            (None, None) => "wrong artefact, the file's keys are of no kind known here".into(),
         }
     } else if missing.is_empty() && unused.is_empty() {
         "wrong config, the file has layers of another size".into()
@@ -48,5 +80,12 @@ pub(crate) fn explain<'a>(
     } else {
         "a variant of the model with other names".into()
     };
-    Mismatch { artefact: artefact.into(), missing, unused, shapes, likely_cause }
+    Mismatch {
+        artefact: artefact.into(),
+        wrappers: Vec::new(),
+        missing,
+        unused,
+        shapes,
+        likely_cause,
+    }
 }

@@ -128,6 +128,15 @@ fn killed_anywhere_and_resumed_it_is_the_same_run_to_the_bit() {
     assert_eq!((&said["step"], &said["finished"]), (&30.into(), &true.into()));
     assert!(path.join("whole/samples/step-00000015.png").exists());
 
+    // The finished run is a model.
+    let prompt = "a red circle grows on a black background";
+    ok(
+        path,
+        &["sample", "--model", "whole", prompt, "--steps", "2", "-o", "sample.gif", "--quiet"],
+    );
+    let (clip, _) = opensora::video::gif::read(&path.join("sample.gif")).unwrap();
+    assert_eq!((clip.len(), clip.height(), clip.width()), (4, 32, 32));
+
     // Without a cache the numbers are the same.
     ok(path, &train("fly", &["--data", "data/clips.csv"]));
     let weights = |run: &str| {

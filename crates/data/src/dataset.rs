@@ -6,7 +6,8 @@ use crate::{
     window,
 };
 use burn::data::dataset::Dataset;
-use opensora_video::media::Media;
+use opensora_video::{media::Media, reader};
+use std::path::Path;
 
 /// Something that has rows and gives each anew in every epoch: a folder of clips, a cache of
 /// latents, a generated world.
@@ -33,6 +34,16 @@ pub trait Source: Send + Sync {
 
     /// A row's number (from 1) and file, for messages.
     fn describe(&self, row: usize) -> String;
+}
+
+/// Returns the frames per second of clips that take one of `interval` frames of the videos among
+/// `paths`: those of the first video that can be opened. `None` if there is none among the first
+/// rows.
+pub fn clip_fps<'a>(paths: impl Iterator<Item = &'a Path>, interval: usize) -> Option<f64> {
+    const ROWS: usize = 16;
+    let fps = |path: &Path| reader::probe(path).ok().map(|info| info.fps);
+    let found = paths.take(ROWS).find_map(fps).filter(|fps| fps.is_finite() && *fps > 0.0)?;
+    Some(found / interval.max(1) as f64)
 }
 
 /// One captioned clip as a model's input.
@@ -72,6 +83,11 @@ impl ClipDataset {
     /// The rows.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// Returns the files of the rows.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.manifest.rows.iter().map(|row| row.path.as_path())
     }
 
     /// How rows become clips.

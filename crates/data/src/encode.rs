@@ -9,7 +9,6 @@ use opensora_checkpoint::Checkpoint;
 use opensora_t5::TextEncoder;
 use opensora_vae::{AutoencoderKl, VaeConfig};
 use std::{
-    fmt::Display,
     path::Path,
     sync::{Mutex, PoisonError},
 };
@@ -76,16 +75,10 @@ impl ClipEncoder {
         micro_batch: Option<usize>,
         device: &Device,
     ) -> Result<Self, DataError> {
-        let fail = |path: &Path| {
-            let what = path.display().to_string();
-            move |error: &dyn Display| DataError::Encode { what, reason: error.to_string() }
-        };
-        let config = VaeConfig::beside(vae).map_err(|error| fail(vae)(&error))?;
-        let checkpoint = Checkpoint::open(vae).map_err(|error| fail(vae)(&error))?;
-        let (vae, _) = AutoencoderKl::load(&config, &checkpoint, FloatDType::F32, device)
-            .map_err(|error| fail(vae)(&error))?;
-        let (text, _) = TextEncoder::load(t5, max_length, FloatDType::F32, device)
-            .map_err(|error| fail(t5)(&error))?;
+        let config = VaeConfig::beside(vae).map_err(opensora_vae::LoadError::from)?;
+        let checkpoint = Checkpoint::open(vae).map_err(opensora_vae::LoadError::from)?;
+        let (vae, _) = AutoencoderKl::load(&config, &checkpoint, FloatDType::F32, device)?;
+        let (text, _) = TextEncoder::load(t5, max_length, FloatDType::F32, device)?;
         Ok(Self { vae, text, micro_batch, device: device.clone() })
     }
 

@@ -74,6 +74,12 @@ pub enum DataError {
         /// What was found and what was expected.
         reason: String,
     },
+    /// A VAE that cannot be loaded.
+    #[error(transparent)]
+    Vae(#[from] opensora_vae::LoadError),
+    /// A text encoder that cannot be loaded.
+    #[error(transparent)]
+    Text(#[from] opensora_t5::LoadError),
     /// A model refused to encode.
     #[error("cannot encode {what}: {reason}")]
     Encode {

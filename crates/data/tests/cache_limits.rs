@@ -202,7 +202,12 @@ fn a_replacement_that_is_interrupted_is_no_complete_cache() {
     fs::write(world.path("cache/.shard-00001.safetensors.1.partial"), "half").unwrap();
     let mut rows = BTreeSet::new();
     world
-        .job(2 * LATENTS, |job, folder| write(job, folder, |done, _| _ = rows.insert(done)))
+        .job(2 * LATENTS, |job, folder| {
+            write(job, folder, |done, _| {
+                rows.insert(done);
+                ControlFlow::Continue(())
+            })
+        })
         .unwrap();
     // The first shard is told of as a whole, the second row by row, the third as a whole.
     assert_eq!(rows, [2, 3, 4, 6].into());
@@ -222,7 +227,14 @@ fn a_cache_shrinks_and_grows_with_its_manifest() {
     assert_eq!(world.files(".json").len(), 3);
     world.edit(|manifest| manifest.rows.extend(last));
     let mut rows = Vec::new();
-    world.job(2 * LATENTS, |job, folder| write(job, folder, |done, _| rows.push(done))).unwrap();
+    world
+        .job(2 * LATENTS, |job, folder| {
+            write(job, folder, |done, _| {
+                rows.push(done);
+                ControlFlow::Continue(())
+            })
+        })
+        .unwrap();
     assert_eq!(rows, [2, 4, 5, 5], "only the new row is encoded");
     let cache = LatentCache::open(&world.path("cache")).unwrap();
     cache.check_rows(&world.dataset(&clip())).unwrap();
@@ -241,7 +253,11 @@ fn data_that_moved_is_the_same_data() {
     let job =
         CacheJob { dataset: &dataset, encoder: &encoder, key: &key, shard_bytes: 2 * LATENTS };
     let mut rows = Vec::new();
-    write(&job, &world.path("cache"), |done, _| rows.push(done)).unwrap();
+    write(&job, &world.path("cache"), |done, _| {
+        rows.push(done);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
     assert_eq!(rows, [2, 4, 6], "nothing is encoded anew");
 }
 

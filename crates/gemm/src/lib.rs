@@ -218,7 +218,7 @@ fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
-/// Elements as memory to write, for functions that write all of it.
+/// Casts a slice for functions that write every element.
 fn as_uninit(c: &mut [f32]) -> &mut [MaybeUninit<f32>] {
     // SAFETY: both types have the same layout, and only initialised elements are ever written.
     unsafe { &mut *(std::ptr::from_mut(c) as *mut [MaybeUninit<f32>]) }

@@ -1,6 +1,6 @@
 //! Views of matrices in memory.
 
-/// A matrix of f32 that lies in a slice at any strides: a whole array, a part of one, or its transpose.
+/// A matrix of f32 in a slice, at any strides: a whole array, a part of an array, or a transpose.
 ///
 /// Element `(row, column)` is `values[row * row_stride + column * column_stride]`. Strides count
 /// elements. Every element is known to lie within the slice.

@@ -53,10 +53,10 @@ struct Microkernel {
     nr: usize,
 }
 
-/// For 16 registers of 8 f32.
+/// The microkernel for 16 registers of 8 f32.
 const AVX2: Microkernel = Microkernel { mr: 6, nr: 16 };
 
-/// For 32 registers of 16 f32.
+/// The microkernel for 32 registers of 16 f32.
 const AVX512: Microkernel = Microkernel { mr: 12, nr: 32 };
 
 /// The microkernel for this processor, if its vectors are wide enough.
@@ -170,7 +170,7 @@ fn pack_by<const W: usize>(operand: MatRef, packed: &mut [f32]) {
     let MatRef { values, rows, columns: k, row_stride, column_stride: k_stride } = operand;
     let (packed, _) = packed.as_chunks_mut::<W>();
     let whole = rows / W;
-    // In the order of memory.
+    // Columns of contiguous elements are read one after the other.
     if row_stride == 1 {
         for p in 0..k {
             let values = &values[p * k_stride..];
@@ -266,7 +266,7 @@ impl<F: Fn(usize, &mut [f32])> Product<'_, F> {
             for row in 0..m {
                 let (sums, c) = (&mut sums[row * NR..][..NR], &mut c[row * n + column..]);
                 let epilogue = is_last.then_some(epilogue);
-                // Apart, since the compiler knows the length of one of them.
+                // Two calls, so that the compiler knows the length in the first.
                 if count == NR {
                     write(epilogue, column, sums, &mut c[..NR]);
                 } else {

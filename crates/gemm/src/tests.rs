@@ -9,7 +9,7 @@ fn strategies() -> impl Iterator<Item = Strategy> {
     Strategy::ALL.into_iter().filter(|strategy| strategy.is_available())
 }
 
-/// How an operand lies in memory.
+/// The memory layout of an operand.
 #[derive(Debug, Clone, Copy)]
 enum Layout {
     RowMajor,

@@ -19,9 +19,9 @@ use crate::{
     model_files::{ModelFiles, ScaleRule, published_scales},
     nn::dtype::Dtype,
     request::SampleRequest,
-    stdit::{DenoiserConfig, DenoiserWork, PositionScales},
-    t5::{PromptStates, T5Config, TextEncoder},
-    vae::VaeConfig,
+    stdit::{DenoiserConfig, DenoiserWork, PositionScales, StDit},
+    t5::{PromptStates, T5Config, T5Encoder, TextEncoder},
+    vae::{AutoencoderKl, VaeConfig},
     video::Frames,
 };
 use burn::tensor::{Device, Tensor};
@@ -80,10 +80,11 @@ impl TextToVideo {
                 )));
             }
         }
-        // Headers only: a file that is not there or is damaged is known before minutes are spent.
-        for path in [&files.denoiser, &files.t5, &files.vae] {
-            Checkpoint::open(path)?;
-        }
+        // Headers only: a file that is missing, damaged or of another size than its configuration says is
+        // known before minutes are spent and memory is taken.
+        StDit::check(&files.denoiser_config, &Checkpoint::open(&files.denoiser)?, &device)?;
+        T5Encoder::check(&t5_config, &Checkpoint::open(&files.t5)?, &device)?;
+        AutoencoderKl::check(&vae_config, &Checkpoint::open(&files.vae)?, &device)?;
         Ok(Self { files, vae_config, dtype, t5_dtype, device, low_memory: false })
     }
 

@@ -10,6 +10,7 @@ pub use shares::Shares;
 use crate::{
     PrepareError,
     assemble::{REASON, write_list},
+    open::identity,
 };
 use opensora_manifest::{
     Table,
@@ -52,11 +53,12 @@ impl Merged {
 }
 
 /// Puts tables behind one another by the names of their columns; with each comes what messages call
-/// it. Rows are of one file where their absolute paths are the same letter by letter, or, without
-/// paths, their addresses; rows with neither are all kept.
+/// it. Rows are of one file where their paths lead to the same one, also by links, or, without paths,
+/// where their addresses are equal; rows with neither are all kept.
 ///
 /// # Errors
-/// Where a file comes again and `keep` does not say which of its rows stays.
+/// Returns an error if a table is a list of failures ([`PrepareError::FailureList`]), or if a file comes
+/// again and `keep` does not say which of its rows stays.
 pub fn merge(tables: &[(String, Table)], keep: Option<Keep>) -> Result<Merged, PrepareError> {
     let rows = || {
         let each = |(table, (_, rows)): (usize, &(String, Table))| {
@@ -64,11 +66,14 @@ pub fn merge(tables: &[(String, Table)], keep: Option<Keep>) -> Result<Merged, P
         };
         tables.iter().enumerate().flat_map(each)
     };
+    if let Some((name, _)) = tables.iter().find(|(name, table)| is_failure_list(name, table)) {
+        return Err(PrepareError::FailureList { name: name.clone() });
+    }
     let place = |(table, row): (usize, usize)| format!("row {} of {}", row + 1, tables[table].0);
     let mut staying = HashMap::<String, (usize, usize)>::new();
     let (mut again, mut first_again) = (0, None);
     for at in rows() {
-        let Some(key) = key(&tables[at.0].1, at.1)? else { continue };
+        let Some(key) = key(&tables[at.0].1, at.1) else { continue };
         if let Some(&before) = staying.get(&key) {
             again += 1;
             first_again.get_or_insert((key.clone(), before, at));
@@ -91,7 +96,7 @@ pub fn merge(tables: &[(String, Table)], keep: Option<Keep>) -> Result<Merged, P
         let from = &tables[table].1;
         let fields = from.columns().iter().map(String::as_str);
         let fields = fields.zip(from.row(row).into_iter().flatten().cloned());
-        let stays = key(from, row)?.and_then(|key| staying.get(&key)).copied();
+        let stays = key(from, row).and_then(|key| staying.get(&key)).copied();
         match stays.filter(|&stays| stays != (table, row)) {
             None => output.push(fields),
             Some(other) => {
@@ -104,12 +109,20 @@ pub fn merge(tables: &[(String, Table)], keep: Option<Keep>) -> Result<Merged, P
 }
 
 /// What a row is of.
-fn key(table: &Table, row: usize) -> Result<Option<String>, PrepareError> {
+fn key(table: &Table, row: usize) -> Option<String> {
     let field = |name| table.get(row, name).filter(|field: &&str| !field.is_empty());
-    let Some(path) = field(PATH) else { return Ok(field(URL).map(String::from)) };
-    let absolute = std::path::absolute(path)
-        .map_err(|source| PrepareError::Io { path: path.into(), source })?;
-    Ok(Some(absolute.to_string_lossy().into_owned()))
+    let Some(path) = field(PATH) else { return field(URL).map(String::from) };
+    Some(identity(Path::new(path)).to_string_lossy().into_owned())
+}
+
+/// Returns true for a list of rows that a step could not use or left out, by its name or by a reason in
+/// each row.
+fn is_failure_list(name: &str, table: &Table) -> bool {
+    let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
+    let is_named = [".failed", ".dropped"].iter().any(|ending| stem.ends_with(ending));
+    let has_reason =
+        |row: usize| table.get(row, REASON).is_some_and(|reason| !reason.trim().is_empty());
+    table.column(REASON).is_some() && (is_named || (0..table.len()).all(has_reason))
 }
 
 /// How a table is split.
@@ -284,6 +297,41 @@ mod tests {
         let written = write_parts(&one.output, &out, &halves).unwrap();
         assert_eq!(written, ["all.0.csv", "all.1.csv"].map(|name| folder.path().join(name)));
         assert_eq!(paths(&Table::read(&written[1]).unwrap()), ["/b"]);
+    }
+
+    #[test]
+    fn lists_of_failures_are_rejected() {
+        let good = ("one.csv".to_string(), table(&[("/a", "s")]));
+        let mut list = table(&[("/b", "s"), ("/c", "s")]);
+        list.ensure(REASON);
+        list.set(0, REASON, "torn");
+        // A column of that name with gaps is somebody's own, unless the file is named as a list.
+        let tables = |name: &str, list: &Table| [good.clone(), (name.to_string(), list.clone())];
+        assert_eq!(merge(&tables("two.csv", &list), None).unwrap().output.len(), 3);
+        let refused = |name: &str, list: &Table| {
+            let error = merge(&tables(name, list), None).unwrap_err();
+            assert!(matches!(error, PrepareError::FailureList { .. }), "{error}");
+            error.to_string()
+        };
+        refused("set/clips.failed.csv", &list);
+        refused("set/clips.dropped.csv", &list);
+        list.set(1, REASON, "empty");
+        let text = refused("two.csv", &list);
+        assert!(text.starts_with("two.csv: ") && text.contains("failures"), "{text}");
+        refused("two.csv", &list.select([]));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn links_to_one_file_are_twins() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        std::fs::write(path("a.mp4"), "x").unwrap();
+        std::os::unix::fs::symlink("a.mp4", path("b.mp4")).unwrap();
+        let tables = [("a.mp4", "one.csv"), ("b.mp4", "two.csv")]
+            .map(|(file, name)| (name.to_string(), table(&[(&path(file), "")])));
+        assert!(matches!(merge(&tables, None), Err(PrepareError::Again { .. })));
+        assert_eq!(merge(&tables, Some(Keep::First)).unwrap().output.len(), 1);
     }
 
     #[test]

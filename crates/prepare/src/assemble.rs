@@ -6,15 +6,17 @@
 
 use crate::{
     PrepareError,
+    open::identity,
     step::{Outcome, Shard},
 };
-use opensora_files::folder_of;
+use opensora_files::{folder_of, remove_leftovers};
 use opensora_manifest::{Table, table::PATH};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
     ffi::OsString,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// The column that says why a row could not be used.
@@ -43,21 +45,28 @@ pub fn shard_path(out: &Path, shard: Shard) -> PathBuf {
     out.with_extension(ending.map_or(part.clone(), |ending| format!("{part}.{ending}")))
 }
 
-/// Makes the folder of a step's files.
+/// How old something half-written is when its writer is gone: nothing here takes that long.
+pub(crate) const LEFTOVER: Duration = Duration::from_secs(24 * 3600);
+
+/// Makes the folder of a step's files, and removes half-written ones of killed runs from it.
 ///
 /// # Errors
 /// Where the operating system refuses.
 pub fn make_folder(out: &Path) -> Result<(), PrepareError> {
     let folder = folder_of(out);
     let io = |source| PrepareError::Io { path: folder.into(), source };
-    std::fs::create_dir_all(folder).map_err(io)
+    std::fs::create_dir_all(folder).map_err(io)?;
+    // Of killed runs. They take room and nothing else.
+    let _ = remove_leftovers(folder, LEFTOVER);
+    Ok(())
 }
 
 /// What the rows of a table are known by from run to run: the fields of one column.
 ///
 /// Paths below the folder of the step's output are taken relative to it, so that a journal is
-/// still good where the folder was moved. A row whose field is empty or was there before cannot be
-/// worked on; it gets a key of its own, under which the step records that failure.
+/// still good where the folder was moved. A row whose field is empty or was there before, or whose path
+/// leads to the file of an earlier row, cannot be worked on; it gets a key of its own, under which the step
+/// records that failure.
 #[derive(Debug, Clone)]
 pub struct Keys {
     keys: Vec<String>,
@@ -70,19 +79,22 @@ impl Keys {
         let folder = std::path::absolute(out).ok();
         let folder = folder.as_deref().and_then(Path::parent);
         let (mut keys, mut refused) = (Vec::with_capacity(table.len()), HashMap::new());
-        let mut first = HashMap::<String, usize>::new();
+        let mut first = HashMap::<PathBuf, usize>::new();
         for row in 0..table.len() {
             let field = table.get(row, column).unwrap_or_default();
             let mut key = match folder {
                 Some(folder) if column == PATH => below(field, folder),
                 _ => field.into(),
             };
+            let one = if column == PATH { identity(Path::new(field)) } else { field.into() };
             if key.is_empty() {
                 refused.insert(row, format!("it has no {column}"));
-            } else if let Some(first) = first.get(&key) {
-                refused.insert(row, format!("its {column} is that of row {} as well", first + 1));
+            } else if let Some(&first) = first.get(&one) {
+                let is_same = table.get(first, column) == Some(field);
+                let what = if is_same { column } else { "file" };
+                refused.insert(row, format!("its {what} is that of row {} as well", first + 1));
             } else {
-                first.insert(key.clone(), row);
+                first.insert(one, row);
             }
             if refused.contains_key(&row) {
                 // A line break is in no path and in no address.

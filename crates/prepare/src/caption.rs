@@ -25,6 +25,7 @@ mod endpoint;
 mod pictures;
 mod prompt;
 
+pub use answer::MAX_CHARACTERS;
 pub use endpoint::{Endpoint, Key, Timeouts};
 pub use pictures::{Layout, PictureSpec};
 pub use prompt::Prompt;
@@ -34,6 +35,7 @@ use crate::{
     assemble::{Keys, Summary, Tables, journal_path},
     step::{self, Fault, Outcome, Run, Shard, Watch},
 };
+use answer::{Caption, Limit};
 use endpoint::{Blame, Refused};
 use opensora_manifest::{
     Table,
@@ -50,6 +52,10 @@ use std::{
     },
 };
 
+/// The column that says at what limit a caption was cut: `max_tokens`, or `characters`
+/// ([`MAX_CHARACTERS`]). A table without such captions does not get it.
+pub const CUT: &str = "caption_cut";
+
 /// What captions depend on, besides the clips.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CaptionSpec {
@@ -61,7 +67,8 @@ pub struct CaptionSpec {
     pub pictures: PictureSpec,
     /// How freely it words its answer; 0 is the likeliest wording.
     pub temperature: f64,
-    /// Tokens of an answer, at most.
+    /// Tokens of an answer, at most. A caption of an answer that has more ends with its last whole
+    /// sentence, and is marked in the column [`CUT`].
     pub max_tokens: u32,
     /// More fields of the request; null takes a field away. Newer models of OpenAI want
     /// `{"max_tokens": null, "max_completion_tokens": 300}`.
@@ -94,6 +101,13 @@ impl CaptionSpec {
             return Err(fail("max tokens", "0".into(), "at least 1"));
         }
         Ok(())
+    }
+
+    /// Tokens of an answer, at most, as the request says.
+    fn max_tokens(&self) -> usize {
+        let mut stated = ["max_completion_tokens", "max_tokens"].iter();
+        let stated = stated.find_map(|field| self.extra.get(*field)?.as_u64());
+        stated.unwrap_or(self.max_tokens.into()).try_into().unwrap_or(usize::MAX)
     }
 
     /// What is sent to the server.
@@ -215,16 +229,29 @@ pub fn caption(
         &mut Stopping { watch, stop: &work.stop },
     )?;
 
-    let mut outcomes: Vec<Option<Outcome<String>>> = vec![None; input.len()];
+    let mut outcomes: Vec<Option<Outcome<Option<Caption>>>> = vec![None; input.len()];
     for row in mine() {
-        outcomes[row] = input.get(row, TEXT).map(|text| Outcome::Done(text.into()));
+        outcomes[row] = input.get(row, TEXT).map(|_| Outcome::Done(None));
     }
     let kept = mine().count() - open.len();
+    let is_cut = |outcome: &Option<Outcome<Caption>>| {
+        matches!(outcome, Some(Outcome::Done(Caption { cut: Some(_), .. })))
+    };
+    let has_column = input.column(CUT).is_some() || made.iter().any(is_cut);
     for (row, outcome) in open.into_iter().zip(made) {
-        outcomes[row] = outcome;
+        outcomes[row] = outcome.map(|outcome| match outcome {
+            Outcome::Done(caption) => Outcome::Done(Some(caption)),
+            Outcome::Failed(reason) => Outcome::Failed(reason),
+        });
     }
-    let fields = |_, text| Ok(vec![vec![(TEXT, text)]]);
-    Ok(Captioned { tables: Tables::assemble(input, &[TEXT], outcomes, fields), kept })
+    let added = if has_column { &[TEXT, CUT][..] } else { &[TEXT] };
+    let fields = |_, caption: Option<Caption>| {
+        // A row that had its caption stays as it was.
+        let Some(Caption { text, cut }) = caption else { return Ok(vec![vec![]]) };
+        let cut = has_column.then(|| (CUT, cut.map_or("", Limit::name).into()));
+        Ok(vec![[(TEXT, text)].into_iter().chain(cut).collect()])
+    };
+    Ok(Captioned { tables: Tables::assemble(input, added, outcomes, fields), kept })
 }
 
 /// What would be sent for the first row without a caption that can be read, with its pictures
@@ -281,13 +308,15 @@ impl<'a> Work<'a> {
     }
 
     /// A clip's caption.
-    fn caption(&self, path: &Path) -> Result<String, Fault> {
+    fn caption(&self, path: &Path) -> Result<Caption, Fault> {
         let pictures = Pictures::read(path, &self.spec.pictures).map_err(Fault::Row)?;
         // Whoever is first asks; the others wait for it.
         self.checked.get_or_init(|| self.check(&pictures)).clone()?;
         let request = self.spec.request(&pictures).to_string();
         let answered = self.answered.load(Ordering::Relaxed);
-        match self.endpoint.ask(request.as_bytes(), &self.stop, answer::caption) {
+        let max_tokens = self.spec.max_tokens();
+        let judge = |body: &[u8]| answer::judge(body, max_tokens);
+        match self.endpoint.ask(request.as_bytes(), &self.stop, judge) {
             Ok(caption) => {
                 self.answered.fetch_add(1, Ordering::Relaxed);
                 Ok(caption)

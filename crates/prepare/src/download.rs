@@ -15,6 +15,8 @@
 //! | `http`, `partial` | direct addresses: attempts, and what there is of a file |
 //! | `yt_dlp` | the program for videos on YouTube |
 //! | `limits` | rates that all workers share |
+//! | `reach` | which hosts are asked |
+//! | `secrets` | addresses without what grants access |
 //!
 //! # Large lists
 //! Memory holds the part of the list that is worked on (about as much as that part is large as a
@@ -22,6 +24,13 @@
 //! in parts, [`Part::offset`] and [`Part::limit`], each with an `out` of its own; reading over the
 //! records before a part costs a pass over the file and no memory. A file that an earlier part or
 //! run completed is not fetched again, also without its journal.
+//!
+//! # Lists of strangers
+//! Redirects never leave HTTP and HTTPS, and never lead from HTTPS to HTTP. Hosts on this machine, in
+//! private networks and with link-local addresses are not asked ([`DownloadSpec::allow_private`]), neither
+//! by name nor after a redirect. User names, passwords, tokens and signatures in addresses are used for the
+//! request alone: manifests, lists of failures, journals and messages hold addresses without them, so that
+//! such a file is fetched again from its list and not from a manifest.
 //!
 //! # Interruptions
 //! A video counts as done when its record is in the journal, which is after its file is complete
@@ -35,7 +44,9 @@ mod limits;
 mod list;
 mod literal;
 mod partial;
+mod reach;
 mod seconds;
+mod secrets;
 mod terms;
 mod yt_dlp;
 
@@ -94,6 +105,8 @@ pub struct DownloadSpec {
     pub yt_dlp: YtDlp,
     /// Whether videos that failed in an earlier run are tried again.
     pub retry_failed: bool,
+    /// Whether hosts on this machine, in private networks and with link-local addresses are asked.
+    pub allow_private: bool,
 }
 
 impl Default for DownloadSpec {
@@ -110,6 +123,7 @@ impl Default for DownloadSpec {
             patience: Patience::default(),
             yt_dlp: YtDlp::default(),
             retry_failed: false,
+            allow_private: false,
         }
     }
 }
@@ -175,7 +189,7 @@ pub fn download(
     let uses_yt_dlp = list.videos.iter().any(|video| video.address.fetch() == Fetch::YtDlp);
     let no_yt_dlp = if uses_yt_dlp { spec.yt_dlp.find().err() } else { None };
     let client = Client {
-        agent: http::agent(&spec.timeouts),
+        agent: http::agent(&spec.timeouts, spec.allow_private),
         patience: spec.patience,
         max_bytes: spec.max_bytes,
         requests: Rate::new(spec.requests_per_second),
@@ -193,9 +207,10 @@ pub fn download(
         let Video { address, sha256, .. } = &list.videos[row];
         let target = spec.folder.join(address.file());
         match (address.fetch(), &no_yt_dlp) {
-            (Fetch::Direct, _) => client.fetch(address.url(), sha256.as_deref(), &target),
+            (Fetch::Direct, _) => client.fetch(address, sha256.as_deref(), &target),
             (Fetch::YtDlp, None) => runner
                 .fetch(address.url(), &target)
+                .map_err(|reason| secrets::shown_in(&reason))
                 .and_then(|fetched| http::check(&fetched, sha256.as_deref()).map(|()| fetched)),
             (Fetch::YtDlp, Some(reason)) => Err(reason.clone()),
         }

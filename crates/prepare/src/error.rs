@@ -80,6 +80,15 @@ pub enum PrepareError {
         /// Rows of something that was there before.
         count: usize,
     },
+    /// A list of rows that a step could not use, where a manifest is expected.
+    #[error(
+        "{name}: it is a list of failures (it has a column \"reason\"), expected a manifest; run the step \
+         again with failures retried"
+    )]
+    FailureList {
+        /// What the table is called.
+        name: String,
+    },
     /// Two rows that a step could not tell apart.
     #[error("rows {} and {} are both {key}", first + 1, second + 1)]
     Twice {

@@ -31,8 +31,8 @@
 //! cannot be read or that have no value where a bound wants one (with `reason`).
 //!
 //! Shards: measuring is done row by row and can be shared out, near-duplicates need all rows. So
-//! the shards are measured with [`Job::score_only`], their tables merged, and the merged table is
-//! filtered: with all columns there, hashes included, no file is opened again.
+//! the shards are measured with [`Job::score_only`] or [`Job::hashes`], their tables merged, and the merged
+//! table is filtered: with all columns there, hashes included, no file is opened again.
 
 mod bound;
 pub mod duplicates;
@@ -121,6 +121,9 @@ pub struct Job {
     pub bounds: Vec<Bound>,
     /// Whether and how near-duplicates go.
     pub duplicates: Option<Duplicates>,
+    /// Whether hashes are measured without looking for near-duplicates, for a table that will be merged
+    /// with others.
+    pub hashes: bool,
     /// Models that give clips scores, each of another column.
     pub models: Vec<Box<dyn Score>>,
     /// All columns are measured and no row is dropped; the report says what would have been.
@@ -143,6 +146,7 @@ impl Job {
             journal: None,
             bounds: vec![],
             duplicates: None,
+            hashes: false,
             models: vec![],
             score_only: false,
             measure_again: false,
@@ -158,7 +162,7 @@ impl Job {
         if self.score_only {
             wanted.extend(HEADER.into_iter().chain(DERIVED).chain(PIXELS).chain([HASH]));
         }
-        if self.duplicates.is_some() {
+        if self.duplicates.is_some() || self.hashes {
             wanted.push(HASH);
         }
         wanted.extend(self.models.iter().map(|model| model.column()));

@@ -45,6 +45,7 @@ mod source;
 pub mod split;
 pub mod stats;
 pub mod step;
+mod text;
 
 pub use error::PrepareError;
 pub use opensora_shots as shots;

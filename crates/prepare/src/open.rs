@@ -2,24 +2,147 @@
 
 use opensora_files::one_line;
 use opensora_video::reader::{Decoder, VideoReader};
-use std::path::Path;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::UNIX_EPOCH,
+};
 
-/// Opens a video.
+/// Opens a video whose frames come in square pixels.
 ///
 /// # Errors
 /// One line without the path, which the row has.
 pub(crate) fn open(path: &Path, decoder: Decoder) -> Result<VideoReader, String> {
-    let file = std::fs::metadata(path).map_err(|error| error.to_string())?;
-    if file.is_file() && file.len() == 0 {
-        return Err("it is empty".into());
-    }
+    let reader = open_stored(path, decoder)?;
+    reader.with_square_pixels().map_err(|error| without_path(&error, path))
+}
+
+/// Opens a video whose frames come in the stored number of pixels.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn open_stored(path: &Path, decoder: Decoder) -> Result<VideoReader, String> {
+    check(path)?;
     VideoReader::open(path, decoder).map_err(|error| without_path(&error, path))
 }
 
-/// An error's words without the path at their beginning, nor where ffmpeg begins to speak.
+/// Fails if `path` is no file that holds something.
+///
+/// # Errors
+/// One line without the path.
+pub(crate) fn check(path: &Path) -> Result<(), String> {
+    match regular(path)?.len() {
+        0 => Err("it is empty".into()),
+        _ => Ok(()),
+    }
+}
+
+/// Fails if `path` is no regular file; nothing is opened, as opening a pipe waits for its writer.
+///
+/// # Errors
+/// One line without the path.
+pub(crate) fn regular(path: &Path) -> Result<fs::Metadata, String> {
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() => Err(format!("it is {}, expected a file", kind(&found))),
+        Ok(found) => Ok(found),
+        Err(error) => Err(match fs::read_link(path) {
+            Ok(target) => format!("it is a link to {}: {error}", one_line(target.display())),
+            Err(_) => error.to_string(),
+        }),
+    }
+}
+
+/// Returns what tells a file from an earlier or later version of it: its size and time.
+pub(crate) fn state(path: &Path) -> Option<String> {
+    let found = fs::metadata(path).ok()?;
+    let time = found.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some(format!("{} bytes of {}.{:09}", found.len(), time.as_secs(), time.subsec_nanos()))
+}
+
+/// Returns what all paths to one file have in common, also links: its path without links, or for a file
+/// of several names its number on its device. Of a file that is not there, the absolute path.
+pub(crate) fn identity(path: &Path) -> PathBuf {
+    #[cfg(unix)]
+    if let Ok(found) = fs::metadata(path) {
+        use std::os::unix::fs::MetadataExt;
+        if found.is_file() && found.nlink() > 1 {
+            return format!("{}:{}", found.dev(), found.ino()).into();
+        }
+    }
+    let real = fs::canonicalize(path).or_else(|_| std::path::absolute(path));
+    real.unwrap_or_else(|_| path.into())
+}
+
+/// Names the kind of something that is no file.
+pub(crate) fn kind(found: &fs::Metadata) -> &'static str {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = found.file_type();
+        if kind.is_fifo() {
+            return "a pipe (FIFO)";
+        }
+        if kind.is_socket() {
+            return "a socket";
+        }
+        if kind.is_block_device() || kind.is_char_device() {
+            return "a device";
+        }
+    }
+    if found.is_dir() { "a folder" } else { "no regular file" }
+}
+
+/// An error's words without the path, which may stand in the words of several decoders.
 pub(crate) fn without_path(error: &dyn std::fmt::Display, path: &Path) -> String {
     let path = path.display().to_string();
     let text = error.to_string().replace(&format!("file:{path}: "), "");
+    let text = text.replace(&format!("{path}: "), "");
     let rest = text.strip_prefix(&path).unwrap_or(&text);
     one_line(rest.trim_start_matches([':', ' ']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn a_file_has_one_identity_whatever_the_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir(path("sub")).unwrap();
+        fs::write(path("a.mp4"), "x").unwrap();
+        fs::write(path("b.mp4"), "x").unwrap();
+        std::os::unix::fs::symlink("a.mp4", path("link.mp4")).unwrap();
+        let one = identity(&path("a.mp4"));
+        assert_eq!(identity(&path("sub/../a.mp4")), one);
+        assert_eq!(identity(&path("link.mp4")), one);
+        assert_ne!(identity(&path("b.mp4")), one);
+        fs::hard_link(path("b.mp4"), path("c.mp4")).unwrap();
+        assert_eq!(identity(&path("b.mp4")), identity(&path("c.mp4")));
+        assert_eq!(identity(&path("none.mp4")), path("none.mp4"));
+    }
+
+    #[test]
+    fn what_is_no_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        assert_eq!(check(folder.path()).unwrap_err(), "it is a folder, expected a file");
+        fs::write(path("empty.mp4"), "").unwrap();
+        assert_eq!(check(&path("empty.mp4")).unwrap_err(), "it is empty");
+        assert!(check(&path("none.mp4")).unwrap_err().starts_with("No such file"));
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink("gone.mp4", path("dangling.mp4")).unwrap();
+            let reason = check(&path("dangling.mp4")).unwrap_err();
+            assert!(reason.starts_with("it is a link to gone.mp4: No such file"), "{reason}");
+            let made = std::process::Command::new("mkfifo").arg(path("pipe.mp4")).status();
+            if made.is_ok_and(|status| status.success()) {
+                let reason = open(&path("pipe.mp4"), Decoder::Auto).err().unwrap();
+                assert_eq!(reason, "it is a pipe (FIFO), expected a file");
+            }
+            let null = check(Path::new("/dev/null")).unwrap_err();
+            assert_eq!(null, "it is a device, expected a file");
+        }
+    }
 }

@@ -7,7 +7,10 @@
 //! done again; one that was interrupted goes on by its own journal.
 //!
 //! Of a job array, each part has a folder for itself in the pipeline's and shares nothing with the
-//! others: the part's rows are those of the first table there is.
+//! others: the part's rows are those of the first table there is. Near-duplicates are looked for among all
+//! rows: parts measure the clips' hashes and drop none. Merged ([`arrange::merge`](crate::arrange::merge)),
+//! the parts' tables are filtered by [`filter::run`](crate::filter::run) with
+//! [`Job::duplicates`](crate::filter::Job::duplicates), which opens no file.
 
 pub mod config;
 pub mod sections;
@@ -38,6 +41,11 @@ pub trait Stage {
 
     /// All that its output depends on besides its input. No secrets: they are written down.
     fn settings(&self) -> Value;
+
+    /// The stage that takes this one's place in a part of a job array, if this one needs all rows.
+    fn for_part(&self) -> Option<Box<dyn Stage>> {
+        None
+    }
 
     /// Makes the table `output` of `input`: the table of the step before or, of the first step,
     /// what the pipeline was given, which may be a folder. Interrupted and called again, it goes
@@ -163,6 +171,8 @@ pub fn run(
     let (mut done, mut failed) = (Vec::new(), Table::default());
     let mut folders = HashSet::new();
     for (index, stage) in stages.iter().enumerate() {
+        let part_stage = if job.shard == Shard::WHOLE { None } else { stage.for_part() };
+        let stage = part_stage.as_deref().unwrap_or(*stage);
         if !is_cut && input.is_file() {
             input = part(&input, &work, job.shard)?;
             is_cut = true;
@@ -174,7 +184,7 @@ pub fn run(
             folder.push_str("-again");
         }
         let output = work.join(&folder).join(format!("{}.csv", stage.name()));
-        let known = seals.of(&folder).filter(|seal| seal.holds(*stage, &input, &output));
+        let known = seals.of(&folder).filter(|seal| seal.holds(stage, &input, &output));
         let known = known.map(|seal| seal.summary);
         let known = known.filter(|summary| !(job.retry_failed && summary.failed > 0));
         let summary = match known {

@@ -31,13 +31,12 @@ pub(crate) fn open(path: &Path) -> Result<(Header, Stream), String> {
         let words = |error: VideoError| without_path(&error, path);
         return png::read_folder(path).map(whole).map_err(words);
     }
+    open::check(path)?;
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     if media::IMAGES.contains(&ending.to_ascii_lowercase().as_str()) {
         return media::still(path).map(whole);
     }
-    let reader = open::open(path, Decoder::Auto)?
-        .with_square_pixels()
-        .map_err(|error| without_path(&error, path))?;
+    let reader = open::open(path, Decoder::Auto)?;
     let info = reader.info();
     let header = Header {
         width: info.width,
@@ -65,4 +64,32 @@ fn whole(frames: Frames) -> (Header, Stream) {
     let stream =
         (0..frames.len()).map_while(move |index| frames.frame(index).map(|f| Ok(f.into())));
     (header, Box::new(stream))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    /// What captions, previews and filters see of files from the field.
+    #[test]
+    fn clips_are_upright_in_square_pixels_and_have_the_frames_that_are_shown() {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/field");
+        for (name, [width, height], frames, seconds) in [
+            ("rotated_90.mp4", [180, 320], 180, 6.0),
+            ("sar_4_3.mp4", [427, 180], 180, 6.0),
+            ("editlist_stream_copy.mp4", [320, 180], 90, 3.0),
+            ("vfr_three_shots.mp4", [320, 180], 132, 6.0),
+        ] {
+            let (header, stream) = open(&folder.join(name)).unwrap();
+            assert_eq!([header.width, header.height], [width, height], "{name}");
+            assert_eq!((header.num_frames, header.duration), (Some(frames), Some(seconds)));
+            let mut seen = 0;
+            for rgb in stream {
+                assert_eq!(rgb.unwrap().len(), 3 * width * height, "{name}");
+                seen += 1;
+            }
+            assert_eq!(seen, frames, "{name}");
+        }
+    }
 }

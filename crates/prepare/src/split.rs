@@ -2,7 +2,11 @@
 //!
 //! Every video is decoded twice: once for its shots and the times of its frames, once for the
 //! pictures of its clips, as long as there are any. In memory is one clip for each worker, never a
-//! video. Clips have no sound.
+//! video. Clips have no sound, square pixels and the shown proportion.
+//!
+//! A record of the journal counts as long as the video has the size and time that it had and the clips are
+//! there; else the video is cut again. Videos of 30 seconds and more are resumed at the clip at which they
+//! were interrupted.
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `tools/scenedetect`. Kept: clips of 1 to 5 seconds at 30
 //! frames per second, whose shorter side has 512 pixels; names, and how scenes are counted; of a
@@ -12,6 +16,7 @@
 
 mod names;
 mod plan;
+mod progress;
 mod size;
 mod video;
 
@@ -19,21 +24,26 @@ pub use video::Clip;
 
 use crate::{
     PrepareError,
-    assemble::{Fields, Keys, Summary, Tables, journal_path, make_folder},
-    shots,
-    step::{self, Run, Shard, Watch},
+    assemble::{Fields, Keys, LEFTOVER, Summary, Tables, journal_path, make_folder},
+    open, shots,
+    step::{self, Fault, Run, Shard, Trust, Watch},
 };
+use opensora_files::{hex, remove_leftovers};
 use opensora_manifest::{
     Table,
     table::{NUM_FRAMES, PATH},
 };
-use opensora_video::{frames::MAX_SIDE, reader::Decoder, writer::remove_leftovers};
+use opensora_video::{frames::MAX_SIDE, reader::Decoder};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use std::{
+    collections::{HashMap, HashSet},
+    fs,
     path::{Path, PathBuf},
-    time::Duration,
+    sync::{Mutex, Once, PoisonError},
 };
+use video::Place;
 
 /// What clips are like.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -185,9 +195,6 @@ impl Job {
     }
 }
 
-/// How old a half-written clip is when whoever wrote it is gone: no clip takes that long.
-const LEFTOVER: Duration = Duration::from_secs(24 * 3600);
-
 /// What became of a video.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Record {
@@ -215,8 +222,8 @@ pub fn split(
 ) -> Result<Summary, PrepareError> {
     settings.check()?;
     make_folder(&job.out)?;
-    remove_leftovers(&job.clips, LEFTOVER)
-        .map_err(|source| PrepareError::Io { path: job.clips.clone(), source })?;
+    let io = |source| PrepareError::Io { path: job.clips.clone(), source };
+    remove_leftovers(&job.clips, LEFTOVER).map_err(io)?;
     let keys = Keys::of(input, PATH, &job.out);
     let stems = names::stems(keys.all());
     let run = Run {
@@ -226,19 +233,54 @@ pub fn split(
         shard: job.shard,
         retry_failed: job.retry_failed,
     };
+    let path = |row: usize| Path::new(input.get(row, PATH).unwrap_or_default());
+    // Clips of records that no longer count.
+    let outdated = Mutex::new(HashMap::<usize, Vec<Clip>>::new());
+    let lock = || outdated.lock().unwrap_or_else(PoisonError::into_inner);
+    let holds = |row: usize, record: &Record| {
+        lock().insert(row, record.clips.clone());
+        record.clips.iter().all(|clip| clip.is_in(&job.clips))
+    };
+    let unfinished = unfinished(job);
+    let cleared = Once::new();
     let work = |row: usize| {
         keys.check(row)?;
-        let video = Path::new(input.get(row, PATH).unwrap_or_default());
-        let (scenes, clips) = video::cut(video, &stems[row], &job.clips, job.decoder, settings)?;
-        Ok(Record { scenes, clips })
+        // With the journal open, no other process is at work here.
+        cleared.call_once(|| drop(fs::remove_dir_all(&unfinished)));
+        fs::create_dir_all(&unfinished).map_err(|error| format!("its clips: {error}"))?;
+        let place = Place { folder: &job.clips, unfinished: &unfinished, stem: &stems[row] };
+        let state = open::state(path(row));
+        let cut = video::cut(path(row), place, job.decoder, settings, state.as_deref());
+        let names = |clips: &[Clip]| clips.iter().map(|clip| clip.file.clone()).collect();
+        let kept: HashSet<String> = cut.as_ref().map_or_else(|_| HashSet::new(), |it| names(&it.1));
+        for clip in lock().remove(&row).into_iter().flatten() {
+            if !kept.contains(&clip.file) {
+                // No table will name it. Where it cannot be removed, it stays.
+                let _ = fs::remove_file(job.clips.join(clip.file));
+            }
+        }
+        cut.map(|(scenes, clips)| Record { scenes, clips })
     };
-    let outcomes = step::run(&run, keys.all(), work, watch)?;
+    let trust = Trust { state: &|row| open::state(path(row)), holds: &holds };
+    let work = |row: usize| work(row).map_err(Fault::Row);
+    let outcomes = step::run_checked(&run, keys.all(), &trust, work, watch);
+    // Empty, unless the process was killed before.
+    let _ = fs::remove_dir_all(&unfinished);
+    let outcomes = outcomes?;
     let given = outcomes.iter().flatten().count();
     let tables = Tables::assemble(input, &COLUMNS, outcomes, |row, record: Record| {
         Ok(record.clips.iter().map(|clip| fields(input, row, &job.clips, clip)).collect())
     });
     tables.write(&job.out)?;
     Ok(tables.summary(given))
+}
+
+/// The folder of clips that are not complete: one for each journal, so that what a killed process left in
+/// it can be removed while other shards write to the same folder of clips.
+fn unfinished(job: &Job) -> PathBuf {
+    let name = job.out.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let digest = hex(&Sha256::digest(name)[..8]);
+    job.clips.join(format!(".opensora-{digest}.part"))
 }
 
 /// Columns that the step sets.

@@ -130,10 +130,26 @@ impl Watch for () {
     }
 }
 
+/// What the records of a journal are checked against before they are trusted.
+pub struct Trust<'a, T> {
+    /// The state of what a row's outcome was made of, such as a file's size and time. It is recorded with
+    /// the outcome, which counts no longer when the state is another one. `None`: not known.
+    pub state: &'a (dyn Fn(usize) -> Option<String> + Sync),
+    /// Whether what a record speaks of is still there.
+    pub holds: &'a dyn Fn(usize, &T) -> bool,
+}
+
+impl<T> Trust<'_, T> {
+    /// All records are trusted.
+    const ALL: Self = Self { state: &|_| None, holds: &|_, _| true };
+}
+
 /// A line of a journal, read.
 #[derive(Deserialize)]
 struct Entry<T> {
     key: String,
+    #[serde(default)]
+    state: Option<String>,
     #[serde(flatten)]
     outcome: Outcome<T>,
 }
@@ -142,6 +158,8 @@ struct Entry<T> {
 #[derive(Serialize)]
 struct Line<'a, T> {
     key: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<&'a str>,
     #[serde(flatten)]
     outcome: &'a Outcome<T>,
 }
@@ -178,6 +196,23 @@ pub fn run_or_halt<T>(
 where
     T: Serialize + DeserializeOwned + Send,
 {
+    run_checked(run, keys, &Trust::ALL, work, watch)
+}
+
+/// [`run_or_halt`], for records that are checked before they are trusted.
+///
+/// # Errors
+/// As [`run_or_halt`].
+pub fn run_checked<T>(
+    run: &Run,
+    keys: &[String],
+    trust: &Trust<'_, T>,
+    work: impl Fn(usize) -> Result<T, Fault> + Sync,
+    watch: &mut dyn Watch,
+) -> Result<Vec<Option<Outcome<T>>>, PrepareError>
+where
+    T: Serialize + DeserializeOwned + Send,
+{
     let mut rows = HashMap::new();
     for (second, key) in keys.iter().enumerate() {
         if let Some(first) = rows.insert(key.as_str(), second) {
@@ -186,12 +221,23 @@ where
     }
     let (mut journal, known) = open::<T>(run)?;
     let mut outcomes: Vec<Option<Outcome<T>>> = keys.iter().map(|_| None).collect();
-    for Entry { key, outcome } in known {
+    let mut states: Vec<Option<String>> = vec![None; keys.len()];
+    for Entry { key, state, outcome } in known {
         let Some(&row) = rows.get(key.as_str()) else { continue };
         let again = run.retry_failed && matches!(outcome, Outcome::Failed(_));
         if run.shard.holds(row) {
             // Later lines replace earlier ones: a retry's outcome comes after the failure's.
-            outcomes[row] = (!again).then_some(outcome);
+            (outcomes[row], states[row]) = ((!again).then_some(outcome), state);
+        }
+    }
+    for (row, state) in states.into_iter().enumerate() {
+        let Some(outcome) = &outcomes[row] else { continue };
+        // Journals of earlier versions have no states; what is gone has not changed.
+        let is_changed =
+            state.is_some_and(|then| (trust.state)(row).is_some_and(|now| now != then));
+        let is_lost = matches!(outcome, Outcome::Done(record) if !(trust.holds)(row, record));
+        if is_changed || is_lost {
+            outcomes[row] = None;
         }
     }
 
@@ -209,40 +255,40 @@ where
     // Records that are there go to the disk together; not more than a few, so that quick work
     // does not run ahead of the disk and of whoever watches.
     let more = run.workers.max(1);
-    pool::run(
-        run.workers,
-        open.len(),
-        &stop,
-        |index| work(open[index]),
-        |results| {
-            while let Ok(first) = results.recv() {
-                let mut batch = Vec::new();
-                for (index, result) in std::iter::once(first).chain(results.try_iter().take(more)) {
-                    match outcome(result) {
-                        Ok(outcome) => batch.push((open[index], outcome)),
-                        Err(reason) => {
-                            stop.store(true, Ordering::Relaxed);
-                            halted.get_or_insert(reason);
-                        }
+    let job = |index: usize| {
+        let row = open[index];
+        // Before the work: what changes meanwhile is another state.
+        ((trust.state)(row), work(row))
+    };
+    pool::run(run.workers, open.len(), &stop, job, |results| {
+        while let Ok(first) = results.recv() {
+            let mut batch = Vec::new();
+            for (index, result) in std::iter::once(first).chain(results.try_iter().take(more)) {
+                let (state, result) = result.map_or((None, None), |(s, result)| (s, Some(result)));
+                match outcome(result) {
+                    Ok(outcome) => batch.push((open[index], state, outcome)),
+                    Err(reason) => {
+                        stop.store(true, Ordering::Relaxed);
+                        halted.get_or_insert(reason);
                     }
                 }
-                if let Err(error) = append(&mut journal, keys, &batch) {
-                    stop.store(true, Ordering::Relaxed);
-                    return Err(PrepareError::Io { path: run.journal.clone(), source: error });
-                }
-                for (row, outcome) in batch {
-                    progress.0 += 1;
-                    progress.1 += usize::from(matches!(outcome, Outcome::Failed(_)));
-                    outcomes[row] = Some(outcome);
-                }
-                if watch.advanced(progress.0, progress.1, total).is_break() {
-                    is_broken = true;
-                    stop.store(true, Ordering::Relaxed);
-                }
             }
-            Ok(())
-        },
-    )?;
+            if let Err(error) = append(&mut journal, keys, &batch) {
+                stop.store(true, Ordering::Relaxed);
+                return Err(PrepareError::Io { path: run.journal.clone(), source: error });
+            }
+            for (row, _, outcome) in batch {
+                progress.0 += 1;
+                progress.1 += usize::from(matches!(outcome, Outcome::Failed(_)));
+                outcomes[row] = Some(outcome);
+            }
+            if watch.advanced(progress.0, progress.1, total).is_break() {
+                is_broken = true;
+                stop.store(true, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    })?;
     let (done, _) = progress;
     match halted {
         Some(reason) if !is_broken => Err(PrepareError::Halted { reason, done, total }),
@@ -255,10 +301,10 @@ where
 fn append<T: Serialize>(
     journal: &mut Journal,
     keys: &[String],
-    batch: &[(usize, Outcome<T>)],
+    batch: &[(usize, Option<String>, Outcome<T>)],
 ) -> std::io::Result<()> {
-    let line = |(row, outcome): &(usize, Outcome<T>)| {
-        serde_json::to_string(&Line { key: &keys[*row], outcome })
+    let line = |(row, state, outcome): &(usize, Option<String>, Outcome<T>)| {
+        serde_json::to_string(&Line { key: &keys[*row], state: state.as_deref(), outcome })
     };
     let lines: Vec<String> = batch.iter().map(line).collect::<Result<_, _>>()?;
     journal.append(lines.iter().map(String::as_str))
@@ -316,7 +362,7 @@ fn open<T: DeserializeOwned>(run: &Run) -> Result<(Journal, Vec<Entry<T>>), Prep
 mod tests {
     use super::*;
     use serde_json::json;
-    use std::sync::Mutex;
+    use std::sync::{Mutex, atomic::AtomicUsize};
 
     fn keys(count: usize) -> Vec<String> {
         (0..count).map(|row| format!("clip \"{row}\".mp4")).collect()
@@ -418,12 +464,43 @@ mod tests {
         };
         let halted = run_or_halt(&serial, &keys, refuse, &mut ()).unwrap_err();
         assert!(matches!(halted, PrepareError::Halted { done: 5, total: 20, .. }), "{halted}");
-        assert!(halted.to_string().starts_with("the server knows us not"), "{halted}");
+        assert!(halted.to_string().starts_with("the server\\nknows us not"), "{halted}");
         let outcomes = run(&serial, &keys, Ok, &mut ()).unwrap();
         for (row, outcome) in outcomes.into_iter().enumerate() {
             let failed = Outcome::Failed("no picture".into());
             assert_eq!(outcome, Some(if row == 2 { failed } else { Outcome::Done(row) }));
         }
+    }
+
+    #[test]
+    fn records_of_other_states_and_lost_results_are_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (keys, worked) = (keys(6), AtomicUsize::new(0));
+        // As an earlier version wrote it: without a state.
+        let old = json!({"key": keys[5], "done": 50});
+        let settings = at(folder.path()).settings;
+        std::fs::write(at(folder.path()).journal, format!("{settings}\n{old}\n")).unwrap();
+        let run = |states: [Option<&str>; 6], lost: Option<usize>| {
+            worked.store(0, Ordering::Relaxed);
+            let state = |row: usize| states[row].map(String::from);
+            let holds = |row: usize, _: &usize| Some(row) != lost;
+            let work = |row: usize| {
+                worked.fetch_add(1, Ordering::Relaxed);
+                if row == 3 { Err(Fault::Row("torn".into())) } else { Ok(row) }
+            };
+            let trust = Trust { state: &state, holds: &holds };
+            let outcomes = run_checked(&at(folder.path()), &keys, &trust, work, &mut ()).unwrap();
+            assert_eq!(outcomes[5], Some(Outcome::Done(50)));
+            worked.load(Ordering::Relaxed)
+        };
+        let first = [Some("a"); 6];
+        assert_eq!(run(first, None), 5);
+        assert_eq!(run(first, None), 0);
+        // One is another file now, one that failed as well, and one is gone.
+        let second = [Some("a"), Some("b"), None, Some("b"), Some("a"), Some("b")];
+        assert_eq!(run(second, None), 2);
+        assert_eq!(run(second, Some(4)), 1);
+        assert_eq!(run(second, None), 0);
     }
 
     #[test]

@@ -17,8 +17,8 @@ use opensora_prepare::{
     PrepareError,
     assemble::failed_path,
     caption::{
-        CaptionSpec, Captioned, Endpoint, Key, Layout, Options, PictureSpec, Timeouts, caption,
-        preview,
+        CUT, CaptionSpec, Captioned, Endpoint, Key, Layout, Options, PictureSpec, Timeouts,
+        caption, preview,
     },
     retry::Patience,
     step::{Shard, Watch},
@@ -63,10 +63,12 @@ fn every_clip_ends_captioned_or_listed_with_its_reason() {
             Some(8) => Answer::Stalls(Duration::from_secs(4)),
             Some(9) if is_first => Answer::Stalls(Duration::from_secs(4)),
             Some(10) => Answer::Status(400, "", "{\"error\": {\"message\": \"not this\"}}".into()),
-            Some(11) if before < 2 => Answer::Body(
-                json!({"choices": [{"message": {"content": "A"}, "finish_reason": "length"}]})
-                    .to_string(),
-            ),
+            Some(11) => {
+                let message = json!({"content": "<think>hm</think>Clip 11, red. It ju"});
+                let choice = json!({"message": message, "finish_reason": "length"});
+                Answer::Body(json!({ "choices": [choice] }).to_string())
+            }
+            Some(13) => unreachable!("it has a caption"),
             Some(14) => Answer::Body(" ".repeat(2 << 20)),
             Some(15) if is_first => Answer::Leaves,
             _ => says(request),
@@ -83,6 +85,9 @@ fn every_clip_ends_captioned_or_listed_with_its_reason() {
         );
     }
     assert_eq!(text(&captioned.tables.output, "13", TEXT), Some("As it was."));
+    for (clip, cut) in [("0", ""), ("11", "max_tokens"), ("13", "")] {
+        assert_eq!(text(&captioned.tables.output, clip, CUT), Some(cut));
+    }
     assert_eq!((captioned.tables.output.len(), captioned.kept), (8, 1));
     let counts = server.counts();
     for (clip, words, requests) in [

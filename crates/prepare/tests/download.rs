@@ -46,6 +46,8 @@ impl Job {
                 longest_wait: Duration::from_secs(2),
             },
             yt_dlp: YtDlp { program: "/there/is/no/yt-dlp".into(), ..YtDlp::default() },
+            // The server of these tests is on this machine.
+            allow_private: true,
             ..DownloadSpec::default()
         };
         Self { folder, spec, part: Part::WHOLE }
@@ -408,8 +410,12 @@ fn child_that_is_killed() {
     let Ok(folder) = std::env::var("OPENSORA_TEST_DOWNLOAD") else { return };
     let folder = Path::new(&folder);
     let list = List::read(&folder.join("list.csv"), ListFormat::Csv, Part::WHOLE).unwrap();
-    let spec =
-        DownloadSpec { folder: folder.join("videos"), parallel: 2, ..DownloadSpec::default() };
+    let spec = DownloadSpec {
+        folder: folder.join("videos"),
+        parallel: 2,
+        allow_private: true,
+        ..DownloadSpec::default()
+    };
     download(&list, &spec, &folder.join("out.csv"), &mut ()).unwrap();
 }
 
@@ -604,4 +610,91 @@ mod yt_dlp {
         assert_eq!(job3.run().failed, 2);
         assert!(job3.failures()[0].1.contains("larger than 10 bytes?"), "{:?}", job3.failures());
     }
+}
+
+#[test]
+fn hosts_that_are_not_public_are_not_asked_unless_allowed() {
+    let server = Server::start(|_| Answer::file(b"fog"));
+    let port = server.url.rsplit(':').next().unwrap();
+    for host in ["127.0.0.1", "localhost", "[::1]", "127.1", "0.0.0.0", "169.254.169.254"] {
+        let mut job = Job::of(&[format!("http://{host}:{port}/fox.mp4")]);
+        job.spec.allow_private = false;
+        assert_eq!(job.run().failed, 1);
+        let reason = job.reason();
+        assert!(reason.contains("only if private hosts are allowed"), "{host}: {reason}");
+        assert!(!reason.contains("attempts"), "asked once: {reason}");
+        assert_eq!(job.names().len(), 0);
+    }
+    assert_eq!(server.requests().len(), 0);
+}
+
+#[test]
+fn redirects_stay_within_http() {
+    for (to, words, requests) in [
+        ("ftp://a.example/fox.mp4", "unknown scheme", 1),
+        ("gopher://127.0.0.1:70/", "unknown scheme", 1),
+        // Without a host, it is taken for a path on the same server, which sends on and on here.
+        ("file:///etc/passwd", "too many redirects", 9),
+    ] {
+        let (job, server) = one(move |_| Answer::status(302).with("Location", to));
+        let reason = job.reason();
+        assert!(reason.contains(words), "{to}: {reason}");
+        assert_eq!((server.requests().len(), job.names().len()), (requests, 0), "{reason}");
+    }
+    let (job, _) = one(|request| match request.path.as_str() {
+        "/fox.mp4" => Answer::status(301).with("Location", "/there.mp4"),
+        _ => Answer::file(b"fog"),
+    });
+    assert_eq!(job.file(0), b"fog");
+}
+
+#[test]
+fn credentials_in_addresses_are_used_and_never_stored() {
+    let server = Server::start(|request| match request.path.as_str() {
+        path if path.starts_with("/missing") => Answer::status(404),
+        path if path.starts_with("/cut") => {
+            Answer::version(&bytes(5_000_000, 1), "\"v1\"", request).cut(4_500_000)
+        }
+        _ => Answer::file(b"fog"),
+    });
+    let host = server.url.strip_prefix("http://").unwrap();
+    let mut job = Job::new(&format!(
+        "url,page\n\
+         http://me:s3cret@{host}/fox.mp4?token=s3cret&t=1,https://me:s3cret@a.example/\n\
+         http://me:s3cret@{host}/missing.mp4,\n\
+         http://me:s3cret@{host}/cut.mp4?X-Amz-Signature=s3cret,\n\
+         ftp://me:s3cret@{host}/fox.mp4,\n\
+         me:s3cret@{host}/fox.mp4,\n\
+         http://me:s3cret@no such host/fox.mp4,\n"
+    ));
+    job.spec.patience.attempts = 1;
+    assert_eq!((job.run().clips, job.failures().len()), (1, 5));
+    // The server was told.
+    let asked = server.requests();
+    let first = asked.iter().find(|request| request.path.starts_with("/fox")).unwrap();
+    assert_eq!(first.path, "/fox.mp4?token=s3cret&t=1");
+    assert_eq!(first.headers["authorization"], "Basic bWU6czNjcmV0");
+    let manifest = job.manifest();
+    let shown = format!("http://{host}/fox.mp4?token=...&t=1");
+    assert_eq!((manifest.get(0, "url"), manifest.get(0, "source")), (Some(&*shown), Some(&*shown)));
+    assert_eq!(manifest.get(0, "page"), Some("https://a.example/"));
+
+    let mut folders = vec![job.folder.path().to_path_buf()];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            files += 1;
+            let is_list = path.file_name().is_some_and(|name| name == "list.csv");
+            let bytes = std::fs::read(&path).unwrap();
+            let is_told = bytes.windows(6).any(|window| window == b"s3cret");
+            assert_eq!(is_told, is_list, "{}", path.display());
+        }
+    }
+    // List, manifest, failures, journal, the video, and the part of the one that was cut with its note.
+    assert!(files >= 6, "{files}");
 }

@@ -7,12 +7,17 @@ use opensora_prepare::{
     PrepareError,
     assemble::{REASON, Summary, failed_path, journal_path, shard_path},
     pipeline::{self, stages},
+    scan::{self, Found, Walk},
     shots,
     split::{Job, Rate, Settings, split},
     step::{Shard, Watch},
 };
 use opensora_video::{Frames, VideoSpec, Writer, mp4, reader::Decoder};
-use std::{collections::BTreeMap, ops::ControlFlow, path::Path};
+use std::{
+    collections::BTreeMap,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
 /// A video of flat scenes: their greys and numbers of frames, 80 by 60 pixels.
 fn video(path: &Path, fps: f64, scenes: &[(u8, usize)]) {
@@ -178,7 +183,7 @@ fn a_pipeline_from_folder_to_clips() {
     let folder = tempfile::tempdir().unwrap();
     videos(folder.path());
     std::fs::write(folder.path().join("raw/torn.mp4"), "torn").unwrap();
-    let scan = stages::Scan { workers: 1, retry_failed: false };
+    let scan = stages::Scan { walk: Walk::default(), workers: 1, retry_failed: false };
     let cut = stages::Split { settings: settings(), workers: 1, retry_failed: false };
     let job = pipeline::Job {
         input: folder.path().join("raw"),
@@ -220,4 +225,107 @@ fn settings_that_cannot_be_are_refused() {
     assert_eq!(from(&serde_json::to_string(&mixed).unwrap()).unwrap(), mixed);
     assert!(from(r#"{"fps": 0}"#).unwrap_err().contains("0.01"));
     assert!(from(r#"{"frames": 3}"#).unwrap_err().contains("frames"));
+}
+
+/// A table of one video.
+fn one(path: &Path) -> Table {
+    let mut input = Table::new([PATH]);
+    input.push([(PATH, path.to_str().unwrap().into())]);
+    input
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    contents(folder).into_keys().collect()
+}
+
+#[test]
+fn a_journal_is_checked_against_its_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sea.mp4");
+    let (out, clips) = (folder.path().join("clips.csv"), folder.path().join("clips"));
+    video(&path, 10.0, &[(220, 20), (30, 25), (120, 12)]);
+    let run = || split(&one(&path), &settings(), &job(&out), &mut ()).unwrap();
+    assert_eq!(run().output, 3);
+    let whole = contents(&clips);
+
+    // A clip that is gone, and one that is not what it was.
+    std::fs::remove_file(clips.join("sea_scene-1.mp4")).unwrap();
+    run();
+    assert_eq!(contents(&clips), whole);
+    std::fs::write(clips.join("sea_scene-0.mp4"), "torn").unwrap();
+    run();
+    assert_eq!(contents(&clips), whole);
+
+    // Another video of that name: fewer clips, and none of the old ones stays.
+    video(&path, 10.0, &[(40, 22), (200, 31)]);
+    assert_eq!(run().output, 2);
+    assert_eq!(names(&clips), ["sea_scene-0.mp4", "sea_scene-1.mp4"]);
+    assert_eq!(Table::read(&out).unwrap().get(1, "num_frames"), Some("31"));
+
+    // What failed is tried again when it is another file.
+    std::fs::write(&path, "torn").unwrap();
+    assert_eq!(run().failed, 1);
+    assert_eq!(names(&clips), [""; 0]);
+    video(&path, 10.0, &[(40, 22), (200, 31)]);
+    assert_eq!(run().output, 2);
+
+    // Raw videos that were deleted after the cut are not missed.
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(run().output, 2);
+}
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/field").join(name)
+}
+
+/// Width, height, start and end of a clip.
+type ClipOf = (usize, usize, String, String);
+
+/// What `scan` and `split` make of a file: its row, and the clips' sizes and times.
+fn field(name: &str) -> (Vec<String>, Vec<ClipOf>) {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, clips) = (folder.path().join("videos.csv"), folder.path().join("clips.csv"));
+    let decoder = Decoder::InProcess;
+    let job = scan::Job { out: out.clone(), decoder, workers: 1, retry_failed: false };
+    scan::scan(&Found::walk(&[fixture(name)]).unwrap(), &job, &mut ()).unwrap();
+    let videos = Table::read(&out).unwrap();
+    let row = ["width", "height", "num_frames", "duration"];
+    let row = row.map(|column| videos.get(0, column).unwrap().to_string()).to_vec();
+    let settings = Settings { min_seconds: 0.5, ..Settings::default() };
+    split(&videos, &settings, &Job { decoder, ..Job::new(&clips) }, &mut ()).unwrap();
+    let table = Table::read(&clips).unwrap();
+    let clip = |row: usize| {
+        let field = |column| table.get(row, column).unwrap().to_string();
+        let (frames, fps) = mp4::read(Path::new(&field(PATH))).unwrap();
+        assert_eq!((frames.len().to_string(), fps), (field("num_frames"), 30.0));
+        (frames.width(), frames.height(), field("start"), field("end"))
+    };
+    (row, (0..table.len()).map(clip).collect())
+}
+
+#[test]
+fn clips_of_files_from_the_field_are_those_that_are_shown() {
+    let thirds = |width, height| {
+        [("0.000", "2.000"), ("2.000", "4.000"), ("4.000", "6.000")]
+            .map(|(start, end)| (width, height, start.to_string(), end.to_string()))
+            .to_vec()
+    };
+    // Times of the frames, also where the frame rate varies.
+    let (row, clips) = field("vfr_three_shots.mp4");
+    assert_eq!((row, clips), (words(["320", "180", "132", "6.000"]), thirds(320, 180)));
+    // Upright.
+    let (row, clips) = field("rotated_90.mp4");
+    assert_eq!((row, clips), (words(["180", "320", "180", "6.000"]), thirds(180, 320)));
+    // In square pixels; clips have even sides.
+    let (row, clips) = field("sar_4_3.mp4");
+    assert_eq!((row, clips), (words(["427", "180", "180", "6.000"]), thirds(426, 180)));
+    // Without the frames that an edit list hides.
+    let (row, clips) = field("editlist_stream_copy.mp4");
+    assert_eq!(row, words(["320", "180", "90", "3.000"]));
+    let times: Vec<_> = clips.iter().map(|clip| (clip.2.as_str(), clip.3.as_str())).collect();
+    assert_eq!(times, [("0.000", "1.000"), ("1.000", "3.000")]);
+}
+
+fn words(words: [&str; 4]) -> Vec<String> {
+    words.map(String::from).to_vec()
 }

@@ -1,4 +1,4 @@
-//! Shots of a raw stream of frames: how fast they are found, and their scores.
+//! Shots of a video or of a raw stream of frames: how fast they are found, and their scores.
 //!
 //! ```text
 //! ffmpeg -i clip.mp4 -f rawvideo -pix_fmt rgb24 - | cargo run --release -p opensora-shots --example shot_speed -- 1280x720
@@ -8,9 +8,9 @@
 //! The first form takes frames of any decoder; further arguments are `yuv420p` for planes (of BT.601)
 //! instead of RGB, a release (`0.6.3`, `0.7`), `adaptive`, and `scores`, which prints a score a line.
 
-use opensora_shots::{Detector, Method, Rgb, Settings, Source, Yuv420};
-use opensora_video::yuv::ToRgb;
-use std::{error::Error, io::Read, time::Instant};
+use opensora_shots::{Detector, Method, Rgb, Settings, Source, Yuv420, of_video};
+use opensora_video::{Decoder, yuv::ToRgb};
+use std::{error::Error, io::Read, ops::Range, time::Instant};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
@@ -26,9 +26,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 
     let start = Instant::now();
-    let mut detector = Detector::new(&settings)?;
     let size = input.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
     if let Some((width, height)) = size {
+        let mut detector = Detector::new(&settings)?;
         let bt601 = ToRgb::stated(2, false).ok_or("BT.601 is not known")?;
         let half = usize::div_ceil(width, 2) * usize::div_ceil(height, 2);
         let bytes = if planes { width * height + 2 * half } else { 3 * width * height };
@@ -44,20 +44,25 @@ fn main() -> Result<(), Box<dyn Error>> {
                 println!("{score:.6}");
             }
         }
+        let cuts: Vec<usize> = detector.scenes().iter().skip(1).map(|scene| scene.start).collect();
+        report(detector.frames(), start, &format!("cuts {cuts:?}"));
     } else {
-        let (frames, _) = opensora_video::mp4::read(input.as_ref())?;
-        for rgb in frames.iter() {
-            let score = push(&mut detector, Rgb::new(rgb, frames.width(), frames.height()))?;
-            if scores {
-                println!("{score:.6}");
-            }
+        let found = of_video(input.as_ref(), Decoder::Auto, &settings)?;
+        for score in found.shots.scores.iter().filter(|_| scores) {
+            println!("{:.6}", score.content);
         }
+        let cut =
+            |scene: &Range<usize>| format!("{} ({:.3} s)", scene.start, found.time(scene.start));
+        let cuts: Vec<String> = found.shots.scenes.iter().skip(1).map(cut).collect();
+        let cuts = format!("cuts {}, end {:.3} s", cuts.join(", "), found.end);
+        report(found.times.len(), start, &cuts);
     }
-    let (frames, seconds) = (detector.frames(), start.elapsed().as_secs_f64());
-    let rate = frames as f64 / seconds;
-    let cuts: Vec<usize> = detector.scenes().iter().skip(1).map(|scene| scene.start).collect();
-    println!("{frames} frames in {seconds:.2} s, {rate:.1} a second; cuts {cuts:?}");
     Ok(())
+}
+
+fn report(frames: usize, start: Instant, cuts: &str) {
+    let seconds = start.elapsed().as_secs_f64();
+    println!("{frames} frames in {seconds:.2} s, {:.1} a second; {cuts}", frames as f64 / seconds);
 }
 
 fn push(detector: &mut Detector, frame: Option<impl Source>) -> Result<f64, Box<dyn Error>> {

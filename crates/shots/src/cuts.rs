@@ -9,26 +9,59 @@ use std::collections::VecDeque;
 /// Finds cuts in a row of scores.
 #[derive(Debug, Clone)]
 pub(crate) struct Cuts {
-    min_scene_len: usize,
+    shortest: Shortest,
     /// Frames so far.
     frames: usize,
     state: State,
+}
+
+/// The shortest scene.
+#[derive(Debug, Clone, Copy)]
+struct Shortest {
+    frames: usize,
+    /// Frames per second by which times are counted; `None` if the frames themselves are.
+    rate: Option<f64>,
+}
+
+/// A frame and when it is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct At {
+    frame: usize,
+    /// In steps that the reference rounds to.
+    microseconds: i64,
+}
+
+impl Shortest {
+    /// Returns true if as much lies between two frames, and `ahead` frames behind the second one.
+    ///
+    /// Source: `scenedetect/common.py` (0.7.2), `FrameTimecode`: a difference of times compares with a
+    /// number of frames by the nearest number at the mean rate, halves going to the even one.
+    fn lies_between(self, from: At, to: At, ahead: usize) -> bool {
+        let between = match self.rate {
+            None => to.frame - from.frame,
+            Some(rate) => {
+                let seconds = (to.microseconds - from.microseconds) as f64 / 1e6;
+                (seconds * rate).round_ties_even() as usize
+            }
+        };
+        between + ahead >= self.frames
+    }
 }
 
 #[derive(Debug, Clone)]
 enum State {
     Suppress {
         threshold: f64,
-        last_cut: usize,
+        last_cut: At,
     },
     Merge {
         threshold: f64,
         /// The last frame that reached the threshold; the first one of all until then.
-        last_above: usize,
+        last_above: At,
         /// Whether there was a cut: before, there is nothing to merge with.
         enabled: bool,
         /// The first of the cuts that are being merged.
-        start: Option<usize>,
+        start: Option<At>,
     },
     Adaptive {
         ratio: f64,
@@ -36,35 +69,38 @@ enum State {
         min_score: f64,
         /// Frames behind a cut that count as its scene's where the shortest one is measured.
         ahead: usize,
-        last_cut: usize,
-        /// The last scores, as many as a window has.
-        scores: VecDeque<f64>,
+        last_cut: At,
+        /// The last frames and their scores, as many as a window has.
+        scores: VecDeque<(At, f64)>,
     },
 }
 
 impl Cuts {
-    pub(crate) fn new(settings: &Settings) -> Self {
+    /// `rate` is the mean number of frames per second; releases before 0.7 count frames.
+    pub(crate) fn new(settings: &Settings, rate: Option<f64>) -> Self {
         let old = settings.release == Release::V0_6_3;
+        let first = At::default();
         let state = match settings.method {
             // Where no scene is too short, nothing is too close either.
             Method::Content { threshold, flashes }
                 if old || flashes == Flashes::Suppress || settings.min_scene_len == 0 =>
             {
-                State::Suppress { threshold, last_cut: 0 }
+                State::Suppress { threshold, last_cut: first }
             }
             Method::Content { threshold, .. } => {
-                State::Merge { threshold, last_above: 0, enabled: false, start: None }
+                State::Merge { threshold, last_above: first, enabled: false, start: None }
             }
             Method::Adaptive { ratio, window, min_score } => State::Adaptive {
                 ratio,
                 window,
                 min_score,
                 ahead: if settings.release == Release::V0_7 { 0 } else { window },
-                last_cut: 0,
+                last_cut: first,
                 scores: VecDeque::with_capacity(2 * window + 2),
             },
         };
-        Self { min_scene_len: settings.min_scene_len, frames: 0, state }
+        let rate = rate.filter(|_| settings.release == Release::V0_7);
+        Self { shortest: Shortest { frames: settings.min_scene_len, rate }, frames: 0, state }
     }
 
     /// Frames so far.
@@ -72,56 +108,58 @@ impl Cuts {
         self.frames
     }
 
-    /// Takes the next frame's score, and gives a cut where one is certain by now: the number of the
-    /// frame that begins a scene, this one or an earlier one.
-    pub(crate) fn push(&mut self, score: f64) -> Option<usize> {
-        let frame = self.frames;
+    /// Takes the next frame's score and its seconds from the first frame, and gives a cut where one is
+    /// certain by now: the number of the frame that begins a scene, this one or an earlier one.
+    pub(crate) fn push(&mut self, score: f64, seconds: f64) -> Option<usize> {
+        let at = At { frame: self.frames, microseconds: (seconds * 1e6).round_ties_even() as i64 };
         self.frames += 1;
-        let shortest = self.min_scene_len;
+        let shortest = self.shortest;
         match &mut self.state {
             State::Suppress { threshold, last_cut } => {
-                let cut = score >= *threshold && frame - *last_cut >= shortest;
-                cut.then(|| *last_cut = frame).map(|()| frame)
+                let cut = score >= *threshold && shortest.lies_between(*last_cut, at, 0);
+                cut.then(|| *last_cut = at).map(|()| at.frame)
             }
             State::Merge { threshold, last_above, enabled, start } => {
                 let above = score >= *threshold;
-                let long_enough = frame - *last_above >= shortest;
+                let long_enough = shortest.lies_between(*last_above, at, 0);
                 if above {
-                    *last_above = frame;
+                    *last_above = at;
                 }
                 match *start {
                     Some(first) => {
-                        let over = long_enough && !above && *last_above - first >= shortest;
-                        over.then(|| *start = None).map(|()| *last_above)
+                        let is_over =
+                            long_enough && !above && shortest.lies_between(first, *last_above, 0);
+                        is_over.then(|| *start = None).map(|()| last_above.frame)
                     }
                     None if above && long_enough => {
                         *enabled = true;
-                        Some(frame)
+                        Some(at.frame)
                     }
                     None => {
-                        *start = (above && *enabled).then_some(frame);
+                        *start = (above && *enabled).then_some(at);
                         None
                     }
                 }
             }
             State::Adaptive { ratio, window, min_score, ahead, last_cut, scores } => {
-                scores.push_back(score);
+                scores.push_back((at, score));
                 if scores.len() > 2 * *window + 1 {
                     scores.pop_front();
                 }
                 if scores.len() <= 2 * *window {
                     return None;
                 }
-                let (target, score) = (frame - *window, scores[*window]);
+                let (target, score) = scores[*window];
                 let others = scores.iter().enumerate().filter(|(at, _)| *at != *window);
-                let mean = others.map(|(_, score)| score).sum::<f64>() / (2 * *window) as f64;
+                let sum = others.map(|(_, (_, score))| score).sum::<f64>();
+                let mean = sum / (2 * *window) as f64;
                 let found = match mean.abs() < 1e-5 {
                     // The reference divides by no zero and takes a ratio of 255.
                     true => score >= *min_score && 255.0 >= *ratio,
                     false => score >= *min_score && (score / mean).min(255.0) >= *ratio,
                 };
-                let cut = found && target + *ahead - *last_cut >= shortest;
-                cut.then(|| *last_cut = target).map(|()| target)
+                let cut = found && shortest.lies_between(*last_cut, target, *ahead);
+                cut.then(|| *last_cut = target).map(|()| target.frame)
             }
         }
     }
@@ -133,9 +171,22 @@ mod tests {
 
     /// Cuts where these of 200 frames score 100 and the others nothing.
     fn cuts(settings: &Settings, loud: &[usize]) -> Vec<usize> {
-        let mut cuts = Cuts::new(settings);
+        let by_frame = cuts_at(settings, None, loud, |frame| frame as f64);
+        let by_time = cuts_at(settings, Some(30.0), loud, |frame| frame as f64 / 30.0);
+        assert_eq!(by_frame, by_time);
+        by_frame
+    }
+
+    /// The same of frames at these times.
+    fn cuts_at(
+        settings: &Settings,
+        rate: Option<f64>,
+        loud: &[usize],
+        seconds: impl Fn(usize) -> f64,
+    ) -> Vec<usize> {
+        let mut cuts = Cuts::new(settings, rate);
         let score = |frame| if loud.contains(&frame) { 100.0 } else { 0.0 };
-        (0..200).filter_map(|frame| cuts.push(score(frame))).collect()
+        (0..200).filter_map(|frame| cuts.push(score(frame), seconds(frame))).collect()
     }
 
     fn content(flashes: Flashes) -> Settings {
@@ -171,6 +222,25 @@ mod tests {
             let settings = Settings { min_scene_len: 0, ..content(flashes) };
             assert_eq!(cuts(&settings, &[1, 2, 3, 50]), [1, 2, 3, 50]);
         }
+    }
+
+    #[test]
+    fn the_newest_release_measures_scenes_in_time() {
+        // Five frames a second up to frame 40, then fifty.
+        let seconds =
+            |frame: usize| if frame < 40 { frame as f64 / 5.0 } else { 7.2 + frame as f64 / 50.0 };
+        let loud = [10, 15, 40, 50, 100, 110, 160];
+        let found = |release, method| {
+            let settings = Settings { release, method, ..Settings::default() };
+            cuts_at(&settings, Some(20.0), &loud, seconds)
+        };
+        // 15 frames at the mean rate are 0.75 s: four frames of the first part, 38 of the second.
+        assert_eq!(found(Release::V0_7, Method::ADAPTIVE), [10, 15, 40, 100, 160]);
+        assert_eq!(found(Release::V0_6_7, Method::ADAPTIVE), [15, 40, 100, 160]);
+        let suppress = Method::Content { threshold: 27.0, flashes: Flashes::Suppress };
+        assert_eq!(found(Release::V0_7, suppress), [10, 15, 40, 100, 160]);
+        assert_eq!(found(Release::V0_6_3, suppress), [15, 40, 100, 160]);
+        assert_eq!(found(Release::V0_7, Method::CONTENT), [10, 15, 40, 110, 160]);
     }
 
     #[test]

@@ -42,9 +42,10 @@
 //! | `cuts` | from scores to cuts |
 //! | `video` | shots of a video file |
 //!
-//! Source: PySceneDetect 0.6.3, 0.6.7.1 and 0.7.2 (BSD 3-clause); frame numbers take the place of its
-//! timecodes. Deviation: in 0.7 the number of a frame of a video with a variable rate is its time
-//! multiplied by the mean rate; here it is its position in the video.
+//! Source: PySceneDetect 0.6.3, 0.6.7.1 and 0.7.2 (BSD 3-clause). The shortest scene is measured as the
+//! release does it: 0.7 compares times, earlier ones count frames, which differs for videos with a
+//! variable frame rate. Deviation: 0.7 calls a frame by its time multiplied by the mean rate; here a frame's
+//! number is its position in the video, whatever the release.
 
 mod cuts;
 mod downscale;
@@ -84,6 +85,8 @@ pub struct Detector {
     cuts: Cuts,
     /// Frames that begin a scene, but for the first one.
     starts: Vec<usize>,
+    /// Mean frames per second, if frames come with their times.
+    rate: Option<f64>,
 }
 
 impl Detector {
@@ -93,7 +96,22 @@ impl Detector {
     /// Where the settings cannot be.
     pub fn new(settings: &Settings) -> Result<Self, ShotsError> {
         settings.check()?;
-        Ok(Self { settings: *settings, scorer: None, cuts: Cuts::new(settings), starts: vec![] })
+        let cuts = Cuts::new(settings, None);
+        Ok(Self { settings: *settings, scorer: None, cuts, starts: vec![], rate: None })
+    }
+
+    /// Starts a video whose frames come with their times ([`push_at`](Self::push_at)); `fps` is its mean
+    /// frame rate. [`Release::V0_7`] measures the shortest scene by these times.
+    ///
+    /// # Errors
+    /// Returns an error if a setting is invalid, or `fps` is not a positive number.
+    pub fn with_rate(settings: &Settings, fps: f64) -> Result<Self, ShotsError> {
+        if !(fps.is_finite() && fps > 0.0) {
+            let (field, expected) = ("fps", "a positive number");
+            return Err(ShotsError::Setting { field, found: fps.to_string(), expected });
+        }
+        let cuts = Cuts::new(settings, Some(fps));
+        Ok(Self { cuts, rate: Some(fps), ..Self::new(settings)? })
     }
 
     /// Takes the next frame and gives its score, and a cut where one is certain by now: the number
@@ -102,6 +120,19 @@ impl Detector {
     /// # Errors
     /// Where the frame is empty or its size is not that of the first one.
     pub fn push(&mut self, frame: &impl Source) -> Result<(Score, Option<usize>), ShotsError> {
+        self.push_at(frame, self.frames() as f64 / self.rate.unwrap_or(1.0))
+    }
+
+    /// As [`push`](Self::push), for a frame that is shown `seconds` after the first one. Times do not
+    /// decrease. They count if the detector knows the frame rate ([`with_rate`](Self::with_rate)).
+    ///
+    /// # Errors
+    /// Returns an error if the frame is empty or differs in size from the first one.
+    pub fn push_at(
+        &mut self,
+        frame: &impl Source,
+        seconds: f64,
+    ) -> Result<(Score, Option<usize>), ShotsError> {
         let size @ (width, height) = frame.size();
         let settings = &self.settings;
         let (expected, scorer) =
@@ -114,12 +145,12 @@ impl Detector {
             });
         }
         let score = scorer.push(frame);
-        Ok((score, self.push_score(score)))
+        Ok((score, self.push_score(score, seconds)))
     }
 
-    /// As [`push`](Self::push), for a frame whose score is known.
-    fn push_score(&mut self, score: Score) -> Option<usize> {
-        let cut = self.cuts.push(score.content);
+    /// As [`push_at`](Self::push_at), for a frame whose score is known.
+    fn push_score(&mut self, score: Score, seconds: f64) -> Option<usize> {
+        let cut = self.cuts.push(score.content, seconds);
         self.starts.extend(cut);
         cut
     }

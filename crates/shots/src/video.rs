@@ -25,6 +25,8 @@ pub struct VideoShots {
     pub shots: Shots,
     /// Seconds at which each frame is shown, from the first frame.
     pub times: Vec<f64>,
+    /// Seconds at which the last frame ends.
+    pub end: f64,
     /// Who decoded. Another decoder may see other frames (it may heed an edit list, say), so that
     /// who looks at the frames again has to take the same one.
     pub decoder: Decoder,
@@ -42,17 +44,50 @@ pub fn of_video(
     decoder: Decoder,
     settings: &Settings,
 ) -> Result<VideoShots, ShotsError> {
-    let detector = Detector::new(settings)?;
+    settings.check()?;
     let is_empty = std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() == 0);
     if is_empty {
         return Err(unusable(path, "it is empty".into()));
     }
     if decoder != Decoder::InProcess
-        && let Some(found) = in_halves(path, detector.clone())
+        && let Some(found) = in_halves(path, settings)
     {
         return Ok(found);
     }
-    in_one_pass(path, decoder, detector)
+    in_one_pass(path, decoder, settings)
+}
+
+impl VideoShots {
+    /// The shots of frames with these scores and times.
+    fn of(
+        settings: &Settings,
+        info: VideoInfo,
+        scores: Vec<Score>,
+        times: Vec<f64>,
+        decoder: Decoder,
+    ) -> Result<Self, ShotsError> {
+        let is_rate = info.fps.is_finite() && info.fps > 0.0;
+        let mut detector = match is_rate {
+            true => Detector::with_rate(settings, info.fps)?,
+            false => Detector::new(settings)?,
+        };
+        for (&score, &time) in scores.iter().zip(&times) {
+            detector.push_score(score, time);
+        }
+        let last = times.last().copied().unwrap_or(0.0);
+        let even = is_rate.then(|| times.len() as f64 / info.fps);
+        let ends = [info.duration, even].into_iter().flatten();
+        let next = last + if is_rate { 1.0 / info.fps } else { 0.0 };
+        let end = ends.into_iter().find(|end| end.is_finite() && *end > last).unwrap_or(next);
+        let shots = Shots { scenes: detector.scenes(), scores };
+        Ok(Self { info, shots, times, end, decoder })
+    }
+
+    /// Returns the second at which a frame is shown, or at which the video ends for a number behind the
+    /// last frame.
+    pub fn time(&self, frame: usize) -> f64 {
+        self.times.get(frame).copied().unwrap_or(self.end)
+    }
 }
 
 fn unusable(path: &Path, reason: String) -> ShotsError {
@@ -62,12 +97,12 @@ fn unusable(path: &Path, reason: String) -> ShotsError {
 fn in_one_pass(
     path: &Path,
     decoder: Decoder,
-    mut detector: Detector,
+    settings: &Settings,
 ) -> Result<VideoShots, ShotsError> {
-    let wanted = |width, height| Scorer::picks(&detector.settings, (width, height));
+    let wanted = |width, height| Scorer::picks(settings, (width, height));
     let (info, frames) = VideoReader::open_planar(path, decoder, wanted)?;
     let decoder = frames.decoder();
-    let mut comparison = Comparison::new(&detector.settings, &info, frames.picks());
+    let mut comparison = Comparison::new(settings, &info, frames.picks());
     let (mut scores, mut times) = (Vec::new(), Vec::new());
     let (sender, receiver) = mpsc::sync_channel(AHEAD);
     std::thread::scope(|scope| {
@@ -85,7 +120,6 @@ fn in_one_pass(
                 let reason = format!("frame {} has another size than the first", times.len() + 1);
                 unusable(path, reason)
             })?;
-            detector.push_score(score);
             scores.push(score);
             times.push(frame.time);
         }
@@ -94,17 +128,17 @@ fn in_one_pass(
     if times.is_empty() {
         return Err(unusable(path, "it holds no pictures".into()));
     }
-    Ok(VideoShots { info, shots: Shots { scenes: detector.scenes(), scores }, times, decoder })
+    VideoShots::of(settings, info, scores, times, decoder)
 }
 
 /// The shots of a long video, decoded by two programs at once. `None` where that is not possible,
 /// and on any sign that the two do not fit together: one pass will see what the matter is.
-fn in_halves(path: &Path, mut detector: Detector) -> Option<VideoShots> {
-    let wanted = |width, height| Scorer::picks(&detector.settings, (width, height));
+fn in_halves(path: &Path, settings: &Settings) -> Option<VideoShots> {
+    let wanted = |width, height| Scorer::picks(settings, (width, height));
     let PlanarHalves { info, first, second, place } =
         VideoReader::open_planar_halves(path, wanted)?;
     let rest = info.num_frames?.checked_sub(place)?;
-    let comparison = || Comparison::new(&detector.settings, &info, first.picks());
+    let comparison = || Comparison::new(settings, &info, first.picks());
     let (of_first, of_second) = (comparison(), comparison());
     let failed = &AtomicBool::new(false);
     // The frame at `place` is the last of the one and the first of the other.
@@ -122,11 +156,7 @@ fn in_halves(path: &Path, mut detector: Detector) -> Option<VideoShots> {
     let scores: Vec<Score> =
         first.scores.into_iter().chain(second.scores.into_iter().skip(1)).collect();
     let times = first.times.into_iter().chain(second.times.into_iter().skip(1)).collect();
-    for &score in &scores {
-        detector.push_score(score);
-    }
-    let shots = Shots { scenes: detector.scenes(), scores };
-    Some(VideoShots { info, shots, times, decoder: Decoder::Ffmpeg })
+    VideoShots::of(settings, info, scores, times, Decoder::Ffmpeg).ok()
 }
 
 /// Scores frames of a decoder, whole ones or those of picked pixels.

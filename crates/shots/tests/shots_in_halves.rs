@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use opensora_shots::{Release, Settings, Yuv420, detect, of_video};
+use opensora_shots::{Release, Rgb, Settings, detect, of_video};
 use opensora_video::{Decoder, VideoReader, picks::Picks};
 use std::{path::Path, process::Command};
 
@@ -70,13 +70,13 @@ fn two_halves_find_what_one_pass_finds() {
 fn same_as_of_all_pixels(path: &Path, name: &str) {
     let releases = [Release::V0_7, Release::V0_6_3];
     for settings in releases.map(|release| Settings { release, ..Settings::default() }) {
-        let (info, frames) = VideoReader::open_planar(path, Decoder::Ffmpeg, |_, _| None).unwrap();
-        assert!(frames.picks().is_none());
+        let reader = VideoReader::open(path, Decoder::Ffmpeg).unwrap();
+        let (width, height) = (reader.info().width, reader.info().height);
         let mut times = Vec::new();
-        let frames = frames.map(|frame| {
+        let frames = reader.map(|frame| {
             let frame = frame.unwrap();
             times.push(frame.time);
-            Yuv420::new(frame.planes, info.width, info.height, frame.to_rgb).unwrap()
+            Rgb::new(frame.rgb, width, height).unwrap()
         });
         let one_pass = detect(frames, &settings).unwrap();
         assert!(one_pass.scenes.len() >= 4, "{name}: {:?}", one_pass.scenes);
@@ -125,9 +125,14 @@ fn pixels_that_are_left_out_do_not_count() {
             )
         };
         let wanted = |width, height| Some(Picks { columns: every(width), rows: every(height) });
-        let (_, frames) = VideoReader::open_planar(&path, Decoder::Ffmpeg, wanted).unwrap();
+        let (info, frames) = VideoReader::open_planar(&path, Decoder::Ffmpeg, wanted).unwrap();
         if let Some(picked) = picked {
-            assert_eq!(frames.picks().is_some(), picked, "{name}");
+            // Other depths and ranges come as red, green and blue of all pixels.
+            let (width, height) = (info.width, info.height);
+            let left_out = frames
+                .picks()
+                .is_some_and(|picks| (picks.columns.len(), picks.rows.len()) != (width, height));
+            assert_eq!(left_out, picked, "{name}");
         }
         drop(frames);
         same_as_of_all_pixels(&path, name);

@@ -123,9 +123,11 @@ impl DenoiserConfig {
             ("model_max_length", self.model_max_length),
             ("patch_size", self.patch_size.into_iter().min().unwrap_or(0)),
         ] {
-            // Far above any model, and small enough that products of two stay in range.
-            if value == 0 || value > 1 << 20 {
-                return fail(format!("{name} is {value}, expected 1 to {}", 1 << 20));
+            // Far above any model, and small enough that products of two stay in range. Blocks take
+            // memory even before they have weights.
+            let most = if name == "depth" { 1 << 10 } else { 1 << 20 };
+            if value == 0 || value > most {
+                return fail(format!("{name} is {value}, expected 1 to {most}"));
             }
         }
         if !self.hidden_size.is_multiple_of(self.num_heads) || !self.hidden_size.is_multiple_of(4) {
@@ -165,6 +167,8 @@ mod tests {
         for bad in [
             DenoiserConfig { num_heads: 7, ..ok.clone() },
             DenoiserConfig { depth: 0, ..ok.clone() },
+            DenoiserConfig { depth: 1_000_000, ..ok.clone() },
+            DenoiserConfig { hidden_size: 1_000_000_000, ..ok.clone() },
             DenoiserConfig { hidden_size: usize::MAX, ..ok.clone() },
             DenoiserConfig { mlp_ratio: f64::NAN, ..ok.clone() },
             DenoiserConfig { patch_size: [1, 0, 2], ..ok.clone() },

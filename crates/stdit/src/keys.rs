@@ -3,10 +3,21 @@
 //! They are the reference's attribute names; only its `nn.Sequential`s and the parts that are
 //! grouped here differ.
 
-use opensora_checkpoint::KeyMap;
+use opensora_checkpoint::{Checkpoint, CheckpointError, KeyMap};
 
 /// Position tables of one resolution, stored as buffers: recomputed here, as the reference does.
 const POSITION_TABLES: [&str; 2] = ["pos_embed", "pos_embed_temporal"];
+
+/// A key of every model here: what stands in front of it in a file is a wrapper.
+const KNOWN_KEY: &str = "x_embedder.proj.weight";
+
+/// The model in `checkpoint` without what training programs put around it.
+///
+/// # Errors
+/// Returns an error if several models are in the file and none is known to be the wanted one.
+pub fn unwrapped(checkpoint: &Checkpoint) -> Result<Checkpoint, CheckpointError> {
+    checkpoint.unwrapped(KNOWN_KEY)
+}
 
 /// Keys of STDiT: the OpenSora-v1 checkpoints and what training writes.
 pub fn stdit() -> KeyMap {

@@ -66,8 +66,11 @@ impl PixArt {
         dtype: FloatDType,
         device: &Device,
     ) -> Result<(Self, ImportReport), LoadError> {
+        config.validate()?;
+        let checkpoint = keys::unwrapped(checkpoint)?;
+        checkpoint.check_blocks("depth", config.depth)?;
         let model = Self::new(config, temporal_positions, device)?;
-        Ok(import(model, checkpoint, &keys::pixart(), dtype)?)
+        Ok(import(model, &checkpoint, &keys::pixart(), dtype)?)
     }
 
     /// Predicts noise and variance; arguments, result and panics as in

@@ -15,7 +15,7 @@ use burn::{
     module::Module,
     tensor::{Device, FloatDType, Tensor},
 };
-use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, import};
+use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, check_import, import};
 use opensora_nn::{mask::TokenMask, sincos};
 use std::{borrow::Borrow, convert::Infallible};
 
@@ -57,8 +57,34 @@ impl StDit {
         dtype: FloatDType,
         device: &Device,
     ) -> Result<(Self, ImportReport), LoadError> {
-        let model = Self::new(config, device)?;
-        Ok(import(model, checkpoint, &keys::stdit(), dtype)?)
+        let (model, checkpoint) = Self::described(config, checkpoint, device)?;
+        Ok(import(model, &checkpoint, &keys::stdit(), dtype)?)
+    }
+
+    /// Checks that published weights fit, as [`load`](Self::load) does, from the file's headers alone.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn check(
+        config: &DenoiserConfig,
+        checkpoint: &Checkpoint,
+        device: &Device,
+    ) -> Result<ImportReport, LoadError> {
+        let (model, checkpoint) = Self::described(config, checkpoint, device)?;
+        Ok(check_import(&model, &checkpoint, &keys::stdit())?)
+    }
+
+    /// The model that `config` describes, none of its weights allocated, and the checkpoint without
+    /// wrappers. The number of blocks is compared with the file before they are built.
+    pub(crate) fn described(
+        config: &DenoiserConfig,
+        checkpoint: &Checkpoint,
+        device: &Device,
+    ) -> Result<(Self, Checkpoint), LoadError> {
+        config.validate()?;
+        let checkpoint = keys::unwrapped(checkpoint)?;
+        checkpoint.check_blocks("depth", config.depth)?;
+        Ok((Self::new(config, device)?, checkpoint))
     }
 
     /// Starts from a published PixArt-alpha: its temporal attentions are fresh and silent (their
@@ -72,8 +98,8 @@ impl StDit {
         dtype: FloatDType,
         device: &Device,
     ) -> Result<(Self, ImportReport), LoadError> {
-        let model = Self::new(config, device)?;
-        Ok(import(model, checkpoint, &keys::stdit_from_pixart(), dtype)?)
+        let (model, checkpoint) = Self::described(config, checkpoint, device)?;
+        Ok(import(model, &checkpoint, &keys::stdit_from_pixart(), dtype)?)
     }
 
     /// The configuration it was made with.

@@ -35,7 +35,7 @@ impl StreamedStDit {
         device: &Device,
     ) -> Result<(Self, ImportReport), LoadError> {
         // The parameters of its blocks are described and never made.
-        let mut ends = StDit::new(config, device)?;
+        let (mut ends, checkpoint) = StDit::described(config, &checkpoint, device)?;
         let (source, report) = StreamedImport::new(&ends, checkpoint, keys::stdit(), dtype)?;
         ends.blocks.clear();
         let ends = source.part("", ends)?;

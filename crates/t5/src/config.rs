@@ -1,6 +1,9 @@
 //! Sizes of a T5 v1.1 encoder, read from the published `config.json`.
 
-use opensora_files::write_atomically;
+use opensora_files::{
+    read::{MAX_CONFIG_BYTES, read_text},
+    write_atomically,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -87,7 +90,7 @@ impl T5Config {
     /// # Errors
     /// Where the file cannot be read or describes another architecture.
     pub fn read(path: &Path) -> Result<Self, T5ConfigError> {
-        let text = std::fs::read_to_string(path)
+        let text = read_text(path, MAX_CONFIG_BYTES)
             .map_err(|source| T5ConfigError::Read { path: path.into(), source })?;
         let config: Self = serde_json::from_str(&text)
             .map_err(|source| T5ConfigError::Parse { path: path.into(), source })?;
@@ -136,8 +139,10 @@ impl T5Config {
             ("num_layers", self.num_layers),
             ("num_heads", self.num_heads),
         ] {
-            if value == 0 || value > 1 << 20 {
-                return fail(format!("{name} is {value}, expected 1 to {}", 1 << 20));
+            // Blocks take memory even before they have weights.
+            let most = if name == "num_layers" { 1 << 10 } else { 1 << 20 };
+            if value == 0 || value > most {
+                return fail(format!("{name} is {value}, expected 1 to {most}"));
             }
         }
         let (buckets, distance) =
@@ -168,6 +173,7 @@ mod tests {
         for bad in [
             T5Config { feed_forward_proj: "relu".into(), ..ok.clone() },
             T5Config { num_layers: 0, ..ok.clone() },
+            T5Config { num_layers: 1_000_000, ..ok.clone() },
             T5Config { d_model: usize::MAX, ..ok.clone() },
             T5Config { relative_attention_num_buckets: 2, ..ok.clone() },
             T5Config { relative_attention_max_distance: 1, ..ok.clone() },

@@ -11,7 +11,9 @@ use burn::{
     nn::{Embedding, EmbeddingConfig, Linear},
     tensor::{Device, FloatDType, Int, Tensor, TensorData},
 };
-use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, import};
+use opensora_checkpoint::{
+    Checkpoint, CheckpointError, ImportReport, KeyMap, check_import, import,
+};
 use opensora_nn::{
     activation::linear_gelu_tanh,
     attention::{attention, merge_heads, split_heads},
@@ -70,6 +72,9 @@ pub enum LoadError {
     Tokenizer(#[from] crate::TokenizerError),
 }
 
+/// A key of every T5: what stands in front of it in a file is a wrapper.
+const KNOWN_KEY: &str = "encoder.final_layer_norm.weight";
+
 /// A layer without bias, initialised as T5 does: normal with deviation `std`.
 fn layer(input: usize, output: usize, std: f64, device: &Device) -> Linear {
     linear(input, output, false, Initializer::Normal { mean: 0.0, std }, device)
@@ -104,8 +109,35 @@ impl T5Encoder {
         dtype: FloatDType,
         device: &Device,
     ) -> Result<(Self, ImportReport), LoadError> {
-        let encoder = Self::new(config, device)?;
-        Ok(import(encoder, checkpoint, &keys::detect(checkpoint.keys()).key_map(), dtype)?)
+        let (encoder, checkpoint, map) = Self::described(config, checkpoint, device)?;
+        Ok(import(encoder, &checkpoint, &map, dtype)?)
+    }
+
+    /// Checks that published weights fit, as [`load`](Self::load) does, from the file's headers alone.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn check(
+        config: &T5Config,
+        checkpoint: &Checkpoint,
+        device: &Device,
+    ) -> Result<ImportReport, LoadError> {
+        let (encoder, checkpoint, map) = Self::described(config, checkpoint, device)?;
+        Ok(check_import(&encoder, &checkpoint, &map)?)
+    }
+
+    /// The encoder that `config` describes, none of its weights allocated, the checkpoint without
+    /// wrappers and its map. The number of blocks is compared with the file before they are built.
+    pub(crate) fn described(
+        config: &T5Config,
+        checkpoint: &Checkpoint,
+        device: &Device,
+    ) -> Result<(Self, Checkpoint, KeyMap), LoadError> {
+        config.validate()?;
+        let checkpoint = checkpoint.unwrapped(KNOWN_KEY)?;
+        checkpoint.check_blocks("num_layers", config.num_layers)?;
+        let map = keys::detect(checkpoint.keys()).key_map();
+        Ok((Self::new(config, device)?, checkpoint, map))
     }
 
     /// The configuration it was made with.

@@ -4,7 +4,7 @@
 //! needed once, so nothing is gained by holding them together: a pass reads what loading would have
 //! read, and memory holds one block. Numbers are those of [`T5Encoder`], to the bit.
 
-use crate::{LoadError, T5Config, T5Encoder, encoder::Block, keys};
+use crate::{LoadError, T5Config, T5Encoder, encoder::Block};
 use burn::{
     module::Param,
     tensor::{Device, FloatDType, Tensor},
@@ -35,8 +35,7 @@ impl StreamedT5Encoder {
         device: &Device,
     ) -> Result<(Self, ImportReport), LoadError> {
         // Its parameters are described and never made.
-        let fresh = T5Encoder::new(config, device)?;
-        let map = keys::detect(checkpoint.keys()).key_map();
+        let (fresh, checkpoint, map) = T5Encoder::described(config, &checkpoint, device)?;
         let (source, report) = StreamedImport::new(&fresh, checkpoint, map, dtype)?;
         let T5Encoder { relative_attention_bias, final_layer_norm, .. } = fresh;
         let encoder = Self {

@@ -24,9 +24,9 @@ pub struct TextEncoder {
 #[derive(Debug)]
 enum Encoder {
     /// In memory, for many batches of prompts.
-    Resident(T5Encoder),
+    Resident(Box<T5Encoder>),
     /// In the file, for one.
-    Streamed(StreamedT5Encoder),
+    Streamed(Box<StreamedT5Encoder>),
 }
 
 impl Encoder {
@@ -99,7 +99,7 @@ impl TextEncoder {
     ) -> Result<(Self, ImportReport), LoadError> {
         let (config, tokenizer, checkpoint) = open(folder)?;
         let (encoder, report) = T5Encoder::load(&config, &checkpoint, dtype, device)?;
-        Ok((Self { tokenizer, encoder: Encoder::Resident(encoder), max_length }, report))
+        Ok((Self { tokenizer, encoder: Encoder::Resident(Box::new(encoder)), max_length }, report))
     }
 
     /// As [`load`](Self::load), but every [`encode`](Self::encode) reads the weights anew, block by
@@ -115,7 +115,7 @@ impl TextEncoder {
     ) -> Result<(Self, ImportReport), LoadError> {
         let (config, tokenizer, checkpoint) = open(folder)?;
         let (encoder, report) = StreamedT5Encoder::open(&config, checkpoint, dtype, device)?;
-        Ok((Self { tokenizer, encoder: Encoder::Streamed(encoder), max_length }, report))
+        Ok((Self { tokenizer, encoder: Encoder::Streamed(Box::new(encoder)), max_length }, report))
     }
 
     /// Sizes of the encoder.

@@ -146,8 +146,7 @@ impl DenoiserTask {
         if !config.pred_sigma {
             return fail("pred_sigma is false: the loss trains the variance too".into());
         }
-        let process = GaussianDiffusion::published(&Respacing::All)
-            .map_err(|error| TrainError::Recipe(error.to_string()))?;
+        let process = GaussianDiffusion::published(&Respacing::All)?;
         Ok(Self {
             recipe: recipe.clone(),
             config: config.clone(),
@@ -169,7 +168,7 @@ impl DenoiserTask {
         indices: &[u64],
     ) -> Result<DenoiserBatch, TrainError> {
         let Some(first) = items.first() else {
-            return Err(TrainError::Recipe("a batch without samples".into()));
+            return Err(TrainError::Batch("a batch without samples".into()));
         };
         let [channels, frames, height, width] = first.latent_shape;
         let (tokens, states_width) = (self.config.model_max_length, self.config.caption_channels);
@@ -179,7 +178,7 @@ impl DenoiserTask {
                 && item.mask.len() <= tokens
                 && channels == self.config.in_channels;
             if !fits {
-                return Err(TrainError::Recipe(format!(
+                return Err(TrainError::Batch(format!(
                     "row {}: latents {:?} and {} prompt tokens of width {} do not fit a batch of \
                      latents {:?} and a model of {} channels, {tokens} tokens of width \
                      {states_width}",
@@ -226,7 +225,7 @@ impl DenoiserTask {
                 .collect(),
             states: Tensor::from_data(states, &self.device),
             mask: TokenMask::new(rows)
-                .ok_or_else(|| TrainError::Recipe("a batch without prompts".into()))?,
+                .ok_or_else(|| TrainError::Batch("a batch without prompts".into()))?,
             dropped: indices
                 .iter()
                 .map(|&index| {

@@ -1,6 +1,7 @@
 //! What can stop a training run, each in one line.
 
 use opensora_data::DataError;
+use opensora_files::LockError;
 use std::path::PathBuf;
 
 /// Why a training run cannot start or go on.
@@ -18,16 +19,30 @@ pub enum TrainError {
         /// What was found and what was expected.
         reason: String,
     },
-    /// The loss or a gradient is not a number: nothing was changed by this step.
+    /// The loss or a gradient is not finite: this step changed nothing.
     #[error("step {step}: {what} is not finite, for rows {}", numbered(rows))]
     NonFinite {
-        /// The step, counted from 0.
+        /// The step, counted from 1 as in `metrics.csv`.
         step: u64,
         /// The loss or the gradient's norm.
         what: String,
         /// The manifest's rows of the batch.
         rows: Vec<usize>,
     },
+    /// A parameter, average or moment is not finite: no checkpoint of it was written.
+    #[error(
+        "step {step}: {tensor} is not finite (a learning rate that is too high, or an overflow of \
+         f16), and no checkpoint was written; the last one is whole"
+    )]
+    Exploded {
+        /// Steps done.
+        step: u64,
+        /// Name of the tensor.
+        tensor: String,
+    },
+    /// Samples that do not fit each other or the model.
+    #[error("{0}")]
+    Batch(String),
     /// The data cannot be read.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -39,7 +54,15 @@ pub enum TrainError {
         /// The operating system's reason.
         source: std::io::Error,
     },
-    /// A checkpoint of the run that cannot be gone on from.
+    /// Another process trains in the run's folder.
+    #[error("{}: {source}", path.display())]
+    Locked {
+        /// The run's folder.
+        path: PathBuf,
+        /// Who uses it.
+        source: LockError,
+    },
+    /// A run or checkpoint that cannot be resumed.
     #[error("{}: {reason}", path.display())]
     State {
         /// The checkpoint's folder or file.
@@ -47,9 +70,31 @@ pub enum TrainError {
         /// What was found and what was expected.
         reason: String,
     },
-    /// Weights that cannot be read or do not fit.
+    /// A checkpoint that cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] opensora_checkpoint::CheckpointError),
+    /// Weights of a denoiser that cannot be read or do not fit.
+    #[error(transparent)]
+    LoadStDit(#[from] opensora_stdit::stdit::LoadError),
+    /// Weights of a VAE that cannot be read or do not fit.
+    #[error(transparent)]
+    LoadVae(#[from] opensora_vae::LoadError),
+    /// Weights to start from that predict something else than the recipe trains.
+    #[error(
+        "{}: trained with prediction_type {found}, expected {expected} as in the recipe",
+        path.display()
+    )]
+    PredictionType {
+        /// The weights.
+        path: PathBuf,
+        /// The prediction type in their metadata.
+        found: String,
+        /// The recipe's.
+        expected: &'static str,
+    },
+    /// A dtype that is unknown, or that the device does not compute in.
+    #[error(transparent)]
+    Dtype(#[from] opensora_nn::dtype::DtypeError),
     /// A denoiser's configuration that cannot be.
     #[error(transparent)]
     Size(#[from] opensora_stdit::SizeError),
@@ -65,6 +110,9 @@ pub enum TrainError {
     /// A tokenizer cannot be fitted or saved.
     #[error(transparent)]
     Fit(#[from] opensora_t5::tokenizer::fit::FitError),
+    /// A diffusion process that cannot be.
+    #[error(transparent)]
+    Tables(#[from] opensora_diffusion::tables::TablesError),
     /// Tensors that do not fit the diffusion process.
     #[error(transparent)]
     Process(#[from] opensora_diffusion::ProcessError),

@@ -14,19 +14,20 @@
 //! | [`optimizer`] | AdamW, clipping by the global norm, learning rate |
 //! | `recompute` | activation checkpointing |
 //! | [`state`] | checkpoints of a run and their resume |
-//! | [`metrics`], [`plot`] | what a run leaves to look at |
+//! | [`description`] | the `model.json` of a finished run |
+//! | [`metrics`] | what a run leaves to look at |
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `scripts/train.py`. Deviations: parameters, optimizer and
 //! average are f32 whatever is computed in; every draw is keyed by seed and sample, so that a
 //! resumed run goes on with the very same numbers; a bad sample is an error and never another one.
 
 pub mod denoiser;
+pub mod description;
 mod error;
 pub mod masked_tokens;
 pub mod metrics;
 pub mod optimizer;
 pub mod parameters;
-pub mod plot;
 pub mod recipe;
 mod recompute;
 pub mod run;
@@ -41,5 +42,5 @@ pub use error::TrainError;
 pub use parameters::{FlatTensors, Graph};
 pub use recipe::Recipe;
 pub use run::{Outcome, Run};
-pub use session::Session;
+pub use session::{Prepared, Session};
 pub use trainer::Trainer;

@@ -18,7 +18,7 @@ pub mod observer;
 pub mod table;
 
 pub use observer::{Quiet, TrainObserver};
-pub use table::Table;
+pub use table::{Gap, Table};
 
 use events::EventWriter;
 use std::path::{Path, PathBuf};
@@ -46,7 +46,8 @@ pub struct Record {
     pub samples_per_second: f64,
     /// Speed in tokens that the model works on.
     pub tokens_per_second: f64,
-    /// Model FLOPs utilisation: the model's FLOP/s over those that the machine can do, 0 to 1.
+    /// Model FLOPs utilisation: the model's FLOP/s over the best that the machine was seen to do
+    /// (see [`Ceiling`](flops::Ceiling)), 0 to 1.
     pub mfu: Option<f64>,
     /// Seconds of work since the run's first start, over all resumes.
     pub seconds: f64,
@@ -158,6 +159,12 @@ impl MetricsWriter {
         Ok(Self { table, events: EventWriter::create(run_dir, resume_at_step + 1)? })
     }
 
+    /// Returns the steps before the one that the run resumes at that have no row: a machine that
+    /// lost its power may have kept a checkpoint and lost the rows before it.
+    pub fn gaps(&self) -> &[Gap] {
+        self.table.gaps()
+    }
+
     /// Appends a record.
     ///
     /// # Errors
@@ -208,5 +215,8 @@ mod tests {
         let table = Table::read(&folder.path().join(TABLE)).unwrap();
         assert_eq!(table.column("step"), Some(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
+        assert_eq!(table.gaps(), []);
+        let writer = MetricsWriter::open(folder.path(), 9).unwrap();
+        assert_eq!(writer.gaps(), [Gap { first: 7, last: 9 }]);
     }
 }

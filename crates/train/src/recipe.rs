@@ -28,6 +28,10 @@ use crate::{
     optimizer::OptimizerRecipe, run::RunRecipe, vae::VaeRecipe,
 };
 use opensora_data::window::ClipSpec;
+use opensora_files::{
+    one_line,
+    read::{MAX_CONFIG_BYTES, read_text},
+};
 use opensora_stdit::DenoiserConfig;
 use opensora_t5::T5Config;
 use opensora_vae::VaeConfig;
@@ -174,8 +178,8 @@ impl Recipe {
     /// # Errors
     /// Where it is not of the format or a value cannot be.
     pub fn parse(text: &str) -> Result<Self, TrainError> {
-        let recipe: Self = toml::from_str(text)
-            .map_err(|error| TrainError::Recipe(one_line(&error.to_string())))?;
+        let recipe: Self =
+            toml::from_str(text).map_err(|error| TrainError::Recipe(located(&error, text)))?;
         recipe.validate()?;
         Ok(recipe)
     }
@@ -189,7 +193,7 @@ impl Recipe {
         if let Some((_, text)) = RECIPES.iter().find(|(name, _)| Path::new(name) == path) {
             return Self::parse(text);
         }
-        let text = std::fs::read_to_string(path).map_err(|error| {
+        let text = read_text(path, MAX_CONFIG_BYTES).map_err(|error| {
             let names: Vec<&str> = RECIPES.iter().map(|(name, _)| *name).collect();
             fail(format!("{error}; recipes that come along: {}", names.join(", ")))
         })?;
@@ -253,13 +257,14 @@ impl Recipe {
     }
 }
 
-/// toml's messages draw the line they mean: the parts that say what is wrong, on one line.
-fn one_line(text: &str) -> String {
-    let lines = text.lines().filter(|line| {
-        let line = line.trim_start();
-        !line.is_empty() && !line.starts_with('|')
-    });
-    lines.map(str::trim).collect::<Vec<_>>().join(" ")
+/// What is wrong and in which line, on one line; the error's own text draws the line.
+fn located(error: &toml::de::Error, text: &str) -> String {
+    let message = one_line(error.message());
+    let before = error.span().and_then(|span| text.get(..span.start));
+    match before {
+        Some(before) => format!("line {}: {message}", 1 + before.matches('\n').count()),
+        None => message,
+    }
 }
 
 #[cfg(test)]
@@ -289,6 +294,8 @@ mod tests {
             let error = Recipe::parse(text).unwrap_err().to_string();
             assert!(!error.contains('\n') && error.contains(": "), "{text}: {error}");
         }
+        let error = Recipe::parse("[stdit]\n[stdit.loss]\nfreze = 'text'").unwrap_err().to_string();
+        assert!(error.starts_with("recipe: line 3: unknown field `freze`"), "{error}");
     }
 
     #[test]

@@ -2,13 +2,14 @@
 
 use crate::{
     error::TrainError,
-    metrics::{MetricsWriter, Record, TrainObserver},
+    metrics::{MetricsWriter, Record, TABLE, TrainObserver, flops::Ceiling},
     parameters::FlatTensors,
     state::{Checkpoints, Progress},
     task::{Cost, Evaluation, Task},
     trainer::Trainer,
 };
 use opensora_data::{
+    DataError,
     dataset::Source,
     loader::{Batch, Loader, LoaderConfig},
 };
@@ -119,7 +120,7 @@ pub struct Run<'a, T: Task> {
     pub recipe: &'a RunRecipe,
     /// The run's folder, which exists.
     pub folder: &'a Path,
-    /// FLOP/s that the device can reach at best, for the utilisation.
+    /// FLOP/s that the device can reach at best, for the utilisation; see [`Ceiling`].
     pub peak_flops: Option<f64>,
 }
 
@@ -141,6 +142,10 @@ impl<T: Task> Run<'_, T> {
         recipe.validate()?;
         let checkpoints = Checkpoints::new(self.folder, recipe.keep);
         let mut metrics = MetricsWriter::open(self.folder, progress.step)?;
+        for gap in metrics.gaps() {
+            observer.message(&format!("{}: {gap}", self.folder.join(TABLE).display()));
+        }
+        let mut ceiling = self.peak_flops.map(Ceiling::new);
         let rows = source.len() as f64;
         let config = LoaderConfig {
             batch_size: recipe.batch_size,
@@ -162,7 +167,7 @@ impl<T: Task> Run<'_, T> {
             let seconds = began.elapsed().as_secs_f64();
             progress.seconds += seconds;
 
-            let record = step.record(&progress, seconds, rows, self.peak_flops);
+            let record = step.record(&progress, seconds, rows, ceiling.as_mut());
             metrics.write(&record)?;
             observer.step(&record, recipe.steps);
 
@@ -194,14 +199,14 @@ impl<T: Task> Run<'_, T> {
         for _ in 0..self.recipe.accumulation {
             let batch: Batch<T::Item> = match loader.next() {
                 Some(batch) => batch?,
-                None => return Err(TrainError::Recipe("the data has no rows".into())),
+                None => return Err(DataError::Empty.into()),
             };
             // A batch takes at least as many slots as it has samples, so no index comes twice.
             let indices: Vec<u64> = (batch.first_slot..).take(batch.items.len()).collect();
             // A graph is used up by its backward pass.
             let graph = trainer.graph(self.task.dtype());
             let evaluation = self.task.gradients(&graph, &batch.items, &indices)?;
-            guard(trainer.step(), &evaluation, &batch.rows)?;
+            guard(trainer.step() + 1, &evaluation, &batch.rows)?;
             rows.extend(&batch.rows);
             step.add(&evaluation, share);
             for item in &batch.items {
@@ -230,7 +235,7 @@ impl<T: Task> Run<'_, T> {
     }
 }
 
-/// Stops at a loss that is not a number, naming the rows at fault.
+/// Stops at a loss that is not finite, naming the rows at fault; `step` counts from 1.
 fn guard(step: u64, evaluation: &Evaluation, rows: &[usize]) -> Result<(), TrainError> {
     let bad = evaluation.losses.iter().zip(rows).filter(|(loss, _)| !loss.is_finite());
     let rows: Vec<usize> = bad.map(|(_, &row)| row).collect();
@@ -269,7 +274,7 @@ impl Step {
         progress: &Progress,
         seconds: f64,
         rows: f64,
-        peak_flops: Option<f64>,
+        ceiling: Option<&mut Ceiling>,
     ) -> Record {
         Record {
             step: progress.step,
@@ -281,9 +286,9 @@ impl Step {
             samples_per_second: self.samples as f64 / seconds,
             tokens_per_second: self.cost.tokens / seconds,
             // A task that does not know its cost has no utilisation.
-            mfu: peak_flops
+            mfu: ceiling
                 .filter(|_| self.cost.flops > 0.0)
-                .map(|peak| self.cost.flops / seconds / peak),
+                .map(|ceiling| ceiling.utilisation(self.cost.flops / seconds)),
             seconds: progress.seconds,
             parts: self.parts.clone(),
         }

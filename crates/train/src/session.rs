@@ -1,4 +1,4 @@
-//! A run from its recipe: data, model, start or resume, loop, finished weights.
+//! A run from its recipe: checks, data, model, start or resume, loop, finished weights.
 //!
 //! ```text
 //! RUN/
@@ -7,10 +7,13 @@
 //!   checkpoints/       see `state`
 //!   stdit/, vae/, t5/  the finished weights under published names: the moving average, and for STDiT
 //!                      the last values beside it
+//!   model.json         for STDiT: the finished model and links to its parts, see `description`
+//!   .lock              held by the process that trains here; removed when it ends
 //! ```
 
 use crate::{
     denoiser::DenoiserTask,
+    description,
     error::TrainError,
     metrics::TrainObserver,
     recipe::{DataRecipe, Recipe, StDitPart, T5Part, VaePart},
@@ -24,21 +27,25 @@ use crate::{
 use burn::tensor::{Device, FloatDType};
 use opensora_checkpoint::{Checkpoint, export};
 use opensora_data::{
-    ClipDataset, DataError, Manifest, Source,
+    ClipDataset, ClipSpec, DataError, Manifest, Source,
     cache::LatentCache,
+    dataset::clip_fps,
     encode::{ClipEncoder, EncodedSample, OnTheFly},
 };
 use opensora_diffusion::PredictionType;
-use opensora_files::write_atomically;
+use opensora_files::{CreatedFolders, Lock, LockError, write_atomically};
 use opensora_nn::{dtype::Dtype, noise::normal_batch, random::Purpose};
 use opensora_stdit::{StDit, keys};
-use opensora_t5::T5Encoder;
-use opensora_vae::AutoencoderKl;
+use opensora_t5::{T5Config, T5Encoder};
+use opensora_vae::{AutoencoderKl, VaeConfig};
 use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+/// Name of the lock's file in a run's folder.
+const LOCK: &str = ".lock";
 
 /// Where a run lives and how it is watched.
 #[derive(Debug, Clone)]
@@ -47,7 +54,7 @@ pub struct Session {
     pub recipe: Recipe,
     /// The run's folder.
     pub folder: PathBuf,
-    /// Goes on from the newest complete checkpoint, where there is one.
+    /// Resumes from the newest whole checkpoint, if there is one.
     pub resume: bool,
     /// FLOP/s that the device can reach at best, for the utilisation.
     pub peak_flops: Option<f64>,
@@ -55,50 +62,210 @@ pub struct Session {
     pub device: Device,
 }
 
+/// A run that passed all checks that need no model, and holds the lock of its folder.
+pub struct Prepared<'a> {
+    session: &'a Session,
+    dtype: FloatDType,
+    work: Work<'a>,
+    peak_flops: Option<f64>,
+    /// Dropped in this order: the folder goes again if nothing but the lock was in it.
+    _lock: Lock,
+    _folders: CreatedFolders,
+}
+
+/// What is trained, on which opened data, from which opened weights.
+enum Work<'a> {
+    StDit { part: &'a StDitPart, task: Box<DenoiserTask>, data: Latents, init: Option<Checkpoint> },
+    Vae { part: &'a VaePart, task: VaeTask, data: ClipDataset, init: Option<Checkpoint> },
+    T5 { part: &'a T5Part, data: Manifest },
+}
+
+/// Where a denoiser's samples come from.
+enum Latents {
+    /// They were computed before.
+    Cache(LatentCache),
+    /// They are computed along the way.
+    Clips { dataset: ClipDataset, vae: PathBuf, t5: PathBuf },
+}
+
 impl Session {
     /// Trains to the recipe's end, or until the observer stops it, and writes the weights as they
     /// are then.
     ///
     /// # Errors
-    /// Where the recipe cannot be run here or the run cannot go on; its last complete checkpoint is
-    /// good.
+    /// Returns an error if the recipe cannot be run here or the run cannot go on; its last whole
+    /// checkpoint is good.
     pub fn run(
         &self,
         observer: &mut dyn TrainObserver,
         hooks: &mut dyn Hooks<DenoiserTask>,
     ) -> Result<Outcome, TrainError> {
-        self.recipe.validate()?;
-        // The same fresh weights on every start; backends draw them in their own way.
-        self.device.seed(self.recipe.run.seed);
-        if let Some(part) = &self.recipe.stdit {
-            self.stdit(part, observer, hooks)
-        } else if let Some(part) = &self.recipe.vae {
-            self.vae(part, observer)
-        } else if let Some(part) = &self.recipe.t5 {
-            self.t5(part, observer)
+        self.prepare()?.run(observer, hooks)
+    }
+
+    /// Takes the lock of the run's folder and checks all that can be checked before a model is
+    /// loaded: recipe, folder, data, and the headers of the weights to start from.
+    ///
+    /// # Errors
+    /// Returns an error if the recipe cannot be run here, or another process uses the folder.
+    pub fn prepare(&self) -> Result<Prepared<'_>, TrainError> {
+        let recipe = &self.recipe;
+        recipe.validate()?;
+        let dtype = recipe.run.dtype.parse::<Dtype>()?.check(&self.device)?.float();
+        let folders = CreatedFolders::create(&self.folder).map_err(TrainError::io(&self.folder))?;
+        let lock = Lock::take(&self.folder.join(LOCK)).map_err(|error| match error {
+            LockError::Io(source) => TrainError::Io { path: self.folder.clone(), source },
+            source => TrainError::Locked { path: self.folder.clone(), source },
+        })?;
+        self.check_folder()?;
+        let work = if let Some(part) = &recipe.stdit {
+            self.stdit(part, dtype)?
+        } else if let Some(part) = &recipe.vae {
+            self.vae(part, dtype)?
+        } else if let Some(part) = &recipe.t5 {
+            Work::T5 { part, data: manifest(&recipe.data)? }
         } else {
-            Err(TrainError::Recipe("nothing to train".into()))
+            return Err(TrainError::Recipe("nothing to train".into()));
+        };
+        let peak_flops = self.peak_flops;
+        Ok(Prepared { session: self, dtype, work, peak_flops, _lock: lock, _folders: folders })
+    }
+
+    fn checkpoints(&self) -> Checkpoints {
+        Checkpoints::new(&self.folder, self.recipe.run.keep)
+    }
+
+    fn recipe_path(&self) -> PathBuf {
+        self.folder.join("recipe.toml")
+    }
+
+    /// Fails if the folder holds a run that may not be resumed.
+    fn check_folder(&self) -> Result<(), TrainError> {
+        if self.checkpoints().complete()?.is_empty() {
+            return Ok(());
+        }
+        let fail = |path: PathBuf, reason: String| Err(TrainError::State { path, reason });
+        if !self.resume {
+            let reason = "already holds a run: resume it, or choose another folder";
+            return fail(self.folder.clone(), reason.into());
+        }
+        match Recipe::open(&self.recipe_path())?.difference(&self.recipe) {
+            Some(difference) => {
+                let reason = format!("the run was begun with another recipe: {difference}");
+                fail(self.recipe_path(), reason)
+            }
+            None => Ok(()),
         }
     }
 
-    fn dtype(&self) -> Result<FloatDType, TrainError> {
-        let dtype: Dtype = self.recipe.run.dtype.parse().map_err(recipe_error)?;
-        Ok(dtype.check(&self.device).map_err(recipe_error)?.float())
+    fn stdit<'a>(&'a self, part: &'a StDitPart, dtype: FloatDType) -> Result<Work<'a>, TrainError> {
+        let seed = self.recipe.run.seed;
+        let task = DenoiserTask::new(&part.loss, &part.config, seed, dtype, &self.device)?;
+        let init = part.init.as_ref().map(|init| opened(init, part)).transpose()?;
+        let data = self.latents(part)?;
+        if let Latents::Cache(cache) = &data {
+            // The first one that can be read stands for all: they are of one shape.
+            let sample = (0..cache.len()).find_map(|row| cache.read(row, 0).ok());
+            sample.map(|sample| task.batch(&[sample], &[0])).transpose()?;
+        }
+        Ok(Work::StDit { part, task: Box::new(task), data, init })
     }
 
-    fn stdit(
-        &self,
-        part: &StDitPart,
+    /// Opens the latents and prompt states, or what they are computed from.
+    fn latents(&self, part: &StDitPart) -> Result<Latents, TrainError> {
+        let data = &self.recipe.data;
+        if let Some(cache) = &data.cache {
+            let cache = LatentCache::open_for(cache, &data.clip)?;
+            if data.manifest.is_some() {
+                // Naming both says that the cache was made from the manifest.
+                cache.check_rows(&dataset(data, self.recipe.run.seed)?)?;
+            }
+            return Ok(Latents::Cache(cache));
+        }
+        let missing = |what: &str| {
+            TrainError::Recipe(format!("without a cache of latents the {what} is needed"))
+        };
+        let vae = part.vae.clone().ok_or_else(|| missing("VAE"))?;
+        let t5 = part.t5.clone().ok_or_else(|| missing("text encoder"))?;
+        let dataset = dataset(data, self.recipe.run.seed)?;
+        check_encoders(part, &data.clip, &vae, &t5)?;
+        Ok(Latents::Clips { dataset, vae, t5 })
+    }
+
+    fn vae<'a>(&'a self, part: &'a VaePart, dtype: FloatDType) -> Result<Work<'a>, TrainError> {
+        let seed = self.recipe.run.seed;
+        let task = VaeTask::new(&part.loss, seed, dtype, &self.device)?;
+        let data = dataset(&self.recipe.data, seed)?;
+        let init = part.init.as_deref().map(Checkpoint::open).transpose()?;
+        Ok(Work::Vae { part, task, data, init })
+    }
+}
+
+impl Prepared<'_> {
+    /// Sets the FLOP/s that the device can reach at best, which take a while to measure.
+    pub fn with_peak_flops(self, peak_flops: Option<f64>) -> Self {
+        Self { peak_flops, ..self }
+    }
+
+    /// Trains to the recipe's end, or until the observer stops it, and writes the weights as they
+    /// are then.
+    ///
+    /// # Errors
+    /// Returns an error if a model cannot be loaded or the run cannot go on; its last whole
+    /// checkpoint is good.
+    pub fn run(
+        self,
         observer: &mut dyn TrainObserver,
         hooks: &mut dyn Hooks<DenoiserTask>,
     ) -> Result<Outcome, TrainError> {
-        let seed = self.recipe.run.seed;
-        let task = DenoiserTask::new(&part.loss, &part.config, seed, self.dtype()?, &self.device)?;
-        let model = initial_stdit(part, &self.device)?;
-        let source = self.encoded_samples(part)?;
+        // The same fresh weights on every start; backends draw them in their own way.
+        self.session.device.seed(self.session.recipe.run.seed);
+        let Self { session, dtype, work, peak_flops, _lock, _folders } = self;
+        let _held = (_lock, _folders);
+        let run = Running { session, peak_flops };
+        match work {
+            Work::StDit { part, task, data, init } => {
+                run.stdit(part, &task, data, init, observer, hooks)
+            }
+            Work::Vae { part, task, data, init } => {
+                run.vae(part, &task, Arc::new(data), init, observer)
+            }
+            Work::T5 { part, data } => run.t5(part, &data, dtype, observer),
+        }
+    }
+}
+
+/// A run that loads its models and trains.
+struct Running<'a> {
+    session: &'a Session,
+    peak_flops: Option<f64>,
+}
+
+impl Running<'_> {
+    fn stdit(
+        &self,
+        part: &StDitPart,
+        task: &DenoiserTask,
+        data: Latents,
+        init: Option<Checkpoint>,
+        observer: &mut dyn TrainObserver,
+        hooks: &mut dyn Hooks<DenoiserTask>,
+    ) -> Result<Outcome, TrainError> {
+        let device = &self.session.device;
+        let model = initial_stdit(part, init, device)?;
+        let clip = &self.session.recipe.data.clip;
+        let (fps, source): (_, Arc<dyn Source<Item = EncodedSample>>) = match data {
+            Latents::Cache(cache) => (fps(clip, cache.paths()), Arc::new(cache)),
+            Latents::Clips { dataset, vae, t5 } => {
+                let tokens = part.config.model_max_length;
+                let encoder = ClipEncoder::load(&vae, &t5, tokens, part.vae_micro_batch, device)?;
+                let fps = fps(clip, dataset.paths());
+                (fps, Arc::new(OnTheFly::new(dataset, encoder)))
+            }
+        };
         let freeze = part.loss.freeze;
         let trainable = |path: &str| freeze.is_trainable(path);
-        let (outcome, trainer) = self.train(&task, model, trainable, source, observer, hooks)?;
+        let (outcome, trainer) = self.train(task, model, trainable, source, observer, hooks)?;
 
         let folder = self.subfolder("stdit")?;
         let (map, dtype) = (keys::stdit(), FloatDType::F32);
@@ -106,70 +273,59 @@ impl Session {
         export(&trainer.average_model(), &map, dtype, note, &folder.join("ema.safetensors"))?;
         export(&trainer.model(), &map, dtype, note, &folder.join("model.safetensors"))?;
         write_json(&folder.join("config.json"), &part.config)?;
+        match description::describe(&self.session.folder, part, clip, fps)? {
+            Some(model) => write_json(&self.session.folder.join(description::FILE), &model)?,
+            None => observer.message(
+                "no model.json was written, since the run was given no text encoder and VAE; \
+                 sample with --t5 and --vae",
+            ),
+        }
         Ok(outcome)
     }
 
-    /// Latents and prompt states, from the cache or computed along the way.
-    fn encoded_samples(
+    fn vae(
         &self,
-        part: &StDitPart,
-    ) -> Result<Arc<dyn Source<Item = EncodedSample>>, TrainError> {
-        let data = &self.recipe.data;
-        if let Some(cache) = &data.cache {
-            let cache = LatentCache::open_for(cache, &data.clip)?;
-            if data.manifest.is_some() {
-                // Who names both means that the one was made from the other.
-                cache.check_rows(&dataset(data, self.recipe.run.seed)?)?;
-            }
-            return Ok(Arc::new(cache));
-        }
-        let missing = |what: &str| {
-            TrainError::Recipe(format!("without a cache of latents the {what} is needed"))
-        };
-        let vae = part.vae.as_ref().ok_or_else(|| missing("VAE"))?;
-        let t5 = part.t5.as_ref().ok_or_else(|| missing("text encoder"))?;
-        let tokens = part.config.model_max_length;
-        let encoder = ClipEncoder::load(vae, t5, tokens, part.vae_micro_batch, &self.device)?;
-        Ok(Arc::new(OnTheFly::new(dataset(data, self.recipe.run.seed)?, encoder)))
-    }
-
-    fn vae(&self, part: &VaePart, observer: &mut dyn TrainObserver) -> Result<Outcome, TrainError> {
-        let seed = self.recipe.run.seed;
-        let task = VaeTask::new(&part.loss, seed, self.dtype()?, &self.device)?;
-        let source = Arc::new(dataset(&self.recipe.data, seed)?);
-        let model = match &part.init {
-            Some(init) => {
-                let checkpoint = Checkpoint::open(init)?;
-                AutoencoderKl::load(&part.config, &checkpoint, FloatDType::F32, &self.device)
-                    .map_err(|error| TrainError::Recipe(error.to_string()))?
-                    .0
-            }
-            None => AutoencoderKl::new(&part.config, &self.device)?,
+        part: &VaePart,
+        task: &VaeTask,
+        source: Arc<ClipDataset>,
+        init: Option<Checkpoint>,
+        observer: &mut dyn TrainObserver,
+    ) -> Result<Outcome, TrainError> {
+        let device = &self.session.device;
+        let model = match init {
+            Some(init) => AutoencoderKl::load(&part.config, &init, FloatDType::F32, device)?.0,
+            None => AutoencoderKl::new(&part.config, device)?,
         };
         let all = |_: &str| true;
         let (outcome, trainer) =
-            self.train(&task, model, all, source.clone(), observer, &mut NoHooks)?;
+            self.train(task, model, all, source.clone(), observer, &mut NoHooks)?;
 
         let mut vae = trainer.average_model();
         if part.unit_latents > 0 {
+            let seed = self.session.recipe.run.seed;
             let [mean, deviation] = latent_statistics(&vae, &*source, part.unit_latents, seed)?;
             vae = vae.with_unit_latents(&mean, &deviation);
         }
         let folder = self.subfolder("vae")?;
-        let map = opensora_vae::keys::Layout::TODAY.key_map(&part.config);
+        let map = opensora_vae::keys::Naming::Diffusers.key_map(&part.config);
         let weights = folder.join("diffusion_pytorch_model.safetensors");
         export(&vae, &map, FloatDType::F32, None, &weights)?;
         write_json(&folder.join("config.json"), &part.config)?;
         Ok(outcome)
     }
 
-    fn t5(&self, part: &T5Part, observer: &mut dyn TrainObserver) -> Result<Outcome, TrainError> {
-        let manifest = manifest(&self.recipe.data)?;
+    fn t5(
+        &self,
+        part: &T5Part,
+        manifest: &Manifest,
+        dtype: FloatDType,
+        observer: &mut dyn TrainObserver,
+    ) -> Result<Outcome, TrainError> {
         let folder = self.subfolder("t5")?;
         let (vocabulary, length) = (part.config.vocab_size, part.max_length);
-        let source = CaptionSource::new(&manifest, vocabulary, length, &folder)?;
-        let task = TextTask::new(&part.loss, &source, self.recipe.run.seed, self.dtype()?)?;
-        let model = T5Encoder::new(&part.config, &self.device)?;
+        let source = CaptionSource::new(manifest, vocabulary, length, &folder)?;
+        let task = TextTask::new(&part.loss, &source, self.session.recipe.run.seed, dtype)?;
+        let model = T5Encoder::new(&part.config, &self.session.device)?;
         let all = |_: &str| true;
         let (outcome, trainer) =
             self.train(&task, model, all, Arc::new(source), observer, &mut NoHooks)?;
@@ -190,69 +346,95 @@ impl Session {
         observer: &mut dyn TrainObserver,
         hooks: &mut dyn Hooks<T>,
     ) -> Result<(Outcome, Trainer<T::Model>), TrainError> {
-        let recipe = &self.recipe;
+        let Session { recipe, folder, .. } = self.session;
         let mut trainer = Trainer::new(model, &recipe.optimizer, trainable)?;
         let progress = self.start(&mut trainer, observer)?;
-        let run =
-            Run { task, recipe: &recipe.run, folder: &self.folder, peak_flops: self.peak_flops };
+        let run = Run { task, recipe: &recipe.run, folder, peak_flops: self.peak_flops };
         let outcome = run.train(&mut trainer, source, progress, observer, hooks)?;
         Ok((outcome, trainer))
     }
 
-    /// Makes the run's folder, or goes on from what is in it.
+    /// Resumes from what is in the run's folder, and writes the recipe there.
     fn start<M: burn::module::Module>(
         &self,
         trainer: &mut Trainer<M>,
         observer: &mut dyn TrainObserver,
     ) -> Result<Progress, TrainError> {
-        let path = self.folder.join("recipe.toml");
-        let checkpoints = Checkpoints::new(&self.folder, self.recipe.run.keep).complete()?;
-        if !self.resume && !checkpoints.is_empty() {
-            let reason = "already holds a run: resume it, or choose another folder".into();
-            return Err(TrainError::State { path: self.folder.clone(), reason });
+        let session = self.session;
+        let mut tell = |text: &str| observer.message(text);
+        let found = session.checkpoints().load_newest(trainer, &session.device, &mut tell)?;
+        if let Some(progress) = &found {
+            observer.message(&format!("resuming from step {}", progress.step));
         }
-        fs::create_dir_all(&self.folder).map_err(TrainError::io(&self.folder))?;
-        let mut progress = Progress::default();
-        if let Some(newest) = checkpoints.first() {
-            let before = Recipe::open(&path)?;
-            if let Some(difference) = before.difference(&self.recipe) {
-                let reason = format!("the run was begun with another recipe: {difference}");
-                return Err(TrainError::State { path, reason });
-            }
-            progress = Checkpoints::load(newest, trainer, &self.device)?;
-            observer.message(&format!("going on from step {}", progress.step));
-        }
-        let text = self.recipe.to_toml()?;
+        let (path, text) = (session.recipe_path(), session.recipe.to_toml()?);
         write_atomically(&path, |file| fs::write(file, &text)).map_err(TrainError::io(&path))?;
-        Ok(progress)
+        Ok(found.unwrap_or_default())
     }
 
     fn subfolder(&self, name: &str) -> Result<PathBuf, TrainError> {
-        let folder = self.folder.join(name);
+        let folder = self.session.folder.join(name);
         fs::create_dir_all(&folder).map_err(TrainError::io(&folder))?;
         Ok(folder)
     }
 }
 
-/// The STDiT that a recipe starts from: the stage before, a PixArt-alpha, or fresh weights.
-fn initial_stdit(part: &StDitPart, device: &Device) -> Result<StDit, TrainError> {
-    let Some(init) = &part.init else { return Ok(StDit::new(&part.config, device)?) };
+/// Frames per second of clips from the files at `paths`, if they are known.
+fn fps<'a>(clip: &ClipSpec, paths: impl Iterator<Item = &'a Path>) -> Option<f64> {
+    if clip.num_frames > 1 { clip_fps(paths, clip.frame_interval) } else { None }
+}
+
+/// Opens the weights that a denoiser starts from.
+fn opened(init: &Path, part: &StDitPart) -> Result<Checkpoint, TrainError> {
     let checkpoint = Checkpoint::open(init)?;
-    let (notes, wanted) = (checkpoint.notes()?, part.loss.prediction_type.name());
+    let (notes, expected) = (checkpoint.notes()?, part.loss.prediction_type.name());
     // Weights of other programs say nothing.
-    if let Some(found) = notes.get(PredictionType::NOTE).filter(|found| *found != wanted) {
-        return Err(TrainError::Recipe(format!(
-            "{} was trained with prediction_type {found}, the recipe says {wanted}",
-            init.display()
-        )));
+    match notes.get(PredictionType::NOTE).filter(|found| *found != expected) {
+        Some(found) => {
+            let (path, found) = (init.to_path_buf(), found.clone());
+            Err(TrainError::PredictionType { path, found, expected })
+        }
+        None => Ok(checkpoint),
     }
+}
+
+/// Fails if VAE or text encoder do not fit the denoiser, as their configurations say.
+fn check_encoders(
+    part: &StDitPart,
+    clip: &ClipSpec,
+    vae: &Path,
+    t5: &Path,
+) -> Result<(), TrainError> {
+    let fail = |key: &str, value: usize, path: &Path, what: &str, found: usize| {
+        let path = path.display();
+        Err(TrainError::Recipe(format!("{key} is {value}, but {path} has {what} of {found}")))
+    };
+    let ([height, width], frames) = (clip.image_size, clip.num_frames);
+    let (vae_config, config) = (VaeConfig::beside(vae)?, &part.config);
+    config.grid(vae_config.latent_size([frames, height, width])?)?;
+    let found = vae_config.latent_channels;
+    if found != config.in_channels {
+        return fail("in_channels", config.in_channels, vae, "latent_channels", found);
+    }
+    let found = T5Config::read(&t5.join("config.json"))?.d_model;
+    if found != config.caption_channels {
+        return fail("caption_channels", config.caption_channels, t5, "a d_model", found);
+    }
+    Ok(())
+}
+
+/// The STDiT that a recipe starts from: the stage before, a PixArt-alpha, or fresh weights.
+fn initial_stdit(
+    part: &StDitPart,
+    init: Option<Checkpoint>,
+    device: &Device,
+) -> Result<StDit, TrainError> {
+    let Some(checkpoint) = init else { return Ok(StDit::new(&part.config, device)?) };
     let load = if checkpoint.keys().any(|key| key.contains(".attn_temp.")) {
         StDit::load
     } else {
         StDit::from_pixart
     };
-    let loaded = load(&part.config, &checkpoint, FloatDType::F32, device);
-    Ok(loaded.map_err(|error| TrainError::Recipe(error.to_string()))?.0)
+    Ok(load(&part.config, &checkpoint, FloatDType::F32, device)?.0)
 }
 
 fn manifest(data: &DataRecipe) -> Result<Manifest, TrainError> {
@@ -298,10 +480,7 @@ fn latent_statistics(
 }
 
 fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), TrainError> {
-    let text = serde_json::to_string_pretty(value).map_err(recipe_error)? + "\n";
-    write_atomically(path, |file| fs::write(file, &text)).map_err(TrainError::io(path))
-}
-
-fn recipe_error(error: impl std::fmt::Display) -> TrainError {
-    TrainError::Recipe(error.to_string())
+    let text = serde_json::to_string_pretty(value).map_err(std::io::Error::from);
+    text.and_then(|text| write_atomically(path, |file| fs::write(file, text + "\n")))
+        .map_err(TrainError::io(path))
 }

@@ -1,4 +1,4 @@
-//! Checkpoints of a run: written whole or not at all, found again, gone on from.
+//! Checkpoints of a run: written whole or not at all, found again, resumed from.
 //!
 //! ```text
 //! RUN/checkpoints/step-00000200/
@@ -6,11 +6,12 @@
 //!   average.safetensors    their moving average
 //!   optimizer.safetensors  first and second moments, `m.NAME` and `v.NAME`
 //!   state.json             step, place in the data, checksums: written last, the mark of completeness
+//! RUN/checkpoints/step-00000200.damaged/   set aside by a resume that fell back over it
 //! ```
 //!
-//! A checkpoint is built in a hidden folder, brought to the disk and renamed, so a process that
-//! is killed at any moment leaves the last good one. There is no random state to keep: every draw
-//! is named by the seed and the sample's place in the data.
+//! A checkpoint is built in a temporary folder, synced and renamed, so a process that is killed at
+//! any moment leaves the last good one. Values that are not finite are never saved. There is no
+//! random state to keep: every draw is keyed by the seed and the sample's place in the data.
 
 use crate::{error::TrainError, parameters::FlatTensors, trainer::Trainer};
 use burn::{
@@ -19,15 +20,17 @@ use burn::{
     tensor::{DType, Device, Tensor},
 };
 use opensora_checkpoint::Checkpoint;
-use opensora_files::sync_folder;
+use opensora_files::{AtomicFolder, Existing, remove_leftovers};
 use safetensors::{Dtype, View};
 use serde::{Deserialize, Serialize};
 use std::{
     borrow::Cow,
+    cell::RefCell,
     collections::BTreeMap,
     fs::{self, File},
     io::Read,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 const FORMAT: u32 = 1;
@@ -98,7 +101,8 @@ impl Checkpoints {
     /// Writes a checkpoint and removes those that are too many.
     ///
     /// # Errors
-    /// Where it cannot be written, a full disk above all: what was there before stays.
+    /// Returns an error if it cannot be written, for a full disk above all, or a value is not
+    /// finite. The checkpoints before it stay.
     pub fn save<M: Module>(
         &self,
         trainer: &Trainer<M>,
@@ -110,25 +114,62 @@ impl Checkpoints {
             // The same step of the same run: the same content.
             return Ok(path);
         }
-        let building = self.folder.join(format!(".{name}.partial"));
-        remove(&building)?;
-        fs::create_dir_all(&building).map_err(TrainError::io(&building))?;
-        let written = self.write(trainer, progress, &building).and_then(|()| {
-            remove(&path)?;
-            fs::rename(&building, &path).map_err(TrainError::io(&path))?;
-            sync_folder(&path).map_err(TrainError::io(&path))
-        });
-        if let Err(error) = written {
-            // Makes room on a full disk; the first error is the one that matters.
-            let _ = fs::remove_dir_all(&building);
-            return Err(error);
-        }
+        fs::create_dir_all(&self.folder).map_err(TrainError::io(&self.folder))?;
+        self.remove_leftovers()?;
+        let building =
+            AtomicFolder::create(&path, Existing::Replace).map_err(TrainError::io(&path))?;
+        self.write(trainer, progress, building.temporary_path())?;
+        remove(&path)?;
+        building.commit().map_err(TrainError::io(&path))?;
         for old in self.complete()?.into_iter().skip(self.keep) {
             // The mark first: a folder that is half removed is not a checkpoint.
             fs::remove_file(old.join(MARK)).map_err(TrainError::io(&old))?;
             remove(&old)?;
         }
         Ok(path)
+    }
+
+    /// Removes what killed processes left, also under the names of earlier versions. Only one
+    /// process at a time trains in a folder, so none of it is in use.
+    fn remove_leftovers(&self) -> Result<(), TrainError> {
+        let io = || TrainError::io(&self.folder);
+        remove_leftovers(&self.folder, Duration::ZERO).map_err(io())?;
+        for entry in fs::read_dir(&self.folder).map_err(io())? {
+            let entry = entry.map_err(io())?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(".step-") && name.ends_with(".partial") {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the newest whole checkpoint into `trainer`, or does nothing if there are none. Damaged
+    /// ones that are newer are renamed to `step-....damaged`, and `tell` is told.
+    ///
+    /// # Errors
+    /// Returns the newest checkpoint's error if none is whole.
+    pub fn load_newest<M: Module>(
+        &self,
+        trainer: &mut Trainer<M>,
+        device: &Device,
+        tell: &mut dyn FnMut(&str),
+    ) -> Result<Option<Progress>, TrainError> {
+        let mut damaged: Vec<(PathBuf, TrainError)> = Vec::new();
+        for path in self.complete()? {
+            match Self::load(&path, trainer, device) {
+                Ok(progress) => {
+                    for (path, error) in &damaged {
+                        let aside = set_aside(path)?;
+                        let aside = aside.display();
+                        tell(&format!("checkpoint left out: {error}; it is now {aside}"));
+                    }
+                    return Ok(Some(progress));
+                }
+                Err(error) => damaged.push((path, error)),
+            }
+        }
+        damaged.into_iter().next().map_or(Ok(None), |(_, error)| Err(error))
     }
 
     fn write<M: Module>(
@@ -149,17 +190,18 @@ impl Checkpoints {
             [(VALUES, trainer.values()), (AVERAGE, trainer.average()), (OPTIMIZER, &moments)]
         {
             let path = folder.join(name);
-            write_tensors(tensors, &path).map_err(TrainError::io(&path))?;
+            let not_finite = write_tensors(tensors, &path).map_err(TrainError::io(&path))?;
+            if let Some(tensor) = not_finite {
+                let tensor = format!("{tensor} of {name}");
+                return Err(TrainError::Exploded { step: progress.step, tensor });
+            }
             files.insert(name.to_string(), checksum(&path)?);
         }
         let state = State { format: FORMAT, progress: *progress, updates, files };
         let path = folder.join(MARK);
         let text = serde_json::to_vec_pretty(&state)
             .map_err(|error| TrainError::State { path: path.clone(), reason: error.to_string() })?;
-        fs::write(&path, text)
-            .and_then(|()| File::open(&path)?.sync_all())
-            .and_then(|()| sync_folder(&path))
-            .map_err(TrainError::io(&path))
+        fs::write(&path, text).map_err(TrainError::io(&path))
     }
 
     /// Puts the checkpoint at `path` into `trainer`.
@@ -187,7 +229,7 @@ impl Checkpoints {
             }
             let checkpoint = Checkpoint::open(&file)?;
             let tensors = checkpoint.tensors().iter().map(|(key, tensor)| {
-                let flat = tensor.shape().len() == 1 && tensor.dtype() == DType::F32;
+                let flat = tensor.shape().len() == 1 && tensor.dtype() == Some(DType::F32);
                 if !flat {
                     return Err(bad(&file, format!("'{key}' is not a flat f32 tensor")));
                 }
@@ -242,13 +284,27 @@ fn remove(folder: &Path) -> Result<(), TrainError> {
     }
 }
 
-/// A flat tensor as the safetensors crate wants to see it.
-struct Flat {
-    tensor: Tensor<1>,
-    shape: [usize; 1],
+/// Renames a damaged checkpoint, so that it is neither resumed from nor taken for the one that the
+/// run will write at its step.
+fn set_aside(path: &Path) -> Result<PathBuf, TrainError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".damaged");
+    let aside = PathBuf::from(name);
+    remove(&aside)?;
+    fs::rename(path, &aside).map_err(TrainError::io(path))?;
+    Ok(aside)
 }
 
-impl View for Flat {
+/// A flat tensor as the safetensors crate wants to see it, looked through while it is written.
+struct Flat<'a> {
+    name: &'a str,
+    tensor: Tensor<1>,
+    shape: [usize; 1],
+    /// Name of the first tensor with a value that is not finite.
+    not_finite: &'a RefCell<Option<String>>,
+}
+
+impl View for Flat<'_> {
     fn dtype(&self) -> Dtype {
         Dtype::F32
     }
@@ -258,7 +314,12 @@ impl View for Flat {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(self.tensor.to_data().into_bytes().to_vec())
+        let bytes = self.tensor.to_data().into_bytes().to_vec();
+        let (values, _) = bytes.as_chunks::<4>();
+        if !values.iter().all(|value| f32::from_ne_bytes(*value).is_finite()) {
+            self.not_finite.borrow_mut().get_or_insert_with(|| self.name.to_string());
+        }
+        Cow::Owned(bytes)
     }
 
     fn data_len(&self) -> usize {
@@ -266,16 +327,15 @@ impl View for Flat {
     }
 }
 
-fn write_tensors(tensors: &FlatTensors, path: &Path) -> std::io::Result<()> {
-    let views: Vec<(String, Flat)> = tensors
-        .iter()
-        .map(|(name, tensor)| {
-            let (tensor, shape) = (tensor.clone(), tensor.dims());
-            (name.clone(), Flat { tensor, shape })
-        })
-        .collect();
+/// Writes tensors; returns the name of one that is not finite, if there is one.
+fn write_tensors(tensors: &FlatTensors, path: &Path) -> std::io::Result<Option<String>> {
+    let not_finite = RefCell::default();
+    let views = tensors.iter().map(|(name, tensor)| {
+        let (tensor, shape) = (tensor.clone(), tensor.dims());
+        (name, Flat { name, tensor, shape, not_finite: &not_finite })
+    });
     safetensors::serialize_to_file(views, None, path).map_err(std::io::Error::other)?;
-    File::open(path)?.sync_all()
+    Ok(not_finite.into_inner())
 }
 
 fn checksum(path: &Path) -> Result<u32, TrainError> {

@@ -99,7 +99,7 @@ impl Task for TextTask {
         indices: &[u64],
     ) -> Result<Evaluation, TrainError> {
         let mask = TokenMask::new(items.iter().map(|item| item.mask.clone()).collect())
-            .ok_or_else(|| TrainError::Recipe("a batch without captions".into()))?
+            .ok_or_else(|| TrainError::Batch("a batch without captions".into()))?
             .trim();
         // Columns that no caption reaches are cut before any work is done on them.
         let ids: Vec<Vec<u32>> = items.iter().map(|item| item.ids[..mask.len()].to_vec()).collect();

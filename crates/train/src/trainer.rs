@@ -109,7 +109,7 @@ impl<M: Module> Trainer<M> {
         let (gradients, gradient_norm) = global_norm(gradients);
         if !gradient_norm.is_finite() {
             let what = format!("the gradients' norm ({gradient_norm})");
-            return Err(TrainError::NonFinite { step: self.step, what, rows: Vec::new() });
+            return Err(TrainError::NonFinite { step: self.step + 1, what, rows: Vec::new() });
         }
         let learning_rate = self.recipe.learning_rate_at(self.step, steps);
         let factor = clip_factor(gradient_norm, self.recipe.gradient_clip);

@@ -128,7 +128,7 @@ pub(crate) fn clips(items: &[ClipSample], device: &Device) -> Result<Tensor<5>, 
     if let Some(other) = items.iter().find(|item| item.shape != shape) {
         let (found, row) = (other.shape, other.row + 1);
         let text = format!("row {row}: a clip of {found:?} in a batch of {shape:?}");
-        return Err(TrainError::Recipe(text));
+        return Err(TrainError::Batch(text));
     }
     let [channels, frames, height, width] = shape;
     let values: Vec<f32> = items.iter().flat_map(|item| &item.pixels).copied().collect();

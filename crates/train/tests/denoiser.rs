@@ -112,7 +112,7 @@ fn weights_of_another_prediction_type_are_refused() {
             .to_string()
     };
     let said = run(&recipe);
-    assert!(said.contains("prediction_type v_prediction, the recipe says epsilon"), "{said}");
+    assert!(said.contains("prediction_type v_prediction, expected epsilon"), "{said}");
     // With the right type the next thing is missing.
     recipe.stdit.as_mut().unwrap().loss.prediction_type = PredictionType::VPrediction;
     let said = run(&recipe);

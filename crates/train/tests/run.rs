@@ -187,7 +187,10 @@ fn a_loss_that_is_no_number_names_step_and_row_and_changes_nothing() {
         run(folder.path(), &recipe(50), &mut trainer, Progress::default(), source, &mut Quiet)
             .unwrap_err();
     let TrainError::NonFinite { step, rows, .. } = &error else { panic!("{error}") };
-    assert_eq!((*step, rows.as_slice()), (trainer.step(), [6].as_slice()));
+    // The step after those that are done, as the metrics count.
+    assert_eq!((*step, rows.as_slice()), (trainer.step() + 1, [6].as_slice()));
+    let table = Table::read(&folder.path().join("metrics.csv")).unwrap();
+    assert_eq!(table.rows.len() as u64 + 1, *step);
     assert!(error.to_string().contains("rows 7"), "{error}");
     let finite = |value: &Tensor<1>| value.to_data().iter::<f32>().all(f32::is_finite);
     assert!(trainer.values().values().all(finite));
@@ -221,4 +224,116 @@ fn what_a_kill_leaves_is_no_checkpoint_and_damage_is_found() {
     let damaged = root.join("step-00000015");
     let error = Checkpoints::load(&damaged, &mut trainer(), &Device::flex()).unwrap_err();
     assert!(error.to_string().contains("checksum"), "{error}");
+}
+
+/// Damages a file by one bit.
+fn damage(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_resume_falls_back_over_damaged_checkpoints_and_is_the_same_run() {
+    let (whole, damaged) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = || Line { poisoned: None };
+    run(whole.path(), &recipe(20), &mut trainer(), Progress::default(), source(), &mut Quiet)
+        .unwrap();
+    let three = RunRecipe { keep: 3, ..recipe(15) };
+    run(damaged.path(), &three, &mut trainer(), Progress::default(), source(), &mut Quiet).unwrap();
+    let root = damaged.path().join("checkpoints");
+    fs::remove_file(root.join("step-00000015/average.safetensors")).unwrap();
+    damage(&root.join("step-00000010/optimizer.safetensors"));
+
+    let checkpoints = Checkpoints::new(damaged.path(), 3);
+    let (mut resumed, mut told) = (trainer(), Vec::new());
+    let mut tell = |text: &str| told.push(text.to_string());
+    let progress = checkpoints.load_newest(&mut resumed, &Device::flex(), &mut tell).unwrap();
+    let progress = progress.unwrap();
+    assert_eq!(progress.step, 5);
+    assert_eq!(told.len(), 2);
+    assert!(told[0].contains("step-00000015/average.safetensors"), "{told:?}");
+    assert!(told[1].contains("checksum") && told[1].contains("step-00000010.damaged"), "{told:?}");
+
+    // The damaged ones are written anew.
+    let longer = RunRecipe { keep: 3, ..recipe(20) };
+    run(damaged.path(), &longer, &mut resumed, progress, source(), &mut Quiet).unwrap();
+    let names = |paths: Vec<std::path::PathBuf>| -> Vec<String> {
+        paths.iter().map(|path| path.file_name().unwrap().to_string_lossy().into()).collect()
+    };
+    let kept = names(checkpoints.complete().unwrap());
+    assert_eq!(kept, ["step-00000020", "step-00000015", "step-00000010"]);
+    assert!(state(whole.path(), 20) == state(damaged.path(), 20));
+
+    // Where none is whole, the newest one's error is told and all of them stay.
+    for step in [10, 15, 20] {
+        damage(&root.join(format!("step-{step:08}/values.safetensors")));
+    }
+    let mut tell = |text: &str| panic!("{text}");
+    let error = checkpoints.load_newest(&mut trainer(), &Device::flex(), &mut tell).unwrap_err();
+    assert!(error.to_string().contains("step-00000020/values.safetensors"), "{error}");
+    assert_eq!(names(checkpoints.complete().unwrap()), kept);
+    let mut tell = |text: &str| panic!("{text}");
+    let none = Checkpoints::new(&damaged.path().join("none"), 1);
+    let found = none.load_newest(&mut trainer(), &Device::flex(), &mut tell).unwrap();
+    assert!(found.is_none());
+}
+
+#[test]
+fn exploded_weights_leave_no_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = || Line { poisoned: None };
+    let mut trained = trainer();
+    let done = Progress::default();
+    run(folder.path(), &recipe(5), &mut trained, done, source(), &mut Quiet).unwrap();
+
+    // A step whose loss and gradient are finite, and its result is not.
+    let device = Device::flex();
+    let huge = OptimizerRecipe { learning_rate: 1e39, ..OptimizerRecipe::default() };
+    let mut exploding =
+        Trainer::new(LinearConfig::new(1, 1).init(&device), &huge, |_| true).unwrap();
+    let newest = folder.path().join("checkpoints/step-00000005");
+    let progress = Checkpoints::load(&newest, &mut exploding, &device).unwrap();
+    let error =
+        run(folder.path(), &recipe(6), &mut exploding, progress, source(), &mut Quiet).unwrap_err();
+    let TrainError::Exploded { step, tensor } = &error else { panic!("{error}") };
+    assert_eq!(*step, 6);
+    assert!(tensor.contains("values.safetensors"), "{tensor}");
+    let names: Vec<_> = fs::read_dir(folder.path().join("checkpoints"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(names, ["step-00000005"]);
+}
+
+/// Keeps what it is told.
+#[derive(Default)]
+struct Told(Vec<String>);
+
+impl TrainObserver for Told {
+    fn step(&mut self, _record: &Record, _steps: u64) {}
+
+    fn message(&mut self, text: &str) {
+        self.0.push(text.into());
+    }
+}
+
+#[test]
+fn rows_that_the_metrics_lost_are_told_at_a_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = || Line { poisoned: None };
+    let mut trained = trainer();
+    let outcome =
+        run(folder.path(), &recipe(10), &mut trained, Progress::default(), source(), &mut Quiet);
+    let Outcome::Finished(progress) = outcome.unwrap() else { panic!("it was not stopped") };
+    // A machine that lost its power: the checkpoint was synced, the last rows were not.
+    let path = folder.path().join("metrics.csv");
+    let text = fs::read_to_string(&path).unwrap();
+    let kept: String = text.split_inclusive('\n').take(8).collect();
+    fs::write(&path, kept).unwrap();
+    let mut told = Told::default();
+    run(folder.path(), &recipe(12), &mut trained, progress, source(), &mut told).unwrap();
+    assert!(told.0[0].contains("the rows of steps 8 to 10 are missing"), "{:?}", told.0);
+    let table = Table::read(&path).unwrap();
+    assert_eq!(table.gaps().len(), 1);
 }

@@ -1,14 +1,20 @@
 //! The whole VAE over clips.
 
 use crate::{
-    Posterior, VaeConfig, VaeConfigError, blocks::conv1x1, decoder::Decoder, encoder::Encoder, keys,
+    Posterior, VaeConfig, VaeConfigError,
+    blocks::conv1x1,
+    decoder::Decoder,
+    encoder::Encoder,
+    keys::{self, Naming},
 };
 use burn::{
     module::Module,
     nn::conv::Conv2d,
     tensor::{Device, FloatDType, Tensor},
 };
-use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, import};
+use opensora_checkpoint::{
+    Checkpoint, CheckpointError, ImportReport, KeyMap, check_import, import,
+};
 
 /// Latents are multiplied by it after encoding. Quirk of the reference, kept: it is fixed, and the
 /// `scaling_factor` of a config is not looked at.
@@ -63,10 +69,37 @@ impl AutoencoderKl {
         dtype: FloatDType,
         device: &Device,
     ) -> Result<(Self, ImportReport), LoadError> {
-        let layout = keys::detect(checkpoint.keys());
-        let scoped = checkpoint.scope(layout.prefix);
-        let model = Self::new(config, device)?;
-        Ok(import(model, &scoped, &layout.key_map(config), dtype)?)
+        let (model, checkpoint, map) = Self::described(config, checkpoint, device)?;
+        Ok(import(model, &checkpoint, &map, dtype)?)
+    }
+
+    /// Checks that published weights fit, as [`load`](Self::load) does, from the file's headers alone.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn check(
+        config: &VaeConfig,
+        checkpoint: &Checkpoint,
+        device: &Device,
+    ) -> Result<ImportReport, LoadError> {
+        let (model, checkpoint, map) = Self::described(config, checkpoint, device)?;
+        Ok(check_import(&model, &checkpoint, &map)?)
+    }
+
+    /// The model that `config` describes, none of its weights allocated, the checkpoint without wrappers
+    /// and its map. The number of blocks is compared with the file before they are built.
+    fn described(
+        config: &VaeConfig,
+        checkpoint: &Checkpoint,
+        device: &Device,
+    ) -> Result<(Self, Checkpoint, KeyMap), LoadError> {
+        config.validate()?;
+        let checkpoint = keys::unwrapped(checkpoint)?;
+        // Encoder and decoder.
+        let blocks = 2 * config.block_out_channels.len() * config.layers_per_block;
+        checkpoint.check_blocks("2 * levels * layers_per_block", blocks)?;
+        let map = Naming::detect(checkpoint.keys()).key_map(config);
+        Ok((Self::new(config, device)?, checkpoint, map))
     }
 
     /// The configuration it was made with.

@@ -1,5 +1,6 @@
 //! Sizes of a VAE, read from the published `config.json`.
 
+use opensora_files::read::{MAX_CONFIG_BYTES, read_text};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -74,7 +75,7 @@ impl VaeConfig {
     /// # Errors
     /// Where the file cannot be read or describes another architecture.
     pub fn read(path: &Path) -> Result<Self, VaeConfigError> {
-        let text = std::fs::read_to_string(path)
+        let text = read_text(path, MAX_CONFIG_BYTES)
             .map_err(|source| VaeConfigError::Read { path: path.into(), source })?;
         let config: Self = serde_json::from_str(&text)
             .map_err(|source| VaeConfigError::Parse { path: path.into(), source })?;
@@ -150,8 +151,10 @@ impl VaeConfig {
             ("layers_per_block", self.layers_per_block),
             ("norm_num_groups", groups),
         ] {
-            if value == 0 || value > 4096 {
-                return fail(format!("{name} is {value}, expected 1 to 4096"));
+            // Blocks take memory even before they have weights.
+            let most = if name == "layers_per_block" { 64 } else { 4096 };
+            if value == 0 || value > most {
+                return fail(format!("{name} is {value}, expected 1 to {most}"));
             }
         }
         for &width in widths {
@@ -187,6 +190,7 @@ mod tests {
             VaeConfig { block_out_channels: vec![], ..ok.clone() },
             VaeConfig { block_out_channels: vec![100], ..ok.clone() },
             VaeConfig { norm_num_groups: 0, ..ok.clone() },
+            VaeConfig { layers_per_block: 4096, ..ok.clone() },
         ] {
             assert!(matches!(bad.validate(), Err(VaeConfigError::Value(_))), "{bad:?}");
         }

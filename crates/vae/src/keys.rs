@@ -6,20 +6,13 @@
 //! | diffusers, old attention names | `mid_block.attentions.0.query` | stabilityai/sd-vae-ft-ema, -ft-mse |
 //! | CompVis | `encoder.down.0.block.0` | sd-vae-ft-*-original; under `first_stage_model.` inside full Stable Diffusion checkpoints |
 //!
+//! The reference's own class keeps the VAE under `module`.
+//!
 //! In the last two the attention's weights may be 1x1 convolutions. CompVis counts the decoder's
 //! levels from the pixels, diffusers from the latents.
 
 use crate::VaeConfig;
-use opensora_checkpoint::KeyMap;
-
-/// A layout found in a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Layout {
-    /// What stands before every key of the VAE.
-    pub prefix: &'static str,
-    /// How its keys are named behind the prefix.
-    pub naming: Naming,
-}
+use opensora_checkpoint::{Checkpoint, CheckpointError, KeyMap};
 
 /// How keys are named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,36 +25,41 @@ pub enum Naming {
     CompVis,
 }
 
-/// Finds the layout from a file's keys; diffusers' names of today where none is recognised, so
-/// that the load then says which keys are missing.
-pub fn detect<'a>(keys: impl Iterator<Item = &'a str> + Clone) -> Layout {
-    let has = |part: &str| keys.clone().any(|key| key.starts_with(part));
-    // The reference's own class keeps the VAE under `module`.
-    let prefix = ["first_stage_model.", "module."].into_iter().find(|p| has(p)).unwrap_or("");
-    let behind = |part: &str| has(&format!("{prefix}{part}"));
-    let naming = if behind("encoder.down.0.") {
-        Naming::CompVis
-    } else if behind("encoder.mid_block.attentions.0.query.") {
-        Naming::DiffusersOldAttention
-    } else {
-        Naming::Diffusers
-    };
-    Layout { prefix, naming }
+/// A key of every VAE here: what stands in front of it in a file is a wrapper.
+pub const KNOWN_KEY: &str = "decoder.conv_in.weight";
+
+/// The VAE in `checkpoint` without what training programs and full Stable Diffusion checkpoints put
+/// around it.
+///
+/// # Errors
+/// Returns an error if several VAEs are in the file and none is known to be the wanted one.
+pub fn unwrapped(checkpoint: &Checkpoint) -> Result<Checkpoint, CheckpointError> {
+    checkpoint.unwrapped(KNOWN_KEY)
 }
 
-impl Layout {
-    /// diffusers' names of today without a prefix: what is written.
-    pub const TODAY: Self = Self { prefix: "", naming: Naming::Diffusers };
+impl Naming {
+    /// Finds the naming from a VAE's keys without wrappers; diffusers' names of today where none is
+    /// recognised, so that the load then says which keys are missing.
+    pub fn detect<'a>(keys: impl Iterator<Item = &'a str> + Clone) -> Self {
+        let has = |part: &str| keys.clone().any(|key| key.starts_with(part));
+        if has("encoder.down.0.") {
+            Self::CompVis
+        } else if has("encoder.mid_block.attentions.0.query.") {
+            Self::DiffusersOldAttention
+        } else {
+            Self::Diffusers
+        }
+    }
 
-    /// The map for keys behind the prefix.
+    /// The map of keys without wrappers.
     pub fn key_map(self, config: &VaeConfig) -> KeyMap {
         let levels = config.block_out_channels.len();
-        let map = KeyMap::new(match self.naming {
+        let map = KeyMap::new(match self {
             Naming::Diffusers => "a Stable Diffusion VAE (diffusers)",
             Naming::DiffusersOldAttention => "a Stable Diffusion VAE (diffusers, old names)",
             Naming::CompVis => "a Stable Diffusion VAE (CompVis)",
         });
-        match self.naming {
+        match self {
             Naming::Diffusers => map.rename(diffusers),
             Naming::DiffusersOldAttention => {
                 map.rename(old_attention).any_unit_axes("*attentions*")
@@ -132,13 +130,13 @@ mod tests {
     }
 
     #[test]
-    fn layouts_tell_themselves_by_their_keys() {
-        let find = |keys: &[&'static str]| detect(keys.iter().copied());
-        let new = find(&["encoder.mid_block.attentions.0.to_q.weight"]);
-        assert_eq!(new, Layout { prefix: "", naming: Naming::Diffusers });
-        let old = find(&["encoder.mid_block.attentions.0.query.weight"]);
-        assert_eq!(old.naming, Naming::DiffusersOldAttention);
-        let full = find(&["model.x", "first_stage_model.encoder.down.0.block.0.conv1.weight"]);
-        assert_eq!(full, Layout { prefix: "first_stage_model.", naming: Naming::CompVis });
+    fn namings_tell_themselves_by_their_keys() {
+        for (key, naming) in [
+            ("encoder.mid_block.attentions.0.to_q.weight", Naming::Diffusers),
+            ("encoder.mid_block.attentions.0.query.weight", Naming::DiffusersOldAttention),
+            ("encoder.down.0.block.0.conv1.weight", Naming::CompVis),
+        ] {
+            assert_eq!(Naming::detect([key].into_iter()), naming);
+        }
     }
 }

@@ -2,8 +2,7 @@
 
 use super::{Check, Failure, Output, Outputs, VerifyError, compare::Tolerance};
 use burn::tensor::{Device, Tensor, TensorData};
-use opensora::checkpoint::Checkpoint;
-use opensora::nn::mask::TokenMask;
+use opensora::{checkpoint::Checkpoint, files::read::read_text, nn::mask::TokenMask};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{
@@ -11,6 +10,9 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
+
+/// Most bytes of a JSON file of a case: lists of captions and keys have up to a megabyte.
+const MAX_CASE_BYTES: u64 = 16 << 20;
 
 /// An opened case.
 #[derive(Debug)]
@@ -31,7 +33,7 @@ impl Case {
     pub fn open(folder: &Path) -> Result<Self, VerifyError> {
         let path = folder.join("case.json");
         let fail = |path: &Path, reason: String| VerifyError::Case { path: path.into(), reason };
-        let text = std::fs::read_to_string(&path).map_err(|e| fail(&path, e.to_string()))?;
+        let text = read_text(&path, MAX_CASE_BYTES).map_err(|e| fail(&path, e.to_string()))?;
         let json: Value =
             serde_json::from_str(&text).map_err(|e| fail(&path, format!("not JSON: {e}")))?;
         let open = |field: &str, usual: &str| -> Result<Option<Checkpoint>, VerifyError> {
@@ -80,6 +82,27 @@ impl Case {
             .map_err(|error| format!("case.json: '{pointer}': {error}").into())
     }
 
+    /// Fails if the settings at `pointer` have one that is not `known`: a case that it matters to would
+    /// be compared with something else.
+    pub(super) fn check_settings(&self, pointer: &str, known: &[&str]) -> Result<(), Failure> {
+        let settings = self.json.pointer(pointer).and_then(Value::as_object);
+        let unknown: Vec<&str> = settings
+            .into_iter()
+            .flat_map(|settings| settings.keys())
+            .map(String::as_str)
+            .filter(|name| !known.contains(name))
+            .collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        Err(format!(
+            "case.json: '{pointer}': unknown settings {}, known are {}",
+            unknown.join(", "),
+            known.join(", ")
+        )
+        .into())
+    }
+
     /// A file or folder of the case by a field of `case.json`.
     pub(super) fn path(&self, pointer: &str) -> Result<PathBuf, Failure> {
         Ok(self.folder.join(self.get::<String>(pointer)?))
@@ -88,7 +111,7 @@ impl Case {
     /// A JSON file of the case that is not `case.json`.
     pub(super) fn json_file<T: DeserializeOwned>(&self, name: &str) -> Result<T, Failure> {
         let path = self.folder.join(name);
-        let text = std::fs::read_to_string(&path)
+        let text = read_text(&path, MAX_CASE_BYTES)
             .map_err(|error| format!("{}: {error}", path.display()))?;
         serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()).into())
     }
@@ -190,7 +213,8 @@ impl Case {
             let want = entry.read(name).map_err(|error| fail(error.to_string()))?;
             let want = Output::from_data(want).map_err(|error| fail(error.to_string()))?;
             // Integers are exact wherever the case says nothing else of them.
-            let exact = !entry.dtype().is_float() && self.json["tolerances"][name].is_null();
+            let integer = entry.dtype().is_some_and(|dtype| !dtype.is_float());
+            let exact = integer && self.json["tolerances"][name].is_null();
             let tolerance = if exact {
                 Tolerance::Exact
             } else {

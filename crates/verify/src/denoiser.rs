@@ -15,6 +15,33 @@ pub(super) fn prompt_states(
     Ok(case.tensor::<4>(name, device)?.squeeze_dim(1))
 }
 
+/// Sizes of a denoiser, and its settings that change nothing here: the size that its buffers are made
+/// for, and what is dropped in training only. Cases of a kind may have `others`.
+pub(super) fn denoiser_config(
+    case: &Case,
+    pointer: &str,
+    others: &[&str],
+) -> Result<DenoiserConfig, Failure> {
+    let known = [
+        "in_channels",
+        "patch_size",
+        "hidden_size",
+        "depth",
+        "num_heads",
+        "mlp_ratio",
+        "pred_sigma",
+        "caption_channels",
+        "model_max_length",
+        "space_scale",
+        "time_scale",
+        "input_size",
+        "class_dropout_prob",
+        "drop_path",
+    ];
+    case.check_settings(pointer, &[&known, others].concat())?;
+    case.get(pointer)
+}
+
 /// The STDiT of a case in f32.
 pub(super) fn load_stdit(
     case: &Case,
@@ -47,7 +74,7 @@ fn position_tables(
 
 /// One forward pass for each combination of timestep and mask.
 pub(super) fn stdit(case: &Case, device: &Device) -> Result<Outputs, Failure> {
-    let config: DenoiserConfig = case.get("/config")?;
+    let config = denoiser_config(case, "/config", &[])?;
     let model = load_stdit(case, &config, "/weights", device)?;
     let latents = case.tensor::<5>("x", device)?;
     let states = prompt_states(case, "y", device)?;
@@ -72,7 +99,7 @@ pub(super) fn stdit(case: &Case, device: &Device) -> Result<Outputs, Failure> {
 
 /// An STDiT and a PixArt from one PixArt-alpha checkpoint.
 pub(super) fn pixart_init(case: &Case, device: &Device) -> Result<Outputs, Failure> {
-    let config: DenoiserConfig = case.get("/config")?;
+    let config = denoiser_config(case, "/config", &["T_values"])?;
     let checkpoint = Checkpoint::open(case.path("/weights")?)?;
     let states = prompt_states(case, "y", device)?;
     let mask = case.mask("mask")?;

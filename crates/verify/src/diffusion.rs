@@ -2,7 +2,7 @@
 
 use super::{
     Case, Failure, Output, Outputs,
-    denoiser::{load_stdit, prompt_states},
+    denoiser::{denoiser_config, load_stdit, prompt_states},
 };
 use burn::tensor::{Device, Tensor};
 use opensora::{
@@ -11,17 +11,22 @@ use opensora::{
         Ddim, Denoiser, DiffusionTables, DpmSolver, GaussianDiffusion, Guidance, Iddpm, LossKind,
         MeanVariance, NoiseSchedule, Respacing, StepInfo, TRAINING_TIMESTEPS, space_timesteps,
     },
-    stdit::{DenoiserConfig, StDit},
+    stdit::StDit,
     t5::PromptStates,
 };
 use serde::Deserialize;
 use std::ops::ControlFlow;
 
-/// How the reference writes a choice of steps down.
+/// Arguments of the reference's `IDDPM`, those that decide the tables.
 #[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
 struct SchedulerArgs {
     timestep_respacing: Option<String>,
     num_sampling_steps: Option<usize>,
+    diffusion_steps: Option<usize>,
+    noise_schedule: Option<String>,
+    /// Whether the model predicts the variance too; here it always does.
+    learn_sigma: Option<bool>,
 }
 
 impl SchedulerArgs {
@@ -32,15 +37,42 @@ impl SchedulerArgs {
             (None, None) => Ok(Respacing::All),
         }
     }
+
+    /// The tables of these arguments; what they leave out is as in `usual`, else as published.
+    fn tables(&self, usual: &Self) -> Result<DiffusionTables, Failure> {
+        if self.learn_sigma == Some(false) {
+            return Err("learn_sigma is false, expected a model that predicts its variance".into());
+        }
+        let schedule = match self.noise_schedule.as_ref().or(usual.noise_schedule.as_ref()) {
+            Some(name) => name.parse()?,
+            None => NoiseSchedule::Linear,
+        };
+        let steps = self.diffusion_steps.or(usual.diffusion_steps).unwrap_or(TRAINING_TIMESTEPS);
+        Ok(DiffusionTables::new(schedule, steps, &self.respacing()?)?)
+    }
+}
+
+/// Settings of a case of kind `iddpm-tables`; the process of all schedulers first.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TablesConfig {
+    noise_schedule: Option<String>,
+    diffusion_steps: Option<usize>,
+    schedulers: Vec<Scheduler>,
+    space_timesteps: Vec<Spacing>,
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Scheduler {
     prefix: String,
     args: SchedulerArgs,
+    /// Steps that the process must have.
+    num_timesteps: Option<usize>,
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Spacing {
     name: String,
     num_timesteps: usize,
@@ -61,12 +93,24 @@ fn indices(values: &[usize]) -> Output {
 /// Every table of every scheduler, and the choices of steps.
 pub(super) fn tables(case: &Case, _: &Device) -> Result<Outputs, Failure> {
     let mut outputs = Outputs::new();
-    for scheduler in case.get::<Vec<Scheduler>>("/config/schedulers")? {
-        let tables = DiffusionTables::new(
-            NoiseSchedule::Linear,
-            TRAINING_TIMESTEPS,
-            &scheduler.args.respacing()?,
-        )?;
+    let config: TablesConfig = case.get("/config")?;
+    let usual = SchedulerArgs {
+        noise_schedule: config.noise_schedule,
+        diffusion_steps: config.diffusion_steps,
+        ..SchedulerArgs::default()
+    };
+    for scheduler in config.schedulers {
+        let tables = scheduler.args.tables(&usual)?;
+        if let Some(expected) = scheduler.num_timesteps
+            && expected != tables.num_timesteps()
+        {
+            return Err(format!(
+                "scheduler '{}' has {} steps, the case expects {expected}",
+                scheduler.prefix,
+                tables.num_timesteps()
+            )
+            .into());
+        }
         let prefix = format!("{}.", scheduler.prefix);
         for name in case.output_names() {
             let Some(table) = name.strip_prefix(&prefix) else { continue };
@@ -77,7 +121,7 @@ pub(super) fn tables(case: &Case, _: &Device) -> Result<Outputs, Failure> {
             }
         }
     }
-    for spacing in case.get::<Vec<Spacing>>("/config/space_timesteps")? {
+    for spacing in config.space_timesteps {
         let respacing = match spacing.section_counts {
             SectionCounts::Text(text) => text.parse()?,
             SectionCounts::Counts(counts) => Respacing::from(counts),
@@ -107,9 +151,10 @@ fn mean_variance(prefix: &str, out: MeanVariance) -> Result<Outputs, Failure> {
 
 /// Training losses and `p_mean_variance` for given model outputs.
 pub(super) fn losses(case: &Case, device: &Device) -> Result<Outputs, Failure> {
+    case.check_settings("/config", &["training", "spaced"])?;
     let process = |pointer: &str| -> Result<GaussianDiffusion, Failure> {
         let args: SchedulerArgs = case.get(pointer)?;
-        Ok(GaussianDiffusion::published(&args.respacing()?)?)
+        Ok(GaussianDiffusion::new(args.tables(&SchedulerArgs::default())?))
     };
     case.begin("computing training losses");
     let full = process("/config/training")?;
@@ -155,7 +200,7 @@ fn prompts(case: &Case, device: &Device) -> Result<PromptStates, Failure> {
 }
 
 fn model(case: &Case, device: &Device) -> Result<StDit, Failure> {
-    load_stdit(case, &case.get::<DenoiserConfig>("/config")?, "/weights", device)
+    load_stdit(case, &denoiser_config(case, "/config", &[])?, "/weights", device)
 }
 
 pub(super) fn go_on(_: StepInfo<'_>) -> ControlFlow<()> {

@@ -9,7 +9,10 @@ use opensora::checkpoint::{KeyMap, ParameterSlot, check, parameter_slots};
 use opensora::{
     stdit::{DenoiserConfig, PixArt, StDit, keys as denoiser_keys},
     t5::{T5Config, T5Encoder, keys as t5_keys},
-    vae::{AutoencoderKl, VaeConfig, keys as vae_keys},
+    vae::{
+        AutoencoderKl, VaeConfig,
+        keys::{self as vae_keys, Naming},
+    },
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -63,10 +66,12 @@ fn model_of(
         });
     }
     let config: VaeConfig = case.get("/config/vae")?;
-    let layout = vae_keys::detect(shapes.keys().map(String::as_str));
-    let scoped = shapes
+    let known = vae_keys::KNOWN_KEY;
+    let prefix = shapes.keys().find_map(|key| key.strip_suffix(known)).unwrap_or("").to_string();
+    let shapes: BTreeMap<String, Vec<usize>> = shapes
         .into_iter()
-        .filter_map(|(key, shape)| Some((key.strip_prefix(layout.prefix)?.to_string(), shape)));
-    let slots = parameter_slots(&AutoencoderKl::new(&config, device)?);
-    Ok((slots, layout.key_map(&config), scoped.collect()))
+        .filter_map(|(key, shape)| Some((key.strip_prefix(&prefix)?.to_string(), shape)))
+        .collect();
+    let map = Naming::detect(shapes.keys().map(String::as_str)).key_map(&config);
+    Ok((parameter_slots(&AutoencoderKl::new(&config, device)?), map, shapes))
 }

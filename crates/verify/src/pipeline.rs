@@ -2,7 +2,7 @@
 
 use super::{
     Case, Failure, Output, Outputs,
-    denoiser::load_stdit,
+    denoiser::{denoiser_config, load_stdit},
     diffusion::{go_on, noise_of_step},
 };
 use burn::tensor::{Device, FloatDType, Tensor};
@@ -11,7 +11,7 @@ use opensora::{
     denoiser::PromptedDenoiser,
     diffusion::{Guidance, Iddpm},
     frames::to_frames,
-    stdit::{DenoiserConfig, StDit},
+    stdit::StDit,
     t5::{PromptStates, TextEncoder},
     vae::{AutoencoderKl, VaeConfig},
 };
@@ -25,9 +25,22 @@ struct Models {
 }
 
 pub(super) fn run(case: &Case, device: &Device) -> Result<Outputs, Failure> {
+    case.check_settings(
+        "/config",
+        &[
+            "t5",
+            "stdit",
+            "vae",
+            "model_max_length",
+            "num_sampling_steps",
+            "cfg_scale",
+            "latent_size",
+            "image_latent_size",
+        ],
+    )?;
     let max_length: usize = case.get("/config/model_max_length")?;
     let f32 = FloatDType::F32;
-    let stdit_config: DenoiserConfig = case.get("/config/stdit")?;
+    let stdit_config = denoiser_config(case, "/config/stdit", &[])?;
     let vae_config: VaeConfig = case.get("/config/vae")?;
     case.begin("loading the models");
     let vae_weights = Checkpoint::open(case.path("/weights/vae")?)?;

@@ -53,6 +53,10 @@ impl Tokenized {
 
 /// Tokenizes texts as they are; equal ids and masks.
 pub(super) fn tokenizer(case: &Case, _: &Device) -> Result<Outputs, Failure> {
+    case.check_settings(
+        "/config",
+        &["max_length", "padding", "truncation", "add_special_tokens", "extra_ids", "spiece_vocab"],
+    )?;
     case.begin("loading the tokenizer");
     let tokenizer = T5Tokenizer::from_path(case.path("/weights")?)?;
     let max_length: usize = case.get("/config/max_length")?;

@@ -1,10 +1,13 @@
 //! Cases of the training step: `train-step`.
 
-use super::{Case, Check, Failure, Output, Outputs, denoiser::load_stdit, denoiser::prompt_states};
+use super::{
+    Case, Check, Failure, Output, Outputs,
+    denoiser::{denoiser_config, load_stdit, prompt_states},
+};
 use burn::tensor::{Device, FloatDType, TensorData};
 use opensora::checkpoint::published_tensors;
 use opensora::{
-    stdit::{DenoiserConfig, StDit, keys},
+    stdit::{StDit, keys},
     train::{
         FlatTensors, Trainer,
         denoiser::{DenoiserBatch, DenoiserRecipe, DenoiserTask, Freeze},
@@ -48,7 +51,7 @@ impl Setup<'_> {
         freeze: Freeze,
         activation_checkpointing: bool,
     ) -> Result<(DenoiserTask, Trainer<StDit>), Failure> {
-        let config: DenoiserConfig = self.case.get("/config")?;
+        let config = denoiser_config(self.case, "/config", &[])?;
         let model = load_stdit(self.case, &config, "/weights", self.device)?;
         let optimizer: Value = self.case.get("/optimizer")?;
         let number = |name: &str| {

@@ -46,10 +46,16 @@ pub(crate) struct H264 {
     aspect: Option<PixelAspect>,
     /// Pictures whose turn has not come, with their places in display order.
     waiting: Vec<(i32, Picture)>,
+    /// Most of them.
+    most_waiting: usize,
 }
 
 /// Most pictures that may wait for one that is decoded later: H.264 has no larger buffer (A.3.1).
 const MOST_WAITING: usize = 16;
+/// Most macroblocks of a picture, and of all pictures in the buffer, at the highest level (6.2, table
+/// Few bytes can state large pictures.
+const MOST_MACROBLOCKS: usize = 139_264;
+const MOST_BUFFERED: usize = 696_320;
 
 impl H264 {
     /// Starts with the parameter sets of the container.
@@ -65,6 +71,7 @@ impl H264 {
             colour,
             aspect: None,
             waiting: vec![],
+            most_waiting: MOST_WAITING,
         };
         let mut stream = Vec::new();
         for nal in parameters {
@@ -91,11 +98,13 @@ impl H264 {
     /// Notes size and colours; the size must not change.
     fn state(&mut self, sps: &Sps) -> Result<(), Refusal> {
         let &Sps { width, height, colour, aspect, .. } = sps;
-        if width > MAX_SIDE || height > MAX_SIDE {
+        let macroblocks = width.div_ceil(16).saturating_mul(height.div_ceil(16));
+        if width > MAX_SIDE || height > MAX_SIDE || macroblocks > MOST_MACROBLOCKS {
             return Err(Refusal::unusable(format!(
-                "its pictures are {height}x{width}, sides are at most {MAX_SIDE}"
+                "its pictures are {height}x{width}, larger than H.264 allows at any level"
             )));
         }
+        self.most_waiting = MOST_WAITING.min(MOST_BUFFERED / macroblocks.max(1));
         let colour = match (colour, self.colour) {
             (Some(own), Some(container)) if own.matrix == Matrix::UNSTATED => {
                 Some(Colour { matrix: container.matrix, ..own })
@@ -139,7 +148,7 @@ impl H264 {
             }
             let planes = Planes { width, height, y, u, v };
             self.waiting.push((self.decoder.last_poc(), Picture { time, planes, matrix }));
-            if self.waiting.len() > MOST_WAITING {
+            if self.waiting.len() > self.most_waiting {
                 // The first of those with the least place: equal ones keep the order of decoding.
                 let places = self.waiting.iter().enumerate();
                 let first = places.min_by_key(|(_, (place, _))| *place).map_or(0, |(at, _)| at);
@@ -225,4 +234,36 @@ fn units(stream: &[u8]) -> Vec<&[u8]> {
 /// Whether a unit holds a slice of a picture that starts anew (NAL type 5).
 fn is_key(unit: &[u8]) -> bool {
     unit.windows(4).any(|bytes| bytes[..3] == [0, 0, 1] && bytes[3] & 0x1f == KEY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_are_no_larger_than_a_level_allows() {
+        let waiting = |columns, rows| {
+            let mut decoder = H264::new(std::iter::empty(), 4, None)?;
+            decoder.state(&Sps::parse(&sps::tests::example_of(columns, rows))?)?;
+            Ok::<_, Refusal>(decoder.most_waiting)
+        };
+        // 320x240, 3840x2160 and 8192x4320.
+        assert_eq!(
+            [(20, 15), (240, 135), (512, 270)].map(|(w, h)| waiting(w, h).unwrap()),
+            [16, 16, 5]
+        );
+        for (columns, rows) in [(512, 273), (1025, 1), (1, 1025), (1 << 20, 1 << 11)] {
+            let refused = waiting(columns, rows).unwrap_err();
+            assert!(matches!(refused, Refusal::Unusable(_)), "{refused}");
+        }
+    }
+
+    #[test]
+    fn samples_begin_anew_with_an_idr_picture() {
+        // A delimiter and a slice, behind lengths of two bytes.
+        let sample = |kind: u8| [0, 2, 9, 16, 0, 1, kind];
+        assert!(begins_anew(&sample(0x65), 2) && !begins_anew(&sample(0x41), 2));
+        assert!(!begins_anew(&sample(0x65), 4) && !begins_anew(b"", 2));
+        assert!(!begins_anew(&sample(0x65)[..6], 2));
+    }
 }

@@ -70,8 +70,7 @@ pub(crate) struct Stream {
     turn: Turn,
     /// Seconds of the frames by the container's index, for programs that tell no times.
     times: std::vec::IntoIter<f64>,
-    /// The time that counts as 0, in seconds; that of the first frame if `None`.
-    start: Option<f64>,
+    /// The frame whose time counts as 0: the first one, unless it is known before.
     first: Option<Stamp>,
     shown: usize,
     /// A frame that nobody needs any more: new memory for each one costs more than the reading.
@@ -206,15 +205,14 @@ impl Stream {
         let Some(said) = child.stderr.take() else {
             return Err(fail("the ffmpeg program cannot be heard".into()));
         };
-        let Probed { info, times, stored, orientation, start, .. } = probed;
+        let Probed { info, times, stored, orientation, first, .. } = probed;
         Ok(Self {
             child,
             out: pipe::Frames::new(out, form.frame_bytes, form.size),
             stamps: Stamps::listen(said),
             turn: Turn { orientation, stored, kind: form.kind },
             times: times.into_iter(),
-            start: half.map(|_| start),
-            first: None,
+            first: half.map(|_| first),
             shown: 0,
             spare: Vec::new(),
             info,
@@ -265,11 +263,7 @@ impl Stream {
             return Err(format!("its size changes from {height}x{width} to {h}x{w}"));
         }
         let first = *self.first.get_or_insert(stamp);
-        let since = match self.start {
-            Some(start) => stamp.seconds().map(|seconds| seconds - start),
-            None => stamp.since(&first),
-        };
-        Ok(since.unwrap_or(told))
+        Ok(stamp.since(&first).unwrap_or(told))
     }
 
     /// Takes back the bytes of a frame, for the next one.

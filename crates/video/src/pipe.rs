@@ -92,7 +92,10 @@ impl<R: Read> Frames<R> {
         {
             return Ok(Filled::Nothing);
         }
-        frame.resize(self.bytes, 0);
+        if frame.len() != self.bytes {
+            // Memory that the system gives as it is written to: a header may lie about the size.
+            *frame = vec![0; self.bytes];
+        }
         let mut mark = [0; 8];
         let mark = &mut mark[..self.mark.len()];
         let whole = mark.len() + frame.len();

@@ -6,6 +6,7 @@ use crate::{
     frames::MAX_SIDE,
     orientation::Orientation,
     pipe,
+    stamps::Stamp,
 };
 use std::{
     collections::HashMap,
@@ -25,8 +26,8 @@ pub(crate) struct Probed {
     pub(crate) orientation: Orientation,
     /// Seconds of the shown frames from the first; empty if they are not known.
     pub(crate) times: Vec<f64>,
-    /// Time of the first shown frame as the container counts, in seconds.
-    pub(crate) start: f64,
+    /// The first shown frame, as the container counts.
+    pub(crate) first: Stamp,
     /// Places of the key frames in `times`, ascending.
     pub(crate) key_frames: Vec<usize>,
     /// `matrix_coefficients` of H.264 (table E-5).
@@ -66,7 +67,8 @@ impl Probed {
         }
         let next = self.key_frames.get(among + 1).copied().unwrap_or(frames - 1);
         let length = self.times[next] - self.times[place];
-        let seek = self.start + self.times[place] + SEEK_LATER.min(0.5 * length);
+        let start = self.first.seconds().unwrap_or(0.0);
+        let seek = start + self.times[place] + SEEK_LATER.min(0.5 * length);
         Some(Middle { place, seek })
     }
 }
@@ -237,7 +239,7 @@ impl Answer {
             orientation,
             key_frames: keys.map(|(place, _)| place).collect(),
             times: self.packets.iter().map(times).collect(),
-            start: seconds(first),
+            first: Stamp { ticks: Some(first), tick: (above, below), size: (width, height) },
             matrix,
             is_plain,
         })
@@ -301,8 +303,8 @@ mod tests {
         assert_eq!((info.fps, info.num_frames, info.duration), (25.0, Some(3), Some(0.12)));
         assert_eq!(info.pixel_aspect, PixelAspect { width: 3, height: 4 });
         assert_eq!(
-            (found.times, found.start, found.key_frames),
-            (vec![0.0, 0.04, 0.08], 0.1, vec![0])
+            (found.times, found.first.seconds(), found.key_frames),
+            (vec![0.0, 0.04, 0.08], Some(0.1), vec![0])
         );
         assert!(found.orientation.transposed && found.is_plain && found.matrix == 1);
     }

@@ -460,6 +460,7 @@ pub fn probe(path: &Path) -> Result<VideoInfo, VideoError> {
 fn own_words(error: &VideoError) -> String {
     match error {
         VideoError::Decode { reason, .. } => reason.clone(),
+        VideoError::NeedsFfmpeg { found, .. } => format!("found {found}"),
         error => error.to_string(),
     }
 }

@@ -333,11 +333,16 @@ impl BitWriter {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Main profile, level 3.0, 318x238 in 20x15 macroblocks, no VUI.
     fn example() -> Vec<u8> {
+        example_of(20, 15)
+    }
+
+    /// The same with another number of macroblocks.
+    pub(crate) fn example_of(columns: u32, rows: u32) -> Vec<u8> {
         let mut out = BitWriter::default();
         out.put(8, 0x67);
         out.put(24, 0x4d_00_1e);
@@ -345,8 +350,8 @@ mod tests {
             out.ue(code); // id, frame_num, order type 0 and its length, two references
         }
         out.put(1, 0);
-        out.ue(19);
-        out.ue(14);
+        out.ue(columns - 1);
+        out.ue(rows - 1);
         out.put(3, 0b111); // frames only, direct 8x8, cropping
         for crop in [0, 1, 0, 1] {
             out.ue(crop);

@@ -20,9 +20,9 @@ const MAX_COMPLAINT: usize = 64 << 10;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Stamp {
     /// Ticks, if the frame has a time.
-    ticks: Option<i64>,
+    pub(crate) ticks: Option<i64>,
     /// Seconds of a tick, above and below the line.
-    tick: (u32, u32),
+    pub(crate) tick: (u64, u64),
     /// Width and height.
     pub(crate) size: (usize, usize),
 }
@@ -30,11 +30,14 @@ pub(crate) struct Stamp {
 impl Stamp {
     /// Seconds, as the container counts.
     pub(crate) fn seconds(&self) -> Option<f64> {
-        Some(self.ticks? as f64 * f64::from(self.tick.0) / f64::from(self.tick.1))
+        Some(self.ticks? as f64 * self.tick.0 as f64 / self.tick.1 as f64)
     }
 
     /// Seconds from another frame on.
     pub(crate) fn since(&self, first: &Self) -> Option<f64> {
+        if self.tick != first.tick {
+            return Some(self.seconds()? - first.seconds()?);
+        }
         let ticks = self.ticks?.checked_sub(first.ticks?)?;
         Self { ticks: Some(ticks), ..*self }.seconds()
     }
@@ -108,7 +111,7 @@ fn next_line(said: &mut impl BufRead) -> Option<String> {
 }
 
 /// Of a line such as `config in time_base: 1/15360, frame_rate: 30/1`.
-fn time_base(line: &str) -> Option<(u32, u32)> {
+fn time_base(line: &str) -> Option<(u64, u64)> {
     let (_, ratio) = line.split_once("config in time_base: ")?;
     let (above, rest) = ratio.split_once('/')?;
     let below = rest.split(',').next()?;
@@ -116,7 +119,7 @@ fn time_base(line: &str) -> Option<(u32, u32)> {
 }
 
 /// Of a line such as `n:   1 pts:    512 pts_time:0.0333333 ... s:320x180 ...`.
-fn of_frame(line: &str, tick: (u32, u32)) -> Option<Stamp> {
+fn of_frame(line: &str, tick: (u64, u64)) -> Option<Stamp> {
     let (_, words) = line.split_once(" n:")?;
     let (_, rest) = words.split_once(" pts:")?;
     // `NOPTS` is no number.
@@ -153,5 +156,7 @@ mod tests {
         assert_eq!(found, expected);
         assert_eq!((found[1].since(&found[0]), found[2].since(&found[0])), (Some(1.0), None));
         assert_eq!(found[0].seconds(), Some(512.0 / 15360.0));
+        let other = Stamp { ticks: Some(2), tick: (1, 60), ..found[0] };
+        assert_eq!(found[1].since(&other), Some(15872.0 / 15360.0 - 2.0 / 60.0));
     }
 }

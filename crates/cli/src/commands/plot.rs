@@ -2,9 +2,12 @@
 
 use crate::{options::Report, output, stop};
 use anyhow::{Context, ensure};
-use opensora::train::{
-    metrics::{TABLE, Table},
-    plot::{self, Curve, Panel, Style},
+use opensora::{
+    chart::{
+        curve::Curve,
+        panel::{self, Panel, Style},
+    },
+    train::metrics::{TABLE, Table},
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -45,6 +48,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         .map(|run| {
             let path = if run.is_dir() { run.join(TABLE) } else { run.clone() };
             let table = Table::read(&path)?;
+            for gap in table.gaps() {
+                output::message(format_args!("warning: {}: {gap}", path.display()));
+            }
             let x = column(&table, &path, &args.x)?;
             Ok((path, table, x))
         })
@@ -74,11 +80,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let style = Style { smooth: args.smooth, log: args.log, x_label: args.x, ..Style::default() };
     ensure!(!out.is_dir(), "{}: it is a folder, expected a file", out.display());
     stop::listen();
-    plot::save(&panels, &style, &out).context("plot")?;
-    Ok(match args.report.json {
-        true => output::json(&json!({ "out": out }))?,
-        false => output::line(out.display())?,
-    })
+    panel::save(&panels, &style, &out).context("plot")?;
+    let printed = match args.report.json {
+        true => output::json(&json!({ "out": out })),
+        false => output::line(out.display()),
+    };
+    Ok(printed?)
 }
 
 fn column(table: &Table, path: &Path, name: &str) -> anyhow::Result<Vec<f64>> {

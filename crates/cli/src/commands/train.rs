@@ -122,20 +122,24 @@ fn recipe(args: &Args) -> anyhow::Result<Recipe> {
 
 fn train(args: Args, recipe: Recipe) -> anyhow::Result<()> {
     let device = args.device.open()?;
+    let folder = args.out.clone();
+    let session = Session { recipe, folder, resume: args.resume, peak_flops: None, device };
+    // What needs no model is checked before the ceiling is measured and models are loaded.
+    let prepared = session.prepare()?;
+    let Session { recipe, folder, device, .. } = &session;
     let peak_flops = match args.peak_tflops {
         Some(peak) if peak > 0.0 && peak.is_finite() => Some(peak * 1e12),
         Some(peak) => bail!("--peak-tflops is {peak}, expected a positive number"),
         None if recipe.stdit.is_some() => {
-            let dtype = recipe.run.dtype.parse::<Dtype>()?.check(&device)?;
-            measure_matmul_ceiling(&device, dtype.float())
+            let dtype = recipe.run.dtype.parse::<Dtype>()?.check(device)?;
+            measure_matmul_ceiling(device, dtype.float())
         }
         None => None,
     };
     let mut progress = TrainProgress::new(args.report.quiet);
-    let folder = args.out.clone();
     let mut sheets = match &recipe.stdit {
         Some(part) if recipe.run.sample_every > 0 && !recipe.sample.prompts.is_empty() => {
-            Some(SampleSheets::new(&recipe, part, &folder, &device).context("sample videos")?)
+            Some(SampleSheets::new(recipe, part, folder, device).context("sample videos")?)
         }
         _ => None,
     };
@@ -144,16 +148,15 @@ fn train(args: Args, recipe: Recipe) -> anyhow::Result<()> {
         Some(sheets) => sheets,
         None => &mut none,
     };
-    let session = Session { recipe, folder, resume: args.resume, peak_flops, device };
     stop::listen();
-    let outcome = session.run(&mut progress, hooks);
+    let outcome = prepared.with_peak_flops(peak_flops).run(&mut progress, hooks);
     progress.finish();
     let (finished, done) = match outcome? {
         Outcome::Finished(done) => (true, done),
         Outcome::Stopped(done) => (false, done),
     };
     let printed = if args.report.json {
-        let mut line = serde_json::to_value(&done)?;
+        let mut line = serde_json::to_value(done)?;
         line["finished"] = finished.into();
         output::json(&line)
     } else if finished {

@@ -42,6 +42,11 @@ impl LatentCache {
         Self::open_as(folder, CacheKey::clone)
     }
 
+    /// Returns the files of the rows, where they were when the cache was written.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.rows.iter().map(|row| row.path.as_path())
+    }
+
     /// Opens a cache of the key that is wanted, given the one that it has.
     fn open_as(
         folder: &Path,

@@ -6,7 +6,7 @@ use burn::tensor::{Device, FloatDType};
 use opensora_checkpoint::export;
 use opensora_data::{ClipDataset, ClipSpec, Manifest, Row, cache::CacheKey, encode::ClipEncoder};
 use opensora_t5::{T5Config, T5Encoder, fit_tokenizer, keys};
-use opensora_vae::{AutoencoderKl, VaeConfig, keys::Layout};
+use opensora_vae::{AutoencoderKl, VaeConfig, keys::Naming};
 use opensora_video::{Frames, VideoSpec, Writer};
 use std::{
     fs,
@@ -65,7 +65,7 @@ impl World {
         fs::write(vae.join("config.json"), config).unwrap();
         let model = AutoencoderKl::new(&vae_config, &device).unwrap();
         let weights = vae.join("diffusion_pytorch_model.safetensors");
-        export(&model, &Layout::TODAY.key_map(&vae_config), FloatDType::F32, None, &weights)
+        export(&model, &Naming::Diffusers.key_map(&vae_config), FloatDType::F32, None, &weights)
             .unwrap();
 
         let t5_config = T5Config {

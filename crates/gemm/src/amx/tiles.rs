@@ -30,7 +30,7 @@ pub(super) const TERMS: usize = 3;
 /// Rows of words.
 pub(super) type Tile = [[u32; SIDE]; SIDE];
 
-/// Elements for a tile where they lie in an operand: contiguous along k, or along its rows.
+/// Elements of an operand for a tile: runs along k, or runs along the rows.
 pub(super) enum Elements<'a> {
     Rows([&'a [f32; TILE_K]; SIDE]),
     Columns([&'a [f32; SIDE]; TILE_K]),

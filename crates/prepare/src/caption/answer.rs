@@ -1,9 +1,22 @@
-//! What a model answered, judged.
+//! Judges the answers of a model.
 //!
-//! A caption is the text of the first choice, on one line, without what is not part of it (thoughts
-//! before it, quotation marks around it). An answer that was cut off, filtered, refused or has no
-//! words is none.
+//! A caption is the text of the first choice on one line, without what is not part of it: reasoning,
+//! tokens of chat templates, labels and quotation marks. An answer that was cut off is a caption of its
+//! whole sentences, marked as cut. An answer that was filtered or refused, or holds reasoning alone or no
+//! words, is none.
+//!
+//! | module | contents |
+//! |---|---|
+//! | `plain` | takes the caption out of what models write around it |
+//! | `limit` | cuts captions at limits |
 
+mod limit;
+mod plain;
+
+pub use limit::MAX_CHARACTERS;
+pub(crate) use limit::{Caption, Limit};
+
+use crate::text::{has_words, single_spaced};
 use serde_json::Value;
 
 /// Characters of a server's own words that are passed on.
@@ -25,28 +38,41 @@ const REFUSALS: [&str; 8] = [
 /// # Errors
 /// Returns one line that says why there is no caption.
 pub fn caption(body: &[u8]) -> Result<String, String> {
+    judge(body, usize::MAX).map(|caption| caption.text)
+}
+
+/// The caption in an answer of at most `max_tokens` tokens; else, on one line, why there is none.
+pub(crate) fn judge(body: &[u8], max_tokens: usize) -> Result<Caption, String> {
     let answer = parse(body)?;
     let choice = &answer["choices"][0];
-    match choice["finish_reason"].as_str() {
-        Some(reason @ ("length" | "max_tokens")) => {
-            return Err(format!("the answer was cut off (finish_reason {reason})"));
-        }
-        Some("content_filter") => return Err("the answer was filtered by the server".into()),
-        _ => {}
+    let reason = choice["finish_reason"].as_str();
+    if reason == Some("content_filter") {
+        return Err("the answer was filtered by the server".into());
     }
     let message = &choice["message"];
-    if let Some(refusal) = message["refusal"].as_str().filter(|text| !text.trim().is_empty()) {
+    let said = |field: &str| message[field].as_str().filter(|text| !text.trim().is_empty());
+    if let Some(refusal) = said("refusal") {
         return Err(format!("the model refused: {}", quoted(refusal)));
     }
-    let text = clean(&content(&message["content"]));
-    if !text.chars().any(char::is_alphanumeric) {
-        return Err("the answer is empty".into());
+    let reasoning_alone = || {
+        let is_cut = matches!(reason, Some("length" | "max_tokens"));
+        let hint = if is_cut { ", cut off at max_tokens" } else { "" };
+        Err(format!("the answer holds reasoning alone, no caption{hint}"))
+    };
+    let Some(text) = plain::caption(&content(&message["content"])) else {
+        return reasoning_alone();
+    };
+    if !has_words(&text) {
+        return match said("reasoning_content").or(said("reasoning")) {
+            Some(_) => reasoning_alone(),
+            None => Err("the answer is empty".into()),
+        };
     }
-    let plain = text.to_lowercase().replace('\u{2019}', "'");
-    if REFUSALS.iter().any(|refusal| plain.starts_with(refusal)) {
+    let lower = text.to_lowercase().replace('\u{2019}', "'");
+    if REFUSALS.iter().any(|refusal| lower.starts_with(refusal)) {
         return Err(format!("the model refused: {}", quoted(&text)));
     }
-    Ok(text)
+    Ok(Caption::within(text, max_tokens, matches!(reason, Some("length" | "max_tokens"))))
 }
 
 /// Whether an answer is one of a chat at all; else, on one line, why not.
@@ -79,31 +105,6 @@ fn content(content: &Value) -> String {
     }
 }
 
-/// One line of clean text.
-fn clean(text: &str) -> String {
-    // Models that think aloud end it with this mark, and some templates leave out the one that
-    // begins it.
-    let text = text.rsplit_once("</think>").map_or(text, |(_, said)| said);
-    let mut text = one_line(text);
-    for (open, close) in [('"', '"'), ('\u{201c}', '\u{201d}')] {
-        let inner = text.strip_prefix(open).and_then(|text| text.strip_suffix(close));
-        // Marks inside belong to a quotation of its own.
-        if let Some(inner) = inner.filter(|inner| !inner.contains([open, close])) {
-            text = inner.trim().to_string();
-        }
-    }
-    text
-}
-
-/// The words of a text, one space between two; characters that cannot be seen are left out.
-fn one_line(text: &str) -> String {
-    let hidden = |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}');
-    let is_gap = |c: char| c.is_whitespace() || c.is_control();
-    let visible: String = text.chars().filter(|&c| !hidden(c)).collect();
-    let words: Vec<&str> = visible.split(is_gap).filter(|word| !word.is_empty()).collect();
-    words.join(" ")
-}
-
 /// A server's own words about an error, on one line and of bounded length.
 pub(crate) fn explain(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
@@ -119,7 +120,7 @@ pub(crate) fn explain(body: &[u8]) -> String {
 
 /// A text on one line and of bounded length.
 fn quoted(text: &str) -> String {
-    let line = one_line(text);
+    let line = single_spaced(text);
     match line.char_indices().nth(MAX_QUOTED) {
         Some((end, _)) => format!("{}...", &line[..end]),
         None => line,
@@ -132,7 +133,9 @@ mod tests {
     use serde_json::json;
 
     fn of(choice: Value) -> Result<String, String> {
-        caption(json!({ "choices": [choice] }).to_string().as_bytes())
+        let caption = judge(json!({ "choices": [choice] }).to_string().as_bytes(), 300)?;
+        assert_eq!(caption.cut, None);
+        Ok(caption.text)
     }
 
     #[test]
@@ -159,13 +162,18 @@ mod tests {
     fn what_is_no_caption_is_told() {
         let message = json!({"content": "A fox"});
         for (choice, words) in [
-            (json!({"message": message, "finish_reason": "length"}), "cut off"),
             (json!({"message": message, "finish_reason": "content_filter"}), "filtered"),
             (json!({"message": {"content": null, "refusal": "No.\nNo."}}), "refused: No. No."),
             (json!({"message": {"content": "I\u{2019}m sorry, but I can't."}}), "refused: I"),
             (json!({"message": {"content": " \n"}}), "empty"),
             (json!({"message": {"content": "..."}}), "empty"),
             (json!({"message": {"content": null}}), "empty"),
+            (json!({"message": {"content": "<think>hm"}}), "reasoning alone, no caption"),
+            (json!({"message": {"content": "", "reasoning_content": "hm"}}), "reasoning alone"),
+            (
+                json!({"message": {"content": "<think>hm"}, "finish_reason": "length"}),
+                "reasoning alone, no caption, cut off at max_tokens",
+            ),
             (json!({}), "empty"),
             (json!("text"), "empty"),
         ] {
@@ -188,6 +196,19 @@ mod tests {
                 assert!(reason.contains(words), "{reason}");
             }
         }
+    }
+
+    #[test]
+    fn answers_that_were_cut_off_are_marked() {
+        for reason in ["length", "max_tokens"] {
+            let message = json!({"content": "<think>hm</think>A fox runs. It ju"});
+            let body = json!({"choices": [{"message": message, "finish_reason": reason}]});
+            let cut = judge(body.to_string().as_bytes(), 300).unwrap();
+            assert_eq!((cut.text.as_str(), cut.cut), ("A fox runs.", Some(Limit::MaxTokens)));
+        }
+        let long = json!({"choices": [{"message": {"content": "fog ".repeat(400)}}]}).to_string();
+        let cut = judge(long.as_bytes(), 300).unwrap();
+        assert_eq!((cut.text.split(' ').count(), cut.cut), (299, Some(Limit::MaxTokens)));
     }
 
     #[test]

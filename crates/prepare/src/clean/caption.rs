@@ -4,7 +4,7 @@
 //! Deviations: openings are found in any case and whole words only, "In this video," may be followed
 //! by another one, and a caption that ends with its opening becomes empty instead of an error.
 
-use crate::PrepareError;
+use crate::{PrepareError, text::single_spaced};
 use serde::Serialize;
 use std::path::Path;
 
@@ -99,8 +99,7 @@ pub struct Caption {
 
 /// Puts one space between words, drops openings, and gives what is left a capital letter.
 pub fn clean(caption: &str, openings: &Openings) -> Caption {
-    let words = caption.split(|letter: char| letter.is_whitespace() || letter.is_control());
-    let text = words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
+    let text = single_spaced(caption);
     let spaces = text != caption;
     let mut rest = text.as_str();
     while let Some(after) = openings.after(rest) {

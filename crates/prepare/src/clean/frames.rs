@@ -4,7 +4,7 @@ use super::Job;
 use crate::{
     PrepareError,
     assemble::journal_path,
-    open::{open, without_path},
+    open::{open, regular, without_path},
     step::{self, Outcome, Run, Shard, Watch},
 };
 use opensora_manifest::{Table, table::PATH};
@@ -77,7 +77,7 @@ fn frames(path: &Path) -> Result<usize, String> {
     let count = if path.is_dir() {
         png::read_folder(path).map_err(strip)?.len()
     } else if IMAGES.contains(&ending.as_str()) {
-        1
+        regular(path).map(|_| 1)?
     } else {
         let mut video = open(path, Decoder::Auto)?;
         video.try_fold(0, |count, frame| frame.map(|_| count + 1)).map_err(strip)?

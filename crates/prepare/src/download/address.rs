@@ -1,7 +1,9 @@
 //! Addresses of videos: who fetches them, and what their files are called.
 
+use super::secrets::{shown, without_user};
 use opensora_files::hex;
 use sha2::{Digest, Sha256};
+use std::fmt;
 use ureq::http::Uri;
 
 /// Longest readable part of a file's name.
@@ -20,11 +22,20 @@ pub(crate) enum Fetch {
 }
 
 /// Where a video is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Address {
+    /// With what grants access.
+    secret: String,
+    /// As it may be stored and shown.
     url: String,
     fetch: Fetch,
     file: String,
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Address").field(&self.url).finish()
+    }
 }
 
 impl Address {
@@ -35,7 +46,7 @@ impl Address {
         if is_youtube_id(text) {
             return Ok(Self::youtube(text));
         }
-        let wrong = |found: &str| format!("{text:?} is no address: {found}");
+        let wrong = |found: &str| format!("{:?} is no address: {found}", shown(text));
         let uri: Uri =
             text.parse().map_err(|error: ureq::http::uri::InvalidUri| wrong(&error.to_string()))?;
         match uri.scheme_str() {
@@ -50,9 +61,11 @@ impl Address {
             Some(Some(id)) => Ok(Self::youtube(id)),
             Some(None) => Err(wrong("a page of YouTube that is no video")),
             None => Ok(Self {
-                url: text.into(),
+                secret: text.into(),
+                url: shown(text),
                 fetch: Fetch::Direct,
-                file: file_name(text, uri.path()),
+                // A digest of a password could be guessed at.
+                file: file_name(&without_user(text), uri.path()),
             }),
         }
     }
@@ -60,10 +73,15 @@ impl Address {
     fn youtube(id: &str) -> Self {
         let url = format!("https://www.youtube.com/watch?v={id}");
         let file = file_name(&url, id);
-        Self { url, fetch: Fetch::YtDlp, file }
+        Self { secret: url.clone(), url, fetch: Fetch::YtDlp, file }
     }
 
-    /// The address.
+    /// The address as it is asked. It may hold a password, and is neither stored nor shown.
+    pub(crate) fn secret(&self) -> &str {
+        &self.secret
+    }
+
+    /// The address as it may be stored and shown.
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
@@ -157,6 +175,19 @@ mod tests {
         assert!(Address::parse("https://youtube.com/watch?v=--exec").is_err());
         let elsewhere = Address::parse("https://notyoutube.com/watch?v=-2yHu5qgTzM").unwrap();
         assert_eq!(elsewhere.fetch(), Fetch::Direct);
+    }
+
+    #[test]
+    fn passwords_are_asked_with_and_never_shown() {
+        let address = Address::parse("https://me:s3cret@a.example/fox.mp4").unwrap();
+        assert_eq!(address.secret(), "https://me:s3cret@a.example/fox.mp4");
+        assert_eq!(address.url(), "https://a.example/fox.mp4");
+        assert!(!format!("{address:?}").contains("s3cret"));
+        assert_eq!(address.file(), Address::parse(address.url()).unwrap().file());
+        for wrong in ["ftp://me:s3cret@a.example/x", "me:s3cret@a.example/x", "//me:s3cret@a b"] {
+            let error = Address::parse(wrong).unwrap_err();
+            assert!(!error.contains("s3cret"), "{error}");
+        }
     }
 
     #[test]

@@ -5,14 +5,20 @@
 //! one. The answer's own names of its version are compared as well, as not every server honours
 //! `If-Range`. Whatever does not fit begins the file again.
 //!
+//! Redirects are followed within HTTP and HTTPS, and never from HTTPS to HTTP. Hosts that are not public
+//! are not asked, also after a redirect, unless that is allowed (`reach`).
+//!
 //! Where a server states neither a length nor chunks, the end of the connection is the end of the
 //! file; only a list's SHA-256 shows that such a file was cut.
 //!
 //! Source: RFC 9110, sections 8.8 (validators), 10.2.3 (Retry-After), 13.1.5 (If-Range), 14 (ranges).
 
 use super::{
+    address::Address,
     limits::Rate,
     partial::{Fetched, Origin, Partial, measure},
+    reach::{NotPublic, PublicOnly},
+    secrets::shown_in,
 };
 use crate::retry::{Failure, Patience, insist};
 use std::{
@@ -24,6 +30,10 @@ use std::{
 use ureq::{
     Agent,
     http::{HeaderMap, Response, StatusCode, header},
+    unversioned::{
+        resolver::DefaultResolver,
+        transport::{Connector, DefaultConnector},
+    },
 };
 
 /// Redirects that are followed.
@@ -63,8 +73,8 @@ pub(crate) struct Client {
 }
 
 /// An agent that leaves judgement of the answers to this module.
-pub(crate) fn agent(timeouts: &Timeouts) -> Agent {
-    Agent::config_builder()
+pub(crate) fn agent(timeouts: &Timeouts, allow_private: bool) -> Agent {
+    let config = Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(MAX_REDIRECTS)
         .timeout_resolve(Some(timeouts.connect))
@@ -73,16 +83,21 @@ pub(crate) fn agent(timeouts: &Timeouts) -> Agent {
         .timeout_per_write(Some(timeouts.idle))
         .timeout_recv_body(Some(timeouts.attempt))
         .user_agent(concat!("opensora/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .new_agent()
+        .build();
+    if allow_private {
+        return config.new_agent();
+    }
+    let proxy = config.proxy().map(|proxy| proxy.host().to_string());
+    let connector = PublicOnly { proxy }.chain(DefaultConnector::new());
+    Agent::with_parts(config, connector, DefaultResolver::default())
 }
 
 impl Client {
-    /// Fetches `url` into `target` unless it is there; `sha256` is what it must have, in
+    /// Fetches a file into `target` unless it is there; `sha256` is what it must have, in
     /// hexadecimal digits.
     pub(crate) fn fetch(
         &self,
-        url: &str,
+        address: &Address,
         sha256: Option<&str>,
         target: &Path,
     ) -> Result<Fetched, String> {
@@ -92,13 +107,13 @@ impl Client {
         {
             return Ok(there);
         }
-        let mut partial = Partial::open(target, url).map_err(disk)?;
-        match self.attempts(url, sha256, &mut partial) {
+        let mut partial = Partial::open(target, address.url()).map_err(disk)?;
+        match self.attempts(address, sha256, &mut partial) {
             Ok(()) => partial.finish().map_err(disk),
-            Err((reason, Keep::Bytes)) if partial.validator().is_some() => Err(reason),
+            Err((reason, Keep::Bytes)) if partial.validator().is_some() => Err(shown_in(&reason)),
             Err((reason, _)) => {
                 partial.remove();
-                Err(reason)
+                Err(shown_in(&reason))
             }
         }
     }
@@ -107,7 +122,7 @@ impl Client {
     /// patience of their own, so that a large file may be cut more often.
     fn attempts(
         &self,
-        url: &str,
+        address: &Address,
         sha256: Option<&str>,
         partial: &mut Partial,
     ) -> Result<(), (String, Keep)> {
@@ -115,7 +130,7 @@ impl Client {
         loop {
             let mut keep = Keep::Bytes;
             let ended = insist(&self.patience, &AtomicBool::new(false), |_| {
-                let result = self.attempt(url, sha256, partial);
+                let result = self.attempt(address, sha256, partial);
                 keep = match &result {
                     Err(Failure::Final(_)) => Keep::Nothing,
                     _ => Keep::Bytes,
@@ -133,13 +148,13 @@ impl Client {
 
     fn attempt(
         &self,
-        url: &str,
+        address: &Address,
         sha256: Option<&str>,
         partial: &mut Partial,
     ) -> Result<(), Failure> {
         if !partial.is_complete() {
-            let response = self.ask(url, partial)?;
-            self.take(url, response, partial)?;
+            let response = self.ask(address.secret(), partial)?;
+            self.take(address.url(), response, partial)?;
         }
         let Err(reason) = check(&partial.fetched(), sha256) else { return Ok(()) };
         let was_joined = partial.is_joined();
@@ -157,7 +172,9 @@ impl Client {
                 .header(header::RANGE, format!("bytes={}-", partial.length()))
                 .header(header::IF_RANGE, validator);
         }
-        request.call().map_err(failure)
+        // Whoever listens on the way must not be let in by a redirect.
+        let is_https = url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
+        request.config().https_only(is_https).build().call().map_err(failure)
     }
 
     /// Brings an answer's body to the disk.
@@ -265,6 +282,8 @@ fn disk(error: &io::Error) -> Failure {
 fn failure(error: ureq::Error) -> Failure {
     use ureq::Error;
     let reason = match &error {
+        Error::RequireHttpsOnly(_) => "it redirects from HTTPS to HTTP".into(),
+        Error::Other(inner) if inner.is::<NotPublic>() => inner.to_string(),
         Error::Timeout(which) => format!("no answer in time ({which})"),
         Error::Io(error) => format!("the connection broke: {error}"),
         other => other.to_string(),

@@ -7,6 +7,7 @@
 use super::{
     address::Address,
     csv_list, hdvg,
+    secrets::{shown, shown_in},
     terms::{self, Terms},
 };
 pub use crate::assemble::REASON;
@@ -250,7 +251,7 @@ impl List {
     pub(crate) fn reject(&mut self, address: Result<&Address, &str>, clip: &Clip, reason: &str) {
         let (is_mine, url) = match address {
             Ok(address) => (self.part.holds(address), address.url()),
-            Err(text) => (self.part.shard.holds(0), text),
+            Err(text) => (self.part.shard.holds(0), &*shown(text)),
         };
         if is_mine {
             let row = fields(&self.columns, url, clip);
@@ -271,5 +272,9 @@ pub(crate) fn fields(columns: &[String], url: &str, clip: &Clip) -> Vec<(String,
         (LICENCE, clip.licence.clone()),
     ];
     let known = known.into_iter().map(|(name, value)| (name.into(), value.unwrap_or_default()));
-    known.chain(columns.iter().cloned().zip(clip.rest.iter().cloned())).collect()
+    let rest = clip.rest.iter().map(|field| match field.contains("://") {
+        true => shown_in(field),
+        false => field.clone(),
+    });
+    known.chain(columns.iter().cloned().zip(rest)).collect()
 }

@@ -1,6 +1,11 @@
 //! Filtering of clips that are made here.
 
 use super::*;
+use crate::{
+    arrange,
+    assemble::shard_path,
+    pipeline::{self, stages},
+};
 use opensora_video::{Frames, VideoSpec, Writer};
 use std::{
     ops::ControlFlow,
@@ -304,6 +309,45 @@ fn shards_are_scored_merged_and_filtered_without_the_files() {
     let shard = Shard::new(0, 2).unwrap();
     let refused = run(&merged, &Job { shard, ..job }, &mut ()).unwrap_err().to_string();
     assert!(refused.contains("shard = 0/2"), "{refused}");
+}
+
+#[test]
+fn duplicates_go_across_the_parts_of_a_pipeline() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let files = ["a.mp4", "b.mp4", "c.mp4", "d.mp4"];
+    for (index, file) in files.iter().enumerate() {
+        // Each clip has its copy in the other part.
+        clip(&at(file), [4, 32, 48], |_, x, y| scenery(1.0 + (index / 2) as f64, x, y));
+    }
+    manifest(folder.path(), &files).write(&at("clips.csv")).unwrap();
+    let duplicates = Duplicates { keep: Keep::First, ..Duplicates::default() };
+    let stage = stages::Filter {
+        bounds: vec![bound("fps", Some(1.0), None)],
+        duplicates: Some(duplicates),
+        hashes: false,
+        workers: 1,
+        retry_failed: false,
+    };
+    let run_part = |name: &str, shard| {
+        let (input, work, out) = (at("clips.csv"), at("work"), at(name));
+        let job = pipeline::Job { input, work, out, shard, retry_failed: false };
+        pipeline::run(&[&stage], &job, &mut ()).unwrap();
+        shard_path(&job.out, shard)
+    };
+    let whole = run_part("whole.csv", Shard::WHOLE);
+    assert_eq!(names(&whole), ["a.mp4", "c.mp4"]);
+
+    let parts = [0, 1].map(|index| run_part("set.csv", Shard::new(index, 2).unwrap()));
+    assert_eq!(parts.each_ref().map(|part| names(part).len()), [2, 2]);
+    let tables = parts.map(|part| (part.display().to_string(), Table::read(&part).unwrap()));
+    let merged = arrange::merge(&tables, None).unwrap().output;
+    let job = Job { duplicates: Some(duplicates), ..Job::new(&at("set.csv")) };
+    let report = run(&merged, &job, &mut ()).unwrap();
+    assert_eq!((report.rows, report.measured, report.kept), (4, 0, 2));
+    let mut kept = names(&at("set.csv"));
+    kept.sort();
+    assert_eq!(kept, names(&whole));
 }
 
 /// Stops once a row is done.

@@ -5,6 +5,9 @@
 //! work = "work"          # the folder of the steps
 //! out = "clips.csv"      # the final table
 //!
+//! [scan]
+//! follow_links = true    # into a cache of the Hugging Face hub
+//!
 //! [split]                # what is not named has its default
 //! fps = 24
 //! shorter_side = 256
@@ -27,7 +30,7 @@ use super::{
     sections::{CleanSection, FilterSection},
     stages::{Scan, Split},
 };
-use crate::{PrepareError, split};
+use crate::{PrepareError, scan, split};
 use opensora_files::one_line;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -46,6 +49,9 @@ pub struct Config {
     /// Rows worked on at once.
     #[serde(default = "one")]
     pub workers: usize,
+    /// How a folder of videos is walked.
+    #[serde(default)]
+    pub scan: scan::Walk,
     /// Videos are cut into clips.
     pub split: Option<split::Settings>,
     /// Clips are measured, and left out where they are out of bounds.
@@ -102,7 +108,7 @@ impl Config {
         let workers = self.workers;
         let mut stages: Vec<Box<dyn Stage>> = Vec::new();
         if self.input.is_dir() {
-            stages.push(Box::new(Scan { workers, retry_failed }));
+            stages.push(Box::new(Scan { walk: self.scan, workers, retry_failed }));
         }
         if let Some(settings) = self.split.clone() {
             stages.push(Box::new(Split { settings, workers, retry_failed }));

@@ -27,7 +27,8 @@ pub struct FilterSection {
     pub min: BTreeMap<String, f64>,
     /// Greatest values by column.
     pub max: BTreeMap<String, f64>,
-    /// Whether near-duplicates go; each part of a job array knows only its own.
+    /// Whether near-duplicates go. Parts of a job array measure hashes, and near-duplicates go when the
+    /// parts are merged and filtered once more.
     pub duplicates: bool,
     /// Most bits of 64 in which near-duplicates differ.
     pub max_distance: Option<f64>,
@@ -45,6 +46,7 @@ impl FilterSection {
         Ok(Filter {
             bounds: bounds.map_err(Box::new)?,
             duplicates: self.duplicates.then_some(duplicates),
+            hashes: false,
             workers,
             retry_failed,
         })

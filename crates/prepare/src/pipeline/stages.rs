@@ -12,7 +12,7 @@ use crate::{
     assemble::Summary,
     clean,
     filter::{self, Bound, Duplicates},
-    scan::{self, Found},
+    scan::{self, Found, Walk},
     split,
     step::{Shard, Watch},
 };
@@ -24,6 +24,8 @@ use std::path::Path;
 /// A folder of videos as a table: [`scan::scan`].
 #[derive(Debug, Clone)]
 pub struct Scan {
+    /// How the folder is walked.
+    pub walk: Walk,
     /// Files that are opened at once.
     pub workers: usize,
     /// Whether files that could not be opened are tried again.
@@ -36,7 +38,11 @@ impl Stage for Scan {
     }
 
     fn settings(&self) -> Value {
-        json!({})
+        match self.walk {
+            // As earlier versions had it.
+            Walk { follow_links: false } => json!({}),
+            walk => json!(walk),
+        }
     }
 
     fn run(
@@ -45,7 +51,7 @@ impl Stage for Scan {
         output: &Path,
         watch: &mut dyn Watch,
     ) -> Result<Summary, PrepareError> {
-        let found = Found::walk(&[input.to_path_buf()])?;
+        let found = Found::walk_with(&[input.to_path_buf()], self.walk)?;
         let job = scan::Job {
             out: output.into(),
             decoder: Decoder::Auto,
@@ -99,8 +105,10 @@ impl Stage for Split {
 pub struct Filter {
     /// What rows are judged by.
     pub bounds: Vec<Bound>,
-    /// Whether and how near-duplicates go.
+    /// Whether and how near-duplicates go; not in a part of a job array, which measures hashes instead.
     pub duplicates: Option<Duplicates>,
+    /// Whether hashes are measured without looking for near-duplicates.
+    pub hashes: bool,
     /// Files measured at once.
     pub workers: usize,
     /// Whether files that could not be read are tried again.
@@ -114,7 +122,16 @@ impl Stage for Filter {
 
     fn settings(&self) -> Value {
         let distance = self.duplicates.map(|duplicates| duplicates.max_distance);
-        json!({ "bounds": self.bounds, "duplicates": distance })
+        let mut settings = json!({ "bounds": self.bounds, "duplicates": distance });
+        if self.hashes {
+            settings["hashes"] = true.into();
+        }
+        settings
+    }
+
+    fn for_part(&self) -> Option<Box<dyn Stage>> {
+        self.duplicates?;
+        Some(Box::new(Self { duplicates: None, hashes: true, ..self.clone() }))
     }
 
     fn run(
@@ -126,6 +143,7 @@ impl Stage for Filter {
         let job = filter::Job {
             bounds: self.bounds.clone(),
             duplicates: self.duplicates,
+            hashes: self.hashes,
             workers: self.workers,
             retry_failed: self.retry_failed,
             ..filter::Job::new(output)

@@ -31,7 +31,7 @@ pub(crate) fn rate(stated: f64, times: &[f64]) -> Option<f64> {
 }
 
 /// The clips of a video whose frames are shown at `times` (seconds, not decreasing), at `fps`
-/// frames per second; `last` is how long its last frame is shown.
+/// frames per second; `video_end` is when its last frame ends.
 ///
 /// A scene gives one clip, its beginning where it is longer than the longest clip; with `keep_long`
 /// it gives as many as fit. A clip's frame is the scene's frame that is nearest to its time, where
@@ -44,7 +44,7 @@ pub(crate) fn rate(stated: f64, times: &[f64]) -> Option<f64> {
 pub(crate) fn plan(
     scenes: &[Range<usize>],
     times: &[f64],
-    last: f64,
+    video_end: f64,
     fps: f64,
     settings: &Settings,
 ) -> Vec<Cut> {
@@ -56,7 +56,7 @@ pub(crate) fn plan(
     for (scene, &Range { start, end }) in scenes.iter().enumerate() {
         let end = end.min(times.len());
         let Some(&from) = times.get(start).filter(|_| start < end) else { continue };
-        let until = times.get(end).copied().unwrap_or(times[times.len() - 1] + last);
+        let until = times.get(end).copied().unwrap_or(video_end);
         let total = ticks(until - from);
         let parts = if settings.keep_long { total.div_ceil(most) } else { 1 };
         for part in 0..parts {
@@ -103,8 +103,8 @@ mod tests {
     }
 
     fn picks(times: &[f64], fps: f64) -> Vec<usize> {
-        let last = 1.0 / rate(0.0, times).unwrap();
-        plan(&whole(times), times, last, fps, &Settings::default()).remove(0).picks
+        let end = times[times.len() - 1] + 1.0 / rate(0.0, times).unwrap();
+        plan(&whole(times), times, end, fps, &Settings::default()).remove(0).picks
     }
 
     #[test]
@@ -129,7 +129,7 @@ mod tests {
             .map(|frame| f64::from(frame) / 10.0)
             .chain((0..50).map(|frame| 1.0 + f64::from(frame) / 50.0))
             .collect();
-        let cut = plan(&whole(&times), &times, 0.02, 30.0, &Settings::default()).remove(0);
+        let cut = plan(&whole(&times), &times, 2.0, 30.0, &Settings::default()).remove(0);
         assert_eq!((cut.picks.len(), cut.picks[0], cut.picks[59]), (60, 0, 58));
         for (tick, &frame) in cut.picks.iter().enumerate() {
             let wanted = tick as f64 / 30.0;
@@ -147,7 +147,7 @@ mod tests {
     fn clips_are_not_shorter_nor_longer_than_asked_for() {
         let times = even(600, 30.0);
         let scenes = [0..29, 29..59, 59..200, 200..590, 590..600];
-        let cuts = plan(&scenes, &times, 1.0 / 30.0, 30.0, &Settings::default());
+        let cuts = plan(&scenes, &times, 20.0, 30.0, &Settings::default());
         let found: Vec<_> = cuts.iter().map(|cut| (cut.scene, cut.picks.len())).collect();
         assert_eq!(found, [(1, 30), (2, 141), (3, 150)]);
         assert_eq!(cuts[2].picks, (200..350).collect::<Vec<_>>());
@@ -155,7 +155,7 @@ mod tests {
         assert!((cuts[2].end - 350.0 / 30.0).abs() < 1e-9, "{}", cuts[2].end);
 
         let settings = Settings { keep_long: true, ..Settings::default() };
-        let cuts = plan(&scenes, &times, 1.0 / 30.0, 30.0, &settings);
+        let cuts = plan(&scenes, &times, 20.0, 30.0, &settings);
         let found: Vec<_> = cuts.iter().map(|cut| (cut.scene, cut.part, cut.picks.len())).collect();
         assert_eq!(found, [(1, 0, 30), (2, 0, 141), (3, 0, 150), (3, 1, 150), (3, 2, 90)]);
         assert_eq!(cuts[4].picks, (500..590).collect::<Vec<_>>());

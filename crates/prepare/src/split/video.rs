@@ -3,12 +3,15 @@
 use super::{
     Rate, Settings, names,
     plan::{self, Cut},
-    possible, size,
+    possible,
+    progress::{Left, Progress, Scan},
+    size,
 };
 use crate::{
-    open::{open, without_path},
+    open::{check, open_stored, without_path},
     shots::{self, VideoShots},
 };
+use opensora_files::sync_folder;
 use opensora_video::{
     Frames, VideoSpec, Writer,
     pillow::{Filter, Resize},
@@ -23,6 +26,9 @@ const MAX_CLIP: usize = 2 << 30;
 
 /// Most seconds of a video; what claims more has broken times.
 const MAX_SECONDS: f64 = 360_000.0;
+
+/// Videos of so many seconds are resumed where they were; shorter ones are cut again.
+const LONG: f64 = 30.0;
 
 /// A clip that was written.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,30 +47,57 @@ pub struct Clip {
     pub height: usize,
     /// Frames.
     pub num_frames: usize,
+    /// Length of the file; journals of earlier versions do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+}
+
+impl Clip {
+    /// Returns true if the file is in the folder of clips, as long as it was.
+    pub(crate) fn is_in(&self, folder: &Path) -> bool {
+        let found = std::fs::metadata(folder.join(&self.file));
+        found.is_ok_and(|file| {
+            file.is_file() && self.bytes.map_or(file.len() > 0, |bytes| bytes == file.len())
+        })
+    }
+}
+
+/// Where the clips of a video go.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// The folder of clips.
+    pub(crate) folder: &'a Path,
+    /// A folder in it for clips that are not complete, which is there.
+    pub(crate) unfinished: &'a Path,
+    /// The beginning of their names.
+    pub(crate) stem: &'a str,
 }
 
 /// Cuts a video; returns the number of its scenes and its clips, at least one. Clips of the same
-/// names in `folder` are replaced.
+/// names in the folder are replaced. `state` tells the video from later versions of the file.
 ///
 /// # Errors
 /// Why there is no clip; one line without the path.
 pub(crate) fn cut(
     path: &Path,
-    stem: &str,
-    folder: &Path,
+    place: Place<'_>,
     decoder: Decoder,
     settings: &Settings,
+    state: Option<&str>,
 ) -> Result<(usize, Vec<Clip>), String> {
-    // The first pass: the frames of each scene, and the time of each frame.
-    let VideoShots { info, shots, times, decoder } =
-        shots::of_video(path, decoder, &settings.shots)
-            .map_err(|error| without_path(&error, path))?;
-    let scenes = shots.scenes;
-    let square = size::resize(info.square_size(), settings.shorter_side, settings.enlarge)?;
-    let resize = Resize { source: [info.height, info.width], ..square };
-    let rate = plan::rate(info.fps, &times).ok_or("it states no frame rate and has one frame")?;
-    let last = 1.0 / rate;
-    check(&times, last)?;
+    check(path)?;
+    let at = (place.folder, place.stem);
+    let kept = |error: std::io::Error| format!("its progress: {error}");
+    let left = Progress::left(at, state, settings).map_err(kept)?;
+    let (scan, mut progress, written) = match left {
+        Some(Left { progress, scan, clips }) => (scan, Some(progress), clips),
+        None => (scan(path, decoder, settings)?, None, vec![]),
+    };
+    let Scan { scenes, times, end, .. } = &scan;
+    let square = size::resize(scan.square, settings.shorter_side, settings.enlarge)?;
+    let resize = Resize { source: scan.size, ..square };
+    let rate = plan::rate(scan.fps, times).ok_or("it states no frame rate and has one frame")?;
+    check_times(times, *end)?;
     let fps = match settings.fps {
         Rate::Fixed(fps) => fps,
         Rate::Source if possible(rate) => rate,
@@ -72,33 +105,56 @@ pub(crate) fn cut(
             return Err(format!("it has {rate} frames a second, expected 0.01 to 1000"));
         }
     };
-    let cuts = plan::plan(&scenes, &times, last, fps, settings);
+    let cuts = plan::plan(scenes, times, *end, fps, settings);
     if cuts.is_empty() {
-        return Err(too_short(&scenes, &times, last, settings));
+        return Err(too_short(scenes, times, *end, settings));
     }
-    let mut writing = Writing { stem, folder, fps, resize, settings, clips: vec![] };
-    match writing.all(cuts, open(path, decoder)?) {
-        Ok(()) => Ok((scenes.len(), writing.clips)),
+    if let (None, Some(state), true) = (&progress, state, *end >= LONG) {
+        progress = Some(Progress::begin(at, state, settings, &scan).map_err(kept)?);
+    }
+    let mut clips = vec![None; cuts.len()];
+    for (cut, clip) in written {
+        if cut < clips.len() && clip.is_in(place.folder) {
+            clips[cut] = Some(clip);
+        }
+    }
+    let mut writing = Writing { place, fps, resize, settings, clips, progress };
+    let done = open_stored(path, scan.decoder()).and_then(|reader| writing.all(cuts, reader));
+    let Writing { clips, progress, .. } = writing;
+    // Where it cannot be removed, the next run finds that it is of no use.
+    let _ = progress.map(Progress::remove);
+    let clips: Vec<Clip> = clips.into_iter().flatten().collect();
+    match done {
+        Ok(()) => Ok((scenes.len(), clips)),
         Err(error) => {
-            for clip in writing.clips {
+            for clip in clips {
                 // No table will name it. Where it cannot be removed, it stays.
-                let _ = std::fs::remove_file(folder.join(clip.file));
+                let _ = std::fs::remove_file(place.folder.join(clip.file));
             }
             Err(without_path(&error, path))
         }
     }
 }
 
+/// The first pass: the frames of each scene, and the time of each frame.
+fn scan(path: &Path, decoder: Decoder, settings: &Settings) -> Result<Scan, String> {
+    let VideoShots { info, shots, times, end, decoder } =
+        shots::of_video(path, decoder, &settings.shots)
+            .map_err(|error| without_path(&error, path))?;
+    let sizes = ([info.height, info.width], info.square_size());
+    Ok(Scan::new(sizes, info.fps, (shots.scenes, times, end), decoder))
+}
+
 fn other_size(frame: usize) -> String {
     format!("frame {} has another size than the first one", frame + 1)
 }
 
-/// Fails where times run backwards, or away; `last` is how long the last frame is shown.
-fn check(times: &[f64], last: f64) -> Result<(), String> {
+/// Fails where times run backwards, or away; `end` is when the last frame ends.
+fn check_times(times: &[f64], end: f64) -> Result<(), String> {
     if let Some(pair) = times.windows(2).find(|pair| !pair.is_sorted()) {
         return Err(format!("a frame at {} s comes after one at {} s", pair[1], pair[0]));
     }
-    let seconds = times[times.len() - 1] - times[0] + last;
+    let seconds = end - times[0];
     if seconds.is_nan() || seconds > MAX_SECONDS {
         return Err(format!("it lasts {seconds:.0} s, expected at most {MAX_SECONDS:.0}"));
     }
@@ -106,8 +162,8 @@ fn check(times: &[f64], last: f64) -> Result<(), String> {
 }
 
 /// Why a video gives no clip.
-fn too_short(scenes: &[Range<usize>], times: &[f64], last: f64, settings: &Settings) -> String {
-    let time = |frame: usize| times.get(frame).copied().unwrap_or(times[times.len() - 1] + last);
+fn too_short(scenes: &[Range<usize>], times: &[f64], end: f64, settings: &Settings) -> String {
+    let time = |frame: usize| times.get(frame).copied().unwrap_or(end);
     let longest = scenes.iter().map(|scene| time(scene.end) - time(scene.start));
     let longest = longest.fold(0.0, f64::max);
     format!(
@@ -120,19 +176,24 @@ fn too_short(scenes: &[Range<usize>], times: &[f64], last: f64, settings: &Setti
 
 /// The second pass: pictures to clips.
 struct Writing<'a> {
-    stem: &'a str,
-    folder: &'a Path,
+    place: Place<'a>,
     fps: f64,
     resize: Resize,
     settings: &'a Settings,
-    clips: Vec<Clip>,
+    /// Those that are written, by their places among the cuts.
+    clips: Vec<Option<Clip>>,
+    progress: Option<Progress>,
 }
 
 impl Writing<'_> {
-    /// Writes the clips; decoding ends with the last one.
+    /// Writes the clips that are missing; decoding ends with the last one.
     fn all(&mut self, cuts: Vec<Cut>, reader: VideoReader) -> Result<(), String> {
         let [height, width] = self.resize.source;
-        let mut cuts = VecDeque::from(cuts);
+        let missing = cuts.into_iter().enumerate().filter(|(cut, _)| self.clips[*cut].is_none());
+        let mut cuts: VecDeque<(usize, Cut)> = missing.collect();
+        if cuts.is_empty() {
+            return Ok(());
+        }
         let mut open = None;
         for (index, frame) in reader.enumerate() {
             let frame = frame.map_err(|error| error.to_string())?;
@@ -141,7 +202,7 @@ impl Writing<'_> {
             }
             let resized = OnceCell::new();
             // The frame that ends a clip may begin the next one, too.
-            while let Some(cut) = cuts.front() {
+            while let Some((_, cut)) = cuts.front() {
                 let clip = match &mut open {
                     Some(clip) => clip,
                     None => open.insert(self.open(cut)?),
@@ -156,8 +217,8 @@ impl Writing<'_> {
                 if clip.frames < cut.picks.len() {
                     break;
                 }
-                if let (Some(clip), Some(cut)) = (open.take(), cuts.pop_front()) {
-                    self.write(clip, &cut)?;
+                if let (Some(clip), Some((place, cut))) = (open.take(), cuts.pop_front()) {
+                    self.write(clip, place, &cut)?;
                 }
             }
             if cuts.is_empty() {
@@ -180,23 +241,34 @@ impl Writing<'_> {
             )
         })?;
         let part = self.settings.keep_long.then_some(cut.part);
-        let file = names::clip(self.stem, cut.scene, part);
+        let file = names::clip(self.place.stem, cut.scene, part);
         let spec = VideoSpec { frames, width, height, fps: self.fps };
-        let writer = Writer::open(&self.folder.join(&file), &spec);
+        let writer = Writer::open(&self.place.unfinished.join(&file), &spec);
         let writer = writer.map_err(|error| format!("its clip: {error}"))?;
         Ok(OpenClip { file, writer, rgb: Vec::with_capacity(bytes), frames: 0 })
     }
 
     /// Gives a clip its name.
-    fn write(&mut self, clip: OpenClip, cut: &Cut) -> Result<(), String> {
+    fn write(&mut self, clip: OpenClip, place: usize, cut: &Cut) -> Result<(), String> {
         let OpenClip { file, writer, rgb, frames: num_frames } = clip;
         let [height, width] = self.resize.size;
         let frames = Frames::from_rgb(rgb, [num_frames, height, width])
             .map_err(|error| error.to_string())?;
+        let fail = |error: &dyn std::fmt::Display| format!("its clip: {error}");
         // Where a clip comes from stands in the table.
-        writer.write(&frames, &Value::Null).map_err(|error| format!("its clip: {error}"))?;
-        let Cut { start, end, .. } = *cut;
-        self.clips.push(Clip { file, start, end, fps: self.fps, width, height, num_frames });
+        let unfinished = writer.write(&frames, &Value::Null).map_err(|error| fail(&error))?;
+        let target = self.place.folder.join(&file);
+        let bytes = std::fs::metadata(&unfinished)
+            .and_then(|written| std::fs::rename(&unfinished, &target).map(|()| written.len()))
+            .and_then(|bytes| sync_folder(&target).map(|()| bytes))
+            .map_err(|error| fail(&error))?;
+        let (&Cut { start, end, .. }, fps) = (cut, self.fps);
+        let bytes = Some(bytes);
+        let clip = Clip { file, start, end, fps, width, height, num_frames, bytes };
+        if let Some(progress) = &mut self.progress {
+            progress.add(place, &clip).map_err(|error| format!("its progress: {error}"))?;
+        }
+        self.clips[place] = Some(clip);
         Ok(())
     }
 }

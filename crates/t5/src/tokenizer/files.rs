@@ -1,17 +1,18 @@
 //! Bounded reading of small files.
 
 use std::{
-    fs::File,
     io::{ErrorKind, Read},
     path::Path,
 };
+
+use opensora_files::read::open_regular;
 
 use super::error::TokenizerError;
 
 /// Reads a whole file of at most `limit` bytes.
 pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, TokenizerError> {
     let failed = |source| TokenizerError::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
+    let file = open_regular(path).map_err(failed)?;
     let too_large = |found| TokenizerError::TooLarge {
         path: path.to_owned(),
         what: "the file size in bytes",
@@ -22,7 +23,7 @@ pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, TokenizerError> {
     if declared > limit {
         return Err(too_large(declared));
     }
-    // Not the declared size: a pipe declares none, and the file may still grow.
+    // Not the declared size: the file may still grow.
     let mut bytes = Vec::new();
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > limit {

@@ -23,6 +23,9 @@ use super::{
     spiece,
 };
 
+/// Most commas and opening brackets: each may stand for a value of 32 bytes in memory (mT5: 750,000).
+const MAX_JSON_VALUES: usize = 1_500_000;
+
 /// Longest accepted text that a `Replace` stage inserts.
 const MAX_REPLACEMENT_BYTES: usize = 256;
 
@@ -101,6 +104,15 @@ pub(super) fn parse(
         token: token.to_owned(),
         reason,
     };
+    let marks = bytes.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
+    if marks > MAX_JSON_VALUES {
+        return Err(TokenizerError::TooLarge {
+            path: path.to_owned(),
+            what: "the number of JSON values",
+            found: marks as u64,
+            limit: MAX_JSON_VALUES as u64,
+        });
+    }
     let file: TokenizerJson =
         serde_json::from_slice(bytes).map_err(|e| bad(format!("not a T5 tokenizer.json: {e}")))?;
 

@@ -38,6 +38,28 @@ impl ModelFlops {
     }
 }
 
+/// The FLOP/s that a device can reach at best, for the utilisation.
+///
+/// It begins as what was measured or given, and rises to the fastest step: a measurement beside
+/// other work on the machine is too low, and would let the utilisation pass 100 %.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ceiling {
+    best: f64,
+}
+
+impl Ceiling {
+    /// Begins with `flops` FLOP/s.
+    pub fn new(flops: f64) -> Self {
+        Self { best: flops }
+    }
+
+    /// Returns which part of the ceiling `flops` FLOP/s are, 0 to 1.
+    pub fn utilisation(&mut self, flops: f64) -> f64 {
+        self.best = self.best.max(flops);
+        flops / self.best
+    }
+}
+
 /// Matrices are made larger until a product takes this long.
 const LONG_ENOUGH: Duration = Duration::from_millis(20);
 /// Elements of a side at which they stop growing: 256 MB in f32.
@@ -113,6 +135,14 @@ mod tests {
         let blocks =
             28.0 * (36.0 * c * c * n + 4.0 * c * (s + t + 120.0) * n + 4.0 * c * c * 120.0);
         assert_eq!(ModelFlops::new(&xl, [16, 16, 16], 120).forward(), blocks);
+    }
+
+    #[test]
+    fn no_load_pushes_the_utilisation_above_one() {
+        // Measured while something else ran.
+        let mut ceiling = Ceiling::new(1e9);
+        let utilisations = [0.5e9, 2e9, 4e9, 2e9].map(|flops| ceiling.utilisation(flops));
+        assert_eq!(utilisations, [0.5, 1.0, 1.0, 0.5]);
     }
 
     #[test]

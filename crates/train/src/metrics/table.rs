@@ -3,6 +3,7 @@
 use super::{COLUMNS, MetricsError, Record};
 use opensora_files::write_atomically;
 use std::{
+    fmt,
     fs::{File, OpenOptions},
     io::{ErrorKind, Write},
     path::{Path, PathBuf},
@@ -16,6 +17,7 @@ pub(super) struct TableWriter {
     /// Bytes of whole rows.
     length: u64,
     columns: Vec<String>,
+    gaps: Vec<Gap>,
 }
 
 impl TableWriter {
@@ -27,19 +29,25 @@ impl TableWriter {
             Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
             Err(error) => return Err(MetricsError::io(path)(error)),
         };
-        let (columns, kept) = match keep(path, &found, resume_at_step)? {
-            Some((columns, kept)) => (columns, kept.to_string()),
+        let (columns, kept, steps) = match keep(path, &found, resume_at_step)? {
+            Some(Kept { columns, text, steps }) => (columns, text.to_string(), steps),
             None => {
                 let columns = COLUMNS.map(String::from).to_vec();
                 let header = columns.join(",") + "\n";
-                (columns, header)
+                (columns, header, Vec::new())
             }
         };
+        let gaps = gaps(steps.into_iter().chain([resume_at_step + 1]));
         if kept != found {
             rewrite(path, &kept)?;
         }
         let file = append_to(path)?;
-        Ok(Self { path: path.into(), file, length: kept.len() as u64, columns })
+        Ok(Self { path: path.into(), file, length: kept.len() as u64, columns, gaps })
+    }
+
+    /// Steps before the one that the table was opened at that have no row.
+    pub(super) fn gaps(&self) -> &[Gap] {
+        &self.gaps
     }
 
     /// Appends a row, and new columns where the record has parts that none had before.
@@ -77,13 +85,20 @@ impl TableWriter {
     }
 }
 
-/// Columns of a table, and the part of it that a run goes on from; `None` where there is nothing
-/// to keep.
+/// The part of a table that a run resumes from.
+struct Kept<'a> {
+    columns: Vec<String>,
+    text: &'a str,
+    /// Steps of its rows.
+    steps: Vec<u64>,
+}
+
+/// Returns the part of a table that a run resumes from, or `None` if there is nothing to keep.
 fn keep<'a>(
     path: &Path,
     text: &'a str,
     resume_at_step: u64,
-) -> Result<Option<(Vec<String>, &'a str)>, MetricsError> {
+) -> Result<Option<Kept<'a>>, MetricsError> {
     let mut lines = text.split_inclusive('\n');
     let Some(header) = lines.next().filter(|line| line.ends_with('\n')) else {
         return Ok(None);
@@ -95,12 +110,15 @@ fn keep<'a>(
         return Err(fail(1, reason));
     }
     let rows: Vec<&str> = lines.collect();
-    let mut end = header.len();
+    let (mut end, mut steps) = (header.len(), Vec::new());
     for (index, row) in rows.iter().enumerate() {
         let step = row.split(',').next().and_then(|cell| cell.parse::<u64>().ok());
         let whole = row.ends_with('\n') && row.matches(',').count() + 1 == columns.len();
         match step {
-            Some(step) if whole && step <= resume_at_step => end += row.len(),
+            Some(step) if whole && step <= resume_at_step => {
+                end += row.len();
+                steps.push(step);
+            }
             // Steps rise, so everything behind it is later too.
             Some(_) if whole => break,
             // A process that is killed, or a machine that loses its power, damages the end.
@@ -111,7 +129,37 @@ fn keep<'a>(
             }
         }
     }
-    Ok(Some((columns, &text[..end])))
+    Ok(Some(Kept { columns, text: &text[..end], steps }))
+}
+
+/// Consecutive steps that have no row in a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// The first of them.
+    pub first: u64,
+    /// The last of them.
+    pub last: u64,
+}
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.last - self.first {
+            0 => write!(f, "the row of step {} is missing", self.first),
+            _ => write!(f, "the rows of steps {} to {} are missing", self.first, self.last),
+        }
+    }
+}
+
+/// The steps that are missing before and between `steps`, which count from 1.
+fn gaps(steps: impl IntoIterator<Item = u64>) -> Vec<Gap> {
+    let (mut gaps, mut next) = (Vec::new(), 1);
+    for step in steps {
+        if step > next {
+            gaps.push(Gap { first: next, last: step - 1 });
+        }
+        next = step.saturating_add(1);
+    }
+    gaps
 }
 
 fn rewrite(path: &Path, text: &str) -> Result<(), MetricsError> {
@@ -173,6 +221,12 @@ impl Table {
         Ok(Self { columns, rows })
     }
 
+    /// Returns the steps before the last row that have no row, as after a line was lost or deleted.
+    pub fn gaps(&self) -> Vec<Gap> {
+        let steps = self.column(COLUMNS[0]).unwrap_or_default();
+        gaps(steps.into_iter().filter(|step| *step >= 1.0).map(|step| step as u64))
+    }
+
     /// The numbers of a column, or `None` where there is none of that name.
     pub fn column(&self, name: &str) -> Option<Vec<f64>> {
         let index = self.columns.iter().position(|column| column == name)?;
@@ -217,6 +271,27 @@ mod tests {
         std::fs::write(&path, "step,sam").unwrap();
         TableWriter::open(&path, 7).unwrap().append(&record(8)).unwrap();
         assert_eq!(steps(&path), [8.0]);
+    }
+
+    #[test]
+    fn missing_rows_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.csv");
+        let mut writer = TableWriter::open(&path, 0).unwrap();
+        assert!(writer.gaps().is_empty());
+        (1..=9).for_each(|step| writer.append(&record(step)).unwrap());
+        assert_eq!(Table::read(&path).unwrap().gaps(), []);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lost = |line: &&str| !["1,", "4,", "5,"].iter().any(|step| line.starts_with(step));
+        let lines: Vec<&str> = text.lines().filter(lost).collect();
+        std::fs::write(&path, lines.join("\n") + "\n").unwrap();
+        let found = [Gap { first: 1, last: 1 }, Gap { first: 4, last: 5 }];
+        assert_eq!(Table::read(&path).unwrap().gaps(), found);
+        // A run that resumes later than the last row lost the rows between.
+        let writer = TableWriter::open(&path, 11).unwrap();
+        assert_eq!(writer.gaps(), [&found[..], &[Gap { first: 10, last: 11 }]].concat());
+        assert_eq!(writer.gaps()[0].to_string(), "the row of step 1 is missing");
+        assert_eq!(writer.gaps()[2].to_string(), "the rows of steps 10 to 11 are missing");
     }
 
     #[test]
@@ -273,7 +348,8 @@ mod tests {
         }
         let file = OpenOptions::new().append(true).open(full).unwrap();
         let columns = COLUMNS.map(String::from).to_vec();
-        let mut writer = TableWriter { path: full.into(), file, length: 0, columns };
+        let (path, gaps) = (full.into(), Vec::new());
+        let mut writer = TableWriter { path, file, length: 0, columns, gaps };
         let error = writer.append(&record(1)).unwrap_err();
         assert!(matches!(error, MetricsError::Io { .. }), "{error}");
     }

@@ -1,0 +1,128 @@
+//! What training programs put around a state dict: prefixes of its keys, and dictionaries.
+//!
+//! Both look alike once a file is flattened: `module.x_embedder.proj.weight` is a key that
+//! `DistributedDataParallel` has prefixed or a key in DeepSpeed's dictionary `module`. What is in front
+//! of a key that every artefact of a kind has is the wrapper.
+
+use std::collections::BTreeSet;
+
+/// Modules that PyTorch puts around any other: `torch.compile`, FSDP, activation checkpointing. Their
+/// names may stand anywhere in a key and never belong to a model.
+const TRANSPARENT: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+
+/// The wrapper that is read where a file has several: the averaged weights, as Open-Sora's `find_model`
+/// prefers them (v1.0.0, `opensora/utils/ckpt_utils.py`), then the usual containers.
+fn rank(prefix: &str) -> usize {
+    let has = |test: fn(&str) -> bool| prefix.split('.').any(test);
+    if has(is_average) {
+        0
+    } else if has(|name| name == "state_dict" || name == "model_state_dict") {
+        1
+    } else if prefix.is_empty() {
+        2
+    } else if has(|name| name == "model") {
+        3
+    } else if has(|name| name == "module") {
+        4
+    } else {
+        5
+    }
+}
+
+fn is_average(name: &str) -> bool {
+    name == "ema" || name.starts_with("ema_") || name.ends_with("_ema")
+}
+
+/// Splits the transparent components off `key`: the key without them, and their names.
+pub(crate) fn without_transparent(key: &str) -> (String, Vec<&str>) {
+    let (transparent, kept): (Vec<&str>, Vec<&str>) =
+        key.split('.').partition(|name| TRANSPARENT.contains(name));
+    (kept.join("."), transparent)
+}
+
+/// The prefix, empty or ending in a dot, in front of `known`, a key that every file of the artefact has;
+/// nothing if no key ends in it. `empty` are names of the file's dictionaries without tensors.
+pub(crate) fn find<'a>(
+    keys: impl Iterator<Item = &'a str>,
+    known: &str,
+    empty: &[String],
+) -> Result<Option<&'a str>, String> {
+    let fits: BTreeSet<&str> = keys
+        .filter_map(|key| key.strip_suffix(known))
+        .filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
+        .collect();
+    let Some(best) = fits.iter().map(|prefix| rank(prefix)).min() else { return Ok(None) };
+    if let [only] = Vec::from_iter(&fits)[..] {
+        return Ok(Some(only));
+    }
+    let names = |prefixes: &mut dyn Iterator<Item = &&str>| {
+        prefixes.map(|prefix| format!("'{}'", prefix.trim_end_matches('.'))).collect::<Vec<_>>()
+    };
+    // A dictionary that a pickle has twice is filled under one of its names only.
+    if let Some(name) = empty.iter().find(|name| rank(name) < best) {
+        return Err(format!(
+            "its '{name}' is another name of one of {}, and which one cannot be told",
+            names(&mut fits.iter()).join(", ")
+        ));
+    }
+    let mut wanted: Vec<&&str> = fits.iter().filter(|prefix| rank(prefix) == best).collect();
+    match (wanted.pop(), wanted.is_empty()) {
+        (Some(one), true) => Ok(Some(one)),
+        (last, _) => Err(format!(
+            "several models found ({}), expected one; save the wanted one alone",
+            names(&mut wanted.into_iter().chain(last)).join(", ")
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(keys: &[&'static str], empty: &[&str]) -> Result<Option<&'static str>, String> {
+        let empty: Vec<String> = empty.iter().map(|name| name.to_string()).collect();
+        find(keys.iter().copied(), "x.weight", &empty)
+    }
+
+    #[test]
+    fn any_single_prefix_is_a_wrapper() {
+        for (key, prefix) in [
+            ("x.weight", ""),
+            ("module.x.weight", "module."),
+            ("trainer.net.0.x.weight", "trainer.net.0."),
+        ] {
+            assert_eq!(found(&[key, "optimizer.state.0.exp_avg"], &[]), Ok(Some(prefix)));
+        }
+        assert_eq!(found(&["yx.weight", "x.weights", "module.x.bias"], &[]), Ok(None));
+    }
+
+    #[test]
+    fn averaged_weights_come_first_then_the_usual_containers() {
+        for (keys, prefix) in [
+            (&["ema.x.weight", "state_dict.x.weight", "x.weight"], "ema."),
+            (&["model.x.weight", "model_ema.module.x.weight", "x.weight"], "model_ema.module."),
+            (&["model.x.weight", "state_dict.x.weight", "x.weight"], "state_dict."),
+            (&["module.x.weight", "model.x.weight", "other.x.weight"], "model."),
+            (&["module.x.weight", "teacher.x.weight", "other.x.weight"], "module."),
+        ] {
+            assert_eq!(found(keys, &[]), Ok(Some(prefix)));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_told_apart_is_an_error() {
+        let error = found(&["teacher.x.weight", "student.x.weight"], &[]).unwrap_err();
+        assert!(error.contains("'student', 'teacher'"), "{error}");
+        let error = found(&["model.x.weight", "other.x.weight"], &["ema"]).unwrap_err();
+        assert!(error.contains("'ema' is another name"), "{error}");
+        // One dictionary only: whatever its other names are.
+        assert_eq!(found(&["other.x.weight"], &["ema"]), Ok(Some("other.")));
+        assert_eq!(found(&["ema.x.weight", "other.x.weight"], &["model"]), Ok(Some("ema.")));
+    }
+
+    #[test]
+    fn transparent_modules_may_stand_anywhere() {
+        let (key, names) = without_transparent("_orig_mod.module.blocks.0._orig_mod.x.weight");
+        assert_eq!((key.as_str(), names.len()), ("module.blocks.0.x.weight", 2));
+    }
+}

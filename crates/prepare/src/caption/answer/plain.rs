@@ -1,0 +1,435 @@
+//! The caption in what models write around it: reasoning, tokens of chat templates, labels and
+//! quotation marks.
+
+use crate::text::{has_words, single_spaced};
+
+/// Marks around reasoning. Letters count in either case.
+const REASONING: [(&str, &str); 7] = [
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("\u{25c1}think\u{25b7}", "\u{25c1}/think\u{25b7}"),
+];
+/// Marks around the answer proper.
+const ANSWER: [(&str, &str); 4] = [
+    ("<|begin_of_box|>", "<|end_of_box|>"),
+    ("<answer>", "</answer>"),
+    ("<caption>", "</caption>"),
+    ("<description>", "</description>"),
+];
+/// Tokens of chat templates that are not of the kind `<|...|>`.
+const TOKENS: [&str; 15] = [
+    "<s>",
+    "</s>",
+    "<bos>",
+    "<eos>",
+    "<pad>",
+    "<unk>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "<image>",
+    "<video>",
+    "[INST]",
+    "[/INST]",
+    "<<SYS>>",
+    "<</SYS>>",
+];
+/// Longest token of the kind `<|...|>`, in bytes.
+const LONGEST_TOKEN: usize = 64;
+/// Longest label, in bytes.
+const LONGEST_LABEL: usize = 120;
+
+/// Returns the caption in an answer, on one line; `None` if the answer holds reasoning alone.
+pub(super) fn caption(answer: &str) -> Option<String> {
+    let text = final_channel(answer)?;
+    let text = without_reasoning(text)?;
+    let text = inside_marks(text);
+    let mut text = turn(text);
+    loop {
+        let before = text.len();
+        text = text.trim();
+        text = unquoted(text);
+        text = unlabelled(text);
+        if text.len() == before {
+            break;
+        }
+    }
+    let line = single_spaced(text);
+    Some(unquoted(&line).into())
+}
+
+/// Returns where `pattern` first stands in `text`; ASCII letters count in either case.
+fn find(text: &str, pattern: &str) -> Option<usize> {
+    let mut windows = text.as_bytes().windows(pattern.len());
+    windows.position(|window| window.eq_ignore_ascii_case(pattern.as_bytes()))
+}
+
+fn rfind(text: &str, pattern: &str) -> Option<usize> {
+    let mut windows = text.as_bytes().windows(pattern.len());
+    windows.rposition(|window| window.eq_ignore_ascii_case(pattern.as_bytes()))
+}
+
+/// Returns the text of the last final channel (`<|channel|>final<|message|>`), or all of it if it has no
+/// channels; `None` if it has others alone.
+fn final_channel(text: &str) -> Option<&str> {
+    const CHANNEL: &str = "<|channel|>";
+    const MESSAGE: &str = "<|message|>";
+    if find(text, CHANNEL).is_none() {
+        return Some(text);
+    }
+    let mut rest = text;
+    while let Some(at) = rfind(rest, CHANNEL) {
+        let channel = &text[at + CHANNEL.len()..];
+        let is_final = channel.get(..5).is_some_and(|name| name.eq_ignore_ascii_case("final"));
+        if let (true, Some(begin)) = (is_final, find(channel, MESSAGE)) {
+            return Some(&channel[begin + MESSAGE.len()..]);
+        }
+        rest = &rest[..at];
+    }
+    None
+}
+
+/// Returns the text without reasoning, closed or not; `None` if there is nothing else.
+fn without_reasoning(text: &str) -> Option<&str> {
+    let mut text = text;
+    for (open, close) in REASONING {
+        let begin = find(text, open);
+        // Some templates leave out the mark that begins the reasoning.
+        let Some(end) = rfind(text, close) else {
+            text = match begin {
+                Some(begin) => Some(&text[..begin]).filter(|said| has_words(said))?,
+                None => text,
+            };
+            continue;
+        };
+        let said = &text[end + close.len()..];
+        // Reasoning that was begun once more, and did not end.
+        let said = find(said, open).map_or(said, |begin| &said[..begin]);
+        text = match begin {
+            _ if has_words(said) => said,
+            Some(begin) => Some(&text[..begin]).filter(|said| has_words(said))?,
+            None => return None,
+        };
+    }
+    Some(text)
+}
+
+/// Returns the text between the last marks around an answer.
+fn inside_marks(text: &str) -> &str {
+    for (open, close) in ANSWER {
+        if let Some(begin) = rfind(text, open) {
+            let inside = &text[begin + open.len()..];
+            let inside = find(inside, close).map_or(inside, |end| &inside[..end]);
+            if has_words(inside) {
+                return inside;
+            }
+        }
+    }
+    text
+}
+
+/// Returns the token of a chat template that `text` begins with.
+fn token(text: &str) -> Option<&str> {
+    for (open, close) in [("<|", "|>"), ("<\u{ff5c}", "\u{ff5c}>")] {
+        if let Some(rest) = text.strip_prefix(open)
+            && let Some(end) = rest.find(close).filter(|end| *end <= LONGEST_TOKEN)
+            && !rest[..end].contains(char::is_whitespace)
+        {
+            return Some(&text[..open.len() + end + close.len()]);
+        }
+    }
+    let is_there = |token: &&&str| {
+        text.get(..token.len()).is_some_and(|start| start.eq_ignore_ascii_case(token))
+    };
+    TOKENS.iter().find(is_there).map(|token| &text[..token.len()])
+}
+
+/// Returns what the assistant says first between the tokens of a chat template.
+fn turn(text: &str) -> &str {
+    // The parts between tokens, each with the token before it.
+    let mut parts = vec![("", text)];
+    let (mut begin, mut before) = (0, "");
+    for (at, _) in text.match_indices(['<', '[']) {
+        // Inside the token before.
+        if at < begin {
+            continue;
+        }
+        if let Some(token) = token(&text[at..]) {
+            parts.pop();
+            parts.push((before, &text[begin..at]));
+            (begin, before) = (at + token.len(), token);
+            parts.push((before, &text[begin..]));
+        }
+    }
+    let is_request = |token: &str| {
+        let name = token.trim_matches(['<', '>', '|', '[', ']']).to_ascii_lowercase();
+        ["inst", "sys", "user", "system", "human"].contains(&name.as_str())
+    };
+    // A request that is repeated without its opening token ends with this one.
+    let is_answered =
+        |part: &(&str, &str)| part.0.eq_ignore_ascii_case("[/INST]") && has_words(part.1);
+    let first = parts.iter().rposition(is_answered).unwrap_or(0);
+    let mut is_others = false;
+    for (token, part) in parts.into_iter().skip(first) {
+        let (role, said) = role(token, part);
+        match role {
+            Some(is_assistant) => is_others = !is_assistant,
+            None if is_request(token) => continue,
+            None => {}
+        }
+        if has_words(said) && !is_others {
+            return said;
+        }
+        // The role of a header is a part of its own, and what it says the next one.
+        if has_words(said) {
+            is_others = false;
+        }
+    }
+    ""
+}
+
+/// Splits a part into its role (whether it is the assistant's), where the token before it announces
+/// one, and what is said.
+fn role<'a>(token: &str, part: &'a str) -> (Option<bool>, &'a str) {
+    let announces = ["<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|start|>"];
+    if !announces.iter().any(|announcing| announcing.eq_ignore_ascii_case(token)) {
+        return (None, part);
+    }
+    let part = part.trim_start();
+    let end = part.find(|c: char| !c.is_alphanumeric()).unwrap_or(part.len());
+    let (name, said) = part.split_at(end);
+    match name.to_ascii_lowercase().as_str() {
+        "assistant" | "model" => (Some(true), said),
+        "user" | "system" | "tool" | "developer" | "human" => (Some(false), said),
+        _ => (None, part),
+    }
+}
+
+/// Returns the text without quotation marks, emphasis or a code fence around all of it, or a quotation
+/// mark that is alone.
+fn unquoted(text: &str) -> &str {
+    let text = text.trim();
+    if let Some(rest) = text.strip_prefix("```") {
+        let rest = rest.strip_suffix("```").unwrap_or(rest);
+        // The first line names a language.
+        let is_name = |line: &str| line.chars().all(|c| c.is_ascii_alphanumeric());
+        let body = rest.split_once('\n').filter(|(name, _)| is_name(name.trim()));
+        return body.map_or(rest, |(_, body)| body).trim();
+    }
+    for mark in ["**", "__", "*", "_", "`"] {
+        let inner = text.strip_prefix(mark).and_then(|text| text.strip_suffix(mark));
+        if let Some(inner) = inner.filter(|inner| !inner.contains(mark)) {
+            return inner.trim();
+        }
+    }
+    let pairs = [
+        ('"', '"'),
+        ('\'', '\''),
+        ('\u{201c}', '\u{201d}'),
+        ('\u{2018}', '\u{2019}'),
+        ('\u{ab}', '\u{bb}'),
+        ('\u{300c}', '\u{300d}'),
+    ];
+    for (open, close) in pairs {
+        let inner = text.strip_prefix(open).and_then(|text| text.strip_suffix(close));
+        // Marks inside belong to a quotation of its own.
+        if let Some(inner) = inner.filter(|inner| !inner.contains([open, close])) {
+            return inner.trim();
+        }
+        // Apostrophes end words as well.
+        if open == '\'' || close == '\u{2019}' {
+            continue;
+        }
+        for alone in [text.strip_prefix(open), text.strip_suffix(close)].into_iter().flatten() {
+            if !alone.contains([open, close]) {
+                return alone.trim();
+            }
+        }
+    }
+    text
+}
+
+/// Returns the text behind a label such as `Caption:`, `**Final answer:**` or `Here is a caption of the
+/// video:`.
+fn unlabelled(text: &str) -> &str {
+    let start = text.trim_start_matches(['#', '>', ' ']);
+    let bare = start.trim_start_matches(['*', '_']);
+    let marks = &start[..start.len() - bare.len()];
+    let Some(end) = bare.find([':', '\u{ff1a}', '\n']).filter(|end| *end <= LONGEST_LABEL) else {
+        return text;
+    };
+    if !is_label(&bare[..end]) {
+        return text;
+    }
+    let rest = bare[end..].trim_start_matches([':', '\u{ff1a}', '\n', ' ']);
+    rest.strip_prefix(marks).unwrap_or(rest)
+}
+
+/// Returns true for words that announce a caption and say nothing of what is seen.
+fn is_label(head: &str) -> bool {
+    const NOUNS: [&str; 7] =
+        ["caption", "description", "answer", "response", "output", "assistant", "summary"];
+    const BESIDE: [&str; 19] = [
+        "final", "video", "image", "clip", "scene", "frame", "frames", "short", "detailed",
+        "brief", "concise", "english", "the", "of", "for", "a", "an", "this", "your",
+    ];
+    const OPENINGS: [&str; 9] = [
+        "here is",
+        "here's",
+        "here are",
+        "here\u{2019}s",
+        "this is",
+        "below is",
+        "sure",
+        "certainly",
+        "of course",
+    ];
+    let head = head.to_lowercase();
+    let mut words =
+        head.split(|c: char| !(c.is_alphanumeric() || c == '\'')).filter(|word| !word.is_empty());
+    let is_announced = words.clone().any(|word| NOUNS.contains(&word));
+    let opens = OPENINGS.iter().any(|opening| head.trim_start().starts_with(opening));
+    is_announced && (opens || words.all(|word| NOUNS.contains(&word) || BESIDE.contains(&word)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasoning_is_left_out_closed_or_not() {
+        for (answer, said) in [
+            ("<think>hm\nhm</think>\n\nA fox runs.", Some("A fox runs.")),
+            ("hm</think>A fox runs.", Some("A fox runs.")),
+            ("<think>a</think>b<think>c</think> A fox runs.", Some("A fox runs.")),
+            ("<THINK>hm</Think>A fox runs.", Some("A fox runs.")),
+            ("A fox runs.<think>Is that right?</think>", Some("A fox runs.")),
+            ("A fox runs. <think>Is that", Some("A fox runs.")),
+            ("<think>x</think>A fox runs.<think>Is that", Some("A fox runs.")),
+            ("\u{25c1}think\u{25b7}hm\u{25c1}/think\u{25b7}A fox runs.", Some("A fox runs.")),
+            ("[THINK]hm[/THINK]A fox runs.", Some("A fox runs.")),
+            ("<think>The user wants a caption of", None),
+            ("<think>hm</think>", None),
+            ("hm</think>\n", None),
+            ("<reasoning>hm", None),
+            (
+                "<|channel|>analysis<|message|>We see a fox.<|end|><|start|>assistant<|channel|>final\
+                 <|message|>A fox runs.<|return|>",
+                Some("A fox runs."),
+            ),
+            ("<|channel|>final <|constrain|>text<|message|>A fox runs.", Some("A fox runs.")),
+            ("<|channel|>analysis<|message|>We see a fox.", None),
+            ("<|channel|>final", None),
+        ] {
+            assert_eq!(caption(answer).as_deref(), said, "{answer}");
+        }
+    }
+
+    #[test]
+    fn tokens_of_chat_templates_are_left_out() {
+        for answer in [
+            "A fox runs.<|im_end|>",
+            "<|im_start|>assistant\nA fox runs.<|im_end|>\n<|im_start|>user\nThanks",
+            "<|im_start|>user\nDescribe.<|im_end|>\n<|im_start|>assistant\nA fox runs.",
+            "<|start_header_id|>user<|end_header_id|>Describe.<|eot_id|><|start_header_id|>assistant\
+             <|end_header_id|>\n\nA fox runs.<|eot_id|>",
+            "<s> A fox runs. </s>",
+            "A fox runs.</s><s>[INST] And now?",
+            "[INST] Describe the video. [/INST] A fox runs.</s>",
+            "Describe the video. [/INST] A fox runs.",
+            "A fox runs. [/INST]",
+            "<start_of_turn>model\nA fox runs.<end_of_turn>",
+            "<|assistant|>A fox runs.<|endoftext|>",
+            "<\u{ff5c}Assistant\u{ff5c}>A fox runs.<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
+            "<|vision_start|><|image_pad|><|vision_end|>A fox runs.",
+            "The caption is <|begin_of_box|>A fox runs.<|end_of_box|>",
+            "So: <answer>A fox runs.</answer>",
+        ] {
+            assert_eq!(caption(answer).as_deref(), Some("A fox runs."), "{answer}");
+        }
+        for kept in ["A sign says <EXIT>.", "2 < 3 and [x] | <|", "A <| b |> c", "a [b] <c"] {
+            assert_eq!(caption(kept).as_deref(), Some(kept));
+        }
+        assert_eq!(caption("</s><s>").as_deref(), Some(""));
+    }
+
+    #[test]
+    fn labels_and_quotation_marks_are_left_out() {
+        for answer in [
+            "Caption: A fox runs.",
+            "**Caption:** A fox runs.",
+            "## Caption\nA fox runs.",
+            "**Final Answer**: \"A fox runs.\"",
+            "Sure! Here is a caption for the video:\n\n\"A fox runs.\"",
+            "Here's a detailed description of what the clip shows:\nA fox runs.",
+            "Assistant: Caption: 'A fox runs.'",
+            "Video description\u{ff1a}A fox runs.",
+            "\u{201c}A fox runs.\u{201d}",
+            "\"A fox runs.",
+            "A fox runs.\"",
+            "```text\nA fox runs.\n```",
+            "*A fox runs.*",
+            "\u{ab}A fox runs.\u{bb}",
+        ] {
+            assert_eq!(caption(answer).as_deref(), Some("A fox runs."), "{answer}");
+        }
+        for kept in [
+            "\"Stop\" says a sign beside \"Go\"",
+            "A video: a fox runs.",
+            "Two signs: one says stop.",
+            "Here is a fox: it runs.",
+            "The dogs' bowls",
+            "A man's answer: he laughs.",
+        ] {
+            assert_eq!(caption(kept).as_deref(), Some(kept));
+        }
+        assert_eq!(caption("Caption:").as_deref(), Some(""));
+    }
+
+    /// Pieces of what models write, joined in every order: no panic, one line, nothing grows.
+    #[test]
+    fn whatever_a_model_writes_becomes_one_line() {
+        let pieces = [
+            "<think>",
+            "</think>",
+            "<|",
+            "|>",
+            "<|channel|>",
+            "final",
+            "<|message|>",
+            "[INST]",
+            "[/INST]",
+            "<\u{ff5c}",
+            "\u{25c1}think",
+            "```",
+            "**",
+            "\"",
+            "\u{201c}",
+            "Caption:",
+            "\n",
+            "ü雾",
+            "<|im_start|>",
+            "user",
+            "<answer>",
+            "\u{1f98a}\u{301}",
+            "'",
+            "</",
+        ];
+        let mut state = 1u32;
+        for _ in 0..20_000 {
+            let mut answer = String::new();
+            for _ in 0..state % 12 {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                answer.push_str(pieces[(state >> 16) as usize % pieces.len()]);
+            }
+            state = state.wrapping_add(1_013_904_223);
+            if let Some(text) = caption(&answer) {
+                assert!(!text.contains('\n') && text.len() <= answer.len(), "{answer:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Runs from recipes: the folder's lock, checks that need no model, the finished model.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use burn::tensor::{Device, FloatDType};
+use opensora_checkpoint::export;
+use opensora_data::{Manifest, Row};
+use opensora_files::Lock;
+use opensora_t5::{T5Config, T5Encoder, fit_tokenizer, keys as t5_keys};
+use opensora_train::{Outcome, Recipe, Session, TrainError, metrics::TrainObserver, run::NoHooks};
+use opensora_vae::{AutoencoderKl, VaeConfig, keys as vae_keys};
+use opensora_video::{Frames, VideoSpec, Writer};
+use std::{fs, path::Path};
+
+/// Says a step's metrics to nobody, and keeps the rest.
+#[derive(Default)]
+struct Told(Vec<String>);
+
+impl TrainObserver for Told {
+    fn step(&mut self, _record: &opensora_train::metrics::Record, _steps: u64) {}
+
+    fn message(&mut self, text: &str) {
+        self.0.push(text.into());
+    }
+}
+
+const VAE: &str = r#"
+[vae.config]
+block_out_channels = [8, 8, 8]
+layers_per_block = 1
+norm_num_groups = 4
+[data.clip]
+num_frames = 1
+image_size = [32, 32]
+[run]
+steps = 1
+batch_size = 1
+workers = 0
+"#;
+
+const STDIT: &str = r#"
+[stdit.config]
+caption_channels = 16
+model_max_length = 8
+hidden_size = 32
+depth = 1
+num_heads = 2
+[data.clip]
+num_frames = 2
+frame_interval = 2
+image_size = [32, 32]
+[run]
+steps = 1
+batch_size = 1
+workers = 0
+"#;
+
+/// A video of four frames at 10 a second, and its manifest.
+fn data(folder: &Path) {
+    let clip = Frames::from_rgb(vec![77; 4 * 32 * 32 * 3], [4, 32, 32]).unwrap();
+    let spec = VideoSpec { frames: 4, width: 32, height: 32, fps: 10.0 };
+    let path = folder.join("a.mp4");
+    Writer::open(&path, &spec).unwrap().write(&clip, &serde_json::Value::Null).unwrap();
+    let row = Row { path, caption: "a red circle".into(), num_frames: Some(4) };
+    Manifest { rows: vec![row] }.write(&folder.join("clips.csv")).unwrap();
+}
+
+fn vae_config() -> VaeConfig {
+    VaeConfig {
+        block_out_channels: vec![8, 8, 8],
+        layers_per_block: 1,
+        norm_num_groups: 4,
+        ..VaeConfig::default()
+    }
+}
+
+fn t5_config() -> T5Config {
+    T5Config {
+        vocab_size: 120,
+        d_model: 16,
+        d_kv: 4,
+        d_ff: 32,
+        num_layers: 1,
+        num_heads: 2,
+        ..T5Config::default()
+    }
+}
+
+/// Configurations of a VAE and a text encoder, without weights.
+fn configs(folder: &Path) {
+    fs::create_dir_all(folder.join("vae")).unwrap();
+    fs::create_dir_all(folder.join("t5")).unwrap();
+    let config = serde_json::to_string(&vae_config()).unwrap();
+    fs::write(folder.join("vae/config.json"), config).unwrap();
+    t5_config().write(&folder.join("t5/config.json")).unwrap();
+}
+
+fn weights(folder: &Path) {
+    let device = Device::flex();
+    let vae = AutoencoderKl::new(&vae_config(), &device).unwrap();
+    let map = vae_keys::Naming::Diffusers.key_map(&vae_config());
+    let path = folder.join("vae/diffusion_pytorch_model.safetensors");
+    export(&vae, &map, FloatDType::F32, None, &path).unwrap();
+    fit_tokenizer(["a red circle grows"], 120).unwrap().save(&folder.join("t5")).unwrap();
+    let t5 = T5Encoder::new(&t5_config(), &device).unwrap();
+    let map = t5_keys::Layout::PUBLISHED.key_map();
+    export(&t5, &map, FloatDType::F32, None, &folder.join("t5/model.safetensors")).unwrap();
+}
+
+fn session(folder: &Path, recipe: Recipe) -> Session {
+    let folder = folder.join("run");
+    Session { recipe, folder, resume: false, peak_flops: None, device: Device::flex() }
+}
+
+fn stdit(folder: &Path) -> Recipe {
+    let mut recipe = Recipe::parse(STDIT).unwrap();
+    recipe.data.manifest = Some(folder.join("clips.csv"));
+    let part = recipe.stdit.as_mut().unwrap();
+    (part.vae, part.t5) = (Some(folder.join("vae")), Some(folder.join("t5")));
+    recipe
+}
+
+#[test]
+fn a_folder_has_one_run_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    data(folder.path());
+    let mut recipe = Recipe::parse(VAE).unwrap();
+    recipe.data.manifest = Some(folder.path().join("clips.csv"));
+    let session = session(folder.path(), recipe);
+    let prepared = session.prepare().unwrap();
+    let error = session.run(&mut Told::default(), &mut NoHooks).unwrap_err();
+    assert!(matches!(error, TrainError::Locked { .. }), "{error}");
+    let words = format!("in use by process {}", std::process::id());
+    assert!(error.to_string().ends_with(&words), "{error}");
+    // A run that never began leaves nothing.
+    drop(prepared);
+    assert!(!folder.path().join("run").exists());
+
+    let outcome = session.run(&mut Told::default(), &mut NoHooks).unwrap();
+    assert!(matches!(outcome, Outcome::Finished(progress) if progress.step == 1));
+    assert!(!folder.path().join("run/.lock").exists());
+    let again = session.run(&mut Told::default(), &mut NoHooks).unwrap_err();
+    assert!(again.to_string().contains("already holds a run"), "{again}");
+    drop(Lock::take(&folder.path().join("run/.lock")).unwrap());
+}
+
+/// Neither VAE nor text encoder has weights: loading one would be another error.
+#[test]
+fn what_needs_no_model_is_checked_before_one_is_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    data(path);
+    configs(path);
+    let fails = |change: &dyn Fn(&mut Recipe), words: &str| {
+        let mut recipe = stdit(path);
+        change(&mut recipe);
+        let error = session(path, recipe).run(&mut Told::default(), &mut NoHooks).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(words) && !text.contains('\n'), "{words}: {text}");
+        assert!(!path.join("run").exists(), "{words}");
+    };
+    fails(&|recipe| recipe.data.manifest = Some("nowhere.csv".into()), "nowhere.csv");
+    fails(&|recipe| recipe.data.cache = Some("no-cache".into()), "no-cache");
+    fails(&|recipe| recipe.data.clip.image_size = [30, 32], "30x32");
+    fails(&|recipe| recipe.run.dtype = "f31".into(), "f31");
+    let part = |change: fn(&mut opensora_train::recipe::StDitPart)| {
+        move |recipe: &mut Recipe| change(recipe.stdit.as_mut().unwrap())
+    };
+    fails(&part(|part| part.config.caption_channels = 8), "caption_channels is 8");
+    fails(&part(|part| part.config.in_channels = 8), "in_channels is 8");
+    fails(&part(|part| part.init = Some("no-weights.pth".into())), "no-weights.pth");
+    fails(&part(|part| part.loss.caption_dropout = 2.0), "caption_dropout");
+    fails(&part(|part| part.t5 = Some("no-t5".into())), "no-t5");
+    // With all of that in order, the weights are missed, under their own name.
+    let error = session(path, stdit(path)).run(&mut Told::default(), &mut NoHooks).unwrap_err();
+    assert!(matches!(error, TrainError::Data(opensora_data::DataError::Vae(_))), "{error}");
+    assert!(error.to_string().contains("vae"), "{error}");
+}
+
+#[test]
+fn weights_that_do_not_fit_are_no_fault_of_the_recipe() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    data(path);
+    configs(path);
+    weights(path);
+    let mut recipe = stdit(path);
+    recipe.stdit.as_mut().unwrap().init = Some(path.join("vae"));
+    let error = session(path, recipe).run(&mut Told::default(), &mut NoHooks).unwrap_err();
+    assert!(matches!(error, TrainError::LoadStDit(_)), "{error}");
+    assert!(!error.to_string().contains("recipe"), "{error}");
+}
+
+#[test]
+fn a_finished_run_is_a_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    data(path);
+    configs(path);
+    weights(path);
+    let mut told = Told::default();
+    session(path, stdit(path)).run(&mut told, &mut NoHooks).unwrap();
+    assert!(told.0.is_empty(), "{:?}", told.0);
+    let run = path.join("run");
+    let text = fs::read_to_string(run.join("model.json")).unwrap();
+    let model: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for part in ["denoiser", "t5", "vae"] {
+        assert!(run.join(model[part].as_str().unwrap()).exists(), "{part}: {model}");
+    }
+    // One of two frames of a video of 10 a second.
+    assert_eq!((&model["fps"], &model["num_frames"]), (&5.0.into(), &2.into()));
+    assert_eq!(model["image_size"], serde_json::json!([32, 32]));
+    assert_eq!(model["denoiser_config"]["hidden_size"], 32);
+    assert_eq!(model["prediction_type"], "epsilon");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::write(path.join("plain"), "").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&run.join("model.json")), mode(&path.join("plain")));
+        assert_eq!(mode(&run.join("stdit/ema.safetensors")), mode(&path.join("plain")));
+    }
+}
