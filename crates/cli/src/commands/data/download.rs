@@ -46,6 +46,9 @@ pub(crate) struct Args {
     /// Licence of the videos, if neither the list nor this program knows it
     #[arg(long, value_name = "TEXT")]
     licence: Option<String>,
+    /// Download from this machine, private networks and link-local addresses as well
+    #[arg(long)]
+    allow_private: bool,
     /// Videos downloaded at once
     #[arg(long, default_value_t = 4)]
     parallel: usize,
@@ -143,5 +146,6 @@ fn spec(args: &Args) -> DownloadSpec {
             arguments: args.yt_dlp_arg.clone(),
         },
         retry_failed: args.retry_failed,
+        allow_private: args.allow_private,
     }
 }
