@@ -1,7 +1,7 @@
 //! Files of runs: caches, checkpoints, journals, metrics, latents.
 
 use super::{Reader, copy, fixtures, text};
-use burn::nn::{Linear, LinearConfig};
+use burn::nn::{Initializer, Linear, LinearConfig};
 use burn::tensor::Device;
 use opensora_data::cache::LatentCache;
 use opensora_files::Journal;

@@ -11,6 +11,7 @@ use super::{
     seconds,
 };
 use csv::{ByteRecord, Reader, ReaderBuilder};
+use opensora_files::one_line;
 use opensora_manifest::table::{PATH, TEXT, URL};
 use std::{
     cell::Cell,
