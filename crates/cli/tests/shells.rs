@@ -324,7 +324,8 @@ fn every_subcommand_has_examples_and_the_common_options() {
     all.extend([vec!["plot"], vec!["train"], vec!["train-vae"]]);
     for args in all {
         let text = help(&args);
-        let (options, examples) = text.split_once("\nExamples:\n").expect(&args.join(" "));
+        let (options, examples) =
+            text.split_once("\nExamples:\n").unwrap_or_else(|| panic!("{text}"));
         let name = format!("  opensora {}", args.join(" "));
         assert!(examples.lines().any(|line| line.starts_with(&name)), "{text}");
         for option in ["--json", "-q, --quiet"] {
