@@ -1,27 +1,23 @@
 //! Weights, configurations and tokenizers.
 
 use super::{Reader, copy, fixtures, text, utf8};
-use burn::tensor::Device;
+use crate::{
+    fixture,
+    torch_file::{Value, torch_file},
+};
+use burn::tensor::{Device, FloatDType};
+use opensora::model_files::{PartPaths, PathPolicy};
 use opensora_checkpoint::Checkpoint;
-use opensora_stdit::DenoiserConfig;
-use opensora_t5::{T5Config, T5Tokenizer};
-use opensora_vae::VaeConfig;
-use std::path::Path;
+use opensora_stdit::{DenoiserConfig, StDit, keys};
+use opensora_t5::{T5Config, T5Encoder, T5Tokenizer};
+use opensora_vae::{AutoencoderKl, VaeConfig};
+use std::{path::Path, sync::OnceLock};
 
 pub(super) const READERS: &[Reader] = &[
     Reader {
         name: "pickle",
         inputs: 16_000,
-        seeds: || {
-            let files = ["seeds/plain.pth", "seeds/nested.pth", "seeds/shared.pth"];
-            let mut seeds = fixtures(&files);
-            // The older format without an archive; its header is what can be damaged.
-            seeds.extend(fixtures(&["checkpoints/legacy.pth"]).into_iter().map(|mut file| {
-                file.truncate(20_000);
-                file
-            }));
-            seeds
-        },
+        seeds: pickles,
         read: |scratch, bytes| tensors(&scratch.write("damaged.pth", bytes)),
     },
     Reader {
@@ -48,29 +44,34 @@ pub(super) const READERS: &[Reader] = &[
         inputs: 10_000,
         seeds: || vec![config("goldens/pipeline/case.json", "stdit")],
         read: |_, bytes| {
+            static WEIGHTS: OnceLock<Checkpoint> = OnceLock::new();
             let config: DenoiserConfig = serde_json::from_slice(bytes).map_err(text)?;
-            config.validate().map_err(text)
+            let weights = WEIGHTS.get_or_init(|| weights("STDiT.pth"));
+            StDit::check(&config, weights, &Device::flex()).map(drop).map_err(text)
         },
     },
     Reader {
         name: "t5_config",
         inputs: 10_000,
-        seeds: || fixtures(&["written-by-0.1.0/t5/t5/config.json"]),
+        seeds: || vec![config("goldens/pipeline/case.json", "t5")],
         read: |scratch, bytes| {
             let path = scratch.write("config.json", bytes);
-            T5Config::read(&path).and_then(|config| config.validate()).map_err(text)
+            static WEIGHTS: OnceLock<Checkpoint> = OnceLock::new();
+            let config = T5Config::read(&path).map_err(text)?;
+            let weights = WEIGHTS.get_or_init(|| weights("t5"));
+            T5Encoder::check(&config, weights, &Device::flex()).map(drop).map_err(text)
         },
     },
     Reader {
         name: "vae_config",
         inputs: 10_000,
-        seeds: || {
-            let standard = "goldens/vae-safetensors/config.json";
-            fixtures(&[standard, "written-by-0.1.0/vae/vae/config.json"])
-        },
+        seeds: || vec![config("goldens/pipeline/case.json", "vae")],
         read: |scratch, bytes| {
             let path = scratch.write("config.json", bytes);
-            VaeConfig::read(&path).and_then(|config| config.validate()).map_err(text)
+            static WEIGHTS: OnceLock<Checkpoint> = OnceLock::new();
+            let config = VaeConfig::read(&path).map_err(text)?;
+            let weights = WEIGHTS.get_or_init(|| weights("vae"));
+            AutoencoderKl::check(&config, weights, &Device::flex()).map(drop).map_err(text)
         },
     },
     Reader {
@@ -79,7 +80,8 @@ pub(super) const READERS: &[Reader] = &[
         seeds: || fixtures(&["tiny-model/model.json"]),
         read: |scratch, bytes| {
             scratch.write("model.json", bytes);
-            opensora::ModelFiles::open(scratch.folder()).map(drop).map_err(text)
+            let parts = PartPaths { policy: PathPolicy::Anywhere, ..PartPaths::default() };
+            opensora::ModelFiles::open_with(scratch.folder(), &parts).map(drop).map_err(text)
         },
     },
     Reader {
@@ -118,14 +120,42 @@ pub(super) const READERS: &[Reader] = &[
     },
 ];
 
-/// Opens a checkpoint and reads every tensor.
+/// Opens a checkpoint and reads every tensor of numbers.
 fn tensors(path: &Path) -> Result<(), String> {
     let checkpoint = Checkpoint::open(path).map_err(text)?;
     checkpoint.notes().map_err(text)?;
-    for (key, tensor) in checkpoint.tensors() {
-        tensor.read(key).map_err(text)?;
-    }
-    Ok(())
+    let checkpoint = keys::unwrapped(&checkpoint).map_err(text)?;
+    checkpoint.non_finite(FloatDType::F32).map(drop).map_err(text)
+}
+
+/// Small files, so that changes meet headers more often than numbers.
+fn pickles() -> Vec<Vec<u8>> {
+    let state = || {
+        Value::dict([
+            ("module.x_embedder.proj.weight", Value::tensor(&[2, 3])),
+            ("module.x_embedder.proj.bias", Value::tensor(&[2])),
+        ])
+    };
+    let transposed =
+        Value::Tensor { storage: vec![1.0; 6], shape: vec![2, 3], strides: vec![1, 2] };
+    let shared = Value::dict([
+        ("model", Value::Memo(0, Box::new(state()))),
+        ("ema", Value::Again(0)),
+        ("step", Value::Int(3)),
+    ]);
+    let nested = Value::dict([("state_dict", state()), ("a", transposed), ("b", Value::None)]);
+    let mut seeds = [state(), shared, nested].iter().map(torch_file).collect::<Vec<_>>();
+    // The older format without an archive; only its header is of interest.
+    seeds.extend(fixtures(&["checkpoints/legacy.pth"]).into_iter().map(|mut file| {
+        file.truncate(20_000);
+        file
+    }));
+    seeds
+}
+
+/// Weights that configurations are compared with.
+fn weights(name: &str) -> Checkpoint {
+    Checkpoint::open(fixture("goldens/pipeline").join(name)).expect("the weights of a golden case")
 }
 
 fn tokens(path: &Path) -> Result<(), String> {

@@ -40,7 +40,7 @@ use config::Config;
 use pipeline::{Assembled, Library, Pipeline};
 
 /// Largest accepted `spiece.model` in bytes (T5: 0.8 MB, mT5: 4.3 MB).
-const MAX_SPIECE_BYTES: u64 = 8 << 20;
+const MAX_SPIECE_BYTES: u64 = 16 << 20;
 /// Largest accepted `tokenizer.json` in bytes (T5: 2.4 MB, mT5: 16 MB).
 const MAX_JSON_BYTES: u64 = 32 << 20;
 

@@ -207,8 +207,8 @@ impl Answer {
             .and_then(|(width, height)| PixelAspect::stated(width, height))
             .unwrap_or(PixelAspect::SQUARE);
         let number = |text: Option<&String>| text.and_then(|text| text.parse::<f64>().ok());
-        let stated =
-            number(self.stream.get("duration")).or_else(|| number(self.format.get("duration")));
+        let stated = number(self.stream.get("duration"));
+        let of_file = number(self.format.get("duration"));
 
         // Without a time for each picture they cannot be told apart: then they last equally long.
         if self.packets.len() != self.frames {
@@ -218,14 +218,19 @@ impl Answer {
         let first = self.packets.first().map_or(0, |packet| packet.time);
         let seconds = |ticks: i64| ticks as f64 * above as f64 / below as f64;
         let times = |packet: &Packet| seconds(packet.time.saturating_sub(first));
-        let end = self.packets.last().and_then(|last| last.time.checked_add(last.ticks?));
+        let span = self.packets.last().and_then(|last| {
+            let end = last.time.checked_add(last.ticks?)?;
+            // The last frame may be cut short by an edit.
+            let whole = seconds(end.saturating_sub(first));
+            Some(stated.filter(|stated| *stated > times(last)).map_or(whole, |it| whole.min(it)))
+        });
         let (shown_width, shown_height) = orientation.swap((width, height));
         let info = VideoInfo {
             width: shown_width,
             height: shown_height,
             fps: rate.unwrap_or(0.0),
             num_frames: (self.frames > 0).then_some(self.frames),
-            duration: end.map(|end| seconds(end.saturating_sub(first))).or(stated),
+            duration: span.or(stated).or(of_file),
             codec: Some(text("codec_name"))
                 .filter(|name| !name.is_empty())
                 .unwrap_or("unknown")
@@ -306,6 +311,9 @@ mod tests {
             (found.times, found.first.seconds(), found.key_frames),
             (vec![0.0, 0.04, 0.08], Some(0.1), vec![0])
         );
+        let cut = STREAM_LINE.replace("duration=9.0", "duration=0.1");
+        let cut = probed(&["packet|pts=0|duration=20|flags=K_", &cut]).unwrap();
+        assert_eq!(cut.info.duration, Some(0.1));
         assert!(found.orientation.transposed && found.is_plain && found.matrix == 1);
     }
 

@@ -11,6 +11,7 @@ use super::{
     seconds,
 };
 use csv::{ByteRecord, Reader, ReaderBuilder};
+use opensora_files::one_line;
 use opensora_manifest::table::{PATH, TEXT, URL};
 use std::{
     cell::Cell,
@@ -138,7 +139,9 @@ impl Layout {
         let is_panda = format == ListFormat::Panda70M;
         let need = |names: &[&str]| {
             let known = header.join(", ");
-            find(names).ok_or_else(|| format!("its header has no column {}: {known}", names[0]))
+            find(names).ok_or_else(|| {
+                format!("its header has no column {}: {}", names[0], one_line(&known))
+            })
         };
         let url = if is_panda { need(&[URL, "videoID"])? } else { need(&[URL])? };
         let timestamp = is_panda.then(|| need(&["timestamp"])).transpose()?;

@@ -462,7 +462,7 @@ fn hostile_tokenizer_json() {
         (&["model"], |v| v["model"]["unk_id"] = json!(-1)),
         (&["piece 4", "empty"], |v| v["model"]["vocab"][4][0] = json!("")),
         (&["model"], |v| v["model"]["vocab"][4][1] = Value::Null),
-        (&["a b"], |v| v["normalizer"] = json!({"type": "a\nb".repeat(10_000)})),
+        (&["a\\nb"], |v| v["normalizer"] = json!({"type": "a\nb".repeat(10_000)})),
         (&["BertNormalizer"], |v| v["normalizer"] = json!({"type": "BertNormalizer"})),
         (&["base64"], |v| v["normalizer"]["normalizers"][0]["precompiled_charsmap"] = json!("%")),
         (&["precompiled_charsmap is corrupt"], |v| {

@@ -32,6 +32,10 @@ pub(crate) struct Args {
     /// Drop near-duplicates
     #[arg(long)]
     duplicates: bool,
+    /// Write the hashes of --duplicates without dropping anything for them, as for the tables of
+    /// shards: --duplicates on their merged table needs no second pass over the files
+    #[arg(long)]
+    hashes: bool,
     /// Largest distance of near-duplicates: mean over five frames of the bits, of 64, that differ
     #[arg(long, default_value_t = 6.0, requires = "duplicates", value_parser = parse_bits, value_name = "BITS")]
     max_distance: f64,
@@ -172,8 +176,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let bounds = args.bounds.0.iter().map(|(column, min, max)| Bound::new(column, *min, *max));
     let bounds: Vec<Bound> = bounds.collect::<Result<_, _>>()?;
     anyhow::ensure!(
-        args.score_only || args.duplicates || !bounds.is_empty(),
-        "nothing to filter by: expected a bound such as --min-frames, --duplicates or --score-only"
+        args.score_only || args.duplicates || args.hashes || !bounds.is_empty(),
+        "nothing to filter by: expected a bound such as --min-frames, --duplicates, --hashes or \
+         --score-only"
     );
     let keep = match args.keep {
         KeepName::First => Keep::First,
@@ -184,6 +189,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         journal: args.journal.clone(),
         bounds,
         duplicates: args.duplicates.then_some(spec),
+        hashes: args.hashes,
         models: args.model.iter().map(OnnxSpec::load).collect::<Result<_, _>>()?,
         score_only: args.score_only,
         measure_again: args.measure_again,

@@ -15,7 +15,8 @@ use std::path::PathBuf;
 #[command(after_long_help = "\
 Examples:
   opensora data scan videos/ -o videos.csv
-  opensora data scan videos/ extra.mp4 -o videos.csv --workers 8 --retry-failed")]
+  opensora data scan videos/ extra.mp4 -o videos.csv --workers 8 --retry-failed
+  opensora data scan ~/.cache/huggingface/hub/datasets--clips -o videos.csv --follow-links")]
 pub(crate) struct Args {
     /// Folders of videos, and single files
     #[arg(required = true, value_name = "PATH")]
@@ -46,7 +47,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     };
     let mut progress = StepProgress::new(args.report.quiet, "scanning");
     if found.links > 0 {
-        progress.line(&format!("links passed over: {}", found.links));
+        progress.line(&format!("{} links were not followed (--follow-links)", found.links));
+    }
+    if !found.again.is_empty() {
+        let count = found.again.len();
+        progress.line(&format!("{count} more paths lead to files that are listed already"));
     }
     let scanned = scan(&found, &job, &mut progress);
     progress.finish();
