@@ -142,8 +142,11 @@ impl AtomicFile {
     /// Returns an error if one of these fails, or the target appeared meanwhile and is to be
     /// refused. The temporary file is removed then.
     pub fn commit(self) -> io::Result<()> {
-        // A writer that opened the path may have replaced the file by one with other rights.
-        fs::set_permissions(&self.temporary.path, self.file.metadata()?.permissions())?;
+        // A writer that replaced the file, as that of safetensors does, may have made it private.
+        let rights = self.file.metadata()?.permissions();
+        if fs::metadata(&self.temporary.path)?.permissions() != rights {
+            fs::set_permissions(&self.temporary.path, rights)?;
+        }
         self.sync()?;
         match self.existing {
             Existing::Replace => fs::rename(&self.temporary.path, &self.target)?,

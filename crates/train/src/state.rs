@@ -20,7 +20,7 @@ use burn::{
     tensor::{DType, Device, Tensor},
 };
 use opensora_checkpoint::Checkpoint;
-use opensora_files::{AtomicFolder, Existing, remove_leftovers};
+use opensora_files::{AtomicFolder, Existing, remove_leftovers, write_atomically};
 use safetensors::{Dtype, View};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -334,7 +334,10 @@ fn write_tensors(tensors: &FlatTensors, path: &Path) -> std::io::Result<Option<S
         let (tensor, shape) = (tensor.clone(), tensor.dims());
         (name, Flat { name, tensor, shape, not_finite: &not_finite })
     });
-    safetensors::serialize_to_file(views, None, path).map_err(std::io::Error::other)?;
+    // The writer of safetensors makes its files private; through this one they get the usual rights.
+    write_atomically(path, |file| {
+        safetensors::serialize_to_file(views, None, file).map_err(std::io::Error::other)
+    })?;
     Ok(not_finite.into_inner())
 }
 

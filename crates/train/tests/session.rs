@@ -219,5 +219,7 @@ fn a_finished_run_is_a_model() {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
         assert_eq!(mode(&run.join("model.json")), mode(&path.join("plain")));
         assert_eq!(mode(&run.join("stdit/ema.safetensors")), mode(&path.join("plain")));
+        let values = run.join("checkpoints/step-00000001/values.safetensors");
+        assert_eq!(mode(&values), mode(&path.join("plain")));
     }
 }

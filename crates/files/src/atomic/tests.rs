@@ -143,8 +143,14 @@ fn rights_are_those_of_any_file() {
     fs::write(at("plain"), "").unwrap();
     fs::create_dir(at("plain-folder")).unwrap();
     write_atomically(&at("file"), |temporary| fs::write(temporary, "x")).unwrap();
+    write_atomically(&at("replaced"), |temporary| {
+        let private = tempfile::NamedTempFile::new_in(folder.path())?;
+        private.persist(temporary).map(drop).map_err(|error| error.error)
+    })
+    .unwrap();
     AtomicFolder::create(&at("folder"), Existing::Replace).unwrap().commit().unwrap();
     assert_eq!(mode("file"), mode("plain"));
+    assert_eq!(mode("replaced"), mode("plain"));
     assert_eq!(mode("folder"), mode("plain-folder"));
 }
 
