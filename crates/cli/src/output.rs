@@ -44,7 +44,7 @@ pub(crate) fn line(text: impl Display) -> Result<(), OutputError> {
 /// Prints a result as one line of JSON.
 ///
 /// # Errors
-/// As [`line`], and if `value` has no JSON form.
+/// As [`line()`], and if `value` has no JSON form.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), OutputError> {
     line(serde_json::to_string(value)?)
 }
@@ -52,7 +52,7 @@ pub(crate) fn json(value: &impl Serialize) -> Result<(), OutputError> {
 /// Copies a file to standard output.
 ///
 /// # Errors
-/// As [`line`], and if the file cannot be read.
+/// As [`line()`], and if the file cannot be read.
 pub(crate) fn copy(file: &mut File) -> Result<(), OutputError> {
     let mut stdout = io::stdout().lock();
     io::copy(file, &mut stdout)?;

@@ -23,7 +23,7 @@ pub(crate) struct Args {
     /// Table of clips (CSV)
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Table of the clips that are kept; <stem>.dropped.csv and <stem>.failed.csv are written beside
+    /// Table of the clips that are kept; STEM.dropped.csv and STEM.failed.csv are written beside
     /// it
     #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
@@ -54,7 +54,7 @@ pub(crate) struct Args {
     #[arg(long)]
     measure_again: bool,
     /// File that keeps the measurements, so that other bounds need no second pass over the files
-    /// [default: <stem>.journal.jsonl beside --out]
+    /// [default: STEM.journal.jsonl beside --out]
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
     /// Share i of n of the files, such as 0/8, for several machines; merge their tables before
