@@ -177,8 +177,6 @@ pub(crate) struct BenchReport {
     pub(crate) share_of_ceiling: Option<f64>,
     /// The process's peak resident memory in bytes; null where the system does not tell.
     pub(crate) peak_rss_bytes: Option<u64>,
-    /// The device's own memory in use in bytes; null as long as burn does not tell.
-    pub(crate) device_memory_bytes: Option<u64>,
     /// The last run of [`Part::Sample`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stages: Option<StageSeconds>,
@@ -351,7 +349,6 @@ impl BenchSpec {
             matmul_ceiling_gflops,
             share_of_ceiling: matmul_ceiling_gflops.map(|ceiling| gflops / ceiling),
             peak_rss_bytes,
-            device_memory_bytes: None,
             stages,
         })
     }
