@@ -19,7 +19,9 @@ dependencies=$(block toml)
 [[ $dependencies == *'[dependencies]'*opensora* ]] || { echo "README.md: no toml block with opensora as dependency" >&2; exit 1; }
 {
     printf '[package]\nname = "outside"\nversion = "0.0.0"\nedition = "2024"\n\n[workspace]\n\n'
-    printf '%s\n' "${dependencies//..\/opensora/$root}"
+    printf '%s\n\n' "${dependencies//..\/opensora/$root}"
+    # With the workspace's profile, dependencies that the workspace has built are not built again.
+    awk '/^\[/ { on = /^\[profile\.dev/ } on' "$root/Cargo.toml"
 } >"$crate/Cargo.toml"
 block rust >"$crate/src/main.rs"
 [ -s "$crate/src/main.rs" ] || { echo "README.md: no rust block" >&2; exit 1; }

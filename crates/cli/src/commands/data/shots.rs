@@ -6,7 +6,7 @@ use crate::{
     progress::Progress,
     stop::{self, Stopped},
 };
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
 use opensora::{
     files::write_atomically,
@@ -70,6 +70,8 @@ struct Found {
     scenes: Vec<Range<usize>>,
     /// Seconds at which each frame is shown.
     times: Vec<f64>,
+    /// Second at which the last frame ends.
+    end: f64,
     scores: Vec<Score>,
 }
 
@@ -143,16 +145,15 @@ impl Args {
 
 /// Finds the shots of a video.
 fn find(path: &Path, settings: &Settings) -> anyhow::Result<Found> {
-    let VideoShots { info, shots, times, .. } = shots::of_video(path, Decoder::Auto, settings)
-        .map_err(|reason| anyhow!("{}: {reason}", path.display()))?;
-    Ok(Found { fps: info.fps, scenes: shots.scenes, times, scores: shots.scores })
+    let VideoShots { info, shots, times, end, .. } =
+        shots::of_video(path, Decoder::Auto, settings)?;
+    Ok(Found { fps: info.fps, scenes: shots.scenes, times, end, scores: shots.scores })
 }
 
 impl Found {
     /// Seconds at which a frame is shown, or at which the last one ends.
     fn time(&self, frame: usize) -> f64 {
-        let end = || self.times.last().map_or(0.0, |last| last + 1.0 / self.fps);
-        self.times.get(frame).copied().unwrap_or_else(end)
+        self.times.get(frame).copied().unwrap_or(self.end)
     }
 
     fn json(&self, path: &Path) -> Value {
