@@ -202,7 +202,7 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     }
     stop::listen();
 
-    let mut progress = Progress::new(args.quiet);
+    let mut progress = Progress::new(args.quiet).on(pipeline.device());
     let mut written = Vec::new();
     let mut write = |sampled: Sampled| -> anyhow::Result<()> {
         let at = match source.only {
