@@ -107,7 +107,8 @@ pub(crate) struct Args {
     /// Prompts that are sampled at once.
     #[arg(long, default_value_t = 1)]
     batch_size: usize,
-    /// Device, as `opensora devices` lists them [default: the first that is present].
+    /// Device, as `opensora devices` lists them [default: the first
+    /// available that is no software driver].
     #[arg(long)]
     device: Option<String>,
     /// Float type of denoiser and VAE: f32, bf16 or f16 [default: f32].

@@ -50,8 +50,8 @@ pub enum ProbeError {
 /// known to need it. Does not open the device.
 ///
 /// With the feature `vulkan`, CubeCL compiles to SPIR-V on every Vulkan adapter, also for devices of
-/// `wgpu`. Drivers without `VK_KHR_shader_untyped_pointers` are older than what its compiler is tried
-/// on: lavapipe of Mesa 22.3 crashes, SwiftShader computes wrong numbers.
+/// `wgpu`. The drivers that were seen to fail lack `VK_KHR_shader_untyped_pointers`, an extension of
+/// 2025: lavapipe of Mesa 22.3 crashes, SwiftShader computes wrong numbers.
 pub fn probe_reason(device: &Device) -> Option<&'static str> {
     #[cfg(feature = "vulkan")]
     {
