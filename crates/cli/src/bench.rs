@@ -139,6 +139,8 @@ pub(crate) struct BenchSpec {
     pub(crate) warmup: usize,
     /// Runs by the clock.
     pub(crate) reps: usize,
+    /// Whether large matrix products are timed as well, to compare with.
+    pub(crate) ceiling: bool,
 }
 
 /// What was found.
@@ -174,7 +176,7 @@ pub(crate) struct BenchReport {
     pub(crate) gflop: f64,
     /// `gflop / seconds`.
     pub(crate) gflops: f64,
-    /// The same of large square matrix products on the device; null where it fails.
+    /// The same of large square matrix products on the device; null if they fail or are left out.
     pub(crate) matmul_ceiling_gflops: Option<f64>,
     /// `gflops / matmul_ceiling_gflops`.
     pub(crate) share_of_ceiling: Option<f64>,
@@ -331,9 +333,12 @@ impl BenchSpec {
         let gflop = part.flop() / 1e9;
         drop(part);
 
-        said("matrix products");
-        let matmul_ceiling_gflops =
-            measure_matmul_ceiling(device, self.dtype.float()).map(|ceiling| ceiling / 1e9);
+        let matmul_ceiling_gflops = if self.ceiling {
+            said("matrix products");
+            measure_matmul_ceiling(device, self.dtype.float()).map(|ceiling| ceiling / 1e9)
+        } else {
+            None
+        };
         let seconds = median(&reps);
         let gflops = gflop / seconds;
         Ok(BenchReport {

@@ -5,6 +5,7 @@ pub(crate) mod data;
 pub(crate) mod devices;
 pub(crate) mod eval;
 pub(crate) mod plot;
+pub(crate) mod probe_device;
 pub(crate) mod sample;
 pub(crate) mod train;
 pub(crate) mod verify;

@@ -15,10 +15,13 @@ mod progress;
 mod step_progress;
 mod stop;
 mod train_progress;
+mod trial;
 
 use allocator::Kept;
 use clap::{Parser, Subcommand};
-use commands::{bench as bench_command, data, devices, eval, plot, sample, train, verify};
+use commands::{
+    bench as bench_command, data, devices, eval, plot, probe_device, sample, train, verify,
+};
 use output::OutputError;
 use std::process::ExitCode;
 
@@ -76,6 +79,9 @@ enum Command {
     Plot(plot::Args),
     /// List the backends of this build and the available devices
     Devices(devices::Args),
+    /// Try a device in this process, which its driver may end
+    #[command(name = trial::SUBCOMMAND, hide = true)]
+    ProbeDevice(probe_device::Args),
 }
 
 fn main() -> ExitCode {
@@ -98,6 +104,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench_command::run(*args),
         Command::Plot(args) => plot::run(args),
         Command::Devices(args) => devices::run(args),
+        Command::ProbeDevice(args) => probe_device::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,8 +1,9 @@
 //! Progress on the terminal: bars where someone watches, plain lines elsewhere.
 
 use crate::{output, stop};
+use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
-use opensora::{Observer, checkpoint::ImportReport};
+use opensora::{Observer, checkpoint::ImportReport, nn::device};
 use std::{
     io::IsTerminal,
     ops::ControlFlow,
@@ -12,12 +13,30 @@ use std::{
 /// Between two plain lines of one stage.
 pub(crate) const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Said while a device compiles its kernels.
+const WARM_UP: &str = if cfg!(feature = "autotune") {
+    "warming up (kernels are compiled and tuned at their first use)"
+} else {
+    "warming up (kernels are compiled at their first use)"
+};
+
+/// Returns what to say before the first step on a device, if that step takes far longer than others.
+pub(crate) fn warm_up(device: &Device) -> Option<&'static str> {
+    device::compiles_kernels(device).then_some(WARM_UP)
+}
+
 /// Shows the pipeline's progress on standard error.
 pub(crate) struct Progress {
     mode: Mode,
     bar: Option<ProgressBar>,
     stage_started: Instant,
     last_line: Option<Instant>,
+    /// What to say before a stage's first step, while the device compiles.
+    warm_up: Option<&'static str>,
+    /// Whether the current stage's first step is a warm-up, which is left out of the pace.
+    cold: bool,
+    /// Steps of the stage that are left out of the pace.
+    uncounted: usize,
 }
 
 /// How progress is shown.
@@ -41,7 +60,31 @@ impl Mode {
 
 impl Progress {
     pub(crate) fn new(quiet: bool) -> Self {
-        Self { mode: Mode::new(quiet), bar: None, stage_started: Instant::now(), last_line: None }
+        Self {
+            mode: Mode::new(quiet),
+            bar: None,
+            stage_started: Instant::now(),
+            last_line: None,
+            warm_up: None,
+            cold: false,
+            uncounted: 0,
+        }
+    }
+
+    /// Shows a warm-up as such on devices that compile their kernels at first use.
+    pub(crate) fn on(mut self, device: &Device) -> Self {
+        self.warm_up = warm_up(device);
+        self
+    }
+
+    /// Begins a stage: its first step may be a warm-up.
+    pub(crate) fn begin_stage(&mut self) {
+        self.stage_started = Instant::now();
+        self.uncounted = 0;
+        self.cold = self.warm_up.is_some();
+        if let Some(text) = self.warm_up {
+            self.line(&format!("  {text}"));
+        }
     }
 
     /// A line that stays, unless quiet.
@@ -62,22 +105,29 @@ impl Progress {
 
     /// Shows that `done` of `total` parts of a stage are done.
     pub(crate) fn advance(&mut self, stage: &str, done: usize, total: usize) {
+        let warmed_up = std::mem::take(&mut self.cold).then(|| self.stage_started.elapsed());
+        if let Some(took) = warmed_up {
+            if done < total {
+                self.line(&format!("  warmed up in {:.1} s", took.as_secs_f64()));
+            }
+            self.stage_started = Instant::now();
+            self.uncounted = done;
+        }
         match self.mode {
             Mode::Quiet => {}
             Mode::Bars => {
                 let bar = self.bar.get_or_insert_with(|| new_bar(stage, total));
                 bar.set_position(done as u64);
+                if warmed_up.is_some() {
+                    bar.reset_eta();
+                }
             }
             Mode::Plain => {
                 let due = self.last_line.is_none_or(|last| last.elapsed() >= PLAIN_INTERVAL);
                 if done == total || due {
                     let elapsed = self.stage_started.elapsed();
-                    let remaining = elapsed.mul_f64((total - done) as f64 / done.max(1) as f64);
-                    output::message(format_args!(
-                        "{stage} {done}/{total}, {:.1} s, {:.0} s left",
-                        elapsed.as_secs_f64(),
-                        remaining.as_secs_f64()
-                    ));
+                    let counted = done.saturating_sub(self.uncounted);
+                    output::message(plain_line(stage, done, total, counted, elapsed));
                     self.last_line = Some(Instant::now());
                 }
             }
@@ -86,6 +136,17 @@ impl Progress {
             self.finish();
         }
     }
+}
+
+/// A line of progress. The time left is that of the pace of `counted` steps in `elapsed`, and is not
+/// said before there is a pace.
+fn plain_line(stage: &str, done: usize, total: usize, counted: usize, elapsed: Duration) -> String {
+    let line = format!("{stage} {done}/{total}, {:.1} s", elapsed.as_secs_f64());
+    if counted == 0 && done < total {
+        return line;
+    }
+    let left = elapsed.mul_f64(total.saturating_sub(done) as f64 / counted.max(1) as f64);
+    format!("{line}, {:.0} s left", left.as_secs_f64())
 }
 
 fn new_bar(stage: &str, total: usize) -> ProgressBar {
@@ -102,7 +163,7 @@ impl Observer for Progress {
 
     fn loaded(&mut self, report: &ImportReport) {
         self.line(&format!("  {report}"));
-        self.stage_started = Instant::now();
+        self.begin_stage();
     }
 
     fn sampled(
@@ -118,5 +179,43 @@ impl Observer for Progress {
 
     fn decoded(&mut self, frames: usize, total: usize) {
         self.advance("decoding", frames, total);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warm_up_is_left_out_of_the_pace() {
+        let seconds = Duration::from_secs;
+        let line = |done, counted, elapsed| plain_line("sampling", done, 10, counted, elapsed);
+        assert_eq!(line(4, 4, seconds(8)), "sampling 4/10, 8.0 s, 12 s left");
+        assert_eq!(line(1, 0, seconds(0)), "sampling 1/10, 0.0 s");
+        assert_eq!(line(3, 2, seconds(4)), "sampling 3/10, 4.0 s, 14 s left");
+        assert_eq!(line(10, 0, seconds(0)), "sampling 10/10, 0.0 s, 0 s left");
+    }
+
+    #[test]
+    fn the_first_step_of_a_stage_is_the_warm_up() {
+        let mut progress = Progress::new(true);
+        progress.warm_up = Some(WARM_UP);
+        progress.begin_stage();
+        assert!(progress.cold);
+        progress.advance("sampling", 1, 10);
+        assert_eq!((progress.cold, progress.uncounted), (false, 1));
+        progress.advance("sampling", 2, 10);
+        assert_eq!(progress.uncounted, 1);
+        // The next model has kernels of its own.
+        progress.begin_stage();
+        assert_eq!((progress.cold, progress.uncounted), (true, 0));
+    }
+
+    #[cfg(feature = "flex")]
+    #[test]
+    fn flex_does_not_warm_up() {
+        let mut progress = Progress::new(true).on(&Device::flex());
+        progress.begin_stage();
+        assert!(!progress.cold);
     }
 }

@@ -42,6 +42,15 @@ fn every_part_gives_one_line_of_json() {
 }
 
 #[test]
+fn the_ceiling_can_be_left_out() {
+    let output = bench(&["stdit", "--no-ceiling", "--quiet"]);
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["matmul_ceiling_gflops"].is_null() && report["share_of_ceiling"].is_null());
+    assert!(report["gflops"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
 fn what_cannot_be_is_one_line() {
     for (args, said) in [
         (&["stdit", "--depth", "0"][..], "depth is 0"),

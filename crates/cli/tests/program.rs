@@ -275,8 +275,56 @@ fn verify_passes_golden_cases_and_fails_on_what_it_cannot_prove() {
 fn devices_are_listed() {
     let folder = tempfile::tempdir().unwrap();
     let text = stdout(&opensora(folder.path(), &["devices"]));
-    assert!(text.lines().any(|line| line.starts_with("flex") && line.contains("yes")), "{text}");
+    let heads: Vec<&str> = text.lines().next().unwrap().split_whitespace().collect();
+    assert_eq!(heads, ["device", "kind", "adapter", "driver", "version", "memory"]);
+    let flex = text.lines().find(|line| line.starts_with("flex ")).unwrap();
+    assert!(flex.contains(" cpu "), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("default: ")), "{text}");
+
     let json = stdout(&opensora(folder.path(), &["devices", "--json"]));
     let json: Vec<serde_json::Value> = serde_json::from_str(&json).unwrap();
-    assert!(json.iter().any(|row| row["backend"] == "flex" && row["devices"][0] == "flex"));
+    let flex = json.iter().find(|row| row["backend"] == "flex").unwrap();
+    assert_eq!(flex["devices"], serde_json::json!(["flex"]));
+    let details = &flex["details"][0];
+    assert_eq!((&details["name"], &details["kind"]), (&"flex".into(), &"cpu".into()));
+    assert!(details["driver"].is_null() && details["memory_bytes"].is_null(), "{details}");
+    for row in &json {
+        let count = |field: &str| row[field].as_array().unwrap().len();
+        assert_eq!(count("devices"), count("details"), "{row}");
+    }
+}
+
+/// A trial run is a process of its own, so it has a subcommand; users are not shown it.
+#[test]
+fn the_trial_run_of_a_device_has_a_hidden_subcommand() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(!stdout(&opensora(folder.path(), &["help"])).contains("probe-device"));
+    let output = opensora(folder.path(), &["probe-device", "flex"]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let output = opensora(folder.path(), &["probe-device", "gpu9"]);
+    assert!(refusal(&output).contains("unknown device 'gpu9'"));
+}
+
+#[test]
+fn verify_names_the_step_that_failed() {
+    let folder = tempfile::tempdir().unwrap();
+    let case = |from: &str, to: &str| {
+        let source = fixtures().join("goldens/vae-safetensors");
+        let target = folder.path().join("case");
+        std::fs::create_dir_all(&target).unwrap();
+        for name in names(&source) {
+            std::fs::copy(source.join(&name), target.join(&name)).unwrap();
+        }
+        let text = std::fs::read_to_string(target.join("case.json")).unwrap();
+        assert!(text.contains(from), "case.json has no {from:?}");
+        std::fs::write(target.join("case.json"), text.replace(from, to)).unwrap();
+        let output = opensora(folder.path(), &["verify", "case", "--json", "--device", "flex"]);
+        let json: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+        json["cases"][0].clone()
+    };
+    let row = case("\"atol\"", "\"atol_\"");
+    assert_eq!(row["step"], "comparing decoded", "{row}");
+    assert!(row["error"].as_str().unwrap().contains("comparing decoded: "), "{row}");
+    let row = case("\"weights\": \"", "\"weights\": \"no-");
+    assert_eq!(row["step"], "loading the VAE", "{row}");
 }

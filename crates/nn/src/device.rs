@@ -4,6 +4,14 @@
 //! backend that was compiled in. No code of `opensora` outside this file names one, but for the
 //! operations in `fused` and `torch`, which burn asks for by the backend's type.
 
+#[cfg(any(feature = "metal", feature = "vulkan", feature = "wgpu"))]
+mod adapters;
+mod info;
+mod probe;
+
+pub use info::{DeviceInfo, DeviceKind, kind};
+pub use probe::{ProbeError, probe, probe_reason, run_first_kernel};
+
 #[allow(unused_imports, reason = "no backend may be compiled in")]
 use burn::backend::DispatchDevice;
 use burn::tensor::Device;
@@ -20,8 +28,7 @@ const BACKENDS: [Backend; 8] = [
     Backend { name: "ndarray", list: ndarray },
 ];
 
-/// One row: a name and what is there of it, the preferred device first; `None` where the backend
-/// is not compiled in.
+/// One row: a name and its devices in burn's order; `None` where the backend is not compiled in.
 struct Backend {
     name: &'static str,
     list: fn() -> Option<Vec<Found>>,
@@ -43,6 +50,7 @@ pub struct BackendInfo {
 
 /// Why a device name is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum DeviceError {
     /// No such backend.
     #[error("unknown device '{name}': this build has {available}")]
@@ -72,6 +80,12 @@ pub enum DeviceError {
         /// What could be.
         available: String,
     },
+    /// The only devices are software drivers, which are taken by name only.
+    #[error("found no device but '{name}', a software driver: name it to use it")]
+    OnlySoftware {
+        /// The first of them.
+        name: String,
+    },
 }
 
 /// Every known backend with what is present of it, in order of preference.
@@ -90,15 +104,54 @@ pub fn list() -> Vec<BackendInfo> {
         .collect()
 }
 
-/// The device that is used where none is named: the first that is present, accelerators first.
+/// Returns what is known of the device of a name: hardware, driver, memory.
+///
+/// Asks the drivers, and opens CUDA and ROCm devices.
 ///
 /// # Errors
-/// Where no backend was compiled in, or none of those has a device.
+/// Returns an error as [`parse`] does.
+pub fn describe(name: &str) -> Result<DeviceInfo, DeviceError> {
+    find(name).map(|(name, device)| info::describe(name, &device))
+}
+
+/// The device that is used if none is named: of the first backend with a device, accelerators first,
+/// the preferred kind (a discrete GPU before an integrated one). Never a software driver, which takes
+/// the processor many times as long as a backend made for it.
+///
+/// # Errors
+/// Returns an error if no backend was compiled in, or none of those has a device that is not a software
+/// driver.
 pub fn default_device() -> Result<Device, DeviceError> {
-    BACKENDS.iter().filter_map(|backend| (backend.list)()).flatten().next().map_or_else(
-        || Err(DeviceError::Absent { name: "default".into(), available: available() }),
-        |(_, device)| Ok(device),
-    )
+    let rows = BACKENDS.iter().filter_map(|backend| (backend.list)());
+    match pick(rows.map(|row| row.into_iter().map(with_kind).collect())) {
+        Ok((_, device)) => Ok(device),
+        Err(Some((name, _))) => Err(DeviceError::OnlySoftware { name }),
+        Err(None) => Err(DeviceError::Absent { name: "default".into(), available: available() }),
+    }
+}
+
+fn with_kind(found: Found) -> (Found, DeviceKind) {
+    let kind = kind(&found.1);
+    (found, kind)
+}
+
+/// Of the first row with anything but software drivers, the preferred kind, and of those the first.
+/// Otherwise returns the first software driver as the error.
+fn pick<T>(rows: impl Iterator<Item = Vec<(T, DeviceKind)>>) -> Result<T, Option<T>> {
+    let mut software = None;
+    for row in rows {
+        match best(row) {
+            Some((found, DeviceKind::Software)) => software = software.or(Some(found)),
+            Some((found, _)) => return Ok(found),
+            None => {}
+        }
+    }
+    Err(software)
+}
+
+/// The first device of the preferred kind.
+fn best<T>(row: Vec<(T, DeviceKind)>) -> Option<(T, DeviceKind)> {
+    row.into_iter().min_by_key(|(_, kind)| *kind)
 }
 
 /// Returns the name by which [`parse`] finds a device.
@@ -127,26 +180,60 @@ pub(crate) fn is_torch(device: &Device) -> bool {
 
 /// The device of a name such as `flex`, `ndarray`, `tch`, `tch:cuda:0`, `cuda:0` or `vulkan`.
 ///
-/// A backend's name alone means its first device.
+/// Numbers follow burn's order. A backend's name alone means its preferred device: a discrete GPU
+/// before an integrated one, a software driver last.
 ///
 /// # Errors
-/// Where the name is unknown, its backend is not in this build, or the device is not present.
+/// Returns an error if the name is unknown, its backend is not in this build, or the device is not
+/// present.
 pub fn parse(name: &str) -> Result<Device, DeviceError> {
+    find(name).map(|(_, device)| device)
+}
+
+/// Finds a device with its full name, such as `cuda:0` for `cuda`.
+fn find(name: &str) -> Result<Found, DeviceError> {
     let prefix = name.split(':').next().unwrap_or(name);
     let Some(backend) = BACKENDS.iter().find(|backend| backend.name == prefix) else {
         return Err(DeviceError::Unknown { name: name.into(), available: available() });
     };
-    let Some(found) = (backend.list)() else {
+    let Some(mut found) = (backend.list)() else {
         return Err(DeviceError::NotCompiled {
             name: name.into(),
             backend: backend.name,
             available: available(),
         });
     };
-    let first = name == prefix;
-    match found.into_iter().find(|(device_name, _)| first || device_name == name) {
-        Some((_, device)) => Ok(device),
-        None => Err(DeviceError::Absent { name: name.into(), available: available() }),
+    if let Some(at) = found.iter().position(|(device_name, _)| device_name == name) {
+        return Ok(found.swap_remove(at));
+    }
+    let preferred = || best(found.into_iter().map(with_kind).collect()).map(|(found, _)| found);
+    (name == prefix)
+        .then(preferred)
+        .flatten()
+        .ok_or_else(|| DeviceError::Absent { name: name.into(), available: available() })
+}
+
+/// Returns true if the device's kernels are compiled at their first use, and tuned if the build has
+/// `autotune`, so that first steps take far longer than later ones.
+pub fn compiles_kernels(device: &Device) -> bool {
+    #[cfg(any(
+        feature = "cuda",
+        feature = "metal",
+        feature = "rocm",
+        feature = "vulkan",
+        feature = "wgpu"
+    ))]
+    return matches!(device.clone().inner().as_dispatch(), DispatchDevice::Cube(_));
+    #[cfg(not(any(
+        feature = "cuda",
+        feature = "metal",
+        feature = "rocm",
+        feature = "vulkan",
+        feature = "wgpu"
+    )))]
+    {
+        let _ = device;
+        false
     }
 }
 
@@ -259,6 +346,43 @@ mod tests {
             assert!(backend.compiled || backend.devices.is_empty());
             for name in backend.devices {
                 parse(&name).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn software_drivers_are_no_default_and_discrete_gpus_come_first() {
+        use DeviceKind::*;
+        let pick = |rows: &[&[(&'static str, DeviceKind)]]| {
+            super::pick(rows.iter().map(|row| row.to_vec()))
+        };
+        let lavapipe: &[_] = &[("vulkan:0", Software)];
+        let flex: &[_] = &[("flex", Cpu)];
+        assert_eq!(pick(&[lavapipe, flex]), Ok("flex"));
+        assert_eq!(pick(&[lavapipe, &[("wgpu:0", Software)]]), Err(Some("vulkan:0")));
+        assert_eq!(pick(&[&[], &[]]), Err(None));
+        let laptop: &[_] = &[("wgpu:0", Software), ("wgpu:1", Integrated), ("wgpu:2", Discrete)];
+        assert_eq!(pick(&[lavapipe, laptop, flex]), Ok("wgpu:2"));
+        let twins: &[_] = &[("cuda:0", Gpu), ("cuda:1", Gpu)];
+        assert_eq!(pick(&[twins, laptop]), Ok("cuda:0"));
+    }
+
+    #[test]
+    fn every_listed_device_is_described_under_its_name() {
+        for name in list().into_iter().flat_map(|backend| backend.devices) {
+            let info = describe(&name).unwrap();
+            assert_eq!(info.name, name);
+            assert_eq!(info.kind, kind(&parse(&name).unwrap()));
+        }
+        assert!(matches!(describe("gpu"), Err(DeviceError::Unknown { .. })));
+    }
+
+    #[test]
+    fn the_default_device_is_no_software_driver() {
+        match default_device() {
+            Ok(device) => assert_ne!(kind(&device), DeviceKind::Software),
+            Err(error) => {
+                assert!(!list().iter().any(|row| row.name == "flex" && row.compiled), "{error}")
             }
         }
     }

@@ -70,6 +70,20 @@ impl Case {
         self.step.replace(step.into());
     }
 
+    /// Reads an output of the device. What was asked of it before may only be computed now, and fail.
+    pub(super) fn output<const D: usize>(
+        &self,
+        name: impl Into<String>,
+        tensor: Tensor<D>,
+    ) -> Result<(String, Output), Failure> {
+        let name = name.into();
+        let doing = self.step();
+        self.begin(format!("{doing}: reading {name}"));
+        let output = Output::from_tensor(tensor)?;
+        self.begin(doing);
+        Ok((name, output))
+    }
+
     /// Returns what the runner is doing.
     pub(super) fn step(&self) -> String {
         self.step.borrow().clone()
@@ -196,8 +210,7 @@ impl Case {
     }
 
     /// Compares the outputs with all that the case expects.
-    pub(super) fn compare(&self, outputs: Outputs) -> Result<Vec<Check>, VerifyError> {
-        let fail = |reason: String| VerifyError::Case { path: self.folder.clone(), reason };
+    pub(super) fn compare(&self, outputs: Outputs) -> Result<Vec<Check>, Failure> {
         let mut outputs: BTreeMap<String, Output> = outputs.into_iter().collect();
         let mut checks = Vec::new();
         // JSON-only kinds bring what they expect along.
@@ -210,16 +223,12 @@ impl Case {
         });
         let Some(expected) = &self.expected else { return Ok(checks) };
         for (name, entry) in expected.tensors() {
-            let want = entry.read(name).map_err(|error| fail(error.to_string()))?;
-            let want = Output::from_data(want).map_err(|error| fail(error.to_string()))?;
+            self.begin(format!("comparing {name}"));
+            let want = Output::from_data(entry.read(name)?)?;
             // Integers are exact wherever the case says nothing else of them.
             let integer = entry.dtype().is_some_and(|dtype| !dtype.is_float());
             let exact = integer && self.json["tolerances"][name].is_null();
-            let tolerance = if exact {
-                Tolerance::Exact
-            } else {
-                Tolerance::of(&self.json, name).map_err(&fail)?
-            };
+            let tolerance = if exact { Tolerance::Exact } else { Tolerance::of(&self.json, name)? };
             checks.push(match outputs.remove(name) {
                 Some(got) => {
                     let [got, want] = [got, want].map(|output| self.without_excluded(name, output));

@@ -1,6 +1,6 @@
 //! Cases of the denoisers: `stdit` and `pixart-init`.
 
-use super::{Case, Failure, Output, Outputs};
+use super::{Case, Failure, Outputs};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use opensora::checkpoint::{Checkpoint, KeyMap, import};
 use opensora::nn::sincos;
@@ -82,18 +82,18 @@ pub(super) fn stdit(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let (int, fractional) = (case.floats("timestep_int")?, case.floats("timestep_frac")?);
 
     case.begin("running the STDiT");
-    let forward = |timesteps: &[f32], mask| {
-        Output::from_tensor(model.forward(latents.clone(), timesteps, states.clone(), mask))
+    let forward = |name, timesteps: &[f32], mask| {
+        case.output(name, model.forward(latents.clone(), timesteps, states.clone(), mask))
     };
     let [space, time] = position_tables(&config, case.get("/config/input_size")?, false, device)?;
     Ok(vec![
-        ("out_mask_tint".into(), forward(&int, Some(&mask))?),
-        ("out_nomask_tint".into(), forward(&int, None)?),
-        ("out_mask_tfrac".into(), forward(&fractional, Some(&mask))?),
-        ("out_holes_tfrac".into(), forward(&fractional, Some(&case.mask("mask_holes")?))?),
-        ("out_mask_row0_repeated_tint".into(), forward(&int, Some(&mask.select(0, 1)))?),
-        ("pos_embed".into(), Output::from_tensor(space)?),
-        ("pos_embed_temporal".into(), Output::from_tensor(time)?),
+        forward("out_mask_tint", &int, Some(&mask))?,
+        forward("out_nomask_tint", &int, None)?,
+        forward("out_mask_tfrac", &fractional, Some(&mask))?,
+        forward("out_holes_tfrac", &fractional, Some(&case.mask("mask_holes")?))?,
+        forward("out_mask_row0_repeated_tint", &int, Some(&mask.select(0, 1)))?,
+        case.output("pos_embed", space)?,
+        case.output("pos_embed_temporal", time)?,
     ])
 }
 
@@ -119,13 +119,13 @@ pub(super) fn pixart_init(case: &Case, device: &Device) -> Result<Outputs, Failu
     for frames in case.get::<Vec<usize>>("/config/T_values")? {
         case.begin(format!("running the STDiT on {frames} frames"));
         let latents = case.tensor::<5>(&format!("x_T{frames}"), device)?;
-        let forward = |mask| {
-            Output::from_tensor(stdit.forward(latents.clone(), &timesteps, states.clone(), mask))
+        let forward = |name: String, mask| {
+            case.output(name, stdit.forward(latents.clone(), &timesteps, states.clone(), mask))
         };
         let [space, _] = position_tables(&config, [frames, height, width], false, device)?;
-        outputs.push((format!("stdit_T{frames}"), forward(Some(&mask))?));
-        outputs.push((format!("stdit_T{frames}_nomask"), forward(None)?));
-        outputs.push((format!("stdit_T{frames}.pos_embed"), Output::from_tensor(space)?));
+        outputs.push(forward(format!("stdit_T{frames}"), Some(&mask))?);
+        outputs.push(forward(format!("stdit_T{frames}_nomask"), None)?);
+        outputs.push(case.output(format!("stdit_T{frames}.pos_embed"), space)?);
     }
     case.begin("running the PixArt");
     let images = case.tensor::<5>("x_T1", device)?;
@@ -133,9 +133,9 @@ pub(super) fn pixart_init(case: &Case, device: &Device) -> Result<Outputs, Failu
         let (pixart, _) =
             PixArt::load(&config, temporal_positions, &checkpoint, FloatDType::F32, device)?;
         let eps = pixart.forward(images.clone(), &timesteps, states.clone(), Some(&mask));
-        outputs.push((name.into(), Output::from_tensor(eps)?));
+        outputs.push(case.output(name, eps)?);
     }
     let [space, _] = position_tables(&config, [1, height, width], true, device)?;
-    outputs.push(("pixart.pos_embed".into(), Output::from_tensor(space)?));
+    outputs.push(case.output("pixart.pos_embed", space)?);
     Ok(outputs)
 }

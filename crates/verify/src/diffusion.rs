@@ -137,7 +137,7 @@ fn steps_of(case: &Case, name: &str) -> Result<Vec<usize>, Failure> {
     Ok(values.into_iter().map(usize::try_from).collect::<Result<_, _>>()?)
 }
 
-fn mean_variance(prefix: &str, out: MeanVariance) -> Result<Outputs, Failure> {
+fn mean_variance(case: &Case, prefix: &str, out: MeanVariance) -> Result<Outputs, Failure> {
     [
         ("mean", out.mean),
         ("variance", out.variance),
@@ -145,7 +145,7 @@ fn mean_variance(prefix: &str, out: MeanVariance) -> Result<Outputs, Failure> {
         ("pred_xstart", out.pred_xstart),
     ]
     .into_iter()
-    .map(|(name, tensor)| Ok((format!("{prefix}.{name}"), Output::from_tensor(tensor)?)))
+    .map(|(name, tensor)| case.output(format!("{prefix}.{name}"), tensor))
     .collect()
 }
 
@@ -164,7 +164,7 @@ pub(super) fn losses(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let model_output = case.tensor::<5>("model_output", device)?;
     let x_t = full.q_sample(x_start.clone(), &t, noise.clone())?;
 
-    let mut outputs = vec![("x_t".to_string(), Output::from_tensor(x_t.clone())?)];
+    let mut outputs = vec![case.output("x_t", x_t.clone())?];
     for (prefix, kind) in [("", LossKind::Mse), ("rescaled_mse.", LossKind::RescaledMse)] {
         let losses = full.training_losses(
             model_output.clone(),
@@ -174,13 +174,13 @@ pub(super) fn losses(case: &Case, device: &Device) -> Result<Outputs, Failure> {
             &t,
             kind,
         )?;
-        outputs.push((format!("{prefix}loss"), Output::from_tensor(losses.loss)?));
-        outputs.push((format!("{prefix}vb"), Output::from_tensor(losses.vb)?));
-        outputs.push((format!("{prefix}mse"), Output::from_tensor(losses.mse)?));
+        outputs.push(case.output(format!("{prefix}loss"), losses.loss)?);
+        outputs.push(case.output(format!("{prefix}vb"), losses.vb)?);
+        outputs.push(case.output(format!("{prefix}mse"), losses.mse)?);
     }
     for (prefix, clip_denoised) in [("full.clip0", false), ("full.clip1", true)] {
         let out = full.p_mean_variance(model_output.clone(), x_t.clone(), &t, clip_denoised)?;
-        outputs.extend(mean_variance(prefix, out)?);
+        outputs.extend(mean_variance(case, prefix, out)?);
     }
 
     case.begin("computing means and variances of chosen steps");
@@ -188,7 +188,11 @@ pub(super) fn losses(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let t = steps_of(case, "spaced.t")?;
     let x = case.tensor::<5>("spaced.x", device)?;
     let model_output = case.tensor::<5>("spaced.model_output", device)?;
-    outputs.extend(mean_variance("spaced", spaced.p_mean_variance(model_output, x, &t, false)?)?);
+    outputs.extend(mean_variance(
+        case,
+        "spaced",
+        spaced.p_mean_variance(model_output, x, &t, false)?,
+    )?);
     let told = spaced.model_timesteps(&t)?.into_iter().map(f64::from).collect();
     outputs.push(("spaced.model_timestep".into(), Output::from_values(told)));
     Ok(outputs)
@@ -247,12 +251,9 @@ pub(super) fn iddpm_sample(case: &Case, device: &Device) -> Result<Outputs, Fail
     let second =
         Tensor::cat(vec![first.clone().narrow(1, 0, guided), null.narrow(1, guided, rest)], 1);
     Ok(vec![
-        ("samples".into(), Output::from_tensor(sampled)?),
-        ("ddim_samples".into(), Output::from_tensor(ddim_sampled)?),
-        (
-            "cfg_first_model_output".into(),
-            Output::from_tensor(Tensor::cat(vec![first, second], 0))?,
-        ),
+        case.output("samples", sampled)?,
+        case.output("ddim_samples", ddim_sampled)?,
+        case.output("cfg_first_model_output", Tensor::cat(vec![first, second], 0))?,
     ])
 }
 
@@ -270,7 +271,7 @@ pub(super) fn dpm_solver(case: &Case, device: &Device) -> Result<Outputs, Failur
         let solver = DpmSolver::with_steps(steps)?;
         let sampled = solver.sample(&denoiser, &guidance, z.clone(), go_on)?;
         let told = solver.model_timesteps().into_iter().map(f64::from).collect();
-        outputs.push((format!("samples_{steps}steps"), Output::from_tensor(sampled)?));
+        outputs.push(case.output(format!("samples_{steps}steps"), sampled)?);
         outputs.push((format!("model_timesteps_{steps}steps"), Output::from_values(told)));
     }
     Ok(outputs)

@@ -85,6 +85,16 @@ pub enum VerifyError {
     },
 }
 
+impl VerifyError {
+    /// Returns the step that failed, such as "loading the VAE" or "comparing decoded".
+    pub fn step(&self) -> Option<&str> {
+        match self {
+            Self::Case { .. } | Self::UnknownKind { .. } => None,
+            Self::Computation { step, .. } | Self::Library { step, .. } => Some(step),
+        }
+    }
+}
+
 /// What a kind's runner returns: named outputs, in any order.
 type Outputs = Vec<(String, Output)>;
 
@@ -137,7 +147,7 @@ pub fn run(folder: &Path, device: &Device) -> Result<CaseReport, VerifyError> {
     };
     // Backends answer an impossible operation with a panic. A case may come from anyone, so that
     // is turned into its failure here.
-    let outputs = catch_unwind(AssertUnwindSafe(|| runner(&case, device)))
+    let checks = catch_unwind(AssertUnwindSafe(|| case.compare(runner(&case, device)?)))
         .map_err(|panic| VerifyError::Computation {
             path: folder.into(),
             step: case.step(),
@@ -148,11 +158,7 @@ pub fn run(folder: &Path, device: &Device) -> Result<CaseReport, VerifyError> {
             step: case.step(),
             source,
         })?;
-    Ok(CaseReport {
-        name: case.name().into(),
-        kind: case.kind().into(),
-        checks: case.compare(outputs)?,
-    })
+    Ok(CaseReport { name: case.name().into(), kind: case.kind().into(), checks })
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {

@@ -100,14 +100,16 @@ fn clip(
 
     let rows = vec![prompts.len(), states.mask.len()];
     // [B, L, C] -> [B, 1, L, C], as the reference hands it over.
-    let embeddings = |states: Tensor<3>| Output::from_tensor(states.unsqueeze_dim::<4>(1));
+    let embeddings = |name: &str, states: Tensor<3>| {
+        case.output(format!("{prefix}{name}"), states.unsqueeze_dim::<4>(1))
+    };
     Ok(vec![
         (format!("{prefix}input_ids"), Output::Values { values: ids, shape: rows.clone() }),
         (format!("{prefix}attention_mask"), Output::Values { values: masks, shape: rows }),
-        (format!("{prefix}text_embeddings"), embeddings(states.states)?),
-        (format!("{prefix}null_embeddings"), embeddings(null)?),
-        (format!("{prefix}latents"), Output::from_tensor(latents)?),
-        (format!("{prefix}decoded"), Output::from_tensor(decoded)?),
+        embeddings("text_embeddings", states.states)?,
+        embeddings("null_embeddings", null)?,
+        case.output(format!("{prefix}latents"), latents)?,
+        case.output(format!("{prefix}decoded"), decoded)?,
         (pixels_name.to_string(), Output::Values { values: bytes, shape: pixel_shape }),
     ])
 }

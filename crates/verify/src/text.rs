@@ -103,8 +103,8 @@ pub(super) fn encoder(case: &Case, device: &Device) -> Result<Outputs, Failure> 
         ) as f64
     });
     Ok(vec![
-        ("last_hidden_state".into(), Output::from_tensor(encoder.forward(&ids, Some(&mask)))?),
-        ("last_hidden_state_nomask".into(), Output::from_tensor(encoder.forward(&ids, None))?),
+        case.output("last_hidden_state", encoder.forward(&ids, Some(&mask)))?,
+        case.output("last_hidden_state_nomask", encoder.forward(&ids, None))?,
         ("relative_buckets".into(), Output::from_values(buckets.collect())),
     ])
 }

@@ -1,6 +1,6 @@
 //! Cases of kind `vae`.
 
-use super::{Case, Failure, Output, Outputs};
+use super::{Case, Failure, Outputs};
 use burn::tensor::{Device, FloatDType};
 use opensora::checkpoint::Checkpoint;
 use opensora::vae::{AutoencoderKl, VaeConfig};
@@ -25,6 +25,6 @@ pub(super) fn run(case: &Case, device: &Device) -> Result<Outputs, Failure> {
         ("decoded", decoded),
     ]
     .into_iter()
-    .map(|(name, tensor)| Ok((name.to_string(), Output::from_tensor(tensor)?)))
+    .map(|(name, tensor)| case.output(name, tensor))
     .collect()
 }

@@ -72,6 +72,9 @@ pub(crate) struct Args {
     /// Measured runs; the result is their median
     #[arg(long, default_value_t = 3)]
     reps: usize,
+    /// Do not time large matrix products, which the share of the ceiling refers to
+    #[arg(long)]
+    no_ceiling: bool,
     /// Accepted as by other subcommands; the result is one JSON object in any case
     #[arg(long)]
     json: bool,
@@ -144,6 +147,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         dtype: args.dtype,
         warmup: args.warmup,
         reps: args.reps,
+        ceiling: !args.no_ceiling,
     };
     let report = spec
         .run(&device, &mut |what| {

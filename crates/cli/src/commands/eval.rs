@@ -147,7 +147,7 @@ fn demo(args: &DemoArgs) -> anyhow::Result<()> {
     };
 
     stop::listen();
-    let mut progress = Progress::new(args.report.quiet);
+    let mut progress = Progress::new(args.report.quiet).on(pipeline.device());
     let mut judged_clips = 0;
     let report = evaluation.run(&pipeline, &mut progress, |judged| {
         if let Some(gallery) = &mut gallery {

@@ -107,7 +107,8 @@ pub(crate) struct Args {
     /// Prompts that are sampled at once.
     #[arg(long, default_value_t = 1)]
     batch_size: usize,
-    /// Device, as `opensora devices` lists them [default: the first that is present].
+    /// Device, as `opensora devices` lists them [default: the first
+    /// available that is no software driver].
     #[arg(long)]
     device: Option<String>,
     /// Float type of denoiser and VAE: f32, bf16 or f16 [default: f32].
@@ -202,7 +203,7 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     }
     stop::listen();
 
-    let mut progress = Progress::new(args.quiet);
+    let mut progress = Progress::new(args.quiet).on(pipeline.device());
     let mut written = Vec::new();
     let mut write = |sampled: Sampled| -> anyhow::Result<()> {
         let at = match source.only {

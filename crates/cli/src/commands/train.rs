@@ -3,6 +3,7 @@
 use crate::{
     options::{DeviceName, Report},
     output,
+    progress::warm_up,
     stop::{self, Stopped},
     train_progress::TrainProgress,
 };
@@ -12,7 +13,7 @@ use opensora::{
     nn::dtype::Dtype,
     train::{
         Outcome, Recipe, Session,
-        metrics::flops::measure_matmul_ceiling,
+        metrics::{TrainObserver, flops::measure_matmul_ceiling},
         run::{Hooks, NoHooks},
     },
     training::SampleSheets,
@@ -137,6 +138,9 @@ fn train(args: Args, recipe: Recipe) -> anyhow::Result<()> {
         None => None,
     };
     let mut progress = TrainProgress::new(args.report.quiet);
+    if let Some(text) = warm_up(device) {
+        progress.message(text);
+    }
     let mut sheets = match &recipe.stdit {
         Some(part) if recipe.run.sample_every > 0 && !recipe.sample.prompts.is_empty() => {
             Some(SampleSheets::new(recipe, part, folder, device).context("sample videos")?)

@@ -59,9 +59,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
                 }
             }
             Err(error) => {
+                let step = error.step().map(String::from);
                 let error = output::with_causes(&error.into());
                 if args.json {
-                    rows.push(json!({"case": folder, "passed": false, "error": error}));
+                    let row =
+                        json!({"case": folder, "passed": false, "step": step, "error": error});
+                    rows.push(row);
                 } else {
                     output::line(format_args!("FAILED  {error}"))?;
                 }

@@ -104,7 +104,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         key: &key,
         shard_bytes: args.shard_size.max(1).saturating_mul(1 << 20),
     };
-    let mut progress = Progress::new(args.report.quiet);
+    let mut progress = Progress::new(args.report.quiet).on(&device);
+    progress.begin_stage();
     stop::listen();
     let mut total = 0;
     let written = cache::write_skipping(&job, &args.out, args.skip_bad, |done, rows| {

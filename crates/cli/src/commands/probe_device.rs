@@ -1,0 +1,16 @@
+//! `opensora probe-device`: one trial run, in a process that its driver may end. Not for users.
+
+use crate::trial;
+use opensora::nn::device;
+
+/// Options of `opensora probe-device`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Device to try
+    name: String,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let device = device::parse(&args.name)?;
+    Ok(trial::silently(|| device::probe(&device))?)
+}

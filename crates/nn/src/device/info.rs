@@ -1,0 +1,188 @@
+//! What a device is: its hardware or driver, as far as a source states it.
+
+use burn::tensor::Device;
+use serde::Serialize;
+
+#[allow(unused_imports, reason = "no backend may be compiled in")]
+use burn::backend::DispatchDevice;
+
+/// Kind of a device. The order is that of preference among the devices of one backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum DeviceKind {
+    /// A GPU with memory of its own.
+    Discrete,
+    /// A GPU whose backend states no more than that (CUDA, ROCm, libtorch).
+    Gpu,
+    /// A GPU that shares the processor's memory.
+    Integrated,
+    /// A GPU that a virtual machine passes on.
+    Virtual,
+    /// An adapter that its driver does not classify.
+    Unknown,
+    /// The processor, through a backend made for it.
+    Cpu,
+    /// The processor, through a driver that stands in for a GPU (lavapipe, SwiftShader, WARP): for
+    /// tests, and far slower than a backend made for the processor.
+    Software,
+}
+
+impl DeviceKind {
+    /// The kind as text, in lower case.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Discrete => "discrete",
+            Self::Gpu => "gpu",
+            Self::Integrated => "integrated",
+            Self::Virtual => "virtual",
+            Self::Unknown => "unknown",
+            Self::Cpu => "cpu",
+            Self::Software => "software",
+        }
+    }
+}
+
+/// A device in detail. What no source states is `None`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct DeviceInfo {
+    /// Name of the device as in `--device`.
+    pub name: String,
+    /// Its kind.
+    pub kind: DeviceKind,
+    /// Name of the hardware, or of the driver that stands in for it.
+    pub adapter: Option<String>,
+    /// Graphics API: Vulkan, Metal, Dx12 or Gl.
+    pub api: Option<String>,
+    /// Name of the driver.
+    pub driver: Option<String>,
+    /// Version of the driver, in the driver's words.
+    pub driver_version: Option<String>,
+    /// Size of the device's largest memory in bytes.
+    pub memory_bytes: Option<u64>,
+}
+
+/// Returns the kind of a device. Does not open it.
+pub fn kind(device: &Device) -> DeviceKind {
+    // A device under autodiff is the one it wraps.
+    let device = device.clone().inner();
+    match device.as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => DeviceKind::Cpu,
+        #[cfg(feature = "ndarray")]
+        DispatchDevice::NdArray(_) => DeviceKind::Cpu,
+        #[cfg(feature = "tch")]
+        DispatchDevice::LibTorch(device) => {
+            use burn::backend::LibTorchDevice;
+            match device {
+                LibTorchDevice::Cpu => DeviceKind::Cpu,
+                LibTorchDevice::Mps => DeviceKind::Integrated,
+                _ => DeviceKind::Gpu,
+            }
+        }
+        #[cfg(any(
+            feature = "cuda",
+            feature = "metal",
+            feature = "rocm",
+            feature = "vulkan",
+            feature = "wgpu"
+        ))]
+        DispatchDevice::Cube(device) => of_cube(device),
+        #[allow(unreachable_patterns, reason = "which backends there are is a matter of features")]
+        _ => DeviceKind::Unknown,
+    }
+}
+
+#[cfg(any(
+    feature = "cuda",
+    feature = "metal",
+    feature = "rocm",
+    feature = "vulkan",
+    feature = "wgpu"
+))]
+fn of_cube(device: &burn::backend::CubeDevice) -> DeviceKind {
+    match device {
+        #[cfg(any(feature = "metal", feature = "vulkan", feature = "wgpu"))]
+        burn::backend::CubeDevice::Wgpu(device) => {
+            use burn::backend::WgpuDeviceKind;
+            match device.kind {
+                WgpuDeviceKind::DiscreteGpu(_) => DeviceKind::Discrete,
+                WgpuDeviceKind::IntegratedGpu(_) => DeviceKind::Integrated,
+                WgpuDeviceKind::VirtualGpu(_) => DeviceKind::Virtual,
+                WgpuDeviceKind::Cpu => DeviceKind::Software,
+                _ => DeviceKind::Unknown,
+            }
+        }
+        #[allow(unreachable_patterns, reason = "which runtimes there are is a matter of features")]
+        _ => DeviceKind::Gpu,
+    }
+}
+
+/// Returns what is known of a device. Asks drivers for their adapters, and opens CUDA and ROCm devices.
+pub(super) fn describe(name: String, device: &Device) -> DeviceInfo {
+    let kind = kind(device);
+    #[allow(unused_mut, reason = "nothing more is known of backends for the processor")]
+    let mut info = DeviceInfo {
+        name,
+        kind,
+        adapter: None,
+        api: None,
+        driver: None,
+        driver_version: None,
+        memory_bytes: None,
+    };
+    #[cfg(any(feature = "metal", feature = "vulkan", feature = "wgpu"))]
+    if let Some(adapter) = super::adapters::find(device) {
+        adapter.fill(&mut info);
+        return info;
+    }
+    #[cfg(any(feature = "cuda", feature = "rocm"))]
+    if kind == DeviceKind::Gpu {
+        fill_opened(device, &mut info);
+    }
+    info
+}
+
+/// Opens a device of CubeCL's for the name and memory that its runtime states.
+#[cfg(any(feature = "cuda", feature = "rocm"))]
+fn fill_opened(device: &Device, info: &mut DeviceInfo) {
+    let DispatchDevice::Cube(device) = device.as_dispatch() else { return };
+    // A driver that does not start is a panic of burn's. It is a row without details here.
+    let opened = std::panic::catch_unwind(|| {
+        let client = device.client();
+        let properties = client.properties();
+        (properties.identity.name.clone(), properties.memory.max_memory())
+    });
+    if let Ok((name, memory)) = opened {
+        info.adapter = Some(name);
+        info.memory_bytes = memory;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn software_drivers_come_last_and_discrete_gpus_first() {
+        use DeviceKind::*;
+        let mut kinds = [Software, Cpu, Unknown, Virtual, Integrated, Gpu, Discrete];
+        kinds.sort();
+        assert_eq!(kinds, [Discrete, Gpu, Integrated, Virtual, Unknown, Cpu, Software]);
+    }
+
+    #[cfg(feature = "flex")]
+    #[test]
+    fn flex_is_the_processor() {
+        assert_eq!(kind(&Device::flex()), DeviceKind::Cpu);
+        let info = describe("flex".into(), &Device::flex());
+        assert_eq!((info.kind, info.adapter, info.memory_bytes), (DeviceKind::Cpu, None, None));
+    }
+
+    #[cfg(all(feature = "flex", feature = "autodiff"))]
+    #[test]
+    fn a_device_under_autodiff_is_the_one_it_wraps() {
+        assert_eq!(kind(&Device::flex().autodiff()), DeviceKind::Cpu);
+    }
+}

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Builds the program for a machine with an NVIDIA GPU, on a machine without one.
+#
+#   scripts/gpu-build.sh [OUT] [FEATURES]
+#
+# Writes OUT/opensora.xz (default OUT: target/gpu; default features: cuda-full), which
+# scripts/gpu-check.sh takes. Neither CUDA nor LLVM is needed for the build, only the crates:
+#
+# - CubeCL compiles CUDA kernels by LLVM, whose libraries its build script downloads from a host that
+#   many machines cannot reach, or, with its feature `cuda-cpp`, as CUDA C++ by NVRTC. The feature is set
+#   in a copy of the sources, so that the product does not have it. With DOCS_RS the build script downloads
+#   nothing, and the linker is told to leave LLVM's functions unresolved: they are linked lazily and
+#   never called.
+# - cudarc binds the functions of the newest CUDA that it knows, unless told otherwise; those that the
+#   machine's CUDA lacks would end the program. CUDARC_CUDA_VERSION (default 13000, for 13.0) is the oldest
+#   CUDA that the program has to run with.
+#
+# A program with LLVM missing is for checks like this one. To install opensora on a machine with a GPU,
+# build it there: `cargo install --path crates/cli --features cuda-full`.
+#
+# Environment: GPU_BUILD_TARGET (target directory, default OUT/target; one of its own since flags differ),
+# GPU_BUILD_LTO (default off; thin or fat take far longer), GPU_BUILD_OPT (default 3).
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+fail() {
+    echo "gpu-build.sh: $*" >&2
+    exit 1
+}
+[ "$(uname -s)" = Linux ] || fail "made for Linux, this is $(uname -s)"
+command -v xz >/dev/null || fail "xz is missing"
+
+out=${1:-$root/target/gpu}
+features=${2:-cuda-full}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+export CARGO_TARGET_DIR=${GPU_BUILD_TARGET:-$out/target}
+export CARGO_INCREMENTAL=0
+export CUDARC_CUDA_VERSION=${CUDARC_CUDA_VERSION:-13000}
+export DOCS_RS=1
+export RUSTFLAGS="-C link-arg=-Wl,--unresolved-symbols=ignore-all -C relro-level=partial"
+
+# Always the same place, so that a second build finds what the first has compiled.
+copy=$CARGO_TARGET_DIR/sources
+mkdir -p "$copy"
+(cd "$root" && git ls-files -z --cached --others --exclude-standard -- . ':!tests/fixtures' ':!fuzz' |
+    tar --null --ignore-failed-read -cf - -T - 2>/dev/null) | tar -C "$copy" -xf -
+version=$(sed -n '/^name = "cubecl"$/{n;s/version = "\(.*\)"/\1/p}' "$copy/Cargo.lock")
+[ -n "$version" ] || fail "Cargo.lock has no cubecl"
+# The last table of the manifest is [lints]; a dependency of its own comes after it.
+cat >>"$copy/crates/cli/Cargo.toml" <<MANIFEST
+
+[dependencies.cubecl]
+version = "=$version"
+default-features = false
+features = ["cuda-cpp"]
+MANIFEST
+# Panics stay caught (\`verify\` needs that), so they unwind.
+cat >>"$copy/Cargo.toml" <<MANIFEST
+
+[profile.gpu]
+inherits = "release"
+opt-level = ${GPU_BUILD_OPT:-3}
+lto = "${GPU_BUILD_LTO:-off}"
+strip = true
+debug = false
+MANIFEST
+
+cd "$copy"
+# Versions stay as they are; the new line of the manifest is entered into the copy's lock file.
+cargo update --workspace --quiet
+cargo build --profile gpu -p opensora-cli --no-default-features --features "$features"
+program=$CARGO_TARGET_DIR/gpu/opensora
+"$program" --version
+"$program" devices
+xz -9e -T1 -kc "$program" >"$out/opensora.xz"
+size() { stat -c %s "$1"; }
+printf '%s: %d.%d MB, unpacked %d MB\n' "$out/opensora.xz" $(($(size "$out/opensora.xz") / 1000000)) \
+    $(($(size "$out/opensora.xz") / 100000 % 10)) $(($(size "$program") / 1000000))
+[ "$(size "$out/opensora.xz")" -lt 14000000 ] || echo "gpu-build.sh: more than 14 MB" >&2

@@ -1,0 +1,159 @@
+#!/usr/bin/env bash
+# Checks and times opensora on a machine with an NVIDIA GPU, within 8 minutes.
+#
+#   scripts/gpu-check.sh [PROGRAM] [OUT]
+#
+# PROGRAM is what scripts/gpu-build.sh has built (default: target/gpu/opensora.xz; .xz and .zst are
+# unpacked), OUT a folder for the results (default: target/gpu/check). No registry and no compiler is
+# needed, but the GPU's driver, CUDA 13 with its headers (CUDA_PATH, else /usr/local/cuda) and python3.
+#
+# Runs all golden cases (`verify`), every part of the flow and a training step at published sizes with
+# random weights (`bench`), the demo model (`sample`), and lists the kernels that take longest. Writes
+#
+#   OUT/gpu.json           everything, with the share of the GPU's peak and the three largest costs
+#   OUT/gpu.md             the table for docs/performance.md
+#   OUT/*.json, *.err      what each step printed
+#
+# and puts the table into docs/performance.md, between its two `gpu-check` lines.
+#
+# Environment: GPU_CHECK_DEVICE (default cuda:0; another backend's device is a dry run with small
+# sizes, which leaves docs/performance.md alone), GPU_CHECK_SECONDS (default 480).
+#
+# Exit codes: 0 everything passed, 1 something failed, 2 nothing was run, such as without a GPU.
+set -euo pipefail
+exec </dev/null
+root=$(cd "$(dirname "$0")/.." && pwd)
+
+nothing() {
+    echo "gpu-check.sh: nothing was run: $*" >&2
+    exit 2
+}
+
+program=${1:-$root/target/gpu/opensora.xz}
+out=${2:-$root/target/gpu/check}
+device=${GPU_CHECK_DEVICE:-cuda:0}
+budget=${GPU_CHECK_SECONDS:-480}
+began=$SECONDS
+
+case $device in
+    cuda | cuda:*) real=yes ;;
+    *) real= ;;
+esac
+if [ -n "$real" ]; then
+    command -v nvidia-smi >/dev/null || nothing "no NVIDIA GPU here (nvidia-smi is missing)"
+    nvidia-smi -L 2>/dev/null | grep -q '^GPU' || nothing "no NVIDIA GPU here (nvidia-smi lists none)"
+    export CUDA_PATH=${CUDA_PATH:-/usr/local/cuda}
+    [ -e "$CUDA_PATH/include/cuda_fp16.h" ] || nothing "no CUDA headers in $CUDA_PATH/include: set CUDA_PATH"
+    export LD_LIBRARY_PATH=$CUDA_PATH/lib64${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+fi
+command -v python3 >/dev/null || nothing "python3 is missing"
+[ -e "$program" ] || nothing "no program $program: build it with scripts/gpu-build.sh"
+program=$(cd "$(dirname "$program")" && pwd)/$(basename "$program")
+
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+rm -f "$out"/*.json "$out"/*.err "$out"/*.tsv "$out"/gpu.md "$out"/kernels.log
+work=$(mktemp -d)
+poller=
+trap '[ -z "$poller" ] || kill "$poller" 2>/dev/null || true; rm -rf "$work"' EXIT
+
+case $program in
+    *.xz) xz -dc "$program" >"$work/opensora" || nothing "$program cannot be unpacked" ;;
+    *.zst) zstd -dqc "$program" >"$work/opensora" || nothing "$program cannot be unpacked" ;;
+    *) cp "$program" "$work/opensora" ;;
+esac
+chmod +x "$work/opensora"
+opensora=$work/opensora
+"$opensora" --version >/dev/null || nothing "$program does not start"
+
+"$opensora" devices --json >"$out/devices.json" 2>"$out/devices.err" || nothing "$(tail -n1 "$out/devices.err")"
+python3 - "$device" "$out/devices.json" <<'PY' || nothing "$program finds no device $device (see $out/devices.json)"
+import json, sys
+name, path = sys.argv[1:]
+rows = json.load(open(path))
+sys.exit(not any(name in (row["backend"], *row["devices"]) and row["devices"] for row in rows))
+PY
+
+# Memory that is in use on the GPU, a few times a second, with the time. What the allocator holds for
+# later counts, and so does any other program.
+: >"$out/memory.tsv"
+if [ -n "$real" ]; then
+    index=${device#cuda}
+    index=${index#:}
+    nvidia-smi -i "${index:-0}" --query-gpu=name,driver_version,memory.total --format=csv,noheader,nounits >"$out/gpu.csv"
+    while :; do
+        used=$(nvidia-smi -i "${index:-0}" --query-gpu=memory.used --format=csv,noheader,nounits 2>/dev/null) || used=
+        printf '%s\t%s\n' "$EPOCHREALTIME" "$used"
+        sleep 0.2
+    done >"$out/memory.tsv" &
+    poller=$!
+fi
+
+# step NAME LIMIT COMMAND...: one step within LIMIT seconds and what is left of the budget. Later steps
+# are left out if the time is over.
+failed=0
+step() {
+    local name=$1 limit=$2 left=$((budget - (SECONDS - began)))
+    shift 2
+    if [ "$left" -lt 5 ]; then
+        printf '%s\t%s\t%s\t%s\n' "$name" skipped "$EPOCHREALTIME" "$EPOCHREALTIME" >>"$out/steps.tsv"
+        echo "$name: left out, the time is over"
+        return
+    fi
+    [ "$limit" -le "$left" ] || limit=$left
+    local from=$EPOCHREALTIME rc=0
+    timeout -k 5 "$limit" "$@" >"$out/$name.json" 2>"$out/$name.err" || rc=$?
+    printf '%s\t%s\t%s\t%s\n' "$name" "$rc" "$from" "$EPOCHREALTIME" >>"$out/steps.tsv"
+    case $rc in
+        0) echo "$name: done at $((SECONDS - began)) s" ;;
+        124 | 137) failed=1; echo "$name: took more than $limit s" ;;
+        *) failed=1; echo "$name: failed: $(grep -m1 '^error' "$out/$name.err" || tail -n1 "$out/$name.err")" ;;
+    esac
+}
+
+on=(--device "$device")
+cases=("$root/tests/fixtures/goldens")
+if [ -n "$real" ]; then
+    sizes=() reps=(--warmup 2 --reps 5) clip=(--num-frames 16 --micro-batch 4)
+    few=(--warmup 1 --reps 3) solver=(--sampler dpm-solver --steps 20) shallow=(--depth 4)
+else
+    cases=("$root/tests/fixtures/goldens/"{stdit-safetensors,vae-safetensors,t5-encoder-safetensors})
+    sizes=(--preset demo --image-size 32x32) reps=(--warmup 1 --reps 1) clip=(--num-frames 2)
+    few=("${reps[@]}") solver=(--sampler dpm-solver --steps 2) shallow=(--depth 1)
+fi
+bench() {
+    local name=$1 limit=$2 what=$3
+    shift 3
+    step "$name" "$limit" "$opensora" bench "$what" "${sizes[@]}" "${on[@]}" "$@"
+}
+
+# The most telling first.
+step verify 150 "$opensora" verify "${cases[@]}" "${on[@]}" --json
+bench stdit-bf16 60 stdit --dtype bf16 "${reps[@]}"
+bench train-step-bf16 60 train-step --dtype bf16 "${few[@]}"
+step sample-demo 60 "$opensora" sample "a red circle grows on a black background" --model demo \
+    --sampler dpm-solver --steps 20 -o "$work/circle.mp4" "${on[@]}" --json
+bench stdit-f32 60 stdit "${reps[@]}"
+bench train-step-f32 60 train-step "${few[@]}"
+bench vae-decode-f32 60 vae-decode "${clip[@]}" "${few[@]}"
+bench vae-decode-bf16 60 vae-decode --dtype bf16 "${clip[@]}" "${few[@]}"
+bench vae-encode-f32 60 vae-encode "${clip[@]}" "${few[@]}"
+bench t5-bf16 90 t5 --dtype bf16 "${few[@]}"
+
+# Kernels of one evaluation with their times, as CubeCL logs them. In a folder of its own: CubeCL reads
+# its settings from there.
+mkdir "$work/kernels"
+printf '[profiling.logger]\nlevel = "basic"\nfile = "kernels.log"\n' >"$work/kernels/cubecl.toml"
+cd "$work/kernels"
+bench kernels-bf16 60 stdit --dtype bf16 "${shallow[@]}" --warmup 1 --reps 1 --no-ceiling
+cd "$root"
+[ ! -e "$work/kernels/kernels.log" ] || cp "$work/kernels/kernels.log" "$out/kernels.log"
+
+# Prompt to frames at published sizes; its weights are made anew for every stage.
+bench sample-bf16 180 sample --dtype bf16 "${solver[@]}" --warmup 0 --reps 1
+
+docs=()
+[ -z "$real" ] || docs=("$root/docs/performance.md")
+python3 "$root/scripts/gpu_report.py" "$out" "$device" "${docs[@]}"
+echo "results: $out (after $((SECONDS - began)) s)"
+exit "$failed"

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Golden cases and training tests on `wgpu` with fusion and autotune, on software Vulkan.
+#
+#   scripts/gpu-class.sh [DEVICE]      (default: wgpu:0)
+#
+# What real GPUs run, as far as a machine without one can tell: the numbers. Tuning compiles and times many
+# kernels, which takes a software driver minutes a case, so this is run by hand; CI has `wgpu` without
+# both. Prints a line for each case with its seconds, then the tests' own summary.
+#
+# Needs a Vulkan driver: Mesa's lavapipe (Debian: mesa-vulkan-drivers) is chosen if it is there. GPU_CLASS_ICD
+# names another driver's file; GPU_CLASS_FEATURES (default wgpu-full) other features of the program, such
+# as `wgpu,fusion`.
+set -euo pipefail
+exec </dev/null
+cd "$(dirname "$0")/.."
+device=${1:-wgpu:0}
+features=${GPU_CLASS_FEATURES:-wgpu-full}
+parts=${features//-full/,fusion,autotune}
+
+lavapipe=$(ls /usr/share/vulkan/icd.d/lvp_icd*.json 2>/dev/null | head -n1 || true)
+icd=${GPU_CLASS_ICD:-$lavapipe}
+if [ -n "$icd" ]; then
+    # The old and the new name of the loader's variable.
+    export VK_ICD_FILENAMES=$icd VK_DRIVER_FILES=$icd
+fi
+# lavapipe wants a folder for its sockets.
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+export XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-$scratch}
+
+# The program and the tests with the same features, so that burn is compiled once.
+cargo build --locked -p opensora-cli -p opensora-tests --tests --features "opensora-cli/${features//,/,opensora-cli/},opensora-tests/${parts//,/,opensora-tests/}"
+opensora=$(cargo metadata --format-version 1 --no-deps --locked | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/opensora
+"$opensora" devices
+"$opensora" devices --json | grep -q "\"$device\"" || { echo "gpu-class.sh: no device $device" >&2; exit 2; }
+
+failed=0
+for case in tests/fixtures/goldens/*/; do
+    began=$SECONDS
+    "$opensora" verify "$case" --device "$device" --quiet >"$scratch/said" 2>&1 || { failed=1; cat "$scratch/said"; }
+    printf '%-36s %4d s  %s\n' "$(basename "$case")" $((SECONDS - began)) "$(grep 'cases passed' "$scratch/said" || true)"
+done
+OPENSORA_TEST_DEVICES=$device cargo test --locked -p opensora-tests --test training \
+    --features "${parts}" -- --test-threads 1 || failed=1
+exit $failed
