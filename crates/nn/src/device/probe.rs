@@ -83,10 +83,13 @@ pub fn run_first_kernel(device: &Device) -> Result<(), ProbeError> {
     TRIALS[0].run(device)
 }
 
-/// One operation: its result on a device, and what it should be.
+/// What a device computed, and what it should be.
+type Computed = Result<(TensorData, Vec<f64>), ExecutionError>;
+
+/// One operation to try.
 struct Trial {
     operation: &'static str,
-    run: fn(&Device) -> Result<(TensorData, Vec<f64>), ExecutionError>,
+    run: fn(&Device) -> Computed,
 }
 
 const TRIALS: [Trial; 6] = [
@@ -108,8 +111,7 @@ impl Trial {
             .map_err(|source| ProbeError::Failed { operation, source })?;
         let wrong = |(found, expected): (f32, f64)| {
             let error = (f64::from(found) - expected).abs();
-            // Not a number is wrong as well.
-            !(error <= TOLERANCE * expected.abs().max(1.0))
+            error.is_nan() || error > TOLERANCE * expected.abs().max(1.0)
         };
         let pairs = found.iter().copied().zip(expected.iter().copied());
         match pairs.enumerate().find(|(_, pair)| wrong(*pair)) {
@@ -138,20 +140,20 @@ fn tensor<const D: usize>(values: &[f32], shape: [usize; D], device: &Device) ->
     Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
 }
 
-fn element_wise(device: &Device) -> Result<(TensorData, Vec<f64>), ExecutionError> {
+fn element_wise(device: &Device) -> Computed {
     let x = values(1000, 0);
     let found = (tensor(&x, [1000], device) * 2.0 + 1.0).try_into_data()?;
     Ok((found, x.iter().map(|&x| f64::from(x) * 2.0 + 1.0).collect()))
 }
 
-fn sum(device: &Device) -> Result<(TensorData, Vec<f64>), ExecutionError> {
+fn sum(device: &Device) -> Computed {
     let x = values(48 * 257, 1);
     let found = tensor(&x, [48, 257], device).sum_dim(1).try_into_data()?;
     let sum = |row: &[f32]| row.iter().map(|&x| f64::from(x)).sum();
     Ok((found, x.chunks(257).map(sum).collect()))
 }
 
-fn softmax(device: &Device) -> Result<(TensorData, Vec<f64>), ExecutionError> {
+fn softmax(device: &Device) -> Computed {
     let x = values(12 * 65, 2);
     let found = activation::softmax(tensor(&x, [12, 65], device), 1).try_into_data()?;
     let expected = x.chunks(65).flat_map(|row| {
@@ -162,11 +164,7 @@ fn softmax(device: &Device) -> Result<(TensorData, Vec<f64>), ExecutionError> {
     Ok((found, expected.collect()))
 }
 
-fn product(
-    device: &Device,
-    batch: usize,
-    [m, k, n]: [usize; 3],
-) -> Result<(TensorData, Vec<f64>), ExecutionError> {
+fn product(device: &Device, batch: usize, [m, k, n]: [usize; 3]) -> Computed {
     let (a, b) = (values(batch * m * k, 3), values(batch * k * n, 4));
     let found = tensor(&a, [batch, m, k], device)
         .matmul(tensor(&b, [batch, k, n], device))
@@ -184,7 +182,7 @@ fn product(
 }
 
 /// A 3x3 convolution with a border of zeros.
-fn convolution(device: &Device) -> Result<(TensorData, Vec<f64>), ExecutionError> {
+fn convolution(device: &Device) -> Computed {
     let [channels, filters, side] = [4, 6, 12];
     let (x, w) = (values(channels * side * side, 5), values(filters * channels * 9, 6));
     let found = module::conv2d(
