@@ -7,7 +7,7 @@
 use opensora::{
     Quiet, SampleRequest, TextToVideo,
     diffusion::SamplerKind,
-    nn::{device, dtype::Dtype},
+    nn::{device, dtype::Dtype, read::read},
 };
 use opensora_examples::tiny_model;
 use std::time::Instant;
@@ -27,7 +27,7 @@ fn main() -> anyhow::Result<()> {
         let pipeline = TextToVideo::new(files.clone(), Dtype::F32, Dtype::F32, device)?;
         let states = pipeline.encode_prompts(&["a drone above the sea"], &mut Quiet)?;
         let latents = pipeline.sample(&states, &request, &mut Quiet)?;
-        let latents = latents.into_data().try_to_vec::<f32>()?;
+        let latents = read(latents)?.try_to_vec::<f32>()?;
         let seconds = started.elapsed().as_secs_f64();
         let first = first.get_or_insert_with(|| latents.clone());
         let difference =

@@ -34,7 +34,7 @@ fn config(model: &str) -> DenoiserConfig {
 fn load(config: &DenoiserConfig, path: &Path) -> (Vec<(String, TensorData)>, ImportReport) {
     let checkpoint = Checkpoint::open(path).unwrap();
     let (model, report) = StDit::load(config, &checkpoint, FloatDType::F32, &device()).unwrap();
-    (published_tensors(&model, &keys::stdit()), report)
+    (published_tensors(&model, &keys::stdit()).unwrap(), report)
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What can be wrong with a checkpoint, each in one line.
 
 use opensora_files::one_line;
+use opensora_nn::read::ReadError;
 use std::{fmt, path::PathBuf};
 
 /// Why a checkpoint could not be opened, loaded or written.
@@ -49,6 +50,9 @@ pub enum CheckpointError {
         /// What went wrong.
         reason: String,
     },
+    /// The device that holds a tensor failed or is lost.
+    #[error(transparent)]
+    Device(#[from] ReadError),
     /// The file could not be written.
     #[error("{}: cannot be written: {source}", path.display())]
     Write {

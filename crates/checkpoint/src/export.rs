@@ -6,8 +6,9 @@ use burn::{
     tensor::{DType, FloatDType, Tensor, TensorData},
 };
 use opensora_files::write_atomically;
+use opensora_nn::read::{ReadError, read};
 use safetensors::{Dtype, View};
-use std::{borrow::Cow, collections::HashMap, path::Path};
+use std::{borrow::Cow, cell::RefCell, collections::HashMap, io::ErrorKind, path::Path};
 
 /// Writes the parameters of `module` to `path` as one safetensors file in `dtype`, under the keys
 /// and in the layout of `map`'s artefact, so that whatever reads the published file reads this one.
@@ -24,37 +25,57 @@ pub fn export<M: Module>(
     note: Option<(&str, &str)>,
     path: &Path,
 ) -> Result<(), CheckpointError> {
-    let mut collector = Collector { names: ParameterNames::default(), map, dtype, views: vec![] };
-    module.visit(&mut collector);
+    let collector = Collector::of(module, map, dtype);
     // One entry only: several would stand in another order in every run, and files that are equal in
     // all numbers would differ. `format` is what transformers asks of files that it opens itself.
     let (name, text) = note.unwrap_or(("format", "pt"));
     let metadata = HashMap::from([(name.to_string(), text.to_string())]);
-    write_atomically(path, |file| {
-        safetensors::serialize_to_file(collector.views, Some(metadata), file)
-            .map_err(std::io::Error::other)
-    })
-    .map_err(|source| CheckpointError::Write { path: path.into(), source })
+    let unread = RefCell::new(None);
+    let views = collector.tensors.into_iter().map(|(key, tensor)| {
+        let view = Fetched { tensor, unread: &unread };
+        (key, view)
+    });
+    let written = write_atomically(path, |file| {
+        safetensors::serialize_to_file(views, Some(metadata), file)
+            .map_err(std::io::Error::other)?;
+        // Zeros stand for what the device did not return: not a file to keep.
+        if unread.borrow().is_some() { Err(ErrorKind::Other.into()) } else { Ok(()) }
+    });
+    if let Some(error) = unread.into_inner() {
+        return Err(error.into());
+    }
+    written.map_err(|source| CheckpointError::Write { path: path.into(), source })
 }
 
 /// The parameters of `module` as [`export`] would write them in f32: published key and tensor.
-pub fn published_tensors<M: Module>(module: &M, map: &KeyMap) -> Vec<(String, TensorData)> {
-    let dtype = FloatDType::F32;
-    let mut collector = Collector { names: ParameterNames::default(), map, dtype, views: vec![] };
-    module.visit(&mut collector);
-    collector.views.into_iter().map(|(key, tensor)| (key, (tensor.fetch)())).collect()
+///
+/// # Errors
+/// Returns an error if the device fails.
+pub fn published_tensors<M: Module>(
+    module: &M,
+    map: &KeyMap,
+) -> Result<Vec<(String, TensorData)>, ReadError> {
+    let tensors = Collector::of(module, map, FloatDType::F32).tensors.into_iter();
+    tensors.map(|(key, tensor)| Ok((key, (tensor.fetch)()?))).collect()
 }
 
-/// A tensor that is fetched when it is written.
+/// A parameter that is read from its device when it is asked for.
 struct Fetch {
     shape: Vec<usize>,
     dtype: FloatDType,
-    fetch: Box<dyn Fn() -> TensorData>,
+    fetch: Box<dyn Fn() -> Result<TensorData, ReadError>>,
 }
 
-impl View for Fetch {
+/// A tensor of a file; its bytes are fetched when they are written.
+struct Fetched<'a> {
+    tensor: Fetch,
+    /// The first error of a device: [`View::data`] can return none.
+    unread: &'a RefCell<Option<ReadError>>,
+}
+
+impl View for Fetched<'_> {
     fn dtype(&self) -> Dtype {
-        match self.dtype {
+        match self.tensor.dtype {
             FloatDType::F64 => Dtype::F64,
             FloatDType::F16 => Dtype::F16,
             FloatDType::BF16 => Dtype::BF16,
@@ -63,15 +84,22 @@ impl View for Fetch {
     }
 
     fn shape(&self) -> &[usize] {
-        &self.shape
+        &self.tensor.shape
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned((self.fetch)().into_bytes().to_vec())
+        match (self.tensor.fetch)() {
+            Ok(data) => Cow::Owned(data.into_bytes().to_vec()),
+            Err(error) => {
+                self.unread.borrow_mut().get_or_insert(error);
+                Cow::Owned(vec![0; self.data_len()])
+            }
+        }
     }
 
     fn data_len(&self) -> usize {
-        self.shape.iter().product::<usize>() * DType::from(self.dtype).size()
+        let Fetch { shape, dtype, .. } = &self.tensor;
+        shape.iter().product::<usize>() * DType::from(*dtype).size()
     }
 }
 
@@ -79,7 +107,17 @@ struct Collector<'a> {
     names: ParameterNames,
     map: &'a KeyMap,
     dtype: FloatDType,
-    views: Vec<(String, Fetch)>,
+    /// By published key.
+    tensors: Vec<(String, Fetch)>,
+}
+
+impl<'a> Collector<'a> {
+    fn of<M: Module>(module: &M, map: &'a KeyMap, dtype: FloatDType) -> Self {
+        let names = ParameterNames::default();
+        let mut collector = Self { names, map, dtype, tensors: Vec::new() };
+        module.visit(&mut collector);
+        collector
+    }
 }
 
 impl ModuleVisitor for Collector<'_> {
@@ -95,9 +133,9 @@ impl ModuleVisitor for Collector<'_> {
         let tensor = param.val();
         let tensor = if self.names.is_transposed() { tensor.transpose() } else { tensor };
         let (shape, dtype) = (tensor.dims().to_vec(), self.dtype);
-        let fetch = move || tensor.to_data().convert_dtype(dtype.into());
+        let fetch = move || Ok(read(tensor.clone())?.convert_dtype(dtype.into()));
         let key = self.map.published_key(&self.names.path());
-        self.views.push((key, Fetch { shape, dtype, fetch: Box::new(fetch) }));
+        self.tensors.push((key, Fetch { shape, dtype, fetch: Box::new(fetch) }));
     }
 }
 

@@ -21,7 +21,10 @@ pub(crate) mod weights;
 use burn::tensor::Device;
 use opensora::{
     diffusion::{SamplerKind, sampler::SamplerError},
-    nn::dtype::{Dtype, DtypeError},
+    nn::{
+        dtype::{Dtype, DtypeError},
+        read::{ReadError, wait},
+    },
     stdit::{DenoiserConfig, SizeError},
     t5::{T5Config, T5ConfigError},
     train::{TrainError, metrics::flops::measure_matmul_ceiling},
@@ -253,8 +256,11 @@ pub(crate) enum BenchError {
     #[error(transparent)]
     Train(#[from] TrainError),
     /// The device could not finish its work.
-    #[error("the device failed: {0}")]
-    Device(String),
+    #[error(transparent)]
+    Device(ReadError),
+    /// The decoded values gave no pixels.
+    #[error(transparent)]
+    Frames(opensora::frames::ToFramesError),
 }
 
 impl BenchSpec {
@@ -304,7 +310,7 @@ impl BenchSpec {
         let mut part = parts::prepare(self, latents, device)?;
         let mut stages = None;
         let mut timed = || -> Result<f64, BenchError> {
-            let synced = || device.sync().map_err(|error| BenchError::Device(error.to_string()));
+            let synced = || wait(device).map_err(BenchError::Device);
             synced()?;
             let began = Instant::now();
             stages = part.run()?;

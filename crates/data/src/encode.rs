@@ -6,6 +6,7 @@
 use crate::{ClipDataset, ClipSample, DataError, Source};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use opensora_checkpoint::Checkpoint;
+use opensora_nn::read::read;
 use opensora_t5::TextEncoder;
 use opensora_vae::{AutoencoderKl, VaeConfig};
 use std::{
@@ -101,7 +102,7 @@ impl ClipEncoder {
         let posterior = self.vae.encode(clip, self.micro_batch);
         let [_, channels, frames, height, width] = posterior.mean().dims();
         let host = |x: Tensor<5>| {
-            let values = x.into_data().try_into_vec::<f32>();
+            let values = read(x).map_err(DataError::Device)?.try_into_vec::<f32>();
             values.map_err(|error| error.to_string()).and_then(finite).map_err(fail)
         };
         Ok(EncodedClip {
@@ -122,7 +123,7 @@ impl ClipEncoder {
         let mask = encoded.mask.trim().rows()[0].clone();
         let width = encoded.states.dims()[2];
         // [1, L, C] -> [tokens, C]
-        let states = encoded.states.narrow(1, 0, mask.len()).into_data();
+        let states = read(encoded.states.narrow(1, 0, mask.len()))?;
         let states = states.try_into_vec::<f32>();
         let states = states.map_err(|error| error.to_string()).and_then(finite).map_err(fail)?;
         Ok(EncodedCaption { states, mask, width })

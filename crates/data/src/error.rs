@@ -1,6 +1,7 @@
 //! What can go wrong between a manifest and a batch; one line each.
 
 use opensora_manifest::ManifestError;
+use opensora_nn::read::ReadError;
 use std::path::PathBuf;
 
 /// Why training data could not be read or written.
@@ -80,6 +81,9 @@ pub enum DataError {
     /// A text encoder that cannot be loaded.
     #[error(transparent)]
     Text(#[from] opensora_t5::LoadError),
+    /// The device failed or is lost.
+    #[error(transparent)]
+    Device(#[from] ReadError),
     /// A model refused to encode.
     #[error("cannot encode {what}: {reason}")]
     Encode {

@@ -7,6 +7,7 @@
 
 use crate::step::StepInfo;
 use burn::tensor::{Device, Int, Tensor};
+use opensora_nn::read::{ReadError, read};
 
 /// Remembers the first sampling step after which the latents were not finite.
 #[derive(Debug)]
@@ -29,18 +30,18 @@ impl FiniteGuard {
     /// Looks at the latents after a step. Returns the first step (from 0) after which they were not
     /// finite, if this is a step at which the result is read and there was one.
     ///
-    /// # Panics
-    /// Panics if the device fails to return the result.
-    pub fn watch(&mut self, info: &StepInfo<'_>) -> Option<usize> {
+    /// # Errors
+    /// Returns an error if the device fails.
+    pub fn watch(&mut self, info: &StepInfo<'_>) -> Result<Option<usize>, ReadError> {
         let finite = info.latents.clone().is_finite().all(); // [1]
         let first_time = self.first.clone().equal_elem(NONE).bool_and(finite.bool_not());
         self.first = self.first.clone().mask_fill(first_time, info.step as i64);
         let is_due = (info.step + 1).is_multiple_of(self.read_every);
         if !is_due && info.step + 1 != info.total {
-            return None;
+            return Ok(None);
         }
-        let first = self.first.to_data().iter::<i64>().next().expect("one number");
-        usize::try_from(first).ok()
+        let first = read(self.first.clone())?.iter::<i64>().next().expect("one number");
+        Ok(usize::try_from(first).ok())
     }
 }
 
@@ -60,7 +61,7 @@ mod tests {
                 }
                 let latents = Tensor::<1>::from_data(values, &device).reshape([1, 2, 1, 2, 2]);
                 let timestep = 0.0;
-                guard.watch(&StepInfo { step, total, timestep, latents: &latents })
+                guard.watch(&StepInfo { step, total, timestep, latents: &latents }).unwrap()
             })
             .collect()
     }

@@ -15,7 +15,7 @@ use crate::device::{AttentionKernel, attention_kernel};
 use crate::fused::{self, Fused};
 #[cfg(feature = "flex")]
 use burn::backend::Dispatch;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use chunks::SCORE_BUDGET;
 #[cfg(feature = "flex")]
 pub(crate) use {
@@ -148,21 +148,31 @@ fn attention_by(kernel: AttentionKernel, budget: usize, heads: Heads) -> Tensor<
         return chunks::attention(heads, budget.min(host::SCORE_BUDGET));
     }
     let budget = if kernel.tiled && heads.bias.is_none() { usize::MAX } else { budget };
+    let is_half = matches!(heads.query.dtype(), DType::F16 | DType::BF16);
     match kernel.head_dim_multiple {
-        // With a bias no kernel is accelerated, so that padding would only cost.
-        Some(multiple) if heads.bias.is_none() => {
-            let value_dim = heads.value.dims()[3];
-            let out = chunks::attention(padding::pad_heads(heads, multiple), budget);
-            if out.dims()[3] == value_dim { out } else { out.narrow(3, 0, value_dim) }
+        // The accelerated kernel multiplies f32 as f16 as well; one with a scale is never taken.
+        Some(_) if !is_half => {
+            let head_dim = heads.query.dims()[3] as f64;
+            let scale = heads.scale.unwrap_or_else(|| 1.0 / head_dim.sqrt());
+            chunks::attention(Heads { scale: Some(scale), ..heads }, budget)
         }
+        // With a bias no kernel is accelerated, so that padding would only cost.
+        Some(multiple) if heads.bias.is_none() => attention_padded(heads, multiple, budget),
         _ => chunks::attention(heads, budget),
     }
+}
+
+/// [`attention`] with a `head_dim` that `multiple` divides and at the default scale.
+fn attention_padded(heads: Heads, multiple: usize, budget: usize) -> Tensor<4> {
+    let value_dim = heads.value.dims()[3];
+    let out = chunks::attention(padding::pad_heads(heads, multiple), budget);
+    if out.dims()[3] == value_dim { out } else { out.narrow(3, 0, value_dim) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
+    use burn::tensor::{Device, FloatDType};
 
     #[test]
     fn splitting_and_merging_heads_are_inverse() {
@@ -340,14 +350,30 @@ mod tests {
         for (dim, scale) in [(72, None), (72, Some(0.1)), (80, None), (80, Some(0.1)), (5, None)] {
             let heads = Heads { scale, ..heads([2, 2, 33, dim], 21, &device) };
             let bare = attention_by(HELD, usize::MAX, heads.clone());
-            let kernel = AttentionKernel { head_dim_multiple: Some(16), ..HELD };
             for budget in [usize::MAX, 1000] {
-                let padded = attention_by(kernel, budget, heads.clone());
+                let padded = attention_padded(heads.clone(), 16, budget);
                 assert_eq!(padded.dims(), bare.dims());
                 let distance = distance(padded, bare.clone());
                 assert!(distance <= 1e-6, "{dim} {scale:?}: {distance}");
             }
         }
+    }
+
+    #[test]
+    fn half_floats_are_padded_and_f32_keeps_its_sizes() {
+        let device = Device::flex();
+        let kernel = AttentionKernel { head_dim_multiple: Some(16), ..HELD };
+        let heads = heads([2, 2, 33, 72], 21, &device);
+        let bare = attention_by(HELD, usize::MAX, heads.clone());
+        let exact = attention_by(kernel, usize::MAX, heads.clone());
+        assert!(distance(exact, bare.clone()) <= 1e-6);
+        let half = |x: Tensor<4>| x.cast(FloatDType::BF16);
+        let Heads { query, key, value, .. } = heads;
+        let [query, key, value] = [query, key, value].map(half);
+        let heads = Heads { query, key, value, bias: None, scale: None };
+        let padded = attention_by(kernel, usize::MAX, heads).cast(FloatDType::F32);
+        // bf16 has 8 bits; values are about 1.
+        assert!(distance(padded, bare) <= 0.02);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! | module | thought |
 //! |---|---|
 //! | [`device`] | the one table of backends: parse `--device`, list what is compiled and present |
+//! | [`read`] | copies of tensors on the host, made at once; how often a device was waited for |
 //! | [`dtype`] | the float types that weights can be held in |
 //! | [`random`] | random numbers drawn on the host, by key |
 //! | [`noise`] | Gaussian noise from it, the same on every backend |
@@ -39,6 +40,7 @@ pub mod noise;
 pub mod norm;
 pub mod pointwise;
 pub mod random;
+pub mod read;
 pub mod sincos;
 #[cfg(all(test, feature = "autodiff"))]
 mod testing;

@@ -3,6 +3,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use opensora_checkpoint::{Checkpoint, CheckpointError};
 use opensora_files::{AtomicFile, CreatedFolders, Existing, folder_of};
+use opensora_nn::read::read;
 use safetensors::{Dtype, tensor::TensorView};
 use std::{
     collections::HashMap,
@@ -48,8 +49,8 @@ pub fn save(
 ) -> Result<(), LatentsError> {
     let fail = |reason: String| LatentsError::Write { path: path.into(), reason };
     let shape = latents.dims().to_vec();
-    let values =
-        latents.into_data().try_to_vec::<f32>().map_err(|error| fail(error.to_string()))?;
+    let values = read(latents).map_err(|error| fail(error.to_string()))?;
+    let values = values.try_to_vec::<f32>().map_err(|error| fail(error.to_string()))?;
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, shape, &bytes).map_err(|e| fail(e.to_string()))?;
     let metadata = HashMap::from([("opensora".to_string(), metadata.to_string())]);

@@ -172,7 +172,7 @@ impl TextToVideo {
             TextEncoder::stream(&self.files.t5, tokens, self.t5_dtype.float(), &self.device)?;
         observer.loaded(&report);
         let encoded = encoder.encode(prompts)?;
-        if !finite::all_finite(&encoded.states) {
+        if !finite::all_finite(&encoded.states)? {
             let cause = finite::cause(&self.files.t5, self.t5_dtype, None);
             return Err(PipelineError::NonFinite { what: "the prompt's states", cause });
         }

@@ -8,7 +8,7 @@
 use crate::{AttentionCache, DenoiserConfig, StDit, block::StDitBlock, keys, stdit::LoadError};
 use burn::tensor::{Device, FloatDType, Tensor};
 use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, StreamedImport};
-use opensora_nn::mask::TokenMask;
+use opensora_nn::{mask::TokenMask, read::wait};
 
 /// [`StDit`] with one block in memory at a time.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl StreamedStDit {
         let config = self.config();
         (0..config.depth).map(move |index| {
             // The device may run behind: weights of one block only are to be alive.
-            let _ = self.device.sync();
+            wait(&self.device)?;
             let block = StDitBlock::new(config, &self.device);
             self.source.part(&format!("blocks.{index}."), block)
         })

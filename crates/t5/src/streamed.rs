@@ -10,7 +10,7 @@ use burn::{
     tensor::{Device, FloatDType, Tensor},
 };
 use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, StreamedImport};
-use opensora_nn::{mask::TokenMask, norm::RmsNorm};
+use opensora_nn::{mask::TokenMask, norm::RmsNorm, read::wait};
 
 /// Token ids to states, with one block in memory at a time.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ impl StreamedT5Encoder {
             let block = self.source.part(&format!("blocks.{index}."), block)?;
             x = block.forward(x, &bias);
             // The device may run behind: weights of one block only are to be alive.
-            let _ = self.device.sync();
+            wait(&self.device)?;
         }
         Ok(self.final_layer_norm.forward(x))
     }

@@ -101,15 +101,15 @@ pub struct DenoiserBatch {
     pub dropped: Vec<bool>,
 }
 
-/// Losses of each sample, `[B]`.
+/// Losses of each sample, `[B]`, without autodiff.
 #[derive(Debug, Clone)]
 pub struct DenoiserLosses {
     /// What is minimised, in the mean.
-    pub loss: Vec<f64>,
+    pub loss: Tensor<1>,
     /// Its part for the noise, not weighted.
-    pub mse: Vec<f64>,
+    pub mse: Tensor<1>,
     /// Its part for the variance, not weighted.
-    pub vb: Vec<f64>,
+    pub vb: Tensor<1>,
 }
 
 /// STDiT with the noise loss.
@@ -267,9 +267,11 @@ impl DenoiserTask {
                         + losses.vb.clone()
                 }
             };
-            let host = |x: &Tensor<1>| x.to_data().iter::<f64>().collect::<Vec<_>>();
-            let found =
-                DenoiserLosses { loss: host(&loss), mse: host(&losses.mse), vb: host(&losses.vb) };
+            let found = DenoiserLosses {
+                loss: loss.clone().inner(),
+                mse: losses.mse.inner(),
+                vb: losses.vb.inner(),
+            };
             Ok((loss.mean(), found))
         })
     }
@@ -308,8 +310,7 @@ impl Task for DenoiserTask {
         indices: &[u64],
     ) -> Result<Evaluation, TrainError> {
         let (losses, gradients) = self.losses(graph, self.batch(items, indices)?)?;
-        let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
-        let parts = vec![("mse", mean(&losses.mse)), ("vb", mean(&losses.vb))];
+        let parts = vec![("mse", losses.mse), ("vb", losses.vb)];
         Ok(Evaluation { losses: losses.loss, parts, gradients })
     }
 

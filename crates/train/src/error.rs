@@ -2,6 +2,7 @@
 
 use opensora_data::DataError;
 use opensora_files::LockError;
+use opensora_nn::read::ReadError;
 use std::path::PathBuf;
 
 /// Why a training run cannot start or go on.
@@ -46,6 +47,9 @@ pub enum TrainError {
     /// The data cannot be read.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The device failed or is lost.
+    #[error(transparent)]
+    Device(#[from] ReadError),
     /// A file of the run cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {

@@ -76,10 +76,11 @@ pub struct Chosen {
 pub struct Guesses {
     /// What is minimised: the mean of `losses`, `[1]`, on the encoder's graph.
     pub loss: Tensor<1>,
-    /// The loss of each caption in nats; 0 for a caption without a token.
-    pub losses: Vec<f64>,
-    /// Share of the hidden tokens that were guessed right.
-    pub accuracy: f64,
+    /// The loss of each caption in nats, `[B]`, without autodiff; 0 for a caption without a token.
+    pub losses: Tensor<1>,
+    /// 1 for each hidden token that was guessed right and 0 for each other one, `[H]`, without
+    /// autodiff: their mean is the accuracy. A single 0 if none was hidden.
+    pub hits: Tensor<1>,
 }
 
 impl Guessing {
@@ -156,10 +157,12 @@ impl Guessing {
         let masked = self.draw(ids, mask, indices);
         let states = encoder.forward(&masked.ids, Some(mask)); // [B, L, C]
         let device = states.device();
+        let plain = device.clone().inner();
         if masked.chosen.is_empty() {
             // Captions without tokens: nothing to learn, but a loss of the graph all the same.
             let loss = states.sum().cast(FloatDType::F32) * 0.0;
-            return Guesses { loss, losses: vec![0.0; ids.len()], accuracy: 0.0 };
+            let zeros = |count| loss.zeros_like().inner().expand([count]);
+            return Guesses { losses: zeros(ids.len()), hits: zeros(1), loss };
         }
         let [batch, length, width] = states.dims();
         let count = masked.chosen.len();
@@ -175,7 +178,7 @@ impl Guessing {
         let table = encoder.embedding_table(); // [V, C]
         let scores = states.matmul(table.transpose()) * (width as f64).powf(-0.5); // [M, V]
         let scores = scores.cast(FloatDType::F32);
-        let guesses: Vec<i64> = scores.clone().argmax(1).into_data().iter::<i64>().collect();
+        let hits = scores.clone().argmax(1).squeeze_dim::<1>(1).equal(targets.clone()); // [M]
         let losses = -log_softmax(scores, 1).gather(1, targets.unsqueeze_dim(1)); // [M, 1]
         let losses = losses.squeeze_dim::<1>(1);
 
@@ -184,10 +187,13 @@ impl Guessing {
         for chosen in &masked.chosen {
             chosen_in[chosen.row] += 1;
         }
-        let mut per_caption = vec![0.0; batch];
-        for (chosen, loss) in masked.chosen.iter().zip(losses.to_data().iter::<f64>()) {
-            per_caption[chosen.row] += loss / chosen_in[chosen.row] as f64;
+        let shares = masked.chosen.iter().map(|chosen| 1.0 / chosen_in[chosen.row] as f32);
+        let mut means = vec![0.0f32; batch * count];
+        for (index, (chosen, share)) in masked.chosen.iter().zip(shares).enumerate() {
+            means[chosen.row * count + index] = share;
         }
+        let means = Tensor::<2>::from_data(TensorData::new(means, [batch, count]), &plain);
+        let per_caption = means.matmul(losses.clone().inner().unsqueeze_dim(1)); // [B, M] [M, 1]
         let weights: Vec<f32> = masked
             .chosen
             .iter()
@@ -195,21 +201,22 @@ impl Guessing {
             .collect();
         let weights = Tensor::<1>::from_data(TensorData::new(weights, [count]), &device);
         let loss = (losses * weights.cast(FloatDType::F32)).sum();
-        let accuracy = self.accuracy(&masked, &guesses);
-        Guesses { loss, losses: per_caption, accuracy }
-    }
-
-    /// Share of the tokens that were hidden, not only chosen, and guessed right.
-    fn accuracy(&self, masked: &MaskedIds, guesses: &[i64]) -> f64 {
-        let hidden = masked
+        // Of tokens that were hidden, not only chosen.
+        let hidden: Vec<i32> = masked
             .chosen
             .iter()
-            .zip(guesses)
-            .filter(|(chosen, _)| masked.ids[chosen.row][chosen.position] == self.mask_id);
-        let (right, all) = hidden.fold((0usize, 0usize), |(right, all), (chosen, &guess)| {
-            (right + usize::from(guess == i64::from(chosen.id)), all + 1)
-        });
-        if all == 0 { 0.0 } else { right as f64 / all as f64 }
+            .zip(0..)
+            .filter(|(chosen, _)| masked.ids[chosen.row][chosen.position] == self.mask_id)
+            .map(|(_, index)| index)
+            .collect();
+        let hits = hits.inner().float().cast(FloatDType::F32);
+        let hits = if hidden.is_empty() {
+            hits.zeros_like().narrow(0, 0, 1)
+        } else {
+            let count = hidden.len();
+            hits.select(0, Tensor::from_data(TensorData::new(hidden, [count]), &plain))
+        };
+        Guesses { loss, losses: per_caption.squeeze_dim(1), hits }
     }
 }
 

@@ -6,9 +6,12 @@
 use crate::{error::TrainError, parameters::FlatTensors};
 use burn::{
     optim::{AdamW, AdamWConfig, AdamWState, AdaptiveMomentumState, Optimizer},
-    tensor::Tensor,
+    tensor::{Bool, Tensor},
 };
-use opensora_nn::pointwise;
+use opensora_nn::{
+    pointwise,
+    read::{ReadError, read_f64},
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -114,6 +117,38 @@ impl OptimizerRecipe {
     }
 }
 
+/// The Euclidean norm of all gradients together.
+#[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "there is one a step")]
+pub enum GradientNorm {
+    /// Of gradients in this process's memory.
+    Known(f64),
+    /// `[1]`, on a device that may still be computing it.
+    OnDevice(Tensor<1>),
+}
+
+impl GradientNorm {
+    /// The number; waits for the device if it has to.
+    ///
+    /// # Errors
+    /// Returns an error if the device fails.
+    pub fn read(self) -> Result<f64, ReadError> {
+        match self {
+            Self::Known(norm) => Ok(norm),
+            Self::OnDevice(norm) => Ok(read_f64(norm)?[0]),
+        }
+    }
+}
+
+/// How gradients become a step.
+#[allow(clippy::large_enum_variant, reason = "there is one a step")]
+pub(crate) enum Update {
+    /// They are scaled by a factor.
+    Scaled(f64),
+    /// They are scaled by `factor` `[1]`, and nothing changes where `allowed` `[1]` is false.
+    OnDevice { factor: Tensor<1>, allowed: Tensor<1, Bool> },
+}
+
 /// AdamW's state for each parameter.
 pub(crate) struct OptimizerState {
     recipe: OptimizerRecipe,
@@ -135,12 +170,11 @@ impl OptimizerState {
         Self { recipe: recipe.clone(), adamw: recipe.adamw(), moments: BTreeMap::new() }
     }
 
-    /// Moves every parameter that has a gradient, which is scaled by `factor` before, and every moving
-    /// average.
+    /// Moves every parameter that has a gradient, and every moving average.
     pub(crate) fn step(
         &mut self,
         rate: f64,
-        factor: f64,
+        update: &Update,
         values: &mut FlatTensors,
         averages: &mut FlatTensors,
         mut gradients: FlatTensors,
@@ -148,7 +182,8 @@ impl OptimizerState {
         for (name, average) in averages {
             let Some(value) = values.get_mut(name) else { continue };
             let Some(gradient) = gradients.remove(name) else {
-                *average = self.averaged(average.clone(), value.clone());
+                let after = self.averaged(average.clone(), value.clone());
+                *average = update.unless_refused(average.clone(), after);
                 continue;
             };
             // Taken out, so that nothing else holds them while they change.
@@ -158,9 +193,12 @@ impl OptimizerState {
                 moments: self.moments.remove(name),
                 average: taken(average),
             };
-            let after = match self.step_in_one_pass(rate, factor, before) {
-                Ok(after) => after,
-                Err(before) => self.step_by_operations(rate, factor, before),
+            let after = match update {
+                Update::Scaled(factor) => match self.step_in_one_pass(rate, *factor, before) {
+                    Ok(after) => after,
+                    Err(before) => self.step_by_operations(rate, update, before),
+                },
+                Update::OnDevice { .. } => self.step_by_operations(rate, update, before),
             };
             *value = after.value;
             *average = after.average;
@@ -169,11 +207,25 @@ impl OptimizerState {
     }
 
     /// By operations of burn.
-    fn step_by_operations(&self, rate: f64, factor: f64, before: Parameter) -> Parameter {
-        let Parameter { value, gradient, moments, average } = before;
-        let gradient = if factor == 1.0 { gradient } else { gradient * factor };
-        let (value, moments) = self.adamw.step(rate, value, gradient.clone(), moments);
-        let average = self.averaged(average, value.clone());
+    fn step_by_operations(&self, rate: f64, update: &Update, before: Parameter) -> Parameter {
+        let Parameter { value: old_value, gradient, moments: old_moments, average } = before;
+        let gradient = match update {
+            Update::Scaled(1.0) => gradient,
+            Update::Scaled(factor) => gradient * *factor,
+            Update::OnDevice { factor, .. } => gradient * factor.clone(),
+        };
+        let old_moments = old_moments.unwrap_or_else(|| before_the_first_step(&old_value));
+        let (value, moments) =
+            self.adamw.step(rate, old_value.clone(), gradient.clone(), Some(old_moments.clone()));
+        let value = update.unless_refused(old_value, value);
+        let moments = moments.map(|AdamWState { momentum: new }| {
+            let AdamWState { momentum: old } = old_moments;
+            let moment_1 = update.unless_refused(old.moment_1, new.moment_1);
+            let moment_2 = update.unless_refused(old.moment_2, new.moment_2);
+            AdamWState { momentum: AdaptiveMomentumState { moment_1, moment_2, ..new } }
+        });
+        let after = self.averaged(average.clone(), value.clone());
+        let average = update.unless_refused(average, after);
         Parameter { value, gradient, moments, average }
     }
 
@@ -187,12 +239,7 @@ impl OptimizerState {
         before: Parameter,
     ) -> Result<Parameter, Parameter> {
         let Parameter { value, gradient, moments, average } = before;
-        // Moments of zero are those before the first step.
-        let AdamWState { mut momentum } = moments.unwrap_or_else(|| {
-            let [moment_1, moment_2] = [value.zeros_like(), value.zeros_like()];
-            let before = AdaptiveMomentumState { time: 0, moment_1, moment_2, max_moment_2: None };
-            AdamWState { momentum: before }
-        });
+        let AdamWState { mut momentum } = moments.unwrap_or_else(|| before_the_first_step(&value));
         let time = (momentum.time + 1) as i32;
         let betas = self.recipe.betas.map(|beta| beta as f32);
         let corrections = betas.map(|beta| 1.0 - beta.powi(time));
@@ -236,14 +283,34 @@ impl OptimizerState {
     }
 }
 
+impl Update {
+    /// `new`, or `old` where the step may not change anything.
+    fn unless_refused(&self, old: Tensor<1>, new: Tensor<1>) -> Tensor<1> {
+        match self {
+            Self::Scaled(_) => new,
+            Self::OnDevice { allowed, .. } => {
+                let allowed = allowed.clone().expand(new.dims()); // [1] -> [N]
+                old.mask_where(allowed, new)
+            }
+        }
+    }
+}
+
+/// The state of a parameter that has not moved: moments of zero.
+fn before_the_first_step(value: &Tensor<1>) -> AdamWState<1> {
+    let [moment_1, moment_2] = [value.zeros_like(), value.zeros_like()];
+    let momentum = AdaptiveMomentumState { time: 0, moment_1, moment_2, max_moment_2: None };
+    AdamWState { momentum }
+}
+
 /// The tensor, with nothing in its place.
 fn taken(tensor: &mut Tensor<1>) -> Tensor<1> {
     let nothing = Tensor::zeros([0], &tensor.device());
     std::mem::replace(tensor, nothing)
 }
 
-/// The Euclidean norm of all tensors together, which come back.
-pub fn global_norm(tensors: FlatTensors) -> (FlatTensors, f64) {
+/// The Euclidean norm of all tensors together, which come back. Does not wait for a device.
+pub fn global_norm(tensors: FlatTensors) -> (FlatTensors, GradientNorm) {
     let mut sum = 0.0;
     let mut elsewhere = Vec::new();
     let measured = |(name, tensor)| {
@@ -260,11 +327,13 @@ pub fn global_norm(tensors: FlatTensors) -> (FlatTensors, f64) {
         (name, tensor)
     };
     let tensors = tensors.into_iter().map(measured).collect();
-    if !elsewhere.is_empty() {
-        // One transfer instead of one a tensor.
-        sum += Tensor::cat(elsewhere, 0).into_data().iter::<f64>().sum::<f64>();
-    }
-    (tensors, sum.sqrt())
+    let norm = if elsewhere.is_empty() {
+        GradientNorm::Known(sum.sqrt())
+    } else {
+        // All of them are on one device, or none is.
+        GradientNorm::OnDevice((Tensor::cat(elsewhere, 0).sum() + sum).sqrt())
+    };
+    (tensors, norm)
 }
 
 /// The sum of the squares of some values, sixteen of them side by side.
@@ -288,6 +357,14 @@ fn square_sum(values: &[f32]) -> f64 {
 pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     let factor = max_norm / (norm + 1e-6);
     if max_norm == 0.0 || factor >= 1.0 { 1.0 } else { factor }
+}
+
+/// [`clip_factor`] of a norm `[1]` on its device.
+pub(crate) fn clip_factor_of(norm: Tensor<1>, max_norm: f64) -> Tensor<1> {
+    if max_norm == 0.0 {
+        return norm.ones_like();
+    }
+    ((norm + 1e-6).recip() * max_norm).clamp_max(1.0)
 }
 
 #[cfg(test)]
@@ -318,6 +395,7 @@ mod tests {
             ("b".to_string(), Tensor::from_floats([0.0, 4.0], &device)),
         ]);
         let (tensors, norm) = global_norm(tensors);
+        let norm = norm.read().unwrap();
         assert_eq!(norm, 5.0);
         assert!(tensors.contains_key("a") && tensors.contains_key("b"));
         assert!((clip_factor(norm, 1.0) - 0.2).abs() < 1e-6);
@@ -350,7 +428,8 @@ mod tests {
                 once.gradient = wave(step as f32);
                 by_operations.gradient = wave(step as f32);
                 once = state.step_in_one_pass(1e-2, factor, once).ok().unwrap();
-                by_operations = state.step_by_operations(1e-2, factor, by_operations);
+                by_operations =
+                    state.step_by_operations(1e-2, &Update::Scaled(factor), by_operations);
                 let [got, want] = [&once, &by_operations].map(|found| {
                     let momentum = &found.moments.as_ref().unwrap().momentum;
                     assert_eq!(momentum.time, step + 1);
@@ -361,6 +440,43 @@ mod tests {
                 assert_eq!(got, want, "step {step}, weight decay {weight_decay}");
             }
         }
+    }
+
+    #[test]
+    fn a_step_on_a_device_is_that_on_the_host_until_a_number_is_not_finite() {
+        let device = Device::flex();
+        let wave = |phase: f32| {
+            let values: Vec<f32> = (0..100).map(|i| (i as f32 * 1.7 + phase).sin()).collect();
+            Tensor::<1>::from_floats(values.as_slice(), &device)
+        };
+        let state = OptimizerState::new(&OptimizerRecipe::default());
+        let fresh = || Parameter {
+            value: wave(0.0),
+            gradient: wave(1.0),
+            moments: None,
+            average: wave(2.0),
+        };
+        let numbers = |parameter: &Parameter| {
+            let momentum = &parameter.moments.as_ref().unwrap().momentum;
+            let tensors =
+                [&parameter.value, &parameter.average, &momentum.moment_1, &momentum.moment_2];
+            tensors.map(|x| x.to_data().try_to_vec::<f32>().unwrap())
+        };
+        let update = |norm: f32, allowed: bool| Update::OnDevice {
+            factor: clip_factor_of(Tensor::from_floats([norm], &device), 1.0),
+            allowed: Tensor::from_data([allowed], &device),
+        };
+        let host = Update::Scaled(clip_factor(4.0, 1.0));
+        let want = state.step_by_operations(1e-2, &host, fresh());
+        let got = state.step_by_operations(1e-2, &update(4.0, true), fresh());
+        for (got, want) in numbers(&got).iter().flatten().zip(numbers(&want).iter().flatten()) {
+            assert!((got - want).abs() <= 1e-7, "{got} {want}");
+        }
+        let kept = numbers(&got);
+        let mut next = got;
+        next.gradient = wave(f32::NAN);
+        let refused = state.step_by_operations(1e-2, &update(f32::NAN, false), next);
+        assert_eq!(numbers(&refused), kept);
     }
 
     #[test]

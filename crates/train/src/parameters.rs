@@ -11,16 +11,20 @@ use burn::{
     tensor::{FloatDType, Gradients, Tensor},
 };
 use opensora_checkpoint::ParameterNames;
+use opensora_nn::read::{ReadError, read};
 use std::collections::BTreeMap;
 
 /// Flat tensors by parameter path.
 pub type FlatTensors = BTreeMap<String, Tensor<1>>;
 
 /// The parameters of a module as flat f32 tensors, without autodiff and contiguous.
-pub fn values<M: Module>(module: &M) -> FlatTensors {
+///
+/// # Errors
+/// Returns an error if the device fails.
+pub fn values<M: Module>(module: &M) -> Result<FlatTensors, ReadError> {
     let mut collector = Collector::default();
     module.visit(&mut collector);
-    collector.values
+    collector.failed.map_or(Ok(collector.values), Err)
 }
 
 /// The same module with all parameters replaced by views of one zero: its shape without its memory.
@@ -88,6 +92,7 @@ impl<M: Module> Graph<M> {
 struct Collector {
     names: ParameterNames,
     values: FlatTensors,
+    failed: Option<ReadError>,
 }
 
 impl ModuleVisitor for Collector {
@@ -105,8 +110,13 @@ impl ModuleVisitor for Collector {
         // Through the host: a parameter may be a transposed view, and a run that goes on from a
         // file must start from the same layout as the run that wrote it.
         let device = value.device();
-        let value = Tensor::<D>::from_data(value.into_data(), &device).reshape([length]);
-        self.values.insert(self.names.path(), value);
+        match read(value) {
+            Ok(value) => {
+                let value = Tensor::<D>::from_data(value, &device).reshape([length]);
+                self.values.insert(self.names.path(), value);
+            }
+            Err(error) => self.failed = Some(error),
+        }
     }
 }
 
@@ -152,7 +162,7 @@ mod tests {
     fn gradients_arrive_at_the_leaves_and_frozen_parameters_get_none() {
         let device = Device::flex();
         let linear = LinearConfig::new(3, 2).init(&device);
-        let values = values(&linear);
+        let values = values(&linear).unwrap();
         assert_eq!(values.keys().collect::<Vec<_>>(), ["bias", "weight"]);
         let hollow = hollow(linear);
         for dtype in [FloatDType::F32, FloatDType::BF16] {

@@ -3,16 +3,19 @@
 use crate::{
     error::TrainError,
     metrics::{MetricsWriter, Record, TABLE, TrainObserver, flops::Ceiling},
+    optimizer::GradientNorm,
     parameters::FlatTensors,
     state::{Checkpoints, Progress},
     task::{Cost, Evaluation, Task},
-    trainer::Trainer,
+    trainer::{PendingReport, Trainer, check_norm},
 };
+use burn::tensor::Tensor;
 use opensora_data::{
     DataError,
     dataset::Source,
     loader::{Batch, Loader, LoaderConfig},
 };
+use opensora_nn::{device::is_host, read::read_f64};
 use serde::{Deserialize, Serialize};
 use std::{path::Path, sync::Arc, time::Instant};
 
@@ -158,25 +161,38 @@ impl<T: Task> Run<'_, T> {
         };
         let mut loader = Loader::new(source, config, progress.next_slot)?;
 
+        let mut pending = Pending::new();
         while trainer.step() < recipe.steps {
-            let began = Instant::now();
-            let step = self.step(trainer, &mut loader)?;
-            progress.step = trainer.step();
-            progress.next_slot = step.next_slot;
-            progress.samples += step.samples as u64;
-            let seconds = began.elapsed().as_secs_f64();
-            progress.seconds += seconds;
-
-            let record = step.record(&progress, seconds, rows, ceiling.as_mut());
-            metrics.write(&record)?;
-            observer.step(&record, recipe.steps);
-
-            let last = progress.step == recipe.steps;
+            pending.steps.push(self.step(trainer, &mut loader)?);
+            let step = trainer.step();
+            let last = step == recipe.steps;
+            let save = last || step.is_multiple_of(recipe.checkpoint_every);
+            let sample = recipe.sample_every > 0 && step.is_multiple_of(recipe.sample_every);
+            let mut report = |pending: &mut Pending, observer: &mut dyn TrainObserver| {
+                for (step, seconds) in pending.read()? {
+                    progress.step += 1;
+                    progress.next_slot = step.next_slot;
+                    progress.samples += step.samples as u64;
+                    progress.seconds += seconds;
+                    let record = step.record(&progress, seconds, rows, ceiling.as_mut());
+                    metrics.write(&record)?;
+                    observer.step(&record, recipe.steps);
+                }
+                Ok::<_, TrainError>(())
+            };
+            // Reading waits for the device, so numbers are read when those of some steps have come
+            // together, and before anything is made of the parameters.
+            if save || sample || pending.is_due() {
+                report(&mut pending, observer)?;
+            }
             let stop = observer.should_stop();
-            if last || stop || progress.step.is_multiple_of(recipe.checkpoint_every) {
+            if stop {
+                report(&mut pending, observer)?;
+            }
+            if save || stop {
                 checkpoints.save(trainer, &progress)?;
             }
-            if recipe.sample_every > 0 && progress.step.is_multiple_of(recipe.sample_every) {
+            if sample {
                 hooks.sample(trainer, progress.step)?;
             }
             if stop && !last {
@@ -191,12 +207,14 @@ impl<T: Task> Run<'_, T> {
         &self,
         trainer: &mut Trainer<T::Model>,
         loader: &mut Loader<S>,
-    ) -> Result<Step, TrainError> {
-        let share = 1.0 / self.recipe.accumulation as f64;
+    ) -> Result<PendingStep, TrainError> {
+        let accumulation = self.recipe.accumulation;
+        let share = 1.0 / accumulation as f64;
         let mut sum = FlatTensors::new();
-        let mut step = Step::default();
-        let mut rows = Vec::new();
-        for _ in 0..self.recipe.accumulation {
+        let mut batches = Vec::with_capacity(accumulation);
+        let mut cost = Cost::default();
+        let mut next_slot = 0;
+        for _ in 0..accumulation {
             let batch: Batch<T::Item> = match loader.next() {
                 Some(batch) => batch?,
                 None => return Err(DataError::Empty.into()),
@@ -205,18 +223,16 @@ impl<T: Task> Run<'_, T> {
             let indices: Vec<u64> = (batch.first_slot..).take(batch.items.len()).collect();
             // A graph is used up by its backward pass.
             let graph = trainer.graph(self.task.dtype());
-            let evaluation = self.task.gradients(&graph, &batch.items, &indices)?;
-            guard(trainer.step() + 1, &evaluation, &batch.rows)?;
-            rows.extend(&batch.rows);
-            step.add(&evaluation, share);
+            let Evaluation { losses, parts, gradients } =
+                self.task.gradients(&graph, &batch.items, &indices)?;
             for item in &batch.items {
-                let cost = self.task.cost(item);
-                step.cost.tokens += cost.tokens;
-                step.cost.flops += cost.flops;
+                let of_item = self.task.cost(item);
+                cost.tokens += of_item.tokens;
+                cost.flops += of_item.flops;
             }
-            step.samples += batch.items.len();
-            step.next_slot = batch.next_slot;
-            for (name, gradient) in evaluation.gradients {
+            next_slot = batch.next_slot;
+            batches.push(PendingBatch { rows: batch.rows, losses, parts });
+            for (name, gradient) in gradients {
                 let gradient = if share == 1.0 { gradient } else { gradient * share };
                 let gradient = match sum.remove(&name) {
                     Some(before) => before + gradient,
@@ -225,19 +241,26 @@ impl<T: Task> Run<'_, T> {
                 sum.insert(name, gradient);
             }
         }
-        let report = trainer.apply(sum, self.recipe.steps).map_err(|error| match error {
-            TrainError::NonFinite { step, what, .. } => TrainError::NonFinite { step, what, rows },
-            other => other,
-        })?;
-        step.gradient_norm = report.gradient_norm;
-        step.learning_rate = report.learning_rate;
-        Ok(step)
+        let step = trainer.step() + 1;
+        let on_host = batches.iter().all(|batch| is_host(&batch.losses.device()));
+        if on_host {
+            // Reading costs nothing here, and nothing may be changed by a loss that is not finite.
+            for batch in &batches {
+                guard(step, &read_f64(batch.losses.clone())?, &batch.rows)?;
+            }
+        }
+        let losses = batches.iter().map(|batch| batch.losses.clone()).collect();
+        let losses = (!on_host).then(|| Tensor::cat(losses, 0));
+        let report = trainer
+            .apply_pending(sum, losses, self.recipe.steps)
+            .map_err(|error| with_rows(error, &batches))?;
+        Ok(PendingStep { step, batches, cost, next_slot, report })
     }
 }
 
 /// Stops at a loss that is not finite, naming the rows at fault; `step` counts from 1.
-fn guard(step: u64, evaluation: &Evaluation, rows: &[usize]) -> Result<(), TrainError> {
-    let bad = evaluation.losses.iter().zip(rows).filter(|(loss, _)| !loss.is_finite());
+fn guard(step: u64, losses: &[f64], rows: &[usize]) -> Result<(), TrainError> {
+    let bad = losses.iter().zip(rows).filter(|(loss, _)| !loss.is_finite());
     let rows: Vec<usize> = bad.map(|(_, &row)| row).collect();
     if rows.is_empty() {
         return Ok(());
@@ -245,8 +268,131 @@ fn guard(step: u64, evaluation: &Evaluation, rows: &[usize]) -> Result<(), Train
     Err(TrainError::NonFinite { step, what: "the loss".into(), rows })
 }
 
+/// The error with all rows of its step.
+fn with_rows(error: TrainError, batches: &[PendingBatch]) -> TrainError {
+    match error {
+        TrainError::NonFinite { step, what, .. } => {
+            let rows = batches.iter().flat_map(|batch| batch.rows.iter().copied()).collect();
+            TrainError::NonFinite { step, what, rows }
+        }
+        other => other,
+    }
+}
+
+/// Steps between two reads of losses and norms on a device where a read waits for all its work.
+const READ_EVERY: usize = 8;
+
+/// Steps whose numbers have not been read yet.
+struct Pending {
+    steps: Vec<PendingStep>,
+    since: Instant,
+}
+
+/// A step whose numbers may still be in work.
+struct PendingStep {
+    /// From 1.
+    step: u64,
+    batches: Vec<PendingBatch>,
+    cost: Cost,
+    next_slot: u64,
+    report: PendingReport,
+}
+
+/// A micro-batch whose numbers may still be in work.
+struct PendingBatch {
+    rows: Vec<usize>,
+    /// `[B]`
+    losses: Tensor<1>,
+    parts: Vec<(&'static str, Tensor<1>)>,
+}
+
+impl Pending {
+    fn new() -> Self {
+        Self { steps: Vec::new(), since: Instant::now() }
+    }
+
+    fn is_due(&self) -> bool {
+        let known =
+            |step: &PendingStep| matches!(step.report.gradient_norm, GradientNorm::Known(_));
+        self.steps.len() >= READ_EVERY || self.steps.iter().all(known)
+    }
+
+    /// What the steps did, each with its share of the seconds since the last read.
+    ///
+    /// # Errors
+    /// Returns an error if the device fails, or for the first step with a number that is not finite.
+    fn read(&mut self) -> Result<Vec<(Step, f64)>, TrainError> {
+        let steps = std::mem::take(&mut self.steps);
+        let mut numbers = Numbers::of(&steps)?;
+        let seconds = self.since.elapsed().as_secs_f64() / steps.len().max(1) as f64;
+        self.since = Instant::now();
+        steps.into_iter().map(|step| Ok((step.finish(&mut numbers)?, seconds))).collect()
+    }
+}
+
+/// All numbers of some steps, which come by one read, in the order in which they are asked for.
+struct Numbers(std::vec::IntoIter<f64>);
+
+impl Numbers {
+    fn of(steps: &[PendingStep]) -> Result<Self, TrainError> {
+        let mut tensors = Vec::new();
+        for step in steps {
+            for batch in &step.batches {
+                tensors.push(batch.losses.clone());
+                tensors.extend(batch.parts.iter().map(|(_, part)| part.clone()));
+            }
+            if let GradientNorm::OnDevice(norm) = &step.report.gradient_norm {
+                tensors.push(norm.clone());
+            }
+        }
+        let values = if tensors.is_empty() { vec![] } else { read_f64(Tensor::cat(tensors, 0))? };
+        Ok(Self(values.into_iter()))
+    }
+
+    fn take(&mut self, tensor: &Tensor<1>) -> Vec<f64> {
+        self.0.by_ref().take(tensor.dims()[0]).collect()
+    }
+}
+
+impl PendingStep {
+    fn finish(self, numbers: &mut Numbers) -> Result<Step, TrainError> {
+        let share = 1.0 / self.batches.len().max(1) as f64;
+        let mut step = Step {
+            samples: self.batches.iter().map(|batch| batch.rows.len()).sum(),
+            next_slot: self.next_slot,
+            cost: self.cost,
+            loss: 0.0,
+            parts: Vec::new(),
+            gradient_norm: 0.0,
+            learning_rate: self.report.learning_rate,
+        };
+        for batch in &self.batches {
+            let losses = numbers.take(&batch.losses);
+            guard(self.step, &losses, &batch.rows)?;
+            step.loss += share * mean(&losses);
+            for (name, part) in &batch.parts {
+                let value = share * mean(&numbers.take(part));
+                match step.parts.iter_mut().find(|(part, _)| part == name) {
+                    Some((_, sum)) => *sum += value,
+                    None => step.parts.push((name, value)),
+                }
+            }
+        }
+        step.gradient_norm = match &self.report.gradient_norm {
+            GradientNorm::Known(norm) => *norm,
+            GradientNorm::OnDevice(norm) => mean(&numbers.take(norm)),
+        };
+        check_norm(self.step, step.gradient_norm)
+            .map_err(|error| with_rows(error, &self.batches))?;
+        Ok(step)
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
 /// What a step did.
-#[derive(Default)]
 struct Step {
     samples: usize,
     next_slot: u64,
@@ -258,17 +404,6 @@ struct Step {
 }
 
 impl Step {
-    fn add(&mut self, evaluation: &Evaluation, share: f64) {
-        let losses = &evaluation.losses;
-        self.loss += share * losses.iter().sum::<f64>() / losses.len().max(1) as f64;
-        for &(name, value) in &evaluation.parts {
-            match self.parts.iter_mut().find(|(part, _)| *part == name) {
-                Some((_, sum)) => *sum += share * value,
-                None => self.parts.push((name, share * value)),
-            }
-        }
-    }
-
     fn record(
         &self,
         progress: &Progress,

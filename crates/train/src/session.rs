@@ -34,7 +34,7 @@ use opensora_data::{
 };
 use opensora_diffusion::PredictionType;
 use opensora_files::{CreatedFolders, Lock, LockError, write_atomically};
-use opensora_nn::{dtype::Dtype, noise::normal_batch, random::Purpose};
+use opensora_nn::{dtype::Dtype, noise::normal_batch, random::Purpose, read::read};
 use opensora_stdit::{StDit, keys};
 use opensora_t5::{T5Config, T5Encoder};
 use opensora_vae::{AutoencoderKl, VaeConfig};
@@ -465,7 +465,7 @@ fn latent_statistics(
         let posterior = vae.encode(clips(&[item], &device)?, Some(16));
         let shape = posterior.mean().dims();
         let noise = normal_batch(seed, Purpose::Posterior, sample as u64, 0, shape, &device);
-        let latents = posterior.latents(noise).into_data();
+        let latents = read(posterior.latents(noise))?;
         let per_channel = shape[2] * shape[3] * shape[4];
         for (index, value) in latents.iter::<f64>().enumerate() {
             sums[index / per_channel] += value;

@@ -21,6 +21,7 @@ use burn::{
 };
 use opensora_checkpoint::Checkpoint;
 use opensora_files::{AtomicFolder, Existing, remove_leftovers, write_atomically};
+use opensora_nn::read::{ReadError, read};
 use safetensors::{Dtype, View};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -190,10 +191,13 @@ impl Checkpoints {
             [(VALUES, trainer.values()), (AVERAGE, trainer.average()), (OPTIMIZER, &moments)]
         {
             let path = folder.join(name);
-            let not_finite = write_tensors(tensors, &path).map_err(TrainError::io(&path))?;
-            if let Some(tensor) = not_finite {
-                let tensor = format!("{tensor} of {name}");
-                return Err(TrainError::Exploded { step: progress.step, tensor });
+            match write_tensors(tensors, &path).map_err(TrainError::io(&path))? {
+                None => {}
+                Some(Wrong::Unread(error)) => return Err(error.into()),
+                Some(Wrong::NotFinite(tensor)) => {
+                    let tensor = format!("{tensor} of {name}");
+                    return Err(TrainError::Exploded { step: progress.step, tensor });
+                }
             }
             files.insert(name.to_string(), checksum(&path)?);
         }
@@ -300,8 +304,16 @@ struct Flat<'a> {
     name: &'a str,
     tensor: Tensor<1>,
     shape: [usize; 1],
-    /// Name of the first tensor with a value that is not finite.
-    not_finite: &'a RefCell<Option<String>>,
+    /// What is wrong with the first tensor that cannot be written.
+    wrong: &'a RefCell<Option<Wrong>>,
+}
+
+/// Why a tensor cannot be part of a checkpoint.
+enum Wrong {
+    /// A value of the tensor of this name is not finite.
+    NotFinite(String),
+    /// The device did not return its values.
+    Unread(ReadError),
 }
 
 impl View for Flat<'_> {
@@ -314,10 +326,17 @@ impl View for Flat<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let bytes = self.tensor.to_data().into_bytes().to_vec();
+        let bytes = match read(self.tensor.clone()) {
+            Ok(data) => data.into_bytes().to_vec(),
+            Err(error) => {
+                self.wrong.borrow_mut().get_or_insert(Wrong::Unread(error));
+                // The file is thrown away; its writer wants as many bytes as it was told.
+                vec![0; self.data_len()]
+            }
+        };
         let (values, _) = bytes.as_chunks::<4>();
         if !values.iter().all(|value| f32::from_ne_bytes(*value).is_finite()) {
-            self.not_finite.borrow_mut().get_or_insert_with(|| self.name.to_string());
+            self.wrong.borrow_mut().get_or_insert_with(|| Wrong::NotFinite(self.name.to_string()));
         }
         Cow::Owned(bytes)
     }
@@ -327,18 +346,18 @@ impl View for Flat<'_> {
     }
 }
 
-/// Writes tensors; returns the name of one that is not finite, if there is one.
-fn write_tensors(tensors: &FlatTensors, path: &Path) -> std::io::Result<Option<String>> {
-    let not_finite = RefCell::default();
+/// Writes tensors; returns what is wrong with them if they make no checkpoint.
+fn write_tensors(tensors: &FlatTensors, path: &Path) -> std::io::Result<Option<Wrong>> {
+    let wrong = RefCell::default();
     let views = tensors.iter().map(|(name, tensor)| {
         let (tensor, shape) = (tensor.clone(), tensor.dims());
-        (name, Flat { name, tensor, shape, not_finite: &not_finite })
+        (name, Flat { name, tensor, shape, wrong: &wrong })
     });
     // The writer of safetensors makes its files private; through this one they get the usual rights.
     write_atomically(path, |file| {
         safetensors::serialize_to_file(views, None, file).map_err(std::io::Error::other)
     })?;
-    Ok(not_finite.into_inner())
+    Ok(wrong.into_inner())
 }
 
 fn checksum(path: &Path) -> Result<u32, TrainError> {

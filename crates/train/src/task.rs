@@ -4,7 +4,10 @@ use crate::{
     error::TrainError,
     parameters::{FlatTensors, Graph},
 };
-use burn::{module::Module, tensor::FloatDType};
+use burn::{
+    module::Module,
+    tensor::{FloatDType, Tensor},
+};
 
 /// A model with its loss.
 pub trait Task {
@@ -41,13 +44,15 @@ pub struct Cost {
     pub flops: f64,
 }
 
-/// What a micro-batch gave.
+/// What a micro-batch gave. Its numbers stay on the device, since reading them waits for it: the loop
+/// reads those of several steps at once.
 #[derive(Debug)]
 pub struct Evaluation {
-    /// The loss of each sample.
-    pub losses: Vec<f64>,
-    /// Means over the batch of what the loss is made of.
-    pub parts: Vec<(&'static str, f64)>,
+    /// The loss of each sample, `[B]`, f32 and without autodiff.
+    pub losses: Tensor<1>,
+    /// What the loss is made of, by name: numbers of which the mean is reported, f32 and without
+    /// autodiff.
+    pub parts: Vec<(&'static str, Tensor<1>)>,
     /// Gradients of the mean loss.
     pub gradients: FlatTensors,
 }

@@ -104,7 +104,7 @@ impl Task for TextTask {
         // Columns that no caption reaches are cut before any work is done on them.
         let ids: Vec<Vec<u32>> = items.iter().map(|item| item.ids[..mask.len()].to_vec()).collect();
         let guesses = self.guessing.loss(&graph.model, &ids, &mask, indices);
-        let parts = vec![("accuracy", guesses.accuracy)];
+        let parts = vec![("accuracy", guesses.hits)];
         Ok(Evaluation { losses: guesses.losses, parts, gradients: graph.backward(guesses.loss) })
     }
 

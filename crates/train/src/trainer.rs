@@ -2,13 +2,16 @@
 
 use crate::{
     error::TrainError,
-    optimizer::{OptimizerRecipe, OptimizerState, clip_factor, global_norm},
+    optimizer::{
+        GradientNorm, OptimizerRecipe, OptimizerState, Update, clip_factor, clip_factor_of,
+        global_norm,
+    },
     parameters::{FlatTensors, Graph, filled, hollow, values},
 };
 use burn::{
     module::Module,
     optim::{AdamWState, AdaptiveMomentumState},
-    tensor::FloatDType,
+    tensor::{Bool, FloatDType, Tensor},
 };
 use std::collections::BTreeSet;
 
@@ -21,6 +24,9 @@ pub struct Trainer<M> {
     average: FlatTensors,
     optimizer: OptimizerState,
     step: u64,
+    /// `[1]`: whether all numbers of all steps so far were finite; `None` before the first step on a
+    /// device that is not the host.
+    finite: Option<Tensor<1, Bool>>,
 }
 
 /// What one step did.
@@ -32,20 +38,29 @@ pub struct StepReport {
     pub learning_rate: f64,
 }
 
+/// What one step did, where the device may still be at it.
+#[derive(Debug, Clone)]
+pub struct PendingReport {
+    /// Norm of all gradients together, before clipping.
+    pub gradient_norm: GradientNorm,
+    /// The learning rate that was used.
+    pub learning_rate: f64,
+}
+
 impl<M: Module> Trainer<M> {
     /// Starts from `model`; parameters whose path `is_trainable` does not hold for stay as they are
     /// and outside the optimizer. As in the reference the moving average starts from the first
     /// values and leaves frozen parameters out.
     ///
     /// # Errors
-    /// Where the recipe cannot be.
+    /// Returns an error if the recipe cannot be, or the device fails.
     pub fn new(
         model: M,
         recipe: &OptimizerRecipe,
         is_trainable: impl Fn(&str) -> bool,
     ) -> Result<Self, TrainError> {
         recipe.validate()?;
-        let values = values(&model);
+        let values = values(&model)?;
         let trainable: BTreeSet<String> =
             values.keys().filter(|name| is_trainable(name)).cloned().collect();
         let average = values
@@ -61,6 +76,7 @@ impl<M: Module> Trainer<M> {
             values,
             average,
             step: 0,
+            finite: None,
         })
     }
 
@@ -100,23 +116,65 @@ impl<M: Module> Trainer<M> {
     }
 
     /// Changes the parameters along `gradients`: clipping, AdamW, moving average. `steps` is the
-    /// planned length of the run, for the learning rate's schedule.
+    /// planned length of the run, for the learning rate's schedule. Waits for the device.
     ///
     /// # Errors
-    /// [`TrainError::NonFinite`] (with no rows: the caller knows them) where the gradients are not
-    /// finite; nothing is changed then.
+    /// Returns [`TrainError::NonFinite`] (with no rows: the caller knows them) if the gradients are
+    /// not finite; nothing is changed then. Returns an error if the device fails.
     pub fn apply(&mut self, gradients: FlatTensors, steps: u64) -> Result<StepReport, TrainError> {
-        let (gradients, gradient_norm) = global_norm(gradients);
-        if !gradient_norm.is_finite() {
-            let what = format!("the gradients' norm ({gradient_norm})");
-            return Err(TrainError::NonFinite { step: self.step + 1, what, rows: Vec::new() });
-        }
-        let learning_rate = self.recipe.learning_rate_at(self.step, steps);
+        let (gradients, norm) = global_norm(gradients);
+        let gradient_norm = norm.read()?;
+        check_norm(self.step + 1, gradient_norm)?;
         let factor = clip_factor(gradient_norm, self.recipe.gradient_clip);
-        let (values, average) = (&mut self.values, &mut self.average);
-        self.optimizer.step(learning_rate, factor, values, average, gradients);
-        self.step += 1;
+        let learning_rate = self.change(gradients, &Update::Scaled(factor), steps);
         Ok(StepReport { gradient_norm, learning_rate })
+    }
+
+    /// [`apply`](Self::apply) without waiting for the device: what comes back may still be in work.
+    /// `losses`, `[B]`, are looked at as well.
+    ///
+    /// On a device that is not the host, numbers that are not finite are noticed there: neither this
+    /// step nor a later one changes the parameters then, and the caller finds out when it reads the
+    /// losses and norms.
+    ///
+    /// # Errors
+    /// Returns [`TrainError::NonFinite`] if the gradients are on the host and not finite.
+    pub fn apply_pending(
+        &mut self,
+        gradients: FlatTensors,
+        losses: Option<Tensor<1>>,
+        steps: u64,
+    ) -> Result<PendingReport, TrainError> {
+        let (gradients, gradient_norm) = global_norm(gradients);
+        let clip = self.recipe.gradient_clip;
+        let update = match &gradient_norm {
+            GradientNorm::Known(norm) => {
+                check_norm(self.step + 1, *norm)?;
+                Update::Scaled(clip_factor(*norm, clip))
+            }
+            GradientNorm::OnDevice(norm) => {
+                let mut finite = norm.clone().is_finite(); // [1]
+                if let Some(losses) = losses {
+                    finite = finite.bool_and(losses.is_finite().all());
+                }
+                if let Some(before) = self.finite.take() {
+                    finite = finite.bool_and(before);
+                }
+                self.finite = Some(finite.clone());
+                Update::OnDevice { factor: clip_factor_of(norm.clone(), clip), allowed: finite }
+            }
+        };
+        let learning_rate = self.change(gradients, &update, steps);
+        Ok(PendingReport { gradient_norm, learning_rate })
+    }
+
+    /// One update of everything; returns the learning rate.
+    fn change(&mut self, gradients: FlatTensors, update: &Update, steps: u64) -> f64 {
+        let learning_rate = self.recipe.learning_rate_at(self.step, steps);
+        let (values, average) = (&mut self.values, &mut self.average);
+        self.optimizer.step(learning_rate, update, values, average, gradients);
+        self.step += 1;
+        learning_rate
     }
 
     /// First and second moments by parameter, and the number of updates each has seen.
@@ -138,4 +196,13 @@ impl<M: Module> Trainer<M> {
         self.optimizer.moments =
             moments.into_iter().map(|(name, momentum)| (name, AdamWState { momentum })).collect();
     }
+}
+
+/// Fails at a norm that is not finite; `step` counts from 1.
+pub(crate) fn check_norm(step: u64, norm: f64) -> Result<(), TrainError> {
+    if norm.is_finite() {
+        return Ok(());
+    }
+    let what = format!("the gradients' norm ({norm})");
+    Err(TrainError::NonFinite { step, what, rows: Vec::new() })
 }

@@ -5,11 +5,11 @@
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use opensora_checkpoint::export;
 use opensora_diffusion::PredictionType;
-use opensora_nn::mask::TokenMask;
+use opensora_nn::{mask::TokenMask, read::read_f64};
 use opensora_stdit::{DenoiserConfig, StDit, keys};
 use opensora_train::{
     Recipe, Session, Trainer,
-    denoiser::{DenoiserBatch, DenoiserLosses, DenoiserRecipe, DenoiserTask},
+    denoiser::{DenoiserBatch, DenoiserRecipe, DenoiserTask},
     metrics::Quiet,
     optimizer::OptimizerRecipe,
     run::NoHooks,
@@ -33,8 +33,14 @@ fn config() -> DenoiserConfig {
     }
 }
 
+struct Losses {
+    loss: Vec<f64>,
+    mse: Vec<f64>,
+    vb: Vec<f64>,
+}
+
 /// A fresh STDiT, whose output is zero.
-fn losses(recipe: &DenoiserRecipe) -> DenoiserLosses {
+fn losses(recipe: &DenoiserRecipe) -> Losses {
     let (device, config) = (Device::flex(), config());
     let tensor = |factor| Tensor::from_data(TensorData::new(ramp(factor), SHAPE), &device);
     let batch = DenoiserBatch {
@@ -48,7 +54,9 @@ fn losses(recipe: &DenoiserRecipe) -> DenoiserLosses {
     let task = DenoiserTask::new(recipe, &config, 0, FloatDType::F32, &device).unwrap();
     let model = StDit::new(&config, &device).unwrap();
     let trainer = Trainer::new(model, &OptimizerRecipe::default(), |_| true).unwrap();
-    task.losses(&trainer.graph(FloatDType::F32), batch).unwrap().0
+    let losses = task.losses(&trainer.graph(FloatDType::F32), batch).unwrap().0;
+    let [loss, mse, vb] = [losses.loss, losses.mse, losses.vb].map(|x| read_f64(x).unwrap());
+    Losses { loss, mse, vb }
 }
 
 fn alpha_cumprod(t: usize) -> f64 {

@@ -2,6 +2,7 @@
 
 use super::Failure;
 use burn::tensor::{Tensor, TensorData};
+use opensora::nn::read::read;
 use serde_json::Value;
 
 /// How one tensor compares.
@@ -69,7 +70,7 @@ impl Output {
 
     /// From a tensor.
     pub(super) fn from_tensor<const D: usize>(tensor: Tensor<D>) -> Result<Self, Failure> {
-        Self::from_data(tensor.into_data())
+        Self::from_data(read(tensor)?)
     }
 
     /// From host values of one axis.

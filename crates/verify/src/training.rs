@@ -7,6 +7,7 @@ use super::{
 use burn::tensor::{Device, FloatDType, TensorData};
 use opensora::checkpoint::published_tensors;
 use opensora::{
+    nn::read::read_f64,
     stdit::{StDit, keys},
     train::{
         FlatTensors, Trainer,
@@ -93,14 +94,16 @@ impl Setup<'_> {
             self.case.begin(format!("training step {step}, EMA decay {}", self.decay));
             let graph = trainer.graph(FloatDType::F32);
             let (losses, gradients) = task.losses(&graph, self.batch(step)?)?;
-            let total = losses.loss.iter().sum::<f64>() / losses.loss.len() as f64;
+            let [loss, mse, vb] = [losses.loss, losses.mse, losses.vb].map(read_f64);
+            let (loss, mse, vb) = (loss?, mse?, vb?);
+            let total = loss.iter().sum::<f64>() / loss.len() as f64;
             let published = published(&trainer, &gradients)?;
             let report = trainer.apply(gradients, STEPS as u64)?;
             let after = self::published(&trainer, trainer.values())?;
             for (name, values) in [
-                ("loss", losses.loss),
-                ("mse", losses.mse),
-                ("vb", losses.vb),
+                ("loss", loss),
+                ("mse", mse),
+                ("vb", vb),
                 ("total_loss", vec![total]),
                 ("grad_norm_before_clip", vec![report.gradient_norm]),
                 ("grad_l2_norms", norms(&published, &order)?),
@@ -158,8 +161,8 @@ impl Setup<'_> {
         let same_names = kept.keys().eq(recomputed.keys());
         let mut max_abs_error = 0f64;
         for (kept, recomputed) in kept.values().zip(recomputed.values()) {
-            let error = (kept.clone() - recomputed.clone()).abs().max().into_data();
-            max_abs_error = error.iter::<f64>().fold(max_abs_error, f64::max);
+            let error = read_f64((kept.clone() - recomputed.clone()).abs().max())?;
+            max_abs_error = error.into_iter().fold(max_abs_error, f64::max);
         }
         Ok(Check {
             name: String::new(),
@@ -179,7 +182,7 @@ fn published(
     let map = keys::stdit();
     let names: Vec<String> = values.keys().map(|path| map.published_key(path)).collect();
     let model = filled(trainer.model(), values, FloatDType::F32);
-    let tensors = published_tensors(&model, &map);
+    let tensors = published_tensors(&model, &map)?;
     Ok(tensors.into_iter().filter(|(key, _)| names.contains(key)).collect())
 }
 

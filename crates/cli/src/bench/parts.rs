@@ -9,6 +9,7 @@ use opensora::{
     nn::{
         mask::TokenMask,
         noise::{Purpose, normal_batch},
+        read::wait,
     },
     stdit::StDit,
     t5::{PromptStates, T5Config, T5Encoder},
@@ -194,7 +195,7 @@ impl Inputs {
     fn sample(&self, sampler: &Sampler) -> Result<Stages, BenchError> {
         let (spec, device) = (&self.spec, &self.device);
         let dtype = spec.dtype.float();
-        let synced = || device.sync().map_err(|error| BenchError::Device(error.to_string()));
+        let synced = || wait(device).map_err(BenchError::Device);
 
         let block = T5Config { num_layers: 1, ..spec.preset.t5.clone() };
         let encoder = weights::random(T5Encoder::new(&block, device)?, dtype);
@@ -236,8 +237,7 @@ impl Inputs {
         let vae = weights::random(AutoencoderKl::new(&spec.preset.vae, device)?, dtype);
         synced()?;
         let began = Instant::now();
-        let frames = to_frames(self.decode(&vae, latents))
-            .map_err(|error| BenchError::Device(error.to_string()))?;
+        let frames = to_frames(self.decode(&vae, latents)).map_err(BenchError::Frames)?;
         let decode = began.elapsed().as_secs_f64();
         drop(frames);
         Ok(Some(StageSeconds { text, denoise, decode }))

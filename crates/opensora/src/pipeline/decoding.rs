@@ -67,7 +67,7 @@ impl LoadedVae<'_> {
         }
         let decoded = Tensor::cat(parts, 2); // [1, 3, T, H, W]
         // One number a clip; its pixels are read to the host next in any case.
-        if !finite::all_finite(&decoded) {
+        if !finite::all_finite(&decoded)? {
             let cause = finite::cause(&self.pipeline.files.vae, self.pipeline.dtype, None);
             return Err(PipelineError::NonFinite { what: "the decoded frames", cause });
         }

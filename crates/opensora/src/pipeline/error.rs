@@ -3,7 +3,8 @@
 use crate::{
     checkpoint::CheckpointError,
     diffusion::{SampleError, sampler::SamplerError},
-    nn::dtype::DtypeError,
+    frames::ToFramesError,
+    nn::{dtype::DtypeError, read::ReadError},
     stdit::{SizeError, stdit::LoadError as DenoiserLoadError},
     t5::TextEncodeError,
     vae::VaeConfigError,
@@ -47,6 +48,9 @@ pub enum PipelineError {
     /// A checkpoint cannot be opened.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The device failed or is lost.
+    #[error(transparent)]
+    Device(#[from] ReadError),
     /// The pixels cannot be held.
     #[error(transparent)]
     Frames(#[from] FramesError),
@@ -75,4 +79,13 @@ pub enum PipelineError {
         /// The damaged weight, or what else usually causes it.
         cause: String,
     },
+}
+
+impl From<ToFramesError> for PipelineError {
+    fn from(error: ToFramesError) -> Self {
+        match error {
+            ToFramesError::Device(error) => Self::Device(error),
+            ToFramesError::Frames(error) => Self::Frames(error),
+        }
+    }
 }

@@ -1,6 +1,12 @@
 //! What made a model's output NaN or infinite.
 
-use crate::{checkpoint::Checkpoint, nn::dtype::Dtype};
+use crate::{
+    checkpoint::Checkpoint,
+    nn::{
+        dtype::Dtype,
+        read::{ReadError, read},
+    },
+};
 use burn::tensor::Tensor;
 use std::path::Path;
 
@@ -8,8 +14,11 @@ use std::path::Path;
 pub(super) const READ_EVERY: usize = 8;
 
 /// Returns true if no value is NaN or infinite; waits for the device.
-pub(super) fn all_finite<const D: usize>(values: &Tensor<D>) -> bool {
-    values.clone().is_finite().all().into_data().iter::<bool>().all(|finite| finite)
+///
+/// # Errors
+/// Returns an error if the device fails.
+pub(super) fn all_finite<const D: usize>(values: &Tensor<D>) -> Result<bool, ReadError> {
+    Ok(read(values.clone().is_finite().all())?.iter::<bool>().all(|finite| finite))
 }
 
 /// Returns the cause as text: the first weight of the file that is not finite, or else what usually

@@ -124,22 +124,22 @@ impl LoadedDenoiser<'_> {
         };
         let mut guard =
             FiniteGuard::new(device, if is_host(device) { 1 } else { finite::READ_EVERY });
-        let mut bad_step = None;
+        let mut watched = Ok(None);
         let sampled = self.sampler.sample(
             &denoiser,
             &request.guidance(),
             noise(Purpose::InitialLatents, 0),
             |step| noise(Purpose::SamplerStep, step),
             |info| {
-                bad_step = guard.watch(&info);
-                if bad_step.is_some() {
+                watched = guard.watch(&info);
+                if !matches!(watched, Ok(None)) {
                     return ControlFlow::Break(());
                 }
                 on_step(info.step + 1, info.total)
             },
         );
         self.work += prompted.work();
-        match (sampled, bad_step) {
+        match (sampled, watched?) {
             (Err(SampleError::Interrupted { total, .. }), Some(step)) => {
                 let cause = finite::cause(
                     &pipeline.files.denoiser,

@@ -9,7 +9,7 @@ use burn::{
     nn::Linear,
     tensor::{Device, FloatDType, Tensor, TensorData},
 };
-use opensora_nn::linear;
+use opensora_nn::{linear, read::wait};
 use opensora_stdit::{DenoiserConfig, work::BlockFlops};
 use std::time::{Duration, Instant};
 
@@ -99,12 +99,12 @@ pub fn measure_matmul_ceiling(device: &Device, dtype: FloatDType) -> Option<f64>
 
 /// Seconds of `times` products.
 fn seconds(a: &Tensor<2>, b: &Linear, times: usize, device: &Device) -> Option<f64> {
-    device.sync().ok()?;
+    wait(device).ok()?;
     let began = Instant::now();
     for _ in 0..times {
         let _product = linear::forward(b, a.clone());
     }
-    device.sync().ok()?;
+    wait(device).ok()?;
     // Clocks may be too coarse to see a small product.
     Some(began.elapsed().as_secs_f64().max(1e-9))
 }

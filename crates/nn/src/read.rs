@@ -1,0 +1,136 @@
+//! Reading tensors back to the host: the one place where it is done.
+//!
+//! On burn's GPU backends (CubeCL: cuda, rocm, metal, vulkan, wgpu) `Tensor::into_data` returns before
+//! the copy is made. burn-cubecl 0.22.1 copies when the bytes are first looked at, and an operation that
+//! works in place may have changed the device's buffer by then (`docs/upstream/lazy-reads.md`). So no code
+//! of `opensora` calls `into_data` or `to_data` itself; [`read`] copies at once.
+//!
+//! A read also waits until the device has done all work before it. [`waits`] counts them, so that a test
+//! can show that the loop of a sampler or of training does not wait at every step.
+
+use burn::tensor::{Device, ExecutionError, Tensor, TensorData, kind::Basic};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A device that failed to compute or to return values.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// An operation failed: too little memory, or a kernel that the driver refused. The device may
+    /// still be usable.
+    #[error("{device}: {}", one_line(source.reason()))]
+    Failed {
+        /// Name of the device as in `--device`.
+        device: String,
+        /// burn's error.
+        source: ExecutionError,
+    },
+    /// The device is lost: it fails until the process is started again.
+    #[error(
+        "{device} is lost and stays so until the program is started again: {}",
+        one_line(source.reason())
+    )]
+    Lost {
+        /// Name of the device as in `--device`.
+        device: String,
+        /// burn's error.
+        source: ExecutionError,
+    },
+    /// The values could not be copied to the host.
+    #[error("{device}: cannot copy values to the host: {}", one_line(reason))]
+    Copy {
+        /// Name of the device as in `--device`.
+        device: String,
+        /// Reason of the device.
+        reason: String,
+    },
+}
+
+/// Reads and waits since the process started.
+static WAITS: AtomicU64 = AtomicU64::new(0);
+
+/// Copies the values of `tensor` to the host, at once.
+///
+/// On flex, whose tensors lie in host memory, values that nothing else holds are moved, not copied.
+///
+/// # Errors
+/// Returns an error if work that the values depend on failed, or the device is lost.
+pub fn read<const D: usize, K: Basic>(tensor: Tensor<D, K>) -> Result<TensorData, ReadError> {
+    WAITS.fetch_add(1, Ordering::Relaxed);
+    let device = tensor.device();
+    let data = tensor.try_into_data().map_err(|source| failed(&device, source))?;
+    // A lazy copy is made here, or fails here.
+    match data.bytes().read(Default::default()) {
+        Ok(_) => Ok(data),
+        Err(error) => Err(ReadError::Copy { device: name(&device), reason: error.to_string() }),
+    }
+}
+
+/// The values of `tensor` as `f64`, whatever its type.
+///
+/// # Errors
+/// As for [`read`].
+pub fn read_f64<const D: usize, K: Basic>(tensor: Tensor<D, K>) -> Result<Vec<f64>, ReadError> {
+    Ok(read(tensor)?.iter::<f64>().collect())
+}
+
+/// Waits until the device has done everything that was asked of it.
+///
+/// # Errors
+/// Returns an error if any of it failed, or the device is lost.
+pub fn wait(device: &Device) -> Result<(), ReadError> {
+    WAITS.fetch_add(1, Ordering::Relaxed);
+    device.sync().map_err(|source| failed(device, source))
+}
+
+/// How often the process has waited for a device so far, by [`read`] or [`wait`].
+pub fn waits() -> u64 {
+    WAITS.load(Ordering::Relaxed)
+}
+
+fn failed(device: &Device, source: ExecutionError) -> ReadError {
+    let device = name(device);
+    if source.is_device_poisoned() {
+        ReadError::Lost { device, source }
+    } else {
+        ReadError::Failed { device, source }
+    }
+}
+
+fn name(device: &Device) -> String {
+    crate::device::name(device).unwrap_or_else(|| format!("{device:?}"))
+}
+
+/// Messages of drivers run over many lines; errors of `opensora` have one.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_one_line_and_tell_a_lost_device_from_a_failed_operation() {
+        let device = Device::flex();
+        let lost = failed(&device, ExecutionError::device_poisoned("illegal\n  address"));
+        assert!(matches!(lost, ReadError::Lost { .. }));
+        let text = lost.to_string();
+        assert_eq!(
+            text,
+            "flex is lost and stays so until the program is started again: illegal address"
+        );
+        let refused = failed(&device, ExecutionError::with_context("out of\nmemory"));
+        assert!(matches!(refused, ReadError::Failed { .. }));
+        assert_eq!(refused.to_string(), "flex: out of memory");
+    }
+
+    #[test]
+    fn reads_and_waits_are_counted() {
+        let device = Device::flex();
+        let before = waits();
+        let tensor = Tensor::<1>::from_data([1.0f32, 2.0], &device);
+        assert_eq!(read_f64(tensor).unwrap(), [1.0, 2.0]);
+        wait(&device).unwrap();
+        assert!(waits() >= before + 2);
+    }
+}
