@@ -3,9 +3,8 @@
 //! A driver that cannot take a kernel may end the whole process with a signal. No library can catch
 //! that: [`probe`] is made to be called in a process of its own, for devices that [`probe_reason`] names.
 
-use burn::tensor::{
-    Device, ExecutionError, Tensor, TensorData, activation, module, ops::ConvOptions,
-};
+use crate::read::{ReadError, one_line, read};
+use burn::tensor::{Device, Tensor, TensorData, activation, module, ops::ConvOptions};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Largest error of a trial value, absolute up to 1 and relative above. Matrix units that round f32 to
@@ -17,12 +16,12 @@ const TOLERANCE: f64 = 2e-2;
 #[non_exhaustive]
 pub enum ProbeError {
     /// The backend reports an error.
-    #[error("{operation} failed: {}", one_line(source.reason()))]
+    #[error("{operation} failed: {}", source.reason())]
     Failed {
         /// Name of the operation.
         operation: &'static str,
         /// Error of the backend.
-        source: ExecutionError,
+        source: ReadError,
     },
     /// The backend panicked: its driver does not start, or refuses a kernel.
     #[error("{operation} failed: {}", one_line(reason))]
@@ -84,7 +83,7 @@ pub fn run_first_kernel(device: &Device) -> Result<(), ProbeError> {
 }
 
 /// What a device computed, and what it should be.
-type Computed = Result<(TensorData, Vec<f64>), ExecutionError>;
+type Computed = Result<(TensorData, Vec<f64>), ReadError>;
 
 /// One operation to try.
 struct Trial {
@@ -104,7 +103,6 @@ const TRIALS: [Trial; 6] = [
 impl Trial {
     fn run(&self, device: &Device) -> Result<(), ProbeError> {
         let operation = self.operation;
-        // Values are looked at inside: a backend may copy them, and fail, no sooner.
         let run = || (self.run)(device).map(|(found, expected)| (host(&found), expected));
         let (found, expected) = catch_unwind(AssertUnwindSafe(run))
             .map_err(|panic| ProbeError::Panicked { operation, reason: message(panic.as_ref()) })?
@@ -142,20 +140,20 @@ fn tensor<const D: usize>(values: &[f32], shape: [usize; D], device: &Device) ->
 
 fn element_wise(device: &Device) -> Computed {
     let x = values(1000, 0);
-    let found = (tensor(&x, [1000], device) * 2.0 + 1.0).try_into_data()?;
+    let found = read(tensor(&x, [1000], device) * 2.0 + 1.0)?;
     Ok((found, x.iter().map(|&x| f64::from(x) * 2.0 + 1.0).collect()))
 }
 
 fn sum(device: &Device) -> Computed {
     let x = values(48 * 257, 1);
-    let found = tensor(&x, [48, 257], device).sum_dim(1).try_into_data()?;
+    let found = read(tensor(&x, [48, 257], device).sum_dim(1))?;
     let sum = |row: &[f32]| row.iter().map(|&x| f64::from(x)).sum();
     Ok((found, x.chunks(257).map(sum).collect()))
 }
 
 fn softmax(device: &Device) -> Computed {
     let x = values(12 * 65, 2);
-    let found = activation::softmax(tensor(&x, [12, 65], device), 1).try_into_data()?;
+    let found = read(activation::softmax(tensor(&x, [12, 65], device), 1))?;
     let expected = x.chunks(65).flat_map(|row| {
         let exponents: Vec<f64> = row.iter().map(|&x| f64::from(x).exp()).collect();
         let sum: f64 = exponents.iter().sum();
@@ -166,9 +164,7 @@ fn softmax(device: &Device) -> Computed {
 
 fn product(device: &Device, batch: usize, [m, k, n]: [usize; 3]) -> Computed {
     let (a, b) = (values(batch * m * k, 3), values(batch * k * n, 4));
-    let found = tensor(&a, [batch, m, k], device)
-        .matmul(tensor(&b, [batch, k, n], device))
-        .try_into_data()?;
+    let found = read(tensor(&a, [batch, m, k], device).matmul(tensor(&b, [batch, k, n], device)))?;
     let mut expected = vec![0.0; batch * m * n];
     for (row, out) in expected.chunks_mut(n).enumerate() {
         let b = &b[row / m * k * n..];
@@ -185,13 +181,12 @@ fn product(device: &Device, batch: usize, [m, k, n]: [usize; 3]) -> Computed {
 fn convolution(device: &Device) -> Computed {
     let [channels, filters, side] = [4, 6, 12];
     let (x, w) = (values(channels * side * side, 5), values(filters * channels * 9, 6));
-    let found = module::conv2d(
+    let found = read(module::conv2d(
         tensor(&x, [1, channels, side, side], device),
         tensor(&w, [filters, channels, 3, 3], device),
         None,
         ConvOptions::new([1, 1], [1, 1], [1, 1], 1),
-    )
-    .try_into_data()?;
+    ))?;
     let pixel = |channel: usize, row: usize, column: usize| {
         // Shifted by one: the border's pixels are 0 and side + 1.
         let inside = (1..=side).contains(&row) && (1..=side).contains(&column);
@@ -216,15 +211,11 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message").into()
 }
 
-/// Messages of drivers run over many lines; errors of `opensora` have one.
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::device;
+    use burn::tensor::ExecutionError;
 
     #[test]
     fn every_device_of_this_build_computes_correctly() {
@@ -251,7 +242,10 @@ mod tests {
         let wrong = |_: &Device| Ok((TensorData::from([-20.0f32]), vec![-20.5]));
         let text = trial(wrong).run(&device).unwrap_err().to_string();
         assert_eq!(text, "a trial gives wrong numbers: -20 at index 0, expected -20.5");
-        let refused = |_: &Device| Err(ExecutionError::with_context("no\n memory"));
+        let refused = |device: &Device| {
+            let source = ExecutionError::with_context("no\n memory");
+            Err(ReadError::Failed { device: format!("{device:?}"), source })
+        };
         let text = trial(refused).run(&device).unwrap_err().to_string();
         assert_eq!(text, "a trial failed: no memory");
         let panics = |_: &Device| panic!("no\ndriver");
