@@ -82,10 +82,13 @@ pub fn run_first_kernel(device: &Device) -> Result<(), ProbeError> {
     TRIALS[0].run(device)
 }
 
-/// One operation: its result on a device, and what it should be.
+/// What a device computed, and what it should be.
+type Computed = Result<(TensorData, Vec<f64>), ReadError>;
+
+/// One operation to try.
 struct Trial {
     operation: &'static str,
-    run: fn(&Device) -> Result<(TensorData, Vec<f64>), ReadError>,
+    run: fn(&Device) -> Computed,
 }
 
 const TRIALS: [Trial; 6] = [
@@ -106,8 +109,7 @@ impl Trial {
             .map_err(|source| ProbeError::Failed { operation, source })?;
         let wrong = |(found, expected): (f32, f64)| {
             let error = (f64::from(found) - expected).abs();
-            // Not a number is wrong as well.
-            !(error <= TOLERANCE * expected.abs().max(1.0))
+            error.is_nan() || error > TOLERANCE * expected.abs().max(1.0)
         };
         let pairs = found.iter().copied().zip(expected.iter().copied());
         match pairs.enumerate().find(|(_, pair)| wrong(*pair)) {
@@ -136,20 +138,20 @@ fn tensor<const D: usize>(values: &[f32], shape: [usize; D], device: &Device) ->
     Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
 }
 
-fn element_wise(device: &Device) -> Result<(TensorData, Vec<f64>), ReadError> {
+fn element_wise(device: &Device) -> Computed {
     let x = values(1000, 0);
     let found = read(tensor(&x, [1000], device) * 2.0 + 1.0)?;
     Ok((found, x.iter().map(|&x| f64::from(x) * 2.0 + 1.0).collect()))
 }
 
-fn sum(device: &Device) -> Result<(TensorData, Vec<f64>), ReadError> {
+fn sum(device: &Device) -> Computed {
     let x = values(48 * 257, 1);
     let found = read(tensor(&x, [48, 257], device).sum_dim(1))?;
     let sum = |row: &[f32]| row.iter().map(|&x| f64::from(x)).sum();
     Ok((found, x.chunks(257).map(sum).collect()))
 }
 
-fn softmax(device: &Device) -> Result<(TensorData, Vec<f64>), ReadError> {
+fn softmax(device: &Device) -> Computed {
     let x = values(12 * 65, 2);
     let found = read(activation::softmax(tensor(&x, [12, 65], device), 1))?;
     let expected = x.chunks(65).flat_map(|row| {
@@ -160,11 +162,7 @@ fn softmax(device: &Device) -> Result<(TensorData, Vec<f64>), ReadError> {
     Ok((found, expected.collect()))
 }
 
-fn product(
-    device: &Device,
-    batch: usize,
-    [m, k, n]: [usize; 3],
-) -> Result<(TensorData, Vec<f64>), ReadError> {
+fn product(device: &Device, batch: usize, [m, k, n]: [usize; 3]) -> Computed {
     let (a, b) = (values(batch * m * k, 3), values(batch * k * n, 4));
     let found = read(tensor(&a, [batch, m, k], device).matmul(tensor(&b, [batch, k, n], device)))?;
     let mut expected = vec![0.0; batch * m * n];
@@ -180,7 +178,7 @@ fn product(
 }
 
 /// A 3x3 convolution with a border of zeros.
-fn convolution(device: &Device) -> Result<(TensorData, Vec<f64>), ReadError> {
+fn convolution(device: &Device) -> Computed {
     let [channels, filters, side] = [4, 6, 12];
     let (x, w) = (values(channels * side * side, 5), values(filters * channels * 9, 6));
     let found = read(module::conv2d(
