@@ -68,7 +68,8 @@ fn devices_are_read_in_one_place() {
         }
         for (line, text) in code.lines().enumerate() {
             let is_comment = text.trim_start().starts_with("//");
-            let is_file = text.contains(".sync()") && FILES.iter().any(|file| path.starts_with(file));
+            let is_file =
+                text.contains(".sync()") && FILES.iter().any(|file| path.starts_with(file));
             if !is_comment && !is_file && READS.iter().any(|read| text.contains(read)) {
                 wrong.push(format!("{path}:{}: {}", line + 1, text.trim()));
             }

@@ -48,8 +48,7 @@ fn what_was_read_stays(name: &str, device: &Device) {
 }
 
 fn sampling_does_not_wait_at_every_step(name: &str, device: &Device) {
-    let pipeline =
-        TextToVideo::new(tiny_model(), Dtype::F32, Dtype::F32, device.clone()).unwrap();
+    let pipeline = TextToVideo::new(tiny_model(), Dtype::F32, Dtype::F32, device.clone()).unwrap();
     let states = pipeline.encode_prompts(&["a red fox"], &mut Quiet).unwrap();
     let mut counts = Vec::new();
     for sampler in SamplerKind::ALL {
@@ -67,7 +66,10 @@ fn sampling_does_not_wait_at_every_step(name: &str, device: &Device) {
         }
     }
     // One look at the guard every eight steps.
-    assert!(counts.chunks(2).all(|pair| pair[1] - pair[0] <= 1 && pair[0] <= 2), "{name}: {counts:?}");
+    assert!(
+        counts.chunks(2).all(|pair| pair[1] - pair[0] <= 1 && pair[0] <= 2),
+        "{name}: {counts:?}"
+    );
 }
 
 /// Samples of random-looking numbers; that of one row is not finite on request.
@@ -188,7 +190,8 @@ fn a_resumed_run_is_the_same_run(name: &str, device: &Device) {
 
     let mut first = task_and_trainer(device);
     let observer = &mut Watching::until(5);
-    let outcome = train(pieces.path(), 14, &mut first, Progress::default(), None, observer).unwrap();
+    let outcome =
+        train(pieces.path(), 14, &mut first, Progress::default(), None, observer).unwrap();
     let Outcome::Stopped(stopped) = outcome else { panic!("{name}: {outcome:?}") };
     assert!((5..14).contains(&stopped.step), "{name}: {stopped:?}");
 
@@ -216,7 +219,9 @@ fn a_number_that_is_not_finite_changes_nothing(name: &str, device: &Device) {
     let poisoned = Some(11);
     let mut observer = Watching::until(u64::MAX);
     let error = train(folder.path(), 8, &mut parts, Progress::default(), poisoned, &mut observer);
-    let Err(TrainError::NonFinite { step, what, rows }) = error else { panic!("{name}: {error:?}") };
+    let Err(TrainError::NonFinite { step, what, rows }) = error else {
+        panic!("{name}: {error:?}")
+    };
     assert_eq!((what.as_str(), rows.as_slice()), ("the loss", [11].as_slice()), "{name}");
     assert!(Checkpoints::new(folder.path(), 2).complete().unwrap().is_empty(), "{name}");
 

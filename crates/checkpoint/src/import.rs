@@ -10,7 +10,7 @@ use burn::{
 };
 use opensora_files::one_line;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     path::PathBuf,
 };
@@ -128,7 +128,7 @@ pub fn import<M: Module>(
     dtype: FloatDType,
 ) -> Result<(M, ImportReport), CheckpointError> {
     let report = check_import(&module, checkpoint, map)?;
-    Ok((fill(module, "", checkpoint, map, dtype)?, report))
+    Ok((fill(module, "", checkpoint, map, dtype, HashMap::new())?, report))
 }
 
 /// Compares `module` with `checkpoint` and says what an import would do; no tensor is read and none
@@ -208,16 +208,18 @@ fn check_float(entry: &TensorEntry, key: &str) -> Result<(), CheckpointError> {
     }
 }
 
-/// Fills `module`, which stands at `prefix` in what [`check_import`] has found to fit.
+/// Fills `module`, which stands at `prefix` in what [`check_import`] has found to fit. Tensors that were
+/// read before are taken out of `at_hand`, by published key.
 pub(crate) fn fill<M: Module>(
     module: M,
     prefix: &str,
     checkpoint: &Checkpoint,
     map: &KeyMap,
     dtype: FloatDType,
+    at_hand: HashMap<String, TensorData>,
 ) -> Result<M, CheckpointError> {
-    let mut filler =
-        Filler { names: ParameterNames::default(), prefix, checkpoint, map, dtype, error: None };
+    let names = ParameterNames::default();
+    let mut filler = Filler { names, prefix, checkpoint, map, dtype, at_hand, error: None };
     let module = module.map(&mut filler);
     match filler.error {
         Some(error) => Err(error),
@@ -255,6 +257,7 @@ struct Filler<'a> {
     checkpoint: &'a Checkpoint,
     map: &'a KeyMap,
     dtype: FloatDType,
+    at_hand: HashMap<String, TensorData>,
     error: Option<CheckpointError>,
 }
 
@@ -302,7 +305,11 @@ impl ModuleMapper for Filler<'_> {
         if !self.checkpoint.contains(&key) {
             return param;
         }
-        let data = match read_float(self.checkpoint, &key, self.dtype) {
+        let data = self
+            .at_hand
+            .remove(&key)
+            .map_or_else(|| read_float(self.checkpoint, &key, self.dtype), Ok);
+        let data = match data {
             Ok(data) => data,
             Err(error) => {
                 self.error = Some(error);

@@ -2,16 +2,26 @@
 
 use crate::{
     Checkpoint, CheckpointError, ImportReport, KeyMap,
-    import::{check_import, fill, read_as},
+    import::{check_import, fill, parameter_slots, read_as, read_float},
 };
 use burn::{
     module::Module,
     tensor::{Bytes, FloatDType, TensorData},
 };
+use std::{
+    collections::HashMap,
+    panic::resume_unwind,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+/// A thread that reads tensors of a part, by published key.
+type Reading = JoinHandle<Result<HashMap<String, TensorData>, CheckpointError>>;
 
 /// A checkpoint that fits a module, whose parts are read when they are asked for.
 pub struct StreamedImport {
-    checkpoint: Checkpoint,
+    /// Shared with the thread that reads ahead.
+    checkpoint: Arc<Checkpoint>,
     map: KeyMap,
     dtype: FloatDType,
 }
@@ -29,7 +39,7 @@ impl StreamedImport {
         dtype: FloatDType,
     ) -> Result<(Self, ImportReport), CheckpointError> {
         let report = check_import(module, &checkpoint, &map)?;
-        Ok((Self { checkpoint, map, dtype }, report))
+        Ok((Self { checkpoint: Arc::new(checkpoint), map, dtype }, report))
     }
 
     /// Type in which parts come.
@@ -43,7 +53,47 @@ impl StreamedImport {
     /// # Errors
     /// Where a tensor is not of floating point or its bytes cannot be read.
     pub fn part<M: Module>(&self, path: &str, part: M) -> Result<M, CheckpointError> {
-        fill(part, path, &self.checkpoint, &self.map, self.dtype)
+        fill(part, path, &self.checkpoint, &self.map, self.dtype, HashMap::new())
+    }
+
+    /// Parts that are used one after the other, at `paths`, each made by `fresh`. With `ahead` the bytes
+    /// of the next one are read, by a thread of their own, while a part is in use: for devices that
+    /// compute on hardware of their own. Memory of the host then holds the bytes of one part more.
+    pub fn parts<'a, M: Module + 'a>(
+        &'a self,
+        paths: Vec<String>,
+        fresh: impl Fn() -> M + 'a,
+        ahead: bool,
+    ) -> impl ExactSizeIterator<Item = Result<M, CheckpointError>> + 'a {
+        let mut reading: Option<Reading> = None;
+        (0..paths.len()).map(move |index| {
+            let values = match reading.take() {
+                Some(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic))?,
+                None => HashMap::new(),
+            };
+            if let Some(next) = paths.get(index + 1).filter(|_| ahead) {
+                reading = Some(self.read_ahead(next, &fresh()));
+            }
+            let path = &paths[index];
+            fill(fresh(), path, &self.checkpoint, &self.map, self.dtype, values)
+        })
+    }
+
+    /// Starts to read the tensors of `part` at `path`.
+    fn read_ahead<M: Module>(&self, path: &str, part: &M) -> Reading {
+        let keys: Vec<String> = parameter_slots(part)
+            .into_iter()
+            .map(|slot| self.map.published_key(&format!("{path}{}", slot.path)))
+            .filter(|key| self.checkpoint.contains(key))
+            .collect();
+        let (checkpoint, dtype) = (Arc::clone(&self.checkpoint), self.dtype);
+        thread::spawn(move || {
+            let read = |key: String| {
+                let data = read_float(&checkpoint, &key, dtype)?;
+                Ok((key, data))
+            };
+            keys.into_iter().map(read).collect()
+        })
     }
 
     /// Rows of the matrix `[R, C]` at `path`: `[rows, C]`. The matrix is held in the file's own

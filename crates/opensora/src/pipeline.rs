@@ -3,6 +3,7 @@
 //! Source: hpcaitech/Open-Sora v1.0.0, `scripts/inference.py`. Deviation: the reference keeps all
 //! models resident; here each is loaded, used and dropped in turn.
 
+mod decode_plan;
 mod decoding;
 mod error;
 mod finite;

@@ -8,9 +8,9 @@
 use crate::{AttentionCache, DenoiserConfig, StDit, block::StDitBlock, keys, stdit::LoadError};
 use burn::tensor::{Device, FloatDType, Tensor};
 use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, StreamedImport};
-use opensora_nn::{mask::TokenMask, read::wait};
+use opensora_nn::{device::is_host, mask::TokenMask, read::wait};
 
-/// [`StDit`] with one block in memory at a time.
+/// [`StDit`] with one block in memory at a time, on a device of its own with two.
 #[derive(Debug)]
 pub struct StreamedStDit {
     source: StreamedImport,
@@ -90,11 +90,13 @@ impl StreamedStDit {
     /// The blocks, each read when it is asked for.
     fn blocks(&self) -> impl ExactSizeIterator<Item = Result<StDitBlock, CheckpointError>> {
         let config = self.config();
-        (0..config.depth).map(move |index| {
-            // The device may run behind: weights of one block only are to be alive.
+        let paths = (0..config.depth).map(|index| format!("blocks.{index}.")).collect();
+        let fresh = move || StDitBlock::new(config, &self.device);
+        // Where the host computes, it has no time to read meanwhile.
+        self.source.parts(paths, fresh, !is_host(&self.device)).map(|block| {
+            // The device may run behind: weights of this block and the one before only are to be alive.
             wait(&self.device)?;
-            let block = StDitBlock::new(config, &self.device);
-            self.source.part(&format!("blocks.{index}."), block)
+            block
         })
     }
 }

@@ -10,7 +10,7 @@ use burn::{
     tensor::{Device, FloatDType, Tensor},
 };
 use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, StreamedImport};
-use opensora_nn::{mask::TokenMask, norm::RmsNorm, read::wait};
+use opensora_nn::{device::is_host, mask::TokenMask, norm::RmsNorm, read::wait};
 
 /// Token ids to states, with one block in memory at a time.
 #[derive(Debug)]
@@ -75,10 +75,11 @@ impl StreamedT5Encoder {
 
         let table = self.relative_attention_bias.val();
         let bias = self.config.attention_bias(table, [batch, length], mask);
-        for index in 0..self.config.num_layers {
-            let block = Block::new(&self.config, &self.device);
-            let block = self.source.part(&format!("blocks.{index}."), block)?;
-            x = block.forward(x, &bias);
+        let paths = (0..self.config.num_layers).map(|index| format!("blocks.{index}.")).collect();
+        let fresh = || Block::new(&self.config, &self.device);
+        // Where the host computes, it has no time to read meanwhile.
+        for block in self.source.parts(paths, fresh, !is_host(&self.device)) {
+            x = block?.forward(x, &bias);
             // The device may run behind: weights of one block only are to be alive.
             wait(&self.device)?;
         }

@@ -1,24 +1,23 @@
 //! The VAE, loaded once for any number of clips.
 
-use super::{PipelineError, TextToVideo, finite};
+use super::{
+    PipelineError, TextToVideo,
+    decode_plan::{DecodePlan, own_memory},
+    finite,
+};
 use crate::{
     checkpoint::Checkpoint, frames::to_frames, pipeline::Observer, vae::AutoencoderKl,
     video::Frames,
 };
 use burn::tensor::Tensor;
 
-/// Frames that the VAE decodes at once: enough to keep a device busy, few enough for its memory. With
-/// low memory it takes one.
-const DECODE_MICRO_BATCH: usize = 4;
-
-/// Rows of the tiles that a frame is decoded in with low memory.
-const TILE_ROWS: usize = 64;
-
 /// A VAE in memory.
 #[derive(Debug)]
 pub struct LoadedVae<'a> {
     pipeline: &'a TextToVideo,
     vae: AutoencoderKl,
+    /// Memory of the device in bytes, if it has one of its own and its size is known.
+    memory: Option<u64>,
 }
 
 impl TextToVideo {
@@ -33,7 +32,7 @@ impl TextToVideo {
         let (vae, report) =
             AutoencoderKl::load(&self.vae_config, &checkpoint, dtype, &self.device)?;
         observer.loaded(&report);
-        Ok(LoadedVae { pipeline: self, vae })
+        Ok(LoadedVae { pipeline: self, vae, memory: own_memory(&self.device) })
     }
 }
 
@@ -48,22 +47,27 @@ impl LoadedVae<'_> {
         latents: Tensor<5>,
         mut on_frames: impl FnMut(usize),
     ) -> Result<Frames, PipelineError> {
-        let [clips, channels, frames, ..] = latents.dims();
+        let [clips, channels, frames, height, width] = latents.dims();
         let expected = self.pipeline.vae_config.latent_channels;
         if channels != expected || clips != 1 {
             return Err(PipelineError::Parts(format!(
                 "latents are {clips} clips of {channels} channels, expected 1 of {expected}"
             )));
         }
-        let micro_batch = if self.pipeline.low_memory { 1 } else { DECODE_MICRO_BATCH };
+        let plan = if self.pipeline.low_memory {
+            DecodePlan::SMALLEST
+        } else {
+            let config = &self.pipeline.vae_config;
+            let pixels = [height, width].map(|side| side * config.downsample_factor());
+            DecodePlan::new(config, pixels, self.pipeline.dtype.float(), self.memory)
+        };
         let mut parts = Vec::new();
-        for part in latents.split(micro_batch, 2) {
-            parts.push(if self.pipeline.low_memory {
-                self.vae.decode_in_tiles(part, None, TILE_ROWS)
-            } else {
-                self.vae.decode(part, None)
+        for part in latents.split(plan.frames, 2) {
+            parts.push(match plan.tile_rows {
+                Some(rows) => self.vae.decode_in_tiles(part, None, rows),
+                None => self.vae.decode(part, None),
             });
-            on_frames((parts.len() * micro_batch).min(frames));
+            on_frames((parts.len() * plan.frames).min(frames));
         }
         let decoded = Tensor::cat(parts, 2); // [1, 3, T, H, W]
         // One number a clip; its pixels are read to the host next in any case.

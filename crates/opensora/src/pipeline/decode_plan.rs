@@ -1,0 +1,81 @@
+//! How many frames the VAE decodes at once, and in tiles or whole: by the memory of the device.
+
+use crate::{
+    nn::device::{self, DeviceKind},
+    vae::VaeConfig,
+};
+use burn::tensor::{DType, Device, FloatDType};
+
+/// Frames at once: enough to keep a device busy, few enough for its memory.
+const MOST_FRAMES: usize = 4;
+
+/// Rows of a tile.
+const TILE_ROWS: usize = 64;
+
+/// Activations of the largest level that decoding a whole frame holds at once. Measured: 3.4 on flex at
+/// 512x512 (docs/performance.md).
+const ACTIVATIONS: u64 = 4;
+
+/// How a clip is decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct DecodePlan {
+    /// Frames at once.
+    pub(super) frames: usize,
+    /// Rows of the tiles that each frame is decoded in; `None` for whole frames.
+    pub(super) tile_rows: Option<usize>,
+}
+
+impl DecodePlan {
+    /// The least memory: a frame at a time, in tiles.
+    pub(super) const SMALLEST: Self = Self { frames: 1, tile_rows: Some(TILE_ROWS) };
+
+    /// For frames of `[height, width]` pixels on a device with `memory` bytes (`None`: not known). Half
+    /// of it is left to weights, caches of allocators and other programs.
+    pub(super) fn new(
+        config: &VaeConfig,
+        [height, width]: [usize; 2],
+        dtype: FloatDType,
+        memory: Option<u64>,
+    ) -> Self {
+        let Some(memory) = memory else {
+            return Self { frames: MOST_FRAMES, tile_rows: None };
+        };
+        // The last level but one is upsampled to all pixels before its channels become fewer.
+        let channels = config.block_out_channels.iter().take(2).max().copied().unwrap_or(1);
+        let values = (channels * height * width) as u64;
+        let frame = ACTIVATIONS * values * DType::from(dtype).size() as u64;
+        match (memory / 2) / frame.max(1) {
+            0 => Self::SMALLEST,
+            fit => Self { frames: MOST_FRAMES.min(fit as usize), tile_rows: None },
+        }
+    }
+}
+
+/// Memory of a device that has one of its own; `None` for the processor, or if no source states it.
+pub(super) fn own_memory(device: &Device) -> Option<u64> {
+    if matches!(device::kind(device), DeviceKind::Cpu | DeviceKind::Software) {
+        return None;
+    }
+    device::describe(&device::name(device)?).ok()?.memory_bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_device_takes_fewer_frames_and_then_tiles() {
+        let config = VaeConfig::default();
+        let plan = |memory| DecodePlan::new(&config, [512, 512], FloatDType::F32, memory);
+        // A frame of 512x512 takes 4 x 256 x 512 x 512 x 4 bytes: one GiB.
+        let whole = |frames| DecodePlan { frames, tile_rows: None };
+        assert_eq!(plan(None), whole(4));
+        assert_eq!(plan(Some(24 << 30)), whole(4));
+        assert_eq!(plan(Some(6 << 30)), whole(3));
+        assert_eq!(plan(Some(2 << 30)), whole(1));
+        assert_eq!(plan(Some((2 << 30) - 1)), DecodePlan::SMALLEST);
+        let half = DecodePlan::new(&config, [512, 512], FloatDType::BF16, Some(6 << 30));
+        assert_eq!(half, whole(4));
+        assert_eq!(own_memory(&Device::flex()), None);
+    }
+}
