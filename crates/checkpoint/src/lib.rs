@@ -30,11 +30,11 @@
 
 mod error;
 mod export;
+mod file_range;
 mod import;
 mod key_map;
 mod names;
 mod non_finite;
-mod pickle_guard;
 mod pytorch;
 mod safetensors_file;
 mod shards;
