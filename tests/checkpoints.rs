@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use burn::tensor::{Device, FloatDType};
+use burn::{
+    nn::LinearConfig,
+    tensor::{Device, FloatDType},
+};
 use opensora::{
-    checkpoint::{Checkpoint, CheckpointError},
+    checkpoint::{Checkpoint, CheckpointError, KeyMap, check_import},
     stdit::{DenoiserConfig, StDit},
     t5::{T5Config, T5Encoder},
     vae::{AutoencoderKl, VaeConfig},
@@ -66,6 +69,90 @@ fn legacy_streams_hold_the_same_numbers() {
     }
     let config = stdit_config("stdit-safetensors");
     assert!(StDit::load(&config, &legacy, FloatDType::F32, &device()).is_ok());
+}
+
+/// What PyTorch itself wrote: see the fixtures' README.
+const EVERY_TYPE: [&str; 3] = ["every-type.pt", "every-type-protocol-5.pt", "every-type-legacy.pt"];
+
+#[test]
+fn tensors_of_every_type_are_read_or_fail_only_if_they_are_needed() {
+    for file in EVERY_TYPE {
+        let checkpoint = Checkpoint::open(fixture("checkpoints").join(file)).unwrap();
+        for (key, shape, values) in [
+            ("weight", &[2, 3][..], &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0][..]),
+            ("transposed", &[2, 3], &[0.0, 2.0, 4.0, 1.0, 3.0, 5.0]),
+            ("slice", &[2, 2], &[4.0, 6.0, 8.0, 10.0]),
+            ("expanded", &[2, 3], &[0.0, 1.0, 2.0, 0.0, 1.0, 2.0]),
+            ("scalar", &[], &[7.0]),
+            ("empty", &[0, 3], &[]),
+            ("half", &[5], &[0.0, 1.0, 2.0, 3.0, 4.0]),
+            ("bfloat16", &[5], &[0.0, 1.0, 2.0, 3.0, 4.0]),
+            ("double", &[3], &[0.0, 1.0, 2.0]),
+            ("bool", &[3], &[1.0, 0.0, 1.0]),
+            ("uint16", &[2], &[1.0, 65535.0]),
+            ("int64", &[2], &[-1.0, 1_099_511_627_776.0]),
+            ("parameter", &[2, 2], &[0.0, 1.0, 2.0, 3.0]),
+            ("subclass", &[2], &[0.0, 1.0]),
+        ] {
+            // The same tensor under the dictionary's other name.
+            for key in [format!("model.{key}"), format!("ema_of_it.{key}")] {
+                let data = checkpoint.tensors()[&key].read(&key).unwrap();
+                assert_eq!(data.shape()[..], *shape, "{file}: {key}");
+                assert_eq!(data.iter::<f64>().collect::<Vec<_>>(), values, "{file}: {key}");
+            }
+        }
+        assert!(checkpoint.contains("defaults.a.0"), "{file}");
+        assert!(checkpoint.contains("optimizer.state.0.exp_avg"), "{file}");
+        for (key, shape, says) in [
+            ("f8_e4m3", &[2, 3][..], "element type torch.float8_e4m3fn is not supported"),
+            ("f8_e5m2", &[4], "element type torch.float8_e5m2 is not supported"),
+            ("f4", &[4], "element type torch.float4_e2m1fn_x2 is not supported"),
+            ("complex", &[2, 2], "element type torch.complex64 is not supported"),
+            ("quantised", &[2, 3], "element type torch.qint8 is not supported"),
+            ("quantised_axis", &[2, 3], "element type torch.quint8 is not supported"),
+            ("sparse", &[3, 3], "sparse tensors are not supported"),
+            ("sparse_csr", &[3, 3], "sparse tensors are not supported"),
+            ("meta", &[], "_rebuild_meta_tensor_no_storage"),
+        ] {
+            let key = format!("model.{key}");
+            let entry = &checkpoint.tensors()[&key];
+            assert_eq!((entry.dtype(), entry.shape()), (None, shape), "{file}: {key}");
+            let error = entry.read(&key).unwrap_err().to_string();
+            assert!(error.contains(&key) && error.contains(says), "{error}");
+        }
+    }
+}
+
+/// One that is needed is named with its reason, also where nothing but the reason is known of it.
+#[test]
+fn a_needed_tensor_of_another_type_is_named() {
+    let device = device();
+    for (key, says) in [
+        ("f8_e4m3", "float8_e4m3fn is not supported"),
+        ("meta", "_rebuild_meta_tensor_no_storage"),
+        ("int64", "a float expected"),
+    ] {
+        let file = Checkpoint::open(fixture("checkpoints").join(EVERY_TYPE[0])).unwrap();
+        let map = KeyMap::new("a layer").rename(move |_| format!("model.{key}")).allow_unused("*");
+        let rows = if key == "int64" { 1 } else { 3 };
+        let layer = LinearConfig::new(rows, 2).with_bias(false).init(&device);
+        let map = if key == "int64" { map.any_unit_axes("*") } else { map };
+        let error = check_import(&layer, &file, &map).unwrap_err().to_string();
+        assert!(error.contains(&format!("model.{key}")) && error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn tar_archives_are_to_be_saved_again() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut tar = vec![0; 1024];
+    tar[257..262].copy_from_slice(b"ustar");
+    std::fs::write(file.path(), tar).unwrap();
+    let error = Checkpoint::open(file.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("load the file in PyTorch and save it again with torch.save"),
+        "{error}"
+    );
 }
 
 #[test]

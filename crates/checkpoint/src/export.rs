@@ -25,7 +25,28 @@ pub fn export<M: Module>(
     note: Option<(&str, &str)>,
     path: &Path,
 ) -> Result<(), CheckpointError> {
-    let collector = Collector::of(module, map, dtype);
+    export_with_buffers(module, map, Vec::new(), dtype, note, path)
+}
+
+/// Like [`export`], and writes `buffers` under their published keys: tensors that are no parameters
+/// here, because they can be computed, and that other programs expect in the file.
+///
+/// # Errors
+/// Returns the errors of [`export`].
+pub fn export_with_buffers<M: Module>(
+    module: &M,
+    map: &KeyMap,
+    buffers: Vec<(String, TensorData)>,
+    dtype: FloatDType,
+    note: Option<(&str, &str)>,
+    path: &Path,
+) -> Result<(), CheckpointError> {
+    let mut collector = Collector::of(module, map, dtype);
+    collector.tensors.extend(buffers.into_iter().map(|(key, data)| {
+        let shape = data.shape().to_vec();
+        let fetch = move || Ok(data.clone().convert_dtype(dtype.into()));
+        (key, Fetch { shape, dtype, fetch: Box::new(fetch) })
+    }));
     // One entry only: several would stand in another order in every run, and files that are equal in
     // all numbers would differ. `format` is what transformers asks of files that it opens itself.
     let (name, text) = note.unwrap_or(("format", "pt"));
@@ -163,6 +184,21 @@ mod tests {
                 .unwrap();
         assert_eq!(read.weight.to_data(), linear.weight.to_data());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn buffers_are_written_beside_parameters() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("linear.safetensors");
+        let linear = LinearConfig::new(3, 5).init(&Device::flex());
+        let table = TensorData::new(vec![1.0f32, 2.0], [1, 2]);
+        let buffers = vec![("table".to_string(), table)];
+        let map = KeyMap::new("a linear layer");
+        export_with_buffers(&linear, &map, buffers, FloatDType::F16, None, &path).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        assert_eq!(checkpoint.keys().collect::<Vec<_>>(), ["bias", "table", "weight"]);
+        let table = checkpoint.tensors()["table"].read("table").unwrap();
+        assert_eq!((table.dtype(), table.iter::<f32>().collect()), (DType::F16, vec![1.0, 2.0]));
     }
 
     #[test]

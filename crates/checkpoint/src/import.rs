@@ -148,10 +148,16 @@ pub fn check_import<M: Module>(
         .iter()
         .map(|(key, tensor)| (key.clone(), tensor.shape().to_vec()))
         .collect();
-    check(&slots, &file, map).map_err(|mut mismatch| {
+    if let Err(mut mismatch) = check(&slots, &file, map) {
+        // The shape of a tensor that cannot be read may be unknown.
+        let unreadable =
+            |shape: &&ShapeMismatch| checkpoint.tensors()[&shape.key].dtype().is_none();
+        if let Some(ShapeMismatch { key, .. }) = mismatch.shapes.iter().find(unreadable) {
+            check_float(&checkpoint.tensors()[key], key)?;
+        }
         mismatch.wrappers = checkpoint.wrappers().to_vec();
-        CheckpointError::Mismatch { path: checkpoint.path().into(), mismatch }
-    })?;
+        return Err(CheckpointError::Mismatch { path: checkpoint.path().into(), mismatch });
+    }
     let used: BTreeSet<String> = slots
         .iter()
         .map(|slot| map.published_key(&slot.path))

@@ -30,11 +30,11 @@
 
 mod error;
 mod export;
+mod file_range;
 mod import;
 mod key_map;
 mod names;
 mod non_finite;
-mod pickle_guard;
 mod pytorch;
 mod safetensors_file;
 mod shards;
@@ -44,7 +44,7 @@ mod telltale;
 mod wrapper;
 
 pub use error::{CheckpointError, Mismatch, ShapeMismatch};
-pub use export::{export, published_tensors};
+pub use export::{export, export_with_buffers, published_tensors};
 pub use import::{ImportReport, ParameterSlot, check, check_import, import, parameter_slots};
 pub use key_map::{KeyMap, Rename};
 pub use names::ParameterNames;

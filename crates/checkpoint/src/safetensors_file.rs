@@ -1,8 +1,8 @@
-//! Safetensors files, read by position: nothing is mapped, so a file that shrinks is an error and
-//! not a signal.
+//! Safetensors files.
 
 use crate::{
     CheckpointError,
+    file_range::FileRange,
     source::{Contents, ReadBytes, TensorEntry},
 };
 use burn::tensor::{BoolStore, DType};
@@ -11,9 +11,9 @@ use safetensors::{Dtype, tensor::Metadata};
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Read},
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 /// Most bytes of the JSON header. The format allows 100 MB, which become gigabytes in memory; a T5-XXL
@@ -27,7 +27,7 @@ const HEADER_ALLOWANCE: u64 = 1 << 20;
 pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
     let fail = |reason: String| CheckpointError::Format { path: path.into(), reason };
     let (file, metadata, data_start) = read_header(path).map_err(fail)?;
-    let file = Arc::new(Mutex::new(file));
+    let file = FileRange::new(file);
     let path: Arc<Path> = path.into();
 
     let mut tensors = BTreeMap::new();
@@ -37,7 +37,7 @@ pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, TensorEntry>, Checkpo
                 let (start, end) = info.data_offsets;
                 let file = file.clone();
                 let read: ReadBytes =
-                    Arc::new(move || read_range(&file, data_start + start as u64, end - start));
+                    Arc::new(move || file.read(data_start + start as u64, (end - start) as u64));
                 Contents::Readable { dtype, read }
             }
             None => {
@@ -92,20 +92,6 @@ fn read_header(path: &Path) -> Result<(File, Metadata, u64), String> {
         return Err(format!("{what}: {found} bytes of tensors, its header says {expected}"));
     }
     Ok((file, metadata, data_start))
-}
-
-fn read_range(file: &Mutex<File>, start: u64, len: usize) -> io::Result<Vec<u8>> {
-    let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-    file.seek(SeekFrom::Start(start))?;
-    let mut bytes = vec![0u8; len];
-    file.read_exact(&mut bytes).map_err(|error| match error.kind() {
-        // The header agreed with the file's length when it was opened.
-        io::ErrorKind::UnexpectedEof => {
-            io::Error::new(error.kind(), format!("its {len} bytes end early: the file shrank"))
-        }
-        _ => error,
-    })?;
-    Ok(bytes)
 }
 
 fn burn_dtype(dtype: Dtype) -> Option<DType> {

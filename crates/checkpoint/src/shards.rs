@@ -67,7 +67,6 @@ pub(crate) fn open_index(path: &Path) -> Result<Opened, CheckpointError> {
         }
         all.wrapper = part.wrapper.or(all.wrapper);
         all.outside += part.outside;
-        all.empty.extend(part.empty);
     }
     let lost = index.weight_map.iter().find(|(key, _)| !all.tensors.contains_key(*key));
     if let Some((key, shard)) = lost {

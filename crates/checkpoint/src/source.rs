@@ -99,8 +99,6 @@ pub(crate) struct Opened {
     pub(crate) wrapper: Option<&'static str>,
     /// Tensors outside that dictionary.
     pub(crate) outside: usize,
-    /// Dictionaries of the file without tensors.
-    pub(crate) empty: Vec<String>,
 }
 
 /// An opened checkpoint: keys with tensors that are read lazily.
@@ -110,7 +108,6 @@ pub struct Checkpoint {
     taken: PathBuf,
     wrappers: Vec<String>,
     outside: usize,
-    empty: Vec<String>,
     tensors: BTreeMap<String, TensorEntry>,
 }
 
@@ -137,9 +134,9 @@ impl Checkpoint {
             .map_err(|source| CheckpointError::Open { path: path.into(), source })?;
         let taken =
             if metadata.is_dir() { shards::find_in_folder(path)? } else { path.to_path_buf() };
-        let Opened { tensors, wrapper, outside, empty } = open_file(&taken)?;
+        let Opened { tensors, wrapper, outside } = open_file(&taken)?;
         let wrappers = wrapper.iter().map(|name| name.to_string()).collect();
-        Ok(Self { path: path.into(), taken, wrappers, outside, empty, tensors })
+        Ok(Self { path: path.into(), taken, wrappers, outside, tensors })
     }
 
     /// The path it was opened by.
@@ -215,7 +212,7 @@ impl Checkpoint {
                 return Err(fail(format!("key '{key}' is there with and without its wrapper")));
             }
         }
-        match wrapper::find(plain.keys(), known, &self.empty).map_err(fail)? {
+        match wrapper::find(plain.keys(), known).map_err(fail)? {
             None => Ok(self.clone()),
             Some("") => Ok(plain),
             Some(prefix) => Ok(plain.scope(prefix)),

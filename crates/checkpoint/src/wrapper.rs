@@ -41,11 +41,10 @@ pub(crate) fn without_transparent(key: &str) -> (String, Vec<&str>) {
 }
 
 /// The prefix, empty or ending in a dot, in front of `known`, a key that every file of the artefact has;
-/// nothing if no key ends in it. `empty` are names of the file's dictionaries without tensors.
+/// nothing if no key ends in it.
 pub(crate) fn find<'a>(
     keys: impl Iterator<Item = &'a str>,
     known: &str,
-    empty: &[String],
 ) -> Result<Option<&'a str>, String> {
     let fits: BTreeSet<&str> = keys
         .filter_map(|key| key.strip_suffix(known))
@@ -55,23 +54,20 @@ pub(crate) fn find<'a>(
     if let [only] = Vec::from_iter(&fits)[..] {
         return Ok(Some(only));
     }
-    let names = |prefixes: &mut dyn Iterator<Item = &&str>| {
-        prefixes.map(|prefix| format!("'{}'", prefix.trim_end_matches('.'))).collect::<Vec<_>>()
-    };
-    // A dictionary that a pickle has twice is filled under one of its names only.
-    if let Some(name) = empty.iter().find(|name| rank(name) < best) {
-        return Err(format!(
-            "its '{name}' is another name of one of {}, and which one cannot be told",
-            names(&mut fits.iter()).join(", ")
-        ));
-    }
-    let mut wanted: Vec<&&str> = fits.iter().filter(|prefix| rank(prefix) == best).collect();
-    match (wanted.pop(), wanted.is_empty()) {
-        (Some(one), true) => Ok(Some(one)),
-        (last, _) => Err(format!(
-            "several models found ({}), expected one; save the wanted one alone",
-            names(&mut wanted.into_iter().chain(last)).join(", ")
-        )),
+    let mut wanted = fits.iter().filter(|prefix| rank(prefix) == best);
+    match (wanted.next(), wanted.next()) {
+        (Some(one), None) => Ok(Some(one)),
+        _ => {
+            let names: Vec<String> = fits
+                .iter()
+                .filter(|prefix| rank(prefix) == best)
+                .map(|prefix| format!("'{}'", prefix.trim_end_matches('.')))
+                .collect();
+            Err(format!(
+                "several models found ({}), expected one; save the wanted one alone",
+                names.join(", ")
+            ))
+        }
     }
 }
 
@@ -79,9 +75,8 @@ pub(crate) fn find<'a>(
 mod tests {
     use super::*;
 
-    fn found(keys: &[&'static str], empty: &[&str]) -> Result<Option<&'static str>, String> {
-        let empty: Vec<String> = empty.iter().map(|name| name.to_string()).collect();
-        find(keys.iter().copied(), "x.weight", &empty)
+    fn found(keys: &[&'static str]) -> Result<Option<&'static str>, String> {
+        find(keys.iter().copied(), "x.weight")
     }
 
     #[test]
@@ -91,9 +86,9 @@ mod tests {
             ("module.x.weight", "module."),
             ("trainer.net.0.x.weight", "trainer.net.0."),
         ] {
-            assert_eq!(found(&[key, "optimizer.state.0.exp_avg"], &[]), Ok(Some(prefix)));
+            assert_eq!(found(&[key, "optimizer.state.0.exp_avg"]), Ok(Some(prefix)));
         }
-        assert_eq!(found(&["yx.weight", "x.weights", "module.x.bias"], &[]), Ok(None));
+        assert_eq!(found(&["yx.weight", "x.weights", "module.x.bias"]), Ok(None));
     }
 
     #[test]
@@ -105,19 +100,14 @@ mod tests {
             (&["module.x.weight", "model.x.weight", "other.x.weight"], "model."),
             (&["module.x.weight", "teacher.x.weight", "other.x.weight"], "module."),
         ] {
-            assert_eq!(found(keys, &[]), Ok(Some(prefix)));
+            assert_eq!(found(keys), Ok(Some(prefix)));
         }
     }
 
     #[test]
     fn what_cannot_be_told_apart_is_an_error() {
-        let error = found(&["teacher.x.weight", "student.x.weight"], &[]).unwrap_err();
+        let error = found(&["teacher.x.weight", "student.x.weight"]).unwrap_err();
         assert!(error.contains("'student', 'teacher'"), "{error}");
-        let error = found(&["model.x.weight", "other.x.weight"], &["ema"]).unwrap_err();
-        assert!(error.contains("'ema' is another name"), "{error}");
-        // One dictionary only: whatever its other names are.
-        assert_eq!(found(&["other.x.weight"], &["ema"]), Ok(Some("other.")));
-        assert_eq!(found(&["ema.x.weight", "other.x.weight"], &["model"]), Ok(Some("ema.")));
     }
 
     #[test]

@@ -3,7 +3,12 @@
 use crate::trial;
 use anyhow::Context;
 use burn::tensor::Device;
-use opensora::nn::device;
+use opensora::{
+    SampleRequest,
+    diffusion::{SamplerKind, sampler::SamplerError},
+    nn::device,
+    stdit::AttentionReuse,
+};
 
 /// How a subcommand reports.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -22,23 +27,115 @@ pub(crate) struct DeviceName {
     /// Device, such as flex, cuda:0 or vulkan; `opensora devices` lists them [default: the first
     /// available that is no software driver]
     #[arg(long, value_name = "NAME")]
-    device: Option<String>,
+    pub(crate) device: Option<String>,
 }
 
 impl DeviceName {
-    /// Opens the device, or the preferred one if none was named.
+    /// Opens the device, or the preferred one if none was named, and makes sure that it computes.
     pub(crate) fn open(&self) -> anyhow::Result<Device> {
-        open_device(self.device.as_deref())
+        let device = match &self.device {
+            Some(name) => device::parse(name),
+            None => device::default_device(),
+        }
+        .context("--device")?;
+        trial::check(&device).context("--device")?;
+        Ok(device)
     }
 }
 
-/// Opens the device of a name, or the preferred one, and makes sure that it computes.
-pub(crate) fn open_device(name: Option<&str>) -> anyhow::Result<Device> {
-    let device = match name {
-        Some(name) => device::parse(name),
-        None => device::default_device(),
+/// What is sampled, and how; the model decides what is left open.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Sampling {
+    /// Frames of a clip; one makes an image [default: the model's]
+    #[arg(long)]
+    pub(crate) num_frames: Option<usize>,
+    /// Height and width in pixels, such as 256x256 [default: the model's]
+    #[arg(long, value_parser = parse_size, value_name = "HxW")]
+    pub(crate) image_size: Option<[usize; 2]>,
+    /// Sampler [default: the model's; iddpm for published ones]
+    #[arg(long, value_parser = parse_sampler, value_name = "iddpm|ddim|dpm-solver")]
+    pub(crate) sampler: Option<SamplerKind>,
+    /// Sampler steps [default: the model's; else 100, for dpm-solver 20]. Recommended where time counts:
+    /// --sampler dpm-solver --steps 20, a fifth of the work of 100 steps of iddpm
+    #[arg(long)]
+    pub(crate) steps: Option<usize>,
+    /// Reuse attention outputs in later steps (pyramid attention broadcast). Without a value they
+    /// are computed every 2nd (spatial), 4th (temporal) and 6th (cross) step at timesteps from 450
+    /// to 930, as published; other values look like --pab=spatial=2,cross=6,above=100,below=850.
+    /// Faster, with slightly different videos; it keeps up to three tensors of all tokens for each block
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "published",
+        value_name = "RANGES"
+    )]
+    pub(crate) pab: Option<AttentionReuse>,
+    /// Guidance scale: how strongly videos follow their prompts; 1 is without guidance [default: the
+    /// model's; 7 for published ones]
+    #[arg(long, visible_alias = "cfg-scale")]
+    pub(crate) guidance_scale: Option<f64>,
+    /// Seed of all noise [default: the model's; 42 for published ones]
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+}
+
+impl Sampling {
+    /// Returns the model's defaults with the options in place of what they name.
+    pub(crate) fn request(&self, defaults: &SampleRequest) -> SampleRequest {
+        let sampler = self.sampler.unwrap_or(defaults.sampler);
+        // The default steps of a model are those of its own sampler.
+        let own_steps = defaults.steps.filter(|_| sampler == defaults.sampler);
+        SampleRequest {
+            num_frames: self.num_frames.unwrap_or(defaults.num_frames),
+            image_size: self.image_size.unwrap_or(defaults.image_size),
+            sampler,
+            steps: self.steps.or(own_steps),
+            guidance_scale: self.guidance_scale.unwrap_or(defaults.guidance_scale),
+            attention_reuse: self.pab.unwrap_or(defaults.attention_reuse),
+            seed: self.seed.unwrap_or(defaults.seed),
+            ..defaults.clone()
+        }
     }
-    .context("--device")?;
-    trial::check(&device).context("--device")?;
-    Ok(device)
+}
+
+/// Parses a height and width in pixels.
+pub(crate) fn parse_size(text: &str) -> Result<[usize; 2], String> {
+    let parsed = text.split_once('x').and_then(|(h, w)| Some([h.parse().ok()?, w.parse().ok()?]));
+    parsed.ok_or_else(|| "expected height x width in pixels, such as 256x256".into())
+}
+
+/// Parses the name of a sampler.
+pub(crate) fn parse_sampler(text: &str) -> Result<SamplerKind, String> {
+    text.parse().map_err(|error: SamplerError| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_of_a_model_are_those_of_its_own_sampler() {
+        let defaults = SampleRequest {
+            sampler: SamplerKind::DpmSolver,
+            steps: Some(14),
+            guidance_scale: 6.0,
+            ..SampleRequest::default()
+        };
+        let mut sampling = Sampling {
+            num_frames: None,
+            image_size: None,
+            sampler: None,
+            steps: None,
+            pab: None,
+            guidance_scale: None,
+            seed: None,
+        };
+        assert_eq!(sampling.request(&defaults), defaults);
+        sampling.sampler = Some(SamplerKind::Iddpm);
+        assert_eq!(sampling.request(&defaults).steps, None);
+        (sampling.steps, sampling.num_frames) = (Some(5), Some(1));
+        let request = sampling.request(&defaults);
+        assert_eq!((request.steps, request.num_frames, request.guidance_scale), (Some(5), 1, 6.0));
+    }
 }

@@ -67,7 +67,9 @@ fn a_run_resumes_from_its_checkpoint_and_its_cache() {
 
     // What the old program's own run ended with. Other processors round products otherwise.
     let expected = tensors(&path.join("expected-ema.safetensors"));
-    let found = tensors(&path.join("run/stdit/ema.safetensors"));
+    let mut found = tensors(&path.join("run/stdit/ema.safetensors"));
+    // It did not write the tables that are computed here.
+    found.retain(|(key, _)| !key.starts_with("pos_embed"));
     assert_eq!(found.len(), expected.len());
     for ((key, found), (expected_key, expected)) in found.iter().zip(&expected) {
         assert_eq!((key, found.len()), (expected_key, expected.len()));

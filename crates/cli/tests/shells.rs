@@ -320,7 +320,13 @@ fn every_subcommand_has_examples_and_the_common_options() {
         "encode",
     ];
     let mut all: Vec<Vec<&str>> = data.map(|name| vec!["data", name]).into();
-    all.extend([vec!["eval", "demo"], vec!["verify"], vec!["devices"], vec!["bench"]]);
+    all.extend([
+        vec!["sample"],
+        vec!["eval", "demo"],
+        vec!["verify"],
+        vec!["devices"],
+        vec!["bench"],
+    ]);
     all.extend([vec!["plot"], vec!["train"], vec!["train-vae"]]);
     for args in all {
         let text = help(&args);

@@ -174,7 +174,7 @@ impl TextToVideo {
         observer.loaded(&report);
         let encoded = encoder.encode(prompts)?;
         if !finite::all_finite(&encoded.states)? {
-            let cause = finite::cause(&self.files.t5, self.t5_dtype, None);
+            let cause = finite::cause(&self.files.t5, Ok, self.t5_dtype, None);
             return Err(PipelineError::NonFinite { what: "the prompt's states", cause });
         }
         Ok(encoded)
@@ -205,16 +205,35 @@ impl TextToVideo {
         request: &SampleRequest,
         observer: &mut dyn Observer,
     ) -> Result<(Tensor<5>, DenoiserWork), PipelineError> {
+        let mut latents = Vec::new();
+        let work = self.sample_batches(prompts, request, observer, |batch| {
+            latents.push(batch);
+            Ok::<_, PipelineError>(())
+        })?;
+        Ok((Tensor::cat(latents, 0), work))
+    }
+
+    /// [`sample_counted`](Self::sample_counted) batch by batch: the latents `[b, C, T, h, w]` of a batch
+    /// go to `sink` before the next one is sampled, so that complete ones survive an error.
+    ///
+    /// # Errors
+    /// Returns the errors of [`sample`](Self::sample) and those of `sink`.
+    pub fn sample_batches<E: From<PipelineError>>(
+        &self,
+        prompts: &PromptStates,
+        request: &SampleRequest,
+        observer: &mut dyn Observer,
+        mut sink: impl FnMut(Tensor<5>) -> Result<(), E>,
+    ) -> Result<DenoiserWork, E> {
         let mut denoiser = self.load_denoiser(request, observer)?;
         let batches = batches(prompts, request);
-        let mut latents = Vec::with_capacity(batches.len());
         for (batch, range) in batches.iter().enumerate() {
             let states = prompts.select(range.clone());
-            latents.push(denoiser.sample(&states, range.start, |step, steps| {
+            sink(denoiser.sample(&states, range.start, |step, steps| {
                 observer.sampled(step, steps, batch, batches.len())
-            })?);
+            })?)?;
         }
-        Ok((Tensor::cat(latents, 0), denoiser.work()))
+        Ok(denoiser.work())
     }
 
     /// Loads the VAE, decodes latents `[B, C, T, h, w]` and drops it. Each clip goes to `sink` as soon

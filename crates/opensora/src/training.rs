@@ -19,7 +19,7 @@ use crate::{
 use burn::tensor::{Device, FloatDType};
 use opensora_checkpoint::Checkpoint;
 use std::{
-    fmt::Display,
+    error::Error,
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
@@ -54,7 +54,7 @@ impl SampleSheets {
         folder: &Path,
         device: &Device,
     ) -> Result<Self, TrainError> {
-        let missing = |what| hook(format!("sample videos need the {what}"));
+        let missing = |what| TrainError::Hook(format!("sample videos need the {what}").into());
         let t5 = part.t5.as_ref().ok_or_else(|| missing("text encoder"))?;
         let vae = part.vae.as_ref().ok_or_else(|| missing("VAE"))?;
         let tokens = part.config.model_max_length;
@@ -112,6 +112,6 @@ impl Hooks<DenoiserTask> for SampleSheets {
     }
 }
 
-fn hook(error: impl Display) -> TrainError {
-    TrainError::Hook(error.to_string())
+fn hook(error: impl Error + Send + Sync + 'static) -> TrainError {
+    TrainError::Hook(Box::new(error))
 }

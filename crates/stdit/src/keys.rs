@@ -5,8 +5,9 @@
 
 use opensora_checkpoint::{Checkpoint, CheckpointError, KeyMap};
 
-/// Position tables of one resolution, stored as buffers: recomputed here, as the reference does.
-const POSITION_TABLES: [&str; 2] = ["pos_embed", "pos_embed_temporal"];
+/// Position tables of one resolution, spatial and temporal, stored as buffers: recomputed here, as the
+/// reference does.
+pub(crate) const POSITION_TABLES: [&str; 2] = ["pos_embed", "pos_embed_temporal"];
 
 /// A key of every model here: what stands in front of it in a file is a wrapper.
 const KNOWN_KEY: &str = "x_embedder.proj.weight";

@@ -13,7 +13,7 @@ use crate::{
 };
 use burn::{
     module::Module,
-    tensor::{Device, FloatDType, Tensor},
+    tensor::{DType, Device, FloatDType, Tensor, TensorData},
 };
 use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, check_import, import};
 use opensora_nn::{mask::TokenMask, sincos};
@@ -105,6 +105,34 @@ impl StDit {
     /// The configuration it was made with.
     pub fn config(&self) -> &DenoiserConfig {
         &self.config
+    }
+
+    /// The position tables for latents of `size` `[T, h, w]` under their published keys: spatial
+    /// `[1, S, C]` and temporal `[1, T, C]`.
+    ///
+    /// They are computed in every forward pass here. The reference's module has them as buffers, so
+    /// that `load_state_dict` with `strict=True` expects them in a file.
+    ///
+    /// # Errors
+    /// Returns an error if the patch does not divide the size.
+    pub fn position_tables(
+        &self,
+        size: [usize; 3],
+    ) -> Result<Vec<(String, TensorData)>, SizeError> {
+        let grid = self.config.grid(size)?;
+        let [space, time] = self.tables(grid, DType::F32, &self.null_prompt().device());
+        let tables = [space, time].map(|table| table.unsqueeze::<3>().into_data());
+        Ok(keys::POSITION_TABLES.map(str::to_string).into_iter().zip(tables).collect())
+    }
+
+    /// Spatial `[S, C]` and temporal `[T, C]` position tables of a grid of tokens.
+    fn tables(&self, [t, h, w]: [usize; 3], dtype: DType, device: &Device) -> [Tensor<2>; 2] {
+        let (PositionScales { space_scale, time_scale }, hidden) =
+            (self.config.scales, self.config.hidden_size);
+        [
+            sincos::spatial([h, w], hidden, space_scale, None, dtype, device),
+            sincos::temporal(t, hidden, time_scale, dtype, device),
+        ]
     }
 
     /// The same weights at other position scales (a resolution's own).
@@ -210,10 +238,7 @@ impl StDit {
         };
         let (places, hidden) = (grid_h * grid_w, config.hidden_size);
         let device = latents.device();
-        let PositionScales { space_scale, time_scale } = config.scales;
-
-        let space = sincos::spatial([grid_h, grid_w], hidden, space_scale, None, dtype, &device);
-        let time = sincos::temporal(grid_t, hidden, time_scale, dtype, &device);
+        let [space, time] = self.tables(grid, dtype, &device);
         let prompted = self.embed.condition(timesteps, prompt.cast(dtype), mask);
 
         // [B, T*S, C] -> [B, T, S, C] + [S, C] -> [B, T*S, C]

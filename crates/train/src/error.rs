@@ -124,8 +124,8 @@ pub enum TrainError {
     #[error(transparent)]
     Metrics(#[from] crate::metrics::MetricsError),
     /// What is done between the steps failed: sampling, watching.
-    #[error("{0}")]
-    Hook(String),
+    #[error(transparent)]
+    Hook(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl TrainError {

@@ -25,7 +25,7 @@ use crate::{
     vae::{VaeTask, clips},
 };
 use burn::tensor::{Device, FloatDType};
-use opensora_checkpoint::{Checkpoint, export};
+use opensora_checkpoint::{Checkpoint, export, export_with_buffers};
 use opensora_data::{
     ClipDataset, ClipSpec, DataError, Manifest, Source,
     cache::LatentCache,
@@ -86,6 +86,24 @@ enum Latents {
     Cache(LatentCache),
     /// They are computed along the way.
     Clips { dataset: ClipDataset, vae: PathBuf, t5: PathBuf },
+}
+
+impl Latents {
+    /// Size of the latents, `[T, h, w]`; `None` if no sample of the cache can be read.
+    fn latent_size(&self, clip: &ClipSpec) -> Result<Option<[usize; 3]>, TrainError> {
+        match self {
+            Self::Cache(cache) => {
+                // All samples are of one shape.
+                let sample = (0..cache.len()).find_map(|row| cache.read(row, 0).ok());
+                Ok(sample.map(|EncodedSample { latent_shape: [_, t, h, w], .. }| [t, h, w]))
+            }
+            Self::Clips { vae, .. } => {
+                let [height, width] = clip.image_size;
+                let config = VaeConfig::beside(vae)?;
+                Ok(Some(config.latent_size([clip.num_frames, height, width])?))
+            }
+        }
+    }
 }
 
 impl Session {
@@ -254,6 +272,7 @@ impl Running<'_> {
         let device = &self.session.device;
         let model = initial_stdit(part, init, device)?;
         let clip = &self.session.recipe.data.clip;
+        let size = data.latent_size(clip)?;
         let (fps, source): (_, Arc<dyn Source<Item = EncodedSample>>) = match data {
             Latents::Cache(cache) => (fps(clip, cache.paths()), Arc::new(cache)),
             Latents::Clips { dataset, vae, t5 } => {
@@ -270,8 +289,12 @@ impl Running<'_> {
         let folder = self.subfolder("stdit")?;
         let (map, dtype) = (keys::stdit(), FloatDType::F32);
         let note = Some((PredictionType::NOTE, part.loss.prediction_type.name()));
-        export(&trainer.average_model(), &map, dtype, note, &folder.join("ema.safetensors"))?;
-        export(&trainer.model(), &map, dtype, note, &folder.join("model.safetensors"))?;
+        let write = |model: StDit, name: &str| -> Result<(), TrainError> {
+            let tables = size.map_or(Ok(Vec::new()), |size| model.position_tables(size))?;
+            Ok(export_with_buffers(&model, &map, tables, dtype, note, &folder.join(name))?)
+        };
+        write(trainer.average_model(), "ema.safetensors")?;
+        write(trainer.model(), "model.safetensors")?;
         write_json(&folder.join("config.json"), &part.config)?;
         match description::describe(&self.session.folder, part, clip, fps)? {
             Some(model) => write_json(&self.session.folder.join(description::FILE), &model)?,
@@ -310,7 +333,7 @@ impl Running<'_> {
         let map = opensora_vae::keys::Naming::Diffusers.key_map(&part.config);
         let weights = folder.join("diffusion_pytorch_model.safetensors");
         export(&vae, &map, FloatDType::F32, None, &weights)?;
-        write_json(&folder.join("config.json"), &part.config)?;
+        part.config.write(&folder.join("config.json"))?;
         Ok(outcome)
     }
 

@@ -212,6 +212,13 @@ fn a_finished_run_is_a_model() {
     assert_eq!(model["image_size"], serde_json::json!([32, 32]));
     assert_eq!(model["denoiser_config"]["hidden_size"], 32);
     assert_eq!(model["prediction_type"], "epsilon");
+    // Tables of the clip's latents, which the reference's strict load expects.
+    for name in ["ema", "model"] {
+        let file = run.join(format!("stdit/{name}.safetensors"));
+        let file = opensora_checkpoint::Checkpoint::open(file).unwrap();
+        assert_eq!(file.tensors()["pos_embed"].shape(), [1, 16, 32]);
+        assert_eq!(file.tensors()["pos_embed_temporal"].shape(), [1, 2, 32]);
+    }
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;

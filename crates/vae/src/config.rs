@@ -1,8 +1,19 @@
 //! Sizes of a VAE, read from the published `config.json`.
 
-use opensora_files::read::{MAX_CONFIG_BYTES, read_text};
+use crate::SCALING_FACTOR;
+use opensora_files::{
+    read::{MAX_CONFIG_BYTES, read_text},
+    write_atomically,
+};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::path::{Path, PathBuf};
+
+/// Kind of an encoder's level.
+const DOWN_BLOCK: &str = "DownEncoderBlock2D";
+
+/// Kind of a decoder's level.
+const UP_BLOCK: &str = "UpDecoderBlock2D";
 
 /// The part of diffusers' `AutoencoderKL` configuration that decides the architecture. Missing
 /// fields are those of the Stable Diffusion VAE.
@@ -23,9 +34,9 @@ pub struct VaeConfig {
     pub norm_num_groups: usize,
     /// Activation; only `silu` is known.
     pub act_fn: String,
-    /// Kinds of the encoder's levels; only `DownEncoderBlock2D` is known.
+    /// Kinds of the encoder's levels; only `DownEncoderBlock2D` is known. Empty: all of that kind.
     pub down_block_types: Vec<String>,
-    /// Kinds of the decoder's levels; only `UpDecoderBlock2D` is known.
+    /// Kinds of the decoder's levels; only `UpDecoderBlock2D` is known. Empty: all of that kind.
     pub up_block_types: Vec<String>,
 }
 
@@ -64,6 +75,14 @@ pub enum VaeConfigError {
         /// What was found.
         source: serde_json::Error,
     },
+    /// The file cannot be written.
+    #[error("{}: cannot write: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
     /// A value that no model can have, or one of another architecture.
     #[error("VAE config: {0}")]
     Value(String),
@@ -81,6 +100,29 @@ impl VaeConfig {
             .map_err(|source| VaeConfigError::Parse { path: path.into(), source })?;
         config.validate()?;
         Ok(config)
+    }
+
+    /// Writes a `config.json` that [`read`](Self::read) and diffusers' `AutoencoderKL` read.
+    ///
+    /// # Errors
+    /// Returns an error if no model could be built or the file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), VaeConfigError> {
+        self.validate()?;
+        let failed = |source| VaeConfigError::Write { path: path.into(), source };
+        let mut fields =
+            serde_json::to_value(self).map_err(|error| failed(std::io::Error::other(error)))?;
+        // diffusers builds a level for each kind, and has other defaults.
+        let levels = self.block_out_channels.len();
+        for (name, value) in [
+            ("_class_name", json!("AutoencoderKL")),
+            ("act_fn", json!("silu")),
+            ("down_block_types", json!(vec![DOWN_BLOCK; levels])),
+            ("up_block_types", json!(vec![UP_BLOCK; levels])),
+            ("scaling_factor", json!(SCALING_FACTOR)),
+        ] {
+            fields[name] = value;
+        }
+        write_atomically(path, |file| std::fs::write(file, format!("{fields:#}\n"))).map_err(failed)
     }
 
     /// The configuration beside a VAE's weights, given their folder or file; the published one where
@@ -127,16 +169,22 @@ impl VaeConfig {
         if self.act_fn != "silu" && self.act_fn != "swish" {
             return fail(format!("act_fn is '{}', only silu is known", self.act_fn));
         }
-        let kinds = [
-            (&self.down_block_types, "DownEncoderBlock2D"),
-            (&self.up_block_types, "UpDecoderBlock2D"),
-        ];
-        for (blocks, known) in kinds {
+        let widths = &self.block_out_channels;
+        for (name, blocks, known) in [
+            ("down_block_types", &self.down_block_types, DOWN_BLOCK),
+            ("up_block_types", &self.up_block_types, UP_BLOCK),
+        ] {
             if let Some(kind) = blocks.iter().find(|kind| *kind != known) {
                 return fail(format!("block type '{kind}' is not known, expected {known}"));
             }
+            if !blocks.is_empty() && blocks.len() != widths.len() {
+                return fail(format!(
+                    "{name} has {} levels, block_out_channels {}",
+                    blocks.len(),
+                    widths.len()
+                ));
+            }
         }
-        let widths = &self.block_out_channels;
         if widths.is_empty() || widths.len() > 16 {
             return fail(format!(
                 "block_out_channels has {} levels, expected 1 to 16",
@@ -187,6 +235,7 @@ mod tests {
         for bad in [
             VaeConfig { act_fn: "relu".into(), ..ok.clone() },
             VaeConfig { down_block_types: vec!["AttnDownBlock2D".into()], ..ok.clone() },
+            VaeConfig { up_block_types: vec!["UpDecoderBlock2D".into(); 3], ..ok.clone() },
             VaeConfig { block_out_channels: vec![], ..ok.clone() },
             VaeConfig { block_out_channels: vec![100], ..ok.clone() },
             VaeConfig { norm_num_groups: 0, ..ok.clone() },
@@ -194,5 +243,32 @@ mod tests {
         ] {
             assert!(matches!(bad.validate(), Err(VaeConfigError::Value(_))), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn what_is_written_has_a_kind_for_each_level() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        let small = VaeConfig {
+            block_out_channels: vec![8, 16],
+            norm_num_groups: 4,
+            ..VaeConfig::default()
+        };
+        small.write(&path).unwrap();
+        let written = VaeConfig::read(&path).unwrap();
+        assert_eq!(written.down_block_types, [DOWN_BLOCK; 2]);
+        assert_eq!(written.up_block_types, [UP_BLOCK; 2]);
+        let [down_block_types, up_block_types] = [vec![], vec![]];
+        assert_eq!(VaeConfig { down_block_types, up_block_types, ..written }, small);
+        let fields: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        assert_eq!(
+            (&fields["_class_name"], &fields["scaling_factor"]),
+            (&json!("AutoencoderKL"), &json!(0.18215))
+        );
+        let bad = VaeConfig { norm_num_groups: 3, ..small.clone() };
+        assert!(matches!(bad.write(&path), Err(VaeConfigError::Value(_))));
+        let nowhere = folder.path().join("no/config.json");
+        assert!(matches!(small.write(&nowhere), Err(VaeConfigError::Write { .. })));
     }
 }

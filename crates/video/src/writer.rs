@@ -6,7 +6,6 @@
 //! and what stood at the target before stays until it is replaced by something complete.
 
 use crate::{Frames, VideoError, frames::MAX_SIDE, gif, mp4, png};
-pub use opensora_files::remove_leftovers;
 use opensora_files::{AtomicFile, AtomicFolder, CreatedFolders, Existing, folder_of};
 use serde_json::Value;
 use std::{

@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 16)]
     num_frames: usize,
     /// Height and width in pixels
-    #[arg(long, default_value = "256x256", value_parser = crate::commands::sample::parse_size, value_name = "HxW")]
+    #[arg(long, default_value = "256x256", value_parser = crate::options::parse_size, value_name = "HxW")]
     image_size: [usize; 2],
     /// Number of denoiser blocks; fewer save time [default: the preset's]
     #[arg(long)]
@@ -56,7 +56,7 @@ pub(crate) struct Args {
     #[arg(long)]
     activation_checkpointing: bool,
     /// Sampler of `sample`
-    #[arg(long, default_value = "dpm-solver", value_parser = crate::commands::sample::parse_sampler, value_name = "iddpm|ddim|dpm-solver")]
+    #[arg(long, default_value = "dpm-solver", value_parser = crate::options::parse_sampler, value_name = "iddpm|ddim|dpm-solver")]
     sampler: SamplerKind,
     /// Sampler steps of `sample` [default: the sampler's published number]
     #[arg(long)]

@@ -2,7 +2,7 @@
 
 use crate::{
     model,
-    options::{DeviceName, Report},
+    options::{DeviceName, Report, Sampling},
     output,
     progress::Progress,
     stop::{self, Stopped},
@@ -10,10 +10,8 @@ use crate::{
 use anyhow::{Context, bail, ensure};
 use opensora::{
     SampleRequest, TextToVideo,
-    diffusion::SamplerKind,
     model_files::PartPaths,
     nn::dtype::Dtype,
-    stdit::AttentionReuse,
     video::{Frames, VideoSpec, Writer, png, sheet::contact_sheet},
 };
 use opensora_demo::eval::{Attribute, Evaluation, Judged, PromptSet};
@@ -59,36 +57,8 @@ struct DemoArgs {
     /// Ask for all combinations
     #[arg(long, group = "set")]
     all: bool,
-    /// Seed of prompts and noise [default: the model's]
-    #[arg(long)]
-    seed: Option<u64>,
-    /// Sampler [default: the model's]
-    #[arg(long, value_parser = crate::commands::sample::parse_sampler, value_name = "iddpm|ddim|dpm-solver")]
-    sampler: Option<SamplerKind>,
-    /// Sampler steps [default: the model's]
-    #[arg(long)]
-    steps: Option<usize>,
-    /// Reuse attention outputs in later steps (pyramid attention broadcast). Without a value they
-    /// are computed every 2nd (spatial), 4th (temporal) and 6th (cross) step at timesteps from 450
-    /// to 930, as published; other values look like --pab=spatial=2,cross=6,above=100,below=850.
-    /// Faster, with slightly different videos
-    #[arg(
-        long,
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "published",
-        value_name = "RANGES"
-    )]
-    pab: Option<AttentionReuse>,
-    /// Guidance scale: how strongly videos follow their prompts [default: the model's]
-    #[arg(long, visible_alias = "cfg-scale")]
-    guidance_scale: Option<f64>,
-    /// Frames of a clip [default: the model's]
-    #[arg(long)]
-    num_frames: Option<usize>,
-    /// Height and width in pixels, such as 64x64 [default: the model's]
-    #[arg(long, value_parser = crate::commands::sample::parse_size, value_name = "HxW")]
-    image_size: Option<[usize; 2]>,
+    #[command(flatten)]
+    sampling: Sampling,
     /// Prompts per batch
     #[arg(long, default_value_t = 8)]
     batch_size: usize,
@@ -136,7 +106,10 @@ fn demo(args: &DemoArgs) -> anyhow::Result<()> {
             _ => PromptSet::HeldOut,
         },
         prompts: args.prompts,
-        request: request(args, &files.defaults),
+        request: SampleRequest {
+            batch_size: args.batch_size,
+            ..args.sampling.request(&files.defaults)
+        },
         vae_ceiling: args.vae_ceiling,
     };
     let pipeline = TextToVideo::new(files, args.dtype, Dtype::F32, device)?;
@@ -173,25 +146,6 @@ fn demo(args: &DemoArgs) -> anyhow::Result<()> {
         report.shortfalls(&args.require).iter().map(ToString::to_string).collect();
     ensure!(short.is_empty(), "--require: {}", short.join("; "));
     Ok(())
-}
-
-fn request(args: &DemoArgs, defaults: &SampleRequest) -> SampleRequest {
-    // The default steps of a model are those of its own sampler.
-    let own_steps = match args.sampler {
-        Some(sampler) if sampler != defaults.sampler => None,
-        _ => defaults.steps,
-    };
-    SampleRequest {
-        num_frames: args.num_frames.unwrap_or(defaults.num_frames),
-        image_size: args.image_size.unwrap_or(defaults.image_size),
-        sampler: args.sampler.unwrap_or(defaults.sampler),
-        steps: args.steps.or(own_steps),
-        guidance_scale: args.guidance_scale.unwrap_or(defaults.guidance_scale),
-        attention_reuse: args.pab.unwrap_or(defaults.attention_reuse),
-        seed: args.seed.unwrap_or(defaults.seed),
-        batch_size: args.batch_size,
-        ..defaults.clone()
-    }
 }
 
 /// Clips that a contact sheet shows.

@@ -6,19 +6,19 @@
 mod outputs;
 mod record;
 
-use crate::{model, options::open_device, output, progress::Progress, stop};
+use crate::{
+    model,
+    options::{DeviceName, Report, Sampling},
+    output,
+    progress::Progress,
+    stop,
+};
 use anyhow::{Context, bail, ensure};
 use burn::tensor::Tensor;
 use clap::ValueEnum;
 use opensora::{
-    ModelFiles, Observer, PipelineError, SampleRequest, TextToVideo,
-    diffusion::SamplerKind,
-    latents,
-    manifest::read_prompts,
-    model_files::PartPaths,
-    nn::dtype::Dtype,
-    pipeline::Sampled,
-    stdit::{AttentionReuse, DenoiserWork},
+    ModelFiles, PipelineError, SampleRequest, TextToVideo, latents, manifest::read_prompts,
+    model_files::PartPaths, nn::dtype::Dtype, pipeline::Sampled, stdit::DenoiserWork,
     t5::PromptStates,
 };
 use outputs::Outputs;
@@ -28,121 +28,91 @@ use std::path::{Path, PathBuf};
 
 /// Options of `opensora sample`.
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  opensora sample \"a red circle grows on a black background\" -o circle.mp4
+  opensora sample --model opensora-v1-hq-16x256x256 --prompt-path prompts.txt -o clips \\
+        --sampler dpm-solver --steps 20
+  opensora sample --from-record clips/sample_6.mp4.json -o again.mp4")]
 pub(crate) struct Args {
-    /// What the video shows.
+    /// What the video shows
     #[arg(conflicts_with = "prompt_path")]
     prompt: Option<String>,
-    /// File with one prompt a line.
+    /// File with one prompt a line
     #[arg(long)]
     prompt_path: Option<PathBuf>,
     /// Make the clip of a record (the .json beside an output) again: its prompt and all settings that
-    /// are not given here. Bit-exact on the same kind of device.
+    /// are not given here. Bit-exact on the same kind of device
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_path", "latents", "save_latents"])]
     from_record: Option<PathBuf>,
     /// Model: demo (bundled), a preset (opensora-v1-16x256x256, opensora-v1-hq-16x256x256,
     /// opensora-v1-hq-16x512x512), a folder with a model.json, or an STDiT-XL/2 checkpoint [default:
-    /// demo].
+    /// demo]
     #[arg(long)]
     model: Option<String>,
-    /// Folder of the T5 v1.1 encoder (config.json, spiece.model, weights).
+    /// Folder of the T5 v1.1 encoder (config.json, spiece.model, weights)
     #[arg(long)]
     t5: Option<PathBuf>,
-    /// Folder or file of the Stable Diffusion VAE.
+    /// Folder or file of the Stable Diffusion VAE
     #[arg(long)]
     vae: Option<PathBuf>,
-    /// Folder that holds the files of a preset [default: pretrained_models].
+    /// Folder that holds the files of a preset [default: pretrained_models]
     #[arg(long)]
     weights_dir: Option<PathBuf>,
     /// Let the paths in a model.json lead anywhere, not only into its folder and below the working
-    /// directory.
+    /// directory
     #[arg(long)]
     allow_outside_paths: bool,
-    /// Frames of a clip; one makes an image [default: the model's].
-    #[arg(long)]
-    num_frames: Option<usize>,
-    /// Height and width in pixels, such as 256x256 [default: the model's].
-    #[arg(long, value_parser = parse_size, value_name = "HxW")]
-    image_size: Option<[usize; 2]>,
-    /// Frames per second of the output [default: the model's].
+    #[command(flatten)]
+    sampling: Sampling,
+    /// Frames per second of the output [default: the model's]
     #[arg(long)]
     fps: Option<f64>,
-    /// Sampler [default: the model's; iddpm for published ones].
-    #[arg(long, value_parser = parse_sampler, value_name = "iddpm|ddim|dpm-solver")]
-    sampler: Option<SamplerKind>,
-    /// Steps of the sampler [default: the model's; else 100, for dpm-solver 20]. Recommended where
-    /// time counts: --sampler dpm-solver --steps 20, a fifth of the work of 100 steps of iddpm.
-    #[arg(long)]
-    steps: Option<usize>,
-    /// Use attention outputs again in later steps (pyramid attention broadcast): computed every 2nd
-    /// (spatial), 4th (temporal) and 6th (cross) step at timesteps from 450 to 930 as published, or
-    /// as given, such as --pab=spatial=2,cross=6,above=100,below=850. Faster, and unlike the full
-    /// result; it keeps up to three tensors of all tokens for each block.
-    #[arg(
-        long,
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "published",
-        value_name = "RANGES"
-    )]
-    pab: Option<AttentionReuse>,
-    /// How strongly the prompt is followed; 1 is without guidance [default: the model's; 7 for
-    /// published ones].
-    #[arg(long)]
-    cfg_scale: Option<f64>,
-    /// Latent channels that are guided [default: 3, for dpm-solver all, as published].
+    /// Latent channels that are guided [default: 3, for dpm-solver all, as published]
     #[arg(long)]
     guided_channels: Option<usize>,
-    /// Unit of rows and columns in the position tables [default: the model's].
+    /// Unit of rows and columns in the position tables [default: the model's]
     #[arg(long)]
     space_scale: Option<f64>,
-    /// Unit of frames in the position tables [default: the model's].
+    /// Unit of frames in the position tables [default: the model's]
     #[arg(long)]
     time_scale: Option<f64>,
-    /// Seed of all noise [default: 42].
-    #[arg(long)]
-    seed: Option<u64>,
-    /// Noise index of the first prompt: the 7th prompt of a file is sampled again with 6.
+    /// Noise index of the first prompt: the 7th prompt of a file is sampled again with 6
     #[arg(long, default_value_t = 0)]
     noise_index: u64,
-    /// Prompts that are sampled at once.
+    /// Prompts that are sampled at once
     #[arg(long, default_value_t = 1)]
     batch_size: usize,
-    /// Device, as `opensora devices` lists them [default: the first
-    /// available that is no software driver].
-    #[arg(long)]
-    device: Option<String>,
-    /// Float type of denoiser and VAE: f32, bf16 or f16 [default: f32].
+    #[command(flatten)]
+    device: DeviceName,
+    /// Float type of denoiser and VAE: f32, bf16 or f16 [default: f32]
     #[arg(long)]
     dtype: Option<Dtype>,
-    /// Float type of the text encoder [default: f32].
+    /// Float type of the text encoder [default: f32]
     #[arg(long)]
     t5_dtype: Option<Dtype>,
     /// Use less memory and more time: the denoiser stays in its file, which is read at every step (3
     /// GB at published size) one block at a time, and frames are decoded one by one, in tiles. The
-    /// latents are the same, the pixels as well but for rounding.
+    /// latents are the same, the pixels as well but for rounding
     #[arg(long)]
     low_memory: bool,
-    /// Output file (.mp4, .gif, .png), folder for several prompts, or - for standard output.
+    /// Output file (.mp4, .gif, .png), folder for several prompts, or - for standard output
     #[arg(short, long, visible_alias = "output", default_value = "outputs")]
     out: PathBuf,
-    /// Fail if an output exists already, instead of replacing it.
+    /// Fail if an output exists already, instead of replacing it
     #[arg(long)]
     no_overwrite: bool,
-    /// Kind of file where the output is a folder; a single frame is always a PNG.
+    /// Kind of file where the output is a folder; a single frame is always a PNG
     #[arg(long, default_value = "mp4")]
     format: FileKind,
-    /// Keep the sampled latents in this file before they are decoded.
+    /// Keep the sampled latents in this file before they are decoded
     #[arg(long, value_name = "FILE")]
     save_latents: Option<PathBuf>,
-    /// Decode latents that were kept by --save-latents instead of sampling.
+    /// Decode latents that were kept by --save-latents instead of sampling
     #[arg(long, value_name = "FILE", conflicts_with = "save_latents")]
     latents: Option<PathBuf>,
-    /// Print one JSON object for each output.
-    #[arg(long)]
-    json: bool,
-    /// Print nothing but the outputs' paths.
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    report: Report,
 }
 
 impl Args {
@@ -168,22 +138,13 @@ enum FileKind {
     Png,
 }
 
-pub(crate) fn parse_size(text: &str) -> Result<[usize; 2], String> {
-    let parsed = text.split_once('x').and_then(|(h, w)| Some([h.parse().ok()?, w.parse().ok()?]));
-    parsed.ok_or_else(|| "expected height x width in pixels, such as 256x256".into())
-}
-
-pub(crate) fn parse_sampler(text: &str) -> Result<SamplerKind, String> {
-    text.parse().map_err(|error: opensora::diffusion::sampler::SamplerError| error.to_string())
-}
-
 pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     let source = match args.from_record.take() {
         Some(path) => Source::of_record(&path, &mut args)?,
         None => Source { prompts: prompts(&args)?, only: None },
     };
     let prompts = &source.prompts;
-    let device = open_device(args.device.as_deref())?;
+    let device = args.device.open()?;
     let parts = PartPaths {
         t5: args.t5.clone(),
         vae: args.vae.clone(),
@@ -203,7 +164,7 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     }
     stop::listen();
 
-    let mut progress = Progress::new(args.quiet).on(pipeline.device());
+    let mut progress = Progress::new(args.report.quiet).on(pipeline.device());
     let mut written = Vec::new();
     let mut write = |sampled: Sampled| -> anyhow::Result<()> {
         let at = match source.only {
@@ -220,7 +181,9 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     // What is complete stays, also where the run was stopped or failed.
     let printed = written.into_iter().try_for_each(|(path, record)| match path {
         None => Ok(()),
-        Some(path) if args.json => output::json(&json!({"output": path, "metadata": record})),
+        Some(path) if args.report.json => {
+            output::json(&json!({"output": path, "metadata": record}))
+        }
         Some(path) => output::line(path.display()),
     });
     result?;
@@ -259,7 +222,10 @@ fn sample(
             };
             // Saved before they are decoded, so that minutes of sampling are not lost.
             let mut done = Vec::new();
-            let sampled = sample_batches(pipeline, &states, request, progress, &mut done);
+            let sampled = pipeline.sample_batches(&states, request, progress, |latents| {
+                done.push(latents);
+                Ok::<_, PipelineError>(())
+            });
             let (latents, work, error) = match (sampled, done.is_empty()) {
                 (Ok(work), _) => (Tensor::cat(done, 0), work, None),
                 (Err(error), true) => return Err(stop::or_error(error.into())),
@@ -287,29 +253,6 @@ fn sample(
         .map_err(stop::or_error)
 }
 
-/// Samples every batch; `done` holds the latents of those that are complete, also after an error.
-fn sample_batches(
-    pipeline: &TextToVideo,
-    states: &PromptStates,
-    request: &SampleRequest,
-    progress: &mut Progress,
-    done: &mut Vec<Tensor<5>>,
-) -> Result<DenoiserWork, PipelineError> {
-    let mut denoiser = pipeline.load_denoiser(request, progress)?;
-    let (count, size) = (states.states.dims()[0], request.batch_size);
-    let batches = count.div_ceil(size);
-    for batch in 0..batches {
-        let first = batch * size;
-        let part = states.select(first..(first + size).min(count));
-        done.push(
-            denoiser.sample(&part, first, |step, steps| {
-                progress.sampled(step, steps, batch, batches)
-            })?,
-        );
-    }
-    Ok(denoiser.work())
-}
-
 /// What is sampled.
 struct Source {
     prompts: Vec<String>,
@@ -322,7 +265,7 @@ impl Source {
     fn of_record(path: &Path, args: &mut Args) -> anyhow::Result<Self> {
         let record =
             Record::open(path).with_context(|| format!("--from-record: {}", path.display()))?;
-        if record.version != env!("CARGO_PKG_VERSION") && !args.quiet {
+        if record.version != env!("CARGO_PKG_VERSION") && !args.report.quiet {
             output::message(format_args!(
                 "{}: made by version {}: this version may compute other last digits",
                 path.display(),
@@ -349,23 +292,14 @@ fn prompts(args: &Args) -> anyhow::Result<Vec<String>> {
 
 fn request(args: &Args, files: &ModelFiles) -> SampleRequest {
     let defaults = &files.defaults;
-    let sampler = args.sampler.unwrap_or(defaults.sampler);
-    // The default steps of a model are those of its own sampler.
-    let own_steps = defaults.steps.filter(|_| sampler == defaults.sampler);
     SampleRequest {
-        num_frames: args.num_frames.unwrap_or(defaults.num_frames),
-        image_size: args.image_size.unwrap_or(defaults.image_size),
         fps: args.fps.unwrap_or(defaults.fps),
-        sampler,
-        steps: args.steps.or(own_steps),
-        guidance_scale: args.cfg_scale.unwrap_or(defaults.guidance_scale),
         guided_channels: args.guided_channels,
-        attention_reuse: args.pab.unwrap_or(defaults.attention_reuse),
         space_scale: args.space_scale,
         time_scale: args.time_scale,
-        seed: args.seed.unwrap_or(defaults.seed),
         noise_index: args.noise_index,
         batch_size: args.batch_size,
+        ..args.sampling.request(defaults)
     }
 }
 

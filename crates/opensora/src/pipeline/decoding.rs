@@ -6,7 +6,10 @@ use super::{
     finite,
 };
 use crate::{
-    checkpoint::Checkpoint, frames::to_frames, pipeline::Observer, vae::AutoencoderKl,
+    checkpoint::Checkpoint,
+    frames::to_frames,
+    pipeline::Observer,
+    vae::{AutoencoderKl, keys},
     video::Frames,
 };
 use burn::tensor::Tensor;
@@ -72,7 +75,12 @@ impl LoadedVae<'_> {
         let decoded = Tensor::cat(parts, 2); // [1, 3, T, H, W]
         // One number a clip; its pixels are read to the host next in any case.
         if !finite::all_finite(&decoded)? {
-            let cause = finite::cause(&self.pipeline.files.vae, self.pipeline.dtype, None);
+            let cause = finite::cause(
+                &self.pipeline.files.vae,
+                |file| keys::unwrapped(&file),
+                self.pipeline.dtype,
+                None,
+            );
             return Err(PipelineError::NonFinite { what: "the decoded frames", cause });
         }
         let mut clips = to_frames(decoded)?;

@@ -1,7 +1,7 @@
 //! What made a model's output NaN or infinite.
 
 use crate::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, CheckpointError},
     nn::{
         dtype::Dtype,
         read::{ReadError, read},
@@ -21,11 +21,26 @@ pub(super) fn all_finite<const D: usize>(values: &Tensor<D>) -> Result<bool, Rea
     Ok(read(values.clone().is_finite().all())?.iter::<bool>().all(|finite| finite))
 }
 
-/// Returns the cause as text: the first weight of the file that is not finite, or else what usually
-/// makes outputs overflow.
-pub(super) fn cause(weights: &Path, dtype: Dtype, guidance_scale: Option<f64>) -> String {
-    if let Some(key) = first_bad_weight(weights) {
-        return format!("{}: tensor '{key}' holds NaN or infinity", weights.display());
+/// Returns the cause as text: the weights of the file that are not finite, or else what usually makes
+/// outputs overflow. `unwrap` leaves the tensors of the model in a file that has others as well.
+pub(super) fn cause(
+    weights: &Path,
+    unwrap: impl FnOnce(Checkpoint) -> Result<Checkpoint, CheckpointError>,
+    dtype: Dtype,
+    guidance_scale: Option<f64>,
+) -> String {
+    // A file that can no longer be read says nothing about its weights.
+    let file = Checkpoint::open(weights).and_then(unwrap);
+    let bad = file.and_then(|file| file.non_finite(dtype.float())).unwrap_or_default();
+    if let Some(key) = bad.first() {
+        let others = match bad.len() {
+            1 => String::new(),
+            count => format!(" (and {} others)", count - 1),
+        };
+        return format!(
+            "{}: tensor '{key}'{others} holds NaN or infinity in {dtype}",
+            weights.display()
+        );
     }
     let mut causes = Vec::new();
     if dtype == Dtype::F16 {
@@ -38,14 +53,4 @@ pub(super) fn cause(weights: &Path, dtype: Dtype, guidance_scale: Option<f64>) -
         return "all weights are finite: weights of another model, or inputs out of range".into();
     }
     format!("all weights are finite: likely {}", causes.join(" or "))
-}
-
-/// Reads the file once more; `None` if every tensor is finite or the file cannot be read.
-fn first_bad_weight(weights: &Path) -> Option<String> {
-    let checkpoint = Checkpoint::open(weights).ok()?;
-    checkpoint.tensors().iter().find_map(|(key, tensor)| {
-        let data = tensor.read(key).ok()?;
-        data.dtype().is_float().then_some(())?;
-        data.iter::<f32>().any(|value| !value.is_finite()).then(|| key.clone())
-    })
 }

@@ -11,7 +11,7 @@ use crate::{
     },
     pipeline::Observer,
     request::SampleRequest,
-    stdit::{DenoiserConfig, DenoiserWork, StDit, StreamedStDit},
+    stdit::{DenoiserConfig, DenoiserWork, StDit, StreamedStDit, keys},
     t5::PromptStates,
 };
 use burn::tensor::Tensor;
@@ -143,6 +143,7 @@ impl LoadedDenoiser<'_> {
             (Err(SampleError::Interrupted { total, .. }), Some(step)) => {
                 let cause = finite::cause(
                     &pipeline.files.denoiser,
+                    |file| keys::unwrapped(&file),
                     pipeline.dtype,
                     Some(request.guidance_scale),
                 );

@@ -1,8 +1,7 @@
 //! `opensora data encode`: a cache of latents and prompt states.
 
 use crate::{
-    commands::sample::parse_size,
-    options::{DeviceName, Report},
+    options::{DeviceName, Report, parse_size},
     output,
     progress::Progress,
     stop,

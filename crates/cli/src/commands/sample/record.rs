@@ -193,21 +193,21 @@ impl Record {
         fill(&mut args.t5, &self.t5);
         fill(&mut args.vae, &self.vae);
         fill(&mut args.weights_dir, &self.weights_dir);
-        args.num_frames.get_or_insert(self.num_frames);
-        args.image_size.get_or_insert(self.image_size);
+        args.sampling.num_frames.get_or_insert(self.num_frames);
+        args.sampling.image_size.get_or_insert(self.image_size);
         args.fps.get_or_insert(self.fps);
-        if args.sampler.is_none() {
-            args.sampler = Some(self.sampler.parse()?);
+        if args.sampling.sampler.is_none() {
+            args.sampling.sampler = Some(self.sampler.parse()?);
         }
-        args.steps.get_or_insert(self.steps);
-        args.cfg_scale.get_or_insert(self.guidance_scale);
+        args.sampling.steps.get_or_insert(self.steps);
+        args.sampling.guidance_scale.get_or_insert(self.guidance_scale);
         args.guided_channels = args.guided_channels.or(self.guided_channels);
-        if args.pab.is_none() {
-            args.pab = Some(self.attention_reuse.parse().map_err(anyhow::Error::msg)?);
+        if args.sampling.pab.is_none() {
+            args.sampling.pab = Some(self.attention_reuse.parse().map_err(anyhow::Error::msg)?);
         }
         args.space_scale.get_or_insert(self.space_scale);
         args.time_scale.get_or_insert(self.time_scale);
-        args.seed.get_or_insert(self.seed);
+        args.sampling.seed.get_or_insert(self.seed);
         let batch = self.batch_prompts().len();
         let index = self.noise_index.unwrap_or(0);
         args.noise_index = index
@@ -221,8 +221,8 @@ impl Record {
             args.t5_dtype = Some(dtype.parse()?);
         }
         args.low_memory |= self.low_memory;
-        if args.device.is_none() {
-            args.device.clone_from(&self.device_name);
+        if args.device.device.is_none() {
+            args.device.device.clone_from(&self.device_name);
         }
         Ok(self.batch_place)
     }

@@ -1,0 +1,33 @@
+//! Parts of an open file, read by position: nothing is mapped, so a file that shrinks is an error and
+//! not a signal.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// An open file whose parts are read from several threads.
+#[derive(Clone)]
+pub(crate) struct FileRange(Arc<Mutex<File>>);
+
+impl FileRange {
+    pub(crate) fn new(file: File) -> Self {
+        Self(Arc::new(Mutex::new(file)))
+    }
+
+    /// Reads `len` bytes from `start` on. They must have been in the file when it was opened: `len` is
+    /// allocated before it is read.
+    pub(crate) fn read(&self, start: u64, len: u64) -> io::Result<Vec<u8>> {
+        let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(start))?;
+        let mut bytes = vec![0u8; len as usize];
+        file.read_exact(&mut bytes).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                io::Error::new(error.kind(), format!("its {len} bytes end early: the file shrank"))
+            }
+            _ => error,
+        })?;
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,93 @@
+//! The zip archive that `torch.save` writes since PyTorch 1.6: `NAME/data.pkl`, and storages as
+//! `NAME/data/KEY`.
+
+use super::{
+    Parsed,
+    pickle::{MAX_PICKLE, Unpickler},
+    view::Region,
+};
+use crate::source::MAX_TENSORS;
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{BufReader, Read},
+};
+use zip::{
+    CompressionMethod, ZipArchive,
+    read::{ArchiveOffset, Config},
+};
+
+/// Most bytes of the entry that says how numbers are stored.
+const MAX_BYTE_ORDER: u64 = 64;
+
+const PICKLE: &str = "data.pkl";
+
+pub(super) fn open(file: &File) -> Result<Parsed, String> {
+    let length = file.metadata().map_err(|error| error.to_string())?.len();
+    let zip = |error: zip::result::ZipError| error.to_string();
+    // Nothing stands in front of an archive of torch.save. Told to look for its start, the zip crate
+    // overlooks the 76 bytes of zip64 records behind the directory, and takes the second entry for the
+    // first where that has 76 bytes: in files with a name of 21 letters, such as STDiT-XL-2-16x256x256.
+    let config = Config { archive_offset: ArchiveOffset::Known(0) };
+    let mut archive = ZipArchive::with_config(config, BufReader::new(file)).map_err(zip)?;
+    if archive.len() > MAX_TENSORS {
+        return Err(format!("{} entries found, expected at most {MAX_TENSORS}", archive.len()));
+    }
+
+    let mut regions = HashMap::new();
+    let mut pickles = Vec::new();
+    for index in 0..archive.len() {
+        let entry = archive.by_index_raw(index).map_err(zip)?;
+        let name = entry.name().map_err(zip)?.to_string();
+        // What is stored cannot be larger than the file. A compressed entry can: a thousand times.
+        if entry.compression() != CompressionMethod::Stored
+            || entry.compressed_size() != entry.size()
+        {
+            return Err(format!(
+                "entry '{name}' is compressed, expected stored entries as torch.save writes them; \
+                 load the file in PyTorch and save it again"
+            ));
+        }
+        let len = entry.size();
+        let start = entry
+            .data_start()
+            .filter(|start| start.checked_add(len).is_some_and(|end| end <= length));
+        let start = start.ok_or_else(|| format!("entry '{name}' ends after the file"))?;
+        // PyTorch writes a checksum of 0 where it was asked to compute none.
+        let crc32 = Some(entry.crc32()).filter(|&crc32| crc32 != 0);
+        if let Some(folder) = name.strip_suffix(PICKLE)
+            && (folder.is_empty() || folder.ends_with('/'))
+        {
+            pickles.push((folder.to_string(), index));
+        }
+        regions.insert(name, Region { start, len, crc32 });
+    }
+    let outermost = pickles.into_iter().min_by_key(|(folder, _)| folder.len());
+    let (folder, index) = outermost.ok_or_else(|| {
+        format!("a zip archive without {PICKLE}, expected a file that torch.save wrote")
+    })?;
+
+    let order = format!("{folder}byteorder");
+    if regions.get(&order).is_some_and(|region| region.len <= MAX_BYTE_ORDER) {
+        let mut text = String::new();
+        let mut entry = archive.by_name(&order).map_err(zip)?;
+        entry.read_to_string(&mut text).map_err(|error| error.to_string())?;
+        if text.trim() != "little" {
+            return Err(format!("byte order '{}' is not supported, expected little", text.trim()));
+        }
+    }
+
+    let mut entry = archive.by_index(index).map_err(zip)?;
+    if entry.size() > MAX_PICKLE as u64 {
+        let found = entry.size();
+        return Err(format!("'{folder}{PICKLE}' has {found} bytes, expected at most {MAX_PICKLE}"));
+    }
+    let mut pickle = Vec::new();
+    entry.read_to_end(&mut pickle).map_err(|error| error.to_string())?;
+    let mut unpickler = Unpickler::new(&pickle);
+    let root = unpickler.load()?;
+    let objects = unpickler.objects;
+    let region = |key: &str| regions.get(&format!("{folder}data/{key}")).copied();
+    let regions = objects.storages().iter().map(|storage| region(&storage.key)).collect();
+    Ok(Parsed { objects, root, regions })
+}

@@ -1,0 +1,389 @@
+//! Objects of a pickle, as far as weights need them.
+//!
+//! They stand in one list and refer to each other by their places in it, as Python's objects refer to
+//! each other: an object that is reached by two paths is there once, and may contain itself.
+
+use crate::source::MAX_TENSORS;
+use burn::tensor::DType;
+use std::{
+    collections::{BTreeMap, HashMap},
+    rc::Rc,
+};
+
+/// Deepest nesting of dictionaries and lists. State dicts of training programs have up to five levels.
+const MAX_DEPTH: usize = 100;
+
+/// Most values that are looked at while dictionaries and lists are walked. An object that is reached by
+/// many paths is met once for each.
+const MAX_VISITS: usize = 1 << 20;
+
+/// Most bytes of all keys together. Those of a T5-XXL have 40 KB.
+const MAX_KEY_BYTES: usize = 16 << 20;
+
+/// The place of an object.
+pub(super) type Id = usize;
+
+/// What is known of an object.
+#[derive(Debug)]
+pub(super) enum Value {
+    None,
+    Bool(bool),
+    Int(i128),
+    Text(Rc<str>),
+    /// A class or function by its full name, such as `collections.OrderedDict`.
+    Class(Rc<str>),
+    /// A list, tuple or set.
+    Sequence(Vec<Id>),
+    Dict(BTreeMap<Rc<str>, Id>),
+    /// An object of the named class that weights do not depend on.
+    Object(Rc<str>),
+    Storage(StorageView),
+    Tensor(Box<View>),
+    Unreadable(Box<Unreadable>),
+}
+
+/// The type of a storage's elements.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Element {
+    /// PyTorch's name of it.
+    pub(super) name: Rc<str>,
+    /// The type, if it is one that can be read.
+    pub(super) dtype: Option<DType>,
+    /// Bytes of an element, if they are known.
+    pub(super) size: Option<usize>,
+}
+
+/// Numbers of a file that tensors are views of.
+#[derive(Debug)]
+pub(super) struct Storage {
+    /// Its name in the container.
+    pub(super) key: Rc<str>,
+    pub(super) element: Element,
+    /// Number of elements.
+    pub(super) elements: usize,
+}
+
+/// The elements of a storage that a tensor may use.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StorageView {
+    /// Place in [`Objects::storages`].
+    pub(super) storage: usize,
+    pub(super) start: usize,
+    pub(super) end: usize,
+}
+
+/// A tensor: a strided view of a storage that it lies within.
+#[derive(Debug)]
+pub(super) struct View {
+    /// Place in [`Objects::storages`].
+    pub(super) storage: usize,
+    pub(super) dtype: DType,
+    /// The first element.
+    pub(super) offset: usize,
+    /// One past the last element that is used.
+    pub(super) end: usize,
+    pub(super) shape: Vec<usize>,
+    pub(super) strides: Vec<usize>,
+}
+
+/// A tensor, or an object made of tensors, that cannot be read.
+#[derive(Debug)]
+pub(super) struct Unreadable {
+    /// Its shape; empty where it is not known.
+    pub(super) shape: Vec<usize>,
+    pub(super) reason: String,
+}
+
+#[derive(Debug)]
+struct Node {
+    value: Value,
+    /// Whether numbers of tensors are in it or below it.
+    has_tensors: bool,
+}
+
+/// All objects of a file.
+#[derive(Debug, Default)]
+pub(super) struct Objects {
+    nodes: Vec<Node>,
+    storages: Vec<Storage>,
+    storages_by_key: HashMap<Rc<str>, usize>,
+    tensors: usize,
+}
+
+/// What stands under a key.
+pub(super) enum Leaf<'a> {
+    Tensor(&'a View),
+    Unreadable(&'a Unreadable),
+}
+
+impl Objects {
+    /// Adds an object.
+    pub(super) fn add(&mut self, value: Value) -> Result<Id, String> {
+        if matches!(value, Value::Tensor(_) | Value::Unreadable(_)) {
+            self.tensors += 1;
+            if self.tensors > MAX_TENSORS {
+                return Err(format!("more than {MAX_TENSORS} tensors found"));
+            }
+        }
+        let has_tensors = self.tensors_in(&value);
+        self.nodes.push(Node { value, has_tensors });
+        Ok(self.nodes.len() - 1)
+    }
+
+    /// Puts another value in the place of an object, for all that refer to it.
+    pub(super) fn replace(&mut self, id: Id, value: Value) {
+        let has_tensors = self.tensors_in(&value);
+        self.nodes[id] = Node { value, has_tensors };
+    }
+
+    pub(super) fn get(&self, id: Id) -> &Value {
+        &self.nodes[id].value
+    }
+
+    /// Whether numbers of tensors are in an object or below it.
+    pub(super) fn has_tensors(&self, id: Id) -> bool {
+        self.nodes[id].has_tensors
+    }
+
+    fn tensors_in(&self, value: &Value) -> bool {
+        match value {
+            Value::Storage(_) | Value::Tensor(_) | Value::Unreadable(_) => true,
+            Value::Sequence(items) => items.iter().any(|&item| self.has_tensors(item)),
+            Value::Dict(entries) => entries.values().any(|&entry| self.has_tensors(entry)),
+            _ => false,
+        }
+    }
+
+    /// Adds items to a list, or to an object whose class is derived from one.
+    pub(super) fn append(&mut self, list: Id, items: Vec<Id>) -> Result<(), String> {
+        let has_tensors = items.iter().any(|&item| self.has_tensors(item));
+        let node = &mut self.nodes[list];
+        if matches!(node.value, Value::Object(_)) {
+            node.value = Value::Sequence(Vec::new());
+        }
+        let Value::Sequence(list) = &mut node.value else {
+            return Err("its pickle appends to what is no list".into());
+        };
+        list.extend(items);
+        node.has_tensors |= has_tensors;
+        Ok(())
+    }
+
+    /// Sets entries of a dictionary, or of an object whose class is derived from one. `items` are keys
+    /// and values in turn.
+    pub(super) fn set_items(&mut self, dict: Id, items: &[Id]) -> Result<(), String> {
+        let (pairs, rest) = items.as_chunks::<2>();
+        if !rest.is_empty() {
+            return Err("its pickle sets a key without a value".into());
+        }
+        let mut has_tensors = false;
+        let mut entries = Vec::with_capacity(pairs.len());
+        for &[key, value] in pairs {
+            has_tensors |= self.has_tensors(value);
+            entries.push((self.key(key), value));
+        }
+        let node = &mut self.nodes[dict];
+        if matches!(node.value, Value::Object(_)) {
+            node.value = Value::Dict(BTreeMap::new());
+        }
+        let Value::Dict(dict) = &mut node.value else {
+            return Err("its pickle sets items of what is no dictionary".into());
+        };
+        dict.extend(entries);
+        node.has_tensors |= has_tensors;
+        Ok(())
+    }
+
+    /// The text of a dictionary's key, which need not be text in Python.
+    fn key(&self, id: Id) -> Rc<str> {
+        match self.get(id) {
+            Value::Text(text) => text.clone(),
+            Value::Int(number) => number.to_string().into(),
+            _ => format!("<key {id}>").into(),
+        }
+    }
+
+    /// The storage of a key; it must be the same one wherever it is named.
+    pub(super) fn storage(&mut self, storage: Storage) -> Result<usize, String> {
+        if let Some(&known) = self.storages_by_key.get(&storage.key) {
+            let found = &self.storages[known];
+            if found.element != storage.element || found.elements != storage.elements {
+                return Err(format!("storage '{}' is declared twice and differs", storage.key));
+            }
+            return Ok(known);
+        }
+        if self.storages.len() == MAX_TENSORS {
+            return Err(format!("more than {MAX_TENSORS} storages found"));
+        }
+        self.storages_by_key.insert(storage.key.clone(), self.storages.len());
+        self.storages.push(storage);
+        Ok(self.storages.len() - 1)
+    }
+
+    pub(super) fn storages(&self) -> &[Storage] {
+        &self.storages
+    }
+
+    /// The storage that has a key.
+    pub(super) fn storage_of(&self, key: &str) -> Option<usize> {
+        self.storages_by_key.get(key).copied()
+    }
+
+    /// An integer that is a size.
+    pub(super) fn size(&self, id: Id, what: &str) -> Result<usize, String> {
+        match self.get(id) {
+            Value::Int(number) => {
+                usize::try_from(*number).map_err(|_| format!("{what} {number} is out of range"))
+            }
+            other => Err(format!("{what} is {}, expected a number", kind(other))),
+        }
+    }
+
+    /// A text, or a number as text: keys of storages may be either.
+    pub(super) fn text(&self, id: Id, what: &str) -> Result<Rc<str>, String> {
+        match self.get(id) {
+            Value::Text(text) => Ok(text.clone()),
+            Value::Int(number) => Ok(number.to_string().into()),
+            other => Err(format!("{what} is {}, expected text", kind(other))),
+        }
+    }
+
+    /// The tensors below a dictionary: keys are joined by dots, items of lists are counted.
+    pub(super) fn leaves(&self, root: Id) -> Result<Vec<(String, Leaf<'_>)>, String> {
+        let root = self.get(root);
+        if !matches!(root, Value::Dict(_)) {
+            return Err(format!("{} found, expected a dictionary of tensors", kind(root)));
+        }
+        let mut walk = Walk { objects: self, leaves: Vec::new(), visits: 0, key_bytes: 0 };
+        walk.visit(root, &mut String::new(), 0)?;
+        Ok(walk.leaves)
+    }
+}
+
+struct Walk<'a> {
+    objects: &'a Objects,
+    leaves: Vec<(String, Leaf<'a>)>,
+    visits: usize,
+    key_bytes: usize,
+}
+
+impl<'a> Walk<'a> {
+    fn visit(&mut self, value: &'a Value, path: &mut String, depth: usize) -> Result<(), String> {
+        self.visits += 1;
+        if depth > MAX_DEPTH || self.visits > MAX_VISITS {
+            return Err("its dictionaries are nested too deeply".into());
+        }
+        match value {
+            Value::Dict(entries) => {
+                for (key, &entry) in entries {
+                    self.step(key, entry, path, depth)?;
+                }
+            }
+            Value::Sequence(items) => {
+                for (index, &item) in items.iter().enumerate() {
+                    self.step(&index.to_string(), item, path, depth)?;
+                }
+            }
+            Value::Tensor(view) => self.leaf(path, Leaf::Tensor(view))?,
+            Value::Unreadable(what) => self.leaf(path, Leaf::Unreadable(what))?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, name: &str, id: Id, path: &mut String, depth: usize) -> Result<(), String> {
+        if !self.objects.has_tensors(id) {
+            return Ok(());
+        }
+        let length = path.len();
+        if length > 0 {
+            path.push('.');
+        }
+        path.push_str(name);
+        self.visit(self.objects.get(id), path, depth + 1)?;
+        path.truncate(length);
+        Ok(())
+    }
+
+    fn leaf(&mut self, path: &str, leaf: Leaf<'a>) -> Result<(), String> {
+        self.key_bytes += path.len();
+        if self.key_bytes > MAX_KEY_BYTES {
+            return Err(format!("its keys have more than {MAX_KEY_BYTES} bytes"));
+        }
+        if self.leaves.len() == MAX_TENSORS {
+            return Err(format!("more than {MAX_TENSORS} tensors found"));
+        }
+        self.leaves.push((path.to_string(), leaf));
+        Ok(())
+    }
+}
+
+/// What an object is, for messages.
+pub(super) fn kind(value: &Value) -> String {
+    match value {
+        Value::None => "None".into(),
+        Value::Bool(_) => "a truth value".into(),
+        Value::Int(_) => "a number".into(),
+        Value::Text(_) => "text".into(),
+        Value::Class(name) => format!("the class {name}"),
+        Value::Sequence(_) => "a list".into(),
+        Value::Dict(_) => "a dictionary".into(),
+        Value::Object(name) => format!("an object of {name}"),
+        Value::Storage(_) => "a storage".into(),
+        Value::Tensor(_) => "a tensor".into(),
+        Value::Unreadable(what) => what.reason.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unreadable() -> Value {
+        Value::Unreadable(Box::new(Unreadable { shape: vec![2], reason: "test".into() }))
+    }
+
+    fn keys(objects: &Objects, root: Id) -> Result<Vec<String>, String> {
+        let leaves = objects.leaves(root)?;
+        Ok(leaves.into_iter().map(|(key, _)| key).collect())
+    }
+
+    #[test]
+    fn one_object_is_found_under_all_its_names() {
+        let mut objects = Objects::default();
+        let tensor = objects.add(unreadable()).unwrap();
+        let inner = objects.add(Value::Dict(BTreeMap::new())).unwrap();
+        let root = objects.add(Value::Dict(BTreeMap::new())).unwrap();
+        let mut text = |name: &str| objects.add(Value::Text(name.into())).unwrap();
+        let [a, model, ema] = ["a", "model", "ema"].map(&mut text);
+        let list = objects.add(Value::Sequence(vec![tensor, tensor])).unwrap();
+        objects.set_items(inner, &[a, list]).unwrap();
+        objects.set_items(root, &[model, inner, ema, inner]).unwrap();
+        assert_eq!(keys(&objects, root).unwrap(), ["ema.a.0", "ema.a.1", "model.a.0", "model.a.1"]);
+        assert!(objects.leaves(tensor).is_err());
+    }
+
+    #[test]
+    fn what_contains_itself_ends() {
+        let mut objects = Objects::default();
+        let tensor = objects.add(unreadable()).unwrap();
+        let root = objects.add(Value::Dict(BTreeMap::new())).unwrap();
+        let mut text = |name: &str| objects.add(Value::Text(name.into())).unwrap();
+        let [a, b] = ["a", "b"].map(&mut text);
+        objects.set_items(root, &[a, tensor, b, root]).unwrap();
+        assert!(keys(&objects, root).unwrap_err().contains("too deeply"));
+    }
+
+    #[test]
+    fn many_paths_to_one_object_are_bounded() {
+        let mut objects = Objects::default();
+        let mut list = objects.add(unreadable()).unwrap();
+        for _ in 0..30 {
+            list = objects.add(Value::Sequence(vec![list, list])).unwrap();
+        }
+        let root = objects.add(Value::Dict(BTreeMap::new())).unwrap();
+        let key = objects.add(Value::Int(7)).unwrap();
+        objects.set_items(root, &[key, list]).unwrap();
+        assert!(keys(&objects, root).is_err());
+    }
+}

@@ -1,0 +1,394 @@
+//! The calls of a pickle that make tensors, dictionaries and modules; no other call is made.
+//!
+//! Source: PyTorch, `torch/_utils.py` (`_rebuild_*`), `torch/serialization.py` (persistent ids), and
+//! `torch/nn/modules/module.py` (`state_dict`).
+
+use super::{
+    objects::{Element, Id, Objects, Storage, StorageView, Unreadable, Value, View, kind},
+    pickle::Unpickler,
+};
+use burn::tensor::{BoolStore, DType};
+use std::{collections::BTreeMap, rc::Rc};
+
+/// Most axes of a tensor.
+const MAX_RANK: usize = 16;
+
+/// Most calls in the arguments of a call.
+const MAX_NESTED: usize = 8;
+
+/// Makes the object that `class`, called with `arguments`, would be.
+pub(super) fn call(
+    unpickler: &mut Unpickler<'_>,
+    mut class: Id,
+    mut arguments: Id,
+) -> Result<Id, String> {
+    let objects = &mut unpickler.objects;
+    for _ in 0..MAX_NESTED {
+        let name = match objects.get(class) {
+            Value::Class(name) => name.clone(),
+            other => kind(other).into(),
+        };
+        let Value::Sequence(fields) = objects.get(arguments) else {
+            return Err(format!("{name} is called with {}", kind(objects.get(arguments))));
+        };
+        let first = fields.first().copied();
+        match &*name {
+            "torch._utils._rebuild_tensor" => return tensor(objects, arguments, &name, 4, None),
+            "torch._utils._rebuild_tensor_v2" => return tensor(objects, arguments, &name, 6, None),
+            "torch._utils._rebuild_tensor_v3" => {
+                return tensor(objects, arguments, &name, 7, fields.get(6).copied());
+            }
+            "torch._utils._rebuild_qtensor" => return tensor(objects, arguments, &name, 4, None),
+            // (data, requires_grad, hooks, state)
+            "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state" => {
+                return first.ok_or_else(|| format!("{name} is called without a tensor"));
+            }
+            // (function, type, arguments, state): the tensor is what the function makes.
+            "torch._tensor._rebuild_from_type_v2" => {
+                let [function, _, inner, ..] = fields[..] else {
+                    return Err(format!("{name} is called with {} arguments", fields.len()));
+                };
+                (class, arguments) = (function, inner);
+            }
+            "torch._utils._rebuild_sparse_tensor" => {
+                // (layout, (tensors of places, values, size, ..))
+                let data: &[Id] = match fields.get(1).map(|&data| objects.get(data)) {
+                    Some(Value::Sequence(data)) => data,
+                    _ => &[],
+                };
+                let shape = data.iter().find_map(|&item| sizes(objects, item, "a shape").ok());
+                let shape = shape.unwrap_or_default();
+                return unreadable(objects, shape, "sparse tensors are not supported".into());
+            }
+            "collections.OrderedDict" | "collections.defaultdict" | "collections.Counter" => {
+                return dictionary(unpickler, first);
+            }
+            "torch.Size"
+            | "builtins.set"
+            | "builtins.frozenset"
+            | "builtins.list"
+            | "builtins.tuple"
+            | "__builtin__.set"
+            | "__builtin__.frozenset"
+            | "__builtin__.list"
+            | "__builtin__.tuple" => {
+                return match first {
+                    Some(items) => Ok(items),
+                    None => objects.add(Value::Sequence(Vec::new())),
+                };
+            }
+            _ if objects.has_tensors(arguments) || name.starts_with("torch._utils._rebuild_") => {
+                return unreadable(objects, Vec::new(), not_supported(&name));
+            }
+            _ => return objects.add(Value::Object(name)),
+        }
+    }
+    Err("its pickle has calls in calls".into())
+}
+
+fn not_supported(class: &str) -> String {
+    format!("tensors made by {class} are not supported")
+}
+
+fn unreadable(objects: &mut Objects, shape: Vec<usize>, reason: String) -> Result<Id, String> {
+    objects.add(Value::Unreadable(Box::new(Unreadable { shape, reason })))
+}
+
+/// A dictionary of pairs, if there are any.
+fn dictionary(unpickler: &mut Unpickler<'_>, pairs: Option<Id>) -> Result<Id, String> {
+    let dict = unpickler.objects.add(Value::Dict(BTreeMap::new()))?;
+    let pairs = match pairs.map(|pairs| unpickler.objects.get(pairs)) {
+        Some(Value::Sequence(pairs)) => pairs.clone(),
+        _ => Vec::new(),
+    };
+    // One list may be made a dictionary of again and again.
+    unpickler.spend(pairs.len())?;
+    let mut items = Vec::with_capacity(2 * pairs.len());
+    for pair in pairs {
+        match unpickler.objects.get(pair) {
+            Value::Sequence(pair) if pair.len() == 2 => items.extend(pair),
+            other => return Err(format!("{} found, expected a key with its value", kind(other))),
+        }
+    }
+    unpickler.objects.set_items(dict, &items)?;
+    Ok(dict)
+}
+
+/// A tensor of `(storage, offset, shape, strides, ..)`. `dtype` is the class of its element type where
+/// the storage has none.
+fn tensor(
+    objects: &mut Objects,
+    arguments: Id,
+    name: &str,
+    count: usize,
+    dtype: Option<Id>,
+) -> Result<Id, String> {
+    let Value::Sequence(fields) = objects.get(arguments) else {
+        return Err(format!("{name} is called with {}", kind(objects.get(arguments))));
+    };
+    if fields.len() < count {
+        let found = fields.len();
+        return Err(format!("{name} is called with {found} arguments, expected {count}"));
+    }
+    let [storage, offset, shape, strides] = [fields[0], fields[1], fields[2], fields[3]];
+    let (offset, shape, strides) = (
+        objects.size(offset, "the first element of a tensor")?,
+        sizes(objects, shape, "a shape")?,
+        sizes(objects, strides, "strides")?,
+    );
+    let &Value::Storage(reach) = objects.get(storage) else {
+        return unreadable(objects, shape, not_supported(name));
+    };
+    let storage = &objects.storages()[reach.storage];
+    let untyped = storage.element.name.is_empty();
+    let element = match dtype.map(|dtype| objects.get(dtype)) {
+        Some(Value::Class(class)) => {
+            let element = element_of_dtype(class.strip_prefix("torch.").unwrap_or(class));
+            if !untyped && element != storage.element {
+                return Err(format!(
+                    "storage '{}' is of torch.{}, its tensor of torch.{}",
+                    storage.key, storage.element.name, element.name
+                ));
+            }
+            element
+        }
+        Some(other) => return Err(format!("the type of a tensor is {}", kind(other))),
+        None if untyped => return Err(format!("storage '{}' has no type", storage.key)),
+        None => storage.element.clone(),
+    };
+    let (Some(dtype), Some(size)) = (element.dtype, element.size) else {
+        let reason = format!("element type torch.{} is not supported", element.name);
+        return unreadable(objects, shape, reason);
+    };
+    // Sizes of untyped storages are in bytes.
+    let available = if untyped { reach.end / size } else { reach.end };
+    let offset = offset.saturating_add(reach.start);
+    let end = end(&shape, &strides, offset).filter(|&end| end <= available).ok_or_else(|| {
+        format!(
+            "a tensor of shape {shape:?} and strides {strides:?} from element {offset} on leaves its \
+             storage '{}' of {available}",
+            storage.key
+        )
+    })?;
+    let view = View { storage: reach.storage, dtype, offset, end, shape, strides };
+    objects.add(Value::Tensor(Box::new(view)))
+}
+
+/// One past the last element of a view; nothing if that is beyond all numbers or the axes differ.
+fn end(shape: &[usize], strides: &[usize], offset: usize) -> Option<usize> {
+    if shape.len() != strides.len() {
+        return None;
+    }
+    // The number of elements must be one, too.
+    if shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size))? == 0 {
+        return Some(offset);
+    }
+    let mut axes = shape.iter().zip(strides);
+    let last = axes.try_fold(offset, |last, (&size, &stride)| {
+        last.checked_add((size - 1).checked_mul(stride)?)
+    });
+    last?.checked_add(1)
+}
+
+fn sizes(objects: &Objects, id: Id, what: &str) -> Result<Vec<usize>, String> {
+    match objects.get(id) {
+        Value::Sequence(items) if items.len() <= MAX_RANK => {
+            items.iter().map(|&item| objects.size(item, what)).collect()
+        }
+        Value::Sequence(items) => Err(format!("a tensor has {} axes", items.len())),
+        other => Err(format!("{what} is {}, expected a list", kind(other))),
+    }
+}
+
+/// Applies the state of an object: a module becomes its `state_dict`.
+pub(super) fn set_state(
+    unpickler: &mut Unpickler<'_>,
+    object: Id,
+    state: Id,
+) -> Result<(), String> {
+    let objects = &unpickler.objects;
+    // Dictionaries and tensors keep what they hold: attributes beside it are no weights.
+    let Value::Object(class) = objects.get(object) else { return Ok(()) };
+    let class = class.clone();
+    let value = match module_tables(objects, state) {
+        Some(tables) => {
+            let count = tables.iter().map(|table| table.len()).sum();
+            let entries = state_dict(objects, state, tables)?;
+            unpickler.spend(count)?;
+            Value::Dict(entries)
+        }
+        None if objects.has_tensors(state) => {
+            let reason = not_supported(&class);
+            Value::Unreadable(Box::new(Unreadable { shape: Vec::new(), reason }))
+        }
+        None => return Ok(()),
+    };
+    unpickler.objects.replace(object, value);
+    Ok(())
+}
+
+type Table = BTreeMap<Rc<str>, Id>;
+
+/// Parameters, buffers and submodules of a `torch.nn.Module`, if `state` is that of one.
+fn module_tables(objects: &Objects, state: Id) -> Option<[&Table; 3]> {
+    let Value::Dict(attributes) = objects.get(state) else { return None };
+    let table = |name: &str| match attributes.get(name).map(|&table| objects.get(table)) {
+        Some(Value::Dict(table)) => Some(table),
+        _ => None,
+    };
+    Some([table("_parameters")?, table("_buffers")?, table("_modules")?])
+}
+
+fn state_dict(objects: &Objects, state: Id, tables: [&Table; 3]) -> Result<Table, String> {
+    let passing = match objects.get(state) {
+        Value::Dict(attributes) => attributes.get("_non_persistent_buffers_set"),
+        _ => None,
+    };
+    let passing = match passing.map(|&names| objects.get(names)) {
+        Some(Value::Sequence(names)) => &names[..],
+        _ => &[],
+    };
+    let is_passing = |name: &Rc<str>| {
+        passing.iter().any(|&id| matches!(objects.get(id), Value::Text(text) if text == name))
+    };
+    let [_, buffers, _] = tables;
+    let mut entries = Table::new();
+    for table in tables {
+        for (name, &id) in table {
+            if std::ptr::eq(table, buffers) && is_passing(name) {
+                continue;
+            }
+            if !matches!(objects.get(id), Value::None) && entries.insert(name.clone(), id).is_some()
+            {
+                return Err(format!("a module has '{name}' twice"));
+            }
+        }
+    }
+    Ok(entries)
+}
+
+/// The storage, or in files of whole models the class, that a persistent id names.
+pub(super) fn persistent(objects: &mut Objects, id: Id) -> Result<Id, String> {
+    let Value::Sequence(fields) = objects.get(id) else {
+        return Err(format!("a persistent id is {}, expected a list", kind(objects.get(id))));
+    };
+    let tag = match fields.first().map(|&tag| objects.get(tag)) {
+        Some(Value::Text(tag)) => tag.clone(),
+        _ => "".into(),
+    };
+    match (&*tag, &fields[..]) {
+        // ("module", class, file, source)
+        ("module", &[_, class, ..]) => Ok(class),
+        // ("storage", class, key, device, elements, view)
+        ("storage", &[_, class, key, _, count, ref view @ ..]) => {
+            let key = objects.text(key, "the key of a storage")?;
+            let elements = objects.size(count, "the size of a storage")?;
+            let element = match objects.get(class) {
+                Value::Class(name) | Value::Text(name) => element_of_storage(name),
+                other => return Err(format!("the type of a storage is {}", kind(other))),
+            };
+            if elements.checked_mul(element.size.unwrap_or(1)).is_none() {
+                return Err(format!("storage '{key}' has {elements} elements"));
+            }
+            let (start, end) = match view.first().map(|&view| objects.get(view)) {
+                None | Some(Value::None) => (0, elements),
+                // (key, first element, elements) of files of before PyTorch 0.4
+                Some(Value::Sequence(view)) if view.len() == 3 => {
+                    let start = objects.size(view[1], "the start of a storage's view")?;
+                    let count = objects.size(view[2], "the size of a storage's view")?;
+                    let end = start.checked_add(count).filter(|&end| end <= elements);
+                    (start, end.ok_or_else(|| format!("a view leaves its storage '{key}'"))?)
+                }
+                Some(other) => return Err(format!("the view of a storage is {}", kind(other))),
+            };
+            let storage = objects.storage(Storage { key, element, elements })?;
+            objects.add(Value::Storage(StorageView { storage, start, end }))
+        }
+        _ => Err(format!("a persistent id of kind '{tag}' found, expected a storage")),
+    }
+}
+
+/// The elements of a class of storages, such as `torch.FloatStorage`; their name is empty if it has none.
+fn element_of_storage(class: &str) -> Element {
+    let class = class.rsplit('.').next().unwrap_or(class);
+    element_of_dtype(match class.strip_suffix("Storage").unwrap_or(class) {
+        "Float" => "float32",
+        "Double" => "float64",
+        "Half" => "float16",
+        "BFloat16" => "bfloat16",
+        "Long" => "int64",
+        "Int" => "int32",
+        "Short" => "int16",
+        "Char" => "int8",
+        "Byte" => "uint8",
+        "Bool" => "bool",
+        "ComplexFloat" => "complex64",
+        "ComplexDouble" => "complex128",
+        "QInt8" => "qint8",
+        "QUInt8" => "quint8",
+        "QInt32" => "qint32",
+        "QUInt4x2" => "quint4x2",
+        "QUInt2x4" => "quint2x4",
+        "Untyped" => "",
+        other => other,
+    })
+}
+
+/// The elements of a type, such as `float32` of `torch.float32`.
+fn element_of_dtype(name: &str) -> Element {
+    let dtype = match name {
+        "float64" | "double" => Some(DType::F64),
+        "float32" | "float" => Some(DType::F32),
+        "float16" | "half" => Some(DType::F16),
+        "bfloat16" => Some(DType::BF16),
+        "int64" | "long" => Some(DType::I64),
+        "int32" | "int" => Some(DType::I32),
+        "int16" | "short" => Some(DType::I16),
+        "int8" => Some(DType::I8),
+        "uint64" => Some(DType::U64),
+        "uint32" => Some(DType::U32),
+        "uint16" => Some(DType::U16),
+        "uint8" => Some(DType::U8),
+        "bool" => Some(DType::Bool(BoolStore::Native)),
+        _ => None,
+    };
+    let size = match name {
+        _ if dtype.is_some() => dtype.map(|dtype| dtype.size()),
+        "complex128" => Some(16),
+        "complex64" => Some(8),
+        "complex32" | "qint32" => Some(4),
+        "" | "qint8" | "quint8" | "quint4x2" | "quint2x4" => Some(1),
+        _ => None,
+    };
+    Element { name: name.into(), dtype, size }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn views_end_where_their_last_element_does() {
+        assert_eq!(end(&[2, 3], &[3, 1], 4), Some(10));
+        assert_eq!(end(&[2, 3], &[1, 2], 0), Some(6));
+        assert_eq!(end(&[], &[], 7), Some(8));
+        assert_eq!(end(&[5, 0], &[1, 1], 7), Some(7));
+        assert_eq!(end(&[1_000_000, 5], &[0, 0], 0), Some(1));
+        for (shape, strides) in
+            [(&[2][..], &[1, 1][..]), (&[usize::MAX, 2], &[0, 0]), (&[3], &[usize::MAX])]
+        {
+            assert_eq!(end(shape, strides, 0), None);
+        }
+    }
+
+    #[test]
+    fn names_of_types_are_pytorchs() {
+        assert_eq!(element_of_storage("torch.FloatStorage").dtype, Some(DType::F32));
+        assert_eq!(element_of_storage("torch.cuda.HalfStorage").dtype, Some(DType::F16));
+        assert_eq!(element_of_storage("torch.storage.UntypedStorage").name, "".into());
+        let complex = element_of_storage("torch.ComplexDoubleStorage");
+        assert_eq!((complex.dtype, complex.size), (None, Some(16)));
+        let fp8 = element_of_dtype("float8_e4m3fn");
+        assert_eq!((&*fp8.name, fp8.dtype), ("float8_e4m3fn", None));
+    }
+}

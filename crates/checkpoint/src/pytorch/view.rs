@@ -1,0 +1,119 @@
+//! Reading the numbers of a tensor: a strided view of a region of the file.
+
+use super::objects::View;
+use crate::file_range::FileRange;
+use burn::tensor::DType;
+use std::io;
+
+/// Where the numbers of a storage are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Region {
+    /// The first byte in the file.
+    pub(super) start: u64,
+    /// Number of bytes.
+    pub(super) len: u64,
+    /// Checksum of all of them, if the file has one.
+    pub(super) crc32: Option<u32>,
+}
+
+/// The numbers of a view in the order of its axes, without what they are spaced by.
+pub(super) struct Reader {
+    file: FileRange,
+    window: Region,
+    shape: Vec<usize>,
+    strides: Vec<usize>,
+    dtype: DType,
+}
+
+impl Reader {
+    /// Prepares to read `view` of the storage at `region`.
+    ///
+    /// # Errors
+    /// Returns an error if the region is too short.
+    pub(super) fn new(file: FileRange, view: &View, region: Region) -> Result<Self, String> {
+        let size = view.dtype.size() as u64;
+        let (first, end) = (view.offset as u64 * size, view.end as u64 * size);
+        if end > region.len {
+            return Err(format!("its storage has {} bytes, {end} expected", region.len));
+        }
+        let whole = (first, end) == (0, region.len);
+        let window = Region {
+            start: region.start + first,
+            len: end - first,
+            crc32: region.crc32.filter(|_| whole),
+        };
+        let (shape, strides) = (view.shape.clone(), view.strides.clone());
+        Ok(Self { file, window, shape, strides, dtype: view.dtype })
+    }
+
+    pub(super) fn read(&self) -> io::Result<Vec<u8>> {
+        let bytes = self.file.read(self.window.start, self.window.len)?;
+        if self.window.crc32.is_some_and(|crc32| crc32fast::hash(&bytes) != crc32) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "its checksum is wrong"));
+        }
+        let mut bytes = if is_contiguous(&self.shape, &self.strides) {
+            bytes
+        } else {
+            gather(&bytes, &self.shape, &self.strides, self.dtype.size())
+        };
+        if matches!(self.dtype, DType::Bool(_)) {
+            // Other bytes would be no truth values.
+            bytes.iter_mut().for_each(|byte| *byte = u8::from(*byte != 0));
+        }
+        Ok(bytes)
+    }
+}
+
+/// Whether elements stand in the order of their axes without gaps. Strides of axes of length one do not
+/// count.
+fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {
+    let mut expected = 1usize;
+    shape.iter().zip(strides).rev().all(|(&size, &stride)| {
+        let fits = size <= 1 || stride == expected;
+        expected = expected.saturating_mul(size);
+        fits
+    })
+}
+
+/// Copies the elements of a view, which `bytes` begins with, into the order of its axes.
+fn gather(bytes: &[u8], shape: &[usize], strides: &[usize], size: usize) -> Vec<u8> {
+    let count: usize = shape.iter().product();
+    let mut out = Vec::with_capacity(count * size);
+    let mut index = vec![0; shape.len()];
+    let mut place = 0;
+    for _ in 0..count {
+        out.extend_from_slice(&bytes[place * size..(place + 1) * size]);
+        for axis in (0..shape.len()).rev() {
+            index[axis] += 1;
+            place += strides[axis];
+            if index[axis] < shape[axis] {
+                break;
+            }
+            place -= index[axis] * strides[axis];
+            index[axis] = 0;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strided_views_are_put_in_order() {
+        let bytes: Vec<u8> = (0..24).collect();
+        let transposed = gather(&bytes, &[3, 2], &[1, 3], 2);
+        assert_eq!(transposed, [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]);
+        assert_eq!(gather(&bytes, &[2, 2, 2], &[12, 0, 4], 1), [0, 4, 0, 4, 12, 16, 12, 16]);
+        assert_eq!(gather(&bytes, &[], &[], 4), [0, 1, 2, 3]);
+        assert!(gather(&bytes, &[0, 3], &[1, 1], 4).is_empty());
+    }
+
+    #[test]
+    fn axes_of_length_one_may_have_any_stride() {
+        assert!(is_contiguous(&[2, 1, 3], &[3, 99, 1]));
+        assert!(is_contiguous(&[], &[]) && is_contiguous(&[1, 1], &[0, 7]));
+        assert!(!is_contiguous(&[2, 3], &[1, 2]) && !is_contiguous(&[2], &[0]));
+    }
+}
