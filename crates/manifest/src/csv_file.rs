@@ -5,6 +5,8 @@ mod records;
 
 pub(crate) use records::{Fault, Record, Records};
 
+use dialect::Dialect;
+
 use crate::{
     ManifestError, Table, header,
     known::{Known, Purpose, shown},
@@ -117,6 +119,12 @@ fn unnamed(fields: &[String], purpose: Purpose) -> Result<Vec<String>, String> {
             expected()
         )),
     }
+}
+
+/// Returns the delimiter of a table that begins with `text`, and how many bytes come before its header.
+pub(crate) fn delimiter(text: &str) -> (u8, usize) {
+    let Dialect { delimiter, skip } = dialect::of(text);
+    (delimiter, skip)
 }
 
 /// Writes a table with a header.
