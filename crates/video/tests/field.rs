@@ -183,8 +183,10 @@ fn both_decoders_show_the_same_in_all_forms() {
             let size = |info: &VideoInfo| (info.width, info.height, info.num_frames);
             assert_eq!(size(&info), size(first_info), "{name}");
             assert_eq!(info.pixel_aspect, first_info.pixel_aspect, "{name}");
-            // The program rounds to the next usual rate.
-            assert!((info.fps / first_info.fps - 1.0).abs() < 1e-6, "{name} {}", info.fps);
+            // The program rounds to the next usual rate; of GIF it takes the mean of a few frames.
+            let near = if name.ends_with(".gif") { 0.05 } else { 1e-6 };
+            let ratio = info.fps / first_info.fps;
+            assert!((ratio - 1.0).abs() < near, "{name} {}", info.fps);
         }
     }
 }
