@@ -1,5 +1,7 @@
 //! Writes the seeds of every reader to `corpus/NAME/` below the working directory.
 
+// Instrumented code calls the fuzzer's runtime.
+use fuzz as _;
 use std::{fs, path::Path};
 
 fn main() -> std::io::Result<()> {

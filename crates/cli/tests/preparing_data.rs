@@ -131,8 +131,71 @@ fn the_page_leads_from_a_folder_of_videos_to_a_trained_stage() {
         }
         assert_eq!(named, table.len());
     }
+    // In two parts, the same near-duplicates went, in the same order.
+    let paths = |name: &str| -> Vec<String> {
+        let table = Table::read(&folder.path().join(name)).unwrap();
+        (0..table.len()).map(|row| table.get(row, "path").unwrap().into()).collect()
+    };
+    assert_eq!(paths("merged.csv"), paths("filtered.csv"));
     assert!(folder.path().join("run/stdit/ema.safetensors").exists());
     assert!(fs::read_to_string(folder.path().join("preview.html")).unwrap().contains("<img"));
+}
+
+/// Runs a line of a shell in a folder; returns what was said to people.
+fn shell(folder: &Path, line: &str) -> String {
+    let programs = Path::new(env!("CARGO_BIN_EXE_opensora")).parent().unwrap();
+    let path = std::env::var("PATH").unwrap_or_default();
+    let output = Command::new("sh")
+        .args(["-euc", line])
+        .current_dir(folder)
+        .env("PATH", format!("{}:{path}", programs.display()))
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{line}\n{said}");
+    said
+}
+
+#[test]
+fn near_duplicates_in_two_parts_go_as_they_would_without_parts() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    shell(folder.path(), "opensora data demo -o . --clips 3 --seed 5 --num-frames 4 --size 48 -q");
+    fs::copy(at("clips/000002.mp4"), at("clips/twin.mp4")).unwrap();
+    // The first of the twins is in the second part, the second one in the first.
+    let names = ["000000", "twin", "000002", "000001"];
+    let rows: String = names.iter().map(|name| format!("clips/{name}.mp4,{name}\n")).collect();
+    fs::write(at("all clips.csv"), format!("path,text\n{rows}")).unwrap();
+    let filter = "opensora data filter --data 'all clips.csv' --min-frames 2";
+    shell(folder.path(), &format!("{filter} -o whole.csv --duplicates"));
+    let texts = |name: &str| -> Vec<String> {
+        let table = Table::read(&at(name)).unwrap();
+        (0..table.len()).map(|row| table.get(row, "text").unwrap().into()).collect()
+    };
+    let whole = texts("whole.csv");
+    assert!(whole.contains(&"twin".into()) && !whole.contains(&"000002".into()), "{whole:?}");
+
+    let pipeline = "input = 'all clips.csv'\nwork = 'work'\nout = 'run parts.csv'\n\
+                    [filter]\nduplicates = true\nmin = { num_frames = 2 }\n";
+    fs::write(at("pipeline.toml"), pipeline).unwrap();
+    let filter = format!("{filter} -o 'parts.csv' --hashes");
+    for (part, out) in [
+        (filter.as_str(), "parts.kept.csv"),
+        ("opensora data run --config pipeline.toml", "run parts.kept.csv"),
+    ] {
+        shell(folder.path(), &format!("{part} --shard 0/2"));
+        let said = shell(folder.path(), &format!("{part} --shard 1/2"));
+        // What a part says is to be done when all are done.
+        let commands: Vec<&str> =
+            said.lines().filter(|line| line.starts_with("  opensora data")).collect();
+        assert_eq!(commands.len(), 2, "{said}");
+        for command in commands {
+            shell(folder.path(), command);
+        }
+        assert_eq!(texts(out), whole, "{part}");
+    }
+    let missing = shell(folder.path(), "opensora data merge parts.1-of-2.csv -o one.csv");
+    assert!(missing.contains("not merged: part 0-of-2"), "{missing}");
 }
 
 #[test]

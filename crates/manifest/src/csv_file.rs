@@ -1,9 +1,11 @@
 //! Tables as CSV in UTF-8.
 
-mod dialect;
+pub(crate) mod dialect;
 mod records;
 
 pub(crate) use records::{Fault, Record, Records};
+
+use dialect::Dialect;
 
 use crate::{
     ManifestError, Table, header,
@@ -27,6 +29,9 @@ pub(crate) fn read(path: &Path, purpose: Purpose) -> Result<Table, ManifestError
         unnamed(&first.fields, purpose)
     };
     let mut rows = Rows::of(columns.map_err(whole)?, has_header, purpose).map_err(whole)?;
+    // Names of columns that are not known, as the first row; known by the files in the second one.
+    let suspect = (!has_header && !first.fields.iter().any(|field| is_place(field)))
+        .then(|| shown(&first.fields));
     let mut table = Table::new(rows.known.columns.iter().map(String::as_str));
     let mut next = Some(first).filter(|_| !has_header);
     loop {
@@ -35,6 +40,11 @@ pub(crate) fn read(path: &Path, purpose: Purpose) -> Result<Table, ManifestError
         }
         let Some(Record { line, fields }) = next.take() else { return Ok(table) };
         let row = table.len();
+        if let (Some(found), 1, true) =
+            (&suspect, row, fields.iter().any(|it| dialect::is_file(it)))
+        {
+            return Err(whole(format!("found the columns {found}, {}", expected_header())));
+        }
         let fields = rows.fields(fields).map_err(|mut reason| {
             if records.delimiter() != ',' {
                 reason += &format!(" (delimiter {:?})", records.delimiter());
@@ -94,13 +104,27 @@ impl Rows {
     }
 }
 
+fn expected_header() -> String {
+    let (path, url) = (header::names_of(PATH), header::names_of(URL));
+    format!("expected a header with a column {path} or {url}")
+}
+
+/// Returns true for a field that may be a file or an address.
+fn is_place(field: &str) -> bool {
+    field.contains(['.', '/', '\\'])
+}
+
 /// The columns of rows without header, of which this is the first.
 fn unnamed(fields: &[String], purpose: Purpose) -> Result<Vec<String>, String> {
     let known = [PATH, TEXT, NUM_FRAMES].map(String::from);
-    let expected = || {
-        let (path, url) = (header::names_of(PATH), header::names_of(URL));
-        format!("expected a header with a column {path} or {url}")
-    };
+    let expected = expected_header;
+    if let Some(comment) = fields.first().filter(|field| field.trim_start().starts_with('#')) {
+        return Err(format!(
+            "line 1: found a comment, {}, {}",
+            shown(&[comment.clone()]),
+            expected()
+        ));
+    }
     if header::looks_like_header(&fields.iter().map(String::as_str).collect::<Vec<_>>()) {
         return Err(format!("found the columns {}, {}", shown(fields), expected()));
     }
@@ -117,6 +141,12 @@ fn unnamed(fields: &[String], purpose: Purpose) -> Result<Vec<String>, String> {
             expected()
         )),
     }
+}
+
+/// Returns the delimiter of a table that begins with `text`, and how many bytes come before its header.
+pub(crate) fn delimiter(text: &str) -> (u8, usize) {
+    let Dialect { delimiter, skip } = dialect::of(text);
+    (delimiter, skip)
 }
 
 /// Writes a table with a header.

@@ -77,6 +77,12 @@ pub(crate) fn columns(names: &[&str]) -> Result<Vec<String>, String> {
     }
 }
 
+/// Returns the index of the column `known` among the names of a header.
+pub(crate) fn place(names: &[&str], known: &str) -> Option<usize> {
+    let ranks = names.iter().enumerate().filter_map(|(at, name)| Some((rank(name, known)?, at)));
+    ranks.min().map(|(_, at)| at)
+}
+
 /// Returns the names by which the column `known` is found, for messages.
 pub(crate) fn names_of(known: &str) -> &'static str {
     match known {

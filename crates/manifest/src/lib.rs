@@ -64,6 +64,7 @@
 //! | [`prompts`] | prompt files |
 //! | [`value`] | missing values, numbers and counts |
 //! | [`text`] | UTF-8 text in chunks, for readers of other formats |
+//! | [`layout`] | delimiters and names of columns, for readers of other lists |
 //! | [`limits`] | most bytes and characters |
 //!
 //! Features: `parquet` reads and writes Parquet files that are uncompressed or compressed by
@@ -73,6 +74,7 @@ mod csv_file;
 mod error;
 mod header;
 mod known;
+pub mod layout;
 pub mod limits;
 #[cfg(feature = "parquet")]
 mod parquet_file;

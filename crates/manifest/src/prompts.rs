@@ -2,7 +2,7 @@
 
 use crate::{
     ManifestError,
-    csv_file::Records,
+    csv_file::{Records, dialect},
     header,
     known::shown,
     limits::{MAX_CAPTION_CHARS, MAX_PROMPT_FILE_BYTES},
@@ -63,6 +63,13 @@ fn of_lines(file: &mut dyn Read, path: &Path) -> Result<Vec<String>, ManifestErr
         let prompt = text.trim();
         if prompt.chars().nth(MAX_CAPTION_CHARS).is_some() {
             return Err(too_long(path, line));
+        }
+        let is_list = || prompt.starts_with("[\"").then_some("JSON");
+        if prompts.is_empty()
+            && let Some(found) = dialect::format_of(prompt).or_else(is_list)
+        {
+            let reason = format!("found {found}, expected one prompt a line, or a table (.csv)");
+            return Err(ManifestError::Line { path: path.into(), line, reason });
         }
         if !prompt.is_empty() {
             prompts.push(prompt.to_string());

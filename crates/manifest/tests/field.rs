@@ -115,6 +115,25 @@ fn headers_without_files_are_named() {
 }
 
 #[test]
+fn unknown_headers_are_known_by_the_files_below_them() {
+    for text in ["clip,label\na.mp4,A fox\n", "clip;label\na.PNG;A\n", "f,c\nraw 1.webm,A\n"] {
+        let (table, manifest) = read(text.as_bytes());
+        for error in [table.unwrap_err(), manifest.unwrap_err()] {
+            let line = line(&error);
+            assert!(line.contains("expected a header with a column path"), "{line}");
+        }
+    }
+    let (table, _) = read(b"# made on Monday\npath,text\na.mp4,A\n");
+    let line = line(&table.unwrap_err());
+    assert!(line.contains("line 1: found a comment, # made on Monday"), "{line}");
+    // Folders of frames have no ending, and files need no header.
+    for text in ["frames1,A fox\nframes2,A hen\n", "raw/clip,A\nb.mp4,B\n", "a.mp4,A\nb.mp4,B\n"] {
+        let (table, manifest) = read(text.as_bytes());
+        assert_eq!((table.unwrap().len(), manifest.unwrap().rows.len()), (2, 2), "{text}");
+    }
+}
+
+#[test]
 fn other_encodings_are_named() {
     let text = "path,text\na.mp4,fog\n";
     let marked = format!("\u{feff}{text}");
@@ -279,6 +298,9 @@ fn prompts_are_lines() {
         (format!("fox\n{longest}x\n").into_bytes(), "line 2: the prompt is longer than 10000"),
         (b"x".repeat(1 << 20), "line 1: the prompt is longer than 10000"),
         (b"\xef\xbb\xbf\r\n \n".to_vec(), "found no prompt"),
+        (b"\n{\"prompt\": \"fox\"}\n".to_vec(), "line 2: found JSON, expected one prompt a line"),
+        (b"[\"fox\", \"sea\"]".to_vec(), "line 1: found JSON"),
+        (b"<!DOCTYPE html>\n<p>fox".to_vec(), "line 1: found a web page"),
         (vec![], "found no prompt"),
         (b"fox\n".repeat((65 << 20) / 4), "larger than 64 MiB"),
     ] {

@@ -15,11 +15,15 @@ use crate::{
 use opensora_manifest::{
     Table,
     table::{PATH, URL},
+    value,
 };
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
 };
+
+/// The column of the video that a clip was cut from.
+const SOURCE: &str = "source";
 
 /// Which of the rows of one file stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,9 +112,57 @@ pub fn merge(tables: &[(String, Table)], keep: Option<Keep>) -> Result<Merged, P
     Ok(Merged { output, dropped })
 }
 
+/// Brings the rows of a merged table into the order of the table that the parts were made of. Its rows are
+/// found by their files, and clips of a video by their `source`; those of one video stay in their order, and
+/// rows that are in neither come last.
+///
+/// With this, the first of several rows is the same whether a table was worked on in parts or not.
+pub fn in_order_of(merged: &Table, origin: &Table) -> Table {
+    let mut places = HashMap::new();
+    for row in 0..origin.len() {
+        if let Some(key) = key(origin, row) {
+            places.entry(key).or_insert(row);
+        }
+    }
+    let of_source = |row: usize| {
+        let source = merged.get(row, SOURCE).and_then(value::present)?;
+        let by_file = identity(Path::new(source)).to_string_lossy().into_owned();
+        places.get(&by_file).or_else(|| places.get(source))
+    };
+    let place = |&row: &usize| {
+        let own = key(merged, row).and_then(|key| places.get(&key));
+        own.or_else(|| of_source(row)).copied().unwrap_or(usize::MAX)
+    };
+    let mut rows: Vec<usize> = (0..merged.len()).collect();
+    rows.sort_by_cached_key(place);
+    merged.select(rows)
+}
+
+/// The parts of a job array that are not among these files, as `i-of-n`: `clips.0-of-4.csv` says that there
+/// are three more. Empty where the files are not all parts of one array.
+pub fn missing_parts(files: &[PathBuf]) -> Vec<String> {
+    let part = |file: &PathBuf| -> Option<(usize, usize)> {
+        let stem = file.file_stem()?.to_string_lossy().into_owned();
+        let (index, count) =
+            stem.rsplit_once('.').map_or(&*stem, |(_, part)| part).split_once("-of-")?;
+        Some((index.parse().ok()?, count.parse().ok()?))
+    };
+    let Some(parts) = files.iter().map(part).collect::<Option<Vec<_>>>() else { return vec![] };
+    let Some(&(_, count)) = parts.first() else { return vec![] };
+    // Nobody runs more, and a name may hold any number.
+    if count > 100_000 || parts.iter().any(|&(_, other)| other != count) {
+        return vec![];
+    }
+    let there: HashSet<usize> = parts.into_iter().map(|(index, _)| index).collect();
+    (0..count)
+        .filter(|index| !there.contains(index))
+        .map(|index| format!("{index}-of-{count}"))
+        .collect()
+}
+
 /// What a row is of.
 fn key(table: &Table, row: usize) -> Option<String> {
-    let field = |name| table.get(row, name).filter(|field: &&str| !field.is_empty());
+    let field = |name| table.get(row, name).filter(|field: &&str| !value::is_missing(field));
     let Some(path) = field(PATH) else { return field(URL).map(String::from) };
     Some(identity(Path::new(path)).to_string_lossy().into_owned())
 }
@@ -121,7 +173,7 @@ fn is_failure_list(name: &str, table: &Table) -> bool {
     let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
     let is_named = [".failed", ".dropped"].iter().any(|ending| stem.ends_with(ending));
     let has_reason =
-        |row: usize| table.get(row, REASON).is_some_and(|reason| !reason.trim().is_empty());
+        |row: usize| table.get(row, REASON).is_some_and(|reason| !value::is_missing(reason));
     table.column(REASON).is_some() && (is_named || (0..table.len()).all(has_reason))
 }
 
@@ -197,7 +249,7 @@ pub fn split(table: &Table, file: &Path, parts: &Parts) -> Result<Vec<Part>, Pre
 
 /// What a row is shared out by.
 fn name(table: &Table, row: usize, by: &str, file: &Path) -> Result<String, PrepareError> {
-    let field = |name| table.get(row, name).filter(|field: &&str| !field.is_empty());
+    let field = |name| table.get(row, name).filter(|field: &&str| !value::is_missing(field));
     let named = [by, PATH, URL].into_iter().find_map(|name| Some((name, field(name)?)));
     Ok(match named {
         Some((PATH, path)) => Table::name_in(file, Path::new(path))?.to_string_lossy().into_owned(),
@@ -297,6 +349,39 @@ mod tests {
         let written = write_parts(&one.output, &out, &halves).unwrap();
         assert_eq!(written, ["all.0.csv", "all.1.csv"].map(|name| folder.path().join(name)));
         assert_eq!(paths(&Table::read(&written[1]).unwrap()), ["/b"]);
+    }
+
+    #[test]
+    fn merged_rows_come_into_the_order_of_what_they_were_made_of() {
+        let origin = table(&[("/b", ""), ("/a", ""), ("/c", "")]);
+        let clips = table(&[
+            ("/clips/c-0", "/c"),
+            ("/clips/c-1", "/c"),
+            ("/clips/x-0", "/x"),
+            ("/clips/b-1", "/x/../b"),
+            ("/clips/b-0", "/b"),
+            ("/a", ""),
+        ]);
+        let ordered = in_order_of(&clips, &origin);
+        let expected = ["/clips/b-0", "/a", "/clips/c-0", "/clips/c-1", "/clips/x-0", "/clips/b-1"];
+        assert_eq!(paths(&ordered), expected);
+    }
+
+    #[test]
+    fn parts_that_are_not_merged_are_known_by_the_names_of_the_others() {
+        let missing =
+            |names: &[&str]| missing_parts(&names.iter().map(PathBuf::from).collect::<Vec<_>>());
+        assert_eq!(missing(&["set/a.0-of-3.csv", "set/a.2-of-3.csv"]), ["1-of-3"]);
+        for whole in [
+            &["a.1-of-2.csv", "a.0-of-2.parquet"][..],
+            &["a.0-of-3.csv", "b.csv"],
+            &["a.0-of-3.csv", "a.0-of-2.csv"],
+            &["best-of-80s.csv"],
+            &["a.0-of-99999999999.csv"],
+            &[],
+        ] {
+            assert!(missing(whole).is_empty(), "{whole:?}");
+        }
     }
 
     #[test]

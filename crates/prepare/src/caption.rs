@@ -4,7 +4,8 @@
 //! it answers becomes the row's caption. The server is anything that answers as OpenAI's does: vLLM,
 //! llama.cpp, Ollama, LLaVA's servers, OpenAI itself.
 //!
-//! Every row ends captioned or listed as failed with the reason. What would meet every row alike (an
+//! Clips that have changed since they were captioned (size or time of the file) are captioned again. Every
+//! row ends captioned or listed as failed with the reason. What would meet every row alike (an
 //! address where nothing answers, a key or a model that the server does not know, pictures that it
 //! does not take) ends the step instead, and is no row's failure; before the first row, grey pictures
 //! are sent to find that out.
@@ -40,6 +41,7 @@ use endpoint::{Blame, Refused};
 use opensora_manifest::{
     Table,
     table::{PATH, TEXT},
+    value,
 };
 use pictures::Pictures;
 use serde_json::{Map, Value, json};
@@ -163,7 +165,7 @@ pub struct Options {
 impl Options {
     /// Whether a row is to be captioned.
     fn is_open(&self, input: &Table, row: usize) -> bool {
-        self.recaption || input.get(row, TEXT).is_none_or(|text| text.trim().is_empty())
+        self.recaption || input.get(row, TEXT).is_none_or(value::is_missing)
     }
 }
 
@@ -218,13 +220,14 @@ pub fn caption(
         retry_failed: options.retry_failed,
     };
     let work = Work::new(spec, endpoint);
-    let made = step::run_or_halt(
+    let path = |index: usize| Path::new(input.get(open[index], PATH).unwrap_or_default());
+    let made = step::run_on_files(
         &run,
         &open_keys,
+        path,
         |index| {
-            let row = open[index];
-            keys.check(row).map_err(Fault::Row)?;
-            work.caption(Path::new(input.get(row, PATH).unwrap_or_default()))
+            keys.check(open[index]).map_err(Fault::Row)?;
+            work.caption(path(index))
         },
         &mut Stopping { watch, stop: &work.stop },
     )?;

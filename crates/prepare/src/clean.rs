@@ -20,6 +20,7 @@ use opensora_files::{folder_of, one_line};
 use opensora_manifest::{
     Table,
     table::{NUM_FRAMES, PATH, TEXT},
+    value,
 };
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -137,7 +138,7 @@ pub fn clean(
             let cleaned = caption::clean(text, &settings.openings);
             counts.spaces += usize::from(cleaned.spaces);
             counts.openings += usize::from(cleaned.openings);
-            if cleaned.text.is_empty() {
+            if value::is_missing(&cleaned.text) {
                 counts.empty += 1;
                 note(
                     settings.empty,

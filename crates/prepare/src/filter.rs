@@ -3,7 +3,8 @@
 //! Each filter has a column. What is not yet in the manifest is measured, every file in one pass
 //! over its frames, and written to its column; then rows whose values are out of bounds are
 //! dropped. Measures are journalled and do not depend on the bounds: with the same journal, or from
-//! a table that already has the columns, other bounds cost no second look at the files.
+//! a table that already has the columns, other bounds cost no second look at the files. A file whose size
+//! or time has changed since it was journalled is measured again.
 //!
 //! | column | value |
 //! |---|---|
@@ -31,8 +32,10 @@
 //! cannot be read or that have no value where a bound wants one (with `reason`).
 //!
 //! Shards: measuring is done row by row and can be shared out, near-duplicates need all rows. So
-//! the shards are measured with [`Job::score_only`] or [`Job::hashes`], their tables merged, and the merged
-//! table is filtered: with all columns there, hashes included, no file is opened again.
+//! the shards are measured with [`Job::score_only`] or [`Job::hashes`], their tables merged and brought into
+//! the first table's order ([`arrange::in_order_of`](crate::arrange::in_order_of)), and the merged table is
+//! filtered: with all columns there, hashes included, no file is opened again, and what stays is what would
+//! have stayed without shards.
 
 mod bound;
 pub mod duplicates;
@@ -52,7 +55,7 @@ pub use score::{OnnxSpec, Score};
 
 use crate::{
     PrepareError,
-    step::{self, Outcome, Run, Shard, Watch},
+    step::{self, Fault, Outcome, Run, Shard, Watch},
 };
 use bound::Verdict;
 use duplicates::{Candidate, ClipHash};
@@ -60,6 +63,7 @@ use measure::{Depth, HASH, HEADER, Measured, PIXELS, measure, rounded};
 use opensora_manifest::{
     ManifestError, Table,
     table::{PATH, TEXT},
+    value,
 };
 use serde_json::{Value, json};
 use std::{
@@ -191,8 +195,8 @@ impl Job {
             return Err(PrepareError::Spec {
                 field: "shard",
                 found: self.shard.to_string(),
-                expected: "0/1, as near-duplicates need all rows: score the shards only, merge \
-                           them, then filter",
+                expected: "0/1, as near-duplicates need all rows: measure hashes in the shards, \
+                           merge their tables in the order of this one, then look for them",
             }
             .into());
         }
@@ -423,10 +427,11 @@ fn measured(
         retry_failed: job.retry_failed,
     };
     let work = |index: usize| match keys[index].as_str() {
-        "" => Err("it has no path".into()),
-        path => measure(Path::new(path), depth, &job.models),
+        "" => Err(Fault::Row("it has no path".into())),
+        path => measure(Path::new(path), depth, &job.models).map_err(Fault::Row),
     };
-    let outcomes = step::run(&run, &keys, work, watch)?;
+    let path = |index: usize| Path::new(&keys[index]);
+    let outcomes = step::run_on_files(&run, &keys, path, work, watch)?;
     let outcomes = open.iter().copied().zip(outcomes);
     let outcomes = outcomes.filter_map(|(file, outcome)| Some((file, outcome?))).collect();
     Ok((outcomes, keys.len()))
@@ -456,8 +461,7 @@ fn settings(job: &Job, depth: Depth) -> Value {
 
 /// A column's number; what is no finite number is none.
 fn number(table: &Table, row: usize, column: &str) -> Option<f64> {
-    let value: f64 = table.get(row, column)?.trim().parse().ok()?;
-    value.is_finite().then_some(value)
+    value::number(table.get(row, column)?)
 }
 
 /// Writes what was measured: it is true whatever was stated before.
@@ -511,8 +515,8 @@ fn judge(table: &Table, row: usize, bound: &Bound) -> Fate {
             let reason = format!("{column} {value} is {side} {limit}");
             Fate::Dropped { filter: column.into(), verdict: Some(verdict), reason }
         }
-        _ => Fate::Failed(match table.get(row, column).map(str::trim) {
-            None | Some("") => format!("it has no {column}"),
+        _ => Fate::Failed(match table.get(row, column).and_then(value::present) {
+            None => format!("it has no {column}"),
             Some(text) => format!("its {column} is '{text}', expected a number"),
         }),
     }

@@ -1,5 +1,6 @@
 //! Videos opened, with reasons that fit into a table.
 
+use crate::step::State;
 use opensora_files::one_line;
 use opensora_video::reader::{Decoder, VideoReader};
 use std::{
@@ -52,11 +53,22 @@ pub(crate) fn regular(path: &Path) -> Result<fs::Metadata, String> {
     }
 }
 
-/// Returns what tells a file from an earlier or later version of it: its size and time.
-pub(crate) fn state(path: &Path) -> Option<String> {
-    let found = fs::metadata(path).ok()?;
-    let time = found.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
-    Some(format!("{} bytes of {}.{:09}", found.len(), time.as_secs(), time.subsec_nanos()))
+/// Returns what tells a file from an earlier or later version of it: its size and time. Of a folder of
+/// frames these are the sum of the files' sizes and the latest of all times.
+pub(crate) fn state(path: &Path) -> State {
+    let Ok(found) = fs::metadata(path) else { return State::Gone };
+    let time = |found: &fs::Metadata| found.modified().ok()?.duration_since(UNIX_EPOCH).ok();
+    let (mut size, mut latest) = (found.len(), time(&found));
+    if found.is_dir() {
+        size = 0;
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        for found in entries.filter_map(|entry| fs::metadata(entry.path()).ok()) {
+            size += found.len();
+            latest = latest.max(time(&found));
+        }
+    }
+    let Some(time) = latest else { return State::Unknown };
+    State::Known(format!("{size} bytes of {}.{:09}", time.as_secs(), time.subsec_nanos()))
 }
 
 /// Returns what all paths to one file have in common, also links: its path without links, or for a file
@@ -104,6 +116,7 @@ pub(crate) fn without_path(error: &dyn std::fmt::Display, path: &Path) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     #[cfg(unix)]
@@ -121,6 +134,27 @@ mod tests {
         fs::hard_link(path("b.mp4"), path("c.mp4")).unwrap();
         assert_eq!(identity(&path("b.mp4")), identity(&path("c.mp4")));
         assert_eq!(identity(&path("none.mp4")), path("none.mp4"));
+    }
+
+    #[test]
+    fn a_state_is_that_of_one_version_of_a_file_or_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let write = |name: &str, text: &str, seconds: u64| {
+            fs::write(path(name), text).unwrap();
+            let file = fs::File::options().write(true).open(path(name)).unwrap();
+            file.set_modified(UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+        };
+        assert_eq!(state(&path("a.mp4")), State::Gone);
+        write("a.mp4", "one", 7);
+        assert_eq!(state(&path("a.mp4")), State::Known("3 bytes of 7.000000000".into()));
+        fs::create_dir(path("frames")).unwrap();
+        write("frames/0.png", "one", 1);
+        let first = state(&path("frames"));
+        assert!(first.known().unwrap().starts_with("3 bytes"), "{first:?}");
+        // The folder's own time does not change with a file's contents.
+        write("frames/0.png", "two", 1 << 33);
+        assert_eq!(state(&path("frames")).known(), Some("3 bytes of 8589934592.000000000"));
     }
 
     #[test]

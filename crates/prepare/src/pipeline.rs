@@ -3,13 +3,13 @@
 //! A pipeline works in a folder of its own. A step's files lie in a folder that is named after the
 //! step and its settings, such as `split-3fa94c10`: with other settings it works elsewhere and what
 //! was done before is not lost; with the old ones again, also behind other steps, it is found
-//! again. A step that is complete, whose input is what it was and whose output is untouched is not
-//! done again; one that was interrupted goes on by its own journal.
+//! again. A step that is complete, whose input and the files that it names (by size and time) are what they
+//! were and whose output is untouched is not done again; one that was interrupted goes on by its own journal.
 //!
 //! Of a job array, each part has a folder for itself in the pipeline's and shares nothing with the
 //! others: the part's rows are those of the first table there is. Near-duplicates are looked for among all
-//! rows: parts measure the clips' hashes and drop none. Merged ([`arrange::merge`](crate::arrange::merge)),
-//! the parts' tables are filtered by [`filter::run`](crate::filter::run) with
+//! rows: parts measure the clips' hashes and drop none. Merged ([`arrange::merge`](crate::arrange::merge))
+//! and brought into the order of the first table ([`origin`]), the parts' tables are filtered by [`filter::run`](crate::filter::run) with
 //! [`Job::duplicates`](crate::filter::Job::duplicates), which opens no file.
 
 pub mod config;
@@ -19,10 +19,11 @@ pub mod stages;
 use crate::{
     PrepareError,
     assemble::{Summary, Tables, failed_path, make_folder, shard_path},
-    step::{Shard, Watch, open_journal},
+    open,
+    step::{Shard, State, Watch, open_journal},
 };
 use opensora_files::{Journal, hex};
-use opensora_manifest::Table;
+use opensora_manifest::{Table, table::PATH};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -97,18 +98,24 @@ struct Seal {
     settings: Value,
     /// SHA-256 of the table that it was given; of a folder there is none.
     input: Option<String>,
+    /// SHA-256 of the sizes and times of the files that the table names. Journals of earlier versions
+    /// have none.
+    #[serde(default)]
+    files: Option<String>,
     /// SHA-256 of its table.
     output: String,
     summary: Summary,
 }
 
 impl Seal {
-    /// Whether a step is as complete as it was: with the same settings, of the same input, and
-    /// with its output untouched. What comes of a folder never is: the folder may have changed.
+    /// Whether a step is as complete as it was: with the same settings, of the same input and the same
+    /// files, and with its output untouched. What comes of a folder never is: the folder may have changed.
     fn holds(&self, stage: &dyn Stage, input: &Path, output: &Path) -> bool {
         let is = |path: &Path, hash: &str| hash_file(path).is_ok_and(|found| found == hash);
+        let are = |hash: &str| hash_files(input).is_ok_and(|found| found == hash);
         self.settings == stage.settings()
             && self.input.as_ref().is_some_and(|hash| is(input, hash))
+            && self.files.as_ref().is_none_or(|hash| are(hash))
             && is(output, &self.output)
     }
 }
@@ -159,10 +166,7 @@ pub fn run(
     observer: &mut dyn Observer,
 ) -> Result<Vec<(String, Summary)>, PrepareError> {
     check(stages)?;
-    let mut work = job.work.clone();
-    if job.shard != Shard::WHOLE {
-        work.push(format!("shard-{}", job.shard.to_string().replace('/', "-of-")));
-    }
+    let work = work_folder(job);
     std::fs::create_dir_all(&work).map_err(io(&work))?;
     let mut seals = Seals::open(&work)?;
 
@@ -178,7 +182,7 @@ pub fn run(
             is_cut = true;
         }
         observer.began(stage.name(), index + 1, stages.len());
-        let mut folder = format!("{}-{}", stage.name(), &hash(&stage.settings().to_string())[..8]);
+        let mut folder = folder_name(stage);
         while !folders.insert(folder.clone()) {
             // The same step again.
             folder.push_str("-again");
@@ -193,9 +197,10 @@ pub fn run(
                 make_folder(&output)?;
                 // What comes in while the step works is not what it was given.
                 let given = hash_input(&input)?;
+                let files = given.as_ref().map(|_| hash_files(&input)).transpose()?;
                 let summary = stage.run(&input, &output, observer)?;
                 let (settings, output) = (stage.settings(), hash_file(&output)?);
-                seals.add(Seal { folder, settings, input: given, output, summary })?;
+                seals.add(Seal { folder, settings, input: given, files, output, summary })?;
                 summary
             }
         };
@@ -214,6 +219,31 @@ pub fn run(
     make_folder(&out)?;
     Tables { output: table, failed }.write(&out)?;
     Ok(done)
+}
+
+/// The first table that there is in a part of a job array: the pipeline's input or, of a folder, what the
+/// first step makes of it. The tables of all parts, merged, are brought into its order
+/// ([`arrange::in_order_of`](crate::arrange::in_order_of)).
+pub fn origin(stages: &[&dyn Stage], job: &Job) -> PathBuf {
+    match stages.first() {
+        Some(first) if job.input.is_dir() => {
+            work_folder(job).join(folder_name(*first)).join(format!("{}.csv", first.name()))
+        }
+        _ => job.input.clone(),
+    }
+}
+
+/// The folder in which a pipeline or a part of it works.
+fn work_folder(job: &Job) -> PathBuf {
+    if job.shard == Shard::WHOLE {
+        return job.work.clone();
+    }
+    job.work.join(format!("shard-{}", job.shard.to_string().replace('/', "-of-")))
+}
+
+/// The name of a step's folder.
+fn folder_name(stage: &dyn Stage) -> String {
+    format!("{}-{}", stage.name(), &hash(&stage.settings().to_string())[..8])
 }
 
 /// Fails where the steps' files could not be told apart.
@@ -269,6 +299,18 @@ fn hash_input(path: &Path) -> Result<Option<String>, PrepareError> {
     if path.is_dir() { Ok(None) } else { hash_file(path).map(Some) }
 }
 
+/// SHA-256 of the states of the files that a table names.
+fn hash_files(table: &Path) -> Result<String, PrepareError> {
+    let table = Table::read(table)?;
+    let mut sha = Sha256::new();
+    for row in 0..table.len() {
+        let path = table.get(row, PATH).unwrap_or_default();
+        let state = if path.is_empty() { State::Unknown } else { open::state(Path::new(path)) };
+        sha.update(format!("{state:?}\n"));
+    }
+    Ok(hex(&sha.finalize()))
+}
+
 fn hash_file(path: &Path) -> Result<String, PrepareError> {
     let mut file = std::fs::File::open(path).map_err(io(path))?;
     let mut sha = Sha256::new();
@@ -283,7 +325,6 @@ mod tests {
         assemble::{Keys, REASON, journal_path},
         step::{self, Run},
     };
-    use opensora_manifest::table::PATH;
     use serde_json::json;
     use std::{
         cell::RefCell,
@@ -451,6 +492,16 @@ mod tests {
         table.write(&job.input).unwrap();
         assert_eq!(done(&[&a, &b, &c], &job), [false; 3]);
         assert_eq!(a.worked.load(Ordering::Relaxed), 7);
+        // A file that changed: the steps look again, and their journals know which row it is.
+        let video = folder.path().join("here.mp4");
+        std::fs::write(&video, "x").unwrap();
+        table.push([(PATH, video.display().to_string())]);
+        table.write(&job.input).unwrap();
+        assert_eq!(done(&[&a, &b, &c], &job), [false; 3]);
+        std::fs::write(&video, "longer").unwrap();
+        assert_eq!(done(&[&a, &b, &c], &job), [false; 3]);
+        assert_eq!(done(&[&a, &b, &c], &job), [true; 3]);
+        assert_eq!(a.worked.load(Ordering::Relaxed), 8);
         // An output that somebody changed.
         let mut folders = std::fs::read_dir(&job.work).unwrap();
         let output = folders.find_map(|entry| {
@@ -458,7 +509,7 @@ mod tests {
         });
         std::fs::write(output.unwrap(), "path\n").unwrap();
         assert_eq!(done(&[&a, &b, &c], &job), [true, true, false]);
-        assert_eq!(Table::read(&job.out).unwrap().len(), 7);
+        assert_eq!(Table::read(&job.out).unwrap().len(), 8);
     }
 
     #[test]

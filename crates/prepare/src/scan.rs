@@ -10,8 +10,8 @@
 use crate::{
     PrepareError,
     assemble::{Fields, Keys, Summary, Tables, journal_path, make_folder},
-    open::{identity, open, regular, state},
-    step::{self, Run, Shard, Watch},
+    open::{identity, open, regular},
+    step::{self, Fault, Run, Shard, Watch},
 };
 use opensora_manifest::{
     Table,
@@ -254,12 +254,6 @@ pub fn scan(found: &Found, job: &Job, watch: &mut dyn Watch) -> Result<Summary, 
         input.push([(PATH, file.to_string_lossy().into_owned())]);
     }
     let names = Keys::of(&input, PATH, &job.out);
-    // A file that is another one now is opened again.
-    let version = |(name, path): (&String, &PathBuf)| {
-        let state = state(path).unwrap_or_else(|| "0 bytes of 0.000000000".into());
-        format!("{name}\n{state}")
-    };
-    let keys: Vec<String> = names.all().iter().zip(&found.files).map(version).collect();
     let run = Run {
         journal: journal_path(&job.out),
         settings: json!({"step": "scan"}),
@@ -267,11 +261,12 @@ pub fn scan(found: &Found, job: &Job, watch: &mut dyn Watch) -> Result<Summary, 
         shard: Shard::WHOLE,
         retry_failed: job.retry_failed,
     };
+    let path = |row: usize| found.files[row].as_path();
     let work = |row: usize| {
-        names.check(row)?;
-        Probe::of(&found.files[row], job.decoder)
+        let probe = names.check(row).and_then(|()| Probe::of(path(row), job.decoder));
+        probe.map_err(Fault::Row)
     };
-    let mut outcomes = step::run(&run, &keys, work, watch)?;
+    let mut outcomes = step::run_on_files(&run, names.all(), path, work, watch)?;
     for (path, reason) in &found.unusable {
         input.push([(PATH, path.to_string_lossy().into_owned())]);
         outcomes.push(Some(step::Outcome::Failed(reason.clone())));

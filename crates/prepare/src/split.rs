@@ -32,6 +32,7 @@ use opensora_files::{hex, remove_leftovers};
 use opensora_manifest::{
     Table,
     table::{NUM_FRAMES, PATH},
+    value,
 };
 use opensora_video::{frames::MAX_SIDE, reader::Decoder};
 use serde::{Deserialize, Serialize};
@@ -250,7 +251,7 @@ pub fn split(
         fs::create_dir_all(&unfinished).map_err(|error| format!("its clips: {error}"))?;
         let place = Place { folder: &job.clips, unfinished: &unfinished, stem: &stems[row] };
         let state = open::state(path(row));
-        let cut = video::cut(path(row), place, job.decoder, settings, state.as_deref());
+        let cut = video::cut(path(row), place, job.decoder, settings, state.known());
         let names = |clips: &[Clip]| clips.iter().map(|clip| clip.file.clone()).collect();
         let kept: HashSet<String> = cut.as_ref().map_or_else(|_| HashSet::new(), |it| names(&it.1));
         for clip in lock().remove(&row).into_iter().flatten() {
@@ -289,9 +290,9 @@ const COLUMNS: [&str; 9] =
 
 /// What a clip's row does not take from its video's.
 fn fields(input: &Table, row: usize, folder: &Path, clip: &Clip) -> Fields {
-    let field = |column| input.get(row, column).filter(|field| !field.is_empty());
+    let field = |column| input.get(row, column).filter(|field| !value::is_missing(field));
     let offset: f64 = match field("source") {
-        Some(_) => field("start").and_then(|start| start.parse().ok()).unwrap_or(0.0),
+        Some(_) => field("start").and_then(value::number).unwrap_or(0.0),
         None => 0.0,
     };
     let source = field("source").or(field(PATH)).unwrap_or_default();

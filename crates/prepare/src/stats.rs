@@ -1,6 +1,6 @@
 //! What a manifest holds, in numbers.
 //!
-//! A column is one of numbers where all its fields that are not empty are numbers; `path`, `text`
+//! A column is one of numbers where all its fields that have a value are numbers; `path`, `text`
 //! and `url` are always texts. Lengths of captions, seconds and aspect ratios are derived where the
 //! columns for them are there; [`fill`] opens the files to find out what is missing.
 //!
@@ -16,11 +16,12 @@ pub use crate::look::Unreadable;
 pub use column::{Column, Content, Frequent, Numbers, Texts};
 
 use crate::{look, source::Header};
-use column::{frequent, number};
+use column::frequent;
 use opensora_chart::{ChartError, Histogram, histogram};
 use opensora_manifest::{
     Table,
     table::{NUM_FRAMES, PATH, TEXT, URL},
+    value,
 };
 use serde::Serialize;
 use std::path::Path;
@@ -59,7 +60,8 @@ impl Stats {
             Some((0..rows).filter_map(|row| table.row(row)).map(|row| row[at].as_str()).collect())
         };
         let numbers = |name: &str| -> Vec<Option<f64>> {
-            fields(name).map_or(vec![None; rows], |fields| fields.into_iter().map(number).collect())
+            fields(name)
+                .map_or(vec![None; rows], |fields| fields.into_iter().map(value::number).collect())
         };
         let (width, height, fps) = (numbers("width"), numbers("height"), numbers("fps"));
         let columns: Vec<Column> = table
@@ -169,7 +171,7 @@ fn unit(column: &str) -> &'static str {
 /// Opens the files of rows that do not tell their size, frame rate, length or duration, and fills
 /// in what they lack; what is there stays. Returns the files that could not be read.
 pub fn fill(table: &mut Table, advanced: &mut dyn FnMut(usize, usize)) -> Vec<Unreadable> {
-    let lacks = |row: usize, column| table.get(row, column).is_none_or(|it| it.trim().is_empty());
+    let lacks = |row: usize, column| table.get(row, column).is_none_or(value::is_missing);
     let path_of = |row: usize| table.get(row, PATH).unwrap_or_default().to_string();
     let open: Vec<(usize, String)> = (0..table.len())
         .filter(|&row| !lacks(row, PATH) && PROBED.iter().any(|column| lacks(row, column)))
@@ -197,7 +199,7 @@ fn note(table: &mut Table, row: usize, header: &Header) {
     ];
     for (column, value) in PROBED.into_iter().zip(values) {
         if let Some(value) = value
-            && table.get(row, column).is_none_or(|field| field.trim().is_empty())
+            && table.get(row, column).is_none_or(value::is_missing)
         {
             table.set(row, column, value);
         }
@@ -223,7 +225,7 @@ mod tests {
             &[
                 &["/a.mp4", "a  red\nfox", "48", "23.976", "640", "360", "", ""],
                 &["/b.mp4", "fog", "50", "25", "640", "360", "", ""],
-                &["/c.mp4", " ", "", "", "1080", "1920", "3.5", "5.0"],
+                &["/c.mp4", " ", "None", "NULL", "1080", "1920", "3.5", "5.0"],
                 &["/d.mp4", "", "10", "0", "", "", "9", "1"],
             ],
         ));
@@ -272,7 +274,7 @@ mod tests {
         let bad = folder.path().join("none.mp4");
         let mut table = table(
             &[PATH, "fps", "width"],
-            &[&[path, "", "99"], &[bad.to_str().unwrap(), "", ""], &["", "", ""]],
+            &[&[path, "nan", "99"], &[bad.to_str().unwrap(), "", ""], &["", "", ""]],
         );
         let mut heard = 0;
         let unreadable = fill(&mut table, &mut |_, total| heard = total);

@@ -7,9 +7,16 @@
 //! and is as final as a success, unless failures are to be tried again. What would meet every row
 //! alike, such as a server that refuses us, is no row's failure: it ends the step, and nothing of it
 //! is recorded ([`Fault::Step`]).
+//!
+//! Records of files carry the file's size and time. A file that has changed since, or has come back, is
+//! worked on again; the record of a success outlives its file ([`run_on_files`], [`Trust`]).
+
+mod trust;
+
+pub use trust::{State, Trust};
 
 use crate::{
-    PrepareError,
+    PrepareError, open,
     pool::{self, PANIC},
 };
 use opensora_files::{Journal, one_line};
@@ -50,6 +57,11 @@ impl Shard {
             found: format!("{index}/{count}"),
             expected: "i/n with i from 0 to n - 1",
         })
+    }
+
+    /// Parts there are.
+    pub fn count(self) -> usize {
+        self.count
     }
 
     /// Whether a row belongs to this part.
@@ -130,26 +142,12 @@ impl Watch for () {
     }
 }
 
-/// What the records of a journal are checked against before they are trusted.
-pub struct Trust<'a, T> {
-    /// The state of what a row's outcome was made of, such as a file's size and time. It is recorded with
-    /// the outcome, which counts no longer when the state is another one. `None`: not known.
-    pub state: &'a (dyn Fn(usize) -> Option<String> + Sync),
-    /// Whether what a record speaks of is still there.
-    pub holds: &'a dyn Fn(usize, &T) -> bool,
-}
-
-impl<T> Trust<'_, T> {
-    /// All records are trusted.
-    const ALL: Self = Self { state: &|_| None, holds: &|_, _| true };
-}
-
 /// A line of a journal, read.
 #[derive(Deserialize)]
 struct Entry<T> {
     key: String,
     #[serde(default)]
-    state: Option<String>,
+    state: State,
     #[serde(flatten)]
     outcome: Outcome<T>,
 }
@@ -158,8 +156,8 @@ struct Entry<T> {
 #[derive(Serialize)]
 struct Line<'a, T> {
     key: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    state: Option<&'a str>,
+    #[serde(skip_serializing_if = "State::is_unknown")]
+    state: &'a State,
     #[serde(flatten)]
     outcome: &'a Outcome<T>,
 }
@@ -199,6 +197,25 @@ where
     run_checked(run, keys, &Trust::ALL, work, watch)
 }
 
+/// [`run_or_halt`], for rows that are each made of the file at its `path`: a record counts until the file
+/// is another one.
+///
+/// # Errors
+/// As [`run_or_halt`].
+pub fn run_on_files<'p, T>(
+    run: &Run,
+    keys: &[String],
+    path: impl Fn(usize) -> &'p Path + Sync,
+    work: impl Fn(usize) -> Result<T, Fault> + Sync,
+    watch: &mut dyn Watch,
+) -> Result<Vec<Option<Outcome<T>>>, PrepareError>
+where
+    T: Serialize + DeserializeOwned + Send,
+{
+    let trust = Trust { state: &|row| open::state(path(row)), holds: &|_, _| true };
+    run_checked(run, keys, &trust, work, watch)
+}
+
 /// [`run_or_halt`], for records that are checked before they are trusted.
 ///
 /// # Errors
@@ -221,7 +238,7 @@ where
     }
     let (mut journal, known) = open::<T>(run)?;
     let mut outcomes: Vec<Option<Outcome<T>>> = keys.iter().map(|_| None).collect();
-    let mut states: Vec<Option<String>> = vec![None; keys.len()];
+    let mut states = vec![State::Unknown; keys.len()];
     for Entry { key, state, outcome } in known {
         let Some(&row) = rows.get(key.as_str()) else { continue };
         let again = run.retry_failed && matches!(outcome, Outcome::Failed(_));
@@ -231,12 +248,15 @@ where
         }
     }
     for (row, state) in states.into_iter().enumerate() {
-        let Some(outcome) = &outcomes[row] else { continue };
-        // Journals of earlier versions have no states; what is gone has not changed.
-        let is_changed =
-            state.is_some_and(|then| (trust.state)(row).is_some_and(|now| now != then));
-        let is_lost = matches!(outcome, Outcome::Done(record) if !(trust.holds)(row, record));
-        if is_changed || is_lost {
+        let counts = match &outcomes[row] {
+            None => continue,
+            Some(Outcome::Done(record)) => {
+                // Asked in any case, as it may note what there was.
+                (trust.holds)(row, record) && !state.is_outdated(|| (trust.state)(row), true)
+            }
+            Some(Outcome::Failed(_)) => !state.is_outdated(|| (trust.state)(row), false),
+        };
+        if !counts {
             outcomes[row] = None;
         }
     }
@@ -264,7 +284,10 @@ where
         while let Ok(first) = results.recv() {
             let mut batch = Vec::new();
             for (index, result) in std::iter::once(first).chain(results.try_iter().take(more)) {
-                let (state, result) = result.map_or((None, None), |(s, result)| (s, Some(result)));
+                let (state, result) = match result {
+                    Some((state, result)) => (state, Some(result)),
+                    None => (State::Unknown, None),
+                };
                 match outcome(result) {
                     Ok(outcome) => batch.push((open[index], state, outcome)),
                     Err(reason) => {
@@ -301,10 +324,10 @@ where
 fn append<T: Serialize>(
     journal: &mut Journal,
     keys: &[String],
-    batch: &[(usize, Option<String>, Outcome<T>)],
+    batch: &[(usize, State, Outcome<T>)],
 ) -> std::io::Result<()> {
-    let line = |(row, state, outcome): &(usize, Option<String>, Outcome<T>)| {
-        serde_json::to_string(&Line { key: &keys[*row], state: state.as_deref(), outcome })
+    let line = |(row, state, outcome): &(usize, State, Outcome<T>)| {
+        serde_json::to_string(&Line { key: &keys[*row], state, outcome })
     };
     let lines: Vec<String> = batch.iter().map(line).collect::<Result<_, _>>()?;
     journal.append(lines.iter().map(String::as_str))
@@ -480,9 +503,13 @@ mod tests {
         let old = json!({"key": keys[5], "done": 50});
         let settings = at(folder.path()).settings;
         std::fs::write(at(folder.path()).journal, format!("{settings}\n{old}\n")).unwrap();
-        let run = |states: [Option<&str>; 6], lost: Option<usize>| {
+        let run = |states: [&str; 6], lost: Option<usize>| {
             worked.store(0, Ordering::Relaxed);
-            let state = |row: usize| states[row].map(String::from);
+            let state = |row: usize| match states[row] {
+                "gone" => State::Gone,
+                "?" => State::Unknown,
+                state => State::Known(state.into()),
+            };
             let holds = |row: usize, _: &usize| Some(row) != lost;
             let work = |row: usize| {
                 worked.fetch_add(1, Ordering::Relaxed);
@@ -493,14 +520,19 @@ mod tests {
             assert_eq!(outcomes[5], Some(Outcome::Done(50)));
             worked.load(Ordering::Relaxed)
         };
-        let first = [Some("a"); 6];
+        let first = ["a"; 6];
         assert_eq!(run(first, None), 5);
         assert_eq!(run(first, None), 0);
         // One is another file now, one that failed as well, and one is gone.
-        let second = [Some("a"), Some("b"), None, Some("b"), Some("a"), Some("b")];
+        let second = ["a", "b", "gone", "b", "a", "b"];
         assert_eq!(run(second, None), 2);
         assert_eq!(run(second, Some(4)), 1);
         assert_eq!(run(second, None), 0);
+        assert_eq!(run(["?"; 6], None), 0);
+        // A failure tells nothing of a file that is gone, and the next one nothing of one that came back.
+        let third = ["a", "b", "gone", "gone", "a", "b"];
+        assert_eq!((run(third, None), run(third, None)), (1, 0));
+        assert_eq!((run(second, None), run(second, None)), (1, 0));
     }
 
     #[test]

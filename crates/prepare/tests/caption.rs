@@ -124,6 +124,15 @@ fn every_clip_ends_captioned_or_listed_with_its_reason() {
     let asked = server.requests().len();
     let again = made(&table, folder.path(), &endpoint(server.address, QUICK)).unwrap();
     assert_eq!((again, server.requests().len()), (captioned, asked));
+
+    // One clip is another one now, and one is gone, whose caption was paid for.
+    std::fs::copy(table.get(9, PATH).unwrap(), table.get(0, PATH).unwrap()).unwrap();
+    std::fs::remove_file(table.get(1, PATH).unwrap()).unwrap();
+    let again = made(&table, folder.path(), &endpoint(server.address, QUICK)).unwrap();
+    assert_eq!(text(&again.tables.output, "0", TEXT), Some("Clip 9, red."));
+    assert_eq!(text(&again.tables.output, "1", TEXT), Some("Clip 1, red."));
+    // With the check that the server is of use.
+    assert_eq!(server.requests().len(), asked + 2);
 }
 
 #[test]

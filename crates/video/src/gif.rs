@@ -52,16 +52,37 @@ pub(crate) fn encode(clip: &Frames, fps: f64, out: impl Write) -> Result<(), Str
 /// # Errors
 /// Where the file cannot be read, is damaged, or holds too much.
 pub fn read(path: &Path) -> Result<(Frames, f64), VideoError> {
-    let io = |source| VideoError::Io { path: path.into(), source };
-    let file = BufReader::new(File::open(path).map_err(io)?);
-    let (rgb, shape, fps) =
-        decode(file).map_err(|reason| VideoError::Decode { path: path.into(), reason })?;
-    let frames = Frames::from_rgb(rgb, shape)
-        .map_err(|source| VideoError::Frames { path: path.into(), source })?;
+    let Timed { frames, times, duration } = read_timed(path)?;
+    let fps = times.len() as f64 / duration;
     Ok((frames, fps))
 }
 
-fn decode(file: impl Read) -> Result<(Vec<u8>, [usize; 3], f64), String> {
+/// A GIF and its times.
+pub(crate) struct Timed {
+    pub(crate) frames: Frames,
+    /// Seconds at which each frame is shown.
+    pub(crate) times: Vec<f64>,
+    /// Seconds at which the last one ends.
+    pub(crate) duration: f64,
+}
+
+/// As [`read`], with the time of each frame.
+pub(crate) fn read_timed(path: &Path) -> Result<Timed, VideoError> {
+    let io = |source| VideoError::Io { path: path.into(), source };
+    let file = BufReader::new(File::open(path).map_err(io)?);
+    let (rgb, shape, starts, end) =
+        decode(file).map_err(|reason| VideoError::Decode { path: path.into(), reason })?;
+    let frames = Frames::from_rgb(rgb, shape)
+        .map_err(|source| VideoError::Frames { path: path.into(), source })?;
+    let seconds = |ticks: u64| ticks as f64 / TICKS;
+    let times = starts.into_iter().map(seconds).collect();
+    Ok(Timed { frames, times, duration: seconds(end) })
+}
+
+/// RGB, shape, and ticks at which frames begin and the last one ends.
+type Decoded = (Vec<u8>, [usize; 3], Vec<u64>, u64);
+
+fn decode(file: impl Read) -> Result<Decoded, String> {
     let text = |error: gif::DecodingError| error.to_string();
     let mut options = gif::DecodeOptions::new();
     options.set_color_output(gif::ColorOutput::RGBA);
@@ -73,7 +94,7 @@ fn decode(file: impl Read) -> Result<(Vec<u8>, [usize; 3], f64), String> {
         return Err(format!("it has {height}x{width} pixels, sides are 1 to {MAX_SIDE}"));
     }
     let mut screen = vec![0; 3 * height * width];
-    let (mut rgb, mut count, mut ticks) = (Vec::new(), 0, 0);
+    let (mut rgb, mut starts, mut ticks) = (Vec::new(), Vec::new(), 0);
     while let Some(frame) = decoder.read_next_frame().map_err(text)? {
         if rgb.len() + screen.len() > MAX_DECODED {
             return Err("its frames are too many to hold".into());
@@ -92,7 +113,7 @@ fn decode(file: impl Read) -> Result<(Vec<u8>, [usize; 3], f64), String> {
             }
         }
         rgb.extend(&screen);
-        count += 1;
+        starts.push(ticks);
         ticks += if frame.delay < 2 { USUAL_DELAY } else { frame.delay.into() };
         if let Some(before) = before {
             screen = before;
@@ -102,10 +123,10 @@ fn decode(file: impl Read) -> Result<(Vec<u8>, [usize; 3], f64), String> {
             }
         }
     }
-    if count == 0 {
+    if starts.is_empty() {
         return Err("it holds no frames".into());
     }
-    Ok((rgb, [count, height, width], count as f64 * TICKS / ticks as f64))
+    Ok((rgb, [starts.len(), height, width], starts, ticks))
 }
 
 #[cfg(test)]
@@ -124,10 +145,10 @@ mod tests {
         let clip = few_colours(8);
         let mut bytes = Vec::new();
         encode(&clip, 8.0, &mut bytes).unwrap();
-        let (read, shape, fps) = decode(bytes.as_slice()).unwrap();
+        let (read, shape, starts, end) = decode(bytes.as_slice()).unwrap();
         assert_eq!((read.as_slice(), shape), (clip.data(), [8, 4, 5]));
         // Twelve and a half ticks each: the delays differ, their sum does not.
-        assert_eq!(fps, 8.0);
+        assert_eq!((starts, end), (vec![0, 13, 25, 38, 50, 63, 75, 88], 100));
     }
 
     #[test]
@@ -160,10 +181,10 @@ mod tests {
             encoder.write_frame(&gif::Frame { buffer: pixels.into(), ..frame }).unwrap();
         }
         drop(encoder);
-        let (read, shape, fps) = decode(bytes.as_slice()).unwrap();
+        let (read, shape, _, end) = decode(bytes.as_slice()).unwrap();
         let (grey, blue, black) = ([9, 9, 9], [50, 60, 70], [0; 3]);
         let shown = [[grey, grey], [grey, blue], [blue, grey], [black, blue]];
-        assert_eq!((read, shape, fps), (shown.concat().concat(), [4, 1, 2], 10.0));
+        assert_eq!((read, shape, end), (shown.concat().concat(), [4, 1, 2], 40));
     }
 
     #[test]

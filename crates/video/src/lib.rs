@@ -50,6 +50,7 @@ mod decode;
 mod edits;
 mod error;
 pub mod ffmpeg;
+mod foreign;
 pub mod frames;
 pub mod gif;
 mod in_process;

@@ -3,7 +3,7 @@
 use crate::{
     Frames, VideoError,
     frames::MAX_SIDE,
-    gif, png,
+    png,
     reader::{Decoder, VideoReader},
 };
 use std::path::Path;
@@ -53,7 +53,6 @@ impl Media {
         }
         let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
         match ending.to_ascii_lowercase().as_str() {
-            "gif" => gif::read(path).map(|(frames, _)| Self::Video(frames)).map_err(strip),
             video if VIDEOS.contains(&video) => all_frames(path).map(Self::Video).map_err(strip),
             image if IMAGES.contains(&image) => still(path).map(Self::Image),
             _ => Err(format!(

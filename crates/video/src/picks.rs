@@ -59,6 +59,18 @@ impl Picks {
         picked
     }
 
+    /// The pixels of a frame of red, green and blue, `[H, W, 3]`: three planes `[rows, columns]`.
+    pub(crate) fn of_rgb(&self, rgb: &[u8], width: usize) -> Vec<u8> {
+        let mut picked = Vec::with_capacity(self.frame_bytes());
+        for channel in 0..3 {
+            for row in &self.rows {
+                let line = &rgb[3 * row * width..][..3 * width];
+                picked.extend(self.columns.iter().map(|column| line[3 * column + channel]));
+            }
+        }
+        picked
+    }
+
     /// Whether this program picks these pixels of frames of this size (width, height) to the byte.
     /// It is asked once.
     pub(crate) fn are_made_by(&self, program: &Path, size: (usize, usize)) -> bool {

@@ -1,6 +1,6 @@
 //! Any video, picture by picture.
 //!
-//! H.264 in MP4 and GIF are decoded in this process; everything else, and what the decoders in this
+//! H.264 in MP4 and GIF, whatever the file's name, are decoded in this process; everything else, and what the decoders in this
 //! process reject, through the `ffmpeg` program if it is installed. Memory does not grow with the
 //! length of a video (but a GIF is held as a whole).
 //!
@@ -27,6 +27,7 @@ use crate::{
     Frames, PixelAspect, VideoError,
     color::Planes,
     ffmpeg::{self, Halves, Planar, Programs},
+    foreign,
     frames::MAX_SIDE,
     gif, in_process,
     picks::Picks,
@@ -113,14 +114,14 @@ pub struct VideoReader {
 
 enum Source {
     Mp4(Box<in_process::Stream>),
-    Held { frames: Frames, next: usize },
+    Held { frames: Frames, times: Vec<f64>, next: usize },
     Ffmpeg(Box<ffmpeg::Stream>),
 }
 
 impl VideoReader {
-    /// Opens a video file for its frames in planes. A GIF has none. The `ffmpeg` program comes
+    /// Opens a video file for its frames in planes. The `ffmpeg` program comes
     /// first where it is there and nothing else is asked for, as it decodes faster. Pictures of other
-    /// depths, ranges and chroma formats than the usual ones come as red, green and blue.
+    /// depths, ranges and chroma formats than the usual ones, and of GIF, come as red, green and blue.
     ///
     /// `wanted` says of frames of a width and a height which pixels will be looked at, `None` for
     /// all of them. Where that can be had to the byte, the frames hold nothing else:
@@ -140,6 +141,13 @@ impl VideoReader {
             Ok((stream.info.clone(), PlanarSource::Ffmpeg(Box::new(stream), planar)))
         };
         let inside = || {
+            if foreign::is_gif(path) {
+                let (info, frames, times) = read_gif(path)?;
+                let [width, height] = [info.width, info.height];
+                let all = || Picks { columns: (0..width).collect(), rows: (0..height).collect() };
+                let picks = wanted(width, height).unwrap_or_else(all);
+                return Ok((info, PlanarSource::Held { frames, times, next: 0, picks }));
+            }
             let stream = in_process::Stream::open(path).map_err(|refused| refused.of(path))?;
             Ok((stream.info.clone(), PlanarSource::Mp4(Box::new(stream))))
         };
@@ -154,7 +162,7 @@ impl VideoReader {
             },
         };
         let decoder = match source {
-            PlanarSource::Mp4(_) => Decoder::InProcess,
+            PlanarSource::Mp4(_) | PlanarSource::Held { .. } => Decoder::InProcess,
             PlanarSource::Ffmpeg(..) => Decoder::Ffmpeg,
         };
         Ok((info, PlanarFrames { source: Some(source), decoder, path: path.into() }))
@@ -219,10 +227,12 @@ impl VideoReader {
                 Err(refused) => outside().map_err(|error| match error {
                     VideoError::Program { reason, .. } => without_program(refused, reason),
                     // Two opinions on one file; the first one knows more of its own kind.
-                    VideoError::Decode { reason, .. } => VideoError::Decode {
-                        path: path.into(),
-                        reason: format!("{}; {reason}", own_words(&refused)),
-                    },
+                    VideoError::Decode { reason, .. } => {
+                        let first = own_words(&refused);
+                        let both = format!("{first}; {reason}");
+                        let reason = if first == reason { reason } else { both };
+                        VideoError::Decode { path: path.into(), reason }
+                    }
                     other => other,
                 }),
             },
@@ -230,19 +240,9 @@ impl VideoReader {
     }
 
     fn in_process(path: &Path) -> Result<Self, VideoError> {
-        let is_gif = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gif"));
-        if is_gif {
-            let (frames, fps) = gif::read(path)?;
-            let info = VideoInfo {
-                width: frames.width(),
-                height: frames.height(),
-                fps,
-                num_frames: Some(frames.len()),
-                duration: Some(frames.len() as f64 / fps),
-                codec: "gif".into(),
-                pixel_aspect: PixelAspect::SQUARE,
-            };
-            return Ok(Self::of(path, info, Source::Held { frames, next: 0 }));
+        if foreign::is_gif(path) {
+            let (info, frames, times) = read_gif(path)?;
+            return Ok(Self::of(path, info, Source::Held { frames, times, next: 0 }));
         }
         let stream = in_process::Stream::open(path).map_err(|refused| refused.of(path))?;
         Ok(Self::of(path, stream.info.clone(), Source::Mp4(Box::new(stream))))
@@ -292,8 +292,8 @@ impl VideoReader {
                 })),
                 Err(refused) => self.go_on(refused.of(&self.path)),
             },
-            Source::Held { frames, next } => {
-                let time = *next as f64 / self.info.fps;
+            Source::Held { frames, times, next } => {
+                let time = times.get(*next).copied().unwrap_or_default();
                 let rgb = frames.frame(*next).map(<[u8]>::to_vec);
                 *next += 1;
                 Ok(rgb.map(|rgb| VideoFrame { time, rgb }))
@@ -367,6 +367,7 @@ pub struct PlanarFrames {
 
 enum PlanarSource {
     Mp4(Box<in_process::Stream>),
+    Held { frames: Frames, times: Vec<f64>, next: usize, picks: Picks },
     Ffmpeg(Box<ffmpeg::Stream>, Planar),
 }
 
@@ -382,6 +383,12 @@ impl PlanarSource {
                 })),
                 Err(refused) => Err(refused.of(path)),
             },
+            Self::Held { frames, times, next, picks } => {
+                let time = times.get(*next).copied().unwrap_or_default();
+                let planes = frames.frame(*next).map(|rgb| picks.of_rgb(rgb, frames.width()));
+                *next += 1;
+                Ok(planes.map(|planes| PlanarFrame { time, planes, to_rgb: ToRgb::NONE }))
+            }
             Self::Ffmpeg(stream, planar) => match stream.next_frame() {
                 Ok(frame) => Ok(frame.map(|frame| PlanarFrame {
                     time: frame.time,
@@ -405,6 +412,7 @@ impl PlanarFrames {
     pub fn picks(&self) -> Option<&Picks> {
         match &self.source {
             Some(PlanarSource::Ffmpeg(_, planar)) => planar.picks.as_ref(),
+            Some(PlanarSource::Held { picks, .. }) => Some(picks),
             _ => None,
         }
     }
@@ -429,13 +437,32 @@ impl Iterator for PlanarFrames {
     }
 }
 
-/// Fails for pipes and devices, which would be waited for.
+/// Fails for pipes and devices, which would be waited for, and for what is known to be no video.
 fn check_file(path: &Path) -> Result<(), VideoError> {
     let io = |source| VideoError::Io { path: path.into(), source };
-    if std::fs::metadata(path).map_err(io)?.is_file() {
-        return Ok(());
+    let fail = |reason: String| VideoError::Decode { path: path.into(), reason };
+    if !std::fs::metadata(path).map_err(io)?.is_file() {
+        return Err(fail("it is no file".into()));
     }
-    Err(VideoError::Decode { path: path.into(), reason: "it is no file".into() })
+    match foreign::kind(path).map_err(io)? {
+        Some(kind) => Err(fail(format!("it is {kind}, expected a video"))),
+        None => Ok(()),
+    }
+}
+
+/// Reads a GIF: what is known of it, its frames and their times.
+fn read_gif(path: &Path) -> Result<(VideoInfo, Frames, Vec<f64>), VideoError> {
+    let gif::Timed { frames, times, duration } = gif::read_timed(path)?;
+    let info = VideoInfo {
+        width: frames.width(),
+        height: frames.height(),
+        fps: frames.len() as f64 / duration,
+        num_frames: Some(frames.len()),
+        duration: Some(duration),
+        codec: "gif".into(),
+        pixel_aspect: PixelAspect::SQUARE,
+    };
+    Ok((info, frames, times))
 }
 
 /// The error of a file that was rejected in this process, where the program cannot be used.

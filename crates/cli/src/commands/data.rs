@@ -6,6 +6,7 @@ mod download;
 mod encode;
 mod filter;
 mod merge;
+mod parts;
 mod preview;
 mod run;
 mod scan;

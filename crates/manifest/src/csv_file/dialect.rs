@@ -52,22 +52,21 @@ pub(crate) fn has_other_delimiter(field: &str) -> bool {
     field.contains([';', '\t', '|']) && !is_file(field)
 }
 
-/// Returns what a file that begins with `text` is, if that is another format of text.
+/// Returns what a file that begins with `text` is instead of a table, if that is another format of text.
 pub(crate) fn foreign(text: &str) -> Option<String> {
+    let what = format_of(text)?;
+    Some(format!("found {what}, expected CSV with the columns path and text"))
+}
+
+/// Returns the format of a file that begins with `text`, if it is neither a table nor plain lines.
+pub(crate) fn format_of(text: &str) -> Option<&'static str> {
     let start = text.trim_start();
     let list = start.strip_prefix('[').map(str::trim_start);
     let is_json = start.starts_with("{\"") || list.is_some_and(|rest| rest.starts_with('{'));
     let is_page = start
         .get(..5)
         .is_some_and(|tag| tag.eq_ignore_ascii_case("<html") || tag.eq_ignore_ascii_case("<!doc"));
-    let what = if is_json {
-        "JSON"
-    } else if is_page {
-        "a web page"
-    } else {
-        return None;
-    };
-    Some(format!("found {what}, expected CSV with the columns path and text"))
+    if is_json { Some("JSON") } else { is_page.then_some("a web page") }
 }
 
 /// The fields of a line as they are written.
@@ -80,7 +79,8 @@ fn split(line: &str, delimiter: u8) -> Vec<&str> {
     .collect()
 }
 
-fn is_file(field: &str) -> bool {
+/// Returns true for the name of a file with a usual ending.
+pub(crate) fn is_file(field: &str) -> bool {
     let ending = field.rsplit_once('.').map(|(_, ending)| ending);
     ending.is_some_and(|ending| ENDINGS.iter().any(|known| ending.eq_ignore_ascii_case(known)))
 }

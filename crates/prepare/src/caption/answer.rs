@@ -17,20 +17,33 @@ pub use limit::MAX_CHARACTERS;
 pub(crate) use limit::{Caption, Limit};
 
 use crate::text::{has_words, single_spaced};
+use opensora_manifest::value;
 use serde_json::Value;
 
 /// Characters of a server's own words that are passed on.
 const MAX_QUOTED: usize = 200;
 /// What a model writes instead of a caption. A caption has no first person.
-const REFUSALS: [&str; 8] = [
+const REFUSALS: [&str; 20] = [
     "i'm sorry",
     "i am sorry",
+    "sorry, ",
+    "i apologize",
     "i can't",
     "i cannot",
+    "i can not",
     "i'm unable",
     "i am unable",
     "i'm not able",
+    "i am not able",
+    "i'm an ai",
+    "i am an ai",
+    "i don't see any",
+    "i do not see any",
     "as an ai",
+    "as a language model",
+    "as a text-based",
+    "unfortunately, i ",
+    "unfortunately, no ",
 ];
 
 /// Returns the caption in an answer.
@@ -62,7 +75,8 @@ pub(crate) fn judge(body: &[u8], max_tokens: usize) -> Result<Caption, String> {
     let Some(text) = plain::caption(&content(&message["content"])) else {
         return reasoning_alone();
     };
-    if !has_words(&text) {
+    // "None" and the like would be read as a missing caption.
+    if !has_words(&text) || value::is_missing(&text) {
         return match said("reasoning_content").or(said("reasoning")) {
             Some(_) => reasoning_alone(),
             None => Err("the answer is empty".into()),
@@ -98,7 +112,12 @@ fn content(content: &Value) -> String {
     match content {
         Value::String(text) => text.clone(),
         Value::Array(parts) => {
-            let texts: Vec<&str> = parts.iter().filter_map(|part| part["text"].as_str()).collect();
+            // Others are reasoning.
+            let is_said = |part: &&Value| {
+                part["type"].as_str().is_none_or(|kind| ["text", "output_text"].contains(&kind))
+            };
+            let said = parts.iter().filter(is_said);
+            let texts: Vec<&str> = said.filter_map(|part| part["text"].as_str()).collect();
             texts.join(" ")
         }
         _ => String::new(),
@@ -151,6 +170,11 @@ mod tests {
                 json!([{"type": "text", "text": "A fox"}, {"type": "text", "text": "runs."}]),
                 "A fox runs.",
             ),
+            (
+                json!([{"type": "reasoning", "text": "hm"}, {"type": "output_text", "text": "A fox"}]),
+                "A fox",
+            ),
+            (json!("{\"caption\": \"A \\\"red\\\" fox.\"}"), "A \"red\" fox."),
             (json!("雾"), "雾"),
         ] {
             let choice = json!({"message": {"content": content}, "finish_reason": "stop"});
@@ -167,6 +191,10 @@ mod tests {
             (json!({"message": {"content": "I\u{2019}m sorry, but I can't."}}), "refused: I"),
             (json!({"message": {"content": " \n"}}), "empty"),
             (json!({"message": {"content": "..."}}), "empty"),
+            (json!({"message": {"content": "Caption: None"}}), "empty"),
+            (json!({"message": {"content": "N/A"}}), "empty"),
+            (json!({"message": {"content": "Sorry, no video was provided."}}), "refused: Sorry"),
+            (json!({"message": {"content": "As a language model, I see none."}}), "refused: As a"),
             (json!({"message": {"content": null}}), "empty"),
             (json!({"message": {"content": "<think>hm"}}), "reasoning alone, no caption"),
             (json!({"message": {"content": "", "reasoning_content": "hm"}}), "reasoning alone"),

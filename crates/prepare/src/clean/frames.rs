@@ -5,22 +5,19 @@ use crate::{
     PrepareError,
     assemble::journal_path,
     open::{open, regular, without_path},
-    step::{self, Outcome, Run, Shard, Watch},
+    step::{self, Fault, Outcome, Run, Shard, Watch},
 };
 use opensora_manifest::{Table, table::PATH};
 use opensora_video::{VideoError, media::IMAGES, png, reader::Decoder};
 use serde_json::json;
 use std::{
     collections::HashMap,
-    fs::Metadata,
     path::{Path, PathBuf},
-    time::UNIX_EPOCH,
 };
 
 /// The number of frames of each row's file, or why there is none; `None` where `skip` says so.
 ///
-/// A file is known in the journal by its name, size and time: when it was changed, it is counted
-/// again.
+/// A file that was changed since it was counted is counted again.
 pub(super) fn count(
     input: &Table,
     skip: &[bool],
@@ -32,7 +29,7 @@ pub(super) fn count(
     let mut of_row = vec![None; input.len()];
     for row in (0..input.len()).filter(|&row| !skip[row]) {
         let path = Path::new(input.get(row, PATH).unwrap_or_default());
-        let key = key(path, job.out)?;
+        let key = Table::name_in(job.out, path)?.display().to_string();
         let file = *files.entry(key.clone()).or_insert(keys.len());
         if file == keys.len() {
             keys.push(key);
@@ -47,7 +44,9 @@ pub(super) fn count(
         shard: Shard::WHOLE,
         retry_failed: job.retry_failed,
     };
-    let counted = step::run(&run, &keys, |file| frames(&paths[file]), watch)?;
+    let path = |file: usize| paths[file].as_path();
+    let work = |file: usize| frames(path(file)).map_err(Fault::Row);
+    let counted = step::run_on_files(&run, &keys, path, work, watch)?;
     let of_file = |file: usize| match &counted[file] {
         Some(Outcome::Done(frames)) => Ok(*frames),
         Some(Outcome::Failed(reason)) => Err(reason.clone()),
@@ -55,17 +54,6 @@ pub(super) fn count(
         None => Err("it was not counted".into()),
     };
     Ok(of_row.into_iter().map(|file| file.map(of_file)).collect())
-}
-
-/// What a file is known by.
-fn key(path: &Path, out: &Path) -> Result<String, PrepareError> {
-    let name = Table::name_in(out, path)?;
-    let state = |file: Metadata| {
-        let time = file.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
-        Some(format!(" ({} bytes, {} ns)", file.len(), time.as_nanos()))
-    };
-    let state = std::fs::metadata(path).ok().and_then(state).unwrap_or_default();
-    Ok(format!("{}{state}", name.display()))
 }
 
 /// Frames of an image, a video or a folder of frames. Those of videos are decoded, as what a

@@ -12,17 +12,24 @@ use super::{
 };
 use csv::{ByteRecord, Reader, ReaderBuilder};
 use opensora_files::one_line;
-use opensora_manifest::table::{PATH, TEXT, URL};
+use opensora_manifest::{
+    layout,
+    table::{PATH, TEXT, URL},
+    text::{ReadError, TextError, TextReader},
+    value,
+};
 use std::{
     cell::Cell,
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Seek, SeekFrom},
     path::Path,
     rc::Rc,
 };
 
 /// Longest record. One quote too many could make one record of gigabytes.
 const MAX_RECORD: u64 = 64 << 20;
+/// Bytes that tell the encoding and the delimiter.
+const START_BYTES: u64 = 64 << 10;
 
 /// Whether the CSV at `path` is Panda-70M's, by its header.
 pub(crate) fn format(path: &Path) -> Result<ListFormat, ListError> {
@@ -55,43 +62,112 @@ struct Records<'a> {
     path: &'a Path,
     reader: Reader<Bounded>,
     left: Rc<Cell<u64>>,
+    delimiter: u8,
+    /// Bytes of the file, and those before the header.
+    length: u64,
+    skip: u64,
+    /// Lines before the header.
+    lines: u64,
 }
 
 impl<'a> Records<'a> {
     fn open(path: &'a Path) -> Result<Self, ListError> {
-        let file =
-            File::open(path).map_err(|source| ListError::Io { path: path.into(), source })?;
+        let io = |source| ListError::Io { path: path.into(), source };
+        let mut file = File::open(path).map_err(io)?;
+        let length = file.metadata().map_err(io)?.len();
+        let mut start = Vec::new();
+        Read::by_ref(&mut file).take(START_BYTES).read_to_end(&mut start).map_err(io)?;
+        if let Err(ReadError::Text(
+            reason @ (TextError::Encoding { .. } | TextError::Foreign { .. }),
+        )) = TextReader::new(&start[..]).rest()
+        {
+            return Err(ListError::Format { path: path.into(), reason: reason.to_string() });
+        }
+        let mark = if start.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
+        let (delimiter, before) = layout::delimiter(&String::from_utf8_lossy(&start[mark..]));
+        let skip = (mark + before) as u64;
+        file.seek(SeekFrom::Start(skip)).map_err(io)?;
         let left = Rc::new(Cell::new(0));
         let bounded = Bounded { file, left: left.clone() };
         let reader = ReaderBuilder::new()
             .has_headers(false)
+            .delimiter(delimiter)
             .flexible(true)
             .buffer_capacity(1 << 16)
             .from_reader(bounded);
-        Ok(Self { path, reader, left })
+        let lines = u64::from(before > 0);
+        Ok(Self { path, reader, left, delimiter, length, skip, lines })
     }
 
     /// Reads the next record; whether there was one.
     fn next(&mut self, record: &mut ByteRecord) -> Result<bool, ListError> {
         self.left.set(MAX_RECORD);
         let read = self.reader.read_byte_record(record);
-        read.map_err(|error| match error.into_kind() {
+        let is_there = read.map_err(|error| match error.into_kind() {
             csv::ErrorKind::Io(source) => ListError::Io { path: self.path.into(), source },
             other => self.wrong(format!("{other:?}")),
-        })
+        })?;
+        // A quote that nothing closes makes one record of the rest of the file.
+        if is_there && self.skip + self.reader.position().byte() >= self.length {
+            self.check_quotes(record)?;
+        }
+        Ok(is_there)
+    }
+
+    /// Fails if the last record ends within quotes.
+    fn check_quotes(&self, record: &ByteRecord) -> Result<(), ListError> {
+        let Some(position) = record.position() else { return Ok(()) };
+        let io = |source| ListError::Io { path: self.path.into(), source };
+        let mut file = File::open(self.path).map_err(io)?;
+        file.seek(SeekFrom::Start(self.skip + position.byte())).map_err(io)?;
+        let mut bytes = Vec::new();
+        file.take(MAX_RECORD).read_to_end(&mut bytes).map_err(io)?;
+        match open_quote(&bytes, self.delimiter) {
+            None => Ok(()),
+            Some(lines) => {
+                let line = self.lines + position.line() + lines;
+                Err(self.wrong(format!("line {line}: a quote opens here and is not closed")))
+            }
+        }
     }
 
     fn header(&mut self) -> Result<Vec<String>, ListError> {
         let mut record = ByteRecord::new();
         self.next(&mut record)?;
-        let blank = |c: char| c.is_whitespace() || c == '\u{feff}';
-        let field = |field| String::from_utf8_lossy(field).trim_matches(blank).to_string();
+        let field = |field| String::from_utf8_lossy(field).trim().to_string();
         Ok(record.iter().map(field).collect())
     }
 
     fn wrong(&self, reason: String) -> ListError {
         ListError::Format { path: self.path.into(), reason }
     }
+}
+
+/// Returns how many lines before the quote that the end of `bytes`, a record, does not close.
+fn open_quote(bytes: &[u8], delimiter: u8) -> Option<u64> {
+    #[derive(PartialEq)]
+    enum Place {
+        Start,
+        Plain,
+        Quoted,
+        /// Behind a quote that closes, unless another one follows.
+        Quote,
+    }
+    let (mut lines, mut opened, mut place) = (0, 0, Place::Start);
+    for &byte in bytes {
+        lines += u64::from(byte == b'\n');
+        place = match (place, byte) {
+            (Place::Start, b'"') => {
+                opened = lines;
+                Place::Quoted
+            }
+            (Place::Quoted, b'"') => Place::Quote,
+            (Place::Quoted, _) | (Place::Quote, b'"') => Place::Quoted,
+            (_, byte) if byte == delimiter || byte == b'\n' || byte == b'\r' => Place::Start,
+            _ => Place::Plain,
+        };
+    }
+    (place == Place::Quoted).then_some(opened)
 }
 
 /// A file of which so many bytes may still be read.
@@ -143,12 +219,18 @@ impl Layout {
                 format!("its header has no column {}: {}", names[0], one_line(&known))
             })
         };
-        let url = if is_panda { need(&[URL, "videoID"])? } else { need(&[URL])? };
+        let names: Vec<&str> = header.iter().map(String::as_str).collect();
+        let known = |column: &str| layout::column(&names, column);
+        let url = match known(URL) {
+            Some(url) => url,
+            None if is_panda => need(&["videoID"])?,
+            None => need(&["url (or video_url, contentUrl)"])?,
+        };
         let timestamp = is_panda.then(|| need(&["timestamp"])).transpose()?;
         let other = |names: &[&str]| find(names).filter(|_| !is_panda);
         let layout = Self {
             url,
-            text: find(&[TEXT, "caption"]),
+            text: known(TEXT),
             timestamp,
             start: other(&[START]),
             end: other(&[END]),
@@ -180,7 +262,7 @@ impl Layout {
 /// Adds a record to the list.
 fn row(list: &mut List, layout: &Layout, record: &ByteRecord, columns: usize, index: usize) {
     let lossy = |at: usize| String::from_utf8_lossy(record.get(at).unwrap_or(b"")).into_owned();
-    let field = |at: Option<usize>| at.map(lossy).filter(|field| !field.trim().is_empty());
+    let field = |at: Option<usize>| at.map(lossy).filter(|field| !value::is_missing(field));
     let url = lossy(layout.url);
     let raw = Clip {
         text: field(layout.text),
@@ -254,7 +336,7 @@ fn panda_clips(timestamp: &str, raw: &Clip) -> Result<Vec<Clip>, String> {
         ordered(Clip {
             start: Some(start),
             end: Some(end),
-            text: texts.as_ref().map(|texts| texts[at].clone()),
+            text: texts.as_ref().map(|texts| texts[at].clone()).filter(|it| !value::is_missing(it)),
             licence: None,
             rest: rest.iter().map(|items| items[at].clone()).collect(),
         })
@@ -360,9 +442,49 @@ mod tests {
     }
 
     #[test]
+    fn lists_of_other_tools_are_read() {
+        for text in [
+            "videoid,contentUrl,duration,caption\n7,https://a.example/7.mp4,PT3S,A fox\n",
+            "\u{feff}\"Video URL\";Prompt\r\nhttps://a.example/7.mp4;A fox\r\n",
+            "sep=\t\nurl\ttext\tstart\nhttps://a.example/7.mp4\t\"A fox\"\tNaN\n",
+            "url|description|sha256|licence\nhttps://a.example/7.mp4|A fox|None|N/A",
+        ] {
+            let list = read(text.as_bytes(), Part::WHOLE).unwrap();
+            assert_eq!((list.videos(), list.rejected.len()), (1, 0), "{text}");
+            let clip = &list.videos[0].clips[0];
+            assert_eq!(list.videos[0].address.url(), "https://a.example/7.mp4");
+            assert_eq!(clip.text.as_deref(), Some("A fox"), "{text}");
+            assert_eq!((clip.start, &clip.licence, &list.videos[0].sha256), (None, &None, &None));
+        }
+        let missing = read(b"url,text\nhttps://a.example/7.mp4,NULL\n", Part::WHOLE).unwrap();
+        assert_eq!(missing.videos[0].clips[0].text, None);
+    }
+
+    #[test]
+    fn other_encodings_and_open_quotes_are_named() {
+        let utf_16: Vec<u8> =
+            "\u{feff}url,text\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let refused = |bytes: &[u8]| read(bytes, Part::WHOLE).err().map(|error| error.to_string());
+        assert!(refused(&utf_16).unwrap().contains("UTF-16LE, expected UTF-8"));
+        assert!(refused(b"\x1f\x8b\x08").unwrap().contains("gzip"));
+        let open = "url,text\nhttps://a.example/1.mp4,\"A fox\nhttps://a.example/2.mp4,b\n";
+        assert!(
+            refused(open.as_bytes())
+                .unwrap()
+                .ends_with("line 2: a quote opens here and is not closed")
+        );
+        let later = "sep=,\nurl,text\nhttps://a.example/1.mp4,\"A\n\"\"fox\"\"\"\nhttps://b.example,\"x\n\n";
+        assert!(refused(later.as_bytes()).unwrap().contains("line 5: a quote opens"));
+        for closed in ["\"A\nfox\"", "5\" of \"snow", "\"\"", "\"a \"\"b\"\"\""] {
+            let text = format!("url,text\nhttps://a.example/1.mp4,{closed}");
+            assert_eq!(refused(text.as_bytes()), None, "{closed}");
+        }
+    }
+
+    #[test]
     fn lists_without_their_columns_are_refused() {
         for (text, words) in [
-            ("path,text\n", "no column url: path, text"),
+            ("path,text\n", "no column url (or video_url, contentUrl): path, text"),
             ("", "no column url"),
             ("url,a,b,a\n", "names the column a twice"),
         ] {

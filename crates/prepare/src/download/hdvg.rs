@@ -21,6 +21,7 @@ use super::{
     list::{Clip, List, ListError},
     seconds,
 };
+use opensora_manifest::value;
 use serde::{
     Deserializer as _,
     de::{Error as _, IgnoredAny, MapAccess, Visitor},
@@ -121,7 +122,7 @@ fn clip(name: &str, span: &Value, scene: &Value) -> Option<Clip> {
     (start < end).then(|| Clip {
         start: Some(start),
         end: Some(end),
-        text: scene["caption"].as_str().map(String::from),
+        text: scene["caption"].as_str().filter(|text| !value::is_missing(text)).map(String::from),
         licence: None,
         rest: vec![scene["clip_id"].as_str().unwrap_or(name).into()],
     })

@@ -206,8 +206,8 @@ fn rows_go_at_the_first_bound_they_do_not_pass() {
     assert_eq!(dropped.get(2, "filter"), Some("num_frames"));
     let failed = Table::read(&out.with_extension("failed.csv")).unwrap();
     let reason = |row| failed.get(row, "reason").unwrap();
-    assert_eq!(reason(0), "it has no score");
-    assert_eq!(reason(1), "its score is 'NaN', expected a number");
+    assert_eq!([0, 1, 2].map(reason), ["it has no score"; 3]);
+    assert_eq!(reason(3), "its score is 'inf', expected a number");
     assert_eq!(failed.len(), 4);
 
     // Where nothing fails, the list of an earlier run goes.
@@ -239,10 +239,48 @@ fn a_broken_file_is_listed_and_the_rest_goes_on() {
     assert!((0..4).all(|row| !failed.get(row, "reason").unwrap().contains('\n')));
     assert_eq!(failed.get(3, "reason"), Some("it has no path"));
     assert_eq!(failed.get(0, TEXT), Some("A clip named cut.mp4."));
-    // A failure is final until it is tried again.
-    std::fs::write(at("cut.mp4"), bytes).unwrap();
+    // A failure is final until its file is another one.
     assert_eq!(run(&table, &job, &mut ()).unwrap().failed, 4);
-    assert_eq!(run(&table, &Job { retry_failed: true, ..job }, &mut ()).unwrap().failed, 3);
+    std::fs::write(at("cut.mp4"), &bytes).unwrap();
+    assert_eq!(run(&table, &job, &mut ()).unwrap().failed, 3);
+    std::fs::write(at("absent.mp4"), &bytes).unwrap();
+    assert_eq!(run(&table, &job, &mut ()).unwrap().failed, 2);
+    assert_eq!(run(&table, &Job { retry_failed: true, ..job }, &mut ()).unwrap().failed, 2);
+}
+
+#[test]
+fn files_that_changed_are_measured_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let of_size =
+        |name: &str, frames| clip(&at(name), [frames, 16, 16], |_, x, y| scenery(1.0, x, y));
+    for name in ["a.mp4", "b.mp4", "c.mp4"] {
+        of_size(name, 3);
+    }
+    let table = manifest(folder.path(), &["a.mp4", "b.mp4", "c.mp4"]);
+    for (name, bound) in
+        [("pixels", bound("motion", Some(0.0), None)), ("header", bound("fps", Some(0.0), None))]
+    {
+        let out = at(&format!("{name}.csv"));
+        let job = Job { score_only: name == "pixels", bounds: vec![bound], ..Job::new(&out) };
+        run(&table, &job, &mut ()).unwrap();
+        of_size("b.mp4", 5);
+        // Its measures outlive it.
+        let away = std::fs::read(at("c.mp4")).unwrap();
+        std::fs::remove_file(at("c.mp4")).unwrap();
+        let report = run(&table, &job, &mut ()).unwrap();
+        assert_eq!((report.kept, report.failed), (3, 0), "{name}");
+        let journal = journal(&job, if name == "pixels" { Depth::Pixels } else { Depth::Header });
+        // The settings, three files, and one of them once more.
+        assert_eq!(std::fs::read_to_string(journal).unwrap().lines().count(), 5, "{name}");
+        std::fs::write(at("c.mp4"), away).unwrap();
+        if name == "pixels" {
+            let counts = Table::read(&out).unwrap();
+            let frames = [0, 1, 2].map(|row| counts.get(row, "num_frames"));
+            assert_eq!(frames, [Some("3"), Some("5"), Some("3")]);
+        }
+        of_size("b.mp4", 4);
+    }
 }
 
 #[test]
@@ -342,12 +380,57 @@ fn duplicates_go_across_the_parts_of_a_pipeline() {
     assert_eq!(parts.each_ref().map(|part| names(part).len()), [2, 2]);
     let tables = parts.map(|part| (part.display().to_string(), Table::read(&part).unwrap()));
     let merged = arrange::merge(&tables, None).unwrap().output;
+    let merged = arrange::in_order_of(&merged, &Table::read(&at("clips.csv")).unwrap());
     let job = Job { duplicates: Some(duplicates), ..Job::new(&at("set.csv")) };
     let report = run(&merged, &job, &mut ()).unwrap();
     assert_eq!((report.rows, report.measured, report.kept), (4, 0, 2));
-    let mut kept = names(&at("set.csv"));
-    kept.sort();
-    assert_eq!(kept, names(&whole));
+    assert_eq!(names(&at("set.csv")), names(&whole));
+}
+
+#[test]
+fn of_duplicates_in_several_shards_the_same_one_stays_as_without_shards() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let scene = |name: &str, shape, of: f64| clip(&at(name), shape, |_, x, y| scenery(of, x, y));
+    // In shards of two, g and b would come behind the later f and c.
+    scene("f.mp4", [4, 32, 48], 1.0);
+    scene("g.mp4", [4, 32, 48], 2.0);
+    scene("c.mp4", [4, 32, 48], 2.0);
+    scene("b.mp4", [4, 32, 48], 3.0);
+    scene("a.mp4", [4, 32, 48], 3.0);
+    scene("e.mp4", [4, 64, 96], 1.0);
+    let table = manifest(folder.path(), &["f.mp4", "g.mp4", "c.mp4", "b.mp4", "a.mp4", "e.mp4"]);
+    for keep in [Keep::First, Keep::Longest] {
+        let duplicates = Some(Duplicates { keep, ..Duplicates::default() });
+        let out = at("whole.csv");
+        run(&table, &Job { duplicates, ..Job::new(&out) }, &mut ()).unwrap();
+        let first = if keep == Keep::First { "f.mp4" } else { "e.mp4" };
+        let whole = names(&out);
+        assert!(whole.len() == 3 && whole.contains(&first.into()), "{whole:?}");
+
+        let mut parts = Vec::new();
+        for index in 0..3 {
+            let shard = Shard::new(index, 3).unwrap();
+            let part = at(&format!("{index}.csv"));
+            run(&table, &Job { hashes: true, shard, ..Job::new(&part) }, &mut ()).unwrap();
+            parts.push((part.display().to_string(), Table::read(&part).unwrap()));
+        }
+        let merged = arrange::merge(&parts, None).unwrap().output;
+        let ordered = arrange::in_order_of(&merged, &table);
+        let job = Job { duplicates, ..Job::new(&at("parts.csv")) };
+        assert_eq!(run(&ordered, &job, &mut ()).unwrap().measured, 0);
+        for list in ["csv", "dropped.csv"] {
+            let [whole, parts] = [&out, &at("parts.csv")].map(|of| of.with_extension(list));
+            let rows = |path: &Path| {
+                let table = Table::read(path).unwrap();
+                let fields = |row| {
+                    [PATH, DUPLICATE_OF].map(|name| table.get(row, name).unwrap().to_string())
+                };
+                (0..table.len()).map(fields).collect::<Vec<_>>()
+            };
+            assert_eq!(rows(&whole), rows(&parts), "{keep:?} {list}");
+        }
+    }
 }
 
 /// Stops once a row is done.

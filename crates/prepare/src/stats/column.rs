@@ -1,5 +1,6 @@
 //! One column: its numbers or its texts.
 
+use opensora_manifest::value;
 use serde::Serialize;
 use std::collections::HashMap;
 
@@ -13,7 +14,7 @@ pub struct Column {
     pub name: String,
     /// Rows that have a value.
     pub count: usize,
-    /// Rows that have none: empty fields and, among numbers, what is not finite.
+    /// Rows that have none: missing values ([`value`]) and, among numbers, what is not finite.
     pub missing: usize,
     /// What the values are.
     #[serde(flatten)]
@@ -73,10 +74,10 @@ pub struct Frequent {
 impl Column {
     /// A column of these fields; `is_text` where digits are no numbers.
     pub(super) fn of(name: &str, fields: &[&str], is_text: bool) -> Self {
-        let filled = || fields.iter().map(|field| field.trim()).filter(|field| !field.is_empty());
+        let filled = || fields.iter().copied().filter_map(value::present);
         let numeric = !is_text && filled().all(|field| field.parse::<f64>().is_ok());
         if numeric {
-            return Self::of_numbers(name, fields.iter().map(|field| number(field)));
+            return Self::of_numbers(name, fields.iter().map(|field| value::number(field)));
         }
         let count = filled().count();
         let (distinct, most_frequent) = frequent(filled().map(str::to_string), 2);
@@ -129,11 +130,6 @@ fn quantile(sorted: &[f64], share: f64) -> f64 {
     (1.0 - fraction) * low + fraction * high
 }
 
-/// A field as a number; `None` where it is none or not finite.
-pub(super) fn number(field: &str) -> Option<f64> {
-    field.trim().parse().ok().filter(|value: &f64| value.is_finite())
-}
-
 /// How many different values there are, and those that come most often, `least` times or more.
 pub(super) fn frequent(
     values: impl Iterator<Item = String>,
@@ -172,8 +168,8 @@ mod tests {
 
     #[test]
     fn columns_are_numbers_only_where_all_fields_are() {
-        let column = Column::of("aes", &["1", " 2.5e0", "", "nan", "-4"], false);
-        assert_eq!((column.count, column.missing), (3, 2));
+        let column = Column::of("aes", &["1", " 2.5e0", "", "nan", "NULL", "-4", "inf"], false);
+        assert_eq!((column.count, column.missing), (3, 4));
         let Content::Numbers(numbers) = column.content else { panic!("{column:?}") };
         assert_eq!((numbers.min, numbers.median, numbers.max), (-4.0, 1.0, 2.5));
         assert!((numbers.mean + 0.5 / 3.0).abs() < 1e-12);
@@ -183,7 +179,7 @@ mod tests {
             Content::Texts(texts) => texts,
             other => panic!("{other:?}"),
         };
-        let mixed = texts(&["b", "1", "b", "a", "a", "", "c"], false);
+        let mixed = texts(&["b", "1", "b", "a", "None", "a", "", "N/A", "c", "None"], false);
         let list: Vec<_> = mixed.most_frequent.iter().map(|it| (&*it.value, it.count)).collect();
         assert_eq!((mixed.distinct, list), (4, vec![("a", 2), ("b", 2)]));
         assert_eq!(texts(&["1", "2"], true).distinct, 2);

@@ -1,5 +1,6 @@
 //! `opensora data caption`: captions by a vision model that a server holds.
 
+use super::parts;
 use crate::{
     options::Report,
     output,
@@ -66,7 +67,8 @@ pub(crate) struct Args {
     /// Sampling temperature of the model; 0 gives the likeliest wording
     #[arg(long, default_value_t = 0.2)]
     temperature: f64,
-    /// Largest number of tokens of a caption; longer answers count as failed
+    /// Largest number of tokens of a caption; longer answers are cut at a sentence and marked in the
+    /// column caption_cut
     #[arg(long, default_value_t = 300)]
     max_tokens: u32,
     /// More fields of the request as a JSON object, null to leave one out; newer models of OpenAI
@@ -150,7 +152,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     progress.finish();
     let done = done?;
     done.tables.write(&out)?;
-    Ok(print_summary(&done.summary(), "captioned", &out, args.report.json)?)
+    print_summary(&done.summary(), "captioned", &out, args.report.json)?;
+    if !args.report.quiet {
+        parts::say_next(&args.out, args.shard, &args.data, None)?;
+    }
+    Ok(())
 }
 
 fn spec(args: &Args) -> anyhow::Result<CaptionSpec> {

@@ -1,5 +1,6 @@
 //! `opensora data filter`: which clips a model shall learn from.
 
+use super::parts;
 use crate::{options::Report, output, step_progress::StepProgress};
 use clap::{
     Arg, ArgAction, ArgMatches, Args as ClapArgs, Command, FromArgMatches, ValueEnum, value_parser,
@@ -7,6 +8,7 @@ use clap::{
 use opensora::{
     manifest::Table,
     prepare::{
+        assemble::shard_path,
         filter::{self, Bound, Duplicates, Job, Keep, OnnxSpec},
         step::Shard,
     },
@@ -18,13 +20,18 @@ use std::path::PathBuf;
 Examples:
   opensora data filter --data clips.csv -o kept.csv --min-motion 0.002 --min-short-side 256 --duplicates
   opensora data filter --data clips.csv -o scored.csv --score-only --model aesthetic=model.onnx
-  opensora data filter --data scored.csv -o kept.csv --min matching_score=0.4")]
+  opensora data filter --data scored.csv -o kept.csv --min matching_score=0.4
+
+On several machines, near-duplicates included (the last two commands once, after all parts):
+  opensora data filter --data clips.csv -o hashed.csv --min-motion 0.002 --hashes --shard 0/4
+  opensora data merge hashed.*-of-4.csv -o hashed.csv --order-of clips.csv
+  opensora data filter --data hashed.csv -o kept.csv --duplicates")]
 pub(crate) struct Args {
     /// Table of clips (CSV)
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Table of the clips that are kept; STEM.dropped.csv and STEM.failed.csv are written beside
-    /// it
+    /// Table of the clips that are kept; STEM.dropped.csv and STEM.failed.csv are written beside it, and
+    /// the number of a --shard is put before the ending
     #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
@@ -57,8 +64,8 @@ pub(crate) struct Args {
     /// [default: STEM.journal.jsonl beside --out]
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
-    /// Share i of n of the files, such as 0/8, for several machines; merge their tables before
-    /// near-duplicates are dropped
+    /// Share i of n of the files, such as 0/8, for several machines; near-duplicates need --hashes here,
+    /// and --duplicates on the merged table
     #[arg(long, default_value_t = Shard::WHOLE, value_name = "I/N")]
     shard: Shard,
     /// Files measured at once [default: one per core]
@@ -180,6 +187,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         "nothing to filter by: expected a bound such as --min-frames, --duplicates, --hashes or \
          --score-only"
     );
+    let out = shard_path(&args.out, args.shard);
     let keep = match args.keep {
         KeepName::First => Keep::First,
         KeepName::Longest => Keep::Longest,
@@ -196,7 +204,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         workers: args.workers.unwrap_or_else(cores),
         shard: args.shard,
         retry_failed: args.retry_failed,
-        ..Job::new(&args.out)
+        ..Job::new(&out)
     };
     let table = Table::read(&args.data)?;
     let mut progress = StepProgress::new(args.report.quiet, "measuring");
@@ -207,7 +215,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         output::json(&report)?;
     } else {
         output::line(&report)?;
-        output::line(format_args!("written: {}", args.out.display()))?;
+        output::line(format_args!("written: {}", out.display()))?;
+    }
+    if !args.report.quiet {
+        let has_hashes = args.hashes || args.score_only;
+        parts::say_next(&args.out, args.shard, &args.data, has_hashes.then_some(""))?;
     }
     Ok(())
 }

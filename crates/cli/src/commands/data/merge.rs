@@ -16,8 +16,12 @@ use std::path::PathBuf;
 #[derive(ClapArgs)]
 #[command(after_long_help = "\
 Examples:
-  opensora data merge clips.0-of-2.csv clips.1-of-2.csv -o clips.csv
-  opensora data merge old.csv new.csv -o all.csv --keep last")]
+  opensora data merge clips.0-of-2.csv clips.1-of-2.csv -o clips.csv --order-of videos.csv
+  opensora data merge old.csv new.csv -o all.csv --keep last
+
+Near-duplicates of tables from several machines (data filter --hashes --shard I/N) are dropped after merging:
+  opensora data merge hashed.*-of-4.csv -o hashed.csv --order-of clips.csv
+  opensora data filter --data hashed.csv -o kept.csv --duplicates")]
 pub(crate) struct Args {
     /// Tables to merge, in this order (CSV, or Parquet if this build supports it)
     #[arg(required = true, value_name = "TABLE")]
@@ -25,6 +29,10 @@ pub(crate) struct Args {
     /// Merged table; dropped rows are listed beside it (.failed.csv)
     #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
+    /// Order the rows as in this table, from which the others were made with --shard: by file, clips by
+    /// their source [default: one table after the other]
+    #[arg(long, value_name = "TABLE")]
+    order_of: Option<PathBuf>,
     /// Which of several rows of one file is kept [default: none, they are an error]
     #[arg(long, value_enum)]
     keep: Option<Which>,
@@ -51,10 +59,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         tables.push((path.display().to_string(), Table::read(path)?));
     }
     let merged = arrange::merge(&tables, keep);
-    let merged = match keep {
+    let mut merged = match keep {
         None => merged.context("say which row stays (--keep first or --keep last)")?,
         Some(_) => merged?,
     };
+    if let Some(origin) = &args.order_of {
+        let origin = Table::read(origin).context("--order-of")?;
+        merged.output = arrange::in_order_of(&merged.output, &origin);
+    }
+    let missing = arrange::missing_parts(&args.data);
+    if !missing.is_empty() {
+        output::message(format_args!("not merged: part {}", missing.join(", ")));
+    }
     stop::listen();
     merged.write(&args.out)?;
 

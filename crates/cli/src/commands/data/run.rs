@@ -1,5 +1,6 @@
 //! `opensora data run`: all steps of a pipeline.
 
+use super::parts;
 use crate::{options::Report, output, step_progress::StepProgress};
 use anyhow::Context;
 use clap::Args as ClapArgs;
@@ -15,7 +16,10 @@ use std::path::PathBuf;
 #[command(after_long_help = "\
 Examples:
   opensora data run --config pipeline.toml
-  opensora data run --config pipeline.toml --shard 0/4")]
+  opensora data run --config pipeline.toml --shard 0/4
+
+Parts of a job array keep near-duplicates and their hashes. Each part prints the two commands, for when all
+are done, that merge the parts' tables and drop near-duplicates from the whole.")]
 pub(crate) struct Args {
     /// Settings file of the steps (TOML); it names the final table
     #[arg(long, value_name = "FILE")]
@@ -33,6 +37,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::read(&args.config).context("--config")?;
+    let max_distance = config.filter.as_ref().and_then(|filter| filter.max_distance);
     let stages = config.stages(args.retry_failed).context("--config")?;
     let stages: Vec<&dyn Stage> = stages.iter().map(AsRef::as_ref).collect();
     let job = Job {
@@ -62,6 +67,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(list) = list {
         let list = list.display();
         output::line(format_args!("rows that could not be used, with reasons: {list}"))?;
+    }
+    if !args.report.quiet {
+        let origin = pipeline::origin(&stages, &job);
+        let needs_all = stages.iter().any(|stage| stage.for_part().is_some());
+        let distance = max_distance.map(|bits| format!(" --max-distance {bits}"));
+        let duplicates = needs_all.then(|| distance.unwrap_or_default());
+        parts::say_next(&job.out, job.shard, &origin, duplicates.as_deref())?;
     }
     Ok(())
 }

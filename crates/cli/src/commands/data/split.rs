@@ -1,5 +1,6 @@
 //! `opensora data split`: videos cut at their shots into clips.
 
+use super::parts;
 use crate::{
     options::Report,
     step_progress::{StepProgress, print_summary},
@@ -104,5 +105,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let mut progress = StepProgress::new(args.report.quiet, "splitting");
     let done = split(&input, &settings, &job, &mut progress);
     progress.finish();
-    Ok(print_summary(&done?, "clips", &job.out, args.report.json)?)
+    print_summary(&done?, "clips", &job.out, args.report.json)?;
+    if !args.report.quiet {
+        parts::say_next(&args.out, args.shard, &args.data, None)?;
+    }
+    Ok(())
 }

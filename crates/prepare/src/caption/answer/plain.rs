@@ -2,9 +2,19 @@
 //! quotation marks.
 
 use crate::text::{has_words, single_spaced};
+use serde_json::Value;
 
 /// Marks around reasoning. Letters count in either case.
-const REASONING: [(&str, &str); 7] = [
+const REASONING: [(&str, &str); 16] = [
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<longcat_think>", "</longcat_think>"),
+    ("<unused94>", "<unused95>"),
+    ("<thoughts>", "</thoughts>"),
+    ("<analysis>", "</analysis>"),
+    ("<reflection>", "</reflection>"),
+    ("<scratchpad>", "</scratchpad>"),
+    ("<reason>", "</reason>"),
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
@@ -14,8 +24,17 @@ const REASONING: [(&str, &str); 7] = [
     ("\u{25c1}think\u{25b7}", "\u{25c1}/think\u{25b7}"),
 ];
 /// Marks around the answer proper.
-const ANSWER: [(&str, &str); 4] = [
+const ANSWER: [(&str, &str); 13] = [
     ("<|begin_of_box|>", "<|end_of_box|>"),
+    ("<|begin_of_solution|>", "<|end_of_solution|>"),
+    ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+    ("\\boxed{", "}"),
+    ("<final_answer>", "</final_answer>"),
+    ("<final>", "</final>"),
+    ("<conclusion>", "</conclusion>"),
+    ("<response>", "</response>"),
+    ("<output>", "</output>"),
+    ("<result>", "</result>"),
     ("<answer>", "</answer>"),
     ("<caption>", "</caption>"),
     ("<description>", "</description>"),
@@ -48,18 +67,83 @@ pub(super) fn caption(answer: &str) -> Option<String> {
     let text = final_channel(answer)?;
     let text = without_reasoning(text)?;
     let text = inside_marks(text);
-    let mut text = turn(text);
+    let text = bare(turn(reply(text)));
+    // Some models answer with an object, whatever they are asked.
+    let said = field(text);
+    let line = single_spaced(said.as_deref().map_or(text, bare));
+    Some(unquoted(&line).into())
+}
+
+/// Returns the text without labels and quotation marks, however deep.
+fn bare(mut text: &str) -> &str {
     loop {
         let before = text.len();
         text = text.trim();
         text = unquoted(text);
         text = unlabelled(text);
         if text.len() == before {
-            break;
+            return text;
         }
     }
-    let line = single_spaced(text);
-    Some(unquoted(&line).into())
+}
+
+/// Returns the caption in a JSON object or a list of one.
+fn field(text: &str) -> Option<String> {
+    const FIELDS: [&str; 8] = [
+        "caption",
+        "description",
+        "answer",
+        "response",
+        "output",
+        "text",
+        "summary",
+        "final_answer",
+    ];
+    if !text.starts_with(['{', '[']) {
+        return None;
+    }
+    let mut value: Value = serde_json::from_str(text).ok()?;
+    if let Some([only]) = value.as_array_mut().map(Vec::as_mut_slice) {
+        value = only.take();
+    }
+    if let Some(text) = value.as_str() {
+        return Some(text.into());
+    }
+    let find = |name: &str| {
+        let mut fields = value.as_object()?.iter();
+        fields.find(|(field, _)| field.eq_ignore_ascii_case(name))?.1.as_str().map(String::from)
+    };
+    FIELDS.into_iter().find_map(find)
+}
+
+/// Returns the reply in a conversation that is written out, as models do that were trained on such: what
+/// stands behind the repeated request, and before a further one.
+fn reply(text: &str) -> &str {
+    const REQUESTS: [&str; 8] = [
+        "USER:",
+        "User:",
+        "HUMAN:",
+        "Human:",
+        "### Human:",
+        "### User:",
+        "### Instruction:",
+        "Question:",
+    ];
+    const REPLIES: [&str; 6] =
+        ["ASSISTANT:", "Assistant:", "### Assistant:", "### Response:", "Answer:", "ANSWER:"];
+    let mut text = text.trim_start();
+    if REQUESTS.iter().any(|request| text.starts_with(request)) {
+        let ends = REPLIES.iter().filter_map(|reply| Some(text.find(reply)? + reply.len()));
+        let Some(end) = ends.min() else { return text };
+        text = &text[end..];
+    }
+    let further = REQUESTS.iter().filter_map(|request| {
+        text.match_indices(request).find(|(at, _)| text[..*at].ends_with('\n')).map(|(at, _)| at)
+    });
+    match further.min().map(|at| &text[..at]) {
+        Some(said) if has_words(said) => said,
+        _ => text,
+    }
 }
 
 /// Returns where `pattern` first stands in `text`; ASCII letters count in either case.
@@ -78,8 +162,15 @@ fn rfind(text: &str, pattern: &str) -> Option<usize> {
 fn final_channel(text: &str) -> Option<&str> {
     const CHANNEL: &str = "<|channel|>";
     const MESSAGE: &str = "<|message|>";
+    // What is left of channels where the server leaves special tokens out.
+    const BARE: &str = "assistantfinal";
     if find(text, CHANNEL).is_none() {
-        return Some(text);
+        let is_bare =
+            ["analysis", "commentary"].iter().any(|name| text.trim_start().starts_with(name));
+        return match text.rfind(BARE).filter(|_| is_bare) {
+            Some(at) => Some(&text[at + BARE.len()..]),
+            None => Some(text),
+        };
     }
     let mut rest = text;
     while let Some(at) = rfind(rest, CHANNEL) {
@@ -233,10 +324,19 @@ fn unquoted(text: &str) -> &str {
         ('\u{2018}', '\u{2019}'),
         ('\u{ab}', '\u{bb}'),
         ('\u{300c}', '\u{300d}'),
+        ('\u{300e}', '\u{300f}'),
+        ('\u{201e}', '\u{201c}'),
+        ('\u{bb}', '\u{ab}'),
     ];
     for (open, close) in pairs {
         let inner = text.strip_prefix(open).and_then(|text| text.strip_suffix(close));
         // Marks inside belong to a quotation of its own.
+        if let Some(inner) = inner.filter(|inner| !inner.contains([open, close])) {
+            return inner.trim();
+        }
+        // A full stop behind the marks belongs to them.
+        let stopped = text.strip_suffix('.').and_then(|text| text.strip_suffix(close));
+        let inner = stopped.and_then(|text| text.strip_prefix(open));
         if let Some(inner) = inner.filter(|inner| !inner.contains([open, close])) {
             return inner.trim();
         }
@@ -256,28 +356,114 @@ fn unquoted(text: &str) -> &str {
 /// Returns the text behind a label such as `Caption:`, `**Final answer:**` or `Here is a caption of the
 /// video:`.
 fn unlabelled(text: &str) -> &str {
+    // The name of a field is no label.
+    if text.starts_with(['{', '[']) {
+        return text;
+    }
+    let text = without_interjection(text);
     let start = text.trim_start_matches(['#', '>', ' ']);
     let bare = start.trim_start_matches(['*', '_']);
     let marks = &start[..start.len() - bare.len()];
-    let Some(end) = bare.find([':', '\u{ff1a}', '\n']).filter(|end| *end <= LONGEST_LABEL) else {
-        return text;
-    };
-    if !is_label(&bare[..end]) {
-        return text;
-    }
-    let rest = bare[end..].trim_start_matches([':', '\u{ff1a}', '\n', ' ']);
+    let dash =
+        [" - ", " \u{2013} ", " \u{2014} "].into_iter().filter_map(|dash| bare.find(dash)).min();
+    let ends = [bare.find([':', '\u{ff1a}', '\n']), dash];
+    let label = |end: &usize| *end <= LONGEST_LABEL && is_label(&bare[..*end]);
+    let Some(end) = ends.into_iter().flatten().find(label) else { return text };
+    let gap = [':', '\u{ff1a}', '\n', ' ', '-', '\u{2013}', '\u{2014}'];
+    let rest = bare[end..].trim_start_matches(gap);
     rest.strip_prefix(marks).unwrap_or(rest)
+}
+
+/// Returns the text without an agreement such as `Sure!`, and without the mark of a list's only item.
+fn without_interjection(text: &str) -> &str {
+    const AGREEMENTS: [&str; 8] = [
+        "sure!",
+        "certainly!",
+        "of course!",
+        "absolutely!",
+        "okay!",
+        "sure thing!",
+        "got it!",
+        "great!",
+    ];
+    for agreement in AGREEMENTS {
+        let start =
+            text.get(..agreement.len()).is_some_and(|it| it.eq_ignore_ascii_case(agreement));
+        let rest = text.get(agreement.len()..).filter(|rest| start && has_words(rest));
+        if let Some(rest) = rest.filter(|rest| rest.starts_with(char::is_whitespace)) {
+            return rest.trim_start();
+        }
+    }
+    for mark in ["- ", "* ", "> ", "\u{2022} "] {
+        if let Some(rest) =
+            text.strip_prefix(mark).filter(|rest| !rest.contains(&format!("\n{mark}")))
+        {
+            return rest.trim_start();
+        }
+    }
+    text
 }
 
 /// Returns true for words that announce a caption and say nothing of what is seen.
 fn is_label(head: &str) -> bool {
-    const NOUNS: [&str; 7] =
-        ["caption", "description", "answer", "response", "output", "assistant", "summary"];
-    const BESIDE: [&str; 19] = [
-        "final", "video", "image", "clip", "scene", "frame", "frames", "short", "detailed",
-        "brief", "concise", "english", "the", "of", "for", "a", "an", "this", "your",
+    const NOUNS: [&str; 15] = [
+        "caption",
+        "captions",
+        "description",
+        "descriptions",
+        "answer",
+        "response",
+        "output",
+        "assistant",
+        "summary",
+        "prompt",
+        "描述",
+        "视频描述",
+        "字幕",
+        "标题",
+        "答案",
     ];
-    const OPENINGS: [&str; 9] = [
+    const BESIDE: [&str; 34] = [
+        "final",
+        "video",
+        "image",
+        "clip",
+        "scene",
+        "frame",
+        "frames",
+        "short",
+        "detailed",
+        "brief",
+        "concise",
+        "english",
+        "the",
+        "of",
+        "for",
+        "a",
+        "an",
+        "this",
+        "your",
+        "my",
+        "in",
+        "is",
+        "as",
+        "follows",
+        "would",
+        "be",
+        "one",
+        "single",
+        "sentence",
+        "possible",
+        "suggested",
+        "generated",
+        "alt",
+        "text",
+    ];
+    const OPENINGS: [&str; 13] = [
+        "ok,",
+        "okay",
+        "absolutely",
+        "based on",
         "here is",
         "here's",
         "here are",
@@ -324,6 +510,24 @@ mod tests {
             ("<|channel|>final <|constrain|>text<|message|>A fox runs.", Some("A fox runs.")),
             ("<|channel|>analysis<|message|>We see a fox.", None),
             ("<|channel|>final", None),
+            ("analysisWe see a fox.assistantfinalA fox runs.", Some("A fox runs.")),
+            (
+                "<|begin_of_thought|>hm<|end_of_thought|>\n<|begin_of_solution|>A fox runs.\
+                 <|end_of_solution|>",
+                Some("A fox runs."),
+            ),
+            (
+                "<|START_THINKING|>hm<|END_THINKING|><|START_RESPONSE|>A fox runs.<|END_RESPONSE|>",
+                Some("A fox runs."),
+            ),
+            ("<unused94>thought\nhm<unused95>A fox runs.", Some("A fox runs.")),
+            ("<|begin_of_thought|>hm", None),
+            ("<analysis>hm", None),
+            (
+                "<SUMMARY>s</SUMMARY><CAPTION>c</CAPTION><REASONING>r</REASONING><CONCLUSION>A fox \
+                 runs.</CONCLUSION>",
+                Some("A fox runs."),
+            ),
         ] {
             assert_eq!(caption(answer).as_deref(), said, "{answer}");
         }
@@ -348,6 +552,12 @@ mod tests {
             "<|vision_start|><|image_pad|><|vision_end|>A fox runs.",
             "The caption is <|begin_of_box|>A fox runs.<|end_of_box|>",
             "So: <answer>A fox runs.</answer>",
+            "The final caption is \\boxed{A fox runs.}",
+            "USER: <image>\nDescribe. ASSISTANT: A fox runs.</s>",
+            "### Instruction:\nDescribe.\n\n### Response:\nA fox runs.",
+            "A fox runs.\n### Human: And now?\n### Assistant: A hen.",
+            "A fox runs.\nUSER: Thanks",
+            "Question: What is shown?\nAnswer: A fox runs.",
         ] {
             assert_eq!(caption(answer).as_deref(), Some("A fox runs."), "{answer}");
         }
@@ -374,6 +584,20 @@ mod tests {
             "```text\nA fox runs.\n```",
             "*A fox runs.*",
             "\u{ab}A fox runs.\u{bb}",
+            "Caption - A fox runs.",
+            "Video description \u{2014} \"A fox runs.\"",
+            "Caption (one sentence): A fox runs.",
+            "The caption is: A fox runs.",
+            "A possible caption would be:\n\n> A fox runs.",
+            "Sure! A fox runs.",
+            "Okay, here's a caption:\n- A fox runs.",
+            "Based on the frames, here is a description: A fox runs.",
+            "\u{201e}A fox runs.\u{201c}",
+            "{\"caption\": \"A fox runs.\", \"confidence\": 0.9}",
+            "```json\n{\n  \"Description\": \"Caption: A fox runs.\"\n}\n```",
+            "[\"A fox runs.\"]",
+            "视频描述：A fox runs.",
+            "Prompt: A fox runs.",
         ] {
             assert_eq!(caption(answer).as_deref(), Some("A fox runs."), "{answer}");
         }
@@ -384,9 +608,16 @@ mod tests {
             "Here is a fox: it runs.",
             "The dogs' bowls",
             "A man's answer: he laughs.",
+            "Sure-footed goats climb.",
+            "A sign: \"No caption\" - it says.",
+            "{a brace} and [a bracket]",
+            "Text on a wall - a caption - is shown.",
+            "The user: a man at a desk.",
+            "- A fox.\n- A hen.",
         ] {
-            assert_eq!(caption(kept).as_deref(), Some(kept));
+            assert_eq!(caption(kept).unwrap(), single_spaced(kept));
         }
+        assert_eq!(caption("\"A fox runs\".").as_deref(), Some("A fox runs"));
         assert_eq!(caption("Caption:").as_deref(), Some(""));
     }
 
