@@ -28,6 +28,7 @@
 //! | [`request`] | what to sample |
 //! | [`pipeline`] | prompts to frames |
 //! | [`denoiser`] | STDiT with its prompts, as samplers see it |
+//! | [`labelled`] | DiT and Latte with their labels, as samplers see them |
 //! | [`frames`] | decoded tensors to pixels |
 //! | [`latents`] | sampled latents in a file |
 #![cfg_attr(feature = "train", doc = "| [`training`] | sample videos along a training run |")]
@@ -68,6 +69,7 @@ pub use opensora_video as video;
 
 pub mod denoiser;
 pub mod frames;
+pub mod labelled;
 pub mod latents;
 pub mod model_files;
 pub mod pipeline;
