@@ -2,10 +2,15 @@
 
 use super::{PipelineError, TextToVideo, finite};
 use crate::{
-    checkpoint::Checkpoint, frames::to_frames, pipeline::Observer, vae::AutoencoderKl,
+    checkpoint::Checkpoint,
+    frames::to_frames,
+    nn::dtype::Dtype,
+    pipeline::Observer,
+    vae::{AutoencoderKl, VaeConfig},
     video::Frames,
 };
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
+use std::path::Path;
 
 /// Frames that the VAE decodes at once: enough to keep a device busy, few enough for its memory. With
 /// low memory it takes one.
@@ -17,8 +22,30 @@ const TILE_ROWS: usize = 64;
 /// A VAE in memory.
 #[derive(Debug)]
 pub struct LoadedVae<'a> {
-    pipeline: &'a TextToVideo,
+    part: VaePart<'a>,
     vae: AutoencoderKl,
+}
+
+/// The VAE of a pipeline.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct VaePart<'a> {
+    pub(super) path: &'a Path,
+    pub(super) config: &'a VaeConfig,
+    pub(super) dtype: Dtype,
+    pub(super) device: &'a Device,
+    pub(super) low_memory: bool,
+}
+
+impl<'a> VaePart<'a> {
+    /// Loads it.
+    pub(super) fn load(self, observer: &mut dyn Observer) -> Result<LoadedVae<'a>, PipelineError> {
+        observer.loading("VAE");
+        let checkpoint = Checkpoint::open(self.path)?;
+        let dtype = self.dtype.float();
+        let (vae, report) = AutoencoderKl::load(self.config, &checkpoint, dtype, self.device)?;
+        observer.loaded(&report);
+        Ok(LoadedVae { part: self, vae })
+    }
 }
 
 impl TextToVideo {
@@ -27,13 +54,14 @@ impl TextToVideo {
     /// # Errors
     /// Returns an error if the VAE cannot be loaded.
     pub fn load_vae(&self, observer: &mut dyn Observer) -> Result<LoadedVae<'_>, PipelineError> {
-        observer.loading("VAE");
-        let checkpoint = Checkpoint::open(&self.files.vae)?;
-        let dtype = self.dtype.float();
-        let (vae, report) =
-            AutoencoderKl::load(&self.vae_config, &checkpoint, dtype, &self.device)?;
-        observer.loaded(&report);
-        Ok(LoadedVae { pipeline: self, vae })
+        let part = VaePart {
+            path: &self.files.vae,
+            config: &self.vae_config,
+            dtype: self.dtype,
+            device: &self.device,
+            low_memory: self.low_memory,
+        };
+        part.load(observer)
     }
 }
 
@@ -49,16 +77,16 @@ impl LoadedVae<'_> {
         mut on_frames: impl FnMut(usize),
     ) -> Result<Frames, PipelineError> {
         let [clips, channels, frames, ..] = latents.dims();
-        let expected = self.pipeline.vae_config.latent_channels;
+        let expected = self.part.config.latent_channels;
         if channels != expected || clips != 1 {
             return Err(PipelineError::Parts(format!(
                 "latents are {clips} clips of {channels} channels, expected 1 of {expected}"
             )));
         }
-        let micro_batch = if self.pipeline.low_memory { 1 } else { DECODE_MICRO_BATCH };
+        let micro_batch = if self.part.low_memory { 1 } else { DECODE_MICRO_BATCH };
         let mut parts = Vec::new();
         for part in latents.split(micro_batch, 2) {
-            parts.push(if self.pipeline.low_memory {
+            parts.push(if self.part.low_memory {
                 self.vae.decode_in_tiles(part, None, TILE_ROWS)
             } else {
                 self.vae.decode(part, None)
@@ -68,7 +96,7 @@ impl LoadedVae<'_> {
         let decoded = Tensor::cat(parts, 2); // [1, 3, T, H, W]
         // One number a clip; its pixels are read to the host next in any case.
         if !finite::all_finite(&decoded) {
-            let cause = finite::cause(&self.pipeline.files.vae, self.pipeline.dtype, None);
+            let cause = finite::cause(self.part.path, self.part.dtype, None);
             return Err(PipelineError::NonFinite { what: "the decoded frames", cause });
         }
         let mut clips = to_frames(decoded)?;
