@@ -3,6 +3,7 @@
 //! Everything that can fail early does: the request is checked against the model and every output
 //! is opened and tried before the first weight is read.
 
+mod label;
 mod outputs;
 mod record;
 
@@ -11,7 +12,7 @@ use anyhow::{Context, bail, ensure};
 use burn::tensor::Tensor;
 use clap::ValueEnum;
 use opensora::{
-    ModelFiles, Observer, PipelineError, SampleRequest, TextToVideo,
+    Observer, PipelineError, SampleRequest, TextToVideo,
     diffusion::SamplerKind,
     latents,
     manifest::read_prompts,
@@ -35,13 +36,20 @@ pub(crate) struct Args {
     /// File with one prompt a line.
     #[arg(long)]
     prompt_path: Option<PathBuf>,
+    /// Class that the image or clip shows, a number or a name such as "golden retriever", for models that
+    /// follow labels (dit-xl-2-256x256, dit-xl-2-512x512, latte-xl-2-16x256x256-ucf101); may be given
+    /// several times.
+    #[arg(long, value_name = "LABEL", conflicts_with_all = ["prompt", "prompt_path", "from_record",
+        "latents", "save_latents", "t5", "t5_dtype", "pab", "space_scale", "time_scale"])]
+    label: Vec<String>,
     /// Make the clip of a record (the .json beside an output) again: its prompt and all settings that
     /// are not given here. Bit-exact on the same kind of device.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_path", "latents", "save_latents"])]
     from_record: Option<PathBuf>,
     /// Model: demo (bundled), a preset (opensora-v1-16x256x256, opensora-v1-hq-16x256x256,
-    /// opensora-v1-hq-16x512x512), a folder with a model.json, or an STDiT-XL/2 checkpoint [default:
-    /// demo].
+    /// opensora-v1-hq-16x512x512; for images pixart-xl-2-256x256, pixart-xl-2-sam-256x256,
+    /// pixart-xl-2-512x512, pixart-xl-2-1024-ms), a folder with a model.json, or an STDiT-XL/2 checkpoint
+    /// [default: demo; with --label dit-xl-2-256x256].
     #[arg(long)]
     model: Option<String>,
     /// Folder of the T5 v1.1 encoder (config.json, spiece.model, weights).
@@ -63,6 +71,9 @@ pub(crate) struct Args {
     /// Height and width in pixels, such as 256x256 [default: the model's].
     #[arg(long, value_parser = parse_size, value_name = "HxW")]
     image_size: Option<[usize; 2]>,
+    /// Height to width, such as 9:16: the nearest size that pixart-xl-2-1024-ms was trained for.
+    #[arg(long, value_parser = parse_ratio, value_name = "H:W", conflicts_with_all = ["image_size", "label"])]
+    aspect_ratio: Option<f64>,
     /// Frames per second of the output [default: the model's].
     #[arg(long)]
     fps: Option<f64>,
@@ -172,11 +183,23 @@ pub(crate) fn parse_size(text: &str) -> Result<[usize; 2], String> {
     parsed.ok_or_else(|| "expected height x width in pixels, such as 256x256".into())
 }
 
+fn parse_ratio(text: &str) -> Result<f64, String> {
+    let parsed = text
+        .split_once(':')
+        .and_then(|(h, w)| Some(h.trim().parse::<f64>().ok()? / w.trim().parse::<f64>().ok()?));
+    parsed
+        .filter(|ratio| ratio.is_finite() && *ratio > 0.0)
+        .ok_or_else(|| "expected height to width, such as 9:16".into())
+}
+
 pub(crate) fn parse_sampler(text: &str) -> Result<SamplerKind, String> {
     text.parse().map_err(|error: opensora::diffusion::sampler::SamplerError| error.to_string())
 }
 
 pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
+    if !args.label.is_empty() || label::is_record(&args) {
+        return label::run(&mut args);
+    }
     let source = match args.from_record.take() {
         Some(path) => Source::of_record(&path, &mut args)?,
         None => Source { prompts: prompts(&args)?, only: None },
@@ -190,7 +213,13 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
         policy: model::policy(args.allow_outside_paths)?,
     };
     let files = model::resolve(args.model(), &parts)?;
-    let request = request(&args, &files);
+    if let Some(ratio) = args.aspect_ratio {
+        let size = files.nearest_size(ratio).with_context(|| {
+            format!("--aspect-ratio: {} was trained for one size: use --image-size", files.name)
+        })?;
+        args.image_size = Some(size);
+    }
+    let request = request_for(&args, &files.defaults);
     let pipeline = TextToVideo::new(files, args.dtype(), args.t5_dtype(), device)?
         .with_low_memory(args.low_memory);
     pipeline.check(&request)?;
@@ -346,8 +375,7 @@ fn prompts(args: &Args) -> anyhow::Result<Vec<String>> {
     }
 }
 
-fn request(args: &Args, files: &ModelFiles) -> SampleRequest {
-    let defaults = &files.defaults;
+fn request_for(args: &Args, defaults: &SampleRequest) -> SampleRequest {
     let sampler = args.sampler.unwrap_or(defaults.sampler);
     // The default steps of a model are those of its own sampler.
     let own_steps = defaults.steps.filter(|_| sampler == defaults.sampler);
