@@ -4,7 +4,8 @@ use crate::{
     diffusion::sampler::SamplerError,
     labels::LabelSet,
     model_files::{
-        FOLLOWS_PROMPT, ModelError, PartPaths, find_part, find_vae, is_class_kind, read_description,
+        FOLLOWS_PROMPT, ModelError, PartPaths, description_error, find_part, find_vae,
+        is_class_kind, read_description,
     },
     presets::{ClassKind, Preset, PresetModel},
     request::SampleRequest,
@@ -71,7 +72,7 @@ impl ClassFiles {
             // A bare checkpoint does not say which of the two it is, nor for what size.
             let reason =
                 "a model with class labels is named by a preset or a folder with a model.json";
-            Err(ModelError::Description { path: path.into(), reason: reason.into() })
+            Err(description_error(path, reason))
         } else {
             Err(ModelError::Unknown { name: model.into() })
         }
@@ -101,7 +102,7 @@ impl ClassFiles {
     /// that is used leads elsewhere than `parts.policy` allows.
     pub fn open_with(folder: &Path, parts: &PartPaths) -> Result<Self, ModelError> {
         let path = folder.join("model.json");
-        let fail = |reason: String| ModelError::Description { path: path.clone(), reason };
+        let fail = |reason: String| description_error(&path, &reason);
         let (text, architecture) = read_description(folder)?;
         if !architecture.as_deref().is_some_and(is_class_kind) {
             let name = folder.display().to_string();

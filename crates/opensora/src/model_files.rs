@@ -11,7 +11,10 @@ use crate::{
     request::SampleRequest,
     stdit::{DenoiserConfig, PositionScales},
 };
-use opensora_files::read::{MAX_CONFIG_BYTES, inside, read_text};
+use opensora_files::{
+    one_line,
+    read::{MAX_CONFIG_BYTES, inside, read_text},
+};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -165,11 +168,16 @@ pub(crate) fn read_description(folder: &Path) -> Result<(String, Option<String>)
         architecture: Option<String>,
     }
     let path = folder.join("model.json");
-    let fail = |reason: String| ModelError::Description { path: path.clone(), reason };
+    let fail = |reason: String| description_error(&path, &reason);
     let text = read_text(&path, MAX_CONFIG_BYTES).map_err(|error| fail(error.to_string()))?;
     let Kind { architecture } = serde_json::from_str(&text)
         .map_err(|error| fail(format!("not a model's description: {error}")))?;
     Ok((text, architecture))
+}
+
+/// The error of a description, in one line whatever the file's own words are.
+pub(crate) fn description_error(path: &Path, reason: &str) -> ModelError {
+    ModelError::Description { path: path.into(), reason: one_line(reason) }
 }
 
 /// Names of all architectures.
@@ -258,7 +266,7 @@ impl ModelFiles {
     /// elsewhere than `parts.policy` allows.
     pub fn open_with(folder: &Path, parts: &PartPaths) -> Result<Self, ModelError> {
         let path = folder.join("model.json");
-        let fail = |reason: String| ModelError::Description { path: path.clone(), reason };
+        let fail = |reason: String| description_error(&path, &reason);
         let (text, architecture) = read_description(folder)?;
         if architecture.as_deref().is_some_and(is_class_kind) {
             let name = folder.display().to_string();
@@ -470,6 +478,16 @@ mod tests {
             assert!(error.contains("model.json") && error.contains("leads out"), "{error}");
             assert_eq!(open(t5, &below).is_ok(), may_be_below, "{t5}");
             assert!(open(t5, &PathPolicy::Anywhere).is_ok());
+        }
+    }
+
+    #[test]
+    fn words_of_a_description_are_reported_on_one_line() {
+        let folder = tempfile::tempdir().unwrap();
+        for text in [r#"{"na\nme": 1}"#, r#"{"architecture": "a\nb"}"#] {
+            std::fs::write(folder.path().join("model.json"), text).unwrap();
+            let error = ModelFiles::open(folder.path()).unwrap_err().to_string();
+            assert!(error.contains("model.json") && !error.contains('\n'), "{error:?}");
         }
     }
 

@@ -152,7 +152,7 @@ impl TryFrom<String> for LabelCondition {
     fn try_from(text: String) -> Result<Self, String> {
         let number = text.strip_prefix("label_").and_then(|number| number.parse().ok());
         let num_classes = number.ok_or_else(|| {
-            format!("condition is '{text}', expected label_N with the number of classes")
+            format!("condition is {text:?}, expected label_N with the number of classes")
         })?;
         Ok(Self { num_classes })
     }
