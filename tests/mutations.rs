@@ -72,6 +72,7 @@ macro_rules! readers {
 readers!(
     caption_answer,
     caption_texts,
+    class_config,
     gif,
     golden_case,
     image,

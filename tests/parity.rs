@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 #[test]
 fn every_golden_case_passes_on_every_device() {
     let cases = golden_cases();
-    assert!(cases.len() >= 22, "only {} golden cases found", cases.len());
+    assert!(cases.len() >= 32, "only {} golden cases found", cases.len());
     for (name, device) in devices() {
         for case in &cases {
             let report =

@@ -6,9 +6,12 @@ use crate::{
     torch_file::{Value, torch_file},
 };
 use burn::tensor::{Device, FloatDType};
-use opensora::model_files::{PartPaths, PathPolicy};
+use opensora::{
+    ClassFiles, ModelError,
+    model_files::{PartPaths, PathPolicy},
+};
 use opensora_checkpoint::Checkpoint;
-use opensora_stdit::{DenoiserConfig, StDit, keys};
+use opensora_stdit::{ClassConfig, DenoiserConfig, Dit, StDit, keys};
 use opensora_t5::{T5Config, T5Encoder, T5Tokenizer};
 use opensora_vae::{AutoencoderKl, VaeConfig};
 use std::{path::Path, sync::OnceLock};
@@ -51,6 +54,24 @@ pub(super) const READERS: &[Reader] = &[
         },
     },
     Reader {
+        name: "class_config",
+        inputs: 10_000,
+        seeds: || {
+            let case = &fixtures(&["goldens/dit-original-pt/case.json"])[0];
+            let case: serde_json::Value = serde_json::from_slice(case).expect("a golden case");
+            vec![case["config"].to_string().into_bytes()]
+        },
+        read: |_, bytes| {
+            static WEIGHTS: OnceLock<Checkpoint> = OnceLock::new();
+            let config: ClassConfig = serde_json::from_slice(bytes).map_err(text)?;
+            let weights = WEIGHTS.get_or_init(|| {
+                let path = fixture("goldens/dit-original-pt/DiT-XL-2-tiny.pt");
+                Checkpoint::open(path).expect("the weights of a golden case")
+            });
+            Dit::check(&config, weights, &Device::flex()).map(drop).map_err(text)
+        },
+    },
+    Reader {
         name: "t5_config",
         inputs: 10_000,
         seeds: || vec![config("goldens/pipeline/case.json", "t5")],
@@ -77,11 +98,25 @@ pub(super) const READERS: &[Reader] = &[
     Reader {
         name: "model_json",
         inputs: 10_000,
-        seeds: || fixtures(&["tiny-model/model.json"]),
+        seeds: || {
+            let class = serde_json::json!({
+                "name": "dit", "architecture": "dit", "denoiser": "DiT.pt", "vae": "vae",
+                "denoiser_config": {"condition": "label_10"}, "num_frames": 1,
+                "image_size": [64, 64], "fps": 1.0, "sampler": "dpm-solver", "steps": 20,
+            });
+            let mut seeds = fixtures(&["tiny-model/model.json"]);
+            seeds.push(class.to_string().into_bytes());
+            seeds
+        },
         read: |scratch, bytes| {
             scratch.write("model.json", bytes);
             let parts = PartPaths { policy: PathPolicy::Anywhere, ..PartPaths::default() };
-            opensora::ModelFiles::open_with(scratch.folder(), &parts).map(drop).map_err(text)
+            match opensora::ModelFiles::open_with(scratch.folder(), &parts) {
+                Err(ModelError::Condition { .. }) => {
+                    ClassFiles::open_with(scratch.folder(), &parts).map(drop).map_err(text)
+                }
+                files => files.map(drop).map_err(text),
+            }
         },
     },
     Reader {

@@ -121,7 +121,7 @@ fn unnamed(fields: &[String], purpose: Purpose) -> Result<Vec<String>, String> {
     if let Some(comment) = fields.first().filter(|field| field.trim_start().starts_with('#')) {
         return Err(format!(
             "line 1: found a comment, {}, {}",
-            shown(&[comment.clone()]),
+            shown(std::slice::from_ref(comment)),
             expected()
         ));
     }

@@ -24,10 +24,13 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`model_files`] | which files make a model: folders with a `model.json`, published presets |
+//! | [`presets`] | the published checkpoints as data |
+//! | [`model_files`], [`class_files`] | which files make a model: folders with a `model.json`, presets |
+//! | [`labels`], [`buckets`] | names of class labels; sizes of PixArt-alpha's images |
 //! | [`request`] | what to sample |
-//! | [`pipeline`] | prompts to frames |
-//! | [`denoiser`] | STDiT with its prompts, as samplers see it |
+//! | [`pipeline`] | prompts or labels to frames |
+//! | [`denoiser`], [`image_denoiser`] | STDiT and PixArt-alpha with their prompts, as samplers see them |
+//! | [`labelled`] | DiT and Latte with their labels, as samplers see them |
 //! | [`frames`] | decoded tensors to pixels |
 //! | [`latents`] | sampled latents in a file |
 #![cfg_attr(feature = "train", doc = "| [`training`] | sample videos along a training run |")]
@@ -66,15 +69,23 @@ pub use opensora_train as train;
 pub use opensora_vae as vae;
 pub use opensora_video as video;
 
+pub mod buckets;
+pub mod class_files;
 pub mod denoiser;
 pub mod frames;
+pub mod image_denoiser;
+pub mod labelled;
+pub mod labels;
 pub mod latents;
 pub mod model_files;
 pub mod pipeline;
+pub mod presets;
 pub mod request;
 #[cfg(feature = "train")]
 pub mod training;
 
-pub use model_files::{ModelError, ModelFiles, Preset};
-pub use pipeline::{Observer, PipelineError, Quiet, TextToVideo};
+pub use class_files::ClassFiles;
+pub use model_files::{ModelError, ModelFiles};
+pub use pipeline::{ClassToVideo, Observer, PipelineError, Quiet, TextToVideo};
+pub use presets::{PRESETS, Preset};
 pub use request::SampleRequest;

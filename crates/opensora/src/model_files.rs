@@ -1,15 +1,20 @@
 //! Which files make a model.
 //!
-//! A model is a folder with a `model.json` that names its parts, a published preset whose files lie
-//! in one folder under their published names, or a bare STDiT checkpoint together with a text
-//! encoder and a VAE.
+//! A model is a folder with a `model.json` that names its parts, a published [preset](crate::presets)
+//! whose files lie in one folder under their published names, or a bare STDiT checkpoint together
+//! with a text encoder and a VAE.
 
 use crate::{
+    buckets,
     diffusion::{PredictionType, sampler::SamplerError},
+    presets::{self, Architecture, ClassKind, PRESETS, Preset, PresetModel},
     request::SampleRequest,
     stdit::{DenoiserConfig, PositionScales},
 };
-use opensora_files::read::{MAX_CONFIG_BYTES, inside, read_text};
+use opensora_files::{
+    one_line,
+    read::{MAX_CONFIG_BYTES, inside, read_text},
+};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -18,11 +23,13 @@ use std::path::{Path, PathBuf};
 pub struct ModelFiles {
     /// Its name, for messages and for the record beside an output.
     pub name: String,
-    /// STDiT: whatever [`Checkpoint::open`](crate::checkpoint::Checkpoint::open) takes.
+    /// What the denoiser is.
+    pub architecture: Architecture,
+    /// The denoiser: whatever [`Checkpoint::open`](crate::checkpoint::Checkpoint::open) takes.
     pub denoiser: PathBuf,
-    /// Sizes of the STDiT.
+    /// Sizes of the denoiser.
     pub denoiser_config: DenoiserConfig,
-    /// Which position scales the STDiT is given.
+    /// Which position scales the denoiser is given.
     pub scales: ScaleRule,
     /// What its first channels name; where `None`, what the weights say of themselves, and the
     /// published noise where they say nothing.
@@ -33,6 +40,8 @@ pub struct ModelFiles {
     pub vae: PathBuf,
     /// Size, length and rate that the model was trained for.
     pub defaults: SampleRequest,
+    /// All sizes that it was trained for, where there are several: height and width in pixels.
+    pub buckets: &'static [[usize; 2]],
 }
 
 /// How [`TextToVideo`](crate::TextToVideo) chooses the units of the position tables.
@@ -44,44 +53,6 @@ pub enum ScaleRule {
     Fixed,
     /// Those of the published configuration nearest to the request: see [`published_scales`].
     ForRequest,
-}
-
-/// A published checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Preset {
-    /// What `--model` calls it.
-    pub name: &'static str,
-    /// The file's published name.
-    pub file: &'static str,
-    /// Frames it was trained on.
-    pub num_frames: usize,
-    /// Height and width in pixels.
-    pub image_size: [usize; 2],
-    /// Frames per second: clips were cut from 24 and thinned out.
-    pub fps: f64,
-    /// Units of its position tables.
-    pub scales: PositionScales,
-}
-
-/// The checkpoints of Open-Sora 1.0, all STDiT-XL/2, published in hpcai-tech/Open-Sora.
-///
-/// Source: hpcaitech/Open-Sora v1.0.0, `configs/opensora/inference`. (A 64x512x512 checkpoint was
-/// configured but never published.)
-pub const PRESETS: [Preset; 3] = [
-    preset("opensora-v1-16x256x256", "OpenSora-v1-16x256x256.pth", 256, 0.5),
-    preset("opensora-v1-hq-16x256x256", "OpenSora-v1-HQ-16x256x256.pth", 256, 0.5),
-    preset("opensora-v1-hq-16x512x512", "OpenSora-v1-HQ-16x512x512.pth", 512, 1.0),
-];
-
-const fn preset(name: &'static str, file: &'static str, pixels: usize, space_scale: f64) -> Preset {
-    Preset {
-        name,
-        file,
-        num_frames: 16,
-        image_size: [pixels, pixels],
-        fps: 24.0 / 3.0,
-        scales: PositionScales { space_scale, time_scale: 1.0 },
-    }
 }
 
 /// Names of the text encoder's folder, the published one first, then the reference's.
@@ -127,6 +98,14 @@ pub enum ModelError {
         /// The option that names another place.
         option: &'static str,
     },
+    /// A model that follows something else than what was given.
+    #[error("model '{name}' follows {follows}")]
+    Condition {
+        /// The model.
+        name: String,
+        /// What it follows, and how that is given.
+        follows: &'static str,
+    },
     /// A bare checkpoint says nothing of the other parts.
     #[error(
         "{}: a bare checkpoint needs the other parts of the model: name the {what} with {option}",
@@ -146,11 +125,21 @@ fn preset_names() -> String {
     PRESETS.map(|preset| preset.name).join(", ")
 }
 
+/// What models of prompts and of labels follow, for [`ModelError::Condition`].
+pub(crate) const FOLLOWS_PROMPT: &str = "a prompt, not a class label: leave --label out";
+const FOLLOWS_LABEL: &str = "a class label, not a prompt: give one with --label";
+
 /// What `model.json` holds; paths are relative to its folder.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Description {
     name: String,
+    /// `stdit` (where it is left out), `pixart` or `pixart-ms`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    architecture: Option<String>,
+    /// For `pixart-ms`: see [`Architecture::PixArtMs`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    base_size: Option<usize>,
     denoiser: PathBuf,
     denoiser_config: DenoiserConfig,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -170,6 +159,49 @@ struct Description {
     guidance_scale: Option<f64>,
 }
 
+/// Reads the `model.json` of `folder`, and returns its `architecture` with its text.
+pub(crate) fn read_description(folder: &Path) -> Result<(String, Option<String>), ModelError> {
+    /// The field that says which others there are.
+    #[derive(Deserialize)]
+    struct Kind {
+        #[serde(default)]
+        architecture: Option<String>,
+    }
+    let path = folder.join("model.json");
+    let fail = |reason: String| description_error(&path, &reason);
+    let text = read_text(&path, MAX_CONFIG_BYTES).map_err(|error| fail(error.to_string()))?;
+    let Kind { architecture } = serde_json::from_str(&text)
+        .map_err(|error| fail(format!("not a model's description: {error}")))?;
+    Ok((text, architecture))
+}
+
+/// The error of a description, in one line whatever the file's own words are.
+pub(crate) fn description_error(path: &Path, reason: &str) -> ModelError {
+    ModelError::Description { path: path.into(), reason: one_line(reason) }
+}
+
+/// Names of all architectures.
+const ARCHITECTURES: [&str; 5] = ["stdit", "pixart", "pixart-ms", "dit", "latte"];
+
+impl Description {
+    fn architecture(&self) -> Result<Architecture, String> {
+        let architecture = match self.architecture.as_deref() {
+            None | Some("stdit") => Architecture::StDit,
+            Some("pixart") => Architecture::PixArt,
+            Some("pixart-ms") => Architecture::PixArtMs { base_size: self.base_size },
+            Some(other) => {
+                let known = ARCHITECTURES.join(", ");
+                return Err(format!("architecture '{other}', expected one of {known}"));
+            }
+        };
+        match (architecture, self.base_size) {
+            (_, Some(0)) => Err("base_size is 0, expected tokens along a side".into()),
+            (Architecture::PixArtMs { .. }, _) | (_, None) => Ok(architecture),
+            _ => Err("base_size belongs to the architecture pixart-ms only".into()),
+        }
+    }
+}
+
 /// Where the paths in a `model.json` may lead. A description may come from a stranger, and a path in it
 /// could name a pipe, a device or somebody else's files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -185,7 +217,7 @@ pub enum PathPolicy {
 
 impl PathPolicy {
     /// The path of a part that `folder`'s description names.
-    fn resolve(&self, folder: &Path, part: &Path) -> Result<PathBuf, String> {
+    pub(crate) fn resolve(&self, folder: &Path, part: &Path) -> Result<PathBuf, String> {
         let whole = folder.join(part);
         if *self == Self::Anywhere || inside(folder, part).is_ok() {
             return Ok(whole);
@@ -234,10 +266,15 @@ impl ModelFiles {
     /// elsewhere than `parts.policy` allows.
     pub fn open_with(folder: &Path, parts: &PartPaths) -> Result<Self, ModelError> {
         let path = folder.join("model.json");
-        let fail = |reason: String| ModelError::Description { path: path.clone(), reason };
-        let text = read_text(&path, MAX_CONFIG_BYTES).map_err(|error| fail(error.to_string()))?;
+        let fail = |reason: String| description_error(&path, &reason);
+        let (text, architecture) = read_description(folder)?;
+        if architecture.as_deref().is_some_and(is_class_kind) {
+            let name = folder.display().to_string();
+            return Err(ModelError::Condition { name, follows: FOLLOWS_LABEL });
+        }
         let description: Description = serde_json::from_str(&text)
-            .map_err(|e| fail(format!("not a model's description: {e}")))?;
+            .map_err(|error| fail(format!("not a model's description: {error}")))?;
+        let architecture = description.architecture().map_err(fail)?;
         let part = |relative: &Path| parts.policy.resolve(folder, relative).map_err(fail);
         let own = |given: &Option<PathBuf>, relative: &Path| match given {
             Some(path) => Ok(path.clone()),
@@ -252,6 +289,7 @@ impl ModelFiles {
         };
         Ok(Self {
             name: description.name,
+            architecture,
             denoiser: part(&description.denoiser)?,
             denoiser_config: description.denoiser_config,
             scales: ScaleRule::Fixed,
@@ -267,6 +305,7 @@ impl ModelFiles {
                 guidance_scale: description.guidance_scale.unwrap_or(published.guidance_scale),
                 ..published
             },
+            buckets: &[],
         })
     }
 
@@ -278,7 +317,7 @@ impl ModelFiles {
     /// Returns an error if there is no such model or one of its parts is missing.
     pub fn resolve(model: &str, parts: &PartPaths) -> Result<Self, ModelError> {
         let path = Path::new(model);
-        let files = if let Some(preset) = PRESETS.iter().find(|preset| preset.name == model) {
+        let files = if let Some(preset) = Preset::find(model) {
             Self::preset(preset, parts)?
         } else if path.join("model.json").exists() {
             Self::open_with(path, parts)?
@@ -288,6 +327,12 @@ impl ModelFiles {
             return Err(ModelError::Unknown { name: model.into() });
         };
         Ok(files.with_parts(parts))
+    }
+
+    /// Returns the size that the model was trained for whose height through width is nearest to
+    /// `aspect_ratio`, or `None` if it was trained for one size only.
+    pub fn nearest_size(&self, aspect_ratio: f64) -> Option<[usize; 2]> {
+        buckets::nearest(self.buckets, aspect_ratio)
     }
 
     /// Replaces the text encoder and the VAE by those that `parts` names.
@@ -300,35 +345,24 @@ impl ModelFiles {
     }
 
     fn preset(preset: &Preset, parts: &PartPaths) -> Result<Self, ModelError> {
-        let folder = parts.weights_dir.clone().unwrap_or_else(|| "pretrained_models".into());
+        let PresetModel::Text(architecture) = preset.model else {
+            let name = preset.name.into();
+            return Err(ModelError::Condition { name, follows: FOLLOWS_LABEL });
+        };
         let find = |given: &Option<PathBuf>, names: &[&str], origin, option| {
-            if let Some(path) = given {
-                return Ok(path.clone());
-            }
-            names.iter().map(|name| folder.join(name)).find(|path| path.exists()).ok_or_else(|| {
-                ModelError::MissingFile {
-                    preset: preset.name.into(),
-                    what: format!("'{}'", names[0]),
-                    origin,
-                    folder: folder.clone(),
-                    option,
-                }
-            })
+            find_part(preset, parts, given, names, origin, option)
         };
         Ok(Self {
             name: preset.name.into(),
-            denoiser: find(&None, &[preset.file], "hpcai-tech/Open-Sora", "--weights-dir")?,
+            architecture,
+            denoiser: find(&None, preset.files, preset.origin.place(), "--weights-dir")?,
             denoiser_config: DenoiserConfig { scales: preset.scales, ..DenoiserConfig::xl_2() },
             scales: ScaleRule::Fixed,
             prediction_type: None,
-            t5: find(&parts.t5, &T5_FOLDERS, "DeepFloyd/t5-v1_1-xxl", "--t5")?,
-            vae: find(&parts.vae, &VAE_FOLDERS, "stabilityai/sd-vae-ft-ema", "--vae")?,
-            defaults: SampleRequest {
-                num_frames: preset.num_frames,
-                image_size: preset.image_size,
-                fps: preset.fps,
-                ..SampleRequest::default()
-            },
+            t5: find(&parts.t5, &T5_FOLDERS, presets::TEXT_ENCODER, "--t5")?,
+            vae: find_vae(preset, parts)?,
+            defaults: preset.defaults(),
+            buckets: preset.buckets,
         })
     }
 
@@ -336,6 +370,7 @@ impl ModelFiles {
         let missing = |what, option| ModelError::MissingPart { path: path.into(), what, option };
         Ok(Self {
             name: path.display().to_string(),
+            architecture: Architecture::StDit,
             denoiser: path.into(),
             denoiser_config: DenoiserConfig::xl_2(),
             scales: ScaleRule::ForRequest,
@@ -343,8 +378,43 @@ impl ModelFiles {
             t5: parts.t5.clone().ok_or_else(|| missing("text encoder", "--t5"))?,
             vae: parts.vae.clone().ok_or_else(|| missing("VAE", "--vae"))?,
             defaults: SampleRequest::default(),
+            buckets: &[],
         })
     }
+}
+
+/// Returns true if this is the name of an architecture with class labels.
+pub(crate) fn is_class_kind(name: &str) -> bool {
+    [ClassKind::Dit, ClassKind::Latte].iter().any(|kind| kind.name() == name)
+}
+
+/// Returns the path that was `given`, or that of the first of `names` in the folder of weights.
+pub(crate) fn find_part(
+    preset: &Preset,
+    parts: &PartPaths,
+    given: &Option<PathBuf>,
+    names: &[&str],
+    origin: &'static str,
+    option: &'static str,
+) -> Result<PathBuf, ModelError> {
+    if let Some(path) = given {
+        return Ok(path.clone());
+    }
+    let folder = parts.weights_dir.clone().unwrap_or_else(|| "pretrained_models".into());
+    names.iter().map(|name| folder.join(name)).find(|path| path.exists()).ok_or_else(|| {
+        ModelError::MissingFile {
+            preset: preset.name.into(),
+            what: format!("'{}'", names[0]),
+            origin,
+            folder: folder.clone(),
+            option,
+        }
+    })
+}
+
+/// Returns the VAE of a preset.
+pub(crate) fn find_vae(preset: &Preset, parts: &PartPaths) -> Result<PathBuf, ModelError> {
+    find_part(preset, parts, &parts.vae, &VAE_FOLDERS, presets::VAE, "--vae")
 }
 
 /// Returns the scales of the published configuration nearest to a request: positions in space are
@@ -408,6 +478,16 @@ mod tests {
             assert!(error.contains("model.json") && error.contains("leads out"), "{error}");
             assert_eq!(open(t5, &below).is_ok(), may_be_below, "{t5}");
             assert!(open(t5, &PathPolicy::Anywhere).is_ok());
+        }
+    }
+
+    #[test]
+    fn words_of_a_description_are_reported_on_one_line() {
+        let folder = tempfile::tempdir().unwrap();
+        for text in [r#"{"na\nme": 1}"#, r#"{"architecture": "a\nb"}"#] {
+            std::fs::write(folder.path().join("model.json"), text).unwrap();
+            let error = ModelFiles::open(folder.path()).unwrap_err().to_string();
+            assert!(error.contains("model.json") && !error.contains('\n'), "{error:?}");
         }
     }
 

@@ -1,8 +1,9 @@
-//! Prompts to frames.
+//! Prompts or labels to frames.
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `scripts/inference.py`. Deviation: the reference keeps all
 //! models resident; here each is loaded, used and dropped in turn.
 
+mod class;
 mod decode_plan;
 mod decoding;
 mod error;
@@ -10,6 +11,7 @@ mod finite;
 mod observer;
 mod sampling;
 
+pub use class::ClassToVideo;
 pub use decoding::LoadedVae;
 pub use error::PipelineError;
 pub use observer::{Observer, Quiet};
@@ -19,8 +21,11 @@ use crate::{
     checkpoint::Checkpoint,
     model_files::{ModelFiles, ScaleRule, published_scales},
     nn::dtype::Dtype,
+    presets::Architecture,
     request::SampleRequest,
-    stdit::{DenoiserConfig, DenoiserWork, PositionScales, StDit},
+    stdit::{
+        AttentionReuse, DenoiserConfig, DenoiserWork, PixArt, PixArtMs, PositionScales, StDit,
+    },
     t5::{PromptStates, T5Config, T5Encoder, TextEncoder},
     vae::{AutoencoderKl, VaeConfig},
     video::Frames,
@@ -83,13 +88,20 @@ impl TextToVideo {
         }
         // Headers only: a file that is missing, damaged or of another size than its configuration says is
         // known before minutes are spent and memory is taken.
-        StDit::check(&files.denoiser_config, &Checkpoint::open(&files.denoiser)?, &device)?;
+        let denoiser = Checkpoint::open(&files.denoiser)?;
+        match files.architecture {
+            Architecture::StDit => StDit::check(&files.denoiser_config, &denoiser, &device)?,
+            Architecture::PixArt => PixArt::check(&files.denoiser_config, &denoiser, &device)?,
+            Architecture::PixArtMs { .. } => {
+                PixArtMs::check(&files.denoiser_config, &denoiser, &device)?
+            }
+        };
         T5Encoder::check(&t5_config, &Checkpoint::open(&files.t5)?, &device)?;
         AutoencoderKl::check(&vae_config, &Checkpoint::open(&files.vae)?, &device)?;
         Ok(Self { files, vae_config, dtype, t5_dtype, device, low_memory: false })
     }
 
-    /// Whether to spend time for memory: the denoiser's blocks are read from its file in every step
+    /// Whether to spend time for memory: STDiT's blocks are read from its file in every step
     /// instead of being kept, and the VAE decodes one frame at a time, in tiles. What is sampled stays
     /// the same, and the frames do within rounding.
     pub fn with_low_memory(self, low_memory: bool) -> Self {
@@ -130,26 +142,16 @@ impl TextToVideo {
     /// Returns an error if the model cannot make such a clip or the sampler cannot run with so many
     /// steps.
     pub fn check(&self, request: &SampleRequest) -> Result<[usize; 3], PipelineError> {
-        let fail = |text: String| Err(PipelineError::Request(text));
-        if request.batch_size == 0 {
-            return fail("batch size is 0, expected at least 1".into());
-        }
-        let [height, width] = request.image_size;
-        // 2^31 pixels is far beyond any memory, and keeps products in range.
-        let pixels = [request.num_frames, height, width]
-            .into_iter()
-            .try_fold(1usize, usize::checked_mul)
-            .filter(|&pixels| pixels < 1 << 31);
-        if pixels.is_none() {
-            return fail(format!("{} frames of {height}x{width} are too many", request.num_frames));
-        }
-        if !request.guidance_scale.is_finite() {
-            return fail(format!(
-                "guidance scale is {}, expected a number",
-                request.guidance_scale
-            ));
+        check_request(request)?;
+        let architecture = self.files.architecture;
+        if architecture != Architecture::StDit && request.attention_reuse != AttentionReuse::OFF {
+            let name = architecture.name();
+            let text =
+                format!("attention outputs can be reused in STDiT only, the model is a {name}");
+            return Err(PipelineError::Request(text));
         }
         request.sampler()?;
+        let [height, width] = request.image_size;
         let size = self.vae_config.latent_size([request.num_frames, height, width])?;
         let config = self.denoiser_config(request);
         config.validate()?;
@@ -331,4 +333,25 @@ fn batches(prompts: &PromptStates, request: &SampleRequest) -> Vec<Range<usize>>
     let prompts = prompts.states.dims()[0];
     let size = request.batch_size.max(1);
     (0..prompts).step_by(size).map(|first| first..(first + size).min(prompts)).collect()
+}
+
+/// Checks what no model can do.
+fn check_request(request: &SampleRequest) -> Result<(), PipelineError> {
+    let fail = |text: String| Err(PipelineError::Request(text));
+    if request.batch_size == 0 {
+        return fail("batch size is 0, expected at least 1".into());
+    }
+    let [height, width] = request.image_size;
+    // 2^31 pixels is far beyond any memory, and keeps products in range.
+    let pixels = [request.num_frames, height, width]
+        .into_iter()
+        .try_fold(1usize, usize::checked_mul)
+        .filter(|&pixels| pixels < 1 << 31);
+    if pixels.is_none() {
+        return fail(format!("{} frames of {height}x{width} are too many", request.num_frames));
+    }
+    if !request.guidance_scale.is_finite() {
+        return fail(format!("guidance scale is {}, expected a number", request.guidance_scale));
+    }
+    Ok(())
 }

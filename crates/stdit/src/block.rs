@@ -36,11 +36,20 @@ pub struct SelfAttention {
 
 impl SelfAttention {
     fn new(config: &DenoiserConfig, proj: Initializer, device: &Device) -> Self {
-        let hidden = config.hidden_size;
+        Self::with_heads(config.hidden_size, config.num_heads, proj, device)
+    }
+
+    /// Fresh attention of width `hidden`, whose output projection starts from `proj`.
+    pub(crate) fn with_heads(
+        hidden: usize,
+        heads: usize,
+        proj: Initializer,
+        device: &Device,
+    ) -> Self {
         Self {
             qkv: linear(hidden, 3 * hidden, true, XAVIER, device),
             proj: linear(hidden, hidden, true, proj, device),
-            heads: config.num_heads,
+            heads,
         }
     }
 
@@ -113,8 +122,7 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    fn new(config: &DenoiserConfig, device: &Device) -> Self {
-        let (hidden, inner) = (config.hidden_size, config.mlp_size());
+    pub(crate) fn new(hidden: usize, inner: usize, device: &Device) -> Self {
         Self {
             fc1: linear(hidden, inner, true, XAVIER, device),
             fc2: linear(inner, hidden, true, XAVIER, device),
@@ -161,7 +169,7 @@ impl PixArtBlock {
             scale_shift_table: scale_shift_table(6, config.hidden_size, device),
             attn: SelfAttention::new(config, XAVIER, device),
             cross_attn: CrossAttention::new(config, device),
-            mlp: Mlp::new(config, device),
+            mlp: Mlp::new(config.hidden_size, config.mlp_size(), device),
         }
     }
 

@@ -51,8 +51,9 @@ impl Default for DenoiserConfig {
     }
 }
 
-/// Why a configuration or a clip's size cannot be.
+/// Why a configuration, a clip's size or a label does not fit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum SizeError {
     /// The clip cannot be cut into patches.
     #[error(
@@ -64,9 +65,74 @@ pub enum SizeError {
         /// The model's patch.
         patch_size: [usize; 3],
     },
+    /// A model whose position table is square, and latents that are not.
+    #[error(
+        "latents of {size:?} (frames, height, width) are not square in patches of {patch_size:?}, as \
+         models with class labels need"
+    )]
+    Square {
+        /// The latents' size.
+        size: [usize; 3],
+        /// The model's patch.
+        patch_size: [usize; 3],
+    },
+    /// A class that the model does not have.
+    #[error("label {label} is out of range, the model has classes 0 to {}", num_classes - 1)]
+    Label {
+        /// The label.
+        label: usize,
+        /// The model's classes.
+        num_classes: usize,
+    },
+    /// A model that was trained without label dropout has no null class to guide away from.
+    #[error("the model has no null class (class_dropout_prob is 0), so it cannot be guided")]
+    NoNullClass,
     /// A value of the configuration cannot be.
     #[error("model config: {0}")]
     Config(String),
+}
+
+/// Returns the tokens along (t, h, w) of latents of `size` (frames, height, width).
+pub(crate) fn grid(size: [usize; 3], patch_size: [usize; 3]) -> Result<[usize; 3], SizeError> {
+    if (0..3).any(|axis| size[axis] == 0 || !size[axis].is_multiple_of(patch_size[axis])) {
+        return Err(SizeError::Patches { size, patch_size });
+    }
+    Ok([0, 1, 2].map(|axis| size[axis] / patch_size[axis]))
+}
+
+/// Checks the sizes that all models here have, and `others` by name.
+pub(crate) fn check_sizes(
+    patch_size: [usize; 3],
+    [in_channels, hidden_size, depth, num_heads]: [usize; 4],
+    mlp_ratio: f64,
+    others: &[(&str, usize)],
+) -> Result<(), SizeError> {
+    let fail = |text: String| Err(SizeError::Config(text));
+    let own = [
+        ("in_channels", in_channels),
+        ("hidden_size", hidden_size),
+        ("depth", depth),
+        ("num_heads", num_heads),
+    ];
+    let patch = patch_size.map(|side| ("patch_size", side));
+    for &(name, value) in own.iter().chain(&patch).chain(others) {
+        // Far above any model, and small enough that products of two stay in range. Blocks take
+        // memory even before they have weights.
+        let most = if name == "depth" { 1 << 10 } else { 1 << 20 };
+        if value == 0 || value > most {
+            return fail(format!("{name} is {value}, expected 1 to {most}"));
+        }
+    }
+    if !hidden_size.is_multiple_of(num_heads) || !hidden_size.is_multiple_of(4) {
+        return fail(format!(
+            "hidden_size {hidden_size} must be a multiple of 4 and of num_heads {num_heads}"
+        ));
+    }
+    let positive = mlp_ratio.is_finite() && mlp_ratio > 0.0;
+    if !positive || mlp_ratio > 64.0 || (hidden_size as f64 * mlp_ratio) < 1.0 {
+        return fail(format!("mlp_ratio {mlp_ratio} is out of range"));
+    }
+    Ok(())
 }
 
 impl DenoiserConfig {
@@ -101,11 +167,7 @@ impl DenoiserConfig {
     /// # Errors
     /// Where the patch does not divide the size, or the size has a zero.
     pub fn grid(&self, size: [usize; 3]) -> Result<[usize; 3], SizeError> {
-        let patch = self.patch_size;
-        if (0..3).any(|axis| size[axis] == 0 || !size[axis].is_multiple_of(patch[axis])) {
-            return Err(SizeError::Patches { size, patch_size: patch });
-        }
-        Ok([size[0] / patch[0], size[1] / patch[1], size[2] / patch[2]])
+        grid(size, self.patch_size)
     }
 
     /// Fails where no model could be built, so that [`init`](crate::StDit::new) never panics.
@@ -113,35 +175,19 @@ impl DenoiserConfig {
     /// # Errors
     /// Names the value that cannot be.
     pub fn validate(&self) -> Result<(), SizeError> {
-        let fail = |text: String| Err(SizeError::Config(text));
-        for (name, value) in [
-            ("in_channels", self.in_channels),
-            ("hidden_size", self.hidden_size),
-            ("depth", self.depth),
-            ("num_heads", self.num_heads),
-            ("caption_channels", self.caption_channels),
-            ("model_max_length", self.model_max_length),
-            ("patch_size", self.patch_size.into_iter().min().unwrap_or(0)),
-        ] {
-            // Far above any model, and small enough that products of two stay in range. Blocks take
-            // memory even before they have weights.
-            let most = if name == "depth" { 1 << 10 } else { 1 << 20 };
-            if value == 0 || value > most {
-                return fail(format!("{name} is {value}, expected 1 to {most}"));
-            }
-        }
-        if !self.hidden_size.is_multiple_of(self.num_heads) || !self.hidden_size.is_multiple_of(4) {
-            return fail(format!(
-                "hidden_size {} must be a multiple of 4 and of num_heads {}",
-                self.hidden_size, self.num_heads
-            ));
-        }
+        check_sizes(
+            self.patch_size,
+            [self.in_channels, self.hidden_size, self.depth, self.num_heads],
+            self.mlp_ratio,
+            &[
+                ("caption_channels", self.caption_channels),
+                ("model_max_length", self.model_max_length),
+            ],
+        )?;
         let positive = |value: f64| value.is_finite() && value > 0.0;
-        if !positive(self.mlp_ratio) || self.mlp_ratio > 64.0 || self.mlp_size() == 0 {
-            return fail(format!("mlp_ratio {} is out of range", self.mlp_ratio));
-        }
         if !positive(self.scales.space_scale) || !positive(self.scales.time_scale) {
-            return fail("space_scale and time_scale must be positive".into());
+            let text = "space_scale and time_scale must be positive";
+            return Err(SizeError::Config(text.into()));
         }
         Ok(())
     }

@@ -27,15 +27,19 @@ pub struct PatchEmbed {
 }
 
 impl PatchEmbed {
-    fn new(config: &DenoiserConfig, device: &Device) -> Self {
-        let channels = [config.in_channels, config.hidden_size];
-        let mut proj = Conv3dConfig::new(channels, config.patch_size)
-            .with_stride(config.patch_size)
+    pub(crate) fn new(
+        in_channels: usize,
+        hidden: usize,
+        patch_size: [usize; 3],
+        device: &Device,
+    ) -> Self {
+        let mut proj = Conv3dConfig::new([in_channels, hidden], patch_size)
+            .with_stride(patch_size)
             .init(device);
         // As a linear layer over the patch, not as a convolution.
-        let [t, h, w] = config.patch_size;
-        let shape = [config.hidden_size, config.in_channels, t, h, w];
-        let (fan_in, fan_out) = (config.in_channels * t * h * w, config.hidden_size);
+        let [t, h, w] = patch_size;
+        let shape = [hidden, in_channels, t, h, w];
+        let (fan_in, fan_out) = (in_channels * t * h * w, hidden);
         proj.weight = XAVIER.init_with(shape, Some(fan_in), Some(fan_out), device);
         Self { proj }
     }
@@ -107,7 +111,7 @@ impl Embeddings {
     pub(crate) fn new(config: &DenoiserConfig, device: &Device) -> Self {
         let hidden = config.hidden_size;
         Self {
-            x_embedder: PatchEmbed::new(config, device),
+            x_embedder: PatchEmbed::new(config.in_channels, hidden, config.patch_size, device),
             t_embedder: TimestepEmbedder::new(hidden, device),
             t_block: linear(hidden, 6 * hidden, true, NORMAL_02, device),
             y_embedder: CaptionEmbedder::new(config, device),
@@ -123,11 +127,26 @@ impl Embeddings {
         states: Tensor<3>,
         mask: Option<&TokenMask>,
     ) -> Conditioning {
+        self.condition_with(timesteps, states, mask, None)
+    }
+
+    /// [`condition`](Self::condition), where `extra` `[B, C]` is added to the timestep embedding.
+    pub(crate) fn condition_with(
+        &self,
+        timesteps: &[f32],
+        states: Tensor<3>,
+        mask: Option<&TokenMask>,
+        extra: Option<Tensor<2>>,
+    ) -> Conditioning {
         let dtype = states.dtype();
         let device = states.device();
         let [batch, tokens, _] = states.dims();
 
         let t = self.t_embedder.forward(timesteps, dtype); // [B, C]
+        let t = match extra {
+            Some(extra) => t + extra,
+            None => t,
+        };
         let hidden = t.dims()[1];
         let t6 = self.t_block.forward(silu(t.clone())).reshape([batch, 6, hidden]);
 

@@ -208,6 +208,17 @@ impl AttentionCache {
         self.work
     }
 
+    /// Counts a forward pass over `samples` that computed all of its `attentions`, at `flops` operations
+    /// a sample: for models that reuse none.
+    pub fn count(&mut self, samples: usize, attentions: usize, flops: f64) {
+        self.work += DenoiserWork {
+            forward_samples: samples as u64,
+            attentions_computed: attentions as u64,
+            attentions_reused: 0,
+            flops: samples as f64 * flops,
+        };
+    }
+
     /// Begins a forward pass over `depth` blocks, each of which would do `flops` for a sample.
     pub(crate) fn begin(
         &mut self,

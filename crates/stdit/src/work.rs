@@ -3,7 +3,7 @@
 //! Counted are the matrix products of the blocks, a multiply-add as two operations. Embeddings and
 //! the last layer are left out: less than one percent of STDiT-XL/2.
 
-use crate::DenoiserConfig;
+use crate::{ClassConfig, DenoiserConfig};
 use serde::Serialize;
 use std::ops::{Add, AddAssign};
 
@@ -44,6 +44,22 @@ impl BlockFlops {
     }
 }
 
+/// Returns the floating point operations of one forward pass of a model whose blocks are those of DiT,
+/// for one sample of `tokens` that each attend to `keys(index)` tokens in block `index`.
+pub(crate) fn adaln_flops(
+    config: &ClassConfig,
+    tokens: usize,
+    keys: impl Fn(usize) -> usize,
+) -> f64 {
+    let (hidden, inner) = (config.hidden_size as f64, config.mlp_size() as f64);
+    let tokens = tokens as f64;
+    // Four projections, the MLP's two layers, and the modulation, which is made once a sample.
+    let layers =
+        8.0 * hidden * hidden * tokens + 4.0 * hidden * inner * tokens + 12.0 * hidden * hidden;
+    let attend = |index| 4.0 * hidden * tokens * keys(index) as f64;
+    (0..config.depth).map(|index| layers + attend(index)).sum()
+}
+
 /// The work of some forward passes.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct DenoiserWork {
@@ -79,6 +95,18 @@ impl AddAssign for DenoiserWork {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// DiT-XL/2 is published with 118.64 (256x256) and 524.60 (512x512) billion multiply-adds, all layers
+    /// counted (Peebles and Xie 2022, "Scalable Diffusion Models with Transformers", arXiv 2212.09748).
+    #[test]
+    fn dit_xl_costs_what_its_paper_says() {
+        let config = ClassConfig::dit_xl_2();
+        for (side, published) in [(16usize, 118.64e9), (32, 524.60e9)] {
+            let tokens = side * side;
+            let found = adaln_flops(&config, tokens, |_| tokens);
+            assert!((found / 2.0 / published - 1.0).abs() < 0.01, "{side}: {found}");
+        }
+    }
 
     #[test]
     fn a_block_of_stdit_xl_costs_what_the_formula_says() {

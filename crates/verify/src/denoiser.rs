@@ -57,7 +57,7 @@ pub(super) fn load_stdit(
 }
 
 /// The position tables that a model computes for latents of `size`, `[1, S, C]` and `[1, T, C]`.
-fn position_tables(
+pub(super) fn position_tables(
     config: &DenoiserConfig,
     size: [usize; 3],
     base_size: bool,

@@ -222,11 +222,19 @@ pub(super) fn noise_of_step(
 
 /// IDDPM and DDIM over an STDiT, and the guided output of the first step.
 pub(super) fn iddpm_sample(case: &Case, device: &Device) -> Result<Outputs, Failure> {
-    let steps: usize = case.get("/num_sampling_steps")?;
-    let guidance = Guidance::first_three_channels(case.get("/cfg_scale")?);
     let model = model(case, device)?;
     let prompts = prompts(case, device)?;
-    let denoiser = PromptedDenoiser::new(&model, &prompts);
+    sampled(case, &PromptedDenoiser::new(&model, &prompts), device)
+}
+
+/// IDDPM and DDIM with the case's noise, and the guided output of the first step.
+pub(super) fn sampled(
+    case: &Case,
+    denoiser: &dyn Denoiser,
+    device: &Device,
+) -> Result<Outputs, Failure> {
+    let steps: usize = case.get("/num_sampling_steps")?;
+    let guidance = Guidance::first_three_channels(case.get("/cfg_scale")?);
     let z = case.tensor::<5>("z", device)?;
     let noises = case.tensor::<6>("noises", device)?;
     let [samples, channels, ..] = z.dims();
@@ -234,27 +242,41 @@ pub(super) fn iddpm_sample(case: &Case, device: &Device) -> Result<Outputs, Fail
     case.begin("sampling with IDDPM");
     let iddpm = Iddpm::with_steps(steps)?;
     let sampled =
-        iddpm.sample(&denoiser, &guidance, z.clone(), noise_of_step(&noises, samples), go_on)?;
+        iddpm.sample(denoiser, &guidance, z.clone(), noise_of_step(&noises, samples), go_on)?;
     case.begin("sampling with DDIM");
     let ddim = Ddim::with_steps(steps)?;
     let ddim_sampled =
-        ddim.sample(&denoiser, &guidance, z.clone(), noise_of_step(&noises, samples), go_on)?;
+        ddim.sample(denoiser, &guidance, z.clone(), noise_of_step(&noises, samples), go_on)?;
 
     case.begin("running the first step");
-    // The reference returns both halves of guidance; the second has the null prompt's rest.
     let last = iddpm.process().num_timesteps() - 1;
     let timestep = iddpm.process().model_timesteps(&[last])?[0];
     let (prompt, null) = denoiser.denoise_both(z, timestep)?;
-    let first = guidance.combine(prompt, null.clone(), channels)?;
+    let both = Tensor::cat(vec![prompt, null], 0);
+    let first = guided_halves(both, channels, case.get("/cfg_scale")?)?;
+    Ok(vec![
+        case.output("samples", sampled)?,
+        case.output("ddim_samples", ddim_sampled)?,
+        case.output("cfg_first_model_output", first)?,
+    ])
+}
+
+/// Guides a prediction for `[with condition, without]` as the reference's IDDPM does, and returns both
+/// halves as it does: the second has what is not guided from the null condition.
+pub(super) fn guided_halves(
+    output: Tensor<5>,
+    channels: usize,
+    guidance_scale: f64,
+) -> Result<Tensor<5>, Failure> {
+    let half = output.dims()[0] / 2;
+    let (with, null) = (output.clone().narrow(0, 0, half), output.narrow(0, half, half));
+    let guidance = Guidance::first_three_channels(guidance_scale);
+    let first = guidance.combine(with, null.clone(), channels)?;
     let guided = 3.min(channels);
     let rest = null.dims()[1] - guided;
     let second =
         Tensor::cat(vec![first.clone().narrow(1, 0, guided), null.narrow(1, guided, rest)], 1);
-    Ok(vec![
-        case.output("samples", sampled)?,
-        case.output("ddim_samples", ddim_sampled)?,
-        case.output("cfg_first_model_output", Tensor::cat(vec![first, second], 0))?,
-    ])
+    Ok(Tensor::cat(vec![first, second], 0))
 }
 
 /// DPM-Solver++ over an STDiT with each of the case's numbers of steps.

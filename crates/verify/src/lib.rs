@@ -9,8 +9,10 @@ mod case;
 mod compare;
 mod denoiser;
 mod diffusion;
+mod labelled;
 mod manifests;
 mod pipeline;
+mod pixart_ms;
 mod text;
 mod training;
 mod transform;
@@ -102,13 +104,17 @@ type Outputs = Vec<(String, Output)>;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// The kinds that [`run`] knows.
-pub const KINDS: [&str; 14] = [
+pub const KINDS: [&str; 18] = [
     "t5-encoder",
     "t5-tokenizer",
     "caption-clean",
     "vae",
     "stdit",
     "pixart-init",
+    "pixart-ms",
+    "dit",
+    "latte",
+    "class-sample",
     "iddpm-tables",
     "iddpm-losses",
     "iddpm-sample",
@@ -133,6 +139,10 @@ pub fn run(folder: &Path, device: &Device) -> Result<CaseReport, VerifyError> {
         "vae" => vae::run,
         "stdit" => denoiser::stdit,
         "pixart-init" => denoiser::pixart_init,
+        "pixart-ms" => pixart_ms::run,
+        "dit" => labelled::dit,
+        "latte" => labelled::latte,
+        "class-sample" => labelled::class_sample,
         "iddpm-tables" => diffusion::tables,
         "iddpm-losses" => diffusion::losses,
         "iddpm-sample" => diffusion::iddpm_sample,

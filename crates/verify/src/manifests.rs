@@ -7,7 +7,9 @@ use super::{Case, Check, Failure, Output, Outputs};
 use burn::tensor::Device;
 use opensora::checkpoint::{KeyMap, ParameterSlot, check, parameter_slots};
 use opensora::{
-    stdit::{DenoiserConfig, PixArt, StDit, keys as denoiser_keys},
+    stdit::{
+        ClassConfig, DenoiserConfig, Dit, Latte, PixArt, PixArtMs, StDit, keys as denoiser_keys,
+    },
     t5::{T5Config, T5Encoder, keys as t5_keys},
     vae::{
         AutoencoderKl, VaeConfig,
@@ -15,8 +17,15 @@ use opensora::{
     },
 };
 use serde::Deserialize;
-use serde_json::Value;
 use std::collections::BTreeMap;
+
+/// What the case says of a manifest.
+#[derive(Deserialize)]
+struct Manifest {
+    /// The model's class, where the keys do not tell it.
+    #[serde(default)]
+    model: Option<String>,
+}
 
 #[derive(Deserialize)]
 struct Entry {
@@ -24,14 +33,14 @@ struct Entry {
 }
 
 pub(super) fn run(case: &Case, device: &Device) -> Result<Outputs, Failure> {
-    let files: BTreeMap<String, Value> = case.get("/files")?;
+    let files: BTreeMap<String, Manifest> = case.get("/files")?;
     let mut outputs = Outputs::new();
-    for name in files.keys() {
+    for (name, Manifest { model }) in &files {
         case.begin(name.as_str());
         let manifest: BTreeMap<String, Entry> = case.json_file(name)?;
         let shapes: BTreeMap<String, Vec<usize>> =
             manifest.into_iter().map(|(key, entry)| (key, entry.shape)).collect();
-        let (slots, map, shapes) = model_of(case, shapes, device)?;
+        let (slots, map, shapes) = model_of(case, model.as_deref(), shapes, device)?;
         let result = match check(&slots, &shapes, &map) {
             Ok(()) => Check::exact(0, slots.len(), None),
             Err(mismatch) => Check::failed(name, mismatch.to_string()),
@@ -46,6 +55,7 @@ type Model = (Vec<ParameterSlot>, KeyMap, BTreeMap<String, Vec<usize>>);
 /// The full-size model that a manifest's keys belong to, its map, and the keys in its scope.
 fn model_of(
     case: &Case,
+    model: Option<&str>,
     shapes: BTreeMap<String, Vec<usize>>,
     device: &Device,
 ) -> Result<Model, Failure> {
@@ -55,6 +65,22 @@ fn model_of(
         let slots = parameter_slots(&T5Encoder::new(&config, device)?);
         let map = t5_keys::detect(shapes.keys().map(String::as_str)).key_map();
         return Ok((slots, map, shapes));
+    }
+    if has("y_embedder.embedding_table.") {
+        // The two classes have the same keys; only an original Latte has this one.
+        let is_latte = model.map_or(has("temp_embed"), |model| model == "Latte");
+        let pointer = if is_latte { "/config/latte" } else { "/config/dit" };
+        let config: ClassConfig = case.get(pointer)?;
+        return Ok(if is_latte {
+            (parameter_slots(&Latte::new(&config, device)?), denoiser_keys::latte(), shapes)
+        } else {
+            (parameter_slots(&Dit::new(&config, device)?), denoiser_keys::dit(), shapes)
+        });
+    }
+    if has("csize_embedder.") {
+        let config: DenoiserConfig = case.get("/config/pixart_ms")?;
+        let model = PixArtMs::new(&config, false, device)?;
+        return Ok((parameter_slots(&model), denoiser_keys::pixart_ms(), shapes));
     }
     if has("blocks.") {
         let config: DenoiserConfig = case.get("/config/stdit")?;

@@ -3,6 +3,7 @@
 //! Everything that can fail early does: the request is checked against the model and every output
 //! is opened and tried before the first weight is read.
 
+mod label;
 mod outputs;
 mod record;
 
@@ -17,7 +18,7 @@ use anyhow::{Context, bail, ensure};
 use burn::tensor::Tensor;
 use clap::ValueEnum;
 use opensora::{
-    ModelFiles, PipelineError, SampleRequest, TextToVideo, latents, manifest::read_prompts,
+    PipelineError, SampleRequest, TextToVideo, latents, manifest::read_prompts,
     model_files::PartPaths, nn::dtype::Dtype, pipeline::Sampled, stdit::DenoiserWork,
     t5::PromptStates,
 };
@@ -41,13 +42,20 @@ pub(crate) struct Args {
     /// File with one prompt a line
     #[arg(long)]
     prompt_path: Option<PathBuf>,
+    /// Class that the image or clip shows, a number or a name such as "golden retriever", for models that
+    /// follow labels (dit-xl-2-256x256, dit-xl-2-512x512, latte-xl-2-16x256x256-ucf101); may be given
+    /// several times
+    #[arg(long, value_name = "LABEL", conflicts_with_all = ["prompt", "prompt_path", "from_record",
+        "latents", "save_latents", "t5", "t5_dtype", "pab", "space_scale", "time_scale"])]
+    label: Vec<String>,
     /// Make the clip of a record (the .json beside an output) again: its prompt and all settings that
     /// are not given here. Bit-exact on the same kind of device
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_path", "latents", "save_latents"])]
     from_record: Option<PathBuf>,
     /// Model: demo (bundled), a preset (opensora-v1-16x256x256, opensora-v1-hq-16x256x256,
-    /// opensora-v1-hq-16x512x512), a folder with a model.json, or an STDiT-XL/2 checkpoint [default:
-    /// demo]
+    /// opensora-v1-hq-16x512x512; for images pixart-xl-2-256x256, pixart-xl-2-sam-256x256,
+    /// pixart-xl-2-512x512, pixart-xl-2-1024-ms), a folder with a model.json, or an STDiT-XL/2 checkpoint
+    /// [default: demo; with --label dit-xl-2-256x256]
     #[arg(long)]
     model: Option<String>,
     /// Folder of the T5 v1.1 encoder (config.json, spiece.model, weights)
@@ -65,6 +73,9 @@ pub(crate) struct Args {
     allow_outside_paths: bool,
     #[command(flatten)]
     sampling: Sampling,
+    /// Height to width, such as 9:16: the nearest size that pixart-xl-2-1024-ms was trained for
+    #[arg(long, value_parser = parse_ratio, value_name = "H:W", conflicts_with_all = ["image_size", "label"])]
+    aspect_ratio: Option<f64>,
     /// Frames per second of the output [default: the model's]
     #[arg(long)]
     fps: Option<f64>,
@@ -138,7 +149,19 @@ enum FileKind {
     Png,
 }
 
+fn parse_ratio(text: &str) -> Result<f64, String> {
+    let parsed = text
+        .split_once(':')
+        .and_then(|(h, w)| Some(h.trim().parse::<f64>().ok()? / w.trim().parse::<f64>().ok()?));
+    parsed
+        .filter(|ratio| ratio.is_finite() && *ratio > 0.0)
+        .ok_or_else(|| "expected height to width, such as 9:16".into())
+}
+
 pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
+    if !args.label.is_empty() || label::is_record(&args) {
+        return label::run(&mut args);
+    }
     let source = match args.from_record.take() {
         Some(path) => Source::of_record(&path, &mut args)?,
         None => Source { prompts: prompts(&args)?, only: None },
@@ -152,7 +175,13 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
         policy: model::policy(args.allow_outside_paths)?,
     };
     let files = model::resolve(args.model(), &parts)?;
-    let request = request(&args, &files);
+    if let Some(ratio) = args.aspect_ratio {
+        let size = files.nearest_size(ratio).with_context(|| {
+            format!("--aspect-ratio: {} was trained for one size: use --image-size", files.name)
+        })?;
+        args.sampling.image_size = Some(size);
+    }
+    let request = request_for(&args, &files.defaults);
     let pipeline = TextToVideo::new(files, args.dtype(), args.t5_dtype(), device)?
         .with_low_memory(args.low_memory);
     pipeline.check(&request)?;
@@ -290,8 +319,7 @@ fn prompts(args: &Args) -> anyhow::Result<Vec<String>> {
     }
 }
 
-fn request(args: &Args, files: &ModelFiles) -> SampleRequest {
-    let defaults = &files.defaults;
+fn request_for(args: &Args, defaults: &SampleRequest) -> SampleRequest {
     SampleRequest {
         fps: args.fps.unwrap_or(defaults.fps),
         guided_channels: args.guided_channels,

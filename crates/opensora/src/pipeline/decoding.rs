@@ -8,19 +8,43 @@ use super::{
 use crate::{
     checkpoint::Checkpoint,
     frames::to_frames,
+    nn::dtype::Dtype,
     pipeline::Observer,
-    vae::{AutoencoderKl, keys},
+    vae::{AutoencoderKl, VaeConfig, keys},
     video::Frames,
 };
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
+use std::path::Path;
 
 /// A VAE in memory.
 #[derive(Debug)]
 pub struct LoadedVae<'a> {
-    pipeline: &'a TextToVideo,
+    part: VaePart<'a>,
     vae: AutoencoderKl,
     /// Memory of the device in bytes, if it has one of its own and its size is known.
     memory: Option<u64>,
+}
+
+/// The VAE of a pipeline.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct VaePart<'a> {
+    pub(super) path: &'a Path,
+    pub(super) config: &'a VaeConfig,
+    pub(super) dtype: Dtype,
+    pub(super) device: &'a Device,
+    pub(super) low_memory: bool,
+}
+
+impl<'a> VaePart<'a> {
+    /// Loads it.
+    pub(super) fn load(self, observer: &mut dyn Observer) -> Result<LoadedVae<'a>, PipelineError> {
+        observer.loading("VAE");
+        let checkpoint = Checkpoint::open(self.path)?;
+        let dtype = self.dtype.float();
+        let (vae, report) = AutoencoderKl::load(self.config, &checkpoint, dtype, self.device)?;
+        observer.loaded(&report);
+        Ok(LoadedVae { part: self, vae, memory: own_memory(self.device) })
+    }
 }
 
 impl TextToVideo {
@@ -29,13 +53,14 @@ impl TextToVideo {
     /// # Errors
     /// Returns an error if the VAE cannot be loaded.
     pub fn load_vae(&self, observer: &mut dyn Observer) -> Result<LoadedVae<'_>, PipelineError> {
-        observer.loading("VAE");
-        let checkpoint = Checkpoint::open(&self.files.vae)?;
-        let dtype = self.dtype.float();
-        let (vae, report) =
-            AutoencoderKl::load(&self.vae_config, &checkpoint, dtype, &self.device)?;
-        observer.loaded(&report);
-        Ok(LoadedVae { pipeline: self, vae, memory: own_memory(&self.device) })
+        let part = VaePart {
+            path: &self.files.vae,
+            config: &self.vae_config,
+            dtype: self.dtype,
+            device: &self.device,
+            low_memory: self.low_memory,
+        };
+        part.load(observer)
     }
 }
 
@@ -51,18 +76,18 @@ impl LoadedVae<'_> {
         mut on_frames: impl FnMut(usize),
     ) -> Result<Frames, PipelineError> {
         let [clips, channels, frames, height, width] = latents.dims();
-        let expected = self.pipeline.vae_config.latent_channels;
+        let expected = self.part.config.latent_channels;
         if channels != expected || clips != 1 {
             return Err(PipelineError::Parts(format!(
                 "latents are {clips} clips of {channels} channels, expected 1 of {expected}"
             )));
         }
-        let plan = if self.pipeline.low_memory {
+        let plan = if self.part.low_memory {
             DecodePlan::SMALLEST
         } else {
-            let config = &self.pipeline.vae_config;
+            let config = self.part.config;
             let pixels = [height, width].map(|side| side * config.downsample_factor());
-            DecodePlan::new(config, pixels, self.pipeline.dtype.float(), self.memory)
+            DecodePlan::new(config, pixels, self.part.dtype.float(), self.memory)
         };
         let mut parts = Vec::new();
         for part in latents.split(plan.frames, 2) {
@@ -75,12 +100,8 @@ impl LoadedVae<'_> {
         let decoded = Tensor::cat(parts, 2); // [1, 3, T, H, W]
         // One number a clip; its pixels are read to the host next in any case.
         if !finite::all_finite(&decoded)? {
-            let cause = finite::cause(
-                &self.pipeline.files.vae,
-                |file| keys::unwrapped(&file),
-                self.pipeline.dtype,
-                None,
-            );
+            let VaePart { path, dtype, .. } = self.part;
+            let cause = finite::cause(path, |file| keys::unwrapped(&file), dtype, None);
             return Err(PipelineError::NonFinite { what: "the decoded frames", cause });
         }
         let mut clips = to_frames(decoded)?;

@@ -4,18 +4,23 @@ use super::{PipelineError, TextToVideo, finite};
 use crate::{
     checkpoint::Checkpoint,
     denoiser::{PromptedDenoiser, StDitModel},
-    diffusion::{AsNoise, FiniteGuard, PredictionType, SampleError, Sampler},
+    diffusion::{AsNoise, Denoiser, FiniteGuard, PredictionType, SampleError, Sampler},
+    image_denoiser::SizedPixArt,
     nn::{
         device::is_host,
+        dtype::Dtype,
         noise::{Purpose, normal_batch},
     },
     pipeline::Observer,
+    presets::Architecture,
     request::SampleRequest,
-    stdit::{DenoiserConfig, DenoiserWork, StDit, StreamedStDit, keys},
+    stdit::{
+        DenoiserConfig, DenoiserWork, ImageSize, PixArt, PixArtMs, StDit, StreamedStDit, keys,
+    },
     t5::PromptStates,
 };
-use burn::tensor::Tensor;
-use std::ops::ControlFlow;
+use burn::tensor::{Device, Tensor};
+use std::{ops::ControlFlow, path::Path};
 
 /// A denoiser, in memory or with low memory in its file, with the sampler and the sizes of one request.
 #[derive(Debug)]
@@ -47,12 +52,29 @@ impl TextToVideo {
         let checkpoint = Checkpoint::open(&self.files.denoiser)?;
         let prediction_type = self.prediction_type(&checkpoint)?;
         let dtype = self.dtype.float();
-        let (model, report): (Box<dyn StDitModel>, _) = if self.low_memory {
-            let (model, report) = StreamedStDit::open(&config, checkpoint, dtype, &self.device)?;
-            (Box::new(model), report)
-        } else {
-            let (model, report) = StDit::load(&config, &checkpoint, dtype, &self.device)?;
-            (Box::new(model), report)
+        let device = &self.device;
+        // The published image models have no temporal positions, and clips cannot do without.
+        let temporal = request.num_frames > 1;
+        let (model, report): (Box<dyn StDitModel>, _) = match self.files.architecture {
+            Architecture::StDit if self.low_memory => {
+                let (model, report) = StreamedStDit::open(&config, checkpoint, dtype, device)?;
+                (Box::new(model), report)
+            }
+            Architecture::StDit => {
+                let (model, report) = StDit::load(&config, &checkpoint, dtype, device)?;
+                (Box::new(model), report)
+            }
+            Architecture::PixArt => {
+                let (model, report) = PixArt::load(&config, temporal, &checkpoint, dtype, device)?;
+                (Box::new(model), report)
+            }
+            Architecture::PixArtMs { base_size } => {
+                let (model, report) =
+                    PixArtMs::load(&config, temporal, &checkpoint, dtype, device)?;
+                let model = model.with_base_size(base_size);
+                let size = ImageSize::of_pixels(request.image_size);
+                (Box::new(SizedPixArt { model, size }), report)
+            }
         };
         observer.loaded(&report);
         Ok(LoadedDenoiser {
@@ -103,7 +125,7 @@ impl LoadedDenoiser<'_> {
         &mut self,
         prompts: &PromptStates,
         first: usize,
-        mut on_step: impl FnMut(usize, usize) -> ControlFlow<()>,
+        on_step: impl FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Tensor<5>, PipelineError> {
         let Self { pipeline, request, config, size, .. } = self;
         let device = &pipeline.device;
@@ -117,7 +139,47 @@ impl LoadedDenoiser<'_> {
         let prompted =
             PromptedDenoiser::new(&*self.model, prompts).with_reuse(request.attention_reuse);
         let denoiser = AsNoise::new(&prompted, self.prediction_type);
+        let run = Run {
+            sampler: &self.sampler,
+            request,
+            weights: &pipeline.files.denoiser,
+            dtype: pipeline.dtype,
+            device,
+        };
         let shape = [count, config.in_channels, size[0], size[1], size[2]];
+        let sampled = run.sample(&denoiser, first, shape, on_step);
+        self.work += prompted.work();
+        sampled
+    }
+
+    /// The work that the denoiser has done so far.
+    pub fn work(&self) -> DenoiserWork {
+        self.work
+    }
+}
+
+/// A sampler with all that it needs beside its denoiser.
+pub(super) struct Run<'a> {
+    pub(super) sampler: &'a Sampler,
+    pub(super) request: &'a SampleRequest,
+    /// The denoiser's file, for messages.
+    pub(super) weights: &'a Path,
+    pub(super) dtype: Dtype,
+    pub(super) device: &'a Device,
+}
+
+impl Run<'_> {
+    /// Samples latents of `shape`, `[B, C, T, h, w]`, the first of which has the noise index
+    /// `request.noise_index + first`. `on_step(done, steps)` is called after each step and may stop the
+    /// run.
+    pub(super) fn sample(
+        &self,
+        denoiser: &dyn Denoiser,
+        first: usize,
+        shape: [usize; 5],
+        mut on_step: impl FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Tensor<5>, PipelineError> {
+        let Self { request, device, .. } = self;
         let index = request.noise_index + first as u64;
         let noise = |purpose, step: usize| {
             normal_batch(request.seed, purpose, index, step as u64, shape, device)
@@ -126,7 +188,7 @@ impl LoadedDenoiser<'_> {
             FiniteGuard::new(device, if is_host(device) { 1 } else { finite::READ_EVERY });
         let mut watched = Ok(None);
         let sampled = self.sampler.sample(
-            &denoiser,
+            denoiser,
             &request.guidance(),
             noise(Purpose::InitialLatents, 0),
             |step| noise(Purpose::SamplerStep, step),
@@ -138,23 +200,14 @@ impl LoadedDenoiser<'_> {
                 on_step(info.step + 1, info.total)
             },
         );
-        self.work += prompted.work();
         match (sampled, watched?) {
             (Err(SampleError::Interrupted { total, .. }), Some(step)) => {
-                let cause = finite::cause(
-                    &pipeline.files.denoiser,
-                    |file| keys::unwrapped(&file),
-                    pipeline.dtype,
-                    Some(request.guidance_scale),
-                );
+                let scale = Some(request.guidance_scale);
+                let unwrap = |file| keys::unwrapped(&file);
+                let cause = finite::cause(self.weights, unwrap, self.dtype, scale);
                 Err(PipelineError::NonFiniteLatents { step, total, cause })
             }
             (sampled, _) => Ok(sampled?),
         }
-    }
-
-    /// The work that the denoiser has done so far.
-    pub fn work(&self) -> DenoiserWork {
-        self.work
     }
 }

@@ -1,0 +1,219 @@
+//! Which files make a model that follows a class label.
+
+use crate::{
+    diffusion::sampler::SamplerError,
+    labels::LabelSet,
+    model_files::{
+        FOLLOWS_PROMPT, ModelError, PartPaths, description_error, find_part, find_vae,
+        is_class_kind, read_description,
+    },
+    presets::{ClassKind, Preset, PresetModel},
+    request::SampleRequest,
+    stdit::ClassConfig,
+};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// The files and sizes of a model, and the request it answers where nothing else is asked for.
+#[derive(Debug, Clone)]
+pub struct ClassFiles {
+    /// Its name, for messages and for the record beside an output.
+    pub name: String,
+    /// What the denoiser is.
+    pub kind: ClassKind,
+    /// The denoiser: whatever [`Checkpoint::open`](crate::checkpoint::Checkpoint::open) takes.
+    pub denoiser: PathBuf,
+    /// Sizes of the denoiser.
+    pub config: ClassConfig,
+    /// Names of its classes, where they are known.
+    pub labels: Option<LabelSet>,
+    /// Folder of the VAE with its `config.json`, or its weights alone.
+    pub vae: PathBuf,
+    /// Size, length and rate that the model was trained for.
+    pub defaults: SampleRequest,
+}
+
+/// What `model.json` holds; paths are relative to its folder.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Description {
+    name: String,
+    /// `dit` or `latte`.
+    architecture: String,
+    denoiser: PathBuf,
+    denoiser_config: ClassConfig,
+    vae: PathBuf,
+    num_frames: usize,
+    /// Height and width.
+    image_size: [usize; 2],
+    fps: f64,
+    /// The sampler that the model is meant for; the published one where it names none.
+    #[serde(default)]
+    sampler: Option<String>,
+    #[serde(default)]
+    steps: Option<usize>,
+    #[serde(default)]
+    guidance_scale: Option<f64>,
+}
+
+impl ClassFiles {
+    /// Finds a model by name or path: a preset, or a folder with a `model.json` whose `architecture` is
+    /// `dit` or `latte`.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such model, one of its parts is missing, or it follows a prompt.
+    pub fn resolve(model: &str, parts: &PartPaths) -> Result<Self, ModelError> {
+        let path = Path::new(model);
+        if let Some(preset) = Preset::find(model) {
+            Self::preset(preset, parts)
+        } else if path.join("model.json").exists() {
+            Self::open_with(path, parts)
+        } else if path.exists() {
+            // A bare checkpoint does not say which of the two it is, nor for what size.
+            let reason =
+                "a model with class labels is named by a preset or a folder with a model.json";
+            Err(description_error(path, reason))
+        } else {
+            Err(ModelError::Unknown { name: model.into() })
+        }
+    }
+
+    fn preset(preset: &Preset, parts: &PartPaths) -> Result<Self, ModelError> {
+        let PresetModel::Class(kind, labels) = preset.model else {
+            let name = preset.name.into();
+            return Err(ModelError::Condition { name, follows: FOLLOWS_PROMPT });
+        };
+        let place = preset.origin.place();
+        Ok(Self {
+            name: preset.name.into(),
+            kind,
+            denoiser: find_part(preset, parts, &None, preset.files, place, "--weights-dir")?,
+            config: kind.xl_2(),
+            labels: Some(labels),
+            vae: find_vae(preset, parts)?,
+            defaults: preset.defaults(),
+        })
+    }
+
+    /// Opens a folder with a `model.json`, of which `parts` may replace the VAE.
+    ///
+    /// # Errors
+    /// Returns an error if the description is missing or malformed, the model follows a prompt, or a path
+    /// that is used leads elsewhere than `parts.policy` allows.
+    pub fn open_with(folder: &Path, parts: &PartPaths) -> Result<Self, ModelError> {
+        let path = folder.join("model.json");
+        let fail = |reason: String| description_error(&path, &reason);
+        let (text, architecture) = read_description(folder)?;
+        if !architecture.as_deref().is_some_and(is_class_kind) {
+            let name = folder.display().to_string();
+            return Err(ModelError::Condition { name, follows: FOLLOWS_PROMPT });
+        }
+        let description: Description = serde_json::from_str(&text)
+            .map_err(|error| fail(format!("not a model's description: {error}")))?;
+        let part = |relative: &Path| parts.policy.resolve(folder, relative).map_err(fail);
+        let kind = match description.architecture.as_str() {
+            "latte" => ClassKind::Latte,
+            _ => ClassKind::Dit,
+        };
+        let published = SampleRequest::default();
+        let sampler = match &description.sampler {
+            Some(name) => {
+                name.parse().map_err(|error: SamplerError| fail(format!("sampler: {error}")))?
+            }
+            None => published.sampler,
+        };
+        Ok(Self {
+            name: description.name,
+            kind,
+            denoiser: part(&description.denoiser)?,
+            config: description.denoiser_config,
+            labels: None,
+            vae: match &parts.vae {
+                Some(vae) => vae.clone(),
+                None => part(&description.vae)?,
+            },
+            defaults: SampleRequest {
+                num_frames: description.num_frames,
+                image_size: description.image_size,
+                fps: description.fps,
+                sampler,
+                steps: description.steps,
+                guidance_scale: description.guidance_scale.unwrap_or(published.guidance_scale),
+                ..published
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ModelFiles;
+
+    #[test]
+    fn presets_of_both_kinds_point_to_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let parts = PartPaths { weights_dir: Some(folder.path().into()), ..PartPaths::default() };
+        let error = ClassFiles::resolve("dit-xl-2-256x256", &parts).unwrap_err().to_string();
+        assert!(
+            error.contains("DiT-XL-2-256x256.pt") && error.contains("fbaipublicfiles"),
+            "{error}"
+        );
+        let error = ClassFiles::resolve("pixart-xl-2-512x512", &parts).unwrap_err().to_string();
+        assert!(error.contains("leave --label out"), "{error}");
+        let error = ModelFiles::resolve("dit-xl-2-256x256", &parts).unwrap_err().to_string();
+        assert!(error.contains("give one with --label"), "{error}");
+
+        // Latte's file under the reference's name for it.
+        std::fs::write(folder.path().join("Latte-XL-2-256x256-ucf101.pt"), "").unwrap();
+        std::fs::create_dir(folder.path().join("sd-vae-ft-ema")).unwrap();
+        let files = ClassFiles::resolve("latte-xl-2-16x256x256-ucf101", &parts).unwrap();
+        assert_eq!((files.kind, files.config.num_classes()), (ClassKind::Latte, 101));
+        assert_eq!(files.defaults.num_frames, 16);
+        let error = ClassFiles::resolve("no-such-model", &parts).unwrap_err();
+        assert!(matches!(error, ModelError::Unknown { .. }));
+    }
+
+    #[test]
+    fn a_description_says_which_kind_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let describe = |architecture: &str, others: serde_json::Value| {
+            let mut description = serde_json::json!({
+                "name": "small", "architecture": architecture, "denoiser": "model.pt",
+                "denoiser_config": {"condition": "label_5", "depth": 2},
+                "vae": "vae", "num_frames": 1, "image_size": [64, 64], "fps": 1.0,
+            });
+            for (key, value) in others.as_object().unwrap() {
+                description[key] = value.clone();
+            }
+            std::fs::write(folder.path().join("model.json"), description.to_string()).unwrap();
+            let parts = PartPaths::default();
+            let path = folder.path().to_str().unwrap();
+            (ClassFiles::resolve(path, &parts), ModelFiles::resolve(path, &parts))
+        };
+        let (class, text) = describe("dit", serde_json::json!({"steps": 7}));
+        let class = class.unwrap();
+        assert_eq!((class.kind, class.config.num_classes()), (ClassKind::Dit, 5));
+        assert_eq!((class.defaults.steps, class.labels), (Some(7), None));
+        assert!(matches!(text, Err(ModelError::Condition { .. })), "{text:?}");
+
+        let prompts = serde_json::json!({"t5": "t5", "denoiser_config": {"depth": 2}});
+        let (class, text) = describe("pixart-ms", prompts);
+        assert!(matches!(class, Err(ModelError::Condition { .. })), "{class:?}");
+        assert_eq!(
+            text.unwrap().architecture,
+            crate::presets::Architecture::PixArtMs { base_size: None }
+        );
+        let prompts = serde_json::json!({"t5": "t5", "denoiser_config": {}, "base_size": 64});
+        let (_, text) = describe("pixart", prompts);
+        assert!(text.unwrap_err().to_string().contains("pixart-ms only"));
+        let (_, text) = describe("unet", serde_json::json!({"t5": "t5"}));
+        let error = text.unwrap_err().to_string();
+        assert!(error.contains("'unet'") && error.contains("latte"), "{error}");
+
+        let (class, _) = describe("latte", serde_json::json!({"t5": "t5"}));
+        assert!(class.unwrap_err().to_string().contains("t5"));
+        let (class, _) = describe("latte", serde_json::json!({"denoiser": "../model.pt"}));
+        assert!(class.unwrap_err().to_string().contains("leads out"));
+    }
+}

@@ -1,0 +1,130 @@
+//! A denoiser with class labels, as samplers see it.
+
+use crate::{
+    diffusion::{Condition, DenoiseError, Denoiser},
+    stdit::{ClassConfig, DenoiserWork, Dit, Latte, SizeError},
+};
+use burn::tensor::Tensor;
+use std::{cell::Cell, fmt::Debug};
+
+/// A model that is conditioned on a class label.
+pub trait ClassModel: Debug {
+    /// Returns its configuration.
+    fn config(&self) -> &ClassConfig;
+
+    /// Predicts noise and variance; see [`Dit::forward`].
+    fn forward(&self, latents: Tensor<5>, timesteps: &[f32], labels: &[usize]) -> Tensor<5>;
+
+    /// Returns the floating point operations of a forward pass over one sample of `grid` tokens along
+    /// (t, h, w).
+    fn flops(&self, grid: [usize; 3]) -> f64;
+}
+
+impl ClassModel for Dit {
+    fn config(&self) -> &ClassConfig {
+        self.config()
+    }
+
+    fn forward(&self, latents: Tensor<5>, timesteps: &[f32], labels: &[usize]) -> Tensor<5> {
+        self.forward(latents, timesteps, labels)
+    }
+
+    fn flops(&self, grid: [usize; 3]) -> f64 {
+        self.flops(grid)
+    }
+}
+
+impl ClassModel for Latte {
+    fn config(&self) -> &ClassConfig {
+        self.config()
+    }
+
+    fn forward(&self, latents: Tensor<5>, timesteps: &[f32], labels: &[usize]) -> Tensor<5> {
+        self.forward(latents, timesteps, labels)
+    }
+
+    fn flops(&self, grid: [usize; 3]) -> f64 {
+        self.flops(grid)
+    }
+}
+
+/// A model for a batch of labels, with the null class beside each for guidance.
+///
+/// Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/text_encoder/classes.py`, class
+/// `ClassEncoder`.
+#[derive(Debug)]
+pub struct LabelledDenoiser<'a> {
+    model: &'a dyn ClassModel,
+    labels: Vec<usize>,
+    /// Samplers hold a denoiser by reference.
+    work: Cell<DenoiserWork>,
+}
+
+impl<'a> LabelledDenoiser<'a> {
+    /// Returns the denoiser of `labels`, one for each sample of the batch.
+    ///
+    /// # Errors
+    /// Returns an error if a label is no class of the model.
+    pub fn new(model: &'a dyn ClassModel, labels: &[usize]) -> Result<Self, SizeError> {
+        model.config().check_labels(labels)?;
+        Ok(Self { model, labels: labels.to_vec(), work: Cell::default() })
+    }
+
+    /// Returns the work done so far.
+    pub fn work(&self) -> DenoiserWork {
+        self.work.get()
+    }
+
+    fn null_labels(&self) -> Result<Vec<usize>, SizeError> {
+        let null = self.model.config().null_class().ok_or(SizeError::NoNullClass)?;
+        Ok(vec![null; self.labels.len()])
+    }
+
+    fn forward(
+        &self,
+        latents: Tensor<5>,
+        timestep: f32,
+        labels: &[usize],
+    ) -> Result<Tensor<5>, SizeError> {
+        let config = self.model.config();
+        let [samples, _, frames, height, width] = latents.dims();
+        let grid = config.grid([frames, height, width])?;
+        self.work.set(
+            self.work.get()
+                + DenoiserWork {
+                    forward_samples: samples as u64,
+                    attentions_computed: config.depth as u64,
+                    attentions_reused: 0,
+                    flops: samples as f64 * self.model.flops(grid),
+                },
+        );
+        Ok(self.model.forward(latents, &vec![timestep; samples], labels))
+    }
+}
+
+impl Denoiser for LabelledDenoiser<'_> {
+    fn denoise(
+        &self,
+        latents: Tensor<5>,
+        timestep: f32,
+        condition: Condition,
+    ) -> Result<Tensor<5>, DenoiseError> {
+        Ok(match condition {
+            Condition::Prompt => self.forward(latents, timestep, &self.labels)?,
+            Condition::Null => self.forward(latents, timestep, &self.null_labels()?)?,
+        })
+    }
+
+    /// One forward pass over twice the batch.
+    fn denoise_both(
+        &self,
+        latents: Tensor<5>,
+        timestep: f32,
+    ) -> Result<(Tensor<5>, Tensor<5>), DenoiseError> {
+        let batch = latents.dims()[0];
+        let labels = [self.labels.clone(), self.null_labels()?].concat();
+        let both = Tensor::cat(vec![latents.clone(), latents], 0);
+        let out = self.forward(both, timestep, &labels)?;
+        Ok((out.clone().narrow(0, 0, batch), out.narrow(0, batch, batch)))
+    }
+}

@@ -1,0 +1,119 @@
+//! Blocks whose modulation is a layer of their own: the "adaLN-Zero" of DiT.
+//!
+//! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/dit/dit.py`, class `DiTBlock`;
+//! `layers/blocks.py`, classes `FinalLayer` and `LabelEmbedder`. Deviation: labels are not dropped
+//! here, which the reference does in training.
+
+use crate::{
+    ClassConfig,
+    block::{Mlp, NORM_EPSILON, SelfAttention},
+};
+use burn::{
+    module::{Initializer, Module},
+    nn::{Embedding, Linear},
+    tensor::{Device, Int, Tensor, TensorData},
+};
+use opensora_nn::{
+    linear::{self, XAVIER, linear},
+    modulation::{gated_sum, norm_and_modulate},
+};
+
+/// Class labels to vectors.
+#[derive(Module, Debug)]
+pub struct LabelEmbedder {
+    /// One row for each class, then that of the null class where the model has one.
+    pub embedding_table: Embedding,
+}
+
+impl LabelEmbedder {
+    pub(crate) fn new(config: &ClassConfig, device: &Device) -> Self {
+        // Standard normal, as the reference leaves it.
+        let initializer = Initializer::Normal { mean: 0.0, std: 1.0 };
+        let weight = initializer.init([config.label_rows(), config.hidden_size], device);
+        Self { embedding_table: Embedding { weight } }
+    }
+
+    /// `[B] -> [B, C]`.
+    ///
+    /// # Panics
+    /// Panics if a label has no row (ask [`ClassConfig::check_labels`] first).
+    pub fn forward(&self, labels: &[usize]) -> Tensor<2> {
+        let table = self.embedding_table.weight.val();
+        let [rows, _] = table.dims();
+        assert!(labels.iter().all(|&label| label < rows), "labels {labels:?}, rows {rows}");
+        let indices: Vec<i64> = labels.iter().map(|&label| label as i64).collect();
+        let indices = TensorData::new(indices, [labels.len()]);
+        table.clone().select(0, Tensor::<1, Int>::from_data(indices, &table.device()))
+    }
+}
+
+/// A block of DiT: self-attention and MLP, each normed, modulated and gated.
+#[derive(Module, Debug)]
+pub struct AdaLnBlock {
+    /// Self-attention.
+    pub attn: SelfAttention,
+    /// The MLP.
+    pub mlp: Mlp,
+    /// `C -> 6 C`: shift, scale and gate of the attention, then of the MLP.
+    pub adaln_modulation: Linear,
+}
+
+impl AdaLnBlock {
+    pub(crate) fn new(config: &ClassConfig, device: &Device) -> Self {
+        let hidden = config.hidden_size;
+        Self {
+            attn: SelfAttention::with_heads(hidden, config.num_heads, XAVIER, device),
+            mlp: Mlp::new(hidden, config.mlp_size(), device),
+            // Zero: a fresh block changes nothing.
+            adaln_modulation: linear(hidden, 6 * hidden, true, Initializer::Zeros, device),
+        }
+    }
+
+    /// `x` `[B, T*S, C]`, `c` `[B, C]` after SiLU; tokens of a `[T, S]` grid attend to those along one
+    /// axis of it, 1 for T or 2 for S. Returns `[B, T*S, C]`.
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<3>,
+        c: Tensor<2>,
+        grid: [usize; 2],
+        axis: usize,
+    ) -> Tensor<3> {
+        let [batch, _, hidden] = x.dims();
+        // [B, C] -> [B, 6C] -> [B, 6, C]
+        let six = linear::forward(&self.adaln_modulation, c).reshape([batch, 6, hidden]);
+        let row = |i: usize| six.clone().narrow(1, i, 1);
+        let [shift_msa, scale_msa, gate_msa] = [0, 1, 2].map(row);
+        let [shift_mlp, scale_mlp, gate_mlp] = [3, 4, 5].map(row);
+
+        let y = norm_and_modulate(x.clone(), scale_msa, shift_msa, NORM_EPSILON);
+        let x = gated_sum(x, gate_msa, self.attn.along(y, grid, axis));
+        let y = norm_and_modulate(x.clone(), scale_mlp, shift_mlp, NORM_EPSILON);
+        gated_sum(x, gate_mlp, self.mlp.forward(y))
+    }
+}
+
+/// The final layer of DiT: norm, modulation of its own, and one linear layer.
+#[derive(Module, Debug)]
+pub struct AdaLnFinalLayer {
+    /// `C -> 2 C`: shift and scale.
+    pub adaln_modulation: Linear,
+    /// `C -> pt * ph * pw * out_channels`.
+    pub linear: Linear,
+}
+
+impl AdaLnFinalLayer {
+    pub(crate) fn new(config: &ClassConfig, device: &Device) -> Self {
+        let patch: usize = config.patch_size.iter().product();
+        let hidden = config.hidden_size;
+        let zero = |to| linear(hidden, to, true, Initializer::Zeros, device);
+        Self { adaln_modulation: zero(2 * hidden), linear: zero(patch * config.out_channels()) }
+    }
+
+    /// `x` `[B, N, C]`, `c` `[B, C]` after SiLU; returns `[B, N, pt * ph * pw * C_out]`.
+    pub fn forward(&self, x: Tensor<3>, c: Tensor<2>) -> Tensor<3> {
+        let [batch, _, hidden] = x.dims();
+        let two = linear::forward(&self.adaln_modulation, c).reshape([batch, 2, hidden]);
+        let (shift, scale) = (two.clone().narrow(1, 0, 1), two.narrow(1, 1, 1));
+        self.linear.forward(norm_and_modulate(x, scale, shift, NORM_EPSILON))
+    }
+}

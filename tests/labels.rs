@@ -1,0 +1,281 @@
+//! Models with class labels and PixArt-alpha, whole: published layouts to pixels.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use opensora::{
+    ClassFiles, ClassToVideo, ModelFiles, PipelineError, Quiet, SampleRequest, TextToVideo,
+    checkpoint::{Checkpoint, export},
+    diffusion::{DpmSolver, Guidance},
+    labelled::{ClassModel, LabelledDenoiser},
+    model_files::{PartPaths, PathPolicy},
+    nn::{
+        dtype::Dtype,
+        linear::{XAVIER, linear},
+    },
+    presets::Architecture,
+    stdit::{
+        AttentionReuse, ClassConfig, DenoiserConfig, Dit, Latte, PixArt, PixArtMs, PositionScales,
+        SizeError, keys, stdit::LoadError,
+    },
+};
+use opensora_tests::{devices, fixture};
+use serde_json::{Value, json};
+use std::{ops::ControlFlow, path::Path};
+
+/// The configuration of a golden case and its weights.
+fn golden(case: &str) -> (Value, Checkpoint) {
+    let folder = fixture("goldens").join(case);
+    let text = std::fs::read_to_string(folder.join("case.json")).unwrap();
+    let json: Value = serde_json::from_str(&text).unwrap();
+    let weights = Checkpoint::open(folder.join(json["weights"].as_str().unwrap())).unwrap();
+    (json, weights)
+}
+
+fn class_config(case: &Value) -> ClassConfig {
+    serde_json::from_value(case["config"].clone()).unwrap()
+}
+
+/// A folder with a `model.json` of a golden case's weights and the tiny VAE.
+fn model(case: &str, architecture: &str) -> tempfile::TempDir {
+    let (json, weights) = golden(case);
+    let folder = tempfile::tempdir().unwrap();
+    let [frames, height, width]: [usize; 3] =
+        serde_json::from_value(json["config"]["input_size"].clone()).unwrap();
+    let tiny: Value =
+        serde_json::from_slice(&std::fs::read(fixture("tiny-model/model.json")).unwrap()).unwrap();
+    let part = |name: &str| fixture("tiny-model").join(tiny[name].as_str().unwrap());
+    let description = json!({
+        "name": case, "architecture": architecture, "denoiser": weights.path(),
+        "denoiser_config": json["config"], "vae": part("vae"), "num_frames": frames,
+        // The tiny VAE halves sizes three times.
+        "image_size": [8 * height, 8 * width], "fps": 8.0, "sampler": "dpm-solver", "steps": 4,
+        "guidance_scale": 4.0,
+    });
+    std::fs::write(folder.path().join("model.json"), description.to_string()).unwrap();
+    folder
+}
+
+fn parts() -> PartPaths {
+    PartPaths { policy: PathPolicy::Anywhere, ..PartPaths::default() }
+}
+
+fn class_pipeline(folder: &Path, device: &Device) -> ClassToVideo {
+    let files = ClassFiles::open_with(folder, &parts()).unwrap();
+    ClassToVideo::new(files, Dtype::F32, device.clone()).unwrap()
+}
+
+/// The sampler of the reference's class configurations, of which the cases hold an aid.
+#[test]
+fn dpm_solver_follows_labels_as_the_reference_does() {
+    for (name, device) in devices() {
+        for case in ["class-sample-dit", "class-sample-latte"] {
+            let (json, weights) = golden(case);
+            let config = class_config(&json);
+            let f32 = FloatDType::F32;
+            let model: Box<dyn ClassModel> = match json["model"].as_str().unwrap() {
+                "DiT" => Box::new(Dit::load(&config, &weights, f32, &device).unwrap().0),
+                _ => Box::new(Latte::load(&config, &weights, f32, &device).unwrap().0),
+            };
+            let folder = fixture("goldens").join(case);
+            let read = |file: &str, key: &str| {
+                let file = Checkpoint::open(folder.join(file)).unwrap();
+                file.tensors()[key].read(key).unwrap()
+            };
+            let labels: Vec<usize> =
+                read("inputs.safetensors", "y").iter::<i64>().map(|y| y as usize).collect();
+            let z = Tensor::<5>::from_data(read("inputs.safetensors", "z"), &device);
+            let aid = &json["dpm_solver"];
+            let steps = aid["num_sampling_steps"].as_u64().unwrap() as usize;
+            let guidance = Guidance::all_channels(aid["cfg_scale"].as_f64().unwrap());
+            let denoiser = LabelledDenoiser::new(&*model, &labels).unwrap();
+            let solver = DpmSolver::with_steps(steps).unwrap();
+            let sampled =
+                solver.sample(&denoiser, &guidance, z, |_| ControlFlow::Continue(())).unwrap();
+            let got: Vec<f32> = sampled.into_data().iter::<f32>().collect();
+            let want: Vec<f32> = read("dpm_solver.safetensors", "samples").iter::<f32>().collect();
+            let tolerance = |field: &str| aid["tolerances"]["samples"][field].as_f64().unwrap();
+            assert_eq!(got.len(), want.len());
+            for (got, want) in got.into_iter().zip(want) {
+                let error = f64::from((got - want).abs());
+                let bound = tolerance("atol") + tolerance("rtol") * f64::from(want.abs());
+                assert!(error <= bound, "{name}: {case}: {got} instead of {want}");
+            }
+            // Two samples, each with its null class, in every step.
+            assert_eq!(denoiser.work().forward_samples, 4 * steps as u64);
+        }
+    }
+}
+
+#[test]
+fn a_published_layout_becomes_an_image_of_a_class() {
+    let folder = model("dit-original-pt", "dit");
+    for (name, device) in devices() {
+        let pipeline = class_pipeline(folder.path(), &device);
+        let request = pipeline.files().defaults.clone();
+        let images = pipeline.generate(&[3, 7, 3], &request, &mut Quiet).unwrap();
+        assert_eq!(images.len(), 3);
+        assert_eq!((images[0].len(), images[0].height(), images[0].width()), (1, 64, 64));
+        // The noise depends on the place, the class on the label.
+        assert_ne!(images[0].data(), images[1].data(), "{name}");
+        assert_ne!(images[0].data(), images[2].data(), "{name}");
+        // On its own the third one is the same but for rounding.
+        let third = SampleRequest { noise_index: 2, ..request.clone() };
+        let again = pipeline.generate(&[3], &third, &mut Quiet).unwrap();
+        assert_eq!(again[0].data(), images[2].data(), "{name}");
+        let other = pipeline.generate(&[7], &third, &mut Quiet).unwrap();
+        assert_ne!(other[0].data(), images[2].data(), "{name}: labels change nothing");
+        let together = SampleRequest { batch_size: 3, ..request };
+        let together = pipeline.generate(&[3, 7, 3], &together, &mut Quiet).unwrap();
+        for (one, other) in images.iter().zip(&together) {
+            let most = one.data().iter().zip(other.data()).map(|(a, b)| a.abs_diff(*b)).max();
+            assert!(most <= Some(1), "{name}: {most:?}");
+        }
+    }
+}
+
+#[test]
+fn a_latte_makes_clips_of_any_length() {
+    let folder = model("latte-ema-nested-pt", "latte");
+    let (_, device) = devices().remove(0);
+    let pipeline = class_pipeline(folder.path(), &device);
+    for num_frames in [1, 5, 8] {
+        let request = SampleRequest { num_frames, ..pipeline.files().defaults.clone() };
+        let clips = pipeline.generate(&[2], &request, &mut Quiet).unwrap();
+        assert_eq!(clips[0].len(), num_frames);
+    }
+}
+
+#[test]
+fn labels_and_requests_that_do_not_fit_are_rejected_before_a_weight_is_read() {
+    let folder = model("dit-original-pt", "dit");
+    let (_, device) = devices().remove(0);
+    let pipeline = class_pipeline(folder.path(), &device);
+    let defaults = pipeline.files().defaults.clone();
+    let error = pipeline.check(&[10], &defaults).unwrap_err().to_string();
+    assert_eq!(error, "label 10 is out of range, the model has classes 0 to 9");
+    for request in [
+        SampleRequest { image_size: [64, 48], ..defaults.clone() },
+        SampleRequest { image_size: [60, 60], ..defaults.clone() },
+        SampleRequest { batch_size: 0, ..defaults.clone() },
+        SampleRequest { space_scale: Some(0.5), ..defaults.clone() },
+        SampleRequest { steps: Some(1), ..defaults.clone() },
+    ] {
+        assert!(pipeline.check(&[0], &request).is_err(), "{request:?}");
+    }
+}
+
+/// Without label dropout there is no null class: guidance is an error, its absence is none.
+#[test]
+fn a_model_without_a_null_class_is_sampled_without_guidance() {
+    let (_, device) = devices().remove(0);
+    let (json, _) = golden("dit-original-pt");
+    let config = ClassConfig { class_dropout_prob: 0.0, ..class_config(&json) };
+    let model = Dit::new(&config, &device).unwrap();
+    let latents = Tensor::<5>::zeros([1, 4, 1, 8, 8], &device);
+    let denoiser = LabelledDenoiser::new(&model, &[9]).unwrap();
+    let solver = DpmSolver::with_steps(2).unwrap();
+    let sample = |guidance| {
+        solver.sample(&denoiser, &guidance, latents.clone(), |_| ControlFlow::Continue(()))
+    };
+    assert!(sample(Guidance::all_channels(1.0)).is_ok());
+    let error = sample(Guidance::all_channels(4.0)).unwrap_err();
+    let text = format!("{error}: {error:?}");
+    assert!(text.contains("NoNullClass") || text.contains("null class"), "{text}");
+}
+
+/// Files that fit a model by accident, or nearly.
+#[test]
+fn weights_of_another_model_are_rejected() {
+    let (_, device) = devices().remove(0);
+    let f32 = FloatDType::F32;
+    let (dit, dit_weights) = golden("dit-original-pt");
+    let (latte, latte_weights) = golden("latte-ema-nested-pt");
+    let error = Latte::load(&class_config(&dit), &dit_weights, f32, &device).unwrap_err();
+    assert!(error.to_string().contains("so it is a DiT"), "{error}");
+    let error = Dit::load(&class_config(&latte), &latte_weights, f32, &device).unwrap_err();
+    assert!(error.to_string().contains("temp_embed"), "{error}");
+    // Other sizes than the file's.
+    for config in [
+        ClassConfig { depth: 2, ..class_config(&dit) },
+        ClassConfig { class_dropout_prob: 0.0, ..class_config(&dit) },
+        ClassConfig { hidden_size: 52, ..class_config(&dit) },
+    ] {
+        assert!(Dit::load(&config, &dit_weights, f32, &device).is_err(), "{config:?}");
+    }
+    let bad = ClassConfig { num_heads: 7, ..class_config(&dit) };
+    let error = Dit::load(&bad, &dit_weights, f32, &device).unwrap_err();
+    assert!(matches!(error, LoadError::Config(SizeError::Config(_))), "{error}");
+
+    // PixArt-alpha for many sizes has keys that the other one lacks, and says so.
+    let (pixart, pixart_weights) = golden("pixart-ms-pth");
+    let config: DenoiserConfig = serde_json::from_value(pixart["config"].clone()).unwrap();
+    let error = PixArt::load(&config, false, &pixart_weights, f32, &device).unwrap_err();
+    assert!(error.to_string().contains("ar_embedder"), "{error}");
+}
+
+/// A PixArtMS with random weights, none of them silent, as a model folder with the tiny text encoder and
+/// VAE.
+fn pixart_ms(base_size: Option<usize>, device: &Device) -> tempfile::TempDir {
+    let tiny = fixture("tiny-model");
+    let tiny: Value =
+        serde_json::from_slice(&std::fs::read(tiny.join("model.json")).unwrap()).unwrap();
+    let mut config: DenoiserConfig =
+        serde_json::from_value(tiny["denoiser_config"].clone()).unwrap();
+    config.hidden_size = 48;
+    config.scales = PositionScales { space_scale: 2.0, time_scale: 1.0 };
+    let mut weights = PixArtMs::new(&config, false, device).unwrap();
+    let outputs = 4 * config.out_channels();
+    weights.base.final_layer.linear = linear(48, outputs, true, XAVIER, device);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pixart.safetensors");
+    export(&weights, &keys::pixart_ms(), FloatDType::F32, None, &path).unwrap();
+    let part = |name: &str| fixture("tiny-model").join(tiny[name].as_str().unwrap());
+    let description = json!({
+        "name": "small", "architecture": "pixart-ms", "base_size": base_size,
+        "denoiser": "pixart.safetensors", "denoiser_config": config, "t5": part("t5"),
+        "vae": part("vae"), "num_frames": 1, "image_size": [64, 64], "fps": 1.0,
+        "sampler": "dpm-solver", "steps": 3,
+    });
+    std::fs::write(folder.path().join("model.json"), description.to_string()).unwrap();
+    folder
+}
+
+/// Text to image: position tables follow the size, and so do the conditions.
+#[test]
+fn pixart_makes_images_of_many_sizes() {
+    for (name, device) in devices() {
+        let folder = pixart_ms(None, &device);
+        let pipeline = |base_size: Option<usize>| {
+            let mut files = ModelFiles::open_with(folder.path(), &parts()).unwrap();
+            files.architecture = Architecture::PixArtMs { base_size };
+            TextToVideo::new(files, Dtype::F32, Dtype::F32, device.clone()).unwrap()
+        };
+        let (reference, original) = (pipeline(None), pipeline(Some(4)));
+        let defaults = reference.files().defaults.clone();
+        let image = |pipeline: &TextToVideo, image_size| {
+            let request = SampleRequest { image_size, ..defaults.clone() };
+            pipeline.generate(&["a fox"], &request, &mut Quiet).unwrap().remove(0)
+        };
+        // Four tokens a side: both rules for positions are the same.
+        assert_eq!(image(&reference, [64, 64]).data(), image(&original, [64, 64]).data(), "{name}");
+        let (one, other) = (image(&reference, [32, 96]), image(&original, [32, 96]));
+        assert_eq!([one.height(), one.width(), one.len()], [32, 96, 1]);
+        assert_ne!(one.data(), other.data(), "{name}");
+
+        let request =
+            SampleRequest { attention_reuse: AttentionReuse::PUBLISHED, ..defaults.clone() };
+        let error = reference.check(&request).unwrap_err();
+        assert!(matches!(error, PipelineError::Request(_)), "{error}");
+    }
+}
+
+#[test]
+fn a_description_keeps_the_rule_for_positions() {
+    let (_, device) = devices().remove(0);
+    for base_size in [None, Some(64)] {
+        let folder = pixart_ms(base_size, &device);
+        let files = ModelFiles::open_with(folder.path(), &parts()).unwrap();
+        assert_eq!(files.architecture, Architecture::PixArtMs { base_size });
+    }
+}
