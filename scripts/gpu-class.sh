@@ -40,6 +40,6 @@ for case in tests/fixtures/goldens/*/; do
     "$opensora" verify "$case" --device "$device" --quiet >"$scratch/said" 2>&1 || { failed=1; cat "$scratch/said"; }
     printf '%-36s %4d s  %s\n' "$(basename "$case")" $((SECONDS - began)) "$(grep 'cases passed' "$scratch/said" || true)"
 done
-OPENSORA_TEST_DEVICES=$device cargo test --locked -p opensora-tests --test training \
+OPENSORA_TEST_DEVICES=$device cargo test --locked -p opensora-tests --test training --test waits \
     --features "${parts}" -- --test-threads 1 || failed=1
 exit $failed
