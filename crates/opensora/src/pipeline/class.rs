@@ -23,6 +23,25 @@ use burn::tensor::{Device, Tensor};
 use std::ops::ControlFlow;
 
 /// Class labels to images or clips, from the files of one model on one device.
+///
+/// ```no_run
+/// use opensora::{
+///     ClassFiles, ClassToVideo, Quiet,
+///     labels::LabelSet,
+///     model_files::PartPaths,
+///     nn::{device, dtype::Dtype},
+/// };
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let files = ClassFiles::resolve("dit-xl-2-256x256", &PartPaths::default())?;
+/// let request = files.defaults.clone();
+/// let pipeline = ClassToVideo::new(files, Dtype::F32, device::parse("flex")?)?;
+/// let labels = [LabelSet::ImageNet1k.find("golden retriever")?, 360];
+/// let images = pipeline.generate(&labels, &request, &mut Quiet)?;
+/// println!("{} images of {}x{}", images.len(), images[0].height(), images[0].width());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct ClassToVideo {
     files: ClassFiles,
