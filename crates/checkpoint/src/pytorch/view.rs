@@ -29,7 +29,7 @@ impl Region {
     }
 }
 
-/// The numbers of a view in the order of its axes, without what they are spaced by.
+/// Reads the elements of a view in row-major order.
 pub(super) struct Reader {
     file: FileRange,
     window: Region,
