@@ -1,7 +1,7 @@
 """What `opensora` exports, loaded by diffusers, transformers and Open-Sora itself.
 
     python3 -m venv venv
-    venv/bin/pip install torch==2.9.0 torchvision==0.24.0 diffusers transformers sentencepiece timm einops
+    venv/bin/pip install torch==2.9.0 torchvision==0.24.0 diffusers==0.42.1 transformers==5.24.0 timm einops
     git clone --branch v1.0.0 https://github.com/hpcaitech/Open-Sora
     cargo build --release -p opensora-cli
     venv/bin/python scripts/round_trips.py target/release/opensora --open-sora Open-Sora

@@ -123,6 +123,24 @@ fn tensors_of_every_type_are_read_or_fail_only_if_they_are_needed() {
     }
 }
 
+/// PyTorch writes a checksum of 0 where it is asked for none.
+#[test]
+fn archives_without_checksums_are_read_and_wrong_checksums_are_not() {
+    let checkpoint = Checkpoint::open(fixture("checkpoints/no-checksum.pt")).unwrap();
+    let data = checkpoint.tensors()["weight"].read("weight").unwrap();
+    assert_eq!(data.iter::<f32>().collect::<Vec<_>>(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+
+    let mut bytes = std::fs::read(fixture("checkpoints/every-type.pt")).unwrap();
+    let numbers: Vec<u8> = [0.0f32, 1.0, 2.0, 3.0].iter().flat_map(|n| n.to_le_bytes()).collect();
+    let place = bytes.windows(16).position(|window| window == numbers).unwrap();
+    bytes[place + 5] ^= 1;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    let checkpoint = Checkpoint::open(file.path()).unwrap();
+    let error = checkpoint.tensors()["model.weight"].read("model.weight").unwrap_err().to_string();
+    assert!(error.contains("model.weight") && error.contains("checksum"), "{error}");
+}
+
 /// One that is needed is named with its reason, also where nothing but the reason is known of it.
 #[test]
 fn a_needed_tensor_of_another_type_is_named() {

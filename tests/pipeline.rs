@@ -317,6 +317,36 @@ fn attention_reuse_of_range_one_changes_no_bit_and_others_save_work() {
     assert!(difference <= 1e-4 * scale, "{difference} of {scale}");
 }
 
+/// A batch that is complete is handed over before the next one is begun.
+#[test]
+fn batches_are_handed_over_one_by_one() {
+    let device = Device::flex();
+    let pipeline = pipeline(&device);
+    let states = pipeline.encode_prompts(&["a fox", "rain", "the sea"], &mut Quiet).unwrap();
+    let request = SampleRequest { batch_size: 2, ..small(SamplerKind::DpmSolver) };
+    let whole = values(pipeline.sample(&states, &request, &mut Quiet).unwrap());
+
+    let mut done = Vec::new();
+    let work = pipeline.sample_batches(&states, &request, &mut Quiet, |latents| {
+        done.push(latents);
+        Ok::<_, PipelineError>(())
+    });
+    assert!(work.unwrap().forward_samples > 0);
+    assert_eq!(done.iter().map(|latents| latents.dims()[0]).collect::<Vec<_>>(), [2, 1]);
+    assert_eq!(values(Tensor::cat(done, 0)), whole);
+
+    // The first batch survives what stops the second.
+    let mut kept = Vec::new();
+    let stopped = pipeline.sample_batches(&states, &request, &mut Quiet, |latents| {
+        kept.push(latents);
+        Err(PipelineError::Request("enough".into()))
+    });
+    assert!(matches!(stopped, Err(PipelineError::Request(text)) if text == "enough"));
+    let first = values(kept.remove(0));
+    assert_eq!(first, whole[..first.len()]);
+    assert!(kept.is_empty());
+}
+
 /// Position scales follow the request where the model does not fix them: published models divide
 /// positions by 0.5 at 256 pixels and by 1.0 at 512.
 #[test]

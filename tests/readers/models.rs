@@ -180,6 +180,12 @@ fn pickles() -> Vec<Vec<u8>> {
     ]);
     let nested = Value::dict([("state_dict", state()), ("a", transposed), ("b", Value::None)]);
     let mut seeds = [state(), shared, nested].iter().map(torch_file).collect::<Vec<_>>();
+    // All kinds of tensors, as PyTorch writes them.
+    seeds.extend(fixtures(&[
+        "checkpoints/every-type.pt",
+        "checkpoints/every-type-protocol-5.pt",
+        "checkpoints/every-type-legacy.pt",
+    ]));
     // The older format without an archive; only its header is of interest.
     seeds.extend(fixtures(&["checkpoints/legacy.pth"]).into_iter().map(|mut file| {
         file.truncate(20_000);

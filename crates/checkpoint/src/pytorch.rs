@@ -1,7 +1,7 @@
 //! `torch.save` files, read without running what is in them.
 //!
-//! Source: PyTorch, `torch/serialization.py`. Tensors of types that cannot be read here, such as 8-bit
-//! floating point, are entries like others and an error only if they are needed.
+//! Source: PyTorch, `torch/serialization.py`. Tensors of unsupported types, such as 8-bit floating
+//! point, are entries like others; loading one is an error.
 
 mod archive;
 mod objects;
@@ -30,7 +30,7 @@ const WRAPPERS: [&str; 2] = ["ema", "state_dict"];
 struct Parsed {
     objects: Objects,
     root: Id,
-    /// Where the storages are, in the order of [`Objects::storages`].
+    /// Regions of the storages, in the order of [`Objects::storages`].
     regions: Vec<Option<Region>>,
 }
 

@@ -41,7 +41,9 @@ fn both_readers_find_the_same_tensors() {
             };
             assert_eq!(theirs.shape(), entry.shape(), "{}: {key}", path.display());
             let data = entry.read(key).unwrap();
-            assert_eq!(format!("{:?}", theirs.dtype()), format!("{:?}", data.dtype()));
+            // Burn's types of truth values say how they are stored.
+            let dtype = format!("{:?}", data.dtype());
+            assert_eq!(format!("{:?}", theirs.dtype()), dtype.trim_end_matches("(Native)"));
             assert_eq!(theirs.read().unwrap(), data.bytes()[..], "{}: {key}", path.display());
             tensors += 1;
         }

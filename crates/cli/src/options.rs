@@ -43,7 +43,7 @@ impl DeviceName {
     }
 }
 
-/// What is sampled, and how; the model decides what is left open.
+/// Size of the clips, sampler and seed. Omitted options take the model's defaults.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Sampling {
     /// Frames of a clip; one makes an image [default: the model's]
@@ -81,10 +81,10 @@ pub(crate) struct Sampling {
 }
 
 impl Sampling {
-    /// Returns the model's defaults with the options in place of what they name.
+    /// Returns a request with these options, and the model's defaults for the rest.
     pub(crate) fn request(&self, defaults: &SampleRequest) -> SampleRequest {
         let sampler = self.sampler.unwrap_or(defaults.sampler);
-        // The default steps of a model are those of its own sampler.
+        // A model's default number of steps applies to its default sampler only.
         let own_steps = defaults.steps.filter(|_| sampler == defaults.sampler);
         SampleRequest {
             num_frames: self.num_frames.unwrap_or(defaults.num_frames),

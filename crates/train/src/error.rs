@@ -139,3 +139,18 @@ fn numbered(rows: &[usize]) -> String {
     // From 1, as in every message about rows.
     rows.iter().map(|row| (row + 1).to_string()).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::error::Error;
+
+    #[test]
+    fn the_cause_of_a_failed_hook_is_kept() {
+        let source = std::io::Error::other("the disk is full");
+        let inner = TrainError::Io { path: "samples".into(), source };
+        let error = TrainError::Hook(Box::new(inner));
+        assert_eq!(error.to_string(), "samples: the disk is full");
+        assert_eq!(error.source().unwrap().to_string(), "the disk is full");
+    }
+}

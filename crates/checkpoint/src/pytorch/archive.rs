@@ -6,12 +6,8 @@ use super::{
     pickle::{MAX_PICKLE, Unpickler},
     view::Region,
 };
-use crate::source::MAX_TENSORS;
-use std::{
-    collections::HashMap,
-    fs::File,
-    io::{BufReader, Read},
-};
+use crate::{file_range::FileRange, source::MAX_TENSORS};
+use std::{collections::HashMap, fs::File, io::BufReader};
 use zip::{
     CompressionMethod, ZipArchive,
     read::{ArchiveOffset, Config},
@@ -21,6 +17,7 @@ use zip::{
 const MAX_BYTE_ORDER: u64 = 64;
 
 const PICKLE: &str = "data.pkl";
+const BYTE_ORDER: &str = "byteorder";
 
 pub(super) fn open(file: &File) -> Result<Parsed, String> {
     let length = file.metadata().map_err(|error| error.to_string())?.len();
@@ -58,32 +55,31 @@ pub(super) fn open(file: &File) -> Result<Parsed, String> {
         if let Some(folder) = name.strip_suffix(PICKLE)
             && (folder.is_empty() || folder.ends_with('/'))
         {
-            pickles.push((folder.to_string(), index));
+            pickles.push((folder.to_string(), Region { start, len, crc32 }));
         }
         regions.insert(name, Region { start, len, crc32 });
     }
     let outermost = pickles.into_iter().min_by_key(|(folder, _)| folder.len());
-    let (folder, index) = outermost.ok_or_else(|| {
+    let (folder, pickle) = outermost.ok_or_else(|| {
         format!("a zip archive without {PICKLE}, expected a file that torch.save wrote")
     })?;
-
-    let order = format!("{folder}byteorder");
-    if regions.get(&order).is_some_and(|region| region.len <= MAX_BYTE_ORDER) {
-        let mut text = String::new();
-        let mut entry = archive.by_name(&order).map_err(zip)?;
-        entry.read_to_string(&mut text).map_err(|error| error.to_string())?;
-        if text.trim() != "little" {
-            return Err(format!("byte order '{}' is not supported, expected little", text.trim()));
+    drop(archive);
+    let file = FileRange::new(file.try_clone().map_err(|error| error.to_string())?);
+    let read = |name: &str, region: Region, most: u64| {
+        if region.len > most {
+            let found = region.len;
+            return Err(format!("'{folder}{name}' has {found} bytes, expected at most {most}"));
+        }
+        region.read(&file).map_err(|error| format!("'{folder}{name}': {error}"))
+    };
+    if let Some(&order) = regions.get(&format!("{folder}{BYTE_ORDER}")) {
+        let order = read(BYTE_ORDER, order, MAX_BYTE_ORDER)?;
+        if order.trim_ascii() != b"little" {
+            let order = String::from_utf8_lossy(&order);
+            return Err(format!("byte order '{}' is not supported, expected little", order.trim()));
         }
     }
-
-    let mut entry = archive.by_index(index).map_err(zip)?;
-    if entry.size() > MAX_PICKLE as u64 {
-        let found = entry.size();
-        return Err(format!("'{folder}{PICKLE}' has {found} bytes, expected at most {MAX_PICKLE}"));
-    }
-    let mut pickle = Vec::new();
-    entry.read_to_end(&mut pickle).map_err(|error| error.to_string())?;
+    let pickle = read(PICKLE, pickle, MAX_PICKLE as u64)?;
     let mut unpickler = Unpickler::new(&pickle);
     let root = unpickler.load()?;
     let objects = unpickler.objects;

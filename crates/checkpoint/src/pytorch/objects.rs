@@ -1,7 +1,7 @@
 //! Objects of a pickle, as far as weights need them.
 //!
-//! They stand in one list and refer to each other by their places in it, as Python's objects refer to
-//! each other: an object that is reached by two paths is there once, and may contain itself.
+//! All objects are elements of one list and refer to each other by index. As in Python, two dictionaries
+//! may hold the same object, and an object may contain itself.
 
 use crate::source::MAX_TENSORS;
 use burn::tensor::DType;
@@ -20,10 +20,10 @@ const MAX_VISITS: usize = 1 << 20;
 /// Most bytes of all keys together. Those of a T5-XXL have 40 KB.
 const MAX_KEY_BYTES: usize = 16 << 20;
 
-/// The place of an object.
+/// Index of an object.
 pub(super) type Id = usize;
 
-/// What is known of an object.
+/// Contents of an object.
 #[derive(Debug)]
 pub(super) enum Value {
     None,
@@ -45,7 +45,7 @@ pub(super) enum Value {
 /// The type of a storage's elements.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Element {
-    /// PyTorch's name of it.
+    /// PyTorch's name of the type.
     pub(super) name: Rc<str>,
     /// The type, if it is one that can be read.
     pub(super) dtype: Option<DType>,
@@ -66,7 +66,7 @@ pub(super) struct Storage {
 /// The elements of a storage that a tensor may use.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StorageView {
-    /// Place in [`Objects::storages`].
+    /// Index in [`Objects::storages`].
     pub(super) storage: usize,
     pub(super) start: usize,
     pub(super) end: usize,
@@ -75,7 +75,7 @@ pub(super) struct StorageView {
 /// A tensor: a strided view of a storage that it lies within.
 #[derive(Debug)]
 pub(super) struct View {
-    /// Place in [`Objects::storages`].
+    /// Index in [`Objects::storages`].
     pub(super) storage: usize,
     pub(super) dtype: DType,
     /// The first element.
@@ -86,10 +86,10 @@ pub(super) struct View {
     pub(super) strides: Vec<usize>,
 }
 
-/// A tensor, or an object made of tensors, that cannot be read.
+/// A tensor of an unsupported kind, or another object that holds tensors.
 #[derive(Debug)]
 pub(super) struct Unreadable {
-    /// Its shape; empty where it is not known.
+    /// Its shape; empty if unknown.
     pub(super) shape: Vec<usize>,
     pub(super) reason: String,
 }
@@ -110,7 +110,7 @@ pub(super) struct Objects {
     tensors: usize,
 }
 
-/// What stands under a key.
+/// A tensor under its key.
 pub(super) enum Leaf<'a> {
     Tensor(&'a View),
     Unreadable(&'a Unreadable),
@@ -169,8 +169,8 @@ impl Objects {
         Ok(())
     }
 
-    /// Sets entries of a dictionary, or of an object whose class is derived from one. `items` are keys
-    /// and values in turn.
+    /// Sets entries of a dictionary, or of an object whose class is derived from one. `items` alternates
+    /// keys and values.
     pub(super) fn set_items(&mut self, dict: Id, items: &[Id]) -> Result<(), String> {
         let (pairs, rest) = items.as_chunks::<2>();
         if !rest.is_empty() {

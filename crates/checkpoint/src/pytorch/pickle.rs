@@ -206,7 +206,7 @@ impl<'a> Unpickler<'a> {
                 self.objects.set_items(self.top()?, &items)?;
             }
 
-            // Classes, and what they would be called with.
+            // Classes and calls.
             b'c' => {
                 let (module, name) = (latin(self.line()?), latin(self.line()?));
                 self.push_class(&module, &name)?;
@@ -288,7 +288,7 @@ impl<'a> Unpickler<'a> {
 
     fn top(&self) -> Result<Id, String> {
         let top = self.stack.last().filter(|_| !self.mark_on_top());
-        top.copied().ok_or_else(|| "its pickle takes a value that is not there".into())
+        top.copied().ok_or_else(|| "its pickle takes a value from an empty stack".into())
     }
 
     fn pop(&mut self) -> Result<Id, String> {
@@ -298,7 +298,7 @@ impl<'a> Unpickler<'a> {
     }
 
     fn pop_to_mark(&mut self) -> Result<Vec<Id>, String> {
-        let mark = self.marks.pop().ok_or("its pickle takes a mark that is not there")?;
+        let mark = self.marks.pop().ok_or("its pickle takes a mark that was not set")?;
         Ok(self.stack.split_off(mark))
     }
 
@@ -495,7 +495,7 @@ mod tests {
             (&b"N\xff."[..], "0xff at 1"),
             (b"h\x07.", "memo 7"),
             (b"(0t.", "mark"),
-            (b".", "not there"),
+            (b".", "empty stack"),
             (b"]K\x01K\x02s.", "no dictionary"),
             (b"}K\x01a.", "no list"),
             (b"Lnope\n.", "digits"),

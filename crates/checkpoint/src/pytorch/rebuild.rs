@@ -207,7 +207,7 @@ pub(super) fn set_state(
     state: Id,
 ) -> Result<(), String> {
     let objects = &unpickler.objects;
-    // Dictionaries and tensors keep what they hold: attributes beside it are no weights.
+    // Attributes of dictionaries and tensors are no weights.
     let Value::Object(class) = objects.get(object) else { return Ok(()) };
     let class = class.clone();
     let value = match module_tables(objects, state) {

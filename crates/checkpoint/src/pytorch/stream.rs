@@ -56,7 +56,7 @@ fn is_little_endian(objects: &Objects, system: Id) -> bool {
     matches!(value, Some(Value::Bool(true)))
 }
 
-/// Where the storages are: one after the other, each behind the number of its elements.
+/// Computes the region of each storage. Storages follow each other, each after the number of its elements.
 fn regions(
     objects: &Objects,
     keys: Id,

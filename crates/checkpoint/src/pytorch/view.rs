@@ -5,18 +5,31 @@ use crate::file_range::FileRange;
 use burn::tensor::DType;
 use std::io;
 
-/// Where the numbers of a storage are.
+/// A part of a file, such as the numbers of a storage.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Region {
     /// The first byte in the file.
     pub(super) start: u64,
     /// Number of bytes.
     pub(super) len: u64,
-    /// Checksum of all of them, if the file has one.
+    /// Checksum of all bytes, if the file has one.
     pub(super) crc32: Option<u32>,
 }
 
-/// The numbers of a view in the order of its axes, without what they are spaced by.
+impl Region {
+    /// Reads all of it and compares the checksum.
+    pub(super) fn read(&self, file: &FileRange) -> io::Result<Vec<u8>> {
+        let bytes = file.read(self.start, self.len)?;
+        match self.crc32 {
+            Some(crc32) if crc32fast::hash(&bytes) != crc32 => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, "its checksum is wrong"))
+            }
+            _ => Ok(bytes),
+        }
+    }
+}
+
+/// Reads the elements of a view in row-major order.
 pub(super) struct Reader {
     file: FileRange,
     window: Region,
@@ -47,10 +60,7 @@ impl Reader {
     }
 
     pub(super) fn read(&self) -> io::Result<Vec<u8>> {
-        let bytes = self.file.read(self.window.start, self.window.len)?;
-        if self.window.crc32.is_some_and(|crc32| crc32fast::hash(&bytes) != crc32) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "its checksum is wrong"));
-        }
+        let bytes = self.window.read(&self.file)?;
         let mut bytes = if is_contiguous(&self.shape, &self.strides) {
             bytes
         } else {
