@@ -9,7 +9,10 @@ use crate::{
     request::SampleRequest,
     stdit::{DenoiserConfig, PositionScales},
 };
-use opensora_files::read::{MAX_CONFIG_BYTES, inside, read_text};
+use opensora_files::{
+    one_line,
+    read::{MAX_CONFIG_BYTES, inside, read_text},
+};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -237,7 +240,7 @@ impl ModelFiles {
         let fail = |reason: String| ModelError::Description { path: path.clone(), reason };
         let text = read_text(&path, MAX_CONFIG_BYTES).map_err(|error| fail(error.to_string()))?;
         let description: Description = serde_json::from_str(&text)
-            .map_err(|e| fail(format!("not a model's description: {e}")))?;
+            .map_err(|e| fail(format!("not a model's description: {}", one_line(e))))?;
         let part = |relative: &Path| parts.policy.resolve(folder, relative).map_err(fail);
         let own = |given: &Option<PathBuf>, relative: &Path| match given {
             Some(path) => Ok(path.clone()),

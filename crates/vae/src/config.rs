@@ -1,6 +1,9 @@
 //! Sizes of a VAE, read from the published `config.json`.
 
-use opensora_files::read::{MAX_CONFIG_BYTES, read_text};
+use opensora_files::{
+    one_line,
+    read::{MAX_CONFIG_BYTES, read_text},
+};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -57,7 +60,7 @@ pub enum VaeConfigError {
         source: std::io::Error,
     },
     /// The file is not such a configuration.
-    #[error("{}: not a VAE config: {source}", path.display())]
+    #[error("{}: not a VAE config: {}", path.display(), one_line(source))]
     Parse {
         /// The file.
         path: PathBuf,
