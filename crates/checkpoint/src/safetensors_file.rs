@@ -6,7 +6,7 @@ use crate::{
     source::{Contents, ReadBytes, TensorEntry},
 };
 use burn::tensor::{BoolStore, DType};
-use opensora_files::read::open_regular;
+use opensora_files::{one_line, read::open_regular};
 use safetensors::{Dtype, tensor::Metadata};
 use std::{
     collections::BTreeMap,
@@ -84,7 +84,7 @@ fn read_header(path: &Path) -> Result<(File, Metadata, u64), String> {
     file.read_exact(&mut header).map_err(io)?;
     // Parsing also checks that the tensors' ranges are gapless and agree with their shapes.
     let metadata: Metadata = serde_json::from_slice(&header)
-        .map_err(|error| format!("damaged safetensors header: {error}"))?;
+        .map_err(|error| format!("damaged safetensors header: {}", one_line(error)))?;
     let data_start = 8 + length;
     let (found, expected) = (file_len - data_start, metadata.data_len() as u64);
     if found != expected {

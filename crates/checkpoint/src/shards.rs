@@ -4,7 +4,10 @@ use crate::{
     CheckpointError,
     source::{MAX_TENSORS, Opened, open_file},
 };
-use opensora_files::read::{inside, read_bounded};
+use opensora_files::{
+    one_line,
+    read::{inside, read_bounded},
+};
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -80,7 +83,7 @@ fn read_index(path: &Path) -> Result<Index, CheckpointError> {
         .map_err(|source| CheckpointError::Open { path: path.into(), source })?;
     let format = |reason: String| CheckpointError::Format { path: path.into(), reason };
     let index: Index = serde_json::from_slice(&text)
-        .map_err(|error| format(format!("not an index with a weight_map: {error}")))?;
+        .map_err(|error| format(format!("not an index with a weight_map: {}", one_line(error))))?;
     if index.weight_map.is_empty() {
         return Err(format("its weight_map is empty".into()));
     }

@@ -23,7 +23,7 @@ pub use write::{CacheJob, write, write_skipping};
 
 use crate::{ClipSpec, DataError};
 use hash::{digest, hash_model};
-use opensora_files::write_atomically;
+use opensora_files::{one_line, write_atomically};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fmt::Debug,
@@ -176,5 +176,5 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> DataError {
 
 fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> DataError {
     let path = path.to_path_buf();
-    move |error| DataError::Cache { path, reason: format!("damaged: {error}") }
+    move |error| DataError::Cache { path, reason: format!("damaged: {}", one_line(error)) }
 }

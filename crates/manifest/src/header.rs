@@ -1,6 +1,7 @@
 //! Names of columns: finds the known ones under the names that other tools give them.
 
 use crate::{
+    known,
     limits::MAX_COLUMNS,
     table::{NUM_FRAMES, PATH, TEXT, URL},
 };
@@ -72,7 +73,7 @@ pub(crate) fn columns(names: &[&str]) -> Result<Vec<String>, String> {
     sorted.sort_unstable();
     match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
         Some(pair) if pair[0].is_empty() => Err("the header has two columns without names".into()),
-        Some(pair) => Err(format!("the header names the column {} twice", pair[0])),
+        Some(pair) => Err(format!("the header names the column {} twice", known::start(pair[0]))),
         None => Ok(columns),
     }
 }

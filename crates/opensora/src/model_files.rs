@@ -273,7 +273,7 @@ impl ModelFiles {
             return Err(ModelError::Condition { name, follows: FOLLOWS_LABEL });
         }
         let description: Description = serde_json::from_str(&text)
-            .map_err(|error| fail(format!("not a model's description: {error}")))?;
+            .map_err(|error| fail(format!("not a model's description: {}", one_line(error))))?;
         let architecture = description.architecture().map_err(fail)?;
         let part = |relative: &Path| parts.policy.resolve(folder, relative).map_err(fail);
         let own = |given: &Option<PathBuf>, relative: &Path| match given {

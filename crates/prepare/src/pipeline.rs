@@ -22,7 +22,7 @@ use crate::{
     open,
     step::{Shard, State, Watch, open_journal},
 };
-use opensora_files::{Journal, hex};
+use opensora_files::{Journal, hex, one_line};
 use opensora_manifest::{Table, table::PATH};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -134,7 +134,7 @@ impl Seals {
         let parse = |(index, line): (usize, &String)| {
             serde_json::from_str(line).map_err(|error| PrepareError::Journal {
                 path: path.clone(),
-                reason: format!("line {} is no record: {error}", index + 1),
+                reason: format!("line {} is no record: {}", index + 1, one_line(error)),
             })
         };
         let seals = lines.iter().enumerate().map(parse).collect::<Result<_, _>>()?;

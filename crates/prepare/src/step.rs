@@ -366,7 +366,7 @@ fn open<T: DeserializeOwned>(run: &Run) -> Result<(Journal, Vec<Entry<T>>), Prep
         return Ok((journal, vec![]));
     };
     let settings: Value = serde_json::from_str(first)
-        .map_err(|error| fail(format!("its first line holds no settings: {error}")))?;
+        .map_err(|error| fail(format!("its first line holds no settings: {}", one_line(error))))?;
     if settings != run.settings {
         return Err(fail(format!(
             "it was written with other settings ({settings}, now {}): move it away, or write \
@@ -376,7 +376,7 @@ fn open<T: DeserializeOwned>(run: &Run) -> Result<(Journal, Vec<Entry<T>>), Prep
     }
     let entries = lines.iter().enumerate().map(|(index, line)| {
         serde_json::from_str(line)
-            .map_err(|error| fail(format!("line {} is no record: {error}", index + 2)))
+            .map_err(|error| fail(format!("line {} is no record: {}", index + 2, one_line(error))))
     });
     Ok((journal, entries.collect::<Result<_, _>>()?))
 }

@@ -1,6 +1,7 @@
 //! Sizes of a T5 v1.1 encoder, read from the published `config.json`.
 
 use opensora_files::{
+    one_line,
     read::{MAX_CONFIG_BYTES, read_text},
     write_atomically,
 };
@@ -64,7 +65,7 @@ pub enum T5ConfigError {
         source: std::io::Error,
     },
     /// The file is not such a configuration.
-    #[error("{}: not a T5 config: {source}", path.display())]
+    #[error("{}: not a T5 config: {}", path.display(), one_line(source))]
     Parse {
         /// The file.
         path: PathBuf,

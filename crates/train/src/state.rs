@@ -20,7 +20,7 @@ use burn::{
     tensor::{DType, Device, Tensor},
 };
 use opensora_checkpoint::Checkpoint;
-use opensora_files::{AtomicFolder, Existing, remove_leftovers, write_atomically};
+use opensora_files::{AtomicFolder, Existing, one_line, remove_leftovers, write_atomically};
 use opensora_nn::read::{ReadError, read};
 use safetensors::{Dtype, View};
 use serde::{Deserialize, Serialize};
@@ -221,7 +221,7 @@ impl Checkpoints {
         let bad = |path: &Path, reason: String| TrainError::State { path: path.into(), reason };
         let text = fs::read(&mark).map_err(TrainError::io(&mark))?;
         let state: State =
-            serde_json::from_slice(&text).map_err(|error| bad(&mark, error.to_string()))?;
+            serde_json::from_slice(&text).map_err(|error| bad(&mark, one_line(error)))?;
         if state.format != FORMAT {
             return Err(bad(&mark, format!("format {}, expected {FORMAT}", state.format)));
         }

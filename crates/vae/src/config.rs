@@ -2,6 +2,7 @@
 
 use crate::SCALING_FACTOR;
 use opensora_files::{
+    one_line,
     read::{MAX_CONFIG_BYTES, read_text},
     write_atomically,
 };
@@ -68,7 +69,7 @@ pub enum VaeConfigError {
         source: std::io::Error,
     },
     /// The file is not such a configuration.
-    #[error("{}: not a VAE config: {source}", path.display())]
+    #[error("{}: not a VAE config: {}", path.display(), one_line(source))]
     Parse {
         /// The file.
         path: PathBuf,

@@ -2,7 +2,11 @@
 
 use super::{Check, Failure, Output, Outputs, VerifyError, compare::Tolerance};
 use burn::tensor::{Device, Tensor, TensorData};
-use opensora::{checkpoint::Checkpoint, files::read::read_text, nn::mask::TokenMask};
+use opensora::{
+    checkpoint::Checkpoint,
+    files::{one_line, read::read_text},
+    nn::mask::TokenMask,
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{
@@ -34,8 +38,8 @@ impl Case {
         let path = folder.join("case.json");
         let fail = |path: &Path, reason: String| VerifyError::Case { path: path.into(), reason };
         let text = read_text(&path, MAX_CASE_BYTES).map_err(|e| fail(&path, e.to_string()))?;
-        let json: Value =
-            serde_json::from_str(&text).map_err(|e| fail(&path, format!("not JSON: {e}")))?;
+        let json: Value = serde_json::from_str(&text)
+            .map_err(|e| fail(&path, format!("not JSON: {}", one_line(e))))?;
         let open = |field: &str, usual: &str| -> Result<Option<Checkpoint>, VerifyError> {
             let named = json.get(field).and_then(Value::as_str);
             let file = folder.join(named.unwrap_or(usual));
@@ -93,7 +97,7 @@ impl Case {
     pub(super) fn get<T: DeserializeOwned>(&self, pointer: &str) -> Result<T, Failure> {
         let value = self.json.pointer(pointer).unwrap_or(&Value::Null);
         serde_json::from_value(value.clone())
-            .map_err(|error| format!("case.json: '{pointer}': {error}").into())
+            .map_err(|error| format!("case.json: '{pointer}': {}", one_line(error)).into())
     }
 
     /// Fails if the settings at `pointer` have one that is not `known`: a case that it matters to would
@@ -127,7 +131,8 @@ impl Case {
         let path = self.folder.join(name);
         let text = read_text(&path, MAX_CASE_BYTES)
             .map_err(|error| format!("{}: {error}", path.display()))?;
-        serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()).into())
+        serde_json::from_str(&text)
+            .map_err(|error| format!("{}: {}", path.display(), one_line(error)).into())
     }
 
     /// The names of the outputs that the case lists.

@@ -253,7 +253,7 @@ impl Layout {
             (0..header.len()).filter(|at| !used.contains(&Some(*at))).collect();
         rest.retain(|&at| !header[at].is_empty());
         if let Some(&twice) = rest.iter().find(|&&at| header[..at].contains(&header[at])) {
-            return Err(format!("its header names the column {} twice", header[twice]));
+            return Err(format!("its header names the column {} twice", one_line(&header[twice])));
         }
         Ok(Self { rest, ..layout })
     }

@@ -1,7 +1,7 @@
 //! `metrics.csv`: a header and one row a step.
 
 use super::{COLUMNS, MetricsError, Record};
-use opensora_files::write_atomically;
+use opensora_files::{one_line, write_atomically};
 use std::{
     fmt,
     fs::{File, OpenOptions},
@@ -195,7 +195,7 @@ impl Table {
         };
         let mut reader = csv::Reader::from_reader(whole.as_bytes());
         let position = |error: &csv::Error| error.position().map_or(1, csv::Position::line);
-        let header = reader.headers().map_err(|error| fail(1, error.to_string()))?;
+        let header = reader.headers().map_err(|error| fail(1, one_line(error)))?;
         let columns: Vec<String> = header.iter().map(String::from).collect();
         if columns.is_empty() {
             return Err(fail(1, "expected a header".into()));
@@ -207,14 +207,17 @@ impl Table {
                     position(&error),
                     format!("{len} cells, but the header has {expected_len}"),
                 ),
-                _ => fail(position(&error), error.to_string()),
+                _ => fail(position(&error), one_line(error)),
             })?;
             let line = row.position().map_or(1, csv::Position::line);
             let cells = row.iter().zip(&columns).map(|(cell, column)| match cell.trim() {
                 "" => Ok(f64::NAN),
-                text => text
-                    .parse()
-                    .map_err(|_| fail(line, format!("{column} is '{text}', expected a number"))),
+                text => text.parse().map_err(|_| {
+                    fail(
+                        line,
+                        format!("{} is '{}', expected a number", one_line(column), one_line(text)),
+                    )
+                }),
             });
             rows.push(cells.collect::<Result<_, _>>()?);
         }
