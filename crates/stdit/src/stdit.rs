@@ -13,7 +13,7 @@ use crate::{
 };
 use burn::{
     module::Module,
-    tensor::{DType, Device, FloatDType, Tensor, TensorData},
+    tensor::{DType, Device, FloatDType, Tensor},
 };
 use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, check_import, import};
 use opensora_nn::{mask::TokenMask, sincos};
@@ -115,13 +115,10 @@ impl StDit {
     ///
     /// # Errors
     /// Returns an error if the patch does not divide the size.
-    pub fn position_tables(
-        &self,
-        size: [usize; 3],
-    ) -> Result<Vec<(String, TensorData)>, SizeError> {
+    pub fn position_tables(&self, size: [usize; 3]) -> Result<Vec<(String, Tensor<3>)>, SizeError> {
         let grid = self.config.grid(size)?;
         let [space, time] = self.tables(grid, DType::F32, &self.null_prompt().device());
-        let tables = [space, time].map(|table| table.unsqueeze::<3>().into_data());
+        let tables = [space, time].map(|table| table.unsqueeze::<3>());
         Ok(keys::POSITION_TABLES.map(str::to_string).into_iter().zip(tables).collect())
     }
 

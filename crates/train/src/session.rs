@@ -34,7 +34,12 @@ use opensora_data::{
 };
 use opensora_diffusion::PredictionType;
 use opensora_files::{CreatedFolders, Lock, LockError, write_atomically};
-use opensora_nn::{dtype::Dtype, noise::normal_batch, random::Purpose, read::read};
+use opensora_nn::{
+    dtype::Dtype,
+    noise::normal_batch,
+    random::Purpose,
+    read::{ReadError, read},
+};
 use opensora_stdit::{StDit, keys};
 use opensora_t5::{T5Config, T5Encoder};
 use opensora_vae::{AutoencoderKl, VaeConfig};
@@ -291,6 +296,8 @@ impl Running<'_> {
         let note = Some((PredictionType::NOTE, part.loss.prediction_type.name()));
         let write = |model: StDit, name: &str| -> Result<(), TrainError> {
             let tables = size.map_or(Ok(Vec::new()), |size| model.position_tables(size))?;
+            let tables = tables.into_iter().map(|(key, table)| Ok((key, read(table)?)));
+            let tables = tables.collect::<Result<_, ReadError>>()?;
             Ok(export_with_buffers(&model, &map, tables, dtype, note, &folder.join(name))?)
         };
         write(trainer.average_model(), "ema.safetensors")?;
