@@ -48,7 +48,7 @@ pub struct BackendInfo {
     pub devices: Vec<String>,
 }
 
-/// Why a device name is refused.
+/// Why a device name is rejected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
@@ -80,15 +80,15 @@ pub enum DeviceError {
         /// What could be.
         available: String,
     },
-    /// The only devices are software drivers, which are taken by name only.
-    #[error("found no device but '{name}', a software driver: name it to use it")]
+    /// The only devices are software drivers, which are never the default.
+    #[error("no default device: found only '{name}', a software driver, which has to be named")]
     OnlySoftware {
-        /// The first of them.
+        /// Name of the first software driver.
         name: String,
     },
 }
 
-/// Every known backend with what is present of it, in order of preference.
+/// Returns every known backend with its available devices, in order of preference.
 pub fn list() -> Vec<BackendInfo> {
     BACKENDS
         .iter()
@@ -104,19 +104,21 @@ pub fn list() -> Vec<BackendInfo> {
         .collect()
 }
 
-/// Returns what is known of the device of a name: hardware, driver, memory.
+/// Returns the hardware, driver and memory of a named device.
 ///
-/// Asks the drivers, and opens CUDA and ROCm devices.
+/// Queries the drivers, and opens CUDA and ROCm devices.
 ///
 /// # Errors
-/// Returns an error as [`parse`] does.
+/// Returns an error if [`parse`] does.
 pub fn describe(name: &str) -> Result<DeviceInfo, DeviceError> {
     find(name).map(|(name, device)| info::describe(name, &device))
 }
 
-/// The device that is used if none is named: of the first backend with a device, accelerators first,
-/// the preferred kind (a discrete GPU before an integrated one). Never a software driver, which takes
-/// the processor many times as long as a backend made for it.
+/// Returns the device to use if none is named.
+///
+/// Takes the first backend with a device, accelerators first, and of its devices the first of the
+/// preferred kind (a discrete GPU before an integrated one). Software drivers are left out: a backend
+/// made for the processor is many times faster.
 ///
 /// # Errors
 /// Returns an error if no backend was compiled in, or none of those has a device that is not a software
@@ -135,8 +137,8 @@ fn with_kind(found: Found) -> (Found, DeviceKind) {
     (found, kind)
 }
 
-/// Of the first row with anything but software drivers, the preferred kind, and of those the first.
-/// Otherwise returns the first software driver as the error.
+/// Returns the first device of the preferred kind, from the first row with a device that is not a
+/// software driver. If there is none, returns the first software driver as the error.
 fn pick<T>(rows: impl Iterator<Item = Vec<(T, DeviceKind)>>) -> Result<T, Option<T>> {
     let mut software = None;
     for row in rows {
@@ -149,7 +151,7 @@ fn pick<T>(rows: impl Iterator<Item = Vec<(T, DeviceKind)>>) -> Result<T, Option
     Err(software)
 }
 
-/// The first device of the preferred kind.
+/// Returns the first device of the preferred kind.
 fn best<T>(row: Vec<(T, DeviceKind)>) -> Option<(T, DeviceKind)> {
     row.into_iter().min_by_key(|(_, kind)| *kind)
 }
@@ -178,10 +180,10 @@ pub(crate) fn is_torch(device: &Device) -> bool {
     !device.is_autodiff() && matches!(device.as_dispatch(), DispatchDevice::LibTorch(_))
 }
 
-/// The device of a name such as `flex`, `ndarray`, `tch`, `tch:cuda:0`, `cuda:0` or `vulkan`.
+/// Returns the device of a name, such as `flex`, `ndarray`, `tch`, `tch:cuda:0`, `cuda:0` or `vulkan`.
 ///
-/// Numbers follow burn's order. A backend's name alone means its preferred device: a discrete GPU
-/// before an integrated one, a software driver last.
+/// Devices are numbered in burn's order. A backend's name alone means its preferred device: a discrete
+/// GPU before an integrated one, a software driver last.
 ///
 /// # Errors
 /// Returns an error if the name is unknown, its backend is not in this build, or the device is not
@@ -213,8 +215,8 @@ fn find(name: &str) -> Result<Found, DeviceError> {
         .ok_or_else(|| DeviceError::Absent { name: name.into(), available: available() })
 }
 
-/// Returns true if the device's kernels are compiled at their first use, and tuned if the build has
-/// `autotune`, so that first steps take far longer than later ones.
+/// Returns true if the device's kernels are compiled at their first use (and tuned, with the feature
+/// `autotune`), so that first steps take far longer than later ones.
 pub fn compiles_kernels(device: &Device) -> bool {
     #[cfg(any(
         feature = "cuda",

@@ -1,12 +1,12 @@
-//! Reading tensors back to the host: the one place where it is done.
+//! Copies tensors from devices to the host; no other code of `opensora` does.
 //!
 //! On burn's GPU backends (CubeCL: cuda, rocm, metal, vulkan, wgpu) `Tensor::into_data` returns before
-//! the copy is made. burn-cubecl 0.22.1 copies when the bytes are first looked at, and an operation that
-//! works in place may have changed the device's buffer by then (`docs/upstream/lazy-reads.md`). So no code
-//! of `opensora` calls `into_data` or `to_data` itself; [`read`] copies at once.
+//! the copy is made. burn-cubecl 0.22.1 copies when the bytes are first accessed, and an in-place
+//! operation may have changed the device's buffer by then (`docs/upstream/lazy-reads.md`). [`read`]
+//! copies at once.
 //!
-//! A read also waits until the device has done all work before it. [`waits`] counts them, so that a test
-//! can show that the loop of a sampler or of training does not wait at every step.
+//! A read also waits until the device has done all work before it. [`waits`] counts these waits, so that
+//! tests can show that the loops of samplers and of training do not wait at every step.
 
 use crate::device::is_host;
 use burn::tensor::{Device, ExecutionError, Tensor, TensorData, kind::Basic};
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// An operation failed: too little memory, or a kernel that the driver refused. The device may
+    /// An operation failed: too little memory, or a kernel that the driver rejected. The device may
     /// still be usable.
     #[error("{device}: {}", one_line(source.reason()))]
     Failed {
@@ -25,7 +25,7 @@ pub enum ReadError {
         /// burn's error.
         source: ExecutionError,
     },
-    /// The device is lost: it fails until the process is started again.
+    /// The device is lost: every operation fails until the process is started again.
     #[error(
         "{device} is lost and stays so until the program is started again: {}",
         one_line(source.reason())
@@ -41,13 +41,13 @@ pub enum ReadError {
     Copy {
         /// Name of the device as in `--device`.
         device: String,
-        /// Reason of the device.
+        /// Reason that the backend gives.
         reason: String,
     },
 }
 
 impl ReadError {
-    /// What went wrong, in the backend's words on one line, without the device.
+    /// Returns the backend's message on one line, without the device's name.
     pub fn reason(&self) -> String {
         match self {
             Self::Failed { source, .. } | Self::Lost { source, .. } => one_line(source.reason()),
@@ -56,7 +56,7 @@ impl ReadError {
     }
 }
 
-/// Reads and waits since the process started.
+/// Number of waits for a device since the process started.
 static WAITS: AtomicU64 = AtomicU64::new(0);
 
 /// Copies the values of `tensor` to the host, at once.
@@ -78,18 +78,18 @@ pub fn read<const D: usize, K: Basic>(tensor: Tensor<D, K>) -> Result<TensorData
     }
 }
 
-/// The values of `tensor` as `f64`, whatever its type.
+/// Copies the values of `tensor` to the host as `f64`, from any element type.
 ///
 /// # Errors
-/// As for [`read`].
+/// Returns an error if [`read`] does.
 pub fn read_f64<const D: usize, K: Basic>(tensor: Tensor<D, K>) -> Result<Vec<f64>, ReadError> {
     Ok(read(tensor)?.iter::<f64>().collect())
 }
 
-/// Waits until the device has done everything that was asked of it.
+/// Waits until the device has done all work submitted to it.
 ///
 /// # Errors
-/// Returns an error if any of it failed, or the device is lost.
+/// Returns an error if an operation failed, or the device is lost.
 pub fn wait(device: &Device) -> Result<(), ReadError> {
     if !is_host(device) {
         WAITS.fetch_add(1, Ordering::Relaxed);
@@ -97,8 +97,8 @@ pub fn wait(device: &Device) -> Result<(), ReadError> {
     device.sync().map_err(|source| failed(device, source))
 }
 
-/// How often the process has waited for a device so far, by [`read`] or [`wait`]. Reads of tensors in
-/// this process's memory do not wait.
+/// Returns how often the process has waited for a device, in [`read`] or [`wait`]. Tensors in host
+/// memory are read without waiting.
 pub fn waits() -> u64 {
     WAITS.load(Ordering::Relaxed)
 }
@@ -116,7 +116,7 @@ fn name(device: &Device) -> String {
     crate::device::name(device).unwrap_or_else(|| format!("{device:?}"))
 }
 
-/// Messages of drivers run over many lines; errors of `opensora` have one.
+/// Joins the lines of a driver's message: errors of `opensora` have one line.
 pub(crate) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(read_f64(tensor).unwrap(), [1.0, 2.0]);
         wait(&device).unwrap();
         assert_eq!(waits(), 0);
-        // Autodiff tensors are not counted as such: their values lie behind the graph.
+        // Autodiff tensors count as waits: `is_host` does not look behind the graph.
         read(Tensor::<1>::from_data([1.0f32], &device.autodiff())).unwrap();
         assert_eq!(waits(), 1);
     }

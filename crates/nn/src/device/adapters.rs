@@ -1,9 +1,9 @@
-//! Adapters that wgpu finds, and which of them a device is.
+//! Finds the wgpu adapter of a device without opening the device.
 //!
 //! burn names a wgpu device by its kind and its number among those of that kind, in the order in which
 //! the graphics API lists them (cubecl-wgpu `runtime.rs`). A device of `wgpu` is on the first of the
 //! platform's APIs that has a GPU, else on the first that has any adapter; one of `vulkan` or `metal`
-//! is on that API. So the same enumeration finds the adapter again without opening the device.
+//! is on that API. This module enumerates adapters in the same order.
 
 use super::info::DeviceInfo;
 use burn::{
@@ -24,23 +24,23 @@ use std::{
 /// `VK_MEMORY_HEAP_DEVICE_LOCAL_BIT` of Vulkan.
 const DEVICE_LOCAL: u32 = 1;
 
-/// Instances by API. They are kept: some Vulkan loaders crash if instances come and go.
+/// Instances by API, never dropped: some Vulkan loaders crash if instances are created repeatedly.
 static INSTANCES: Mutex<Vec<(wgpu::Backend, wgpu::Instance)>> = Mutex::new(Vec::new());
 
-/// An adapter with what its driver states.
+/// An adapter with the properties that its driver reports.
 pub(super) struct Adapter {
     info: wgpu::AdapterInfo,
     vulkan: Option<VulkanFacts>,
 }
 
-/// What Vulkan states beyond wgpu.
+/// Properties that Vulkan reports and wgpu does not pass on.
 struct VulkanFacts {
     memory_bytes: Option<u64>,
     untyped_pointers: bool,
 }
 
 impl Adapter {
-    /// Writes what is known into `info`.
+    /// Fills the known properties into `info`.
     pub(super) fn fill(self, info: &mut DeviceInfo) {
         let stated = |text: String| (!text.is_empty()).then_some(text);
         info.adapter = stated(self.info.name);
@@ -50,7 +50,7 @@ impl Adapter {
         info.memory_bytes = self.vulkan.and_then(|facts| facts.memory_bytes);
     }
 
-    /// Returns true if the adapter is one of Vulkan.
+    /// Returns true for a Vulkan adapter.
     pub(super) fn is_vulkan(&self) -> bool {
         self.vulkan.is_some()
     }
@@ -82,7 +82,7 @@ pub(super) fn find(device: &Device) -> Option<Adapter> {
     Some(Adapter { info: adapter.get_info(), vulkan: vulkan_facts(&adapter) })
 }
 
-/// The adapters on the API that devices of `backend` come up on.
+/// Returns the adapters of the API on which burn opens devices of `backend`.
 fn reachable(backend: &WgpuBackend) -> Vec<wgpu::Adapter> {
     let apis = match backend {
         WgpuBackend::Auto => AutoGraphicsApi::chain(),
@@ -121,7 +121,7 @@ fn adapters_of(api: wgpu::Backend) -> Vec<wgpu::Adapter> {
         }
     };
     let adapters = pin!(instances[at].1.enumerate_adapters(api.into()));
-    // Outside of browsers the answer is there at once.
+    // Outside browsers the future is ready at once.
     match adapters.poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(adapters) => adapters,
         Poll::Pending => Vec::new(),
@@ -130,7 +130,7 @@ fn adapters_of(api: wgpu::Backend) -> Vec<wgpu::Adapter> {
 
 #[allow(unsafe_code, reason = "wgpu states memory and extensions through its inner layer only")]
 fn vulkan_facts(adapter: &wgpu::Adapter) -> Option<VulkanFacts> {
-    // SAFETY: the inner adapter is only asked, while `adapter` holds it.
+    // SAFETY: the inner adapter is only queried, while `adapter` keeps it alive.
     let inner = unsafe { adapter.as_hal::<Vulkan>() }?;
     let instance = inner.shared_instance().raw_instance();
     // SAFETY: the physical device is one of this instance, and both live as long as `inner`.

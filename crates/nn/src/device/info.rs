@@ -1,4 +1,4 @@
-//! What a device is: its hardware or driver, as far as a source states it.
+//! Kind, hardware, driver and memory of devices.
 
 use burn::tensor::Device;
 use serde::Serialize;
@@ -13,23 +13,23 @@ use burn::backend::DispatchDevice;
 pub enum DeviceKind {
     /// A GPU with memory of its own.
     Discrete,
-    /// A GPU whose backend states no more than that (CUDA, ROCm, libtorch).
+    /// A GPU of unknown kind: CUDA, ROCm and libtorch do not report it.
     Gpu,
     /// A GPU that shares the processor's memory.
     Integrated,
-    /// A GPU that a virtual machine passes on.
+    /// A virtual GPU of a virtual machine.
     Virtual,
     /// An adapter that its driver does not classify.
     Unknown,
     /// The processor, through a backend made for it.
     Cpu,
-    /// The processor, through a driver that stands in for a GPU (lavapipe, SwiftShader, WARP): for
-    /// tests, and far slower than a backend made for the processor.
+    /// A driver that emulates a GPU on the processor (lavapipe, SwiftShader, WARP): for tests, and far
+    /// slower than a backend made for the processor.
     Software,
 }
 
 impl DeviceKind {
-    /// The kind as text, in lower case.
+    /// Returns the kind as text, in lower case.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Discrete => "discrete",
@@ -43,21 +43,21 @@ impl DeviceKind {
     }
 }
 
-/// A device in detail. What no source states is `None`.
+/// Details of a device; `None` for those that neither driver nor API reports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct DeviceInfo {
     /// Name of the device as in `--device`.
     pub name: String,
-    /// Its kind.
+    /// Kind of the device.
     pub kind: DeviceKind,
-    /// Name of the hardware, or of the driver that stands in for it.
+    /// Name of the hardware, or of the software driver.
     pub adapter: Option<String>,
     /// Graphics API: Vulkan, Metal, Dx12 or Gl.
     pub api: Option<String>,
     /// Name of the driver.
     pub driver: Option<String>,
-    /// Version of the driver, in the driver's words.
+    /// Version of the driver, in the driver's own format.
     pub driver_version: Option<String>,
     /// Size of the device's largest memory in bytes.
     pub memory_bytes: Option<u64>,
@@ -65,7 +65,7 @@ pub struct DeviceInfo {
 
 /// Returns the kind of a device. Does not open it.
 pub fn kind(device: &Device) -> DeviceKind {
-    // A device under autodiff is the one it wraps.
+    // Looks through the autodiff wrapper.
     let device = device.clone().inner();
     match device.as_dispatch() {
         #[cfg(feature = "flex")]
@@ -119,7 +119,7 @@ fn of_cube(device: &burn::backend::CubeDevice) -> DeviceKind {
     }
 }
 
-/// Returns what is known of a device. Asks drivers for their adapters, and opens CUDA and ROCm devices.
+/// Returns the details of a device. Queries drivers for their adapters, and opens CUDA and ROCm devices.
 pub(super) fn describe(name: String, device: &Device) -> DeviceInfo {
     let kind = kind(device);
     #[allow(unused_mut, reason = "nothing more is known of backends for the processor")]
@@ -144,11 +144,11 @@ pub(super) fn describe(name: String, device: &Device) -> DeviceInfo {
     info
 }
 
-/// Opens a device of CubeCL's for the name and memory that its runtime states.
+/// Fills in the name and memory that a CubeCL runtime reports once its device is opened.
 #[cfg(any(feature = "cuda", feature = "rocm"))]
 fn fill_opened(device: &Device, info: &mut DeviceInfo) {
     let DispatchDevice::Cube(device) = device.as_dispatch() else { return };
-    // A driver that does not start is a panic of burn's. It is a row without details here.
+    // burn panics if a driver does not start: the device is then listed without details.
     let opened = std::panic::catch_unwind(|| {
         let client = device.client();
         let properties = client.properties();

@@ -1,7 +1,7 @@
-//! Trial runs: whether a device computes, and computes correctly.
+//! Trial runs, which check that a device computes correctly.
 //!
-//! A driver that cannot take a kernel may end the whole process with a signal. No library can catch
-//! that: [`probe`] is made to be called in a process of its own, for devices that [`probe_reason`] names.
+//! A driver may crash on a kernel and end the whole process with a signal, which no library can catch.
+//! So call [`probe`] in a separate process, for devices with a [`probe_reason`].
 
 use crate::read::{ReadError, one_line, read};
 use burn::tensor::{Device, Tensor, TensorData, activation, module, ops::ConvOptions};
@@ -23,7 +23,7 @@ pub enum ProbeError {
         /// Error of the backend.
         source: ReadError,
     },
-    /// The backend panicked: its driver does not start, or refuses a kernel.
+    /// The backend panicked: its driver does not start, or rejects a kernel.
     #[error("{operation} failed: {}", one_line(reason))]
     Panicked {
         /// Name of the operation.
@@ -38,15 +38,15 @@ pub enum ProbeError {
         operation: &'static str,
         /// Position of the first wrong value.
         index: usize,
-        /// What the device computed.
+        /// Value that the device computed.
         found: f32,
-        /// What it should be.
+        /// Value that the host computed.
         expected: f64,
     },
 }
 
-/// Returns why kernels should first run in a process of their own, or `None` for a device that is not
-/// known to need it. Does not open the device.
+/// Returns why a device needs a trial run in a separate process, or `None` if none is known to be
+/// needed. Does not open the device.
 ///
 /// With the feature `vulkan`, CubeCL compiles to SPIR-V on every Vulkan adapter, also for devices of
 /// `wgpu`. The drivers that were seen to fail lack `VK_KHR_shader_untyped_pointers`, an extension of
@@ -65,7 +65,7 @@ pub fn probe_reason(device: &Device) -> Option<&'static str> {
     }
 }
 
-/// Computes one operation of each kind that the models use and compares with the host's numbers.
+/// Computes one operation of each kind that the models use and compares the results with the host's.
 ///
 /// # Errors
 /// Returns an error if an operation fails or a number is wrong. A driver that crashes ends the process.
@@ -73,7 +73,7 @@ pub fn probe(device: &Device) -> Result<(), ProbeError> {
     TRIALS.iter().try_for_each(|trial| trial.run(device))
 }
 
-/// Runs the smallest kernel, so that a device that does not start fails here with an error.
+/// Runs the smallest kernel, so that a device that does not start gives an error before any other work.
 ///
 /// # Errors
 /// Returns an error if the device does not start, its kernels do not compile, or it computes wrong
@@ -82,7 +82,7 @@ pub fn run_first_kernel(device: &Device) -> Result<(), ProbeError> {
     TRIALS[0].run(device)
 }
 
-/// What a device computed, and what it should be.
+/// The values that a device computed, and those expected.
 type Computed = Result<(TensorData, Vec<f64>), ReadError>;
 
 /// One operation to try.
@@ -129,7 +129,7 @@ fn host(found: &TensorData) -> Vec<f32> {
     found.iter::<f32>().collect()
 }
 
-/// Values from -1 to 1 without a pattern that matches a tile's.
+/// Returns values from -1 to 1 with a period of 23, which divides no tile size.
 fn values(count: usize, seed: usize) -> Vec<f32> {
     (0..count).map(|at| ((at * 7 + seed * 5) % 23) as f32 / 11.0 - 1.0).collect()
 }
