@@ -31,7 +31,7 @@ pub(crate) struct DeviceName {
 }
 
 impl DeviceName {
-    /// Opens the device, or the preferred one if none was named, and makes sure that it computes.
+    /// Opens the device, or the default one if none was named, and checks that it computes.
     pub(crate) fn open(&self) -> anyhow::Result<Device> {
         let device = match &self.device {
             Some(name) => device::parse(name),

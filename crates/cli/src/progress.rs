@@ -13,14 +13,14 @@ use std::{
 /// Between two plain lines of one stage.
 pub(crate) const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Said while a device compiles its kernels.
+/// Message while a device compiles its kernels.
 const WARM_UP: &str = if cfg!(feature = "autotune") {
     "warming up (kernels are compiled and tuned at their first use)"
 } else {
     "warming up (kernels are compiled at their first use)"
 };
 
-/// Returns what to say before the first step on a device, if that step takes far longer than others.
+/// Returns the message for the first step on a device, if that step takes far longer than others.
 pub(crate) fn warm_up(device: &Device) -> Option<&'static str> {
     device::compiles_kernels(device).then_some(WARM_UP)
 }
@@ -31,11 +31,11 @@ pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     stage_started: Instant,
     last_line: Option<Instant>,
-    /// What to say before a stage's first step, while the device compiles.
+    /// Message before a stage's first step, on devices that compile kernels.
     warm_up: Option<&'static str>,
-    /// Whether the current stage's first step is a warm-up, which is left out of the pace.
+    /// True until the first step of a stage ends, if that step is a warm-up.
     cold: bool,
-    /// Steps of the stage that are left out of the pace.
+    /// Warm-up steps of the stage, which do not count for its pace.
     uncounted: usize,
 }
 
@@ -71,13 +71,13 @@ impl Progress {
         }
     }
 
-    /// Shows a warm-up as such on devices that compile their kernels at first use.
+    /// Reports warm-ups, if `device` compiles its kernels at first use.
     pub(crate) fn on(mut self, device: &Device) -> Self {
         self.warm_up = warm_up(device);
         self
     }
 
-    /// Begins a stage: its first step may be a warm-up.
+    /// Begins a stage, whose first step may be a warm-up.
     pub(crate) fn begin_stage(&mut self) {
         self.stage_started = Instant::now();
         self.uncounted = 0;
@@ -138,8 +138,8 @@ impl Progress {
     }
 }
 
-/// A line of progress. The time left is that of the pace of `counted` steps in `elapsed`, and is not
-/// said before there is a pace.
+/// Returns a line of progress. The time left is estimated from `counted` steps in `elapsed`, and left
+/// out if there are none.
 fn plain_line(stage: &str, done: usize, total: usize, counted: usize, elapsed: Duration) -> String {
     let line = format!("{stage} {done}/{total}, {:.1} s", elapsed.as_secs_f64());
     if counted == 0 && done < total {

@@ -1,7 +1,7 @@
-//! Trial runs of a device before work is given to it.
+//! Trial runs of a device before any other work.
 //!
-//! A device that does not start, or a driver that crashes on a kernel, is one line of error here instead
-//! of a panic or a signal minutes later.
+//! A device that does not start, or a driver that crashes on a kernel, thus gives one line of error at
+//! the start instead of a panic or a signal minutes later.
 
 use crate::output;
 use burn::tensor::Device;
@@ -15,22 +15,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The hidden subcommand that [`check`] runs in a process of its own.
+/// The hidden subcommand that [`check`] runs in a separate process.
 pub(crate) const SUBCOMMAND: &str = "probe-device";
 
-/// Leaves out the trial runs in a process of their own.
+/// Environment variable that skips trial runs in a separate process.
 const SKIP: &str = "OPENSORA_NO_TRIAL";
 
-/// Time for a trial run: kernels are compiled, and tuned by builds with `autotune`.
+/// Time limit of a trial run, which compiles kernels and, with `autotune`, tunes them.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Most bytes that are kept of what a trial run says.
+/// Longest message of a trial run that is kept, in bytes.
 const MAX_SAID: u64 = 64 << 10;
 
 /// A device that failed its trial run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TrialError {
-    /// It does not start, or refuses the first kernel.
+    /// The device does not start, or its driver rejects the first kernel.
     #[error("{device}: {source}")]
     FirstKernel {
         /// Name of the device.
@@ -38,7 +38,7 @@ pub(crate) enum TrialError {
         /// What failed.
         source: ProbeError,
     },
-    /// The trial run in a process of its own failed.
+    /// The trial run in a separate process failed.
     #[error(
         "{device}: {failure} ({reason}): use a build with `--features wgpu` and without `vulkan`, whose \
          kernels are WGSL, or another device ({SKIP}=1 skips trial runs)"
@@ -46,31 +46,31 @@ pub(crate) enum TrialError {
     Process {
         /// Name of the device.
         device: String,
-        /// Why there was a trial run.
+        /// Why the device needed a trial run.
         reason: &'static str,
-        /// How it failed.
+        /// How the trial run failed.
         failure: Failure,
     },
 }
 
-/// How a trial run in a process of its own failed.
+/// How a trial run in a separate process failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    /// It could not be started.
+    /// The process could not be started.
     #[error("the trial run did not start: {0}")]
     Start(#[source] io::Error),
-    /// It ended by a signal or with an unexpected code.
+    /// The process ended by a signal or with an unexpected code.
     #[error("the driver ended the trial run ({0})")]
     Crashed(String),
-    /// It reported an error.
+    /// The process reported an error.
     #[error("{0}")]
     Reported(String),
-    /// It took too long.
+    /// The process exceeded the time limit.
     #[error("the trial run took more than {} s", .0.as_secs())]
     TimedOut(Duration),
 }
 
-/// Makes sure that a device computes, and says so if it is a software driver.
+/// Checks that a device computes, and prints a note if it is a software driver.
 ///
 /// # Errors
 /// Returns an error if the device does not start or fails a trial run.
@@ -81,7 +81,7 @@ pub(crate) fn check(device: &Device) -> Result<(), TrialError> {
     let name = || device::name(device).unwrap_or_else(|| format!("{device:?}"));
     if device::kind(device) == DeviceKind::Software {
         output::message(format_args!(
-            "note: {} is a software driver, made for tests: flex computes on the processor too, and far faster",
+            "note: {} is a software driver, for tests: flex computes on the processor as well, and far faster",
             name()
         ));
     }
@@ -93,7 +93,7 @@ pub(crate) fn check(device: &Device) -> Result<(), TrialError> {
     }
 }
 
-/// Runs `probe-device` on the device of a name.
+/// Runs `probe-device` on a named device.
 fn in_process(name: &str) -> Result<(), Failure> {
     let program = env::current_exe().map_err(Failure::Start)?;
     let mut command = Command::new(program);
@@ -101,11 +101,11 @@ fn in_process(name: &str) -> Result<(), Failure> {
     watch(command, LIMIT)
 }
 
-/// Runs a command to its end, or ends it after `limit`.
+/// Runs a command to its end, or kills it after `limit`.
 fn watch(mut command: Command, limit: Duration) -> Result<(), Failure> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(Failure::Start)?;
-    // Read while it runs: a full pipe would stop it.
+    // Read while the process runs: a full pipe would block it.
     let said = child.stderr.take().map(|mut stderr| {
         thread::spawn(move || {
             let mut said = Vec::new();
@@ -137,7 +137,7 @@ fn watch(mut command: Command, limit: Duration) -> Result<(), Failure> {
     })
 }
 
-/// How a process ended, as text.
+/// Describes how a process ended.
 fn end_of(status: ExitStatus) -> String {
     #[cfg(unix)]
     if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
@@ -155,7 +155,7 @@ fn end_of(status: ExitStatus) -> String {
     status.to_string()
 }
 
-/// Calls `work` without messages of panics: it returns them as errors.
+/// Calls `work` with panic messages suppressed: `work` returns its panics as errors.
 pub(crate) fn silently<T>(work: impl FnOnce() -> T) -> T {
     let hook = panic::take_hook();
     panic::set_hook(Box::new(|_| {}));

@@ -1,4 +1,4 @@
-//! `opensora devices`: the devices of this machine, and the backends that are compiled in.
+//! `opensora devices`: lists the devices of this machine and the backends that are compiled in.
 
 use crate::{options::Report, output, trial};
 use opensora::nn::device::{self, BackendInfo, DeviceInfo, DeviceKind};
@@ -15,12 +15,12 @@ pub(crate) struct Args {
     report: Report,
 }
 
-/// Heads of the table's columns.
+/// Column heads of the table.
 const HEADS: [&str; 6] = ["device", "kind", "adapter", "driver", "version", "memory"];
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let backends = device::list();
-    // A driver that does not start is a device without details.
+    // A device whose driver does not start is listed without details.
     let details: Vec<Vec<DeviceInfo>> =
         trial::silently(|| backends.iter().map(described).collect());
     let default = device::default_device().ok().and_then(|device| device::name(&device));
@@ -54,7 +54,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The devices of a backend; one that has gone in the meantime is left out.
+/// Returns the devices of a backend, without those that disappeared since they were listed.
 fn described(backend: &BackendInfo) -> Vec<DeviceInfo> {
     backend.devices.iter().filter_map(|name| device::describe(name).ok()).collect()
 }
@@ -84,12 +84,12 @@ fn row(info: &DeviceInfo) -> [String; 6] {
     ]
 }
 
-/// `15.6 GiB`.
+/// Formats a size as in `15.6 GiB`.
 fn gibibytes(bytes: u64) -> String {
     format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
 }
 
-/// Lines with columns as wide as their longest cell.
+/// Returns the lines of a table, with columns as wide as their longest cell.
 fn table(rows: &[[String; 6]]) -> Vec<String> {
     let heads = HEADS.map(String::from);
     let all: Vec<&[String; 6]> = std::iter::once(&heads).chain(rows).collect();

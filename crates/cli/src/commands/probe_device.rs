@@ -1,4 +1,5 @@
-//! `opensora probe-device`: one trial run, in a process that its driver may end. Not for users.
+//! `opensora probe-device`: one trial run, in a separate process since the driver may crash. Hidden:
+//! `trial::check` starts it.
 
 use crate::trial;
 use opensora::nn::device;

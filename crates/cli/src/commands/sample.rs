@@ -42,9 +42,8 @@ pub(crate) struct Args {
     /// File with one prompt a line
     #[arg(long)]
     prompt_path: Option<PathBuf>,
-    /// Class that the image or clip shows, a number or a name such as "golden retriever", for models that
-    /// follow labels (dit-xl-2-256x256, dit-xl-2-512x512, latte-xl-2-16x256x256-ucf101); may be given
-    /// several times
+    /// Class of the image or clip: a number, or a name such as "golden retriever"; repeatable. For models
+    /// with class labels (dit-xl-2-256x256, dit-xl-2-512x512, latte-xl-2-16x256x256-ucf101)
     #[arg(long, value_name = "LABEL", conflicts_with_all = ["prompt", "prompt_path", "from_record",
         "latents", "save_latents", "t5", "t5_dtype", "pab", "space_scale", "time_scale"])]
     label: Vec<String>,
@@ -73,7 +72,8 @@ pub(crate) struct Args {
     allow_outside_paths: bool,
     #[command(flatten)]
     sampling: Sampling,
-    /// Height to width, such as 9:16: the nearest size that pixart-xl-2-1024-ms was trained for
+    /// Ratio of height to width, such as 9:16; takes the nearest size that pixart-xl-2-1024-ms was
+    /// trained for
     #[arg(long, value_parser = parse_ratio, value_name = "H:W", conflicts_with_all = ["image_size", "label"])]
     aspect_ratio: Option<f64>,
     /// Frames per second of the output [default: the model's]

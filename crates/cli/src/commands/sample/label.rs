@@ -1,4 +1,4 @@
-//! `opensora sample --label`: class labels to images or clips.
+//! `opensora sample --label`: samples images or clips of class labels.
 
 use super::{Args, outputs::Outputs};
 use crate::{model, output, progress::Progress, stop};
@@ -11,19 +11,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
-/// The model where none is named.
+/// Model if none is named.
 const DEFAULT_MODEL: &str = "dit-xl-2-256x256";
 
-/// Longest record that is read, in bytes.
+/// Largest record that is read, in bytes.
 const LONGEST: u64 = 16 << 20;
 
-/// The record beside an output: all that is needed to make that output again.
+/// The record beside an output: everything needed to sample that output again.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     label: usize,
-    /// Where names are known.
+    /// `None` if the names of the model's classes are unknown.
     label_name: Option<String>,
-    /// The model's own name.
+    /// Name of the preset, or that in `model.json`.
     model: String,
     architecture: String,
     num_frames: usize,
@@ -33,25 +33,25 @@ struct Record {
     steps: usize,
     guidance_scale: f64,
     guided_channels: Option<usize>,
-    /// Of all labels of the call up to this one.
+    /// Work for all labels of the call up to this one.
     denoiser_work: Value,
     seed: u64,
     /// Noise index of this output.
     noise_index: u64,
     batch_size: usize,
-    /// Labels that were sampled at once with this one, where there are others; the first has the noise
-    /// index `noise_index - batch_place`.
+    /// Labels of the batch, this one included; empty for a batch of one. The first has the noise index
+    /// `noise_index - batch_place`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     batch_labels: Vec<usize>,
     #[serde(default)]
     batch_place: usize,
-    /// What `--model`, `--vae` and `--weights-dir` named, paths as absolute ones.
+    /// Value of `--model`, as that of `--vae` and `--weights-dir` with absolute paths.
     model_argument: String,
     vae: Option<PathBuf>,
     weights_dir: Option<PathBuf>,
     dtype: String,
     device: String,
-    /// The device as `--device` names it.
+    /// Name of the device for `--device`.
     device_name: Option<String>,
     low_memory: bool,
     version: String,
@@ -59,13 +59,13 @@ struct Record {
 
 /// Returns true if `--from-record` names the record of an output with a label.
 pub(super) fn is_record(args: &Args) -> bool {
-    // Whatever else is wrong with the file is said where it is read.
+    // Other faults of the file are reported when the record is opened.
     let text = args.from_record.as_ref().and_then(|path| read_text(path, LONGEST).ok());
     let json = text.and_then(|text| serde_json::from_str::<Value>(&text).ok());
     json.is_some_and(|json| json.get("label").is_some())
 }
 
-/// Samples every label of `args`, or the output of a record again.
+/// Samples every label of `args`, or repeats the output of a record.
 pub(super) fn run(args: &mut Args) -> anyhow::Result<()> {
     let only = match args.from_record.take() {
         Some(path) => {
@@ -110,7 +110,7 @@ pub(super) fn run(args: &mut Args) -> anyhow::Result<()> {
         stop::check()
     });
     progress.finish();
-    // What is complete stays, also where the run was stopped or failed.
+    // Complete outputs are kept and printed, even if the run was stopped or failed.
     let printed = written.into_iter().try_for_each(|(path, record)| match path {
         None => Ok(()),
         Some(path) if args.report.json => {
@@ -188,7 +188,7 @@ impl Record {
         Ok(record)
     }
 
-    /// Fills the settings that the command line leaves open. Returns the output's place in its batch.
+    /// Fills in the settings that the command line omits. Returns the output's index in its batch.
     fn apply(self, args: &mut Args) -> anyhow::Result<usize> {
         let labels = match &self.batch_labels[..] {
             [] => vec![self.label],
