@@ -1,4 +1,4 @@
-//! Which files make a model that follows a class label.
+//! Files of a model that is conditioned on a class label.
 
 use crate::{
     diffusion::sampler::SamplerError,
@@ -14,26 +14,27 @@ use crate::{
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
-/// The files and sizes of a model, and the request it answers where nothing else is asked for.
+/// The files, sizes and default request of a model that is conditioned on a class label.
 #[derive(Debug, Clone)]
 pub struct ClassFiles {
-    /// Its name, for messages and for the record beside an output.
+    /// Name of the model, for messages and for the record beside an output.
     pub name: String,
-    /// What the denoiser is.
+    /// Architecture of the denoiser.
     pub kind: ClassKind,
-    /// The denoiser: whatever [`Checkpoint::open`](crate::checkpoint::Checkpoint::open) takes.
+    /// Weights of the denoiser, in any form that
+    /// [`Checkpoint::open`](crate::checkpoint::Checkpoint::open) takes.
     pub denoiser: PathBuf,
     /// Sizes of the denoiser.
     pub config: ClassConfig,
-    /// Names of its classes, where they are known.
+    /// Names of the model's classes, if known.
     pub labels: Option<LabelSet>,
-    /// Folder of the VAE with its `config.json`, or its weights alone.
+    /// Folder of the VAE with its `config.json`, or its file of weights.
     pub vae: PathBuf,
-    /// Size, length and rate that the model was trained for.
+    /// Default request: size, length, frame rate, sampler and guidance.
     pub defaults: SampleRequest,
 }
 
-/// What `model.json` holds; paths are relative to its folder.
+/// Contents of `model.json`; paths are relative to its folder.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Description {
@@ -47,7 +48,7 @@ struct Description {
     /// Height and width.
     image_size: [usize; 2],
     fps: f64,
-    /// The sampler that the model is meant for; the published one where it names none.
+    /// Default sampler; `None`: that of the published models.
     #[serde(default)]
     sampler: Option<String>,
     #[serde(default)]
@@ -61,7 +62,7 @@ impl ClassFiles {
     /// `dit` or `latte`.
     ///
     /// # Errors
-    /// Returns an error if there is no such model, one of its parts is missing, or it follows a prompt.
+    /// Returns an error if there is no such model, a file is missing, or the model follows a prompt.
     pub fn resolve(model: &str, parts: &PartPaths) -> Result<Self, ModelError> {
         let path = Path::new(model);
         if let Some(preset) = Preset::find(model) {
@@ -69,9 +70,9 @@ impl ClassFiles {
         } else if path.join("model.json").exists() {
             Self::open_with(path, parts)
         } else if path.exists() {
-            // A bare checkpoint does not say which of the two it is, nor for what size.
+            // A bare checkpoint states neither architecture nor image size.
             let reason =
-                "a model with class labels is named by a preset or a folder with a model.json";
+                "expected a preset or a folder with a model.json for a model with class labels";
             Err(description_error(path, reason))
         } else {
             Err(ModelError::Unknown { name: model.into() })
@@ -95,7 +96,7 @@ impl ClassFiles {
         })
     }
 
-    /// Opens a folder with a `model.json`, of which `parts` may replace the VAE.
+    /// Opens a folder with a `model.json`; `parts` may replace the VAE.
     ///
     /// # Errors
     /// Returns an error if the description is missing or malformed, the model follows a prompt, or a path

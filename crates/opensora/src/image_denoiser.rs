@@ -1,4 +1,5 @@
-//! PixArt-alpha as [`PromptedDenoiser`](crate::denoiser::PromptedDenoiser) sees it.
+//! Implements [`StDitModel`] for PixArt-alpha, so that
+//! [`PromptedDenoiser`](crate::denoiser::PromptedDenoiser) can sample it.
 
 use crate::{
     checkpoint::CheckpointError,
@@ -8,7 +9,7 @@ use crate::{
 use burn::tensor::Tensor;
 use opensora_nn::mask::TokenMask;
 
-/// A PixArtMS with the size that its images are to have.
+/// A PixArtMS with the size of the images to sample.
 #[derive(Debug)]
 pub struct SizedPixArt {
     /// The model.

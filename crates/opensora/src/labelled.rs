@@ -1,4 +1,4 @@
-//! A denoiser with class labels, as samplers see it.
+//! Denoiser for samplers from a model that is conditioned on class labels.
 
 use crate::{
     diffusion::{Condition, DenoiseError, Denoiser},
@@ -9,7 +9,7 @@ use std::{cell::Cell, fmt::Debug};
 
 /// A model that is conditioned on a class label.
 pub trait ClassModel: Debug {
-    /// Returns its configuration.
+    /// Returns the model's configuration.
     fn config(&self) -> &ClassConfig;
 
     /// Predicts noise and variance; see [`Dit::forward`].
@@ -48,7 +48,7 @@ impl ClassModel for Latte {
     }
 }
 
-/// A model for a batch of labels, with the null class beside each for guidance.
+/// A model with the labels of a batch; guidance takes the null class beside each label.
 ///
 /// Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/text_encoder/classes.py`, class
 /// `ClassEncoder`.
@@ -56,7 +56,7 @@ impl ClassModel for Latte {
 pub struct LabelledDenoiser<'a> {
     model: &'a dyn ClassModel,
     labels: Vec<usize>,
-    /// Samplers hold a denoiser by reference.
+    /// In a cell, since samplers hold a denoiser by shared reference.
     work: Cell<DenoiserWork>,
 }
 
@@ -64,7 +64,7 @@ impl<'a> LabelledDenoiser<'a> {
     /// Returns the denoiser of `labels`, one for each sample of the batch.
     ///
     /// # Errors
-    /// Returns an error if a label is no class of the model.
+    /// Returns an error if a label is not a class of the model.
     pub fn new(model: &'a dyn ClassModel, labels: &[usize]) -> Result<Self, SizeError> {
         model.config().check_labels(labels)?;
         Ok(Self { model, labels: labels.to_vec(), work: Cell::default() })

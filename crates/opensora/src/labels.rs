@@ -12,24 +12,24 @@ pub enum LabelSet {
     Ucf101,
 }
 
-/// Why a name gave no label.
+/// Why a name does not give a label.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LabelError {
     /// No class has this name.
     #[error(
-        "no class of {set} is named '{name}'{}; a number from 0 to {} will do too",
+        "no class of {set} is named '{name}'{}; use a class name or a number from 0 to {}",
         hint(near),
         classes - 1
     )]
     Unknown {
         /// The name.
         name: String,
-        /// The list that was searched.
+        /// Name of the list that was searched.
         set: &'static str,
-        /// Its classes.
+        /// Number of classes in the list.
         classes: usize,
-        /// Names that contain it.
+        /// Names that contain the given one.
         near: Vec<String>,
     },
     /// Several classes have this name.
@@ -37,11 +37,11 @@ pub enum LabelError {
     Ambiguous {
         /// The name.
         name: String,
-        /// Their labels.
+        /// Labels of these classes.
         labels: Vec<usize>,
     },
-    /// A name for a model whose classes have none here.
-    #[error("label '{name}' is no number, and the names of the model's classes are not known")]
+    /// A name was given, but the names of the model's classes are not known.
+    #[error("label '{name}' is not a number, and the names of the model's classes are not known")]
     NoNames {
         /// The name.
         name: String,
@@ -56,7 +56,7 @@ fn numbers(labels: &[usize]) -> String {
     labels.iter().map(usize::to_string).collect::<Vec<_>>().join(" or ")
 }
 
-/// Similar names that an error lists.
+/// Most similar names that an error lists.
 const MOST_SIMILAR: usize = 5;
 
 impl LabelSet {
@@ -68,7 +68,7 @@ impl LabelSet {
         }
     }
 
-    /// The classes in the order of their labels, each with its synonyms separated by commas.
+    /// Returns the classes in the order of their labels, each with its synonyms separated by commas.
     fn lines(self) -> impl Iterator<Item = &'static str> {
         let text = match self {
             Self::ImageNet1k => include_str!("../data/imagenet-1k.txt"),
@@ -90,7 +90,7 @@ impl LabelSet {
     /// Returns the label of a name; case does not matter.
     ///
     /// # Errors
-    /// Returns an error if no class or several have this name.
+    /// Returns an error if no class has this name, or several have it.
     pub fn find(self, name: &str) -> Result<usize, LabelError> {
         let wanted = name.trim().to_lowercase();
         let synonyms = |line: &'static str| line.split(", ");
@@ -120,10 +120,10 @@ impl LabelSet {
     }
 }
 
-/// Returns the label that `text` means: a number, or a name of `set`. The number's range is not checked.
+/// Parses a label: a number, or a name of `set`. The number's range is not checked.
 ///
 /// # Errors
-/// Returns an error if `text` is no number and no class, or several, have this name.
+/// Returns an error if `text` is not a number and not the name of exactly one class.
 pub fn parse(text: &str, set: Option<LabelSet>) -> Result<usize, LabelError> {
     match (text.trim().parse(), set) {
         (Ok(label), _) => Ok(label),

@@ -1,4 +1,4 @@
-//! The published checkpoints as data.
+//! The published checkpoints that `--model` knows by name.
 
 use crate::{
     buckets,
@@ -12,38 +12,38 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Preset {
-    /// What `--model` calls it.
+    /// Name for `--model`.
     pub name: &'static str,
-    /// What it is a checkpoint of.
+    /// Architecture and condition.
     pub model: PresetModel,
-    /// Where it is published.
+    /// Repository or address of the published file.
     pub origin: Origin,
-    /// Names under which its file may lie in a folder of weights; the published one first.
+    /// File names to look for in a folder of weights; the published one first.
     pub files: &'static [&'static str],
-    /// Licence of the weights; `None` where no public source was found that states it.
+    /// Licence of the weights; `None` if no public source was found that states it.
     pub licence: Option<&'static str>,
-    /// Frames it was trained on; one for images.
+    /// Frames of the training clips; one for images.
     pub num_frames: usize,
     /// Height and width in pixels.
     pub image_size: [usize; 2],
-    /// Sizes beside `image_size` that it was trained for, as height and width.
+    /// Further training sizes in pixels, as height and width.
     pub buckets: &'static [[usize; 2]],
-    /// Frames per second of the output. Clips were cut from 24 and thinned out; images have the
-    /// reference's 1.
+    /// Frames per second of the output: 24 divided by the frame interval of the training clips; for
+    /// images the reference's 1.
     pub fps: f64,
-    /// Units of its position tables.
+    /// Units of the position tables.
     pub scales: PositionScales,
-    /// The reference's sampler.
+    /// Default sampler, the reference's.
     pub sampler: SamplerKind,
-    /// Its steps.
+    /// Default number of sampler steps.
     pub steps: usize,
-    /// Its guidance scale.
+    /// Default guidance scale.
     pub guidance_scale: f64,
-    /// Where these facts are stated.
+    /// Source of these values.
     pub source: &'static str,
 }
 
-/// What a preset is a checkpoint of.
+/// Architecture and condition of a preset.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum PresetModel {
@@ -53,7 +53,7 @@ pub enum PresetModel {
     Class(ClassKind, LabelSet),
 }
 
-/// A model that follows a prompt.
+/// Architecture of a model that follows a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Architecture {
@@ -70,7 +70,7 @@ pub enum Architecture {
     },
 }
 
-/// A model that follows a class label.
+/// Architecture of a model that follows a class label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ClassKind {
@@ -86,12 +86,12 @@ pub enum ClassKind {
 pub enum Origin {
     /// A repository on the Hugging Face hub.
     Hub {
-        /// Its owner and name.
+        /// Owner and name of the repository.
         repository: &'static str,
-        /// The file in it.
+        /// Path of the file in the repository.
         file: &'static str,
     },
-    /// An address on the web.
+    /// A URL.
     Url(&'static str),
 }
 
@@ -111,14 +111,14 @@ pub const TEXT_ENCODER: &str = "DeepFloyd/t5-v1_1-xxl";
 /// The VAE that the reference samples every preset with.
 pub const VAE: &str = "stabilityai/sd-vae-ft-ema";
 
-/// All published checkpoints that can be sampled here.
+/// All published checkpoints that opensora can sample by name.
 ///
 /// File names and addresses: hpcaitech/Open-Sora v1.0.0, README.md and
 /// `opensora/utils/ckpt_utils.py`, `pretrained_models`; settings: its `configs/*/inference`, named in
 /// each row. (A 64x512x512 STDiT was configured but never published.)
 ///
 /// Deviations: PixArt-XL-2-1024-MS has 1024x1024 as its default size (the reference's configuration asks
-/// for 1920x512), and the positions of its own class, which the reference computes otherwise for
+/// for 1920x512), and the positions of its own class, which the reference computes differently for
 /// images that are not square.
 pub const PRESETS: [Preset; 10] = [
     Preset {
@@ -148,7 +148,7 @@ pub const PRESETS: [Preset; 10] = [
     Preset {
         origin: pixart_alpha("PixArt-XL-2-SAM-256x256.pth"),
         files: &["PixArt-XL-2-SAM-256x256.pth"],
-        // The settings of the other checkpoint of this size: the reference configures this one nowhere.
+        // The settings of the other checkpoint of this size: the reference has no configuration for this one.
         source: "hpcaitech/Open-Sora v1.0.0, configs/pixart/inference/1x256x256.py",
         ..pixart("pixart-xl-2-sam-256x256", 256)
     },
@@ -182,7 +182,7 @@ pub const PRESETS: [Preset; 10] = [
     Preset {
         origin: Origin::Url("https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-512x512.pt"),
         files: &["DiT-XL-2-512x512.pt"],
-        // The settings of the other size: the reference configures this one nowhere.
+        // The settings of the other size: the reference has no configuration for this one.
         source: "hpcaitech/Open-Sora v1.0.0, configs/dit/inference/1x256x256-class.py; licence: \
                  facebookresearch/DiT, README.md",
         ..dit("dit-xl-2-512x512", 512)
@@ -212,7 +212,7 @@ const fn pixart_alpha(file: &'static str) -> Origin {
     Origin::Hub { repository: "PixArt-alpha/PixArt-alpha", file }
 }
 
-/// What all rows have in common, or replace.
+/// Values that all rows have in common or replace.
 const fn row(name: &'static str, model: PresetModel, pixels: usize) -> Preset {
     Preset {
         name,
@@ -261,7 +261,7 @@ impl Preset {
         PRESETS.iter().find(|preset| preset.name == name)
     }
 
-    /// Returns the sizes of the denoiser, if it follows a prompt.
+    /// Returns the sizes of the denoiser; `None` for a model with class labels.
     pub fn denoiser_config(&self) -> Option<DenoiserConfig> {
         match self.model {
             PresetModel::Text(_) => {
@@ -271,7 +271,7 @@ impl Preset {
         }
     }
 
-    /// Returns the request that the checkpoint answers where nothing else is asked for.
+    /// Returns the default request of the checkpoint.
     pub fn defaults(&self) -> SampleRequest {
         SampleRequest {
             num_frames: self.num_frames,

@@ -1,4 +1,4 @@
-//! Class labels to frames.
+//! The pipeline from class labels to frames.
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `scripts/inference.py` with `configs/dit/inference` and
 //! `configs/latte/inference`.
@@ -22,7 +22,7 @@ use crate::{
 use burn::tensor::{Device, Tensor};
 use std::ops::ControlFlow;
 
-/// Class labels to images or clips, from the files of one model on one device.
+/// Samples images or clips of class labels, from the files of one model on one device.
 ///
 /// ```no_run
 /// use opensora::{
@@ -52,7 +52,7 @@ pub struct ClassToVideo {
 }
 
 impl ClassToVideo {
-    /// Checks that the model's files are there and fit each other; no weight is read yet.
+    /// Checks that the model's files exist and fit each other; reads no weights.
     ///
     /// # Errors
     /// Returns an error if a file is missing or damaged, the parts do not fit, or the device lacks the
@@ -95,7 +95,7 @@ impl ClassToVideo {
     /// Checks a request and returns the size of its latents, `[T, h, w]`.
     ///
     /// # Errors
-    /// Returns an error if a label is no class of the model, the model cannot make such an image or clip
+    /// Returns an error if a label is not a class of the model, the model cannot make such an image or clip
     /// or cannot be guided, or the sampler cannot run with so many steps.
     pub fn check(
         &self,
@@ -128,7 +128,7 @@ impl ClassToVideo {
     ///
     /// # Errors
     /// Returns an error if a model cannot be loaded, the labels or the request do not fit, values are not
-    /// finite, the observer stops the work, or `sink` fails. What `sink` got before is complete.
+    /// finite, the observer stops the work, or `sink` fails. Outputs that `sink` got before are complete.
     pub fn sample_each<E: From<PipelineError>>(
         &self,
         labels: &[usize],
@@ -218,7 +218,7 @@ impl ClassToVideo {
         part.load(observer)
     }
 
-    /// Latents `[B, C, T, h, w]` of one batch, and the work done for them.
+    /// Samples the latents `[B, C, T, h, w]` of one batch; returns them with the work done.
     fn sample_batch(
         &self,
         model: &dyn ClassModel,

@@ -1,4 +1,4 @@
-//! How many frames the VAE decodes at once, and in tiles or whole: by the memory of the device.
+//! Chooses how many frames the VAE decodes at once, and whether in tiles, by the memory of the device.
 
 use crate::{
     nn::device::{self, DeviceKind},
@@ -6,31 +6,31 @@ use crate::{
 };
 use burn::tensor::{DType, Device, FloatDType};
 
-/// Frames at once: enough to keep a device busy, few enough for its memory.
+/// Most frames that are decoded at once: enough to keep a device busy.
 const MOST_FRAMES: usize = 4;
 
 /// Rows of a tile.
 const TILE_ROWS: usize = 64;
 
-/// Activations of the largest level that decoding a whole frame holds at once. Measured: 3.4 on flex at
-/// 512x512 (docs/performance.md).
+/// Activations of the largest level that decoding a whole frame keeps in memory at once. Measured: 3.4
+/// on flex at 512x512 (docs/performance.md).
 const ACTIVATIONS: u64 = 4;
 
 /// How a clip is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DecodePlan {
-    /// Frames at once.
+    /// Frames that are decoded at once.
     pub(super) frames: usize,
     /// Rows of the tiles that each frame is decoded in; `None` for whole frames.
     pub(super) tile_rows: Option<usize>,
 }
 
 impl DecodePlan {
-    /// The least memory: a frame at a time, in tiles.
+    /// The plan with the least memory: one frame at a time, in tiles.
     pub(super) const SMALLEST: Self = Self { frames: 1, tile_rows: Some(TILE_ROWS) };
 
-    /// For frames of `[height, width]` pixels on a device with `memory` bytes (`None`: not known). Half
-    /// of it is left to weights, caches of allocators and other programs.
+    /// Returns the plan for frames of `[height, width]` pixels on a device with `memory` bytes (`None`:
+    /// unknown). Half of the memory is left to weights, caches of allocators and other programs.
     pub(super) fn new(
         config: &VaeConfig,
         [height, width]: [usize; 2],
@@ -40,7 +40,7 @@ impl DecodePlan {
         let Some(memory) = memory else {
             return Self { frames: MOST_FRAMES, tile_rows: None };
         };
-        // The last level but one is upsampled to all pixels before its channels become fewer.
+        // The second-to-last level is upsampled to full size before its channels are reduced.
         let channels = config.block_out_channels.iter().take(2).max().copied().unwrap_or(1);
         let values = (channels * height * width) as u64;
         let frame = ACTIVATIONS * values * DType::from(dtype).size() as u64;
@@ -51,7 +51,7 @@ impl DecodePlan {
     }
 }
 
-/// Memory of a device that has one of its own; `None` for the processor, or if no source states it.
+/// Returns the memory of a device in bytes; `None` for the processor, or if no driver reports it.
 pub(super) fn own_memory(device: &Device) -> Option<u64> {
     if matches!(device::kind(device), DeviceKind::Cpu | DeviceKind::Software) {
         return None;
