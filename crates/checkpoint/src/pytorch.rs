@@ -1,4 +1,4 @@
-//! `torch.save` files, read without running what is in them.
+//! Reads `torch.save` files without running their pickles.
 //!
 //! Source: PyTorch, `torch/serialization.py`. Tensors of unsupported types, such as 8-bit floating
 //! point, are entries like others; loading one is an error.
@@ -26,7 +26,7 @@ use view::{Reader, Region};
 /// [`Checkpoint::unwrapped`](crate::Checkpoint::unwrapped).
 const WRAPPERS: [&str; 2] = ["ema", "state_dict"];
 
-/// What a file holds.
+/// Contents of a file.
 struct Parsed {
     objects: Objects,
     root: Id,
@@ -69,7 +69,7 @@ pub(crate) fn open(path: &Path) -> Result<Opened, CheckpointError> {
 }
 
 fn parse(file: &File) -> Result<Parsed, String> {
-    /// Up to the name of the format in a tar archive.
+    /// Bytes up to the end of the format name (`ustar`) in the header of a tar archive.
     const HEAD: u64 = 262;
     let mut head = Vec::new();
     file.take(HEAD).read_to_end(&mut head).map_err(|error| error.to_string())?;
@@ -84,9 +84,9 @@ fn parse(file: &File) -> Result<Parsed, String> {
     }
 }
 
-/// The reader of a tensor, or the reason why it cannot be read.
+/// Returns the reader of a tensor, or the reason why the tensor cannot be read.
 fn reader(view: &View, parsed: &Parsed, file: &FileRange, length: u64) -> Result<Reader, String> {
-    // Strides of zero let a small storage become a tensor of any size.
+    // With strides of zero, a small storage can hold a tensor of any size.
     let bytes = view.shape.iter().product::<usize>().saturating_mul(view.dtype.size()) as u64;
     if bytes > length {
         let shape = &view.shape;

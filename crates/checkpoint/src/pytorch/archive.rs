@@ -13,7 +13,7 @@ use zip::{
     read::{ArchiveOffset, Config},
 };
 
-/// Most bytes of the entry that says how numbers are stored.
+/// Largest size of the entry `byteorder`, in bytes.
 const MAX_BYTE_ORDER: u64 = 64;
 
 const PICKLE: &str = "data.pkl";
@@ -22,9 +22,9 @@ const BYTE_ORDER: &str = "byteorder";
 pub(super) fn open(file: &File) -> Result<Parsed, String> {
     let length = file.metadata().map_err(|error| error.to_string())?.len();
     let zip = |error: zip::result::ZipError| error.to_string();
-    // Nothing stands in front of an archive of torch.save. Told to look for its start, the zip crate
-    // overlooks the 76 bytes of zip64 records behind the directory, and takes the second entry for the
-    // first where that has 76 bytes: in files with a name of 21 letters, such as STDiT-XL-2-16x256x256.
+    // Archives of torch.save begin at the start of the file. If the zip crate searches for the start, it
+    // overlooks the 76 bytes of zip64 records behind the directory, and skips the first entry if that has
+    // 76 bytes: in files with a name of 21 letters, such as STDiT-XL-2-16x256x256.
     let config = Config { archive_offset: ArchiveOffset::Known(0) };
     let mut archive = ZipArchive::with_config(config, BufReader::new(file)).map_err(zip)?;
     if archive.len() > MAX_TENSORS {
@@ -36,7 +36,7 @@ pub(super) fn open(file: &File) -> Result<Parsed, String> {
     for index in 0..archive.len() {
         let entry = archive.by_index_raw(index).map_err(zip)?;
         let name = entry.name().map_err(zip)?.to_string();
-        // What is stored cannot be larger than the file. A compressed entry can: a thousand times.
+        // A stored entry is at most as large as the file; a compressed one may be a thousand times larger.
         if entry.compression() != CompressionMethod::Stored
             || entry.compressed_size() != entry.size()
         {
@@ -50,7 +50,7 @@ pub(super) fn open(file: &File) -> Result<Parsed, String> {
             .data_start()
             .filter(|start| start.checked_add(len).is_some_and(|end| end <= length));
         let start = start.ok_or_else(|| format!("entry '{name}' ends after the file"))?;
-        // PyTorch writes a checksum of 0 where it was asked to compute none.
+        // PyTorch writes a checksum of 0 if told to compute none.
         let crc32 = Some(entry.crc32()).filter(|&crc32| crc32 != 0);
         if let Some(folder) = name.strip_suffix(PICKLE)
             && (folder.is_empty() || folder.ends_with('/'))

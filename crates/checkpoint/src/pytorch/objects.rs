@@ -1,4 +1,4 @@
-//! Objects of a pickle, as far as weights need them.
+//! The objects of a pickle that weights depend on.
 //!
 //! All objects are elements of one list and refer to each other by index. As in Python, two dictionaries
 //! may hold the same object, and an object may contain itself.
@@ -13,11 +13,11 @@ use std::{
 /// Deepest nesting of dictionaries and lists. State dicts of training programs have up to five levels.
 const MAX_DEPTH: usize = 100;
 
-/// Most values that are looked at while dictionaries and lists are walked. An object that is reached by
-/// many paths is met once for each.
+/// Most values visited while dictionaries and lists are walked. An object that is reached by several
+/// paths counts once for each.
 const MAX_VISITS: usize = 1 << 20;
 
-/// Most bytes of all keys together. Those of a T5-XXL have 40 KB.
+/// Largest total size of all keys in bytes. Those of a T5-XXL take 40 KB.
 const MAX_KEY_BYTES: usize = 16 << 20;
 
 /// Index of an object.
@@ -47,23 +47,23 @@ pub(super) enum Value {
 pub(super) struct Element {
     /// PyTorch's name of the type.
     pub(super) name: Rc<str>,
-    /// The type, if it is one that can be read.
+    /// The type, if it is supported.
     pub(super) dtype: Option<DType>,
-    /// Bytes of an element, if they are known.
+    /// Size of an element in bytes, if known.
     pub(super) size: Option<usize>,
 }
 
-/// Numbers of a file that tensors are views of.
+/// A storage: numbers in the file that tensors are views of.
 #[derive(Debug)]
 pub(super) struct Storage {
-    /// Its name in the container.
+    /// Name of the storage in the file.
     pub(super) key: Rc<str>,
     pub(super) element: Element,
     /// Number of elements.
     pub(super) elements: usize,
 }
 
-/// The elements of a storage that a tensor may use.
+/// The range of a storage that a tensor may use.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StorageView {
     /// Index in [`Objects::storages`].
@@ -72,7 +72,7 @@ pub(super) struct StorageView {
     pub(super) end: usize,
 }
 
-/// A tensor: a strided view of a storage that it lies within.
+/// A tensor: a strided view that lies within its storage.
 #[derive(Debug)]
 pub(super) struct View {
     /// Index in [`Objects::storages`].
@@ -89,7 +89,7 @@ pub(super) struct View {
 /// A tensor of an unsupported kind, or another object that holds tensors.
 #[derive(Debug)]
 pub(super) struct Unreadable {
-    /// Its shape; empty if unknown.
+    /// Shape of the tensor; empty if unknown.
     pub(super) shape: Vec<usize>,
     pub(super) reason: String,
 }
@@ -97,7 +97,7 @@ pub(super) struct Unreadable {
 #[derive(Debug)]
 struct Node {
     value: Value,
-    /// Whether numbers of tensors are in it or below it.
+    /// True if the object is or contains a tensor or storage.
     has_tensors: bool,
 }
 
@@ -130,7 +130,7 @@ impl Objects {
         Ok(self.nodes.len() - 1)
     }
 
-    /// Puts another value in the place of an object, for all that refer to it.
+    /// Replaces the value of an object, for all objects that refer to it.
     pub(super) fn replace(&mut self, id: Id, value: Value) {
         let has_tensors = self.tensors_in(&value);
         self.nodes[id] = Node { value, has_tensors };
@@ -140,7 +140,7 @@ impl Objects {
         &self.nodes[id].value
     }
 
-    /// Whether numbers of tensors are in an object or below it.
+    /// Returns true if an object is or contains a tensor or storage.
     pub(super) fn has_tensors(&self, id: Id) -> bool {
         self.nodes[id].has_tensors
     }
@@ -162,7 +162,7 @@ impl Objects {
             node.value = Value::Sequence(Vec::new());
         }
         let Value::Sequence(list) = &mut node.value else {
-            return Err("its pickle appends to what is no list".into());
+            return Err("its pickle appends to an object that is no list".into());
         };
         list.extend(items);
         node.has_tensors |= has_tensors;
@@ -187,14 +187,14 @@ impl Objects {
             node.value = Value::Dict(BTreeMap::new());
         }
         let Value::Dict(dict) = &mut node.value else {
-            return Err("its pickle sets items of what is no dictionary".into());
+            return Err("its pickle sets items of an object that is no dictionary".into());
         };
         dict.extend(entries);
         node.has_tensors |= has_tensors;
         Ok(())
     }
 
-    /// The text of a dictionary's key, which need not be text in Python.
+    /// Returns the text of a dictionary's key, which may be any object in Python.
     fn key(&self, id: Id) -> Rc<str> {
         match self.get(id) {
             Value::Text(text) => text.clone(),
@@ -203,7 +203,7 @@ impl Objects {
         }
     }
 
-    /// The storage of a key; it must be the same one wherever it is named.
+    /// Returns the storage of a key, adding it if it is new. All declarations of a key must agree.
     pub(super) fn storage(&mut self, storage: Storage) -> Result<usize, String> {
         if let Some(&known) = self.storages_by_key.get(&storage.key) {
             let found = &self.storages[known];
@@ -224,12 +224,12 @@ impl Objects {
         &self.storages
     }
 
-    /// The storage that has a key.
+    /// Returns the index of the storage with a key.
     pub(super) fn storage_of(&self, key: &str) -> Option<usize> {
         self.storages_by_key.get(key).copied()
     }
 
-    /// An integer that is a size.
+    /// Returns an integer as a size.
     pub(super) fn size(&self, id: Id, what: &str) -> Result<usize, String> {
         match self.get(id) {
             Value::Int(number) => {
@@ -239,7 +239,7 @@ impl Objects {
         }
     }
 
-    /// A text, or a number as text: keys of storages may be either.
+    /// Returns a text, or a number as text: keys of storages may be either.
     pub(super) fn text(&self, id: Id, what: &str) -> Result<Rc<str>, String> {
         match self.get(id) {
             Value::Text(text) => Ok(text.clone()),
@@ -248,7 +248,7 @@ impl Objects {
         }
     }
 
-    /// The tensors below a dictionary: keys are joined by dots, items of lists are counted.
+    /// Returns the tensors below a dictionary: keys are joined by dots, items of lists are numbered.
     pub(super) fn leaves(&self, root: Id) -> Result<Vec<(String, Leaf<'_>)>, String> {
         let root = self.get(root);
         if !matches!(root, Value::Dict(_)) {
@@ -318,7 +318,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// What an object is, for messages.
+/// Describes an object for messages.
 pub(super) fn kind(value: &Value) -> String {
     match value {
         Value::None => "None".into(),

@@ -1,4 +1,4 @@
-//! An interpreter of pickles that builds [`Objects`] and calls nothing.
+//! Interprets pickles: builds [`Objects`] and calls no function.
 //!
 //! Source: CPython, `Lib/pickletools.py`, protocols 0 to 5.
 
@@ -8,13 +8,13 @@ use super::{
 };
 use std::{collections::HashMap, rc::Rc};
 
-/// Most bytes of a pickle. A T5-XXL with encoder and decoder has 100 KB.
+/// Largest pickle in bytes. A T5-XXL with encoder and decoder has 100 KB.
 pub(super) const MAX_PICKLE: usize = 8 << 20;
 
-/// Most instructions of a file's pickles together. A tensor takes about 30.
+/// Most instructions in all pickles of a file. A tensor takes about 30.
 pub(super) const MAX_INSTRUCTIONS: usize = 500_000;
 
-/// Most bytes of the name of a class.
+/// Longest class name in bytes.
 const MAX_NAME: usize = 256;
 
 /// Reads pickles one after the other.
@@ -43,7 +43,7 @@ impl<'a> Unpickler<'a> {
         }
     }
 
-    /// Bytes that are read.
+    /// Returns the number of bytes read.
     pub(super) fn position(&self) -> usize {
         self.at
     }
@@ -63,7 +63,7 @@ impl<'a> Unpickler<'a> {
         }
     }
 
-    /// Takes from the instructions that are left.
+    /// Spends some of the instructions that are left.
     pub(super) fn spend(&mut self, count: usize) -> Result<(), String> {
         match self.left.checked_sub(count) {
             Some(left) => {
@@ -277,7 +277,7 @@ impl<'a> Unpickler<'a> {
 
     fn push_class(&mut self, module: &str, name: &str) -> Result<(), String> {
         if module.len() + name.len() > MAX_NAME {
-            return Err("its pickle names a class of an impossible length".into());
+            return Err("its pickle has a class name that is too long".into());
         }
         self.push(Value::Class(format!("{module}.{name}").into()))
     }
@@ -316,14 +316,14 @@ impl<'a> Unpickler<'a> {
         Ok(bytes)
     }
 
-    /// An unsigned number of `width` bytes.
+    /// Reads an unsigned number of `width` bytes, little-endian.
     fn number(&mut self, width: usize) -> Result<u64, String> {
         let mut bytes = [0; 8];
         bytes[..width].copy_from_slice(self.take(width)?);
         Ok(u64::from_le_bytes(bytes))
     }
 
-    /// Bytes whose number stands before them in `width` bytes.
+    /// Reads bytes after their count, which takes `width` bytes.
     fn counted(&mut self, width: usize) -> Result<&'a [u8], String> {
         let count = self.number(width)?;
         self.take(usize::try_from(count).unwrap_or(usize::MAX))
@@ -344,12 +344,12 @@ impl<'a> Unpickler<'a> {
     }
 }
 
-/// Every byte as the character of that number.
+/// Decodes Latin-1.
 fn latin(bytes: &[u8]) -> Rc<str> {
     bytes.iter().map(|&byte| char::from(byte)).collect::<String>().into()
 }
 
-/// Latin-1 in which other characters are written as `\u0142` or `\U0001f98a`.
+/// Decodes Latin-1 with other characters escaped as `\u0142` or `\U0001f98a`.
 fn raw_unicode(bytes: &[u8]) -> Result<Rc<str>, String> {
     let mut text = String::new();
     let mut rest = bytes;
@@ -372,7 +372,7 @@ fn raw_unicode(bytes: &[u8]) -> Result<Rc<str>, String> {
     Ok(text.into())
 }
 
-/// A number of protocol 0, in which truth values are written as `00` and `01`.
+/// Parses a number of protocol 0, in which `00` and `01` are booleans.
 fn decimal(line: &[u8]) -> Result<Value, String> {
     let line = line.strip_suffix(b"L").unwrap_or(line);
     match line {
@@ -388,7 +388,7 @@ fn decimal(line: &[u8]) -> Result<Value, String> {
     Ok(number.map_or_else(large, Value::Int))
 }
 
-/// A number in two's complement, the lowest byte first.
+/// Parses a little-endian number in two's complement.
 fn long(bytes: &[u8]) -> Value {
     let negative = bytes.last().is_some_and(|byte| byte & 0x80 != 0);
     let mut number = [if negative { 0xff } else { 0 }; 16];
@@ -397,7 +397,7 @@ fn long(bytes: &[u8]) -> Value {
     Value::Int(i128::from_le_bytes(number))
 }
 
-/// A number beyond any size, such as a hash among settings.
+/// Returns a placeholder for a number of more than 128 bits, such as a hash among settings.
 fn large() -> Value {
     Value::Object("int".into())
 }
@@ -455,7 +455,7 @@ mod tests {
             b"c__builtin__\nset\n]K\x04a\x85R\x87u.",
         ]
         .concat();
-        // Bytes are a call in it.
+        // Protocol 2 has no bytes: they are a call of `_codecs.encode`.
         assert_eq!(load(&two).unwrap(), expected.replace("<bytes>", "<_codecs.encode>"));
         let zero = b"(dp0\nVa\np1\nI1\nsVb\np2\n(lp3\nF1.5\naI01\naNasS'c'\np4\nS'xy'\nsVd\n(dVe\nV\xfc\nss\
                      Vf\n(I-3\nL1180591620717411303424L\n(lI4\natsg0\n0.";
@@ -464,7 +464,7 @@ mod tests {
 
     #[test]
     fn dictionaries_are_shared_as_in_python() {
-        // The same dictionary twice, filled after it was put under its first name.
+        // One dictionary under two keys, filled after it was stored under the first.
         let pickle = b"\x80\x02}(X\x01\x00\x00\x00a}q\x00X\x01\x00\x00\x00bh\x00u0h\x00K\x01K\x02s0}K\x05h\x00s.";
         assert_eq!(load(pickle).unwrap(), "{5: {1: 2}}");
         // Classes that are derived from dictionaries and lists.

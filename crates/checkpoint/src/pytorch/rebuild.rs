@@ -1,4 +1,5 @@
-//! The calls of a pickle that make tensors, dictionaries and modules; no other call is made.
+//! Rebuilds tensors, dictionaries and modules from the calls in a pickle. Results of other calls are
+//! placeholders.
 //!
 //! Source: PyTorch, `torch/_utils.py` (`_rebuild_*`), `torch/serialization.py` (persistent ids), and
 //! `torch/nn/modules/module.py` (`state_dict`).
@@ -13,10 +14,10 @@ use std::{collections::BTreeMap, rc::Rc};
 /// Most axes of a tensor.
 const MAX_RANK: usize = 16;
 
-/// Most calls in the arguments of a call.
+/// Deepest nesting of calls in the arguments of calls.
 const MAX_NESTED: usize = 8;
 
-/// Makes the object that `class`, called with `arguments`, would be.
+/// Returns the object that calling `class` with `arguments` would make.
 pub(super) fn call(
     unpickler: &mut Unpickler<'_>,
     mut class: Id,
@@ -51,7 +52,7 @@ pub(super) fn call(
                 (class, arguments) = (function, inner);
             }
             "torch._utils._rebuild_sparse_tensor" => {
-                // (layout, (tensors of places, values, size, ..))
+                // (layout, (indices, values, size, ..))
                 let data: &[Id] = match fields.get(1).map(|&data| objects.get(data)) {
                     Some(Value::Sequence(data)) => data,
                     _ => &[],
@@ -83,7 +84,7 @@ pub(super) fn call(
             _ => return objects.add(Value::Object(name)),
         }
     }
-    Err("its pickle has calls in calls".into())
+    Err("its pickle nests calls too deeply".into())
 }
 
 fn not_supported(class: &str) -> String {
@@ -94,14 +95,14 @@ fn unreadable(objects: &mut Objects, shape: Vec<usize>, reason: String) -> Resul
     objects.add(Value::Unreadable(Box::new(Unreadable { shape, reason })))
 }
 
-/// A dictionary of pairs, if there are any.
+/// Returns a dictionary of `pairs`; an empty one if there are none.
 fn dictionary(unpickler: &mut Unpickler<'_>, pairs: Option<Id>) -> Result<Id, String> {
     let dict = unpickler.objects.add(Value::Dict(BTreeMap::new()))?;
     let pairs = match pairs.map(|pairs| unpickler.objects.get(pairs)) {
         Some(Value::Sequence(pairs)) => pairs.clone(),
         _ => Vec::new(),
     };
-    // One list may be made a dictionary of again and again.
+    // A pickle may copy one list into many dictionaries.
     unpickler.spend(pairs.len())?;
     let mut items = Vec::with_capacity(2 * pairs.len());
     for pair in pairs {
@@ -114,8 +115,8 @@ fn dictionary(unpickler: &mut Unpickler<'_>, pairs: Option<Id>) -> Result<Id, St
     Ok(dict)
 }
 
-/// A tensor of `(storage, offset, shape, strides, ..)`. `dtype` is the class of its element type where
-/// the storage has none.
+/// Returns the tensor of `(storage, offset, shape, strides, ..)`. `dtype` is the class of its element
+/// type if the storage is untyped.
 fn tensor(
     objects: &mut Objects,
     arguments: Id,
@@ -174,12 +175,13 @@ fn tensor(
     objects.add(Value::Tensor(Box::new(view)))
 }
 
-/// One past the last element of a view; nothing if that is beyond all numbers or the axes differ.
+/// Returns one past the last element of a view; `None` on overflow, or if shape and strides differ in
+/// length.
 fn end(shape: &[usize], strides: &[usize], offset: usize) -> Option<usize> {
     if shape.len() != strides.len() {
         return None;
     }
-    // The number of elements must be one, too.
+    // The number of elements must not overflow either.
     if shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size))? == 0 {
         return Some(offset);
     }
@@ -207,7 +209,7 @@ pub(super) fn set_state(
     state: Id,
 ) -> Result<(), String> {
     let objects = &unpickler.objects;
-    // Attributes of dictionaries and tensors are no weights.
+    // Attributes of dictionaries and tensors are not weights.
     let Value::Object(class) = objects.get(object) else { return Ok(()) };
     let class = class.clone();
     let value = match module_tables(objects, state) {
@@ -229,7 +231,7 @@ pub(super) fn set_state(
 
 type Table = BTreeMap<Rc<str>, Id>;
 
-/// Parameters, buffers and submodules of a `torch.nn.Module`, if `state` is that of one.
+/// Returns parameters, buffers and submodules if `state` is that of a `torch.nn.Module`.
 fn module_tables(objects: &Objects, state: Id) -> Option<[&Table; 3]> {
     let Value::Dict(attributes) = objects.get(state) else { return None };
     let table = |name: &str| match attributes.get(name).map(|&table| objects.get(table)) {
@@ -267,7 +269,7 @@ fn state_dict(objects: &Objects, state: Id, tables: [&Table; 3]) -> Result<Table
     Ok(entries)
 }
 
-/// The storage, or in files of whole models the class, that a persistent id names.
+/// Returns the storage of a persistent id or, in files of whole models, the class.
 pub(super) fn persistent(objects: &mut Objects, id: Id) -> Result<Id, String> {
     let Value::Sequence(fields) = objects.get(id) else {
         return Err(format!("a persistent id is {}, expected a list", kind(objects.get(id))));
@@ -292,7 +294,7 @@ pub(super) fn persistent(objects: &mut Objects, id: Id) -> Result<Id, String> {
             }
             let (start, end) = match view.first().map(|&view| objects.get(view)) {
                 None | Some(Value::None) => (0, elements),
-                // (key, first element, elements) of files of before PyTorch 0.4
+                // (key, first element, elements), in files from before PyTorch 0.4
                 Some(Value::Sequence(view)) if view.len() == 3 => {
                     let start = objects.size(view[1], "the start of a storage's view")?;
                     let count = objects.size(view[2], "the size of a storage's view")?;
@@ -308,7 +310,8 @@ pub(super) fn persistent(objects: &mut Objects, id: Id) -> Result<Id, String> {
     }
 }
 
-/// The elements of a class of storages, such as `torch.FloatStorage`; their name is empty if it has none.
+/// Returns the element type of a storage class, such as `torch.FloatStorage`; its name is empty for
+/// untyped storages.
 fn element_of_storage(class: &str) -> Element {
     let class = class.rsplit('.').next().unwrap_or(class);
     element_of_dtype(match class.strip_suffix("Storage").unwrap_or(class) {
@@ -334,7 +337,7 @@ fn element_of_storage(class: &str) -> Element {
     })
 }
 
-/// The elements of a type, such as `float32` of `torch.float32`.
+/// Returns the element type of a dtype name, such as `float32` of `torch.float32`.
 fn element_of_dtype(name: &str) -> Element {
     let dtype = match name {
         "float64" | "double" => Some(DType::F64),

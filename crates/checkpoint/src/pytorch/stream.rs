@@ -16,7 +16,7 @@ use std::{
 const MAGIC: i128 = 0x1950_a86a_20f9_469c_fc6c;
 const VERSION: i128 = 1001;
 
-/// Bytes before a storage: the number of its elements.
+/// Size in bytes of the element count before each storage.
 const COUNT: u64 = 8;
 
 pub(super) fn open(mut file: &File) -> Result<Parsed, String> {
@@ -76,7 +76,7 @@ fn regions(
         let size = storage.element.size.ok_or_else(|| {
             format!("storage '{key}' is of the unknown type torch.{}", storage.element.name)
         })?;
-        // The product was in range when the storage was declared.
+        // The declaration of the storage has checked this product.
         let len = (storage.elements * size) as u64;
         let end = start.checked_add(COUNT).and_then(|start| start.checked_add(len));
         let Some(end) = end.filter(|&end| end <= length) else {
@@ -84,7 +84,7 @@ fn regions(
         };
         let count = file.read(start, COUNT).map_err(|error| error.to_string())?;
         if count != (storage.elements as u64).to_le_bytes() {
-            return Err(format!("storage '{key}' has another size than its tensors say"));
+            return Err(format!("storage '{key}' differs in size from its declaration"));
         }
         regions[index] = Some(Region { start: start + COUNT, len, crc32: None });
         start = end;

@@ -1,23 +1,23 @@
-//! Reading the numbers of a tensor: a strided view of a region of the file.
+//! Reads the numbers of a tensor: a strided view of a region of the file.
 
 use super::objects::View;
 use crate::file_range::FileRange;
 use burn::tensor::DType;
 use std::io;
 
-/// A part of a file, such as the numbers of a storage.
+/// A region of a file, such as the numbers of a storage.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Region {
-    /// The first byte in the file.
+    /// Offset of the first byte in the file.
     pub(super) start: u64,
     /// Number of bytes.
     pub(super) len: u64,
-    /// Checksum of all bytes, if the file has one.
+    /// Checksum of the region, if the file has one.
     pub(super) crc32: Option<u32>,
 }
 
 impl Region {
-    /// Reads all of it and compares the checksum.
+    /// Reads the whole region and verifies the checksum.
     pub(super) fn read(&self, file: &FileRange) -> io::Result<Vec<u8>> {
         let bytes = file.read(self.start, self.len)?;
         match self.crc32 {
@@ -67,15 +67,15 @@ impl Reader {
             gather(&bytes, &self.shape, &self.strides, self.dtype.size())
         };
         if matches!(self.dtype, DType::Bool(_)) {
-            // Other bytes would be no truth values.
+            // Rust's `bool` allows the bytes 0 and 1 only.
             bytes.iter_mut().for_each(|byte| *byte = u8::from(*byte != 0));
         }
         Ok(bytes)
     }
 }
 
-/// Whether elements stand in the order of their axes without gaps. Strides of axes of length one do not
-/// count.
+/// Returns true if the view is contiguous in row-major order. Strides of axes of length one do not
+/// matter.
 fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {
     let mut expected = 1usize;
     shape.iter().zip(strides).rev().all(|(&size, &stride)| {
@@ -85,7 +85,7 @@ fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {
     })
 }
 
-/// Copies the elements of a view, which `bytes` begins with, into the order of its axes.
+/// Copies the elements of a view that begins at `bytes` into row-major order.
 fn gather(bytes: &[u8], shape: &[usize], strides: &[usize], size: usize) -> Vec<u8> {
     let count: usize = shape.iter().product();
     let mut out = Vec::with_capacity(count * size);
