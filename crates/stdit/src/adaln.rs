@@ -1,8 +1,8 @@
-//! Blocks whose modulation is a layer of their own: the "adaLN-Zero" of DiT.
+//! DiT's "adaLN-Zero" blocks, each with its own modulation layer.
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/dit/dit.py`, class `DiTBlock`;
-//! `layers/blocks.py`, classes `FinalLayer` and `LabelEmbedder`. Deviation: labels are not dropped
-//! here, which the reference does in training.
+//! `layers/blocks.py`, classes `FinalLayer` and `LabelEmbedder`. Deviation: no label
+//! dropout, which the reference applies in training.
 
 use crate::{
     ClassConfig,
@@ -18,10 +18,10 @@ use opensora_nn::{
     modulation::{gated_sum, norm_and_modulate},
 };
 
-/// Class labels to vectors.
+/// Embedding table of class labels.
 #[derive(Module, Debug)]
 pub struct LabelEmbedder {
-    /// One row for each class, then that of the null class where the model has one.
+    /// One row for each class, then that of the null class if the model has one.
     pub embedding_table: Embedding,
 }
 
@@ -33,7 +33,7 @@ impl LabelEmbedder {
         Self { embedding_table: Embedding { weight } }
     }
 
-    /// `[B] -> [B, C]`.
+    /// Returns the vectors of labels: `[B] -> [B, C]`.
     ///
     /// # Panics
     /// Panics if a label has no row (ask [`ClassConfig::check_labels`] first).
@@ -64,13 +64,13 @@ impl AdaLnBlock {
         Self {
             attn: SelfAttention::with_heads(hidden, config.num_heads, XAVIER, device),
             mlp: Mlp::new(hidden, config.mlp_size(), device),
-            // Zero: a fresh block changes nothing.
+            // Zero, so that a fresh block is the identity.
             adaln_modulation: linear(hidden, 6 * hidden, true, Initializer::Zeros, device),
         }
     }
 
-    /// `x` `[B, T*S, C]`, `c` `[B, C]` after SiLU; tokens of a `[T, S]` grid attend to those along one
-    /// axis of it, 1 for T or 2 for S. Returns `[B, T*S, C]`.
+    /// Applies the block to `x` `[B, T*S, C]` with `c` `[B, C]` after SiLU. Tokens of the `[T, S]` grid
+    /// attend along `axis`: 1 for T, 2 for S. Returns `[B, T*S, C]`.
     pub(crate) fn forward(
         &self,
         x: Tensor<3>,
@@ -92,7 +92,7 @@ impl AdaLnBlock {
     }
 }
 
-/// The final layer of DiT: norm, modulation of its own, and one linear layer.
+/// The final layer of DiT: norm, its own modulation, and one linear layer.
 #[derive(Module, Debug)]
 pub struct AdaLnFinalLayer {
     /// `C -> 2 C`: shift and scale.
@@ -109,7 +109,8 @@ impl AdaLnFinalLayer {
         Self { adaln_modulation: zero(2 * hidden), linear: zero(patch * config.out_channels()) }
     }
 
-    /// `x` `[B, N, C]`, `c` `[B, C]` after SiLU; returns `[B, N, pt * ph * pw * C_out]`.
+    /// Applies the layer to `x` `[B, N, C]` with `c` `[B, C]` after SiLU; returns
+    /// `[B, N, pt * ph * pw * C_out]`.
     pub fn forward(&self, x: Tensor<3>, c: Tensor<2>) -> Tensor<3> {
         let [batch, _, hidden] = x.dims();
         let two = linear::forward(&self.adaln_modulation, c).reshape([batch, 2, hidden]);

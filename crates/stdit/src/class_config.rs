@@ -9,19 +9,19 @@ use serde::{Deserialize, Serialize};
 pub struct ClassConfig {
     /// Channels of the latents.
     pub in_channels: usize,
-    /// Patch `(t, h, w)`, one token each.
+    /// Patch size `(t, h, w)`; each patch is one token.
     pub patch_size: [usize; 3],
     /// Width of the blocks.
     pub hidden_size: usize,
     /// Number of blocks.
     pub depth: usize,
-    /// Attention heads; `hidden_size` is a multiple of it.
+    /// Attention heads; divides `hidden_size`.
     pub num_heads: usize,
     /// Width of a block's MLP as a multiple of `hidden_size`.
     pub mlp_ratio: f64,
-    /// Probability of label dropout in training; a model with any has a null class for guidance.
+    /// Probability of label dropout in training; if above zero, the model has a null class for guidance.
     pub class_dropout_prob: f64,
-    /// True if the variance is predicted too, i.e. the output has `2 * in_channels` channels.
+    /// True if the model predicts the variance as well, i.e. the output has `2 * in_channels` channels.
     pub learn_sigma: bool,
     /// The classes, written `label_N`.
     pub condition: LabelCondition,
@@ -77,7 +77,7 @@ impl ClassConfig {
         (self.class_dropout_prob > 0.0).then_some(self.num_classes())
     }
 
-    /// Returns the rows of the label table: the classes, and the null class where there is one.
+    /// Returns the rows of the label table: the classes, and the null class if there is one.
     pub fn label_rows(&self) -> usize {
         self.num_classes() + usize::from(self.null_class().is_some())
     }
@@ -85,7 +85,7 @@ impl ClassConfig {
     /// Checks that every label is a class of the model.
     ///
     /// # Errors
-    /// Returns an error that names the first label that is none.
+    /// Returns an error if a label is not a class of the model.
     pub fn check_labels(&self, labels: &[usize]) -> Result<(), SizeError> {
         let num_classes = self.num_classes();
         match labels.iter().find(|&&label| label >= num_classes) {
@@ -94,7 +94,7 @@ impl ClassConfig {
         }
     }
 
-    /// Returns the channels of the output: `eps`, and the variance interpolation where it is predicted.
+    /// Returns the channels of the output: `eps`, and the variance interpolation if it is predicted.
     pub fn out_channels(&self) -> usize {
         if self.learn_sigma { 2 * self.in_channels } else { self.in_channels }
     }
@@ -107,8 +107,8 @@ impl ClassConfig {
     /// Returns the tokens of a clip along (t, h, w) for latents of `size` (frames, height, width).
     ///
     /// # Errors
-    /// Returns an error if the patch does not divide the size, or the tokens are not as many along
-    /// both axes of a frame: the reference builds the position table from the height alone.
+    /// Returns an error if the patch does not divide the size, or a frame has unequal numbers of tokens
+    /// along its axes: the reference builds the position table from the height alone.
     pub fn grid(&self, size: [usize; 3]) -> Result<[usize; 3], SizeError> {
         let patch_size = self.patch_size;
         let grid @ [_, rows, columns] = config::grid(size, patch_size)?;
@@ -118,10 +118,10 @@ impl ClassConfig {
         Ok(grid)
     }
 
-    /// Checks that such a model can be built, so that building it never panics.
+    /// Checks that a model of this configuration can be built without a panic.
     ///
     /// # Errors
-    /// Returns an error that names the value that is out of range.
+    /// Returns an error if a value is out of range.
     pub fn validate(&self) -> Result<(), SizeError> {
         config::check_sizes(
             self.patch_size,
@@ -138,7 +138,7 @@ impl ClassConfig {
     }
 }
 
-/// Class labels as the condition of a model, `label_N` in configurations.
+/// The condition of a model with `N` class labels, written `label_N` in configurations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LabelCondition {

@@ -38,7 +38,7 @@ pub struct Dit {
     config: ClassConfig,
 }
 
-/// What enters the blocks of one forward pass.
+/// Inputs to the blocks of one forward pass.
 pub(crate) struct ClassInputs {
     /// Tokens `[B, T*S, C]` with their spatial positions.
     pub x: Tensor<3>,
@@ -83,7 +83,7 @@ impl Dit {
     /// Checks that weights fit, as [`load`](Self::load) does, from the file's headers alone.
     ///
     /// # Errors
-    /// Returns the errors of [`load`](Self::load).
+    /// Returns an error if [`load`](Self::load) would.
     pub fn check(
         config: &ClassConfig,
         checkpoint: &Checkpoint,
@@ -93,7 +93,7 @@ impl Dit {
         Ok(check_import(&model, &checkpoint, &keys::dit())?)
     }
 
-    /// The model that `config` describes, none of its weights allocated, and the checkpoint without
+    /// Returns the model that `config` describes, without allocating weights, and the checkpoint without
     /// wrappers.
     pub(crate) fn described(
         config: &ClassConfig,

@@ -53,7 +53,7 @@ impl Latte {
     /// Checks that weights fit, as [`load`](Self::load) does, from the file's headers alone.
     ///
     /// # Errors
-    /// Returns the errors of [`load`](Self::load).
+    /// Returns an error if [`load`](Self::load) would.
     pub fn check(
         config: &ClassConfig,
         checkpoint: &Checkpoint,
@@ -83,7 +83,7 @@ impl Latte {
         let ClassInputs { mut x, c, grid } = self.base.embed(latents, timesteps, labels);
         let frames_and_positions = [grid[0], grid[1] * grid[2]];
         for (index, block) in self.base.blocks.iter().enumerate() {
-            // Quirk, kept: the temporal table stays in x, and enters it behind the first block.
+            // Quirk of the reference, kept: the temporal table is added to x itself, after the first block.
             if index == 1 {
                 x = self.base.add_temporal_positions(x, grid);
             }

@@ -11,14 +11,14 @@ use burn::{
 use opensora_checkpoint::{Checkpoint, ImportReport, check_import, import};
 use opensora_nn::{mask::TokenMask, timestep::TimestepEmbedder};
 
-/// The size of an image as its model is told: "micro conditions".
+/// Size conditions of an image, PixArt-alpha's "micro conditions".
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ImageSize {
-    /// Pixels.
+    /// Height in pixels.
     pub height: f32,
-    /// Pixels.
+    /// Width in pixels.
     pub width: f32,
-    /// Height through width.
+    /// Height divided by width.
     pub aspect_ratio: f32,
 }
 
@@ -80,7 +80,7 @@ impl PixArtMs {
     /// Checks that published weights fit, as [`load`](Self::load) does, from the file's headers alone.
     ///
     /// # Errors
-    /// Returns the errors of [`load`](Self::load).
+    /// Returns an error if [`load`](Self::load) would.
     pub fn check(
         config: &DenoiserConfig,
         checkpoint: &Checkpoint,
@@ -91,7 +91,7 @@ impl PixArtMs {
         Ok(check_import(&model, &checkpoint, &keys::pixart_ms())?)
     }
 
-    /// Returns the model with another rule for its position tables; see [`PixArt::with_base_size`].
+    /// Returns the model with position tables for another base size; see [`PixArt::with_base_size`].
     pub fn with_base_size(self, base_size: Option<usize>) -> Self {
         Self { base: self.base.with_base_size(base_size), ..self }
     }
@@ -107,11 +107,11 @@ impl PixArtMs {
     }
 
     /// Predicts noise and variance; arguments, result and panics as in
-    /// [`StDit::forward`](crate::StDit::forward), and `sizes`, one for each sample or fewer, which are
-    /// then repeated in order over the batch.
+    /// [`StDit::forward`](crate::StDit::forward). `sizes` has one size for each sample, or fewer, which are
+    /// repeated in order over the batch.
     ///
     /// # Panics
-    /// Panics also if the batch is no multiple of the number of sizes.
+    /// Panics if the batch is not a multiple of the number of sizes.
     pub fn forward(
         &self,
         latents: Tensor<5>,
@@ -130,7 +130,7 @@ impl PixArtMs {
         self.base.flops(grid, caption_tokens)
     }
 
-    /// Vectors of the sizes, `[B, C]`: height, width, aspect ratio, a third of the width each.
+    /// Returns the vectors of the sizes, `[B, C]`: height, width, aspect ratio, a third of the width each.
     fn size_vectors(&self, sizes: &[ImageSize], batch: usize, dtype: DType) -> Tensor<2> {
         assert!(
             !sizes.is_empty() && batch.is_multiple_of(sizes.len()),
