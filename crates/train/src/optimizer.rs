@@ -79,10 +79,10 @@ impl OptimizerRecipe {
         }
     }
 
-    /// Fails where a value cannot be.
+    /// Checks the values.
     ///
     /// # Errors
-    /// Names the value.
+    /// Returns an error if a value is out of range.
     pub fn validate(&self) -> Result<(), TrainError> {
         let fail = |name: &str, value: f64, expected: &str| {
             Err(TrainError::Recipe(format!("{name} is {value}, expected {expected}")))
@@ -121,14 +121,14 @@ impl OptimizerRecipe {
 #[derive(Debug, Clone)]
 #[allow(clippy::large_enum_variant, reason = "there is one a step")]
 pub enum GradientNorm {
-    /// Of gradients in this process's memory.
+    /// The norm of gradients in host memory.
     Known(f64),
-    /// `[1]`, on a device that may still be computing it.
+    /// The norm `[1]` on a device that may still be computing it.
     OnDevice(Tensor<1>),
 }
 
 impl GradientNorm {
-    /// The number; waits for the device if it has to.
+    /// Returns the norm; waits for the device if the norm is on one.
     ///
     /// # Errors
     /// Returns an error if the device fails.
@@ -140,12 +140,12 @@ impl GradientNorm {
     }
 }
 
-/// How gradients become a step.
+/// How gradients are scaled, and whether they are applied.
 #[allow(clippy::large_enum_variant, reason = "there is one a step")]
 pub(crate) enum Update {
-    /// They are scaled by a factor.
+    /// Scaled by a factor.
     Scaled(f64),
-    /// They are scaled by `factor` `[1]`, and nothing changes where `allowed` `[1]` is false.
+    /// Scaled by `factor` `[1]`; nothing changes if `allowed` `[1]` is false.
     OnDevice { factor: Tensor<1>, allowed: Tensor<1, Bool> },
 }
 
@@ -170,7 +170,7 @@ impl OptimizerState {
         Self { recipe: recipe.clone(), adamw: recipe.adamw(), moments: BTreeMap::new() }
     }
 
-    /// Moves every parameter that has a gradient, and every moving average.
+    /// Updates every parameter that has a gradient, and every moving average.
     pub(crate) fn step(
         &mut self,
         rate: f64,
@@ -284,7 +284,7 @@ impl OptimizerState {
 }
 
 impl Update {
-    /// `new`, or `old` where the step may not change anything.
+    /// Returns `new`, or `old` if the update is not allowed.
     fn unless_refused(&self, old: Tensor<1>, new: Tensor<1>) -> Tensor<1> {
         match self {
             Self::Scaled(_) => new,
@@ -296,7 +296,7 @@ impl Update {
     }
 }
 
-/// The state of a parameter that has not moved: moments of zero.
+/// Returns the state of a parameter before its first update: moments of zero.
 fn before_the_first_step(value: &Tensor<1>) -> AdamWState<1> {
     let [moment_1, moment_2] = [value.zeros_like(), value.zeros_like()];
     let momentum = AdaptiveMomentumState { time: 0, moment_1, moment_2, max_moment_2: None };
@@ -309,7 +309,7 @@ fn taken(tensor: &mut Tensor<1>) -> Tensor<1> {
     std::mem::replace(tensor, nothing)
 }
 
-/// The Euclidean norm of all tensors together, which come back. Does not wait for a device.
+/// Returns the tensors and the Euclidean norm of all of them together. Does not wait for a device.
 pub fn global_norm(tensors: FlatTensors) -> (FlatTensors, GradientNorm) {
     let mut sum = 0.0;
     let mut elsewhere = Vec::new();
@@ -330,7 +330,7 @@ pub fn global_norm(tensors: FlatTensors) -> (FlatTensors, GradientNorm) {
     let norm = if elsewhere.is_empty() {
         GradientNorm::Known(sum.sqrt())
     } else {
-        // All of them are on one device, or none is.
+        // Tensors outside host memory are all on one device.
         GradientNorm::OnDevice((Tensor::cat(elsewhere, 0).sum() + sum).sqrt())
     };
     (tensors, norm)
@@ -359,7 +359,7 @@ pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     if max_norm == 0.0 || factor >= 1.0 { 1.0 } else { factor }
 }
 
-/// [`clip_factor`] of a norm `[1]` on its device.
+/// Computes [`clip_factor`] of a norm `[1]` on its device.
 pub(crate) fn clip_factor_of(norm: Tensor<1>, max_norm: f64) -> Tensor<1> {
     if max_norm == 0.0 {
         return norm.ones_like();

@@ -67,10 +67,10 @@ impl Default for RunRecipe {
 }
 
 impl RunRecipe {
-    /// Fails where a value cannot be.
+    /// Checks the values.
     ///
     /// # Errors
-    /// Names the value.
+    /// Returns an error if a value is out of range.
     pub fn validate(&self) -> Result<(), TrainError> {
         for (name, value) in [
             ("steps", self.steps),
@@ -101,7 +101,7 @@ pub trait Hooks<T: Task> {
     /// Called every [`sample_every`](RunRecipe::sample_every) steps.
     ///
     /// # Errors
-    /// [`TrainError::Hook`] stops the run.
+    /// Returns an error, such as [`TrainError::Hook`], to stop the run.
     fn sample(&mut self, trainer: &Trainer<T::Model>, step: u64) -> Result<(), TrainError>;
 }
 
@@ -131,8 +131,8 @@ impl<T: Task> Run<'_, T> {
     /// Trains until the recipe's last step, from `progress` on.
     ///
     /// # Errors
-    /// Where data cannot be read, a number is not finite, or a file cannot be written. The last
-    /// complete checkpoint is good then, and the run can go on from it.
+    /// Returns an error if data cannot be read, a number is not finite, the device fails, or a file cannot
+    /// be written. The run can resume from the last complete checkpoint.
     pub fn train<S: Source<Item = T::Item> + ?Sized + 'static>(
         &self,
         trainer: &mut Trainer<T::Model>,
@@ -180,8 +180,8 @@ impl<T: Task> Run<'_, T> {
                 }
                 Ok::<_, TrainError>(())
             };
-            // Reading waits for the device, so numbers are read when those of some steps have come
-            // together, and before anything is made of the parameters.
+            // Reading waits for the device, so the numbers of several steps are read together, and
+            // always before the parameters are saved or sampled from.
             if save || sample || pending.is_due() {
                 report(&mut pending, observer)?;
             }
@@ -244,7 +244,7 @@ impl<T: Task> Run<'_, T> {
         let step = trainer.step() + 1;
         let on_host = batches.iter().all(|batch| is_host(&batch.losses.device()));
         if on_host {
-            // Reading costs nothing here, and nothing may be changed by a loss that is not finite.
+            // Host memory is read without waiting. Checked before the update, which changes parameters.
             for batch in &batches {
                 guard(step, &read_f64(batch.losses.clone())?, &batch.rows)?;
             }
@@ -258,7 +258,7 @@ impl<T: Task> Run<'_, T> {
     }
 }
 
-/// Stops at a loss that is not finite, naming the rows at fault; `step` counts from 1.
+/// Returns an error with the rows at fault if a loss is not finite; `step` counts from 1.
 fn guard(step: u64, losses: &[f64], rows: &[usize]) -> Result<(), TrainError> {
     let bad = losses.iter().zip(rows).filter(|(loss, _)| !loss.is_finite());
     let rows: Vec<usize> = bad.map(|(_, &row)| row).collect();
@@ -268,7 +268,7 @@ fn guard(step: u64, losses: &[f64], rows: &[usize]) -> Result<(), TrainError> {
     Err(TrainError::NonFinite { step, what: "the loss".into(), rows })
 }
 
-/// The error with all rows of its step.
+/// Fills all rows of the step into an error for numbers that are not finite.
 fn with_rows(error: TrainError, batches: &[PendingBatch]) -> TrainError {
     match error {
         TrainError::NonFinite { step, what, .. } => {
@@ -279,7 +279,7 @@ fn with_rows(error: TrainError, batches: &[PendingBatch]) -> TrainError {
     }
 }
 
-/// Steps between two reads of losses and norms on a device where a read waits for all its work.
+/// Steps between reads of losses and norms, on devices where a read waits for all work.
 const READ_EVERY: usize = 8;
 
 /// Steps whose numbers have not been read yet.
@@ -288,9 +288,9 @@ struct Pending {
     since: Instant,
 }
 
-/// A step whose numbers may still be in work.
+/// A step whose numbers the device may still be computing.
 struct PendingStep {
-    /// From 1.
+    /// Number of the step, from 1.
     step: u64,
     batches: Vec<PendingBatch>,
     cost: Cost,
@@ -298,10 +298,10 @@ struct PendingStep {
     report: PendingReport,
 }
 
-/// A micro-batch whose numbers may still be in work.
+/// A micro-batch whose numbers the device may still be computing.
 struct PendingBatch {
     rows: Vec<usize>,
-    /// `[B]`
+    /// Losses `[B]`.
     losses: Tensor<1>,
     parts: Vec<(&'static str, Tensor<1>)>,
 }
@@ -317,10 +317,10 @@ impl Pending {
         self.steps.len() >= READ_EVERY || self.steps.iter().all(known)
     }
 
-    /// What the steps did, each with its share of the seconds since the last read.
+    /// Reads the results of the steps, each with its share of the seconds since the last read.
     ///
     /// # Errors
-    /// Returns an error if the device fails, or for the first step with a number that is not finite.
+    /// Returns an error if the device fails, or a number is not finite: that of the first such step.
     fn read(&mut self) -> Result<Vec<(Step, f64)>, TrainError> {
         let steps = std::mem::take(&mut self.steps);
         let mut numbers = Numbers::of(&steps)?;
@@ -330,7 +330,7 @@ impl Pending {
     }
 }
 
-/// All numbers of some steps, which come by one read, in the order in which they are asked for.
+/// All numbers of some steps from one read, in the order in which they are consumed.
 struct Numbers(std::vec::IntoIter<f64>);
 
 impl Numbers {

@@ -24,12 +24,12 @@ pub struct Trainer<M> {
     average: FlatTensors,
     optimizer: OptimizerState,
     step: u64,
-    /// `[1]`: whether all numbers of all steps so far were finite; `None` before the first step on a
-    /// device that is not the host.
+    /// `[1]`, true if all losses and norms so far were finite. `None` on the host, and before the first
+    /// step on other devices.
     finite: Option<Tensor<1, Bool>>,
 }
 
-/// What one step did.
+/// The result of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepReport {
     /// Norm of all gradients together, before clipping.
@@ -38,7 +38,7 @@ pub struct StepReport {
     pub learning_rate: f64,
 }
 
-/// What one step did, where the device may still be at it.
+/// The result of one step that the device may still be computing.
 #[derive(Debug, Clone)]
 pub struct PendingReport {
     /// Norm of all gradients together, before clipping.
@@ -53,7 +53,7 @@ impl<M: Module> Trainer<M> {
     /// values and leaves frozen parameters out.
     ///
     /// # Errors
-    /// Returns an error if the recipe cannot be, or the device fails.
+    /// Returns an error if a value of the recipe is out of range, or the device fails.
     pub fn new(
         model: M,
         recipe: &OptimizerRecipe,
@@ -115,12 +115,12 @@ impl<M: Module> Trainer<M> {
         filled(self.model(), &self.average, FloatDType::F32)
     }
 
-    /// Changes the parameters along `gradients`: clipping, AdamW, moving average. `steps` is the
-    /// planned length of the run, for the learning rate's schedule. Waits for the device.
+    /// Updates the parameters from `gradients`: clipping, AdamW, moving average. `steps` is the planned
+    /// length of the run, for the learning rate's schedule. Waits for the device.
     ///
     /// # Errors
-    /// Returns [`TrainError::NonFinite`] (with no rows: the caller knows them) if the gradients are
-    /// not finite; nothing is changed then. Returns an error if the device fails.
+    /// Returns an error if the gradients are not finite ([`TrainError::NonFinite`], without rows: the
+    /// caller knows them), which leaves the parameters unchanged, or if the device fails.
     pub fn apply(&mut self, gradients: FlatTensors, steps: u64) -> Result<StepReport, TrainError> {
         let (gradients, norm) = global_norm(gradients);
         let gradient_norm = norm.read()?;
@@ -130,15 +130,14 @@ impl<M: Module> Trainer<M> {
         Ok(StepReport { gradient_norm, learning_rate })
     }
 
-    /// [`apply`](Self::apply) without waiting for the device: what comes back may still be in work.
-    /// `losses`, `[B]`, are looked at as well.
+    /// Updates the parameters as [`apply`](Self::apply) does, without waiting for the device.
     ///
-    /// On a device that is not the host, numbers that are not finite are noticed there: neither this
-    /// step nor a later one changes the parameters then, and the caller finds out when it reads the
-    /// losses and norms.
+    /// On a device other than the host, the device itself checks that the norm and `losses` `[B]` are
+    /// finite. If they are not, neither this step nor a later one changes the parameters, and the caller
+    /// finds out when it reads the losses and norms.
     ///
     /// # Errors
-    /// Returns [`TrainError::NonFinite`] if the gradients are on the host and not finite.
+    /// Returns an error ([`TrainError::NonFinite`]) if the gradients are on the host and not finite.
     pub fn apply_pending(
         &mut self,
         gradients: FlatTensors,
@@ -168,7 +167,7 @@ impl<M: Module> Trainer<M> {
         Ok(PendingReport { gradient_norm, learning_rate })
     }
 
-    /// One update of everything; returns the learning rate.
+    /// Updates parameters, moments and averages; returns the learning rate.
     fn change(&mut self, gradients: FlatTensors, update: &Update, steps: u64) -> f64 {
         let learning_rate = self.recipe.learning_rate_at(self.step, steps);
         let (values, average) = (&mut self.values, &mut self.average);
@@ -198,7 +197,7 @@ impl<M: Module> Trainer<M> {
     }
 }
 
-/// Fails at a norm that is not finite; `step` counts from 1.
+/// Returns an error if the norm is not finite; `step` counts from 1.
 pub(crate) fn check_norm(step: u64, norm: f64) -> Result<(), TrainError> {
     if norm.is_finite() {
         return Ok(());
