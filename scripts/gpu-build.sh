@@ -3,22 +3,22 @@
 #
 #   scripts/gpu-build.sh [OUT] [FEATURES]
 #
-# Writes OUT/opensora.xz (default OUT: target/gpu; default features: cuda-full), which
-# scripts/gpu-check.sh takes. Neither CUDA nor LLVM is needed for the build, only the crates:
+# Writes OUT/opensora.xz (default OUT: target/gpu; default features: cuda-full), the input of
+# scripts/gpu-check.sh. The build needs neither CUDA nor LLVM, only the crates:
 #
-# - CubeCL compiles CUDA kernels by LLVM, whose libraries its build script downloads from a host that
-#   many machines cannot reach, or, with its feature `cuda-cpp`, as CUDA C++ by NVRTC. The feature is set
-#   in a copy of the sources, so that the product does not have it. With DOCS_RS the build script downloads
-#   nothing, and the linker is told to leave LLVM's functions unresolved: they are linked lazily and
-#   never called.
-# - cudarc binds the functions of the newest CUDA that it knows, unless told otherwise; those that the
-#   machine's CUDA lacks would end the program. CUDARC_CUDA_VERSION (default 13000, for 13.0) is the oldest
-#   CUDA that the program has to run with.
+# - CubeCL compiles CUDA kernels either with LLVM, whose libraries its build script downloads from a host
+#   that many machines cannot reach, or, with its feature `cuda-cpp`, as CUDA C++ with NVRTC. This script
+#   sets the feature in a copy of the sources, so that released builds do not have it. With DOCS_RS the
+#   build script downloads nothing, and the linker leaves LLVM's functions unresolved: they are linked
+#   lazily and never called.
+# - cudarc by default binds the functions of the newest CUDA that it knows; a function that the machine's
+#   CUDA lacks would end the program. CUDARC_CUDA_VERSION (default 13000, for 13.0) is the oldest
+#   CUDA that the program supports.
 #
-# A program with LLVM missing is for checks like this one. To install opensora on a machine with a GPU,
+# Use the program without LLVM for checks only. To install opensora on a machine with a GPU,
 # build it there: `cargo install --path crates/cli --features cuda-full`.
 #
-# Environment: GPU_BUILD_TARGET (target directory, default OUT/target; one of its own since flags differ),
+# Environment: GPU_BUILD_TARGET (target directory, default OUT/target; separate since its flags differ),
 # GPU_BUILD_LTO (default off; thin or fat take far longer), GPU_BUILD_OPT (default 3).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -39,14 +39,14 @@ export CUDARC_CUDA_VERSION=${CUDARC_CUDA_VERSION:-13000}
 export DOCS_RS=1
 export RUSTFLAGS="-C link-arg=-Wl,--unresolved-symbols=ignore-all -C relro-level=partial"
 
-# Always the same place, so that a second build finds what the first has compiled.
+# Always the same folder, so that a second build reuses what the first has compiled.
 copy=$CARGO_TARGET_DIR/sources
 mkdir -p "$copy"
 (cd "$root" && git ls-files -z --cached --others --exclude-standard -- . ':!tests/fixtures' ':!fuzz' |
     tar --null --ignore-failed-read -cf - -T - 2>/dev/null) | tar -C "$copy" -xf -
 version=$(sed -n '/^name = "cubecl"$/{n;s/version = "\(.*\)"/\1/p}' "$copy/Cargo.lock")
 [ -n "$version" ] || fail "Cargo.lock has no cubecl"
-# The last table of the manifest is [lints]; a dependency of its own comes after it.
+# A new table, since the last one of the manifest is [lints].
 cat >>"$copy/crates/cli/Cargo.toml" <<MANIFEST
 
 [dependencies.cubecl]
@@ -54,7 +54,7 @@ version = "=$version"
 default-features = false
 features = ["cuda-cpp"]
 MANIFEST
-# Panics stay caught (\`verify\` needs that), so they unwind.
+# Panics unwind, since \`verify\` catches them.
 cat >>"$copy/Cargo.toml" <<MANIFEST
 
 [profile.gpu]
@@ -66,7 +66,7 @@ debug = false
 MANIFEST
 
 cd "$copy"
-# Versions stay as they are; the new line of the manifest is entered into the copy's lock file.
+# Enters the new dependency into the copy's lock file, without changing versions.
 cargo update --workspace --quiet
 cargo build --profile gpu -p opensora-cli --no-default-features --features "$features"
 program=$CARGO_TARGET_DIR/gpu/opensora

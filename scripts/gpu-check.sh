@@ -3,23 +3,23 @@
 #
 #   scripts/gpu-check.sh [PROGRAM] [OUT]
 #
-# PROGRAM is what scripts/gpu-build.sh has built (default: target/gpu/opensora.xz; .xz and .zst are
-# unpacked), OUT a folder for the results (default: target/gpu/check). No registry and no compiler is
-# needed, but the GPU's driver, CUDA 13 with its headers (CUDA_PATH, else /usr/local/cuda) and python3.
+# PROGRAM is the output of scripts/gpu-build.sh (default: target/gpu/opensora.xz; .xz and .zst are
+# unpacked), OUT a folder for the results (default: target/gpu/check). Needs the GPU's driver, CUDA 13
+# with its headers (CUDA_PATH, else /usr/local/cuda) and python3, but no network and no compiler.
 #
 # Runs all golden cases (`verify`), every part of the flow and a training step at published sizes with
 # random weights (`bench`), the demo model (`sample`), and lists the kernels that take longest. Writes
 #
 #   OUT/gpu.json           everything, with the share of the GPU's peak and the three largest costs
 #   OUT/gpu.md             the table for docs/performance.md
-#   OUT/*.json, *.err      what each step printed
+#   OUT/*.json, *.err      output of each step
 #
-# and puts the table into docs/performance.md, between its two `gpu-check` lines.
+# and puts the table into docs/performance.md, between the two `gpu-check` comments.
 #
 # Environment: GPU_CHECK_DEVICE (default cuda:0; another backend's device is a dry run with small
 # sizes, which leaves docs/performance.md alone), GPU_CHECK_SECONDS (default 480).
 #
-# Exit codes: 0 everything passed, 1 something failed, 2 nothing was run, such as without a GPU.
+# Exit codes: 0 all steps passed, 1 a step failed, 2 nothing was run (for example, no GPU).
 set -euo pipefail
 exec </dev/null
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -74,8 +74,8 @@ rows = json.load(open(path))
 sys.exit(not any(name in (row["backend"], *row["devices"]) and row["devices"] for row in rows))
 PY
 
-# Memory that is in use on the GPU, a few times a second, with the time. What the allocator holds for
-# later counts, and so does any other program.
+# Memory in use on the GPU with the time, five times a second at most. Includes memory that the allocator
+# caches, and that of other programs.
 : >"$out/memory.tsv"
 if [ -n "$real" ]; then
     index=${device#cuda}
@@ -89,15 +89,15 @@ if [ -n "$real" ]; then
     poller=$!
 fi
 
-# step NAME LIMIT COMMAND...: one step within LIMIT seconds and what is left of the budget. Later steps
-# are left out if the time is over.
+# step NAME LIMIT COMMAND...: runs one step within LIMIT seconds and the rest of the budget. Steps after
+# the end of the budget are skipped.
 failed=0
 step() {
     local name=$1 limit=$2 left=$((budget - (SECONDS - began)))
     shift 2
     if [ "$left" -lt 5 ]; then
         printf '%s\t%s\t%s\t%s\n' "$name" skipped "$EPOCHREALTIME" "$EPOCHREALTIME" >>"$out/steps.tsv"
-        echo "$name: left out, the time is over"
+        echo "$name: skipped, no time left"
         return
     fi
     [ "$limit" -le "$left" ] || limit=$left
@@ -127,7 +127,7 @@ bench() {
     step "$name" "$limit" "$opensora" bench "$what" "${sizes[@]}" "${on[@]}" "$@"
 }
 
-# The most telling first.
+# The most informative steps first, since the last ones are skipped if time runs out.
 step verify 150 "$opensora" verify "${cases[@]}" "${on[@]}" --json
 bench stdit-bf16 60 stdit --dtype bf16 "${reps[@]}"
 bench train-step-bf16 60 train-step --dtype bf16 "${few[@]}"
@@ -140,8 +140,8 @@ bench vae-decode-bf16 60 vae-decode --dtype bf16 "${clip[@]}" "${few[@]}"
 bench vae-encode-f32 60 vae-encode "${clip[@]}" "${few[@]}"
 bench t5-bf16 90 t5 --dtype bf16 "${few[@]}"
 
-# Kernels of one evaluation with their times, as CubeCL logs them. In a folder of its own: CubeCL reads
-# its settings from there.
+# Kernels of one forward pass with their times, as CubeCL logs them. CubeCL reads its settings from the
+# working directory, hence the new folder.
 mkdir "$work/kernels"
 printf '[profiling.logger]\nlevel = "basic"\nfile = "kernels.log"\n' >"$work/kernels/cubecl.toml"
 cd "$work/kernels"
@@ -149,7 +149,7 @@ bench kernels-bf16 60 stdit --dtype bf16 "${shallow[@]}" --warmup 1 --reps 1 --n
 cd "$root"
 [ ! -e "$work/kernels/kernels.log" ] || cp "$work/kernels/kernels.log" "$out/kernels.log"
 
-# Prompt to frames at published sizes; its weights are made anew for every stage.
+# Prompt to frames at published sizes, with new random weights for every stage.
 bench sample-bf16 180 sample --dtype bf16 "${solver[@]}" --warmup 0 --reps 1
 
 docs=()

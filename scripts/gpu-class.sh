@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Golden cases and training tests on `wgpu` with fusion and autotune, on software Vulkan.
+# Runs golden cases and training tests on `wgpu` with fusion and autotune, on software Vulkan.
 #
 #   scripts/gpu-class.sh [DEVICE]      (default: wgpu:0)
 #
-# What real GPUs run, as far as a machine without one can tell: the numbers. Tuning compiles and times many
-# kernels, which takes a software driver minutes a case, so this is run by hand; CI has `wgpu` without
-# both. Prints a line for each case with its seconds, then the tests' own summary.
+# Checks the numbers, not the speed, of the kernels that real GPUs run, on a machine without a GPU. Tuning
+# compiles and times many kernels, which takes minutes a case on a software driver, so CI does not run
+# this: it tests `wgpu` without fusion and autotune. Prints a line for each case with its seconds, then
+# the tests' own summary.
 #
-# Needs a Vulkan driver: Mesa's lavapipe (Debian: mesa-vulkan-drivers) is chosen if it is there. GPU_CLASS_ICD
+# Needs a Vulkan driver: Mesa's lavapipe (Debian: mesa-vulkan-drivers) is used if installed. GPU_CLASS_ICD
 # names another driver's file; GPU_CLASS_FEATURES (default wgpu-full) other features of the program, such
 # as `wgpu,fusion`.
 set -euo pipefail
@@ -20,10 +21,10 @@ parts=${features//-full/,fusion,autotune}
 lavapipe=$(ls /usr/share/vulkan/icd.d/lvp_icd*.json 2>/dev/null | head -n1 || true)
 icd=${GPU_CLASS_ICD:-$lavapipe}
 if [ -n "$icd" ]; then
-    # The old and the new name of the loader's variable.
+    # The loader's old and new variable.
     export VK_ICD_FILENAMES=$icd VK_DRIVER_FILES=$icd
 fi
-# lavapipe wants a folder for its sockets.
+# lavapipe needs a folder for its sockets.
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-$scratch}

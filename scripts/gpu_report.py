@@ -1,4 +1,4 @@
-"""Turns what scripts/gpu-check.sh has collected into gpu.json and a table.
+"""Summarizes the results of scripts/gpu-check.sh in gpu.json and a table.
 
 python3 scripts/gpu_report.py OUT DEVICE [docs/performance.md]
 """
@@ -23,7 +23,7 @@ UNITS = {"ns": 1e-9, "µs": 1e-6, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
 def lines(path):
-    """The rows of a tab-separated file, none where there is no file."""
+    """Returns the rows of a tab-separated file; none if the file is missing."""
     if not os.path.exists(path):
         return []
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -31,7 +31,7 @@ def lines(path):
 
 
 def load(path):
-    """A JSON file, or the last line of one; None where there is none."""
+    """Returns the JSON of a file, or of its last line; None if there is none."""
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read()
@@ -44,7 +44,7 @@ def load(path):
 
 
 def peaks_of(gpu):
-    """The published peaks of a GPU by the longest of the names above that its name contains."""
+    """Returns the published peaks of a GPU: those of the longest name in PEAKS that its name contains."""
     words = re.findall(r"[a-z0-9]+", gpu.lower())
     def fits(name):
         return all(word in words for word in name.lower().split())
@@ -53,13 +53,13 @@ def peaks_of(gpu):
 
 
 def peak_memory(samples, began, ended):
-    """Most mebibytes in use between two times."""
+    """Returns the peak of memory in use between two times, in MiB."""
     used = [mib for at, mib in samples if began <= at <= ended]
     return max(used, default=None)
 
 
 def verify_summary(report):
-    """Cases and, by kind, the largest error as a part of its bound."""
+    """Returns counts of cases and, by kind, the largest error as a fraction of its tolerance."""
     if report is None:
         return None
     kinds = {}
@@ -88,12 +88,12 @@ def verify_summary(report):
 
 
 def kernels(path):
-    """Kernels by the time that they took, the longest first: `| 12.3µs     | name` a line."""
+    """Returns kernels by total time, the longest first, from lines like `| 12.3µs     | name`."""
     total = {}
     for row in lines(path):
         match = re.search(r"\|\s*([0-9.]+)(ns|µs|us|ms|s)\s*\|\s*(\S.*)$", "\t".join(row))
         if match:
-            # Names carry their arguments; what stands before them is the kernel.
+            # The kernel's name is followed by its arguments.
             name = re.split(r"[<({ ]", match[3].strip())[0]
             seconds, count = total.get(name, (0.0, 0))
             total[name] = (seconds + float(match[1]) * UNITS[match[2]], count + 1)
@@ -107,7 +107,7 @@ def kernels(path):
 
 
 def stages(benches):
-    """Stages from prompt to frames by the time that they took, the longest first."""
+    """Returns the stages from prompt to frames by time, the longest first."""
     report = next((bench for bench in benches if bench.get("stages")), None)
     whole = sum(report["stages"].values()) if report else 0.0
     if not whole:
@@ -117,7 +117,7 @@ def stages(benches):
 
 
 def size_of(bench):
-    """What a part was timed on."""
+    """Returns the size of the timed model and input, as text."""
     if bench["what"] == "t5":
         return f"{bench['layers']} blocks, {bench['tokens']} tokens"
     clip = "{}x{}x{}".format(bench["num_frames"], *bench["image_size"])
@@ -171,9 +171,9 @@ def main():
     table = [
         f"Measured by `scripts/gpu-check.sh` on {name or device}"
         + (f" (driver {driver}, {int(memory) / 1024:.0f} GiB)" if memory else "")
-        + "; medians, random weights. Peak memory is what `nvidia-smi` shows, with all that the allocator holds.",
+        + "; medians, random weights. Peak memory as `nvidia-smi` reports it, including memory that the allocator caches.",
         "",
-        "| what | type | seconds | TFLOP/s | of its matrix products | of the published peak | peak device memory |",
+        "| command | type | seconds | TFLOP/s | share of the measured matmul ceiling | share of the published peak | peak device memory |",
         "|---|---|---|---|---|---|---|",
     ]
     for bench in benches:
@@ -199,7 +199,7 @@ def main():
         table.append("Golden cases (`opensora verify`): not run.")
     if longest:
         costs = "; ".join(f"`{row['kernel']}` {100 * row['share']:.0f} % ({row['launches']} launches)" for row in longest[:3])
-        table.append(f"Largest costs of an evaluation in bf16, by kernel: {costs}.")
+        table.append(f"Largest costs of a forward pass in bf16, by kernel: {costs}.")
     parts = ", ".join(f"{row['stage']} {row['seconds']:.3g} s" for row in result["stages"])
     if parts:
         table.append(f"Stages of `bench sample`: {parts}.")

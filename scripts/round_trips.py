@@ -1,4 +1,4 @@
-"""What `opensora` exports, loaded by diffusers, transformers and Open-Sora itself.
+"""Loads exports of `opensora` in diffusers, transformers and Open-Sora, and compares the results.
 
     python3 -m venv venv
     venv/bin/pip install torch==2.9.0 torchvision==0.24.0 diffusers==0.42.1 transformers==5.24.0 timm einops
@@ -6,9 +6,10 @@
     cargo build --release -p opensora-cli
     venv/bin/python scripts/round_trips.py target/release/opensora --open-sora Open-Sora
 
-Trains a tiny VAE, text encoder and STDiT for a few steps, loads each as its other program does, and has
-that program compute on random inputs. `opensora verify` then compares its own numbers with these. The
-bundled demo model takes part. Fails if weights are missing or left over, or a number is off.
+Trains a tiny VAE, text encoder and STDiT for a few steps, loads each export with the library in the table
+below, and computes on random inputs. `opensora verify` then compares its own results with those. The
+bundled demo model is checked as well. Fails if weights are missing or left over, or a result exceeds its
+tolerance.
 
 | export | loaded by |
 |---|---|
@@ -16,9 +17,9 @@ bundled demo model takes part. Fails if weights are missing or left over, or a n
 | text encoder | `transformers.T5EncoderModel.from_pretrained` |
 | STDiT | `opensora.models.stdit.STDiT.load_state_dict(strict=True)` of a checkout of Open-Sora v1.0.0 |
 
-Tolerances are twenty times the difference between the other program's results in f32 and f64, at least
-1e-5. Of Open-Sora only the model's code is run: its imports of ColossalAI, MMEngine and xFormers are
-replaced by the few lines that the model needs of them.
+Tolerances are twenty times the difference between the library's results in f32 and f64, at least 1e-5. Of
+Open-Sora only the model's code is run: its imports of ColossalAI, MMEngine and xFormers are replaced by
+the few functions that the model uses.
 """
 
 import argparse
@@ -100,7 +101,7 @@ def opensora(*arguments):
 
 
 def train(folder):
-    """Exports of tiny models: a folder for each."""
+    """Trains tiny models; returns the folder of each export."""
     data = folder / "data"
     opensora("data", "demo", "--out", data, "--clips", 6, "--stills", 4, "--size", 48, "--num-frames", 6, "-q")
     for name, recipe in [("vae", VAE), ("t5", T5), ("stdit", STDIT)]:
@@ -114,12 +115,12 @@ def train(folder):
 
 
 def tolerance(f32, f64):
-    """Twenty times the rounding of f32, as measured."""
+    """Returns twenty times the measured rounding error of f32, at least 1e-5."""
     return max(1e-5, 20 * (f32.double() - f64).abs().max().item())
 
 
 def verify(folder, kind, weights, config, inputs, compute, more={}):
-    """Writes a case with the results of `compute(dtype)` and compares the program's own with them."""
+    """Writes a golden case with the results of `compute(dtype)` and runs `opensora verify` on it."""
     folder.mkdir()
     f32, f64 = compute(torch.float32), compute(torch.float64)
     # Integers are exact.
@@ -142,10 +143,10 @@ def verify(folder, kind, weights, config, inputs, compute, more={}):
 
 
 def loaded(kind, folder):
-    """A model of `kind`, of which nothing is missing or left over in the file."""
+    """Loads a model of class `kind`; fails if weights are missing or left over."""
     model, info = kind.from_pretrained(folder, output_loading_info=True)
     wrong = {name: list(keys) for name, keys in info.items() if keys and name != "error_msgs"}
-    # One storage under two names, in files of transformers as well.
+    # One tensor under two names, as in transformers' own files.
     wrong.pop("tied_weights_keys", None)
     assert not wrong and not info.get("error_msgs"), (folder, info)
     return model.eval()
@@ -206,7 +207,7 @@ def check_t5(name, folder, cases):
 
 
 def stdit_class(checkout):
-    """The class `STDiT` of a checkout of Open-Sora v1.0.0."""
+    """Returns the class `STDiT` of a checkout of Open-Sora v1.0.0."""
 
     def module(name, **contents):
         sys.modules[name] = types.ModuleType(name)
@@ -221,7 +222,7 @@ def stdit_class(checkout):
             return lambda wrapped: wrapped
 
     def attention(q, k, v, p=0.0, attn_bias=None):
-        # [1, all tokens, heads, width], in which samples stand one after the other.
+        # [1, tokens of all samples, heads, width]: samples are concatenated.
         parts = zip(*(tensor.split(lengths, 1) for tensor, lengths in zip((q, k, v), attn_bias)))
         parts = [[tensor.transpose(1, 2) for tensor in part] for part in parts]
         outputs = [torch.nn.functional.scaled_dot_product_attention(*part) for part in parts]
@@ -243,14 +244,14 @@ def stdit_class(checkout):
         ("cluster", ["DistCoordinator"]),
     ]:
         module(f"colossalai.{name}", **dict.fromkeys(contents, object))
-    # Packages whose own imports reach far beyond the model.
+    # Stubs for packages whose imports need more than the model.
     for name in ["opensora", "opensora.models", "opensora.utils"]:
         module(name).__path__ = [str(Path(checkout, *name.split(".")))]
     return importlib.import_module("opensora.models.stdit.stdit").STDiT
 
 
 def check_stdit(name, file, config, size, checkout, cases, has_tables=True):
-    """`size` of the latents, [T, h, w]."""
+    """Checks an STDiT against Open-Sora's; `size` of the latents is [T, h, w]."""
     weights = load_file(file)
     known = ["in_channels", "patch_size", "hidden_size", "depth", "num_heads", "mlp_ratio", "pred_sigma",
              "caption_channels", "model_max_length", "space_scale", "time_scale"]
@@ -261,11 +262,11 @@ def check_stdit(name, file, config, size, checkout, cases, has_tables=True):
     weights = {**own, **weights}
     model.load_state_dict(weights, strict=True)
     model.eval()
-    tables = "" if has_tables else ", position tables its own"
+    tables = "" if has_tables else ", position tables computed by Open-Sora"
     print(f"{name}: STDiT.load_state_dict(strict=True), {len(weights)} tensors{tables}")
     for key, table in own.items():
         error = (table - weights[key]).abs().max().item()
-        print(f"    {key:<28} max abs difference from its own {error:.2e}")
+        print(f"    {key:<28} max abs difference from Open-Sora's {error:.2e}")
         assert error < 1e-6, key
 
     tokens, width = config["model_max_length"], config["caption_channels"]
@@ -299,9 +300,9 @@ def check_stdit(name, file, config, size, checkout, cases, has_tables=True):
 def main():
     global PROGRAM
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("program", help="the program opensora")
-    parser.add_argument("--open-sora", help="checkout of Open-Sora v1.0.0; without it no STDiT is loaded")
-    parser.add_argument("--keep", type=Path, help="folder for exports and cases, which is kept")
+    parser.add_argument("program", help="path of the opensora program")
+    parser.add_argument("--open-sora", help="checkout of Open-Sora v1.0.0; omitted: STDiT is not checked")
+    parser.add_argument("--keep", type=Path, help="folder for exports and cases (default: temporary, deleted)")
     args = parser.parse_args()
     PROGRAM = str(Path(args.program).resolve())
     for package in [torch, diffusers, transformers, safetensors]:
@@ -329,7 +330,7 @@ def main():
             # The bundled file was written without the tables.
             file = demo / "stdit.safetensors"
             check_stdit("demo STDiT", file, config, [8, 12, 12], args.open_sora, cases, has_tables=False)
-    print("all exports load elsewhere and give the same numbers")
+    print("all exports load and give the same results within tolerance")
 
 
 if __name__ == "__main__":
