@@ -83,7 +83,7 @@ impl Latte {
         let ClassInputs { mut x, c, grid } = self.base.embed(latents, timesteps, labels);
         let frames_and_positions = [grid[0], grid[1] * grid[2]];
         for (index, block) in self.base.blocks.iter().enumerate() {
-            // Quirk of the reference, kept: the temporal table is added to x itself, after the first block.
+            // Quirk of the reference: the temporal table is added to x itself, after the first block.
             if index == 1 {
                 x = self.base.add_temporal_positions(x, grid);
             }
