@@ -223,6 +223,9 @@ fn a_number_that_is_not_finite_changes_nothing(name: &str, device: &Device) {
         panic!("{name}: {error:?}")
     };
     assert_eq!((what.as_str(), rows.as_slice()), ("the loss", [11].as_slice()), "{name}");
+    // The steps before it are told of, whatever the device has computed meanwhile.
+    let heard: Vec<u64> = observer.heard.iter().map(|(step, _)| *step).collect();
+    assert_eq!(heard, (1..step).collect::<Vec<_>>(), "{name}");
     assert!(Checkpoints::new(folder.path(), 2).complete().unwrap().is_empty(), "{name}");
 
     // The parameters are those after the step before, though a device noticed it later.

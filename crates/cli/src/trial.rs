@@ -11,6 +11,7 @@ use std::{
     io::Read,
     panic,
     process::{Command, ExitStatus, Stdio},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -106,30 +107,35 @@ fn watch(mut command: Command, limit: Duration) -> Result<(), Failure> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(Failure::Start)?;
     // Read while the process runs: a full pipe would block it.
-    let said = child.stderr.take().map(|mut stderr| {
+    let (sender, said) = mpsc::channel();
+    if let Some(mut stderr) = child.stderr.take() {
         thread::spawn(move || {
             let mut said = Vec::new();
             let _ = stderr.by_ref().take(MAX_SAID).read_to_end(&mut said);
+            let _ = sender.send(String::from_utf8_lossy(&said).into_owned());
             let _ = io::copy(&mut stderr, &mut io::sink());
-            String::from_utf8_lossy(&said).into_owned()
-        })
-    });
+        });
+    }
     let began = Instant::now();
     let status = loop {
-        match child.try_wait().map_err(Failure::Start)? {
-            Some(status) => break status,
-            None if began.elapsed() < limit => thread::sleep(Duration::from_millis(10)),
-            None => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(Failure::TimedOut(limit));
+        let failure = match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if began.elapsed() < limit => {
+                thread::sleep(Duration::from_millis(10));
+                continue;
             }
-        }
+            Ok(None) => Failure::TimedOut(limit),
+            Err(error) => Failure::Start(error),
+        };
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(failure);
     };
     if status.success() {
         return Ok(());
     }
-    let said = said.and_then(|said| said.join().ok()).unwrap_or_default();
+    // A process that the driver started may outlive the trial run and hold the pipe open.
+    let said = said.recv_timeout(Duration::from_secs(2)).unwrap_or_default();
     let error = said.lines().rev().find_map(|line| line.strip_prefix("error: "));
     Err(match error {
         Some(error) if status.code() == Some(1) => Failure::Reported(error.into()),

@@ -350,6 +350,10 @@ fn check_request(request: &SampleRequest) -> Result<(), PipelineError> {
     if pixels.is_none() {
         return fail(format!("{} frames of {height}x{width} are too many", request.num_frames));
     }
+    // Room for the indices of all samples of a request.
+    if request.noise_index > u64::MAX >> 1 {
+        return fail(format!("noise index is {}, expected at most 2^63 - 1", request.noise_index));
+    }
     if !request.guidance_scale.is_finite() {
         return fail(format!("guidance scale is {}, expected a number", request.guidance_scale));
     }

@@ -187,13 +187,7 @@ impl Guessing {
         for chosen in &masked.chosen {
             chosen_in[chosen.row] += 1;
         }
-        let shares = masked.chosen.iter().map(|chosen| 1.0 / chosen_in[chosen.row] as f32);
-        let mut means = vec![0.0f32; batch * count];
-        for (index, (chosen, share)) in masked.chosen.iter().zip(shares).enumerate() {
-            means[chosen.row * count + index] = share;
-        }
-        let means = Tensor::<2>::from_data(TensorData::new(means, [batch, count]), &plain);
-        let per_caption = means.matmul(losses.clone().inner().unsqueeze_dim(1)); // [B, M] [M, 1]
+        let per_caption = mean_of_each_caption(losses.clone().inner(), &masked.chosen, batch);
         let weights: Vec<f32> = masked
             .chosen
             .iter()
@@ -216,8 +210,28 @@ impl Guessing {
             let count = hidden.len();
             hits.select(0, Tensor::from_data(TensorData::new(hidden, [count]), &plain))
         };
-        Guesses { loss, losses: per_caption.squeeze_dim(1), hits }
+        Guesses { loss, losses: per_caption, hits }
     }
+}
+
+/// The mean loss of each of `batch` captions, `[B]`, of the losses of its chosen tokens `[M]`.
+fn mean_of_each_caption(losses: Tensor<1>, chosen: &[Chosen], batch: usize) -> Tensor<1> {
+    let count = chosen.len();
+    let mut chosen_in = vec![0usize; batch];
+    for chosen in chosen {
+        chosen_in[chosen.row] += 1;
+    }
+    let mut shares = vec![0.0f32; batch * count];
+    for (index, chosen) in chosen.iter().enumerate() {
+        shares[chosen.row * count + index] = 1.0 / chosen_in[chosen.row] as f32;
+    }
+    let shares = TensorData::new(shares, [batch, count]);
+    let shares = Tensor::<2>::from_data(shares, &losses.device());
+    // [M] -> [B, M] -> [B]; not by a product of matrices, in which a loss that is not finite would
+    // reach every caption.
+    let elsewhere = shares.clone().equal_elem(0.0);
+    let spread = losses.unsqueeze_dim::<2>(0) * shares;
+    spread.mask_fill(elsewhere, 0.0).sum_dim(1).squeeze_dim(1)
 }
 
 #[cfg(test)]

@@ -208,24 +208,40 @@ impl OptimizerState {
 
     /// By operations of burn.
     fn step_by_operations(&self, rate: f64, update: &Update, before: Parameter) -> Parameter {
-        let Parameter { value: old_value, gradient, moments: old_moments, average } = before;
-        let gradient = match update {
-            Update::Scaled(1.0) => gradient,
-            Update::Scaled(factor) => gradient * *factor,
-            Update::OnDevice { factor, .. } => gradient * factor.clone(),
-        };
-        let old_moments = old_moments.unwrap_or_else(|| before_the_first_step(&old_value));
-        let (value, moments) =
-            self.adamw.step(rate, old_value.clone(), gradient.clone(), Some(old_moments.clone()));
-        let value = update.unless_refused(old_value, value);
-        let moments = moments.map(|AdamWState { momentum: new }| {
-            let AdamWState { momentum: old } = old_moments;
-            let moment_1 = update.unless_refused(old.moment_1, new.moment_1);
-            let moment_2 = update.unless_refused(old.moment_2, new.moment_2);
-            AdamWState { momentum: AdaptiveMomentumState { moment_1, moment_2, ..new } }
-        });
-        let after = self.averaged(average.clone(), value.clone());
-        let average = update.unless_refused(average, after);
+        match update {
+            // Nothing else holds the tensors then, so that operations may work in place.
+            Update::Scaled(1.0) => self.step_along(rate, before),
+            Update::Scaled(factor) => {
+                let gradient = before.gradient * *factor;
+                self.step_along(rate, Parameter { gradient, ..before })
+            }
+            Update::OnDevice { factor, .. } => {
+                let start = || before_the_first_step(&before.value);
+                let old_moments = before.moments.clone().unwrap_or_else(start).momentum;
+                let (old_value, old_average) = (before.value.clone(), before.average.clone());
+                let gradient = before.gradient * factor.clone();
+                let after = self.step_along(rate, Parameter { gradient, ..before });
+                let if_allowed = |old, new| update.unless_refused(old, new);
+                let moments = after.moments.map(|AdamWState { momentum: new }| {
+                    let moment_1 = if_allowed(old_moments.moment_1, new.moment_1);
+                    let moment_2 = if_allowed(old_moments.moment_2, new.moment_2);
+                    AdamWState { momentum: AdaptiveMomentumState { moment_1, moment_2, ..new } }
+                });
+                Parameter {
+                    value: if_allowed(old_value, after.value),
+                    gradient: after.gradient,
+                    moments,
+                    average: if_allowed(old_average, after.average),
+                }
+            }
+        }
+    }
+
+    /// AdamW and the moving average, along a gradient that is scaled already.
+    fn step_along(&self, rate: f64, before: Parameter) -> Parameter {
+        let Parameter { value, gradient, moments, average } = before;
+        let (value, moments) = self.adamw.step(rate, value, gradient.clone(), moments);
+        let average = self.averaged(average, value.clone());
         Parameter { value, gradient, moments, average }
     }
 

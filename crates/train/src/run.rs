@@ -163,14 +163,15 @@ impl<T: Task> Run<'_, T> {
 
         let mut pending = Pending::new();
         while trainer.step() < recipe.steps {
-            pending.steps.push(self.step(trainer, &mut loader)?);
+            let stepped = self.step(trainer, &mut loader);
             let step = trainer.step();
             let last = step == recipe.steps;
             let save = last || step.is_multiple_of(recipe.checkpoint_every);
             let sample = recipe.sample_every > 0 && step.is_multiple_of(recipe.sample_every);
             let mut report = |pending: &mut Pending, observer: &mut dyn TrainObserver| {
-                for (step, seconds) in pending.read()? {
-                    progress.step += 1;
+                let (done, failed) = pending.read()?;
+                for (step, seconds) in done {
+                    progress.step = step.step;
                     progress.next_slot = step.next_slot;
                     progress.samples += step.samples as u64;
                     progress.seconds += seconds;
@@ -178,8 +179,16 @@ impl<T: Task> Run<'_, T> {
                     metrics.write(&record)?;
                     observer.step(&record, recipe.steps);
                 }
-                Ok::<_, TrainError>(())
+                failed.map_or(Ok(()), Err)
             };
+            match stepped {
+                Ok(step) => pending.steps.push(step),
+                // Steps before it may have failed earlier, and their numbers are not lost.
+                Err(error) => {
+                    report(&mut pending, observer)?;
+                    return Err(error);
+                }
+            }
             // Reading waits for the device, so the numbers of several steps are read together, and
             // always before the parameters are saved or sampled from.
             if save || sample || pending.is_due() {
@@ -197,6 +206,10 @@ impl<T: Task> Run<'_, T> {
             }
             if stop && !last {
                 return Ok(Outcome::Stopped(progress));
+            }
+            if save || sample {
+                // That is no part of the next steps' time.
+                pending.since = Instant::now();
             }
         }
         Ok(Outcome::Finished(progress))
@@ -319,14 +332,25 @@ impl Pending {
 
     /// Reads the results of the steps, each with its share of the seconds since the last read.
     ///
+    /// Stops at the first step with a number that is not finite, whose error comes with the steps
+    /// before it.
+    ///
     /// # Errors
-    /// Returns an error if the device fails, or a number is not finite: that of the first such step.
-    fn read(&mut self) -> Result<Vec<(Step, f64)>, TrainError> {
+    /// Returns an error if the device fails.
+    #[allow(clippy::type_complexity, reason = "used once")]
+    fn read(&mut self) -> Result<(Vec<(Step, f64)>, Option<TrainError>), TrainError> {
         let steps = std::mem::take(&mut self.steps);
         let mut numbers = Numbers::of(&steps)?;
         let seconds = self.since.elapsed().as_secs_f64() / steps.len().max(1) as f64;
         self.since = Instant::now();
-        steps.into_iter().map(|step| Ok((step.finish(&mut numbers)?, seconds))).collect()
+        let mut done = Vec::with_capacity(steps.len());
+        for step in steps {
+            match step.finish(&mut numbers) {
+                Ok(step) => done.push((step, seconds)),
+                Err(error) => return Ok((done, Some(error))),
+            }
+        }
+        Ok((done, None))
     }
 }
 
@@ -358,6 +382,7 @@ impl PendingStep {
     fn finish(self, numbers: &mut Numbers) -> Result<Step, TrainError> {
         let share = 1.0 / self.batches.len().max(1) as f64;
         let mut step = Step {
+            step: self.step,
             samples: self.batches.iter().map(|batch| batch.rows.len()).sum(),
             next_slot: self.next_slot,
             cost: self.cost,
@@ -394,6 +419,8 @@ fn mean(values: &[f64]) -> f64 {
 
 /// What a step did.
 struct Step {
+    /// From 1.
+    step: u64,
     samples: usize,
     next_slot: u64,
     cost: Cost,

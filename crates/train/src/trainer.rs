@@ -190,6 +190,7 @@ impl<M: Module> Trainer<M> {
         moments: impl IntoIterator<Item = (String, AdaptiveMomentumState<1>)>,
     ) {
         self.step = step;
+        self.finite = None;
         self.values = values;
         self.average = average;
         self.optimizer.moments =

@@ -51,9 +51,10 @@ impl DecodePlan {
     }
 }
 
-/// Returns the memory of a device in bytes; `None` for the processor, or if no driver reports it.
+/// Returns the memory of a GPU with memory of its own in bytes; `None` for other devices, or if no driver
+/// reports it. (Integrated GPUs report a small part of the memory that they share with the processor.)
 pub(super) fn own_memory(device: &Device) -> Option<u64> {
-    if matches!(device::kind(device), DeviceKind::Cpu | DeviceKind::Software) {
+    if !matches!(device::kind(device), DeviceKind::Discrete | DeviceKind::Gpu) {
         return None;
     }
     device::describe(&device::name(device)?).ok()?.memory_bytes
