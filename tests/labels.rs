@@ -4,7 +4,8 @@
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use opensora::{
-    ClassFiles, ClassToVideo, ModelFiles, PipelineError, Quiet, SampleRequest, TextToVideo,
+    ClassFiles, ClassToVideo, ModelFiles, PipelineError, Quiet, Residency, SampleRequest,
+    TextToVideo,
     checkpoint::{Checkpoint, export},
     diffusion::{DpmSolver, Guidance},
     labelled::{ClassModel, LabelledDenoiser},
@@ -132,6 +133,25 @@ fn a_published_layout_becomes_an_image_of_a_class() {
             assert!(most <= Some(1), "{name}: {most:?}");
         }
     }
+}
+
+#[test]
+fn a_class_model_that_stays_in_memory_opens_no_file_again() {
+    let folder = model("dit-original-pt", "dit");
+    let (_, device) = devices().remove(0);
+    let mut files = ClassFiles::open_with(folder.path(), &parts()).unwrap();
+    let copy = folder.path().join(files.denoiser.file_name().unwrap());
+    std::fs::copy(&files.denoiser, &copy).unwrap();
+    files.denoiser = copy.clone();
+    let request = files.defaults.clone();
+    let made = ClassToVideo::new(files, Dtype::F32, device).unwrap();
+    let pipeline = made.with_residency(Residency::Denoiser);
+    let first = pipeline.generate(&[3], &request, &mut Quiet).unwrap();
+    // Opening the file again would be an error.
+    std::fs::remove_file(&copy).unwrap();
+    assert_eq!(pipeline.generate(&[3], &request, &mut Quiet).unwrap(), first);
+    pipeline.release();
+    assert!(pipeline.generate(&[3], &request, &mut Quiet).is_err());
 }
 
 #[test]

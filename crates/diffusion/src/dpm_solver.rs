@@ -20,7 +20,7 @@ use crate::{
     denoiser::Denoiser,
     guidance::Guidance,
     schedule::{NoiseSchedule, ScheduleError, TRAINING_TIMESTEPS},
-    step::{SampleError, StepInfo, report},
+    step::{SampleError, StepInfo},
 };
 
 /// Order of the method: how many predictions a step looks back on.
@@ -160,7 +160,7 @@ impl DpmSolver {
                 latents = latents - (data.clone() - before).mul_scalar(of_slope as f32);
             }
             before = Some(data);
-            report(&mut on_step, StepInfo { step, total, timestep, latents: &latents })?;
+            StepInfo::new(step, total, timestep, &latents).report(&mut on_step)?;
         }
         Ok(latents)
     }

@@ -16,7 +16,7 @@ use crate::{
     guidance::Guidance,
     process::{GaussianDiffusion, MeanVariance, ProcessError},
     respace::Respacing,
-    step::{SampleError, StepInfo, report},
+    step::{SampleError, StepInfo},
     tables::TablesError,
 };
 
@@ -116,7 +116,7 @@ impl GaussianDiffusion {
             let out =
                 self.p_mean_variance(output, latents.clone(), &vec![t; batch], clip_denoised)?;
             latents = advance(WalkState { step, t, x_t: latents, out })?;
-            report(&mut on_step, StepInfo { step, total, timestep, latents: &latents })?;
+            StepInfo::new(step, total, timestep, &latents).report(&mut on_step)?;
         }
         Ok(latents)
     }

@@ -25,7 +25,11 @@ use opensora::{
 use outputs::Outputs;
 use record::Record;
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::{
+    iter::repeat_n,
+    num::NonZero,
+    path::{Path, PathBuf},
+};
 
 /// Options of `opensora sample`.
 #[derive(clap::Args)]
@@ -42,11 +46,18 @@ pub(crate) struct Args {
     /// File with one prompt a line
     #[arg(long)]
     prompt_path: Option<PathBuf>,
+    /// What the videos should not show, in place of the model's null prompt [default: the null prompt]
+    #[arg(long, value_name = "TEXT")]
+    negative_prompt: Option<String>,
+    /// Videos of each prompt. Video v of prompt p (both from 0) has the noise index --noise-index + p * N +
+    /// v, so that it is the same in every call with that index
+    #[arg(long, value_name = "N", default_value_t = NonZero::<usize>::MIN, conflicts_with = "from_record")]
+    num_videos_per_prompt: NonZero<usize>,
     /// Class that the image or clip shows, a number or a name such as "golden retriever", for models that
     /// follow labels (dit-xl-2-256x256, dit-xl-2-512x512, latte-xl-2-16x256x256-ucf101); may be given
     /// several times
     #[arg(long, value_name = "LABEL", conflicts_with_all = ["prompt", "prompt_path", "from_record",
-        "latents", "save_latents", "t5", "t5_dtype", "pab", "space_scale", "time_scale"])]
+        "latents", "save_latents", "negative_prompt", "t5", "t5_dtype", "pab", "space_scale", "time_scale"])]
     label: Vec<String>,
     /// Make the clip of a record (the .json beside an output) again: its prompt and all settings that
     /// are not given here. Bit-exact on the same kind of device
@@ -108,7 +119,7 @@ pub(crate) struct Args {
     #[arg(long)]
     low_memory: bool,
     /// Output file (.mp4, .gif, .png), folder for several prompts, or - for standard output
-    #[arg(short, long, visible_alias = "output", default_value = "outputs")]
+    #[arg(short, long, alias = "output", default_value = "outputs")]
     out: PathBuf,
     /// Fail if an output exists already, instead of replacing it
     #[arg(long)]
@@ -164,7 +175,9 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     }
     let source = match args.from_record.take() {
         Some(path) => Source::of_record(&path, &mut args)?,
-        None => Source { prompts: prompts(&args)?, only: None },
+        None => {
+            Source { prompts: each_times(&prompts(&args)?, args.num_videos_per_prompt), only: None }
+        }
     };
     let prompts = &source.prompts;
     let device = args.device.open()?;
@@ -182,6 +195,10 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
         args.sampling.image_size = Some(size);
     }
     let request = request_for(&args, &files.defaults);
+    for (part, path) in [("denoiser", &files.denoiser), ("T5", &files.t5), ("VAE", &files.vae)] {
+        output::detail(format_args!("{part}: {}", path.display()));
+    }
+    output::detail(format_args!("request: {request:?}"));
     let pipeline = TextToVideo::new(files, args.dtype(), args.t5_dtype(), device)?
         .with_low_memory(args.low_memory);
     pipeline.check(&request)?;
@@ -234,14 +251,14 @@ fn sample(
             let found = latents.dims()[0];
             ensure!(
                 found == prompts.len(),
-                "--latents: the file holds {found} clips, but {} prompts were given",
+                "--latents: the file holds {found} clips, but {} were asked for",
                 prompts.len()
             );
             (latents, DenoiserWork::default())
         }
         (None, save) => {
-            let states = pipeline.encode_prompts(prompts, progress)?;
-            warn_of_cut_prompts(&states, progress);
+            let states = pipeline.encode(prompts, request, progress)?;
+            warn_of_cut_prompts(prompts, &states.prompts, progress);
             let Some(path) = save else {
                 let sampled = pipeline.sample_each(&states, request, progress, |sampled| {
                     write(sampled)?;
@@ -322,6 +339,7 @@ fn prompts(args: &Args) -> anyhow::Result<Vec<String>> {
 fn request_for(args: &Args, defaults: &SampleRequest) -> SampleRequest {
     SampleRequest {
         fps: args.fps.unwrap_or(defaults.fps),
+        negative_prompt: args.negative_prompt.clone(),
         guided_channels: args.guided_channels,
         space_scale: args.space_scale,
         time_scale: args.time_scale,
@@ -331,10 +349,16 @@ fn request_for(args: &Args, defaults: &SampleRequest) -> SampleRequest {
     }
 }
 
+/// Repeats each item: all of the first, then all of the second.
+fn each_times<T: Clone>(items: &[T], times: NonZero<usize>) -> Vec<T> {
+    items.iter().flat_map(|item| repeat_n(item.clone(), times.get())).collect()
+}
+
 /// A prompt that fills every token was probably cut.
-fn warn_of_cut_prompts(states: &PromptStates, progress: &mut Progress) {
+fn warn_of_cut_prompts(prompts: &[String], states: &PromptStates, progress: &mut Progress) {
     for (index, row) in states.mask.rows().iter().enumerate() {
-        if row.iter().all(|&keep| keep) {
+        let said = index > 0 && prompts[index - 1] == prompts[index];
+        if !said && row.iter().all(|&keep| keep) {
             progress.line(&format!(
                 "prompt {} fills all {} tokens: what lies beyond is not seen",
                 index + 1,
