@@ -16,7 +16,7 @@ pub(crate) struct Report {
     /// Print the result as one JSON object
     #[arg(long)]
     pub(crate) json: bool,
-    /// Show no progress
+    /// Show no progress and no warnings
     #[arg(long, short)]
     pub(crate) quiet: bool,
 }

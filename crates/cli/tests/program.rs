@@ -332,14 +332,16 @@ fn verify_names_the_step_that_failed() {
 #[test]
 fn completions_and_manual_pages_name_every_subcommand() {
     let folder = TempDir::new().unwrap();
-    for (shell, mark) in
-        [("bash", "complete -F _opensora"), ("zsh", "#compdef opensora"), ("fish", "complete -c opensora")]
-    {
+    for (shell, mark) in [
+        ("bash", "complete -F _opensora"),
+        ("zsh", "#compdef opensora"),
+        ("fish", "complete -c opensora"),
+    ] {
         let output = opensora(folder.path(), &["completions", shell]);
         assert!(output.status.success(), "{output:?}");
         let script = stdout(&output);
         assert!(script.contains(mark) && script.contains("negative-prompt"), "{shell}");
-        assert!(!script.contains("opensora__subcmd__probe"), "{shell}: hidden subcommands are named");
+        assert!(!script.contains("probe-device"), "{shell}: hidden subcommands are named");
     }
     assert_eq!(opensora(folder.path(), &["completions", "csh"]).status.code(), Some(2));
 
@@ -347,7 +349,8 @@ fn completions_and_manual_pages_name_every_subcommand() {
     assert!(output.status.success(), "{output:?}");
     let pages = names(&folder.path().join("man1"));
     assert_eq!(stdout(&output).lines().count(), pages.len());
-    for page in ["opensora.1", "opensora-sample.1", "opensora-data-scan.1", "opensora-eval-demo.1"] {
+    for page in ["opensora.1", "opensora-sample.1", "opensora-data-scan.1", "opensora-eval-demo.1"]
+    {
         assert!(pages.iter().any(|name| name == page), "{page}: {pages:?}");
     }
     assert!(!pages.iter().any(|name| name.contains("probe") || name.contains("help")), "{pages:?}");
@@ -361,7 +364,7 @@ fn help_shows_options_in_groups_and_verbose_says_more() {
     let folder = TempDir::new().unwrap();
     let help = stdout(&opensora(folder.path(), &["sample", "--help"]));
     let place = |heading: &str| help.find(heading).unwrap_or_else(|| panic!("{heading}: {help}"));
-    let headings = ["\nModel:", "\nSampling:", "\nDevice:", "\nOutput:", "\nReporting:"];
+    let headings = ["\nSampling:", "\nModel:", "\nDevice:", "\nOutput:", "\nReporting:"];
     assert!(headings.map(place).is_sorted(), "{help}");
     assert!(place("\nReporting:") < place("--verbose") && help.contains("Examples:"));
 

@@ -1,6 +1,7 @@
 //! `opensora completions`: completions for shells.
 
 use crate::{help, output};
+use clap::Command;
 use clap_complete::Shell;
 
 /// Options of `opensora completions`.
@@ -16,7 +17,13 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let whole = help::command();
+    // Scripts name hidden subcommands as well.
+    let mut shown = Command::new("opensora")
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(whole.get_arguments().cloned())
+        .subcommands(whole.get_subcommands().filter(|sub| !sub.is_hide_set()).cloned());
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut help::command(), "opensora", &mut script);
+    clap_complete::generate(args.shell, &mut shown, "opensora", &mut script);
     Ok(output::line(String::from_utf8(script)?.trim_end())?)
 }

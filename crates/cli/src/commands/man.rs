@@ -27,7 +27,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(output::line(page(command)?.trim_end())?);
     };
     fs::create_dir_all(folder).with_context(|| format!("--out: {}", folder.display()))?;
-    let mut commands = vec![command];
+    let (mut commands, mut written) = (vec![command], Vec::new());
     while let Some(command) = commands.pop() {
         let shown = command.get_subcommands().filter(|sub| !sub.is_hide_set());
         commands.extend(shown.cloned());
@@ -36,9 +36,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let text = page(command)?;
         write_atomically(&path, |path| fs::write(path, &text))
             .with_context(|| format!("--out: {}", path.display()))?;
-        output::line(path.display())?;
+        written.push(path);
     }
-    Ok(())
+    written.sort();
+    Ok(written.iter().try_for_each(|path| output::line(path.display()))?)
 }
 
 /// The page of a command in roff.

@@ -38,6 +38,7 @@ Examples:
   opensora sample \"a red circle grows on a black background\" -o circle.mp4
   opensora sample --model opensora-v1-hq-16x256x256 --prompt-path prompts.txt -o clips \\
         --sampler dpm-solver --steps 20
+  opensora sample \"waves at night\" --negative-prompt people --num-videos-per-prompt 4 -o waves
   opensora sample --from-record clips/sample_6.mp4.json -o again.mp4")]
 pub(crate) struct Args {
     /// What the video shows
@@ -99,10 +100,10 @@ pub(crate) struct Args {
     /// Unit of frames in the position tables [default: the model's]
     #[arg(long)]
     time_scale: Option<f64>,
-    /// Noise index of the first prompt: the 7th prompt of a file is sampled again with 6
+    /// Noise index of the first clip: the 7th clip of a folder is sampled again with 6
     #[arg(long, default_value_t = 0)]
     noise_index: u64,
-    /// Prompts that are sampled at once
+    /// Clips that are sampled at once
     #[arg(long, default_value_t = 1)]
     batch_size: usize,
     #[command(flatten)]
