@@ -127,6 +127,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_commands_of_the_guides_parse() {
+        let guides = [
+            include_str!("../../../docs/sampling.md"),
+            include_str!("../../../docs/training.md"),
+            include_str!("../../../docs/migration.md"),
+            include_str!("../../../docs/command-line.md"),
+        ];
+        let mut commands = 0;
+        for block in guides.iter().flat_map(|guide| guide.split("```sh\n").skip(1)) {
+            let block = block.split("```").next().unwrap_or_default().replace("\\\n", " ");
+            for line in block.lines() {
+                let line = line.split(" #").next().unwrap_or_default();
+                let parsed = command().try_get_matches_from(shell_words(line));
+                assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+                commands += 1;
+            }
+        }
+        assert!(commands > 12, "{commands}");
+    }
+
     /// The words of a line, of which some stand in double quotes; what follows a pipe or `>` is left out.
     fn shell_words(line: &str) -> Vec<String> {
         let line = line.split(['|', '>']).next().unwrap_or_default();

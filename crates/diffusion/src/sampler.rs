@@ -279,7 +279,8 @@ mod tests {
     use super::*;
     use crate::{
         denoiser::{Condition, DenoiseError},
-        testing::{Affine, ramp, values},
+        process::ProcessError,
+        testing::{Affine, GaussianData, ramp, values},
     };
     use std::{cell::Cell, io};
 
@@ -344,6 +345,75 @@ mod tests {
                 sampler.sample(&model, &guidance, latents.clone(), noise, &mut { go_on }).unwrap();
             assert_eq!(values(found), values(own.unwrap()), "{kind}");
         }
+    }
+
+    /// What a sampler makes of the latents in the middle of its own path is the end of that path. (DPM-Solver
+    /// looks back one step, so it comes close only.)
+    #[test]
+    fn a_later_start_continues_the_path() {
+        let (start, noise) = (ramp([1, 4, 1, 2, 2], 0.1), ramp([1, 4, 1, 2, 2], 0.7));
+        let model = Affine::new();
+        let run = |sampler: &dyn Sampler, latents: Tensor<5>| {
+            let mut seen = Vec::new();
+            let guidance = sampler.guidance(2.0);
+            let noise = &mut |step: usize| noise.clone() / (step + 1) as f32;
+            let last = sampler
+                .sample(&model, &guidance, latents, noise, &mut |info| {
+                    seen.push((info.step, values(info.latents.clone())));
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
+            (values(last), seen)
+        };
+        let whole: [Box<dyn Sampler>; 3] = SamplerKind::ALL.map(|kind| kind.build(20).unwrap());
+        let later: [Box<dyn Sampler>; 3] = [
+            Box::new(Iddpm::with_steps(20).unwrap().starting_at(12)),
+            Box::new(Ddim::with_steps(20).unwrap().starting_at(12)),
+            Box::new(DpmSolver::with_steps(20).unwrap().starting_at(12)),
+        ];
+        for ((whole, later), exact) in whole.iter().zip(&later).zip([true, true, false]) {
+            let (expected, path) = run(&**whole, start.clone());
+            let middle = Tensor::<1>::from_data(path[11].1.as_slice(), &start.device());
+            let (found, rest) = run(&**later, middle.reshape(start.dims()));
+            let steps: Vec<usize> = rest.iter().map(|(step, _)| *step).collect();
+            assert_eq!(steps, (12..20).collect::<Vec<_>>(), "{}", whole.name());
+            let scale = expected.iter().fold(1.0f32, |max, x| max.max(x.abs()));
+            for (found, expected) in found.iter().zip(&expected) {
+                let tolerance = if exact { 0.0 } else { 0.05 * scale };
+                assert!(
+                    (found - expected).abs() <= tolerance,
+                    "{}: {found} {expected}",
+                    whole.name()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_clean_clip_is_noised_to_the_first_step() {
+        let (clean, noise) = (ramp([2, 4, 1, 2, 2], 0.1), ramp([2, 4, 1, 2, 2], 0.7));
+        let iddpm = Iddpm::with_steps(10).unwrap().starting_at(6);
+        let ddim = Ddim::with_steps(10).unwrap().starting_at(6);
+        let solver = DpmSolver::with_steps(10).unwrap().starting_at(6);
+        let of = |found: Result<Tensor<5>, ProcessError>| values(found.unwrap());
+        let by_iddpm = of(iddpm.noised(clean.clone(), noise.clone()));
+        assert_eq!(of(ddim.noised(clean.clone(), noise.clone())), by_iddpm);
+        let by_solver = of(solver.noised(clean.clone(), noise.clone()));
+        // Timestep 333 of evenly spread steps, 399.6 of uniform time.
+        let level = |timestep: f64| GaussianData::alphas_cumprod(timestep);
+        for (found, timestep) in [(by_iddpm, 333.0), (by_solver, 399.6)] {
+            let a = level(timestep);
+            let parts = values(clean.clone()).into_iter().zip(values(noise.clone()));
+            for (found, (clean, noise)) in found.into_iter().zip(parts) {
+                let expected = a.sqrt() * f64::from(clean) + (1.0 - a).sqrt() * f64::from(noise);
+                assert!(
+                    (f64::from(found) - expected).abs() < 1e-4,
+                    "{timestep}: {found} {expected}"
+                );
+            }
+        }
+        assert!(iddpm.noised(clean.clone(), noise.clone().narrow(0, 0, 1)).is_err());
+        assert!(solver.noised(clean, noise.narrow(0, 0, 1)).is_err());
     }
 
     /// Answers so often and no more.

@@ -90,3 +90,8 @@ pub use model_files::{ModelError, ModelFiles};
 pub use pipeline::{ClassToVideo, Observer, PipelineError, Quiet, Residency, TextToVideo};
 pub use presets::{PRESETS, Preset};
 pub use request::SampleRequest;
+
+/// The examples of the guide, which are compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/sampling.md")]
+struct SamplingGuide;

@@ -259,7 +259,7 @@ fn sample(
         }
         (None, save) => {
             let states = pipeline.encode(prompts, request, progress)?;
-            warn_of_cut_prompts(prompts, &states.prompts, progress);
+            warn_of_cut_prompts(args.num_videos_per_prompt, &states.prompts, progress);
             let Some(path) = save else {
                 let sampled = pipeline.sample_each(&states, request, progress, |sampled| {
                     write(sampled)?;
@@ -355,11 +355,10 @@ fn each_times<T: Clone>(items: &[T], times: NonZero<usize>) -> Vec<T> {
     items.iter().flat_map(|item| repeat_n(item.clone(), times.get())).collect()
 }
 
-/// A prompt that fills every token was probably cut.
-fn warn_of_cut_prompts(prompts: &[String], states: &PromptStates, progress: &mut Progress) {
-    for (index, row) in states.mask.rows().iter().enumerate() {
-        let said = index > 0 && prompts[index - 1] == prompts[index];
-        if !said && row.iter().all(|&keep| keep) {
+/// A prompt that fills every token was probably cut. Each stands in `times` rows.
+fn warn_of_cut_prompts(times: NonZero<usize>, states: &PromptStates, progress: &mut Progress) {
+    for (index, row) in states.mask.rows().iter().step_by(times.get()).enumerate() {
+        if row.iter().all(|&keep| keep) {
             progress.line(&format!(
                 "prompt {} fills all {} tokens: what lies beyond is not seen",
                 index + 1,

@@ -196,8 +196,9 @@ impl LoadedDenoiser<'_> {
     }
 
     /// [`sample`](Self::sample) from given latents `[B, C, T, h, w]`, which take the place of the initial
-    /// noise: standard normal, such as a mixture of two seeds' noise. `first` still chooses the noise of
-    /// later steps.
+    /// noise: standard normal, such as a mixture of two seeds' noise, or for a sampler that starts at a later
+    /// step (such as [`DpmSolver::starting_at`](crate::diffusion::DpmSolver::starting_at)) a clip's noised
+    /// latents. `first` still chooses the noise of later steps.
     ///
     /// # Errors
     /// Returns the errors of [`sample`](Self::sample), and one if the latents have another shape than
