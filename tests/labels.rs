@@ -290,6 +290,50 @@ fn pixart_makes_images_of_many_sizes() {
     }
 }
 
+/// One PixArt in memory makes images and clips of any size, with the scales that are asked for, as one that
+/// is loaded for each request does.
+#[test]
+fn a_resident_pixart_follows_each_request() {
+    for (name, device) in devices() {
+        let folder = pixart_ms(None, &device);
+        let files = || ModelFiles::open_with(folder.path(), &parts()).unwrap();
+        let made = |residency| {
+            let made = TextToVideo::new(files(), Dtype::F32, Dtype::F32, device.clone()).unwrap();
+            made.with_residency(residency)
+        };
+        let (fresh, resident) = (made(Residency::Sequential), made(Residency::All));
+        let mut made = Vec::new();
+        for (num_frames, image_size, space_scale, time_scale) in [
+            (1, [64, 64], None, None),
+            (1, [32, 96], None, None),
+            (3, [64, 64], None, None),
+            (3, [64, 64], Some(0.3), Some(0.5)),
+            (1, [64, 64], None, None),
+        ] {
+            let request = SampleRequest {
+                num_frames,
+                image_size,
+                space_scale,
+                time_scale,
+                ..fresh.files().defaults.clone()
+            };
+            let sample = |pipeline: &TextToVideo| {
+                let states = pipeline.encode(&["a fox"], &request, &mut Quiet).unwrap();
+                let latents = pipeline.sample(&states, &request, &mut Quiet).unwrap();
+                latents.into_data().iter::<f32>().collect::<Vec<_>>()
+            };
+            let (expected, found) = (sample(&fresh), sample(&resident));
+            let scale = expected.iter().fold(1.0f32, |max, value| max.max(value.abs()));
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() <= 1e-5 * scale, "{name}: {image_size:?}");
+            }
+            made.push(found);
+        }
+        assert_eq!(made[0], made[4], "{name}: a request leaves nothing behind");
+        assert_ne!(made[2], made[3], "{name}: scales matter");
+    }
+}
+
 #[test]
 fn a_description_keeps_the_rule_for_positions() {
     let (_, device) = devices().remove(0);
