@@ -172,12 +172,33 @@ mod tests {
                     }
                     Some("quiet") => assert_eq!(short, Some('q'), "{words}"),
                     Some("verbose") => assert_eq!(short, Some('v'), "{words}"),
-                    _ => assert!(!matches!(short, Some('o' | 'q' | 'v')), "{words}: {arg}"),
+                    _ => assert!(
+                        !matches!(short, Some('o' | 'q' | 'v')),
+                        "{words}: {}",
+                        arg.get_id()
+                    ),
                 }
             }
             let has = |name| leaf.get_arguments().any(|arg| arg.get_long() == Some(name));
             assert_eq!(has("json"), has("quiet"), "{words}");
         }
+    }
+
+    /// The first paragraph of an option's help is what `-h` shows.
+    #[test]
+    fn short_help_is_short() {
+        let mut long = Vec::new();
+        for (words, leaf) in all() {
+            for arg in leaf.get_arguments() {
+                let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+                assert!(!help.is_empty(), "{words} {}", arg.get_id());
+                let said = help.split(" [default:").next().unwrap_or_default();
+                if said.len() > 110 {
+                    long.push(format!("{words} {}: {help}", arg.get_id()));
+                }
+            }
+        }
+        assert!(long.is_empty(), "{}", long.join("\n"));
     }
 
     #[test]

@@ -50,24 +50,31 @@ pub(crate) struct Args {
     /// What the videos should not show, in place of the model's null prompt [default: the null prompt]
     #[arg(long, value_name = "TEXT")]
     negative_prompt: Option<String>,
-    /// Videos of each prompt. Video v of prompt p (both from 0) has the noise index --noise-index + p * N +
-    /// v, so that it is the same in every call with that index
+    /// Videos of each prompt
+    ///
+    /// Video v of prompt p (both from 0) has the noise index --noise-index + p * N + v, so that it is
+    /// the same in every call with that index.
     #[arg(long, value_name = "N", default_value_t = NonZero::<usize>::MIN, conflicts_with = "from_record")]
     num_videos_per_prompt: NonZero<usize>,
-    /// Class that the image or clip shows, a number or a name such as "golden retriever", for models that
-    /// follow labels (dit-xl-2-256x256, dit-xl-2-512x512, latte-xl-2-16x256x256-ucf101); may be given
-    /// several times
+    /// Class that the image or clip shows: a number, or a name such as "golden retriever"; repeatable
+    ///
+    /// For models that follow labels (dit-xl-2-256x256, dit-xl-2-512x512,
+    /// latte-xl-2-16x256x256-ucf101).
     #[arg(long, value_name = "LABEL", conflicts_with_all = ["prompt", "prompt_path", "from_record",
         "latents", "save_latents", "negative_prompt", "t5", "t5_dtype", "pab", "space_scale", "time_scale"])]
     label: Vec<String>,
-    /// Make the clip of a record (the .json beside an output) again: its prompt and all settings that
-    /// are not given here. Bit-exact on the same kind of device
+    /// Make the clip of a record (the .json beside an output) again
+    ///
+    /// The record gives the prompt and all settings that are not given here. Bit-exact on the same kind
+    /// of device.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_path", "latents", "save_latents"])]
     from_record: Option<PathBuf>,
-    /// Model: demo (bundled), a preset (opensora-v1-16x256x256, opensora-v1-hq-16x256x256,
-    /// opensora-v1-hq-16x512x512; for images pixart-xl-2-256x256, pixart-xl-2-sam-256x256,
-    /// pixart-xl-2-512x512, pixart-xl-2-1024-ms), a folder with a model.json, or an STDiT-XL/2 checkpoint
+    /// Model: demo (bundled), a preset, a folder with a model.json, or an STDiT-XL/2 checkpoint
     /// [default: demo; with --label dit-xl-2-256x256]
+    ///
+    /// Presets: opensora-v1-16x256x256, opensora-v1-hq-16x256x256, opensora-v1-hq-16x512x512; for
+    /// images pixart-xl-2-256x256, pixart-xl-2-sam-256x256, pixart-xl-2-512x512, pixart-xl-2-1024-ms;
+    /// see --label.
     #[arg(long)]
     model: Option<String>,
     /// Folder of the T5 v1.1 encoder (config.json, spiece.model, weights)
@@ -114,9 +121,11 @@ pub(crate) struct Args {
     /// Float type of the text encoder [default: f32]
     #[arg(long)]
     t5_dtype: Option<Dtype>,
-    /// Use less memory and more time: the denoiser stays in its file, which is read at every step (3
-    /// GB at published size) one block at a time, and frames are decoded one by one, in tiles. The
-    /// latents are the same, the pixels as well but for rounding
+    /// Use less memory and more time
+    ///
+    /// The denoiser stays in its file, which is read at every step (3 GB at published size) one block
+    /// at a time, and frames are decoded one by one, in tiles. The latents are the same, the pixels as
+    /// well but for rounding.
     #[arg(long)]
     low_memory: bool,
     /// Output file (.mp4, .gif, .png), folder for several prompts, or - for standard output
