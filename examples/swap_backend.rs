@@ -25,7 +25,7 @@ fn main() -> anyhow::Result<()> {
         let started = Instant::now();
         let device = device::parse(&name)?;
         let pipeline = TextToVideo::new(files.clone(), Dtype::F32, Dtype::F32, device)?;
-        let states = pipeline.encode_prompts(&["a drone above the sea"], &mut Quiet)?;
+        let states = pipeline.encode(&["a drone above the sea"], &request, &mut Quiet)?;
         let latents = pipeline.sample(&states, &request, &mut Quiet)?;
         let latents = read(latents)?.try_to_vec::<f32>()?;
         let seconds = started.elapsed().as_secs_f64();

@@ -89,6 +89,8 @@ subcommand() {
 subcommand sample out/fox.mp4 sample "a fox" "${tiny[@]}" -o out/fox.mp4
 subcommand verify - verify "$fixtures/goldens/vae-bin" --device flex
 subcommand devices - devices
+subcommand completions - completions bash
+subcommand man out/man/opensora-sample.1 man -o out/man
 subcommand bench - bench stdit --preset demo --num-frames 2 --image-size 16x24 --reps 1 --device flex
 subcommand train out/run/metrics.csv train --recipe t5.toml --data world/clips.csv -o out/run --device flex
 subcommand train-vae out/run/metrics.csv train-vae --recipe vae.toml --data world/stills.csv -o out/run --device flex

@@ -4,7 +4,8 @@
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use opensora::{
-    ClassFiles, ClassToVideo, ModelFiles, PipelineError, Quiet, SampleRequest, TextToVideo,
+    ClassFiles, ClassToVideo, ModelFiles, PipelineError, Quiet, Residency, SampleRequest,
+    TextToVideo,
     checkpoint::{Checkpoint, export},
     diffusion::{DpmSolver, Guidance},
     labelled::{ClassModel, LabelledDenoiser},
@@ -132,6 +133,25 @@ fn a_published_layout_becomes_an_image_of_a_class() {
             assert!(most <= Some(1), "{name}: {most:?}");
         }
     }
+}
+
+#[test]
+fn a_class_model_that_stays_in_memory_opens_no_file_again() {
+    let folder = model("dit-original-pt", "dit");
+    let (_, device) = devices().remove(0);
+    let mut files = ClassFiles::open_with(folder.path(), &parts()).unwrap();
+    let copy = folder.path().join(files.denoiser.file_name().unwrap());
+    std::fs::copy(&files.denoiser, &copy).unwrap();
+    files.denoiser = copy.clone();
+    let request = files.defaults.clone();
+    let made = ClassToVideo::new(files, Dtype::F32, device).unwrap();
+    let pipeline = made.with_residency(Residency::Denoiser);
+    let first = pipeline.generate(&[3], &request, &mut Quiet).unwrap();
+    // Opening the file again would be an error.
+    std::fs::remove_file(&copy).unwrap();
+    assert_eq!(pipeline.generate(&[3], &request, &mut Quiet).unwrap(), first);
+    pipeline.release();
+    assert!(pipeline.generate(&[3], &request, &mut Quiet).is_err());
 }
 
 #[test]
@@ -267,6 +287,50 @@ fn pixart_makes_images_of_many_sizes() {
             SampleRequest { attention_reuse: AttentionReuse::PUBLISHED, ..defaults.clone() };
         let error = reference.check(&request).unwrap_err();
         assert!(matches!(error, PipelineError::Request(_)), "{error}");
+    }
+}
+
+/// One PixArt in memory makes images and clips of any size, with the scales that are asked for, as one that
+/// is loaded for each request does.
+#[test]
+fn a_resident_pixart_follows_each_request() {
+    for (name, device) in devices() {
+        let folder = pixart_ms(None, &device);
+        let files = || ModelFiles::open_with(folder.path(), &parts()).unwrap();
+        let made = |residency| {
+            let made = TextToVideo::new(files(), Dtype::F32, Dtype::F32, device.clone()).unwrap();
+            made.with_residency(residency)
+        };
+        let (fresh, resident) = (made(Residency::Sequential), made(Residency::All));
+        let mut made = Vec::new();
+        for (num_frames, image_size, space_scale, time_scale) in [
+            (1, [64, 64], None, None),
+            (1, [32, 96], None, None),
+            (3, [64, 64], None, None),
+            (3, [64, 64], Some(0.3), Some(0.5)),
+            (1, [64, 64], None, None),
+        ] {
+            let request = SampleRequest {
+                num_frames,
+                image_size,
+                space_scale,
+                time_scale,
+                ..fresh.files().defaults.clone()
+            };
+            let sample = |pipeline: &TextToVideo| {
+                let states = pipeline.encode(&["a fox"], &request, &mut Quiet).unwrap();
+                let latents = pipeline.sample(&states, &request, &mut Quiet).unwrap();
+                latents.into_data().iter::<f32>().collect::<Vec<_>>()
+            };
+            let (expected, found) = (sample(&fresh), sample(&resident));
+            let scale = expected.iter().fold(1.0f32, |max, value| max.max(value.abs()));
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((found - expected).abs() <= 1e-5 * scale, "{name}: {image_size:?}");
+            }
+            made.push(found);
+        }
+        assert_eq!(made[0], made[4], "{name}: a request leaves nothing behind");
+        assert_ne!(made[2], made[3], "{name}: scales matter");
     }
 }
 

@@ -4,16 +4,24 @@
 
 use burn::tensor::{Device, Tensor};
 use opensora::{
-    Observer, PipelineError, Quiet, SampleRequest, TextToVideo,
+    ClassToVideo, ModelFiles, Observer, PipelineError, Quiet, Residency, SampleRequest,
+    TextToVideo,
     checkpoint::{CheckpointError, ImportReport},
-    diffusion::{SampleError, SamplerKind},
+    diffusion::{Ddim, Denoiser, Guidance, SampleError, Sampler, SamplerKind, StepInfo},
     latents,
     model_files::ScaleRule,
     nn::dtype::Dtype,
+    pipeline::{LoadedDenoiser, LoadedVae},
+    request::OwnSampler,
     stdit::{AttentionReuse, DenoiserWork},
+    video::Frames,
 };
 use opensora_tests::{devices, tiny_model};
-use std::{fs::File, ops::ControlFlow, path::PathBuf};
+use std::{
+    fs::File,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
 fn pipeline(device: &Device) -> TextToVideo {
     TextToVideo::new(tiny_model(), Dtype::F32, Dtype::F32, device.clone()).unwrap()
@@ -30,7 +38,7 @@ fn small(sampler: SamplerKind) -> SampleRequest {
 }
 
 fn sample(pipeline: &TextToVideo, prompts: &[&str], request: &SampleRequest) -> Vec<f32> {
-    let states = pipeline.encode_prompts(prompts, &mut Quiet).unwrap();
+    let states = pipeline.encode(prompts, request, &mut Quiet).unwrap();
     values(pipeline.sample(&states, request, &mut Quiet).unwrap())
 }
 
@@ -116,7 +124,7 @@ fn clips_and_images_have_the_size_that_was_asked_for() {
 fn latents_survive_the_disk_bit_by_bit() {
     let (_, device) = devices().remove(0);
     let pipeline = pipeline(&device);
-    let states = pipeline.encode_prompts(&["a red fox"], &mut Quiet).unwrap();
+    let states = pipeline.encode(&["a red fox"], &SampleRequest::default(), &mut Quiet).unwrap();
     let sampled = pipeline.sample(&states, &small(SamplerKind::DpmSolver), &mut Quiet).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("new/latents.safetensors");
@@ -234,12 +242,14 @@ fn long_prompts_are_cut_and_empty_ones_are_one_token() {
     for (name, device) in devices() {
         let long = "a very long walk ".repeat(600);
         assert!(long.len() > 10_000);
-        let states = pipeline(&device).encode_prompts(&[long.as_str(), ""], &mut Quiet).unwrap();
+        let request = SampleRequest::default();
+        let encoded = pipeline(&device).encode(&[long.as_str(), ""], &request, &mut Quiet);
+        let states = encoded.unwrap().prompts;
         assert_eq!(states.states.dims()[..2], [2, 24], "{name}");
         let kept = |row: usize| states.mask.rows()[row].iter().filter(|&&keep| keep).count();
         assert_eq!((kept(0), kept(1)), (24, 1), "{name}");
         let none: [&str; 0] = [];
-        assert!(pipeline(&device).encode_prompts(&none, &mut Quiet).is_err());
+        assert!(pipeline(&device).encode(&none, &request, &mut Quiet).is_err());
     }
 }
 
@@ -287,7 +297,7 @@ fn attention_reuse_of_range_one_changes_no_bit_and_others_save_work() {
     let device = Device::flex();
     let pipeline = pipeline(&device);
     let prompts = ["a red fox", "rain over the sea"];
-    let states = pipeline.encode_prompts(&prompts, &mut Quiet).unwrap();
+    let states = pipeline.encode(&prompts, &SampleRequest::default(), &mut Quiet).unwrap();
     let run = |reuse: &str, batch_size| {
         let attention_reuse: AttentionReuse = reuse.parse().unwrap();
         let request = SampleRequest {
@@ -322,8 +332,8 @@ fn attention_reuse_of_range_one_changes_no_bit_and_others_save_work() {
 fn batches_are_handed_over_one_by_one() {
     let device = Device::flex();
     let pipeline = pipeline(&device);
-    let states = pipeline.encode_prompts(&["a fox", "rain", "the sea"], &mut Quiet).unwrap();
     let request = SampleRequest { batch_size: 2, ..small(SamplerKind::DpmSolver) };
+    let states = pipeline.encode(&["a fox", "rain", "the sea"], &request, &mut Quiet).unwrap();
     let whole = values(pipeline.sample(&states, &request, &mut Quiet).unwrap());
 
     let mut done = Vec::new();
@@ -380,4 +390,273 @@ fn scales_of_a_bare_checkpoint_follow_the_request() {
         let request = SampleRequest { space_scale: Some(bad), ..request(256) };
         assert!(matches!(bare.check(&request), Err(PipelineError::Size(_))), "{bad}");
     }
+}
+
+#[test]
+fn pipelines_are_shared_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    fn sent<T: Send>() {}
+    shared::<TextToVideo>();
+    shared::<ClassToVideo>();
+    shared::<SampleRequest>();
+    sent::<LoadedDenoiser<'_>>();
+    sent::<LoadedVae<'_>>();
+
+    let (_, device) = devices().remove(0);
+    let pipeline = pipeline(&device).with_residency(Residency::All);
+    let request = small(SamplerKind::Ddim);
+    let clips = |prompt: &str| pipeline.generate(&[prompt], &request, &mut Quiet).unwrap();
+    let (fox, sea) = std::thread::scope(|scope| {
+        let fox = scope.spawn(|| clips("a red fox"));
+        let sea = scope.spawn(|| clips("the sea"));
+        (fox.join().unwrap(), sea.join().unwrap())
+    });
+    assert_eq!((clips("a red fox"), clips("the sea")), (fox, sea));
+}
+
+/// The loads that an observer is told of.
+#[derive(Default)]
+struct Loads(Vec<String>);
+
+impl Observer for Loads {
+    fn loading(&mut self, what: &str) {
+        self.0.push(what.to_string());
+    }
+}
+
+/// A copy of the tiny model in a folder that can be deleted.
+fn copied_model(folder: &Path) -> ModelFiles {
+    let mut files = tiny_model();
+    let copy = |from: &Path, to: &str| {
+        let to = folder.join(to);
+        if from.is_dir() {
+            std::fs::create_dir(&to).unwrap();
+            for entry in std::fs::read_dir(from).unwrap() {
+                let entry = entry.unwrap();
+                std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+            }
+        } else {
+            std::fs::copy(from, &to).unwrap();
+        }
+        to
+    };
+    files.denoiser = copy(&files.denoiser, "denoiser.pth");
+    files.t5 = copy(&files.t5, "t5");
+    files.vae = copy(&files.vae, "vae");
+    files
+}
+
+#[test]
+fn models_that_stay_in_memory_open_no_file_again() {
+    for (name, device) in devices() {
+        let made = |residency| {
+            let folder = tempfile::tempdir().unwrap();
+            let files = copied_model(folder.path());
+            let made = TextToVideo::new(files, Dtype::F32, Dtype::F32, device.clone()).unwrap();
+            (folder, made.with_residency(residency))
+        };
+        let request = small(SamplerKind::Iddpm);
+        // Other sizes, and units of the position tables that the weights know nothing of.
+        let other = SampleRequest {
+            num_frames: 3,
+            image_size: [32, 16],
+            space_scale: Some(0.7),
+            ..request.clone()
+        };
+        let clip = |pipeline: &TextToVideo, request: &SampleRequest, loads: &mut Loads| {
+            pipeline.generate(&["a red fox"], request, loads)
+        };
+        let (_folder, fresh) = made(Residency::Sequential);
+        let expected = [&request, &other, &request]
+            .map(|request| clip(&fresh, request, &mut Loads::default()).unwrap());
+
+        let (folder, all) = made(Residency::All);
+        let mut loads = Loads::default();
+        let first = clip(&all, &request, &mut loads).unwrap();
+        assert_eq!(loads.0, ["text encoder", "denoiser", "VAE"], "{name}");
+        // Whatever a later call opened would not be there.
+        let path = folder.path().to_path_buf();
+        folder.close().unwrap();
+        assert!(!path.exists());
+        let mut loads = Loads::default();
+        let second = clip(&all, &other, &mut loads).unwrap();
+        let third = clip(&all, &request, &mut loads).unwrap();
+        assert!(loads.0.is_empty(), "{name}: {:?}", loads.0);
+        let found = [first, second, third];
+        if name == "flex" {
+            assert!(found == expected, "{name}");
+        }
+        assert_eq!(found[0], found[2], "{name}");
+        all.release();
+        assert!(clip(&all, &request, &mut loads).is_err(), "{name}: nothing is kept any more");
+
+        let (_folder, denoiser) = made(Residency::Denoiser);
+        clip(&denoiser, &request, &mut Loads::default()).unwrap();
+        let mut loads = Loads::default();
+        clip(&denoiser, &other, &mut loads).unwrap();
+        assert_eq!(loads.0, ["text encoder", "VAE"], "{name}");
+
+        let (_folder, little) = made(Residency::All);
+        let little = little.with_low_memory(true);
+        clip(&little, &request, &mut Loads::default()).unwrap();
+        let mut loads = Loads::default();
+        clip(&little, &request, &mut loads).unwrap();
+        assert_eq!(
+            loads.0,
+            ["text encoder", "denoiser", "VAE"],
+            "{name}: low memory keeps nothing"
+        );
+    }
+}
+
+/// The steps of `generate` one by one, with a callback that sees latents, give its clips.
+#[test]
+fn a_clip_is_made_step_by_step() {
+    let (_, device) = devices().remove(0);
+    let pipeline = pipeline(&device);
+    let request = small(SamplerKind::Iddpm);
+    let prompts = ["a red fox", "the sea"];
+    let whole = pipeline.generate(&prompts, &request, &mut Quiet).unwrap();
+
+    let conditioning = pipeline.encode(&prompts, &request, &mut Quiet).unwrap();
+    let mut denoiser = pipeline.load_denoiser(&request, &mut Quiet).unwrap();
+    let vae = pipeline.load_vae(&mut Quiet).unwrap();
+    for (index, expected) in whole.iter().enumerate() {
+        let one = conditioning.select(index..index + 1);
+        let mut seen = Vec::new();
+        let latents = denoiser
+            .sample(&one, index, |info| {
+                assert_eq!((info.step, info.total), (seen.len(), 4));
+                seen.push(values(info.latents.clone()));
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!(seen.last(), Some(&values(latents.clone())));
+        let start = denoiser.initial_latents(1, index);
+        assert_eq!(start.dims(), denoiser.latents_shape(1));
+        let again =
+            denoiser.sample_from(start, &one, index, |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(values(again), values(latents.clone()));
+        assert_eq!(&vae.decode(latents, |_| ()).unwrap(), expected);
+    }
+    let one = conditioning.select(0..1);
+    let other = denoiser.initial_latents(1, 0) * 0.5;
+    let changed = denoiser.sample_from(other, &one, 0, |_| ControlFlow::Continue(())).unwrap();
+    let usual = denoiser.sample(&one, 0, |_| ControlFlow::Continue(())).unwrap();
+    assert_ne!(values(changed), values(usual));
+    let short = denoiser.initial_latents(1, 0).narrow(2, 0, 1);
+    let error = denoiser.sample_from(short, &one, 0, |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(error.to_string().contains("shape [1, 4, 1, 2, 4]"), "{error}");
+}
+
+#[test]
+fn the_vae_encodes_what_it_can_decode() {
+    let (_, device) = devices().remove(0);
+    let pipeline = pipeline(&device);
+    let vae = pipeline.load_vae(&mut Quiet).unwrap();
+    let clip = Frames::from_rgb((0..3 * 16 * 32 * 3).map(|i| i as u8).collect(), [3, 16, 32]);
+    let latents = vae.encode(&clip.unwrap()).unwrap();
+    assert_eq!(latents.dims(), [1, 4, 3, 2, 4]);
+    assert_eq!(vae.decode(latents, |_| ()).unwrap().len(), 3);
+    let odd = Frames::from_rgb(vec![0; 17 * 16 * 3], [1, 17, 16]).unwrap();
+    assert!(matches!(vae.encode(&odd), Err(PipelineError::VaeConfig(_))));
+}
+
+/// A negative prompt stands where the null prompt does, with its own mask.
+#[test]
+fn a_negative_prompt_takes_the_place_of_the_null_prompt() {
+    for (name, device) in devices() {
+        let pipeline = pipeline(&device);
+        let usual = small(SamplerKind::Ddim);
+        let negative =
+            |text: &str| SampleRequest { negative_prompt: Some(text.to_string()), ..usual.clone() };
+        let fox = |request: &SampleRequest| sample(&pipeline, &["a red fox"], request);
+        assert_ne!(fox(&negative("rain over the wide sea")), fox(&usual), "{name}");
+        assert_ne!(fox(&negative("rain over the wide sea")), fox(&negative("")), "{name}");
+        // Guidance away from the prompt itself has nowhere to go: any scale gives the model's own prediction.
+        let plain = SampleRequest { guidance_scale: 1.0, ..usual.clone() };
+        let (same, alone) = (fox(&negative("a red fox")), fox(&plain));
+        let scale = alone.iter().fold(1.0f32, |max, value| max.max(value.abs()));
+        let difference = largest_difference(&same, &alone);
+        assert!(difference <= 1e-3 * scale, "{name}: {difference} of {scale}");
+        // Without guidance it is not even encoded.
+        let unguided = SampleRequest { guidance_scale: 1.0, ..negative("a bear") };
+        assert!(pipeline.encode(&["a fox"], &unguided, &mut Quiet).unwrap().negative.is_none());
+        assert_eq!(fox(&unguided), alone, "{name}");
+        // Batches do not matter, and low memory takes both predictions one by one or together alike.
+        let prompts = ["a red fox", "the sea at night"];
+        let pairs = SampleRequest { batch_size: 2, ..negative("rain") };
+        let singles = sample(&pipeline, &prompts, &negative("rain"));
+        let difference = largest_difference(&sample(&pipeline, &prompts, &pairs), &singles);
+        assert!(difference <= 1e-4 * scale, "{name}: {difference} of {scale}");
+    }
+}
+
+/// Equal prompts are encoded once and still make different clips, each with the noise of its place.
+#[test]
+fn several_clips_of_one_prompt_differ_in_their_noise() {
+    let (_, device) = devices().remove(0);
+    let pipeline = pipeline(&device);
+    let request = small(SamplerKind::Ddim);
+    let list = ["a fox", "a fox", "a bear", "a fox"];
+    let all = sample(&pipeline, &list, &request);
+    let clips: Vec<&[f32]> = all.chunks(all.len() / list.len()).collect();
+    let scale = all.iter().fold(1.0f32, |max, value| max.max(value.abs()));
+    assert!(largest_difference(clips[0], clips[1]) > 0.1 * scale);
+    for (index, prompt) in list.iter().enumerate() {
+        let alone = SampleRequest { noise_index: index as u64, ..request.clone() };
+        let difference = largest_difference(&sample(&pipeline, &[prompt], &alone), clips[index]);
+        assert!(difference <= 1e-4 * scale, "{index}: {difference} of {scale}");
+    }
+}
+
+/// A sampler of the caller's own: one step of DDIM, told as a sampler that nobody has heard of.
+#[derive(Debug)]
+struct Leap(Ddim);
+
+impl Sampler for Leap {
+    fn name(&self) -> &str {
+        "leap"
+    }
+
+    fn steps(&self) -> usize {
+        1
+    }
+
+    fn sample(
+        &self,
+        model: &dyn Denoiser,
+        guidance: &Guidance,
+        latents: Tensor<5>,
+        _noise: &mut dyn FnMut(usize) -> Tensor<5>,
+        on_step: &mut dyn FnMut(StepInfo<'_>) -> ControlFlow<()>,
+    ) -> Result<Tensor<5>, SampleError> {
+        guidance.check()?;
+        let channels = latents.dims()[1];
+        let tables = self.0.process().tables();
+        let timestep = tables.timestep_map[0] as f32;
+        let eps = guidance.predict(model, &latents, timestep, channels)?;
+        let clean = latents.mul_scalar(tables.sqrt_recip_alphas_cumprod[0])
+            - eps.mul_scalar(tables.sqrt_recipm1_alphas_cumprod[0]);
+        StepInfo::new(0, 1, timestep, &clean).report(on_step)?;
+        Ok(clean)
+    }
+}
+
+#[test]
+fn a_sampler_of_the_callers_own_plugs_in() {
+    let (_, device) = devices().remove(0);
+    let pipeline = pipeline(&device);
+    let own = OwnSampler::new(Leap(Ddim::with_steps(1).unwrap()));
+    let request = SampleRequest { own_sampler: Some(own.clone()), ..small(SamplerKind::Iddpm) };
+    assert_eq!(request, request.clone());
+    assert_eq!(request.sampler().unwrap().name(), "leap");
+    assert_eq!(request.guidance().guided_channels, None);
+    let found = sample(&pipeline, &["a red fox"], &request);
+    let all_channels =
+        SampleRequest { steps: Some(1), guided_channels: Some(4), ..small(SamplerKind::Ddim) };
+    let expected = sample(&pipeline, &["a red fox"], &all_channels);
+    let scale = expected.iter().fold(1.0f32, |max, value| max.max(value.abs()));
+    let difference = largest_difference(&found, &expected);
+    assert!(difference <= 1e-5 * scale, "{difference} of {scale}");
 }

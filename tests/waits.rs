@@ -49,7 +49,7 @@ fn what_was_read_stays(name: &str, device: &Device) {
 
 fn sampling_does_not_wait_at_every_step(name: &str, device: &Device) {
     let pipeline = TextToVideo::new(tiny_model(), Dtype::F32, Dtype::F32, device.clone()).unwrap();
-    let states = pipeline.encode_prompts(&["a red fox"], &mut Quiet).unwrap();
+    let states = pipeline.encode(&["a red fox"], &SampleRequest::default(), &mut Quiet).unwrap();
     let mut counts = Vec::new();
     for sampler in SamplerKind::ALL {
         for steps in [8, 16] {

@@ -1,9 +1,11 @@
 //! One module a subcommand: its options, and what it does with the library.
 
 pub(crate) mod bench;
+pub(crate) mod completions;
 pub(crate) mod data;
 pub(crate) mod devices;
 pub(crate) mod eval;
+pub(crate) mod man;
 pub(crate) mod plot;
 pub(crate) mod probe_device;
 pub(crate) mod sample;

@@ -8,6 +8,7 @@
 mod allocator;
 mod bench;
 mod commands;
+mod help;
 mod model;
 mod options;
 mod output;
@@ -18,12 +19,13 @@ mod train_progress;
 mod trial;
 
 use allocator::Kept;
-use clap::{Parser, Subcommand};
+use clap::{FromArgMatches, Parser, Subcommand};
 use commands::{
-    bench as bench_command, data, devices, eval, plot, probe_device, sample, train, verify,
+    bench as bench_command, completions, data, devices, eval, man, plot, probe_device, sample,
+    train, verify,
 };
 use output::OutputError;
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Instant};
 
 /// Exit code where the reader of standard output has gone, as shells report SIGPIPE.
 const READER_GONE: u8 = 141;
@@ -57,6 +59,9 @@ ends the program at once."
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Say more on standard error: which files are used with which settings, and the time that it took
+    #[arg(long, short, global = true)]
+    verbose: bool,
 }
 
 #[derive(Subcommand)]
@@ -79,14 +84,27 @@ enum Command {
     Plot(plot::Args),
     /// List the backends of this build and the available devices
     Devices(devices::Args),
+    /// Print completions for a shell
+    Completions(completions::Args),
+    /// Print or write manual pages
+    Man(man::Args),
     /// Try a device in this process, which its driver may end
     #[command(name = trial::SUBCOMMAND, hide = true)]
     ProbeDevice(probe_device::Args),
 }
 
 fn main() -> ExitCode {
-    let command = match Cli::try_parse() {
-        Ok(cli) => cli.command,
+    let started = Instant::now();
+    let mut command_line = help::command();
+    let parsed = command_line
+        .try_get_matches_from_mut(std::env::args_os())
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+        .map_err(|error| error.format(&mut command_line));
+    let command = match parsed {
+        Ok(Cli { command, verbose }) => {
+            output::set_verbose(verbose);
+            command
+        }
         Err(error) => return explain(&error),
     };
     allocator::keep_freed_memory(match &command {
@@ -104,8 +122,11 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench_command::run(*args),
         Command::Plot(args) => plot::run(args),
         Command::Devices(args) => devices::run(args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
         Command::ProbeDevice(args) => probe_device::run(&args),
     };
+    output::detail(format_args!("took {:.1} s", started.elapsed().as_secs_f64()));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),

@@ -16,7 +16,7 @@ pub(crate) struct Report {
     /// Print the result as one JSON object
     #[arg(long)]
     pub(crate) json: bool,
-    /// Show no progress
+    /// Show no progress and no warnings
     #[arg(long, short)]
     pub(crate) quiet: bool,
 }
@@ -24,8 +24,9 @@ pub(crate) struct Report {
 /// The device to compute on.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct DeviceName {
-    /// Device, such as flex, cuda:0 or vulkan; `opensora devices` lists them [default: the first
-    /// available that is no software driver]
+    /// Device, such as flex, cuda:0 or vulkan [default: the first that is no software driver]
+    ///
+    /// `opensora devices` lists them.
     #[arg(long, value_name = "NAME")]
     pub(crate) device: Option<String>,
 }
@@ -55,14 +56,18 @@ pub(crate) struct Sampling {
     /// Sampler [default: the model's; iddpm for published ones]
     #[arg(long, value_parser = parse_sampler, value_name = "iddpm|ddim|dpm-solver")]
     pub(crate) sampler: Option<SamplerKind>,
-    /// Sampler steps [default: the model's; else 100, for dpm-solver 20]. Recommended where time counts:
-    /// --sampler dpm-solver --steps 20, a fifth of the work of 100 steps of iddpm
+    /// Sampler steps [default: the model's; else 100, for dpm-solver 20]
+    ///
+    /// Recommended where time counts: --sampler dpm-solver --steps 20, a fifth of the work of 100 steps
+    /// of iddpm.
     #[arg(long)]
     pub(crate) steps: Option<usize>,
-    /// Reuse attention outputs in later steps (pyramid attention broadcast). Without a value they
-    /// are computed every 2nd (spatial), 4th (temporal) and 6th (cross) step at timesteps from 450
-    /// to 930, as published; other values look like --pab=spatial=2,cross=6,above=100,below=850.
-    /// Faster, with slightly different videos; it keeps up to three tensors of all tokens for each block
+    /// Reuse attention outputs in later steps (pyramid attention broadcast)
+    ///
+    /// Without a value they are computed every 2nd (spatial), 4th (temporal) and 6th (cross) step at
+    /// timesteps from 450 to 930, as published; other values look like
+    /// --pab=spatial=2,cross=6,above=100,below=850. Faster, with slightly different videos; it keeps up
+    /// to three tensors of all tokens for each block.
     #[arg(
         long,
         num_args = 0..=1,
@@ -71,8 +76,7 @@ pub(crate) struct Sampling {
         value_name = "RANGES"
     )]
     pub(crate) pab: Option<AttentionReuse>,
-    /// Guidance scale: how strongly videos follow their prompts; 1 is without guidance [default: the
-    /// model's; 7 for published ones]
+    /// How strongly videos follow their prompts; 1: without guidance [default: the model's; else 7]
     #[arg(long, visible_alias = "cfg-scale")]
     pub(crate) guidance_scale: Option<f64>,
     /// Seed of all noise [default: the model's; 42 for published ones]

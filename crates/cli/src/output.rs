@@ -8,6 +8,7 @@ use std::{
     fmt::Display,
     fs::File,
     io::{self, ErrorKind, Write},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 /// Why a result could not be printed.
@@ -63,6 +64,21 @@ pub(crate) fn copy(file: &mut File) -> Result<(), OutputError> {
 /// hours of work do not end because a terminal or a `tee` did.
 pub(crate) fn message(text: impl Display) {
     let _ = write_line(io::stderr().lock(), text);
+}
+
+/// Whether details are printed.
+static VERBOSE: AtomicBool = AtomicBool::new(false);
+
+/// Says whether [`detail`] prints.
+pub(crate) fn set_verbose(verbose: bool) {
+    VERBOSE.store(verbose, Ordering::Relaxed);
+}
+
+/// Prints a message as [`message`] does if `--verbose` was given.
+pub(crate) fn detail(text: impl Display) {
+    if VERBOSE.load(Ordering::Relaxed) {
+        message(text);
+    }
 }
 
 /// Writes a line in one piece, so that lines of several programs do not mix.

@@ -166,6 +166,12 @@ impl Observer for Progress {
         self.begin_stage();
     }
 
+    fn unknown_words(&mut self, prompt: &str, words: &[String]) {
+        let plural = if words.len() == 1 { "" } else { "s" };
+        let words = words.join(", ");
+        self.line(&format!("warning: word{plural} unknown to the model in \"{prompt}\": {words}"));
+    }
+
     fn sampled(
         &mut self,
         step: usize,

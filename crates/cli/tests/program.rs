@@ -328,3 +328,49 @@ fn verify_names_the_step_that_failed() {
     let row = case("\"weights\": \"", "\"weights\": \"no-");
     assert_eq!(row["step"], "loading the VAE", "{row}");
 }
+
+#[test]
+fn completions_and_manual_pages_name_every_subcommand() {
+    let folder = TempDir::new().unwrap();
+    for (shell, mark) in [
+        ("bash", "complete -F _opensora"),
+        ("zsh", "#compdef opensora"),
+        ("fish", "complete -c opensora"),
+    ] {
+        let output = opensora(folder.path(), &["completions", shell]);
+        assert!(output.status.success(), "{output:?}");
+        let script = stdout(&output);
+        assert!(script.contains(mark) && script.contains("negative-prompt"), "{shell}");
+        assert!(!script.contains("probe-device"), "{shell}: hidden subcommands are named");
+    }
+    assert_eq!(opensora(folder.path(), &["completions", "csh"]).status.code(), Some(2));
+
+    let output = opensora(folder.path(), &["man", "-o", "man1"]);
+    assert!(output.status.success(), "{output:?}");
+    let pages = names(&folder.path().join("man1"));
+    assert_eq!(stdout(&output).lines().count(), pages.len());
+    for page in ["opensora.1", "opensora-sample.1", "opensora-data-scan.1", "opensora-eval-demo.1"]
+    {
+        assert!(pages.iter().any(|name| name == page), "{page}: {pages:?}");
+    }
+    assert!(!pages.iter().any(|name| name.contains("probe") || name.contains("help")), "{pages:?}");
+    let text = std::fs::read_to_string(folder.path().join("man1/opensora-sample.1")).unwrap();
+    assert!(text.contains("negative\\-prompt") && text.contains("Examples"), "{text}");
+    assert!(stdout(&opensora(folder.path(), &["man"])).starts_with(".ie"));
+}
+
+#[test]
+fn help_shows_options_in_groups_and_verbose_says_more() {
+    let folder = TempDir::new().unwrap();
+    let help = stdout(&opensora(folder.path(), &["sample", "--help"]));
+    let place = |heading: &str| help.find(heading).unwrap_or_else(|| panic!("{heading}: {help}"));
+    let headings = ["\nSampling:", "\nModel:", "\nDevice:", "\nOutput:", "\nReporting:"];
+    assert!(headings.map(place).is_sorted(), "{help}");
+    assert!(place("\nReporting:") < place("--verbose") && help.contains("Examples:"));
+
+    let quiet = sample(folder.path(), &["a fox", "-q", "-o", "a.gif"]);
+    assert_eq!(stderr_of(&quiet), "");
+    let verbose = sample(folder.path(), &["a fox", "-q", "-v", "-o", "b.gif"]);
+    let said = stderr_of(&verbose);
+    assert!(said.contains("denoiser: ") && said.contains("took "), "{said}");
+}

@@ -85,6 +85,56 @@ fn a_record_makes_its_clip_again() {
     }
 }
 
+/// Several videos of a prompt and a negative prompt: the record of each makes it again.
+#[test]
+fn videos_of_one_prompt_differ_and_come_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::write(path.join("prompts.txt"), "a fox\na bear\n").unwrap();
+    let prompts = ["--prompt-path", "prompts.txt", "--num-videos-per-prompt", "3"];
+    let settings = ["--negative-prompt", "rain over the sea", "--format", "gif"];
+    for batch in ["1", "4"] {
+        let out = format!("clips-{batch}");
+        let batch_size = ["--batch-size", batch, "-o", &out];
+        ok(path, &[&prompts[..], &settings[..], &batch_size[..]].concat());
+        let clip = |index: usize| path.join(&out).join(format!("sample_{index}.gif"));
+        assert_eq!(names(&path.join(&out)).len(), 12);
+        assert_ne!(fs::read(clip(3)).unwrap(), fs::read(clip(4)).unwrap());
+        let record = path.join(&out).join("sample_4.gif.json");
+        let json: Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+        assert_eq!((&json["prompt"], &json["noise_index"]), (&"a bear".into(), &4.into()));
+        assert_eq!(json["negative_prompt"], "rain over the sea");
+        let again = ["--from-record", record.to_str().unwrap(), "--allow-outside-paths"];
+        ok(path, &[&again[..], &["-o", "again.gif"]].concat());
+        assert!(fs::read(path.join("again.gif")).unwrap() == fs::read(clip(4)).unwrap(), "{batch}");
+    }
+    // The noise of a video is that of its index, in whatever call.
+    let one = ["a bear", "--noise-index", "4", "-o", "one.gif"];
+    ok(path, &[&one[..], &settings[..2]].concat());
+    let clip = path.join("clips-1/sample_4.gif");
+    assert!(fs::read(path.join("one.gif")).unwrap() == fs::read(clip).unwrap());
+    ok(path, &["a bear", "--noise-index", "4", "-o", "other.gif"]);
+    assert!(fs::read(path.join("one.gif")).unwrap() != fs::read(path.join("other.gif")).unwrap());
+    let none = run(path, &["a fox", "--num-videos-per-prompt", "0"]);
+    assert_eq!(none.status.code(), Some(2));
+}
+
+#[test]
+fn words_that_the_bundled_model_does_not_know_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let known = "a red circle grows on a black background";
+    for (prompt, words) in [(known, None), ("a red spaceship grows", Some("spaceship"))] {
+        let output = run(path, &[prompt, "--model", "demo", "--steps", "1", "-o", "x.mp4"]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        let warning = stderr.lines().find(|line| line.starts_with("warning: word"));
+        assert_eq!(warning.is_some(), words.is_some(), "{stderr}");
+        let last = warning.and_then(|line| line.rsplit(": ").next());
+        assert_eq!(last, words, "{stderr}");
+    }
+}
+
 #[test]
 fn records_that_cannot_be_made_again_say_why() {
     let folder = tempfile::tempdir().unwrap();

@@ -72,6 +72,8 @@ fn subcommands(folder: &Path) -> Vec<(Vec<String>, Option<&'static str>)> {
             "data demo -o out/world --clips 1 --size 16 --num-frames 2".into(),
             Some("out/world/clips.csv"),
         ),
+        ("completions zsh".into(), None),
+        ("man -o out/man".into(), Some("out/man/opensora-sample.1")),
         ("help data".into(), None),
         ("--version".into(), None),
     ]

@@ -105,7 +105,7 @@ impl Evaluation {
         let prompts = self.prompts();
         let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
         let started = Instant::now();
-        let states = pipeline.encode_prompts(&texts, observer)?;
+        let states = pipeline.encode(&texts, &self.request, observer)?;
         let (latents, work) = pipeline.sample_counted(&states, &self.request, observer)?;
         let mut model = Scores::default();
         pipeline.decode(latents, observer, |index, clip| -> Result<(), E> {

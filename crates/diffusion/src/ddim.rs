@@ -15,7 +15,7 @@ use crate::{
     denoiser::Denoiser,
     gather::check_shape,
     guidance::Guidance,
-    process::GaussianDiffusion,
+    process::{GaussianDiffusion, ProcessError},
     respace::Respacing,
     step::{SampleError, StepInfo},
     tables::TablesError,
@@ -26,6 +26,8 @@ use crate::{
 pub struct Ddim {
     process: GaussianDiffusion,
     eta: f64,
+    /// Step that sampling begins with, from 0.
+    first_step: usize,
     /// Clamp the predicted clean latents to -1..1 at each step. Off, as in IDDPM's recipes.
     pub clip_denoised: bool,
 }
@@ -41,7 +43,7 @@ pub struct EtaError {
 impl Ddim {
     /// The deterministic sampler over `process`.
     pub fn new(process: GaussianDiffusion) -> Self {
-        Self { process, eta: 0.0, clip_denoised: false }
+        Self { process, eta: 0.0, first_step: 0, clip_denoised: false }
     }
 
     /// So many evenly spread steps of the published process. For DDIM's own integer stride give
@@ -65,6 +67,19 @@ impl Ddim {
         }
     }
 
+    /// Leaves out the steps before `first_step`; as [`crate::Iddpm::starting_at`].
+    pub fn starting_at(self, first_step: usize) -> Self {
+        Self { first_step: first_step.min(self.process.num_timesteps() - 1), ..self }
+    }
+
+    /// Returns the latents that the first step expects; as [`crate::Iddpm::noised`].
+    ///
+    /// # Errors
+    /// Returns an error if the shapes differ.
+    pub fn noised(&self, clean: Tensor<5>, noise: Tensor<5>) -> Result<Tensor<5>, ProcessError> {
+        self.process.noised_before(self.first_step, clean, noise)
+    }
+
     /// The process that is walked back.
     pub fn process(&self) -> &GaussianDiffusion {
         &self.process
@@ -85,7 +100,8 @@ impl Ddim {
     ) -> Result<Tensor<5>, SampleError> {
         let [batch, ..] = latents.dims();
         let tables = self.process.tables();
-        self.process.walk(model, guidance, self.clip_denoised, latents, on_step, |state| {
+        let settings = (self.first_step, self.clip_denoised);
+        self.process.walk(model, guidance, settings, latents, on_step, |state| {
             let (t, clean) = (state.t, state.out.pred_xstart);
             // From the clean latents, because they may have been clipped.
             let eps =

@@ -18,9 +18,11 @@ use thiserror::Error;
 
 use crate::{
     denoiser::Denoiser,
+    gather::check_shape,
     guidance::Guidance,
+    process::ProcessError,
     schedule::{NoiseSchedule, ScheduleError, TRAINING_TIMESTEPS},
-    step::{SampleError, StepInfo, report},
+    step::{SampleError, StepInfo},
 };
 
 /// Order of the method: how many predictions a step looks back on.
@@ -39,6 +41,8 @@ pub struct DpmSolver {
     log_alphas: Vec<f64>,
     /// The times, from 1 down to 1/N: one more than steps.
     times: Vec<f32>,
+    /// Step that sampling begins with, from 0.
+    first_step: usize,
 }
 
 /// Why a solver cannot be set up.
@@ -114,7 +118,7 @@ impl DpmSolver {
             log_alphas.pop();
         }
         let times = linspace_f32(1.0, (1.0 / log_alphas.len() as f64) as f32, steps + 1);
-        Ok(Self { log_alphas, times })
+        Ok(Self { log_alphas, times, first_step: 0 })
     }
 
     /// How many steps there are, each with one call of the model.
@@ -126,6 +130,23 @@ impl DpmSolver {
     pub fn model_timesteps(&self) -> Vec<f32> {
         let first = (1.0 / self.log_alphas.len() as f64) as f32;
         self.times[..self.steps()].iter().map(|time| (time - first) * 1000.0).collect()
+    }
+
+    /// Leaves out the steps before `first_step` (from 0; at most the last one): the sampler then starts from
+    /// latents that [`noised`](Self::noised) makes of a clean clip, and what it makes resembles that clip.
+    pub fn starting_at(self, first_step: usize) -> Self {
+        Self { first_step: first_step.min(self.steps() - 1), ..self }
+    }
+
+    /// Returns the latents that the first step expects of a clean clip and standard normal `noise`, all
+    /// `[B, C, T, H, W]`.
+    ///
+    /// # Errors
+    /// Returns an error if the shapes differ.
+    pub fn noised(&self, clean: Tensor<5>, noise: Tensor<5>) -> Result<Tensor<5>, ProcessError> {
+        check_shape("noise", &noise, clean.dims())?;
+        let Level { alpha, sigma, .. } = self.level(self.first_step);
+        Ok(clean.mul_scalar(alpha as f32) + noise.mul_scalar(sigma as f32))
     }
 
     /// Walks from `latents` `[B, C, T, H, W]` (standard normal noise, f32) to latents of the same
@@ -148,7 +169,8 @@ impl DpmSolver {
         let channels = latents.dims()[1];
         let total = self.steps();
         let mut before: Option<Tensor<5>> = None;
-        for (step, timestep) in self.model_timesteps().into_iter().enumerate() {
+        for (step, timestep) in self.model_timesteps().into_iter().enumerate().skip(self.first_step)
+        {
             let eps = guidance.predict(model, &latents, timestep, channels)?;
             let Level { alpha, sigma, .. } = self.level(step);
             let data = (latents.clone() - eps.mul_scalar(sigma as f32)).div_scalar(alpha as f32);
@@ -160,7 +182,7 @@ impl DpmSolver {
                 latents = latents - (data.clone() - before).mul_scalar(of_slope as f32);
             }
             before = Some(data);
-            report(&mut on_step, StepInfo { step, total, timestep, latents: &latents })?;
+            StepInfo::new(step, total, timestep, &latents).report(&mut on_step)?;
         }
         Ok(latents)
     }
@@ -171,7 +193,7 @@ impl DpmSolver {
         let h = next.lambda - here.lambda;
         let of_data = next.alpha * (-h).exp_m1();
         let last = step + 1 == self.steps();
-        let low_order = step == 0 || (last && self.steps() < LOWER_ORDER_FINAL_BELOW);
+        let low_order = step == self.first_step || (last && self.steps() < LOWER_ORDER_FINAL_BELOW);
         let of_slope = (!low_order).then(|| {
             let h_before = here.lambda - self.level(step - 1).lambda;
             0.5 * of_data * (h / h_before)

@@ -82,9 +82,12 @@ impl Guidance {
         Ok(Tensor::cat(vec![eps, prompt.narrow(1, guided, channels - guided)], 1))
     }
 
-    /// The guided prediction of `model`, in the dtype of `latents`, for `wanted` channels: `2C` for
-    /// samplers that need the variance, `C` for those that only need the noise and drop the rest.
-    pub(crate) fn predict<D: Denoiser + ?Sized>(
+    /// Returns the guided prediction of `model`, in the dtype of `latents`, with `wanted` channels: `2C`
+    /// for samplers that need the variance, `C` for those that only need the noise.
+    ///
+    /// # Errors
+    /// Returns an error if the model fails or its output does not fit `latents`.
+    pub fn predict<D: Denoiser + ?Sized>(
         &self,
         model: &D,
         latents: &Tensor<5>,
@@ -106,7 +109,11 @@ impl Guidance {
         Ok(self.combine(trim(prompt)?, trim(null)?, channels)?)
     }
 
-    pub(crate) fn check(&self) -> Result<(), SampleError> {
+    /// Checks that the scale is a number; samplers do so before their first step.
+    ///
+    /// # Errors
+    /// Returns [`SampleError::GuidanceScale`] if the scale is NaN or infinite.
+    pub fn check(&self) -> Result<(), SampleError> {
         if self.guidance_scale.is_finite() {
             Ok(())
         } else {

@@ -16,7 +16,7 @@ use crate::{
     guidance::Guidance,
     process::{GaussianDiffusion, MeanVariance, ProcessError},
     respace::Respacing,
-    step::{SampleError, StepInfo, report},
+    step::{SampleError, StepInfo},
     tables::TablesError,
 };
 
@@ -24,6 +24,8 @@ use crate::{
 #[derive(Debug, Clone, PartialEq)]
 pub struct Iddpm {
     process: GaussianDiffusion,
+    /// Step that sampling begins with, from 0.
+    first_step: usize,
     /// Clamp the predicted clean latents to -1..1 at each step. Off, as published.
     pub clip_denoised: bool,
 }
@@ -34,7 +36,7 @@ impl Iddpm {
 
     /// The sampler over `process`.
     pub fn new(process: GaussianDiffusion) -> Self {
-        Self { process, clip_denoised: false }
+        Self { process, first_step: 0, clip_denoised: false }
     }
 
     /// So many evenly spread steps of the published process.
@@ -50,6 +52,21 @@ impl Iddpm {
     /// The process that is walked back.
     pub fn process(&self) -> &GaussianDiffusion {
         &self.process
+    }
+
+    /// Leaves out the steps before `first_step` (from 0; at most the last one): the sampler then starts from
+    /// latents that [`noised`](Self::noised) makes of a clean clip, and what it makes resembles that clip.
+    pub fn starting_at(self, first_step: usize) -> Self {
+        Self { first_step: first_step.min(self.process.num_timesteps() - 1), ..self }
+    }
+
+    /// Returns the latents that the first step expects of a clean clip and standard normal `noise`, all
+    /// `[B, C, T, H, W]`.
+    ///
+    /// # Errors
+    /// Returns an error if the shapes differ.
+    pub fn noised(&self, clean: Tensor<5>, noise: Tensor<5>) -> Result<Tensor<5>, ProcessError> {
+        self.process.noised_before(self.first_step, clean, noise)
     }
 
     /// Walks from `latents` `[B, C, T, H, W]` (standard normal noise, f32) to clean latents of the
@@ -71,7 +88,8 @@ impl Iddpm {
         mut noise: impl FnMut(usize) -> Tensor<5>,
         on_step: impl FnMut(StepInfo<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<5>, SampleError> {
-        self.process.walk(model, guidance, self.clip_denoised, latents, on_step, |state| {
+        let Self { first_step, clip_denoised, .. } = *self;
+        self.process.walk(model, guidance, (first_step, clip_denoised), latents, on_step, |state| {
             let out = state.out;
             if state.t == 0 {
                 return Ok(out.mean);
@@ -96,13 +114,25 @@ pub(crate) struct WalkState {
 }
 
 impl GaussianDiffusion {
-    /// The loop of IDDPM and DDIM: every step of the process from the last to the first, with
-    /// `advance` leading from one to the next.
+    /// The latents before sampling step `step` of a clean clip.
+    pub(crate) fn noised_before(
+        &self,
+        step: usize,
+        clean: Tensor<5>,
+        noise: Tensor<5>,
+    ) -> Result<Tensor<5>, ProcessError> {
+        let t = self.num_timesteps() - 1 - step;
+        let [batch, ..] = clean.dims();
+        self.q_sample(clean, &vec![t; batch], noise)
+    }
+
+    /// The loop of IDDPM and DDIM: every step of the process from the last to the first, but for those
+    /// before `first_step`, with `advance` leading from one to the next.
     pub(crate) fn walk<D: Denoiser + ?Sized>(
         &self,
         model: &D,
         guidance: &Guidance,
-        clip_denoised: bool,
+        (first_step, clip_denoised): (usize, bool),
         mut latents: Tensor<5>,
         mut on_step: impl FnMut(StepInfo<'_>) -> ControlFlow<()>,
         mut advance: impl FnMut(WalkState) -> Result<Tensor<5>, ProcessError>,
@@ -110,13 +140,13 @@ impl GaussianDiffusion {
         guidance.check()?;
         let [batch, channels, ..] = latents.dims();
         let total = self.num_timesteps();
-        for (step, t) in (0..total).rev().enumerate() {
+        for (step, t) in (0..total).rev().enumerate().skip(first_step) {
             let timestep = self.tables().timestep_map[t] as f32;
             let output = guidance.predict(model, &latents, timestep, 2 * channels)?;
             let out =
                 self.p_mean_variance(output, latents.clone(), &vec![t; batch], clip_denoised)?;
             latents = advance(WalkState { step, t, x_t: latents, out })?;
-            report(&mut on_step, StepInfo { step, total, timestep, latents: &latents })?;
+            StepInfo::new(step, total, timestep, &latents).report(&mut on_step)?;
         }
         Ok(latents)
     }

@@ -13,7 +13,7 @@
 //! | [`process`] | noising, and what a model output says about the step before |
 //! | [`denoiser`], [`guidance`] | what a sampler asks of a model, and how the prompt is amplified |
 //! | [`iddpm`], [`ddim`], [`dpm_solver`] | the samplers |
-//! | [`sampler`] | one entry for all three, by name |
+//! | [`sampler`] | the trait that all samplers have, and the built-in ones by name |
 //! | [`guard`] | the first step whose latents are not finite |
 //! | [`losses`] | the training loss |
 //! | [`prediction`] | models that name the velocity instead of the noise |

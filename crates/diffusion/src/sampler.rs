@@ -1,6 +1,10 @@
-//! One entry for all samplers, by name.
+//! The trait of samplers, and the built-in ones by name.
 
-use std::{fmt, ops::ControlFlow, str::FromStr};
+use std::{
+    fmt::{self, Debug},
+    ops::ControlFlow,
+    str::FromStr,
+};
 
 use burn::tensor::Tensor;
 use thiserror::Error;
@@ -15,7 +19,7 @@ use crate::{
     tables::TablesError,
 };
 
-/// Which sampler.
+/// A built-in sampler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum SamplerKind {
     /// [`Iddpm`], the one of the published Open-Sora recipes.
@@ -28,15 +32,164 @@ pub enum SamplerKind {
     DpmSolver,
 }
 
-/// A sampler, set up.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Sampler {
-    /// IDDPM.
-    Iddpm(Iddpm),
-    /// DDIM.
-    Ddim(Ddim),
-    /// DPM-Solver++.
-    DpmSolver(DpmSolver),
+/// A way from noise to clean latents, set up for a number of steps.
+///
+/// The built-in samplers are [`Iddpm`], [`Ddim`] and [`DpmSolver`]; [`SamplerKind::build`] makes them by
+/// name. Any other algorithm plugs in here: [`Guidance::predict`] asks the model with and without its
+/// prompt, and [`StepInfo::report`] passes the state after a step on. Euler's method on the noise level
+/// `sigma = sqrt(1 - a_t) / sqrt(a_t)`:
+///
+/// ```
+/// use burn::tensor::Tensor;
+/// use opensora_diffusion::{
+///     Denoiser, DiffusionTables, GaussianDiffusion, Guidance, Respacing, SampleError, Sampler, StepInfo,
+/// };
+/// use std::ops::ControlFlow;
+///
+/// #[derive(Debug)]
+/// struct Euler(GaussianDiffusion);
+///
+/// impl Sampler for Euler {
+///     fn name(&self) -> &str {
+///         "euler"
+///     }
+///
+///     fn steps(&self) -> usize {
+///         self.0.num_timesteps()
+///     }
+///
+///     fn sample(
+///         &self,
+///         model: &dyn Denoiser,
+///         guidance: &Guidance,
+///         latents: Tensor<5>,
+///         _noise: &mut dyn FnMut(usize) -> Tensor<5>,
+///         on_step: &mut dyn FnMut(StepInfo<'_>) -> ControlFlow<()>,
+///     ) -> Result<Tensor<5>, SampleError> {
+///         guidance.check()?;
+///         let DiffusionTables { alphas_cumprod, alphas_cumprod_prev, timestep_map, .. } = self.0.tables();
+///         let sigma = |a: f64| ((1.0 - a) / a).sqrt();
+///         let (channels, total) = (latents.dims()[1], self.steps());
+///         let mut x = latents; // [B, C, T, H, W]
+///         for (step, t) in (0..total).rev().enumerate() {
+///             let timestep = timestep_map[t] as f32;
+///             let eps = guidance.predict(model, &x, timestep, channels)?;
+///             let (a, next) = (alphas_cumprod[t], alphas_cumprod_prev[t]);
+///             x = x.div_scalar(a.sqrt()) + eps.mul_scalar(sigma(next) - sigma(a));
+///             x = x.mul_scalar(next.sqrt());
+///             StepInfo::new(step, total, timestep, &x).report(&mut *on_step)?;
+///         }
+///         Ok(x)
+///     }
+/// }
+///
+/// let euler = Euler(GaussianDiffusion::published(&Respacing::steps(30))?);
+/// assert_eq!((euler.name(), euler.steps()), ("euler", 30));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub trait Sampler: Debug + Send + Sync {
+    /// Returns the sampler's name, such as `iddpm`.
+    fn name(&self) -> &str;
+
+    /// Returns the number of steps.
+    fn steps(&self) -> usize;
+
+    /// Returns guidance of this scale on the channels that the sampler guides unless told otherwise: all
+    /// by default.
+    fn guidance(&self, guidance_scale: f64) -> Guidance {
+        Guidance::all_channels(guidance_scale)
+    }
+
+    /// Walks from `latents` `[B, C, T, H, W]` (standard normal noise, f32) to clean latents of the same
+    /// shape.
+    ///
+    /// - `noise(step)` returns standard normal noise of that shape for step `step`, counted from 0 in the
+    ///   order of sampling; samplers that need none do not call it.
+    /// - `on_step` sees the state after each step and may stop the run.
+    ///
+    /// # Errors
+    /// Returns [`SampleError::Interrupted`] if `on_step` breaks, [`SampleError::Denoiser`] if the model
+    /// fails, and an error if a model output or the noise does not fit the latents or the guidance scale
+    /// is not finite.
+    fn sample(
+        &self,
+        model: &dyn Denoiser,
+        guidance: &Guidance,
+        latents: Tensor<5>,
+        noise: &mut dyn FnMut(usize) -> Tensor<5>,
+        on_step: &mut dyn FnMut(StepInfo<'_>) -> ControlFlow<()>,
+    ) -> Result<Tensor<5>, SampleError>;
+}
+
+impl Sampler for Iddpm {
+    fn name(&self) -> &str {
+        SamplerKind::Iddpm.name()
+    }
+
+    fn steps(&self) -> usize {
+        self.process().num_timesteps()
+    }
+
+    fn guidance(&self, guidance_scale: f64) -> Guidance {
+        SamplerKind::Iddpm.guidance(guidance_scale)
+    }
+
+    fn sample(
+        &self,
+        model: &dyn Denoiser,
+        guidance: &Guidance,
+        latents: Tensor<5>,
+        noise: &mut dyn FnMut(usize) -> Tensor<5>,
+        on_step: &mut dyn FnMut(StepInfo<'_>) -> ControlFlow<()>,
+    ) -> Result<Tensor<5>, SampleError> {
+        Self::sample(self, model, guidance, latents, noise, on_step)
+    }
+}
+
+impl Sampler for Ddim {
+    fn name(&self) -> &str {
+        SamplerKind::Ddim.name()
+    }
+
+    fn steps(&self) -> usize {
+        self.process().num_timesteps()
+    }
+
+    fn guidance(&self, guidance_scale: f64) -> Guidance {
+        SamplerKind::Ddim.guidance(guidance_scale)
+    }
+
+    fn sample(
+        &self,
+        model: &dyn Denoiser,
+        guidance: &Guidance,
+        latents: Tensor<5>,
+        noise: &mut dyn FnMut(usize) -> Tensor<5>,
+        on_step: &mut dyn FnMut(StepInfo<'_>) -> ControlFlow<()>,
+    ) -> Result<Tensor<5>, SampleError> {
+        Self::sample(self, model, guidance, latents, noise, on_step)
+    }
+}
+
+impl Sampler for DpmSolver {
+    fn name(&self) -> &str {
+        SamplerKind::DpmSolver.name()
+    }
+
+    fn steps(&self) -> usize {
+        Self::steps(self)
+    }
+
+    fn sample(
+        &self,
+        model: &dyn Denoiser,
+        guidance: &Guidance,
+        latents: Tensor<5>,
+        _noise: &mut dyn FnMut(usize) -> Tensor<5>,
+        on_step: &mut dyn FnMut(StepInfo<'_>) -> ControlFlow<()>,
+    ) -> Result<Tensor<5>, SampleError> {
+        Self::sample(self, model, guidance, latents, on_step)
+    }
 }
 
 /// Why a sampler cannot be set up.
@@ -86,6 +239,18 @@ impl SamplerKind {
         }
     }
 
+    /// Sets the sampler up for a number of steps over the published process.
+    ///
+    /// # Errors
+    /// Returns an error for 0 (DPM-Solver: fewer than 2) or more than 1000 steps.
+    pub fn build(self, steps: usize) -> Result<Box<dyn Sampler>, SamplerError> {
+        Ok(match self {
+            Self::Iddpm => Box::new(Iddpm::with_steps(steps)?),
+            Self::Ddim => Box::new(Ddim::with_steps(steps)?),
+            Self::DpmSolver => Box::new(DpmSolver::with_steps(steps)?),
+        })
+    }
+
     /// Guidance of the published recipes: scale 7.0.
     pub fn default_guidance(self) -> Guidance {
         self.guidance(Guidance::PUBLISHED_SCALE)
@@ -109,70 +274,13 @@ impl FromStr for SamplerKind {
     }
 }
 
-impl Sampler {
-    /// The sampler with so many steps over the published process.
-    ///
-    /// # Errors
-    /// For 0 (DPM-Solver: fewer than 2) or more than 1000 steps.
-    pub fn new(kind: SamplerKind, steps: usize) -> Result<Self, SamplerError> {
-        Ok(match kind {
-            SamplerKind::Iddpm => Self::Iddpm(Iddpm::with_steps(steps)?),
-            SamplerKind::Ddim => Self::Ddim(Ddim::with_steps(steps)?),
-            SamplerKind::DpmSolver => Self::DpmSolver(DpmSolver::with_steps(steps)?),
-        })
-    }
-
-    /// Which one it is.
-    pub fn kind(&self) -> SamplerKind {
-        match self {
-            Self::Iddpm(_) => SamplerKind::Iddpm,
-            Self::Ddim(_) => SamplerKind::Ddim,
-            Self::DpmSolver(_) => SamplerKind::DpmSolver,
-        }
-    }
-
-    /// How many steps it takes, each with one call of the model (two with guidance).
-    pub fn steps(&self) -> usize {
-        match self {
-            Self::Iddpm(sampler) => sampler.process().num_timesteps(),
-            Self::Ddim(sampler) => sampler.process().num_timesteps(),
-            Self::DpmSolver(sampler) => sampler.steps(),
-        }
-    }
-
-    /// Walks from `latents` `[B, C, T, H, W]` (standard normal noise, f32) to clean latents of the
-    /// same shape.
-    ///
-    /// - `noise(step)` gives standard normal noise of that shape; only samplers that need it ask
-    ///   ([`Iddpm`] at every step but the last).
-    /// - `on_step` sees the state after each step and may stop the run.
-    ///
-    /// # Errors
-    /// [`SampleError::Interrupted`] where `on_step` breaks; [`SampleError::Denoiser`] where the model
-    /// gives no answer; where a model output or the noise does not fit; for a guidance scale that is
-    /// not finite.
-    pub fn sample<D: Denoiser + ?Sized>(
-        &self,
-        model: &D,
-        guidance: &Guidance,
-        latents: Tensor<5>,
-        noise: impl FnMut(usize) -> Tensor<5>,
-        on_step: impl FnMut(StepInfo<'_>) -> ControlFlow<()>,
-    ) -> Result<Tensor<5>, SampleError> {
-        match self {
-            Self::Iddpm(sampler) => sampler.sample(model, guidance, latents, noise, on_step),
-            Self::Ddim(sampler) => sampler.sample(model, guidance, latents, noise, on_step),
-            Self::DpmSolver(sampler) => sampler.sample(model, guidance, latents, on_step),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         denoiser::{Condition, DenoiseError},
-        testing::{Affine, ramp},
+        process::ProcessError,
+        testing::{Affine, GaussianData, ramp, values},
     };
     use std::{cell::Cell, io};
 
@@ -189,16 +297,17 @@ mod tests {
         let latents = ramp([2, 4, 2, 2, 2], 0.1);
         for kind in SamplerKind::ALL {
             assert_eq!(kind.name().parse::<SamplerKind>().unwrap(), kind);
-            let sampler = Sampler::new(kind, 5).unwrap();
-            assert_eq!((sampler.kind(), sampler.steps()), (kind, 5));
+            let sampler = kind.build(5).unwrap();
+            assert_eq!((sampler.name(), sampler.steps()), (kind.name(), 5));
+            assert_eq!(sampler.guidance(7.0), kind.default_guidance());
             let mut steps = Vec::new();
             let found = sampler
                 .sample(
                     &Affine::new(),
                     &kind.default_guidance(),
                     latents.clone(),
-                    |_| latents.clone(),
-                    |info| {
+                    &mut |_| latents.clone(),
+                    &mut |info| {
                         steps.push(info.step);
                         ControlFlow::Continue(())
                     },
@@ -206,6 +315,105 @@ mod tests {
                 .unwrap();
             assert_eq!((found.dims(), steps), (latents.dims(), vec![0, 1, 2, 3, 4]));
         }
+    }
+
+    /// Behind the trait a sampler gives the latents that it gives on its own, bit for bit.
+    #[test]
+    fn the_trait_changes_no_bit() {
+        let latents = ramp([2, 4, 2, 2, 2], 0.1);
+        let model = Affine::new();
+        let go_on = |_: StepInfo<'_>| ControlFlow::Continue(());
+        for kind in SamplerKind::ALL {
+            let guidance = kind.default_guidance();
+            let start = latents.clone();
+            let own = match kind {
+                SamplerKind::Iddpm => {
+                    let sampler = Iddpm::with_steps(5).unwrap();
+                    sampler.sample(&model, &guidance, start, |_| latents.clone(), go_on)
+                }
+                SamplerKind::Ddim => {
+                    let sampler = Ddim::with_steps(5).unwrap();
+                    sampler.sample(&model, &guidance, start, |_| latents.clone(), go_on)
+                }
+                SamplerKind::DpmSolver => {
+                    DpmSolver::with_steps(5).unwrap().sample(&model, &guidance, start, go_on)
+                }
+            };
+            let sampler = kind.build(5).unwrap();
+            let noise = &mut |_: usize| latents.clone();
+            let found =
+                sampler.sample(&model, &guidance, latents.clone(), noise, &mut { go_on }).unwrap();
+            assert_eq!(values(found), values(own.unwrap()), "{kind}");
+        }
+    }
+
+    /// What a sampler makes of the latents in the middle of its own path is the end of that path. (DPM-Solver
+    /// looks back one step, so it comes close only.)
+    #[test]
+    fn a_later_start_continues_the_path() {
+        let (start, noise) = (ramp([1, 4, 1, 2, 2], 0.1), ramp([1, 4, 1, 2, 2], 0.7));
+        let model = Affine::new();
+        let run = |sampler: &dyn Sampler, latents: Tensor<5>| {
+            let mut seen = Vec::new();
+            let guidance = sampler.guidance(2.0);
+            let noise = &mut |step: usize| noise.clone() / (step + 1) as f32;
+            let last = sampler
+                .sample(&model, &guidance, latents, noise, &mut |info| {
+                    seen.push((info.step, values(info.latents.clone())));
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
+            (values(last), seen)
+        };
+        let whole: [Box<dyn Sampler>; 3] = SamplerKind::ALL.map(|kind| kind.build(20).unwrap());
+        let later: [Box<dyn Sampler>; 3] = [
+            Box::new(Iddpm::with_steps(20).unwrap().starting_at(12)),
+            Box::new(Ddim::with_steps(20).unwrap().starting_at(12)),
+            Box::new(DpmSolver::with_steps(20).unwrap().starting_at(12)),
+        ];
+        for ((whole, later), exact) in whole.iter().zip(&later).zip([true, true, false]) {
+            let (expected, path) = run(&**whole, start.clone());
+            let middle = Tensor::<1>::from_data(path[11].1.as_slice(), &start.device());
+            let (found, rest) = run(&**later, middle.reshape(start.dims()));
+            let steps: Vec<usize> = rest.iter().map(|(step, _)| *step).collect();
+            assert_eq!(steps, (12..20).collect::<Vec<_>>(), "{}", whole.name());
+            let scale = expected.iter().fold(1.0f32, |max, x| max.max(x.abs()));
+            for (found, expected) in found.iter().zip(&expected) {
+                let tolerance = if exact { 0.0 } else { 0.05 * scale };
+                assert!(
+                    (found - expected).abs() <= tolerance,
+                    "{}: {found} {expected}",
+                    whole.name()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_clean_clip_is_noised_to_the_first_step() {
+        let (clean, noise) = (ramp([2, 4, 1, 2, 2], 0.1), ramp([2, 4, 1, 2, 2], 0.7));
+        let iddpm = Iddpm::with_steps(10).unwrap().starting_at(6);
+        let ddim = Ddim::with_steps(10).unwrap().starting_at(6);
+        let solver = DpmSolver::with_steps(10).unwrap().starting_at(6);
+        let of = |found: Result<Tensor<5>, ProcessError>| values(found.unwrap());
+        let by_iddpm = of(iddpm.noised(clean.clone(), noise.clone()));
+        assert_eq!(of(ddim.noised(clean.clone(), noise.clone())), by_iddpm);
+        let by_solver = of(solver.noised(clean.clone(), noise.clone()));
+        // Timestep 333 of evenly spread steps, 399.6 of uniform time.
+        let level = |timestep: f64| GaussianData::alphas_cumprod(timestep);
+        for (found, timestep) in [(by_iddpm, 333.0), (by_solver, 399.6)] {
+            let a = level(timestep);
+            let parts = values(clean.clone()).into_iter().zip(values(noise.clone()));
+            for (found, (clean, noise)) in found.into_iter().zip(parts) {
+                let expected = a.sqrt() * f64::from(clean) + (1.0 - a).sqrt() * f64::from(noise);
+                assert!(
+                    (f64::from(found) - expected).abs() < 1e-4,
+                    "{timestep}: {found} {expected}"
+                );
+            }
+        }
+        assert!(iddpm.noised(clean.clone(), noise.clone().narrow(0, 0, 1)).is_err());
+        assert!(solver.noised(clean, noise.narrow(0, 0, 1)).is_err());
     }
 
     /// Answers so often and no more.
@@ -228,15 +436,15 @@ mod tests {
     fn a_models_own_error_ends_the_run() {
         let latents = ramp([1, 4, 2, 2, 2], 0.1);
         for kind in SamplerKind::ALL {
-            let sampler = Sampler::new(kind, 5).unwrap();
+            let sampler = kind.build(5).unwrap();
             for (scale, steps_done) in [(1.0, 3), (7.0, 1)] {
                 let mut steps = 0;
                 let stopped = sampler.sample(
                     &Tired(Cell::new(3)),
                     &kind.guidance(scale),
                     latents.clone(),
-                    |_| latents.clone(),
-                    |_| {
+                    &mut |_| latents.clone(),
+                    &mut |_| {
                         steps += 1;
                         ControlFlow::Continue(())
                     },
@@ -257,9 +465,9 @@ mod tests {
             "unknown sampler \"euler\", expected \"iddpm\", \"ddim\" or \"dpm-solver\""
         );
         for kind in SamplerKind::ALL {
-            assert!(Sampler::new(kind, 0).is_err() && Sampler::new(kind, 1001).is_err());
+            assert!(kind.build(0).is_err() && kind.build(1001).is_err());
         }
-        let message = Sampler::new(SamplerKind::DpmSolver, 1).unwrap_err().to_string();
+        let message = SamplerKind::DpmSolver.build(1).unwrap_err().to_string();
         assert_eq!(message, "DPM-Solver with 1 steps is not possible, expected 2 to 1000");
     }
 }

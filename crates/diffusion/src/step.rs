@@ -22,6 +22,28 @@ pub struct StepInfo<'a> {
     pub latents: &'a Tensor<5>,
 }
 
+impl<'a> StepInfo<'a> {
+    /// Returns the state after step `step` (from 0) of `total`.
+    pub fn new(step: usize, total: usize, timestep: f32, latents: &'a Tensor<5>) -> Self {
+        Self { step, total, timestep, latents }
+    }
+
+    /// Passes the state to `on_step`.
+    ///
+    /// # Errors
+    /// Returns [`SampleError::Interrupted`] if `on_step` breaks.
+    pub fn report(
+        self,
+        mut on_step: impl FnMut(StepInfo<'_>) -> ControlFlow<()>,
+    ) -> Result<(), SampleError> {
+        let (completed, total) = (self.step + 1, self.total);
+        match on_step(self) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(SampleError::Interrupted { completed, total }),
+        }
+    }
+}
+
 /// Why there are no samples.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -40,22 +62,13 @@ pub enum SampleError {
     /// The model gave no answer; this is its own error.
     #[error(transparent)]
     Denoiser(#[from] DenoiseError),
+    /// An error of a sampler that is not built in.
+    #[error(transparent)]
+    Sampler(Box<dyn std::error::Error + Send + Sync>),
     /// Guidance that is not a number.
     #[error("guidance scale {found} is not finite")]
     GuidanceScale {
         /// The scale.
         found: f64,
     },
-}
-
-/// Calls `on_step` and turns its wish to stop into [`SampleError::Interrupted`].
-pub(crate) fn report(
-    on_step: &mut impl FnMut(StepInfo<'_>) -> ControlFlow<()>,
-    info: StepInfo<'_>,
-) -> Result<(), SampleError> {
-    let (completed, total) = (info.step + 1, info.total);
-    match on_step(info) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(SampleError::Interrupted { completed, total }),
-    }
 }

@@ -11,7 +11,7 @@ use opensora_nn::mask::TokenMask;
 use std::{cell::RefCell, fmt::Debug};
 
 /// An STDiT, wherever its weights are.
-pub trait StDitModel: Debug {
+pub trait StDitModel: Debug + Send + Sync {
     /// The learnt null prompt, `[L, caption_channels]`.
     fn null_prompt(&self) -> Tensor<2>;
 
@@ -73,6 +73,8 @@ pub struct PromptedDenoiser<'a> {
     prompt: Tensor<3>,
     null: Tensor<3>,
     mask: TokenMask,
+    /// The null prompt's own mask, if it has one.
+    null_mask: Option<TokenMask>,
     /// Samplers hold a denoiser by reference and know nothing of what it keeps.
     caches: RefCell<Caches>,
 }
@@ -107,8 +109,27 @@ impl<'a> PromptedDenoiser<'a> {
             // [L, C] -> [B, L, C]
             null: null.unsqueeze::<3>().expand([batch, tokens, width]),
             mask: prompt.mask.clone(),
+            null_mask: None,
             caches: RefCell::new(Caches::new(AttentionReuse::OFF)),
         }
+    }
+
+    /// The same with the states of a negative prompt, `[1, L, C]` or `[B, L, C]`, in place of the null
+    /// prompt; they are seen through their own mask.
+    ///
+    /// # Panics
+    /// Panics if the states are of another length or width than the prompts', or of another batch size.
+    pub fn with_negative(self, negative: &PromptStates) -> Self {
+        let null = negative.states.clone().cast(self.null.dtype()).expand(self.null.dims());
+        let null_mask = Some(negative.mask.repeat_to(self.mask.batch()));
+        Self { null, null_mask, ..self }
+    }
+
+    /// The mask of `[prompt, null]`, a batch of `2B`; `B` rows stand for both halves.
+    fn mask_of_both(&self) -> TokenMask {
+        let Some(null) = &self.null_mask else { return self.mask.clone() };
+        let rows = [self.mask.rows(), null.rows()].concat();
+        TokenMask::new(rows).unwrap_or_else(|| self.mask.clone())
     }
 
     /// The same with attention outputs used again in neighbouring steps.
@@ -137,12 +158,14 @@ impl Denoiser for PromptedDenoiser<'_> {
     ) -> Result<Tensor<5>, DenoiseError> {
         let timesteps = vec![timestep; latents.dims()[0]];
         let caches = &mut *self.caches.borrow_mut();
-        let (states, cache) = match condition {
-            Condition::Prompt => (&self.prompt, &mut caches.prompt),
-            Condition::Null => (&self.null, &mut caches.null),
+        let (states, mask, cache) = match condition {
+            Condition::Prompt => (&self.prompt, &self.mask, &mut caches.prompt),
+            Condition::Null => {
+                let mask = self.null_mask.as_ref().unwrap_or(&self.mask);
+                (&self.null, mask, &mut caches.null)
+            }
         };
-        let mask = Some(&self.mask);
-        Ok(self.model.forward_cached(latents, &timesteps, states.clone(), mask, cache)?)
+        Ok(self.model.forward_cached(latents, &timesteps, states.clone(), Some(mask), cache)?)
     }
 
     /// One forward pass over twice the batch.
@@ -156,7 +179,8 @@ impl Denoiser for PromptedDenoiser<'_> {
         let states = Tensor::cat(vec![self.prompt.clone(), self.null.clone()], 0);
         let timesteps = vec![timestep; 2 * batch];
         let cache = &mut self.caches.borrow_mut().both;
-        let out = self.model.forward_cached(both, &timesteps, states, Some(&self.mask), cache)?;
+        let mask = self.mask_of_both();
+        let out = self.model.forward_cached(both, &timesteps, states, Some(&mask), cache)?;
         Ok((out.clone().narrow(0, 0, batch), out.narrow(0, batch, batch)))
     }
 }

@@ -1,10 +1,10 @@
-//! Decoded tensors to pixels.
+//! Tensors to pixels and back.
 
 use crate::{
     nn::read::{ReadError, read},
     video::{Frames, FramesError},
 };
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor, TensorData};
 
 /// Why a decoded tensor gave no pixels.
 #[derive(Debug, thiserror::Error)]
@@ -32,4 +32,30 @@ pub fn to_frames(decoded: Tensor<5>) -> Result<Vec<Frames>, ToFramesError> {
         .chunks(clip.max(1))
         .map(|values| Ok(Frames::from_signed(values, [channels, frames, height, width])?))
         .collect()
+}
+
+/// A clip to the values that the VAE encodes, `[1, 3, T, H, W]` in f32: -1 for the byte 0, 1 for 255.
+/// [`to_frames`] gives the same bytes back.
+pub fn from_frames(clip: &Frames, device: &Device) -> Tensor<5> {
+    let shape = [clip.len(), clip.height(), clip.width(), 3];
+    let values: Vec<f32> = clip.data().iter().map(|&byte| f32::from(byte) / 127.5 - 1.0).collect();
+    let pixels = Tensor::<4>::from_data(TensorData::new(values, shape), device);
+    pixels.permute([3, 0, 1, 2]).unsqueeze() // [T, H, W, 3] -> [1, 3, T, H, W]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pixels_survive_the_way_to_a_tensor_and_back() {
+        let shape = [2, 8, 16];
+        let data: Vec<u8> = (0..2 * 8 * 16 * 3).map(|index| (index % 256) as u8).collect();
+        let clip = Frames::from_rgb(data, shape).unwrap();
+        let tensor = from_frames(&clip, &Device::flex());
+        assert_eq!(tensor.dims(), [1, 3, 2, 8, 16]);
+        let values = tensor.clone().into_data().try_to_vec::<f32>().unwrap();
+        assert_eq!((values[0], values[1]), (-1.0, 3.0 / 127.5 - 1.0));
+        assert_eq!(to_frames(tensor).unwrap(), [clip]);
+    }
 }

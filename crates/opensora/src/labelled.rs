@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 use std::{cell::Cell, fmt::Debug};
 
 /// A model that is conditioned on a class label.
-pub trait ClassModel: Debug {
+pub trait ClassModel: Debug + Send + Sync {
     /// Returns the model's configuration.
     fn config(&self) -> &ClassConfig;
 

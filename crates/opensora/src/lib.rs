@@ -2,7 +2,8 @@
 //!
 //! [`TextToVideo`] goes the whole way from prompts to frames: T5 encodes the prompts, a sampler
 //! denoises latents with STDiT, the VAE decodes the latents. Each large model is loaded, used and
-//! dropped in turn, so that peak memory is that of the largest model, not of their sum.
+//! dropped in turn, so that peak memory is that of the largest model, not of their sum; a service keeps
+//! them in memory with [`Residency`].
 //!
 //! ```no_run
 //! use opensora::{
@@ -17,7 +18,7 @@
 //! let request = SampleRequest { seed: 7, ..files.defaults.clone() };
 //! let pipeline = TextToVideo::new(files, Dtype::F32, Dtype::F32, device)?;
 //! let clips = pipeline.generate(&["a red fox in a misty forest"], &request, &mut Quiet)?;
-//! println!("{} frames", clips[0].len());
+//! clips[0].save("fox.mp4", request.fps)?;
 //! # Ok(())
 //! # }
 //! ```
@@ -31,7 +32,7 @@
 //! | [`pipeline`] | prompts or labels to frames |
 //! | [`denoiser`], [`image_denoiser`] | STDiT and PixArt-alpha with their prompts, as samplers see them |
 //! | [`labelled`] | DiT and Latte with their labels, as samplers see them |
-//! | [`frames`] | decoded tensors to pixels |
+//! | [`frames`] | tensors to pixels and back |
 //! | [`latents`] | sampled latents in a file |
 #![cfg_attr(feature = "train", doc = "| [`training`] | sample videos along a training run |")]
 //!
@@ -86,6 +87,11 @@ pub mod training;
 
 pub use class_files::ClassFiles;
 pub use model_files::{ModelError, ModelFiles};
-pub use pipeline::{ClassToVideo, Observer, PipelineError, Quiet, TextToVideo};
+pub use pipeline::{ClassToVideo, Observer, PipelineError, Quiet, Residency, TextToVideo};
 pub use presets::{PRESETS, Preset};
 pub use request::SampleRequest;
+
+/// The examples of the guide, which are compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/sampling.md")]
+struct SamplingGuide;

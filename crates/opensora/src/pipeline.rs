@@ -1,20 +1,29 @@
 //! Prompts or labels to frames.
 //!
+//! A call of [`TextToVideo::generate`] is three steps, which can be called one by one: [`encode`] turns
+//! prompts into states, a [`LoadedDenoiser`] samples latents for them, and a [`LoadedVae`] decodes those.
+//!
 //! Source: hpcaitech/Open-Sora v1.0.0, `scripts/inference.py`. Deviation: the reference keeps all
-//! models resident; here each is loaded, used and dropped in turn.
+//! models resident; here each is loaded, used and dropped in turn unless [`Residency`] says otherwise.
+//!
+//! [`encode`]: TextToVideo::encode
 
 mod class;
+mod conditioning;
 mod decode_plan;
 mod decoding;
 mod error;
 mod finite;
 mod observer;
+mod residency;
 mod sampling;
 
 pub use class::ClassToVideo;
+pub use conditioning::Conditioning;
 pub use decoding::LoadedVae;
 pub use error::PipelineError;
 pub use observer::{Observer, Quiet};
+pub use residency::Residency;
 pub use sampling::LoadedDenoiser;
 
 use crate::{
@@ -26,19 +35,21 @@ use crate::{
     stdit::{
         AttentionReuse, DenoiserConfig, DenoiserWork, PixArt, PixArtMs, PositionScales, StDit,
     },
-    t5::{PromptStates, T5Config, T5Encoder, TextEncoder},
+    t5::{T5Config, T5Encoder, TextEncoder},
     vae::{AutoencoderKl, VaeConfig},
     video::Frames,
 };
 use burn::tensor::{Device, Tensor};
-use std::ops::Range;
+use residency::Slot;
+use sampling::Weights;
+use std::{ops::Range, sync::Arc};
 
 /// A clip and what it was sampled with.
 #[derive(Debug, Clone)]
 pub struct Sampled {
-    /// The prompt's place in the list.
+    /// The clip's place in the list of prompts.
     pub index: usize,
-    /// The prompts that were sampled at once.
+    /// The clips that were sampled at once.
     pub batch: Range<usize>,
     /// The clip.
     pub clip: Frames,
@@ -47,6 +58,9 @@ pub struct Sampled {
 }
 
 /// Text to video, from the files of one model on one device.
+///
+/// Threads may share a pipeline: no call changes what another one computes, and models that stay in memory
+/// ([`with_residency`](Self::with_residency)) are loaded once for all.
 #[derive(Debug)]
 pub struct TextToVideo {
     files: ModelFiles,
@@ -55,6 +69,10 @@ pub struct TextToVideo {
     t5_dtype: Dtype,
     device: Device,
     low_memory: bool,
+    residency: Residency,
+    resident_text: Slot<Arc<TextEncoder>>,
+    resident_denoiser: Slot<Weights>,
+    resident_vae: Slot<AutoencoderKl>,
 }
 
 impl TextToVideo {
@@ -98,13 +116,64 @@ impl TextToVideo {
         };
         T5Encoder::check(&t5_config, &Checkpoint::open(&files.t5)?, &device)?;
         AutoencoderKl::check(&vae_config, &Checkpoint::open(&files.vae)?, &device)?;
-        Ok(Self { files, vae_config, dtype, t5_dtype, device, low_memory: false })
+        Ok(Self {
+            files,
+            vae_config,
+            dtype,
+            t5_dtype,
+            device,
+            low_memory: false,
+            residency: Residency::Sequential,
+            resident_text: Slot::default(),
+            resident_denoiser: Slot::default(),
+            resident_vae: Slot::default(),
+        })
+    }
+
+    /// Says which models stay in memory between calls. With low memory none does.
+    ///
+    /// ```no_run
+    /// # use opensora::{ModelFiles, Quiet, TextToVideo, model_files::PartPaths};
+    /// # use opensora::nn::{device, dtype::Dtype};
+    /// use opensora::pipeline::Residency;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let files = ModelFiles::resolve("opensora-v1-hq-16x256x256", &PartPaths::default())?;
+    /// let request = files.defaults.clone();
+    /// let pipeline = TextToVideo::new(files, Dtype::F32, Dtype::F32, device::default_device()?)?
+    ///     .with_residency(Residency::All);
+    /// for (name, prompt) in [("fox.mp4", "a red fox"), ("sea.mp4", "waves at night")] {
+    ///     // Reads the models' files for the first prompt only.
+    ///     pipeline.generate(&[prompt], &request, &mut Quiet)?[0].save(name, request.fps)?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_residency(self, residency: Residency) -> Self {
+        self.release();
+        Self { residency, ..self }
+    }
+
+    /// Drops the models that are kept in memory; the next call that needs one loads it again.
+    pub fn release(&self) {
+        self.resident_text.clear();
+        self.resident_denoiser.clear();
+        self.resident_vae.clear();
+    }
+
+    fn keeps_denoiser(&self) -> bool {
+        !self.low_memory && self.residency != Residency::Sequential
+    }
+
+    fn keeps_all(&self) -> bool {
+        !self.low_memory && self.residency == Residency::All
     }
 
     /// Whether to spend time for memory: STDiT's blocks are read from its file in every step
     /// instead of being kept, and the VAE decodes one frame at a time, in tiles. What is sampled stays
     /// the same, and the frames do within rounding.
     pub fn with_low_memory(self, low_memory: bool) -> Self {
+        self.release();
         Self { low_memory, ..self }
     }
 
@@ -159,30 +228,10 @@ impl TextToVideo {
         Ok(size)
     }
 
-    /// Encodes `prompts` with the text encoder, block by block from its file: states `[B, L, C]` and
-    /// mask.
+    /// Samples latents `[B, C, T, h, w]` for every prompt.
     ///
-    /// # Errors
-    /// Where it cannot be loaded or a prompt not be encoded.
-    pub fn encode_prompts(
-        &self,
-        prompts: &[impl AsRef<str>],
-        observer: &mut dyn Observer,
-    ) -> Result<PromptStates, PipelineError> {
-        observer.loading("text encoder");
-        let tokens = self.files.denoiser_config.model_max_length;
-        let (encoder, report) =
-            TextEncoder::stream(&self.files.t5, tokens, self.t5_dtype.float(), &self.device)?;
-        observer.loaded(&report);
-        let encoded = encoder.encode(prompts)?;
-        if !finite::all_finite(&encoded.states)? {
-            let cause = finite::cause(&self.files.t5, Ok, self.t5_dtype, None);
-            return Err(PipelineError::NonFinite { what: "the prompt's states", cause });
-        }
-        Ok(encoded)
-    }
-
-    /// Loads the denoiser, samples latents `[B, C, T, h, w]` for every prompt and drops it.
+    /// [`load_denoiser`](Self::load_denoiser) gives more control: latents to start from, and a callback
+    /// that sees the latents after each step.
     ///
     /// # Errors
     /// Returns an error if the denoiser cannot be loaded (or, with low memory, read on the way), the
@@ -190,11 +239,11 @@ impl TextToVideo {
     /// work.
     pub fn sample(
         &self,
-        prompts: &PromptStates,
+        conditioning: &Conditioning,
         request: &SampleRequest,
         observer: &mut dyn Observer,
     ) -> Result<Tensor<5>, PipelineError> {
-        self.sample_counted(prompts, request, observer).map(|(latents, _)| latents)
+        self.sample_counted(conditioning, request, observer).map(|(latents, _)| latents)
     }
 
     /// [`sample`](Self::sample), and the work that the denoiser did for it.
@@ -203,12 +252,12 @@ impl TextToVideo {
     /// Returns the errors of [`sample`](Self::sample).
     pub fn sample_counted(
         &self,
-        prompts: &PromptStates,
+        conditioning: &Conditioning,
         request: &SampleRequest,
         observer: &mut dyn Observer,
     ) -> Result<(Tensor<5>, DenoiserWork), PipelineError> {
         let mut latents = Vec::new();
-        let work = self.sample_batches(prompts, request, observer, |batch| {
+        let work = self.sample_batches(conditioning, request, observer, |batch| {
             latents.push(batch);
             Ok::<_, PipelineError>(())
         })?;
@@ -222,24 +271,23 @@ impl TextToVideo {
     /// Returns the errors of [`sample`](Self::sample) and those of `sink`.
     pub fn sample_batches<E: From<PipelineError>>(
         &self,
-        prompts: &PromptStates,
+        conditioning: &Conditioning,
         request: &SampleRequest,
         observer: &mut dyn Observer,
         mut sink: impl FnMut(Tensor<5>) -> Result<(), E>,
     ) -> Result<DenoiserWork, E> {
         let mut denoiser = self.load_denoiser(request, observer)?;
-        let batches = batches(prompts, request);
+        let batches = batches(conditioning, request);
         for (batch, range) in batches.iter().enumerate() {
-            let states = prompts.select(range.clone());
-            sink(denoiser.sample(&states, range.start, |step, steps| {
-                observer.sampled(step, steps, batch, batches.len())
+            let part = conditioning.select(range.clone());
+            sink(denoiser.sample(&part, range.start, |info| {
+                observer.sampled(info.step + 1, info.total, batch, batches.len())
             })?)?;
         }
         Ok(denoiser.work())
     }
 
-    /// Loads the VAE, decodes latents `[B, C, T, h, w]` and drops it. Each clip goes to `sink` as soon
-    /// as it is decoded.
+    /// Decodes latents `[B, C, T, h, w]` with the VAE. Each clip goes to `sink` as soon as it is decoded.
     ///
     /// # Errors
     /// Returns an error if the VAE cannot be loaded, the latents do not fit it, decoded values are not
@@ -264,27 +312,27 @@ impl TextToVideo {
     /// Samples and decodes batch by batch: each clip goes to `sink` before the next batch is sampled.
     ///
     /// The denoiser stays loaded beside the VAE while batches are left, and is dropped before the
-    /// last batch is decoded.
+    /// last batch is decoded unless it [stays](Residency).
     ///
     /// # Errors
     /// Returns an error if a model cannot be loaded, the request does not fit, values are not finite,
     /// the observer stops the work, or `sink` fails. Clips that `sink` got before are complete.
     pub fn sample_each<E: From<PipelineError>>(
         &self,
-        prompts: &PromptStates,
+        conditioning: &Conditioning,
         request: &SampleRequest,
         observer: &mut dyn Observer,
         mut sink: impl FnMut(Sampled) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut denoiser = Some(self.load_denoiser(request, observer)?);
         let mut vae = None;
-        let batches = batches(prompts, request);
+        let batches = batches(conditioning, request);
         let total: usize = batches.iter().map(ExactSizeIterator::len).sum();
         for (batch, range) in batches.iter().enumerate() {
             let Some(loaded) = &mut denoiser else { break };
-            let states = prompts.select(range.clone());
-            let latents = loaded.sample(&states, range.start, |step, steps| {
-                observer.sampled(step, steps, batch, batches.len())
+            let part = conditioning.select(range.clone());
+            let latents = loaded.sample(&part, range.start, |info| {
+                observer.sampled(info.step + 1, info.total, batch, batches.len())
             })?;
             let work = loaded.work();
             if batch + 1 == batches.len() {
@@ -306,7 +354,8 @@ impl TextToVideo {
         Ok(())
     }
 
-    /// Samples a clip for each prompt.
+    /// Samples a clip for each prompt. A prompt that is given several times makes different clips: the
+    /// noise of a clip depends on its place in the list.
     ///
     /// # Errors
     /// Returns an error if the request does not fit the model, a part cannot be loaded, values are not
@@ -318,7 +367,7 @@ impl TextToVideo {
         observer: &mut dyn Observer,
     ) -> Result<Vec<Frames>, PipelineError> {
         self.check(request)?;
-        let states = self.encode_prompts(prompts, observer)?;
+        let states = self.encode(prompts, request, observer)?;
         let mut clips = Vec::with_capacity(prompts.len());
         self.sample_each(&states, request, observer, |sampled| {
             clips.push(sampled.clip);
@@ -328,11 +377,11 @@ impl TextToVideo {
     }
 }
 
-/// The prompts of each batch.
-fn batches(prompts: &PromptStates, request: &SampleRequest) -> Vec<Range<usize>> {
-    let prompts = prompts.states.dims()[0];
+/// The clips of each batch.
+fn batches(conditioning: &Conditioning, request: &SampleRequest) -> Vec<Range<usize>> {
+    let clips = conditioning.clips();
     let size = request.batch_size.max(1);
-    (0..prompts).step_by(size).map(|first| first..(first + size).min(prompts)).collect()
+    (0..clips).step_by(size).map(|first| first..(first + size).min(clips)).collect()
 }
 
 /// Checks what no model can do.

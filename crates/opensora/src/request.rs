@@ -4,6 +4,24 @@ use crate::{
     diffusion::{Guidance, Sampler, SamplerKind, sampler::SamplerError},
     stdit::AttentionReuse,
 };
+use std::sync::Arc;
+
+/// A sampler of the caller's own in a request. Two are equal if they are the same object.
+#[derive(Debug, Clone)]
+pub struct OwnSampler(Arc<dyn Sampler>);
+
+impl OwnSampler {
+    /// Shares a sampler between requests.
+    pub fn new(sampler: impl Sampler + 'static) -> Self {
+        Self(Arc::new(sampler))
+    }
+}
+
+impl PartialEq for OwnSampler {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
 
 /// What to sample.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +36,12 @@ pub struct SampleRequest {
     pub sampler: SamplerKind,
     /// Its steps; the sampler's published number where `None`.
     pub steps: Option<usize>,
+    /// A sampler that is used instead of `sampler` and `steps`.
+    pub own_sampler: Option<OwnSampler>,
+    /// What the clips should not show: it takes the place of the model's null prompt, with a mask of its
+    /// own, and matters where guidance does. `None` and the empty text are different: the latter is an
+    /// encoded prompt without words, on which published models were not trained.
+    pub negative_prompt: Option<String>,
     /// How strongly the prompt is followed.
     pub guidance_scale: f64,
     /// Latent channels that are guided; the sampler's published number where `None`.
@@ -47,6 +71,8 @@ impl Default for SampleRequest {
             fps: 24.0 / 3.0,
             sampler: SamplerKind::Iddpm,
             steps: None,
+            own_sampler: None,
+            negative_prompt: None,
             guidance_scale: Guidance::PUBLISHED_SCALE,
             guided_channels: None,
             attention_reuse: AttentionReuse::OFF,
@@ -60,21 +86,28 @@ impl Default for SampleRequest {
 }
 
 impl SampleRequest {
-    /// The sampler, set up.
+    /// Returns the sampler, set up.
     ///
     /// # Errors
-    /// Where it cannot have so many steps.
-    pub fn sampler(&self) -> Result<Sampler, SamplerError> {
-        Sampler::new(self.sampler, self.steps.unwrap_or(self.sampler.default_steps()))
+    /// Returns an error if a built-in sampler cannot have so many steps.
+    pub fn sampler(&self) -> Result<Arc<dyn Sampler>, SamplerError> {
+        if let Some(OwnSampler(sampler)) = &self.own_sampler {
+            return Ok(Arc::clone(sampler));
+        }
+        let steps = self.steps.unwrap_or(self.sampler.default_steps());
+        Ok(self.sampler.build(steps)?.into())
     }
 
-    /// The guidance: scale, and the channels that the sampler's published form guides unless asked
+    /// Returns the guidance: the scale, on the channels that the sampler guides unless the request says
     /// otherwise.
     pub fn guidance(&self) -> Guidance {
-        let published = self.sampler.guidance(self.guidance_scale);
+        let usual = match &self.own_sampler {
+            Some(OwnSampler(sampler)) => sampler.guidance(self.guidance_scale),
+            None => self.sampler.guidance(self.guidance_scale),
+        };
         match self.guided_channels {
-            Some(_) => Guidance { guided_channels: self.guided_channels, ..published },
-            None => published,
+            Some(_) => Guidance { guided_channels: self.guided_channels, ..usual },
+            None => usual,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     denoiser::PromptedDenoiser,
-    diffusion::{AsNoise, Guidance, PredictionType, Sampler, SamplerKind},
+    diffusion::{AsNoise, Guidance, PredictionType, SamplerKind},
     frames::to_frames,
     nn::noise::{Purpose, normal_batch},
     stdit::StDit,
@@ -81,7 +81,7 @@ impl SampleSheets {
     }
 
     fn sheet(&self, model: &StDit, path: &Path) -> Result<(), TrainError> {
-        let sampler = Sampler::new(SamplerKind::DpmSolver, self.recipe.steps).map_err(hook)?;
+        let sampler = SamplerKind::DpmSolver.build(self.recipe.steps).map_err(hook)?;
         let guidance: Guidance = SamplerKind::DpmSolver.guidance(self.recipe.guidance_scale);
         let denoiser = PromptedDenoiser::new(model, &self.prompts);
         let denoiser = AsNoise::new(denoiser, self.prediction_type);
@@ -93,8 +93,8 @@ impl SampleSheets {
                 &denoiser,
                 &guidance,
                 noise(Purpose::InitialLatents, 0),
-                |step| noise(Purpose::SamplerStep, step),
-                |_| ControlFlow::Continue(()),
+                &mut |step| noise(Purpose::SamplerStep, step),
+                &mut |_| ControlFlow::Continue(()),
             )
             .map_err(hook)?;
         let clips = to_frames(self.vae.decode(latents, Some(16))).map_err(hook)?;

@@ -67,6 +67,17 @@ impl PixArt {
         Self { base_size, ..self }
     }
 
+    /// Returns the same weights at other position scales.
+    pub fn with_scales(mut self, scales: PositionScales) -> Self {
+        self.config.scales = scales;
+        self
+    }
+
+    /// Returns the same weights with or without temporal positions; see [`new`](Self::new).
+    pub fn with_temporal_positions(self, temporal_positions: bool) -> Self {
+        Self { temporal_positions, ..self }
+    }
+
     /// Returns the configuration that the model was made with.
     pub fn config(&self) -> &DenoiserConfig {
         &self.config

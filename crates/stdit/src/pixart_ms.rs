@@ -3,7 +3,7 @@
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/pixart/pixart.py`, class `PixArtMS`, and
 //! `layers/blocks.py`, class `SizeEmbedder`. Deviation: sizes stay in f32 in every dtype.
 
-use crate::{DenoiserConfig, PixArt, SizeError, keys, stdit::LoadError};
+use crate::{DenoiserConfig, PixArt, PositionScales, SizeError, keys, stdit::LoadError};
 use burn::{
     module::Module,
     tensor::{DType, Device, FloatDType, Tensor},
@@ -94,6 +94,16 @@ impl PixArtMs {
     /// Returns the model with position tables for another base size; see [`PixArt::with_base_size`].
     pub fn with_base_size(self, base_size: Option<usize>) -> Self {
         Self { base: self.base.with_base_size(base_size), ..self }
+    }
+
+    /// Returns the same weights at other position scales.
+    pub fn with_scales(self, scales: PositionScales) -> Self {
+        Self { base: self.base.with_scales(scales), ..self }
+    }
+
+    /// Returns the same weights with or without temporal positions; see [`PixArt::new`].
+    pub fn with_temporal_positions(self, temporal_positions: bool) -> Self {
+        Self { base: self.base.with_temporal_positions(temporal_positions), ..self }
     }
 
     /// Returns the configuration that the model was made with.

@@ -136,6 +136,15 @@ impl TextEncoder {
         }
     }
 
+    /// Returns the words of a prompt that the tokenizer does not know, after cleaning; see
+    /// [`T5Tokenizer::unknown_words`].
+    ///
+    /// # Errors
+    /// Returns an error if the tokenizer rejects a word.
+    pub fn unknown_words(&self, prompt: &str) -> Result<Vec<String>, TextEncodeError> {
+        Ok(self.tokenizer.unknown_words(&text_preprocessing(prompt))?)
+    }
+
     /// Cleans, tokenizes and encodes `prompts`: `[B, L, d_model]` and mask. An empty prompt is one
     /// end token.
     ///

@@ -44,6 +44,10 @@ const MAX_SPIECE_BYTES: u64 = 16 << 20;
 /// Largest accepted `tokenizer.json` in bytes (T5: 2.4 MB, mT5: 16 MB).
 const MAX_JSON_BYTES: u64 = 32 << 20;
 
+/// Largest vocabulary in which single letters mean that a word is missing: fitted ones have hundreds of
+/// tokens, published ones 32 000, whose pieces make up any word.
+const MOST_WHOLE_WORDS: usize = 4096;
+
 /// Token ids of one caption and which of them are text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenIds {
@@ -180,6 +184,33 @@ impl T5Tokenizer {
         Ok(TokenIds { ids, mask })
     }
 
+    /// Returns the words of a caption that the vocabulary lacks, each once, in their order: words with a
+    /// piece that is the unknown token, and for a vocabulary of whole words (see [`fit`]) words
+    /// that are spelled letter by letter.
+    ///
+    /// # Errors
+    /// Returns an error if the tokenizer rejects a word.
+    pub fn unknown_words(&self, caption: &str) -> Result<Vec<String>, TokenizerError> {
+        let fail = |e: tokenizers::Error| TokenizerError::Encode { reason: e.to_string() };
+        let spells = self.vocab_size <= MOST_WHOLE_WORDS;
+        let mut unknown: Vec<String> = Vec::new();
+        // Pieces never cross a space, so that a word alone has the pieces that it has in its caption.
+        for word in caption.split_whitespace() {
+            let name = word.trim_matches(|c: char| !c.is_alphanumeric());
+            if name.is_empty() || unknown.iter().any(|known| known == name) {
+                continue;
+            }
+            let encoding = self.library.encode_fast(word, false).map_err(fail)?;
+            let is_unknown = encoding.get_ids().iter().any(|&id| {
+                id == self.unk_id || spells && self.library.id_to_token(id).is_some_and(is_letter)
+            });
+            if is_unknown {
+                unknown.push(name.to_string());
+            }
+        }
+        Ok(unknown)
+    }
+
     /// Tokenizes captions one by one; the result has one entry for each.
     ///
     /// # Errors
@@ -192,6 +223,12 @@ impl T5Tokenizer {
     ) -> Result<Vec<TokenIds>, TokenizerError> {
         captions.iter().map(|caption| self.encode(caption.as_ref(), max_length)).collect()
     }
+}
+
+/// Returns true for a piece of one letter or digit that does not begin a word.
+fn is_letter(piece: String) -> bool {
+    let mut chars = piece.chars();
+    matches!((chars.next(), chars.next()), (Some(c), None) if c.is_alphanumeric())
 }
 
 impl From<Assembled> for T5Tokenizer {

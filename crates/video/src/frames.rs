@@ -1,5 +1,9 @@
 //! A clip of 8-bit RGB in memory.
 
+use crate::{VideoError, VideoSpec, Writer};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
 /// Pixels of a clip that one side may have; H.264 ends near it too.
 pub const MAX_SIDE: usize = 16_384;
 
@@ -90,6 +94,17 @@ impl Frames {
         Ok(Self { width, height, data })
     }
 
+    /// Writes the clip, in the format of the path's ending (see [`Format::of`](crate::Format::of)): MP4, GIF,
+    /// PNG for a single frame, a folder of PNG frames where there is no ending. Returns the path of the
+    /// file, which ends in `.png` for a single frame. The file appears complete or not at all.
+    ///
+    /// # Errors
+    /// Returns an error if the format is unknown or cannot hold the clip, or the file cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>, fps: f64) -> Result<PathBuf, VideoError> {
+        let spec = VideoSpec { frames: self.len(), width: self.width, height: self.height, fps };
+        Writer::open(path.as_ref(), &spec)?.write(self, &Value::Null)
+    }
+
     /// Number of frames, at least one.
     #[allow(clippy::len_without_is_empty, reason = "a clip has at least one frame")]
     pub fn len(&self) -> usize {
@@ -166,6 +181,27 @@ mod tests {
         assert_eq!(clip.data(), [0, 255, 128, 255, 0, 128]);
         assert_eq!((clip.len(), clip.height(), clip.width()), (1, 1, 2));
         assert_eq!((clip.frame(0), clip.frame(1)), (Some(clip.data()), None));
+    }
+
+    #[test]
+    fn a_clip_is_saved_in_the_format_of_its_ending() {
+        let folder = tempfile::tempdir().unwrap();
+        let clip = Frames::from_rgb(vec![90; 2 * 16 * 32 * 3], [2, 16, 32]).unwrap();
+        for (name, magic) in [("fox.mp4", &b"ftyp"[..]), ("fox.gif", b"GIF8")] {
+            let path = clip.save(folder.path().join(name), 8.0).unwrap();
+            assert_eq!(path, folder.path().join(name));
+            let bytes = std::fs::read(path).unwrap();
+            assert!(bytes[..8].windows(4).any(|window| window == magic), "{name}");
+        }
+        let frames = clip.save(folder.path().join("frames"), 8.0).unwrap();
+        assert_eq!(std::fs::read_dir(frames).unwrap().count(), 2);
+        let refused = clip.save(folder.path().join("fox.webm"), 8.0).unwrap_err();
+        assert!(matches!(refused, VideoError::Format { .. }), "{refused}");
+        let still = Frames::from_rgb(vec![90; 16 * 32 * 3], [1, 16, 32]).unwrap();
+        let path = still.save(folder.path().join("still.mp4"), 8.0).unwrap();
+        assert_eq!(path, folder.path().join("still.png"));
+        // No record and nothing half-written.
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4);
     }
 
     #[test]

@@ -119,11 +119,11 @@ pub(super) fn prepare(
         }
         Part::Sample => {
             let steps = spec.steps.unwrap_or(spec.sampler.default_steps());
-            let sampler = Sampler::new(spec.sampler, steps)?;
+            let sampler = spec.sampler.build(steps)?;
             // Prompts are padded to the most tokens; guidance asks with and without them.
             let denoise = denoiser(config.model_max_length)?.forward();
             let flop = t5 + 2.0 * steps as f64 * batch * denoise + vae_decode;
-            (Box::new(move || inputs.sample(&sampler)), flop)
+            (Box::new(move || inputs.sample(&*sampler)), flop)
         }
     };
     Ok(Prepared { run, flop })
@@ -192,7 +192,7 @@ impl Inputs {
     ///
     /// The pipeline holds one block of the text encoder at a time, and so does this: one block
     /// stands for all of them.
-    fn sample(&self, sampler: &Sampler) -> Result<Stages, BenchError> {
+    fn sample(&self, sampler: &dyn Sampler) -> Result<Stages, BenchError> {
         let (spec, device) = (&self.spec, &self.device);
         let dtype = spec.dtype.float();
         let synced = || wait(device).map_err(BenchError::Device);
@@ -227,8 +227,8 @@ impl Inputs {
             &PromptedDenoiser::new(&model, &prompts),
             &spec.sampler.guidance(opensora::diffusion::Guidance::PUBLISHED_SCALE),
             start.clone(),
-            |_| start.clone(),
-            |_| ControlFlow::Continue(()),
+            &mut |_| start.clone(),
+            &mut |_| ControlFlow::Continue(()),
         )?;
         synced()?;
         let denoise = began.elapsed().as_secs_f64();

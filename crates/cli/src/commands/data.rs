@@ -22,6 +22,12 @@ use std::path::PathBuf;
 
 /// Options of `opensora data`.
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  opensora data scan videos -o videos.csv
+  opensora data split --data videos.csv -o clips.csv
+  opensora data stats clips.csv
+  opensora help data split")]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,

@@ -20,6 +20,10 @@ use std::path::{Path, PathBuf};
 
 /// Options of `opensora eval`.
 #[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  opensora eval demo --prompts 24
+  opensora help eval demo")]
 pub(crate) struct Args {
     #[command(subcommand)]
     command: Command,

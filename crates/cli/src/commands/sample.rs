@@ -25,7 +25,11 @@ use opensora::{
 use outputs::Outputs;
 use record::Record;
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::{
+    iter::repeat_n,
+    num::NonZero,
+    path::{Path, PathBuf},
+};
 
 /// Options of `opensora sample`.
 #[derive(clap::Args)]
@@ -34,6 +38,7 @@ Examples:
   opensora sample \"a red circle grows on a black background\" -o circle.mp4
   opensora sample --model opensora-v1-hq-16x256x256 --prompt-path prompts.txt -o clips \\
         --sampler dpm-solver --steps 20
+  opensora sample \"waves at night\" --negative-prompt people --num-videos-per-prompt 4 -o waves
   opensora sample --from-record clips/sample_6.mp4.json -o again.mp4")]
 pub(crate) struct Args {
     /// What the video shows
@@ -42,19 +47,34 @@ pub(crate) struct Args {
     /// File with one prompt a line
     #[arg(long)]
     prompt_path: Option<PathBuf>,
-    /// Class of the image or clip: a number, or a name such as "golden retriever"; repeatable. For models
-    /// with class labels (dit-xl-2-256x256, dit-xl-2-512x512, latte-xl-2-16x256x256-ucf101)
+    /// What the videos should not show, in place of the model's null prompt [default: the null prompt]
+    #[arg(long, value_name = "TEXT")]
+    negative_prompt: Option<String>,
+    /// Videos of each prompt
+    ///
+    /// Video v of prompt p (both from 0) has the noise index --noise-index + p * N + v, so that it is
+    /// the same in every call with that index.
+    #[arg(long, value_name = "N", default_value_t = NonZero::<usize>::MIN, conflicts_with = "from_record")]
+    num_videos_per_prompt: NonZero<usize>,
+    /// Class of the image or clip: a number, or a name such as "golden retriever"; repeatable
+    ///
+    /// For models with class labels (dit-xl-2-256x256, dit-xl-2-512x512,
+    /// latte-xl-2-16x256x256-ucf101).
     #[arg(long, value_name = "LABEL", conflicts_with_all = ["prompt", "prompt_path", "from_record",
-        "latents", "save_latents", "t5", "t5_dtype", "pab", "space_scale", "time_scale"])]
+        "latents", "save_latents", "negative_prompt", "t5", "t5_dtype", "pab", "space_scale", "time_scale"])]
     label: Vec<String>,
-    /// Make the clip of a record (the .json beside an output) again: its prompt and all settings that
-    /// are not given here. Bit-exact on the same kind of device
+    /// Make the clip of a record (the .json beside an output) again
+    ///
+    /// The record gives the prompt and all settings that are not given here. Bit-exact on the same kind
+    /// of device.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_path", "latents", "save_latents"])]
     from_record: Option<PathBuf>,
-    /// Model: demo (bundled), a preset (opensora-v1-16x256x256, opensora-v1-hq-16x256x256,
-    /// opensora-v1-hq-16x512x512; for images pixart-xl-2-256x256, pixart-xl-2-sam-256x256,
-    /// pixart-xl-2-512x512, pixart-xl-2-1024-ms), a folder with a model.json, or an STDiT-XL/2 checkpoint
+    /// Model: demo (bundled), a preset, a folder with a model.json, or an STDiT-XL/2 checkpoint
     /// [default: demo; with --label dit-xl-2-256x256]
+    ///
+    /// Presets: opensora-v1-16x256x256, opensora-v1-hq-16x256x256, opensora-v1-hq-16x512x512; for
+    /// images pixart-xl-2-256x256, pixart-xl-2-sam-256x256, pixart-xl-2-512x512, pixart-xl-2-1024-ms;
+    /// see --label.
     #[arg(long)]
     model: Option<String>,
     /// Folder of the T5 v1.1 encoder (config.json, spiece.model, weights)
@@ -88,10 +108,10 @@ pub(crate) struct Args {
     /// Unit of frames in the position tables [default: the model's]
     #[arg(long)]
     time_scale: Option<f64>,
-    /// Noise index of the first prompt: the 7th prompt of a file is sampled again with 6
+    /// Noise index of the first clip: the 7th clip of a folder is sampled again with 6
     #[arg(long, default_value_t = 0)]
     noise_index: u64,
-    /// Prompts that are sampled at once
+    /// Clips that are sampled at once
     #[arg(long, default_value_t = 1)]
     batch_size: usize,
     #[command(flatten)]
@@ -102,13 +122,15 @@ pub(crate) struct Args {
     /// Float type of the text encoder [default: f32]
     #[arg(long)]
     t5_dtype: Option<Dtype>,
-    /// Use less memory and more time: the denoiser stays in its file, which is read at every step (3
-    /// GB at published size) one block at a time, and frames are decoded one by one, in tiles. The
-    /// latents are the same, the pixels as well but for rounding
+    /// Use less memory and more time
+    ///
+    /// The denoiser stays in its file, which is read at every step (3 GB at published size) one block
+    /// at a time, and frames are decoded one by one, in tiles. The latents are the same, the pixels as
+    /// well but for rounding.
     #[arg(long)]
     low_memory: bool,
     /// Output file (.mp4, .gif, .png), folder for several prompts, or - for standard output
-    #[arg(short, long, visible_alias = "output", default_value = "outputs")]
+    #[arg(short, long, alias = "output", default_value = "outputs")]
     out: PathBuf,
     /// Fail if an output exists already, instead of replacing it
     #[arg(long)]
@@ -164,7 +186,9 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     }
     let source = match args.from_record.take() {
         Some(path) => Source::of_record(&path, &mut args)?,
-        None => Source { prompts: prompts(&args)?, only: None },
+        None => {
+            Source { prompts: each_times(&prompts(&args)?, args.num_videos_per_prompt), only: None }
+        }
     };
     let prompts = &source.prompts;
     let device = args.device.open()?;
@@ -182,6 +206,10 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
         args.sampling.image_size = Some(size);
     }
     let request = request_for(&args, &files.defaults);
+    for (part, path) in [("denoiser", &files.denoiser), ("T5", &files.t5), ("VAE", &files.vae)] {
+        output::detail(format_args!("{part}: {}", path.display()));
+    }
+    output::detail(format_args!("request: {request:?}"));
     let pipeline = TextToVideo::new(files, args.dtype(), args.t5_dtype(), device)?
         .with_low_memory(args.low_memory);
     pipeline.check(&request)?;
@@ -234,14 +262,14 @@ fn sample(
             let found = latents.dims()[0];
             ensure!(
                 found == prompts.len(),
-                "--latents: the file holds {found} clips, but {} prompts were given",
+                "--latents: the file holds {found} clips, but {} were asked for",
                 prompts.len()
             );
             (latents, DenoiserWork::default())
         }
         (None, save) => {
-            let states = pipeline.encode_prompts(prompts, progress)?;
-            warn_of_cut_prompts(&states, progress);
+            let states = pipeline.encode(prompts, request, progress)?;
+            warn_of_cut_prompts(args.num_videos_per_prompt, &states.prompts, progress);
             let Some(path) = save else {
                 let sampled = pipeline.sample_each(&states, request, progress, |sampled| {
                     write(sampled)?;
@@ -322,6 +350,7 @@ fn prompts(args: &Args) -> anyhow::Result<Vec<String>> {
 fn request_for(args: &Args, defaults: &SampleRequest) -> SampleRequest {
     SampleRequest {
         fps: args.fps.unwrap_or(defaults.fps),
+        negative_prompt: args.negative_prompt.clone(),
         guided_channels: args.guided_channels,
         space_scale: args.space_scale,
         time_scale: args.time_scale,
@@ -331,9 +360,14 @@ fn request_for(args: &Args, defaults: &SampleRequest) -> SampleRequest {
     }
 }
 
-/// A prompt that fills every token was probably cut.
-fn warn_of_cut_prompts(states: &PromptStates, progress: &mut Progress) {
-    for (index, row) in states.mask.rows().iter().enumerate() {
+/// Repeats each item: all of the first, then all of the second.
+fn each_times<T: Clone>(items: &[T], times: NonZero<usize>) -> Vec<T> {
+    items.iter().flat_map(|item| repeat_n(item.clone(), times.get())).collect()
+}
+
+/// A prompt that fills every token was probably cut. Each stands in `times` rows.
+fn warn_of_cut_prompts(times: NonZero<usize>, states: &PromptStates, progress: &mut Progress) {
+    for (index, row) in states.mask.rows().iter().step_by(times.get()).enumerate() {
         if row.iter().all(|&keep| keep) {
             progress.line(&format!(
                 "prompt {} fills all {} tokens: what lies beyond is not seen",

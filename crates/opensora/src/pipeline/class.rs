@@ -6,11 +6,13 @@
 use super::{
     Observer, PipelineError, Sampled, check_request,
     decoding::{LoadedVae, VaePart},
+    residency::{Residency, Slot},
     sampling::Run,
 };
 use crate::{
     checkpoint::Checkpoint,
     class_files::ClassFiles,
+    diffusion::StepInfo,
     labelled::{ClassModel, LabelledDenoiser},
     nn::dtype::Dtype,
     presets::ClassKind,
@@ -20,7 +22,7 @@ use crate::{
     video::Frames,
 };
 use burn::tensor::{Device, Tensor};
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, sync::Arc};
 
 /// Samples images or clips of class labels, from the files of one model on one device.
 ///
@@ -49,6 +51,9 @@ pub struct ClassToVideo {
     dtype: Dtype,
     device: Device,
     low_memory: bool,
+    residency: Residency,
+    resident_denoiser: Slot<Arc<dyn ClassModel>>,
+    resident_vae: Slot<AutoencoderKl>,
 }
 
 impl ClassToVideo {
@@ -73,7 +78,28 @@ impl ClassToVideo {
             ClassKind::Latte => Latte::check(&files.config, &denoiser, &device)?,
         };
         AutoencoderKl::check(&vae_config, &Checkpoint::open(&files.vae)?, &device)?;
-        Ok(Self { files, vae_config, dtype, device, low_memory: false })
+        Ok(Self {
+            files,
+            vae_config,
+            dtype,
+            device,
+            low_memory: false,
+            residency: Residency::Sequential,
+            resident_denoiser: Slot::default(),
+            resident_vae: Slot::default(),
+        })
+    }
+
+    /// Says which models stay in memory between calls. With low memory none does.
+    pub fn with_residency(self, residency: Residency) -> Self {
+        self.release();
+        Self { residency, ..self }
+    }
+
+    /// Drops the models that are kept in memory; the next call that needs one loads it again.
+    pub fn release(&self) {
+        self.resident_denoiser.clear();
+        self.resident_vae.clear();
     }
 
     /// Returns the pipeline with the VAE decoding one frame at a time, in tiles, if `low_memory`. The
@@ -113,6 +139,10 @@ impl ClassToVideo {
             let text = "the position tables of models with class labels have no scales";
             return Err(PipelineError::Request(text.into()));
         }
+        if request.negative_prompt.is_some() {
+            let text = "models with class labels have no negative prompt";
+            return Err(PipelineError::Request(text.into()));
+        }
         request.sampler()?;
         if request.guidance().needs_null() && config.null_class().is_none() {
             return Err(SizeError::NoNullClass.into());
@@ -124,7 +154,7 @@ impl ClassToVideo {
     }
 
     /// Samples and decodes batch by batch: each image or clip goes to `sink` before the next batch is
-    /// sampled. The denoiser is dropped before the last batch is decoded.
+    /// sampled. The denoiser is dropped before the last batch is decoded unless it [stays](Residency).
     ///
     /// # Errors
     /// Returns an error if a model cannot be loaded, the labels or the request do not fit, values are not
@@ -144,7 +174,8 @@ impl ClassToVideo {
         for (batch, part) in labels.chunks(request.batch_size).enumerate() {
             let Some(model) = &denoiser else { break };
             let first = batch * request.batch_size;
-            let on_step = |step, steps| observer.sampled(step, steps, batch, batches);
+            let on_step =
+                |info: StepInfo<'_>| observer.sampled(info.step + 1, info.total, batch, batches);
             let (latents, done) =
                 self.sample_batch(&**model, part, first, size, request, on_step)?;
             work += done;
@@ -189,22 +220,25 @@ impl ClassToVideo {
     fn load_denoiser(
         &self,
         observer: &mut dyn Observer,
-    ) -> Result<Box<dyn ClassModel>, PipelineError> {
-        observer.loading("denoiser");
-        let checkpoint = Checkpoint::open(&self.files.denoiser)?;
-        let (config, dtype) = (&self.files.config, self.dtype.float());
-        let (model, report): (Box<dyn ClassModel>, _) = match self.files.kind {
-            ClassKind::Dit => {
-                let (model, report) = Dit::load(config, &checkpoint, dtype, &self.device)?;
-                (Box::new(model), report)
-            }
-            ClassKind::Latte => {
-                let (model, report) = Latte::load(config, &checkpoint, dtype, &self.device)?;
-                (Box::new(model), report)
-            }
-        };
-        observer.loaded(&report);
-        Ok(model)
+    ) -> Result<Arc<dyn ClassModel>, PipelineError> {
+        let keep = !self.low_memory && self.residency != Residency::Sequential;
+        self.resident_denoiser.get(keep, || {
+            observer.loading("denoiser");
+            let checkpoint = Checkpoint::open(&self.files.denoiser)?;
+            let (config, dtype) = (&self.files.config, self.dtype.float());
+            let (model, report): (Arc<dyn ClassModel>, _) = match self.files.kind {
+                ClassKind::Dit => {
+                    let (model, report) = Dit::load(config, &checkpoint, dtype, &self.device)?;
+                    (Arc::new(model), report)
+                }
+                ClassKind::Latte => {
+                    let (model, report) = Latte::load(config, &checkpoint, dtype, &self.device)?;
+                    (Arc::new(model), report)
+                }
+            };
+            observer.loaded(&report);
+            Ok(model)
+        })
     }
 
     fn load_vae(&self, observer: &mut dyn Observer) -> Result<LoadedVae<'_>, PipelineError> {
@@ -215,7 +249,8 @@ impl ClassToVideo {
             device: &self.device,
             low_memory: self.low_memory,
         };
-        part.load(observer)
+        let keep = !self.low_memory && self.residency == Residency::All;
+        part.load(&self.resident_vae, keep, observer)
     }
 
     /// Samples the latents `[B, C, T, h, w]` of one batch; returns them with the work done.
@@ -226,18 +261,19 @@ impl ClassToVideo {
         first: usize,
         size: [usize; 3],
         request: &SampleRequest,
-        on_step: impl FnMut(usize, usize) -> ControlFlow<()>,
+        on_step: impl FnMut(StepInfo<'_>) -> ControlFlow<()>,
     ) -> Result<(Tensor<5>, DenoiserWork), PipelineError> {
         let denoiser = LabelledDenoiser::new(model, labels)?;
         let run = Run {
-            sampler: &request.sampler()?,
+            sampler: &*request.sampler()?,
             request,
             weights: &self.files.denoiser,
             dtype: self.dtype,
             device: &self.device,
         };
         let shape = [labels.len(), self.files.config.in_channels, size[0], size[1], size[2]];
-        let latents = run.sample(&denoiser, first, shape, on_step)?;
+        let start = run.initial_latents(first, shape);
+        let latents = run.sample(&denoiser, first, start, on_step)?;
         Ok((latents, denoiser.work()))
     }
 }

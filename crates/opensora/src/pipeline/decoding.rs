@@ -4,10 +4,11 @@ use super::{
     PipelineError, TextToVideo,
     decode_plan::{DecodePlan, own_memory},
     finite,
+    residency::Slot,
 };
 use crate::{
     checkpoint::Checkpoint,
-    frames::to_frames,
+    frames::{from_frames, to_frames},
     nn::dtype::Dtype,
     pipeline::Observer,
     vae::{AutoencoderKl, VaeConfig, keys},
@@ -36,19 +37,27 @@ pub(super) struct VaePart<'a> {
 }
 
 impl<'a> VaePart<'a> {
-    /// Loads it.
-    pub(super) fn load(self, observer: &mut dyn Observer) -> Result<LoadedVae<'a>, PipelineError> {
-        observer.loading("VAE");
-        let checkpoint = Checkpoint::open(self.path)?;
-        let dtype = self.dtype.float();
-        let (vae, report) = AutoencoderKl::load(self.config, &checkpoint, dtype, self.device)?;
-        observer.loaded(&report);
+    /// Loads it, or takes the one that stays in memory if `keep`.
+    pub(super) fn load(
+        self,
+        resident: &Slot<AutoencoderKl>,
+        keep: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<LoadedVae<'a>, PipelineError> {
+        let vae = resident.get(keep, || {
+            observer.loading("VAE");
+            let checkpoint = Checkpoint::open(self.path)?;
+            let dtype = self.dtype.float();
+            let (vae, report) = AutoencoderKl::load(self.config, &checkpoint, dtype, self.device)?;
+            observer.loaded(&report);
+            Ok::<_, PipelineError>(vae)
+        })?;
         Ok(LoadedVae { part: self, vae, memory: own_memory(self.device) })
     }
 }
 
 impl TextToVideo {
-    /// Loads the VAE.
+    /// Loads the VAE, or takes the one that [stays](super::Residency) in memory.
     ///
     /// # Errors
     /// Returns an error if the VAE cannot be loaded.
@@ -60,7 +69,7 @@ impl TextToVideo {
             device: &self.device,
             low_memory: self.low_memory,
         };
-        part.load(observer)
+        part.load(&self.resident_vae, self.keeps_all(), observer)
     }
 }
 
@@ -82,13 +91,8 @@ impl LoadedVae<'_> {
                 "latents are {clips} clips of {channels} channels, expected 1 of {expected}"
             )));
         }
-        let plan = if self.part.low_memory {
-            DecodePlan::SMALLEST
-        } else {
-            let config = self.part.config;
-            let pixels = [height, width].map(|side| side * config.downsample_factor());
-            DecodePlan::new(config, pixels, self.part.dtype.float(), self.memory)
-        };
+        let factor = self.part.config.downsample_factor();
+        let plan = self.plan([height * factor, width * factor]);
         let mut parts = Vec::new();
         for part in latents.split(plan.frames, 2) {
             parts.push(match plan.tile_rows {
@@ -106,5 +110,31 @@ impl LoadedVae<'_> {
         }
         let mut clips = to_frames(decoded)?;
         clips.pop().ok_or_else(|| PipelineError::Parts("the VAE decoded no clip".into()))
+    }
+
+    /// Encodes a clip to the latents that denoisers work on, `[1, C, T, h, w]`: the mean of the posterior.
+    ///
+    /// # Errors
+    /// Returns an error if the VAE cannot have frames of this size or the latents are not finite.
+    pub fn encode(&self, clip: &Frames) -> Result<Tensor<5>, PipelineError> {
+        let VaePart { path, config, dtype, device, .. } = self.part;
+        let pixels = [clip.height(), clip.width()];
+        config.latent_size([clip.len(), pixels[0], pixels[1]])?;
+        let frames = from_frames(clip, device); // [1, 3, T, H, W]
+        // The encoder's activations are no larger than the decoder's.
+        let latents = self.vae.encode(frames, Some(self.plan(pixels).frames)).mean_latents();
+        if !finite::all_finite(&latents)? {
+            let cause = finite::cause(path, |file| keys::unwrapped(&file), dtype, None);
+            return Err(PipelineError::NonFinite { what: "the encoded latents", cause });
+        }
+        Ok(latents)
+    }
+
+    /// How frames of `[height, width]` pixels go through the VAE.
+    fn plan(&self, pixels: [usize; 2]) -> DecodePlan {
+        if self.part.low_memory {
+            return DecodePlan::SMALLEST;
+        }
+        DecodePlan::new(self.part.config, pixels, self.part.dtype.float(), self.memory)
     }
 }

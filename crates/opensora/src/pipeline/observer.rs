@@ -11,6 +11,10 @@ pub trait Observer {
     /// A model was loaded.
     fn loaded(&mut self, _report: &ImportReport) {}
 
+    /// The text encoder does not know these words of a prompt: they are spelled out of pieces that mean
+    /// little, or are one token that stands for anything.
+    fn unknown_words(&mut self, _prompt: &str, _words: &[String]) {}
+
     /// Step `step` of `steps` of the sampler is done (from 1) for batch `batch` of `batches` (from
     /// 0). Returning `Break` stops the sampling.
     fn sampled(

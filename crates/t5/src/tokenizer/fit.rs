@@ -381,6 +381,17 @@ mod tests {
     }
 
     #[test]
+    fn words_that_it_has_not_seen_are_named() {
+        let (_, loaded) = saved(&["a red-green fox jumps".into(), "a sea at night".into()], 300);
+        let unknown = |caption: &str| loaded.unknown_words(&text_preprocessing(caption)).unwrap();
+        assert_eq!(unknown("A red fox, at night."), [""; 0]);
+        assert_eq!(unknown("red-green"), [""; 0]);
+        assert_eq!(unknown("a blue fox in the (blue) sea"), ["blue", "in", "the"]);
+        assert_eq!(unknown("a fox \u{1f98a} \u{43b}\u{438}\u{441}"), ["\u{43b}\u{438}\u{441}"]);
+        assert_eq!(unknown(""), [""; 0]);
+    }
+
+    #[test]
     fn what_cannot_be_is_refused() {
         assert!(matches!(fit_tokenizer(["", " .", "!"], 200), Err(FitError::NoWords)));
         let folder = tempfile::tempdir().unwrap();

@@ -33,8 +33,10 @@ pub(crate) struct Args {
     /// Table of clips (CSV); rows that have a caption are kept as they are
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Table of the clips with captions (CSV); clips without are listed beside it (.failed.csv), and
-    /// the number of a --shard is put before the ending
+    /// Table of the clips with captions (CSV)
+    ///
+    /// Clips without are listed beside it (.failed.csv). The number of a --shard is put before the
+    /// ending.
     #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
     /// Address of a server with OpenAI's API, such as http://localhost:8000, with or without
@@ -60,19 +62,22 @@ pub(crate) struct Args {
     /// JPEG quality, from 1 to 100
     #[arg(long, default_value_t = PictureSpec::default().quality)]
     quality: u8,
-    /// File with the prompt: {frames} in it becomes a phrase that describes the images, {num_frames}
-    /// the number of frames [default: a built-in prompt]
+    /// File with the prompt [default: a built-in prompt]
+    ///
+    /// {frames} in it becomes a phrase that describes the images, {num_frames} the number of frames.
     #[arg(long, value_name = "FILE")]
     prompt: Option<PathBuf>,
     /// Sampling temperature of the model; 0 gives the likeliest wording
     #[arg(long, default_value_t = 0.2)]
     temperature: f64,
-    /// Largest number of tokens of a caption; longer answers are cut at a sentence and marked in the
-    /// column caption_cut
+    /// Largest number of tokens of a caption
+    ///
+    /// Longer answers are cut at a sentence and marked in the column caption_cut.
     #[arg(long, default_value_t = 300)]
     max_tokens: u32,
-    /// More fields of the request as a JSON object, null to leave one out; newer models of OpenAI
-    /// need {"max_tokens": null, "max_completion_tokens": 300}
+    /// More fields of the request as a JSON object, null to leave one out
+    ///
+    /// Newer models of OpenAI need {"max_tokens": null, "max_completion_tokens": 300}.
     #[arg(long, value_name = "JSON", value_parser = parse_object)]
     extra: Option<JsonObject>,
     /// Clips captioned at once

@@ -30,8 +30,10 @@ pub(crate) struct Args {
     /// Table of clips (CSV)
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Table of the clips that are kept; STEM.dropped.csv and STEM.failed.csv are written beside it, and
-    /// the number of a --shard is put before the ending
+    /// Table of the clips that are kept
+    ///
+    /// STEM.dropped.csv and STEM.failed.csv are written beside it. The number of a --shard is put
+    /// before the ending.
     #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
@@ -39,8 +41,10 @@ pub(crate) struct Args {
     /// Drop near-duplicates
     #[arg(long)]
     duplicates: bool,
-    /// Write the hashes of --duplicates without dropping anything for them, as for the tables of
-    /// shards: --duplicates on their merged table needs no second pass over the files
+    /// Write the hashes of --duplicates without dropping anything for them
+    ///
+    /// For the tables of shards: --duplicates on their merged table needs no second pass over the
+    /// files.
     #[arg(long)]
     hashes: bool,
     /// Largest distance of near-duplicates: mean over five frames of the bits, of 64, that differ
@@ -49,9 +53,10 @@ pub(crate) struct Args {
     /// Which of several near-duplicates is kept
     #[arg(long, value_enum, default_value_t = KeepName::Longest, requires = "duplicates")]
     keep: KeepName,
-    /// ONNX model that scores clips, such as aesthetic=model.onnx or
-    /// text_overlay=model.onnx,size=224x224,mean=0.5/0.5/0.5,std=0.5/0.5/0.5,output=0,element=1;
-    /// repeat for several models
+    /// ONNX model that scores clips, such as aesthetic=model.onnx; repeatable
+    ///
+    /// With settings:
+    /// text_overlay=model.onnx,size=224x224,mean=0.5/0.5/0.5,std=0.5/0.5/0.5,output=0,element=1.
     #[arg(long, value_name = "COLUMN=FILE[,...]")]
     model: Vec<OnnxSpec>,
     /// Write all columns and drop nothing; the report counts what would have been dropped
@@ -60,12 +65,14 @@ pub(crate) struct Args {
     /// Measure values again that the table has already
     #[arg(long)]
     measure_again: bool,
-    /// File that keeps the measurements, so that other bounds need no second pass over the files
-    /// [default: STEM.journal.jsonl beside --out]
+    /// File that keeps the measurements [default: STEM.journal.jsonl beside --out]
+    ///
+    /// Other bounds then need no second pass over the files.
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
-    /// Share i of n of the files, such as 0/8, for several machines; near-duplicates need --hashes here,
-    /// and --duplicates on the merged table
+    /// Share i of n of the files, such as 0/8, for several machines
+    ///
+    /// Near-duplicates need --hashes here, and --duplicates on the merged table.
     #[arg(long, default_value_t = Shard::WHOLE, value_name = "I/N")]
     shard: Shard,
     /// Files measured at once [default: one per core]

@@ -29,8 +29,9 @@ pub(crate) struct Args {
     /// Merged table; dropped rows are listed beside it (.failed.csv)
     #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
-    /// Order the rows as in this table, from which the others were made with --shard: by file, clips by
-    /// their source [default: one table after the other]
+    /// Order the rows as in this table [default: one table after the other]
+    ///
+    /// The table from which the others were made with --shard: by file, clips by their source.
     #[arg(long, value_name = "TABLE")]
     order_of: Option<PathBuf>,
     /// Which of several rows of one file is kept [default: none, they are an error]

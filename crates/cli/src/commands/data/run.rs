@@ -24,8 +24,9 @@ pub(crate) struct Args {
     /// Settings file of the steps (TOML); it names the final table
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Share i of n of the rows, such as 0/4, for several machines; the number is put before the
-    /// ending of the final table
+    /// Share i of n of the rows, such as 0/4, for several machines
+    ///
+    /// The number is put before the ending of the final table.
     #[arg(long, default_value_t = Shard::WHOLE, value_name = "I/N")]
     shard: Shard,
     /// Retry rows that could not be used in an earlier run

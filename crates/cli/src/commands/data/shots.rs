@@ -24,7 +24,7 @@ use std::{
 #[command(after_long_help = "\
 Examples:
   opensora data shots video.mp4
-  opensora data shots video.mp4 --detector adaptive --stats scores.csv --json")]
+  opensora data shots video.mp4 --detector adaptive -o scores.csv --json")]
 pub(crate) struct Args {
     /// Videos
     #[arg(required = true, value_name = "VIDEO")]
@@ -49,8 +49,8 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = Settings::default().release)]
     compat: Release,
     /// Write the score of each frame to a file (CSV); for a single video
-    #[arg(long, short = 'o', visible_alias = "out", alias = "output", value_name = "FILE")]
-    stats: Option<PathBuf>,
+    #[arg(long, short, aliases = ["output", "stats"], value_name = "FILE")]
+    out: Option<PathBuf>,
     #[command(flatten)]
     report: Report,
 }
@@ -77,8 +77,8 @@ struct Found {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     ensure!(
-        args.stats.is_none() || args.videos.len() == 1,
-        "--stats: expected one video, found {}",
+        args.out.is_none() || args.videos.len() == 1,
+        "--out: expected one video, found {}",
         args.videos.len()
     );
     let settings = args.settings();
@@ -101,9 +101,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                 continue;
             }
         };
-        if let Some(stats) = &args.stats {
+        if let Some(path) = &args.out {
             let table = stats_table(&found);
-            write_atomically(stats, |path| std::fs::write(path, table)).context("--stats")?;
+            write_atomically(path, |path| std::fs::write(path, table)).context("--out")?;
         }
         if args.report.json {
             objects.push(found.json(path));

@@ -27,8 +27,10 @@ pub(crate) struct Args {
     /// Table of videos (CSV), such as `data scan` writes
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Table of the clips (CSV); videos without clips are listed beside it (.failed.csv), and the
-    /// number of a --shard is put before the ending
+    /// Table of the clips (CSV)
+    ///
+    /// Videos without clips are listed beside it (.failed.csv). The number of a --shard is put before
+    /// the ending.
     #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
     /// Folder of the clips [default: --out without its ending]

@@ -21,8 +21,8 @@ pub(crate) struct Args {
     #[arg(long)]
     probe: bool,
     /// Write histograms of all columns of numbers to a file (.png or .svg)
-    #[arg(long, short = 'o', visible_alias = "out", alias = "output", value_name = "FILE")]
-    png: Option<PathBuf>,
+    #[arg(long, short, aliases = ["output", "png"], value_name = "FILE")]
+    out: Option<PathBuf>,
     #[command(flatten)]
     report: Report,
 }
@@ -42,14 +42,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         vec![]
     };
     let stats = Stats { unreadable, ..Stats::of(&table) };
-    if let Some(path) = &args.png {
+    if let Some(path) = &args.out {
         stats.save_histograms(path)?;
     }
     if args.report.json {
         output::json(&stats)?;
     } else {
         output::line(stats.to_string().trim_end_matches('\n'))?;
-        if let Some(path) = &args.png {
+        if let Some(path) = &args.out {
             output::line(format_args!("\n{}", path.display()))?;
         }
     }

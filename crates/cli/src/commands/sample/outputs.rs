@@ -36,10 +36,7 @@ impl Outputs {
         let spec = VideoSpec { frames: request.num_frames, width, height, fps: request.fps };
         let existing = if args.no_overwrite { Existing::Refuse } else { Existing::Replace };
         let place = if args.out == Path::new("-") {
-            ensure!(
-                count == 1,
-                "--out -: standard output takes one clip, {count} prompts were given"
-            );
+            ensure!(count == 1, "--out -: standard output takes one clip, {count} are asked for");
             Place::Stdout(match args.format {
                 FileKind::Mp4 if request.num_frames > 1 => "mp4",
                 FileKind::Gif if request.num_frames > 1 => "gif",
@@ -106,7 +103,7 @@ fn paths(args: &Args, count: usize) -> anyhow::Result<Vec<PathBuf>> {
     if is_file {
         ensure!(
             count == 1,
-            "--out: {} is one file, but {count} prompts were given: name a folder",
+            "--out: {} is one file, but {count} clips are asked for: name a folder",
             args.out.display()
         );
         return Ok(vec![args.out.clone()]);

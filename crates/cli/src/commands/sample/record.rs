@@ -16,6 +16,9 @@ const LONGEST: u64 = 16 << 20;
 pub(super) struct Record {
     /// The prompt; those of all clips in a file of latents.
     prompt: Value,
+    /// Where one was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    negative_prompt: Option<String>,
     /// The model's own name.
     model: String,
     num_frames: usize,
@@ -112,6 +115,7 @@ impl Record {
         };
         Ok(Self {
             prompt: Value::Null,
+            negative_prompt: request.negative_prompt.clone(),
             model: pipeline.files().name.clone(),
             num_frames: request.num_frames,
             image_size: request.image_size,
@@ -193,6 +197,9 @@ impl Record {
         fill(&mut args.t5, &self.t5);
         fill(&mut args.vae, &self.vae);
         fill(&mut args.weights_dir, &self.weights_dir);
+        if args.negative_prompt.is_none() {
+            args.negative_prompt.clone_from(&self.negative_prompt);
+        }
         args.sampling.num_frames.get_or_insert(self.num_frames);
         args.sampling.image_size.get_or_insert(self.image_size);
         args.fps.get_or_insert(self.fps);

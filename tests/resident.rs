@@ -1,0 +1,58 @@
+//! Models that stay in memory: what a second clip reads from files, counted by the system.
+//!
+//! One test, since Linux counts the bytes of the whole process.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use burn::tensor::Device;
+use opensora::{Quiet, Residency, SampleRequest, TextToVideo, nn::dtype::Dtype};
+use opensora_tests::tiny_model;
+use std::fs;
+
+/// Bytes that this process has read by system calls, those of this count included.
+fn bytes_read() -> u64 {
+    let text = fs::read_to_string("/proc/self/io").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap();
+    line.parse().unwrap()
+}
+
+/// Files that this process has open or mapped below the fixtures.
+fn files_in_use() -> usize {
+    let links = fs::read_dir("/proc/self/fd").unwrap();
+    let open = links.filter_map(|link| fs::read_link(link.unwrap().path()).ok());
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let is_model = |path: &str| path.contains("/fixtures/");
+    open.filter(|path| is_model(&path.to_string_lossy())).count()
+        + maps.lines().filter(|line| is_model(line)).count()
+}
+
+#[test]
+fn a_second_clip_reads_nothing() {
+    let files = tiny_model();
+    let weights = fs::metadata(&files.denoiser).unwrap().len();
+    let made = TextToVideo::new(files, Dtype::F32, Dtype::F32, Device::flex()).unwrap();
+    let pipeline = made.with_residency(Residency::All);
+    let request = SampleRequest {
+        num_frames: 2,
+        image_size: [16, 32],
+        steps: Some(2),
+        ..SampleRequest::default()
+    };
+    let read_by = |request: &SampleRequest| {
+        // Each count reads its own few hundred bytes.
+        let (first, second) = (bytes_read(), bytes_read());
+        pipeline.generate(&["a red fox"], request, &mut Quiet).unwrap();
+        let read = bytes_read() - second;
+        read.saturating_sub(second - first)
+    };
+    let first = read_by(&request);
+    assert!(first > weights, "{first} bytes are read, the denoiser alone has {weights}");
+    assert_eq!(files_in_use(), 0, "no file stays open");
+    let other = SampleRequest { image_size: [32, 16], space_scale: Some(0.7), ..request.clone() };
+    for request in [request, other] {
+        // The count may have become a digit longer.
+        let read = read_by(&request);
+        assert!(read < 16, "{read} bytes are read");
+    }
+}
