@@ -33,7 +33,8 @@ pub(crate) struct Transfer<'a> {
     pub(crate) refuse: &'a dyn Fn(Answer) -> Failure,
 }
 
-/// The file so far.
+/// The file so far. It is written by position and not appended to, so that on file systems whose locks
+/// hold nobody back two processes write the same bytes to the same places.
 struct Partial<'a> {
     file: File,
     path: &'a Path,

@@ -1,7 +1,12 @@
 //! Cached files against their checksums.
 
 use crate::{Cache, HubError, Repository, digest::Digest};
-use std::{collections::BTreeSet, fs, ops::ControlFlow, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
 /// A cached file and what its checksum says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,8 +58,10 @@ impl Cache {
             if !seen.insert(path.clone()) {
                 continue;
             }
-            let is_blob = file.path.is_symlink();
-            let tag = path.file_name().and_then(|name| name.to_str()).filter(|_| is_blob);
+            // The link's own target: a blob may be a link as well, into a store that is shared by
+            // repositories and has other names.
+            let link = fs::read_link(&file.path).ok();
+            let tag = link.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
             let digest = tag.map_or(Digest::None, Digest::of_tag);
             let (name, size) = (file.name.clone(), file.size);
             let found = digest.check_file(&path, &mut |done| advance(&name, done, size))?;
