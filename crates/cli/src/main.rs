@@ -8,6 +8,7 @@
 mod allocator;
 mod bench;
 mod commands;
+mod fetch_progress;
 mod model;
 mod options;
 mod output;
@@ -20,7 +21,7 @@ mod trial;
 use allocator::Kept;
 use clap::{Parser, Subcommand};
 use commands::{
-    bench as bench_command, data, devices, eval, plot, probe_device, sample, train, verify,
+    bench as bench_command, data, devices, eval, plot, probe_device, sample, train, verify, weights,
 };
 use output::OutputError;
 use std::process::ExitCode;
@@ -63,6 +64,8 @@ struct Cli {
 enum Command {
     /// Sample videos from prompts
     Sample(Box<sample::Args>),
+    /// Fetch, list, inspect, convert and verify published weights
+    Weights(weights::Args),
     /// Run golden cases and compare their numbers with the reference
     Verify(verify::Args),
     /// Train a model by a recipe
@@ -96,6 +99,7 @@ fn main() -> ExitCode {
     });
     let result = match command {
         Command::Sample(args) => sample::run(*args),
+        Command::Weights(args) => weights::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Train(args) => train::run(*args),
         Command::TrainVae(args) => train::run_vae(*args),

@@ -26,6 +26,7 @@
 //! |---|---|
 //! | [`presets`] | the published checkpoints as data |
 //! | [`model_files`], [`class_files`] | which files make a model: folders with a `model.json`, presets |
+//! | [`inspect`] | what a file of weights is, from its headers alone |
 //! | [`labels`], [`buckets`] | names of class labels; sizes of PixArt-alpha's images |
 //! | [`request`] | what to sample |
 //! | [`pipeline`] | prompts or labels to frames |
@@ -81,6 +82,7 @@ pub mod class_files;
 pub mod denoiser;
 pub mod frames;
 pub mod image_denoiser;
+pub mod inspect;
 pub mod labelled;
 pub mod labels;
 pub mod latents;
