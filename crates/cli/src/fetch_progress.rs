@@ -62,8 +62,12 @@ impl Observer for FetchProgress {
                 let files = if files == 1 { "1 file".into() } else { format!("{files} files") };
                 self.line(format_args!("fetching {files}, {size}, from {repository} to {folder}"));
             }
-            Event::Began { file, resumed, .. } if resumed > 0 => {
-                self.line(format_args!("  {file}: resumes after {}", HumanBytes(resumed)));
+            Event::Began { file, resumed, .. } => {
+                if resumed > 0 {
+                    self.line(format_args!("  {file}: resumes after {}", HumanBytes(resumed)));
+                }
+                // A small file needs no line of progress.
+                self.last_line = Some(Instant::now());
             }
             Event::Advanced(progress) => self.advance(&progress),
             Event::Completed { file } => self.line(format_args!("  {file}: complete")),

@@ -1,5 +1,7 @@
 //! A stand-in of the hub and of the host that it redirects large files to.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+
 use opensora_files::hex;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};

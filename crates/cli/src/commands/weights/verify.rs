@@ -71,10 +71,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             std::fs::remove_file(&file.path).with_context(|| format!("{}", file.path.display()))?;
         }
     }
+    let found = if damaged == 1 { "1 file is".into() } else { format!("{damaged} files are") };
     match (damaged, args.remove_damaged) {
         (0, _) => Ok(()),
-        (count, true) => bail!("{count} damaged files were removed: fetch them again"),
-        (count, false) => bail!("{count} files are damaged: remove them with --remove-damaged"),
+        (_, true) => bail!("{found} damaged and removed: fetch again"),
+        (_, false) => bail!("{found} damaged: remove with --remove-damaged, then fetch again"),
     }
 }
 
