@@ -1,7 +1,7 @@
 //! Any readable checkpoint as safetensors, tensor by tensor.
 
 use crate::{Checkpoint, CheckpointError, TensorEntry, safetensors_file::file_dtype};
-use burn::tensor::{DType, FloatDType};
+use burn::tensor::{DType, FloatDType, TensorData};
 use opensora_files::write_atomically;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;
@@ -56,7 +56,7 @@ impl Checkpoint {
     /// Writes all tensors under their keys as `model.safetensors` in `folder`, or as
     /// `model-00001-of-0000N.safetensors` and so on with an index as transformers and diffusers read it.
     ///
-    /// One tensor is in memory at a time, and its converted form. `advance` gets the bytes that were
+    /// One tensor is in memory at a time. `advance` gets the bytes that were
     /// written and those of all tensors.
     ///
     /// # Errors
@@ -176,23 +176,18 @@ fn write_shard(
             if advance(*done, total).is_break() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
-            let data =
-                tensor.entry.read(tensor.key).and_then(|data| match data.dtype() == tensor.dtype {
-                    true => Ok(data),
-                    false => data.try_cast(tensor.dtype).map_err(|error| CheckpointError::Tensor {
-                        path: tensor.entry.file().into(),
-                        key: tensor.key.into(),
-                        reason: error.to_string(),
-                    }),
-                });
-            let bytes = match data {
-                Ok(data) => data.into_bytes(),
+            let (found, bytes) = match tensor.entry.read_bytes(tensor.key) {
+                Ok(read) => read,
                 Err(error) => {
                     unread = Some(error);
                     return Err(io::ErrorKind::Other.into());
                 }
             };
-            file.write_all(&bytes)?;
+            if found == tensor.dtype {
+                file.write_all(&bytes)?;
+            } else {
+                write_cast(&bytes, found, tensor.dtype, &mut file)?;
+            }
             *done += tensor.bytes;
         }
         file.flush()
@@ -202,6 +197,17 @@ fn write_shard(
     }
     written.map_err(|source| CheckpointError::Write { path: path.into(), source })?;
     let _ = advance(*done, total);
+    Ok(())
+}
+
+/// Writes numbers in another type, some at a time, so that memory holds one form of the tensor only.
+fn write_cast(bytes: &[u8], from: DType, to: DType, file: &mut impl Write) -> io::Result<()> {
+    const NUMBERS: usize = 1 << 18;
+    for chunk in bytes.chunks(NUMBERS * from.size()) {
+        let count = chunk.len() / from.size();
+        let data = TensorData::from_bytes_vec(chunk.to_vec(), [count], from);
+        file.write_all(&data.try_cast(to).map_err(io::Error::other)?.into_bytes())?;
+    }
     Ok(())
 }
 
@@ -233,7 +239,6 @@ fn header(order: &[&Planned<'_>]) -> Result<Vec<u8>, CheckpointError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::TensorData;
 
     fn file(folder: &Path) -> PathBuf {
         let float =

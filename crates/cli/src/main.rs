@@ -95,6 +95,7 @@ fn main() -> ExitCode {
     allocator::keep_freed_memory(match &command {
         Command::Train(_) | Command::TrainVae(_) => Kept::All,
         Command::Bench(args) if args.is_training() => Kept::All,
+        Command::Weights(_) => Kept::Nothing,
         _ => Kept::Some,
     });
     let result = match command {

@@ -144,11 +144,8 @@ impl Client {
         let request = if ask.head { self.agent.head(url) } else { self.agent.get(url) };
         // Lengths and ranges must be those of the file.
         let mut request = request.header(header::ACCEPT_ENCODING, "identity");
-        match (&self.token, origin(url) == origin(&self.endpoint)) {
-            (Some(token), true) => {
-                request = request.header(header::AUTHORIZATION, token.header());
-            }
-            _ => {}
+        if let Some(token) = self.token.as_ref().filter(|_| origin(url) == origin(&self.endpoint)) {
+            request = request.header(header::AUTHORIZATION, token.header());
         }
         let range = match ask.count {
             Some(count) => Some(format!("bytes={}-{}", ask.from, ask.from + count.max(1) - 1)),

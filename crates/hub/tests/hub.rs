@@ -1,5 +1,7 @@
 //! Fetching against a stand-in of the hub that misbehaves as it is told.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod hub_server;
 
 use hub_server::{Answer, COMMIT, Repo, Request, Server, bytes, git_blob, sha256};
