@@ -28,6 +28,7 @@
 //! with what the file holds, and shards are looked for only beside their index. Pipes, devices and folders
 //! are not read.
 
+mod convert;
 mod error;
 mod export;
 mod file_range;
@@ -43,6 +44,7 @@ mod stream;
 mod telltale;
 mod wrapper;
 
+pub use convert::{Advance, ConvertSpec, Converted};
 pub use error::{CheckpointError, Mismatch, ShapeMismatch};
 pub use export::{export, export_with_buffers, published_tensors};
 pub use import::{ImportReport, ParameterSlot, check, check_import, import, parameter_slots};

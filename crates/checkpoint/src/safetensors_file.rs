@@ -112,3 +112,23 @@ fn burn_dtype(dtype: Dtype) -> Option<DType> {
         _ => return None,
     })
 }
+
+/// The type of a file's tensor; `None` for types that the format does not have.
+pub(crate) fn file_dtype(dtype: DType) -> Option<Dtype> {
+    Some(match dtype {
+        DType::F64 => Dtype::F64,
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+        DType::I64 => Dtype::I64,
+        DType::I32 => Dtype::I32,
+        DType::I16 => Dtype::I16,
+        DType::I8 => Dtype::I8,
+        DType::U64 => Dtype::U64,
+        DType::U32 => Dtype::U32,
+        DType::U16 => Dtype::U16,
+        DType::U8 => Dtype::U8,
+        DType::Bool(BoolStore::Native) => Dtype::BOOL,
+        _ => return None,
+    })
+}

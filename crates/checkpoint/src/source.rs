@@ -66,6 +66,12 @@ impl TensorEntry {
     /// # Errors
     /// Where the file cannot be read or disagrees with itself; `key` is for the message.
     pub fn read(&self, key: &str) -> Result<TensorData, CheckpointError> {
+        let (dtype, bytes) = self.read_bytes(key)?;
+        Ok(TensorData::from_bytes_vec(bytes, self.shape.clone(), dtype))
+    }
+
+    /// Reads the bytes of the tensor, which a [`TensorData`] may copy to align them.
+    pub(crate) fn read_bytes(&self, key: &str) -> Result<(DType, Vec<u8>), CheckpointError> {
         let fail = |reason: String| CheckpointError::Tensor {
             path: self.file.to_path_buf(),
             key: key.to_string(),
@@ -80,7 +86,7 @@ impl TensorEntry {
         if bytes.len() as u64 != expected {
             return Err(fail(format!("{} bytes found, {expected} expected", bytes.len())));
         }
-        Ok(TensorData::from_bytes_vec(bytes, self.shape.clone(), dtype))
+        Ok((dtype, bytes))
     }
 }
 

@@ -11,6 +11,8 @@
 /// How much is kept.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kept {
+    /// Nothing: a file is passed on in pieces, and the largest of them is to be all of it.
+    Nothing,
     /// A gigabyte; the freed weights of a whole model go back to the system.
     Some,
     /// All of it: each step of a training takes what the one before has freed.
@@ -22,6 +24,7 @@ pub(crate) enum Kept {
 #[allow(unsafe_code, reason = "a call of the C library")]
 pub(crate) fn keep_freed_memory(kept: Kept) {
     let kept = match kept {
+        Kept::Nothing => return,
         Kept::Some => 1 << 30,
         Kept::All => -1,
     };

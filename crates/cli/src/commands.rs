@@ -11,3 +11,4 @@ pub(crate) mod probe_device;
 pub(crate) mod sample;
 pub(crate) mod train;
 pub(crate) mod verify;
+pub(crate) mod weights;

@@ -8,6 +8,7 @@
 mod allocator;
 mod bench;
 mod commands;
+mod fetch_progress;
 mod help;
 mod model;
 mod options;
@@ -22,7 +23,7 @@ use allocator::Kept;
 use clap::{FromArgMatches, Parser, Subcommand};
 use commands::{
     bench as bench_command, completions, data, devices, eval, man, plot, probe_device, sample,
-    train, verify,
+    train, verify, weights,
 };
 use output::OutputError;
 use std::{process::ExitCode, time::Instant};
@@ -68,6 +69,8 @@ struct Cli {
 enum Command {
     /// Sample videos from prompts
     Sample(Box<sample::Args>),
+    /// Fetch, list, inspect, convert and verify published weights
+    Weights(weights::Args),
     /// Run golden cases and compare their numbers with the reference
     Verify(verify::Args),
     /// Train a model by a recipe
@@ -110,10 +113,12 @@ fn main() -> ExitCode {
     allocator::keep_freed_memory(match &command {
         Command::Train(_) | Command::TrainVae(_) => Kept::All,
         Command::Bench(args) if args.is_training() => Kept::All,
+        Command::Weights(_) => Kept::Nothing,
         _ => Kept::Some,
     });
     let result = match command {
         Command::Sample(args) => sample::run(*args),
+        Command::Weights(args) => weights::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Train(args) => train::run(*args),
         Command::TrainVae(args) => train::run_vae(*args),

@@ -1,24 +1,61 @@
 //! What `--model` names.
 
+use crate::fetch_progress::FetchProgress;
 use anyhow::Context;
 use opensora::{
-    ModelFiles,
+    ClassFiles, ModelFiles,
+    hub::provenance,
     model_files::{PartPaths, PathPolicy},
+    pretrained::Pretrained,
 };
 use opensora_demo::model::NAME;
+use serde_json::{Value, json};
 use std::path::Path;
 
-/// Finds the model of a name or path: the bundled one, or what
-/// [`ModelFiles::resolve`] knows.
-pub(crate) fn resolve(model: &str, parts: &PartPaths) -> anyhow::Result<ModelFiles> {
+/// Finds the model of a name or path: the bundled one, or what [`Pretrained::text_files`] knows. What is
+/// missing of a published one is fetched, after saying how much and where.
+pub(crate) fn resolve(model: &str, parts: &PartPaths, quiet: bool) -> anyhow::Result<ModelFiles> {
     if model == NAME {
         let files = opensora_demo::model_files().context("--model")?;
         return Ok(files.with_parts(parts));
     }
-    ModelFiles::resolve(model, parts).with_context(|| match Path::new(model).exists() {
+    let mut progress = FetchProgress::new(quiet);
+    let files = pretrained(parts)?.text_files(model, &mut progress);
+    progress.finish();
+    let files = files.with_context(|| match Path::new(model).exists() {
         true => "--model".into(),
         false => format!("--model (bundled: {NAME})"),
-    })
+    })?;
+    Ok(files.with_parts(parts))
+}
+
+/// Finds a model that follows labels, as [`resolve`].
+pub(crate) fn resolve_class(
+    model: &str,
+    parts: &PartPaths,
+    quiet: bool,
+) -> anyhow::Result<ClassFiles> {
+    let mut progress = FetchProgress::new(quiet);
+    let files = pretrained(parts)?.class_files(model, &mut progress);
+    progress.finish();
+    files.context("--model")
+}
+
+fn pretrained(parts: &PartPaths) -> anyhow::Result<Pretrained> {
+    Ok(Pretrained { parts: parts.clone(), ..Pretrained::from_env()? })
+}
+
+/// Returns repository, commit and file of the weights that are from the hub, for the record beside an
+/// output.
+pub(crate) fn sources(paths: &[&Path]) -> Vec<Value> {
+    let sources = paths.iter().filter_map(|path| provenance(path));
+    sources
+        .map(|from| {
+            json!({
+                "repository": from.repository.as_str(), "commit": from.commit, "file": from.file,
+            })
+        })
+        .collect()
 }
 
 /// Where the paths in a `model.json` may lead: into its folder and, by relative paths, below the

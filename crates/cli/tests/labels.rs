@@ -110,7 +110,10 @@ fn mistakes_are_named() {
         (&["--label", "1", "a fox"], "cannot be used with"),
         (&["--label", "1", "--pab"], "cannot be used with"),
         (&["--label", "1", "--model", "opensora-v1-16x256x256"], "leave --label out"),
-        (&["--label", "1", "--model", "dit-xl-2-256x256"], "DiT-XL-2-256x256.pt"),
+        (
+            &["--label", "1", "--model", "dit-xl-2-256x256", "--weights-dir", "none"],
+            "DiT-XL-2-256x256.pt",
+        ),
         (&["--label", "1", "--image-size", "64x32"], "not square"),
         (&["a fox"], "give one with --label"),
         (&["a fox", "--model", "latte-xl-2-16x256x256-ucf101"], "give one with --label"),

@@ -80,18 +80,27 @@ impl ClassFiles {
     }
 
     fn preset(preset: &Preset, parts: &PartPaths) -> Result<Self, ModelError> {
-        let PresetModel::Class(kind, labels) = preset.model else {
-            let name = preset.name.into();
-            return Err(ModelError::Condition { name, follows: FOLLOWS_PROMPT });
-        };
+        // Said before a file is looked for.
+        class_of(preset)?;
         let place = preset.origin.place();
+        let denoiser = find_part(preset, parts, &None, preset.files, place, "--weights-dir")?;
+        Self::of_preset(preset, denoiser, find_vae(preset, parts)?)
+    }
+
+    /// The files of a preset that were found.
+    pub(crate) fn of_preset(
+        preset: &Preset,
+        denoiser: PathBuf,
+        vae: PathBuf,
+    ) -> Result<Self, ModelError> {
+        let (kind, labels) = class_of(preset)?;
         Ok(Self {
             name: preset.name.into(),
             kind,
-            denoiser: find_part(preset, parts, &None, preset.files, place, "--weights-dir")?,
+            denoiser,
             config: kind.xl_2(),
             labels: Some(labels),
-            vae: find_vae(preset, parts)?,
+            vae,
             defaults: preset.defaults(),
         })
     }
@@ -143,6 +152,16 @@ impl ClassFiles {
                 ..published
             },
         })
+    }
+}
+
+/// Returns what a preset's denoiser is, if it follows a label.
+pub(crate) fn class_of(preset: &Preset) -> Result<(ClassKind, LabelSet), ModelError> {
+    match preset.model {
+        PresetModel::Class(kind, labels) => Ok((kind, labels)),
+        PresetModel::Text(_) => {
+            Err(ModelError::Condition { name: preset.name.into(), follows: FOLLOWS_PROMPT })
+        }
     }
 }
 

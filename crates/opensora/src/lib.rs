@@ -27,6 +27,7 @@
 //! |---|---|
 //! | [`presets`] | the published checkpoints as data |
 //! | [`model_files`], [`class_files`] | which files make a model: folders with a `model.json`, presets |
+//! | [`inspect`] | what a file of weights is, from its headers alone |
 //! | [`labels`], [`buckets`] | names of class labels; sizes of PixArt-alpha's images |
 //! | [`request`] | what to sample |
 //! | [`pipeline`] | prompts or labels to frames |
@@ -34,6 +35,10 @@
 //! | [`labelled`] | DiT and Latte with their labels, as samplers see them |
 //! | [`frames`] | tensors to pixels and back |
 //! | [`latents`] | sampled latents in a file |
+#![cfg_attr(
+    feature = "hub",
+    doc = "| [`pretrained`] | models by name, fetched from the Hugging Face hub |"
+)]
 #![cfg_attr(feature = "train", doc = "| [`training`] | sample videos along a training run |")]
 //!
 //! The parts are crates of their own and re-exported here: [`t5`], [`vae`], [`stdit`], [`diffusion`],
@@ -43,6 +48,7 @@
 //! |---|---|
 //! | `flex` (default), `ndarray`, `tch`, `cuda`, `rocm`, `wgpu`, `vulkan`, `metal` | a backend, under burn's name |
 //! | `fusion`, `autotune`; `cuda-full`, `rocm-full`, `wgpu-full`, `vulkan-full`, `metal-full` | fused and tuned kernels; a backend with both, recommended on real GPUs |
+//! | `hub` | `hub`, `pretrained`: weights by name from the Hugging Face hub |
 //! | `train` | `train`, `data`, `manifest`, `chart`: recipes, the training loop, data sets |
 //! | `prepare` | `prepare`, `shots`, `manifest`, `chart`: raw videos to a training set |
 //! | `caption`, `download`, `onnx` | steps of `prepare` that speak HTTP or run ONNX models |
@@ -56,6 +62,8 @@ pub use opensora_checkpoint as checkpoint;
 pub use opensora_data as data;
 pub use opensora_diffusion as diffusion;
 pub use opensora_files as files;
+#[cfg(feature = "hub")]
+pub use opensora_hub as hub;
 #[cfg(any(feature = "train", feature = "prepare", feature = "parquet"))]
 pub use opensora_manifest as manifest;
 pub use opensora_nn as nn;
@@ -75,12 +83,15 @@ pub mod class_files;
 pub mod denoiser;
 pub mod frames;
 pub mod image_denoiser;
+pub mod inspect;
 pub mod labelled;
 pub mod labels;
 pub mod latents;
 pub mod model_files;
 pub mod pipeline;
 pub mod presets;
+#[cfg(feature = "hub")]
+pub mod pretrained;
 pub mod request;
 #[cfg(feature = "train")]
 pub mod training;

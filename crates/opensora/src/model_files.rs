@@ -56,9 +56,9 @@ pub enum ScaleRule {
 }
 
 /// Names of the text encoder's folder, the published one first, then the reference's.
-const T5_FOLDERS: [&str; 2] = ["t5-v1_1-xxl", "t5_ckpts/t5-v1_1-xxl"];
+pub(crate) const T5_FOLDERS: [&str; 2] = ["t5-v1_1-xxl", "t5_ckpts/t5-v1_1-xxl"];
 /// Names of the VAE's folder.
-const VAE_FOLDERS: [&str; 2] = ["sd-vae-ft-ema", "sd-vae-ft-mse"];
+pub(crate) const VAE_FOLDERS: [&str; 2] = ["sd-vae-ft-ema", "sd-vae-ft-mse"];
 
 /// Why a model's files could not be found.
 #[derive(Debug, thiserror::Error)]
@@ -345,22 +345,32 @@ impl ModelFiles {
     }
 
     fn preset(preset: &Preset, parts: &PartPaths) -> Result<Self, ModelError> {
-        let PresetModel::Text(architecture) = preset.model else {
-            let name = preset.name.into();
-            return Err(ModelError::Condition { name, follows: FOLLOWS_LABEL });
-        };
         let find = |given: &Option<PathBuf>, names: &[&str], origin, option| {
             find_part(preset, parts, given, names, origin, option)
         };
+        // Said before a file is looked for.
+        architecture(preset)?;
+        let denoiser = find(&None, preset.files, preset.origin.place(), "--weights-dir")?;
+        let t5 = find(&parts.t5, &T5_FOLDERS, presets::TEXT_ENCODER, "--t5")?;
+        Self::of_preset(preset, denoiser, t5, find_vae(preset, parts)?)
+    }
+
+    /// The files of a preset that were found.
+    pub(crate) fn of_preset(
+        preset: &Preset,
+        denoiser: PathBuf,
+        t5: PathBuf,
+        vae: PathBuf,
+    ) -> Result<Self, ModelError> {
         Ok(Self {
             name: preset.name.into(),
-            architecture,
-            denoiser: find(&None, preset.files, preset.origin.place(), "--weights-dir")?,
+            architecture: architecture(preset)?,
+            denoiser,
             denoiser_config: DenoiserConfig { scales: preset.scales, ..DenoiserConfig::xl_2() },
             scales: ScaleRule::Fixed,
             prediction_type: None,
-            t5: find(&parts.t5, &T5_FOLDERS, presets::TEXT_ENCODER, "--t5")?,
-            vae: find_vae(preset, parts)?,
+            t5,
+            vae,
             defaults: preset.defaults(),
             buckets: preset.buckets,
         })
@@ -383,6 +393,16 @@ impl ModelFiles {
     }
 }
 
+/// Returns what a preset's denoiser is, if it follows a prompt.
+pub(crate) fn architecture(preset: &Preset) -> Result<Architecture, ModelError> {
+    match preset.model {
+        PresetModel::Text(architecture) => Ok(architecture),
+        PresetModel::Class(..) => {
+            Err(ModelError::Condition { name: preset.name.into(), follows: FOLLOWS_LABEL })
+        }
+    }
+}
+
 /// Returns true if this is the name of an architecture with class labels.
 pub(crate) fn is_class_kind(name: &str) -> bool {
     [ClassKind::Dit, ClassKind::Latte].iter().any(|kind| kind.name() == name)
@@ -400,16 +420,23 @@ pub(crate) fn find_part(
     if let Some(path) = given {
         return Ok(path.clone());
     }
-    let folder = parts.weights_dir.clone().unwrap_or_else(|| "pretrained_models".into());
-    names.iter().map(|name| folder.join(name)).find(|path| path.exists()).ok_or_else(|| {
-        ModelError::MissingFile {
-            preset: preset.name.into(),
-            what: format!("'{}'", names[0]),
-            origin,
-            folder: folder.clone(),
-            option,
-        }
+    find_local(parts, names).ok_or_else(|| ModelError::MissingFile {
+        preset: preset.name.into(),
+        what: format!("'{}'", names[0]),
+        origin,
+        folder: weights_dir(parts),
+        option,
     })
+}
+
+/// Returns the path of the first of `names` in the folder of weights.
+pub(crate) fn find_local(parts: &PartPaths, names: &[&str]) -> Option<PathBuf> {
+    let folder = weights_dir(parts);
+    names.iter().map(|name| folder.join(name)).find(|path| path.exists())
+}
+
+fn weights_dir(parts: &PartPaths) -> PathBuf {
+    parts.weights_dir.clone().unwrap_or_else(|| "pretrained_models".into())
 }
 
 /// Returns the VAE of a preset.

@@ -102,7 +102,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 fn demo(args: &DemoArgs) -> anyhow::Result<()> {
     let device = args.device.open()?;
     let policy = model::policy(args.allow_outside_paths)?;
-    let files = model::resolve(&args.model, &PartPaths { policy, ..PartPaths::default() })?;
+    let files = model::resolve(
+        &args.model,
+        &PartPaths { policy, ..PartPaths::default() },
+        args.report.quiet,
+    )?;
     let evaluation = Evaluation {
         set: match (args.seen, args.all) {
             (true, _) => PromptSet::Seen,

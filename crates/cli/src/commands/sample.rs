@@ -69,7 +69,8 @@ pub(crate) struct Args {
     /// of device.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_path", "latents", "save_latents"])]
     from_record: Option<PathBuf>,
-    /// Model: demo (bundled), a preset, a folder with a model.json, or an STDiT-XL/2 checkpoint
+    /// Model: demo (bundled), a preset (fetched on first use), a folder or OWNER/NAME of a repository of
+    /// the Hugging Face hub with a model.json, or an STDiT-XL/2 checkpoint
     /// [default: demo; with --label dit-xl-2-256x256]
     ///
     /// Presets: opensora-v1-16x256x256, opensora-v1-hq-16x256x256, opensora-v1-hq-16x512x512; for
@@ -83,7 +84,8 @@ pub(crate) struct Args {
     /// Folder or file of the Stable Diffusion VAE
     #[arg(long)]
     vae: Option<PathBuf>,
-    /// Folder that holds the files of a preset [default: pretrained_models]
+    /// Folder that holds the files of a preset; nothing is fetched then [default: pretrained_models, else
+    /// the cache of the Hugging Face hub]
     #[arg(long)]
     weights_dir: Option<PathBuf>,
     /// Let the paths in a model.json lead anywhere, not only into its folder and below the working
@@ -198,7 +200,7 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
         weights_dir: args.weights_dir.clone(),
         policy: model::policy(args.allow_outside_paths)?,
     };
-    let files = model::resolve(args.model(), &parts)?;
+    let files = model::resolve(args.model(), &parts, args.report.quiet)?;
     if let Some(ratio) = args.aspect_ratio {
         let size = files.nearest_size(ratio).with_context(|| {
             format!("--aspect-ratio: {} was trained for one size: use --image-size", files.name)

@@ -139,6 +139,6 @@ fn parts(args: &Args) -> anyhow::Result<(PathBuf, PathBuf)> {
         weights_dir: args.weights_dir.clone(),
         policy: crate::model::policy(args.allow_outside_paths)?,
     };
-    let files = crate::model::resolve(model, &paths)?;
+    let files = crate::model::resolve(model, &paths, args.report.quiet)?;
     Ok((files.vae, files.t5))
 }

@@ -4,8 +4,8 @@ use super::{Args, outputs::Outputs};
 use crate::{model, output, progress::Progress, stop};
 use anyhow::Context;
 use opensora::{
-    ClassFiles, ClassToVideo, SampleRequest, files::read::read_text, labels,
-    model_files::PartPaths, nn::device, pipeline::Sampled, stdit::DenoiserWork,
+    ClassToVideo, SampleRequest, files::read::read_text, labels, model_files::PartPaths,
+    nn::device, pipeline::Sampled, stdit::DenoiserWork,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -54,6 +54,9 @@ struct Record {
     /// Name of the device for `--device`.
     device_name: Option<String>,
     low_memory: bool,
+    /// Repository and commit of weights that are from the hub.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    weights: Vec<Value>,
     version: String,
 }
 
@@ -83,7 +86,7 @@ pub(super) fn run(args: &mut Args) -> anyhow::Result<()> {
         policy: model::policy(args.allow_outside_paths)?,
     };
     let name = args.model.as_deref().unwrap_or(DEFAULT_MODEL);
-    let files = ClassFiles::resolve(name, &parts).context("--model")?;
+    let files = model::resolve_class(name, &parts, args.report.quiet)?;
     let labels = args
         .label
         .iter()
@@ -170,6 +173,7 @@ impl Record {
             device: format!("{:?}", pipeline.device()),
             device_name: device::name(pipeline.device()),
             low_memory: args.low_memory,
+            weights: model::sources(&[&files.denoiser, &files.vae]),
             version: env!("CARGO_PKG_VERSION").into(),
         })
     }

@@ -58,6 +58,9 @@ pub(super) struct Record {
     /// The file of latents that was decoded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     latents: Option<PathBuf>,
+    /// Repository and commit of weights that are from the hub.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    weights: Vec<Value>,
 }
 
 impl Record {
@@ -105,6 +108,7 @@ impl Record {
     ) -> anyhow::Result<Self> {
         let guidance = request.guidance();
         let scales = pipeline.position_scales(request);
+        let files = pipeline.files();
         let absolute = |path: &Option<PathBuf>| -> anyhow::Result<Option<PathBuf>> {
             Ok(path.as_ref().map(std::path::absolute).transpose()?)
         };
@@ -147,6 +151,7 @@ impl Record {
             t5_dtype: Some(args.t5_dtype().to_string()),
             device_name: device::name(pipeline.device()),
             latents: absolute(&args.latents)?,
+            weights: crate::model::sources(&[&files.denoiser, &files.t5, &files.vae]),
         })
     }
 

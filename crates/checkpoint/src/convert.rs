@@ -1,0 +1,315 @@
+//! Any readable checkpoint as safetensors, tensor by tensor.
+
+use crate::{Checkpoint, CheckpointError, TensorEntry, safetensors_file::file_dtype};
+use burn::tensor::{DType, FloatDType, TensorData};
+use opensora_files::write_atomically;
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde_json::json;
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::{self, BufWriter, Write},
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
+
+/// How a checkpoint is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConvertSpec {
+    /// Type of tensors of floating point; `None` keeps theirs. Others keep theirs in any case.
+    pub dtype: Option<FloatDType>,
+    /// Bytes of tensors in a file at most; a larger tensor has a file of its own.
+    pub max_shard_bytes: u64,
+}
+
+impl Default for ConvertSpec {
+    fn default() -> Self {
+        Self { dtype: None, max_shard_bytes: u64::MAX }
+    }
+}
+
+/// What a conversion wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Converted {
+    /// The files of tensors.
+    pub files: Vec<PathBuf>,
+    /// The index, if there are several files.
+    pub index: Option<PathBuf>,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Bytes of the tensors.
+    pub bytes: u64,
+}
+
+/// How far a conversion is; returns whether it goes on.
+pub type Advance<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
+
+/// A tensor and what it will be.
+struct Planned<'a> {
+    key: &'a str,
+    entry: &'a TensorEntry,
+    dtype: DType,
+    bytes: u64,
+}
+
+impl Checkpoint {
+    /// Writes all tensors under their keys as `model.safetensors` in `folder`, or as
+    /// `model-00001-of-0000N.safetensors` and so on with an index as transformers and diffusers read it.
+    ///
+    /// One tensor is in memory at a time. `advance` gets the bytes that were
+    /// written and those of all tensors.
+    ///
+    /// # Errors
+    /// Returns an error if a tensor cannot be read or has a type that safetensors files cannot hold, a file
+    /// cannot be written, or `advance` breaks ([`io::ErrorKind::Interrupted`]).
+    pub fn convert(
+        &self,
+        spec: &ConvertSpec,
+        folder: &Path,
+        advance: Advance<'_>,
+    ) -> Result<Converted, CheckpointError> {
+        let planned = self.plan(spec.dtype)?;
+        let total = planned.iter().map(|tensor| tensor.bytes).sum();
+        let shards = split(planned, spec.max_shard_bytes);
+        let count = shards.len();
+        let name = |number: usize| match count {
+            1 => "model.safetensors".to_string(),
+            _ => format!("model-{number:05}-of-{count:05}.safetensors"),
+        };
+        let (mut files, mut weight_map, mut done) = (Vec::new(), BTreeMap::new(), 0);
+        for (index, shard) in shards.iter().enumerate() {
+            let name = name(index + 1);
+            weight_map.extend(shard.iter().map(|tensor| (tensor.key, name.clone())));
+            let path = folder.join(name);
+            write_shard(&path, shard, &mut done, total, advance)?;
+            files.push(path);
+        }
+        let tensors = weight_map.len();
+        let index = (count > 1).then(|| folder.join("model.safetensors.index.json"));
+        if let Some(path) = &index {
+            let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+            write_atomically(path, |file| std::fs::write(file, format!("{index:#}\n")))
+                .map_err(|source| CheckpointError::Write { path: path.into(), source })?;
+        }
+        Ok(Converted { files, index, tensors, bytes: total })
+    }
+
+    /// Writes all tensors under their keys as one safetensors file, as [`convert`](Self::convert).
+    ///
+    /// # Errors
+    /// Returns the errors of [`convert`](Self::convert).
+    pub fn convert_to_file(
+        &self,
+        dtype: Option<FloatDType>,
+        path: &Path,
+        advance: Advance<'_>,
+    ) -> Result<Converted, CheckpointError> {
+        let planned = self.plan(dtype)?;
+        let total = planned.iter().map(|tensor| tensor.bytes).sum();
+        write_shard(path, &planned, &mut 0, total, advance)?;
+        let tensors = planned.len();
+        Ok(Converted { files: vec![path.into()], index: None, tensors, bytes: total })
+    }
+
+    /// Returns what every tensor will be, before the first byte is written.
+    fn plan(&self, wanted: Option<FloatDType>) -> Result<Vec<Planned<'_>>, CheckpointError> {
+        let mut planned = Vec::with_capacity(self.tensors().len());
+        for (key, entry) in self.tensors() {
+            let found = match entry.dtype() {
+                Some(dtype) => dtype,
+                // Reading it says why it cannot be read.
+                None => entry.read(key)?.dtype(),
+            };
+            let dtype = wanted.filter(|_| found.is_float()).map_or(found, DType::from);
+            if file_dtype(dtype).is_none() {
+                return Err(unwritable(key, entry, dtype));
+            }
+            let bytes = entry.byte_len() / found.size().max(1) as u64 * dtype.size() as u64;
+            planned.push(Planned { key, entry, dtype, bytes });
+        }
+        Ok(planned)
+    }
+}
+
+fn unwritable(key: &str, entry: &TensorEntry, dtype: DType) -> CheckpointError {
+    CheckpointError::Tensor {
+        path: entry.file().into(),
+        key: key.into(),
+        reason: format!("element type {dtype:?} has no place in a safetensors file"),
+    }
+}
+
+/// Splits tensors into files in the order of their keys.
+fn split(planned: Vec<Planned<'_>>, max_bytes: u64) -> Vec<Vec<Planned<'_>>> {
+    let (mut shards, mut bytes) = (vec![Vec::new()], 0u64);
+    for tensor in planned {
+        let last = shards.len() - 1;
+        if !shards[last].is_empty() && bytes.saturating_add(tensor.bytes) > max_bytes {
+            shards.push(Vec::new());
+            bytes = 0;
+        }
+        bytes = bytes.saturating_add(tensor.bytes);
+        let last = shards.len() - 1;
+        shards[last].push(tensor);
+    }
+    shards
+}
+
+/// Writes a file that appears complete or not at all.
+fn write_shard(
+    path: &Path,
+    shard: &[Planned<'_>],
+    done: &mut u64,
+    total: u64,
+    advance: Advance<'_>,
+) -> Result<(), CheckpointError> {
+    // Wide types first, so that every tensor is aligned; as the safetensors crate orders them.
+    let mut order: Vec<&Planned<'_>> = shard.iter().collect();
+    order.sort_by(|a, b| b.dtype.size().cmp(&a.dtype.size()).then(a.key.cmp(b.key)));
+    let header = header(&order)?;
+    let mut unread = None;
+    let written = write_atomically(path, |file| {
+        let mut file = BufWriter::new(File::create(file)?);
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        for tensor in &order {
+            if advance(*done, total).is_break() {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let (found, bytes) = match tensor.entry.read_bytes(tensor.key) {
+                Ok(read) => read,
+                Err(error) => {
+                    unread = Some(error);
+                    return Err(io::ErrorKind::Other.into());
+                }
+            };
+            if found == tensor.dtype {
+                file.write_all(&bytes)?;
+            } else {
+                write_cast(&bytes, found, tensor.dtype, &mut file)?;
+            }
+            *done += tensor.bytes;
+        }
+        file.flush()
+    });
+    if let Some(error) = unread {
+        return Err(error);
+    }
+    written.map_err(|source| CheckpointError::Write { path: path.into(), source })?;
+    let _ = advance(*done, total);
+    Ok(())
+}
+
+/// Writes numbers in another type, some at a time, so that memory holds one form of the tensor only.
+fn write_cast(bytes: &[u8], from: DType, to: DType, file: &mut impl Write) -> io::Result<()> {
+    const NUMBERS: usize = 1 << 18;
+    for chunk in bytes.chunks(NUMBERS * from.size()) {
+        let count = chunk.len() / from.size();
+        let data = TensorData::from_bytes_vec(chunk.to_vec(), [count], from);
+        file.write_all(&data.try_cast(to).map_err(io::Error::other)?.into_bytes())?;
+    }
+    Ok(())
+}
+
+/// The JSON in front of the tensors, padded to eight bytes.
+fn header(order: &[&Planned<'_>]) -> Result<Vec<u8>, CheckpointError> {
+    let mut start = 0;
+    let mut tensors = Vec::new();
+    for tensor in order {
+        let dtype = file_dtype(tensor.dtype)
+            .ok_or_else(|| unwritable(tensor.key, tensor.entry, tensor.dtype))?;
+        let end = start + tensor.bytes as usize;
+        let shape = tensor.entry.shape().to_vec();
+        tensors.push((
+            tensor.key.to_string(),
+            TensorInfo { dtype, shape, data_offsets: (start, end) },
+        ));
+        start = end;
+    }
+    // What transformers asks of files that it opens itself.
+    let notes = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let path = order.first().map_or(Path::new(""), |tensor| tensor.entry.file());
+    let fail = |reason: String| CheckpointError::Format { path: path.into(), reason };
+    let metadata = Metadata::new(Some(notes), tensors).map_err(|error| fail(error.to_string()))?;
+    let mut header = serde_json::to_vec(&metadata).map_err(|error| fail(error.to_string()))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok(header)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(folder: &Path) -> PathBuf {
+        let float =
+            |values: &[f32]| values.iter().flat_map(|x| x.to_ne_bytes()).collect::<Vec<u8>>();
+        let bytes =
+            [float(&[1.0, -2.5, 3.0, 0.1]), float(&[7.0, 8.0]), 5i64.to_ne_bytes().to_vec()];
+        let tensors = [
+            ("b.weight", safetensors::Dtype::F32, vec![2, 2]),
+            ("a.bias", safetensors::Dtype::F32, vec![2]),
+            ("step", safetensors::Dtype::I64, vec![]),
+        ];
+        let views = tensors.iter().zip(&bytes).map(|((key, dtype, shape), bytes)| {
+            let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes);
+            (key.to_string(), view.unwrap())
+        });
+        let path = folder.join("in.safetensors");
+        safetensors::serialize_to_file(views, None, &path).unwrap();
+        path
+    }
+
+    fn go_on(_: u64, _: u64) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    #[test]
+    fn every_tensor_is_the_same_in_shards() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(file(folder.path())).unwrap();
+        let out = folder.path().join("out");
+        std::fs::create_dir(&out).unwrap();
+        let spec = ConvertSpec { max_shard_bytes: 16, ..ConvertSpec::default() };
+        let converted = checkpoint.convert(&spec, &out, &mut go_on).unwrap();
+        assert_eq!((converted.files.len(), converted.tensors, converted.bytes), (2 + 1, 3, 32));
+        let read = Checkpoint::open(&out).unwrap();
+        assert_eq!(read.taken(), converted.index.unwrap());
+        for (key, tensor) in checkpoint.tensors() {
+            assert_eq!(tensor.read(key).unwrap(), read.tensors()[key].read(key).unwrap(), "{key}");
+        }
+        assert_eq!(read.notes().unwrap()["format"], "pt");
+    }
+
+    #[test]
+    fn floats_are_rounded_to_another_type_and_integers_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(file(folder.path())).unwrap();
+        let path = folder.path().join("out.safetensors");
+        let mut last = (0, 0);
+        let converted = checkpoint
+            .convert_to_file(Some(FloatDType::BF16), &path, &mut |done, total| {
+                last = (done, total);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!((converted.bytes, last), (8 + 4 + 8, (20, 20)));
+        let read = Checkpoint::open(&path).unwrap();
+        let tensor = |key: &str| -> TensorData { read.tensors()[key].read(key).unwrap() };
+        assert_eq!(tensor("b.weight").dtype(), DType::BF16);
+        let values: Vec<f32> = tensor("b.weight").iter::<f32>().collect();
+        assert_eq!(values, [1.0, -2.5, 3.0, 0.100_097_656]);
+        assert_eq!(tensor("step").iter::<i64>().collect::<Vec<_>>(), [5]);
+    }
+
+    #[test]
+    fn a_conversion_that_is_stopped_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(file(folder.path())).unwrap();
+        let path = folder.path().join("out.safetensors");
+        let error = checkpoint
+            .convert_to_file(None, &path, &mut |_, _| ControlFlow::Break(()))
+            .unwrap_err();
+        assert!(matches!(error, CheckpointError::Write { .. }), "{error}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,171 @@
+//! `opensora weights convert`: any known layout to safetensors.
+
+use crate::{options::Report, output, progress::Progress, stop};
+use anyhow::{Context, bail};
+use opensora::{
+    checkpoint::{Checkpoint, ConvertSpec, Converted},
+    files::{AtomicFolder, Existing},
+    nn::dtype::Dtype,
+};
+use serde_json::json;
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
+
+/// Options of `opensora weights convert`.
+#[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  opensora weights convert OpenSora-v1-HQ-16x512x512.pth -o stdit.safetensors
+  opensora weights convert t5-v1_1-xxl -o t5-bf16 --dtype bf16 --max-shard-size 2GB
+
+Tensors are read and written one by one, so that memory holds the largest one only. A folder's
+config.json and tokenizer are copied beside the weights.")]
+pub(crate) struct Args {
+    /// File, index or folder of weights
+    #[arg(value_name = "WEIGHTS")]
+    weights: PathBuf,
+    /// File ending in .safetensors, or a folder that is new or empty
+    #[arg(long, short, alias = "output", value_name = "PATH")]
+    out: PathBuf,
+    /// Float type: f32, bf16 or f16 [default: as in the file]
+    #[arg(long)]
+    dtype: Option<Dtype>,
+    /// Most bytes of tensors in a file, such as 500MB or 2GB; for folders [default: one file]
+    #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
+    max_shard_size: Option<u64>,
+    /// Fail if the output exists already, instead of replacing a file
+    #[arg(long)]
+    no_overwrite: bool,
+    #[command(flatten)]
+    report: Report,
+}
+
+/// Parses a size such as 500MB, 2GB, 1GiB or 1000000; MB are millions as in transformers.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let upper = text.trim().to_ascii_uppercase();
+    let units = [
+        ("KIB", 1 << 10),
+        ("MIB", 1 << 20),
+        ("GIB", 1 << 30),
+        ("KB", 1000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000_u64),
+        ("B", 1),
+        ("", 1),
+    ];
+    let parsed = units.into_iter().find_map(|(unit, factor)| {
+        let number = upper.strip_suffix(unit)?.trim().parse::<u64>().ok()?;
+        number.checked_mul(factor).filter(|bytes| *bytes > 0)
+    });
+    parsed.ok_or_else(|| "expected a size such as 500MB, 2GB or 1GiB".into())
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let checkpoint = Checkpoint::open(&args.weights)?;
+    let is_file = args.out.extension().is_some_and(|ending| ending == "safetensors");
+    if is_file && args.max_shard_size.is_some() {
+        bail!("--max-shard-size is for a folder: name one with --out");
+    }
+    if args.no_overwrite && args.out.exists() {
+        bail!("{}: it exists already", args.out.display());
+    }
+    let dtype = args.dtype.map(Dtype::float);
+    stop::listen();
+    let mut progress = Progress::new(args.report.quiet);
+    let mut advance = |done: u64, total: u64| -> ControlFlow<()> {
+        // In MB: a file of bytes has too many digits.
+        progress.advance("converting (MB)", megabytes(done), megabytes(total));
+        stop::flow()
+    };
+    let converted = match is_file {
+        true => checkpoint.convert_to_file(dtype, &args.out, &mut advance),
+        false => {
+            let max_shard_bytes = args.max_shard_size.unwrap_or(u64::MAX);
+            let spec = ConvertSpec { dtype, max_shard_bytes };
+            let out = || args.out.display().to_string();
+            let existing = if args.no_overwrite { Existing::Refuse } else { Existing::Replace };
+            let folder = AtomicFolder::create(&args.out, existing).with_context(out)?;
+            let converted = checkpoint.convert(&spec, folder.temporary_path(), &mut advance);
+            match converted {
+                Ok(converted) => {
+                    copy_beside(&checkpoint, folder.temporary_path())?;
+                    folder.commit().with_context(out)?;
+                    Ok(moved(converted, &args.out))
+                }
+                Err(error) => Err(error),
+            }
+        }
+    };
+    progress.finish();
+    let converted = converted.map_err(|error| match stop::exit_code() {
+        Some(_) => stop::Stopped("nothing was written".into()).into(),
+        None => anyhow::Error::from(error),
+    })?;
+    let Converted { files, index, tensors, bytes } = converted;
+    if args.report.json {
+        return Ok(output::json(&json!({
+            "out": args.out, "files": files, "index": index, "tensors": tensors, "bytes": bytes,
+        }))?);
+    }
+    Ok(output::line(format_args!(
+        "{tensors} tensors, {bytes} bytes in {}: {}",
+        if files.len() == 1 { "1 file".into() } else { format!("{} files", files.len()) },
+        args.out.display()
+    ))?)
+}
+
+fn megabytes(bytes: u64) -> usize {
+    bytes.div_ceil(1_000_000) as usize
+}
+
+/// Copies configuration and tokenizer beside the weights, so that the folder is a whole part of a model.
+fn copy_beside(checkpoint: &Checkpoint, folder: &Path) -> anyhow::Result<()> {
+    let from = checkpoint.path();
+    if !from.is_dir() {
+        return Ok(());
+    }
+    for name in [
+        "config.json",
+        "spiece.model",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    ] {
+        let path = from.join(name);
+        if path.is_file() {
+            std::fs::copy(&path, folder.join(name)).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns the paths after their folder got its name.
+fn moved(converted: Converted, folder: &Path) -> Converted {
+    let moved = |path: &PathBuf| folder.join(path.file_name().unwrap_or_default());
+    let files = converted.files.iter().map(moved).collect();
+    Converted { files, index: converted.index.as_ref().map(moved), ..converted }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [
+            ("500MB", 500_000_000),
+            ("2 gb", 2_000_000_000),
+            ("1GiB", 1 << 30),
+            ("64KiB", 65536),
+            ("1000", 1000),
+            ("7B", 7),
+        ] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "0", "-1GB", "1.5GB", "GB", "1TB", "99999999999GB"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+}

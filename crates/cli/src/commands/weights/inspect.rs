@@ -1,0 +1,255 @@
+//! `opensora weights inspect`: what weights are, from their headers.
+
+use super::hub;
+use crate::{fetch_progress::FetchProgress, options::Report, output};
+use anyhow::{Context, bail};
+use opensora::{
+    Preset,
+    checkpoint::Checkpoint,
+    hub::{Files, Lookup, Repository, Wanted},
+    inspect::{Inspection, Unfit, inspect},
+    nn::device,
+    presets::Origin,
+};
+use serde_json::json;
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::Write,
+    path::{Path, PathBuf},
+};
+use tempfile::TempDir;
+
+/// Options of `opensora weights inspect`.
+#[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  opensora weights inspect OpenSora-v1-HQ-16x512x512.pth
+  opensora weights inspect t5-v1_1-xxl --keys
+  opensora weights inspect stabilityai/sd-vae-ft-ema --json
+
+Of a repository that is not in the cache, the headers of safetensors files are read and nothing else is
+fetched; files in PyTorch's format have to be fetched first.")]
+pub(crate) struct Args {
+    /// File, index or folder of weights, a preset, or OWNER/NAME of a repository
+    #[arg(value_name = "WEIGHTS")]
+    weights: String,
+    /// File of the repository
+    #[arg(value_name = "FILE")]
+    file: Option<String>,
+    /// Branch, tag or commit of the repository
+    #[arg(long, default_value = "main")]
+    revision: String,
+    /// List every tensor with its type and shape
+    #[arg(long)]
+    keys: bool,
+    #[command(flatten)]
+    report: Report,
+}
+
+/// Weights, or what stands for them.
+struct Found {
+    checkpoint: Checkpoint,
+    /// Of headers without tensors; the folder is removed with it.
+    _folder: Option<TempDir>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let found = find(args)?;
+    let checkpoint = &found.checkpoint;
+    let inspection = inspect(checkpoint, &device::default_device()?);
+    let mut dtypes: BTreeMap<String, usize> = BTreeMap::new();
+    let mut elements = 0_usize;
+    for tensor in checkpoint.tensors().values() {
+        let name = tensor.dtype().map_or("unreadable".into(), |dtype| format!("{dtype:?}"));
+        *dtypes.entry(name).or_default() += 1;
+        elements = elements.saturating_add(tensor.shape().iter().product());
+    }
+    if args.report.json {
+        return print_json(args, checkpoint, &inspection, &dtypes, elements);
+    }
+    let count = checkpoint.tensors().len();
+    let types: Vec<String> = dtypes.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    let millions = elements as f64 / 1e6;
+    output::line(format_args!("tensors: {count} ({}), {millions:.1} M numbers", types.join(", ")))?;
+    match &inspection.outcome {
+        Ok(report) => {
+            output::line(format_args!("artefact: {}, {}", inspection.artefact, inspection.sizes))?;
+            output::line(format_args!("fits: {report}"))?;
+        }
+        Err(unfit) => {
+            let (near, sizes) = (&inspection.artefact, inspection.sizes);
+            output::line(format_args!("artefact: none known here; nearest: {near}, {sizes}"))?;
+            let reason = match unfit {
+                Unfit::Keys(mismatch) => mismatch.to_string(),
+                Unfit::Other(reason) => reason.clone(),
+                _ => String::new(),
+            };
+            output::line(reason)?;
+        }
+    }
+    if args.keys {
+        for (key, tensor) in checkpoint.tensors() {
+            let dtype = tensor.dtype().map_or("unreadable".into(), |dtype| format!("{dtype:?}"));
+            let key = opensora::files::one_line(key);
+            output::line(format_args!("{key}  {dtype}  {:?}", tensor.shape()))?;
+        }
+    }
+    Ok(())
+}
+
+fn print_json(
+    args: &Args,
+    checkpoint: &Checkpoint,
+    inspection: &Inspection,
+    dtypes: &BTreeMap<String, usize>,
+    elements: usize,
+) -> anyhow::Result<()> {
+    let (missing, unused, shapes, reason) = match &inspection.outcome {
+        Ok(_) => (vec![], vec![], vec![], None),
+        Err(Unfit::Keys(mismatch)) => {
+            let shapes = mismatch.shapes.iter().map(
+                |shape| json!({"key": shape.key, "found": shape.found, "expected": shape.expected}),
+            );
+            let (missing, unused) = (mismatch.missing.clone(), mismatch.unused.clone());
+            (missing, unused, shapes.collect(), Some(mismatch.likely_cause.clone()))
+        }
+        Err(Unfit::Other(reason)) => (vec![], vec![], vec![], Some(reason.clone())),
+        Err(_) => (vec![], vec![], vec![], None),
+    };
+    let tensors: BTreeMap<&str, _> = checkpoint
+        .tensors()
+        .iter()
+        .map(|(key, tensor)| {
+            let dtype = tensor.dtype().map(|dtype| format!("{dtype:?}"));
+            (key.as_str(), json!({"dtype": dtype, "shape": tensor.shape()}))
+        })
+        .collect();
+    Ok(output::json(&json!({
+        "weights": args.weights, "artefact": inspection.artefact, "sizes": inspection.sizes,
+        "fits": inspection.outcome.is_ok(), "missing": missing, "left_over": unused,
+        "other_shapes": shapes, "reason": reason, "dtypes": dtypes, "numbers": elements,
+        "tensors": tensors,
+    }))?)
+}
+
+fn find(args: &Args) -> anyhow::Result<Found> {
+    let open = |path: &Path| -> anyhow::Result<Found> {
+        Ok(Found { checkpoint: Checkpoint::open(path)?, _folder: None })
+    };
+    let path = Path::new(&args.weights);
+    if path.exists() {
+        return open(path);
+    }
+    let hub = hub()?;
+    let (repository, file) = match Preset::find(&args.weights).map(|preset| preset.origin) {
+        Some(Origin::Url(url)) => {
+            let path = hub.address_path(url)?;
+            if !path.is_file() {
+                bail!(
+                    "{url}: not in the cache: fetch it with `opensora weights fetch {}`",
+                    args.weights
+                );
+            }
+            return open(&path);
+        }
+        Some(Origin::Hub { repository, file }) => (repository.parse()?, Some(file.to_string())),
+        _ => {
+            let repository: Repository = args
+                .weights
+                .parse()
+                .with_context(|| format!("no file, folder or preset '{}'", args.weights))?;
+            (repository, args.file.clone())
+        }
+    };
+    if let Some(path) = cached(&hub, &repository, &args.revision, file.as_deref()) {
+        return open(&path);
+    }
+    remote(&hub, &repository, file, args)
+}
+
+/// Returns weights that the cache has.
+fn cached(
+    hub: &opensora::hub::Hub,
+    repository: &Repository,
+    revision: &str,
+    file: Option<&str>,
+) -> Option<PathBuf> {
+    let commit = hub.cache().commit(repository, revision)?;
+    match file {
+        Some(file) => hub.cache().find(repository, &commit, file),
+        None => {
+            let folder = hub.cache().snapshot(repository, &commit);
+            Checkpoint::open(&folder).is_ok().then_some(folder)
+        }
+    }
+}
+
+/// Reads the headers of a repository's safetensors files into a folder, where empty space stands for the
+/// tensors.
+fn remote(
+    hub: &opensora::hub::Hub,
+    repository: &Repository,
+    file: Option<String>,
+    args: &Args,
+) -> anyhow::Result<Found> {
+    let mut progress = FetchProgress::new(args.report.quiet);
+    let listing = hub.list(repository, &args.revision, &mut progress)?;
+    let headers: Vec<String> = match file {
+        Some(file) => vec![file],
+        None => {
+            let top = |name: &&String| name.ends_with(".safetensors") && !name.contains('/');
+            listing.files.iter().filter(top).cloned().collect()
+        }
+    };
+    if headers.is_empty() || headers.iter().any(|name| !name.ends_with(".safetensors")) {
+        bail!(
+            "{repository}: its weights are not in safetensors, whose headers alone can be read: fetch \
+             them with `opensora weights fetch`"
+        );
+    }
+    let folder = tempfile::tempdir().context("a temporary folder")?;
+    let plain = |name: &str| folder.path().join(name.rsplit('/').next().unwrap_or(name));
+    for name in &headers {
+        let (header, size) =
+            hub.safetensors_header(repository, &listing.commit, name, &mut progress)?;
+        let path = plain(name);
+        let write = || {
+            let mut file = File::create(&path)?;
+            file.write_all(&header)?;
+            // Takes no space on disks that store empty space as such.
+            file.set_len(size)
+        };
+        write().with_context(|| path.display().to_string())?;
+    }
+    let config = Files::Named(vec!["config.json".into()]);
+    if listing.files.contains("config.json") {
+        let revision = listing.commit.as_str();
+        let wanted = Wanted { repository, revision, files: &config };
+        let snapshot = hub.fetch(&wanted, Lookup::CacheFirst, &mut progress)?;
+        std::fs::copy(snapshot.folder.join("config.json"), folder.path().join("config.json"))
+            .context("config.json")?;
+    }
+    progress.finish();
+    let index = "model.safetensors.index.json";
+    let checkpoint = match &headers[..] {
+        [one] => Checkpoint::open(plain(one))?,
+        // Without an index of its own, every file's tensors are the weights.
+        several => {
+            let mut weight_map = BTreeMap::new();
+            for name in several {
+                let shard = plain(name);
+                let shard_name =
+                    shard.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let keys: Vec<String> =
+                    Checkpoint::open(&shard)?.keys().map(String::from).collect();
+                weight_map.extend(keys.into_iter().map(|key| (key, shard_name.clone())));
+            }
+            let path = folder.path().join(index);
+            std::fs::write(&path, json!({ "weight_map": weight_map }).to_string())
+                .context("the index of headers")?;
+            Checkpoint::open(&path)?
+        }
+    };
+    Ok(Found { checkpoint, _folder: Some(folder) })
+}

@@ -1,0 +1,234 @@
+//! `opensora weights`, and models by name, against a stand-in of the hub.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../../hub/tests/hub_server/mod.rs"]
+mod hub_server;
+
+use hub_server::{COMMIT, Repo, Server, bytes};
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+use tempfile::TempDir;
+
+/// An empty cache, and a hub with one repository.
+struct Case {
+    folder: TempDir,
+    server: Server,
+}
+
+impl Case {
+    fn new(repo: Repo) -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), server: Server::start(repo, |_| None) }
+    }
+
+    fn home(&self) -> PathBuf {
+        self.folder.path().join("hf")
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_opensora"));
+        command.args(args).current_dir(self.folder.path());
+        for name in ["HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"] {
+            command.env_remove(name);
+        }
+        command.env("HF_HOME", self.home()).env("HF_ENDPOINT", &self.server.url);
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> String {
+        text(&self.command(args).output().unwrap())
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.run(&[args, &["--json"]].concat())).unwrap()
+    }
+
+    /// Runs what fails, without the hub; returns the message.
+    fn error(&self, args: &[&str]) -> String {
+        let output = self.command(args).env("HF_HUB_OFFLINE", "1").output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+}
+
+fn text(output: &Output) -> String {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn demo_model() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../demo/model")
+}
+
+/// All files of the bundled model.
+fn demo_repository() -> Repo {
+    fn add(mut repo: Repo, folder: &Path, prefix: &str) -> Repo {
+        for entry in fs::read_dir(folder).unwrap() {
+            let (path, name) = (entry.as_ref().unwrap().path(), entry.unwrap().file_name());
+            let name = format!("{prefix}{}", name.to_str().unwrap());
+            repo = match path.is_dir() {
+                true => add(repo, &path, &format!("{name}/")),
+                false => repo.with(&name, fs::read(&path).unwrap()),
+            };
+        }
+        repo
+    }
+    add(Repo::default(), &demo_model(), "")
+}
+
+#[test]
+fn a_model_of_the_hub_is_sampled_by_its_name() {
+    let case = Case::new(demo_repository());
+    let prompt = "a red circle grows on a black background";
+    let args = ["sample", prompt, "--model", "owner/name", "--num-frames", "1", "--steps", "2"];
+    let first = case.command(&[&args[..], &["--device", "flex", "-o", "a.png"]].concat()).output();
+    let first = first.unwrap();
+    text(&first);
+    // How much comes and where it goes is said before it comes.
+    let said = String::from_utf8(first.stderr).unwrap();
+    assert!(said.contains("fetching") && said.contains("MiB, from owner/name to "), "{said}");
+    let record = fs::read(case.folder.path().join("a.png.json")).unwrap();
+    let record: Value = serde_json::from_slice(&record).unwrap();
+    assert_eq!(record["weights"][0]["repository"], "owner/name");
+    assert_eq!(record["weights"][0]["commit"], COMMIT);
+    assert_eq!(record["weights"].as_array().unwrap().len(), 3, "{record}");
+
+    let again = [&args[..], &["--device", "flex", "-o", "b.png"]].concat();
+    text(&case.command(&again).env("HF_HUB_OFFLINE", "1").output().unwrap());
+    let pixels = |name: &str| fs::read(case.folder.path().join(name)).unwrap();
+    assert!(pixels("a.png") == pixels("b.png"));
+}
+
+#[test]
+fn files_are_fetched_listed_and_verified() {
+    let repo = Repo::default().with("config.json", "{}").with("x.bin", bytes(100_000, 1));
+    let case = Case::new(repo);
+    let fetched = case.json(&["weights", "fetch", "owner/name", "config.json", "x.bin"]);
+    assert_eq!(fetched["files"][1]["commit"], COMMIT);
+    let path = PathBuf::from(fetched["files"][1]["path"].as_str().unwrap());
+    assert_eq!(fs::read(&path).unwrap(), bytes(100_000, 1));
+
+    let listed = case.json(&["weights", "list"]);
+    assert_eq!(listed["presets"].as_array().unwrap().len(), 10);
+    assert_eq!(listed["presets"][0]["path"], Value::Null);
+    assert_eq!(listed["repositories"][0]["bytes"], 100_002);
+    assert_eq!(listed["repositories"][0]["refs"]["main"], COMMIT);
+    let text = case.run(&["weights", "list"]);
+    assert!(text.contains("opensora-v1-hq-16x512x512") && text.contains("not cached"), "{text}");
+    assert!(text.contains("main at 01234567"), "{text}");
+
+    assert_eq!(case.json(&["weights", "verify"])["damaged"], 0);
+    fs::write(&path, "damaged").unwrap();
+    let message = case.error(&["weights", "verify", "owner/name"]);
+    assert!(message.contains("1 file is damaged"), "{message}");
+    case.error(&["weights", "verify", "owner/name", "--remove-damaged"]);
+    case.run(&["weights", "fetch", "owner/name", "x.bin", "-q"]);
+    assert_eq!(fs::read(&path).unwrap(), bytes(100_000, 1));
+}
+
+#[test]
+fn refusals_of_the_hub_are_one_line() {
+    let case = Case::new(Repo::default());
+    let error = |args: &[&str]| {
+        let output = case.command(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(text.trim_end().lines().count(), 1, "{text}");
+        text
+    };
+    let missing = error(&["weights", "fetch", "owner/other"]);
+    assert!(missing.contains("owner/other: no such repository"), "{missing}");
+    assert!(error(&["weights", "fetch", "owner/name", "x"]).contains("no file 'x'"));
+    assert!(error(&["weights", "fetch", "owner/name"]).contains("--all"));
+    assert!(error(&["weights", "fetch", "no-such-preset/"]).contains("no preset"));
+    let error = case.error(&["sample", "a fox", "--model", "opensora-v1-16x256x256"]);
+    assert!(error.contains("HF_HUB_OFFLINE") && error.contains("t5-v1_1-xxl"), "{error}");
+    let error = case.error(&["sample", "a fox", "--model", "hpcai-tech/Open-Sora"]);
+    assert!(error.contains("several models") && error.contains("opensora-v1-16x256x256"));
+}
+
+#[test]
+fn weights_are_known_from_their_headers() {
+    let model = demo_model();
+    let case = Case::new(
+        Repo::default().with("config.json", fs::read(model.join("vae/config.json")).unwrap()).with(
+            "diffusion_pytorch_model.safetensors",
+            fs::read(model.join("vae/diffusion_pytorch_model.safetensors")).unwrap(),
+        ),
+    );
+    let inspect = |path: &str| case.json(&["weights", "inspect", path]);
+    for (part, artefact) in [
+        ("stdit.safetensors", "STDiT (Open-Sora 1.0)"),
+        ("t5", "T5 v1.1 encoder"),
+        ("vae", "Stable Diffusion VAE"),
+    ] {
+        let found = inspect(model.join(part).to_str().unwrap());
+        assert_eq!((&found["artefact"], &found["fits"]), (&artefact.into(), &true.into()));
+    }
+    // Of a repository, the headers alone.
+    let found = inspect("owner/name");
+    assert_eq!(
+        (&found["artefact"], &found["fits"]),
+        (&"Stable Diffusion VAE".into(), &true.into())
+    );
+    let large = case.server.requests_for("GET", "/cdn/");
+    assert!(large.iter().all(|request| request.range().is_some()), "{large:?}");
+
+    // What is missing and left over is named.
+    let foreign = tempfile::tempdir().unwrap();
+    let path = foreign.path().join("x.safetensors");
+    let bytes = [1.0f32; 4].iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let header =
+        r#"{"blocks.0.attn.qkv.weight":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#;
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.extend(bytes);
+    fs::write(&path, file).unwrap();
+    let found = inspect(path.to_str().unwrap());
+    assert_eq!(found["fits"], false);
+    assert!(!found["missing"].as_array().unwrap().is_empty(), "{found}");
+    let text = case.run(&["weights", "inspect", path.to_str().unwrap(), "--keys"]);
+    assert!(text.contains("none known here") && text.contains("F32  [4]"), "{text}");
+}
+
+#[test]
+fn converted_weights_sample_the_same_image() {
+    let case = Case::new(Repo::default());
+    let model = demo_model();
+    let t5 = model.join("t5");
+    let convert = |from: &Path, args: &[&str]| {
+        case.json(&[&["weights", "convert", from.to_str().unwrap()], args].concat())
+    };
+    let converted = convert(&t5, &["-o", "t5", "--max-shard-size", "100KB"]);
+    assert!(converted["files"].as_array().unwrap().len() > 1, "{converted}");
+    assert!(case.folder.path().join("t5/model.safetensors.index.json").exists());
+    assert!(case.folder.path().join("t5/config.json").exists());
+    let sample = |args: &[&str], out: &str| {
+        let prompt = "a red circle grows on a black background";
+        let sample = ["sample", prompt, "--device", "flex", "--num-frames", "1", "--steps", "2"];
+        case.run(&[&sample[..], &["-o", out], args].concat());
+        fs::read(case.folder.path().join(out)).unwrap()
+    };
+    assert!(sample(&[], "a.png") == sample(&["--t5", "t5"], "b.png"));
+
+    let stdit = model.join("stdit.safetensors");
+    let half = convert(&stdit, &["-o", "stdit.safetensors", "--dtype", "bf16"]);
+    let size = fs::metadata(&stdit).unwrap().len();
+    assert!(half["bytes"].as_u64().unwrap() * 2 <= size + 64, "{half}");
+    let message = case.error(&[
+        "weights",
+        "convert",
+        stdit.to_str().unwrap(),
+        "-o",
+        "stdit.safetensors",
+        "--no-overwrite",
+    ]);
+    assert!(message.contains("it exists already"), "{message}");
+    let found = case.json(&["weights", "inspect", "stdit.safetensors"]);
+    assert_eq!(found["fits"], true, "{found}");
+}

@@ -1,0 +1,591 @@
+//! From what is wanted to files in the cache.
+
+use crate::{
+    Cache, Event, Files, HubError, Observer, Repository, Settings,
+    client::{Answer, Ask, Client, Failure, refusal, text},
+    digest::Digest,
+    lock::BlobLock,
+    redirect::shown,
+    repository::{check_relative, escaped, is_commit},
+    select::{Choice, choose, has_weights, shards},
+    transfer::Transfer,
+};
+use opensora_files::folder_of;
+use serde::Deserialize;
+use std::{
+    collections::BTreeSet,
+    fmt, fs, io,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+/// Most bytes of a repository's description.
+const MAX_DESCRIPTION: u64 = 64 << 20;
+/// Longest header of a safetensors file, as that format limits it.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// Returns the free bytes of the disk that holds a folder.
+type FreeSpace = Arc<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>;
+
+/// A hub with its cache.
+#[derive(Clone)]
+pub struct Hub {
+    pub(crate) settings: Settings,
+    cache: Cache,
+    pub(crate) client: Arc<Client>,
+    free_space: FreeSpace,
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// What to fetch.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The repository.
+    pub repository: &'a Repository,
+    /// Branch, tag or commit; `main` where nothing is known.
+    pub revision: &'a str,
+    /// Which of its files.
+    pub files: &'a Files,
+}
+
+/// When the hub is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    /// If the cache lacks a file at the commit that the revision was last seen at.
+    CacheFirst,
+    /// Always, so that a revision is followed; if the hub cannot be reached, the cache answers.
+    Ask,
+}
+
+/// Files of a repository at one commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The repository.
+    pub repository: Repository,
+    /// The commit.
+    pub commit: String,
+    /// The folder of the commit.
+    pub folder: PathBuf,
+    /// Names of the files in it that were wanted.
+    pub files: Vec<String>,
+}
+
+/// What a repository has at a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// The commit.
+    pub commit: String,
+    /// Names of its files.
+    pub files: BTreeSet<String>,
+}
+
+/// What the hub says of a file.
+#[derive(Debug, Clone)]
+struct Metadata {
+    commit: String,
+    /// Names the bytes.
+    tag: String,
+    size: Option<u64>,
+    url: String,
+}
+
+impl Hub {
+    /// Opens the hub that the environment names. Nothing is asked and nothing created.
+    ///
+    /// # Errors
+    /// Returns an error if a variable cannot be used or the token's file cannot be read.
+    pub fn from_env() -> Result<Self, HubError> {
+        Ok(Self::new(Settings::from_env()?))
+    }
+
+    /// Opens a hub.
+    pub fn new(settings: Settings) -> Self {
+        let client = Client::new(&settings.endpoint, settings.token.clone());
+        let cache = Cache::new(&settings.cache);
+        Self { settings, cache, client: client.into(), free_space: Arc::new(free_space) }
+    }
+
+    /// Measures free space by another function.
+    pub fn with_free_space(
+        self,
+        free_space: impl Fn(&Path) -> io::Result<u64> + Send + Sync + 'static,
+    ) -> Self {
+        Self { free_space: Arc::new(free_space), ..self }
+    }
+
+    /// Waits as long before a second attempt; the wait doubles from there. The default is a second.
+    pub fn with_first_wait(self, first_wait: Duration) -> Self {
+        let mut client = Client::new(&self.settings.endpoint, self.settings.token.clone());
+        client.first_wait = first_wait;
+        Self { client: client.into(), ..self }
+    }
+
+    /// Returns the cache.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// Returns the settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Returns the files, downloading those that the cache lacks.
+    ///
+    /// The commit is recorded for the revision when all files are complete.
+    ///
+    /// # Errors
+    /// Returns an error if a file does not exist, may not be read, cannot be downloaded, or is not in the
+    /// cache while the hub may not be asked; if there is too little space; or if the observer stops it.
+    pub fn fetch(
+        &self,
+        wanted: &Wanted<'_>,
+        lookup: Lookup,
+        observer: &mut dyn Observer,
+    ) -> Result<Snapshot, HubError> {
+        check_names(wanted)?;
+        let offline = self.settings.offline;
+        if (offline || lookup == Lookup::CacheFirst)
+            && let Some(snapshot) = self.cached(wanted, offline)?
+        {
+            return Ok(snapshot);
+        }
+        if offline {
+            return Err(self.offline(wanted)?);
+        }
+        match self.download(wanted, observer) {
+            Err(error) if error.is_unreachable() => match self.cached(wanted, true)? {
+                Some(snapshot) => {
+                    let reason = error.to_string();
+                    match observer.event(Event::Unreachable { reason: &reason }).is_break() {
+                        true => Err(HubError::Stopped),
+                        false => Ok(snapshot),
+                    }
+                }
+                None => Err(error),
+            },
+            result => result,
+        }
+    }
+
+    /// Returns the files if the cache has all of them. Which all files are is only known to the hub;
+    /// `whatever` takes those that are there.
+    fn cached(&self, wanted: &Wanted<'_>, whatever: bool) -> Result<Option<Snapshot>, HubError> {
+        let Wanted { repository, revision, files } = *wanted;
+        let Some(commit) = self.cache.commit(repository, revision) else { return Ok(None) };
+        let names = self.cache.names(repository, &commit)?;
+        let Choice { mut files, index } = match files {
+            Files::All if !whatever || names.is_empty() => return Ok(None),
+            files => choose(files, &names),
+        };
+        let folder = self.cache.snapshot(repository, &commit);
+        if *wanted.files == Files::Model {
+            if !has_weights(&Choice { files: files.clone(), index: None }) {
+                return Ok(None);
+            }
+            if let Some(index) = index {
+                files.extend(shards(&folder.join(index))?);
+            }
+        }
+        let complete = files.iter().all(|name| names.contains(name));
+        let repository = repository.clone();
+        Ok(complete.then_some(Snapshot { repository, commit, folder, files }))
+    }
+
+    fn offline(&self, wanted: &Wanted<'_>) -> Result<HubError, HubError> {
+        let commit = self.cache.commit(wanted.repository, wanted.revision);
+        let there = match commit {
+            Some(commit) => self.cache.names(wanted.repository, &commit)?,
+            None => BTreeSet::new(),
+        };
+        let file = match wanted.files {
+            Files::Named(names) => names.iter().find(|name| !there.contains(*name)).cloned(),
+            _ => None,
+        };
+        Ok(HubError::Offline {
+            repository: wanted.repository.to_string(),
+            file: file.unwrap_or_else(|| "weights".into()),
+            cache: self.cache.folder().into(),
+        })
+    }
+
+    fn download(
+        &self,
+        wanted: &Wanted<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<Snapshot, HubError> {
+        let Wanted { repository, revision, files } = *wanted;
+        let listing = match files {
+            Files::Named(_) => None,
+            _ => Some(self.list(repository, revision, observer)?),
+        };
+        let mut commit = match &listing {
+            Some(listing) => Some(listing.commit.clone()),
+            None => is_commit(revision).then(|| revision.to_string()),
+        };
+        let names = listing.map(|listing| listing.files).unwrap_or_default();
+        let Choice { mut files, index } = choose(files, &names);
+        if *wanted.files == Files::Model && !has_weights(&choose(wanted.files, &names)) {
+            return Err(HubError::FileNotFound {
+                repository: repository.to_string(),
+                revision: revision.into(),
+                file: "model.safetensors (nor weights under another usual name)".into(),
+            });
+        }
+        if let (Some(index), Some(commit)) = (&index, &commit) {
+            // The index says which other files there are.
+            let missing =
+                self.missing(wanted, commit.clone(), std::slice::from_ref(index), observer)?;
+            self.transfer_all(repository, missing.1, observer)?;
+            for shard in shards(&self.cache.snapshot(repository, commit).join(index))? {
+                check_relative(&shard, FILE_NAME)?;
+                files.push(shard);
+            }
+        }
+        let start = commit.take().unwrap_or_else(|| revision.to_string());
+        let (commit, missing) = self.missing(wanted, start, &files, observer)?;
+        self.check_space(repository, &missing, observer)?;
+        self.transfer_all(repository, missing, observer)?;
+        self.cache.record(repository, revision, &commit)?;
+        let folder = self.cache.snapshot(repository, &commit);
+        Ok(Snapshot { repository: repository.clone(), commit, folder, files })
+    }
+
+    /// Returns the commit, and what the hub says of the files that the cache lacks there.
+    fn missing(
+        &self,
+        wanted: &Wanted<'_>,
+        revision: String,
+        files: &[String],
+        observer: &mut dyn Observer,
+    ) -> Result<(String, Vec<(String, Metadata)>), HubError> {
+        let mut commit = revision;
+        let mut missing = Vec::new();
+        for name in files {
+            if is_commit(&commit) && self.cache.find(wanted.repository, &commit, name).is_some() {
+                continue;
+            }
+            let metadata = self.metadata(wanted.repository, &commit, name, observer)?;
+            // All files are those of the commit that the first one was seen at.
+            commit.clone_from(&metadata.commit);
+            if self.cache.find(wanted.repository, &commit, name).is_none() {
+                missing.push((name.clone(), metadata));
+            }
+        }
+        Ok((commit, missing))
+    }
+
+    /// Announces what is to come, and fails if the disk has no space for it.
+    fn check_space(
+        &self,
+        repository: &Repository,
+        missing: &[(String, Metadata)],
+        observer: &mut dyn Observer,
+    ) -> Result<(), HubError> {
+        let mut tags = BTreeSet::new();
+        let mut bytes = 0;
+        for (_, metadata) in missing {
+            let blob = self.cache.blob(repository, &metadata.tag);
+            if !blob.exists() && tags.insert(&metadata.tag) {
+                let there = fs::metadata(incomplete(&blob)).map_or(0, |partial| partial.len());
+                bytes += metadata.size.unwrap_or(0).saturating_sub(there);
+            }
+        }
+        if tags.is_empty() {
+            return Ok(());
+        }
+        let folder = self.cache.repository_folder(repository);
+        let planned = Event::Planned {
+            repository: repository.as_str(),
+            folder: &folder,
+            files: tags.len(),
+            bytes,
+        };
+        if observer.event(planned).is_break() {
+            return Err(HubError::Stopped);
+        }
+        self.require_space(bytes)
+    }
+
+    pub(crate) fn require_space(&self, needed: u64) -> Result<(), HubError> {
+        let folder = self.cache.folder();
+        let available = (self.free_space)(folder).map_err(HubError::io(folder))?;
+        match available < needed {
+            true => Err(HubError::Space { folder: folder.into(), needed, available }),
+            false => Ok(()),
+        }
+    }
+
+    fn transfer_all(
+        &self,
+        repository: &Repository,
+        missing: Vec<(String, Metadata)>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), HubError> {
+        for (name, metadata) in missing {
+            self.transfer(repository, &name, &metadata, observer)?;
+        }
+        Ok(())
+    }
+
+    fn transfer(
+        &self,
+        repository: &Repository,
+        name: &str,
+        metadata: &Metadata,
+        observer: &mut dyn Observer,
+    ) -> Result<(), HubError> {
+        let Metadata { commit, tag, size, url } = metadata;
+        let blob = self.cache.blob(repository, tag);
+        fs::create_dir_all(folder_of(&blob)).map_err(HubError::io(folder_of(&blob)))?;
+        let _lock = BlobLock::wait(&self.cache.lock(repository, tag), name, observer)?;
+        let is_new = !blob.exists();
+        if is_new {
+            let transfer = Transfer {
+                url,
+                name,
+                partial: &incomplete(&blob),
+                target: &blob,
+                size: *size,
+                digest: Digest::of_tag(tag),
+                if_range: None,
+                refuse: &|answer| self.refuse(repository, commit, Some(name), url, answer),
+            };
+            transfer.run(&self.client, observer)?;
+        }
+        self.cache.publish(repository, commit, name, tag, is_new)?;
+        Ok(())
+    }
+
+    /// Asks for commit, tag and size of a file.
+    fn metadata(
+        &self,
+        repository: &Repository,
+        revision: &str,
+        file: &str,
+        observer: &mut dyn Observer,
+    ) -> Result<Metadata, HubError> {
+        let url = self.address(repository, revision, file);
+        let answer = self.client.insist(
+            observer,
+            |_| {
+                let answer = self.client.ask(&Ask::head(&url))?;
+                let status = answer.status();
+                match status.is_success() || status.is_redirection() {
+                    true => Ok(answer),
+                    false => Err(self.refuse(repository, revision, Some(file), &url, answer)),
+                }
+            },
+            || 0,
+        )?;
+        let wrong = |reason: String| HubError::Answer { url: shown(&url), reason };
+        let commit = answer.header_of_any("x-repo-commit").unwrap_or_default();
+        if !is_commit(commit) {
+            return Err(wrong(format!("X-Repo-Commit '{commit}' found, expected a commit's hash")));
+        }
+        let linked = answer.header_of_any("x-linked-etag");
+        let tag = plain_tag(linked.or_else(|| answer.header("etag")).unwrap_or_default());
+        if tag.is_empty() || !tag.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) {
+            return Err(wrong(format!("ETag '{tag}' found, expected the name of a blob")));
+        }
+        let length = match answer.status().is_redirection() {
+            // That of the redirect's own text.
+            true => None,
+            false => text(answer.response.headers(), "content-length"),
+        };
+        let size = answer.header_of_any("x-linked-size").or(length);
+        Ok(Metadata {
+            commit: commit.into(),
+            tag: tag.into(),
+            size: size.and_then(|size| size.parse().ok()),
+            url: self.address(repository, commit, file),
+        })
+    }
+
+    fn address(&self, repository: &Repository, revision: &str, file: &str) -> String {
+        let (revision, file) = (escaped(revision, false), escaped(file, true));
+        format!("{}/{repository}/resolve/{revision}/{file}", self.client.endpoint())
+    }
+
+    /// Asks which files a repository has.
+    ///
+    /// # Errors
+    /// Returns an error if the repository or revision does not exist, may not be read, or the hub cannot be
+    /// asked.
+    pub fn list(
+        &self,
+        repository: &Repository,
+        revision: &str,
+        observer: &mut dyn Observer,
+    ) -> Result<Listing, HubError> {
+        /// The part of the hub's description that is used.
+        #[derive(Deserialize)]
+        struct Description {
+            sha: String,
+            #[serde(default)]
+            siblings: Vec<Sibling>,
+        }
+        #[derive(Deserialize)]
+        struct Sibling {
+            rfilename: String,
+        }
+        check_relative(revision, REVISION)?;
+        if self.settings.offline {
+            return Err(HubError::Offline {
+                repository: repository.to_string(),
+                file: "list of files".into(),
+                cache: self.cache.folder().into(),
+            });
+        }
+        let endpoint = self.client.endpoint();
+        let revision_part = escaped(revision, false);
+        let url = format!("{endpoint}/api/models/{repository}/revision/{revision_part}");
+        let wrong = |reason: String| HubError::Answer { url: shown(&url), reason };
+        let text = self.client.insist(
+            observer,
+            |_| {
+                let answer = self.client.ask(&Ask::get(&url))?;
+                if !answer.status().is_success() {
+                    return Err(self.refuse(repository, revision, None, &url, answer));
+                }
+                let mut body = answer.response.into_body();
+                let text = body.with_config().limit(MAX_DESCRIPTION).read_to_string();
+                text.map_err(|error| crate::client::connection(&url, error))
+            },
+            || 0,
+        )?;
+        let description: Description = serde_json::from_str(&text)
+            .map_err(|error| wrong(format!("not a repository's description: {error}")))?;
+        if !is_commit(&description.sha) {
+            let sha = description.sha;
+            return Err(wrong(format!("sha '{sha}' found, expected a commit's hash")));
+        }
+        let files: BTreeSet<String> =
+            description.siblings.into_iter().map(|sibling| sibling.rfilename).collect();
+        for file in &files {
+            check_relative(file, FILE_NAME)?;
+        }
+        Ok(Listing { commit: description.sha, files })
+    }
+
+    /// Reads the header of a safetensors file in a repository without its tensors. Returns the first bytes
+    /// of the file, up to the end of the header, and the file's size.
+    ///
+    /// # Errors
+    /// Returns an error if the file does not exist, may not be read, cannot be read in part, or is no
+    /// safetensors file.
+    pub fn safetensors_header(
+        &self,
+        repository: &Repository,
+        commit: &str,
+        file: &str,
+        observer: &mut dyn Observer,
+    ) -> Result<(Vec<u8>, u64), HubError> {
+        check_relative(file, FILE_NAME)?;
+        check_relative(commit, REVISION)?;
+        let metadata = self.metadata(repository, commit, file, observer)?;
+        let wrong = |reason: String| HubError::Answer { url: shown(&metadata.url), reason };
+        let size = metadata.size.ok_or_else(|| wrong("it has no stated size".into()))?;
+        let read = |count: u64, observer: &mut dyn Observer| {
+            let attempt =
+                |_: &mut dyn Observer| self.read_start(repository, file, &metadata, count);
+            self.client.insist(observer, attempt, || 0)
+        };
+        let start = read(8, observer)?;
+        let length = <[u8; 8]>::try_from(&start[..])
+            .map(u64::from_le_bytes)
+            .ok()
+            .filter(|length| *length <= MAX_HEADER && 8 + length <= size)
+            .ok_or_else(|| wrong("not a safetensors file".into()))?;
+        Ok((read(8 + length, observer)?, size))
+    }
+
+    /// Reads the first bytes of a file.
+    fn read_start(
+        &self,
+        repository: &Repository,
+        file: &str,
+        metadata: &Metadata,
+        count: u64,
+    ) -> Result<Vec<u8>, Failure> {
+        let url = &metadata.url;
+        let answer = self.client.ask(&Ask { count: Some(count), ..Ask::get(url) })?;
+        if !answer.status().is_success() {
+            return Err(self.refuse(repository, &metadata.commit, Some(file), url, answer));
+        }
+        let mut bytes = Vec::new();
+        let mut reader = answer.response.into_body().into_reader().take(count);
+        let read = reader.read_to_end(&mut bytes);
+        read.map_err(|error| crate::client::connection(url, error.into()))?;
+        match bytes.len() as u64 {
+            found if found < count => {
+                let file = file.into();
+                Err(Failure::Again(HubError::Truncated { file, found, expected: count }, None))
+            }
+            _ => Ok(bytes),
+        }
+    }
+
+    /// Returns what an answer without the file is worth.
+    fn refuse(
+        &self,
+        repository: &Repository,
+        revision: &str,
+        file: Option<&str>,
+        url: &str,
+        answer: Answer,
+    ) -> Failure {
+        let code = answer.header("x-error-code").unwrap_or_default();
+        let (repository, revision) = (repository.to_string(), revision.to_string());
+        let endpoint = self.client.endpoint().to_string();
+        let has_token = self.client.has_token();
+        Failure::Final(match (answer.status().as_u16(), code, file) {
+            (_, "GatedRepo", _) => HubError::Gated { repository, endpoint, has_token },
+            (401, ..) | (404, "RepoNotFound", _) | (404, "", None) => {
+                HubError::RepositoryNotFound { repository, endpoint, has_token }
+            }
+            (404, "RevisionNotFound", _) => HubError::RevisionNotFound { repository, revision },
+            (404, _, Some(file)) => {
+                HubError::FileNotFound { repository, revision, file: file.into() }
+            }
+            _ => return refusal(url, answer),
+        })
+    }
+}
+
+const FILE_NAME: &str = "expected the name of a file in the repository";
+const REVISION: &str = "expected a branch, a tag or a commit";
+
+fn check_names(wanted: &Wanted<'_>) -> Result<(), HubError> {
+    check_relative(wanted.revision, REVISION)?;
+    if let Files::Named(names) = wanted.files {
+        names.iter().try_for_each(|name| check_relative(name, FILE_NAME))?;
+    }
+    Ok(())
+}
+
+/// Returns where a blob grows.
+pub(crate) fn incomplete(blob: &Path) -> PathBuf {
+    let mut name = blob.as_os_str().to_os_string();
+    name.push(".incomplete");
+    name.into()
+}
+
+/// Returns a tag without quotes and the mark of a weak one.
+pub(crate) fn plain_tag(tag: &str) -> &str {
+    tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"')
+}
+
+/// Returns the free bytes of the disk on which `folder` is, or will be.
+fn free_space(folder: &Path) -> io::Result<u64> {
+    let folder = std::path::absolute(folder)?;
+    let there = folder.ancestors().find(|folder| folder.exists()).unwrap_or(&folder);
+    fs4::available_space(there)
+}

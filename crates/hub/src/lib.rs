@@ -1,0 +1,64 @@
+//! Files of Hugging Face repositories, fetched into the cache that Python's `huggingface_hub` shares.
+//!
+//! [`Hub::fetch`] resolves a revision to a commit, finds out which files are missing, and downloads
+//! these. The layout, the locks and the environment variables are those of `huggingface_hub`, so that
+//! each reads what the other has fetched.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), opensora_hub::HubError> {
+//! use opensora_hub::{Files, Hub, Lookup, Quiet, Wanted};
+//!
+//! let hub = Hub::from_env()?;
+//! let repository = "stabilityai/sd-vae-ft-ema".parse()?;
+//! let wanted = Wanted { repository: &repository, revision: "main", files: &Files::Model };
+//! let snapshot = hub.fetch(&wanted, Lookup::CacheFirst, &mut Quiet)?;
+//! println!("{} at {}", snapshot.folder.display(), snapshot.commit);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `HF_HOME` | folder of cache and token; default `~/.cache/huggingface` |
+//! | `HF_HUB_CACHE` | the cache; default `$HF_HOME/hub` |
+//! | `HF_TOKEN`, else the file `HF_TOKEN_PATH` (default `$HF_HOME/token`) | access token |
+//! | `HF_ENDPOINT` | the hub; default `https://huggingface.co` |
+//! | `HF_HUB_OFFLINE` | `1`: read the cache only |
+//!
+//! A file goes to `blobs/<etag>.incomplete` first, which a later call resumes by a range request, and
+//! gets its name after its length and checksum were compared: SHA-256 for large files, the SHA-1 of a
+//! git blob for small ones. Nothing incomplete appears under `snapshots/`. The token is sent to the
+//! hub's own host only, never to the one that it redirects to.
+//!
+//! Why not the crate `hf-hub`: 0.5 blocks on ureq as this workspace does, but turns on the
+//! platform's TLS beside rustls, compares no checksum, knows neither `HF_HUB_OFFLINE` nor
+//! `Retry-After` in its blocking interface, keeps unfinished files under names and locks of its own,
+//! and does not look at free space; 1.0 is built on tokio and reqwest, a second HTTP client for the
+//! workspace. All of this stands on the ureq that the workspace has already.
+//!
+//! Source of the conventions: huggingface/huggingface_hub, `file_download.py`, `constants.py` and
+//! `utils/_http.py`; the guide "Understand caching" of its documentation.
+
+mod cache;
+mod client;
+mod digest;
+mod error;
+mod fetch;
+mod lock;
+mod observer;
+mod redirect;
+mod repository;
+mod select;
+mod settings;
+mod transfer;
+mod verify;
+mod web;
+
+pub use cache::{Cache, CachedFile, CachedRepository, Provenance, provenance};
+pub use error::HubError;
+pub use fetch::{Hub, Listing, Lookup, Snapshot, Wanted};
+pub use observer::{Event, Observer, Progress, Quiet};
+pub use repository::Repository;
+pub use select::Files;
+pub use settings::{Settings, Token};
+pub use verify::{Checked, Verdict};

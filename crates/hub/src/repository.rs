@@ -1,0 +1,121 @@
+//! Names of repositories, revisions and files.
+
+use crate::HubError;
+use opensora_files::read::inside;
+use std::{fmt, path::Path, str::FromStr};
+
+/// Longest name of a repository, as the hub has it.
+const MAX_NAME: usize = 96;
+
+/// Owner and name of a model repository, such as `hpcai-tech/Open-Sora`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Repository(String);
+
+impl Repository {
+    /// Returns owner and name with a slash between them.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Returns the name of its folder in the cache.
+    pub fn folder_name(&self) -> String {
+        format!("models--{}", self.0.replace('/', "--"))
+    }
+
+    /// Returns the repository of a folder in the cache.
+    pub fn of_folder(name: &str) -> Option<Self> {
+        name.strip_prefix("models--")?.replacen("--", "/", 1).parse().ok()
+    }
+}
+
+impl FromStr for Repository {
+    type Err = HubError;
+
+    /// Takes `OWNER/NAME`, or the `NAME` of a repository without an owner.
+    fn from_str(text: &str) -> Result<Self, HubError> {
+        let part = |part: &str| {
+            !part.is_empty()
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+                && !part.starts_with(['-', '.'])
+                && !part.ends_with(['-', '.'])
+        };
+        let fits = text.len() <= MAX_NAME
+            && text.split('/').count() <= 2
+            && text.split('/').all(part)
+            && !text.contains("--")
+            && !text.contains("..");
+        match fits {
+            true => Ok(Self(text.into())),
+            false => Err(HubError::Name {
+                name: text.into(),
+                reason: "expected a repository OWNER/NAME of letters, digits, '-', '_' and '.'",
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Checks a name from a user or a server before it becomes part of a path.
+pub(crate) fn check_relative(name: &str, reason: &'static str) -> Result<(), HubError> {
+    let plain = !name.contains(['\\', '\0']) && !name.ends_with('/');
+    match plain && inside(Path::new(""), Path::new(name)).is_ok() {
+        true => Ok(()),
+        false => Err(HubError::Name { name: name.into(), reason }),
+    }
+}
+
+/// Returns true for a full commit hash.
+pub(crate) fn is_commit(text: &str) -> bool {
+    text.len() == 40 && is_hexadecimal(text)
+}
+
+pub(crate) fn is_hexadecimal(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+/// Escapes what may not stand in the path of an address; slashes stay if `keep_slashes`.
+pub(crate) fn escaped(text: &str, keep_slashes: bool) -> String {
+    let mut escaped = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) || keep_slashes && byte == b'/' {
+            escaped.push(byte.into());
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_hub() {
+        for name in ["hpcai-tech/Open-Sora", "gpt2", "DeepFloyd/t5-v1_1-xxl", "a.b/c"] {
+            let repository: Repository = name.parse().unwrap();
+            assert_eq!(Repository::of_folder(&repository.folder_name()), Some(repository));
+        }
+        for name in ["", "/", "a/", "a/b/c", "../b", "a/..", "a b/c", "a--b/c", "-a/b", "a/b."] {
+            assert!(name.parse::<Repository>().is_err(), "{name}");
+        }
+        assert_eq!(Repository::of_folder("datasets--a--b"), None);
+    }
+
+    #[test]
+    fn paths_stay_below_their_folder() {
+        for name in ["config.json", "vae/model.safetensors", "refs/pr/1"] {
+            check_relative(name, "x").unwrap();
+        }
+        for name in ["", "/etc/passwd", "../a", "a/../../b", "a\\b", "a/"] {
+            assert!(check_relative(name, "x").is_err(), "{name}");
+        }
+        assert_eq!(escaped("refs/pr/1 ü", false), "refs%2Fpr%2F1%20%C3%BC");
+        assert_eq!(escaped("a/b.bin", true), "a/b.bin");
+    }
+}

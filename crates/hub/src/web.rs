@@ -1,0 +1,118 @@
+//! Files at plain addresses, for weights that are published outside the hub.
+
+use crate::{
+    Event, Hub, HubError, Observer,
+    client::{Ask, refusal, text},
+    digest::Digest,
+    fetch::plain_tag,
+    lock::BlobLock,
+    redirect::shown,
+    repository::check_relative,
+    transfer::Transfer,
+};
+use opensora_files::folder_of;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+impl Hub {
+    /// Returns where [`fetch_address`](Self::fetch_address) keeps the file of an address: under
+    /// `$HF_HOME/opensora`, by host and path.
+    ///
+    /// # Errors
+    /// Returns an error if the address is none of HTTP.
+    pub fn address_path(&self, url: &str) -> Result<PathBuf, HubError> {
+        const REASON: &str = "expected an address of a file, http://HOST/PATH";
+        let wrong = || HubError::Name { name: shown(url), reason: REASON };
+        let plain = shown(url);
+        let (scheme, rest) = plain.split_once("://").ok_or_else(wrong)?;
+        if !["http", "https"].contains(&scheme) || !rest.contains('/') {
+            return Err(wrong());
+        }
+        let name = rest.replace(':', "_");
+        check_relative(&name, REASON)?;
+        Ok(self.settings.home.join("opensora").join(Path::new(&name)))
+    }
+
+    /// Returns the file of an address, downloading it unless it is there. No token is sent and, as such
+    /// servers state no checksum, the length alone is compared.
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be downloaded, or is not there while no server may be asked; if
+    /// there is too little space; or if the observer stops it.
+    pub fn fetch_address(
+        &self,
+        url: &str,
+        observer: &mut dyn Observer,
+    ) -> Result<PathBuf, HubError> {
+        let target = self.address_path(url)?;
+        if target.is_file() {
+            return Ok(target);
+        }
+        if self.settings.offline {
+            return Err(HubError::Offline {
+                repository: shown(url),
+                file: target.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                cache: folder_of(&target).into(),
+            });
+        }
+        let refuse = |answer| refusal(url, answer);
+        let answer = self.client.insist(
+            observer,
+            |_| {
+                // Asked of the last server, as there is none that describes the file for it.
+                let answer = self.client.ask(&Ask { count: Some(1), ..Ask::get(url) })?;
+                if answer.status().is_success() { Ok(answer) } else { Err(refuse(answer)) }
+            },
+            || 0,
+        )?;
+        let headers = answer.response.headers();
+        let size = match text(headers, "content-range") {
+            Some(range) => range.rsplit('/').next().and_then(|total| total.parse().ok()),
+            None => text(headers, "content-length").and_then(|length| length.parse().ok()),
+        };
+        // A weak tag stands for several versions of the bytes.
+        let tag = text(headers, "etag").filter(|tag| tag.starts_with('"')).map(String::from);
+        drop(answer);
+        // Bytes of another version have another name.
+        let version: String = plain_tag(tag.as_deref().unwrap_or("unversioned"))
+            .chars()
+            .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
+            .take(64)
+            .collect();
+        let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let partial = target.with_file_name(format!("{name}.{version}.incomplete"));
+        let there = fs::metadata(&partial).map_or(0, |partial| partial.len());
+        let bytes = size.unwrap_or(0_u64).saturating_sub(there);
+        let host = crate::redirect::origin(url);
+        let folder = folder_of(&target);
+        let planned = Event::Planned { repository: &host, folder, files: 1, bytes };
+        if observer.event(planned).is_break() {
+            return Err(HubError::Stopped);
+        }
+        self.require_space(bytes)?;
+        fs::create_dir_all(folder).map_err(HubError::io(folder))?;
+        let lock = target.with_file_name(format!(".{name}.lock"));
+        let _lock = BlobLock::wait(&lock, &name, observer)?;
+        if target.is_file() {
+            return Ok(target);
+        }
+        if tag.is_none() {
+            // Nothing says that these bytes are of the same version.
+            let _ = fs::remove_file(&partial);
+        }
+        let transfer = Transfer {
+            url,
+            name: &name,
+            partial: &partial,
+            target: &target,
+            size,
+            digest: Digest::None,
+            if_range: tag.as_deref(),
+            refuse: &refuse,
+        };
+        transfer.run(&self.client, observer)?;
+        Ok(target)
+    }
+}

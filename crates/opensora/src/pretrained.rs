@@ -1,0 +1,391 @@
+//! Models by name: files that are not on the disk are fetched from the Hugging Face hub.
+
+use crate::{
+    ClassFiles, ClassToVideo, ModelError, ModelFiles, PipelineError, TextToVideo,
+    class_files::class_of,
+    hub::{Files, Hub, HubError, Lookup, Observer, Repository, Wanted},
+    model_files::{PartPaths, T5_FOLDERS, VAE_FOLDERS, architecture, find_local},
+    nn::dtype::Dtype,
+    presets::{self, Origin, PRESETS, Preset},
+};
+use burn::tensor::Device;
+use std::path::{Path, PathBuf};
+
+/// Where a model's files come from, and how it is loaded.
+#[derive(Debug, Clone)]
+pub struct Pretrained {
+    /// The hub and its cache.
+    pub hub: Hub,
+    /// Branch, tag or commit of the model's own repository.
+    pub revision: String,
+    /// When the hub is asked.
+    pub lookup: Lookup,
+    /// Parts that are on the disk already. With a `weights_dir`, a preset's files are only looked for
+    /// there.
+    pub parts: PartPaths,
+    /// The checkpoint, for a repository that has several.
+    pub file: Option<String>,
+    /// Float type of denoiser and VAE.
+    pub dtype: Dtype,
+    /// Float type of the text encoder.
+    pub t5_dtype: Dtype,
+}
+
+/// Why a model of a name cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PretrainedError {
+    /// The model, or a file of it, does not exist.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A file cannot be fetched.
+    #[error("{model}: {source}")]
+    Hub {
+        /// The model.
+        model: String,
+        /// What happened.
+        source: HubError,
+    },
+    /// A repository with several checkpoints.
+    #[error("{repository} has several models: name one of {}", names.join(", "))]
+    Ambiguous {
+        /// The repository.
+        repository: String,
+        /// The presets of its checkpoints.
+        names: Vec<&'static str>,
+    },
+    /// A repository in another layout.
+    #[error(
+        "{repository} is no model that is known by name: expected a model.json in it, or one of the \
+         presets; fetch its files with `opensora weights fetch {repository}` and name the parts one by one"
+    )]
+    Layout {
+        /// The repository.
+        repository: String,
+    },
+    /// The files do not fit each other.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+}
+
+impl Pretrained {
+    /// Takes hub and cache from the environment, and f32 weights of the branch `main`.
+    ///
+    /// # Errors
+    /// Returns an error if a variable of the environment cannot be used.
+    pub fn from_env() -> Result<Self, HubError> {
+        Ok(Self::new(Hub::from_env()?))
+    }
+
+    /// Takes f32 weights of the branch `main`.
+    pub fn new(hub: Hub) -> Self {
+        Self {
+            hub,
+            revision: "main".into(),
+            lookup: Lookup::CacheFirst,
+            parts: PartPaths::default(),
+            file: None,
+            dtype: Dtype::F32,
+            t5_dtype: Dtype::F32,
+        }
+    }
+
+    /// Finds a model that follows prompts, and fetches what is missing of it.
+    ///
+    /// `model` is a preset, a path, or a repository of the hub: one of a preset's (with
+    /// [`file`](Self::file), if it has several), or one with a `model.json` in it.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such model, it follows labels, or a file cannot be fetched.
+    pub fn text_files(
+        &self,
+        model: &str,
+        observer: &mut dyn Observer,
+    ) -> Result<ModelFiles, PretrainedError> {
+        match self.find(model, observer)? {
+            Found::Preset(preset) => {
+                architecture(preset)?;
+                let t5 = self.part(&self.parts.t5, &T5_FOLDERS, presets::TEXT_ENCODER, observer);
+                let t5 = t5.map_err(failed(model))?;
+                let (denoiser, vae) = self.denoiser_and_vae(preset, model, observer)?;
+                Ok(ModelFiles::of_preset(preset, denoiser, t5, vae)?)
+            }
+            Found::Local => Ok(ModelFiles::resolve(model, &self.parts)?),
+            Found::Folder(folder) => Ok(ModelFiles::open_with(&folder, &self.parts)?),
+        }
+    }
+
+    /// Finds a model that follows class labels, and fetches what is missing of it. `model` is as for
+    /// [`text_files`](Self::text_files).
+    ///
+    /// # Errors
+    /// Returns an error if there is no such model, it follows prompts, or a file cannot be fetched.
+    pub fn class_files(
+        &self,
+        model: &str,
+        observer: &mut dyn Observer,
+    ) -> Result<ClassFiles, PretrainedError> {
+        match self.find(model, observer)? {
+            Found::Preset(preset) => {
+                class_of(preset)?;
+                let (denoiser, vae) = self.denoiser_and_vae(preset, model, observer)?;
+                Ok(ClassFiles::of_preset(preset, denoiser, vae)?)
+            }
+            Found::Local => Ok(ClassFiles::resolve(model, &self.parts)?),
+            Found::Folder(folder) => Ok(ClassFiles::open_with(&folder, &self.parts)?),
+        }
+    }
+
+    fn find(&self, model: &str, observer: &mut dyn Observer) -> Result<Found, PretrainedError> {
+        if let Some(preset) = Preset::find(model) {
+            return Ok(match self.parts.weights_dir {
+                Some(_) => Found::Local,
+                None => Found::Preset(preset),
+            });
+        }
+        if Path::new(model).exists() || !model.contains('/') {
+            return Ok(Found::Local);
+        }
+        // Whatever is no repository either is no model.
+        let Ok(repository) = model.parse::<Repository>() else { return Ok(Found::Local) };
+        let published = in_repository(model, self.file.as_deref());
+        match published[..] {
+            [preset] => return Ok(Found::Preset(preset)),
+            [] => {}
+            _ => {
+                let names = published.iter().map(|preset| preset.name).collect();
+                return Err(PretrainedError::Ambiguous { repository: model.into(), names });
+            }
+        }
+        let fetch = |files: &Files, observer: &mut dyn Observer| {
+            let wanted = Wanted { repository: &repository, revision: &self.revision, files };
+            self.hub.fetch(&wanted, self.lookup, observer)
+        };
+        match fetch(&Files::Named(vec!["model.json".into()]), observer) {
+            Ok(_) => {}
+            Err(HubError::FileNotFound { .. }) => {
+                return Err(PretrainedError::Layout { repository: model.into() });
+            }
+            Err(source) => return Err(failed(model)(source)),
+        }
+        let snapshot = fetch(&Files::All, observer).map_err(failed(model))?;
+        Ok(Found::Folder(snapshot.folder))
+    }
+
+    fn denoiser_and_vae(
+        &self,
+        preset: &Preset,
+        model: &str,
+        observer: &mut dyn Observer,
+    ) -> Result<(PathBuf, PathBuf), PretrainedError> {
+        let vae = self.part(&self.parts.vae, &VAE_FOLDERS, presets::VAE, observer);
+        let vae = vae.map_err(failed(model))?;
+        let denoiser = match find_local(&self.parts, preset.files) {
+            Some(path) => Ok(path),
+            None => self.fetch_denoiser(preset, observer),
+        };
+        Ok((denoiser.map_err(failed(model))?, vae))
+    }
+
+    fn fetch_denoiser(
+        &self,
+        preset: &Preset,
+        observer: &mut dyn Observer,
+    ) -> Result<PathBuf, HubError> {
+        match preset.origin {
+            Origin::Url(url) => self.hub.fetch_address(url, observer),
+            Origin::Hub { repository, file } => {
+                let files = Files::Named(vec![file.into()]);
+                let (repository, revision) = (&repository.parse()?, self.revision.as_str());
+                let wanted = Wanted { repository, revision, files: &files };
+                Ok(self.hub.fetch(&wanted, self.lookup, observer)?.folder.join(file))
+            }
+        }
+    }
+
+    /// Returns the folder of a part: the one that was named, one beside the weights, or one of the cache.
+    fn part(
+        &self,
+        given: &Option<PathBuf>,
+        names: &[&str],
+        repository: &str,
+        observer: &mut dyn Observer,
+    ) -> Result<PathBuf, HubError> {
+        if let Some(path) = given.clone().or_else(|| find_local(&self.parts, names)) {
+            return Ok(path);
+        }
+        let repository = &repository.parse()?;
+        let wanted = Wanted { repository, revision: "main", files: &Files::Model };
+        Ok(self.hub.fetch(&wanted, self.lookup, observer)?.folder)
+    }
+}
+
+/// What a name stands for.
+enum Found {
+    /// A published checkpoint.
+    Preset(&'static Preset),
+    /// A path, or nothing.
+    Local,
+    /// A folder of the cache with a `model.json`.
+    Folder(PathBuf),
+}
+
+/// Returns the presets whose checkpoints are in a repository, or the one of a file.
+fn in_repository(name: &str, wanted: Option<&str>) -> Vec<&'static Preset> {
+    let fits = |preset: &&Preset| match preset.origin {
+        Origin::Hub { repository, file } => {
+            repository == name && wanted.is_none_or(|wanted| wanted == file)
+        }
+        Origin::Url(_) => false,
+    };
+    PRESETS.iter().filter(fits).collect()
+}
+
+fn failed(model: &str) -> impl Fn(HubError) -> PretrainedError {
+    let model = model.to_string();
+    move |source| PretrainedError::Hub { model: model.clone(), source }
+}
+
+impl TextToVideo {
+    /// Opens a model by name and fetches what is missing of it, which `observer` is told.
+    ///
+    /// ```no_run
+    /// # use opensora::{TextToVideo, hub::Quiet, nn::device, pretrained::Pretrained};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let options = Pretrained {
+    ///     file: Some("OpenSora-v1-HQ-16x256x256.pth".into()),
+    ///     ..Pretrained::from_env()?
+    /// };
+    /// let device = device::parse("flex")?;
+    /// let model =
+    ///     TextToVideo::from_pretrained("hpcai-tech/Open-Sora", &options, device, &mut Quiet)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Returns an error if there is no such model, a file cannot be fetched, or the files do not fit each
+    /// other.
+    pub fn from_pretrained(
+        model: &str,
+        options: &Pretrained,
+        device: Device,
+        observer: &mut dyn Observer,
+    ) -> Result<Self, PretrainedError> {
+        let files = options.text_files(model, observer)?;
+        Ok(Self::new(files, options.dtype, options.t5_dtype, device)?)
+    }
+}
+
+impl ClassToVideo {
+    /// Opens a model by name and fetches what is missing of it, which `observer` is told.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such model, a file cannot be fetched, or the files do not fit each
+    /// other.
+    pub fn from_pretrained(
+        model: &str,
+        options: &Pretrained,
+        device: Device,
+        observer: &mut dyn Observer,
+    ) -> Result<Self, PretrainedError> {
+        let files = options.class_files(model, observer)?;
+        Ok(Self::new(files, options.dtype, device)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::{Quiet, Settings};
+
+    fn offline(home: &Path) -> Pretrained {
+        Pretrained::new(Hub::new(Settings {
+            home: home.into(),
+            cache: home.join("hub"),
+            endpoint: "http://127.0.0.1:9".into(),
+            token: None,
+            offline: true,
+        }))
+    }
+
+    /// Writes a file into the cache as Python's `huggingface_hub` does.
+    fn cached(home: &Path, repository: &str, file: &str, text: &str) {
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let folder = home.join(format!("hub/models--{}", repository.replace('/', "--")));
+        for (path, text) in
+            [(format!("refs/{}", "main"), commit), (format!("snapshots/{commit}/{file}"), text)]
+        {
+            let path = folder.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+    }
+
+    #[test]
+    fn presets_are_found_in_the_cache() {
+        let home = tempfile::tempdir().unwrap();
+        let options = offline(home.path());
+        let name = "opensora-v1-hq-16x512x512";
+        let error = options.text_files(name, &mut Quiet).unwrap_err().to_string();
+        assert!(error.starts_with(name) && error.contains("DeepFloyd/t5-v1_1-xxl"), "{error}");
+
+        for (repository, file) in [
+            (presets::TEXT_ENCODER, "pytorch_model.bin"),
+            (presets::VAE, "diffusion_pytorch_model.bin"),
+            ("hpcai-tech/Open-Sora", "OpenSora-v1-HQ-16x512x512.pth"),
+        ] {
+            cached(home.path(), repository, file, "");
+        }
+        let files = options.text_files(name, &mut Quiet).unwrap();
+        assert!(files.denoiser.ends_with("OpenSora-v1-HQ-16x512x512.pth"));
+        assert!(files.t5.is_dir() && files.vae.is_dir());
+        assert_eq!(files.defaults.image_size, [512, 512]);
+
+        // By repository: the file says which.
+        let error = options.text_files("hpcai-tech/Open-Sora", &mut Quiet).unwrap_err();
+        assert!(matches!(&error, PretrainedError::Ambiguous { names, .. } if names.len() == 3));
+        let file = Some("OpenSora-v1-HQ-16x512x512.pth".into());
+        let named = Pretrained { file, ..options.clone() };
+        let again = named.text_files("hpcai-tech/Open-Sora", &mut Quiet).unwrap();
+        assert_eq!((again.name.as_str(), &again.denoiser), (name, &files.denoiser));
+    }
+
+    #[test]
+    fn a_folder_that_was_named_is_not_filled_up_from_the_hub() {
+        let home = tempfile::tempdir().unwrap();
+        let mut options = offline(home.path());
+        options.parts.weights_dir = Some(home.path().into());
+        let error = options.text_files("pixart-xl-2-256x256", &mut Quiet).unwrap_err();
+        assert!(matches!(error, PretrainedError::Model(ModelError::MissingFile { .. })));
+    }
+
+    #[test]
+    fn names_of_the_other_kind_and_of_nothing_are_refused_before_the_hub_is_asked() {
+        let home = tempfile::tempdir().unwrap();
+        let options = offline(home.path());
+        let error = options.text_files("dit-xl-2-256x256", &mut Quiet).unwrap_err();
+        assert!(matches!(error, PretrainedError::Model(ModelError::Condition { .. })), "{error}");
+        let error = options.class_files("pixart-xl-2-256x256", &mut Quiet).unwrap_err();
+        assert!(matches!(error, PretrainedError::Model(ModelError::Condition { .. })), "{error}");
+        for name in ["no-such-model", "/no/such/folder", "a/b/c"] {
+            let error = options.text_files(name, &mut Quiet).unwrap_err();
+            assert!(matches!(error, PretrainedError::Model(ModelError::Unknown { .. })), "{error}");
+        }
+        let error = options.text_files("owner/name", &mut Quiet).unwrap_err();
+        assert!(error.to_string().contains("HF_HUB_OFFLINE"), "{error}");
+    }
+
+    #[test]
+    fn a_repository_with_a_description_is_a_model() {
+        let home = tempfile::tempdir().unwrap();
+        let text = serde_json::json!({
+            "name": "small", "denoiser": "stdit.safetensors", "denoiser_config": {"depth": 2},
+            "t5": "t5", "vae": "vae", "num_frames": 8, "image_size": [48, 48], "fps": 8.0,
+        });
+        cached(home.path(), "owner/name", "model.json", &text.to_string());
+        let files = offline(home.path()).text_files("owner/name", &mut Quiet).unwrap();
+        assert_eq!((files.name.as_str(), files.defaults.num_frames), ("small", 8));
+        assert!(files.t5.ends_with("t5"));
+    }
+}
