@@ -17,6 +17,9 @@ const MAX_RANK: usize = 16;
 /// Deepest nesting of calls in the arguments of calls.
 const MAX_NESTED: usize = 8;
 
+/// Name of what is called without being a class or function by name.
+const UNNAMED: &str = "an unnamed function";
+
 /// Returns the object that calling `class` with `arguments` would make.
 pub(super) fn call(
     unpickler: &mut Unpickler<'_>,
@@ -27,7 +30,9 @@ pub(super) fn call(
     for _ in 0..MAX_NESTED {
         let name = match objects.get(class) {
             Value::Class(name) => name.clone(),
-            other => kind(other).into(),
+            // Such as a nested class, which pickles before protocol 4 get by calling `getattr`. A name that
+            // said what the callee is would grow with each call of a call's result.
+            _ => UNNAMED.into(),
         };
         let Value::Sequence(fields) = objects.get(arguments) else {
             return Err(format!("{name} is called with {}", kind(objects.get(arguments))));
@@ -369,6 +374,28 @@ fn element_of_dtype(name: &str) -> Element {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Loads a pickle and returns the value of its object.
+    fn with_value<T>(pickle: &[u8], of: impl FnOnce(&Objects, &Value) -> T) -> Result<T, String> {
+        let mut unpickler = Unpickler::new(pickle);
+        let root = unpickler.load()?;
+        Ok(of(&unpickler.objects, unpickler.objects.get(root)))
+    }
+
+    /// A storage of six 32-bit numbers under the key `0`, from its class to its place on the stack.
+    const STORAGE: &[u8] = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nU\x010U\x03cpuK\x06tQ";
+
+    #[test]
+    fn names_do_not_grow_with_calls_of_calls() {
+        let chain = |start: &[u8], call: &[u8]| [start, &call.repeat(1000), b"."].concat();
+        let name = with_value(&chain(b"cA\nB\n", b")R"), |_, value| kind(value)).unwrap();
+        assert_eq!(name, "an object of an unnamed function");
+        // Arguments with a tensor, so that each call gives a tensor that cannot be read.
+        let start = [STORAGE, b"\x85q\x000cA\nB\n"].concat();
+        let reason = with_value(&chain(&start, b"h\x00R"), |_, value| kind(value)).unwrap();
+        assert_eq!(reason, "tensors made by an unnamed function are not supported");
+        assert!(with_value(b"K\x01K\x02R.", |_, _| ()).is_err());
+    }
 
     #[test]
     fn views_end_where_their_last_element_does() {
