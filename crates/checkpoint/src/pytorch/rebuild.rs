@@ -291,7 +291,8 @@ pub(super) fn persistent(objects: &mut Objects, id: Id) -> Result<Id, String> {
             let key = objects.text(key, "the key of a storage")?;
             let elements = objects.size(count, "the size of a storage")?;
             let element = match objects.get(class) {
-                Value::Class(name) | Value::Text(name) => element_of_storage(name),
+                // Text may be as long as the pickle, and every element type carries its name.
+                Value::Class(name) => element_of_storage(name),
                 other => return Err(format!("the type of a storage is {}", kind(other))),
             };
             if elements.checked_mul(element.size.unwrap_or(1)).is_none() {
@@ -395,6 +396,20 @@ mod tests {
         let reason = with_value(&chain(&start, b"h\x00R"), |_, value| kind(value)).unwrap();
         assert_eq!(reason, "tensors made by an unnamed function are not supported");
         assert!(with_value(b"K\x01K\x02R.", |_, _| ()).is_err());
+    }
+
+    #[test]
+    fn types_of_storages_are_classes() {
+        let text = [b"X\x05\x00\x10\x00".to_vec(), vec![b'x'; (1 << 20) + 5]].concat();
+        let of = |class: &[u8]| {
+            let rest = b"U\x010U\x03cpuK\x06tQ.";
+            with_value(&[b"(U\x07storage", class, rest].concat(), |objects, _| {
+                objects.storages()[0].element.name.clone()
+            })
+        };
+        assert_eq!(of(b"ctorch\nFloatStorage\n").unwrap(), "float32".into());
+        assert_eq!(of(&text).unwrap_err(), "the type of a storage is text");
+        assert_eq!(of(b"U\x0cFloatStorage").unwrap_err(), "the type of a storage is text");
     }
 
     #[test]
