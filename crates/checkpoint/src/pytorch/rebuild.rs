@@ -9,7 +9,10 @@ use super::{
     pickle::Unpickler,
 };
 use burn::tensor::{BoolStore, DType};
-use std::{collections::BTreeMap, rc::Rc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    rc::Rc,
+};
 
 /// Most axes of a tensor.
 const MAX_RANK: usize = 16;
@@ -57,13 +60,8 @@ pub(super) fn call(
                 (class, arguments) = (function, inner);
             }
             "torch._utils._rebuild_sparse_tensor" => {
-                // (layout, (indices, values, size, ..))
-                let data: &[Id] = match fields.get(1).map(|&data| objects.get(data)) {
-                    Some(Value::Sequence(data)) => data,
-                    _ => &[],
-                };
-                let shape = data.iter().find_map(|&item| sizes(objects, item, "a shape").ok());
-                let shape = shape.unwrap_or_default();
+                // (layout, data)
+                let shape = sparse_shape(objects, fields.get(1).copied());
                 return unreadable(objects, shape, "sparse tensors are not supported".into());
             }
             "collections.OrderedDict" | "collections.defaultdict" | "collections.Counter" => {
@@ -103,12 +101,13 @@ fn unreadable(objects: &mut Objects, shape: Vec<usize>, reason: String) -> Resul
 /// Returns a dictionary of `pairs`; an empty one if there are none.
 fn dictionary(unpickler: &mut Unpickler<'_>, pairs: Option<Id>) -> Result<Id, String> {
     let dict = unpickler.objects.add(Value::Dict(BTreeMap::new()))?;
-    let pairs = match pairs.map(|pairs| unpickler.objects.get(pairs)) {
-        Some(Value::Sequence(pairs)) => pairs.clone(),
+    let Some(pairs) = pairs else { return Ok(dict) };
+    // A pickle may copy one list into many dictionaries.
+    unpickler.spend(length(&unpickler.objects, pairs))?;
+    let pairs = match unpickler.objects.get(pairs) {
+        Value::Sequence(pairs) => pairs.clone(),
         _ => Vec::new(),
     };
-    // A pickle may copy one list into many dictionaries.
-    unpickler.spend(pairs.len())?;
     let mut items = Vec::with_capacity(2 * pairs.len());
     for pair in pairs {
         match unpickler.objects.get(pair) {
@@ -197,6 +196,22 @@ fn end(shape: &[usize], strides: &[usize], offset: usize) -> Option<usize> {
     last?.checked_add(1)
 }
 
+/// Returns the shape of a sparse tensor by its data: `(indices, values, size, ..)` in coordinate layout,
+/// `(indices, indices, values, size)` in the compressed ones.
+fn sparse_shape(objects: &Objects, data: Option<Id>) -> Vec<usize> {
+    let Some(Value::Sequence(data)) = data.map(|data| objects.get(data)) else { return Vec::new() };
+    let mut places = data.iter().skip(2).take(2);
+    places.find_map(|&size| sizes(objects, size, "a shape").ok()).unwrap_or_default()
+}
+
+/// Returns the number of items of a list; zero for other objects.
+fn length(objects: &Objects, list: Id) -> usize {
+    match objects.get(list) {
+        Value::Sequence(items) => items.len(),
+        _ => 0,
+    }
+}
+
 fn sizes(objects: &Objects, id: Id, what: &str) -> Result<Vec<usize>, String> {
     match objects.get(id) {
         Value::Sequence(items) if items.len() <= MAX_RANK => {
@@ -213,17 +228,15 @@ pub(super) fn set_state(
     object: Id,
     state: Id,
 ) -> Result<(), String> {
+    // A pickle may give one state to many objects.
+    let work = Module::of(&unpickler.objects, state).map_or(0, |module| module.len());
+    unpickler.spend(work)?;
     let objects = &unpickler.objects;
     // Attributes of dictionaries and tensors are not weights.
     let Value::Object(class) = objects.get(object) else { return Ok(()) };
     let class = class.clone();
-    let value = match module_tables(objects, state) {
-        Some(tables) => {
-            let count = tables.iter().map(|table| table.len()).sum();
-            let entries = state_dict(objects, state, tables)?;
-            unpickler.spend(count)?;
-            Value::Dict(entries)
-        }
+    let value = match Module::of(objects, state) {
+        Some(module) => Value::Dict(module.state_dict(objects)?),
         None if objects.has_tensors(state) => {
             let reason = not_supported(&class);
             Value::Unreadable(Box::new(Unreadable { shape: Vec::new(), reason }))
@@ -236,42 +249,58 @@ pub(super) fn set_state(
 
 type Table = BTreeMap<Rc<str>, Id>;
 
-/// Returns parameters, buffers and submodules if `state` is that of a `torch.nn.Module`.
-fn module_tables(objects: &Objects, state: Id) -> Option<[&Table; 3]> {
-    let Value::Dict(attributes) = objects.get(state) else { return None };
-    let table = |name: &str| match attributes.get(name).map(|&table| objects.get(table)) {
-        Some(Value::Dict(table)) => Some(table),
-        _ => None,
-    };
-    Some([table("_parameters")?, table("_buffers")?, table("_modules")?])
+/// The state of a `torch.nn.Module`.
+struct Module<'a> {
+    /// Parameters, buffers and submodules.
+    tables: [&'a Table; 3],
+    /// Names of buffers that are not part of the `state_dict`.
+    not_persistent: &'a [Id],
 }
 
-fn state_dict(objects: &Objects, state: Id, tables: [&Table; 3]) -> Result<Table, String> {
-    let passing = match objects.get(state) {
-        Value::Dict(attributes) => attributes.get("_non_persistent_buffers_set"),
-        _ => None,
-    };
-    let passing = match passing.map(|&names| objects.get(names)) {
-        Some(Value::Sequence(names)) => &names[..],
-        _ => &[],
-    };
-    let is_passing = |name: &Rc<str>| {
-        passing.iter().any(|&id| matches!(objects.get(id), Value::Text(text) if text == name))
-    };
-    let [_, buffers, _] = tables;
-    let mut entries = Table::new();
-    for table in tables {
-        for (name, &id) in table {
-            if std::ptr::eq(table, buffers) && is_passing(name) {
-                continue;
-            }
-            if !matches!(objects.get(id), Value::None) && entries.insert(name.clone(), id).is_some()
-            {
-                return Err(format!("a module has '{name}' twice"));
+impl<'a> Module<'a> {
+    /// Returns the parts of `state`, if it is that of a module.
+    fn of(objects: &'a Objects, state: Id) -> Option<Self> {
+        let Value::Dict(attributes) = objects.get(state) else { return None };
+        let attribute = |name: &str| attributes.get(name).map(|&value| objects.get(value));
+        let table = |name: &str| match attribute(name) {
+            Some(Value::Dict(table)) => Some(table),
+            _ => None,
+        };
+        let tables = [table("_parameters")?, table("_buffers")?, table("_modules")?];
+        let not_persistent = match attribute("_non_persistent_buffers_set") {
+            Some(Value::Sequence(names)) => &names[..],
+            _ => &[],
+        };
+        Some(Self { tables, not_persistent })
+    }
+
+    /// Returns the number of items that [`state_dict`](Self::state_dict) visits.
+    fn len(&self) -> usize {
+        self.tables.iter().map(|table| table.len()).sum::<usize>() + self.not_persistent.len()
+    }
+
+    fn state_dict(&self, objects: &Objects) -> Result<Table, String> {
+        let names = self.not_persistent.iter().filter_map(|&name| match objects.get(name) {
+            Value::Text(name) => Some(&**name),
+            _ => None,
+        });
+        let not_persistent: HashSet<&str> = names.collect();
+        let [_, buffers, _] = self.tables;
+        let mut entries = Table::new();
+        for table in self.tables {
+            for (name, &id) in table {
+                if std::ptr::eq(table, buffers) && not_persistent.contains(&**name) {
+                    continue;
+                }
+                if !matches!(objects.get(id), Value::None)
+                    && entries.insert(name.clone(), id).is_some()
+                {
+                    return Err(format!("a module has '{name}' twice"));
+                }
             }
         }
+        Ok(entries)
     }
-    Ok(entries)
 }
 
 /// Returns the storage of a persistent id or, in files of whole models, the class.
@@ -410,6 +439,56 @@ mod tests {
         assert_eq!(of(b"ctorch\nFloatStorage\n").unwrap(), "float32".into());
         assert_eq!(of(&text).unwrap_err(), "the type of a storage is text");
         assert_eq!(of(b"U\x0cFloatStorage").unwrap_err(), "the type of a storage is text");
+    }
+
+    #[test]
+    fn shapes_of_sparse_tensors_have_their_places() {
+        // The data of a call after its layout, and the shape.
+        for (data, shape) in [
+            (&b"(]K\x07aN(K\x03K\x04tt"[..], &[3, 4][..]),
+            (b"(NN(K\x03K\x04t\x88t", &[3, 4]),
+            (b"(NNN(K\x05tt", &[5]),
+            (b"(]K\x07aNNN]K\x07at", &[]),
+            (b"N", &[]),
+        ] {
+            let start = b"ctorch._utils\n_rebuild_sparse_tensor\n(N";
+            let found = with_value(&[start, data, b"tR."].concat(), |_, value| match value {
+                Value::Unreadable(tensor) => tensor.shape.clone(),
+                other => panic!("{}", kind(other)),
+            });
+            assert_eq!(found.unwrap(), shape, "{data:?}");
+        }
+    }
+
+    #[test]
+    fn lists_that_are_used_again_count_as_instructions() {
+        const COUNT: usize = 100_000;
+        let list = [b"(".to_vec(), b"N".repeat(COUNT), b"lq\x000".to_vec()].concat();
+        let pickle = |start: &[u8], again: &[u8], count: usize| {
+            [&list, start, &again.repeat(count), b"."].concat()
+        };
+        // Modules that share a list of names, and have no buffers.
+        let state = b"}(U\x0b_parameters}U\x08_buffers}U\x08_modules}\
+                      U\x1b_non_persistent_buffers_seth\x00uq\x010";
+        let module = b"ca\nB\n)Rh\x01b";
+        with_value(&pickle(state, module, 2), |_, _| ()).unwrap();
+        let error = with_value(&pickle(state, module, 5), |_, _| ()).unwrap_err();
+        assert!(error.contains("instructions"), "{error}");
+        // The list counts before it is looked at: its items are no pairs.
+        let dict = b"ccollections\nOrderedDict\nh\x00\x85R";
+        let error = with_value(&pickle(&b"N".repeat(300_000), dict, 1), |_, _| ()).unwrap_err();
+        assert!(error.contains("instructions"), "{error}");
+    }
+
+    #[test]
+    fn buffers_that_are_not_persistent_are_left_out() {
+        let pickle = b"ca\nB\n)R}(U\x0b_parameters}U\x01pK\x01sU\x08_buffers}(U\x01bK\x02U\x01cK\x03u\
+                       U\x08_modules}U\x01mK\x04sU\x1b_non_persistent_buffers_set](U\x01bU\x01pNeub.";
+        let keys = with_value(pickle, |_, value| match value {
+            Value::Dict(entries) => entries.keys().map(|key| key.to_string()).collect::<Vec<_>>(),
+            other => panic!("{}", kind(other)),
+        });
+        assert_eq!(keys.unwrap(), ["c", "m", "p"]);
     }
 
     #[test]
