@@ -5,10 +5,11 @@
 //! `torch/nn/modules/module.py` (`state_dict`).
 
 use super::{
-    objects::{Element, Id, Objects, Storage, StorageView, Unreadable, Value, View, kind},
+    objects::{Element, Id, MAX_KEY, Objects, Storage, StorageView, Unreadable, Value, View, kind},
     pickle::Unpickler,
 };
 use burn::tensor::{BoolStore, DType};
+use opensora_files::one_line;
 use std::{
     collections::{BTreeMap, HashSet},
     rc::Rc,
@@ -281,7 +282,8 @@ impl<'a> Module<'a> {
 
     fn state_dict(&self, objects: &Objects) -> Result<Table, String> {
         let names = self.not_persistent.iter().filter_map(|&name| match objects.get(name) {
-            Value::Text(name) => Some(&**name),
+            // Keys of buffers are not longer.
+            Value::Text(name) if name.len() <= MAX_KEY => Some(&**name),
             _ => None,
         });
         let not_persistent: HashSet<&str> = names.collect();
@@ -317,7 +319,7 @@ pub(super) fn persistent(objects: &mut Objects, id: Id) -> Result<Id, String> {
         ("module", &[_, class, ..]) => Ok(class),
         // ("storage", class, key, device, elements, view)
         ("storage", &[_, class, key, _, count, ref view @ ..]) => {
-            let key = objects.text(key, "the key of a storage")?;
+            let key = objects.storage_key(key)?;
             let elements = objects.size(count, "the size of a storage")?;
             let element = match objects.get(class) {
                 // Text may be as long as the pickle, and every element type carries its name.
@@ -341,7 +343,7 @@ pub(super) fn persistent(objects: &mut Objects, id: Id) -> Result<Id, String> {
             let storage = objects.storage(Storage { key, element, elements })?;
             objects.add(Value::Storage(StorageView { storage, start, end }))
         }
-        _ => Err(format!("a persistent id of kind '{tag}' found, expected a storage")),
+        _ => Err(format!("a persistent id of kind '{}' found, expected a storage", one_line(tag))),
     }
 }
 
