@@ -41,14 +41,19 @@ pub(super) fn call(
         let Value::Sequence(fields) = objects.get(arguments) else {
             return Err(format!("{name} is called with {}", kind(objects.get(arguments))));
         };
-        let first = fields.first().copied();
+        let [first, seventh, eighth] = [0, 6, 7].map(|place| fields.get(place).copied());
         match &*name {
-            "torch._utils._rebuild_tensor" => return tensor(objects, arguments, &name, 4, None),
-            "torch._utils._rebuild_tensor_v2" => return tensor(objects, arguments, &name, 6, None),
-            "torch._utils._rebuild_tensor_v3" => {
-                return tensor(objects, arguments, &name, 7, fields.get(6).copied());
+            "torch._utils._rebuild_tensor" | "torch._utils._rebuild_qtensor" => {
+                return tensor(objects, arguments, &name, 4, Extra::default());
             }
-            "torch._utils._rebuild_qtensor" => return tensor(objects, arguments, &name, 4, None),
+            "torch._utils._rebuild_tensor_v2" => {
+                let extra = Extra { dtype: None, metadata: seventh };
+                return tensor(objects, arguments, &name, 6, extra);
+            }
+            "torch._utils._rebuild_tensor_v3" => {
+                let extra = Extra { dtype: seventh, metadata: eighth };
+                return tensor(objects, arguments, &name, 7, extra);
+            }
             // (data, requires_grad, hooks, state)
             "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state" => {
                 return first.ok_or_else(|| format!("{name} is called without a tensor"));
@@ -120,14 +125,37 @@ fn dictionary(unpickler: &mut Unpickler<'_>, pairs: Option<Id>) -> Result<Id, St
     Ok(dict)
 }
 
-/// Returns the tensor of `(storage, offset, shape, strides, ..)`. `dtype` is the class of its element
-/// type if the storage is untyped.
+/// Arguments of a tensor that only some functions have.
+#[derive(Default)]
+struct Extra {
+    /// The class of the element type, for untyped storages.
+    dtype: Option<Id>,
+    /// What else PyTorch knows of the tensor, such as `{'neg': True}` if its numbers are the negative of
+    /// the storage's.
+    metadata: Option<Id>,
+}
+
+/// Returns true if metadata may say that a tensor's numbers are not those of its storage.
+fn changes_numbers(objects: &Objects, metadata: Option<Id>) -> bool {
+    /// PyTorch writes two.
+    const MAX_ENTRIES: usize = 16;
+    let is_off = |&value: &Id| {
+        matches!(objects.get(value), Value::None | Value::Bool(false) | Value::Int(0))
+    };
+    match metadata.map(|metadata| objects.get(metadata)) {
+        None | Some(Value::None) => false,
+        Some(Value::Dict(entries)) => entries.len() > MAX_ENTRIES || !entries.values().all(is_off),
+        Some(_) => true,
+    }
+}
+
+/// Returns the tensor of `(storage, offset, shape, strides, ..)`.
 fn tensor(
     objects: &mut Objects,
     arguments: Id,
     name: &str,
     count: usize,
-    dtype: Option<Id>,
+    extra: Extra,
 ) -> Result<Id, String> {
     let Value::Sequence(fields) = objects.get(arguments) else {
         return Err(format!("{name} is called with {}", kind(objects.get(arguments))));
@@ -147,7 +175,7 @@ fn tensor(
     };
     let storage = &objects.storages()[reach.storage];
     let untyped = storage.element.name.is_empty();
-    let element = match dtype.map(|dtype| objects.get(dtype)) {
+    let element = match extra.dtype.map(|dtype| objects.get(dtype)) {
         Some(Value::Class(class)) => {
             let element = element_of_dtype(class.strip_prefix("torch.").unwrap_or(class));
             if !untyped && element != storage.element {
@@ -166,6 +194,11 @@ fn tensor(
         let reason = format!("element type torch.{} is not supported", element.name);
         return unreadable(objects, shape, reason);
     };
+    if changes_numbers(objects, extra.metadata) {
+        let reason =
+            "tensors with metadata, such as a negative or conjugate bit, are not supported";
+        return unreadable(objects, shape, reason.into());
+    }
     // Sizes of untyped storages are in bytes.
     let available = if untyped { reach.end / size } else { reach.end };
     let offset = offset.saturating_add(reach.start);
@@ -491,6 +524,43 @@ mod tests {
             other => panic!("{}", kind(other)),
         });
         assert_eq!(keys.unwrap(), ["c", "m", "p"]);
+    }
+
+    #[test]
+    fn metadata_that_changes_numbers_is_not_ignored() {
+        let of = |function: &str, metadata: &[u8]| {
+            let start = format!("ctorch._utils\n{function}\n(").into_bytes();
+            let rest: &[u8] = b"K\x00K\x06\x85K\x01\x85\x89N";
+            let dtype: &[u8] = if function.ends_with("v3") { b"ctorch\nfloat32\n" } else { b"" };
+            let pickle = [&start, STORAGE, rest, dtype, metadata, b"tR."].concat();
+            with_value(&pickle, |_, value| match value {
+                Value::Tensor(view) => view.shape.clone(),
+                Value::Unreadable(tensor) => {
+                    assert!(tensor.reason.contains("negative"), "{}", tensor.reason);
+                    tensor.shape.iter().map(|_| 0).collect()
+                }
+                other => panic!("{}", kind(other)),
+            })
+        };
+        for function in ["_rebuild_tensor_v2", "_rebuild_tensor_v3"] {
+            for metadata in
+                [&b""[..], b"N", b"}", b"}U\x03neg\x89s", b"}(U\x03negI00\nU\x04conj\x89u"]
+            {
+                assert_eq!(of(function, metadata).unwrap(), [6], "{function} {metadata:?}");
+            }
+            let many =
+                [&b"}("[..], &(0..17).flat_map(|n| [b'K', n, b'N']).collect::<Vec<_>>(), b"u"];
+            for metadata in [
+                &b"}U\x03neg\x88s"[..],
+                b"}(U\x03neg\x89U\x04conj\x88u",
+                b"}U\x03negI1\ns",
+                b"}U\x05otherU\x01xs",
+                b"U\x03neg",
+                &many.concat(),
+            ] {
+                assert_eq!(of(function, metadata).unwrap(), [0], "{function} {metadata:?}");
+            }
+        }
     }
 
     #[test]
