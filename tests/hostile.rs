@@ -211,7 +211,7 @@ fn shared_objects() -> Vec<(&'static str, Vec<u8>)> {
         |class: &str, key: &str| format!("(U\x07storage{class}{key}NK\x01tQ0").into_bytes();
     // Keys that differ in their last four bytes, and each is set many times.
     let mut long_keys = Vec::new();
-    for number in 0..1800u32 {
+    for number in 0..1500u32 {
         long_keys.extend(b"X\x00\x10\x00\x00");
         long_keys.extend([b'x'; 4092]);
         long_keys.extend(format!("{number:04}r").bytes());
@@ -219,7 +219,7 @@ fn shared_objects() -> Vec<(&'static str, Vec<u8>)> {
         long_keys.push(b'0');
     }
     long_keys.push(b'}');
-    for number in (0..1800u32).cycle().take(160_000) {
+    for number in (0..1500u32).cycle().take(160_000) {
         long_keys.extend([&memo(number)[..], b"Ns"].concat());
     }
     let tensor = b"ctorch._utils\n_rebuild_sparse_tensor\n(NNtRq\x010";
