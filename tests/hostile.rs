@@ -191,9 +191,96 @@ fn pickles(files: &Files) {
             "a number without end",
             pickle(&[b"L".to_vec(), repeat(b"9", 4 << 20), b"\n".to_vec()].concat()),
         ),
+        ("calls of calls", pickle(&[&b"cA\nB\n"[..], &repeat(b")R", 240_000)].concat())),
     ] {
         files.checkpoint(what, &files.write("hostile.pth", &bytes), &config);
     }
+    for (what, body) in shared_objects() {
+        files.checkpoint(what, &files.write("hostile.pth", &pickle(&body)), &config);
+    }
+}
+
+/// Pickles of one large object that is used many times.
+fn shared_objects() -> Vec<(&'static str, Vec<u8>)> {
+    let memo = |number: u32| [&b"j"[..], &number.to_le_bytes()].concat();
+    let text = |length: u32| {
+        [&b"X"[..], &length.to_le_bytes(), &vec![b'x'; length as usize], b"q\x000"].concat()
+    };
+    let list = |items: usize| [b"(".to_vec(), b"N".repeat(items), b"lq\x000".to_vec()].concat();
+    let storage =
+        |class: &str, key: &str| format!("(U\x07storage{class}{key}NK\x01tQ0").into_bytes();
+    // Keys that differ in their last four bytes, and each is set many times.
+    let mut long_keys = Vec::new();
+    for number in 0..1500u32 {
+        long_keys.extend(b"X\x00\x10\x00\x00");
+        long_keys.extend([b'x'; 4092]);
+        long_keys.extend(format!("{number:04}r").bytes());
+        long_keys.extend(number.to_le_bytes());
+        long_keys.push(b'0');
+    }
+    long_keys.push(b'}');
+    for number in (0..1500u32).cycle().take(160_000) {
+        long_keys.extend([&memo(number)[..], b"Ns"].concat());
+    }
+    let tensor = b"ctorch._utils\n_rebuild_sparse_tensor\n(NNtRq\x010";
+    let sparse = b"ctorch._utils\n_rebuild_sparse_tensor\n(Nh\x00tq\x010";
+    let module = b"}(U\x0b_parameters}U\x08_buffersh\x02U\x08_modules}\
+                   U\x1b_non_persistent_buffers_seth\x00uq\x010";
+    let buffers: Vec<u8> = (0..60_000u32)
+        .flat_map(|number| [&b"J"[..], &number.to_le_bytes(), b"N"].concat())
+        .collect();
+    let buffers = [&b"}("[..], &buffers, b"uq\x020"].concat();
+    vec![
+        (
+            "a long key that is set again",
+            [&text(4 << 20)[..], b"}", &b"h\x00Ns".repeat(150_000)].concat(),
+        ),
+        ("long keys that are set again", long_keys),
+        (
+            "a long key of storages",
+            [text(4 << 20), storage("ctorch\nFloatStorage\n", "h\0").repeat(40_000)].concat(),
+        ),
+        ("a long type of storages", {
+            let storages = (0..20_000).map(|key| storage("h\0", &format!("I{key}\n")));
+            [text(4 << 20), storages.flatten().collect()].concat()
+        }),
+        (
+            "sparse tensors of a long list",
+            [&list(200_000)[..], sparse, b"ctorch._utils\n_rebuild_sparse_tensor\nq\x020"]
+                .into_iter()
+                .chain([&b"h\x02h\x01R0".repeat(60_000)[..]])
+                .collect::<Vec<_>>()
+                .concat(),
+        ),
+        (
+            "modules of many buffers",
+            [&list(100_000)[..], &buffers, module, b"ca\nB\n)Rh\x01b"].concat(),
+        ),
+        (
+            "a list of few tensors on many paths",
+            [
+                &tensor[..],
+                b"(",
+                &b"N".repeat(240_000),
+                b"h\x01lq\x000}K\x01(",
+                &b"h\x00".repeat(60_000),
+                b"ls",
+            ]
+            .concat(),
+        ),
+        (
+            "long keys on many paths",
+            [
+                &text(4096)[..],
+                tensor,
+                b"}h\x00N",
+                b"s}h\x00h\x01sq\x020}K\x01(",
+                &b"h\x02".repeat(60_000),
+                b"ls",
+            ]
+            .concat(),
+        ),
+    ]
 }
 
 /// Entries that are compressed, or too many.

@@ -61,6 +61,14 @@ pub enum CheckpointError {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// Two tensors of a file to be written have the same key.
+    #[error("{}: cannot be written: two tensors have the key '{}'", path.display(), one_line(key))]
+    DuplicateKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
     /// The keys or shapes do not fit the model.
     #[error("{}: {mismatch}", path.display())]
     Mismatch {

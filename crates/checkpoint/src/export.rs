@@ -8,7 +8,13 @@ use burn::{
 use opensora_files::write_atomically;
 use opensora_nn::read::{ReadError, read};
 use safetensors::{Dtype, View};
-use std::{borrow::Cow, cell::RefCell, collections::HashMap, io::ErrorKind, path::Path};
+use std::{
+    borrow::Cow,
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+    io::ErrorKind,
+    path::Path,
+};
 
 /// Writes the parameters of `module` to `path` as one safetensors file in `dtype`, under the keys
 /// and in the layout of `map`'s artefact, so that whatever reads the published file reads this one.
@@ -17,7 +23,8 @@ use std::{borrow::Cow, cell::RefCell, collections::HashMap, io::ErrorKind, path:
 /// The file appears complete or not at all. Tensors are fetched from the device one at a time.
 ///
 /// # Errors
-/// Where the file cannot be written or a tensor not be fetched.
+/// Returns an error if the file cannot be written, the device fails, or `map` gives two parameters the
+/// same key.
 pub fn export<M: Module>(
     module: &M,
     map: &KeyMap,
@@ -28,11 +35,12 @@ pub fn export<M: Module>(
     export_with_buffers(module, map, Vec::new(), dtype, note, path)
 }
 
-/// Like [`export`], and writes `buffers` under their published keys: tensors that are no parameters
-/// here, because they can be computed, and that other programs expect in the file.
+/// Like [`export`], and writes `buffers`: tensors that are no parameters here, because they can be
+/// computed, and that other programs expect in the file. Their keys are published ones: `map` does not
+/// change them.
 ///
 /// # Errors
-/// Returns the errors of [`export`].
+/// Returns the errors of [`export`], also if a buffer has the key of a parameter or another buffer.
 pub fn export_with_buffers<M: Module>(
     module: &M,
     map: &KeyMap,
@@ -47,19 +55,32 @@ pub fn export_with_buffers<M: Module>(
         let fetch = move || Ok(data.clone().convert_dtype(dtype.into()));
         (key, Fetch { shape, dtype, fetch: Box::new(fetch) })
     }));
+    write(collector.tensors, note, path)
+}
+
+/// Writes tensors, by published key.
+fn write(
+    tensors: Vec<(String, Fetch)>,
+    note: Option<(&str, &str)>,
+    path: &Path,
+) -> Result<(), CheckpointError> {
+    let mut keys = HashSet::new();
+    if let Some((key, _)) = tensors.iter().find(|(key, _)| !keys.insert(key.as_str())) {
+        return Err(CheckpointError::DuplicateKey { path: path.into(), key: key.clone() });
+    }
     // One entry only: several would stand in another order in every run, and files that are equal in
     // all numbers would differ. `format` is what transformers asks of files that it opens itself.
     let (name, text) = note.unwrap_or(("format", "pt"));
     let metadata = HashMap::from([(name.to_string(), text.to_string())]);
     let unread = RefCell::new(None);
-    let views = collector.tensors.into_iter().map(|(key, tensor)| {
+    let views = tensors.into_iter().map(|(key, tensor)| {
         let view = Fetched { tensor, unread: &unread };
         (key, view)
     });
     let written = write_atomically(path, |file| {
         safetensors::serialize_to_file(views, Some(metadata), file)
             .map_err(std::io::Error::other)?;
-        // Zeros stand for what the device did not return: not a file to keep.
+        // The bytes that the device did not return are missing: not a file to keep.
         if unread.borrow().is_some() { Err(ErrorKind::Other.into()) } else { Ok(()) }
     });
     if let Some(error) = unread.into_inner() {
@@ -109,11 +130,15 @@ impl View for Fetched<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
+        // Writing cannot be stopped; after an error, nothing more is fetched and nothing written.
+        if self.unread.borrow().is_some() {
+            return Cow::Borrowed(&[]);
+        }
         match (self.tensor.fetch)() {
             Ok(data) => Cow::Owned(data.into_bytes().to_vec()),
             Err(error) => {
-                self.unread.borrow_mut().get_or_insert(error);
-                Cow::Owned(vec![0; self.data_len()])
+                self.unread.replace(Some(error));
+                Cow::Borrowed(&[])
             }
         }
     }
@@ -165,6 +190,7 @@ mod tests {
     use super::*;
     use crate::{Checkpoint, import};
     use burn::{nn::LinearConfig, tensor::Device};
+    use std::{cell::Cell, rc::Rc};
 
     #[test]
     fn what_is_written_loads_again_and_replaces_what_was_there() {
@@ -199,6 +225,60 @@ mod tests {
         assert_eq!(checkpoint.keys().collect::<Vec<_>>(), ["bias", "table", "weight"]);
         let table = checkpoint.tensors()["table"].read("table").unwrap();
         assert_eq!((table.dtype(), table.iter::<f32>().collect()), (DType::F16, vec![1.0, 2.0]));
+    }
+
+    #[test]
+    fn two_tensors_of_one_key_are_rejected() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("linear.safetensors");
+        let linear = LinearConfig::new(3, 5).init(&Device::flex());
+        let buffer = |key: &str| (key.to_string(), TensorData::new(vec![1.0f32], [1]));
+        let plain = KeyMap::new("a linear layer");
+        let prefixed = KeyMap::new("a linear layer").rename(|path| format!("model.{path}"));
+        let merged = KeyMap::new("a linear layer").rename(|_| "one".into());
+        for (map, buffers, twice) in [
+            (&plain, vec![buffer("bias")], "bias"),
+            (&prefixed, vec![buffer("model.weight")], "model.weight"),
+            (&plain, vec![buffer("a"), buffer("a")], "a"),
+            (&merged, vec![], "one"),
+        ] {
+            let written = export_with_buffers(&linear, map, buffers, FloatDType::F32, None, &path);
+            match written.unwrap_err() {
+                CheckpointError::DuplicateKey { key, .. } => assert_eq!(key, twice),
+                other => panic!("{other}"),
+            }
+        }
+        assert!(!path.exists());
+        // Keys of buffers are not mapped.
+        let buffers = vec![buffer("bias")];
+        export_with_buffers(&linear, &prefixed, buffers, FloatDType::F32, None, &path).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        assert_eq!(checkpoint.keys().collect::<Vec<_>>(), ["bias", "model.bias", "model.weight"]);
+    }
+
+    #[test]
+    fn nothing_is_fetched_from_a_device_that_failed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let fetched = Rc::new(Cell::new(0));
+        let tensors = (0..5).map(|index| {
+            let fetched = Rc::clone(&fetched);
+            let fetch = move || {
+                fetched.set(fetched.get() + 1);
+                let (device, reason) = ("cuda:0".into(), format!("failed at {index}"));
+                match index {
+                    0 => Ok(TensorData::new(vec![0.0f32; 4], [4])),
+                    _ => Err(ReadError::Copy { device, reason }),
+                }
+            };
+            let dtype = FloatDType::F32;
+            (index.to_string(), Fetch { shape: vec![4], dtype, fetch: Box::new(fetch) })
+        });
+        let error = write(tensors.collect(), None, &path).unwrap_err();
+        assert!(matches!(error, CheckpointError::Device(_)), "{error}");
+        assert!(error.to_string().contains("failed at 1"), "{error}");
+        assert_eq!(fetched.get(), 2);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]

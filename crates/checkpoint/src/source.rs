@@ -145,6 +145,13 @@ impl Checkpoint {
         Ok(Self { path: path.into(), taken, wrappers, outside, tensors })
     }
 
+    /// A checkpoint of these tensors.
+    #[cfg(test)]
+    pub(crate) fn of_tensors(tensors: BTreeMap<String, TensorEntry>) -> Self {
+        let (path, taken) = (PathBuf::from("test"), PathBuf::from("test"));
+        Self { path, taken, wrappers: Vec::new(), outside: 0, tensors }
+    }
+
     /// The path it was opened by.
     pub fn path(&self) -> &Path {
         &self.path

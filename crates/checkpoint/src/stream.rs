@@ -10,13 +10,50 @@ use burn::{
 };
 use std::{
     collections::HashMap,
+    io,
     panic::resume_unwind,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
 };
 
-/// A thread that reads tensors of a part, by published key.
-type Reading = JoinHandle<Result<HashMap<String, TensorData>, CheckpointError>>;
+/// Tensors of a part, by published key.
+type Values = Result<HashMap<String, TensorData>, CheckpointError>;
+
+/// Reads the tensors of a part.
+type Read = Box<dyn FnOnce() -> Values + Send>;
+
+/// Starts a thread.
+type Spawn = fn(Read) -> io::Result<JoinHandle<Values>>;
+
+/// A thread that reads the tensors of a part. If dropped, it ends after the tensor that it reads, and is
+/// waited for.
+struct ReadAhead {
+    thread: Option<JoinHandle<Values>>,
+    is_cancelled: Arc<AtomicBool>,
+}
+
+impl ReadAhead {
+    /// Waits for the tensors.
+    fn finish(mut self) -> Values {
+        match self.thread.take() {
+            Some(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            None => Ok(HashMap::new()),
+        }
+    }
+}
+
+impl Drop for ReadAhead {
+    fn drop(&mut self) {
+        self.is_cancelled.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // Nobody asks for the tensors any more, nor for why they could not be read.
+            let _ = thread.join();
+        }
+    }
+}
 
 /// A checkpoint that fits a module, whose parts are read when they are asked for.
 pub struct StreamedImport {
@@ -58,42 +95,56 @@ impl StreamedImport {
 
     /// Parts that are used one after the other, at `paths`, each made by `fresh`. With `ahead` the bytes
     /// of the next one are read, by a thread of their own, while a part is in use: for devices that
-    /// compute on hardware of their own. Memory of the host then holds the bytes of one part more.
+    /// compute on hardware of their own. Memory of the host then holds the bytes of one part more. If no
+    /// thread can be started, parts are read when they are asked for. Dropping the iterator ends the
+    /// thread.
     pub fn parts<'a, M: Module + 'a>(
         &'a self,
         paths: Vec<String>,
         fresh: impl Fn() -> M + 'a,
         ahead: bool,
     ) -> impl ExactSizeIterator<Item = Result<M, CheckpointError>> + 'a {
-        let mut reading: Option<Reading> = None;
+        let spawn: Spawn = |read| thread::Builder::new().name("read ahead".into()).spawn(read);
+        self.parts_by(paths, fresh, ahead.then_some(spawn))
+    }
+
+    fn parts_by<'a, M: Module + 'a>(
+        &'a self,
+        paths: Vec<String>,
+        fresh: impl Fn() -> M + 'a,
+        spawn: Option<Spawn>,
+    ) -> impl ExactSizeIterator<Item = Result<M, CheckpointError>> + 'a {
+        let mut reading: Option<ReadAhead> = None;
         (0..paths.len()).map(move |index| {
-            let values = match reading.take() {
-                Some(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic))?,
-                None => HashMap::new(),
-            };
-            if let Some(next) = paths.get(index + 1).filter(|_| ahead) {
-                reading = Some(self.read_ahead(next, &fresh()));
-            }
+            let values = reading.take().map_or_else(|| Ok(HashMap::new()), ReadAhead::finish)?;
             let path = &paths[index];
-            fill(fresh(), path, &self.checkpoint, &self.map, self.dtype, values)
+            let part = fill(fresh(), path, &self.checkpoint, &self.map, self.dtype, values)?;
+            // The first part is read from the same file: two readers would take turns in it.
+            if let (Some(next), Some(spawn)) = (paths.get(index + 1), spawn) {
+                reading = self.read_ahead(next, &fresh(), spawn);
+            }
+            Ok(part)
         })
     }
 
-    /// Starts to read the tensors of `part` at `path`.
-    fn read_ahead<M: Module>(&self, path: &str, part: &M) -> Reading {
+    /// Starts to read the tensors of `part` at `path`; `None` if there is no thread for it.
+    fn read_ahead<M: Module>(&self, path: &str, part: &M, spawn: Spawn) -> Option<ReadAhead> {
         let keys: Vec<String> = parameter_slots(part)
             .into_iter()
             .map(|slot| self.map.published_key(&format!("{path}{}", slot.path)))
             .filter(|key| self.checkpoint.contains(key))
             .collect();
         let (checkpoint, dtype) = (Arc::clone(&self.checkpoint), self.dtype);
-        thread::spawn(move || {
+        let is_cancelled = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&is_cancelled);
+        let thread = spawn(Box::new(move || {
             let read = |key: String| {
                 let data = read_float(&checkpoint, &key, dtype)?;
                 Ok((key, data))
             };
-            keys.into_iter().map(read).collect()
-        })
+            keys.into_iter().take_while(|_| !stop.load(Ordering::Relaxed)).map(read).collect()
+        }));
+        Some(ReadAhead { thread: Some(thread.ok()?), is_cancelled })
     }
 
     /// Rows of the matrix `[R, C]` at `path`: `[rows, C]`. The matrix is held in the file's own
@@ -128,5 +179,101 @@ impl StreamedImport {
 impl std::fmt::Debug for StreamedImport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} from {}", self.map.artefact(), self.checkpoint.path().display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::{Contents, TensorEntry};
+    use burn::{
+        module::Param,
+        nn::{Linear, LinearConfig},
+        tensor::{DType, Device, Tensor},
+    };
+    use std::{
+        sync::{Mutex, PoisonError},
+        time::Duration,
+    };
+
+    /// Parameters of a block.
+    const BLOCK: usize = 16;
+
+    /// Three blocks, whose parameters `BLOCK.LAYER.weight` take 10 ms each to read, and the keys that were
+    /// read.
+    fn slow() -> (StreamedImport, Arc<Mutex<Vec<String>>>, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let file: Arc<std::path::Path> = folder.path().join("x.safetensors").into();
+        std::fs::write(&file, "").unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let names = (0..3).flat_map(|block| (0..BLOCK).map(move |layer| (block, layer)));
+        let tensors = names.map(|(block, layer)| {
+            let key = format!("{block}.{layer}.weight");
+            let (name, log) = (key.clone(), Arc::clone(&log));
+            let read = move || {
+                thread::sleep(Duration::from_millis(10));
+                log.lock().unwrap_or_else(PoisonError::into_inner).push(name.clone());
+                Ok(((100 * block + layer) as f32).to_ne_bytes().to_vec())
+            };
+            let contents = Contents::Readable { dtype: DType::F32, read: Arc::new(read) };
+            (key, TensorEntry { file: file.clone(), shape: vec![1, 1], contents })
+        });
+        let checkpoint = Checkpoint::of_tensors(tensors.collect());
+        let whole: Vec<Vec<Linear>> = (0..3).map(|_| block()).collect();
+        let map = KeyMap::new("blocks");
+        let (import, _) = StreamedImport::new(&whole, checkpoint, map, FloatDType::F32).unwrap();
+        (import, log, folder)
+    }
+
+    fn block() -> Vec<Linear> {
+        let layer = || LinearConfig::new(1, 1).with_bias(false).init(&Device::flex());
+        (0..BLOCK).map(|_| layer()).collect()
+    }
+
+    fn paths() -> Vec<String> {
+        ["0.", "1.", "2."].map(String::from).to_vec()
+    }
+
+    fn first(block: &[Linear]) -> f32 {
+        let weight: &Param<Tensor<2>> = &block[0].weight;
+        weight.to_data().iter::<f32>().sum()
+    }
+
+    fn keys(log: &Mutex<Vec<String>>) -> Vec<String> {
+        log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    #[test]
+    fn parts_are_read_one_after_the_other() {
+        let (import, log, _folder) = slow();
+        let mut parts = import.parts(paths(), block, true);
+        let firsts: Vec<f32> = parts.by_ref().map(|part| first(&part.unwrap())).collect();
+        assert_eq!(firsts, [0.0, 100.0, 200.0]);
+        let blocks: Vec<char> = keys(&log).iter().filter_map(|key| key.chars().next()).collect();
+        assert!(blocks.is_sorted(), "{blocks:?}");
+        assert_eq!(blocks.len(), 3 * BLOCK);
+    }
+
+    #[test]
+    fn dropped_parts_are_not_read_on() {
+        let (import, log, _folder) = slow();
+        let mut parts = import.parts(paths(), block, true);
+        parts.next().unwrap().unwrap();
+        drop(parts);
+        let found = keys(&log).len();
+        // One tensor may have been under way.
+        assert!(found <= BLOCK + 2, "{found} tensors");
+        thread::sleep(Duration::from_millis(60));
+        assert_eq!(keys(&log).len(), found);
+    }
+
+    #[test]
+    fn parts_are_read_in_place_if_there_is_no_thread() {
+        let (import, log, _folder) = slow();
+        let spawn: Spawn = |_| Err(io::ErrorKind::WouldBlock.into());
+        let parts = import.parts_by(paths(), block, Some(spawn));
+        let firsts: Vec<f32> = parts.map(|part| first(&part.unwrap())).collect();
+        assert_eq!(firsts, [0.0, 100.0, 200.0]);
+        assert_eq!(keys(&log).len(), 3 * BLOCK);
     }
 }

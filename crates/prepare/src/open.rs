@@ -4,9 +4,9 @@ use crate::step::State;
 use opensora_files::one_line;
 use opensora_video::reader::{Decoder, VideoReader};
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
-    time::UNIX_EPOCH,
+    time::{Duration, UNIX_EPOCH},
 };
 
 /// Opens a video whose frames come in square pixels.
@@ -54,21 +54,36 @@ pub(crate) fn regular(path: &Path) -> Result<fs::Metadata, String> {
 }
 
 /// Returns what tells a file from an earlier or later version of it: its size and time. Of a folder of
-/// frames these are the sum of the files' sizes and the latest of all times.
+/// frames these are the sum of the files' sizes and the latest of all times; if one of the files is out of
+/// reach, so is the folder.
 pub(crate) fn state(path: &Path) -> State {
-    let Ok(found) = fs::metadata(path) else { return State::Gone };
-    let time = |found: &fs::Metadata| found.modified().ok()?.duration_since(UNIX_EPOCH).ok();
-    let (mut size, mut latest) = (found.len(), time(&found));
-    if found.is_dir() {
-        size = 0;
-        let entries = fs::read_dir(path).into_iter().flatten().flatten();
-        for found in entries.filter_map(|entry| fs::metadata(entry.path()).ok()) {
-            size += found.len();
-            latest = latest.max(time(&found));
+    match size_and_time(path) {
+        Err(_) => State::Gone,
+        Ok((_, None)) => State::Unknown,
+        Ok((size, Some(time))) => {
+            State::Known(format!("{size} bytes of {}.{:09}", time.as_secs(), time.subsec_nanos()))
         }
     }
-    let Some(time) = latest else { return State::Unknown };
-    State::Known(format!("{size} bytes of {}.{:09}", time.as_secs(), time.subsec_nanos()))
+}
+
+/// Returns the size and time of a file or folder for [`state`]; without time if the file system has none.
+///
+/// # Errors
+/// Returns an error if the file, the folder or one of the folder's files is out of reach: the rest of a
+/// folder would look like another version of it.
+fn size_and_time(path: &Path) -> io::Result<(u64, Option<Duration>)> {
+    let time = |found: &fs::Metadata| found.modified().ok()?.duration_since(UNIX_EPOCH).ok();
+    let found = fs::metadata(path)?;
+    if !found.is_dir() {
+        return Ok((found.len(), time(&found)));
+    }
+    let (mut size, mut latest) = (0, time(&found));
+    for entry in fs::read_dir(path)? {
+        let found = fs::metadata(entry?.path())?;
+        size += found.len();
+        latest = latest.max(time(&found));
+    }
+    Ok((size, latest))
 }
 
 /// Returns what all paths to one file have in common, also links: its path without links, or for a file
@@ -116,8 +131,6 @@ pub(crate) fn without_path(error: &dyn std::fmt::Display, path: &Path) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
-
     #[test]
     #[cfg(unix)]
     fn a_file_has_one_identity_whatever_the_path() {
@@ -155,6 +168,31 @@ mod tests {
         // The folder's own time does not change with a file's contents.
         write("frames/0.png", "two", 1 << 33);
         assert_eq!(state(&path("frames")).known(), Some("3 bytes of 8589934592.000000000"));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_folder_that_is_partly_out_of_reach_is_gone() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir(path("frames")).unwrap();
+        fs::write(path("frames/0.png"), "one").unwrap();
+        let whole = state(&path("frames"));
+        assert!(whole.known().is_some());
+        // A frame whose link leads to a disk that is not mounted.
+        std::os::unix::fs::symlink("../away/1.png", path("frames/1.png")).unwrap();
+        assert_eq!(state(&path("frames")), State::Gone);
+        fs::create_dir(path("away")).unwrap();
+        fs::write(path("away/1.png"), "two").unwrap();
+        assert!(state(&path("frames")).known().unwrap().starts_with("6 bytes"));
+
+        fs::set_permissions(path("frames"), fs::Permissions::from_mode(0)).unwrap();
+        // An administrator may read it nevertheless.
+        if fs::read_dir(path("frames")).is_err() {
+            assert_eq!(state(&path("frames")), State::Gone);
+        }
+        fs::set_permissions(path("frames"), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     #[test]

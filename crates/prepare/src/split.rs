@@ -5,7 +5,8 @@
 //! video. Clips have no sound, square pixels and the shown proportion.
 //!
 //! A record of the journal counts as long as the video has the size and time that it had and the clips are
-//! there; else the video is cut again. Videos of 30 seconds and more are resumed at the clip at which they
+//! there; else the video is cut again, and clips that it does not have any more are removed. A video that is
+//! gone is not cut again. Videos of 30 seconds and more are resumed at the clip at which they
 //! were interrupted.
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `tools/scenedetect`. Kept: clips of 1 to 5 seconds at 30
@@ -26,7 +27,7 @@ use crate::{
     PrepareError,
     assemble::{Fields, Keys, LEFTOVER, Summary, Tables, journal_path, make_folder},
     open, shots,
-    step::{self, Fault, Run, Shard, Trust, Watch},
+    step::{self, Fault, Run, Shard, State, Trust, Watch},
 };
 use opensora_files::{hex, remove_leftovers};
 use opensora_manifest::{
@@ -251,16 +252,20 @@ pub fn split(
         fs::create_dir_all(&unfinished).map_err(|error| format!("its clips: {error}"))?;
         let place = Place { folder: &job.clips, unfinished: &unfinished, stem: &stems[row] };
         let state = open::state(path(row));
-        let cut = video::cut(path(row), place, job.decoder, settings, state.known());
-        let names = |clips: &[Clip]| clips.iter().map(|clip| clip.file.clone()).collect();
-        let kept: HashSet<String> = cut.as_ref().map_or_else(|_| HashSet::new(), |it| names(&it.1));
+        if state == State::Gone {
+            // Clips of a video that is gone cannot be made again.
+            let reason = open::check(path(row)).err();
+            return Err(reason.unwrap_or_else(|| "it was gone for a moment".into()));
+        }
+        let (scenes, clips) = video::cut(path(row), place, job.decoder, settings, state.known())?;
+        let kept: HashSet<&str> = clips.iter().map(|clip| clip.file.as_str()).collect();
         for clip in lock().remove(&row).into_iter().flatten() {
-            if !kept.contains(&clip.file) {
+            if !kept.contains(clip.file.as_str()) {
                 // No table will name it. Where it cannot be removed, it stays.
                 let _ = fs::remove_file(job.clips.join(clip.file));
             }
         }
-        cut.map(|(scenes, clips)| Record { scenes, clips })
+        Ok(Record { scenes, clips })
     };
     let trust = Trust { state: &|row| open::state(path(row)), holds: &holds };
     let work = |row: usize| work(row).map_err(Fault::Row);

@@ -262,16 +262,29 @@ fn a_journal_is_checked_against_its_files() {
     assert_eq!(names(&clips), ["sea_scene-0.mp4", "sea_scene-1.mp4"]);
     assert_eq!(Table::read(&out).unwrap().get(1, "num_frames"), Some("31"));
 
-    // What failed is tried again when it is another file.
+    // What failed is tried again when it is another file, and its clips stay until then.
+    let before = contents(&clips);
     std::fs::write(&path, "torn").unwrap();
     assert_eq!(run().failed, 1);
-    assert_eq!(names(&clips), [""; 0]);
+    assert_eq!(contents(&clips), before);
     video(&path, 10.0, &[(40, 22), (200, 31)]);
     assert_eq!(run().output, 2);
 
     // Raw videos that were deleted after the cut are not missed.
     std::fs::remove_file(&path).unwrap();
     assert_eq!(run().output, 2);
+
+    // Nor are the other clips removed if one is gone: they cannot be made again.
+    let one = "sea_scene-1.mp4";
+    let kept = std::fs::read(clips.join(one)).unwrap();
+    std::fs::remove_file(clips.join("sea_scene-0.mp4")).unwrap();
+    assert_eq!(run().failed, 1);
+    let reason = Table::read(&failed_path(&out)).unwrap().get(0, REASON).unwrap().to_string();
+    assert!(reason.contains("No such file"), "{reason}");
+    assert_eq!(contents(&clips), BTreeMap::from([(one.to_string(), kept)]));
+    video(&path, 10.0, &[(40, 22), (200, 31)]);
+    assert_eq!(run().output, 2);
+    assert_eq!(contents(&clips), before);
 }
 
 fn fixture(name: &str) -> PathBuf {

@@ -3,6 +3,7 @@
 
 use super::{
     Parsed,
+    objects::MAX_KEY,
     pickle::{MAX_PICKLE, Unpickler},
     view::Region,
 };
@@ -36,6 +37,13 @@ pub(super) fn open(file: &File) -> Result<Parsed, String> {
     for index in 0..archive.len() {
         let entry = archive.by_index_raw(index).map_err(zip)?;
         let name = entry.name().map_err(zip)?.to_string();
+        // The folder's name is joined with the key of each storage.
+        if name.len() > MAX_KEY {
+            return Err(format!(
+                "an entry's name has {} bytes, expected at most {MAX_KEY}",
+                name.len()
+            ));
+        }
         // A stored entry is at most as large as the file; a compressed one may be a thousand times larger.
         if entry.compression() != CompressionMethod::Stored
             || entry.compressed_size() != entry.size()

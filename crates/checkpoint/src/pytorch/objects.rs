@@ -13,9 +13,15 @@ use std::{
 /// Deepest nesting of dictionaries and lists. State dicts of training programs have up to five levels.
 const MAX_DEPTH: usize = 100;
 
-/// Most values visited while dictionaries and lists are walked. An object that is reached by several
-/// paths counts once for each.
+/// Most items visited while dictionaries and lists are walked, including those without tensors. An object
+/// that is reached by several paths counts once for each.
 const MAX_VISITS: usize = 1 << 20;
+
+/// Longest key of a dictionary in bytes. Keys of a T5-XXL have up to 60; paths of files have up to 4096.
+pub(super) const MAX_KEY: usize = 4096;
+
+/// Longest key of a storage in bytes. PyTorch writes numbers of up to 20 digits.
+const MAX_STORAGE_KEY: usize = 256;
 
 /// Largest total size of all keys in bytes. Those of a T5-XXL take 40 KB.
 const MAX_KEY_BYTES: usize = 16 << 20;
@@ -180,7 +186,7 @@ impl Objects {
         let mut entries = Vec::with_capacity(pairs.len());
         for &[key, value] in pairs {
             has_tensors |= self.has_tensors(value);
-            entries.push((self.key(key), value));
+            entries.push((self.key(key)?, value));
         }
         let node = &mut self.nodes[dict];
         if matches!(node.value, Value::Object(_)) {
@@ -195,12 +201,22 @@ impl Objects {
     }
 
     /// Returns the text of a dictionary's key, which may be any object in Python.
-    fn key(&self, id: Id) -> Rc<str> {
+    fn key(&self, id: Id) -> Result<Rc<str>, String> {
         match self.get(id) {
-            Value::Text(text) => text.clone(),
-            Value::Int(number) => number.to_string().into(),
-            _ => format!("<key {id}>").into(),
+            Value::Text(text) if text.len() > MAX_KEY => Err(too_long("key", text, MAX_KEY)),
+            Value::Text(text) => Ok(text.clone()),
+            Value::Int(number) => Ok(number.to_string().into()),
+            _ => Ok(format!("<key {id}>").into()),
         }
+    }
+
+    /// Returns the key of a storage, which is text or a number.
+    pub(super) fn storage_key(&self, id: Id) -> Result<Rc<str>, String> {
+        let key = self.text(id, "the key of a storage")?;
+        if key.len() > MAX_STORAGE_KEY {
+            return Err(too_long("key of a storage", &key, MAX_STORAGE_KEY));
+        }
+        Ok(key)
     }
 
     /// Returns the storage of a key, adding it if it is new. All declarations of a key must agree.
@@ -239,7 +255,7 @@ impl Objects {
         }
     }
 
-    /// Returns a text, or a number as text: keys of storages may be either.
+    /// Returns a text, or a number as text.
     pub(super) fn text(&self, id: Id, what: &str) -> Result<Rc<str>, String> {
         match self.get(id) {
             Value::Text(text) => Ok(text.clone()),
@@ -269,8 +285,7 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn visit(&mut self, value: &'a Value, path: &mut String, depth: usize) -> Result<(), String> {
-        self.visits += 1;
-        if depth > MAX_DEPTH || self.visits > MAX_VISITS {
+        if depth > MAX_DEPTH {
             return Err("its dictionaries are nested too deeply".into());
         }
         match value {
@@ -292,9 +307,14 @@ impl<'a> Walk<'a> {
     }
 
     fn step(&mut self, name: &str, id: Id, path: &mut String, depth: usize) -> Result<(), String> {
+        self.visits += 1;
+        if self.visits > MAX_VISITS {
+            return Err(format!("its dictionaries and lists have more than {MAX_VISITS} items"));
+        }
         if !self.objects.has_tensors(id) {
             return Ok(());
         }
+        self.count_key(name)?;
         let length = path.len();
         if length > 0 {
             path.push('.');
@@ -306,16 +326,26 @@ impl<'a> Walk<'a> {
     }
 
     fn leaf(&mut self, path: &str, leaf: Leaf<'a>) -> Result<(), String> {
-        self.key_bytes += path.len();
-        if self.key_bytes > MAX_KEY_BYTES {
-            return Err(format!("its keys have more than {MAX_KEY_BYTES} bytes"));
-        }
+        self.count_key(path)?;
         if self.leaves.len() == MAX_TENSORS {
             return Err(format!("more than {MAX_TENSORS} tensors found"));
         }
         self.leaves.push((path.to_string(), leaf));
         Ok(())
     }
+
+    /// Counts the bytes of a key that is copied.
+    fn count_key(&mut self, key: &str) -> Result<(), String> {
+        self.key_bytes += key.len();
+        if self.key_bytes > MAX_KEY_BYTES {
+            return Err(format!("its keys have more than {MAX_KEY_BYTES} bytes"));
+        }
+        Ok(())
+    }
+}
+
+fn too_long(what: &str, text: &str, most: usize) -> String {
+    format!("a {what} of {} bytes found, expected at most {most}", text.len())
 }
 
 /// Describes an object for messages.
@@ -385,5 +415,59 @@ mod tests {
         let key = objects.add(Value::Int(7)).unwrap();
         objects.set_items(root, &[key, list]).unwrap();
         assert!(keys(&objects, root).is_err());
+    }
+
+    #[test]
+    fn items_without_tensors_are_counted_on_every_path() {
+        let mut objects = Objects::default();
+        let tensor = objects.add(unreadable()).unwrap();
+        let nothing = objects.add(Value::None).unwrap();
+        let items = [vec![nothing; 1000], vec![tensor]].concat();
+        let list = objects.add(Value::Sequence(items)).unwrap();
+        let mut of = |lists: usize| {
+            let lists = objects.add(Value::Sequence(vec![list; lists])).unwrap();
+            let root = objects.add(Value::Dict(BTreeMap::new())).unwrap();
+            let key = objects.add(Value::Int(7)).unwrap();
+            objects.set_items(root, &[key, lists]).unwrap();
+            keys(&objects, root).map(|keys| keys.len())
+        };
+        assert_eq!(of(1000), Ok(1000));
+        assert!(of(1100).unwrap_err().contains("items"));
+    }
+
+    #[test]
+    fn long_keys_are_rejected() {
+        let mut objects = Objects::default();
+        let tensor = objects.add(unreadable()).unwrap();
+        let root = objects.add(Value::Dict(BTreeMap::new())).unwrap();
+        let [long, longer] =
+            [MAX_KEY, MAX_KEY + 1].map(|n| objects.add(Value::Text("x".repeat(n).into())).unwrap());
+        objects.set_items(root, &[long, tensor]).unwrap();
+        let error = objects.set_items(root, &[longer, tensor]).unwrap_err();
+        assert_eq!(error, "a key of 4097 bytes found, expected at most 4096");
+        let error = objects.storage_key(long).unwrap_err();
+        assert_eq!(error, "a key of a storage of 4096 bytes found, expected at most 256");
+        let key = objects.add(Value::Int(94_281_246_573_824)).unwrap();
+        assert_eq!(objects.storage_key(key).unwrap(), "94281246573824".into());
+    }
+
+    #[test]
+    fn keys_are_counted_where_they_are_joined() {
+        let mut objects = Objects::default();
+        let key = objects.add(Value::Text("x".repeat(MAX_KEY).into())).unwrap();
+        // Lists that hold tensors, under keys that are as long as may be, and no tensor is reached.
+        let storage =
+            objects.add(Value::Storage(StorageView { storage: 0, start: 0, end: 0 })).unwrap();
+        let inner = objects.add(Value::Dict(BTreeMap::new())).unwrap();
+        objects.set_items(inner, &[key, storage]).unwrap();
+        let most = MAX_KEY_BYTES / MAX_KEY;
+        let mut of = |count: usize| {
+            let lists = objects.add(Value::Sequence(vec![inner; count])).unwrap();
+            let root = objects.add(Value::Dict(BTreeMap::new())).unwrap();
+            objects.set_items(root, &[key, lists]).unwrap();
+            keys(&objects, root).map(|keys| keys.len())
+        };
+        assert_eq!(of(most - 10), Ok(0));
+        assert!(of(most).unwrap_err().contains("bytes"));
     }
 }

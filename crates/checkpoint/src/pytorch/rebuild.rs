@@ -5,17 +5,24 @@
 //! `torch/nn/modules/module.py` (`state_dict`).
 
 use super::{
-    objects::{Element, Id, Objects, Storage, StorageView, Unreadable, Value, View, kind},
+    objects::{Element, Id, MAX_KEY, Objects, Storage, StorageView, Unreadable, Value, View, kind},
     pickle::Unpickler,
 };
 use burn::tensor::{BoolStore, DType};
-use std::{collections::BTreeMap, rc::Rc};
+use opensora_files::one_line;
+use std::{
+    collections::{BTreeMap, HashSet},
+    rc::Rc,
+};
 
 /// Most axes of a tensor.
 const MAX_RANK: usize = 16;
 
 /// Deepest nesting of calls in the arguments of calls.
 const MAX_NESTED: usize = 8;
+
+/// Name of what is called without being a class or function by name.
+const UNNAMED: &str = "an unnamed function";
 
 /// Returns the object that calling `class` with `arguments` would make.
 pub(super) fn call(
@@ -27,19 +34,26 @@ pub(super) fn call(
     for _ in 0..MAX_NESTED {
         let name = match objects.get(class) {
             Value::Class(name) => name.clone(),
-            other => kind(other).into(),
+            // Such as a nested class, which pickles before protocol 4 get by calling `getattr`. A name that
+            // said what the callee is would grow with each call of a call's result.
+            _ => UNNAMED.into(),
         };
         let Value::Sequence(fields) = objects.get(arguments) else {
             return Err(format!("{name} is called with {}", kind(objects.get(arguments))));
         };
-        let first = fields.first().copied();
+        let [first, seventh, eighth] = [0, 6, 7].map(|place| fields.get(place).copied());
         match &*name {
-            "torch._utils._rebuild_tensor" => return tensor(objects, arguments, &name, 4, None),
-            "torch._utils._rebuild_tensor_v2" => return tensor(objects, arguments, &name, 6, None),
-            "torch._utils._rebuild_tensor_v3" => {
-                return tensor(objects, arguments, &name, 7, fields.get(6).copied());
+            "torch._utils._rebuild_tensor" | "torch._utils._rebuild_qtensor" => {
+                return tensor(objects, arguments, &name, 4, Extra::default());
             }
-            "torch._utils._rebuild_qtensor" => return tensor(objects, arguments, &name, 4, None),
+            "torch._utils._rebuild_tensor_v2" => {
+                let extra = Extra { dtype: None, metadata: seventh };
+                return tensor(objects, arguments, &name, 6, extra);
+            }
+            "torch._utils._rebuild_tensor_v3" => {
+                let extra = Extra { dtype: seventh, metadata: eighth };
+                return tensor(objects, arguments, &name, 7, extra);
+            }
             // (data, requires_grad, hooks, state)
             "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state" => {
                 return first.ok_or_else(|| format!("{name} is called without a tensor"));
@@ -52,13 +66,8 @@ pub(super) fn call(
                 (class, arguments) = (function, inner);
             }
             "torch._utils._rebuild_sparse_tensor" => {
-                // (layout, (indices, values, size, ..))
-                let data: &[Id] = match fields.get(1).map(|&data| objects.get(data)) {
-                    Some(Value::Sequence(data)) => data,
-                    _ => &[],
-                };
-                let shape = data.iter().find_map(|&item| sizes(objects, item, "a shape").ok());
-                let shape = shape.unwrap_or_default();
+                // (layout, data)
+                let shape = sparse_shape(objects, fields.get(1).copied());
                 return unreadable(objects, shape, "sparse tensors are not supported".into());
             }
             "collections.OrderedDict" | "collections.defaultdict" | "collections.Counter" => {
@@ -98,12 +107,13 @@ fn unreadable(objects: &mut Objects, shape: Vec<usize>, reason: String) -> Resul
 /// Returns a dictionary of `pairs`; an empty one if there are none.
 fn dictionary(unpickler: &mut Unpickler<'_>, pairs: Option<Id>) -> Result<Id, String> {
     let dict = unpickler.objects.add(Value::Dict(BTreeMap::new()))?;
-    let pairs = match pairs.map(|pairs| unpickler.objects.get(pairs)) {
-        Some(Value::Sequence(pairs)) => pairs.clone(),
+    let Some(pairs) = pairs else { return Ok(dict) };
+    // A pickle may copy one list into many dictionaries.
+    unpickler.spend(length(&unpickler.objects, pairs))?;
+    let pairs = match unpickler.objects.get(pairs) {
+        Value::Sequence(pairs) => pairs.clone(),
         _ => Vec::new(),
     };
-    // A pickle may copy one list into many dictionaries.
-    unpickler.spend(pairs.len())?;
     let mut items = Vec::with_capacity(2 * pairs.len());
     for pair in pairs {
         match unpickler.objects.get(pair) {
@@ -115,14 +125,37 @@ fn dictionary(unpickler: &mut Unpickler<'_>, pairs: Option<Id>) -> Result<Id, St
     Ok(dict)
 }
 
-/// Returns the tensor of `(storage, offset, shape, strides, ..)`. `dtype` is the class of its element
-/// type if the storage is untyped.
+/// Arguments of a tensor that only some functions have.
+#[derive(Default)]
+struct Extra {
+    /// The class of the element type, for untyped storages.
+    dtype: Option<Id>,
+    /// What else PyTorch knows of the tensor, such as `{'neg': True}` if its numbers are the negative of
+    /// the storage's.
+    metadata: Option<Id>,
+}
+
+/// Returns true if metadata may say that a tensor's numbers are not those of its storage.
+fn changes_numbers(objects: &Objects, metadata: Option<Id>) -> bool {
+    /// PyTorch writes two.
+    const MAX_ENTRIES: usize = 16;
+    let is_off = |&value: &Id| {
+        matches!(objects.get(value), Value::None | Value::Bool(false) | Value::Int(0))
+    };
+    match metadata.map(|metadata| objects.get(metadata)) {
+        None | Some(Value::None) => false,
+        Some(Value::Dict(entries)) => entries.len() > MAX_ENTRIES || !entries.values().all(is_off),
+        Some(_) => true,
+    }
+}
+
+/// Returns the tensor of `(storage, offset, shape, strides, ..)`.
 fn tensor(
     objects: &mut Objects,
     arguments: Id,
     name: &str,
     count: usize,
-    dtype: Option<Id>,
+    extra: Extra,
 ) -> Result<Id, String> {
     let Value::Sequence(fields) = objects.get(arguments) else {
         return Err(format!("{name} is called with {}", kind(objects.get(arguments))));
@@ -142,7 +175,7 @@ fn tensor(
     };
     let storage = &objects.storages()[reach.storage];
     let untyped = storage.element.name.is_empty();
-    let element = match dtype.map(|dtype| objects.get(dtype)) {
+    let element = match extra.dtype.map(|dtype| objects.get(dtype)) {
         Some(Value::Class(class)) => {
             let element = element_of_dtype(class.strip_prefix("torch.").unwrap_or(class));
             if !untyped && element != storage.element {
@@ -161,6 +194,11 @@ fn tensor(
         let reason = format!("element type torch.{} is not supported", element.name);
         return unreadable(objects, shape, reason);
     };
+    if changes_numbers(objects, extra.metadata) {
+        let reason =
+            "tensors with metadata, such as a negative or conjugate bit, are not supported";
+        return unreadable(objects, shape, reason.into());
+    }
     // Sizes of untyped storages are in bytes.
     let available = if untyped { reach.end / size } else { reach.end };
     let offset = offset.saturating_add(reach.start);
@@ -192,6 +230,22 @@ fn end(shape: &[usize], strides: &[usize], offset: usize) -> Option<usize> {
     last?.checked_add(1)
 }
 
+/// Returns the shape of a sparse tensor by its data: `(indices, values, size, ..)` in coordinate layout,
+/// `(indices, indices, values, size)` in the compressed ones.
+fn sparse_shape(objects: &Objects, data: Option<Id>) -> Vec<usize> {
+    let Some(Value::Sequence(data)) = data.map(|data| objects.get(data)) else { return Vec::new() };
+    let mut places = data.iter().skip(2).take(2);
+    places.find_map(|&size| sizes(objects, size, "a shape").ok()).unwrap_or_default()
+}
+
+/// Returns the number of items of a list; zero for other objects.
+fn length(objects: &Objects, list: Id) -> usize {
+    match objects.get(list) {
+        Value::Sequence(items) => items.len(),
+        _ => 0,
+    }
+}
+
 fn sizes(objects: &Objects, id: Id, what: &str) -> Result<Vec<usize>, String> {
     match objects.get(id) {
         Value::Sequence(items) if items.len() <= MAX_RANK => {
@@ -208,17 +262,15 @@ pub(super) fn set_state(
     object: Id,
     state: Id,
 ) -> Result<(), String> {
+    // A pickle may give one state to many objects.
+    let work = Module::of(&unpickler.objects, state).map_or(0, |module| module.len());
+    unpickler.spend(work)?;
     let objects = &unpickler.objects;
     // Attributes of dictionaries and tensors are not weights.
     let Value::Object(class) = objects.get(object) else { return Ok(()) };
     let class = class.clone();
-    let value = match module_tables(objects, state) {
-        Some(tables) => {
-            let count = tables.iter().map(|table| table.len()).sum();
-            let entries = state_dict(objects, state, tables)?;
-            unpickler.spend(count)?;
-            Value::Dict(entries)
-        }
+    let value = match Module::of(objects, state) {
+        Some(module) => Value::Dict(module.state_dict(objects)?),
         None if objects.has_tensors(state) => {
             let reason = not_supported(&class);
             Value::Unreadable(Box::new(Unreadable { shape: Vec::new(), reason }))
@@ -231,42 +283,59 @@ pub(super) fn set_state(
 
 type Table = BTreeMap<Rc<str>, Id>;
 
-/// Returns parameters, buffers and submodules if `state` is that of a `torch.nn.Module`.
-fn module_tables(objects: &Objects, state: Id) -> Option<[&Table; 3]> {
-    let Value::Dict(attributes) = objects.get(state) else { return None };
-    let table = |name: &str| match attributes.get(name).map(|&table| objects.get(table)) {
-        Some(Value::Dict(table)) => Some(table),
-        _ => None,
-    };
-    Some([table("_parameters")?, table("_buffers")?, table("_modules")?])
+/// The state of a `torch.nn.Module`.
+struct Module<'a> {
+    /// Parameters, buffers and submodules.
+    tables: [&'a Table; 3],
+    /// Names of buffers that are not part of the `state_dict`.
+    not_persistent: &'a [Id],
 }
 
-fn state_dict(objects: &Objects, state: Id, tables: [&Table; 3]) -> Result<Table, String> {
-    let passing = match objects.get(state) {
-        Value::Dict(attributes) => attributes.get("_non_persistent_buffers_set"),
-        _ => None,
-    };
-    let passing = match passing.map(|&names| objects.get(names)) {
-        Some(Value::Sequence(names)) => &names[..],
-        _ => &[],
-    };
-    let is_passing = |name: &Rc<str>| {
-        passing.iter().any(|&id| matches!(objects.get(id), Value::Text(text) if text == name))
-    };
-    let [_, buffers, _] = tables;
-    let mut entries = Table::new();
-    for table in tables {
-        for (name, &id) in table {
-            if std::ptr::eq(table, buffers) && is_passing(name) {
-                continue;
-            }
-            if !matches!(objects.get(id), Value::None) && entries.insert(name.clone(), id).is_some()
-            {
-                return Err(format!("a module has '{name}' twice"));
+impl<'a> Module<'a> {
+    /// Returns the parts of `state`, if it is that of a module.
+    fn of(objects: &'a Objects, state: Id) -> Option<Self> {
+        let Value::Dict(attributes) = objects.get(state) else { return None };
+        let attribute = |name: &str| attributes.get(name).map(|&value| objects.get(value));
+        let table = |name: &str| match attribute(name) {
+            Some(Value::Dict(table)) => Some(table),
+            _ => None,
+        };
+        let tables = [table("_parameters")?, table("_buffers")?, table("_modules")?];
+        let not_persistent = match attribute("_non_persistent_buffers_set") {
+            Some(Value::Sequence(names)) => &names[..],
+            _ => &[],
+        };
+        Some(Self { tables, not_persistent })
+    }
+
+    /// Returns the number of items that [`state_dict`](Self::state_dict) visits.
+    fn len(&self) -> usize {
+        self.tables.iter().map(|table| table.len()).sum::<usize>() + self.not_persistent.len()
+    }
+
+    fn state_dict(&self, objects: &Objects) -> Result<Table, String> {
+        let names = self.not_persistent.iter().filter_map(|&name| match objects.get(name) {
+            // Keys of buffers are not longer.
+            Value::Text(name) if name.len() <= MAX_KEY => Some(&**name),
+            _ => None,
+        });
+        let not_persistent: HashSet<&str> = names.collect();
+        let [_, buffers, _] = self.tables;
+        let mut entries = Table::new();
+        for table in self.tables {
+            for (name, &id) in table {
+                if std::ptr::eq(table, buffers) && not_persistent.contains(&**name) {
+                    continue;
+                }
+                if !matches!(objects.get(id), Value::None)
+                    && entries.insert(name.clone(), id).is_some()
+                {
+                    return Err(format!("a module has '{name}' twice"));
+                }
             }
         }
+        Ok(entries)
     }
-    Ok(entries)
 }
 
 /// Returns the storage of a persistent id or, in files of whole models, the class.
@@ -283,10 +352,11 @@ pub(super) fn persistent(objects: &mut Objects, id: Id) -> Result<Id, String> {
         ("module", &[_, class, ..]) => Ok(class),
         // ("storage", class, key, device, elements, view)
         ("storage", &[_, class, key, _, count, ref view @ ..]) => {
-            let key = objects.text(key, "the key of a storage")?;
+            let key = objects.storage_key(key)?;
             let elements = objects.size(count, "the size of a storage")?;
             let element = match objects.get(class) {
-                Value::Class(name) | Value::Text(name) => element_of_storage(name),
+                // Text may be as long as the pickle, and every element type carries its name.
+                Value::Class(name) => element_of_storage(name),
                 other => return Err(format!("the type of a storage is {}", kind(other))),
             };
             if elements.checked_mul(element.size.unwrap_or(1)).is_none() {
@@ -306,7 +376,7 @@ pub(super) fn persistent(objects: &mut Objects, id: Id) -> Result<Id, String> {
             let storage = objects.storage(Storage { key, element, elements })?;
             objects.add(Value::Storage(StorageView { storage, start, end }))
         }
-        _ => Err(format!("a persistent id of kind '{tag}' found, expected a storage")),
+        _ => Err(format!("a persistent id of kind '{}' found, expected a storage", one_line(tag))),
     }
 }
 
@@ -369,6 +439,129 @@ fn element_of_dtype(name: &str) -> Element {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Loads a pickle and returns the value of its object.
+    fn with_value<T>(pickle: &[u8], of: impl FnOnce(&Objects, &Value) -> T) -> Result<T, String> {
+        let mut unpickler = Unpickler::new(pickle);
+        let root = unpickler.load()?;
+        Ok(of(&unpickler.objects, unpickler.objects.get(root)))
+    }
+
+    /// A storage of six 32-bit numbers under the key `0`, from its class to its place on the stack.
+    const STORAGE: &[u8] = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nU\x010U\x03cpuK\x06tQ";
+
+    #[test]
+    fn names_do_not_grow_with_calls_of_calls() {
+        let chain = |start: &[u8], call: &[u8]| [start, &call.repeat(1000), b"."].concat();
+        let name = with_value(&chain(b"cA\nB\n", b")R"), |_, value| kind(value)).unwrap();
+        assert_eq!(name, "an object of an unnamed function");
+        // Arguments with a tensor, so that each call gives a tensor that cannot be read.
+        let start = [STORAGE, b"\x85q\x000cA\nB\n"].concat();
+        let reason = with_value(&chain(&start, b"h\x00R"), |_, value| kind(value)).unwrap();
+        assert_eq!(reason, "tensors made by an unnamed function are not supported");
+        assert!(with_value(b"K\x01K\x02R.", |_, _| ()).is_err());
+    }
+
+    #[test]
+    fn types_of_storages_are_classes() {
+        let text = [b"X\x05\x00\x10\x00".to_vec(), vec![b'x'; (1 << 20) + 5]].concat();
+        let of = |class: &[u8]| {
+            let rest = b"U\x010U\x03cpuK\x06tQ.";
+            with_value(&[b"(U\x07storage", class, rest].concat(), |objects, _| {
+                objects.storages()[0].element.name.clone()
+            })
+        };
+        assert_eq!(of(b"ctorch\nFloatStorage\n").unwrap(), "float32".into());
+        assert_eq!(of(&text).unwrap_err(), "the type of a storage is text");
+        assert_eq!(of(b"U\x0cFloatStorage").unwrap_err(), "the type of a storage is text");
+    }
+
+    #[test]
+    fn shapes_of_sparse_tensors_have_their_places() {
+        // The data of a call after its layout, and the shape.
+        for (data, shape) in [
+            (&b"(]K\x07aN(K\x03K\x04tt"[..], &[3, 4][..]),
+            (b"(NN(K\x03K\x04t\x88t", &[3, 4]),
+            (b"(NNN(K\x05tt", &[5]),
+            (b"(]K\x07aNNN]K\x07at", &[]),
+            (b"N", &[]),
+        ] {
+            let start = b"ctorch._utils\n_rebuild_sparse_tensor\n(N";
+            let found = with_value(&[start, data, b"tR."].concat(), |_, value| match value {
+                Value::Unreadable(tensor) => tensor.shape.clone(),
+                other => panic!("{}", kind(other)),
+            });
+            assert_eq!(found.unwrap(), shape, "{data:?}");
+        }
+    }
+
+    #[test]
+    fn lists_that_are_used_again_count_as_instructions() {
+        const COUNT: usize = 100_000;
+        let list = [b"(".to_vec(), b"N".repeat(COUNT), b"lq\x000".to_vec()].concat();
+        let pickle = |start: &[u8], again: &[u8], count: usize| {
+            [&list, start, &again.repeat(count), b"."].concat()
+        };
+        // Modules that share a list of names, and have no buffers.
+        let state = b"}(U\x0b_parameters}U\x08_buffers}U\x08_modules}\
+                      U\x1b_non_persistent_buffers_seth\x00uq\x010";
+        let module = b"ca\nB\n)Rh\x01b";
+        with_value(&pickle(state, module, 2), |_, _| ()).unwrap();
+        let error = with_value(&pickle(state, module, 5), |_, _| ()).unwrap_err();
+        assert!(error.contains("instructions"), "{error}");
+        // The list counts before it is looked at: its items are no pairs.
+        let dict = b"ccollections\nOrderedDict\nh\x00\x85R";
+        let error = with_value(&pickle(&b"N".repeat(300_000), dict, 1), |_, _| ()).unwrap_err();
+        assert!(error.contains("instructions"), "{error}");
+    }
+
+    #[test]
+    fn buffers_that_are_not_persistent_are_left_out() {
+        let pickle = b"ca\nB\n)R}(U\x0b_parameters}U\x01pK\x01sU\x08_buffers}(U\x01bK\x02U\x01cK\x03u\
+                       U\x08_modules}U\x01mK\x04sU\x1b_non_persistent_buffers_set](U\x01bU\x01pNeub.";
+        let keys = with_value(pickle, |_, value| match value {
+            Value::Dict(entries) => entries.keys().map(|key| key.to_string()).collect::<Vec<_>>(),
+            other => panic!("{}", kind(other)),
+        });
+        assert_eq!(keys.unwrap(), ["c", "m", "p"]);
+    }
+
+    #[test]
+    fn metadata_that_changes_numbers_is_not_ignored() {
+        let of = |function: &str, metadata: &[u8]| {
+            let start = format!("ctorch._utils\n{function}\n(").into_bytes();
+            let rest: &[u8] = b"K\x00K\x06\x85K\x01\x85\x89N";
+            let dtype: &[u8] = if function.ends_with("v3") { b"ctorch\nfloat32\n" } else { b"" };
+            let pickle = [&start, STORAGE, rest, dtype, metadata, b"tR."].concat();
+            with_value(&pickle, |_, value| match value {
+                Value::Tensor(view) => view.shape.clone(),
+                Value::Unreadable(tensor) => {
+                    assert!(tensor.reason.contains("negative"), "{}", tensor.reason);
+                    tensor.shape.iter().map(|_| 0).collect()
+                }
+                other => panic!("{}", kind(other)),
+            })
+        };
+        for function in ["_rebuild_tensor_v2", "_rebuild_tensor_v3"] {
+            for metadata in
+                [&b""[..], b"N", b"}", b"}U\x03neg\x89s", b"}(U\x03negI00\nU\x04conj\x89u"]
+            {
+                assert_eq!(of(function, metadata).unwrap(), [6], "{function} {metadata:?}");
+            }
+            let many =
+                [&b"}("[..], &(0..17).flat_map(|n| [b'K', n, b'N']).collect::<Vec<_>>(), b"u"];
+            for metadata in [
+                &b"}U\x03neg\x88s"[..],
+                b"}(U\x03neg\x89U\x04conj\x88u",
+                b"}U\x03negI1\ns",
+                b"}U\x05otherU\x01xs",
+                b"U\x03neg",
+                &many.concat(),
+            ] {
+                assert_eq!(of(function, metadata).unwrap(), [0], "{function} {metadata:?}");
+            }
+        }
+    }
 
     #[test]
     fn views_end_where_their_last_element_does() {

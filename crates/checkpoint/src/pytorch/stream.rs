@@ -69,7 +69,7 @@ fn regions(
     };
     let mut regions = vec![None; objects.storages().len()];
     for &key in keys {
-        let key = objects.text(key, "the key of a storage")?;
+        let key = objects.storage_key(key)?;
         let unknown = || format!("storage '{key}' belongs to no tensor");
         let index = objects.storage_of(&key).ok_or_else(unknown)?;
         let storage = &objects.storages()[index];
