@@ -18,7 +18,7 @@ use std::{
 pub struct ConvertSpec {
     /// Type of tensors of floating point; `None` keeps theirs. Others keep theirs in any case.
     pub dtype: Option<FloatDType>,
-    /// Bytes of tensors in a file at most; a larger tensor has a file of its own.
+    /// Most bytes of tensors in a file; a larger tensor gets a file to itself.
     pub max_shard_bytes: u64,
 }
 
@@ -41,10 +41,10 @@ pub struct Converted {
     pub bytes: u64,
 }
 
-/// How far a conversion is; returns whether it goes on.
+/// Receives the bytes that are done and those in total; `Break` ends the conversion.
 pub type Advance<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 
-/// A tensor and what it will be.
+/// A tensor, its type and its size in the new file.
 struct Planned<'a> {
     key: &'a str,
     entry: &'a TensorEntry,

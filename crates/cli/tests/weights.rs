@@ -132,6 +132,36 @@ fn files_are_fetched_listed_and_verified() {
 }
 
 #[test]
+fn a_preset_is_fetched_with_its_text_encoder_and_vae() {
+    let repo = Repo::default()
+        .with("config.json", fs::read(demo_model().join("t5/config.json")).unwrap())
+        .with("spiece.model", "no tokenizer")
+        .with("pytorch_model.bin", "no weights")
+        .with("OpenSora-v1-16x256x256.pth", "no weights");
+    let case = Case::new(repo);
+    let preset = "opensora-v1-16x256x256";
+    let fetched = case.json(&["weights", "fetch", preset]);
+    let from = |at: usize| (&fetched["files"][at]["repository"], &fetched["files"][at]["file"]);
+    let file = "OpenSora-v1-16x256x256.pth";
+    assert_eq!(from(0), (&"hpcai-tech/Open-Sora".into(), &file.into()));
+    assert_eq!(from(1), (&"DeepFloyd/t5-v1_1-xxl".into(), &"".into()));
+    assert_eq!(from(2), (&"stabilityai/sd-vae-ft-ema".into(), &"".into()));
+
+    let listed = case.json(&["weights", "list"]);
+    assert_eq!(listed["presets"][0]["name"], preset);
+    assert_eq!(
+        (&listed["presets"][0]["bytes"], &listed["presets"][0]["commit"]),
+        (&10.into(), &COMMIT.into())
+    );
+    assert_eq!(listed["presets"][1]["bytes"], Value::Null);
+    // Sampling opens the files of the cache and asks for nothing.
+    let message = case.error(&["sample", "a fox", "--model", preset]);
+    assert!(!message.contains("HF_HUB_OFFLINE"), "{message}");
+    let verified = case.json(&["weights", "verify", preset]);
+    assert_eq!(verified["files"].as_array().unwrap().len(), 1 + 3 + 3, "{verified}");
+}
+
+#[test]
 fn refusals_of_the_hub_are_one_line() {
     let case = Case::new(Repo::default());
     let error = |args: &[&str]| {

@@ -30,11 +30,11 @@
 //! git blob for small ones. Nothing incomplete appears under `snapshots/`. The token is sent to the
 //! hub's own host only, never to the one that it redirects to.
 //!
-//! Why not the crate `hf-hub`: 0.5 blocks on ureq as this workspace does, but turns on the
-//! platform's TLS beside rustls, compares no checksum, knows neither `HF_HUB_OFFLINE` nor
-//! `Retry-After` in its blocking interface, keeps unfinished files under names and locks of its own,
-//! and does not look at free space; 1.0 is built on tokio and reqwest, a second HTTP client for the
-//! workspace. All of this stands on the ureq that the workspace has already.
+//! Why not the crate `hf-hub`: 0.5 blocks on ureq 3 as this workspace does, but compares no checksum,
+//! appends whatever a server answers to a range request, knows neither `HF_HUB_OFFLINE` nor
+//! `Retry-After` nor free space, and has names of unfinished files and places of locks that
+//! `huggingface_hub` does not share. With it come ureq's features for gzip, JSON and SOCKS. 1.0 is built on
+//! tokio and reqwest, a second HTTP client for the workspace. This crate adds `fs4` and no other package.
 //!
 //! Source of the conventions: huggingface/huggingface_hub, `file_download.py`, `constants.py` and
 //! `utils/_http.py`; the guide "Understand caching" of its documentation.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Receives the events of a fetch, and may end it. What came is kept, and a later call resumes.
+/// Receives the events of a fetch, and can end it. Downloaded bytes are kept, and a later call resumes.
 pub trait Observer {
     /// Receives an event; `Break` ends the fetch with [`HubError::Stopped`](crate::HubError::Stopped).
     fn event(&mut self, event: Event<'_>) -> ControlFlow<()>;
@@ -20,7 +20,7 @@ pub enum Event<'a> {
     Planned {
         /// The repository, or the host of an address.
         repository: &'a str,
-        /// Where the files go.
+        /// Folder that the files go to.
         folder: &'a Path,
         /// Files to download.
         files: usize,
@@ -73,7 +73,7 @@ pub struct Progress<'a> {
     pub done: u64,
     /// Its size, if the server states it.
     pub total: Option<u64>,
-    /// Of this attempt.
+    /// Rate of this attempt.
     pub bytes_per_second: f64,
     /// Time left at this rate; `None` without a rate or a size.
     pub left: Option<Duration>,

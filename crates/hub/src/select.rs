@@ -17,7 +17,7 @@ pub enum Files {
     /// One part of a model in the repository's top folder: configuration, tokenizer, and its weights in
     /// one format, safetensors first.
     Model,
-    /// All, but for hidden ones.
+    /// All files except hidden ones.
     All,
 }
 

@@ -40,7 +40,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Where the hub and the cache are, and who asks.
+/// Address of the hub, folder of the cache, and the token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Folder of cache and token.

@@ -154,7 +154,7 @@ impl Transfer<'_> {
                 partial.is_joined = true;
             }
             StatusCode::RANGE_NOT_SATISFIABLE if from > 0 => {
-                return again(partial, "the server has no such range of it".into());
+                return again(partial, "the server does not have the range".into());
             }
             _ => return Err((self.refuse)(answer)),
         }

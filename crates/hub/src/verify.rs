@@ -42,7 +42,7 @@ pub enum Verdict {
 
 impl Cache {
     /// Compares every file of a repository with the checksum that its blob is named by; a file of several
-    /// commits is read once. `advance` gets the name of a file and the bytes read of it.
+    /// commits is read once. `advance` gets the name of a file, the bytes read and its size.
     ///
     /// # Errors
     /// Returns an error if a file cannot be read or `advance` breaks.

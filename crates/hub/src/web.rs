@@ -35,12 +35,12 @@ impl Hub {
         Ok(self.settings.home.join("opensora").join(Path::new(&name)))
     }
 
-    /// Returns the file of an address, downloading it unless it is there. No token is sent and, as such
-    /// servers state no checksum, the length alone is compared.
+    /// Returns the file of an address, and downloads it if it is missing. No token is sent. Such servers
+    /// state no checksum: the length alone is compared.
     ///
     /// # Errors
-    /// Returns an error if the file cannot be downloaded, or is not there while no server may be asked; if
-    /// there is too little space; or if the observer stops it.
+    /// Returns an error if the file cannot be downloaded, is missing in offline mode, or does not fit on the
+    /// disk, or if the observer stops the download.
     pub fn fetch_address(
         &self,
         url: &str,

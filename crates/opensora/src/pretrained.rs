@@ -11,7 +11,7 @@ use crate::{
 use burn::tensor::Device;
 use std::path::{Path, PathBuf};
 
-/// Where a model's files come from, and how it is loaded.
+/// Sources of a model's files, and the types that it is loaded in.
 #[derive(Debug, Clone)]
 pub struct Pretrained {
     /// The hub and its cache.
@@ -35,7 +35,7 @@ pub struct Pretrained {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PretrainedError {
-    /// The model, or a file of it, does not exist.
+    /// The model or one of its files does not exist.
     #[error(transparent)]
     Model(#[from] ModelError),
     /// A file cannot be fetched.
@@ -90,7 +90,7 @@ impl Pretrained {
         }
     }
 
-    /// Finds a model that follows prompts, and fetches what is missing of it.
+    /// Finds a model that follows prompts, and fetches its missing files.
     ///
     /// `model` is a preset, a path, or a repository of the hub: one of a preset's (with
     /// [`file`](Self::file), if it has several), or one with a `model.json` in it.
@@ -115,7 +115,7 @@ impl Pretrained {
         }
     }
 
-    /// Finds a model that follows class labels, and fetches what is missing of it. `model` is as for
+    /// Finds a model that follows class labels, and fetches its missing files. `model` is as for
     /// [`text_files`](Self::text_files).
     ///
     /// # Errors
@@ -247,7 +247,7 @@ fn failed(model: &str) -> impl Fn(HubError) -> PretrainedError {
 }
 
 impl TextToVideo {
-    /// Opens a model by name and fetches what is missing of it, which `observer` is told.
+    /// Opens a model by name and fetches its missing files, reporting to `observer`.
     ///
     /// ```no_run
     /// # use opensora::{TextToVideo, hub::Quiet, nn::device, pretrained::Pretrained};
@@ -278,7 +278,7 @@ impl TextToVideo {
 }
 
 impl ClassToVideo {
-    /// Opens a model by name and fetches what is missing of it, which `observer` is told.
+    /// Opens a model by name and fetches its missing files, reporting to `observer`.
     ///
     /// # Errors
     /// Returns an error if there is no such model, a file cannot be fetched, or the files do not fit each

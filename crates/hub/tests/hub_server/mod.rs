@@ -13,6 +13,9 @@ use std::{
     thread,
 };
 
+/// A repository that does not exist.
+pub(crate) const MISSING: &str = "owner/other";
+
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// A request as it came; names of headers are in lower case.
@@ -95,7 +98,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves `repo` as `owner/name`; `overrides` may answer otherwise.
+    /// Serves `repo` under every name but [`MISSING`]; `overrides` may answer otherwise.
     pub(crate) fn start(
         repo: Repo,
         overrides: impl Fn(&Request) -> Option<Answer> + Send + Sync + 'static,
@@ -140,7 +143,10 @@ pub(crate) fn git_blob(bytes: &[u8]) -> String {
 /// Answers as the hub does.
 fn answer(repo: &Repo, port: u16, request: &Request) -> Answer {
     let path = request.path.split('?').next().unwrap_or_default();
-    if path.starts_with("/api/models/owner/name/revision/") {
+    if path.contains(MISSING) {
+        return Answer::status(401).with("X-Error-Code", "RepoNotFound");
+    }
+    if path.starts_with("/api/models/") && path.contains("/revision/") {
         let names: Vec<String> =
             repo.files.keys().map(|name| format!("{{\"rfilename\": \"{name}\"}}")).collect();
         let body = format!("{{\"sha\": \"{COMMIT}\", \"siblings\": [{}]}}", names.join(", "));
@@ -152,9 +158,7 @@ fn answer(repo: &Repo, port: u16, request: &Request) -> Answer {
             None => Answer::status(404),
         };
     }
-    let Some(rest) = path.strip_prefix("/owner/name/resolve/") else {
-        return Answer::status(401).with("X-Error-Code", "RepoNotFound");
-    };
+    let Some((_, rest)) = path.split_once("/resolve/") else { return Answer::status(404) };
     let (revision, file) = rest.split_once('/').unwrap_or((rest, ""));
     if ![COMMIT, "main"].contains(&revision) {
         return Answer::status(404).with("X-Error-Code", "RevisionNotFound");

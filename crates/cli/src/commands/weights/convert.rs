@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     stop::listen();
     let mut progress = Progress::new(args.report.quiet);
     let mut advance = |done: u64, total: u64| -> ControlFlow<()> {
-        // In MB: a file of bytes has too many digits.
+        // Counted in MB: bytes have too many digits to read.
         progress.advance("converting (MB)", megabytes(done), megabytes(total));
         stop::flow()
     };

@@ -47,10 +47,10 @@ pub(crate) struct Args {
     report: Report,
 }
 
-/// Weights, or what stands for them.
+/// Weights, or headers without their tensors.
 struct Found {
     checkpoint: Checkpoint,
-    /// Of headers without tensors; the folder is removed with it.
+    /// Folder of the headers, removed when dropped.
     _folder: Option<TempDir>,
 }
 
@@ -234,7 +234,7 @@ fn remote(
     let index = "model.safetensors.index.json";
     let checkpoint = match &headers[..] {
         [one] => Checkpoint::open(plain(one))?,
-        // Without an index of its own, every file's tensors are the weights.
+        // The tensors of all files together are the weights.
         several => {
             let mut weight_map = BTreeMap::new();
             for name in several {

@@ -42,7 +42,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let mut rows: Vec<(Repository, Checked)> = Vec::new();
     for repository in wanted {
         let checked = cache.verify(&repository, &mut |name, done, total| {
-            // In MB: a file of bytes has too many digits.
+            // Counted in MB: bytes have too many digits to read.
             progress.advance(name, (done >> 20) as usize, (total >> 20) as usize);
             stop::flow()
         });
