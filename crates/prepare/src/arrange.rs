@@ -139,21 +139,26 @@ pub fn in_order_of(merged: &Table, origin: &Table) -> Table {
 }
 
 /// The parts of a job array that are not among these files, as `i-of-n`: `clips.0-of-4.csv` says that there
-/// are three more. Empty where the files are not all parts of one array.
+/// are three more. Empty unless the files are all parts of one array: of one folder, with names that are
+/// equal before `i-of-n`.
 pub fn missing_parts(files: &[PathBuf]) -> Vec<String> {
-    let part = |file: &PathBuf| -> Option<(usize, usize)> {
+    // The array that a file is a part of (folder, name and number of parts), and which part it is.
+    let part = |file: &PathBuf| {
+        let folder = std::path::absolute(file).ok()?.parent()?.to_path_buf();
         let stem = file.file_stem()?.to_string_lossy().into_owned();
-        let (index, count) =
-            stem.rsplit_once('.').map_or(&*stem, |(_, part)| part).split_once("-of-")?;
-        Some((index.parse().ok()?, count.parse().ok()?))
+        let (name, part) = stem.rsplit_once('.').unwrap_or(("", &stem));
+        let (index, count) = part.split_once("-of-")?;
+        let (index, count) = (index.parse::<usize>().ok()?, count.parse::<usize>().ok()?);
+        Some(((folder, name.to_string(), count), index))
     };
     let Some(parts) = files.iter().map(part).collect::<Option<Vec<_>>>() else { return vec![] };
-    let Some(&(_, count)) = parts.first() else { return vec![] };
+    let Some((array, _)) = parts.first() else { return vec![] };
+    let &(_, _, count) = array;
     // Nobody runs more, and a name may hold any number.
-    if count > 100_000 || parts.iter().any(|&(_, other)| other != count) {
+    if count > 100_000 || parts.iter().any(|(other, _)| other != array) {
         return vec![];
     }
-    let there: HashSet<usize> = parts.into_iter().map(|(index, _)| index).collect();
+    let there: HashSet<usize> = parts.into_iter().map(|(_, index)| index).collect();
     (0..count)
         .filter(|index| !there.contains(index))
         .map(|index| format!("{index}-of-{count}"))
@@ -372,10 +377,16 @@ mod tests {
         let missing =
             |names: &[&str]| missing_parts(&names.iter().map(PathBuf::from).collect::<Vec<_>>());
         assert_eq!(missing(&["set/a.0-of-3.csv", "set/a.2-of-3.csv"]), ["1-of-3"]);
+        assert_eq!(missing(&["./set/a.0-of-2.csv", "set//a.0-of-2.parquet"]), ["1-of-2"]);
+        assert_eq!(missing(&["0-of-2.csv"]), ["1-of-2"]);
         for whole in [
             &["a.1-of-2.csv", "a.0-of-2.parquet"][..],
             &["a.0-of-3.csv", "b.csv"],
             &["a.0-of-3.csv", "a.0-of-2.csv"],
+            &["a.0-of-3.csv", "b.1-of-3.csv"],
+            &["a.v1.0-of-3.csv", "a.v2.1-of-3.csv"],
+            &["one/a.0-of-3.csv", "two/a.1-of-3.csv"],
+            &["a.0-of-3.csv", "1-of-3.csv"],
             &["best-of-80s.csv"],
             &["a.0-of-99999999999.csv"],
             &[],

@@ -187,7 +187,7 @@ mod tests {
         fs::write(path("away/1.png"), "two").unwrap();
         assert!(state(&path("frames")).known().unwrap().starts_with("6 bytes"));
 
-        fs::set_permissions(path("frames"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(path("frames"), fs::Permissions::from_mode(0o000)).unwrap();
         // An administrator may read it nevertheless.
         if fs::read_dir(path("frames")).is_err() {
             assert_eq!(state(&path("frames")), State::Gone);
