@@ -69,9 +69,11 @@ pub(crate) struct Args {
     /// of device.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_path", "latents", "save_latents"])]
     from_record: Option<PathBuf>,
-    /// Model: demo (bundled), a preset (fetched on first use), a folder or OWNER/NAME of a repository of
-    /// the Hugging Face hub with a model.json, or an STDiT-XL/2 checkpoint
+    /// Model: demo (bundled), a preset, a folder, a repository of the Hugging Face hub, or a checkpoint
     /// [default: demo; with --label dit-xl-2-256x256]
+    ///
+    /// Presets are fetched on first use. A folder or a repository (OWNER/NAME) needs a model.json; a
+    /// checkpoint is one of an STDiT-XL/2.
     ///
     /// Presets: opensora-v1-16x256x256, opensora-v1-hq-16x256x256, opensora-v1-hq-16x512x512; for
     /// images pixart-xl-2-256x256, pixart-xl-2-sam-256x256, pixart-xl-2-512x512, pixart-xl-2-1024-ms;
