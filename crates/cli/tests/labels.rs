@@ -92,6 +92,11 @@ fn a_record_makes_its_image_again() {
             assert!(again == fs::read(image).unwrap(), "batch {batch}, image {place}");
         }
     }
+    for option in [["--aspect-ratio", "1:1"], ["--t5", "t5"], ["--negative-prompt", "a cat"]] {
+        let message =
+            error(path, &[&["--from-record", "many/sample_1.png.json"][..], &option].concat());
+        assert!(message.contains(&format!("{} has no meaning", option[0])), "{message}");
+    }
     let record = fs::read(path.join("many/sample_1.png.json")).unwrap();
     let mut record: Value = serde_json::from_slice(&record).unwrap();
     record["batch_place"] = json!(2);

@@ -9,6 +9,7 @@ pub(crate) fn single_spaced(text: &str) -> String {
 }
 
 /// Returns true if there is a letter or a digit, of any script.
+#[cfg(any(test, feature = "caption"))]
 pub(crate) fn has_words(text: &str) -> bool {
     text.chars().any(char::is_alphanumeric)
 }

@@ -130,7 +130,7 @@ pub(crate) struct Args {
     ///
     /// The denoiser stays in its file, which is read at every step (3 GB at published size) one block
     /// at a time, and frames are decoded one by one, in tiles. The latents are the same, the pixels as
-    /// well but for rounding.
+    /// well but for rounding. Denoisers other than STDiT are held in memory all the same.
     #[arg(long)]
     low_memory: bool,
     /// Output file (.mp4, .gif, .png), folder for several prompts, or - for standard output

@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 /// Model if none is named.
 const DEFAULT_MODEL: &str = "dit-xl-2-256x256";
 
+/// Most labels of a batch in a record: far beyond what a device holds at once.
+const MAX_BATCH: usize = 4096;
+
 /// Largest record that is read, in bytes.
 const LONGEST: u64 = 16 << 20;
 
@@ -78,6 +81,7 @@ pub(super) fn run(args: &mut Args) -> anyhow::Result<()> {
         }
         None => None,
     };
+    reject_options_of_prompts(args)?;
     let device = args.device.open()?;
     let parts = PartPaths {
         t5: None,
@@ -124,6 +128,24 @@ pub(super) fn run(args: &mut Args) -> anyhow::Result<()> {
     });
     result.map_err(stop::or_error)?;
     Ok(printed?)
+}
+
+/// Fails if an option is given that has no meaning for labels. (`--label` itself conflicts with them; the
+/// record of a label is only known as one once it is read.)
+fn reject_options_of_prompts(args: &Args) -> anyhow::Result<()> {
+    let given = [
+        ("--negative-prompt", args.negative_prompt.is_some()),
+        ("--t5", args.t5.is_some()),
+        ("--t5-dtype", args.t5_dtype.is_some()),
+        ("--aspect-ratio", args.aspect_ratio.is_some()),
+        ("--pab", args.sampling.pab.is_some()),
+        ("--space-scale", args.space_scale.is_some()),
+        ("--time-scale", args.time_scale.is_some()),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        Some((option, _)) => anyhow::bail!("{option} has no meaning for the record of a label"),
+        None => Ok(()),
+    }
 }
 
 impl Record {
@@ -185,6 +207,11 @@ impl Record {
             Some(&label) => label == record.label,
             None => record.batch_labels.is_empty() && record.batch_place == 0,
         };
+        anyhow::ensure!(
+            record.batch_labels.len() <= MAX_BATCH,
+            "batch_labels has {} labels, expected at most {MAX_BATCH}",
+            record.batch_labels.len()
+        );
         anyhow::ensure!(
             fits,
             "batch_labels does not hold the label at batch_place {}",
