@@ -119,6 +119,9 @@ fn mistakes_are_named() {
             &["--label", "1", "--model", "dit-xl-2-256x256", "--weights-dir", "none"],
             "DiT-XL-2-256x256.pt",
         ),
+        // Known without a file, and before anything is fetched.
+        (&["--label", "1000", "--model", "dit-xl-2-256x256"], "classes 0 to 999"),
+        (&["--label", "zebrafish", "--model", "dit-xl-2-256x256"], "zebrafish"),
         (&["--label", "1", "--image-size", "64x32"], "not square"),
         (&["a fox"], "give one with --label"),
         (&["a fox", "--model", "latte-xl-2-16x256x256-ucf101"], "give one with --label"),

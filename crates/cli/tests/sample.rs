@@ -158,6 +158,12 @@ fn existing_outputs_are_kept_on_request() {
     assert!(message.contains("sample_1.gif"), "{message}");
     assert_eq!(names(&path.join("out")), ["sample_1.gif"], "nothing was sampled");
     assert_eq!(fs::read(path.join("out/sample_1.gif")).unwrap(), b"precious");
+    // Latents are an output as well.
+    fs::write(path.join("l.safetensors"), "precious").unwrap();
+    let latents = ["a fox", "-o", "fox.gif", "--save-latents", "l.safetensors", "--no-overwrite"];
+    let message = error(&run(path, &latents));
+    assert!(message.contains("l.safetensors: exists already"), "{message}");
+    assert_eq!(fs::read(path.join("l.safetensors")).unwrap(), b"precious");
     ok(path, &args);
     assert_ne!(fs::read(path.join("out/sample_1.gif")).unwrap(), b"precious");
 }

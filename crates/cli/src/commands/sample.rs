@@ -24,7 +24,7 @@ use opensora::{
 };
 use outputs::Outputs;
 use record::Record;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     iter::repeat_n,
     num::NonZero,
@@ -191,7 +191,8 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     let source = match args.from_record.take() {
         Some(path) => Source::of_record(&path, &mut args)?,
         None => {
-            Source { prompts: each_times(&prompts(&args)?, args.num_videos_per_prompt), only: None }
+            let prompts = each_times(&prompts(&args)?, args.num_videos_per_prompt);
+            Source { prompts, only: None, weights: Vec::new() }
         }
     };
     let prompts = &source.prompts;
@@ -210,6 +211,9 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
         args.sampling.image_size = Some(size);
     }
     let request = request_for(&args, &files.defaults);
+    if !args.report.quiet {
+        warn_of_other_weights(&source.weights, &[&files.denoiser, &files.t5, &files.vae]);
+    }
     for (part, path) in [("denoiser", &files.denoiser), ("T5", &files.t5), ("VAE", &files.vae)] {
         output::detail(format_args!("{part}: {}", path.display()));
     }
@@ -221,6 +225,11 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     // Outputs are tried before minutes are spent on what goes into them.
     let outputs = Outputs::new(&args, &request, source.only.map_or(prompts.len(), |_| 1))?;
     if let Some(path) = &args.save_latents {
+        ensure!(
+            !(args.no_overwrite && path.exists()),
+            "--save-latents: {}: exists already, and --no-overwrite is given",
+            path.display()
+        );
         latents::check_writable(path).context("--save-latents")?;
     }
     stop::listen();
@@ -319,6 +328,26 @@ struct Source {
     prompts: Vec<String>,
     /// The one clip that is written, of prompts that are sampled at once with it.
     only: Option<usize>,
+    /// What a record says of the weights that are from the hub.
+    weights: Vec<Value>,
+}
+
+/// Warns if the weights of a record are other ones than those that are used now.
+fn warn_of_other_weights(recorded: &[Value], paths: &[&Path]) {
+    if recorded.is_empty() {
+        return;
+    }
+    let now = model::sources(paths);
+    for of_record in recorded.iter().filter(|of_record| !now.contains(of_record)) {
+        let text = |field: &str| of_record[field].as_str().unwrap_or("unknown").to_string();
+        output::message(format_args!(
+            "warning: the record was made with {} of {} at commit {}, which is not what is used now: \
+             the output will be another one",
+            text("file"),
+            text("repository"),
+            text("commit")
+        ));
+    }
 }
 
 impl Source {
@@ -334,7 +363,7 @@ impl Source {
             ));
         }
         let only = record.apply(args)?;
-        Ok(Self { prompts: record.batch_prompts(), only: Some(only) })
+        Ok(Self { prompts: record.batch_prompts(), only: Some(only), weights: record.weights })
     }
 }
 

@@ -4,8 +4,14 @@ use super::{Args, outputs::Outputs};
 use crate::{model, output, progress::Progress, stop};
 use anyhow::Context;
 use opensora::{
-    ClassToVideo, SampleRequest, files::read::read_text, labels, model_files::PartPaths,
-    nn::device, pipeline::Sampled, stdit::DenoiserWork,
+    ClassToVideo, SampleRequest,
+    files::read::read_text,
+    labels,
+    model_files::PartPaths,
+    nn::device,
+    pipeline::Sampled,
+    presets::{Preset, PresetModel},
+    stdit::DenoiserWork,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -90,6 +96,18 @@ pub(super) fn run(args: &mut Args) -> anyhow::Result<()> {
         policy: model::policy(args.allow_outside_paths)?,
     };
     let name = args.model.as_deref().unwrap_or(DEFAULT_MODEL);
+    if let Some(PresetModel::Class(_, names)) = Preset::find(name).map(|preset| preset.model) {
+        // Before anything is fetched.
+        for text in &args.label {
+            let label = labels::parse(text, Some(names)).context("--label")?;
+            let classes = names.classes();
+            anyhow::ensure!(
+                label < classes,
+                "--label: {label}: {name} has classes 0 to {}",
+                classes - 1
+            );
+        }
+    }
     let files = model::resolve_class(name, &parts, args.report.quiet)?;
     let labels = args
         .label

@@ -60,7 +60,7 @@ pub(super) struct Record {
     latents: Option<PathBuf>,
     /// Repository and commit of weights that are from the hub.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    weights: Vec<Value>,
+    pub(super) weights: Vec<Value>,
 }
 
 impl Record {
