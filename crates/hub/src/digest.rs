@@ -4,7 +4,8 @@ use crate::{HubError, repository::is_hexadecimal};
 use opensora_files::hex;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
-use std::{fs::File, io::Read, ops::ControlFlow, path::Path};
+use opensora_files::read::open_regular;
+use std::{io::Read, ops::ControlFlow, path::Path};
 
 /// The checksum of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +82,7 @@ impl Hasher {
         path: &Path,
         advance: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<(), HubError> {
-        let mut file = File::open(path).map_err(HubError::io(path))?;
+        let mut file = open_regular(path).map_err(HubError::io(path))?;
         let mut buffer = vec![0; 1 << 18];
         let mut done = 0;
         loop {

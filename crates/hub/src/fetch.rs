@@ -275,7 +275,8 @@ impl Hub {
             let metadata = self.metadata(wanted.repository, &commit, name, observer)?;
             // All files are those of the commit that the first one was seen at.
             commit.clone_from(&metadata.commit);
-            if self.cache.find(wanted.repository, &commit, name).is_none() {
+            let found = self.cache.find(wanted.repository, &commit, name);
+            if !found.is_some_and(|path| has_size(&path, metadata.size)) {
                 missing.push((name.clone(), metadata));
             }
         }
@@ -293,7 +294,7 @@ impl Hub {
         let mut bytes = 0;
         for (_, metadata) in missing {
             let blob = self.cache.blob(repository, &metadata.tag);
-            if !blob.exists() && tags.insert(&metadata.tag) {
+            if !is_blob(&blob, metadata.size) && tags.insert(&metadata.tag) {
                 let there = fs::metadata(incomplete(&blob)).map_or(0, |partial| partial.len());
                 bytes += metadata.size.unwrap_or(0).saturating_sub(there);
             }
@@ -346,8 +347,12 @@ impl Hub {
         let blob = self.cache.blob(repository, tag);
         fs::create_dir_all(folder_of(&blob)).map_err(HubError::io(folder_of(&blob)))?;
         let _lock = BlobLock::wait(&self.cache.lock(repository, tag), name, observer)?;
-        let is_new = !blob.exists();
+        let is_new = !is_blob(&blob, *size);
         if is_new {
+            // What was damaged, or planted, gives way.
+            if fs::symlink_metadata(&blob).is_ok() {
+                fs::remove_file(&blob).map_err(HubError::io(&blob))?;
+            }
             let transfer = Transfer {
                 url,
                 name,
@@ -569,6 +574,17 @@ fn check_names(wanted: &Wanted<'_>) -> Result<(), HubError> {
         names.iter().try_for_each(|name| check_relative(name, FILE_NAME))?;
     }
     Ok(())
+}
+
+/// Returns true for a regular file, not a link, of this size (`None`: any).
+fn is_blob(path: &Path, size: Option<u64>) -> bool {
+    let is_file = fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
+    is_file && has_size(path, size)
+}
+
+/// Returns true if the file at the end of all links has this size (`None`: any).
+fn has_size(path: &Path, size: Option<u64>) -> bool {
+    fs::metadata(path).is_ok_and(|found| size.is_none_or(|size| found.len() == size))
 }
 
 /// Returns where a blob grows.

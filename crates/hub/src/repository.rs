@@ -62,7 +62,12 @@ impl fmt::Display for Repository {
 
 /// Checks a name from a user or a server before it becomes part of a path.
 pub(crate) fn check_relative(name: &str, reason: &'static str) -> Result<(), HubError> {
-    let plain = !name.contains(['\\', '\0']) && !name.ends_with('/');
+    // Characters that a terminal acts on would let a name look like other output.
+    let is_plain = |c: char| {
+        let turns = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        !(c.is_control() || turns || c == '\\')
+    };
+    let plain = name.chars().all(is_plain) && !name.ends_with('/');
     match plain && inside(Path::new(""), Path::new(name)).is_ok() {
         true => Ok(()),
         false => Err(HubError::Name { name: name.into(), reason }),
@@ -112,7 +117,17 @@ mod tests {
         for name in ["config.json", "vae/model.safetensors", "refs/pr/1"] {
             check_relative(name, "x").unwrap();
         }
-        for name in ["", "/etc/passwd", "../a", "a/../../b", "a\\b", "a/"] {
+        for name in [
+            "",
+            "/etc/passwd",
+            "../a",
+            "a/../../b",
+            "a\\b",
+            "a/",
+            "a\nb",
+            "\u{1b}[31ma",
+            "a\u{202e}b",
+        ] {
             assert!(check_relative(name, "x").is_err(), "{name}");
         }
         assert_eq!(escaped("refs/pr/1 ü", false), "refs%2Fpr%2F1%20%C3%BC");

@@ -86,6 +86,10 @@ impl Transfer<'_> {
         observer: &mut dyn Observer,
     ) -> Result<Partial<'a>, HubError> {
         let open = || -> io::Result<(File, u64)> {
+            // A link would lead the bytes out of the cache.
+            if fs::symlink_metadata(self.partial).is_ok_and(|found| !found.is_file()) {
+                fs::remove_file(self.partial)?;
+            }
             let file = OpenOptions::new()
                 .create(true)
                 .read(true)

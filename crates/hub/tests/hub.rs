@@ -241,6 +241,36 @@ fn foreign_bytes_in_an_unfinished_file_cost_one_more_download() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn what_is_planted_in_the_cache_is_neither_followed_nor_trusted() {
+    use std::os::unix::fs::symlink;
+    let large = bytes(100_000, 9);
+    let case = Case::plain(Repo::default().with("x.bin", large.clone()));
+    let blobs = case.repository().join("blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    let victim = case.repository().join("victim");
+    let blob = blobs.join(sha256(&large));
+    let plant: [&dyn Fn(); 4] = [
+        &|| symlink(&victim, case.incomplete(&large)).unwrap(),
+        &|| symlink(&victim, &blob).unwrap(),
+        &|| fs::write(&blob, "short").unwrap(),
+        &|| {
+            let made = std::process::Command::new("mkfifo").arg(&blob).status().unwrap();
+            assert!(made.success());
+        },
+    ];
+    for plant in plant {
+        fs::write(&victim, "precious").unwrap();
+        plant();
+        let snapshot = case.fetch(&named("x.bin")).unwrap();
+        assert_eq!(fs::read(snapshot.folder.join("x.bin")).unwrap(), large);
+        assert_eq!(fs::read(&victim).unwrap(), b"precious");
+        assert!(fs::symlink_metadata(&blob).unwrap().is_file());
+        fs::remove_file(&blob).unwrap();
+    }
+}
+
 #[test]
 fn a_server_without_ranges_sends_the_file_again() {
     let large = bytes(100_000, 9);

@@ -31,6 +31,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Most videos of one call; their prompts are held in memory.
+const MAX_VIDEOS: usize = 1_000_000;
+
 /// Options of `opensora sample`.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
@@ -191,7 +194,7 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     let source = match args.from_record.take() {
         Some(path) => Source::of_record(&path, &mut args)?,
         None => {
-            let prompts = each_times(&prompts(&args)?, args.num_videos_per_prompt);
+            let prompts = each_times(&prompts(&args)?, args.num_videos_per_prompt)?;
             Source { prompts, only: None, weights: Vec::new() }
         }
     };
@@ -228,6 +231,11 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
         ensure!(
             !(args.no_overwrite && path.exists()),
             "--save-latents: {}: exists already, and --no-overwrite is given",
+            path.display()
+        );
+        ensure!(
+            *path != args.out,
+            "--save-latents: {}: the videos go there (--out)",
             path.display()
         );
         latents::check_writable(path).context("--save-latents")?;
@@ -394,8 +402,14 @@ fn request_for(args: &Args, defaults: &SampleRequest) -> SampleRequest {
 }
 
 /// Repeats each item: all of the first, then all of the second.
-fn each_times<T: Clone>(items: &[T], times: NonZero<usize>) -> Vec<T> {
-    items.iter().flat_map(|item| repeat_n(item.clone(), times.get())).collect()
+fn each_times<T: Clone>(items: &[T], times: NonZero<usize>) -> anyhow::Result<Vec<T>> {
+    let count = items.len().checked_mul(times.get()).filter(|&count| count <= MAX_VIDEOS);
+    ensure!(
+        count.is_some(),
+        "--num-videos-per-prompt: {times} of {}: more than {MAX_VIDEOS} videos",
+        items.len()
+    );
+    Ok(items.iter().flat_map(|item| repeat_n(item.clone(), times.get())).collect())
 }
 
 /// A prompt that fills every token was probably cut. Each stands in `times` rows.

@@ -115,7 +115,7 @@ pub(super) fn run(args: &mut Args) -> anyhow::Result<()> {
         .map(|text| labels::parse(text, files.labels))
         .collect::<Result<Vec<usize>, _>>()
         .context("--label")?;
-    let labels = super::each_times(&labels, args.num_videos_per_prompt);
+    let labels = super::each_times(&labels, args.num_videos_per_prompt)?;
     let request = super::request_for(args, &files.defaults);
     let pipeline = ClassToVideo::new(files, args.dtype(), device)?.with_low_memory(args.low_memory);
     pipeline.check(&labels, &request)?;
