@@ -81,19 +81,37 @@ fn repository(name: &str) -> anyhow::Result<Repository> {
     }
 }
 
-/// Shows bytes as MB, since bytes have too many digits to read. Less than one is done too soon to be
-/// shown, and the last MB counts when the last byte is done.
+/// Shows bytes as MB, since bytes have too many digits to read.
 fn advance_bytes(progress: &mut Progress, stage: &str, done: u64, total: u64) {
-    const MB: u64 = 1_000_000;
-    if total < MB {
-        return;
+    if let Some((done, total)) = megabytes(done, total) {
+        progress.advance(stage, done, total);
     }
+}
+
+/// Returns MB that are done and those in total; the last one counts when the last byte is done, and less
+/// than one is done too soon to be shown.
+fn megabytes(done: u64, total: u64) -> Option<(usize, usize)> {
+    const MB: u64 = 1_000_000;
     let all = total.div_ceil(MB);
     let done = if done < total { done / MB } else { all };
-    progress.advance(stage, done as usize, all as usize);
+    (total >= MB).then_some((done as usize, all as usize))
 }
 
 /// Returns the hub that the environment names.
 fn hub() -> Result<Hub, HubError> {
     Hub::from_env()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_megabyte_counts_when_all_is_done() {
+        assert_eq!(megabytes(0, 1_500_000), Some((0, 2)));
+        assert_eq!(megabytes(1_499_999, 1_500_000), Some((1, 2)));
+        assert_eq!(megabytes(1_500_000, 1_500_000), Some((2, 2)));
+        assert_eq!(megabytes(1_999_999, 2_000_000), Some((1, 2)));
+        assert_eq!((megabytes(0, 0), megabytes(10, 999_999)), (None, None));
+    }
 }
