@@ -159,6 +159,28 @@ fn a_preset_is_fetched_with_its_text_encoder_and_vae() {
     assert!(!message.contains("HF_HUB_OFFLINE"), "{message}");
     let verified = case.json(&["weights", "verify", preset]);
     assert_eq!(verified["files"].as_array().unwrap().len(), 1 + 3 + 3, "{verified}");
+    assert_eq!(verified["missing"], serde_json::json!([]));
+
+    // Another file of the repository is not that of the preset.
+    let other = case.command(&["weights", "verify", "opensora-v1-hq-16x512x512"]).output().unwrap();
+    assert_eq!(other.status.code(), Some(1));
+    let rows = String::from_utf8(other.stdout).unwrap();
+    assert!(rows.contains("Open-Sora OpenSora-v1-HQ-16x512x512.pth: not cached"), "{rows}");
+    assert!(!rows.contains(file) && rows.contains("pytorch_model.bin: good"), "{rows}");
+    // Nothing is there of it.
+    let nothing = case.command(&["weights", "verify", "owner/unknown"]).output().unwrap();
+    assert_eq!(nothing.status.code(), Some(1));
+    assert_eq!(String::from_utf8(nothing.stdout).unwrap(), "owner/unknown: not cached\n");
+    assert!(case.error(&["weights", "verify", "dit-xl-2-256x256"]).contains("not cached"));
+    // A text encoder without its weights is none.
+    fs::remove_file(
+        PathBuf::from(fetched["files"][1]["path"].as_str().unwrap()).join("pytorch_model.bin"),
+    )
+    .unwrap();
+    let partly = case.command(&["weights", "verify", preset]).output().unwrap();
+    let rows = String::from_utf8(partly.stdout).unwrap();
+    assert_eq!(partly.status.code(), Some(1));
+    assert!(rows.contains("DeepFloyd/t5-v1_1-xxl: not cached"), "{rows}");
 }
 
 #[test]
@@ -175,7 +197,20 @@ fn refusals_of_the_hub_are_one_line() {
     assert!(missing.contains("owner/other: no such repository"), "{missing}");
     assert!(error(&["weights", "fetch", "owner/name", "x"]).contains("no file 'x'"));
     assert!(error(&["weights", "fetch", "owner/name"]).contains("--all"));
-    assert!(error(&["weights", "fetch", "no-such-preset/"]).contains("no preset"));
+    assert!(error(&["weights", "fetch", "no-such-preset/"]).contains("no such preset"));
+    // What looks like a preset or a file is not looked up at the hub.
+    let before = case.server.requests().len();
+    for name in ["no-preset", "no-file.pth", "folder/no-file.safetensors"] {
+        for command in ["fetch", "inspect", "verify"] {
+            let message = error(&["weights", command, name]);
+            let expected = format!("no such preset or file '{name}'");
+            assert!(message.contains(&expected), "{message}");
+            assert!(message.contains("opensora-v1-16x256x256"), "{message}");
+        }
+        let message = error(&["weights", "convert", name, "-o", "x"]);
+        assert!(message.contains("no such preset or file"), "{message}");
+    }
+    assert_eq!(case.server.requests().len(), before);
     let error = case.error(&["sample", "a fox", "--model", "opensora-v1-16x256x256"]);
     assert!(error.contains("HF_HUB_OFFLINE") && error.contains("t5-v1_1-xxl"), "{error}");
     let error = case.error(&["sample", "a fox", "--model", "hpcai-tech/Open-Sora"]);
@@ -261,4 +296,47 @@ fn converted_weights_sample_the_same_image() {
     assert!(message.contains("it exists already"), "{message}");
     let found = case.json(&["weights", "inspect", "stdit.safetensors"]);
     assert_eq!(found["fits"], true, "{found}");
+}
+
+#[test]
+fn weights_of_the_cache_are_converted_by_name() {
+    let vae = demo_model().join("vae");
+    let file = "diffusion_pytorch_model.safetensors";
+    let case = Case::new(
+        Repo::default()
+            .with("config.json", fs::read(vae.join("config.json")).unwrap())
+            .with(file, fs::read(vae.join(file)).unwrap()),
+    );
+    let convert = |out: &str| ["weights", "convert", "owner/name", "-o", out].map(String::from);
+    let message = case.error(&convert("out").each_ref().map(String::as_str));
+    assert!(message.contains("`opensora weights fetch owner/name`"), "{message}");
+    case.run(&["weights", "fetch", "owner/name"]);
+
+    // Under diffusers' names, in folders that are created, with few lines of progress.
+    let output = case.command(&convert("new/vae").each_ref().map(String::as_str)).output().unwrap();
+    text(&output);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.lines().count() <= 2, "{said}");
+    let out = case.folder.path().join("new/vae");
+    assert!(out.join(file).is_file() && out.join("config.json").is_file());
+    let shards = ["--max-shard-size", "100KB", "-q"];
+    let many = convert("many");
+    case.run(&[&many.each_ref().map(String::as_str)[..], &shards[..]].concat());
+    assert!(case.folder.path().join(format!("many/{file}.index.json")).is_file());
+    for folder in ["new/vae", "many"] {
+        let found = case.json(&["weights", "inspect", folder]);
+        assert_eq!(
+            (&found["fits"], &found["artefact"]),
+            (&true.into(), &"Stable Diffusion VAE".into())
+        );
+    }
+
+    // A folder with something in it is refused before the work.
+    let output = case.command(&convert("new").each_ref().map(String::as_str)).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said.contains("new: the folder is not empty") && !said.contains("converting"),
+        "{said}"
+    );
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     Event, HubError, Observer, Token,
+    background::patiently,
     redirect::{join, origin, shown},
 };
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(300);
 const MAX_MESSAGE: u64 = 4096;
 
 /// Asks servers.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Client {
     agent: Agent,
     endpoint: String,
@@ -112,8 +113,23 @@ impl Client {
         self.token.is_some()
     }
 
-    /// Asks once. Every status is returned as an answer.
-    pub(crate) fn ask(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
+    /// Asks once. Every status is returned as an answer. The observer may end the wait for it.
+    pub(crate) fn ask(
+        &self,
+        ask: &Ask<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<Answer, Failure> {
+        let (client, url) = (self.clone(), ask.url.to_string());
+        let if_range = ask.if_range.map(String::from);
+        let Ask { head, from, count, .. } = *ask;
+        let asked = patiently(observer, move || {
+            let if_range = if_range.as_deref();
+            client.ask_and_wait(&Ask { url: &url, head, from, count, if_range })
+        });
+        asked.map_err(Failure::Final)?
+    }
+
+    fn ask_and_wait(&self, ask: &Ask<'_>) -> Result<Answer, Failure> {
         let mut url = ask.url.to_string();
         let mut hops = Vec::new();
         loop {

@@ -2,6 +2,7 @@
 
 use crate::{
     Cache, Event, Files, HubError, Observer, Repository, Settings,
+    background::patiently,
     client::{Answer, Ask, Client, Failure, refusal, text},
     digest::Digest,
     lock::BlobLock,
@@ -380,8 +381,8 @@ impl Hub {
         let url = self.address(repository, revision, file);
         let answer = self.client.insist(
             observer,
-            |_| {
-                let answer = self.client.ask(&Ask::head(&url))?;
+            |observer| {
+                let answer = self.client.ask(&Ask::head(&url), observer)?;
                 let status = answer.status();
                 match status.is_success() || status.is_redirection() {
                     true => Ok(answer),
@@ -455,13 +456,14 @@ impl Hub {
         let wrong = |reason: String| HubError::Answer { url: shown(&url), reason };
         let text = self.client.insist(
             observer,
-            |_| {
-                let answer = self.client.ask(&Ask::get(&url))?;
+            |observer| {
+                let answer = self.client.ask(&Ask::get(&url), observer)?;
                 if !answer.status().is_success() {
                     return Err(self.refuse(repository, revision, None, &url, answer));
                 }
                 let mut body = answer.response.into_body();
-                let text = body.with_config().limit(MAX_DESCRIPTION).read_to_string();
+                let read = move || body.with_config().limit(MAX_DESCRIPTION).read_to_string();
+                let text = patiently(observer, read).map_err(Failure::Final)?;
                 text.map_err(|error| crate::client::connection(&url, error))
             },
             || 0,
@@ -500,7 +502,7 @@ impl Hub {
         let size = metadata.size.ok_or_else(|| wrong("it has no stated size".into()))?;
         let read = |count: u64, observer: &mut dyn Observer| {
             let attempt =
-                |_: &mut dyn Observer| self.read_start(repository, file, &metadata, count);
+                |o: &mut dyn Observer| self.read_start(repository, file, &metadata, count, o);
             self.client.insist(observer, attempt, || 0)
         };
         let start = read(8, observer)?;
@@ -519,16 +521,20 @@ impl Hub {
         file: &str,
         metadata: &Metadata,
         count: u64,
+        observer: &mut dyn Observer,
     ) -> Result<Vec<u8>, Failure> {
         let url = &metadata.url;
-        let answer = self.client.ask(&Ask { count: Some(count), ..Ask::get(url) })?;
+        let answer = self.client.ask(&Ask { count: Some(count), ..Ask::get(url) }, observer)?;
         if !answer.status().is_success() {
             return Err(self.refuse(repository, &metadata.commit, Some(file), url, answer));
         }
-        let mut bytes = Vec::new();
         let mut reader = answer.response.into_body().into_reader().take(count);
-        let read = reader.read_to_end(&mut bytes);
-        read.map_err(|error| crate::client::connection(url, error.into()))?;
+        let read = move || {
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).map(|_| bytes)
+        };
+        let read = patiently(observer, read).map_err(Failure::Final)?;
+        let bytes = read.map_err(|error| crate::client::connection(url, error.into()))?;
         match bytes.len() as u64 {
             found if found < count => {
                 let file = file.into();

@@ -39,6 +39,7 @@
 //! Source of the conventions: huggingface/huggingface_hub, `file_download.py`, `constants.py` and
 //! `utils/_http.py`; the guide "Understand caching" of its documentation.
 
+mod background;
 mod cache;
 mod client;
 mod digest;

@@ -2,6 +2,7 @@
 
 use crate::{
     Event, HubError, Observer,
+    background::Pieces,
     client::{Answer, Ask, Client, Failure},
     digest::{Digest, Hasher},
     observer::Meter,
@@ -10,7 +11,7 @@ use crate::{
 use std::{
     cell::Cell,
     fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, Seek, SeekFrom, Write},
     path::Path,
     time::Duration,
 };
@@ -137,7 +138,7 @@ impl Transfer<'_> {
             return Ok(());
         }
         let ask = Ask { from, if_range: self.if_range, ..Ask::get(self.url) };
-        let answer = client.ask(&ask)?;
+        let answer = client.ask(&ask, observer)?;
         let again = |partial: &mut Partial<'_>, reason: String| {
             self.restart(partial).map_err(Failure::Final)?;
             let error = HubError::Answer { url: shown(self.url), reason };
@@ -171,30 +172,28 @@ impl Transfer<'_> {
         partial: &mut Partial<'_>,
         observer: &mut dyn Observer,
     ) -> Result<(), Failure> {
-        let mut reader = body.into_reader();
-        let mut buffer = vec![0; 1 << 17];
+        let pieces = Pieces::of(body.into_reader()).map_err(Failure::Final)?;
         let mut meter = Meter::from(partial.done.get());
         loop {
-            let count = match reader.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            let piece = match pieces.next(observer).map_err(Failure::Final)? {
+                Ok(piece) if piece.is_empty() => break,
+                Ok(piece) => piece,
                 Err(source) => {
                     let error =
                         HubError::Connection { url: shown(self.url), source: Box::new(source) };
                     return Err(Failure::Again(error, None));
                 }
             };
-            let done = partial.done.get() + count as u64;
+            let done = partial.done.get() + piece.len() as u64;
             if self.size.is_some_and(|size| done > size) {
                 self.restart(partial).map_err(Failure::Final)?;
                 let reason = format!("more than the {} bytes it has", self.size.unwrap_or(0));
                 let error = HubError::Answer { url: shown(self.url), reason };
                 return Err(Failure::Again(error, None));
             }
-            let write = partial.file.write_all(&buffer[..count]);
+            let write = partial.file.write_all(&piece);
             write.map_err(|error| Failure::Final(HubError::io(self.partial)(error)))?;
-            partial.hasher.update(&buffer[..count]);
+            partial.hasher.update(&piece);
             partial.done.set(done);
             let progress = meter.progress(self.name, done, self.size);
             let event = progress.map_or(Event::Waiting, Event::Advanced);

@@ -51,9 +51,23 @@ impl Cache {
         repository: &Repository,
         advance: &mut dyn FnMut(&str, u64, u64) -> ControlFlow<()>,
     ) -> Result<Vec<Checked>, HubError> {
+        self.verify_files(repository, &|_| true, advance)
+    }
+
+    /// Compares those files of a repository whose names `is_wanted`, as [`verify`](Self::verify).
+    ///
+    /// # Errors
+    /// Returns the errors of [`verify`](Self::verify).
+    pub fn verify_files(
+        &self,
+        repository: &Repository,
+        is_wanted: &dyn Fn(&str) -> bool,
+        advance: &mut dyn FnMut(&str, u64, u64) -> ControlFlow<()>,
+    ) -> Result<Vec<Checked>, HubError> {
         let mut seen = BTreeSet::new();
         let mut all = Vec::new();
-        for file in self.describe(repository.clone())?.files {
+        let files = self.describe(repository.clone())?.files;
+        for file in files.into_iter().filter(|file| is_wanted(&file.name)) {
             let path = fs::canonicalize(&file.path).map_err(HubError::io(&file.path))?;
             if !seen.insert(path.clone()) {
                 continue;

@@ -60,9 +60,9 @@ impl Hub {
         let refuse = |answer| refusal(url, answer);
         let answer = self.client.insist(
             observer,
-            |_| {
+            |observer| {
                 // Asked of the last server, as there is none that describes the file for it.
-                let answer = self.client.ask(&Ask { count: Some(1), ..Ask::get(url) })?;
+                let answer = self.client.ask(&Ask { count: Some(1), ..Ask::get(url) }, observer)?;
                 if answer.status().is_success() { Ok(answer) } else { Err(refuse(answer)) }
             },
             || 0,

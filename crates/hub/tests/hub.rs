@@ -494,3 +494,49 @@ fn a_plain_address_is_fetched_without_a_token() {
     assert!(case.hub().fetch_address("ftp://host/x", &mut Quiet).is_err());
     assert!(case.hub().fetch_address("http://host/../../x", &mut Quiet).is_err());
 }
+
+/// Stops when it has been asked for a while.
+struct Impatient(Instant);
+
+impl Observer for Impatient {
+    fn event(&mut self, _: Event<'_>) -> ControlFlow<()> {
+        match self.0.elapsed() < Duration::from_millis(500) {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        }
+    }
+}
+
+#[test]
+fn a_server_that_is_silent_does_not_keep_the_observer_from_stopping() {
+    const SILENCE: Duration = Duration::from_secs(20);
+    let large = bytes(400_000, 5);
+    let shared = large.clone();
+    // In the middle of the bytes, and before the answer.
+    let in_body = move |request: &Request| {
+        let stalls = is_cdn(request) && request.number == 0;
+        let answer = Answer::bytes(&shared, request).cut(100_000);
+        stalls.then(|| Answer { silence: SILENCE, ..answer })
+    };
+    let before = |request: &Request| {
+        if is_cdn(request) && request.number == 0 {
+            std::thread::sleep(SILENCE);
+        }
+        None
+    };
+    let repo = || Repo::default().with("x.bin", large.clone());
+    for (case, kept) in [(Case::new(repo(), in_body), 100_000), (Case::new(repo(), before), 0)] {
+        let start = Instant::now();
+        let error = fetch(&case.hub(), &named("x.bin"), Lookup::Ask, &mut Impatient(start));
+        let took = start.elapsed();
+        assert!(matches!(error, Err(HubError::Stopped)), "{error:?}");
+        assert!(took < SILENCE / 2, "{took:?}");
+        let there = fs::metadata(case.incomplete(&large)).map_or(0, |partial| partial.len());
+        assert_eq!(there, kept);
+        let snapshot = case.fetch(&named("x.bin")).unwrap();
+        assert!(fs::read(snapshot.folder.join("x.bin")).unwrap() == large);
+        let last = case.server.requests_for("GET", "/cdn/").pop().unwrap();
+        let range = (kept > 0).then_some((kept as usize, None));
+        assert_eq!(last.range(), range);
+    }
+}

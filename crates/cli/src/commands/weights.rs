@@ -4,12 +4,16 @@ mod convert;
 mod fetch;
 mod inspect;
 mod list;
+mod locate;
 mod verify;
 
+use crate::progress::Progress;
+use anyhow::bail;
 use opensora::{
     hub::{Hub, HubError, Repository},
-    presets::{self, Origin, Preset},
+    presets::PRESETS,
 };
+use std::path::Path;
 
 /// Options of `opensora weights`.
 #[derive(clap::Args)]
@@ -19,7 +23,7 @@ Examples:
   opensora weights fetch opensora-v1-hq-16x512x512
   opensora weights fetch stabilityai/sd-vae-ft-ema
   opensora weights inspect OpenSora-v1-HQ-16x512x512.pth
-  opensora weights convert t5-v1_1-xxl -o t5-bf16 --dtype bf16 --max-shard-size 2GB
+  opensora weights convert DeepFloyd/t5-v1_1-xxl -o t5-bf16 --dtype bf16 --max-shard-size 2GB
 
 Environment, as for Python's huggingface_hub:
   HF_HOME         folder of cache and token [default: ~/.cache/huggingface]
@@ -56,28 +60,58 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// Returns the repositories of a preset's parts with the file in them, if it is one.
-fn parts_of(preset: &Preset) -> Vec<(&'static str, &'static str)> {
-    let mut parts = Vec::new();
-    if let Origin::Hub { repository, file } = preset.origin {
-        parts.push((repository, file));
+/// Endings of files of weights, which no repository's name has.
+const FILE_ENDINGS: [&str; 6] = ["pth", "pt", "bin", "ckpt", "safetensors", "json"];
+
+/// Returns the repository OWNER/NAME. Whatever looks like a preset or a file instead is refused, as the
+/// hub would only say that it has no such repository.
+fn repository(name: &str) -> anyhow::Result<Repository> {
+    let ending = Path::new(name).extension().and_then(|ending| ending.to_str());
+    let is_file = ending.is_some_and(|ending| FILE_ENDINGS.contains(&ending));
+    match name.parse() {
+        Ok(repository) if name.contains('/') && !is_file => Ok(repository),
+        _ => {
+            let presets: Vec<&str> = PRESETS.iter().map(|preset| preset.name).collect();
+            bail!(
+                "no such preset or file '{}': expected OWNER/NAME of a repository or one of {}",
+                opensora::files::one_line(name),
+                presets.join(", ")
+            )
+        }
     }
-    if preset.denoiser_config().is_some() {
-        parts.push((presets::TEXT_ENCODER, ""));
-    }
-    parts.push((presets::VAE, ""));
-    parts
 }
 
-/// Returns the repositories that a preset or a repository's name stands for.
-fn repositories(name: &str) -> Result<Vec<Repository>, HubError> {
-    match Preset::find(name) {
-        Some(preset) => parts_of(preset).into_iter().map(|(name, _)| name.parse()).collect(),
-        None => Ok(vec![name.parse()?]),
+/// Shows bytes as MB, since bytes have too many digits to read.
+fn advance_bytes(progress: &mut Progress, stage: &str, done: u64, total: u64) {
+    if let Some((done, total)) = megabytes(done, total) {
+        progress.advance(stage, done, total);
     }
+}
+
+/// Returns MB that are done and those in total; the last one counts when the last byte is done, and less
+/// than one is done too soon to be shown.
+fn megabytes(done: u64, total: u64) -> Option<(usize, usize)> {
+    const MB: u64 = 1_000_000;
+    let all = total.div_ceil(MB);
+    let done = if done < total { done / MB } else { all };
+    (total >= MB).then_some((done as usize, all as usize))
 }
 
 /// Returns the hub that the environment names.
 fn hub() -> Result<Hub, HubError> {
     Hub::from_env()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_megabyte_counts_when_all_is_done() {
+        assert_eq!(megabytes(0, 1_500_000), Some((0, 2)));
+        assert_eq!(megabytes(1_499_999, 1_500_000), Some((1, 2)));
+        assert_eq!(megabytes(1_500_000, 1_500_000), Some((2, 2)));
+        assert_eq!(megabytes(1_999_999, 2_000_000), Some((1, 2)));
+        assert_eq!((megabytes(0, 0), megabytes(10, 999_999)), (None, None));
+    }
 }

@@ -11,6 +11,7 @@ use std::{
     net::{TcpListener, TcpStream},
     sync::{Arc, Mutex},
     thread,
+    time::Duration,
 };
 
 /// A repository that does not exist.
@@ -44,11 +45,13 @@ pub(crate) struct Answer {
     pub(crate) body: Vec<u8>,
     /// Bytes of the body that are sent before the connection is closed.
     pub(crate) cut: Option<usize>,
+    /// The connection stays open in silence for so long then.
+    pub(crate) silence: Duration,
 }
 
 impl Answer {
     pub(crate) fn status(status: u16) -> Self {
-        Self { status, headers: vec![], body: vec![], cut: None }
+        Self { status, headers: vec![], body: vec![], cut: None, silence: Duration::ZERO }
     }
 
     pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -215,6 +218,8 @@ fn serve(
     stream.write_all(head.as_bytes())?;
     if request.method != "HEAD" {
         stream.write_all(&answer.body[..answer.cut.unwrap_or(answer.body.len())])?;
+        stream.flush()?;
+        thread::sleep(answer.silence);
     }
     Ok(())
 }

@@ -1,13 +1,20 @@
 //! `opensora weights convert`: any known layout to safetensors.
 
+use super::{
+    advance_bytes, hub,
+    locate::{Place, locate},
+};
 use crate::{options::Report, output, progress::Progress, stop};
 use anyhow::{Context, bail};
 use opensora::{
     checkpoint::{Checkpoint, ConvertSpec, Converted},
-    files::{AtomicFolder, Existing},
+    files::{
+        AtomicFolder, CreatedFolders, Existing, folder_of,
+        read::{MAX_CONFIG_BYTES, read_text},
+    },
     nn::dtype::Dtype,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -18,14 +25,15 @@ use std::{
 #[command(after_long_help = "\
 Examples:
   opensora weights convert OpenSora-v1-HQ-16x512x512.pth -o stdit.safetensors
-  opensora weights convert t5-v1_1-xxl -o t5-bf16 --dtype bf16 --max-shard-size 2GB
+  opensora weights convert DeepFloyd/t5-v1_1-xxl -o t5-bf16 --dtype bf16 --max-shard-size 2GB
 
 Tensors are read and written one by one, so that memory holds the largest one only. A folder's
-config.json and tokenizer are copied beside the weights.")]
+config.json and tokenizer are copied beside the weights. Presets and repositories have to be in the cache:
+`opensora weights fetch` brings them there.")]
 pub(crate) struct Args {
-    /// File, index or folder of weights
+    /// File, index or folder of weights, or a cached preset or OWNER/NAME of a repository
     #[arg(value_name = "WEIGHTS")]
-    weights: PathBuf,
+    weights: String,
     /// File ending in .safetensors, or a folder that is new or empty
     #[arg(long, short, alias = "output", value_name = "PATH")]
     out: PathBuf,
@@ -41,6 +49,9 @@ pub(crate) struct Args {
     #[command(flatten)]
     report: Report,
 }
+
+/// How diffusers begins the names of files of weights; elsewhere it is `model`.
+const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
 
 /// Parses a size such as 500MB, 2GB, 1GiB or 1000000; MB are millions as in transformers.
 fn parse_bytes(text: &str) -> Result<u64, String> {
@@ -63,7 +74,12 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let checkpoint = Checkpoint::open(&args.weights)?;
+    let checkpoint = match locate(&hub()?, &args.weights, None, "main")? {
+        Place::Path(path) => Checkpoint::open(path)?,
+        Place::Hub { .. } => {
+            bail!("{}: not in the cache: fetch it with `opensora weights fetch {0}`", args.weights)
+        }
+    };
     let is_file = args.out.extension().is_some_and(|ending| ending == "safetensors");
     if is_file && args.max_shard_size.is_some() {
         bail!("--max-shard-size is for a folder: name one with --out");
@@ -71,12 +87,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.no_overwrite && args.out.exists() {
         bail!("{}: it exists already", args.out.display());
     }
+    // Said before the work, which may take minutes.
+    if !is_file && args.out.is_dir() && args.out.read_dir()?.next().is_some() {
+        bail!("{}: the folder is not empty: name a new or an empty one", args.out.display());
+    }
+    let parent = folder_of(&args.out);
+    let _created = CreatedFolders::create(parent).with_context(|| parent.display().to_string())?;
     let dtype = args.dtype.map(Dtype::float);
     stop::listen();
     let mut progress = Progress::new(args.report.quiet);
     let mut advance = |done: u64, total: u64| -> ControlFlow<()> {
-        // Counted in MB: bytes have too many digits to read.
-        progress.advance("converting (MB)", megabytes(done), megabytes(total));
+        advance_bytes(&mut progress, "converting (MB)", done, total);
         stop::flow()
     };
     let converted = match is_file {
@@ -91,6 +112,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             match converted {
                 Ok(converted) => {
                     copy_beside(&checkpoint, folder.temporary_path())?;
+                    let converted = match is_of_diffusers(&checkpoint) {
+                        true => renamed(converted)?,
+                        false => converted,
+                    };
                     folder.commit().with_context(out)?;
                     Ok(moved(converted, &args.out))
                 }
@@ -116,10 +141,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     ))?)
 }
 
-fn megabytes(bytes: u64) -> usize {
-    bytes.div_ceil(1_000_000) as usize
-}
-
 /// Copies configuration and tokenizer beside the weights, so that the folder is a whole part of a model.
 fn copy_beside(checkpoint: &Checkpoint, folder: &Path) -> anyhow::Result<()> {
     let from = checkpoint.path();
@@ -139,6 +160,40 @@ fn copy_beside(checkpoint: &Checkpoint, folder: &Path) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns true for weights that diffusers writes and finds under a name of its own.
+fn is_of_diffusers(checkpoint: &Checkpoint) -> bool {
+    let config = folder_of(checkpoint.taken()).join("config.json");
+    // Classes are named there by diffusers alone.
+    let names_class = read_text(&config, MAX_CONFIG_BYTES)
+        .ok()
+        .and_then(|text| serde_json::from_str::<Value>(&text).ok())
+        .is_some_and(|config| config.get("_class_name").is_some());
+    let name = checkpoint.taken().file_name().unwrap_or_default().to_string_lossy();
+    names_class && checkpoint.path().is_dir() || name.starts_with(DIFFUSERS_STEM)
+}
+
+/// Gives files and index the names that diffusers looks for.
+fn renamed(converted: Converted) -> anyhow::Result<Converted> {
+    let rename = |path: &PathBuf| -> anyhow::Result<PathBuf> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let to = path.with_file_name(name.replacen("model", DIFFUSERS_STEM, 1));
+        std::fs::rename(path, &to).with_context(|| to.display().to_string())?;
+        Ok(to)
+    };
+    let files = converted.files.iter().map(rename).collect::<anyhow::Result<_>>()?;
+    let index = converted.index.as_ref().map(rename).transpose()?;
+    if let Some(path) = &index {
+        let context = || path.display().to_string();
+        let text = std::fs::read_to_string(path).with_context(context)?;
+        let mut index: Value = serde_json::from_str(&text).with_context(context)?;
+        for (_, file) in index["weight_map"].as_object_mut().into_iter().flatten() {
+            *file = file.as_str().unwrap_or_default().replacen("model", DIFFUSERS_STEM, 1).into();
+        }
+        std::fs::write(path, format!("{index:#}\n")).with_context(context)?;
+    }
+    Ok(Converted { files, index, ..converted })
 }
 
 /// Returns the paths after their folder got its name.

@@ -1,11 +1,10 @@
 //! `opensora weights fetch`: from the hub into the cache.
 
-use super::hub;
+use super::{hub, repository};
 use crate::{fetch_progress::FetchProgress, options::Report, output};
-use anyhow::Context;
 use opensora::{
     Preset,
-    hub::{Files, HubError, Lookup, Repository, Snapshot, Wanted, provenance},
+    hub::{Files, HubError, Lookup, Snapshot, Wanted, provenance},
     presets::PresetModel,
     pretrained::Pretrained,
 };
@@ -92,8 +91,7 @@ fn preset_paths(
 }
 
 fn repository_paths(args: &Args, progress: &mut FetchProgress) -> anyhow::Result<Vec<PathBuf>> {
-    let repository: Repository =
-        args.model.parse().with_context(|| format!("no preset '{}'", args.model))?;
+    let repository = repository(&args.model)?;
     let hub = hub()?;
     let files = match (args.all, &args.files[..]) {
         (true, _) => Files::All,

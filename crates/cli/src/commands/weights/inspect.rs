@@ -1,23 +1,19 @@
 //! `opensora weights inspect`: what weights are, from their headers.
 
-use super::hub;
+use super::{
+    hub,
+    locate::{Place, locate},
+};
 use crate::{fetch_progress::FetchProgress, options::Report, output};
 use anyhow::{Context, bail};
 use opensora::{
-    Preset,
     checkpoint::Checkpoint,
     hub::{Files, Lookup, Repository, Wanted},
     inspect::{Inspection, Unfit, inspect},
     nn::device,
-    presets::Origin,
 };
 use serde_json::json;
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs::File, io::Write};
 use tempfile::TempDir;
 
 /// Options of `opensora weights inspect`.
@@ -25,7 +21,7 @@ use tempfile::TempDir;
 #[command(after_long_help = "\
 Examples:
   opensora weights inspect OpenSora-v1-HQ-16x512x512.pth
-  opensora weights inspect t5-v1_1-xxl --keys
+  opensora weights inspect DeepFloyd/t5-v1_1-xxl --keys
   opensora weights inspect stabilityai/sd-vae-ft-ema --json
 
 Of a repository that is not in the cache, the headers of safetensors files are read and nothing else is
@@ -134,54 +130,10 @@ fn print_json(
 }
 
 fn find(args: &Args) -> anyhow::Result<Found> {
-    let open = |path: &Path| -> anyhow::Result<Found> {
-        Ok(Found { checkpoint: Checkpoint::open(path)?, _folder: None })
-    };
-    let path = Path::new(&args.weights);
-    if path.exists() {
-        return open(path);
-    }
     let hub = hub()?;
-    let (repository, file) = match Preset::find(&args.weights).map(|preset| preset.origin) {
-        Some(Origin::Url(url)) => {
-            let path = hub.address_path(url)?;
-            if !path.is_file() {
-                bail!(
-                    "{url}: not in the cache: fetch it with `opensora weights fetch {}`",
-                    args.weights
-                );
-            }
-            return open(&path);
-        }
-        Some(Origin::Hub { repository, file }) => (repository.parse()?, Some(file.to_string())),
-        _ => {
-            let repository: Repository = args
-                .weights
-                .parse()
-                .with_context(|| format!("no file, folder or preset '{}'", args.weights))?;
-            (repository, args.file.clone())
-        }
-    };
-    if let Some(path) = cached(&hub, &repository, &args.revision, file.as_deref()) {
-        return open(&path);
-    }
-    remote(&hub, &repository, file, args)
-}
-
-/// Returns weights that the cache has.
-fn cached(
-    hub: &opensora::hub::Hub,
-    repository: &Repository,
-    revision: &str,
-    file: Option<&str>,
-) -> Option<PathBuf> {
-    let commit = hub.cache().commit(repository, revision)?;
-    match file {
-        Some(file) => hub.cache().find(repository, &commit, file),
-        None => {
-            let folder = hub.cache().snapshot(repository, &commit);
-            Checkpoint::open(&folder).is_ok().then_some(folder)
-        }
+    match locate(&hub, &args.weights, args.file.as_deref(), &args.revision)? {
+        Place::Path(path) => Ok(Found { checkpoint: Checkpoint::open(path)?, _folder: None }),
+        Place::Hub { repository, file } => remote(&hub, &repository, file, args),
     }
 }
 

@@ -1,10 +1,14 @@
 //! `opensora weights verify`: cached files against their checksums.
 
-use super::{hub, repositories};
+use super::{advance_bytes, hub, repository};
 use crate::{options::Report, output, progress::Progress, stop};
 use anyhow::{Context, bail};
-use opensora::hub::{Checked, Repository, Verdict};
+use opensora::{
+    hub::{Checked, Files, Hub, HubError, Lookup, Quiet, Repository, Settings, Verdict, Wanted},
+    presets::{self, Origin, Preset},
+};
 use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Options of `opensora weights verify`.
 #[derive(clap::Args)]
@@ -14,7 +18,7 @@ Examples:
   opensora weights verify opensora-v1-hq-16x512x512
   opensora weights verify stabilityai/sd-vae-ft-ema --remove-damaged
 
-Fails if a file is damaged. Files whose checksum the cache does not know are listed as unknown.")]
+Fails if a file is damaged, or if what is named is not in the cache. Files whose checksum the cache does not know are listed as unknown.")]
 pub(crate) struct Args {
     /// Presets, or OWNER/NAME of repositories [default: all of the cache]
     #[arg(value_name = "PRESET|REPOSITORY")]
@@ -26,26 +30,57 @@ pub(crate) struct Args {
     report: Report,
 }
 
+/// Files that are to be in the cache.
+struct Part {
+    name: String,
+    /// All that the cache has if `None`.
+    file: Option<&'static str>,
+    is_there: bool,
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let cache = hub()?.cache().clone();
-    let mut wanted: Vec<Repository> = Vec::new();
+    let hub = hub()?;
+    let mut parts: Vec<Part> = Vec::new();
     for name in &args.models {
-        wanted.extend(repositories(name).with_context(|| format!("no preset '{name}'"))?);
+        match Preset::find(name) {
+            Some(preset) => parts.extend(parts_of(preset, &hub)?),
+            None => {
+                let repository = repository(name)?;
+                let is_there = !hub.cache().describe(repository)?.files.is_empty();
+                parts.push(Part { name: name.clone(), file: None, is_there });
+            }
+        }
+    }
+    let mut missing: Vec<(String, Option<&str>)> = Vec::new();
+    // Of each repository, the names that are wanted; `None` for all.
+    let mut wanted: BTreeMap<Repository, Option<BTreeSet<&str>>> = BTreeMap::new();
+    for part in parts {
+        // A file outside the hub has no checksum to compare.
+        let is_address = part.name.contains("://");
+        if !part.is_there && !missing.contains(&(part.name.clone(), part.file)) {
+            missing.push((part.name, part.file));
+        } else if part.is_there && !is_address {
+            let names = wanted.entry(part.name.parse()?).or_insert_with(|| Some(BTreeSet::new()));
+            match part.file {
+                Some(file) => _ = names.as_mut().map(|names| names.insert(file)),
+                None => *names = None,
+            }
+        }
     }
     if args.models.is_empty() {
-        wanted.extend(cache.repositories()?.into_iter().map(|found| found.repository));
+        let all = hub.cache().repositories()?.into_iter().map(|found| (found.repository, None));
+        wanted.extend(all);
     }
-    wanted.sort();
-    wanted.dedup();
     stop::listen();
     let mut progress = Progress::new(args.report.quiet);
     let mut rows: Vec<(Repository, Checked)> = Vec::new();
-    for repository in wanted {
-        let checked = cache.verify(&repository, &mut |name, done, total| {
-            // Counted in MB: bytes have too many digits to read.
-            progress.advance(name, (done >> 20) as usize, (total >> 20) as usize);
-            stop::flow()
-        });
+    for (repository, names) in wanted {
+        let is_wanted = |name: &str| names.as_ref().is_none_or(|names| names.contains(name));
+        let checked =
+            hub.cache().verify_files(&repository, &is_wanted, &mut |name, done, total| {
+                advance_bytes(&mut progress, name, done, total);
+                stop::flow()
+            });
         progress.finish();
         rows.extend(checked?.into_iter().map(|file| (repository.clone(), file)));
     }
@@ -53,7 +88,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.report.json {
         let files: Vec<_> =
             rows.iter().map(|(repository, file)| as_json(repository, file)).collect();
-        output::json(&json!({ "files": files, "damaged": damaged }))?;
+        let missing: Vec<_> = missing
+            .iter()
+            .map(|(repository, file)| json!({"repository": repository, "file": file}))
+            .collect();
+        output::json(&json!({ "files": files, "damaged": damaged, "missing": missing }))?;
     } else {
         for (repository, file) in &rows {
             let verdict = match &file.verdict {
@@ -65,6 +104,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             };
             output::line(format_args!("{repository} {}: {verdict}", file.name))?;
         }
+        for (repository, file) in &missing {
+            let space = if file.is_some() { " " } else { "" };
+            let file = file.unwrap_or_default();
+            output::line(format_args!("{repository}{space}{file}: not cached"))?;
+        }
     }
     if args.remove_damaged {
         for (_, file) in rows.iter().filter(|(_, file)| is_damaged(file)) {
@@ -73,10 +117,42 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let found = if damaged == 1 { "1 file is".into() } else { format!("{damaged} files are") };
     match (damaged, args.remove_damaged) {
-        (0, _) => Ok(()),
+        (0, _) if missing.is_empty() => Ok(()),
+        (0, _) => bail!("not cached: fetch with `opensora weights fetch`"),
         (_, true) => bail!("{found} damaged and removed: fetch again"),
         (_, false) => bail!("{found} damaged: remove with --remove-damaged, then fetch again"),
     }
+}
+
+/// Returns the parts of a preset: its own file, and the models that it is used with.
+fn parts_of(preset: &Preset, hub: &Hub) -> anyhow::Result<Vec<Part>> {
+    let mut parts = Vec::new();
+    match preset.origin {
+        Origin::Url(url) => {
+            let is_there = hub.address_path(url)?.is_file();
+            parts.push(Part { name: url.into(), file: None, is_there });
+        }
+        Origin::Hub { repository, file } => {
+            let files = hub.cache().describe(repository.parse()?)?.files;
+            let is_there = files.iter().any(|found| found.name == file);
+            parts.push(Part { name: repository.into(), file: Some(file), is_there });
+        }
+        _ => {}
+    }
+    let text_encoder = preset.denoiser_config().map(|_| presets::TEXT_ENCODER);
+    for name in text_encoder.into_iter().chain([presets::VAE]) {
+        // The whole model, at the revision that sampling takes.
+        let offline = Hub::new(Settings { offline: true, ..hub.settings().clone() });
+        let (revision, files) = ("main", &Files::Model);
+        let wanted = Wanted { repository: &name.parse()?, revision, files };
+        let is_there = match offline.fetch(&wanted, Lookup::CacheFirst, &mut Quiet) {
+            Ok(_) => true,
+            Err(HubError::Offline { .. }) => false,
+            Err(error) => return Err(error.into()),
+        };
+        parts.push(Part { name: name.into(), file: None, is_there });
+    }
+    Ok(parts)
 }
 
 fn is_damaged(file: &Checked) -> bool {

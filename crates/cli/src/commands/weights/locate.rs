@@ -1,0 +1,69 @@
+//! Weights by path, preset or repository.
+
+use super::repository;
+use anyhow::bail;
+use opensora::{
+    Preset,
+    checkpoint::Checkpoint,
+    hub::{Hub, Repository},
+    presets::Origin,
+};
+use std::path::{Path, PathBuf};
+
+/// Where weights are.
+pub(super) enum Place {
+    /// On the disk, perhaps in the cache.
+    Path(PathBuf),
+    /// On the hub and not in the cache.
+    Hub {
+        /// Owner and name.
+        repository: Repository,
+        /// The file; the repository's weights if `None`.
+        file: Option<String>,
+    },
+}
+
+/// Finds the weights of a path, of a preset, or of a repository.
+pub(super) fn locate(
+    hub: &Hub,
+    weights: &str,
+    file: Option<&str>,
+    revision: &str,
+) -> anyhow::Result<Place> {
+    let path = Path::new(weights);
+    if path.exists() {
+        return Ok(Place::Path(path.into()));
+    }
+    let (repository, file) = match Preset::find(weights).map(|preset| preset.origin) {
+        Some(Origin::Url(url)) => {
+            let path = hub.address_path(url)?;
+            if !path.is_file() {
+                bail!("{url}: not in the cache: fetch it with `opensora weights fetch {weights}`");
+            }
+            return Ok(Place::Path(path));
+        }
+        Some(Origin::Hub { repository, file }) => (repository.parse()?, Some(file)),
+        _ => (repository(weights)?, file),
+    };
+    Ok(match cached(hub, &repository, revision, file) {
+        Some(path) => Place::Path(path),
+        None => Place::Hub { repository, file: file.map(String::from) },
+    })
+}
+
+/// Returns weights that the cache has.
+fn cached(
+    hub: &Hub,
+    repository: &Repository,
+    revision: &str,
+    file: Option<&str>,
+) -> Option<PathBuf> {
+    let commit = hub.cache().commit(repository, revision)?;
+    match file {
+        Some(file) => hub.cache().find(repository, &commit, file),
+        None => {
+            let folder = hub.cache().snapshot(repository, &commit);
+            Checkpoint::open(&folder).is_ok().then_some(folder)
+        }
+    }
+}
