@@ -2,9 +2,9 @@
 
 use crate::{HubError, repository::is_hexadecimal};
 use opensora_files::hex;
+use opensora_files::read::open_regular;
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
-use opensora_files::read::open_regular;
 use std::{io::Read, ops::ControlFlow, path::Path};
 
 /// The checksum of a file.

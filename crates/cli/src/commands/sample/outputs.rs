@@ -36,7 +36,10 @@ impl Outputs {
         let spec = VideoSpec { frames: request.num_frames, width, height, fps: request.fps };
         let existing = if args.no_overwrite { Existing::Refuse } else { Existing::Replace };
         let place = if args.out == Path::new("-") {
-            ensure!(!args.report.json, "--out -: standard output has the video, so --json cannot use it");
+            ensure!(
+                !args.report.json,
+                "--out -: standard output has the video, so --json cannot use it"
+            );
             ensure!(count == 1, "--out -: standard output takes one clip, {count} are asked for");
             Place::Stdout(match args.format {
                 FileKind::Mp4 if request.num_frames > 1 => "mp4",
