@@ -486,7 +486,7 @@ fn a_server_that_is_silent_does_not_keep_the_observer_from_stopping() {
     let in_body = move |request: &Request| {
         let stalls = is_cdn(request) && request.number == 0;
         let answer = Answer::bytes(&shared, request).cut(100_000);
-        stalls.then(|| Answer { silence: SILENCE, ..answer })
+        stalls.then_some(Answer { silence: SILENCE, ..answer })
     };
     let before = |request: &Request| {
         if is_cdn(request) && request.number == 0 {

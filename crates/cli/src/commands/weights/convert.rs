@@ -29,7 +29,8 @@ Examples:
 
 Tensors are read and written one by one, so that memory holds the largest one only. A folder's
 config.json and tokenizer are copied beside the weights. Presets and repositories have to be in the cache:
-`opensora weights fetch` brings them there.")]
+`opensora weights fetch` brings them there. Files of a folder are named as transformers or, for a VAE,
+diffusers names them.")]
 pub(crate) struct Args {
     /// File, index or folder of weights, or a cached preset or OWNER/NAME of a repository
     #[arg(value_name = "WEIGHTS")]
