@@ -1,7 +1,7 @@
 //! `opensora weights convert`: any known layout to safetensors.
 
 use super::{
-    advance_bytes, hub,
+    advance_bytes,
     locate::{Place, locate},
 };
 use crate::{options::Report, output, progress::Progress, stop};
@@ -75,7 +75,7 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let checkpoint = match locate(&hub()?, &args.weights, None, "main")? {
+    let checkpoint = match locate(&args.weights, None, "main")? {
         Place::Path(path) => Checkpoint::open(path)?,
         Place::Hub { .. } => {
             bail!("{}: not in the cache: fetch it with `opensora weights fetch {0}`", args.weights)
