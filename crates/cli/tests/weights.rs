@@ -312,6 +312,13 @@ fn weights_of_the_cache_are_converted_by_name() {
     assert!(message.contains("`opensora weights fetch owner/name`"), "{message}");
     case.run(&["weights", "fetch", "owner/name"]);
 
+    // Paths need no home folder.
+    let mut homeless = case.command(&["weights", "convert", vae.to_str().unwrap(), "-o", "path"]);
+    for name in ["HF_HOME", "HOME", "USERPROFILE", "XDG_CACHE_HOME"] {
+        homeless.env_remove(name);
+    }
+    text(&homeless.output().unwrap());
+
     // Under diffusers' names, in folders that are created, with few lines of progress.
     let output = case.command(&convert("new/vae").each_ref().map(String::as_str)).output().unwrap();
     text(&output);

@@ -143,7 +143,7 @@ impl Pretrained {
                 None => Found::Preset(preset),
             });
         }
-        if Path::new(model).exists() || !model.contains('/') {
+        if Path::new(model).exists() || !model.contains('/') || has_file_ending(model) {
             return Ok(Found::Local);
         }
         // Whatever is no repository either is no model.
@@ -218,6 +218,14 @@ impl Pretrained {
         let wanted = Wanted { repository, revision: "main", files: &Files::Model };
         Ok(self.hub.fetch(&wanted, self.lookup, observer)?.folder)
     }
+}
+
+/// Returns true for names such as `folder/x.pth`, which are files and no repositories even if no such file
+/// exists.
+pub fn has_file_ending(name: &str) -> bool {
+    const ENDINGS: [&str; 6] = ["pth", "pt", "bin", "ckpt", "safetensors", "json"];
+    let ending = Path::new(name).extension().and_then(|ending| ending.to_str());
+    ending.is_some_and(|ending| ENDINGS.contains(&ending))
 }
 
 /// What a name stands for.
@@ -368,7 +376,7 @@ mod tests {
         assert!(matches!(error, PretrainedError::Model(ModelError::Condition { .. })), "{error}");
         let error = options.class_files("pixart-xl-2-256x256", &mut Quiet).unwrap_err();
         assert!(matches!(error, PretrainedError::Model(ModelError::Condition { .. })), "{error}");
-        for name in ["no-such-model", "/no/such/folder", "a/b/c"] {
+        for name in ["no-such-model", "/no/such/folder", "a/b/c", "folder/x.pth"] {
             let error = options.text_files(name, &mut Quiet).unwrap_err();
             assert!(matches!(error, PretrainedError::Model(ModelError::Unknown { .. })), "{error}");
         }

@@ -12,8 +12,8 @@ use anyhow::bail;
 use opensora::{
     hub::{Hub, HubError, Repository},
     presets::PRESETS,
+    pretrained::has_file_ending,
 };
-use std::path::Path;
 
 /// Options of `opensora weights`.
 #[derive(clap::Args)]
@@ -60,16 +60,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// Endings of files of weights, which no repository's name has.
-const FILE_ENDINGS: [&str; 6] = ["pth", "pt", "bin", "ckpt", "safetensors", "json"];
-
 /// Returns the repository OWNER/NAME. Whatever looks like a preset or a file instead is refused, as the
 /// hub would only say that it has no such repository.
 fn repository(name: &str) -> anyhow::Result<Repository> {
-    let ending = Path::new(name).extension().and_then(|ending| ending.to_str());
-    let is_file = ending.is_some_and(|ending| FILE_ENDINGS.contains(&ending));
     match name.parse() {
-        Ok(repository) if name.contains('/') && !is_file => Ok(repository),
+        Ok(repository) if name.contains('/') && !has_file_ending(name) => Ok(repository),
         _ => {
             let presets: Vec<&str> = PRESETS.iter().map(|preset| preset.name).collect();
             bail!(

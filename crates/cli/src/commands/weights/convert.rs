@@ -1,7 +1,7 @@
 //! `opensora weights convert`: any known layout to safetensors.
 
 use super::{
-    advance_bytes, hub,
+    advance_bytes,
     locate::{Place, locate},
 };
 use crate::{options::Report, output, progress::Progress, stop};
@@ -29,7 +29,8 @@ Examples:
 
 Tensors are read and written one by one, so that memory holds the largest one only. A folder's
 config.json and tokenizer are copied beside the weights. Presets and repositories have to be in the cache:
-`opensora weights fetch` brings them there.")]
+`opensora weights fetch` brings them there. Files of a folder are named as transformers or, for a VAE,
+diffusers names them.")]
 pub(crate) struct Args {
     /// File, index or folder of weights, or a cached preset or OWNER/NAME of a repository
     #[arg(value_name = "WEIGHTS")]
@@ -74,7 +75,7 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let checkpoint = match locate(&hub()?, &args.weights, None, "main")? {
+    let checkpoint = match locate(&args.weights, None, "main")? {
         Place::Path(path) => Checkpoint::open(path)?,
         Place::Hub { .. } => {
             bail!("{}: not in the cache: fetch it with `opensora weights fetch {0}`", args.weights)

@@ -130,10 +130,9 @@ fn print_json(
 }
 
 fn find(args: &Args) -> anyhow::Result<Found> {
-    let hub = hub()?;
-    match locate(&hub, &args.weights, args.file.as_deref(), &args.revision)? {
+    match locate(&args.weights, args.file.as_deref(), &args.revision)? {
         Place::Path(path) => Ok(Found { checkpoint: Checkpoint::open(path)?, _folder: None }),
-        Place::Hub { repository, file } => remote(&hub, &repository, file, args),
+        Place::Hub { repository, file } => remote(&hub()?, &repository, file, args),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Weights by path, preset or repository.
 
-use super::repository;
+use super::{hub, repository};
 use anyhow::bail;
 use opensora::{
     Preset,
@@ -24,16 +24,13 @@ pub(super) enum Place {
 }
 
 /// Finds the weights of a path, of a preset, or of a repository.
-pub(super) fn locate(
-    hub: &Hub,
-    weights: &str,
-    file: Option<&str>,
-    revision: &str,
-) -> anyhow::Result<Place> {
+pub(super) fn locate(weights: &str, file: Option<&str>, revision: &str) -> anyhow::Result<Place> {
     let path = Path::new(weights);
     if path.exists() {
         return Ok(Place::Path(path.into()));
     }
+    // Paths need no home folder.
+    let hub = hub()?;
     let (repository, file) = match Preset::find(weights).map(|preset| preset.origin) {
         Some(Origin::Url(url)) => {
             let path = hub.address_path(url)?;
@@ -45,7 +42,7 @@ pub(super) fn locate(
         Some(Origin::Hub { repository, file }) => (repository.parse()?, Some(file)),
         _ => (repository(weights)?, file),
     };
-    Ok(match cached(hub, &repository, revision, file) {
+    Ok(match cached(&hub, &repository, revision, file) {
         Some(path) => Place::Path(path),
         None => Place::Hub { repository, file: file.map(String::from) },
     })
