@@ -1,11 +1,10 @@
 //! Files of a model that is conditioned on a class label.
 
 use crate::{
-    diffusion::sampler::SamplerError,
     labels::LabelSet,
     model_files::{
         FOLLOWS_PROMPT, ModelError, PartPaths, description_error, find_part, find_vae,
-        is_class_kind, read_description,
+        is_class_kind, named_sampler, read_description,
     },
     presets::{ClassKind, Preset, PresetModel},
     request::SampleRequest,
@@ -126,12 +125,7 @@ impl ClassFiles {
             _ => ClassKind::Dit,
         };
         let published = SampleRequest::default();
-        let sampler = match &description.sampler {
-            Some(name) => {
-                name.parse().map_err(|error: SamplerError| fail(format!("sampler: {error}")))?
-            }
-            None => published.sampler,
-        };
+        let sampler = named_sampler(description.sampler.as_deref()).map_err(fail)?;
         Ok(Self {
             name: description.name,
             kind,

@@ -6,7 +6,7 @@
 
 use crate::{
     buckets,
-    diffusion::{PredictionType, sampler::SamplerError},
+    diffusion::{PredictionType, SamplerKind, sampler::SamplerError},
     presets::{self, Architecture, ClassKind, PRESETS, Preset, PresetModel},
     request::SampleRequest,
     stdit::{DenoiserConfig, PositionScales},
@@ -159,6 +159,12 @@ struct Description {
     guidance_scale: Option<f64>,
 }
 
+/// Returns the sampler that a `model.json` names, or else that of the published models.
+pub(crate) fn named_sampler(name: Option<&str>) -> Result<SamplerKind, String> {
+    let Some(name) = name else { return Ok(SampleRequest::default().sampler) };
+    name.parse().map_err(|error: SamplerError| format!("sampler: {error}"))
+}
+
 /// Reads the `model.json` of `folder`, and returns its `architecture` with its text.
 pub(crate) fn read_description(folder: &Path) -> Result<(String, Option<String>), ModelError> {
     /// The field that says which others there are.
@@ -273,7 +279,7 @@ impl ModelFiles {
             return Err(ModelError::Condition { name, follows: FOLLOWS_LABEL });
         }
         let description: Description = serde_json::from_str(&text)
-            .map_err(|error| fail(format!("not a model's description: {}", one_line(error))))?;
+            .map_err(|error| fail(format!("not a model's description: {error}")))?;
         let architecture = description.architecture().map_err(fail)?;
         let part = |relative: &Path| parts.policy.resolve(folder, relative).map_err(fail);
         let own = |given: &Option<PathBuf>, relative: &Path| match given {
@@ -281,12 +287,7 @@ impl ModelFiles {
             None => part(relative),
         };
         let published = SampleRequest::default();
-        let sampler = match &description.sampler {
-            Some(name) => {
-                name.parse().map_err(|error: SamplerError| fail(format!("sampler: {error}")))?
-            }
-            None => published.sampler,
-        };
+        let sampler = named_sampler(description.sampler.as_deref()).map_err(fail)?;
         Ok(Self {
             name: description.name,
             architecture,

@@ -183,11 +183,8 @@ impl Guessing {
         let losses = losses.squeeze_dim::<1>(1);
 
         // Each caption counts the same, however many of its tokens were chosen.
-        let mut chosen_in = vec![0usize; batch];
-        for chosen in &masked.chosen {
-            chosen_in[chosen.row] += 1;
-        }
-        let per_caption = mean_of_each_caption(losses.clone().inner(), &masked.chosen, batch);
+        let chosen_in = chosen_in(&masked.chosen, batch);
+        let per_caption = mean_of_each_caption(losses.clone().inner(), &masked.chosen, &chosen_in);
         let weights: Vec<f32> = masked
             .chosen
             .iter()
@@ -214,13 +211,18 @@ impl Guessing {
     }
 }
 
-/// The mean loss of each of `batch` captions, `[B]`, of the losses of its chosen tokens `[M]`.
-fn mean_of_each_caption(losses: Tensor<1>, chosen: &[Chosen], batch: usize) -> Tensor<1> {
-    let count = chosen.len();
-    let mut chosen_in = vec![0usize; batch];
+/// The number of chosen tokens of each of `batch` captions.
+fn chosen_in(chosen: &[Chosen], batch: usize) -> Vec<usize> {
+    let mut counts = vec![0; batch];
     for chosen in chosen {
-        chosen_in[chosen.row] += 1;
+        counts[chosen.row] += 1;
     }
+    counts
+}
+
+/// The mean loss of each caption, `[B]`, of the losses `[M]` of its chosen tokens, `chosen_in` of them.
+fn mean_of_each_caption(losses: Tensor<1>, chosen: &[Chosen], chosen_in: &[usize]) -> Tensor<1> {
+    let (batch, count) = (chosen_in.len(), chosen.len());
     let mut shares = vec![0.0f32; batch * count];
     for (index, chosen) in chosen.iter().enumerate() {
         shares[chosen.row * count + index] = 1.0 / chosen_in[chosen.row] as f32;

@@ -215,7 +215,7 @@ fn mean(values: Tensor<1>) -> f64 {
 fn a_loss_that_is_not_finite_stays_with_its_caption() {
     let losses = Tensor::<1>::from_floats([1.0, f32::NAN, 4.0, f32::INFINITY], &Device::flex());
     let chosen = [0, 1, 0, 3].map(|row| Chosen { row, position: 0, id: 7 });
-    let found = read_f64(mean_of_each_caption(losses, &chosen, 4)).unwrap();
+    let found = read_f64(mean_of_each_caption(losses, &chosen, &chosen_in(&chosen, 4))).unwrap();
     assert_eq!((found[0], found[2]), (2.5, 0.0));
     assert!(found[1].is_nan() && found[3].is_infinite(), "{found:?}");
 }
