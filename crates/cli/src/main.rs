@@ -26,6 +26,7 @@ use commands::{
     train, verify, weights,
 };
 use output::OutputError;
+use opensora_files::error_line;
 use std::{process::ExitCode, time::Instant};
 
 /// Exit code where the reader of standard output has gone, as shells report SIGPIPE.
@@ -153,6 +154,6 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     if let Some(OutputError::Closed) = error.downcast_ref() {
         return ExitCode::from(READER_GONE);
     }
-    output::message(format_args!("error: {}", output::with_causes(error)));
+    output::message(format_args!("error: {}", error_line(error.as_ref())));
     stop::exit_code().map_or(ExitCode::FAILURE, ExitCode::from)
 }

@@ -87,53 +87,9 @@ fn write_line(mut target: impl Write, text: impl Display) -> io::Result<()> {
     target.flush()
 }
 
-/// Returns an error with its causes on one line, each said once.
-///
-/// Errors of a library often repeat their cause in their own message, or begin with the name that
-/// the message around them has given already.
-pub(crate) fn with_causes(error: &anyhow::Error) -> String {
-    let mut said = String::new();
-    let mut last = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if said.contains(&cause) {
-            continue;
-        }
-        if !last.is_empty() && cause.starts_with(&last) {
-            said.truncate(said.len() - last.len());
-        } else if !said.is_empty() {
-            said.push_str(": ");
-        }
-        said.push_str(&cause);
-        last = cause;
-    }
-    // An error is one line, whatever a file or a program has put into its message.
-    said.lines().map(str::trim).collect::<Vec<_>>().join(" ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use anyhow::{Context, anyhow};
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("clip.mp4: {source}")]
-    struct Repeats {
-        source: io::Error,
-    }
-
-    #[test]
-    fn a_cause_is_said_once() {
-        let source = || io::Error::from_raw_os_error(2);
-        let error = anyhow!(Repeats { source: source() }).context("--data");
-        assert_eq!(with_causes(&error), "--data: clip.mp4: No such file or directory (os error 2)");
-        let error: anyhow::Result<()> = Err(Repeats { source: source() }).context("clip.mp4");
-        assert_eq!(
-            with_causes(&error.unwrap_err()),
-            "clip.mp4: No such file or directory (os error 2)"
-        );
-        let error = anyhow!("three\nlines \n here").context("one").context("two");
-        assert_eq!(with_causes(&error), "two: one: three lines here");
-    }
 
     #[test]
     fn a_closed_pipe_is_told_from_a_full_disk() {

@@ -7,7 +7,7 @@
 //! | [`journal`] | lines that are on the disk once they were appended |
 //! | [`lock`] | locks between processes |
 //! | [`read`] | files of others: regular ones only, of bounded size, below their folder |
-//! | [`text`] | hexadecimal digits; foreign text on one line |
+//! | [`text`] | hexadecimal digits; foreign text and errors on one line |
 
 pub mod atomic;
 pub mod folder;
@@ -20,4 +20,4 @@ pub use atomic::{AtomicFile, AtomicFolder, Existing, remove_leftovers, write_ato
 pub use folder::{CreatedFolders, folder_of, sync_folder};
 pub use journal::Journal;
 pub use lock::{Lock, LockError};
-pub use text::{hex, one_line};
+pub use text::{error_line, hex, one_line};

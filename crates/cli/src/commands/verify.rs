@@ -6,6 +6,7 @@ use crate::{
     stop::{self, Stopped},
 };
 use anyhow::{Context, bail};
+use opensora_files::error_line;
 use opensora_verify::CaseReport;
 use serde_json::json;
 use std::path::PathBuf;
@@ -60,7 +61,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             }
             Err(error) => {
                 let step = error.step().map(String::from);
-                let error = output::with_causes(&error.into());
+                let error = error_line(&error);
                 if args.json {
                     let row =
                         json!({"case": folder, "passed": false, "step": step, "error": error});

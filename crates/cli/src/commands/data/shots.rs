@@ -9,7 +9,7 @@ use crate::{
 use anyhow::{Context, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
 use opensora::{
-    files::write_atomically,
+    files::{error_line, write_atomically},
     prepare::shots::{self, Flashes, Method, Release, Score, Settings, VideoShots, Weights},
     video::Decoder,
 };
@@ -97,7 +97,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             Err(error) => {
                 failed += 1;
                 progress.finish();
-                output::message(format_args!("failed: {}", output::with_causes(&error)));
+                output::message(format_args!("failed: {}", error_line(error.as_ref())));
                 continue;
             }
         };
