@@ -26,7 +26,7 @@ use commands::{
     train, verify, weights,
 };
 use output::OutputError;
-use opensora_files::error_line;
+use opensora::files::error_line;
 use std::{process::ExitCode, time::Instant};
 
 /// Exit code where the reader of standard output has gone, as shells report SIGPIPE.

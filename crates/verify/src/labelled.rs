@@ -7,7 +7,7 @@ use super::{
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use opensora::{
     checkpoint::Checkpoint,
-    labelled::{ClassModel, LabelledDenoiser},
+    denoiser::{ClassModel, LabelledDenoiser},
     nn::sincos,
     stdit::{ClassConfig, Dit, Latte},
 };
