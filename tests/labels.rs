@@ -141,8 +141,7 @@ fn a_class_model_that_stays_in_memory_opens_no_file_again() {
     std::fs::copy(&files.denoiser, &copy).unwrap();
     files.denoiser = copy.clone();
     let request = files.defaults.clone();
-    let options =
-        PipelineOptions { residency: Residency::Denoiser, ..PipelineOptions::default() };
+    let options = PipelineOptions { residency: Residency::Denoiser, ..PipelineOptions::default() };
     let pipeline = ClassToVideo::new(files, options, device).unwrap();
     let first = pipeline.generate(&[3], &request, &mut ()).unwrap();
     // Opening the file again would be an error.

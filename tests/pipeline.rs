@@ -11,7 +11,9 @@ use opensora::{
     latents,
     model_files::ScaleRule,
     nn::dtype::Dtype,
-    pipeline::{Conditioning, Conditions, Decoded, Loaded, LoadedDenoiser, LoadedVae, Part, SamplerStep},
+    pipeline::{
+        Conditioning, Conditions, Decoded, Loaded, LoadedDenoiser, LoadedVae, Part, SamplerStep,
+    },
     request::OwnSampler,
     stdit::{AttentionReuse, DenoiserWork},
     video::Frames,

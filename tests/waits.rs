@@ -9,9 +9,7 @@ use opensora::{
     PipelineOptions, SampleRequest, TextToVideo,
     data::{DataError, Source, encode::EncodedSample},
     diffusion::SamplerKind,
-    nn::{
-        read::{read, waits},
-    },
+    nn::read::{read, waits},
     stdit::{DenoiserConfig, StDit},
     train::{
         Outcome, Run, TrainError, Trainer,
@@ -47,7 +45,8 @@ fn what_was_read_stays(name: &str, device: &Device) {
 }
 
 fn sampling_does_not_wait_at_every_step(name: &str, device: &Device) {
-    let pipeline = TextToVideo::new(tiny_model(), PipelineOptions::default(), device.clone()).unwrap();
+    let pipeline =
+        TextToVideo::new(tiny_model(), PipelineOptions::default(), device.clone()).unwrap();
     let states = pipeline.encode(&["a red fox"], &SampleRequest::default(), &mut ()).unwrap();
     let mut counts = Vec::new();
     for sampler in SamplerKind::ALL {

@@ -192,10 +192,7 @@ fn real_clip(
 ///
 /// # Errors
 /// Returns an error if a clip cannot have the request's size.
-pub fn judge_ceiling(
-    prompts: &[DemoPrompt],
-    request: &SampleRequest,
-) -> Result<Scores, EvalError> {
+pub fn judge_ceiling(prompts: &[DemoPrompt], request: &SampleRequest) -> Result<Scores, EvalError> {
     let mut scores = Scores::default();
     for (index, prompt) in prompts.iter().enumerate() {
         let clip = real_clip(prompt, index, request)?;

@@ -7,7 +7,8 @@ use opensora::{
     video::{Frames, VideoSpec, Writer, mp4, png},
 };
 use opensora_demo::{
-    DemoSpec, Kind, Labels, Observer, Written, film, judge, render, training_clip, training_still, write_dataset,
+    DemoSpec, Kind, Labels, Observer, Written, film, judge, render, training_clip, training_still,
+    write_dataset,
 };
 use opensora_manifest::Manifest;
 use std::{ops::ControlFlow, path::Path};

@@ -261,10 +261,7 @@ impl<'a> LabelledDenoiser<'a> {
     ///
     /// # Errors
     /// Returns an error if a label is not a class of the model.
-    pub fn new(
-        model: &'a (dyn ClassModel + 'static),
-        labels: &[usize],
-    ) -> Result<Self, SizeError> {
+    pub fn new(model: &'a (dyn ClassModel + 'static), labels: &[usize]) -> Result<Self, SizeError> {
         let config = model.config();
         config.check_labels(labels)?;
         let null = config.null_class().map(|class| {

@@ -10,7 +10,6 @@
 mod batches;
 mod class;
 mod conditions;
-mod shared;
 mod decode_plan;
 mod decoding;
 mod error;
@@ -18,6 +17,7 @@ mod finite;
 mod observer;
 mod options;
 mod sampling;
+mod shared;
 mod slot;
 mod text;
 mod weights;

@@ -5,7 +5,7 @@
 
 use super::{
     Clips, DecodedClips, LatentBatches, LoadedDenoiser, LoadedVae, Observer, Part, PipelineError,
-    PipelineOptions, SampledLatents, shared::Core, observer::Loaded, slot::Slot,
+    PipelineOptions, SampledLatents, observer::Loaded, shared::Core, slot::Slot,
 };
 use crate::{
     checkpoint::Checkpoint,

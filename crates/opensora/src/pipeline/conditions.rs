@@ -5,7 +5,10 @@ use super::{
     observer::{Loaded, UnknownWords},
 };
 use crate::{
-    denoiser::{BatchCondition, ClassModel, ConditionedDenoiser, LabelledDenoiser, PromptModel, PromptedDenoiser},
+    denoiser::{
+        BatchCondition, ClassModel, ConditionedDenoiser, LabelledDenoiser, PromptModel,
+        PromptedDenoiser,
+    },
     nn::mask::TokenMask,
     request::SampleRequest,
     t5::{PromptStates, TextEncoder},

@@ -1,12 +1,8 @@
 //! The VAE, loaded once for any number of clips.
 
 use super::{
-    Observer, PipelineError,
-    shared::Core,
-    decode_plan::DecodePlan,
-    finite,
-    observer::Decoded,
-    options::Residency,
+    Observer, PipelineError, decode_plan::DecodePlan, finite, observer::Decoded,
+    options::Residency, shared::Core,
 };
 use crate::{
     frames::{from_frames, to_frames},

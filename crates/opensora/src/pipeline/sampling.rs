@@ -1,6 +1,6 @@
 //! The denoiser of a request, loaded once for any number of batches.
 
-use super::{Conditioning, Conditions, Observer, PipelineError, SamplerStep, shared::Core, finite};
+use super::{Conditioning, Conditions, Observer, PipelineError, SamplerStep, finite, shared::Core};
 use crate::{
     diffusion::{AsNoise, FiniteGuard, PredictionType, SampleError, Sampler, StepInfo},
     nn::{

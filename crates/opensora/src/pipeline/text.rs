@@ -87,12 +87,7 @@ impl TextToVideo {
             Architecture::PixArtMs { .. } => PixArtMs::check(config, &checkpoint, &core.device)?,
         };
         T5Encoder::check(&t5_config, &Checkpoint::open(&files.t5)?, &core.device)?;
-        Ok(Self {
-            files,
-            core,
-            resident_text: Slot::default(),
-            resident_denoiser: Slot::default(),
-        })
+        Ok(Self { files, core, resident_text: Slot::default(), resident_denoiser: Slot::default() })
     }
 
     /// Drops the models that are kept in memory; the next call that needs one loads it again.

@@ -81,11 +81,7 @@ fn check_latents_path(args: &Args) -> anyhow::Result<()> {
         "--save-latents: {}: exists already, and --no-overwrite is given",
         path.display()
     );
-    ensure!(
-        *path != args.out,
-        "--save-latents: {}: the videos go there (--out)",
-        path.display()
-    );
+    ensure!(*path != args.out, "--save-latents: {}: the videos go there (--out)", path.display());
     latents::check_writable(path).context("--save-latents")
 }
 
