@@ -7,7 +7,7 @@ use opensora::{
     ClassToVideo, ModelFiles, Observer, PipelineError, PipelineOptions, Residency, SampleRequest,
     TextToVideo,
     checkpoint::CheckpointError,
-    diffusion::{Ddim, Denoiser, Guidance, SampleError, Sampler, SamplerKind, StepInfo},
+    diffusion::{self, Ddim, Denoiser, Guidance, SampleError, Sampler, SamplerKind, StepInfo},
     latents,
     model_files::ScaleRule,
     nn::dtype::Dtype,
@@ -19,11 +19,7 @@ use opensora::{
     video::Frames,
 };
 use opensora_tests::{devices, tiny_model};
-use std::{
-    fs::File,
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, ops::ControlFlow, path::Path};
 
 fn pipeline(device: &Device) -> TextToVideo {
     TextToVideo::new(tiny_model(), PipelineOptions::default(), device.clone()).unwrap()
@@ -667,7 +663,7 @@ impl Sampler for Leap {
         guidance: &Guidance,
         latents: Tensor<5>,
         _noise: &mut dyn FnMut(usize) -> Tensor<5>,
-        on_step: &mut dyn FnMut(StepInfo<'_>) -> ControlFlow<()>,
+        observer: &mut dyn diffusion::Observer,
     ) -> Result<Tensor<5>, SampleError> {
         guidance.check()?;
         let channels = latents.dims()[1];
@@ -676,7 +672,7 @@ impl Sampler for Leap {
         let eps = guidance.predict(model, &latents, timestep, channels)?;
         let clean = latents.mul_scalar(tables.sqrt_recip_alphas_cumprod[0])
             - eps.mul_scalar(tables.sqrt_recipm1_alphas_cumprod[0]);
-        StepInfo::new(0, 1, timestep, &clean).report(on_step)?;
+        StepInfo::new(0, 1, timestep, &clean).report(observer)?;
         Ok(clean)
     }
 }

@@ -23,7 +23,7 @@ use crate::{Kind, Scene, Verdict, judge, render};
 use burn::tensor::{Tensor, TensorData};
 use opensora::{
     Observer, PipelineError, SampleRequest, TextToVideo,
-    checkpoint::{Checkpoint, CheckpointError},
+    checkpoint::{Checkpoint, CheckpointError, PublishedModel},
     frames::{ToFramesError, to_frames},
     nn::dtype::Dtype,
     pipeline::{Decoded, Loaded, Part},

@@ -4,14 +4,10 @@
 //! [sampler](crate::diffusion::Sampler): [`PromptedDenoiser`] for prompts, [`LabelledDenoiser`] for class
 //! labels.
 
-mod models;
-
-pub use models::{ClassModel, PromptModel, SizedPixArt};
-
 use crate::{
-    diffusion::{Condition, DenoiseError, Denoiser},
+    diffusion::{Condition, DenoiseError, Denoiser, PredictionType},
     nn::mask::TokenMask,
-    stdit::{AttentionCache, AttentionReuse, DenoiserWork, SizeError},
+    stdit::{AttentionCache, AttentionReuse, ClassModel, DenoiserWork, PromptModel, SizeError},
     t5::PromptStates,
 };
 use burn::tensor::Tensor;
@@ -23,8 +19,10 @@ use std::{cell::RefCell, fmt::Debug};
 pub trait BatchCondition: Debug + sealed::Sealed {
     /// The models that take these conditions.
     type Model: ?Sized + Debug;
+    /// State that forward passes of one condition keep, their work included.
+    type State: Debug;
 
-    /// Runs a forward pass of `model` over latents `[B, C, T, H, W]`, and counts it in `cache`.
+    /// Runs a forward pass of `model` over latents `[B, C, T, H, W]`.
     ///
     /// # Errors
     /// Returns an error if the latents cannot be split into patches, or weights that are not in memory
@@ -34,8 +32,11 @@ pub trait BatchCondition: Debug + sealed::Sealed {
         model: &Self::Model,
         latents: Tensor<5>,
         timesteps: &[f32],
-        cache: &mut AttentionCache,
+        state: &mut Self::State,
     ) -> Result<Tensor<5>, DenoiseError>;
+
+    /// Returns the work of all forward passes with this state.
+    fn work(state: &Self::State) -> DenoiserWork;
 }
 
 mod sealed {
@@ -46,6 +47,7 @@ mod sealed {
 
 impl BatchCondition for PromptStates {
     type Model = dyn PromptModel;
+    type State = AttentionCache;
 
     fn predict(
         &self,
@@ -57,23 +59,31 @@ impl BatchCondition for PromptStates {
         let (states, mask) = (self.states.clone(), Some(&self.mask));
         Ok(model.forward_cached(latents, timesteps, states, mask, cache)?)
     }
+
+    fn work(cache: &AttentionCache) -> DenoiserWork {
+        cache.work()
+    }
 }
 
 impl BatchCondition for Vec<usize> {
     type Model = dyn ClassModel;
+    type State = DenoiserWork;
 
     fn predict(
         &self,
         model: &dyn ClassModel,
         latents: Tensor<5>,
         timesteps: &[f32],
-        cache: &mut AttentionCache,
+        work: &mut DenoiserWork,
     ) -> Result<Tensor<5>, DenoiseError> {
         let [samples, _, frames, height, width] = latents.dims();
-        let config = model.config();
-        let grid = config.grid([frames, height, width])?;
-        cache.count(samples, config.depth, model.flops(grid));
+        let grid = model.config().grid([frames, height, width])?;
+        *work += model.work(samples, grid);
         Ok(model.forward(latents, timesteps, self))
+    }
+
+    fn work(work: &DenoiserWork) -> DenoiserWork {
+        *work
     }
 }
 
@@ -84,8 +94,9 @@ pub struct ConditionedDenoiser<'a, C: BatchCondition> {
     condition: C,
     /// `None` for a model that was trained without a null condition.
     null: Option<Null<C>>,
+    prediction_type: PredictionType,
     /// In a cell, since samplers hold a denoiser by shared reference.
-    caches: RefCell<Caches>,
+    states: RefCell<States<C::State>>,
 }
 
 /// The null condition of a batch.
@@ -97,26 +108,24 @@ struct Null<C> {
     both: C,
 }
 
-/// Attention caches: one for each kind of pass, so that no pass reuses outputs of another condition.
-#[derive(Debug)]
-struct Caches {
-    condition: AttentionCache,
-    null: AttentionCache,
-    both: AttentionCache,
-}
-
-impl Caches {
-    fn new(reuse: AttentionReuse) -> RefCell<Self> {
-        let cache = || AttentionCache::new(reuse);
-        RefCell::new(Self { condition: cache(), null: cache(), both: cache() })
-    }
+/// One state for each kind of pass, so that no pass reuses attention outputs of another condition.
+#[derive(Debug, Default)]
+struct States<S> {
+    condition: S,
+    null: S,
+    both: S,
 }
 
 impl<C: BatchCondition> ConditionedDenoiser<'_, C> {
     /// Returns the work done so far.
     pub fn work(&self) -> DenoiserWork {
-        let caches = self.caches.borrow();
-        caches.condition.work() + caches.null.work() + caches.both.work()
+        let States { condition, null, both } = &*self.states.borrow();
+        C::work(condition) + C::work(null) + C::work(both)
+    }
+
+    /// Sets the prediction target of the model; the default is the noise.
+    pub fn with_prediction_type(self, prediction_type: PredictionType) -> Self {
+        Self { prediction_type, ..self }
     }
 
     fn null(&self) -> Result<&Null<C>, SizeError> {
@@ -132,12 +141,12 @@ impl<C: BatchCondition> Denoiser for ConditionedDenoiser<'_, C> {
         condition: Condition,
     ) -> Result<Tensor<5>, DenoiseError> {
         let timesteps = vec![timestep; latents.dims()[0]];
-        let caches = &mut *self.caches.borrow_mut();
-        let (condition, cache) = match condition {
-            Condition::Prompt => (&self.condition, &mut caches.condition),
-            Condition::Null => (&self.null()?.alone, &mut caches.null),
+        let states = &mut *self.states.borrow_mut();
+        let (condition, state) = match condition {
+            Condition::Prompt => (&self.condition, &mut states.condition),
+            Condition::Null => (&self.null()?.alone, &mut states.null),
         };
-        condition.predict(self.model, latents, &timesteps, cache)
+        condition.predict(self.model, latents, &timesteps, state)
     }
 
     /// One forward pass over twice the batch.
@@ -149,9 +158,13 @@ impl<C: BatchCondition> Denoiser for ConditionedDenoiser<'_, C> {
         let batch = latents.dims()[0];
         let timesteps = vec![timestep; 2 * batch];
         let both = Tensor::cat(vec![latents.clone(), latents], 0);
-        let cache = &mut self.caches.borrow_mut().both;
-        let out = self.null()?.both.predict(self.model, both, &timesteps, cache)?;
+        let state = &mut self.states.borrow_mut().both;
+        let out = self.null()?.both.predict(self.model, both, &timesteps, state)?;
         Ok((out.clone().narrow(0, 0, batch), out.narrow(0, batch, batch)))
+    }
+
+    fn prediction_type(&self) -> PredictionType {
+        self.prediction_type
     }
 }
 
@@ -188,7 +201,8 @@ impl<'a> PromptedDenoiser<'a> {
                 },
             }),
             condition: PromptStates { states, mask },
-            caches: Caches::new(AttentionReuse::OFF),
+            prediction_type: PredictionType::default(),
+            states: RefCell::default(),
         })
     }
 
@@ -217,7 +231,9 @@ impl<'a> PromptedDenoiser<'a> {
 
     /// Reuses attention outputs in neighbouring steps.
     pub fn with_reuse(self, reuse: AttentionReuse) -> Self {
-        Self { caches: Caches::new(reuse), ..self }
+        let cache = || AttentionCache::new(reuse);
+        let states = States { condition: cache(), null: cache(), both: cache() };
+        Self { states: RefCell::new(states), ..self }
     }
 
     /// Returns the null prompt beside each prompt, `[B, L, C]`.
@@ -268,7 +284,12 @@ impl<'a> LabelledDenoiser<'a> {
             let alone = vec![class; labels.len()];
             Null { both: [labels, &alone].concat(), alone }
         });
-        let caches = Caches::new(AttentionReuse::OFF);
-        Ok(Self { model, condition: labels.to_vec(), null, caches })
+        Ok(Self {
+            model,
+            condition: labels.to_vec(),
+            null,
+            prediction_type: PredictionType::default(),
+            states: RefCell::default(),
+        })
     }
 }

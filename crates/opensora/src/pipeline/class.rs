@@ -8,13 +8,12 @@ use super::{
     PipelineOptions, SampledLatents, observer::Loaded, shared::Core, slot::Slot,
 };
 use crate::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, PublishedModel},
     class_files::ClassFiles,
-    denoiser::ClassModel,
     diffusion::PredictionType,
     presets::ClassKind,
     request::{RequestError, SampleRequest},
-    stdit::{AttentionReuse, Dit, Latte, SizeError},
+    stdit::{AttentionReuse, ClassModel, Dit, Latte, SizeError},
     video::Frames,
 };
 use burn::tensor::{Device, Tensor};

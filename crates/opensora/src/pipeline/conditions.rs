@@ -5,12 +5,10 @@ use super::{
     observer::{Loaded, UnknownWords},
 };
 use crate::{
-    denoiser::{
-        BatchCondition, ClassModel, ConditionedDenoiser, LabelledDenoiser, PromptModel,
-        PromptedDenoiser,
-    },
+    denoiser::{BatchCondition, ConditionedDenoiser, LabelledDenoiser, PromptedDenoiser},
     nn::mask::TokenMask,
     request::SampleRequest,
+    stdit::{ClassModel, PromptModel},
     t5::{PromptStates, TextEncoder},
 };
 use burn::tensor::{Int, Tensor};

@@ -7,7 +7,7 @@ use crate::{
     frames::ToFramesError,
     nn::{dtype::DtypeError, read::ReadError},
     request::RequestError,
-    stdit::{SizeError, stdit::LoadError as DenoiserLoadError},
+    stdit::{LoadError as DenoiserLoadError, SizeError},
     t5::TextEncodeError,
     vae::VaeConfigError,
     video::FramesError,

@@ -122,9 +122,9 @@ pub struct SamplerStep<'a> {
 
 impl<'a> SamplerStep<'a> {
     /// The step `info` of batch `batch` of `batches`.
-    pub(super) fn new(info: StepInfo<'a>, [batch, batches]: [usize; 2]) -> Self {
-        let StepInfo { step, total, timestep, latents, .. } = info;
-        Self { step, steps: total, batch, batches, timestep, latents }
+    pub(super) fn new(info: &StepInfo<'a>, [batch, batches]: [usize; 2]) -> Self {
+        let &StepInfo { step, total: steps, timestep, latents, .. } = info;
+        Self { step, steps, batch, batches, timestep, latents }
     }
 }
 

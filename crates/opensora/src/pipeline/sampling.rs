@@ -2,7 +2,7 @@
 
 use super::{Conditioning, Conditions, Observer, PipelineError, SamplerStep, finite, shared::Core};
 use crate::{
-    diffusion::{AsNoise, FiniteGuard, PredictionType, SampleError, Sampler, StepInfo},
+    diffusion::{FiniteGuard, PredictionType, SampleError, Sampler, StepInfo},
     nn::{
         device::is_host,
         noise::{Purpose, normal_batch},
@@ -110,14 +110,16 @@ impl<'a, C: Conditions + ?Sized> LoadedDenoiser<'a, C> {
             FiniteGuard::new(device, if is_host(device) { 1 } else { finite::READ_EVERY });
         let mut watched = Ok(None);
         let (sampled, work) = {
-            let denoiser = conditions.denoiser(&*self.model, &self.request)?;
+            let denoiser = conditions
+                .denoiser(&*self.model, &self.request)?
+                .with_prediction_type(self.prediction_type);
             let sampled = self.sampler.sample(
-                &AsNoise::new(&denoiser, self.prediction_type),
+                &denoiser,
                 &self.request.guidance(),
                 latents.cast(FloatDType::F32),
                 &mut |step| self.noise(Purpose::SamplerStep, first, step, expected),
-                &mut |info: StepInfo<'_>| {
-                    watched = guard.watch(&info);
+                &mut |info: &StepInfo<'_>| {
+                    watched = guard.watch(info);
                     if !matches!(watched, Ok(None)) {
                         return ControlFlow::Break(());
                     }

@@ -8,7 +8,7 @@ use super::{
     slot::Slot,
 };
 use crate::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, PublishedModel},
     request::SampleRequest,
     vae::{AutoencoderKl, VaeConfig},
 };

@@ -8,7 +8,7 @@ use super::{
     weights::Weights,
 };
 use crate::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, PublishedModel},
     model_files::{ModelFiles, ScaleRule, published_scales},
     presets::Architecture,
     request::{RequestError, SampleRequest},

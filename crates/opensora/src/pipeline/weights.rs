@@ -5,12 +5,13 @@ use super::{
     options::Residency,
 };
 use crate::{
-    checkpoint::Checkpoint,
-    denoiser::{PromptModel, SizedPixArt},
+    checkpoint::{Checkpoint, PublishedModel},
     diffusion::PredictionType,
     presets::Architecture,
     request::SampleRequest,
-    stdit::{DenoiserConfig, ImageSize, PixArt, PixArtMs, StDit, StreamedStDit},
+    stdit::{
+        DenoiserConfig, ImageSize, PixArt, PixArtMs, PromptModel, SizedPixArt, StDit, StreamedStDit,
+    },
 };
 use std::sync::Arc;
 
@@ -86,11 +87,11 @@ impl TextToVideo {
                 (Model::StDit(Box::new(model)), report)
             }
             Architecture::PixArt => {
-                let (model, report) = PixArt::load(config, false, &checkpoint, dtype, device)?;
+                let (model, report) = PixArt::load(config, &checkpoint, dtype, device)?;
                 (Model::PixArt(Box::new(model)), report)
             }
             Architecture::PixArtMs { base_size } => {
-                let (model, report) = PixArtMs::load(config, false, &checkpoint, dtype, device)?;
+                let (model, report) = PixArtMs::load(config, &checkpoint, dtype, device)?;
                 (Model::PixArtMs(Box::new(model.with_base_size(base_size))), report)
             }
         };
