@@ -1,4 +1,4 @@
-//! One module a subcommand: its options, and what it does with the library.
+//! The subcommands: one module each, with its options and its call of the library.
 
 pub(crate) mod bench;
 pub(crate) mod completions;

@@ -1,4 +1,4 @@
-//! The command line as help, completions and manual pages show it: options in groups.
+//! The command line with its options in groups, for help, completions and manual pages.
 
 use crate::Cli;
 use clap::{Arg, Command, CommandFactory};

@@ -173,7 +173,7 @@ impl TextToVideo {
         self.resident_text.get(keep, || {
             observer.loading(Part::TextEncoder);
             let (tokens, dtype) =
-                (self.files.denoiser_config.model_max_length, options.text_dtype.float());
+                (self.files.denoiser_config.model_max_length, options.text_dtype);
             let (encoder, report) = if keep {
                 TextEncoder::load(&self.files.t5, tokens, dtype, &self.core.device)?
             } else {
