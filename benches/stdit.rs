@@ -11,7 +11,7 @@ fn main() -> Result<(), SizeError> {
     // The second block stands for all that follow: the first alone adds the frames' positions.
     let config = DenoiserConfig { depth: 2, ..DenoiserConfig::xl_2() };
     let (channels, caption) = (config.hidden_size, config.model_max_length);
-    let model = StDit::new(&config, &device())?;
+    let model = config.init::<StDit>(&device())?;
     let latents = normal([1, config.in_channels, frames, 2 * side, 2 * side]);
     let states = normal([1, caption, config.caption_channels]);
     let (x, conditioning) = model.embed(latents, &[500.0], states, None);

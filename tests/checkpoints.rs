@@ -7,7 +7,7 @@ use burn::{
     tensor::{Device, FloatDType},
 };
 use opensora::{
-    checkpoint::{Checkpoint, CheckpointError, KeyMap, check_import},
+    checkpoint::{Checkpoint, CheckpointError, KeyMap, PublishedModel, check_import},
     stdit::{DenoiserConfig, StDit},
     t5::{T5Config, T5Encoder},
     vae::{AutoencoderKl, VaeConfig},

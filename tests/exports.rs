@@ -7,7 +7,7 @@
 
 use burn::tensor::{Device, FloatDType};
 use opensora::{
-    checkpoint::{Checkpoint, export, export_with_buffers, parameter_slots},
+    checkpoint::{Checkpoint, PublishedModel, export, export_with_buffers, parameter_slots},
     nn::read::read,
     stdit::{DenoiserConfig, PositionScales, StDit, keys as stdit_keys},
     t5::{T5Config, T5Encoder, keys::Layout},
@@ -90,7 +90,7 @@ fn a_full_size_stdit_has_every_key_of_the_reference() {
         let scales = PositionScales { space_scale, time_scale };
         let config = DenoiserConfig { scales, ..DenoiserConfig::xl_2() };
         // No weight is allocated.
-        let model = StDit::new(&config, &device()).unwrap();
+        let model = config.init::<StDit>(&device()).unwrap();
         let map = stdit_keys::stdit();
         let mut written: BTreeMap<String, Vec<usize>> = parameter_slots(&model)
             .into_iter()

@@ -4,7 +4,7 @@
 
 use burn::tensor::{Device, FloatDType, TensorData};
 use opensora::{
-    checkpoint::{Checkpoint, ImportReport, published_tensors},
+    checkpoint::{Checkpoint, ImportReport, PublishedModel, published_tensors},
     stdit::{DenoiserConfig, StDit, keys},
     t5::{T5Config, T5Encoder},
     vae::{AutoencoderKl, VaeConfig},

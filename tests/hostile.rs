@@ -6,7 +6,7 @@
 
 use burn::tensor::{Device, FloatDType};
 use opensora::{
-    checkpoint::{Checkpoint, parameter_slots},
+    checkpoint::{Checkpoint, PublishedModel, parameter_slots},
     stdit::{DenoiserConfig, StDit, keys},
     t5::{T5Config, T5Encoder, T5Tokenizer},
     train::Recipe,
@@ -313,7 +313,7 @@ fn expanded_tensors(files: &Files) {
         ),
     ] {
         let map = keys::stdit();
-        let slots = parameter_slots(&StDit::new(&config, &files.device).unwrap());
+        let slots = parameter_slots(&config.init::<StDit>(&files.device).unwrap());
         let tensors = slots.into_iter().map(|slot| {
             let strides = vec![0; slot.shape.len()];
             let value = Value::Tensor { storage: vec![1.0], shape: slot.shape, strides };

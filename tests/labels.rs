@@ -6,9 +6,9 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use opensora::{
     ClassFiles, ClassToVideo, ModelFiles, PipelineError, Quiet, Residency, SampleRequest,
     TextToVideo,
-    checkpoint::{Checkpoint, export},
-    diffusion::{DpmSolver, Guidance},
-    labelled::{ClassModel, LabelledDenoiser},
+    checkpoint::{Checkpoint, PublishedModel, export},
+    diffusion::{DpmSolver, Guidance, Sampler},
+    labelled::LabelledDenoiser,
     model_files::{PartPaths, PathPolicy},
     nn::{
         dtype::Dtype,
@@ -16,13 +16,13 @@ use opensora::{
     },
     presets::Architecture,
     stdit::{
-        AttentionReuse, ClassConfig, DenoiserConfig, Dit, Latte, PixArt, PixArtMs, PositionScales,
-        SizeError, keys, stdit::LoadError,
+        AttentionReuse, ClassConfig, ClassModel, DenoiserConfig, Dit, Latte, LoadError, PixArt,
+        PixArtMs, PositionScales, SizeError, keys,
     },
 };
 use opensora_tests::{devices, fixture};
 use serde_json::{Value, json};
-use std::{ops::ControlFlow, path::Path};
+use std::path::Path;
 
 /// The configuration of a golden case and its weights.
 fn golden(case: &str) -> (Value, Checkpoint) {
@@ -91,8 +91,8 @@ fn dpm_solver_follows_labels_as_the_reference_does() {
             let guidance = Guidance::all_channels(aid["cfg_scale"].as_f64().unwrap());
             let denoiser = LabelledDenoiser::new(&*model, &labels).unwrap();
             let solver = DpmSolver::with_steps(steps).unwrap();
-            let sampled =
-                solver.sample(&denoiser, &guidance, z, |_| ControlFlow::Continue(())).unwrap();
+            let noise = &mut |_| z.zeros_like();
+            let sampled = solver.sample(&denoiser, &guidance, z.clone(), noise, &mut ()).unwrap();
             let got: Vec<f32> = sampled.into_data().iter::<f32>().collect();
             let want: Vec<f32> = read("dpm_solver.safetensors", "samples").iter::<f32>().collect();
             let tolerance = |field: &str| aid["tolerances"]["samples"][field].as_f64().unwrap();
@@ -191,12 +191,13 @@ fn a_model_without_a_null_class_is_sampled_without_guidance() {
     let (_, device) = devices().remove(0);
     let (json, _) = golden("dit-original-pt");
     let config = ClassConfig { class_dropout_prob: 0.0, ..class_config(&json) };
-    let model = Dit::new(&config, &device).unwrap();
+    let model = config.init::<Dit>(&device).unwrap();
     let latents = Tensor::<5>::zeros([1, 4, 1, 8, 8], &device);
     let denoiser = LabelledDenoiser::new(&model, &[9]).unwrap();
     let solver = DpmSolver::with_steps(2).unwrap();
     let sample = |guidance| {
-        solver.sample(&denoiser, &guidance, latents.clone(), |_| ControlFlow::Continue(()))
+        let noise = &mut |_| latents.zeros_like();
+        solver.sample(&denoiser, &guidance, latents.clone(), noise, &mut ())
     };
     assert!(sample(Guidance::all_channels(1.0)).is_ok());
     let error = sample(Guidance::all_channels(4.0)).unwrap_err();
@@ -230,7 +231,7 @@ fn weights_of_another_model_are_rejected() {
     // PixArt-alpha for many sizes has keys that the other one lacks, and says so.
     let (pixart, pixart_weights) = golden("pixart-ms-pth");
     let config: DenoiserConfig = serde_json::from_value(pixart["config"].clone()).unwrap();
-    let error = PixArt::load(&config, false, &pixart_weights, f32, &device).unwrap_err();
+    let error = PixArt::load(&config, &pixart_weights, f32, &device).unwrap_err();
     assert!(error.to_string().contains("ar_embedder"), "{error}");
 }
 
@@ -244,7 +245,7 @@ fn pixart_ms(base_size: Option<usize>, device: &Device) -> tempfile::TempDir {
         serde_json::from_value(tiny["denoiser_config"].clone()).unwrap();
     config.hidden_size = 48;
     config.scales = PositionScales { space_scale: 2.0, time_scale: 1.0 };
-    let mut weights = PixArtMs::new(&config, false, device).unwrap();
+    let mut weights = config.init::<PixArtMs>(device).unwrap();
     let outputs = 4 * config.out_channels();
     weights.base.final_layer.linear = linear(48, outputs, true, XAVIER, device);
     let folder = tempfile::tempdir().unwrap();

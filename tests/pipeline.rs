@@ -7,7 +7,7 @@ use opensora::{
     ClassToVideo, ModelFiles, Observer, PipelineError, Quiet, Residency, SampleRequest,
     TextToVideo,
     checkpoint::{CheckpointError, ImportReport},
-    diffusion::{Ddim, Denoiser, Guidance, SampleError, Sampler, SamplerKind, StepInfo},
+    diffusion::{self, Ddim, Denoiser, Guidance, SampleError, Sampler, SamplerKind, StepInfo},
     latents,
     model_files::ScaleRule,
     nn::dtype::Dtype,
@@ -629,7 +629,7 @@ impl Sampler for Leap {
         guidance: &Guidance,
         latents: Tensor<5>,
         _noise: &mut dyn FnMut(usize) -> Tensor<5>,
-        on_step: &mut dyn FnMut(StepInfo<'_>) -> ControlFlow<()>,
+        observer: &mut dyn diffusion::Observer,
     ) -> Result<Tensor<5>, SampleError> {
         guidance.check()?;
         let channels = latents.dims()[1];
@@ -638,7 +638,7 @@ impl Sampler for Leap {
         let eps = guidance.predict(model, &latents, timestep, channels)?;
         let clean = latents.mul_scalar(tables.sqrt_recip_alphas_cumprod[0])
             - eps.mul_scalar(tables.sqrt_recipm1_alphas_cumprod[0]);
-        StepInfo::new(0, 1, timestep, &clean).report(on_step)?;
+        StepInfo::new(0, 1, timestep, &clean).report(observer)?;
         Ok(clean)
     }
 }

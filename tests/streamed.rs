@@ -4,9 +4,9 @@
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use opensora::{
-    checkpoint::{Checkpoint, CheckpointError},
+    checkpoint::{Checkpoint, CheckpointError, PublishedModel},
     nn::mask::TokenMask,
-    stdit::{AttentionCache, AttentionReuse, DenoiserConfig, StDit, StreamedStDit},
+    stdit::{AttentionCache, AttentionReuse, DenoiserConfig, PromptModel, StDit, StreamedStDit},
 };
 use opensora_tests::{devices, fixture};
 use std::{
@@ -114,13 +114,15 @@ fn every_layout_gives_the_resident_models_numbers() {
             for timestep in [900.0, 800.0, 700.0, 600.0] {
                 let (latents, prompt) = (latents.clone(), prompt.clone());
                 let timesteps = [timestep; 2];
-                let wanted = resident.forward_cached(
-                    latents.clone(),
-                    &timesteps,
-                    prompt.clone(),
-                    Some(mask),
-                    &mut wanted_kept,
-                );
+                let wanted = resident
+                    .forward_cached(
+                        latents.clone(),
+                        &timesteps,
+                        prompt.clone(),
+                        Some(mask),
+                        &mut wanted_kept,
+                    )
+                    .unwrap();
                 let found = streamed
                     .forward_cached(latents, &timesteps, prompt, Some(mask), &mut kept)
                     .unwrap();

@@ -44,7 +44,7 @@ fn step(depth: usize, activation_checkpointing: bool) -> f64 {
     };
     let recipe = DenoiserRecipe { activation_checkpointing, ..DenoiserRecipe::default() };
     let task = DenoiserTask::new(&recipe, &config, 1, FloatDType::F32, &device).unwrap();
-    let model = StDit::new(&config, &device).unwrap();
+    let model = config.init::<StDit>(&device).unwrap();
     let trainer = Trainer::new(model, &OptimizerRecipe::default(), |_| true).unwrap();
     let graph = trainer.graph(FloatDType::F32);
     let found = task.gradients(&graph, &[sample(&config), sample(&config)], &[0, 1]).unwrap();

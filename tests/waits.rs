@@ -148,7 +148,7 @@ fn task_and_trainer(device: &Device) -> (DenoiserTask, Trainer<StDit>) {
         DenoiserTask::new(&DenoiserRecipe::default(), &config, 5, FloatDType::F32, device).unwrap();
     // The same first weights in every call.
     device.seed(5);
-    let model = StDit::new(&config, device).unwrap();
+    let model = config.init::<StDit>(device).unwrap();
     let recipe = OptimizerRecipe { learning_rate: 1e-3, ..OptimizerRecipe::default() };
     (task, Trainer::new(model, &recipe, |_| true).unwrap())
 }

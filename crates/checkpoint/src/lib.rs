@@ -28,6 +28,7 @@
 //! with what the file holds, and shards are looked for only beside their index. Pipes, devices and folders
 //! are not read.
 
+mod blocks;
 mod convert;
 mod error;
 mod export;
@@ -36,6 +37,7 @@ mod import;
 mod key_map;
 mod names;
 mod non_finite;
+mod published;
 mod pytorch;
 mod safetensors_file;
 mod shards;
@@ -44,11 +46,13 @@ mod stream;
 mod telltale;
 mod wrapper;
 
+pub use blocks::{BlockSource, StreamedBlocks};
 pub use convert::{Advance, ConvertSpec, Converted};
 pub use error::{CheckpointError, Mismatch, ShapeMismatch};
 pub use export::{export, export_with_buffers, published_tensors};
 pub use import::{ImportReport, ParameterSlot, check, check_import, import, parameter_slots};
 pub use key_map::{KeyMap, Rename};
 pub use names::ParameterNames;
+pub use published::{Described, PublishedModel};
 pub use source::{Checkpoint, TensorEntry};
 pub use stream::StreamedImport;

@@ -5,7 +5,7 @@
 
 use crate::{ClipDataset, ClipSample, DataError, Source};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use opensora_checkpoint::Checkpoint;
+use opensora_checkpoint::{Checkpoint, PublishedModel};
 use opensora_nn::read::read;
 use opensora_t5::TextEncoder;
 use opensora_vae::{AutoencoderKl, VaeConfig};

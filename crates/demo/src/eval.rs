@@ -23,7 +23,7 @@ use crate::{Kind, Scene, Verdict, judge, render};
 use burn::tensor::{Tensor, TensorData};
 use opensora::{
     Observer, PipelineError, SampleRequest, TextToVideo,
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, PublishedModel},
     frames::to_frames,
     nn::dtype::Dtype,
     vae::{AutoencoderKl, VaeConfig},

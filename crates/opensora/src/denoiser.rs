@@ -1,67 +1,13 @@
 //! A denoiser with its prompts: what samplers see of STDiT.
 
 use crate::{
-    checkpoint::CheckpointError,
-    diffusion::{Condition, DenoiseError, Denoiser},
-    stdit::{AttentionCache, AttentionReuse, DenoiserWork, StDit, StreamedStDit},
+    diffusion::{Condition, DenoiseError, Denoiser, PredictionType},
+    stdit::{AttentionCache, AttentionReuse, DenoiserWork, PromptModel},
     t5::PromptStates,
 };
 use burn::tensor::Tensor;
 use opensora_nn::mask::TokenMask;
 use std::{cell::RefCell, fmt::Debug};
-
-/// An STDiT, wherever its weights are.
-pub trait StDitModel: Debug + Send + Sync {
-    /// The learnt null prompt, `[L, caption_channels]`.
-    fn null_prompt(&self) -> Tensor<2>;
-
-    /// See [`StDit::forward_cached`].
-    ///
-    /// # Errors
-    /// Where weights that are not in memory cannot be read.
-    fn forward_cached(
-        &self,
-        latents: Tensor<5>,
-        timesteps: &[f32],
-        prompt: Tensor<3>,
-        mask: Option<&TokenMask>,
-        cache: &mut AttentionCache,
-    ) -> Result<Tensor<5>, CheckpointError>;
-}
-
-impl StDitModel for StDit {
-    fn null_prompt(&self) -> Tensor<2> {
-        self.null_prompt()
-    }
-
-    fn forward_cached(
-        &self,
-        latents: Tensor<5>,
-        timesteps: &[f32],
-        prompt: Tensor<3>,
-        mask: Option<&TokenMask>,
-        cache: &mut AttentionCache,
-    ) -> Result<Tensor<5>, CheckpointError> {
-        Ok(self.forward_cached(latents, timesteps, prompt, mask, cache))
-    }
-}
-
-impl StDitModel for StreamedStDit {
-    fn null_prompt(&self) -> Tensor<2> {
-        self.null_prompt()
-    }
-
-    fn forward_cached(
-        &self,
-        latents: Tensor<5>,
-        timesteps: &[f32],
-        prompt: Tensor<3>,
-        mask: Option<&TokenMask>,
-        cache: &mut AttentionCache,
-    ) -> Result<Tensor<5>, CheckpointError> {
-        self.forward_cached(latents, timesteps, prompt, mask, cache)
-    }
-}
 
 /// STDiT for a batch of prompts, and for the null prompt beside each.
 ///
@@ -69,12 +15,13 @@ impl StDitModel for StreamedStDit {
 /// stands beside, so row `k` of the learnt table counts where token `k` of the prompt does.
 #[derive(Debug)]
 pub struct PromptedDenoiser<'a> {
-    model: &'a dyn StDitModel,
+    model: &'a dyn PromptModel,
     prompt: Tensor<3>,
     null: Tensor<3>,
     mask: TokenMask,
     /// The null prompt's own mask, if it has one.
     null_mask: Option<TokenMask>,
+    prediction_type: PredictionType,
     /// Samplers hold a denoiser by reference and know nothing of what it keeps.
     caches: RefCell<Caches>,
 }
@@ -99,7 +46,7 @@ impl<'a> PromptedDenoiser<'a> {
     ///
     /// # Panics
     /// Where the states are of another length or width than the model's null prompt.
-    pub fn new(model: &'a dyn StDitModel, prompt: &PromptStates) -> Self {
+    pub fn new(model: &'a dyn PromptModel, prompt: &PromptStates) -> Self {
         let [batch, tokens, width] = prompt.states.dims();
         let null = model.null_prompt();
         assert_eq!([tokens, width], null.dims(), "prompt states do not fit the model");
@@ -110,6 +57,7 @@ impl<'a> PromptedDenoiser<'a> {
             null: null.unsqueeze::<3>().expand([batch, tokens, width]),
             mask: prompt.mask.clone(),
             null_mask: None,
+            prediction_type: PredictionType::Epsilon,
             caches: RefCell::new(Caches::new(AttentionReuse::OFF)),
         }
     }
@@ -135,6 +83,11 @@ impl<'a> PromptedDenoiser<'a> {
     /// The same with attention outputs used again in neighbouring steps.
     pub fn with_reuse(self, reuse: AttentionReuse) -> Self {
         Self { caches: RefCell::new(Caches::new(reuse)), ..self }
+    }
+
+    /// Returns the denoiser of a model with another prediction target than the noise.
+    pub fn with_prediction_type(self, prediction_type: PredictionType) -> Self {
+        Self { prediction_type, ..self }
     }
 
     /// The work done so far.
@@ -182,5 +135,8 @@ impl Denoiser for PromptedDenoiser<'_> {
         let mask = self.mask_of_both();
         let out = self.model.forward_cached(both, &timesteps, states, Some(&mask), cache)?;
         Ok((out.clone().narrow(0, 0, batch), out.narrow(0, batch, batch)))
+    }
+    fn prediction_type(&self) -> PredictionType {
+        self.prediction_type
     }
 }

@@ -1,10 +1,9 @@
 //! What a file of weights is, from its headers alone.
 
 use crate::{
-    checkpoint::{Checkpoint, CheckpointError, ImportReport, Mismatch},
+    checkpoint::{Checkpoint, CheckpointError, ImportReport, Mismatch, PublishedModel},
     stdit::{
-        ClassConfig, DenoiserConfig, Dit, LabelCondition, Latte, PixArt, PixArtMs, StDit,
-        stdit::LoadError,
+        ClassConfig, DenoiserConfig, Dit, LabelCondition, Latte, LoadError, PixArt, PixArtMs, StDit,
     },
     t5::{self, T5Config, T5Encoder},
     vae::{self, AutoencoderKl, VaeConfig},

@@ -2,51 +2,10 @@
 
 use crate::{
     diffusion::{Condition, DenoiseError, Denoiser},
-    stdit::{ClassConfig, DenoiserWork, Dit, Latte, SizeError},
+    stdit::{ClassModel, DenoiserWork, SizeError},
 };
 use burn::tensor::Tensor;
-use std::{cell::Cell, fmt::Debug};
-
-/// A model that is conditioned on a class label.
-pub trait ClassModel: Debug + Send + Sync {
-    /// Returns the model's configuration.
-    fn config(&self) -> &ClassConfig;
-
-    /// Predicts noise and variance; see [`Dit::forward`].
-    fn forward(&self, latents: Tensor<5>, timesteps: &[f32], labels: &[usize]) -> Tensor<5>;
-
-    /// Returns the floating point operations of a forward pass over one sample of `grid` tokens along
-    /// (t, h, w).
-    fn flops(&self, grid: [usize; 3]) -> f64;
-}
-
-impl ClassModel for Dit {
-    fn config(&self) -> &ClassConfig {
-        self.config()
-    }
-
-    fn forward(&self, latents: Tensor<5>, timesteps: &[f32], labels: &[usize]) -> Tensor<5> {
-        self.forward(latents, timesteps, labels)
-    }
-
-    fn flops(&self, grid: [usize; 3]) -> f64 {
-        self.flops(grid)
-    }
-}
-
-impl ClassModel for Latte {
-    fn config(&self) -> &ClassConfig {
-        self.config()
-    }
-
-    fn forward(&self, latents: Tensor<5>, timesteps: &[f32], labels: &[usize]) -> Tensor<5> {
-        self.forward(latents, timesteps, labels)
-    }
-
-    fn flops(&self, grid: [usize; 3]) -> f64 {
-        self.flops(grid)
-    }
-}
+use std::cell::Cell;
 
 /// A model with the labels of a batch; guidance takes the null class beside each label.
 ///
@@ -89,15 +48,7 @@ impl<'a> LabelledDenoiser<'a> {
         let config = self.model.config();
         let [samples, _, frames, height, width] = latents.dims();
         let grid = config.grid([frames, height, width])?;
-        self.work.set(
-            self.work.get()
-                + DenoiserWork {
-                    forward_samples: samples as u64,
-                    attentions_computed: config.depth as u64,
-                    attentions_reused: 0,
-                    flops: samples as f64 * self.model.flops(grid),
-                },
-        );
+        self.work.set(self.work.get() + self.model.work(samples, grid));
         Ok(self.model.forward(latents, &vec![timestep; samples], labels))
     }
 }

@@ -31,7 +31,7 @@
 //! | [`labels`], [`buckets`] | names of class labels; sizes of PixArt-alpha's images |
 //! | [`request`] | what to sample |
 //! | [`pipeline`] | prompts or labels to frames |
-//! | [`denoiser`], [`image_denoiser`] | STDiT and PixArt-alpha with their prompts, as samplers see them |
+//! | [`denoiser`] | STDiT and PixArt-alpha with their prompts, as samplers see them |
 //! | [`labelled`] | DiT and Latte with their labels, as samplers see them |
 //! | [`frames`] | tensors to pixels and back |
 //! | [`latents`] | sampled latents in a file |
@@ -82,7 +82,6 @@ pub mod buckets;
 pub mod class_files;
 pub mod denoiser;
 pub mod frames;
-pub mod image_denoiser;
 pub mod inspect;
 pub mod labelled;
 pub mod labels;

@@ -27,7 +27,7 @@ pub use residency::Residency;
 pub use sampling::LoadedDenoiser;
 
 use crate::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, PublishedModel},
     model_files::{ModelFiles, ScaleRule, published_scales},
     nn::dtype::Dtype,
     presets::Architecture,

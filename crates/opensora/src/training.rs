@@ -2,7 +2,7 @@
 
 use crate::{
     denoiser::PromptedDenoiser,
-    diffusion::{AsNoise, Guidance, PredictionType, SamplerKind},
+    diffusion::{Guidance, PredictionType, SamplerKind},
     frames::to_frames,
     nn::noise::{Purpose, normal_batch},
     stdit::StDit,
@@ -17,10 +17,9 @@ use crate::{
     video::{png, sheet::contact_sheet},
 };
 use burn::tensor::{Device, FloatDType};
-use opensora_checkpoint::Checkpoint;
+use opensora_checkpoint::{Checkpoint, PublishedModel};
 use std::{
     error::Error,
-    ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
@@ -83,8 +82,8 @@ impl SampleSheets {
     fn sheet(&self, model: &StDit, path: &Path) -> Result<(), TrainError> {
         let sampler = SamplerKind::DpmSolver.build(self.recipe.steps).map_err(hook)?;
         let guidance: Guidance = SamplerKind::DpmSolver.guidance(self.recipe.guidance_scale);
-        let denoiser = PromptedDenoiser::new(model, &self.prompts);
-        let denoiser = AsNoise::new(denoiser, self.prediction_type);
+        let denoiser =
+            PromptedDenoiser::new(model, &self.prompts).with_prediction_type(self.prediction_type);
         let noise = |purpose, step: usize| {
             normal_batch(self.seed, purpose, 0, step as u64, self.latents, &self.device)
         };
@@ -94,7 +93,7 @@ impl SampleSheets {
                 &guidance,
                 noise(Purpose::InitialLatents, 0),
                 &mut |step| noise(Purpose::SamplerStep, step),
-                &mut |_| ControlFlow::Continue(()),
+                &mut (),
             )
             .map_err(hook)?;
         let clips = to_frames(self.vae.decode(latents, Some(16))).map_err(hook)?;

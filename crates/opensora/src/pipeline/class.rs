@@ -10,14 +10,14 @@ use super::{
     sampling::Run,
 };
 use crate::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, PublishedModel},
     class_files::ClassFiles,
     diffusion::StepInfo,
-    labelled::{ClassModel, LabelledDenoiser},
+    labelled::LabelledDenoiser,
     nn::dtype::Dtype,
     presets::ClassKind,
     request::SampleRequest,
-    stdit::{AttentionReuse, DenoiserWork, Dit, Latte, SizeError},
+    stdit::{AttentionReuse, ClassModel, DenoiserWork, Dit, Latte, SizeError},
     vae::{AutoencoderKl, VaeConfig},
     video::Frames,
 };
@@ -175,7 +175,7 @@ impl ClassToVideo {
             let Some(model) = &denoiser else { break };
             let first = batch * request.batch_size;
             let on_step =
-                |info: StepInfo<'_>| observer.sampled(info.step + 1, info.total, batch, batches);
+                |info: &StepInfo<'_>| observer.sampled(info.step + 1, info.total, batch, batches);
             let (latents, done) =
                 self.sample_batch(&**model, part, first, size, request, on_step)?;
             work += done;
@@ -261,7 +261,7 @@ impl ClassToVideo {
         first: usize,
         size: [usize; 3],
         request: &SampleRequest,
-        on_step: impl FnMut(StepInfo<'_>) -> ControlFlow<()>,
+        on_step: impl FnMut(&StepInfo<'_>) -> ControlFlow<()>,
     ) -> Result<(Tensor<5>, DenoiserWork), PipelineError> {
         let denoiser = LabelledDenoiser::new(model, labels)?;
         let run = Run {

@@ -7,7 +7,7 @@ use super::{
     residency::Slot,
 };
 use crate::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, PublishedModel},
     frames::{from_frames, to_frames},
     nn::dtype::Dtype,
     pipeline::Observer,

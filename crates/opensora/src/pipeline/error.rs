@@ -5,7 +5,7 @@ use crate::{
     diffusion::{SampleError, sampler::SamplerError},
     frames::ToFramesError,
     nn::{dtype::DtypeError, read::ReadError},
-    stdit::{SizeError, stdit::LoadError as DenoiserLoadError},
+    stdit::{LoadError as DenoiserLoadError, SizeError},
     t5::TextEncodeError,
     vae::VaeConfigError,
     video::FramesError,

@@ -2,10 +2,9 @@
 
 use super::{Conditioning, PipelineError, TextToVideo, finite};
 use crate::{
-    checkpoint::Checkpoint,
-    denoiser::{PromptedDenoiser, StDitModel},
-    diffusion::{AsNoise, Denoiser, FiniteGuard, PredictionType, SampleError, Sampler, StepInfo},
-    image_denoiser::SizedPixArt,
+    checkpoint::{Checkpoint, PublishedModel},
+    denoiser::PromptedDenoiser,
+    diffusion::{Denoiser, FiniteGuard, PredictionType, SampleError, Sampler, StepInfo},
     nn::{
         device::is_host,
         dtype::Dtype,
@@ -15,7 +14,8 @@ use crate::{
     presets::Architecture,
     request::SampleRequest,
     stdit::{
-        DenoiserConfig, DenoiserWork, ImageSize, PixArt, PixArtMs, StDit, StreamedStDit, keys,
+        DenoiserConfig, DenoiserWork, ImageSize, PixArt, PixArtMs, PromptModel, SizedPixArt, StDit,
+        StreamedStDit, keys,
     },
 };
 use burn::tensor::{Device, FloatDType, Tensor};
@@ -38,7 +38,7 @@ enum Model {
 
 impl Model {
     /// The model with the position tables and conditions of a request.
-    fn for_request(self, config: &DenoiserConfig, request: &SampleRequest) -> Box<dyn StDitModel> {
+    fn for_request(self, config: &DenoiserConfig, request: &SampleRequest) -> Box<dyn PromptModel> {
         let scales = config.scales;
         // The published image models have no temporal positions, and clips cannot do without.
         let temporal = request.num_frames > 1;
@@ -61,7 +61,7 @@ impl Model {
 pub struct LoadedDenoiser<'a> {
     pipeline: &'a TextToVideo,
     request: SampleRequest,
-    model: Box<dyn StDitModel>,
+    model: Box<dyn PromptModel>,
     config: DenoiserConfig,
     prediction_type: PredictionType,
     sampler: Arc<dyn Sampler>,
@@ -114,11 +114,11 @@ impl TextToVideo {
                 (Model::StDit(Box::new(model)), report)
             }
             Architecture::PixArt => {
-                let (model, report) = PixArt::load(config, false, &checkpoint, dtype, device)?;
+                let (model, report) = PixArt::load(config, &checkpoint, dtype, device)?;
                 (Model::PixArt(Box::new(model)), report)
             }
             Architecture::PixArtMs { base_size } => {
-                let (model, report) = PixArtMs::load(config, false, &checkpoint, dtype, device)?;
+                let (model, report) = PixArtMs::load(config, &checkpoint, dtype, device)?;
                 (Model::PixArtMs(Box::new(model.with_base_size(base_size))), report)
             }
         };
@@ -130,7 +130,7 @@ impl TextToVideo {
         &self,
         config: &DenoiserConfig,
         observer: &mut dyn Observer,
-    ) -> Result<(Box<dyn StDitModel>, PredictionType), PipelineError> {
+    ) -> Result<(Box<dyn PromptModel>, PredictionType), PipelineError> {
         observer.loading("denoiser");
         let checkpoint = Checkpoint::open(&self.files.denoiser)?;
         let prediction_type = self.prediction_type(&checkpoint)?;
@@ -189,7 +189,7 @@ impl LoadedDenoiser<'_> {
         &mut self,
         conditioning: &Conditioning,
         first: usize,
-        on_step: impl FnMut(StepInfo<'_>) -> ControlFlow<()>,
+        on_step: impl FnMut(&StepInfo<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<5>, PipelineError> {
         let start = self.initial_latents(conditioning.clips(), first);
         self.sample_from(start, conditioning, first, on_step)
@@ -208,7 +208,7 @@ impl LoadedDenoiser<'_> {
         latents: Tensor<5>,
         conditioning: &Conditioning,
         first: usize,
-        on_step: impl FnMut(StepInfo<'_>) -> ControlFlow<()>,
+        on_step: impl FnMut(&StepInfo<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<5>, PipelineError> {
         let config = &self.config;
         for states in [Some(&conditioning.prompts), conditioning.negative.as_ref()] {
@@ -229,13 +229,13 @@ impl LoadedDenoiser<'_> {
             )));
         }
         let mut prompted = PromptedDenoiser::new(&*self.model, &conditioning.prompts)
-            .with_reuse(self.request.attention_reuse);
+            .with_reuse(self.request.attention_reuse)
+            .with_prediction_type(self.prediction_type);
         if let Some(negative) = &conditioning.negative {
             prompted = prompted.with_negative(negative);
         }
-        let denoiser = AsNoise::new(&prompted, self.prediction_type);
         let latents = latents.cast(FloatDType::F32);
-        let sampled = self.run().sample(&denoiser, first, latents, on_step);
+        let sampled = self.run().sample(&prompted, first, latents, on_step);
         let work = prompted.work();
         drop(prompted);
         self.work += work;
@@ -287,7 +287,7 @@ impl Run<'_> {
         denoiser: &dyn Denoiser,
         first: usize,
         latents: Tensor<5>,
-        mut on_step: impl FnMut(StepInfo<'_>) -> ControlFlow<()>,
+        mut on_step: impl FnMut(&StepInfo<'_>) -> ControlFlow<()>,
     ) -> Result<Tensor<5>, PipelineError> {
         let Self { request, device, .. } = self;
         let shape = latents.dims();
@@ -299,8 +299,8 @@ impl Run<'_> {
             &request.guidance(),
             latents,
             &mut |step| self.noise(Purpose::SamplerStep, first, step, shape),
-            &mut |info| {
-                watched = guard.watch(&info);
+            &mut |info: &StepInfo<'_>| {
+                watched = guard.watch(info);
                 if !matches!(watched, Ok(None)) {
                     return ControlFlow::Break(());
                 }
