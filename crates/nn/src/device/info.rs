@@ -11,7 +11,7 @@ use burn::backend::DispatchDevice;
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum DeviceKind {
-    /// A GPU with memory of its own.
+    /// A GPU with dedicated memory.
     Discrete,
     /// A GPU of unknown kind: CUDA, ROCm and libtorch do not report it.
     Gpu,
