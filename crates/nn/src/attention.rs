@@ -1,10 +1,11 @@
 //! Multi-head attention over token sequences, with an additive bias.
 //!
 //! There are two implementations. Flex has a kernel (`kernels`) that reads heads through strides and has
-//! gradients. Every other backend, every call that the kernel does not take (a bias for each query, half precision, more
-//! than 4096 keys), and split heads under autodiff use burn's attention: in `chunks`, so that memory grows linearly with the
-//! number of tokens where a backend holds all `[B, heads, N, M]` scores, and with heads padded by zeros (`padding`)
-//! where its fast kernel requires other sizes. [`attention_kernel`] describes the backends.
+//! gradients. Every other backend, every call that the kernel does not take (a bias for each query, half
+//! precision, more than 4096 keys), and split heads under autodiff use burn's attention: in `chunks`, so
+//! that memory grows linearly with the number of tokens where a backend holds all `[B, heads, N, M]`
+//! scores, and with heads padded by zeros (`padding`) where its fast kernel requires other sizes.
+//! [`attention_kernel`] describes the backends.
 
 mod chunks;
 mod padding;
@@ -53,9 +54,9 @@ pub fn attention(
     })
 }
 
-/// Returns true if [`self_attention`] reads sequences along either axis through strides. Otherwise, attention along
-/// axis 1 is faster if tokens are transposed before queries, keys and values are computed, while they
-/// have a third of the width.
+/// Returns true if [`self_attention`] reads sequences along either axis through strides. Otherwise,
+/// attention along axis 1 is faster if tokens are transposed before queries, keys and values are computed,
+/// while they have a third of the width.
 pub fn reads_any_axis<const D: usize>(x: &Tensor<D>) -> bool {
     kernels::supported(kernels::Operation::SelfAttention, x)
 }
@@ -196,7 +197,7 @@ mod tests {
                     let heads = Heads { bias, scale, ..heads(shape, keys, &device) };
                     let expected = attention_by_burn(HELD, usize::MAX, heads.clone());
                     let Heads { query, key, value, bias, scale } = heads;
-                    // With the strides of heads that are split from tokens.
+                    // Heads split from tokens have other strides.
                     let strided = |x: Tensor<4>| split_heads(merge_heads(x), shape[1]);
                     let [query, key, value] = [query, key, value].map(strided);
                     let found = attention(query, key, value, bias, scale);

@@ -44,7 +44,7 @@ pub struct BackendInfo {
     pub name: &'static str,
     /// True if the backend is part of this build.
     pub compiled: bool,
-    /// Names of the devices that are present on this machine, for [`parse`].
+    /// The devices that are present on this machine, by the names that [`parse`] takes.
     pub devices: Vec<String>,
 }
 
@@ -57,7 +57,7 @@ pub enum DeviceError {
     Unknown {
         /// The rejected name.
         name: String,
-        /// Names of the available devices.
+        /// The available devices.
         available: String,
     },
     /// A known backend that was not compiled in.
@@ -69,7 +69,7 @@ pub enum DeviceError {
         name: String,
         /// Cargo feature of the backend.
         backend: &'static str,
-        /// Names of the available devices.
+        /// The available devices.
         available: String,
     },
     /// Compiled in, but the hardware or its driver is missing.
@@ -77,7 +77,7 @@ pub enum DeviceError {
     Absent {
         /// The rejected name.
         name: String,
-        /// Names of the available devices.
+        /// The available devices.
         available: String,
     },
     /// The only devices are software drivers, which are never the default.
@@ -236,11 +236,11 @@ pub fn compiles_kernels(device: &Device) -> bool {
 /// Properties of a device's fused attention; see [`attention_kernel`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttentionKernel {
-    /// True if scores are computed tile by tile and never held all at once. Calls with an additive bias always
-    /// hold all scores.
+    /// True if scores are computed tile by tile and never held all at once. Calls with an additive bias
+    /// always hold all scores.
     pub tiled: bool,
-    /// The accelerated kernel requires a `head_dim` that is a multiple of this, no bias and the default scale.
-    /// `None` if `head_dim` does not matter.
+    /// The accelerated kernel requires a `head_dim` that is a multiple of this, no bias and the default
+    /// scale. `None` if `head_dim` does not matter.
     pub head_dim_multiple: Option<usize>,
 }
 

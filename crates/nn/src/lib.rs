@@ -47,9 +47,9 @@
 //!
 //! # Features
 //!
-//! A feature with burn's name compiles a backend in: `flex`, `ndarray`, `tch`, `cuda`, `rocm`, `wgpu`, `vulkan`,
-//! `metal`. `flex` and `tch` also have kernels for fused layers; elsewhere these layers use burn's
-//! operations. `autodiff` adds the kernels' gradients on `flex`. `fusion` and `autotune` are burn's.
+//! A feature with burn's name compiles a backend in: `flex`, `ndarray`, `tch`, `cuda`, `rocm`, `wgpu`,
+//! `vulkan`, `metal`. `flex` and `tch` also have kernels for fused layers; elsewhere these layers use
+//! burn's operations. `autodiff` adds the kernels' gradients on `flex`. `fusion` and `autotune` are burn's.
 
 pub mod activation;
 pub mod attention;

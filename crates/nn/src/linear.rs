@@ -9,7 +9,8 @@ use burn::{
 
 /// Returns a layer `input -> output` with weights from `initializer` and, if `bias`, a bias of zeros.
 ///
-/// burn's `LinearConfig` draws the bias from the distribution of the weights; these models start from zero biases.
+/// burn's `LinearConfig` draws the bias from the distribution of the weights; these models start from zero
+/// biases.
 pub fn linear(
     input: usize,
     output: usize,
@@ -29,8 +30,8 @@ pub const XAVIER: Initializer = Initializer::XavierUniform { gain: 1.0 };
 /// `torch.nn.init.normal_(std=0.02)`.
 pub const NORMAL_02: Initializer = Initializer::Normal { mean: 0.0, std: 0.02 };
 
-/// Returns the output of `layer`, `[.., in] -> [.., out]`: that of its own `forward` up to rounding, and faster on
-/// flex and tch.
+/// Returns the output of `layer`, `[.., in] -> [.., out]`: equal to burn's `forward` up to rounding, and
+/// faster on flex and tch.
 ///
 /// On processors with AMX, infinities become NaN in flex's products, and subnormal numbers count as zero.
 pub fn forward<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
@@ -43,8 +44,8 @@ mod tests {
     use crate::testing::{assert_gradients_agree, waves};
     use burn::module::{Param, ParamId};
 
-    /// Sizes below and above the threshold of `opensora_gemm`, each with its weight as `[in, out]` and as a transposed
-    /// view, the layout of loaded weights.
+    /// Sizes below and above the threshold of `opensora_gemm`, each with its weight as `[in, out]` and as a
+    /// transposed view, the layout of loaded weights.
     #[test]
     fn layers_equal_those_of_burn() {
         for [rows, input, output] in [[3, 5, 7], [300, 256, 260]] {

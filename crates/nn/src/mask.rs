@@ -1,8 +1,8 @@
 //! Masks over prompt tokens.
 //!
-//! A mask comes from the tokenizer and stays on the host, so that tokens that are masked in every prompt can be
-//! removed before any work is done on them. On a device a mask is an additive attention bias, since burn's boolean
-//! masks differ in meaning between backends.
+//! A mask comes from the tokenizer and stays on the host, so that tokens that are masked in every prompt
+//! can be removed before any work is done on them. On a device a mask is an additive attention bias, since
+//! burn's boolean masks differ in meaning between backends.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
@@ -46,8 +46,8 @@ impl TokenMask {
         Self { rows: self.rows[start..end].to_vec(), len: self.len }
     }
 
-    /// Returns `batch` rows: all rows, repeated as by `torch.Tensor.repeat`. The reference passes `n` rows for
-    /// the `2n` samples of guidance.
+    /// Returns `batch` rows: all rows, repeated as by `torch.Tensor.repeat`. The reference passes `n` rows
+    /// for the `2n` samples of guidance.
     ///
     /// # Panics
     /// Panics if `batch` is not a multiple of the number of rows.
@@ -69,8 +69,8 @@ impl TokenMask {
         Self { rows, len }
     }
 
-    /// Returns the additive attention bias `[B, 1, 1, L]`: 0 for kept tokens, and for masked tokens a finite number whose
-    /// softmax weight is exactly zero. Returns `None` if no token is masked.
+    /// Returns the additive attention bias `[B, 1, 1, L]`: 0 for kept tokens, and for masked tokens a
+    /// finite number whose softmax weight is exactly zero. Returns `None` if no token is masked.
     pub fn bias(&self, dtype: DType, device: &Device) -> Option<Tensor<4>> {
         if self.rows.iter().flatten().all(|&keep| keep) {
             return None;

@@ -1,7 +1,8 @@
 //! Gaussian noise drawn on the host.
 //!
-//! Backends draw different numbers from the same seed, so noise comes from [`HostRng`], keyed by (seed, purpose,
-//! index, step). A seed gives the same numbers on every backend, at every batch size, and after every resume.
+//! Backends draw different numbers from the same seed, so noise comes from [`HostRng`], keyed by (seed,
+//! purpose, index, step). A seed gives the same numbers on every backend, at every batch size, and after
+//! every resume.
 
 use crate::random::HostRng;
 use burn::tensor::{Device, Tensor, TensorData};

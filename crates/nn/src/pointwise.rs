@@ -6,14 +6,14 @@
 use crate::kernels;
 use burn::tensor::Tensor;
 
-/// Updates `tensors` by `f`, which gets the elements at the same positions of each, in chunks of a fixed length.
-/// Returns the tensors, and what `f` returned for each chunk, in order.
+/// Updates `tensors` by `f`, which gets the elements at the same positions of each, in chunks of a fixed
+/// length. Returns the tensors, and what `f` returned for each chunk, in order.
 ///
 /// Mark closures `#[inline(always)]`, so that they are compiled for the processor's widest vectors.
 ///
 /// # Errors
-/// Gives the tensors back if they differ in length, are not f32, or do not lie in this process's memory (on flex,
-/// without autodiff). Use burn's operations for these.
+/// Gives the tensors back if they differ in length, are not f32, or are not in host memory (flex without
+/// autodiff). Use burn's operations for these.
 #[allow(clippy::result_large_err, reason = "an error gives the tensors back")]
 pub fn change<const N: usize, R: Send>(
     tensors: [Tensor<1>; N],

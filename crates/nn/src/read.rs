@@ -53,7 +53,7 @@ static WAITS: AtomicU64 = AtomicU64::new(0);
 
 /// Copies the values of `tensor` to the host, at once.
 ///
-/// On flex, whose tensors lie in host memory, values that nothing else holds are moved, not copied.
+/// On flex, whose tensors are in host memory, values that nothing else holds are moved, not copied.
 ///
 /// # Errors
 /// Returns an error if work that the values depend on failed, or the device is lost.

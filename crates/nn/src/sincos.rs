@@ -45,8 +45,8 @@ pub fn temporal(
 /// row-major.
 ///
 /// The first half of the channels encodes the **column**, the second half the row ("w goes first" in the
-/// reference). With `base_size`, as in PixArt but not in STDiT, positions are also multiplied by `base_size / size` of
-/// their axis.
+/// reference). With `base_size`, as in PixArt but not in STDiT, positions are also multiplied by `base_size
+/// / size` of their axis.
 pub fn spatial(
     [height, width]: [usize; 2],
     dim: usize,

@@ -13,8 +13,8 @@ const MAX_PERIOD: f64 = 10_000.0;
 
 /// Embeds timesteps `[B]` as vectors `[B, hidden]`: 256 cosines and sines, then Linear - SiLU - Linear.
 ///
-/// Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/layers/blocks.py`, class `TimestepEmbedder` (DiT's, which took
-/// it from GLIDE).
+/// Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/layers/blocks.py`, class `TimestepEmbedder` (DiT's,
+/// which took it from GLIDE).
 #[derive(Module, Debug)]
 pub struct TimestepEmbedder {
     /// First layer, `256 -> hidden`.
@@ -32,10 +32,11 @@ impl TimestepEmbedder {
         }
     }
 
-    /// Embeds `timesteps`, one for each sample, in 0..1000 and possibly fractional: `[B] -> [B, hidden]` in `dtype`.
+    /// Embeds `timesteps`, one for each sample, in 0..1000 and possibly fractional: `[B] -> [B, hidden]` in
+    /// `dtype`.
     ///
-    /// Deviation: the reference rounds timesteps to the model's dtype first (in bf16, those above 512 to multiples of
-    /// 4). Here they are exact for every dtype.
+    /// Deviation: the reference rounds timesteps to the model's dtype first (in bf16, those above 512 to
+    /// multiples of 4). Here they are exact for every dtype.
     pub fn forward(&self, timesteps: &[f32], dtype: DType) -> Tensor<2> {
         let device = self.fc1.weight.device();
         let table = timestep_embedding(timesteps, FREQUENCIES);
@@ -50,8 +51,9 @@ impl TimestepEmbedder {
 
 /// Returns the sinusoidal embedding `[B, dim]`, row-major: cosines, then sines.
 ///
-/// Computed on the host, since angles reach 999 radians, where fast cosines of devices are inaccurate. Frequencies and
-/// angles are f32 as in the reference: at t = 999 one unit in the last place of a frequency changes the angle by 6e-5.
+/// Computed on the host, since angles reach 999 radians, where fast cosines of devices are inaccurate.
+/// Frequencies and angles are f32 as in the reference: at t = 999 one unit in the last place of a frequency
+/// changes the angle by 6e-5.
 fn timestep_embedding(timesteps: &[f32], dim: usize) -> Vec<f32> {
     let half = dim / 2;
     let log_period = -(MAX_PERIOD.ln() as f32);

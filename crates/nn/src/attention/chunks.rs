@@ -1,7 +1,7 @@
 //! Attention in chunks of samples and queries, with a bounded number of scores at a time.
 //!
-//! A query's softmax is over all its keys, so chunks of samples and of queries do not change the result; keys are not
-//! split. With a fixed bound, memory is linear in the number of tokens.
+//! A query's softmax is over all its keys, so chunks of samples and of queries do not change the result;
+//! keys are not split. With a fixed bound, memory is linear in the number of tokens.
 
 use super::Heads;
 use burn::tensor::{Tensor, module::attention as fused_attention, ops::AttentionModuleOptions};
@@ -9,8 +9,8 @@ use burn::tensor::{Tensor, module::attention as fused_attention, ops::AttentionM
 /// The most scores that are held at a time, over all heads: 64 MiB in f32, enough to occupy any device.
 pub(super) const SCORE_BUDGET: usize = 1 << 24;
 
-/// Chunks of queries are a multiple of this if the budget allows, as CubeCL's accelerated kernels require of a
-/// sequence (8 planes of 16 queries).
+/// Chunks of queries are a multiple of this if the budget allows, as CubeCL's accelerated kernels require
+/// of a sequence (8 planes of 16 queries).
 const QUERY_MULTIPLE: usize = 128;
 
 /// The size of a chunk.
@@ -23,8 +23,8 @@ pub(crate) struct Chunks {
 }
 
 impl Chunks {
-    /// Returns the chunk size for scores `[samples, heads, queries, keys]`: at most `budget` scores, but at least those
-    /// of one query.
+    /// Returns the chunk size for scores `[samples, heads, queries, keys]`: at most `budget` scores, but at
+    /// least those of one query.
     pub(crate) fn new([samples, heads, queries, keys]: [usize; 4], budget: usize) -> Self {
         let scores_of_query = heads.saturating_mul(keys).max(1);
         let fitting = (budget / scores_of_query).clamp(1, queries.max(1));
@@ -106,7 +106,7 @@ mod tests {
     fn samples_are_split_before_queries() {
         assert_eq!(Chunks::new([9, 1, 10, 10], 450), Chunks { samples: 4, queries: 10 });
         assert_eq!(Chunks::new([9, 1, 10, 10], 99), Chunks { samples: 1, queries: 9 });
-        // At least one query.
+        // A budget below one query's scores.
         assert_eq!(Chunks::new([9, 4, 10, 10], 1), Chunks { samples: 1, queries: 1 });
         assert_eq!(Chunks::new([9, 4, 1000, 10], 300 * 40), Chunks { samples: 1, queries: 256 });
     }

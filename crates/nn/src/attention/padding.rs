@@ -1,14 +1,14 @@
 //! Heads padded by zeros, for kernels that require a multiple of some `head_dim`.
 //!
-//! Zeros in queries and keys do not change a score, and zero columns of the values give zero columns, which the caller
-//! removes. The kernel scales scores by the padded `head_dim`; the queries are multiplied by the ratio of the
-//! requested scale to that one, since accelerated kernels take no explicit scale.
+//! Zeros in queries and keys do not change a score, and zero columns of the values give zero columns, which
+//! the caller removes. The kernel scales scores by the padded `head_dim`; the queries are multiplied by the
+//! ratio of the requested scale to that one, since accelerated kernels take no explicit scale.
 
 use super::Heads;
 use burn::tensor::Tensor;
 
-/// Returns arguments that give the same attention at the default scale and with a `head_dim` that is a multiple of
-/// `multiple`. Values, and so the output, are padded as well.
+/// Returns arguments that give the same attention at the default scale and with a `head_dim` that is a
+/// multiple of `multiple`. Values, and so the output, are padded as well.
 pub(super) fn pad_heads(heads: Heads, multiple: usize) -> Heads {
     let head_dim = heads.query.dims()[3];
     let padded_dim = head_dim.next_multiple_of(multiple);

@@ -73,6 +73,7 @@ pub fn kind(device: &Device) -> DeviceKind {
         #[cfg(feature = "ndarray")]
         DispatchDevice::NdArray(_) => DeviceKind::Cpu,
         #[cfg(feature = "tch")]
+        #[allow(deprecated, reason = "burn plans to retire tch; 0.22 has it")]
         DispatchDevice::LibTorch(device) => {
             use burn::backend::LibTorchDevice;
             match device {

@@ -1,4 +1,4 @@
-//! Kernels of burn's flex backend, whose tensors lie in this process's memory.
+//! Kernels of burn's flex backend, whose tensors are in host memory.
 //!
 //! burn's own operations on flex pass over memory once each, mostly on one core and with a call into the
 //! mathematical library for every exponential, so that an activation costs as much as the matrix product

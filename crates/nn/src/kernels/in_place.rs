@@ -28,7 +28,7 @@ pub(crate) fn update_in_place<const N: usize, R: Send>(
     }
     let device = tensors[0].device();
     // Moved out of the tensors, not copied, unless something else holds them.
-    let read = |x| crate::read::read(x).expect("flex tensors lie in this process's memory");
+    let read = |x| crate::read::read(x).expect("flex tensors are in host memory");
     let mut tensors: [TensorData; N] = tensors.map(read);
     let mut chunks =
         tensors.each_mut().map(|x| x.as_mut_slice().expect("f32, checked above").chunks_mut(CHUNK));

@@ -107,7 +107,7 @@ impl Operand {
     }
 }
 
-/// Attention whose queries, keys and values lie in token tensors.
+/// An attention over tokens, with all heads in one tensor `[.., W]`.
 #[derive(Debug, Clone)]
 pub(super) struct Attention {
     query: Operand,
@@ -173,7 +173,7 @@ impl Attention {
         Self { query, key, value, shape: Shape::from(shape) }
     }
 
-    /// Returns true for self-attention: queries, keys and values lie in one tensor.
+    /// Returns true for self-attention, where queries, keys and values are one tensor.
     fn is_self(&self) -> bool {
         self.query.layout.width == self.key.layout.width
     }

@@ -6,12 +6,12 @@ use crate::activation::TWICE_SQRT_2_OVER_PI;
 
 use rayon::prelude::*;
 
-/// Replaces each element by `f` of it, on all cores.
+/// Replaces each element `x` by `f(x)`, on all cores.
 pub(super) fn map_parallel(values: &mut [f32], f: impl Fn(f32) -> f32 + Sync) {
     values.par_chunks_mut(CHUNK).for_each(|values| map(values, &f));
 }
 
-/// Replaces each element by `f` of it, on the calling thread.
+/// Replaces each element `x` by `f(x)`, on the calling thread.
 pub(super) fn map(values: &mut [f32], f: impl Fn(f32) -> f32) {
     vectorized(
         #[inline(always)]
@@ -38,8 +38,8 @@ pub(super) fn zip_parallel(x: &mut [f32], y: &[f32], f: impl Fn(f32, f32) -> f32
     });
 }
 
-/// Folds `map` of all elements by `f`, in 16 lanes that are combined at the end. `f` must not depend on the order of
-/// elements.
+/// Folds `map` of all elements by `f`, in 16 lanes that are combined at the end. `f` must not depend on the
+/// order of elements.
 #[inline(always)]
 pub(super) fn fold(
     values: &[f32],
@@ -87,23 +87,23 @@ pub(super) fn silu(x: f32) -> f32 {
     x * sigmoid(x)
 }
 
-/// `1 / (1 + exp(-x))` with a relative error below 3e-7; where it is smaller than f32's normal numbers
-/// (below -88), 6e-39.
+/// Returns `1 / (1 + exp(-x))` with a relative error below 3e-7, or 6e-39 for `x` below -88, where the
+/// result is smaller than f32's normal numbers.
 #[inline(always)]
 pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// `exp(x)` with a relative error below 3e-7, in arithmetic that compilers vectorise; `x` is held to
-/// -87..88, beyond which exp leaves the range of f32.
+/// Returns `exp(x)` with a relative error below 3e-7, in arithmetic that compilers vectorise. `x` is
+/// clamped to -87..88, beyond which exp leaves the range of f32.
 ///
-/// `exp(x) = 2^n exp(r)` with a whole `n` and `|r| <= ln(2) / 2`; six terms of the series are exact
-/// to f32 there.
+/// `exp(x) = 2^n exp(r)` with an integer `n` and `|r| <= ln(2) / 2`, where the Taylor polynomial of degree
+/// 6 is accurate to f32.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
-    // Adding 1.5 * 2^23 leaves the nearest whole number in the low bits.
+    // Adding 1.5 * 2^23 rounds to the nearest integer, in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    // ln 2 in two parts, the first with so few bits that its products are exact.
+    // ln 2 as a sum, whose first term has so few bits that its products with n are exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let x = x.clamp(-87.0, 88.0);
@@ -117,7 +117,7 @@ pub(super) fn exp(x: f32) -> f32 {
     let series = series * r + 0.5;
     let series = series * r + 1.0;
     let series = series * r + 1.0;
-    // 2^n by its exponent's bits; what ROUND put above them is shifted out.
+    // 2^n from its exponent bits; the higher bits of ROUND are shifted out.
     series * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()))
 }
 

@@ -23,7 +23,8 @@ pub(super) fn softmax(
     });
 }
 
-/// Returns the rows of `bias` for `count` samples from `first` on; all of it if it is one row for all samples.
+/// Returns the rows of `bias` for `count` samples from `first` on; all of it if it is one row for all
+/// samples.
 pub(super) fn bias_of_samples(bias: &[f32], keys: usize, first: usize, count: usize) -> &[f32] {
     if bias.len() == keys { bias } else { &bias[first * keys..][..count * keys] }
 }

@@ -31,7 +31,8 @@ impl Attention {
             && opensora_gemm::available()
     }
 
-    /// Returns [`forward`](Self::forward), and the softmax if `save`: `[B, G, block of queries, H, query, M]`.
+    /// Returns [`forward`](Self::forward), and the softmax if `save`: `[B, G, block of queries, H, query,
+    /// M]`.
     pub(super) fn forward_gemm(
         &self,
         bias: Option<&[f32]>,
