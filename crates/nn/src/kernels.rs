@@ -6,8 +6,8 @@
 //!
 //! | backend | kernels |
 //! |---|---|
-//! | flex | all, for f32; those that training needs have gradients (see [`flex`]) |
-//! | tch | linear layers, adaptive norms and gates, without gradients (see [`tch`]) |
+//! | flex | all, for f32; those that training needs have gradients (see `flex`) |
+//! | tch | linear layers, adaptive norms and gates, without gradients (see `tch`) |
 //! | others | none |
 
 #![allow(clippy::result_large_err, reason = "an error gives the inputs back")]
@@ -290,8 +290,8 @@ pub(crate) fn affine_silu(
     Ok(Tensor::from_dispatch(Dispatch::fused_affine_silu(x.into_dispatch(), gain, shift)))
 }
 
-/// See [`crate::conv::conv2d`]. Gives `x` back also if `conv` is no 3x3 convolution that keeps even height
-/// and width, or too small to profit.
+/// See [`crate::conv::conv2d`]. Also gives `x` back if `conv` is not a 3x3 convolution with stride 1 and
+/// padding 1, if height or width is odd, or if there are too few channels.
 pub(crate) fn conv3x3(conv: &Conv2d, x: Tensor<4>) -> Result<Tensor<4>, Tensor<4>> {
     /// Below this many input channels the transforms cost more than the products that they save.
     const MIN_INPUTS: usize = 32;

@@ -10,13 +10,13 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`attention`] | attention with heads read through strides |
-//! | [`autodiff`] | gradients |
-//! | [`elementwise`] | elementwise loops, `exp` and `sigmoid` |
-//! | [`group_norm`] | group norm and its statistics |
-//! | [`rows`] | loops over rows: adaptive norm, gate, bias |
-//! | [`softmax`] | softmax of attention scores |
-//! | [`winograd`] | 3x3 convolution |
+//! | `attention` | attention with heads read through strides |
+//! | `autodiff` | gradients |
+//! | `elementwise` | elementwise loops, `exp` and `sigmoid` |
+//! | `group_norm` | group norm and its statistics |
+//! | `rows` | loops over rows: adaptive norm, gate, bias |
+//! | `softmax` | softmax of attention scores |
+//! | `winograd` | 3x3 convolution |
 
 mod attention;
 #[cfg(feature = "autodiff")]
@@ -95,7 +95,7 @@ impl FusedOps for Flex {
         axis: usize,
         heads: usize,
     ) -> FloatTensor<Self> {
-        Attention::of_tokens(qkv, axis, heads).forward(None)
+        Attention::self_attention(qkv, axis, heads).forward(None)
     }
 
     fn fused_cross_attention(
@@ -105,7 +105,7 @@ impl FusedOps for Flex {
         heads: usize,
     ) -> FloatTensor<Self> {
         let bias = contiguous(bias);
-        Attention::to_prompt(query, key_value, heads).forward(Some(values(&bias)))
+        Attention::cross_attention(query, key_value, heads).forward(Some(values(&bias)))
     }
 
     fn fused_attention(

@@ -3,9 +3,9 @@
 //!
 //! | module | algorithm | used for |
 //! |---|---|---|
-//! | [`short`] | loops over one sequence, which fits in the first cache | self-attention over at most 64 tokens |
-//! | [`gemm`] | `opensora_gemm`, one block of queries a task | sequences of at least 64 adjacent tokens |
-//! | [`matmul`] | burn's batched matrix product | all others, and heads that are already split |
+//! | `short` | loops over one sequence, which fits in the first cache | self-attention over at most 64 tokens |
+//! | `gemm` | `opensora_gemm`, one block of queries a task | sequences of at least 64 adjacent tokens |
+//! | `matmul` | burn's batched matrix product | all others, and heads that are already split |
 
 mod gemm;
 mod matmul;
@@ -123,7 +123,7 @@ pub(super) type SavedWeights = FlexTensor;
 
 impl Attention {
     /// Self-attention along `axis` 1 or 2 of `qkv` `[B, T, S, 3 C]`.
-    pub(super) fn of_tokens(qkv: FlexTensor, axis: usize, heads: usize) -> Self {
+    pub(super) fn self_attention(qkv: FlexTensor, axis: usize, heads: usize) -> Self {
         let qkv = contiguous(qkv);
         let [batch, frames, positions, width] = dims(&qkv);
         let channels = width / 3;
@@ -150,7 +150,7 @@ impl Attention {
     }
 
     /// Cross-attention of `query` `[B, N, C]` to `key_value` `[B, M, 2 C]`.
-    pub(super) fn to_prompt(query: FlexTensor, key_value: FlexTensor, heads: usize) -> Self {
+    pub(super) fn cross_attention(query: FlexTensor, key_value: FlexTensor, heads: usize) -> Self {
         let (query, key_value) = (contiguous(query), contiguous(key_value));
         let shape @ [batch, queries, channels] = dims(&query);
         let [_, keys, _] = dims(&key_value);

@@ -92,7 +92,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         let nodes = [query.node(), key_value.node()];
         let [query, key_value, bias] = [query, key_value, bias].map(|x| x.into_primitive());
-        let attention = Attention::to_prompt(query, key_value, heads);
+        let attention = Attention::cross_attention(query, key_value, heads);
         let bias = contiguous(bias);
         match CrossAttention.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
@@ -109,7 +109,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         heads: usize,
     ) -> FloatTensor<Self> {
         let nodes = [qkv.node()];
-        let attention = Attention::of_tokens(qkv.into_primitive(), axis, heads);
+        let attention = Attention::self_attention(qkv.into_primitive(), axis, heads);
         match SelfAttention.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
                 let (output, weights) = attention.forward_saving(None);

@@ -249,13 +249,15 @@ mod tests {
         let (heads, channels) = (2, 6);
         for (axis, [batch, frames, positions]) in [(1, [2, 5, 3]), (2, [2, 3, 9])] {
             let qkv = waves(&[batch, frames, positions, 3 * channels]);
-            let of_tokens = Attention::of_tokens(qkv, axis, heads);
+            let self_attention = Attention::self_attention(qkv, axis, heads);
             let (queries, keys) = (11, 7);
             let query = waves(&[batch, queries, channels]);
             let key_value = waves(&[batch, keys, 2 * channels]);
-            let to_prompt = Attention::to_prompt(query, key_value, heads);
+            let cross_attention = Attention::cross_attention(query, key_value, heads);
             let bias = waves(&[batch, keys]);
-            for (attention, bias) in [(of_tokens, None), (to_prompt, Some(values(&bias)))] {
+            for (attention, bias) in
+                [(self_attention, None), (cross_attention, Some(values(&bias)))]
+            {
                 let (whole, weights) = attention.forward_matmul(bias, usize::MAX);
                 assert!(weights.is_some());
                 for budget in [1, 20, 50, 200, 500] {
