@@ -1,15 +1,12 @@
-//! The operations' gradients.
+//! Gradients of the flex kernels, as operations of burn's autodiff graph.
 
 use super::{
-    Fused,
-    forward::{change, contiguous, matrix, rows_and_width, rows_of, tensor, values},
-    heads::{Heads, Weights},
-    passes,
+    attention::{Attention, SavedWeights},
+    contiguous,
+    elementwise::{gelu_tanh, gelu_tanh_derivative, map_parallel, zip_parallel},
+    matrix, rows, rows_and_width, rows_of, tensor, update, values,
 };
-use crate::{
-    activation::{gelu_tanh_of, gelu_tanh_slope},
-    host::map_on_all,
-};
+use crate::kernels::FusedOps;
 use burn::{
     backend::{
         Autodiff, Flex,
@@ -26,7 +23,7 @@ use burn::{
 };
 use opensora_gemm::{MatRef, multiply, profitable};
 
-/// Runs an operation, and keeps what its gradient needs where one can be asked for.
+/// Runs the operation `$forward`, and saves `$state` for backward if an input requires a gradient.
 macro_rules! tracked {
     ($step:ident, $nodes:expr, $state:expr, $forward:expr) => {
         match $step.prepare::<C>($nodes).compute_bound().stateful() {
@@ -39,14 +36,14 @@ macro_rules! tracked {
     };
 }
 
-impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
+impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
     fn fused_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         let nodes = [x.node(), weight.node(), bias.node()];
-        let [x, weight, bias] = [x, weight, bias].map(|of| of.into_primitive());
+        let [x, weight, bias] = [x, weight, bias].map(|x| x.into_primitive());
         tracked!(Linear, nodes, (x.clone(), weight.clone()), Flex::fused_linear(x, weight, bias))
     }
 
@@ -58,7 +55,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         let x = Self::fused_linear(x, weight, bias);
         let nodes = [x.node()];
         let x = x.into_primitive();
-        tracked!(GeluTanh, nodes, x.clone(), change(x, |x| map_on_all(x, gelu_tanh_of)))
+        tracked!(GeluTanh, nodes, x.clone(), update(x, |x| map_parallel(x, gelu_tanh)))
     }
 
     fn fused_norm_and_modulate(
@@ -68,7 +65,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         epsilon: f64,
     ) -> FloatTensor<Self> {
         let nodes = [x.node(), scale.node(), shift.node()];
-        let [x, scale, shift] = [x, scale, shift].map(|of| of.into_primitive());
+        let [x, scale, shift] = [x, scale, shift].map(|x| x.into_primitive());
         tracked!(
             NormAndModulate,
             nodes,
@@ -83,7 +80,7 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         y: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         let nodes = [x.node(), gate.node(), y.node()];
-        let [x, gate, y] = [x, gate, y].map(|of| of.into_primitive());
+        let [x, gate, y] = [x, gate, y].map(|x| x.into_primitive());
         tracked!(GatedSum, nodes, (gate.clone(), y.clone()), Flex::fused_gated_sum(x, gate, y))
     }
 
@@ -94,14 +91,15 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         heads: usize,
     ) -> FloatTensor<Self> {
         let nodes = [query.node(), key_value.node()];
-        let [query, key_value, bias] = [query, key_value, bias].map(|of| of.into_primitive());
-        let (heads, bias) = (Heads::of_cross(query, key_value, heads), contiguous(bias));
+        let [query, key_value, bias] = [query, key_value, bias].map(|x| x.into_primitive());
+        let attention = Attention::cross_attention(query, key_value, heads);
+        let bias = contiguous(bias);
         match CrossAttention.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let (output, weights) = heads.attention_keeping(Some(values(&bias)));
-                prep.finish((heads, weights), output)
+                let (output, weights) = attention.forward_saving(Some(values(&bias)));
+                prep.finish((attention, weights), output)
             }
-            OpsKind::UnTracked(prep) => prep.finish(heads.attention(Some(values(&bias)))),
+            OpsKind::UnTracked(prep) => prep.finish(attention.forward(Some(values(&bias)))),
         }
     }
 
@@ -111,22 +109,22 @@ impl<C: CheckpointStrategy> Fused for Autodiff<Flex, C> {
         heads: usize,
     ) -> FloatTensor<Self> {
         let nodes = [qkv.node()];
-        let heads = Heads::of_self(qkv.into_primitive(), axis, heads);
+        let attention = Attention::self_attention(qkv.into_primitive(), axis, heads);
         match SelfAttention.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                let (output, weights) = heads.attention_keeping(None);
-                prep.finish((heads, weights), output)
+                let (output, weights) = attention.forward_saving(None);
+                prep.finish((attention, weights), output)
             }
-            OpsKind::UnTracked(prep) => prep.finish(heads.attention(None)),
+            OpsKind::UnTracked(prep) => prep.finish(attention.forward(None)),
         }
     }
 }
 
-/// Sends the gradient `$found` to a parent that asks for one.
+/// Registers the gradient `$gradient` of an input that requires one.
 macro_rules! register {
-    ($grads:ident, $parent:expr, $found:expr) => {
+    ($grads:ident, $parent:expr, $gradient:expr) => {
         if let Some(parent) = $parent {
-            $grads.register::<Flex>(parent.id, $found);
+            $grads.register::<Flex>(parent.id, $gradient);
         }
     };
 }
@@ -141,15 +139,15 @@ impl Backward<Flex, 3> for Linear {
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = contiguous(grads.consume::<Flex>(&ops.node));
         let (x, weight) = ops.state;
-        let [of_x, of_weight, of_bias] = ops.parents;
+        let [x_parent, weight_parent, bias_parent] = ops.parents;
         let (_, outputs) = rows_and_width(&dy);
         let inputs = rows_and_width(&x).1;
-        let two = |x: &FlexTensor| {
+        let as_matrix = |x: &FlexTensor| {
             let (rows, width) = rows_and_width(x);
             x.reshape(Shape::from([rows, width]))
         };
-        register!(grads, of_bias, tensor(passes::sum_of_rows(outputs, values(&dy)), [outputs]));
-        register!(grads, of_weight, {
+        register!(grads, bias_parent, tensor(rows::sum_of_rows(outputs, values(&dy)), [outputs]));
+        register!(grads, weight_parent, {
             // dW = xᵀ dy
             let x = contiguous(x.clone());
             if profitable(inputs, outputs) {
@@ -157,17 +155,17 @@ impl Backward<Flex, 3> for Linear {
                 let dy = MatRef::row_major(values(&dy), outputs);
                 tensor(multiply(x.transposed(), dy, |_, _| ()), [inputs, outputs])
             } else {
-                Flex::float_matmul(two(&x).transpose(0, 1), two(&dy))
+                Flex::float_matmul(as_matrix(&x).transpose(0, 1), as_matrix(&dy))
             }
         });
-        register!(grads, of_x, {
+        register!(grads, x_parent, {
             // dx = dy Wᵀ
             let shape = x.layout().shape().clone();
             if profitable(inputs, outputs) {
                 let dy = MatRef::row_major(values(&dy), outputs);
                 tensor(multiply(dy, matrix(&weight).transposed(), |_, _| ()), shape)
             } else {
-                Flex::float_matmul(two(&dy), weight.transpose(0, 1)).reshape(shape)
+                Flex::float_matmul(as_matrix(&dy), weight.transpose(0, 1)).reshape(shape)
             }
         });
     }
@@ -182,12 +180,12 @@ impl Backward<Flex, 1> for GeluTanh {
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = grads.consume::<Flex>(&ops.node);
-        let [of_x] = ops.parents;
+        let [x_parent] = ops.parents;
         let x = contiguous(ops.state);
         register!(
             grads,
-            of_x,
-            change(dy, |dy| passes::zip(dy, values(&x), |dy, x| dy * gelu_tanh_slope(x)))
+            x_parent,
+            update(dy, |dy| zip_parallel(dy, values(&x), |dy, x| dy * gelu_tanh_derivative(x)))
         );
     }
 }
@@ -202,12 +200,12 @@ impl Backward<Flex, 3> for NormAndModulate {
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = contiguous(grads.consume::<Flex>(&ops.node));
         let (x, scale, epsilon) = ops.state;
-        let [of_x, of_scale, of_shift] = ops.parents;
+        let [x_parent, scale_parent, shift_parent] = ops.parents;
         let (rows, shape) = (rows_of(&x), scale.layout().shape().clone());
         let scale = contiguous(scale);
         let mut sums = [Vec::new(), Vec::new()];
-        let dx = change(x, |x| {
-            sums = passes::norm_and_modulate_backward(
+        let dx = update(x, |x| {
+            sums = rows::norm_and_modulate_backward(
                 rows,
                 x,
                 values(&scale),
@@ -216,9 +214,9 @@ impl Backward<Flex, 3> for NormAndModulate {
             );
         });
         let [d_scale, d_shift] = sums.map(|sums| tensor(sums, shape.clone()));
-        register!(grads, of_x, dx);
-        register!(grads, of_scale, d_scale);
-        register!(grads, of_shift, d_shift);
+        register!(grads, x_parent, dx);
+        register!(grads, scale_parent, d_scale);
+        register!(grads, shift_parent, d_shift);
     }
 }
 
@@ -226,22 +224,22 @@ impl Backward<Flex, 3> for NormAndModulate {
 struct GatedSum;
 
 impl Backward<Flex, 3> for GatedSum {
-    /// Gate and what it lets through.
+    /// Gate and y.
     type State = (FlexTensor, FlexTensor);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = contiguous(grads.consume::<Flex>(&ops.node));
         let (gate, y) = ops.state;
-        let [of_x, of_gate, of_y] = ops.parents;
+        let [x_parent, gate_parent, y_parent] = ops.parents;
         let (rows, shape) = (rows_of(&y), gate.layout().shape().clone());
         let gate = contiguous(gate);
         let mut d_gate = Vec::new();
-        let d_through = change(y, |y| {
-            d_gate = passes::gated_sum_backward(rows, y, values(&gate), values(&dy));
+        let d_y = update(y, |y| {
+            d_gate = rows::gated_sum_backward(rows, y, values(&gate), values(&dy));
         });
-        register!(grads, of_x, dy);
-        register!(grads, of_gate, tensor(d_gate, shape));
-        register!(grads, of_y, d_through);
+        register!(grads, x_parent, dy);
+        register!(grads, gate_parent, tensor(d_gate, shape));
+        register!(grads, y_parent, d_y);
     }
 }
 
@@ -249,15 +247,15 @@ impl Backward<Flex, 3> for GatedSum {
 struct CrossAttention;
 
 impl Backward<Flex, 2> for CrossAttention {
-    type State = (Heads, Weights);
+    type State = (Attention, SavedWeights);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = grads.consume::<Flex>(&ops.node);
-        let (heads, weights) = ops.state;
-        let [of_query, of_key_value] = ops.parents;
-        let [d_query, d_key_value] = heads.cross_backward(&weights, dy);
-        register!(grads, of_query, d_query);
-        register!(grads, of_key_value, d_key_value);
+        let (attention, weights) = ops.state;
+        let [query_parent, key_value_parent] = ops.parents;
+        let [d_query, d_key_value] = attention.cross_backward(&weights, dy);
+        register!(grads, query_parent, d_query);
+        register!(grads, key_value_parent, d_key_value);
     }
 }
 
@@ -265,12 +263,12 @@ impl Backward<Flex, 2> for CrossAttention {
 struct SelfAttention;
 
 impl Backward<Flex, 1> for SelfAttention {
-    type State = (Heads, Weights);
+    type State = (Attention, SavedWeights);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = grads.consume::<Flex>(&ops.node);
-        let (heads, weights) = ops.state;
-        let [of_qkv] = ops.parents;
-        register!(grads, of_qkv, heads.self_backward(&weights, dy));
+        let (attention, weights) = ops.state;
+        let [qkv_parent] = ops.parents;
+        register!(grads, qkv_parent, attention.self_backward(&weights, dy));
     }
 }

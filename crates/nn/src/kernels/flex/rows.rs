@@ -1,50 +1,49 @@
-//! One pass over values, on all cores.
+//! Layers that treat each row `[C]` of `[B, N, C]` by itself: adaptive norm, gate and bias, and their
+//! gradients. Each is one pass on all cores.
 //!
-//! Sums over rows are taken over chunks of a fixed number of rows and then over the chunks in order,
-//! so that they do not depend on the number of threads.
+//! Sums over rows are first taken over chunks of a fixed number of rows and then over the chunks in order, so
+//! that they do not depend on the number of threads.
 
-#[cfg(feature = "autodiff")]
-use crate::host::TASK;
-use crate::host::{fold, vectorized};
+use super::elementwise::{fold, vectorized};
 use rayon::prelude::*;
 
-/// Rows that one task works on.
+/// Rows of one task.
 const ROWS: usize = 64;
 
-/// Rows `[N, C]` of one sample after the other.
+/// The rows of a tensor `[B, N, C]`.
 #[derive(Clone, Copy)]
 pub(super) struct Rows {
-    /// Rows of a sample.
+    /// N.
     pub(super) per_sample: usize,
-    /// Values of a row.
+    /// C.
     pub(super) width: usize,
 }
 
 impl Rows {
-    /// Rows of one task: never of two samples.
+    /// The number of rows of one task, all of one sample.
     fn per_task(self) -> usize {
         ROWS.min(self.per_sample).max(1)
     }
 
-    /// Tasks of a sample.
+    /// The number of tasks of a sample.
     #[cfg(feature = "autodiff")]
     fn tasks(self) -> usize {
         self.per_sample.div_ceil(self.per_task())
     }
 
-    /// `f(sample, first row, rows)` for chunks of `out`'s rows; returns what each found.
-    fn each<R: Send>(
+    /// Calls `f(sample, first row, rows)` for chunks of the rows of `x`, and returns its results in order.
+    fn for_each_chunk<R: Send>(
         self,
-        out: &mut [f32],
+        x: &mut [f32],
         f: impl Fn(usize, usize, &mut [f32]) -> R + Sync,
     ) -> Vec<R> {
-        out.par_chunks_mut(self.per_sample * self.width)
+        x.par_chunks_mut(self.per_sample * self.width)
             .enumerate()
-            .flat_map(|(sample, out)| {
+            .flat_map(|(sample, x)| {
                 let first = sample * self.per_sample;
                 let step = self.per_task();
                 let f = &f;
-                out.par_chunks_mut(step * self.width).enumerate().map(move |(task, rows)| {
+                x.par_chunks_mut(step * self.width).enumerate().map(move |(task, rows)| {
                     vectorized(
                         #[inline(always)]
                         || f(sample, first + task * step, rows),
@@ -54,32 +53,32 @@ impl Rows {
             .collect()
     }
 
-    /// Sums of each sample, `[B, C]`, of what each of its tasks found.
+    /// Adds up the sums `[C]` of all tasks of each sample; returns `[B, C]`.
     #[cfg(feature = "autodiff")]
-    fn sums(self, found: Vec<Vec<f32>>) -> Vec<f32> {
+    fn sums(self, of_tasks: Vec<Vec<f32>>) -> Vec<f32> {
         let add = |mut sum: Vec<f32>, part: Vec<f32>| {
             sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
             sum
         };
-        let mut found = found.into_iter();
+        let mut of_tasks = of_tasks.into_iter();
         let mut sums = Vec::new();
-        while found.len() > 0 {
-            sums.extend(found.by_ref().take(self.tasks()).reduce(add).unwrap_or_default());
+        while of_tasks.len() > 0 {
+            sums.extend(of_tasks.by_ref().take(self.tasks()).reduce(add).unwrap_or_default());
         }
         sums
     }
 }
 
-/// Mean and the inverse of the deviation of a row.
+/// Returns the mean and the inverse standard deviation of a row.
 #[inline(always)]
-fn moments(row: &[f32], epsilon: f32) -> (f32, f32) {
+fn mean_and_inverse_deviation(row: &[f32], epsilon: f32) -> (f32, f32) {
     let count = row.len() as f32;
     let mean = fold(row, 0.0, |x| x, |a, b| a + b) / count;
     let variance = fold(row, 0.0, |x| (x - mean) * (x - mean), |a, b| a + b) / count;
     (mean, 1.0 / (variance + epsilon).sqrt())
 }
 
-/// `norm(x) * (1 + scale) + shift` in the place of `x`.
+/// Replaces `x` by `norm(x) * (1 + scale) + shift`.
 pub(super) fn norm_and_modulate(
     rows: Rows,
     x: &mut [f32],
@@ -88,13 +87,13 @@ pub(super) fn norm_and_modulate(
     epsilon: f32,
 ) {
     let width = rows.width;
-    rows.each(
+    rows.for_each_chunk(
         x,
         #[inline(always)]
         |sample, _, x| {
             let [scale, shift] = [scale, shift].map(|of| &of[sample * width..][..width]);
             for x in x.chunks_mut(width) {
-                let (mean, inverse) = moments(x, epsilon);
+                let (mean, inverse) = mean_and_inverse_deviation(x, epsilon);
                 for ((x, scale), shift) in x.iter_mut().zip(scale).zip(shift) {
                     *x = (*x - mean) * inverse * (1.0 + scale) + shift;
                 }
@@ -103,8 +102,8 @@ pub(super) fn norm_and_modulate(
     );
 }
 
-/// The gradients of [`norm_and_modulate`]: that of `x` in the place of `x`, those of `scale` and `shift`
-/// `[B, C]`; `dy` is the output's.
+/// Replaces `x` by its gradient through [`norm_and_modulate`], given `dy`, the gradient of the output.
+/// Returns the gradients of `scale` and `shift`, `[B, C]` each.
 #[cfg(feature = "autodiff")]
 pub(super) fn norm_and_modulate_backward(
     rows: Rows,
@@ -114,7 +113,7 @@ pub(super) fn norm_and_modulate_backward(
     epsilon: f32,
 ) -> [Vec<f32>; 2] {
     let width = rows.width;
-    let found = rows.each(
+    let sums = rows.for_each_chunk(
         x,
         #[inline(always)]
         |sample, first, x| {
@@ -122,7 +121,7 @@ pub(super) fn norm_and_modulate_backward(
             let dy = &dy[first * width..][..x.len()];
             let [mut d_scale, mut d_shift] = [vec![0.0; width], vec![0.0; width]];
             for (x, dy) in x.chunks_mut(width).zip(dy.chunks(width)) {
-                let (mean, inverse) = moments(x, epsilon);
+                let (mean, inverse) = mean_and_inverse_deviation(x, epsilon);
                 for (((x, dy), d_scale), d_shift) in
                     x.iter_mut().zip(dy).zip(&mut d_scale).zip(&mut d_shift)
                 {
@@ -148,14 +147,14 @@ pub(super) fn norm_and_modulate_backward(
             [d_scale, d_shift]
         },
     );
-    let (d_scale, d_shift) = found.into_iter().map(|[scale, shift]| (scale, shift)).unzip();
+    let (d_scale, d_shift) = sums.into_iter().map(|[scale, shift]| (scale, shift)).unzip();
     [rows.sums(d_scale), rows.sums(d_shift)]
 }
 
-/// `x + gate * y` in the place of `x`.
+/// Replaces `x` by `x + gate * y`.
 pub(super) fn gated_sum(rows: Rows, x: &mut [f32], gate: &[f32], y: &[f32]) {
     let width = rows.width;
-    rows.each(
+    rows.for_each_chunk(
         x,
         #[inline(always)]
         |sample, first, x| {
@@ -170,12 +169,12 @@ pub(super) fn gated_sum(rows: Rows, x: &mut [f32], gate: &[f32], y: &[f32]) {
     );
 }
 
-/// The gradients of [`gated_sum`] but that of `x`, which is `dy` itself: that of `y` in the place of `y`,
-/// that of `gate` `[B, C]`.
+/// Replaces `y` by its gradient through [`gated_sum`], given `dy`, the gradient of the output. Returns the
+/// gradient of `gate`, `[B, C]`. (The gradient of `x` is `dy`.)
 #[cfg(feature = "autodiff")]
 pub(super) fn gated_sum_backward(rows: Rows, y: &mut [f32], gate: &[f32], dy: &[f32]) -> Vec<f32> {
     let width = rows.width;
-    let found = rows.each(
+    let sums = rows.for_each_chunk(
         y,
         #[inline(always)]
         |sample, first, y| {
@@ -191,13 +190,13 @@ pub(super) fn gated_sum_backward(rows: Rows, y: &mut [f32], gate: &[f32], dy: &[
             d_gate
         },
     );
-    rows.sums(found)
+    rows.sums(sums)
 }
 
-/// The sum over the rows of `x`, `[C]`.
+/// Returns the sum over the rows of `x`, `[C]`.
 #[cfg(feature = "autodiff")]
 pub(super) fn sum_of_rows(width: usize, x: &[f32]) -> Vec<f32> {
-    let found = x.par_chunks(ROWS * width).map(|rows| {
+    let sums = x.par_chunks(ROWS * width).map(|rows| {
         vectorized(
             #[inline(always)]
             || {
@@ -211,14 +210,14 @@ pub(super) fn sum_of_rows(width: usize, x: &[f32]) -> Vec<f32> {
             },
         )
     });
-    let found: Vec<_> = found.collect();
+    let sums: Vec<_> = sums.collect();
     let rows = Rows { per_sample: x.len() / width, width };
-    let sums = rows.sums(found);
+    let sums = rows.sums(sums);
     if sums.is_empty() { vec![0.0; width] } else { sums }
 }
 
-/// Adds `bias` `[C]` to each row of `x`, and takes `f` of the sum.
-pub(super) fn add_to_rows(x: &mut [f32], bias: &[f32], f: impl Fn(f32) -> f32 + Sync) {
+/// Replaces each row of `x` by `activation(x + bias)`, with `bias` `[C]`.
+pub(super) fn add_bias(x: &mut [f32], bias: &[f32], activation: impl Fn(f32) -> f32 + Sync) {
     let width = bias.len();
     x.par_chunks_mut(ROWS * width).for_each(|rows| {
         vectorized(
@@ -226,53 +225,10 @@ pub(super) fn add_to_rows(x: &mut [f32], bias: &[f32], f: impl Fn(f32) -> f32 + 
             || {
                 for row in rows.chunks_mut(width) {
                     for (x, bias) in row.iter_mut().zip(bias) {
-                        *x = f(*x + bias);
+                        *x = activation(*x + bias);
                     }
                 }
             },
         );
     });
-}
-
-/// Replaces `x` by `f` of it and the value of `y` in the same place.
-#[cfg(feature = "autodiff")]
-pub(super) fn zip(x: &mut [f32], y: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) {
-    x.par_chunks_mut(TASK).zip(y.par_chunks(TASK)).for_each(|(x, y)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (x, y) in x.iter_mut().zip(y) {
-                    *x = f(*x, *y);
-                }
-            },
-        );
-    });
-}
-
-/// `dp`, the gradient of the softmax `p` of rows of `width`, becomes that of what the softmax was taken
-/// of, times `scale`.
-#[cfg(feature = "autodiff")]
-pub(super) fn softmax_backward(width: usize, dp: &mut [f32], p: &[f32], scale: f32) {
-    dp.par_chunks_mut(ROWS * width)
-        .zip(p.par_chunks(ROWS * width))
-        .for_each(|(dp, p)| softmax_backward_here(width, dp, p, scale));
-}
-
-/// [`softmax_backward`] on this thread alone.
-#[cfg(feature = "autodiff")]
-pub(super) fn softmax_backward_here(width: usize, dp: &mut [f32], p: &[f32], scale: f32) {
-    vectorized(
-        #[inline(always)]
-        || {
-            for (dp, p) in dp.chunks_mut(width).zip(p.chunks(width)) {
-                for (dp, p) in dp.iter_mut().zip(p) {
-                    *dp *= p;
-                }
-                let sum = fold(dp, 0.0, |x| x, |a, b| a + b);
-                for (dp, p) in dp.iter_mut().zip(p) {
-                    *dp = (*dp - p * sum) * scale;
-                }
-            }
-        },
-    );
 }
