@@ -52,3 +52,8 @@ pub use key_map::{KeyMap, Rename};
 pub use names::ParameterNames;
 pub use source::{Checkpoint, TensorEntry};
 pub use stream::StreamedImport;
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -48,3 +48,8 @@ pub mod timestep;
 #[cfg(feature = "tch")]
 #[allow(deprecated, reason = "burn plans to retire tch; 0.22 has it")]
 mod torch;
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -54,3 +54,8 @@ pub use reuse::{AttentionCache, AttentionReuse};
 pub use stdit::StDit;
 pub use streamed::StreamedStDit;
 pub use work::DenoiserWork;
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
