@@ -82,8 +82,10 @@ package() {
     [ -n "$publish" ] || options+=(--allow-dirty)
     while read -r name _; do options+=(-p "$name"); done <"$work/crates"
     rm -rf "$work/target/package" "$work/packages"
-    # Cargo takes crates that are not on crates.io yet from the packages that it has just made.
-    CARGO_TARGET_DIR=$work/target cargo package --quiet "${options[@]}" || { bad "package: cargo package"; return; }
+    # Cargo takes crates that are not on crates.io yet from the packages that it has just made. `--offline`, as it
+    # would update its index for each crate otherwise.
+    cargo fetch --locked --quiet
+    CARGO_TARGET_DIR=$work/target cargo package --quiet --offline "${options[@]}" || { bad "package: cargo package"; return; }
     mkdir -p "$work/packages"
     while read -r name version folder _; do
         local file=$work/target/package/$name-$version.crate unpacked=$work/packages/$name-$version
