@@ -3,7 +3,8 @@
 //! Source: huggingface/diffusers (Apache-2.0), `pipelines/deepfloyd_if/pipeline_if.py`, class `IFPipeline`:
 //! `_text_preprocessing` and `_clean_caption`. hpcaitech/Open-Sora v1.0.0 has the same steps in
 //! `opensora/models/text_encoder/t5.py` (`text_preprocessing`, `clean_caption`, `basic_clean`), whose header names
-//! PixArt-alpha and the AGPL; the one difference, followed here, is that text is stripped after ftfy and `html.unescape`.
+//! PixArt-alpha and the AGPL (PixArt-alpha's repository is under Apache-2.0, commit cac2fd3). The one difference, followed
+//! here, is that Open-Sora strips the text after ftfy and `html.unescape`.
 //! Libraries that these call: Python's `re`, `html`, `html.parser` and `urllib`, BeautifulSoup 4.15 (`html`) and ftfy
 //! 6.3 (`mojibake`).
 //!
