@@ -37,3 +37,8 @@ pub use curve::Curve;
 pub use error::ChartError;
 pub use histogram::Histogram;
 pub use panel::{Panel, Style};
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -56,3 +56,8 @@ pub use names::ParameterNames;
 pub use published::{Described, PublishedModel};
 pub use source::{Checkpoint, TensorEntry};
 pub use stream::StreamedImport;
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -22,3 +22,8 @@ pub use dataset::{ClipDataset, ClipSample, Source};
 pub use error::DataError;
 pub use opensora_manifest::{Manifest, Row};
 pub use window::{ClipSpec, Draw};
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

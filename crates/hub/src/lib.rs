@@ -63,3 +63,8 @@ pub use repository::Repository;
 pub use select::Files;
 pub use settings::{Settings, Token};
 pub use verify::{Checked, Verdict};
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -69,3 +69,8 @@ pub mod sincos;
 #[cfg(all(test, feature = "autodiff"))]
 mod testing;
 pub mod timestep;
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

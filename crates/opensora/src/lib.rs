@@ -103,5 +103,10 @@ pub use request::SampleRequest;
 
 /// The examples of the guide, which are compiled with the tests.
 #[cfg(doctest)]
-#[doc = include_str!("../../../docs/sampling.md")]
+#[doc = include_str!("../docs/sampling.md")]
 struct SamplingGuide;
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

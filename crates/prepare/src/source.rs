@@ -74,7 +74,7 @@ mod tests {
     /// What captions, previews and filters see of files from the field.
     #[test]
     fn clips_are_upright_in_square_pixels_and_have_the_frames_that_are_shown() {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/field");
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
         for (name, [width, height], frames, seconds) in [
             ("rotated_90.mp4", [180, 320], 180, 6.0),
             ("sar_4_3.mp4", [427, 180], 180, 6.0),
