@@ -12,6 +12,7 @@ use opensora::{
     t5::{T5Config, T5Encoder},
     vae::{AutoencoderKl, VaeConfig},
 };
+use opensora_files::error_line;
 use opensora_tests::{devices, fixture};
 use opensora_verify::Case;
 use std::path::{Path, PathBuf};
@@ -34,10 +35,11 @@ fn stdit_config(case: &str) -> DenoiserConfig {
 /// Returns the message of a failed load, which must be one line.
 fn refusal(path: &Path, config: &DenoiserConfig) -> String {
     let message = match Checkpoint::open(path) {
-        Err(error) => error.to_string(),
-        Ok(checkpoint) => StDit::load(config, &checkpoint, FloatDType::F32, &device())
-            .expect_err("a bad file was loaded")
-            .to_string(),
+        Err(error) => error_line(&error),
+        Ok(checkpoint) => error_line(
+            &StDit::load(config, &checkpoint, FloatDType::F32, &device())
+                .expect_err("a bad file was loaded"),
+        ),
     };
     assert!(!message.contains('\n'), "{message}");
     message
@@ -137,7 +139,8 @@ fn archives_without_checksums_are_read_and_wrong_checksums_are_not() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), bytes).unwrap();
     let checkpoint = Checkpoint::open(file.path()).unwrap();
-    let error = checkpoint.tensors()["model.weight"].read("model.weight").unwrap_err().to_string();
+    let error = checkpoint.tensors()["model.weight"].read("model.weight").unwrap_err();
+    let error = error_line(&error);
     assert!(error.contains("model.weight") && error.contains("checksum"), "{error}");
 }
 

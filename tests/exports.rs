@@ -7,7 +7,7 @@
 
 use burn::tensor::{Device, FloatDType};
 use opensora::{
-    checkpoint::{Checkpoint, PublishedModel, export, export_with_buffers, parameter_slots},
+    checkpoint::{Checkpoint, ExportOptions, PublishedModel, export, parameter_slots},
     nn::read::read,
     stdit::{DenoiserConfig, PositionScales, StDit, keys as stdit_keys},
     t5::{T5Config, T5Encoder, keys::Layout},
@@ -60,7 +60,8 @@ fn an_stdit_is_written_as_the_reference_saves_it() {
         let tables = model.position_tables(size).unwrap().into_iter();
         let tables = tables.map(|(key, table)| (key, read(table).unwrap())).collect();
         let path = folder.path().join("ema.safetensors");
-        export_with_buffers(&model, &stdit_keys::stdit(), tables, F32, None, &path).unwrap();
+        let options = ExportOptions::default().with_buffers(tables);
+        export(&model, &stdit_keys::stdit(), options, &path).unwrap();
 
         let written = Checkpoint::open(&path).unwrap();
         let shapes = |file: &Checkpoint| -> BTreeMap<String, Vec<usize>> {
@@ -120,7 +121,7 @@ fn a_vae_is_written_as_diffusers_saves_it() {
     let checkpoint = Checkpoint::open(golden.join(name)).unwrap();
     let (model, _) = AutoencoderKl::load(&config, &checkpoint, F32, &device()).unwrap();
     let path = folder.path().join(name);
-    export(&model, &Naming::Diffusers.key_map(&config), F32, None, &path).unwrap();
+    export(&model, &Naming::Diffusers.key_map(&config), ExportOptions::default(), &path).unwrap();
     assert_same(&path, &golden.join(name));
 
     // A recipe does not list the kinds of blocks.
@@ -145,10 +146,10 @@ fn a_text_encoder_is_written_as_transformers_saves_it() {
     let checkpoint = Checkpoint::open(golden.join("model.safetensors")).unwrap();
     let (model, _) = T5Encoder::load(&config, &checkpoint, F32, &device()).unwrap();
     let path = folder.path().join("model.safetensors");
-    export(&model, &Layout::PUBLISHED.key_map(), F32, None, &path).unwrap();
+    export(&model, &Layout::PUBLISHED.key_map(), ExportOptions::default(), &path).unwrap();
     assert_same(&path, &golden.join("model.safetensors"));
     // `from_pretrained` rejects a file whose metadata does not name the library that wrote it.
-    assert_eq!(Checkpoint::open(&path).unwrap().notes().unwrap()["format"], "pt");
+    assert_eq!(Checkpoint::open(&path).unwrap().metadata().unwrap()["format"], "pt");
 
     config.write(&folder.path().join("config.json")).unwrap();
     let (written, published) =

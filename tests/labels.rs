@@ -6,7 +6,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use opensora::{
     ClassFiles, ClassToVideo, ModelFiles, PipelineError, Quiet, Residency, SampleRequest,
     TextToVideo,
-    checkpoint::{Checkpoint, PublishedModel, export},
+    checkpoint::{Checkpoint, ExportOptions, PublishedModel, export},
     diffusion::{DpmSolver, Guidance, Sampler},
     labelled::LabelledDenoiser,
     model_files::{PartPaths, PathPolicy},
@@ -249,7 +249,7 @@ fn pixart_ms(base_size: Option<usize>, device: &Device) -> tempfile::TempDir {
     weights.base.final_layer.linear = linear(48, outputs, true, XAVIER, device);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pixart.safetensors");
-    export(&weights, &keys::pixart_ms(), FloatDType::F32, None, &path).unwrap();
+    export(&weights, &keys::pixart_ms(), ExportOptions::default(), &path).unwrap();
     let part = |name: &str| fixture("tiny-model").join(tiny[name].as_str().unwrap());
     let description = json!({
         "name": "small", "architecture": "pixart-ms", "base_size": base_size,

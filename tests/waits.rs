@@ -15,16 +15,17 @@ use opensora::{
     },
     stdit::{DenoiserConfig, StDit},
     train::{
-        Outcome, Run, TrainError, Trainer,
+        Observer, Outcome, Run, TrainError, Trainer,
         denoiser::{DenoiserRecipe, DenoiserTask},
-        metrics::{Record, Table, TrainObserver},
+        metrics::Table,
+        observer::{StepDone, Update},
         optimizer::OptimizerRecipe,
-        run::{NoHooks, RunRecipe},
+        run::RunRecipe,
         state::{Checkpoints, Progress},
     },
 };
 use opensora_tests::{devices, tiny_model};
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, ops::ControlFlow, path::Path, sync::Arc};
 
 #[test]
 fn devices_are_read_at_once_and_rarely() {
@@ -122,16 +123,17 @@ impl Watching {
     }
 }
 
-impl TrainObserver for Watching {
-    fn step(&mut self, record: &Record, _steps: u64) {
-        assert!(record.loss.is_finite() && record.gradient_norm > 0.0);
-        self.heard.push((record.step, waits()));
+impl Observer for Watching {
+    fn step(&mut self, event: &StepDone<'_>) {
+        assert!(event.record.loss.is_finite() && event.record.gradient_norm > 0.0);
+        self.heard.push((event.record.step, waits()));
     }
 
-    fn message(&mut self, _text: &str) {}
-
-    fn should_stop(&mut self) -> bool {
-        self.heard.last().is_some_and(|(step, _)| *step >= self.stop_after)
+    fn update(&mut self, _event: &Update) -> ControlFlow<()> {
+        match self.heard.last() {
+            Some((step, _)) if *step >= self.stop_after => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
     }
 }
 
@@ -166,7 +168,7 @@ fn train(
     observer: &mut Watching,
 ) -> Result<Outcome, TrainError> {
     let run = Run { task: &*task, recipe: &recipe(steps), folder, peak_flops: None };
-    run.train(trainer, Arc::new(Samples { poisoned }), progress, observer, &mut NoHooks)
+    run.train(trainer, Arc::new(Samples { poisoned }), progress, observer, &mut ())
 }
 
 fn training_does_not_wait_at_every_step(name: &str, device: &Device) {
@@ -197,7 +199,7 @@ fn a_resumed_run_is_the_same_run(name: &str, device: &Device) {
 
     let mut second = task_and_trainer(device);
     let checkpoints = Checkpoints::new(pieces.path(), 2);
-    let progress = checkpoints.load_newest(&mut second.1, device, &mut |_| {}).unwrap().unwrap();
+    let progress = checkpoints.load_newest(&mut second.1, device, &mut ()).unwrap().unwrap();
     // Seconds are left out: the file has them rounded.
     let place = |progress: &Progress| (progress.step, progress.next_slot, progress.samples);
     assert_eq!(place(&progress), place(&stopped), "{name}");

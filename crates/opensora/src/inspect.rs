@@ -9,6 +9,7 @@ use crate::{
     vae::{self, AutoencoderKl, VaeConfig},
 };
 use burn::tensor::Device;
+use opensora_files::error_line;
 use std::path::Path;
 
 /// What a checkpoint is, as far as its keys and shapes say.
@@ -181,6 +182,6 @@ fn of_load_error(error: LoadError) -> Unfit {
 fn of_checkpoint_error(error: CheckpointError) -> Unfit {
     match error {
         CheckpointError::Mismatch { mismatch, .. } => Unfit::Keys(mismatch),
-        other => Unfit::Other(other.to_string()),
+        other => Unfit::Other(error_line(&other)),
     }
 }

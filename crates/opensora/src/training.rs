@@ -17,7 +17,7 @@ use crate::{
     video::{png, sheet::contact_sheet},
 };
 use burn::tensor::{Device, FloatDType};
-use opensora_checkpoint::{Checkpoint, PublishedModel};
+use opensora_checkpoint::{BoxedError, Checkpoint, PublishedModel};
 use std::{
     error::Error,
     path::{Path, PathBuf},
@@ -53,7 +53,7 @@ impl SampleSheets {
         folder: &Path,
         device: &Device,
     ) -> Result<Self, TrainError> {
-        let missing = |what| TrainError::Hook(format!("sample videos need the {what}").into());
+        let missing = |what| TrainError::other(format!("sample videos need the {what}"));
         let t5 = part.t5.as_ref().ok_or_else(|| missing("text encoder"))?;
         let vae = part.vae.as_ref().ok_or_else(|| missing("VAE"))?;
         let tokens = part.config.model_max_length;
@@ -105,12 +105,12 @@ impl SampleSheets {
 }
 
 impl Hooks<DenoiserTask> for SampleSheets {
-    fn sample(&mut self, trainer: &Trainer<StDit>, step: u64) -> Result<(), TrainError> {
+    fn sample(&mut self, trainer: &Trainer<StDit>, step: u64) -> Result<(), BoxedError> {
         let path = self.folder.join(format!("step-{step:08}.png"));
-        self.sheet(&trainer.average_model(), &path)
+        Ok(self.sheet(&trainer.average_model(), &path)?)
     }
 }
 
 fn hook(error: impl Error + Send + Sync + 'static) -> TrainError {
-    TrainError::Hook(Box::new(error))
+    TrainError::other(error)
 }

@@ -145,7 +145,7 @@ impl TextToVideo {
         let fail = |text: String| {
             PipelineError::Parts(format!("{}: {text}", self.files.denoiser.display()))
         };
-        let notes = checkpoint.notes()?;
+        let notes = checkpoint.metadata()?;
         let noted = match notes.get(PredictionType::NOTE) {
             Some(name) => Some(
                 PredictionType::from_name(name)
