@@ -4,16 +4,13 @@
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use opensora::{
-    ClassFiles, ClassToVideo, ModelFiles, PipelineError, Quiet, Residency, SampleRequest,
+    ClassFiles, ClassToVideo, ModelFiles, PipelineError, PipelineOptions, Residency, SampleRequest,
     TextToVideo,
     checkpoint::{Checkpoint, ExportOptions, PublishedModel, export},
+    denoiser::LabelledDenoiser,
     diffusion::{DpmSolver, Guidance, Sampler},
-    labelled::LabelledDenoiser,
     model_files::{PartPaths, PathPolicy},
-    nn::{
-        dtype::Dtype,
-        linear::{XAVIER, linear},
-    },
+    nn::linear::{XAVIER, linear},
     presets::Architecture,
     stdit::{
         AttentionReuse, ClassConfig, ClassModel, DenoiserConfig, Dit, Latte, LoadError, PixArt,
@@ -63,7 +60,7 @@ fn parts() -> PartPaths {
 
 fn class_pipeline(folder: &Path, device: &Device) -> ClassToVideo {
     let files = ClassFiles::open_with(folder, &parts()).unwrap();
-    ClassToVideo::new(files, Dtype::F32, device.clone()).unwrap()
+    ClassToVideo::new(files, PipelineOptions::default(), device.clone()).unwrap()
 }
 
 /// The sampler of the reference's class configurations; the cases contain its latents for help.
@@ -114,7 +111,7 @@ fn a_published_layout_becomes_an_image_of_a_class() {
     for (name, device) in devices() {
         let pipeline = class_pipeline(folder.path(), &device);
         let request = pipeline.files().defaults.clone();
-        let images = pipeline.generate(&[3, 7, 3], &request, &mut Quiet).unwrap();
+        let images = pipeline.generate(&[3, 7, 3], &request, &mut ()).unwrap();
         assert_eq!(images.len(), 3);
         assert_eq!((images[0].len(), images[0].height(), images[0].width()), (1, 64, 64));
         // The noise depends on the position in the list, the class on the label.
@@ -122,12 +119,12 @@ fn a_published_layout_becomes_an_image_of_a_class() {
         assert_ne!(images[0].data(), images[2].data(), "{name}");
         // Sampled alone, the third image is the same up to rounding.
         let third = SampleRequest { noise_index: 2, ..request.clone() };
-        let again = pipeline.generate(&[3], &third, &mut Quiet).unwrap();
+        let again = pipeline.generate(&[3], &third, &mut ()).unwrap();
         assert_eq!(again[0].data(), images[2].data(), "{name}");
-        let other = pipeline.generate(&[7], &third, &mut Quiet).unwrap();
+        let other = pipeline.generate(&[7], &third, &mut ()).unwrap();
         assert_ne!(other[0].data(), images[2].data(), "{name}: labels change nothing");
         let together = SampleRequest { batch_size: 3, ..request };
-        let together = pipeline.generate(&[3, 7, 3], &together, &mut Quiet).unwrap();
+        let together = pipeline.generate(&[3, 7, 3], &together, &mut ()).unwrap();
         for (one, other) in images.iter().zip(&together) {
             let most = one.data().iter().zip(other.data()).map(|(a, b)| a.abs_diff(*b)).max();
             assert!(most <= Some(1), "{name}: {most:?}");
@@ -144,14 +141,14 @@ fn a_resident_class_model_opens_no_file_again() {
     std::fs::copy(&files.denoiser, &copy).unwrap();
     files.denoiser = copy.clone();
     let request = files.defaults.clone();
-    let made = ClassToVideo::new(files, Dtype::F32, device).unwrap();
-    let pipeline = made.with_residency(Residency::Denoiser);
-    let first = pipeline.generate(&[3], &request, &mut Quiet).unwrap();
+    let options = PipelineOptions { residency: Residency::Denoiser, ..PipelineOptions::default() };
+    let pipeline = ClassToVideo::new(files, options, device).unwrap();
+    let first = pipeline.generate(&[3], &request, &mut ()).unwrap();
     // Opening the file again would be an error.
     std::fs::remove_file(&copy).unwrap();
-    assert_eq!(pipeline.generate(&[3], &request, &mut Quiet).unwrap(), first);
+    assert_eq!(pipeline.generate(&[3], &request, &mut ()).unwrap(), first);
     pipeline.release();
-    assert!(pipeline.generate(&[3], &request, &mut Quiet).is_err());
+    assert!(pipeline.generate(&[3], &request, &mut ()).is_err());
 }
 
 #[test]
@@ -161,7 +158,7 @@ fn a_latte_makes_clips_of_any_length() {
     let pipeline = class_pipeline(folder.path(), &device);
     for num_frames in [1, 5, 8] {
         let request = SampleRequest { num_frames, ..pipeline.files().defaults.clone() };
-        let clips = pipeline.generate(&[2], &request, &mut Quiet).unwrap();
+        let clips = pipeline.generate(&[2], &request, &mut ()).unwrap();
         assert_eq!(clips[0].len(), num_frames);
     }
 }
@@ -269,13 +266,13 @@ fn pixart_makes_images_of_many_sizes() {
         let pipeline = |base_size: Option<usize>| {
             let mut files = ModelFiles::open_with(folder.path(), &parts()).unwrap();
             files.architecture = Architecture::PixArtMs { base_size };
-            TextToVideo::new(files, Dtype::F32, Dtype::F32, device.clone()).unwrap()
+            TextToVideo::new(files, PipelineOptions::default(), device.clone()).unwrap()
         };
         let (reference, original) = (pipeline(None), pipeline(Some(4)));
         let defaults = reference.files().defaults.clone();
         let image = |pipeline: &TextToVideo, image_size| {
             let request = SampleRequest { image_size, ..defaults.clone() };
-            pipeline.generate(&["a fox"], &request, &mut Quiet).unwrap().remove(0)
+            pipeline.generate(&["a fox"], &request, &mut ()).unwrap().remove(0)
         };
         // With four tokens a side, both rules for positions give the same.
         assert_eq!(image(&reference, [64, 64]).data(), image(&original, [64, 64]).data(), "{name}");
@@ -298,8 +295,8 @@ fn a_resident_pixart_follows_each_request() {
         let folder = pixart_ms(None, &device);
         let files = || ModelFiles::open_with(folder.path(), &parts()).unwrap();
         let made = |residency| {
-            let made = TextToVideo::new(files(), Dtype::F32, Dtype::F32, device.clone()).unwrap();
-            made.with_residency(residency)
+            let options = PipelineOptions { residency, ..PipelineOptions::default() };
+            TextToVideo::new(files(), options, device.clone()).unwrap()
         };
         let (fresh, resident) = (made(Residency::Sequential), made(Residency::All));
         let mut made = Vec::new();
@@ -318,8 +315,8 @@ fn a_resident_pixart_follows_each_request() {
                 ..fresh.files().defaults.clone()
             };
             let sample = |pipeline: &TextToVideo| {
-                let states = pipeline.encode(&["a fox"], &request, &mut Quiet).unwrap();
-                let latents = pipeline.sample(&states, &request, &mut Quiet).unwrap();
+                let states = pipeline.encode(&["a fox"], &request, &mut ()).unwrap();
+                let latents = pipeline.sample(&states, &request, &mut ()).unwrap().latents;
                 latents.into_data().iter::<f32>().collect::<Vec<_>>()
             };
             let (expected, found) = (sample(&fresh), sample(&resident));

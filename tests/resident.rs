@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use burn::tensor::Device;
-use opensora::{Quiet, Residency, SampleRequest, TextToVideo, nn::dtype::Dtype};
+use opensora::{PipelineOptions, Residency, SampleRequest, TextToVideo};
 use opensora_tests::tiny_model;
 use std::fs;
 
@@ -31,8 +31,8 @@ fn files_in_use() -> usize {
 fn a_second_clip_reads_nothing() {
     let files = tiny_model();
     let weights = fs::metadata(&files.denoiser).unwrap().len();
-    let made = TextToVideo::new(files, Dtype::F32, Dtype::F32, Device::flex()).unwrap();
-    let pipeline = made.with_residency(Residency::All);
+    let options = PipelineOptions { residency: Residency::All, ..PipelineOptions::default() };
+    let pipeline = TextToVideo::new(files, options, Device::flex()).unwrap();
     let request = SampleRequest {
         num_frames: 2,
         image_size: [16, 32],
@@ -42,7 +42,7 @@ fn a_second_clip_reads_nothing() {
     let read_by = |request: &SampleRequest| {
         // Each count itself reads a few hundred bytes.
         let (first, second) = (bytes_read(), bytes_read());
-        pipeline.generate(&["a red fox"], request, &mut Quiet).unwrap();
+        pipeline.generate(&["a red fox"], request, &mut ()).unwrap();
         let read = bytes_read() - second;
         read.saturating_sub(second - first)
     };

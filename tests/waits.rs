@@ -6,13 +6,10 @@
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use opensora::{
-    Quiet, SampleRequest, TextToVideo,
+    PipelineOptions, SampleRequest, TextToVideo,
     data::{DataError, Source, encode::EncodedSample},
     diffusion::SamplerKind,
-    nn::{
-        dtype::Dtype,
-        read::{read, waits},
-    },
+    nn::read::{read, waits},
     stdit::{DenoiserConfig, StDit},
     train::{
         Observer, Outcome, Run, TrainError, Trainer,
@@ -49,8 +46,9 @@ fn read_values_do_not_change(name: &str, device: &Device) {
 }
 
 fn sampling_does_not_wait_at_every_step(name: &str, device: &Device) {
-    let pipeline = TextToVideo::new(tiny_model(), Dtype::F32, Dtype::F32, device.clone()).unwrap();
-    let states = pipeline.encode(&["a red fox"], &SampleRequest::default(), &mut Quiet).unwrap();
+    let pipeline =
+        TextToVideo::new(tiny_model(), PipelineOptions::default(), device.clone()).unwrap();
+    let states = pipeline.encode(&["a red fox"], &SampleRequest::default(), &mut ()).unwrap();
     let mut counts = Vec::new();
     for sampler in SamplerKind::ALL {
         for steps in [8, 16] {
@@ -62,7 +60,7 @@ fn sampling_does_not_wait_at_every_step(name: &str, device: &Device) {
                 ..SampleRequest::default()
             };
             let before = waits();
-            pipeline.sample(&states, &request, &mut Quiet).unwrap();
+            pipeline.sample(&states, &request, &mut ()).unwrap();
             counts.push(waits() - before);
         }
     }

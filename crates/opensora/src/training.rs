@@ -82,8 +82,9 @@ impl SampleSheets {
     fn sheet(&self, model: &StDit, path: &Path) -> Result<(), TrainError> {
         let sampler = SamplerKind::DpmSolver.build(self.recipe.steps).map_err(hook)?;
         let guidance: Guidance = SamplerKind::DpmSolver.guidance(self.recipe.guidance_scale);
-        let denoiser =
-            PromptedDenoiser::new(model, &self.prompts).with_prediction_type(self.prediction_type);
+        let denoiser = PromptedDenoiser::new(model, &self.prompts)
+            .map_err(hook)?
+            .with_prediction_type(self.prediction_type);
         let noise = |purpose, step: usize| {
             normal_batch(self.seed, purpose, 0, step as u64, self.latents, &self.device)
         };

@@ -219,7 +219,7 @@ pub(super) fn noise_of_step(
 pub(super) fn iddpm_sample(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let model = model(case, device)?;
     let prompts = prompts(case, device)?;
-    sampled(case, &PromptedDenoiser::new(&model, &prompts), device)
+    sampled(case, &PromptedDenoiser::new(&model, &prompts)?, device)
 }
 
 /// IDDPM and DDIM with the case's noise, and the guided output of the first step.
@@ -278,7 +278,7 @@ pub(super) fn dpm_solver(case: &Case, device: &Device) -> Result<Outputs, Failur
     let guidance = Guidance::all_channels(case.get("/cfg_scale")?);
     let model = model(case, device)?;
     let prompts = prompts(case, device)?;
-    let denoiser = PromptedDenoiser::new(&model, &prompts);
+    let denoiser = PromptedDenoiser::new(&model, &prompts)?;
     let z = case.tensor::<5>("z", device)?;
 
     let mut outputs = Outputs::new();

@@ -7,7 +7,7 @@ use super::{
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use opensora::{
     checkpoint::{Checkpoint, PublishedModel},
-    labelled::LabelledDenoiser,
+    denoiser::LabelledDenoiser,
     nn::sincos,
     stdit::{ClassConfig, ClassModel, Dit, Latte},
 };

@@ -77,7 +77,7 @@ fn clip(
         masks.extend(tokens.mask.iter().map(|&keep| f64::from(u8::from(keep))));
     }
     let states: PromptStates = models.text_encoder.encode(prompts)?;
-    let denoiser = PromptedDenoiser::new(&models.stdit, &states);
+    let denoiser = PromptedDenoiser::new(&models.stdit, &states)?;
     let null = denoiser.null_states();
     begin("sampling");
     let z = case.tensor::<5>(&format!("{prefix}z"), device)?;

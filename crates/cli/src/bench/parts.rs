@@ -225,7 +225,7 @@ impl Inputs {
         synced()?;
         let began = Instant::now();
         let latents = sampler.sample(
-            &PromptedDenoiser::new(&model, &prompts),
+            &PromptedDenoiser::new(&model, &prompts)?,
             &spec.sampler.guidance(opensora::diffusion::Guidance::PUBLISHED_SCALE),
             start.clone(),
             &mut |_| start.clone(),

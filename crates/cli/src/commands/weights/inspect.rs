@@ -8,6 +8,7 @@ use crate::{fetch_progress::FetchProgress, options::Report, output};
 use anyhow::{Context, bail};
 use opensora::{
     checkpoint::Checkpoint,
+    files::error_line,
     hub::{Files, Lookup, Repository, Wanted},
     inspect::{Inspection, Unfit, inspect},
     nn::device,
@@ -78,7 +79,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             output::line(format_args!("artefact: none known here; nearest: {near}, {sizes}"))?;
             let reason = match unfit {
                 Unfit::Keys(mismatch) => mismatch.to_string(),
-                Unfit::Other(reason) => reason.clone(),
+                Unfit::Other(reason) => error_line(reason.as_ref()),
                 _ => String::new(),
             };
             output::line(reason)?;
@@ -110,7 +111,7 @@ fn print_json(
             let (missing, unused) = (mismatch.missing.clone(), mismatch.unused.clone());
             (missing, unused, shapes.collect(), Some(mismatch.likely_cause.clone()))
         }
-        Err(Unfit::Other(reason)) => (vec![], vec![], vec![], Some(reason.clone())),
+        Err(Unfit::Other(reason)) => (vec![], vec![], vec![], Some(error_line(reason.as_ref()))),
         Err(_) => (vec![], vec![], vec![], None),
     };
     let tensors: BTreeMap<&str, _> = checkpoint

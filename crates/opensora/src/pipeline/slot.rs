@@ -1,22 +1,6 @@
-//! What a pipeline keeps in memory between calls.
+//! A place for a model that stays in memory.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// Which models stay in memory between the calls of a pipeline.
-///
-/// A model that stays is read from its file once, by the first call that needs it. Models that do not
-/// stay are loaded, used and dropped in every call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Residency {
-    /// None: memory holds one large model at a time, and the text encoder is read block by block.
-    #[default]
-    Sequential,
-    /// The denoiser.
-    Denoiser,
-    /// Text encoder, denoiser and VAE: calls after the first open no file. In f32 T5-XXL takes 19 GB,
-    /// STDiT-XL/2 3 GB and the VAE 0.3 GB.
-    All,
-}
 
 /// A place for one model, empty until the model is first used.
 #[derive(Debug)]
