@@ -4,11 +4,15 @@ use super::{advance_bytes, hub, repository};
 use crate::{options::Report, output, progress::Progress, stop};
 use anyhow::{Context, bail};
 use opensora::{
-    hub::{Checked, Files, Hub, HubError, Lookup, Quiet, Repository, Settings, Verdict, Wanted},
+    hub::{Checked, Files, Hub, HubError, Lookup, Observer, Repository, Settings, Verdict, Verified,
+        Wanted},
     presets::{self, Origin, Preset},
 };
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
+};
 
 /// Options of `opensora weights verify`.
 #[derive(clap::Args)]
@@ -28,6 +32,16 @@ pub(crate) struct Args {
     remove_damaged: bool,
     #[command(flatten)]
     report: Report,
+}
+
+/// Shows the progress of a check; a signal stops it.
+struct Shown<'a>(&'a mut Progress);
+
+impl Observer for Shown<'_> {
+    fn verified(&mut self, event: &Verified<'_>) -> ControlFlow<()> {
+        advance_bytes(self.0, event.file, event.done, event.total);
+        stop::flow()
+    }
 }
 
 /// Files that are to be in the cache.
@@ -77,10 +91,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     for (repository, names) in wanted {
         let is_wanted = |name: &str| names.as_ref().is_none_or(|names| names.contains(name));
         let checked =
-            hub.cache().verify_files(&repository, &is_wanted, &mut |name, done, total| {
-                advance_bytes(&mut progress, name, done, total);
-                stop::flow()
-            });
+            hub.cache().verify_files(&repository, &is_wanted, &mut Shown(&mut progress));
         progress.finish();
         rows.extend(checked?.into_iter().map(|file| (repository.clone(), file)));
     }
@@ -145,7 +156,7 @@ fn parts_of(preset: &Preset, hub: &Hub) -> anyhow::Result<Vec<Part>> {
         let offline = Hub::new(Settings { offline: true, ..hub.settings().clone() });
         let (revision, files) = ("main", &Files::Model);
         let wanted = Wanted { repository: &name.parse()?, revision, files };
-        let is_there = match offline.fetch(&wanted, Lookup::CacheFirst, &mut Quiet) {
+        let is_there = match offline.fetch(&wanted, Lookup::CacheFirst, &mut ()) {
             Ok(_) => true,
             Err(HubError::Offline { .. }) => false,
             Err(error) => return Err(error.into()),
