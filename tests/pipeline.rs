@@ -509,7 +509,7 @@ fn resident_models_open_no_file_again() {
         let (folder, all) = made(Residency::All);
         let mut loads = Loads::default();
         let first = clip(&all, &request, &mut loads).unwrap();
-        assert_eq!(loads.0, ["text encoder", "denoiser", "VAE"], "{name}");
+        assert_eq!(loads.0, ALL_PARTS, "{name}");
         // A later call that opened a file would fail.
         let path = folder.path().to_path_buf();
         folder.close().unwrap();

@@ -9,7 +9,10 @@ use crate::{
 };
 use anyhow::{Context, bail};
 use opensora::{
-    hub::{self, Checked, Files, Hub, HubError, Lookup, Observer, Repository, Settings, Verdict, Verified},
+    hub::{
+        self, Checked, Files, Hub, HubError, Lookup, Observer, Repository, Settings, Verdict,
+        Verified,
+    },
     presets::{self, Origin, Preset},
 };
 use serde_json::json;
@@ -132,8 +135,7 @@ fn verify(
     let mut rows = Vec::new();
     for (repository, names) in wanted {
         let is_wanted = |name: &str| names.as_ref().is_none_or(|names| names.contains(name));
-        let checked =
-            hub.cache().verify_files(&repository, &is_wanted, &mut Shown(&mut progress));
+        let checked = hub.cache().verify_files(&repository, &is_wanted, &mut Shown(&mut progress));
         progress.finish();
         rows.extend(checked?.into_iter().map(|file| (repository.clone(), file)));
     }
