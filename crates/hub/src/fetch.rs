@@ -340,7 +340,6 @@ impl Hub {
         self.cache.publish(&file, tag, is_new)?;
         Ok(())
     }
-
 }
 
 fn check_names(wanted: &Wanted<'_>) -> Result<(), HubError> {

@@ -3,11 +3,7 @@
 //! Its lock files stay where they are after use: Python's `filelock` need not notice that the
 //! file it has locked was removed. ([`opensora_files::Lock`] removes its files.)
 
-use crate::{
-    HubError, Locked, Observer,
-    client::wait_slice,
-    observer::proceed,
-};
+use crate::{HubError, Locked, Observer, client::wait_slice, observer::proceed};
 use opensora_files::folder_of;
 use std::{
     fs::{self, File, OpenOptions, TryLockError},

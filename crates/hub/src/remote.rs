@@ -131,12 +131,9 @@ impl Hub {
             },
             || 0,
         )?;
-        let description: Description =
-            serde_json::from_str(&text).map_err(|source| HubError::Json {
-                place: shown(&url),
-                expected: "a repository's description",
-                source,
-            })?;
+        let description: Description = serde_json::from_str(&text).map_err(|source| {
+            HubError::Json { place: shown(&url), expected: "a repository's description", source }
+        })?;
         if !is_commit(&description.sha) {
             let sha = description.sha;
             let reason = format!("sha '{sha}' found, expected a commit's hash");
@@ -161,10 +158,8 @@ impl Hub {
     ) -> Result<(Vec<u8>, u64), HubError> {
         file.check()?;
         let metadata = self.metadata(file, observer)?;
-        let wrong = |reason: &str| HubError::Answer {
-            url: shown(&metadata.url),
-            reason: reason.into(),
-        };
+        let wrong =
+            |reason: &str| HubError::Answer { url: shown(&metadata.url), reason: reason.into() };
         let size = metadata.size.ok_or_else(|| wrong("it has no stated size"))?;
         let read = |count: u64, observer: &mut dyn Observer| {
             let attempt = |o: &mut dyn Observer| self.read_start(file, &metadata, count, o);

@@ -193,12 +193,10 @@ fn files_of_both_kinds_are_cached_as_huggingface_hub_does() {
     assert_eq!(fetch(&case.hub(), &files, Lookup::CacheFirst, &mut ()).unwrap(), snapshot);
     assert_eq!(case.server.requests().len(), asked);
 
-    let checked =
-        case.hub().cache().verify(&repository(), &mut ());
+    let checked = case.hub().cache().verify(&repository(), &mut ());
     assert!(checked.unwrap().iter().all(|file| file.verdict == Verdict::Good));
     fs::write(snapshot.folder.join("x.safetensors"), "damaged").unwrap();
-    let checked =
-        case.hub().cache().verify(&repository(), &mut ());
+    let checked = case.hub().cache().verify(&repository(), &mut ());
     let damaged = |file: &&opensora_hub::Checked| matches!(file.verdict, Verdict::Damaged { .. });
     assert_eq!(checked.unwrap().iter().filter(damaged).count(), 1);
 }
