@@ -14,7 +14,7 @@ use crate::{
         run::Hooks,
     },
     vae::{AutoencoderKl, VaeConfig},
-    video::{png, sheet::contact_sheet},
+    video::{png, sheet::{SheetOptions, contact_sheet}},
 };
 use burn::tensor::{Device, FloatDType};
 use opensora_checkpoint::{BoxedError, Checkpoint, PublishedModel};
@@ -99,7 +99,8 @@ impl SampleSheets {
             .map_err(hook)?;
         let clips = to_frames(self.vae.decode(latents, Some(16))).map_err(hook)?;
         let scale = SHEET_PIXELS.div_ceil(clips.first().map_or(1, |clip| clip.height())).max(1);
-        let sheet = contact_sheet(&clips, FRAMES_SHOWN, scale).map_err(hook)?;
+        let options = SheetOptions { columns: FRAMES_SHOWN, scale };
+        let sheet = contact_sheet(&clips, &options).map_err(hook)?;
         std::fs::create_dir_all(&self.folder).map_err(hook)?;
         png::write(path, &sheet).map_err(hook)
     }

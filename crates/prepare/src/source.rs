@@ -34,7 +34,7 @@ pub(crate) fn open(path: &Path) -> Result<(Header, Stream), String> {
     open::check(path)?;
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     if media::IMAGES.contains(&ending.to_ascii_lowercase().as_str()) {
-        return media::still(path).map(whole);
+        return media::still(path).map(whole).map_err(|error| without_path(&error, path));
     }
     let reader = open::open(path, Decoder::Auto)?;
     let info = reader.info();
