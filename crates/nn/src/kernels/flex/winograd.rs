@@ -34,7 +34,10 @@ pub(super) fn conv3x3(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> Fl
         for first in (0..height / 2).step_by(strip) {
             let tile_rows = first..(first + strip).min(height / 2);
             let tiles = tile_rows.len() * tiles_wide;
-            workspace.resize(inputs * PRODUCTS * tiles, 0.0);
+            let size = inputs * PRODUCTS * tiles;
+            if workspace.len() != size {
+                workspace = vec![0.0; size];
+            }
             let transformed = workspace.par_chunks_mut(PRODUCTS * tiles);
             transformed.zip(image.par_chunks(pixels)).for_each(|(tiles, plane)| {
                 let tile_rows = tile_rows.clone();
