@@ -10,13 +10,13 @@
 
 use anyhow::{Context, ensure};
 use opensora::{
-    ModelFiles, Quiet, SampleRequest, TextToVideo,
+    ModelFiles, PipelineOptions, SampleRequest, TextToVideo,
     data::{
         ClipDataset, Manifest,
         cache::{self, CacheJob, CacheKey},
         encode::{ClipEncoder, EncoderConfig},
     },
-    nn::{device, dtype::Dtype},
+    nn::device,
     train::{Observer, Outcome, Recipe, Session, observer::StepDone},
     video::{VideoSpec, Writer},
 };
@@ -115,7 +115,7 @@ fn main() -> anyhow::Result<()> {
         num_frames: 8,
         ..DemoSpec::default()
     };
-    write_dataset(&data, &spec, |_, _| ControlFlow::Continue(()))?;
+    write_dataset(&data, &spec, &mut ())?;
     println!("{} clips and {} stills: {}", spec.clips, spec.stills, data.display());
 
     let run = |name: &str, recipe: Recipe| -> anyhow::Result<()> {
@@ -191,8 +191,8 @@ fn main() -> anyhow::Result<()> {
     let video = VideoSpec { frames: request.num_frames, width, height, fps: request.fps };
     let writer = Writer::open(&root.join("sample.mp4"), &video)?;
     let prompt = "a red circle moves to the right on a black background";
-    let pipeline = TextToVideo::new(files, Dtype::F32, Dtype::F32, device)?;
-    let clips = pipeline.generate(&[prompt], &request, &mut Quiet)?;
+    let pipeline = TextToVideo::new(files, PipelineOptions::default(), device)?;
+    let clips = pipeline.generate(&[prompt], &request, &mut ())?;
     let path = writer.write(clips.first().context("one clip")?, &json!({ "prompt": prompt }))?;
     println!("wrote {} after {:.0} s", path.display(), began.elapsed().as_secs_f64());
     Ok(())

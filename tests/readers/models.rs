@@ -10,7 +10,7 @@ use opensora::{
     ClassFiles, ModelError,
     model_files::{PartPaths, PathPolicy},
 };
-use opensora_checkpoint::Checkpoint;
+use opensora_checkpoint::{Checkpoint, PublishedModel};
 use opensora_stdit::{ClassConfig, DenoiserConfig, Dit, StDit, keys};
 use opensora_t5::{T5Config, T5Encoder, T5Tokenizer};
 use opensora_vae::{AutoencoderKl, VaeConfig};

@@ -38,6 +38,7 @@
 //! Files are untrusted: nothing in a file is executed, declared sizes are compared with the file before they
 //! are used, and shards are opened only beside their index. Pipes, devices and folders are not read.
 
+mod blocks;
 mod convert;
 mod error;
 mod export;
@@ -46,6 +47,7 @@ mod import;
 mod key_map;
 mod names;
 mod non_finite;
+mod published;
 mod pytorch;
 mod safetensors_file;
 mod shards;
@@ -54,11 +56,18 @@ mod stream;
 mod telltale;
 mod wrapper;
 
+pub use blocks::{BlockSource, StreamedBlocks};
 pub use convert::{ConvertSpec, Converted, Observer, Written};
 pub use error::{BoxedError, CheckpointError, Mismatch, ShapeMismatch};
 pub use export::{ExportOptions, export, published_tensors};
 pub use import::{ImportReport, ParameterSlot, check, check_import, import, parameter_slots};
 pub use key_map::{KeyMap, Rename};
 pub use names::ParameterNames;
+pub use published::{Described, PublishedModel};
 pub use source::{Checkpoint, TensorEntry};
 pub use stream::StreamedImport;
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

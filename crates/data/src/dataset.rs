@@ -132,6 +132,7 @@ impl Source for ClipDataset {
         let Row { path, caption, .. } =
             rows.get(row).ok_or(DataError::NoSuchRow { row, len: rows.len() })?;
         let pixels = Media::read(path)
+            .map_err(|error| error.line_without(path))
             .and_then(|media| self.clip(&media, row, epoch))
             .map_err(|reason| DataError::row(row, path, reason))?;
         Ok(ClipSample { row, caption: caption.clone(), pixels, shape: self.spec.shape() })

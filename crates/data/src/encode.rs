@@ -5,7 +5,7 @@
 
 use crate::{ClipDataset, ClipSample, DataError, Source};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use opensora_checkpoint::{BoxedError, Checkpoint};
+use opensora_checkpoint::{BoxedError, Checkpoint, PublishedModel};
 use opensora_files::one_line;
 use opensora_nn::read::read;
 use opensora_t5::TextEncoder;

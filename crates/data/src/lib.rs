@@ -64,3 +64,8 @@ pub use error::{DataError, SettingError};
 pub use observer::{Observer, RowsDone};
 pub use opensora_manifest::{Manifest, Row};
 pub use window::{ClipSpec, Draw, DrawKey};
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -173,7 +173,7 @@ pub enum TrainError {
     Checkpoint(#[from] opensora_checkpoint::CheckpointError),
     /// Weights of a denoiser cannot be read or do not fit.
     #[error(transparent)]
-    LoadStDit(#[from] opensora_stdit::stdit::LoadError),
+    LoadStDit(#[from] opensora_stdit::LoadError),
     /// Weights of a VAE cannot be read or do not fit.
     #[error(transparent)]
     LoadVae(#[from] opensora_vae::LoadError),

@@ -74,3 +74,8 @@ pub use recipe::Recipe;
 pub use run::{Outcome, Run};
 pub use session::{Prepared, Session};
 pub use trainer::Trainer;
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -25,7 +25,7 @@ use crate::{
     vae::{VaeTask, clips},
 };
 use burn::tensor::{Device, FloatDType};
-use opensora_checkpoint::{Checkpoint, ExportOptions, export};
+use opensora_checkpoint::{Checkpoint, ExportOptions, PublishedModel, export};
 use opensora_data::{
     ClipDataset, ClipSpec, DataError, Manifest, Source,
     cache::LatentCache,
@@ -41,7 +41,7 @@ use opensora_nn::{
     read::{ReadError, read},
 };
 use opensora_stdit::{StDit, keys};
-use opensora_t5::{T5Config, T5Encoder};
+use opensora_t5::T5Config;
 use opensora_vae::{AutoencoderKl, VaeConfig};
 use std::{
     fs,
@@ -324,7 +324,7 @@ impl Running<'_> {
         let device = &self.session.device;
         let model = match init {
             Some(init) => AutoencoderKl::load(&part.config, &init, FloatDType::F32, device)?.0,
-            None => AutoencoderKl::new(&part.config, device)?,
+            None => part.config.init(device)?,
         };
         let all = |_: &str| true;
         let (outcome, trainer) = self.train(task, model, all, source.clone(), observer, &mut ())?;
@@ -353,7 +353,7 @@ impl Running<'_> {
         let folder = self.subfolder("t5")?;
         let source = CaptionSource::new(manifest, part, &folder)?;
         let task = TextTask::new(&part.loss, &source, self.session.recipe.run.seed, dtype)?;
-        let model = T5Encoder::new(&part.config, &self.session.device)?;
+        let model = part.config.init(&self.session.device)?;
         let all = |_: &str| true;
         let (outcome, trainer) =
             self.train(&task, model, all, Arc::new(source), observer, &mut ())?;
@@ -455,7 +455,7 @@ fn initial_stdit(
     init: Option<Checkpoint>,
     device: &Device,
 ) -> Result<StDit, TrainError> {
-    let Some(checkpoint) = init else { return Ok(StDit::new(&part.config, device)?) };
+    let Some(checkpoint) = init else { return Ok(part.config.init::<StDit>(device)?) };
     let load = if checkpoint.keys().any(|key| key.contains(".attn_temp.")) {
         StDit::load
     } else {

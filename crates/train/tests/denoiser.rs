@@ -50,7 +50,7 @@ fn losses(recipe: &DenoiserRecipe) -> Losses {
         dropped: vec![false; 2],
     };
     let task = DenoiserTask::new(recipe, &config, 0, FloatDType::F32, &device).unwrap();
-    let model = StDit::new(&config, &device).unwrap();
+    let model = config.init::<StDit>(&device).unwrap();
     let trainer = Trainer::new(model, &OptimizerRecipe::default(), |_| true).unwrap();
     let losses = task.losses(&trainer.graph(FloatDType::F32), batch).unwrap().0;
     let [loss, mse, vb] = [losses.loss, losses.mse, losses.vb].map(|x| read_f64(x).unwrap());
@@ -103,7 +103,7 @@ fn the_snr_weight_is_the_same_for_both_predictions() {
 fn weights_of_another_prediction_type_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let (weights, device) = (folder.path().join("stage1.safetensors"), Device::flex());
-    let model = StDit::new(&config(), &device).unwrap();
+    let model = config().init::<StDit>(&device).unwrap();
     let options = ExportOptions::default()
         .with_metadata(PredictionType::NOTE, PredictionType::VPrediction.name());
     export(&model, &keys::stdit(), options, &weights).unwrap();

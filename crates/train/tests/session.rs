@@ -6,12 +6,12 @@ use burn::tensor::Device;
 use opensora_checkpoint::{ExportOptions, export};
 use opensora_data::{Manifest, Row};
 use opensora_files::{Lock, error_line};
-use opensora_t5::{T5Config, T5Encoder, fit_tokenizer, keys as t5_keys};
+use opensora_t5::{T5Config, fit_tokenizer, keys as t5_keys};
 use opensora_train::{
     Observer, Outcome, Recipe, Session, TrainError,
     observer::{CheckpointDamaged, DescriptionOmitted, Resumed, RowsMissing},
 };
-use opensora_vae::{AutoencoderKl, VaeConfig, keys as vae_keys};
+use opensora_vae::{VaeConfig, keys as vae_keys};
 use opensora_video::{Frames, VideoSpec, Writer};
 use std::{fs, path::Path};
 
@@ -110,12 +110,12 @@ fn configs(folder: &Path) {
 
 fn weights(folder: &Path) {
     let device = Device::flex();
-    let vae = AutoencoderKl::new(&vae_config(), &device).unwrap();
+    let vae = vae_config().init(&device).unwrap();
     let map = vae_keys::Naming::Diffusers.key_map(&vae_config());
     let path = folder.join("vae/diffusion_pytorch_model.safetensors");
     export(&vae, &map, ExportOptions::default(), &path).unwrap();
     fit_tokenizer(["a red circle grows"], 120).unwrap().save(&folder.join("t5")).unwrap();
-    let t5 = T5Encoder::new(&t5_config(), &device).unwrap();
+    let t5 = t5_config().init(&device).unwrap();
     let map = t5_keys::Layout::PUBLISHED.key_map();
     export(&t5, &map, ExportOptions::default(), &folder.join("t5/model.safetensors")).unwrap();
 }

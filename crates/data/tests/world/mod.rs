@@ -9,8 +9,8 @@ use opensora_data::{
     cache::CacheKey,
     encode::{ClipEncoder, EncoderConfig},
 };
-use opensora_t5::{T5Config, T5Encoder, fit_tokenizer, keys};
-use opensora_vae::{AutoencoderKl, VaeConfig, keys::Naming};
+use opensora_t5::{T5Config, fit_tokenizer, keys};
+use opensora_vae::{VaeConfig, keys::Naming};
 use opensora_video::{Frames, VideoSpec, Writer};
 use std::{
     fs,
@@ -68,7 +68,7 @@ impl World {
         fs::create_dir(&vae).unwrap();
         let config = serde_json::to_string(&vae_config).unwrap();
         fs::write(vae.join("config.json"), config).unwrap();
-        let model = AutoencoderKl::new(&vae_config, &device).unwrap();
+        let model = vae_config.init(&device).unwrap();
         let weights = vae.join("diffusion_pytorch_model.safetensors");
         export(&model, &Naming::Diffusers.key_map(&vae_config), ExportOptions::default(), &weights)
             .unwrap();
@@ -85,7 +85,7 @@ impl World {
         let t5 = folder.path().join("t5");
         fit_tokenizer(["a red circle grows"], 120).unwrap().save(&t5).unwrap();
         t5_config.write(&t5.join("config.json")).unwrap();
-        let encoder = T5Encoder::new(&t5_config, &device).unwrap();
+        let encoder = t5_config.init(&device).unwrap();
         let map = keys::Layout::PUBLISHED.key_map();
         export(&encoder, &map, ExportOptions::default(), &t5.join("model.safetensors")).unwrap();
         Self { folder }

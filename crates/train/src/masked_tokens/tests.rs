@@ -56,7 +56,7 @@ impl World {
             ..T5Config::default()
         };
         device.seed(3);
-        T5Encoder::new(&config, device).unwrap()
+        config.init(device).unwrap()
     }
 
     fn indices(&self, step: usize) -> Vec<u64> {
