@@ -59,7 +59,7 @@ fn limited(text: &str, max_chars: usize) -> String {
 pub fn error_line(error: &(dyn Error + 'static)) -> String {
     let mut line = String::new();
     let mut last = String::new();
-    for cause in std::iter::successors(Some(error), |error| error.source()) {
+    for cause in std::iter::successors(Some(error), |&error| error.source()) {
         let cause = cause.to_string();
         if line.contains(&cause) {
             continue;
