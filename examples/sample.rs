@@ -6,8 +6,8 @@
 
 use anyhow::Context;
 use opensora::{
-    Quiet, SampleRequest, TextToVideo,
-    nn::{device, dtype::Dtype},
+    PipelineOptions, SampleRequest, TextToVideo,
+    nn::device,
     video::{VideoSpec, Writer},
 };
 use serde_json::json;
@@ -26,8 +26,8 @@ fn main() -> anyhow::Result<()> {
     let writer = Writer::open("outputs/sample.mp4".as_ref(), &spec)?;
 
     let model = files.name.clone();
-    let pipeline = TextToVideo::new(files, Dtype::F32, Dtype::F32, device::default_device()?)?;
-    let clips = pipeline.generate(&[&prompt], &request, &mut Quiet)?;
+    let pipeline = TextToVideo::new(files, PipelineOptions::default(), device::default_device()?)?;
+    let clips = pipeline.generate(&[&prompt], &request, &mut ())?;
     let clip = clips.first().context("one prompt gives one clip")?;
     let path =
         writer.write(clip, &json!({"prompt": prompt, "model": model, "seed": request.seed}))?;

@@ -5,9 +5,9 @@
 //! ```
 
 use opensora::{
-    Quiet, SampleRequest, TextToVideo,
+    PipelineOptions, SampleRequest, TextToVideo,
     diffusion::SamplerKind,
-    nn::{device, dtype::Dtype, read::read},
+    nn::{device, read::read},
 };
 use opensora_examples::tiny_model;
 use std::time::Instant;
@@ -24,10 +24,10 @@ fn main() -> anyhow::Result<()> {
     for name in device::list().into_iter().flat_map(|backend| backend.devices) {
         let started = Instant::now();
         let device = device::parse(&name)?;
-        let pipeline = TextToVideo::new(files.clone(), Dtype::F32, Dtype::F32, device)?;
-        let states = pipeline.encode(&["a drone above the sea"], &request, &mut Quiet)?;
-        let latents = pipeline.sample(&states, &request, &mut Quiet)?;
-        let latents = read(latents)?.try_to_vec::<f32>()?;
+        let pipeline = TextToVideo::new(files.clone(), PipelineOptions::default(), device)?;
+        let states = pipeline.encode(&["a drone above the sea"], &request, &mut ())?;
+        let sampled = pipeline.sample(&states, &request, &mut ())?;
+        let latents = read(sampled.latents)?.try_to_vec::<f32>()?;
         let seconds = started.elapsed().as_secs_f64();
         let first = first.get_or_insert_with(|| latents.clone());
         let difference =

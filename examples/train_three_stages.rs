@@ -10,18 +10,14 @@
 
 use anyhow::{Context, ensure};
 use opensora::{
-    ModelFiles, Quiet, SampleRequest, TextToVideo,
+    ModelFiles, PipelineOptions, SampleRequest, TextToVideo,
     data::{
         ClipDataset, Manifest,
         cache::{self, CacheJob, CacheKey},
-        encode::ClipEncoder,
+        encode::{ClipEncoder, EncoderConfig},
     },
-    nn::{device, dtype::Dtype},
-    train::{
-        Outcome, Recipe, Session,
-        metrics::{Record, TrainObserver},
-        run::NoHooks,
-    },
+    nn::device,
+    train::{Observer, Outcome, Recipe, Session, observer::StepDone},
     video::{VideoSpec, Writer},
 };
 use opensora_demo::{DemoSpec, write_dataset};
@@ -119,7 +115,7 @@ fn main() -> anyhow::Result<()> {
         num_frames: 8,
         ..DemoSpec::default()
     };
-    write_dataset(&data, &spec, |_, _| ControlFlow::Continue(()))?;
+    write_dataset(&data, &spec, &mut ())?;
     println!("{} clips and {} stills: {}", spec.clips, spec.stills, data.display());
 
     let run = |name: &str, recipe: Recipe| -> anyhow::Result<()> {
@@ -127,7 +123,7 @@ fn main() -> anyhow::Result<()> {
         println!("{name}");
         let session =
             Session { recipe, folder, resume: false, peak_flops: None, device: device.clone() };
-        let outcome = session.run(&mut Lines, &mut NoHooks)?;
+        let outcome = session.run(&mut Lines, &mut ())?;
         ensure!(matches!(outcome, Outcome::Finished(_)), "{name} did not finish");
         Ok(())
     };
@@ -151,15 +147,18 @@ fn main() -> anyhow::Result<()> {
             (num_frames, frame_interval, [side, side]);
 
         // Latents and prompt states once, and training from these.
-        let (clip, seed, tokens) =
-            (recipe.data.clip.clone(), recipe.run.seed, part.config.model_max_length);
+        let (clip, seed) = (recipe.data.clip.clone(), recipe.run.seed);
         let dataset = ClipDataset::new(Manifest::read(&data.join(manifest))?, clip.clone(), seed)?;
-        let encoder = ClipEncoder::load(&vae, &t5, tokens, None, &device)?;
-        let key = CacheKey::new(&clip, seed, tokens, &vae, &t5)?;
+        let encoder = EncoderConfig {
+            vae: vae.clone(),
+            t5: t5.clone(),
+            max_length: part.config.model_max_length,
+            vae_micro_batch: None,
+        };
+        let key = CacheKey::new(&clip, seed, &encoder)?;
+        let encoder = ClipEncoder::load(&encoder, &device)?;
         let folder = root.join(format!("{name} (latents)"));
-        let job =
-            CacheJob { dataset: &dataset, encoder: &encoder, key: &key, shard_bytes: 1 << 28 };
-        cache::write(&job, &folder, |_, _| ControlFlow::Continue(()))?;
+        cache::write(&CacheJob::new(&dataset, &encoder, &key), &folder, &mut ())?;
         recipe.data.cache = Some(folder);
 
         run(name, recipe)?;
@@ -192,8 +191,8 @@ fn main() -> anyhow::Result<()> {
     let video = VideoSpec { frames: request.num_frames, width, height, fps: request.fps };
     let writer = Writer::open(&root.join("sample.mp4"), &video)?;
     let prompt = "a red circle moves to the right on a black background";
-    let pipeline = TextToVideo::new(files, Dtype::F32, Dtype::F32, device)?;
-    let clips = pipeline.generate(&[prompt], &request, &mut Quiet)?;
+    let pipeline = TextToVideo::new(files, PipelineOptions::default(), device)?;
+    let clips = pipeline.generate(&[prompt], &request, &mut ())?;
     let path = writer.write(clips.first().context("one clip")?, &json!({ "prompt": prompt }))?;
     println!("wrote {} after {:.0} s", path.display(), began.elapsed().as_secs_f64());
     Ok(())
@@ -202,14 +201,11 @@ fn main() -> anyhow::Result<()> {
 /// A line now and then.
 struct Lines;
 
-impl TrainObserver for Lines {
-    fn step(&mut self, record: &Record, total: u64) {
+impl Observer for Lines {
+    fn step(&mut self, event: &StepDone<'_>) {
+        let (record, total) = (event.record, event.total_steps);
         if record.step.is_multiple_of(20) {
             println!("  step {}/{total}, loss {:.4}", record.step, record.loss);
         }
-    }
-
-    fn message(&mut self, text: &str) {
-        println!("  {text}");
     }
 }

@@ -1,30 +1,27 @@
-//! Models with class labels and PixArt-alpha, whole: published layouts to pixels.
+//! Models with class labels and PixArt-alpha, from published layouts to pixels.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use opensora::{
-    ClassFiles, ClassToVideo, ModelFiles, PipelineError, Quiet, Residency, SampleRequest,
+    ClassFiles, ClassToVideo, ModelFiles, PipelineError, PipelineOptions, Residency, SampleRequest,
     TextToVideo,
-    checkpoint::{Checkpoint, export},
-    diffusion::{DpmSolver, Guidance},
-    labelled::{ClassModel, LabelledDenoiser},
+    checkpoint::{Checkpoint, ExportOptions, PublishedModel, export},
+    denoiser::LabelledDenoiser,
+    diffusion::{DpmSolver, Guidance, Sampler},
     model_files::{PartPaths, PathPolicy},
-    nn::{
-        dtype::Dtype,
-        linear::{XAVIER, linear},
-    },
+    nn::linear::{XAVIER, linear},
     presets::Architecture,
     stdit::{
-        AttentionReuse, ClassConfig, DenoiserConfig, Dit, Latte, PixArt, PixArtMs, PositionScales,
-        SizeError, keys, stdit::LoadError,
+        AttentionReuse, ClassConfig, ClassModel, DenoiserConfig, Dit, Latte, LoadError, PixArt,
+        PixArtMs, PositionScales, SizeError, keys,
     },
 };
 use opensora_tests::{devices, fixture};
 use serde_json::{Value, json};
-use std::{ops::ControlFlow, path::Path};
+use std::path::Path;
 
-/// The configuration of a golden case and its weights.
+/// Opens the configuration and the weights of a golden case.
 fn golden(case: &str) -> (Value, Checkpoint) {
     let folder = fixture("goldens").join(case);
     let text = std::fs::read_to_string(folder.join("case.json")).unwrap();
@@ -37,7 +34,7 @@ fn class_config(case: &Value) -> ClassConfig {
     serde_json::from_value(case["config"].clone()).unwrap()
 }
 
-/// A folder with a `model.json` of a golden case's weights and the tiny VAE.
+/// Returns a model folder with a golden case's weights and the tiny VAE.
 fn model(case: &str, architecture: &str) -> tempfile::TempDir {
     let (json, weights) = golden(case);
     let folder = tempfile::tempdir().unwrap();
@@ -49,7 +46,7 @@ fn model(case: &str, architecture: &str) -> tempfile::TempDir {
     let description = json!({
         "name": case, "architecture": architecture, "denoiser": weights.path(),
         "denoiser_config": json["config"], "vae": part("vae"), "num_frames": frames,
-        // The tiny VAE halves sizes three times.
+        // The tiny VAE downsamples by 8.
         "image_size": [8 * height, 8 * width], "fps": 8.0, "sampler": "dpm-solver", "steps": 4,
         "guidance_scale": 4.0,
     });
@@ -63,10 +60,10 @@ fn parts() -> PartPaths {
 
 fn class_pipeline(folder: &Path, device: &Device) -> ClassToVideo {
     let files = ClassFiles::open_with(folder, &parts()).unwrap();
-    ClassToVideo::new(files, Dtype::F32, device.clone()).unwrap()
+    ClassToVideo::new(files, PipelineOptions::default(), device.clone()).unwrap()
 }
 
-/// The sampler of the reference's class configurations, of which the cases hold an aid.
+/// The sampler of the reference's class configurations; the cases contain its latents for help.
 #[test]
 fn dpm_solver_follows_labels_as_the_reference_does() {
     for (name, device) in devices() {
@@ -91,8 +88,8 @@ fn dpm_solver_follows_labels_as_the_reference_does() {
             let guidance = Guidance::all_channels(aid["cfg_scale"].as_f64().unwrap());
             let denoiser = LabelledDenoiser::new(&*model, &labels).unwrap();
             let solver = DpmSolver::with_steps(steps).unwrap();
-            let sampled =
-                solver.sample(&denoiser, &guidance, z, |_| ControlFlow::Continue(())).unwrap();
+            let noise = &mut |_| z.zeros_like();
+            let sampled = solver.sample(&denoiser, &guidance, z.clone(), noise, &mut ()).unwrap();
             let got: Vec<f32> = sampled.into_data().iter::<f32>().collect();
             let want: Vec<f32> = read("dpm_solver.safetensors", "samples").iter::<f32>().collect();
             let tolerance = |field: &str| aid["tolerances"]["samples"][field].as_f64().unwrap();
@@ -114,20 +111,20 @@ fn a_published_layout_becomes_an_image_of_a_class() {
     for (name, device) in devices() {
         let pipeline = class_pipeline(folder.path(), &device);
         let request = pipeline.files().defaults.clone();
-        let images = pipeline.generate(&[3, 7, 3], &request, &mut Quiet).unwrap();
+        let images = pipeline.generate(&[3, 7, 3], &request, &mut ()).unwrap();
         assert_eq!(images.len(), 3);
         assert_eq!((images[0].len(), images[0].height(), images[0].width()), (1, 64, 64));
-        // The noise depends on the place, the class on the label.
+        // The noise depends on the position in the list, the class on the label.
         assert_ne!(images[0].data(), images[1].data(), "{name}");
         assert_ne!(images[0].data(), images[2].data(), "{name}");
-        // On its own the third one is the same but for rounding.
+        // Sampled alone, the third image is the same up to rounding.
         let third = SampleRequest { noise_index: 2, ..request.clone() };
-        let again = pipeline.generate(&[3], &third, &mut Quiet).unwrap();
+        let again = pipeline.generate(&[3], &third, &mut ()).unwrap();
         assert_eq!(again[0].data(), images[2].data(), "{name}");
-        let other = pipeline.generate(&[7], &third, &mut Quiet).unwrap();
+        let other = pipeline.generate(&[7], &third, &mut ()).unwrap();
         assert_ne!(other[0].data(), images[2].data(), "{name}: labels change nothing");
         let together = SampleRequest { batch_size: 3, ..request };
-        let together = pipeline.generate(&[3, 7, 3], &together, &mut Quiet).unwrap();
+        let together = pipeline.generate(&[3, 7, 3], &together, &mut ()).unwrap();
         for (one, other) in images.iter().zip(&together) {
             let most = one.data().iter().zip(other.data()).map(|(a, b)| a.abs_diff(*b)).max();
             assert!(most <= Some(1), "{name}: {most:?}");
@@ -136,7 +133,7 @@ fn a_published_layout_becomes_an_image_of_a_class() {
 }
 
 #[test]
-fn a_class_model_that_stays_in_memory_opens_no_file_again() {
+fn a_resident_class_model_opens_no_file_again() {
     let folder = model("dit-original-pt", "dit");
     let (_, device) = devices().remove(0);
     let mut files = ClassFiles::open_with(folder.path(), &parts()).unwrap();
@@ -144,14 +141,14 @@ fn a_class_model_that_stays_in_memory_opens_no_file_again() {
     std::fs::copy(&files.denoiser, &copy).unwrap();
     files.denoiser = copy.clone();
     let request = files.defaults.clone();
-    let made = ClassToVideo::new(files, Dtype::F32, device).unwrap();
-    let pipeline = made.with_residency(Residency::Denoiser);
-    let first = pipeline.generate(&[3], &request, &mut Quiet).unwrap();
+    let options = PipelineOptions { residency: Residency::Denoiser, ..PipelineOptions::default() };
+    let pipeline = ClassToVideo::new(files, options, device).unwrap();
+    let first = pipeline.generate(&[3], &request, &mut ()).unwrap();
     // Opening the file again would be an error.
     std::fs::remove_file(&copy).unwrap();
-    assert_eq!(pipeline.generate(&[3], &request, &mut Quiet).unwrap(), first);
+    assert_eq!(pipeline.generate(&[3], &request, &mut ()).unwrap(), first);
     pipeline.release();
-    assert!(pipeline.generate(&[3], &request, &mut Quiet).is_err());
+    assert!(pipeline.generate(&[3], &request, &mut ()).is_err());
 }
 
 #[test]
@@ -161,7 +158,7 @@ fn a_latte_makes_clips_of_any_length() {
     let pipeline = class_pipeline(folder.path(), &device);
     for num_frames in [1, 5, 8] {
         let request = SampleRequest { num_frames, ..pipeline.files().defaults.clone() };
-        let clips = pipeline.generate(&[2], &request, &mut Quiet).unwrap();
+        let clips = pipeline.generate(&[2], &request, &mut ()).unwrap();
         assert_eq!(clips[0].len(), num_frames);
     }
 }
@@ -191,12 +188,13 @@ fn a_model_without_a_null_class_is_sampled_without_guidance() {
     let (_, device) = devices().remove(0);
     let (json, _) = golden("dit-original-pt");
     let config = ClassConfig { class_dropout_prob: 0.0, ..class_config(&json) };
-    let model = Dit::new(&config, &device).unwrap();
+    let model = config.init::<Dit>(&device).unwrap();
     let latents = Tensor::<5>::zeros([1, 4, 1, 8, 8], &device);
     let denoiser = LabelledDenoiser::new(&model, &[9]).unwrap();
     let solver = DpmSolver::with_steps(2).unwrap();
     let sample = |guidance| {
-        solver.sample(&denoiser, &guidance, latents.clone(), |_| ControlFlow::Continue(()))
+        let noise = &mut |_| latents.zeros_like();
+        solver.sample(&denoiser, &guidance, latents.clone(), noise, &mut ())
     };
     assert!(sample(Guidance::all_channels(1.0)).is_ok());
     let error = sample(Guidance::all_channels(4.0)).unwrap_err();
@@ -204,7 +202,7 @@ fn a_model_without_a_null_class_is_sampled_without_guidance() {
     assert!(text.contains("NoNullClass") || text.contains("null class"), "{text}");
 }
 
-/// Files that fit a model by accident, or nearly.
+/// Files that fit a model by accident or almost.
 #[test]
 fn weights_of_another_model_are_rejected() {
     let (_, device) = devices().remove(0);
@@ -215,7 +213,7 @@ fn weights_of_another_model_are_rejected() {
     assert!(error.to_string().contains("so it is a DiT"), "{error}");
     let error = Dit::load(&class_config(&latte), &latte_weights, f32, &device).unwrap_err();
     assert!(error.to_string().contains("temp_embed"), "{error}");
-    // Other sizes than the file's.
+    // Sizes that differ from the file's.
     for config in [
         ClassConfig { depth: 2, ..class_config(&dit) },
         ClassConfig { class_dropout_prob: 0.0, ..class_config(&dit) },
@@ -227,15 +225,14 @@ fn weights_of_another_model_are_rejected() {
     let error = Dit::load(&bad, &dit_weights, f32, &device).unwrap_err();
     assert!(matches!(error, LoadError::Config(SizeError::Config(_))), "{error}");
 
-    // PixArt-alpha for many sizes has keys that the other one lacks, and says so.
+    // PixArtMS has keys that PixArt lacks; the error names them.
     let (pixart, pixart_weights) = golden("pixart-ms-pth");
     let config: DenoiserConfig = serde_json::from_value(pixart["config"].clone()).unwrap();
-    let error = PixArt::load(&config, false, &pixart_weights, f32, &device).unwrap_err();
+    let error = PixArt::load(&config, &pixart_weights, f32, &device).unwrap_err();
     assert!(error.to_string().contains("ar_embedder"), "{error}");
 }
 
-/// A PixArtMS with random weights, none of them silent, as a model folder with the tiny text encoder and
-/// VAE.
+/// Returns a model folder with a PixArtMS with random weights (none zero), the tiny text encoder and the tiny VAE.
 fn pixart_ms(base_size: Option<usize>, device: &Device) -> tempfile::TempDir {
     let tiny = fixture("tiny-model");
     let tiny: Value =
@@ -244,12 +241,12 @@ fn pixart_ms(base_size: Option<usize>, device: &Device) -> tempfile::TempDir {
         serde_json::from_value(tiny["denoiser_config"].clone()).unwrap();
     config.hidden_size = 48;
     config.scales = PositionScales { space_scale: 2.0, time_scale: 1.0 };
-    let mut weights = PixArtMs::new(&config, false, device).unwrap();
+    let mut weights = config.init::<PixArtMs>(device).unwrap();
     let outputs = 4 * config.out_channels();
     weights.base.final_layer.linear = linear(48, outputs, true, XAVIER, device);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pixart.safetensors");
-    export(&weights, &keys::pixart_ms(), FloatDType::F32, None, &path).unwrap();
+    export(&weights, &keys::pixart_ms(), ExportOptions::default(), &path).unwrap();
     let part = |name: &str| fixture("tiny-model").join(tiny[name].as_str().unwrap());
     let description = json!({
         "name": "small", "architecture": "pixart-ms", "base_size": base_size,
@@ -261,7 +258,7 @@ fn pixart_ms(base_size: Option<usize>, device: &Device) -> tempfile::TempDir {
     folder
 }
 
-/// Text to image: position tables follow the size, and so do the conditions.
+/// Text to image: position tables and size conditions follow the size.
 #[test]
 fn pixart_makes_images_of_many_sizes() {
     for (name, device) in devices() {
@@ -269,15 +266,15 @@ fn pixart_makes_images_of_many_sizes() {
         let pipeline = |base_size: Option<usize>| {
             let mut files = ModelFiles::open_with(folder.path(), &parts()).unwrap();
             files.architecture = Architecture::PixArtMs { base_size };
-            TextToVideo::new(files, Dtype::F32, Dtype::F32, device.clone()).unwrap()
+            TextToVideo::new(files, PipelineOptions::default(), device.clone()).unwrap()
         };
         let (reference, original) = (pipeline(None), pipeline(Some(4)));
         let defaults = reference.files().defaults.clone();
         let image = |pipeline: &TextToVideo, image_size| {
             let request = SampleRequest { image_size, ..defaults.clone() };
-            pipeline.generate(&["a fox"], &request, &mut Quiet).unwrap().remove(0)
+            pipeline.generate(&["a fox"], &request, &mut ()).unwrap().remove(0)
         };
-        // Four tokens a side: both rules for positions are the same.
+        // With four tokens a side, both rules for positions give the same.
         assert_eq!(image(&reference, [64, 64]).data(), image(&original, [64, 64]).data(), "{name}");
         let (one, other) = (image(&reference, [32, 96]), image(&original, [32, 96]));
         assert_eq!([one.height(), one.width(), one.len()], [32, 96, 1]);
@@ -290,16 +287,16 @@ fn pixart_makes_images_of_many_sizes() {
     }
 }
 
-/// One PixArt in memory makes images and clips of any size, with the scales that are asked for, as one that
-/// is loaded for each request does.
+/// A resident PixArt gives the same images and clips as one that is loaded for each request, at any size and
+/// position scale.
 #[test]
 fn a_resident_pixart_follows_each_request() {
     for (name, device) in devices() {
         let folder = pixart_ms(None, &device);
         let files = || ModelFiles::open_with(folder.path(), &parts()).unwrap();
         let made = |residency| {
-            let made = TextToVideo::new(files(), Dtype::F32, Dtype::F32, device.clone()).unwrap();
-            made.with_residency(residency)
+            let options = PipelineOptions { residency, ..PipelineOptions::default() };
+            TextToVideo::new(files(), options, device.clone()).unwrap()
         };
         let (fresh, resident) = (made(Residency::Sequential), made(Residency::All));
         let mut made = Vec::new();
@@ -318,8 +315,8 @@ fn a_resident_pixart_follows_each_request() {
                 ..fresh.files().defaults.clone()
             };
             let sample = |pipeline: &TextToVideo| {
-                let states = pipeline.encode(&["a fox"], &request, &mut Quiet).unwrap();
-                let latents = pipeline.sample(&states, &request, &mut Quiet).unwrap();
+                let states = pipeline.encode(&["a fox"], &request, &mut ()).unwrap();
+                let latents = pipeline.sample(&states, &request, &mut ()).unwrap().latents;
                 latents.into_data().iter::<f32>().collect::<Vec<_>>()
             };
             let (expected, found) = (sample(&fresh), sample(&resident));

@@ -1,31 +1,36 @@
-//! The pipeline as a whole: determinism, batches, latents on disk, impossible requests.
+//! The whole pipeline: determinism, batches, latents on disk, invalid requests.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use burn::tensor::{Device, Tensor};
 use opensora::{
-    ClassToVideo, ModelFiles, Observer, PipelineError, Quiet, Residency, SampleRequest,
+    ClassToVideo, ModelFiles, Observer, PipelineError, PipelineOptions, Residency, SampleRequest,
     TextToVideo,
-    checkpoint::{CheckpointError, ImportReport},
-    diffusion::{Ddim, Denoiser, Guidance, SampleError, Sampler, SamplerKind, StepInfo},
+    checkpoint::CheckpointError,
+    diffusion::{self, Ddim, Denoiser, Guidance, SampleError, Sampler, SamplerKind, StepInfo},
     latents,
     model_files::ScaleRule,
     nn::dtype::Dtype,
-    pipeline::{LoadedDenoiser, LoadedVae},
+    pipeline::{
+        Conditioning, Conditions, Decoded, Loaded, LoadedDenoiser, LoadedVae, Part, SamplerStep,
+    },
     request::OwnSampler,
     stdit::{AttentionReuse, DenoiserWork},
     video::Frames,
 };
 use opensora_tests::{devices, tiny_model};
-use std::{
-    fs::File,
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, ops::ControlFlow, path::Path};
 
 fn pipeline(device: &Device) -> TextToVideo {
-    TextToVideo::new(tiny_model(), Dtype::F32, Dtype::F32, device.clone()).unwrap()
+    TextToVideo::new(tiny_model(), PipelineOptions::default(), device.clone()).unwrap()
 }
+
+fn with_residency(files: ModelFiles, residency: Residency, device: &Device) -> TextToVideo {
+    let options = PipelineOptions { residency, ..PipelineOptions::default() };
+    TextToVideo::new(files, options, device.clone()).unwrap()
+}
+
+const ALL_PARTS: [Part; 3] = [Part::TextEncoder, Part::Denoiser, Part::Vae];
 
 fn small(sampler: SamplerKind) -> SampleRequest {
     SampleRequest {
@@ -38,8 +43,8 @@ fn small(sampler: SamplerKind) -> SampleRequest {
 }
 
 fn sample(pipeline: &TextToVideo, prompts: &[&str], request: &SampleRequest) -> Vec<f32> {
-    let states = pipeline.encode(prompts, request, &mut Quiet).unwrap();
-    values(pipeline.sample(&states, request, &mut Quiet).unwrap())
+    let states = pipeline.encode(prompts, request, &mut ()).unwrap();
+    values(pipeline.sample(&states, request, &mut ()).unwrap().latents)
 }
 
 fn values(tensor: Tensor<5>) -> Vec<f32> {
@@ -70,7 +75,7 @@ fn a_seed_means_the_same_on_every_device() {
             let latents = sample(&pipeline(&device), &["a red fox"], &request);
             let first = first.get_or_insert_with(|| latents.clone());
             let scale = first.iter().fold(1.0f32, |max, value| max.max(value.abs()));
-            // The golden sampling cases allow f32 about 1e-4 of the largest value over 8 steps.
+            // The tolerance of the golden sampling cases: about 1e-4 of the largest value over 8 steps.
             let difference = largest_difference(&latents, first);
             assert!(difference <= 1e-4 * scale, "{name} {sampler}: {difference} of {scale}");
         }
@@ -86,7 +91,7 @@ fn another_seed_gives_other_latents() {
     assert_ne!(sample(&pipeline, &["a fox"], &request), sample(&pipeline, &["a fox"], &other));
 }
 
-/// A prompt's clip depends on its place in the list and not on how the list is cut into batches.
+/// A prompt's clip depends on its position in the list, not on the batch size.
 #[test]
 fn batches_do_not_change_a_clip() {
     for (name, device) in devices() {
@@ -105,12 +110,12 @@ fn batches_do_not_change_a_clip() {
 }
 
 #[test]
-fn clips_and_images_have_the_size_that_was_asked_for() {
+fn clips_and_images_have_the_requested_size() {
     for (name, device) in devices() {
         let pipeline = pipeline(&device);
         for (num_frames, image_size) in [(1, [16, 16]), (3, [32, 16]), (5, [16, 48])] {
             let request = SampleRequest { num_frames, image_size, ..small(SamplerKind::DpmSolver) };
-            let clips = pipeline.generate(&["a fox", "a bear"], &request, &mut Quiet).unwrap();
+            let clips = pipeline.generate(&["a fox", "a bear"], &request, &mut ()).unwrap();
             assert_eq!(clips.len(), 2, "{name}");
             for clip in clips {
                 assert_eq!([clip.len(), clip.height(), clip.width()][1..], image_size, "{name}");
@@ -121,11 +126,12 @@ fn clips_and_images_have_the_size_that_was_asked_for() {
 }
 
 #[test]
-fn latents_survive_the_disk_bit_by_bit() {
+fn latents_on_disk_are_bit_exact() {
     let (_, device) = devices().remove(0);
     let pipeline = pipeline(&device);
-    let states = pipeline.encode(&["a red fox"], &SampleRequest::default(), &mut Quiet).unwrap();
-    let sampled = pipeline.sample(&states, &small(SamplerKind::DpmSolver), &mut Quiet).unwrap();
+    let states = pipeline.encode(&["a red fox"], &SampleRequest::default(), &mut ()).unwrap();
+    let request = small(SamplerKind::DpmSolver);
+    let sampled = pipeline.sample(&states, &request, &mut ()).unwrap().latents;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("new/latents.safetensors");
     latents::save(&path, sampled.clone(), &serde_json::json!({"seed": 1})).unwrap();
@@ -138,33 +144,35 @@ fn latents_survive_the_disk_bit_by_bit() {
 
 #[test]
 fn models_are_loaded_one_after_the_other() {
-    struct Order(Vec<String>);
+    struct Order(Vec<Part>);
     impl Observer for Order {
-        fn loading(&mut self, what: &str) {
-            self.0.push(what.to_string());
+        fn loading(&mut self, part: Part) {
+            self.0.push(part);
         }
-        fn loaded(&mut self, report: &ImportReport) {
-            assert!(report.tensors > 0 && report.elements > 0);
+        fn loaded(&mut self, event: &Loaded<'_>) {
+            assert_eq!(Some(&event.part), self.0.last());
+            assert!(event.report.tensors > 0 && event.report.elements > 0);
         }
     }
     let (_, device) = devices().remove(0);
     let mut order = Order(vec![]);
     let request = small(SamplerKind::DpmSolver);
     pipeline(&device).generate(&["a fox"], &request, &mut order).unwrap();
-    assert_eq!(order.0, ["text encoder", "denoiser", "VAE"]);
+    assert_eq!(order.0, ALL_PARTS);
 }
 
 #[test]
 fn an_observer_stops_the_sampling() {
-    struct StopAfter(usize);
-    impl Observer for StopAfter {
-        fn sampled(&mut self, step: usize, _: usize, _: usize, _: usize) -> ControlFlow<()> {
-            if step == self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        }
-    }
     let (_, device) = devices().remove(0);
     let request = small(SamplerKind::Iddpm);
-    let stopped = pipeline(&device).generate(&["a fox"], &request, &mut StopAfter(2)).unwrap_err();
+    // A closure observes the steps.
+    let mut stop_after_two = |event: &SamplerStep<'_>| {
+        assert_eq!((event.steps, event.batch, event.batches), (4, 0, 1));
+        assert_eq!(event.latents.dims(), [1, 4, 2, 2, 4]);
+        if event.step == 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let stopped = pipeline(&device).generate(&["a fox"], &request, &mut stop_after_two);
+    let stopped = stopped.unwrap_err();
     assert!(matches!(
         stopped,
         PipelineError::Sample(SampleError::Interrupted { completed: 2, total: 4 })
@@ -172,16 +180,16 @@ fn an_observer_stops_the_sampling() {
 }
 
 #[test]
-fn little_memory_gives_the_same_clips() {
+fn low_memory_gives_the_same_clips() {
     for (name, device) in devices() {
         let usual = pipeline(&device);
-        let little = pipeline(&device).with_low_memory(true);
+        let little = with_residency(tiny_model(), Residency::Streamed, &device);
         for sampler in SamplerKind::ALL {
             for reuse in [AttentionReuse::OFF, AttentionReuse::PUBLISHED] {
                 let request = SampleRequest { attention_reuse: reuse, ..small(sampler) };
                 let clips = |pipeline: &TextToVideo| {
                     let clips =
-                        pipeline.generate(&["a red fox", "a bear"], &request, &mut Quiet).unwrap();
+                        pipeline.generate(&["a red fox", "a bear"], &request, &mut ()).unwrap();
                     clips.iter().map(|clip| clip.data().to_vec()).collect::<Vec<_>>()
                 };
                 let latents = |pipeline| sample(pipeline, &["a red fox"], &request);
@@ -189,9 +197,8 @@ fn little_memory_gives_the_same_clips() {
                 if name == "flex" {
                     assert_eq!(latents(&little), latents(&usual), "{what}");
                 }
-                // The VAE's norms add up parts of a frame in another order, and other backends' products
-                // may depend on where weights lie and how many frames there are, so that a pixel may fall
-                // on the other side of a rounding.
+                // The VAE's norms sum parts of a frame in another order, and products of other backends can depend on
+                // the memory layout and the number of frames, so a pixel may be rounded differently.
                 let (little, usual) = (clips(&little).concat(), clips(&usual).concat());
                 let pixels = usual.len();
                 let others: Vec<_> =
@@ -205,32 +212,23 @@ fn little_memory_gives_the_same_clips() {
     }
 }
 
-/// Cuts the denoiser's file in half after the first step.
-struct CutAfterFirst(PathBuf);
-
-impl Observer for CutAfterFirst {
-    fn sampled(&mut self, step: usize, _: usize, _: usize, _: usize) -> ControlFlow<()> {
-        assert_eq!(step, 1, "it went on");
-        let file = File::options().write(true).open(&self.0).unwrap();
-        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
-        ControlFlow::Continue(())
-    }
-}
-
 #[test]
-fn a_denoiser_that_is_cut_while_it_is_streamed_ends_in_one_line() {
+fn a_denoiser_truncated_while_streaming_gives_one_line() {
     let (_, device) = devices().remove(0);
     let folder = tempfile::tempdir().unwrap();
     let mut files = tiny_model();
     let cut = folder.path().join("cut.pth");
     std::fs::copy(&files.denoiser, &cut).unwrap();
     files.denoiser = cut.clone();
-    let pipeline = TextToVideo::new(files, Dtype::F32, Dtype::F32, device).unwrap();
+    let pipeline = with_residency(files, Residency::Streamed, &device);
     let request = small(SamplerKind::Iddpm);
-    let stopped = pipeline
-        .with_low_memory(true)
-        .generate(&["a fox"], &request, &mut CutAfterFirst(cut))
-        .unwrap_err();
+    let mut cut_in_half = |event: &SamplerStep<'_>| {
+        assert_eq!(event.step, 0, "it went on");
+        let file = File::options().write(true).open(&cut).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+        ControlFlow::Continue(())
+    };
+    let stopped = pipeline.generate(&["a fox"], &request, &mut cut_in_half).unwrap_err();
     let line = stopped.to_string();
     assert!(line.contains("cut.pth: tensor 'blocks.") && !line.contains('\n'), "{line}");
     let PipelineError::Sample(SampleError::Denoiser(error)) = stopped else { panic!("{line}") };
@@ -238,30 +236,30 @@ fn a_denoiser_that_is_cut_while_it_is_streamed_ends_in_one_line() {
 }
 
 #[test]
-fn long_prompts_are_cut_and_empty_ones_are_one_token() {
+fn long_prompts_are_truncated_and_empty_ones_are_one_token() {
     for (name, device) in devices() {
         let long = "a very long walk ".repeat(600);
         assert!(long.len() > 10_000);
         let request = SampleRequest::default();
-        let encoded = pipeline(&device).encode(&[long.as_str(), ""], &request, &mut Quiet);
+        let encoded = pipeline(&device).encode(&[long.as_str(), ""], &request, &mut ());
         let states = encoded.unwrap().prompts;
         assert_eq!(states.states.dims()[..2], [2, 24], "{name}");
         let kept = |row: usize| states.mask.rows()[row].iter().filter(|&&keep| keep).count();
         assert_eq!((kept(0), kept(1)), (24, 1), "{name}");
         let none: [&str; 0] = [];
-        assert!(pipeline(&device).encode(&none, &request, &mut Quiet).is_err());
+        assert!(pipeline(&device).encode(&none, &request, &mut ()).is_err());
     }
 }
 
 #[test]
-fn impossible_requests_are_refused_before_any_work() {
+fn invalid_requests_are_rejected_before_any_work() {
     let (_, device) = devices().remove(0);
     let pipeline = pipeline(&device);
     let ok = small(SamplerKind::Iddpm);
     pipeline.check(&ok).unwrap();
     for (bad, says) in [
         (SampleRequest { image_size: [17, 32], ..ok.clone() }, "17x32"),
-        // Eight pixels are one latent, which the patch of two does not divide.
+        // Eight pixels are one latent pixel, which the patch size of two does not divide.
         (SampleRequest { image_size: [16, 24], ..ok.clone() }, "patches"),
         (SampleRequest { image_size: [0, 32], ..ok.clone() }, "0x32"),
         (SampleRequest { num_frames: 0, ..ok.clone() }, "0 frames"),
@@ -273,14 +271,15 @@ fn impossible_requests_are_refused_before_any_work() {
     ] {
         let error = pipeline.check(&bad).unwrap_err().to_string();
         assert!(error.contains(says) && !error.contains('\n'), "{error}");
-        assert!(pipeline.generate(&["a fox"], &bad, &mut Quiet).is_err());
+        assert!(pipeline.generate(&["a fox"], &bad, &mut ()).is_err());
     }
 }
 
 #[test]
-fn half_precision_is_used_where_the_device_has_it() {
+fn half_precision_is_used_if_the_device_supports_it() {
     for (name, device) in devices() {
-        let made = TextToVideo::new(tiny_model(), Dtype::Bf16, Dtype::F32, device.clone());
+        let options = PipelineOptions { dtype: Dtype::Bf16, ..PipelineOptions::default() };
+        let made = TextToVideo::new(tiny_model(), options, device.clone());
         match made {
             Ok(pipeline) => {
                 let request = small(SamplerKind::DpmSolver);
@@ -293,11 +292,11 @@ fn half_precision_is_used_where_the_device_has_it() {
 }
 
 #[test]
-fn attention_reuse_of_range_one_changes_no_bit_and_others_save_work() {
+fn attention_reuse_of_range_one_is_bit_exact_and_others_save_work() {
     let device = Device::flex();
     let pipeline = pipeline(&device);
     let prompts = ["a red fox", "rain over the sea"];
-    let states = pipeline.encode(&prompts, &SampleRequest::default(), &mut Quiet).unwrap();
+    let states = pipeline.encode(&prompts, &SampleRequest::default(), &mut ()).unwrap();
     let run = |reuse: &str, batch_size| {
         let attention_reuse: AttentionReuse = reuse.parse().unwrap();
         let request = SampleRequest {
@@ -306,8 +305,8 @@ fn attention_reuse_of_range_one_changes_no_bit_and_others_save_work() {
             batch_size,
             ..small(SamplerKind::DpmSolver)
         };
-        let (latents, work) = pipeline.sample_counted(&states, &request, &mut Quiet).unwrap();
-        (values(latents), work)
+        let sampled = pipeline.sample(&states, &request, &mut ()).unwrap();
+        (values(sampled.latents), sampled.work)
     };
     let (full, full_work): (_, DenoiserWork) = run("off", 1);
     // Two prompts, each with its null prompt, 10 steps.
@@ -320,45 +319,83 @@ fn attention_reuse_of_range_one_changes_no_bit_and_others_save_work() {
     let (alone, work) = run("published", 1);
     assert_ne!(alone, full);
     assert!(work.attentions_reused > 0 && work.flops < full_work.flops, "{work:?}");
-    // What one prompt kept does not reach the next.
+    // The attention cache of one prompt does not affect the next.
     let (together, _) = run("published", 2);
     let scale = alone.iter().fold(1.0f32, |max, value| max.max(value.abs()));
     let difference = largest_difference(&alone, &together);
     assert!(difference <= 1e-4 * scale, "{difference} of {scale}");
 }
 
-/// A batch that is complete is handed over before the next one is begun.
+/// A complete batch is handed over before the next one starts.
 #[test]
 fn batches_are_handed_over_one_by_one() {
     let device = Device::flex();
     let pipeline = pipeline(&device);
     let request = SampleRequest { batch_size: 2, ..small(SamplerKind::DpmSolver) };
-    let states = pipeline.encode(&["a fox", "rain", "the sea"], &request, &mut Quiet).unwrap();
-    let whole = values(pipeline.sample(&states, &request, &mut Quiet).unwrap());
+    let states = pipeline.encode(&["a fox", "rain", "the sea"], &request, &mut ()).unwrap();
+    let sampled = pipeline.sample(&states, &request, &mut ()).unwrap();
+    let whole = values(sampled.latents);
 
-    let mut done = Vec::new();
-    let work = pipeline.sample_batches(&states, &request, &mut Quiet, |latents| {
-        done.push(latents);
-        Ok::<_, PipelineError>(())
-    });
-    assert!(work.unwrap().forward_samples > 0);
-    assert_eq!(done.iter().map(|latents| latents.dims()[0]).collect::<Vec<_>>(), [2, 1]);
-    assert_eq!(values(Tensor::cat(done, 0)), whole);
+    let batches: Result<Vec<_>, _> =
+        pipeline.latents(&states, &request, &mut ()).unwrap().collect();
+    let batches = batches.unwrap();
+    let clips: Vec<_> = batches.iter().map(|batch| batch.clips.clone()).collect();
+    assert_eq!(clips, [0..2, 2..3]);
+    assert!(batches[0].work.forward_samples > 0);
+    assert_eq!(batches[1].work, sampled.work);
+    let latents: Vec<_> = batches.into_iter().map(|batch| batch.latents).collect();
+    assert_eq!(latents.iter().map(|latents| latents.dims()[0]).collect::<Vec<_>>(), [2, 1]);
+    assert_eq!(values(Tensor::cat(latents, 0)), whole);
 
-    // The first batch survives what stops the second.
-    let mut kept = Vec::new();
-    let stopped = pipeline.sample_batches(&states, &request, &mut Quiet, |latents| {
-        kept.push(latents);
-        Err(PipelineError::Request("enough".into()))
-    });
-    assert!(matches!(stopped, Err(PipelineError::Request(text)) if text == "enough"));
-    let first = values(kept.remove(0));
+    // The first batch survives what stops the second, and nothing comes after an error.
+    let mut stop = |event: &SamplerStep<'_>| {
+        assert_eq!(event.batches, 2);
+        if event.batch == 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let mut batches = pipeline.latents(&states, &request, &mut stop).unwrap();
+    let first = values(batches.next().unwrap().unwrap().latents);
     assert_eq!(first, whole[..first.len()]);
-    assert!(kept.is_empty());
+    let stopped = batches.next().unwrap();
+    assert!(matches!(
+        stopped,
+        Err(PipelineError::Sample(SampleError::Interrupted { completed: 1, total: 4 }))
+    ));
+    assert!(batches.next().is_none());
 }
 
-/// Position scales follow the request where the model does not fix them: published models divide
-/// positions by 0.5 at 256 pixels and by 1.0 at 512.
+/// Clips come one by one, as `generate` and `decode` make them.
+#[test]
+fn clips_are_handed_over_one_by_one() {
+    let device = Device::flex();
+    let pipeline = pipeline(&device);
+    let request = SampleRequest { batch_size: 2, ..small(SamplerKind::DpmSolver) };
+    let prompts = ["a fox", "rain", "the sea"];
+    let whole = pipeline.generate(&prompts, &request, &mut ()).unwrap();
+
+    let conditioning = pipeline.encode(&prompts, &request, &mut ()).unwrap();
+    let clips: Result<Vec<_>, _> =
+        pipeline.clips(&conditioning, &request, &mut ()).unwrap().collect();
+    let clips = clips.unwrap();
+    let places: Vec<_> = clips.iter().map(|clip| (clip.index, clip.batch.clone())).collect();
+    assert_eq!(places, [(0, 0..2), (1, 0..2), (2, 2..3)]);
+    assert!(clips[0].work.forward_samples < clips[2].work.forward_samples);
+    assert!(clips.iter().map(|clip| &clip.clip).eq(&whole));
+
+    let latents = pipeline.sample(&conditioning, &request, &mut ()).unwrap().latents;
+    struct Counts(Vec<[usize; 2]>);
+    impl Observer for Counts {
+        fn decoded(&mut self, event: &Decoded) {
+            self.0.push([event.frames, event.total]);
+        }
+    }
+    let mut frames = Counts(vec![]);
+    let decoded: Result<Vec<_>, _> = pipeline.decode(latents, &mut frames).unwrap().collect();
+    assert_eq!(decoded.unwrap(), whole);
+    assert_eq!(frames.0, [[2, 6], [4, 6], [6, 6]]);
+}
+
+/// Position scales follow the request if the model does not fix them: published models divide positions by 0.5 at
+/// 256 pixels and by 1.0 at 512.
 #[test]
 fn scales_of_a_bare_checkpoint_follow_the_request() {
     let (_, device) = devices().remove(0);
@@ -366,7 +403,7 @@ fn scales_of_a_bare_checkpoint_follow_the_request() {
         let mut files = tiny_model();
         files.scales = scales;
         files.denoiser_config.scales.space_scale = space_scale;
-        TextToVideo::new(files, Dtype::F32, Dtype::F32, device.clone()).unwrap()
+        TextToVideo::new(files, PipelineOptions::default(), device.clone()).unwrap()
     };
     let request = |side| SampleRequest {
         num_frames: 1,
@@ -403,9 +440,9 @@ fn pipelines_are_shared_between_threads() {
     sent::<LoadedVae<'_>>();
 
     let (_, device) = devices().remove(0);
-    let pipeline = pipeline(&device).with_residency(Residency::All);
+    let pipeline = with_residency(tiny_model(), Residency::All, &device);
     let request = small(SamplerKind::Ddim);
-    let clips = |prompt: &str| pipeline.generate(&[prompt], &request, &mut Quiet).unwrap();
+    let clips = |prompt: &str| pipeline.generate(&[prompt], &request, &mut ()).unwrap();
     let (fox, sea) = std::thread::scope(|scope| {
         let fox = scope.spawn(|| clips("a red fox"));
         let sea = scope.spawn(|| clips("the sea"));
@@ -414,17 +451,17 @@ fn pipelines_are_shared_between_threads() {
     assert_eq!((clips("a red fox"), clips("the sea")), (fox, sea));
 }
 
-/// The loads that an observer is told of.
+/// Records the loads that an observer sees.
 #[derive(Default)]
-struct Loads(Vec<String>);
+struct Loads(Vec<Part>);
 
 impl Observer for Loads {
-    fn loading(&mut self, what: &str) {
-        self.0.push(what.to_string());
+    fn loading(&mut self, part: Part) {
+        self.0.push(part);
     }
 }
 
-/// A copy of the tiny model in a folder that can be deleted.
+/// Copies the tiny model to a folder that can be deleted.
 fn copied_model(folder: &Path) -> ModelFiles {
     let mut files = tiny_model();
     let copy = |from: &Path, to: &str| {
@@ -447,16 +484,15 @@ fn copied_model(folder: &Path) -> ModelFiles {
 }
 
 #[test]
-fn models_that_stay_in_memory_open_no_file_again() {
+fn resident_models_open_no_file_again() {
     for (name, device) in devices() {
         let made = |residency| {
             let folder = tempfile::tempdir().unwrap();
-            let files = copied_model(folder.path());
-            let made = TextToVideo::new(files, Dtype::F32, Dtype::F32, device.clone()).unwrap();
-            (folder, made.with_residency(residency))
+            let made = with_residency(copied_model(folder.path()), residency, &device);
+            (folder, made)
         };
         let request = small(SamplerKind::Iddpm);
-        // Other sizes, and units of the position tables that the weights know nothing of.
+        // Other sizes and position scales, which do not depend on the weights.
         let other = SampleRequest {
             num_frames: 3,
             image_size: [32, 16],
@@ -473,8 +509,8 @@ fn models_that_stay_in_memory_open_no_file_again() {
         let (folder, all) = made(Residency::All);
         let mut loads = Loads::default();
         let first = clip(&all, &request, &mut loads).unwrap();
-        assert_eq!(loads.0, ["text encoder", "denoiser", "VAE"], "{name}");
-        // Whatever a later call opened would not be there.
+        assert_eq!(loads.0, ALL_PARTS, "{name}");
+        // A later call that opened a file would fail.
         let path = folder.path().to_path_buf();
         folder.close().unwrap();
         assert!(!path.exists());
@@ -494,58 +530,55 @@ fn models_that_stay_in_memory_open_no_file_again() {
         clip(&denoiser, &request, &mut Loads::default()).unwrap();
         let mut loads = Loads::default();
         clip(&denoiser, &other, &mut loads).unwrap();
-        assert_eq!(loads.0, ["text encoder", "VAE"], "{name}");
+        assert_eq!(loads.0, [Part::TextEncoder, Part::Vae], "{name}");
 
-        let (_folder, little) = made(Residency::All);
-        let little = little.with_low_memory(true);
+        let (_folder, little) = made(Residency::Streamed);
         clip(&little, &request, &mut Loads::default()).unwrap();
         let mut loads = Loads::default();
         clip(&little, &request, &mut loads).unwrap();
-        assert_eq!(
-            loads.0,
-            ["text encoder", "denoiser", "VAE"],
-            "{name}: low memory keeps nothing"
-        );
+        assert_eq!(loads.0, ALL_PARTS, "{name}: low memory keeps nothing");
     }
 }
 
-/// The steps of `generate` one by one, with a callback that sees latents, give its clips.
+fn one_clip(conditioning: &Conditioning, index: usize) -> Conditioning {
+    conditioning.select(index..index + 1).into_owned()
+}
+
+/// The steps of `generate`, called one by one with a callback that sees latents, give the same clips.
 #[test]
 fn a_clip_is_made_step_by_step() {
     let (_, device) = devices().remove(0);
     let pipeline = pipeline(&device);
     let request = small(SamplerKind::Iddpm);
     let prompts = ["a red fox", "the sea"];
-    let whole = pipeline.generate(&prompts, &request, &mut Quiet).unwrap();
+    let whole = pipeline.generate(&prompts, &request, &mut ()).unwrap();
 
-    let conditioning = pipeline.encode(&prompts, &request, &mut Quiet).unwrap();
-    let mut denoiser = pipeline.load_denoiser(&request, &mut Quiet).unwrap();
-    let vae = pipeline.load_vae(&mut Quiet).unwrap();
+    let conditioning = pipeline.encode(&prompts, &request, &mut ()).unwrap();
+    let mut denoiser = pipeline.load_denoiser(&request, &mut ()).unwrap();
+    let vae = pipeline.load_vae(&mut ()).unwrap();
     for (index, expected) in whole.iter().enumerate() {
-        let one = conditioning.select(index..index + 1);
+        let one = one_clip(&conditioning, index);
         let mut seen = Vec::new();
-        let latents = denoiser
-            .sample(&one, index, |info| {
-                assert_eq!((info.step, info.total), (seen.len(), 4));
-                seen.push(values(info.latents.clone()));
-                ControlFlow::Continue(())
-            })
-            .unwrap();
+        let mut see = |event: &SamplerStep<'_>| {
+            assert_eq!((event.step, event.steps), (seen.len(), 4));
+            seen.push(values(event.latents.clone()));
+            ControlFlow::Continue(())
+        };
+        let latents = denoiser.sample(&one, index, &mut see).unwrap();
         assert_eq!(seen.last(), Some(&values(latents.clone())));
         let start = denoiser.initial_latents(1, index);
         assert_eq!(start.dims(), denoiser.latents_shape(1));
-        let again =
-            denoiser.sample_from(start, &one, index, |_| ControlFlow::Continue(())).unwrap();
+        let again = denoiser.sample_from(start, &one, index, &mut ()).unwrap();
         assert_eq!(values(again), values(latents.clone()));
-        assert_eq!(&vae.decode(latents, |_| ()).unwrap(), expected);
+        assert_eq!(&vae.decode(latents, &mut ()).unwrap(), expected);
     }
-    let one = conditioning.select(0..1);
+    let one = one_clip(&conditioning, 0);
     let other = denoiser.initial_latents(1, 0) * 0.5;
-    let changed = denoiser.sample_from(other, &one, 0, |_| ControlFlow::Continue(())).unwrap();
-    let usual = denoiser.sample(&one, 0, |_| ControlFlow::Continue(())).unwrap();
+    let changed = denoiser.sample_from(other, &one, 0, &mut ()).unwrap();
+    let usual = denoiser.sample(&one, 0, &mut ()).unwrap();
     assert_ne!(values(changed), values(usual));
     let short = denoiser.initial_latents(1, 0).narrow(2, 0, 1);
-    let error = denoiser.sample_from(short, &one, 0, |_| ControlFlow::Continue(())).unwrap_err();
+    let error = denoiser.sample_from(short, &one, 0, &mut ()).unwrap_err();
     assert!(error.to_string().contains("shape [1, 4, 1, 2, 4]"), "{error}");
 }
 
@@ -553,18 +586,18 @@ fn a_clip_is_made_step_by_step() {
 fn the_vae_encodes_what_it_can_decode() {
     let (_, device) = devices().remove(0);
     let pipeline = pipeline(&device);
-    let vae = pipeline.load_vae(&mut Quiet).unwrap();
+    let vae = pipeline.load_vae(&mut ()).unwrap();
     let clip = Frames::from_rgb((0..3 * 16 * 32 * 3).map(|i| i as u8).collect(), [3, 16, 32]);
     let latents = vae.encode(&clip.unwrap()).unwrap();
     assert_eq!(latents.dims(), [1, 4, 3, 2, 4]);
-    assert_eq!(vae.decode(latents, |_| ()).unwrap().len(), 3);
+    assert_eq!(vae.decode(latents, &mut ()).unwrap().len(), 3);
     let odd = Frames::from_rgb(vec![0; 17 * 16 * 3], [1, 17, 16]).unwrap();
     assert!(matches!(vae.encode(&odd), Err(PipelineError::VaeConfig(_))));
 }
 
-/// A negative prompt stands where the null prompt does, with its own mask.
+/// A negative prompt replaces the null prompt, with its own mask.
 #[test]
-fn a_negative_prompt_takes_the_place_of_the_null_prompt() {
+fn a_negative_prompt_replaces_the_null_prompt() {
     for (name, device) in devices() {
         let pipeline = pipeline(&device);
         let usual = small(SamplerKind::Ddim);
@@ -573,17 +606,17 @@ fn a_negative_prompt_takes_the_place_of_the_null_prompt() {
         let fox = |request: &SampleRequest| sample(&pipeline, &["a red fox"], request);
         assert_ne!(fox(&negative("rain over the wide sea")), fox(&usual), "{name}");
         assert_ne!(fox(&negative("rain over the wide sea")), fox(&negative("")), "{name}");
-        // Guidance away from the prompt itself has nowhere to go: any scale gives the model's own prediction.
+        // With the prompt as its own negative, every guidance scale gives the model's prediction.
         let plain = SampleRequest { guidance_scale: 1.0, ..usual.clone() };
         let (same, alone) = (fox(&negative("a red fox")), fox(&plain));
         let scale = alone.iter().fold(1.0f32, |max, value| max.max(value.abs()));
         let difference = largest_difference(&same, &alone);
         assert!(difference <= 1e-3 * scale, "{name}: {difference} of {scale}");
-        // Without guidance it is not even encoded.
+        // Without guidance the negative prompt is not encoded.
         let unguided = SampleRequest { guidance_scale: 1.0, ..negative("a bear") };
-        assert!(pipeline.encode(&["a fox"], &unguided, &mut Quiet).unwrap().negative.is_none());
+        assert!(pipeline.encode(&["a fox"], &unguided, &mut ()).unwrap().negative.is_none());
         assert_eq!(fox(&unguided), alone, "{name}");
-        // Batches do not matter, and low memory takes both predictions one by one or together alike.
+        // The same at every batch size; with low memory, both predictions in one call or in two.
         let prompts = ["a red fox", "the sea at night"];
         let pairs = SampleRequest { batch_size: 2, ..negative("rain") };
         let singles = sample(&pipeline, &prompts, &negative("rain"));
@@ -592,7 +625,7 @@ fn a_negative_prompt_takes_the_place_of_the_null_prompt() {
     }
 }
 
-/// Equal prompts are encoded once and still make different clips, each with the noise of its place.
+/// Equal prompts are encoded once and give different clips, each with the noise of its position.
 #[test]
 fn several_clips_of_one_prompt_differ_in_their_noise() {
     let (_, device) = devices().remove(0);
@@ -610,7 +643,7 @@ fn several_clips_of_one_prompt_differ_in_their_noise() {
     }
 }
 
-/// A sampler of the caller's own: one step of DDIM, told as a sampler that nobody has heard of.
+/// A user's sampler: one step of DDIM.
 #[derive(Debug)]
 struct Leap(Ddim);
 
@@ -629,7 +662,7 @@ impl Sampler for Leap {
         guidance: &Guidance,
         latents: Tensor<5>,
         _noise: &mut dyn FnMut(usize) -> Tensor<5>,
-        on_step: &mut dyn FnMut(StepInfo<'_>) -> ControlFlow<()>,
+        observer: &mut dyn diffusion::Observer,
     ) -> Result<Tensor<5>, SampleError> {
         guidance.check()?;
         let channels = latents.dims()[1];
@@ -638,13 +671,13 @@ impl Sampler for Leap {
         let eps = guidance.predict(model, &latents, timestep, channels)?;
         let clean = latents.mul_scalar(tables.sqrt_recip_alphas_cumprod[0])
             - eps.mul_scalar(tables.sqrt_recipm1_alphas_cumprod[0]);
-        StepInfo::new(0, 1, timestep, &clean).report(on_step)?;
+        StepInfo::new(0, 1, timestep, &clean).report(observer)?;
         Ok(clean)
     }
 }
 
 #[test]
-fn a_sampler_of_the_callers_own_plugs_in() {
+fn a_users_sampler_plugs_in() {
     let (_, device) = devices().remove(0);
     let pipeline = pipeline(&device);
     let own = OwnSampler::new(Leap(Ddim::with_steps(1).unwrap()));

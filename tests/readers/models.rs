@@ -10,7 +10,7 @@ use opensora::{
     ClassFiles, ModelError,
     model_files::{PartPaths, PathPolicy},
 };
-use opensora_checkpoint::Checkpoint;
+use opensora_checkpoint::{Checkpoint, PublishedModel};
 use opensora_stdit::{ClassConfig, DenoiserConfig, Dit, StDit, keys};
 use opensora_t5::{T5Config, T5Encoder, T5Tokenizer};
 use opensora_vae::{AutoencoderKl, VaeConfig};
@@ -158,7 +158,7 @@ pub(super) const READERS: &[Reader] = &[
 /// Opens a checkpoint and reads every tensor of numbers.
 fn tensors(path: &Path) -> Result<(), String> {
     let checkpoint = Checkpoint::open(path).map_err(text)?;
-    checkpoint.notes().map_err(text)?;
+    checkpoint.metadata().map_err(text)?;
     let checkpoint = keys::unwrapped(&checkpoint).map_err(text)?;
     checkpoint.non_finite(FloatDType::F32).map(drop).map_err(text)
 }

@@ -20,6 +20,7 @@ pub(crate) mod weights;
 
 use burn::tensor::Device;
 use opensora::{
+    denoiser::PromptError,
     diffusion::{SamplerKind, sampler::SamplerError},
     nn::{
         dtype::{Dtype, DtypeError},
@@ -243,6 +244,9 @@ pub(crate) enum BenchError {
     /// The text encoder's sizes do not fit.
     #[error(transparent)]
     T5(#[from] T5ConfigError),
+    /// The prompt's states do not fit the denoiser.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
     /// The device does not compute in this type.
     #[error(transparent)]
     Dtype(#[from] DtypeError),

@@ -141,10 +141,10 @@ mod tests {
     #[test]
     fn the_commands_of_the_guides_parse() {
         let guides = [
-            include_str!("../../../docs/sampling.md"),
-            include_str!("../../../docs/training.md"),
-            include_str!("../../../docs/migration.md"),
-            include_str!("../../../docs/command-line.md"),
+            include_str!("../docs/sampling.md"),
+            include_str!("../docs/training.md"),
+            include_str!("../docs/migration.md"),
+            include_str!("../docs/command-line.md"),
         ];
         let mut commands = 0;
         for block in guides.iter().flat_map(|guide| guide.split("```sh\n").skip(1)) {

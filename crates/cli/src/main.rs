@@ -27,8 +27,8 @@ use commands::{
     bench as bench_command, completions, data, devices, eval, man, plot, probe_device, sample,
     train, verify, weights,
 };
+use opensora::files::error_line;
 use output::OutputError;
-use opensora_files::error_line;
 use std::{process::ExitCode, time::Instant};
 
 /// Exit code where the reader of standard output has gone, as shells report SIGPIPE.

@@ -3,7 +3,11 @@
 use crate::{output, stop};
 use burn::tensor::Device;
 use indicatif::{ProgressBar, ProgressStyle};
-use opensora::{Observer, checkpoint::ImportReport, nn::device};
+use opensora::{
+    Observer,
+    nn::device,
+    pipeline::{Decoded, Loaded, Part, SamplerStep, UnknownWords},
+};
 use std::{
     io::IsTerminal,
     ops::ControlFlow,
@@ -157,34 +161,30 @@ fn new_bar(stage: &str, total: usize) -> ProgressBar {
 }
 
 impl Observer for Progress {
-    fn loading(&mut self, what: &str) {
-        self.line(&format!("loading the {what}"));
+    fn loading(&mut self, part: Part) {
+        self.line(&format!("loading the {part}"));
     }
 
-    fn loaded(&mut self, report: &ImportReport) {
-        self.line(&format!("  {report}"));
+    fn loaded(&mut self, event: &Loaded<'_>) {
+        self.line(&format!("  {}", event.report));
         self.begin_stage();
     }
 
-    fn unknown_words(&mut self, prompt: &str, words: &[String]) {
+    fn unknown_words(&mut self, event: &UnknownWords<'_>) {
+        let UnknownWords { prompt, words, .. } = event;
         let plural = if words.len() == 1 { "" } else { "s" };
         let words = words.join(", ");
         self.line(&format!("warning: word{plural} unknown to the model in \"{prompt}\": {words}"));
     }
 
-    fn sampled(
-        &mut self,
-        step: usize,
-        steps: usize,
-        batch: usize,
-        batches: usize,
-    ) -> ControlFlow<()> {
-        self.advance("sampling", batch * steps + step, batches * steps);
+    fn sampler_step(&mut self, event: &SamplerStep<'_>) -> ControlFlow<()> {
+        let done = event.batch * event.steps + event.step + 1;
+        self.advance("sampling", done, event.batches * event.steps);
         stop::flow()
     }
 
-    fn decoded(&mut self, frames: usize, total: usize) {
-        self.advance("decoding", frames, total);
+    fn decoded(&mut self, event: &Decoded) {
+        self.advance("decoding", event.frames, event.total);
     }
 }
 

@@ -92,7 +92,7 @@ fn eval_demo_refuses_what_cannot_be_judged() {
     let folder = tempfile::tempdir().unwrap();
     for (args, named) in [
         (&["--image-size", "16x32"][..], "16x32"),
-        (&["--require", "size=0.9"], "'size' is not judged"),
+        (&["--require", "size=0.9"], "unknown attribute 'size'"),
         (&["--require", "shape=2"], "'2' is no share"),
         (&["--seen", "--all"], "cannot be used with"),
     ] {

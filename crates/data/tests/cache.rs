@@ -11,30 +11,21 @@ use opensora_data::{
 };
 use std::{
     fs,
-    ops::ControlFlow,
     path::{Path, PathBuf},
 };
-use world::World;
+use world::{Log, World};
 
 impl World {
     /// Writes the cache in shards of two rows; returns how many rows were encoded anew.
     fn write(&self, clip: &ClipSpec) -> usize {
         let (dataset, encoder, key) = (self.dataset(clip), self.encoder(Some(2)), self.key(clip));
         let latents = 4 * clip.num_frames * 16 * 16;
-        let job = CacheJob {
-            dataset: &dataset,
-            encoder: &encoder,
-            key: &key,
-            shard_bytes: 2 * 2 * 4 * latents * clip.variants.unwrap_or(1) as usize,
-        };
-        let mut calls = 0;
-        write(&job, &self.path("cache"), |_, _| {
-            calls += 1;
-            ControlFlow::Continue(())
-        })
-        .unwrap();
-        // Each shard that is there already is told of once, a row that is encoded once more.
-        calls - 3
+        let job = CacheJob::new(&dataset, &encoder, &key)
+            .with_shard_bytes(2 * 2 * 4 * latents * clip.variants.unwrap_or(1) as usize);
+        let mut log = Log::default();
+        write(&job, &self.path("cache"), &mut log).unwrap();
+        // Each shard that exists already is reported once, a row that is encoded once more.
+        log.done.len() - 3
     }
 
     fn refused(&self, clip: &ClipSpec) -> String {
@@ -123,7 +114,7 @@ fn another_setting_or_model_makes_it_stale_and_one_flipped_bit_is_found() {
     let opened = LatentCache::open(&cache).unwrap();
     fs::write(world.path("vae/config.json"), "{}").unwrap();
     let error = opened.check(&world.key(&clip())).unwrap_err().to_string();
-    assert!(error.contains("the VAE is another one"), "{error}");
+    assert!(error.contains("the VAE has changed"), "{error}");
 
     let whole = fs::read(shard(&cache, 1)).unwrap();
     for at in [0, 9, whole.len() / 2, whole.len() - 1] {

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use burn::data::dataset::Dataset;
-use opensora_data::{ClipDataset, ClipSpec, DataError, Draw, Manifest, Row, Source, window};
+use opensora_data::{
+    ClipDataset, ClipSpec, DataError, Draw, DrawKey, Manifest, Row, Source, window,
+};
 use opensora_video::{Frames, VideoSpec, Writer};
 use std::{
     fs::File,
@@ -55,7 +57,7 @@ fn windows_and_mirrors_are_those_of_the_draw() {
         let sample = data.read(0, epoch).unwrap();
         assert_eq!((sample.shape, sample.pixels.len()), ([3, 4, 16, 16], 3 * 4 * 256));
         assert_eq!(sample.caption, "Caption of ramp");
-        let draw = Draw::new(&SPEC, 20, 7, 0, epoch);
+        let draw = Draw::new(&SPEC, 20, DrawKey { seed: 7, row: 0, epoch });
         let indices = window::frame_indices(&SPEC, 20, draw.begin).unwrap();
         for (t, index) in indices.into_iter().enumerate() {
             let bright = 10.0 * (index + 1) as f32;
@@ -108,7 +110,7 @@ fn every_kind_of_file_is_read() {
     for (row, path) in paths.iter().enumerate() {
         let sample = data.read(row, 0).unwrap();
         let video = row < 3;
-        let begin = Draw::new(&spec, 6, 7, row, 0).begin;
+        let begin = Draw::new(&spec, 6, DrawKey { seed: 7, row, epoch: 0 }).begin;
         for t in 0..4 {
             let bright = if video { 10.0 * (begin + t + 1) as f32 } else { 40.0 };
             let [left, right] = edges(&sample.pixels, t);

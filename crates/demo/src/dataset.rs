@@ -77,7 +77,7 @@ pub enum DemoError {
         expected: &'static str,
     },
     /// A file or folder cannot be written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -173,17 +173,37 @@ impl DemoSpec {
 /// Changes where the same seed gives other pixels or captions.
 const WORLD: &str = "opensora-demo-1";
 
-/// Writes a data set into `folder` on all cores. `progress` hears how many files of all are done, and
-/// stops the work if it breaks. Clips of an earlier run with the same settings are kept, so that an
-/// interrupted run resumes.
+/// Receives the events of [`write_dataset`]; each method has a default that ignores its event.
+pub trait Observer {
+    /// A clip, still or film is complete. `Break` stops the work.
+    fn written(&mut self, _event: &Written) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+/// Ignores all events.
+impl Observer for () {}
+
+/// Files of a data set that are complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Written {
+    /// Clips, stills and films that are complete.
+    pub done: usize,
+    /// Clips, stills and films of the data set.
+    pub total: usize,
+}
+
+/// Writes a data set into `folder` on all cores. Clips of an earlier run with the same settings are kept,
+/// so that an interrupted run resumes.
 ///
 /// # Errors
-/// Returns an error if a setting is out of range, a file cannot be written, or `progress` breaks
+/// Returns an error if a setting is out of range, a file cannot be written, or `observer` breaks
 /// before the last file ([`DemoError::Stopped`]).
 pub fn write_dataset(
     folder: &Path,
     spec: &DemoSpec,
-    mut progress: impl FnMut(usize, usize) -> ControlFlow<()>,
+    observer: &mut dyn Observer,
 ) -> Result<(), DemoError> {
     spec.check()?;
     let [clips, stills, films] = ["clips", "stills", "films"].map(|name| folder.join(name));
@@ -215,7 +235,7 @@ pub fn write_dataset(
                 write_film(&films, spec, index - pictures).map(|()| None)
             }
         },
-        |done, total| match progress(done, total) {
+        |done, total| match observer.written(&Written { done, total }) {
             ControlFlow::Break(()) if done < total => Err(DemoError::Stopped { done, total }),
             _ => Ok(()),
         },

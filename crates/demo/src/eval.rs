@@ -23,11 +23,12 @@ use crate::{Kind, Scene, Verdict, judge, render};
 use burn::tensor::{Tensor, TensorData};
 use opensora::{
     Observer, PipelineError, SampleRequest, TextToVideo,
-    checkpoint::Checkpoint,
-    frames::to_frames,
+    checkpoint::{Checkpoint, CheckpointError, PublishedModel},
+    frames::{ToFramesError, to_frames},
     nn::dtype::Dtype,
-    vae::{AutoencoderKl, VaeConfig},
-    video::Frames,
+    pipeline::{Decoded, Loaded, Part},
+    vae::{AutoencoderKl, VaeConfig, VaeConfigError},
+    video::{Frames, FramesError},
 };
 use std::time::Instant;
 
@@ -52,67 +53,112 @@ pub struct Judged<'a> {
     pub verdict: Verdict,
 }
 
-/// What is done.
+/// Why a model cannot be evaluated.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvalError {
+    /// An evaluation without prompts.
+    #[error("0 prompts, expected at least 1")]
+    NoPrompts,
+    /// Clips that are too small to be judged.
+    #[error(
+        "{}x{}: clips under {SMALLEST_SIDE} pixels cannot be judged", image_size[0], image_size[1]
+    )]
+    TooSmall {
+        /// Height and width in pixels.
+        image_size: [usize; 2],
+    },
+    /// Clips that are too short to show a motion.
+    #[error("{num_frames} frames: motion takes at least 2")]
+    TooShort {
+        /// Frames of a clip.
+        num_frames: usize,
+    },
+    /// The model cannot be sampled.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    /// The VAE's configuration cannot be used.
+    #[error(transparent)]
+    VaeConfig(#[from] VaeConfigError),
+    /// The VAE's weights cannot be opened.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The VAE cannot be loaded.
+    #[error(transparent)]
+    Vae(#[from] opensora::vae::LoadError),
+    /// Decoded values that cannot be frames.
+    #[error(transparent)]
+    ToFrames(#[from] ToFramesError),
+    /// A real clip cannot have the request's size.
+    #[error(transparent)]
+    Frames(#[from] FramesError),
+}
+
+/// An evaluation of a model on demo prompts.
 #[derive(Debug, Clone, Default)]
 pub struct Evaluation {
-    /// Which triples of shape, colour and motion are asked for.
+    /// Triples of shape, colour and motion to ask for.
     pub set: PromptSet,
     /// Number of prompts.
     pub prompts: usize,
     /// Size, length, sampler, guidance, seed (of prompts and noise).
     pub request: SampleRequest,
-    /// Whether the VAE's ceiling is measured.
+    /// True to measure the ceiling of the VAE as well.
     pub vae_ceiling: bool,
 }
 
 impl Evaluation {
-    /// The prompts, in order.
+    /// Returns the prompts, in order.
     pub fn prompts(&self) -> Vec<DemoPrompt> {
         demo_prompts(self.set, self.prompts, self.request.seed)
     }
 
-    /// # Errors
-    /// Where there is nothing to evaluate, the model cannot make such clips or the judge not judge
-    /// them.
-    pub fn check(&self, pipeline: &TextToVideo) -> Result<(), PipelineError> {
-        let fail = |text: String| Err(PipelineError::Request(text));
-        if self.prompts == 0 {
-            return fail("0 prompts, expected at least 1".into());
-        }
-        let SampleRequest { num_frames, image_size: [height, width], .. } = self.request;
-        if height.min(width) < SMALLEST_SIDE {
-            let least = SMALLEST_SIDE;
-            return fail(format!("{height}x{width}: clips under {least} pixels cannot be judged"));
-        }
-        if num_frames < 2 {
-            return fail(format!("{num_frames} frames: motion takes at least 2"));
-        }
-        pipeline.check(&self.request).map(drop)
-    }
-
-    /// Samples a clip for every prompt and judges it; `sink` gets each as soon as it is judged. Text encoder, denoiser and VAE are loaded once each (and the VAE
-    /// once more for its ceiling).
+    /// Checks that the model can make such clips and that they can be judged.
     ///
     /// # Errors
-    /// As [`Evaluation::check`], where the model cannot be loaded, or where `sink` fails.
-    pub fn run<E: From<PipelineError>>(
+    /// Returns an error if there are no prompts, the clips are too small or too short to be judged, or the
+    /// model cannot make them.
+    pub fn check(&self, pipeline: &TextToVideo) -> Result<(), EvalError> {
+        if self.prompts == 0 {
+            return Err(EvalError::NoPrompts);
+        }
+        let SampleRequest { num_frames, image_size, .. } = self.request;
+        if image_size.iter().any(|&side| side < SMALLEST_SIDE) {
+            return Err(EvalError::TooSmall { image_size });
+        }
+        if num_frames < 2 {
+            return Err(EvalError::TooShort { num_frames });
+        }
+        pipeline.check(&self.request)?;
+        Ok(())
+    }
+
+    /// Samples a clip for every prompt and judges it; `sink` receives each as soon as it is judged. The text
+    /// encoder, the denoiser and the VAE are loaded once each (and the VAE once more for its ceiling).
+    ///
+    /// # Errors
+    /// Returns the errors of [`check`](Self::check) and of the pipeline, and those of `sink`.
+    pub fn run<E: From<EvalError>>(
         &self,
         pipeline: &TextToVideo,
         observer: &mut dyn Observer,
         mut sink: impl FnMut(Judged<'_>) -> Result<(), E>,
     ) -> Result<Report, E> {
         self.check(pipeline)?;
+        let fail = |error: PipelineError| E::from(EvalError::Pipeline(error));
         let prompts = self.prompts();
         let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
         let started = Instant::now();
-        let states = pipeline.encode(&texts, &self.request, observer)?;
-        let (latents, work) = pipeline.sample_counted(&states, &self.request, observer)?;
+        let conditioning = pipeline.encode(&texts, &self.request, observer).map_err(fail)?;
+        let sampled = pipeline.sample(&conditioning, &self.request, observer).map_err(fail)?;
         let mut model = Scores::default();
-        pipeline.decode(latents, observer, |index, clip| -> Result<(), E> {
-            let (prompt, verdict) = (&prompts[index], judge(&clip));
+        let clips = pipeline.decode(sampled.latents, observer).map_err(fail)?;
+        for (index, (clip, prompt)) in clips.zip(&prompts).enumerate() {
+            let clip = clip.map_err(fail)?;
+            let verdict = judge(&clip);
             model.add(&prompt.labels, prompt.is_new_sentence, &verdict);
-            sink(Judged { index, prompt, clip, verdict })
-        })?;
+            sink(Judged { index, prompt, clip, verdict })?;
+        }
         let seconds = started.elapsed().as_secs_f64();
         let vae = if self.vae_ceiling {
             Some(vae_ceiling(pipeline, &prompts, &self.request, observer)?)
@@ -126,30 +172,27 @@ impl Evaluation {
             judge: judge_ceiling(&prompts, &self.request)?,
             vae,
             model,
-            work,
+            work: sampled.work,
             seconds_per_clip: seconds / prompts.len() as f64,
         })
     }
 }
 
-/// The real clip of a prompt.
+/// Draws the real clip of a prompt.
 fn real_clip(
     prompt: &DemoPrompt,
     index: usize,
     request: &SampleRequest,
-) -> Result<Frames, PipelineError> {
+) -> Result<Frames, EvalError> {
     let scene = Scene::draw(prompt.labels, &mut Kind::RealClip.rng(request.seed, index as u64));
     Ok(render(&scene, request.num_frames, request.image_size)?)
 }
 
-/// The judge on real clips of the prompts: what no model can beat.
+/// Scores the judge on real clips of the prompts: the ceiling of every model.
 ///
 /// # Errors
-/// Where a clip cannot have the request's size.
-pub fn judge_ceiling(
-    prompts: &[DemoPrompt],
-    request: &SampleRequest,
-) -> Result<Scores, PipelineError> {
+/// Returns an error if a clip cannot have the request's size.
+pub fn judge_ceiling(prompts: &[DemoPrompt], request: &SampleRequest) -> Result<Scores, EvalError> {
     let mut scores = Scores::default();
     for (index, prompt) in prompts.iter().enumerate() {
         let clip = real_clip(prompt, index, request)?;
@@ -158,24 +201,24 @@ pub fn judge_ceiling(
     Ok(scores)
 }
 
-/// The judge on real clips that the model's VAE has encoded (to the posterior's mean) and decoded:
-/// what the denoiser cannot beat.
+/// Scores the judge on real clips that the model's VAE has encoded (to the mean of the posterior) and
+/// decoded: the ceiling of the denoiser.
 ///
 /// # Errors
-/// Where the VAE cannot be loaded or a clip cannot have the request's size.
+/// Returns an error if the VAE cannot be loaded or a clip cannot have the request's size.
 pub fn vae_ceiling(
     pipeline: &TextToVideo,
     prompts: &[DemoPrompt],
     request: &SampleRequest,
     observer: &mut dyn Observer,
-) -> Result<Scores, PipelineError> {
-    observer.loading("VAE");
+) -> Result<Scores, EvalError> {
+    observer.loading(Part::Vae);
     let path = &pipeline.files().vae;
     let checkpoint = Checkpoint::open(path)?;
     let config = VaeConfig::beside(path)?;
     let device = pipeline.device();
     let (vae, loaded) = AutoencoderKl::load(&config, &checkpoint, Dtype::F32.float(), device)?;
-    observer.loaded(&loaded);
+    observer.loaded(&Loaded::new(Part::Vae, &loaded));
     let mut scores = Scores::default();
     let [height, width] = request.image_size;
     for (part, few) in prompts.chunks(ROUND_TRIP_BATCH).enumerate() {
@@ -192,12 +235,12 @@ pub fn vae_ceiling(
             scores.add(&prompt.labels, prompt.is_new_sentence, &judge(&clip));
         }
         let done = (part * ROUND_TRIP_BATCH + few.len()) * request.num_frames;
-        observer.decoded(done, prompts.len() * request.num_frames);
+        observer.decoded(&Decoded::new(done, prompts.len() * request.num_frames));
     }
     Ok(scores)
 }
 
-/// A clip's bytes as `[3, T, H, W]` in [-1, 1].
+/// Returns a clip's pixels as `[3, T, H, W]` in [-1, 1].
 fn signed(clip: &Frames) -> Vec<f32> {
     let mut values = Vec::with_capacity(clip.data().len());
     for channel in 0..3 {

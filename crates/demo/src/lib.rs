@@ -8,14 +8,14 @@
 //! is a function of (seed, index), through [`opensora::nn::random::HostRng`].
 //!
 //! ```no_run
-//! use opensora::{Quiet, SampleRequest, TextToVideo, nn::{device, dtype::Dtype}};
+//! use opensora::{PipelineOptions, SampleRequest, TextToVideo, nn::device};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let files = opensora_demo::model_files()?;
 //! let request = SampleRequest { seed: 7, ..files.defaults.clone() };
-//! let pipeline = TextToVideo::new(files, Dtype::F32, Dtype::F32, device::parse("flex")?)?;
+//! let pipeline = TextToVideo::new(files, PipelineOptions::default(), device::parse("flex")?)?;
 //! let prompt = "a red circle moves to the right on a black background";
-//! let clips = pipeline.generate(&[prompt], &request, &mut Quiet)?;
+//! let clips = pipeline.generate(&[prompt], &request, &mut ())?;
 //! println!("{:?}", opensora_demo::judge(&clips[0]));
 //! # Ok(())
 //! # }
@@ -41,9 +41,14 @@ pub mod model;
 pub mod render;
 pub mod world;
 
-pub use dataset::{DemoError, DemoSpec, write_dataset};
+pub use dataset::{DemoError, DemoSpec, Observer, Written, write_dataset};
 pub use draw::{Captioned, Kind, film, training_clip, training_still};
 pub use judge::{Verdict, judge};
 pub use model::{UnpackError, model_files};
 pub use render::render;
 pub use world::{Background, Colour, Labels, Motion, Scene, Shape, is_held_out, triples};
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

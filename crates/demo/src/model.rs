@@ -44,7 +44,7 @@ pub enum UnpackError {
     #[error("the demo model has no folder to be unpacked into: set XDG_CACHE_HOME or HOME")]
     NoCacheFolder,
     /// A file or folder cannot be read or written.
-    #[error("the demo model cannot be unpacked: {}: {source}", path.display())]
+    #[error("the demo model cannot be unpacked: {}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,

@@ -7,7 +7,8 @@ use opensora::{
     video::{Frames, VideoSpec, Writer, mp4, png},
 };
 use opensora_demo::{
-    DemoSpec, Kind, Labels, film, judge, render, training_clip, training_still, write_dataset,
+    DemoSpec, Kind, Labels, Observer, Written, film, judge, render, training_clip, training_still,
+    write_dataset,
 };
 use opensora_manifest::Manifest;
 use std::{ops::ControlFlow, path::Path};
@@ -130,13 +131,16 @@ fn a_data_set_is_written_and_an_interrupted_one_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let spec = DemoSpec { clips: 6, stills: 4, seed: 3, image_size: [32, 32], ..<_>::default() };
     let spec = DemoSpec { num_frames: 4, ..spec };
-    let mut steps = Vec::new();
-    write_dataset(folder.path(), &spec, |done, total| {
-        steps.push((done, total));
-        ControlFlow::Continue(())
-    })
-    .unwrap();
-    assert_eq!(steps, (1..=10).map(|done| (done, 10)).collect::<Vec<_>>());
+    struct Steps(Vec<(usize, usize)>);
+    impl Observer for Steps {
+        fn written(&mut self, event: &Written) -> ControlFlow<()> {
+            self.0.push((event.done, event.total));
+            ControlFlow::Continue(())
+        }
+    }
+    let mut steps = Steps(Vec::new());
+    write_dataset(folder.path(), &spec, &mut steps).unwrap();
+    assert_eq!(steps.0, (1..=10).map(|done| (done, 10)).collect::<Vec<_>>());
 
     let clips = Manifest::read(&folder.path().join("clips.csv")).unwrap().rows;
     let stills = Manifest::read(&folder.path().join("stills.csv")).unwrap().rows;
@@ -158,10 +162,9 @@ fn a_data_set_is_written_and_an_interrupted_one_goes_on() {
     let kept = written(0);
     let whole = std::fs::read(&clips[1].path).unwrap();
     std::fs::remove_file(&clips[1].path).unwrap();
-    write_dataset(folder.path(), &spec, |_, _| ControlFlow::Continue(())).unwrap();
+    write_dataset(folder.path(), &spec, &mut ()).unwrap();
     assert_eq!((written(0), std::fs::read(&clips[1].path).unwrap()), (kept, whole));
-    write_dataset(folder.path(), &DemoSpec { seed: 4, ..spec }, |_, _| ControlFlow::Continue(()))
-        .unwrap();
+    write_dataset(folder.path(), &DemoSpec { seed: 4, ..spec }, &mut ()).unwrap();
     let again = Manifest::read(&folder.path().join("clips.csv")).unwrap().rows;
     assert_eq!(again[0].caption, training_clip(4, 0).caption);
     assert_ne!(written(0), kept);
@@ -171,7 +174,7 @@ fn a_data_set_is_written_and_an_interrupted_one_goes_on() {
 fn a_film_is_its_shots_one_after_the_other() {
     let folder = tempfile::tempdir().unwrap();
     let spec = DemoSpec { films: 2, shots: 3, seed: 8, num_frames: 4, ..DemoSpec::default() };
-    write_dataset(folder.path(), &spec, |_, _| ControlFlow::Continue(())).unwrap();
+    write_dataset(folder.path(), &spec, &mut ()).unwrap();
     let names = |folder: &Path| std::fs::read_dir(folder).unwrap().count();
     assert_eq!((names(folder.path()), names(&folder.path().join("films"))), (1, 4));
     let (read, fps) = mp4::read(&folder.path().join("films/000001.mp4")).unwrap();
@@ -194,8 +197,7 @@ fn impossible_settings_are_refused_before_anything_is_written() {
         (DemoSpec { num_frames: 1, ..spec.clone() }, "num_frames = 1"),
         (DemoSpec { clips: 0, ..spec }, "clips = 0"),
     ] {
-        let error =
-            write_dataset(&out, &spec, |_, _| ControlFlow::Continue(())).unwrap_err().to_string();
+        let error = write_dataset(&out, &spec, &mut ()).unwrap_err().to_string();
         assert!(error.starts_with(named), "{error}");
         assert!(!out.exists());
     }

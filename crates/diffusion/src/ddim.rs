@@ -6,8 +6,6 @@
 //! Deviation: the coefficients of a step are computed in f64 and then rounded to f32; the reference
 //! rounds `alphas_cumprod` first, which loses digits of `1 - alphas_cumprod` near the end.
 
-use std::ops::ControlFlow;
-
 use burn::tensor::Tensor;
 use thiserror::Error;
 
@@ -17,8 +15,10 @@ use crate::{
     guidance::Guidance,
     process::{GaussianDiffusion, ProcessError},
     respace::Respacing,
-    step::{SampleError, StepInfo},
+    sampler::{Sampler, SamplerKind},
+    step::{Observer, SampleError},
     tables::TablesError,
+    walk::{Walk, noised_before},
 };
 
 /// The DDIM sampler over a (respaced) process.
@@ -77,38 +77,49 @@ impl Ddim {
     /// # Errors
     /// Returns an error if the shapes differ.
     pub fn noised(&self, clean: Tensor<5>, noise: Tensor<5>) -> Result<Tensor<5>, ProcessError> {
-        self.process.noised_before(self.first_step, clean, noise)
+        noised_before(&self.process, self.first_step, clean, noise)
     }
 
     /// The process that is walked back.
     pub fn process(&self) -> &GaussianDiffusion {
         &self.process
     }
+}
 
-    /// Walks from `latents` to clean latents; as [`crate::Iddpm::sample`]. `noise` is not called where
-    /// eta is 0.
-    ///
-    /// # Errors
-    /// As [`crate::Iddpm::sample`].
-    pub fn sample<D: Denoiser + ?Sized>(
+impl Sampler for Ddim {
+    fn name(&self) -> &str {
+        SamplerKind::Ddim.name()
+    }
+
+    fn steps(&self) -> usize {
+        self.process.num_timesteps()
+    }
+
+    fn guidance(&self, guidance_scale: f64) -> Guidance {
+        SamplerKind::Ddim.guidance(guidance_scale)
+    }
+
+    /// Samples as [`Sampler::sample`] says. The model's output must have `2C` channels; `noise` is called
+    /// only if eta is above 0, and not for the last step.
+    fn sample(
         &self,
-        model: &D,
+        model: &dyn Denoiser,
         guidance: &Guidance,
         latents: Tensor<5>,
-        mut noise: impl FnMut(usize) -> Tensor<5>,
-        on_step: impl FnMut(StepInfo<'_>) -> ControlFlow<()>,
+        noise: &mut dyn FnMut(usize) -> Tensor<5>,
+        observer: &mut dyn Observer,
     ) -> Result<Tensor<5>, SampleError> {
+        let Self { process, eta, first_step, clip_denoised } = self;
         let [batch, ..] = latents.dims();
-        let tables = self.process.tables();
-        let settings = (self.first_step, self.clip_denoised);
-        self.process.walk(model, guidance, settings, latents, on_step, |state| {
+        let tables = process.tables();
+        let walk = Walk { process, first_step: *first_step, clip_denoised: *clip_denoised };
+        walk.run(model, guidance, latents, observer, |state| {
             let (t, clean) = (state.t, state.out.pred_xstart);
             // From the clean latents, because they may have been clipped.
-            let eps =
-                self.process.predict_eps_from_xstart(state.x_t, &vec![t; batch], clean.clone())?;
+            let eps = process.predict_eps_from_xstart(state.x_t, &vec![t; batch], clean.clone())?;
             let (a, a_prev) = (tables.alphas_cumprod[t], tables.alphas_cumprod_prev[t]);
-            let sigma = self.eta * ((1.0 - a_prev) / (1.0 - a)).sqrt() * (1.0 - a / a_prev).sqrt();
-            // Eta 1 can leave a rounding error below 0 under the root.
+            let sigma = eta * ((1.0 - a_prev) / (1.0 - a)).sqrt() * (1.0 - a / a_prev).sqrt();
+            // With eta 1, rounding can make the argument of the root negative.
             let direction = (1.0 - a_prev - sigma * sigma).max(0.0).sqrt();
             let mean = clean.mul_scalar(a_prev.sqrt() as f32) + eps.mul_scalar(direction as f32);
             if t == 0 || sigma == 0.0 {
@@ -127,13 +138,12 @@ mod tests {
     use crate::testing::{Affine, GaussianData, ramp, values};
 
     fn run(sampler: &Ddim, model: &dyn Denoiser, start: Tensor<5>, noise: Option<f32>) -> Vec<f32> {
-        let noise = |_| match noise {
+        let noise = &mut |_| match noise {
             Some(value) => start.full_like(value),
             None => panic!("no noise at eta 0"),
         };
         let guidance = Guidance::first_three_channels(4.0);
-        let go_on = |_: StepInfo<'_>| ControlFlow::Continue(());
-        values(sampler.sample(model, &guidance, start.clone(), noise, go_on).unwrap())
+        values(sampler.sample(model, &guidance, start.clone(), noise, &mut ()).unwrap())
     }
 
     /// Where the data are normal with deviation s, the exact path from noise keeps

@@ -1,35 +1,38 @@
-//! What a sampler asks of a model.
+//! The trait through which samplers call a model.
 
 use burn::tensor::Tensor;
 
-/// Why a model gave no answer: its own error, which samplers pass on as it is. Models whose weights
-/// are in memory have none; others may lose the file that they read from.
+use crate::prediction::PredictionType;
+
+/// The error of a model that cannot predict, which samplers return unchanged. Models whose weights are in
+/// memory have none; models that stream their weights may fail to read their file.
 pub type DenoiseError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What the model is conditioned on.
+/// The condition of a prediction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
     /// The prompts of the batch.
     Prompt,
-    /// The learned null caption: the model without a prompt.
+    /// The learnt null caption: the model without a prompt.
     Null,
 }
 
-/// A model that names the noise in latents. It holds its prompts itself (one for each sample), so
-/// samplers know nothing of text.
+/// A model that predicts the noise in latents. It holds its prompts itself (one for each sample), so
+/// samplers do not depend on text.
 ///
 /// During sampling all samples of a batch share one timestep.
 pub trait Denoiser {
-    /// The noise in `latents` `[B, C, T, H, W]` at `timestep`.
+    /// Predicts the noise in `latents` `[B, C, T, H, W]` at `timestep`.
     ///
-    /// `timestep` is on the scale of the training process, `0..1000`; DPM-Solver asks for fractional
-    /// ones. Returns `[B, 2C, T, H, W]`: the predicted noise, then the interpolation of the
-    /// variance in its learned range, nominally -1 to 1. Models without the second half return
-    /// `[B, C, T, H, W]`; only DPM-Solver can use them. Any float dtype; samplers go on in the
-    /// dtype of the latents, which should be f32.
+    /// `timestep` is on the scale of the training process, `0..1000`; DPM-Solver uses fractional
+    /// timesteps. Returns `[B, 2C, T, H, W]`: the prediction target (see
+    /// [`prediction_type`](Self::prediction_type)), then the interpolation of the variance in its learnt
+    /// range, nominally -1 to 1. Models without the second half return `[B, C, T, H, W]`, which only
+    /// DPM-Solver can use. The output may have any float dtype; samplers compute in the dtype of the
+    /// latents, which should be f32.
     ///
     /// # Errors
-    /// Where the model can give no answer.
+    /// Returns an error if the model cannot predict.
     fn denoise(
         &self,
         latents: Tensor<5>,
@@ -37,12 +40,13 @@ pub trait Denoiser {
         condition: Condition,
     ) -> Result<Tensor<5>, DenoiseError>;
 
-    /// Both predictions for guidance, `(with prompt, with null caption)`.
+    /// Returns both predictions for guidance, `(with prompt, with null caption)`.
     ///
-    /// Two calls by default; a model that has the memory can make it one of twice the batch.
+    /// The default makes two calls of [`denoise`](Self::denoise). A model can make one call with twice the
+    /// batch instead if it has the memory.
     ///
     /// # Errors
-    /// As [`denoise`](Self::denoise).
+    /// Returns an error if the model cannot predict.
     fn denoise_both(
         &self,
         latents: Tensor<5>,
@@ -50,6 +54,13 @@ pub trait Denoiser {
     ) -> Result<(Tensor<5>, Tensor<5>), DenoiseError> {
         let prompt = self.denoise(latents.clone(), timestep, Condition::Prompt)?;
         Ok((prompt, self.denoise(latents, timestep, Condition::Null)?))
+    }
+
+    /// Returns the prediction target of the first `C` channels: the noise by default.
+    ///
+    /// [`Guidance::predict`](crate::Guidance::predict) converts other targets to noise.
+    fn prediction_type(&self) -> PredictionType {
+        PredictionType::Epsilon
     }
 }
 
@@ -69,5 +80,9 @@ impl<D: Denoiser + ?Sized> Denoiser for &D {
         timestep: f32,
     ) -> Result<(Tensor<5>, Tensor<5>), DenoiseError> {
         (**self).denoise_both(latents, timestep)
+    }
+
+    fn prediction_type(&self) -> PredictionType {
+        (**self).prediction_type()
     }
 }

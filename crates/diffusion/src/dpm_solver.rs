@@ -11,8 +11,6 @@
 //! Deviation: `alpha`, `sigma` and `lambda` are computed in f64 (the reference: f32, which is off by
 //! up to 1e-3 of `sigma` at the end), then rounded.
 
-use std::ops::ControlFlow;
-
 use burn::tensor::Tensor;
 use thiserror::Error;
 
@@ -21,8 +19,9 @@ use crate::{
     gather::check_shape,
     guidance::Guidance,
     process::ProcessError,
+    sampler::{Sampler, SamplerKind},
     schedule::{NoiseSchedule, ScheduleError, TRAINING_TIMESTEPS},
-    step::{SampleError, StepInfo},
+    step::{Observer, SampleError, StepInfo},
 };
 
 /// Order of the method: how many predictions a step looks back on.
@@ -121,11 +120,6 @@ impl DpmSolver {
         Ok(Self { log_alphas, times, first_step: 0 })
     }
 
-    /// How many steps there are, each with one call of the model.
-    pub fn steps(&self) -> usize {
-        self.times.len() - 1
-    }
-
     /// The timesteps that the model is called with, from 999 downwards, one a step.
     pub fn model_timesteps(&self) -> Vec<f32> {
         let first = (1.0 / self.log_alphas.len() as f64) as f32;
@@ -147,44 +141,6 @@ impl DpmSolver {
         check_shape("noise", &noise, clean.dims())?;
         let Level { alpha, sigma, .. } = self.level(self.first_step);
         Ok(clean.mul_scalar(alpha as f32) + noise.mul_scalar(sigma as f32))
-    }
-
-    /// Walks from `latents` `[B, C, T, H, W]` (standard normal noise, f32) to latents of the same
-    /// shape. No other noise is needed; of the model's output only the first `C` channels.
-    ///
-    /// `on_step` sees the state after each step and may stop the run.
-    ///
-    /// # Errors
-    /// [`SampleError::Interrupted`] where `on_step` breaks; [`SampleError::Denoiser`] where the model
-    /// gives no answer; where its output (`C` or `2C` channels) does not fit; for a guidance scale
-    /// that is not finite.
-    pub fn sample<D: Denoiser + ?Sized>(
-        &self,
-        model: &D,
-        guidance: &Guidance,
-        mut latents: Tensor<5>,
-        mut on_step: impl FnMut(StepInfo<'_>) -> ControlFlow<()>,
-    ) -> Result<Tensor<5>, SampleError> {
-        guidance.check()?;
-        let channels = latents.dims()[1];
-        let total = self.steps();
-        let mut before: Option<Tensor<5>> = None;
-        for (step, timestep) in self.model_timesteps().into_iter().enumerate().skip(self.first_step)
-        {
-            let eps = guidance.predict(model, &latents, timestep, channels)?;
-            let Level { alpha, sigma, .. } = self.level(step);
-            let data = (latents.clone() - eps.mul_scalar(sigma as f32)).div_scalar(alpha as f32);
-
-            let update = self.update(step);
-            latents = latents.mul_scalar(update.of_latents as f32)
-                - data.clone().mul_scalar(update.of_data as f32);
-            if let (Some(of_slope), Some(before)) = (update.of_slope, before) {
-                latents = latents - (data.clone() - before).mul_scalar(of_slope as f32);
-            }
-            before = Some(data);
-            StepInfo::new(step, total, timestep, &latents).report(&mut on_step)?;
-        }
-        Ok(latents)
     }
 
     /// The update from time `step` to the next.
@@ -212,6 +168,48 @@ impl DpmSolver {
     }
 }
 
+impl Sampler for DpmSolver {
+    fn name(&self) -> &str {
+        SamplerKind::DpmSolver.name()
+    }
+
+    fn steps(&self) -> usize {
+        self.times.len() - 1
+    }
+
+    /// Samples as [`Sampler::sample`] says. Of the model's output (`C` or `2C` channels) only the first `C`
+    /// are used; `noise` is not called.
+    fn sample(
+        &self,
+        model: &dyn Denoiser,
+        guidance: &Guidance,
+        mut latents: Tensor<5>,
+        _noise: &mut dyn FnMut(usize) -> Tensor<5>,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor<5>, SampleError> {
+        guidance.check()?;
+        let channels = latents.dims()[1];
+        let total = self.steps();
+        let mut before: Option<Tensor<5>> = None;
+        for (step, timestep) in self.model_timesteps().into_iter().enumerate().skip(self.first_step)
+        {
+            let eps = guidance.predict(model, &latents, timestep, channels)?;
+            let Level { alpha, sigma, .. } = self.level(step);
+            let data = (latents.clone() - eps.mul_scalar(sigma as f32)).div_scalar(alpha as f32);
+
+            let update = self.update(step);
+            latents = latents.mul_scalar(update.of_latents as f32)
+                - data.clone().mul_scalar(update.of_data as f32);
+            if let (Some(of_slope), Some(before)) = (update.of_slope, before) {
+                latents = latents - (data.clone() - before).mul_scalar(of_slope as f32);
+            }
+            before = Some(data);
+            StepInfo::new(step, total, timestep, &latents).report(observer)?;
+        }
+        Ok(latents)
+    }
+}
+
 impl Level {
     fn of(log_alpha: f64) -> Self {
         // 1 - alpha^2 without losing digits where alpha is almost 1.
@@ -233,6 +231,7 @@ fn linspace_f32(start: f32, end: f32, count: usize) -> Vec<f32> {
 mod tests {
     use super::*;
     use crate::testing::{Affine, GaussianData, Golden, ramp, values};
+    use std::ops::ControlFlow;
 
     #[test]
     fn the_reference_timesteps() {
@@ -247,8 +246,8 @@ mod tests {
 
     fn run(sampler: &DpmSolver, model: &dyn Denoiser, start: &Tensor<5>) -> Vec<f32> {
         let guidance = Guidance::all_channels(4.0);
-        let go_on = |_: StepInfo<'_>| ControlFlow::Continue(());
-        values(sampler.sample(model, &guidance, start.clone(), go_on).unwrap())
+        let noise = &mut |_| panic!("no noise in DPM-Solver");
+        values(sampler.sample(model, &guidance, start.clone(), noise, &mut ()).unwrap())
     }
 
     /// As in DDIM's test, but the path ends at timestep 0 and not at clean latents.
@@ -329,12 +328,14 @@ mod tests {
         let sampler = DpmSolver::with_steps(6).unwrap();
         let guidance = Guidance::all_channels(4.0);
         let mut seen = Vec::new();
+        let latents = ramp([1, 4, 1, 1, 1], 0.1);
+        let noise = &mut |_| panic!("no noise in DPM-Solver");
+        let observer = &mut |step: &StepInfo<'_>| {
+            seen.push(step.timestep);
+            if step.step == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
         let stopped =
-            sampler.sample(&Affine::new(), &guidance, ramp([1, 4, 1, 1, 1], 0.1), |info| {
-                seen.push(info.timestep);
-                if info.step == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            });
-        let stopped = stopped.unwrap_err();
+            sampler.sample(&Affine::new(), &guidance, latents, noise, observer).unwrap_err();
         assert!(matches!(stopped, SampleError::Interrupted { completed: 3, total: 6 }));
         assert_eq!(seen, sampler.model_timesteps()[..3]);
     }

@@ -12,6 +12,7 @@ use burn::tensor::Tensor;
 use crate::{
     denoiser::{Condition, Denoiser},
     gather::check_shape,
+    prediction::output_to_noise,
     process::ProcessError,
     step::SampleError,
 };
@@ -82,31 +83,33 @@ impl Guidance {
         Ok(Tensor::cat(vec![eps, prompt.narrow(1, guided, channels - guided)], 1))
     }
 
-    /// Returns the guided prediction of `model`, in the dtype of `latents`, with `wanted` channels: `2C`
-    /// for samplers that need the variance, `C` for those that only need the noise.
+    /// Returns the guided noise prediction of `model`, in the dtype of `latents`, with `wanted` channels:
+    /// `2C` for samplers that need the variance, `C` for those that only need the noise. Models that predict
+    /// another target are converted.
     ///
     /// # Errors
     /// Returns an error if the model fails or its output does not fit `latents`.
-    pub fn predict<D: Denoiser + ?Sized>(
+    pub fn predict(
         &self,
-        model: &D,
+        model: &dyn Denoiser,
         latents: &Tensor<5>,
         timestep: f32,
         wanted: usize,
     ) -> Result<Tensor<5>, SampleError> {
         let [batch, channels, frames, height, width] = latents.dims();
-        let trim = |output: Tensor<5>| -> Result<Tensor<5>, ProcessError> {
+        let noise = |output: Tensor<5>| -> Result<Tensor<5>, ProcessError> {
+            let output = output_to_noise(model.prediction_type(), output, latents, timestep);
             let found = output.dims()[1];
-            let offered = if found == 2 * channels { found } else { wanted };
-            check_shape("model output", &output, [batch, offered, frames, height, width])?;
+            let expected = if found == 2 * channels { found } else { wanted };
+            check_shape("model output", &output, [batch, expected, frames, height, width])?;
             let output = output.cast(latents.dtype());
             Ok(if found > wanted { output.narrow(1, 0, wanted) } else { output })
         };
         if !self.needs_null() {
-            return Ok(trim(model.denoise(latents.clone(), timestep, Condition::Prompt)?)?);
+            return Ok(noise(model.denoise(latents.clone(), timestep, Condition::Prompt)?)?);
         }
         let (prompt, null) = model.denoise_both(latents.clone(), timestep)?;
-        Ok(self.combine(trim(prompt)?, trim(null)?, channels)?)
+        Ok(self.combine(noise(prompt)?, noise(null)?, channels)?)
     }
 
     /// Checks that the scale is a number; samplers do so before their first step.

@@ -6,18 +6,18 @@
 //! Deviation: the caller gives the noise, and is not asked for any at the last step, where the
 //! reference draws it and multiplies it by 0.
 
-use std::ops::ControlFlow;
-
 use burn::tensor::Tensor;
 
 use crate::{
     denoiser::Denoiser,
     gather::check_shape,
     guidance::Guidance,
-    process::{GaussianDiffusion, MeanVariance, ProcessError},
+    process::{GaussianDiffusion, ProcessError},
     respace::Respacing,
-    step::{SampleError, StepInfo},
+    sampler::{Sampler, SamplerKind},
+    step::{Observer, SampleError},
     tables::TablesError,
+    walk::{Walk, noised_before},
 };
 
 /// The IDDPM sampler over a (respaced) process.
@@ -66,30 +66,36 @@ impl Iddpm {
     /// # Errors
     /// Returns an error if the shapes differ.
     pub fn noised(&self, clean: Tensor<5>, noise: Tensor<5>) -> Result<Tensor<5>, ProcessError> {
-        self.process.noised_before(self.first_step, clean, noise)
+        noised_before(&self.process, self.first_step, clean, noise)
+    }
+}
+
+impl Sampler for Iddpm {
+    fn name(&self) -> &str {
+        SamplerKind::Iddpm.name()
     }
 
-    /// Walks from `latents` `[B, C, T, H, W]` (standard normal noise, f32) to clean latents of the
-    /// same shape.
-    ///
-    /// - `noise(step)` gives standard normal noise of that shape for step `step`, counted from 0
-    ///   in the order of sampling. Not called for the last step.
-    /// - `on_step` sees the state after each step and may stop the run.
-    ///
-    /// # Errors
-    /// [`SampleError::Interrupted`] where `on_step` breaks; [`SampleError::Denoiser`] where the model
-    /// gives no answer; where its output (`2C` channels) or the noise does not fit; for a guidance
-    /// scale that is not finite.
-    pub fn sample<D: Denoiser + ?Sized>(
+    fn steps(&self) -> usize {
+        self.process.num_timesteps()
+    }
+
+    fn guidance(&self, guidance_scale: f64) -> Guidance {
+        SamplerKind::Iddpm.guidance(guidance_scale)
+    }
+
+    /// Samples as [`Sampler::sample`] says. The model's output must have `2C` channels; `noise` is not called
+    /// for the last step.
+    fn sample(
         &self,
-        model: &D,
+        model: &dyn Denoiser,
         guidance: &Guidance,
         latents: Tensor<5>,
-        mut noise: impl FnMut(usize) -> Tensor<5>,
-        on_step: impl FnMut(StepInfo<'_>) -> ControlFlow<()>,
+        noise: &mut dyn FnMut(usize) -> Tensor<5>,
+        observer: &mut dyn Observer,
     ) -> Result<Tensor<5>, SampleError> {
-        let Self { first_step, clip_denoised, .. } = *self;
-        self.process.walk(model, guidance, (first_step, clip_denoised), latents, on_step, |state| {
+        let Self { process, first_step, clip_denoised } = self;
+        let walk = Walk { process, first_step: *first_step, clip_denoised: *clip_denoised };
+        walk.run(model, guidance, latents, observer, |state| {
             let out = state.out;
             if state.t == 0 {
                 return Ok(out.mean);
@@ -101,61 +107,14 @@ impl Iddpm {
     }
 }
 
-/// What a step of [`GaussianDiffusion::walk`] knows.
-pub(crate) struct WalkState {
-    /// The step in the order of sampling, from 0.
-    pub(crate) step: usize,
-    /// The step of the process, falling to 0.
-    pub(crate) t: usize,
-    /// The latents before the step.
-    pub(crate) x_t: Tensor<5>,
-    /// The guided prediction.
-    pub(crate) out: MeanVariance,
-}
-
-impl GaussianDiffusion {
-    /// The latents before sampling step `step` of a clean clip.
-    pub(crate) fn noised_before(
-        &self,
-        step: usize,
-        clean: Tensor<5>,
-        noise: Tensor<5>,
-    ) -> Result<Tensor<5>, ProcessError> {
-        let t = self.num_timesteps() - 1 - step;
-        let [batch, ..] = clean.dims();
-        self.q_sample(clean, &vec![t; batch], noise)
-    }
-
-    /// The loop of IDDPM and DDIM: every step of the process from the last to the first, but for those
-    /// before `first_step`, with `advance` leading from one to the next.
-    pub(crate) fn walk<D: Denoiser + ?Sized>(
-        &self,
-        model: &D,
-        guidance: &Guidance,
-        (first_step, clip_denoised): (usize, bool),
-        mut latents: Tensor<5>,
-        mut on_step: impl FnMut(StepInfo<'_>) -> ControlFlow<()>,
-        mut advance: impl FnMut(WalkState) -> Result<Tensor<5>, ProcessError>,
-    ) -> Result<Tensor<5>, SampleError> {
-        guidance.check()?;
-        let [batch, channels, ..] = latents.dims();
-        let total = self.num_timesteps();
-        for (step, t) in (0..total).rev().enumerate().skip(first_step) {
-            let timestep = self.tables().timestep_map[t] as f32;
-            let output = guidance.predict(model, &latents, timestep, 2 * channels)?;
-            let out =
-                self.p_mean_variance(output, latents.clone(), &vec![t; batch], clip_denoised)?;
-            latents = advance(WalkState { step, t, x_t: latents, out })?;
-            StepInfo::new(step, total, timestep, &latents).report(&mut on_step)?;
-        }
-        Ok(latents)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Affine, constant, ramp, values};
+    use crate::{
+        step::StepInfo,
+        testing::{Affine, constant, ramp, values},
+    };
+    use std::ops::ControlFlow;
 
     /// The published formulas, number by number in f64.
     fn by_hand(
@@ -201,11 +160,11 @@ mod tests {
                 &model,
                 &Guidance::first_three_channels(4.0),
                 start.clone(),
-                |step| {
+                &mut |step| {
                     asked.push(step);
                     noise.clone() / (step + 1) as f32
                 },
-                |info| {
+                &mut |info: &StepInfo<'_>| {
                     assert_eq!((info.total, info.latents.dims()), (10, [1, 4, 1, 1, 1]));
                     told.push((info.step, info.timestep));
                     ControlFlow::Continue(())
@@ -234,8 +193,8 @@ mod tests {
                 &Affine::new(),
                 &Guidance::first_three_channels(4.0),
                 start.clone(),
-                |_| start.clone(),
-                |info| {
+                &mut |_| start.clone(),
+                &mut |info: &StepInfo<'_>| {
                     seen += 1;
                     if info.step + 1 == stop_after {
                         ControlFlow::Break(())
@@ -262,8 +221,8 @@ mod tests {
                 &model,
                 &Guidance::all_channels(1.0),
                 start,
-                |_| panic!("the last step has no noise"),
-                |_| ControlFlow::Continue(()),
+                &mut |_| panic!("the last step has no noise"),
+                &mut (),
             )
             .unwrap();
         let tables = sampler.process().tables();
@@ -280,9 +239,7 @@ mod tests {
         let run = |model: &dyn Denoiser, scale, noise: Tensor<5>| {
             let guidance = Guidance::first_three_channels(scale);
             let latents = start.clone();
-            sampler
-                .sample(model, &guidance, latents, |_| noise.clone(), |_| ControlFlow::Continue(()))
-                .unwrap_err()
+            sampler.sample(model, &guidance, latents, &mut |_| noise.clone(), &mut ()).unwrap_err()
         };
         let what = |error: SampleError| match error {
             SampleError::Process(ProcessError::Shape { what, .. }) => what,

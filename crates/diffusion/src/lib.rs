@@ -45,6 +45,7 @@ pub mod tables;
 mod gather;
 #[cfg(test)]
 mod testing;
+mod walk;
 
 pub use ddim::Ddim;
 pub use denoiser::{Condition, DenoiseError, Denoiser};
@@ -53,10 +54,15 @@ pub use guard::FiniteGuard;
 pub use guidance::Guidance;
 pub use iddpm::Iddpm;
 pub use losses::{LossKind, Losses};
-pub use prediction::{AsNoise, PredictionType};
+pub use prediction::PredictionType;
 pub use process::{GaussianDiffusion, MeanVariance, ProcessError};
 pub use respace::{RespaceError, Respacing, space_timesteps};
 pub use sampler::{Sampler, SamplerKind};
 pub use schedule::{MAX_TIMESTEPS, NoiseSchedule, ScheduleError, TRAINING_TIMESTEPS};
-pub use step::{SampleError, StepInfo};
+pub use step::{Observer, SampleError, StepInfo};
 pub use tables::{DiffusionTables, TablesError};
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -11,11 +11,12 @@
 //! Source: Salimans and Ho 2022 (arXiv 2202.00512), appendix D; the names are those of diffusers'
 //! `prediction_type`. Not in the reference.
 
+use std::sync::LazyLock;
+
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    denoiser::{Condition, DenoiseError, Denoiser},
     gather::split_output,
     process::{GaussianDiffusion, ProcessError},
     respace::Respacing,
@@ -75,90 +76,57 @@ impl GaussianDiffusion {
     }
 }
 
-/// A model of any prediction type, seen as one that predicts noise.
-#[derive(Debug, Clone)]
-pub struct AsNoise<D> {
-    model: D,
-    /// `ln(alphas_cumprod)` of the training process; nothing where the model predicts noise.
-    log_alphas_cumprod: Option<Vec<f64>>,
+/// Converts a prediction of the published process to noise: `output` `[B, C, ...]` or `[B, 2C, ...]` of a
+/// model that was called with `latents` `[B, C, ...]` at `timestep`, which may be fractional. Channels after
+/// the first `C` are returned unchanged.
+pub(crate) fn output_to_noise(
+    prediction_type: PredictionType,
+    output: Tensor<5>,
+    latents: &Tensor<5>,
+    timestep: f32,
+) -> Tensor<5> {
+    let channels = latents.dims()[1];
+    let all = output.dims()[1];
+    // An output with too few channels is rejected by the caller, which knows the expected shape.
+    if prediction_type == PredictionType::Epsilon || all < channels {
+        return output;
+    }
+    let log_alpha_cumprod = interpolate(&LOG_ALPHAS_CUMPROD, f64::from(timestep));
+    let (alpha, sigma) = ((0.5 * log_alpha_cumprod).exp(), (-log_alpha_cumprod.exp_m1()).sqrt());
+    let output = output.cast(latents.dtype());
+    // [B, C, T, H, W]
+    let eps = output.clone().narrow(1, 0, channels) * alpha + latents.clone() * sigma;
+    if all == channels {
+        return eps;
+    }
+    Tensor::cat(vec![eps, output.narrow(1, channels, all - channels)], 1)
 }
 
-impl<D: Denoiser> AsNoise<D> {
-    /// `model`, whose first channels name `prediction_type` in the published process.
-    pub fn new(model: D, prediction_type: PredictionType) -> Self {
-        let log_alphas_cumprod = match prediction_type {
-            PredictionType::Epsilon => None,
-            PredictionType::VPrediction => {
-                let tables = DiffusionTables::published(&Respacing::All);
-                Some(
-                    tables
-                        .expect("published betas are in order")
-                        .alphas_cumprod
-                        .iter()
-                        .map(|a| a.ln())
-                        .collect(),
-                )
-            }
-        };
-        Self { model, log_alphas_cumprod }
-    }
+/// `ln(alphas_cumprod)` of the published process.
+static LOG_ALPHAS_CUMPROD: LazyLock<Vec<f64>> = LazyLock::new(|| {
+    let tables = DiffusionTables::published(&Respacing::All);
+    let alphas_cumprod = tables.expect("published betas are valid").alphas_cumprod;
+    alphas_cumprod.into_iter().map(f64::ln).collect()
+});
 
-    fn as_noise(&self, output: Tensor<5>, latents: &Tensor<5>, timestep: f32) -> Tensor<5> {
-        let Some(log_alphas_cumprod) = &self.log_alphas_cumprod else { return output };
-        let channels = latents.dims()[1];
-        let all = output.dims()[1];
-        if all < channels {
-            // The sampler names the shape that it wants.
-            return output;
-        }
-        let log_alpha_cumprod = between(log_alphas_cumprod, f64::from(timestep));
-        let (alpha, sigma) =
-            ((0.5 * log_alpha_cumprod).exp(), (-log_alpha_cumprod.exp_m1()).sqrt());
-        let output = output.cast(latents.dtype());
-        // [B, C, T, H, W]
-        let eps = output.clone().narrow(1, 0, channels) * alpha + latents.clone() * sigma;
-        if all == channels {
-            return eps;
-        }
-        Tensor::cat(vec![eps, output.narrow(1, channels, all - channels)], 1)
-    }
-}
-
-/// The value of a table between two of its entries, on a line.
-fn between(table: &[f64], at: f64) -> f64 {
+/// Interpolates linearly between the entries of a table.
+fn interpolate(table: &[f64], at: f64) -> f64 {
     let last = table.len() - 1;
     let at = at.clamp(0.0, last as f64);
     let left = (at as usize).min(last - 1);
     table[left] + (at - left as f64) * (table[left + 1] - table[left])
 }
 
-impl<D: Denoiser> Denoiser for AsNoise<D> {
-    fn denoise(
-        &self,
-        latents: Tensor<5>,
-        timestep: f32,
-        condition: Condition,
-    ) -> Result<Tensor<5>, DenoiseError> {
-        let output = self.model.denoise(latents.clone(), timestep, condition)?;
-        Ok(self.as_noise(output, &latents, timestep))
-    }
-
-    fn denoise_both(
-        &self,
-        latents: Tensor<5>,
-        timestep: f32,
-    ) -> Result<(Tensor<5>, Tensor<5>), DenoiseError> {
-        let (prompt, null) = self.model.denoise_both(latents.clone(), timestep)?;
-        Ok((self.as_noise(prompt, &latents, timestep), self.as_noise(null, &latents, timestep)))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{GaussianData, ramp, values};
+    use crate::{
+        denoiser::{Condition, DenoiseError, Denoiser},
+        guidance::Guidance,
+        testing::{GaussianData, ramp, values},
+    };
 
-    /// The same model, told in velocities.
+    /// A model that predicts the velocity of the same data.
     struct Velocity(GaussianData);
 
     impl Denoiser for Velocity {
@@ -177,35 +145,38 @@ mod tests {
             let velocity = (eps - latents * (1.0 - a).sqrt()) / a.sqrt();
             Ok(Tensor::cat(vec![velocity, range], 1))
         }
-    }
 
-    #[test]
-    fn a_velocity_names_the_same_noise() {
-        let data = || GaussianData { deviation: 0.7 };
-        let model = AsNoise::new(Velocity(data()), PredictionType::VPrediction);
-        let latents = ramp([1, 4, 2, 2, 2], 0.3);
-        for timestep in [0.0, 0.5, 250.25, 750.0, 999.0] {
-            let expected = data().denoise(latents.clone(), timestep, Condition::Prompt).unwrap();
-            let expected = values(expected);
-            let found = model.denoise(latents.clone(), timestep, Condition::Prompt).unwrap();
-            let found = values(found);
-            for (found, expected) in found.iter().zip(&expected) {
-                assert!((found - expected).abs() < 2e-5, "{timestep}: {found} {expected}");
-            }
-            let (prompt, null) = model.denoise_both(latents.clone(), timestep).unwrap();
-            assert_eq!(values(prompt), found);
-            assert_eq!(values(null), found);
+        fn prediction_type(&self) -> PredictionType {
+            PredictionType::VPrediction
         }
     }
 
     #[test]
-    fn noise_stays_as_it_is() {
+    fn guidance_predicts_the_noise_of_a_velocity() {
+        let data = || GaussianData { deviation: 0.7 };
+        let model = Velocity(data());
+        let latents = ramp([1, 4, 2, 2, 2], 0.3);
+        for timestep in [0.0, 0.5, 250.25, 750.0, 999.0] {
+            let expected = data().denoise(latents.clone(), timestep, Condition::Prompt).unwrap();
+            let expected = values(expected);
+            // At a scale of 1 one prediction, otherwise two that are equal here.
+            for scale in [1.0, 4.0] {
+                let guidance = Guidance::all_channels(scale);
+                let found = values(guidance.predict(&model, &latents, timestep, 8).unwrap());
+                for (found, expected) in found.iter().zip(&expected) {
+                    assert!((found - expected).abs() < 2e-5, "{timestep}: {found} {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_prediction_of_noise_is_unchanged() {
         let data = GaussianData { deviation: 0.7 };
         let latents = ramp([1, 4, 2, 2, 2], 0.3);
-        let expected = values(data.denoise(latents.clone(), 300.0, Condition::Null).unwrap());
-        let model = AsNoise::new(data, PredictionType::Epsilon);
-        let found = model.denoise(latents, 300.0, Condition::Null).unwrap();
-        assert_eq!(values(found), expected);
+        let output = data.denoise(latents.clone(), 300.0, Condition::Null).unwrap();
+        let found = output_to_noise(PredictionType::Epsilon, output.clone(), &latents, 300.0);
+        assert_eq!(values(found), values(output));
     }
 
     /// The true velocity of a batch leads back to the noise that went in.

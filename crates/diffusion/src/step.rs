@@ -1,4 +1,4 @@
-//! What all samplers share: the report after a step, and the errors.
+//! The event after a sampling step, its observer, and the errors of sampling.
 
 use std::ops::ControlFlow;
 
@@ -7,17 +7,35 @@ use thiserror::Error;
 
 use crate::{denoiser::DenoiseError, process::ProcessError};
 
+/// Watches a sampling run and may stop it.
+///
+/// Closures `FnMut(&StepInfo<'_>) -> ControlFlow<()>` are observers; `()` ignores every event.
+pub trait Observer {
+    /// Called after each step. [`ControlFlow::Break`] stops the run.
+    fn step(&mut self, _step: &StepInfo<'_>) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+impl Observer for () {}
+
+impl<F: FnMut(&StepInfo<'_>) -> ControlFlow<()>> Observer for F {
+    fn step(&mut self, step: &StepInfo<'_>) -> ControlFlow<()> {
+        self(step)
+    }
+}
+
 /// The state after a sampling step.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct StepInfo<'a> {
-    /// The step that is done, from 0.
+    /// The finished step, counted from 0.
     pub step: usize,
-    /// How many there are.
+    /// Number of steps.
     pub total: usize,
     /// The timestep that the model was called with, on the scale `0..1000`.
     pub timestep: f32,
-    /// The latents after the step, `[B, C, T, H, W]`. A device may still be working on them; reading
+    /// The latents after the step, `[B, C, T, H, W]`. A device may still be computing them; reading
     /// them waits for it.
     pub latents: &'a Tensor<5>,
 }
@@ -28,44 +46,42 @@ impl<'a> StepInfo<'a> {
         Self { step, total, timestep, latents }
     }
 
-    /// Passes the state to `on_step`.
+    /// Passes the state to an observer.
     ///
     /// # Errors
-    /// Returns [`SampleError::Interrupted`] if `on_step` breaks.
-    pub fn report(
-        self,
-        mut on_step: impl FnMut(StepInfo<'_>) -> ControlFlow<()>,
-    ) -> Result<(), SampleError> {
-        let (completed, total) = (self.step + 1, self.total);
-        match on_step(self) {
+    /// Returns [`SampleError::Interrupted`] if the observer stops the run.
+    pub fn report(&self, observer: &mut dyn Observer) -> Result<(), SampleError> {
+        match observer.step(self) {
             ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(SampleError::Interrupted { completed, total }),
+            ControlFlow::Break(()) => {
+                Err(SampleError::Interrupted { completed: self.step + 1, total: self.total })
+            }
         }
     }
 }
 
-/// Why there are no samples.
+/// Error of a sampling run.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum SampleError {
-    /// The callback asked to stop.
+    /// The observer stopped the run.
     #[error("sampling was stopped after {completed} of {total} steps")]
     Interrupted {
-        /// Steps done.
+        /// Finished steps.
         completed: usize,
-        /// Steps there would have been.
+        /// Steps of the whole run.
         total: usize,
     },
-    /// A model output or a noise tensor that does not fit the latents.
+    /// A model output or a noise tensor does not fit the latents.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// The model gave no answer; this is its own error.
+    /// The model's own error.
     #[error(transparent)]
     Denoiser(#[from] DenoiseError),
-    /// An error of a sampler that is not built in.
+    /// The error of a sampler that is not built in.
     #[error(transparent)]
     Sampler(Box<dyn std::error::Error + Send + Sync>),
-    /// Guidance that is not a number.
+    /// The guidance scale is NaN or infinite.
     #[error("guidance scale {found} is not finite")]
     GuidanceScale {
         /// The scale.

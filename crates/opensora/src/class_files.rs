@@ -4,7 +4,7 @@ use crate::{
     labels::LabelSet,
     model_files::{
         FOLLOWS_PROMPT, ModelError, PartPaths, description_error, find_part, find_vae,
-        is_class_kind, named_sampler, read_description,
+        is_class_kind, named_sampler, parse_description, read_description,
     },
     presets::{ClassKind, Preset, PresetModel},
     request::SampleRequest,
@@ -117,15 +117,14 @@ impl ClassFiles {
             let name = folder.display().to_string();
             return Err(ModelError::Condition { name, follows: FOLLOWS_PROMPT });
         }
-        let description: Description = serde_json::from_str(&text)
-            .map_err(|error| fail(format!("not a model's description: {error}")))?;
+        let description: Description = parse_description(&path, &text)?;
         let part = |relative: &Path| parts.policy.resolve(folder, relative).map_err(fail);
         let kind = match description.architecture.as_str() {
             "latte" => ClassKind::Latte,
             _ => ClassKind::Dit,
         };
         let published = SampleRequest::default();
-        let sampler = named_sampler(description.sampler.as_deref()).map_err(fail)?;
+        let sampler = named_sampler(&path, description.sampler.as_deref())?;
         Ok(Self {
             name: description.name,
             kind,
@@ -162,7 +161,7 @@ pub(crate) fn class_of(preset: &Preset) -> Result<(ClassKind, LabelSet), ModelEr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ModelFiles;
+    use crate::{ModelFiles, files::error_line};
 
     #[test]
     fn presets_of_both_kinds_point_to_each_other() {
@@ -226,7 +225,7 @@ mod tests {
         assert!(error.contains("'unet'") && error.contains("latte"), "{error}");
 
         let (class, _) = describe("latte", serde_json::json!({"t5": "t5"}));
-        assert!(class.unwrap_err().to_string().contains("t5"));
+        assert!(error_line(&class.unwrap_err()).contains("t5"));
         let (class, _) = describe("latte", serde_json::json!({"denoiser": "../model.pt"}));
         assert!(class.unwrap_err().to_string().contains("leads out"));
     }

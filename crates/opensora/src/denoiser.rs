@@ -1,155 +1,139 @@
-//! A denoiser with its prompts: what samplers see of STDiT.
+//! Models with the conditions of a batch, as samplers see them.
+//!
+//! [`ConditionedDenoiser`] is the one adapter between a model and a
+//! [sampler](crate::diffusion::Sampler): [`PromptedDenoiser`] for prompts, [`LabelledDenoiser`] for class
+//! labels.
 
 use crate::{
-    checkpoint::CheckpointError,
-    diffusion::{Condition, DenoiseError, Denoiser},
-    stdit::{AttentionCache, AttentionReuse, DenoiserWork, StDit, StreamedStDit},
+    diffusion::{Condition, DenoiseError, Denoiser, PredictionType},
+    nn::mask::TokenMask,
+    stdit::{AttentionCache, AttentionReuse, ClassModel, DenoiserWork, PromptModel, SizeError},
     t5::PromptStates,
 };
 use burn::tensor::Tensor;
-use opensora_nn::mask::TokenMask;
 use std::{cell::RefCell, fmt::Debug};
 
-/// An STDiT, wherever its weights are.
-pub trait StDitModel: Debug + Send + Sync {
-    /// The learnt null prompt, `[L, caption_channels]`.
-    fn null_prompt(&self) -> Tensor<2>;
+/// Conditions of the samples of a batch: prompts or class labels.
+///
+/// The trait is sealed.
+pub trait BatchCondition: Debug + sealed::Sealed {
+    /// The models that take these conditions.
+    type Model: ?Sized + Debug;
+    /// State that forward passes of one condition keep, their work included.
+    type State: Debug;
 
-    /// See [`StDit::forward_cached`].
+    /// Runs a forward pass of `model` over latents `[B, C, T, H, W]`.
     ///
     /// # Errors
-    /// Where weights that are not in memory cannot be read.
-    fn forward_cached(
+    /// Returns an error if the latents cannot be split into patches, or weights that are not in memory
+    /// cannot be read.
+    fn predict(
         &self,
+        model: &Self::Model,
         latents: Tensor<5>,
         timesteps: &[f32],
-        prompt: Tensor<3>,
-        mask: Option<&TokenMask>,
-        cache: &mut AttentionCache,
-    ) -> Result<Tensor<5>, CheckpointError>;
+        state: &mut Self::State,
+    ) -> Result<Tensor<5>, DenoiseError>;
+
+    /// Returns the work of all forward passes with this state.
+    fn work(state: &Self::State) -> DenoiserWork;
 }
 
-impl StDitModel for StDit {
-    fn null_prompt(&self) -> Tensor<2> {
-        self.null_prompt()
-    }
-
-    fn forward_cached(
-        &self,
-        latents: Tensor<5>,
-        timesteps: &[f32],
-        prompt: Tensor<3>,
-        mask: Option<&TokenMask>,
-        cache: &mut AttentionCache,
-    ) -> Result<Tensor<5>, CheckpointError> {
-        Ok(self.forward_cached(latents, timesteps, prompt, mask, cache))
-    }
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::PromptStates {}
+    impl Sealed for Vec<usize> {}
 }
 
-impl StDitModel for StreamedStDit {
-    fn null_prompt(&self) -> Tensor<2> {
-        self.null_prompt()
-    }
+impl BatchCondition for PromptStates {
+    type Model = dyn PromptModel;
+    type State = AttentionCache;
 
-    fn forward_cached(
+    fn predict(
         &self,
+        model: &dyn PromptModel,
         latents: Tensor<5>,
         timesteps: &[f32],
-        prompt: Tensor<3>,
-        mask: Option<&TokenMask>,
         cache: &mut AttentionCache,
-    ) -> Result<Tensor<5>, CheckpointError> {
-        self.forward_cached(latents, timesteps, prompt, mask, cache)
+    ) -> Result<Tensor<5>, DenoiseError> {
+        let (states, mask) = (self.states.clone(), Some(&self.mask));
+        Ok(model.forward_cached(latents, timesteps, states, mask, cache)?)
+    }
+
+    fn work(cache: &AttentionCache) -> DenoiserWork {
+        cache.work()
     }
 }
 
-/// STDiT for a batch of prompts, and for the null prompt beside each.
-///
-/// Quirk of the reference, kept: the null prompt is seen through the mask of the prompt that it
-/// stands beside, so row `k` of the learnt table counts where token `k` of the prompt does.
+impl BatchCondition for Vec<usize> {
+    type Model = dyn ClassModel;
+    type State = DenoiserWork;
+
+    fn predict(
+        &self,
+        model: &dyn ClassModel,
+        latents: Tensor<5>,
+        timesteps: &[f32],
+        work: &mut DenoiserWork,
+    ) -> Result<Tensor<5>, DenoiseError> {
+        let [samples, _, frames, height, width] = latents.dims();
+        let grid = model.config().grid([frames, height, width])?;
+        *work += model.work(samples, grid);
+        Ok(model.forward(latents, timesteps, self))
+    }
+
+    fn work(work: &DenoiserWork) -> DenoiserWork {
+        *work
+    }
+}
+
+/// A model with the condition of each sample of a batch, and the null condition beside each for guidance.
 #[derive(Debug)]
-pub struct PromptedDenoiser<'a> {
-    model: &'a dyn StDitModel,
-    prompt: Tensor<3>,
-    null: Tensor<3>,
-    mask: TokenMask,
-    /// The null prompt's own mask, if it has one.
-    null_mask: Option<TokenMask>,
-    /// Samplers hold a denoiser by reference and know nothing of what it keeps.
-    caches: RefCell<Caches>,
+pub struct ConditionedDenoiser<'a, C: BatchCondition> {
+    model: &'a C::Model,
+    condition: C,
+    /// `None` for a model that was trained without a null condition.
+    null: Option<Null<C>>,
+    prediction_type: PredictionType,
+    /// In a cell, since samplers hold a denoiser by shared reference.
+    states: RefCell<States<C::State>>,
 }
 
-/// One cache for each way of asking, so that no condition is answered with another's attention.
+/// The null condition of a batch.
 #[derive(Debug)]
-struct Caches {
-    prompt: AttentionCache,
-    null: AttentionCache,
-    both: AttentionCache,
+struct Null<C> {
+    /// For a batch of `B` samples.
+    alone: C,
+    /// The condition and the null condition, for a batch of `2B` samples.
+    both: C,
 }
 
-impl Caches {
-    fn new(reuse: AttentionReuse) -> Self {
-        let cache = || AttentionCache::new(reuse);
-        Self { prompt: cache(), null: cache(), both: cache() }
-    }
+/// One state for each kind of pass, so that no pass reuses attention outputs of another condition.
+#[derive(Debug, Default)]
+struct States<S> {
+    condition: S,
+    null: S,
+    both: S,
 }
 
-impl<'a> PromptedDenoiser<'a> {
-    /// For the states of `B` prompts, `[B, L, C]`, whose `L` is that of the model's null prompt.
-    ///
-    /// # Panics
-    /// Where the states are of another length or width than the model's null prompt.
-    pub fn new(model: &'a dyn StDitModel, prompt: &PromptStates) -> Self {
-        let [batch, tokens, width] = prompt.states.dims();
-        let null = model.null_prompt();
-        assert_eq!([tokens, width], null.dims(), "prompt states do not fit the model");
-        Self {
-            model,
-            prompt: prompt.states.clone().cast(null.dtype()),
-            // [L, C] -> [B, L, C]
-            null: null.unsqueeze::<3>().expand([batch, tokens, width]),
-            mask: prompt.mask.clone(),
-            null_mask: None,
-            caches: RefCell::new(Caches::new(AttentionReuse::OFF)),
-        }
-    }
-
-    /// The same with the states of a negative prompt, `[1, L, C]` or `[B, L, C]`, in place of the null
-    /// prompt; they are seen through their own mask.
-    ///
-    /// # Panics
-    /// Panics if the states are of another length or width than the prompts', or of another batch size.
-    pub fn with_negative(self, negative: &PromptStates) -> Self {
-        let null = negative.states.clone().cast(self.null.dtype()).expand(self.null.dims());
-        let null_mask = Some(negative.mask.repeat_to(self.mask.batch()));
-        Self { null, null_mask, ..self }
-    }
-
-    /// The mask of `[prompt, null]`, a batch of `2B`; `B` rows stand for both halves.
-    fn mask_of_both(&self) -> TokenMask {
-        let Some(null) = &self.null_mask else { return self.mask.clone() };
-        let rows = [self.mask.rows(), null.rows()].concat();
-        TokenMask::new(rows).unwrap_or_else(|| self.mask.clone())
-    }
-
-    /// The same with attention outputs used again in neighbouring steps.
-    pub fn with_reuse(self, reuse: AttentionReuse) -> Self {
-        Self { caches: RefCell::new(Caches::new(reuse)), ..self }
-    }
-
-    /// The work done so far.
+impl<C: BatchCondition> ConditionedDenoiser<'_, C> {
+    /// Returns the work done so far.
     pub fn work(&self) -> DenoiserWork {
-        let caches = self.caches.borrow();
-        caches.prompt.work() + caches.null.work() + caches.both.work()
+        let States { condition, null, both } = &*self.states.borrow();
+        C::work(condition) + C::work(null) + C::work(both)
     }
 
-    /// The null prompt beside each prompt, `[B, L, C]`.
-    pub fn null_states(&self) -> Tensor<3> {
-        self.null.clone()
+    /// Sets the prediction target of the model; the default is the noise.
+    pub fn with_prediction_type(self, prediction_type: PredictionType) -> Self {
+        Self { prediction_type, ..self }
+    }
+
+    fn null(&self) -> Result<&Null<C>, SizeError> {
+        self.null.as_ref().ok_or(SizeError::NoNullClass)
     }
 }
 
-impl Denoiser for PromptedDenoiser<'_> {
+impl<C: BatchCondition> Denoiser for ConditionedDenoiser<'_, C> {
     fn denoise(
         &self,
         latents: Tensor<5>,
@@ -157,15 +141,12 @@ impl Denoiser for PromptedDenoiser<'_> {
         condition: Condition,
     ) -> Result<Tensor<5>, DenoiseError> {
         let timesteps = vec![timestep; latents.dims()[0]];
-        let caches = &mut *self.caches.borrow_mut();
-        let (states, mask, cache) = match condition {
-            Condition::Prompt => (&self.prompt, &self.mask, &mut caches.prompt),
-            Condition::Null => {
-                let mask = self.null_mask.as_ref().unwrap_or(&self.mask);
-                (&self.null, mask, &mut caches.null)
-            }
+        let states = &mut *self.states.borrow_mut();
+        let (condition, state) = match condition {
+            Condition::Prompt => (&self.condition, &mut states.condition),
+            Condition::Null => (&self.null()?.alone, &mut states.null),
         };
-        Ok(self.model.forward_cached(latents, &timesteps, states.clone(), Some(mask), cache)?)
+        condition.predict(self.model, latents, &timesteps, state)
     }
 
     /// One forward pass over twice the batch.
@@ -175,12 +156,140 @@ impl Denoiser for PromptedDenoiser<'_> {
         timestep: f32,
     ) -> Result<(Tensor<5>, Tensor<5>), DenoiseError> {
         let batch = latents.dims()[0];
-        let both = Tensor::cat(vec![latents.clone(), latents], 0);
-        let states = Tensor::cat(vec![self.prompt.clone(), self.null.clone()], 0);
         let timesteps = vec![timestep; 2 * batch];
-        let cache = &mut self.caches.borrow_mut().both;
-        let mask = self.mask_of_both();
-        let out = self.model.forward_cached(both, &timesteps, states, Some(&mask), cache)?;
+        let both = Tensor::cat(vec![latents.clone(), latents], 0);
+        let state = &mut self.states.borrow_mut().both;
+        let out = self.null()?.both.predict(self.model, both, &timesteps, state)?;
         Ok((out.clone().narrow(0, 0, batch), out.narrow(0, batch, batch)))
+    }
+
+    fn prediction_type(&self) -> PredictionType {
+        self.prediction_type
+    }
+}
+
+/// A model with the prompts of a batch, and a null or negative prompt beside each.
+///
+/// Quirk of the reference, kept: the null prompt is seen through the mask of the prompt that it
+/// stands beside, so row `k` of the learned table counts where token `k` of the prompt does.
+pub type PromptedDenoiser<'a> = ConditionedDenoiser<'a, PromptStates>;
+
+impl<'a> PromptedDenoiser<'a> {
+    /// Returns the denoiser of `B` prompts with states `[B, L, C]`.
+    ///
+    /// # Errors
+    /// Returns an error if the states are of another length or width than the model's null prompt.
+    pub fn new(
+        model: &'a (dyn PromptModel + 'static),
+        prompts: &PromptStates,
+    ) -> Result<Self, PromptError> {
+        let [batch, tokens, width] = prompts.states.dims();
+        let null = model.null_prompt();
+        check(prompts, null.dims())?;
+        let states = prompts.states.clone().cast(null.dtype());
+        // [L, C] -> [B, L, C]
+        let null = null.unsqueeze::<3>().expand([batch, tokens, width]);
+        let mask = prompts.mask.clone();
+        Ok(Self {
+            model,
+            null: Some(Null {
+                alone: PromptStates { states: null.clone(), mask: mask.clone() },
+                // `B` rows of the mask stand for both halves.
+                both: PromptStates {
+                    states: Tensor::cat(vec![states.clone(), null], 0),
+                    mask: mask.clone(),
+                },
+            }),
+            condition: PromptStates { states, mask },
+            prediction_type: PredictionType::default(),
+            states: RefCell::default(),
+        })
+    }
+
+    /// Replaces the null prompt by the states of a negative prompt, `[1, L, C]` or `[B, L, C]`, which are
+    /// seen through their own mask.
+    ///
+    /// # Errors
+    /// Returns an error if the states are of another length or width than the model's null prompt.
+    ///
+    /// # Panics
+    /// Panics if the number of negative prompts is neither 1 nor that of the prompts.
+    pub fn with_negative(self, negative: &PromptStates) -> Result<Self, PromptError> {
+        let PromptStates { states, mask } = &self.condition;
+        let [batch, tokens, width] = states.dims();
+        check(negative, [tokens, width])?;
+        let null = negative.states.clone().cast(states.dtype()).expand([batch, tokens, width]);
+        let null_mask = negative.mask.repeat_to(mask.batch());
+        let rows = [mask.rows(), null_mask.rows()].concat();
+        let both = PromptStates {
+            states: Tensor::cat(vec![states.clone(), null.clone()], 0),
+            mask: TokenMask::new(rows).unwrap_or_else(|| mask.clone()),
+        };
+        let alone = PromptStates { states: null, mask: null_mask };
+        Ok(Self { null: Some(Null { alone, both }), ..self })
+    }
+
+    /// Reuses attention outputs in neighbouring steps.
+    pub fn with_reuse(self, reuse: AttentionReuse) -> Self {
+        let cache = || AttentionCache::new(reuse);
+        let states = States { condition: cache(), null: cache(), both: cache() };
+        Self { states: RefCell::new(states), ..self }
+    }
+
+    /// Returns the null prompt beside each prompt, `[B, L, C]`.
+    pub fn null_states(&self) -> Tensor<3> {
+        match &self.null {
+            Some(null) => null.alone.states.clone(),
+            // Not reached: every model with prompts has a null prompt.
+            None => self.condition.states.zeros_like(),
+        }
+    }
+}
+
+/// States of prompts that do not fit a model.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "prompt states are {} tokens of width {}, the denoiser expects {} of {}",
+    found[0], found[1], expected[0], expected[1]
+)]
+#[non_exhaustive]
+pub struct PromptError {
+    /// Tokens and width of the states.
+    pub found: [usize; 2],
+    /// Tokens and width of the model's null prompt.
+    pub expected: [usize; 2],
+}
+
+fn check(prompts: &PromptStates, expected: [usize; 2]) -> Result<(), PromptError> {
+    let [_, tokens, width] = prompts.states.dims();
+    let found = [tokens, width];
+    if found == expected { Ok(()) } else { Err(PromptError { found, expected }) }
+}
+
+/// A model with the class labels of a batch, and the null class beside each.
+///
+/// Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/text_encoder/classes.py`, class
+/// `ClassEncoder`.
+pub type LabelledDenoiser<'a> = ConditionedDenoiser<'a, Vec<usize>>;
+
+impl<'a> LabelledDenoiser<'a> {
+    /// Returns the denoiser of `labels`, one for each sample of the batch.
+    ///
+    /// # Errors
+    /// Returns an error if a label is not a class of the model.
+    pub fn new(model: &'a (dyn ClassModel + 'static), labels: &[usize]) -> Result<Self, SizeError> {
+        let config = model.config();
+        config.check_labels(labels)?;
+        let null = config.null_class().map(|class| {
+            let alone = vec![class; labels.len()];
+            Null { both: [labels, &alone].concat(), alone }
+        });
+        Ok(Self {
+            model,
+            condition: labels.to_vec(),
+            null,
+            prediction_type: PredictionType::default(),
+            states: RefCell::default(),
+        })
     }
 }

@@ -1,16 +1,15 @@
 //! What a file of weights is, from its headers alone.
 
 use crate::{
-    checkpoint::{Checkpoint, CheckpointError, ImportReport, Mismatch},
+    checkpoint::{Checkpoint, CheckpointError, ImportReport, Mismatch, PublishedModel},
     stdit::{
-        ClassConfig, DenoiserConfig, Dit, LabelCondition, Latte, PixArt, PixArtMs, StDit,
-        stdit::LoadError,
+        ClassConfig, DenoiserConfig, Dit, LabelCondition, Latte, LoadError, PixArt, PixArtMs, StDit,
     },
     t5::{self, T5Config, T5Encoder},
     vae::{self, AutoencoderKl, VaeConfig},
 };
 use burn::tensor::Device;
-use std::path::Path;
+use std::{error::Error, path::Path};
 
 /// What a checkpoint is, as far as its keys and shapes say.
 #[derive(Debug)]
@@ -30,8 +29,8 @@ pub struct Inspection {
 pub enum Unfit {
     /// Keys are missing, left over or of another shape.
     Keys(Box<Mismatch>),
-    /// Another reason, as text.
-    Other(String),
+    /// Another reason.
+    Other(Box<dyn Error + Send + Sync>),
 }
 
 /// Published sizes.
@@ -149,7 +148,7 @@ fn text_encoder(checkpoint: &Checkpoint, device: &Device) -> Option<Candidate> {
     };
     let outcome = T5Encoder::check(&config, checkpoint, device).map_err(|error| match error {
         t5::LoadError::Checkpoint(error) => of_checkpoint_error(error),
-        other => Unfit::Other(other.to_string()),
+        other => Unfit::Other(other.into()),
     });
     Some(Candidate { name: "T5 v1.1 encoder", sizes, outcome })
 }
@@ -162,7 +161,7 @@ fn vae(checkpoint: &Checkpoint, device: &Device) -> Option<Candidate> {
     };
     let outcome = AutoencoderKl::check(&config, checkpoint, device).map_err(|error| match error {
         vae::LoadError::Checkpoint(error) => of_checkpoint_error(error),
-        other => Unfit::Other(other.to_string()),
+        other => Unfit::Other(other.into()),
     });
     Some(Candidate { name: "Stable Diffusion VAE", sizes, outcome })
 }
@@ -175,13 +174,13 @@ fn config_beside(checkpoint: &Checkpoint) -> Option<std::path::PathBuf> {
 fn of_load_error(error: LoadError) -> Unfit {
     match error {
         LoadError::Checkpoint(error) => of_checkpoint_error(error),
-        other => Unfit::Other(other.to_string()),
+        other => Unfit::Other(other.into()),
     }
 }
 
 fn of_checkpoint_error(error: CheckpointError) -> Unfit {
     match error {
         CheckpointError::Mismatch { mismatch, .. } => Unfit::Keys(mismatch),
-        other => Unfit::Other(other.to_string()),
+        other => Unfit::Other(other.into()),
     }
 }

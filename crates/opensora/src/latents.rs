@@ -1,28 +1,30 @@
-//! Sampled latents kept in a file, so that minutes of sampling are not lost and can be decoded again.
+//! Sampled latents in a file, so that they can be decoded again.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use opensora_checkpoint::{Checkpoint, CheckpointError};
-use opensora_files::{AtomicFile, CreatedFolders, Existing, folder_of};
+use opensora_files::{AtomicFile, CreatedFolders, Existing, folder_of, one_line};
 use opensora_nn::read::read;
 use safetensors::{Dtype, tensor::TensorView};
 use std::{
     collections::HashMap,
+    error::Error,
     io::Write,
     path::{Path, PathBuf},
 };
 
 const KEY: &str = "latents";
 
-/// Why latents could not be kept or read.
+/// Why latents could not be saved or loaded.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LatentsError {
     /// The file cannot be written.
-    #[error("{}: cannot write latents: {reason}", path.display())]
+    #[error("{}: latents cannot be written", path.display())]
     Write {
         /// The file.
         path: PathBuf,
         /// Why.
-        reason: String,
+        source: Box<dyn Error + Send + Sync>,
     },
     /// The file cannot be read.
     #[error(transparent)]
@@ -41,47 +43,43 @@ pub enum LatentsError {
 /// `latents`, with `metadata` as JSON beside them; under a temporary name until complete.
 ///
 /// # Errors
-/// Where the file cannot be written.
+/// Returns an error if the device fails or the file cannot be written.
 pub fn save(
     path: &Path,
     latents: Tensor<5>,
     metadata: &serde_json::Value,
 ) -> Result<(), LatentsError> {
-    let fail = |reason: String| LatentsError::Write { path: path.into(), reason };
-    let shape = latents.dims().to_vec();
-    let values = read(latents).map_err(|error| fail(error.to_string()))?;
-    let values = values.try_to_vec::<f32>().map_err(|error| fail(error.to_string()))?;
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let view = TensorView::new(Dtype::F32, shape, &bytes).map_err(|e| fail(e.to_string()))?;
-    let metadata = HashMap::from([("opensora".to_string(), metadata.to_string())]);
-    let file = safetensors::serialize([(KEY, view)], Some(metadata))
-        .map_err(|error| fail(error.to_string()))?;
-
-    let write = || -> std::io::Result<()> {
+    let write = || -> Result<(), Box<dyn Error + Send + Sync>> {
+        let shape = latents.dims().to_vec();
+        let values = read(latents)?.try_to_vec::<f32>()?;
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let view = TensorView::new(Dtype::F32, shape, &bytes)?;
+        let metadata = HashMap::from([("opensora".to_string(), metadata.to_string())]);
+        let file = safetensors::serialize([(KEY, view)], Some(metadata))?;
         std::fs::create_dir_all(folder_of(path))?;
         let mut out = AtomicFile::create(path, Existing::Replace)?;
         out.write_all(&file)?;
-        out.commit()
+        Ok(out.commit()?)
     };
-    write().map_err(|error| fail(error.to_string()))
+    write().map_err(|source| LatentsError::Write { path: path.into(), source })
 }
 
-/// Fails where [`save`] could not write to `path`, before anything is worth saving.
+/// Checks that [`save`] can write to `path`, before anything is sampled.
 ///
 /// # Errors
-/// Where the folder cannot be made or written to, or the path is a folder.
+/// Returns an error if the folder cannot be created or written to, or the path is a folder.
 pub fn check_writable(path: &Path) -> Result<(), LatentsError> {
-    let fail = |reason: String| LatentsError::Write { path: path.into(), reason };
-    let _folders = CreatedFolders::create(folder_of(path)).map_err(|e| fail(e.to_string()))?;
-    AtomicFile::create(path, Existing::Replace)
-        .and_then(|mut tried| tried.try_write())
-        .map_err(|error| fail(error.to_string()))
+    let check = || -> std::io::Result<()> {
+        let _folders = CreatedFolders::create(folder_of(path))?;
+        AtomicFile::create(path, Existing::Replace)?.try_write()
+    };
+    check().map_err(|source| LatentsError::Write { path: path.into(), source: source.into() })
 }
 
-/// Reads what [`save`] wrote: `[B, C, T, h, w]`.
+/// Loads latents that [`save`] wrote, `[B, C, T, h, w]`.
 ///
 /// # Errors
-/// Where the file cannot be read or holds no latents.
+/// Returns an error if the file cannot be read or holds no latents.
 pub fn load(path: &Path, device: &Device) -> Result<Tensor<5>, LatentsError> {
     let file = Checkpoint::open(path)?;
     let fail = |reason: String| LatentsError::Content { path: path.into(), reason };
@@ -93,6 +91,6 @@ pub fn load(path: &Path, device: &Device) -> Result<Tensor<5>, LatentsError> {
             entry.shape()
         )));
     }
-    let data = data.try_cast_as::<f32>().map_err(|error| fail(error.to_string()))?;
+    let data = data.try_cast_as::<f32>().map_err(|error| fail(one_line(error)))?;
     Ok(Tensor::from_data(data, device))
 }

@@ -7,17 +7,14 @@
 //!
 //! ```no_run
 //! use opensora::{
-//!     ModelFiles, Quiet, SampleRequest, TextToVideo,
-//!     model_files::PartPaths,
-//!     nn::{device, dtype::Dtype},
+//!     ModelFiles, PipelineOptions, SampleRequest, TextToVideo, model_files::PartPaths, nn::device,
 //! };
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let device = device::parse("flex")?;
 //! let files = ModelFiles::resolve("opensora-v1-hq-16x256x256", &PartPaths::default())?;
 //! let request = SampleRequest { seed: 7, ..files.defaults.clone() };
-//! let pipeline = TextToVideo::new(files, Dtype::F32, Dtype::F32, device)?;
-//! let clips = pipeline.generate(&["a red fox in a misty forest"], &request, &mut Quiet)?;
+//! let pipeline = TextToVideo::new(files, PipelineOptions::default(), device::parse("flex")?)?;
+//! let clips = pipeline.generate(&["a red fox in a misty forest"], &request, &mut ())?;
 //! clips[0].save("fox.mp4", request.fps)?;
 //! # Ok(())
 //! # }
@@ -31,8 +28,7 @@
 //! | [`labels`], [`buckets`] | names of class labels; sizes of PixArt-alpha's images |
 //! | [`request`] | what to sample |
 //! | [`pipeline`] | prompts or labels to frames |
-//! | [`denoiser`], [`image_denoiser`] | STDiT and PixArt-alpha with their prompts, as samplers see them |
-//! | [`labelled`] | DiT and Latte with their labels, as samplers see them |
+//! | [`denoiser`] | models with their prompts or labels, as samplers see them |
 //! | [`frames`] | tensors to pixels and back |
 //! | [`latents`] | sampled latents in a file |
 #![cfg_attr(
@@ -82,9 +78,7 @@ pub mod buckets;
 pub mod class_files;
 pub mod denoiser;
 pub mod frames;
-pub mod image_denoiser;
 pub mod inspect;
-pub mod labelled;
 pub mod labels;
 pub mod latents;
 pub mod model_files;
@@ -98,11 +92,18 @@ pub mod training;
 
 pub use class_files::ClassFiles;
 pub use model_files::{ModelError, ModelFiles};
-pub use pipeline::{ClassToVideo, Observer, PipelineError, Quiet, Residency, TextToVideo};
+pub use pipeline::{
+    ClassToVideo, Observer, PipelineError, PipelineOptions, Residency, TextToVideo,
+};
 pub use presets::{PRESETS, Preset};
 pub use request::SampleRequest;
 
 /// The examples of the guide, which are compiled with the tests.
 #[cfg(doctest)]
-#[doc = include_str!("../../../docs/sampling.md")]
+#[doc = include_str!("../docs/sampling.md")]
 struct SamplingGuide;
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

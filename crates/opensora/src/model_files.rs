@@ -15,8 +15,11 @@ use opensora_files::{
     one_line,
     read::{MAX_CONFIG_BYTES, inside, read_text},
 };
-use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 /// The files and sizes of a model, and the request it answers where nothing else is asked for.
 #[derive(Debug, Clone)]
@@ -62,6 +65,7 @@ pub(crate) const VAE_FOLDERS: [&str; 2] = ["sd-vae-ft-ema", "sd-vae-ft-mse"];
 
 /// Why a model's files could not be found.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ModelError {
     /// Neither a preset nor a path.
     #[error(
@@ -73,6 +77,30 @@ pub enum ModelError {
         name: String,
     },
     /// The description of a model cannot be read.
+    #[error("{}: the model's description cannot be read", path.display())]
+    Read {
+        /// The `model.json`.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The description of a model is not JSON, or a field is missing, unknown or of another type.
+    #[error("{}: not a model's description", path.display())]
+    Json {
+        /// The `model.json`.
+        path: PathBuf,
+        /// The field and the line.
+        source: serde_json::Error,
+    },
+    /// The description of a model names an unknown sampler.
+    #[error("{}: sampler", path.display())]
+    Sampler {
+        /// The `model.json`.
+        path: PathBuf,
+        /// The name and the known ones.
+        source: SamplerError,
+    },
+    /// The description of a model has a value that cannot be used.
     #[error("{}: {reason}", path.display())]
     Description {
         /// The `model.json`.
@@ -160,28 +188,35 @@ struct Description {
 }
 
 /// Returns the sampler that a `model.json` names, or else that of the published models.
-pub(crate) fn named_sampler(name: Option<&str>) -> Result<SamplerKind, String> {
+pub(crate) fn named_sampler(path: &Path, name: Option<&str>) -> Result<SamplerKind, ModelError> {
     let Some(name) = name else { return Ok(SampleRequest::default().sampler) };
-    name.parse().map_err(|error: SamplerError| format!("sampler: {error}"))
+    name.parse().map_err(|source| ModelError::Sampler { path: path.into(), source })
 }
 
 /// Reads the `model.json` of `folder`, and returns its `architecture` with its text.
 pub(crate) fn read_description(folder: &Path) -> Result<(String, Option<String>), ModelError> {
-    /// The field that says which others there are.
+    /// The field that decides which others are expected.
     #[derive(Deserialize)]
     struct Kind {
         #[serde(default)]
         architecture: Option<String>,
     }
     let path = folder.join("model.json");
-    let fail = |reason: String| description_error(&path, &reason);
-    let text = read_text(&path, MAX_CONFIG_BYTES).map_err(|error| fail(error.to_string()))?;
-    let Kind { architecture } = serde_json::from_str(&text)
-        .map_err(|error| fail(format!("not a model's description: {error}")))?;
+    let text = read_text(&path, MAX_CONFIG_BYTES)
+        .map_err(|source| ModelError::Read { path: path.clone(), source })?;
+    let Kind { architecture } = parse_description(&path, &text)?;
     Ok((text, architecture))
 }
 
-/// The error of a description, in one line whatever the file's own words are.
+/// Parses the text of a `model.json`.
+pub(crate) fn parse_description<T: DeserializeOwned>(
+    path: &Path,
+    text: &str,
+) -> Result<T, ModelError> {
+    serde_json::from_str(text).map_err(|source| ModelError::Json { path: path.into(), source })
+}
+
+/// Returns the error of a description on one line, with control characters of the file's text escaped.
 pub(crate) fn description_error(path: &Path, reason: &str) -> ModelError {
     ModelError::Description { path: path.into(), reason: one_line(reason) }
 }
@@ -278,8 +313,7 @@ impl ModelFiles {
             let name = folder.display().to_string();
             return Err(ModelError::Condition { name, follows: FOLLOWS_LABEL });
         }
-        let description: Description = serde_json::from_str(&text)
-            .map_err(|error| fail(format!("not a model's description: {error}")))?;
+        let description: Description = parse_description(&path, &text)?;
         let architecture = description.architecture().map_err(fail)?;
         let part = |relative: &Path| parts.policy.resolve(folder, relative).map_err(fail);
         let own = |given: &Option<PathBuf>, relative: &Path| match given {
@@ -287,7 +321,7 @@ impl ModelFiles {
             None => part(relative),
         };
         let published = SampleRequest::default();
-        let sampler = named_sampler(description.sampler.as_deref()).map_err(fail)?;
+        let sampler = named_sampler(&path, description.sampler.as_deref())?;
         Ok(Self {
             name: description.name,
             architecture,

@@ -1,11 +1,10 @@
 //! Models by name: files that are not on the disk are fetched from the Hugging Face hub.
 
 use crate::{
-    ClassFiles, ClassToVideo, ModelError, ModelFiles, PipelineError, TextToVideo,
+    ClassFiles, ClassToVideo, ModelError, ModelFiles, PipelineError, PipelineOptions, TextToVideo,
     class_files::class_of,
     hub::{Files, Hub, HubError, Lookup, Observer, Repository, Wanted},
     model_files::{PartPaths, T5_FOLDERS, VAE_FOLDERS, architecture, find_local},
-    nn::dtype::Dtype,
     presets::{self, Origin, PRESETS, Preset},
 };
 use burn::tensor::Device;
@@ -25,10 +24,8 @@ pub struct Pretrained {
     pub parts: PartPaths,
     /// The checkpoint, for a repository that has several.
     pub file: Option<String>,
-    /// Float type of denoiser and VAE.
-    pub dtype: Dtype,
-    /// Float type of the text encoder.
-    pub t5_dtype: Dtype,
+    /// Dtypes and memory of the pipeline.
+    pub options: PipelineOptions,
 }
 
 /// Why a model of a name cannot be used.
@@ -39,11 +36,11 @@ pub enum PretrainedError {
     #[error(transparent)]
     Model(#[from] ModelError),
     /// A file cannot be fetched.
-    #[error("{model}: {source}")]
+    #[error("{model}: its files cannot be fetched")]
     Hub {
         /// The model.
         model: String,
-        /// What happened.
+        /// Why.
         source: HubError,
     },
     /// A repository with several checkpoints.
@@ -85,8 +82,7 @@ impl Pretrained {
             lookup: Lookup::CacheFirst,
             parts: PartPaths::default(),
             file: None,
-            dtype: Dtype::F32,
-            t5_dtype: Dtype::F32,
+            options: PipelineOptions::default(),
         }
     }
 
@@ -258,15 +254,15 @@ impl TextToVideo {
     /// Opens a model by name and fetches its missing files, reporting to `observer`.
     ///
     /// ```no_run
-    /// # use opensora::{TextToVideo, hub::Quiet, nn::device, pretrained::Pretrained};
+    /// # use opensora::{TextToVideo, nn::device, pretrained::Pretrained};
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let options = Pretrained {
+    /// let source = Pretrained {
     ///     file: Some("OpenSora-v1-HQ-16x256x256.pth".into()),
     ///     ..Pretrained::from_env()?
     /// };
     /// let device = device::parse("flex")?;
-    /// let model =
-    ///     TextToVideo::from_pretrained("hpcai-tech/Open-Sora", &options, device, &mut Quiet)?;
+    /// let pipeline =
+    ///     TextToVideo::from_pretrained("hpcai-tech/Open-Sora", &source, device, &mut ())?;
     /// # Ok(())
     /// # }
     /// ```
@@ -276,12 +272,12 @@ impl TextToVideo {
     /// other.
     pub fn from_pretrained(
         model: &str,
-        options: &Pretrained,
+        source: &Pretrained,
         device: Device,
         observer: &mut dyn Observer,
     ) -> Result<Self, PretrainedError> {
-        let files = options.text_files(model, observer)?;
-        Ok(Self::new(files, options.dtype, options.t5_dtype, device)?)
+        let files = source.text_files(model, observer)?;
+        Ok(Self::new(files, source.options, device)?)
     }
 }
 
@@ -293,19 +289,19 @@ impl ClassToVideo {
     /// other.
     pub fn from_pretrained(
         model: &str,
-        options: &Pretrained,
+        source: &Pretrained,
         device: Device,
         observer: &mut dyn Observer,
     ) -> Result<Self, PretrainedError> {
-        let files = options.class_files(model, observer)?;
-        Ok(Self::new(files, options.dtype, device)?)
+        let files = source.class_files(model, observer)?;
+        Ok(Self::new(files, source.options, device)?)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::{Quiet, Settings};
+    use crate::{files::error_line, hub::Settings};
 
     fn offline(home: &Path) -> Pretrained {
         Pretrained::new(Hub::new(Settings {
@@ -335,7 +331,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let options = offline(home.path());
         let name = "opensora-v1-hq-16x512x512";
-        let error = options.text_files(name, &mut Quiet).unwrap_err().to_string();
+        let error = error_line(&options.text_files(name, &mut ()).unwrap_err());
         assert!(error.starts_with(name) && error.contains("DeepFloyd/t5-v1_1-xxl"), "{error}");
 
         for (repository, file) in [
@@ -345,17 +341,17 @@ mod tests {
         ] {
             cached(home.path(), repository, file, "");
         }
-        let files = options.text_files(name, &mut Quiet).unwrap();
+        let files = options.text_files(name, &mut ()).unwrap();
         assert!(files.denoiser.ends_with("OpenSora-v1-HQ-16x512x512.pth"));
         assert!(files.t5.is_dir() && files.vae.is_dir());
         assert_eq!(files.defaults.image_size, [512, 512]);
 
         // By repository: the file says which.
-        let error = options.text_files("hpcai-tech/Open-Sora", &mut Quiet).unwrap_err();
+        let error = options.text_files("hpcai-tech/Open-Sora", &mut ()).unwrap_err();
         assert!(matches!(&error, PretrainedError::Ambiguous { names, .. } if names.len() == 3));
         let file = Some("OpenSora-v1-HQ-16x512x512.pth".into());
         let named = Pretrained { file, ..options.clone() };
-        let again = named.text_files("hpcai-tech/Open-Sora", &mut Quiet).unwrap();
+        let again = named.text_files("hpcai-tech/Open-Sora", &mut ()).unwrap();
         assert_eq!((again.name.as_str(), &again.denoiser), (name, &files.denoiser));
     }
 
@@ -364,7 +360,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let mut options = offline(home.path());
         options.parts.weights_dir = Some(home.path().into());
-        let error = options.text_files("pixart-xl-2-256x256", &mut Quiet).unwrap_err();
+        let error = options.text_files("pixart-xl-2-256x256", &mut ()).unwrap_err();
         assert!(matches!(error, PretrainedError::Model(ModelError::MissingFile { .. })));
     }
 
@@ -372,16 +368,16 @@ mod tests {
     fn names_of_the_other_kind_and_of_nothing_are_refused_before_the_hub_is_asked() {
         let home = tempfile::tempdir().unwrap();
         let options = offline(home.path());
-        let error = options.text_files("dit-xl-2-256x256", &mut Quiet).unwrap_err();
+        let error = options.text_files("dit-xl-2-256x256", &mut ()).unwrap_err();
         assert!(matches!(error, PretrainedError::Model(ModelError::Condition { .. })), "{error}");
-        let error = options.class_files("pixart-xl-2-256x256", &mut Quiet).unwrap_err();
+        let error = options.class_files("pixart-xl-2-256x256", &mut ()).unwrap_err();
         assert!(matches!(error, PretrainedError::Model(ModelError::Condition { .. })), "{error}");
         for name in ["no-such-model", "/no/such/folder", "a/b/c", "folder/x.pth"] {
-            let error = options.text_files(name, &mut Quiet).unwrap_err();
+            let error = options.text_files(name, &mut ()).unwrap_err();
             assert!(matches!(error, PretrainedError::Model(ModelError::Unknown { .. })), "{error}");
         }
-        let error = options.text_files("owner/name", &mut Quiet).unwrap_err();
-        assert!(error.to_string().contains("HF_HUB_OFFLINE"), "{error}");
+        let error = error_line(&options.text_files("owner/name", &mut ()).unwrap_err());
+        assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
     }
 
     #[test]
@@ -392,7 +388,7 @@ mod tests {
             "t5": "t5", "vae": "vae", "num_frames": 8, "image_size": [48, 48], "fps": 8.0,
         });
         cached(home.path(), "owner/name", "model.json", &text.to_string());
-        let files = offline(home.path()).text_files("owner/name", &mut Quiet).unwrap();
+        let files = offline(home.path()).text_files("owner/name", &mut ()).unwrap();
         assert_eq!((files.name.as_str(), files.defaults.num_frames), ("small", 8));
         assert!(files.t5.ends_with("t5"));
     }

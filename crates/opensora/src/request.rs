@@ -6,6 +6,12 @@ use crate::{
 };
 use std::sync::Arc;
 
+/// Most pixels of a clip, over all frames: far beyond any memory.
+const MAX_PIXELS: usize = 1 << 31;
+
+/// Largest noise index, which leaves room for the indices of all clips of a request.
+const MAX_NOISE_INDEX: u64 = u64::MAX >> 1;
+
 /// A sampler of the caller's own in a request. Two are equal if they are the same object.
 #[derive(Debug, Clone)]
 pub struct OwnSampler(Arc<dyn Sampler>);
@@ -86,6 +92,32 @@ impl Default for SampleRequest {
 }
 
 impl SampleRequest {
+    /// Checks what no model can sample.
+    ///
+    /// # Errors
+    /// Returns an error if the batch size is 0, the clip has 2^31 pixels or more, or a number is out of range.
+    pub fn validate(&self) -> Result<(), RequestError> {
+        if self.batch_size == 0 {
+            return Err(RequestError::BatchSize);
+        }
+        let [height, width] = self.image_size;
+        let pixels = [self.num_frames, height, width]
+            .into_iter()
+            .try_fold(1usize, usize::checked_mul)
+            .filter(|&pixels| pixels < MAX_PIXELS);
+        if pixels.is_none() {
+            let Self { num_frames, image_size, .. } = *self;
+            return Err(RequestError::Pixels { num_frames, image_size });
+        }
+        if self.noise_index > MAX_NOISE_INDEX {
+            return Err(RequestError::NoiseIndex { found: self.noise_index });
+        }
+        if !self.guidance_scale.is_finite() {
+            return Err(RequestError::GuidanceScale { found: self.guidance_scale });
+        }
+        Ok(())
+    }
+
     /// Returns the sampler, set up.
     ///
     /// # Errors
@@ -110,4 +142,44 @@ impl SampleRequest {
             None => usual,
         }
     }
+}
+
+/// Why a request cannot be sampled.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// A batch without clips.
+    #[error("batch size is 0, expected at least 1")]
+    BatchSize,
+    /// A clip that no memory can hold.
+    #[error("{num_frames} frames of {}x{} are too many", image_size[0], image_size[1])]
+    Pixels {
+        /// Frames of the clip.
+        num_frames: usize,
+        /// Height and width in pixels.
+        image_size: [usize; 2],
+    },
+    /// A noise index that leaves no room for later clips.
+    #[error("noise index is {found}, expected at most 2^63 - 1")]
+    NoiseIndex {
+        /// The index.
+        found: u64,
+    },
+    /// A guidance scale that is NaN or infinite.
+    #[error("guidance scale is {found}, expected a finite number")]
+    GuidanceScale {
+        /// The scale.
+        found: f64,
+    },
+    /// A setting that the model does not support.
+    #[error("{setting} is not supported by {model}")]
+    Unsupported {
+        /// The setting.
+        setting: &'static str,
+        /// Architecture of the model.
+        model: &'static str,
+    },
+    /// Neither a prompt nor a label.
+    #[error("nothing to sample: expected at least one prompt or label")]
+    NoClips,
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     denoiser::PromptedDenoiser,
-    diffusion::{AsNoise, Guidance, PredictionType, SamplerKind},
+    diffusion::{Guidance, PredictionType, SamplerKind},
     frames::to_frames,
     nn::noise::{Purpose, normal_batch},
     stdit::StDit,
@@ -14,13 +14,12 @@ use crate::{
         run::Hooks,
     },
     vae::{AutoencoderKl, VaeConfig},
-    video::{png, sheet::contact_sheet},
+    video::{png, sheet::{SheetOptions, contact_sheet}},
 };
 use burn::tensor::{Device, FloatDType};
-use opensora_checkpoint::Checkpoint;
+use opensora_checkpoint::{BoxedError, Checkpoint, PublishedModel};
 use std::{
     error::Error,
-    ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
@@ -54,7 +53,7 @@ impl SampleSheets {
         folder: &Path,
         device: &Device,
     ) -> Result<Self, TrainError> {
-        let missing = |what| TrainError::Hook(format!("sample videos need the {what}").into());
+        let missing = |what| TrainError::other(format!("sample videos need the {what}"));
         let t5 = part.t5.as_ref().ok_or_else(|| missing("text encoder"))?;
         let vae = part.vae.as_ref().ok_or_else(|| missing("VAE"))?;
         let tokens = part.config.model_max_length;
@@ -83,8 +82,9 @@ impl SampleSheets {
     fn sheet(&self, model: &StDit, path: &Path) -> Result<(), TrainError> {
         let sampler = SamplerKind::DpmSolver.build(self.recipe.steps).map_err(hook)?;
         let guidance: Guidance = SamplerKind::DpmSolver.guidance(self.recipe.guidance_scale);
-        let denoiser = PromptedDenoiser::new(model, &self.prompts);
-        let denoiser = AsNoise::new(denoiser, self.prediction_type);
+        let denoiser = PromptedDenoiser::new(model, &self.prompts)
+            .map_err(hook)?
+            .with_prediction_type(self.prediction_type);
         let noise = |purpose, step: usize| {
             normal_batch(self.seed, purpose, 0, step as u64, self.latents, &self.device)
         };
@@ -94,24 +94,25 @@ impl SampleSheets {
                 &guidance,
                 noise(Purpose::InitialLatents, 0),
                 &mut |step| noise(Purpose::SamplerStep, step),
-                &mut |_| ControlFlow::Continue(()),
+                &mut (),
             )
             .map_err(hook)?;
         let clips = to_frames(self.vae.decode(latents, Some(16))).map_err(hook)?;
         let scale = SHEET_PIXELS.div_ceil(clips.first().map_or(1, |clip| clip.height())).max(1);
-        let sheet = contact_sheet(&clips, FRAMES_SHOWN, scale).map_err(hook)?;
+        let options = SheetOptions { columns: FRAMES_SHOWN, scale };
+        let sheet = contact_sheet(&clips, &options).map_err(hook)?;
         std::fs::create_dir_all(&self.folder).map_err(hook)?;
         png::write(path, &sheet).map_err(hook)
     }
 }
 
 impl Hooks<DenoiserTask> for SampleSheets {
-    fn sample(&mut self, trainer: &Trainer<StDit>, step: u64) -> Result<(), TrainError> {
+    fn sample(&mut self, trainer: &Trainer<StDit>, step: u64) -> Result<(), BoxedError> {
         let path = self.folder.join(format!("step-{step:08}.png"));
-        self.sheet(&trainer.average_model(), &path)
+        Ok(self.sheet(&trainer.average_model(), &path)?)
     }
 }
 
 fn hook(error: impl Error + Send + Sync + 'static) -> TrainError {
-    TrainError::Hook(Box::new(error))
+    TrainError::other(error)
 }

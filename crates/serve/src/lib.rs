@@ -7,14 +7,17 @@
 //!
 #![cfg_attr(feature = "model", doc = "```no_run")]
 #![cfg_attr(not(feature = "model"), doc = "```ignore")]
-//! use opensora::{ModelFiles, TextToVideo, model_files::PartPaths, nn::{device, dtype::Dtype}};
+//! use opensora::{
+//!     ModelFiles, PipelineOptions, Residency, TextToVideo, model_files::PartPaths, nn::device,
+//! };
 //! use opensora_serve::{ModelEngine, Queue, QueueOptions, Server, ServerOptions};
 //! use std::sync::Arc;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let files = ModelFiles::resolve("opensora-v1-hq-16x256x256", &PartPaths::default())?;
-//! let pipeline = TextToVideo::new(files, Dtype::F32, Dtype::F32, device::default_device()?)?;
-//! let engine = Arc::new(ModelEngine::new("opensora-v1-hq-16x256x256", pipeline));
+//! let options = PipelineOptions { residency: Residency::All, ..PipelineOptions::default() };
+//! let pipeline = TextToVideo::new(files, options, device::default_device()?)?;
+//! let engine = Arc::new(ModelEngine::new("opensora-v1-hq-16x256x256", pipeline)?);
 //! let queue = Queue::open("videos".as_ref(), engine, QueueOptions::default())?;
 //! let server = Server::bind(queue, ServerOptions::default())?;
 //! println!("http://{}", server.address());
@@ -107,3 +110,8 @@ pub use model_engine::ModelEngine;
 pub use queue::{JobObserver, Queue, QueueError, QueueOptions};
 pub use request::{JobRequest, RequestError, VideoRequest};
 pub use server::{ServeError, Server, ServerOptions, Stopper};
+
+/// The example of the readme, which is compiled and run with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

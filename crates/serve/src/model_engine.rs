@@ -4,13 +4,14 @@ use crate::{
     engine::{
         BoxError, Decoded, Engine, EngineError, Generated, ModelInfo, Observer, Sampled, Stage,
     },
-    preview::LatentsToRgb,
+    preview::{LatentsToRgb, PreviewError},
     request::JobRequest,
 };
 use opensora::{
     PipelineError, SampleRequest, TextToVideo,
-    diffusion::{SampleError, SamplerKind, StepInfo},
+    diffusion::{SampleError, SamplerKind},
     nn::device,
+    pipeline::SamplerStep,
     stdit::DenoiserWork,
     vae::VaeConfig,
 };
@@ -31,10 +32,41 @@ pub struct ModelEngine {
     to_rgb: OnceLock<LatentsToRgb>,
 }
 
-/// Reports nothing.
-struct Unobserved;
+/// Passes the events of a pipeline on to the observer of a job.
+struct Events<'a> {
+    observer: &'a mut dyn Observer,
+    to_rgb: &'a LatentsToRgb,
+    /// What stopped the work, if it was not the observer.
+    error: Option<PreviewError>,
+    /// The observer asked for an end while frames were decoded, which cannot be interrupted.
+    stopped: bool,
+}
 
-impl opensora::Observer for Unobserved {}
+impl Events<'_> {
+    fn preview(&mut self, event: &SamplerStep<'_>) -> Result<(), PreviewError> {
+        let done = event.step + 1;
+        let timestep = (done < event.steps).then_some(event.timestep);
+        self.observer.previewed(self.to_rgb.preview(event.latents, done, timestep)?);
+        Ok(())
+    }
+}
+
+impl opensora::Observer for Events<'_> {
+    fn sampler_step(&mut self, event: &SamplerStep<'_>) -> ControlFlow<()> {
+        self.observer.sampled(&Sampled::new(event.step + 1, event.steps))?;
+        if self.observer.wants_preview()
+            && let Err(error) = self.preview(event)
+        {
+            self.error = Some(error);
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn decoded(&mut self, event: &opensora::pipeline::Decoded) {
+        self.stopped |= self.observer.decoded(&Decoded::new(event.frames, event.total)).is_break();
+    }
+}
 
 impl ModelEngine {
     /// Returns an engine that clients know as `id`.
@@ -127,7 +159,7 @@ impl ModelEngine {
             return Ok(map);
         }
         let image = LatentsToRgb::calibration_image(self.factor).map_err(|e| failed(e.into()))?;
-        let vae = self.pipeline.load_vae(&mut Unobserved).map_err(pipeline_error)?;
+        let vae = self.pipeline.load_vae(&mut ()).map_err(pipeline_error)?;
         let latents = vae.encode(&image).map_err(pipeline_error)?;
         let map = LatentsToRgb::fit(latents).map_err(|error| failed(error.into()))?;
         Ok(self.to_rgb.get_or_init(|| map))
@@ -178,42 +210,24 @@ impl Engine for ModelEngine {
         go_on(observer.stage(Stage::Loading))?;
         let to_rgb = self.to_rgb()?;
         go_on(observer.stage(Stage::Encoding))?;
-        let states =
-            self.pipeline.encode(&[prompt], &sample, &mut Unobserved).map_err(pipeline_error)?;
+        let conditioning =
+            self.pipeline.encode(&[prompt], &sample, &mut ()).map_err(pipeline_error)?;
         go_on(observer.stage(Stage::Loading))?;
-        let mut denoiser =
-            self.pipeline.load_denoiser(&sample, &mut Unobserved).map_err(pipeline_error)?;
+        let mut denoiser = self.pipeline.load_denoiser(&sample, &mut ()).map_err(pipeline_error)?;
         go_on(observer.stage(Stage::Sampling))?;
-        let mut preview_error = None;
-        let latents = denoiser.sample(&states, 0, |info: StepInfo<'_>| {
-            let flow = observer.sampled(&Sampled::new(info.step + 1, info.total));
-            if flow.is_continue() && observer.wants_preview() {
-                let timestep = (info.step + 1 < info.total).then_some(info.timestep);
-                match to_rgb.preview(info.latents, info.step + 1, timestep) {
-                    Ok(preview) => observer.previewed(preview),
-                    Err(error) => {
-                        preview_error = Some(error);
-                        return ControlFlow::Break(());
-                    }
-                }
-            }
-            flow
-        });
-        if let Some(error) = preview_error {
+        let mut events = Events { observer, to_rgb, error: None, stopped: false };
+        let latents = denoiser.sample(&conditioning, 0, &mut events);
+        if let Some(error) = events.error {
             return Err(failed(error.into()));
         }
         let latents = latents.map_err(pipeline_error)?;
         let work = denoiser.work();
         // Its memory is the VAE's, unless it stays.
         drop(denoiser);
-        go_on(observer.stage(Stage::Decoding))?;
-        let vae = self.pipeline.load_vae(&mut Unobserved).map_err(pipeline_error)?;
-        let mut stopped = false;
-        let clip = vae.decode(latents, |done| {
-            stopped |= observer.decoded(&Decoded::new(done, request.num_frames)).is_break();
-        });
-        let clip = clip.map_err(pipeline_error)?;
-        if stopped {
+        go_on(events.observer.stage(Stage::Decoding))?;
+        let vae = self.pipeline.load_vae(&mut ()).map_err(pipeline_error)?;
+        let clip = vae.decode(latents, &mut events).map_err(pipeline_error)?;
+        if events.stopped {
             return Err(EngineError::Stopped);
         }
         Ok(Generated { clip, record: self.record(&sample, prompt, work) })

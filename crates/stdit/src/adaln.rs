@@ -6,7 +6,8 @@
 
 use crate::{
     ClassConfig,
-    block::{Mlp, NORM_EPSILON, SelfAttention},
+    attention::{Axis, Mlp, SelfAttention, TokenGrid},
+    modulation::{Modulation, NORM_EPSILON},
 };
 use burn::{
     module::{Initializer, Module},
@@ -15,7 +16,7 @@ use burn::{
 };
 use opensora_nn::{
     linear::{self, XAVIER, linear},
-    modulation::{gated_sum, norm_and_modulate},
+    modulation::norm_and_modulate,
 };
 
 /// Embedding table of class labels.
@@ -62,33 +63,30 @@ impl AdaLnBlock {
     pub(crate) fn new(config: &ClassConfig, device: &Device) -> Self {
         let hidden = config.hidden_size;
         Self {
-            attn: SelfAttention::with_heads(hidden, config.num_heads, XAVIER, device),
+            attn: SelfAttention::new(hidden, config.num_heads, XAVIER, device),
             mlp: Mlp::new(hidden, config.mlp_size(), device),
             // Zero, so that a fresh block is the identity.
             adaln_modulation: linear(hidden, 6 * hidden, true, Initializer::Zeros, device),
         }
     }
 
-    /// Applies the block to `x` `[B, T*S, C]` with `c` `[B, C]` after SiLU. Tokens of the `[T, S]` grid
-    /// attend along `axis`: 1 for T, 2 for S. Returns `[B, T*S, C]`.
+    /// Applies the block to `x` `[B, T*S, C]` with `c` `[B, C]` after SiLU. Tokens attend along `axis` of
+    /// the grid. Returns `[B, T*S, C]`.
     pub(crate) fn forward(
         &self,
         x: Tensor<3>,
         c: Tensor<2>,
-        grid: [usize; 2],
-        axis: usize,
+        axis: Axis,
+        grid: TokenGrid,
     ) -> Tensor<3> {
-        let [batch, _, hidden] = x.dims();
+        let Self { attn, mlp, .. } = self;
+        let [batch, _, channels] = x.dims();
         // [B, C] -> [B, 6C] -> [B, 6, C]
-        let six = linear::forward(&self.adaln_modulation, c).reshape([batch, 6, hidden]);
-        let row = |i: usize| six.clone().narrow(1, i, 1);
-        let [shift_msa, scale_msa, gate_msa] = [0, 1, 2].map(row);
-        let [shift_mlp, scale_mlp, gate_mlp] = [3, 4, 5].map(row);
+        let six = linear::forward(&self.adaln_modulation, c).reshape([batch, 6, channels]);
+        let [msa, ff] = Modulation::split(&six);
 
-        let y = norm_and_modulate(x.clone(), scale_msa, shift_msa, NORM_EPSILON);
-        let x = gated_sum(x, gate_msa, self.attn.along(y, grid, axis));
-        let y = norm_and_modulate(x.clone(), scale_mlp, shift_mlp, NORM_EPSILON);
-        gated_sum(x, gate_mlp, self.mlp.forward(y))
+        let x = x.clone() + &msa.gate * attn.along(axis, grid, msa.modulate_norm(x));
+        x.clone() + &ff.gate * mlp.forward(ff.modulate_norm(x))
     }
 }
 

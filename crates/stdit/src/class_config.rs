@@ -1,6 +1,8 @@
 //! Sizes of the models that are conditioned on a class label: DiT and Latte.
 
 use crate::config::{self, SizeError};
+use burn::tensor::Device;
+use opensora_checkpoint::PublishedModel;
 use serde::{Deserialize, Serialize};
 
 /// Sizes of a DiT or a Latte, under the reference's argument names.
@@ -116,6 +118,18 @@ impl ClassConfig {
             return Err(SizeError::Square { size, patch_size });
         }
         Ok(grid)
+    }
+
+    /// Returns a model with fresh weights, of the type that the caller names: [`Dit`](crate::Dit) or [`Latte`](crate::Latte). Weights are
+    /// allocated when they are first used or loaded.
+    ///
+    /// # Errors
+    /// Returns an error if a value of the configuration is out of range.
+    pub fn init<M>(&self, device: &Device) -> Result<M, SizeError>
+    where
+        M: PublishedModel<Config = Self, ConfigError = SizeError>,
+    {
+        M::from_config(self, device)
     }
 
     /// Checks that a model of this configuration can be built without a panic.

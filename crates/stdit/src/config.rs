@@ -1,5 +1,7 @@
 //! Sizes: of the models, and of the clips that fit them.
 
+use burn::tensor::Device;
+use opensora_checkpoint::PublishedModel;
 use serde::{Deserialize, Serialize};
 
 /// Sizes of an STDiT or PixArt-alpha model, under the reference's argument names.
@@ -170,10 +172,22 @@ impl DenoiserConfig {
         grid(size, self.patch_size)
     }
 
-    /// Fails where no model could be built, so that [`init`](crate::StDit::new) never panics.
+    /// Returns a model with fresh weights, of the type that the caller names: [`StDit`](crate::StDit), [`PixArt`](crate::PixArt) or [`PixArtMs`](crate::PixArtMs). Weights are
+    /// allocated when they are first used or loaded.
     ///
     /// # Errors
-    /// Names the value that cannot be.
+    /// Returns an error if a value of the configuration is out of range.
+    pub fn init<M>(&self, device: &Device) -> Result<M, SizeError>
+    where
+        M: PublishedModel<Config = Self, ConfigError = SizeError>,
+    {
+        M::from_config(self, device)
+    }
+
+    /// Checks that a model of this configuration can be built without a panic.
+    ///
+    /// # Errors
+    /// Returns an error if a value is out of range.
     pub fn validate(&self) -> Result<(), SizeError> {
         check_sizes(
             self.patch_size,

@@ -3,7 +3,7 @@
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/layers/blocks.py`, classes `PatchEmbed3D`,
 //! `CaptionEmbedder`; `stdit.py`, `STDiT.t_block`.
 
-use crate::DenoiserConfig;
+use crate::{DenoiserConfig, SizeError};
 use burn::{
     module::{Initializer, Module, Param},
     nn::{
@@ -118,20 +118,10 @@ impl Embeddings {
         }
     }
 
-    /// Embeds timestep and prompt: `timesteps` `[B]`, `states` `[B, L, caption_channels]`.
-    ///
-    /// A mask of fewer rows is repeated over the batch, as guidance hands it over.
+    /// Embeds timestep and prompt: `timesteps` `[B]`, `states` `[B, L, caption_channels]`. `extra` `[B, C]`
+    /// is added to the timestep embedding. A mask of fewer rows is repeated over the batch, as guidance
+    /// needs it.
     pub(crate) fn condition(
-        &self,
-        timesteps: &[f32],
-        states: Tensor<3>,
-        mask: Option<&TokenMask>,
-    ) -> Conditioning {
-        self.condition_with(timesteps, states, mask, None)
-    }
-
-    /// [`condition`](Self::condition), where `extra` `[B, C]` is added to the timestep embedding.
-    pub(crate) fn condition_with(
         &self,
         timesteps: &[f32],
         states: Tensor<3>,
@@ -156,4 +146,41 @@ impl Embeddings {
         let prompt = self.y_embedder.forward(states.narrow(1, 0, mask.len()));
         Conditioning { t, t6, prompt, prompt_bias: mask.bias(dtype, &device) }
     }
+}
+
+/// Returns the tokens along (t, h, w) of latents `[B, C, T, H, W]`, as `grid_of` computes them from
+/// `[T, H, W]`.
+///
+/// # Panics
+/// Panics if the size does not fit the model or there is not one timestep for each sample.
+pub(crate) fn latent_grid(
+    latents: &Tensor<5>,
+    timesteps: &[f32],
+    grid_of: impl FnOnce([usize; 3]) -> Result<[usize; 3], SizeError>,
+) -> [usize; 3] {
+    let [batch, _, frames, height, width] = latents.dims();
+    assert_eq!(batch, timesteps.len(), "one timestep a sample");
+    match grid_of([frames, height, width]) {
+        Ok(grid) => grid,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Adds a spatial position table `[S, C]` to tokens `[B, T*S, C]`.
+pub(crate) fn add_space(x: Tensor<3>, space: Tensor<2>) -> Tensor<3> {
+    let [batch, tokens, channels] = x.dims();
+    let [positions, _] = space.dims();
+    // [B, T*S, C] -> [B, T, S, C] + [1, 1, S, C] -> [B, T*S, C]
+    let x = x.reshape([batch, tokens / positions, positions, channels]) + space.unsqueeze::<4>();
+    x.reshape([batch, tokens, channels])
+}
+
+/// Adds a temporal position table `[T, C]`, if there is one, to tokens `[B, T*S, C]`.
+pub(crate) fn add_time(x: Tensor<3>, time: Option<Tensor<2>>) -> Tensor<3> {
+    let Some(time) = time else { return x };
+    let [batch, tokens, channels] = x.dims();
+    let [frames, _] = time.dims();
+    // [B, T*S, C] -> [B, T, S, C] + [1, T, 1, C] -> [B, T*S, C]
+    let x = x.reshape([batch, frames, tokens / frames, channels]);
+    (x + time.reshape([1, frames, 1, channels])).reshape([batch, tokens, channels])
 }

@@ -3,10 +3,7 @@
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/layers/blocks.py`, class `T2IFinalLayer`,
 //! and `stdit.py`, `STDiT.unpatchify`.
 
-use crate::{
-    DenoiserConfig,
-    block::{NORM_EPSILON, scale_shift_table},
-};
+use crate::{DenoiserConfig, block::scale_shift_table, modulation::NORM_EPSILON};
 use burn::{
     module::{Initializer, Module, Param},
     nn::Linear,

@@ -29,14 +29,19 @@
 //! the models.
 
 pub mod adaln;
+pub mod attention;
 pub mod block;
+pub mod cache;
 pub mod class_config;
 pub mod config;
 pub mod dit;
 pub mod embed;
 pub mod final_layer;
+pub mod hooks;
 pub mod keys;
 pub mod latte;
+pub mod model;
+pub mod modulation;
 pub mod pixart;
 pub mod pixart_ms;
 pub mod reuse;
@@ -44,13 +49,20 @@ pub mod stdit;
 pub mod streamed;
 pub mod work;
 
+pub use cache::AttentionCache;
 pub use class_config::{ClassConfig, LabelCondition};
 pub use config::{DenoiserConfig, PositionScales, SizeError};
 pub use dit::Dit;
 pub use latte::Latte;
+pub use model::{ClassModel, LoadError, PromptModel};
 pub use pixart::PixArt;
-pub use pixart_ms::{ImageSize, PixArtMs};
-pub use reuse::{AttentionCache, AttentionReuse};
+pub use pixart_ms::{ImageSize, PixArtMs, SizedPixArt};
+pub use reuse::AttentionReuse;
 pub use stdit::StDit;
 pub use streamed::StreamedStDit;
 pub use work::DenoiserWork;
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -3,12 +3,14 @@
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/pixart/pixart.py`, class `PixArtMS`, and
 //! `layers/blocks.py`, class `SizeEmbedder`. Deviation: sizes stay in f32 in every dtype.
 
-use crate::{DenoiserConfig, PixArt, PositionScales, SizeError, keys, stdit::LoadError};
+use crate::{
+    AttentionCache, DenoiserConfig, LoadError, PixArt, PositionScales, PromptModel, SizeError, keys,
+};
 use burn::{
     module::Module,
-    tensor::{DType, Device, FloatDType, Tensor},
+    tensor::{DType, Device, Tensor},
 };
-use opensora_checkpoint::{Checkpoint, ImportReport, check_import, import};
+use opensora_checkpoint::{Checkpoint, CheckpointError, KeyMap, PublishedModel};
 use opensora_nn::{mask::TokenMask, timestep::TimestepEmbedder};
 
 /// Size conditions of an image, PixArt-alpha's "micro conditions".
@@ -31,6 +33,8 @@ impl ImageSize {
 }
 
 /// Predicts the noise in latent images, given a timestep, a prompt and the size of the image.
+///
+/// [`load`](PublishedModel::load) reads PixArt-XL-2-1024-MS.pth.
 #[derive(Module, Debug)]
 pub struct PixArtMs {
     /// The model without its size conditions.
@@ -41,56 +45,40 @@ pub struct PixArtMs {
     pub ar_embedder: TimestepEmbedder,
 }
 
-impl PixArtMs {
-    /// Returns a model with fresh weights; nothing is allocated before a weight is used or loaded.
-    /// `temporal_positions` as in [`PixArt::new`].
-    ///
-    /// # Errors
-    /// Returns an error if a value of the configuration is out of range.
-    pub fn new(
-        config: &DenoiserConfig,
-        temporal_positions: bool,
-        device: &Device,
-    ) -> Result<Self, SizeError> {
-        let base = PixArt::new(config, temporal_positions, device)?;
+impl PublishedModel for PixArtMs {
+    type Config = DenoiserConfig;
+    type ConfigError = SizeError;
+    type LoadError = LoadError;
+
+    fn validate(config: &DenoiserConfig) -> Result<(), SizeError> {
+        config.validate()?;
         let hidden = config.hidden_size;
         if !hidden.is_multiple_of(3) {
             return Err(SizeError::Config(format!("hidden_size {hidden} must be a multiple of 3")));
         }
-        let embedder = || TimestepEmbedder::new(hidden / 3, device);
-        Ok(Self { base, csize_embedder: embedder(), ar_embedder: embedder() })
+        Ok(())
     }
 
-    /// Loads published weights: PixArt-XL-2-1024-MS.pth.
-    ///
-    /// # Errors
-    /// Returns an error if a value of the configuration is out of range or the file does not fit it.
-    pub fn load(
-        config: &DenoiserConfig,
-        temporal_positions: bool,
-        checkpoint: &Checkpoint,
-        dtype: FloatDType,
-        device: &Device,
-    ) -> Result<(Self, ImportReport), LoadError> {
-        let checkpoint = PixArt::unwrapped(config, checkpoint)?;
-        let model = Self::new(config, temporal_positions, device)?;
-        Ok(import(model, &checkpoint, &keys::pixart_ms(), dtype)?)
+    fn build(config: &DenoiserConfig, device: &Device) -> Self {
+        let embedder = || TimestepEmbedder::new(config.hidden_size / 3, device);
+        let base = PixArt::build(config, device);
+        Self { base, csize_embedder: embedder(), ar_embedder: embedder() }
     }
 
-    /// Checks that published weights fit, as [`load`](Self::load) does, from the file's headers alone.
-    ///
-    /// # Errors
-    /// Returns an error if [`load`](Self::load) would.
-    pub fn check(
-        config: &DenoiserConfig,
-        checkpoint: &Checkpoint,
-        device: &Device,
-    ) -> Result<ImportReport, LoadError> {
-        let checkpoint = PixArt::unwrapped(config, checkpoint)?;
-        let model = Self::new(config, false, device)?;
-        Ok(check_import(&model, &checkpoint, &keys::pixart_ms())?)
+    fn block_count(config: &DenoiserConfig) -> (&'static str, usize) {
+        PixArt::block_count(config)
     }
 
+    fn unwrapped(checkpoint: &Checkpoint) -> Result<Checkpoint, CheckpointError> {
+        keys::unwrapped(checkpoint)
+    }
+
+    fn key_map(_: &DenoiserConfig, _: &Checkpoint) -> Result<KeyMap, CheckpointError> {
+        Ok(keys::pixart_ms())
+    }
+}
+
+impl PixArtMs {
     /// Returns the model with position tables for another base size; see [`PixArt::with_base_size`].
     pub fn with_base_size(self, base_size: Option<usize>) -> Self {
         Self { base: self.base.with_base_size(base_size), ..self }
@@ -101,7 +89,8 @@ impl PixArtMs {
         Self { base: self.base.with_scales(scales), ..self }
     }
 
-    /// Returns the same weights with or without temporal positions; see [`PixArt::new`].
+    /// Returns the same weights with or without temporal positions; see
+    /// [`PixArt::with_temporal_positions`].
     pub fn with_temporal_positions(self, temporal_positions: bool) -> Self {
         Self { base: self.base.with_temporal_positions(temporal_positions), ..self }
     }
@@ -130,14 +119,8 @@ impl PixArtMs {
         mask: Option<&TokenMask>,
         sizes: &[ImageSize],
     ) -> Tensor<5> {
-        let [batch, ..] = latents.dims();
-        let extra = self.size_vectors(sizes, batch, self.null_prompt().dtype());
-        self.base.forward_with(latents, timesteps, prompt, mask, Some(extra))
-    }
-
-    /// Returns the floating point operations of a forward pass; see [`PixArt::flops`].
-    pub fn flops(&self, grid: [usize; 3], caption_tokens: usize) -> f64 {
-        self.base.flops(grid, caption_tokens)
+        let extra = self.size_vectors(sizes, timesteps.len(), self.null_prompt().dtype());
+        self.base.forward_with(latents, timesteps, prompt, mask, Some(extra), &mut ())
     }
 
     /// Returns the vectors of the sizes, `[B, C]`: height, width, aspect ratio, a third of the width each.
@@ -154,5 +137,33 @@ impl PixArtMs {
         let [rows, third] = ratios.dims();
         let vectors = Tensor::cat(vec![sides.reshape([rows, 2 * third]), ratios], 1); // [n, C]
         if rows == batch { vectors } else { vectors.repeat_dim(0, batch / rows) }
+    }
+}
+
+/// A PixArtMS for images of one size.
+#[derive(Debug)]
+pub struct SizedPixArt {
+    /// The model.
+    pub model: PixArtMs,
+    /// The size of every image.
+    pub size: ImageSize,
+}
+
+impl PromptModel for SizedPixArt {
+    fn null_prompt(&self) -> Tensor<2> {
+        self.model.null_prompt()
+    }
+
+    fn forward_cached(
+        &self,
+        latents: Tensor<5>,
+        timesteps: &[f32],
+        prompt: Tensor<3>,
+        mask: Option<&TokenMask>,
+        cache: &mut AttentionCache,
+    ) -> Result<Tensor<5>, CheckpointError> {
+        let Self { model, size } = self;
+        let extra = model.size_vectors(&[*size], timesteps.len(), self.null_prompt().dtype());
+        Ok(model.base.forward_with(latents, timesteps, prompt, mask, Some(extra), cache))
     }
 }

@@ -3,23 +3,27 @@
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/stdit/stdit.py`, class `STDiT`.
 
 use crate::{
-    DenoiserConfig, PositionScales, SizeError,
+    AttentionCache, DenoiserConfig, LoadError, PositionScales, PromptModel, SizeError,
+    attention::TokenGrid,
     block::StDitBlock,
-    embed::{Conditioning, Embeddings},
+    embed::{Conditioning, Embeddings, add_space, latent_grid},
     final_layer::{FinalLayer, unpatchify},
+    hooks::{BlockHooks, Pass, PassHooks},
     keys,
-    reuse::{AttentionCache, BlockAttentions},
-    work::BlockFlops,
 };
 use burn::{
     module::Module,
     tensor::{DType, Device, FloatDType, Tensor},
 };
-use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, check_import, import};
+use opensora_checkpoint::{
+    BlockSource, Checkpoint, CheckpointError, Described, ImportReport, KeyMap, PublishedModel,
+    import,
+};
 use opensora_nn::{mask::TokenMask, sincos};
-use std::{borrow::Borrow, convert::Infallible};
 
 /// Predicts the noise in a latent clip, given a timestep and a prompt.
+///
+/// [`load`](PublishedModel::load) reads OpenSora-v1 `.pth` files, training folders and safetensors.
 #[derive(Module, Debug)]
 pub struct StDit {
     /// Patch, timestep and prompt embeddings.
@@ -32,82 +36,59 @@ pub struct StDit {
     config: DenoiserConfig,
 }
 
-impl StDit {
-    /// A model with fresh weights; nothing is allocated before a weight is used or loaded.
-    ///
-    /// # Errors
-    /// Where the configuration cannot be.
-    pub fn new(config: &DenoiserConfig, device: &Device) -> Result<Self, SizeError> {
-        config.validate()?;
-        Ok(Self {
+impl PublishedModel for StDit {
+    type Config = DenoiserConfig;
+    type ConfigError = SizeError;
+    type LoadError = LoadError;
+
+    fn validate(config: &DenoiserConfig) -> Result<(), SizeError> {
+        config.validate()
+    }
+
+    fn build(config: &DenoiserConfig, device: &Device) -> Self {
+        Self {
             embed: Embeddings::new(config, device),
             blocks: (0..config.depth).map(|_| StDitBlock::new(config, device)).collect(),
             final_layer: FinalLayer::new(config, device),
             config: config.clone(),
-        })
+        }
     }
 
-    /// Loads published weights: OpenSora-v1 `.pth` files, training folders, safetensors.
+    fn block_count(config: &DenoiserConfig) -> (&'static str, usize) {
+        ("depth", config.depth)
+    }
+
+    fn unwrapped(checkpoint: &Checkpoint) -> Result<Checkpoint, CheckpointError> {
+        keys::unwrapped(checkpoint)
+    }
+
+    fn key_map(_: &DenoiserConfig, _: &Checkpoint) -> Result<KeyMap, CheckpointError> {
+        Ok(keys::stdit())
+    }
+}
+
+impl StDit {
+    /// Loads the weights of a published PixArt-alpha to start from. The output projections of the temporal
+    /// attentions are zero, so that a clip of `T` frames is treated as `T` independent images.
     ///
     /// # Errors
-    /// Where the configuration cannot be or the file does not fit it.
-    pub fn load(
-        config: &DenoiserConfig,
-        checkpoint: &Checkpoint,
-        dtype: FloatDType,
-        device: &Device,
-    ) -> Result<(Self, ImportReport), LoadError> {
-        let (model, checkpoint) = Self::described(config, checkpoint, device)?;
-        Ok(import(model, &checkpoint, &keys::stdit(), dtype)?)
-    }
-
-    /// Checks that published weights fit, as [`load`](Self::load) does, from the file's headers alone.
-    ///
-    /// # Errors
-    /// As [`load`](Self::load).
-    pub fn check(
-        config: &DenoiserConfig,
-        checkpoint: &Checkpoint,
-        device: &Device,
-    ) -> Result<ImportReport, LoadError> {
-        let (model, checkpoint) = Self::described(config, checkpoint, device)?;
-        Ok(check_import(&model, &checkpoint, &keys::stdit())?)
-    }
-
-    /// The model that `config` describes, none of its weights allocated, and the checkpoint without
-    /// wrappers. The number of blocks is compared with the file before they are built.
-    pub(crate) fn described(
-        config: &DenoiserConfig,
-        checkpoint: &Checkpoint,
-        device: &Device,
-    ) -> Result<(Self, Checkpoint), LoadError> {
-        config.validate()?;
-        let checkpoint = keys::unwrapped(checkpoint)?;
-        checkpoint.check_blocks("depth", config.depth)?;
-        Ok((Self::new(config, device)?, checkpoint))
-    }
-
-    /// Starts from a published PixArt-alpha: its temporal attentions are fresh and silent (their
-    /// projections are zero), so that `T` frames are `T` independent images.
-    ///
-    /// # Errors
-    /// As [`load`](Self::load).
+    /// Returns the errors of [`load`](PublishedModel::load).
     pub fn from_pixart(
         config: &DenoiserConfig,
         checkpoint: &Checkpoint,
         dtype: FloatDType,
         device: &Device,
     ) -> Result<(Self, ImportReport), LoadError> {
-        let (model, checkpoint) = Self::described(config, checkpoint, device)?;
+        let Described { model, checkpoint, .. } = Self::describe(config, checkpoint, device)?;
         Ok(import(model, &checkpoint, &keys::stdit_from_pixart(), dtype)?)
     }
 
-    /// The configuration it was made with.
+    /// Returns the configuration that the model was made with.
     pub fn config(&self) -> &DenoiserConfig {
         &self.config
     }
 
-    /// The position tables for latents of `size` `[T, h, w]` under their published keys: spatial
+    /// Returns the position tables for latents of `size` `[T, h, w]` under their published keys: spatial
     /// `[1, S, C]` and temporal `[1, T, C]`.
     ///
     /// They are computed in every forward pass here. The reference's module has them as buffers, so
@@ -122,7 +103,7 @@ impl StDit {
         Ok(keys::POSITION_TABLES.map(str::to_string).into_iter().zip(tables).collect())
     }
 
-    /// Spatial `[S, C]` and temporal `[T, C]` position tables of a grid of tokens.
+    /// Returns the spatial `[S, C]` and temporal `[T, C]` position tables of a grid of tokens.
     fn tables(&self, [t, h, w]: [usize; 3], dtype: DType, device: &Device) -> [Tensor<2>; 2] {
         let (PositionScales { space_scale, time_scale }, hidden) =
             (self.config.scales, self.config.hidden_size);
@@ -132,13 +113,13 @@ impl StDit {
         ]
     }
 
-    /// The same weights at other position scales (a resolution's own).
+    /// Returns the same weights at other position scales.
     pub fn with_scales(mut self, scales: PositionScales) -> Self {
         self.config.scales = scales;
         self
     }
 
-    /// The learnt null prompt of guidance, `[L, caption_channels]`.
+    /// Returns the learnt null prompt of guidance, `[L, caption_channels]`.
     pub fn null_prompt(&self) -> Tensor<2> {
         self.embed.y_embedder.y_embedding.val()
     }
@@ -148,14 +129,14 @@ impl StDit {
     /// - `latents` `[B, C, T, H, W]`: noisy clips; any T, H, W that the patch divides.
     /// - `timesteps` `[B]`: on the scale 0..1000, may be fractional.
     /// - `prompt` `[B, L, caption_channels]`: states of the text encoder.
-    /// - `mask` `[B, L]`: the prompt tokens that count; fewer rows are repeated over the batch;
-    ///   all count without it.
+    /// - `mask` `[B, L]`: the prompt tokens to attend to. Fewer rows are repeated over the batch. `None`:
+    ///   all tokens.
     ///
     /// Returns `[B, C_out, T, H, W]` in f32: `eps`, then the variance interpolation.
     ///
     /// # Panics
-    /// Where the patch does not divide the size (ask [`DenoiserConfig::grid`] first) or batch
-    /// sizes differ.
+    /// Panics if the patch does not divide the size (ask [`DenoiserConfig::grid`] first) or batch sizes
+    /// differ.
     pub fn forward(
         &self,
         latents: Tensor<5>,
@@ -163,61 +144,31 @@ impl StDit {
         prompt: Tensor<3>,
         mask: Option<&TokenMask>,
     ) -> Tensor<5> {
-        let blocks = self.blocks.iter().map(Ok::<_, Infallible>);
-        let Ok(prediction) = self.forward_over(blocks, latents, timesteps, prompt, mask, None);
+        let embedded = self.embed(latents, timesteps, prompt, mask);
+        let Ok(prediction) = self.forward_over(&self.blocks, embedded, timesteps, &mut ());
         prediction
     }
 
-    /// [`forward`](Self::forward) as a step of a sampling run: attentions may be taken from earlier
-    /// steps, as `cache` is set to. With ranges of 1 the result is the same to the bit.
-    ///
-    /// # Panics
-    /// As [`forward`](Self::forward).
-    pub fn forward_cached(
+    /// Runs the forward pass over `blocks` and the final layer on embedded tokens.
+    pub(crate) fn forward_over<S: BlockSource<StDitBlock>>(
         &self,
-        latents: Tensor<5>,
+        blocks: &S,
+        (x, c): (Tensor<3>, StDitConditioning),
         timesteps: &[f32],
-        prompt: Tensor<3>,
-        mask: Option<&TokenMask>,
-        cache: &mut AttentionCache,
-    ) -> Tensor<5> {
-        let blocks = self.blocks.iter().map(Ok::<_, Infallible>);
-        let Ok(prediction) =
-            self.forward_over(blocks, latents, timesteps, prompt, mask, Some(cache));
-        prediction
-    }
-
-    /// The forward pass over `blocks`, wherever they come from: each is asked for when it is needed
-    /// and let go when it is done.
-    pub(crate) fn forward_over<B: Borrow<StDitBlock>, E>(
-        &self,
-        blocks: impl ExactSizeIterator<Item = Result<B, E>>,
-        latents: Tensor<5>,
-        timesteps: &[f32],
-        prompt: Tensor<3>,
-        mask: Option<&TokenMask>,
-        mut cache: Option<&mut AttentionCache>,
-    ) -> Result<Tensor<5>, E> {
-        let (mut x, c) = self.embed(latents, timesteps, prompt, mask);
-        let flops = BlockFlops::new(&self.config, c.grid, c.prompted.prompt.dims()[1]);
-        if let Some(cache) = &mut cache {
-            cache.begin(timesteps, x.dims(), blocks.len(), flops);
-        }
-        for (index, block) in blocks.enumerate() {
-            let mut attentions = match &mut cache {
-                Some(cache) => BlockAttentions::cached(cache, index, flops),
-                None => BlockAttentions::computed(),
-            };
-            x = c.apply(block?.borrow(), index, x, &mut attentions);
-        }
+        hooks: &mut impl PassHooks,
+    ) -> Result<Tensor<5>, S::Error> {
+        let [_, prompt_tokens, _] = c.prompted.prompt.dims();
+        hooks.begin(&Pass { config: &self.config, timesteps, grid: c.grid, prompt_tokens });
+        let x = blocks.fold(x, |index, block, x| c.apply(block, index, x, hooks))?;
         Ok(self.head(x, &c))
     }
 
-    /// What enters the blocks: tokens `[B, T*S, C]`, and what steers every block. Arguments and
-    /// panics as of [`forward`](Self::forward).
+    /// Returns the tokens `[B, T*S, C]` that enter the blocks, and the conditioning of all blocks.
+    /// Arguments and panics as in [`forward`](Self::forward).
     ///
-    /// The three parts of a forward pass are public so that training can run them apart and
-    /// recompute a block's activations instead of keeping them.
+    /// The three parts of a forward pass ([`embed`](Self::embed), [`block`](Self::block),
+    /// [`head`](Self::head)) are public so that training can recompute the activations of a block instead
+    /// of storing them.
     pub fn embed(
         &self,
         latents: Tensor<5>,
@@ -225,42 +176,50 @@ impl StDit {
         prompt: Tensor<3>,
         mask: Option<&TokenMask>,
     ) -> (Tensor<3>, StDitConditioning) {
-        let config = &self.config;
         let dtype = self.null_prompt().dtype();
-        let [batch, _, frames, height, width] = latents.dims();
-        assert_eq!(batch, timesteps.len(), "one timestep a sample");
-        let grid @ [grid_t, grid_h, grid_w] = match config.grid([frames, height, width]) {
-            Ok(grid) => grid,
-            Err(error) => panic!("{error}"),
-        };
-        let (places, hidden) = (grid_h * grid_w, config.hidden_size);
-        let device = latents.device();
-        let [space, time] = self.tables(grid, dtype, &device);
-        let prompted = self.embed.condition(timesteps, prompt.cast(dtype), mask);
+        let grid = latent_grid(&latents, timesteps, |size| self.config.grid(size));
+        let [space, time] = self.tables(grid, dtype, &latents.device());
+        let prompted = self.embed.condition(timesteps, prompt.cast(dtype), mask, None);
 
-        // [B, T*S, C] -> [B, T, S, C] + [S, C] -> [B, T*S, C]
-        let x = self.embed.x_embedder.forward(latents.cast(dtype));
-        let x = x.reshape([batch, grid_t, places, hidden]) + space.unsqueeze::<4>();
-        let x = x.reshape([batch, grid_t * places, hidden]);
-        (x, StDitConditioning { prompted, grid, time })
+        let x = self.embed.x_embedder.forward(latents.cast(dtype)); // [B, T*S, C]
+        (add_space(x, space), StDitConditioning { prompted, grid, time })
     }
 
-    /// Block `index` on tokens `[B, T*S, C]`.
+    /// Applies block `index` to tokens `[B, T*S, C]`.
     ///
     /// # Panics
-    /// Where there is no such block.
+    /// Panics if the model has no such block.
     pub fn block(&self, index: usize, x: Tensor<3>, c: &StDitConditioning) -> Tensor<3> {
-        c.apply(&self.blocks[index], index, x, &mut BlockAttentions::computed())
+        c.apply(&self.blocks[index], index, x, &mut ())
     }
 
-    /// Tokens `[B, T*S, C]` to the prediction `[B, C_out, T, H, W]` in f32.
+    /// Returns the prediction `[B, C_out, T, H, W]` in f32 of tokens `[B, T*S, C]`.
     pub fn head(&self, x: Tensor<3>, c: &StDitConditioning) -> Tensor<5> {
         let x = self.final_layer.forward(x, c.prompted.t.clone());
         unpatchify(x, c.grid, self.config.patch_size).cast(FloatDType::F32)
     }
 }
 
-/// What steers the blocks and the final layer of one forward pass.
+impl PromptModel for StDit {
+    fn null_prompt(&self) -> Tensor<2> {
+        self.null_prompt()
+    }
+
+    fn forward_cached(
+        &self,
+        latents: Tensor<5>,
+        timesteps: &[f32],
+        prompt: Tensor<3>,
+        mask: Option<&TokenMask>,
+        cache: &mut AttentionCache,
+    ) -> Result<Tensor<5>, CheckpointError> {
+        let embedded = self.embed(latents, timesteps, prompt, mask);
+        let Ok(prediction) = self.forward_over(&self.blocks, embedded, timesteps, cache);
+        Ok(prediction)
+    }
+}
+
+/// The inputs that all blocks and the final layer of one forward pass share.
 #[derive(Debug, Clone)]
 pub struct StDitConditioning {
     /// Timestep and prompt.
@@ -272,27 +231,17 @@ pub struct StDitConditioning {
 }
 
 impl StDitConditioning {
-    /// Block `index` on tokens `[B, T*S, C]`.
+    /// Applies block `index` to tokens `[B, T*S, C]`.
     fn apply(
         &self,
         block: &StDitBlock,
         index: usize,
         x: Tensor<3>,
-        attentions: &mut BlockAttentions<'_>,
+        hooks: &mut impl PassHooks,
     ) -> Tensor<3> {
         // The temporal table enters the first block only.
-        let positions = (index == 0).then(|| self.time.clone());
-        block.forward_with(x, &self.prompted, self.grid[0], positions, attentions)
+        let time = (index == 0).then(|| self.time.clone());
+        let grid = TokenGrid::new(self.grid);
+        block.forward(x, &self.prompted, grid, time, &mut BlockHooks::new(hooks, index))
     }
-}
-
-/// Why a denoiser could not be loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The configuration cannot be.
-    #[error(transparent)]
-    Config(#[from] SizeError),
-    /// The file cannot be read or does not fit.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
 }

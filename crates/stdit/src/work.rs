@@ -1,14 +1,14 @@
-//! How much work a denoiser does.
+//! The floating point operations of a denoiser, from its configuration and what was computed.
 //!
-//! Counted are the matrix products of the blocks, a multiply-add as two operations. Embeddings and
-//! the last layer are left out: less than one percent of STDiT-XL/2.
+//! Matrix products of the blocks are counted, a multiply-add as two operations. Embeddings and the final
+//! layer are not: they are less than one percent of STDiT-XL/2.
 
-use crate::{ClassConfig, DenoiserConfig};
+use crate::{ClassConfig, DenoiserConfig, hooks::AttentionKind};
 use serde::Serialize;
 use std::ops::{Add, AddAssign};
 
-/// Floating point operations of the branches of one block, for one sample.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// Floating point operations of each branch of a block of STDiT, for one sample.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct BlockFlops {
     /// Attention within a frame.
     pub spatial: f64,
@@ -21,8 +21,8 @@ pub struct BlockFlops {
 }
 
 impl BlockFlops {
-    /// For a clip of `grid` tokens along (t, h, w), and `caption_tokens` that each of them looks
-    /// at.
+    /// Returns the operations for a clip of `grid` tokens along (t, h, w), each of which attends to
+    /// `caption_tokens` tokens of the prompt.
     pub fn new(config: &DenoiserConfig, grid: [usize; 3], caption_tokens: usize) -> Self {
         let [frames, height, width] = grid.map(|side| side as f64);
         let (hidden, inner) = (config.hidden_size as f64, config.mlp_size() as f64);
@@ -38,39 +38,89 @@ impl BlockFlops {
         }
     }
 
-    /// The whole block.
+    /// Returns the operations of the whole block.
     pub fn total(self) -> f64 {
         self.spatial + self.temporal + self.cross + self.mlp
     }
+
+    fn attention(self, kind: AttentionKind) -> f64 {
+        match kind {
+            AttentionKind::Spatial => self.spatial,
+            AttentionKind::Temporal => self.temporal,
+            AttentionKind::Cross => self.cross,
+        }
+    }
 }
 
-/// Returns the floating point operations of one forward pass of a model whose blocks are those of DiT,
-/// for one sample of `tokens` that each attend to `keys(index)` tokens in block `index`.
-pub(crate) fn adaln_flops(
-    config: &ClassConfig,
-    tokens: usize,
-    keys: impl Fn(usize) -> usize,
-) -> f64 {
+/// Attentions of one forward pass, each over the whole batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct AttentionCounts {
+    /// Attentions that were computed, by kind.
+    pub computed: [u64; 3],
+    /// Attentions whose output was reused.
+    pub reused: u64,
+}
+
+/// Returns the floating point operations of one forward pass of a model with DiT's blocks, for one sample
+/// of `tokens` that each attend to `keys(index)` tokens in block `index`.
+fn adaln_flops(config: &ClassConfig, tokens: usize, keys: impl Fn(usize) -> usize) -> f64 {
     let (hidden, inner) = (config.hidden_size as f64, config.mlp_size() as f64);
     let tokens = tokens as f64;
-    // Four projections, the MLP's two layers, and the modulation, which is made once a sample.
+    // Four projections, the MLP's two layers, and the modulation, which is computed once a sample.
     let layers =
         8.0 * hidden * hidden * tokens + 4.0 * hidden * inner * tokens + 12.0 * hidden * hidden;
     let attend = |index| 4.0 * hidden * tokens * keys(index) as f64;
     (0..config.depth).map(|index| layers + attend(index)).sum()
 }
 
-/// The work of some forward passes.
+/// The work of forward passes.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct DenoiserWork {
     /// Samples that went through the model; guidance sends each through twice a step.
     pub forward_samples: u64,
-    /// Attentions of whole batches that were computed, over all blocks and kinds.
+    /// Attentions that were computed, each over the whole batch, of all blocks and kinds.
     pub attentions_computed: u64,
-    /// Attentions whose output was taken from an earlier step instead.
+    /// Attentions whose output was reused from an earlier step.
     pub attentions_reused: u64,
-    /// Floating point operations that were done.
+    /// Floating point operations that were computed.
     pub flops: f64,
+}
+
+impl DenoiserWork {
+    /// Returns the work of a forward pass of STDiT or PixArt-alpha over `samples`, through `blocks` that
+    /// each need `flops` for one sample.
+    pub(crate) fn of_pass(
+        samples: usize,
+        blocks: usize,
+        flops: BlockFlops,
+        counts: AttentionCounts,
+    ) -> Self {
+        let attentions = AttentionKind::ALL
+            .map(|kind| counts.computed[kind as usize] as f64 * flops.attention(kind));
+        let one_sample = attentions.iter().sum::<f64>() + blocks as f64 * flops.mlp;
+        Self {
+            forward_samples: samples as u64,
+            attentions_computed: counts.computed.iter().sum(),
+            attentions_reused: counts.reused,
+            flops: samples as f64 * one_sample,
+        }
+    }
+
+    /// Returns the work of a forward pass of a model with DiT's blocks over `samples` of `tokens`, which
+    /// attend to `keys(index)` tokens in block `index`.
+    pub(crate) fn of_class_pass(
+        config: &ClassConfig,
+        samples: usize,
+        tokens: usize,
+        keys: impl Fn(usize) -> usize,
+    ) -> Self {
+        Self {
+            forward_samples: samples as u64,
+            attentions_computed: config.depth as u64,
+            attentions_reused: 0,
+            flops: samples as f64 * adaln_flops(config, tokens, keys),
+        }
+    }
 }
 
 impl Add for DenoiserWork {

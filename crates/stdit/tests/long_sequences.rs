@@ -34,7 +34,7 @@ fn forward() {
         caption_channels: 16,
         ..DenoiserConfig::xl_2()
     };
-    let model = StDit::new(&config, &device).unwrap();
+    let model = config.init::<StDit>(&device).unwrap();
     let latents = Tensor::<5>::ones([1, 4, frames, 2 * side, 2 * side], &device);
     let prompt = Tensor::<3>::ones([1, config.model_max_length, 16], &device);
     let output = model.forward(latents, &[500.0], prompt, None);

@@ -1,7 +1,9 @@
 //! Sizes of a T5 v1.1 encoder, read from the published `config.json`.
 
+use crate::T5Encoder;
+use burn::tensor::Device;
+use opensora_checkpoint::PublishedModel;
 use opensora_files::{
-    one_line,
     read::{MAX_CONFIG_BYTES, read_text},
     write_atomically,
 };
@@ -53,34 +55,35 @@ impl Default for T5Config {
     }
 }
 
-/// Why a configuration cannot be used.
+/// Error for a configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum T5ConfigError {
     /// The file cannot be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: cannot read", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// The operating system's reason.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// The file is not such a configuration.
-    #[error("{}: not a T5 config: {}", path.display(), one_line(source))]
+    /// The file is not a T5 configuration.
+    #[error("{}: not a T5 config", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// What was found.
+        /// The parser's error.
         source: serde_json::Error,
     },
     /// The file cannot be written.
-    #[error("{}: cannot write: {source}", path.display())]
+    #[error("{}: cannot write", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// The operating system's reason.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// A value that no encoder can have, or one of another architecture.
+    /// A value that is out of range or belongs to another architecture.
     #[error("T5 config: {0}")]
     Value(String),
 }
@@ -120,10 +123,18 @@ impl T5Config {
         write_atomically(path, |file| std::fs::write(file, format!("{fields:#}\n"))).map_err(failed)
     }
 
-    /// Fails where no encoder could be built.
+    /// Returns an encoder with fresh weights, which are allocated when they are first used or loaded.
     ///
     /// # Errors
-    /// Names the value that cannot be.
+    /// Returns an error if a value is out of range or belongs to another architecture.
+    pub fn init(&self, device: &Device) -> Result<T5Encoder, T5ConfigError> {
+        T5Encoder::from_config(self, device)
+    }
+
+    /// Checks that an encoder of this configuration can be built without a panic.
+    ///
+    /// # Errors
+    /// Returns an error if a value is out of range or belongs to another architecture.
     pub fn validate(&self) -> Result<(), T5ConfigError> {
         let fail = |text: String| Err(T5ConfigError::Value(text));
         if self.feed_forward_proj != "gated-gelu" {

@@ -2,18 +2,16 @@
 //!
 //! Source: transformers, `models/t5/modeling_t5.py`, classes `T5EncoderModel`, `T5Stack`,
 //! `T5Attention`, `T5DenseGatedActDense`. No bias anywhere, no `1 / sqrt(d)` in the attention, the
-//! relative position bias of block 0 serves all blocks. Dropout is not part of it: the encoder is
+//! relative position bias of block 0 is used by all blocks. Not ported: dropout, since the encoder is
 //! frozen in all recipes.
 
 use crate::{T5Config, T5ConfigError, keys, position::bucket_table};
 use burn::{
     module::{Initializer, Module, Param},
     nn::{Embedding, EmbeddingConfig, Linear},
-    tensor::{Device, FloatDType, Int, Tensor, TensorData},
+    tensor::{Device, Int, Tensor, TensorData},
 };
-use opensora_checkpoint::{
-    Checkpoint, CheckpointError, ImportReport, KeyMap, check_import, import,
-};
+use opensora_checkpoint::{BlockSource, Checkpoint, CheckpointError, KeyMap, PublishedModel};
 use opensora_nn::{
     activation::linear_gelu_tanh,
     attention::{attention, merge_heads, split_heads},
@@ -21,12 +19,16 @@ use opensora_nn::{
     mask::TokenMask,
     norm::RmsNorm,
 };
+use std::fmt::Debug;
 
-/// Token ids to states of the prompt.
+/// Encodes token ids to the states of a prompt.
+///
+/// [`load`](PublishedModel::load) reads published weights: one file or shards, the encoder alone or the full
+/// model.
 #[derive(Module, Debug)]
 pub struct T5Encoder {
     shared: Embedding,
-    /// Row a bucket, column a head: `[buckets, heads]`.
+    /// Bias of each bucket for each head, `[buckets, heads]`.
     pub(crate) relative_attention_bias: Param<Tensor<2>>,
     blocks: Vec<Block>,
     pub(crate) final_layer_norm: RmsNorm,
@@ -58,13 +60,14 @@ struct FeedForward {
     wo: Linear,
 }
 
-/// Why a text encoder could not be loaded.
+/// Error for a text encoder that cannot be loaded.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LoadError {
-    /// The configuration cannot be.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] T5ConfigError),
-    /// The weights cannot be read or do not fit.
+    /// The weights cannot be read or do not fit the configuration.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// The tokenizer cannot be read.
@@ -72,110 +75,113 @@ pub enum LoadError {
     Tokenizer(#[from] crate::TokenizerError),
 }
 
-/// A key of every T5: what stands in front of it in a file is a wrapper.
+/// A key of every T5. In a file, the characters before it are a wrapper's prefix.
 const KNOWN_KEY: &str = "encoder.final_layer_norm.weight";
 
-/// A layer without bias, initialised as T5 does: normal with deviation `std`.
+/// Returns a layer without bias, initialised as T5 does: normal with deviation `std`.
 fn layer(input: usize, output: usize, std: f64, device: &Device) -> Linear {
     linear(input, output, false, Initializer::Normal { mean: 0.0, std }, device)
 }
 
-impl T5Encoder {
-    /// An encoder with fresh weights; nothing is allocated before a weight is used or loaded.
-    ///
-    /// # Errors
-    /// Where the configuration cannot be.
-    pub fn new(config: &T5Config, device: &Device) -> Result<Self, T5ConfigError> {
-        config.validate()?;
+impl PublishedModel for T5Encoder {
+    type Config = T5Config;
+    type ConfigError = T5ConfigError;
+    type LoadError = LoadError;
+
+    fn validate(config: &T5Config) -> Result<(), T5ConfigError> {
+        config.validate()
+    }
+
+    fn build(config: &T5Config, device: &Device) -> Self {
         let (width, buckets) = (config.d_model, config.relative_attention_num_buckets);
         let std = (width as f64).powf(-0.5);
-        Ok(Self {
+        Self {
             shared: EmbeddingConfig::new(config.vocab_size, width).init(device),
             relative_attention_bias: Initializer::Normal { mean: 0.0, std }
                 .init([buckets, config.num_heads], device),
             blocks: (0..config.num_layers).map(|_| Block::new(config, device)).collect(),
             final_layer_norm: RmsNorm::new(width, config.layer_norm_epsilon, device),
             config: config.clone(),
-        })
+        }
     }
 
-    /// Loads published weights: one file or shards, encoder alone or full model.
+    fn block_count(config: &T5Config) -> (&'static str, usize) {
+        ("num_layers", config.num_layers)
+    }
+
+    fn unwrapped(checkpoint: &Checkpoint) -> Result<Checkpoint, CheckpointError> {
+        checkpoint.unwrapped(KNOWN_KEY)
+    }
+
+    fn key_map(_: &T5Config, checkpoint: &Checkpoint) -> Result<KeyMap, CheckpointError> {
+        Ok(keys::detect(checkpoint.keys()).key_map())
+    }
+}
+
+/// A T5 encoder, with its weights in memory or streamed from their file.
+pub trait T5Model: Debug + Send + Sync {
+    /// Returns the configuration that the encoder was made with.
+    fn config(&self) -> &T5Config;
+
+    /// Encodes token ids; arguments, result and panics as in [`T5Encoder::forward`].
     ///
     /// # Errors
-    /// Where the configuration cannot be or the file does not fit it.
-    pub fn load(
-        config: &T5Config,
-        checkpoint: &Checkpoint,
-        dtype: FloatDType,
-        device: &Device,
-    ) -> Result<(Self, ImportReport), LoadError> {
-        let (encoder, checkpoint, map) = Self::described(config, checkpoint, device)?;
-        Ok(import(encoder, &checkpoint, &map, dtype)?)
+    /// Returns an error if weights that are not in memory cannot be read.
+    fn encode_ids(
+        &self,
+        ids: &[Vec<u32>],
+        mask: Option<&TokenMask>,
+    ) -> Result<Tensor<3>, CheckpointError>;
+}
+
+impl T5Model for T5Encoder {
+    fn config(&self) -> &T5Config {
+        &self.config
     }
 
-    /// Checks that published weights fit, as [`load`](Self::load) does, from the file's headers alone.
-    ///
-    /// # Errors
-    /// As [`load`](Self::load).
-    pub fn check(
-        config: &T5Config,
-        checkpoint: &Checkpoint,
-        device: &Device,
-    ) -> Result<ImportReport, LoadError> {
-        let (encoder, checkpoint, map) = Self::described(config, checkpoint, device)?;
-        Ok(check_import(&encoder, &checkpoint, &map)?)
+    fn encode_ids(
+        &self,
+        ids: &[Vec<u32>],
+        mask: Option<&TokenMask>,
+    ) -> Result<Tensor<3>, CheckpointError> {
+        Ok(self.forward(ids, mask))
     }
+}
 
-    /// The encoder that `config` describes, none of its weights allocated, the checkpoint without
-    /// wrappers and its map. The number of blocks is compared with the file before they are built.
-    pub(crate) fn described(
-        config: &T5Config,
-        checkpoint: &Checkpoint,
-        device: &Device,
-    ) -> Result<(Self, Checkpoint, KeyMap), LoadError> {
-        config.validate()?;
-        let checkpoint = checkpoint.unwrapped(KNOWN_KEY)?;
-        checkpoint.check_blocks("num_layers", config.num_layers)?;
-        let map = keys::detect(checkpoint.keys()).key_map();
-        Ok((Self::new(config, device)?, checkpoint, map))
-    }
-
-    /// The configuration it was made with.
+impl T5Encoder {
+    /// Returns the configuration that the encoder was made with.
     pub fn config(&self) -> &T5Config {
         &self.config
     }
 
-    /// The embedding table, `[vocab_size, d_model]`: what a tied head scores states against.
+    /// Returns the embedding table, `[vocab_size, d_model]`, against which a tied head scores states.
     pub fn embedding_table(&self) -> Tensor<2> {
         self.shared.weight.val()
     }
 
-    /// States of all positions, also the padded ones: `ids` `[B, L]` to `[B, L, d_model]`.
+    /// Encodes `ids` `[B, L]`; returns the states of all positions `[B, L, d_model]`, the padded ones
+    /// included.
     ///
     /// # Panics
-    /// Where an id is outside the vocabulary, the rows' lengths differ, or the mask is not of the
-    /// same size.
+    /// Panics if an id is outside the vocabulary, the rows' lengths differ, or the mask has another size.
     pub fn forward(&self, ids: &[Vec<u32>], mask: Option<&TokenMask>) -> Tensor<3> {
         let device = self.shared.weight.device();
-        let [batch, length] = self.config.check_ids(ids);
+        let size @ [batch, length] = self.config.check_ids(ids);
         let flat: Vec<i32> = ids.iter().flatten().map(|&id| id as i32).collect();
         let ids = Tensor::<2, Int>::from_data(TensorData::new(flat, [batch, length]), &device);
 
-        let mut x = self.shared.forward(ids); // [B, L, C]
-        let table = self.relative_attention_bias.val();
-        let bias = self.config.attention_bias(table, [batch, length], mask);
-        for block in &self.blocks {
-            x = block.forward(x, &bias);
-        }
+        let x = self.shared.forward(ids); // [B, L, C]
+        let bias = self.config.attention_bias(self.relative_attention_bias.val(), size, mask);
+        let Ok(x) = self.blocks.fold(x, |_, block, x| block.forward(x, &bias));
         self.final_layer_norm.forward(x)
     }
 }
 
 impl T5Config {
-    /// Batch and length of `ids`.
+    /// Returns batch size and length of `ids`.
     ///
     /// # Panics
-    /// Where an id is outside the vocabulary or the rows' lengths differ.
+    /// Panics if an id is outside the vocabulary or the rows' lengths differ.
     pub(crate) fn check_ids(&self, ids: &[Vec<u32>]) -> [usize; 2] {
         let (batch, length) = (ids.len(), ids.first().map_or(0, Vec::len));
         assert!(ids.iter().all(|row| row.len() == length), "rows of ids must have one length");
@@ -187,11 +193,11 @@ impl T5Config {
         [batch, length]
     }
 
-    /// What is added to every block's scores, `[1 or B, heads, L, L]` for (query, key): the bias of
-    /// relative positions out of `table` `[buckets, heads]`, and the mask.
+    /// Returns the bias that is added to the scores of every block, `[1 or B, heads, L, L]` for (query,
+    /// key): the bias of relative positions from `table` `[buckets, heads]`, plus the mask.
     ///
     /// # Panics
-    /// Where the mask is of another size.
+    /// Panics if the mask has another size.
     pub(crate) fn attention_bias(
         &self,
         table: Tensor<2>,
@@ -244,12 +250,11 @@ impl Block {
         }
     }
 
-    /// `x` `[B, L, C]`, `bias` broadcastable to `[B, heads, L, L]`.
+    /// Applies the block to `x` `[B, L, C]`; `bias` broadcasts to `[B, heads, L, L]`. Returns `[B, L, C]`.
     pub(crate) fn forward(&self, x: Tensor<3>, bias: &Tensor<4>) -> Tensor<3> {
-        let y = self.attention.forward(self.attention_norm.forward(x.clone()), bias);
-        let x = x + y;
-        let y = self.feed_forward.forward(self.feed_forward_norm.forward(x.clone()));
-        x + y
+        let Self { attention_norm, attention, feed_forward_norm, feed_forward } = self;
+        let x = x.clone() + attention.forward(attention_norm.forward(x), bias);
+        x.clone() + feed_forward.forward(feed_forward_norm.forward(x))
     }
 }
 
@@ -285,7 +290,7 @@ mod tests {
             num_heads: 3,
             ..T5Config::default()
         };
-        let encoder = T5Encoder::new(&config, &device).unwrap();
+        let encoder = config.init(&device).unwrap();
         let short = encoder.forward(&[vec![5, 7, 1]], None);
         let mask = TokenMask::new(vec![vec![true, true, true, false, false]]).unwrap();
         let padded = encoder.forward(&[vec![5, 7, 1, 0, 0]], Some(&mask)).narrow(1, 0, 3);

@@ -25,10 +25,15 @@ pub mod text_encoder;
 pub mod tokenizer;
 
 pub use config::{T5Config, T5ConfigError};
-pub use encoder::{LoadError, T5Encoder};
+pub use encoder::{LoadError, T5Encoder, T5Model};
 pub use streamed::StreamedT5Encoder;
 pub use text_encoder::{PromptStates, TextEncodeError, TextEncoder};
 pub use tokenizer::{
     T5Tokenizer, TokenIds, TokenizerError,
     fit::{FitError, FittedTokenizer, fit_tokenizer},
 };
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

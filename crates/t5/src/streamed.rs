@@ -1,18 +1,21 @@
-//! The encoder block by block: each is read from the checkpoint, used and dropped.
+//! The encoder with its blocks streamed from the checkpoint: each block is read, applied and dropped.
 //!
-//! T5-XXL has 4.7 billion weights in 24 blocks. For one pass over all prompts every weight is
-//! needed once, so nothing is gained by holding them together: a pass reads what loading would have
-//! read, and memory holds one block. Numbers are those of [`T5Encoder`], to the bit.
+//! T5-XXL has 4.7 billion weights in 24 blocks. A pass over all prompts needs every weight once, so keeping
+//! them in memory gains nothing: a pass reads what loading would have read, and memory holds one block.
+//! Results are bitwise identical to those of [`T5Encoder`].
 
-use crate::{LoadError, T5Config, T5Encoder, encoder::Block};
+use crate::{LoadError, T5Config, T5Encoder, encoder::Block, encoder::T5Model};
 use burn::{
     module::Param,
     tensor::{Device, FloatDType, Tensor},
 };
-use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, StreamedImport};
-use opensora_nn::{device::is_host, mask::TokenMask, norm::RmsNorm, read::wait};
+use opensora_checkpoint::{
+    BlockSource, Checkpoint, CheckpointError, Described, ImportReport, PublishedModel,
+    StreamedBlocks, StreamedImport,
+};
+use opensora_nn::{mask::TokenMask, norm::RmsNorm};
 
-/// Token ids to states, with one block in memory at a time.
+/// [`T5Encoder`] with one block in memory at a time.
 #[derive(Debug)]
 pub struct StreamedT5Encoder {
     source: StreamedImport,
@@ -23,21 +26,21 @@ pub struct StreamedT5Encoder {
 }
 
 impl StreamedT5Encoder {
-    /// Checks that published weights fit, as [`T5Encoder::load`] does, and reads the two small
-    /// tensors that stand outside the blocks.
+    /// Checks that published weights fit, as [`T5Encoder::load`](PublishedModel::load) does, and reads the
+    /// two small tensors outside the blocks.
     ///
     /// # Errors
-    /// Where the configuration cannot be or the file does not fit it.
+    /// Returns an error if a value of the configuration is out of range or the file does not fit it.
     pub fn open(
         config: &T5Config,
         checkpoint: Checkpoint,
         dtype: FloatDType,
         device: &Device,
     ) -> Result<(Self, ImportReport), LoadError> {
-        // Its parameters are described and never made.
-        let (fresh, checkpoint, map) = T5Encoder::described(config, &checkpoint, device)?;
-        let (source, report) = StreamedImport::new(&fresh, checkpoint, map, dtype)?;
-        let T5Encoder { relative_attention_bias, final_layer_norm, .. } = fresh;
+        let Described { model, checkpoint, map } =
+            T5Encoder::describe(config, &checkpoint, device)?;
+        let (source, report) = StreamedImport::new(&model, checkpoint, map, dtype)?;
+        let T5Encoder { relative_attention_bias, final_layer_norm, .. } = model;
         let encoder = Self {
             relative_attention_bias: source
                 .part("relative_attention_bias", relative_attention_bias)?,
@@ -48,41 +51,31 @@ impl StreamedT5Encoder {
         };
         Ok((encoder, report))
     }
+}
 
-    /// The configuration it was made with.
-    pub fn config(&self) -> &T5Config {
+impl T5Model for StreamedT5Encoder {
+    fn config(&self) -> &T5Config {
         &self.config
     }
 
-    /// States of all positions, also the padded ones: `ids` `[B, L]` to `[B, L, d_model]`. Reads
-    /// all weights once, whatever the batch.
-    ///
-    /// # Errors
-    /// Where a tensor cannot be read.
-    ///
-    /// # Panics
-    /// As [`T5Encoder::forward`].
-    pub fn forward(
+    /// Reads all weights once, whatever the batch size.
+    fn encode_ids(
         &self,
         ids: &[Vec<u32>],
         mask: Option<&TokenMask>,
     ) -> Result<Tensor<3>, CheckpointError> {
-        let [batch, length] = self.config.check_ids(ids);
+        let Self { source, config, device, .. } = self;
+        let size @ [batch, length] = config.check_ids(ids);
         let rows: Vec<usize> = ids.iter().flatten().map(|&id| id as usize).collect();
-        let table = self.source.rows("shared.weight", &rows)?;
-        let x = Tensor::<2>::from_data(table, (&self.device, self.source.dtype().into()));
-        let mut x = x.reshape([batch, length, self.config.d_model]);
+        let table = source.rows("shared.weight", &rows)?;
+        let x = Tensor::<2>::from_data(table, (device, source.dtype().into()));
+        let x = x.reshape([batch, length, config.d_model]);
 
-        let table = self.relative_attention_bias.val();
-        let bias = self.config.attention_bias(table, [batch, length], mask);
-        let paths = (0..self.config.num_layers).map(|index| format!("blocks.{index}.")).collect();
-        let fresh = || Block::new(&self.config, &self.device);
-        // Where the host computes, it has no time to read meanwhile.
-        for block in self.source.parts(paths, fresh, !is_host(&self.device)) {
-            x = block?.forward(x, &bias);
-            // The device may run behind: weights of one block only are to be alive.
-            wait(&self.device)?;
-        }
+        let bias = config.attention_bias(self.relative_attention_bias.val(), size, mask);
+        let fresh = || Block::new(config, device);
+        let count = config.num_layers;
+        let blocks = StreamedBlocks { source, count, fresh, device, overlap: false };
+        let x = blocks.fold(x, |_, block, x| block.forward(x, &bias))?;
         Ok(self.final_layer_norm.forward(x))
     }
 }

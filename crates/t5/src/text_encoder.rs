@@ -4,11 +4,11 @@
 //! (`get_text_embeddings`) and `T5Encoder`.
 
 use crate::{
-    LoadError, StreamedT5Encoder, T5Config, T5Encoder, T5Tokenizer, TokenIds, TokenizerError,
-    caption::text_preprocessing,
+    LoadError, StreamedT5Encoder, T5Config, T5Encoder, T5Model, T5Tokenizer, TokenIds,
+    TokenizerError, caption::text_preprocessing,
 };
 use burn::tensor::{Device, FloatDType, Tensor};
-use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport};
+use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, PublishedModel};
 use opensora_nn::mask::TokenMask;
 use std::path::Path;
 
@@ -16,26 +16,8 @@ use std::path::Path;
 #[derive(Debug)]
 pub struct TextEncoder {
     tokenizer: T5Tokenizer,
-    encoder: Encoder,
+    encoder: Box<dyn T5Model>,
     max_length: usize,
-}
-
-/// Where the encoder's weights are.
-#[derive(Debug)]
-enum Encoder {
-    /// In memory, for many batches of prompts.
-    Resident(Box<T5Encoder>),
-    /// In the file, for one.
-    Streamed(Box<StreamedT5Encoder>),
-}
-
-impl Encoder {
-    fn config(&self) -> &T5Config {
-        match self {
-            Self::Resident(encoder) => encoder.config(),
-            Self::Streamed(encoder) => encoder.config(),
-        }
-    }
 }
 
 /// What a denoiser is told of a batch of prompts.
@@ -99,7 +81,7 @@ impl TextEncoder {
     ) -> Result<(Self, ImportReport), LoadError> {
         let (config, tokenizer, checkpoint) = open(folder)?;
         let (encoder, report) = T5Encoder::load(&config, &checkpoint, dtype, device)?;
-        Ok((Self { tokenizer, encoder: Encoder::Resident(Box::new(encoder)), max_length }, report))
+        Ok((Self { tokenizer, encoder: Box::new(encoder), max_length }, report))
     }
 
     /// As [`load`](Self::load), but every [`encode`](Self::encode) reads the weights anew, block by
@@ -115,7 +97,7 @@ impl TextEncoder {
     ) -> Result<(Self, ImportReport), LoadError> {
         let (config, tokenizer, checkpoint) = open(folder)?;
         let (encoder, report) = StreamedT5Encoder::open(&config, checkpoint, dtype, device)?;
-        Ok((Self { tokenizer, encoder: Encoder::Streamed(Box::new(encoder)), max_length }, report))
+        Ok((Self { tokenizer, encoder: Box::new(encoder), max_length }, report))
     }
 
     /// Sizes of the encoder.
@@ -159,10 +141,7 @@ impl TextEncoder {
             rows.push(tokens.mask);
         }
         let mask = TokenMask::new(rows).ok_or(TextEncodeError::NoPrompt)?;
-        let states = match &self.encoder {
-            Encoder::Resident(encoder) => encoder.forward(&ids, Some(&mask)),
-            Encoder::Streamed(encoder) => encoder.forward(&ids, Some(&mask))?,
-        };
+        let states = self.encoder.encode_ids(&ids, Some(&mask))?;
         Ok(PromptStates { states, mask })
     }
 }

@@ -175,7 +175,7 @@ impl T5Tokenizer {
         let encoding = self
             .library
             .encode_fast(caption, false)
-            .map_err(|e| TokenizerError::Encode { reason: e.to_string() })?;
+            .map_err(|source| TokenizerError::Encode { source })?;
         let mut ids: Vec<u32> = encoding.get_ids().iter().take(room).copied().collect();
         ids.push(self.eos_id);
         let mut mask = vec![true; ids.len()];
@@ -191,7 +191,7 @@ impl T5Tokenizer {
     /// # Errors
     /// Returns an error if the tokenizer rejects a word.
     pub fn unknown_words(&self, caption: &str) -> Result<Vec<String>, TokenizerError> {
-        let fail = |e: tokenizers::Error| TokenizerError::Encode { reason: e.to_string() };
+        let fail = |source: tokenizers::Error| TokenizerError::Encode { source };
         let spells = self.vocab_size <= MOST_WHOLE_WORDS;
         let mut unknown: Vec<String> = Vec::new();
         // Pieces never cross a space, so that a word alone has the pieces that it has in its caption.

@@ -1,8 +1,8 @@
 //! A fresh encoder: its first weights are T5's own, and what is written of it loads again.
 
 use burn::tensor::{Device, FloatDType, Tensor};
-use opensora_checkpoint::{KeyMap, export, published_tensors};
-use opensora_t5::{T5Config, T5Encoder, TextEncoder, fit_tokenizer, keys::Layout};
+use opensora_checkpoint::{ExportOptions, KeyMap, export, published_tensors};
+use opensora_t5::{T5Config, TextEncoder, fit_tokenizer, keys::Layout};
 
 fn config() -> T5Config {
     T5Config {
@@ -40,7 +40,7 @@ fn deviation(key: &str, config: &T5Config) -> Option<f64> {
 #[test]
 fn first_weights_are_those_of_t5() {
     let config = config();
-    let encoder = T5Encoder::new(&config, &Device::flex()).unwrap();
+    let encoder = config.init(&Device::flex()).unwrap();
     let tensors = published_tensors(&encoder, &key_map()).unwrap();
     assert_eq!(tensors.len(), 3 + 9 * config.num_layers);
     for (key, data) in tensors {
@@ -67,9 +67,9 @@ fn a_written_folder_loads_as_a_published_one() {
     let captions = ["a red circle moving left", "a blue square moving up"];
     fit_tokenizer(captions, config.vocab_size).unwrap().save(folder.path()).unwrap();
     config.write(&folder.path().join("config.json")).unwrap();
-    let encoder = T5Encoder::new(&config, &device).unwrap();
+    let encoder = config.init(&device).unwrap();
     let weights = folder.path().join("model.safetensors");
-    export(&encoder, &key_map(), FloatDType::F32, None, &weights).unwrap();
+    export(&encoder, &key_map(), ExportOptions::default(), &weights).unwrap();
 
     let (text, _) = TextEncoder::load(folder.path(), 10, FloatDType::F32, &device).unwrap();
     assert_eq!(text.config(), &config);

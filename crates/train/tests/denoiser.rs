@@ -3,16 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use opensora_checkpoint::export;
+use opensora_checkpoint::{ExportOptions, export};
 use opensora_diffusion::PredictionType;
 use opensora_nn::{mask::TokenMask, read::read_f64};
 use opensora_stdit::{DenoiserConfig, StDit, keys};
 use opensora_train::{
     Recipe, Session, Trainer,
     denoiser::{DenoiserBatch, DenoiserRecipe, DenoiserTask},
-    metrics::Quiet,
     optimizer::OptimizerRecipe,
-    run::NoHooks,
 };
 
 const SHAPE: [usize; 5] = [2, 4, 1, 2, 2];
@@ -52,7 +50,7 @@ fn losses(recipe: &DenoiserRecipe) -> Losses {
         dropped: vec![false; 2],
     };
     let task = DenoiserTask::new(recipe, &config, 0, FloatDType::F32, &device).unwrap();
-    let model = StDit::new(&config, &device).unwrap();
+    let model = config.init::<StDit>(&device).unwrap();
     let trainer = Trainer::new(model, &OptimizerRecipe::default(), |_| true).unwrap();
     let losses = task.losses(&trainer.graph(FloatDType::F32), batch).unwrap().0;
     let [loss, mse, vb] = [losses.loss, losses.mse, losses.vb].map(|x| read_f64(x).unwrap());
@@ -105,9 +103,10 @@ fn the_snr_weight_is_the_same_for_both_predictions() {
 fn weights_of_another_prediction_type_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (weights, device) = (folder.path().join("stage1.safetensors"), Device::flex());
-    let model = StDit::new(&config(), &device).unwrap();
-    let note = Some((PredictionType::NOTE, PredictionType::VPrediction.name()));
-    export(&model, &keys::stdit(), FloatDType::F32, note, &weights).unwrap();
+    let model = config().init::<StDit>(&device).unwrap();
+    let options = ExportOptions::default()
+        .with_metadata(PredictionType::NOTE, PredictionType::VPrediction.name());
+    export(&model, &keys::stdit(), options, &weights).unwrap();
 
     let mut recipe = Recipe::parse("[stdit]\n[run]\nsteps = 1\n").unwrap();
     let part = recipe.stdit.as_mut().unwrap();
@@ -115,7 +114,7 @@ fn weights_of_another_prediction_type_are_refused() {
     let run = |recipe: &Recipe| {
         let (recipe, folder) = (recipe.clone(), folder.path().join("run"));
         Session { recipe, folder, resume: false, peak_flops: None, device: device.clone() }
-            .run(&mut Quiet, &mut NoHooks)
+            .run(&mut (), &mut ())
             .unwrap_err()
             .to_string()
     };

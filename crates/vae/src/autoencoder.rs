@@ -12,9 +12,7 @@ use burn::{
     nn::conv::Conv2d,
     tensor::{Device, FloatDType, Tensor},
 };
-use opensora_checkpoint::{
-    Checkpoint, CheckpointError, ImportReport, KeyMap, check_import, import,
-};
+use opensora_checkpoint::{Checkpoint, CheckpointError, KeyMap, PublishedModel};
 
 /// Latents are multiplied by it after encoding. Quirk of the reference, kept: it is fixed, and the
 /// `scaling_factor` of a config is not looked at.
@@ -31,10 +29,11 @@ pub struct AutoencoderKl {
     config: VaeConfig,
 }
 
-/// Why a VAE could not be loaded.
+/// Error for a VAE that cannot be loaded.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LoadError {
-    /// The configuration cannot be.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] VaeConfigError),
     /// The file cannot be read or does not fit.
@@ -42,66 +41,42 @@ pub enum LoadError {
     Checkpoint(#[from] CheckpointError),
 }
 
-impl AutoencoderKl {
-    /// A model with fresh weights; nothing is allocated before a weight is used or loaded.
-    ///
-    /// # Errors
-    /// Where the configuration cannot be.
-    pub fn new(config: &VaeConfig, device: &Device) -> Result<Self, VaeConfigError> {
-        config.validate()?;
+impl PublishedModel for AutoencoderKl {
+    type Config = VaeConfig;
+    type ConfigError = VaeConfigError;
+    type LoadError = LoadError;
+
+    fn validate(config: &VaeConfig) -> Result<(), VaeConfigError> {
+        config.validate()
+    }
+
+    fn build(config: &VaeConfig, device: &Device) -> Self {
         let latent = config.latent_channels;
-        Ok(Self {
+        Self {
             encoder: Encoder::new(config, device),
             decoder: Decoder::new(config, device),
             quant_conv: conv1x1(2 * latent, 2 * latent, device),
             post_quant_conv: conv1x1(latent, latent, device),
             config: config.clone(),
-        })
+        }
     }
 
-    /// Loads published weights in any of the layouts that [`keys`] knows.
-    ///
-    /// # Errors
-    /// Where the configuration cannot be or the file does not fit it.
-    pub fn load(
-        config: &VaeConfig,
-        checkpoint: &Checkpoint,
-        dtype: FloatDType,
-        device: &Device,
-    ) -> Result<(Self, ImportReport), LoadError> {
-        let (model, checkpoint, map) = Self::described(config, checkpoint, device)?;
-        Ok(import(model, &checkpoint, &map, dtype)?)
-    }
-
-    /// Checks that published weights fit, as [`load`](Self::load) does, from the file's headers alone.
-    ///
-    /// # Errors
-    /// As [`load`](Self::load).
-    pub fn check(
-        config: &VaeConfig,
-        checkpoint: &Checkpoint,
-        device: &Device,
-    ) -> Result<ImportReport, LoadError> {
-        let (model, checkpoint, map) = Self::described(config, checkpoint, device)?;
-        Ok(check_import(&model, &checkpoint, &map)?)
-    }
-
-    /// The model that `config` describes, none of its weights allocated, the checkpoint without wrappers
-    /// and its map. The number of blocks is compared with the file before they are built.
-    fn described(
-        config: &VaeConfig,
-        checkpoint: &Checkpoint,
-        device: &Device,
-    ) -> Result<(Self, Checkpoint, KeyMap), LoadError> {
-        config.validate()?;
-        let checkpoint = keys::unwrapped(checkpoint)?;
+    fn block_count(config: &VaeConfig) -> (&'static str, usize) {
         // Encoder and decoder.
         let blocks = 2 * config.block_out_channels.len() * config.layers_per_block;
-        checkpoint.check_blocks("2 * levels * layers_per_block", blocks)?;
-        let map = Naming::detect(checkpoint.keys()).key_map(config);
-        Ok((Self::new(config, device)?, checkpoint, map))
+        ("2 * levels * layers_per_block", blocks)
     }
 
+    fn unwrapped(checkpoint: &Checkpoint) -> Result<Checkpoint, CheckpointError> {
+        keys::unwrapped(checkpoint)
+    }
+
+    fn key_map(config: &VaeConfig, checkpoint: &Checkpoint) -> Result<KeyMap, CheckpointError> {
+        Ok(Naming::detect(checkpoint.keys()).key_map(config))
+    }
+}
+
+impl AutoencoderKl {
     /// The configuration it was made with.
     pub fn config(&self) -> &VaeConfig {
         &self.config
@@ -181,7 +156,7 @@ mod tests {
             ..VaeConfig::default()
         };
         let device = Device::flex();
-        let vae = AutoencoderKl::new(&config, &device).unwrap();
+        let vae = config.init(&device).unwrap();
         for (height, rows) in [(4, 8), (12, 8), (9, 8), (17, 16), (33, 10), (12, 1000)] {
             let latents = normal_batch(1, Purpose::Weights, 0, 0, [1, 4, 2, height, 6], &device);
             let whole = vae.decode(latents.clone(), None);

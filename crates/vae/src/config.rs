@@ -1,8 +1,9 @@
 //! Sizes of a VAE, read from the published `config.json`.
 
-use crate::SCALING_FACTOR;
+use crate::{AutoencoderKl, SCALING_FACTOR};
+use burn::tensor::Device;
+use opensora_checkpoint::PublishedModel;
 use opensora_files::{
-    one_line,
     read::{MAX_CONFIG_BYTES, read_text},
     write_atomically,
 };
@@ -57,34 +58,35 @@ impl Default for VaeConfig {
     }
 }
 
-/// Why a configuration cannot be used.
+/// Error for a configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum VaeConfigError {
     /// The file cannot be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: cannot read", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// The operating system's reason.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// The file is not such a configuration.
-    #[error("{}: not a VAE config: {}", path.display(), one_line(source))]
+    /// The file is not a VAE configuration.
+    #[error("{}: not a VAE config", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// What was found.
+        /// The parser's error.
         source: serde_json::Error,
     },
     /// The file cannot be written.
-    #[error("{}: cannot write: {source}", path.display())]
+    #[error("{}: cannot write", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// The operating system's reason.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// A value that no model can have, or one of another architecture.
+    /// A value that is out of range or belongs to another architecture.
     #[error("VAE config: {0}")]
     Value(String),
 }
@@ -161,10 +163,18 @@ impl VaeConfig {
         Ok([frames, height / factor, width / factor])
     }
 
-    /// Fails where no model could be built.
+    /// Returns a VAE with fresh weights, which are allocated when they are first used or loaded.
     ///
     /// # Errors
-    /// Names the value that cannot be.
+    /// Returns an error if a value is out of range or belongs to another architecture.
+    pub fn init(&self, device: &Device) -> Result<AutoencoderKl, VaeConfigError> {
+        AutoencoderKl::from_config(self, device)
+    }
+
+    /// Checks that a VAE of this configuration can be built without a panic.
+    ///
+    /// # Errors
+    /// Returns an error if a value is out of range or belongs to another architecture.
     pub fn validate(&self) -> Result<(), VaeConfigError> {
         let fail = |text: String| Err(VaeConfigError::Value(text));
         if self.act_fn != "silu" && self.act_fn != "swish" {

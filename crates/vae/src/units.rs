@@ -83,7 +83,7 @@ mod tests {
             norm_num_groups: 4,
             ..VaeConfig::default()
         };
-        let vae = AutoencoderKl::new(&config, &device).unwrap();
+        let vae = config.init(&device).unwrap();
         let clip = normal_batch(1, Purpose::Weights, 0, 0, [2, 3, 1, 8, 8], &device);
         let noise = normal_batch(1, Purpose::Weights, 9, 0, [2, 4, 1, 4, 4], &device);
         let (mean, deviation) = ([0.1, -0.2, 0.0, 0.3], [0.5, 2.0, 1.0, 0.1]);

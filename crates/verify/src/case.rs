@@ -36,10 +36,10 @@ impl Case {
     /// Where a file is missing or not of the format.
     pub fn open(folder: &Path) -> Result<Self, VerifyError> {
         let path = folder.join("case.json");
-        let fail = |path: &Path, reason: String| VerifyError::Case { path: path.into(), reason };
-        let text = read_text(&path, MAX_CASE_BYTES).map_err(|e| fail(&path, e.to_string()))?;
-        let json: Value = serde_json::from_str(&text)
-            .map_err(|e| fail(&path, format!("not JSON: {}", one_line(e))))?;
+        let text = read_text(&path, MAX_CASE_BYTES)
+            .map_err(|source| VerifyError::Read { path: path.clone(), source })?;
+        let json: Value =
+            serde_json::from_str(&text).map_err(|source| VerifyError::Json { path, source })?;
         let open = |field: &str, usual: &str| -> Result<Option<Checkpoint>, VerifyError> {
             let named = json.get(field).and_then(Value::as_str);
             let file = folder.join(named.unwrap_or(usual));

@@ -2,7 +2,7 @@
 
 use super::{Case, Failure, Outputs};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
-use opensora::checkpoint::{Checkpoint, KeyMap, import};
+use opensora::checkpoint::{Checkpoint, KeyMap, PublishedModel, import};
 use opensora::nn::sincos;
 use opensora::stdit::{DenoiserConfig, PixArt, StDit, keys};
 
@@ -130,8 +130,8 @@ pub(super) fn pixart_init(case: &Case, device: &Device) -> Result<Outputs, Failu
     case.begin("running the PixArt");
     let images = case.tensor::<5>("x_T1", device)?;
     for (name, temporal_positions) in [("pixart", false), ("pixart_with_temporal_pos", true)] {
-        let (pixart, _) =
-            PixArt::load(&config, temporal_positions, &checkpoint, FloatDType::F32, device)?;
+        let (pixart, _) = PixArt::load(&config, &checkpoint, FloatDType::F32, device)?;
+        let pixart = pixart.with_temporal_positions(temporal_positions);
         let eps = pixart.forward(images.clone(), &timesteps, states.clone(), Some(&mask));
         outputs.push(case.output(name, eps)?);
     }

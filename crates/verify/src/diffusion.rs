@@ -9,13 +9,12 @@ use opensora::{
     denoiser::PromptedDenoiser,
     diffusion::{
         Ddim, Denoiser, DiffusionTables, DpmSolver, GaussianDiffusion, Guidance, Iddpm, LossKind,
-        MeanVariance, NoiseSchedule, Respacing, StepInfo, TRAINING_TIMESTEPS, space_timesteps,
+        MeanVariance, NoiseSchedule, Respacing, Sampler, TRAINING_TIMESTEPS, space_timesteps,
     },
     stdit::StDit,
     t5::PromptStates,
 };
 use serde::Deserialize;
-use std::ops::ControlFlow;
 
 /// Arguments of the reference's `IDDPM`, those that decide the tables.
 #[derive(Deserialize, Default)]
@@ -207,10 +206,6 @@ fn model(case: &Case, device: &Device) -> Result<StDit, Failure> {
     load_stdit(case, &denoiser_config(case, "/config", &[])?, "/weights", device)
 }
 
-pub(super) fn go_on(_: StepInfo<'_>) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
 /// The noise of each step from `[steps, 2n, C, T, H, W]`: the first `n` rows reach the samples.
 pub(super) fn noise_of_step(
     noises: &Tensor<6>,
@@ -224,7 +219,7 @@ pub(super) fn noise_of_step(
 pub(super) fn iddpm_sample(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let model = model(case, device)?;
     let prompts = prompts(case, device)?;
-    sampled(case, &PromptedDenoiser::new(&model, &prompts), device)
+    sampled(case, &PromptedDenoiser::new(&model, &prompts)?, device)
 }
 
 /// IDDPM and DDIM with the case's noise, and the guided output of the first step.
@@ -241,12 +236,11 @@ pub(super) fn sampled(
 
     case.begin("sampling with IDDPM");
     let iddpm = Iddpm::with_steps(steps)?;
-    let sampled =
-        iddpm.sample(denoiser, &guidance, z.clone(), noise_of_step(&noises, samples), go_on)?;
+    let noise = &mut noise_of_step(&noises, samples);
+    let sampled = iddpm.sample(denoiser, &guidance, z.clone(), noise, &mut ())?;
     case.begin("sampling with DDIM");
     let ddim = Ddim::with_steps(steps)?;
-    let ddim_sampled =
-        ddim.sample(denoiser, &guidance, z.clone(), noise_of_step(&noises, samples), go_on)?;
+    let ddim_sampled = ddim.sample(denoiser, &guidance, z.clone(), noise, &mut ())?;
 
     case.begin("running the first step");
     let last = iddpm.process().num_timesteps() - 1;
@@ -284,14 +278,16 @@ pub(super) fn dpm_solver(case: &Case, device: &Device) -> Result<Outputs, Failur
     let guidance = Guidance::all_channels(case.get("/cfg_scale")?);
     let model = model(case, device)?;
     let prompts = prompts(case, device)?;
-    let denoiser = PromptedDenoiser::new(&model, &prompts);
+    let denoiser = PromptedDenoiser::new(&model, &prompts)?;
     let z = case.tensor::<5>("z", device)?;
 
     let mut outputs = Outputs::new();
     for steps in case.get::<Vec<usize>>("/num_sampling_steps")? {
         case.begin(format!("sampling with DPM-Solver in {steps} steps"));
         let solver = DpmSolver::with_steps(steps)?;
-        let sampled = solver.sample(&denoiser, &guidance, z.clone(), go_on)?;
+        // The solver needs no noise.
+        let noise = &mut |_| z.zeros_like();
+        let sampled = solver.sample(&denoiser, &guidance, z.clone(), noise, &mut ())?;
         let told = solver.model_timesteps().into_iter().map(f64::from).collect();
         outputs.push(case.output(format!("samples_{steps}steps"), sampled)?);
         outputs.push((format!("model_timesteps_{steps}steps"), Output::from_values(told)));

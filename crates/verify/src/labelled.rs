@@ -6,10 +6,10 @@ use super::{
 };
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use opensora::{
-    checkpoint::Checkpoint,
-    labelled::{ClassModel, LabelledDenoiser},
+    checkpoint::{Checkpoint, PublishedModel},
+    denoiser::LabelledDenoiser,
     nn::sincos,
-    stdit::{ClassConfig, Dit, Latte},
+    stdit::{ClassConfig, ClassModel, Dit, Latte},
 };
 
 /// Which of the two classes.

@@ -47,14 +47,23 @@ impl CaseReport {
 
 /// Why a case could not be run.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum VerifyError {
-    /// A file of the case cannot be read or is not of the format.
-    #[error("{}: {reason}", path.display())]
-    Case {
-        /// The file or folder.
+    /// The description of the case cannot be read.
+    #[error("{}: the case cannot be read", path.display())]
+    Read {
+        /// The `case.json`.
         path: PathBuf,
-        /// What was found and what was expected.
-        reason: String,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// The description of the case is not JSON.
+    #[error("{}: not JSON", path.display())]
+    Json {
+        /// The `case.json`.
+        path: PathBuf,
+        /// The line and column.
+        source: serde_json::Error,
     },
     /// A kind that this version does not know.
     #[error("{}: unknown kind of case '{kind}', known are {}", path.display(), KINDS.join(", "))]
@@ -64,25 +73,25 @@ pub enum VerifyError {
         /// Its kind.
         kind: String,
     },
-    /// The backend gave up: an operation it lacks, no memory, or inputs that do not fit the
+    /// The backend panicked: an unsupported operation, not enough memory, or inputs that do not fit the
     /// configuration.
     #[error("{}: {step}: the computation failed: {reason}", path.display())]
     Computation {
         /// The case's folder.
         path: PathBuf,
-        /// What was being done, such as "decoding latents".
+        /// The step that failed, such as "decoding latents".
         step: String,
-        /// The backend's words.
+        /// The backend's panic message.
         reason: String,
     },
-    /// A part of the library refused.
-    #[error("{}: {step}: {source}", path.display())]
+    /// The library returned an error.
+    #[error("{}: {step}", path.display())]
     Library {
         /// The case's folder.
         path: PathBuf,
-        /// What was being done, such as "loading the VAE".
+        /// The step that failed, such as "loading the VAE".
         step: String,
-        /// Its error.
+        /// The error of the library.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
@@ -91,7 +100,7 @@ impl VerifyError {
     /// Returns the step that failed, such as "loading the VAE" or "comparing decoded".
     pub fn step(&self) -> Option<&str> {
         match self {
-            Self::Case { .. } | Self::UnknownKind { .. } => None,
+            Self::Read { .. } | Self::Json { .. } | Self::UnknownKind { .. } => None,
             Self::Computation { step, .. } | Self::Library { step, .. } => Some(step),
         }
     }
@@ -179,3 +188,8 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
         .unwrap_or("without a message");
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

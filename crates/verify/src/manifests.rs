@@ -10,9 +10,9 @@ use opensora::{
     stdit::{
         ClassConfig, DenoiserConfig, Dit, Latte, PixArt, PixArtMs, StDit, keys as denoiser_keys,
     },
-    t5::{T5Config, T5Encoder, keys as t5_keys},
+    t5::{T5Config, keys as t5_keys},
     vae::{
-        AutoencoderKl, VaeConfig,
+        VaeConfig,
         keys::{self as vae_keys, Naming},
     },
 };
@@ -62,7 +62,7 @@ fn model_of(
     let has = |prefix: &str| shapes.keys().any(|key| key.starts_with(prefix));
     if has("encoder.block.") {
         let config: T5Config = case.get("/config/t5")?;
-        let slots = parameter_slots(&T5Encoder::new(&config, device)?);
+        let slots = parameter_slots(&config.init(device)?);
         let map = t5_keys::detect(shapes.keys().map(String::as_str)).key_map();
         return Ok((slots, map, shapes));
     }
@@ -72,22 +72,22 @@ fn model_of(
         let pointer = if is_latte { "/config/latte" } else { "/config/dit" };
         let config: ClassConfig = case.get(pointer)?;
         return Ok(if is_latte {
-            (parameter_slots(&Latte::new(&config, device)?), denoiser_keys::latte(), shapes)
+            (parameter_slots(&config.init::<Latte>(device)?), denoiser_keys::latte(), shapes)
         } else {
-            (parameter_slots(&Dit::new(&config, device)?), denoiser_keys::dit(), shapes)
+            (parameter_slots(&config.init::<Dit>(device)?), denoiser_keys::dit(), shapes)
         });
     }
     if has("csize_embedder.") {
         let config: DenoiserConfig = case.get("/config/pixart_ms")?;
-        let model = PixArtMs::new(&config, false, device)?;
+        let model = config.init::<PixArtMs>(device)?;
         return Ok((parameter_slots(&model), denoiser_keys::pixart_ms(), shapes));
     }
     if has("blocks.") {
         let config: DenoiserConfig = case.get("/config/stdit")?;
         return Ok(if has("blocks.0.attn_temp.") {
-            (parameter_slots(&StDit::new(&config, device)?), denoiser_keys::stdit(), shapes)
+            (parameter_slots(&config.init::<StDit>(device)?), denoiser_keys::stdit(), shapes)
         } else {
-            let model = PixArt::new(&config, false, device)?;
+            let model = config.init::<PixArt>(device)?;
             (parameter_slots(&model), denoiser_keys::pixart(), shapes)
         });
     }
@@ -99,5 +99,5 @@ fn model_of(
         .filter_map(|(key, shape)| Some((key.strip_prefix(&prefix)?.to_string(), shape)))
         .collect();
     let map = Naming::detect(shapes.keys().map(String::as_str)).key_map(&config);
-    Ok((parameter_slots(&AutoencoderKl::new(&config, device)?), map, shapes))
+    Ok((parameter_slots(&config.init(device)?), map, shapes))
 }

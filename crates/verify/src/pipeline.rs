@@ -3,13 +3,13 @@
 use super::{
     Case, Failure, Output, Outputs,
     denoiser::{denoiser_config, load_stdit},
-    diffusion::{go_on, noise_of_step},
+    diffusion::noise_of_step,
 };
 use burn::tensor::{Device, FloatDType, Tensor};
-use opensora::checkpoint::Checkpoint;
+use opensora::checkpoint::{Checkpoint, PublishedModel};
 use opensora::{
     denoiser::PromptedDenoiser,
-    diffusion::{Guidance, Iddpm},
+    diffusion::{Guidance, Iddpm, Sampler},
     frames::to_frames,
     stdit::StDit,
     t5::{PromptStates, TextEncoder},
@@ -77,13 +77,13 @@ fn clip(
         masks.extend(tokens.mask.iter().map(|&keep| f64::from(u8::from(keep))));
     }
     let states: PromptStates = models.text_encoder.encode(prompts)?;
-    let denoiser = PromptedDenoiser::new(&models.stdit, &states);
+    let denoiser = PromptedDenoiser::new(&models.stdit, &states)?;
     let null = denoiser.null_states();
     begin("sampling");
     let z = case.tensor::<5>(&format!("{prefix}z"), device)?;
     let noises = case.tensor::<6>(&format!("{prefix}noises"), device)?;
-    let noise = noise_of_step(&noises, z.dims()[0]);
-    let latents = models.sampler.sample(&denoiser, &models.guidance, z, noise, go_on)?;
+    let noise = &mut noise_of_step(&noises, z.dims()[0]);
+    let latents = models.sampler.sample(&denoiser, &models.guidance, z, noise, &mut ())?;
     begin("decoding latents");
     let decoded = models.vae.decode(latents.clone(), None);
 

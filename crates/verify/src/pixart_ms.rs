@@ -7,7 +7,7 @@ use super::{
 };
 use burn::tensor::{Device, FloatDType};
 use opensora::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, PublishedModel},
     nn::mask::TokenMask,
     stdit::{ImageSize, PixArtMs},
 };
@@ -35,7 +35,8 @@ pub(super) fn run(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let weights = Checkpoint::open(case.path("/weights")?)?;
     let load = |temporal_positions: bool| {
         let f32 = FloatDType::F32;
-        PixArtMs::load(&config, temporal_positions, &weights, f32, device).map(|(model, _)| model)
+        PixArtMs::load(&config, &weights, f32, device)
+            .map(|(model, _)| model.with_temporal_positions(temporal_positions))
     };
     let model = load(!no_temporal.unwrap_or(false))?;
     let temporal = load(true)?;

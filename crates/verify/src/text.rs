@@ -2,7 +2,7 @@
 
 use super::{Case, Check, Failure, Output, Outputs};
 use burn::tensor::{Device, FloatDType};
-use opensora::checkpoint::Checkpoint;
+use opensora::checkpoint::{Checkpoint, PublishedModel};
 use opensora::t5::{
     T5Config, T5Encoder, T5Tokenizer, TokenIds, caption::text_preprocessing,
     position::relative_bucket,

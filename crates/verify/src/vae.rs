@@ -2,7 +2,7 @@
 
 use super::{Case, Failure, Outputs};
 use burn::tensor::{Device, FloatDType};
-use opensora::checkpoint::Checkpoint;
+use opensora::checkpoint::{Checkpoint, PublishedModel};
 use opensora::vae::{AutoencoderKl, VaeConfig};
 
 /// Encodes and decodes; frames go through one at a time, which must not change anything.

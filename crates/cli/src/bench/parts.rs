@@ -12,7 +12,7 @@ use opensora::{
         read::wait,
     },
     stdit::StDit,
-    t5::{PromptStates, T5Config, T5Encoder},
+    t5::{PromptStates, T5Config},
     train::{
         Trainer,
         denoiser::{DenoiserBatch, DenoiserRecipe, DenoiserTask},
@@ -21,7 +21,7 @@ use opensora::{
     },
     vae::AutoencoderKl,
 };
-use std::{ops::ControlFlow, time::Instant};
+use std::time::Instant;
 
 /// Seconds of the stages; `None` where all that was done counts.
 type Stages = Option<StageSeconds>;
@@ -64,7 +64,7 @@ pub(super) fn prepare(
     let (run, flop): (Box<dyn FnMut() -> Result<Stages, BenchError>>, f64) = match spec.part {
         Part::Stdit => {
             let flop = denoiser(spec.tokens)?.forward();
-            let model = weights::random(StDit::new(config, device)?, dtype);
+            let model = weights::random(config.init::<StDit>(device)?, dtype);
             let (x, states) = (inputs.latents(), inputs.states());
             let timesteps = vec![500.0; spec.batch_size];
             let run = move || {
@@ -74,7 +74,7 @@ pub(super) fn prepare(
             (Box::new(run), batch * flop)
         }
         Part::VaeEncode => {
-            let model = weights::random(AutoencoderKl::new(&spec.preset.vae, device)?, dtype);
+            let model = weights::random(spec.preset.vae.init(device)?, dtype);
             let (clip, micro_batch) = (inputs.clip(), spec.micro_batch);
             let run = move || {
                 model.encode(clip.clone(), Some(micro_batch));
@@ -83,7 +83,7 @@ pub(super) fn prepare(
             (Box::new(run), vae_encode)
         }
         Part::VaeDecode => {
-            let model = weights::random(AutoencoderKl::new(&spec.preset.vae, device)?, dtype);
+            let model = weights::random(spec.preset.vae.init(device)?, dtype);
             let (x, inputs) = (inputs.latents(), inputs);
             let run = move || {
                 inputs.decode(&model, x.clone());
@@ -92,7 +92,7 @@ pub(super) fn prepare(
             (Box::new(run), vae_decode)
         }
         Part::T5 => {
-            let model = weights::random(T5Encoder::new(&spec.preset.t5, device)?, dtype);
+            let model = weights::random(spec.preset.t5.init(device)?, dtype);
             let ids = inputs.ids();
             let run = move || {
                 model.forward(&ids, None);
@@ -107,7 +107,8 @@ pub(super) fn prepare(
             };
             let flop = denoiser(spec.tokens)?.training(spec.activation_checkpointing);
             let task = DenoiserTask::new(&recipe, config, 0, dtype, device)?;
-            let model = weights::random(StDit::new(config, device)?, burn::tensor::FloatDType::F32);
+            let model =
+                weights::random(config.init::<StDit>(device)?, burn::tensor::FloatDType::F32);
             let mut trainer = Trainer::new(model, &OptimizerRecipe::default(), |_| true)?;
             let batch_of = inputs.training_batch();
             let run = move || {
@@ -198,7 +199,7 @@ impl Inputs {
         let synced = || wait(device).map_err(BenchError::Device);
 
         let block = T5Config { num_layers: 1, ..spec.preset.t5.clone() };
-        let encoder = weights::random(T5Encoder::new(&block, device)?, dtype);
+        let encoder = weights::random(block.init(device)?, dtype);
         synced()?;
         let began = Instant::now();
         let mut states = encoder.forward(&self.ids(), None);
@@ -209,7 +210,7 @@ impl Inputs {
         let text = began.elapsed().as_secs_f64();
         drop(encoder);
 
-        let model = weights::random(StDit::new(&spec.preset.denoiser, device)?, dtype);
+        let model = weights::random(spec.preset.denoiser.init::<StDit>(device)?, dtype);
         let [null_tokens, _] = model.null_prompt().dims();
         let [batch, tokens, width] = states.dims();
         // Shorter prompts are padded, and their mask leaves the padding out.
@@ -224,17 +225,17 @@ impl Inputs {
         synced()?;
         let began = Instant::now();
         let latents = sampler.sample(
-            &PromptedDenoiser::new(&model, &prompts),
+            &PromptedDenoiser::new(&model, &prompts)?,
             &spec.sampler.guidance(opensora::diffusion::Guidance::PUBLISHED_SCALE),
             start.clone(),
             &mut |_| start.clone(),
-            &mut |_| ControlFlow::Continue(()),
+            &mut (),
         )?;
         synced()?;
         let denoise = began.elapsed().as_secs_f64();
         drop(model);
 
-        let vae = weights::random(AutoencoderKl::new(&spec.preset.vae, device)?, dtype);
+        let vae = weights::random(spec.preset.vae.init(device)?, dtype);
         synced()?;
         let began = Instant::now();
         let frames = to_frames(self.decode(&vae, latents)).map_err(BenchError::Frames)?;

@@ -16,9 +16,9 @@ mod split_manifest;
 mod stats;
 
 use crate::{options::Report, output, progress::Progress, stop};
-use opensora_demo::{DemoSpec, write_dataset};
+use opensora_demo::{DemoSpec, Observer, Written, write_dataset};
 use serde_json::json;
-use std::path::PathBuf;
+use std::{ops::ControlFlow, path::PathBuf};
 
 /// Options of `opensora data`.
 #[derive(clap::Args)]
@@ -122,16 +122,23 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
+/// Shows how many files of a demo data set are written.
+struct DemoProgress<'a>(&'a mut Progress);
+
+impl Observer for DemoProgress<'_> {
+    fn written(&mut self, event: &Written) -> ControlFlow<()> {
+        self.0.advance("writing", event.done, event.total);
+        stop::flow()
+    }
+}
+
 fn demo(args: DemoArgs) -> anyhow::Result<()> {
     let DemoArgs { out, clips, stills, films, shots, seed, size, num_frames, fps, report } = args;
     let spec =
         DemoSpec { clips, stills, films, shots, seed, image_size: [size; 2], num_frames, fps };
     let mut progress = Progress::new(report.quiet);
     stop::listen();
-    let written = write_dataset(&out, &spec, |done, total| {
-        progress.advance("writing", done, total);
-        stop::flow()
-    });
+    let written = write_dataset(&out, &spec, &mut DemoProgress(&mut progress));
     progress.finish();
     written?;
     let manifest = |name: &str, count: usize| (count > 0).then(|| out.join(name));

@@ -9,10 +9,10 @@ use crate::{
 };
 use anyhow::{Context, bail, ensure};
 use opensora::{
-    SampleRequest, TextToVideo,
+    PipelineOptions, SampleRequest, TextToVideo,
     model_files::PartPaths,
     nn::dtype::Dtype,
-    video::{Frames, VideoSpec, Writer, png, sheet::contact_sheet},
+    video::{Frames, VideoSpec, Writer, png, sheet::{SheetOptions, contact_sheet}},
 };
 use opensora_demo::eval::{Attribute, Evaluation, Judged, PromptSet};
 use serde_json::json;
@@ -84,12 +84,12 @@ struct DemoArgs {
     report: Report,
 }
 
-fn parse_requirement(text: &str) -> Result<(Attribute, f64), String> {
-    let (name, share) = text.split_once('=').ok_or("expected such as colour=0.95")?;
+fn parse_requirement(text: &str) -> anyhow::Result<(Attribute, f64)> {
+    let (name, share) = text.split_once('=').context("expected such as colour=0.95")?;
     let attribute = name.trim().parse()?;
     match share.trim().parse() {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok((attribute, share)),
-        _ => Err(format!("'{share}' is no share, expected a number from 0 to 1")),
+        _ => bail!("'{share}' is no share, expected a number from 0 to 1"),
     }
 }
 
@@ -120,7 +120,8 @@ fn demo(args: &DemoArgs) -> anyhow::Result<()> {
         },
         vae_ceiling: args.vae_ceiling,
     };
-    let pipeline = TextToVideo::new(files, args.dtype, Dtype::F32, device)?;
+    let options = PipelineOptions { dtype: args.dtype, ..PipelineOptions::default() };
+    let pipeline = TextToVideo::new(files, options, device)?;
     evaluation.check(&pipeline)?;
     let mut gallery = match &args.out {
         Some(folder) => Some(Gallery::create(folder, &evaluation.request)?),
@@ -192,7 +193,8 @@ impl Gallery {
     /// Writes a row a clip, in the order of the clips.
     fn sheet(&mut self) -> anyhow::Result<()> {
         let path = self.folder.join(format!("sheet-{:02}.png", self.sheets));
-        png::write(&path, &contact_sheet(&self.clips, FRAMES_SHOWN, 1)?)?;
+        let options = SheetOptions { columns: FRAMES_SHOWN, scale: 1 };
+        png::write(&path, &contact_sheet(&self.clips, &options)?)?;
         self.clips.clear();
         self.sheets += 1;
         Ok(())

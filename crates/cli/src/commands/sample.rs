@@ -1,35 +1,25 @@
-//! `opensora sample`: prompts to video files.
+//! `opensora sample`: samples videos of prompts, or images and clips of class labels.
 //!
-//! Everything that can fail early does: the request is checked against the model and every output
-//! is opened and tried before the first weight is read.
+//! Errors come early: the request is checked against the model and every output is opened and tried
+//! before weights are read.
 
+mod job;
 mod label;
 mod outputs;
 mod record;
+mod text;
 
 use crate::{
     model,
     options::{DeviceName, Report, Sampling},
-    output,
-    progress::Progress,
-    stop,
 };
-use anyhow::{Context, bail, ensure};
-use burn::tensor::Tensor;
+use anyhow::ensure;
 use clap::ValueEnum;
 use opensora::{
-    PipelineError, SampleRequest, TextToVideo, latents, manifest::read_prompts,
-    model_files::PartPaths, nn::dtype::Dtype, pipeline::Sampled, stdit::DenoiserWork,
-    t5::PromptStates,
+    PipelineOptions, Residency, SampleRequest, model_files::PartPaths, nn::dtype::Dtype,
 };
-use outputs::Outputs;
 use record::Record;
-use serde_json::{Value, json};
-use std::{
-    iter::repeat_n,
-    num::NonZero,
-    path::{Path, PathBuf},
-};
+use std::{iter::repeat_n, num::NonZero, path::PathBuf};
 
 /// Most videos of one call; their prompts are held in memory.
 const MAX_VIDEOS: usize = 1_000_000;
@@ -156,16 +146,47 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    fn model(&self) -> &str {
-        self.model.as_deref().unwrap_or(opensora_demo::model::NAME)
-    }
-
     fn dtype(&self) -> Dtype {
         self.dtype.unwrap_or(Dtype::F32)
     }
 
     fn t5_dtype(&self) -> Dtype {
         self.t5_dtype.unwrap_or(Dtype::F32)
+    }
+
+    fn options(&self) -> PipelineOptions {
+        PipelineOptions {
+            dtype: self.dtype(),
+            text_dtype: self.t5_dtype(),
+            residency: match self.low_memory {
+                true => Residency::Streamed,
+                false => Residency::Sequential,
+            },
+        }
+    }
+
+    /// Returns the parts of the model that were given one by one.
+    fn parts(&self) -> anyhow::Result<PartPaths> {
+        Ok(PartPaths {
+            t5: self.t5.clone(),
+            vae: self.vae.clone(),
+            weights_dir: self.weights_dir.clone(),
+            policy: model::policy(self.allow_outside_paths)?,
+        })
+    }
+
+    /// Returns the request of these options, with a model's defaults for the rest.
+    fn request(&self, defaults: &SampleRequest) -> SampleRequest {
+        SampleRequest {
+            fps: self.fps.unwrap_or(defaults.fps),
+            negative_prompt: self.negative_prompt.clone(),
+            guided_channels: self.guided_channels,
+            space_scale: self.space_scale,
+            time_scale: self.time_scale,
+            noise_index: self.noise_index,
+            batch_size: self.batch_size,
+            ..self.sampling.request(defaults)
+        }
     }
 }
 
@@ -188,217 +209,11 @@ fn parse_ratio(text: &str) -> Result<f64, String> {
 }
 
 pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
-    if !args.label.is_empty() || label::is_record(&args) {
-        return label::run(&mut args);
-    }
-    let source = match args.from_record.take() {
-        Some(path) => Source::of_record(&path, &mut args)?,
-        None => {
-            let prompts = each_times(&prompts(&args)?, args.num_videos_per_prompt)?;
-            Source { prompts, only: None, weights: Vec::new() }
-        }
+    let recorded = match args.from_record.take() {
+        Some(path) => Some(Record::open(&path)?.apply(&path, &mut args)?),
+        None => None,
     };
-    let prompts = &source.prompts;
-    let device = args.device.open()?;
-    let parts = PartPaths {
-        t5: args.t5.clone(),
-        vae: args.vae.clone(),
-        weights_dir: args.weights_dir.clone(),
-        policy: model::policy(args.allow_outside_paths)?,
-    };
-    let files = model::resolve(args.model(), &parts, args.report.quiet)?;
-    if let Some(ratio) = args.aspect_ratio {
-        let size = files.nearest_size(ratio).with_context(|| {
-            format!("--aspect-ratio: {} was trained for one size: use --image-size", files.name)
-        })?;
-        args.sampling.image_size = Some(size);
-    }
-    let request = request_for(&args, &files.defaults);
-    if !args.report.quiet {
-        warn_of_other_weights(&source.weights, &[&files.denoiser, &files.t5, &files.vae]);
-    }
-    for (part, path) in [("denoiser", &files.denoiser), ("T5", &files.t5), ("VAE", &files.vae)] {
-        output::detail(format_args!("{part}: {}", path.display()));
-    }
-    output::detail(format_args!("request: {request:?}"));
-    let pipeline = TextToVideo::new(files, args.dtype(), args.t5_dtype(), device)?
-        .with_low_memory(args.low_memory);
-    pipeline.check(&request)?;
-
-    // Outputs are tried before minutes are spent on what goes into them.
-    let outputs = Outputs::new(&args, &request, source.only.map_or(prompts.len(), |_| 1))?;
-    if let Some(path) = &args.save_latents {
-        ensure!(
-            !(args.no_overwrite && path.exists()),
-            "--save-latents: {}: exists already, and --no-overwrite is given",
-            path.display()
-        );
-        ensure!(
-            *path != args.out,
-            "--save-latents: {}: the videos go there (--out)",
-            path.display()
-        );
-        latents::check_writable(path).context("--save-latents")?;
-    }
-    stop::listen();
-
-    let mut progress = Progress::new(args.report.quiet).on(pipeline.device());
-    let mut written = Vec::new();
-    let mut write = |sampled: Sampled| -> anyhow::Result<()> {
-        let at = match source.only {
-            Some(only) if only != sampled.index => return Ok(()),
-            Some(_) => 0,
-            None => sampled.index,
-        };
-        let record = Record::new(&args, &request, &pipeline, prompts, &sampled)?.to_json()?;
-        written.push((outputs.write(at, &sampled.clip, &record)?, record));
-        Ok(())
-    };
-    let result = sample(&args, &request, &pipeline, prompts, &mut progress, &mut write);
-    progress.finish();
-    // What is complete stays, also where the run was stopped or failed.
-    let printed = written.into_iter().try_for_each(|(path, record)| match path {
-        None => Ok(()),
-        Some(path) if args.report.json => {
-            output::json(&json!({"output": path, "metadata": record}))
-        }
-        Some(path) => output::line(path.display()),
-    });
-    result?;
-    Ok(printed?)
-}
-
-/// Samples and decodes; `write` gets each clip as soon as it is decoded.
-fn sample(
-    args: &Args,
-    request: &SampleRequest,
-    pipeline: &TextToVideo,
-    prompts: &[String],
-    progress: &mut Progress,
-    write: &mut impl FnMut(Sampled) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let clips = match (&args.latents, &args.save_latents) {
-        (Some(path), _) => {
-            let latents = latents::load(path, pipeline.device()).context("--latents")?;
-            let found = latents.dims()[0];
-            ensure!(
-                found == prompts.len(),
-                "--latents: the file holds {found} clips, but {} were asked for",
-                prompts.len()
-            );
-            (latents, DenoiserWork::default())
-        }
-        (None, save) => {
-            let states = pipeline.encode(prompts, request, progress)?;
-            warn_of_cut_prompts(args.num_videos_per_prompt, &states.prompts, progress);
-            let Some(path) = save else {
-                let sampled = pipeline.sample_each(&states, request, progress, |sampled| {
-                    write(sampled)?;
-                    stop::check()
-                });
-                return sampled.map_err(stop::or_error);
-            };
-            // Saved before they are decoded, so that minutes of sampling are not lost.
-            let mut done = Vec::new();
-            let sampled = pipeline.sample_batches(&states, request, progress, |latents| {
-                done.push(latents);
-                Ok::<_, PipelineError>(())
-            });
-            let (latents, work, error) = match (sampled, done.is_empty()) {
-                (Ok(work), _) => (Tensor::cat(done, 0), work, None),
-                (Err(error), true) => return Err(stop::or_error(error.into())),
-                (Err(error), false) => (Tensor::cat(done, 0), DenoiserWork::default(), Some(error)),
-            };
-            let saved = &prompts[..latents.dims()[0]];
-            let record = Record::of_latents(args, request, pipeline, saved, work)?.to_json()?;
-            latents::save(path, latents.clone(), &record)?;
-            progress.line(&format!("latents of {} clips: {}", saved.len(), path.display()));
-            if let Some(error) = error {
-                return Err(stop::or_error(error.into()));
-            }
-            (latents, work)
-        }
-    };
-    let (latents, work) = clips;
-    let batch_size = request.batch_size;
-    pipeline
-        .decode(latents, progress, |index, clip| {
-            let first = index / batch_size * batch_size;
-            let batch = first..(first + batch_size).min(prompts.len());
-            write(Sampled { index, batch, clip, work })?;
-            stop::check()
-        })
-        .map_err(stop::or_error)
-}
-
-/// What is sampled.
-struct Source {
-    prompts: Vec<String>,
-    /// The one clip that is written, of prompts that are sampled at once with it.
-    only: Option<usize>,
-    /// What a record says of the weights that are from the hub.
-    weights: Vec<Value>,
-}
-
-/// Warns if the weights of a record are other ones than those that are used now.
-fn warn_of_other_weights(recorded: &[Value], paths: &[&Path]) {
-    if recorded.is_empty() {
-        return;
-    }
-    let now = model::sources(paths);
-    for of_record in recorded.iter().filter(|of_record| !now.contains(of_record)) {
-        let text = |field: &str| of_record[field].as_str().unwrap_or("unknown").to_string();
-        output::message(format_args!(
-            "warning: the record was made with {} of {} at commit {}, which is not what is used now: \
-             the output will be another one",
-            text("file"),
-            text("repository"),
-            text("commit")
-        ));
-    }
-}
-
-impl Source {
-    /// Takes prompts and all settings that the command line does not name from a record.
-    fn of_record(path: &Path, args: &mut Args) -> anyhow::Result<Self> {
-        let record =
-            Record::open(path).with_context(|| format!("--from-record: {}", path.display()))?;
-        if record.version != env!("CARGO_PKG_VERSION") && !args.report.quiet {
-            output::message(format_args!(
-                "{}: made by version {}: this version may compute other last digits",
-                path.display(),
-                record.version
-            ));
-        }
-        let only = record.apply(args)?;
-        Ok(Self { prompts: record.batch_prompts(), only: Some(only), weights: record.weights })
-    }
-}
-
-/// The prompts from the command line or the file; blank lines of a file are no prompts.
-fn prompts(args: &Args) -> anyhow::Result<Vec<String>> {
-    match (&args.prompt, &args.prompt_path) {
-        (Some(prompt), _) => {
-            let prompt = prompt.trim();
-            ensure!(!prompt.is_empty(), "the prompt is empty: say what the video shows");
-            Ok(vec![prompt.to_string()])
-        }
-        (None, Some(path)) => Ok(read_prompts(path).context("--prompt-path")?),
-        (None, None) => bail!("no prompt: give one, or a file of them with --prompt-path"),
-    }
-}
-
-fn request_for(args: &Args, defaults: &SampleRequest) -> SampleRequest {
-    SampleRequest {
-        fps: args.fps.unwrap_or(defaults.fps),
-        negative_prompt: args.negative_prompt.clone(),
-        guided_channels: args.guided_channels,
-        space_scale: args.space_scale,
-        time_scale: args.time_scale,
-        noise_index: args.noise_index,
-        batch_size: args.batch_size,
-        ..args.sampling.request(defaults)
-    }
+    if args.label.is_empty() { text::run(&args, recorded) } else { label::run(&args, recorded) }
 }
 
 /// Repeats each item: all of the first, then all of the second.
@@ -410,17 +225,4 @@ fn each_times<T: Clone>(items: &[T], times: NonZero<usize>) -> anyhow::Result<Ve
         items.len()
     );
     Ok(items.iter().flat_map(|item| repeat_n(item.clone(), times.get())).collect())
-}
-
-/// A prompt that fills every token was probably cut. Each stands in `times` rows.
-fn warn_of_cut_prompts(times: NonZero<usize>, states: &PromptStates, progress: &mut Progress) {
-    for (index, row) in states.mask.rows().iter().step_by(times.get()).enumerate() {
-        if row.iter().all(|&keep| keep) {
-            progress.line(&format!(
-                "prompt {} fills all {} tokens: what lies beyond is not seen",
-                index + 1,
-                row.len()
-            ));
-        }
-    }
 }

@@ -6,10 +6,11 @@ use crate::{
     output,
     stop::{self, Stopped},
 };
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::ValueEnum;
-use opensora::{Residency, TextToVideo, model_files::PartPaths, nn::dtype::Dtype};
-use opensora_files::read::read_text;
+use opensora::{
+    PipelineOptions, Residency, TextToVideo, files::read::read_text, model_files::PartPaths, nn::dtype::Dtype,
+};
 use opensora_serve::{
     Job, JobObserver, JobStatus, Limits, ModelEngine, Queue, QueueOptions, Security, Server,
     ServerOptions, WhenFull,
@@ -111,9 +112,6 @@ pub(crate) struct Args {
     /// Models that stay in memory between jobs
     #[arg(long, default_value = "all")]
     residency: Resident,
-    /// Use less memory and more time, as in sample; no model stays in memory then
-    #[arg(long)]
-    low_memory: bool,
     #[command(flatten)]
     report: Report,
 }
@@ -125,8 +123,10 @@ enum Resident {
     All,
     /// The denoiser
     Denoiser,
-    /// None
+    /// None; one is in memory at a time
     None,
+    /// None; the denoiser is read from its file at every step, as with --low-memory of sample
+    Streamed,
 }
 
 /// Parses a number of bytes with a unit.
@@ -201,19 +201,23 @@ impl Args {
             policy: model::policy(self.allow_outside_paths)?,
         };
         let files = model::resolve(&self.model, &parts, self.report.quiet)?;
-        let residency = match self.residency {
-            Resident::All => Residency::All,
-            Resident::Denoiser => Residency::Denoiser,
-            Resident::None => Residency::Sequential,
+        let options = PipelineOptions {
+            dtype: self.dtype,
+            text_dtype: self.t5_dtype,
+            residency: match self.residency {
+                Resident::All => Residency::All,
+                Resident::Denoiser => Residency::Denoiser,
+                Resident::None => Residency::Sequential,
+                Resident::Streamed => Residency::Streamed,
+            },
         };
-        let pipeline = TextToVideo::new(files, self.dtype, self.t5_dtype, device)?;
-        Ok(pipeline.with_residency(residency).with_low_memory(self.low_memory))
+        Ok(TextToVideo::new(files, options, device)?)
     }
 
     /// Fields of the records that `opensora sample --from-record` needs beside those of the request.
     fn record(&self, pipeline: &TextToVideo) -> anyhow::Result<Map<String, Value>> {
-        let absolute = |path: &Option<PathBuf>| -> anyhow::Result<Option<PathBuf>> {
-            Ok(path.as_ref().map(std::path::absolute).transpose()?)
+        let absolute = |path: &Option<PathBuf>| -> anyhow::Result<Value> {
+            Ok(serde_json::to_value(path.as_ref().map(std::path::absolute).transpose()?)?)
         };
         let model = Path::new(&self.model);
         let model = match model.exists() {
@@ -222,20 +226,18 @@ impl Args {
         };
         let files = pipeline.files();
         let weights = model::sources(&[&files.denoiser, &files.t5, &files.vae]);
-        let fields = json!({
-            "model_argument": model,
-            "t5": absolute(&self.t5)?,
-            "vae": absolute(&self.vae)?,
-            "weights_dir": absolute(&self.weights_dir)?,
-            "dtype": self.dtype.to_string(),
-            "t5_dtype": self.t5_dtype.to_string(),
-            "low_memory": self.low_memory,
-            "weights": weights,
-        });
-        match fields {
-            Value::Object(fields) => Ok(fields),
-            _ => bail!("the record is no object"),
-        }
+        let low_memory = matches!(self.residency, Resident::Streamed);
+        let fields = [
+            ("model_argument", serde_json::to_value(model)?),
+            ("t5", absolute(&self.t5)?),
+            ("vae", absolute(&self.vae)?),
+            ("weights_dir", absolute(&self.weights_dir)?),
+            ("dtype", self.dtype.to_string().into()),
+            ("t5_dtype", self.t5_dtype.to_string().into()),
+            ("low_memory", low_memory.into()),
+            ("weights", weights.into()),
+        ];
+        Ok(fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
     }
 
     /// The name of the model in requests: what `--model` says, without the folders of a path.

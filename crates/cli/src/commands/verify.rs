@@ -6,7 +6,7 @@ use crate::{
     stop::{self, Stopped},
 };
 use anyhow::{Context, bail};
-use opensora_files::error_line;
+use opensora::files::error_line;
 use opensora_verify::CaseReport;
 use serde_json::json;
 use std::path::PathBuf;

@@ -30,8 +30,7 @@ impl Source for Numbers {
     fn read(&self, row: usize, epoch: u64) -> Result<u64, DataError> {
         assert!(!self.panics.contains(&row), "as asked");
         if self.bad.contains(&row) {
-            let (path, reason) = (self.describe(row).into(), "bad".to_string());
-            return Err(DataError::Row { row, path, reason });
+            return Err(DataError::row(row, self.describe(row), "bad"));
         }
         Ok(row as u64 + 100 * epoch)
     }
@@ -186,7 +185,7 @@ fn only_what_is_wrong_with_a_row_is_left_out() {
             9
         }
         fn read(&self, _row: usize, _epoch: u64) -> Result<(), DataError> {
-            Err(DataError::Cache { path: "cache".into(), reason: "damaged".into() })
+            Err(DataError::Cache { path: "cache".into(), reason: "damaged".into(), source: None })
         }
         fn describe(&self, row: usize) -> String {
             format!("number-{row}")
@@ -208,6 +207,6 @@ fn numbers_that_cannot_be_are_refused() {
         (plain, u64::MAX),
     ] {
         let error = Loader::new(Arc::new(Numbers::new(5, &[])), wrong, start).err().unwrap();
-        assert!(matches!(error, DataError::Spec { .. }), "{error}");
+        assert!(matches!(error, DataError::Setting(_)), "{error}");
     }
 }

@@ -29,15 +29,20 @@ impl PromptSet {
 }
 
 impl FromStr for PromptSet {
-    type Err = String;
+    type Err = PromptSetError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, PromptSetError> {
         [Self::HeldOut, Self::Seen, Self::All]
             .into_iter()
             .find(|set| set.name() == text)
-            .ok_or_else(|| format!("'{text}' is no set of prompts: held-out, seen or all"))
+            .ok_or_else(|| PromptSetError(text.into()))
     }
 }
+
+/// A text that names no set of prompts.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown set of prompts '{0}': expected held-out, seen or all")]
+pub struct PromptSetError(String);
 
 /// A prompt and what its clip has to show.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -44,17 +44,22 @@ impl fmt::Display for Attribute {
 }
 
 impl FromStr for Attribute {
-    type Err = String;
+    type Err = AttributeError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, AttributeError> {
         // Both spellings are common.
         let name = if text == "color" { "colour" } else { text };
-        Self::EACH.into_iter().find(|attribute| attribute.name() == name).ok_or_else(|| {
-            let names = Self::EACH.map(Self::name).join(", ");
-            format!("'{text}' is not judged: expected one of {names}")
-        })
+        Self::EACH
+            .into_iter()
+            .find(|attribute| attribute.name() == name)
+            .ok_or_else(|| AttributeError(text.into()))
     }
 }
+
+/// A text that names no attribute.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown attribute '{0}': expected one of shape, colour, motion, background, all")]
+pub struct AttributeError(String);
 
 /// How many of how many are right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

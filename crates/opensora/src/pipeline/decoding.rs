@@ -1,97 +1,59 @@
 //! The VAE, loaded once for any number of clips.
 
 use super::{
-    PipelineError, TextToVideo,
-    decode_plan::{DecodePlan, own_memory},
-    finite,
-    residency::Slot,
+    Observer, PipelineError, decode_plan::DecodePlan, finite, observer::Decoded,
+    options::Residency, shared::Core,
 };
 use crate::{
-    checkpoint::Checkpoint,
     frames::{from_frames, to_frames},
-    nn::dtype::Dtype,
-    pipeline::Observer,
-    vae::{AutoencoderKl, VaeConfig, keys},
+    vae::{AutoencoderKl, keys},
     video::Frames,
 };
-use burn::tensor::{Device, Tensor};
-use std::path::Path;
+use burn::tensor::Tensor;
+use std::iter::FusedIterator;
 
 /// A VAE in memory.
 #[derive(Debug)]
 pub struct LoadedVae<'a> {
-    part: VaePart<'a>,
+    core: &'a Core,
     vae: AutoencoderKl,
     /// Memory of the device in bytes, if it has one of its own and its size is known.
     memory: Option<u64>,
 }
 
-/// The VAE of a pipeline.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct VaePart<'a> {
-    pub(super) path: &'a Path,
-    pub(super) config: &'a VaeConfig,
-    pub(super) dtype: Dtype,
-    pub(super) device: &'a Device,
-    pub(super) low_memory: bool,
-}
-
-impl<'a> VaePart<'a> {
-    /// Loads it, or takes the one that stays in memory if `keep`.
-    pub(super) fn load(
-        self,
-        resident: &Slot<AutoencoderKl>,
-        keep: bool,
-        observer: &mut dyn Observer,
-    ) -> Result<LoadedVae<'a>, PipelineError> {
-        let vae = resident.get(keep, || {
-            observer.loading("VAE");
-            let checkpoint = Checkpoint::open(self.path)?;
-            let dtype = self.dtype.float();
-            let (vae, report) = AutoencoderKl::load(self.config, &checkpoint, dtype, self.device)?;
-            observer.loaded(&report);
-            Ok::<_, PipelineError>(vae)
-        })?;
-        Ok(LoadedVae { part: self, vae, memory: own_memory(self.device) })
+impl<'a> LoadedVae<'a> {
+    pub(super) fn new(core: &'a Core, vae: AutoencoderKl, memory: Option<u64>) -> Self {
+        Self { core, vae, memory }
     }
-}
 
-impl TextToVideo {
-    /// Loads the VAE, or takes the one that [stays](super::Residency) in memory.
-    ///
-    /// # Errors
-    /// Returns an error if the VAE cannot be loaded.
-    pub fn load_vae(&self, observer: &mut dyn Observer) -> Result<LoadedVae<'_>, PipelineError> {
-        let part = VaePart {
-            path: &self.files.vae,
-            config: &self.vae_config,
-            dtype: self.dtype,
-            device: &self.device,
-            low_memory: self.low_memory,
-        };
-        part.load(&self.resident_vae, self.keeps_all(), observer)
-    }
-}
-
-impl LoadedVae<'_> {
-    /// Decodes the latents of one clip, `[1, C, T, h, w]`. `on_frames(done)` is called after each
-    /// micro-batch with the number of frames decoded so far.
+    /// Decodes the latents of one clip, `[1, C, T, h, w]`.
     ///
     /// # Errors
     /// Returns an error if the latents do not fit the VAE or the decoded values are not finite.
     pub fn decode(
         &self,
         latents: Tensor<5>,
-        mut on_frames: impl FnMut(usize),
+        observer: &mut dyn Observer,
     ) -> Result<Frames, PipelineError> {
-        let [clips, channels, frames, height, width] = latents.dims();
-        let expected = self.part.config.latent_channels;
-        if channels != expected || clips != 1 {
+        self.decode_one(latents, [0, 1], observer)
+    }
+
+    /// [`decode`](Self::decode) for clip `index` of `clips`.
+    pub(super) fn decode_one(
+        &self,
+        latents: Tensor<5>,
+        [index, clips]: [usize; 2],
+        observer: &mut dyn Observer,
+    ) -> Result<Frames, PipelineError> {
+        let [found, channels, frames, height, width] = latents.dims();
+        let config = &self.core.vae_config;
+        let expected = config.latent_channels;
+        if channels != expected || found != 1 {
             return Err(PipelineError::Parts(format!(
-                "latents are {clips} clips of {channels} channels, expected 1 of {expected}"
+                "latents are {found} clips of {channels} channels, expected 1 of {expected}"
             )));
         }
-        let factor = self.part.config.downsample_factor();
+        let factor = config.downsample_factor();
         let plan = self.plan([height * factor, width * factor]);
         let mut parts = Vec::new();
         for part in latents.split(plan.frames, 2) {
@@ -99,14 +61,14 @@ impl LoadedVae<'_> {
                 Some(rows) => self.vae.decode_in_tiles(part, None, rows),
                 None => self.vae.decode(part, None),
             });
-            on_frames((parts.len() * plan.frames).min(frames));
+            let done = (parts.len() * plan.frames).min(frames);
+            let decoded = Decoded { frames: index * frames + done, total: clips * frames };
+            observer.decoded(&decoded);
         }
         let decoded = Tensor::cat(parts, 2); // [1, 3, T, H, W]
         // One number a clip; its pixels are read to the host next in any case.
         if !finite::all_finite(&decoded)? {
-            let VaePart { path, dtype, .. } = self.part;
-            let cause = finite::cause(path, |file| keys::unwrapped(&file), dtype, None);
-            return Err(PipelineError::NonFinite { what: "the decoded frames", cause });
+            return Err(self.non_finite("the decoded frames"));
         }
         let mut clips = to_frames(decoded)?;
         clips.pop().ok_or_else(|| PipelineError::Parts("the VAE decoded no clip".into()))
@@ -117,24 +79,65 @@ impl LoadedVae<'_> {
     /// # Errors
     /// Returns an error if the VAE cannot have frames of this size or the latents are not finite.
     pub fn encode(&self, clip: &Frames) -> Result<Tensor<5>, PipelineError> {
-        let VaePart { path, config, dtype, device, .. } = self.part;
         let pixels = [clip.height(), clip.width()];
-        config.latent_size([clip.len(), pixels[0], pixels[1]])?;
-        let frames = from_frames(clip, device); // [1, 3, T, H, W]
+        self.core.vae_config.latent_size([clip.len(), pixels[0], pixels[1]])?;
+        let frames = from_frames(clip, &self.core.device); // [1, 3, T, H, W]
         // The encoder's activations are no larger than the decoder's.
         let latents = self.vae.encode(frames, Some(self.plan(pixels).frames)).mean_latents();
         if !finite::all_finite(&latents)? {
-            let cause = finite::cause(path, |file| keys::unwrapped(&file), dtype, None);
-            return Err(PipelineError::NonFinite { what: "the encoded latents", cause });
+            return Err(self.non_finite("the encoded latents"));
         }
         Ok(latents)
     }
 
-    /// How frames of `[height, width]` pixels go through the VAE.
+    fn non_finite(&self, what: &'static str) -> PipelineError {
+        let Core { vae, options, .. } = self.core;
+        let cause = finite::cause(vae, |file| keys::unwrapped(&file), options.dtype, None);
+        PipelineError::NonFinite { what, cause }
+    }
+
+    /// Returns how many frames of `[height, width]` pixels go through the VAE at once.
     fn plan(&self, pixels: [usize; 2]) -> DecodePlan {
-        if self.part.low_memory {
+        let Core { vae_config, options, .. } = self.core;
+        if options.residency == Residency::Streamed {
             return DecodePlan::SMALLEST;
         }
-        DecodePlan::new(self.part.config, pixels, self.part.dtype.float(), self.memory)
+        DecodePlan::new(vae_config, pixels, options.dtype.float(), self.memory)
     }
 }
+
+/// Clips of latents, in order: each is decoded when it is asked for. The iterator ends after an error.
+pub struct DecodedClips<'a> {
+    vae: LoadedVae<'a>,
+    /// `[B, C, T, h, w]`
+    latents: Tensor<5>,
+    observer: &'a mut dyn Observer,
+    next: usize,
+}
+
+impl<'a> DecodedClips<'a> {
+    pub(super) fn new(
+        vae: LoadedVae<'a>,
+        latents: Tensor<5>,
+        observer: &'a mut dyn Observer,
+    ) -> Self {
+        Self { vae, latents, observer, next: 0 }
+    }
+}
+
+impl Iterator for DecodedClips<'_> {
+    type Item = Result<Frames, PipelineError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let clips = self.latents.dims()[0];
+        if self.next >= clips {
+            return None;
+        }
+        let one = self.latents.clone().narrow(0, self.next, 1);
+        let clip = self.vae.decode_one(one, [self.next, clips], &mut *self.observer);
+        self.next = if clip.is_ok() { self.next + 1 } else { clips };
+        Some(clip)
+    }
+}
+
+impl FusedIterator for DecodedClips<'_> {}

@@ -1,30 +1,32 @@
-//! Why the pipeline made no video.
+//! Errors of a pipeline.
 
 use crate::{
     checkpoint::CheckpointError,
+    denoiser::PromptError,
     diffusion::{SampleError, sampler::SamplerError},
     frames::ToFramesError,
     nn::{dtype::DtypeError, read::ReadError},
-    stdit::{SizeError, stdit::LoadError as DenoiserLoadError},
+    request::RequestError,
+    stdit::{LoadError as DenoiserLoadError, SizeError},
     t5::TextEncodeError,
     vae::VaeConfigError,
     video::FramesError,
 };
 
-/// Why there is no video.
+/// Why a pipeline failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PipelineError {
-    /// A dtype that the device lacks.
+    /// A dtype that the device does not support.
     #[error(transparent)]
     Dtype(#[from] DtypeError),
-    /// A size that the denoiser cannot have.
+    /// A size or label that does not fit the denoiser.
     #[error(transparent)]
     Size(#[from] SizeError),
-    /// A size that the VAE cannot have, or a bad configuration of it.
+    /// A size that does not fit the VAE, or a malformed configuration of the VAE.
     #[error(transparent)]
     VaeConfig(#[from] VaeConfigError),
-    /// Steps that the sampler cannot have.
+    /// A number of steps that the sampler does not support.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
     /// Sampling stopped.
@@ -51,15 +53,18 @@ pub enum PipelineError {
     /// The device failed or is lost.
     #[error(transparent)]
     Device(#[from] ReadError),
-    /// The pixels cannot be held.
+    /// Decoded values that cannot be frames.
     #[error(transparent)]
     Frames(#[from] FramesError),
-    /// Parts of different models.
+    /// Models or tensors that do not fit each other.
     #[error("the parts do not fit: {0}")]
     Parts(String),
-    /// A request that cannot be.
-    #[error("{0}")]
-    Request(String),
+    /// A request that cannot be sampled.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// Prompt states of another model.
+    #[error(transparent)]
+    PromptStates(#[from] PromptError),
     /// The latents were not finite after a step of the sampler. No later step ran, and nothing was
     /// decoded.
     #[error("step {} of {total}: the latents are not finite; {cause}", step + 1)]

@@ -1,38 +1,146 @@
-//! Progress of the pipeline, told to the caller.
+//! Events of a pipeline.
 
-use crate::checkpoint::ImportReport;
-use std::ops::ControlFlow;
+use crate::{checkpoint::ImportReport, diffusion::StepInfo};
+use burn::tensor::Tensor;
+use std::{fmt, ops::ControlFlow};
 
-/// Receives progress, and may stop the work.
+/// Receives the events of a pipeline; each method has a default that ignores its event.
+///
+/// `()` ignores all events. A closure receives the sampler's steps:
+///
+/// ```no_run
+/// # use opensora::{PipelineError, SampleRequest, TextToVideo};
+/// use opensora::pipeline::SamplerStep;
+/// use std::ops::ControlFlow;
+///
+/// # fn show(pipeline: &TextToVideo, request: &SampleRequest) -> Result<(), PipelineError> {
+/// let mut on_step = |step: &SamplerStep<'_>| {
+///     println!("step {} of {}", step.step + 1, step.steps);
+///     ControlFlow::Continue(())
+/// };
+/// pipeline.generate(&["a red fox"], request, &mut on_step)?;
+/// # Ok(())
+/// # }
+/// ```
 pub trait Observer {
     /// A model is about to be loaded.
-    fn loading(&mut self, _what: &str) {}
+    fn loading(&mut self, _part: Part) {}
 
     /// A model was loaded.
-    fn loaded(&mut self, _report: &ImportReport) {}
+    fn loaded(&mut self, _event: &Loaded<'_>) {}
 
-    /// The text encoder does not know these words of a prompt: they are spelled out of pieces that mean
-    /// little, or are one token that stands for anything.
-    fn unknown_words(&mut self, _prompt: &str, _words: &[String]) {}
+    /// A prompt has words that the text encoder does not know.
+    fn unknown_words(&mut self, _event: &UnknownWords<'_>) {}
 
-    /// Step `step` of `steps` of the sampler is done (from 1) for batch `batch` of `batches` (from
-    /// 0). Returning `Break` stops the sampling.
-    fn sampled(
-        &mut self,
-        _step: usize,
-        _steps: usize,
-        _batch: usize,
-        _batches: usize,
-    ) -> ControlFlow<()> {
+    /// The sampler completed a step. `Break` stops the sampling, which then returns
+    /// [`SampleError::Interrupted`](crate::diffusion::SampleError::Interrupted).
+    fn sampler_step(&mut self, _event: &SamplerStep<'_>) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
 
-    /// `frames` of `total` frames are decoded.
-    fn decoded(&mut self, _frames: usize, _total: usize) {}
+    /// The VAE decoded frames.
+    fn decoded(&mut self, _event: &Decoded) {}
 }
 
-/// An observer that ignores everything and stops nothing.
-#[derive(Debug, Clone, Copy)]
-pub struct Quiet;
+/// Ignores all events.
+impl Observer for () {}
 
-impl Observer for Quiet {}
+/// Calls the closure after each step of the sampler.
+impl<F: FnMut(&SamplerStep<'_>) -> ControlFlow<()>> Observer for F {
+    fn sampler_step(&mut self, event: &SamplerStep<'_>) -> ControlFlow<()> {
+        self(event)
+    }
+}
+
+/// A model of a pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Part {
+    /// The text encoder.
+    TextEncoder,
+    /// The denoiser.
+    Denoiser,
+    /// The VAE.
+    Vae,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TextEncoder => "text encoder",
+            Self::Denoiser => "denoiser",
+            Self::Vae => "VAE",
+        })
+    }
+}
+
+/// A model that was loaded.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Loaded<'a> {
+    /// The model.
+    pub part: Part,
+    /// Number of tensors and their file.
+    pub report: &'a ImportReport,
+}
+
+impl<'a> Loaded<'a> {
+    /// Returns the event of a model that was loaded.
+    pub fn new(part: Part, report: &'a ImportReport) -> Self {
+        Self { part, report }
+    }
+}
+
+/// Words of a prompt that the text encoder does not know: it splits them into pieces with little meaning,
+/// or replaces them by one token.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct UnknownWords<'a> {
+    /// The prompt.
+    pub prompt: &'a str,
+    /// The words.
+    pub words: &'a [String],
+}
+
+/// A step that the sampler completed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct SamplerStep<'a> {
+    /// The step, from 0.
+    pub step: usize,
+    /// Steps of the sampler.
+    pub steps: usize,
+    /// The batch, from 0.
+    pub batch: usize,
+    /// Batches of the call.
+    pub batches: usize,
+    /// Timestep that the model was evaluated at.
+    pub timestep: f32,
+    /// The latents after the step, `[B, C, T, h, w]`.
+    pub latents: &'a Tensor<5>,
+}
+
+impl<'a> SamplerStep<'a> {
+    /// The step `info` of batch `batch` of `batches`.
+    pub(super) fn new(info: &StepInfo<'a>, [batch, batches]: [usize; 2]) -> Self {
+        let &StepInfo { step, total: steps, timestep, latents, .. } = info;
+        Self { step, steps, batch, batches, timestep, latents }
+    }
+}
+
+/// Frames that the VAE has decoded so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Decoded {
+    /// Frames that are decoded, over all clips of the call.
+    pub frames: usize,
+    /// Frames of all clips of the call.
+    pub total: usize,
+}
+
+impl Decoded {
+    /// Returns the event of `frames` of `total` frames.
+    pub fn new(frames: usize, total: usize) -> Self {
+        Self { frames, total }
+    }
+}

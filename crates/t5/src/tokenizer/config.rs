@@ -204,6 +204,9 @@ impl Object<'_> {
 
 fn read_object(path: &Path) -> Result<Map<String, Value>, TokenizerError> {
     let Some(bytes) = files::read_optional(path, MAX_BYTES)? else { return Ok(Map::new()) };
-    serde_json::from_slice(&bytes)
-        .map_err(|e| TokenizerError::Json { path: path.to_owned(), reason: one_line(e) })
+    serde_json::from_slice(&bytes).map_err(|source| TokenizerError::Parse {
+        path: path.to_owned(),
+        problem: "not a JSON object",
+        source,
+    })
 }

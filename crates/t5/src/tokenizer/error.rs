@@ -1,19 +1,22 @@
-//! What can go wrong between a tokenizer file and token ids.
+//! The errors of loading a tokenizer and of encoding a caption.
 
 use std::path::PathBuf;
 
-/// Why a tokenizer could not be loaded, or a caption not encoded.
+/// An error of one of the libraries that read tokenizers.
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Error for a tokenizer that cannot be loaded, or a caption that cannot be encoded.
 ///
 /// Every message is one line that names the file, what was found and what was expected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
-    /// The file system refused.
-    #[error("{path}: cannot read: {source}", path = path.display())]
+    /// The file cannot be read.
+    #[error("{path}: cannot read", path = path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// A folder without any tokenizer file.
@@ -22,19 +25,20 @@ pub enum TokenizerError {
         /// The folder.
         path: PathBuf,
     },
-    /// Larger than any published tokenizer; refused before memory is spent on it.
+    /// A file that is larger than any published tokenizer. It is rejected before memory is allocated for
+    /// it.
     #[error("{path}: {what} is {found}, expected at most {limit}", path = path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// What is too large, with its unit.
+        /// The quantity that is too large, with its unit.
         what: &'static str,
-        /// What was found.
+        /// The value in the file.
         found: u64,
-        /// The most that is accepted.
+        /// The largest accepted value.
         limit: u64,
     },
-    /// Not protobuf, cut short, or protobuf of another kind.
+    /// A file that is truncated, or protobuf of another kind.
     #[error("{path}: not a complete SentencePiece model: {reason}", path = path.display())]
     NotSentencePiece {
         /// The file.
@@ -42,32 +46,39 @@ pub enum TokenizerError {
         /// What was found and expected.
         reason: String,
     },
+    /// A file that is not protobuf, or truncated.
+    #[error("{path}: not a complete SentencePiece model", path = path.display())]
+    Protobuf {
+        /// The file.
+        path: PathBuf,
+        /// The decoder's error.
+        source: prost::DecodeError,
+    },
     /// A SentencePiece model or `tokenizer.json` of another algorithm.
     #[error("{path}: the model is {found}, expected Unigram (as T5 is)", path = path.display())]
     ModelKind {
         /// The file.
         path: PathBuf,
-        /// The algorithm found.
+        /// The algorithm of the file.
         found: String,
     },
-    /// No pieces at all.
+    /// A vocabulary without pieces.
     #[error("{path}: the vocabulary is empty, expected at least </s>, <pad> and <unk>", path = path.display())]
     EmptyVocabulary {
         /// The file.
         path: PathBuf,
     },
-    /// One vocabulary entry is unusable.
+    /// An invalid vocabulary entry.
     #[error("{path}: piece {index}: {reason}", path = path.display())]
     Piece {
         /// The file.
         path: PathBuf,
-        /// Place in the vocabulary, which is the token id.
+        /// Index in the vocabulary, which is the token id.
         index: usize,
         /// What was found and expected.
         reason: String,
     },
-    /// The unknown, padding or end token is missing or contradictory, or an added token is
-    /// unusable.
+    /// A missing or contradictory unknown, padding or end token, or an invalid added token.
     #[error("{path}: {token}: {reason}", path = path.display())]
     SpecialToken {
         /// The file.
@@ -77,7 +88,7 @@ pub enum TokenizerError {
         /// What was found and expected.
         reason: String,
     },
-    /// The precompiled normalisation table is corrupt.
+    /// A corrupt precompiled normalisation table.
     #[error("{path}: precompiled_charsmap is corrupt: {reason}", path = path.display())]
     CharsMap {
         /// The file.
@@ -85,7 +96,7 @@ pub enum TokenizerError {
         /// What was found and expected.
         reason: String,
     },
-    /// A JSON file that cannot be parsed or that asks for something T5 does not have.
+    /// A JSON file with a setting that T5 does not have.
     #[error("{path}: {reason}", path = path.display())]
     Json {
         /// The file.
@@ -93,16 +104,36 @@ pub enum TokenizerError {
         /// What was found and expected.
         reason: String,
     },
-    /// `max_length` leaves no room for the end token.
+    /// A JSON file that cannot be parsed.
+    #[error("{path}: {problem}", path = path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What cannot be parsed.
+        problem: &'static str,
+        /// The parser's error.
+        source: serde_json::Error,
+    },
+    /// A part of a tokenizer that the tokenizer library rejects.
+    #[error("{path}: {part}", path = path.display())]
+    Library {
+        /// The file.
+        path: PathBuf,
+        /// The part.
+        part: String,
+        /// The library's error.
+        source: Cause,
+    },
+    /// A `max_length` that has no place for the end token.
     #[error("max_length is {found}, expected at least 1 (the end token)")]
     MaxLength {
-        /// What was asked for.
+        /// The given length.
         found: usize,
     },
-    /// The tokenizer library refused a caption.
-    #[error("cannot encode the caption: {reason}")]
+    /// The tokenizer library cannot encode a caption.
+    #[error("cannot encode the caption")]
     Encode {
-        /// The library's answer.
-        reason: String,
+        /// The library's error.
+        source: Cause,
     },
 }

@@ -97,8 +97,8 @@ pub(super) fn parse(
     bytes: &[u8],
     pad_token: &str,
 ) -> Result<Assembled, TokenizerError> {
-    let bad =
-        |reason: String| TokenizerError::Json { path: path.to_owned(), reason: one_line(reason) };
+    let parse_error =
+        |problem| move |source| TokenizerError::Parse { path: path.to_owned(), problem, source };
     let special = |token: &str, reason: String| TokenizerError::SpecialToken {
         path: path.to_owned(),
         token: token.to_owned(),
@@ -114,7 +114,7 @@ pub(super) fn parse(
         });
     }
     let file: TokenizerJson =
-        serde_json::from_slice(bytes).map_err(|e| bad(format!("not a T5 tokenizer.json: {e}")))?;
+        serde_json::from_slice(bytes).map_err(parse_error("not a T5 tokenizer.json"))?;
 
     match file.model.get("type").and_then(Value::as_str) {
         Some("Unigram") => {}
@@ -123,8 +123,7 @@ pub(super) fn parse(
             return Err(TokenizerError::ModelKind { path: path.to_owned(), found });
         }
     }
-    let model: UnigramJson =
-        serde_json::from_value(file.model).map_err(|e| bad(format!("model: {e}")))?;
+    let model: UnigramJson = serde_json::from_value(file.model).map_err(parse_error("model"))?;
     spiece::check_pieces(path, &model.vocab)?;
     let (pieces, count) = (model.vocab.len(), file.added_tokens.len());
     let unk_id = model.unk_id.filter(|&id| id < pieces).ok_or_else(|| {
@@ -172,7 +171,7 @@ pub(super) fn parse(
     let pad_id = library.token_to_id(pad_token).ok_or_else(|| {
         special(pad_token, format!("found neither among {pieces} pieces nor {count} added tokens"))
     })?;
-    let unk_id = u32::try_from(unk_id).map_err(|e| bad(e.to_string()))?;
+    let unk_id = pipeline::id(unk_id);
     Ok(Assembled { library, pad_id, eos_id, unk_id })
 }
 
@@ -206,9 +205,10 @@ fn add_normalizers(
             }
         }
         NormalizerJson::Precompiled { precompiled_charsmap } => {
-            let table = STANDARD
-                .decode(precompiled_charsmap)
-                .map_err(|e| bad(format!("precompiled_charsmap is not base64: {e}")))?;
+            let table = STANDARD.decode(precompiled_charsmap).map_err(|error| {
+                let part = "normalizer: precompiled_charsmap is not base64";
+                pipeline::library_error(path, part, error)
+            })?;
             // The library writes an empty table for a model without one.
             if !table.is_empty() {
                 into.push(pipeline::precompiled(path, &table)?);
@@ -234,7 +234,9 @@ fn add_normalizers(
                     "Replace inserts {found} bytes, expected at most {MAX_REPLACEMENT_BYTES}"
                 )));
             }
-            into.push(Replace::new(pattern, content).map_err(|e| bad(e.to_string()))?.into());
+            let replace = Replace::new(pattern, content)
+                .map_err(|error| pipeline::library_error(path, "normalizer: Replace", error))?;
+            into.push(replace.into());
         }
     }
     Ok(())
@@ -263,9 +265,10 @@ fn add_pre_tokenizers(
                 }
             }
             let metaspace: Metaspace =
-                serde_json::from_value(fields).map_err(|e| TokenizerError::Json {
+                serde_json::from_value(fields).map_err(|source| TokenizerError::Parse {
                     path: path.to_owned(),
-                    reason: one_line(format_args!("pre_tokenizer: Metaspace: {e}")),
+                    problem: "pre_tokenizer: Metaspace",
+                    source,
                 })?;
             into.push(metaspace.into());
         }

@@ -69,7 +69,7 @@ impl Pipeline {
         }
         normalizers.push(Strip::new(false, true).into());
         let spaces = Replace::new(ReplacePattern::Regex(SPACES.into()), WORD_BOUNDARY)
-            .map_err(|e| TokenizerError::Encode { reason: e.to_string() })?;
+            .map_err(|source| library_error(path, "the rule for runs of spaces", source))?;
         normalizers.push(spaces.into());
 
         // The text of the token first, as the reference; what the model declares where there is no
@@ -112,14 +112,8 @@ impl Pipeline {
         for token in &self.added {
             check_added(path, token, &normalizer)?;
         }
-        let model =
-            Unigram::from(self.pieces, Some(self.unk_id), self.byte_fallback).map_err(|e| {
-                TokenizerError::SpecialToken {
-                    path: path.to_owned(),
-                    token: "unknown token".into(),
-                    reason: e.to_string(),
-                }
-            })?;
+        let model = Unigram::from(self.pieces, Some(self.unk_id), self.byte_fallback)
+            .map_err(|error| library_error(path, "unknown token", error))?;
         let mut library = Library::new(model);
         library
             .with_normalizer(Some(normalizer))
@@ -130,7 +124,7 @@ impl Pipeline {
 }
 
 /// A vocabulary index as token id; the number of pieces is bounded far below.
-fn id(index: usize) -> u32 {
+pub(super) fn id(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
 }
 
@@ -138,8 +132,18 @@ fn id(index: usize) -> u32 {
 pub(super) fn precompiled(path: &Path, table: &[u8]) -> Result<NormalizerWrapper, TokenizerError> {
     let corrupt = |reason| TokenizerError::CharsMap { path: path.to_owned(), reason };
     charsmap::check(table).map_err(corrupt)?;
-    let normalizer = Precompiled::from(table).map_err(|e| corrupt(e.to_string()))?;
+    let normalizer = Precompiled::from(table)
+        .map_err(|error| library_error(path, "precompiled_charsmap is corrupt", error))?;
     Ok(normalizer.into())
+}
+
+/// Returns the error of a part of the tokenizer that the library rejects.
+pub(super) fn library_error(
+    path: &Path,
+    part: impl Into<String>,
+    error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> TokenizerError {
+    TokenizerError::Library { path: path.to_owned(), part: part.into(), source: error.into() }
 }
 
 /// The library looks for added tokens as byte patterns; an empty pattern would cut characters in
@@ -149,11 +153,9 @@ fn check_added(
     token: &AddedToken,
     normalizer: &Sequence,
 ) -> Result<(), TokenizerError> {
-    let bad = |reason| TokenizerError::SpecialToken {
-        path: path.to_owned(),
-        token: format!("added token {:?}", token.content.chars().take(40).collect::<String>()),
-        reason,
-    };
+    let name = || format!("added token {:?}", token.content.chars().take(40).collect::<String>());
+    let bad =
+        |reason| TokenizerError::SpecialToken { path: path.to_owned(), token: name(), reason };
     if token.content.is_empty() {
         return Err(bad("found an empty text".into()));
     }
@@ -163,7 +165,7 @@ fn check_added(
     }
     if token.normalized {
         let mut content = NormalizedString::from(token.content.as_str());
-        normalizer.normalize(&mut content).map_err(|e| bad(e.to_string()))?;
+        normalizer.normalize(&mut content).map_err(|error| library_error(path, name(), error))?;
         if content.is_empty() {
             return Err(bad("it is to be normalised, which leaves nothing of it".into()));
         }

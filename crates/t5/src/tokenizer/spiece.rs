@@ -86,7 +86,8 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Spiece, TokenizerError>
     if bytes.starts_with(b"version https://git-lfs") {
         return Err(not_spm("found a Git LFS pointer, expected the file it points to".into()));
     }
-    let proto = ModelProto::decode(bytes).map_err(|e| not_spm(one_line(e)))?;
+    let proto = ModelProto::decode(bytes)
+        .map_err(|source| TokenizerError::Protobuf { path: path.to_owned(), source })?;
 
     // The specs follow the pieces: a file cut between two pieces is still valid protobuf, but lacks
     // them.

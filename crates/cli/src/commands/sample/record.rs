@@ -1,25 +1,48 @@
-//! The record beside an output: all that is needed to make that output again.
+//! The record beside an output: the settings that sample the output again.
 
 use super::Args;
+use crate::{model, output};
 use anyhow::{Context, bail, ensure};
-use opensora::{SampleRequest, TextToVideo, nn::device, pipeline::Sampled, stdit::DenoiserWork};
+use burn::tensor::Device;
+use opensora::{
+    ClassFiles, SampleRequest,
+    files::read::read_text,
+    labels::LabelSet,
+    nn::device,
+    pipeline::SampledClip,
+    stdit::{DenoiserWork, PositionScales},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// Longest record that is read, in bytes; prompts of a batch are in it.
-const LONGEST: u64 = 16 << 20;
+/// Largest record that is read, in bytes; it holds the prompts of a batch.
+const MAX_BYTES: u64 = 16 << 20;
 
-/// How a clip was made. Records of earlier versions lack some fields; a clip cannot be made again from
-/// those.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// Most labels of a batch in a record: far beyond what a device holds at once.
+const MAX_BATCH: usize = 4096;
+
+/// How a clip or image was sampled.
+#[derive(Debug, Clone, Serialize)]
 pub(super) struct Record {
-    /// The prompt; those of all clips in a file of latents.
-    prompt: Value,
-    /// Where one was given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    negative_prompt: Option<String>,
-    /// The model's own name.
+    #[serde(flatten)]
+    pub(super) settings: Settings,
+    #[serde(flatten)]
+    pub(super) of: Of,
+}
+
+/// What was sampled.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub(super) enum Of {
+    Prompt(OfPrompt),
+    Label(OfLabel),
+}
+
+/// Settings of records of both kinds. Records of earlier versions lack the optional fields.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Settings {
+    /// Name of the preset, or that in `model.json`.
     model: String,
     num_frames: usize,
     image_size: [usize; 2],
@@ -28,99 +51,117 @@ pub(super) struct Record {
     steps: usize,
     guidance_scale: f64,
     guided_channels: Option<usize>,
-    attention_reuse: String,
-    /// Of all prompts of the call up to this one; unknown where latents come from a file.
+    /// Work for all clips of the call up to this one; unknown for latents from a file.
     denoiser_work: Option<Value>,
-    space_scale: f64,
-    time_scale: f64,
     seed: u64,
     batch_size: usize,
     dtype: String,
     device: String,
     low_memory: bool,
-    pub(super) version: String,
+    version: String,
+    /// Noise index of the call's first clip.
+    #[serde(skip)]
+    first_noise_index: u64,
     /// Noise index of this clip.
     noise_index: Option<u64>,
-    /// Prompts that were sampled at once with this one, where there are others; the first has the noise
-    /// index `noise_index - batch_place`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    batch_prompts: Vec<String>,
+    /// Index of this clip in its batch; the first one has the noise index `noise_index - batch_place`.
     #[serde(default)]
     batch_place: usize,
-    /// What `--model`, `--t5`, `--vae` and `--weights-dir` named, paths as absolute ones.
+    /// Value of `--model`, as that of `--vae` and `--weights-dir` with absolute paths.
     model_argument: Option<String>,
-    t5: Option<PathBuf>,
     vae: Option<PathBuf>,
     weights_dir: Option<PathBuf>,
-    t5_dtype: Option<String>,
-    /// The device as `--device` names it.
+    /// Name of the device for `--device`.
     device_name: Option<String>,
+    /// Repository and commit of weights that are from the hub.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    weights: Vec<Value>,
+}
+
+/// Fields of a record of a prompt.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct OfPrompt {
+    /// The prompt; a list for a file of latents of several clips.
+    prompt: Value,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    negative_prompt: Option<String>,
+    attention_reuse: String,
+    space_scale: f64,
+    time_scale: f64,
+    /// Prompts of the batch, this one included; empty for a batch of one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    batch_prompts: Vec<String>,
+    t5: Option<PathBuf>,
+    t5_dtype: Option<String>,
     /// The file of latents that was decoded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     latents: Option<PathBuf>,
-    /// Repository and commit of weights that are from the hub.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) weights: Vec<Value>,
 }
 
-impl Record {
-    /// The record of a clip.
+/// Fields of a record of a class label.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct OfLabel {
+    label: usize,
+    /// `None` if the names of the model's classes are unknown.
+    label_name: Option<String>,
+    architecture: String,
+    /// Labels of the batch, this one included; empty for a batch of one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    batch_labels: Vec<usize>,
+    #[serde(skip)]
+    names: Option<LabelSet>,
+}
+
+/// A record that fills the options of a call.
+pub(super) struct Recorded {
+    /// Prompts of the batch; none for labels, which are in the options.
+    pub(super) prompts: Vec<String>,
+    /// Index of the recorded clip in its batch.
+    pub(super) only: usize,
+    weights: Vec<Value>,
+}
+
+impl Recorded {
+    /// Warns if the weights of the record are not those that are used now.
+    pub(super) fn warn_of_other_weights(&self, paths: &[&Path]) {
+        if self.weights.is_empty() {
+            return;
+        }
+        let now = model::sources(paths);
+        for recorded in self.weights.iter().filter(|recorded| !now.contains(recorded)) {
+            let text = |field: &str| recorded[field].as_str().unwrap_or("unknown").to_string();
+            output::message(format_args!(
+                "warning: the record was made with {} of {} at commit {}, which is not what is used now: \
+                 the output will be another one",
+                text("file"),
+                text("repository"),
+                text("commit")
+            ));
+        }
+    }
+}
+
+fn absolute(path: &Option<PathBuf>) -> anyhow::Result<Option<PathBuf>> {
+    Ok(path.as_ref().map(std::path::absolute).transpose()?)
+}
+
+impl Settings {
+    /// Returns the settings of a call; `model` is the value of `--model`, `name` the model's name.
     pub(super) fn new(
         args: &Args,
+        model: &str,
+        name: &str,
         request: &SampleRequest,
-        pipeline: &TextToVideo,
-        prompts: &[String],
-        sampled: &Sampled,
-    ) -> anyhow::Result<Self> {
-        let batch = &sampled.batch;
-        Ok(Self {
-            prompt: prompts[sampled.index].as_str().into(),
-            noise_index: Some(request.noise_index + sampled.index as u64),
-            batch_prompts: match batch.len() {
-                1 => Vec::new(),
-                _ => prompts[batch.clone()].to_vec(),
-            },
-            batch_place: sampled.index - batch.start,
-            ..Self::settings(args, request, pipeline, sampled.work)?
-        })
-    }
-
-    /// The record of a file of latents.
-    pub(super) fn of_latents(
-        args: &Args,
-        request: &SampleRequest,
-        pipeline: &TextToVideo,
-        prompts: &[String],
-        work: DenoiserWork,
-    ) -> anyhow::Result<Self> {
-        let prompt = match prompts {
-            [prompt] => prompt.as_str().into(),
-            _ => prompts.into(),
-        };
-        Ok(Self { prompt, ..Self::settings(args, request, pipeline, work)? })
-    }
-
-    fn settings(
-        args: &Args,
-        request: &SampleRequest,
-        pipeline: &TextToVideo,
-        work: DenoiserWork,
+        device: &Device,
+        weights: &[&Path],
     ) -> anyhow::Result<Self> {
         let guidance = request.guidance();
-        let scales = pipeline.position_scales(request);
-        let files = pipeline.files();
-        let absolute = |path: &Option<PathBuf>| -> anyhow::Result<Option<PathBuf>> {
-            Ok(path.as_ref().map(std::path::absolute).transpose()?)
-        };
-        let model = Path::new(args.model());
-        let model_argument = match model.exists() {
+        let model_argument = match Path::new(model).exists() {
             true => std::path::absolute(model)?.to_str().map(String::from),
-            false => Some(args.model().into()),
+            false => Some(model.into()),
         };
         Ok(Self {
-            prompt: Value::Null,
-            negative_prompt: request.negative_prompt.clone(),
-            model: pipeline.files().name.clone(),
+            model: name.into(),
             num_frames: request.num_frames,
             image_size: request.image_size,
             fps: request.fps,
@@ -128,83 +169,235 @@ impl Record {
             steps: request.steps.unwrap_or(request.sampler.default_steps()),
             guidance_scale: guidance.guidance_scale,
             guided_channels: guidance.guided_channels,
-            attention_reuse: request.attention_reuse.to_string(),
-            denoiser_work: match args.latents {
-                Some(_) => None,
-                None => Some(serde_json::to_value(work)?),
-            },
-            space_scale: scales.space_scale,
-            time_scale: scales.time_scale,
+            denoiser_work: None,
             seed: request.seed,
             batch_size: request.batch_size,
             dtype: args.dtype().to_string(),
-            device: format!("{:?}", pipeline.device()),
+            device: format!("{device:?}"),
             low_memory: args.low_memory,
             version: env!("CARGO_PKG_VERSION").into(),
+            first_noise_index: request.noise_index,
             noise_index: None,
-            batch_prompts: Vec::new(),
             batch_place: 0,
             model_argument,
-            t5: absolute(&args.t5)?,
             vae: absolute(&args.vae)?,
             weights_dir: absolute(&args.weights_dir)?,
-            t5_dtype: Some(args.t5_dtype().to_string()),
-            device_name: device::name(pipeline.device()),
-            latents: absolute(&args.latents)?,
-            weights: crate::model::sources(&[&files.denoiser, &files.t5, &files.vae]),
+            device_name: device::name(device),
+            weights: model::sources(weights),
         })
     }
 
-    pub(super) fn to_json(&self) -> anyhow::Result<Value> {
-        Ok(serde_json::to_value(self)?)
+    /// Adds the work of the denoiser; `None` if it is unknown.
+    pub(super) fn with_work(self, work: Option<DenoiserWork>) -> anyhow::Result<Self> {
+        Ok(Self { denoiser_work: work.map(serde_json::to_value).transpose()?, ..self })
     }
 
-    /// Reads a record.
-    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
-        let text = opensora::files::read::read_text(path, LONGEST)?;
-        let record: Self = serde_json::from_str(&text).context("not a record of a clip")?;
-        if let Some(latents) = &record.latents {
-            bail!("the clip was decoded from {}: use --latents with that file", latents.display());
+    /// Adds the place of a clip in its batch and in the call.
+    pub(super) fn with_place(self, sampled: &SampledClip) -> Self {
+        Self {
+            noise_index: Some(self.first_noise_index + sampled.index as u64),
+            batch_place: sampled.index - sampled.batch.start,
+            ..self
         }
-        ensure!(
-            record.prompt.is_string() && record.noise_index.is_some(),
-            "the record is of version {} and lacks the noise index: it cannot be made again exactly",
-            record.version
-        );
-        ensure!(
-            record.batch_prompts.is_empty() && record.batch_place == 0
-                || record.batch_prompts.get(record.batch_place).map(String::as_str)
-                    == record.prompt.as_str(),
-            "batch_prompts does not hold the prompt at batch_place {}",
-            record.batch_place
-        );
-        Ok(record)
+    }
+}
+
+impl OfPrompt {
+    /// Returns the fields that all prompts of a call share.
+    pub(super) fn new(
+        args: &Args,
+        request: &SampleRequest,
+        scales: PositionScales,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            prompt: Value::Null,
+            negative_prompt: request.negative_prompt.clone(),
+            attention_reuse: request.attention_reuse.to_string(),
+            space_scale: scales.space_scale,
+            time_scale: scales.time_scale,
+            batch_prompts: Vec::new(),
+            t5: absolute(&args.t5)?,
+            t5_dtype: Some(args.t5_dtype().to_string()),
+            latents: absolute(&args.latents)?,
+        })
     }
 
-    /// The prompts that are sampled at once.
-    pub(super) fn batch_prompts(&self) -> Vec<String> {
+    /// Returns the fields of a clip.
+    pub(super) fn clip(&self, prompts: &[String], sampled: &SampledClip) -> Of {
+        let batch_prompts = match sampled.batch.len() {
+            1 => Vec::new(),
+            _ => prompts[sampled.batch.clone()].to_vec(),
+        };
+        let prompt = prompts[sampled.index].as_str().into();
+        Of::Prompt(Self { prompt, batch_prompts, ..self.clone() })
+    }
+
+    /// Returns the fields of a file of latents.
+    pub(super) fn latents(&self, prompts: &[String]) -> Of {
+        let prompt = match prompts {
+            [prompt] => prompt.as_str().into(),
+            _ => prompts.into(),
+        };
+        Of::Prompt(Self { prompt, ..self.clone() })
+    }
+
+    /// Returns the prompts of the batch.
+    fn batch(&self) -> Vec<String> {
         match &self.batch_prompts[..] {
             [] => vec![self.prompt.as_str().unwrap_or_default().into()],
             prompts => prompts.to_vec(),
         }
     }
 
-    /// Fills the settings that the command line leaves open. Returns the clip's place in its batch.
-    pub(super) fn apply(&self, args: &mut Args) -> anyhow::Result<usize> {
-        if args.model.is_none() {
-            args.model = Some(self.model_argument.clone().context("the record names no model")?);
+    fn check(&self, settings: &Settings) -> anyhow::Result<()> {
+        if let Some(latents) = &self.latents {
+            bail!("the clip was decoded from {}: use --latents with that file", latents.display());
         }
-        let fill = |target: &mut Option<PathBuf>, value: &Option<PathBuf>| {
-            if target.is_none() {
-                target.clone_from(value);
+        ensure!(
+            self.prompt.is_string() && settings.noise_index.is_some(),
+            "the record is of version {} and lacks the noise index: it cannot be made again exactly",
+            settings.version
+        );
+        let place = settings.batch_place;
+        ensure!(
+            self.batch_prompts.is_empty() && place == 0
+                || self.batch_prompts.get(place).map(String::as_str) == self.prompt.as_str(),
+            "batch_prompts does not hold the prompt at batch_place {place}"
+        );
+        Ok(())
+    }
+
+    /// Fills in the options that only prompts have. Returns the prompts of the batch.
+    fn apply(self, args: &mut Args) -> anyhow::Result<Vec<String>> {
+        let prompts = self.batch();
+        args.t5 = args.t5.take().or(self.t5);
+        args.negative_prompt = args.negative_prompt.take().or(self.negative_prompt);
+        if args.sampling.pab.is_none() {
+            args.sampling.pab = Some(self.attention_reuse.parse()?);
+        }
+        args.space_scale.get_or_insert(self.space_scale);
+        args.time_scale.get_or_insert(self.time_scale);
+        if let (None, Some(dtype)) = (args.t5_dtype, &self.t5_dtype) {
+            args.t5_dtype = Some(dtype.parse()?);
+        }
+        Ok(prompts)
+    }
+}
+
+impl OfLabel {
+    /// Returns the fields that all labels of a call share.
+    pub(super) fn new(files: &ClassFiles) -> Self {
+        Self {
+            label: 0,
+            label_name: None,
+            architecture: files.kind.name().into(),
+            batch_labels: Vec::new(),
+            names: files.labels,
+        }
+    }
+
+    /// Returns the fields of an image or clip.
+    pub(super) fn output(&self, labels: &[usize], sampled: &SampledClip) -> Self {
+        let label = labels[sampled.index];
+        Self {
+            label,
+            label_name: self.names.and_then(|set| set.name_of(label)).map(String::from),
+            batch_labels: match sampled.batch.len() {
+                1 => Vec::new(),
+                _ => labels[sampled.batch.clone()].to_vec(),
+            },
+            ..self.clone()
+        }
+    }
+
+    /// Returns the labels of the batch.
+    fn batch(&self) -> Vec<usize> {
+        match &self.batch_labels[..] {
+            [] => vec![self.label],
+            labels => labels.to_vec(),
+        }
+    }
+
+    fn check(&self, settings: &Settings) -> anyhow::Result<()> {
+        let place = settings.batch_place;
+        ensure!(
+            self.batch_labels.len() <= MAX_BATCH,
+            "batch_labels has {} labels, expected at most {MAX_BATCH}",
+            self.batch_labels.len()
+        );
+        let fits = match self.batch_labels.get(place) {
+            Some(&label) => label == self.label,
+            None => self.batch_labels.is_empty() && place == 0,
+        };
+        ensure!(fits, "batch_labels does not hold the label at batch_place {place}");
+        ensure!(settings.noise_index.is_some(), "the record lacks the noise index");
+        Ok(())
+    }
+}
+
+impl Record {
+    pub(super) fn to_json(&self) -> anyhow::Result<Value> {
+        Ok(serde_json::to_value(self)?)
+    }
+
+    /// Reads the record of a prompt or of a label.
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
+        Self::read(path).with_context(|| format!("--from-record: {}", path.display()))
+    }
+
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let invalid = "not a record of a clip";
+        let json: Value = serde_json::from_str(&read_text(path, MAX_BYTES)?).context(invalid)?;
+        let settings = Settings::deserialize(&json).context(invalid)?;
+        let of = if json.get("label").is_some() {
+            let of = OfLabel::deserialize(&json).context(invalid)?;
+            of.check(&settings)?;
+            Of::Label(of)
+        } else {
+            let of = OfPrompt::deserialize(&json).context(invalid)?;
+            of.check(&settings)?;
+            Of::Prompt(of)
+        };
+        Ok(Self { settings, of })
+    }
+
+    /// Fills in the settings that the command line omits.
+    pub(super) fn apply(self, path: &Path, args: &mut Args) -> anyhow::Result<Recorded> {
+        let Self { settings, of } = self;
+        if settings.version != env!("CARGO_PKG_VERSION") && !args.report.quiet {
+            output::message(format_args!(
+                "{}: made by version {}: this version may compute other last digits",
+                path.display(),
+                settings.version
+            ));
+        }
+        let prompts = match of {
+            Of::Prompt(of) => {
+                let prompts = of.apply(args)?;
+                args.batch_size = prompts.len();
+                prompts
+            }
+            Of::Label(of) => {
+                args.label = of.batch().iter().map(usize::to_string).collect();
+                args.batch_size = args.label.len();
+                Vec::new()
             }
         };
-        fill(&mut args.t5, &self.t5);
-        fill(&mut args.vae, &self.vae);
-        fill(&mut args.weights_dir, &self.weights_dir);
-        if args.negative_prompt.is_none() {
-            args.negative_prompt.clone_from(&self.negative_prompt);
+        let only = settings.batch_place;
+        let weights = settings.weights.clone();
+        settings.apply(args)?;
+        Ok(Recorded { prompts, only, weights })
+    }
+}
+
+impl Settings {
+    /// Fills in the options that prompts and labels share.
+    fn apply(self, args: &mut Args) -> anyhow::Result<()> {
+        if args.model.is_none() {
+            args.model = Some(self.model_argument.context("the record names no model")?);
         }
+        args.vae = args.vae.take().or(self.vae);
+        args.weights_dir = args.weights_dir.take().or(self.weights_dir);
         args.sampling.num_frames.get_or_insert(self.num_frames);
         args.sampling.image_size.get_or_insert(self.image_size);
         args.fps.get_or_insert(self.fps);
@@ -214,28 +407,17 @@ impl Record {
         args.sampling.steps.get_or_insert(self.steps);
         args.sampling.guidance_scale.get_or_insert(self.guidance_scale);
         args.guided_channels = args.guided_channels.or(self.guided_channels);
-        if args.sampling.pab.is_none() {
-            args.sampling.pab = Some(self.attention_reuse.parse().map_err(anyhow::Error::msg)?);
-        }
-        args.space_scale.get_or_insert(self.space_scale);
-        args.time_scale.get_or_insert(self.time_scale);
         args.sampling.seed.get_or_insert(self.seed);
-        let batch = self.batch_prompts().len();
-        let index = self.noise_index.unwrap_or(0);
-        args.noise_index = index
+        args.noise_index = self
+            .noise_index
+            .unwrap_or(0)
             .checked_sub(self.batch_place as u64)
             .context("batch_place is beyond noise_index")?;
-        args.batch_size = batch;
         if args.dtype.is_none() {
             args.dtype = Some(self.dtype.parse()?);
         }
-        if let (None, Some(dtype)) = (args.t5_dtype, &self.t5_dtype) {
-            args.t5_dtype = Some(dtype.parse()?);
-        }
         args.low_memory |= self.low_memory;
-        if args.device.device.is_none() {
-            args.device.device.clone_from(&self.device_name);
-        }
-        Ok(self.batch_place)
+        args.device.device = args.device.device.take().or(self.device_name);
+        Ok(())
     }
 }

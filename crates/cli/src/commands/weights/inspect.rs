@@ -8,7 +8,8 @@ use crate::{fetch_progress::FetchProgress, options::Report, output};
 use anyhow::{Context, bail};
 use opensora::{
     checkpoint::Checkpoint,
-    hub::{Files, Lookup, Repository, Wanted},
+    files::error_line,
+    hub::{Files, Lookup, Repository, RepositoryFile, Wanted},
     inspect::{Inspection, Unfit, inspect},
     nn::device,
 };
@@ -78,7 +79,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             output::line(format_args!("artefact: none known here; nearest: {near}, {sizes}"))?;
             let reason = match unfit {
                 Unfit::Keys(mismatch) => mismatch.to_string(),
-                Unfit::Other(reason) => reason.clone(),
+                Unfit::Other(reason) => error_line(reason.as_ref()),
                 _ => String::new(),
             };
             output::line(reason)?;
@@ -110,7 +111,7 @@ fn print_json(
             let (missing, unused) = (mismatch.missing.clone(), mismatch.unused.clone());
             (missing, unused, shapes.collect(), Some(mismatch.likely_cause.clone()))
         }
-        Err(Unfit::Other(reason)) => (vec![], vec![], vec![], Some(reason.clone())),
+        Err(Unfit::Other(reason)) => (vec![], vec![], vec![], Some(error_line(reason.as_ref()))),
         Err(_) => (vec![], vec![], vec![], None),
     };
     let tensors: BTreeMap<&str, _> = checkpoint
@@ -162,8 +163,8 @@ fn remote(
     let folder = tempfile::tempdir().context("a temporary folder")?;
     let plain = |name: &str| folder.path().join(name.rsplit('/').next().unwrap_or(name));
     for name in &headers {
-        let (header, size) =
-            hub.safetensors_header(repository, &listing.commit, name, &mut progress)?;
+        let file = RepositoryFile { repository, revision: &listing.commit, name };
+        let (header, size) = hub.safetensors_header(&file, &mut progress)?;
         let path = plain(name);
         let write = || {
             let mut file = File::create(&path)?;

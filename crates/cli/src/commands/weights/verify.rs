@@ -1,14 +1,25 @@
 //! `opensora weights verify`: cached files against their checksums.
 
 use super::{advance_bytes, hub, repository};
-use crate::{options::Report, output, progress::Progress, stop};
+use crate::{
+    options::Report,
+    output::{self, OutputError},
+    progress::Progress,
+    stop,
+};
 use anyhow::{Context, bail};
 use opensora::{
-    hub::{Checked, Files, Hub, HubError, Lookup, Quiet, Repository, Settings, Verdict, Wanted},
+    hub::{
+        self, Checked, Files, Hub, HubError, Lookup, Observer, Repository, Settings, Verdict,
+        Verified,
+    },
     presets::{self, Origin, Preset},
 };
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
+};
 
 /// Options of `opensora weights verify`.
 #[derive(clap::Args)]
@@ -18,7 +29,8 @@ Examples:
   opensora weights verify opensora-v1-hq-16x512x512
   opensora weights verify stabilityai/sd-vae-ft-ema --remove-damaged
 
-Fails if a file is damaged, or if what is named is not in the cache. Files whose checksum the cache does not know are listed as unknown.")]
+Fails if a file is damaged, or if a named model is not in the cache. Files whose checksum the cache does not know are
+listed as unknown.")]
 pub(crate) struct Args {
     /// Presets, or OWNER/NAME of repositories [default: all of the cache]
     #[arg(value_name = "PRESET|REPOSITORY")]
@@ -30,85 +42,40 @@ pub(crate) struct Args {
     report: Report,
 }
 
-/// Files that are to be in the cache.
+/// Shows the progress of a check; a signal stops it.
+struct Shown<'a>(&'a mut Progress);
+
+impl Observer for Shown<'_> {
+    fn verified(&mut self, event: &Verified<'_>) -> ControlFlow<()> {
+        advance_bytes(self.0, event.file, event.done, event.total);
+        stop::flow()
+    }
+}
+
+/// Files to verify.
 struct Part {
     name: String,
-    /// All that the cache has if `None`.
+    /// `None`: all cached files of the repository.
     file: Option<&'static str>,
-    is_there: bool,
+    is_cached: bool,
 }
+
+/// Names of the files to verify in each repository; `None`: all cached ones.
+type Wanted<'a> = BTreeMap<Repository, Option<BTreeSet<&'a str>>>;
+
+/// Repositories, addresses and files that are not cached.
+type Missing<'a> = Vec<(String, Option<&'a str>)>;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let hub = hub()?;
-    let mut parts: Vec<Part> = Vec::new();
-    for name in &args.models {
-        match Preset::find(name) {
-            Some(preset) => parts.extend(parts_of(preset, &hub)?),
-            None => {
-                let repository = repository(name)?;
-                let is_there = !hub.cache().describe(repository)?.files.is_empty();
-                parts.push(Part { name: name.clone(), file: None, is_there });
-            }
-        }
-    }
-    let mut missing: Vec<(String, Option<&str>)> = Vec::new();
-    // Of each repository, the names that are wanted; `None` for all.
-    let mut wanted: BTreeMap<Repository, Option<BTreeSet<&str>>> = BTreeMap::new();
-    for part in parts {
-        // A file outside the hub has no checksum to compare.
-        let is_address = part.name.contains("://");
-        if !part.is_there && !missing.contains(&(part.name.clone(), part.file)) {
-            missing.push((part.name, part.file));
-        } else if part.is_there && !is_address {
-            let names = wanted.entry(part.name.parse()?).or_insert_with(|| Some(BTreeSet::new()));
-            match part.file {
-                Some(file) => _ = names.as_mut().map(|names| names.insert(file)),
-                None => *names = None,
-            }
-        }
-    }
-    if args.models.is_empty() {
-        let all = hub.cache().repositories()?.into_iter().map(|found| (found.repository, None));
-        wanted.extend(all);
-    }
+    let (wanted, missing) = find(args, &hub)?;
     stop::listen();
-    let mut progress = Progress::new(args.report.quiet);
-    let mut rows: Vec<(Repository, Checked)> = Vec::new();
-    for (repository, names) in wanted {
-        let is_wanted = |name: &str| names.as_ref().is_none_or(|names| names.contains(name));
-        let checked =
-            hub.cache().verify_files(&repository, &is_wanted, &mut |name, done, total| {
-                advance_bytes(&mut progress, name, done, total);
-                stop::flow()
-            });
-        progress.finish();
-        rows.extend(checked?.into_iter().map(|file| (repository.clone(), file)));
-    }
+    let rows = verify(&hub, wanted, args.report.quiet)?;
     let damaged = rows.iter().filter(|(_, file)| is_damaged(file)).count();
     if args.report.json {
-        let files: Vec<_> =
-            rows.iter().map(|(repository, file)| as_json(repository, file)).collect();
-        let missing: Vec<_> = missing
-            .iter()
-            .map(|(repository, file)| json!({"repository": repository, "file": file}))
-            .collect();
-        output::json(&json!({ "files": files, "damaged": damaged, "missing": missing }))?;
+        print_json(&rows, &missing, damaged)?;
     } else {
-        for (repository, file) in &rows {
-            let verdict = match &file.verdict {
-                Verdict::Good => "good".into(),
-                Verdict::Damaged { found, expected } => {
-                    format!("damaged: checksum {found}, expected {expected}")
-                }
-                _ => "unknown".into(),
-            };
-            output::line(format_args!("{repository} {}: {verdict}", file.name))?;
-        }
-        for (repository, file) in &missing {
-            let space = if file.is_some() { " " } else { "" };
-            let file = file.unwrap_or_default();
-            output::line(format_args!("{repository}{space}{file}: not cached"))?;
-        }
+        print(&rows, &missing)?;
     }
     if args.remove_damaged {
         for (_, file) in rows.iter().filter(|(_, file)| is_damaged(file)) {
@@ -124,18 +91,101 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
+/// Looks up the named models in the cache, or all that it holds.
+fn find(args: &Args, hub: &Hub) -> anyhow::Result<(Wanted<'static>, Missing<'static>)> {
+    let mut parts: Vec<Part> = Vec::new();
+    for name in &args.models {
+        match Preset::find(name) {
+            Some(preset) => parts.extend(parts_of(preset, hub)?),
+            None => {
+                let repository = repository(name)?;
+                let is_cached = !hub.cache().describe(repository)?.files.is_empty();
+                parts.push(Part { name: name.clone(), file: None, is_cached });
+            }
+        }
+    }
+    let (mut wanted, mut missing) = (Wanted::new(), Missing::new());
+    for part in parts {
+        // A file outside the hub has no checksum to compare.
+        let is_address = part.name.contains("://");
+        if !part.is_cached && !missing.contains(&(part.name.clone(), part.file)) {
+            missing.push((part.name, part.file));
+        } else if part.is_cached && !is_address {
+            let names = wanted.entry(part.name.parse()?).or_insert_with(|| Some(BTreeSet::new()));
+            match part.file {
+                Some(file) => _ = names.as_mut().map(|names| names.insert(file)),
+                None => *names = None,
+            }
+        }
+    }
+    if args.models.is_empty() {
+        let all = hub.cache().repositories()?.into_iter().map(|found| (found.repository, None));
+        wanted.extend(all);
+    }
+    Ok((wanted, missing))
+}
+
+/// Compares files with their checksums, until a signal asks for an end.
+fn verify(
+    hub: &Hub,
+    wanted: Wanted<'_>,
+    quiet: bool,
+) -> anyhow::Result<Vec<(Repository, Checked)>> {
+    let mut progress = Progress::new(quiet);
+    let mut rows = Vec::new();
+    for (repository, names) in wanted {
+        let is_wanted = |name: &str| names.as_ref().is_none_or(|names| names.contains(name));
+        let checked = hub.cache().verify_files(&repository, &is_wanted, &mut Shown(&mut progress));
+        progress.finish();
+        rows.extend(checked?.into_iter().map(|file| (repository.clone(), file)));
+    }
+    Ok(rows)
+}
+
+fn print_json(
+    rows: &[(Repository, Checked)],
+    missing: &Missing<'_>,
+    damaged: usize,
+) -> Result<(), OutputError> {
+    let files: Vec<_> = rows.iter().map(|(repository, file)| as_json(repository, file)).collect();
+    let missing: Vec<_> = missing
+        .iter()
+        .map(|(repository, file)| json!({"repository": repository, "file": file}))
+        .collect();
+    output::json(&json!({ "files": files, "damaged": damaged, "missing": missing }))
+}
+
+fn print(rows: &[(Repository, Checked)], missing: &Missing<'_>) -> Result<(), OutputError> {
+    for (repository, file) in rows {
+        let verdict = match &file.verdict {
+            Verdict::Good => "good".into(),
+            Verdict::Damaged { found, expected } => {
+                format!("damaged: checksum {found}, expected {expected}")
+            }
+            _ => "unknown".into(),
+        };
+        output::line(format_args!("{repository} {}: {verdict}", file.name))?;
+    }
+    for (repository, file) in missing {
+        let space = if file.is_some() { " " } else { "" };
+        let file = file.unwrap_or_default();
+        output::line(format_args!("{repository}{space}{file}: not cached"))?;
+    }
+    Ok(())
+}
+
 /// Returns the parts of a preset: its own file, and the models that it is used with.
 fn parts_of(preset: &Preset, hub: &Hub) -> anyhow::Result<Vec<Part>> {
     let mut parts = Vec::new();
     match preset.origin {
         Origin::Url(url) => {
-            let is_there = hub.address_path(url)?.is_file();
-            parts.push(Part { name: url.into(), file: None, is_there });
+            let is_cached = hub.address_path(url)?.is_file();
+            parts.push(Part { name: url.into(), file: None, is_cached });
         }
         Origin::Hub { repository, file } => {
             let files = hub.cache().describe(repository.parse()?)?.files;
-            let is_there = files.iter().any(|found| found.name == file);
-            parts.push(Part { name: repository.into(), file: Some(file), is_there });
+            let is_cached = files.iter().any(|found| found.name == file);
+            parts.push(Part { name: repository.into(), file: Some(file), is_cached });
         }
         _ => {}
     }
@@ -144,13 +194,13 @@ fn parts_of(preset: &Preset, hub: &Hub) -> anyhow::Result<Vec<Part>> {
         // The whole model, at the revision that sampling takes.
         let offline = Hub::new(Settings { offline: true, ..hub.settings().clone() });
         let (revision, files) = ("main", &Files::Model);
-        let wanted = Wanted { repository: &name.parse()?, revision, files };
-        let is_there = match offline.fetch(&wanted, Lookup::CacheFirst, &mut Quiet) {
+        let wanted = hub::Wanted { repository: &name.parse()?, revision, files };
+        let is_cached = match offline.fetch(&wanted, Lookup::CacheFirst, &mut ()) {
             Ok(_) => true,
             Err(HubError::Offline { .. }) => false,
             Err(error) => return Err(error.into()),
         };
-        parts.push(Part { name: name.into(), file: None, is_there });
+        parts.push(Part { name: name.into(), file: None, is_cached });
     }
     Ok(parts)
 }

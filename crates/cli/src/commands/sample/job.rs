@@ -1,0 +1,98 @@
+//! The part of sampling that prompts and labels share: clips to files and records.
+
+use super::{
+    Args,
+    outputs::Outputs,
+    record::{Of, Record, Settings},
+};
+use crate::{output, progress::Progress, stop};
+use opensora::{PipelineError, SampleRequest, pipeline::SampledClip, stdit::DenoiserWork};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// A checked call: what is sampled and where it is written.
+pub(super) struct Job<'a> {
+    args: &'a Args,
+    outputs: Outputs,
+    /// The one clip that is written, of a recorded batch.
+    only: Option<usize>,
+    /// The part of every record that is the same for all clips.
+    settings: Settings,
+}
+
+impl<'a> Job<'a> {
+    /// Opens and tries the outputs of `clips` clips, or of the one of a record.
+    pub(super) fn new(
+        args: &'a Args,
+        request: &SampleRequest,
+        settings: Settings,
+        clips: usize,
+        only: Option<usize>,
+    ) -> anyhow::Result<Self> {
+        let outputs = Outputs::new(args, request, only.map_or(clips, |_| 1))?;
+        Ok(Self { args, outputs, only, settings })
+    }
+
+    /// Writes each clip as soon as it is decoded, until a signal asks for an end. Prints what was written,
+    /// even if the run was stopped or failed: complete files are kept.
+    pub(super) fn write(
+        &self,
+        sample: impl FnOnce(&mut Progress, &mut Sink<'_>) -> anyhow::Result<()>,
+        mut progress: Progress,
+        of: impl Fn(&SampledClip) -> Of,
+    ) -> anyhow::Result<()> {
+        let mut sink = Sink { job: self, of: &of, written: Vec::new() };
+        let result = sample(&mut progress, &mut sink);
+        progress.finish();
+        let printed = sink.written.into_iter().try_for_each(|(path, record)| match path {
+            None => Ok(()),
+            Some(path) if self.args.report.json => {
+                output::json(&json!({"output": path, "metadata": record}))
+            }
+            Some(path) => output::line(path.display()),
+        });
+        result.map_err(stop::or_error)?;
+        Ok(printed?)
+    }
+
+    /// Returns the record of a file of latents.
+    pub(super) fn record_of_latents(
+        &self,
+        work: Option<DenoiserWork>,
+        of: Of,
+    ) -> anyhow::Result<Value> {
+        Record { settings: self.settings.clone().with_work(work)?, of }.to_json()
+    }
+}
+
+/// Receives the clips of a job.
+pub(super) struct Sink<'a> {
+    job: &'a Job<'a>,
+    of: &'a dyn Fn(&SampledClip) -> Of,
+    written: Vec<(Option<PathBuf>, Value)>,
+}
+
+impl Sink<'_> {
+    /// Writes all clips.
+    pub(super) fn take(
+        &mut self,
+        clips: impl Iterator<Item = Result<SampledClip, PipelineError>>,
+    ) -> anyhow::Result<()> {
+        for sampled in clips {
+            let sampled = sampled?;
+            let place = match self.job.only {
+                Some(only) => (only == sampled.index).then_some(0),
+                None => Some(sampled.index),
+            };
+            if let Some(place) = place {
+                let work = self.job.args.latents.is_none().then_some(sampled.work);
+                let settings = self.job.settings.clone().with_place(&sampled).with_work(work)?;
+                let record = Record { settings, of: (self.of)(&sampled) }.to_json()?;
+                let path = self.job.outputs.write(place, &sampled.clip, &record)?;
+                self.written.push((path, record));
+            }
+            stop::check()?;
+        }
+        Ok(())
+    }
+}

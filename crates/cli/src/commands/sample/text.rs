@@ -1,0 +1,174 @@
+//! `opensora sample PROMPT`: samples videos of prompts.
+
+use super::{
+    Args, each_times,
+    job::{Job, Sink},
+    record::{OfPrompt, Recorded, Settings},
+};
+use crate::{model, output, progress::Progress, stop};
+use anyhow::{Context, bail, ensure};
+use burn::tensor::Tensor;
+use opensora::{
+    PipelineError, SampleRequest, TextToVideo, latents,
+    manifest::read_prompts,
+    pipeline::{SampledClip, SampledLatents},
+    stdit::DenoiserWork,
+    t5::PromptStates,
+};
+use std::num::NonZero;
+
+/// Samples every prompt of `args`, or repeats the clip of a record.
+pub(super) fn run(args: &Args, recorded: Option<Recorded>) -> anyhow::Result<()> {
+    let prompts = match &recorded {
+        Some(recorded) => recorded.prompts.clone(),
+        None => each_times(&prompts(args)?, args.num_videos_per_prompt)?,
+    };
+    let device = args.device.open()?;
+    let name = args.model.as_deref().unwrap_or(opensora_demo::model::NAME);
+    let files = model::resolve(name, &args.parts()?, args.report.quiet)?;
+    let mut request = args.request(&files.defaults);
+    if let Some(ratio) = args.aspect_ratio {
+        request.image_size = files.nearest_size(ratio).with_context(|| {
+            format!("--aspect-ratio: {} was trained for one size: use --image-size", files.name)
+        })?;
+    }
+    let weights = [files.denoiser.as_path(), &files.t5, &files.vae];
+    if let Some(recorded) = recorded.as_ref().filter(|_| !args.report.quiet) {
+        recorded.warn_of_other_weights(&weights);
+    }
+    for (part, path) in ["denoiser", "T5", "VAE"].into_iter().zip(weights) {
+        output::detail(format_args!("{part}: {}", path.display()));
+    }
+    output::detail(format_args!("request: {request:?}"));
+    let settings = Settings::new(args, name, &files.name, &request, &device, &weights)?;
+    let pipeline = TextToVideo::new(files, args.options(), device)?;
+    pipeline.check(&request)?;
+
+    // Outputs are tried before minutes are spent on their contents.
+    let of = OfPrompt::new(args, &request, pipeline.position_scales(&request))?;
+    let only = recorded.map(|recorded| recorded.only);
+    let job = Job::new(args, &request, settings, prompts.len(), only)?;
+    check_latents_path(args)?;
+    stop::listen();
+
+    let progress = Progress::new(args.report.quiet).on(pipeline.device());
+    let call = Call { args, request: &request, pipeline: &pipeline, prompts: &prompts };
+    job.write(
+        |progress, sink| call.sample(&job, &of, progress, sink),
+        progress,
+        |sampled| of.clip(&prompts, sampled),
+    )
+}
+
+/// Returns the prompts of the command line or the file, without blank lines.
+fn prompts(args: &Args) -> anyhow::Result<Vec<String>> {
+    match (&args.prompt, &args.prompt_path) {
+        (Some(prompt), _) => {
+            let prompt = prompt.trim();
+            ensure!(!prompt.is_empty(), "the prompt is empty: say what the video shows");
+            Ok(vec![prompt.to_string()])
+        }
+        (None, Some(path)) => Ok(read_prompts(path).context("--prompt-path")?),
+        (None, None) => bail!("no prompt: give one, or a file of them with --prompt-path"),
+    }
+}
+
+/// Checks that latents can be saved if that is asked for.
+fn check_latents_path(args: &Args) -> anyhow::Result<()> {
+    let Some(path) = &args.save_latents else { return Ok(()) };
+    ensure!(
+        !(args.no_overwrite && path.exists()),
+        "--save-latents: {}: exists already, and --no-overwrite is given",
+        path.display()
+    );
+    ensure!(*path != args.out, "--save-latents: {}: the videos go there (--out)", path.display());
+    latents::check_writable(path).context("--save-latents")
+}
+
+/// A call with its model.
+struct Call<'a> {
+    args: &'a Args,
+    request: &'a SampleRequest,
+    pipeline: &'a TextToVideo,
+    prompts: &'a [String],
+}
+
+impl Call<'_> {
+    /// Samples and decodes; `sink` receives each clip as soon as it is decoded.
+    fn sample(
+        &self,
+        job: &Job<'_>,
+        of: &OfPrompt,
+        progress: &mut Progress,
+        sink: &mut Sink<'_>,
+    ) -> anyhow::Result<()> {
+        let Self { args, request, pipeline, prompts } = self;
+        if let Some(path) = &args.latents {
+            let latents = latents::load(path, pipeline.device()).context("--latents")?;
+            let found = latents.dims()[0];
+            ensure!(
+                found == prompts.len(),
+                "--latents: the file holds {found} clips, but {} were asked for",
+                prompts.len()
+            );
+            return self.decode(latents, DenoiserWork::default(), progress, sink);
+        }
+        let conditioning = pipeline.encode(prompts, request, progress)?;
+        warn_of_cut_prompts(args.num_videos_per_prompt, &conditioning.prompts, progress);
+        let Some(path) = &args.save_latents else {
+            return sink.take(pipeline.clips(&conditioning, request, progress)?);
+        };
+        // Saved before they are decoded, so that minutes of sampling are not lost.
+        let (mut done, mut error) = (Vec::<SampledLatents>::new(), None);
+        for batch in pipeline.latents(&conditioning, request, progress)? {
+            match batch {
+                Ok(batch) => done.push(batch),
+                Err(stopped) => error = Some(stopped),
+            }
+        }
+        let Some(last) = done.last() else {
+            return error.map_or(Ok(()), |error| Err(error.into()));
+        };
+        // The work of a batch that was stopped is not known.
+        let work = error.is_none().then_some(last.work);
+        let saved = &prompts[..last.clips.end];
+        let latents = Tensor::cat(done.into_iter().map(|batch| batch.latents).collect(), 0);
+        let record = job.record_of_latents(work, of.latents(saved))?;
+        latents::save(path, latents.clone(), &record)?;
+        progress.line(&format!("latents of {} clips: {}", saved.len(), path.display()));
+        match error {
+            Some(error) => Err(error.into()),
+            None => self.decode(latents, work.unwrap_or_default(), progress, sink),
+        }
+    }
+
+    /// Decodes the latents of all prompts.
+    fn decode(
+        &self,
+        latents: Tensor<5>,
+        work: DenoiserWork,
+        progress: &mut Progress,
+        sink: &mut Sink<'_>,
+    ) -> anyhow::Result<()> {
+        let (size, count) = (self.request.batch_size, self.prompts.len());
+        let clips = self.pipeline.decode(latents, progress)?;
+        sink.take(clips.enumerate().map(|(index, clip)| {
+            let first = index / size * size;
+            let batch = first..(first + size).min(count);
+            Ok::<_, PipelineError>(SampledClip { index, batch, clip: clip?, work })
+        }))
+    }
+}
+
+/// Warns of prompts that fill every token: they were probably cut. Each prompt has `times` rows.
+fn warn_of_cut_prompts(times: NonZero<usize>, states: &PromptStates, progress: &mut Progress) {
+    for (index, row) in states.mask.rows().iter().step_by(times.get()).enumerate() {
+        if row.iter().all(|&keep| keep) {
+            progress.line(&format!(
+                "prompt {} fills all {} tokens: the rest of it is not used",
+                index + 1,
+                row.len()
+            ));
+        }
+    }
+}
