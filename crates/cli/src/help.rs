@@ -9,7 +9,7 @@ pub(crate) fn command() -> Command {
 }
 
 /// Headings and the options below them, by name. Options that are not listed stay under "Options".
-const GROUPS: [(&str, &[&str]); 6] = [
+const GROUPS: [(&str, &[&str]); 8] = [
     (
         "Model",
         &[
@@ -46,7 +46,18 @@ const GROUPS: [(&str, &[&str]); 6] = [
             "fps",
         ],
     ),
-    ("Device", &["device", "dtype", "t5-dtype", "low-memory", "peak-tflops"]),
+    (
+        "Server",
+        &["host", "port", "token", "token-file", "allow-host", "max-connections"],
+    ),
+    (
+        "Limits",
+        &[
+            "max-queued", "max-jobs", "max-disk", "delete-oldest", "max-side", "max-frames", "max-pixels",
+            "max-steps",
+        ],
+    ),
+    ("Device", &["device", "dtype", "t5-dtype", "residency", "low-memory", "peak-tflops"]),
     (
         "Rows and workers",
         &["workers", "parallel", "shard", "retry-failed", "attempts", "skip-bad", "journal"],
