@@ -1,5 +1,5 @@
-//! Products of the sizes of STDiT-XL/2's layers, by `opensora-gemm` and by the crate `gemm`, from which
-//! burn's flex backend takes its own.
+//! Matrix products at the sizes of STDiT-XL/2's layers, by `opensora-gemm` and by the crate `gemm`, which burn's flex
+//! backend uses.
 //!
 //! Elements per second are multiply-adds: half the FLOP/s.
 
@@ -13,16 +13,16 @@ use std::hint::black_box;
 
 const CHANNELS: usize = 1152;
 
-/// Inputs and outputs of a block's layers: queries, keys and values; MLP.
+/// Input and output widths of a block's layers: queries, keys and values; MLP.
 const LAYERS: [[usize; 2]; 3] =
     [[CHANNELS, 3 * CHANNELS], [CHANNELS, 4 * CHANNELS], [4 * CHANNELS, CHANNELS]];
 
-/// `count` values between -1 and 1.
+/// Returns `count` values between -1 and 1.
 fn values(count: usize) -> Vec<f32> {
     (0..count).map(|i| (i as f32 * 0.7).sin()).collect()
 }
 
-/// `a b` by the crate `gemm`, on rayon's threads; `a` is `[m, k]`, `b` `[k, n]`.
+/// Computes `a b` with the crate `gemm` on rayon's threads; `a` is `[m, k]`, `b` `[k, n]`.
 fn reference(a: &[f32], b: &[f32], [m, n, k]: [usize; 3]) -> Vec<f32> {
     assert!(a.len() == m * k && b.len() == k * n);
     let mut c = vec![0.0; m * n];

@@ -1,4 +1,4 @@
-//! What the benches of single layers share.
+//! Sizes, devices and inputs for the benchmarks of single layers.
 //!
 //! ```sh
 //! cargo bench -p opensora-benches                           # small sizes, a minute
@@ -10,22 +10,22 @@ use burn::tensor::{Device, Tensor};
 use criterion::Criterion;
 use opensora_nn::noise::{Purpose, normal_batch};
 
-/// Whether layers are timed at the published sizes, in place of small ones.
+/// Returns true if layers are timed at the published sizes instead of small ones.
 pub fn published_sizes() -> bool {
     std::env::var("OPENSORA_BENCH").is_ok_and(|size| size == "published")
 }
 
-/// The device that is timed.
+/// Returns the device that is timed.
 pub fn device() -> Device {
     Device::flex()
 }
 
-/// A standard normal tensor on it, always the same one.
+/// Returns a standard normal tensor on the device, the same in every call.
 pub fn normal<const D: usize>(shape: [usize; D]) -> Tensor<D> {
     normal_batch(0, Purpose::Weights, 0, 0, shape, &device())
 }
 
-/// Few samples, for layers that take up to a second; arguments of the command line count.
+/// Criterion with few samples, for layers that take up to a second; command line arguments override it.
 pub fn criterion() -> Criterion {
     Criterion::default().sample_size(10).configure_from_args()
 }

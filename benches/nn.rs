@@ -1,5 +1,5 @@
-//! The shared layers at the shapes that STDiT-XL/2 gives them: 16 heads of 72, four times that in
-//! the MLP, captions of 120 tokens.
+//! The shared layers at the shapes of STDiT-XL/2: 16 heads of 72, an MLP of four times that width, captions of 120
+//! tokens.
 
 use burn::tensor::Tensor;
 use opensora_benches::{criterion, normal, published_sizes};
@@ -14,7 +14,7 @@ const HEADS: usize = 16;
 const CHANNELS: usize = HEADS * 72;
 const CAPTION: usize = 120;
 
-/// Attention with its heads split before and merged after, `[B, N, C]` to `[B, N, C]`.
+/// Attention including splitting and merging heads, `[B, N, C]` to `[B, N, C]`.
 fn heads(query: &Tensor<3>, key: &Tensor<3>) -> Tensor<3> {
     let [q, k] = [query, key].map(|x| split_heads(x.clone(), HEADS));
     merge_heads(attention(q, k.clone(), k, None, None))

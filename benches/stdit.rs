@@ -1,4 +1,4 @@
-//! What a block of STDiT-XL/2 does, as a whole and branch by branch.
+//! A block of STDiT-XL/2, whole and branch by branch.
 
 use opensora_benches::{criterion, device, normal, published_sizes};
 use opensora_stdit::{DenoiserConfig, SizeError, StDit};
@@ -8,7 +8,7 @@ fn main() -> Result<(), SizeError> {
     let published = published_sizes();
     let (frames, side) = if published { (16, 16) } else { (4, 8) };
     let (places, tokens) = (side * side, frames * side * side);
-    // The second block stands for all that follow: the first alone adds the frames' positions.
+    // The second block represents all later ones: only the first adds the temporal positions.
     let config = DenoiserConfig { depth: 2, ..DenoiserConfig::xl_2() };
     let (channels, caption) = (config.hidden_size, config.model_max_length);
     let model = config.init::<StDit>(&device())?;

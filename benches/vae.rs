@@ -1,4 +1,4 @@
-//! What costs most in the VAE: its residual blocks, and the attention between them.
+//! The most expensive parts of the VAE: residual blocks and the attention between them.
 
 use opensora_benches::{criterion, device, normal, published_sizes};
 use opensora_vae::{
@@ -13,7 +13,7 @@ fn main() {
     let (config, device) = (VaeConfig::default(), device());
     let mut criterion = criterion();
 
-    // The decoder's levels from the finest up, each half as fine and with its own width.
+    // The decoder's levels from the finest to the coarsest, each with half the resolution and its width.
     for (level, &width) in config.block_out_channels.iter().enumerate() {
         let block = ResnetBlock::new(width, width, &config, &device);
         let x = normal([1, width, side >> level, side >> level]);

@@ -14,14 +14,10 @@ use opensora::{
     data::{
         ClipDataset, Manifest,
         cache::{self, CacheJob, CacheKey},
-        encode::ClipEncoder,
+        encode::{ClipEncoder, EncoderConfig},
     },
     nn::device,
-    train::{
-        Outcome, Recipe, Session,
-        metrics::{Record, TrainObserver},
-        run::NoHooks,
-    },
+    train::{Observer, Outcome, Recipe, Session, observer::StepDone},
     video::{VideoSpec, Writer},
 };
 use opensora_demo::{DemoSpec, write_dataset};
@@ -127,7 +123,7 @@ fn main() -> anyhow::Result<()> {
         println!("{name}");
         let session =
             Session { recipe, folder, resume: false, peak_flops: None, device: device.clone() };
-        let outcome = session.run(&mut Lines, &mut NoHooks)?;
+        let outcome = session.run(&mut Lines, &mut ())?;
         ensure!(matches!(outcome, Outcome::Finished(_)), "{name} did not finish");
         Ok(())
     };
@@ -151,15 +147,18 @@ fn main() -> anyhow::Result<()> {
             (num_frames, frame_interval, [side, side]);
 
         // Latents and prompt states are computed once; training reads them.
-        let (clip, seed, tokens) =
-            (recipe.data.clip.clone(), recipe.run.seed, part.config.model_max_length);
+        let (clip, seed) = (recipe.data.clip.clone(), recipe.run.seed);
         let dataset = ClipDataset::new(Manifest::read(&data.join(manifest))?, clip.clone(), seed)?;
-        let encoder = ClipEncoder::load(&vae, &t5, tokens, None, &device)?;
-        let key = CacheKey::new(&clip, seed, tokens, &vae, &t5)?;
+        let encoder = EncoderConfig {
+            vae: vae.clone(),
+            t5: t5.clone(),
+            max_length: part.config.model_max_length,
+            vae_micro_batch: None,
+        };
+        let key = CacheKey::new(&clip, seed, &encoder)?;
+        let encoder = ClipEncoder::load(&encoder, &device)?;
         let folder = root.join(format!("{name} (latents)"));
-        let job =
-            CacheJob { dataset: &dataset, encoder: &encoder, key: &key, shard_bytes: 1 << 28 };
-        cache::write(&job, &folder, |_, _| ControlFlow::Continue(()))?;
+        cache::write(&CacheJob::new(&dataset, &encoder, &key), &folder, &mut ())?;
         recipe.data.cache = Some(folder);
 
         run(name, recipe)?;
@@ -202,14 +201,11 @@ fn main() -> anyhow::Result<()> {
 /// Prints a line every 20 steps.
 struct Lines;
 
-impl TrainObserver for Lines {
-    fn step(&mut self, record: &Record, total: u64) {
+impl Observer for Lines {
+    fn step(&mut self, event: &StepDone<'_>) {
+        let (record, total) = (event.record, event.total_steps);
         if record.step.is_multiple_of(20) {
             println!("  step {}/{total}, loss {:.4}", record.step, record.loss);
         }
-    }
-
-    fn message(&mut self, text: &str) {
-        println!("  {text}");
     }
 }

@@ -1,4 +1,4 @@
-//! What all fuzz targets do: read a file of the bytes at hand, and reject it in one line if at all.
+//! The body of all fuzz targets: reads a file with the given bytes and checks that an error has one line.
 
 use opensora_tests::readers::{Reader, Scratch, named};
 use std::{cell::OnceCell, thread_local};

@@ -9,7 +9,7 @@ target=$(rustc -vV | sed -n 's/^host: //p')
 coverage="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4"
 coverage="$coverage -Cllvm-args=-sanitizer-coverage-inline-8bit-counters"
 coverage="$coverage -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares"
-# With a target named, build scripts and macros are built without these flags.
+# With `--target`, build scripts and macros are built without these flags.
 RUSTC_BOOTSTRAP=1 RUSTFLAGS="--cfg fuzzing $coverage" \
     cargo build --release --target "$target" --bin "$name" --example seeds
 programs=${CARGO_TARGET_DIR:-target}/$target/release

@@ -4,9 +4,8 @@
     opensora verify tests/fixtures/goldens --device flex --json > flex.json    # and so on
     scripts/backend_errors.py flex.json ndarray.json tch.json wgpu.json
 
-A cell is the largest error of a kind's outputs, in parts of the bound of the output where it comes closest
-to it, and that error: above 1 fails. Outputs that are compared exactly and bytes of pictures are left out;
-`-` stands where a kind has no others.
+A cell has the largest error of a kind's outputs as a fraction of the output's tolerance (above 1 fails), and in brackets the
+error itself. Outputs that are compared exactly and bytes of images are left out; `-` means that a kind has no other outputs.
 """
 
 import json
@@ -15,7 +14,7 @@ from pathlib import Path
 
 
 def worst(cases, kind):
-    """Returns (share of the bound, error) where a kind comes closest to a bound, or None."""
+    """Returns (fraction of the tolerance, error) of the output closest to its tolerance, or None."""
     shares = [
         (check["max_abs_error"] / check["bound"], check["max_abs_error"])
         for case in cases

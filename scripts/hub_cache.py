@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares the cache of `opensora weights` with that of Python's huggingface_hub, both ways.
 
-A stand-in of the hub runs on this machine; nothing else is asked. Needs `pip install huggingface_hub`.
+A mock of the hub runs on this machine; no other server is contacted. Needs `pip install huggingface_hub`.
 
     python3 scripts/hub_cache.py target/debug/opensora
 """

@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
-# Makes a CPU libtorch for the `tch` backend out of packages of the Python package index.
+# Makes a CPU libtorch for the `tch` backend from packages of the Python package index.
 #
 #   eval "$(scripts/libtorch.sh DEST)"
 #   cargo test -p opensora-tests --features tch
 #
-# On most machines this is not needed: the build of `torch-sys` downloads libtorch by itself. It is
-# for machines that reach package registries only. The index has no wheel of PyTorch for Linux
-# without the CUDA libraries, so 900 MB are downloaded for the 490 MB that stay; libtorch_cuda.so is
-# left out, and two small CUDA libraries that libtorch_cpu.so is linked against are added.
+# For machines that reach package registries only: elsewhere the build of `torch-sys` downloads libtorch itself. The index
+# has no PyTorch wheel for Linux without the CUDA libraries, so 900 MB are downloaded and 490 MB kept: libtorch_cuda.so is left out, and
+# two small CUDA libraries that libtorch_cpu.so is linked against are added.
 #
-# DEST appears only when it is complete; where it is complete already, nothing is done. Standard
-# output is the two exports and nothing else: LIBTORCH for the build, LD_LIBRARY_PATH for every run.
+# DEST appears when it is complete; if it exists already, nothing is done. Standard output is two exports: LIBTORCH for
+# the build, LD_LIBRARY_PATH for every run.
 # For Linux on x86-64, with python3, its pip and a C compiler.
 set -euo pipefail
 
@@ -30,14 +29,14 @@ dest=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 marker=torch-$torch-cpu
 
 if [ ! -e "$dest/$marker" ]; then
-    # Only this script writes DEST, and only whole: whatever else is there is not ours to replace.
+    # This script writes DEST complete or not at all, and does not replace anything else.
     [ ! -e "$dest" ] || fail "$dest exists and is not libtorch $torch from this script: remove it, or name another folder"
     work=$(mktemp -d "$dest.XXXXXX")
     trap 'rm -rf "$work"' EXIT
     mkdir "$work/wheels" "$work/libtorch"
 
-    # The libraries do not depend on Python's version: one is named for which all three wheels exist,
-    # so that the same files come whichever Python runs this.
+    # The libraries do not depend on Python's version: a fixed one, for which all three wheels exist, gives the same files
+    # under any Python.
     python3 -m pip download --quiet --no-cache-dir --no-deps --only-binary=:all: \
         --python-version 3.11 --implementation cp --abi cp311 --abi none \
         --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 \
@@ -68,7 +67,7 @@ for wheel in sorted(wheels.glob("*.whl")):
                 shutil.copyfileobj(source, out, 1 << 20)
 PYTHON
 
-    # The wheel's own libtorch.so pulls CUDA in. --no-as-needed: it has no code that would need the two.
+    # The wheel's libtorch.so depends on CUDA. --no-as-needed keeps both libraries although no code refers to them.
     (cd "$work/libtorch/lib" \
         && cc -shared -o libtorch.so -L. -Wl,--no-as-needed -ltorch_cpu -lc10 -Wl,-rpath,'$ORIGIN')
 
@@ -76,7 +75,7 @@ PYTHON
     [ -z "$missing" ] || fail "libtorch.so needs libraries that are not here: $missing"
 
     touch "$work/libtorch/$marker"
-    # -T: a folder that another run has made meanwhile is an error and not a place to move into.
+    # -T: fails if another run has created the folder meanwhile, instead of moving into it.
     mv -T "$work/libtorch" "$dest"
 fi
 

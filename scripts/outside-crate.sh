@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Builds a crate outside the workspace from the lines that README.md gives to users of the library.
+# Builds a crate outside the workspace from README.md's instructions for users of the library.
 #
 #   scripts/outside-crate.sh check|build|run [cargo's options]
 #
-# Takes the one `toml` block that names `opensora` and the one `rust` block of README.md, and the
-# workspace's Cargo.lock, so that nothing is compiled that the workspace has not compiled already.
+# Uses the `toml` block and the `rust` block of README.md, and the workspace's Cargo.lock, so that only this crate is
+# compiled if the workspace has been built.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 verb=${1:?usage: outside-crate.sh check|build|run [cargo\'s options]}
@@ -20,13 +20,13 @@ dependencies=$(block toml)
 {
     printf '[package]\nname = "outside"\nversion = "0.0.0"\nedition = "2024"\n\n[workspace]\n\n'
     printf '%s\n\n' "${dependencies//..\/opensora/$root}"
-    # With the workspace's profile, dependencies that the workspace has built are not built again.
+    # With the workspace's profile, so that its builds of dependencies are reused.
     awk '/^\[/ { on = /^\[profile\.dev/ } on' "$root/Cargo.toml"
 } >"$crate/Cargo.toml"
 block rust >"$crate/src/main.rs"
 [ -s "$crate/src/main.rs" ] || { echo "README.md: no rust block" >&2; exit 1; }
 
-# Cargo drops what this crate does not use and keeps all versions.
+# Cargo drops unused packages and keeps the versions of the others.
 cp "$root/Cargo.lock" "$crate/Cargo.lock"
 cd "$crate"
 cargo update --workspace --offline --quiet

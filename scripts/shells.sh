@@ -1,18 +1,17 @@
 #!/usr/bin/env bash
-# Runs every subcommand of `opensora` under the habits of shells that break programs:
+# Runs every subcommand of `opensora` under conditions of shells that break programs:
 #
 #   closed    standard output is closed              (>&-)
 #   head      its reader leaves after a line         (| head -1)
-#   gone      its reader was never there             (| true)
+#   gone      its reader exits at once               (| true)
 #   full      standard output is on a full disk      (>/dev/full)
 #   err-full  standard error is on a full disk       (2>/dev/full)
-#   err-gone  the reader of standard error has gone  (2>&1 >/dev/null | true)
+#   err-gone  the reader of standard error exits     (2>&1 >/dev/null | true)
 #
 #   scripts/shells.sh [REPETITIONS [SUBCOMMAND...]]      default: 50 repetitions of every subcommand
 #
-# The program is the one in OPENSORA, else the `opensora` in PATH. After each run the exit code must be the
-# documented one, nothing may have panicked, files that the run was asked for must be there, and no
-# temporary file may be left. Everything happens in a temporary folder.
+# The program is the one in OPENSORA, else the `opensora` in PATH. Each run must exit with the documented code, without a panic,
+# write the requested files, and leave no temporary file. Everything happens in a temporary folder.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 program=$(command -v "${OPENSORA:-opensora}") || { echo "no program: put opensora into PATH or set OPENSORA" >&2; exit 2; }
@@ -26,7 +25,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 2
 
-# ---- A world of tiny files -----------------------------------------------------------------------
+# ---- Tiny input files -----------------------------------------------------------------------
 cat >vae.toml <<'TOML'
 [vae]
 unit_latents = 4
@@ -72,10 +71,10 @@ prepare() {
 }
 prepare >/dev/null || { echo "the tiny files cannot be made" >&2; exit 2; }
 film=$(ls world/films/*.mp4 | head -1)
-# Nobody listens on the discard port: every row fails, which is a result as well.
+# No server listens on the discard port: every row fails, which is a valid result.
 printf 'url,text\nhttp://127.0.0.1:9/a.mp4,a fox\n' >urls.csv
 
-# ---- The subcommands: arguments, and the file that must be there afterwards ("-": none) -----------
+# ---- The subcommands: arguments, and the file that must exist afterwards ("-": none) -----------
 tiny=(--model "$fixtures/tiny-model" --allow-outside-paths --sampler dpm-solver --steps 2 --num-frames 2 --image-size 16x32 --device flex)
 names=()
 declare -A arguments made
@@ -121,7 +120,7 @@ wrong() {
     echo "WRONG: $name, $kind, run $run: $*"
     [ ! -s said ] || sed 's/^/    /' said
 }
-# Runs a subcommand in one way; its exit code is left in `code`, what it said to people in `said`.
+# Runs a subcommand under one condition. Sets `code` to its exit code; the file `said` gets its messages.
 once() {
     local line="\"\$program\" ${arguments[$name]}"
     : >said

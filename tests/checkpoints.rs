@@ -1,4 +1,4 @@
-//! Files from strangers: damaged, wrong or hostile checkpoints end in one clear line.
+//! Damaged, wrong and hostile checkpoints: each gives an error of one line.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,6 +12,7 @@ use opensora::{
     t5::{T5Config, T5Encoder},
     vae::{AutoencoderKl, VaeConfig},
 };
+use opensora_files::error_line;
 use opensora_tests::{devices, fixture};
 use opensora_verify::Case;
 use std::path::{Path, PathBuf};
@@ -31,13 +32,14 @@ fn stdit_config(case: &str) -> DenoiserConfig {
     serde_json::from_value(config(case)).unwrap()
 }
 
-/// The message of a failed load, which must be one line.
+/// Returns the message of a failed load, which must be one line.
 fn refusal(path: &Path, config: &DenoiserConfig) -> String {
     let message = match Checkpoint::open(path) {
-        Err(error) => error.to_string(),
-        Ok(checkpoint) => StDit::load(config, &checkpoint, FloatDType::F32, &device())
-            .expect_err("a bad file was loaded")
-            .to_string(),
+        Err(error) => error_line(&error),
+        Ok(checkpoint) => error_line(
+            &StDit::load(config, &checkpoint, FloatDType::F32, &device())
+                .expect_err("a bad file was loaded"),
+        ),
     };
     assert!(!message.contains('\n'), "{message}");
     message
@@ -57,9 +59,9 @@ fn copy_to(folder: &tempfile::TempDir, fixture_name: &str) -> PathBuf {
     target
 }
 
-/// The stream of before PyTorch 1.6, with transposed views, nested under `state_dict`.
+/// The format before PyTorch 1.6, with transposed views, nested under `state_dict`.
 #[test]
-fn legacy_streams_hold_the_same_numbers() {
+fn legacy_streams_have_the_same_numbers() {
     let legacy = Checkpoint::open(fixture("checkpoints/legacy.pth")).unwrap();
     let golden = fixture("goldens/stdit-safetensors/model.safetensors");
     let golden = Checkpoint::open(golden).unwrap();
@@ -71,7 +73,7 @@ fn legacy_streams_hold_the_same_numbers() {
     assert!(StDit::load(&config, &legacy, FloatDType::F32, &device()).is_ok());
 }
 
-/// What PyTorch itself wrote: see the fixtures' README.
+/// Files written by PyTorch: see the README of the fixtures.
 const EVERY_TYPE: [&str; 3] = ["every-type.pt", "every-type-protocol-5.pt", "every-type-legacy.pt"];
 
 #[test]
@@ -123,7 +125,7 @@ fn tensors_of_every_type_are_read_or_fail_only_if_they_are_needed() {
     }
 }
 
-/// PyTorch writes a checksum of 0 where it is asked for none.
+/// PyTorch writes a checksum of 0 if checksums are disabled.
 #[test]
 fn archives_without_checksums_are_read_and_wrong_checksums_are_not() {
     let checkpoint = Checkpoint::open(fixture("checkpoints/no-checksum.pt")).unwrap();
@@ -137,11 +139,12 @@ fn archives_without_checksums_are_read_and_wrong_checksums_are_not() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), bytes).unwrap();
     let checkpoint = Checkpoint::open(file.path()).unwrap();
-    let error = checkpoint.tensors()["model.weight"].read("model.weight").unwrap_err().to_string();
+    let error = checkpoint.tensors()["model.weight"].read("model.weight").unwrap_err();
+    let error = error_line(&error);
     assert!(error.contains("model.weight") && error.contains("checksum"), "{error}");
 }
 
-/// One that is needed is named with its reason, also where nothing but the reason is known of it.
+/// The error names the tensor and the reason, even if only the reason is known.
 #[test]
 fn a_needed_tensor_of_another_type_is_named() {
     let device = device();
@@ -161,7 +164,7 @@ fn a_needed_tensor_of_another_type_is_named() {
 }
 
 #[test]
-fn tar_archives_are_to_be_saved_again() {
+fn tar_archives_are_rejected_with_advice() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let mut tar = vec![0; 1024];
     tar[257..262].copy_from_slice(b"ustar");
@@ -174,7 +177,7 @@ fn tar_archives_are_to_be_saved_again() {
 }
 
 #[test]
-fn truncated_files_are_refused_at_every_length() {
+fn truncated_files_are_rejected_at_every_length() {
     for (file, case) in FILES {
         let folder = tempfile::tempdir().unwrap();
         let path = copy_to(&folder, file);
@@ -190,8 +193,8 @@ fn truncated_files_are_refused_at_every_length() {
     }
 }
 
-/// Flipped bytes may hit a weight, which nothing can notice in safetensors; they never panic, and
-/// what loads has the right shape.
+/// A flipped byte in a weight is not detectable in safetensors. Flipped bytes never panic, and tensors that load
+/// have the right shape.
 #[test]
 fn flipped_bytes_never_panic() {
     for (file, case) in FILES {
@@ -200,7 +203,7 @@ fn flipped_bytes_never_panic() {
         let config = stdit_config(case);
         let bytes = std::fs::read(&path).unwrap();
         let mut refused = 0;
-        // Headers lie at the start of safetensors and at the end of zip archives: both densely.
+        // Safetensors have their header at the start, zip archives at the end: both are tested densely.
         let positions = (0..300)
             .map(|i| i * 7)
             .chain((0..300).map(|i| bytes.len() - 1 - i * 7))
@@ -224,7 +227,7 @@ fn flipped_bytes_never_panic() {
 }
 
 #[test]
-fn shards_must_be_there_and_agree_with_their_index() {
+fn shards_must_exist_and_match_their_index() {
     let copy = || {
         let folder = tempfile::tempdir().unwrap();
         let source = fixture("goldens/stdit-colossal-sharded/ckpt/model");
@@ -264,7 +267,7 @@ fn shards_must_be_there_and_agree_with_their_index() {
 }
 
 #[test]
-fn folders_with_no_or_several_checkpoints_say_so() {
+fn folders_with_no_or_several_checkpoints_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let message = Checkpoint::open(folder.path()).unwrap_err().to_string();
     assert!(message.contains("no checkpoint in this folder"), "{message}");
@@ -276,7 +279,7 @@ fn folders_with_no_or_several_checkpoints_say_so() {
 }
 
 #[test]
-fn what_is_no_checkpoint_is_named() {
+fn other_files_are_named_in_the_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("weights.pth");
     for (content, says) in [
@@ -295,7 +298,7 @@ fn what_is_no_checkpoint_is_named() {
 }
 
 #[test]
-fn a_wrong_config_names_keys_and_cause() {
+fn errors_of_a_wrong_config_name_keys_and_cause() {
     let path = fixture("goldens/stdit-pth/STDiT.pth");
     let right = stdit_config("stdit-pth");
     let deeper = DenoiserConfig { depth: right.depth + 1, ..right.clone() };
@@ -313,7 +316,7 @@ fn a_wrong_config_names_keys_and_cause() {
 }
 
 #[test]
-fn a_wrong_artefact_is_recognised() {
+fn weights_of_another_model_are_recognised() {
     let device = device();
     let open = |file: &str| Checkpoint::open(fixture("goldens").join(file)).unwrap();
     let f32 = FloatDType::F32;
@@ -328,7 +331,7 @@ fn a_wrong_artefact_is_recognised() {
     let error = T5Encoder::load(&T5Config::default(), &stdit, f32, &device).unwrap_err();
     assert!(error.to_string().contains("looks like an STDiT"), "{error}");
 
-    // Without its temporal attention a PixArt is no STDiT, unless one starts from it.
+    // A PixArt-alpha checkpoint lacks the temporal attention: it loads only as initial weights.
     let pixart = open("pixart-init/PixArt-XL-2-tiny.pth");
     let config = stdit_config("pixart-init");
     let error = StDit::load(&config, &pixart, f32, &device).unwrap_err().to_string();
@@ -336,10 +339,9 @@ fn a_wrong_artefact_is_recognised() {
     assert!(StDit::from_pixart(&config, &pixart, f32, &device).is_ok());
 }
 
-/// One file in every layout that holds the same weights must load to the same model; here the
-/// report says what was loaded and what was known and left.
+/// The report lists loaded tensors and allowed unused ones, in every layout.
 #[test]
-fn reports_say_what_was_loaded_and_left() {
+fn reports_list_loaded_and_unused_tensors() {
     let checkpoint =
         Checkpoint::open(fixture("goldens/t5-encoder-full-bf16-bin/pytorch_model.bin")).unwrap();
     let config: T5Config = serde_json::from_value(config("t5-encoder-full-bf16-bin")).unwrap();

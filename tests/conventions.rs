@@ -1,4 +1,4 @@
-//! Rules of the workspace that no lint knows.
+//! Rules of the workspace that no lint checks.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Methods of tensors that read a device: `nn/src/read.rs` says why nothing else calls them.
+/// Methods of tensors that read a device: `nn/src/read.rs` explains why nothing else calls them.
 const READS: [&str; 12] = [
     ".into_data()",
     ".to_data()",
@@ -23,8 +23,8 @@ const READS: [&str; 12] = [
     ".sync()",
 ];
 
-/// What may call them: the helper itself, and flex's own tensors, which are host memory.
-const MAY_READ: [&str; 2] = ["crates/nn/src/read.rs", "crates/nn/src/fused/forward.rs"];
+/// Files that may call them: the helper itself, and kernels on flex tensors, which are host memory.
+const MAY_READ: [&str; 2] = ["crates/nn/src/read.rs", "crates/nn/src/kernels/flex.rs"];
 
 /// Files beside tensors that are synced to disk.
 const FILES: [&str; 2] = ["crates/files/src/", "crates/video/src/writer.rs"];
@@ -33,8 +33,8 @@ fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
 }
 
-/// Every source file of the crates, by its path below the workspace. Tests are left out: folders of that
-/// name, and modules at the end of a file.
+/// Returns every source file of the crates with its path below the workspace, without tests (folders of that name and
+/// modules at the end of a file).
 fn sources() -> Vec<(String, String)> {
     let root = workspace();
     let mut found = Vec::new();

@@ -1,13 +1,13 @@
-//! What is exported has the keys, shapes and settings that other programs expect.
+//! Exported weights have the keys, shapes and settings that other programs expect.
 //!
 //! The golden files were written by diffusers, transformers and Open-Sora. `scripts/round_trips.py` loads
-//! exports in these programs themselves.
+//! exports in these programs.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use burn::tensor::{Device, FloatDType};
 use opensora::{
-    checkpoint::{Checkpoint, PublishedModel, export, export_with_buffers, parameter_slots},
+    checkpoint::{Checkpoint, ExportOptions, PublishedModel, export, parameter_slots},
     nn::read::read,
     stdit::{DenoiserConfig, PositionScales, StDit, keys as stdit_keys},
     t5::{T5Config, T5Encoder, keys::Layout},
@@ -34,7 +34,7 @@ fn case_config<T: serde::de::DeserializeOwned>(case: &Path) -> T {
     serde_json::from_value(json(&case.join("case.json"))["config"].clone()).unwrap()
 }
 
-/// Both files have the same keys, shapes and numbers.
+/// Checks that both files have the same keys, shapes and numbers.
 fn assert_same(written: &Path, published: &Path) {
     let [written, published] = [written, published].map(|path| Checkpoint::open(path).unwrap());
     assert_eq!(written.keys().collect::<Vec<_>>(), published.keys().collect::<Vec<_>>());
@@ -45,7 +45,7 @@ fn assert_same(written: &Path, published: &Path) {
     }
 }
 
-/// The tables too, which are buffers of the reference's module: `strict=True` expects them.
+/// Including position tables, which are buffers of the reference's module: `strict=True` expects them.
 #[test]
 fn an_stdit_is_written_as_the_reference_saves_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -60,7 +60,8 @@ fn an_stdit_is_written_as_the_reference_saves_it() {
         let tables = model.position_tables(size).unwrap().into_iter();
         let tables = tables.map(|(key, table)| (key, read(table).unwrap())).collect();
         let path = folder.path().join("ema.safetensors");
-        export_with_buffers(&model, &stdit_keys::stdit(), tables, F32, None, &path).unwrap();
+        let options = ExportOptions::default().with_buffers(tables);
+        export(&model, &stdit_keys::stdit(), options, &path).unwrap();
 
         let written = Checkpoint::open(&path).unwrap();
         let shapes = |file: &Checkpoint| -> BTreeMap<String, Vec<usize>> {
@@ -70,12 +71,12 @@ fn an_stdit_is_written_as_the_reference_saves_it() {
         for (key, want) in checkpoint.tensors() {
             let [got, want] = [&written.tensors()[key], want].map(|t| t.read(key).unwrap());
             for (got, want) in got.iter::<f32>().zip(want.iter::<f32>()) {
-                // Tables are computed; parameters pass through.
+                // Tables are computed, parameters are copied.
                 let most = if key.starts_with("pos_embed") { 1e-6 } else { 0.0 };
                 assert!((got - want).abs() <= most, "{case}: {key}: {got}, expected {want}");
             }
         }
-        // It loads again, at any size.
+        // The export loads again, at any size.
         StDit::load(&config, &written, F32, &device()).unwrap();
     }
 }
@@ -120,10 +121,10 @@ fn a_vae_is_written_as_diffusers_saves_it() {
     let checkpoint = Checkpoint::open(golden.join(name)).unwrap();
     let (model, _) = AutoencoderKl::load(&config, &checkpoint, F32, &device()).unwrap();
     let path = folder.path().join(name);
-    export(&model, &Naming::Diffusers.key_map(&config), F32, None, &path).unwrap();
+    export(&model, &Naming::Diffusers.key_map(&config), ExportOptions::default(), &path).unwrap();
     assert_same(&path, &golden.join(name));
 
-    // A recipe names no kinds of blocks.
+    // A recipe does not list the kinds of blocks.
     let (down_block_types, up_block_types) = (Vec::new(), Vec::new());
     let config = VaeConfig { down_block_types, up_block_types, ..config };
     config.write(&folder.path().join("config.json")).unwrap();
@@ -145,16 +146,16 @@ fn a_text_encoder_is_written_as_transformers_saves_it() {
     let checkpoint = Checkpoint::open(golden.join("model.safetensors")).unwrap();
     let (model, _) = T5Encoder::load(&config, &checkpoint, F32, &device()).unwrap();
     let path = folder.path().join("model.safetensors");
-    export(&model, &Layout::PUBLISHED.key_map(), F32, None, &path).unwrap();
+    export(&model, &Layout::PUBLISHED.key_map(), ExportOptions::default(), &path).unwrap();
     assert_same(&path, &golden.join("model.safetensors"));
-    // `from_pretrained` refuses a file that does not say what wrote it.
-    assert_eq!(Checkpoint::open(&path).unwrap().notes().unwrap()["format"], "pt");
+    // `from_pretrained` rejects a file whose metadata does not name the library that wrote it.
+    assert_eq!(Checkpoint::open(&path).unwrap().metadata().unwrap()["format"], "pt");
 
     config.write(&folder.path().join("config.json")).unwrap();
     let (written, published) =
         (json(&folder.path().join("config.json")), json(&golden.join("config.json")));
     for (name, value) in written.as_object().unwrap() {
-        // The published file leaves out what is transformers' default.
+        // The published file leaves out transformers' defaults.
         if !["architectures", "relative_attention_max_distance"].contains(&name.as_str()) {
             assert_eq!(value, &published[name], "{name}");
         }
@@ -163,7 +164,7 @@ fn a_text_encoder_is_written_as_transformers_saves_it() {
 }
 
 #[test]
-fn the_bundled_parts_are_described_for_diffusers_and_transformers() {
+fn the_bundled_model_has_configs_of_diffusers_and_transformers() {
     let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../crates/demo/model");
     let written = tempfile::NamedTempFile::new().unwrap();
     let config = VaeConfig::read(&model.join("vae/config.json")).unwrap();

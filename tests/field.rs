@@ -24,7 +24,7 @@ fn field(name: &str) -> PathBuf {
     fixture("field").join(name)
 }
 
-/// The configuration in a field model's `model.json`.
+/// Returns the configuration in a model's `model.json`.
 fn config(model: &str) -> DenoiserConfig {
     let text = std::fs::read_to_string(field(model).join("model.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -38,7 +38,7 @@ fn load(config: &DenoiserConfig, path: &Path) -> (Vec<(String, TensorData)>, Imp
 }
 
 #[test]
-fn wrapped_checkpoints_hold_the_weights_of_the_plain_one() {
+fn wrapped_checkpoints_have_the_weights_of_the_plain_one() {
     let (plain, report) = load(&config("ck_ddp"), &fixture("goldens/pipeline/STDiT.pth"));
     assert!(report.wrappers.is_empty(), "{report}");
     for (file, wrappers) in [
@@ -56,7 +56,7 @@ fn wrapped_checkpoints_hold_the_weights_of_the_plain_one() {
     }
 }
 
-/// A model of one tensor is enough to see which wrapper is taken off.
+/// Loads a model of one tensor, which is enough to test how wrappers are removed.
 fn unwrapped(value: &Value) -> Result<Checkpoint, String> {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), torch_file(value)).unwrap();
@@ -67,7 +67,7 @@ fn unwrapped(value: &Value) -> Result<Checkpoint, String> {
 
 const KEY: &str = "x_embedder.proj.weight";
 
-/// A state dict whose tensor has `size` elements.
+/// Returns a state dict whose tensor has `size` elements.
 fn state(prefix: &str, size: usize) -> Value {
     Value::Dict(vec![
         (format!("{prefix}{KEY}"), Value::tensor(&[size])),
@@ -76,7 +76,7 @@ fn state(prefix: &str, size: usize) -> Value {
 }
 
 #[test]
-fn every_usual_wrapper_is_taken_off() {
+fn every_usual_wrapper_is_removed() {
     let optimizer = || Value::dict([("state", Value::dict([("0", Value::tensor(&[9]))]))]);
     for (value, wrappers) in [
         (state("", 5), &[][..]),
@@ -104,7 +104,7 @@ fn every_usual_wrapper_is_taken_off() {
             Value::dict([("network", state("module.", 5)), ("optimizer", optimizer())]),
             &["network", "module"],
         ),
-        // Several models: the averaged one, in either order.
+        // Several models: the averaged one is used, in either order.
         (Value::dict([("model", state("", 4)), ("ema", state("", 5))]), &["ema"]),
         (
             Value::dict([("model_ema", state("module.", 5)), ("model", state("", 4))]),
@@ -121,7 +121,7 @@ fn every_usual_wrapper_is_taken_off() {
     }
 }
 
-/// `torch.compile` of single blocks leaves its name in the middle of keys.
+/// `torch.compile` of single blocks adds its name in the middle of keys.
 #[test]
 fn compiled_blocks_are_unwrapped_too() {
     let value = Value::dict([
@@ -133,7 +133,7 @@ fn compiled_blocks_are_unwrapped_too() {
     assert_eq!(checkpoint.wrappers(), ["_orig_mod"]);
 }
 
-/// Python saves an object that is there twice once: `{"model": sd, "ema": sd}`.
+/// Python saves a shared object once: `{"model": sd, "ema": sd}`.
 #[test]
 fn one_dictionary_under_two_names_is_found() {
     let shared = || Value::Memo(0, Box::new(state("", 5)));
@@ -149,7 +149,7 @@ fn one_dictionary_under_two_names_is_found() {
             ]),
             "module",
         ),
-        // Beside another model.
+        // The dictionary is beside another model.
         (
             Value::dict([("best", shared()), ("model", state("", 4)), ("ema", Value::Again(0))]),
             "ema",
@@ -170,7 +170,7 @@ fn one_dictionary_under_two_names_is_found() {
 }
 
 #[test]
-fn what_fits_nothing_is_named_with_its_container() {
+fn tensors_that_fit_nothing_are_named_with_their_container() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let config = config("ck_ddp");
     for (value, says) in [
@@ -195,7 +195,7 @@ fn what_fits_nothing_is_named_with_its_container() {
     }
 }
 
-/// A safetensors file with other keys: its bytes.
+/// Returns the bytes of a safetensors file with renamed keys.
 fn renamed(path: &Path, rename: impl Fn(&str) -> String) -> Vec<u8> {
     let bytes = std::fs::read(path).unwrap();
     let (length, rest) = bytes.split_at(8);
@@ -214,7 +214,7 @@ fn renamed(path: &Path, rename: impl Fn(&str) -> String) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], &header, data].concat()
 }
 
-/// The reference's own class keeps the VAE under `module`; pipelines save several models in one file.
+/// The reference's class saves the VAE under `module`; pipelines save several models in one file.
 #[test]
 fn vaes_and_text_encoders_are_unwrapped_too() {
     let device = device();
@@ -249,7 +249,7 @@ fn a_folder_of_several_formats_is_read_in_the_usual_order() {
     let table = checkpoint.tensors()["shared.weight"].read("shared.weight").unwrap();
     assert!(table.iter::<f32>().any(|value| value != 0.0), "the old zeros were read");
 
-    // One after the other disappears.
+    // The formats are deleted one by one.
     let source = fixture("goldens/stdit-pth/STDiT.pth");
     let copy = tempfile::tempdir().unwrap();
     let place = |name: &str| copy.path().join(name);
@@ -295,7 +295,7 @@ fn a_tensor_in_fp8_fails_only_if_it_is_needed() {
     let error = checkpoint.tensors()[key].read(key).unwrap_err().to_string();
     assert!(error.contains(key) && error.contains("F8_E4M3"), "{error}");
 
-    // A needed one: the last tensor of a good file.
+    // A needed tensor: the last one of a valid file.
     let golden = fixture("goldens/stdit-safetensors");
     let bytes = std::fs::read(golden.join("model.safetensors")).unwrap();
     let (length, rest) = bytes.split_at(8);
@@ -330,7 +330,7 @@ fn weights_that_are_not_finite_are_named() {
     assert_eq!(found.len(), 1, "{found:?}");
     let plain = open(fixture("goldens/pipeline/STDiT.pth"));
     assert!(plain.non_finite(FloatDType::F32).unwrap().is_empty());
-    // What f16 cannot hold is not finite in it.
+    // Values beyond the range of f16 become infinite.
     let file = tempfile::NamedTempFile::new().unwrap();
     let large = Value::Tensor { storage: vec![1e6], shape: vec![1], strides: vec![1] };
     std::fs::write(file.path(), torch_file(&Value::dict([("a", large)]))).unwrap();

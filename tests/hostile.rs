@@ -1,6 +1,6 @@
-//! Files made to exhaust: every one is an error within two seconds, and none takes 200 MB.
+//! Files made to exhaust memory or time: each gives an error within two seconds and takes less than 200 MB.
 //!
-//! One test only, so that the memory of the process is that of the readers.
+//! A single test, so that the memory of the process is that of the readers.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -27,16 +27,16 @@ use zip::CompressionMethod::{Deflated, Stored};
 const MOST_TIME: Duration = Duration::from_secs(2);
 const MOST_MEMORY: u64 = 200 << 20;
 
-/// Memory of this process in bytes, by a name in Linux's `status`; nothing on other systems.
+/// Returns a field of Linux's `/proc/self/status` in bytes; `None` on other systems.
 fn memory(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with(name))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? << 10)
 }
 
-/// Runs `read`, which must fail in one line and in time.
+/// Runs `read`, which must fail with one line and in time.
 fn refused<T>(what: &str, read: impl FnOnce() -> Result<T, String>) {
-    // The highest memory is measured anew from here on.
+    // Resets the peak memory.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
     let (start, before) = (Instant::now(), memory("VmRSS:"));
     let message = read().err().unwrap_or_else(|| panic!("{what}: was accepted"));
@@ -69,7 +69,7 @@ impl Files {
         path
     }
 
-    /// A checkpoint that is opened and, if it opens, loaded as an STDiT.
+    /// Opens a checkpoint and, if it opens, loads it as an STDiT.
     fn checkpoint(&self, what: &str, path: &Path, config: &DenoiserConfig) {
         refused(what, || {
             let checkpoint = text(Checkpoint::open(path))?;
@@ -91,7 +91,7 @@ fn hostile_files_are_errors_in_bounded_time_and_memory() {
     tokenizers(&files);
 }
 
-/// Pipes, devices, folders and endless files in the place of every file that is read whole.
+/// Pipes, devices, folders and endless files in place of each file that is read whole.
 fn special_files(files: &Files) {
     let pipe = files.path("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
@@ -118,7 +118,7 @@ fn special_files(files: &Files) {
     files.checkpoint("pipe as shard", &index, &DenoiserConfig::xl_2());
 }
 
-/// Sizes that the checkpoint beside them does not have.
+/// Configurations with sizes that differ from the checkpoint's.
 fn configurations(files: &Files) {
     let golden = fixture("goldens/pipeline");
     let stdit = Checkpoint::open(golden.join("STDiT.pth")).unwrap();
@@ -162,12 +162,12 @@ fn configurations(files: &Files) {
     });
 }
 
-/// Pickles that are larger in memory than on the disk.
+/// Pickles that are larger in memory than on disk.
 fn pickles(files: &Files) {
     let config = DenoiserConfig::xl_2();
     let pickle = |body: &[u8]| archive(&[b"\x80\x02", body, b"."].concat(), &[], Stored);
     let repeat = |bytes: &[u8], count: usize| bytes.repeat(count);
-    // The magic number and the version of a file of before PyTorch 1.6.
+    // The magic number and the version of a file before PyTorch 1.6.
     let legacy = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.";
     let bomb = [b"]q\x00".to_vec(), repeat(b"(h\x00h\x00lq\x00", 30)].concat();
     let string = [
@@ -200,7 +200,7 @@ fn pickles(files: &Files) {
     }
 }
 
-/// Pickles of one large object that is used many times.
+/// Pickles that use one large object many times.
 fn shared_objects() -> Vec<(&'static str, Vec<u8>)> {
     let memo = |number: u32| [&b"j"[..], &number.to_le_bytes()].concat();
     let text = |length: u32| {
@@ -209,7 +209,7 @@ fn shared_objects() -> Vec<(&'static str, Vec<u8>)> {
     let list = |items: usize| [b"(".to_vec(), b"N".repeat(items), b"lq\x000".to_vec()].concat();
     let storage =
         |class: &str, key: &str| format!("(U\x07storage{class}{key}NK\x01tQ0").into_bytes();
-    // Keys that differ in their last four bytes, and each is set many times.
+    // Keys that differ in their last four bytes, each set many times.
     let mut long_keys = Vec::new();
     for number in 0..1500u32 {
         long_keys.extend(b"X\x00\x10\x00\x00");
@@ -283,7 +283,7 @@ fn shared_objects() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Entries that are compressed, or too many.
+/// Archives with compressed entries or too many entries.
 fn archives(files: &Files) {
     let config = DenoiserConfig::xl_2();
     let nothing = b"\x80\x02}.".to_vec();
@@ -353,7 +353,7 @@ fn safetensors(files: &Files) {
     ] {
         files.checkpoint(what, &files.write("hostile.safetensors", &bytes), &config);
     }
-    // As many tensors in a file that is large enough for such a header: the data is a hole.
+    // The same number of tensors in a sparse file that is large enough for such a header.
     let hole = 1usize << 30;
     let end = format!(r#""z":{{"dtype":"U8","shape":[{hole}],"data_offsets":[0,{hole}]}}}}"#);
     let many = format!("{{{}{end}", (0..120_000).map(entry).collect::<String>());
@@ -361,7 +361,7 @@ fn safetensors(files: &Files) {
     let length = (hole + 8 + many.len()) as u64;
     File::options().write(true).open(&path).unwrap().set_len(length).unwrap();
     files.checkpoint("many tensors before a large one", &path, &config);
-    // A tensor whose data is a hole in the file, as large as it says.
+    // A tensor whose data is a hole in a sparse file.
     let header =
         br#"{"a":{"dtype":"U8","shape":[1099511627776],"data_offsets":[0,1099511627776]}}"#;
     let path = files.write("hostile.safetensors", &file(header));

@@ -1,4 +1,4 @@
-//! Models with class labels and PixArt-alpha, whole: published layouts to pixels.
+//! Models with class labels and PixArt-alpha, from published layouts to pixels.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -6,7 +6,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use opensora::{
     ClassFiles, ClassToVideo, ModelFiles, PipelineError, PipelineOptions, Residency, SampleRequest,
     TextToVideo,
-    checkpoint::{Checkpoint, PublishedModel, export},
+    checkpoint::{Checkpoint, ExportOptions, PublishedModel, export},
     denoiser::LabelledDenoiser,
     diffusion::{DpmSolver, Guidance, Sampler},
     model_files::{PartPaths, PathPolicy},
@@ -21,7 +21,7 @@ use opensora_tests::{devices, fixture};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// The configuration of a golden case and its weights.
+/// Opens the configuration and the weights of a golden case.
 fn golden(case: &str) -> (Value, Checkpoint) {
     let folder = fixture("goldens").join(case);
     let text = std::fs::read_to_string(folder.join("case.json")).unwrap();
@@ -34,7 +34,7 @@ fn class_config(case: &Value) -> ClassConfig {
     serde_json::from_value(case["config"].clone()).unwrap()
 }
 
-/// A folder with a `model.json` of a golden case's weights and the tiny VAE.
+/// Returns a model folder with a golden case's weights and the tiny VAE.
 fn model(case: &str, architecture: &str) -> tempfile::TempDir {
     let (json, weights) = golden(case);
     let folder = tempfile::tempdir().unwrap();
@@ -46,7 +46,7 @@ fn model(case: &str, architecture: &str) -> tempfile::TempDir {
     let description = json!({
         "name": case, "architecture": architecture, "denoiser": weights.path(),
         "denoiser_config": json["config"], "vae": part("vae"), "num_frames": frames,
-        // The tiny VAE halves sizes three times.
+        // The tiny VAE downsamples by 8.
         "image_size": [8 * height, 8 * width], "fps": 8.0, "sampler": "dpm-solver", "steps": 4,
         "guidance_scale": 4.0,
     });
@@ -63,7 +63,7 @@ fn class_pipeline(folder: &Path, device: &Device) -> ClassToVideo {
     ClassToVideo::new(files, PipelineOptions::default(), device.clone()).unwrap()
 }
 
-/// The sampler of the reference's class configurations, of which the cases hold an aid.
+/// The sampler of the reference's class configurations; the cases contain its latents for help.
 #[test]
 fn dpm_solver_follows_labels_as_the_reference_does() {
     for (name, device) in devices() {
@@ -114,10 +114,10 @@ fn a_published_layout_becomes_an_image_of_a_class() {
         let images = pipeline.generate(&[3, 7, 3], &request, &mut ()).unwrap();
         assert_eq!(images.len(), 3);
         assert_eq!((images[0].len(), images[0].height(), images[0].width()), (1, 64, 64));
-        // The noise depends on the place, the class on the label.
+        // The noise depends on the position in the list, the class on the label.
         assert_ne!(images[0].data(), images[1].data(), "{name}");
         assert_ne!(images[0].data(), images[2].data(), "{name}");
-        // On its own the third one is the same but for rounding.
+        // Sampled alone, the third image is the same up to rounding.
         let third = SampleRequest { noise_index: 2, ..request.clone() };
         let again = pipeline.generate(&[3], &third, &mut ()).unwrap();
         assert_eq!(again[0].data(), images[2].data(), "{name}");
@@ -133,7 +133,7 @@ fn a_published_layout_becomes_an_image_of_a_class() {
 }
 
 #[test]
-fn a_class_model_that_stays_in_memory_opens_no_file_again() {
+fn a_resident_class_model_opens_no_file_again() {
     let folder = model("dit-original-pt", "dit");
     let (_, device) = devices().remove(0);
     let mut files = ClassFiles::open_with(folder.path(), &parts()).unwrap();
@@ -202,7 +202,7 @@ fn a_model_without_a_null_class_is_sampled_without_guidance() {
     assert!(text.contains("NoNullClass") || text.contains("null class"), "{text}");
 }
 
-/// Files that fit a model by accident, or nearly.
+/// Files that fit a model by accident or almost.
 #[test]
 fn weights_of_another_model_are_rejected() {
     let (_, device) = devices().remove(0);
@@ -213,7 +213,7 @@ fn weights_of_another_model_are_rejected() {
     assert!(error.to_string().contains("so it is a DiT"), "{error}");
     let error = Dit::load(&class_config(&latte), &latte_weights, f32, &device).unwrap_err();
     assert!(error.to_string().contains("temp_embed"), "{error}");
-    // Other sizes than the file's.
+    // Sizes that differ from the file's.
     for config in [
         ClassConfig { depth: 2, ..class_config(&dit) },
         ClassConfig { class_dropout_prob: 0.0, ..class_config(&dit) },
@@ -225,15 +225,14 @@ fn weights_of_another_model_are_rejected() {
     let error = Dit::load(&bad, &dit_weights, f32, &device).unwrap_err();
     assert!(matches!(error, LoadError::Config(SizeError::Config(_))), "{error}");
 
-    // PixArt-alpha for many sizes has keys that the other one lacks, and says so.
+    // PixArtMS has keys that PixArt lacks; the error names them.
     let (pixart, pixart_weights) = golden("pixart-ms-pth");
     let config: DenoiserConfig = serde_json::from_value(pixart["config"].clone()).unwrap();
     let error = PixArt::load(&config, &pixart_weights, f32, &device).unwrap_err();
     assert!(error.to_string().contains("ar_embedder"), "{error}");
 }
 
-/// A PixArtMS with random weights, none of them silent, as a model folder with the tiny text encoder and
-/// VAE.
+/// Returns a model folder with a PixArtMS with random weights (none zero), the tiny text encoder and the tiny VAE.
 fn pixart_ms(base_size: Option<usize>, device: &Device) -> tempfile::TempDir {
     let tiny = fixture("tiny-model");
     let tiny: Value =
@@ -247,7 +246,7 @@ fn pixart_ms(base_size: Option<usize>, device: &Device) -> tempfile::TempDir {
     weights.base.final_layer.linear = linear(48, outputs, true, XAVIER, device);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pixart.safetensors");
-    export(&weights, &keys::pixart_ms(), FloatDType::F32, None, &path).unwrap();
+    export(&weights, &keys::pixart_ms(), ExportOptions::default(), &path).unwrap();
     let part = |name: &str| fixture("tiny-model").join(tiny[name].as_str().unwrap());
     let description = json!({
         "name": "small", "architecture": "pixart-ms", "base_size": base_size,
@@ -259,7 +258,7 @@ fn pixart_ms(base_size: Option<usize>, device: &Device) -> tempfile::TempDir {
     folder
 }
 
-/// Text to image: position tables follow the size, and so do the conditions.
+/// Text to image: position tables and size conditions follow the size.
 #[test]
 fn pixart_makes_images_of_many_sizes() {
     for (name, device) in devices() {
@@ -275,7 +274,7 @@ fn pixart_makes_images_of_many_sizes() {
             let request = SampleRequest { image_size, ..defaults.clone() };
             pipeline.generate(&["a fox"], &request, &mut ()).unwrap().remove(0)
         };
-        // Four tokens a side: both rules for positions are the same.
+        // With four tokens a side, both rules for positions give the same.
         assert_eq!(image(&reference, [64, 64]).data(), image(&original, [64, 64]).data(), "{name}");
         let (one, other) = (image(&reference, [32, 96]), image(&original, [32, 96]));
         assert_eq!([one.height(), one.width(), one.len()], [32, 96, 1]);
@@ -288,8 +287,8 @@ fn pixart_makes_images_of_many_sizes() {
     }
 }
 
-/// One PixArt in memory makes images and clips of any size, with the scales that are asked for, as one that
-/// is loaded for each request does.
+/// A resident PixArt gives the same images and clips as one that is loaded for each request, at any size and
+/// position scale.
 #[test]
 fn a_resident_pixart_follows_each_request() {
     for (name, device) in devices() {

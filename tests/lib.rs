@@ -1,7 +1,7 @@
-//! What the tests across crates share: devices and fixtures.
+//! Devices and fixtures for the tests across crates.
 //!
-//! Every test takes a device and runs on all backends of the build that have one; a backend is
-//! added by its Cargo feature alone. `OPENSORA_TEST_DEVICES=ndarray,tch` chooses among them.
+//! Every test runs on all devices of the build. A Cargo feature adds a backend; `OPENSORA_TEST_DEVICES=ndarray,tch`
+//! selects among them.
 
 pub mod mutate;
 pub mod readers;
@@ -15,10 +15,10 @@ use opensora::{
 };
 use std::path::PathBuf;
 
-/// The devices to test, by name.
+/// Returns the devices to test, by name.
 ///
 /// # Panics
-/// Where a chosen device is not there: a test that silently skips proves nothing.
+/// Panics if a selected device is missing: a test that skips silently proves nothing.
 pub fn devices() -> Vec<(String, Device)> {
     let names = match std::env::var("OPENSORA_TEST_DEVICES") {
         Ok(names) => names.split(',').map(|name| name.trim().to_string()).collect(),
@@ -36,15 +36,15 @@ pub fn devices() -> Vec<(String, Device)> {
         .collect()
 }
 
-/// A file or folder among the fixtures.
+/// Returns the path of a fixture.
 pub fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
 }
 
-/// The folders of all golden cases.
+/// Returns the folders of all golden cases.
 ///
 /// # Panics
-/// Where the fixtures cannot be read.
+/// Panics if the fixtures are unreadable.
 pub fn golden_cases() -> Vec<PathBuf> {
     let entries = std::fs::read_dir(fixture("goldens")).expect("the golden cases are fixtures");
     let mut folders: Vec<PathBuf> = entries
@@ -55,12 +55,12 @@ pub fn golden_cases() -> Vec<PathBuf> {
     folders
 }
 
-/// The tiny model with random weights.
+/// Opens the tiny model with random weights.
 ///
 /// # Panics
-/// Where its description cannot be read.
+/// Panics if its `model.json` is unreadable.
 pub fn tiny_model() -> ModelFiles {
-    // Its parts are those of a golden case.
+    // Its files are those of a golden case.
     let parts = PartPaths { policy: PathPolicy::Anywhere, ..PartPaths::default() };
     ModelFiles::open_with(&fixture("tiny-model"), &parts).unwrap_or_else(|error| panic!("{error}"))
 }

@@ -1,11 +1,11 @@
 //! Damaged copies of files, the same ones in every run.
 //!
-//! A reader is given thousands of them and must return a value or a one-line error. This is no
-//! replacement for coverage-guided fuzzing, but it runs on every machine and in every test run.
+//! A reader must return a value or an error of one line for each. This does not replace coverage-guided fuzzing, but
+//! runs on every machine in every test run.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Numbers that sizes, counts and offsets go wrong at.
+/// Numbers that are extreme as sizes, counts or offsets.
 const TELLING: [u64; 12] = [
     0,
     1,
@@ -21,7 +21,7 @@ const TELLING: [u64; 12] = [
     u64::MAX,
 ];
 
-/// Text that configurations and indices go wrong at.
+/// Text that is special in configurations and indices.
 const TELLING_TEXT: [&str; 12] = [
     "-1",
     "1e400",
@@ -37,14 +37,14 @@ const TELLING_TEXT: [&str; 12] = [
     "\"",
 ];
 
-/// A source of mutations; equal seeds give equal ones.
+/// A generator of mutations, determined by its seed.
 #[derive(Debug, Clone)]
 pub struct Mutator {
     state: u64,
 }
 
 impl Mutator {
-    /// The mutations of `seed`.
+    /// Returns the generator of `seed`.
     pub fn new(seed: u64) -> Self {
         Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1 }
     }
@@ -61,7 +61,7 @@ impl Mutator {
         (self.next() % end.max(1) as u64) as usize
     }
 
-    /// `bytes` with one to four changes. Places near both ends, where headers and directories are, are
+    /// Returns `bytes` with one to four changes. Positions near both ends, which have headers and directories, are
     /// preferred.
     pub fn mutate(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut bytes = bytes.to_vec();
@@ -117,12 +117,11 @@ impl Mutator {
     }
 }
 
-/// Gives `read` `count` mutations of `seeds`; what it refuses must be refused in one line. Returns how
-/// many were refused.
+/// Calls `read` with `count` mutations of `seeds` and returns the number of errors, which must be of one line.
 ///
 /// # Panics
-/// Panics if `read` does, or refuses in several lines; the message has the number of the mutation, which
-/// [`mutation`] makes again.
+/// Panics if `read` panics or returns an error of several lines; the message has the number of the mutation, from
+/// which [`mutation`] makes it again.
 pub fn check_reader(
     name: &str,
     seeds: &[Vec<u8>],
@@ -145,7 +144,7 @@ pub fn check_reader(
     refused
 }
 
-/// Mutation `number` of `seeds`.
+/// Returns mutation `number` of `seeds`.
 pub fn mutation(seeds: &[Vec<u8>], number: usize) -> Vec<u8> {
     Mutator::new(number as u64).mutate(&seeds[number % seeds.len()])
 }

@@ -1,7 +1,7 @@
-//! Damaged files for every reader: values or errors of one line, no panic, in bounded memory.
+//! Damaged files for every reader: each gives a value or an error of one line, without panic, in bounded memory.
 //!
-//! The run is the same on every machine. `fuzz/` has the same readers for coverage-guided fuzzing;
-//! inputs that it found are in `fuzz/found` and are read here as well.
+//! The files are the same on every machine. `fuzz/` has the same readers for coverage-guided fuzzing; inputs that it
+//! found are in `fuzz/found` and are read by these tests too.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,13 +16,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Fewest damaged files of a whole run.
+/// Minimum number of damaged files in a run.
 const FEWEST: usize = 200_000;
 
-/// Longest time for one file. Readers take milliseconds; the rest is for busy machines.
+/// Time limit for one file. Readers take milliseconds; the rest is a margin for busy machines.
 const LONGEST: Duration = Duration::from_secs(20);
 
-/// Most memory of this process, in KiB: models of the golden cases and seeds included.
+/// Memory limit of this process in KiB, including models of the golden cases and seeds.
 const MOST_MEMORY: u64 = 1 << 20;
 
 fn read(reader: &Reader, scratch: &Scratch, bytes: &[u8]) -> Result<(), String> {
@@ -49,7 +49,7 @@ fn check(name: &str) {
     }
 }
 
-/// The most memory that this process had, in KiB, where the system tells it.
+/// Returns the peak memory of this process in KiB, if the system reports it.
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

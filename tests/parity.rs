@@ -1,4 +1,4 @@
-//! The numbers are the reference's: every golden case on every backend, within its own bounds.
+//! Every golden case on every backend, within its tolerances.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -30,7 +30,7 @@ fn every_kind_has_a_case() {
     assert_eq!(kinds, KINDS.iter().map(|kind| kind.to_string()).collect());
 }
 
-/// A verifier that cannot fail proves nothing: wrong weights must be seen.
+/// Wrong weights must fail.
 #[test]
 fn a_case_with_other_weights_fails() {
     let folder = copy_of("stdit-safetensors");
@@ -56,7 +56,7 @@ fn a_case_of_an_unknown_kind_is_an_error() {
 }
 
 #[test]
-fn settings_that_are_not_known_are_an_error() {
+fn unknown_settings_are_an_error() {
     let (_, device) = devices().remove(0);
     for (case, from, to) in [
         ("iddpm-tables", "\"noise_schedule\"", "\"noise_scheduler\""),
@@ -75,9 +75,9 @@ fn settings_that_are_not_known_are_an_error() {
     }
 }
 
-/// The tables of another process than the published one.
+/// Tables of a process that is not the published one.
 #[test]
-fn the_number_of_diffusion_steps_is_the_cases_own() {
+fn the_case_decides_the_number_of_diffusion_steps() {
     let (_, device) = devices().remove(0);
     let schedule = "\"noise_schedule\": \"linear\"";
     let with_steps = |steps: usize| {
@@ -89,7 +89,7 @@ fn the_number_of_diffusion_steps_is_the_cases_own() {
     assert!(verify::run(with_steps(1000).path(), &device).unwrap().passed());
     let error = error_line(&verify::run(with_steps(500).path(), &device).unwrap_err());
     assert!(error.contains("'full' has 500 steps, the case expects 1000"), "{error}");
-    // Without that statement the tables themselves are compared, and differ.
+    // Without that setting the tables of the published process are compared, and differ.
     let folder = with_steps(500);
     rewrite(
         folder.path(),

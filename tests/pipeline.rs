@@ -1,4 +1,4 @@
-//! The pipeline as a whole: determinism, batches, latents on disk, impossible requests.
+//! The whole pipeline: determinism, batches, latents on disk, invalid requests.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -74,7 +74,7 @@ fn a_seed_means_the_same_on_every_device() {
             let latents = sample(&pipeline(&device), &["a red fox"], &request);
             let first = first.get_or_insert_with(|| latents.clone());
             let scale = first.iter().fold(1.0f32, |max, value| max.max(value.abs()));
-            // The golden sampling cases allow f32 about 1e-4 of the largest value over 8 steps.
+            // The tolerance of the golden sampling cases: about 1e-4 of the largest value over 8 steps.
             let difference = largest_difference(&latents, first);
             assert!(difference <= 1e-4 * scale, "{name} {sampler}: {difference} of {scale}");
         }
@@ -90,7 +90,7 @@ fn another_seed_gives_other_latents() {
     assert_ne!(sample(&pipeline, &["a fox"], &request), sample(&pipeline, &["a fox"], &other));
 }
 
-/// A prompt's clip depends on its place in the list and not on how the list is cut into batches.
+/// A prompt's clip depends on its position in the list, not on the batch size.
 #[test]
 fn batches_do_not_change_a_clip() {
     for (name, device) in devices() {
@@ -109,7 +109,7 @@ fn batches_do_not_change_a_clip() {
 }
 
 #[test]
-fn clips_and_images_have_the_size_that_was_asked_for() {
+fn clips_and_images_have_the_requested_size() {
     for (name, device) in devices() {
         let pipeline = pipeline(&device);
         for (num_frames, image_size) in [(1, [16, 16]), (3, [32, 16]), (5, [16, 48])] {
@@ -125,7 +125,7 @@ fn clips_and_images_have_the_size_that_was_asked_for() {
 }
 
 #[test]
-fn latents_survive_the_disk_bit_by_bit() {
+fn latents_on_disk_are_bit_exact() {
     let (_, device) = devices().remove(0);
     let pipeline = pipeline(&device);
     let states = pipeline.encode(&["a red fox"], &SampleRequest::default(), &mut ()).unwrap();
@@ -179,7 +179,7 @@ fn an_observer_stops_the_sampling() {
 }
 
 #[test]
-fn little_memory_gives_the_same_clips() {
+fn low_memory_gives_the_same_clips() {
     for (name, device) in devices() {
         let usual = pipeline(&device);
         let little = with_residency(tiny_model(), Residency::Streamed, &device);
@@ -196,9 +196,8 @@ fn little_memory_gives_the_same_clips() {
                 if name == "flex" {
                     assert_eq!(latents(&little), latents(&usual), "{what}");
                 }
-                // The VAE's norms add up parts of a frame in another order, and other backends' products
-                // may depend on where weights lie and how many frames there are, so that a pixel may fall
-                // on the other side of a rounding.
+                // The VAE's norms sum parts of a frame in another order, and products of other backends can depend on
+                // the memory layout and the number of frames, so a pixel may be rounded differently.
                 let (little, usual) = (clips(&little).concat(), clips(&usual).concat());
                 let pixels = usual.len();
                 let others: Vec<_> =
@@ -213,7 +212,7 @@ fn little_memory_gives_the_same_clips() {
 }
 
 #[test]
-fn a_denoiser_that_is_cut_while_it_is_streamed_ends_in_one_line() {
+fn a_denoiser_truncated_while_streaming_gives_one_line() {
     let (_, device) = devices().remove(0);
     let folder = tempfile::tempdir().unwrap();
     let mut files = tiny_model();
@@ -236,7 +235,7 @@ fn a_denoiser_that_is_cut_while_it_is_streamed_ends_in_one_line() {
 }
 
 #[test]
-fn long_prompts_are_cut_and_empty_ones_are_one_token() {
+fn long_prompts_are_truncated_and_empty_ones_are_one_token() {
     for (name, device) in devices() {
         let long = "a very long walk ".repeat(600);
         assert!(long.len() > 10_000);
@@ -252,14 +251,14 @@ fn long_prompts_are_cut_and_empty_ones_are_one_token() {
 }
 
 #[test]
-fn impossible_requests_are_refused_before_any_work() {
+fn invalid_requests_are_rejected_before_any_work() {
     let (_, device) = devices().remove(0);
     let pipeline = pipeline(&device);
     let ok = small(SamplerKind::Iddpm);
     pipeline.check(&ok).unwrap();
     for (bad, says) in [
         (SampleRequest { image_size: [17, 32], ..ok.clone() }, "17x32"),
-        // Eight pixels are one latent, which the patch of two does not divide.
+        // Eight pixels are one latent pixel, which the patch size of two does not divide.
         (SampleRequest { image_size: [16, 24], ..ok.clone() }, "patches"),
         (SampleRequest { image_size: [0, 32], ..ok.clone() }, "0x32"),
         (SampleRequest { num_frames: 0, ..ok.clone() }, "0 frames"),
@@ -276,7 +275,7 @@ fn impossible_requests_are_refused_before_any_work() {
 }
 
 #[test]
-fn half_precision_is_used_where_the_device_has_it() {
+fn half_precision_is_used_if_the_device_supports_it() {
     for (name, device) in devices() {
         let options = PipelineOptions { dtype: FloatDType::BF16, ..PipelineOptions::default() };
         let made = TextToVideo::new(tiny_model(), options, device.clone());
@@ -292,7 +291,7 @@ fn half_precision_is_used_where_the_device_has_it() {
 }
 
 #[test]
-fn attention_reuse_of_range_one_changes_no_bit_and_others_save_work() {
+fn attention_reuse_of_range_one_is_bit_exact_and_others_save_work() {
     let device = Device::flex();
     let pipeline = pipeline(&device);
     let prompts = ["a red fox", "rain over the sea"];
@@ -319,14 +318,14 @@ fn attention_reuse_of_range_one_changes_no_bit_and_others_save_work() {
     let (alone, work) = run("published", 1);
     assert_ne!(alone, full);
     assert!(work.attentions_reused > 0 && work.flops < full_work.flops, "{work:?}");
-    // What one prompt kept does not reach the next.
+    // The attention cache of one prompt does not affect the next.
     let (together, _) = run("published", 2);
     let scale = alone.iter().fold(1.0f32, |max, value| max.max(value.abs()));
     let difference = largest_difference(&alone, &together);
     assert!(difference <= 1e-4 * scale, "{difference} of {scale}");
 }
 
-/// A batch that is complete is handed over before the next one is begun.
+/// A complete batch is handed over before the next one starts.
 #[test]
 fn batches_are_handed_over_one_by_one() {
     let device = Device::flex();
@@ -401,8 +400,8 @@ fn clips_are_handed_over_one_by_one() {
     assert!(stopped.next().is_none());
 }
 
-/// Position scales follow the request where the model does not fix them: published models divide
-/// positions by 0.5 at 256 pixels and by 1.0 at 512.
+/// Position scales follow the request if the model does not fix them: published models divide positions by 0.5 at
+/// 256 pixels and by 1.0 at 512.
 #[test]
 fn scales_of_a_bare_checkpoint_follow_the_request() {
     let (_, device) = devices().remove(0);
@@ -458,7 +457,7 @@ fn pipelines_are_shared_between_threads() {
     assert_eq!((clips("a red fox"), clips("the sea")), (fox, sea));
 }
 
-/// The loads that an observer is told of.
+/// Records the loads that an observer sees.
 #[derive(Default)]
 struct Loads(Vec<Part>);
 
@@ -468,7 +467,7 @@ impl Observer for Loads {
     }
 }
 
-/// A copy of the tiny model in a folder that can be deleted.
+/// Copies the tiny model to a folder that can be deleted.
 fn copied_model(folder: &Path) -> ModelFiles {
     let mut files = tiny_model();
     let copy = |from: &Path, to: &str| {
@@ -491,7 +490,7 @@ fn copied_model(folder: &Path) -> ModelFiles {
 }
 
 #[test]
-fn models_that_stay_in_memory_open_no_file_again() {
+fn resident_models_open_no_file_again() {
     for (name, device) in devices() {
         let made = |residency| {
             let folder = tempfile::tempdir().unwrap();
@@ -499,7 +498,7 @@ fn models_that_stay_in_memory_open_no_file_again() {
             (folder, made)
         };
         let request = small(SamplerKind::Iddpm);
-        // Other sizes, and units of the position tables that the weights know nothing of.
+        // Other sizes and position scales, which do not depend on the weights.
         let other = SampleRequest {
             num_frames: 3,
             image_size: [32, 16],
@@ -517,7 +516,7 @@ fn models_that_stay_in_memory_open_no_file_again() {
         let mut loads = Loads::default();
         let first = clip(&all, &request, &mut loads).unwrap();
         assert_eq!(loads.0, ALL_PARTS, "{name}");
-        // Whatever a later call opened would not be there.
+        // A later call that opened a file would fail.
         let path = folder.path().to_path_buf();
         folder.close().unwrap();
         assert!(!path.exists());
@@ -551,7 +550,7 @@ fn one_clip(conditioning: &Conditioning, index: usize) -> Conditioning {
     conditioning.select(index..index + 1).into_owned()
 }
 
-/// The steps of `generate` one by one, with a callback that sees latents, give its clips.
+/// The steps of `generate`, called one by one with a callback that sees latents, give the same clips.
 #[test]
 fn a_clip_is_made_step_by_step() {
     let (_, device) = devices().remove(0);
@@ -602,9 +601,9 @@ fn the_vae_encodes_what_it_can_decode() {
     assert!(matches!(vae.encode(&odd), Err(PipelineError::VaeConfig(_))));
 }
 
-/// A negative prompt stands where the null prompt does, with its own mask.
+/// A negative prompt replaces the null prompt, with its own mask.
 #[test]
-fn a_negative_prompt_takes_the_place_of_the_null_prompt() {
+fn a_negative_prompt_replaces_the_null_prompt() {
     for (name, device) in devices() {
         let pipeline = pipeline(&device);
         let usual = small(SamplerKind::Ddim);
@@ -613,17 +612,17 @@ fn a_negative_prompt_takes_the_place_of_the_null_prompt() {
         let fox = |request: &SampleRequest| sample(&pipeline, &["a red fox"], request);
         assert_ne!(fox(&negative("rain over the wide sea")), fox(&usual), "{name}");
         assert_ne!(fox(&negative("rain over the wide sea")), fox(&negative("")), "{name}");
-        // Guidance away from the prompt itself has nowhere to go: any scale gives the model's own prediction.
+        // With the prompt as its own negative, every guidance scale gives the model's prediction.
         let plain = SampleRequest { guidance_scale: 1.0, ..usual.clone() };
         let (same, alone) = (fox(&negative("a red fox")), fox(&plain));
         let scale = alone.iter().fold(1.0f32, |max, value| max.max(value.abs()));
         let difference = largest_difference(&same, &alone);
         assert!(difference <= 1e-3 * scale, "{name}: {difference} of {scale}");
-        // Without guidance it is not even encoded.
+        // Without guidance the negative prompt is not encoded.
         let unguided = SampleRequest { guidance_scale: 1.0, ..negative("a bear") };
         assert!(pipeline.encode(&["a fox"], &unguided, &mut ()).unwrap().negative.is_none());
         assert_eq!(fox(&unguided), alone, "{name}");
-        // Batches do not matter, and low memory takes both predictions one by one or together alike.
+        // The same at every batch size; with low memory, both predictions in one call or in two.
         let prompts = ["a red fox", "the sea at night"];
         let pairs = SampleRequest { batch_size: 2, ..negative("rain") };
         let singles = sample(&pipeline, &prompts, &negative("rain"));
@@ -632,7 +631,7 @@ fn a_negative_prompt_takes_the_place_of_the_null_prompt() {
     }
 }
 
-/// Equal prompts are encoded once and still make different clips, each with the noise of its place.
+/// Equal prompts are encoded once and give different clips, each with the noise of its position.
 #[test]
 fn several_clips_of_one_prompt_differ_in_their_noise() {
     let (_, device) = devices().remove(0);
@@ -650,7 +649,7 @@ fn several_clips_of_one_prompt_differ_in_their_noise() {
     }
 }
 
-/// A sampler of the caller's own: one step of DDIM, told as a sampler that nobody has heard of.
+/// A user's sampler: one step of DDIM.
 #[derive(Debug)]
 struct Leap(Ddim);
 
@@ -684,7 +683,7 @@ impl Sampler for Leap {
 }
 
 #[test]
-fn a_sampler_of_the_callers_own_plugs_in() {
+fn a_users_sampler_plugs_in() {
     let (_, device) = devices().remove(0);
     let pipeline = pipeline(&device);
     let own = OwnSampler::new(Leap(Ddim::with_steps(1).unwrap()));

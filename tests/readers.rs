@@ -1,8 +1,7 @@
-//! Every reader of files from strangers as a function of bytes.
+//! Every reader of untrusted files as a function of bytes.
 //!
-//! The mutation run (`tests/mutations.rs`) and the fuzz targets (`fuzz/`) call the same functions.
-//! A reader returns `Ok` or an error of one line; it never panics, and its memory and time are
-//! bounded by its input and by fixed limits.
+//! The mutation tests (`tests/mutations.rs`) and the fuzz targets (`fuzz/`) call the same functions. A reader returns
+//! `Ok` or an error of one line and never panics. Its memory and time are bounded by its input and by fixed limits.
 
 mod media;
 mod models;
@@ -16,21 +15,21 @@ use tempfile::TempDir;
 /// A reader with its seeds.
 #[derive(Debug, Clone, Copy)]
 pub struct Reader {
-    /// Name, which is also that of its fuzz target.
+    /// Name, equal to that of its fuzz target.
     pub name: &'static str,
-    /// Number of damaged files in a test run, by the cost of one.
+    /// Number of damaged files in a test run.
     pub inputs: usize,
     seeds: fn() -> Vec<Vec<u8>>,
     read: fn(&Scratch, &[u8]) -> Result<(), String>,
 }
 
 impl Reader {
-    /// Returns valid files, from which damaged ones are made.
+    /// Returns valid files, from which damaged files are made.
     pub fn seeds(&self) -> Vec<Vec<u8>> {
         (self.seeds)()
     }
 
-    /// Reads a file of these bytes, and all that the file holds.
+    /// Reads all contents of a file with these bytes.
     ///
     /// # Errors
     /// Returns the reader's error as text.
@@ -47,13 +46,13 @@ pub fn all() -> Vec<Reader> {
 /// Returns the reader of this name.
 ///
 /// # Panics
-/// Panics if there is none.
+/// Panics if no reader has the name.
 pub fn named(name: &str) -> Reader {
     let found = all().into_iter().find(|reader| reader.name == name);
     found.unwrap_or_else(|| panic!("there is no reader {name}"))
 }
 
-/// A folder in memory, if the system has one, for files that are read once.
+/// A temporary folder, in memory if the system supports it, for files that are read once.
 #[derive(Debug)]
 pub struct Scratch(TempDir);
 
@@ -61,7 +60,7 @@ impl Scratch {
     /// Creates an empty folder.
     ///
     /// # Panics
-    /// Panics if there is no place for it.
+    /// Panics if the folder cannot be created.
     #[expect(clippy::new_without_default, reason = "creates a folder")]
     pub fn new() -> Self {
         let memory = Path::new("/dev/shm");
@@ -73,8 +72,8 @@ impl Scratch {
         self.0.path()
     }
 
-    /// Writes a file. An old one is removed first: some file systems flush files that are
-    /// truncated and filled again.
+    /// Writes a file. An existing one is removed first: some file systems flush files that are truncated and
+    /// written again.
     fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.folder().join(name);
         let _ = std::fs::remove_file(&path);
@@ -82,7 +81,7 @@ impl Scratch {
         path
     }
 
-    /// Returns a folder that `fill` fills at its first use.
+    /// Returns a folder that `fill` fills on first use.
     fn once(&self, name: &str, fill: impl FnOnce(&Path)) -> PathBuf {
         let folder = self.folder().join(name);
         if !folder.exists() {

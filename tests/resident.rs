@@ -1,6 +1,6 @@
-//! Models that stay in memory: what a second clip reads from files, counted by the system.
+//! Resident models: a second clip reads no file, as counted by the system.
 //!
-//! One test, since Linux counts the bytes of the whole process.
+//! A single test, since Linux counts the bytes of the whole process.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -10,14 +10,14 @@ use opensora::{PipelineOptions, Residency, SampleRequest, TextToVideo};
 use opensora_tests::tiny_model;
 use std::fs;
 
-/// Bytes that this process has read by system calls, those of this count included.
+/// Returns the bytes that this process has read by system calls, including those of this function.
 fn bytes_read() -> u64 {
     let text = fs::read_to_string("/proc/self/io").unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap();
     line.parse().unwrap()
 }
 
-/// Files that this process has open or mapped below the fixtures.
+/// Returns the number of fixture files that this process has open or mapped.
 fn files_in_use() -> usize {
     let links = fs::read_dir("/proc/self/fd").unwrap();
     let open = links.filter_map(|link| fs::read_link(link.unwrap().path()).ok());
@@ -40,7 +40,7 @@ fn a_second_clip_reads_nothing() {
         ..SampleRequest::default()
     };
     let read_by = |request: &SampleRequest| {
-        // Each count reads its own few hundred bytes.
+        // Each count itself reads a few hundred bytes.
         let (first, second) = (bytes_read(), bytes_read());
         pipeline.generate(&["a red fox"], request, &mut ()).unwrap();
         let read = bytes_read() - second;
@@ -51,7 +51,7 @@ fn a_second_clip_reads_nothing() {
     assert_eq!(files_in_use(), 0, "no file stays open");
     let other = SampleRequest { image_size: [32, 16], space_scale: Some(0.7), ..request.clone() };
     for request in [request, other] {
-        // The count may have become a digit longer.
+        // The count may have gained a digit.
         let read = read_by(&request);
         assert!(read < 16, "{read} bytes are read");
     }

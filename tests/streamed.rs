@@ -1,4 +1,4 @@
-//! A denoiser that stays in its file: the numbers of the resident one, and what befalls the file.
+//! The streamed denoiser: the numbers of the resident one, and files that change meanwhile.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A checkpoint of each layout, and the golden case whose configuration it has.
+/// A checkpoint of each layout with the golden case of its configuration.
 const LAYOUTS: [(&str, &str); 5] = [
     ("goldens/stdit-pth/STDiT.pth", "stdit-pth"),
     ("goldens/stdit-safetensors/model.safetensors", "stdit-safetensors"),
@@ -38,7 +38,7 @@ fn stream(
     StreamedStDit::open(config, Checkpoint::open(path).unwrap(), dtype, device).unwrap().0
 }
 
-/// What the models are asked: two clips with a prompt each, one of them short.
+/// Inputs for the models: two clips with a prompt each, one of them short.
 struct Question {
     latents: Tensor<5>,
     prompt: Tensor<3>,
@@ -69,7 +69,7 @@ fn waves<const D: usize>(shape: [usize; D], phase: f32, device: &Device) -> Tens
     Tensor::<1>::from_floats(values.as_slice(), device).reshape(shape)
 }
 
-/// Equal to the bit on flex; other backends' products may depend on where in memory weights lie.
+/// Bit-exact on flex; products of other backends can depend on the memory layout of weights.
 fn assert_same(found: Tensor<5>, wanted: Tensor<5>, name: &str, what: &str) {
     if name == "flex" {
         assert_eq!(values(found), values(wanted), "{name} {what}");
@@ -108,7 +108,7 @@ fn every_layout_gives_the_resident_models_numbers() {
                 assert_same(found, wanted, &name, file);
             }
 
-            // A run of four steps that uses attentions again.
+            // Four steps with attention reuse.
             let reuse = AttentionReuse::new([2, 3, 2], [100.0, 990.0]).unwrap();
             let [mut kept, mut wanted_kept] = [(); 2].map(|()| AttentionCache::new(reuse));
             for timestep in [900.0, 800.0, 700.0, 600.0] {
@@ -135,7 +135,7 @@ fn every_layout_gives_the_resident_models_numbers() {
 }
 
 #[test]
-fn half_precision_is_streamed_as_it_is_loaded() {
+fn half_precision_is_equal_streamed_and_loaded() {
     let (device, dtype) = (Device::flex(), FloatDType::BF16);
     let (config, path) = (config("stdit-pth"), fixture("goldens/stdit-pth/STDiT.pth"));
     let (resident, _) =
@@ -147,7 +147,7 @@ fn half_precision_is_streamed_as_it_is_loaded() {
     assert_eq!(found, values(wanted));
 }
 
-/// A copy of a checkpoint, and its largest file.
+/// Copies a checkpoint and returns the copy and its largest file.
 fn copy(source: &Path, folder: &Path) -> (PathBuf, PathBuf) {
     let target = folder.join(source.file_name().unwrap());
     if source.is_file() {
@@ -172,7 +172,7 @@ fn copy(source: &Path, folder: &Path) -> (PathBuf, PathBuf) {
 }
 
 #[test]
-fn a_file_that_is_cut_between_two_steps_is_one_clear_line() {
+fn a_file_truncated_between_two_steps_gives_one_line() {
     let (_, device) = devices().remove(0);
     for (file, case) in LAYOUTS {
         let folder = tempfile::tempdir().unwrap();
@@ -191,13 +191,13 @@ fn a_file_that_is_cut_between_two_steps_is_one_clear_line() {
             assert!(line.starts_with(&says) && !line.contains('\n'), "{line}");
             assert!(matches!(error, CheckpointError::Tensor { .. }), "{line}");
         }
-        // The error is not kept: where the bytes are back, so are the answers.
+        // The error is not permanent: after the bytes are restored, the model works again.
         std::fs::write(&largest, whole).unwrap();
         assert_eq!(question.ask(&model).unwrap(), before, "{file}");
     }
 }
 
-/// The file is open and its bytes stay there.
+/// An open file keeps its bytes.
 #[cfg(unix)]
 #[test]
 fn a_file_that_disappears_or_is_replaced_is_still_read() {

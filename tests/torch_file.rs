@@ -1,4 +1,4 @@
-//! Writes `torch.save` files as PyTorch 1.6 and newer do, and such as it never would.
+//! Writes `torch.save` files in the format of PyTorch 1.6 and newer, valid and hostile ones.
 
 use std::io::{Cursor, Write};
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
@@ -19,7 +19,7 @@ pub enum Value {
     Dict(Vec<(String, Value)>),
     /// A value that [`Again`](Self::Again) refers to by its number.
     Memo(u8, Box<Value>),
-    /// The value of that number once more: the same object.
+    /// A reference to the value of that number: the same object.
     Again(u8),
     /// `None`.
     None,
@@ -28,7 +28,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// A contiguous tensor of the numbers 0, 1, 2, ...
+    /// Returns a contiguous tensor of the numbers 0, 1, 2, ...
     pub fn tensor(shape: &[usize]) -> Self {
         let count: usize = shape.iter().product();
         let mut strides = vec![1; shape.len()];
@@ -48,7 +48,7 @@ impl Value {
     }
 }
 
-/// The bytes of a file that holds `value`.
+/// Returns the bytes of a file with `value`.
 ///
 /// # Panics
 /// Panics if a number is too large for a pickle of protocol 2.
@@ -60,10 +60,10 @@ pub fn torch_file(value: &Value) -> Vec<u8> {
     archive(&pickle, &storages, CompressionMethod::Stored)
 }
 
-/// A zip archive with a `data.pkl` and storages, as `torch.save` names them.
+/// Returns a zip archive with a `data.pkl` and storages under `torch.save`'s names.
 ///
 /// # Panics
-/// Panics if the archive cannot be written, which memory does not refuse.
+/// Never panics: writing to memory does not fail.
 pub fn archive(pickle: &[u8], storages: &[Vec<u8>], method: CompressionMethod) -> Vec<u8> {
     let options = SimpleFileOptions::default().compression_method(method);
     let mut writer = ZipWriter::new(Cursor::new(Vec::new()));
@@ -99,7 +99,7 @@ fn write(out: &mut Vec<u8>, storages: &mut Vec<Vec<u8>>, value: &Value) {
             fill(out, storages, entries);
         }
         Value::Memo(number, value) => match &**value {
-            // As Python does: the dictionary is given its number before it is filled.
+            // As in Python, the dictionary gets its number before it is filled.
             Value::Dict(entries) => {
                 out.extend([b'}', b'q', *number]);
                 fill(out, storages, entries);

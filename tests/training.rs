@@ -1,4 +1,4 @@
-//! Training across crates: what activation checkpointing saves.
+//! Training across crates: the memory that activation checkpointing saves.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -15,7 +15,7 @@ use opensora::{
     },
 };
 
-/// Frames, height and width of the latents: 1024 tokens, so that activations are what counts.
+/// Frames, height and width of the latents: 1024 tokens, so that activations dominate.
 const LATENTS: [usize; 4] = [4, 16, 16, 16];
 
 fn sample(config: &DenoiserConfig) -> EncodedSample {
@@ -31,7 +31,7 @@ fn sample(config: &DenoiserConfig) -> EncodedSample {
     }
 }
 
-/// Loss and gradients of one step; returns the sum of all gradients' absolute values.
+/// Computes loss and gradients of one step and returns the sum of the gradients' absolute values.
 fn step(depth: usize, activation_checkpointing: bool) -> f64 {
     let device = Device::flex();
     let config = DenoiserConfig {
@@ -54,7 +54,7 @@ fn step(depth: usize, activation_checkpointing: bool) -> f64 {
     sums.map(|sum| sum.into_scalar::<f32>() as f64).sum()
 }
 
-/// The largest resident memory while `work` runs, above what there was before, in MiB.
+/// Returns the peak resident memory while `work` runs, above that before, in MiB.
 #[cfg(target_os = "linux")]
 fn peak_above(work: impl FnOnce() -> f64) -> f64 {
     let field = |name: &str| -> f64 {
@@ -62,19 +62,19 @@ fn peak_above(work: impl FnOnce() -> f64) -> f64 {
         let line = status.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
     };
-    // Sets the high-water mark back to what is resident now.
+    // Resets the peak to the current resident memory.
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
     let before = field("VmRSS:");
     assert!(work() > 0.0);
     field("VmHWM:") - before
 }
 
-/// One test, so that nothing else allocates meanwhile. The run that needs less comes first: memory
-/// that an allocator keeps would hide what a later one takes.
+/// A single test, so that nothing else allocates meanwhile. The run that needs less memory comes first, since memory
+/// that the allocator keeps would hide the use of a later one.
 #[cfg(target_os = "linux")]
 #[test]
 fn memory_grows_by_less_than_a_quarter_over_the_depth() {
-    // Threads, tables, the first touch of everything.
+    // Warm-up: threads, tables, first touch of memory.
     step(1, true);
     let recomputing = [1, 28].map(|depth| peak_above(|| step(depth, true)));
     let keeping = [1, 28].map(|depth| peak_above(|| step(depth, false)));

@@ -1,6 +1,6 @@
-//! Reading from devices: what is read stays as it was, and the loops do not wait at every step.
+//! Reads from devices: read values do not change later, and loops do not wait at every step.
 //!
-//! One test, since the process counts its waits in one number.
+//! A single test, since waits are counted for the whole process.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,21 +12,22 @@ use opensora::{
     nn::read::{read, waits},
     stdit::{DenoiserConfig, StDit},
     train::{
-        Outcome, Run, TrainError, Trainer,
+        Observer, Outcome, Run, TrainError, Trainer,
         denoiser::{DenoiserRecipe, DenoiserTask},
-        metrics::{Record, Table, TrainObserver},
+        metrics::Table,
+        observer::{StepDone, Update},
         optimizer::OptimizerRecipe,
-        run::{NoHooks, RunRecipe},
+        run::RunRecipe,
         state::{Checkpoints, Progress},
     },
 };
 use opensora_tests::{devices, tiny_model};
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, ops::ControlFlow, path::Path, sync::Arc};
 
 #[test]
-fn devices_are_read_at_once_and_seldom() {
+fn devices_are_read_at_once_and_rarely() {
     for (name, device) in devices() {
-        what_was_read_stays(&name, &device);
+        read_values_do_not_change(&name, &device);
         sampling_does_not_wait_at_every_step(&name, &device);
         training_does_not_wait_at_every_step(&name, &device);
         a_resumed_run_is_the_same_run(&name, &device);
@@ -35,10 +36,10 @@ fn devices_are_read_at_once_and_seldom() {
 }
 
 /// The reproduction in `docs/upstream/lazy-reads.md`.
-fn what_was_read_stays(name: &str, device: &Device) {
+fn read_values_do_not_change(name: &str, device: &Device) {
     let t = Tensor::<1>::ones([32], device) * 3.0;
     let before = read(t.clone()).unwrap();
-    // The only holder of its buffer now, so that the product is computed in place.
+    // The only handle of its buffer, so the product is computed in place.
     let after = read(t * 2.0).unwrap();
     assert_eq!(before.try_to_vec::<f32>().unwrap(), [3.0; 32], "{name}");
     assert_eq!(after.try_to_vec::<f32>().unwrap(), [6.0; 32], "{name}");
@@ -63,14 +64,14 @@ fn sampling_does_not_wait_at_every_step(name: &str, device: &Device) {
             counts.push(waits() - before);
         }
     }
-    // One look at the guard every eight steps.
+    // The guard is read every eight steps.
     assert!(
         counts.chunks(2).all(|pair| pair[1] - pair[0] <= 1 && pair[0] <= 2),
         "{name}: {counts:?}"
     );
 }
 
-/// Samples of random-looking numbers; that of one row is not finite on request.
+/// Pseudo-random samples; one row is not finite on request.
 struct Samples {
     poisoned: Option<usize>,
 }
@@ -108,7 +109,7 @@ impl Source for Samples {
     }
 }
 
-/// Stops after some steps, and notes what the process had waited when it heard of each step.
+/// Stops after some steps and records the number of waits at each step.
 struct Watching {
     stop_after: u64,
     heard: Vec<(u64, u64)>,
@@ -120,16 +121,17 @@ impl Watching {
     }
 }
 
-impl TrainObserver for Watching {
-    fn step(&mut self, record: &Record, _steps: u64) {
-        assert!(record.loss.is_finite() && record.gradient_norm > 0.0);
-        self.heard.push((record.step, waits()));
+impl Observer for Watching {
+    fn step(&mut self, event: &StepDone<'_>) {
+        assert!(event.record.loss.is_finite() && event.record.gradient_norm > 0.0);
+        self.heard.push((event.record.step, waits()));
     }
 
-    fn message(&mut self, _text: &str) {}
-
-    fn should_stop(&mut self) -> bool {
-        self.heard.last().is_some_and(|(step, _)| *step >= self.stop_after)
+    fn update(&mut self, _event: &Update) -> ControlFlow<()> {
+        match self.heard.last() {
+            Some((step, _)) if *step >= self.stop_after => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
     }
 }
 
@@ -144,7 +146,7 @@ fn task_and_trainer(device: &Device) -> (DenoiserTask, Trainer<StDit>) {
     };
     let task =
         DenoiserTask::new(&DenoiserRecipe::default(), &config, 5, FloatDType::F32, device).unwrap();
-    // The same first weights in every call.
+    // The same initial weights in every call.
     device.seed(5);
     let model = config.init::<StDit>(device).unwrap();
     let recipe = OptimizerRecipe { learning_rate: 1e-3, ..OptimizerRecipe::default() };
@@ -164,7 +166,7 @@ fn train(
     observer: &mut Watching,
 ) -> Result<Outcome, TrainError> {
     let run = Run { task: &*task, recipe: &recipe(steps), folder, peak_flops: None };
-    run.train(trainer, Arc::new(Samples { poisoned }), progress, observer, &mut NoHooks)
+    run.train(trainer, Arc::new(Samples { poisoned }), progress, observer, &mut ())
 }
 
 fn training_does_not_wait_at_every_step(name: &str, device: &Device) {
@@ -175,7 +177,7 @@ fn training_does_not_wait_at_every_step(name: &str, device: &Device) {
     train(folder.path(), 20, &mut parts, Progress::default(), None, &mut observer).unwrap();
     let heard: Vec<u64> = observer.heard.iter().map(|(step, _)| *step).collect();
     assert_eq!(heard, (1..=20).collect::<Vec<_>>(), "{name}");
-    // By the time step 20 is told of, the numbers of 8, 8 and 4 steps have been read.
+    // When step 20 is reported, the numbers of 8, 8 and 4 steps have been read.
     let waited = observer.heard[19].1 - before;
     assert!(waited <= 3, "{name}: {waited} waits in 20 steps");
 }
@@ -195,8 +197,8 @@ fn a_resumed_run_is_the_same_run(name: &str, device: &Device) {
 
     let mut second = task_and_trainer(device);
     let checkpoints = Checkpoints::new(pieces.path(), 2);
-    let progress = checkpoints.load_newest(&mut second.1, device, &mut |_| {}).unwrap().unwrap();
-    // Seconds are read to the last digit but one.
+    let progress = checkpoints.load_newest(&mut second.1, device, &mut ()).unwrap().unwrap();
+    // Seconds are left out: the file has them rounded.
     let place = |progress: &Progress| (progress.step, progress.next_slot, progress.samples);
     assert_eq!(place(&progress), place(&stopped), "{name}");
     let observer = &mut Watching::until(u64::MAX);
@@ -223,12 +225,12 @@ fn a_number_that_is_not_finite_changes_nothing(name: &str, device: &Device) {
         panic!("{name}: {error:?}")
     };
     assert_eq!((what.as_str(), rows.as_slice()), ("the loss", [11].as_slice()), "{name}");
-    // The steps before it are told of, whatever the device has computed meanwhile.
+    // The steps before it are reported, whatever the device has computed meanwhile.
     let heard: Vec<u64> = observer.heard.iter().map(|(step, _)| *step).collect();
     assert_eq!(heard, (1..step).collect::<Vec<_>>(), "{name}");
     assert!(Checkpoints::new(folder.path(), 2).complete().unwrap().is_empty(), "{name}");
 
-    // The parameters are those after the step before, though a device noticed it later.
+    // The parameters are those after the step before, although the device reported it later.
     let clean = tempfile::tempdir().unwrap();
     let mut stopped = task_and_trainer(device);
     if step > 1 {

@@ -158,7 +158,7 @@ pub(super) const READERS: &[Reader] = &[
 /// Opens a checkpoint and reads every tensor of numbers.
 fn tensors(path: &Path) -> Result<(), String> {
     let checkpoint = Checkpoint::open(path).map_err(text)?;
-    checkpoint.notes().map_err(text)?;
+    checkpoint.metadata().map_err(text)?;
     let checkpoint = keys::unwrapped(&checkpoint).map_err(text)?;
     checkpoint.non_finite(FloatDType::F32).map(drop).map_err(text)
 }

@@ -48,12 +48,14 @@ pub(crate) trait Page {
     /// Rows there are.
     fn rows(&self) -> usize;
     /// Draws one of them; the area is [`OVERSAMPLING`] times as large.
-    fn draw_row<Backend: DrawingBackend>(
+    fn draw_row<Backend>(
         &self,
         row: usize,
         area: &Area<Backend>,
         medium: Medium,
-    ) -> Result<(), ChartError>;
+    ) -> Result<(), ChartError>
+    where
+        Backend: DrawingBackend<ErrorType: 'static>;
 }
 
 /// The style of text of so many pixels.
@@ -82,13 +84,6 @@ pub(crate) fn save(page: &impl Page, path: &Path) -> Result<(), ChartError> {
     }
 }
 
-/// The library's failure in the words of this crate.
-fn failed<Error: std::error::Error + Send + Sync>(
-    error: DrawingAreaErrorKind<Error>,
-) -> ChartError {
-    ChartError::Draw { title: "file".into(), reason: error.to_string() }
-}
-
 /// A page as SVG.
 fn svg(page: &impl Page) -> Result<String, ChartError> {
     let (width, height) = (page.size().0, page.size().1 * page.rows() as u32);
@@ -97,10 +92,10 @@ fn svg(page: &impl Page) -> Result<String, ChartError> {
     {
         let root = SVGBackend::with_string(&mut text, large).into_drawing_area();
         for (row, area) in root.split_evenly((page.rows(), 1)).iter().enumerate() {
-            area.fill(&WHITE).map_err(failed)?;
+            area.fill(&WHITE).map_err(ChartError::draw("file"))?;
             page.draw_row(row, area, Medium::Svg)?;
         }
-        root.present().map_err(failed)?;
+        root.present().map_err(ChartError::draw("file"))?;
     }
     let size = |(width, height)| format!("<svg width=\"{width}\" height=\"{height}\"");
     // The viewBox keeps the large coordinates.
@@ -118,9 +113,9 @@ pub(crate) fn rgb(page: &impl Page) -> Result<(Vec<u8>, [usize; 2]), ChartError>
     for row in 0..page.rows() {
         {
             let root = BitMapBackend::with_buffer(&mut large, size).into_drawing_area();
-            root.fill(&WHITE).map_err(failed)?;
+            root.fill(&WHITE).map_err(ChartError::draw("file"))?;
             page.draw_row(row, &root, Medium::Pixels)?;
-            root.present().map_err(failed)?;
+            root.present().map_err(ChartError::draw("file"))?;
         }
         average(&large, [height, width], OVERSAMPLING as usize, &mut small);
     }

@@ -42,6 +42,15 @@ pub struct Histogram {
     pub above: usize,
 }
 
+/// Labels of a histogram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Labels<'a> {
+    /// Title above the histogram.
+    pub title: &'a str,
+    /// Label of the horizontal axis, such as a unit; may be empty.
+    pub x_label: &'a str,
+}
+
 impl Histogram {
     /// Puts values into some 30 bins at most; what is not finite, or beyond 1e100, does not count.
     /// Whole numbers are the middles of their bins where each has its own. Single values so far
@@ -50,7 +59,8 @@ impl Histogram {
     ///
     /// # Errors
     /// [`ChartError::Empty`] where there is no value.
-    pub fn of(title: &str, x_label: &str, values: &[f64]) -> Result<Self, ChartError> {
+    pub fn of(labels: Labels<'_>, values: &[f64]) -> Result<Self, ChartError> {
+        let Labels { title, x_label } = labels;
         let mut values: Vec<f64> =
             values.iter().copied().filter(|value| value.abs() <= 1e100).collect();
         values.sort_unstable_by(f64::total_cmp);
@@ -173,18 +183,18 @@ impl Page for Grid<'_> {
         self.histograms.len().div_ceil(self.columns)
     }
 
-    fn draw_row<Backend: DrawingBackend>(
+    fn draw_row<Backend>(
         &self,
         row: usize,
         area: &Area<Backend>,
         _: Medium,
-    ) -> Result<(), ChartError> {
+    ) -> Result<(), ChartError>
+    where
+        Backend: DrawingBackend<ErrorType: 'static>,
+    {
         let histograms = self.histograms.iter().skip(row * self.columns);
         for (histogram, cell) in histograms.zip(area.split_evenly((1, self.columns))) {
-            draw(histogram, &cell).map_err(|error| ChartError::Draw {
-                title: histogram.title.clone(),
-                reason: error.to_string(),
-            })?;
+            draw(histogram, &cell).map_err(ChartError::draw(&histogram.title))?;
         }
         Ok(())
     }
@@ -241,7 +251,7 @@ mod tests {
     use super::*;
 
     fn of(values: &[f64]) -> Histogram {
-        Histogram::of("values", "", values).unwrap()
+        Histogram::of(Labels { title: "values", x_label: "" }, values).unwrap()
     }
 
     fn inside(histogram: &Histogram) -> usize {
@@ -302,7 +312,9 @@ mod tests {
             assert!((1..=33).contains(&histogram.counts.len()), "{histogram:?}");
             assert!(histogram.width > 0.0, "{histogram:?}");
         }
-        let empty = Histogram::of("loss", "", &[f64::NAN]).unwrap_err().to_string();
+        let empty = Histogram::of(Labels { title: "loss", x_label: "" }, &[f64::NAN])
+            .unwrap_err()
+            .to_string();
         assert!(empty.contains("loss: no values"), "{empty}");
     }
 
@@ -312,7 +324,8 @@ mod tests {
         let histograms: Vec<Histogram> = (1..=4)
             .map(|i| {
                 let values: Vec<f64> = (0..400).map(|k| f64::from(k % (7 * i))).collect();
-                Histogram::of(&format!("column <{i}>\u{7}"), "pixels", &values).unwrap()
+                let title = format!("column <{i}>\u{7}");
+                Histogram::of(Labels { title: &title, x_label: "pixels" }, &values).unwrap()
             })
             .collect();
         let svg = folder.path().join("a.svg");

@@ -10,13 +10,13 @@
 //! | `canvas` | the same drawing for SVG and for pixels |
 //!
 //! ```
-//! use opensora_chart::{Curve, Histogram, Panel, Style, histogram, panel};
+//! use opensora_chart::{Curve, Histogram, Labels, Panel, Style, histogram, panel};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let folder = tempfile::tempdir()?;
 //! let steps: Vec<f64> = (1..=100).map(f64::from).collect();
 //! let loss: Vec<f64> = steps.iter().map(|step| 1.0 / step.sqrt()).collect();
-//! let losses = Histogram::of("loss", "nats", &loss)?;
+//! let losses = Histogram::of(Labels { title: "loss", x_label: "nats" }, &loss)?;
 //! histogram::save(&[losses], &folder.path().join("losses.png"))?;
 //! let curve = Curve { name: "first run".into(), run: 0, x: steps, y: loss };
 //! let panels = [Panel { title: "loss".into(), curves: vec![curve] }];
@@ -35,5 +35,10 @@ pub mod text;
 
 pub use curve::Curve;
 pub use error::ChartError;
-pub use histogram::Histogram;
+pub use histogram::{Histogram, Labels};
 pub use panel::{Panel, Style};
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -6,7 +6,7 @@ use crate::{
     canvas::{self, Area, COLORS, Medium, OVERSAMPLING, Page, text},
     curve::{smooth, thin},
 };
-use plotters::prelude::*;
+use plotters::{coord::cartesian::Cartesian2d, prelude::*};
 use std::path::Path;
 
 /// Stretches of a curve of which more could not be told apart.
@@ -88,19 +88,21 @@ impl Page for Column<'_> {
         self.panels.len()
     }
 
-    fn draw_row<Backend: DrawingBackend>(
+    fn draw_row<Backend>(
         &self,
         row: usize,
         area: &Area<Backend>,
         medium: Medium,
-    ) -> Result<(), ChartError> {
+    ) -> Result<(), ChartError>
+    where
+        Backend: DrawingBackend<ErrorType: 'static>,
+    {
         let (panel, style) = (&self.panels[row], self.style);
-        let title = || panel.title.clone();
         let lines = lines(panel, style);
         let (x, y) = axes(&lines, style.log)
-            .ok_or_else(|| ChartError::Empty { title: title(), log: style.log })?;
-        draw_panel(area, panel, style, medium, lines, x, y)
-            .map_err(|error| ChartError::Draw { title: title(), reason: error.to_string() })
+            .ok_or_else(|| ChartError::Empty { title: panel.title.clone(), log: style.log })?;
+        let drawing = Drawing { panel, style, lines: &lines, x, y };
+        drawing.draw(area, medium).map_err(ChartError::draw(&panel.title))
     }
 }
 
@@ -158,77 +160,113 @@ fn axes(lines: &[Lines], log: bool) -> Option<(Axis, Axis)> {
     Some((Axis::over(x.0, x.1, 0.0, false), Axis::over(low, high, 0.05, log)))
 }
 
-fn draw_panel<Backend: DrawingBackend>(
-    area: &Area<Backend>,
-    panel: &Panel,
-    style: &Style,
-    medium: Medium,
-    lines: Vec<Lines>,
+/// Light grey of grid lines.
+const FAINT: RGBColor = RGBColor(225, 225, 225);
+
+/// A panel with its axes.
+struct Drawing<'a> {
+    panel: &'a Panel,
+    style: &'a Style,
+    lines: &'a [Lines],
     x: Axis,
     y: Axis,
-) -> Result<(), DrawingAreaErrorKind<Backend::ErrorType>> {
-    let scale = OVERSAMPLING;
-    let faint = RGBColor(225, 225, 225);
-    let (raw_width, smoothed_width) = (scale, 2 * scale);
-    let (x_count, y_count) = ((style.width / 90) as usize, (style.height / 50) as usize);
-    let (x_ticks, y_ticks) = (x.ticks(x_count), y.ticks(y_count));
-    let mut chart = ChartBuilder::on(area)
-        .caption(&panel.title, text(24))
-        .margin(12 * scale)
-        .margin_right(24 * scale)
-        .x_label_area_size(50 * scale)
-        .y_label_area_size(76 * scale)
-        .build_cartesian_2d(x.clone(), y.clone())?;
-    chart
-        .configure_mesh()
-        .x_labels(x_count)
-        .y_labels(y_count)
-        .x_label_formatter(&|value| x.label(*value, &x_ticks))
-        .y_label_formatter(&|value| y.label(*value, &y_ticks))
-        .x_desc(&style.x_label)
-        .axis_desc_style(text(18))
-        .label_style(text(17))
-        .axis_style(RGBColor(80, 80, 80).stroke_width(scale))
-        .bold_line_style(faint.stroke_width(scale))
-        .light_line_style(TRANSPARENT)
-        .set_all_tick_mark_size(4 * scale)
-        .draw()?;
-    let paths = |points: &[(f64, f64)]| -> Vec<Vec<(f64, f64)>> {
+}
+
+/// The chart of a panel, to which curves are added.
+type Chart<'a, Backend> = ChartContext<'a, Backend, Cartesian2d<Axis, Axis>>;
+/// An error of the drawing library.
+type DrawError<Backend> = DrawingAreaErrorKind<<Backend as DrawingBackend>::ErrorType>;
+
+impl Drawing<'_> {
+    fn draw<Backend: DrawingBackend>(
+        &self,
+        area: &Area<Backend>,
+        medium: Medium,
+    ) -> Result<(), DrawError<Backend>> {
+        let scale = OVERSAMPLING;
+        let mut chart = ChartBuilder::on(area)
+            .caption(&self.panel.title, text(24))
+            .margin(12 * scale)
+            .margin_right(24 * scale)
+            .x_label_area_size(50 * scale)
+            .y_label_area_size(76 * scale)
+            .build_cartesian_2d(self.x.clone(), self.y.clone())?;
+        self.draw_mesh(&mut chart)?;
+        self.draw_curves(&mut chart, medium)?;
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .margin(10 * scale)
+            .legend_area_size(20 * scale)
+            .label_font(text(17))
+            .background_style(WHITE.mix(0.85))
+            .border_style(FAINT.stroke_width(scale))
+            .draw()
+    }
+
+    /// Draws axes, labels and grid lines.
+    fn draw_mesh<Backend: DrawingBackend>(
+        &self,
+        chart: &mut Chart<'_, Backend>,
+    ) -> Result<(), DrawError<Backend>> {
+        let (scale, x, y) = (OVERSAMPLING, &self.x, &self.y);
+        let x_count = (self.style.width / 90) as usize;
+        let y_count = (self.style.height / 50) as usize;
+        let (x_ticks, y_ticks) = (x.ticks(x_count), y.ticks(y_count));
+        chart
+            .configure_mesh()
+            .x_labels(x_count)
+            .y_labels(y_count)
+            .x_label_formatter(&|value| x.label(*value, &x_ticks))
+            .y_label_formatter(&|value| y.label(*value, &y_ticks))
+            .x_desc(&self.style.x_label)
+            .axis_desc_style(text(18))
+            .label_style(text(17))
+            .axis_style(RGBColor(80, 80, 80).stroke_width(scale))
+            .bold_line_style(FAINT.stroke_width(scale))
+            .light_line_style(TRANSPARENT)
+            .set_all_tick_mark_size(4 * scale)
+            .draw()
+    }
+
+    fn draw_curves<Backend: DrawingBackend>(
+        &self,
+        chart: &mut Chart<'_, Backend>,
+        medium: Medium,
+    ) -> Result<(), DrawError<Backend>> {
+        let scale = OVERSAMPLING;
+        let path =
+            |stroke: ShapeStyle| move |points: Vec<(f64, f64)>| PathElement::new(points, stroke);
+        // All raw curves come first, so that none hides a smoothed one.
+        for line in self.lines {
+            let stroke = line.color.mix(0.2).stroke_width(scale);
+            chart.draw_series(self.paths(&line.raw, medium).into_iter().map(path(stroke)))?;
+        }
+        for line in self.lines {
+            let stroke = line.color.stroke_width(2 * scale);
+            let dot = (line.smoothed.len() == 1).then(|| line.smoothed[0]);
+            let half = 12 * scale as i32;
+            chart
+                .draw_series(self.paths(&line.smoothed, medium).into_iter().map(path(stroke)))?
+                .label(&line.name)
+                .legend(move |(x, y)| PathElement::new([(x - half / 3, y), (x + half, y)], stroke));
+            // A single value has no line.
+            let dots = dot.map(|at| Circle::new(at, 3 * scale, line.color.filled()));
+            chart.draw_series(dots)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the paths of a curve, within the vertical axis.
+    fn paths(&self, points: &[(f64, f64)], medium: Medium) -> Vec<Vec<(f64, f64)>> {
         let points: Vec<_> =
-            thin(points, PIECES).into_iter().map(|(px, py)| (px, y.clamp(py))).collect();
+            thin(points, PIECES).into_iter().map(|(px, py)| (px, self.y.clamp(py))).collect();
         match medium {
             Medium::Svg => vec![points],
-            // plotters draws joints of sharp angles as endless spikes: each line stands for itself.
+            // plotters draws joints of sharp angles as endless spikes: each segment is a path.
             Medium::Pixels => points.windows(2).map(<[_]>::to_vec).collect(),
         }
-    };
-    let path = |stroke: ShapeStyle| move |points: Vec<(f64, f64)>| PathElement::new(points, stroke);
-    // All faint curves first, so that none hides a strong one.
-    for line in &lines {
-        let stroke = line.color.mix(0.2).stroke_width(raw_width);
-        chart.draw_series(paths(&line.raw).into_iter().map(path(stroke)))?;
     }
-    for line in &lines {
-        let stroke = line.color.stroke_width(smoothed_width);
-        let dot = (line.smoothed.len() == 1).then(|| line.smoothed[0]);
-        let half = 12 * scale as i32;
-        chart
-            .draw_series(paths(&line.smoothed).into_iter().map(path(stroke)))?
-            .label(&line.name)
-            .legend(move |(x, y)| PathElement::new([(x - half / 3, y), (x + half, y)], stroke));
-        // A single value has no line.
-        let dots = dot.map(|at| Circle::new(at, 3 * scale, line.color.filled()));
-        chart.draw_series(dots)?;
-    }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
-        .margin(10 * scale)
-        .legend_area_size(20 * scale)
-        .label_font(text(17))
-        .background_style(WHITE.mix(0.85))
-        .border_style(faint.stroke_width(scale))
-        .draw()
 }
 
 #[cfg(test)]

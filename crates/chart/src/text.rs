@@ -44,7 +44,7 @@ impl Paragraph<'_> {
         let style = canvas::text(self.size);
         let measure = |text: &str| style.font.box_size(text).map(|(width, _)| width as usize);
         // That the font is there is known once it has measured something.
-        measure("x").map_err(|error| failed(&error))?;
+        measure("x").map_err(ChartError::draw("text"))?;
         let width = (self.width * OVERSAMPLING) as usize;
         let lines = wrap(self.text, width, self.most_lines, &|text| measure(text).unwrap_or(0));
         let page = Lines { lines, style, width: self.width, size: self.size };
@@ -52,10 +52,6 @@ impl Paragraph<'_> {
         Frames::from_rgb(rgb, [1, height, width])
             .map_err(|source| VideoError::Frames { path: "text".into(), source }.into())
     }
-}
-
-fn failed(error: &dyn std::fmt::Display) -> ChartError {
-    ChartError::Draw { title: "text".into(), reason: error.to_string() }
 }
 
 /// A text on one line: white space and control characters become single spaces; cut off behind
@@ -145,16 +141,19 @@ impl Page for Lines {
         self.lines.len()
     }
 
-    fn draw_row<Backend: DrawingBackend>(
+    fn draw_row<Backend>(
         &self,
         row: usize,
         area: &Area<Backend>,
         _: Medium,
-    ) -> Result<(), ChartError> {
+    ) -> Result<(), ChartError>
+    where
+        Backend: DrawingBackend<ErrorType: 'static>,
+    {
         // plotters puts the baseline half a letter's height below the place that it is given: here,
         // there is room for accents above and for descenders below.
         let top = (self.size * OVERSAMPLING / 2) as i32;
-        area.draw_text(&self.lines[row], &self.style, (0, top)).map_err(|error| failed(&error))
+        area.draw_text(&self.lines[row], &self.style, (0, top)).map_err(ChartError::draw("text"))
     }
 }
 

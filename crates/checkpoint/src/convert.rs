@@ -1,6 +1,8 @@
-//! Any readable checkpoint as safetensors, tensor by tensor.
+//! Conversion of any readable checkpoint to safetensors files, tensor by tensor.
 
-use crate::{Checkpoint, CheckpointError, TensorEntry, safetensors_file::file_dtype};
+use crate::{
+    Checkpoint, CheckpointError, TensorEntry, error::because, safetensors_file::file_dtype,
+};
 use burn::tensor::{DType, FloatDType, TensorData};
 use opensora_files::write_atomically;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -13,12 +15,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// How a checkpoint is written.
+/// Settings of a conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConvertSpec {
-    /// Type of tensors of floating point; `None` keeps theirs. Others keep theirs in any case.
+    /// Type of float tensors; `None` keeps the type in the file. Other tensors always keep their type.
     pub dtype: Option<FloatDType>,
-    /// Most bytes of tensors in a file; a larger tensor gets a file to itself.
+    /// Most bytes of tensors in a file. A larger tensor is the only one in its file.
     pub max_shard_bytes: u64,
 }
 
@@ -28,12 +30,12 @@ impl Default for ConvertSpec {
     }
 }
 
-/// What a conversion wrote.
+/// The files of a conversion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Converted {
-    /// The files of tensors.
+    /// Files with tensors.
     pub files: Vec<PathBuf>,
-    /// The index, if there are several files.
+    /// Index, if there are several files.
     pub index: Option<PathBuf>,
     /// Number of tensors.
     pub tensors: usize,
@@ -41,10 +43,28 @@ pub struct Converted {
     pub bytes: u64,
 }
 
-/// Receives the bytes that are done and those in total; `Break` ends the conversion.
-pub type Advance<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
+/// Receives the progress of a conversion. `()` ignores it.
+pub trait Observer {
+    /// Called before each tensor, and when a file is complete. `Break` ends the conversion.
+    fn written(&mut self, event: &Written) -> ControlFlow<()> {
+        let _ = event;
+        ControlFlow::Continue(())
+    }
+}
 
-/// A tensor, its type and its size in the new file.
+impl Observer for () {}
+
+/// How far a conversion is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Written {
+    /// Bytes of tensors that were written.
+    pub bytes: u64,
+    /// Bytes of all tensors.
+    pub total_bytes: u64,
+}
+
+/// A tensor with its type and size in the new file.
 struct Planned<'a> {
     key: &'a str,
     entry: &'a TensorEntry,
@@ -54,19 +74,18 @@ struct Planned<'a> {
 
 impl Checkpoint {
     /// Writes all tensors under their keys as `model.safetensors` in `folder`, or as
-    /// `model-00001-of-0000N.safetensors` and so on with an index as transformers and diffusers read it.
+    /// `model-00001-of-0000N.safetensors` and so on with an index that transformers and diffusers read.
     ///
-    /// One tensor is in memory at a time. `advance` gets the bytes that were
-    /// written and those of all tensors.
+    /// One tensor is in memory at a time.
     ///
     /// # Errors
     /// Returns an error if a tensor cannot be read or has a type that safetensors files cannot hold, a file
-    /// cannot be written, or `advance` breaks ([`io::ErrorKind::Interrupted`]).
+    /// cannot be written, or `observer` breaks ([`io::ErrorKind::Interrupted`]).
     pub fn convert(
         &self,
         spec: &ConvertSpec,
         folder: &Path,
-        advance: Advance<'_>,
+        observer: &mut dyn Observer,
     ) -> Result<Converted, CheckpointError> {
         let planned = self.plan(spec.dtype)?;
         let total = planned.iter().map(|tensor| tensor.bytes).sum();
@@ -76,12 +95,13 @@ impl Checkpoint {
             1 => "model.safetensors".to_string(),
             _ => format!("model-{number:05}-of-{count:05}.safetensors"),
         };
-        let (mut files, mut weight_map, mut done) = (Vec::new(), BTreeMap::new(), 0);
+        let (mut files, mut weight_map) = (Vec::new(), BTreeMap::new());
+        let mut done = Written { bytes: 0, total_bytes: total };
         for (index, shard) in shards.iter().enumerate() {
             let name = name(index + 1);
             weight_map.extend(shard.iter().map(|tensor| (tensor.key, name.clone())));
             let path = folder.join(name);
-            write_shard(&path, shard, &mut done, total, advance)?;
+            write_shard(&path, shard, &mut done, observer)?;
             files.push(path);
         }
         let tensors = weight_map.len();
@@ -94,7 +114,7 @@ impl Checkpoint {
         Ok(Converted { files, index, tensors, bytes: total })
     }
 
-    /// Writes all tensors under their keys as one safetensors file, as [`convert`](Self::convert).
+    /// Writes all tensors under their keys as one safetensors file.
     ///
     /// # Errors
     /// Returns the errors of [`convert`](Self::convert).
@@ -102,22 +122,22 @@ impl Checkpoint {
         &self,
         dtype: Option<FloatDType>,
         path: &Path,
-        advance: Advance<'_>,
+        observer: &mut dyn Observer,
     ) -> Result<Converted, CheckpointError> {
         let planned = self.plan(dtype)?;
         let total = planned.iter().map(|tensor| tensor.bytes).sum();
-        write_shard(path, &planned, &mut 0, total, advance)?;
+        write_shard(path, &planned, &mut Written { bytes: 0, total_bytes: total }, observer)?;
         let tensors = planned.len();
         Ok(Converted { files: vec![path.into()], index: None, tensors, bytes: total })
     }
 
-    /// Returns what every tensor will be, before the first byte is written.
+    /// Returns type and size of every tensor, before the first byte is written.
     fn plan(&self, wanted: Option<FloatDType>) -> Result<Vec<Planned<'_>>, CheckpointError> {
         let mut planned = Vec::with_capacity(self.tensors().len());
         for (key, entry) in self.tensors() {
             let found = match entry.dtype() {
                 Some(dtype) => dtype,
-                // Reading it says why it cannot be read.
+                // Reading returns the reason.
                 None => entry.read(key)?.dtype(),
             };
             let dtype = wanted.filter(|_| found.is_float()).map_or(found, DType::from);
@@ -132,11 +152,8 @@ impl Checkpoint {
 }
 
 fn unwritable(key: &str, entry: &TensorEntry, dtype: DType) -> CheckpointError {
-    CheckpointError::Tensor {
-        path: entry.file().into(),
-        key: key.into(),
-        reason: format!("element type {dtype:?} has no place in a safetensors file"),
-    }
+    let reason = format!("safetensors files have no element type {dtype:?}");
+    CheckpointError::tensor(entry.file(), key)(reason)
 }
 
 /// Splits tensors into files in the order of their keys.
@@ -155,15 +172,14 @@ fn split(planned: Vec<Planned<'_>>, max_bytes: u64) -> Vec<Vec<Planned<'_>>> {
     shards
 }
 
-/// Writes a file that appears complete or not at all.
+/// Writes a file, which appears complete or not at all.
 fn write_shard(
     path: &Path,
     shard: &[Planned<'_>],
-    done: &mut u64,
-    total: u64,
-    advance: Advance<'_>,
+    done: &mut Written,
+    observer: &mut dyn Observer,
 ) -> Result<(), CheckpointError> {
-    // Wide types first, so that every tensor is aligned; as the safetensors crate orders them.
+    // Wide types first, so that every tensor is aligned; the safetensors crate has the same order.
     let mut order: Vec<&Planned<'_>> = shard.iter().collect();
     order.sort_by(|a, b| b.dtype.size().cmp(&a.dtype.size()).then(a.key.cmp(b.key)));
     let header = header(&order)?;
@@ -173,7 +189,7 @@ fn write_shard(
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
         for tensor in &order {
-            if advance(*done, total).is_break() {
+            if observer.written(done).is_break() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
             let (found, bytes) = match tensor.entry.read_bytes(tensor.key) {
@@ -188,7 +204,7 @@ fn write_shard(
             } else {
                 write_cast(&bytes, found, tensor.dtype, &mut file)?;
             }
-            *done += tensor.bytes;
+            done.bytes += tensor.bytes;
         }
         file.flush()
     });
@@ -196,11 +212,11 @@ fn write_shard(
         return Err(error);
     }
     written.map_err(|source| CheckpointError::Write { path: path.into(), source })?;
-    let _ = advance(*done, total);
+    let _ = observer.written(done);
     Ok(())
 }
 
-/// Writes numbers in another type, some at a time, so that memory holds one form of the tensor only.
+/// Writes numbers in another type in chunks, so that memory holds the tensor once.
 fn write_cast(bytes: &[u8], from: DType, to: DType, file: &mut impl Write) -> io::Result<()> {
     const NUMBERS: usize = 1 << 18;
     for chunk in bytes.chunks(NUMBERS * from.size()) {
@@ -211,7 +227,7 @@ fn write_cast(bytes: &[u8], from: DType, to: DType, file: &mut impl Write) -> io
     Ok(())
 }
 
-/// The JSON in front of the tensors, padded to eight bytes.
+/// Returns the JSON header, padded to eight bytes.
 fn header(order: &[&Planned<'_>]) -> Result<Vec<u8>, CheckpointError> {
     let mut start = 0;
     let mut tensors = Vec::new();
@@ -226,12 +242,15 @@ fn header(order: &[&Planned<'_>]) -> Result<Vec<u8>, CheckpointError> {
         ));
         start = end;
     }
-    // What transformers asks of files that it opens itself.
+    // transformers requires it of files that it opens itself.
     let notes = HashMap::from([("format".to_string(), "pt".to_string())]);
     let path = order.first().map_or(Path::new(""), |tensor| tensor.entry.file());
-    let fail = |reason: String| CheckpointError::Format { path: path.into(), reason };
-    let metadata = Metadata::new(Some(notes), tensors).map_err(|error| fail(error.to_string()))?;
-    let mut header = serde_json::to_vec(&metadata).map_err(|error| fail(error.to_string()))?;
+    let metadata = Metadata::new(Some(notes), tensors)
+        .map_err(because("cannot make a header of its tensors"))
+        .map_err(CheckpointError::malformed(path))?;
+    let mut header = serde_json::to_vec(&metadata)
+        .map_err(because("cannot write the header as JSON"))
+        .map_err(CheckpointError::malformed(path))?;
     header.resize(header.len().next_multiple_of(8), b' ');
     Ok(header)
 }
@@ -259,8 +278,18 @@ mod tests {
         path
     }
 
-    fn go_on(_: u64, _: u64) -> ControlFlow<()> {
-        ControlFlow::Continue(())
+    /// Keeps the last event, and breaks if asked to.
+    #[derive(Default)]
+    struct Log {
+        last: Option<Written>,
+        breaks: bool,
+    }
+
+    impl Observer for Log {
+        fn written(&mut self, event: &Written) -> ControlFlow<()> {
+            self.last = Some(*event);
+            if self.breaks { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
     }
 
     #[test]
@@ -270,14 +299,14 @@ mod tests {
         let out = folder.path().join("out");
         std::fs::create_dir(&out).unwrap();
         let spec = ConvertSpec { max_shard_bytes: 16, ..ConvertSpec::default() };
-        let converted = checkpoint.convert(&spec, &out, &mut go_on).unwrap();
+        let converted = checkpoint.convert(&spec, &out, &mut ()).unwrap();
         assert_eq!((converted.files.len(), converted.tensors, converted.bytes), (2 + 1, 3, 32));
         let read = Checkpoint::open(&out).unwrap();
         assert_eq!(read.taken(), converted.index.unwrap());
         for (key, tensor) in checkpoint.tensors() {
             assert_eq!(tensor.read(key).unwrap(), read.tensors()[key].read(key).unwrap(), "{key}");
         }
-        assert_eq!(read.notes().unwrap()["format"], "pt");
+        assert_eq!(read.metadata().unwrap()["format"], "pt");
     }
 
     #[test]
@@ -285,14 +314,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let checkpoint = Checkpoint::open(file(folder.path())).unwrap();
         let path = folder.path().join("out.safetensors");
-        let mut last = (0, 0);
-        let converted = checkpoint
-            .convert_to_file(Some(FloatDType::BF16), &path, &mut |done, total| {
-                last = (done, total);
-                ControlFlow::Continue(())
-            })
-            .unwrap();
-        assert_eq!((converted.bytes, last), (8 + 4 + 8, (20, 20)));
+        let mut log = Log::default();
+        let converted =
+            checkpoint.convert_to_file(Some(FloatDType::BF16), &path, &mut log).unwrap();
+        assert_eq!(converted.bytes, 8 + 4 + 8);
+        assert_eq!(log.last, Some(Written { bytes: 20, total_bytes: 20 }));
         let read = Checkpoint::open(&path).unwrap();
         let tensor = |key: &str| -> TensorData { read.tensors()[key].read(key).unwrap() };
         assert_eq!(tensor("b.weight").dtype(), DType::BF16);
@@ -306,9 +332,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let checkpoint = Checkpoint::open(file(folder.path())).unwrap();
         let path = folder.path().join("out.safetensors");
-        let error = checkpoint
-            .convert_to_file(None, &path, &mut |_, _| ControlFlow::Break(()))
-            .unwrap_err();
+        let mut log = Log { breaks: true, ..Log::default() };
+        let error = checkpoint.convert_to_file(None, &path, &mut log).unwrap_err();
         assert!(matches!(error, CheckpointError::Write { .. }), "{error}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }

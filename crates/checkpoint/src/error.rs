@@ -1,38 +1,47 @@
-//! What can be wrong with a checkpoint, each in one line.
+//! Errors of opening, reading, loading and writing checkpoints.
 
 use opensora_files::one_line;
 use opensora_nn::read::ReadError;
-use std::{fmt, path::PathBuf};
+use std::{
+    error::Error,
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+/// An error of any type.
+pub type BoxedError = Box<dyn Error + Send + Sync>;
 
 /// Why a checkpoint could not be opened, loaded or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    /// The path could not be opened or listed.
-    #[error("{}: {source}", path.display())]
+    /// The path cannot be opened or listed.
+    #[error("{}: cannot open", path.display())]
     Open {
         /// The path.
         path: PathBuf,
-        /// The operating system's reason.
-        source: std::io::Error,
+        /// The operating system's error.
+        source: io::Error,
     },
-    /// The file is there but is not a checkpoint that can be read.
+    /// The file exists but is not a checkpoint that can be read.
     #[error("{}: not a readable checkpoint: {}", path.display(), one_line(reason))]
     Format {
         /// The file.
         path: PathBuf,
-        /// What was found instead.
+        /// What was found and what was expected.
         reason: String,
+        /// The error of the system or parser, if one is the cause.
+        source: Option<BoxedError>,
     },
-    /// An index names a shard that is not beside it.
-    #[error("{}: shard '{}' of the index is missing beside it", index.display(), one_line(shard))]
+    /// An index has a shard that is not beside it.
+    #[error("{}: its shard '{}' is missing", index.display(), one_line(shard))]
     MissingShard {
         /// The index file.
         index: PathBuf,
         /// The shard's file name.
         shard: String,
     },
-    /// A folder that holds no checkpoint, or several without a telling name.
+    /// A folder has no checkpoint, or several without a well-known name.
     #[error("{}: {reason}", path.display())]
     Folder {
         /// The folder.
@@ -40,43 +49,99 @@ pub enum CheckpointError {
         /// What was found and what was expected.
         reason: String,
     },
-    /// The bytes of a tensor could not be read.
+    /// A tensor cannot be read, converted or written.
     #[error("{}: tensor '{}': {}", path.display(), one_line(key), one_line(reason))]
     Tensor {
         /// The file.
         path: PathBuf,
         /// The tensor's key.
         key: String,
-        /// What went wrong.
+        /// What was found and what was expected.
         reason: String,
+        /// The error of the system or of a conversion, if one is the cause.
+        source: Option<BoxedError>,
     },
     /// The device that holds a tensor failed or is lost.
     #[error(transparent)]
     Device(#[from] ReadError),
-    /// The file could not be written.
-    #[error("{}: cannot be written: {source}", path.display())]
+    /// The file cannot be written.
+    #[error("{}: cannot write", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// The operating system's reason.
-        source: std::io::Error,
+        /// The operating system's error.
+        source: io::Error,
     },
-    /// Two tensors of a file to be written have the same key.
-    #[error("{}: cannot be written: two tensors have the key '{}'", path.display(), one_line(key))]
+    /// Two tensors to be written have the same key.
+    #[error("{}: cannot write: two tensors have the key '{}'", path.display(), one_line(key))]
     DuplicateKey {
         /// The file.
         path: PathBuf,
         /// The key.
         key: String,
     },
-    /// The keys or shapes do not fit the model.
+    /// The keys or shapes do not match the model.
     #[error("{}: {mismatch}", path.display())]
     Mismatch {
         /// The file or folder.
         path: PathBuf,
-        /// The keys that do not fit.
+        /// The keys that do not match.
         mismatch: Box<Mismatch>,
     },
+}
+
+impl CheckpointError {
+    /// Returns a [`Format`](Self::Format) error of the file at `path`.
+    pub fn format(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::Format { path: path.into(), reason: reason.into(), source: None }
+    }
+
+    /// Returns a function that makes [`Format`](Self::Format) errors of the file at `path`.
+    pub(crate) fn malformed<C: Into<Cause>>(path: &Path) -> impl Fn(C) -> Self {
+        move |cause| {
+            let Cause { reason, source } = cause.into();
+            Self::Format { path: path.into(), reason, source }
+        }
+    }
+
+    /// Returns a function that makes [`Tensor`](Self::Tensor) errors of the tensor `key`.
+    pub(crate) fn tensor<C: Into<Cause>>(path: &Path, key: &str) -> impl Fn(C) -> Self {
+        move |cause| {
+            let Cause { reason, source } = cause.into();
+            Self::Tensor { path: path.into(), key: key.into(), reason, source }
+        }
+    }
+}
+
+/// A text, and the error that it explains.
+#[derive(Debug)]
+pub(crate) struct Cause {
+    reason: String,
+    source: Option<BoxedError>,
+}
+
+impl From<String> for Cause {
+    fn from(reason: String) -> Self {
+        Self { reason, source: None }
+    }
+}
+
+impl From<&str> for Cause {
+    fn from(reason: &str) -> Self {
+        reason.to_string().into()
+    }
+}
+
+impl From<io::Error> for Cause {
+    fn from(error: io::Error) -> Self {
+        because("cannot read")(error)
+    }
+}
+
+/// Returns a function that makes causes of an error and a text that explains it.
+pub(crate) fn because<E: Into<BoxedError>>(reason: impl Into<String>) -> impl FnOnce(E) -> Cause {
+    let reason = reason.into();
+    move |error| Cause { reason, source: Some(error.into()) }
 }
 
 /// A key whose shape differs between file and model.
@@ -86,24 +151,24 @@ pub struct ShapeMismatch {
     pub key: String,
     /// The shape in the file.
     pub found: Vec<usize>,
-    /// The shape that the model's configuration asks for, in the file's layout.
+    /// The shape of the model's parameter, in the file's layout.
     pub expected: Vec<usize>,
 }
 
-/// The keys by which a checkpoint and a model differ; at least one list is not empty.
+/// The differences in keys between a checkpoint and a model. At least one list is not empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mismatch {
-    /// What the file was loaded as.
+    /// Name of the artefact that was expected.
     pub artefact: String,
-    /// Wrappers that the keys were taken out of, such as `module`.
+    /// Wrappers around the keys that were removed, such as `module`.
     pub wrappers: Vec<String>,
-    /// Keys the model needs and the file lacks.
+    /// Keys of the model that the file lacks.
     pub missing: Vec<String>,
-    /// Keys of the file that nothing in the model uses and no allow-list names.
+    /// Keys of the file that the model does not use and the key map does not allow.
     pub unused: Vec<String>,
-    /// Keys of another shape.
+    /// Keys whose shapes differ.
     pub shapes: Vec<ShapeMismatch>,
-    /// What most likely happened.
+    /// The likely cause.
     pub likely_cause: String,
 }
 
@@ -137,12 +202,12 @@ fn keys(count: usize) -> String {
     if count == 1 { "1 key".into() } else { format!("{count} keys") }
 }
 
-/// Names in quotes, each on one line.
+/// Returns names in quotes, separated by commas.
 pub(crate) fn quoted(names: &[String]) -> String {
     names.iter().map(|name| format!("'{}'", one_line(name))).collect::<Vec<_>>().join(", ")
 }
 
-/// The first few, so that the line stays a line; the struct holds them all.
+/// Returns the first few items, to limit the length of the message; the struct holds all.
 fn some(items: &[String]) -> String {
     const SHOWN: usize = 4;
     let mut text = items.iter().take(SHOWN).map(one_line).collect::<Vec<_>>().join(", ");

@@ -1,4 +1,4 @@
-//! Writing a module as safetensors under published key names.
+//! Export of a module as safetensors under published keys.
 
 use crate::{CheckpointError, KeyMap, ParameterNames};
 use burn::{
@@ -16,62 +16,77 @@ use std::{
     path::Path,
 };
 
-/// Writes the parameters of `module` to `path` as one safetensors file in `dtype`, under the keys
-/// and in the layout of `map`'s artefact, so that whatever reads the published file reads this one.
-/// A `note`, name and text, is kept in the file for [`Checkpoint::notes`](crate::Checkpoint::notes).
+/// How a module is exported. The default is f32 without metadata and buffers.
+#[derive(Debug, Clone)]
+pub struct ExportOptions {
+    /// Float type of the tensors.
+    pub dtype: FloatDType,
+    /// Name and text that [`Checkpoint::metadata`](crate::Checkpoint::metadata) finds in the file.
+    pub metadata: Option<(String, String)>,
+    /// Tensors under published keys that are not parameters of the module, because they can be computed, and
+    /// that other programs expect in the file.
+    pub buffers: Vec<(String, TensorData)>,
+}
+
+impl Default for ExportOptions {
+    fn default() -> Self {
+        Self { dtype: FloatDType::F32, metadata: None, buffers: Vec::new() }
+    }
+}
+
+impl ExportOptions {
+    /// Sets the float type of the tensors.
+    pub fn with_dtype(self, dtype: FloatDType) -> Self {
+        Self { dtype, ..self }
+    }
+
+    /// Sets the metadata.
+    pub fn with_metadata(self, name: &str, text: &str) -> Self {
+        Self { metadata: Some((name.into(), text.into())), ..self }
+    }
+
+    /// Sets the buffers.
+    pub fn with_buffers(self, buffers: Vec<(String, TensorData)>) -> Self {
+        Self { buffers, ..self }
+    }
+}
+
+/// Writes the parameters of `module` to `path` as one safetensors file, under the keys and in the layout
+/// of `map`'s artefact, so that every reader of the published file reads this one.
 ///
 /// The file appears complete or not at all. Tensors are fetched from the device one at a time.
 ///
 /// # Errors
-/// Returns an error if the file cannot be written, the device fails, or `map` gives two parameters the
-/// same key.
+/// Returns an error if the file cannot be written, the device fails, or two tensors have the same key.
 pub fn export<M: Module>(
     module: &M,
     map: &KeyMap,
-    dtype: FloatDType,
-    note: Option<(&str, &str)>,
+    options: ExportOptions,
     path: &Path,
 ) -> Result<(), CheckpointError> {
-    export_with_buffers(module, map, Vec::new(), dtype, note, path)
-}
-
-/// Like [`export`], and writes `buffers`: tensors that are no parameters here, because they can be
-/// computed, and that other programs expect in the file. Their keys are published ones: `map` does not
-/// change them.
-///
-/// # Errors
-/// Returns the errors of [`export`], also if a buffer has the key of a parameter or another buffer.
-pub fn export_with_buffers<M: Module>(
-    module: &M,
-    map: &KeyMap,
-    buffers: Vec<(String, TensorData)>,
-    dtype: FloatDType,
-    note: Option<(&str, &str)>,
-    path: &Path,
-) -> Result<(), CheckpointError> {
+    let ExportOptions { dtype, metadata, buffers } = options;
     let mut collector = Collector::of(module, map, dtype);
     collector.tensors.extend(buffers.into_iter().map(|(key, data)| {
         let shape = data.shape().to_vec();
         let fetch = move || Ok(data.clone().convert_dtype(dtype.into()));
         (key, Fetch { shape, dtype, fetch: Box::new(fetch) })
     }));
-    write(collector.tensors, note, path)
+    write(collector.tensors, metadata, path)
 }
 
 /// Writes tensors, by published key.
 fn write(
     tensors: Vec<(String, Fetch)>,
-    note: Option<(&str, &str)>,
+    metadata: Option<(String, String)>,
     path: &Path,
 ) -> Result<(), CheckpointError> {
     let mut keys = HashSet::new();
     if let Some((key, _)) = tensors.iter().find(|(key, _)| !keys.insert(key.as_str())) {
         return Err(CheckpointError::DuplicateKey { path: path.into(), key: key.clone() });
     }
-    // One entry only: several would stand in another order in every run, and files that are equal in
-    // all numbers would differ. `format` is what transformers asks of files that it opens itself.
-    let (name, text) = note.unwrap_or(("format", "pt"));
-    let metadata = HashMap::from([(name.to_string(), text.to_string())]);
+    // One entry only: the order of several differs between runs, so that equal tensors would make different
+    // files. transformers requires `format` of files that it opens itself.
+    let metadata = HashMap::from([metadata.unwrap_or_else(|| ("format".into(), "pt".into()))]);
     let unread = RefCell::new(None);
     let views = tensors.into_iter().map(|(key, tensor)| {
         let view = Fetched { tensor, unread: &unread };
@@ -80,7 +95,7 @@ fn write(
     let written = write_atomically(path, |file| {
         safetensors::serialize_to_file(views, Some(metadata), file)
             .map_err(std::io::Error::other)?;
-        // The bytes that the device did not return are missing: not a file to keep.
+        // The file lacks the bytes that the device did not return.
         if unread.borrow().is_some() { Err(ErrorKind::Other.into()) } else { Ok(()) }
     });
     if let Some(error) = unread.into_inner() {
@@ -89,7 +104,7 @@ fn write(
     written.map_err(|source| CheckpointError::Write { path: path.into(), source })
 }
 
-/// The parameters of `module` as [`export`] would write them in f32: published key and tensor.
+/// Returns published keys and tensors of `module` as [`export`] writes them in f32.
 ///
 /// # Errors
 /// Returns an error if the device fails.
@@ -101,7 +116,7 @@ pub fn published_tensors<M: Module>(
     tensors.map(|(key, tensor)| Ok((key, (tensor.fetch)()?))).collect()
 }
 
-/// A parameter that is read from its device when it is asked for.
+/// A parameter that is read from its device when it is written.
 struct Fetch {
     shape: Vec<usize>,
     dtype: FloatDType,
@@ -111,7 +126,7 @@ struct Fetch {
 /// A tensor of a file; its bytes are fetched when they are written.
 struct Fetched<'a> {
     tensor: Fetch,
-    /// The first error of a device: [`View::data`] can return none.
+    /// The first error of a device, since [`View::data`] returns no errors.
     unread: &'a RefCell<Option<ReadError>>,
 }
 
@@ -130,7 +145,7 @@ impl View for Fetched<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        // Writing cannot be stopped; after an error, nothing more is fetched and nothing written.
+        // The writer cannot be stopped: after an error, nothing more is fetched and nothing written.
         if self.unread.borrow().is_some() {
             return Cow::Borrowed(&[]);
         }
@@ -153,7 +168,7 @@ struct Collector<'a> {
     names: ParameterNames,
     map: &'a KeyMap,
     dtype: FloatDType,
-    /// By published key.
+    /// Published keys and tensors.
     tensors: Vec<(String, Fetch)>,
 }
 
@@ -193,18 +208,19 @@ mod tests {
     use std::{cell::Cell, rc::Rc};
 
     #[test]
-    fn what_is_written_loads_again_and_replaces_what_was_there() {
+    fn an_export_loads_again_and_replaces_an_older_file() {
         let device = Device::flex();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("linear.safetensors");
         std::fs::write(&path, "old").unwrap();
         let map = KeyMap::new("a linear layer").rename(|path| format!("model.{path}"));
         let linear = LinearConfig::new(3, 5).init(&device);
-        export(&linear, &map, FloatDType::F32, Some(("made_by", "a test")), &path).unwrap();
+        export(&linear, &map, ExportOptions::default().with_metadata("made_by", "a test"), &path)
+            .unwrap();
 
         let checkpoint = Checkpoint::open(&path).unwrap();
         assert_eq!(checkpoint.tensors()["model.weight"].shape(), [5, 3]);
-        assert_eq!(checkpoint.notes().unwrap()["made_by"], "a test");
+        assert_eq!(checkpoint.metadata().unwrap()["made_by"], "a test");
         let (read, _) =
             import(LinearConfig::new(3, 5).init(&device), &checkpoint, &map, FloatDType::F32)
                 .unwrap();
@@ -220,7 +236,8 @@ mod tests {
         let table = TensorData::new(vec![1.0f32, 2.0], [1, 2]);
         let buffers = vec![("table".to_string(), table)];
         let map = KeyMap::new("a linear layer");
-        export_with_buffers(&linear, &map, buffers, FloatDType::F16, None, &path).unwrap();
+        let options = ExportOptions::default().with_dtype(FloatDType::F16).with_buffers(buffers);
+        export(&linear, &map, options, &path).unwrap();
         let checkpoint = Checkpoint::open(&path).unwrap();
         assert_eq!(checkpoint.keys().collect::<Vec<_>>(), ["bias", "table", "weight"]);
         let table = checkpoint.tensors()["table"].read("table").unwrap();
@@ -242,7 +259,8 @@ mod tests {
             (&plain, vec![buffer("a"), buffer("a")], "a"),
             (&merged, vec![], "one"),
         ] {
-            let written = export_with_buffers(&linear, map, buffers, FloatDType::F32, None, &path);
+            let options = ExportOptions::default().with_buffers(buffers);
+            let written = export(&linear, map, options, &path);
             match written.unwrap_err() {
                 CheckpointError::DuplicateKey { key, .. } => assert_eq!(key, twice),
                 other => panic!("{other}"),
@@ -251,7 +269,8 @@ mod tests {
         assert!(!path.exists());
         // Keys of buffers are not mapped.
         let buffers = vec![buffer("bias")];
-        export_with_buffers(&linear, &prefixed, buffers, FloatDType::F32, None, &path).unwrap();
+        let options = ExportOptions::default().with_buffers(buffers);
+        export(&linear, &prefixed, options, &path).unwrap();
         let checkpoint = Checkpoint::open(&path).unwrap();
         assert_eq!(checkpoint.keys().collect::<Vec<_>>(), ["bias", "model.bias", "model.weight"]);
     }
@@ -282,10 +301,10 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_not_there_is_named() {
+    fn the_error_names_a_missing_folder() {
         let linear = LinearConfig::new(2, 2).init(&Device::flex());
         let path = Path::new("no/such/folder/x.safetensors");
-        let error = export(&linear, &KeyMap::new("x"), FloatDType::F32, None, path).unwrap_err();
+        let error = export(&linear, &KeyMap::new("x"), ExportOptions::default(), path).unwrap_err();
         assert!(error.to_string().contains("no/such/folder"), "{error}");
     }
 }

@@ -1,5 +1,5 @@
-//! Parts of an open file, read by position: nothing is mapped, so a file that shrinks is an error and
-//! not a signal.
+//! Reads of parts of an open file. Files are not memory-mapped, so that a file that shrinks causes an error
+//! and not a signal.
 
 use std::{
     fs::File,
@@ -16,16 +16,17 @@ impl FileRange {
         Self(Arc::new(Mutex::new(file)))
     }
 
-    /// Reads `len` bytes from `start` on. They must have been in the file when it was opened: `len` is
-    /// allocated before it is read.
+    /// Reads `len` bytes from `start`. The file must have had them when it was opened: `len` bytes are
+    /// allocated before the read.
     pub(crate) fn read(&self, start: u64, len: u64) -> io::Result<Vec<u8>> {
         let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         file.seek(SeekFrom::Start(start))?;
         let mut bytes = vec![0u8; len as usize];
         file.read_exact(&mut bytes).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                io::Error::new(error.kind(), format!("its {len} bytes end early: the file shrank"))
-            }
+            io::ErrorKind::UnexpectedEof => io::Error::new(
+                error.kind(),
+                format!("the file ends within these {len} bytes: it has shrunk"),
+            ),
             _ => error,
         })?;
         Ok(bytes)

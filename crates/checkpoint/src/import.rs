@@ -1,8 +1,9 @@
-//! Filling a module from a checkpoint, strictly.
+//! Strict import of a checkpoint into a module.
 
 use crate::{
     Checkpoint, CheckpointError, KeyMap, Mismatch, ParameterNames, ShapeMismatch, TensorEntry,
-    error::quoted, telltale,
+    error::{Cause, because, quoted},
+    telltale,
 };
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
@@ -15,35 +16,35 @@ use std::{
     path::PathBuf,
 };
 
-/// Tensors of one storage, such as tied embeddings, take more memory than their file has bytes: this
-/// many times as much, and a megabyte, are expected at most.
+/// Largest memory of all tensors as a multiple of the files' size (plus 1 MiB). It is above 1 since several
+/// tensors can share a storage, such as tied embeddings.
 const SHARED_STORAGE: u64 = 8;
 
-/// A parameter of a module, described without being allocated.
+/// Path and shape of a parameter that need not be allocated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParameterSlot {
     /// Chain of field names with PyTorch's leaf name, such as `blocks.0.attn.qkv.weight`.
     pub path: String,
-    /// Its shape as PyTorch stores it: a linear layer's weight is `[out, in]`.
+    /// Shape as PyTorch stores the parameter: a linear layer's weight is `[out, in]`.
     pub shape: Vec<usize>,
 }
 
-/// What an import did.
+/// The outcome of an import.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImportReport {
-    /// What was loaded.
+    /// Name of the artefact.
     pub artefact: String,
     /// The file or index that was read.
     pub file: PathBuf,
-    /// Prefixes and dictionaries that the weights were taken out of, such as `module`.
+    /// Prefixes and dictionaries around the weights that were removed, such as `module`.
     pub wrappers: Vec<String>,
-    /// Tensors of the file outside those wrappers: an optimizer, other models.
+    /// Number of tensors outside those wrappers, such as an optimizer's.
     pub outside: usize,
-    /// Parameters filled.
+    /// Number of parameters that were filled.
     pub tensors: usize,
-    /// Numbers in them.
+    /// Number of elements of these parameters.
     pub elements: usize,
-    /// Keys of the file that the artefact is known to carry and the model does not use.
+    /// Keys of the file that the model does not use and the key map allows.
     pub ignored: Vec<String>,
 }
 
@@ -67,17 +68,17 @@ impl fmt::Display for ImportReport {
     }
 }
 
-/// The parameters of `module` in order; none is allocated.
+/// Returns the parameters of `module` in order without allocating any.
 pub fn parameter_slots<M: Module>(module: &M) -> Vec<ParameterSlot> {
     let mut visitor = SlotVisitor::default();
     module.visit(&mut visitor);
     visitor.slots
 }
 
-/// Compares a model with the keys and shapes of a file, both only described.
+/// Compares the parameters of a model with the keys and shapes of a file.
 ///
 /// # Errors
-/// The keys that are missing, left over or of another shape, with the likely cause.
+/// Returns the keys that are missing, unused or of another shape, with the likely cause.
 pub fn check(
     slots: &[ParameterSlot],
     file: &BTreeMap<String, Vec<usize>>,
@@ -114,13 +115,11 @@ pub fn check(
 
 /// Fills `module` from `checkpoint` in `dtype`, one tensor at a time.
 ///
-/// Every parameter must be fed and every key used or allowed; the check comes before the first
-/// byte is read, so a file that does not fit costs nothing. Weights go to the device that the
-/// module was made for.
+/// Every parameter must have a key, and every key must be used or allowed. Keys and shapes are compared
+/// before any tensor is read. Weights are loaded to the device of the module.
 ///
 /// # Errors
-/// Where keys or shapes do not fit, a tensor is not of floating point, or its bytes cannot be
-/// read.
+/// Returns an error if keys or shapes do not match, or a tensor is not a float tensor or cannot be read.
 pub fn import<M: Module>(
     module: M,
     checkpoint: &Checkpoint,
@@ -131,12 +130,12 @@ pub fn import<M: Module>(
     Ok((fill(module, "", checkpoint, map, dtype, HashMap::new())?, report))
 }
 
-/// Compares `module` with `checkpoint` and says what an import would do; no tensor is read and none
-/// of the module's parameters allocated.
+/// Compares `module` with `checkpoint` and returns the report of an import, without reading a tensor or
+/// allocating a parameter.
 ///
 /// # Errors
-/// Returns an error if keys or shapes do not fit, or a tensor that is needed has another type than
-/// floating point or cannot be read.
+/// Returns an error if keys or shapes do not match, or a needed tensor is not a float tensor or is of an
+/// unsupported kind.
 pub fn check_import<M: Module>(
     module: &M,
     checkpoint: &Checkpoint,
@@ -149,7 +148,7 @@ pub fn check_import<M: Module>(
         .map(|(key, tensor)| (key.clone(), tensor.shape().to_vec()))
         .collect();
     if let Err(mut mismatch) = check(&slots, &file, map) {
-        // The shape of a tensor that cannot be read may be unknown.
+        // The shape of an unsupported tensor may be unknown.
         let unreadable =
             |shape: &&ShapeMismatch| checkpoint.tensors()[&shape.key].dtype().is_none();
         if let Some(ShapeMismatch { key, .. }) = mismatch.shapes.iter().find(unreadable) {
@@ -175,7 +174,7 @@ pub fn check_import<M: Module>(
     })
 }
 
-/// Fails if a needed tensor cannot be read as floating point, or all together take more memory than
+/// Returns an error if a needed tensor is not a readable float tensor, or all of them take more memory than
 /// their files can hold.
 fn check_sizes(checkpoint: &Checkpoint, used: &BTreeSet<String>) -> Result<(), CheckpointError> {
     let mut needed = 0u64;
@@ -192,40 +191,37 @@ fn check_sizes(checkpoint: &Checkpoint, used: &BTreeSet<String>) -> Result<(), C
     }
     let limit = files.saturating_mul(SHARED_STORAGE).saturating_add(1 << 20);
     if needed > limit {
-        return Err(CheckpointError::Format {
-            path: checkpoint.taken().into(),
-            reason: format!("its tensors take {needed} bytes in memory, its files have {files}"),
-        });
+        let reason = format!("its tensors take {needed} bytes in memory, its files have {files}");
+        return Err(CheckpointError::format(checkpoint.taken(), reason));
     }
     Ok(())
 }
 
-/// Fails if a tensor cannot be read or is of another type than floating point.
+/// Returns an error if a tensor is not a readable float tensor.
 fn check_float(entry: &TensorEntry, key: &str) -> Result<(), CheckpointError> {
     match entry.dtype() {
         Some(dtype) if dtype.is_float() => Ok(()),
-        Some(dtype) => Err(CheckpointError::Tensor {
-            path: entry.file().into(),
-            key: key.into(),
-            reason: format!("element type {dtype:?} found, a float expected"),
-        }),
-        // Reading it says why it cannot be read.
+        Some(dtype) => {
+            let reason = format!("element type {dtype:?} found, a float expected");
+            Err(CheckpointError::tensor(entry.file(), key)(reason))
+        }
+        // Reading returns the reason.
         None => entry.read(key).map(|_| ()),
     }
 }
 
-/// Fills `module`, which stands at `prefix` in what [`check_import`] has found to fit. Tensors that were
-/// read before are taken out of `at_hand`, by published key.
+/// Fills `module`, the part at `prefix` of a module that [`check_import`] accepted. Tensors that were read
+/// before are taken from `read_before`, by published key.
 pub(crate) fn fill<M: Module>(
     module: M,
     prefix: &str,
     checkpoint: &Checkpoint,
     map: &KeyMap,
     dtype: FloatDType,
-    at_hand: HashMap<String, TensorData>,
+    read_before: HashMap<String, TensorData>,
 ) -> Result<M, CheckpointError> {
     let names = ParameterNames::default();
-    let mut filler = Filler { names, prefix, checkpoint, map, dtype, at_hand, error: None };
+    let mut filler = Filler { names, prefix, checkpoint, map, dtype, read_before, error: None };
     let module = module.map(&mut filler);
     match filler.error {
         Some(error) => Err(error),
@@ -263,7 +259,7 @@ struct Filler<'a> {
     checkpoint: &'a Checkpoint,
     map: &'a KeyMap,
     dtype: FloatDType,
-    at_hand: HashMap<String, TensorData>,
+    read_before: HashMap<String, TensorData>,
     error: Option<CheckpointError>,
 }
 
@@ -273,23 +269,20 @@ pub(crate) fn read_float(
     key: &str,
     dtype: FloatDType,
 ) -> Result<TensorData, CheckpointError> {
-    read_as(checkpoint, key, |data| data.try_cast(dtype.into()))
+    read_as(checkpoint, key, |data| {
+        data.try_cast(dtype.into()).map_err(because(format!("cannot convert to {dtype:?}")))
+    })
 }
 
-/// Reads a tensor of floating point and changes it by `cast`.
-pub(crate) fn read_as<E: fmt::Display>(
+/// Reads a float tensor and changes it by `cast`.
+pub(crate) fn read_as(
     checkpoint: &Checkpoint,
     key: &str,
-    cast: impl FnOnce(TensorData) -> Result<TensorData, E>,
+    cast: impl FnOnce(TensorData) -> Result<TensorData, Cause>,
 ) -> Result<TensorData, CheckpointError> {
     let entry = &checkpoint.tensors()[key];
-    let fail = |reason: String| CheckpointError::Tensor {
-        path: entry.file().into(),
-        key: key.into(),
-        reason,
-    };
     check_float(entry, key)?;
-    cast(entry.read(key)?).map_err(|error| fail(error.to_string()))
+    cast(entry.read(key)?).map_err(CheckpointError::tensor(entry.file(), key))
 }
 
 impl ModuleMapper for Filler<'_> {
@@ -302,17 +295,17 @@ impl ModuleMapper for Filler<'_> {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        // burn's walk cannot be stopped: after the first error the rest is left as it is.
+        // burn's walk always visits all parameters: after the first error the rest stay unchanged.
         if self.error.is_some() {
             return param;
         }
         let key = self.map.published_key(&format!("{}{}", self.prefix, self.names.path()));
-        // Only keys that may be missing still are, after the check.
+        // After the check, only keys that are allowed to be missing can be missing.
         if !self.checkpoint.contains(&key) {
             return param;
         }
         let data = self
-            .at_hand
+            .read_before
             .remove(&key)
             .map_or_else(|| read_float(self.checkpoint, &key, self.dtype), Ok);
         let data = match data {
@@ -324,7 +317,7 @@ impl ModuleMapper for Filler<'_> {
         };
         let device = param.lazy_device();
         let id = param.id;
-        // Shapes were compared before; they may differ by axes of length one here.
+        // Shapes were compared before; they can differ only by axes of length one.
         let mut shape = param.lazy_shape();
         let transposed = self.names.is_transposed();
         if transposed {

@@ -1,12 +1,12 @@
-//! Which published key feeds which parameter.
+//! The mapping from parameters to published keys.
 
-/// Turns a parameter's path in the module (PyTorch's leaf names) into the published key.
+/// Maps a parameter's path in the module (with PyTorch's leaf names) to the published key.
 pub type Rename = Box<dyn Fn(&str) -> String + Send + Sync>;
 
-/// The keys of one artefact, kept beside the model that they belong to.
+/// The keys of one artefact, kept beside its model.
 ///
 /// A parameter's path, such as `blocks.0.attn.qkv.weight`, is the chain of field names in the
-/// module; burn's leaf names are already turned into PyTorch's (`gamma` is `weight` there).
+/// module with PyTorch's leaf names (`weight` for burn's `gamma`).
 pub struct KeyMap {
     artefact: String,
     rename: Rename,
@@ -16,7 +16,7 @@ pub struct KeyMap {
 }
 
 impl KeyMap {
-    /// A map in which published keys are the module's paths; `artefact` names it in messages.
+    /// Creates a map in which published keys equal the module's paths. `artefact` is its name in messages.
     pub fn new(artefact: impl Into<String>) -> Self {
         Self {
             artefact: artefact.into(),
@@ -27,38 +27,37 @@ impl KeyMap {
         }
     }
 
-    /// Published keys are `rename(path)`.
+    /// Sets the published keys to `rename(path)`.
     pub fn rename(mut self, rename: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         self.rename = Box::new(rename);
         self
     }
 
-    /// Keys that the artefact is known to carry and the model does not use. `*` stands for any
-    /// text.
+    /// Allows keys in the file that the model does not use. `*` matches any text.
     pub fn allow_unused(mut self, pattern: impl Into<String>) -> Self {
         self.allow_unused.push(pattern.into());
         self
     }
 
-    /// Keys that may be absent: their parameters keep what they had. `*` stands for any text.
+    /// Allows keys to be missing in the file; their parameters keep their values. `*` matches any text.
     pub fn allow_missing(mut self, pattern: impl Into<String>) -> Self {
         self.allow_missing.push(pattern.into());
         self
     }
 
-    /// Keys whose shape in the file may have axes of length one more or less than the model's,
-    /// such as a 2-D convolution that feeds a 3-D one. `*` stands for any text.
+    /// Ignores axes of length one when shapes of these keys are compared, such as for a 2-D convolution that
+    /// is loaded into a 3-D one. `*` matches any text.
     pub fn any_unit_axes(mut self, pattern: impl Into<String>) -> Self {
         self.any_unit_axes.push(pattern.into());
         self
     }
 
-    /// What the map is for.
+    /// Returns the name of the artefact.
     pub fn artefact(&self) -> &str {
         &self.artefact
     }
 
-    /// The published key of a parameter.
+    /// Returns the published key of a parameter.
     pub fn published_key(&self, path: &str) -> String {
         (self.rename)(path)
     }
@@ -79,7 +78,7 @@ impl KeyMap {
     }
 }
 
-/// Whether `text` is `pattern`, in which `*` stands for any text.
+/// Returns true if `text` matches `pattern`, in which `*` matches any text.
 fn matches(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
@@ -98,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stars_stand_for_any_text() {
+    fn stars_match_any_text() {
         assert!(matches("pos_embed", "pos_embed") && !matches("pos_embed", "pos_embed_temporal"));
         assert!(matches("decoder.*", "decoder.block.0") && !matches("decoder.*", "encoder.block"));
         assert!(matches("*.weight", "a.b.weight") && !matches("*.weight", "a.b.weights"));

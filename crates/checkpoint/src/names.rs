@@ -1,8 +1,8 @@
-//! What PyTorch would call the parameters of a burn module.
+//! PyTorch's names of the parameters of a burn module.
 
-/// Follows burn's walk through a module: hand it every `enter_module` and `exit_module` of a
-/// [`ModuleVisitor`](burn::module::ModuleVisitor) or
-/// [`ModuleMapper`](burn::module::ModuleMapper), and it knows the parameter at hand.
+/// The name of the current parameter in a walk through a module. Call [`enter`](Self::enter) and
+/// [`exit`](Self::exit) from `enter_module` and `exit_module` of a
+/// [`ModuleVisitor`](burn::module::ModuleVisitor) or [`ModuleMapper`](burn::module::ModuleMapper).
 #[derive(Debug, Default)]
 pub struct ParameterNames {
     fields: Vec<String>,
@@ -10,26 +10,26 @@ pub struct ParameterNames {
 }
 
 impl ParameterNames {
-    /// The walk goes into `field`, which is of the kind `container`.
+    /// Enters `field` of the kind `container`.
     pub fn enter(&mut self, field: &str, container: &str) {
         self.fields.push(field.into());
         self.containers.push(container.into());
     }
 
-    /// The walk comes back.
+    /// Leaves the current field.
     pub fn exit(&mut self) {
         self.fields.pop();
         self.containers.pop();
     }
 
-    /// Whether PyTorch holds this parameter transposed: burn keeps a linear layer's weight as
+    /// Returns true if PyTorch stores this parameter transposed: burn stores a linear layer's weight as
     /// `[in, out]`, PyTorch as `[out, in]`.
     pub fn is_transposed(&self) -> bool {
         self.containers.last().is_some_and(|c| c == "Struct:Linear")
             && self.fields.last().is_some_and(|f| f == "weight")
     }
 
-    /// The chain of field names with PyTorch's leaf name, such as `blocks.0.attn.qkv.weight`.
+    /// Returns the chain of field names with PyTorch's leaf name, such as `blocks.0.attn.qkv.weight`.
     pub fn path(&self) -> String {
         let mut fields = self.fields.clone();
         if self.containers.last().is_some_and(|c| c == "Struct:GroupNorm")

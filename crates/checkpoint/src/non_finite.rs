@@ -1,14 +1,14 @@
-//! Weights that are not finite.
+//! Search for weights that are not finite.
 
 use crate::{Checkpoint, CheckpointError, import::read_float};
 use burn::tensor::FloatDType;
 
 impl Checkpoint {
-    /// The keys of all float tensors that hold NaN or infinite values in `dtype`: as in the file, or
-    /// because `dtype` is too small for them (f16 ends at 65504).
+    /// Returns the keys of all float tensors with NaN or infinite values in `dtype`. Values can be so in the
+    /// file or overflow in `dtype` (f16 ends at 65504).
     ///
-    /// Every tensor is read, which takes as long as loading the model: ask when a result is not finite,
-    /// to name the weights that it comes from.
+    /// Reads every tensor, which takes as long as loading the model. It is meant for finding the cause of
+    /// results that are not finite.
     ///
     /// # Errors
     /// Returns an error if a tensor cannot be read.

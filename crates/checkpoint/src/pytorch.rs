@@ -12,6 +12,7 @@ mod view;
 
 use crate::{
     CheckpointError,
+    error::Cause,
     file_range::FileRange,
     source::{Contents, Opened, ReadBytes, TensorEntry},
 };
@@ -20,10 +21,9 @@ use opensora_files::read::open_regular;
 use std::{collections::BTreeMap, fs::File, io::Read, path::Path, sync::Arc};
 use view::{Reader, Region};
 
-/// Dictionaries under which training programs nest a state dict, the most wanted first: the
-/// averaged weights are the published ones (Open-Sora v1.0.0, `opensora/utils/ckpt_utils.py`,
-/// `find_model`). They are unwrapped whatever the keys in them; for others see
-/// [`Checkpoint::unwrapped`](crate::Checkpoint::unwrapped).
+/// Dictionaries in which training programs nest a state dict, the preferred first: the averaged weights are
+/// the published ones (Open-Sora v1.0.0, `opensora/utils/ckpt_utils.py`, `find_model`). They are removed for
+/// any keys; for other dictionaries see [`Checkpoint::unwrapped`](crate::Checkpoint::unwrapped).
 const WRAPPERS: [&str; 2] = ["ema", "state_dict"];
 
 /// Contents of a file.
@@ -38,13 +38,13 @@ pub(crate) fn open(path: &Path) -> Result<Opened, CheckpointError> {
     let open = |source| CheckpointError::Open { path: path.into(), source };
     let file = open_regular(path).map_err(open)?;
     let length = file.metadata().map_err(open)?.len();
-    let fail = |reason: String| CheckpointError::Format { path: path.into(), reason };
-    let parsed = parse(&file).map_err(fail)?;
+    let parsed = parse(&file).map_err(CheckpointError::malformed(path))?;
 
     let range = FileRange::new(file);
     let file: Arc<Path> = path.into();
     let mut tensors = BTreeMap::new();
-    for (key, leaf) in parsed.objects.leaves(parsed.root).map_err(fail)? {
+    let leaves = parsed.objects.leaves(parsed.root).map_err(CheckpointError::malformed(path))?;
+    for (key, leaf) in leaves {
         let (shape, contents) = match leaf {
             Leaf::Tensor(view) => {
                 let contents = match reader(view, &parsed, &range, length) {
@@ -63,16 +63,16 @@ pub(crate) fn open(path: &Path) -> Result<Opened, CheckpointError> {
         tensors.insert(key, TensorEntry { file: file.clone(), shape, contents });
     }
     if tensors.is_empty() {
-        return Err(fail("it holds no tensors".into()));
+        return Err(CheckpointError::format(path, "it holds no tensors"));
     }
     Ok(unwrap_nested(Opened { tensors, wrapper: None, outside: 0 }))
 }
 
-fn parse(file: &File) -> Result<Parsed, String> {
+fn parse(file: &File) -> Result<Parsed, Cause> {
     /// Bytes up to the end of the format name (`ustar`) in the header of a tar archive.
     const HEAD: u64 = 262;
     let mut head = Vec::new();
-    file.take(HEAD).read_to_end(&mut head).map_err(|error| error.to_string())?;
+    file.take(HEAD).read_to_end(&mut head)?;
     if head.starts_with(b"PK") {
         archive::open(file)
     } else if head.get(257..262) == Some(b"ustar") {
@@ -98,7 +98,7 @@ fn reader(view: &View, parsed: &Parsed, file: &FileRange, length: u64) -> Result
     Reader::new(file.clone(), view, region)
 }
 
-/// The state dict inside `ema` or `state_dict`, where there is one. Dictionaries beside it (the
+/// Returns the state dict inside `ema` or `state_dict`, if there is one. Dictionaries beside it (the
 /// optimizer, the unaveraged model) are not part of the artefact.
 fn unwrap_nested(opened: Opened) -> Opened {
     for wrapper in WRAPPERS {

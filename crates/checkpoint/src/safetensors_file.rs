@@ -1,32 +1,27 @@
-//! Safetensors files.
+//! Reader of safetensors files.
 
 use crate::{
     CheckpointError,
+    error::{Cause, because},
     file_range::FileRange,
     source::{Contents, ReadBytes, TensorEntry},
 };
 use burn::tensor::{BoolStore, DType};
-use opensora_files::{one_line, read::open_regular};
+use opensora_files::read::open_regular;
 use safetensors::{Dtype, tensor::Metadata};
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io::{self, Read},
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fs::File, io::Read, path::Path, sync::Arc};
 
-/// Most bytes of the JSON header. The format allows 100 MB, which become gigabytes in memory; a T5-XXL
-/// has 60 KB, and notes of trainers add up to a few megabytes.
+/// Most bytes of the JSON header. The format allows 100 MB, which become gigabytes in memory. A T5-XXL has
+/// 60 KB, and metadata of training programs adds a few megabytes.
 const MAX_HEADER: u64 = 8 << 20;
 
-/// Bytes of a header, beyond one for each byte of the tensors, that a file may need: notes, names, and
+/// Bytes of a header, beyond one for each byte of the tensors, that a file may need for metadata, names and
 /// padding.
 const HEADER_ALLOWANCE: u64 = 1 << 20;
 
 pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
-    let fail = |reason: String| CheckpointError::Format { path: path.into(), reason };
-    let (file, metadata, data_start) = read_header(path).map_err(fail)?;
+    let (file, metadata, data_start) =
+        read_header(path).map_err(CheckpointError::malformed(path))?;
     let file = FileRange::new(file);
     let path: Arc<Path> = path.into();
 
@@ -50,46 +45,45 @@ pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, TensorEntry>, Checkpo
     Ok(tensors)
 }
 
-/// What the writer noted in the file's header; nothing where it is no safetensors file.
-pub(crate) fn notes(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
+/// Returns the metadata of a safetensors file, and nothing for files of other formats.
+pub(crate) fn metadata(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
     let open = |source| CheckpointError::Open { path: path.into(), source };
     let mut head = Vec::new();
     open_regular(path).map_err(open)?.take(9).read_to_end(&mut head).map_err(open)?;
     if head.get(8) != Some(&b'{') {
         return Ok(BTreeMap::new());
     }
-    let fail = |reason: String| CheckpointError::Format { path: path.into(), reason };
-    let (_, metadata, _) = read_header(path).map_err(fail)?;
+    let (_, metadata, _) = read_header(path).map_err(CheckpointError::malformed(path))?;
     Ok(metadata.metadata().clone().unwrap_or_default().into_iter().collect())
 }
 
-/// The open file, its parsed header and where its data starts.
-fn read_header(path: &Path) -> Result<(File, Metadata, u64), String> {
-    let io = |error: io::Error| error.to_string();
-    let mut file = open_regular(path).map_err(io)?;
-    let file_len = file.metadata().map_err(io)?.len();
+/// Returns the open file, its parsed header and the offset of its data.
+fn read_header(path: &Path) -> Result<(File, Metadata, u64), Cause> {
+    let mut file = open_regular(path)?;
+    let file_len = file.metadata()?.len();
     let mut length = [0u8; 8];
-    file.read_exact(&mut length).map_err(io)?;
+    file.read_exact(&mut length)?;
     let length = u64::from_le_bytes(length);
     if length > file_len - 8 {
         return Err(format!(
             "truncated: its header claims {length} bytes, the file has {file_len}"
-        ));
+        )
+        .into());
     }
     let limit = MAX_HEADER.min(HEADER_ALLOWANCE + file_len - 8 - length);
     if length > limit {
-        return Err(format!("its header has {length} bytes, expected at most {limit}"));
+        return Err(format!("its header has {length} bytes, expected at most {limit}").into());
     }
     let mut header = vec![0u8; length as usize];
-    file.read_exact(&mut header).map_err(io)?;
+    file.read_exact(&mut header)?;
     // Parsing also checks that the tensors' ranges are gapless and agree with their shapes.
-    let metadata: Metadata = serde_json::from_slice(&header)
-        .map_err(|error| format!("damaged safetensors header: {}", one_line(error)))?;
+    let metadata: Metadata =
+        serde_json::from_slice(&header).map_err(because("damaged safetensors header"))?;
     let data_start = 8 + length;
     let (found, expected) = (file_len - data_start, metadata.data_len() as u64);
     if found != expected {
         let what = if found < expected { "truncated" } else { "trailing bytes" };
-        return Err(format!("{what}: {found} bytes of tensors, its header says {expected}"));
+        return Err(format!("{what}: {found} bytes of tensors, its header says {expected}").into());
     }
     Ok((file, metadata, data_start))
 }
@@ -113,7 +107,7 @@ fn burn_dtype(dtype: Dtype) -> Option<DType> {
     })
 }
 
-/// The type of a file's tensor; `None` for types that the format does not have.
+/// Returns the type in a safetensors file, or `None` for types that the format does not have.
 pub(crate) fn file_dtype(dtype: DType) -> Option<Dtype> {
     Some(match dtype {
         DType::F64 => Dtype::F64,

@@ -1,24 +1,22 @@
-//! Checkpoints in several files: `*.index.json` and folders.
+//! Checkpoints of several files: `*.index.json` and folders.
 
 use crate::{
     CheckpointError,
+    error::because,
     source::{MAX_TENSORS, Opened, open_file},
 };
-use opensora_files::{
-    one_line,
-    read::{inside, read_bounded},
-};
+use opensora_files::read::{inside, read_bounded};
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
-/// Most bytes of an index: that of a T5-XXL with encoder and decoder has 50 KB.
+/// Most bytes of an index. That of a T5-XXL with encoder and decoder has 50 KB.
 const MAX_INDEX: u64 = 8 << 20;
 
-/// Names that mean "the weights of this folder", in the order in which transformers and diffusers look
-/// for them: safetensors, their index, PyTorch's own, their index.
+/// Well-known file names of a folder's weights, in the order of transformers and diffusers: safetensors,
+/// their index, PyTorch files, their index.
 const WELL_KNOWN: [&str; 8] = [
     "model.safetensors",
     "diffusion_pytorch_model.safetensors",
@@ -32,15 +30,15 @@ const WELL_KNOWN: [&str; 8] = [
 
 const ENDINGS: [&str; 5] = ["safetensors", "pth", "pt", "bin", "ckpt"];
 
-/// The part of an index that says where a key is; transformers and ColossalAI write the same.
+/// The part of an index that maps keys to shards, the same in transformers and ColossalAI.
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Opens an index with all its shards, which are looked for beside it only.
+/// Opens an index with all its shards, which must be beside it.
 pub(crate) fn open_index(path: &Path) -> Result<Opened, CheckpointError> {
-    let format = |reason: String| CheckpointError::Format { path: path.into(), reason };
+    let format = CheckpointError::malformed::<String>(path);
     let index = read_index(path)?;
     let folder = path.parent().unwrap_or(Path::new(""));
 
@@ -48,7 +46,8 @@ pub(crate) fn open_index(path: &Path) -> Result<Opened, CheckpointError> {
     let mut opened = BTreeSet::new();
     for shard in index.weight_map.values().collect::<BTreeSet<_>>() {
         let file = inside(folder, Path::new(shard))
-            .map_err(|error| format(format!("shard name {error}")))?;
+            .map_err(because("bad name of a shard"))
+            .map_err(CheckpointError::malformed(path))?;
         // `a.bin` and `./a.bin` are one file.
         if !opened.insert(file.clone()) {
             continue;
@@ -81,16 +80,16 @@ pub(crate) fn open_index(path: &Path) -> Result<Opened, CheckpointError> {
 fn read_index(path: &Path) -> Result<Index, CheckpointError> {
     let text = read_bounded(path, MAX_INDEX)
         .map_err(|source| CheckpointError::Open { path: path.into(), source })?;
-    let format = |reason: String| CheckpointError::Format { path: path.into(), reason };
     let index: Index = serde_json::from_slice(&text)
-        .map_err(|error| format(format!("not an index with a weight_map: {}", one_line(error))))?;
+        .map_err(because("not an index with a weight_map"))
+        .map_err(CheckpointError::malformed(path))?;
     if index.weight_map.is_empty() {
-        return Err(format("its weight_map is empty".into()));
+        return Err(CheckpointError::format(path, "its weight_map is empty"));
     }
     Ok(index)
 }
 
-/// The one checkpoint that a folder holds.
+/// Returns the checkpoint in a folder.
 pub(crate) fn find_in_folder(folder: &Path) -> Result<PathBuf, CheckpointError> {
     let fail = |reason: String| CheckpointError::Folder { path: folder.into(), reason };
     let files = list(folder)?;
@@ -116,7 +115,10 @@ pub(crate) fn find_in_folder(folder: &Path) -> Result<PathBuf, CheckpointError> 
         ))),
         several => {
             let names: Vec<&str> = several.iter().map(|file| name(file)).collect();
-            Err(fail(format!("several checkpoints in this folder, name one: {}", names.join(", "))))
+            Err(fail(format!(
+                "several checkpoints in this folder, choose one of {}",
+                names.join(", ")
+            )))
         }
     }
 }

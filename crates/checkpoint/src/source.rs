@@ -1,6 +1,6 @@
-//! Opening: what a path holds, as named tensors that are read when asked for.
+//! Opens a checkpoint as named tensors, which are read when they are needed.
 
-use crate::{CheckpointError, pytorch, safetensors_file, shards, wrapper};
+use crate::{CheckpointError, error::Cause, pytorch, safetensors_file, shards, wrapper};
 use burn::tensor::{DType, TensorData};
 use opensora_files::read::open_regular;
 use std::{
@@ -14,8 +14,8 @@ use std::{
 /// Reads a tensor's bytes: contiguous, row-major, native-endian.
 pub(crate) type ReadBytes = Arc<dyn Fn() -> std::io::Result<Vec<u8>> + Send + Sync>;
 
-/// Most tensors of a checkpoint: T5-XXL has 560 and a training state of STDiT-XL/2 2,500. Each takes
-/// memory before anything is loaded.
+/// Most tensors of a checkpoint, since each takes memory before anything is loaded. T5-XXL has 560 and a
+/// training state of STDiT-XL/2 2,500.
 pub(crate) const MAX_TENSORS: usize = 1 << 16;
 
 /// A tensor of a checkpoint whose bytes have not been read.
@@ -26,18 +26,18 @@ pub struct TensorEntry {
     pub(crate) contents: Contents,
 }
 
-/// What a tensor holds.
+/// Contents of a tensor.
 #[derive(Clone)]
 pub(crate) enum Contents {
     /// Bytes of a known type.
     Readable { dtype: DType, read: ReadBytes },
-    /// The reason why it cannot be read, an error only if the tensor is needed.
+    /// The reason why the tensor is not readable, an error only if the tensor is needed.
     Unreadable(Arc<str>),
 }
 
 impl TensorEntry {
-    /// Element type in the file; `None` for a tensor that cannot be read, such as one in 8-bit floating
-    /// point.
+    /// Returns the element type in the file, or `None` for a tensor of an unsupported type, such as 8-bit
+    /// floats.
     pub fn dtype(&self) -> Option<DType> {
         match &self.contents {
             Contents::Readable { dtype, .. } => Some(*dtype),
@@ -45,26 +45,26 @@ impl TensorEntry {
         }
     }
 
-    /// Bytes that [`read`](Self::read) returns.
+    /// Returns the number of bytes that [`read`](Self::read) returns.
     pub(crate) fn byte_len(&self) -> u64 {
         let size = self.dtype().map_or(0, |dtype| dtype.size());
         self.shape.iter().chain([&size]).fold(1, |all, &n| all.saturating_mul(n as u64))
     }
 
-    /// Shape in the file.
+    /// Returns the shape in the file.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// The file that holds the bytes.
+    /// Returns the file that holds the tensor.
     pub fn file(&self) -> &Path {
         &self.file
     }
 
-    /// Reads the tensor; nothing is cached.
+    /// Reads the tensor. Nothing is cached. `key` is used in messages only.
     ///
     /// # Errors
-    /// Where the file cannot be read or disagrees with itself; `key` is for the message.
+    /// Returns an error if the file cannot be read or is inconsistent.
     pub fn read(&self, key: &str) -> Result<TensorData, CheckpointError> {
         let (dtype, bytes) = self.read_bytes(key)?;
         Ok(TensorData::from_bytes_vec(bytes, self.shape.clone(), dtype))
@@ -72,19 +72,15 @@ impl TensorEntry {
 
     /// Reads the bytes of the tensor, which a [`TensorData`] may copy to align them.
     pub(crate) fn read_bytes(&self, key: &str) -> Result<(DType, Vec<u8>), CheckpointError> {
-        let fail = |reason: String| CheckpointError::Tensor {
-            path: self.file.to_path_buf(),
-            key: key.to_string(),
-            reason,
-        };
+        let fail = CheckpointError::tensor::<Cause>(&self.file, key);
         let (dtype, read) = match &self.contents {
             Contents::Readable { dtype, read } => (*dtype, read),
-            Contents::Unreadable(reason) => return Err(fail(reason.to_string())),
+            Contents::Unreadable(reason) => return Err(fail((&**reason).into())),
         };
-        let bytes = read().map_err(|error| fail(error.to_string()))?;
+        let bytes = read().map_err(|error| fail(error.into()))?;
         let expected = self.byte_len();
         if bytes.len() as u64 != expected {
-            return Err(fail(format!("{} bytes found, {expected} expected", bytes.len())));
+            return Err(fail(format!("{} bytes found, {expected} expected", bytes.len()).into()));
         }
         Ok((dtype, bytes))
     }
@@ -97,13 +93,13 @@ impl fmt::Debug for TensorEntry {
     }
 }
 
-/// What a file holds.
+/// Contents of a file.
 #[derive(Default)]
 pub(crate) struct Opened {
     pub(crate) tensors: BTreeMap<String, TensorEntry>,
-    /// The dictionary that they were taken out of.
+    /// The dictionary that the tensors were taken from.
     pub(crate) wrapper: Option<&'static str>,
-    /// Tensors outside that dictionary.
+    /// Number of tensors outside that dictionary.
     pub(crate) outside: usize,
 }
 
@@ -118,7 +114,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens what `path` names; only headers are read.
+    /// Opens a file, index or folder. Only headers are read.
     ///
     /// | path | read as |
     /// |---|---|
@@ -127,13 +123,12 @@ impl Checkpoint {
     /// | `*.index.json` | all its shards |
     /// | folder | in Hugging Face's order: `model.safetensors`, its index, `pytorch_model.bin`, its index (also `diffusion_pytorch_model`); another index; the same in `model/` (as ColossalAI saves); else the one weight file in it |
     ///
-    /// The format is told by content, not by the file's ending. [`taken`](Self::taken) is the file that was
-    /// chosen. A tensor that cannot be read, such as one of an unsupported type, is an error only when it
-    /// is needed.
+    /// The format is recognised by content, not by the file's ending. [`taken`](Self::taken) returns the
+    /// file that was chosen. A tensor of an unsupported type is an error only when it is needed.
     ///
     /// # Errors
-    /// Returns an error if the path cannot be opened, is not a checkpoint, is damaged or larger inside
-    /// than its size allows, or lacks a shard.
+    /// Returns an error if the path cannot be opened or is not a checkpoint, a file is damaged or declares
+    /// more than its size allows, or a shard is missing.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let path = path.as_ref();
         let metadata = std::fs::metadata(path)
@@ -145,74 +140,73 @@ impl Checkpoint {
         Ok(Self { path: path.into(), taken, wrappers, outside, tensors })
     }
 
-    /// A checkpoint of these tensors.
+    /// Returns a checkpoint of these tensors.
     #[cfg(test)]
     pub(crate) fn of_tensors(tensors: BTreeMap<String, TensorEntry>) -> Self {
         let (path, taken) = (PathBuf::from("test"), PathBuf::from("test"));
         Self { path, taken, wrappers: Vec::new(), outside: 0, tensors }
     }
 
-    /// The path it was opened by.
+    /// Returns the path that was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The file or index that was read: in a folder with several formats, the one that was chosen.
+    /// Returns the file or index that was read: in a folder with several formats, the one that was chosen.
     pub fn taken(&self) -> &Path {
         &self.taken
     }
 
-    /// Names of the prefixes and dictionaries that its keys were taken out of, such as `module`.
+    /// Returns the prefixes and dictionaries around the keys that were removed, such as `module`.
     pub fn wrappers(&self) -> &[String] {
         &self.wrappers
     }
 
-    /// Tensors of the file that stand outside the wrappers and are not part of the checkpoint.
+    /// Returns the number of tensors outside the wrappers, which are not part of the checkpoint.
     pub fn outside(&self) -> usize {
         self.outside
     }
 
-    /// All tensors by key.
+    /// Returns all tensors by key.
     pub fn tensors(&self) -> &BTreeMap<String, TensorEntry> {
         &self.tensors
     }
 
-    /// The keys.
+    /// Returns the keys.
     pub fn keys(&self) -> impl Iterator<Item = &str> + Clone {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Whether it holds `key`.
+    /// Returns true if there is a tensor of this key.
     pub fn contains(&self, key: &str) -> bool {
         self.tensors.contains_key(key)
     }
 
-    /// What the writers of its files noted beside the tensors: `__metadata__` of safetensors, nothing
-    /// elsewhere.
+    /// Returns the metadata of its files: `__metadata__` of safetensors files, nothing for other formats.
     ///
     /// # Errors
-    /// Where a file cannot be read any more.
-    pub fn notes(&self) -> Result<BTreeMap<String, String>, CheckpointError> {
-        let mut notes = BTreeMap::new();
+    /// Returns an error if a file can no longer be read.
+    pub fn metadata(&self) -> Result<BTreeMap<String, String>, CheckpointError> {
+        let mut metadata = BTreeMap::new();
         for file in self.files() {
-            notes.extend(safetensors_file::notes(file)?);
+            metadata.extend(safetensors_file::metadata(file)?);
         }
-        Ok(notes)
+        Ok(metadata)
     }
 
-    /// The checkpoint without what training programs put around a model: prefixes such as `module.`
-    /// (`DistributedDataParallel`) and `_orig_mod.` (`torch.compile`), containers such as `model`,
+    /// Returns the checkpoint without the wrappers of training programs: prefixes such as `module.`
+    /// (`DistributedDataParallel`) and `_orig_mod.` (`torch.compile`), dictionaries such as `model`,
     /// `module` (DeepSpeed) and `ema`, or any other, in any nesting.
     ///
-    /// The wrapper is what stands in front of `known`, the key of a tensor that every file of the artefact
-    /// has. Where several models are in the file, the averaged weights are taken, then `state_dict`, then
-    /// a model without a wrapper, then `model`, then `module`. Where no key ends in `known`, the
-    /// checkpoint is returned as it is.
+    /// The wrapper is the text in front of `known`, the key of a tensor that every file of the artefact has.
+    /// If the file has several models, the averaged weights are preferred, then `state_dict`, a model
+    /// without a wrapper, `model`, and `module`. If no key ends in `known`, the checkpoint is returned
+    /// unchanged.
     ///
     /// # Errors
-    /// Returns an error if several models are in the file and none is known to be the wanted one.
+    /// Returns an error if the file has several models and none is preferred.
     pub fn unwrapped(&self, known: &str) -> Result<Self, CheckpointError> {
-        let fail = |reason: String| CheckpointError::Format { path: self.taken.clone(), reason };
+        let fail = CheckpointError::malformed::<String>(&self.taken);
         let mut plain = Self { tensors: BTreeMap::new(), ..self.clone() };
         for (key, tensor) in &self.tensors {
             let (short, names) = wrapper::without_transparent(key);
@@ -222,40 +216,37 @@ impl Checkpoint {
                 }
             }
             if plain.tensors.insert(short, tensor.clone()).is_some() {
-                return Err(fail(format!("key '{key}' is there with and without its wrapper")));
+                return Err(fail(format!("key '{key}' exists with and without its wrapper")));
             }
         }
-        match wrapper::find(plain.keys(), known).map_err(fail)? {
+        match wrapper::find(plain.keys(), known).map_err(&fail)? {
             None => Ok(self.clone()),
             Some("") => Ok(plain),
             Some(prefix) => Ok(plain.scope(prefix)),
         }
     }
 
-    /// Fails if a configuration asks for many more blocks than the checkpoint can hold, before any is
-    /// built; how many there are exactly is compared when the keys are. A block of every known model has
-    /// at least eight tensors.
+    /// Checks that a configuration does not have many more blocks than the checkpoint can hold, before any
+    /// block is built. The exact number is compared with the keys. A block of every known model has at least
+    /// eight tensors.
     ///
     /// # Errors
-    /// Returns an error if `blocks`, called `name` in the configuration, cannot be.
+    /// Returns an error if `blocks`, the value of `name` in the configuration, is too large.
     pub fn check_blocks(&self, name: &str, blocks: usize) -> Result<(), CheckpointError> {
-        /// Cheap to build, whatever the file holds.
+        /// A number of blocks that is cheap to build for any file.
         const FEW: usize = 256;
         const TENSORS_PER_BLOCK: usize = 8;
         let possible = FEW.max(self.tensors.len() / TENSORS_PER_BLOCK);
         if blocks <= possible {
             return Ok(());
         }
-        Err(CheckpointError::Format {
-            path: self.taken.clone(),
-            reason: format!(
-                "{name} is {blocks} in the config, but the file has {} tensors",
-                self.tensors.len()
-            ),
-        })
+        let tensors = self.tensors.len();
+        let reason =
+            format!("{name} is {blocks} in the config, but the file has {tensors} tensors");
+        Err(CheckpointError::format(&self.taken, reason))
     }
 
-    /// The part under a key prefix, which is cut off; the rest is another artefact.
+    /// Returns the tensors under a key prefix, without the prefix.
     fn scope(&self, prefix: &str) -> Self {
         let inside = self.tensors.iter().filter_map(|(key, tensor)| {
             Some((key.strip_prefix(prefix)?.to_string(), tensor.clone()))
@@ -267,7 +258,7 @@ impl Checkpoint {
         Self { wrappers, outside, tensors, ..self.clone() }
     }
 
-    /// The files that hold its tensors.
+    /// Returns the files that hold the tensors.
     pub fn files(&self) -> Vec<&Path> {
         let mut files: Vec<&Path> = self.tensors.values().map(TensorEntry::file).collect();
         files.sort_unstable();
@@ -276,12 +267,12 @@ impl Checkpoint {
     }
 }
 
-/// Opens one file by its content.
+/// Opens one file. The format is recognised by content.
 pub(crate) fn open_file(path: &Path) -> Result<Opened, CheckpointError> {
     let open = |source| CheckpointError::Open { path: path.into(), source };
     let mut head = Vec::new();
     open_regular(path).map_err(open)?.take(64).read_to_end(&mut head).map_err(open)?;
-    let format = |reason: String| CheckpointError::Format { path: path.into(), reason };
+    let format = CheckpointError::malformed::<String>(path);
     let not_weights = |what: &str| {
         format(format!("{what}, expected a torch.save or safetensors file or an index.json"))
     };

@@ -1,7 +1,8 @@
-//! Large models part by part: read, used, dropped, so that memory holds the largest part only.
+//! Import of a large model part by part, so that memory holds the largest part only.
 
 use crate::{
     Checkpoint, CheckpointError, ImportReport, KeyMap,
+    error::because,
     import::{check_import, fill, parameter_slots, read_as, read_float},
 };
 use burn::{
@@ -28,8 +29,8 @@ type Read = Box<dyn FnOnce() -> Values + Send>;
 /// Starts a thread.
 type Spawn = fn(Read) -> io::Result<JoinHandle<Values>>;
 
-/// A thread that reads the tensors of a part. If dropped, it ends after the tensor that it reads, and is
-/// waited for.
+/// A thread that reads the tensors of a part. Dropping it waits until the thread ends, which is after the
+/// current tensor.
 struct ReadAhead {
     thread: Option<JoinHandle<Values>>,
     is_cancelled: Arc<AtomicBool>,
@@ -49,13 +50,13 @@ impl Drop for ReadAhead {
     fn drop(&mut self) {
         self.is_cancelled.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // Nobody asks for the tensors any more, nor for why they could not be read.
+            // Tensors and errors of a cancelled read are not needed.
             let _ = thread.join();
         }
     }
 }
 
-/// A checkpoint that fits a module, whose parts are read when they are asked for.
+/// A checkpoint that fits a module, whose parts are read when they are needed.
 pub struct StreamedImport {
     /// Shared with the thread that reads ahead.
     checkpoint: Arc<Checkpoint>,
@@ -64,11 +65,11 @@ pub struct StreamedImport {
 }
 
 impl StreamedImport {
-    /// Compares all of `module` with `checkpoint`, as strictly as [`import`](crate::import()), and
-    /// reads nothing yet. Parts will come in `dtype`.
+    /// Compares `module` with `checkpoint` as strictly as [`import`](crate::import()) does, and reads no
+    /// tensor yet. Parts are read in `dtype`.
     ///
     /// # Errors
-    /// Where keys or shapes do not fit.
+    /// Returns an error if keys or shapes do not match.
     pub fn new<M: Module>(
         module: &M,
         checkpoint: Checkpoint,
@@ -79,25 +80,24 @@ impl StreamedImport {
         Ok((Self { checkpoint: Arc::new(checkpoint), map, dtype }, report))
     }
 
-    /// Type in which parts come.
+    /// Returns the type of the parts.
     pub fn dtype(&self) -> FloatDType {
         self.dtype
     }
 
-    /// Fills `part`, a fresh module or parameter that stands at `path` in the whole one, such as
-    /// `blocks.3.`: what a parameter is called inside the part is put behind it.
+    /// Fills `part`, a fresh module or parameter of the whole module. The names of its parameters follow
+    /// `path`, such as `blocks.3.`.
     ///
     /// # Errors
-    /// Where a tensor is not of floating point or its bytes cannot be read.
+    /// Returns an error if a tensor is not a float tensor or cannot be read.
     pub fn part<M: Module>(&self, path: &str, part: M) -> Result<M, CheckpointError> {
         fill(part, path, &self.checkpoint, &self.map, self.dtype, HashMap::new())
     }
 
-    /// Parts that are used one after the other, at `paths`, each made by `fresh`. With `ahead` the bytes
-    /// of the next one are read, by a thread of their own, while a part is in use: for devices that
-    /// compute on hardware of their own. Memory of the host then holds the bytes of one part more. If no
-    /// thread can be started, parts are read when they are asked for. Dropping the iterator ends the
-    /// thread.
+    /// Returns the parts at `paths` one after the other, each made by `fresh`. With `ahead`, a thread reads
+    /// the bytes of the next part while a part is in use: for devices other than the host. Host memory then
+    /// holds the bytes of one more part. If no thread can be started, parts are read when they are needed.
+    /// Dropping the iterator ends the thread.
     pub fn parts<'a, M: Module + 'a>(
         &'a self,
         paths: Vec<String>,
@@ -119,7 +119,7 @@ impl StreamedImport {
             let values = reading.take().map_or_else(|| Ok(HashMap::new()), ReadAhead::finish)?;
             let path = &paths[index];
             let part = fill(fresh(), path, &self.checkpoint, &self.map, self.dtype, values)?;
-            // The first part is read from the same file: two readers would take turns in it.
+            // Started after the current part was read, since both are read from the same file.
             if let (Some(next), Some(spawn)) = (paths.get(index + 1), spawn) {
                 reading = self.read_ahead(next, &fresh(), spawn);
             }
@@ -127,7 +127,7 @@ impl StreamedImport {
         })
     }
 
-    /// Starts to read the tensors of `part` at `path`; `None` if there is no thread for it.
+    /// Starts to read the tensors of `part` at `path`. Returns `None` if no thread can be started.
     fn read_ahead<M: Module>(&self, path: &str, part: &M, spawn: Spawn) -> Option<ReadAhead> {
         let keys: Vec<String> = parameter_slots(part)
             .into_iter()
@@ -147,19 +147,21 @@ impl StreamedImport {
         Some(ReadAhead { thread: Some(thread.ok()?), is_cancelled })
     }
 
-    /// Rows of the matrix `[R, C]` at `path`: `[rows, C]`. The matrix is held in the file's own
-    /// type while they are taken out.
+    /// Returns rows `[rows, C]` of the matrix `[R, C]` at `path`. Memory holds the whole matrix in the file's
+    /// type meanwhile.
     ///
     /// # Errors
-    /// Where the tensor is no matrix of floating point or its bytes cannot be read.
+    /// Returns an error if the tensor is not a float matrix or cannot be read.
     ///
     /// # Panics
-    /// Where there is no parameter at `path` or the matrix has no such row.
+    /// Panics if there is no parameter at `path`, or the matrix has no such row.
     pub fn rows(&self, path: &str, rows: &[usize]) -> Result<TensorData, CheckpointError> {
         let key = self.map.published_key(path);
         read_as(&self.checkpoint, &key, |data| {
             let [count, width] = data.shape()[..] else {
-                return Err(format!("shape {:?} found, a matrix expected", data.shape()));
+                return Err(
+                    format!("shape {:?} found, a matrix expected", data.shape().to_vec()).into()
+                );
             };
             assert!(rows.iter().all(|&row| row < count), "{key} has {count} rows");
             let (dtype, row_bytes) = (data.dtype(), width * data.dtype().size());
@@ -171,7 +173,7 @@ impl StreamedImport {
             let picked = Bytes::from_bytes_vec(bytes);
             TensorData::from_bytes(picked, [rows.len(), width], dtype)
                 .try_cast(self.dtype.into())
-                .map_err(|error| error.to_string())
+                .map_err(because(format!("cannot convert to {:?}", self.dtype)))
         })
     }
 }

@@ -1,10 +1,10 @@
-//! The likely cause of keys that do not fit.
+//! The likely cause of keys that do not match.
 
 use crate::{Mismatch, ShapeMismatch, error::quoted};
 use opensora_files::one_line;
 use std::collections::BTreeSet;
 
-/// Keys that give an artefact away, the most telling first.
+/// Keys by which artefacts are recognised, the most specific first.
 const TELLTALES: [(&str, &str); 12] = [
     ("model.diffusion_model.", "a full Stable Diffusion checkpoint"),
     ("first_stage_model.", "the VAE inside a full Stable Diffusion checkpoint"),
@@ -20,7 +20,7 @@ const TELLTALES: [(&str, &str); 12] = [
     ("optimizer.", "an optimizer state"),
 ];
 
-/// The artefact that a set of keys looks like, and the prefix that it stands under.
+/// Returns the artefact that a set of keys looks like, and the prefix of its keys.
 fn looks_like<'a>(keys: impl Iterator<Item = &'a str> + Clone) -> Option<(&'static str, &'a str)> {
     let plain = |telltale: &str| keys.clone().any(|key| key.starts_with(telltale));
     if let Some((_, artefact)) = TELLTALES.iter().find(|(telltale, _)| plain(telltale)) {
@@ -35,7 +35,7 @@ fn looks_like<'a>(keys: impl Iterator<Item = &'a str> + Clone) -> Option<(&'stat
     TELLTALES.iter().find_map(|(telltale, artefact)| Some((*artefact, under(telltale)?)))
 }
 
-/// The first parts of keys, where they are few: the prefix or the dictionaries of an unknown file.
+/// Returns the first components of keys if there are few: the prefix or dictionaries of an unknown file.
 fn containers<'a>(keys: impl Iterator<Item = &'a str>) -> Option<String> {
     const FEW: usize = 4;
     let mut names = BTreeSet::new();
@@ -50,7 +50,7 @@ fn containers<'a>(keys: impl Iterator<Item = &'a str>) -> Option<String> {
     (!names.is_empty()).then(|| quoted(&names))
 }
 
-/// Fills in a mismatch, with the cause that its keys suggest.
+/// Returns a mismatch with its likely cause.
 pub(crate) fn explain<'a>(
     artefact: &str,
     file_keys: impl Iterator<Item = &'a str> + Clone,

@@ -1,17 +1,17 @@
-//! What training programs put around a state dict: prefixes of its keys, and dictionaries.
+//! Wrappers that training programs put around a state dict: prefixes of keys, and dictionaries.
 //!
-//! Both look alike once a file is flattened: `module.x_embedder.proj.weight` is a key that
-//! `DistributedDataParallel` has prefixed or a key in DeepSpeed's dictionary `module`. What is in front
-//! of a key that every artefact of a kind has is the wrapper.
+//! Both look alike in a flattened file: `module.x_embedder.proj.weight` is a key with the prefix of
+//! `DistributedDataParallel` or a key in DeepSpeed's dictionary `module`. The text in front of a key that
+//! every file of an artefact has is the wrapper.
 
 use std::collections::BTreeSet;
 
-/// Modules that PyTorch puts around any other: `torch.compile`, FSDP, activation checkpointing. Their
-/// names may stand anywhere in a key and never belong to a model.
+/// Modules that PyTorch wraps around others: `torch.compile`, FSDP, activation checkpointing. Their names
+/// can be anywhere in a key and are never part of a model.
 const TRANSPARENT: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
-/// The wrapper that is read where a file has several: the averaged weights, as Open-Sora's `find_model`
-/// prefers them (v1.0.0, `opensora/utils/ckpt_utils.py`), then the usual containers.
+/// Returns the rank of a wrapper; the lowest is preferred if a file has several. The averaged weights come
+/// first, as in Open-Sora's `find_model` (v1.0.0, `opensora/utils/ckpt_utils.py`), then common dictionaries.
 fn rank(prefix: &str) -> usize {
     let has = |test: fn(&str) -> bool| prefix.split('.').any(test);
     if has(is_average) {
@@ -33,15 +33,15 @@ fn is_average(name: &str) -> bool {
     name == "ema" || name.starts_with("ema_") || name.ends_with("_ema")
 }
 
-/// Splits the transparent components off `key`: the key without them, and their names.
+/// Removes the transparent components of `key`. Returns the rest and the removed names.
 pub(crate) fn without_transparent(key: &str) -> (String, Vec<&str>) {
     let (transparent, kept): (Vec<&str>, Vec<&str>) =
         key.split('.').partition(|name| TRANSPARENT.contains(name));
     (kept.join("."), transparent)
 }
 
-/// The prefix, empty or ending in a dot, in front of `known`, a key that every file of the artefact has;
-/// nothing if no key ends in it.
+/// Returns the prefix (empty, or ending in a dot) in front of `known`, a key that every file of the artefact
+/// has, or `None` if no key ends in `known`.
 pub(crate) fn find<'a>(
     keys: impl Iterator<Item = &'a str>,
     known: &str,
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn averaged_weights_come_first_then_the_usual_containers() {
+    fn averaged_weights_come_first_then_common_dictionaries() {
         for (keys, prefix) in [
             (&["ema.x.weight", "state_dict.x.weight", "x.weight"], "ema."),
             (&["model.x.weight", "model_ema.module.x.weight", "x.weight"], "model_ema.module."),
@@ -105,13 +105,13 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_apart_is_an_error() {
+    fn two_wrappers_of_one_rank_are_an_error() {
         let error = found(&["teacher.x.weight", "student.x.weight"]).unwrap_err();
         assert!(error.contains("'student', 'teacher'"), "{error}");
     }
 
     #[test]
-    fn transparent_modules_may_stand_anywhere() {
+    fn transparent_modules_are_removed_anywhere() {
         let (key, names) = without_transparent("_orig_mod.module.blocks.0._orig_mod.x.weight");
         assert_eq!((key.as_str(), names.len()), ("module.blocks.0.x.weight", 2));
     }

@@ -9,6 +9,8 @@ pub(crate) mod man;
 pub(crate) mod plot;
 pub(crate) mod probe_device;
 pub(crate) mod sample;
+#[cfg(feature = "serve")]
+pub(crate) mod serve;
 pub(crate) mod train;
 pub(crate) mod verify;
 pub(crate) mod weights;

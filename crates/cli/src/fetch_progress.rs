@@ -6,7 +6,10 @@ use crate::{
     stop,
 };
 use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
-use opensora::hub::{Event, Observer, Progress};
+use opensora::hub::{
+    Completed, Locked, Observer, Planned, Progress, Retrying, Started, Unreachable,
+};
+use opensora_files::error_line;
 use std::{ops::ControlFlow, time::Instant};
 
 /// Shows a fetch on standard error; a signal ends it, and the next one resumes.
@@ -55,33 +58,52 @@ impl FetchProgress {
 }
 
 impl Observer for FetchProgress {
-    fn event(&mut self, event: Event<'_>) -> ControlFlow<()> {
-        match event {
-            Event::Planned { repository, folder, files, bytes } => {
-                let (size, folder) = (HumanBytes(bytes), folder.display());
-                let files = if files == 1 { "1 file".into() } else { format!("{files} files") };
-                self.line(format_args!("fetching {files}, {size}, from {repository} to {folder}"));
-            }
-            Event::Began { file, resumed, .. } => {
-                if resumed > 0 {
-                    self.line(format_args!("  {file}: resumes after {}", HumanBytes(resumed)));
-                }
-                // A small file needs no line of progress.
-                self.last_line = Some(Instant::now());
-            }
-            Event::Advanced(progress) => self.advance(&progress),
-            Event::Completed { file } => self.line(format_args!("  {file}: complete")),
-            Event::Retry { reason, wait } => {
-                self.line(format_args!("  {reason}; trying again in {:.0} s", wait.as_secs_f64()));
-            }
-            Event::Locked { file } => {
-                self.line(format_args!("  {file}: waiting for another process that fetches it"));
-            }
-            Event::Unreachable { reason } => {
-                self.line(format_args!("using the cached files: {reason}"));
-            }
-            _ => {}
+    fn planned(&mut self, event: &Planned<'_>) -> ControlFlow<()> {
+        let Planned { repository, folder, files, bytes, .. } = *event;
+        let (size, folder) = (HumanBytes(bytes), folder.display());
+        let files = if files == 1 { "1 file".into() } else { format!("{files} files") };
+        self.line(format_args!("fetching {files}, {size}, from {repository} to {folder}"));
+        stop::flow()
+    }
+
+    fn started(&mut self, event: &Started<'_>) -> ControlFlow<()> {
+        if event.resumed > 0 {
+            let (file, resumed) = (event.file, HumanBytes(event.resumed));
+            self.line(format_args!("  {file}: resumes after {resumed}"));
         }
+        // A small file needs no line of progress.
+        self.last_line = Some(Instant::now());
+        stop::flow()
+    }
+
+    fn downloaded(&mut self, event: &Progress<'_>) -> ControlFlow<()> {
+        self.advance(event);
+        stop::flow()
+    }
+
+    fn completed(&mut self, event: &Completed<'_>) -> ControlFlow<()> {
+        self.line(format_args!("  {}: complete", event.file));
+        stop::flow()
+    }
+
+    fn retrying(&mut self, event: &Retrying<'_>) -> ControlFlow<()> {
+        let (reason, seconds) = (error_line(event.error), event.wait.as_secs_f64());
+        self.line(format_args!("  {reason}; trying again in {seconds:.0} s"));
+        stop::flow()
+    }
+
+    fn locked(&mut self, event: &Locked<'_>) -> ControlFlow<()> {
+        let file = event.file;
+        self.line(format_args!("  {file}: waiting for another process that fetches it"));
+        stop::flow()
+    }
+
+    fn unreachable(&mut self, event: &Unreachable<'_>) -> ControlFlow<()> {
+        self.line(format_args!("using the cached files: {}", error_line(event.error)));
+        stop::flow()
+    }
+
+    fn waiting(&mut self) -> ControlFlow<()> {
         stop::flow()
     }
 }
@@ -117,13 +139,9 @@ mod tests {
 
     #[test]
     fn a_plain_line_says_rate_and_time_left() {
-        let progress = Progress {
-            file: "x.bin",
-            done: 1 << 30,
-            total: Some(3 << 30),
-            bytes_per_second: 2.0 * 1048576.0,
-            left: Some(Duration::from_secs(120)),
-        };
+        let rate = (4 << 20, Duration::from_secs(2));
+        let mut progress = Progress::new("x.bin", 1 << 30, Some(3 << 30), rate);
+        progress.left = Some(Duration::from_secs(120));
         let line = plain_line(&progress);
         assert_eq!(line, "  x.bin 1.00 GiB/3.00 GiB, 2.00 MiB/s, 2 minutes left");
     }

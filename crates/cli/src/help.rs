@@ -9,7 +9,7 @@ pub(crate) fn command() -> Command {
 }
 
 /// Headings and the options below them, by name. Options that are not listed stay under "Options".
-const GROUPS: [(&str, &[&str]); 6] = [
+const GROUPS: [(&str, &[&str]); 8] = [
     (
         "Model",
         &[
@@ -46,7 +46,18 @@ const GROUPS: [(&str, &[&str]); 6] = [
             "fps",
         ],
     ),
-    ("Device", &["device", "dtype", "t5-dtype", "low-memory", "peak-tflops"]),
+    (
+        "Server",
+        &["host", "port", "token", "token-file", "allow-host", "max-connections"],
+    ),
+    (
+        "Limits",
+        &[
+            "max-queued", "max-jobs", "max-disk", "delete-oldest", "max-side", "max-frames", "max-pixels",
+            "max-steps",
+        ],
+    ),
+    ("Device", &["device", "dtype", "t5-dtype", "residency", "low-memory", "peak-tflops"]),
     (
         "Rows and workers",
         &["workers", "parallel", "shard", "retry-failed", "attempts", "skip-bad", "journal"],
@@ -130,10 +141,10 @@ mod tests {
     #[test]
     fn the_commands_of_the_guides_parse() {
         let guides = [
-            include_str!("../../../docs/sampling.md"),
-            include_str!("../../../docs/training.md"),
-            include_str!("../../../docs/migration.md"),
-            include_str!("../../../docs/command-line.md"),
+            include_str!("../docs/sampling.md"),
+            include_str!("../docs/training.md"),
+            include_str!("../docs/migration.md"),
+            include_str!("../docs/command-line.md"),
         ];
         let mut commands = 0;
         for block in guides.iter().flat_map(|guide| guide.split("```sh\n").skip(1)) {

@@ -21,6 +21,8 @@ mod trial;
 
 use allocator::Kept;
 use clap::{FromArgMatches, Parser, Subcommand};
+#[cfg(feature = "serve")]
+use commands::serve;
 use commands::{
     bench as bench_command, completions, data, devices, eval, man, plot, probe_device, sample,
     train, verify, weights,
@@ -84,6 +86,9 @@ enum Command {
     Eval(eval::Args),
     /// Measure the speed of the models with random weights
     Bench(Box<bench_command::Args>),
+    /// Serve videos over HTTP: a queue of jobs, the API of /v1/videos and a page
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::Args>),
     /// Plot the loss and other curves of training runs
     Plot(plot::Args),
     /// List the backends of this build and the available devices
@@ -126,6 +131,8 @@ fn main() -> ExitCode {
         Command::Data(args) => data::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Bench(args) => bench_command::run(*args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(*args),
         Command::Plot(args) => plot::run(args),
         Command::Devices(args) => devices::run(args),
         Command::Completions(args) => completions::run(&args),

@@ -1,4 +1,4 @@
-//! Progress of a training run: a bar where someone watches, a line every ten seconds elsewhere.
+//! Progress of a training run: a bar on a terminal, a line every ten seconds otherwise.
 
 use crate::{
     output,
@@ -6,14 +6,22 @@ use crate::{
     stop,
 };
 use indicatif::{ProgressBar, ProgressStyle};
-use opensora::train::metrics::{Record, TrainObserver};
-use std::time::{Duration, Instant};
+use opensora::train::{
+    Observer,
+    metrics::Record,
+    observer::{CheckpointDamaged, DescriptionOmitted, Resumed, RowsMissing, StepDone, Update},
+};
+use std::{
+    fmt::Display,
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
 
 /// Shows a run's progress on standard error.
 pub(crate) struct TrainProgress {
     mode: Mode,
     bar: Option<ProgressBar>,
-    /// When the first step was reported, and which it was.
+    /// Time and number of the first reported step.
     first: Option<(Instant, u64)>,
     last_line: Option<Instant>,
 }
@@ -23,7 +31,7 @@ impl TrainProgress {
         Self { mode: Mode::new(quiet), bar: None, first: None, last_line: None }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(crate) fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
@@ -31,16 +39,26 @@ impl TrainProgress {
         self.last_line = None;
     }
 
-    /// Time that the run still takes. It counts from the first step's end, as that step compiles
-    /// kernels and reads its data alone; checkpoints and samples in between are part of it.
+    /// Prints a line of text, above the bar if there is one.
+    pub(crate) fn message(&mut self, text: impl Display) {
+        match (&self.mode, &self.bar) {
+            (Mode::Quiet, _) => {}
+            (_, Some(bar)) => bar.println(text.to_string()),
+            _ => output::message(text),
+        }
+    }
+
+    /// Returns the estimated remaining time. It counts from the end of the first step, which compiles kernels
+    /// and waits for its data, and includes checkpoints and samples.
     fn remaining(&mut self, step: u64, total_steps: u64) -> Option<Duration> {
         let (began, first) = *self.first.get_or_insert_with(|| (Instant::now(), step));
         remaining(began.elapsed(), step.saturating_sub(first), total_steps.saturating_sub(step))
     }
 }
 
-impl TrainObserver for TrainProgress {
-    fn step(&mut self, record: &Record, total_steps: u64) {
+impl Observer for TrainProgress {
+    fn step(&mut self, event: &StepDone<'_>) {
+        let (record, total_steps) = (event.record, event.total_steps);
         if self.mode == Mode::Quiet {
             return;
         }
@@ -63,17 +81,24 @@ impl TrainObserver for TrainProgress {
         }
     }
 
-    fn should_stop(&mut self) -> bool {
-        stop::asked()
+    fn update(&mut self, _event: &Update) -> ControlFlow<()> {
+        stop::flow()
     }
 
-    fn message(&mut self, text: &str) {
-        match (&self.mode, &self.bar) {
-            (Mode::Quiet, _) => {}
-            // Above the bar, which stays.
-            (_, Some(bar)) => bar.println(text),
-            _ => output::message(text),
-        }
+    fn resumed(&mut self, event: &Resumed) {
+        self.message(event);
+    }
+
+    fn checkpoint_damaged(&mut self, event: &CheckpointDamaged<'_>) {
+        self.message(event);
+    }
+
+    fn rows_missing(&mut self, event: &RowsMissing) {
+        self.message(event);
+    }
+
+    fn description_omitted(&mut self, event: &DescriptionOmitted) {
+        self.message(event);
     }
 }
 
@@ -83,7 +108,7 @@ fn new_bar(total_steps: u64) -> ProgressBar {
     ProgressBar::new(total_steps).with_style(style)
 }
 
-/// The numbers of a step, on one line.
+/// Returns the numbers of a step on one line.
 fn numbers(record: &Record, remaining: Option<Duration>) -> String {
     let mut line = format!(
         "loss {:.4}, {} samples/s, {} tokens/s",
@@ -100,7 +125,7 @@ fn numbers(record: &Record, remaining: Option<Duration>) -> String {
     line
 }
 
-/// Three digits, with k, M or G for thousands.
+/// Returns a number with three digits and the unit k, M or G.
 fn short(number: f64) -> String {
     let (number, unit) = match number {
         number if number >= 1e9 => (number / 1e9, "G"),
@@ -116,14 +141,14 @@ fn short(number: f64) -> String {
     format!("{number:.digits$}{unit}")
 }
 
-/// Time for `left` steps at the pace of `done` steps in `elapsed`; `None` before there is a pace.
+/// Returns the time of `left` steps at the speed of `done` steps in `elapsed`, or `None` for no steps.
 fn remaining(elapsed: Duration, done: u64, left: u64) -> Option<Duration> {
     let seconds = elapsed.as_secs_f64() * left as f64 / done as f64;
     (done > 0).then_some(())?;
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// `12 s`, `3 min`, `5 h 10 min`, `2 d 3 h`.
+/// Returns a duration as `12 s`, `3 min`, `5 h 10 min` or `2 d 3 h`.
 fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
@@ -140,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_tells_loss_speed_and_time() {
+    fn a_line_has_loss_speed_and_time() {
         let record = Record {
             loss: 0.12345,
             samples_per_second: 7.0,
@@ -157,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn remaining_time_needs_a_pace() {
+    fn remaining_time_needs_a_step() {
         let second = Duration::from_secs(1);
         assert_eq!(remaining(second, 0, 10), None);
         assert_eq!(remaining(second * 20, 10, 5), Some(second * 10));

@@ -55,14 +55,14 @@ fn what_cannot_be_shown_is_refused_in_one_line() {
     std::fs::create_dir(folder.path().join("empty")).unwrap();
     for (args, tells) in [
         (vec!["empty"], "metrics.csv"),
-        (vec!["first", "--columns", "lr"], "no column 'lr', it has step, samples"),
+        (vec!["first", "--columns", "lr"], "no column 'lr', expected one of step, samples"),
         (vec!["first", "--x", "hours"], "no column 'hours'"),
         (vec!["text.csv"], "text.csv, line 2: loss is 'high'"),
         (vec!["first", "--out", "a.pdf"], "a.pdf: unknown format"),
         (vec!["first", "--smooth", "2"], "smooth is 2"),
         (vec!["first", "--columns", "gradient_norm", "--log"], "gradient_norm: no values"),
         (vec!["first", "--out", "none/a.svg"], "none/a.svg"),
-        (vec!["first", "--out", "empty"], "empty: it is a folder"),
+        (vec!["first", "--out", "empty"], "empty: found a folder"),
     ] {
         let output = plot(folder.path(), &args);
         let stderr = String::from_utf8(output.stderr).unwrap();

@@ -1,29 +1,29 @@
-//! Posteriors and prompt states computed once and kept in shards.
+//! A cache of posteriors and prompt states, computed once and stored in shards.
 //!
 //! ```text
 //! CACHE/
 //!   shard-00000.safetensors  mean.ROW.VARIANT, logvar.ROW.VARIANT, states.K
-//!   shard-00000.json         what it was made from, its checksum, each row's caption K: written last
-//!   index.json               settings and all shards: written when every shard is there
+//!   shard-00000.json         checksums of inputs and shard, each row's caption K: written last
+//!   index.json               settings and all shards: written when all shards are complete
 //! ```
 //!
-//! Captions that are the same share their states within a shard. A shard is kept, on a later call,
-//! where it was made from the same settings, models, captions and contents of files, wherever these
-//! lie now; what is interrupted goes on behind the last whole shard. A cache that was made from
-//! something else than a training run wants is refused, and so is a damaged one: when it is opened,
-//! settings are compared first, then headers and shapes, then all checksums, on every core. That
-//! reads the cache once. One process at a time writes a cache.
+//! Equal captions share their states within a shard. A later call reuses a shard that was made from the same
+//! settings, models, captions and contents of files, even if the files have moved; interrupted work resumes
+//! after the last complete shard. Opening rejects a cache that is damaged or was made from other data or
+//! settings than a training run needs: settings are compared first, then headers and shapes, then all
+//! checksums, on all cores. That reads the cache once. One process at a time writes a cache.
 
 mod hash;
 mod read;
 mod write;
 
 pub use read::LatentCache;
-pub use write::{CacheJob, write, write_skipping};
+pub use write::{CacheJob, write};
 
-use crate::{ClipSpec, DataError};
+use crate::{ClipSpec, DataError, encode::EncoderConfig};
 use hash::{digest, hash_model};
-use opensora_files::{one_line, write_atomically};
+use opensora_checkpoint::BoxedError;
+use opensora_files::write_atomically;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fmt::Debug,
@@ -34,14 +34,14 @@ use std::{
 const FORMAT: u32 = 1;
 const INDEX: &str = "index.json";
 
-/// What a cache is made from, besides the rows.
+/// The settings and models that a cache is made from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CacheKey {
-    /// How a clip is cut from its file.
+    /// How a clip is read from its file.
     pub clip: ClipSpec,
     /// Seed of windows and flips.
     pub seed: u64,
-    /// Tokens that captions are cut to.
+    /// Largest number of tokens of a caption.
     pub max_length: usize,
     /// SHA-256 of the VAE's files.
     pub vae: String,
@@ -50,24 +50,23 @@ pub struct CacheKey {
 }
 
 impl CacheKey {
-    /// The key for models in these folders or files. Of a folder, all files count; of a file, its
-    /// shards and the `config.json` beside it do, too.
+    /// Returns the key of a cache that is encoded by the models of `encoder`. Of a folder, all files
+    /// count; of a file, its shards and the `config.json` beside it do, too.
     ///
     /// # Errors
-    /// Where a file cannot be read.
-    pub fn new(
-        clip: &ClipSpec,
-        seed: u64,
-        max_length: usize,
-        vae: &Path,
-        t5: &Path,
-    ) -> Result<Self, DataError> {
-        let (vae, t5) = (hash_model(vae)?, hash_model(t5)?);
-        Ok(Self { clip: clip.clone(), seed, max_length, vae, t5 })
+    /// Returns an error if a file cannot be read.
+    pub fn new(clip: &ClipSpec, seed: u64, encoder: &EncoderConfig) -> Result<Self, DataError> {
+        Ok(Self {
+            clip: clip.clone(),
+            seed,
+            max_length: encoder.max_length,
+            vae: hash_model(&encoder.vae)?,
+            t5: hash_model(&encoder.t5)?,
+        })
     }
 
-    /// The setting by which a cache of `self` differs from what `other` wants. Where `other` wants
-    /// no certain number of variants, any will do.
+    /// Returns the first setting of `self` that differs from `other`. Any number of variants fits an
+    /// `other` without one.
     fn difference(&self, other: &Self) -> Option<String> {
         let (clip, wanted) = (&self.clip, &other.clip);
         differs("num_frames", &clip.num_frames, &wanted.num_frames)
@@ -78,9 +77,9 @@ impl CacheKey {
                 wanted.variants.and_then(|wanted| differs("variants", &self.variants(), &wanted))
             })
             .or_else(|| differs("the seed", &self.seed, &other.seed))
-            .or_else(|| differs("the tokens of a caption", &self.max_length, &other.max_length))
-            .or_else(|| (self.vae != other.vae).then(|| "the VAE is another one now".into()))
-            .or_else(|| (self.t5 != other.t5).then(|| "the text encoder is another one now".into()))
+            .or_else(|| differs("max_length", &self.max_length, &other.max_length))
+            .or_else(|| (self.vae != other.vae).then(|| "the VAE has changed".into()))
+            .or_else(|| (self.t5 != other.t5).then(|| "the text encoder has changed".into()))
     }
 
     fn variants(&self) -> u64 {
@@ -89,16 +88,17 @@ impl CacheKey {
 }
 
 fn differs<T: PartialEq + Debug>(what: &str, found: &T, wanted: &T) -> Option<String> {
-    (found != wanted).then(|| format!("{what} was {found:?}, and is {wanted:?} now"))
+    (found != wanted).then(|| format!("{what} is {found:?} in the cache, expected {wanted:?}"))
 }
 
-/// A row as it was when it was encoded.
+/// A row at the time when it was encoded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct CachedRow {
     path: PathBuf,
     caption: String,
-    /// Bytes of the file, and their SHA-256; empty where it could not be read.
+    /// Size of the file in bytes.
     bytes: u64,
+    /// SHA-256 of the file; empty if it could not be read.
     sha256: String,
 }
 
@@ -106,7 +106,7 @@ struct CachedRow {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Shard {
     file: String,
-    /// SHA-256 of the key alone.
+    /// SHA-256 of the key.
     #[serde(default)]
     settings: String,
     /// SHA-256 of key and rows.
@@ -115,18 +115,18 @@ struct Shard {
     first: usize,
     /// For each row the K of its `states.K`.
     captions: Vec<usize>,
-    /// For each K the tokens that count.
+    /// For each K the attention mask of the caption.
     masks: Vec<Vec<bool>>,
     latent_shape: [usize; 4],
     width: usize,
-    /// Rows that could not be encoded, in order, and why; they have no tensors. (A list: a map from
-    /// numbers does not survive `flatten`.)
+    /// Rows that could not be encoded, in order, with the reasons; they have no tensors. (A list: serde's
+    /// `flatten` does not support maps with numbers as keys.)
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     bad: Vec<(usize, String)>,
 }
 
 impl Shard {
-    /// Why a row could not be encoded.
+    /// Returns the reason why a row could not be encoded, if it could not.
     fn bad(&self, row: usize) -> Option<&str> {
         let at = self.bad.binary_search_by_key(&row, |(row, _)| *row).ok()?;
         Some(&self.bad[at].1)
@@ -141,7 +141,7 @@ struct Index {
     shards: Vec<Shard>,
 }
 
-/// A JSON file and the SHA-256 of what it says.
+/// The contents of a JSON file with their SHA-256.
 #[derive(Serialize, Deserialize)]
 struct Sealed<T> {
     #[serde(flatten)]
@@ -158,15 +158,24 @@ fn write_json<T: Serialize>(path: &Path, body: &T) -> Result<(), DataError> {
 
 fn parse_json<T: Serialize + DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, DataError> {
     let Sealed { body, seal } = serde_json::from_slice::<Sealed<T>>(text).map_err(json(path))?;
-    // Caches of the first days have no seal.
+    // Caches of the first versions have no seal.
     if !seal.is_empty() && digest(&serde_json::to_vec(&body).map_err(json(path))?) != seal {
-        return Err(bad_file(path, "damaged: the checksum is another one".into()));
+        return Err(bad_file(path, "damaged: the checksum differs"));
     }
     Ok(body)
 }
 
-fn bad_file(path: &Path, reason: String) -> DataError {
-    DataError::Cache { path: path.into(), reason }
+fn bad_file(path: &Path, reason: impl Into<String>) -> DataError {
+    DataError::Cache { path: path.into(), reason: reason.into(), source: None }
+}
+
+/// Returns a function that makes an error of a file from its cause.
+fn bad_because<E: Into<BoxedError>>(
+    path: &Path,
+    reason: impl Into<String>,
+) -> impl FnOnce(E) -> DataError {
+    let (path, reason) = (path.to_path_buf(), reason.into());
+    move |error| DataError::Cache { path, reason, source: Some(error.into()) }
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> DataError {
@@ -175,6 +184,5 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> DataError {
 }
 
 fn json(path: &Path) -> impl FnOnce(serde_json::Error) -> DataError {
-    let path = path.to_path_buf();
-    move |error| DataError::Cache { path, reason: format!("damaged: {}", one_line(error)) }
+    bad_because(path, "damaged")
 }

@@ -1,7 +1,7 @@
-//! Rows read as clips.
+//! The trait [`Source`], and a manifest's rows as clips.
 
 use crate::{
-    ClipSpec, DataError, Draw, Manifest, Row,
+    ClipSpec, DataError, Draw, DrawKey, Manifest, Row,
     transform::{self, ResizeCrop},
     window,
 };
@@ -9,36 +9,34 @@ use burn::data::dataset::Dataset;
 use opensora_video::{media::Media, reader};
 use std::path::Path;
 
-/// Something that has rows and gives each anew in every epoch: a folder of clips, a cache of
-/// latents, a generated world.
+/// Rows that can be read in every epoch: a folder of clips, a cache of latents, generated data.
 ///
-/// Reading is a function of (row, epoch) alone, so any number of threads in any order, and a run
-/// that was interrupted, get the same items.
+/// Reading depends on (row, epoch) only, so that any number of threads in any order, and a resumed run, get
+/// the same items.
 pub trait Source: Send + Sync {
-    /// What a row is read as.
+    /// A row's sample.
     type Item: Send;
 
-    /// Number of rows.
+    /// Returns the number of rows.
     fn len(&self) -> usize;
 
-    /// Whether there are none.
+    /// Returns true if there are no rows.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Reads a row as it is in an epoch.
+    /// Reads a row in an epoch.
     ///
     /// # Errors
-    /// Where the row cannot be read: never another row in its place.
+    /// Returns an error if the row cannot be read. Another row never takes its place.
     fn read(&self, row: usize, epoch: u64) -> Result<Self::Item, DataError>;
 
-    /// A row's number (from 1) and file, for messages.
+    /// Returns a row's number (from 1) and file, for messages.
     fn describe(&self, row: usize) -> String;
 }
 
-/// Returns the frames per second of clips that take one of `interval` frames of the videos among
-/// `paths`: those of the first video that can be opened. `None` if there is none among the first
-/// rows.
+/// Returns the frames per second of clips that take every `interval`-th frame of the videos in `paths`,
+/// according to the first video that can be opened. `None` if no video of the first 16 rows can be.
 pub fn clip_fps<'a>(paths: impl Iterator<Item = &'a Path>, interval: usize) -> Option<f64> {
     const ROWS: usize = 16;
     let fps = |path: &Path| reader::probe(path).ok().map(|info| info.fps);
@@ -49,20 +47,20 @@ pub fn clip_fps<'a>(paths: impl Iterator<Item = &'a Path>, interval: usize) -> O
 /// One captioned clip as a model's input.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClipSample {
-    /// The row it comes from.
+    /// The row of the manifest.
     pub row: usize,
-    /// Its caption, as the manifest has it: cleaning is the tokenizer's.
+    /// The row's caption as in the manifest; the tokenizer cleans it.
     pub caption: String,
     /// `[3, T, H, W]` in [-1, 1], row-major.
     pub pixels: Vec<f32>,
-    /// `[3, T, H, W]`.
+    /// Shape of `pixels`, `[3, T, H, W]`.
     pub shape: [usize; 4],
 }
 
 /// The rows of a manifest as clips.
 ///
-/// Of a video, a window of frames, mirrored or not, as the row's [`Draw`] says; of an image, the
-/// same picture in every frame. As burn's data set it gives what epoch 0 gets.
+/// A video becomes a window of its frames, mirrored or not according to the row's [`Draw`]. An image becomes
+/// a clip with the same picture in every frame. As burn's [`Dataset`] it has the samples of epoch 0.
 #[derive(Debug, Clone)]
 pub struct ClipDataset {
     manifest: Manifest,
@@ -71,16 +69,16 @@ pub struct ClipDataset {
 }
 
 impl ClipDataset {
-    /// Over the rows of a manifest, whose files are opened only when they are read.
+    /// Creates a data set of a manifest's rows, whose files are opened only when they are read.
     ///
     /// # Errors
-    /// Where a setting cannot be.
+    /// Returns an error if a setting is out of range.
     pub fn new(manifest: Manifest, spec: ClipSpec, seed: u64) -> Result<Self, DataError> {
-        spec.check()?;
+        spec.validate()?;
         Ok(Self { manifest, spec, seed })
     }
 
-    /// The rows.
+    /// Returns the manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
@@ -90,12 +88,12 @@ impl ClipDataset {
         self.manifest.rows.iter().map(|row| row.path.as_path())
     }
 
-    /// How rows become clips.
+    /// Returns how rows become clips.
     pub fn spec(&self) -> &ClipSpec {
         &self.spec
     }
 
-    /// The seed of its draws.
+    /// Returns the seed of windows and flips.
     pub fn seed(&self) -> u64 {
         self.seed
     }
@@ -110,7 +108,7 @@ impl ClipDataset {
             }
             Media::Video(_) => {
                 let total = frames.len();
-                let draw = Draw::new(&self.spec, total, self.seed, row, epoch);
+                let draw = Draw::new(&self.spec, total, DrawKey { seed: self.seed, row, epoch });
                 let indices = window::frame_indices(&self.spec, total, draw.begin)
                     .ok_or_else(|| format!("it has {total} frames, a clip takes {num_frames}"))?;
                 let place = ResizeCrop::of_video(source, image_size);
@@ -134,8 +132,9 @@ impl Source for ClipDataset {
         let Row { path, caption, .. } =
             rows.get(row).ok_or(DataError::NoSuchRow { row, len: rows.len() })?;
         let pixels = Media::read(path)
+            .map_err(|error| error.line_without(path))
             .and_then(|media| self.clip(&media, row, epoch))
-            .map_err(|reason| DataError::Row { row, path: path.clone(), reason })?;
+            .map_err(|reason| DataError::row(row, path, reason))?;
         Ok(ClipSample { row, caption: caption.clone(), pixels, shape: self.spec.shape() })
     }
 
@@ -148,7 +147,7 @@ impl Source for ClipDataset {
 }
 
 impl Dataset<ClipSample, DataError> for ClipDataset {
-    /// What epoch 0 gets; a row that is not there is an error, too.
+    /// Reads a row of epoch 0. Returns an error if there is no such row.
     fn get(&self, index: usize) -> Result<ClipSample, DataError> {
         self.read(index, 0)
     }

@@ -1,58 +1,72 @@
-//! Clips and captions to what a denoiser is trained on: posteriors of latents, prompt states.
+//! Encoding of clips and captions for the training of a denoiser: posteriors of latents, prompt states.
 //!
-//! One clip and one caption at a time, so that the numbers do not depend on how samples are
-//! batched, and a cache holds what would have been computed along the way.
+//! One clip and one caption are encoded at a time, so that the numbers do not depend on batches, and a cache
+//! holds the same numbers as encoding during training gives.
 
 use crate::{ClipDataset, ClipSample, DataError, Source};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use opensora_checkpoint::{Checkpoint, PublishedModel};
+use opensora_checkpoint::{BoxedError, Checkpoint, PublishedModel};
+use opensora_files::one_line;
 use opensora_nn::read::read;
 use opensora_t5::TextEncoder;
 use opensora_vae::{AutoencoderKl, VaeConfig};
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
-/// One training sample behind VAE and text encoder.
+/// One encoded training sample.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncodedSample {
-    /// The row it comes from.
+    /// The row of the manifest.
     pub row: usize,
     /// Mean of the posterior, of shape [`latent_shape`](Self::latent_shape); not scaled.
     pub mean: Vec<f32>,
-    /// Its log variance, clamped.
+    /// Log variance of the posterior, clamped.
     pub logvar: Vec<f32>,
-    /// `[C, T, h, w]`.
+    /// Shape of mean and log variance, `[C, T, h, w]`.
     pub latent_shape: [usize; 4],
-    /// States of the caption's tokens up to the last one that counts, `[tokens, width]`.
+    /// States of the caption's tokens up to the last unmasked one, `[tokens, width]`.
     pub states: Vec<f32>,
-    /// Which of these tokens count.
+    /// Attention mask: true for tokens, false for padding.
     pub mask: Vec<bool>,
     /// Width of a state.
     pub width: usize,
 }
 
-/// A caption's part of a sample.
+/// An encoded caption.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncodedCaption {
-    /// `[tokens, width]`.
+    /// States of the tokens, `[tokens, width]`.
     pub states: Vec<f32>,
-    /// Which tokens count.
+    /// Attention mask: true for tokens, false for padding.
     pub mask: Vec<bool>,
     /// Width of a state.
     pub width: usize,
 }
 
-/// A clip's part of a sample.
+/// An encoded clip.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncodedClip {
     /// Mean of the posterior.
     pub mean: Vec<f32>,
-    /// Its log variance.
+    /// Log variance of the posterior.
     pub logvar: Vec<f32>,
-    /// `[C, T, h, w]`.
+    /// Shape of mean and log variance, `[C, T, h, w]`.
     pub shape: [usize; 4],
+}
+
+/// The models that encode clips and captions, and how they do it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncoderConfig {
+    /// Folder or file of the VAE.
+    pub vae: PathBuf,
+    /// Folder of the text encoder.
+    pub t5: PathBuf,
+    /// Largest number of tokens of a caption; longer captions are cut.
+    pub max_length: usize,
+    /// Frames that the VAE encodes at once; `None` encodes all of a clip at once.
+    pub vae_micro_batch: Option<usize>,
 }
 
 /// VAE and text encoder on one device, in f32.
@@ -64,46 +78,40 @@ pub struct ClipEncoder {
 }
 
 impl ClipEncoder {
-    /// Loads both from their folders. Captions are cut to `max_length` tokens; the VAE takes
-    /// `micro_batch` frames at once (all of a clip without).
+    /// Loads both models.
     ///
     /// # Errors
-    /// Where one of them cannot be loaded.
-    pub fn load(
-        vae: &Path,
-        t5: &Path,
-        max_length: usize,
-        micro_batch: Option<usize>,
-        device: &Device,
-    ) -> Result<Self, DataError> {
-        let config = VaeConfig::beside(vae).map_err(opensora_vae::LoadError::from)?;
+    /// Returns an error if a model cannot be loaded.
+    pub fn load(config: &EncoderConfig, device: &Device) -> Result<Self, DataError> {
+        let EncoderConfig { vae, t5, max_length, vae_micro_batch } = config;
+        let vae_config = VaeConfig::beside(vae).map_err(opensora_vae::LoadError::from)?;
         let checkpoint = Checkpoint::open(vae).map_err(opensora_vae::LoadError::from)?;
-        let (vae, _) = AutoencoderKl::load(&config, &checkpoint, FloatDType::F32, device)?;
-        let (text, _) = TextEncoder::load(t5, max_length, FloatDType::F32, device)?;
-        Ok(Self { vae, text, micro_batch, device: device.clone() })
+        let (vae, _) = AutoencoderKl::load(&vae_config, &checkpoint, FloatDType::F32, device)?;
+        let (text, _) = TextEncoder::load(t5, *max_length, FloatDType::F32, device)?;
+        Ok(Self { vae, text, micro_batch: *vae_micro_batch, device: device.clone() })
     }
 
-    /// The posterior of a clip.
+    /// Encodes a clip.
     ///
     /// # Errors
-    /// Where the VAE cannot have such a size, or gives a number that is not finite.
+    /// Returns an error if the VAE does not support the clip's size, or its output is not finite.
     pub fn clip(&self, sample: &ClipSample) -> Result<EncodedClip, DataError> {
-        let fail = |reason: String| DataError::Encode {
+        let fail = |source: BoxedError| DataError::Encode {
             what: format!("the clip of row {}", sample.row + 1),
-            reason,
+            source,
         };
         let [channels, frames, height, width] = sample.shape;
         self.vae
             .config()
             .latent_size([frames, height, width])
-            .map_err(|error| fail(error.to_string()))?;
+            .map_err(|error| fail(error.into()))?;
         let data = TensorData::new(sample.pixels.clone(), [1, channels, frames, height, width]);
         let clip = Tensor::<5>::from_data(data, &self.device);
         let posterior = self.vae.encode(clip, self.micro_batch);
         let [_, channels, frames, height, width] = posterior.mean().dims();
         let host = |x: Tensor<5>| {
             let values = read(x).map_err(DataError::Device)?.try_into_vec::<f32>();
-            values.map_err(|error| error.to_string()).and_then(finite).map_err(fail)
+            values.map_err(BoxedError::from).and_then(finite).map_err(fail)
         };
         Ok(EncodedClip {
             mean: host(posterior.mean())?,
@@ -112,24 +120,26 @@ impl ClipEncoder {
         })
     }
 
-    /// The states of a caption.
+    /// Encodes a caption.
     ///
     /// # Errors
-    /// Where it cannot be tokenized, or the encoder gives a number that is not finite.
+    /// Returns an error if the caption cannot be tokenized, or the encoder's output is not finite.
     pub fn caption(&self, caption: &str) -> Result<EncodedCaption, DataError> {
-        let fail =
-            |reason: String| DataError::Encode { what: format!("the caption '{caption}'"), reason };
-        let encoded = self.text.encode(&[caption]).map_err(|error| fail(error.to_string()))?;
+        let fail = |source: BoxedError| DataError::Encode {
+            what: format!("the caption '{}'", one_line(caption)),
+            source,
+        };
+        let encoded = self.text.encode(&[caption]).map_err(|error| fail(error.into()))?;
         let mask = encoded.mask.trim().rows()[0].clone();
         let width = encoded.states.dims()[2];
         // [1, L, C] -> [tokens, C]
         let states = read(encoded.states.narrow(1, 0, mask.len()))?;
         let states = states.try_into_vec::<f32>();
-        let states = states.map_err(|error| error.to_string()).and_then(finite).map_err(fail)?;
+        let states = states.map_err(BoxedError::from).and_then(finite).map_err(fail)?;
         Ok(EncodedCaption { states, mask, width })
     }
 
-    /// The states of a row's caption; what is wrong with it is that row's error.
+    /// Encodes the caption of a row. A caption that cannot be encoded is an error of that row.
     pub(crate) fn caption_of(
         &self,
         row: usize,
@@ -139,21 +149,22 @@ impl ClipEncoder {
         self.caption(caption).map_err(|error| DataError::Row {
             row,
             path: path.into(),
-            reason: error.to_string().replace(['\n', '\r'], " "),
+            reason: "unusable caption".into(),
+            source: Some(error.into()),
         })
     }
 }
 
-/// What is not finite would spoil a whole run, and a cache for good.
-fn finite(values: Vec<f32>) -> Result<Vec<f32>, String> {
+/// Returns an error for numbers that are not finite: they would ruin a run, and a cache for good.
+fn finite(values: Vec<f32>) -> Result<Vec<f32>, BoxedError> {
     match values.iter().all(|value| value.is_finite()) {
         true => Ok(values),
-        false => Err("the model gives numbers that are not finite".into()),
+        false => Err("the output of the model is not finite".into()),
     }
 }
 
 impl EncodedSample {
-    /// A sample from its parts.
+    /// Combines an encoded clip and an encoded caption.
     pub fn new(row: usize, clip: EncodedClip, caption: EncodedCaption) -> Self {
         Self {
             row,
@@ -167,7 +178,7 @@ impl EncodedSample {
     }
 }
 
-/// Clips that are encoded when they are read.
+/// A source that encodes clips when they are read.
 pub struct OnTheFly {
     dataset: ClipDataset,
     /// One at a time: a device has its own parallelism.
@@ -175,7 +186,7 @@ pub struct OnTheFly {
 }
 
 impl OnTheFly {
-    /// The clips of `dataset` behind `encoder`.
+    /// Creates a source of the clips of `dataset`, encoded by `encoder`.
     pub fn new(dataset: ClipDataset, encoder: ClipEncoder) -> Self {
         Self { dataset, encoder: Mutex::new(encoder) }
     }
@@ -190,7 +201,7 @@ impl Source for OnTheFly {
 
     fn read(&self, row: usize, epoch: u64) -> Result<EncodedSample, DataError> {
         let sample = self.dataset.read(row, epoch)?;
-        // Encoding changes nothing in the encoder: one that panicked over a row is good for others.
+        // Encoding does not change the encoder: after a panic in one row it still encodes others.
         let encoder = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
         let path = &self.dataset.manifest().rows[row].path;
         let clip = encoder.clip(&sample)?;

@@ -1,66 +1,82 @@
-//! Batches from a source: read ahead by worker threads, in an order that does not depend on them.
+//! Batches of a source: read ahead by worker threads, in an order that does not depend on the threads.
 //!
-//! A bad row is an error, unless the recipe allows some: then its slot of the order is left out,
-//! the batch goes on with the slots behind it, and the row is written to a list that later runs
-//! heed. No row ever stands in for another. What is wrong with more than a row (a damaged cache, a
-//! setting) is an error in any case.
+//! A bad row is an error unless the configuration allows some: then its slot of the order is skipped, the
+//! next slots fill the batch, and the row is written to a list that later runs use. No row replaces another.
+//! Errors that affect more than one row (a damaged cache, a setting) are never skipped.
 
 mod skip_list;
 #[cfg(test)]
 mod tests;
 mod workers;
 
-use crate::{DataError, Source, order::Order};
+use crate::{DataError, SettingError, Source, order::Order};
+use opensora_files::error_line;
 use skip_list::SkipList;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 pub(crate) use workers::read as read_caught;
 use workers::{Read, Workers, name_of, read};
 
-/// Most samples that are read ahead: far more than a step needs, and below what overflows.
+/// Most samples that are read ahead: far more than a step needs, and small enough not to overflow.
 const MAX_AHEAD: usize = 1 << 20;
 /// Most threads that read.
 const MAX_WORKERS: usize = 1024;
-/// The last slot that a run can begin at: none reaches it, and a damaged number may be beyond.
+/// The last slot at which a run can begin. No run reaches it; a damaged checkpoint may name a larger one.
 const MAX_START: u64 = 1 << 62;
 
-/// How a loader reads.
+/// Settings of a [`Loader`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoaderConfig {
     /// Samples of a batch.
     pub batch_size: usize,
     /// Threads that read; 0 reads in the calling thread.
     pub workers: usize,
-    /// Batches that are read ahead.
+    /// Batches to read ahead.
     pub prefetch: usize,
     /// Seed of the order.
     pub seed: u64,
-    /// Whether the order is shuffled, anew each epoch.
+    /// Shuffles the order anew each epoch.
     pub shuffle: bool,
-    /// Bad rows that are left out before it is an error.
+    /// Bad rows to skip before it is an error.
     pub skip_bad: usize,
-    /// Where bad rows are listed (CSV: row from 1, path, reason); rows that are listed there
-    /// already, with the same path, are left out unread and do not count.
+    /// File that lists bad rows (CSV: row from 1, path, reason). Rows that it lists already, with the same
+    /// path, are skipped without being read and do not count.
     pub skip_list: Option<PathBuf>,
 }
 
+impl Default for LoaderConfig {
+    /// Shuffled batches of 8 with seed 42, of which two threads read 4 ahead; bad rows are errors.
+    fn default() -> Self {
+        Self {
+            batch_size: 8,
+            workers: 2,
+            prefetch: 4,
+            seed: 42,
+            shuffle: true,
+            skip_bad: 0,
+            skip_list: None,
+        }
+    }
+}
+
 impl LoaderConfig {
-    fn check(&self, start: u64) -> Result<(), DataError> {
-        let fail = |field, found: String, expected| Err(DataError::Spec { field, found, expected });
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// Returns an error if a setting is out of range.
+    pub fn validate(&self) -> Result<(), SettingError> {
         if self.batch_size == 0 {
-            fail("batch_size", "0".into(), "at least 1")
+            Err(SettingError::new("batch_size", 0, "at least 1"))
         } else if self.workers > MAX_WORKERS {
-            fail("workers", self.workers.to_string(), "at most 1024")
+            Err(SettingError::new("workers", self.workers, "at most 1024"))
         } else if self.ahead() > MAX_AHEAD {
             let found = format!("{} batches of {}", self.prefetch, self.batch_size);
-            fail("prefetch", found, "at most 1048576 samples")
-        } else if start > MAX_START {
-            fail("the first slot", start.to_string(), "at most 2^62")
+            Err(SettingError::new("prefetch", found, "at most 1048576 samples"))
         } else {
             Ok(())
         }
     }
 
-    /// Samples that are read ahead.
+    /// Returns the number of samples to read ahead.
     fn ahead(&self) -> usize {
         self.batch_size.saturating_mul(self.prefetch.max(1))
     }
@@ -71,15 +87,15 @@ impl LoaderConfig {
 pub struct Batch<T> {
     /// The samples.
     pub items: Vec<T>,
-    /// Their rows in the manifest.
+    /// Rows of the samples in the manifest.
     pub rows: Vec<usize>,
-    /// The slot at which the batch began.
+    /// The slot at which the batch begins.
     pub first_slot: u64,
-    /// The slot at which the next one begins.
+    /// The slot at which the next batch begins.
     pub next_slot: u64,
 }
 
-/// An endless iterator of batches; after an error it ends.
+/// An endless iterator of batches. It ends after an error.
 pub struct Loader<S: Source + ?Sized> {
     source: Arc<S>,
     config: LoaderConfig,
@@ -97,18 +113,24 @@ impl<S: Source + ?Sized + 'static> Loader<S>
 where
     S::Item: 'static,
 {
-    /// Batches from slot `start` on.
+    /// Creates a loader whose first batch begins at slot `start`.
     ///
     /// # Errors
-    /// Where the source has no rows, a setting cannot be, the skip list cannot be read or a thread
-    /// not be started.
+    /// Returns an error if the source has no rows, a setting is out of range, the list of bad rows cannot be
+    /// read, or a thread cannot be started.
     pub fn new(source: Arc<S>, config: LoaderConfig, start: u64) -> Result<Self, DataError> {
-        config.check(start)?;
+        config.validate()?;
+        if start > MAX_START {
+            return Err(SettingError::new("the first slot", start, "at most 2^62").into());
+        }
         if source.len() == 0 {
             return Err(DataError::Empty);
         }
         let skip_list = SkipList::open(config.skip_list.clone(), &*source)?;
-        let order = Order::new(source.len(), config.seed, config.shuffle);
+        let order = match config.shuffle {
+            true => Order::shuffled(source.len(), config.seed),
+            false => Order::sequential(source.len()),
+        };
         let workers = match config.workers {
             0 => None,
             count => Some(Workers::start(&source, count)?),
@@ -126,7 +148,7 @@ where
         })
     }
 
-    /// The rows that are left out, with the reasons.
+    /// Returns the skipped rows with the reasons.
     pub fn skipped(&self) -> &BTreeMap<usize, String> {
         self.skip_list.rows()
     }
@@ -135,7 +157,7 @@ where
         let first_slot = self.slot;
         let (mut items, mut rows) = (Vec::new(), Vec::new());
         while items.len() < self.config.batch_size {
-            // The list only has rows of this source: no good one is left to wait for.
+            // The list has only rows of this source: no good row is left.
             if self.skipped().len() == self.source.len() {
                 return Err(DataError::AllBad { rows: self.source.len() });
             }
@@ -161,10 +183,10 @@ where
         Ok(Batch { items, rows, first_slot, next_slot: self.slot })
     }
 
-    /// The sample of a slot, from a worker or read here.
+    /// Returns the sample of a slot, from a worker or read in this thread.
     fn take_slot(&mut self, slot: u64, row: usize, epoch: u64) -> Read<S::Item> {
         let Some(workers) = &mut self.workers else { return read(&*self.source, row, epoch) };
-        // Keep the workers busy: as many slots ahead as batches are to be read ahead.
+        // Keep the workers busy with the slots of the batches to read ahead.
         self.ahead = self.ahead.max(slot);
         while self.ahead < slot + self.config.ahead() as u64 {
             if let Some((epoch, row)) = self.order.at(self.ahead)
@@ -177,7 +199,7 @@ where
         workers.receive(slot)
     }
 
-    /// Notes a bad row, or gives its error where no more are allowed.
+    /// Lists a bad row, or returns its error if no more are allowed.
     fn skip(&mut self, row: usize, error: DataError) -> Result<(), DataError> {
         if self.config.skip_bad == 0 || !matches!(error, DataError::Row { .. }) {
             return Err(error);
@@ -186,7 +208,7 @@ where
             let allowed = self.config.skip_bad;
             return Err(DataError::TooManyBad { allowed, source: Box::new(error) });
         }
-        self.skip_list.add(row, &name_of(&*self.source, row), error.to_string())?;
+        self.skip_list.add(row, &name_of(&*self.source, row), error_line(&error))?;
         self.newly_skipped += 1;
         Ok(())
     }

@@ -1,32 +1,35 @@
-//! The order in which rows are seen: endless, shuffled anew each epoch, open at any place.
+//! The order in which rows are read: endless, shuffled anew each epoch, with access to any slot.
 
 use opensora_nn::random::{HostRng, Purpose};
 
-/// Slot `k`, counted over the whole run, belongs to epoch `k / rows` and to one of its rows.
+/// The order of rows. Slot `k`, counted over the whole run, is one row of epoch `k / rows`.
 #[derive(Debug, Clone)]
 pub struct Order {
     rows: usize,
-    seed: u64,
-    shuffle: bool,
-    /// The permutation of the epoch that was asked for last.
+    /// Seed of the shuffling; `None` keeps the manifest's order.
+    seed: Option<u64>,
+    /// The permutation of the epoch that was used last.
     epoch: Option<(u64, Vec<usize>)>,
 }
 
 impl Order {
-    /// An order over `rows` rows, in the manifest's order where `shuffle` is off.
-    pub fn new(rows: usize, seed: u64, shuffle: bool) -> Self {
-        Self { rows, seed, shuffle, epoch: None }
+    /// Returns an order over `rows` rows that is shuffled anew each epoch.
+    pub fn shuffled(rows: usize, seed: u64) -> Self {
+        Self { rows, seed: Some(seed), epoch: None }
     }
 
-    /// Epoch and row of a slot; `None` where there are no rows.
+    /// Returns the manifest's order of `rows` rows.
+    pub fn sequential(rows: usize) -> Self {
+        Self { rows, seed: None, epoch: None }
+    }
+
+    /// Returns epoch and row of a slot, or `None` if there are no rows.
     pub fn at(&mut self, slot: u64) -> Option<(u64, usize)> {
         let rows = self.rows as u64;
         let (epoch, place) = (slot.checked_div(rows)?, (slot.checked_rem(rows)?) as usize);
-        if !self.shuffle {
-            return Some((epoch, place));
-        }
+        let Some(seed) = self.seed else { return Some((epoch, place)) };
         if self.epoch.as_ref().is_none_or(|(known, _)| *known != epoch) {
-            let mut rng = HostRng::new(self.seed, Purpose::Order, epoch, 0);
+            let mut rng = HostRng::new(seed, Purpose::Order, epoch, 0);
             self.epoch = Some((epoch, rng.permutation(self.rows)));
         }
         self.epoch.as_ref().map(|(_, rows)| (epoch, rows[place]))
@@ -39,7 +42,7 @@ mod tests {
 
     #[test]
     fn every_epoch_has_every_row_once_in_another_order() {
-        let mut order = Order::new(50, 3, true);
+        let mut order = Order::shuffled(50, 3);
         let mut epoch = |epoch: u64| -> Vec<usize> {
             (50 * epoch..50 * (epoch + 1))
                 .map(|slot| {
@@ -56,7 +59,7 @@ mod tests {
             rows.sort_unstable();
             assert_eq!(rows, (0..50).collect::<Vec<_>>());
         }
-        assert_eq!(Order::new(4, 0, false).at(6), Some((1, 2)));
-        assert_eq!(Order::new(0, 0, true).at(0), None);
+        assert_eq!(Order::sequential(4).at(6), Some((1, 2)));
+        assert_eq!(Order::shuffled(0, 0).at(0), None);
     }
 }

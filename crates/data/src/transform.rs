@@ -1,4 +1,5 @@
-//! Pixels of clips: resized so that they cover the wanted size, cut about their centre, in [-1, 1].
+//! Resizing, cropping and normalising of pixels: a clip covers the wanted size, is cropped at its centre,
+//! and has values in [-1, 1].
 //!
 //! Videos are resized bilinearly without antialiasing, images by Pillow's [`opensora_video::pillow`].
 //!
@@ -6,40 +7,39 @@
 //! `get_transforms_image` and `center_crop_arr`; `opensora/datasets/video_transforms.py`,
 //! `UCFCenterCropVideo`. Deviations:
 //!
-//! - Where rounding makes the resized video one pixel shorter than the wanted size, the reference
-//!   fails (for 256 pixels: videos whose shorter side is 161, 187, 196, ...). Here that side has
-//!   the wanted size.
-//! - Sizes need not be square: the scale is then the smallest that covers both sides. For squares
-//!   that is the reference's, which goes by the shorter side.
+//! - If rounding makes the resized video one pixel shorter than the wanted size, the reference fails (for
+//!   256 pixels: videos whose shorter side is 161, 187, 196, ...). Here that side gets the wanted size.
+//! - Sizes need not be square: the scale is the smallest that covers both sides. For squares it equals the
+//!   reference's scale, which is that of the shorter side.
 
 use opensora_video::{
     Frames,
     pillow::{Filter, Resize},
 };
 
-/// Where the pixels of a clip lie in those of its file.
+/// How the pictures of a file are resized and cropped.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ResizeCrop {
     /// Height and width of the file's pictures.
     pub source: [usize; 2],
-    /// What they are multiplied by.
+    /// Factor of both sides.
     pub scale: f64,
-    /// Height and width of the pictures when resized.
+    /// Height and width after resizing.
     pub resized: [usize; 2],
-    /// First row and column of these that are kept.
+    /// First row and column of the crop in the resized picture.
     pub offset: [usize; 2],
-    /// Height and width that are kept.
+    /// Height and width of the crop.
     pub size: [usize; 2],
 }
 
 impl ResizeCrop {
-    /// The way of videos; sizes are height and width.
+    /// Resizes and crops a video from `source` to `size`, each height and width.
     pub fn of_video(source: [usize; 2], size: [usize; 2]) -> Self {
         let half = |rest: usize| (rest as f64 / 2.0).round_ties_even() as usize;
         Self::new(source, size, f64::floor, half)
     }
 
-    /// The way of images; sizes are height and width.
+    /// Resizes and crops an image from `source` to `size`, each height and width.
     pub fn of_image(source: [usize; 2], size: [usize; 2]) -> Self {
         Self::new(source, size, f64::round_ties_even, |rest| rest / 2)
     }
@@ -58,23 +58,22 @@ impl ResizeCrop {
         Self { source, scale, resized, offset, size }
     }
 
-    /// The same without cutting.
+    /// Returns the same resizing without the crop.
     pub fn whole(self) -> Self {
         Self { offset: [0, 0], size: self.resized, ..self }
     }
 }
 
-/// Turns frames of a video into `[3, T, H, W]` in [0, 1], row-major, `T` being the number of
-/// `indices`.
+/// Returns the frames at `indices` as `[3, T, H, W]` in [0, 1], row-major.
 ///
 /// # Panics
-/// Where an index is behind the last frame, or `place` is of another source size.
+/// Panics if an index is beyond the last frame, or `place` has another source size.
 pub fn video(frames: &Frames, indices: &[usize], place: &ResizeCrop, flip: bool) -> Vec<f32> {
     let [height, width] = place.source;
     assert_eq!([frames.height(), frames.width()], place.source, "frames of another size");
     let (rows, mut columns) = (taps(place, 0), taps(place, 1));
     if flip {
-        // Mirrored before it is resized, which is not the same as after.
+        // Mirrored before resizing, which differs from mirroring afterwards.
         for tap in &mut columns {
             (tap.low, tap.high) = (width - 1 - tap.low, width - 1 - tap.high);
         }
@@ -111,8 +110,8 @@ impl Tap {
     }
 }
 
-/// `align_corners=False` with a stated scale factor: coordinates go by the factor, and not by the
-/// ratio of the sizes, which rounding has changed. In f32, as PyTorch computes them.
+/// Returns the taps of bilinear interpolation as PyTorch computes them in f32 with `align_corners=False`
+/// and a given scale factor: coordinates use the factor, not the ratio of the rounded sizes.
 fn taps(place: &ResizeCrop, axis: usize) -> Vec<Tap> {
     let step = (1.0 / place.scale) as f32;
     let last = place.source[axis] - 1;
@@ -128,13 +127,13 @@ fn taps(place: &ResizeCrop, axis: usize) -> Vec<Tap> {
         .collect()
 }
 
-/// Resizes and cuts an image `[H, W, 3]`; returns `[H, W, 3]` bytes of `size`.
+/// Resizes and crops an image `[H, W, 3]` from `source` to `size`; returns `[H, W, 3]` bytes.
 ///
-/// While it is at least twice too large, it is halved by the mean of four pixels; then bicubic
-/// with antialiasing.
+/// While the image is at least twice too large, it is halved by the mean of four pixels. The rest is bicubic
+/// interpolation with antialiasing.
 ///
 /// # Panics
-/// Where the image is not of `source` height and width, or one of the sizes has a zero.
+/// Panics if the image is not of `source` height and width, or a size has a zero.
 pub fn image(rgb: &[u8], source: [usize; 2], size: [usize; 2]) -> Vec<u8> {
     assert!(source.iter().chain(&size).all(|&side| side > 0), "a side without pixels");
     let (mut rgb, mut source) = (std::borrow::Cow::Borrowed(rgb), source);
@@ -147,13 +146,13 @@ pub fn image(rgb: &[u8], source: [usize; 2], size: [usize; 2]) -> Vec<u8> {
     Resize { source, resized, offset, size }.apply(&rgb, Filter::Bicubic)
 }
 
-/// `[H, W, 3]` bytes as `[3, T, H, W]` in [0, 1], the image `num_frames` times.
+/// Returns an image of `[H, W, 3]` bytes `num_frames` times as `[3, T, H, W]` in [0, 1].
 pub fn repeat(rgb: &[u8], num_frames: usize) -> Vec<f32> {
     let plane = |channel: usize| rgb.iter().skip(channel).step_by(3).map(|&b| f32::from(b) / 255.0);
     (0..3).flat_map(|channel| (0..num_frames).flat_map(move |_| plane(channel))).collect()
 }
 
-/// [0, 1] to [-1, 1].
+/// Maps values from [0, 1] to [-1, 1].
 pub fn normalize(values: &mut [f32]) {
     for value in values {
         *value = (*value - 0.5) / 0.5;
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clip_is_the_middle_of_the_whole_resized_video() {
+    fn a_clip_is_the_centre_of_the_resized_video() {
         let frames = clip([21, 50]);
         let place = ResizeCrop::of_video([21, 50], [16, 24]);
         // 24 / 50 would leave 10 rows: the scale is 16 / 21, and 38 columns of which 7 go in front.
@@ -200,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn every_side_gives_the_wanted_size() {
+    fn every_source_size_gives_the_wanted_size() {
         for source in 1..2000 {
             for size in [16, 24, 256, 512] {
                 for place in [
@@ -208,7 +207,7 @@ mod tests {
                     ResizeCrop::of_image([source + 7, source], [size, 2 * size]),
                 ] {
                     assert!((0..2).all(|k| place.offset[k] + place.size[k] <= place.resized[k]));
-                    // One side fits, but for the pixel that rounding may add.
+                    // One side fits, except for a pixel that rounding may add.
                     assert!((0..2).any(|k| place.resized[k] - place.size[k] <= 1), "{place:?}");
                 }
             }

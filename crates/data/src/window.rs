@@ -1,15 +1,15 @@
-//! Which frames of a video become a clip, and whether they are mirrored.
+//! The frames of a video that become a clip, and whether they are mirrored.
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/datasets/video_transforms.py`, `TemporalRandomCrop`
 //! and `RandomHorizontalFlipVideo`, `opensora/datasets/datasets.py`, `DatasetFromCSV`. Deviation:
-//! draws are named by (seed, row, variant) instead of coming from a generator with a history.
+//! random draws are keyed by (seed, row, variant) instead of coming from a generator with a history.
 
-use crate::DataError;
+use crate::SettingError;
 use opensora_nn::random::{HostRng, Purpose};
 use opensora_video::frames::MAX_SIDE;
 use serde::{Deserialize, Serialize};
 
-/// Most frames of a clip: far beyond any model, and below what overflows.
+/// Most frames of a clip: far more than any model takes, and small enough that sizes do not overflow.
 const MAX_FRAMES: usize = 1 << 16;
 
 /// How rows become clips.
@@ -18,22 +18,22 @@ const MAX_FRAMES: usize = 1 << 16;
 pub struct ClipSpec {
     /// Frames of a clip.
     pub num_frames: usize,
-    /// One of so many frames of the video is taken.
+    /// Distance of two frames of the clip, in frames of the video.
     #[serde(default = "one")]
     pub frame_interval: usize,
-    /// Height and width of a clip.
+    /// Height and width of a clip in pixels.
     pub image_size: [usize; 2],
-    /// Whether every other video, at random, is mirrored; images never are.
+    /// Mirrors half of the videos, at random. Images are not mirrored.
     #[serde(default = "yes")]
     pub horizontal_flip: bool,
-    /// How many draws of window and mirroring a row has: epochs take them in turn, so that they
-    /// can be kept in a cache. None: every epoch draws anew.
+    /// Number of random draws (of window and mirroring) of a row. Epochs cycle through them, so that a
+    /// cache can hold all of them. `None`: every epoch has another draw.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variants: Option<u64>,
 }
 
 impl Default for ClipSpec {
-    /// Stage 2 as published: 16 frames of 256x256, every third of the video.
+    /// Stage 2 as published: 16 frames of 256x256, every third frame of the video.
     fn default() -> Self {
         Self {
             num_frames: 16,
@@ -54,79 +54,90 @@ fn yes() -> bool {
 }
 
 impl ClipSpec {
-    /// Checks the settings by themselves.
+    /// Checks the settings.
     ///
     /// # Errors
-    /// Where a number is zero or beyond what a clip can have.
-    pub fn check(&self) -> Result<(), DataError> {
+    /// Returns an error if a setting is out of range.
+    pub fn validate(&self) -> Result<(), SettingError> {
         let side = |pixels: &usize| (1..=MAX_SIDE).contains(pixels);
-        let fail = |field, found, expected| Err(DataError::Spec { field, found, expected });
         if !(1..=MAX_FRAMES).contains(&self.num_frames) {
-            fail("num_frames", self.num_frames.to_string(), "1 to 65536")
+            Err(SettingError::new("num_frames", self.num_frames, "1 to 65536"))
         } else if self.frame_interval == 0 {
-            fail("frame_interval", "0".into(), "at least 1")
+            Err(SettingError::new("frame_interval", 0, "at least 1"))
         } else if !self.image_size.iter().all(side) {
             let found = format!("{:?}", self.image_size);
-            fail("image_size", found, "height and width of 1 to 16384 pixels")
+            Err(SettingError::new("image_size", found, "height and width of 1 to 16384 pixels"))
         } else if self.variants == Some(0) {
-            fail("variants", "0".into(), "at least 1, or none")
+            Err(SettingError::new("variants", 0, "at least 1, or none"))
         } else {
             Ok(())
         }
     }
 
-    /// `[3, T, H, W]` of a clip.
+    /// Returns the shape of a clip, `[3, T, H, W]`.
     pub fn shape(&self) -> [usize; 4] {
         let [height, width] = self.image_size;
         [3, self.num_frames, height, width]
     }
 
-    /// Frames of the video that a clip spans.
+    /// Returns the number of frames of the video that a clip spans.
     pub fn window(&self) -> usize {
         self.num_frames.saturating_mul(self.frame_interval)
     }
 
-    /// The draw that an epoch takes.
+    /// Returns the number of the random draw that an epoch uses.
     pub fn variant(&self, epoch: u64) -> u64 {
         self.variants.map_or(epoch, |variants| epoch % variants.max(1))
     }
 }
 
-/// What is random about a clip.
+/// What the random numbers of a clip depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DrawKey {
+    /// Seed of the data set.
+    pub seed: u64,
+    /// Row of the manifest.
+    pub row: usize,
+    /// Number of the pass through the data.
+    pub epoch: u64,
+}
+
+/// The random numbers of a clip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Draw {
-    /// Its first frame in the video.
+    /// First frame of the clip in the video.
     pub begin: usize,
-    /// Whether it is mirrored.
+    /// True if the clip is mirrored.
     pub flip: bool,
 }
 
 impl Draw {
-    /// The draw of a row whose video has `total_frames`, in an epoch.
-    pub fn new(spec: &ClipSpec, total_frames: usize, seed: u64, row: usize, epoch: u64) -> Self {
+    /// Draws for a video of `total_frames` frames.
+    pub fn new(spec: &ClipSpec, total_frames: usize, key: DrawKey) -> Self {
+        let DrawKey { seed, row, epoch } = key;
         let mut rng = HostRng::new(seed, Purpose::Augmentation, row as u64, spec.variant(epoch));
-        // Both numbers are always drawn, the one that depends on the video last, so that neither a
-        // setting nor a length changes the other.
+        // Both numbers are always drawn, and the one that depends on the video last: neither a setting nor
+        // the length of a video changes the other number.
         let flip = rng.uniform() < 0.5 && spec.horizontal_flip;
         Self { begin: rng.below(last_begin(spec, total_frames) + 1), flip }
     }
 }
 
-/// The last frame that a window is begun at: one before the last that would be possible, as in the
+/// Returns the last frame at which a window can begin: one before the last possible one, as in the
 /// reference.
 pub fn last_begin(spec: &ClipSpec, total_frames: usize) -> usize {
     total_frames.saturating_sub(spec.window()).saturating_sub(1)
 }
 
-/// The frames of the window that begins at `begin`, `num_frames` of them; `None` where the video
-/// has fewer from there on. A video shorter than the window is taken whole, at a smaller interval.
+/// Returns the `num_frames` frames of the window that begins at `begin`, or `None` if the video has fewer
+/// frames from there on. A video shorter than the window is used whole, at a smaller interval.
 pub fn frame_indices(spec: &ClipSpec, total_frames: usize, begin: usize) -> Option<Vec<usize>> {
     let end = begin.saturating_add(spec.window()).min(total_frames);
     (end.saturating_sub(begin) >= spec.num_frames).then(|| linspace(begin, end, spec.num_frames))
 }
 
-/// `num_frames` indices from `begin` to `end - 1` at equal distances, each cut off to a whole
-/// number (`numpy.linspace(begin, end - 1, num_frames, dtype=int)`).
+/// Returns `num_frames` indices from `begin` to `end - 1` at equal distances, each rounded down
+/// (`numpy.linspace(begin, end - 1, num_frames, dtype=int)`).
 pub fn linspace(begin: usize, end: usize, num_frames: usize) -> Vec<usize> {
     let last = end.saturating_sub(1);
     let step = last.saturating_sub(begin) as f64 / num_frames.saturating_sub(1).max(1) as f64;
@@ -152,12 +163,16 @@ mod tests {
         }
     }
 
+    fn key(row: usize, epoch: u64) -> DrawKey {
+        DrawKey { seed: 3, row, epoch }
+    }
+
     #[test]
-    fn windows_begin_anywhere_but_at_the_last_place() {
+    fn windows_begin_anywhere_except_at_the_last_possible_frame() {
         let spec = spec(4, 2);
         let mut seen = [0; 12];
         for row in 0..2000 {
-            seen[Draw::new(&spec, 12, 3, row, 0).begin] += 1;
+            seen[Draw::new(&spec, 12, key(row, 0)).begin] += 1;
         }
         // 12 - 8 = 4 would be possible. Four places share 2000 draws, each within six deviations.
         assert!(seen[..4].iter().all(|&count: &i32| (count - 500).abs() < 117), "{seen:?}");
@@ -165,20 +180,20 @@ mod tests {
     }
 
     #[test]
-    fn half_of_the_clips_are_mirrored_where_that_is_asked_for() {
+    fn half_of_the_clips_are_mirrored_if_enabled() {
         let mut spec = spec(4, 1);
         let flips =
-            |spec: &ClipSpec| (0..2000).filter(|&row| Draw::new(spec, 9, 3, row, 0).flip).count();
+            |spec: &ClipSpec| (0..2000).filter(|&row| Draw::new(spec, 9, key(row, 0)).flip).count();
         assert!(flips(&spec).abs_diff(1000) < 135);
         spec.horizontal_flip = false;
         assert_eq!(flips(&spec), 0);
     }
 
     #[test]
-    fn draws_come_back_after_as_many_epochs_as_there_are_variants() {
+    fn draws_repeat_after_as_many_epochs_as_variants() {
         let mut spec = spec(4, 1);
         let draws = |spec: &ClipSpec, epochs: std::ops::Range<u64>| -> Vec<Draw> {
-            epochs.map(|epoch| Draw::new(spec, 1000, 3, 7, epoch)).collect()
+            epochs.map(|epoch| Draw::new(spec, 1000, key(7, epoch))).collect()
         };
         let endless = draws(&spec, 0..6);
         assert_ne!(endless[..3], endless[3..]);
@@ -188,18 +203,18 @@ mod tests {
     }
 
     #[test]
-    fn settings_do_not_change_what_else_is_drawn() {
+    fn settings_do_not_change_other_draws() {
         let plain = spec(4, 1);
         let still = ClipSpec { horizontal_flip: false, image_size: [8, 24], ..plain.clone() };
         for row in 0..50 {
-            let draw = Draw::new(&plain, 100, 3, row, 0);
-            assert_eq!(Draw::new(&still, 100, 3, row, 0).begin, draw.begin);
-            assert_eq!(Draw::new(&plain, 200, 3, row, 0).flip, draw.flip);
+            let draw = Draw::new(&plain, 100, key(row, 0));
+            assert_eq!(Draw::new(&still, 100, key(row, 0)).begin, draw.begin);
+            assert_eq!(Draw::new(&plain, 200, key(row, 0)).flip, draw.flip);
         }
     }
 
     #[test]
-    fn indices_stay_inside_whatever_the_numbers() {
+    fn indices_are_frames_of_the_video() {
         for (frames, interval, total) in
             [(1, 1, 1), (1, 5, 3), (16, 3, 16), (16, 3, 47), (7, usize::MAX, 9), (64, 2, 500)]
         {
@@ -215,11 +230,11 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_checked_and_read_from_text() {
+    fn settings_are_validated_and_read_from_json() {
         let text = r#"{"num_frames": 16, "image_size": [256, 512]}"#;
         let read: ClipSpec = serde_json::from_str(text).unwrap();
         assert_eq!((read.frame_interval, read.horizontal_flip, read.variants), (1, true, None));
-        assert_eq!((read.shape(), read.check().is_ok()), ([3, 16, 256, 512], true));
+        assert_eq!((read.shape(), read.validate().is_ok()), ([3, 16, 256, 512], true));
         assert!(serde_json::from_str::<ClipSpec>(r#"{"num_frames": 16, "size": 1}"#).is_err());
         for (wrong, field) in [
             (ClipSpec { num_frames: 0, ..read.clone() }, "num_frames"),
@@ -229,7 +244,7 @@ mod tests {
             (ClipSpec { num_frames: usize::MAX, ..read.clone() }, "num_frames"),
             (ClipSpec { variants: Some(0), ..read }, "variants"),
         ] {
-            let error = wrong.check().unwrap_err().to_string();
+            let error = wrong.validate().unwrap_err().to_string();
             assert!(error.starts_with(field) && !error.contains('\n'), "{error}");
         }
     }

@@ -1,5 +1,4 @@
-//! The cache of latents at its limits: bad rows, sizes of shards, interrupted replacements, moved
-//! data.
+//! Tests of the latent cache: bad rows, sizes of shards, interrupted replacements, moved data.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -7,12 +6,12 @@ mod world;
 
 use opensora_data::{
     ClipDataset, ClipSpec, DataError, Manifest, Source,
-    cache::{CacheJob, CacheKey, LatentCache, write, write_skipping},
-    encode::OnTheFly,
+    cache::{CacheJob, CacheKey, LatentCache, write},
+    encode::{EncoderConfig, OnTheFly},
     loader::{Loader, LoaderConfig},
 };
-use std::{collections::BTreeSet, fs, ops::ControlFlow, path::Path, sync::Arc};
-use world::{SEED, TOKENS, World};
+use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
+use world::{Log, SEED, World};
 
 const ROWS: usize = 6;
 /// Bytes of a row's latents: mean and log variance of 2 frames, 4x16x16, in f32.
@@ -22,13 +21,12 @@ impl World {
     fn job<T>(&self, shard_bytes: usize, work: impl FnOnce(&CacheJob<'_>, &Path) -> T) -> T {
         let (dataset, encoder, key) =
             (self.dataset(&clip()), self.encoder(None), self.key(&clip()));
-        let job = CacheJob { dataset: &dataset, encoder: &encoder, key: &key, shard_bytes };
+        let job = CacheJob::new(&dataset, &encoder, &key).with_shard_bytes(shard_bytes);
         work(&job, &self.path("cache"))
     }
 
     fn write(&self, shard_bytes: usize) {
-        self.job(shard_bytes, |job, folder| write(job, folder, |_, _| ControlFlow::Continue(())))
-            .unwrap();
+        self.job(shard_bytes, |job, folder| write(job, folder, &mut ())).unwrap();
     }
 
     fn edit(&self, change: impl FnOnce(&mut Manifest)) {
@@ -38,7 +36,7 @@ impl World {
         manifest.write(&csv).unwrap();
     }
 
-    /// Names in the cache's folder that end so.
+    /// Returns the files in the cache's folder with this ending.
     fn files(&self, ending: &str) -> BTreeSet<String> {
         let names = fs::read_dir(self.path("cache")).unwrap();
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -57,7 +55,7 @@ fn clip() -> ClipSpec {
 }
 
 #[test]
-fn a_recipe_that_names_no_variants_takes_what_the_cache_has() {
+fn any_number_of_variants_fits_a_recipe_without_one() {
     let world = World::new(ROWS, 4);
     world.write(1 << 20);
     let open = |variants| {
@@ -70,7 +68,7 @@ fn a_recipe_that_names_no_variants_takes_what_the_cache_has() {
 }
 
 #[test]
-fn prompt_states_count_for_the_size_of_a_shard_and_same_captions_are_there_once() {
+fn prompt_states_count_for_the_size_of_a_shard_and_equal_captions_are_stored_once() {
     let world = World::new(ROWS, 4);
     let all = "a red circle grows a red circle grows a red circle grows";
     world.edit(|manifest| {
@@ -88,25 +86,22 @@ fn prompt_states_count_for_the_size_of_a_shard_and_same_captions_are_there_once(
     assert_eq!((world.files(".safetensors").len(), states(0), states(1)), (2, 1, 3));
     let cache = LatentCache::open(&world.path("cache")).unwrap();
     assert_eq!(cache.read(0, 0).unwrap().states, cache.read(2, 0).unwrap().states);
-    // No room but for one row: a shard never waits for more than it may hold.
+    // Shards with space for one row only.
     world.write(LATENTS + 1);
-    assert_eq!(world.files(".safetensors").len(), 2, "what is whole is kept");
+    assert_eq!(world.files(".safetensors").len(), 2, "complete shards are kept");
     fs::remove_dir_all(world.path("cache")).unwrap();
     world.write(LATENTS + 1);
     assert_eq!(world.files(".safetensors").len(), ROWS);
 }
 
 #[test]
-fn a_stopped_cache_is_resumed_at_the_row_where_it_stopped() {
+fn a_stopped_cache_resumes_at_the_row_where_it_stopped() {
     let world = World::new(ROWS, 4);
     let write = |stop_at: usize| {
         world.job(usize::MAX, |job, folder| {
-            let mut told = Vec::new();
-            let written = write(job, folder, |done, _| {
-                told.push(done);
-                if done == stop_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            });
-            (written, told)
+            let mut log = Log { stop_at: Some(stop_at), ..Log::default() };
+            let written = write(job, folder, &mut log);
+            (written, log.done)
         })
     };
     let (stopped, _) = write(2);
@@ -118,37 +113,31 @@ fn a_stopped_cache_is_resumed_at_the_row_where_it_stopped() {
     assert_eq!(told, [2, 3, 4, 5, 6, 6]);
     let cache = LatentCache::open(&world.path("cache")).unwrap();
     cache.check_rows(&world.dataset(&clip())).unwrap();
-    // A stop after the last row comes too late.
+    // A stop after the last row has no effect.
     assert!(write(ROWS).0.is_ok());
 }
 
 #[test]
-fn bad_rows_are_named_left_out_as_far_as_allowed_and_stay_bad() {
+fn bad_rows_are_errors_or_left_out_if_allowed() {
     let world = World::new(ROWS, 4);
     let paths: Vec<_> =
         world.dataset(&clip()).manifest().rows.iter().map(|row| row.path.clone()).collect();
     fs::write(&paths[1], "no video").unwrap();
     fs::remove_file(&paths[4]).unwrap();
-    let write = |skip_bad| {
-        world.job(2 * LATENTS, |job, folder| {
-            write_skipping(job, folder, skip_bad, |_, _| ControlFlow::Continue(()))
-        })
+    let skipping = |skip_bad| {
+        world.job(2 * LATENTS, |job, folder| write(&CacheJob { skip_bad, ..*job }, folder, &mut ()))
     };
-    let error = write(0).unwrap_err();
+    let error = skipping(0).unwrap_err();
     assert!(matches!(error, DataError::Row { row: 1 | 4, .. }), "{error}");
-    let error = write(1).unwrap_err().to_string();
+    let error = skipping(1).unwrap_err().to_string();
     assert!(error.contains("more than the 1 bad row") && error.contains("row 5"), "{error}");
-    let bad = write(2).unwrap();
+    let bad = skipping(2).unwrap();
     assert_eq!(bad.keys().copied().collect::<Vec<_>>(), [1, 4]);
-    let mut calls = 0;
-    let again = world.job(2 * LATENTS, |job, folder| {
-        write_skipping(job, folder, 2, |_, _| {
-            calls += 1;
-            ControlFlow::Continue(())
-        })
-    });
-    assert_eq!((again.unwrap(), calls), (bad, 2), "two shards are kept");
-    assert!(write(1).is_err(), "what is kept counts, too");
+    let mut log = Log::default();
+    let again = world
+        .job(2 * LATENTS, |job, folder| write(&CacheJob { skip_bad: 2, ..*job }, folder, &mut log));
+    assert_eq!((again.unwrap(), log.done.len()), (bad, 2), "two shards are kept");
+    assert!(skipping(1).is_err(), "bad rows of kept shards count too");
 
     // Training leaves out the same rows as without a cache.
     let cache = LatentCache::open(&world.path("cache")).unwrap();
@@ -171,45 +160,35 @@ fn bad_rows_are_named_left_out_as_far_as_allowed_and_stay_bad() {
         assert!(cached.unwrap() == computed.unwrap());
     }
 
-    // A file that is mended is encoded after all.
+    // A repaired file is encoded.
     fs::copy(&paths[0], &paths[1]).unwrap();
     fs::copy(&paths[0], &paths[4]).unwrap();
-    assert!(write(0).unwrap().is_empty());
+    assert!(skipping(0).unwrap().is_empty());
     let cache = LatentCache::open(&world.path("cache")).unwrap();
     let fly = OnTheFly::new(world.dataset(&clip()), world.encoder(None));
     assert!(cache.read(1, 0).unwrap() == fly.read(1, 0).unwrap());
 }
 
 #[test]
-fn a_replacement_that_is_interrupted_is_no_complete_cache() {
+fn an_interrupted_replacement_is_not_a_complete_cache() {
     let world = World::new(ROWS, 4);
     world.write(2 * LATENTS);
     let (victim, whole) = {
         let path = world.dataset(&clip()).manifest().rows[3].path.clone();
         (path.clone(), fs::read(path).unwrap())
     };
-    // Row 3 cannot be read any more: the second shard is begun and fails.
+    // Row 3 is not readable: writing the second shard fails.
     fs::write(&victim, "no video").unwrap();
-    assert!(
-        world
-            .job(2 * LATENTS, |job, folder| write(job, folder, |_, _| ControlFlow::Continue(())))
-            .is_err()
-    );
+    assert!(world.job(2 * LATENTS, |job, folder| write(job, folder, &mut ())).is_err());
     let error = LatentCache::open(&world.path("cache")).unwrap_err().to_string();
     assert!(error.contains("no complete cache"), "{error}");
 
     fs::write(&victim, whole).unwrap();
     fs::write(world.path("cache/.shard-00001.safetensors.1.partial"), "half").unwrap();
-    let mut rows = BTreeSet::new();
-    world
-        .job(2 * LATENTS, |job, folder| {
-            write(job, folder, |done, _| {
-                rows.insert(done);
-                ControlFlow::Continue(())
-            })
-        })
-        .unwrap();
-    // The first shard is told of as a whole, the second row by row, the third as a whole.
+    let mut log = Log::default();
+    world.job(2 * LATENTS, |job, folder| write(job, folder, &mut log)).unwrap();
+    let rows: BTreeSet<usize> = log.done.into_iter().collect();
+    // The first shard is reported as a whole, the second row by row, the third as a whole.
     assert_eq!(rows, [2, 3, 4, 6].into());
     LatentCache::open(&world.path("cache")).unwrap();
     assert!(world.files(".partial").is_empty());
@@ -226,16 +205,9 @@ fn a_cache_shrinks_and_grows_with_its_manifest() {
     assert_eq!(world.files(".safetensors").len(), 2);
     assert_eq!(world.files(".json").len(), 3);
     world.edit(|manifest| manifest.rows.extend(last));
-    let mut rows = Vec::new();
-    world
-        .job(2 * LATENTS, |job, folder| {
-            write(job, folder, |done, _| {
-                rows.push(done);
-                ControlFlow::Continue(())
-            })
-        })
-        .unwrap();
-    assert_eq!(rows, [2, 4, 5, 5], "only the new row is encoded");
+    let mut log = Log::default();
+    world.job(2 * LATENTS, |job, folder| write(job, folder, &mut log)).unwrap();
+    assert_eq!(log.done, [2, 4, 5, 5], "only the new row is encoded");
     let cache = LatentCache::open(&world.path("cache")).unwrap();
     cache.check_rows(&world.dataset(&clip())).unwrap();
     assert_eq!(Source::len(&cache), ROWS - 1);
@@ -250,15 +222,10 @@ fn data_that_moved_is_the_same_data() {
     let dataset = ClipDataset::new(manifest, clip(), SEED).unwrap();
     LatentCache::open(&world.path("cache")).unwrap().check_rows(&dataset).unwrap();
     let (encoder, key) = (world.encoder(None), world.key(&clip()));
-    let job =
-        CacheJob { dataset: &dataset, encoder: &encoder, key: &key, shard_bytes: 2 * LATENTS };
-    let mut rows = Vec::new();
-    write(&job, &world.path("cache"), |done, _| {
-        rows.push(done);
-        ControlFlow::Continue(())
-    })
-    .unwrap();
-    assert_eq!(rows, [2, 4, 6], "nothing is encoded anew");
+    let job = CacheJob::new(&dataset, &encoder, &key).with_shard_bytes(2 * LATENTS);
+    let mut log = Log::default();
+    write(&job, &world.path("cache"), &mut log).unwrap();
+    assert_eq!(log.done, [2, 4, 6], "nothing is encoded again");
 }
 
 #[test]
@@ -279,7 +246,8 @@ fn a_changed_byte_of_the_index_is_found() {
 fn weights_and_configuration_of_a_single_file_are_part_of_the_key() {
     let world = World::new(ROWS, 4);
     let weights = world.path("vae/diffusion_pytorch_model.safetensors");
-    let key = || CacheKey::new(&clip(), SEED, TOKENS, &weights, &world.path("t5")).unwrap().vae;
+    let encoder = EncoderConfig { vae: weights, ..world.encoder_config() };
+    let key = || CacheKey::new(&clip(), SEED, &encoder).unwrap().vae;
     let before = key();
     assert_eq!(key(), before);
     fs::write(world.path("vae/config.json"), "{}").unwrap();

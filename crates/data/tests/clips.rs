@@ -1,9 +1,11 @@
-//! From files to clips.
+//! Tests of reading files as clips.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use burn::data::dataset::Dataset;
-use opensora_data::{ClipDataset, ClipSpec, DataError, Draw, Manifest, Row, Source, window};
+use opensora_data::{
+    ClipDataset, ClipSpec, DataError, Draw, DrawKey, Manifest, Row, Source, window,
+};
 use opensora_video::{Frames, VideoSpec, Writer};
 use std::{
     fs::File,
@@ -46,7 +48,7 @@ fn edges(pixels: &[f32], t: usize) -> [f32; 2] {
 }
 
 #[test]
-fn windows_and_mirrors_are_those_of_the_draw() {
+fn windows_and_mirroring_follow_the_draw() {
     let folder = tempfile::tempdir().unwrap();
     let path = write(&folder.path().join("ramp"), &ramp(20, 16, 16));
     let data = dataset(&[path], SPEC);
@@ -55,7 +57,7 @@ fn windows_and_mirrors_are_those_of_the_draw() {
         let sample = data.read(0, epoch).unwrap();
         assert_eq!((sample.shape, sample.pixels.len()), ([3, 4, 16, 16], 3 * 4 * 256));
         assert_eq!(sample.caption, "Caption of ramp");
-        let draw = Draw::new(&SPEC, 20, 7, 0, epoch);
+        let draw = Draw::new(&SPEC, 20, DrawKey { seed: 7, row: 0, epoch });
         let indices = window::frame_indices(&SPEC, 20, draw.begin).unwrap();
         for (t, index) in indices.into_iter().enumerate() {
             let bright = 10.0 * (index + 1) as f32;
@@ -72,7 +74,7 @@ fn windows_and_mirrors_are_those_of_the_draw() {
 }
 
 #[test]
-fn epochs_take_the_variants_in_turn() {
+fn epochs_cycle_through_the_variants() {
     let folder = tempfile::tempdir().unwrap();
     let path = write(&folder.path().join("ramp.gif"), &ramp(20, 16, 16));
     let data = dataset(&[path], ClipSpec { variants: Some(2), ..SPEC });
@@ -98,7 +100,7 @@ fn every_kind_of_file_is_read() {
         still.save(&path).unwrap();
         paths.push(path);
     }
-    // The content counts, not the ending.
+    // The format depends on the content, not on the ending.
     let odd = folder.path().join("really-a.png");
     std::fs::copy(folder.path().join("still.JPG"), &odd).unwrap();
     paths.push(odd);
@@ -108,11 +110,11 @@ fn every_kind_of_file_is_read() {
     for (row, path) in paths.iter().enumerate() {
         let sample = data.read(row, 0).unwrap();
         let video = row < 3;
-        let begin = Draw::new(&spec, 6, 7, row, 0).begin;
+        let begin = Draw::new(&spec, 6, DrawKey { seed: 7, row, epoch: 0 }).begin;
         for t in 0..4 {
             let bright = if video { 10.0 * (begin + t + 1) as f32 } else { 40.0 };
             let [left, right] = edges(&sample.pixels, t);
-            // H.264 and JPEG lose some.
+            // H.264 and JPEG are lossy.
             assert!((left + 5.0 - bright).abs() < 3.0, "{}: {left} {bright}", path.display());
             assert!((right - bright).abs() < 3.0, "{}: {right} {bright}", path.display());
         }
@@ -179,9 +181,9 @@ fn a_bad_row_is_an_error_that_names_it() {
     assert!(matches!(error, DataError::NoSuchRow { row: 99, len: 9 }), "{error}");
 }
 
-/// A hostile header must not make the reader take memory without end.
+/// A hostile header must not make the reader allocate unlimited memory.
 #[test]
-fn an_image_that_claims_to_be_huge_is_refused() {
+fn an_image_with_a_huge_declared_size_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("huge.png");
     let mut encoder = png::Encoder::new(File::create(&path).unwrap(), 60_000, 60_000);

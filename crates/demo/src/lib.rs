@@ -47,3 +47,8 @@ pub use judge::{Verdict, judge};
 pub use model::{UnpackError, model_files};
 pub use render::render;
 pub use world::{Background, Colour, Labels, Motion, Scene, Shape, is_held_out, triples};
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

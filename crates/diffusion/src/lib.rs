@@ -61,3 +61,8 @@ pub use sampler::{Sampler, SamplerKind};
 pub use schedule::{MAX_TIMESTEPS, NoiseSchedule, ScheduleError, TRAINING_TIMESTEPS};
 pub use step::{Observer, SampleError, StepInfo};
 pub use tables::{DiffusionTables, TablesError};
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

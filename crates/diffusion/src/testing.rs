@@ -22,8 +22,7 @@ pub(crate) struct Golden {
 
 impl Golden {
     pub(crate) fn open(name: &str) -> Self {
-        let folder: PathBuf =
-            [env!("CARGO_MANIFEST_DIR"), "../../tests/fixtures/goldens", name].iter().collect();
+        let folder: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/fixtures", name].iter().collect();
         let read = |file: &str| {
             fs::read(folder.join(file)).unwrap_or_else(|error| panic!("{name}/{file}: {error}"))
         };

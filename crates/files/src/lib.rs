@@ -21,3 +21,8 @@ pub use folder::{CreatedFolders, folder_of, sync_folder};
 pub use journal::Journal;
 pub use lock::{Lock, LockError};
 pub use text::{error_line, hex, one_line};
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

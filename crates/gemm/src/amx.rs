@@ -15,7 +15,7 @@ use std::mem::MaybeUninit;
 pub(super) use tiles::available;
 use tiles::{Block, Elements, PANEL_ROWS, Panel, SIDE, TILE_K, TileRegisters};
 
-/// The largest part of k that is multiplied between writes of C: a panel of 32 rows takes 216 KB.
+/// The largest part of k that is multiplied between writes of C: a panel of 32 rows is 216 KB.
 const MAX_K_BLOCK: usize = 1152;
 
 /// Blocks of A that one task keeps in its core's cache: 864 KB.
@@ -39,8 +39,8 @@ pub(super) fn multiply(
     let k_blocks = k.div_ceil(MAX_K_BLOCK).max(1);
     let steps = k.div_ceil(k_blocks).div_ceil(TILE_K).max(1);
     let panels_of = |rows: usize| rows.div_ceil(PANEL_ROWS);
-    // As many panels of A a task as the cache holds, since each task reads all of B, but a task for each
-    // thread.
+    // Each task reads all of B, so it takes as many panels of A as the cache holds, unless threads would be
+    // idle.
     let tasks = rayon::current_num_threads();
     let panels = panels_of(m).div_ceil(tasks).clamp(1, (MAX_A_BLOCKS / steps).max(1));
     let mut packed_b = Scratch::take(&PACKED_B, panels_of(n) * steps, Block::ZERO);
@@ -152,12 +152,12 @@ fn pack(operand: &MatRef, row: usize, k: usize, rows_first: bool, panel: &mut [B
     }
 }
 
-/// The rows or the columns of an operand.
+/// The rows or the columns of an operand, as runs of elements.
 struct Runs<'a> {
     values: &'a [f32],
-    /// From a run to the next, and from an element of a run to the next.
+    /// Distance from a run to the next, and from an element of a run to the next.
     strides: [usize; 2],
-    /// How many runs, and elements of each.
+    /// Number of runs, and of elements of each.
     of: [usize; 2],
 }
 
@@ -166,13 +166,13 @@ impl Runs<'_> {
     /// are zero.
     #[inline(always)]
     fn at<const N: usize, const M: usize>(&self, at: [usize; 2], f: impl FnOnce([&[f32; N]; M])) {
-        let place = |run: usize, element: usize| {
+        let index = |run: usize, element: usize| {
             (at[0] + run) * self.strides[0] + (at[1] + element) * self.strides[1]
         };
         let [runs, elements] = [0, 1].map(|axis| self.of[axis].saturating_sub(at[axis]));
         if runs >= M && elements >= N && self.strides[1] == 1 {
             f(std::array::from_fn(|run| {
-                self.values[place(run, 0)..].first_chunk().expect("elements within the operand")
+                self.values[index(run, 0)..].first_chunk().expect("elements within the operand")
             }));
             return;
         }
@@ -180,10 +180,10 @@ impl Runs<'_> {
         let elements = elements.min(N);
         for (run, padded) in padded.iter_mut().enumerate().take(runs) {
             if self.strides[1] == 1 && elements > 0 {
-                padded[..elements].copy_from_slice(&self.values[place(run, 0)..][..elements]);
+                padded[..elements].copy_from_slice(&self.values[index(run, 0)..][..elements]);
             } else {
                 for (element, padded) in padded[..elements].iter_mut().enumerate() {
-                    *padded = self.values[place(run, element)];
+                    *padded = self.values[index(run, element)];
                 }
             }
         }
@@ -194,10 +194,10 @@ impl Runs<'_> {
     #[inline(always)]
     fn prefetch(&self, at: [usize; 2], count: usize) {
         for run in at[0]..at[0] + count {
-            // Beyond the operand, any address will do.
-            let place = run.wrapping_mul(self.strides[0]);
-            let place = place.wrapping_add(at[1].wrapping_mul(self.strides[1]));
-            tiles::prefetch(self.values, place);
+            // The index may lie beyond the operand: prefetches do not fault.
+            let index = run.wrapping_mul(self.strides[0]);
+            let index = index.wrapping_add(at[1].wrapping_mul(self.strides[1]));
+            tiles::prefetch(self.values, index);
         }
     }
 }
@@ -224,7 +224,7 @@ mod tests {
         }
     }
 
-    /// What [`Runs::at`] finds in a 5x7 matrix.
+    /// Returns the elements that [`Runs::at`] passes on.
     fn found<const N: usize, const M: usize>(runs: &Runs, at: [usize; 2]) -> Vec<f32> {
         let mut found = Vec::new();
         runs.at::<N, M>(at, |runs| found = runs.map(|run| &run[..]).concat());

@@ -86,7 +86,7 @@ use std::{mem::MaybeUninit, sync::OnceLock};
 
 pub use mat::MatRef;
 
-/// Layers with fewer inputs or outputs cost more to pack than a better kernel saves.
+/// Below this number of inputs or outputs, packing costs more than the faster kernel saves.
 const MIN_SIDE: usize = 64;
 
 /// Returns true if [`multiply`] is [`available`] and faster than a general-purpose product for a layer
@@ -104,7 +104,7 @@ pub fn available() -> bool {
     Strategy::of_processor().is_some()
 }
 
-/// A way to compute products.
+/// An implementation of the products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Strategy {
     Amx,
@@ -112,10 +112,10 @@ enum Strategy {
 }
 
 impl Strategy {
-    /// All, the fastest first.
+    /// All strategies, the fastest first.
     const ALL: [Self; 2] = [Self::Amx, Self::Simd];
 
-    /// Returns true if this processor can use it.
+    /// Returns true if this processor has the instructions.
     fn is_available(self) -> bool {
         match self {
             Self::Amx => amx::available(),
@@ -123,13 +123,16 @@ impl Strategy {
         }
     }
 
-    /// The fastest of this processor.
+    /// Returns the fastest strategy of this processor.
     fn of_processor() -> Option<Self> {
         static FASTEST: OnceLock<Option<Strategy>> = OnceLock::new();
         *FASTEST.get_or_init(|| Self::ALL.into_iter().find(|strategy| strategy.is_available()))
     }
 
-    /// The fastest of this processor, for a product.
+    /// Returns the fastest strategy of this processor.
+    ///
+    /// # Panics
+    /// Panics if there is none.
     fn expect() -> Self {
         Self::of_processor().expect("no strategy for this processor: ask `available` first")
     }
@@ -174,32 +177,32 @@ impl Strategy {
     }
 }
 
-/// Returns the product of `a` (m x k) and `b` (k x n), row-major `[m, n]`, computed on all of rayon's
-/// threads.
+/// Returns the product of `a` (m x k) and `b` (k x n), row-major `[m, n]`, computed on all threads of rayon's
+/// pool.
 ///
 /// `epilogue(first_column, run)` may change each run of a row's elements, from column `first_column` on,
 /// while the run is in cache. It is called once for every element, from several threads, in no particular
 /// order. Mark it `#[inline(always)]` if it is to be compiled for this processor's vectors.
 ///
 /// # Panics
-/// Panics if `a` has not as many columns as `b` has rows, if there is no strategy for this processor (see
-/// [`available`]), or if the product does not fit in memory.
+/// Panics if the columns of `a` and the rows of `b` differ in number, if there is no strategy for this
+/// processor (see [`available`]), or if the product does not fit in memory.
 pub fn multiply(a: MatRef, b: MatRef, epilogue: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
     Strategy::expect().multiply(a, b, epilogue)
 }
 
 /// Writes the product of `a` (m x k) and `b` (k x n) to `c`, row-major `[m, n]`, on the calling thread.
 ///
-/// This is for small products of which many are computed at once, one a task.
+/// Use it for many small products at a time, one for each task.
 ///
 /// # Panics
-/// Panics if `a` has not as many columns as `b` has rows, if `c` has not m n elements, or if there is no
-/// strategy for this processor (see [`available`]).
+/// Panics if the columns of `a` and the rows of `b` differ in number, if the length of `c` is not m n, or if
+/// there is no strategy for this processor (see [`available`]).
 pub fn multiply_single_threaded(a: MatRef, b: MatRef, c: &mut [f32]) {
     Strategy::expect().multiply_single_threaded(a, b, c);
 }
 
-/// The number of elements of `a b`.
+/// Returns the number of elements of `a b`.
 fn size_of_product(a: MatRef, b: MatRef) -> usize {
     assert!(
         a.columns == b.rows,

@@ -14,7 +14,7 @@ pub struct MatRef<'a> {
 }
 
 impl<'a> MatRef<'a> {
-    /// A matrix of `columns` columns whose rows lie one after the other and fill `values`.
+    /// Returns a matrix of `columns` columns whose rows are adjacent and fill `values`.
     ///
     /// # Panics
     /// Panics if `columns` is zero or `values` is not a whole number of rows.
@@ -29,7 +29,7 @@ impl<'a> MatRef<'a> {
         Self { values, rows, columns, row_stride: columns, column_stride: 1 }
     }
 
-    /// A matrix of `[rows, columns]` from the first element of `values` on, at
+    /// Returns a matrix of `[rows, columns]` whose first element is the first of `values`, at strides
     /// `[row_stride, column_stride]`.
     ///
     /// # Panics
@@ -48,7 +48,7 @@ impl<'a> MatRef<'a> {
         matrix
     }
 
-    /// The transpose, without a copy.
+    /// Returns the transpose, without a copy.
     pub fn transposed(self) -> Self {
         Self {
             values: self.values,
@@ -59,23 +59,23 @@ impl<'a> MatRef<'a> {
         }
     }
 
-    /// The number of rows.
+    /// Returns the number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// The number of columns.
+    /// Returns the number of columns.
     pub fn columns(&self) -> usize {
         self.columns
     }
 
-    /// `count` rows from row `first` on.
+    /// Returns `count` rows from row `first` on.
     pub(crate) fn row_range(self, first: usize, count: usize) -> Self {
         let values = self.values.get(first.saturating_mul(self.row_stride)..).unwrap_or_default();
         Self { values, rows: count, ..self }
     }
 
-    /// `count` columns from column `first` on.
+    /// Returns `count` columns from column `first` on.
     pub(crate) fn column_range(self, first: usize, count: usize) -> Self {
         let values =
             self.values.get(first.saturating_mul(self.column_stride)..).unwrap_or_default();

@@ -1,9 +1,9 @@
-//! Buffers for packed operands, reused from product to product: fresh pages for tens of megabytes each
-//! time would take a tenth of a product's time.
+//! Scratch buffers for packed operands, reused between products: page faults in fresh memory would take a
+//! tenth of a product's time.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Buffers that no product uses at present.
+/// Buffers that are not in use.
 pub(crate) type Pool<T> = Mutex<Vec<Vec<T>>>;
 
 /// A buffer from a pool, with unspecified contents; returned to the pool when dropped.
@@ -41,7 +41,7 @@ impl<T> Drop for Scratch<T> {
 /// Bytes of a cache line.
 const CACHE_LINE: usize = 64;
 
-/// A panic elsewhere leaves a valid list of buffers behind, so a poisoned lock is taken all the same.
+/// Locks a pool, also if it is poisoned: a panic leaves the list of buffers valid.
 fn lock<T>(pool: &Pool<T>) -> MutexGuard<'_, Vec<Vec<T>>> {
     pool.lock().unwrap_or_else(PoisonError::into_inner)
 }

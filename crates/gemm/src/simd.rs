@@ -1,15 +1,14 @@
 //! The strategy for vectors of 8 or 16 f32: packed panels, and a microkernel whose sums stay in
 //! registers.
 //!
-//! An operand is packed by its rows, so B is packed as its transpose. A packed panel holds `width` rows,
-//! those of one k side by side. A task computes some rows of C; for each panel of B it goes through a part
-//! of k at a time, so that this part of the panel stays in the first-level cache while those of all its
-//! panels of A are read.
+//! An operand is packed by its rows, so B is packed as its transpose. A packed panel interleaves `width`
+//! rows, `[k][row]`. A task computes a block of rows of C. For each panel of B it splits k into parts, so
+//! that a part of the panel stays in the first-level cache while the same part of all panels of A is read.
 //!
 //! Loops use indices where iterators and slice copies would be shorter: in functions as large as these,
 //! after inlining, the compiler leaves those as calls.
 //!
-//! Source of the order: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
+//! Source of the loop order: Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication".
 
 #![allow(
     clippy::manual_memcpy,
@@ -35,11 +34,11 @@ const L1_ELEMENTS: usize = 1 << 12;
 /// Elements of A that one task packs, at most: 432 KB.
 const MAX_A_ELEMENTS: usize = 96 * 1152;
 
-/// Panels of B that one task packs: where the elements of one k are contiguous, it reads half a
-/// kilobyte or more at a time.
+/// Panels of B that one task packs, so that it reads at least half a kilobyte at a time if the elements of
+/// one k are contiguous.
 const PANELS_PER_TASK: usize = 8;
 
-/// Elements along k that are packed at once: a cache line.
+/// Elements along k that are packed at a time: a cache line.
 const PACK_RUN: usize = 16;
 
 static PACKED_B: Pool<f32> = Pool::new(Vec::new());
@@ -59,7 +58,7 @@ const AVX2: Microkernel = Microkernel { mr: 6, nr: 16 };
 /// The microkernel for 32 registers of 16 f32.
 const AVX512: Microkernel = Microkernel { mr: 12, nr: 32 };
 
-/// The microkernel for this processor, if its vectors are wide enough.
+/// Returns the microkernel for this processor, or `None` if its vectors are too short.
 fn microkernel() -> Option<Microkernel> {
     struct Lanes;
     impl WithSimd for Lanes {
@@ -152,7 +151,7 @@ fn multiply_rows(
 /// Packs an operand's rows into panels of `width` rows, `[panel][k][row]`; rows beyond the operand are
 /// zero.
 fn pack(operand: MatRef, width: usize, packed: &mut [f32]) {
-    // As constants, for loops of a fixed length.
+    // As constants, so that loops have a fixed length.
     vectorized(
         #[inline(always)]
         || match width {

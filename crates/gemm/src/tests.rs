@@ -4,7 +4,7 @@ use super::*;
 use crate::testing::normal;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Strategies that can be tested here; none on processors without one.
+/// The strategies of this processor.
 fn strategies() -> impl Iterator<Item = Strategy> {
     Strategy::ALL.into_iter().filter(|strategy| strategy.is_available())
 }
@@ -67,7 +67,7 @@ fn assert_product(c: &[f32], a: &[f32], b: &[f32], bias: &[f32], [m, n, k]: [usi
     assert!(error <= tolerance, "{m}x{n}x{k}: {error}, {error_in_f32} in f32");
 }
 
-/// Sizes `[m, n, k]`: single elements, edges of tiles and panels, several blocks of k, and none.
+/// Sizes `[m, n, k]`: single elements, edges of tiles and panels, several blocks of k, and k = 0.
 const SIZES: [[usize; 3]; 8] = [
     [1, 1, 1],
     [33, 95, 31],
@@ -103,7 +103,7 @@ fn products_are_as_accurate_as_f32_in_every_layout() {
                 });
                 assert!(c == *first, "{m}x{n}x{k}, {of_a:?} by {of_b:?}");
 
-                // What was in `c` does not count.
+                // The previous contents of `c` are ignored.
                 let mut c = vec![f32::NAN; m * n];
                 strategy.multiply_single_threaded(left.view(), right.view(), &mut c);
                 let first = first_single.get_or_insert_with(|| {

@@ -3,7 +3,7 @@
 //! A thread that is no longer waited for ends by itself: when the server says something, or when the
 //! client's timeout ends its read.
 
-use crate::{Event, HubError, Observer};
+use crate::{HubError, Observer, observer::proceed};
 use std::{
     io::{self, Read},
     sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
@@ -77,11 +77,7 @@ fn next<T>(results: &Receiver<T>, observer: &mut dyn Observer) -> Result<Option<
         match results.recv_timeout(SLICE) {
             Ok(result) => return Ok(Some(result)),
             Err(RecvTimeoutError::Disconnected) => return Ok(None),
-            Err(RecvTimeoutError::Timeout) => {
-                if observer.event(Event::Waiting).is_break() {
-                    return Err(HubError::Stopped);
-                }
-            }
+            Err(RecvTimeoutError::Timeout) => proceed(observer.waiting())?,
         }
     }
 }

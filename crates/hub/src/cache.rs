@@ -9,7 +9,7 @@
 //! ```
 
 use crate::{
-    HubError, Repository,
+    HubError, Repository, RepositoryFile,
     repository::{check_relative, is_commit},
 };
 use opensora_files::{folder_of, read::read_text, write_atomically};
@@ -84,10 +84,11 @@ impl Cache {
         is_commit(&commit).then_some(commit)
     }
 
-    /// Returns the path of a file at a commit, if it is complete.
-    pub fn find(&self, repository: &Repository, commit: &str, file: &str) -> Option<PathBuf> {
-        check_relative(file, "").ok()?;
-        let path = self.snapshot(repository, commit).join(file);
+    /// Returns the path of a file, if the cache has it at the commit of the revision.
+    pub fn find(&self, file: &RepositoryFile<'_>) -> Option<PathBuf> {
+        check_relative(file.name, "").ok()?;
+        let commit = self.commit(file.repository, file.revision)?;
+        let path = self.snapshot(file.repository, &commit).join(file.name);
         path.is_file().then_some(path)
     }
 
@@ -122,22 +123,20 @@ impl Cache {
         write().map_err(HubError::io(&path))
     }
 
-    /// Gives a blob its name at a commit: a link or, where links are impossible, the file itself if
-    /// `is_new`, else a copy. Returns its path.
+    /// Makes a blob available under its name at a commit: as a link or, if links are not supported, by
+    /// moving the blob if `is_new`, else by a copy. Returns the path. The revision must be a commit.
     pub(crate) fn publish(
         &self,
-        repository: &Repository,
-        commit: &str,
-        file: &str,
+        file: &RepositoryFile<'_>,
         tag: &str,
         is_new: bool,
     ) -> Result<PathBuf, HubError> {
-        let blob = self.blob(repository, tag);
-        let path = self.snapshot(repository, commit).join(file);
+        let blob = self.blob(file.repository, tag);
+        let path = self.snapshot(file.repository, file.revision).join(file.name);
         let publish = || {
             fs::create_dir_all(folder_of(&path))?;
             // From `snapshots/<commit>/a/b` it is three folders up.
-            let up = "../".repeat(2 + Path::new(file).components().count() - 1);
+            let up = "../".repeat(2 + Path::new(file.name).components().count() - 1);
             let target = PathBuf::from(format!("{up}blobs/{tag}"));
             match link(&target, &path) {
                 Ok(()) => Ok(()),
@@ -310,12 +309,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::new(folder.path());
         let repository: Repository = "owner/name".parse().unwrap();
+        let at = |name| RepositoryFile { repository: &repository, revision: COMMIT, name };
         let blob = cache.blob(&repository, "tag");
         fs::create_dir_all(blob.parent().unwrap()).unwrap();
         fs::write(&blob, "bytes").unwrap();
         for name in ["a.bin", "vae/a.bin"] {
             for _ in 0..2 {
-                let path = cache.publish(&repository, COMMIT, name, "tag", true).unwrap();
+                let path = cache.publish(&at(name), "tag", true).unwrap();
                 assert_eq!(fs::read_to_string(&path).unwrap(), "bytes");
                 assert!(path.is_symlink() && fs::read_link(&path).unwrap().is_relative());
             }
@@ -323,8 +323,8 @@ mod tests {
         cache.record(&repository, "refs/pr/1", COMMIT).unwrap();
         assert_eq!(cache.commit(&repository, "refs/pr/1").as_deref(), Some(COMMIT));
         assert_eq!(cache.commit(&repository, "../x"), None);
-        assert!(cache.find(&repository, COMMIT, "vae/a.bin").is_some());
-        assert!(cache.find(&repository, COMMIT, "../../blobs/tag").is_none());
+        assert!(cache.find(&at("vae/a.bin")).is_some());
+        assert!(cache.find(&at("../../blobs/tag")).is_none());
 
         let all = cache.repositories().unwrap();
         assert_eq!((all.len(), all[0].files.len(), all[0].bytes), (1, 2, 5));
@@ -332,10 +332,10 @@ mod tests {
 
         // A link to a blob that is gone is no file, and is replaced.
         fs::remove_file(&blob).unwrap();
-        assert!(cache.find(&repository, COMMIT, "a.bin").is_none());
+        assert!(cache.find(&at("a.bin")).is_none());
         fs::write(&blob, "again").unwrap();
-        cache.publish(&repository, COMMIT, "a.bin", "tag", true).unwrap();
-        assert!(cache.find(&repository, COMMIT, "a.bin").is_some());
+        cache.publish(&at("a.bin"), "tag", true).unwrap();
+        assert!(cache.find(&at("a.bin")).is_some());
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Requests: redirects, the token, patience, and what an answer's status means.
 
 use crate::{
-    Event, HubError, Observer, Token,
+    HubError, Observer, Retrying, Token,
     background::patiently,
+    observer::proceed,
     redirect::{join, origin, shown},
 };
 use std::time::{Duration, Instant};
@@ -201,10 +202,7 @@ impl Client {
             }
             let own = self.first_wait.saturating_mul(1 << (number - 1).min(16));
             let wait = asked.unwrap_or(own).min(LONGEST_WAIT);
-            let reason = error.to_string();
-            if observer.event(Event::Retry { reason: &reason, wait }).is_break() {
-                return Err(HubError::Stopped);
-            }
+            proceed(observer.retrying(&Retrying { error: &error, wait }))?;
             let until = Instant::now() + wait;
             while Instant::now() < until {
                 wait_slice_until(observer, until)?;
@@ -220,9 +218,7 @@ pub(crate) fn wait_slice(observer: &mut dyn Observer) -> Result<(), HubError> {
 
 fn wait_slice_until(observer: &mut dyn Observer, until: Instant) -> Result<(), HubError> {
     const SLICE: Duration = Duration::from_millis(100);
-    if observer.event(Event::Waiting).is_break() {
-        return Err(HubError::Stopped);
-    }
+    proceed(observer.waiting())?;
     std::thread::sleep(until.saturating_duration_since(Instant::now()).min(SLICE));
     Ok(())
 }

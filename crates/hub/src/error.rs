@@ -105,12 +105,22 @@ pub enum HubError {
         text: String,
     },
     /// The server cannot be reached, or the connection broke.
-    #[error("{url}: {source}")]
+    #[error("{url}: connection failed")]
     Connection {
         /// The address, without its query.
         url: String,
         /// What happened.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An answer or file that is not JSON of the expected form.
+    #[error("{place}: expected {expected}")]
+    Json {
+        /// The address, without its query, or the path.
+        place: String,
+        /// The expected contents.
+        expected: &'static str,
+        /// Why the text could not be parsed.
+        source: serde_json::Error,
     },
     /// An answer that cannot be understood.
     #[error("{url}: {}", one_line(reason))]
@@ -159,7 +169,7 @@ pub enum HubError {
         available: u64,
     },
     /// A file of the cache cannot be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Io {
         /// The file.
         path: PathBuf,

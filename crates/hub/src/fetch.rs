@@ -1,31 +1,24 @@
-//! From what is wanted to files in the cache.
+//! Downloads of missing files into the cache: [`Hub::fetch`].
 
 use crate::{
-    Cache, Event, Files, HubError, Observer, Repository, Settings,
-    background::patiently,
-    client::{Answer, Ask, Client, Failure, refusal, text},
+    Cache, Files, HubError, Observer, Planned, Repository, RepositoryFile, Settings, Unreachable,
+    client::Client,
     digest::Digest,
     lock::BlobLock,
-    redirect::shown,
-    repository::{check_relative, escaped, is_commit},
+    observer::proceed,
+    remote::Metadata,
+    repository::{FILE_NAME, REVISION, check_relative, is_commit},
     select::{Choice, choose, has_weights, shards},
     transfer::Transfer,
 };
 use opensora_files::folder_of;
-use serde::Deserialize;
 use std::{
     collections::BTreeSet,
     fmt, fs, io,
-    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
-
-/// Most bytes of a repository's description.
-const MAX_DESCRIPTION: u64 = 64 << 20;
-/// Longest header of a safetensors file, as that format limits it.
-const MAX_HEADER: u64 = 100_000_000;
 
 /// Returns the free bytes of the disk that holds a folder.
 type FreeSpace = Arc<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>;
@@ -76,25 +69,6 @@ pub struct Snapshot {
     pub folder: PathBuf,
     /// Names of the files in it that were wanted.
     pub files: Vec<String>,
-}
-
-/// What a repository has at a commit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listing {
-    /// The commit.
-    pub commit: String,
-    /// Names of its files.
-    pub files: BTreeSet<String>,
-}
-
-/// What the hub says of a file.
-#[derive(Debug, Clone)]
-struct Metadata {
-    commit: String,
-    /// Names the bytes.
-    tag: String,
-    size: Option<u64>,
-    url: String,
 }
 
 impl Hub {
@@ -164,11 +138,8 @@ impl Hub {
         match self.download(wanted, observer) {
             Err(error) if error.is_unreachable() => match self.cached(wanted, true)? {
                 Some(snapshot) => {
-                    let reason = error.to_string();
-                    match observer.event(Event::Unreachable { reason: &reason }).is_break() {
-                        true => Err(HubError::Stopped),
-                        false => Ok(snapshot),
-                    }
+                    proceed(observer.unreachable(&Unreachable { error: &error }))?;
+                    Ok(snapshot)
                 }
                 None => Err(error),
             },
@@ -270,13 +241,15 @@ impl Hub {
         let mut commit = revision;
         let mut missing = Vec::new();
         for name in files {
-            if is_commit(&commit) && self.cache.find(wanted.repository, &commit, name).is_some() {
+            let file = RepositoryFile { repository: wanted.repository, revision: &commit, name };
+            if is_commit(&commit) && self.cache.find(&file).is_some() {
                 continue;
             }
-            let metadata = self.metadata(wanted.repository, &commit, name, observer)?;
-            // All files are those of the commit that the first one was seen at.
-            commit.clone_from(&metadata.commit);
-            let found = self.cache.find(wanted.repository, &commit, name);
+            let metadata = self.metadata(&file, observer)?;
+            // All files come from the commit of the first one.
+            let file = RepositoryFile { revision: &metadata.commit, ..file };
+            let found = self.cache.find(&file);
+            commit = metadata.commit.clone();
             if !found.is_some_and(|path| has_size(&path, metadata.size)) {
                 missing.push((name.clone(), metadata));
             }
@@ -304,15 +277,12 @@ impl Hub {
             return Ok(());
         }
         let folder = self.cache.repository_folder(repository);
-        let planned = Event::Planned {
+        proceed(observer.planned(&Planned {
             repository: repository.as_str(),
             folder: &folder,
             files: tags.len(),
             bytes,
-        };
-        if observer.event(planned).is_break() {
-            return Err(HubError::Stopped);
-        }
+        }))?;
         self.require_space(bytes)
     }
 
@@ -345,6 +315,7 @@ impl Hub {
         observer: &mut dyn Observer,
     ) -> Result<(), HubError> {
         let Metadata { commit, tag, size, url } = metadata;
+        let file = RepositoryFile { repository, revision: commit, name };
         let blob = self.cache.blob(repository, tag);
         fs::create_dir_all(folder_of(&blob)).map_err(HubError::io(folder_of(&blob)))?;
         let _lock = BlobLock::wait(&self.cache.lock(repository, tag), name, observer)?;
@@ -362,217 +333,14 @@ impl Hub {
                 size: *size,
                 digest: Digest::of_tag(tag),
                 if_range: None,
-                refuse: &|answer| self.refuse(repository, commit, Some(name), url, answer),
+                refuse: &|answer| self.refuse_file(&file, url, answer),
             };
             transfer.run(&self.client, observer)?;
         }
-        self.cache.publish(repository, commit, name, tag, is_new)?;
+        self.cache.publish(&file, tag, is_new)?;
         Ok(())
     }
-
-    /// Asks for commit, tag and size of a file.
-    fn metadata(
-        &self,
-        repository: &Repository,
-        revision: &str,
-        file: &str,
-        observer: &mut dyn Observer,
-    ) -> Result<Metadata, HubError> {
-        let url = self.address(repository, revision, file);
-        let answer = self.client.insist(
-            observer,
-            |observer| {
-                let answer = self.client.ask(&Ask::head(&url), observer)?;
-                let status = answer.status();
-                match status.is_success() || status.is_redirection() {
-                    true => Ok(answer),
-                    false => Err(self.refuse(repository, revision, Some(file), &url, answer)),
-                }
-            },
-            || 0,
-        )?;
-        let wrong = |reason: String| HubError::Answer { url: shown(&url), reason };
-        let commit = answer.header_of_any("x-repo-commit").unwrap_or_default();
-        if !is_commit(commit) {
-            return Err(wrong(format!("X-Repo-Commit '{commit}' found, expected a commit's hash")));
-        }
-        let linked = answer.header_of_any("x-linked-etag");
-        let tag = plain_tag(linked.or_else(|| answer.header("etag")).unwrap_or_default());
-        if tag.is_empty() || !tag.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) {
-            return Err(wrong(format!("ETag '{tag}' found, expected the name of a blob")));
-        }
-        let length = match answer.status().is_redirection() {
-            // That of the redirect's own text.
-            true => None,
-            false => text(answer.response.headers(), "content-length"),
-        };
-        let size = answer.header_of_any("x-linked-size").or(length);
-        Ok(Metadata {
-            commit: commit.into(),
-            tag: tag.into(),
-            size: size.and_then(|size| size.parse().ok()),
-            url: self.address(repository, commit, file),
-        })
-    }
-
-    fn address(&self, repository: &Repository, revision: &str, file: &str) -> String {
-        let (revision, file) = (escaped(revision, false), escaped(file, true));
-        format!("{}/{repository}/resolve/{revision}/{file}", self.client.endpoint())
-    }
-
-    /// Asks which files a repository has.
-    ///
-    /// # Errors
-    /// Returns an error if the repository or revision does not exist, may not be read, or the hub cannot be
-    /// asked.
-    pub fn list(
-        &self,
-        repository: &Repository,
-        revision: &str,
-        observer: &mut dyn Observer,
-    ) -> Result<Listing, HubError> {
-        /// The part of the hub's description that is used.
-        #[derive(Deserialize)]
-        struct Description {
-            sha: String,
-            #[serde(default)]
-            siblings: Vec<Sibling>,
-        }
-        #[derive(Deserialize)]
-        struct Sibling {
-            rfilename: String,
-        }
-        check_relative(revision, REVISION)?;
-        if self.settings.offline {
-            return Err(HubError::Offline {
-                repository: repository.to_string(),
-                file: "list of files".into(),
-                cache: self.cache.folder().into(),
-            });
-        }
-        let endpoint = self.client.endpoint();
-        let revision_part = escaped(revision, false);
-        let url = format!("{endpoint}/api/models/{repository}/revision/{revision_part}");
-        let wrong = |reason: String| HubError::Answer { url: shown(&url), reason };
-        let text = self.client.insist(
-            observer,
-            |observer| {
-                let answer = self.client.ask(&Ask::get(&url), observer)?;
-                if !answer.status().is_success() {
-                    return Err(self.refuse(repository, revision, None, &url, answer));
-                }
-                let mut body = answer.response.into_body();
-                let read = move || body.with_config().limit(MAX_DESCRIPTION).read_to_string();
-                let text = patiently(observer, read).map_err(Failure::Final)?;
-                text.map_err(|error| crate::client::connection(&url, error))
-            },
-            || 0,
-        )?;
-        let description: Description = serde_json::from_str(&text)
-            .map_err(|error| wrong(format!("not a repository's description: {error}")))?;
-        if !is_commit(&description.sha) {
-            let sha = description.sha;
-            return Err(wrong(format!("sha '{sha}' found, expected a commit's hash")));
-        }
-        let files: BTreeSet<String> =
-            description.siblings.into_iter().map(|sibling| sibling.rfilename).collect();
-        for file in &files {
-            check_relative(file, FILE_NAME)?;
-        }
-        Ok(Listing { commit: description.sha, files })
-    }
-
-    /// Reads the header of a safetensors file in a repository without its tensors. Returns the first bytes
-    /// of the file, up to the end of the header, and the file's size.
-    ///
-    /// # Errors
-    /// Returns an error if the file does not exist, may not be read, cannot be read in part, or is no
-    /// safetensors file.
-    pub fn safetensors_header(
-        &self,
-        repository: &Repository,
-        commit: &str,
-        file: &str,
-        observer: &mut dyn Observer,
-    ) -> Result<(Vec<u8>, u64), HubError> {
-        check_relative(file, FILE_NAME)?;
-        check_relative(commit, REVISION)?;
-        let metadata = self.metadata(repository, commit, file, observer)?;
-        let wrong = |reason: String| HubError::Answer { url: shown(&metadata.url), reason };
-        let size = metadata.size.ok_or_else(|| wrong("it has no stated size".into()))?;
-        let read = |count: u64, observer: &mut dyn Observer| {
-            let attempt =
-                |o: &mut dyn Observer| self.read_start(repository, file, &metadata, count, o);
-            self.client.insist(observer, attempt, || 0)
-        };
-        let start = read(8, observer)?;
-        let length = <[u8; 8]>::try_from(&start[..])
-            .map(u64::from_le_bytes)
-            .ok()
-            .filter(|length| *length <= MAX_HEADER && 8 + length <= size)
-            .ok_or_else(|| wrong("not a safetensors file".into()))?;
-        Ok((read(8 + length, observer)?, size))
-    }
-
-    /// Reads the first bytes of a file.
-    fn read_start(
-        &self,
-        repository: &Repository,
-        file: &str,
-        metadata: &Metadata,
-        count: u64,
-        observer: &mut dyn Observer,
-    ) -> Result<Vec<u8>, Failure> {
-        let url = &metadata.url;
-        let answer = self.client.ask(&Ask { count: Some(count), ..Ask::get(url) }, observer)?;
-        if !answer.status().is_success() {
-            return Err(self.refuse(repository, &metadata.commit, Some(file), url, answer));
-        }
-        let mut reader = answer.response.into_body().into_reader().take(count);
-        let read = move || {
-            let mut bytes = Vec::new();
-            reader.read_to_end(&mut bytes).map(|_| bytes)
-        };
-        let read = patiently(observer, read).map_err(Failure::Final)?;
-        let bytes = read.map_err(|error| crate::client::connection(url, error.into()))?;
-        match bytes.len() as u64 {
-            found if found < count => {
-                let file = file.into();
-                Err(Failure::Again(HubError::Truncated { file, found, expected: count }, None))
-            }
-            _ => Ok(bytes),
-        }
-    }
-
-    /// Returns what an answer without the file is worth.
-    fn refuse(
-        &self,
-        repository: &Repository,
-        revision: &str,
-        file: Option<&str>,
-        url: &str,
-        answer: Answer,
-    ) -> Failure {
-        let code = answer.header("x-error-code").unwrap_or_default();
-        let (repository, revision) = (repository.to_string(), revision.to_string());
-        let endpoint = self.client.endpoint().to_string();
-        let has_token = self.client.has_token();
-        Failure::Final(match (answer.status().as_u16(), code, file) {
-            (_, "GatedRepo", _) => HubError::Gated { repository, endpoint, has_token },
-            (401, ..) | (404, "RepoNotFound", _) | (404, "", None) => {
-                HubError::RepositoryNotFound { repository, endpoint, has_token }
-            }
-            (404, "RevisionNotFound", _) => HubError::RevisionNotFound { repository, revision },
-            (404, _, Some(file)) => {
-                HubError::FileNotFound { repository, revision, file: file.into() }
-            }
-            _ => return refusal(url, answer),
-        })
-    }
 }
-
-const FILE_NAME: &str = "expected the name of a file in the repository";
-const REVISION: &str = "expected a branch, a tag or a commit";
 
 fn check_names(wanted: &Wanted<'_>) -> Result<(), HubError> {
     check_relative(wanted.revision, REVISION)?;
@@ -598,11 +366,6 @@ pub(crate) fn incomplete(blob: &Path) -> PathBuf {
     let mut name = blob.as_os_str().to_os_string();
     name.push(".incomplete");
     name.into()
-}
-
-/// Returns a tag without quotes and the mark of a weak one.
-pub(crate) fn plain_tag(tag: &str) -> &str {
-    tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"')
 }
 
 /// Returns the free bytes of the disk on which `folder` is, or will be.

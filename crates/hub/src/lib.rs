@@ -6,12 +6,12 @@
 //!
 //! ```no_run
 //! # fn main() -> Result<(), opensora_hub::HubError> {
-//! use opensora_hub::{Files, Hub, Lookup, Quiet, Wanted};
+//! use opensora_hub::{Files, Hub, Lookup, Wanted};
 //!
 //! let hub = Hub::from_env()?;
 //! let repository = "stabilityai/sd-vae-ft-ema".parse()?;
 //! let wanted = Wanted { repository: &repository, revision: "main", files: &Files::Model };
-//! let snapshot = hub.fetch(&wanted, Lookup::CacheFirst, &mut Quiet)?;
+//! let snapshot = hub.fetch(&wanted, Lookup::CacheFirst, &mut ())?;
 //! println!("{} at {}", snapshot.folder.display(), snapshot.commit);
 //! # Ok(())
 //! # }
@@ -48,6 +48,7 @@ mod fetch;
 mod lock;
 mod observer;
 mod redirect;
+mod remote;
 mod repository;
 mod select;
 mod settings;
@@ -57,9 +58,17 @@ mod web;
 
 pub use cache::{Cache, CachedFile, CachedRepository, Provenance, provenance};
 pub use error::HubError;
-pub use fetch::{Hub, Listing, Lookup, Snapshot, Wanted};
-pub use observer::{Event, Observer, Progress, Quiet};
-pub use repository::Repository;
+pub use fetch::{Hub, Lookup, Snapshot, Wanted};
+pub use observer::{
+    Completed, Locked, Observer, Planned, Progress, Retrying, Started, Unreachable, Verified,
+};
+pub use remote::Listing;
+pub use repository::{Repository, RepositoryFile};
 pub use select::Files;
 pub use settings::{Settings, Token};
 pub use verify::{Checked, Verdict};
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -3,7 +3,7 @@
 //! Its lock files stay where they are after use: Python's `filelock` need not notice that the
 //! file it has locked was removed. ([`opensora_files::Lock`] removes its files.)
 
-use crate::{Event, HubError, Observer, client::wait_slice};
+use crate::{HubError, Locked, Observer, client::wait_slice, observer::proceed};
 use opensora_files::folder_of;
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -44,10 +44,10 @@ impl BlobLock {
                     return Err(HubError::Io { path: path.into(), source });
                 }
             }
-            if !said && observer.event(Event::Locked { file }).is_break() {
-                return Err(HubError::Stopped);
+            if !said {
+                proceed(observer.locked(&Locked { file }))?;
+                said = true;
             }
-            said = true;
             wait_slice(observer)?;
         }
     }

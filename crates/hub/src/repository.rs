@@ -60,6 +60,29 @@ impl fmt::Display for Repository {
     }
 }
 
+/// A file of a repository at a revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RepositoryFile<'a> {
+    /// The repository.
+    pub repository: &'a Repository,
+    /// Branch, tag or commit.
+    pub revision: &'a str,
+    /// Name of the file in the repository.
+    pub name: &'a str,
+}
+
+impl RepositoryFile<'_> {
+    pub(crate) fn check(&self) -> Result<(), HubError> {
+        check_relative(self.revision, REVISION)?;
+        check_relative(self.name, FILE_NAME)
+    }
+}
+
+/// What [`check_relative`] expects of a file.
+pub(crate) const FILE_NAME: &str = "expected the name of a file in the repository";
+/// What [`check_relative`] expects of a revision.
+pub(crate) const REVISION: &str = "expected a branch, a tag or a commit";
+
 /// Checks a name from a user or a server before it becomes part of a path.
 pub(crate) fn check_relative(name: &str, reason: &'static str) -> Result<(), HubError> {
     // Characters that a terminal acts on would let a name look like other output.
@@ -83,11 +106,21 @@ pub(crate) fn is_hexadecimal(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
-/// Escapes what may not stand in the path of an address; slashes stay if `keep_slashes`.
-pub(crate) fn escaped(text: &str, keep_slashes: bool) -> String {
+/// Returns text percent-encoded as one segment of a URL's path.
+pub(crate) fn escaped_segment(text: &str) -> String {
+    escaped(text, b"-_.~")
+}
+
+/// Returns a path percent-encoded for a URL.
+pub(crate) fn escaped_path(path: &str) -> String {
+    escaped(path, b"-_.~/")
+}
+
+/// Percent-encodes all bytes but ASCII letters, digits and those of `plain`.
+fn escaped(text: &str, plain: &[u8]) -> String {
     let mut escaped = String::new();
     for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) || keep_slashes && byte == b'/' {
+        if byte.is_ascii_alphanumeric() || plain.contains(&byte) {
             escaped.push(byte.into());
         } else {
             escaped.push_str(&format!("%{byte:02X}"));
@@ -130,7 +163,7 @@ mod tests {
         ] {
             assert!(check_relative(name, "x").is_err(), "{name}");
         }
-        assert_eq!(escaped("refs/pr/1 ü", false), "refs%2Fpr%2F1%20%C3%BC");
-        assert_eq!(escaped("a/b.bin", true), "a/b.bin");
+        assert_eq!(escaped_segment("refs/pr/1 ü"), "refs%2Fpr%2F1%20%C3%BC");
+        assert_eq!(escaped_path("a/b.bin"), "a/b.bin");
     }
 }

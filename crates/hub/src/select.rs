@@ -89,9 +89,10 @@ pub(crate) fn shards(index: &Path) -> Result<BTreeSet<String>, HubError> {
     /// That of T5-XXL has 50 KB.
     const MAX_INDEX: u64 = 8 * MAX_CONFIG_BYTES;
     let text = read_text(index, MAX_INDEX).map_err(HubError::io(index))?;
-    let index: Index = serde_json::from_str(&text).map_err(|error| HubError::Answer {
-        url: index.display().to_string(),
-        reason: format!("not an index with a weight_map: {error}"),
+    let index: Index = serde_json::from_str(&text).map_err(|source| HubError::Json {
+        place: index.display().to_string(),
+        expected: "an index with a weight_map",
+        source,
     })?;
     Ok(index.weight_map.into_values().collect())
 }

@@ -1,11 +1,11 @@
 //! One file from a server to the disk: resumed, counted and compared.
 
 use crate::{
-    Event, HubError, Observer,
+    Completed, HubError, Observer, Started,
     background::Pieces,
     client::{Answer, Ask, Client, Failure},
     digest::{Digest, Hasher},
-    observer::Meter,
+    observer::{Meter, proceed},
     redirect::shown,
 };
 use std::{
@@ -51,9 +51,7 @@ impl Transfer<'_> {
         let done = Cell::new(0);
         let mut partial = self.open(&done, observer)?;
         let (file, resumed, total) = (self.name, done.get(), self.size);
-        if observer.event(Event::Began { file, resumed, total }).is_break() {
-            return Err(HubError::Stopped);
-        }
+        proceed(observer.started(&Started { file, resumed, total }))?;
         loop {
             let result =
                 client.insist(observer, |o| self.attempt(client, &mut partial, o), || done.get());
@@ -75,10 +73,7 @@ impl Transfer<'_> {
             partial.is_joined = false;
         }
         fs::rename(self.partial, self.target).map_err(HubError::io(self.target))?;
-        match observer.event(Event::Completed { file: self.name }).is_break() {
-            true => Err(HubError::Stopped),
-            false => Ok(()),
-        }
+        proceed(observer.completed(&Completed { file: self.name }))
     }
 
     fn open<'a>(
@@ -107,7 +102,7 @@ impl Transfer<'_> {
         let (mut file, length) = open().map_err(HubError::io(self.partial))?;
         let mut hasher = self.new_hasher();
         if length > 0 && self.size.is_some() {
-            hasher.read_file(self.partial, &mut |_| observer.event(Event::Waiting))?;
+            hasher.read_file(self.partial, &mut |_| observer.waiting())?;
         }
         file.seek(SeekFrom::End(0)).map_err(HubError::io(self.partial))?;
         done.set(length);
@@ -195,11 +190,11 @@ impl Transfer<'_> {
             write.map_err(|error| Failure::Final(HubError::io(self.partial)(error)))?;
             partial.hasher.update(&piece);
             partial.done.set(done);
-            let progress = meter.progress(self.name, done, self.size);
-            let event = progress.map_or(Event::Waiting, Event::Advanced);
-            if observer.event(event).is_break() {
-                return Err(Failure::Final(HubError::Stopped));
-            }
+            let answer = match meter.progress(self.name, done, self.size) {
+                Some(progress) => observer.downloaded(&progress),
+                None => observer.waiting(),
+            };
+            proceed(answer).map_err(Failure::Final)?;
         }
         match self.size {
             Some(expected) if partial.done.get() < expected => {

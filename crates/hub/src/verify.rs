@@ -1,10 +1,9 @@
 //! Cached files against their checksums.
 
-use crate::{Cache, HubError, Repository, digest::Digest};
+use crate::{Cache, HubError, Observer, Repository, Verified, digest::Digest};
 use std::{
     collections::BTreeSet,
     fs,
-    ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
@@ -42,16 +41,16 @@ pub enum Verdict {
 
 impl Cache {
     /// Compares every file of a repository with the checksum that its blob is named by; a file of several
-    /// commits is read once. `advance` gets the name of a file, the bytes read and its size.
+    /// commits is read once.
     ///
     /// # Errors
-    /// Returns an error if a file cannot be read or `advance` breaks.
+    /// Returns an error if a file cannot be read or `observer` stops the check.
     pub fn verify(
         &self,
         repository: &Repository,
-        advance: &mut dyn FnMut(&str, u64, u64) -> ControlFlow<()>,
+        observer: &mut dyn Observer,
     ) -> Result<Vec<Checked>, HubError> {
-        self.verify_files(repository, &|_| true, advance)
+        self.verify_files(repository, &|_| true, observer)
     }
 
     /// Compares those files of a repository whose names `is_wanted`, as [`verify`](Self::verify).
@@ -62,7 +61,7 @@ impl Cache {
         &self,
         repository: &Repository,
         is_wanted: &dyn Fn(&str) -> bool,
-        advance: &mut dyn FnMut(&str, u64, u64) -> ControlFlow<()>,
+        observer: &mut dyn Observer,
     ) -> Result<Vec<Checked>, HubError> {
         let mut seen = BTreeSet::new();
         let mut all = Vec::new();
@@ -78,7 +77,9 @@ impl Cache {
             let tag = link.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
             let digest = tag.map_or(Digest::None, Digest::of_tag);
             let (name, size) = (file.name.clone(), file.size);
-            let found = digest.check_file(&path, &mut |done| advance(&name, done, size))?;
+            let found = digest.check_file(&path, &mut |done| {
+                observer.verified(&Verified { file: &name, done, total: size })
+            })?;
             let verdict = match (digest.expected(), found) {
                 (None, _) => Verdict::Unknown,
                 (Some(_), None) => Verdict::Good,

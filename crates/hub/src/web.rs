@@ -1,12 +1,13 @@
 //! Files at plain addresses, for weights that are published outside the hub.
 
 use crate::{
-    Event, Hub, HubError, Observer,
+    Hub, HubError, Observer, Planned,
     client::{Ask, refusal, text},
     digest::Digest,
-    fetch::plain_tag,
     lock::BlobLock,
+    observer::proceed,
     redirect::shown,
+    remote::plain_tag,
     repository::check_relative,
     transfer::Transfer,
 };
@@ -87,10 +88,7 @@ impl Hub {
         let bytes = size.unwrap_or(0_u64).saturating_sub(there);
         let host = crate::redirect::origin(url);
         let folder = folder_of(&target);
-        let planned = Event::Planned { repository: &host, folder, files: 1, bytes };
-        if observer.event(planned).is_break() {
-            return Err(HubError::Stopped);
-        }
+        proceed(observer.planned(&Planned { repository: &host, folder, files: 1, bytes }))?;
         self.require_space(bytes)?;
         fs::create_dir_all(folder).map_err(HubError::io(folder))?;
         let lock = target.with_file_name(format!(".{name}.lock"));

@@ -6,8 +6,8 @@ mod hub_server;
 
 use hub_server::{Answer, COMMIT, Repo, Request, Server, bytes, git_blob, sha256};
 use opensora_hub::{
-    Event, Files, Hub, HubError, Lookup, Observer, Quiet, Repository, Settings, Snapshot, Token,
-    Verdict, Wanted,
+    Completed, Files, Hub, HubError, Locked, Lookup, Observer, Planned, Progress, Repository,
+    RepositoryFile, Retrying, Settings, Snapshot, Started, Token, Unreachable, Verdict, Wanted,
 };
 use std::{
     fs,
@@ -68,7 +68,7 @@ impl Case {
     }
 
     fn fetch(&self, files: &Files) -> Result<Snapshot, HubError> {
-        fetch(&self.hub(), files, Lookup::Ask, &mut Quiet)
+        fetch(&self.hub(), files, Lookup::Ask, &mut ())
     }
 
     /// Nothing but complete files is visible.
@@ -102,14 +102,51 @@ struct Log {
     stop_at: Option<&'static str>,
 }
 
-impl Observer for Log {
-    fn event(&mut self, event: Event<'_>) -> ControlFlow<()> {
-        let text = format!("{event:?}");
-        let stops = self.stop_at.is_some_and(|stop| text.starts_with(stop));
-        if !matches!(event, Event::Waiting) {
-            self.events.push(text);
+impl Log {
+    fn event(&mut self, event: &dyn std::fmt::Debug) -> ControlFlow<()> {
+        self.events.push(format!("{event:?}"));
+        let last = self.events.last().unwrap();
+        match self.stop_at.is_some_and(|stop| last.starts_with(stop)) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
         }
-        if stops { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+impl Observer for Log {
+    fn planned(&mut self, event: &Planned<'_>) -> ControlFlow<()> {
+        self.event(event)
+    }
+
+    fn started(&mut self, event: &Started<'_>) -> ControlFlow<()> {
+        self.event(event)
+    }
+
+    fn downloaded(&mut self, event: &Progress<'_>) -> ControlFlow<()> {
+        self.event(event)
+    }
+
+    fn completed(&mut self, event: &Completed<'_>) -> ControlFlow<()> {
+        self.event(event)
+    }
+
+    fn retrying(&mut self, event: &Retrying<'_>) -> ControlFlow<()> {
+        self.event(event)
+    }
+
+    fn locked(&mut self, event: &Locked<'_>) -> ControlFlow<()> {
+        self.event(event)
+    }
+
+    fn unreachable(&mut self, event: &Unreachable<'_>) -> ControlFlow<()> {
+        self.event(event)
+    }
+
+    fn waiting(&mut self) -> ControlFlow<()> {
+        match self.stop_at {
+            Some("Waiting") => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
     }
 }
 
@@ -153,15 +190,13 @@ fn files_of_both_kinds_are_cached_as_huggingface_hub_does() {
     assert_eq!(case.fetch(&files).unwrap(), snapshot);
     assert_eq!(case.server.requests_for("GET", "/").len(), before);
     let asked = case.server.requests().len();
-    assert_eq!(fetch(&case.hub(), &files, Lookup::CacheFirst, &mut Quiet).unwrap(), snapshot);
+    assert_eq!(fetch(&case.hub(), &files, Lookup::CacheFirst, &mut ()).unwrap(), snapshot);
     assert_eq!(case.server.requests().len(), asked);
 
-    let checked =
-        case.hub().cache().verify(&repository(), &mut |_, _, _| ControlFlow::Continue(()));
+    let checked = case.hub().cache().verify(&repository(), &mut ());
     assert!(checked.unwrap().iter().all(|file| file.verdict == Verdict::Good));
     fs::write(snapshot.folder.join("x.safetensors"), "damaged").unwrap();
-    let checked =
-        case.hub().cache().verify(&repository(), &mut |_, _, _| ControlFlow::Continue(()));
+    let checked = case.hub().cache().verify(&repository(), &mut ());
     let damaged = |file: &&opensora_hub::Checked| matches!(file.verdict, Verdict::Damaged { .. });
     assert_eq!(checked.unwrap().iter().filter(damaged).count(), 1);
 }
@@ -185,11 +220,11 @@ fn a_model_is_fetched_with_the_shards_of_its_index() {
     assert_eq!(names, expected);
     assert!(names.iter().all(|name| snapshot.folder.join(name).is_file()));
 
-    let offline = fetch(&case.offline(), &Files::Model, Lookup::Ask, &mut Quiet).unwrap();
+    let offline = fetch(&case.offline(), &Files::Model, Lookup::Ask, &mut ()).unwrap();
     assert_eq!(offline.files.len(), 5);
     // A shard that is missing is not overlooked.
     fs::remove_file(snapshot.folder.join("m-2.bin")).unwrap();
-    let error = fetch(&case.offline(), &Files::Model, Lookup::Ask, &mut Quiet).unwrap_err();
+    let error = fetch(&case.offline(), &Files::Model, Lookup::Ask, &mut ()).unwrap_err();
     assert!(matches!(error, HubError::Offline { .. }), "{error}");
     assert_eq!(case.fetch(&Files::All).unwrap().files.len(), 6);
 }
@@ -213,7 +248,7 @@ fn a_cut_download_resumes_by_a_range() {
 fn bytes_of_a_stopped_call_are_used_by_the_next() {
     let large = bytes(400_000, 6);
     let case = Case::plain(Repo::default().with("x.bin", large.clone()));
-    let mut log = Log { stop_at: Some("Advanced"), ..Log::default() };
+    let mut log = Log { stop_at: Some("Progress"), ..Log::default() };
     let error = fetch(&case.hub(), &named("x.bin"), Lookup::Ask, &mut log).unwrap_err();
     assert!(matches!(error, HubError::Stopped), "{error}");
     let kept = fs::metadata(case.incomplete(&large)).unwrap().len();
@@ -326,7 +361,7 @@ fn refusals_say_what_to_do() {
         });
         let without = Hub::new(Settings { token: None, ..case.settings() });
         let text = |hub: &Hub| {
-            let error = fetch(hub, &named("x.bin"), Lookup::Ask, &mut Quiet).unwrap_err();
+            let error = fetch(hub, &named("x.bin"), Lookup::Ask, &mut ()).unwrap_err();
             assert!(!error.to_string().contains(['\n', '\r']));
             error.to_string()
         };
@@ -356,7 +391,7 @@ fn too_many_requests_are_repeated_after_the_stated_wait() {
     let mut log = Log::default();
     fetch(&case.hub(), &named("x.json"), Lookup::Ask, &mut log).unwrap();
     assert!(started.elapsed() >= Duration::from_secs(1));
-    assert!(log.events[0].contains("too many requests") && log.events[0].contains("wait: 1s"));
+    assert!(log.events[0].contains("RateLimited") && log.events[0].contains("wait: 1s"));
 
     let case = Case::new(Repo::default(), |_| Some(Answer::status(429).with("Retry-After", "0")));
     let error = case.fetch(&named("x.json")).unwrap_err();
@@ -372,7 +407,7 @@ fn too_many_requests_are_repeated_after_the_stated_wait() {
 fn free_space_is_compared_before_the_first_byte() {
     let case = Case::plain(Repo::default().with("x.bin", bytes(5000, 13)));
     let hub = case.hub().with_free_space(|_: &Path| Ok(4999));
-    let error = fetch(&hub, &named("x.bin"), Lookup::Ask, &mut Quiet).unwrap_err();
+    let error = fetch(&hub, &named("x.bin"), Lookup::Ask, &mut ()).unwrap_err();
     assert!(
         matches!(error, HubError::Space { needed: 5000, available: 4999, .. })
             && error.to_string().contains("HF_HUB_CACHE"),
@@ -380,7 +415,7 @@ fn free_space_is_compared_before_the_first_byte() {
     );
     assert!(case.server.requests_for("GET", "/").is_empty() && case.no_snapshot());
     let hub = case.hub().with_free_space(|_: &Path| Ok(5000));
-    fetch(&hub, &named("x.bin"), Lookup::Ask, &mut Quiet).unwrap();
+    fetch(&hub, &named("x.bin"), Lookup::Ask, &mut ()).unwrap();
     // The real function, in a folder that does not exist yet.
     let case = Case::plain(Repo::default().with("x.bin", bytes(5000, 13)));
     case.fetch(&named("x.bin")).unwrap();
@@ -389,14 +424,14 @@ fn free_space_is_compared_before_the_first_byte() {
 #[test]
 fn offline_reads_the_cache_only() {
     let case = Case::plain(Repo::default().with("x.json", "{}"));
-    let error = fetch(&case.offline(), &named("x.json"), Lookup::Ask, &mut Quiet).unwrap_err();
+    let error = fetch(&case.offline(), &named("x.json"), Lookup::Ask, &mut ()).unwrap_err();
     assert!(error.to_string().contains("HF_HUB_OFFLINE"), "{error}");
-    let error = case.offline().list(&repository(), "main", &mut Quiet).unwrap_err();
+    let error = case.offline().list(&repository(), "main", &mut ()).unwrap_err();
     assert!(matches!(error, HubError::Offline { .. }), "{error}");
     assert!(case.server.requests().is_empty());
     let fetched = case.fetch(&named("x.json")).unwrap();
     let asked = case.server.requests().len();
-    let cached = fetch(&case.offline(), &named("x.json"), Lookup::Ask, &mut Quiet).unwrap();
+    let cached = fetch(&case.offline(), &named("x.json"), Lookup::Ask, &mut ()).unwrap();
     assert_eq!((cached, case.server.requests().len()), (fetched.clone(), asked));
 
     // A hub that cannot be reached: the cached copy, and a word about it.
@@ -405,7 +440,7 @@ fn offline_reads_the_cache_only() {
     let mut log = Log::default();
     assert_eq!(fetch(&gone, &named("x.json"), Lookup::Ask, &mut log).unwrap(), fetched);
     assert!(log.events.iter().any(|event| event.starts_with("Unreachable")));
-    let error = fetch(&gone, &named("y.json"), Lookup::Ask, &mut Quiet).unwrap_err();
+    let error = fetch(&gone, &named("y.json"), Lookup::Ask, &mut ()).unwrap_err();
     assert!(matches!(error, HubError::Connection { .. }), "{error}");
 }
 
@@ -462,8 +497,10 @@ fn a_header_of_safetensors_is_read_without_its_tensors() {
     file.extend(bytes(8000, 15));
     let size = file.len() as u64;
     let case = Case::plain(Repo::default().with("x.safetensors", file).with("y.bin", "no tensors"));
-    let header_of =
-        |name: &str| case.hub().safetensors_header(&repository(), "main", name, &mut Quiet);
+    let header_of = |name: &str| {
+        let file = RepositoryFile { repository: &repository(), revision: "main", name };
+        case.hub().safetensors_header(&file, &mut ())
+    };
     let (head, total) = header_of("x.safetensors").unwrap();
     assert_eq!((&head[8..], total), (&header[..], size));
     let asked = case.server.requests_for("GET", "/cdn/");
@@ -482,24 +519,24 @@ fn a_plain_address_is_fetched_without_a_token() {
     });
     // Another host than the hub's.
     let url = format!("{}/models/x.pt?key=1", case.server.url.replace("127.0.0.1", "localhost"));
-    let path = case.hub().fetch_address(&url, &mut Quiet).unwrap();
+    let path = case.hub().fetch_address(&url, &mut ()).unwrap();
     assert_eq!(fs::read(&path).unwrap(), large);
     assert!(path.ends_with("models/x.pt"), "{}", path.display());
     let requests = case.server.requests();
     assert_eq!(requests[2].range(), Some((90_000, None)));
     assert_eq!(requests[2].headers["if-range"], "\"v1\"");
     assert!(requests.iter().all(|request| !request.headers.contains_key("authorization")));
-    assert_eq!(case.offline().fetch_address(&url, &mut Quiet).unwrap(), path);
+    assert_eq!(case.offline().fetch_address(&url, &mut ()).unwrap(), path);
     assert_eq!(case.server.requests().len(), requests.len());
-    assert!(case.hub().fetch_address("ftp://host/x", &mut Quiet).is_err());
-    assert!(case.hub().fetch_address("http://host/../../x", &mut Quiet).is_err());
+    assert!(case.hub().fetch_address("ftp://host/x", &mut ()).is_err());
+    assert!(case.hub().fetch_address("http://host/../../x", &mut ()).is_err());
 }
 
 /// Stops when it has been asked for a while.
 struct Impatient(Instant);
 
 impl Observer for Impatient {
-    fn event(&mut self, _: Event<'_>) -> ControlFlow<()> {
+    fn waiting(&mut self) -> ControlFlow<()> {
         match self.0.elapsed() < Duration::from_millis(500) {
             true => ControlFlow::Continue(()),
             false => ControlFlow::Break(()),

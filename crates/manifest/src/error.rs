@@ -11,7 +11,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum ManifestError {
     /// The operating system could not read or write the file.
-    #[error("cannot access {}", path.display())]
+    #[error("{}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -19,12 +19,20 @@ pub enum ManifestError {
         source: std::io::Error,
     },
     /// The file is not text in UTF-8.
-    #[error("{}: {error}", path.display())]
+    #[error("{}", path.display())]
     Text {
         /// The file.
         path: PathBuf,
         /// What was found, and where.
-        error: TextError,
+        source: TextError,
+    },
+    /// The file is damaged or not Parquet.
+    #[error("{}: damaged or not Parquet", path.display())]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// The problem, as the Parquet reader describes it.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The file as a whole is malformed.
     #[error("{}: {reason}", path.display())]

@@ -89,3 +89,8 @@ pub use error::ManifestError;
 pub use prompts::read_prompts;
 pub use rows::{Manifest, Row};
 pub use table::Table;
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

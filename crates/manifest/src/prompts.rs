@@ -58,7 +58,7 @@ fn of_lines(file: &mut dyn Read, path: &Path) -> Result<Vec<String>, ManifestErr
         let (line, text) = line.map_err(|error| match error {
             ReadError::Io(source) => ManifestError::Io { path: path.into(), source },
             ReadError::Text(TextError::LongLine { line, .. }) => too_long(path, line),
-            ReadError::Text(error) => ManifestError::Text { path: path.into(), error },
+            ReadError::Text(source) => ManifestError::Text { path: path.into(), source },
         })?;
         let prompt = text.trim();
         if prompt.chars().nth(MAX_CAPTION_CHARS).is_some() {

@@ -248,7 +248,7 @@ mod tests {
             (b"path,text,path\n", "twice"),
             (b"a,b,c,d\n", "without a header"),
         ] {
-            let text = read(bytes).1.unwrap_err().to_string();
+            let text = opensora_files::error_line(&read(bytes).1.unwrap_err());
             assert!(text.contains("clips.csv") && text.contains(words), "{text}");
         }
     }

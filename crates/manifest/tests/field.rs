@@ -31,7 +31,7 @@ fn prompts(name: &str, bytes: &[u8]) -> Result<Vec<String>, ManifestError> {
 /// The only line of an error.
 #[track_caller]
 fn line(error: &ManifestError) -> String {
-    let text = error.to_string();
+    let text = opensora_files::error_line(error);
     assert_eq!(text.lines().count(), 1, "{text:?}");
     assert!(text.len() < 400, "{text:?}");
     text
@@ -153,7 +153,7 @@ fn other_encodings_are_named() {
             prompts("p.csv", &bytes).unwrap_err(),
         ];
         for error in errors {
-            let ManifestError::Text { error: TextError::Encoding { name: found }, .. } = error
+            let ManifestError::Text { source: TextError::Encoding { name: found }, .. } = error
             else {
                 panic!("{error:?}");
             };
@@ -183,7 +183,7 @@ fn lines_that_are_not_utf8_are_named_wherever_they_are() {
             let (table, manifest) = read(&bytes);
             for error in [table.unwrap_err(), manifest.unwrap_err()] {
                 let ManifestError::Text {
-                    error: TextError::NotUtf8 { line: at, offset, byte },
+                    source: TextError::NotUtf8 { line: at, offset, byte },
                     ..
                 } = error
                 else {
@@ -276,7 +276,7 @@ fn endless_files_are_errors() {
     }
     let error = Manifest::read(Path::new("/")).unwrap_err();
     assert!(std::error::Error::source(&error).is_some(), "{error:?}");
-    assert_eq!(line(&error), "cannot access /");
+    assert!(line(&error).starts_with("/: "), "{error}");
 }
 
 #[test]

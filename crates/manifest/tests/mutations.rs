@@ -11,6 +11,7 @@
 mod mutate;
 
 use mutate::check_reader;
+use opensora_files::error_line;
 use opensora_manifest::{Manifest, Table, limits::MAX_CAPTION_CHARS, read_prompts, table::TEXT};
 use std::path::Path;
 
@@ -61,7 +62,7 @@ fn damaged_tables_are_read_or_rejected() {
         if let Ok(manifest) = &manifest {
             assert!(!manifest.rows.is_empty());
         }
-        table.map(drop).and(manifest.map(drop)).map_err(|error| error.to_string())
+        table.map(drop).and(manifest.map(drop)).map_err(|error| error_line(&error))
     };
     let rejected = check_reader("tables", &tables(), COUNT, read);
     assert!((COUNT / 10..COUNT * 19 / 20).contains(&rejected), "{rejected}");
@@ -77,7 +78,7 @@ fn damaged_prompt_files_are_read_or_rejected() {
         let path = folder.path().join(name);
         let rejected = check_reader(name, &seeds, COUNT, |bytes| {
             write(&path, bytes);
-            let prompts = read_prompts(&path).map_err(|error| error.to_string())?;
+            let prompts = read_prompts(&path).map_err(|error| error_line(&error))?;
             assert!(!prompts.is_empty());
             for prompt in prompts {
                 assert!(!prompt.trim().is_empty() && !prompt.contains(['\n', '\r', '\0']));

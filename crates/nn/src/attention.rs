@@ -1,51 +1,46 @@
-//! Multi-head attention over token sequences.
+//! Multi-head attention over token sequences, with an additive bias.
 //!
-//! Memory grows linearly with the number of tokens on every backend: where a backend would hold
-//! all `[B, heads, N, M]` scores at once, the work is cut into `chunks`. Where its fast kernel
-//! wants other sizes, heads are widened by zeros (`padding`). What a backend does is told by
-//! [`attention_kernel`].
+//! There are two implementations. Flex has a kernel (`kernels`) that reads heads through strides and has
+//! gradients. Every other backend, every call that the kernel does not take (a bias for each query, half
+//! precision, more than 4096 keys), and split heads under autodiff use burn's attention: in `chunks`, so
+//! that memory grows linearly with the number of tokens where a backend holds all `[B, heads, N, M]`
+//! scores, and with heads padded by zeros (`padding`) where its fast kernel requires other sizes.
+//! [`attention_kernel`] describes the backends.
 
 mod chunks;
-#[cfg(feature = "flex")]
-mod host;
 mod padding;
 
-use crate::device::{AttentionKernel, attention_kernel};
-#[cfg(feature = "flex")]
-use crate::fused::{self, Fused};
-#[cfg(feature = "flex")]
-use burn::backend::Dispatch;
+pub(crate) use chunks::Chunks;
+
+use crate::{
+    device::{AttentionKernel, attention_kernel},
+    kernels,
+};
 use burn::tensor::{DType, Tensor};
 use chunks::SCORE_BUDGET;
-#[cfg(feature = "flex")]
-pub(crate) use {
-    chunks::Chunks,
-    host::{SCORE_BUDGET as SCORES_AT_HAND, of_samples, softmax, softmax_here},
-};
 
-/// `[B, N, heads * head_dim] -> [B, heads, N, head_dim]`.
+/// Splits channels into heads: `[B, N, heads * head_dim] -> [B, heads, N, head_dim]`.
 pub fn split_heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
     let [batch, tokens, channels] = x.dims();
     x.reshape([batch, tokens, heads, channels / heads]).swap_dims(1, 2)
 }
 
-/// `[B, heads, N, head_dim] -> [B, N, heads * head_dim]`.
+/// Merges heads into channels: `[B, heads, N, head_dim] -> [B, N, heads * head_dim]`.
 pub fn merge_heads(x: Tensor<4>) -> Tensor<3> {
     let [batch, heads, tokens, head_dim] = x.dims();
     x.swap_dims(1, 2).reshape([batch, tokens, heads * head_dim])
 }
 
-/// `softmax(q kᵀ * scale + bias) v` for each head.
+/// Returns `softmax(q kᵀ * scale + bias) v` for each head.
 ///
-/// `query` `[B, heads, N, head_dim]`, `key` and `value` `[B, heads, M, head_dim]`, `bias` anything
+/// `query` `[B, heads, N, head_dim]`, `key` and `value` `[B, heads, M, head_dim]`, `bias` any shape
 /// that broadcasts to `[B, heads, N, M]`; returns `[B, heads, N, head_dim]`. `scale` is
-/// `1 / sqrt(head_dim)` where not given (T5 uses 1).
+/// `1 / sqrt(head_dim)` by default (T5 uses 1).
 ///
-/// A mask is always an additive bias here and never burn's boolean mask, whose meaning differs on
-/// the libtorch backend.
+/// Masks are additive biases, never burn's boolean masks, whose meaning differs on the libtorch backend.
 ///
-/// Under autodiff the scores of all chunks are kept for the backward pass, as burn's attention
-/// keeps them; only activation checkpointing bounds those.
+/// Under autodiff the scores of all chunks are saved for backward, as in burn's attention; only activation
+/// checkpointing bounds their memory.
 pub fn attention(
     query: Tensor<4>,
     key: Tensor<4>,
@@ -53,116 +48,90 @@ pub fn attention(
     bias: Option<Tensor<4>>,
     scale: Option<f64>,
 ) -> Tensor<4> {
-    let kernel = attention_kernel(&query.device());
-    attention_by(kernel, SCORE_BUDGET, Heads { query, key, value, bias, scale })
+    kernels::attention(Heads { query, key, value, bias, scale }).unwrap_or_else(|heads| {
+        let kernel = attention_kernel(&heads.query.device());
+        attention_by_burn(kernel, SCORE_BUDGET, heads)
+    })
 }
 
-/// Whether [`self_attention`] reads sequences along either axis where they lie. Where it does not, whoever
-/// makes queries, keys and values does well to turn the tokens before, as long as they are narrow.
+/// Returns true if [`self_attention`] reads sequences along either axis through strides. Otherwise,
+/// attention along axis 1 is faster if tokens are transposed before queries, keys and values are computed,
+/// while they have a third of the width.
 pub fn reads_any_axis<const D: usize>(x: &Tensor<D>) -> bool {
-    #[cfg(feature = "flex")]
-    return fused::takes(x);
-    #[cfg(not(feature = "flex"))]
-    {
-        let _ = x;
-        false
-    }
+    kernels::supported(kernels::Operation::SelfAttention, x)
 }
 
-/// Multi-head attention of tokens to those along one axis of theirs, 1 (frames) or 2 (places):
-/// `qkv` `[B, T, S, 3 C]`, queries, keys and values of all heads at each token; returns
-/// `[B, T, S, C]`.
+/// Multi-head self-attention along one axis of the tokens, 1 (frames) or 2 (spatial positions): `qkv`
+/// `[B, T, S, 3 C]` holds queries, keys and values of all heads; returns `[B, T, S, C]`.
 pub fn self_attention(qkv: Tensor<4>, axis: usize, heads: usize) -> Tensor<4> {
-    #[cfg(feature = "flex")]
-    if fused::takes(&qkv) && qkv.dims()[axis] <= host::MOST_KEYS {
-        let qkv = qkv.into_dispatch();
-        return Tensor::from_dispatch(Dispatch::fused_self_attention(qkv, axis, heads));
-    }
-    let [batch, frames, places, width] = qkv.dims();
-    let channels = width / 3;
-    // [B, T, S, 3C] -> [B, G, N, 3C] -> [B*G, N, 3C]
-    let along_frames = axis == 1;
-    let qkv = if along_frames { qkv.swap_dims(1, 2) } else { qkv };
-    let [_, groups, tokens, _] = qkv.dims();
-    let qkv = qkv.reshape([batch * groups, tokens, width]);
-    let [q, k, v] =
-        [0, 1, 2].map(|part| split_heads(qkv.clone().narrow(2, part * channels, channels), heads));
-    // ... and back.
-    let out = merge_heads(attention(q, k, v, None, None));
-    let out = out.reshape([batch, groups, tokens, channels]);
-    let out = if along_frames { out.swap_dims(1, 2) } else { out };
-    out.reshape([batch, frames, places, channels])
+    kernels::self_attention(qkv, axis, heads).unwrap_or_else(|qkv| {
+        let [batch, _, _, width] = qkv.dims();
+        let channels = width / 3;
+        let qkv = to_sequences(qkv, axis); // [B, G, N, 3C]
+        let [_, groups, tokens, _] = qkv.dims();
+        let qkv = qkv.reshape([batch * groups, tokens, width]);
+        let [q, k, v] = [0, 1, 2]
+            .map(|part| split_heads(qkv.clone().narrow(2, part * channels, channels), heads));
+        let y = merge_heads(attention(q, k, v, None, None));
+        // [B, G, N, C] -> [B, T, S, C]
+        to_sequences(y.reshape([batch, groups, tokens, channels]), axis)
+    })
 }
 
-/// Multi-head attention of `query` `[B, N, C]` to `key_value` `[B, M, 2 C]`, keys and values of all heads at
-/// each token, with `bias` `[B, 1, 1, M]` (or of one sample for all) added to the scores; returns
-/// `[B, N, C]`. No gradient goes to the bias.
+/// `[B, T, S, W] -> [B, G, N, W]`: sequences of N tokens along `axis`, in G groups. Its own inverse.
+fn to_sequences(x: Tensor<4>, axis: usize) -> Tensor<4> {
+    if axis == 1 { x.swap_dims(1, 2) } else { x }
+}
+
+/// Multi-head attention of `query` `[B, N, C]` to `key_value` `[B, M, 2 C]`, keys and values of all heads,
+/// with `bias` `[1 or B, 1, 1, M]` added to the scores; returns `[B, N, C]`. The bias has no gradient.
 pub fn cross_attention(
     query: Tensor<3>,
     key_value: Tensor<3>,
     bias: Option<Tensor<4>>,
     heads: usize,
 ) -> Tensor<3> {
-    let width = key_value.dims()[2];
-    #[cfg(feature = "flex")]
-    let [batch, keys, _] = key_value.dims();
-    #[cfg(feature = "flex")]
-    if fused::takes(&query)
-        && fused::takes(&key_value)
-        && keys <= host::MOST_KEYS
-        && [batch, width] == [query.dims()[0], 2 * query.dims()[2]]
-        && bias.as_ref().is_none_or(|bias| {
-            let [samples, others @ ..] = bias.dims();
-            fused::takes(bias) && [1, batch].contains(&samples) && others == [1, 1, keys]
-        })
-    {
-        let bias = match bias {
-            Some(bias) => bias.reshape([-1, keys as i64]),
-            None => Tensor::<2>::zeros([1, keys], &query.device()),
-        };
-        let [query, key_value] = [query, key_value].map(Tensor::into_dispatch);
-        let bias = bias.into_dispatch();
-        let out = Dispatch::fused_cross_attention(query, key_value, bias, heads);
-        return Tensor::from_dispatch(out);
-    }
-    let (channels, bias) = (width / 2, bias.map(Tensor::detach));
-    let [k, v] = [0, 1]
-        .map(|part| split_heads(key_value.clone().narrow(2, part * channels, channels), heads));
-    merge_heads(attention(split_heads(query, heads), k, v, bias, None))
+    kernels::cross_attention(query, key_value, bias, heads).unwrap_or_else(
+        |(query, key_value, bias)| {
+            let channels = key_value.dims()[2] / 2;
+            let [k, v] = [0, 1].map(|part| {
+                split_heads(key_value.clone().narrow(2, part * channels, channels), heads)
+            });
+            let bias = bias.map(Tensor::detach);
+            merge_heads(attention(split_heads(query, heads), k, v, bias, None))
+        },
+    )
 }
 
 /// The arguments of [`attention`].
 #[derive(Clone)]
-struct Heads {
-    query: Tensor<4>,
-    key: Tensor<4>,
-    value: Tensor<4>,
-    bias: Option<Tensor<4>>,
-    scale: Option<f64>,
+pub(crate) struct Heads {
+    pub(crate) query: Tensor<4>,
+    pub(crate) key: Tensor<4>,
+    pub(crate) value: Tensor<4>,
+    pub(crate) bias: Option<Tensor<4>>,
+    pub(crate) scale: Option<f64>,
 }
 
-/// [`attention`] by a kernel of a kind, with at most `budget` scores at once where it holds them.
-fn attention_by(kernel: AttentionKernel, budget: usize, heads: Heads) -> Tensor<4> {
-    #[cfg(feature = "flex")]
-    if host::can_take(&heads) {
-        return chunks::attention(heads, budget.min(host::SCORE_BUDGET));
-    }
+/// [`attention`] by burn, on a device with `kernel`, with at most `budget` scores at a time if it holds
+/// them.
+fn attention_by_burn(kernel: AttentionKernel, budget: usize, heads: Heads) -> Tensor<4> {
     let budget = if kernel.tiled && heads.bias.is_none() { usize::MAX } else { budget };
     let is_half = matches!(heads.query.dtype(), DType::F16 | DType::BF16);
     match kernel.head_dim_multiple {
-        // The accelerated kernel multiplies f32 as f16 as well; one with a scale is never taken.
+        // The accelerated kernel multiplies f32 as f16. An explicit scale prevents its use.
         Some(_) if !is_half => {
             let head_dim = heads.query.dims()[3] as f64;
             let scale = heads.scale.unwrap_or_else(|| 1.0 / head_dim.sqrt());
             chunks::attention(Heads { scale: Some(scale), ..heads }, budget)
         }
-        // With a bias no kernel is accelerated, so that padding would only cost.
+        // With a bias no kernel is accelerated, so padding would only cost.
         Some(multiple) if heads.bias.is_none() => attention_padded(heads, multiple, budget),
         _ => chunks::attention(heads, budget),
     }
 }
 
-/// [`attention`] with a `head_dim` that `multiple` divides and at the default scale.
+/// [`attention`] with `head_dim` padded to a multiple of `multiple`, at the default scale.
 fn attention_padded(heads: Heads, multiple: usize, budget: usize) -> Tensor<4> {
     let value_dim = heads.value.dims()[3];
     let out = chunks::attention(padding::pad_heads(heads, multiple), budget);
@@ -194,14 +163,14 @@ mod tests {
         assert_eq!(out.into_data().try_to_vec::<f32>().unwrap(), [1.0, 1.0]);
     }
 
-    /// Values that look random, on `device`.
+    /// Returns pseudo-random values in [-1, 1].
     fn waves(shape: [usize; 4], phase: f32, device: &Device) -> Tensor<4> {
         let count = shape.iter().product::<usize>();
         let values: Vec<f32> = (0..count).map(|i| (i as f32 * 1.7 + phase).sin()).collect();
         Tensor::<1>::from_floats(values.as_slice(), device).reshape(shape)
     }
 
-    /// Queries `[batch, heads, queries, dim]` over `keys` keys.
+    /// Returns arguments with queries `[batch, heads, queries, dim]` and `keys` keys.
     fn heads([batch, heads, queries, dim]: [usize; 4], keys: usize, device: &Device) -> Heads {
         Heads {
             query: waves([batch, heads, queries, dim], 0.0, device),
@@ -219,7 +188,28 @@ mod tests {
     const HELD: AttentionKernel = AttentionKernel { tiled: false, head_dim_multiple: None };
 
     #[test]
-    fn chunks_give_what_the_whole_gives() {
+    fn the_kernel_of_flex_equals_attention_by_burn() {
+        let device = Device::flex();
+        for (shape, keys) in [([1, 1, 7, 3], 5), ([5, 2, 9, 4], 9), ([2, 3, 301, 8], 70)] {
+            for samples in [None, Some(1), Some(shape[0])] {
+                for scale in [None, Some(0.3)] {
+                    let bias = samples.map(|samples| waves([samples, 1, 1, keys], 3.0, &device));
+                    let heads = Heads { bias, scale, ..heads(shape, keys, &device) };
+                    let expected = attention_by_burn(HELD, usize::MAX, heads.clone());
+                    let Heads { query, key, value, bias, scale } = heads;
+                    // Heads split from tokens have other strides.
+                    let strided = |x: Tensor<4>| split_heads(merge_heads(x), shape[1]);
+                    let [query, key, value] = [query, key, value].map(strided);
+                    let found = attention(query, key, value, bias, scale);
+                    let distance = distance(found, expected);
+                    assert!(distance <= 1e-6, "{shape:?} {keys} {samples:?}: {distance}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_give_the_same_result_as_one_chunk() {
         let device = Device::flex();
         for (shape, keys) in [([1, 1, 7, 3], 5), ([5, 2, 9, 4], 9), ([3, 3, 301, 8], 17)] {
             let [batch, count, queries, _] = shape;
@@ -232,11 +222,11 @@ mod tests {
             for bias in biases {
                 let bias = bias.map(|shape| waves(shape, 3.0, &device));
                 let heads = Heads { bias, ..heads(shape, keys, &device) };
-                let whole = attention_by(HELD, usize::MAX, heads.clone());
+                let whole = attention_by_burn(HELD, usize::MAX, heads.clone());
                 let item = count * queries * keys;
-                // Down to a query at a time; several samples at a time; all but one.
+                // One query at a time; several samples at a time; all samples but one.
                 for budget in [1, count * keys * 2, item - 1, item, 2 * item, batch * item - 1] {
-                    let found = attention_by(HELD, budget, heads.clone());
+                    let found = attention_by_burn(HELD, budget, heads.clone());
                     let distance = distance(found, whole.clone());
                     assert!(distance <= 1e-6, "{shape:?} {keys} {budget}: {distance}");
                 }
@@ -245,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn gradients_through_chunks_are_those_of_the_whole() {
+    fn chunks_give_the_same_gradients_as_one_chunk() {
         let device = Device::flex().autodiff();
         let gradients = |budget| {
             let heads = heads([2, 2, 9, 4], 7, &device);
@@ -254,7 +244,7 @@ mod tests {
             let bias = waves([2, 1, 1, 7], 3.0, &device).require_grad();
             let (q, k, v, b) = (query.clone(), key.clone(), value.clone(), bias.clone());
             let heads = Heads { query: q, key: k, value: v, bias: Some(b), scale: Some(0.7) };
-            let out = attention_by(HELD, budget, heads);
+            let out = attention_by_burn(HELD, budget, heads);
             let weights = waves(out.dims(), 4.0, &device);
             let gradients = (out * weights).sum().backward();
             [query, key, value, bias].map(|x| x.grad(&gradients).unwrap())
@@ -269,8 +259,8 @@ mod tests {
 
     #[cfg(feature = "autodiff")]
     #[test]
-    fn attention_of_tokens_to_each_other_equals_its_operations() {
-        // The last two are long, and one of them fit for products of our own.
+    fn self_attention_equals_burn_operations() {
+        // The last two are long; tokens of the last are adjacent, so that it uses `opensora_gemm`.
         let sizes = [
             (1, [2, 5, 3]),
             (2, [2, 3, 7]),
@@ -306,7 +296,7 @@ mod tests {
 
     #[cfg(feature = "autodiff")]
     #[test]
-    fn attention_to_a_prompt_equals_its_operations() {
+    fn cross_attention_equals_burn_operations() {
         let (heads, dim) = (3, 4);
         let channels = heads * dim;
         let cases = [(1, Some(1)), (2, Some(1)), (2, Some(2)), (2, None)];
@@ -345,11 +335,11 @@ mod tests {
     }
 
     #[test]
-    fn padded_heads_give_what_the_bare_ones_give() {
+    fn padded_heads_give_the_same_result() {
         let device = Device::flex();
         for (dim, scale) in [(72, None), (72, Some(0.1)), (80, None), (80, Some(0.1)), (5, None)] {
             let heads = Heads { scale, ..heads([2, 2, 33, dim], 21, &device) };
-            let bare = attention_by(HELD, usize::MAX, heads.clone());
+            let bare = attention_by_burn(HELD, usize::MAX, heads.clone());
             for budget in [usize::MAX, 1000] {
                 let padded = attention_padded(heads.clone(), 16, budget);
                 assert_eq!(padded.dims(), bare.dims());
@@ -360,29 +350,29 @@ mod tests {
     }
 
     #[test]
-    fn half_floats_are_padded_and_f32_keeps_its_sizes() {
+    fn half_precision_is_padded_and_f32_is_not() {
         let device = Device::flex();
         let kernel = AttentionKernel { head_dim_multiple: Some(16), ..HELD };
         let heads = heads([2, 2, 33, 72], 21, &device);
-        let bare = attention_by(HELD, usize::MAX, heads.clone());
-        let exact = attention_by(kernel, usize::MAX, heads.clone());
+        let bare = attention_by_burn(HELD, usize::MAX, heads.clone());
+        let exact = attention_by_burn(kernel, usize::MAX, heads.clone());
         assert!(distance(exact, bare.clone()) <= 1e-6);
         let half = |x: Tensor<4>| x.cast(FloatDType::BF16);
         let Heads { query, key, value, .. } = heads;
         let [query, key, value] = [query, key, value].map(half);
         let heads = Heads { query, key, value, bias: None, scale: None };
-        let padded = attention_by(kernel, usize::MAX, heads).cast(FloatDType::F32);
+        let padded = attention_by_burn(kernel, usize::MAX, heads).cast(FloatDType::F32);
         // bf16 has 8 bits; values are about 1.
         assert!(distance(padded, bare) <= 0.02);
     }
 
     #[test]
-    fn a_bias_is_not_padded_but_counts() {
+    fn heads_are_not_padded_with_a_bias() {
         let device = Device::flex();
         let bias = Some(waves([1, 1, 1, 4], 3.0, &device));
         let heads = Heads { bias, ..heads([1, 2, 3, 5], 4, &device) };
         let kernel = AttentionKernel { head_dim_multiple: Some(16), ..HELD };
-        let found = attention_by(kernel, usize::MAX, heads.clone());
-        assert_eq!(found.into_data(), attention_by(HELD, usize::MAX, heads).into_data());
+        let found = attention_by_burn(kernel, usize::MAX, heads.clone());
+        assert_eq!(found.into_data(), attention_by_burn(HELD, usize::MAX, heads).into_data());
     }
 }

@@ -1,35 +1,24 @@
-//! 3x3 convolutions and upsampling of pictures `[B, C, H, W]`.
+//! Convolution and upsampling of images `[B, C, H, W]`.
 
-#[cfg(feature = "flex")]
-mod winograd;
-
+use crate::kernels;
 use burn::{nn::conv::Conv2d, tensor::Tensor};
 
-/// `conv` of `[B, C_in, H, W]`.
+/// Returns the output of `conv`, `[B, C_in, H, W] -> [B, C_out, H', W']`.
 ///
-/// Where `x` lies in this process's memory and `conv` is a 3x3 convolution that keeps the size, its
-/// products are made as 16 matrix products over tiles; everywhere else this is burn's convolution.
+/// On flex, 3x3 convolutions that keep an even height and width are computed with fewer products (Winograd).
 pub fn conv2d(conv: &Conv2d, x: Tensor<4>) -> Tensor<4> {
-    #[cfg(feature = "flex")]
-    let x = match winograd::conv3x3(conv, x) {
-        Ok(y) => return y,
-        Err(x) => x,
-    };
-    conv.forward(x)
+    kernels::conv3x3(conv, x).unwrap_or_else(|x| conv.forward(x))
 }
 
 /// Doubles height and width by repeating pixels: `[B, C, H, W] -> [B, C, 2H, 2W]`.
 pub fn upsample_nearest(x: Tensor<4>) -> Tensor<4> {
-    #[cfg(feature = "flex")]
-    let x = match winograd::upsample_nearest(x) {
-        Ok(y) => return y,
-        Err(x) => x,
-    };
-    let [batch, channels, height, width] = x.dims();
-    // [B, C, H, W] -> [B C, H, 1, W, 1] -> [B C, H, 2, W, 2] -> [B, C, 2H, 2W]
-    x.reshape([batch * channels, height, 1, width, 1])
-        .expand([batch * channels, height, 2, width, 2])
-        .reshape([batch, channels, 2 * height, 2 * width])
+    kernels::upsample_nearest(x).unwrap_or_else(|x| {
+        let [batch, channels, height, width] = x.dims();
+        // [B, C, H, W] -> [B C, H, 1, W, 1] -> [B C, H, 2, W, 2] -> [B, C, 2H, 2W]
+        x.reshape([batch * channels, height, 1, width, 1])
+            .expand([batch * channels, height, 2, width, 2])
+            .reshape([batch, channels, 2 * height, 2 * width])
+    })
 }
 
 #[cfg(test)]
@@ -52,7 +41,7 @@ mod tests {
     }
 
     #[test]
-    fn convolutions_of_every_size_equal_burns() {
+    fn convolutions_of_every_size_equal_those_of_burn() {
         let device = Device::flex();
         // (C_in, C_out, H, W): one strip, several strips and a shorter last one, tall and flat.
         for [from, to, height, width] in
@@ -70,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn other_convolutions_are_burns() {
+    fn other_convolutions_use_burn() {
         let device = Device::flex();
         let odd = Conv2dConfig::new([32, 32], [3, 3])
             .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))

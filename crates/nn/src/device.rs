@@ -1,8 +1,7 @@
-//! The one table of backends.
+//! The table of backends: names, devices and their properties.
 //!
 //! burn 0.22 carries the backend in the [`Device`] and not in a type, so one binary runs on every
-//! backend that was compiled in. No code of `opensora` outside this file names one, but for the
-//! operations in `fused` and `torch`, which burn asks for by the backend's type.
+//! backend that was compiled in. No code of `opensora` outside this module and `kernels` names one.
 
 #[cfg(any(feature = "metal", feature = "vulkan", feature = "wgpu"))]
 mod adapters;
@@ -16,7 +15,7 @@ pub use probe::{ProbeError, probe, probe_reason, run_first_kernel};
 use burn::backend::DispatchDevice;
 use burn::tensor::Device;
 
-/// Every backend this table knows: the name in `--device`, which is also the Cargo feature.
+/// The known backends. A name is that in `--device`, and also the Cargo feature.
 const BACKENDS: [Backend; 8] = [
     Backend { name: "cuda", list: cuda },
     Backend { name: "metal", list: metal },
@@ -28,36 +27,37 @@ const BACKENDS: [Backend; 8] = [
     Backend { name: "ndarray", list: ndarray },
 ];
 
-/// One row: a name and its devices in burn's order; `None` where the backend is not compiled in.
+/// A row of the table.
 struct Backend {
     name: &'static str,
+    /// Lists the devices in burn's order; `None` if the backend is not compiled in.
     list: fn() -> Option<Vec<Found>>,
 }
 
-/// A device under the name by which `--device` finds it.
+/// A device and its name in `--device`.
 type Found = (String, Device);
 
-/// What [`list`] tells of one backend.
+/// A backend and its devices, from [`list`].
 #[derive(Debug, Clone)]
 pub struct BackendInfo {
-    /// Its name and Cargo feature.
+    /// Name, also of the Cargo feature.
     pub name: &'static str,
-    /// Whether it is part of this build.
+    /// True if the backend is part of this build.
     pub compiled: bool,
-    /// Its devices that are present on this machine, by the names [`parse`] takes.
+    /// The devices that are present on this machine, by the names that [`parse`] takes.
     pub devices: Vec<String>,
 }
 
-/// Why a device name is rejected.
+/// A device that is unknown or not available.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeviceError {
     /// No such backend.
     #[error("unknown device '{name}': this build has {available}")]
     Unknown {
-        /// What was asked for.
+        /// The rejected name.
         name: String,
-        /// What could be.
+        /// The available devices.
         available: String,
     },
     /// A known backend that was not compiled in.
@@ -65,19 +65,19 @@ pub enum DeviceError {
         "device '{name}' is not part of this build: rebuild with `--features {backend}`, or use {available}"
     )]
     NotCompiled {
-        /// What was asked for.
+        /// The rejected name.
         name: String,
-        /// The Cargo feature it needs.
+        /// Cargo feature of the backend.
         backend: &'static str,
-        /// What could be.
+        /// The available devices.
         available: String,
     },
-    /// Compiled in, but the hardware or its driver is not there.
+    /// Compiled in, but the hardware or its driver is missing.
     #[error("device '{name}' was not found on this machine: it has {available}")]
     Absent {
-        /// What was asked for.
+        /// The rejected name.
         name: String,
-        /// What could be.
+        /// The available devices.
         available: String,
     },
     /// The only devices are software drivers, which are never the default.
@@ -162,8 +162,8 @@ pub fn name(device: &Device) -> Option<String> {
     present.find(|(_, found)| found == device).map(|(name, _)| name)
 }
 
-/// Returns true if tensors of this device lie in this process's memory and can be read without a copy
-/// and without waiting: on flex, outside of autodiff.
+/// Returns true if tensors of this device are in host memory and can be read without a copy and without
+/// waiting: on flex, without autodiff.
 pub fn is_host(device: &Device) -> bool {
     #[cfg(feature = "flex")]
     return !device.is_autodiff() && *device == Device::flex();
@@ -172,12 +172,6 @@ pub fn is_host(device: &Device) -> bool {
         let _ = device;
         false
     }
-}
-
-/// Whether this is a device of libtorch's, outside of autodiff.
-#[cfg(feature = "tch")]
-pub(crate) fn is_torch(device: &Device) -> bool {
-    !device.is_autodiff() && matches!(device.as_dispatch(), DispatchDevice::LibTorch(_))
 }
 
 /// Returns the device of a name, such as `flex`, `ndarray`, `tch`, `tch:cuda:0`, `cuda:0` or `vulkan`.
@@ -239,29 +233,28 @@ pub fn compiles_kernels(device: &Device) -> bool {
     }
 }
 
-/// What a device's fused attention asks for and gives; see [`attention_kernel`].
+/// Properties of a device's fused attention; see [`attention_kernel`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttentionKernel {
-    /// Whether it computes scores tile by tile and never holds all of them. With an additive bias
-    /// none does.
+    /// True if scores are computed tile by tile and never held all at once. Calls with an additive bias
+    /// always hold all scores.
     pub tiled: bool,
-    /// What `head_dim` must be a multiple of, without bias and at the default scale, for the
-    /// accelerated kernel; `None` where every size goes the same way.
+    /// The accelerated kernel requires a `head_dim` that is a multiple of this, no bias and the default
+    /// scale. `None` if `head_dim` does not matter.
     pub head_dim_multiple: Option<usize>,
 }
 
-/// How `device` computes attention in burn 0.22.1.
+/// Returns how `device` computes attention in burn 0.22.1.
 ///
 /// - flex: above 2^18 scores a head, tiles of 64 keys with an online softmax (burn-flex
 ///   `ops/attention.rs`).
 /// - tch: libtorch's `scaled_dot_product_attention` (burn-tch `ops/module.rs`).
 /// - ndarray, and every backend under autodiff: separate products with all scores held
 ///   (burn-backend `ops/modules/attention.rs`).
-/// - CubeCL (cuda, rocm, vulkan, metal, wgpu): the accelerated kernel wants no bias, no scale of
-///   one's own (burn-cubecl `ops/module.rs`) and a `head_dim` that its tile divides (cubek-attention
-///   `forward/routines/blackbox_accelerated.rs`: 16 on today's matrix units). Calls that do not fit
-///   fall back to separate products (burn-cubecl `kernel/attention/base.rs`), so tiles cannot be
-///   relied on.
+/// - CubeCL (cuda, rocm, vulkan, metal, wgpu): the accelerated kernel requires no bias, no explicit scale
+///   (burn-cubecl `ops/module.rs`) and a `head_dim` that is a multiple of its tile (cubek-attention
+///   `forward/routines/blackbox_accelerated.rs`: 16 on present matrix units). Other calls use separate
+///   products (burn-cubecl `kernel/attention/base.rs`), so `tiled` is false.
 pub fn attention_kernel(device: &Device) -> AttentionKernel {
     const HELD: AttentionKernel = AttentionKernel { tiled: false, head_dim_multiple: None };
     if device.is_autodiff() {
@@ -285,19 +278,19 @@ pub fn attention_kernel(device: &Device) -> AttentionKernel {
     }
 }
 
-/// The names that [`parse`] would take now, for error messages.
+/// Returns the names of the available devices, for error messages.
 fn available() -> String {
     let names: Vec<String> = list().into_iter().flat_map(|backend| backend.devices).collect();
     if names.is_empty() { "no device".into() } else { names.join(", ") }
 }
 
-/// Devices that are told apart by a number: `name:0`, `name:1`, ...
+/// Returns devices with their names: `name:0`, `name:1`, ...
 #[allow(dead_code, reason = "used by accelerators only, which may all be compiled out")]
 fn numbered(name: &str, devices: impl IntoIterator<Item = Device>) -> Option<Vec<Found>> {
     Some(devices.into_iter().enumerate().map(|(i, d)| (format!("{name}:{i}"), d)).collect())
 }
 
-/// Defines one row's function: the body with the backend's feature, `None` without it.
+/// Defines the `list` function of a row: `$found` with the backend's feature, `None` without.
 macro_rules! backend {
     ($name:ident, $feature:literal, $found:expr) => {
         fn $name() -> Option<Vec<Found>> {
@@ -334,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unknown_names_are_refused_in_one_line() {
+    fn unknown_names_give_an_error_of_one_line() {
         for name in ["", "gpu", "flex:1:2:3", "flexx", "🙂"] {
             let error = parse(name).unwrap_err().to_string();
             assert!(!error.contains('\n') && !error.is_empty(), "{error}");
@@ -353,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn software_drivers_are_no_default_and_discrete_gpus_come_first() {
+    fn software_drivers_are_never_the_default_and_discrete_gpus_come_first() {
         use DeviceKind::*;
         let pick = |rows: &[&[(&'static str, DeviceKind)]]| {
             super::pick(rows.iter().map(|row| row.to_vec()))
@@ -380,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_device_is_no_software_driver() {
+    fn the_default_device_is_not_a_software_driver() {
         match default_device() {
             Ok(device) => assert_ne!(kind(&device), DeviceKind::Software),
             Err(error) => {

@@ -1,22 +1,22 @@
-//! The float types that weights are held and multiplied in.
+//! Float types of weights and activations.
 
 use burn::tensor::{Device, FloatDType};
 use std::{fmt, str::FromStr};
 
-/// A float type for weights and activations, as `--dtype` names it.
+/// A float type of weights and activations, as in `--dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Dtype {
-    /// 32 bits: the type in which the numbers are proven equal to the reference's.
+    /// 32 bits: the type in which results are tested against the reference.
     #[default]
     F32,
-    /// 16 bits, 8 of them mantissa: the published training type.
+    /// bfloat16, 8 bits of precision: the type of the published training.
     Bf16,
-    /// 16 bits, 11 of them mantissa: the published sampling type.
+    /// IEEE half precision, 11 bits of precision: the type of the published sampling.
     F16,
 }
 
 impl Dtype {
-    /// burn's name of it.
+    /// Returns burn's type.
     pub fn float(self) -> FloatDType {
         match self {
             Self::F32 => FloatDType::F32,
@@ -25,10 +25,10 @@ impl Dtype {
         }
     }
 
-    /// Checks that `device` computes in this type.
+    /// Returns this type if `device` can compute in it.
     ///
     /// # Errors
-    /// Returns [`DtypeError::Unsupported`] if it does not.
+    /// Returns an error if the device does not support the type.
     pub fn check(self, device: &Device) -> Result<Self, DtypeError> {
         check(self.float(), device)?;
         Ok(self)
@@ -83,18 +83,19 @@ impl FromStr for Dtype {
     }
 }
 
-/// Why a dtype cannot be used.
+/// A dtype that is unknown or not supported.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum DtypeError {
-    /// Not a name of a dtype.
+    /// The name is unknown.
     #[error("unknown dtype '{0}': expected f32, bf16 or f16")]
     Unknown(String),
-    /// The backend does not compute in it.
+    /// The device does not compute in this type.
     #[error("dtype {} is not supported on {device}: use f32", name(*dtype))]
     Unsupported {
-        /// What was asked for.
+        /// The type.
         dtype: FloatDType,
-        /// Where.
+        /// Debug text of the device.
         device: String,
     },
 }

@@ -1,38 +1,62 @@
-//! What the models of `opensora` share and burn does not have.
+//! Layers, random numbers and the device table that the models of `opensora` share.
 //!
-//! | module | thought |
+//! The crate contains what the models need and burn does not have, and fused versions of burn's layers
+//! that are faster on some backends. It knows no model, no file and no diffusion process.
+//!
+//! # Example
+//!
+//! Attention of video tokens to prompts of different lengths:
+//!
+//! ```
+//! use burn::tensor::{Device, Tensor};
+//! use opensora_nn::{attention::cross_attention, mask::TokenMask};
+//! use opensora_nn::noise::{Purpose, normal_batch};
+//!
+//! let device = Device::default();
+//! let (channels, heads) = (8, 2);
+//! let draw = |index, shape| normal_batch(42, Purpose::Weights, index, 0, shape, &device);
+//! let tokens: Tensor<3> = draw(0, [2, 16, channels]); // 2 samples of 16 tokens
+//! let prompts: Tensor<3> = draw(2, [2, 4, 2 * channels]); // Keys and values of 4 tokens each
+//!
+//! // The second prompt has only 3 tokens.
+//! let mask = TokenMask::new(vec![vec![true; 4], vec![true, true, true, false]]).unwrap();
+//! let bias = mask.bias(tokens.dtype(), &device);
+//! let output = cross_attention(tokens, prompts, bias, heads);
+//! assert_eq!(output.dims(), [2, 16, channels]);
+//! ```
+//!
+//! # Contents
+//!
+//! | module | contents |
 //! |---|---|
-//! | [`device`] | the one table of backends: parse `--device`, list what is compiled and present |
-//! | [`read`] | copies of tensors on the host, made at once; how often a device was waited for |
-//! | [`dtype`] | the float types that weights can be held in |
+//! | [`device`] | the table of backends: parse `--device`, list available devices |
+//! | [`dtype`] | float types of weights and activations |
+//! | [`read`] | copies of tensors to the host, and a count of waits for devices |
 //! | [`random`] | random numbers drawn on the host, by key |
-//! | [`noise`] | Gaussian noise from it, the same on every backend |
-//! | [`attention`] | multi-head attention over `[B, N, C]` with an additive bias |
-//! | [`linear`] | linear layers with a transformer's initial weights |
-//! | [`mask`] | which tokens of a prompt count |
+//! | [`noise`] | Gaussian noise that is the same on every backend |
+//! | [`attention`] | multi-head attention with an additive bias |
+//! | [`mask`] | masks over prompt tokens |
+//! | [`linear`] | linear layers, with the initial weights of transformers |
+//! | [`activation`] | GELU (tanh) and SiLU |
 //! | [`modulation`] | adaptive norms and gates |
-//! | [`norm`] | LayerNorm without affine parameters, T5's RMS norm |
-//! | [`activation`] | tanh-GELU |
-//! | [`pointwise`] | changes to several tensors at once in one pass |
-//! | [`conv`] | 3x3 convolutions and upsampling of pictures |
-//! | [`timestep`] | sinusoidal timestep embedding |
+//! | [`norm`] | LayerNorm without parameters, group norm, T5's RMS norm |
+//! | [`conv`] | convolution and upsampling of images |
+//! | [`timestep`] | embedding of timesteps |
 //! | [`sincos`] | sine-cosine position tables |
+//! | [`pointwise`] | updates of several tensors in one pass over memory |
 //!
-//! On burn's flex backend, whose tensors lie in this process's memory, several of these layers run as
-//! one pass over it on every core (`host`), those of the denoiser with gradients of their own (`fused`),
-//! and large products on the processor's matrix unit or on its wide vectors. On `tch` some are one operation
-//! of libtorch (`torch`); everywhere else, operations of burn.
+//! # Features
 //!
-//! Nothing here knows a model, a file or a diffusion process.
+//! A feature with burn's name compiles a backend in: `flex`, `ndarray`, `tch`, `cuda`, `rocm`, `wgpu`,
+//! `vulkan`, `metal`. `flex` and `tch` also have kernels for fused layers; elsewhere these layers use
+//! burn's operations. `autodiff` adds the kernels' gradients on `flex`. `fusion` and `autotune` are burn's.
 
 pub mod activation;
 pub mod attention;
 pub mod conv;
 pub mod device;
 pub mod dtype;
-#[cfg(feature = "flex")]
-mod fused;
-mod host;
+mod kernels;
 pub mod linear;
 pub mod mask;
 pub mod modulation;
@@ -45,6 +69,8 @@ pub mod sincos;
 #[cfg(all(test, feature = "autodiff"))]
 mod testing;
 pub mod timestep;
-#[cfg(feature = "tch")]
-#[allow(deprecated, reason = "burn plans to retire tch; 0.22 has it")]
-mod torch;
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

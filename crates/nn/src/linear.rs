@@ -1,24 +1,16 @@
-//! Linear layers with the initial weights that transformers want, and in the form that is fastest.
+//! Linear layers, with the initial weights of transformers.
 
-#[cfg(feature = "flex")]
-use crate::fused::{self, Fused};
-#[cfg(feature = "tch")]
-use crate::torch::{self, Torch};
-#[cfg(any(feature = "flex", feature = "tch"))]
-use burn::{
-    backend::{Dispatch, DispatchTensor},
-    module::Param,
-};
+use crate::kernels;
 use burn::{
     module::Initializer,
     nn::Linear,
     tensor::{Device, Tensor},
 };
 
-/// A layer `input -> output` with weights from `initializer` and, where wanted, a bias of zeros.
+/// Returns a layer `input -> output` with weights from `initializer` and, if `bias`, a bias of zeros.
 ///
-/// burn's own configuration draws the bias from the same distribution as the weights; the models
-/// here start from zero biases.
+/// burn's `LinearConfig` draws the bias from the distribution of the weights; these models start from zero
+/// biases.
 pub fn linear(
     input: usize,
     output: usize,
@@ -38,68 +30,24 @@ pub const XAVIER: Initializer = Initializer::XavierUniform { gain: 1.0 };
 /// `torch.nn.init.normal_(std=0.02)`.
 pub const NORMAL_02: Initializer = Initializer::Normal { mean: 0.0, std: 0.02 };
 
-/// The output of `layer`, `[.., in] -> [.., out]`: that of its own `forward` up to rounding, and faster on
-/// processors with wide vectors or a matrix unit (on which an infinity makes NaN of what it meets, and
-/// numbers below f32's normal range count as zero).
+/// Returns the output of `layer`, `[.., in] -> [.., out]`: equal to burn's `forward` up to rounding, and
+/// faster on flex and tch.
+///
+/// On processors with AMX, infinities become NaN in flex's products, and subnormal numbers count as zero.
 pub fn forward<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
-    #[cfg(feature = "flex")]
-    if let Some([weight, bias]) = fused_parameters(layer, &x) {
-        return Tensor::from_dispatch(Dispatch::fused_linear(x.into_dispatch(), weight, bias));
-    }
-    #[cfg(feature = "tch")]
-    if let Some([weight, bias]) = torch_parameters(layer, &x) {
-        return Tensor::from_dispatch(Dispatch::torch_linear(x.into_dispatch(), weight, bias));
-    }
-    layer.forward(x)
-}
-
-/// Weight and bias of `layer` where [`Fused`] takes them and `x`.
-#[cfg(feature = "flex")]
-pub(crate) fn fused_parameters<const D: usize>(
-    layer: &Linear,
-    x: &Tensor<D>,
-) -> Option<[DispatchTensor; 2]> {
-    parameters(layer, fused::takes(x), |weight, bias| fused::takes(weight) && fused::takes(bias))
-}
-
-/// Weight and bias of `layer` where [`Torch`] takes them and `x`.
-#[cfg(feature = "tch")]
-pub(crate) fn torch_parameters<const D: usize>(
-    layer: &Linear,
-    x: &Tensor<D>,
-) -> Option<[DispatchTensor; 2]> {
-    let dtype = x.dtype();
-    parameters(layer, torch::takes(x), |weight, bias| [weight.dtype(), bias.dtype()] == [dtype; 2])
-}
-
-/// Weight and bias of `layer`, a bias of zeros where it has none, if `may` and these `fit`.
-#[cfg(any(feature = "flex", feature = "tch"))]
-fn parameters(
-    layer: &Linear,
-    may: bool,
-    fit: impl FnOnce(&Tensor<2>, &Tensor<1>) -> bool,
-) -> Option<[DispatchTensor; 2]> {
-    if !may {
-        return None;
-    }
-    let weight = layer.weight.val();
-    let bias =
-        layer.bias.as_ref().map(Param::val).unwrap_or_else(|| {
-            Tensor::zeros([weight.dims()[1]], (&weight.device(), weight.dtype()))
-        });
-    fit(&weight, &bias).then(|| [weight.into_dispatch(), bias.into_dispatch()])
+    kernels::linear(layer, x).unwrap_or_else(|x| layer.forward(x))
 }
 
 #[cfg(all(test, feature = "autodiff"))]
 mod tests {
     use super::*;
     use crate::testing::{assert_gradients_agree, waves};
-    use burn::module::ParamId;
+    use burn::module::{Param, ParamId};
 
-    /// Sizes with products of burn's and of our own, each with its weight as `[in, out]` and as a transposed
-    /// view, as loading leaves it.
+    /// Sizes below and above the threshold of `opensora_gemm`, each with its weight as `[in, out]` and as a
+    /// transposed view, the layout of loaded weights.
     #[test]
-    fn layers_equal_burns() {
+    fn layers_equal_those_of_burn() {
         for [rows, input, output] in [[3, 5, 7], [300, 256, 260]] {
             for transposed in [false, true] {
                 let layer = |weight: Tensor<2>, bias: Tensor<2>| Linear {

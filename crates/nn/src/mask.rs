@@ -1,12 +1,12 @@
-//! Which tokens of a prompt count.
+//! Masks over prompt tokens.
 //!
-//! Masks come from the tokenizer and stay on the host, so that tokens which no prompt keeps can
-//! be cut off before any work is done on them. On the device a mask is an additive bias: burn's
-//! boolean masks have no common meaning across backends.
+//! A mask comes from the tokenizer and stays on the host, so that tokens that are masked in every prompt
+//! can be removed before any work is done on them. On a device a mask is an additive attention bias, since
+//! burn's boolean masks differ in meaning between backends.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-/// A mask over `[B, L]` prompt tokens; true keeps the token.
+/// A mask over `[B, L]` prompt tokens: true keeps a token, false masks it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenMask {
     rows: Vec<Vec<bool>>,
@@ -14,43 +14,43 @@ pub struct TokenMask {
 }
 
 impl TokenMask {
-    /// From rows of one length each; `None` where the lengths differ or there are no rows.
+    /// Returns a mask of these rows, or `None` if their lengths differ or there are no rows.
     pub fn new(rows: Vec<Vec<bool>>) -> Option<Self> {
         let len = rows.first()?.len();
         rows.iter().all(|row| row.len() == len).then_some(Self { rows, len })
     }
 
-    /// A mask of `batch` rows that keeps all `len` tokens.
+    /// Returns a mask of `batch` rows that keeps all `len` tokens.
     pub fn all(batch: usize, len: usize) -> Self {
         Self { rows: vec![vec![true; len]; batch], len }
     }
 
-    /// Number of rows, `B`.
+    /// Returns the number of rows, `B`.
     pub fn batch(&self) -> usize {
         self.rows.len()
     }
 
-    /// Tokens a row, `L`.
+    /// Returns the number of tokens of a row, `L`.
     #[allow(clippy::len_without_is_empty, reason = "a mask is not a collection")]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// The rows.
+    /// Returns the rows.
     pub fn rows(&self) -> &[Vec<bool>] {
         &self.rows
     }
 
-    /// The rows from `start` up to `end`.
+    /// Returns the rows `start..end`.
     pub fn select(&self, start: usize, end: usize) -> Self {
         Self { rows: self.rows[start..end].to_vec(), len: self.len }
     }
 
-    /// The rows repeated in order until there are `batch`, as `torch.Tensor.repeat` does: the
-    /// reference hands over `n` rows for the `2n` samples of guidance.
+    /// Returns `batch` rows: all rows, repeated as by `torch.Tensor.repeat`. The reference passes `n` rows
+    /// for the `2n` samples of guidance.
     ///
     /// # Panics
-    /// Where `batch` is no multiple of the number of rows.
+    /// Panics if `batch` is not a multiple of the number of rows.
     pub fn repeat_to(&self, batch: usize) -> Self {
         assert!(
             batch.is_multiple_of(self.batch()),
@@ -61,7 +61,7 @@ impl TokenMask {
         Self { rows, len: self.len }
     }
 
-    /// Without the last columns that no row keeps; at least one column stays.
+    /// Removes trailing columns that are masked in every row; keeps at least one column.
     pub fn trim(&self) -> Self {
         let used = |row: &Vec<bool>| row.iter().rposition(|&keep| keep).map_or(0, |last| last + 1);
         let len = self.rows.iter().map(used).max().unwrap_or(0).max(self.len.min(1));
@@ -69,14 +69,13 @@ impl TokenMask {
         Self { rows, len }
     }
 
-    /// The mask as an additive attention bias `[B, 1, 1, L]`: 0 where a token counts, a number
-    /// whose softmax weight is exactly zero where it does not. `None` where every token counts.
+    /// Returns the additive attention bias `[B, 1, 1, L]`: 0 for kept tokens, and for masked tokens a
+    /// finite number whose softmax weight is exactly zero. Returns `None` if no token is masked.
     pub fn bias(&self, dtype: DType, device: &Device) -> Option<Tensor<4>> {
         if self.rows.iter().flatten().all(|&keep| keep) {
             return None;
         }
-        // Finite, so that a row that keeps nothing gives an average and not NaN; half floats
-        // reach to 65504.
+        // Finite, so that a fully masked row gives an average and not NaN. The largest f16 is 65504.
         let masked = if dtype == DType::F16 { -6.0e4 } else { -1.0e30 };
         let values: Vec<f32> =
             self.rows.iter().flatten().map(|&keep| if keep { 0.0 } else { masked }).collect();
@@ -95,13 +94,13 @@ mod tests {
     }
 
     #[test]
-    fn ragged_or_empty_masks_are_refused() {
+    fn rows_of_different_lengths_or_no_rows_are_rejected() {
         assert_eq!(TokenMask::new(vec![]), None);
         assert_eq!(TokenMask::new(vec![vec![true], vec![true, false]]), None);
     }
 
     #[test]
-    fn trimming_cuts_only_columns_that_no_row_keeps() {
+    fn trimming_removes_only_trailing_columns_masked_in_every_row() {
         let holes = mask(&[&[1, 0, 1, 0, 0], &[0, 1, 0, 0, 0]]);
         assert_eq!(holes.trim(), mask(&[&[1, 0, 1], &[0, 1, 0]]));
         assert_eq!(mask(&[&[0, 0, 0]]).trim(), mask(&[&[0]]));
@@ -115,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_mask_needs_no_bias() {
+    fn a_mask_that_keeps_all_tokens_has_no_bias() {
         let device = Device::flex();
         assert!(TokenMask::all(2, 3).bias(DType::F32, &device).is_none());
         let bias = mask(&[&[1, 0]]).bias(DType::F32, &device).unwrap();

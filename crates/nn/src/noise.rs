@@ -1,20 +1,20 @@
 //! Gaussian noise drawn on the host.
 //!
-//! Backends draw differently from the same seed, so noise comes from [`HostRng`] instead, keyed by
-//! (seed, purpose, index, step): a seed means the same numbers on every backend, in every batch
-//! size and after every resume.
+//! Backends draw different numbers from the same seed, so noise comes from [`HostRng`], keyed by (seed,
+//! purpose, index, step). A seed gives the same numbers on every backend, at every batch size, and after
+//! every resume.
 
 use crate::random::HostRng;
 use burn::tensor::{Device, Tensor, TensorData};
 
 pub use crate::random::Purpose;
 
-/// `len` standard normal numbers for (seed, purpose, index, step).
+/// Returns `len` standard normal numbers for (seed, purpose, index, step).
 pub fn normal(seed: u64, purpose: Purpose, index: u64, step: u64, len: usize) -> Vec<f32> {
     let mut rng = HostRng::new(seed, purpose, index, step);
     let mut out = Vec::with_capacity(len + 1);
     while out.len() < len {
-        // Box-Muller in f64. libm's own functions, because the platform's may differ in the last bit.
+        // Box-Muller in f64, with libm's functions, since those of platforms differ in the last bit.
         let radius = libm::sqrt(-2.0 * libm::log(1.0 - rng.uniform()));
         let angle = std::f64::consts::TAU * rng.uniform();
         out.push((radius * libm::cos(angle)) as f32);
@@ -24,9 +24,9 @@ pub fn normal(seed: u64, purpose: Purpose, index: u64, step: u64, len: usize) ->
     out
 }
 
-/// Noise for a batch: `shape[0]` samples, the first of which has index `first`; f32 on `device`.
+/// Returns f32 noise for a batch of `shape[0]` samples with consecutive indices from `first` on.
 ///
-/// Each sample is drawn under its own index, so a sample's noise does not depend on its batch.
+/// The noise of a sample depends on its index and not on its batch.
 pub fn normal_batch<const D: usize>(
     seed: u64,
     purpose: Purpose,
@@ -39,8 +39,7 @@ pub fn normal_batch<const D: usize>(
     normal_batch_of(seed, purpose, &indices, step, shape, device)
 }
 
-/// Noise for a batch of samples with any `indices`, one of the `shape[0]` samples each; f32 on
-/// `device`.
+/// Returns f32 noise for a batch of `shape[0]` samples with the given `indices`.
 pub fn normal_batch_of<const D: usize>(
     seed: u64,
     purpose: Purpose,
@@ -96,9 +95,9 @@ mod tests {
         );
     }
 
-    /// Written down so that a change of the generator cannot pass unseen: seeds are a promise.
+    /// Fails if the generator changes: a seed must give the same numbers in all versions.
     #[test]
-    fn the_first_numbers_of_seed_42_stay() {
+    fn seed_42_gives_the_recorded_numbers() {
         let got = normal(42, Purpose::InitialLatents, 0, 0, 4);
         assert_eq!(got, FIRST_OF_SEED_42);
     }

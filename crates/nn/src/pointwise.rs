@@ -1,67 +1,36 @@
-//! Changes to the values of several tensors at the same places, in one pass over all of them.
+//! Elementwise updates of several tensors in one pass over memory.
 //!
-//! What an optimizer does to a parameter is a dozen operations of a backend, each of which goes over
-//! memory by itself; on flex, on one core.
+//! An optimizer's update of a parameter is a dozen operations of a backend, each of which is a pass over
+//! memory, on flex by one core.
 
-#[cfg(feature = "flex")]
-use crate::host::{TASK, Values, vectorized};
+use crate::kernels;
 use burn::tensor::Tensor;
-#[cfg(feature = "flex")]
-use rayon::prelude::*;
 
-/// Changes `tensors` by `f`, which is given runs of their values at the same places, and returns them with
-/// what it found in each run, in order; the lengths of runs do not depend on the number of threads.
+/// Updates `tensors` by `f`, which gets the elements at the same positions of each, in chunks of a fixed
+/// length. Returns the tensors, and what `f` returned for each chunk, in order.
 ///
-/// Mark closures `#[inline(always)]`, so that they are compiled for the processor's vectors.
+/// Mark closures `#[inline(always)]`, so that they are compiled for the processor's widest vectors.
 ///
 /// # Errors
-/// Gives the tensors back where they are not f32 of one length in this process's memory: there it takes
-/// operations of burn.
-#[allow(clippy::result_large_err, reason = "the tensors go on either way")]
+/// Gives the tensors back if they differ in length, are not f32, or are not in host memory (flex without
+/// autodiff). Use burn's operations for these.
+#[allow(clippy::result_large_err, reason = "an error gives the tensors back")]
 pub fn change<const N: usize, R: Send>(
     tensors: [Tensor<1>; N],
     f: impl Fn([&mut [f32]; N]) -> R + Sync,
 ) -> Result<([Tensor<1>; N], Vec<R>), [Tensor<1>; N]> {
-    #[cfg(feature = "flex")]
-    {
-        let one_length = tensors.iter().all(|x| x.dims() == tensors[0].dims());
-        if !one_length || !tensors.iter().all(Values::can_take) {
-            return Err(tensors);
-        }
-        let mut values = tensors.map(|x| match Values::take(x) {
-            Ok(values) => values,
-            Err(_) => unreachable!("asked before"),
-        });
-        let mut runs = values.each_mut().map(|values| values.get_mut().chunks_mut(TASK));
-        let runs = std::iter::from_fn(|| {
-            let runs = runs.each_mut().map(Iterator::next);
-            runs.iter().all(Option::is_some).then(|| runs.map(Option::unwrap_or_default))
-        });
-        let runs: Vec<_> = runs.collect();
-        let found = runs.into_par_iter().map(|run| {
-            vectorized(
-                #[inline(always)]
-                || f(run),
-            )
-        });
-        let found = found.collect();
-        Ok((values.map(Values::put), found))
-    }
-    #[cfg(not(feature = "flex"))]
-    {
-        let _ = f;
-        Err(tensors)
-    }
+    kernels::update_in_place(tensors, f)
 }
 
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
+    use crate::kernels::CHUNK;
     use burn::tensor::{Device, FloatDType};
 
     #[test]
-    fn runs_are_of_the_same_places() {
-        let count = 2 * TASK + 5;
+    fn chunks_hold_the_same_positions_of_each_tensor() {
+        let count = 2 * CHUNK + 5;
         let values: Vec<f32> = (0..count).map(|i| i as f32).collect();
         let x = Tensor::<1>::from_floats(values.as_slice(), &Device::flex());
         let (changed, found) = change([x.clone(), x.clone() + 1.0], |[a, b]| {
@@ -71,7 +40,10 @@ mod tests {
             (a.len(), b[0])
         })
         .unwrap();
-        assert_eq!(found, [(TASK, 1.0), (TASK, TASK as f32 + 1.0), (5, 2.0 * TASK as f32 + 1.0)]);
+        assert_eq!(
+            found,
+            [(CHUNK, 1.0), (CHUNK, CHUNK as f32 + 1.0), (5, 2.0 * CHUNK as f32 + 1.0)]
+        );
         let [a, b] = changed.map(|x| x.into_data().try_to_vec::<f32>().unwrap());
         assert_eq!(a, vec![1.0; count]);
         assert_eq!(b[7], 8.0);
@@ -79,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn others_come_back() {
+    fn unsupported_tensors_are_given_back() {
         let device = Device::flex();
         let [x, longer] = [3, 4].map(|count| Tensor::<1>::zeros([count], &device));
         assert!(change([x.clone(), longer], |_| ()).is_err());

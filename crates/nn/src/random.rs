@@ -1,47 +1,46 @@
-//! Random numbers drawn on the host, by key and not by history.
+//! Random numbers drawn on the host, keyed by (seed, purpose, index, step).
 //!
-//! A draw is named by (seed, purpose, index, step) and comes from ChaCha8 under that key, so it is the
-//! same on every backend, in every batch size, with any number of threads and after every resume:
-//! there is no generator whose state would have to be saved.
+//! The numbers of a key come from ChaCha8. They are the same on every backend, at every batch size, with any
+//! number of threads and after every resume, since there is no generator state to save.
 
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore, SeedableRng},
 };
 
-/// What a draw is for. Draws for different purposes never share numbers.
+/// The use of random numbers. Different purposes have independent numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// The latents a sampler starts from; `index` is the sample.
+    /// Initial latents of a sampler; `index` is the sample.
     InitialLatents = 1,
-    /// The noise that a stochastic sampler adds after a step; `index` is the sample.
+    /// Noise that a stochastic sampler adds after a step; `index` is the sample.
     SamplerStep = 2,
-    /// The sample from a VAE's posterior; `index` is the clip.
+    /// Sample from a VAE's posterior; `index` is the clip.
     Posterior = 3,
     /// Random weights of test and demonstration models; `index` is the parameter.
     Weights = 4,
-    /// The order of a data set; `index` is the epoch.
+    /// Order of a data set; `index` is the epoch.
     Order = 5,
     /// Window and flip of a clip; `index` is the row, `step` the variant.
     Augmentation = 6,
-    /// The timestep that a sample is trained at; `index` is the sample, counted over the run.
+    /// Timestep of a training sample; `index` counts the samples of the run.
     Timestep = 7,
-    /// The noise that a sample is trained with; `index` as for [`Purpose::Timestep`].
+    /// Noise of a training sample; `index` as for [`Purpose::Timestep`].
     TrainingNoise = 8,
-    /// Whether a sample is trained without its caption; `index` as for [`Purpose::Timestep`].
+    /// Omission of a training sample's caption; `index` as for [`Purpose::Timestep`].
     CaptionDropout = 9,
-    /// The clips of the demo world; `index` is the clip.
+    /// Clips of the demo world; `index` is the clip.
     DemoWorld = 10,
-    /// The tokens that a text encoder has to guess; `index` as for [`Purpose::Timestep`].
+    /// Masked tokens in the training of a text encoder; `index` as for [`Purpose::Timestep`].
     TokenMask = 11,
 }
 
-/// A generator for one key; see the module.
+/// The random numbers of one key; see the [module](self).
 #[derive(Debug, Clone)]
 pub struct HostRng(ChaCha8Rng);
 
 impl HostRng {
-    /// The generator of (seed, purpose, index, step), at its first number.
+    /// Returns the generator of (seed, purpose, index, step), at its first number.
     pub fn new(seed: u64, purpose: Purpose, index: u64, step: u64) -> Self {
         let mut key = [0u8; 32];
         key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -52,23 +51,23 @@ impl HostRng {
         Self(rng)
     }
 
-    /// Uniform in `[0, 1)` with 53 bits.
+    /// Returns a uniform number in `[0, 1)` with 53 random bits.
     pub fn uniform(&mut self) -> f64 {
         (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Uniform in `[low, high)`.
+    /// Returns a uniform number in `[low, high)`.
     pub fn uniform_in(&mut self, low: f64, high: f64) -> f64 {
         low + (high - low) * self.uniform()
     }
 
-    /// Uniform in `0..count`.
+    /// Returns a uniform integer in `0..count`.
     ///
     /// # Panics
-    /// Where `count` is zero.
+    /// Panics if `count` is zero.
     pub fn below(&mut self, count: usize) -> usize {
-        assert!(count > 0, "a choice from nothing");
-        // Without bias: what does not fit a whole number of rounds is drawn again.
+        assert!(count > 0, "cannot choose from zero items");
+        // Draws beyond the last multiple of `count` are rejected, since they would bias the result.
         let count = count as u64;
         let limit = u64::MAX - u64::MAX % count;
         loop {
@@ -79,15 +78,15 @@ impl HostRng {
         }
     }
 
-    /// One of `items`.
+    /// Returns one of `items`.
     ///
     /// # Panics
-    /// Where there are none.
+    /// Panics if `items` is empty.
     pub fn choose<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.below(items.len())]
     }
 
-    /// `0..len` in random order (Fisher and Yates).
+    /// Returns `0..len` in random order (Fisher-Yates shuffle).
     pub fn permutation(&mut self, len: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..len).collect();
         for last in (1..len).rev() {
@@ -102,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_permutation_holds_every_index_once_and_depends_on_its_key() {
+    fn a_permutation_contains_every_index_once_and_depends_on_the_key() {
         let order = |epoch| HostRng::new(7, Purpose::Order, epoch, 0).permutation(100);
         let mut sorted = order(0);
         sorted.sort_unstable();
@@ -112,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn choices_are_even() {
+    fn choices_are_uniform() {
         let mut rng = HostRng::new(1, Purpose::DemoWorld, 0, 0);
         let mut counts = [0usize; 6];
         for _ in 0..60_000 {

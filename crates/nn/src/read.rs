@@ -16,28 +16,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// An operation failed: too little memory, or a kernel that the driver rejected. The device may
-    /// still be usable.
-    #[error("{device}: {}", one_line(source.reason()))]
+    /// An operation failed: too little memory, or a kernel that the driver rejected. Later operations may
+    /// succeed.
+    #[error("{device}: an operation failed")]
     Failed {
         /// Name of the device as in `--device`.
         device: String,
-        /// burn's error.
-        source: ExecutionError,
+        /// Error of the backend.
+        source: BackendError,
     },
     /// The device is lost: every operation fails until the process is started again.
-    #[error(
-        "{device} is lost and stays so until the program is started again: {}",
-        one_line(source.reason())
-    )]
+    #[error("{device} is lost until the program is started again")]
     Lost {
         /// Name of the device as in `--device`.
         device: String,
-        /// burn's error.
-        source: ExecutionError,
+        /// Error of the backend.
+        source: BackendError,
     },
     /// The values could not be copied to the host.
-    #[error("{device}: cannot copy values to the host: {}", one_line(reason))]
+    #[error("{device}: cannot copy values to the host: {reason}")]
     Copy {
         /// Name of the device as in `--device`.
         device: String,
@@ -46,22 +43,17 @@ pub enum ReadError {
     },
 }
 
-impl ReadError {
-    /// Returns the backend's message on one line, without the device's name.
-    pub fn reason(&self) -> String {
-        match self {
-            Self::Failed { source, .. } | Self::Lost { source, .. } => one_line(source.reason()),
-            Self::Copy { reason, .. } => one_line(reason),
-        }
-    }
-}
+/// An error of a backend or its driver. The message can have several lines.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{}", .0.reason())]
+pub struct BackendError(pub ExecutionError);
 
 /// Number of waits for a device since the process started.
 static WAITS: AtomicU64 = AtomicU64::new(0);
 
 /// Copies the values of `tensor` to the host, at once.
 ///
-/// On flex, whose tensors lie in host memory, values that nothing else holds are moved, not copied.
+/// On flex, whose tensors are in host memory, values that nothing else holds are moved, not copied.
 ///
 /// # Errors
 /// Returns an error if work that the values depend on failed, or the device is lost.
@@ -105,11 +97,8 @@ pub fn waits() -> u64 {
 
 fn failed(device: &Device, source: ExecutionError) -> ReadError {
     let device = name(device);
-    if source.is_device_poisoned() {
-        ReadError::Lost { device, source }
-    } else {
-        ReadError::Failed { device, source }
-    }
+    let (lost, source) = (source.is_device_poisoned(), BackendError(source));
+    if lost { ReadError::Lost { device, source } } else { ReadError::Failed { device, source } }
 }
 
 fn name(device: &Device) -> String {
@@ -117,28 +106,22 @@ fn name(device: &Device) -> String {
     crate::device::name(&device.clone().inner()).unwrap_or_else(|| format!("{device:?}"))
 }
 
-/// Joins the lines of a driver's message: errors of `opensora` have one line.
-pub(crate) fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::error::Error;
 
     #[test]
-    fn errors_are_one_line_and_tell_a_lost_device_from_a_failed_operation() {
+    fn a_lost_device_is_distinguished_from_a_failed_operation() {
         let device = Device::flex();
-        let lost = failed(&device, ExecutionError::device_poisoned("illegal\n  address"));
+        let lost = failed(&device, ExecutionError::device_poisoned("illegal address"));
         assert!(matches!(lost, ReadError::Lost { .. }));
-        let text = lost.to_string();
-        assert_eq!(
-            text,
-            "flex is lost and stays so until the program is started again: illegal address"
-        );
-        let refused = failed(&device, ExecutionError::with_context("out of\nmemory"));
-        assert!(matches!(refused, ReadError::Failed { .. }));
-        assert_eq!(refused.to_string(), "flex: out of memory");
+        assert_eq!(lost.to_string(), "flex is lost until the program is started again");
+        assert_eq!(lost.source().unwrap().to_string(), "illegal address");
+        let failed = failed(&device, ExecutionError::with_context("out of memory"));
+        assert!(matches!(failed, ReadError::Failed { .. }));
+        assert_eq!(failed.to_string(), "flex: an operation failed");
+        assert_eq!(failed.source().unwrap().to_string(), "out of memory");
     }
 
     #[test]

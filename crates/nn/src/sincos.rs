@@ -6,7 +6,7 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-/// `[length, dim]` for positions given as numbers: `[sin | cos]`, frequencies `10000^(-i / (dim/2))`.
+/// Returns `[positions, dim]`, `[sin | cos]` with frequencies `10000^(-i / (dim/2))`.
 fn axis_table(positions: &[f64], dim: usize) -> Vec<f32> {
     let half = dim / 2;
     let omega: Vec<f64> =
@@ -29,7 +29,7 @@ fn upload<const D: usize>(
     if dtype == DType::F32 { table } else { table.cast(dtype) }
 }
 
-/// Temporal positions `frame / time_scale`: `[frames, dim]`.
+/// Returns the table of temporal positions `frame / time_scale`, `[frames, dim]`.
 pub fn temporal(
     frames: usize,
     dim: usize,
@@ -41,11 +41,12 @@ pub fn temporal(
     upload(axis_table(&positions, dim), [frames, dim], dtype, device)
 }
 
-/// Spatial positions of a grid of `height x width` tokens: `[height * width, dim]`, row-major.
+/// Returns the table of spatial positions of a grid of `height x width` tokens, `[height * width, dim]`,
+/// row-major.
 ///
-/// "w goes first": the first half of the channels encodes the **column**, the second half the
-/// row. `base_size` is PixArt's: positions are then also multiplied by `base_size / size` of
-/// their axis; STDiT does not do that.
+/// The first half of the channels encodes the **column**, the second half the row ("w goes first" in the
+/// reference). With `base_size`, as in PixArt but not in STDiT, positions are also multiplied by `base_size
+/// / size` of their axis.
 pub fn spatial(
     [height, width]: [usize; 2],
     dim: usize,

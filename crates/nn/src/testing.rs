@@ -1,16 +1,16 @@
-//! What tests of several layers need.
+//! Helpers for the tests of layers.
 
 use burn::tensor::{Device, Tensor};
 
-/// Values that look random, on flex.
+/// Returns pseudo-random values in [-1, 1], on flex.
 pub(crate) fn waves<const D: usize>(shape: [usize; D], phase: f32) -> Tensor<D> {
     let count = shape.iter().product::<usize>();
     let values: Vec<f32> = (0..count).map(|i| (i as f32 * 1.7 + phase).sin()).collect();
     Tensor::<1>::from_floats(values.as_slice(), &Device::flex()).reshape(shape)
 }
 
-/// Holds a layer against the operations of burn that it stands for: its output with and without
-/// autodiff, and the gradients of all inputs.
+/// Compares a layer with equivalent operations of burn: its output with and without autodiff, and the
+/// gradients of all inputs.
 pub(crate) fn assert_gradients_agree<const N: usize, const D: usize>(
     inputs: [Tensor<D>; N],
     layer: impl Fn([Tensor<D>; N]) -> Tensor<D>,
@@ -32,7 +32,7 @@ pub(crate) fn assert_gradients_agree<const N: usize, const D: usize>(
     }
 }
 
-/// Within the roundings of sums of some hundred numbers of about one.
+/// Compares with a tolerance for rounding in sums of a few hundred numbers of about 1.
 fn assert_near<const D: usize>(got: &Tensor<D>, want: &Tensor<D>) {
     assert_eq!(got.dims(), want.dims());
     let largest = want.clone().abs().max().into_scalar::<f32>();

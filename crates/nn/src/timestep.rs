@@ -7,14 +7,14 @@ use burn::{
     tensor::{DType, Device, Tensor, TensorData, activation::silu},
 };
 
-/// Width of the sinusoidal part, in all published models.
+/// Width of the sinusoidal embedding in all published models.
 const FREQUENCIES: usize = 256;
 const MAX_PERIOD: f64 = 10_000.0;
 
-/// Timesteps `[B]` to vectors `[B, hidden]`: 256 cosines and sines, then Linear - SiLU - Linear.
+/// Embeds timesteps `[B]` as vectors `[B, hidden]`: 256 cosines and sines, then Linear - SiLU - Linear.
 ///
-/// Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/layers/blocks.py`, class
-/// `TimestepEmbedder` (from GLIDE by way of DiT).
+/// Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/layers/blocks.py`, class `TimestepEmbedder` (DiT's,
+/// which took it from GLIDE).
 #[derive(Module, Debug)]
 pub struct TimestepEmbedder {
     /// First layer, `256 -> hidden`.
@@ -24,7 +24,7 @@ pub struct TimestepEmbedder {
 }
 
 impl TimestepEmbedder {
-    /// An embedder of width `hidden`.
+    /// Returns an embedder of width `hidden` with initial weights.
     pub fn new(hidden: usize, device: &Device) -> Self {
         Self {
             fc1: linear(FREQUENCIES, hidden, true, NORMAL_02, device),
@@ -32,11 +32,11 @@ impl TimestepEmbedder {
         }
     }
 
-    /// Embeds `timesteps` (one a sample, on the scale 0..1000, may be fractional): `[B] -> [B, hidden]`
-    /// in `dtype`.
+    /// Embeds `timesteps`, one for each sample, in 0..1000 and possibly fractional: `[B] -> [B, hidden]` in
+    /// `dtype`.
     ///
-    /// Deviation: the reference rounds timesteps to the model's dtype first, so that bf16 knows
-    /// only every fourth of the late ones; here they stay exact in every dtype.
+    /// Deviation: the reference rounds timesteps to the model's dtype first (in bf16, those above 512 to
+    /// multiples of 4). Here they are exact for every dtype.
     pub fn forward(&self, timesteps: &[f32], dtype: DType) -> Tensor<2> {
         let device = self.fc1.weight.device();
         let table = timestep_embedding(timesteps, FREQUENCIES);
@@ -49,12 +49,11 @@ impl TimestepEmbedder {
     }
 }
 
-/// `[B] -> [B, dim]`, row-major: cosines first, then sines.
+/// Returns the sinusoidal embedding `[B, dim]`, row-major: cosines, then sines.
 ///
-/// Timesteps come from a schedule and never from the device, so this is done on the host: the
-/// angle reaches 999 radians, where a device's fast cosine is of no use. Frequencies and angles
-/// are f32 as in the reference, since at t = 999 one unit in the last place of a frequency moves
-/// the angle by 6e-5.
+/// Computed on the host, since angles reach 999 radians, where fast cosines of devices are inaccurate.
+/// Frequencies and angles are f32 as in the reference: at t = 999 one unit in the last place of a frequency
+/// changes the angle by 6e-5.
 fn timestep_embedding(timesteps: &[f32], dim: usize) -> Vec<f32> {
     let half = dim / 2;
     let log_period = -(MAX_PERIOD.ln() as f32);

@@ -101,5 +101,10 @@ pub use request::SampleRequest;
 
 /// Compiles the examples of the guide with the tests.
 #[cfg(doctest)]
-#[doc = include_str!("../../../docs/sampling.md")]
+#[doc = include_str!("../docs/sampling.md")]
 struct SamplingGuide;
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

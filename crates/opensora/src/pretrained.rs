@@ -253,7 +253,7 @@ impl TextToVideo {
     /// Opens a model by name and fetches its missing files, reporting to `observer`.
     ///
     /// ```no_run
-    /// # use opensora::{TextToVideo, hub::Quiet, nn::device, pretrained::Pretrained};
+    /// # use opensora::{TextToVideo, nn::device, pretrained::Pretrained};
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let source = Pretrained {
     ///     file: Some("OpenSora-v1-HQ-16x256x256.pth".into()),
@@ -261,7 +261,7 @@ impl TextToVideo {
     /// };
     /// let device = device::parse("flex")?;
     /// let pipeline =
-    ///     TextToVideo::from_pretrained("hpcai-tech/Open-Sora", &source, device, &mut Quiet)?;
+    ///     TextToVideo::from_pretrained("hpcai-tech/Open-Sora", &source, device, &mut ())?;
     /// # Ok(())
     /// # }
     /// ```
@@ -300,10 +300,7 @@ impl ClassToVideo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        files::error_line,
-        hub::{Quiet, Settings},
-    };
+    use crate::{files::error_line, hub::Settings};
 
     fn offline(home: &Path) -> Pretrained {
         Pretrained::new(Hub::new(Settings {
@@ -333,7 +330,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let options = offline(home.path());
         let name = "opensora-v1-hq-16x512x512";
-        let error = error_line(&options.text_files(name, &mut Quiet).unwrap_err());
+        let error = error_line(&options.text_files(name, &mut ()).unwrap_err());
         assert!(error.starts_with(name) && error.contains("DeepFloyd/t5-v1_1-xxl"), "{error}");
 
         for (repository, file) in [
@@ -343,17 +340,17 @@ mod tests {
         ] {
             cached(home.path(), repository, file, "");
         }
-        let files = options.text_files(name, &mut Quiet).unwrap();
+        let files = options.text_files(name, &mut ()).unwrap();
         assert!(files.denoiser.ends_with("OpenSora-v1-HQ-16x512x512.pth"));
         assert!(files.t5.is_dir() && files.vae.is_dir());
         assert_eq!(files.defaults.image_size, [512, 512]);
 
         // The repository has several checkpoints: the file selects one.
-        let error = options.text_files("hpcai-tech/Open-Sora", &mut Quiet).unwrap_err();
+        let error = options.text_files("hpcai-tech/Open-Sora", &mut ()).unwrap_err();
         assert!(matches!(&error, PretrainedError::Ambiguous { names, .. } if names.len() == 3));
         let file = Some("OpenSora-v1-HQ-16x512x512.pth".into());
         let named = Pretrained { file, ..options.clone() };
-        let again = named.text_files("hpcai-tech/Open-Sora", &mut Quiet).unwrap();
+        let again = named.text_files("hpcai-tech/Open-Sora", &mut ()).unwrap();
         assert_eq!((again.name.as_str(), &again.denoiser), (name, &files.denoiser));
     }
 
@@ -362,7 +359,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let mut options = offline(home.path());
         options.parts.weights_dir = Some(home.path().into());
-        let error = options.text_files("pixart-xl-2-256x256", &mut Quiet).unwrap_err();
+        let error = options.text_files("pixart-xl-2-256x256", &mut ()).unwrap_err();
         assert!(matches!(error, PretrainedError::Model(ModelError::MissingFile { .. })));
     }
 
@@ -370,15 +367,15 @@ mod tests {
     fn unknown_names_and_models_of_the_other_kind_are_rejected_before_a_query() {
         let home = tempfile::tempdir().unwrap();
         let options = offline(home.path());
-        let error = options.text_files("dit-xl-2-256x256", &mut Quiet).unwrap_err();
+        let error = options.text_files("dit-xl-2-256x256", &mut ()).unwrap_err();
         assert!(matches!(error, PretrainedError::Model(ModelError::Condition { .. })), "{error}");
-        let error = options.class_files("pixart-xl-2-256x256", &mut Quiet).unwrap_err();
+        let error = options.class_files("pixart-xl-2-256x256", &mut ()).unwrap_err();
         assert!(matches!(error, PretrainedError::Model(ModelError::Condition { .. })), "{error}");
         for name in ["no-such-model", "/no/such/folder", "a/b/c", "folder/x.pth"] {
-            let error = options.text_files(name, &mut Quiet).unwrap_err();
+            let error = options.text_files(name, &mut ()).unwrap_err();
             assert!(matches!(error, PretrainedError::Model(ModelError::Unknown { .. })), "{error}");
         }
-        let error = error_line(&options.text_files("owner/name", &mut Quiet).unwrap_err());
+        let error = error_line(&options.text_files("owner/name", &mut ()).unwrap_err());
         assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
     }
 
@@ -390,7 +387,7 @@ mod tests {
             "t5": "t5", "vae": "vae", "num_frames": 8, "image_size": [48, 48], "fps": 8.0,
         });
         cached(home.path(), "owner/name", "model.json", &text.to_string());
-        let files = offline(home.path()).text_files("owner/name", &mut Quiet).unwrap();
+        let files = offline(home.path()).text_files("owner/name", &mut ()).unwrap();
         assert_eq!((files.name.as_str(), files.defaults.num_frames), ("small", 8));
         assert!(files.t5.ends_with("t5"));
     }

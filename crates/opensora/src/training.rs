@@ -14,10 +14,10 @@ use crate::{
         run::Hooks,
     },
     vae::{AutoencoderKl, VaeConfig},
-    video::{png, sheet::contact_sheet},
+    video::{png, sheet::{SheetOptions, contact_sheet}},
 };
 use burn::tensor::{Device, FloatDType};
-use opensora_checkpoint::{Checkpoint, PublishedModel};
+use opensora_checkpoint::{BoxedError, Checkpoint, PublishedModel};
 use std::{
     error::Error,
     path::{Path, PathBuf},
@@ -53,7 +53,7 @@ impl SampleSheets {
         folder: &Path,
         device: &Device,
     ) -> Result<Self, TrainError> {
-        let missing = |what| TrainError::Hook(format!("sample videos need the {what}").into());
+        let missing = |what| TrainError::other(format!("sample videos need the {what}"));
         let t5 = part.t5.as_ref().ok_or_else(|| missing("text encoder"))?;
         let vae = part.vae.as_ref().ok_or_else(|| missing("VAE"))?;
         let tokens = part.config.model_max_length;
@@ -99,19 +99,20 @@ impl SampleSheets {
             .map_err(hook)?;
         let clips = to_frames(self.vae.decode(latents, Some(16))).map_err(hook)?;
         let scale = SHEET_PIXELS.div_ceil(clips.first().map_or(1, |clip| clip.height())).max(1);
-        let sheet = contact_sheet(&clips, FRAMES_SHOWN, scale).map_err(hook)?;
+        let options = SheetOptions { columns: FRAMES_SHOWN, scale };
+        let sheet = contact_sheet(&clips, &options).map_err(hook)?;
         std::fs::create_dir_all(&self.folder).map_err(hook)?;
         png::write(path, &sheet).map_err(hook)
     }
 }
 
 impl Hooks<DenoiserTask> for SampleSheets {
-    fn sample(&mut self, trainer: &Trainer<StDit>, step: u64) -> Result<(), TrainError> {
+    fn sample(&mut self, trainer: &Trainer<StDit>, step: u64) -> Result<(), BoxedError> {
         let path = self.folder.join(format!("step-{step:08}.png"));
-        self.sheet(&trainer.average_model(), &path)
+        Ok(self.sheet(&trainer.average_model(), &path)?)
     }
 }
 
 fn hook(error: impl Error + Send + Sync + 'static) -> TrainError {
-    TrainError::Hook(Box::new(error))
+    TrainError::other(error)
 }

@@ -49,3 +49,8 @@ mod text;
 
 pub use error::PrepareError;
 pub use opensora_shots as shots;
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,7 +1,7 @@
 //! Videos opened, with reasons that fit into a table.
 
 use crate::step::State;
-use opensora_files::one_line;
+use opensora_files::{error_line, one_line};
 use opensora_video::reader::{Decoder, VideoReader};
 use std::{
     fs, io,
@@ -120,9 +120,14 @@ pub(crate) fn kind(found: &fs::Metadata) -> &'static str {
 }
 
 /// An error's words without the path, which may stand in the words of several decoders.
-pub(crate) fn without_path(error: &dyn std::fmt::Display, path: &Path) -> String {
+pub(crate) fn without_path(error: &(dyn std::error::Error + 'static), path: &Path) -> String {
+    strip_path(&error_line(error), path)
+}
+
+/// A text without the path, as [`without_path`].
+pub(crate) fn strip_path(text: &str, path: &Path) -> String {
     let path = path.display().to_string();
-    let text = error.to_string().replace(&format!("file:{path}: "), "");
+    let text = text.replace(&format!("file:{path}: "), "");
     let text = text.replace(&format!("{path}: "), "");
     let rest = text.strip_prefix(&path).unwrap_or(&text);
     one_line(rest.trim_start_matches([':', ' ']))

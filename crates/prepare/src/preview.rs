@@ -24,7 +24,7 @@ use opensora_manifest::{
 use opensora_video::{
     Frames,
     pillow::{Filter, Resize},
-    sheet::contact_sheet,
+    sheet::{SheetOptions, contact_sheet},
 };
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -215,7 +215,8 @@ fn strip(frames: &Frames) -> Result<Frames, String> {
     let data = frames.iter().flat_map(|frame| resize.apply(frame, Filter::Bicubic)).collect();
     let error = |error: opensora_video::FramesError| error.to_string();
     let small = Frames::from_rgb(data, [frames.len(), size[0], size[1]]).map_err(error)?;
-    contact_sheet(&[small], PLACES.len(), 1).map_err(error)
+    let options = SheetOptions { columns: PLACES.len(), scale: 1 };
+    contact_sheet(&[small], &options).map_err(error)
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ pub(crate) fn open(path: &Path) -> Result<(Header, Stream), String> {
     open::check(path)?;
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     if media::IMAGES.contains(&ending.to_ascii_lowercase().as_str()) {
-        return media::still(path).map(whole);
+        return media::still(path).map(whole).map_err(|error| without_path(&error, path));
     }
     let reader = open::open(path, Decoder::Auto)?;
     let info = reader.info();
@@ -74,7 +74,7 @@ mod tests {
     /// What captions, previews and filters see of files from the field.
     #[test]
     fn clips_are_upright_in_square_pixels_and_have_the_frames_that_are_shown() {
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/field");
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
         for (name, [width, height], frames, seconds) in [
             ("rotated_90.mp4", [180, 320], 180, 6.0),
             ("sar_4_3.mp4", [427, 180], 180, 6.0),

@@ -17,7 +17,7 @@ pub use column::{Column, Content, Frequent, Numbers, Texts};
 
 use crate::{look, source::Header};
 use column::frequent;
-use opensora_chart::{ChartError, Histogram, histogram};
+use opensora_chart::{ChartError, Histogram, Labels, histogram};
 use opensora_manifest::{
     Table,
     table::{NUM_FRAMES, PATH, TEXT, URL},
@@ -117,7 +117,8 @@ impl Stats {
         columns
             .filter_map(|column| match &column.content {
                 Content::Numbers(numbers) => {
-                    Histogram::of(&column.name, unit(&column.name), &numbers.values).ok()
+                    let labels = Labels { title: &column.name, x_label: unit(&column.name) };
+                    Histogram::of(labels, &numbers.values).ok()
                 }
                 _ => None,
             })

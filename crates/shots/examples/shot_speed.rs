@@ -9,7 +9,10 @@
 //! instead of RGB, a release (`0.6.3`, `0.7`), `adaptive`, and `scores`, which prints a score a line.
 
 use opensora_shots::{Detector, Method, Rgb, Settings, Source, Yuv420, of_video};
-use opensora_video::{Decoder, yuv::ToRgb};
+use opensora_video::{
+    Decoder,
+    yuv::{Colour, ToRgb},
+};
 use std::{error::Error, io::Read, ops::Range, time::Instant};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -29,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let size = input.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
     if let Some((width, height)) = size {
         let mut detector = Detector::new(&settings)?;
-        let bt601 = ToRgb::stated(2, false).ok_or("BT.601 is not known")?;
+        let bt601 = ToRgb::stated(Colour { matrix: 2, full_range: false }).ok_or("BT.601 is not known")?;
         let half = usize::div_ceil(width, 2) * usize::div_ceil(height, 2);
         let bytes = if planes { width * height + 2 * half } else { 3 * width * height };
         let mut frame = vec![0; bytes];

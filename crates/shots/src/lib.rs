@@ -183,3 +183,8 @@ pub fn detect<S: Source>(
     }
     Ok(Shots { scenes: detector.scenes(), scores })
 }
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -6,7 +6,7 @@ use opensora_shots::{
     Detector, Flashes, Method, Release, Rgb, Score, Settings, Shots, Source, Weights, Yuv420,
     detect,
 };
-use opensora_video::yuv::ToRgb;
+use opensora_video::yuv::{Colour, ToRgb};
 use serde_json::Value;
 use std::{
     io::Read,
@@ -155,7 +155,7 @@ fn the_same_frames_have_the_same_scores() {
 
 #[test]
 fn planes_have_the_scores_of_their_frames() {
-    let bt709 = ToRgb::stated(1, false).unwrap();
+    let bt709 = ToRgb::stated(Colour { matrix: 1, full_range: false }).unwrap();
     if let Some(frames) = ffmpeg("yuv420p", WIDTH * HEIGHT * 3 / 2) {
         let frames = frames.map(|data| Yuv420::new(data, WIDTH, HEIGHT, bt709).unwrap());
         compare(frames, |name| name == "content_default");

@@ -60,13 +60,11 @@ pub fn latte() -> KeyMap {
 /// Returns an error if the file is one.
 pub(crate) fn check_no_dit(checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
     if checkpoint.contains(DIT_TABLES[0]) && !checkpoint.contains(LATTE_TABLE) {
-        return Err(CheckpointError::Format {
-            path: checkpoint.path().into(),
-            reason: format!(
-                "it has '{}' but no '{LATTE_TABLE}', so it is a DiT, expected a Latte",
-                DIT_TABLES[0]
-            ),
-        });
+        let reason = format!(
+            "it has '{}' but no '{LATTE_TABLE}', so it is a DiT, expected a Latte",
+            DIT_TABLES[0]
+        );
+        return Err(CheckpointError::format(checkpoint.path(), reason));
     }
     Ok(())
 }

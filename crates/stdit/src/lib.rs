@@ -61,3 +61,8 @@ pub use reuse::AttentionReuse;
 pub use stdit::StDit;
 pub use streamed::StreamedStDit;
 pub use work::DenoiserWork;
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

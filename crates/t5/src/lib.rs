@@ -32,3 +32,8 @@ pub use tokenizer::{
     T5Tokenizer, TokenIds, TokenizerError,
     fit::{FitError, FittedTokenizer, fit_tokenizer},
 };
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,7 +1,7 @@
 //! A fresh encoder: its first weights are T5's own, and what is written of it loads again.
 
 use burn::tensor::{Device, FloatDType, Tensor};
-use opensora_checkpoint::{KeyMap, export, published_tensors};
+use opensora_checkpoint::{ExportOptions, KeyMap, export, published_tensors};
 use opensora_t5::{T5Config, TextEncoder, fit_tokenizer, keys::Layout};
 
 fn config() -> T5Config {
@@ -69,7 +69,7 @@ fn a_written_folder_loads_as_a_published_one() {
     config.write(&folder.path().join("config.json")).unwrap();
     let encoder = config.init(&device).unwrap();
     let weights = folder.path().join("model.safetensors");
-    export(&encoder, &key_map(), FloatDType::F32, None, &weights).unwrap();
+    export(&encoder, &key_map(), ExportOptions::default(), &weights).unwrap();
 
     let (text, _) = TextEncoder::load(folder.path(), 10, FloatDType::F32, &device).unwrap();
     assert_eq!(text.config(), &config);

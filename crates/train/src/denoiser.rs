@@ -1,15 +1,15 @@
-//! STDiT's training: the noise loss at a random timestep.
+//! Training of an STDiT: the diffusion loss at a random timestep.
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `scripts/train.py`, `opensora/schedulers/iddpm/__init__.py`
 //! (`IDDPM.training_losses`), `opensora/models/layers/blocks.py` (`CaptionEmbedder.token_drop`).
 //!
-//! Quirks kept: a dropped caption becomes the null prompt but keeps its own mask; the null prompt
-//! itself is a buffer and never trained. Not in the reference, and off by default: the weight of
-//! [`min_snr_gamma`](DenoiserRecipe::min_snr_gamma) and velocities as the
+//! Quirks kept: a dropped caption is replaced by the null prompt but keeps its mask; the null prompt is a
+//! buffer and not trained. Not in the reference, and off by default: loss weights by
+//! [`min_snr_gamma`](DenoiserRecipe::min_snr_gamma), and velocity as the
 //! [`prediction_type`](DenoiserRecipe::prediction_type).
 
 use crate::{
-    error::TrainError,
+    error::{RecipeError, TrainError},
     metrics::flops::ModelFlops,
     parameters::Graph,
     recompute::{self, Inputs},
@@ -27,22 +27,23 @@ use opensora_stdit::{DenoiserConfig, StDit};
 use opensora_vae::Posterior;
 use serde::{Deserialize, Serialize};
 
-/// How an STDiT is trained.
+/// The loss of an STDiT and its settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DenoiserRecipe {
-    /// Which parameters stay as they are.
+    /// Parameters that are not trained.
     pub freeze: Freeze,
-    /// Share of the samples that are trained without their caption.
+    /// Probability that a sample is trained with the null prompt instead of its caption.
     pub caption_dropout: f64,
-    /// Weighs each sample's loss with `min(snr, gamma) / snr`, the signal-to-noise ratio of its
-    /// timestep (Hang et al. 2023, arXiv 2303.09556), so that a small gamma turns the model to the
-    /// early, noisy steps where layout and motion are decided. Off in the published recipes.
+    /// Multiplies each sample's loss by `min(snr, gamma) / snr`, with the signal-to-noise ratio of its
+    /// timestep (Hang et al. 2023, arXiv 2303.09556). A small gamma gives weight to the early, noisy steps,
+    /// which decide layout and motion. Off in the published recipes.
     pub min_snr_gamma: Option<f64>,
-    /// What the model learns to name. With `v_prediction` the squared error is that of the velocity,
-    /// which is the noise's over `alphas_cumprod`; whoever samples from the model has to know.
+    /// Prediction target. With `v_prediction`, the squared error is that of the velocity, which is the
+    /// noise's error divided by `alphas_cumprod`. Sampling needs the same prediction type.
     pub prediction_type: PredictionType,
-    /// Keeps only what enters each block and computes its activations again on the way back.
+    /// Activation checkpointing: saves only the input of each block for the backward pass, which computes the
+    /// other activations again.
     pub activation_checkpointing: bool,
 }
 
@@ -58,21 +59,39 @@ impl Default for DenoiserRecipe {
     }
 }
 
-/// Which parameters of an STDiT stay as they are, under the reference's names.
+impl DenoiserRecipe {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// Returns an error if a value is out of range.
+    pub fn validate(&self) -> Result<(), RecipeError> {
+        if !(0.0..=1.0).contains(&self.caption_dropout) {
+            return Err(RecipeError::value("caption_dropout", self.caption_dropout, "0 to 1"));
+        }
+        match self.min_snr_gamma {
+            Some(gamma) if !(gamma.is_finite() && gamma > 0.0) => {
+                Err(RecipeError::value("min_snr_gamma", gamma, "a positive number"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Parameters of an STDiT that are not trained, under the reference's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Freeze {
-    /// All are trained.
+    /// All parameters are trained.
     #[default]
     Nothing,
-    /// The temporal attentions alone are trained.
+    /// Only the temporal attentions are trained.
     NotTemporal,
-    /// All but the cross attentions are trained.
+    /// All parameters except the cross attentions are trained.
     Text,
 }
 
 impl Freeze {
-    /// Whether the parameter at this path of [`StDit`] is trained.
+    /// Returns true if the parameter at this path of [`StDit`] is trained.
     pub fn is_trainable(self, path: &str) -> bool {
         // A buffer in the reference.
         !path.ends_with("y_embedder.y_embedding")
@@ -84,35 +103,43 @@ impl Freeze {
     }
 }
 
-/// A batch as it enters the loss; B samples.
+/// The inputs of the loss for a batch of B samples.
 #[derive(Debug, Clone)]
 pub struct DenoiserBatch {
     /// Clean latents, `[B, C, T, h, w]`.
     pub latents: Tensor<5>,
-    /// The noise that goes in, of the same shape.
+    /// Noise of the same shape.
     pub noise: Tensor<5>,
-    /// Timesteps, one a sample, of 0..1000.
+    /// Timestep of each sample, 0..1000.
     pub t: Vec<usize>,
     /// Prompt states, `[B, L, caption_channels]`.
     pub states: Tensor<3>,
-    /// The prompts' tokens that count.
+    /// Attention mask of the prompts.
     pub mask: TokenMask,
-    /// The samples that are trained without their caption.
+    /// True for samples that are trained without their caption.
     pub dropped: Vec<bool>,
 }
 
-/// Losses of each sample, `[B]`, without autodiff.
+/// Losses of a batch, each `[B]` and without autodiff.
 #[derive(Debug, Clone)]
 pub struct DenoiserLosses {
-    /// What is minimised, in the mean.
+    /// Loss of each sample. Its mean is minimised.
     pub loss: Tensor<1>,
-    /// Its part for the noise, not weighted.
+    /// Squared error of the noise, without the weight of [`DenoiserRecipe::min_snr_gamma`].
     pub mse: Tensor<1>,
-    /// Its part for the variance, not weighted.
+    /// Variational bound, which trains the variance, without that weight.
     pub vb: Tensor<1>,
 }
 
-/// STDiT with the noise loss.
+/// Returns an error if a model does not predict the variance, which the loss trains.
+pub(crate) fn check_variance(config: &DenoiserConfig) -> Result<(), RecipeError> {
+    if config.pred_sigma {
+        return Ok(());
+    }
+    Err(RecipeError::value("pred_sigma", false, "true: the loss trains the variance too"))
+}
+
+/// The training task of an STDiT.
 pub struct DenoiserTask {
     recipe: DenoiserRecipe,
     config: DenoiserConfig,
@@ -123,10 +150,11 @@ pub struct DenoiserTask {
 }
 
 impl DenoiserTask {
-    /// For models of `config`, computing in `dtype` on `device`.
+    /// Creates a task for models of `config`, which computes in `dtype` on `device`.
     ///
     /// # Errors
-    /// Where the recipe cannot be.
+    /// Returns an error if a value of the recipe is out of range, or the configuration does not predict
+    /// the variance, which the loss trains.
     pub fn new(
         recipe: &DenoiserRecipe,
         config: &DenoiserConfig,
@@ -134,18 +162,8 @@ impl DenoiserTask {
         dtype: FloatDType,
         device: &Device,
     ) -> Result<Self, TrainError> {
-        let fail = |text: String| Err(TrainError::Recipe(text));
-        if !(0.0..=1.0).contains(&recipe.caption_dropout) {
-            return fail(format!("caption_dropout is {}, expected 0 to 1", recipe.caption_dropout));
-        }
-        if let Some(gamma) = recipe.min_snr_gamma
-            && !(gamma.is_finite() && gamma > 0.0)
-        {
-            return fail(format!("min_snr_gamma is {gamma}, expected a positive number"));
-        }
-        if !config.pred_sigma {
-            return fail("pred_sigma is false: the loss trains the variance too".into());
-        }
+        recipe.validate()?;
+        check_variance(config)?;
         let process = GaussianDiffusion::published(&Respacing::All)?;
         Ok(Self {
             recipe: recipe.clone(),
@@ -157,11 +175,11 @@ impl DenoiserTask {
         })
     }
 
-    /// Samples latents from the posteriors and draws timesteps, noise and dropped captions, all by
-    /// the samples' `indices`.
+    /// Makes the inputs of the loss: samples latents from the posteriors, and draws timesteps, noise and
+    /// dropped captions. Random draws are keyed by the samples' `indices`.
     ///
     /// # Errors
-    /// Where the samples differ in size or do not fit the model.
+    /// Returns an error if the samples differ in size or do not fit the model.
     pub fn batch(
         &self,
         items: &[EncodedSample],
@@ -203,7 +221,7 @@ impl DenoiserTask {
         let noise = |purpose| normal_batch_of(self.seed, purpose, indices, 0, shape, &self.device);
         let latents = Posterior::new(moments).latents(noise(Purpose::Posterior));
 
-        // Prompts are kept up to their last token: the longest of the batch decides.
+        // Prompts are padded to the longest one of the batch.
         let length = items.iter().map(|item| item.mask.len()).max().unwrap_or(0).max(1);
         let mut states = Vec::with_capacity(batch * length * states_width);
         let mut rows = Vec::with_capacity(batch);
@@ -235,10 +253,10 @@ impl DenoiserTask {
         })
     }
 
-    /// Losses, and the gradients of their mean.
+    /// Returns the losses of a batch and the gradients of their mean.
     ///
     /// # Errors
-    /// Where the tensors do not fit each other.
+    /// Returns an error if the shapes of the tensors do not match.
     pub fn losses(
         &self,
         graph: &Graph<StDit>,
@@ -258,7 +276,7 @@ impl DenoiserTask {
             let losses =
                 self.process.training_losses(output, latents, noisy, noise, &t, LossKind::Mse)?;
             let loss = match (self.recipe.min_snr_gamma, kind) {
-                // The same for both kinds: over the velocity's error it is
+                // The same weight for both targets: for the velocity's error it equals
                 // `min(snr, gamma) / (snr + 1)`.
                 (Some(gamma), _) => losses.loss * self.weights(&t, |snr| snr.min(gamma) / snr),
                 (None, PredictionType::Epsilon) => losses.loss,
@@ -276,7 +294,7 @@ impl DenoiserTask {
         })
     }
 
-    /// A weight of each timestep's signal-to-noise ratio, `[B]`.
+    /// Returns the weights `[B]` of timesteps, each a function of the signal-to-noise ratio.
     fn weights(&self, t: &[usize], weight: impl Fn(f64) -> f64) -> Tensor<1> {
         let alphas_cumprod = &self.process.tables().alphas_cumprod;
         let weights: Vec<f32> = t
@@ -287,7 +305,7 @@ impl DenoiserTask {
     }
 }
 
-/// `states` `[B, L, C]` with the null prompt's first L rows in place of the dropped ones.
+/// Replaces the states of dropped captions in `states` `[B, L, C]` by the first L rows of the null prompt.
 fn drop_captions(states: Tensor<3>, null: Tensor<2>, dropped: &[bool]) -> Tensor<3> {
     if !dropped.contains(&true) {
         return states;
@@ -302,6 +320,7 @@ fn drop_captions(states: Tensor<3>, null: Tensor<2>, dropped: &[bool]) -> Tensor
 impl Task for DenoiserTask {
     type Model = StDit;
     type Item = EncodedSample;
+    type Error = TrainError;
 
     fn gradients(
         &self,

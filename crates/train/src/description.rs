@@ -1,8 +1,8 @@
-//! The `model.json` of a finished run, by which the run's folder is a model to sample from.
+//! The `model.json` of a finished run, which makes the run's folder a model to sample from.
 //!
-//! It is the format that `opensora::ModelFiles` reads. Its paths stay in the run's folder, as readers
-//! of such files ask: text encoder and VAE that lie elsewhere get a symbolic link in it. Where links
-//! cannot be created, the path is absolute, and `opensora sample` asks for `--allow-outside-paths`.
+//! `opensora::ModelFiles` reads this format. Its readers accept only paths inside the run's folder, so text
+//! encoder and VAE in other folders get a symbolic link in it. If links cannot be created, the path is
+//! absolute, and `opensora sample` needs `--allow-outside-paths`.
 //!
 //! | field | contents |
 //! |---|---|
@@ -24,14 +24,14 @@ use std::{
     path::{Path, PathBuf, absolute},
 };
 
-/// Its name in a run's folder.
+/// Name of the file in a run's folder.
 pub const FILE: &str = "model.json";
 
-/// Frames per second of the videos that the published models were trained on, before clips took
-/// one of `frame_interval` frames.
+/// Frames per second of the videos that the published models were trained on. Clips take every
+/// `frame_interval`-th frame.
 const PUBLISHED_FPS: f64 = 24.0;
 
-/// What `model.json` holds.
+/// Contents of a `model.json`.
 #[derive(Debug, Serialize)]
 pub struct Description<'a> {
     name: String,
@@ -46,8 +46,8 @@ pub struct Description<'a> {
     fps: f64,
 }
 
-/// Describes the moving average of a run in `folder`. Returns `None` if the run knows no text
-/// encoder or no VAE. `fps` are the frames per second of its clips, if they are known.
+/// Describes the moving average of a run in `folder`. Returns `None` if the run has no text encoder or no VAE.
+/// `fps` are the frames per second of its clips, if known.
 ///
 /// # Errors
 /// Returns an error if the working directory is needed and unknown.
@@ -77,13 +77,13 @@ pub fn describe<'a>(
     }))
 }
 
-/// Returns the path from `root` to `path`, through a link of that name in `root` if `path` lies
-/// elsewhere; `None` if there can be no such link.
+/// Returns the path from `root` to `path`, through a link in `root` if `path` is outside. Returns `None` if
+/// the link cannot be created.
 fn below(root: &Path, path: &Path, link: &str) -> Option<PathBuf> {
     if let Ok(relative) = path.strip_prefix(root) {
         return Some(relative.into());
     }
-    // A file is looked for together with what is beside it.
+    // The link is to the folder, since readers of a file also read files beside it.
     let file = path.file_name().filter(|_| path.is_file());
     let folder = if file.is_some() { path.parent()? } else { path };
     create_link(folder, &root.join(link)).ok()?;
@@ -92,7 +92,7 @@ fn below(root: &Path, path: &Path, link: &str) -> Option<PathBuf> {
     Some(relative)
 }
 
-/// Creates a symbolic link, or replaces one; nothing else is replaced.
+/// Creates a symbolic link. Replaces an existing link, but no other file.
 fn create_link(target: &Path, link: &Path) -> io::Result<()> {
     if fs::symlink_metadata(link).is_ok_and(|found| found.is_symlink()) {
         fs::remove_file(link)?;
@@ -153,7 +153,7 @@ mod tests {
             assert_eq!((&found["t5"], &found["vae"]), (&json!("t5"), &json!("vae/weights.pt")));
             assert_eq!(fs::read_to_string(run.join("vae/weights.pt")).unwrap(), "weights");
         }
-        // Something of that name that is no link stays.
+        // A file of that name that is not a link is kept.
         fs::remove_file(run.join("t5")).unwrap();
         fs::write(run.join("t5"), "mine").unwrap();
         part.vae = Some(run.join("vae"));

@@ -1,26 +1,100 @@
-//! What can stop a training run, each in one line.
+//! Errors of training.
 
-use opensora_data::DataError;
+use opensora_checkpoint::BoxedError;
+use opensora_data::{DataError, SettingError};
 use opensora_files::LockError;
 use opensora_nn::read::ReadError;
-use std::path::PathBuf;
+use std::{fmt::Display, path::PathBuf};
 
-/// Why a training run cannot start or go on.
+/// Why a recipe is invalid.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecipeError {
+    /// The file is neither a bundled recipe nor can it be read.
+    #[error(
+        "{}: cannot read the recipe (bundled recipes: {})",
+        path.display(),
+        crate::recipe::RECIPES.map(|(name, _)| name).join(", ")
+    )]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's error.
+        source: std::io::Error,
+    },
+    /// The recipe in a file is invalid.
+    #[error("{}: invalid recipe", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is invalid.
+        source: Box<RecipeError>,
+    },
+    /// The text is not TOML, or has an unknown key or a value of another type. (The parser's error draws
+    /// the line over several lines, so its text is kept and not the error itself.)
+    #[error("{}{message}", line.map_or(String::new(), |line| format!("line {line}: ")))]
+    Syntax {
+        /// The line, counted from 1, if it is known.
+        line: Option<usize>,
+        /// The parser's message.
+        message: String,
+    },
+    /// A value cannot be written as TOML.
+    #[error("cannot write the recipe as TOML")]
+    Serialize(#[from] toml::ser::Error),
+    /// A value is out of range.
+    #[error("{field} is {found}, expected {expected}")]
+    Value {
+        /// Name of the value.
+        field: &'static str,
+        /// What was found.
+        found: String,
+        /// What was expected.
+        expected: String,
+    },
+    /// Something that the recipe needs is not given.
+    #[error("{what} is missing: {hint}")]
+    Missing {
+        /// What is missing.
+        what: &'static str,
+        /// What needs it, or what can take its place.
+        hint: &'static str,
+    },
+    /// A setting of clips is out of range.
+    #[error(transparent)]
+    Clip(#[from] SettingError),
+    /// The configuration of a denoiser is invalid.
+    #[error(transparent)]
+    StDit(#[from] opensora_stdit::SizeError),
+    /// The configuration of a VAE is invalid.
+    #[error(transparent)]
+    Vae(#[from] opensora_vae::VaeConfigError),
+    /// The configuration of a text encoder is invalid.
+    #[error(transparent)]
+    T5(#[from] opensora_t5::T5ConfigError),
+    /// The dtype is unknown.
+    #[error(transparent)]
+    Dtype(#[from] opensora_nn::dtype::DtypeError),
+}
+
+impl RecipeError {
+    pub(crate) fn value(
+        field: &'static str,
+        found: impl Display,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self::Value { field, found: found.to_string(), expected: expected.into() }
+    }
+}
+
+/// Why a training run cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
-    /// A recipe that cannot be.
-    #[error("recipe: {0}")]
-    Recipe(String),
-    /// A recipe file that cannot be read.
-    #[error("{}: {reason}", path.display())]
-    RecipeFile {
-        /// The file.
-        path: PathBuf,
-        /// What was found and what was expected.
-        reason: String,
-    },
-    /// The loss or a gradient is not finite: this step changed nothing.
+    /// The recipe is invalid.
+    #[error("invalid recipe")]
+    Recipe(#[from] RecipeError),
+    /// The loss or a gradient is not finite. The step changed nothing.
     #[error("step {step}: {what} is not finite, for rows {}", numbered(rows))]
     NonFinite {
         /// The step, counted from 1 as in `metrics.csv`.
@@ -30,10 +104,10 @@ pub enum TrainError {
         /// The manifest's rows of the batch.
         rows: Vec<usize>,
     },
-    /// A parameter, average or moment is not finite: no checkpoint of it was written.
+    /// A parameter, average or moment is not finite. No checkpoint was written.
     #[error(
         "step {step}: {tensor} is not finite (a learning rate that is too high, or an overflow of \
-         f16), and no checkpoint was written; the last one is whole"
+         f16), and no checkpoint was written; the last one is complete"
     )]
     Exploded {
         /// Steps done.
@@ -41,9 +115,27 @@ pub enum TrainError {
         /// Name of the tensor.
         tensor: String,
     },
-    /// Samples that do not fit each other or the model.
+    /// Samples do not fit each other or the model.
     #[error("{0}")]
     Batch(String),
+    /// A [`Task`](crate::task::Task) failed.
+    #[error("step {step}: the task failed for rows {}", numbered(rows))]
+    Task {
+        /// The step, counted from 1.
+        step: u64,
+        /// The manifest's rows of the batch.
+        rows: Vec<usize>,
+        /// The task's error.
+        source: BoxedError,
+    },
+    /// A hook between steps, such as sampling, failed.
+    #[error("step {step}: the hook between steps failed")]
+    Hook {
+        /// Steps done.
+        step: u64,
+        /// The hook's error.
+        source: BoxedError,
+    },
     /// The data cannot be read.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -51,39 +143,41 @@ pub enum TrainError {
     #[error(transparent)]
     Device(#[from] ReadError),
     /// A file of the run cannot be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: I/O error", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// The operating system's reason.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// Another process trains in the run's folder.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: cannot lock the folder", path.display())]
     Locked {
         /// The run's folder.
         path: PathBuf,
-        /// Who uses it.
+        /// The process that uses it.
         source: LockError,
     },
-    /// A run or checkpoint that cannot be resumed.
+    /// A run or checkpoint cannot be resumed.
     #[error("{}: {reason}", path.display())]
     State {
         /// The checkpoint's folder or file.
         path: PathBuf,
         /// What was found and what was expected.
         reason: String,
+        /// The parser's error, if it is the cause.
+        source: Option<serde_json::Error>,
     },
-    /// A checkpoint that cannot be read or written.
+    /// A checkpoint cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] opensora_checkpoint::CheckpointError),
-    /// Weights of a denoiser that cannot be read or do not fit.
+    /// Weights of a denoiser cannot be read or do not fit.
     #[error(transparent)]
     LoadStDit(#[from] opensora_stdit::LoadError),
-    /// Weights of a VAE that cannot be read or do not fit.
+    /// Weights of a VAE cannot be read or do not fit.
     #[error(transparent)]
     LoadVae(#[from] opensora_vae::LoadError),
-    /// Weights to start from that predict something else than the recipe trains.
+    /// The weights to start from predict another target than the recipe trains.
     #[error(
         "{}: trained with prediction_type {found}, expected {expected} as in the recipe",
         path.display()
@@ -96,42 +190,60 @@ pub enum TrainError {
         /// The recipe's.
         expected: &'static str,
     },
-    /// A dtype that is unknown, or that the device does not compute in.
+    /// The dtype is unknown, or the device does not compute in it.
     #[error(transparent)]
     Dtype(#[from] opensora_nn::dtype::DtypeError),
-    /// A denoiser's configuration that cannot be.
+    /// The configuration of a denoiser is invalid.
     #[error(transparent)]
     Size(#[from] opensora_stdit::SizeError),
-    /// A VAE's configuration that cannot be.
+    /// The configuration of a VAE is invalid.
     #[error(transparent)]
     VaeConfig(#[from] opensora_vae::VaeConfigError),
-    /// A text encoder's configuration that cannot be.
+    /// The configuration of a text encoder is invalid.
     #[error(transparent)]
     TextConfig(#[from] opensora_t5::T5ConfigError),
-    /// A tokenizer cannot be read or refuses.
+    /// A tokenizer cannot be read, or cannot tokenize a caption.
     #[error(transparent)]
     Tokenizer(#[from] opensora_t5::TokenizerError),
+    /// A tokenizer does not fit the recipe.
+    #[error("{0}")]
+    Vocabulary(String),
     /// A tokenizer cannot be fitted or saved.
     #[error(transparent)]
     Fit(#[from] opensora_t5::tokenizer::fit::FitError),
-    /// A diffusion process that cannot be.
+    /// The settings of the diffusion process are invalid.
     #[error(transparent)]
     Tables(#[from] opensora_diffusion::tables::TablesError),
-    /// Tensors that do not fit the diffusion process.
+    /// Tensors do not fit the diffusion process.
     #[error(transparent)]
     Process(#[from] opensora_diffusion::ProcessError),
     /// Metrics cannot be written.
     #[error(transparent)]
     Metrics(#[from] crate::metrics::MetricsError),
-    /// What is done between the steps failed: sampling, watching.
+    /// Any other error; see [`TrainError::other`].
     #[error(transparent)]
-    Hook(Box<dyn std::error::Error + Send + Sync>),
+    Other(BoxedError),
 }
 
 impl TrainError {
+    /// Wraps an error of any type, with its source. An error that is a `TrainError` already is returned
+    /// unchanged.
+    pub fn other(error: impl Into<BoxedError>) -> Self {
+        Self::or(error, Self::Other)
+    }
+
+    /// Returns the `TrainError` that `error` is, or what `wrap` makes of another type of error.
+    pub(crate) fn or(error: impl Into<BoxedError>, wrap: impl FnOnce(BoxedError) -> Self) -> Self {
+        error.into().downcast().map_or_else(wrap, |error: Box<Self>| *error)
+    }
+
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+
+    pub(crate) fn state(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::State { path: path.into(), reason: reason.into(), source: None }
     }
 }
 
@@ -143,14 +255,28 @@ fn numbered(rows: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::error::Error;
+    use opensora_files::error_line;
+    use std::{error::Error, io};
 
     #[test]
-    fn the_cause_of_a_failed_hook_is_kept() {
-        let source = std::io::Error::other("the disk is full");
-        let inner = TrainError::Io { path: "samples".into(), source };
-        let error = TrainError::Hook(Box::new(inner));
-        assert_eq!(error.to_string(), "samples: the disk is full");
-        assert_eq!(error.source().unwrap().to_string(), "the disk is full");
+    fn errors_of_other_types_keep_their_cause() {
+        let inner =
+            TrainError::Io { path: "samples".into(), source: io::Error::other("disk full") };
+        assert_eq!(error_line(&inner), "samples: I/O error: disk full");
+        let error = TrainError::Hook { step: 3, source: inner.into() };
+        assert_eq!(
+            error_line(&error),
+            "step 3: the hook between steps failed: samples: I/O error: disk full"
+        );
+        assert_eq!(error.source().unwrap().source().unwrap().to_string(), "disk full");
+    }
+
+    #[test]
+    fn a_train_error_is_not_wrapped_again() {
+        let error = TrainError::other(TrainError::Batch("too few".into()));
+        assert!(matches!(error, TrainError::Batch(text) if text == "too few"));
+        let error = TrainError::other(io::Error::other("disk full"));
+        assert!(matches!(&error, TrainError::Other(_)));
+        assert_eq!(error.to_string(), "disk full");
     }
 }

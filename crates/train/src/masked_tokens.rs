@@ -1,23 +1,22 @@
-//! The text encoder's training: guessing masked tokens.
+//! Training objective of the text encoder: prediction of masked tokens.
 //!
-//! For an encoder of a small world, which must know its words before a denoiser is trained on its
-//! states. A share of each caption's tokens is chosen; most of them are replaced by a sentinel and
-//! some stay as they are; the encoder's state there is scored against all tokens.
+//! It is for small text encoders, which are trained before a denoiser is trained on their states. Some tokens
+//! of each caption are chosen; most of them are replaced by a sentinel and the rest are unchanged. The
+//! encoder's states at the chosen tokens are scored against the vocabulary.
 //!
 //! Sources: Devlin et al. 2018 (arXiv 1810.04805), section 3.1, for the choice of tokens;
 //! transformers, `models/t5/modeling_t5.py`, `T5ForConditionalGeneration.forward`, for the head of
-//! T5 v1.0: states times `d_model^-0.5` against the embedding table. The table's numbers have a
-//! deviation of 1 and the final norm gives the states one too, so that without the factor fresh
-//! scores would have a deviation of `d_model^0.5` and the first losses were far above `ln(vocab)`.
-//! The head of v1.1, a matrix of its own, is no part of an encoder's files.
+//! T5 v1.0: states times `d_model^-0.5` against the embedding table. The embedding table has a standard
+//! deviation of 1, and so have the states after the final norm. Without the factor, initial scores would have a
+//! standard deviation of `d_model^0.5`, and the first losses would be far above `ln(vocab)`. The head of v1.1
+//! is a separate matrix, which files of encoders do not have.
 //!
-//! Deviations: T5 itself masks spans and writes them with its decoder, which is not there; chosen
-//! tokens that stay are a fifth and not a tenth, and none becomes a random other one: the denoiser
-//! reads states of whole captions, so tokens that stay must be told by their states. The loss is
-//! the mean over a caption's chosen tokens and then over captions, so that it does not depend on
-//! how a batch is divided.
+//! Deviations: T5 masks spans and predicts them by its decoder, which is not available here. A fifth of the
+//! chosen tokens are unchanged instead of a tenth, and none is replaced by a random token: the denoiser reads
+//! states of whole captions, so states must identify unchanged tokens. The loss is the mean over a caption's
+//! chosen tokens and then over captions, so that it does not depend on how a batch is divided.
 
-use crate::error::TrainError;
+use crate::error::{RecipeError, TrainError};
 use burn::tensor::{FloatDType, Int, Tensor, TensorData, activation::log_softmax};
 use opensora_nn::{
     mask::TokenMask,
@@ -26,13 +25,13 @@ use opensora_nn::{
 use opensora_t5::{T5Encoder, T5Tokenizer, tokenizer::fit::MASK_TOKEN};
 use serde::{Deserialize, Serialize};
 
-/// Which tokens are to be guessed.
+/// How tokens are masked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MaskedTokens {
-    /// Chance that a token is chosen; of each caption at least one is.
+    /// Probability that a token is chosen. At least one token of each caption is.
     pub mask_probability: f64,
-    /// Chance that a chosen token stays as it is.
+    /// Probability that a chosen token is not replaced.
     pub keep_probability: f64,
 }
 
@@ -42,76 +41,89 @@ impl Default for MaskedTokens {
     }
 }
 
-/// The objective for one tokenizer.
+impl MaskedTokens {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// Returns an error if a probability is out of range.
+    pub fn validate(&self) -> Result<(), RecipeError> {
+        let Self { mask_probability, keep_probability } = *self;
+        if !(mask_probability > 0.0 && mask_probability <= 1.0) {
+            return Err(RecipeError::value("mask_probability", mask_probability, "above 0 to 1"));
+        }
+        if !(0.0..1.0).contains(&keep_probability) {
+            return Err(RecipeError::value("keep_probability", keep_probability, "0 to below 1"));
+        }
+        Ok(())
+    }
+}
+
+/// The objective for captions of one tokenizer.
 #[derive(Debug, Clone)]
-pub struct Guessing {
+pub struct MaskedTokenLoss {
     recipe: MaskedTokens,
     seed: u64,
     mask_id: u32,
     eos_id: u32,
 }
 
-/// Captions with tokens to be guessed.
+/// Captions with masked tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MaskedIds {
-    /// What the encoder sees, `[B][L]`.
+    /// Input of the encoder, `[B][L]`.
     pub ids: Vec<Vec<u32>>,
-    /// The tokens that it has to guess.
+    /// The tokens to predict.
     pub chosen: Vec<Chosen>,
 }
 
-/// A token to be guessed.
+/// A token to predict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chosen {
-    /// The caption's row in the batch.
+    /// Row of the caption in the batch.
     pub row: usize,
-    /// The place in the caption.
+    /// Position in the caption.
     pub position: usize,
-    /// The token.
+    /// Id of the token.
     pub id: u32,
 }
 
-/// What a batch of captions gave.
+/// Losses and accuracy of a batch of captions.
 #[derive(Debug)]
-pub struct Guesses {
-    /// What is minimised: the mean of `losses`, `[1]`, on the encoder's graph.
+pub struct MaskedTokenLosses {
+    /// The mean of `losses`, `[1]`, on the encoder's graph.
     pub loss: Tensor<1>,
     /// The loss of each caption in nats, `[B]`, without autodiff; 0 for a caption without a token.
     pub losses: Tensor<1>,
-    /// 1 for each hidden token that was guessed right and 0 for each other one, `[H]`, without
-    /// autodiff: their mean is the accuracy. A single 0 if none was hidden.
+    /// 1 for each masked token that was predicted correctly and 0 for each other one, `[H]`, without
+    /// autodiff: their mean is the accuracy. A single 0 if no token was masked.
     pub hits: Tensor<1>,
 }
 
-impl Guessing {
-    /// The objective of `recipe` for captions of `tokenizer`.
+impl MaskedTokenLoss {
+    /// Creates the objective for captions of `tokenizer`.
     ///
     /// # Errors
-    /// Where a probability cannot be, or the tokenizer has no [`MASK_TOKEN`].
+    /// Returns an error if a probability is out of range, or the tokenizer has no [`MASK_TOKEN`].
     pub fn new(
         recipe: &MaskedTokens,
         tokenizer: &T5Tokenizer,
         seed: u64,
     ) -> Result<Self, TrainError> {
-        let fail = |text: String| Err(TrainError::Recipe(text));
-        let MaskedTokens { mask_probability, keep_probability } = *recipe;
-        if !(mask_probability > 0.0 && mask_probability <= 1.0) {
-            return fail(format!("mask_probability is {mask_probability}, expected above 0 to 1"));
-        }
-        if !(0.0..1.0).contains(&keep_probability) {
-            return fail(format!("keep_probability is {keep_probability}, expected 0 to below 1"));
-        }
+        recipe.validate()?;
         let Some(mask_id) = tokenizer.token_to_id(MASK_TOKEN) else {
-            return fail(format!("the tokenizer has no {MASK_TOKEN} to hide tokens with"));
+            let text = format!(
+                "the tokenizer has no token {MASK_TOKEN}, which masked tokens are replaced by"
+            );
+            return Err(TrainError::Vocabulary(text));
         };
         Ok(Self { recipe: recipe.clone(), seed, mask_id, eos_id: tokenizer.eos_id() })
     }
 
-    /// Chooses tokens of `ids` `[B][L]`: neither padding nor the end. Draws are named by `indices`,
-    /// one a caption, so they do not depend on the batch.
+    /// Chooses and masks tokens of `ids` `[B][L]`, except padding and the end token. Random draws are keyed by
+    /// `indices`, one for each caption, so they do not depend on the batch.
     ///
     /// # Panics
-    /// Where `ids`, `mask` and `indices` are not of one size.
+    /// Panics if `ids`, `mask` and `indices` differ in size.
     pub fn draw(&self, ids: &[Vec<u32>], mask: &TokenMask, indices: &[u64]) -> MaskedIds {
         assert_eq!(ids.len(), mask.batch(), "rows of ids and of the mask");
         assert_eq!(ids.len(), indices.len(), "rows of ids and indices");
@@ -142,27 +154,27 @@ impl Guessing {
         masked
     }
 
-    /// Chooses tokens as [`draw`](Self::draw) and lets `encoder` guess them: `ids` and `mask`
-    /// `[B, L]`. The loss is f32 whatever the encoder computes in.
+    /// Masks tokens of `ids` `[B, L]` by [`draw`](Self::draw) and returns the encoder's losses on them. The loss
+    /// is f32 for every type of the encoder.
     ///
     /// # Panics
-    /// As [`draw`](Self::draw), and where an id is outside the encoder's vocabulary.
+    /// Panics if `ids`, `mask` and `indices` differ in size, or an id is outside the encoder's vocabulary.
     pub fn loss(
         &self,
         encoder: &T5Encoder,
         ids: &[Vec<u32>],
         mask: &TokenMask,
         indices: &[u64],
-    ) -> Guesses {
+    ) -> MaskedTokenLosses {
         let masked = self.draw(ids, mask, indices);
         let states = encoder.forward(&masked.ids, Some(mask)); // [B, L, C]
         let device = states.device();
         let plain = device.clone().inner();
         if masked.chosen.is_empty() {
-            // Captions without tokens: nothing to learn, but a loss of the graph all the same.
+            // Captions without tokens have a loss of zero, which is on the graph too.
             let loss = states.sum().cast(FloatDType::F32) * 0.0;
             let zeros = |count| loss.zeros_like().inner().expand([count]);
-            return Guesses { losses: zeros(ids.len()), hits: zeros(1), loss };
+            return MaskedTokenLosses { losses: zeros(ids.len()), hits: zeros(1), loss };
         }
         let [batch, length, width] = states.dims();
         let count = masked.chosen.len();
@@ -182,7 +194,7 @@ impl Guessing {
         let losses = -log_softmax(scores, 1).gather(1, targets.unsqueeze_dim(1)); // [M, 1]
         let losses = losses.squeeze_dim::<1>(1);
 
-        // Each caption counts the same, however many of its tokens were chosen.
+        // Every caption has the same weight, for any number of chosen tokens.
         let chosen_in = chosen_in(&masked.chosen, batch);
         let per_caption = mean_of_each_caption(losses.clone().inner(), &masked.chosen, &chosen_in);
         let weights: Vec<f32> = masked
@@ -192,7 +204,7 @@ impl Guessing {
             .collect();
         let weights = Tensor::<1>::from_data(TensorData::new(weights, [count]), &device);
         let loss = (losses * weights.cast(FloatDType::F32)).sum();
-        // Of tokens that were hidden, not only chosen.
+        // Accuracy counts tokens that were replaced, not all chosen ones.
         let hidden: Vec<i32> = masked
             .chosen
             .iter()
@@ -207,11 +219,11 @@ impl Guessing {
             let count = hidden.len();
             hits.select(0, Tensor::from_data(TensorData::new(hidden, [count]), &plain))
         };
-        Guesses { loss, losses: per_caption, hits }
+        MaskedTokenLosses { loss, losses: per_caption, hits }
     }
 }
 
-/// The number of chosen tokens of each of `batch` captions.
+/// Returns the number of chosen tokens of each of `batch` captions.
 fn chosen_in(chosen: &[Chosen], batch: usize) -> Vec<usize> {
     let mut counts = vec![0; batch];
     for chosen in chosen {
@@ -220,7 +232,8 @@ fn chosen_in(chosen: &[Chosen], batch: usize) -> Vec<usize> {
     counts
 }
 
-/// The mean loss of each caption, `[B]`, of the losses `[M]` of its chosen tokens, `chosen_in` of them.
+/// Returns the mean loss of each caption, `[B]`, from the losses `[M]` of all chosen tokens. `chosen_in` are
+/// the numbers of chosen tokens of each caption.
 fn mean_of_each_caption(losses: Tensor<1>, chosen: &[Chosen], chosen_in: &[usize]) -> Tensor<1> {
     let (batch, count) = (chosen_in.len(), chosen.len());
     let mut shares = vec![0.0f32; batch * count];
@@ -229,8 +242,8 @@ fn mean_of_each_caption(losses: Tensor<1>, chosen: &[Chosen], chosen_in: &[usize
     }
     let shares = TensorData::new(shares, [batch, count]);
     let shares = Tensor::<2>::from_data(shares, &losses.device());
-    // [M] -> [B, M] -> [B]; not by a product of matrices, in which a loss that is not finite would
-    // reach every caption.
+    // [M] -> [B, M] -> [B]; not by a matrix product, in which a loss that is not finite would affect every
+    // caption.
     let elsewhere = shares.clone().equal_elem(0.0);
     let spread = losses.unsqueeze_dim::<2>(0) * shares;
     spread.mask_fill(elsewhere, 0.0).sum_dim(1).squeeze_dim(1)

@@ -1,30 +1,27 @@
-//! What a run tells about each step, and the files that keep it.
+//! The numbers of each step, and the files that hold them.
 //!
 //! ```text
-//! RUN/metrics.csv                  one row a step, one column a number
+//! RUN/metrics.csv                  one row for each step, one column for each number
 //! RUN/events.out.tfevents.*        the same for TensorBoard, one file for each start of the run
 //! ```
 //!
-//! | module | thought |
+//! | module | contents |
 //! |---|---|
-//! | [`table`] | `metrics.csv`: appended, cut back at a resume, read |
-//! | [`events`] | TensorBoard's event files |
-//! | [`flops`] | what a step costs, and what a machine can do |
-//! | [`observer`] | who watches a run |
+//! | [`table`] | writer and reader of `metrics.csv` |
+//! | [`events`] | writer of TensorBoard's event files |
+//! | [`flops`] | FLOPs of a step, peak FLOP/s of a device |
 
 pub mod events;
 pub mod flops;
-pub mod observer;
 pub mod table;
 
-pub use observer::{Quiet, TrainObserver};
 pub use table::{Gap, Table};
 
 use events::EventWriter;
 use std::path::{Path, PathBuf};
 use table::TableWriter;
 
-/// Name of the table in a run's folder.
+/// Name of the table of metrics in a run's folder.
 pub const TABLE: &str = "metrics.csv";
 
 /// Numbers of one step.
@@ -32,7 +29,7 @@ pub const TABLE: &str = "metrics.csv";
 pub struct Record {
     /// Steps done, this one included.
     pub step: u64,
-    /// Samples seen, over all resumes.
+    /// Samples so far, over all resumes.
     pub samples: u64,
     /// Passes through the data, with fraction.
     pub epoch: f64,
@@ -42,21 +39,20 @@ pub struct Record {
     pub gradient_norm: f64,
     /// Learning rate of the step.
     pub learning_rate: f64,
-    /// Speed in samples.
+    /// Samples per second.
     pub samples_per_second: f64,
-    /// Speed in tokens that the model works on.
+    /// Tokens of the model per second.
     pub tokens_per_second: f64,
-    /// Model FLOPs utilisation: the model's FLOP/s over the best that the machine was seen to do
-    /// (see [`Ceiling`](flops::Ceiling)), 0 to 1.
+    /// Model FLOPs utilisation: the model's FLOP/s divided by the highest known FLOP/s of the machine (see
+    /// [`Ceiling`](flops::Ceiling)), 0 to 1.
     pub mfu: Option<f64>,
-    /// Seconds of work since the run's first start, over all resumes.
+    /// Seconds of training, over all resumes.
     pub seconds: f64,
-    /// What the loss is made of (`mse`, `vb`), and whatever else a task reports. A step may leave
-    /// out what others have.
+    /// Terms of the loss (`mse`, `vb`) and other numbers of the task. Steps can have different parts.
     pub parts: Vec<(&'static str, f64)>,
 }
 
-/// Columns that every record has, in the table's order; parts come behind them.
+/// Columns that every record has, in the table's order. The parts follow.
 pub const COLUMNS: [&str; 10] = [
     "step",
     "samples",
@@ -71,7 +67,7 @@ pub const COLUMNS: [&str; 10] = [
 ];
 
 impl Record {
-    /// The value in a column of [`COLUMNS`] or of a part, as it stands in the table.
+    /// Returns the text of a column of [`COLUMNS`] or of a part.
     fn cell(&self, column: &str) -> String {
         let number = match column {
             "step" => return self.step.to_string(),
@@ -92,7 +88,7 @@ impl Record {
         number.to_string()
     }
 
-    /// TensorBoard's curves: tag and value.
+    /// Returns tags and values of TensorBoard's curves.
     fn scalars(&self) -> Vec<(String, f64)> {
         let mut scalars: Vec<(String, f64)> = [
             ("train/loss", self.loss),
@@ -110,19 +106,19 @@ impl Record {
     }
 }
 
-/// Why metrics cannot be written or read; one line each.
+/// Why metrics cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MetricsError {
-    /// The operating system refused, for a full disk above all.
-    #[error("{}: {source}", path.display())]
+    /// The operating system reports an error, such as a full disk.
+    #[error("{}: I/O error", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// Its reason.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// A table that is not one of a run.
+    /// The file is not a table of a run.
     #[error("{}, line {line}: {reason}", path.display())]
     Table {
         /// The file.
@@ -131,6 +127,8 @@ pub enum MetricsError {
         line: usize,
         /// What was found and what was expected.
         reason: String,
+        /// The error of the CSV parser, if it is the cause.
+        source: Option<csv::Error>,
     },
 }
 
@@ -140,8 +138,7 @@ impl MetricsError {
     }
 }
 
-/// Writes the metrics of a run, each record at once: what was written stays when the process is
-/// killed.
+/// Writes the metrics of a run. Every record is written at once, so that a killed process loses none.
 #[derive(Debug)]
 pub struct MetricsWriter {
     table: TableWriter,
@@ -149,18 +146,18 @@ pub struct MetricsWriter {
 }
 
 impl MetricsWriter {
-    /// Goes on in `run_dir`, which exists, from a checkpoint of step `resume_at_step`, 0 for a
-    /// fresh run: what an earlier start of the run wrote about later steps is dropped.
+    /// Opens the metrics in `run_dir`, which must exist, after `resume_at_step` steps (0 for a new run). Removes
+    /// the records of later steps, which an earlier start of the run wrote.
     ///
     /// # Errors
-    /// Where files cannot be read or written, or the table is damaged in its middle.
+    /// Returns an error if a file cannot be read or written, or the table is damaged before its last row.
     pub fn open(run_dir: &Path, resume_at_step: u64) -> Result<Self, MetricsError> {
         let table = TableWriter::open(&run_dir.join(TABLE), resume_at_step)?;
         Ok(Self { table, events: EventWriter::create(run_dir, resume_at_step + 1)? })
     }
 
-    /// Returns the steps before the one that the run resumes at that have no row: a machine that
-    /// lost its power may have kept a checkpoint and lost the rows before it.
+    /// Returns the missing rows of steps before the resume. After a power failure, a checkpoint can exist
+    /// without the rows before it.
     pub fn gaps(&self) -> &[Gap] {
         self.table.gaps()
     }
@@ -168,8 +165,8 @@ impl MetricsWriter {
     /// Appends a record.
     ///
     /// # Errors
-    /// Where a file cannot be written. The table holds whole rows then, and the run can go on from
-    /// a checkpoint once the cause is gone.
+    /// Returns an error if a file cannot be written. The table then holds whole rows, and the run can resume
+    /// from a checkpoint.
     pub fn write(&mut self, record: &Record) -> Result<(), MetricsError> {
         self.table.append(record)?;
         self.events.scalars(record.step, &record.scalars())
@@ -181,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_what_a_record_has() {
+    fn every_column_has_a_value() {
         let record = Record {
             step: 1,
             samples: 2,
@@ -203,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_run_goes_on_in_both_files() {
+    fn a_resumed_run_continues_both_files() {
         let folder = tempfile::tempdir().unwrap();
         let record = |step| Record { step, loss: step as f64, ..Record::default() };
         for (resume, steps) in [(0, 1..=5), (3, 4..=6)] {

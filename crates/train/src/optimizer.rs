@@ -1,9 +1,9 @@
-//! AdamW with clipping by the global norm, and the moving average.
+//! AdamW, gradient clipping by the global norm, and the moving average of the parameters.
 //!
-//! On flex one pass over a parameter's values does it all, to the same numbers as the operations of burn
-//! that do it elsewhere.
+//! On flex, one pass over a parameter's values does all of it, with the same numbers as the burn operations
+//! that other backends use.
 
-use crate::{error::TrainError, parameters::FlatTensors};
+use crate::{error::RecipeError, parameters::FlatTensors};
 use burn::{
     optim::{AdamW, AdamWConfig, AdamWState, AdaptiveMomentumState, Optimizer},
     tensor::{Bool, Tensor},
@@ -15,36 +15,36 @@ use opensora_nn::{
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// How parameters are changed. Defaults are those of the published recipes (PyTorch's AdamW).
+/// Settings of the optimizer. Defaults are those of the published recipes (PyTorch's AdamW).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerRecipe {
     /// Learning rate after the warm-up.
     pub learning_rate: f64,
-    /// Steps over which the rate rises linearly from zero.
+    /// Steps of the warm-up, in which the learning rate rises linearly from zero.
     pub warmup_steps: u64,
-    /// What the rate does after the warm-up.
+    /// Schedule of the learning rate after the warm-up.
     pub schedule: Schedule,
-    /// Decay of the running means of the gradient and of its square.
+    /// Decays of the first and second moment.
     pub betas: [f64; 2],
-    /// Added to the root of the second one.
+    /// Added to the square root of the second moment.
     pub epsilon: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Largest norm of all gradients together; larger ones are scaled down. `0` turns it off.
+    /// Largest global norm of the gradients; larger ones are scaled down. `0` turns clipping off.
     pub gradient_clip: f64,
-    /// Decay of the moving average of the parameters.
+    /// Decay of the exponential moving average of the parameters.
     pub ema_decay: f64,
 }
 
-/// What the learning rate does after the warm-up.
+/// Schedule of the learning rate after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum Schedule {
-    /// It stays: the published recipes.
+    /// Constant, as in the published recipes.
     #[default]
     Constant,
-    /// It falls to zero along half a cosine until the last step.
+    /// Falls to zero along half a cosine until the last step.
     Cosine,
 }
 
@@ -64,7 +64,7 @@ impl Default for OptimizerRecipe {
 }
 
 impl OptimizerRecipe {
-    /// The learning rate of step `step` (counted from 0) of `steps`.
+    /// Returns the learning rate of step `step` (counted from 0) of `steps`.
     pub fn learning_rate_at(&self, step: u64, steps: u64) -> f64 {
         if step < self.warmup_steps {
             return self.learning_rate * (step + 1) as f64 / self.warmup_steps as f64;
@@ -83,15 +83,17 @@ impl OptimizerRecipe {
     ///
     /// # Errors
     /// Returns an error if a value is out of range.
-    pub fn validate(&self) -> Result<(), TrainError> {
-        let fail = |name: &str, value: f64, expected: &str| {
-            Err(TrainError::Recipe(format!("{name} is {value}, expected {expected}")))
-        };
-        let rates =
-            [("beta 1", self.betas[0]), ("beta 2", self.betas[1]), ("ema_decay", self.ema_decay)];
+    pub fn validate(&self) -> Result<(), RecipeError> {
+        let fail =
+            |name, value: f64, expected: &str| Err(RecipeError::value(name, value, expected));
+        let rates = [
+            ("betas[0]", self.betas[0]),
+            ("betas[1]", self.betas[1]),
+            ("ema_decay", self.ema_decay),
+        ];
         for (name, value) in rates {
             if !(0.0..1.0).contains(&value) {
-                return fail(name, value, "0 up to but not 1");
+                return fail(name, value, "at least 0 and less than 1");
             }
         }
         for (name, value) in [
@@ -101,7 +103,7 @@ impl OptimizerRecipe {
             ("gradient_clip", self.gradient_clip),
         ] {
             if !value.is_finite() || value < 0.0 {
-                return fail(name, value, "a number that is not negative");
+                return fail(name, value, "0 or a positive number");
             }
         }
         Ok(())
@@ -117,7 +119,7 @@ impl OptimizerRecipe {
     }
 }
 
-/// The Euclidean norm of all gradients together.
+/// The global (Euclidean) norm of all gradients.
 #[derive(Debug, Clone)]
 #[allow(clippy::large_enum_variant, reason = "there is one a step")]
 pub enum GradientNorm {
@@ -156,7 +158,7 @@ pub(crate) struct OptimizerState {
     pub(crate) moments: BTreeMap<String, AdamWState<1>>,
 }
 
-/// A parameter, and what changes with it.
+/// A parameter with its gradient, moments and moving average.
 struct Parameter {
     value: Tensor<1>,
     gradient: Tensor<1>,
@@ -186,7 +188,7 @@ impl OptimizerState {
                 *average = update.unless_refused(average.clone(), after);
                 continue;
             };
-            // Taken out, so that nothing else holds them while they change.
+            // Moved out, so that they have no other owner and can change in place.
             let before = Parameter {
                 value: taken(value),
                 gradient,
@@ -206,10 +208,10 @@ impl OptimizerState {
         }
     }
 
-    /// By operations of burn.
+    /// Updates a parameter by burn operations.
     fn step_by_operations(&self, rate: f64, update: &Update, before: Parameter) -> Parameter {
         match update {
-            // Nothing else holds the tensors then, so that operations may work in place.
+            // The tensors have no other owner, so that operations can work in place.
             Update::Scaled(1.0) => self.step_along(rate, before),
             Update::Scaled(factor) => {
                 let gradient = before.gradient * *factor;
@@ -237,7 +239,7 @@ impl OptimizerState {
         }
     }
 
-    /// AdamW and the moving average, along a gradient that is scaled already.
+    /// Updates a parameter by AdamW, along a gradient that is already scaled, and its moving average.
     fn step_along(&self, rate: f64, before: Parameter) -> Parameter {
         let Parameter { value, gradient, moments, average } = before;
         let (value, moments) = self.adamw.step(rate, value, gradient.clone(), moments);
@@ -245,9 +247,9 @@ impl OptimizerState {
         Parameter { value, gradient, moments, average }
     }
 
-    /// The same in one pass over values in this process's memory; the parameter back where they are
-    /// elsewhere.
-    #[allow(clippy::result_large_err, reason = "the parameter goes on either way")]
+    /// Updates a parameter in one pass if its values are in host memory. Returns the parameter unchanged as
+    /// the error otherwise.
+    #[allow(clippy::result_large_err, reason = "both variants hold a parameter")]
     fn step_in_one_pass(
         &self,
         rate: f64,
@@ -292,7 +294,7 @@ impl OptimizerState {
         }
     }
 
-    /// The moving average with `value` taken in.
+    /// Returns the moving average after `value`.
     fn averaged(&self, average: Tensor<1>, value: Tensor<1>) -> Tensor<1> {
         let decay = self.recipe.ema_decay;
         average * decay + value * (1.0 - decay)
@@ -419,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn one_pass_is_what_burns_operations_are() {
+    fn one_pass_equals_burns_operations() {
         let device = Device::flex();
         let wave = |phase: f32| {
             let values: Vec<f32> = (0..100).map(|i| (i as f32 * 1.7 + phase).sin()).collect();
@@ -459,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_on_a_device_is_that_on_the_host_until_a_number_is_not_finite() {
+    fn a_step_on_a_device_equals_one_on_the_host_until_a_number_is_not_finite() {
         let device = Device::flex();
         let wave = |phase: f32| {
             let values: Vec<f32> = (0..100).map(|i| (i as f32 * 1.7 + phase).sin()).collect();
@@ -496,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_values_are_refused() {
+    fn values_out_of_range_are_rejected() {
         for bad in [
             OptimizerRecipe { ema_decay: 1.0, ..OptimizerRecipe::default() },
             OptimizerRecipe { learning_rate: f64::NAN, ..OptimizerRecipe::default() },

@@ -1,10 +1,9 @@
 //! A model's parameters as named, flat tensors.
 //!
-//! Training keeps what it optimises outside the module: one f32 tensor `[N]` a parameter, under the
-//! parameter's path. Optimizer, moving average, gradients and checkpoints then are maps of the same
-//! names, whatever the model. For each pass the values become leaves of a fresh graph and the
-//! module is filled with views of them, cast to the type that is computed in, so that gradients
-//! arrive at the f32 values.
+//! The trained values are held outside the module: one f32 tensor `[N]` for each parameter, under the
+//! parameter's path. Optimizer, moving average, gradients and checkpoints are maps of the same names for every
+//! model. In each pass the values are the leaves of a fresh graph, and the module's parameters are views of the
+//! leaves, cast to the type that is computed in. So gradients arrive at the f32 values.
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
@@ -17,7 +16,7 @@ use std::collections::BTreeMap;
 /// Flat tensors by parameter path.
 pub type FlatTensors = BTreeMap<String, Tensor<1>>;
 
-/// The parameters of a module as flat f32 tensors, without autodiff and contiguous.
+/// Returns the parameters of a module as flat f32 tensors, without autodiff and contiguous.
 ///
 /// # Errors
 /// Returns an error if the device fails.
@@ -27,20 +26,20 @@ pub fn values<M: Module>(module: &M) -> Result<FlatTensors, ReadError> {
     collector.failed.map_or(Ok(collector.values), Err)
 }
 
-/// The same module with all parameters replaced by views of one zero: its shape without its memory.
+/// Replaces all parameters of a module by views of one zero, which keeps shapes and frees the memory.
 pub(crate) fn hollow<M: Module>(module: M) -> M {
     module.map(&mut Hollow)
 }
 
-/// `module` with the parameters of `values` in their place, cast to `dtype`; others stay.
+/// Replaces the parameters of `module` that are in `values`, cast to `dtype`. Other parameters are kept.
 ///
 /// # Panics
-/// Where a value's length is not the parameter's.
+/// Panics if the length of a value differs from the parameter's.
 pub fn filled<M: Module>(module: M, values: &FlatTensors, dtype: FloatDType) -> M {
     module.map(&mut Filler { names: ParameterNames::default(), values, dtype })
 }
 
-/// A module on an autodiff graph, and the leaves that its parameters were made from.
+/// A module on an autodiff graph, with the leaves of its parameters.
 #[derive(Debug)]
 pub struct Graph<M> {
     /// The module; its parameters are views of the leaves.
@@ -49,7 +48,7 @@ pub struct Graph<M> {
 }
 
 impl<M: Module> Graph<M> {
-    /// A graph on `values`, of which those that `trainable` holds for get gradients.
+    /// Creates a graph on `values`. Those for which `trainable` returns true get gradients.
     pub(crate) fn new(
         hollow: M,
         values: &FlatTensors,
@@ -80,7 +79,7 @@ impl<M: Module> Graph<M> {
         }
     }
 
-    /// The gradients of `loss` for all leaves that it depends on.
+    /// Returns the gradients of `loss` for all leaves that it depends on.
     pub fn backward(&self, loss: Tensor<1>) -> FlatTensors {
         let mut sum = FlatTensors::new();
         self.collect(&mut loss.backward(), &mut sum);
@@ -107,8 +106,8 @@ impl ModuleVisitor for Collector {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let value = param.val().inner().cast(FloatDType::F32);
         let length = value.shape().num_elements();
-        // Through the host: a parameter may be a transposed view, and a run that goes on from a
-        // file must start from the same layout as the run that wrote it.
+        // Through the host: a parameter can be a transposed view, and a resumed run must start from the same
+        // memory layout as the run that wrote the checkpoint.
         let device = value.device();
         match read(value) {
             Ok(value) => {

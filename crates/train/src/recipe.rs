@@ -1,4 +1,4 @@
-//! Recipes: what is trained, on what, how, for how long, as TOML.
+//! Training recipes in TOML: model, data, optimizer, length of the run.
 //!
 //! ```
 //! let recipe = opensora_train::Recipe::parse(r#"
@@ -17,15 +17,19 @@
 //! dtype = "bf16"
 //! "#)?;
 //! assert_eq!(recipe.data.clip.num_frames, 16);
-//! # Ok::<(), opensora_train::TrainError>(())
+//! # Ok::<(), opensora_train::RecipeError>(())
 //! ```
 //!
-//! Just one of the tables `[stdit]`, `[vae]` and `[t5]` says what is trained. Paths are relative
-//! to where the program runs, and the command line's win over them.
+//! Exactly one of the tables `[stdit]`, `[vae]` and `[t5]` selects the model. Paths are relative to the working
+//! directory, and options of the command line override them.
 
 use crate::{
-    denoiser::DenoiserRecipe, error::TrainError, masked_tokens::MaskedTokens,
-    optimizer::OptimizerRecipe, run::RunRecipe, vae::VaeRecipe,
+    denoiser::{DenoiserRecipe, check_variance},
+    error::RecipeError,
+    masked_tokens::MaskedTokens,
+    optimizer::OptimizerRecipe,
+    run::RunRecipe,
+    vae::VaeRecipe,
 };
 use opensora_data::window::ClipSpec;
 use opensora_files::{
@@ -38,7 +42,7 @@ use opensora_vae::VaeConfig;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// A training run, as its recipe says it.
+/// A training recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
@@ -51,16 +55,16 @@ pub struct Recipe {
     /// A text encoder to train.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub t5: Option<T5Part>,
-    /// What it is trained on.
+    /// Training data.
     #[serde(default)]
     pub data: DataRecipe,
-    /// How its parameters are changed.
+    /// Optimizer.
     #[serde(default)]
     pub optimizer: OptimizerRecipe,
-    /// How long, and what is left behind.
+    /// Length, batches and checkpoints.
     #[serde(default)]
     pub run: RunRecipe,
-    /// Videos that are sampled along the way.
+    /// Videos that are sampled during the run.
     #[serde(default)]
     pub sample: SampleRecipe,
 }
@@ -69,9 +73,9 @@ pub struct Recipe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 pub struct StDitPart {
-    /// Its sizes and position scales; those that are not named are STDiT-XL/2's.
+    /// Sizes and position scales; defaults are STDiT-XL/2's.
     pub config: DenoiserConfig,
-    /// Weights to start from: an STDiT of the stage before, or a PixArt-alpha. Fresh without.
+    /// Weights to start from: an STDiT of an earlier stage, or a PixArt-alpha. `None`: random weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
     /// Folder of the text encoder, for captions that are not in a cache and for sample videos.
@@ -83,70 +87,107 @@ pub struct StDitPart {
     /// Frames that the VAE encodes at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vae_micro_batch: Option<usize>,
-    /// Its loss.
+    /// Loss.
     pub loss: DenoiserRecipe,
+}
+
+impl StDitPart {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// Returns an error if a value is out of range.
+    pub fn validate(&self) -> Result<(), RecipeError> {
+        self.config.validate()?;
+        check_variance(&self.config)?;
+        self.loss.validate()
+    }
 }
 
 /// A VAE to train.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 pub struct VaePart {
-    /// Its sizes; those that are not named are Stable Diffusion's.
+    /// Sizes; defaults are Stable Diffusion's.
     pub config: VaeConfig,
-    /// Weights to start from.
+    /// Weights to start from. `None`: random weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
-    /// Samples whose latents are measured after the last step, so that the finished VAE's latents
-    /// have a mean of 0 and a deviation of 1; 0 leaves them as they are.
+    /// Samples whose latents are measured after the last step, to normalise the latents of the finished VAE to
+    /// a mean of 0 and a standard deviation of 1. 0 does not normalise.
     pub unit_latents: usize,
-    /// Its loss.
+    /// Loss.
     pub loss: VaeRecipe,
+}
+
+impl VaePart {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// Returns an error if a value is out of range.
+    pub fn validate(&self) -> Result<(), RecipeError> {
+        self.config.validate()?;
+        self.loss.validate()
+    }
 }
 
 /// A text encoder to train.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct T5Part {
-    /// Its sizes; `vocab_size` is also what the tokenizer is fitted to.
+    /// Sizes; the tokenizer is fitted to at most `vocab_size` tokens.
     pub config: T5Config,
-    /// Tokens of a caption.
+    /// Largest number of tokens of a caption.
     pub max_length: usize,
-    /// Its loss.
+    /// Loss.
     pub loss: MaskedTokens,
+}
+
+impl T5Part {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// Returns an error if a value is out of range.
+    pub fn validate(&self) -> Result<(), RecipeError> {
+        self.config.validate()?;
+        if self.max_length == 0 {
+            return Err(RecipeError::value("max_length", 0, "at least 1"));
+        }
+        self.loss.validate()
+    }
 }
 
 impl Default for T5Part {
     fn default() -> Self {
-        // As the reference's denoiser reads them.
+        // The length that the reference's denoiser uses.
         let max_length = DenoiserConfig::default().model_max_length;
         Self { config: T5Config::default(), max_length, loss: MaskedTokens::default() }
     }
 }
 
-/// What a model is trained on.
+/// Training data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataRecipe {
     /// Manifest of clips and captions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manifest: Option<PathBuf>,
-    /// Folder of latents and prompt states that were computed from it; without, they are computed
-    /// along the way, with the same numbers.
+    /// Folder of latents and prompt states that were computed from the manifest. Without it, they are computed
+    /// during training, with the same numbers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
-    /// How a clip is cut from its file.
+    /// How a clip is read from its file.
     pub clip: ClipSpec,
 }
 
-/// Videos that are sampled along the way, from the moving average.
+/// Videos that are sampled from the moving average during the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SampleRecipe {
-    /// Their prompts.
+    /// Prompts.
     pub prompts: Vec<String>,
     /// Steps of DPM-Solver++.
     pub steps: usize,
-    /// How strongly the prompts are followed.
+    /// Scale of classifier-free guidance.
     pub guidance_scale: f64,
 }
 
@@ -156,7 +197,24 @@ impl Default for SampleRecipe {
     }
 }
 
-/// Recipes that come with the crate, by name.
+impl SampleRecipe {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// Returns an error if a value is out of range.
+    pub fn validate(&self) -> Result<(), RecipeError> {
+        if self.steps == 0 {
+            return Err(RecipeError::value("steps of [sample]", 0, "at least 1"));
+        }
+        if !self.guidance_scale.is_finite() {
+            let expected = "a finite number";
+            return Err(RecipeError::value("guidance_scale", self.guidance_scale, expected));
+        }
+        Ok(())
+    }
+}
+
+/// Names and contents of the bundled recipes.
 pub const RECIPES: [(&str, &str); 12] = [
     ("stage1-image-256", include_str!("../recipes/stage1-image-256.toml")),
     ("stage1-image-512", include_str!("../recipes/stage1-image-512.toml")),
@@ -176,67 +234,64 @@ impl Recipe {
     /// Reads a recipe from TOML.
     ///
     /// # Errors
-    /// Where it is not of the format or a value cannot be.
-    pub fn parse(text: &str) -> Result<Self, TrainError> {
-        let recipe: Self =
-            toml::from_str(text).map_err(|error| TrainError::Recipe(located(&error, text)))?;
+    /// Returns an error if the text is not a recipe, or a value is out of range.
+    pub fn parse(text: &str) -> Result<Self, RecipeError> {
+        let recipe: Self = toml::from_str(text).map_err(|error| syntax(&error, text))?;
         recipe.validate()?;
         Ok(recipe)
     }
 
-    /// Reads a recipe from a file, or one that comes with the crate by its name.
+    /// Reads a recipe from a file, or a bundled one by its name.
     ///
     /// # Errors
-    /// Where there is none, it cannot be read or is not of the format.
-    pub fn open(path: &Path) -> Result<Self, TrainError> {
-        let fail = |reason: String| TrainError::RecipeFile { path: path.into(), reason };
+    /// Returns an error if the file cannot be read or is not a recipe, or a value is out of range.
+    pub fn open(path: &Path) -> Result<Self, RecipeError> {
         if let Some((_, text)) = RECIPES.iter().find(|(name, _)| Path::new(name) == path) {
             return Self::parse(text);
         }
-        let text = read_text(path, MAX_CONFIG_BYTES).map_err(|error| {
-            let names: Vec<&str> = RECIPES.iter().map(|(name, _)| *name).collect();
-            fail(format!("{error}; recipes that come along: {}", names.join(", ")))
-        })?;
-        Self::parse(&text).map_err(|error| fail(error.to_string()))
+        let text = read_text(path, MAX_CONFIG_BYTES)
+            .map_err(|source| RecipeError::Read { path: path.into(), source })?;
+        Self::parse(&text)
+            .map_err(|error| RecipeError::File { path: path.into(), source: Box::new(error) })
     }
 
-    /// The recipe as TOML.
+    /// Returns the recipe as TOML.
     ///
     /// # Errors
-    /// Where a value has no form in TOML.
-    pub fn to_toml(&self) -> Result<String, TrainError> {
-        toml::to_string_pretty(self).map_err(|error| TrainError::Recipe(error.to_string()))
+    /// Returns an error if TOML has no form for a value.
+    pub fn to_toml(&self) -> Result<String, RecipeError> {
+        Ok(toml::to_string_pretty(self)?)
     }
 
-    /// Fails where a value cannot be.
+    /// Checks the values.
     ///
     /// # Errors
-    /// Names the value.
-    pub fn validate(&self) -> Result<(), TrainError> {
-        let parts = [self.stdit.is_some(), self.vae.is_some(), self.t5.is_some()];
-        if parts.iter().filter(|&&part| part).count() != 1 {
-            return Err(TrainError::Recipe("expected one of [stdit], [vae] and [t5]".into()));
+    /// Returns an error if a value is out of range, or not exactly one model is to be trained.
+    pub fn validate(&self) -> Result<(), RecipeError> {
+        match (&self.stdit, &self.vae, &self.t5) {
+            (Some(part), None, None) => part.validate()?,
+            (None, Some(part), None) => part.validate()?,
+            (None, None, Some(part)) => part.validate()?,
+            (stdit, vae, t5) => {
+                let tables = [stdit.is_some(), vae.is_some(), t5.is_some()];
+                let found = tables.into_iter().filter(|found| *found).count();
+                let expected = "one of [stdit], [vae] and [t5]";
+                return Err(RecipeError::value("number of models", found, expected));
+            }
         }
-        if let Some(part) = &self.stdit {
-            part.config.validate()?;
-        }
-        if let Some(part) = &self.vae {
-            part.config.validate()?;
-        }
-        if let Some(part) = &self.t5 {
-            part.config.validate()?;
-        }
+        self.data.clip.validate()?;
         self.optimizer.validate()?;
-        self.run.validate()
+        self.run.validate()?;
+        self.sample.validate()
     }
 
-    /// Whether a run of `self` can be gone on with as `other`: how long it is and what it leaves
-    /// behind may differ, nothing that changes its numbers may. Returns the first difference.
+    /// Returns the first difference that prevents a run of `self` from being resumed as `other`. Length,
+    /// checkpoints and samples may differ; settings that change the numbers may not.
     pub fn difference(&self, other: &Self) -> Option<String> {
         let plain = |recipe: &Self| {
             let mut recipe = recipe.clone();
             let run = &mut recipe.run;
-            // A schedule that depends on the length keeps it.
+            // The length changes the numbers of schedules that depend on it.
             if recipe.optimizer.schedule == crate::optimizer::Schedule::Constant {
                 run.steps = 0;
             }
@@ -257,14 +312,11 @@ impl Recipe {
     }
 }
 
-/// What is wrong and in which line, on one line; the error's own text draws the line.
-fn located(error: &toml::de::Error, text: &str) -> String {
-    let message = one_line(error.message());
+/// The parser's message, and the line of `text` that it is about.
+fn syntax(error: &toml::de::Error, text: &str) -> RecipeError {
     let before = error.span().and_then(|span| text.get(..span.start));
-    match before {
-        Some(before) => format!("line {}: {message}", 1 + before.matches('\n').count()),
-        None => message,
-    }
+    let line = before.map(|before| 1 + before.matches('\n').count());
+    RecipeError::Syntax { line, message: one_line(error.message()) }
 }
 
 #[cfg(test)]
@@ -272,7 +324,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_recipe_that_comes_along_parses_and_survives_a_round_trip() {
+    fn every_bundled_recipe_parses_and_survives_a_round_trip() {
         for (name, text) in RECIPES {
             let recipe = Recipe::parse(text).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert_eq!(Recipe::parse(&recipe.to_toml().unwrap()).unwrap(), recipe, "{name}");
@@ -280,7 +332,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_recipe_is_refused_in_one_line() {
+    fn invalid_recipes_are_rejected_in_one_line() {
+        use opensora_files::error_line;
         for text in [
             "",
             "[stdit]\n[vae]",
@@ -291,15 +344,16 @@ mod tests {
             "[vae]\n[optimizer]\nema_decay = 2.0",
             "[stdit",
         ] {
-            let error = Recipe::parse(text).unwrap_err().to_string();
+            let error: crate::TrainError = Recipe::parse(text).unwrap_err().into();
+            let error = error_line(&error);
             assert!(!error.contains('\n') && error.contains(": "), "{text}: {error}");
         }
         let error = Recipe::parse("[stdit]\n[stdit.loss]\nfreze = 'text'").unwrap_err().to_string();
-        assert!(error.starts_with("recipe: line 3: unknown field `freze`"), "{error}");
+        assert!(error.starts_with("line 3: unknown field `freze`"), "{error}");
     }
 
     #[test]
-    fn only_what_does_not_change_the_numbers_may_change_on_the_way() {
+    fn only_settings_that_do_not_change_the_numbers_may_differ_at_a_resume() {
         let recipe = Recipe::parse("[vae.loss]\nkl_weight = 1e-6").unwrap();
         let mut longer = recipe.clone();
         longer.run.steps *= 2;

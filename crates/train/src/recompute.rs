@@ -1,10 +1,10 @@
-//! Gradients of an STDiT, with or without keeping every block's activations.
+//! Gradients of an STDiT, with or without activation checkpointing.
 //!
-//! burn's autodiff keeps what a backward pass needs of every operation. Activation checkpointing
-//! keeps only the tokens that enter each block: the blocks run once without a graph, and on the way
-//! back each is run again on a graph of its own, whose gradient is that of `sum(y * dy)`.
+//! burn's autodiff saves the inputs of every operation for the backward pass. Activation checkpointing saves
+//! only the tokens that enter each block: the blocks run once without a graph, and the backward pass runs each
+//! block again on a separate graph, with the gradient of `sum(y * dy)`.
 //!
-//! Source of the scheme: `torch.utils.checkpoint`, as hpcaitech/Open-Sora v1.0.0 applies it with
+//! Source: `torch.utils.checkpoint`, as hpcaitech/Open-Sora v1.0.0 applies it with
 //! `auto_grad_checkpoint` around every block.
 
 use crate::parameters::{FlatTensors, Graph};
@@ -15,7 +15,7 @@ use burn::{
 use opensora_nn::mask::TokenMask;
 use opensora_stdit::{StDit, stdit::StDitConditioning};
 
-/// What a forward pass of an STDiT takes; see [`StDit::forward`].
+/// Inputs of a forward pass of an STDiT; see [`StDit::forward`].
 pub(crate) struct Inputs<'a> {
     pub(crate) latents: Tensor<5>,
     pub(crate) timesteps: &'a [f32],
@@ -23,18 +23,18 @@ pub(crate) struct Inputs<'a> {
     pub(crate) mask: &'a TokenMask,
 }
 
-/// Runs the model on `inputs`, hands its prediction `[B, C_out, T, H, W]` to `loss`, which returns
-/// the number to minimise `[1]` and whatever else it found, and returns that with the gradients.
+/// Runs the model on `inputs` and returns the gradients of a loss. `loss` maps the prediction
+/// `[B, C_out, T, H, W]` to the loss `[1]` and a further result, which is returned too.
 pub(crate) fn gradients<R, E>(
     graph: &Graph<StDit>,
     inputs: Inputs<'_>,
     recompute: bool,
     loss: impl FnOnce(Tensor<5>) -> Result<(Tensor<1>, R), E>,
 ) -> Result<(R, FlatTensors), E> {
-    if recompute { recomputing(graph, inputs, loss) } else { keeping(graph, inputs, loss) }
+    if recompute { with_recomputation(graph, inputs, loss) } else { direct(graph, inputs, loss) }
 }
 
-fn keeping<R, E>(
+fn direct<R, E>(
     graph: &Graph<StDit>,
     inputs: Inputs<'_>,
     loss: impl FnOnce(Tensor<5>) -> Result<(Tensor<1>, R), E>,
@@ -44,7 +44,7 @@ fn keeping<R, E>(
     Ok((found, graph.backward(loss)))
 }
 
-fn recomputing<R, E>(
+fn with_recomputation<R, E>(
     graph: &Graph<StDit>,
     inputs: Inputs<'_>,
     loss: impl FnOnce(Tensor<5>) -> Result<(Tensor<1>, R), E>,
@@ -52,7 +52,7 @@ fn recomputing<R, E>(
     let Inputs { latents, timesteps, prompt, mask } = inputs;
     let mut sum = FlatTensors::new();
 
-    // Forward, keeping the tokens that enter each block and nothing else of the blocks.
+    // Forward pass, which saves only the tokens that enter each block.
     let (embedded, c) = graph.model.embed(latents, timesteps, prompt, Some(mask));
     let plain = graph.model.valid();
     let constants = map_conditioning(&c, Tensor::inner, Tensor::inner);
@@ -63,7 +63,7 @@ fn recomputing<R, E>(
     }
     drop(plain);
 
-    // The head. Leaves stand for what the parts hand to each other.
+    // The head. Leaves are the tensors at the borders between the graphs.
     let leaves = map_conditioning(&constants, leaf, leaf);
     let last = leaf(entering.pop().unwrap_or_else(|| embedded.clone().inner()));
     let (loss, found) = loss(graph.model.head(last.clone(), &leaves))?;
@@ -73,7 +73,7 @@ fn recomputing<R, E>(
     let mut d_c = ConditioningGradient::default();
     d_c.add(&leaves, &mut grads);
 
-    // The blocks, the last one first.
+    // The blocks in reverse order.
     for (index, x) in entering.into_iter().enumerate().rev() {
         let leaves = map_conditioning(&constants, leaf, leaf);
         let x = leaf(x);
@@ -99,7 +99,7 @@ fn recomputing<R, E>(
     Ok((found, sum))
 }
 
-/// What reaches timestep and prompt embeddings from all the parts that they steer.
+/// Sum of the gradients of timestep and prompt embeddings over all blocks and the head.
 #[derive(Default)]
 struct ConditioningGradient {
     t: Option<Tensor<2>>,
@@ -127,7 +127,7 @@ impl ConditioningGradient {
     }
 }
 
-/// The conditioning with its differentiable tensors mapped.
+/// Maps the differentiable tensors of the conditioning.
 fn map_conditioning(
     c: &StDitConditioning,
     two: impl Fn(Tensor<2>) -> Tensor<2>,
@@ -145,12 +145,12 @@ fn leaf<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     Tensor::from_inner(x).require_grad()
 }
 
-/// The gradient that arrived at a leaf; zero where nothing depends on it.
+/// Returns the gradient of a leaf, zero if nothing depends on the leaf.
 fn gradient_of<const D: usize>(leaf: &Tensor<D>, grads: &mut Gradients) -> Tensor<D> {
     leaf.grad_remove(grads).unwrap_or_else(|| leaf.clone().inner().zeros_like())
 }
 
-/// `sum(y * dy)`, whose gradient for `y` is `dy`.
+/// Returns `sum(y * dy)`, whose gradient for `y` is `dy`.
 fn dot(y: Tensor<3>, dy: Tensor<3>) -> Tensor<1> {
     (y * dy).sum()
 }

@@ -1,23 +1,23 @@
-//! A run from its recipe: checks, data, model, start or resume, loop, finished weights.
+//! A run from its recipe: checks, data, model, start or resume, training, finished weights.
 //!
 //! ```text
 //! RUN/
-//!   recipe.toml        what is run, with everything the command line said
-//!   metrics.csv        one row a step; events.out.tfevents.* holds the same for TensorBoard
+//!   recipe.toml        the recipe, with the options of the command line
+//!   metrics.csv        one row for each step; events.out.tfevents.* has the same numbers for TensorBoard
 //!   checkpoints/       see `state`
-//!   stdit/, vae/, t5/  the finished weights under published names: the moving average, and for STDiT
-//!                      the last values beside it
+//!   stdit/, vae/, t5/  the finished weights under published keys: the moving average, and for STDiT
+//!                      the last values too
 //!   model.json         for STDiT: the finished model and links to its parts, see `description`
-//!   .lock              held by the process that trains here; removed when it ends
+//!   .lock              held by the process that trains in this folder; removed when it ends
 //! ```
 
 use crate::{
     denoiser::DenoiserTask,
     description,
-    error::TrainError,
-    metrics::TrainObserver,
+    error::{RecipeError, TrainError},
+    observer::{DescriptionOmitted, Observer, Resumed},
     recipe::{DataRecipe, Recipe, StDitPart, T5Part, VaePart},
-    run::{Hooks, NoHooks, Outcome, Run},
+    run::{Hooks, Outcome, Run},
     state::{Checkpoints, Progress},
     task::Task,
     text::{CaptionSource, TextTask},
@@ -25,12 +25,12 @@ use crate::{
     vae::{VaeTask, clips},
 };
 use burn::tensor::{Device, FloatDType};
-use opensora_checkpoint::{Checkpoint, PublishedModel, export, export_with_buffers};
+use opensora_checkpoint::{Checkpoint, ExportOptions, PublishedModel, export};
 use opensora_data::{
     ClipDataset, ClipSpec, DataError, Manifest, Source,
     cache::LatentCache,
     dataset::clip_fps,
-    encode::{ClipEncoder, EncodedSample, OnTheFly},
+    encode::{ClipEncoder, EncodedSample, EncoderConfig, OnTheFly},
 };
 use opensora_diffusion::PredictionType;
 use opensora_files::{CreatedFolders, Lock, LockError, write_atomically};
@@ -49,56 +49,56 @@ use std::{
     sync::Arc,
 };
 
-/// Name of the lock's file in a run's folder.
+/// Name of the lock file in a run's folder.
 const LOCK: &str = ".lock";
 
-/// Where a run lives and how it is watched.
+/// A training run: recipe, folder and device.
 #[derive(Debug, Clone)]
 pub struct Session {
-    /// What is run.
+    /// Recipe.
     pub recipe: Recipe,
     /// The run's folder.
     pub folder: PathBuf,
     /// Resumes from the newest whole checkpoint, if there is one.
     pub resume: bool,
-    /// FLOP/s that the device can reach at best, for the utilisation.
+    /// Peak FLOP/s of the device, for the utilisation.
     pub peak_flops: Option<f64>,
     /// The device.
     pub device: Device,
 }
 
-/// A run that passed all checks that need no model, and holds the lock of its folder.
+/// A run that has passed all checks that need no model, and that holds the lock of its folder.
 pub struct Prepared<'a> {
     session: &'a Session,
     dtype: FloatDType,
     work: Work<'a>,
     peak_flops: Option<f64>,
-    /// Dropped in this order: the folder goes again if nothing but the lock was in it.
+    /// Dropped in this order, which removes a folder that has only the lock.
     _lock: Lock,
     _folders: CreatedFolders,
 }
 
-/// What is trained, on which opened data, from which opened weights.
+/// The model to train, its opened data and its opened initial weights.
 enum Work<'a> {
     StDit { part: &'a StDitPart, task: Box<DenoiserTask>, data: Latents, init: Option<Checkpoint> },
     Vae { part: &'a VaePart, task: VaeTask, data: ClipDataset, init: Option<Checkpoint> },
     T5 { part: &'a T5Part, data: Manifest },
 }
 
-/// Where a denoiser's samples come from.
+/// The source of a denoiser's samples.
 enum Latents {
-    /// They were computed before.
+    /// Samples were encoded before.
     Cache(LatentCache),
-    /// They are computed along the way.
+    /// Samples are encoded during training.
     Clips { dataset: ClipDataset, vae: PathBuf, t5: PathBuf },
 }
 
 impl Latents {
-    /// Size of the latents, `[T, h, w]`; `None` if no sample of the cache can be read.
+    /// Returns the size of the latents, `[T, h, w]`, or `None` if no sample of the cache can be read.
     fn latent_size(&self, clip: &ClipSpec) -> Result<Option<[usize; 3]>, TrainError> {
         match self {
             Self::Cache(cache) => {
-                // All samples are of one shape.
+                // All samples have the same shape.
                 let sample = (0..cache.len()).find_map(|row| cache.read(row, 0).ok());
                 Ok(sample.map(|EncodedSample { latent_shape: [_, t, h, w], .. }| [t, h, w]))
             }
@@ -112,25 +112,23 @@ impl Latents {
 }
 
 impl Session {
-    /// Trains to the recipe's end, or until the observer stops it, and writes the weights as they
-    /// are then.
+    /// Trains until the recipe's last step or until the observer stops the run, and writes the weights.
     ///
     /// # Errors
-    /// Returns an error if the recipe cannot be run here or the run cannot go on; its last whole
-    /// checkpoint is good.
+    /// Returns the errors of [`prepare`](Self::prepare) and [`Prepared::run`].
     pub fn run(
         &self,
-        observer: &mut dyn TrainObserver,
+        observer: &mut dyn Observer,
         hooks: &mut dyn Hooks<DenoiserTask>,
     ) -> Result<Outcome, TrainError> {
         self.prepare()?.run(observer, hooks)
     }
 
-    /// Takes the lock of the run's folder and checks all that can be checked before a model is
-    /// loaded: recipe, folder, data, and the headers of the weights to start from.
+    /// Takes the lock of the run's folder and checks everything that needs no model: recipe, folder, data, and
+    /// the headers of the weights to start from.
     ///
     /// # Errors
-    /// Returns an error if the recipe cannot be run here, or another process uses the folder.
+    /// Returns an error if a check fails, or another process uses the folder.
     pub fn prepare(&self) -> Result<Prepared<'_>, TrainError> {
         let recipe = &self.recipe;
         recipe.validate()?;
@@ -148,7 +146,8 @@ impl Session {
         } else if let Some(part) = &recipe.t5 {
             Work::T5 { part, data: manifest(&recipe.data)? }
         } else {
-            return Err(TrainError::Recipe("nothing to train".into()));
+            let expected = "one of [stdit], [vae] and [t5]";
+            return Err(RecipeError::value("number of models", 0, expected).into());
         };
         let peak_flops = self.peak_flops;
         Ok(Prepared { session: self, dtype, work, peak_flops, _lock: lock, _folders: folders })
@@ -162,20 +161,19 @@ impl Session {
         self.folder.join("recipe.toml")
     }
 
-    /// Fails if the folder holds a run that may not be resumed.
+    /// Returns an error if the folder holds a run that must not be resumed.
     fn check_folder(&self) -> Result<(), TrainError> {
         if self.checkpoints().complete()?.is_empty() {
             return Ok(());
         }
-        let fail = |path: PathBuf, reason: String| Err(TrainError::State { path, reason });
         if !self.resume {
-            let reason = "already holds a run: resume it, or choose another folder";
-            return fail(self.folder.clone(), reason.into());
+            let reason = "already holds a run; resume it, or choose another folder";
+            return Err(TrainError::state(&self.folder, reason));
         }
         match Recipe::open(&self.recipe_path())?.difference(&self.recipe) {
             Some(difference) => {
-                let reason = format!("the run was begun with another recipe: {difference}");
-                fail(self.recipe_path(), reason)
+                let reason = format!("the run was started with another recipe: {difference}");
+                Err(TrainError::state(self.recipe_path(), reason))
             }
             None => Ok(()),
         }
@@ -187,29 +185,28 @@ impl Session {
         let init = part.init.as_ref().map(|init| opened(init, part)).transpose()?;
         let data = self.latents(part)?;
         if let Latents::Cache(cache) = &data {
-            // The first one that can be read stands for all: they are of one shape.
+            // Checks the first readable sample, since all have the same shape.
             let sample = (0..cache.len()).find_map(|row| cache.read(row, 0).ok());
             sample.map(|sample| task.batch(&[sample], &[0])).transpose()?;
         }
         Ok(Work::StDit { part, task: Box::new(task), data, init })
     }
 
-    /// Opens the latents and prompt states, or what they are computed from.
+    /// Opens the cache of latents and prompt states, or the clips that they are computed from.
     fn latents(&self, part: &StDitPart) -> Result<Latents, TrainError> {
         let data = &self.recipe.data;
         if let Some(cache) = &data.cache {
             let cache = LatentCache::open_for(cache, &data.clip)?;
             if data.manifest.is_some() {
-                // Naming both says that the cache was made from the manifest.
+                // With both given, the cache must have been made from the manifest.
                 cache.check_rows(&dataset(data, self.recipe.run.seed)?)?;
             }
             return Ok(Latents::Cache(cache));
         }
-        let missing = |what: &str| {
-            TrainError::Recipe(format!("without a cache of latents the {what} is needed"))
-        };
-        let vae = part.vae.clone().ok_or_else(|| missing("VAE"))?;
-        let t5 = part.t5.clone().ok_or_else(|| missing("text encoder"))?;
+        let missing =
+            |what| RecipeError::Missing { what, hint: "it is needed without a cache of latents" };
+        let vae = part.vae.clone().ok_or_else(|| missing("the VAE"))?;
+        let t5 = part.t5.clone().ok_or_else(|| missing("the text encoder"))?;
         let dataset = dataset(data, self.recipe.run.seed)?;
         check_encoders(part, &data.clip, &vae, &t5)?;
         Ok(Latents::Clips { dataset, vae, t5 })
@@ -225,23 +222,22 @@ impl Session {
 }
 
 impl Prepared<'_> {
-    /// Sets the FLOP/s that the device can reach at best, which take a while to measure.
+    /// Sets the peak FLOP/s of the device. Measuring takes a while, so it is done after the checks.
     pub fn with_peak_flops(self, peak_flops: Option<f64>) -> Self {
         Self { peak_flops, ..self }
     }
 
-    /// Trains to the recipe's end, or until the observer stops it, and writes the weights as they
-    /// are then.
+    /// Trains until the recipe's last step or until the observer stops the run, and writes the weights.
     ///
     /// # Errors
-    /// Returns an error if a model cannot be loaded or the run cannot go on; its last whole
-    /// checkpoint is good.
+    /// Returns an error if a model cannot be loaded or a step fails. The run can resume from its last complete
+    /// checkpoint.
     pub fn run(
         self,
-        observer: &mut dyn TrainObserver,
+        observer: &mut dyn Observer,
         hooks: &mut dyn Hooks<DenoiserTask>,
     ) -> Result<Outcome, TrainError> {
-        // The same fresh weights on every start; backends draw them in their own way.
+        // The same initial weights on every start. They differ between backends.
         self.session.device.seed(self.session.recipe.run.seed);
         let Self { session, dtype, work, peak_flops, _lock, _folders } = self;
         let _held = (_lock, _folders);
@@ -271,7 +267,7 @@ impl Running<'_> {
         task: &DenoiserTask,
         data: Latents,
         init: Option<Checkpoint>,
-        observer: &mut dyn TrainObserver,
+        observer: &mut dyn Observer,
         hooks: &mut dyn Hooks<DenoiserTask>,
     ) -> Result<Outcome, TrainError> {
         let device = &self.session.device;
@@ -281,8 +277,13 @@ impl Running<'_> {
         let (fps, source): (_, Arc<dyn Source<Item = EncodedSample>>) = match data {
             Latents::Cache(cache) => (fps(clip, cache.paths()), Arc::new(cache)),
             Latents::Clips { dataset, vae, t5 } => {
-                let tokens = part.config.model_max_length;
-                let encoder = ClipEncoder::load(&vae, &t5, tokens, part.vae_micro_batch, device)?;
+                let encoder = EncoderConfig {
+                    vae,
+                    t5,
+                    max_length: part.config.model_max_length,
+                    vae_micro_batch: part.vae_micro_batch,
+                };
+                let encoder = ClipEncoder::load(&encoder, device)?;
                 let fps = fps(clip, dataset.paths());
                 (fps, Arc::new(OnTheFly::new(dataset, encoder)))
             }
@@ -292,23 +293,22 @@ impl Running<'_> {
         let (outcome, trainer) = self.train(task, model, trainable, source, observer, hooks)?;
 
         let folder = self.subfolder("stdit")?;
-        let (map, dtype) = (keys::stdit(), FloatDType::F32);
-        let note = Some((PredictionType::NOTE, part.loss.prediction_type.name()));
+        let map = keys::stdit();
         let write = |model: StDit, name: &str| -> Result<(), TrainError> {
             let tables = size.map_or(Ok(Vec::new()), |size| model.position_tables(size))?;
             let tables = tables.into_iter().map(|(key, table)| Ok((key, read(table)?)));
             let tables = tables.collect::<Result<_, ReadError>>()?;
-            Ok(export_with_buffers(&model, &map, tables, dtype, note, &folder.join(name))?)
+            let options = ExportOptions::default()
+                .with_metadata(PredictionType::NOTE, part.loss.prediction_type.name())
+                .with_buffers(tables);
+            Ok(export(&model, &map, options, &folder.join(name))?)
         };
         write(trainer.average_model(), "ema.safetensors")?;
         write(trainer.model(), "model.safetensors")?;
         write_json(&folder.join("config.json"), &part.config)?;
         match description::describe(&self.session.folder, part, clip, fps)? {
             Some(model) => write_json(&self.session.folder.join(description::FILE), &model)?,
-            None => observer.message(
-                "no model.json was written, since the run was given no text encoder and VAE; \
-                 sample with --t5 and --vae",
-            ),
+            None => observer.description_omitted(&DescriptionOmitted),
         }
         Ok(outcome)
     }
@@ -319,7 +319,7 @@ impl Running<'_> {
         task: &VaeTask,
         source: Arc<ClipDataset>,
         init: Option<Checkpoint>,
-        observer: &mut dyn TrainObserver,
+        observer: &mut dyn Observer,
     ) -> Result<Outcome, TrainError> {
         let device = &self.session.device;
         let model = match init {
@@ -327,8 +327,7 @@ impl Running<'_> {
             None => part.config.init(device)?,
         };
         let all = |_: &str| true;
-        let (outcome, trainer) =
-            self.train(task, model, all, source.clone(), observer, &mut NoHooks)?;
+        let (outcome, trainer) = self.train(task, model, all, source.clone(), observer, &mut ())?;
 
         let mut vae = trainer.average_model();
         if part.unit_latents > 0 {
@@ -339,7 +338,7 @@ impl Running<'_> {
         let folder = self.subfolder("vae")?;
         let map = opensora_vae::keys::Naming::Diffusers.key_map(&part.config);
         let weights = folder.join("diffusion_pytorch_model.safetensors");
-        export(&vae, &map, FloatDType::F32, None, &weights)?;
+        export(&vae, &map, ExportOptions::default(), &weights)?;
         part.config.write(&folder.join("config.json"))?;
         Ok(outcome)
     }
@@ -349,31 +348,30 @@ impl Running<'_> {
         part: &T5Part,
         manifest: &Manifest,
         dtype: FloatDType,
-        observer: &mut dyn TrainObserver,
+        observer: &mut dyn Observer,
     ) -> Result<Outcome, TrainError> {
         let folder = self.subfolder("t5")?;
-        let (vocabulary, length) = (part.config.vocab_size, part.max_length);
-        let source = CaptionSource::new(manifest, vocabulary, length, &folder)?;
+        let source = CaptionSource::new(manifest, part, &folder)?;
         let task = TextTask::new(&part.loss, &source, self.session.recipe.run.seed, dtype)?;
         let model = part.config.init(&self.session.device)?;
         let all = |_: &str| true;
         let (outcome, trainer) =
-            self.train(&task, model, all, Arc::new(source), observer, &mut NoHooks)?;
+            self.train(&task, model, all, Arc::new(source), observer, &mut ())?;
         let map = opensora_t5::keys::Layout::PUBLISHED.key_map();
         let weights = folder.join("model.safetensors");
-        export(&trainer.average_model(), &map, FloatDType::F32, None, &weights)?;
+        export(&trainer.average_model(), &map, ExportOptions::default(), &weights)?;
         part.config.write(&folder.join("config.json"))?;
         Ok(outcome)
     }
 
-    /// Starts or resumes, and trains.
+    /// Starts or resumes the run, and trains.
     fn train<T: Task, S: Source<Item = T::Item> + ?Sized + 'static>(
         &self,
         task: &T,
         model: T::Model,
         trainable: impl Fn(&str) -> bool,
         source: Arc<S>,
-        observer: &mut dyn TrainObserver,
+        observer: &mut dyn Observer,
         hooks: &mut dyn Hooks<T>,
     ) -> Result<(Outcome, Trainer<T::Model>), TrainError> {
         let Session { recipe, folder, .. } = self.session;
@@ -384,17 +382,16 @@ impl Running<'_> {
         Ok((outcome, trainer))
     }
 
-    /// Resumes from what is in the run's folder, and writes the recipe there.
+    /// Loads the newest checkpoint of the run, if there is one, and writes the recipe.
     fn start<M: burn::module::Module>(
         &self,
         trainer: &mut Trainer<M>,
-        observer: &mut dyn TrainObserver,
+        observer: &mut dyn Observer,
     ) -> Result<Progress, TrainError> {
         let session = self.session;
-        let mut tell = |text: &str| observer.message(text);
-        let found = session.checkpoints().load_newest(trainer, &session.device, &mut tell)?;
+        let found = session.checkpoints().load_newest(trainer, &session.device, observer)?;
         if let Some(progress) = &found {
-            observer.message(&format!("resuming from step {}", progress.step));
+            observer.resumed(&Resumed { step: progress.step });
         }
         let (path, text) = (session.recipe_path(), session.recipe.to_toml()?);
         write_atomically(&path, |file| fs::write(file, &text)).map_err(TrainError::io(&path))?;
@@ -408,17 +405,17 @@ impl Running<'_> {
     }
 }
 
-/// Frames per second of clips from the files at `paths`, if they are known.
+/// Returns the frames per second of clips from the files at `paths`, if known.
 fn fps<'a>(clip: &ClipSpec, paths: impl Iterator<Item = &'a Path>) -> Option<f64> {
     if clip.num_frames > 1 { clip_fps(paths, clip.frame_interval) } else { None }
 }
 
-/// Opens the weights that a denoiser starts from.
+/// Opens the initial weights of a denoiser.
 fn opened(init: &Path, part: &StDitPart) -> Result<Checkpoint, TrainError> {
     let checkpoint = Checkpoint::open(init)?;
-    let (notes, expected) = (checkpoint.notes()?, part.loss.prediction_type.name());
-    // Weights of other programs say nothing.
-    match notes.get(PredictionType::NOTE).filter(|found| *found != expected) {
+    let (metadata, expected) = (checkpoint.metadata()?, part.loss.prediction_type.name());
+    // Weights of other programs have no such metadata.
+    match metadata.get(PredictionType::NOTE).filter(|found| *found != expected) {
         Some(found) => {
             let (path, found) = (init.to_path_buf(), found.clone());
             Err(TrainError::PredictionType { path, found, expected })
@@ -427,16 +424,16 @@ fn opened(init: &Path, part: &StDitPart) -> Result<Checkpoint, TrainError> {
     }
 }
 
-/// Fails if VAE or text encoder do not fit the denoiser, as their configurations say.
+/// Returns an error if the configurations of VAE or text encoder do not fit the denoiser.
 fn check_encoders(
     part: &StDitPart,
     clip: &ClipSpec,
     vae: &Path,
     t5: &Path,
 ) -> Result<(), TrainError> {
-    let fail = |key: &str, value: usize, path: &Path, what: &str, found: usize| {
-        let path = path.display();
-        Err(TrainError::Recipe(format!("{key} is {value}, but {path} has {what} of {found}")))
+    let fail = |key, value: usize, path: &Path, what: &str, found: usize| {
+        let expected = format!("{found}, the {what} of {}", path.display());
+        Err(RecipeError::value(key, value, expected).into())
     };
     let ([height, width], frames) = (clip.image_size, clip.num_frames);
     let (vae_config, config) = (VaeConfig::beside(vae)?, &part.config);
@@ -447,12 +444,12 @@ fn check_encoders(
     }
     let found = T5Config::read(&t5.join("config.json"))?.d_model;
     if found != config.caption_channels {
-        return fail("caption_channels", config.caption_channels, t5, "a d_model", found);
+        return fail("caption_channels", config.caption_channels, t5, "d_model", found);
     }
     Ok(())
 }
 
-/// The STDiT that a recipe starts from: the stage before, a PixArt-alpha, or fresh weights.
+/// Returns the initial STDiT: of an earlier stage, of a PixArt-alpha, or with random weights.
 fn initial_stdit(
     part: &StDitPart,
     init: Option<Checkpoint>,
@@ -469,7 +466,9 @@ fn initial_stdit(
 
 fn manifest(data: &DataRecipe) -> Result<Manifest, TrainError> {
     let path = data.manifest.as_ref();
-    let path = path.ok_or_else(|| TrainError::Recipe("no manifest was given".into()))?;
+    let hint = "give it in the recipe or by --data";
+    let missing = RecipeError::Missing { what: "the manifest", hint };
+    let path = path.ok_or(missing)?;
     Ok(Manifest::read(path).map_err(DataError::from)?)
 }
 
@@ -477,7 +476,7 @@ fn dataset(data: &DataRecipe, seed: u64) -> Result<ClipDataset, TrainError> {
     Ok(ClipDataset::new(manifest(data)?, data.clip.clone(), seed)?)
 }
 
-/// Mean and deviation of the scaled latents of `samples` rows, by channel.
+/// Returns mean and standard deviation of the scaled latents of `samples` rows, for each channel.
 fn latent_statistics(
     vae: &AutoencoderKl,
     source: &dyn Source<Item = opensora_data::ClipSample>,
@@ -487,7 +486,7 @@ fn latent_statistics(
     let channels = vae.config().latent_channels;
     let (mut sums, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
     let mut count = 0.0;
-    // Rows spread over the whole set: manifests are often sorted.
+    // Rows from the whole data set, since manifests are often sorted.
     let samples = samples.min(source.len());
     for sample in 0..samples {
         let item = source.read(sample * source.len() / samples, 0)?;

@@ -1,26 +1,31 @@
-//! Checkpoints of a run: written whole or not at all, found again, resumed from.
+//! Checkpoints of a run: saving, listing and resuming.
 //!
 //! ```text
 //! RUN/checkpoints/step-00000200/
 //!   values.safetensors     all parameters, f32
 //!   average.safetensors    their moving average
 //!   optimizer.safetensors  first and second moments, `m.NAME` and `v.NAME`
-//!   state.json             step, place in the data, checksums: written last, the mark of completeness
-//! RUN/checkpoints/step-00000200.damaged/   set aside by a resume that fell back over it
+//!   state.json             step, position in the data, checksums: written last, marks a complete checkpoint
+//! RUN/checkpoints/step-00000200.damaged/   renamed by a resume that skipped it
 //! ```
 //!
-//! A checkpoint is built in a temporary folder, synced and renamed, so a process that is killed at
-//! any moment leaves the last good one. Values that are not finite are never saved. There is no
-//! random state to keep: every draw is keyed by the seed and the sample's place in the data.
+//! A checkpoint is built in a temporary folder, synced and renamed, so that a killed process leaves the last
+//! complete checkpoint intact. Values that are not finite are never saved. There is no random state to save:
+//! every draw is keyed by the seed and the sample's position in the data.
 
-use crate::{error::TrainError, parameters::FlatTensors, trainer::Trainer};
+use crate::{
+    error::TrainError,
+    observer::{CheckpointDamaged, Observer},
+    parameters::FlatTensors,
+    trainer::Trainer,
+};
 use burn::{
     module::Module,
     optim::AdaptiveMomentumState,
     tensor::{DType, Device, Tensor},
 };
 use opensora_checkpoint::Checkpoint;
-use opensora_files::{AtomicFolder, Existing, one_line, remove_leftovers, write_atomically};
+use opensora_files::{AtomicFolder, Existing, remove_leftovers, write_atomically};
 use opensora_nn::read::{ReadError, read};
 use safetensors::{Dtype, View};
 use serde::{Deserialize, Serialize};
@@ -40,16 +45,16 @@ const AVERAGE: &str = "average.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const MARK: &str = "state.json";
 
-/// Where a run stands.
+/// The progress of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Progress {
     /// Steps done.
     pub step: u64,
-    /// The next slot of the data's order.
+    /// Next slot of the data's order.
     pub next_slot: u64,
-    /// Samples seen.
+    /// Samples so far.
     pub samples: u64,
-    /// Seconds of work, over all resumes.
+    /// Seconds of training, over all resumes.
     pub seconds: f64,
 }
 
@@ -57,7 +62,7 @@ pub struct Progress {
 struct State {
     format: u32,
     progress: Progress,
-    /// Updates that each parameter's moments have seen.
+    /// Number of updates of each parameter's moments.
     updates: BTreeMap<String, usize>,
     /// CRC-32 of each file.
     files: BTreeMap<String, u32>,
@@ -71,15 +76,15 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Checkpoints of the run in `run`, of which the newest `keep` (at least one) are kept.
+    /// Returns the checkpoints of the run in `run`, of which the newest `keep` (at least one) are kept.
     pub fn new(run: &Path, keep: usize) -> Self {
         Self { folder: run.join("checkpoints"), keep: keep.max(1) }
     }
 
-    /// Complete checkpoints, the newest first.
+    /// Returns complete checkpoints, the newest first.
     ///
     /// # Errors
-    /// Where the folder is there and cannot be listed.
+    /// Returns an error if the folder exists and cannot be listed.
     pub fn complete(&self) -> Result<Vec<PathBuf>, TrainError> {
         if !self.folder.exists() {
             return Ok(Vec::new());
@@ -99,11 +104,11 @@ impl Checkpoints {
         Ok(found.into_iter().map(|(_, path)| path).collect())
     }
 
-    /// Writes a checkpoint and removes those that are too many.
+    /// Writes a checkpoint, removes the oldest ones beyond the number to keep, and returns its folder.
     ///
     /// # Errors
-    /// Returns an error if it cannot be written, for a full disk above all, or a value is not
-    /// finite. The checkpoints before it stay.
+    /// Returns an error if a file cannot be written, such as for a full disk, or a value is not finite. Earlier
+    /// checkpoints are kept.
     pub fn save<M: Module>(
         &self,
         trainer: &Trainer<M>,
@@ -112,7 +117,7 @@ impl Checkpoints {
         let name = format!("step-{:08}", progress.step);
         let path = self.folder.join(&name);
         if path.join(MARK).exists() {
-            // The same step of the same run: the same content.
+            // The same step of the same run has the same contents.
             return Ok(path);
         }
         fs::create_dir_all(&self.folder).map_err(TrainError::io(&self.folder))?;
@@ -123,15 +128,15 @@ impl Checkpoints {
         remove(&path)?;
         building.commit().map_err(TrainError::io(&path))?;
         for old in self.complete()?.into_iter().skip(self.keep) {
-            // The mark first: a folder that is half removed is not a checkpoint.
+            // The mark first, so that a partly removed folder is not a checkpoint.
             fs::remove_file(old.join(MARK)).map_err(TrainError::io(&old))?;
             remove(&old)?;
         }
         Ok(path)
     }
 
-    /// Removes what killed processes left, also under the names of earlier versions. Only one
-    /// process at a time trains in a folder, so none of it is in use.
+    /// Removes temporary folders of killed processes, also under the names of earlier versions. Only one
+    /// process at a time trains in a folder, so none of them is in use.
     fn remove_leftovers(&self) -> Result<(), TrainError> {
         let io = || TrainError::io(&self.folder);
         remove_leftovers(&self.folder, Duration::ZERO).map_err(io())?;
@@ -145,25 +150,24 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Puts the newest whole checkpoint into `trainer`, or does nothing if there are none. Damaged
-    /// ones that are newer are renamed to `step-....damaged`, and `tell` is told.
+    /// Loads the newest undamaged checkpoint into `trainer`. Returns `None` if there are no checkpoints. Newer
+    /// damaged ones are renamed to `step-....damaged` and reported to `observer`.
     ///
     /// # Errors
-    /// Returns the newest checkpoint's error if none is whole.
+    /// Returns the error of the newest checkpoint if all are damaged.
     pub fn load_newest<M: Module>(
         &self,
         trainer: &mut Trainer<M>,
         device: &Device,
-        tell: &mut dyn FnMut(&str),
+        observer: &mut dyn Observer,
     ) -> Result<Option<Progress>, TrainError> {
         let mut damaged: Vec<(PathBuf, TrainError)> = Vec::new();
         for path in self.complete()? {
             match Self::load(&path, trainer, device) {
                 Ok(progress) => {
                     for (path, error) in &damaged {
-                        let aside = set_aside(path)?;
-                        let aside = aside.display();
-                        tell(&format!("checkpoint left out: {error}; it is now {aside}"));
+                        let moved_to = &set_aside(path)?;
+                        observer.checkpoint_damaged(&CheckpointDamaged { error, moved_to });
                     }
                     return Ok(Some(progress));
                 }
@@ -204,60 +208,31 @@ impl Checkpoints {
         let state = State { format: FORMAT, progress: *progress, updates, files };
         let path = folder.join(MARK);
         let text = serde_json::to_vec_pretty(&state)
-            .map_err(|error| TrainError::State { path: path.clone(), reason: error.to_string() })?;
+            .map_err(malformed(&path, "cannot write the state as JSON"))?;
         fs::write(&path, text).map_err(TrainError::io(&path))
     }
 
-    /// Puts the checkpoint at `path` into `trainer`.
+    /// Loads the checkpoint at `path` into `trainer`.
     ///
     /// # Errors
-    /// Where a file is missing, damaged, or of another model or recipe.
+    /// Returns an error if a file is missing, damaged, or of another model or recipe.
     pub fn load<M: Module>(
         path: &Path,
         trainer: &mut Trainer<M>,
         device: &Device,
     ) -> Result<Progress, TrainError> {
         let mark = path.join(MARK);
-        let bad = |path: &Path, reason: String| TrainError::State { path: path.into(), reason };
         let text = fs::read(&mark).map_err(TrainError::io(&mark))?;
         let state: State =
-            serde_json::from_slice(&text).map_err(|error| bad(&mark, one_line(error)))?;
+            serde_json::from_slice(&text).map_err(malformed(&mark, "not the state of a run"))?;
         if state.format != FORMAT {
-            return Err(bad(&mark, format!("format {}, expected {FORMAT}", state.format)));
+            let reason = format!("format {}, expected {FORMAT}", state.format);
+            return Err(TrainError::state(&mark, reason));
         }
-        let read = |name: &str| -> Result<FlatTensors, TrainError> {
-            let file = path.join(name);
-            let (found, expected) = (checksum(&file)?, state.files.get(name));
-            if expected != Some(&found) {
-                return Err(bad(&file, "damaged: the checksum is another one".into()));
-            }
-            let checkpoint = Checkpoint::open(&file)?;
-            let tensors = checkpoint.tensors().iter().map(|(key, tensor)| {
-                let flat = tensor.shape().len() == 1 && tensor.dtype() == Some(DType::F32);
-                if !flat {
-                    return Err(bad(&file, format!("'{key}' is not a flat f32 tensor")));
-                }
-                Ok((key.clone(), Tensor::<1>::from_data(tensor.read(key)?, device)))
-            });
-            tensors.collect()
-        };
+        let read = |name: &str| read_tensors(&path.join(name), state.files.get(name), device);
         let (values, average, mut moments) = (read(VALUES)?, read(AVERAGE)?, read(OPTIMIZER)?);
-        for (what, file, found, expected) in [
-            ("parameters", VALUES, &values, trainer.values()),
-            ("averages", AVERAGE, &average, trainer.average()),
-        ] {
-            let shapes = |tensors: &FlatTensors| -> Vec<(String, usize)> {
-                tensors.iter().map(|(n, t)| (n.clone(), t.dims()[0])).collect()
-            };
-            if shapes(found) != shapes(expected) {
-                let reason = format!(
-                    "its {} {what} are not the {} of this recipe's model",
-                    found.len(),
-                    expected.len()
-                );
-                return Err(bad(&path.join(file), reason));
-            }
-        }
+        check_shapes("parameters", &path.join(VALUES), &values, trainer.values())?;
+        check_shapes("averages", &path.join(AVERAGE), &average, trainer.average())?;
         let mut restored = Vec::with_capacity(state.updates.len());
         for (name, time) in state.updates {
             let length = trainer.values().get(&name).map(|value| value.dims()[0]);
@@ -266,7 +241,8 @@ impl Checkpoints {
                     .remove(&format!("{prefix}.{name}"))
                     .filter(|tensor| Some(tensor.dims()[0]) == length)
                     .ok_or_else(|| {
-                        bad(&path.join(OPTIMIZER), format!("no {prefix}.{name} that fits"))
+                        let reason = format!("no {prefix}.{name} that fits");
+                        TrainError::state(path.join(OPTIMIZER), reason)
                     })
             };
             let (moment_1, moment_2) = (take("m")?, take("v")?);
@@ -278,7 +254,49 @@ impl Checkpoints {
     }
 }
 
-/// Removes a folder with its content, if it is there.
+/// Returns a function that makes an error of a JSON file at `path`.
+fn malformed(path: &Path, reason: &str) -> impl FnOnce(serde_json::Error) -> TrainError {
+    let (path, reason) = (path.to_path_buf(), reason.to_string());
+    move |source| TrainError::State { path, reason, source: Some(source) }
+}
+
+/// Reads flat f32 tensors from a file of this checksum.
+fn read_tensors(
+    file: &Path,
+    expected: Option<&u32>,
+    device: &Device,
+) -> Result<FlatTensors, TrainError> {
+    if expected != Some(&checksum(file)?) {
+        return Err(TrainError::state(file, "damaged: the checksum differs"));
+    }
+    let checkpoint = Checkpoint::open(file)?;
+    let tensors = checkpoint.tensors().iter().map(|(key, tensor)| {
+        let flat = tensor.shape().len() == 1 && tensor.dtype() == Some(DType::F32);
+        if !flat {
+            return Err(TrainError::state(file, format!("'{key}' is not a flat f32 tensor")));
+        }
+        Ok((key.clone(), Tensor::<1>::from_data(tensor.read(key)?, device)))
+    });
+    tensors.collect()
+}
+
+/// Returns an error if names or lengths of the tensors of a file are not those of the model.
+fn check_shapes(
+    what: &str,
+    file: &Path,
+    found: &FlatTensors,
+    expected: &FlatTensors,
+) -> Result<(), TrainError> {
+    let shape = |(name, tensor): (&String, &Tensor<1>)| (name.clone(), tensor.dims()[0]);
+    if found.iter().map(shape).eq(expected.iter().map(shape)) {
+        return Ok(());
+    }
+    let (found, expected) = (found.len(), expected.len());
+    let reason = format!("its {found} {what} are not the {expected} of this recipe's model");
+    Err(TrainError::state(file, reason))
+}
+
+/// Removes a folder with its contents, if it exists.
 fn remove(folder: &Path) -> Result<(), TrainError> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -288,8 +306,7 @@ fn remove(folder: &Path) -> Result<(), TrainError> {
     }
 }
 
-/// Renames a damaged checkpoint, so that it is neither resumed from nor taken for the one that the
-/// run will write at its step.
+/// Renames a damaged checkpoint, so that the run does not resume from it and can write a new one at its step.
 fn set_aside(path: &Path) -> Result<PathBuf, TrainError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".damaged");
@@ -299,16 +316,16 @@ fn set_aside(path: &Path) -> Result<PathBuf, TrainError> {
     Ok(aside)
 }
 
-/// A flat tensor as the safetensors crate wants to see it, looked through while it is written.
+/// A flat tensor for the safetensors crate, checked while it is written.
 struct Flat<'a> {
     name: &'a str,
     tensor: Tensor<1>,
     shape: [usize; 1],
-    /// What is wrong with the first tensor that cannot be written.
+    /// The problem of the first bad tensor.
     wrong: &'a RefCell<Option<Wrong>>,
 }
 
-/// Why a tensor cannot be part of a checkpoint.
+/// A problem that keeps a tensor out of a checkpoint.
 enum Wrong {
     /// A value of the tensor of this name is not finite.
     NotFinite(String),
@@ -326,7 +343,7 @@ impl View for Flat<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        // After a device failed, there is nothing more to fetch.
+        // A failed device returns no more values.
         let has_failed = matches!(*self.wrong.borrow(), Some(Wrong::Unread(_)));
         if has_failed {
             return Cow::Owned(vec![0; self.data_len()]);
@@ -335,7 +352,7 @@ impl View for Flat<'_> {
             Ok(data) => data.into_bytes().to_vec(),
             Err(error) => {
                 self.wrong.borrow_mut().get_or_insert(Wrong::Unread(error));
-                // The file is thrown away; its writer wants as many bytes as it was told.
+                // The file is discarded, but its writer expects this number of bytes.
                 vec![0; self.data_len()]
             }
         };
@@ -351,14 +368,14 @@ impl View for Flat<'_> {
     }
 }
 
-/// Writes tensors; returns what is wrong with them if they make no checkpoint.
+/// Writes tensors. Returns the first problem that makes them unfit for a checkpoint.
 fn write_tensors(tensors: &FlatTensors, path: &Path) -> std::io::Result<Option<Wrong>> {
     let wrong = RefCell::default();
     let views = tensors.iter().map(|(name, tensor)| {
         let (tensor, shape) = (tensor.clone(), tensor.dims());
         (name, Flat { name, tensor, shape, wrong: &wrong })
     });
-    // The writer of safetensors makes its files private; through this one they get the usual rights.
+    // The safetensors crate makes its files private; this function sets the usual permissions.
     write_atomically(path, |file| {
         safetensors::serialize_to_file(views, None, file).map_err(std::io::Error::other)
     })?;

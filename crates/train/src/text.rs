@@ -1,9 +1,10 @@
-//! The text encoder's training, as the loop sees it: captions in, masked tokens guessed.
+//! The training task of the text encoder: captions with masked tokens.
 
 use crate::{
     error::TrainError,
-    masked_tokens::{Guessing, MaskedTokens},
+    masked_tokens::{MaskedTokenLoss, MaskedTokens},
     parameters::Graph,
+    recipe::T5Part,
     task::{Cost, Evaluation, Task},
 };
 use burn::tensor::FloatDType;
@@ -14,24 +15,20 @@ use opensora_t5::{
 };
 use std::path::Path;
 
-/// The captions of a manifest as tokens.
+/// The tokenized captions of a manifest.
 pub struct CaptionSource {
     tokenizer: T5Tokenizer,
     tokens: Vec<TokenIds>,
 }
 
 impl CaptionSource {
-    /// Tokenizes the captions with the tokenizer in `folder`. Where there is none, one of at most
+    /// Tokenizes the captions with the tokenizer in `folder`. If there is none, one of at most
     /// `vocab_size` tokens is fitted to them and saved there first.
     ///
     /// # Errors
-    /// Where a tokenizer cannot be fitted or read, or gives ids beyond `vocab_size`.
-    pub fn new(
-        manifest: &Manifest,
-        vocab_size: usize,
-        max_length: usize,
-        folder: &Path,
-    ) -> Result<Self, TrainError> {
+    /// Returns an error if a tokenizer cannot be fitted or read, or gives ids beyond `vocab_size`.
+    pub fn new(manifest: &Manifest, part: &T5Part, folder: &Path) -> Result<Self, TrainError> {
+        let (vocab_size, max_length) = (part.config.vocab_size, part.max_length);
         let captions = || manifest.rows.iter().map(|row| row.caption.as_str());
         if !folder.join("tokenizer.json").exists() {
             fit_tokenizer(captions(), vocab_size).and_then(|fitted| fitted.save(folder))?;
@@ -42,7 +39,7 @@ impl CaptionSource {
             .collect::<Result<Vec<_>, _>>()?;
         let largest = tokens.iter().flat_map(|tokens| &tokens.ids).max();
         if let Some(id) = largest.filter(|&&id| id as usize >= vocab_size) {
-            return Err(TrainError::Recipe(format!(
+            return Err(TrainError::Vocabulary(format!(
                 "the tokenizer gives id {id}, but vocab_size is {vocab_size}"
             )));
         }
@@ -67,30 +64,31 @@ impl Source for CaptionSource {
     }
 }
 
-/// The text encoder with the loss of masked tokens.
+/// The training task of a text encoder.
 pub struct TextTask {
-    guessing: Guessing,
+    objective: MaskedTokenLoss,
     dtype: FloatDType,
 }
 
 impl TextTask {
-    /// For captions of `source`, computing in `dtype`.
+    /// Creates a task for captions of `source`, which computes in `dtype`.
     ///
     /// # Errors
-    /// Where the recipe cannot be.
+    /// Returns an error if a value of the recipe is out of range.
     pub fn new(
         recipe: &MaskedTokens,
         source: &CaptionSource,
         seed: u64,
         dtype: FloatDType,
     ) -> Result<Self, TrainError> {
-        Ok(Self { guessing: Guessing::new(recipe, &source.tokenizer, seed)?, dtype })
+        Ok(Self { objective: MaskedTokenLoss::new(recipe, &source.tokenizer, seed)?, dtype })
     }
 }
 
 impl Task for TextTask {
     type Model = T5Encoder;
     type Item = TokenIds;
+    type Error = TrainError;
 
     fn gradients(
         &self,
@@ -101,11 +99,11 @@ impl Task for TextTask {
         let mask = TokenMask::new(items.iter().map(|item| item.mask.clone()).collect())
             .ok_or_else(|| TrainError::Batch("a batch without captions".into()))?
             .trim();
-        // Columns that no caption reaches are cut before any work is done on them.
+        // Columns with only padding are removed before any work on them.
         let ids: Vec<Vec<u32>> = items.iter().map(|item| item.ids[..mask.len()].to_vec()).collect();
-        let guesses = self.guessing.loss(&graph.model, &ids, &mask, indices);
-        let parts = vec![("accuracy", guesses.hits)];
-        Ok(Evaluation { losses: guesses.losses, parts, gradients: graph.backward(guesses.loss) })
+        let output = self.objective.loss(&graph.model, &ids, &mask, indices);
+        let parts = vec![("accuracy", output.hits)];
+        Ok(Evaluation { losses: output.losses, parts, gradients: graph.backward(output.loss) })
     }
 
     fn dtype(&self) -> FloatDType {

@@ -1,4 +1,4 @@
-//! A model in training: values, optimizer, moving average, step.
+//! A model in training: parameters, optimizer, moving average, number of steps.
 
 use crate::{
     error::TrainError,
@@ -15,7 +15,7 @@ use burn::{
 };
 use std::collections::BTreeSet;
 
-/// A model in training. Everything that a resumed run needs is in it, as flat f32 tensors.
+/// A model in training. It holds everything that a resumed run needs, as flat f32 tensors.
 pub struct Trainer<M> {
     hollow: M,
     recipe: OptimizerRecipe,
@@ -32,25 +32,24 @@ pub struct Trainer<M> {
 /// The result of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepReport {
-    /// Norm of all gradients together, before clipping.
+    /// Global norm of the gradients, before clipping.
     pub gradient_norm: f64,
-    /// The learning rate that was used.
+    /// Learning rate of the step.
     pub learning_rate: f64,
 }
 
 /// The result of one step that the device may still be computing.
 #[derive(Debug, Clone)]
 pub struct PendingReport {
-    /// Norm of all gradients together, before clipping.
+    /// Global norm of the gradients, before clipping.
     pub gradient_norm: GradientNorm,
-    /// The learning rate that was used.
+    /// Learning rate of the step.
     pub learning_rate: f64,
 }
 
 impl<M: Module> Trainer<M> {
-    /// Starts from `model`; parameters whose path `is_trainable` does not hold for stay as they are
-    /// and outside the optimizer. As in the reference the moving average starts from the first
-    /// values and leaves frozen parameters out.
+    /// Creates a trainer of `model`. Parameters for whose path `is_trainable` returns false are frozen. As in
+    /// the reference, the moving average starts from the initial values and does not have frozen parameters.
     ///
     /// # Errors
     /// Returns an error if a value of the recipe is out of range, or the device fails.
@@ -80,37 +79,37 @@ impl<M: Module> Trainer<M> {
         })
     }
 
-    /// Steps done.
+    /// Returns the number of steps done.
     pub fn step(&self) -> u64 {
         self.step
     }
 
-    /// The paths of the parameters that are optimised.
+    /// Returns the paths of the trained parameters.
     pub fn trainable(&self) -> &BTreeSet<String> {
         &self.trainable
     }
 
-    /// All parameters.
+    /// Returns all parameters.
     pub fn values(&self) -> &FlatTensors {
         &self.values
     }
 
-    /// The moving average of the trainable ones.
+    /// Returns the moving average of the trained parameters.
     pub fn average(&self) -> &FlatTensors {
         &self.average
     }
 
-    /// The model on a fresh graph, computing in `dtype`.
+    /// Returns the model on a fresh graph, which computes in `dtype`.
     pub fn graph(&self, dtype: FloatDType) -> Graph<M> {
         Graph::new(self.hollow.clone(), &self.values, |name| self.trainable.contains(name), dtype)
     }
 
-    /// The model as it is, in f32 and without a graph.
+    /// Returns the model in f32 and without a graph.
     pub fn model(&self) -> M {
         filled(self.hollow.clone(), &self.values, FloatDType::F32)
     }
 
-    /// The model with the moving average in place of the trainable parameters.
+    /// Returns the model with the moving average in place of the trained parameters.
     pub fn average_model(&self) -> M {
         filled(self.model(), &self.average, FloatDType::F32)
     }
@@ -176,12 +175,12 @@ impl<M: Module> Trainer<M> {
         learning_rate
     }
 
-    /// First and second moments by parameter, and the number of updates each has seen.
+    /// Returns first and second moment and number of updates of each parameter.
     pub(crate) fn moments(&self) -> impl Iterator<Item = (&String, &AdaptiveMomentumState<1>)> {
         self.optimizer.moments.iter().map(|(name, state)| (name, &state.momentum))
     }
 
-    /// Puts back what a checkpoint held.
+    /// Sets the state to that of a checkpoint.
     pub(crate) fn restore(
         &mut self,
         step: u64,

@@ -1,11 +1,10 @@
-//! The VAE's training: reconstruction and the divergence from a standard normal.
+//! Training of a VAE: L1 reconstruction loss and KL divergence from a standard normal.
 //!
-//! Enough for a VAE of a small world. The published VAE was trained with a perceptual loss and a
-//! discriminator on top (CompVis/latent-diffusion, `ldm/modules/losses/contperceptual.py`); these
-//! are left out.
+//! It is meant for small VAEs. The published VAE was trained with a perceptual loss and a discriminator in
+//! addition (CompVis/latent-diffusion, `ldm/modules/losses/contperceptual.py`), which are not implemented.
 
 use crate::{
-    error::TrainError,
+    error::{RecipeError, TrainError},
     parameters::Graph,
     task::{Cost, Evaluation, Task},
 };
@@ -15,14 +14,14 @@ use opensora_nn::{noise::normal_batch_of, random::Purpose};
 use opensora_vae::AutoencoderKl;
 use serde::{Deserialize, Serialize};
 
-/// How a VAE is trained.
+/// The loss of a VAE and its settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct VaeRecipe {
-    /// Weight of the divergence beside the mean absolute error of the pixels.
+    /// Weight of the KL divergence relative to the mean absolute error of the pixels.
     pub kl_weight: f64,
-    /// Factors by which batches are made smaller before they are seen, in turn: `[1, 2]` trains at
-    /// the data's size and at half of it.
+    /// Factors by which batches are shrunk, used cyclically: `[1, 2]` alternates between the size of the
+    /// data and half that size.
     pub shrink: Vec<usize>,
 }
 
@@ -33,7 +32,24 @@ impl Default for VaeRecipe {
     }
 }
 
-/// The VAE with its loss.
+impl VaeRecipe {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// Returns an error if a value is out of range.
+    pub fn validate(&self) -> Result<(), RecipeError> {
+        if !self.kl_weight.is_finite() || self.kl_weight < 0.0 {
+            return Err(RecipeError::value("kl_weight", self.kl_weight, "0 or a positive number"));
+        }
+        if self.shrink.is_empty() || self.shrink.contains(&0) {
+            let found = format!("{:?}", self.shrink);
+            return Err(RecipeError::value("shrink", found, "at least one factor of 1 or more"));
+        }
+        Ok(())
+    }
+}
+
+/// The training task of a VAE.
 pub struct VaeTask {
     recipe: VaeRecipe,
     seed: u64,
@@ -42,22 +58,17 @@ pub struct VaeTask {
 }
 
 impl VaeTask {
-    /// Computes in `dtype` on `device`.
+    /// Creates a task that computes in `dtype` on `device`.
     ///
     /// # Errors
-    /// Where the recipe cannot be.
+    /// Returns an error if a value of the recipe is out of range.
     pub fn new(
         recipe: &VaeRecipe,
         seed: u64,
         dtype: FloatDType,
         device: &Device,
     ) -> Result<Self, TrainError> {
-        if !recipe.kl_weight.is_finite() || recipe.kl_weight < 0.0 {
-            return Err(TrainError::Recipe(format!("kl_weight is {}", recipe.kl_weight)));
-        }
-        if recipe.shrink.is_empty() || recipe.shrink.contains(&0) {
-            return Err(TrainError::Recipe("shrink must hold factors of 1 or more".into()));
-        }
+        recipe.validate()?;
         Ok(Self { recipe: recipe.clone(), seed, dtype, device: device.clone() })
     }
 }
@@ -65,6 +76,7 @@ impl VaeTask {
 impl Task for VaeTask {
     type Model = AutoencoderKl;
     type Item = ClipSample;
+    type Error = TrainError;
 
     fn gradients(
         &self,
@@ -84,7 +96,7 @@ impl Task for VaeTask {
         // [B, 3, T, H, W] -> [B], and the same for the latents.
         let flat = |x: Tensor<5>| x.flatten::<2>(1, 4).mean_dim(1).squeeze_dim::<1>(1);
         let l1 = flat((decoded - pixels).abs());
-        // KL(N(mean, exp(logvar)) || N(0, 1)) a latent number.
+        // KL(N(mean, exp(logvar)) || N(0, 1)) of each latent.
         let kl = flat((mean.square() + logvar.clone().exp() - logvar - 1.0) * 0.5);
         let loss = l1.clone() + kl.clone() * self.recipe.kl_weight;
 
@@ -102,7 +114,7 @@ impl Task for VaeTask {
     }
 }
 
-/// `[B, 3, T, H, W] -> [B, 3, T, H/f, W/f]`, each pixel the mean of `factor` x `factor`.
+/// Shrinks clips, `[B, 3, T, H, W] -> [B, 3, T, H/f, W/f]`. Each pixel is the mean of `factor` x `factor`.
 fn shrunk(clips: Tensor<5>, factor: usize) -> Tensor<5> {
     if factor == 1 {
         return clips;
@@ -120,7 +132,7 @@ fn shrunk(clips: Tensor<5>, factor: usize) -> Tensor<5> {
     tiles.mean_dim(5).mean_dim(3).reshape([batch, channels, frames, rows, columns])
 }
 
-/// Clips of one size as a batch `[B, 3, T, H, W]`.
+/// Returns clips of one size as a batch `[B, 3, T, H, W]`.
 pub(crate) fn clips(items: &[ClipSample], device: &Device) -> Result<Tensor<5>, TrainError> {
     let shape = items.first().map_or([0; 4], |item| item.shape);
     if let Some(other) = items.iter().find(|item| item.shape != shape) {

@@ -1,4 +1,4 @@
-//! The loop on a model of two numbers: resume, guards, checkpoints.
+//! Tests of the training loop on a model of two numbers: resume, finite numbers, checkpoints.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -6,18 +6,21 @@ use burn::{
     nn::{Linear, LinearConfig},
     tensor::{Device, FloatDType, Tensor, TensorData},
 };
+use opensora_checkpoint::BoxedError;
 use opensora_data::{DataError, Source};
+use opensora_files::error_line;
 use opensora_train::{
-    Graph, Outcome, Run, TrainError, Trainer,
-    metrics::{Quiet, Record, Table, TrainObserver},
+    Graph, Observer, Outcome, Run, TrainError, Trainer,
+    metrics::Table,
+    observer::{CheckpointDamaged, CheckpointSaved, RowsMissing, StepDone, Update},
     optimizer::OptimizerRecipe,
-    run::{NoHooks, RunRecipe},
+    run::{Hooks, RunRecipe},
     state::{Checkpoints, Progress},
     task::{Cost, Evaluation, Task},
 };
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, ops::ControlFlow, path::Path, sync::Arc};
 
-/// Learns `y = 2 x + 1`; a row may be poisoned.
+/// Points of `y = 2 x + 1`; one can be NaN.
 struct Line {
     poisoned: Option<usize>,
 }
@@ -41,16 +44,25 @@ impl Source for Line {
 
 struct Regression;
 
+/// An error type of the task.
+#[derive(Debug, thiserror::Error)]
+#[error("x is {0}, expected at most 1")]
+struct TooLarge(f32);
+
 impl Task for Regression {
     type Model = Linear;
     type Item = (usize, f32);
+    type Error = TooLarge;
 
     fn gradients(
         &self,
         graph: &Graph<Linear>,
         items: &[(usize, f32)],
         _indices: &[u64],
-    ) -> Result<Evaluation, TrainError> {
+    ) -> Result<Evaluation, TooLarge> {
+        if let Some((_, x)) = items.iter().find(|(_, x)| *x > 1.0) {
+            return Err(TooLarge(*x));
+        }
         let xs: Vec<f32> = items.iter().map(|item| item.1).collect();
         let x = Tensor::<2>::from_data(TensorData::new(xs, [items.len(), 1]), &Device::flex());
         let loss = (graph.model.forward(x.clone()) - (x * 2.0 + 1.0)).square();
@@ -91,10 +103,10 @@ fn run(
     trainer: &mut Trainer<Linear>,
     progress: Progress,
     source: Line,
-    observer: &mut dyn TrainObserver,
+    observer: &mut dyn Observer,
 ) -> Result<Outcome, TrainError> {
     let run = Run { task: &Regression, recipe, folder, peak_flops: None };
-    run.train(trainer, Arc::new(source), progress, observer, &mut NoHooks)
+    run.train(trainer, Arc::new(source), progress, observer, &mut ())
 }
 
 /// Every number that the next step depends on.
@@ -107,25 +119,23 @@ fn state(folder: &Path, step: u64) -> Vec<Vec<u8>> {
 
 struct StopAt(u64);
 
-impl TrainObserver for StopAt {
-    fn step(&mut self, record: &Record, _steps: u64) {
-        self.0 = self.0.saturating_sub(u64::from(record.step > 0));
+impl Observer for StopAt {
+    fn step(&mut self, event: &StepDone<'_>) {
+        self.0 = self.0.saturating_sub(u64::from(event.record.step > 0));
     }
 
-    fn message(&mut self, _text: &str) {}
-
-    fn should_stop(&mut self) -> bool {
-        self.0 == 0
+    fn update(&mut self, _event: &Update) -> ControlFlow<()> {
+        if self.0 == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
 
 #[test]
-fn a_run_learns_and_leaves_its_newest_checkpoints_and_metrics() {
+fn a_run_learns_and_writes_checkpoints_and_metrics() {
     let folder = tempfile::tempdir().unwrap();
     let mut trainer = trainer();
     let done = Progress::default();
     let source = Line { poisoned: None };
-    let outcome = run(folder.path(), &recipe(200), &mut trainer, done, source, &mut Quiet).unwrap();
+    let outcome = run(folder.path(), &recipe(200), &mut trainer, done, source, &mut ()).unwrap();
     assert!(matches!(outcome, Outcome::Finished(Progress { step: 200, samples: 800, .. })));
     let table = Table::read(&folder.path().join("metrics.csv")).unwrap();
     let loss = table.column("loss").unwrap();
@@ -137,13 +147,12 @@ fn a_run_learns_and_leaves_its_newest_checkpoints_and_metrics() {
 }
 
 #[test]
-fn a_run_in_pieces_is_the_same_run() {
+fn a_run_in_pieces_equals_a_run_without_a_break() {
     let (whole, pieces) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let source = || Line { poisoned: None };
-    run(whole.path(), &recipe(23), &mut trainer(), Progress::default(), source(), &mut Quiet)
-        .unwrap();
+    run(whole.path(), &recipe(23), &mut trainer(), Progress::default(), source(), &mut ()).unwrap();
 
-    // Stopped by its observer, then twice again from what the checkpoint holds.
+    // Stopped by its observer, then resumed twice from its checkpoint.
     let mut progress = Progress::default();
     let mut current = trainer();
     for piece in [7, 9] {
@@ -156,7 +165,7 @@ fn a_run_in_pieces_is_the_same_run() {
         progress = Checkpoints::load(newest, &mut current, &Device::flex()).unwrap();
     }
     assert_eq!(progress.step, 16);
-    run(pieces.path(), &recipe(23), &mut current, progress, source(), &mut Quiet).unwrap();
+    run(pieces.path(), &recipe(23), &mut current, progress, source(), &mut ()).unwrap();
     assert!(state(whole.path(), 23) == state(pieces.path(), 23));
     let steps =
         |folder: &Path| Table::read(&folder.join("metrics.csv")).unwrap().column("step").unwrap();
@@ -164,14 +173,14 @@ fn a_run_in_pieces_is_the_same_run() {
 }
 
 #[test]
-fn accumulated_batches_make_the_step_of_one_large_one() {
+fn accumulated_batches_equal_one_large_batch() {
     let (large, small) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let source = || Line { poisoned: None };
     let one = RunRecipe { batch_size: 10, ..recipe(6) };
     let two = RunRecipe { batch_size: 5, accumulation: 2, ..recipe(6) };
     let (mut a, mut b) = (trainer(), trainer());
-    run(large.path(), &one, &mut a, Progress::default(), source(), &mut Quiet).unwrap();
-    run(small.path(), &two, &mut b, Progress::default(), source(), &mut Quiet).unwrap();
+    run(large.path(), &one, &mut a, Progress::default(), source(), &mut ()).unwrap();
+    run(small.path(), &two, &mut b, Progress::default(), source(), &mut ()).unwrap();
     for (name, value) in a.values() {
         let difference = (value.clone() - b.values()[name].clone()).abs().max();
         assert!(difference.into_scalar::<f32>() < 1e-6, "{name}");
@@ -179,15 +188,14 @@ fn accumulated_batches_make_the_step_of_one_large_one() {
 }
 
 #[test]
-fn a_loss_that_is_no_number_names_step_and_row_and_changes_nothing() {
+fn a_loss_that_is_not_finite_is_an_error_with_step_and_row_and_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut trainer = trainer();
     let source = Line { poisoned: Some(6) };
-    let error =
-        run(folder.path(), &recipe(50), &mut trainer, Progress::default(), source, &mut Quiet)
-            .unwrap_err();
+    let error = run(folder.path(), &recipe(50), &mut trainer, Progress::default(), source, &mut ())
+        .unwrap_err();
     let TrainError::NonFinite { step, rows, .. } = &error else { panic!("{error}") };
-    // The step after those that are done, as the metrics count.
+    // The failed step, counted from 1 as in the metrics.
     assert_eq!((*step, rows.as_slice()), (trainer.step() + 1, [6].as_slice()));
     let table = Table::read(&folder.path().join("metrics.csv")).unwrap();
     assert_eq!(table.rows.len() as u64 + 1, *step);
@@ -197,11 +205,11 @@ fn a_loss_that_is_no_number_names_step_and_row_and_changes_nothing() {
 }
 
 #[test]
-fn what_a_kill_leaves_is_no_checkpoint_and_damage_is_found() {
+fn incomplete_checkpoints_are_ignored_and_damaged_ones_found() {
     let folder = tempfile::tempdir().unwrap();
     let source = || Line { poisoned: None };
     let checkpoints = Checkpoints::new(folder.path(), 2);
-    run(folder.path(), &recipe(10), &mut trainer(), Progress::default(), source(), &mut Quiet)
+    run(folder.path(), &recipe(10), &mut trainer(), Progress::default(), source(), &mut ())
         .unwrap();
     // Killed while building, and while removing.
     let root = folder.path().join("checkpoints");
@@ -213,7 +221,7 @@ fn what_a_kill_leaves_is_no_checkpoint_and_damage_is_found() {
     assert!(newest.ends_with("step-00000010"));
     let mut resumed = trainer();
     let progress = Checkpoints::load(&newest, &mut resumed, &Device::flex()).unwrap();
-    run(folder.path(), &recipe(15), &mut resumed, progress, source(), &mut Quiet).unwrap();
+    run(folder.path(), &recipe(15), &mut resumed, progress, source(), &mut ()).unwrap();
     assert!(checkpoints.complete().unwrap()[0].ends_with("step-00000015"));
     assert!(!root.join(".step-00000015.partial").exists());
 
@@ -234,30 +242,31 @@ fn damage(path: &Path) {
 }
 
 #[test]
-fn a_resume_falls_back_over_damaged_checkpoints_and_is_the_same_run() {
+fn a_resume_skips_damaged_checkpoints_and_equals_a_run_without_a_break() {
     let (whole, damaged) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let source = || Line { poisoned: None };
-    run(whole.path(), &recipe(20), &mut trainer(), Progress::default(), source(), &mut Quiet)
-        .unwrap();
+    run(whole.path(), &recipe(20), &mut trainer(), Progress::default(), source(), &mut ()).unwrap();
     let three = RunRecipe { keep: 3, ..recipe(15) };
-    run(damaged.path(), &three, &mut trainer(), Progress::default(), source(), &mut Quiet).unwrap();
+    run(damaged.path(), &three, &mut trainer(), Progress::default(), source(), &mut ()).unwrap();
     let root = damaged.path().join("checkpoints");
     fs::remove_file(root.join("step-00000015/average.safetensors")).unwrap();
     damage(&root.join("step-00000010/optimizer.safetensors"));
 
     let checkpoints = Checkpoints::new(damaged.path(), 3);
-    let (mut resumed, mut told) = (trainer(), Vec::new());
-    let mut tell = |text: &str| told.push(text.to_string());
-    let progress = checkpoints.load_newest(&mut resumed, &Device::flex(), &mut tell).unwrap();
-    let progress = progress.unwrap();
+    let (mut resumed, mut messages) = (trainer(), Messages::default());
+    let progress = checkpoints.load_newest(&mut resumed, &Device::flex(), &mut messages).unwrap();
+    let (progress, messages) = (progress.unwrap(), messages.0);
     assert_eq!(progress.step, 5);
-    assert_eq!(told.len(), 2);
-    assert!(told[0].contains("step-00000015/average.safetensors"), "{told:?}");
-    assert!(told[1].contains("checksum") && told[1].contains("step-00000010.damaged"), "{told:?}");
+    assert_eq!(messages.len(), 2);
+    assert!(messages[0].contains("step-00000015/average.safetensors"), "{messages:?}");
+    assert!(
+        messages[1].contains("checksum") && messages[1].contains("step-00000010.damaged"),
+        "{messages:?}"
+    );
 
-    // The damaged ones are written anew.
+    // The damaged checkpoints are written again.
     let longer = RunRecipe { keep: 3, ..recipe(20) };
-    run(damaged.path(), &longer, &mut resumed, progress, source(), &mut Quiet).unwrap();
+    run(damaged.path(), &longer, &mut resumed, progress, source(), &mut ()).unwrap();
     let names = |paths: Vec<std::path::PathBuf>| -> Vec<String> {
         paths.iter().map(|path| path.file_name().unwrap().to_string_lossy().into()).collect()
     };
@@ -265,27 +274,28 @@ fn a_resume_falls_back_over_damaged_checkpoints_and_is_the_same_run() {
     assert_eq!(kept, ["step-00000020", "step-00000015", "step-00000010"]);
     assert!(state(whole.path(), 20) == state(damaged.path(), 20));
 
-    // Where none is whole, the newest one's error is told and all of them stay.
+    // If all are damaged, the error is that of the newest one, and all are kept.
     for step in [10, 15, 20] {
         damage(&root.join(format!("step-{step:08}/values.safetensors")));
     }
-    let mut tell = |text: &str| panic!("{text}");
-    let error = checkpoints.load_newest(&mut trainer(), &Device::flex(), &mut tell).unwrap_err();
+    let mut messages = Messages::default();
+    let error =
+        checkpoints.load_newest(&mut trainer(), &Device::flex(), &mut messages).unwrap_err();
     assert!(error.to_string().contains("step-00000020/values.safetensors"), "{error}");
     assert_eq!(names(checkpoints.complete().unwrap()), kept);
-    let mut tell = |text: &str| panic!("{text}");
     let none = Checkpoints::new(&damaged.path().join("none"), 1);
-    let found = none.load_newest(&mut trainer(), &Device::flex(), &mut tell).unwrap();
+    let found = none.load_newest(&mut trainer(), &Device::flex(), &mut messages).unwrap();
     assert!(found.is_none());
+    assert!(messages.0.is_empty(), "{:?}", messages.0);
 }
 
 #[test]
-fn exploded_weights_leave_no_checkpoint() {
+fn weights_that_are_not_finite_are_not_saved() {
     let folder = tempfile::tempdir().unwrap();
     let source = || Line { poisoned: None };
     let mut trained = trainer();
     let done = Progress::default();
-    run(folder.path(), &recipe(5), &mut trained, done, source(), &mut Quiet).unwrap();
+    run(folder.path(), &recipe(5), &mut trained, done, source(), &mut ()).unwrap();
 
     // A step whose loss and gradient are finite, and its result is not.
     let device = Device::flex();
@@ -295,7 +305,7 @@ fn exploded_weights_leave_no_checkpoint() {
     let newest = folder.path().join("checkpoints/step-00000005");
     let progress = Checkpoints::load(&newest, &mut exploding, &device).unwrap();
     let error =
-        run(folder.path(), &recipe(6), &mut exploding, progress, source(), &mut Quiet).unwrap_err();
+        run(folder.path(), &recipe(6), &mut exploding, progress, source(), &mut ()).unwrap_err();
     let TrainError::Exploded { step, tensor } = &error else { panic!("{error}") };
     assert_eq!(*step, 6);
     assert!(tensor.contains("values.safetensors"), "{tensor}");
@@ -306,34 +316,98 @@ fn exploded_weights_leave_no_checkpoint() {
     assert_eq!(names, ["step-00000005"]);
 }
 
-/// Keeps what it is told.
+/// Keeps the text of events.
 #[derive(Default)]
-struct Told(Vec<String>);
+struct Messages(Vec<String>);
 
-impl TrainObserver for Told {
-    fn step(&mut self, _record: &Record, _steps: u64) {}
+impl Observer for Messages {
+    fn checkpoint_saved(&mut self, event: &CheckpointSaved) {
+        assert!(event.path.ends_with(format!("step-{:08}", event.step)) && event.path.exists());
+        self.0.push(event.to_string());
+    }
 
-    fn message(&mut self, text: &str) {
-        self.0.push(text.into());
+    fn checkpoint_damaged(&mut self, event: &CheckpointDamaged<'_>) {
+        self.0.push(event.to_string());
+    }
+
+    fn rows_missing(&mut self, event: &RowsMissing) {
+        self.0.push(event.to_string());
+    }
+}
+
+/// Points of which one is outside the range that the task accepts.
+struct Outside;
+
+impl Source for Outside {
+    type Item = (usize, f32);
+
+    fn len(&self) -> usize {
+        20
+    }
+
+    fn read(&self, row: usize, _epoch: u64) -> Result<(usize, f32), DataError> {
+        Ok((row, if row == 7 { 1.5 } else { 0.5 }))
+    }
+
+    fn describe(&self, row: usize) -> String {
+        format!("point {row}")
     }
 }
 
 #[test]
-fn rows_that_the_metrics_lost_are_told_at_a_resume() {
+fn the_error_of_a_task_stops_the_run_and_keeps_its_type() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe(50);
+    let run = Run { task: &Regression, recipe: &recipe, folder: folder.path(), peak_flops: None };
+    let (mut trainer, start) = (trainer(), Progress::default());
+    let error = run.train(&mut trainer, Arc::new(Outside), start, &mut (), &mut ()).unwrap_err();
+    let text = error_line(&error);
+    let TrainError::Task { step, rows, source } = error else { panic!("{text}") };
+    assert_eq!(step, trainer.step() + 1);
+    assert!(rows.len() == 4 && rows.contains(&7), "{rows:?}");
+    assert!(source.downcast_ref::<TooLarge>().is_some_and(|error| error.0 == 1.5));
+    assert!(text.starts_with(&format!("step {step}: the task failed for rows ")), "{text}");
+    assert!(text.ends_with(": x is 1.5, expected at most 1"), "{text}");
+}
+
+/// Hooks that fail.
+struct Fails;
+
+impl Hooks<Regression> for Fails {
+    fn sample(&mut self, _: &Trainer<Linear>, step: u64) -> Result<(), BoxedError> {
+        Err(format!("no sample at {step}").into())
+    }
+}
+
+#[test]
+fn the_error_of_a_hook_stops_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = RunRecipe { sample_every: 3, ..recipe(50) };
+    let run = Run { task: &Regression, recipe: &recipe, folder: folder.path(), peak_flops: None };
+    let (source, start) = (Arc::new(Line { poisoned: None }), Progress::default());
+    let error = run.train(&mut trainer(), source, start, &mut (), &mut Fails).unwrap_err();
+    assert!(matches!(error, TrainError::Hook { step: 3, .. }), "{error}");
+    assert!(error_line(&error).ends_with(": no sample at 3"), "{}", error_line(&error));
+}
+
+#[test]
+fn missing_rows_of_metrics_are_reported_at_a_resume() {
     let folder = tempfile::tempdir().unwrap();
     let source = || Line { poisoned: None };
     let mut trained = trainer();
     let outcome =
-        run(folder.path(), &recipe(10), &mut trained, Progress::default(), source(), &mut Quiet);
+        run(folder.path(), &recipe(10), &mut trained, Progress::default(), source(), &mut ());
     let Outcome::Finished(progress) = outcome.unwrap() else { panic!("it was not stopped") };
-    // A machine that lost its power: the checkpoint was synced, the last rows were not.
+    // After a power failure: the checkpoint was synced, the last rows were not.
     let path = folder.path().join("metrics.csv");
     let text = fs::read_to_string(&path).unwrap();
     let kept: String = text.split_inclusive('\n').take(8).collect();
     fs::write(&path, kept).unwrap();
-    let mut told = Told::default();
-    run(folder.path(), &recipe(12), &mut trained, progress, source(), &mut told).unwrap();
-    assert!(told.0[0].contains("the rows of steps 8 to 10 are missing"), "{:?}", told.0);
+    let mut messages = Messages::default();
+    run(folder.path(), &recipe(12), &mut trained, progress, source(), &mut messages).unwrap();
+    assert!(messages.0[0].contains("the rows of steps 8 to 10 are missing"), "{:?}", messages.0);
+    assert!(messages.0[1].starts_with("checkpoint of step 12: "), "{:?}", messages.0);
+    assert_eq!(messages.0.len(), 2);
     let table = Table::read(&path).unwrap();
     assert_eq!(table.gaps().len(), 1);
 }

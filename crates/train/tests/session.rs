@@ -1,26 +1,39 @@
-//! Runs from recipes: the folder's lock, checks that need no model, the finished model.
+//! Tests of runs from recipes: the lock of the folder, checks that need no model, the finished model.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use burn::tensor::{Device, FloatDType};
-use opensora_checkpoint::export;
+use burn::tensor::Device;
+use opensora_checkpoint::{ExportOptions, export};
 use opensora_data::{Manifest, Row};
-use opensora_files::Lock;
+use opensora_files::{Lock, error_line};
 use opensora_t5::{T5Config, fit_tokenizer, keys as t5_keys};
-use opensora_train::{Outcome, Recipe, Session, TrainError, metrics::TrainObserver, run::NoHooks};
+use opensora_train::{
+    Observer, Outcome, Recipe, Session, TrainError,
+    observer::{CheckpointDamaged, DescriptionOmitted, Resumed, RowsMissing},
+};
 use opensora_vae::{VaeConfig, keys as vae_keys};
 use opensora_video::{Frames, VideoSpec, Writer};
 use std::{fs, path::Path};
 
-/// Says a step's metrics to nobody, and keeps the rest.
+/// Keeps the text of events that a user should know.
 #[derive(Default)]
-struct Told(Vec<String>);
+struct Messages(Vec<String>);
 
-impl TrainObserver for Told {
-    fn step(&mut self, _record: &opensora_train::metrics::Record, _steps: u64) {}
+impl Observer for Messages {
+    fn resumed(&mut self, event: &Resumed) {
+        self.0.push(event.to_string());
+    }
 
-    fn message(&mut self, text: &str) {
-        self.0.push(text.into());
+    fn checkpoint_damaged(&mut self, event: &CheckpointDamaged<'_>) {
+        self.0.push(event.to_string());
+    }
+
+    fn rows_missing(&mut self, event: &RowsMissing) {
+        self.0.push(event.to_string());
+    }
+
+    fn description_omitted(&mut self, event: &DescriptionOmitted) {
+        self.0.push(event.to_string());
     }
 }
 
@@ -100,11 +113,11 @@ fn weights(folder: &Path) {
     let vae = vae_config().init(&device).unwrap();
     let map = vae_keys::Naming::Diffusers.key_map(&vae_config());
     let path = folder.join("vae/diffusion_pytorch_model.safetensors");
-    export(&vae, &map, FloatDType::F32, None, &path).unwrap();
+    export(&vae, &map, ExportOptions::default(), &path).unwrap();
     fit_tokenizer(["a red circle grows"], 120).unwrap().save(&folder.join("t5")).unwrap();
     let t5 = t5_config().init(&device).unwrap();
     let map = t5_keys::Layout::PUBLISHED.key_map();
-    export(&t5, &map, FloatDType::F32, None, &folder.join("t5/model.safetensors")).unwrap();
+    export(&t5, &map, ExportOptions::default(), &folder.join("t5/model.safetensors")).unwrap();
 }
 
 fn session(folder: &Path, recipe: Recipe) -> Session {
@@ -128,25 +141,25 @@ fn a_folder_has_one_run_at_a_time() {
     recipe.data.manifest = Some(folder.path().join("clips.csv"));
     let session = session(folder.path(), recipe);
     let prepared = session.prepare().unwrap();
-    let error = session.run(&mut Told::default(), &mut NoHooks).unwrap_err();
+    let error = session.run(&mut (), &mut ()).unwrap_err();
     assert!(matches!(error, TrainError::Locked { .. }), "{error}");
     let words = format!("in use by process {}", std::process::id());
-    assert!(error.to_string().ends_with(&words), "{error}");
-    // A run that never began leaves nothing.
+    assert!(error_line(&error).ends_with(&words), "{}", error_line(&error));
+    // A run that did not start leaves no folder.
     drop(prepared);
     assert!(!folder.path().join("run").exists());
 
-    let outcome = session.run(&mut Told::default(), &mut NoHooks).unwrap();
+    let outcome = session.run(&mut (), &mut ()).unwrap();
     assert!(matches!(outcome, Outcome::Finished(progress) if progress.step == 1));
     assert!(!folder.path().join("run/.lock").exists());
-    let again = session.run(&mut Told::default(), &mut NoHooks).unwrap_err();
+    let again = session.run(&mut (), &mut ()).unwrap_err();
     assert!(again.to_string().contains("already holds a run"), "{again}");
     drop(Lock::take(&folder.path().join("run/.lock")).unwrap());
 }
 
-/// Neither VAE nor text encoder has weights: loading one would be another error.
+/// Neither VAE nor text encoder has weights, so loading one would be a different error.
 #[test]
-fn what_needs_no_model_is_checked_before_one_is_loaded() {
+fn checks_that_need_no_model_come_before_loading_one() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     data(path);
@@ -154,8 +167,8 @@ fn what_needs_no_model_is_checked_before_one_is_loaded() {
     let fails = |change: &dyn Fn(&mut Recipe), words: &str| {
         let mut recipe = stdit(path);
         change(&mut recipe);
-        let error = session(path, recipe).run(&mut Told::default(), &mut NoHooks).unwrap_err();
-        let text = error.to_string();
+        let error = session(path, recipe).run(&mut (), &mut ()).unwrap_err();
+        let text = error_line(&error);
         assert!(text.contains(words) && !text.contains('\n'), "{words}: {text}");
         assert!(!path.join("run").exists(), "{words}");
     };
@@ -171,14 +184,14 @@ fn what_needs_no_model_is_checked_before_one_is_loaded() {
     fails(&part(|part| part.init = Some("no-weights.pth".into())), "no-weights.pth");
     fails(&part(|part| part.loss.caption_dropout = 2.0), "caption_dropout");
     fails(&part(|part| part.t5 = Some("no-t5".into())), "no-t5");
-    // With all of that in order, the weights are missed, under their own name.
-    let error = session(path, stdit(path)).run(&mut Told::default(), &mut NoHooks).unwrap_err();
+    // With all of that correct, the error is about the missing weights.
+    let error = session(path, stdit(path)).run(&mut (), &mut ()).unwrap_err();
     assert!(matches!(error, TrainError::Data(opensora_data::DataError::Vae(_))), "{error}");
     assert!(error.to_string().contains("vae"), "{error}");
 }
 
 #[test]
-fn weights_that_do_not_fit_are_no_fault_of_the_recipe() {
+fn weights_that_do_not_match_are_not_an_error_of_the_recipe() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     data(path);
@@ -186,7 +199,7 @@ fn weights_that_do_not_fit_are_no_fault_of_the_recipe() {
     weights(path);
     let mut recipe = stdit(path);
     recipe.stdit.as_mut().unwrap().init = Some(path.join("vae"));
-    let error = session(path, recipe).run(&mut Told::default(), &mut NoHooks).unwrap_err();
+    let error = session(path, recipe).run(&mut (), &mut ()).unwrap_err();
     assert!(matches!(error, TrainError::LoadStDit(_)), "{error}");
     assert!(!error.to_string().contains("recipe"), "{error}");
 }
@@ -198,16 +211,16 @@ fn a_finished_run_is_a_model() {
     data(path);
     configs(path);
     weights(path);
-    let mut told = Told::default();
-    session(path, stdit(path)).run(&mut told, &mut NoHooks).unwrap();
-    assert!(told.0.is_empty(), "{:?}", told.0);
+    let mut messages = Messages::default();
+    session(path, stdit(path)).run(&mut messages, &mut ()).unwrap();
+    assert!(messages.0.is_empty(), "{:?}", messages.0);
     let run = path.join("run");
     let text = fs::read_to_string(run.join("model.json")).unwrap();
     let model: serde_json::Value = serde_json::from_str(&text).unwrap();
     for part in ["denoiser", "t5", "vae"] {
         assert!(run.join(model[part].as_str().unwrap()).exists(), "{part}: {model}");
     }
-    // One of two frames of a video of 10 a second.
+    // Every second frame of a video with 10 frames per second.
     assert_eq!((&model["fps"], &model["num_frames"]), (&5.0.into(), &2.into()));
     assert_eq!(model["image_size"], serde_json::json!([32, 32]));
     assert_eq!(model["denoiser_config"]["hidden_size"], 32);

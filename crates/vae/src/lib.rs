@@ -28,3 +28,8 @@ mod units;
 pub use autoencoder::{AutoencoderKl, LoadError, SCALING_FACTOR};
 pub use config::{VaeConfig, VaeConfigError};
 pub use posterior::Posterior;
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

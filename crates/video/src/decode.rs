@@ -134,7 +134,7 @@ impl H264 {
             if is_key(unit) {
                 shown.extend(self.finish());
             }
-            let decoded = self.decoder.decode(unit).map_err(|error| refusal(&error))?;
+            let decoded = self.decoder.decode(unit).map_err(refusal)?;
             let Some(YuvFrame { width, height, y, u, v }) = decoded else { continue };
             let (w, h, matrix) = self
                 .stated
@@ -142,9 +142,9 @@ impl H264 {
             let chroma = (height / 2) * (width / 2);
             let whole = y.len() == height * width && u.len() == chroma && v.len() == chroma;
             if (width, height) != (w, h) || !whole {
-                let words =
-                    format!("damaged: a picture of {height}x{width} in a stream of {h}x{w}");
-                return Err(Refusal::Unusable(words));
+                return Err(Refusal::unusable(format!(
+                    "damaged: a picture of {height}x{width} in a stream of {h}x{w}"
+                )));
             }
             let planes = Planes { width, height, y, u, v };
             self.waiting.push((self.decoder.last_poc(), Picture { time, planes, matrix }));
@@ -184,13 +184,18 @@ impl Decode for H264 {
 
 /// What an error of the decoder says about the file. (What it calls unsupported may be damaged as
 /// well; the `ffmpeg` program conceals such pictures.)
-fn refusal(error: &DecodeError) -> Refusal {
+fn refusal(error: DecodeError) -> Refusal {
     match error {
         DecodeError::Unsupported(what) => Refusal::unsupported(format!("H.264 with {what}")),
         DecodeError::Internal(_) => Refusal::unsupported(format!("H.264 ({error})")),
-        _ => Refusal::unusable(format!("damaged: {error}")),
+        _ => Refusal::unusable(Damaged(error)),
     }
 }
+
+/// A stream that the decoder rejects.
+#[derive(Debug, thiserror::Error)]
+#[error("damaged")]
+struct Damaged(#[source] DecodeError);
 
 /// The first NAL unit of a sample, behind a length of so many bytes, and the rest.
 fn first_nal(sample: &[u8], length_size: usize) -> Option<(&[u8], &[u8])> {

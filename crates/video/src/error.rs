@@ -1,85 +1,147 @@
-//! What can go wrong with a video file.
+//! The error type of the crate.
 
-use crate::FramesError;
-use std::path::PathBuf;
+use crate::{
+    FramesError,
+    media::{IMAGES, VIDEOS},
+};
+use opensora_files::error_line;
+use std::path::{Path, PathBuf};
 
-/// Why a file could not be written or read; one line each.
+/// A cause of an error: the problem as text, or the error of a library.
+pub(crate) type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// An error of reading or writing an image or video.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VideoError {
-    /// The operating system refused.
-    #[error("{}: {source}", path.display())]
+    /// The operating system could not read or write the file.
+    #[error("{}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// Its reason.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// An ending that stands for no format.
+    /// The extension of an output path is unknown.
     #[error("{}: unknown format, expected .mp4, .gif, .png, or a folder for PNG frames", path.display())]
     Format {
         /// The path.
         path: PathBuf,
     },
-    /// A size, length or rate that the format cannot hold.
+    /// The extension of an input path is unknown.
+    #[error(
+        "{}: unknown format '{extension}', expected an image ({}), a video ({}) or a folder of frames",
+        path.display(),
+        IMAGES.join(", "),
+        VIDEOS.join(", ")
+    )]
+    Media {
+        /// The path.
+        path: PathBuf,
+        /// The extension.
+        extension: String,
+    },
+    /// The format does not support the size, length or frame rate.
     #[error("{}: {reason}", path.display())]
     Spec {
         /// The path.
         path: PathBuf,
-        /// What was asked for and what is possible.
+        /// What was requested and what is supported.
         reason: String,
     },
-    /// A clip that is not what the output was opened for.
+    /// The clip differs from the one that the output was opened for.
     #[error("{}: opened for {expected} (frames, height, width), got {found}", path.display())]
     OtherClip {
         /// The path.
         path: PathBuf,
-        /// What it was opened for.
+        /// Shape that the output was opened for.
         expected: String,
-        /// What came.
+        /// Shape of the clip.
         found: String,
     },
     /// The encoder or container writer failed.
-    #[error("{}: cannot encode: {reason}", path.display())]
+    #[error("{}: cannot encode", path.display())]
     Encode {
         /// The path.
         path: PathBuf,
-        /// The library's words.
-        reason: String,
+        /// The problem.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The file is not what it should be, or uses what is not supported.
-    #[error("{}: cannot decode: {reason}", path.display())]
+    /// The file is damaged, is not a video or image, or is too large.
+    #[error("{}: cannot decode", path.display())]
     Decode {
         /// The path.
         path: PathBuf,
-        /// What was found.
-        reason: String,
+        /// The problem.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The file uses something that only the `ffmpeg` program decodes, and the program was not to be
-    /// used or is not installed. The file need not be damaged.
+    /// The file uses a feature that only the `ffmpeg` program decodes, and the program is excluded or not
+    /// installed. The file need not be damaged.
     #[error("{}: needs the ffmpeg program: found {found}, {reason}", path.display())]
     NeedsFfmpeg {
         /// The file.
         path: PathBuf,
-        /// What the decoders in this process lack.
+        /// The feature.
         found: String,
-        /// What they read, or why the program cannot be used.
+        /// What the decoders in this process support, or why the program cannot be used.
         reason: String,
     },
-    /// A program that is needed for this file is not there, or cannot be started.
-    #[error("{}: {reason}", path.display())]
+    /// A program that decodes the file is not installed.
+    #[error("{}: {}", path.display(), not_installed(program))]
+    NotInstalled {
+        /// The file.
+        path: PathBuf,
+        /// The program.
+        program: PathBuf,
+    },
+    /// A program that decodes the file cannot be started.
+    #[error("{}: {}", path.display(), cannot_start(program))]
     Program {
         /// The file.
         path: PathBuf,
-        /// Which program, what for, and what happened.
-        reason: String,
+        /// The program.
+        program: PathBuf,
+        /// The operating system's error.
+        source: std::io::Error,
     },
-    /// The decoded pictures cannot be held.
-    #[error("{}: {source}", path.display())]
+    /// The decoded frames do not form a clip.
+    #[error("{}", path.display())]
     Frames {
         /// The path.
         path: PathBuf,
-        /// Why.
+        /// The problem.
         source: FramesError,
     },
+}
+
+impl VideoError {
+    /// Returns the error and its causes on one line without `path`, for callers that name the path
+    /// themselves. Files in a folder `path` keep their own names.
+    ///
+    /// ```
+    /// use opensora_video::{Decoder, VideoReader};
+    /// use std::path::Path;
+    ///
+    /// let path = Path::new("missing.mp4");
+    /// let error = VideoReader::open(path, Decoder::Auto).err().ok_or("expected an error")?;
+    /// assert!(error.line_without(path).starts_with("No such file"));
+    /// # Ok::<(), &str>(())
+    /// ```
+    pub fn line_without(&self, path: &Path) -> String {
+        let line = error_line(self);
+        let rest = line.strip_prefix(&path.display().to_string()).unwrap_or(&line);
+        rest.trim_start_matches([':', '/', '\\', ' ']).to_string()
+    }
+
+    pub(crate) fn decode(path: &Path, source: impl Into<Cause>) -> Self {
+        Self::Decode { path: path.into(), source: source.into() }
+    }
+}
+
+fn not_installed(program: &Path) -> String {
+    format!("the program {}, which reads other kinds of video, is not installed", program.display())
+}
+
+fn cannot_start(program: &Path) -> String {
+    format!("the program {} cannot be started", program.display())
 }

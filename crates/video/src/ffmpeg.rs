@@ -9,12 +9,13 @@
 
 use crate::{
     VideoError, VideoInfo,
+    error::Cause,
     orientation::Orientation,
     picks::Picks,
-    pipe,
+    pipe::{self, OutputError},
     probe::{Middle, Probed, probe},
     stamps::{Stamp, Stamps},
-    yuv::ToRgb,
+    yuv::{Colour, ToRgb},
 };
 use std::{
     ffi::OsString,
@@ -182,7 +183,6 @@ impl Stream {
         form: &Form,
         half: Option<Half>,
     ) -> Result<Self, VideoError> {
-        let fail = |reason: String| VideoError::Decode { path: path.into(), reason };
         let input = local(path).map_err(|source| VideoError::Io { path: path.into(), source })?;
         let filters: Vec<&str> = [STAMPS].into_iter().chain(form.filter.as_deref()).collect();
         let (mut child, out) = pipe::start(
@@ -201,9 +201,9 @@ impl Stream {
                 .stderr(Stdio::piped()),
             pipe::PATIENCE,
         )
-        .map_err(|error| absent(path, &programs.ffmpeg, &error))?;
+        .map_err(|error| absent(path, &programs.ffmpeg, error))?;
         let Some(said) = child.stderr.take() else {
-            return Err(fail("the ffmpeg program cannot be heard".into()));
+            return Err(VideoError::decode(path, "the ffmpeg program cannot be heard"));
         };
         let Probed { info, times, stored, orientation, first, .. } = probed;
         Ok(Self {
@@ -220,7 +220,7 @@ impl Stream {
     }
 
     /// The next frame; `None` after the last.
-    pub(crate) fn next_frame(&mut self) -> Result<Option<RawFrame>, String> {
+    pub(crate) fn next_frame(&mut self) -> Result<Option<RawFrame>, Cause> {
         let mut bytes = std::mem::take(&mut self.spare);
         let filled = match self.out.read(&mut bytes) {
             Ok(pipe::Filled::Whole) => {
@@ -236,10 +236,10 @@ impl Stream {
             Ok(pipe::Filled::Nothing) => false,
             Err(error) => {
                 let _ = self.child.kill();
-                return Err(format!("the ffmpeg program: {}", pipe::words(&error)));
+                return Err(OutputError::of("ffmpeg")(error).into());
             }
         };
-        let status = self.child.wait().map_err(|error| format!("the ffmpeg program: {error}"))?;
+        let status = self.child.wait().map_err(OutputError::of("ffmpeg"))?;
         let said = self.stamps.complaints();
         if !filled && status.success() && self.shown > 0 {
             return Ok(None);
@@ -248,11 +248,12 @@ impl Stream {
             (_, Some(line)) => format!("the ffmpeg program says: {line}"),
             (false, None) if self.shown == 0 => "it holds no pictures".into(),
             _ => format!("the ffmpeg program ended early ({status})"),
-        })
+        }
+        .into())
     }
 
     /// Seconds of the frame that was just read.
-    fn stamp(&mut self) -> Result<f64, String> {
+    fn stamp(&mut self) -> Result<f64, Cause> {
         // By the index, or as if frames lasted equally long.
         let even = if self.info.fps > 0.0 { self.shown as f64 / self.info.fps } else { 0.0 };
         let told = self.times.next().unwrap_or(even);
@@ -260,7 +261,7 @@ impl Stream {
         let (width, height) = self.turn.stored;
         if stamp.size != (width, height) {
             let (w, h) = stamp.size;
-            return Err(format!("its size changes from {height}x{width} to {h}x{w}"));
+            return Err(format!("its size changes from {height}x{width} to {h}x{w}").into());
         }
         let first = *self.first.get_or_insert(stamp);
         Ok(stamp.since(&first).unwrap_or(told))
@@ -377,7 +378,8 @@ fn start_planar<T>(
     wanted: Wanted<'_>,
     start: impl Fn(&Form) -> Result<T, VideoError>,
 ) -> Result<(T, Planar), VideoError> {
-    let to_rgb = ToRgb::stated(probed.matrix, false).filter(|_| probed.is_plain);
+    let to_rgb = ToRgb::stated(Colour { matrix: probed.matrix, full_range: false })
+        .filter(|_| probed.is_plain);
     let Some(to_rgb) = to_rgb else {
         // Other depths, ranges and chroma formats would be rounded or averaged on the way to 4:2:0.
         let (width, height) = (probed.info.width, probed.info.height);
@@ -404,15 +406,12 @@ pub(crate) fn local(path: &Path) -> std::io::Result<OsString> {
     Ok(name)
 }
 
-pub(crate) fn absent(path: &Path, program: &Path, error: &std::io::Error) -> VideoError {
-    let program = program.display();
-    let reason = match error.kind() {
-        ErrorKind::NotFound => {
-            format!("the program {program}, which reads other kinds of video, is not installed")
-        }
-        _ => format!("the program {program} cannot be started: {error}"),
-    };
-    VideoError::Program { path: path.into(), reason }
+pub(crate) fn absent(path: &Path, program: &Path, source: std::io::Error) -> VideoError {
+    let (path, program) = (path.into(), program.into());
+    match source.kind() {
+        ErrorKind::NotFound => VideoError::NotInstalled { path, program },
+        _ => VideoError::Program { path, program, source },
+    }
 }
 
 /// Reads all that a program complains of, and keeps the beginning.

@@ -1,6 +1,6 @@
 //! Animated GIF: 256 colours a frame, endless.
 
-use crate::{Frames, VideoError, frames::MAX_SIDE};
+use crate::{Frames, VideoError, error::Cause, frames::MAX_SIDE};
 use std::{
     fs::File,
     io::{BufReader, Read, Write},
@@ -30,18 +30,17 @@ pub(crate) fn check(height: usize, width: usize, fps: f64) -> Result<(), String>
 
 /// Encodes a clip into `out`. Frames begin at the hundredth of a second that is nearest to their
 /// time, so that the rounding does not add up: 8 frames a second last 13, 12, 13, ... ticks.
-pub(crate) fn encode(clip: &Frames, fps: f64, out: impl Write) -> Result<(), String> {
+pub(crate) fn encode(clip: &Frames, fps: f64, out: impl Write) -> Result<(), Cause> {
     let (width, height) = (clip.width() as u16, clip.height() as u16);
-    let text = |error: gif::EncodingError| error.to_string();
     let begin = |index: usize| (index as f64 * TICKS / fps).round();
-    let mut encoder = gif::Encoder::new(out, width, height, &[]).map_err(text)?;
-    encoder.set_repeat(gif::Repeat::Infinite).map_err(text)?;
+    let mut encoder = gif::Encoder::new(out, width, height, &[])?;
+    encoder.set_repeat(gif::Repeat::Infinite)?;
     for (index, rgb) in clip.iter().enumerate() {
         // The speed is one pixel in so many that is looked at, up to 30.
         let speed = (rgb.len() / 3 / LOOKED_AT).clamp(1, 30) as i32;
         let mut frame = gif::Frame::from_rgb_speed(width, height, rgb, speed);
         frame.delay = (begin(index + 1) - begin(index)) as u16;
-        encoder.write_frame(&frame).map_err(text)?;
+        encoder.write_frame(&frame)?;
     }
     Ok(())
 }
@@ -71,7 +70,7 @@ pub(crate) fn read_timed(path: &Path) -> Result<Timed, VideoError> {
     let io = |source| VideoError::Io { path: path.into(), source };
     let file = BufReader::new(File::open(path).map_err(io)?);
     let (rgb, shape, starts, end) =
-        decode(file).map_err(|reason| VideoError::Decode { path: path.into(), reason })?;
+        decode(file).map_err(|error| VideoError::decode(path, error))?;
     let frames = Frames::from_rgb(rgb, shape)
         .map_err(|source| VideoError::Frames { path: path.into(), source })?;
     let seconds = |ticks: u64| ticks as f64 / TICKS;
@@ -82,20 +81,19 @@ pub(crate) fn read_timed(path: &Path) -> Result<Timed, VideoError> {
 /// RGB, shape, and ticks at which frames begin and the last one ends.
 type Decoded = (Vec<u8>, [usize; 3], Vec<u64>, u64);
 
-fn decode(file: impl Read) -> Result<Decoded, String> {
-    let text = |error: gif::DecodingError| error.to_string();
+fn decode(file: impl Read) -> Result<Decoded, Cause> {
     let mut options = gif::DecodeOptions::new();
     options.set_color_output(gif::ColorOutput::RGBA);
     // Frames larger than the screen are refused, and with them most that a hostile file can ask.
     options.check_frame_consistency(true);
-    let mut decoder = options.read_info(file).map_err(text)?;
+    let mut decoder = options.read_info(file)?;
     let (width, height) = (usize::from(decoder.width()), usize::from(decoder.height()));
     if !(1..=MAX_SIDE).contains(&width) || !(1..=MAX_SIDE).contains(&height) {
-        return Err(format!("it has {height}x{width} pixels, sides are 1 to {MAX_SIDE}"));
+        return Err(format!("it has {height}x{width} pixels, sides are 1 to {MAX_SIDE}").into());
     }
     let mut screen = vec![0; 3 * height * width];
     let (mut rgb, mut starts, mut ticks) = (Vec::new(), Vec::new(), 0);
-    while let Some(frame) = decoder.read_next_frame().map_err(text)? {
+    while let Some(frame) = decoder.read_next_frame()? {
         if rgb.len() + screen.len() > MAX_DECODED {
             return Err("its frames are too many to hold".into());
         }

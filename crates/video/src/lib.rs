@@ -79,3 +79,8 @@ pub use error::VideoError;
 pub use frames::{Frames, FramesError};
 pub use reader::{Decoder, PlanarFrame, PlanarHalves, VideoFrame, VideoInfo, VideoReader};
 pub use writer::{Format, VideoSpec, Writer};
+
+/// The README's example, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -40,26 +40,16 @@ impl Media {
     /// made: as Pillow's `convert("RGB")`.
     ///
     /// # Errors
-    /// One line without the path, where it has another ending or cannot be read.
-    pub fn read(path: &Path) -> Result<Self, String> {
-        // The caller names the path; a file in a folder keeps its own name.
-        let strip = |error: VideoError| {
-            let text = error.to_string();
-            let rest = text.strip_prefix(&path.display().to_string()).unwrap_or(&text);
-            rest.trim_start_matches([':', '/', '\\', ' ']).to_string()
-        };
+    /// Returns an error if the extension is unknown or the file cannot be read.
+    pub fn read(path: &Path) -> Result<Self, VideoError> {
         if path.is_dir() {
-            return png::read_folder(path).map(Self::Video).map_err(strip);
+            return png::read_folder(path).map(Self::Video);
         }
-        let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-        match ending.to_ascii_lowercase().as_str() {
-            video if VIDEOS.contains(&video) => all_frames(path).map(Self::Video).map_err(strip),
+        let extension = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+        match extension.to_ascii_lowercase().as_str() {
+            video if VIDEOS.contains(&video) => all_frames(path).map(Self::Video),
             image if IMAGES.contains(&image) => still(path).map(Self::Image),
-            _ => Err(format!(
-                "unknown format '{ending}', expected an image ({}), a video ({}) or a folder of frames",
-                IMAGES.join(", "),
-                VIDEOS.join(", ")
-            )),
+            _ => Err(VideoError::Media { path: path.into(), extension: extension.into() }),
         }
     }
 
@@ -79,29 +69,31 @@ fn all_frames(path: &Path) -> Result<Frames, VideoError> {
         rgb.extend(frame?.rgb);
         count += 1;
         if rgb.len() > MAX_CLIP_BYTES {
-            let reason = "its pictures are too many to hold: cut it into clips first".into();
-            return Err(VideoError::Decode { path: path.into(), reason });
+            let reason = "its pictures are too many to hold: cut it into clips first";
+            return Err(VideoError::decode(path, reason));
         }
     }
     Frames::from_rgb(rgb, [count, height, width])
         .map_err(|source| VideoError::Frames { path: path.into(), source })
 }
 
-/// Reads a picture as a clip of one frame.
+/// Reads an image as a clip of one frame.
 ///
 /// # Errors
-/// One line without the path.
-pub fn still(path: &Path) -> Result<Frames, String> {
+/// Returns an error if the file cannot be read, is damaged, or is too large.
+pub fn still(path: &Path) -> Result<Frames, VideoError> {
+    let io = |source| VideoError::Io { path: path.into(), source };
     let mut reader = image::ImageReader::open(path)
         .and_then(image::ImageReader::with_guessed_format)
-        .map_err(|error| error.to_string())?;
+        .map_err(io)?;
     let mut limits = image::Limits::default();
     limits.max_image_width = Some(MAX_SIDE as u32);
     limits.max_image_height = Some(MAX_SIDE as u32);
     limits.max_alloc = Some(MAX_IMAGE_BYTES);
     reader.limits(limits);
-    let decoded = reader.decode().map_err(|error| error.to_string().replace(['\n', '\r'], " "))?;
+    let decoded = reader.decode().map_err(|error| VideoError::decode(path, error))?;
     let rgb = decoded.into_rgb8();
     let (width, height) = (rgb.width() as usize, rgb.height() as usize);
-    Frames::from_rgb(rgb.into_raw(), [1, height, width]).map_err(|error| error.to_string())
+    Frames::from_rgb(rgb.into_raw(), [1, height, width])
+        .map_err(|source| VideoError::Frames { path: path.into(), source })
 }

@@ -5,6 +5,7 @@
 
 use crate::{
     boxes::{Name, Numbers, boxes, find},
+    error::Cause,
     refusal::Refusal,
 };
 use std::ops::Range;
@@ -21,13 +22,13 @@ pub(crate) const MAX_COMMENT: usize = 1 << 20;
 /// # Errors
 /// Returns a reason if the comment is too long or the file is no MP4 as they are written here: a
 /// header without comments, and fewer than 4 GiB.
-pub(crate) fn with_comment(mp4: &[u8], comment: &str) -> Result<Vec<u8>, String> {
+pub(crate) fn with_comment(mp4: &[u8], comment: &str) -> Result<Vec<u8>, Cause> {
     if comment.len() > MAX_COMMENT {
-        return Err(format!("metadata of {} bytes, at most {MAX_COMMENT}", comment.len()));
+        let found = comment.len();
+        return Err(format!("metadata of {found} bytes, at most {MAX_COMMENT}").into());
     }
-    let words = |refused: Refusal| refused.to_string();
-    let moov = header(mp4).map_err(words)?.ok_or("it has no header")?;
-    if find(&mp4[moov.clone()], b"udta").map_err(words)?.is_some() {
+    let moov = header(mp4)?.ok_or("it has no header")?;
+    if find(&mp4[moov.clone()], b"udta")?.is_some() {
         return Err("its header has user data already".into());
     }
     let added = user_data(comment);

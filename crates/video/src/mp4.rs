@@ -11,6 +11,7 @@
 use crate::{
     Frames, VideoError, boxes,
     color::{Matrix, Planes},
+    error::Cause,
     in_process::Stream,
     metadata, sps,
 };
@@ -68,14 +69,14 @@ pub(crate) fn encode_with(
     fps: f64,
     comment: Option<&str>,
     mut out: impl Write,
-) -> Result<(), String> {
+) -> Result<(), Cause> {
     let Some(comment) = comment.filter(|comment| comment.len() <= metadata::MAX_COMMENT) else {
         return encode(clip, fps, out);
     };
     let mut plain = Vec::new();
     encode(clip, fps, &mut plain)?;
     let commented = metadata::with_comment(&plain, comment)?;
-    out.write_all(&commented).map_err(|error| error.to_string())
+    Ok(out.write_all(&commented)?)
 }
 
 /// Returns the comment that is stored in the header of an MP4, if there is one: the record of how
@@ -93,7 +94,7 @@ pub fn comment(path: &Path) -> Result<Option<String>, VideoError> {
 }
 
 /// Encodes a clip into `out`.
-pub(crate) fn encode(clip: &Frames, fps: f64, out: impl Write) -> Result<(), String> {
+pub(crate) fn encode(clip: &Frames, fps: f64, out: impl Write) -> Result<(), Cause> {
     let matrix = Matrix::assumed_for(clip.height());
     let pictures: Vec<YuvFrame> = clip
         .iter()
@@ -110,27 +111,26 @@ pub(crate) fn encode(clip: &Frames, fps: f64, out: impl Write) -> Result<(), Str
     config.framerate = fps as f32;
     config.preset = Preset::Balanced;
     config.bframes = 0;
-    let encoder = Encoder::new(config).map_err(|error| error.to_string())?;
-    let units = encoder.encode_all(&pictures).map_err(|error| error.to_string())?;
+    let encoder = Encoder::new(config)?;
+    let units = encoder.encode_all(&pictures)?;
     if units.len() != pictures.len() {
-        return Err(format!("{} frames gave {} pictures", pictures.len(), units.len()));
+        return Err(format!("{} frames gave {} pictures", pictures.len(), units.len()).into());
     }
 
     let mut muxer = MuxerBuilder::new(out)
         .video(VideoCodec::H264, width as u32, height as u32, fps)
         .with_fast_start(true)
-        .build()
-        .map_err(|error| error.to_string())?;
+        .build()?;
     for (index, unit) in units.iter().enumerate() {
         let (unit, is_key) = with_colour(unit, Matrix::code_for(height))?;
-        muxer.write_video(index as f64 / fps, &unit, is_key).map_err(|error| error.to_string())?;
+        muxer.write_video(index as f64 / fps, &unit, is_key)?;
     }
-    muxer.finish_in_place().map_err(|error| error.to_string())
+    Ok(muxer.finish_in_place()?)
 }
 
 /// A picture's NAL units behind start codes, with the colours stated in its parameter sets; and
 /// whether the picture needs no other one (NAL type 5).
-fn with_colour(unit: &[u8], matrix: u8) -> Result<(Vec<u8>, bool), String> {
+fn with_colour(unit: &[u8], matrix: u8) -> Result<(Vec<u8>, bool), Cause> {
     let starts: Vec<usize> = unit
         .windows(3)
         .enumerate()
@@ -176,8 +176,7 @@ pub fn read(path: &Path) -> Result<(Frames, f64), VideoError> {
         let Planes { height, width, .. } = frame.planes;
         shape = [shape[0] + 1, height, width];
         if rgb.len() + 3 * height * width > MAX_DECODED {
-            let reason = "its pictures are too many to hold".into();
-            return Err(VideoError::Decode { path: path.into(), reason });
+            return Err(VideoError::decode(path, "its pictures are too many to hold"));
         }
         rgb.extend(frame.matrix.rgb(&frame.planes));
     }
@@ -189,6 +188,7 @@ pub fn read(path: &Path) -> Result<(Frames, f64), VideoError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use opensora_files::error_line;
 
     /// A soft pattern that moves, as an encoder likes it.
     fn clip(frames: usize, height: usize, width: usize) -> Frames {
@@ -333,7 +333,7 @@ mod tests {
         let damaged = tempfile::NamedTempFile::new().unwrap();
         for length in 0..bytes.len() {
             std::fs::write(damaged.path(), &bytes[..length]).unwrap();
-            let error = super::read(damaged.path()).unwrap_err().to_string();
+            let error = error_line(&super::read(damaged.path()).unwrap_err());
             assert!(!error.contains('\n'), "{error}");
         }
         for position in 0..bytes.len() {

@@ -47,13 +47,23 @@ pub(crate) fn start(command: &mut Command, _patience: Duration) -> Result<(Child
     Ok((child, out))
 }
 
-/// The words for an error while a program's output is read.
-pub(crate) fn words(error: &Error) -> String {
-    match error.kind() {
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-            format!("it has given nothing for {} s", PATIENCE.as_secs())
+/// An error of a program's output.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OutputError {
+    /// The program wrote nothing for too long.
+    #[error("the {0} program: it has given nothing for {seconds} s", seconds = PATIENCE.as_secs())]
+    Silent(&'static str),
+    /// The output cannot be read or has another form than requested.
+    #[error("the {program} program")]
+    Read { program: &'static str, source: Error },
+}
+
+impl OutputError {
+    pub(crate) fn of(program: &'static str) -> impl FnOnce(Error) -> Self {
+        move |source| match source.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => Self::Silent(program),
+            _ => Self::Read { program, source },
         }
-        _ => error.to_string(),
     }
 }
 
@@ -179,7 +189,8 @@ mod tests {
         let mut command = Command::new("sleep");
         let (mut child, out) = start(command.arg("60"), Duration::from_millis(50)).unwrap();
         let error = Frames::new(out, 3, None).read(&mut Vec::new()).unwrap_err();
-        assert!(words(&error).contains("given nothing"), "{error}");
+        let error = OutputError::of("ffmpeg")(error).to_string();
+        assert!(error.contains("given nothing"), "{error}");
         child.kill().unwrap();
         child.wait().unwrap();
     }

@@ -1,6 +1,6 @@
 //! PNG: one image, or a folder of frames.
 
-use crate::{Frames, VideoError, frames::MAX_SIDE};
+use crate::{Frames, VideoError, error::Cause, frames::MAX_SIDE};
 use opensora_files::{AtomicFile, Existing};
 use std::{
     fs::File,
@@ -14,13 +14,13 @@ pub(crate) fn encode(
     height: usize,
     width: usize,
     out: impl Write,
-) -> Result<(), String> {
+) -> Result<(), Cause> {
     let mut encoder = png::Encoder::new(out, width as u32, height as u32);
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
-    let mut writer = encoder.write_header().map_err(|error| error.to_string())?;
-    writer.write_image_data(rgb).map_err(|error| error.to_string())?;
-    writer.finish().map_err(|error| error.to_string())
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(rgb)?;
+    Ok(writer.finish()?)
 }
 
 /// Writes an image: the first frame of `still`. The file appears complete or not at all.
@@ -33,20 +33,18 @@ pub fn write(path: &Path, still: &Frames) -> Result<(), VideoError> {
     let mut file = AtomicFile::create(path, Existing::Replace).map_err(io)?;
     let mut out = BufWriter::new(&mut file);
     encode(frame, still.height(), still.width(), &mut out)
-        .map_err(|reason| VideoError::Encode { path: path.into(), reason })?;
+        .map_err(|source| VideoError::Encode { path: path.into(), source })?;
     out.flush().map_err(io)?;
     drop(out);
     file.commit().map_err(io)
 }
 
 /// Writes the frames of a clip as `frame_00000.png` and so on.
-pub(crate) fn encode_folder(clip: &Frames, folder: &Path) -> Result<(), String> {
+pub(crate) fn encode_folder(clip: &Frames, folder: &Path) -> Result<(), Cause> {
     for (index, rgb) in clip.iter().enumerate() {
-        let file = File::create(folder.join(format!("frame_{index:05}.png")))
-            .map_err(|error| error.to_string())?;
-        let mut file = BufWriter::new(file);
+        let mut file = BufWriter::new(File::create(folder.join(format!("frame_{index:05}.png")))?);
         encode(rgb, clip.height(), clip.width(), &mut file)?;
-        file.flush().map_err(|error| error.to_string())?;
+        file.flush()?;
     }
     Ok(())
 }
@@ -58,8 +56,7 @@ pub(crate) fn encode_folder(clip: &Frames, folder: &Path) -> Result<(), String> 
 pub fn read(path: &Path) -> Result<Frames, VideoError> {
     let io = |source| VideoError::Io { path: path.into(), source };
     let file = BufReader::new(File::open(path).map_err(io)?);
-    let (rgb, [height, width]) =
-        decode(file).map_err(|reason| VideoError::Decode { path: path.into(), reason })?;
+    let (rgb, [height, width]) = decode(file).map_err(|error| VideoError::decode(path, error))?;
     Frames::from_rgb(rgb, [1, height, width])
         .map_err(|source| VideoError::Frames { path: path.into(), source })
 }
@@ -82,7 +79,7 @@ pub fn read_folder(path: &Path) -> Result<Frames, VideoError> {
                 frame.height(),
                 frame.width()
             );
-            return Err(VideoError::Decode { path: name(count), reason });
+            return Err(VideoError::decode(&name(count), reason));
         }
         data.extend(frame.data());
         count += 1;
@@ -92,19 +89,19 @@ pub fn read_folder(path: &Path) -> Result<Frames, VideoError> {
 }
 
 /// RGB and `[height, width]`.
-fn decode(file: impl BufRead + Seek) -> Result<(Vec<u8>, [usize; 2]), String> {
-    let text = |error: png::DecodingError| error.to_string();
+fn decode(file: impl BufRead + Seek) -> Result<(Vec<u8>, [usize; 2]), Cause> {
     // Four bytes for each pixel of the largest image that is looked at.
     let mut decoder = png::Decoder::new_with_limits(file, png::Limits { bytes: 1 << 30 });
     decoder.set_transformations(png::Transformations::normalize_to_color8());
-    let mut reader = decoder.read_info().map_err(text)?;
+    let mut reader = decoder.read_info()?;
     let (width, height) = (reader.info().width as usize, reader.info().height as usize);
     if width > MAX_SIDE || height > MAX_SIDE {
-        return Err(format!("it has {height}x{width} pixels, sides are at most {MAX_SIDE}"));
+        let reason = format!("it has {height}x{width} pixels, sides are at most {MAX_SIDE}");
+        return Err(reason.into());
     }
     let size = reader.output_buffer_size().ok_or("it is too large")?;
     let mut pixels = vec![0; size];
-    let info = reader.next_frame(&mut pixels).map_err(text)?;
+    let info = reader.next_frame(&mut pixels)?;
     pixels.truncate(info.buffer_size());
     let rgb = match info.color_type.samples() {
         3 => pixels,
@@ -117,6 +114,7 @@ fn decode(file: impl BufRead + Seek) -> Result<(Vec<u8>, [usize; 2]), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use opensora_files::error_line;
     use std::io::Cursor;
 
     fn pixels(count: usize) -> Vec<u8> {
@@ -170,7 +168,7 @@ mod tests {
 
         let other = File::create(folder.path().join("frame_00003.png")).unwrap();
         encode(&pixels(3 * 2 * 2), 2, 2, other).unwrap();
-        let error = read_folder(folder.path()).unwrap_err().to_string();
+        let error = error_line(&read_folder(folder.path()).unwrap_err());
         assert!(error.contains("frame_00003.png") && error.contains("2x2"), "{error}");
         assert!(read_folder(&folder.path().join("none")).is_err());
     }

@@ -2,10 +2,11 @@
 
 use crate::{
     PixelAspect, VideoError, VideoInfo,
+    error::Cause,
     ffmpeg::{CONTAINERS, Programs, STREAM, absent, complaints, last_line, local},
     frames::MAX_SIDE,
     orientation::Orientation,
-    pipe,
+    pipe::{self, OutputError},
     stamps::Stamp,
 };
 use std::{
@@ -75,7 +76,7 @@ impl Probed {
 
 /// Asks what a file's first video stream is.
 pub(crate) fn probe(path: &Path, programs: &Programs) -> Result<Probed, VideoError> {
-    let fail = |reason: String| VideoError::Decode { path: path.into(), reason };
+    let fail = |reason: Cause| VideoError::decode(path, reason);
     let io = |source| VideoError::Io { path: path.into(), source };
     let input = local(path).map_err(io)?;
     let (mut child, out) = pipe::start(
@@ -94,17 +95,16 @@ pub(crate) fn probe(path: &Path, programs: &Programs) -> Result<Probed, VideoErr
             .stderr(Stdio::piped()),
         pipe::PATIENCE,
     )
-    .map_err(|error| absent(path, &programs.ffprobe, &error))?;
+    .map_err(|error| absent(path, &programs.ffprobe, error))?;
     let said = child.stderr.take().map(|said| std::thread::spawn(|| complaints(said)));
     let answer = Answer::read(BufReader::new(out));
     let _ = child.kill();
     let _ = child.wait();
     let said = said.and_then(|said| said.join().ok()).unwrap_or_default();
-    let answer =
-        answer.map_err(|error| fail(format!("the ffprobe program: {}", pipe::words(&error))))?;
+    let answer = answer.map_err(|error| fail(OutputError::of("ffprobe")(error).into()))?;
     if answer.stream.is_empty() {
         return Err(fail(match last_line(&said) {
-            Some(line) => format!("the ffprobe program says: {line}"),
+            Some(line) => format!("the ffprobe program says: {line}").into(),
             None => "it holds no video track".into(),
         }));
     }
@@ -169,16 +169,16 @@ impl Answer {
         self.packets.extend(time.map(|time| Packet { time, ticks, is_key }));
     }
 
-    fn probed(mut self) -> Result<Probed, String> {
+    fn probed(mut self) -> Result<Probed, Cause> {
         let text = |name: &str| self.stream.get(name).map_or("", String::as_str);
         let side = |name: &str| text(name).parse::<usize>().ok();
         let (Some(width), Some(height)) = (side("width"), side("height")) else {
             return Err("the ffprobe program tells no size".into());
         };
         if !(1..=MAX_SIDE).contains(&width) || !(1..=MAX_SIDE).contains(&height) {
-            return Err(format!(
-                "its pictures are {height}x{width}, sides are 1 to {MAX_SIDE} pixels"
-            ));
+            let reason =
+                format!("its pictures are {height}x{width}, sides are 1 to {MAX_SIDE} pixels");
+            return Err(reason.into());
         }
         let rate = ["avg_frame_rate", "r_frame_rate"].into_iter().find_map(|name| {
             let (above, below) = ratio(text(name), '/')?;
@@ -287,7 +287,7 @@ mod tests {
         0\\n00000001:        65536           0           0\\n00000002:            0           0  \
         1073741824\\n";
 
-    fn probed(lines: &[&str]) -> Result<Probed, String> {
+    fn probed(lines: &[&str]) -> Result<Probed, Cause> {
         Answer::read(lines.join("\n").as_bytes()).unwrap().probed()
     }
 

@@ -34,6 +34,7 @@ use crate::{
     pillow::{Filter, Resize},
     yuv::ToRgb,
 };
+use opensora_files::error_line;
 use std::path::{Path, PathBuf};
 
 /// What is known of a video before it is decoded.
@@ -155,8 +156,8 @@ impl VideoReader {
             Decoder::InProcess => inside()?,
             Decoder::Ffmpeg => outside()?,
             Decoder::Auto => match outside() {
-                Err(VideoError::Program { reason, .. }) => {
-                    inside().map_err(|refused| without_program(refused, reason))?
+                Err(absent) if is_absent(&absent) => {
+                    inside().map_err(|refused| without_program(refused, &absent))?
                 }
                 other => other?,
             },
@@ -225,13 +226,14 @@ impl VideoReader {
             Decoder::Auto => match Self::in_process(path) {
                 Ok(reader) => Ok(Self { others: Some(programs.clone()), ..reader }),
                 Err(refused) => outside().map_err(|error| match error {
-                    VideoError::Program { reason, .. } => without_program(refused, reason),
-                    // Two opinions on one file; the first one knows more of its own kind.
-                    VideoError::Decode { reason, .. } => {
-                        let first = own_words(&refused);
-                        let both = format!("{first}; {reason}");
-                        let reason = if first == reason { reason } else { both };
-                        VideoError::Decode { path: path.into(), reason }
+                    absent if is_absent(&absent) => without_program(refused, &absent),
+                    // Both decoders describe the problem; the first knows more of its own formats.
+                    VideoError::Decode { source, .. } => {
+                        let (first, second) = (problem(&refused), error_line(&*source));
+                        match first == second {
+                            true => VideoError::decode(path, source),
+                            false => VideoError::decode(path, format!("{first}; {second}")),
+                        }
                     }
                     other => other,
                 }),
@@ -271,7 +273,7 @@ impl VideoReader {
                 "its pictures are {}x{} pixels of {}:{}, sides are at most {MAX_SIDE} square pixels",
                 from[0], from[1], aspect.width, aspect.height
             );
-            return Err(VideoError::Decode { path: self.path, reason });
+            return Err(VideoError::decode(&self.path, reason));
         }
         if from != to {
             self.resize = Some(Resize::whole(from, to));
@@ -302,7 +304,7 @@ impl VideoReader {
                 Ok(frame) => {
                     Ok(frame.map(|frame| VideoFrame { time: frame.time, rgb: frame.bytes }))
                 }
-                Err(reason) => Err(VideoError::Decode { path: self.path.clone(), reason }),
+                Err(source) => Err(VideoError::decode(&self.path, source)),
             },
         }
     }
@@ -313,9 +315,7 @@ impl VideoReader {
         let Some(programs) = self.others.take() else { return Err(refused) };
         let stream = match ffmpeg::Stream::open(&self.path, &programs) {
             Ok(stream) => stream,
-            Err(VideoError::Program { reason, .. }) => {
-                return Err(without_program(refused, reason));
-            }
+            Err(absent) if is_absent(&absent) => return Err(without_program(refused, &absent)),
             Err(_) => return Err(refused),
         };
         self.source = Some(Source::Ffmpeg(Box::new(stream)));
@@ -395,7 +395,7 @@ impl PlanarSource {
                     planes: frame.bytes,
                     to_rgb: planar.to_rgb,
                 })),
-                Err(reason) => Err(VideoError::Decode { path: path.into(), reason }),
+                Err(source) => Err(VideoError::decode(path, source)),
             },
         }
     }
@@ -440,12 +440,11 @@ impl Iterator for PlanarFrames {
 /// Fails for pipes and devices, which would be waited for, and for what is known to be no video.
 fn check_file(path: &Path) -> Result<(), VideoError> {
     let io = |source| VideoError::Io { path: path.into(), source };
-    let fail = |reason: String| VideoError::Decode { path: path.into(), reason };
     if !std::fs::metadata(path).map_err(io)?.is_file() {
-        return Err(fail("it is no file".into()));
+        return Err(VideoError::decode(path, "it is no file"));
     }
     match foreign::kind(path).map_err(io)? {
-        Some(kind) => Err(fail(format!("it is {kind}, expected a video"))),
+        Some(kind) => Err(VideoError::decode(path, format!("it is {kind}, expected a video"))),
         None => Ok(()),
     }
 }
@@ -465,11 +464,17 @@ fn read_gif(path: &Path) -> Result<(VideoInfo, Frames, Vec<f64>), VideoError> {
     Ok((info, frames, times))
 }
 
-/// The error of a file that was rejected in this process, where the program cannot be used.
-fn without_program(refused: VideoError, absent: String) -> VideoError {
+/// Returns true for the error of a program that cannot be used at all.
+fn is_absent(error: &VideoError) -> bool {
+    matches!(error, VideoError::NotInstalled { .. } | VideoError::Program { .. })
+}
+
+/// Returns the error of a file that was rejected in this process while the program cannot be used.
+fn without_program(refused: VideoError, absent: &VideoError) -> VideoError {
     match refused {
         VideoError::NeedsFfmpeg { path, found, .. } => {
-            VideoError::NeedsFfmpeg { path, found, reason: absent }
+            let reason = absent.line_without(&path);
+            VideoError::NeedsFfmpeg { path, found, reason }
         }
         other => other,
     }
@@ -483,11 +488,11 @@ pub fn probe(path: &Path) -> Result<VideoInfo, VideoError> {
     Ok(VideoReader::open(path, Decoder::Auto)?.info)
 }
 
-/// An error without the path, which its reader knows.
-fn own_words(error: &VideoError) -> String {
+/// Returns the problem that an error names, without the path.
+fn problem(error: &VideoError) -> String {
     match error {
-        VideoError::Decode { reason, .. } => reason.clone(),
+        VideoError::Decode { source, .. } => error_line(&**source),
         VideoError::NeedsFfmpeg { found, .. } => format!("found {found}"),
-        error => error.to_string(),
+        error => error_line(error),
     }
 }

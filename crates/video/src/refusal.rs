@@ -1,59 +1,46 @@
-//! Reasons why the decoders in this process give up on a file.
+//! Reasons why the decoders in this process reject a file.
 
-use crate::VideoError;
-use std::{fmt, io, path::Path};
+use crate::{VideoError, error::Cause};
+use std::{io, path::Path};
 
 /// The files that are decoded without the `ffmpeg` program.
 const IN_PROCESS: &str = "progressive 8-bit 4:2:0 H.264 in an unfragmented MP4, or GIF";
 
 /// Why a file is not decoded in this process.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
-    /// The operating system refused.
-    Io(io::Error),
-    /// The file uses something that the decoders in this process lack: what was found.
+    /// The operating system could not read the file.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The file uses a feature that the decoders in this process lack.
+    #[error("found {0}, expected {IN_PROCESS}")]
     Unsupported(String),
-    /// The file contradicts itself, ends early or holds no video: what was found.
-    Unusable(String),
+    /// The file contradicts itself, ends early or holds no video.
+    #[error(transparent)]
+    Unusable(Cause),
 }
 
 impl Refusal {
-    /// A feature that the decoders in this process lack.
+    /// Returns the refusal of a feature that the decoders in this process lack.
     pub(crate) fn unsupported(found: impl Into<String>) -> Self {
         Self::Unsupported(found.into())
     }
 
-    /// A file that holds no video that could be decoded by anyone in full.
-    pub(crate) fn unusable(found: impl Into<String>) -> Self {
+    /// Returns the refusal of a file that no decoder could decode completely.
+    pub(crate) fn unusable(found: impl Into<Cause>) -> Self {
         Self::Unusable(found.into())
     }
 
-    /// The error of a file.
+    /// Returns the error of a file.
     pub(crate) fn of(self, path: &Path) -> VideoError {
         let path = path.into();
         match self {
             Self::Io(source) => VideoError::Io { path, source },
-            Self::Unusable(reason) => VideoError::Decode { path, reason },
+            Self::Unusable(source) => VideoError::Decode { path, source },
             Self::Unsupported(found) => {
                 let reason = format!("expected {IN_PROCESS}");
                 VideoError::NeedsFfmpeg { path, found, reason }
             }
-        }
-    }
-}
-
-impl From<io::Error> for Refusal {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Io(error) => error.fmt(f),
-            Self::Unsupported(found) => write!(f, "found {found}, expected {IN_PROCESS}"),
-            Self::Unusable(found) => f.write_str(found),
         }
     }
 }

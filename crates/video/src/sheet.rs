@@ -7,18 +7,39 @@ const GAP: usize = 2;
 /// Grey that neither black nor white frames run into.
 const SEPARATOR: u8 = 128;
 
-/// A still with one row a clip: `columns_per_clip` of its frames, evenly spaced from the first to
-/// the last, each pixel as a square of `scale`. Shorter clips leave places empty, and smaller ones
-/// stand at the upper left of theirs. Zero counts as one for both numbers.
+/// Options of [`contact_sheet`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SheetOptions {
+    /// Frames of each clip, evenly spaced from the first to the last; 0 counts as 1.
+    pub columns: usize,
+    /// Side of the square that each pixel becomes; 0 counts as 1.
+    pub scale: usize,
+}
+
+impl Default for SheetOptions {
+    fn default() -> Self {
+        Self { columns: 8, scale: 1 }
+    }
+}
+
+/// Returns an image with one row of frames for each clip. Shorter clips leave cells empty; smaller frames
+/// are aligned to the upper left corner of their cell.
+///
+/// ```
+/// use opensora_video::{Frames, sheet::{SheetOptions, contact_sheet}};
+///
+/// let clip = Frames::from_rgb(vec![200; 3 * 16 * 8 * 8], [16, 8, 8])?;
+/// let options = SheetOptions { columns: 4, ..SheetOptions::default() };
+/// let sheet = contact_sheet(&[clip.clone(), clip], &options)?;
+/// // Gaps of two pixels between frames and around them.
+/// assert_eq!((sheet.width(), sheet.height()), (4 * 10 + 2, 2 * 10 + 2));
+/// # Ok::<(), opensora_video::FramesError>(())
+/// ```
 ///
 /// # Errors
-/// [`FramesError`] where there is no clip or the picture would be too large.
-pub fn contact_sheet(
-    clips: &[Frames],
-    columns_per_clip: usize,
-    scale: usize,
-) -> Result<Frames, FramesError> {
-    let (columns, scale) = (columns_per_clip.max(1), scale.max(1));
+/// Returns an error if there are no clips or the image would be too large.
+pub fn contact_sheet(clips: &[Frames], options: &SheetOptions) -> Result<Frames, FramesError> {
+    let (columns, scale) = (options.columns.max(1), options.scale.max(1));
     let columns = clips.iter().map(|clip| clip.len().min(columns)).max().unwrap_or(0);
     let cell_width = clips.iter().map(Frames::width).max().unwrap_or(0);
     let cell_height = clips.iter().map(Frames::height).max().unwrap_or(0);
@@ -82,7 +103,7 @@ mod tests {
     #[test]
     fn every_clip_has_a_row() {
         let clips = [clip(&[10, 20, 30], [2, 3]), clip(&[40], [1, 3])];
-        let sheet = contact_sheet(&clips, 2, 4).unwrap();
+        let sheet = contact_sheet(&clips, &SheetOptions { columns: 2, scale: 4 }).unwrap();
         assert_eq!((sheet.len(), sheet.height(), sheet.width()), (1, 4 * 10, 4 * 12));
         let pixel = |y: usize, x: usize| sheet.data()[3 * (4 * y * sheet.width() + 4 * x)];
         assert_eq!([pixel(1, 1), pixel(2, 2), pixel(3, 4), pixel(3, 5)], [128, 10, 10, 128]);
@@ -95,10 +116,13 @@ mod tests {
 
     #[test]
     fn impossible_sheets_are_refused() {
-        assert!(contact_sheet(&[], 4, 2).is_err());
+        assert!(contact_sheet(&[], &SheetOptions { columns: 4, scale: 2 }).is_err());
         let one = [clip(&[1, 2], [8, 8])];
-        assert!(contact_sheet(&one, 2, usize::MAX).is_err());
-        assert!(contact_sheet(&one, 2, 2000).is_err());
-        assert_eq!(contact_sheet(&one, 0, 0).unwrap().width(), 12);
+        assert!(contact_sheet(&one, &SheetOptions { columns: 2, scale: usize::MAX }).is_err());
+        assert!(contact_sheet(&one, &SheetOptions { columns: 2, scale: 2000 }).is_err());
+        assert_eq!(
+            contact_sheet(&one, &SheetOptions { columns: 0, scale: 0 }).unwrap().width(),
+            12
+        );
     }
 }

@@ -3,7 +3,7 @@
 //! Source: ITU-T H.264, 7.3.2.1.1 (syntax), 7.4.2.1.1 (cropping) and annex E.1.1 (VUI). The codec
 //! neither writes nor reads the VUI, so what it holds is read and added here.
 
-use crate::{aspect::PixelAspect, refusal::Refusal};
+use crate::{aspect::PixelAspect, error::Cause, refusal::Refusal};
 
 /// Profiles whose parameter sets state the chroma format (7.3.2.1.1).
 const HIGH_PROFILES: [u32; 13] = [44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244];
@@ -33,13 +33,13 @@ const ASPECTS: [(u32, u32); 17] = [
     (2, 1),
 ];
 
-/// How a stream says that its colours are coded.
+/// The colour description of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Colour {
-    /// `matrix_coefficients` (table E-5); 2 where it is left open.
-    pub(crate) matrix: u8,
-    /// Luma 0..=255 instead of 16..=235.
-    pub(crate) full_range: bool,
+pub struct Colour {
+    /// `matrix_coefficients` (H.264, table E-5); 2 if unspecified.
+    pub matrix: u8,
+    /// Luma is 0..=255 instead of 16..=235.
+    pub full_range: bool,
 }
 
 /// The part of a sequence parameter set that is of interest here.
@@ -146,7 +146,7 @@ impl Sps {
         };
         let Some((width, height)) = shown(width, crop_x).zip(shown(height, crop_y)) else {
             let words = format!("damaged: it crops {crop_y}x{crop_x} of {height}x{width}");
-            return Some(Err(Refusal::Unusable(words)));
+            return Some(Err(Refusal::unusable(words)));
         };
         if crop[0] != 0 || crop[2] != 0 {
             // The decoder cuts at the right and at the bottom only.
@@ -189,8 +189,8 @@ impl Sps {
 /// The same NAL unit with a VUI in place of its own: square pixels, limited range, colours of
 /// BT.709 with the given matrix, chroma samples in the middle of their four pixels (as
 /// `crate::color` averages them), and no reordering, so that a player may show a picture at once.
-pub(crate) fn with_colour(nal: &[u8], matrix: u8) -> Result<Vec<u8>, String> {
-    let sps = Sps::parse(nal).map_err(|refused| refused.to_string())?;
+pub(crate) fn with_colour(nal: &[u8], matrix: u8) -> Result<Vec<u8>, Cause> {
+    let sps = Sps::parse(nal)?;
     let bytes = unescape(nal);
     let mut kept = Bits { bytes: &bytes, at: 0 };
     let mut out = BitWriter::default();

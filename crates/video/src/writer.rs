@@ -168,7 +168,7 @@ impl Writer {
             });
         }
         let io = |source| VideoError::Io { path: path.clone(), source };
-        let encode = |reason: String| VideoError::Encode { path: path.clone(), reason };
+        let encode = |source| VideoError::Encode { path: path.clone(), source };
         let json = format!("{record:#}\n");
         match place {
             Place::Folder(folder) => {
@@ -243,6 +243,7 @@ fn record_path(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use opensora_files::error_line;
     use serde_json::json;
 
     fn clip(frames: usize) -> Frames {
@@ -396,7 +397,7 @@ mod tests {
     fn outputs_that_cannot_be_are_refused_at_once() {
         let folder = tempfile::tempdir().unwrap();
         let open = |name: &str, spec: VideoSpec| {
-            Writer::open(&folder.path().join(name), &spec).unwrap_err().to_string()
+            error_line(&Writer::open(&folder.path().join(name), &spec).unwrap_err())
         };
         assert!(open("a.avi", spec(3)).contains("unknown format"));
         assert!(open("a.png", spec(3)).contains("3 frames"));

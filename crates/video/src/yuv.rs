@@ -8,7 +8,8 @@
 //! Source: FFmpeg, `libswscale/yuv2rgb.c` (`ff_yuv2rgb_c_init_tables`) and
 //! `libswscale/x86/yuv_2_rgb.asm`.
 
-use crate::{color::Matrix, sps::Colour, vectors::vectorized};
+pub use crate::sps::Colour;
+use crate::{color::Matrix, vectors::vectorized};
 
 /// From luma and colour differences to red, green and blue, or from three planes that are red, green
 /// and blue already.
@@ -26,10 +27,19 @@ pub struct ToRgb {
 }
 
 impl ToRgb {
-    /// For a stream that states these `matrix_coefficients` (H.264, table E-5; 2 where it states
-    /// none) and whether luma has the full range; `None` where the matrix is of another kind.
-    pub fn stated(matrix: u8, full_range: bool) -> Option<Self> {
-        Matrix::stated(Some(Colour { matrix, full_range })).map(Self::new)
+    /// Returns the conversion for a stream with this colour description; `None` for a matrix that does not
+    /// consist of luma weights.
+    ///
+    /// ```
+    /// use opensora_video::yuv::{Colour, ToRgb};
+    ///
+    /// let bt709 = Colour { matrix: 1, full_range: false };
+    /// let to_rgb = ToRgb::stated(bt709).ok_or("not supported")?;
+    /// assert_eq!(to_rgb.pixel(16, 128, 128), [0, 0, 0]);
+    /// # Ok::<(), &str>(())
+    /// ```
+    pub fn stated(colour: Colour) -> Option<Self> {
+        Matrix::stated(Some(colour)).map(Self::new)
     }
 
     /// For planes that are red, green and blue already.
@@ -106,7 +116,7 @@ mod tests {
     #[test]
     fn many_at_once_are_as_one_by_one() {
         for (matrix, full_range) in [(1, false), (2, false), (4, false), (7, true), (9, true)] {
-            let to_rgb = ToRgb::stated(matrix, full_range).unwrap();
+            let to_rgb = ToRgb::stated(Colour { matrix, full_range }).unwrap();
             for u in 0..=255u8 {
                 let all = || (0..=255u8).flat_map(|y| (0..=255).map(move |v| (y, v)));
                 let mut planes = [
@@ -140,7 +150,7 @@ mod tests {
         let bt709 = of(14686, 17305, [-1747, -4366]);
         for (matrix, expected) in [(1, Some(bt709)), (2, Some(bt601)), (6, Some(bt601)), (8, None)]
         {
-            assert_eq!(ToRgb::stated(matrix, false), expected, "{matrix}");
+            assert_eq!(ToRgb::stated(Colour { matrix, full_range: false }), expected, "{matrix}");
         }
     }
 }

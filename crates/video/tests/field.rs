@@ -5,6 +5,7 @@
 #[path = "field/patch.rs"]
 mod patch;
 
+use opensora_files::error_line;
 use opensora_video::{
     Decoder, PixelAspect, VideoError, VideoFrame, VideoInfo, VideoReader, ffmpeg::Programs,
     media::Media, picks::Picks,
@@ -369,7 +370,7 @@ fn other_kinds_need_the_program_and_are_not_damaged() {
             VideoReader::open_with(&path, Decoder::Auto, &nowhere).err().unwrap(),
         ] {
             assert!(matches!(error, VideoError::NeedsFfmpeg { .. }), "{error:?}");
-            let text = error.to_string();
+            let text = error_line(&error);
             assert!(text.contains(found) && text.contains("needs the ffmpeg program"), "{text}");
             assert!(!text.contains("damaged") && !text.contains('\n'), "{text}");
         }
@@ -382,7 +383,7 @@ fn other_kinds_need_the_program_and_are_not_damaged() {
     }
     for decoder in [Decoder::InProcess, Decoder::Ffmpeg, Decoder::Auto] {
         let error = VideoReader::open(&fixture("sound_only.mp4"), decoder).err().unwrap();
-        let text = error.to_string();
+        let text = error_line(&error);
         let absent = matches!(error, VideoError::Program { .. });
         assert!(absent || text.contains("no video track"), "{text}");
     }
@@ -402,7 +403,7 @@ fn a_damaged_picture_stops_neither_the_file_nor_the_process() {
         for frame in VideoReader::open(&path, Decoder::InProcess).unwrap() {
             match frame {
                 Ok(frame) => given += usize::from(frame.rgb.len() == 3 * 320 * 180),
-                Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+                Err(error) => assert!(!error_line(&error).contains('\n'), "{error}"),
             }
         }
         assert!(given > 30, "{given}");
@@ -473,7 +474,7 @@ fn frames_of_gif_have_their_own_times() {
 #[test]
 fn a_size_that_changes_is_a_reason() {
     for decoder in decoders() {
-        let text = all(&fixture("size_change.mp4"), decoder).unwrap_err().to_string();
+        let text = error_line(&all(&fixture("size_change.mp4"), decoder).unwrap_err());
         assert!(text.contains("size changes from 48x64 to 64x48"), "{decoder:?}: {text}");
     }
 }
@@ -490,14 +491,14 @@ fn what_holds_no_video_is_named_alike_by_all() {
         for decoder in [Decoder::InProcess, Decoder::Ffmpeg, Decoder::Auto] {
             let error = VideoReader::open(&path, decoder).err().unwrap();
             assert!(matches!(error, VideoError::Decode { .. }), "{decoder:?}: {error}");
-            assert!(error.to_string().contains(what), "{error}");
+            assert!(error_line(&error).contains(what), "{error}");
             let planar = VideoReader::open_planar(&path, decoder, |_, _| None).err().unwrap();
-            assert_eq!(planar.to_string(), error.to_string());
+            assert_eq!(error_line(&planar), error_line(&error));
         }
     }
     if ffmpeg_is_there() {
         // Said once, though both have looked.
-        let text = all(&fixture("sound_only.mp4"), Decoder::Auto).unwrap_err().to_string();
+        let text = error_line(&all(&fixture("sound_only.mp4"), Decoder::Auto).unwrap_err());
         assert_eq!(text.matches("no video track").count(), 1, "{text}");
     }
 }
@@ -507,6 +508,6 @@ fn cut_files_tell_where_they_end() {
     let bytes = std::fs::read(fixture("h264_420_8.mp4")).unwrap();
     // The header stands at the end.
     let (_folder, path) = written("cut.mp4", &bytes[..bytes.len() - 40]);
-    let text = VideoReader::open(&path, Decoder::InProcess).err().unwrap().to_string();
+    let text = error_line(&VideoReader::open(&path, Decoder::InProcess).err().unwrap());
     assert!(text.contains("truncated"), "{text}");
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use opensora_files::error_line;
 use opensora_video::{
     Decoder, Frames, VideoError, VideoReader, VideoSpec, Writer, ffmpeg::Programs,
 };
@@ -82,7 +83,7 @@ fn other_kinds_need_the_program() {
     std::fs::write(&path, b"\x1aE\xdf\xa3 and so on").unwrap();
     let error = VideoReader::open_with(&path, Decoder::Auto, &nowhere()).err().unwrap();
     assert!(matches!(error, VideoError::NeedsFfmpeg { .. }), "{error:?}");
-    let text = error.to_string();
+    let text = error_line(&error);
     assert!(text.contains("/nowhere/ffprobe") && !text.contains('\n'), "{text}");
     if is_there() {
         let made = Command::new(Programs::default().ffmpeg)
@@ -120,9 +121,9 @@ fn what_is_broken_is_said_in_one_line() {
     ] {
         for decoder in [Decoder::Auto, Decoder::InProcess, Decoder::Ffmpeg] {
             let text = match VideoReader::open(&path, decoder) {
-                Err(error) => error.to_string(),
+                Err(error) => error_line(&error),
                 // A decoder that streams may find out on the first frame.
-                Ok(mut reader) => reader.next().unwrap().unwrap_err().to_string(),
+                Ok(mut reader) => error_line(&reader.next().unwrap().unwrap_err()),
             };
             assert!(text.starts_with(&path.display().to_string()), "{text}");
             assert!(!text.contains('\n'), "{text}");
@@ -144,7 +145,7 @@ fn playlists_open_no_other_file() {
     ] {
         let path = folder.path().join(name);
         std::fs::write(&path, list).unwrap();
-        let error = VideoReader::open(&path, Decoder::Ffmpeg).err().unwrap().to_string();
+        let error = error_line(&VideoReader::open(&path, Decoder::Ffmpeg).err().unwrap());
         assert!(error.starts_with(&path.display().to_string()), "{error}");
         assert!(!error.contains('\n'), "{error}");
     }

@@ -7,7 +7,11 @@ use super::{
     pickle::{MAX_PICKLE, Unpickler},
     view::Region,
 };
-use crate::{file_range::FileRange, source::MAX_TENSORS};
+use crate::{
+    error::{Cause, because},
+    file_range::FileRange,
+    source::MAX_TENSORS,
+};
 use std::{collections::HashMap, fs::File, io::BufReader};
 use zip::{
     CompressionMethod, ZipArchive,
@@ -20,16 +24,18 @@ const MAX_BYTE_ORDER: u64 = 64;
 const PICKLE: &str = "data.pkl";
 const BYTE_ORDER: &str = "byteorder";
 
-pub(super) fn open(file: &File) -> Result<Parsed, String> {
-    let length = file.metadata().map_err(|error| error.to_string())?.len();
-    let zip = |error: zip::result::ZipError| error.to_string();
+pub(super) fn open(file: &File) -> Result<Parsed, Cause> {
+    let length = file.metadata()?.len();
+    let zip = |error: zip::result::ZipError| because("damaged zip archive")(error);
     // Archives of torch.save begin at the start of the file. If the zip crate searches for the start, it
     // overlooks the 76 bytes of zip64 records behind the directory, and skips the first entry if that has
     // 76 bytes: in files with a name of 21 letters, such as STDiT-XL-2-16x256x256.
     let config = Config { archive_offset: ArchiveOffset::Known(0) };
     let mut archive = ZipArchive::with_config(config, BufReader::new(file)).map_err(zip)?;
     if archive.len() > MAX_TENSORS {
-        return Err(format!("{} entries found, expected at most {MAX_TENSORS}", archive.len()));
+        return Err(
+            format!("{} entries found, expected at most {MAX_TENSORS}", archive.len()).into()
+        );
     }
 
     let mut regions = HashMap::new();
@@ -42,7 +48,8 @@ pub(super) fn open(file: &File) -> Result<Parsed, String> {
             return Err(format!(
                 "an entry's name has {} bytes, expected at most {MAX_KEY}",
                 name.len()
-            ));
+            )
+            .into());
         }
         // A stored entry is at most as large as the file; a compressed one may be a thousand times larger.
         if entry.compression() != CompressionMethod::Stored
@@ -51,7 +58,8 @@ pub(super) fn open(file: &File) -> Result<Parsed, String> {
             return Err(format!(
                 "entry '{name}' is compressed, expected stored entries as torch.save writes them; \
                  load the file in PyTorch and save it again"
-            ));
+            )
+            .into());
         }
         let len = entry.size();
         let start = entry
@@ -72,19 +80,21 @@ pub(super) fn open(file: &File) -> Result<Parsed, String> {
         format!("a zip archive without {PICKLE}, expected a file that torch.save wrote")
     })?;
     drop(archive);
-    let file = FileRange::new(file.try_clone().map_err(|error| error.to_string())?);
+    let file = FileRange::new(file.try_clone()?);
     let read = |name: &str, region: Region, most: u64| {
         if region.len > most {
             let found = region.len;
-            return Err(format!("'{folder}{name}' has {found} bytes, expected at most {most}"));
+            let reason = format!("'{folder}{name}' has {found} bytes, expected at most {most}");
+            return Err(Cause::from(reason));
         }
-        region.read(&file).map_err(|error| format!("'{folder}{name}': {error}"))
+        region.read(&file).map_err(because(format!("cannot read '{folder}{name}'")))
     };
     if let Some(&order) = regions.get(&format!("{folder}{BYTE_ORDER}")) {
         let order = read(BYTE_ORDER, order, MAX_BYTE_ORDER)?;
         if order.trim_ascii() != b"little" {
             let order = String::from_utf8_lossy(&order);
-            return Err(format!("byte order '{}' is not supported, expected little", order.trim()));
+            let order = order.trim();
+            return Err(format!("byte order '{order}' is not supported, expected little").into());
         }
     }
     let pickle = read(PICKLE, pickle, MAX_PICKLE as u64)?;

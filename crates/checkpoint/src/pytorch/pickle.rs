@@ -75,8 +75,21 @@ impl<'a> Unpickler<'a> {
     }
 
     fn execute(&mut self, code: u8, at: usize) -> Result<(), String> {
+        let is_known = self.execute_framing(code)?
+            || self.execute_stack(code)?
+            || self.execute_number(code)?
+            || self.execute_text(code)?
+            || self.execute_container(code)?
+            || self.execute_call(code)?;
+        if is_known {
+            return Ok(());
+        }
+        Err(format!("byte {code:#04x} at {at} of its pickle is not understood"))
+    }
+
+    /// Skips the protocol and frames, which are hints to readers of streams. Returns false for other instructions.
+    fn execute_framing(&mut self, code: u8) -> Result<bool, String> {
         match code {
-            // Protocol and frame: a hint to readers of streams.
             0x80 => {
                 let version = self.byte()?;
                 if version > 5 {
@@ -84,8 +97,14 @@ impl<'a> Unpickler<'a> {
                 }
             }
             0x95 => drop(self.take(8)?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
 
-            // The stack.
+    /// Executes an instruction on the stack, its marks or the memo. Returns false for other instructions.
+    fn execute_stack(&mut self, code: u8) -> Result<bool, String> {
+        match code {
             b'(' => self.marks.push(self.stack.len()),
             b'0' if self.mark_on_top() => drop(self.marks.pop()),
             b'0' => drop(self.pop()?),
@@ -113,8 +132,14 @@ impl<'a> Unpickler<'a> {
                 let found = self.memo.get(&index).copied();
                 self.stack.push(found.ok_or_else(|| format!("memo {index} is not set"))?);
             }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
 
-            // Values.
+    /// Pushes `None`, a boolean or a number. Returns false for other instructions.
+    fn execute_number(&mut self, code: u8) -> Result<bool, String> {
+        match code {
             b'N' => self.push(Value::None)?,
             0x88 | 0x89 => self.push(Value::Bool(code == 0x88))?,
             b'K' => self.push_number(1)?,
@@ -138,6 +163,14 @@ impl<'a> Unpickler<'a> {
                 };
                 self.push(Value::Object("float".into()))?;
             }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Pushes text or bytes. Returns false for other instructions.
+    fn execute_text(&mut self, code: u8) -> Result<bool, String> {
+        match code {
             b'X' | 0x8c | 0x8d => {
                 let bytes = self.counted(match code {
                     b'X' => 4,
@@ -171,8 +204,14 @@ impl<'a> Unpickler<'a> {
                 self.counted(width)?;
                 self.push(Value::Object("bytes".into()))?;
             }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
 
-            // Containers.
+    /// Makes or fills a list, tuple, set or dictionary. Returns false for other instructions.
+    fn execute_container(&mut self, code: u8) -> Result<bool, String> {
+        match code {
             b']' | b')' | 0x8f => self.push(Value::Sequence(Vec::new()))?,
             b'}' => self.push(Value::Dict(Default::default()))?,
             b'l' | b't' | 0x91 => {
@@ -205,8 +244,14 @@ impl<'a> Unpickler<'a> {
                 };
                 self.objects.set_items(self.top()?, &items)?;
             }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
 
-            // Classes and calls.
+    /// Pushes a class, or makes or changes an object. Returns false for other instructions.
+    fn execute_call(&mut self, code: u8) -> Result<bool, String> {
+        match code {
             b'c' => {
                 let (module, name) = (latin(self.line()?), latin(self.line()?));
                 self.push_class(&module, &name)?;
@@ -251,11 +296,9 @@ impl<'a> Unpickler<'a> {
                 let object = rebuild::persistent(&mut self.objects, id)?;
                 self.stack.push(object);
             }
-            _ => {
-                return Err(format!("byte {code:#04x} at {at} of its pickle is not understood"));
-            }
+            _ => return Ok(false),
         }
-        Ok(())
+        Ok(true)
     }
 
     fn call(&mut self, class: Id, arguments: Id) -> Result<(), String> {
@@ -433,7 +476,7 @@ mod tests {
     /// `{"a": 1, "b": [1.5, True, None], "c": b"xy", "d": {"e": "ü"}, "f": (-3, 2**70, {4})}`, as Python
     /// writes it.
     #[test]
-    fn every_protocol_says_the_same() {
+    fn every_protocol_gives_the_same_object() {
         let expected = "{a: 1, b: [<float>, true, None], c: <bytes>, d: {e: \"\u{fc}\"}, \
                         f: [-3, 1180591620717411303424, [4]]}";
         let large = b"\x00\x00\x00\x00\x00\x00\x00\x00\x40";
@@ -483,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn pickles_end_early_at_every_length() {
+    fn pickles_cut_at_any_length_are_rejected() {
         let pickle = b"\x80\x02}q\x00(X\x01\x00\x00\x00aK\x01U\x01bM\x01\x02ctorch\nSize\n\
                        G\x00\x00\x00\x00\x00\x00\x00\x00u.";
         assert!(load(pickle).is_ok());

@@ -7,7 +7,7 @@ use super::{
     pickle::{MAX_PICKLE, Unpickler},
     view::Region,
 };
-use crate::file_range::FileRange;
+use crate::{error::Cause, file_range::FileRange};
 use std::{
     fs::File,
     io::{Read, Seek},
@@ -19,12 +19,11 @@ const VERSION: i128 = 1001;
 /// Size in bytes of the element count before each storage.
 const COUNT: u64 = 8;
 
-pub(super) fn open(mut file: &File) -> Result<Parsed, String> {
-    let io = |error: std::io::Error| error.to_string();
-    let length = file.metadata().map_err(io)?.len();
+pub(super) fn open(mut file: &File) -> Result<Parsed, Cause> {
+    let length = file.metadata()?.len();
     let mut head = Vec::new();
-    file.rewind().map_err(io)?;
-    file.take(MAX_PICKLE as u64).read_to_end(&mut head).map_err(io)?;
+    file.rewind()?;
+    file.take(MAX_PICKLE as u64).read_to_end(&mut head)?;
     let mut unpickler = Unpickler::new(&head);
 
     let magic = unpickler
@@ -35,7 +34,7 @@ pub(super) fn open(mut file: &File) -> Result<Parsed, String> {
     }
     let version = unpickler.load()?;
     if !matches!(unpickler.objects.get(version), Value::Int(VERSION)) {
-        return Err(format!("a torch.save file of an unknown version, expected {VERSION}"));
+        return Err(format!("a torch.save file of an unknown version, expected {VERSION}").into());
     }
     let system = unpickler.load()?;
     if !is_little_endian(&unpickler.objects, system) {
@@ -45,7 +44,7 @@ pub(super) fn open(mut file: &File) -> Result<Parsed, String> {
     let keys = unpickler.load()?;
     let start = unpickler.position() as u64;
     let objects = unpickler.objects;
-    let file = FileRange::new(file.try_clone().map_err(io)?);
+    let file = FileRange::new(file.try_clone()?);
     let regions = regions(&objects, keys, &file, start, length)?;
     Ok(Parsed { objects, root, regions })
 }
@@ -63,7 +62,7 @@ fn regions(
     file: &FileRange,
     mut start: u64,
     length: u64,
-) -> Result<Vec<Option<Region>>, String> {
+) -> Result<Vec<Option<Region>>, Cause> {
     let Value::Sequence(keys) = objects.get(keys) else {
         return Err("the list of its storages is missing".into());
     };
@@ -80,11 +79,11 @@ fn regions(
         let len = (storage.elements * size) as u64;
         let end = start.checked_add(COUNT).and_then(|start| start.checked_add(len));
         let Some(end) = end.filter(|&end| end <= length) else {
-            return Err(format!("truncated: storage '{key}' ends after the file"));
+            return Err(format!("truncated: storage '{key}' ends after the file").into());
         };
-        let count = file.read(start, COUNT).map_err(|error| error.to_string())?;
+        let count = file.read(start, COUNT)?;
         if count != (storage.elements as u64).to_le_bytes() {
-            return Err(format!("storage '{key}' differs in size from its declaration"));
+            return Err(format!("storage '{key}' differs in size from its declaration").into());
         }
         regions[index] = Some(Region { start: start + COUNT, len, crc32: None });
         start = end;

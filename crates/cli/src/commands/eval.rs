@@ -12,7 +12,7 @@ use opensora::{
     PipelineOptions, SampleRequest, TextToVideo,
     model_files::PartPaths,
     nn::dtype::Dtype,
-    video::{Frames, VideoSpec, Writer, png, sheet::contact_sheet},
+    video::{Frames, VideoSpec, Writer, png, sheet::{SheetOptions, contact_sheet}},
 };
 use opensora_demo::eval::{Attribute, Evaluation, Judged, PromptSet};
 use serde_json::json;
@@ -192,7 +192,8 @@ impl Gallery {
     /// Writes a contact sheet with one row per clip, in order.
     fn sheet(&mut self) -> anyhow::Result<()> {
         let path = self.folder.join(format!("sheet-{:02}.png", self.sheets));
-        png::write(&path, &contact_sheet(&self.clips, FRAMES_SHOWN, 1)?)?;
+        let options = SheetOptions { columns: FRAMES_SHOWN, scale: 1 };
+        png::write(&path, &contact_sheet(&self.clips, &options)?)?;
         self.clips.clear();
         self.sheets += 1;
         Ok(())

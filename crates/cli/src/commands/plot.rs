@@ -1,4 +1,4 @@
-//! `opensora plot`: curves of one or several training runs.
+//! `opensora plot`: charts of the metrics of training runs.
 
 use crate::{options::Report, output, stop};
 use anyhow::{Context, ensure};
@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// Weight of earlier values in the smoothed curve, from 0 (no smoothing) to below 1
     #[arg(long, default_value_t = 0.98)]
     smooth: f64,
-    /// Columns to plot, one below the other
+    /// Columns to plot, one panel each
     #[arg(long, value_delimiter = ',', default_value = "loss", value_name = "NAME,...")]
     columns: Vec<String>,
     /// Column of the horizontal axis: step, samples, epoch or seconds
@@ -62,7 +62,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         .map(|title| {
             let mut curves = Vec::new();
             for (run, (_, table, x)) in tables.iter().enumerate() {
-                // A run may lack what another one has.
+                // Runs can have different columns.
                 if let Some(y) = table.column(title) {
                     curves.push(Curve { name: names[run].clone(), run, x: x.clone(), y });
                 }
@@ -78,7 +78,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         _ => "metrics.svg".into(),
     });
     let style = Style { smooth: args.smooth, log: args.log, x_label: args.x, ..Style::default() };
-    ensure!(!out.is_dir(), "{}: it is a folder, expected a file", out.display());
+    ensure!(!out.is_dir(), "{}: found a folder, expected a file", out.display());
     stop::listen();
     panel::save(&panels, &style, &out).context("plot")?;
     let printed = match args.report.json {
@@ -90,11 +90,15 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 
 fn column(table: &Table, path: &Path, name: &str) -> anyhow::Result<Vec<f64>> {
     table.column(name).with_context(|| {
-        format!("{}: no column '{name}', it has {}", path.display(), table.columns.join(", "))
+        format!(
+            "{}: no column '{name}', expected one of {}",
+            path.display(),
+            table.columns.join(", ")
+        )
     })
 }
 
-/// Names for the legend: the folders' own, or the whole paths where those would be the same.
+/// Returns names for the legend: the folders' names, or the whole paths if names are equal.
 fn names(runs: &[PathBuf]) -> Vec<String> {
     let own = |run: &PathBuf| {
         let folder = if run.is_file() { run.parent() } else { Some(run.as_path()) };

@@ -11,22 +11,18 @@ use anyhow::{Context, bail};
 use clap::Args as ClapArgs;
 use opensora::{
     nn::dtype::Dtype,
-    train::{
-        Outcome, Recipe, Session,
-        metrics::{TrainObserver, flops::measure_matmul_ceiling},
-        run::{Hooks, NoHooks},
-    },
+    train::{Outcome, Recipe, Session, metrics::flops::measure_matmul_ceiling, run::Hooks},
     training::SampleSheets,
 };
 use std::path::PathBuf;
 
-/// Options of `opensora train` and `opensora train-vae`, which win over the recipe.
+/// Options of `opensora train` and `opensora train-vae`, which override the recipe.
 #[derive(ClapArgs)]
 #[command(after_long_help = "\
 Examples:
   opensora train --recipe stage2-16x256x256 --cache cache --init PixArt-XL-2-512x512.pth -o run
   opensora train --recipe stage2-16x256x256 --cache cache --init PixArt-XL-2-512x512.pth -o run --resume
-  opensora train-vae --recipe vae.toml --data stills.csv -o vae")]
+  opensora train-vae --recipe vae.toml --data images.csv -o vae")]
 pub(crate) struct Args {
     /// Recipe file (TOML), or the name of a bundled recipe
     #[arg(long)]
@@ -34,40 +30,40 @@ pub(crate) struct Args {
     /// Folder of the run: checkpoints, metrics, samples, finished weights
     #[arg(long, short, alias = "output", value_name = "FOLDER")]
     out: PathBuf,
-    /// Manifest of clips and captions (CSV) [default: the recipe's]
+    /// Manifest of clips and captions (CSV) [default: from the recipe]
     #[arg(long)]
     data: Option<PathBuf>,
-    /// Folder of latents and prompt states made by `opensora data encode` [default: the recipe's]
+    /// Cache of latents and prompt states from `opensora data encode` [default: from the recipe]
     #[arg(long)]
     cache: Option<PathBuf>,
-    /// Weights to start from: an earlier stage, or a PixArt-alpha checkpoint [default: the recipe's]
+    /// Weights to start from: an earlier stage or a PixArt-alpha [default: from the recipe]
     #[arg(long)]
     init: Option<PathBuf>,
-    /// Folder of the text encoder [default: the recipe's]
+    /// Folder of the text encoder [default: from the recipe]
     #[arg(long)]
     t5: Option<PathBuf>,
-    /// Folder or file of the VAE [default: the recipe's]
+    /// Folder or file of the VAE [default: from the recipe]
     #[arg(long)]
     vae: Option<PathBuf>,
-    /// Total number of steps [default: the recipe's]
+    /// Total number of steps [default: from the recipe]
     #[arg(long)]
     steps: Option<u64>,
-    /// Seed of all random draws [default: the recipe's]
+    /// Seed of all random draws [default: from the recipe]
     #[arg(long)]
     seed: Option<u64>,
     /// Resume from the newest complete checkpoint, if there is one
     #[arg(long)]
     resume: bool,
-    /// Bad rows to leave out (and list) before the run fails [default: the recipe's]
+    /// Bad rows to skip (and list in skipped.csv) before the run fails [default: from the recipe]
     #[arg(long)]
     skip_bad: Option<usize>,
-    /// Checkpoints to keep [default: the recipe's]
+    /// Number of checkpoints to keep [default: from the recipe]
     #[arg(long)]
     keep: Option<usize>,
-    /// Steps between checkpoints [default: the recipe's]
+    /// Steps between checkpoints [default: from the recipe]
     #[arg(long)]
     checkpoint_every: Option<u64>,
-    /// Peak of the device in TFLOP/s, for the utilisation [default: measured by matrix products]
+    /// Peak of the device in TFLOP/s, for the MFU [default: measured by matrix products]
     #[arg(long)]
     peak_tflops: Option<f64>,
     #[command(flatten)]
@@ -82,16 +78,16 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     train(args, recipe)
 }
 
-/// `opensora train-vae`: the same for a recipe that trains a VAE.
+/// `opensora train-vae`: `opensora train` for a recipe with a VAE.
 pub(crate) fn run_vae(args: Args) -> anyhow::Result<()> {
     let recipe = recipe(&args)?;
     if recipe.vae.is_none() {
-        bail!("{}: not a recipe for a VAE: it has no [vae]", args.recipe.display());
+        bail!("{}: not a recipe for a VAE: no [vae] found", args.recipe.display());
     }
     train(args, recipe)
 }
 
-/// The recipe with what the command line says.
+/// Reads the recipe and applies the options.
 fn recipe(args: &Args) -> anyhow::Result<Recipe> {
     let mut recipe = Recipe::open(&args.recipe)?;
     let set = |target: &mut Option<PathBuf>, value: &Option<PathBuf>| {
@@ -117,7 +113,7 @@ fn recipe(args: &Args) -> anyhow::Result<Recipe> {
     run.skip_bad = args.skip_bad.unwrap_or(run.skip_bad);
     run.keep = args.keep.unwrap_or(run.keep);
     run.checkpoint_every = args.checkpoint_every.unwrap_or(run.checkpoint_every);
-    recipe.validate()?;
+    recipe.validate().context("recipe")?;
     Ok(recipe)
 }
 
@@ -125,7 +121,7 @@ fn train(args: Args, recipe: Recipe) -> anyhow::Result<()> {
     let device = args.device.open()?;
     let folder = args.out.clone();
     let session = Session { recipe, folder, resume: args.resume, peak_flops: None, device };
-    // What needs no model is checked before the ceiling is measured and models are loaded.
+    // Checks that need no model come first: measuring the peak and loading models take a while.
     let prepared = session.prepare()?;
     let Session { recipe, folder, device, .. } = &session;
     let peak_flops = match args.peak_tflops {
@@ -147,7 +143,7 @@ fn train(args: Args, recipe: Recipe) -> anyhow::Result<()> {
         }
         _ => None,
     };
-    let mut none = NoHooks;
+    let mut none = ();
     let hooks: &mut dyn Hooks<_> = match &mut sheets {
         Some(sheets) => sheets,
         None => &mut none,
@@ -171,7 +167,7 @@ fn train(args: Args, recipe: Recipe) -> anyhow::Result<()> {
         Ok(())
     };
     if !finished {
-        bail!(Stopped(format!("step {} is done, --resume continues from there", done.step)));
+        bail!(Stopped(format!("step {} is done; --resume continues from it", done.step)));
     }
     Ok(printed?)
 }

@@ -20,7 +20,7 @@ pub(super) fn digest(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// Bytes and SHA-256 of a file; of a folder of frames, those of all its files.
+/// Returns size and SHA-256 of a file. For a folder of frames, the hash covers all its files.
 pub(super) fn hash_file(path: &Path) -> Result<(u64, String), DataError> {
     if path.is_dir() {
         return Ok((fs::metadata(path).map_err(io_error(path))?.len(), hash_files(&files(path)?)?));
@@ -38,7 +38,7 @@ pub(super) fn hash_file(path: &Path) -> Result<(u64, String), DataError> {
     }
 }
 
-/// Does `check` with every one of `items`, on all cores; the first item's error where several fail.
+/// Runs `check` on every item, on all cores. If several fail, returns the error of the first item.
 pub(super) fn for_each_parallel<T: Sync>(
     items: &[T],
     check: impl Fn(&T) -> Result<(), DataError> + Sync,
@@ -68,16 +68,13 @@ pub(super) fn for_each_parallel<T: Sync>(
     }
 }
 
-/// SHA-256 over a model: all files of its folder, or a checkpoint's files and the configuration
+/// Returns the SHA-256 of a model: all files of its folder, or a checkpoint's files and the configuration
 /// beside it.
 pub(super) fn hash_model(path: &Path) -> Result<String, DataError> {
     if path.is_dir() {
         return hash_files(&files(path)?);
     }
-    let checkpoint = Checkpoint::open(path).map_err(|error| DataError::Encode {
-        what: path.display().to_string(),
-        reason: error.to_string(),
-    })?;
+    let checkpoint = Checkpoint::open(path)?;
     let config = path.with_file_name("config.json");
     let all: BTreeSet<PathBuf> = checkpoint
         .files()
@@ -89,7 +86,7 @@ pub(super) fn hash_model(path: &Path) -> Result<String, DataError> {
     hash_files(&all.into_iter().collect::<Vec<_>>())
 }
 
-/// The files of a folder in order, without those below.
+/// Returns the files of a folder in order, without subfolders.
 fn files(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     let mut files: Vec<PathBuf> = fs::read_dir(folder)
         .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
@@ -99,7 +96,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     Ok(files)
 }
 
-/// SHA-256 over names and contents.
+/// Returns the SHA-256 of names and contents.
 fn hash_files(files: &[PathBuf]) -> Result<String, DataError> {
     let mut all = String::new();
     for file in files {

@@ -1,7 +1,7 @@
-//! Opening a cache and reading from it.
+//! Opens a cache and reads samples from it.
 
 use super::{
-    CacheKey, CachedRow, FORMAT, INDEX, Index, Shard, bad_file,
+    CacheKey, CachedRow, FORMAT, INDEX, Index, Shard, bad_because, bad_file,
     hash::{digest, for_each_parallel, hash_file},
     io_error, json, parse_json,
 };
@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// An opened cache, read by position and not held in memory.
+/// An opened cache. Samples are read from the files when they are needed.
 #[derive(Debug)]
 pub struct LatentCache {
     folder: PathBuf,
@@ -25,37 +25,36 @@ pub struct LatentCache {
 }
 
 impl LatentCache {
-    /// Opens a cache that was made with the settings of `clip`; where that names no number of
-    /// variants, with any.
+    /// Opens a cache that was made with the settings of `clip`. If `clip` has no number of variants, any
+    /// number fits.
     ///
     /// # Errors
-    /// Where it is not complete, was made with other settings, or is damaged.
+    /// Returns an error if the cache is incomplete or damaged, or was made with other settings.
     pub fn open_for(folder: &Path, clip: &ClipSpec) -> Result<Self, DataError> {
         Self::open_as(folder, |key| CacheKey { clip: clip.clone(), ..key.clone() })
     }
 
-    /// Opens a cache and compares every checksum.
+    /// Opens a cache and compares all checksums.
     ///
     /// # Errors
-    /// Where it is not complete or damaged.
+    /// Returns an error if the cache is incomplete or damaged.
     pub fn open(folder: &Path) -> Result<Self, DataError> {
         Self::open_as(folder, CacheKey::clone)
     }
 
-    /// Returns the files of the rows, where they were when the cache was written.
+    /// Returns the files of the rows, as paths at the time when the cache was written.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.rows.iter().map(|row| row.path.as_path())
     }
 
-    /// Opens a cache of the key that is wanted, given the one that it has.
+    /// Opens a cache whose key equals `wanted(key)`.
     fn open_as(
         folder: &Path,
         wanted: impl FnOnce(&CacheKey) -> CacheKey,
     ) -> Result<Self, DataError> {
         let path = folder.join(INDEX);
-        let text = fs::read(&path).map_err(|error| {
-            bad_file(folder, format!("no complete cache of latents: {INDEX}: {error}"))
-        })?;
+        let text = fs::read(&path)
+            .map_err(bad_because(folder, format!("no complete cache of latents: {INDEX}")))?;
         let Index { format, key, rows, shards } = parse_json(&path, &text)?;
         if format != FORMAT {
             return Err(bad_file(&path, format!("format {format}, expected {FORMAT}")));
@@ -64,16 +63,15 @@ impl LatentCache {
         cache.check(&wanted(&cache.key))?;
         let mut next: usize = 0;
         for shard in shards {
-            // Only names of files beside the index.
+            // Only file names beside the index.
             let plain = Path::new(&shard.file).file_name().is_some_and(|name| *name == *shard.file);
             if !plain || shard.first != next {
-                let reason = format!("its part on '{}' is not in order", shard.file);
+                let reason = format!("shard '{}' is out of order", shard.file);
                 return Err(bad_file(&path, reason));
             }
             next += shard.captions.len();
             let file = folder.join(&shard.file);
-            let checkpoint = Checkpoint::open(&file)
-                .map_err(|error| bad_file(&file, format!("damaged: {error}")))?;
+            let checkpoint = Checkpoint::open(&file).map_err(bad_because(&file, "damaged"))?;
             cache.check_tensors(&shard, &checkpoint)?;
             cache.shards.push((shard, checkpoint));
         }
@@ -85,13 +83,13 @@ impl LatentCache {
             let file = folder.join(&shard.file);
             match hash_file(&file)?.1 == shard.sha256 {
                 true => Ok(()),
-                false => Err(bad_file(&file, "damaged: the checksum is another one".into())),
+                false => Err(bad_file(&file, "damaged: the checksum differs")),
             }
         })?;
         Ok(cache)
     }
 
-    /// Fails where a row of a shard lacks a tensor or has one of another shape.
+    /// Returns an error if a row of a shard lacks a tensor or has one of another shape.
     fn check_tensors(&self, shard: &Shard, checkpoint: &Checkpoint) -> Result<(), DataError> {
         for (row, &caption) in (shard.first..).zip(&shard.captions) {
             if shard.bad(row).is_some() {
@@ -103,7 +101,7 @@ impl LatentCache {
                 }
             }
             let mask = shard.masks.get(caption).ok_or_else(|| {
-                let reason = format!("row {} has caption {caption} without mask", row + 1);
+                let reason = format!("row {} has caption {caption}, which has no mask", row + 1);
                 bad_file(&self.folder.join(INDEX), reason)
             })?;
             let shape = [mask.len(), shard.width];
@@ -112,7 +110,7 @@ impl LatentCache {
         Ok(())
     }
 
-    /// A tensor of a shard, of this shape.
+    /// Returns a tensor of a shard, which must have this shape.
     fn tensor<'a>(
         &self,
         shard: &Shard,
@@ -130,26 +128,26 @@ impl LatentCache {
         Ok(tensor)
     }
 
-    /// What it was made from, besides the rows.
+    /// Returns the settings and models that the cache was made from.
     pub fn key(&self) -> &CacheKey {
         &self.key
     }
 
-    /// SHA-256 of everything that it was made from: settings, models, captions and the contents of
-    /// files, wherever these lie.
+    /// Returns the SHA-256 of everything that the cache was made from: settings, models, captions and
+    /// contents of files, without their paths.
     ///
     /// # Errors
-    /// Where a setting cannot be written as JSON.
+    /// Returns an error if a setting cannot be written as JSON.
     pub fn fingerprint(&self) -> Result<String, DataError> {
         let rows: Vec<_> =
             self.rows.iter().map(|row| (&row.caption, row.bytes, &row.sha256)).collect();
         Ok(digest(&serde_json::to_vec(&(&self.key, rows)).map_err(json(&self.folder))?))
     }
 
-    /// Fails where the cache was made from other settings or models than `wanted`.
+    /// Checks that the cache was made with the settings and models of `wanted`.
     ///
     /// # Errors
-    /// Names the first that differs.
+    /// Returns an error that names the first difference.
     pub fn check(&self, wanted: &CacheKey) -> Result<(), DataError> {
         match self.key.difference(wanted) {
             Some(difference) => Err(self.stale(difference)),
@@ -157,15 +155,15 @@ impl LatentCache {
         }
     }
 
-    /// Fails where the rows of `dataset` are not those that the cache was made from: name, caption
-    /// and size of the file of each are compared, not its content, and not the folder it lies in.
+    /// Checks that the cache was made from the rows of `dataset`. Compares file name, caption and file size
+    /// of each row, not the folder and the contents of its file.
     ///
     /// # Errors
-    /// Names the first row that differs.
+    /// Returns an error that names the first different row.
     pub fn check_rows(&self, dataset: &ClipDataset) -> Result<(), DataError> {
         let rows = &dataset.manifest().rows;
         if rows.len() != self.rows.len() {
-            let text = format!("it had {} rows, and has {} now", self.rows.len(), rows.len());
+            let text = format!("{} rows in the cache, expected {}", self.rows.len(), rows.len());
             return Err(self.stale(text));
         }
         for (number, (row, cached)) in rows.iter().zip(&self.rows).enumerate() {
@@ -180,13 +178,13 @@ impl LatentCache {
             } else {
                 continue;
             };
-            return Err(self.stale(format!("the {what} of row {} is another one", number + 1)));
+            return Err(self.stale(format!("the {what} of row {} has changed", number + 1)));
         }
         Ok(())
     }
 
     fn stale(&self, difference: String) -> DataError {
-        bad_file(&self.folder, format!("stale: {difference}; encode anew"))
+        bad_file(&self.folder, format!("stale: {difference}; encode again"))
     }
 
     fn shard_of(&self, row: usize) -> Option<&(Shard, Checkpoint)> {
@@ -210,14 +208,15 @@ impl Source for LatentCache {
         let (shard, checkpoint) =
             self.shard_of(row).ok_or(DataError::NoSuchRow { row, len: self.rows.len() })?;
         if let Some(reason) = shard.bad(row) {
-            let reason = format!("left out of the cache: {reason}");
-            return Err(DataError::Row { row, path: self.rows[row].path.clone(), reason });
+            let reason = format!("not in the cache: {reason}");
+            return Err(DataError::row(row, &self.rows[row].path, reason));
         }
         let read = |key: String, shape: &[usize]| -> Result<Vec<f32>, DataError> {
-            let bad = |reason| bad_file(&self.folder.join(&shard.file), format!("{key}: {reason}"));
+            let file = self.folder.join(&shard.file);
+            let reason = || format!("cannot read {key}");
             let data = self.tensor(shard, checkpoint, &key, shape)?.read(&key);
-            let data = data.map_err(|error| bad(error.to_string()))?;
-            data.try_into_vec::<f32>().map_err(|error| bad(error.to_string()))
+            let data = data.map_err(bad_because(&file, reason()))?;
+            data.try_into_vec::<f32>().map_err(bad_because(&file, reason()))
         };
         let [mean, logvar] = latent_keys(row, epoch % self.key.variants());
         let shape = shard.latent_shape;

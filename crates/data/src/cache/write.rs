@@ -1,70 +1,75 @@
-//! Writing a cache, shard by shard.
+//! Writes a cache, shard by shard.
 
 use super::{
-    CacheKey, CachedRow, FORMAT, INDEX, Index, Shard, bad_file,
+    CacheKey, CachedRow, FORMAT, INDEX, Index, Shard, bad_because, bad_file,
     hash::{digest, hash_file},
     io_error, json, parse_json, write_json,
 };
-use crate::{ClipDataset, DataError, encode::ClipEncoder, loader::read_caught};
-use opensora_files::{remove_leftovers, write_atomically};
+use crate::{ClipDataset, DataError, Observer, RowsDone, encode::ClipEncoder, loader::read_caught};
+use opensora_files::{error_line, remove_leftovers, write_atomically};
 use safetensors::tensor::{Dtype, TensorView};
 use std::{
     collections::BTreeMap,
     fs, io,
-    ops::ControlFlow,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-/// What [`write()`] does.
+/// The inputs and settings of [`write()`].
+#[derive(Clone, Copy)]
 pub struct CacheJob<'a> {
-    /// The clips; windows and flips are drawn for every variant of its spec.
+    /// The clips. Windows and flips are drawn for every variant of its [`ClipSpec`](crate::ClipSpec).
     pub dataset: &'a ClipDataset,
     /// VAE and text encoder.
     pub encoder: &'a ClipEncoder,
-    /// What the cache is made from.
+    /// The settings and models that the cache is made from.
     pub key: &'a CacheKey,
-    /// Bytes after which a shard ends. As many are held in memory.
+    /// Bytes after which a shard ends. One shard is held in memory.
     pub shard_bytes: usize,
+    /// Bad rows to leave out of the whole cache before it is an error.
+    pub skip_bad: usize,
 }
 
-/// Writes or completes the cache in `folder`. `progress` hears how many rows of all are done; if it
-/// breaks, the rows done so far are kept as a shard, and the next call resumes there.
+impl<'a> CacheJob<'a> {
+    /// Returns a job that writes shards of 256 MiB and accepts no bad row.
+    pub fn new(dataset: &'a ClipDataset, encoder: &'a ClipEncoder, key: &'a CacheKey) -> Self {
+        Self { dataset, encoder, key, shard_bytes: 256 << 20, skip_bad: 0 }
+    }
+
+    /// Sets the bytes after which a shard ends.
+    pub fn with_shard_bytes(self, shard_bytes: usize) -> Self {
+        Self { shard_bytes, ..self }
+    }
+
+    /// Sets the number of bad rows to leave out before it is an error.
+    pub fn with_skip_bad(self, skip_bad: usize) -> Self {
+        Self { skip_bad, ..self }
+    }
+}
+
+/// Writes or completes the cache in `folder`. If `observer` breaks, the rows done so far are kept as a
+/// shard, and the next call resumes there.
+///
+/// Returns the bad rows that were left out, with the reasons. They keep their numbers but have no latents:
+/// reading one is an error of that row, as it is without a cache.
 ///
 /// # Errors
-/// Returns an error if a row cannot be read or encoded, a file cannot be written, or `progress`
-/// breaks before the last row ([`DataError::Stopped`]). Complete shards stay.
+/// Returns an error if a row cannot be read or encoded and is not left out, a file cannot be written, or
+/// `observer` breaks before the last row ([`DataError::Stopped`]). Complete shards stay.
 pub fn write(
     job: &CacheJob<'_>,
     folder: &Path,
-    progress: impl FnMut(usize, usize) -> ControlFlow<()>,
-) -> Result<(), DataError> {
-    write_skipping(job, folder, 0, progress).map(|_| ())
-}
-
-/// As [`write()`], with up to `skip_bad` bad rows in the whole cache. These keep their numbers but
-/// have no latents: reading one is its error, as it is without a cache. Returns them with the
-/// reasons.
-///
-/// # Errors
-/// As [`write()`], and where more rows are bad.
-pub fn write_skipping(
-    job: &CacheJob<'_>,
-    folder: &Path,
-    skip_bad: usize,
-    progress: impl FnMut(usize, usize) -> ControlFlow<()>,
+    observer: &mut dyn Observer,
 ) -> Result<BTreeMap<usize, String>, DataError> {
     if *job.dataset.spec() != job.key.clip || job.dataset.seed() != job.key.seed {
-        let reason = "the key's clips or seed are not those of the data set".into();
-        return Err(bad_file(folder, reason));
+        return Err(bad_file(folder, "the key's clips or seed are not those of the data set"));
     }
     fs::create_dir_all(folder).map_err(io_error(folder))?;
     remove_partial(folder)?;
-    let rows = rows(job.dataset, skip_bad)?;
+    let rows = rows(job.dataset, job.skip_bad)?;
     let settings = digest(&serde_json::to_vec(job.key).map_err(json(folder))?);
     let bad = BTreeMap::new();
-    let mut writer =
-        CacheWriter { job, folder, rows, settings, skip_bad, bad, progress, is_stopped: false };
+    let mut writer = CacheWriter { job, folder, rows, settings, bad, observer, is_stopped: false };
     let mut shards: Vec<Shard> = Vec::new();
     let mut first = 0;
     while first < writer.rows.len() {
@@ -88,16 +93,17 @@ pub fn write_skipping(
     Ok(bad)
 }
 
-/// The manifest's rows with what their files hold.
+/// Returns the manifest's rows with sizes and hashes of their files.
 fn rows(dataset: &ClipDataset, skip_bad: usize) -> Result<Vec<CachedRow>, DataError> {
     let rows = dataset.manifest().rows.iter().enumerate();
     rows.map(|(number, row)| {
         let (bytes, sha256) = match hash_file(&row.path) {
             Ok(found) => found,
-            // The row is bad when its turn comes.
+            // Encoding reports the row as bad.
             Err(_) if skip_bad > 0 => (0, String::new()),
             Err(DataError::Io { path, source }) => {
-                return Err(DataError::Row { row: number, path, reason: source.to_string() });
+                let (reason, source) = ("cannot read".into(), Some(source.into()));
+                return Err(DataError::Row { row: number, path, reason, source });
             }
             Err(error) => return Err(error),
         };
@@ -106,16 +112,15 @@ fn rows(dataset: &ClipDataset, skip_bad: usize) -> Result<Vec<CachedRow>, DataEr
     .collect()
 }
 
-struct CacheWriter<'a, P> {
+struct CacheWriter<'a> {
     job: &'a CacheJob<'a>,
     folder: &'a Path,
     rows: Vec<CachedRow>,
     /// SHA-256 of the key.
     settings: String,
-    skip_bad: usize,
     bad: BTreeMap<usize, String>,
-    progress: P,
-    /// Whether `progress` has broken.
+    observer: &'a mut dyn Observer,
+    /// True after `observer` broke.
     is_stopped: bool,
 }
 
@@ -139,12 +144,13 @@ impl Contents {
     }
 }
 
-impl<P: FnMut(usize, usize) -> ControlFlow<()>> CacheWriter<'_, P> {
+impl CacheWriter<'_> {
     fn tell(&mut self, done: usize) {
-        self.is_stopped |= (self.progress)(done, self.rows.len()).is_break();
+        let event = RowsDone { done, total: self.rows.len() };
+        self.is_stopped |= self.observer.rows_done(&event).is_break();
     }
 
-    /// The shard that begins at row `first`, kept or written.
+    /// Returns the shard that begins at row `first`, reused or written.
     fn shard(&mut self, number: usize, first: usize) -> Result<Shard, DataError> {
         if let Some(shard) = self.kept(number, first)? {
             for (row, reason) in &shard.bad {
@@ -152,7 +158,7 @@ impl<P: FnMut(usize, usize) -> ControlFlow<()>> CacheWriter<'_, P> {
             }
             return Ok(shard);
         }
-        // Marks go first: what is being replaced is not whole.
+        // Index and sidecar are removed first: a cache that is being replaced is incomplete.
         let sidecar = sidecar(self.folder, number);
         for mark in [&self.folder.join(INDEX), &sidecar] {
             remove(mark)?;
@@ -163,14 +169,14 @@ impl<P: FnMut(usize, usize) -> ControlFlow<()>> CacheWriter<'_, P> {
         Ok(shard)
     }
 
-    /// A shard that is there, whole, and made from the same.
+    /// Returns the shard on disk if it is complete and was made from the same inputs.
     fn kept(&self, number: usize, first: usize) -> Result<Option<Shard>, DataError> {
         let Some(shard) = read_sidecar(self.folder, number) else { return Ok(None) };
         let end = first.saturating_add(shard.captions.len());
         if shard.first != first || shard.captions.is_empty() || end > self.rows.len() {
             return Ok(None);
         }
-        // What differs is found without reading the shard.
+        // Different inputs are found without reading the shard.
         if shard.file != file_name(number) || shard.inputs != self.inputs(first, end)? {
             return Ok(None);
         }
@@ -178,7 +184,7 @@ impl<P: FnMut(usize, usize) -> ControlFlow<()>> CacheWriter<'_, P> {
         Ok(sha256.is_some_and(|sha256| sha256 == shard.sha256).then_some(shard))
     }
 
-    /// SHA-256 of what decides the contents of a shard: not where files lie.
+    /// Returns the SHA-256 of everything that decides the contents of a shard, which paths do not.
     fn inputs(&self, first: usize, end: usize) -> Result<String, DataError> {
         let rows: Vec<_> = self.rows[first..end]
             .iter()
@@ -189,7 +195,7 @@ impl<P: FnMut(usize, usize) -> ControlFlow<()>> CacheWriter<'_, P> {
     }
 
     fn encode(&mut self, number: usize, first: usize) -> Result<Contents, DataError> {
-        // Where a shard is replaced, the next one keeps its place, unless that takes too much.
+        // The shard after a replaced one keeps its first row unless the replacement gets too large.
         let next = read_sidecar(self.folder, number + 1)
             .filter(|next| next.settings == self.settings && next.first > first)
             .map(|next| next.first);
@@ -199,8 +205,8 @@ impl<P: FnMut(usize, usize) -> ControlFlow<()>> CacheWriter<'_, P> {
         let mut known = BTreeMap::new();
         for row in first..end {
             match self.row(row, &mut contents, &mut known) {
-                Err(error @ DataError::Row { .. }) if self.skip_bad > 0 => {
-                    let reason = words(row, &error);
+                Err(error @ DataError::Row { .. }) if self.job.skip_bad > 0 => {
+                    let reason = reason_of(row, &error);
                     self.note_bad(row, &reason)?;
                     contents.bad.push((row, reason));
                     contents.captions.push(0);
@@ -215,7 +221,7 @@ impl<P: FnMut(usize, usize) -> ControlFlow<()>> CacheWriter<'_, P> {
         Ok(contents)
     }
 
-    /// Adds a row, all of it or nothing.
+    /// Adds a whole row or nothing.
     fn row(
         &self,
         row: usize,
@@ -251,13 +257,13 @@ impl<P: FnMut(usize, usize) -> ControlFlow<()>> CacheWriter<'_, P> {
     }
 
     fn note_bad(&mut self, row: usize, reason: &str) -> Result<(), DataError> {
-        if self.bad.len() == self.skip_bad {
-            let path = self.rows[row].path.clone();
-            let allowed = match self.skip_bad {
+        if self.bad.len() == self.job.skip_bad {
+            let allowed = match self.job.skip_bad {
                 0 => "no bad row is allowed".into(),
                 allowed => format!("more than the {allowed} bad rows that are allowed"),
             };
-            return Err(DataError::Row { row, path, reason: format!("{allowed}: {reason}") });
+            let reason = format!("{allowed}: {reason}");
+            return Err(DataError::row(row, &self.rows[row].path, reason));
         }
         self.bad.insert(row, reason.into());
         Ok(())
@@ -272,7 +278,7 @@ impl<P: FnMut(usize, usize) -> ControlFlow<()>> CacheWriter<'_, P> {
             .map(|(key, shape, bytes)| {
                 TensorView::new(Dtype::F32, shape.clone(), bytes)
                     .map(|view| (key.clone(), view))
-                    .map_err(|error| bad_file(&path, error.to_string()))
+                    .map_err(bad_because(&path, format!("cannot write {key}")))
             })
             .collect::<Result<Vec<_>, _>>()?;
         write_atomically(&path, |temporary| {
@@ -298,11 +304,14 @@ impl<P: FnMut(usize, usize) -> ControlFlow<()>> CacheWriter<'_, P> {
     }
 }
 
-/// What an error says of a row, without its number and file.
-fn words(row: usize, error: &DataError) -> String {
+/// Returns the reason of a row's error and its causes, without the row's number and file.
+fn reason_of(row: usize, error: &DataError) -> String {
     match error {
-        DataError::Row { row: named, reason, .. } if *named == row => reason.clone(),
-        other => other.to_string(),
+        DataError::Row { row: named, reason, source, .. } if *named == row => match source {
+            Some(source) => format!("{reason}: {}", error_line(source.as_ref())),
+            None => reason.clone(),
+        },
+        other => error_line(other),
     }
 }
 
@@ -326,15 +335,15 @@ fn remove(path: &Path) -> Result<(), DataError> {
     }
 }
 
-/// Names of the files in a cache's folder.
+/// Returns the names of the files in a cache's folder.
 fn names(folder: &Path) -> Result<Vec<String>, DataError> {
     let entries = fs::read_dir(folder).map_err(io_error(folder))?;
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     Ok(names.collect())
 }
 
-/// Removes what killed processes left half-written, also under the names of earlier versions. Only
-/// one process at a time writes a cache, so none of it is in use.
+/// Removes incomplete files of killed processes, also under the names of earlier versions. Only one process at
+/// a time writes a cache, so none of them is in use.
 fn remove_partial(folder: &Path) -> Result<(), DataError> {
     remove_leftovers(folder, Duration::ZERO).map_err(io_error(folder))?;
     let ours = |name: &String| name.starts_with(".shard-") || name.starts_with(".index.json.");
@@ -344,7 +353,7 @@ fn remove_partial(folder: &Path) -> Result<(), DataError> {
     Ok(())
 }
 
-/// The shards behind the last of `count`, of a cache that was larger.
+/// Removes the shards after the first `count`, which a larger cache left.
 fn remove_behind(folder: &Path, count: usize) -> Result<(), DataError> {
     for name in names(folder)? {
         let number = name.strip_prefix("shard-").and_then(|rest| {

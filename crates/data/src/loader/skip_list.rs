@@ -1,12 +1,10 @@
-//! Bad rows that are left out, and the file that lists them: CSV, a line a row with its number
-//! (from 1), path and reason.
+//! The list of bad rows that are skipped, a CSV file with number (from 1), path and reason of each row.
 //!
-//! A line counts only where that row has that path still, so the list of other data leaves out
-//! nothing. Lines are taken one by one, so one that a kill cut short costs no other.
+//! A line counts only if the row still has that path, so a list of other data skips nothing. Every line is
+//! parsed on its own, so a line that was cut off by a kill affects no other line.
 
 use super::workers::name_of;
 use crate::{DataError, Source};
-use opensora_manifest::ManifestError;
 use std::{
     collections::BTreeMap,
     fs::{self, OpenOptions},
@@ -20,7 +18,7 @@ pub(super) struct SkipList {
 }
 
 impl SkipList {
-    /// The list at `path`, empty where there is none.
+    /// Reads the list at `path`. A missing file is an empty list.
     pub(super) fn open<S: Source + ?Sized>(
         path: Option<PathBuf>,
         source: &S,
@@ -33,9 +31,9 @@ impl SkipList {
                 Err(source) => return Err(DataError::Io { path: path.clone(), source }),
             };
             for (number, line) in String::from_utf8_lossy(&text).lines().enumerate() {
-                let line = parse(line).map_err(|reason| ManifestError::Whole {
-                    path: path.clone(),
-                    reason: format!("line {}: {reason}", number + 1),
+                let line = parse(line).map_err(|BadLine { reason, source }| {
+                    let (path, line) = (path.clone(), number + 1);
+                    DataError::SkipList { path, line, reason, source }
                 })?;
                 if let Some((row, name, reason)) = line
                     && row < source.len()
@@ -52,7 +50,7 @@ impl SkipList {
         &self.rows
     }
 
-    /// Adds a row, on the disk first.
+    /// Adds a row, to the file first.
     pub(super) fn add(&mut self, row: usize, name: &str, reason: String) -> Result<(), DataError> {
         if let Some(path) = &self.path {
             append(path, row, name, &reason)
@@ -63,17 +61,27 @@ impl SkipList {
     }
 }
 
-/// Row, name and reason; `None` for what is no whole line.
-fn parse(line: &str) -> Result<Option<(usize, String, String)>, String> {
+/// Why a line cannot be parsed.
+struct BadLine {
+    reason: String,
+    source: Option<csv::Error>,
+}
+
+/// Parses row, name and reason; returns `None` for an incomplete line.
+fn parse(line: &str) -> Result<Option<(usize, String, String)>, BadLine> {
     let mut reader =
         csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(line.as_bytes());
     let Some(record) = reader.records().next() else { return Ok(None) };
-    let record = record.map_err(|error| error.to_string())?;
+    let record = record
+        .map_err(|error| BadLine { reason: "not a line of CSV".into(), source: Some(error) })?;
     let (Some(row), Some(name), Some(reason)) = (record.get(0), record.get(1), record.get(2))
     else {
         return Ok(None);
     };
-    let row: usize = row.trim().parse().map_err(|_| format!("'{row}' is not a row"))?;
+    let row: usize = row
+        .trim()
+        .parse()
+        .map_err(|_| BadLine { reason: format!("'{row}' is not a row"), source: None })?;
     Ok(row.checked_sub(1).map(|row| (row, name.into(), reason.into())))
 }
 
@@ -81,7 +89,7 @@ fn append(path: &Path, row: usize, name: &str, reason: &str) -> io::Result<()> {
     let one_line = |text: &str| text.replace(['\n', '\r'], " ");
     let mut line = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
     line.write_record([(row + 1).to_string(), one_line(name), one_line(reason)])?;
-    let mut line = line.into_inner().map_err(|error| io::Error::other(error.to_string()))?;
+    let mut line = line.into_inner().map_err(|error| error.into_error())?;
     let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
     if !ends_a_line(&mut file)? {
         line.insert(0, b'\n');
@@ -90,7 +98,7 @@ fn append(path: &Path, row: usize, name: &str, reason: &str) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Whether a file is empty or ends with a line's end.
+/// Returns true if a file is empty or ends with a newline.
 fn ends_a_line(file: &mut fs::File) -> io::Result<bool> {
     use io::{Read, Seek, SeekFrom};
     if file.metadata()?.len() == 0 {

@@ -1,11 +1,10 @@
-//! Threads that read samples and hand them over by slot.
+//! Worker threads that read samples and return them by slot.
 
 use crate::{DataError, Source};
 use opensora_files::one_line;
 use std::{
     collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -16,14 +15,14 @@ use std::{
 
 pub(crate) type Read<T> = Result<T, DataError>;
 
-/// What a worker is to read: slot, row, epoch.
+/// A sample to read: slot, row, epoch.
 type Job = (u64, usize, u64);
 
 pub(super) struct Workers<T> {
-    /// Without bound: the loader bounds what is under way.
+    /// Unbounded: the loader limits the number of jobs.
     jobs: Option<Sender<Job>>,
     results: Receiver<(u64, Read<T>)>,
-    /// What came before its turn.
+    /// Samples that were read before their slot was requested.
     early: HashMap<u64, Read<T>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -46,7 +45,7 @@ impl<T: Send + 'static> Workers<T> {
             let thread = Builder::new()
                 .name("loader".into())
                 .spawn(move || work(&*source, &queue, &sender, &stop))
-                .map_err(|error| DataError::Worker { reason: format!("no thread: {error}") })?;
+                .map_err(|source| DataError::Thread { source })?;
             workers.threads.push(thread);
         }
         Ok(workers)
@@ -54,10 +53,10 @@ impl<T: Send + 'static> Workers<T> {
 
     pub(super) fn send(&self, job: Job) -> Result<(), DataError> {
         let sent = self.jobs.as_ref().map(|jobs| jobs.send(job));
-        sent.and_then(Result::ok).ok_or_else(gone)
+        sent.and_then(Result::ok).ok_or(DataError::ThreadsEnded)
     }
 
-    /// Waits for the sample of a slot; slots are asked for in their order.
+    /// Waits for the sample of a slot. Slots are requested in their order.
     pub(super) fn receive(&mut self, slot: u64) -> Read<T> {
         if let Some(read) = self.early.remove(&slot) {
             return read;
@@ -66,15 +65,15 @@ impl<T: Send + 'static> Workers<T> {
             if found == slot {
                 return read;
             }
-            // What is earlier was read for a slot that has been left out meanwhile.
+            // Earlier samples belong to slots that have been skipped meanwhile.
             if found > slot {
                 self.early.insert(found, read);
             }
         }
-        Err(gone())
+        Err(DataError::ThreadsEnded)
     }
 
-    /// A slot will not be asked for.
+    /// Drops the sample of a slot that will not be requested.
     pub(super) fn forget(&mut self, slot: u64) {
         self.early.remove(&slot);
     }
@@ -82,18 +81,14 @@ impl<T: Send + 'static> Workers<T> {
 
 impl<T> Drop for Workers<T> {
     fn drop(&mut self) {
-        // A closed queue still gives what is in it: the flag ends the threads after the sample at
-        // hand, and the queue's end wakes those that wait.
+        // A closed queue still returns the jobs in it: the flag ends the threads after the current sample,
+        // and closing the queue wakes the waiting ones.
         self.stop.store(true, Ordering::Relaxed);
         self.jobs = None;
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
-}
-
-fn gone() -> DataError {
-    DataError::Worker { reason: "the threads that read have ended".into() }
 }
 
 fn work<S: Source + ?Sized>(
@@ -114,17 +109,17 @@ fn work<S: Source + ?Sized>(
     }
 }
 
-/// Reads a row; a panic of a decoder is that row's error.
+/// Reads a row. A panic of a decoder becomes an error of that row.
 pub(crate) fn read<S: Source + ?Sized>(source: &S, row: usize, epoch: u64) -> Read<S::Item> {
     catch_unwind(AssertUnwindSafe(|| source.read(row, epoch))).unwrap_or_else(|panic| {
-        let words = panic.downcast_ref::<String>().map(String::as_str);
-        let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
-        let reason = format!("reading it panicked: {}", one_line(words));
-        Err(DataError::Row { row, path: PathBuf::from(name_of(source, row)), reason })
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        let reason = format!("reading it panicked: {}", one_line(text));
+        Err(DataError::row(row, name_of(source, row), reason))
     })
 }
 
-/// A row's file, or whatever its source calls it, without the number.
+/// Returns the description of a row without its number.
 pub(super) fn name_of<S: Source + ?Sized>(source: &S, row: usize) -> String {
     let name = source.describe(row);
     match name.strip_prefix(&format!("row {}: ", row + 1)) {

@@ -1,15 +1,20 @@
-//! What tests of the latent cache start from.
+//! Clips and models for tests of the latent cache.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use burn::tensor::{Device, FloatDType};
-use opensora_checkpoint::export;
-use opensora_data::{ClipDataset, ClipSpec, Manifest, Row, cache::CacheKey, encode::ClipEncoder};
+use burn::tensor::Device;
+use opensora_checkpoint::{ExportOptions, export};
+use opensora_data::{
+    ClipDataset, ClipSpec, Manifest, Observer, Row, RowsDone,
+    cache::CacheKey,
+    encode::{ClipEncoder, EncoderConfig},
+};
 use opensora_t5::{T5Config, fit_tokenizer, keys};
 use opensora_vae::{VaeConfig, keys::Naming};
 use opensora_video::{Frames, VideoSpec, Writer};
 use std::{
     fs,
+    ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
@@ -65,7 +70,7 @@ impl World {
         fs::write(vae.join("config.json"), config).unwrap();
         let model = vae_config.init(&device).unwrap();
         let weights = vae.join("diffusion_pytorch_model.safetensors");
-        export(&model, &Naming::Diffusers.key_map(&vae_config), FloatDType::F32, None, &weights)
+        export(&model, &Naming::Diffusers.key_map(&vae_config), ExportOptions::default(), &weights)
             .unwrap();
 
         let t5_config = T5Config {
@@ -82,7 +87,7 @@ impl World {
         t5_config.write(&t5.join("config.json")).unwrap();
         let encoder = t5_config.init(&device).unwrap();
         let map = keys::Layout::PUBLISHED.key_map();
-        export(&encoder, &map, FloatDType::F32, None, &t5.join("model.safetensors")).unwrap();
+        export(&encoder, &map, ExportOptions::default(), &t5.join("model.safetensors")).unwrap();
         Self { folder }
     }
 
@@ -96,12 +101,37 @@ impl World {
     }
 
     pub(crate) fn encoder(&self, micro_batch: Option<usize>) -> ClipEncoder {
-        let device = Device::flex();
-        ClipEncoder::load(&self.path("vae"), &self.path("t5"), TOKENS, micro_batch, &device)
-            .unwrap()
+        let config = EncoderConfig { vae_micro_batch: micro_batch, ..self.encoder_config() };
+        ClipEncoder::load(&config, &Device::flex()).unwrap()
+    }
+
+    pub(crate) fn encoder_config(&self) -> EncoderConfig {
+        EncoderConfig {
+            vae: self.path("vae"),
+            t5: self.path("t5"),
+            max_length: TOKENS,
+            vae_micro_batch: None,
+        }
     }
 
     pub(crate) fn key(&self, clip: &ClipSpec) -> CacheKey {
-        CacheKey::new(clip, SEED, TOKENS, &self.path("vae"), &self.path("t5")).unwrap()
+        CacheKey::new(clip, SEED, &self.encoder_config()).unwrap()
+    }
+}
+
+/// Records the numbers of rows that are done, and breaks at one number.
+#[derive(Default)]
+pub(crate) struct Log {
+    pub(crate) done: Vec<usize>,
+    pub(crate) stop_at: Option<usize>,
+}
+
+impl Observer for Log {
+    fn rows_done(&mut self, event: &RowsDone) -> ControlFlow<()> {
+        self.done.push(event.done);
+        match self.stop_at {
+            Some(row) if row == event.done => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
     }
 }

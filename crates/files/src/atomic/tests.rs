@@ -1,3 +1,5 @@
+//! Tests of files and folders that appear complete or not at all.
+
 use super::*;
 
 fn names(folder: &Path) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! Tiles, and the instructions on them: Intel's Advanced Matrix Extensions (AMX), in inline assembly,
+//! Tiles and their instructions: Intel's Advanced Matrix Extensions (AMX), in inline assembly,
 //! since their intrinsics are unstable.
 //!
 //! Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18,
@@ -27,7 +27,7 @@ pub(super) const PANEL_ROWS: usize = 2 * SIDE;
 /// bf16 terms that an f32 is split into.
 pub(super) const TERMS: usize = 3;
 
-/// Rows of words.
+/// The words of a tile register, row by row.
 pub(super) type Tile = [[u32; SIDE]; SIDE];
 
 /// Elements of an operand for a tile: runs along k, or runs along the rows.
@@ -51,7 +51,7 @@ impl Block {
 pub(super) struct Panel<'a> {
     /// Along k.
     pub(super) blocks: &'a [Block],
-    /// How many rows belong to the operand; the others are zero.
+    /// Number of rows that belong to the operand; the others are zero.
     pub(super) rows: usize,
 }
 

@@ -37,7 +37,7 @@ impl Fault {
         let path = path.into();
         match self {
             Self::Read(ReadError::Io(source)) => ManifestError::Io { path, source },
-            Self::Read(ReadError::Text(error)) => ManifestError::Text { path, error },
+            Self::Read(ReadError::Text(source)) => ManifestError::Text { path, source },
             Self::Line(line, reason) => ManifestError::Line { path, line, reason },
         }
     }

@@ -38,6 +38,9 @@ pub(crate) fn read(path: &Path, purpose: Purpose) -> Result<Table, ManifestError
     catch_unwind(AssertUnwindSafe(|| table(Bounded { file, length }, purpose)))
         .unwrap_or_else(|_| Err(Wrong::Whole("damaged Parquet: its reader gave up".into())))
         .map_err(|wrong| match wrong {
+            Wrong::Library(source) => {
+                ManifestError::Parquet { path: path.into(), source: source.into() }
+            }
             Wrong::Whole(reason) => ManifestError::Whole { path: path.into(), reason },
             Wrong::Row(row, reason) => {
                 ManifestError::Row { path: path.into(), row, line: None, reason }
@@ -47,13 +50,14 @@ pub(crate) fn read(path: &Path, purpose: Purpose) -> Result<Table, ManifestError
 
 /// Why a file cannot be read.
 enum Wrong {
+    Library(ParquetError),
     Whole(String),
     Row(usize, String),
 }
 
 impl From<ParquetError> for Wrong {
     fn from(error: ParquetError) -> Self {
-        Self::Whole(format!("damaged or not Parquet: {error}").replace(['\n', '\r'], " "))
+        Self::Library(error)
     }
 }
 

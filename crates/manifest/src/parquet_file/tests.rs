@@ -1,3 +1,5 @@
+//! Tests of Parquet files: round trips, files of other programs, damaged files.
+
 use crate::{
     Manifest, ManifestError, Table,
     limits::MAX_CAPTION_CHARS,

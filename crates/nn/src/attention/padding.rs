@@ -1,15 +1,14 @@
-//! Heads widened by zeros, for kernels that want a multiple of some `head_dim`.
+//! Heads padded by zeros, for kernels that require a multiple of some `head_dim`.
 //!
-//! Zeros in queries and keys add nothing to a score, and columns of zeros in the values give columns
-//! of zeros, which are cut off. The kernel divides by the root of the wider `head_dim`, so what that
-//! is off by is multiplied into the queries. The accelerated kernels take no scale of one's own
-//! either, which that solves too.
+//! Zeros in queries and keys do not change a score, and zero columns of the values give zero columns, which
+//! the caller removes. The kernel scales scores by the padded `head_dim`; the queries are multiplied by the
+//! ratio of the requested scale to that one, since accelerated kernels take no explicit scale.
 
 use super::Heads;
 use burn::tensor::Tensor;
 
-/// The same attention at the default scale and with a `head_dim` that `multiple` divides; its
-/// result is as many columns wider as the values became.
+/// Returns arguments that give the same attention at the default scale and with a `head_dim` that is a
+/// multiple of `multiple`. Values, and so the output, are padded as well.
 pub(super) fn pad_heads(heads: Heads, multiple: usize) -> Heads {
     let head_dim = heads.query.dims()[3];
     let padded_dim = head_dim.next_multiple_of(multiple);
@@ -26,7 +25,7 @@ pub(super) fn pad_heads(heads: Heads, multiple: usize) -> Heads {
     }
 }
 
-/// Zeros behind the last axis, up to the next multiple.
+/// Pads the last axis with zeros to the next multiple.
 fn pad(x: Tensor<4>, multiple: usize) -> Tensor<4> {
     let [batch, heads, tokens, dim] = x.dims();
     let missing = dim.next_multiple_of(multiple) - dim;

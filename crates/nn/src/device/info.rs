@@ -11,7 +11,7 @@ use burn::backend::DispatchDevice;
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum DeviceKind {
-    /// A GPU with memory of its own.
+    /// A GPU with dedicated memory.
     Discrete,
     /// A GPU of unknown kind: CUDA, ROCm and libtorch do not report it.
     Gpu,
@@ -73,6 +73,7 @@ pub fn kind(device: &Device) -> DeviceKind {
         #[cfg(feature = "ndarray")]
         DispatchDevice::NdArray(_) => DeviceKind::Cpu,
         #[cfg(feature = "tch")]
+        #[allow(deprecated, reason = "burn plans to retire tch; 0.22 has it")]
         DispatchDevice::LibTorch(device) => {
             use burn::backend::LibTorchDevice;
             match device {

@@ -3,7 +3,7 @@
 //! A driver may crash on a kernel and end the whole process with a signal, which no library can catch.
 //! So call [`probe`] in a separate process, for devices with a [`probe_reason`].
 
-use crate::read::{ReadError, one_line, read};
+use crate::read::{ReadError, read};
 use burn::tensor::{Device, Tensor, TensorData, activation, module, ops::ConvOptions};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -16,7 +16,7 @@ const TOLERANCE: f64 = 2e-2;
 #[non_exhaustive]
 pub enum ProbeError {
     /// The backend reports an error.
-    #[error("{operation} failed: {}", source.reason())]
+    #[error("{operation} failed")]
     Failed {
         /// Name of the operation.
         operation: &'static str,
@@ -24,11 +24,11 @@ pub enum ProbeError {
         source: ReadError,
     },
     /// The backend panicked: its driver does not start, or rejects a kernel.
-    #[error("{operation} failed: {}", one_line(reason))]
+    #[error("{operation} failed: {reason}")]
     Panicked {
         /// Name of the operation.
         operation: &'static str,
-        /// Message of the panic.
+        /// Message of the panic; it can have several lines.
         reason: String,
     },
     /// The device computes wrong numbers.
@@ -214,8 +214,9 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device;
+    use crate::{device, read::BackendError};
     use burn::tensor::ExecutionError;
+    use std::error::Error;
 
     #[test]
     fn every_device_of_this_build_computes_correctly() {
@@ -242,13 +243,15 @@ mod tests {
         let wrong = |_: &Device| Ok((TensorData::from([-20.0f32]), vec![-20.5]));
         let text = trial(wrong).run(&device).unwrap_err().to_string();
         assert_eq!(text, "a trial gives wrong numbers: -20 at index 0, expected -20.5");
-        let refused = |device: &Device| {
-            let source = ExecutionError::with_context("no\n memory");
+        let failed = |device: &Device| {
+            let source = BackendError(ExecutionError::with_context("no memory"));
             Err(ReadError::Failed { device: format!("{device:?}"), source })
         };
-        let text = trial(refused).run(&device).unwrap_err().to_string();
-        assert_eq!(text, "a trial failed: no memory");
-        let panics = |_: &Device| panic!("no\ndriver");
+        let error = trial(failed).run(&device).unwrap_err();
+        assert_eq!(error.to_string(), "a trial failed");
+        let cause = error.source().and_then(Error::source).unwrap();
+        assert_eq!(cause.to_string(), "no memory");
+        let panics = |_: &Device| panic!("no driver");
         let text = trial(panics).run(&device).unwrap_err().to_string();
         assert_eq!(text, "a trial failed: no driver");
     }

@@ -118,7 +118,7 @@ impl TextToVideo {
         let fail = |text: String| {
             PipelineError::Parts(format!("{}: {text}", self.files.denoiser.display()))
         };
-        let metadata = checkpoint.notes()?;
+        let metadata = checkpoint.metadata()?;
         let recorded = match metadata.get(PredictionType::NOTE) {
             Some(name) => Some(
                 PredictionType::from_name(name)

@@ -16,7 +16,7 @@ use image::codecs::jpeg::JpegEncoder;
 use opensora_video::{
     Frames, media,
     pillow::{Filter, Resize},
-    sheet::contact_sheet,
+    sheet::{SheetOptions, contact_sheet},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, path::Path};
@@ -129,7 +129,8 @@ impl Pictures {
         let mut shown = Frames::from_rgb(rgb, [count, height, width]).map_err(words)?;
         let mut view = if is_still { View::Still } else { View::Frames(count) };
         if spec.layout == Layout::Grid && count > 1 {
-            shown = contact_sheet(&[shown], count, 1).map_err(words)?;
+            let options = SheetOptions { columns: count, scale: 1 };
+            shown = contact_sheet(&[shown], &options).map_err(words)?;
             view = View::SideBySide(count);
         }
         let size = [shown.height(), shown.width()];

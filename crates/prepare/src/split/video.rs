@@ -8,10 +8,10 @@ use super::{
     size,
 };
 use crate::{
-    open::{check, open_stored, without_path},
+    open::{check, open_stored, strip_path, without_path},
     shots::{self, VideoShots},
 };
-use opensora_files::sync_folder;
+use opensora_files::{error_line, sync_folder};
 use opensora_video::{
     Frames, VideoSpec, Writer,
     pillow::{Filter, Resize},
@@ -131,7 +131,7 @@ pub(crate) fn cut(
                 // No table will name it. Where it cannot be removed, it stays.
                 let _ = std::fs::remove_file(place.folder.join(clip.file));
             }
-            Err(without_path(&error, path))
+            Err(strip_path(&error, path))
         }
     }
 }
@@ -196,7 +196,7 @@ impl Writing<'_> {
         }
         let mut open = None;
         for (index, frame) in reader.enumerate() {
-            let frame = frame.map_err(|error| error.to_string())?;
+            let frame = frame.map_err(|error| error_line(&error))?;
             if frame.rgb.len() != 3 * height * width {
                 return Err(other_size(index));
             }
@@ -244,7 +244,7 @@ impl Writing<'_> {
         let file = names::clip(self.place.stem, cut.scene, part);
         let spec = VideoSpec { frames, width, height, fps: self.fps };
         let writer = Writer::open(&self.place.unfinished.join(&file), &spec);
-        let writer = writer.map_err(|error| format!("its clip: {error}"))?;
+        let writer = writer.map_err(|error| format!("its clip: {}", error_line(&error)))?;
         Ok(OpenClip { file, writer, rgb: Vec::with_capacity(bytes), frames: 0 })
     }
 
@@ -254,7 +254,9 @@ impl Writing<'_> {
         let [height, width] = self.resize.size;
         let frames = Frames::from_rgb(rgb, [num_frames, height, width])
             .map_err(|error| error.to_string())?;
-        let fail = |error: &dyn std::fmt::Display| format!("its clip: {error}");
+        let fail = |error: &(dyn std::error::Error + 'static)| {
+            format!("its clip: {}", error_line(error))
+        };
         // Where a clip comes from stands in the table.
         let unfinished = writer.write(&frames, &Value::Null).map_err(|error| fail(&error))?;
         let target = self.place.folder.join(&file);

@@ -17,7 +17,7 @@ use super::{
 const LENGTH: usize = 120;
 
 fn goldens(case: &str) -> PathBuf {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/goldens")).join(case)
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures")).join(case)
 }
 
 fn golden_tokenizer() -> T5Tokenizer {

@@ -1,4 +1,4 @@
-//! The draws, and a tiny encoder that learns.
+//! Tests of the random draws, and of a tiny encoder that learns.
 
 use super::*;
 use burn::{
@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 const LENGTH: usize = 12;
 
-/// Captions in which the motion follows from the color: to guess it one has to look.
+/// Captions in which the color determines the motion, so that its prediction needs the context.
 fn captions() -> Vec<String> {
     let mut captions = Vec::new();
     for (color, motion) in [("red", "left"), ("green", "right"), ("blue", "up"), ("white", "down")]
@@ -41,8 +41,8 @@ impl World {
         Self { tokenizer, ids, mask: TokenMask::new(rows).unwrap() }
     }
 
-    fn guessing(&self) -> Guessing {
-        Guessing::new(&MaskedTokens::default(), &self.tokenizer, 7).unwrap()
+    fn objective(&self) -> MaskedTokenLoss {
+        MaskedTokenLoss::new(&MaskedTokens::default(), &self.tokenizer, 7).unwrap()
     }
 
     fn encoder(&self, device: &Device) -> T5Encoder {
@@ -66,15 +66,15 @@ impl World {
 }
 
 #[test]
-fn draws_depend_on_seed_and_index_alone_and_spare_end_and_padding() {
+fn draws_depend_on_seed_and_index_only_and_exclude_end_and_padding() {
     let world = World::new();
-    let guessing = world.guessing();
-    let all = guessing.draw(&world.ids, &world.mask, &world.indices(0));
-    assert_eq!(guessing.draw(&world.ids, &world.mask, &world.indices(0)), all);
-    assert_ne!(guessing.draw(&world.ids, &world.mask, &world.indices(1)).chosen, all.chosen);
+    let objective = world.objective();
+    let all = objective.draw(&world.ids, &world.mask, &world.indices(0));
+    assert_eq!(objective.draw(&world.ids, &world.mask, &world.indices(0)), all);
+    assert_ne!(objective.draw(&world.ids, &world.mask, &world.indices(1)).chosen, all.chosen);
     for row in 0..world.ids.len() {
         let alone =
-            guessing.draw(&world.ids[row..=row], &world.mask.select(row, row + 1), &[row as u64]);
+            objective.draw(&world.ids[row..=row], &world.mask.select(row, row + 1), &[row as u64]);
         assert_eq!(alone.ids[0], all.ids[row]);
         assert!(!alone.chosen.is_empty());
     }
@@ -86,12 +86,12 @@ fn draws_depend_on_seed_and_index_alone_and_spare_end_and_padding() {
 }
 
 #[test]
-fn tokens_are_chosen_as_often_as_asked_for() {
+fn tokens_are_chosen_with_the_given_probabilities() {
     let world = World::new();
     // Long rows, so that the one token that every row has to give does not count.
     let ids = vec![vec![5u32; 1000]; 10];
     let indices: Vec<u64> = (0..10).collect();
-    let masked = world.guessing().draw(&ids, &TokenMask::all(10, 1000), &indices);
+    let masked = world.objective().draw(&ids, &TokenMask::all(10, 1000), &indices);
     let chosen = masked.chosen.len();
     let hidden = masked.ids.iter().flatten().filter(|&&id| id != 5).count();
     // Six standard deviations of binomials with n = 10,000 p = 0.25, and n = 2,500 p = 0.2.
@@ -100,38 +100,39 @@ fn tokens_are_chosen_as_often_as_asked_for() {
 }
 
 #[test]
-fn the_first_loss_is_near_that_of_a_blind_guess() {
+fn the_first_loss_is_near_that_of_uniform_scores() {
     let world = World::new();
     let encoder = world.encoder(&Device::flex());
-    let guesses = world.guessing().loss(&encoder, &world.ids, &world.mask, &world.indices(0));
-    let loss = guesses.loss.into_scalar::<f32>() as f64;
-    let mean = mean(guesses.losses);
+    let output = world.objective().loss(&encoder, &world.ids, &world.mask, &world.indices(0));
+    let loss = output.loss.into_scalar::<f32>() as f64;
+    let mean = mean(output.losses);
     assert!((loss - mean).abs() < 1e-5, "{loss} {mean}");
-    // ln(100) = 4.6, and half a nat because the scores already have a deviation of 1.
+    // ln(100) = 4.6, and half a nat since the scores have a standard deviation of 1.
     assert!((3.5..6.5).contains(&loss), "{loss}");
 }
 
 #[test]
-fn captions_without_tokens_cost_nothing() {
+fn captions_without_tokens_have_no_loss() {
     let world = World::new();
     let encoder = world.encoder(&Device::flex().autodiff());
     let ids = vec![vec![world.tokenizer.eos_id(), world.tokenizer.pad_id()]];
     let mask = TokenMask::new(vec![vec![true, false]]).unwrap();
-    let guesses = world.guessing().loss(&encoder, &ids, &mask, &[0]);
-    assert_eq!(read_f64(guesses.losses).unwrap(), [0.0]);
-    assert_eq!(guesses.loss.clone().into_scalar::<f32>(), 0.0);
-    guesses.loss.backward();
+    let output = world.objective().loss(&encoder, &ids, &mask, &[0]);
+    assert_eq!(read_f64(output.losses).unwrap(), [0.0]);
+    assert_eq!(output.loss.clone().into_scalar::<f32>(), 0.0);
+    output.loss.backward();
 }
 
 #[test]
-fn recipes_that_cannot_be_are_refused() {
+fn probabilities_out_of_range_are_rejected() {
     let world = World::new();
     for (mask_probability, keep_probability) in
         [(0.0, 0.1), (1.1, 0.1), (f64::NAN, 0.1), (0.25, 1.0), (0.25, -0.1), (0.25, f64::NAN)]
     {
         let recipe = MaskedTokens { mask_probability, keep_probability };
-        let error = Guessing::new(&recipe, &world.tokenizer, 0).unwrap_err().to_string();
+        let error = recipe.validate().unwrap_err().to_string();
         assert!(error.contains("_probability is"), "{error}");
+        assert!(MaskedTokenLoss::new(&recipe, &world.tokenizer, 0).is_err());
     }
 }
 
@@ -162,8 +163,8 @@ impl ModuleVisitor for Largest<'_> {
 fn every_parameter_gets_a_gradient() {
     let world = World::new();
     let encoder = world.encoder(&Device::flex().autodiff());
-    let guesses = world.guessing().loss(&encoder, &world.ids, &world.mask, &world.indices(0));
-    let gradients = guesses.loss.backward();
+    let output = world.objective().loss(&encoder, &world.ids, &world.mask, &world.indices(0));
+    let gradients = output.loss.backward();
     let mut visitor =
         Largest { names: ParameterNames::default(), gradients: &gradients, found: BTreeMap::new() };
     encoder.visit(&mut visitor);
@@ -177,24 +178,24 @@ fn every_parameter_gets_a_gradient() {
 #[test]
 fn a_tiny_encoder_learns_and_states_depend_on_the_context() {
     let world = World::new();
-    let guessing = world.guessing();
+    let objective = world.objective();
     let mut encoder = world.encoder(&Device::flex().autodiff());
     let mut optimizer = AdamWConfig::new().with_weight_decay(0.0).init();
     let (mut losses, mut accuracies) = (Vec::new(), Vec::new());
     for step in 0..120 {
-        let guesses = guessing.loss(&encoder, &world.ids, &world.mask, &world.indices(step));
-        losses.push(mean(guesses.losses));
-        accuracies.push(mean(guesses.hits));
-        let gradients = GradientsParams::from_grads(guesses.loss.backward(), &encoder);
+        let output = objective.loss(&encoder, &world.ids, &world.mask, &world.indices(step));
+        losses.push(mean(output.losses));
+        accuracies.push(mean(output.hits));
+        let gradients = GradientsParams::from_grads(output.loss.backward(), &encoder);
         encoder = optimizer.step(5e-3, encoder, gradients);
     }
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     let (first, last) = (mean(&losses[..10]), mean(&losses[110..]));
     assert!(last < 0.3 * first, "{first} to {last}");
-    // Of shape and color with the motion hidden too, nobody can know more than a third or fourth.
+    // If shape or color and the motion are masked, the best accuracy for them is a third or a fourth.
     assert!(mean(&accuracies[110..]) > 0.6, "{accuracies:?}");
 
-    // Of two captions that begin with "a red", the state of "red" knows how they go on.
+    // The state of "red" depends on the words after it in two captions that begin with "a red".
     let of_red = |row: usize| {
         let states = encoder.forward(&world.ids[row..=row], Some(&world.mask.select(row, row + 1)));
         states.narrow(1, 1, 1).reshape([32])
@@ -212,7 +213,7 @@ fn mean(values: Tensor<1>) -> f64 {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_stays_with_its_caption() {
+fn a_loss_that_is_not_finite_affects_its_caption_only() {
     let losses = Tensor::<1>::from_floats([1.0, f32::NAN, 4.0, f32::INFINITY], &Device::flex());
     let chosen = [0, 1, 0, 3].map(|row| Chosen { row, position: 0, id: 7 });
     let found = read_f64(mean_of_each_caption(losses, &chosen, &chosen_in(&chosen, 4))).unwrap();

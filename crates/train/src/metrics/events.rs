@@ -1,4 +1,4 @@
-//! TensorBoard's event files.
+//! Writer of TensorBoard's event files.
 //!
 //! Format: a sequence of TFRecords, each a length (u64), its masked CRC-32C, the message, its
 //! masked CRC-32C, all little-endian; a message is a protobuf `Event`. Source: tensorflow/tensorflow,
@@ -24,11 +24,11 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Begins a new event file in `folder`. It tells TensorBoard that the run starts at
-    /// `first_step`, so what earlier files say about that step and later ones is dropped.
+    /// Creates a new event file in `folder`. It tells TensorBoard that the run starts at `first_step`, which
+    /// drops that step and later ones of earlier files.
     ///
     /// # Errors
-    /// Where the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn create(folder: &Path, first_step: u64) -> Result<Self, MetricsError> {
         let (path, file) = new_file(folder)?;
         let mut writer = Self { path, file };
@@ -39,15 +39,15 @@ impl EventWriter {
         Ok(writer)
     }
 
-    /// The file.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Appends values of a step under their tags.
+    /// Appends tags and values of a step.
     ///
     /// # Errors
-    /// Where the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn scalars(&mut self, step: u64, scalars: &[(String, f64)]) -> Result<(), MetricsError> {
         let summary = scalars.iter().fold(Bytes::default(), |summary, (tag, value)| {
             let value = Bytes::default().bytes(1, tag.as_bytes()).float(2, *value as f32);
@@ -56,7 +56,7 @@ impl EventWriter {
         self.event(step, Bytes::default().bytes(5, &summary.0))
     }
 
-    /// Appends an event whose content is `what`.
+    /// Appends an event with the fields `what`.
     fn event(&mut self, step: u64, what: Bytes) -> Result<(), MetricsError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let mut event = Bytes::default().double(1, now).varint(2, step);
@@ -65,8 +65,8 @@ impl EventWriter {
     }
 }
 
-/// A file that is not there yet. TensorBoard reads the files of a folder in the order of their
-/// names, so a later one must sort behind all others, whatever the clock says.
+/// Creates a new file. TensorBoard reads the files of a folder in the order of their names, so a new file's name
+/// must sort after all others, for any time of the clock.
 fn new_file(folder: &Path) -> Result<(PathBuf, File), MetricsError> {
     let mut latest = 0;
     for entry in std::fs::read_dir(folder).map_err(MetricsError::io(folder))? {
@@ -80,14 +80,14 @@ fn new_file(folder: &Path) -> Result<(PathBuf, File), MetricsError> {
         let path = folder.join(format!("{PREFIX}{number:010}.opensora"));
         match OpenOptions::new().append(true).create_new(true).open(&path) {
             Ok(file) => return Ok((path, file)),
-            // Another process was faster.
+            // Another process created it first.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => number += 1,
             Err(error) => return Err(MetricsError::io(&path)(error)),
         }
     }
 }
 
-/// A message in its frame.
+/// Returns the TFRecord of a message.
 fn record(message: &[u8]) -> Vec<u8> {
     let length = (message.len() as u64).to_le_bytes();
     let mut record = Vec::with_capacity(message.len() + 16);
@@ -98,12 +98,12 @@ fn record(message: &[u8]) -> Vec<u8> {
     record
 }
 
-/// The checksum of a TFRecord: a CRC of data that itself holds CRCs would be weak, so it is turned.
+/// Returns the checksum of a TFRecord: a rotated CRC, since a CRC of data that has CRCs in it would be weak.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// A protobuf message in the making.
+/// A protobuf message under construction.
 #[derive(Default)]
 struct Bytes(Vec<u8>);
 
@@ -181,7 +181,7 @@ mod tests {
         fields
     }
 
-    /// Takes the frames off, checking both checksums with the polynomial bit by bit.
+    /// Returns the messages of TFRecords, whose checksums are verified bit by bit.
     fn messages(mut file: &[u8]) -> Vec<Vec<u8>> {
         let crc = |bytes: &[u8]| {
             let mut crc = u32::MAX;
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn events_come_back() {
+    fn events_are_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = EventWriter::create(folder.path(), 301).unwrap();
         let tags = [("train/loss".to_string(), 0.75), ("speed/mfu".to_string(), 0.125)];
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_file_sorts_behind_the_earlier_ones() {
+    fn a_later_file_sorts_after_the_earlier_ones() {
         let folder = tempfile::tempdir().unwrap();
         // A clock that was wrong.
         std::fs::write(folder.path().join(format!("{PREFIX}9000000000.host")), "").unwrap();

@@ -1,8 +1,8 @@
-//! What a step costs, and what a machine can do: together the utilisation.
+//! FLOPs of a training step and peak FLOP/s of a device, which give the utilisation.
 //!
-//! Counted are the matrix products of the blocks, a multiply-add as two operations, as in the PaLM
-//! paper (arXiv 2204.02311, appendix B). Embeddings and the last layer are left out: less than one
-//! percent of STDiT-XL/2.
+//! Matrix products of the blocks are counted, with two operations for a multiply-add, as in the PaLM paper
+//! (arXiv 2204.02311, appendix B). Embeddings and the last layer are not counted: less than one percent of
+//! STDiT-XL/2.
 
 use burn::{
     module::{Param, ParamId},
@@ -20,57 +20,57 @@ pub struct ModelFlops {
 }
 
 impl ModelFlops {
-    /// For a clip of `grid` tokens along (t, h, w), and `caption_tokens` that each of them looks at.
+    /// Returns the FLOPs for a clip of `grid` tokens along (t, h, w), with cross attention to `caption_tokens`.
     pub fn new(config: &DenoiserConfig, grid: [usize; 3], caption_tokens: usize) -> Self {
         let block = BlockFlops::new(config, grid, caption_tokens).total();
         Self { forward: config.depth as f64 * block }
     }
 
-    /// One evaluation of the denoiser.
+    /// Returns the FLOPs of a forward pass.
     pub fn forward(self) -> f64 {
         self.forward
     }
 
-    /// One training step: the backward pass costs two forward passes, and activation
+    /// Returns the FLOPs of a training step: the backward pass costs two forward passes, and activation
     /// checkpointing does the forward pass twice.
     pub fn training(self, activation_checkpointing: bool) -> f64 {
         self.forward * if activation_checkpointing { 4.0 } else { 3.0 }
     }
 }
 
-/// The FLOP/s that a device can reach at best, for the utilisation.
+/// The peak FLOP/s of a device, for the utilisation.
 ///
-/// It begins as what was measured or given, and rises to the fastest step: a measurement beside
-/// other work on the machine is too low, and would let the utilisation pass 100 %.
+/// It starts at a measured or given number and rises to the fastest step. A measurement during other work on
+/// the machine is too low, which would give a utilisation above 100 %.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ceiling {
     best: f64,
 }
 
 impl Ceiling {
-    /// Begins with `flops` FLOP/s.
+    /// Creates a ceiling of `flops` FLOP/s.
     pub fn new(flops: f64) -> Self {
         Self { best: flops }
     }
 
-    /// Returns which part of the ceiling `flops` FLOP/s are, 0 to 1.
+    /// Returns `flops` FLOP/s divided by the ceiling, 0 to 1.
     pub fn utilisation(&mut self, flops: f64) -> f64 {
         self.best = self.best.max(flops);
         flops / self.best
     }
 }
 
-/// Matrices are made larger until a product takes this long.
+/// Matrices grow until a product takes this long.
 const LONG_ENOUGH: Duration = Duration::from_millis(20);
-/// Elements of a side at which they stop growing: 256 MB in f32.
+/// Largest size of a matrix side: 256 MB in f32.
 const LARGEST: usize = 8192;
-/// Timings of which the best counts.
+/// Number of timings, of which the best is used.
 const TIMINGS: usize = 5;
 
-/// FLOP/s of a device in large square linear layers of `dtype`, as the models run them: the ceiling
-/// that a model can come near to. The best of a few short timings, about a second in all.
+/// Measures the FLOP/s of a device in large square linear layers of `dtype`, in about a second. It is the best
+/// of a few short timings, and the peak that models can approach.
 ///
-/// Returns `None` where the device fails, for lack of memory above all.
+/// Returns `None` if the device fails, such as for lack of memory.
 pub fn measure_matmul_ceiling(device: &Device, dtype: FloatDType) -> Option<f64> {
     let mut side = 512;
     loop {
@@ -81,7 +81,7 @@ pub fn measure_matmul_ceiling(device: &Device, dtype: FloatDType) -> Option<f64>
             bias: Some(Param::initialized(ParamId::new(), bias)),
         };
         let a = matrix();
-        // The first product pays for compilation and tuning.
+        // The first product includes compilation and tuning.
         seconds(&a, &b, 1, device)?;
         let once = seconds(&a, &b, 1, device)?;
         if once < LONG_ENOUGH.as_secs_f64() && side < LARGEST {
@@ -97,7 +97,7 @@ pub fn measure_matmul_ceiling(device: &Device, dtype: FloatDType) -> Option<f64>
     }
 }
 
-/// Seconds of `times` products.
+/// Returns the seconds of `times` products.
 fn seconds(a: &Tensor<2>, b: &Linear, times: usize, device: &Device) -> Option<f64> {
     wait(device).ok()?;
     let began = Instant::now();
@@ -105,11 +105,12 @@ fn seconds(a: &Tensor<2>, b: &Linear, times: usize, device: &Device) -> Option<f
         let _product = linear::forward(b, a.clone());
     }
     wait(device).ok()?;
-    // Clocks may be too coarse to see a small product.
+    // Clocks can be too coarse for a small product.
     Some(began.elapsed().as_secs_f64().max(1e-9))
 }
 
-/// `[side, side]` about [-1, 1]; constants would draw less power on some devices and so run faster.
+/// Returns a matrix `[side, side]` of values in [-1, 1]. Constant values use less power on some devices, which
+/// makes products faster.
 fn matrix(side: usize, device: &Device) -> Tensor<2> {
     const ROWS: usize = 64;
     let values: Vec<f32> = (0..ROWS * side).map(|i| (i as f32 * 0.7).sin()).collect();
@@ -122,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stdit_xl_costs_what_the_formula_says() {
+    fn flops_of_stdit_xl_match_the_formula() {
         let xl = DenoiserConfig::xl_2();
         for (grid, tera) in [([16, 16, 16], 5.71), ([16, 32, 32], 24.4), ([64, 32, 32], 97.9)] {
             let flops = ModelFlops::new(&xl, grid, 120);
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn no_load_pushes_the_utilisation_above_one() {
+    fn utilisation_is_at_most_one() {
         // Measured while something else ran.
         let mut ceiling = Ceiling::new(1e9);
         let utilisations = [0.5e9, 2e9, 4e9, 2e9].map(|flops| ceiling.utilisation(flops));
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ceiling_is_measured() {
+    fn the_peak_of_the_host_is_measured() {
         let ceiling = measure_matmul_ceiling(&Device::flex(), FloatDType::F32).unwrap();
         assert!((1e8..1e14).contains(&ceiling), "{ceiling}");
     }

@@ -1,4 +1,4 @@
-//! `metrics.csv`: a header and one row a step.
+//! Writer and reader of `metrics.csv`: a header and one row for each step.
 
 use super::{COLUMNS, MetricsError, Record};
 use opensora_files::{one_line, write_atomically};
@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Appends to a table.
+/// Appends rows to a table.
 #[derive(Debug)]
 pub(super) struct TableWriter {
     path: PathBuf,
@@ -21,8 +21,8 @@ pub(super) struct TableWriter {
 }
 
 impl TableWriter {
-    /// Opens the table at `path` or begins it. Rows of steps after `resume_at_step` are cut off, so
-    /// that no step stands twice, and so is a last row that a killed process left unfinished.
+    /// Opens or creates the table at `path`. Removes the rows of steps after `resume_at_step`, which will be
+    /// written again, and an incomplete last row of a killed process.
     pub(super) fn open(path: &Path, resume_at_step: u64) -> Result<Self, MetricsError> {
         let found = match std::fs::read_to_string(path) {
             Ok(text) => text,
@@ -45,12 +45,12 @@ impl TableWriter {
         Ok(Self { path: path.into(), file, length: kept.len() as u64, columns, gaps })
     }
 
-    /// Steps before the one that the table was opened at that have no row.
+    /// Returns the missing rows of steps before the one at which the table was opened.
     pub(super) fn gaps(&self) -> &[Gap] {
         &self.gaps
     }
 
-    /// Appends a row, and new columns where the record has parts that none had before.
+    /// Appends a row, and new columns for parts that no record had before.
     pub(super) fn append(&mut self, record: &Record) -> Result<(), MetricsError> {
         let parts = record.parts.iter().map(|(name, _)| *name);
         let new: Vec<&str> = parts.filter(|part| !self.columns.iter().any(|c| c == part)).collect();
@@ -60,7 +60,7 @@ impl TableWriter {
         let cells: Vec<String> = self.columns.iter().map(|column| record.cell(column)).collect();
         let row = cells.join(",") + "\n";
         if let Err(error) = self.file.write_all(row.as_bytes()) {
-            // Half a row may stand there. The error that brought it about is the one to report.
+            // Part of the row may have been written. The first error is the one to report.
             let _ = self.file.set_len(self.length);
             return Err(MetricsError::io(&self.path)(error));
         }
@@ -85,15 +85,15 @@ impl TableWriter {
     }
 }
 
-/// The part of a table that a run resumes from.
+/// The part of a table that is kept at a resume.
 struct Kept<'a> {
     columns: Vec<String>,
     text: &'a str,
-    /// Steps of its rows.
+    /// Steps of the rows.
     steps: Vec<u64>,
 }
 
-/// Returns the part of a table that a run resumes from, or `None` if there is nothing to keep.
+/// Returns the part of a table to keep at a resume, or `None` if there is none.
 fn keep<'a>(
     path: &Path,
     text: &'a str,
@@ -103,7 +103,7 @@ fn keep<'a>(
     let Some(header) = lines.next().filter(|line| line.ends_with('\n')) else {
         return Ok(None);
     };
-    let fail = |line, reason| MetricsError::Table { path: path.into(), line, reason };
+    let fail = |line, reason| MetricsError::Table { path: path.into(), line, reason, source: None };
     let columns: Vec<String> = header.trim_end().split(',').map(String::from).collect();
     if columns[0] != COLUMNS[0] {
         let reason = format!("the first column is '{}', expected '{}'", columns[0], COLUMNS[0]);
@@ -119,9 +119,9 @@ fn keep<'a>(
                 end += row.len();
                 steps.push(step);
             }
-            // Steps rise, so everything behind it is later too.
+            // Steps rise, so all further rows are later too.
             Some(_) if whole => break,
-            // A process that is killed, or a machine that loses its power, damages the end.
+            // A killed process or a power failure damages the end.
             _ if index + 1 == rows.len() => break,
             _ => {
                 let reason = format!("expected a step and {} columns", columns.len());
@@ -135,9 +135,9 @@ fn keep<'a>(
 /// Consecutive steps that have no row in a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
-    /// The first of them.
+    /// First missing step.
     pub first: u64,
-    /// The last of them.
+    /// Last missing step.
     pub last: u64,
 }
 
@@ -150,7 +150,7 @@ impl fmt::Display for Gap {
     }
 }
 
-/// The steps that are missing before and between `steps`, which count from 1.
+/// Returns the missing steps before and between `steps`, which count from 1.
 fn gaps(steps: impl IntoIterator<Item = u64>) -> Vec<Gap> {
     let (mut gaps, mut next) = (Vec::new(), 1);
     for step in steps {
@@ -171,31 +171,34 @@ fn append_to(path: &Path) -> Result<File, MetricsError> {
     OpenOptions::new().append(true).open(path).map_err(MetricsError::io(path))
 }
 
-/// A table that was read: one number a cell, not-a-number for an empty one.
+/// The numbers of a table. Empty cells are NaN.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Table {
-    /// Names of the columns.
+    /// The columns' names.
     pub columns: Vec<String>,
     /// Rows, each as long as `columns`.
     pub rows: Vec<Vec<f64>>,
 }
 
 impl Table {
-    /// Reads a table, also while a run writes it: an unfinished last row is left out.
+    /// Reads a table, also while a run writes it: an incomplete last row is ignored.
     ///
     /// # Errors
-    /// Where the file cannot be read, has no header, or a cell is no number.
+    /// Returns an error if the file cannot be read, has no header, or a cell is not a number.
     pub fn read(path: &Path) -> Result<Self, MetricsError> {
         let text = std::fs::read_to_string(path).map_err(MetricsError::io(path))?;
         let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
-        let fail = |line: u64, reason| MetricsError::Table {
+        let error = |line: u64, reason, source| MetricsError::Table {
             path: path.into(),
             line: line as usize,
             reason,
+            source,
         };
+        let fail = |line, reason| error(line, reason, None);
+        let not_csv = |line, source| error(line, "not CSV".into(), Some(source));
         let mut reader = csv::Reader::from_reader(whole.as_bytes());
         let position = |error: &csv::Error| error.position().map_or(1, csv::Position::line);
-        let header = reader.headers().map_err(|error| fail(1, one_line(error)))?;
+        let header = reader.headers().map_err(|error| not_csv(1, error))?;
         let columns: Vec<String> = header.iter().map(String::from).collect();
         if columns.is_empty() {
             return Err(fail(1, "expected a header".into()));
@@ -207,7 +210,7 @@ impl Table {
                     position(&error),
                     format!("{len} cells, but the header has {expected_len}"),
                 ),
-                _ => fail(position(&error), one_line(error)),
+                _ => not_csv(position(&error), error),
             })?;
             let line = row.position().map_or(1, csv::Position::line);
             let cells = row.iter().zip(&columns).map(|(cell, column)| match cell.trim() {
@@ -224,13 +227,13 @@ impl Table {
         Ok(Self { columns, rows })
     }
 
-    /// Returns the steps before the last row that have no row, as after a line was lost or deleted.
+    /// Returns the missing rows of steps before the last row.
     pub fn gaps(&self) -> Vec<Gap> {
         let steps = self.column(COLUMNS[0]).unwrap_or_default();
         gaps(steps.into_iter().filter(|step| *step >= 1.0).map(|step| step as u64))
     }
 
-    /// The numbers of a column, or `None` where there is none of that name.
+    /// Returns the numbers of a column, or `None` if there is no column of this name.
     pub fn column(&self, name: &str) -> Option<Vec<f64>> {
         let index = self.columns.iter().position(|column| column == name)?;
         Some(self.rows.iter().map(|row| row[index]).collect())
@@ -250,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_after_the_checkpoint_and_half_rows_are_cut_off() {
+    fn later_and_incomplete_rows_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.csv");
         let mut writer = TableWriter::open(&path, 0).unwrap();
@@ -277,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_rows_are_told() {
+    fn missing_rows_are_reported() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.csv");
         let mut writer = TableWriter::open(&path, 0).unwrap();
@@ -318,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_table_is_refused_in_one_line() {
+    fn invalid_tables_are_rejected_in_one_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.csv");
         for (text, line, tells) in [

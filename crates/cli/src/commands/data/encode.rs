@@ -10,14 +10,14 @@ use anyhow::Context;
 use clap::Args as ClapArgs;
 use opensora::{
     data::{
-        ClipDataset, ClipSpec, Manifest,
+        ClipDataset, ClipSpec, Manifest, Observer, RowsDone,
         cache::{self, CacheJob, CacheKey},
-        encode::ClipEncoder,
+        encode::{ClipEncoder, EncoderConfig},
     },
     model_files::PartPaths,
 };
 use serde_json::json;
-use std::path::PathBuf;
+use std::{ops::ControlFlow, path::PathBuf};
 
 #[derive(ClapArgs)]
 #[command(after_long_help = "\
@@ -95,25 +95,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let dataset = ClipDataset::new(Manifest::read(&args.data)?, clip.clone(), args.seed)?;
     let device = args.device.open()?;
     let (vae, t5) = parts(args)?;
-    let encoder = ClipEncoder::load(&vae, &t5, args.max_length, args.micro_batch, &device)?;
-    let key = CacheKey::new(&clip, args.seed, args.max_length, &vae, &t5)?;
-    let job = CacheJob {
-        dataset: &dataset,
-        encoder: &encoder,
-        key: &key,
-        shard_bytes: args.shard_size.max(1).saturating_mul(1 << 20),
-    };
+    let (max_length, vae_micro_batch) = (args.max_length, args.micro_batch);
+    let config = EncoderConfig { vae, t5, max_length, vae_micro_batch };
+    let encoder = ClipEncoder::load(&config, &device)?;
+    let key = CacheKey::new(&clip, args.seed, &config)?;
+    let job = CacheJob::new(&dataset, &encoder, &key)
+        .with_shard_bytes(args.shard_size.max(1).saturating_mul(1 << 20))
+        .with_skip_bad(args.skip_bad);
     let mut progress = Progress::new(args.report.quiet).on(&device);
     progress.begin_stage();
     stop::listen();
-    let mut total = 0;
-    let written = cache::write_skipping(&job, &args.out, args.skip_bad, |done, rows| {
-        total = rows;
-        progress.advance("encoding", done, rows);
-        stop::flow()
-    });
-    progress.finish();
-    let bad = written?;
+    let mut observer = EncodeProgress { progress, total: 0 };
+    let written = cache::write(&job, &args.out, &mut observer);
+    observer.progress.finish();
+    let (bad, total) = (written?, observer.total);
     for (row, reason) in &bad {
         let path = dataset.manifest().rows[*row].path.display();
         output::message(format_args!("left out: row {}: {path}: {reason}", row + 1));
@@ -125,6 +120,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         output::line(format_args!("encoded {rows} rows: {}", args.out.display()))?;
     }
     Ok(())
+}
+
+/// Shows the progress of encoding, and stops it when the user asks to.
+struct EncodeProgress {
+    progress: Progress,
+    /// Rows of the data.
+    total: usize,
+}
+
+impl Observer for EncodeProgress {
+    fn rows_done(&mut self, event: &RowsDone) -> ControlFlow<()> {
+        self.total = event.total;
+        self.progress.advance("encoding", event.done, event.total);
+        stop::flow()
+    }
 }
 
 /// Returns the paths of the VAE and the text encoder.

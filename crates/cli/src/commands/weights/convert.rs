@@ -7,7 +7,7 @@ use super::{
 use crate::{options::Report, output, progress::Progress, stop};
 use anyhow::{Context, bail};
 use opensora::{
-    checkpoint::{Checkpoint, ConvertSpec, Converted},
+    checkpoint::{Checkpoint, ConvertSpec, Converted, Observer, Written},
     files::{
         AtomicFolder, CreatedFolders, Existing, folder_of,
         read::{MAX_CONFIG_BYTES, read_text},
@@ -95,20 +95,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let _created = CreatedFolders::create(parent).with_context(|| parent.display().to_string())?;
     let dtype = args.dtype.map(Dtype::float);
     stop::listen();
-    let mut progress = Progress::new(args.report.quiet);
-    let mut advance = |done: u64, total: u64| -> ControlFlow<()> {
-        advance_bytes(&mut progress, "converting (MB)", done, total);
-        stop::flow()
-    };
+    let mut observer = ConvertProgress(Progress::new(args.report.quiet));
     let converted = match is_file {
-        true => checkpoint.convert_to_file(dtype, &args.out, &mut advance),
+        true => checkpoint.convert_to_file(dtype, &args.out, &mut observer),
         false => {
             let max_shard_bytes = args.max_shard_size.unwrap_or(u64::MAX);
             let spec = ConvertSpec { dtype, max_shard_bytes };
             let out = || args.out.display().to_string();
             let existing = if args.no_overwrite { Existing::Refuse } else { Existing::Replace };
             let folder = AtomicFolder::create(&args.out, existing).with_context(out)?;
-            let converted = checkpoint.convert(&spec, folder.temporary_path(), &mut advance);
+            let converted = checkpoint.convert(&spec, folder.temporary_path(), &mut observer);
             match converted {
                 Ok(converted) => {
                     copy_beside(&checkpoint, folder.temporary_path())?;
@@ -123,7 +119,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             }
         }
     };
-    progress.finish();
+    observer.0.finish();
     let converted = converted.map_err(|error| match stop::exit_code() {
         Some(_) => stop::Stopped("nothing was written".into()).into(),
         None => anyhow::Error::from(error),
@@ -139,6 +135,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         if files.len() == 1 { "1 file".into() } else { format!("{} files", files.len()) },
         args.out.display()
     ))?)
+}
+
+/// Shows the progress of a conversion, and stops it if a signal was received.
+struct ConvertProgress(Progress);
+
+impl Observer for ConvertProgress {
+    fn written(&mut self, event: &Written) -> ControlFlow<()> {
+        advance_bytes(&mut self.0, "converting (MB)", event.bytes, event.total_bytes);
+        stop::flow()
+    }
 }
 
 /// Copies configuration and tokenizer beside the weights, so that the folder can be loaded as a model.

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use opensora::{
     checkpoint::Checkpoint,
     files::error_line,
-    hub::{Files, Lookup, Repository, Wanted},
+    hub::{Files, Lookup, Repository, RepositoryFile, Wanted},
     inspect::{Inspection, Unfit, inspect},
     nn::device,
 };
@@ -162,8 +162,8 @@ fn remote(
     let folder = tempfile::tempdir().context("a temporary folder")?;
     let plain = |name: &str| folder.path().join(name.rsplit('/').next().unwrap_or(name));
     for name in &headers {
-        let (header, size) =
-            hub.safetensors_header(repository, &listing.commit, name, &mut progress)?;
+        let file = RepositoryFile { repository, revision: &listing.commit, name };
+        let (header, size) = hub.safetensors_header(&file, &mut progress)?;
         let path = plain(name);
         let write = || {
             let mut file = File::create(&path)?;

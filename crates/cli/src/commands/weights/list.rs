@@ -5,7 +5,7 @@ use crate::{options::Report, output};
 use indicatif::HumanBytes;
 use opensora::{
     PRESETS, Preset,
-    hub::{Cache, CachedRepository, Hub},
+    hub::{Cache, CachedRepository, Hub, RepositoryFile},
     presets::{self, Origin},
 };
 use serde::Serialize;
@@ -95,7 +95,8 @@ fn row(preset: &'static Preset, hub: &Hub) -> Row {
 fn cached(cache: &Cache, repository: &str, file: &str) -> (Option<PathBuf>, Option<String>) {
     let found = repository.parse().ok().and_then(|repository| {
         let commit = cache.commit(&repository, "main")?;
-        Some((cache.find(&repository, &commit, file)?, commit))
+        let wanted = RepositoryFile { repository: &repository, revision: &commit, name: file };
+        Some((cache.find(&wanted)?, commit))
     });
     found.unzip()
 }

@@ -5,7 +5,7 @@ use anyhow::bail;
 use opensora::{
     Preset,
     checkpoint::Checkpoint,
-    hub::{Hub, Repository},
+    hub::{Hub, Repository, RepositoryFile},
     presets::Origin,
 };
 use std::path::{Path, PathBuf};
@@ -55,10 +55,10 @@ fn cached(
     revision: &str,
     file: Option<&str>,
 ) -> Option<PathBuf> {
-    let commit = hub.cache().commit(repository, revision)?;
     match file {
-        Some(file) => hub.cache().find(repository, &commit, file),
+        Some(name) => hub.cache().find(&RepositoryFile { repository, revision, name }),
         None => {
+            let commit = hub.cache().commit(repository, revision)?;
             let folder = hub.cache().snapshot(repository, &commit);
             Checkpoint::open(&folder).is_ok().then_some(folder)
         }

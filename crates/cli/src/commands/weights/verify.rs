@@ -9,11 +9,17 @@ use crate::{
 };
 use anyhow::{Context, bail};
 use opensora::{
-    hub::{self, Checked, Files, Hub, HubError, Lookup, Quiet, Repository, Settings, Verdict},
+    hub::{
+        self, Checked, Files, Hub, HubError, Lookup, Observer, Repository, Settings, Verdict,
+        Verified,
+    },
     presets::{self, Origin, Preset},
 };
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
+};
 
 /// Options of `opensora weights verify`.
 #[derive(clap::Args)]
@@ -34,6 +40,16 @@ pub(crate) struct Args {
     remove_damaged: bool,
     #[command(flatten)]
     report: Report,
+}
+
+/// Shows the progress of a check; a signal stops it.
+struct Shown<'a>(&'a mut Progress);
+
+impl Observer for Shown<'_> {
+    fn verified(&mut self, event: &Verified<'_>) -> ControlFlow<()> {
+        advance_bytes(self.0, event.file, event.done, event.total);
+        stop::flow()
+    }
 }
 
 /// Files to verify.
@@ -119,11 +135,7 @@ fn verify(
     let mut rows = Vec::new();
     for (repository, names) in wanted {
         let is_wanted = |name: &str| names.as_ref().is_none_or(|names| names.contains(name));
-        let checked =
-            hub.cache().verify_files(&repository, &is_wanted, &mut |name, done, total| {
-                advance_bytes(&mut progress, name, done, total);
-                stop::flow()
-            });
+        let checked = hub.cache().verify_files(&repository, &is_wanted, &mut Shown(&mut progress));
         progress.finish();
         rows.extend(checked?.into_iter().map(|file| (repository.clone(), file)));
     }
@@ -183,7 +195,7 @@ fn parts_of(preset: &Preset, hub: &Hub) -> anyhow::Result<Vec<Part>> {
         let offline = Hub::new(Settings { offline: true, ..hub.settings().clone() });
         let (revision, files) = ("main", &Files::Model);
         let wanted = hub::Wanted { repository: &name.parse()?, revision, files };
-        let is_cached = match offline.fetch(&wanted, Lookup::CacheFirst, &mut Quiet) {
+        let is_cached = match offline.fetch(&wanted, Lookup::CacheFirst, &mut ()) {
             Ok(_) => true,
             Err(HubError::Offline { .. }) => false,
             Err(error) => return Err(error.into()),

@@ -22,8 +22,8 @@ pub(super) fn request() -> bool {
     const XFEATURE_XTILEDATA: libc::c_long = 18;
     const AMX_BF16: u32 = 1 << 22;
     const AMX_TILE: u32 = 1 << 24;
-    // SAFETY: the processors that this is compiled for have the instruction; leaf 7 is there where
-    // leaf 0 says so.
+    // SAFETY: the processors that this is compiled for have the instruction; leaf 7
+    // exists if leaf 0 reports it.
     #[allow(unused_unsafe, reason = "unsafe up to some version of the compiler")]
     let features = unsafe { if __cpuid_count(0, 0).eax < 7 { 0 } else { __cpuid_count(7, 0).edx } };
     features & AMX_BF16 != 0
@@ -117,7 +117,7 @@ impl TileRegisters {
             }
             return;
         }
-        // At an edge, by way of a whole product.
+        // At an edge: computes a whole block, and copies the part within `c`.
         let mut whole = [MaybeUninit::new(0.0); PANEL_ROWS * PANEL_ROWS];
         if add {
             for (whole, c) in whole.chunks_mut(PANEL_ROWS).zip(c.chunks(stride)).take(rows) {
@@ -142,7 +142,7 @@ impl Drop for TileRegisters {
 }
 
 /// Adds the products of four pairs of tiles to their sums, and prefetches four cache lines meanwhile.
-/// (All of a step's at once would delay the tiles' own loads.)
+/// (All prefetches of a step at a time would delay the loads of its tiles.)
 macro_rules! add_products {
     ($line:literal) => {
         concat!(

@@ -1,0 +1,25 @@
+//! The observer of long work on data.
+
+use std::ops::ControlFlow;
+
+/// Receives the progress of encoding a cache. `()` ignores it.
+pub trait Observer {
+    /// Called after every row that was encoded, and after every shard. `Break` ends the work: the rows
+    /// done so far are kept.
+    fn rows_done(&mut self, event: &RowsDone) -> ControlFlow<()> {
+        let _ = event;
+        ControlFlow::Continue(())
+    }
+}
+
+impl Observer for () {}
+
+/// How many rows are done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RowsDone {
+    /// Rows that are done.
+    pub done: usize,
+    /// All rows.
+    pub total: usize,
+}

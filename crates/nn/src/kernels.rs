@@ -1,0 +1,421 @@
+//! Fused layers: operations that a backend computes by a dedicated kernel.
+//!
+//! [`FusedOps`] is the only extension trait; burn dispatches its methods to the backend of the tensors. A
+//! layer calls one function of this module, which returns the result, or gives the inputs back if
+//! [`supported`] is false for an input. The layer then computes the same with burn's operations.
+//!
+//! | backend | kernels |
+//! |---|---|
+//! | flex | all, for f32; those that training needs have gradients (see `flex`) |
+//! | tch | linear layers, adaptive norms and gates, without gradients (see `tch`) |
+//! | others | none |
+
+#![allow(clippy::result_large_err, reason = "an error gives the inputs back")]
+#![allow(deprecated, reason = "burn plans to retire tch; 0.22 has it")]
+
+#[cfg(feature = "flex")]
+mod flex;
+mod in_place;
+mod ops;
+#[cfg(feature = "tch")]
+mod tch;
+
+#[cfg(all(test, feature = "flex"))]
+pub(crate) use in_place::CHUNK;
+pub(crate) use in_place::update_in_place;
+pub(crate) use ops::Operation;
+
+use crate::attention::Heads;
+#[allow(unused_imports, reason = "no backend with kernels may be compiled in")]
+use burn::backend::DispatchDevice;
+use burn::{
+    backend::{Dispatch, DispatchTensor},
+    module::Param,
+    nn::{GroupNorm, Linear, PaddingConfig2d, conv::Conv2d},
+    tensor::Tensor,
+};
+use ops::FusedOps;
+
+/// The most keys of an attention kernel: with more, 2^22 scores are so few queries that the tiles of
+/// burn's attention are faster.
+const MAX_KEYS: usize = 1 << 12;
+
+/// Returns true if the backend of `x` has a kernel for `operation` that takes `x`.
+pub(crate) fn supported<const D: usize>(operation: Operation, x: &Tensor<D>) -> bool {
+    let device = x.device();
+    let autodiff = device.is_autodiff();
+    match device.inner().as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => {
+            x.dtype() == burn::tensor::DType::F32
+                && x.dims().iter().all(|&length| length > 0)
+                && flex::supports(operation, autodiff)
+        }
+        #[cfg(feature = "tch")]
+        DispatchDevice::LibTorch(_) => tch::supports(operation, autodiff),
+        #[allow(unreachable_patterns, reason = "which backends there are is a matter of features")]
+        _ => {
+            let _ = (operation, autodiff);
+            false
+        }
+    }
+}
+
+/// Returns true if all tensors are [`supported`] and have one dtype.
+fn all_supported<const D: usize, const N: usize>(
+    operation: Operation,
+    tensors: [&Tensor<D>; N],
+) -> bool {
+    tensors.iter().all(|x| supported(operation, x) && x.dtype() == tensors[0].dtype())
+}
+
+/// See [`crate::linear::forward`].
+pub(crate) fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Result<Tensor<D>, Tensor<D>> {
+    let Some([weight, bias]) = linear_parameters(Operation::Linear, layer, &x) else {
+        return Err(x);
+    };
+    Ok(Tensor::from_dispatch(Dispatch::fused_linear(x.into_dispatch(), weight, bias)))
+}
+
+/// See [`crate::activation::linear_gelu_tanh`].
+pub(crate) fn linear_gelu<const D: usize>(
+    layer: &Linear,
+    x: Tensor<D>,
+) -> Result<Tensor<D>, Tensor<D>> {
+    let Some([weight, bias]) = linear_parameters(Operation::LinearGelu, layer, &x) else {
+        return Err(x);
+    };
+    Ok(Tensor::from_dispatch(Dispatch::fused_linear_gelu(x.into_dispatch(), weight, bias)))
+}
+
+/// Returns the weight and bias of `layer` if they and `x` are supported.
+fn linear_parameters<const D: usize>(
+    operation: Operation,
+    layer: &Linear,
+    x: &Tensor<D>,
+) -> Option<[DispatchTensor; 2]> {
+    if !supported(operation, x) {
+        return None;
+    }
+    let weight = layer.weight.val();
+    let bias =
+        layer.bias.as_ref().map(Param::val).unwrap_or_else(|| {
+            Tensor::zeros([weight.dims()[1]], (&weight.device(), weight.dtype()))
+        });
+    let dtype = x.dtype();
+    let fit = supported(operation, &weight)
+        && supported(operation, &bias)
+        && [weight.dtype(), bias.dtype()] == [dtype; 2];
+    fit.then(|| [weight.into_dispatch(), bias.into_dispatch()])
+}
+
+/// See [`crate::modulation::norm_and_modulate`].
+pub(crate) fn norm_and_modulate(
+    x: Tensor<3>,
+    scale: Tensor<3>,
+    shift: Tensor<3>,
+    epsilon: f64,
+) -> Result<Tensor<3>, [Tensor<3>; 3]> {
+    let [batch, _, channels] = x.dims();
+    let one_row = |x: &Tensor<3>| x.dims() == [batch, 1, channels];
+    let inputs = [&x, &scale, &shift];
+    if !(one_row(&scale) && one_row(&shift) && all_supported(Operation::NormAndModulate, inputs)) {
+        return Err([x, scale, shift]);
+    }
+    let [x, scale, shift] = [x, scale, shift].map(Tensor::into_dispatch);
+    Ok(Tensor::from_dispatch(Dispatch::fused_norm_and_modulate(x, scale, shift, epsilon)))
+}
+
+/// See [`crate::modulation::gated_sum`].
+pub(crate) fn gated_sum(
+    x: Tensor<3>,
+    gate: Tensor<3>,
+    y: Tensor<3>,
+) -> Result<Tensor<3>, [Tensor<3>; 3]> {
+    let [batch, _, channels] = x.dims();
+    let fit = gate.dims() == [batch, 1, channels] && y.dims() == x.dims();
+    if !(fit && all_supported(Operation::GatedSum, [&x, &gate, &y])) {
+        return Err([x, gate, y]);
+    }
+    let [x, gate, y] = [x, gate, y].map(Tensor::into_dispatch);
+    Ok(Tensor::from_dispatch(Dispatch::fused_gated_sum(x, gate, y)))
+}
+
+/// See [`crate::attention::self_attention`].
+pub(crate) fn self_attention(
+    qkv: Tensor<4>,
+    axis: usize,
+    heads: usize,
+) -> Result<Tensor<4>, Tensor<4>> {
+    if !supported(Operation::SelfAttention, &qkv) || qkv.dims()[axis] > MAX_KEYS {
+        return Err(qkv);
+    }
+    let output = Dispatch::fused_self_attention(qkv.into_dispatch(), axis, heads);
+    Ok(Tensor::from_dispatch(output))
+}
+
+/// See [`crate::attention::cross_attention`].
+#[allow(clippy::type_complexity, reason = "the inputs")]
+pub(crate) fn cross_attention(
+    query: Tensor<3>,
+    key_value: Tensor<3>,
+    bias: Option<Tensor<4>>,
+    heads: usize,
+) -> Result<Tensor<3>, (Tensor<3>, Tensor<3>, Option<Tensor<4>>)> {
+    let operation = Operation::CrossAttention;
+    let ([batch, _, channels], [samples, keys, width]) = (query.dims(), key_value.dims());
+    if [samples, width] != [batch, 2 * channels]
+        || keys > MAX_KEYS
+        || !all_supported(operation, [&query, &key_value])
+        || !bias.as_ref().is_none_or(|bias| is_key_bias(operation, bias, [batch, keys]))
+    {
+        return Err((query, key_value, bias));
+    }
+    let bias = bias_rows(bias, keys, &query.device());
+    let [query, key_value] = [query, key_value].map(Tensor::into_dispatch);
+    let output = Dispatch::fused_cross_attention(query, key_value, bias, heads);
+    Ok(Tensor::from_dispatch(output))
+}
+
+/// See [`crate::attention::attention`].
+pub(crate) fn attention(heads: Heads) -> Result<Tensor<4>, Heads> {
+    let operation = Operation::Attention;
+    let ([batch, _, _, head_dim], keys) = (heads.query.dims(), heads.key.dims()[2]);
+    if keys > MAX_KEYS
+        || !all_supported(operation, [&heads.query, &heads.key, &heads.value])
+        || !heads.bias.as_ref().is_none_or(|bias| is_key_bias(operation, bias, [batch, keys]))
+    {
+        return Err(heads);
+    }
+    let Heads { query, key, value, bias, scale } = heads;
+    let bias = bias_rows(bias, keys, &query.device());
+    let scale = scale.unwrap_or_else(|| 1.0 / (head_dim as f64).sqrt());
+    let [query, key, value] = [query, key, value].map(Tensor::into_dispatch);
+    Ok(Tensor::from_dispatch(Dispatch::fused_attention(query, key, value, bias, scale)))
+}
+
+/// Returns true if `bias` has one element a key, `[1 or B, 1, 1, M]`, and is supported.
+fn is_key_bias(operation: Operation, bias: &Tensor<4>, [batch, keys]: [usize; 2]) -> bool {
+    let [samples, rest @ ..] = bias.dims();
+    rest == [1, 1, keys] && [1, batch].contains(&samples) && supported(operation, bias)
+}
+
+/// Returns the bias as `[1 or B, M]`; zeros if there is none.
+fn bias_rows(
+    bias: Option<Tensor<4>>,
+    keys: usize,
+    device: &burn::tensor::Device,
+) -> DispatchTensor {
+    let rows = match bias {
+        Some(bias) => bias.reshape([-1, keys as i64]),
+        None => Tensor::<2>::zeros([1, keys], device),
+    };
+    rows.into_dispatch()
+}
+
+/// See [`crate::activation::gelu_tanh`].
+pub(crate) fn gelu<const D: usize>(x: Tensor<D>) -> Result<Tensor<D>, Tensor<D>> {
+    if !supported(Operation::Gelu, &x) {
+        return Err(x);
+    }
+    Ok(Tensor::from_dispatch(Dispatch::fused_gelu(x.into_dispatch())))
+}
+
+/// See [`crate::activation::silu`].
+pub(crate) fn silu<const D: usize>(x: Tensor<D>) -> Result<Tensor<D>, Tensor<D>> {
+    if !supported(Operation::Silu, &x) {
+        return Err(x);
+    }
+    Ok(Tensor::from_dispatch(Dispatch::fused_silu(x.into_dispatch())))
+}
+
+/// See [`crate::norm::group_norm`].
+pub(crate) fn group_norm(norm: &GroupNorm, x: Tensor<4>) -> Result<Tensor<4>, Tensor<4>> {
+    let Some([gamma, beta]) = group_norm_parameters(Operation::GroupNorm, norm, &x) else {
+        return Err(x);
+    };
+    let (x, groups, epsilon) = (x.into_dispatch(), norm.num_groups, norm.epsilon);
+    Ok(Tensor::from_dispatch(Dispatch::fused_group_norm(x, gamma, beta, groups, epsilon)))
+}
+
+/// See [`crate::norm::group_norm_silu`].
+pub(crate) fn group_norm_silu(norm: &GroupNorm, x: Tensor<4>) -> Result<Tensor<4>, Tensor<4>> {
+    let Some([gamma, beta]) = group_norm_parameters(Operation::GroupNormSilu, norm, &x) else {
+        return Err(x);
+    };
+    let (x, groups, epsilon) = (x.into_dispatch(), norm.num_groups, norm.epsilon);
+    Ok(Tensor::from_dispatch(Dispatch::fused_group_norm_silu(x, gamma, beta, groups, epsilon)))
+}
+
+/// Returns gamma and beta of `norm` (ones and zeros if it has none) if they and `x` are supported.
+fn group_norm_parameters(
+    operation: Operation,
+    norm: &GroupNorm,
+    x: &Tensor<4>,
+) -> Option<[DispatchTensor; 2]> {
+    if !supported(operation, x) {
+        return None;
+    }
+    let (channels, device) = (x.dims()[1], x.device());
+    let [gamma, beta] = [&norm.gamma, &norm.beta].map(|param| param.as_ref().map(Param::val));
+    let gamma = gamma.unwrap_or_else(|| Tensor::ones([channels], (&device, x.dtype())));
+    let beta = beta.unwrap_or_else(|| Tensor::zeros([channels], (&device, x.dtype())));
+    all_supported(operation, [&gamma, &beta]).then(|| [gamma, beta].map(Tensor::into_dispatch))
+}
+
+/// Returns mean and biased variance of each group of `x` `[B, C, H, W]`, `[B, groups]` each, and `x`.
+#[allow(clippy::type_complexity, reason = "two tensors and the input")]
+pub(crate) fn group_moments(
+    x: Tensor<4>,
+    groups: usize,
+) -> Result<([Tensor<2>; 2], Tensor<4>), Tensor<4>> {
+    if !supported(Operation::GroupMoments, &x) {
+        return Err(x);
+    }
+    let (mean, variance, x) = Dispatch::fused_group_moments(x.into_dispatch(), groups);
+    Ok(([mean, variance].map(Tensor::from_dispatch), Tensor::from_dispatch(x)))
+}
+
+/// See [`crate::norm::GroupMoments::normalize_silu`].
+pub(crate) fn affine_silu(
+    x: Tensor<4>,
+    gain: &Tensor<2>,
+    shift: &Tensor<2>,
+) -> Result<Tensor<4>, Tensor<4>> {
+    let operation = Operation::AffineSilu;
+    if !supported(operation, &x) || !all_supported(operation, [gain, shift]) {
+        return Err(x);
+    }
+    let [gain, shift] = [gain, shift].map(|x| x.clone().into_dispatch());
+    Ok(Tensor::from_dispatch(Dispatch::fused_affine_silu(x.into_dispatch(), gain, shift)))
+}
+
+/// See [`crate::conv::conv2d`]. Also gives `x` back if `conv` is not a 3x3 convolution with stride 1 and
+/// padding 1, if height or width is odd, or if there are too few channels.
+pub(crate) fn conv3x3(conv: &Conv2d, x: Tensor<4>) -> Result<Tensor<4>, Tensor<4>> {
+    /// Below this many input channels the transforms cost more than the products that they save.
+    const MIN_INPUTS: usize = 32;
+    let operation = Operation::Conv3x3;
+    if !supported(operation, &x) {
+        return Err(x);
+    }
+    let [_, inputs, height, width] = x.dims();
+    let weight = conv.weight.val();
+    let [outputs, _, kernel @ ..] = weight.dims();
+    let bias = conv.bias.as_ref().map(Param::val);
+    let bias = bias.unwrap_or_else(|| Tensor::zeros([outputs], (&x.device(), x.dtype())));
+    let fits = kernel == [3, 3]
+        && conv.stride == [1, 1]
+        && conv.dilation == [1, 1]
+        && conv.groups == 1
+        && matches!(conv.padding, PaddingConfig2d::Explicit(1, 1, 1, 1))
+        && inputs >= MIN_INPUTS
+        && height.is_multiple_of(2)
+        && width.is_multiple_of(2)
+        && supported(operation, &weight)
+        && supported(operation, &bias);
+    if !fits {
+        return Err(x);
+    }
+    let (weight, bias) = (weight.into_dispatch(), bias.into_dispatch());
+    Ok(Tensor::from_dispatch(Dispatch::fused_conv3x3(x.into_dispatch(), weight, bias)))
+}
+
+/// See [`crate::conv::upsample_nearest`].
+pub(crate) fn upsample_nearest(x: Tensor<4>) -> Result<Tensor<4>, Tensor<4>> {
+    if !supported(Operation::UpsampleNearest, &x) {
+        return Err(x);
+    }
+    Ok(Tensor::from_dispatch(Dispatch::fused_upsample_nearest(x.into_dispatch())))
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use burn::tensor::{Device, FloatDType};
+
+    const WITH_GRADIENTS: [Operation; 6] = [
+        Operation::Linear,
+        Operation::LinearGelu,
+        Operation::NormAndModulate,
+        Operation::GatedSum,
+        Operation::SelfAttention,
+        Operation::CrossAttention,
+    ];
+    const WITHOUT_GRADIENTS: [Operation; 9] = [
+        Operation::Attention,
+        Operation::Gelu,
+        Operation::Silu,
+        Operation::GroupNorm,
+        Operation::GroupNormSilu,
+        Operation::GroupMoments,
+        Operation::AffineSilu,
+        Operation::Conv3x3,
+        Operation::UpsampleNearest,
+    ];
+
+    #[test]
+    fn flex_supports_f32_and_with_autodiff_the_operations_with_gradients() {
+        let device = Device::flex();
+        let x = Tensor::<2>::ones([2, 3], &device);
+        let tracked = Tensor::<2>::ones([2, 3], &device.clone().autodiff());
+        for operation in WITH_GRADIENTS {
+            assert!(supported(operation, &x), "{operation:?}");
+            assert_eq!(supported(operation, &tracked), cfg!(feature = "autodiff"), "{operation:?}");
+        }
+        for operation in WITHOUT_GRADIENTS {
+            assert!(supported(operation, &x), "{operation:?}");
+            assert!(!supported(operation, &tracked), "{operation:?}");
+        }
+        for operation in WITH_GRADIENTS.into_iter().chain(WITHOUT_GRADIENTS) {
+            assert!(!supported(operation, &x.clone().cast(FloatDType::BF16)), "{operation:?}");
+            assert!(!supported(operation, &Tensor::<2>::ones([2, 0], &device)), "{operation:?}");
+        }
+    }
+
+    #[cfg(feature = "tch")]
+    #[test]
+    fn libtorch_supports_four_operations_without_autodiff() {
+        let device = Device::libtorch();
+        let x = Tensor::<2>::ones([2, 3], &device).cast(FloatDType::BF16);
+        let tracked = Tensor::<2>::ones([2, 3], &device.autodiff());
+        for operation in WITH_GRADIENTS.into_iter().chain(WITHOUT_GRADIENTS) {
+            let fused = WITH_GRADIENTS[..4].contains(&operation);
+            assert_eq!(supported(operation, &x), fused, "{operation:?}");
+            assert!(!supported(operation, &tracked), "{operation:?}");
+        }
+    }
+
+    #[cfg(feature = "tch")]
+    #[test]
+    fn kernels_of_libtorch_equal_those_of_flex() {
+        use crate::{
+            activation::linear_gelu_tanh,
+            linear,
+            modulation::{gated_sum, norm_and_modulate},
+            noise::{Purpose, normal_batch},
+        };
+        let run = |device: &Device| {
+            let draw = |index, shape: [usize; 3]| {
+                normal_batch(3, Purpose::Weights, index, 0, shape, device)
+            };
+            let mut layer = linear::linear(6, 10, true, linear::NORMAL_02, device);
+            layer.weight = Param::from_tensor(draw(0, [1, 6, 10]).reshape([6, 10]));
+            layer.bias = Some(Param::from_tensor(draw(1, [1, 1, 10]).reshape([10])));
+            let (x, y) = (draw(2, [2, 5, 6]), draw(4, [2, 5, 6]));
+            let (scale, shift) = (draw(6, [2, 1, 6]), draw(8, [2, 1, 6]));
+            [
+                linear::forward(&layer, x.clone()),
+                linear_gelu_tanh(&layer, x.clone()),
+                norm_and_modulate(x.clone(), scale.clone(), shift, 1e-6),
+                gated_sum(x, scale, y),
+            ]
+            .map(|x| x.into_data().try_to_vec::<f32>().unwrap())
+        };
+        for (found, expected) in run(&Device::libtorch()).iter().zip(run(&Device::flex())) {
+            for (found, expected) in found.iter().zip(expected) {
+                assert!((found - expected).abs() < 1e-5 * (1.0 + expected.abs()));
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Multi-head attention on flex. Queries, keys and values are read through strides, in any axis order of the
+//! tokens, so that no head is copied before a product that reads views.
+//!
+//! | module | algorithm | used for |
+//! |---|---|---|
+//! | `short` | loops over one sequence, which fits in the first cache | self-attention over at most 64 tokens |
+//! | `gemm` | `opensora_gemm`, one block of queries a task | sequences of at least 64 adjacent tokens |
+//! | `matmul` | burn's batched matrix product | all others, and heads that are already split |
+
+mod gemm;
+mod matmul;
+mod short;
+
+pub(super) use matmul::of_heads;
+
+use super::{contiguous, dims};
+use burn::{
+    backend::flex::{FlexTensor, Layout},
+    tensor::Shape,
+};
+use opensora_gemm::MatRef;
+
+/// Scores that are held at once, over all heads: 16 MiB, about the size of a last-level cache.
+const SCORE_BUDGET: usize = 1 << 22;
+
+/// The heads of token sequences in a contiguous tensor `[B, .., W]`, seen as `[B, G, H, N, D]`: G sequences
+/// of N tokens for each sample.
+///
+/// All knowledge of the order of tokens in memory is here.
+#[derive(Debug, Clone, Copy)]
+struct TokenLayout {
+    batch: usize,
+    groups: usize,
+    heads: usize,
+    tokens: usize,
+    head_dim: usize,
+    /// Distance in tokens from a group to the next.
+    group_stride: usize,
+    /// Distance in tokens from a token of a sequence to the next.
+    token_stride: usize,
+    /// Elements of a token, W.
+    width: usize,
+    /// First element of these heads within a token.
+    offset: usize,
+}
+
+impl TokenLayout {
+    /// Part `index` of tokens that hold `parts` times the channels, such as the keys of `[Q | K | V]`.
+    fn part(self, index: usize, parts: usize) -> Self {
+        let channels = self.heads * self.head_dim;
+        Self { width: parts * channels, offset: index * channels, ..self }
+    }
+
+    /// A view `[B, G, H, N, D]` of `x`.
+    ///
+    /// # Panics
+    /// Panics if `x` has not the size of this layout, since products read views without checks.
+    fn view(self, x: &FlexTensor) -> FlexTensor {
+        let size = self.batch * self.groups * self.tokens * self.width;
+        assert_eq!(x.layout().num_elements(), size, "a tensor of another layout");
+        let layout = Layout::new(
+            [self.batch, self.groups, self.heads, self.tokens, self.head_dim].into(),
+            vec![
+                (self.groups * self.tokens * self.width) as isize,
+                (self.group_stride * self.width) as isize,
+                self.head_dim as isize,
+                (self.token_stride * self.width) as isize,
+                1,
+            ],
+            x.layout().start_offset() + self.offset,
+        );
+        x.clone().with_layout(layout)
+    }
+
+    /// One head of `count` tokens of a sequence from `token` on, `[count, D]`.
+    fn head(self, x: &[f32], at: [usize; 3], token: usize, count: usize) -> MatRef<'_> {
+        let values = &x[self.start_of(at, token)..];
+        MatRef::with_strides(values, [count, self.head_dim], [self.token_stride * self.width, 1])
+    }
+
+    /// Index of the first element of a head of a token.
+    fn start_of(self, [sample, group, head]: [usize; 3], token: usize) -> usize {
+        self.token_index([sample, group], token) * self.width + self.offset + head * self.head_dim
+    }
+
+    /// Index of a token of a sequence among all tokens.
+    fn token_index(self, [sample, group]: [usize; 2], token: usize) -> usize {
+        sample * self.groups * self.tokens + group * self.group_stride + token * self.token_stride
+    }
+}
+
+/// Queries, keys or values: a contiguous tensor, and the layout of their heads in it.
+#[derive(Debug, Clone)]
+struct Operand {
+    tensor: FlexTensor,
+    layout: TokenLayout,
+}
+
+impl Operand {
+    /// `[B, G, H, N, D]`.
+    fn view(&self) -> FlexTensor {
+        self.layout.view(&self.tensor)
+    }
+
+    fn values(&self) -> &[f32] {
+        super::values(&self.tensor)
+    }
+}
+
+/// An attention over tokens, with all heads in one tensor `[.., W]`.
+#[derive(Debug, Clone)]
+pub(super) struct Attention {
+    query: Operand,
+    key: Operand,
+    value: Operand,
+    /// Shape of the output: `[.., C]`, with the tokens of the queries.
+    shape: Shape,
+}
+
+/// Softmax weights saved for backward, in an order that depends on the [`Algorithm`].
+#[cfg(feature = "autodiff")]
+pub(super) type SavedWeights = FlexTensor;
+
+impl Attention {
+    /// Self-attention along `axis` 1 or 2 of `qkv` `[B, T, S, 3 C]`.
+    pub(super) fn self_attention(qkv: FlexTensor, axis: usize, heads: usize) -> Self {
+        let qkv = contiguous(qkv);
+        let [batch, frames, positions, width] = dims(&qkv);
+        let channels = width / 3;
+        assert!(width == 3 * channels && channels % heads == 0, "{heads} heads in {width} values");
+        let (groups, tokens, group_stride, token_stride) = if axis == 1 {
+            (positions, frames, 1, positions)
+        } else {
+            (frames, positions, positions, 1)
+        };
+        let layout = TokenLayout {
+            batch,
+            groups,
+            heads,
+            tokens,
+            head_dim: channels / heads,
+            group_stride,
+            token_stride,
+            width,
+            offset: 0,
+        };
+        let [query, key, value] =
+            [0, 1, 2].map(|part| Operand { tensor: qkv.clone(), layout: layout.part(part, 3) });
+        Self { query, key, value, shape: Shape::from([batch, frames, positions, channels]) }
+    }
+
+    /// Cross-attention of `query` `[B, N, C]` to `key_value` `[B, M, 2 C]`.
+    pub(super) fn cross_attention(query: FlexTensor, key_value: FlexTensor, heads: usize) -> Self {
+        let (query, key_value) = (contiguous(query), contiguous(key_value));
+        let shape @ [batch, queries, channels] = dims(&query);
+        let [_, keys, _] = dims(&key_value);
+        assert_eq!(channels % heads, 0, "{heads} heads in {channels} channels");
+        let layout = |tokens: usize, width: usize| TokenLayout {
+            batch,
+            groups: 1,
+            heads,
+            tokens,
+            head_dim: channels / heads,
+            group_stride: tokens,
+            token_stride: 1,
+            width,
+            offset: 0,
+        };
+        let of_keys = layout(keys, 2 * channels);
+        let [key, value] =
+            [0, 1].map(|part| Operand { tensor: key_value.clone(), layout: of_keys.part(part, 2) });
+        let query = Operand { tensor: query, layout: layout(queries, channels) };
+        Self { query, key, value, shape: Shape::from(shape) }
+    }
+
+    /// Returns true for self-attention, where queries, keys and values are one tensor.
+    fn is_self(&self) -> bool {
+        self.query.layout.width == self.key.layout.width
+    }
+
+    /// The layout of the output: tokens of C channels.
+    fn output_layout(&self) -> TokenLayout {
+        self.query.layout.part(0, 1)
+    }
+
+    /// `1 / sqrt(D)`.
+    fn scale(&self) -> f32 {
+        (1.0 / (self.query.layout.head_dim as f64).sqrt()) as f32
+    }
+
+    /// Returns `softmax(q kᵀ / sqrt(D) + bias) v` with `bias` `[1 or B, M]`; `[.., C]`.
+    pub(super) fn forward(&self, bias: Option<&[f32]>) -> FlexTensor {
+        match self.algorithm() {
+            Algorithm::Gemm => self.forward_gemm(bias, false).0,
+            Algorithm::Short => self.forward_short(bias, false).0,
+            Algorithm::Matmul => self.forward_matmul(bias, SCORE_BUDGET).0,
+        }
+    }
+
+    /// Returns [`forward`](Self::forward), and the softmax for the backward pass.
+    #[cfg(feature = "autodiff")]
+    pub(super) fn forward_saving(&self, bias: Option<&[f32]>) -> (FlexTensor, SavedWeights) {
+        let (output, weights) = match self.algorithm() {
+            Algorithm::Gemm => self.forward_gemm(bias, true),
+            Algorithm::Short => self.forward_short(bias, true),
+            Algorithm::Matmul => self.forward_matmul(bias, usize::MAX),
+        };
+        (output, weights.expect("weights of all scores"))
+    }
+
+    /// Returns the gradient of `qkv`, given that of the output.
+    #[cfg(feature = "autodiff")]
+    pub(super) fn self_backward(&self, weights: &SavedWeights, dy: FlexTensor) -> FlexTensor {
+        match self.algorithm() {
+            Algorithm::Gemm => self.self_backward_gemm(weights, dy),
+            Algorithm::Short => self.self_backward_short(weights, dy),
+            Algorithm::Matmul => self.self_backward_matmul(weights, dy),
+        }
+    }
+
+    /// Returns the gradients of `query` and `key_value`, given that of the output.
+    #[cfg(feature = "autodiff")]
+    pub(super) fn cross_backward(&self, weights: &SavedWeights, dy: FlexTensor) -> [FlexTensor; 2] {
+        match self.algorithm() {
+            Algorithm::Gemm => self.cross_backward_gemm(weights, dy),
+            Algorithm::Short => unreachable!("short sequences are self-attention"),
+            Algorithm::Matmul => self.cross_backward_matmul(weights, dy),
+        }
+    }
+
+    /// The algorithm for these sizes, forward and backward.
+    fn algorithm(&self) -> Algorithm {
+        if self.fits_gemm() {
+            Algorithm::Gemm
+        } else if self.fits_short() {
+            Algorithm::Short
+        } else {
+            Algorithm::Matmul
+        }
+    }
+}
+
+/// See the [module](self).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Algorithm {
+    Gemm,
+    Short,
+    Matmul,
+}

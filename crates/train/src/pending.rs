@@ -1,0 +1,229 @@
+//! Steps whose numbers the device may still be computing.
+
+use crate::{
+    error::TrainError,
+    optimizer::GradientNorm,
+    task::Cost,
+    trainer::{PendingReport, check_norm},
+};
+use burn::tensor::Tensor;
+use opensora_nn::{device::is_host, read::read_f64};
+use std::time::Instant;
+
+/// Steps between reads of losses and norms, on devices where a read waits for all work.
+const READ_EVERY: usize = 8;
+
+/// Steps whose numbers have not been read yet.
+pub(crate) struct Pending {
+    steps: Vec<PendingStep>,
+    since: Instant,
+}
+
+/// A step whose numbers the device may still be computing.
+pub(crate) struct PendingStep {
+    /// Number of the step, from 1.
+    pub(crate) step: u64,
+    pub(crate) batches: Vec<PendingBatch>,
+    pub(crate) cost: Cost,
+    pub(crate) next_slot: u64,
+    pub(crate) report: PendingReport,
+}
+
+/// A micro-batch whose numbers the device may still be computing.
+pub(crate) struct PendingBatch {
+    rows: Vec<usize>,
+    losses: Losses,
+    parts: Vec<(&'static str, Tensor<1>)>,
+}
+
+/// Losses of a micro-batch.
+#[allow(clippy::large_enum_variant, reason = "there are few micro-batches")]
+enum Losses {
+    /// Finite losses from host memory.
+    Known(Vec<f64>),
+    /// Losses `[B]` on a device that may still be computing them.
+    OnDevice(Tensor<1>),
+}
+
+/// The numbers of a step.
+pub(crate) struct Step {
+    /// Number of the step, from 1.
+    pub(crate) step: u64,
+    pub(crate) samples: usize,
+    pub(crate) next_slot: u64,
+    pub(crate) cost: Cost,
+    pub(crate) loss: f64,
+    pub(crate) parts: Vec<(&'static str, f64)>,
+    pub(crate) gradient_norm: f64,
+    pub(crate) learning_rate: f64,
+}
+
+/// Steps whose numbers have been read.
+pub(crate) struct Finished {
+    pub(crate) steps: Vec<Step>,
+    /// Each step's share of the seconds since the last read.
+    pub(crate) seconds_each: f64,
+    /// The error of the first step with a number that is not finite, which ends `steps`.
+    pub(crate) failed: Option<TrainError>,
+}
+
+impl PendingBatch {
+    /// Reads the losses if they are in host memory, where a read does not wait.
+    ///
+    /// # Errors
+    /// Returns an error if a loss in host memory is not finite.
+    pub(crate) fn new(
+        step: u64,
+        rows: Vec<usize>,
+        losses: Tensor<1>,
+        parts: Vec<(&'static str, Tensor<1>)>,
+    ) -> Result<Self, TrainError> {
+        let losses = if is_host(&losses.device()) {
+            let losses = read_f64(losses)?;
+            guard(step, &losses, &rows)?;
+            Losses::Known(losses)
+        } else {
+            Losses::OnDevice(losses)
+        };
+        Ok(Self { rows, losses, parts })
+    }
+
+    /// Returns the losses `[B]` unless they have been read.
+    pub(crate) fn losses_on_device(&self) -> Option<Tensor<1>> {
+        match &self.losses {
+            Losses::Known(_) => None,
+            Losses::OnDevice(losses) => Some(losses.clone()),
+        }
+    }
+}
+
+/// Returns an error with the rows at fault if a loss is not finite; `step` counts from 1.
+fn guard(step: u64, losses: &[f64], rows: &[usize]) -> Result<(), TrainError> {
+    let bad = losses.iter().zip(rows).filter(|(loss, _)| !loss.is_finite());
+    let rows: Vec<usize> = bad.map(|(_, &row)| row).collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    Err(TrainError::NonFinite { step, what: "the loss".into(), rows })
+}
+
+/// Fills all rows of the step into an error for numbers that are not finite.
+pub(crate) fn with_rows(error: TrainError, batches: &[PendingBatch]) -> TrainError {
+    match error {
+        TrainError::NonFinite { step, what, .. } => {
+            let rows = batches.iter().flat_map(|batch| batch.rows.iter().copied()).collect();
+            TrainError::NonFinite { step, what, rows }
+        }
+        other => other,
+    }
+}
+
+impl Pending {
+    pub(crate) fn new() -> Self {
+        Self { steps: Vec::new(), since: Instant::now() }
+    }
+
+    pub(crate) fn push(&mut self, step: PendingStep) {
+        self.steps.push(step);
+    }
+
+    /// Returns true if the numbers should be read: enough steps are pending, or a read does not wait.
+    pub(crate) fn is_due(&self) -> bool {
+        let known =
+            |step: &PendingStep| matches!(step.report.gradient_norm, GradientNorm::Known(_));
+        self.steps.len() >= READ_EVERY || self.steps.iter().all(known)
+    }
+
+    /// Lets the time of the next steps begin now.
+    pub(crate) fn restart_clock(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// Reads the numbers of all steps, up to the first step with a number that is not finite.
+    ///
+    /// # Errors
+    /// Returns an error if the device fails.
+    pub(crate) fn read(&mut self) -> Result<Finished, TrainError> {
+        let pending = std::mem::take(&mut self.steps);
+        let mut numbers = Numbers::of(&pending)?;
+        let seconds_each = self.since.elapsed().as_secs_f64() / pending.len().max(1) as f64;
+        self.restart_clock();
+        let mut steps = Vec::with_capacity(pending.len());
+        for step in pending {
+            match step.finish(&mut numbers) {
+                Ok(step) => steps.push(step),
+                Err(error) => return Ok(Finished { steps, seconds_each, failed: Some(error) }),
+            }
+        }
+        Ok(Finished { steps, seconds_each, failed: None })
+    }
+}
+
+/// All unread numbers of some steps from one read, in the order in which they are consumed.
+struct Numbers(std::vec::IntoIter<f64>);
+
+impl Numbers {
+    fn of(steps: &[PendingStep]) -> Result<Self, TrainError> {
+        let mut tensors = Vec::new();
+        for step in steps {
+            for batch in &step.batches {
+                tensors.extend(batch.losses_on_device());
+                tensors.extend(batch.parts.iter().map(|(_, part)| part.clone()));
+            }
+            if let GradientNorm::OnDevice(norm) = &step.report.gradient_norm {
+                tensors.push(norm.clone());
+            }
+        }
+        let values = if tensors.is_empty() { vec![] } else { read_f64(Tensor::cat(tensors, 0))? };
+        Ok(Self(values.into_iter()))
+    }
+
+    fn take(&mut self, tensor: &Tensor<1>) -> Vec<f64> {
+        self.0.by_ref().take(tensor.dims()[0]).collect()
+    }
+}
+
+impl PendingStep {
+    fn finish(self, numbers: &mut Numbers) -> Result<Step, TrainError> {
+        let share = 1.0 / self.batches.len().max(1) as f64;
+        let mut step = Step {
+            step: self.step,
+            samples: self.batches.iter().map(|batch| batch.rows.len()).sum(),
+            next_slot: self.next_slot,
+            cost: self.cost,
+            loss: 0.0,
+            parts: Vec::new(),
+            gradient_norm: 0.0,
+            learning_rate: self.report.learning_rate,
+        };
+        for batch in &self.batches {
+            step.loss += share
+                * match &batch.losses {
+                    Losses::Known(losses) => mean(losses),
+                    Losses::OnDevice(losses) => {
+                        let losses = numbers.take(losses);
+                        guard(self.step, &losses, &batch.rows)?;
+                        mean(&losses)
+                    }
+                };
+            for (name, part) in &batch.parts {
+                let value = share * mean(&numbers.take(part));
+                match step.parts.iter_mut().find(|(part, _)| part == name) {
+                    Some((_, sum)) => *sum += value,
+                    None => step.parts.push((name, value)),
+                }
+            }
+        }
+        step.gradient_norm = match &self.report.gradient_norm {
+            GradientNorm::Known(norm) => *norm,
+            GradientNorm::OnDevice(norm) => mean(&numbers.take(norm)),
+        };
+        check_norm(self.step, step.gradient_norm)
+            .map_err(|error| with_rows(error, &self.batches))?;
+        Ok(step)
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
