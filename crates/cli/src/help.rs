@@ -46,14 +46,17 @@ const GROUPS: [(&str, &[&str]); 8] = [
             "fps",
         ],
     ),
-    (
-        "Server",
-        &["host", "port", "token", "token-file", "allow-host", "max-connections"],
-    ),
+    ("Server", &["host", "port", "token", "token-file", "allow-host", "max-connections"]),
     (
         "Limits",
         &[
-            "max-queued", "max-jobs", "max-disk", "delete-oldest", "max-side", "max-frames", "max-pixels",
+            "max-queued",
+            "max-jobs",
+            "max-disk",
+            "delete-oldest",
+            "max-side",
+            "max-frames",
+            "max-pixels",
             "max-steps",
         ],
     ),

@@ -14,7 +14,10 @@ use crate::{
         run::Hooks,
     },
     vae::{AutoencoderKl, VaeConfig},
-    video::{png, sheet::{SheetOptions, contact_sheet}},
+    video::{
+        png,
+        sheet::{SheetOptions, contact_sheet},
+    },
 };
 use burn::tensor::{Device, FloatDType};
 use opensora_checkpoint::{BoxedError, Checkpoint, PublishedModel};

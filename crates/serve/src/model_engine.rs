@@ -38,8 +38,6 @@ struct Events<'a> {
     to_rgb: &'a LatentsToRgb,
     /// What stopped the work, if it was not the observer.
     error: Option<PreviewError>,
-    /// The observer asked for an end while frames were decoded, which cannot be interrupted.
-    stopped: bool,
 }
 
 impl Events<'_> {
@@ -63,8 +61,8 @@ impl opensora::Observer for Events<'_> {
         ControlFlow::Continue(())
     }
 
-    fn decoded(&mut self, event: &opensora::pipeline::Decoded) {
-        self.stopped |= self.observer.decoded(&Decoded::new(event.frames, event.total)).is_break();
+    fn decoded(&mut self, event: &opensora::pipeline::Decoded) -> ControlFlow<()> {
+        self.observer.decoded(&Decoded::new(event.frames, event.total))
     }
 }
 
@@ -176,7 +174,8 @@ fn rejected(error: impl Into<BoxError>) -> EngineError {
 
 fn pipeline_error(error: PipelineError) -> EngineError {
     match error {
-        PipelineError::Sample(SampleError::Interrupted { .. }) => EngineError::Stopped,
+        PipelineError::Sample(SampleError::Interrupted { .. })
+        | PipelineError::DecodingStopped { .. } => EngineError::Stopped,
         error => EngineError::Failed(error.into()),
     }
 }
@@ -215,7 +214,7 @@ impl Engine for ModelEngine {
         go_on(observer.stage(Stage::Loading))?;
         let mut denoiser = self.pipeline.load_denoiser(&sample, &mut ()).map_err(pipeline_error)?;
         go_on(observer.stage(Stage::Sampling))?;
-        let mut events = Events { observer, to_rgb, error: None, stopped: false };
+        let mut events = Events { observer, to_rgb, error: None };
         let latents = denoiser.sample(&conditioning, 0, &mut events);
         if let Some(error) = events.error {
             return Err(failed(error.into()));
@@ -227,9 +226,6 @@ impl Engine for ModelEngine {
         go_on(events.observer.stage(Stage::Decoding))?;
         let vae = self.pipeline.load_vae(&mut ()).map_err(pipeline_error)?;
         let clip = vae.decode(latents, &mut events).map_err(pipeline_error)?;
-        if events.stopped {
-            return Err(EngineError::Stopped);
-        }
         Ok(Generated { clip, record: self.record(&sample, prompt, work) })
     }
 }

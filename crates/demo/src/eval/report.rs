@@ -130,7 +130,12 @@ impl fmt::Display for Report {
             self.work.flops / clips / 1e9,
             100.0 * self.work.attentions_reused as f64 / attentions.max(1) as f64,
         )?;
-        write!(f, "{} prompts, {:.2} s per clip with loading", self.set.name(), self.seconds_per_clip)
+        write!(
+            f,
+            "{} prompts, {:.2} s per clip with loading",
+            self.set.name(),
+            self.seconds_per_clip
+        )
     }
 }
 
@@ -175,7 +180,8 @@ mod tests {
         let model: Vec<&str> = lines[2].split_whitespace().collect();
         assert_eq!(model[..3], ["model", "50.0", "%"]);
         assert!(table.contains("  growing") && table.contains("  circle"), "{table}");
-        let work = "denoiser: 40.0 forward passes and 2.00 GFLOP per clip, 25 % of attentions reused";
+        let work =
+            "denoiser: 40.0 forward passes and 2.00 GFLOP per clip, 25 % of attentions reused";
         assert!(lines.contains(&work), "{table}");
         assert!(table.ends_with("held-out prompts, 1.50 s per clip with loading"), "{table}");
     }
