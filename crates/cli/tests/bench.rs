@@ -1,4 +1,4 @@
-//! `opensora bench` on models of the demo's size.
+//! Tests of `opensora bench` with models of the demo's size.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -51,7 +51,7 @@ fn the_ceiling_can_be_left_out() {
 }
 
 #[test]
-fn what_cannot_be_is_one_line() {
+fn invalid_sizes_give_one_line() {
     for (args, said) in [
         (&["stdit", "--depth", "0"][..], "depth is 0"),
         (&["t5", "--tokens", "25"], "at most 24"),

@@ -1,4 +1,4 @@
-//! The demo world in the program: its data, and models judged in it.
+//! Tests of `opensora data demo` and `opensora eval demo`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -60,7 +60,7 @@ fn eval_demo_reports_ceilings_and_the_model() {
     assert!(output.status.success(), "{output:?}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&report["set"], &report["prompts"]), (&"held-out".into(), &6.into()));
-    // The judge is right on real clips; what random weights make shows nothing.
+    // The judge recognises real clips; samples of random weights match no prompt.
     assert_eq!(report["judge"]["overall"]["all"]["accuracy"], 1.0);
     assert_eq!(report["scores"]["overall"]["all"]["right"], 0);
     assert_eq!(report["vae"]["overall"]["shape"]["total"], 6);
@@ -88,7 +88,7 @@ fn eval_demo_fails_below_what_is_required_after_its_table() {
 }
 
 #[test]
-fn eval_demo_refuses_what_cannot_be_judged() {
+fn eval_demo_rejects_invalid_options() {
     let folder = tempfile::tempdir().unwrap();
     for (args, named) in [
         (&["--image-size", "16x32"][..], "16x32"),

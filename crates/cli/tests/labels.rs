@@ -1,4 +1,4 @@
-//! `opensora sample --label`: images of a class.
+//! Tests of `opensora sample --label`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -76,7 +76,7 @@ fn an_image_of_each_label() {
 }
 
 #[test]
-fn a_record_makes_its_image_again() {
+fn a_record_reproduces_its_image() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     model(path);
@@ -105,7 +105,7 @@ fn a_record_makes_its_image_again() {
 }
 
 #[test]
-fn mistakes_are_named() {
+fn invalid_arguments_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     model(path);
@@ -119,7 +119,7 @@ fn mistakes_are_named() {
             &["--label", "1", "--model", "dit-xl-2-256x256", "--weights-dir", "none"],
             "DiT-XL-2-256x256.pt",
         ),
-        // Known without a file, and before anything is fetched.
+        // Reported before files are fetched.
         (&["--label", "1000", "--model", "dit-xl-2-256x256"], "classes 0 to 999"),
         (&["--label", "zebrafish", "--model", "dit-xl-2-256x256"], "zebrafish"),
         (&["--label", "1", "--image-size", "64x32"], "not square"),

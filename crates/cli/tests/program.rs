@@ -1,4 +1,4 @@
-//! The program as its users meet it: what it writes, what it prints, how it fails.
+//! Tests of the program: files, output, errors.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -45,8 +45,8 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// The one line that a failure says.
-fn refusal(output: &Output) -> String {
+/// Returns the line of an error.
+fn error_line(output: &Output) -> String {
     let stderr = String::from_utf8(output.stderr.clone()).unwrap();
     assert!(!output.status.success(), "it did not fail: {stderr}");
     assert!(!stderr.contains("panicked"), "{stderr}");
@@ -113,7 +113,7 @@ fn every_format_and_many_prompts() {
 }
 
 #[test]
-fn saved_latents_are_those_of_every_run_and_decode_again() {
+fn saved_latents_are_reproducible_and_can_be_decoded() {
     let folder = tempfile::tempdir().unwrap();
     let run = |latents: &str, video: &str| {
         let args = ["a red fox", "--save-latents", latents, "-o", video, "--device", "flex"];
@@ -130,7 +130,7 @@ fn saved_latents_are_those_of_every_run_and_decode_again() {
 }
 
 #[test]
-fn little_memory_gives_the_same_frames() {
+fn low_memory_gives_the_same_frames() {
     let folder = tempfile::tempdir().unwrap();
     let run = |output: &str, more: &[&str]| {
         let mut args = vec!["a red circle moves to the right on a black background"];
@@ -157,7 +157,7 @@ fn little_memory_gives_the_same_frames() {
 }
 
 #[test]
-fn what_is_asked_for_wrongly_ends_in_one_line_and_leaves_nothing() {
+fn invalid_arguments_give_one_line_and_no_files() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("empty.txt"), "\n \n").unwrap();
     std::fs::write(folder.path().join("file"), "").unwrap();
@@ -190,7 +190,7 @@ fn what_is_asked_for_wrongly_ends_in_one_line_and_leaves_nothing() {
         (vec!["a fox", "--vae", "file"], "file"),
     ] {
         let output = sample(folder.path(), &args);
-        let line = refusal(&output);
+        let line = error_line(&output);
         assert!(line.contains(says) || stderr_of(&output).contains(says), "{args:?}: {line}");
         assert_eq!(names(folder.path()), before, "{args:?} left something behind");
     }
@@ -201,7 +201,7 @@ fn stderr_of(output: &Output) -> String {
 }
 
 #[test]
-fn a_damaged_model_is_refused_before_any_work() {
+fn a_damaged_model_is_rejected_before_any_work() {
     let folder = tempfile::tempdir().unwrap();
     let model = copy_of_the_tiny_model(&folder);
     let weights = model.join("STDiT.pth");
@@ -209,7 +209,7 @@ fn a_damaged_model_is_refused_before_any_work() {
     std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
     let args =
         ["sample", "a fox", "--model", model.to_str().unwrap(), "-o", "out/fox.mp4", "--quiet"];
-    let line = refusal(&opensora(folder.path(), &args));
+    let line = error_line(&opensora(folder.path(), &args));
     assert!(line.contains("STDiT.pth"), "{line}");
     assert!(!folder.path().join("out").exists());
 }
@@ -238,7 +238,7 @@ fn copy_folder(source: &Path, target: &Path) {
 }
 
 #[test]
-fn a_very_long_prompt_is_cut_with_a_word() {
+fn a_very_long_prompt_is_truncated_with_a_message() {
     let folder = tempfile::tempdir().unwrap();
     let long = "a walk in the woods ".repeat(500);
     assert!(long.len() >= 10_000);
@@ -248,7 +248,7 @@ fn a_very_long_prompt_is_cut_with_a_word() {
 }
 
 #[test]
-fn verify_passes_golden_cases_and_fails_on_what_it_cannot_prove() {
+fn verify_passes_golden_cases_and_fails_without_checks() {
     let folder = tempfile::tempdir().unwrap();
     let case = fixtures().join("goldens/vae-bin");
     let case = case.to_str().unwrap();
@@ -267,7 +267,7 @@ fn verify_passes_golden_cases_and_fails_on_what_it_cannot_prove() {
     for bad in ["case", "nowhere"] {
         let output = opensora(folder.path(), &["verify", case, bad]);
         assert!(stdout(&output).contains("1 cases passed, 1 failed"), "{output:?}");
-        refusal(&output);
+        error_line(&output);
     }
 }
 
@@ -302,7 +302,7 @@ fn the_trial_run_of_a_device_has_a_hidden_subcommand() {
     let output = opensora(folder.path(), &["probe-device", "flex"]);
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     let output = opensora(folder.path(), &["probe-device", "gpu9"]);
-    assert!(refusal(&output).contains("unknown device 'gpu9'"));
+    assert!(error_line(&output).contains("unknown device 'gpu9'"));
 }
 
 #[test]

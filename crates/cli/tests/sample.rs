@@ -1,4 +1,4 @@
-//! `opensora sample`: records, signals, many prompts, outputs in odd places.
+//! Tests of `opensora sample`: records, signals, many prompts, unusual outputs.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -60,7 +60,7 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_record_makes_its_clip_again() {
+fn a_record_reproduces_its_clip() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     fs::write(path.join("prompts.txt"), "a fox\na bear\nthe sea\na drone\na road\n").unwrap();
@@ -85,9 +85,9 @@ fn a_record_makes_its_clip_again() {
     }
 }
 
-/// Several videos of a prompt and a negative prompt: the record of each makes it again.
+/// Several videos per prompt with a negative prompt: each record reproduces its video.
 #[test]
-fn videos_of_one_prompt_differ_and_come_again() {
+fn videos_of_one_prompt_differ_and_are_reproducible() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     fs::write(path.join("prompts.txt"), "a fox\na bear\n").unwrap();
@@ -108,7 +108,7 @@ fn videos_of_one_prompt_differ_and_come_again() {
         ok(path, &[&again[..], &["-o", "again.gif"]].concat());
         assert!(fs::read(path.join("again.gif")).unwrap() == fs::read(clip(4)).unwrap(), "{batch}");
     }
-    // The noise of a video is that of its index, in whatever call.
+    // The noise of a video depends on its index, not on the call.
     let one = ["a bear", "--noise-index", "4", "-o", "one.gif"];
     ok(path, &[&one[..], &settings[..2]].concat());
     let clip = path.join("clips-1/sample_4.gif");
@@ -120,7 +120,7 @@ fn videos_of_one_prompt_differ_and_come_again() {
 }
 
 #[test]
-fn words_that_the_bundled_model_does_not_know_are_named() {
+fn unknown_words_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     let known = "a red circle grows on a black background";
@@ -136,7 +136,7 @@ fn words_that_the_bundled_model_does_not_know_are_named() {
 }
 
 #[test]
-fn records_that_cannot_be_made_again_say_why() {
+fn incomplete_records_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     let old = fixture("written-by-0.1.0/record.json");
@@ -183,7 +183,7 @@ fn standard_output_takes_one_clip() {
     assert!(message.contains("takes one clip"), "{message}");
 }
 
-/// Hundreds of outputs under a limit of few open files; numbers have equally many digits.
+/// Hundreds of outputs under a low limit of open files; all numbers have the same number of digits.
 #[cfg(unix)]
 #[test]
 fn many_prompts_need_few_open_files() {
@@ -202,10 +202,10 @@ fn many_prompts_need_few_open_files() {
     assert_eq!((&*written[0], &*written[239]), ("sample_000.png", "sample_119.png.json"));
 }
 
-/// A signal after the first clip: it stays, nothing half-written does, and the exit code says so.
+/// After a signal, the first clip is kept, no incomplete file is left, and the exit code is that of the signal.
 #[cfg(unix)]
 #[test]
-fn a_signal_keeps_what_is_complete() {
+fn a_signal_keeps_complete_clips() {
     for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
@@ -239,7 +239,7 @@ fn a_signal_keeps_what_is_complete() {
 }
 
 #[test]
-fn values_that_are_not_finite_end_the_run_where_they_appear() {
+fn non_finite_values_stop_the_run() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     let model = fixture("field/ck_nan_w");

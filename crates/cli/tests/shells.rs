@@ -1,4 +1,4 @@
-//! The program between other programs: readers that leave, full disks, signals.
+//! Tests of the program in shells: closed pipes, full disks, signals.
 //!
 //! `scripts/shells.sh` does the same with every subcommand, many times.
 
@@ -24,19 +24,19 @@ fn command(folder: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// A disk without room.
+/// Returns a file on a full disk.
 fn full() -> File {
     OpenOptions::new().write(true).open("/dev/full").unwrap()
 }
 
-/// A pipe that nobody reads any more.
+/// Returns a pipe whose reader has closed it.
 fn no_reader() -> Stdio {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     writer.into()
 }
 
-/// Subcommands that are quick, each with a file that it makes.
+/// Returns fast subcommands, each with a file that it writes.
 fn subcommands(folder: &Path) -> Vec<(Vec<String>, Option<&'static str>)> {
     let args = ["data", "demo", "-o", "world", "--clips", "2", "--films", "1", "--shots", "2"];
     let size = ["--size", "32", "--num-frames", "4", "-q"];
@@ -81,7 +81,7 @@ fn subcommands(folder: &Path) -> Vec<(Vec<String>, Option<&'static str>)> {
     .into()
 }
 
-/// Everything below a folder whose name is one of a temporary file.
+/// Returns the temporary files below a folder.
 fn leftovers(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -96,7 +96,7 @@ fn leftovers(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Runs every quick subcommand with streams of a kind, and checks its exit code and its files.
+/// Runs every fast subcommand with the given streams, and checks its exit code and files.
 fn each(code: i32, streams: impl Fn(&mut Command), check: impl Fn(&[String], &Output)) {
     let folder = tempfile::tempdir().unwrap();
     for (args, made) in subcommands(folder.path()) {
@@ -125,7 +125,7 @@ fn no_error(args: &[String], output: &Output) {
 }
 
 #[test]
-fn a_reader_that_has_left_ends_the_program_quietly_after_its_files() {
+fn a_closed_pipe_ends_the_program_quietly_after_its_files() {
     each(141, |command| _ = command.stdout(no_reader()), no_error);
 }
 
@@ -144,7 +144,7 @@ fn a_full_disk_behind_standard_output_is_one_line() {
 }
 
 #[test]
-fn nobody_has_to_read_standard_error() {
+fn write_errors_of_standard_error_are_ignored() {
     let printed = |args: &[String], output: &Output| {
         assert!(!output.stdout.is_empty(), "{args:?}");
     };
@@ -163,7 +163,7 @@ fn a_closed_standard_output_is_none() {
     assert!(folder.path().join("world/clips.csv").exists());
 }
 
-/// A data set that takes minutes, once it is under way.
+/// Starts writing a data set that takes minutes, and waits for its first files.
 fn long_run(folder: &Path, prefix: &str) -> Child {
     let program = env!("CARGO_BIN_EXE_opensora");
     let args = "data demo -o world --clips 100000 --size 64 --num-frames 32";
@@ -194,13 +194,13 @@ fn wait_for(done: impl Fn() -> bool) {
 }
 
 fn kill(child: &Child, signal: &str) {
-    // The shell's own: not every system has the program.
+    // A builtin of the shell: not every system has a program `kill`.
     let line = format!("kill -{signal} {}", child.id());
     assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
 }
 
 #[test]
-fn signals_end_a_step_tidily_with_their_exit_codes() {
+fn signals_end_the_program_after_a_step_with_their_exit_codes() {
     for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let folder = tempfile::tempdir().unwrap();
         let child = long_run(folder.path(), "");
@@ -218,7 +218,7 @@ fn signals_end_a_step_tidily_with_their_exit_codes() {
 #[test]
 fn a_second_signal_ends_at_once() {
     let folder = tempfile::tempdir().unwrap();
-    // Nobody reads what it says, and nothing is decoded to the end.
+    // The output is not read, and no clip is completed.
     let mut child = long_run(folder.path(), "");
     kill(&child, "TERM");
     kill(&child, "INT");
@@ -243,7 +243,7 @@ fn a_hangup_that_is_ignored_stays_ignored() {
 }
 
 #[test]
-fn errors_of_the_system_are_said_once() {
+fn system_errors_are_printed_once() {
     let folder = tempfile::tempdir().unwrap();
     let out = ["-o", "out.csv"];
     let data = ["--data", "no.csv"];

@@ -1,4 +1,4 @@
-//! `opensora weights`, and models by name, against a stand-in of the hub.
+//! Tests of `opensora weights` and of models by name, with a mock of the hub.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -89,7 +89,7 @@ fn a_model_of_the_hub_is_sampled_by_its_name() {
     let first = case.command(&[&args[..], &["--device", "flex", "-o", "a.png"]].concat()).output();
     let first = first.unwrap();
     text(&first);
-    // How much comes and where it goes is said before it comes.
+    // Size and folder are printed before the download.
     let said = String::from_utf8(first.stderr).unwrap();
     assert!(said.contains("fetching") && said.contains("MiB, from owner/name to "), "{said}");
     let record = fs::read(case.folder.path().join("a.png.json")).unwrap();
@@ -154,7 +154,7 @@ fn a_preset_is_fetched_with_its_text_encoder_and_vae() {
         (&10.into(), &COMMIT.into())
     );
     assert_eq!(listed["presets"][1]["bytes"], Value::Null);
-    // Sampling opens the files of the cache and asks for nothing.
+    // Sampling opens the cached files without a request.
     let message = case.error(&["sample", "a fox", "--model", preset]);
     assert!(!message.contains("HF_HUB_OFFLINE"), "{message}");
     let verified = case.json(&["weights", "verify", preset]);
@@ -167,12 +167,12 @@ fn a_preset_is_fetched_with_its_text_encoder_and_vae() {
     let rows = String::from_utf8(other.stdout).unwrap();
     assert!(rows.contains("Open-Sora OpenSora-v1-HQ-16x512x512.pth: not cached"), "{rows}");
     assert!(!rows.contains(file) && rows.contains("pytorch_model.bin: good"), "{rows}");
-    // Nothing is there of it.
+    // A repository without cached files.
     let nothing = case.command(&["weights", "verify", "owner/unknown"]).output().unwrap();
     assert_eq!(nothing.status.code(), Some(1));
     assert_eq!(String::from_utf8(nothing.stdout).unwrap(), "owner/unknown: not cached\n");
     assert!(case.error(&["weights", "verify", "dit-xl-2-256x256"]).contains("not cached"));
-    // A text encoder without its weights is none.
+    // A text encoder without weights does not count as cached.
     fs::remove_file(
         PathBuf::from(fetched["files"][1]["path"].as_str().unwrap()).join("pytorch_model.bin"),
     )
@@ -184,7 +184,7 @@ fn a_preset_is_fetched_with_its_text_encoder_and_vae() {
 }
 
 #[test]
-fn refusals_of_the_hub_are_one_line() {
+fn errors_of_the_hub_are_one_line() {
     let case = Case::new(Repo::default());
     let error = |args: &[&str]| {
         let output = case.command(args).output().unwrap();
@@ -198,7 +198,7 @@ fn refusals_of_the_hub_are_one_line() {
     assert!(error(&["weights", "fetch", "owner/name", "x"]).contains("no file 'x'"));
     assert!(error(&["weights", "fetch", "owner/name"]).contains("--all"));
     assert!(error(&["weights", "fetch", "no-such-preset/"]).contains("no such preset"));
-    // What looks like a preset or a file is not looked up at the hub.
+    // Names that look like a preset or a file cause no request.
     let before = case.server.requests().len();
     for name in ["no-preset", "no-file.pth", "folder/no-file.safetensors"] {
         for command in ["fetch", "inspect", "verify"] {
@@ -218,7 +218,7 @@ fn refusals_of_the_hub_are_one_line() {
 }
 
 #[test]
-fn weights_are_known_from_their_headers() {
+fn weights_are_identified_by_their_headers() {
     let model = demo_model();
     let case = Case::new(
         Repo::default().with("config.json", fs::read(model.join("vae/config.json")).unwrap()).with(
@@ -235,7 +235,7 @@ fn weights_are_known_from_their_headers() {
         let found = inspect(model.join(part).to_str().unwrap());
         assert_eq!((&found["artefact"], &found["fits"]), (&artefact.into(), &true.into()));
     }
-    // Of a repository, the headers alone.
+    // For a repository, only the headers are fetched.
     let found = inspect("owner/name");
     assert_eq!(
         (&found["artefact"], &found["fits"]),
@@ -244,7 +244,7 @@ fn weights_are_known_from_their_headers() {
     let large = case.server.requests_for("GET", "/cdn/");
     assert!(large.iter().all(|request| request.range().is_some()), "{large:?}");
 
-    // What is missing and left over is named.
+    // Missing and unused tensors are listed.
     let foreign = tempfile::tempdir().unwrap();
     let path = foreign.path().join("x.safetensors");
     let bytes = [1.0f32; 4].iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
@@ -312,7 +312,7 @@ fn weights_of_the_cache_are_converted_by_name() {
     assert!(message.contains("`opensora weights fetch owner/name`"), "{message}");
     case.run(&["weights", "fetch", "owner/name"]);
 
-    // Paths need no home folder.
+    // A path needs no home folder.
     let mut homeless = case.command(&["weights", "convert", vae.to_str().unwrap(), "-o", "path"]);
     for name in ["HF_HOME", "HOME", "USERPROFILE", "XDG_CACHE_HOME"] {
         homeless.env_remove(name);
@@ -338,7 +338,7 @@ fn weights_of_the_cache_are_converted_by_name() {
         );
     }
 
-    // A folder with something in it is refused before the work.
+    // A folder that is not empty is rejected before the conversion.
     let output = case.command(&convert("new").each_ref().map(String::as_str)).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
