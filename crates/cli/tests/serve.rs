@@ -23,7 +23,9 @@ struct Server {
 impl Server {
     fn start(folder: &Path) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_opensora"))
-            .args(["serve", "--port", "0", "--json", "--quiet", "--device", "flex", "--out", "videos"])
+            .args([
+                "serve", "--port", "0", "--json", "--quiet", "--device", "flex", "--out", "videos",
+            ])
             .current_dir(folder)
             .stdout(Stdio::piped())
             .spawn()

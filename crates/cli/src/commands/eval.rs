@@ -12,7 +12,10 @@ use opensora::{
     PipelineOptions, SampleRequest, TextToVideo,
     model_files::PartPaths,
     nn::dtype::Dtype,
-    video::{Frames, VideoSpec, Writer, png, sheet::{SheetOptions, contact_sheet}},
+    video::{
+        Frames, VideoSpec, Writer, png,
+        sheet::{SheetOptions, contact_sheet},
+    },
 };
 use opensora_demo::eval::{Attribute, Evaluation, Judged, PromptSet};
 use serde_json::json;

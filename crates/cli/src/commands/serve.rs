@@ -9,7 +9,8 @@ use crate::{
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use opensora::{
-    PipelineOptions, Residency, TextToVideo, files::read::read_text, model_files::PartPaths, nn::dtype::Dtype,
+    PipelineOptions, Residency, TextToVideo, files::read::read_text, model_files::PartPaths,
+    nn::dtype::Dtype,
 };
 use opensora_serve::{
     Job, JobObserver, JobStatus, Limits, ModelEngine, Queue, QueueOptions, Security, Server,
@@ -145,7 +146,8 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
         "TiB" => Some(1 << 40),
         _ => None,
     };
-    let bytes = number.parse::<u64>().ok().zip(factor).and_then(|(n, factor)| n.checked_mul(factor));
+    let bytes =
+        number.parse::<u64>().ok().zip(factor).and_then(|(n, factor)| n.checked_mul(factor));
     bytes.ok_or_else(|| "expected a number of bytes, such as 500MB or 20GiB".into())
 }
 
