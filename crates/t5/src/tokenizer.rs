@@ -34,7 +34,7 @@ mod tests;
 
 use std::{fmt, path::Path};
 
-pub use error::TokenizerError;
+pub use error::{JsonError, TokenizerError};
 
 use config::Config;
 use pipeline::{Assembled, Library, Pipeline};

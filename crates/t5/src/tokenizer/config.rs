@@ -16,7 +16,10 @@ use opensora_files::one_line;
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, pre_tokenizers::metaspace::PrependScheme};
 
-use super::{error::TokenizerError, files};
+use super::{
+    error::{JsonError, TokenizerError},
+    files,
+};
 
 /// Default of `extra_ids` in `T5TokenizerFast`.
 const EXTRA_IDS: usize = 100;
@@ -204,9 +207,9 @@ impl Object<'_> {
 
 fn read_object(path: &Path) -> Result<Map<String, Value>, TokenizerError> {
     let Some(bytes) = files::read_optional(path, MAX_BYTES)? else { return Ok(Map::new()) };
-    serde_json::from_slice(&bytes).map_err(|source| TokenizerError::Parse {
+    serde_json::from_slice(&bytes).map_err(|error| TokenizerError::Parse {
         path: path.to_owned(),
         problem: "not a JSON object",
-        source,
+        source: JsonError(error),
     })
 }

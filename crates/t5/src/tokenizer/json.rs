@@ -18,7 +18,7 @@ use tokenizers::{
 };
 
 use super::{
-    error::TokenizerError,
+    error::{JsonError, TokenizerError},
     pipeline::{self, Assembled, Piece, Pipeline},
     spiece,
 };
@@ -97,8 +97,13 @@ pub(super) fn parse(
     bytes: &[u8],
     pad_token: &str,
 ) -> Result<Assembled, TokenizerError> {
-    let parse_error =
-        |problem| move |source| TokenizerError::Parse { path: path.to_owned(), problem, source };
+    let parse_error = |problem| {
+        move |error| TokenizerError::Parse {
+            path: path.to_owned(),
+            problem,
+            source: JsonError(error),
+        }
+    };
     let special = |token: &str, reason: String| TokenizerError::SpecialToken {
         path: path.to_owned(),
         token: token.to_owned(),
@@ -265,10 +270,10 @@ fn add_pre_tokenizers(
                 }
             }
             let metaspace: Metaspace =
-                serde_json::from_value(fields).map_err(|source| TokenizerError::Parse {
+                serde_json::from_value(fields).map_err(|error| TokenizerError::Parse {
                     path: path.to_owned(),
                     problem: "pre_tokenizer: Metaspace",
-                    source,
+                    source: JsonError(error),
                 })?;
             into.push(metaspace.into());
         }
