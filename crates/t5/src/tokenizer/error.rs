@@ -126,7 +126,7 @@ pub enum TokenizerError {
         /// The library's error.
         source: Cause,
     },
-    /// A `max_length` that has no place for the end token.
+    /// A `max_length` that is too small for the end token.
     #[error("max_length is {found}, expected at least 1 (the end token)")]
     MaxLength {
         /// The given length.
