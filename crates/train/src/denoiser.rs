@@ -17,7 +17,7 @@ use crate::{
 };
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use opensora_data::encode::EncodedSample;
-use opensora_diffusion::{GaussianDiffusion, PredictionType, losses::LossKind, respace::Respacing};
+use opensora_diffusion::{GaussianDiffusion, LossInputs, LossKind, PredictionType, Respacing};
 use opensora_nn::{
     mask::TokenMask,
     noise::normal_batch_of,
@@ -273,8 +273,9 @@ impl DenoiserTask {
         recompute::gradients(graph, inputs, self.recipe.activation_checkpointing, |output| {
             let kind = self.recipe.prediction_type;
             let output = self.process.output_as_noise(kind, output, &noisy, &t)?;
-            let losses =
-                self.process.training_losses(output, latents, noisy, noise, &t, LossKind::Mse)?;
+            let inputs =
+                LossInputs { model_output: output, x_start: latents, x_t: noisy, noise, t: &t };
+            let losses = self.process.training_losses(inputs, LossKind::Mse)?;
             let loss = match (self.recipe.min_snr_gamma, kind) {
                 // The same weight for both targets: for the velocity's error it equals
                 // `min(snr, gamma) / (snr + 1)`.
