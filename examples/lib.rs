@@ -3,8 +3,8 @@
 //! | example | shows |
 //! |---|---|
 //! | `sample` | a prompt becomes a playable MP4 |
-//! | `train_three_stages` | the whole way from data to a video, in miniature |
-//! | `swap_backend` | the same latents on every backend of the build |
+//! | `train_three_stages` | a small model is trained in three stages and sampled |
+//! | `swap_backend` | every backend of the build samples the same latents |
 
 use opensora::{
     ModelError, ModelFiles,
@@ -12,13 +12,13 @@ use opensora::{
 };
 use std::path::PathBuf;
 
-/// The tiny model of the tests: the published formats and all the classes, with random weights.
+/// Returns the tiny model of the tests: published formats and architectures with random weights.
 ///
 /// # Errors
-/// Returns an error if its description cannot be read.
+/// Returns an error if the description of the model cannot be read.
 pub fn tiny_model() -> Result<ModelFiles, ModelError> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/tiny-model");
-    // Its parts are those of a golden case.
+    // The files are those of a golden case, outside the folder.
     let parts = PartPaths { policy: PathPolicy::Anywhere, ..PartPaths::default() };
     ModelFiles::open_with(&folder, &parts)
 }

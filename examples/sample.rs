@@ -16,11 +16,11 @@ fn main() -> anyhow::Result<()> {
     let prompt = std::env::args()
         .nth(1)
         .unwrap_or_else(|| "a red circle moves to the right on a black background".into());
-    // The demo model is bundled; its own size, sampler and guidance are the defaults.
+    // The demo model is bundled; the defaults are its size, sampler and guidance.
     let files = opensora_demo::model_files()?;
     let request = SampleRequest { seed: 7, ..files.defaults.clone() };
 
-    // The output is opened first: nothing is sampled that could not be kept.
+    // The output is opened before sampling, so that errors come early.
     let [height, width] = request.image_size;
     let spec = VideoSpec { frames: request.num_frames, width, height, fps: request.fps };
     let writer = Writer::open("outputs/sample.mp4".as_ref(), &spec)?;

@@ -1,4 +1,4 @@
-//! The same latents on every backend of the build: the device is a value, not a type.
+//! Samples the same latents on every backend of the build: the device is a value, not a type.
 //!
 //! ```sh
 //! cargo run --release --example swap_backend --features ndarray

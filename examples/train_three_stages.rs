@@ -1,12 +1,12 @@
-//! The whole way in miniature: a data set, a VAE, a text encoder, a denoiser in three stages, and a
-//! video from a prompt. Minutes on two cores; every part is the one that real sizes use.
+//! Trains a small model: writes a data set, trains a VAE, a text encoder and a denoiser in three stages, and
+//! samples a video from a prompt. Takes minutes on two cores, with the same code as large models.
 //!
 //! ```sh
 //! cargo run --release --example train_three_stages --features train
 //! ```
 //!
-//! So short a training teaches little: what it shows is how the parts are put together. The demo
-//! model that comes with the crate went the same way with more steps (`model-cards/demo.md`).
+//! So short a training gives poor videos: the example shows how the parts fit together. The bundled demo model
+//! was trained in the same way with more steps (`model-cards/demo.md`).
 
 use anyhow::{Context, ensure};
 use opensora::{
@@ -65,7 +65,7 @@ batch_size = 16
 workers = 0
 "#;
 
-/// One recipe for the three stages; what differs stands behind it.
+/// The recipe of all three stages; `STAGES` has the differences.
 const STDIT: &str = r#"
 [stdit.loss]
 prediction_type = "v_prediction"
@@ -89,13 +89,13 @@ batch_size = 8
 workers = 0
 "#;
 
-/// Name, frames, frame interval, side in pixels, units of space and time, manifest.
+/// Name, frames, frame interval, side in pixels, space scale, time scale, manifest.
 type Stage = (&'static str, usize, usize, usize, f64, f64, &'static str);
 
-/// Stills; short clips of low resolution; longer clips of twice the resolution. Positions are in
-/// units that agree over the stages.
+/// Images; short clips of low resolution; longer clips of twice the resolution. The position scales agree across
+/// the stages.
 const STAGES: [Stage; 3] = [
-    ("stage 1: stills", 1, 1, 16, 0.5, 0.5, "stills.csv"),
+    ("stage 1: images", 1, 1, 16, 0.5, 0.5, "stills.csv"),
     ("stage 2: short clips", 4, 2, 16, 0.5, 0.5, "clips.csv"),
     ("stage 3: longer clips, twice the resolution", 8, 1, 32, 1.0, 1.0, "clips.csv"),
 ];
@@ -116,7 +116,7 @@ fn main() -> anyhow::Result<()> {
         ..DemoSpec::default()
     };
     write_dataset(&data, &spec, &mut ())?;
-    println!("{} clips and {} stills: {}", spec.clips, spec.stills, data.display());
+    println!("{} clips and {} images: {}", spec.clips, spec.stills, data.display());
 
     let run = |name: &str, recipe: Recipe| -> anyhow::Result<()> {
         let folder = root.join(name);
@@ -146,7 +146,7 @@ fn main() -> anyhow::Result<()> {
         (clip.num_frames, clip.frame_interval, clip.image_size) =
             (num_frames, frame_interval, [side, side]);
 
-        // Latents and prompt states once, and training from these.
+        // Latents and prompt states are computed once; training reads them.
         let (clip, seed) = (recipe.data.clip.clone(), recipe.run.seed);
         let dataset = ClipDataset::new(Manifest::read(&data.join(manifest))?, clip.clone(), seed)?;
         let encoder = EncoderConfig {
@@ -165,7 +165,7 @@ fn main() -> anyhow::Result<()> {
         before = Some(root.join(name).join("stdit/ema.safetensors"));
     }
 
-    // A model is its parts and a description of them.
+    // A model is a folder with its parts and a description.
     let (_, num_frames, _, side, space_scale, time_scale, _) = STAGES[2];
     let stage = Recipe::parse(STDIT)?.stdit.context("a recipe for an STDiT")?;
     let mut config = serde_json::to_value(stage.config)?;
@@ -198,7 +198,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A line now and then.
+/// Prints a line every 20 steps.
 struct Lines;
 
 impl Observer for Lines {

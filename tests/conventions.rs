@@ -24,7 +24,7 @@ const READS: [&str; 12] = [
 ];
 
 /// Files that may call them: the helper itself, and kernels on flex tensors, which are host memory.
-const MAY_READ: [&str; 2] = ["crates/nn/src/read.rs", "crates/nn/src/fused/forward.rs"];
+const MAY_READ: [&str; 2] = ["crates/nn/src/read.rs", "crates/nn/src/kernels/flex.rs"];
 
 /// Files beside tensors that are synced to disk.
 const FILES: [&str; 2] = ["crates/files/src/", "crates/video/src/writer.rs"];

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use opensora_files::error_line;
 use opensora_tests::{devices, fixture, golden_cases};
 use opensora_verify::{self as verify, KINDS, VerifyError};
 use std::collections::BTreeSet;
@@ -68,7 +69,7 @@ fn unknown_settings_are_an_error() {
         let folder = copy_of(case);
         rewrite(folder.path(), from, to);
         let error = verify::run(folder.path(), &device).unwrap_err();
-        let message = error.to_string();
+        let message = error_line(&error);
         let name = to.split('"').nth(1).unwrap();
         assert!(message.contains("unknown") && message.contains(name), "{case}: {message}");
     }
@@ -86,7 +87,7 @@ fn the_case_decides_the_number_of_diffusion_steps() {
         folder
     };
     assert!(verify::run(with_steps(1000).path(), &device).unwrap().passed());
-    let error = verify::run(with_steps(500).path(), &device).unwrap_err().to_string();
+    let error = error_line(&verify::run(with_steps(500).path(), &device).unwrap_err());
     assert!(error.contains("'full' has 500 steps, the case expects 1000"), "{error}");
     // Without that setting the tables of the published process are compared, and differ.
     let folder = with_steps(500);
@@ -125,7 +126,7 @@ fn inputs_that_do_not_fit_are_an_error_and_no_panic() {
     let (_, device) = devices().remove(0);
     match verify::run(folder.path(), &device) {
         Ok(report) => assert!(!report.passed()),
-        Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+        Err(error) => assert!(!error_line(&error).contains('\n'), "{error}"),
     }
 }
 

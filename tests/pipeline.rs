@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 use opensora::{
     ClassToVideo, ModelFiles, Observer, PipelineError, PipelineOptions, Residency, SampleRequest,
     TextToVideo,
@@ -10,7 +10,6 @@ use opensora::{
     diffusion::{self, Ddim, Denoiser, Guidance, SampleError, Sampler, SamplerKind, StepInfo},
     latents,
     model_files::ScaleRule,
-    nn::dtype::Dtype,
     pipeline::{
         Conditioning, Conditions, Decoded, Loaded, LoadedDenoiser, LoadedVae, Part, SamplerStep,
     },
@@ -278,7 +277,7 @@ fn invalid_requests_are_rejected_before_any_work() {
 #[test]
 fn half_precision_is_used_if_the_device_supports_it() {
     for (name, device) in devices() {
-        let options = PipelineOptions { dtype: Dtype::Bf16, ..PipelineOptions::default() };
+        let options = PipelineOptions { dtype: FloatDType::BF16, ..PipelineOptions::default() };
         let made = TextToVideo::new(tiny_model(), options, device.clone());
         match made {
             Ok(pipeline) => {
@@ -384,14 +383,21 @@ fn clips_are_handed_over_one_by_one() {
     let latents = pipeline.sample(&conditioning, &request, &mut ()).unwrap().latents;
     struct Counts(Vec<[usize; 2]>);
     impl Observer for Counts {
-        fn decoded(&mut self, event: &Decoded) {
+        fn decoded(&mut self, event: &Decoded) -> ControlFlow<()> {
             self.0.push([event.frames, event.total]);
+            if self.0.len() < 4 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         }
     }
     let mut frames = Counts(vec![]);
-    let decoded: Result<Vec<_>, _> = pipeline.decode(latents, &mut frames).unwrap().collect();
+    let decoded: Result<Vec<_>, _> =
+        pipeline.decode(latents.clone(), &mut frames).unwrap().collect();
     assert_eq!(decoded.unwrap(), whole);
     assert_eq!(frames.0, [[2, 6], [4, 6], [6, 6]]);
+    // The fourth event stops the decoding, and nothing comes after the error.
+    let mut stopped = pipeline.decode(latents, &mut frames).unwrap();
+    let error = stopped.next().unwrap().unwrap_err();
+    assert!(matches!(error, PipelineError::DecodingStopped { frames: 2, total: 6 }), "{error}");
+    assert!(stopped.next().is_none());
 }
 
 /// Position scales follow the request if the model does not fix them: published models divide positions by 0.5 at

@@ -159,7 +159,9 @@ impl StreamedImport {
         let key = self.map.published_key(path);
         read_as(&self.checkpoint, &key, |data| {
             let [count, width] = data.shape()[..] else {
-                return Err(format!("shape {:?} found, a matrix expected", data.shape()).into());
+                return Err(
+                    format!("shape {:?} found, a matrix expected", data.shape().to_vec()).into()
+                );
             };
             assert!(rows.iter().all(|&row| row < count), "{key} has {count} rows");
             let (dtype, row_bytes) = (data.dtype(), width * data.dtype().size());

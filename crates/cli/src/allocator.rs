@@ -1,25 +1,25 @@
-//! Memory that was freed is kept for what comes next.
+//! Settings of glibc's allocator: freed memory stays with the process and is reused.
 //!
-//! An evaluation allocates and frees hundreds of tensors of up to 100 MB. Those the C library takes
-//! from the system one by one and gives back, and the system zeroes every page of each when it is
-//! first touched, which takes about a tenth of the time of an evaluation of STDiT-XL/2 on a
-//! processor. Kept memory is used again by the next tensor of that size or less.
+//! A forward pass allocates and frees hundreds of tensors of up to 100 MB. By default glibc maps and unmaps
+//! each of them, and the kernel zeroes every page at its first use, which takes about a tenth of the time
+//! of a forward pass of STDiT-XL/2 on a processor. Memory that stays with the process is reused by the next
+//! tensor of that size or less.
 //!
-//! For glibc, and of no effect elsewhere. A program that embeds `opensora` has the same from
+//! Other allocators are not changed. A program that embeds `opensora` gets the same effect from
 //! `GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967295:glibc.malloc.trim_threshold=1073741824`.
 
-/// How much is kept.
+/// How much freed memory stays with the process.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kept {
-    /// Nothing: a file is passed on in pieces, and the largest of them is to be all of it.
+    /// Nothing, for commands that copy files in pieces: memory is that of the largest piece.
     Nothing,
-    /// A gigabyte; the freed weights of a whole model go back to the system.
+    /// One gigabyte: the freed weights of a whole model return to the system.
     Some,
-    /// All of it: each step of a training takes what the one before has freed.
+    /// All: each training step reuses the memory of the step before.
     All,
 }
 
-/// Asks the allocator to keep what is freed; before other threads begin.
+/// Sets the allocator. Call it before other threads start.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code, reason = "a call of the C library")]
 pub(crate) fn keep_freed_memory(kept: Kept) {
@@ -28,14 +28,13 @@ pub(crate) fn keep_freed_memory(kept: Kept) {
         Kept::Some => 1 << 30,
         Kept::All => -1,
     };
-    // SAFETY: mallopt sets numbers of the allocator and touches nothing else; no thread runs beside
-    // this one yet.
+    // SAFETY: mallopt only sets parameters of the allocator, and no other thread runs yet.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX);
         libc::mallopt(libc::M_TRIM_THRESHOLD, kept);
     }
 }
 
-/// Other allocators are left as they are.
+/// Does nothing for other allocators.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub(crate) fn keep_freed_memory(_: Kept) {}

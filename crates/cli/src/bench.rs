@@ -1,17 +1,17 @@
-//! How fast the models run on a machine: published sizes, random weights.
+//! Measures the speed of the models at published sizes with random weights.
 //!
-//! A part of the flow runs once to warm up and then a few times by the clock. The outcome is one
-//! [`BenchReport`], made to be compared with other programs in one run on one machine: times on their
-//! own say little, machines differ and are busy.
+//! A part of the flow runs once to warm up and then a few times by the clock. The [`BenchReport`] is meant
+//! for comparisons within one session on one machine: machines differ and have other load.
 //!
-//! | module | thought |
+//! | module | contents |
 //! |---|---|
-//! | [`flops`] | operations of the VAE and the text encoder, by their layers |
-//! | [`memory`] | the process's peak memory |
-//! | [`weights`] | random weights in the layout that loaded ones have |
+//! | [`flops`] | floating point operations of the VAE and the text encoder |
+//! | [`memory`] | peak memory of the process |
+//! | [`parts`] | the measured parts of the flow |
+//! | [`weights`] | random weights in the layout of loaded ones |
 //!
-//! Weights need no file: values are small and random, so that no layer overflows or runs into
-//! subnormal numbers. What a layer costs does not depend on them.
+//! Weights are small random values, so that no layer overflows or computes with subnormal numbers. The time
+//! of a layer does not depend on them.
 
 pub(crate) mod flops;
 pub(crate) mod memory;
@@ -34,11 +34,11 @@ use opensora::{
 use serde::Serialize;
 use std::time::Instant;
 
-/// What is timed.
+/// A measured part of the flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Part {
-    /// One evaluation of the denoiser.
+    /// One forward pass of the denoiser.
     Stdit,
     /// Frames to posteriors.
     VaeEncode,
@@ -55,7 +55,7 @@ pub(crate) enum Part {
 /// Sizes of the three models.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct BenchPreset {
-    /// What `--preset` calls it.
+    /// Value of `--preset`.
     pub(crate) name: &'static str,
     /// The denoiser.
     pub(crate) denoiser: DenoiserConfig,
@@ -65,11 +65,11 @@ pub(crate) struct BenchPreset {
     pub(crate) vae: VaeConfig,
 }
 
-/// Names of the presets.
+/// The names of the presets.
 pub(crate) const PRESETS: [&str; 2] = ["stdit-xl-2", "demo"];
 
 impl BenchPreset {
-    /// The preset of a name: the published models, or some of the demo model's size.
+    /// Returns the preset of a name: the sizes of the published models or of the demo model.
     pub(crate) fn find(name: &str) -> Option<Self> {
         match name {
             "stdit-xl-2" => Some(Self {
@@ -109,7 +109,7 @@ impl BenchPreset {
     }
 }
 
-/// What to time, and how often.
+/// Settings of a measurement.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct BenchSpec {
     /// The part.
@@ -120,31 +120,31 @@ pub(crate) struct BenchSpec {
     pub(crate) num_frames: usize,
     /// Height and width in pixels.
     pub(crate) image_size: [usize; 2],
-    /// Clips at once.
+    /// Clips per batch.
     pub(crate) batch_size: usize,
     /// Tokens of a prompt.
     pub(crate) tokens: usize,
-    /// Frames that the VAE works on at once.
+    /// Frames that the VAE processes at once.
     pub(crate) micro_batch: usize,
-    /// Rows of the tiles that the VAE decodes a frame in; whole frames where `None`.
+    /// Rows of the tiles that the VAE decodes a frame in; `None`: whole frames.
     pub(crate) tile_rows: Option<usize>,
-    /// Whether blocks are computed again on the way back, in a training step.
+    /// True to recompute activations in the backward pass of a training step.
     pub(crate) activation_checkpointing: bool,
     /// The sampler of [`Part::Sample`].
     pub(crate) sampler: SamplerKind,
-    /// Its steps; the sampler's published number where `None`.
+    /// Steps of the sampler; `None`: the published number.
     pub(crate) steps: Option<usize>,
     /// Type of weights and activations.
     pub(crate) dtype: Dtype,
-    /// Runs before the clock, which pay for weights, compilation and tuning.
+    /// Unmeasured runs, which include allocation, compilation and tuning.
     pub(crate) warmup: usize,
-    /// Runs by the clock.
+    /// Measured runs.
     pub(crate) reps: usize,
-    /// Whether large matrix products are timed as well, to compare with.
+    /// True to time large matrix products as well, for comparison.
     pub(crate) ceiling: bool,
 }
 
-/// What was found.
+/// Result of a measurement.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct BenchReport {
     /// The part.
@@ -159,17 +159,17 @@ pub(crate) struct BenchReport {
     pub(crate) num_frames: usize,
     /// Height and width in pixels.
     pub(crate) image_size: [usize; 2],
-    /// Clips at once.
+    /// Clips per batch.
     pub(crate) batch: usize,
     /// Tokens of a prompt.
     pub(crate) tokens: usize,
     /// Type of weights and activations.
     pub(crate) dtype: String,
-    /// The device, in burn's words.
+    /// The device, as burn prints it.
     pub(crate) device: String,
     /// Median of `reps`.
     pub(crate) seconds: f64,
-    /// The fastest of `reps`.
+    /// Minimum of `reps`.
     pub(crate) min_seconds: f64,
     /// Seconds of each run.
     pub(crate) reps: Vec<f64>,
@@ -177,11 +177,11 @@ pub(crate) struct BenchReport {
     pub(crate) gflop: f64,
     /// `gflop / seconds`.
     pub(crate) gflops: f64,
-    /// The same of large square matrix products on the device; null if they fail or are left out.
+    /// Speed of large square matrix products on the device; null if they fail or are left out.
     pub(crate) matmul_ceiling_gflops: Option<f64>,
     /// `gflops / matmul_ceiling_gflops`.
     pub(crate) share_of_ceiling: Option<f64>,
-    /// The process's peak resident memory in bytes; null where the system does not tell.
+    /// Peak resident memory of the process in bytes; null if the system does not report it.
     pub(crate) peak_rss_bytes: Option<u64>,
     /// The last run of [`Part::Sample`].
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -200,35 +200,35 @@ pub(crate) struct StageSeconds {
 }
 
 impl StageSeconds {
-    /// All of them.
+    /// Returns the sum of all stages.
     pub(crate) fn total(&self) -> f64 {
         self.text + self.denoise + self.decode
     }
 }
 
-/// Why nothing could be timed.
+/// Error of a measurement.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BenchError {
-    /// A number that makes no sense.
+    /// A number that must be at least 1.
     #[error("{what} is 0, expected at least 1")]
     Zero {
-        /// Which.
+        /// The number.
         what: &'static str,
     },
-    /// More tokens than the denoiser takes.
+    /// More tokens than the denoiser supports.
     #[error("{found} tokens of a prompt, the denoiser takes at most {most}")]
     Tokens {
-        /// Asked for.
+        /// Tokens of the prompt.
         found: usize,
-        /// What it takes.
+        /// Maximum of the denoiser.
         most: usize,
     },
-    /// More than any memory holds.
+    /// A batch that does not fit any memory.
     #[error("{batch_size} clips of {num_frames} frames of {height}x{width} are too many")]
     TooLarge {
-        /// Clips at once.
+        /// Clips per batch.
         batch_size: usize,
-        /// Frames of each.
+        /// Frames per clip.
         num_frames: usize,
         /// Their height in pixels.
         height: usize,
@@ -247,13 +247,13 @@ pub(crate) enum BenchError {
     /// The prompt's states do not fit the denoiser.
     #[error(transparent)]
     Prompt(#[from] PromptError),
-    /// The device does not compute in this type.
+    /// The device does not support this type.
     #[error(transparent)]
     Dtype(#[from] DtypeError),
-    /// The sampler cannot have so many steps.
+    /// The sampler does not support this number of steps.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
-    /// The sampler stopped.
+    /// Sampling failed.
     #[error(transparent)]
     Sample(#[from] opensora::diffusion::SampleError),
     /// The training step failed.
@@ -262,7 +262,7 @@ pub(crate) enum BenchError {
     /// The device could not finish its work.
     #[error(transparent)]
     Device(ReadError),
-    /// The decoded values gave no pixels.
+    /// The decoded values cannot be converted to pixels.
     #[error(transparent)]
     Frames(opensora::frames::ToFramesError),
 }
@@ -291,7 +291,7 @@ impl BenchSpec {
         self.preset.t5.validate()?;
         let (batch_size, num_frames) = (self.batch_size, self.num_frames);
         let [height, width] = self.image_size;
-        // 2^36 pixels are 800 GB, and small enough that the products that follow stay in range.
+        // 2^36 pixels take 800 GB; later products cannot overflow.
         [batch_size, num_frames, height, width]
             .into_iter()
             .try_fold(1usize, usize::checked_mul)
@@ -300,17 +300,17 @@ impl BenchSpec {
         Ok(self.preset.vae.latent_size([num_frames, height, width])?)
     }
 
-    /// Runs the part and says how long it took; `said` hears what happens.
+    /// Runs the part and measures its time; `on_stage` receives the name of each stage when it starts.
     ///
     /// # Errors
-    /// Where sizes do not fit each other or the device fails.
+    /// Returns an error if sizes do not fit each other or the device fails.
     pub(crate) fn run(
         &self,
         device: &Device,
-        said: &mut dyn FnMut(&str),
+        on_stage: &mut dyn FnMut(&str),
     ) -> Result<BenchReport, BenchError> {
         let latents = self.check(device)?;
-        said("weights");
+        on_stage("weights");
         let mut part = parts::prepare(self, latents, device)?;
         let mut stages = None;
         let mut timed = || -> Result<f64, BenchError> {
@@ -320,25 +320,25 @@ impl BenchSpec {
             stages = part.run()?;
             synced()?;
             let elapsed = began.elapsed().as_secs_f64();
-            // Stages leave out what does not count.
+            // Stages leave out the creation of weights.
             Ok(stages.as_ref().map_or(elapsed, StageSeconds::total))
         };
         for run in 0..self.warmup {
-            said(&format!("warm-up {} of {}", run + 1, self.warmup));
+            on_stage(&format!("warm-up {} of {}", run + 1, self.warmup));
             timed()?;
         }
         let mut reps = Vec::with_capacity(self.reps);
         for run in 0..self.reps {
-            said(&format!("run {} of {}", run + 1, self.reps));
+            on_stage(&format!("run {} of {}", run + 1, self.reps));
             reps.push(timed()?);
         }
-        // Before the ceiling's matrices come on top.
+        // Read before the matrices of the ceiling are allocated.
         let peak_rss_bytes = memory::peak_rss_bytes();
         let gflop = part.flop() / 1e9;
         drop(part);
 
         let matmul_ceiling_gflops = if self.ceiling {
-            said("matrix products");
+            on_stage("matrix products");
             measure_matmul_ceiling(device, self.dtype.float()).map(|ceiling| ceiling / 1e9)
         } else {
             None
@@ -369,7 +369,7 @@ impl BenchSpec {
     }
 }
 
-/// The middle value, or the mean of the two in the middle; at least one is there.
+/// Returns the median of at least one value.
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -382,7 +382,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_stands_in_the_middle() {
+    fn the_median_is_the_middle_value_or_the_mean_of_two() {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), 2.5);
         assert_eq!(median(&[7.0]), 7.0);

@@ -1,4 +1,4 @@
-//! One module a subcommand: its options, and what it does with the library.
+//! The subcommands: one module each, with its options and its call of the library.
 
 pub(crate) mod bench;
 pub(crate) mod completions;
@@ -9,6 +9,8 @@ pub(crate) mod man;
 pub(crate) mod plot;
 pub(crate) mod probe_device;
 pub(crate) mod sample;
+#[cfg(feature = "serve")]
+pub(crate) mod serve;
 pub(crate) mod train;
 pub(crate) mod verify;
 pub(crate) mod weights;

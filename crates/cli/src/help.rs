@@ -1,4 +1,4 @@
-//! The command line as help, completions and manual pages show it: options in groups.
+//! The command line with its options in groups, for help, completions and manual pages.
 
 use crate::Cli;
 use clap::{Arg, Command, CommandFactory};
@@ -9,7 +9,7 @@ pub(crate) fn command() -> Command {
 }
 
 /// Headings and the options below them, by name. Options that are not listed stay under "Options".
-const GROUPS: [(&str, &[&str]); 6] = [
+const GROUPS: [(&str, &[&str]); 8] = [
     (
         "Model",
         &[
@@ -46,7 +46,21 @@ const GROUPS: [(&str, &[&str]); 6] = [
             "fps",
         ],
     ),
-    ("Device", &["device", "dtype", "t5-dtype", "low-memory", "peak-tflops"]),
+    ("Server", &["host", "port", "token", "token-file", "allow-host", "max-connections"]),
+    (
+        "Limits",
+        &[
+            "max-queued",
+            "max-jobs",
+            "max-disk",
+            "delete-oldest",
+            "max-side",
+            "max-frames",
+            "max-pixels",
+            "max-steps",
+        ],
+    ),
+    ("Device", &["device", "dtype", "t5-dtype", "residency", "low-memory", "peak-tflops"]),
     (
         "Rows and workers",
         &["workers", "parallel", "shard", "retry-failed", "attempts", "skip-bad", "journal"],
@@ -146,6 +160,28 @@ mod tests {
             }
         }
         assert!(commands > 12, "{commands}");
+    }
+
+    /// The unit, the container file and the examples of the guide to `serve`.
+    #[cfg(feature = "serve")]
+    #[test]
+    fn the_commands_of_the_guide_to_deployment_parse() {
+        let guide = include_str!("../../../docs/deployment.md").replace("\\\n", " ");
+        let mut commands = 0;
+        for line in guide.lines() {
+            let line = line.strip_prefix("ExecStart=/usr/local/bin/").unwrap_or(line);
+            let words = match line.strip_prefix("ENTRYPOINT ") {
+                Some(words) => serde_json::from_str(words).unwrap(),
+                None if line.starts_with("opensora serve") => {
+                    shell_words(line.split(" #").next().unwrap_or_default())
+                }
+                None => continue,
+            };
+            let parsed = command().try_get_matches_from(words);
+            assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+            commands += 1;
+        }
+        assert_eq!(commands, 3, "an example, the unit and the container file");
     }
 
     /// The words of a line, of which some stand in double quotes; what follows a pipe or `>` is left out.

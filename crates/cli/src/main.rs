@@ -1,8 +1,8 @@
-//! The program `opensora`: sample videos, train models, list devices, prove a machine's numbers.
+//! The program `opensora`: samples videos, trains models, prepares data sets, verifies numbers.
 //!
-//! Only this program prints; the library reports through its results and an observer.
+//! Only this program prints; the library reports through results and observers.
 
-// Their macros panic where standard output or standard error is closed: `output` prints.
+// The macros panic if standard output or standard error is closed; the module `output` does not.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod allocator;
@@ -21,6 +21,8 @@ mod trial;
 
 use allocator::Kept;
 use clap::{FromArgMatches, Parser, Subcommand};
+#[cfg(feature = "serve")]
+use commands::serve;
 use commands::{
     bench as bench_command, completions, data, devices, eval, man, plot, probe_device, sample,
     train, verify, weights,
@@ -29,7 +31,7 @@ use opensora::files::error_line;
 use output::OutputError;
 use std::{process::ExitCode, time::Instant};
 
-/// Exit code where the reader of standard output has gone, as shells report SIGPIPE.
+/// Exit code if the reader has closed standard output, as shells report SIGPIPE.
 const READER_GONE: u8 = 141;
 
 #[derive(Parser)]
@@ -48,20 +50,20 @@ Results go to standard output, progress and errors to standard error.
 
 Exit codes:
     0  done
-    1  an error, in one line on standard error
-    2  the command line is wrong
+    1  an error, reported in one line on standard error
+    2  an invalid command line
   129  stopped by SIGHUP (a closed terminal)
   130  stopped by SIGINT (Ctrl-C)
-  141  the reader of standard output has closed the pipe, such as head
+  141  standard output was closed by its reader, such as head
   143  stopped by SIGTERM
 
-The first SIGINT, SIGTERM or SIGHUP finishes the current step and keeps complete files; a second one
-ends the program at once."
+The first SIGINT, SIGTERM or SIGHUP stops the program after the current step; complete files are kept. A second
+one ends it at once."
 )]
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Say more on standard error: which files are used with which settings, and the time that it took
+    /// Print details on standard error: files, settings and the time taken
     #[arg(long, short, global = true)]
     verbose: bool,
 }
@@ -70,20 +72,23 @@ struct Cli {
 enum Command {
     /// Sample videos from prompts
     Sample(Box<sample::Args>),
-    /// Fetch, list, inspect, convert and verify published weights
+    /// Fetch, list, inspect, convert and verify weights
     Weights(weights::Args),
-    /// Run golden cases and compare their numbers with the reference
+    /// Run golden cases and compare the results with the reference's
     Verify(verify::Args),
-    /// Train a model by a recipe
+    /// Train a model with a recipe
     Train(Box<train::Args>),
-    /// Train a VAE by a recipe
+    /// Train a VAE with a recipe
     TrainVae(Box<train::Args>),
     /// Prepare data sets
     Data(data::Args),
     /// Measure how well the videos of a model match their prompts
     Eval(eval::Args),
-    /// Time the models at published sizes with random weights
+    /// Measure the speed of the models with random weights
     Bench(Box<bench_command::Args>),
+    /// Serve videos over HTTP: a queue of jobs, the API of /v1/videos and a page
+    #[cfg(feature = "serve")]
+    Serve(Box<serve::Args>),
     /// Plot the loss and other curves of training runs
     Plot(plot::Args),
     /// List the backends of this build and the available devices
@@ -92,7 +97,7 @@ enum Command {
     Completions(completions::Args),
     /// Print or write manual pages
     Man(man::Args),
-    /// Try a device in this process, which its driver may end
+    /// Run a trial kernel on a device; its driver may crash the process
     #[command(name = trial::SUBCOMMAND, hide = true)]
     ProbeDevice(probe_device::Args),
 }
@@ -126,6 +131,8 @@ fn main() -> ExitCode {
         Command::Data(args) => data::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Bench(args) => bench_command::run(*args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(*args),
         Command::Plot(args) => plot::run(args),
         Command::Devices(args) => devices::run(args),
         Command::Completions(args) => completions::run(&args),
@@ -139,17 +146,17 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints help, the version, or why the command line is wrong.
+/// Prints help, the version, or the error of the command line.
 fn explain(error: &clap::Error) -> ExitCode {
     match error.print().map_err(OutputError::from) {
-        // A usage error goes to standard error, where nobody needs to read it.
+        // A usage error goes to standard error, where write errors are ignored.
         _ if error.use_stderr() => ExitCode::from(2),
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error.into()),
     }
 }
 
-/// Says why a subcommand failed, on one line, and returns the exit code.
+/// Prints the error of a subcommand on one line, and returns the exit code.
 fn fail(error: &anyhow::Error) -> ExitCode {
     if let Some(OutputError::Closed) = error.downcast_ref() {
         return ExitCode::from(READER_GONE);

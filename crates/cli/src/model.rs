@@ -1,4 +1,4 @@
-//! What `--model` names.
+//! Resolves `--model` to the files of a model.
 
 use crate::fetch_progress::FetchProgress;
 use anyhow::Context;
@@ -12,8 +12,9 @@ use opensora_demo::model::NAME;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Finds the model of a name or path: the bundled one, or what [`Pretrained::text_files`] knows. What is
-/// missing of a published one is fetched, after saying how much and where.
+/// Finds a model that follows prompts by name or path: the bundled one, or one that
+/// [`Pretrained::text_files`] finds. Missing files of a published model are fetched, after a message with
+/// their size and place.
 pub(crate) fn resolve(model: &str, parts: &PartPaths, quiet: bool) -> anyhow::Result<ModelFiles> {
     if model == NAME {
         let files = opensora_demo::model_files().context("--model")?;
@@ -29,7 +30,7 @@ pub(crate) fn resolve(model: &str, parts: &PartPaths, quiet: bool) -> anyhow::Re
     Ok(files.with_parts(parts))
 }
 
-/// Finds a model that follows labels, as [`resolve`].
+/// Finds a model that follows class labels by name or path; see [`resolve`].
 pub(crate) fn resolve_class(
     model: &str,
     parts: &PartPaths,
@@ -58,8 +59,8 @@ pub(crate) fn sources(paths: &[&Path]) -> Vec<Value> {
         .collect()
 }
 
-/// Where the paths in a `model.json` may lead: into its folder and, by relative paths, below the
-/// working directory; anywhere if the user says so.
+/// Returns the policy for paths in a `model.json`: into its folder and, for relative paths, below the
+/// working directory; anywhere if `anywhere`.
 pub(crate) fn policy(anywhere: bool) -> anyhow::Result<PathPolicy> {
     if anywhere {
         return Ok(PathPolicy::Anywhere);

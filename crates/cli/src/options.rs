@@ -1,4 +1,4 @@
-//! Options that subcommands share, so that they are spelled the same everywhere.
+//! Options that several subcommands share.
 
 use crate::trial;
 use anyhow::Context;
@@ -10,7 +10,7 @@ use opensora::{
     stdit::AttentionReuse,
 };
 
-/// How a subcommand reports.
+/// Options of reporting.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct Report {
     /// Print the result as one JSON object
@@ -24,7 +24,7 @@ pub(crate) struct Report {
 /// The device to compute on.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct DeviceName {
-    /// Device, such as flex, cuda:0 or vulkan [default: the first that is no software driver]
+    /// Device, such as flex, cuda:0 or vulkan [default: the first one that is not a software driver]
     ///
     /// `opensora devices` lists them.
     #[arg(long, value_name = "NAME")]
@@ -44,10 +44,10 @@ impl DeviceName {
     }
 }
 
-/// Size of the clips, sampler and seed. Omitted options take the model's defaults.
+/// Options of sampling. Omitted ones take the model's defaults.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Sampling {
-    /// Frames of a clip; one makes an image [default: the model's]
+    /// Frames of a clip; 1 samples an image [default: the model's]
     #[arg(long)]
     pub(crate) num_frames: Option<usize>,
     /// Height and width in pixels, such as 256x256 [default: the model's]
@@ -58,16 +58,15 @@ pub(crate) struct Sampling {
     pub(crate) sampler: Option<SamplerKind>,
     /// Sampler steps [default: the model's; else 100, for dpm-solver 20]
     ///
-    /// Recommended where time counts: --sampler dpm-solver --steps 20, a fifth of the work of 100 steps
-    /// of iddpm.
+    /// --sampler dpm-solver --steps 20 takes a fifth of the time of 100 steps of iddpm.
     #[arg(long)]
     pub(crate) steps: Option<usize>,
-    /// Reuse attention outputs in later steps (pyramid attention broadcast)
+    /// Reuse attention outputs in later steps (pyramid attention broadcast); faster
     ///
-    /// Without a value they are computed every 2nd (spatial), 4th (temporal) and 6th (cross) step at
-    /// timesteps from 450 to 930, as published; other values look like
-    /// --pab=spatial=2,cross=6,above=100,below=850. Faster, with slightly different videos; it keeps up
-    /// to three tensors of all tokens for each block.
+    /// Without a value, attention is computed every 2nd (spatial), 4th (temporal) and 6th (cross) step at
+    /// timesteps from 450 to 930, as published. Other values look like
+    /// --pab=spatial=2,cross=6,above=100,below=850. The videos differ slightly. Takes memory for up to three
+    /// tensors of all tokens per block.
     #[arg(
         long,
         num_args = 0..=1,
@@ -76,7 +75,7 @@ pub(crate) struct Sampling {
         value_name = "RANGES"
     )]
     pub(crate) pab: Option<AttentionReuse>,
-    /// How strongly videos follow their prompts; 1: without guidance [default: the model's; else 7]
+    /// Scale of classifier-free guidance; 1: no guidance [default: the model's; else 7]
     #[arg(long, visible_alias = "cfg-scale")]
     pub(crate) guidance_scale: Option<f64>,
     /// Seed of all noise [default: the model's; 42 for published ones]
@@ -88,7 +87,7 @@ impl Sampling {
     /// Returns a request with these options, and the model's defaults for the rest.
     pub(crate) fn request(&self, defaults: &SampleRequest) -> SampleRequest {
         let sampler = self.sampler.unwrap_or(defaults.sampler);
-        // A model's default number of steps applies to its default sampler only.
+        // The default number of steps belongs to the default sampler.
         let own_steps = defaults.steps.filter(|_| sampler == defaults.sampler);
         SampleRequest {
             num_frames: self.num_frames.unwrap_or(defaults.num_frames),
@@ -110,8 +109,8 @@ pub(crate) fn parse_size(text: &str) -> Result<[usize; 2], String> {
 }
 
 /// Parses the name of a sampler.
-pub(crate) fn parse_sampler(text: &str) -> Result<SamplerKind, String> {
-    text.parse().map_err(|error: SamplerError| error.to_string())
+pub(crate) fn parse_sampler(text: &str) -> Result<SamplerKind, SamplerError> {
+    text.parse()
 }
 
 #[cfg(test)]

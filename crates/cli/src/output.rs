@@ -1,7 +1,7 @@
 //! Standard output and standard error: the only module that prints.
 //!
-//! Results go to standard output, and a result that cannot be written is an error. Everything else
-//! goes to standard error, whose reader may be gone without the work being any worse for it.
+//! Results go to standard output; failing to write one is an error. Messages go to standard error, where
+//! write errors are ignored.
 
 use serde::Serialize;
 use std::{
@@ -14,10 +14,10 @@ use std::{
 /// Why a result could not be printed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OutputError {
-    /// The reader of the pipe has gone, such as `head` after its lines.
+    /// The reader of the pipe has closed it, as `head` does after its lines.
     #[error("standard output: the reader has closed the pipe")]
     Closed,
-    /// Standard output cannot be written, such as a file on a full disk.
+    /// Standard output cannot be written, for example because the disk is full.
     #[error("standard output")]
     Write(#[source] io::Error),
     /// The result has no JSON form.
@@ -37,7 +37,7 @@ impl From<io::Error> for OutputError {
 /// Prints a result and a line break.
 ///
 /// # Errors
-/// Returns an error if the reader has gone or the line cannot be written.
+/// Returns an error if the reader has closed the pipe or the line cannot be written.
 pub(crate) fn line(text: impl Display) -> Result<(), OutputError> {
     Ok(write_line(io::stdout().lock(), text)?)
 }
@@ -45,7 +45,7 @@ pub(crate) fn line(text: impl Display) -> Result<(), OutputError> {
 /// Prints a result as one line of JSON.
 ///
 /// # Errors
-/// As [`line()`], and if `value` has no JSON form.
+/// Returns the errors of [`line()`], and an error if `value` has no JSON form.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), OutputError> {
     line(serde_json::to_string(value)?)
 }
@@ -53,23 +53,23 @@ pub(crate) fn json(value: &impl Serialize) -> Result<(), OutputError> {
 /// Copies a file to standard output.
 ///
 /// # Errors
-/// As [`line()`], and if the file cannot be read.
+/// Returns the errors of [`line()`], and an error if the file cannot be read.
 pub(crate) fn copy(file: &mut File) -> Result<(), OutputError> {
     let mut stdout = io::stdout().lock();
     io::copy(file, &mut stdout)?;
     Ok(stdout.flush()?)
 }
 
-/// Prints a message for a person on standard error. A message that nobody can read is dropped:
-/// hours of work do not end because a terminal or a `tee` did.
+/// Prints a message on standard error. Write errors are ignored: hours of work do not end because a terminal
+/// or a `tee` did.
 pub(crate) fn message(text: impl Display) {
     let _ = write_line(io::stderr().lock(), text);
 }
 
-/// Whether details are printed.
+/// True if details are printed.
 static VERBOSE: AtomicBool = AtomicBool::new(false);
 
-/// Says whether [`detail`] prints.
+/// Sets whether [`detail`] prints.
 pub(crate) fn set_verbose(verbose: bool) {
     VERBOSE.store(verbose, Ordering::Relaxed);
 }
@@ -81,7 +81,7 @@ pub(crate) fn detail(text: impl Display) {
     }
 }
 
-/// Writes a line in one piece, so that lines of several programs do not mix.
+/// Writes a line by one call, so that lines of several programs do not mix.
 fn write_line(mut target: impl Write, text: impl Display) -> io::Result<()> {
     target.write_all(format!("{text}\n").as_bytes())?;
     target.flush()

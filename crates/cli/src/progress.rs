@@ -1,4 +1,4 @@
-//! Progress on the terminal: bars where someone watches, plain lines elsewhere.
+//! Progress on standard error: bars on a terminal, plain lines elsewhere.
 
 use crate::{output, stop};
 use burn::tensor::Device;
@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Between two plain lines of one stage.
+/// Time between two plain lines of one stage.
 pub(crate) const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Message while a device compiles its kernels.
@@ -39,7 +39,7 @@ pub(crate) struct Progress {
     warm_up: Option<&'static str>,
     /// True until the first step of a stage ends, if that step is a warm-up.
     cold: bool,
-    /// Warm-up steps of the stage, which do not count for its pace.
+    /// Warm-up steps of the stage, which the estimate of the time left leaves out.
     uncounted: usize,
 }
 
@@ -91,7 +91,7 @@ impl Progress {
         }
     }
 
-    /// A line that stays, unless quiet.
+    /// Prints a line, unless quiet.
     pub(crate) fn line(&mut self, text: &str) {
         self.finish();
         if self.mode != Mode::Quiet {
@@ -99,7 +99,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(crate) fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
@@ -183,8 +183,10 @@ impl Observer for Progress {
         stop::flow()
     }
 
-    fn decoded(&mut self, event: &Decoded) {
+    /// Decoding is not stopped: a clip that was sampled is worth its decoding.
+    fn decoded(&mut self, event: &Decoded) -> ControlFlow<()> {
         self.advance("decoding", event.frames, event.total);
+        ControlFlow::Continue(())
     }
 }
 
@@ -212,7 +214,7 @@ mod tests {
         assert_eq!((progress.cold, progress.uncounted), (false, 1));
         progress.advance("sampling", 2, 10);
         assert_eq!(progress.uncounted, 1);
-        // The next model has kernels of its own.
+        // The next model has other kernels.
         progress.begin_stage();
         assert_eq!((progress.cold, progress.uncounted), (true, 0));
     }

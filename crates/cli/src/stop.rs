@@ -1,4 +1,4 @@
-//! Signals: the first asks for a tidy end, the second ends the program at once.
+//! Signals: the first one stops the work after its current step, the second one ends the program at once.
 
 use crate::output;
 use opensora::{PipelineError, diffusion::SampleError};
@@ -14,30 +14,30 @@ use std::{
     },
 };
 
-/// The number of the signal that asked for an end, else 0; set up by [`listen`].
+/// Number of the signal that was received, or 0; set up by [`listen`].
 static SIGNAL: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
 static SAID: Once = Once::new();
 
-/// What a shell adds to the number of a signal that ended a program.
+/// Offset between the number of a signal and the exit code that shells report for it.
 const SHELL_OFFSET: i32 = 128;
 
-/// A subcommand that ended early because a signal asked for it.
+/// A subcommand that was stopped by a signal.
 #[derive(Debug, thiserror::Error)]
 #[error("stopped as asked: {0}")]
 pub(crate) struct Stopped(
-    /// What was done, and how to resume.
+    /// Completed work, and how to resume.
     pub(crate) String,
 );
 
-/// From here on, SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal) no longer end the program
-/// at once: loops have to check [`asked`] between their steps. A SIGHUP that the program was started
-/// to ignore, as by `nohup`, stays ignored.
+/// Catches SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal): the first one no longer ends the program,
+/// and loops have to check [`asked`] between their steps. SIGHUP stays ignored if the program was started
+/// with it ignored, as by `nohup`.
 pub(crate) fn listen() {
     SIGNAL.get_or_init(|| {
         let number = Arc::new(AtomicUsize::new(0));
         let asked = Arc::new(AtomicBool::new(false));
         for signal in signals() {
-            // A signal that cannot be caught keeps its effect, which is no reason to refuse to work.
+            // Errors are ignored: a signal that cannot be caught keeps its default effect.
             // The shutdown is registered first: it checks the flag before the flag is set.
             let code = SHELL_OFFSET + signal;
             let _ = flag::register_conditional_shutdown(signal, code, Arc::clone(&asked));
@@ -75,7 +75,7 @@ fn is_ignored(signal: i32) -> bool {
     }
 }
 
-/// Returns true if a signal has asked for an end, and says so the first time.
+/// Returns true if a signal was received; the first call that does prints a message.
 pub(crate) fn asked() -> bool {
     let asked = exit_code().is_some();
     if asked {
@@ -86,15 +86,15 @@ pub(crate) fn asked() -> bool {
     asked
 }
 
-/// Fails if a signal has asked for an end, between two clips.
+/// Returns an error if a signal was received; called between two clips.
 pub(crate) fn check() -> anyhow::Result<()> {
     match asked() {
-        true => Err(Stopped("clips that are complete are kept".into()).into()),
+        true => Err(Stopped("complete clips are kept".into()).into()),
         false => Ok(()),
     }
 }
 
-/// Returns the error of a run; if a signal interrupted its sampler, it says so.
+/// Returns the error of a run, or [`Stopped`] if a signal interrupted its sampler.
 pub(crate) fn or_error(error: anyhow::Error) -> anyhow::Error {
     match error.downcast_ref() {
         Some(PipelineError::Sample(SampleError::Interrupted { completed, total })) if asked() => {
@@ -104,20 +104,20 @@ pub(crate) fn or_error(error: anyhow::Error) -> anyhow::Error {
     }
 }
 
-/// Ends the program if a signal has asked for it, between two pieces of work that write nothing.
+/// Ends the program if a signal was received; called between two steps that write nothing.
 pub(crate) fn end_if_asked() {
     if let Some(code) = exit_code() {
         std::process::exit(code.into());
     }
 }
 
-/// Returns what an observer answers: to break where a signal has asked for an end.
+/// Returns `Break` if a signal was received, for observers.
 pub(crate) fn flow() -> ControlFlow<()> {
     if asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
-/// Returns the exit code of a program that a signal asked to end: 130 for SIGINT, 143 for SIGTERM,
-/// 129 for SIGHUP, as shells report them; `None` while no signal has come.
+/// Returns the exit code for the signal that was received, as shells report it: 130 for SIGINT, 143 for
+/// SIGTERM, 129 for SIGHUP. Returns `None` if there was no signal.
 pub(crate) fn exit_code() -> Option<u8> {
     let signal = SIGNAL.get().map_or(0, |number| number.load(Ordering::Relaxed));
     match signal {

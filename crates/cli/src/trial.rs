@@ -1,7 +1,7 @@
 //! Trial runs of a device before any other work.
 //!
-//! A device that does not start, or a driver that crashes on a kernel, thus gives one line of error at
-//! the start instead of a panic or a signal minutes later.
+//! A device that does not start, or a driver that crashes on a kernel, is reported in one line at the start
+//! instead of by a panic or a signal minutes later.
 
 use crate::output;
 use burn::tensor::Device;
@@ -32,11 +32,11 @@ const MAX_SAID: u64 = 64 << 10;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TrialError {
     /// The device does not start, or its driver rejects the first kernel.
-    #[error("{device}: {source}")]
+    #[error("{device}: the first kernel failed")]
     FirstKernel {
         /// Name of the device.
         device: String,
-        /// What failed.
+        /// The error of the kernel.
         source: ProbeError,
     },
     /// The trial run in a separate process failed.

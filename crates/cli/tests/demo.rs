@@ -93,7 +93,7 @@ fn eval_demo_refuses_what_cannot_be_judged() {
     for (args, named) in [
         (&["--image-size", "16x32"][..], "16x32"),
         (&["--require", "size=0.9"], "unknown attribute 'size'"),
-        (&["--require", "shape=2"], "'2' is no share"),
+        (&["--require", "shape=2"], "'2' is not a share"),
         (&["--seen", "--all"], "cannot be used with"),
     ] {
         let output = eval(folder.path(), args);

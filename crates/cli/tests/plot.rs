@@ -62,7 +62,7 @@ fn what_cannot_be_shown_is_refused_in_one_line() {
         (vec!["first", "--smooth", "2"], "smooth is 2"),
         (vec!["first", "--columns", "gradient_norm", "--log"], "gradient_norm: no values"),
         (vec!["first", "--out", "none/a.svg"], "none/a.svg"),
-        (vec!["first", "--out", "empty"], "empty: it is a folder"),
+        (vec!["first", "--out", "empty"], "empty: found a folder"),
     ] {
         let output = plot(folder.path(), &args);
         let stderr = String::from_utf8(output.stderr).unwrap();

@@ -283,7 +283,7 @@ fn what_cannot_be_trained_is_refused_in_one_line() {
         (train("run", &data), "resume"),
         (train("new", &["--data", "nowhere.csv"]), "nowhere.csv"),
         (train("new", &["--cache", "data"]), "no complete cache"),
-        (train("new", &[]), "no manifest"),
+        (train("new", &[]), "the manifest is missing"),
         (train("new", &["--data", "data/clips.csv", "--init", "stdit.toml"]), "stdit.toml"),
         (vec!["train", "--recipe", "nothing.toml", "--out", "new"], "nothing.toml"),
         (vec!["train-vae", "--recipe", "stdit.toml", "--out", "new"], "no [vae]"),

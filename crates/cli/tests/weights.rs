@@ -258,7 +258,7 @@ fn weights_are_known_from_their_headers() {
     assert_eq!(found["fits"], false);
     assert!(!found["missing"].as_array().unwrap().is_empty(), "{found}");
     let text = case.run(&["weights", "inspect", path.to_str().unwrap(), "--keys"]);
-    assert!(text.contains("none known here") && text.contains("F32  [4]"), "{text}");
+    assert!(text.contains("artefact: unknown") && text.contains("F32  [4]"), "{text}");
 }
 
 #[test]

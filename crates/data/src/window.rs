@@ -27,7 +27,7 @@ pub struct ClipSpec {
     #[serde(default = "yes")]
     pub horizontal_flip: bool,
     /// Number of random draws (of window and mirroring) of a row. Epochs cycle through them, so that a
-    /// cache can hold all of them. `None`: every epoch has a draw of its own.
+    /// cache can hold all of them. `None`: every epoch has another draw.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variants: Option<u64>,
 }

@@ -1,4 +1,4 @@
-//! The cache of latents: the same numbers as without, and no damage or staleness goes unseen.
+//! Tests of the latent cache: the same numbers as without a cache, reuse, stale and damaged caches.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,7 +16,7 @@ use std::{
 use world::{Log, World};
 
 impl World {
-    /// Writes the cache in shards of two rows; returns how many rows were encoded anew.
+    /// Writes the cache in shards of two rows. Returns the number of rows that were encoded.
     fn write(&self, clip: &ClipSpec) -> usize {
         let (dataset, encoder, key) = (self.dataset(clip), self.encoder(Some(2)), self.key(clip));
         let latents = 4 * clip.num_frames * 16 * 16;
@@ -28,7 +28,7 @@ impl World {
         log.done.len() - 3
     }
 
-    fn refused(&self, clip: &ClipSpec) -> String {
+    fn rejected(&self, clip: &ClipSpec) -> String {
         let error = LatentCache::open_for(&self.path("cache"), clip).unwrap_err().to_string();
         assert!(!error.contains('\n'), "{error}");
         error
@@ -50,7 +50,7 @@ fn shard(folder: &Path, number: usize) -> PathBuf {
 }
 
 #[test]
-fn the_cache_holds_what_would_be_computed_along_the_way() {
+fn the_cache_has_the_numbers_of_encoding_during_training() {
     let world = World::new(5, 6);
     assert_eq!(world.write(&clip()), 5);
     let cache = LatentCache::open_for(&world.path("cache"), &clip()).unwrap();
@@ -65,26 +65,26 @@ fn the_cache_holds_what_would_be_computed_along_the_way() {
         }
         different += usize::from(cache.read(row, 0).unwrap() != cache.read(row, 1).unwrap());
     }
-    // Two draws of a row may be the same, of all rows hardly.
+    // Two draws of one row can be equal, but not those of all rows.
     assert!(different > 0);
     assert!(cache.read(5, 0).is_err());
 }
 
 #[test]
-fn what_is_whole_is_kept_and_what_changed_is_made_anew() {
+fn complete_shards_are_kept_and_changed_ones_written_again() {
     let world = World::new(5, 6);
     world.write(&clip());
     assert_eq!(world.write(&clip()), 0);
     let cache = world.path("cache");
-    // Killed behind the second shard, and in the middle of the third.
+    // Killed after the second shard, and within the third.
     for name in ["index.json", "shard-00002.json"] {
         fs::remove_file(cache.join(name)).unwrap();
     }
-    assert!(world.refused(&clip()).contains("no complete cache"));
+    assert!(world.rejected(&clip()).contains("no complete cache"));
     assert_eq!(world.write(&clip()), 1);
     // A damaged shard.
     fs::write(shard(&cache, 0), "damaged").unwrap();
-    assert!(world.refused(&clip()).contains("damaged"));
+    assert!(world.rejected(&clip()).contains("damaged"));
     assert_eq!(world.write(&clip()), 2);
     // A caption of the second shard.
     let csv = world.path("data/clips.csv");
@@ -99,7 +99,7 @@ fn what_is_whole_is_kept_and_what_changed_is_made_anew() {
 }
 
 #[test]
-fn another_setting_or_model_makes_it_stale_and_one_flipped_bit_is_found() {
+fn other_settings_and_models_make_a_cache_stale_and_a_flipped_bit_is_found() {
     let world = World::new(5, 6);
     world.write(&clip());
     let cache = world.path("cache");
@@ -108,7 +108,7 @@ fn another_setting_or_model_makes_it_stale_and_one_flipped_bit_is_found() {
         (ClipSpec { horizontal_flip: false, ..clip() }, "horizontal_flip"),
         (ClipSpec { variants: Some(3), ..clip() }, "variants"),
     ] {
-        let error = world.refused(&other);
+        let error = world.rejected(&other);
         assert!(error.contains("stale") && error.contains(named), "{error}");
     }
     let opened = LatentCache::open(&cache).unwrap();
@@ -121,8 +121,8 @@ fn another_setting_or_model_makes_it_stale_and_one_flipped_bit_is_found() {
         let mut bytes = whole.clone();
         bytes[at] ^= 4;
         fs::write(shard(&cache, 1), bytes).unwrap();
-        assert!(world.refused(&clip()).contains("damaged"), "byte {at}");
+        assert!(world.rejected(&clip()).contains("damaged"), "byte {at}");
     }
     fs::write(shard(&cache, 1), &whole[..whole.len() - 5]).unwrap();
-    assert!(world.refused(&clip()).contains("damaged"));
+    assert!(world.rejected(&clip()).contains("damaged"));
 }

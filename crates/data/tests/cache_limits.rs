@@ -1,5 +1,4 @@
-//! The cache of latents at its limits: bad rows, sizes of shards, interrupted replacements, moved
-//! data.
+//! Tests of the latent cache: bad rows, sizes of shards, interrupted replacements, moved data.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -37,7 +36,7 @@ impl World {
         manifest.write(&csv).unwrap();
     }
 
-    /// Names in the cache's folder that end so.
+    /// Returns the files in the cache's folder with this ending.
     fn files(&self, ending: &str) -> BTreeSet<String> {
         let names = fs::read_dir(self.path("cache")).unwrap();
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -56,7 +55,7 @@ fn clip() -> ClipSpec {
 }
 
 #[test]
-fn a_recipe_that_names_no_variants_takes_what_the_cache_has() {
+fn any_number_of_variants_fits_a_recipe_without_one() {
     let world = World::new(ROWS, 4);
     world.write(1 << 20);
     let open = |variants| {
@@ -69,7 +68,7 @@ fn a_recipe_that_names_no_variants_takes_what_the_cache_has() {
 }
 
 #[test]
-fn prompt_states_count_for_the_size_of_a_shard_and_same_captions_are_there_once() {
+fn prompt_states_count_for_the_size_of_a_shard_and_equal_captions_are_stored_once() {
     let world = World::new(ROWS, 4);
     let all = "a red circle grows a red circle grows a red circle grows";
     world.edit(|manifest| {
@@ -87,16 +86,16 @@ fn prompt_states_count_for_the_size_of_a_shard_and_same_captions_are_there_once(
     assert_eq!((world.files(".safetensors").len(), states(0), states(1)), (2, 1, 3));
     let cache = LatentCache::open(&world.path("cache")).unwrap();
     assert_eq!(cache.read(0, 0).unwrap().states, cache.read(2, 0).unwrap().states);
-    // No room but for one row: a shard never waits for more than it may hold.
+    // Shards with space for one row only.
     world.write(LATENTS + 1);
-    assert_eq!(world.files(".safetensors").len(), 2, "what is whole is kept");
+    assert_eq!(world.files(".safetensors").len(), 2, "complete shards are kept");
     fs::remove_dir_all(world.path("cache")).unwrap();
     world.write(LATENTS + 1);
     assert_eq!(world.files(".safetensors").len(), ROWS);
 }
 
 #[test]
-fn a_stopped_cache_is_resumed_at_the_row_where_it_stopped() {
+fn a_stopped_cache_resumes_at_the_row_where_it_stopped() {
     let world = World::new(ROWS, 4);
     let write = |stop_at: usize| {
         world.job(usize::MAX, |job, folder| {
@@ -114,12 +113,12 @@ fn a_stopped_cache_is_resumed_at_the_row_where_it_stopped() {
     assert_eq!(told, [2, 3, 4, 5, 6, 6]);
     let cache = LatentCache::open(&world.path("cache")).unwrap();
     cache.check_rows(&world.dataset(&clip())).unwrap();
-    // A stop after the last row comes too late.
+    // A stop after the last row has no effect.
     assert!(write(ROWS).0.is_ok());
 }
 
 #[test]
-fn bad_rows_are_named_left_out_as_far_as_allowed_and_stay_bad() {
+fn bad_rows_are_errors_or_left_out_if_allowed() {
     let world = World::new(ROWS, 4);
     let paths: Vec<_> =
         world.dataset(&clip()).manifest().rows.iter().map(|row| row.path.clone()).collect();
@@ -138,7 +137,7 @@ fn bad_rows_are_named_left_out_as_far_as_allowed_and_stay_bad() {
     let again = world
         .job(2 * LATENTS, |job, folder| write(&CacheJob { skip_bad: 2, ..*job }, folder, &mut log));
     assert_eq!((again.unwrap(), log.done.len()), (bad, 2), "two shards are kept");
-    assert!(skipping(1).is_err(), "what is kept counts, too");
+    assert!(skipping(1).is_err(), "bad rows of kept shards count too");
 
     // Training leaves out the same rows as without a cache.
     let cache = LatentCache::open(&world.path("cache")).unwrap();
@@ -161,7 +160,7 @@ fn bad_rows_are_named_left_out_as_far_as_allowed_and_stay_bad() {
         assert!(cached.unwrap() == computed.unwrap());
     }
 
-    // A file that is mended is encoded after all.
+    // A repaired file is encoded.
     fs::copy(&paths[0], &paths[1]).unwrap();
     fs::copy(&paths[0], &paths[4]).unwrap();
     assert!(skipping(0).unwrap().is_empty());
@@ -171,14 +170,14 @@ fn bad_rows_are_named_left_out_as_far_as_allowed_and_stay_bad() {
 }
 
 #[test]
-fn a_replacement_that_is_interrupted_is_no_complete_cache() {
+fn an_interrupted_replacement_is_not_a_complete_cache() {
     let world = World::new(ROWS, 4);
     world.write(2 * LATENTS);
     let (victim, whole) = {
         let path = world.dataset(&clip()).manifest().rows[3].path.clone();
         (path.clone(), fs::read(path).unwrap())
     };
-    // Row 3 cannot be read any more: the second shard is begun and fails.
+    // Row 3 is not readable: writing the second shard fails.
     fs::write(&victim, "no video").unwrap();
     assert!(world.job(2 * LATENTS, |job, folder| write(job, folder, &mut ())).is_err());
     let error = LatentCache::open(&world.path("cache")).unwrap_err().to_string();
@@ -189,7 +188,7 @@ fn a_replacement_that_is_interrupted_is_no_complete_cache() {
     let mut log = Log::default();
     world.job(2 * LATENTS, |job, folder| write(job, folder, &mut log)).unwrap();
     let rows: BTreeSet<usize> = log.done.into_iter().collect();
-    // The first shard is told of as a whole, the second row by row, the third as a whole.
+    // The first shard is reported as a whole, the second row by row, the third as a whole.
     assert_eq!(rows, [2, 3, 4, 6].into());
     LatentCache::open(&world.path("cache")).unwrap();
     assert!(world.files(".partial").is_empty());
@@ -226,7 +225,7 @@ fn data_that_moved_is_the_same_data() {
     let job = CacheJob::new(&dataset, &encoder, &key).with_shard_bytes(2 * LATENTS);
     let mut log = Log::default();
     write(&job, &world.path("cache"), &mut log).unwrap();
-    assert_eq!(log.done, [2, 4, 6], "nothing is encoded anew");
+    assert_eq!(log.done, [2, 4, 6], "nothing is encoded again");
 }
 
 #[test]

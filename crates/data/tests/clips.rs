@@ -1,4 +1,4 @@
-//! From files to clips.
+//! Tests of reading files as clips.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -48,7 +48,7 @@ fn edges(pixels: &[f32], t: usize) -> [f32; 2] {
 }
 
 #[test]
-fn windows_and_mirrors_are_those_of_the_draw() {
+fn windows_and_mirroring_follow_the_draw() {
     let folder = tempfile::tempdir().unwrap();
     let path = write(&folder.path().join("ramp"), &ramp(20, 16, 16));
     let data = dataset(&[path], SPEC);
@@ -74,7 +74,7 @@ fn windows_and_mirrors_are_those_of_the_draw() {
 }
 
 #[test]
-fn epochs_take_the_variants_in_turn() {
+fn epochs_cycle_through_the_variants() {
     let folder = tempfile::tempdir().unwrap();
     let path = write(&folder.path().join("ramp.gif"), &ramp(20, 16, 16));
     let data = dataset(&[path], ClipSpec { variants: Some(2), ..SPEC });
@@ -100,7 +100,7 @@ fn every_kind_of_file_is_read() {
         still.save(&path).unwrap();
         paths.push(path);
     }
-    // The content counts, not the ending.
+    // The format depends on the content, not on the ending.
     let odd = folder.path().join("really-a.png");
     std::fs::copy(folder.path().join("still.JPG"), &odd).unwrap();
     paths.push(odd);
@@ -114,7 +114,7 @@ fn every_kind_of_file_is_read() {
         for t in 0..4 {
             let bright = if video { 10.0 * (begin + t + 1) as f32 } else { 40.0 };
             let [left, right] = edges(&sample.pixels, t);
-            // H.264 and JPEG lose some.
+            // H.264 and JPEG are lossy.
             assert!((left + 5.0 - bright).abs() < 3.0, "{}: {left} {bright}", path.display());
             assert!((right - bright).abs() < 3.0, "{}: {right} {bright}", path.display());
         }
@@ -181,9 +181,9 @@ fn a_bad_row_is_an_error_that_names_it() {
     assert!(matches!(error, DataError::NoSuchRow { row: 99, len: 9 }), "{error}");
 }
 
-/// A hostile header must not make the reader take memory without end.
+/// A hostile header must not make the reader allocate unlimited memory.
 #[test]
-fn an_image_that_claims_to_be_huge_is_refused() {
+fn an_image_with_a_huge_declared_size_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("huge.png");
     let mut encoder = png::Encoder::new(File::create(&path).unwrap(), 60_000, 60_000);

@@ -43,7 +43,7 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn resized_images_are_pillows_byte_for_byte() {
+fn resized_images_equal_pillows() {
     let (rgb, expected) = source();
     let mut checked = 0;
     for case in &expected.resize {
@@ -60,7 +60,7 @@ fn resized_images_are_pillows_byte_for_byte() {
 }
 
 #[test]
-fn centre_crops_are_the_references_byte_for_byte() {
+fn centre_crops_equal_the_references() {
     let (rgb, expected) = source();
     for case in &expected.center_crop_arr {
         let got = transform::image(&rgb, [360, 640], [case.size; 2]);
@@ -70,7 +70,7 @@ fn centre_crops_are_the_references_byte_for_byte() {
 }
 
 #[test]
-fn a_part_equals_that_part_of_the_whole() {
+fn a_crop_equals_that_part_of_the_whole() {
     let (rgb, _) = source();
     let (resized, offset, size) = ([77, 101], [31, 5], [40, 90]);
     let whole = Resize::whole([360, 640], resized).apply(&rgb, Filter::Bicubic);

@@ -1,13 +1,13 @@
-//! Scenes in words: every caption names shape, colour, background and, of a clip, the motion.
+//! Captions of scenes: shape, colour, background and, for clips, the motion.
 //!
-//! Templates hold `{shape}`, `{colour}`, `{background}`, and `{moves}` ("slides right") or
-//! `{moving}` ("sliding right"). Some are kept for evaluation: sentences that no training caption
-//! has, in words that training captions use.
+//! Templates contain `{shape}`, `{colour}`, `{background}`, and `{moves}` ("slides right") or
+//! `{moving}` ("sliding right"). Some templates are reserved for evaluation: sentences that training captions
+//! do not have, with words that they do have.
 
 use super::world::{Labels, Motion, Shape};
 use opensora::nn::random::HostRng;
 
-/// Of training clips.
+/// Templates of training clips.
 pub const CLIP_TEMPLATES: [&str; 16] = [
     "a {colour} {shape} {moves} on a {background} background",
     "a {colour} {shape} {moving} on a {background} background",
@@ -27,14 +27,14 @@ pub const CLIP_TEMPLATES: [&str; 16] = [
     "over a plain {background} background, the {colour} {shape} is {moving}",
 ];
 
-/// Of clips, for evaluation only.
+/// Templates of clips, for evaluation only.
 pub const EVALUATION_CLIP_TEMPLATES: [&str; 3] = [
     "in front of a {background} background, the {colour} {shape} is {moving}",
     "a video in which a {colour} {shape} {moves} over a plain {background} backdrop",
     "there is one {shape} in {colour} {moving} against {background}",
 ];
 
-/// Of training stills.
+/// Templates of training images.
 pub const STILL_TEMPLATES: [&str; 10] = [
     "a {colour} {shape} on a {background} background",
     "a {colour} {shape} over {background}",
@@ -48,13 +48,13 @@ pub const STILL_TEMPLATES: [&str; 10] = [
     "the {shape} is {colour}, the background is {background}",
 ];
 
-/// Of stills, for evaluation only.
+/// Templates of images, for evaluation only.
 pub const EVALUATION_STILL_TEMPLATES: [&str; 2] = [
     "a picture of a {colour} {shape} against a {background} backdrop",
     "in front of a {background} background, there is a {colour} {shape}",
 ];
 
-/// Names of a shape.
+/// Returns the names of a shape.
 pub fn shape_words(shape: Shape) -> &'static [&'static str] {
     match shape {
         Shape::Circle => &["circle", "disc"],
@@ -63,7 +63,7 @@ pub fn shape_words(shape: Shape) -> &'static [&'static str] {
     }
 }
 
-/// What one says of a motion, as `{moves}` and as `{moving}`.
+/// Returns the phrases for a motion, as `{moves}` and as `{moving}`.
 pub fn motion_phrases(motion: Motion) -> &'static [(&'static str, &'static str)] {
     match motion {
         Motion::Left => &[
@@ -103,7 +103,7 @@ pub fn motion_phrases(motion: Motion) -> &'static [(&'static str, &'static str)]
     }
 }
 
-/// A training caption of what a clip or still shows.
+/// Returns a caption for training.
 pub fn training(labels: &Labels, rng: &mut HostRng) -> String {
     let templates: &[&str] =
         if labels.motion.is_some() { &CLIP_TEMPLATES } else { &STILL_TEMPLATES };
@@ -111,7 +111,7 @@ pub fn training(labels: &Labels, rng: &mut HostRng) -> String {
     fill(template, labels, rng)
 }
 
-/// A caption of what a clip or still shows, by a template that training never uses.
+/// Returns a caption for evaluation, with a template that training never uses.
 pub fn evaluation(labels: &Labels, rng: &mut HostRng) -> String {
     let templates: &[&str] = match labels.motion {
         Some(_) => &EVALUATION_CLIP_TEMPLATES,

@@ -1,11 +1,11 @@
-//! A data set of the demo world on the disk.
+//! Writes a data set of the demo world.
 //!
 //! ```text
-//! OUT/clips/000000.mp4, 000000.mp4.json, ...   H.264, and what each clip shows
-//! OUT/stills/000000.png, ...
-//! OUT/films/000000.mp4, 000000.mp4.json, ...   several clips in one video, one after the other
+//! OUT/clips/000000.mp4, 000000.mp4.json, ...   H.264, with the labels of each clip
+//! OUT/stills/000000.png, ...                   images
+//! OUT/films/000000.mp4, 000000.mp4.json, ...   videos of several shots
 //! OUT/clips.csv, OUT/stills.csv                manifests, written last
-//! OUT/captions.txt                             every caption, one a line, for a tokenizer
+//! OUT/captions.txt                             all captions, one per line, for a tokenizer
 //! ```
 
 use crate::{Captioned, film, render, training_clip, training_still};
@@ -25,18 +25,18 @@ use std::{
     thread,
 };
 
-/// What to write.
+/// Settings of a data set.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DemoSpec {
     /// Number of clips.
     pub clips: usize,
-    /// Number of stills.
+    /// Number of images.
     pub stills: usize,
-    /// Number of films, which stand for raw videos: no manifest names them.
+    /// Number of videos of several shots, which are not in a manifest: they serve as raw videos.
     pub films: usize,
-    /// Shots of a film, each as long as a clip.
+    /// Shots per video, each as long as a clip.
     pub shots: usize,
-    /// Seed of everything.
+    /// Seed of all draws.
     pub seed: u64,
     /// Height and width in pixels.
     pub image_size: [usize; 2],
@@ -47,7 +47,7 @@ pub struct DemoSpec {
 }
 
 impl Default for DemoSpec {
-    /// 16 frames of 64x64 at 8 per second, five shots a film, seed 0; nothing to write yet.
+    /// Returns 16 frames of 64x64 at 8 per second, five shots per video, seed 0, and no files.
     fn default() -> Self {
         Self {
             clips: 0,
@@ -62,7 +62,7 @@ impl Default for DemoSpec {
     }
 }
 
-/// Why a data set could not be written.
+/// Error for a data set that cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DemoError {
@@ -84,10 +84,10 @@ pub enum DemoError {
         /// The operating system's reason.
         source: io::Error,
     },
-    /// The observer stopped the work; the files that are there are complete.
-    #[error("stopped with {done} of {total} files written; started again, it resumes there")]
+    /// The observer stopped the work. Files that exist are complete.
+    #[error("stopped with {done} of {total} files written; the same call resumes")]
     Stopped {
-        /// Files that are written.
+        /// Files that were written.
         done: usize,
         /// All files.
         total: usize,
@@ -95,17 +95,17 @@ pub enum DemoError {
     /// A manifest cannot be written.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// A clip or still cannot be written.
+    /// A clip or image cannot be written.
     #[error(transparent)]
     Video(#[from] VideoError),
-    /// A clip cannot have that size.
+    /// The size is not supported for clips.
     #[error(transparent)]
     Frames(#[from] FramesError),
 }
 
-/// Smallest side at which shapes can still be told apart.
+/// Smallest side at which shapes can be distinguished, in pixels.
 const SMALLEST_SIDE: usize = 16;
-/// Largest side, and most frames: beyond any use of this world.
+/// Largest side in pixels, and largest number of frames and shots.
 const LARGEST: usize = 1024;
 
 impl DemoSpec {
@@ -134,12 +134,12 @@ impl DemoSpec {
         Ok(())
     }
 
-    /// What stands beside a clip; equal only for the same pixels.
+    /// Returns the record of a clip, which is equal only for equal pixels.
     fn record(&self, index: usize, clip: &Captioned) -> Value {
         self.described(index, json!({"caption": clip.caption, "labels": clip.scene.labels}))
     }
 
-    /// What stands beside a film.
+    /// Returns the record of a video of several shots.
     fn film_record(&self, index: usize, shots: &[Captioned]) -> Value {
         let shots: Vec<Value> = shots
             .iter()
@@ -148,7 +148,7 @@ impl DemoSpec {
         self.described(index, json!({"shots": shots}))
     }
 
-    /// What is to be seen, and all else that the pixels depend on.
+    /// Returns a record with all settings that the pixels depend on.
     fn described(&self, index: usize, mut what: Value) -> Value {
         let settings = json!({
             "world": WORLD,
@@ -170,12 +170,12 @@ impl DemoSpec {
     }
 }
 
-/// Changes where the same seed gives other pixels or captions.
+/// Version of the data set: changes if the same seed gives other pixels or captions.
 const WORLD: &str = "opensora-demo-1";
 
 /// Receives the events of [`write_dataset`]; each method has a default that ignores its event.
 pub trait Observer {
-    /// A clip, still or film is complete. `Break` stops the work.
+    /// A clip, image or video is complete. `Break` stops the work.
     fn written(&mut self, _event: &Written) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
@@ -188,9 +188,9 @@ impl Observer for () {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Written {
-    /// Clips, stills and films that are complete.
+    /// Clips, images and videos that are complete.
     pub done: usize,
-    /// Clips, stills and films of the data set.
+    /// Clips, images and videos of the data set.
     pub total: usize,
 }
 
@@ -213,7 +213,7 @@ pub fn write_dataset(
                 .map_err(|source| DemoError::Io { path: folder.clone(), source })?;
         }
     }
-    // Manifests of an earlier run would name files that are about to change.
+    // Manifests of an earlier run would list files that are about to change.
     for name in ["clips.csv", "stills.csv", "captions.txt"] {
         let path = folder.join(name);
         match std::fs::remove_file(&path) {
@@ -269,7 +269,7 @@ fn write_clip(folder: &Path, spec: &DemoSpec, index: usize) -> Result<Row, DemoE
     Ok(Row { path, caption: clip.caption, num_frames: Some(spec.num_frames) })
 }
 
-/// Whether a clip is there with this record; the record gets its name after the clip.
+/// Returns true if a clip exists with this record. The record is written after the clip.
 fn is_written(path: &Path, record: &Value) -> bool {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".json");
@@ -301,7 +301,7 @@ fn write_still(folder: &Path, spec: &DemoSpec, index: usize) -> Result<Row, Demo
     Ok(Row { path, caption, num_frames: Some(1) })
 }
 
-/// `work` for 0..count on all cores, its results in order; the first error ends it.
+/// Calls `work` for `0..count` on all cores and returns its results in order; stops at the first error.
 fn on_all_cores<T: Send, E: Send>(
     count: usize,
     work: impl Fn(usize) -> Result<T, E> + Sync,

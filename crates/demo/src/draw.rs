@@ -9,37 +9,37 @@ use opensora::nn::random::{HostRng, Purpose};
 /// A scene with its caption.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Captioned {
-    /// What is to be seen.
+    /// The scene.
     pub scene: Scene,
-    /// The same in words.
+    /// The caption of the scene.
     pub caption: String,
 }
 
-/// What an index counts; draws of different kinds never share numbers.
+/// Kind of a draw; draws of different kinds use different random numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Training clips.
     Clip = 0,
-    /// Training stills.
+    /// Training images.
     Still = 1,
-    /// Prompts to evaluate with.
+    /// Prompts of an evaluation.
     Prompt = 2,
-    /// Rounds of prompts, in their order.
+    /// Orders of the rounds of prompts.
     PromptOrder = 3,
-    /// Real clips that sampled ones are compared with.
+    /// Real clips of an evaluation.
     RealClip = 4,
-    /// Films of several shots.
+    /// Videos of several shots.
     Film = 5,
 }
 
 impl Kind {
-    /// The generator of a seed's `index`th item of this kind.
+    /// Returns the random number generator of item `index`.
     pub fn rng(self, seed: u64, index: u64) -> HostRng {
         HostRng::new(seed, Purpose::DemoWorld, index, self as u64)
     }
 }
 
-/// The `index`th training clip of a seed: a triple that is not held out, on any background.
+/// Returns training clip `index` of a seed: a triple that is not held out, on any background.
 pub fn training_clip(seed: u64, index: u64) -> Captioned {
     let mut rng = Kind::Clip.rng(seed, index);
     let seen = triples(|shape, colour, motion| !is_held_out(shape, colour, motion));
@@ -49,7 +49,7 @@ pub fn training_clip(seed: u64, index: u64) -> Captioned {
     captioned(labels, &mut rng)
 }
 
-/// The `index`th training still of a seed: any shape and colour on any background.
+/// Returns training image `index` of a seed: any shape and colour on any background.
 pub fn training_still(seed: u64, index: u64) -> Captioned {
     let mut rng = Kind::Still.rng(seed, index);
     let labels = Labels {
@@ -61,8 +61,8 @@ pub fn training_still(seed: u64, index: u64) -> Captioned {
     captioned(labels, &mut rng)
 }
 
-/// The shots of a seed's `index`th film: triples that are not held out, each on another background
-/// than the one before it, so that every cut can be seen.
+/// Returns the shots of video `index` of a seed: triples that are not held out. Neighbouring shots have different
+/// backgrounds, so that every cut is visible.
 pub fn film(seed: u64, index: u64, shots: usize) -> Vec<Captioned> {
     let mut rng = Kind::Film.rng(seed, index);
     let seen = triples(|shape, colour, motion| !is_held_out(shape, colour, motion));
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn shots_of_a_film_lie_on_other_backgrounds_than_their_neighbours() {
+    fn neighbouring_shots_have_different_backgrounds() {
         let shots = film(4, 0, 40);
         assert_eq!((shots.len(), &shots), (40, &film(4, 0, 40)));
         for pair in shots.windows(2) {

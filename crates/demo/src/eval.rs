@@ -1,15 +1,29 @@
-//! Whether a model shows what its prompts say, in the demo world.
+//! Measures how often a model's clips match their prompts.
 //!
-//! Prompts are made by rule, the clips sampled for them are judged by their pixels
-//! ([`crate::judge()`]), and verdicts are counted per attribute. Two ceilings put the
-//! numbers in their place: the judge on real clips, and the judge on real clips that went through
-//! the model's VAE.
+//! Prompts are generated, [`crate::judge()`] recognises what the sampled clips show, and correct verdicts are
+//! counted per attribute. Two ceilings are reported for comparison: the judge on real clips, and the judge on
+//! real clips that the model's VAE has encoded and decoded.
 //!
-//! | module | thought |
+//! ```no_run
+//! use opensora::{PipelineOptions, TextToVideo, nn::device};
+//! use opensora_demo::eval::{EvalError, Evaluation};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let files = opensora_demo::model_files()?;
+//! let evaluation =
+//!     Evaluation { prompts: 24, request: files.defaults.clone(), ..Evaluation::default() };
+//! let pipeline = TextToVideo::new(files, PipelineOptions::default(), device::parse("flex")?)?;
+//! let report = evaluation.run(&pipeline, &mut (), |_judged| Ok::<_, EvalError>(()))?;
+//! println!("{report}");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | module | contents |
 //! |---|---|
-//! | [`prompts`] | which prompts, of triples that training showed or held out |
-//! | [`scores`] | verdicts counted, with confidence intervals |
-//! | [`report`] | what an evaluation gives |
+//! | [`prompts`] | the prompts: of triples that training showed or held out |
+//! | [`scores`] | counts of correct verdicts with confidence intervals |
+//! | [`report`] | the result of an evaluation |
 
 pub mod prompts;
 pub mod report;
@@ -20,36 +34,35 @@ pub use report::Report;
 pub use scores::{Attribute, Scores, Tally};
 
 use crate::{Kind, Scene, Verdict, judge, render};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{FloatDType, Tensor, TensorData};
 use opensora::{
     Observer, PipelineError, SampleRequest, TextToVideo,
     checkpoint::{Checkpoint, CheckpointError, PublishedModel},
     frames::{ToFramesError, to_frames},
-    nn::dtype::Dtype,
     pipeline::{Decoded, Loaded, Part},
     vae::{AutoencoderKl, VaeConfig, VaeConfigError},
     video::{Frames, FramesError},
 };
 use std::time::Instant;
 
-/// Smallest side that the judge can judge.
+/// Smallest side of clips that can be judged, in pixels.
 pub const SMALLEST_SIDE: usize = 32;
 
-/// Clips that go through the VAE at once.
+/// Clips that the VAE processes at once.
 const ROUND_TRIP_BATCH: usize = 4;
-/// Frames that the VAE takes at once.
+/// Frames that the VAE processes at once.
 const MICRO_BATCH: usize = 16;
 
-/// A sampled clip and what came of it.
+/// A sampled clip and its verdict.
 #[derive(Debug)]
 pub struct Judged<'a> {
-    /// The prompt's number, from 0.
+    /// Index of the prompt.
     pub index: usize,
-    /// What it has to show.
+    /// The prompt and its labels.
     pub prompt: &'a DemoPrompt,
     /// The clip.
     pub clip: Frames,
-    /// What it shows.
+    /// What the judge recognised.
     pub verdict: Verdict,
 }
 
@@ -86,10 +99,10 @@ pub enum EvalError {
     /// The VAE cannot be loaded.
     #[error(transparent)]
     Vae(#[from] opensora::vae::LoadError),
-    /// Decoded values that cannot be frames.
+    /// Decoded values that cannot be converted to frames.
     #[error(transparent)]
     ToFrames(#[from] ToFramesError),
-    /// A real clip cannot have the request's size.
+    /// A real clip does not support the size of the request.
     #[error(transparent)]
     Frames(#[from] FramesError),
 }
@@ -191,7 +204,7 @@ fn real_clip(
 /// Scores the judge on real clips of the prompts: the ceiling of every model.
 ///
 /// # Errors
-/// Returns an error if a clip cannot have the request's size.
+/// Returns an error if clips do not support the size of the request.
 pub fn judge_ceiling(prompts: &[DemoPrompt], request: &SampleRequest) -> Result<Scores, EvalError> {
     let mut scores = Scores::default();
     for (index, prompt) in prompts.iter().enumerate() {
@@ -205,7 +218,7 @@ pub fn judge_ceiling(prompts: &[DemoPrompt], request: &SampleRequest) -> Result<
 /// decoded: the ceiling of the denoiser.
 ///
 /// # Errors
-/// Returns an error if the VAE cannot be loaded or a clip cannot have the request's size.
+/// Returns an error if the VAE cannot be loaded or clips do not support the size of the request.
 pub fn vae_ceiling(
     pipeline: &TextToVideo,
     prompts: &[DemoPrompt],
@@ -217,7 +230,7 @@ pub fn vae_ceiling(
     let checkpoint = Checkpoint::open(path)?;
     let config = VaeConfig::beside(path)?;
     let device = pipeline.device();
-    let (vae, loaded) = AutoencoderKl::load(&config, &checkpoint, Dtype::F32.float(), device)?;
+    let (vae, loaded) = AutoencoderKl::load(&config, &checkpoint, FloatDType::F32, device)?;
     observer.loaded(&Loaded::new(Part::Vae, &loaded));
     let mut scores = Scores::default();
     let [height, width] = request.image_size;
@@ -235,7 +248,10 @@ pub fn vae_ceiling(
             scores.add(&prompt.labels, prompt.is_new_sentence, &judge(&clip));
         }
         let done = (part * ROUND_TRIP_BATCH + few.len()) * request.num_frames;
-        observer.decoded(&Decoded::new(done, prompts.len() * request.num_frames));
+        let event = Decoded::new(done, prompts.len() * request.num_frames);
+        if observer.decoded(&event).is_break() {
+            return Err(event.stopped().into());
+        }
     }
     Ok(scores)
 }
@@ -255,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clip_becomes_planes_and_comes_back() {
+    fn pixels_round_trip_through_planes() {
         let clip = Frames::from_rgb((0..24).map(|i| i * 10).collect(), [2, 2, 2]).unwrap();
         let values = signed(&clip);
         assert_eq!((values[0], values[1]), (-1.0, 30.0 / 127.5 - 1.0));
@@ -269,7 +285,7 @@ mod tests {
         let prompts = demo_prompts(PromptSet::All, 108, 5);
         let scores = judge_ceiling(&prompts, &request).unwrap();
         assert!(scores.of(Attribute::All).accuracy() >= 0.99, "{scores:?}");
-        // Motion turned round: everything else stays right.
+        // Wrong motions, everything else right.
         let turned = |prompt: &DemoPrompt| {
             use crate::Motion;
             let motion = match prompt.labels.motion {

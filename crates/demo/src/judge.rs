@@ -1,10 +1,10 @@
-//! What a clip of the demo world shows, by plain image analysis.
+//! Recognises shape, colour, background and motion in a clip by image analysis.
 //!
-//! The border tells the background; what differs from it in colour is the object; its colour is
-//! that of its inner pixels. Area, centroid and aspect of the object place each of the three shapes
-//! over it, and the one that covers it best names it. Displacement of the centroid and change of
-//! the area from the first quarter of the clip to the last tell the motion. What is not clear has no
-//! verdict: a smear is no circle.
+//! The background is the median colour of the border. The object is the largest connected region with another
+//! colour; its colour is the median of its inner pixels. Its shape is the one of the three that, drawn with the
+//! same area, centroid and aspect ratio, overlaps best. The motion follows from the displacement of the
+//! centroid and the change of area between the first and the last quarter of the clip. Attributes below a
+//! threshold have no verdict.
 
 use super::{
     render::coverage,
@@ -13,7 +13,7 @@ use super::{
 use opensora::video::Frames;
 use serde::Serialize;
 
-/// What a clip shows, as far as it is clear.
+/// Recognised attributes of a clip; `None` for those that are not clear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Verdict {
     /// The object's shape.
@@ -22,34 +22,34 @@ pub struct Verdict {
     pub colour: Option<Colour>,
     /// The background's colour.
     pub background: Option<Background>,
-    /// What the object does; `None` also where it stays.
+    /// The motion of the object; `None` also if it does not move.
     pub motion: Option<Motion>,
 }
 
-/// Least distance in RGB between object and background; noise and compression stay below.
+/// Smallest RGB distance between object and background; noise and compression artefacts are below.
 const LEAST_CONTRAST: f64 = 60.0;
-/// Furthest in RGB that a colour may be from the one that names it.
+/// Largest RGB distance between a colour and its reference value.
 const FURTHEST_COLOUR: f64 = 110.0;
-/// Least share of a frame that an object covers; the smallest of the world covers 0.022.
+/// Smallest area of an object as a share of the frame; the smallest object of the data set covers 0.022.
 const LEAST_AREA: f64 = 0.006;
-/// Most that lies apart from the object, as a share of it.
+/// Largest area of other regions, as a share of the area of the object.
 const MOST_APART: f64 = 0.25;
-/// Most that object and shape differ in, as a share of the object.
+/// Largest difference between object and shape, as a share of the area of the object.
 const MOST_MISMATCH: f64 = 0.35;
-/// Displacement between first and last quarter, of the side, that counts as much as
-/// [`USUAL_GROWTH`]: about what the world has.
+/// Typical displacement between the first and the last quarter of a clip, as a share of the side. Compared with
+/// [`USUAL_GROWTH`] on equal terms.
 const USUAL_SHIFT: f64 = 0.38;
-/// Logarithm of the radius's growth between first and last quarter, about what the world has.
+/// Typical logarithm of the growth of the radius between the first and the last quarter of a clip.
 const USUAL_GROWTH: f64 = 0.8;
-/// Share of the usual that a motion needs.
+/// Smallest motion, as a share of the typical one.
 const LEAST_MOTION: f64 = 0.4;
 
-/// Judges a clip (or still) of at least 32x32 pixels.
+/// Judges a clip or image of at least 32x32 pixels.
 pub fn judge(clip: &Frames) -> Verdict {
     let size = [clip.height(), clip.width()];
     let frames: Vec<Frame> = clip.iter().map(|rgb| Frame::of(rgb, size)).collect();
     let objects: Vec<&Object> = frames.iter().filter_map(|frame| frame.object.as_ref()).collect();
-    // An object that is missing half of the time is none.
+    // The object has to be visible in more than half of the frames.
     let present = 2 * objects.len() > frames.len();
     Verdict {
         shape: if present { shape(&objects, size) } else { None },
@@ -59,7 +59,7 @@ pub fn judge(clip: &Frames) -> Verdict {
     }
 }
 
-/// One frame, judged for itself.
+/// Background and object of one frame.
 struct Frame {
     background: Option<Background>,
     object: Option<Object>,
@@ -68,7 +68,7 @@ struct Frame {
 /// The object of a frame.
 struct Object {
     colour: Option<Colour>,
-    /// How much of each pixel it covers, about.
+    /// Approximate coverage of each pixel, in [0, 1].
     cover: Vec<f32>,
     /// Sum of `cover` as a share of the frame.
     area: f64,
@@ -76,9 +76,9 @@ struct Object {
     centroid: [f64; 2],
     /// (x, y) as fractions of the frame.
     place: [f64; 2],
-    /// Standard deviation along y by that along x.
+    /// Ratio of the standard deviation along y to that along x.
     aspect: f64,
-    /// Whether nothing of weight lies apart from it.
+    /// True if other regions are small.
     alone: bool,
 }
 
@@ -103,7 +103,7 @@ impl Object {
         if (object.len() as f64) < LEAST_AREA * (height * width) as f64 {
             return None;
         }
-        // The half that differs most is free of blurred edges.
+        // The half of the pixels with the largest difference has no blurred edges.
         let mut strengths: Vec<f64> = object.iter().map(|&at| differs[at]).collect();
         let middle = strengths.len() / 2;
         strengths.select_nth_unstable_by(middle, f64::total_cmp);
@@ -116,7 +116,7 @@ impl Object {
         for &at in &object {
             let pixel = as_f64(&rgb[3 * at..][..3]);
             let along: f64 = (0..3).map(|c| (pixel[c] - background[c]) * toward[c]).sum();
-            // Twice the contrast about the middle undoes a part of the blur.
+            // Doubling the contrast around one half compensates a part of the blur.
             cover[at] = (2.0 * along / full - 0.5).clamp(0.0, 1.0) as f32;
         }
         let (mut area, mut sums, mut squares) = (0.0, [0.0; 2], [0.0; 2]);
@@ -146,7 +146,7 @@ impl Object {
         })
     }
 
-    /// Sum of the differences to a shape of the same area, centroid and aspect.
+    /// Returns the sum of differences to a shape of the same area, centroid and aspect ratio.
     fn mismatch(&self, shape: Shape, size: [usize; 2]) -> f64 {
         // With half sides (a, b) of its box: the area in a b, b/a by the aspect of the deviations,
         // and how far the centroid lies below the box's middle in b.
@@ -165,7 +165,7 @@ impl Object {
     }
 }
 
-/// The shape that fits best over all frames.
+/// Returns the shape that fits best over all frames.
 fn shape(objects: &[&Object], size: [usize; 2]) -> Option<Shape> {
     if 2 * objects.iter().filter(|object| object.alone).count() <= objects.len() {
         return None;
@@ -180,7 +180,7 @@ fn shape(objects: &[&Object], size: [usize; 2]) -> Option<Shape> {
     (best.1 <= MOST_MISMATCH).then_some(best.0)
 }
 
-/// What changes most between the first quarter and the last.
+/// Returns the largest change between the first and the last quarter.
 fn motion(frames: &[Frame]) -> Option<Motion> {
     let quarter = (frames.len() / 4).max(1);
     if frames.len() < 2 {
@@ -210,14 +210,14 @@ fn motion(frames: &[Frame]) -> Option<Motion> {
     (strength >= LEAST_MOTION).then_some(motion)
 }
 
-/// Indices of the pixels along the border, a thirty-second of the side deep.
+/// Returns the indices of the pixels of the border, whose width is 1/32 of the side.
 fn border([height, width]: [usize; 2]) -> Vec<usize> {
     let depth = (height.min(width) / 32).max(1);
     let outer = |at: usize, side: usize| at < depth || at + depth >= side;
     (0..height * width).filter(|at| outer(at / width, height) || outer(at % width, width)).collect()
 }
 
-/// Median of each channel over the pixels at `indices`, of which there is at least one.
+/// Returns the median of each channel over the pixels at `indices`, which must not be empty.
 fn median(rgb: &[u8], indices: impl Iterator<Item = usize> + Clone) -> [f64; 3] {
     [0, 1, 2].map(|channel| {
         let mut values: Vec<u8> = indices.clone().map(|at| rgb[3 * at + channel]).collect();
@@ -234,7 +234,7 @@ fn distance(a: [f64; 3], b: [f64; 3]) -> f64 {
     (0..3).map(|c| (a[c] - b[c]) * (a[c] - b[c])).sum::<f64>().sqrt()
 }
 
-/// The name of a colour, where one is near.
+/// Returns the name of the nearest colour within the threshold.
 fn nearest<N: Copy, const COUNT: usize>(
     colour: [f64; 3],
     palette: [(N, [u8; 3]); COUNT],
@@ -247,13 +247,13 @@ fn nearest<N: Copy, const COUNT: usize>(
         .map(|named| named.0)
 }
 
-/// What occurs most often, if anything; frames without it do not vote.
+/// Returns the most frequent value; `None` values are ignored.
 fn most_frequent<N: Copy + PartialEq>(votes: impl Iterator<Item = Option<N>>) -> Option<N> {
     let votes: Vec<N> = votes.flatten().collect();
     votes.iter().copied().max_by_key(|vote| votes.iter().filter(|other| *other == vote).count())
 }
 
-/// The largest connected part of a mask `[height, width]`, and how many pixels the others have.
+/// Returns the largest connected region of a mask `[height, width]`, and the number of pixels of the others.
 fn largest_part(mask: &[bool], [height, width]: [usize; 2]) -> (Vec<usize>, usize) {
     let mut seen = vec![false; mask.len()];
     let (mut largest, mut total) = (Vec::new(), 0);
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_seen_where_nothing_is() {
+    fn an_empty_clip_has_no_object() {
         let verdict = judge(&still(12));
         let nothing = Verdict { shape: None, colour: None, background: None, motion: None };
         assert_eq!(verdict, Verdict { background: Some(Background::Black), ..nothing });
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_smear_or_two_objects_have_no_shape() {
+    fn other_shapes_and_two_objects_have_no_verdict() {
         let labels = Labels {
             shape: Shape::Square,
             colour: Colour::Red,

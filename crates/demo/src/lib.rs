@@ -1,11 +1,11 @@
-//! The demo of `opensora`: a small text-to-video model with its weights, the world of moving shapes it
-//! was trained on, and a judge of its clips.
+//! A small text-to-video model with its weights, the synthetic data set it was trained on, and an automatic
+//! evaluation.
 //!
-//! One coloured shape on a plain background moves in one of four directions, grows or shrinks. The
-//! world is small enough to train a whole text-to-video model on it on one machine, and plain enough
-//! that image analysis can tell whether a sampled clip shows what its prompt says. A fixed set of
-//! (shape, colour, motion) triples never appears in training clips: see [`is_held_out`]. Everything
-//! is a function of (seed, index), through [`opensora::nn::random::HostRng`].
+//! A clip of the data set shows one coloured shape on a plain background that moves in one of four directions,
+//! grows or shrinks. A whole text-to-video model can be trained on such clips on one machine, and image
+//! analysis can tell whether a sampled clip matches its prompt. A fixed set of (shape, colour, motion) triples
+//! never appears in training clips; see [`is_held_out`]. All draws are functions of (seed, index), by
+//! [`opensora::nn::random::HostRng`].
 //!
 //! ```no_run
 //! use opensora::{PipelineOptions, SampleRequest, TextToVideo, nn::device};
@@ -23,14 +23,14 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`model`] | the bundled weights and where they are unpacked |
-//! | [`world`] | shapes, colours, backgrounds, motions |
-//! | [`draw`] | which scene a seed and an index stand for |
-//! | [`mod@render`] | scenes as pixels |
-//! | [`captions`] | scenes as text |
-//! | [`dataset`] | a data set of clips and images on disk |
-//! | [`mod@judge`] | pixels back to what they show |
-//! | [`eval`] | how often a model's clips match their prompts |
+//! | [`model`] | the bundled weights, unpacked into the user's cache folder |
+//! | [`world`] | shapes, colours, backgrounds, motions, scenes |
+//! | [`draw`] | the scenes of a seed and an index |
+//! | [`mod@render`] | scenes to pixels |
+//! | [`captions`] | scenes to captions |
+//! | [`dataset`] | writes a data set of clips and images |
+//! | [`mod@judge`] | recognises shape, colour and motion in a clip |
+//! | [`eval`] | measures how often a model's clips match their prompts |
 
 pub mod captions;
 pub mod dataset;

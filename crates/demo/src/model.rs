@@ -1,10 +1,8 @@
-//! The bundled model: a few megabytes of weights that this project's own code trained on the demo
-//! world (`model-cards/demo.md`).
+//! The bundled model: a few megabytes of weights, trained with this workspace (`model-cards/demo.md`).
 //!
-//! Models are read from files, so that large ones need not be in memory twice. This one is part of
-//! the program and is unpacked at its first use into the user's own cache folder:
-//! `$XDG_CACHE_HOME/opensora` or the platform's equivalent. A shared temporary folder would let
-//! another user of the machine put links or other weights in its place.
+//! The weights are part of the binary and are unpacked at the first use into the user's cache folder,
+//! `$XDG_CACHE_HOME/opensora` or the platform's equivalent, because models are loaded from files. A shared
+//! temporary folder would let other users of the machine replace them.
 
 use opensora::{ModelError, ModelFiles};
 use opensora_files::write_atomically;
@@ -13,12 +11,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The name of the model, as `--model` takes it.
+/// Name of the model for `--model`.
 pub const NAME: &str = "demo";
 
 macro_rules! files {
     ($($name:literal),+ $(,)?) => {
-        /// Contents by path within the model's folder.
+        /// Contents of the files by their paths in the model's folder.
         const FILES: &[(&str, &[u8])] =
             &[$(($name, include_bytes!(concat!("../model/", $name)))),+];
     };
@@ -36,12 +34,12 @@ files![
     "vae/diffusion_pytorch_model.safetensors",
 ];
 
-/// Why the bundled model could not be unpacked or opened.
+/// Error for the bundled model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UnpackError {
-    /// The platform names no cache folder for this user.
-    #[error("the demo model has no folder to be unpacked into: set XDG_CACHE_HOME or HOME")]
+    /// The environment has no cache folder for this user.
+    #[error("no folder to unpack the demo model into: set XDG_CACHE_HOME or HOME")]
     NoCacheFolder,
     /// A file or folder cannot be read or written.
     #[error("the demo model cannot be unpacked: {}", path.display())]
@@ -51,14 +49,14 @@ pub enum UnpackError {
         /// The operating system's reason.
         source: io::Error,
     },
-    /// Another user could change what the folder holds.
+    /// Another user could change the contents of the folder.
     #[error("the demo model cannot be unpacked: {}: {found}, expected {expected}", path.display())]
     Unsafe {
         /// The folder.
         path: PathBuf,
-        /// What is there.
+        /// What was found.
         found: &'static str,
-        /// What is required.
+        /// What was expected.
         expected: &'static str,
     },
     /// The unpacked model cannot be opened.
@@ -71,21 +69,20 @@ pub fn size() -> usize {
     FILES.iter().map(|(_, bytes)| bytes.len()).sum()
 }
 
-/// Returns the bundled model, after unpacking it into the user's cache folder if it is not there
-/// yet. Files that differ from the bundled ones are replaced.
+/// Returns the bundled model, after unpacking it into the user's cache folder. Files that differ from the bundled
+/// ones are replaced.
 ///
 /// # Errors
-/// Returns an error if there is no such folder, another user could write to it, or it cannot be
-/// written.
+/// Returns an error if there is no cache folder, another user could write to it, or writing fails.
 pub fn model_files() -> Result<ModelFiles, UnpackError> {
-    // A folder for each version: programs of several versions do not replace each other's files.
+    // One folder per version, so that programs of different versions do not replace each other's files.
     let name = format!("{NAME}-{}-{}", env!("CARGO_PKG_VERSION"), size());
     let folder = cache_folder().ok_or(UnpackError::NoCacheFolder)?.join("opensora").join(name);
     unpack(&folder)?;
     Ok(ModelFiles::open(&folder)?)
 }
 
-/// The folder for this user's caches, by the conventions of the platform.
+/// Returns the user's cache folder, by the conventions of the platform.
 fn cache_folder() -> Option<PathBuf> {
     let variable = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     variable("XDG_CACHE_HOME").or_else(|| {
@@ -119,7 +116,7 @@ fn unpack(folder: &Path) -> Result<(), UnpackError> {
     Ok(())
 }
 
-/// Creates `folder`, or checks that the one that is there belongs to this user alone.
+/// Creates `folder`, or checks that an existing one is writable by this user only.
 fn create_private(folder: &Path) -> Result<(), UnpackError> {
     let fail = |source| UnpackError::Io { path: folder.into(), source };
     let mut builder = fs::DirBuilder::new();
@@ -139,7 +136,7 @@ fn create_private(folder: &Path) -> Result<(), UnpackError> {
         if found.mode() & 0o022 != 0 {
             return unsafe_folder("others may write to it", "mode 0700");
         }
-        // A file that this process creates tells its user, which saves a call of the C library.
+        // The owner of a new file is this user, which avoids a call of the C library.
         let probe = tempfile::Builder::new().prefix(".owner").tempfile_in(folder).map_err(fail)?;
         let own = probe.as_file().metadata().map_err(fail)?;
         if own.uid() != found.uid() {
@@ -189,7 +186,7 @@ mod tests {
         assert!(says(unpack(&open)).contains("others may write"));
     }
 
-    /// A link in place of a file is replaced: its target stays as it is.
+    /// A link in place of a file is replaced; its target is not changed.
     #[cfg(unix)]
     #[test]
     fn a_link_in_place_of_a_file_is_not_followed() {

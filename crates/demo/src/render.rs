@@ -1,16 +1,16 @@
-//! Scenes as pixels, anti-aliased at any size.
+//! Renders scenes to pixels, with anti-aliasing, at any size.
 
 use super::world::{Scene, Shape};
 use opensora::video::{Frames, FramesError, frames::MAX_SIDE};
 
-/// Samples along each side of a pixel.
+/// Samples per side of a pixel.
 const SAMPLES: usize = 3;
 
-/// A scene as a clip of `num_frames` frames of `[height, width]` pixels; a single frame shows its
-/// start. Radii are fractions of the shorter side, so shapes keep their proportions.
+/// Renders a scene as a clip of `num_frames` frames of `[height, width]` pixels; a single frame shows the start.
+/// Radii are fractions of the shorter side, so that shapes keep their proportions.
 ///
 /// # Errors
-/// Where a clip cannot have that size.
+/// Returns an error if clips do not support the size.
 pub fn render(
     scene: &Scene,
     num_frames: usize,
@@ -18,7 +18,7 @@ pub fn render(
 ) -> Result<Frames, FramesError> {
     let [height, width] = image_size;
     let pixels = height.saturating_mul(width);
-    // The size is refused before anything is allocated for it.
+    // Sizes that are not supported are rejected before memory is allocated.
     if pixels == 0 || height > MAX_SIDE || width > MAX_SIDE {
         return Frames::from_rgb(Vec::new(), [num_frames, height, width]);
     }
@@ -37,8 +37,8 @@ pub fn render(
     Frames::from_rgb(data, [num_frames, height, width])
 }
 
-/// How much of each pixel of a frame `[height, width]` a shape covers, in [0, 1]. `centre` is
-/// (x, y) of the middle of its box in pixels, `half` half of the box's width and height.
+/// Returns the coverage of each pixel of a frame `[height, width]` by a shape, in [0, 1]. `centre` is the centre
+/// (x, y) of its bounding box in pixels, `half` half of the width and height of the box.
 pub(crate) fn coverage(
     shape: Shape,
     centre: [f64; 2],
@@ -65,7 +65,7 @@ pub(crate) fn coverage(
     covered
 }
 
-/// Whether the shape in the box [-1, 1] x [-1, 1] contains a point; y counts downwards.
+/// Returns true if the shape in the box [-1, 1] x [-1, 1] contains a point; y points downwards.
 fn contains(shape: Shape, x: f64, y: f64) -> bool {
     match shape {
         Shape::Circle => x * x + y * y <= 1.0,

@@ -1,10 +1,10 @@
-//! What there is in the demo world, and how it moves.
+//! Scenes: shapes, colours, backgrounds and motions.
 
 use opensora::nn::random::HostRng;
 use serde::Serialize;
 use std::fmt;
 
-/// An enum whose values have a name in captions and reports.
+/// Defines an enum whose values have names in captions and reports.
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident { $($(#[$value_doc:meta])* $value:ident = $word:literal,)+ }) => {
         $(#[$doc])*
@@ -13,10 +13,10 @@ macro_rules! named {
         pub enum $name { $($(#[$value_doc])* $value,)+ }
 
         impl $name {
-            /// All of them.
+            /// All values.
             pub const ALL: [Self; [$($word),+].len()] = [$(Self::$value),+];
 
-            /// Its name, one word in lower case.
+            /// Returns the name: one word in lower case.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$value => $word,)+ }
             }
@@ -31,11 +31,11 @@ macro_rules! named {
 }
 
 named! {
-    /// A shape; each fills a square of twice its radius.
+    /// A shape. Its bounding box is a square of twice the radius.
     Shape {
         /// A disc.
         Circle = "circle",
-        /// A square, upright.
+        /// An axis-aligned square.
         Square = "square",
         /// A triangle that points up, as high as it is wide.
         Triangle = "triangle",
@@ -61,7 +61,7 @@ named! {
 }
 
 named! {
-    /// A background's colour; none is an object's.
+    /// The colour of a background; no object has one of these.
     Background {
         /// Black.
         Black = "black",
@@ -75,7 +75,7 @@ named! {
 }
 
 named! {
-    /// What an object does over a clip.
+    /// The motion of an object over a clip.
     Motion {
         /// Moves to the left.
         Left = "left",
@@ -93,7 +93,7 @@ named! {
 }
 
 impl Colour {
-    /// Its middle in sRGB; scenes vary about it.
+    /// Returns the mean sRGB value; scenes vary around it.
     pub fn rgb(self) -> [u8; 3] {
         match self {
             Self::Red => [230, 20, 20],
@@ -107,7 +107,7 @@ impl Colour {
 }
 
 impl Background {
-    /// Its middle in sRGB; scenes vary about it.
+    /// Returns the mean sRGB value; scenes vary around it.
     pub fn rgb(self) -> [u8; 3] {
         match self {
             Self::Black => [12, 12, 12],
@@ -118,16 +118,16 @@ impl Background {
     }
 }
 
-/// Whether a triple is kept out of training clips: 18 of the 108.
+/// Returns true for triples that never appear in training clips: 18 of the 108.
 ///
-/// The rule is a Latin square, motion = colour + 2 shape modulo 6, so each shape with each colour
-/// lacks one motion of six, each shape with each motion one colour of six, and each colour with
-/// each motion at most one shape of three: every value and every pair is still seen.
+/// The rule is a Latin square, motion = colour + 2 shape modulo 6. Each (shape, colour) pair lacks one of six
+/// motions, each (shape, motion) pair one of six colours, and each (colour, motion) pair at most one of three
+/// shapes, so that training shows every pair of values.
 pub fn is_held_out(shape: Shape, colour: Colour, motion: Motion) -> bool {
     (colour as usize + 2 * shape as usize) % 6 == motion as usize
 }
 
-/// All triples that `keep` takes, in a fixed order.
+/// Returns the triples for which `keep` returns true, in a fixed order.
 pub fn triples(keep: impl Fn(Shape, Colour, Motion) -> bool) -> Vec<(Shape, Colour, Motion)> {
     let mut kept = Vec::new();
     for shape in Shape::ALL {
@@ -143,7 +143,7 @@ pub fn triples(keep: impl Fn(Shape, Colour, Motion) -> bool) -> Vec<(Shape, Colo
     kept
 }
 
-/// What a scene shows.
+/// Attributes of a scene.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 pub struct Labels {
     /// The object's shape.
@@ -152,41 +152,41 @@ pub struct Labels {
     pub colour: Colour,
     /// The background's colour.
     pub background: Background,
-    /// What the object does; `None` for a still.
+    /// The motion of the object; `None` for an image.
     pub motion: Option<Motion>,
 }
 
-/// Where an object is: fractions of the frame, from its upper left corner.
+/// Position and size of an object, as fractions of the frame, from the upper left corner.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Place {
-    /// Centre from the left.
+    /// Distance of the centre from the left.
     pub x: f64,
-    /// Centre from the top.
+    /// Distance of the centre from the top.
     pub y: f64,
-    /// Half of its width.
+    /// Half of the width.
     pub radius: f64,
 }
 
-/// A scene in all its numbers.
+/// A scene with all its parameters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scene {
-    /// What it shows.
+    /// The attributes.
     pub labels: Labels,
     /// The object's colour, sRGB.
     pub object: [u8; 3],
     /// The background's colour, sRGB.
     pub background: [u8; 3],
-    /// Where the object is in the first frame.
+    /// Place of the object in the first frame.
     pub start: Place,
-    /// Where it is in the last frame; in between it moves evenly.
+    /// Place of the object in the last frame; the motion is uniform.
     pub end: Place,
 }
 
-/// How far each channel of a colour varies, of 255.
+/// Largest deviation of each channel of a colour, of 255.
 const COLOUR_JITTER: f64 = 12.0;
 
 impl Scene {
-    /// A scene of these labels, with the numbers that they leave open.
+    /// Draws the parameters of a scene with these labels.
     pub fn draw(labels: Labels, rng: &mut HostRng) -> Self {
         let (start, end) = places(labels.motion, rng);
         Self {
@@ -198,7 +198,7 @@ impl Scene {
         }
     }
 
-    /// Where the object is at `time`, 0 in the first frame and 1 in the last.
+    /// Returns the place of the object at `time`: 0 in the first frame and 1 in the last.
     pub fn at(&self, time: f64) -> Place {
         let between = |start: f64, end: f64| start + (end - start) * time;
         Place {
@@ -209,7 +209,7 @@ impl Scene {
     }
 }
 
-/// First and last place of an object.
+/// Draws the first and the last place of an object.
 fn places(motion: Option<Motion>, rng: &mut HostRng) -> (Place, Place) {
     let mut about = |middle: f64, spread: f64| rng.uniform_in(middle - spread, middle + spread);
     match motion {
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_those_of_the_world() {
+    fn places_are_in_their_ranges() {
         for index in 0..600 {
             let mut rng = Kind::Clip.rng(9, index);
             let motion = Motion::ALL[index as usize % 6];

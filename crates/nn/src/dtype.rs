@@ -30,21 +30,43 @@ impl Dtype {
     /// # Errors
     /// Returns an error if the device does not support the type.
     pub fn check(self, device: &Device) -> Result<Self, DtypeError> {
-        if device.supports_dtype(self.float()) {
-            Ok(self)
-        } else {
-            Err(DtypeError::Unsupported { dtype: self, device: format!("{device:?}") })
-        }
+        check(self.float(), device)?;
+        Ok(self)
+    }
+}
+
+/// Checks that `device` computes in `dtype`.
+///
+/// # Errors
+/// Returns [`DtypeError::Unsupported`] if it does not.
+pub fn check(dtype: FloatDType, device: &Device) -> Result<(), DtypeError> {
+    if device.supports_dtype(dtype) {
+        Ok(())
+    } else {
+        Err(DtypeError::Unsupported { dtype, device: format!("{device:?}") })
+    }
+}
+
+/// Returns the short name of a float type, such as `bf16`.
+pub fn name(dtype: FloatDType) -> &'static str {
+    match dtype {
+        FloatDType::F64 => "f64",
+        FloatDType::F32 => "f32",
+        FloatDType::Flex32 => "flex32",
+        FloatDType::F16 => "f16",
+        FloatDType::BF16 => "bf16",
+    }
+}
+
+impl From<Dtype> for FloatDType {
+    fn from(dtype: Dtype) -> Self {
+        dtype.float()
     }
 }
 
 impl fmt::Display for Dtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-        })
+        f.write_str(name(self.float()))
     }
 }
 
@@ -69,10 +91,10 @@ pub enum DtypeError {
     #[error("unknown dtype '{0}': expected f32, bf16 or f16")]
     Unknown(String),
     /// The device does not compute in this type.
-    #[error("dtype {dtype} is not supported on {device}: use f32")]
+    #[error("dtype {} is not supported on {device}: use f32", name(*dtype))]
     Unsupported {
         /// The type.
-        dtype: Dtype,
+        dtype: FloatDType,
         /// Debug text of the device.
         device: String,
     },

@@ -1,4 +1,4 @@
-//! Files of a model that is conditioned on a class label.
+//! The files of a model that follows class labels.
 
 use crate::{
     labels::LabelSet,
@@ -13,7 +13,7 @@ use crate::{
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
-/// The files, sizes and default request of a model that is conditioned on a class label.
+/// The files, sizes and default request of a model that follows class labels.
 #[derive(Debug, Clone)]
 pub struct ClassFiles {
     /// Name of the model, for messages and for the record beside an output.
@@ -79,14 +79,14 @@ impl ClassFiles {
     }
 
     fn preset(preset: &Preset, parts: &PartPaths) -> Result<Self, ModelError> {
-        // Said before a file is looked for.
+        // Checked before files are searched.
         class_of(preset)?;
         let place = preset.origin.place();
         let denoiser = find_part(preset, parts, &None, preset.files, place, "--weights-dir")?;
         Self::of_preset(preset, denoiser, find_vae(preset, parts)?)
     }
 
-    /// The files of a preset that were found.
+    /// Returns the files of a preset, from the paths of its parts.
     pub(crate) fn of_preset(
         preset: &Preset,
         denoiser: PathBuf,
@@ -148,7 +148,7 @@ impl ClassFiles {
     }
 }
 
-/// Returns what a preset's denoiser is, if it follows a label.
+/// Returns the architecture and class names of a preset that follows class labels.
 pub(crate) fn class_of(preset: &Preset) -> Result<(ClassKind, LabelSet), ModelError> {
     match preset.model {
         PresetModel::Class(kind, labels) => Ok((kind, labels)),
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_description_says_which_kind_it_is() {
+    fn the_architecture_of_a_description_decides_its_kind() {
         let folder = tempfile::tempdir().unwrap();
         let describe = |architecture: &str, others: serde_json::Value| {
             let mut description = serde_json::json!({

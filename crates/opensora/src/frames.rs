@@ -1,4 +1,4 @@
-//! Tensors to pixels and back.
+//! Converts tensors to pixels and back.
 
 use crate::{
     nn::read::{ReadError, read},
@@ -6,24 +6,24 @@ use crate::{
 };
 use burn::tensor::{Device, Tensor, TensorData};
 
-/// Why a decoded tensor gave no pixels.
+/// Error for a tensor that cannot be converted to frames.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ToFramesError {
     /// The device failed or is lost.
     #[error(transparent)]
     Device(#[from] ReadError),
-    /// The tensor has not the shape of a clip, or is larger than clips can be.
+    /// The tensor does not have the shape of a clip, or is larger than [`Frames`] supports.
     #[error(transparent)]
     Frames(#[from] FramesError),
 }
 
-/// Clips `[B, 3, T, H, W]` about [-1, 1] to bytes, one [`Frames`] each, with the reference's
+/// Converts clips `[B, 3, T, H, W]` in about [-1, 1] to bytes, one [`Frames`] per clip, with the reference's
 /// rounding.
 ///
 /// # Errors
-/// Returns an error if the tensor has not three channels, a size is beyond what [`Frames`] can hold, or
-/// the device fails.
+/// Returns an error if the tensor does not have three channels, is larger than [`Frames`] supports, or the
+/// device fails.
 pub fn to_frames(decoded: Tensor<5>) -> Result<Vec<Frames>, ToFramesError> {
     let [_, channels, frames, height, width] = decoded.dims();
     let values: Vec<f32> = read(decoded)?.iter().collect();
@@ -34,8 +34,8 @@ pub fn to_frames(decoded: Tensor<5>) -> Result<Vec<Frames>, ToFramesError> {
         .collect()
 }
 
-/// A clip to the values that the VAE encodes, `[1, 3, T, H, W]` in f32: -1 for the byte 0, 1 for 255.
-/// [`to_frames`] gives the same bytes back.
+/// Converts a clip to `[1, 3, T, H, W]` in f32, as the VAE encodes it: -1 for the byte 0, 1 for 255.
+/// [`to_frames`] returns the same bytes.
 pub fn from_frames(clip: &Frames, device: &Device) -> Tensor<5> {
     let shape = [clip.len(), clip.height(), clip.width(), 3];
     let values: Vec<f32> = clip.data().iter().map(|&byte| f32::from(byte) / 127.5 - 1.0).collect();
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pixels_survive_the_way_to_a_tensor_and_back() {
+    fn pixels_round_trip_through_a_tensor() {
         let shape = [2, 8, 16];
         let data: Vec<u8> = (0..2 * 8 * 16 * 3).map(|index| (index % 256) as u8).collect();
         let clip = Frames::from_rgb(data, shape).unwrap();

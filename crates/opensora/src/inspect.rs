@@ -1,4 +1,4 @@
-//! What a file of weights is, from its headers alone.
+//! Identifies a file of weights by its headers.
 
 use crate::{
     checkpoint::{Checkpoint, CheckpointError, ImportReport, Mismatch, PublishedModel},
@@ -11,23 +11,23 @@ use crate::{
 use burn::tensor::Device;
 use std::{error::Error, path::Path};
 
-/// What a checkpoint is, as far as its keys and shapes say.
+/// The model that a checkpoint belongs to, by its keys and shapes.
 #[derive(Debug)]
 pub struct Inspection {
-    /// The known artefact that fits, or the one that comes nearest.
+    /// The known model that fits, or else the nearest one.
     pub artefact: String,
-    /// Sizes that were compared: published ones, those of a `config.json` beside the weights, or those that
-    /// the shapes show.
+    /// Source of the sizes of that model: published ones, a `config.json` beside the weights, or the shapes
+    /// of the tensors.
     pub sizes: &'static str,
-    /// What an import would do, or why it would fail.
+    /// The report of an import, or the reason why the checkpoint does not fit.
     pub outcome: Result<ImportReport, Unfit>,
 }
 
-/// Why a checkpoint fits nothing.
+/// Why a checkpoint does not fit a model.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Unfit {
-    /// Keys are missing, left over or of another shape.
+    /// Keys are missing, unused or of another shape.
     Keys(Box<Mismatch>),
     /// Another reason.
     Other(Box<dyn Error + Send + Sync>),
@@ -40,14 +40,14 @@ const SHAPES: &str = "sizes of its tensors";
 /// Sizes from a file beside the weights.
 const CONFIG: &str = "sizes of config.json";
 
-/// A comparison with one artefact.
+/// Comparison with one model.
 struct Candidate {
     name: &'static str,
     sizes: &'static str,
     outcome: Result<ImportReport, Unfit>,
 }
 
-/// Compares a checkpoint with every artefact that is known here; no tensor is read.
+/// Compares a checkpoint with every known model; reads no tensor.
 pub fn inspect(checkpoint: &Checkpoint, device: &Device) -> Inspection {
     let mut candidates = denoisers(checkpoint, device);
     candidates.extend(text_encoder(checkpoint, device));
@@ -66,7 +66,7 @@ pub fn inspect(checkpoint: &Checkpoint, device: &Device) -> Inspection {
         None => Inspection {
             artefact: "unknown".into(),
             sizes: PUBLISHED,
-            outcome: Err(Unfit::Other("no artefact is known".into())),
+            outcome: Err(Unfit::Other("no model is known".into())),
         },
     }
 }
@@ -89,7 +89,7 @@ fn denoisers(checkpoint: &Checkpoint, device: &Device) -> Vec<Candidate> {
             num_heads: found.num_heads,
             patch_size: found.patch_size,
             in_channels: found.in_channels,
-            // The null class is a row as well.
+            // One row is the null class.
             condition: LabelCondition { num_classes: rows.saturating_sub(1).max(1) },
             ..published
         },
@@ -103,8 +103,8 @@ fn denoisers(checkpoint: &Checkpoint, device: &Device) -> Vec<Candidate> {
     ]
 }
 
-/// Reads the sizes of a denoiser off its shapes, and the rows of its table of labels. The number of heads
-/// leaves no trace: the published width of a head is taken.
+/// Returns the sizes of a denoiser and the rows of its label table, from the shapes of the tensors. The number
+/// of heads does not appear in any shape: the published width of a head is assumed.
 fn sizes_of(plain: &Checkpoint) -> (DenoiserConfig, Option<usize>, &'static str) {
     let published = DenoiserConfig::xl_2();
     let shape = |key: &str| plain.tensors().get(key).map(|tensor| tensor.shape());

@@ -12,7 +12,7 @@ pub enum LabelSet {
     Ucf101,
 }
 
-/// Why a name does not give a label.
+/// Error for a text that is not a label.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LabelError {
@@ -56,7 +56,7 @@ fn numbers(labels: &[usize]) -> String {
     labels.iter().map(usize::to_string).collect::<Vec<_>>().join(" or ")
 }
 
-/// Most similar names that an error lists.
+/// Largest number of similar names in an error.
 const MOST_SIMILAR: usize = 5;
 
 impl LabelSet {

@@ -1,9 +1,9 @@
 //! Open-Sora 1.0, text to video, on [burn].
 //!
-//! [`TextToVideo`] goes the whole way from prompts to frames: T5 encodes the prompts, a sampler
-//! denoises latents with STDiT, the VAE decodes the latents. Each large model is loaded, used and
-//! dropped in turn, so that peak memory is that of the largest model, not of their sum; a service keeps
-//! them in memory with [`Residency`].
+//! [`TextToVideo`] samples videos of prompts: T5 encodes the prompts, a sampler denoises latents with STDiT,
+//! and the VAE decodes the latents to frames. By default each model is loaded, used and dropped before the
+//! next, so that peak memory is that of the largest model. [`Residency`] keeps models in memory between calls.
+//! [`ClassToVideo`] samples images and clips of class labels with DiT and Latte.
 //!
 //! ```no_run
 //! use opensora::{
@@ -22,32 +22,33 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`presets`] | the published checkpoints as data |
-//! | [`model_files`], [`class_files`] | which files make a model: folders with a `model.json`, presets |
-//! | [`inspect`] | what a file of weights is, from its headers alone |
-//! | [`labels`], [`buckets`] | names of class labels; sizes of PixArt-alpha's images |
-//! | [`request`] | what to sample |
-//! | [`pipeline`] | prompts or labels to frames |
+//! | [`pipeline`] | [`TextToVideo`] and [`ClassToVideo`], their options, events and errors |
+//! | [`request`] | [`SampleRequest`]: size, length, sampler, guidance, seed |
+//! | [`model_files`], [`class_files`] | the files of a model: presets, folders with a `model.json`, checkpoints |
+//! | [`presets`] | the published checkpoints |
+//! | [`labels`], [`buckets`] | names of class labels; training sizes of PixArt-alpha |
+//! | [`inspect`] | identifies a file of weights by its headers |
 //! | [`denoiser`] | models with their prompts or labels, as samplers see them |
-//! | [`frames`] | tensors to pixels and back |
-//! | [`latents`] | sampled latents in a file |
+//! | [`frames`] | converts tensors to pixels and back |
+//! | [`latents`] | saves and loads latents |
 #![cfg_attr(
     feature = "hub",
-    doc = "| [`pretrained`] | models by name, fetched from the Hugging Face hub |"
+    doc = "| [`pretrained`] | fetches models from the Hugging Face hub by name |"
 )]
-#![cfg_attr(feature = "train", doc = "| [`training`] | sample videos along a training run |")]
+#![cfg_attr(feature = "train", doc = "| [`training`] | samples videos during a training run |")]
 //!
-//! The parts are crates of their own and re-exported here: [`t5`], [`vae`], [`stdit`], [`diffusion`],
-//! [`checkpoint`], [`video`], [`files`], [`nn`] and [`burn`] itself.
+//! The crates that the library is made of are re-exported: [`t5`], [`vae`], [`stdit`], [`diffusion`],
+//! [`checkpoint`], [`video`], [`files`], [`nn`], and [`burn`].
 //!
 //! | feature | adds |
 //! |---|---|
-//! | `flex` (default), `ndarray`, `tch`, `cuda`, `rocm`, `wgpu`, `vulkan`, `metal` | a backend, under burn's name |
-//! | `fusion`, `autotune`; `cuda-full`, `rocm-full`, `wgpu-full`, `vulkan-full`, `metal-full` | fused and tuned kernels; a backend with both, recommended on real GPUs |
-//! | `hub` | `hub`, `pretrained`: weights by name from the Hugging Face hub |
-//! | `train` | `train`, `data`, `manifest`, `chart`: recipes, the training loop, data sets |
-//! | `prepare` | `prepare`, `shots`, `manifest`, `chart`: raw videos to a training set |
-//! | `caption`, `download`, `onnx` | steps of `prepare` that speak HTTP or run ONNX models |
+//! | `flex` (default), `ndarray`, `tch`, `cuda`, `rocm`, `wgpu`, `vulkan`, `metal` | the backend of burn with this name |
+//! | `fusion`, `autotune` | fused kernels, tuned kernels |
+//! | `cuda-full`, `rocm-full`, `wgpu-full`, `vulkan-full`, `metal-full` | a backend with `fusion` and `autotune`, recommended on GPUs |
+//! | `hub` | modules `hub` and `pretrained`: weights from the Hugging Face hub |
+//! | `train` | modules `train`, `training`, `data`, `manifest` and `chart`: recipes, the training loop, data sets |
+//! | `prepare` | modules `prepare`, `shots`, `manifest` and `chart`: raw videos to a training set |
+//! | `caption`, `download`, `onnx` | steps of `prepare` that use HTTP or ONNX models |
 //! | `parquet`, `parquet-zstd` | manifests as Parquet files |
 
 pub use burn;
@@ -98,7 +99,7 @@ pub use pipeline::{
 pub use presets::{PRESETS, Preset};
 pub use request::SampleRequest;
 
-/// The examples of the guide, which are compiled with the tests.
+/// Compiles the examples of the guide with the tests.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/sampling.md")]
 struct SamplingGuide;

@@ -1,8 +1,8 @@
-//! Which files make a model.
+//! The files of a model that follows prompts.
 //!
 //! A model is a folder with a `model.json` that names its parts, a published [preset](crate::presets)
-//! whose files lie in one folder under their published names, or a bare STDiT checkpoint together
-//! with a text encoder and a VAE.
+//! with its files in one folder under their published names, or an STDiT checkpoint with separate paths of
+//! the text encoder and the VAE.
 
 use crate::{
     buckets,
@@ -21,49 +21,50 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The files and sizes of a model, and the request it answers where nothing else is asked for.
+/// The files, sizes and default request of a model that follows prompts.
 #[derive(Debug, Clone)]
 pub struct ModelFiles {
-    /// Its name, for messages and for the record beside an output.
+    /// Name of the model, for messages and for the record beside an output.
     pub name: String,
-    /// What the denoiser is.
+    /// Architecture of the denoiser.
     pub architecture: Architecture,
-    /// The denoiser: whatever [`Checkpoint::open`](crate::checkpoint::Checkpoint::open) takes.
+    /// Weights of the denoiser, in any form that
+    /// [`Checkpoint::open`](crate::checkpoint::Checkpoint::open) takes.
     pub denoiser: PathBuf,
     /// Sizes of the denoiser.
     pub denoiser_config: DenoiserConfig,
-    /// Which position scales the denoiser is given.
+    /// Rule for the denoiser's position scales.
     pub scales: ScaleRule,
-    /// What its first channels name; where `None`, what the weights say of themselves, and the
-    /// published noise where they say nothing.
+    /// Prediction target of the denoiser. `None`: read from the checkpoint's metadata, else noise, as
+    /// published.
     pub prediction_type: Option<PredictionType>,
     /// Folder of the text encoder: `config.json`, tokenizer and weights.
     pub t5: PathBuf,
-    /// Folder of the VAE with its `config.json`, or its weights alone.
+    /// Folder of the VAE with its `config.json`, or its file of weights.
     pub vae: PathBuf,
-    /// Size, length and rate that the model was trained for.
+    /// Default request: size, length, frame rate, sampler and guidance.
     pub defaults: SampleRequest,
-    /// All sizes that it was trained for, where there are several: height and width in pixels.
+    /// Training sizes as height and width in pixels, if the model was trained for several.
     pub buckets: &'static [[usize; 2]],
 }
 
-/// How [`TextToVideo`](crate::TextToVideo) chooses the units of the position tables.
+/// How [`TextToVideo`](crate::TextToVideo) chooses the position scales.
 ///
-/// A request's own `space_scale` and `time_scale` win over either.
+/// `space_scale` and `time_scale` of a request take precedence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScaleRule {
-    /// Those of [`ModelFiles::denoiser_config`], whatever size is asked for.
+    /// The scales of [`ModelFiles::denoiser_config`], for requests of all sizes.
     Fixed,
-    /// Those of the published configuration nearest to the request: see [`published_scales`].
+    /// The scales of the published configuration nearest to the request; see [`published_scales`].
     ForRequest,
 }
 
-/// Names of the text encoder's folder, the published one first, then the reference's.
+/// Folder names of the text encoder: the published one, then the reference's.
 pub(crate) const T5_FOLDERS: [&str; 2] = ["t5-v1_1-xxl", "t5_ckpts/t5-v1_1-xxl"];
-/// Names of the VAE's folder.
+/// Folder names of the VAE.
 pub(crate) const VAE_FOLDERS: [&str; 2] = ["sd-vae-ft-ema", "sd-vae-ft-mse"];
 
-/// Why a model's files could not be found.
+/// Error for a model whose files cannot be found or described.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
@@ -73,7 +74,7 @@ pub enum ModelError {
         preset_names()
     )]
     Unknown {
-        /// What was asked for.
+        /// The name.
         name: String,
     },
     /// The description of a model cannot be read.
@@ -108,10 +109,10 @@ pub enum ModelError {
         /// What was found and what was expected.
         reason: String,
     },
-    /// A published file is not where it was looked for.
+    /// A file of a preset is missing.
     #[error(
-        "preset {preset} needs {what} ({origin}) in '{}': download it there, or name another \
-         place with {option}",
+        "preset {preset} needs {what} ({origin}) in '{}': download it there, or give another \
+         path with {option}",
         folder.display()
     )]
     MissingFile {
@@ -119,24 +120,24 @@ pub enum ModelError {
         preset: String,
         /// The file or folder.
         what: String,
-        /// Where it is published.
+        /// Repository or address of the published file.
         origin: &'static str,
         /// The folder that was searched.
         folder: PathBuf,
-        /// The option that names another place.
+        /// The option for another path.
         option: &'static str,
     },
-    /// A model that follows something else than what was given.
+    /// A model of labels was used with a prompt, or the other way round.
     #[error("model '{name}' follows {follows}")]
     Condition {
         /// The model.
         name: String,
-        /// What it follows, and how that is given.
+        /// The expected condition, and how to give it.
         follows: &'static str,
     },
-    /// A bare checkpoint says nothing of the other parts.
+    /// The path of a part is missing for a checkpoint.
     #[error(
-        "{}: a bare checkpoint needs the other parts of the model: name the {what} with {option}",
+        "{}: a checkpoint needs the other parts of the model: give the {what} with {option}",
         path.display()
     )]
     MissingPart {
@@ -144,7 +145,7 @@ pub enum ModelError {
         path: PathBuf,
         /// The part.
         what: &'static str,
-        /// The option that names it.
+        /// The option for its path.
         option: &'static str,
     },
 }
@@ -153,19 +154,19 @@ fn preset_names() -> String {
     PRESETS.map(|preset| preset.name).join(", ")
 }
 
-/// What models of prompts and of labels follow, for [`ModelError::Condition`].
+/// Conditions of models, for [`ModelError::Condition`].
 pub(crate) const FOLLOWS_PROMPT: &str = "a prompt, not a class label: leave --label out";
 const FOLLOWS_LABEL: &str = "a class label, not a prompt: give one with --label";
 
-/// What `model.json` holds; paths are relative to its folder.
+/// Contents of `model.json`; paths are relative to its folder.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Description {
     name: String,
-    /// `stdit` (where it is left out), `pixart` or `pixart-ms`.
+    /// `stdit` (default), `pixart` or `pixart-ms`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     architecture: Option<String>,
-    /// For `pixart-ms`: see [`Architecture::PixArtMs`].
+    /// See [`Architecture::PixArtMs`]; only valid for `pixart-ms`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     base_size: Option<usize>,
     denoiser: PathBuf,
@@ -178,7 +179,7 @@ struct Description {
     /// Height and width.
     image_size: [usize; 2],
     fps: f64,
-    /// The sampler that the model is meant for; the published one where it names none.
+    /// Default sampler; `None`: that of the published models.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sampler: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -221,7 +222,7 @@ pub(crate) fn description_error(path: &Path, reason: &str) -> ModelError {
     ModelError::Description { path: path.into(), reason: one_line(reason) }
 }
 
-/// Names of all architectures.
+/// The names of all architectures.
 const ARCHITECTURES: [&str; 5] = ["stdit", "pixart", "pixart-ms", "dit", "latte"];
 
 impl Description {
@@ -243,21 +244,21 @@ impl Description {
     }
 }
 
-/// Where the paths in a `model.json` may lead. A description may come from a stranger, and a path in it
-/// could name a pipe, a device or somebody else's files.
+/// Paths that a `model.json` may name. A description may come from an untrusted source, and its paths could name
+/// a pipe, a device or other users' files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum PathPolicy {
-    /// Into the model's own folder.
+    /// Paths in the model's folder.
     #[default]
     InFolder,
-    /// Into the model's own folder, or by a relative path below this one.
+    /// Paths in the model's folder, and relative paths below this folder.
     Below(PathBuf),
-    /// Anywhere.
+    /// All paths.
     Anywhere,
 }
 
 impl PathPolicy {
-    /// The path of a part that `folder`'s description names.
+    /// Returns the path of a part that the description in `folder` names.
     pub(crate) fn resolve(&self, folder: &Path, part: &Path) -> Result<PathBuf, String> {
         let whole = folder.join(part);
         if *self == Self::Anywhere || inside(folder, part).is_ok() {
@@ -278,16 +279,16 @@ impl PathPolicy {
     }
 }
 
-/// Parts of a model that a user names one by one; each wins over what the model says itself.
+/// Paths of a model's parts; each takes precedence over the model's own.
 #[derive(Debug, Clone, Default)]
 pub struct PartPaths {
     /// Folder of the text encoder.
     pub t5: Option<PathBuf>,
     /// Folder or file of the VAE.
     pub vae: Option<PathBuf>,
-    /// Folder in which a preset's files lie.
+    /// Folder with the files of a preset.
     pub weights_dir: Option<PathBuf>,
-    /// Where the paths in a `model.json` may lead.
+    /// Paths that a `model.json` may name.
     pub policy: PathPolicy,
 }
 
@@ -300,11 +301,10 @@ impl ModelFiles {
         Self::open_with(folder, &PartPaths::default())
     }
 
-    /// Opens a folder with a `model.json`, of which `parts` may replace the text encoder and the VAE.
+    /// Opens a folder with a `model.json`; `parts` may replace the text encoder and the VAE.
     ///
     /// # Errors
-    /// Returns an error if the description is missing or malformed, or a path that is used leads
-    /// elsewhere than `parts.policy` allows.
+    /// Returns an error if the description is missing or malformed, or `parts.policy` does not allow a path.
     pub fn open_with(folder: &Path, parts: &PartPaths) -> Result<Self, ModelError> {
         let path = folder.join("model.json");
         let fail = |reason: String| description_error(&path, &reason);
@@ -345,7 +345,7 @@ impl ModelFiles {
     }
 
     /// Finds a model by name or path: a preset, a folder with a `model.json`, or an STDiT-XL/2
-    /// checkpoint, which is sampled with the position scales of the size asked for
+    /// checkpoint, whose position scales depend on the size of each request
     /// ([`ScaleRule::ForRequest`]).
     ///
     /// # Errors
@@ -364,13 +364,13 @@ impl ModelFiles {
         Ok(files.with_parts(parts))
     }
 
-    /// Returns the size that the model was trained for whose height through width is nearest to
-    /// `aspect_ratio`, or `None` if it was trained for one size only.
+    /// Returns the training size whose ratio of height to width is nearest to `aspect_ratio`, or `None` if the
+    /// model was trained for one size only.
     pub fn nearest_size(&self, aspect_ratio: f64) -> Option<[usize; 2]> {
         buckets::nearest(self.buckets, aspect_ratio)
     }
 
-    /// Replaces the text encoder and the VAE by those that `parts` names.
+    /// Replaces the paths of the text encoder and the VAE by those of `parts`.
     pub fn with_parts(self, parts: &PartPaths) -> Self {
         Self {
             t5: parts.t5.clone().unwrap_or(self.t5),
@@ -383,14 +383,14 @@ impl ModelFiles {
         let find = |given: &Option<PathBuf>, names: &[&str], origin, option| {
             find_part(preset, parts, given, names, origin, option)
         };
-        // Said before a file is looked for.
+        // Checked before files are searched.
         architecture(preset)?;
         let denoiser = find(&None, preset.files, preset.origin.place(), "--weights-dir")?;
         let t5 = find(&parts.t5, &T5_FOLDERS, presets::TEXT_ENCODER, "--t5")?;
         Self::of_preset(preset, denoiser, t5, find_vae(preset, parts)?)
     }
 
-    /// The files of a preset that were found.
+    /// Returns the files of a preset, from the paths of its parts.
     pub(crate) fn of_preset(
         preset: &Preset,
         denoiser: PathBuf,
@@ -428,7 +428,7 @@ impl ModelFiles {
     }
 }
 
-/// Returns what a preset's denoiser is, if it follows a prompt.
+/// Returns the architecture of a preset that follows prompts.
 pub(crate) fn architecture(preset: &Preset) -> Result<Architecture, ModelError> {
     match preset.model {
         PresetModel::Text(architecture) => Ok(architecture),
@@ -438,12 +438,12 @@ pub(crate) fn architecture(preset: &Preset) -> Result<Architecture, ModelError> 
     }
 }
 
-/// Returns true if this is the name of an architecture with class labels.
+/// Returns true for the name of an architecture with class labels.
 pub(crate) fn is_class_kind(name: &str) -> bool {
     [ClassKind::Dit, ClassKind::Latte].iter().any(|kind| kind.name() == name)
 }
 
-/// Returns the path that was `given`, or that of the first of `names` in the folder of weights.
+/// Returns the given path, or else the path of the first of `names` that exists in the folder of weights.
 pub(crate) fn find_part(
     preset: &Preset,
     parts: &PartPaths,
@@ -464,7 +464,7 @@ pub(crate) fn find_part(
     })
 }
 
-/// Returns the path of the first of `names` in the folder of weights.
+/// Returns the path of the first of `names` that exists in the folder of weights.
 pub(crate) fn find_local(parts: &PartPaths, names: &[&str]) -> Option<PathBuf> {
     let folder = weights_dir(parts);
     names.iter().map(|name| folder.join(name)).find(|path| path.exists())
@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_a_description_are_reported_on_one_line() {
+    fn errors_of_a_description_are_one_line() {
         let folder = tempfile::tempdir().unwrap();
         for text in [r#"{"na\nme": 1}"#, r#"{"architecture": "a\nb"}"#] {
             std::fs::write(folder.path().join("model.json"), text).unwrap();
@@ -554,7 +554,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_names_and_lonely_checkpoints_are_refused() {
+    fn unknown_names_and_checkpoints_without_parts_are_rejected() {
         let unknown = ModelFiles::resolve("no-such-model", &PartPaths::default()).unwrap_err();
         assert!(matches!(unknown, ModelError::Unknown { .. }));
         let file = tempfile::NamedTempFile::new().unwrap();

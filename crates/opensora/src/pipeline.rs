@@ -5,7 +5,7 @@
 //! latents. [`ClassToVideo`] does the same for class labels, without the first step.
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `scripts/inference.py`. Deviation: the reference keeps all
-//! models resident; here each is loaded, used and dropped in turn unless [`Residency`] says otherwise.
+//! models resident; here each is loaded, used and dropped before the next unless [`Residency`] keeps it.
 
 mod batches;
 mod class;

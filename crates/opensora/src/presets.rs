@@ -1,4 +1,4 @@
-//! The published checkpoints that `--model` knows by name.
+//! The published checkpoints that are available by name.
 
 use crate::{
     buckets,
@@ -80,7 +80,7 @@ pub enum ClassKind {
     Latte,
 }
 
-/// Where a file is published.
+/// Location of a published file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Origin {
@@ -105,21 +105,21 @@ impl Origin {
     }
 }
 
-/// The text encoder that every preset with prompts was trained with.
+/// Repository of the text encoder of every preset with prompts.
 pub const TEXT_ENCODER: &str = "DeepFloyd/t5-v1_1-xxl";
 
-/// The VAE that the reference samples every preset with.
+/// Repository of the VAE that the reference uses for every preset.
 pub const VAE: &str = "stabilityai/sd-vae-ft-ema";
 
-/// All published checkpoints that opensora can sample by name.
+/// All published checkpoints that are available by name.
 ///
 /// File names and addresses: hpcaitech/Open-Sora v1.0.0, README.md and
 /// `opensora/utils/ckpt_utils.py`, `pretrained_models`; settings: its `configs/*/inference`, named in
 /// each row. (A 64x512x512 STDiT was configured but never published.)
 ///
-/// Deviations: PixArt-XL-2-1024-MS has 1024x1024 as its default size (the reference's configuration asks
-/// for 1920x512), and the positions of its own class, which the reference computes differently for
-/// images that are not square.
+/// Deviations: the default size of PixArt-XL-2-1024-MS is 1024x1024 (the reference's configuration has
+/// 1920x512), and its positions are those of PixArt-alpha's code, which the reference computes differently
+/// for images that are not square.
 pub const PRESETS: [Preset; 10] = [
     Preset {
         origin: open_sora("OpenSora-v1-16x256x256.pth"),
@@ -148,7 +148,7 @@ pub const PRESETS: [Preset; 10] = [
     Preset {
         origin: pixart_alpha("PixArt-XL-2-SAM-256x256.pth"),
         files: &["PixArt-XL-2-SAM-256x256.pth"],
-        // The settings of the other checkpoint of this size: the reference has no configuration for this one.
+        // The reference has no configuration for this checkpoint: the settings are those of the other one of this size.
         source: "hpcaitech/Open-Sora v1.0.0, configs/pixart/inference/1x256x256.py",
         ..pixart("pixart-xl-2-sam-256x256", 256)
     },
@@ -182,7 +182,7 @@ pub const PRESETS: [Preset; 10] = [
     Preset {
         origin: Origin::Url("https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-512x512.pt"),
         files: &["DiT-XL-2-512x512.pt"],
-        // The settings of the other size: the reference has no configuration for this one.
+        // The reference has no configuration for this checkpoint: the settings are those of the other size.
         source: "hpcaitech/Open-Sora v1.0.0, configs/dit/inference/1x256x256-class.py; licence: \
                  facebookresearch/DiT, README.md",
         ..dit("dit-xl-2-512x512", 512)
@@ -212,7 +212,7 @@ const fn pixart_alpha(file: &'static str) -> Origin {
     Origin::Hub { repository: "PixArt-alpha/PixArt-alpha", file }
 }
 
-/// Values that all rows have in common or replace.
+/// Default values of a row.
 const fn row(name: &'static str, model: PresetModel, pixels: usize) -> Preset {
     Preset {
         name,
@@ -286,7 +286,7 @@ impl Preset {
 }
 
 impl Architecture {
-    /// Returns its name in a `model.json`.
+    /// Returns the name of the architecture in a `model.json`.
     pub fn name(self) -> &'static str {
         match self {
             Self::StDit => "stdit",
@@ -297,7 +297,7 @@ impl Architecture {
 }
 
 impl ClassKind {
-    /// Returns its name in a `model.json`.
+    /// Returns the name of the architecture in a `model.json`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Dit => "dit",

@@ -1,4 +1,4 @@
-//! Models by name: files that are not on the disk are fetched from the Hugging Face hub.
+//! Fetches models from the Hugging Face hub by name.
 
 use crate::{
     ClassFiles, ClassToVideo, ModelError, ModelFiles, PipelineError, PipelineOptions, TextToVideo,
@@ -10,25 +10,24 @@ use crate::{
 use burn::tensor::Device;
 use std::path::{Path, PathBuf};
 
-/// Sources of a model's files, and the types that it is loaded in.
+/// Where the files of a model come from, and the options of its pipeline.
 #[derive(Debug, Clone)]
 pub struct Pretrained {
     /// The hub and its cache.
     pub hub: Hub,
     /// Branch, tag or commit of the model's own repository.
     pub revision: String,
-    /// When the hub is asked.
+    /// When the hub is queried.
     pub lookup: Lookup,
-    /// Parts that are on the disk already. With a `weights_dir`, a preset's files are only looked for
-    /// there.
+    /// Local paths of parts. With a `weights_dir`, the files of a preset are only searched there.
     pub parts: PartPaths,
-    /// The checkpoint, for a repository that has several.
+    /// The checkpoint of a repository that has several.
     pub file: Option<String>,
     /// Dtypes and memory of the pipeline.
     pub options: PipelineOptions,
 }
 
-/// Why a model of a name cannot be used.
+/// Error for a model that cannot be found, fetched or opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PretrainedError {
@@ -53,8 +52,8 @@ pub enum PretrainedError {
     },
     /// A repository in another layout.
     #[error(
-        "{repository} is no model that is known by name: expected a model.json in it, or one of the \
-         presets; fetch its files with `opensora weights fetch {repository}` and name the parts one by one"
+        "{repository} is not a model in a known layout: expected a model.json in it, or one of the \
+         presets; fetch its files with `opensora weights fetch {repository}` and give the paths of the parts"
     )]
     Layout {
         /// The repository.
@@ -66,15 +65,15 @@ pub enum PretrainedError {
 }
 
 impl Pretrained {
-    /// Takes hub and cache from the environment, and f32 weights of the branch `main`.
+    /// Uses the hub and the cache of the environment, the branch `main` and default options.
     ///
     /// # Errors
-    /// Returns an error if a variable of the environment cannot be used.
+    /// Returns an error if an environment variable has an invalid value.
     pub fn from_env() -> Result<Self, HubError> {
         Ok(Self::new(Hub::from_env()?))
     }
 
-    /// Takes f32 weights of the branch `main`.
+    /// Uses the branch `main` and default options.
     pub fn new(hub: Hub) -> Self {
         Self {
             hub,
@@ -86,10 +85,10 @@ impl Pretrained {
         }
     }
 
-    /// Finds a model that follows prompts, and fetches its missing files.
+    /// Finds a model that follows prompts and fetches its missing files.
     ///
-    /// `model` is a preset, a path, or a repository of the hub: one of a preset's (with
-    /// [`file`](Self::file), if it has several), or one with a `model.json` in it.
+    /// `model` is a preset, a path, or a repository of the hub: the repository of a preset (with
+    /// [`file`](Self::file), if it has several checkpoints) or one with a `model.json`.
     ///
     /// # Errors
     /// Returns an error if there is no such model, it follows labels, or a file cannot be fetched.
@@ -111,8 +110,8 @@ impl Pretrained {
         }
     }
 
-    /// Finds a model that follows class labels, and fetches its missing files. `model` is as for
-    /// [`text_files`](Self::text_files).
+    /// Finds a model that follows class labels and fetches its missing files; see
+    /// [`text_files`](Self::text_files) for `model`.
     ///
     /// # Errors
     /// Returns an error if there is no such model, it follows prompts, or a file cannot be fetched.
@@ -142,7 +141,7 @@ impl Pretrained {
         if Path::new(model).exists() || !model.contains('/') || has_file_ending(model) {
             return Ok(Found::Local);
         }
-        // Whatever is no repository either is no model.
+        // Neither a path nor a repository: reported as an unknown model.
         let Ok(repository) = model.parse::<Repository>() else { return Ok(Found::Local) };
         let published = in_repository(model, self.file.as_deref());
         match published[..] {
@@ -199,7 +198,7 @@ impl Pretrained {
         }
     }
 
-    /// Returns the folder of a part: the one that was named, one beside the weights, or one of the cache.
+    /// Returns the folder of a part: the given one, one in the folder of weights, or one of the cache.
     fn part(
         &self,
         given: &Option<PathBuf>,
@@ -216,19 +215,19 @@ impl Pretrained {
     }
 }
 
-/// Returns true for names such as `folder/x.pth`, which are files and no repositories even if no such file
-/// exists.
+/// Returns true for names with the extension of a file of weights, such as `folder/x.pth`, which are never
+/// taken as repositories.
 pub fn has_file_ending(name: &str) -> bool {
     const ENDINGS: [&str; 6] = ["pth", "pt", "bin", "ckpt", "safetensors", "json"];
     let ending = Path::new(name).extension().and_then(|ending| ending.to_str());
     ending.is_some_and(|ending| ENDINGS.contains(&ending))
 }
 
-/// What a name stands for.
+/// Kind of a model that was found.
 enum Found {
     /// A published checkpoint.
     Preset(&'static Preset),
-    /// A path, or nothing.
+    /// A path, or an unknown name.
     Local,
     /// A folder of the cache with a `model.json`.
     Folder(PathBuf),
@@ -346,7 +345,7 @@ mod tests {
         assert!(files.t5.is_dir() && files.vae.is_dir());
         assert_eq!(files.defaults.image_size, [512, 512]);
 
-        // By repository: the file says which.
+        // The repository has several checkpoints: the file selects one.
         let error = options.text_files("hpcai-tech/Open-Sora", &mut ()).unwrap_err();
         assert!(matches!(&error, PretrainedError::Ambiguous { names, .. } if names.len() == 3));
         let file = Some("OpenSora-v1-HQ-16x512x512.pth".into());
@@ -356,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_was_named_is_not_filled_up_from_the_hub() {
+    fn nothing_is_fetched_with_a_folder_of_weights() {
         let home = tempfile::tempdir().unwrap();
         let mut options = offline(home.path());
         options.parts.weights_dir = Some(home.path().into());
@@ -365,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_the_other_kind_and_of_nothing_are_refused_before_the_hub_is_asked() {
+    fn unknown_names_and_models_of_the_other_kind_are_rejected_before_a_query() {
         let home = tempfile::tempdir().unwrap();
         let options = offline(home.path());
         let error = options.text_files("dit-xl-2-256x256", &mut ()).unwrap_err();

@@ -1,4 +1,4 @@
-//! What to sample: size, length, sampler, guidance, seed.
+//! Requests: size, length, sampler, guidance, seed.
 
 use crate::{
     diffusion::{Guidance, Sampler, SamplerKind, sampler::SamplerError},
@@ -12,7 +12,7 @@ const MAX_PIXELS: usize = 1 << 31;
 /// Largest noise index, which leaves room for the indices of all clips of a request.
 const MAX_NOISE_INDEX: u64 = u64::MAX >> 1;
 
-/// A sampler of the caller's own in a request. Two are equal if they are the same object.
+/// A custom sampler in a request. Two are equal if they share the same object.
 #[derive(Debug, Clone)]
 pub struct OwnSampler(Arc<dyn Sampler>);
 
@@ -29,47 +29,48 @@ impl PartialEq for OwnSampler {
     }
 }
 
-/// What to sample.
+/// Settings of the clips to sample.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SampleRequest {
-    /// Frames of a clip; one makes an image.
+    /// Frames of a clip; 1 samples an image.
     pub num_frames: usize,
     /// Height and width in pixels.
     pub image_size: [usize; 2],
-    /// Frames per second of the output; it does not change what is sampled.
+    /// Frames per second of the output; has no effect on the frames.
     pub fps: f64,
     /// The sampler.
     pub sampler: SamplerKind,
-    /// Its steps; the sampler's published number where `None`.
+    /// Number of sampler steps; `None`: the published number of the sampler.
     pub steps: Option<usize>,
-    /// A sampler that is used instead of `sampler` and `steps`.
+    /// Custom sampler, in place of `sampler` and `steps`.
     pub own_sampler: Option<OwnSampler>,
-    /// What the clips should not show: it takes the place of the model's null prompt, with a mask of its
-    /// own, and matters where guidance does. `None` and the empty text are different: the latter is an
-    /// encoded prompt without words, on which published models were not trained.
+    /// Negative prompt: what the clips should not show. It replaces the model's null prompt in guidance and is
+    /// seen through its own mask. An empty text is not the same as `None`: it is an encoded prompt without
+    /// words, on which published models were not trained.
     pub negative_prompt: Option<String>,
-    /// How strongly the prompt is followed.
+    /// Scale of classifier-free guidance; 1 for no guidance.
     pub guidance_scale: f64,
-    /// Latent channels that are guided; the sampler's published number where `None`.
+    /// Number of guided latent channels; `None`: the published number of the sampler.
     pub guided_channels: Option<usize>,
-    /// In which steps attention outputs of earlier ones are used again.
+    /// Steps that reuse attention outputs of earlier steps.
     pub attention_reuse: AttentionReuse,
     /// Unit of rows and columns in the position tables; `None`: the model's (see
     /// [`ScaleRule`](crate::model_files::ScaleRule)).
     pub space_scale: Option<f64>,
     /// Unit of frames in the position tables; `None`: the model's.
     pub time_scale: Option<f64>,
-    /// Seed of all noise. A prompt's noise depends on this and on its noise index only.
+    /// Seed of all noise. The noise of a clip depends only on the seed and the noise index.
     pub seed: u64,
-    /// Noise index of the first prompt; the others follow. The 7th prompt of a list is sampled again
-    /// on its own with a noise index of 6.
+    /// Noise index of the first clip; those of the other clips follow. The 7th clip of a list can be sampled
+    /// alone with the noise index 6.
     pub noise_index: u64,
-    /// Prompts that are sampled at once.
+    /// Clips that are sampled at once.
     pub batch_size: usize,
 }
 
 impl Default for SampleRequest {
-    /// 16 frames of 256x256 at 8 per second, 100 steps of IDDPM, scale 7, seed 42, as published.
+    /// Returns the published settings: 16 frames of 256x256 at 8 per second, 100 steps of IDDPM, guidance
+    /// scale 7, seed 42.
     fn default() -> Self {
         Self {
             num_frames: 16,
@@ -118,10 +119,10 @@ impl SampleRequest {
         Ok(())
     }
 
-    /// Returns the sampler, set up.
+    /// Builds the sampler.
     ///
     /// # Errors
-    /// Returns an error if a built-in sampler cannot have so many steps.
+    /// Returns an error if a built-in sampler does not support the number of steps.
     pub fn sampler(&self) -> Result<Arc<dyn Sampler>, SamplerError> {
         if let Some(OwnSampler(sampler)) = &self.own_sampler {
             return Ok(Arc::clone(sampler));
@@ -130,8 +131,7 @@ impl SampleRequest {
         Ok(self.sampler.build(steps)?.into())
     }
 
-    /// Returns the guidance: the scale, on the channels that the sampler guides unless the request says
-    /// otherwise.
+    /// Returns the guidance: the scale, and the guided channels of the request or else of the sampler.
     pub fn guidance(&self) -> Guidance {
         let usual = match &self.own_sampler {
             Some(OwnSampler(sampler)) => sampler.guidance(self.guidance_scale),

@@ -1,4 +1,4 @@
-//! Sample videos along a training run.
+//! Samples videos during a training run.
 
 use crate::{
     denoiser::PromptedDenoiser,
@@ -14,7 +14,10 @@ use crate::{
         run::Hooks,
     },
     vae::{AutoencoderKl, VaeConfig},
-    video::{png, sheet::{SheetOptions, contact_sheet}},
+    video::{
+        png,
+        sheet::{SheetOptions, contact_sheet},
+    },
 };
 use burn::tensor::{Device, FloatDType};
 use opensora_checkpoint::{BoxedError, Checkpoint, PublishedModel};
@@ -23,8 +26,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Samples the recipe's prompts from the moving average and writes them as one contact sheet,
-/// `RUN/samples/step-00001000.png`: a row for each prompt.
+/// Samples the recipe's prompts with the moving average of the weights and writes the clips as a contact sheet
+/// with one row per prompt, `RUN/samples/step-00001000.png`.
 pub struct SampleSheets {
     recipe: SampleRecipe,
     prediction_type: PredictionType,
@@ -37,16 +40,16 @@ pub struct SampleSheets {
     device: Device,
 }
 
-/// Frames of a clip that a sheet shows.
+/// Frames per clip on a contact sheet.
 const FRAMES_SHOWN: usize = 8;
-/// Height that sheets are enlarged to, about.
+/// Approximate height of a frame on a contact sheet, in pixels.
 const SHEET_PIXELS: usize = 128;
 
 impl SampleSheets {
     /// Loads the text encoder (and drops it once the prompts are encoded) and the VAE.
     ///
     /// # Errors
-    /// Where the recipe names no text encoder or no VAE, or one cannot be loaded.
+    /// Returns an error if the recipe lacks the text encoder or the VAE, or one of them cannot be loaded.
     pub fn new(
         recipe: &Recipe,
         part: &StDitPart,

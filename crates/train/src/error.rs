@@ -118,7 +118,7 @@ pub enum TrainError {
     /// Samples do not fit each other or the model.
     #[error("{0}")]
     Batch(String),
-    /// A [`Task`](crate::task::Task) failed with an error of its own.
+    /// A [`Task`](crate::task::Task) failed.
     #[error("step {step}: the task failed for rows {}", numbered(rows))]
     Task {
         /// The step, counted from 1.
@@ -128,7 +128,7 @@ pub enum TrainError {
         /// The task's error.
         source: BoxedError,
     },
-    /// A hook between steps, such as sampling, failed with an error of its own.
+    /// A hook between steps, such as sampling, failed.
     #[error("step {step}: the hook between steps failed")]
     Hook {
         /// Steps done.

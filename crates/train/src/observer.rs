@@ -15,8 +15,8 @@ use std::{
 ///
 /// Events other than steps show as a line of text by [`Display`](fmt::Display).
 pub trait Observer {
-    /// Called after every step, when its numbers are known. Devices with memory of their own deliver the
-    /// numbers of several steps at once.
+    /// Called after every step, when its numbers are known. For devices other than the host, the
+    /// numbers of several steps are read at once.
     fn step(&mut self, event: &StepDone<'_>) {
         let _ = event;
     }

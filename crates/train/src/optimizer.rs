@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn one_pass_is_what_burns_operations_are() {
+    fn one_pass_equals_burns_operations() {
         let device = Device::flex();
         let wave = |phase: f32| {
             let values: Vec<f32> = (0..100).map(|i| (i as f32 * 1.7 + phase).sin()).collect();
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_on_a_device_is_that_on_the_host_until_a_number_is_not_finite() {
+    fn a_step_on_a_device_equals_one_on_the_host_until_a_number_is_not_finite() {
         let device = Device::flex();
         let wave = |phase: f32| {
             let values: Vec<f32> = (0..100).map(|i| (i as f32 * 1.7 + phase).sin()).collect();
@@ -498,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_values_are_refused() {
+    fn values_out_of_range_are_rejected() {
         for bad in [
             OptimizerRecipe { ema_decay: 1.0, ..OptimizerRecipe::default() },
             OptimizerRecipe { learning_rate: f64::NAN, ..OptimizerRecipe::default() },

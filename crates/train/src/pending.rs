@@ -37,6 +37,7 @@ pub(crate) struct PendingBatch {
 }
 
 /// Losses of a micro-batch.
+#[allow(clippy::large_enum_variant, reason = "there are few micro-batches")]
 enum Losses {
     /// Finite losses from host memory.
     Known(Vec<f64>),

@@ -203,7 +203,8 @@ impl Session {
             }
             return Ok(Latents::Cache(cache));
         }
-        let missing = |what| RecipeError::Missing { what, hint: "give it, or a cache of latents" };
+        let missing =
+            |what| RecipeError::Missing { what, hint: "it is needed without a cache of latents" };
         let vae = part.vae.clone().ok_or_else(|| missing("the VAE"))?;
         let t5 = part.t5.clone().ok_or_else(|| missing("the text encoder"))?;
         let dataset = dataset(data, self.recipe.run.seed)?;
@@ -465,7 +466,8 @@ fn initial_stdit(
 
 fn manifest(data: &DataRecipe) -> Result<Manifest, TrainError> {
     let path = data.manifest.as_ref();
-    let missing = RecipeError::Missing { what: "the manifest", hint: "give it as data.manifest" };
+    let hint = "give it in the recipe or by --data";
+    let missing = RecipeError::Missing { what: "the manifest", hint };
     let path = path.ok_or(missing)?;
     Ok(Manifest::read(path).map_err(DataError::from)?)
 }

@@ -38,7 +38,7 @@
 //!     }
 //! }
 //!
-//! /// A loss that can fail with an error of its own.
+//! /// The error of the loss.
 //! #[derive(Debug, thiserror::Error)]
 //! #[error("point {0:?} is not finite")]
 //! struct BadPoint([f32; 2]);

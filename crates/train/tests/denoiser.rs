@@ -62,7 +62,7 @@ fn alpha_cumprod(t: usize) -> f64 {
 }
 
 #[test]
-fn a_velocity_is_learnt_by_its_own_error() {
+fn the_loss_of_velocities_is_the_error_of_the_velocity() {
     let recipe =
         DenoiserRecipe { prediction_type: PredictionType::VPrediction, ..Default::default() };
     let found = losses(&recipe);
@@ -75,7 +75,7 @@ fn a_velocity_is_learnt_by_its_own_error() {
         let expected = squares.sum::<f64>() / 16.0;
         let mse = found.loss[row] - found.vb[row];
         assert!((mse - expected).abs() < 1e-4 * expected, "{mse} {expected}");
-        // What is reported is the noise's error, as for every model.
+        // The reported error is that of the noise, for both prediction types.
         assert!((found.mse[row] - a * expected).abs() < 1e-4 * expected);
     }
 }
@@ -98,9 +98,9 @@ fn the_snr_weight_is_the_same_for_both_predictions() {
     }
 }
 
-/// Going on with noise from weights that predict velocities would train for hours without a word.
+/// Training noise from weights that predict velocities would waste hours without an error.
 #[test]
-fn weights_of_another_prediction_type_are_refused() {
+fn weights_of_another_prediction_type_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let (weights, device) = (folder.path().join("stage1.safetensors"), Device::flex());
     let model = config().init::<StDit>(&device).unwrap();
@@ -120,7 +120,7 @@ fn weights_of_another_prediction_type_are_refused() {
     };
     let said = run(&recipe);
     assert!(said.contains("prediction_type v_prediction, expected epsilon"), "{said}");
-    // With the right type the next thing is missing.
+    // With the right type, the next missing input is reported.
     recipe.stdit.as_mut().unwrap().loss.prediction_type = PredictionType::VPrediction;
     let said = run(&recipe);
     assert!(!said.contains("prediction_type"), "{said}");

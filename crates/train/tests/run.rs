@@ -1,4 +1,4 @@
-//! The loop on a model of two numbers: resume, guards, checkpoints.
+//! Tests of the training loop on a model of two numbers: resume, finite numbers, checkpoints.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -20,7 +20,7 @@ use opensora_train::{
 };
 use std::{fs, ops::ControlFlow, path::Path, sync::Arc};
 
-/// Learns `y = 2 x + 1`; a row may be poisoned.
+/// Points of `y = 2 x + 1`; one can be NaN.
 struct Line {
     poisoned: Option<usize>,
 }
@@ -44,7 +44,7 @@ impl Source for Line {
 
 struct Regression;
 
-/// An error that this task has of its own.
+/// An error type of the task.
 #[derive(Debug, thiserror::Error)]
 #[error("x is {0}, expected at most 1")]
 struct TooLarge(f32);
@@ -130,7 +130,7 @@ impl Observer for StopAt {
 }
 
 #[test]
-fn a_run_learns_and_leaves_its_newest_checkpoints_and_metrics() {
+fn a_run_learns_and_writes_checkpoints_and_metrics() {
     let folder = tempfile::tempdir().unwrap();
     let mut trainer = trainer();
     let done = Progress::default();
@@ -147,12 +147,12 @@ fn a_run_learns_and_leaves_its_newest_checkpoints_and_metrics() {
 }
 
 #[test]
-fn a_run_in_pieces_is_the_same_run() {
+fn a_run_in_pieces_equals_a_run_without_a_break() {
     let (whole, pieces) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let source = || Line { poisoned: None };
     run(whole.path(), &recipe(23), &mut trainer(), Progress::default(), source(), &mut ()).unwrap();
 
-    // Stopped by its observer, then twice again from what the checkpoint holds.
+    // Stopped by its observer, then resumed twice from its checkpoint.
     let mut progress = Progress::default();
     let mut current = trainer();
     for piece in [7, 9] {
@@ -173,7 +173,7 @@ fn a_run_in_pieces_is_the_same_run() {
 }
 
 #[test]
-fn accumulated_batches_make_the_step_of_one_large_one() {
+fn accumulated_batches_equal_one_large_batch() {
     let (large, small) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let source = || Line { poisoned: None };
     let one = RunRecipe { batch_size: 10, ..recipe(6) };
@@ -188,14 +188,14 @@ fn accumulated_batches_make_the_step_of_one_large_one() {
 }
 
 #[test]
-fn a_loss_that_is_no_number_names_step_and_row_and_changes_nothing() {
+fn a_loss_that_is_not_finite_is_an_error_with_step_and_row_and_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut trainer = trainer();
     let source = Line { poisoned: Some(6) };
     let error = run(folder.path(), &recipe(50), &mut trainer, Progress::default(), source, &mut ())
         .unwrap_err();
     let TrainError::NonFinite { step, rows, .. } = &error else { panic!("{error}") };
-    // The step after those that are done, as the metrics count.
+    // The failed step, counted from 1 as in the metrics.
     assert_eq!((*step, rows.as_slice()), (trainer.step() + 1, [6].as_slice()));
     let table = Table::read(&folder.path().join("metrics.csv")).unwrap();
     assert_eq!(table.rows.len() as u64 + 1, *step);
@@ -205,7 +205,7 @@ fn a_loss_that_is_no_number_names_step_and_row_and_changes_nothing() {
 }
 
 #[test]
-fn what_a_kill_leaves_is_no_checkpoint_and_damage_is_found() {
+fn incomplete_checkpoints_are_ignored_and_damaged_ones_found() {
     let folder = tempfile::tempdir().unwrap();
     let source = || Line { poisoned: None };
     let checkpoints = Checkpoints::new(folder.path(), 2);
@@ -242,7 +242,7 @@ fn damage(path: &Path) {
 }
 
 #[test]
-fn a_resume_falls_back_over_damaged_checkpoints_and_is_the_same_run() {
+fn a_resume_skips_damaged_checkpoints_and_equals_a_run_without_a_break() {
     let (whole, damaged) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let source = || Line { poisoned: None };
     run(whole.path(), &recipe(20), &mut trainer(), Progress::default(), source(), &mut ()).unwrap();
@@ -253,15 +253,18 @@ fn a_resume_falls_back_over_damaged_checkpoints_and_is_the_same_run() {
     damage(&root.join("step-00000010/optimizer.safetensors"));
 
     let checkpoints = Checkpoints::new(damaged.path(), 3);
-    let (mut resumed, mut told) = (trainer(), Told::default());
-    let progress = checkpoints.load_newest(&mut resumed, &Device::flex(), &mut told).unwrap();
-    let (progress, told) = (progress.unwrap(), told.0);
+    let (mut resumed, mut messages) = (trainer(), Messages::default());
+    let progress = checkpoints.load_newest(&mut resumed, &Device::flex(), &mut messages).unwrap();
+    let (progress, messages) = (progress.unwrap(), messages.0);
     assert_eq!(progress.step, 5);
-    assert_eq!(told.len(), 2);
-    assert!(told[0].contains("step-00000015/average.safetensors"), "{told:?}");
-    assert!(told[1].contains("checksum") && told[1].contains("step-00000010.damaged"), "{told:?}");
+    assert_eq!(messages.len(), 2);
+    assert!(messages[0].contains("step-00000015/average.safetensors"), "{messages:?}");
+    assert!(
+        messages[1].contains("checksum") && messages[1].contains("step-00000010.damaged"),
+        "{messages:?}"
+    );
 
-    // The damaged ones are written anew.
+    // The damaged checkpoints are written again.
     let longer = RunRecipe { keep: 3, ..recipe(20) };
     run(damaged.path(), &longer, &mut resumed, progress, source(), &mut ()).unwrap();
     let names = |paths: Vec<std::path::PathBuf>| -> Vec<String> {
@@ -271,22 +274,23 @@ fn a_resume_falls_back_over_damaged_checkpoints_and_is_the_same_run() {
     assert_eq!(kept, ["step-00000020", "step-00000015", "step-00000010"]);
     assert!(state(whole.path(), 20) == state(damaged.path(), 20));
 
-    // Where none is whole, the newest one's error is told and all of them stay.
+    // If all are damaged, the error is that of the newest one, and all are kept.
     for step in [10, 15, 20] {
         damage(&root.join(format!("step-{step:08}/values.safetensors")));
     }
-    let mut told = Told::default();
-    let error = checkpoints.load_newest(&mut trainer(), &Device::flex(), &mut told).unwrap_err();
+    let mut messages = Messages::default();
+    let error =
+        checkpoints.load_newest(&mut trainer(), &Device::flex(), &mut messages).unwrap_err();
     assert!(error.to_string().contains("step-00000020/values.safetensors"), "{error}");
     assert_eq!(names(checkpoints.complete().unwrap()), kept);
     let none = Checkpoints::new(&damaged.path().join("none"), 1);
-    let found = none.load_newest(&mut trainer(), &Device::flex(), &mut told).unwrap();
+    let found = none.load_newest(&mut trainer(), &Device::flex(), &mut messages).unwrap();
     assert!(found.is_none());
-    assert!(told.0.is_empty(), "{:?}", told.0);
+    assert!(messages.0.is_empty(), "{:?}", messages.0);
 }
 
 #[test]
-fn exploded_weights_leave_no_checkpoint() {
+fn weights_that_are_not_finite_are_not_saved() {
     let folder = tempfile::tempdir().unwrap();
     let source = || Line { poisoned: None };
     let mut trained = trainer();
@@ -314,9 +318,9 @@ fn exploded_weights_leave_no_checkpoint() {
 
 /// Keeps the text of events.
 #[derive(Default)]
-struct Told(Vec<String>);
+struct Messages(Vec<String>);
 
-impl Observer for Told {
+impl Observer for Messages {
     fn checkpoint_saved(&mut self, event: &CheckpointSaved) {
         assert!(event.path.ends_with(format!("step-{:08}", event.step)) && event.path.exists());
         self.0.push(event.to_string());
@@ -331,7 +335,7 @@ impl Observer for Told {
     }
 }
 
-/// Points of which one is outside the range of the task.
+/// Points of which one is outside the range that the task accepts.
 struct Outside;
 
 impl Source for Outside {
@@ -366,7 +370,7 @@ fn the_error_of_a_task_stops_the_run_and_keeps_its_type() {
     assert!(text.ends_with(": x is 1.5, expected at most 1"), "{text}");
 }
 
-/// Samples never.
+/// Hooks that fail.
 struct Fails;
 
 impl Hooks<Regression> for Fails {
@@ -387,23 +391,23 @@ fn the_error_of_a_hook_stops_the_run() {
 }
 
 #[test]
-fn rows_that_the_metrics_lost_are_told_at_a_resume() {
+fn missing_rows_of_metrics_are_reported_at_a_resume() {
     let folder = tempfile::tempdir().unwrap();
     let source = || Line { poisoned: None };
     let mut trained = trainer();
     let outcome =
         run(folder.path(), &recipe(10), &mut trained, Progress::default(), source(), &mut ());
     let Outcome::Finished(progress) = outcome.unwrap() else { panic!("it was not stopped") };
-    // A machine that lost its power: the checkpoint was synced, the last rows were not.
+    // After a power failure: the checkpoint was synced, the last rows were not.
     let path = folder.path().join("metrics.csv");
     let text = fs::read_to_string(&path).unwrap();
     let kept: String = text.split_inclusive('\n').take(8).collect();
     fs::write(&path, kept).unwrap();
-    let mut told = Told::default();
-    run(folder.path(), &recipe(12), &mut trained, progress, source(), &mut told).unwrap();
-    assert!(told.0[0].contains("the rows of steps 8 to 10 are missing"), "{:?}", told.0);
-    assert!(told.0[1].starts_with("checkpoint of step 12: "), "{:?}", told.0);
-    assert_eq!(told.0.len(), 2);
+    let mut messages = Messages::default();
+    run(folder.path(), &recipe(12), &mut trained, progress, source(), &mut messages).unwrap();
+    assert!(messages.0[0].contains("the rows of steps 8 to 10 are missing"), "{:?}", messages.0);
+    assert!(messages.0[1].starts_with("checkpoint of step 12: "), "{:?}", messages.0);
+    assert_eq!(messages.0.len(), 2);
     let table = Table::read(&path).unwrap();
     assert_eq!(table.gaps().len(), 1);
 }

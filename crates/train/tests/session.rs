@@ -1,4 +1,4 @@
-//! Runs from recipes: the folder's lock, checks that need no model, the finished model.
+//! Tests of runs from recipes: the lock of the folder, checks that need no model, the finished model.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -17,9 +17,9 @@ use std::{fs, path::Path};
 
 /// Keeps the text of events that a user should know.
 #[derive(Default)]
-struct Told(Vec<String>);
+struct Messages(Vec<String>);
 
-impl Observer for Told {
+impl Observer for Messages {
     fn resumed(&mut self, event: &Resumed) {
         self.0.push(event.to_string());
     }
@@ -145,7 +145,7 @@ fn a_folder_has_one_run_at_a_time() {
     assert!(matches!(error, TrainError::Locked { .. }), "{error}");
     let words = format!("in use by process {}", std::process::id());
     assert!(error_line(&error).ends_with(&words), "{}", error_line(&error));
-    // A run that never began leaves nothing.
+    // A run that did not start leaves no folder.
     drop(prepared);
     assert!(!folder.path().join("run").exists());
 
@@ -157,9 +157,9 @@ fn a_folder_has_one_run_at_a_time() {
     drop(Lock::take(&folder.path().join("run/.lock")).unwrap());
 }
 
-/// Neither VAE nor text encoder has weights: loading one would be another error.
+/// Neither VAE nor text encoder has weights, so loading one would be a different error.
 #[test]
-fn what_needs_no_model_is_checked_before_one_is_loaded() {
+fn checks_that_need_no_model_come_before_loading_one() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     data(path);
@@ -184,14 +184,14 @@ fn what_needs_no_model_is_checked_before_one_is_loaded() {
     fails(&part(|part| part.init = Some("no-weights.pth".into())), "no-weights.pth");
     fails(&part(|part| part.loss.caption_dropout = 2.0), "caption_dropout");
     fails(&part(|part| part.t5 = Some("no-t5".into())), "no-t5");
-    // With all of that in order, the weights are missed, under their own name.
+    // With all of that correct, the error is about the missing weights.
     let error = session(path, stdit(path)).run(&mut (), &mut ()).unwrap_err();
     assert!(matches!(error, TrainError::Data(opensora_data::DataError::Vae(_))), "{error}");
     assert!(error.to_string().contains("vae"), "{error}");
 }
 
 #[test]
-fn weights_that_do_not_fit_are_no_fault_of_the_recipe() {
+fn weights_that_do_not_match_are_not_an_error_of_the_recipe() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     data(path);
@@ -211,16 +211,16 @@ fn a_finished_run_is_a_model() {
     data(path);
     configs(path);
     weights(path);
-    let mut told = Told::default();
-    session(path, stdit(path)).run(&mut told, &mut ()).unwrap();
-    assert!(told.0.is_empty(), "{:?}", told.0);
+    let mut messages = Messages::default();
+    session(path, stdit(path)).run(&mut messages, &mut ()).unwrap();
+    assert!(messages.0.is_empty(), "{:?}", messages.0);
     let run = path.join("run");
     let text = fs::read_to_string(run.join("model.json")).unwrap();
     let model: serde_json::Value = serde_json::from_str(&text).unwrap();
     for part in ["denoiser", "t5", "vae"] {
         assert!(run.join(model[part].as_str().unwrap()).exists(), "{part}: {model}");
     }
-    // One of two frames of a video of 10 a second.
+    // Every second frame of a video with 10 frames per second.
     assert_eq!((&model["fps"], &model["num_frames"]), (&5.0.into(), &2.into()));
     assert_eq!(model["image_size"], serde_json::json!([32, 32]));
     assert_eq!(model["denoiser_config"]["hidden_size"], 32);

@@ -1,4 +1,4 @@
-//! Reading a case: `case.json`, inputs and expected values.
+//! A case: `case.json`, inputs and expected values.
 
 use super::{Check, Failure, Output, Outputs, VerifyError, compare::Tolerance};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Most bytes of a JSON file of a case: lists of captions and keys have up to a megabyte.
+/// Largest JSON file of a case, in bytes; lists of captions and keys have up to a megabyte.
 const MAX_CASE_BYTES: u64 = 16 << 20;
 
 /// An opened case.
@@ -25,15 +25,15 @@ pub struct Case {
     json: Value,
     inputs: Option<Checkpoint>,
     expected: Option<Checkpoint>,
-    /// What the case's runner is doing, for the message of a failure.
+    /// Current step of the runner, for error messages.
     step: RefCell<String>,
 }
 
 impl Case {
-    /// Opens a folder that holds a `case.json`.
+    /// Opens a folder with a `case.json`.
     ///
     /// # Errors
-    /// Where a file is missing or not of the format.
+    /// Returns an error if a file is missing or malformed.
     pub fn open(folder: &Path) -> Result<Self, VerifyError> {
         let path = folder.join("case.json");
         let text = read_text(&path, MAX_CASE_BYTES)
@@ -58,23 +58,24 @@ impl Case {
         Ok(Self { folder: folder.into(), json, inputs, expected, step })
     }
 
-    /// Its kind, empty where it names none.
+    /// Returns the kind of the case, or an empty text if it has none.
     pub fn kind(&self) -> &str {
         self.json["kind"].as_str().unwrap_or_default()
     }
 
-    /// Its name, or that of its folder.
+    /// Returns the name of the case, or else of its folder.
     pub fn name(&self) -> &str {
         let folder = self.folder.file_name().and_then(|name| name.to_str()).unwrap_or("case");
         self.json["name"].as_str().unwrap_or(folder)
     }
 
-    /// Notes what the runner does next: a failure names it.
+    /// Sets the current step, which error messages name.
     pub(super) fn begin(&self, step: impl Into<String>) {
         self.step.replace(step.into());
     }
 
-    /// Reads an output of the device. What was asked of it before may only be computed now, and fail.
+    /// Reads an output from the device. Lazy backends compute it only now, so that an error may belong to an
+    /// earlier operation.
     pub(super) fn output<const D: usize>(
         &self,
         name: impl Into<String>,
@@ -88,20 +89,19 @@ impl Case {
         Ok((name, output))
     }
 
-    /// Returns what the runner is doing.
+    /// Returns the current step.
     pub(super) fn step(&self) -> String {
         self.step.borrow().clone()
     }
 
-    /// A part of `case.json`; `pointer` as in RFC 6901.
+    /// Returns a value of `case.json` by a JSON pointer (RFC 6901).
     pub(super) fn get<T: DeserializeOwned>(&self, pointer: &str) -> Result<T, Failure> {
         let value = self.json.pointer(pointer).unwrap_or(&Value::Null);
         serde_json::from_value(value.clone())
             .map_err(|error| format!("case.json: '{pointer}': {}", one_line(error)).into())
     }
 
-    /// Fails if the settings at `pointer` have one that is not `known`: a case that it matters to would
-    /// be compared with something else.
+    /// Returns an error if the settings at `pointer` contain one that is not `known` and would be ignored.
     pub(super) fn check_settings(&self, pointer: &str, known: &[&str]) -> Result<(), Failure> {
         let settings = self.json.pointer(pointer).and_then(Value::as_object);
         let unknown: Vec<&str> = settings
@@ -121,12 +121,12 @@ impl Case {
         .into())
     }
 
-    /// A file or folder of the case by a field of `case.json`.
+    /// Returns the path of a file or folder that `case.json` names at `pointer`.
     pub(super) fn path(&self, pointer: &str) -> Result<PathBuf, Failure> {
         Ok(self.folder.join(self.get::<String>(pointer)?))
     }
 
-    /// A JSON file of the case that is not `case.json`.
+    /// Reads another JSON file of the case.
     pub(super) fn json_file<T: DeserializeOwned>(&self, name: &str) -> Result<T, Failure> {
         let path = self.folder.join(name);
         let text = read_text(&path, MAX_CASE_BYTES)
@@ -135,7 +135,7 @@ impl Case {
             .map_err(|error| format!("{}: {}", path.display(), one_line(error)).into())
     }
 
-    /// The names of the outputs that the case lists.
+    /// Returns the names of the expected outputs.
     pub(super) fn output_names(&self) -> Vec<String> {
         let outputs = self.json["outputs"].as_object();
         outputs.map(|map| map.keys().cloned().collect()).unwrap_or_default()
@@ -150,7 +150,7 @@ impl Case {
         Ok(entry.read(name)?)
     }
 
-    /// A float input of rank `D`.
+    /// Returns a float input of rank `D`.
     pub(super) fn tensor<const D: usize>(
         &self,
         name: &str,
@@ -163,20 +163,20 @@ impl Case {
         Ok(Tensor::from_data(data.try_cast_as::<f32>()?, device))
     }
 
-    /// An integer input as its values and shape.
+    /// Returns the values and the shape of an integer input.
     pub(super) fn integers(&self, name: &str) -> Result<(Vec<i64>, Vec<usize>), Failure> {
         let data = self.data(name)?;
         let shape = data.shape().to_vec();
         Ok((data.try_cast_as::<i64>()?.try_into_vec::<i64>()?, shape))
     }
 
-    /// A float input as its values.
+    /// Returns the values of a float input.
     pub(super) fn floats(&self, name: &str) -> Result<Vec<f32>, Failure> {
         let data = self.data(name)?.try_cast_as::<f32>()?;
         Ok(data.try_into_vec::<f32>()?)
     }
 
-    /// An integer input `[B, L]` as rows.
+    /// Returns the rows of an integer input `[B, L]`.
     pub(super) fn rows(&self, name: &str) -> Result<Vec<Vec<i64>>, Failure> {
         let (values, shape) = self.integers(name)?;
         match shape[..] {
@@ -185,15 +185,15 @@ impl Case {
         }
     }
 
-    /// A mask input `[B, L]`.
+    /// Returns a mask input `[B, L]`.
     pub(super) fn mask(&self, name: &str) -> Result<TokenMask, Failure> {
         let rows = self.rows(name)?;
         let rows = rows.into_iter().map(|row| row.iter().map(|&keep| keep != 0).collect());
         TokenMask::new(rows.collect()).ok_or_else(|| format!("input '{name}' is empty").into())
     }
 
-    /// An output without the slice along its first axis that the case leaves out, because
-    /// rounding alone decides what stands there.
+    /// Removes the slice of an output along its first axis that the case excludes, because its values depend on
+    /// rounding.
     fn without_excluded(&self, name: &str, output: Output) -> Output {
         let slice = &self.json["exclude_slices"][name];
         let (Some(start), Some(end)) = (slice[0].as_u64(), slice[1].as_u64()) else {
@@ -214,11 +214,11 @@ impl Case {
         }
     }
 
-    /// Compares the outputs with all that the case expects.
+    /// Compares the outputs with all expected values.
     pub(super) fn compare(&self, outputs: Outputs) -> Result<Vec<Check>, Failure> {
         let mut outputs: BTreeMap<String, Output> = outputs.into_iter().collect();
         let mut checks = Vec::new();
-        // JSON-only kinds bring what they expect along.
+        // Kinds without tensors compare their outputs themselves.
         outputs.retain(|name, output| match output {
             Output::Check(check) => {
                 checks.push(Check { name: name.clone(), ..check.clone() });
@@ -230,7 +230,7 @@ impl Case {
         for (name, entry) in expected.tensors() {
             self.begin(format!("comparing {name}"));
             let want = Output::from_data(entry.read(name)?)?;
-            // Integers are exact wherever the case says nothing else of them.
+            // Integers must be equal unless the case has a tolerance for them.
             let integer = entry.dtype().is_some_and(|dtype| !dtype.is_float());
             let exact = integer && self.json["tolerances"][name].is_null();
             let tolerance = if exact { Tolerance::Exact } else { Tolerance::of(&self.json, name)? };

@@ -1,22 +1,22 @@
-//! Comparing an output with what the reference computed.
+//! Compares outputs with those of the reference.
 
 use super::Failure;
 use burn::tensor::{Tensor, TensorData};
 use opensora::nn::read::read;
 use serde_json::Value;
 
-/// How one tensor compares.
+/// Comparison of one tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Check {
-    /// The tensor's name in the case.
+    /// Name of the tensor in the case.
     pub name: String,
     /// Largest absolute error over all elements.
     pub max_abs_error: f64,
-    /// The bound at the element that comes closest to (or furthest beyond) its own.
+    /// Tolerance of the element with the largest excess over its tolerance (or the smallest margin).
     pub bound: f64,
-    /// Whether every element is within its bound.
+    /// True if every element is within its tolerance.
     pub passed: bool,
-    /// What else there is to say, such as different shapes.
+    /// Further information, such as different shapes.
     pub note: Option<String>,
 }
 
@@ -31,7 +31,7 @@ impl Check {
         }
     }
 
-    /// For exact comparisons of texts and keys: `different` of `total` differ.
+    /// Returns the check of an exact comparison of texts or keys: `different` of `total` differ.
     pub(super) fn exact(different: usize, total: usize, first: Option<String>) -> Self {
         Self {
             name: String::new(),
@@ -46,55 +46,55 @@ impl Check {
     }
 }
 
-/// What a runner computed for one name.
+/// Output of a runner.
 #[derive(Debug, Clone)]
 pub enum Output {
-    /// Numbers to compare; f64 holds every type of the format exactly.
+    /// Numbers; f64 represents every type of the format exactly.
     Values {
-        /// Row-major.
+        /// The numbers in row-major order.
         values: Vec<f64>,
-        /// Their shape.
+        /// The shape.
         shape: Vec<usize>,
     },
-    /// A comparison that the runner made itself.
+    /// A comparison by the runner.
     Check(Check),
 }
 
 impl Output {
-    /// From values read from a file or a device.
+    /// Converts values of a file or a device.
     pub(super) fn from_data(data: TensorData) -> Result<Self, Failure> {
         let shape = data.shape().to_vec();
         let values = data.try_cast_as::<f64>()?.try_into_vec::<f64>()?;
         Ok(Self::Values { values, shape })
     }
 
-    /// From a tensor.
+    /// Reads a tensor.
     pub(super) fn from_tensor<const D: usize>(tensor: Tensor<D>) -> Result<Self, Failure> {
         Self::from_data(read(tensor)?)
     }
 
-    /// From host values of one axis.
+    /// Converts host values, `[N]`.
     pub(super) fn from_values(values: Vec<f64>) -> Self {
         let shape = vec![values.len()];
         Self::Values { values, shape }
     }
 }
 
-/// The bound of one tensor.
+/// Tolerance of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Tolerance {
     /// `|got - want| <= atol + rtol * |want|`.
     Close { atol: f64, rtol: f64 },
-    /// Equal.
+    /// All elements are equal.
     Exact,
-    /// As `Close` for all but a few elements, which have a bound of their own.
+    /// `Close`, except for a few elements with a larger tolerance.
     Outliers { atol: f64, rtol: f64, max_outliers: usize, outlier_atol: f64 },
-    /// Bytes of images: each at most so far off, and only so large a part at all.
+    /// Bytes of images: a largest difference, and a largest share of different bytes.
     Bytes { max_abs_diff: f64, max_fraction_different: f64 },
 }
 
 impl Tolerance {
-    /// The tolerance of `name`: its own, else the case's loosest one.
+    /// Returns the tolerance of `name`, or else that of the case.
     pub(super) fn of(case: &Value, name: &str) -> Result<Self, String> {
         let own = &case["tolerances"][name];
         let number = |value: &Value, field: &str| value[field].as_f64();
@@ -147,7 +147,7 @@ impl Tolerance {
         let mut worst_excess = f64::NEG_INFINITY;
         let (mut different, mut outliers, mut not_finite) = (0usize, 0usize, 0usize);
         for (&got, &want) in got.iter().zip(want) {
-            // A number that is not one is infinitely wrong, unless the reference has it too.
+            // NaN and infinity are infinite errors unless the reference has the same value.
             let error = if got == want || (got.is_nan() && want.is_nan()) {
                 0.0
             } else if got.is_finite() && want.is_finite() {
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn every_element_has_its_own_bound() {
+    fn every_element_has_its_own_tolerance() {
         let close = Tolerance::Close { atol: 0.1, rtol: 0.01 };
         assert!(check(close, &[0.05, 101.0], &[0.0, 100.0]).passed);
         let failed = check(close, &[0.2, 100.5], &[0.0, 100.0]);
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_fails() {
+    fn nan_and_infinity_fail() {
         let close = Tolerance::Close { atol: 1e9, rtol: 0.0 };
         let failed = check(close, &[f64::NAN], &[0.0]);
         assert!(!failed.passed);
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_elements_may_be_further_off_but_not_far() {
+    fn a_few_outliers_within_their_tolerance_pass() {
         let (atol, rtol, max_outliers) = (0.01, 0.0, 1);
         let few = Tolerance::Outliers { atol, rtol, max_outliers, outlier_atol: 0.1 };
         assert!(check(few, &[0.05, 1.0], &[0.0, 1.0]).passed);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_may_differ_a_little_and_rarely() {
+    fn few_bytes_with_small_differences_pass() {
         let bytes = Tolerance::Bytes { max_abs_diff: 1.0, max_fraction_different: 0.5 };
         assert!(check(bytes, &[1.0, 2.0], &[1.0, 3.0]).passed);
         assert!(!check(bytes, &[0.0, 2.0], &[1.0, 3.0]).passed);

@@ -6,7 +6,7 @@ use opensora::checkpoint::{Checkpoint, KeyMap, PublishedModel, import};
 use opensora::nn::sincos;
 use opensora::stdit::{DenoiserConfig, PixArt, StDit, keys};
 
-/// Prompt states of a case, `[B, 1, L, C] -> [B, L, C]`.
+/// Returns the prompt states of a case, `[B, 1, L, C] -> [B, L, C]`.
 pub(super) fn prompt_states(
     case: &Case,
     name: &str,
@@ -15,8 +15,8 @@ pub(super) fn prompt_states(
     Ok(case.tensor::<4>(name, device)?.squeeze_dim(1))
 }
 
-/// Sizes of a denoiser, and its settings that change nothing here: the size that its buffers are made
-/// for, and what is dropped in training only. Cases of a kind may have `others`.
+/// Returns the sizes of a denoiser. Settings without effect here are allowed: the size of the reference's buffers,
+/// dropout of training, and `others` of the kind.
 pub(super) fn denoiser_config(
     case: &Case,
     pointer: &str,
@@ -42,7 +42,7 @@ pub(super) fn denoiser_config(
     case.get(pointer)
 }
 
-/// The STDiT of a case in f32.
+/// Loads the STDiT of a case in f32.
 pub(super) fn load_stdit(
     case: &Case,
     config: &DenoiserConfig,
@@ -56,7 +56,7 @@ pub(super) fn load_stdit(
     Ok(model)
 }
 
-/// The position tables that a model computes for latents of `size`, `[1, S, C]` and `[1, T, C]`.
+/// Returns the position tables of a model for latents of `size`, `[1, S, C]` and `[1, T, C]`.
 pub(super) fn position_tables(
     config: &DenoiserConfig,
     size: [usize; 3],
@@ -72,7 +72,7 @@ pub(super) fn position_tables(
     Ok([space.unsqueeze(), time.unsqueeze()])
 }
 
-/// One forward pass for each combination of timestep and mask.
+/// Runs one forward pass for each combination of timestep and mask.
 pub(super) fn stdit(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let config = denoiser_config(case, "/config", &[])?;
     let model = load_stdit(case, &config, "/weights", device)?;
@@ -97,7 +97,7 @@ pub(super) fn stdit(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     ])
 }
 
-/// An STDiT and a PixArt from one PixArt-alpha checkpoint.
+/// Runs an STDiT and a PixArt from one PixArt-alpha checkpoint.
 pub(super) fn pixart_init(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let config = denoiser_config(case, "/config", &["T_values"])?;
     let checkpoint = Checkpoint::open(case.path("/weights")?)?;
@@ -107,7 +107,7 @@ pub(super) fn pixart_init(case: &Case, device: &Device) -> Result<Outputs, Failu
     let [_, height, width]: [usize; 3] = case.get("/config/input_size")?;
 
     case.begin("loading the PixArt-alpha weights");
-    // The case fixes the fresh temporal attention too, though its projection is zero.
+    // The case contains the initial temporal attention as well, although its projection is zero.
     let (stdit, _) = StDit::from_pixart(&config, &checkpoint, FloatDType::F32, device)?;
     let temporal = Checkpoint::open(case.path("/attn_temp_init")?)?;
     let only_temporal = KeyMap::new("the temporal attention of an STDiT")

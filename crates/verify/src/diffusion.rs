@@ -16,7 +16,7 @@ use opensora::{
 };
 use serde::Deserialize;
 
-/// Arguments of the reference's `IDDPM`, those that decide the tables.
+/// The arguments of the reference's `IDDPM` that affect the tables.
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 struct SchedulerArgs {
@@ -24,7 +24,7 @@ struct SchedulerArgs {
     num_sampling_steps: Option<usize>,
     diffusion_steps: Option<usize>,
     noise_schedule: Option<String>,
-    /// Whether the model predicts the variance too; here it always does.
+    /// True if the model predicts the variance; always the case here.
     learn_sigma: Option<bool>,
 }
 
@@ -37,7 +37,7 @@ impl SchedulerArgs {
         }
     }
 
-    /// The tables of these arguments; what they leave out is as in `usual`, else as published.
+    /// Returns the tables of these arguments; omitted ones are those of `usual`, else the published ones.
     fn tables(&self, usual: &Self) -> Result<DiffusionTables, Failure> {
         if self.learn_sigma == Some(false) {
             return Err("learn_sigma is false, expected a model that predicts its variance".into());
@@ -51,7 +51,7 @@ impl SchedulerArgs {
     }
 }
 
-/// Settings of a case of kind `iddpm-tables`; the process of all schedulers first.
+/// Settings of a case of kind `iddpm-tables`, those of all schedulers first.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TablesConfig {
@@ -66,7 +66,7 @@ struct TablesConfig {
 struct Scheduler {
     prefix: String,
     args: SchedulerArgs,
-    /// Steps that the process must have.
+    /// Expected number of steps.
     num_timesteps: Option<usize>,
 }
 
@@ -89,7 +89,7 @@ fn indices(values: &[usize]) -> Output {
     Output::from_values(values.iter().map(|&value| value as f64).collect())
 }
 
-/// Every table of every scheduler, and the choices of steps.
+/// Compares every table of every scheduler, and the selected steps.
 pub(super) fn tables(case: &Case, _: &Device) -> Result<Outputs, Failure> {
     let mut outputs = Outputs::new();
     let config: TablesConfig = case.get("/config")?;
@@ -148,7 +148,7 @@ fn mean_variance(case: &Case, prefix: &str, out: MeanVariance) -> Result<Outputs
     .collect()
 }
 
-/// Training losses and `p_mean_variance` for given model outputs.
+/// Computes training losses and `p_mean_variance` for given model outputs.
 pub(super) fn losses(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     case.check_settings("/config", &["training", "spaced"])?;
     let process = |pointer: &str| -> Result<GaussianDiffusion, Failure> {
@@ -197,7 +197,7 @@ pub(super) fn losses(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     Ok(outputs)
 }
 
-/// Prompt states and mask of a sampling case.
+/// Returns the prompt states and mask of a sampling case.
 fn prompts(case: &Case, device: &Device) -> Result<PromptStates, Failure> {
     Ok(PromptStates { states: prompt_states(case, "y", device)?, mask: case.mask("mask")? })
 }
@@ -206,7 +206,7 @@ fn model(case: &Case, device: &Device) -> Result<StDit, Failure> {
     load_stdit(case, &denoiser_config(case, "/config", &[])?, "/weights", device)
 }
 
-/// The noise of each step from `[steps, 2n, C, T, H, W]`: the first `n` rows reach the samples.
+/// Returns the noise of each step from `[steps, 2n, C, T, H, W]`; samplers use the first `n` rows.
 pub(super) fn noise_of_step(
     noises: &Tensor<6>,
     samples: usize,
@@ -215,14 +215,14 @@ pub(super) fn noise_of_step(
     move |step| noises.clone().narrow(0, step, 1).squeeze_dim::<5>(0).narrow(0, 0, samples)
 }
 
-/// IDDPM and DDIM over an STDiT, and the guided output of the first step.
+/// Samples an STDiT with IDDPM and DDIM, and computes the guided output of the first step.
 pub(super) fn iddpm_sample(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let model = model(case, device)?;
     let prompts = prompts(case, device)?;
     sampled(case, &PromptedDenoiser::new(&model, &prompts)?, device)
 }
 
-/// IDDPM and DDIM with the case's noise, and the guided output of the first step.
+/// Samples with IDDPM and DDIM and the case's noise, and computes the guided output of the first step.
 pub(super) fn sampled(
     case: &Case,
     denoiser: &dyn Denoiser,
@@ -256,7 +256,7 @@ pub(super) fn sampled(
 }
 
 /// Guides a prediction for `[with condition, without]` as the reference's IDDPM does, and returns both
-/// halves as it does: the second has what is not guided from the null condition.
+/// halves as the reference does: the second half has the unguided channels of the null condition.
 pub(super) fn guided_halves(
     output: Tensor<5>,
     channels: usize,
@@ -273,7 +273,7 @@ pub(super) fn guided_halves(
     Ok(Tensor::cat(vec![first, second], 0))
 }
 
-/// DPM-Solver++ over an STDiT with each of the case's numbers of steps.
+/// Samples an STDiT with DPM-Solver++ and each of the case's numbers of steps.
 pub(super) fn dpm_solver(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let guidance = Guidance::all_channels(case.get("/cfg_scale")?);
     let model = model(case, device)?;

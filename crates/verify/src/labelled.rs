@@ -12,15 +12,14 @@ use opensora::{
     stdit::{ClassConfig, ClassModel, Dit, Latte},
 };
 
-/// Which of the two classes.
+/// Architecture of a model with class labels.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Dit,
     Latte,
 }
 
-/// The sizes of a case's model, which has no settings beside the known ones; `input_size` is the size
-/// that the reference's buffers are made for.
+/// Returns the sizes of a case's model. `input_size`, the size of the reference's buffers, has no effect.
 fn config(case: &Case) -> Result<ClassConfig, Failure> {
     case.check_settings(
         "/config",
@@ -68,7 +67,7 @@ pub(super) fn latte(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     forward_passes(case, Kind::Latte, device)
 }
 
-/// Labels of a case; the null class is a label too.
+/// Returns the labels of a case, which may include the null class.
 fn labels(case: &Case, name: &str, config: &ClassConfig) -> Result<Vec<usize>, Failure> {
     let (values, _) = case.integers(name)?;
     let labels = values.into_iter().map(usize::try_from).collect::<Result<Vec<_>, _>>()?;
@@ -81,7 +80,7 @@ fn labels(case: &Case, name: &str, config: &ClassConfig) -> Result<Vec<usize>, F
     }
 }
 
-/// One forward pass for each combination of timestep and labels that the case expects.
+/// Runs one forward pass for each expected combination of timestep and labels.
 fn forward_passes(case: &Case, kind: Kind, device: &Device) -> Result<Outputs, Failure> {
     let config = config(case)?;
     let model = load(case, kind, &config, device)?;
@@ -119,7 +118,7 @@ fn forward_passes(case: &Case, kind: Kind, device: &Device) -> Result<Outputs, F
             "out_other_grid_tint" => {
                 model.forward(case.tensor::<5>("x_other_grid", device)?, &int, &y)
             }
-            // One that is not known is reported as not computed.
+            // Unknown outputs are reported as not computed.
             _ => continue,
         };
         outputs.push((name, Output::from_tensor(tensor)?));
@@ -127,7 +126,7 @@ fn forward_passes(case: &Case, kind: Kind, device: &Device) -> Result<Outputs, F
     Ok(outputs)
 }
 
-/// The position tables that a model adds to latents of `size`, `[1, S, C]` and `[1, T, C]`.
+/// Returns the position tables of a model for latents of `size`, `[1, S, C]` and `[1, T, C]`.
 fn position_tables(
     config: &ClassConfig,
     size: [usize; 3],
@@ -141,7 +140,7 @@ fn position_tables(
     Ok([Output::from_tensor(space)?, Output::from_tensor(time)?])
 }
 
-/// IDDPM and DDIM over a model with labels, and the guided output of the first step.
+/// Samples a model with labels by IDDPM and DDIM, and computes the guided output of the first step.
 pub(super) fn class_sample(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let kind = match case.get::<String>("/model")?.as_str() {
         "DiT" => Kind::Dit,

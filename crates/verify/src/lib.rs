@@ -1,9 +1,22 @@
-//! Golden cases: the proof that the numbers are the reference's, on any machine and backend.
+//! Golden cases: compares results of the library with those of the reference, on any machine and backend.
 //!
 //! A case is a folder with `case.json` (kind, configuration, tolerances), weights in a published
-//! layout, `inputs.safetensors` and `expected.safetensors` (or `expected.json`). Any folder in
-//! that format will do; every tensor that a case names is compared within the case's own bounds,
-//! and a case of an unknown kind is an error and never passes.
+//! layout, `inputs.safetensors` and `expected.safetensors` (or `expected.json`). Every expected tensor is
+//! compared within the tolerances of the case. A case of an unknown kind is an error.
+//!
+//! ```no_run
+//! use opensora::nn::device;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = device::parse("flex")?;
+//! let report = opensora_verify::run("tests/fixtures/goldens/vae".as_ref(), &device)?;
+//! for check in &report.checks {
+//!     println!("{}: {:e} of {:e}", check.name, check.max_abs_error, check.bound);
+//! }
+//! assert!(report.passed());
+//! # Ok(())
+//! # }
+//! ```
 
 mod case;
 mod compare;
@@ -27,25 +40,25 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// How one case went.
+/// Result of a case.
 #[derive(Debug)]
 pub struct CaseReport {
-    /// The case's name, as it calls itself.
+    /// Name of the case.
     pub name: String,
-    /// Its kind.
+    /// Kind of the case.
     pub kind: String,
-    /// One check for each tensor it names.
+    /// One check for each expected tensor.
     pub checks: Vec<Check>,
 }
 
 impl CaseReport {
-    /// Whether every check passed; a case without checks proves nothing and does not pass.
+    /// Returns true if every check passed and there is at least one.
     pub fn passed(&self) -> bool {
         !self.checks.is_empty() && self.checks.iter().all(|check| check.passed)
     }
 }
 
-/// Why a case could not be run.
+/// Error for a case that cannot be run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VerifyError {
@@ -65,12 +78,12 @@ pub enum VerifyError {
         /// The line and column.
         source: serde_json::Error,
     },
-    /// A kind that this version does not know.
+    /// The kind of the case is unknown to this version.
     #[error("{}: unknown kind of case '{kind}', known are {}", path.display(), KINDS.join(", "))]
     UnknownKind {
         /// The case's folder.
         path: PathBuf,
-        /// Its kind.
+        /// The kind.
         kind: String,
     },
     /// The backend panicked: an unsupported operation, not enough memory, or inputs that do not fit the
@@ -106,13 +119,13 @@ impl VerifyError {
     }
 }
 
-/// What a kind's runner returns: named outputs, in any order.
+/// Outputs of a runner by name, in any order.
 type Outputs = Vec<(String, Output)>;
 
-/// What stops a runner: any error of the library, or a message.
+/// Error of a runner: an error of the library, or a message.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// The kinds that [`run`] knows.
+/// The kinds that [`run`] supports.
 pub const KINDS: [&str; 18] = [
     "t5-encoder",
     "t5-tokenizer",
@@ -137,7 +150,7 @@ pub const KINDS: [&str; 18] = [
 /// Runs one case on `device` in f32.
 ///
 /// # Errors
-/// Where the case cannot be read or run. A case that runs and misses a bound is no error: ask
+/// Returns an error if the case cannot be read or run. A failed check is not an error; see
 /// [`CaseReport::passed`].
 pub fn run(folder: &Path, device: &Device) -> Result<CaseReport, VerifyError> {
     let case = Case::open(folder)?;
@@ -164,8 +177,8 @@ pub fn run(folder: &Path, device: &Device) -> Result<CaseReport, VerifyError> {
             return Err(VerifyError::UnknownKind { path: folder.into(), kind: kind.into() });
         }
     };
-    // Backends answer an impossible operation with a panic. A case may come from anyone, so that
-    // is turned into its failure here.
+    // Backends panic on unsupported operations. A case may come from an untrusted source: its panics become
+    // errors.
     let checks = catch_unwind(AssertUnwindSafe(|| case.compare(runner(&case, device)?)))
         .map_err(|panic| VerifyError::Computation {
             path: folder.into(),

@@ -1,7 +1,7 @@
-//! Cases of kind `manifests`: key names and shapes of full-size artefacts.
+//! Cases of kind `manifests`: key names and shapes of published checkpoints.
 //!
-//! Each manifest must map onto the model of its full size with no key missing and none left over;
-//! no weight is allocated. The artefact is told from the keys.
+//! Each manifest must match the full-size model without missing or unused keys; no weights are allocated. The
+//! model is chosen by the keys.
 
 use super::{Case, Check, Failure, Output, Outputs};
 use burn::tensor::Device;
@@ -19,10 +19,10 @@ use opensora::{
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// What the case says of a manifest.
+/// A manifest in `case.json`.
 #[derive(Deserialize)]
 struct Manifest {
-    /// The model's class, where the keys do not tell it.
+    /// Class of the model, if the keys are ambiguous.
     #[serde(default)]
     model: Option<String>,
 }
@@ -52,7 +52,7 @@ pub(super) fn run(case: &Case, device: &Device) -> Result<Outputs, Failure> {
 
 type Model = (Vec<ParameterSlot>, KeyMap, BTreeMap<String, Vec<usize>>);
 
-/// The full-size model that a manifest's keys belong to, its map, and the keys in its scope.
+/// Returns the parameters of the full-size model of a manifest, its key map, and the keys that belong to it.
 fn model_of(
     case: &Case,
     model: Option<&str>,
@@ -67,7 +67,7 @@ fn model_of(
         return Ok((slots, map, shapes));
     }
     if has("y_embedder.embedding_table.") {
-        // The two classes have the same keys; only an original Latte has this one.
+        // DiT and Latte have the same keys, except this one of an original Latte.
         let is_latte = model.map_or(has("temp_embed"), |model| model == "Latte");
         let pointer = if is_latte { "/config/latte" } else { "/config/dit" };
         let config: ClassConfig = case.get(pointer)?;

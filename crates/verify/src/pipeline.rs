@@ -1,4 +1,4 @@
-//! Cases of kind `pipeline`: prompts to pixels, and one image from the same weights.
+//! Cases of kind `pipeline`: prompts to pixels, and an image from the same weights.
 
 use super::{
     Case, Failure, Output, Outputs,
@@ -59,7 +59,7 @@ pub(super) fn run(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     Ok(outputs)
 }
 
-/// One run of the pipeline with the noise under `prefix`.
+/// Runs the pipeline with the noise under `prefix`.
 fn clip(
     case: &Case,
     models: &Models,
@@ -99,7 +99,7 @@ fn clip(
     };
 
     let rows = vec![prompts.len(), states.mask.len()];
-    // [B, L, C] -> [B, 1, L, C], as the reference hands it over.
+    // [B, L, C] -> [B, 1, L, C], as in the reference.
     let embeddings = |name: &str, states: Tensor<3>| {
         case.output(format!("{prefix}{name}"), states.unsqueeze_dim::<4>(1))
     };

@@ -12,7 +12,7 @@ use opensora::{
     stdit::{ImageSize, PixArtMs},
 };
 
-/// Sizes of a case, from its inputs `hw` and `ar` with an ending: one for each row.
+/// Returns the sizes of a case, from the inputs `hw` and `ar` with a suffix: one per row.
 fn sizes(case: &Case, ending: &str) -> Result<Vec<ImageSize>, Failure> {
     let (sides, ratios) =
         (case.floats(&format!("hw{ending}"))?, case.floats(&format!("ar{ending}"))?);
@@ -27,7 +27,7 @@ fn sizes(case: &Case, ending: &str) -> Result<Vec<ImageSize>, Failure> {
     Ok(sides.chunks_exact(2).zip(&ratios).map(size).collect())
 }
 
-/// One forward pass for each combination of timestep, mask and size that the case expects.
+/// Runs one forward pass for each expected combination of timestep, mask and size.
 pub(super) fn run(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let config = denoiser_config(case, "/config", &["no_temporal_pos_emb"])?;
     let no_temporal: Option<bool> = case.get("/config/no_temporal_pos_emb")?;
@@ -53,7 +53,7 @@ pub(super) fn run(case: &Case, device: &Device) -> Result<Outputs, Failure> {
         let latents = case.tensor::<5>(input, device)?;
         Output::from_tensor(model.forward(latents, timesteps, states.clone(), mask, sizes))
     };
-    // The first half of the latents twice, with n rows of mask for the 2n samples.
+    // The first half of the latents twice; n rows of the mask for 2n samples.
     let guided = |input: &str, sizes: &[ImageSize]| -> Result<Output, Failure> {
         let latents = case.tensor::<5>(input, device)?;
         let [samples, channels, ..] = latents.dims();
@@ -98,7 +98,7 @@ pub(super) fn run(case: &Case, device: &Device) -> Result<Outputs, Failure> {
             "pos_embed" => table("/config/input_size", 0)?,
             "pos_embed_temporal" => table("/config/input_size", 1)?,
             "pos_embed_other_grid" => table("/other_input_size", 0)?,
-            // One that is not known is reported as not computed.
+            // Unknown outputs are reported as not computed.
             _ => continue,
         };
         outputs.push((name, output));

@@ -1,4 +1,4 @@
-//! Cases of the text side: `caption-clean`, `t5-tokenizer`, `t5-encoder`.
+//! Cases of text: `caption-clean`, `t5-tokenizer`, `t5-encoder`.
 
 use super::{Case, Check, Failure, Output, Outputs};
 use burn::tensor::{Device, FloatDType};
@@ -17,7 +17,7 @@ struct Caption {
     output: String,
 }
 
-/// Cleans captions; equal to the letter.
+/// Cleans captions; results must be equal.
 pub(super) fn caption_clean(case: &Case, _: &Device) -> Result<Outputs, Failure> {
     let captions: Vec<Caption> = case.json_file(&case.get::<String>("/cases_file")?)?;
     let wrong: Vec<&Caption> = captions
@@ -34,8 +34,8 @@ struct Tokenized {
     text: String,
     input_ids: Vec<u32>,
     attention_mask: Vec<u32>,
-    /// Holds `alternative_*`: ids of other implementations of the reference's own tokenizer where
-    /// those disagree; either is right.
+    /// Contains `alternative_*`: ids by another implementation of the reference's tokenizer, where the
+    /// implementations disagree. Both are accepted.
     #[serde(flatten)]
     others: BTreeMap<String, Value>,
 }
@@ -51,7 +51,7 @@ impl Tokenized {
     }
 }
 
-/// Tokenizes texts as they are; equal ids and masks.
+/// Tokenizes texts without cleaning; ids and masks must be equal.
 pub(super) fn tokenizer(case: &Case, _: &Device) -> Result<Outputs, Failure> {
     case.check_settings(
         "/config",
@@ -75,10 +75,10 @@ pub(super) fn tokenizer(case: &Case, _: &Device) -> Result<Outputs, Failure> {
     Ok(vec![("input_ids".into(), Output::Check(check))])
 }
 
-/// Encodes token ids, with and without mask.
+/// Encodes token ids with and without a mask.
 pub(super) fn encoder(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let mut config: T5Config = case.get("/config")?;
-    // Published configurations leave it out; cases state it beside the configuration.
+    // Published configurations lack this field; cases have it beside the configuration.
     if let Ok(distance) = case.get("/relative_attention_max_distance") {
         config.relative_attention_max_distance = distance;
     }

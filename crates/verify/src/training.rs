@@ -1,4 +1,4 @@
-//! Cases of the training step: `train-step`.
+//! Cases of training steps: `train-step`.
 
 use super::{
     Case, Check, Failure, Output, Outputs,
@@ -19,14 +19,14 @@ use opensora::{
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// Steps in a case.
+/// Steps of a case.
 const STEPS: usize = 3;
 
 /// Largest difference between gradients with and without activation checkpointing.
 const RECOMPUTED_BOUND: f64 = 1e-6;
 
-/// Three steps of AdamW from given batches, their gradients and averages; one step with each set of
-/// frozen parameters; and the gradients with activation checkpointing, which must be the same.
+/// Runs three steps of AdamW on given batches, with their gradients and moving averages; one step with each set of
+/// frozen parameters; and compares the gradients with activation checkpointing, which must be the same.
 pub(super) fn train_step(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let mut outputs = Outputs::new();
     for decay in case.get::<Vec<f64>>("/ema_decays")? {
@@ -129,7 +129,7 @@ impl Setup<'_> {
         let report = trainer.apply(gradients, 1)?;
         let after = published(&trainer, trainer.values())?;
 
-        // The case lists what moves; everything else must be as it was, to the bit.
+        // The case lists the trained parameters; all others must be bitwise unchanged.
         let listed: Vec<String> =
             self.case.get(&format!("/freeze/{name}/changed_after_one_step"))?;
         let moved: Vec<&String> =
@@ -148,7 +148,7 @@ impl Setup<'_> {
 }
 
 impl Setup<'_> {
-    /// How far gradients with activation checkpointing are from those without.
+    /// Largest difference between gradients with and without activation checkpointing.
     fn recomputed(&self) -> Result<Check, Failure> {
         let mut both = Vec::new();
         for activation_checkpointing in [false, true] {
@@ -174,7 +174,7 @@ impl Setup<'_> {
     }
 }
 
-/// Flat tensors under published names and in published layout; only those of `values`.
+/// Returns the tensors of `values` under published names and in published layout.
 fn published(
     trainer: &Trainer<StDit>,
     values: &FlatTensors,
@@ -186,7 +186,7 @@ fn published(
     Ok(tensors.into_iter().filter(|(key, _)| names.contains(key)).collect())
 }
 
-/// The Euclidean norm of each tensor, in the case's order.
+/// Returns the Euclidean norm of each tensor, in the order of the case.
 fn norms(tensors: &BTreeMap<String, TensorData>, order: &[String]) -> Result<Vec<f64>, Failure> {
     let norm = |name: &String| -> Result<f64, Failure> {
         let tensor = tensors.get(name).ok_or_else(|| format!("there is no parameter '{name}'"))?;

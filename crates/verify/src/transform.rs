@@ -134,7 +134,7 @@ fn windows(case: &Case, outputs: &mut Outputs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Where the reference fails, the clip has its full size here.
+/// Deviation: the clip has its full size in cases where the reference fails.
 fn sides(case: &Case, outputs: &mut Outputs) -> Result<(), Failure> {
     let key = "short_sides_where_the_reference_raises";
     let lists: BTreeMap<usize, Vec<usize>> = case.get(&format!("/{key}"))?;
@@ -148,14 +148,14 @@ fn sides(case: &Case, outputs: &mut Outputs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A `u8` input and its shape.
+/// Returns a `u8` input and its shape.
 fn bytes(case: &Case, name: &str) -> Result<(Vec<u8>, Vec<usize>), Failure> {
     let (values, shape) = case.integers(name)?;
     let bytes = values.into_iter().map(u8::try_from).collect::<Result<_, _>>()?;
     Ok((bytes, shape))
 }
 
-/// Compares pairs of what was got and what is wanted.
+/// Compares pairs of computed and expected values.
 fn equal<T: PartialEq + Debug>(pairs: impl IntoIterator<Item = (T, T)>) -> Output {
     let pairs: Vec<(T, T)> = pairs.into_iter().collect();
     let different: Vec<_> = pairs.iter().filter(|(got, want)| got != want).collect();

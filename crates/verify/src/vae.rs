@@ -5,7 +5,7 @@ use burn::tensor::{Device, FloatDType};
 use opensora::checkpoint::{Checkpoint, PublishedModel};
 use opensora::vae::{AutoencoderKl, VaeConfig};
 
-/// Encodes and decodes; frames go through one at a time, which must not change anything.
+/// Encodes and decodes one frame at a time, which must not change the results.
 pub(super) fn run(case: &Case, device: &Device) -> Result<Outputs, Failure> {
     let config: VaeConfig = case.get("/config")?;
     case.begin("loading the VAE");

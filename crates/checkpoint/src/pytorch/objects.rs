@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn what_contains_itself_ends() {
+    fn objects_that_contain_themselves_are_rejected() {
         let mut objects = Objects::default();
         let tensor = objects.add(unreadable()).unwrap();
         let root = objects.add(Value::Dict(BTreeMap::new())).unwrap();

@@ -476,7 +476,7 @@ mod tests {
     /// `{"a": 1, "b": [1.5, True, None], "c": b"xy", "d": {"e": "ü"}, "f": (-3, 2**70, {4})}`, as Python
     /// writes it.
     #[test]
-    fn every_protocol_says_the_same() {
+    fn every_protocol_gives_the_same_object() {
         let expected = "{a: 1, b: [<float>, true, None], c: <bytes>, d: {e: \"\u{fc}\"}, \
                         f: [-3, 1180591620717411303424, [4]]}";
         let large = b"\x00\x00\x00\x00\x00\x00\x00\x00\x40";
@@ -526,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn pickles_end_early_at_every_length() {
+    fn pickles_cut_at_any_length_are_rejected() {
         let pickle = b"\x80\x02}q\x00(X\x01\x00\x00\x00aK\x01U\x01bM\x01\x02ctorch\nSize\n\
                        G\x00\x00\x00\x00\x00\x00\x00\x00u.";
         assert!(load(pickle).is_ok());

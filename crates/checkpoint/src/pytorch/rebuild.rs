@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_of_sparse_tensors_have_their_places() {
+    fn shapes_of_sparse_tensors_are_found() {
         // The data of a call after its layout, and the shape.
         for (data, shape) in [
             (&b"(]K\x07aN(K\x03K\x04tt"[..], &[3, 4][..]),
@@ -578,7 +578,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_types_are_pytorchs() {
+    fn names_of_types_are_those_of_pytorch() {
         assert_eq!(element_of_storage("torch.FloatStorage").dtype, Some(DType::F32));
         assert_eq!(element_of_storage("torch.cuda.HalfStorage").dtype, Some(DType::F16));
         assert_eq!(element_of_storage("torch.storage.UntypedStorage").name, "".into());

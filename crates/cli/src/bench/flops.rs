@@ -1,12 +1,11 @@
-//! Operations of the VAE and the text encoder, by their layers.
+//! Floating point operations of the VAE and the text encoder.
 //!
-//! Counted are matrix products and convolutions, a multiply-add as two operations; norms,
-//! activations and sums are left out. The denoiser's are in
-//! [`ModelFlops`](opensora::train::metrics::flops::ModelFlops).
+//! Matrix products and convolutions are counted, a multiply-add as two operations; norms, activations and
+//! sums are not. [`ModelFlops`](opensora::train::metrics::flops::ModelFlops) counts those of the denoiser.
 
 use opensora::{t5::T5Config, vae::VaeConfig};
 
-/// The text encoder on one prompt of `tokens`.
+/// Returns the operations of the text encoder for one prompt of `tokens`.
 pub(crate) fn t5(config: &T5Config, tokens: usize) -> f64 {
     let [tokens, width, inner, d_ff] =
         [tokens, config.d_model, config.num_heads * config.d_kv, config.d_ff].map(|n| n as f64);
@@ -16,7 +15,7 @@ pub(crate) fn t5(config: &T5Config, tokens: usize) -> f64 {
     config.num_layers as f64 * (products + attention)
 }
 
-/// The VAE's decoder on one frame of `image_size` pixels.
+/// Returns the operations of the VAE's decoder for one frame of `image_size` pixels.
 pub(crate) fn vae_decode(config: &VaeConfig, image_size: [usize; 2]) -> f64 {
     let mut cost = Cost::new(config, image_size, config.downsample_factor());
     let latent = config.latent_channels;
@@ -39,7 +38,7 @@ pub(crate) fn vae_decode(config: &VaeConfig, image_size: [usize; 2]) -> f64 {
     cost.flop
 }
 
-/// The VAE's encoder on one frame of `image_size` pixels.
+/// Returns the operations of the VAE's encoder for one frame of `image_size` pixels.
 pub(crate) fn vae_encode(config: &VaeConfig, image_size: [usize; 2]) -> f64 {
     let mut cost = Cost::new(config, image_size, 1);
     let (widths, moments) = (&config.block_out_channels, 2 * config.latent_channels);
@@ -61,7 +60,7 @@ pub(crate) fn vae_encode(config: &VaeConfig, image_size: [usize; 2]) -> f64 {
     cost.flop
 }
 
-/// Operations so far, and the pixels of the level at hand.
+/// Operations so far, and the pixels of the current level.
 struct Cost {
     pixels: f64,
     flop: f64,
@@ -73,7 +72,7 @@ impl Cost {
         Self { pixels: (height / factor * (width / factor)) as f64, flop: 0.0 }
     }
 
-    /// A convolution of `side` x `side` that gives the level's pixels.
+    /// Adds a convolution with a `side` x `side` kernel at the current resolution.
     fn conv(&mut self, side: usize, from: usize, to: usize) {
         self.flop += 2.0 * (side * side * from * to) as f64 * self.pixels;
     }
@@ -86,7 +85,7 @@ impl Cost {
         }
     }
 
-    /// Two residual blocks around an attention of all pixels.
+    /// Adds two residual blocks and the attention over all pixels between them.
     fn middle(&mut self, width: usize) {
         self.residual(width, width);
         self.residual(width, width);
@@ -136,7 +135,7 @@ mod tests {
         assert_eq!(t5(&t5_config, 7), 2.0 * block);
     }
 
-    /// Figures that are known of the published models, in units of 1e12.
+    /// Operations of the published models, in units of 1e12.
     #[test]
     fn published_sizes() {
         let vae = VaeConfig::default();

@@ -1,11 +1,11 @@
-//! The process's peak memory.
+//! Peak memory of the process.
 
-/// Peak resident memory of this process in bytes: `VmHWM` of Linux. `None` elsewhere.
+/// Returns the peak resident memory of this process in bytes (`VmHWM`), or `None` on systems other than Linux.
 pub(crate) fn peak_rss_bytes() -> Option<u64> {
     peak_of(&std::fs::read_to_string("/proc/self/status").ok()?)
 }
 
-/// The line `VmHWM:     1234 kB` of a process's status.
+/// Parses the line `VmHWM:     1234 kB` of a process's status.
 fn peak_of(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

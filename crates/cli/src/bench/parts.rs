@@ -1,7 +1,7 @@
-//! The parts of the flow, ready to run.
+//! The measured parts of the flow with their models and inputs.
 
 use super::{BenchError, BenchSpec, Part, StageSeconds, flops, weights};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 use opensora::{
     denoiser::PromptedDenoiser,
     diffusion::{Sampler, TRAINING_TIMESTEPS},
@@ -23,12 +23,15 @@ use opensora::{
 };
 use std::time::Instant;
 
-/// Seconds of the stages; `None` where all that was done counts.
+/// Seconds of the stages; `None` if the whole run is measured.
 type Stages = Option<StageSeconds>;
+
+/// One run of a part.
+type Run = Box<dyn FnMut() -> Result<Stages, BenchError>>;
 
 /// A part with its models and inputs.
 pub(super) struct Prepared {
-    run: Box<dyn FnMut() -> Result<Stages, BenchError>>,
+    run: Run,
     flop: f64,
 }
 
@@ -37,13 +40,13 @@ impl Prepared {
         (self.run)()
     }
 
-    /// Operations of one run.
+    /// Returns the floating point operations of one run.
     pub(super) fn flop(&self) -> f64 {
         self.flop
     }
 }
 
-/// Makes the part's models and inputs; `latents` is the size `[T, h, w]` of a clip's.
+/// Creates the part's models and inputs; `latents` is the size of a clip's latents, `[T, h, w]`.
 pub(super) fn prepare(
     spec: &BenchSpec,
     latents: [usize; 3],
@@ -61,7 +64,7 @@ pub(super) fn prepare(
     let vae_encode = frames * flops::vae_encode(&spec.preset.vae, spec.image_size);
     let dtype = spec.dtype.float();
 
-    let (run, flop): (Box<dyn FnMut() -> Result<Stages, BenchError>>, f64) = match spec.part {
+    let (run, flop): (Run, f64) = match spec.part {
         Part::Stdit => {
             let flop = denoiser(spec.tokens)?.forward();
             let model = weights::random(config.init::<StDit>(device)?, dtype);
@@ -101,22 +104,8 @@ pub(super) fn prepare(
             (Box::new(run), t5)
         }
         Part::TrainStep => {
-            let recipe = DenoiserRecipe {
-                activation_checkpointing: spec.activation_checkpointing,
-                ..DenoiserRecipe::default()
-            };
             let flop = denoiser(spec.tokens)?.training(spec.activation_checkpointing);
-            let task = DenoiserTask::new(&recipe, config, 0, dtype, device)?;
-            let model =
-                weights::random(config.init::<StDit>(device)?, burn::tensor::FloatDType::F32);
-            let mut trainer = Trainer::new(model, &OptimizerRecipe::default(), |_| true)?;
-            let batch_of = inputs.training_batch();
-            let run = move || {
-                let (_, gradients) = task.losses(&trainer.graph(dtype), batch_of.clone())?;
-                trainer.apply(gradients, 1000)?;
-                Ok(None)
-            };
-            (Box::new(run), batch * flop)
+            (inputs.train_step()?, batch * flop)
         }
         Part::Sample => {
             let steps = spec.steps.unwrap_or(spec.sampler.default_steps());
@@ -130,7 +119,7 @@ pub(super) fn prepare(
     Ok(Prepared { run, flop })
 }
 
-/// Makes the tensors that go in.
+/// Creates inputs, and the models of longer parts.
 struct Inputs {
     spec: BenchSpec,
     latents: [usize; 3],
@@ -176,6 +165,25 @@ impl Inputs {
         }
     }
 
+    /// Returns a training step of the denoiser.
+    fn train_step(&self) -> Result<Run, BenchError> {
+        let (spec, device) = (&self.spec, &self.device);
+        let (config, dtype) = (&spec.preset.denoiser, spec.dtype.float());
+        let recipe = DenoiserRecipe {
+            activation_checkpointing: spec.activation_checkpointing,
+            ..DenoiserRecipe::default()
+        };
+        let task = DenoiserTask::new(&recipe, config, 0, dtype, device)?;
+        let model = weights::random(config.init::<StDit>(device)?, FloatDType::F32);
+        let mut trainer = Trainer::new(model, &OptimizerRecipe::default(), |_| true)?;
+        let batch = self.training_batch();
+        Ok(Box::new(move || {
+            let (_, gradients) = task.losses(&trainer.graph(dtype), batch.clone())?;
+            trainer.apply(gradients, 1000)?;
+            Ok(None)
+        }))
+    }
+
     fn training_batch(&self) -> DenoiserBatch {
         let batch = self.spec.batch_size;
         DenoiserBatch {
@@ -188,11 +196,11 @@ impl Inputs {
         }
     }
 
-    /// Text encoder, sampler, VAE, each made, used and dropped in turn. The clock stands while
-    /// weights are made: they would come from files.
+    /// Runs text encoder, sampler and VAE, each created, used and dropped before the next. The creation of
+    /// weights is not measured: it stands for loading them.
     ///
-    /// The pipeline holds one block of the text encoder at a time, and so does this: one block
-    /// stands for all of them.
+    /// As in the pipeline, memory holds one block of the text encoder at a time; the same block runs in place
+    /// of all.
     fn sample(&self, sampler: &dyn Sampler) -> Result<Stages, BenchError> {
         let (spec, device) = (&self.spec, &self.device);
         let dtype = spec.dtype.float();
@@ -218,7 +226,7 @@ impl Inputs {
         let mut row = vec![true; tokens];
         row.resize(null_tokens, false);
         let prompts = PromptStates {
-            states: Tensor::cat(vec![states.cast(burn::tensor::FloatDType::F32), padding], 1),
+            states: Tensor::cat(vec![states.cast(FloatDType::F32), padding], 1),
             mask: TokenMask::new(vec![row; batch]).unwrap_or(TokenMask::all(batch, null_tokens)),
         };
         let start = self.latents();

@@ -1,4 +1,4 @@
-//! Random weights in the layout that loaded ones have.
+//! Random weights in the layout of loaded ones.
 
 use burn::{
     module::{Module, ModuleMapper, Param},
@@ -6,10 +6,10 @@ use burn::{
 };
 use opensora::checkpoint::ParameterNames;
 
-/// `module` with small random weights in `dtype`, always the same ones.
+/// Returns `module` with small random weights in `dtype`, the same ones in every call.
 ///
-/// The linear layers' are transposed views, as [`import`](opensora::checkpoint::import) leaves
-/// them. One tensor at a time is held on the host.
+/// Weights of linear layers are transposed views, as after [`import`](opensora::checkpoint::import). The host
+/// holds one tensor at a time.
 pub(crate) fn random<M: Module>(module: M, dtype: FloatDType) -> M {
     module.map(&mut Filler { names: ParameterNames::default(), dtype, state: 1 })
 }
@@ -21,9 +21,9 @@ struct Filler {
 }
 
 impl Filler {
-    /// Uniform about zero with a deviation of about `1 / sqrt(fan_in)`, so that activations keep
-    /// their size through any number of layers. A plain linear congruential generator (Knuth's
-    /// MMIX): billions of numbers are needed and none of them matters.
+    /// Draws uniform values around zero with a standard deviation of about `1 / sqrt(fan_in)`, so that
+    /// activations keep their scale through any number of layers. The generator is a linear congruential one
+    /// (Knuth's MMIX), which is fast; the quality of the numbers does not matter.
     fn draw(&mut self, shape: &[usize]) -> Vec<f32> {
         let fan_in: usize = shape.iter().skip(1).product();
         let scale = (12.0 / fan_in.max(1) as f32).sqrt();

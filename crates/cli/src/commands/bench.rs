@@ -1,4 +1,4 @@
-//! `opensora bench`: how fast the models run on this machine.
+//! `opensora bench`: measures the speed of the models on this machine.
 
 use crate::{
     bench::{BenchPreset, BenchSpec, PRESETS, Part},
@@ -16,7 +16,7 @@ Examples:
   opensora bench train-step --preset demo --batch-size 2 --reps 5
   opensora bench sample --preset demo --num-frames 4 --image-size 32x32 --steps 4")]
 pub(crate) struct Args {
-    /// What to time
+    /// Part to measure
     #[arg(value_enum)]
     what: What,
     /// Sizes of the models: stdit-xl-2 (the published ones) or demo
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     /// Number of text encoder blocks; fewer save time [default: the preset's]
     #[arg(long)]
     layers: Option<usize>,
-    /// Tokens of a prompt [default: the most that the denoiser takes]
+    /// Tokens of a prompt [default: the denoiser's maximum]
     #[arg(long)]
     tokens: Option<usize>,
     /// Clips per batch
@@ -66,16 +66,16 @@ pub(crate) struct Args {
     dtype: Dtype,
     #[command(flatten)]
     device: DeviceName,
-    /// Runs before the measurement
+    /// Unmeasured runs before the measurement
     #[arg(long, default_value_t = 1)]
     warmup: usize,
     /// Measured runs; the result is their median
     #[arg(long, default_value_t = 3)]
     reps: usize,
-    /// Do not time large matrix products, which the share of the ceiling refers to
+    /// Skip timing large matrix products, the ceiling that results are compared with
     #[arg(long)]
     no_ceiling: bool,
-    /// Accepted as by other subcommands; the result is one JSON object in any case
+    /// Has no effect: the result is always one JSON object
     #[arg(long)]
     json: bool,
     /// Show no progress
@@ -83,10 +83,10 @@ pub(crate) struct Args {
     quiet: bool,
 }
 
-/// A part by its name.
+/// Value of `what`.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum What {
-    /// One evaluation of the denoiser
+    /// One forward pass of the denoiser
     Stdit,
     /// Frames to latents
     VaeEncode,
@@ -114,7 +114,7 @@ impl From<What> for Part {
 }
 
 impl Args {
-    /// Whether a training step is timed.
+    /// Returns true if a training step is timed.
     pub(crate) fn is_training(&self) -> bool {
         matches!(self.what, What::TrainStep)
     }

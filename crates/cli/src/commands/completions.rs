@@ -18,7 +18,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let whole = help::command();
-    // Scripts name hidden subcommands as well.
+    // clap_complete would list hidden subcommands.
     let mut shown = Command::new("opensora")
         .version(env!("CARGO_PKG_VERSION"))
         .args(whole.get_arguments().cloned())

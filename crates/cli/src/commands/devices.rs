@@ -15,7 +15,7 @@ pub(crate) struct Args {
     report: Report,
 }
 
-/// Column heads of the table.
+/// Headings of the table.
 const HEADS: [&str; 6] = ["device", "kind", "adapter", "driver", "version", "memory"];
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! `opensora eval`: how well a model does what its prompts say.
+//! `opensora eval`: measures how well a model follows its prompts.
 
 use crate::{
     model,
@@ -12,7 +12,10 @@ use opensora::{
     PipelineOptions, SampleRequest, TextToVideo,
     model_files::PartPaths,
     nn::dtype::Dtype,
-    video::{Frames, VideoSpec, Writer, png, sheet::{SheetOptions, contact_sheet}},
+    video::{
+        Frames, VideoSpec, Writer, png,
+        sheet::{SheetOptions, contact_sheet},
+    },
 };
 use opensora_demo::eval::{Attribute, Evaluation, Judged, PromptSet};
 use serde_json::json;
@@ -31,7 +34,7 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Sample clips of the demo world and judge by their pixels whether they match their prompts
+    /// Sample clips of the demo world and check by image analysis whether they match their prompts
     Demo(Box<DemoArgs>),
 }
 
@@ -45,20 +48,19 @@ struct DemoArgs {
     /// Model: demo (bundled), or a folder with a model.json
     #[arg(long, default_value = opensora_demo::model::NAME)]
     model: String,
-    /// Let the paths in a model.json lead anywhere, not only into its folder and below the working
-    /// directory
+    /// Allow paths in a model.json outside its folder and the working directory
     #[arg(long)]
     allow_outside_paths: bool,
     /// Number of prompts
     #[arg(long, default_value_t = 216)]
     prompts: usize,
-    /// Ask for combinations of shape, colour and motion that no training clip shows (the default)
+    /// Use combinations of shape, colour and motion that training never showed (default)
     #[arg(long, group = "set")]
     held_out: bool,
-    /// Ask for combinations that training clips show
+    /// Use combinations that training showed
     #[arg(long, group = "set")]
     seen: bool,
-    /// Ask for all combinations
+    /// Use all combinations
     #[arg(long, group = "set")]
     all: bool,
     #[command(flatten)]
@@ -66,13 +68,13 @@ struct DemoArgs {
     /// Prompts per batch
     #[arg(long, default_value_t = 8)]
     batch_size: usize,
-    /// Also judge real clips that the model's VAE has encoded and decoded
+    /// Also judge real clips after encoding and decoding by the model's VAE
     #[arg(long)]
     vae_ceiling: bool,
-    /// Fail if an accuracy is lower, such as colour=0.95,motion=0.95,shape=0.90,all=0.8
+    /// Fail if an accuracy is lower than this, such as colour=0.95,motion=0.95,all=0.8
     #[arg(long, value_delimiter = ',', value_parser = parse_requirement, value_name = "NAME=SHARE,...")]
     require: Vec<(Attribute, f64)>,
-    /// Folder for the clips, each with its prompt and verdict, and for contact sheets
+    /// Folder for the clips with their prompts and verdicts, and for contact sheets
     #[arg(long, short, alias = "output", value_name = "FOLDER")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -89,7 +91,7 @@ fn parse_requirement(text: &str) -> anyhow::Result<(Attribute, f64)> {
     let attribute = name.trim().parse()?;
     match share.trim().parse() {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok((attribute, share)),
-        _ => bail!("'{share}' is no share, expected a number from 0 to 1"),
+        _ => bail!("'{share}' is not a share: expected a number from 0 to 1"),
     }
 }
 
@@ -120,7 +122,7 @@ fn demo(args: &DemoArgs) -> anyhow::Result<()> {
         },
         vae_ceiling: args.vae_ceiling,
     };
-    let options = PipelineOptions { dtype: args.dtype, ..PipelineOptions::default() };
+    let options = PipelineOptions { dtype: args.dtype.float(), ..PipelineOptions::default() };
     let pipeline = TextToVideo::new(files, options, device)?;
     evaluation.check(&pipeline)?;
     let mut gallery = match &args.out {
@@ -157,12 +159,12 @@ fn demo(args: &DemoArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Clips that a contact sheet shows.
+/// Clips per contact sheet.
 const CLIPS_PER_SHEET: usize = 24;
-/// Frames of each.
+/// Frames per clip on a contact sheet.
 const FRAMES_SHOWN: usize = 8;
 
-/// The clips as files, and contact sheets of them.
+/// Writes the clips to files, and contact sheets of several clips.
 struct Gallery {
     folder: PathBuf,
     spec: VideoSpec,
@@ -175,7 +177,7 @@ impl Gallery {
     fn create(folder: &Path, request: &SampleRequest) -> anyhow::Result<Self> {
         let [height, width] = request.image_size;
         let spec = VideoSpec { frames: request.num_frames, width, height, fps: request.fps };
-        // Tried before minutes are spent; it leaves nothing behind.
+        // Tried before minutes are spent; leaves no file behind.
         Writer::open(&folder.join("0000.mp4"), &spec).context("--out")?;
         std::fs::create_dir_all(folder).with_context(|| format!("--out: {}", folder.display()))?;
         Ok(Self { folder: folder.into(), spec, clips: Vec::new(), sheets: 0 })
@@ -190,7 +192,7 @@ impl Gallery {
         if self.clips.len() == CLIPS_PER_SHEET { self.sheet() } else { Ok(()) }
     }
 
-    /// Writes a row a clip, in the order of the clips.
+    /// Writes a contact sheet with one row per clip, in order.
     fn sheet(&mut self) -> anyhow::Result<()> {
         let path = self.folder.join(format!("sheet-{:02}.png", self.sheets));
         let options = SheetOptions { columns: FRAMES_SHOWN, scale: 1 };

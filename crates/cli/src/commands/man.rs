@@ -20,7 +20,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    // Subcommands have pages of their own in place of `help`.
+    // Each subcommand has a page, which replaces `help`.
     let mut command = help::command().disable_help_subcommand(true);
     command.build();
     let Some(folder) = &args.out else {
@@ -42,7 +42,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(written.iter().try_for_each(|path| output::line(path.display()))?)
 }
 
-/// The page of a command in roff.
+/// Returns the page of a command in roff.
 fn page(command: Command) -> anyhow::Result<String> {
     let mut page = Vec::new();
     Man::new(command).render(&mut page)?;

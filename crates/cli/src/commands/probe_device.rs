@@ -1,5 +1,5 @@
-//! `opensora probe-device`: one trial run, in a separate process since the driver may crash. Hidden:
-//! `trial::check` starts it.
+//! `opensora probe-device`: a trial run of a device, started by `trial::check` in a separate process because
+//! the driver may crash. Hidden.
 
 use crate::trial;
 use opensora::nn::device;

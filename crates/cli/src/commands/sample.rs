@@ -21,7 +21,7 @@ use opensora::{
 use record::Record;
 use std::{iter::repeat_n, num::NonZero, path::PathBuf};
 
-/// Most videos of one call; their prompts are held in memory.
+/// Largest number of videos of one call; their prompts are held in memory.
 const MAX_VIDEOS: usize = 1_000_000;
 
 /// Options of `opensora sample`.
@@ -34,39 +34,39 @@ Examples:
   opensora sample \"waves at night\" --negative-prompt people --num-videos-per-prompt 4 -o waves
   opensora sample --from-record clips/sample_6.mp4.json -o again.mp4")]
 pub(crate) struct Args {
-    /// What the video shows
+    /// Prompt: what the video shows
     #[arg(conflicts_with = "prompt_path")]
     prompt: Option<String>,
-    /// File with one prompt a line
+    /// File with one prompt per line
     #[arg(long)]
     prompt_path: Option<PathBuf>,
-    /// What the videos should not show, in place of the model's null prompt [default: the null prompt]
+    /// Negative prompt: what the videos should not show [default: the model's null prompt]
     #[arg(long, value_name = "TEXT")]
     negative_prompt: Option<String>,
-    /// Videos of each prompt
+    /// Videos per prompt
     ///
-    /// Video v of prompt p (both from 0) has the noise index --noise-index + p * N + v, so that it is
-    /// the same in every call with that index.
+    /// Video v of prompt p (both from 0) has the noise index --noise-index + p * N + v, which together with
+    /// --seed determines its noise.
     #[arg(long, value_name = "N", default_value_t = NonZero::<usize>::MIN, conflicts_with = "from_record")]
     num_videos_per_prompt: NonZero<usize>,
-    /// Class of the image or clip: a number, or a name such as "golden retriever"; repeatable
+    /// Class label: a number, or a name such as "golden retriever"; repeatable
     ///
     /// For models with class labels (dit-xl-2-256x256, dit-xl-2-512x512,
     /// latte-xl-2-16x256x256-ucf101).
     #[arg(long, value_name = "LABEL", conflicts_with_all = ["prompt", "prompt_path", "from_record",
         "latents", "save_latents", "negative_prompt", "t5", "t5_dtype", "pab", "space_scale", "time_scale"])]
     label: Vec<String>,
-    /// Make the clip of a record (the .json beside an output) again
+    /// Sample the clip of a record again (the .json beside an output)
     ///
-    /// The record gives the prompt and all settings that are not given here. Bit-exact on the same kind
+    /// The record supplies the prompt and all settings that are not given here. Bit-exact on the same kind
     /// of device.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_path", "latents", "save_latents"])]
     from_record: Option<PathBuf>,
     /// Model: demo (bundled), a preset, a folder, a repository of the Hugging Face hub, or a checkpoint
     /// [default: demo; with --label dit-xl-2-256x256]
     ///
-    /// Presets are fetched on first use. A folder or a repository (OWNER/NAME) needs a model.json; a
-    /// checkpoint is one of an STDiT-XL/2.
+    /// Presets are fetched at their first use. A folder or a repository (OWNER/NAME) needs a model.json; a
+    /// checkpoint must be an STDiT-XL/2.
     ///
     /// Presets: opensora-v1-16x256x256, opensora-v1-hq-16x256x256, opensora-v1-hq-16x512x512; for
     /// images pixart-xl-2-256x256, pixart-xl-2-sam-256x256, pixart-xl-2-512x512, pixart-xl-2-1024-ms;
@@ -79,24 +79,22 @@ pub(crate) struct Args {
     /// Folder or file of the Stable Diffusion VAE
     #[arg(long)]
     vae: Option<PathBuf>,
-    /// Folder that holds the files of a preset; nothing is fetched then [default: pretrained_models, else
-    /// the cache of the Hugging Face hub]
+    /// Folder with the files of a preset; disables fetching [default: pretrained_models, else the cache of
+    /// the Hugging Face hub]
     #[arg(long)]
     weights_dir: Option<PathBuf>,
-    /// Let the paths in a model.json lead anywhere, not only into its folder and below the working
-    /// directory
+    /// Allow paths in a model.json outside its folder and the working directory
     #[arg(long)]
     allow_outside_paths: bool,
     #[command(flatten)]
     sampling: Sampling,
-    /// Ratio of height to width, such as 9:16; takes the nearest size that pixart-xl-2-1024-ms was
-    /// trained for
+    /// Ratio of height to width, such as 9:16; selects the nearest training size of pixart-xl-2-1024-ms
     #[arg(long, value_parser = parse_ratio, value_name = "H:W", conflicts_with_all = ["image_size", "label"])]
     aspect_ratio: Option<f64>,
     /// Frames per second of the output [default: the model's]
     #[arg(long)]
     fps: Option<f64>,
-    /// Latent channels that are guided [default: 3, for dpm-solver all, as published]
+    /// Number of guided latent channels [default: 3; for dpm-solver all, as published]
     #[arg(long)]
     guided_channels: Option<usize>,
     /// Unit of rows and columns in the position tables [default: the model's]
@@ -105,15 +103,15 @@ pub(crate) struct Args {
     /// Unit of frames in the position tables [default: the model's]
     #[arg(long)]
     time_scale: Option<f64>,
-    /// Noise index of the first clip: the 7th clip of a folder is sampled again with 6
+    /// Noise index of the first clip; 6 repeats the 7th clip of a call
     #[arg(long, default_value_t = 0)]
     noise_index: u64,
-    /// Clips that are sampled at once
+    /// Clips per batch
     #[arg(long, default_value_t = 1)]
     batch_size: usize,
     #[command(flatten)]
     device: DeviceName,
-    /// Float type of denoiser and VAE: f32, bf16 or f16 [default: f32]
+    /// Float type of the denoiser and the VAE: f32, bf16 or f16 [default: f32]
     #[arg(long)]
     dtype: Option<Dtype>,
     /// Float type of the text encoder [default: f32]
@@ -121,24 +119,24 @@ pub(crate) struct Args {
     t5_dtype: Option<Dtype>,
     /// Use less memory and more time
     ///
-    /// The denoiser stays in its file, which is read at every step (3 GB at published size) one block
-    /// at a time, and frames are decoded one by one, in tiles. The latents are the same, the pixels as
-    /// well but for rounding. Denoisers other than STDiT are held in memory all the same.
+    /// The denoiser is streamed from its file in every step (3 GB at published size), one block at a time,
+    /// and frames are decoded one by one, in tiles. The latents are the same, pixels are equal up to
+    /// rounding. Denoisers other than STDiT are held in memory.
     #[arg(long)]
     low_memory: bool,
-    /// Output file (.mp4, .gif, .png), folder for several prompts, or - for standard output
+    /// Output file (.mp4, .gif, .png), folder for several clips, or - for standard output
     #[arg(short, long, alias = "output", default_value = "outputs")]
     out: PathBuf,
-    /// Fail if an output exists already, instead of replacing it
+    /// Fail if an output exists, instead of replacing it
     #[arg(long)]
     no_overwrite: bool,
-    /// Kind of file where the output is a folder; a single frame is always a PNG
+    /// Format of the files in an output folder; single frames are always PNG
     #[arg(long, default_value = "mp4")]
     format: FileKind,
-    /// Keep the sampled latents in this file before they are decoded
+    /// Save the sampled latents to this file before they are decoded
     #[arg(long, value_name = "FILE")]
     save_latents: Option<PathBuf>,
-    /// Decode latents that were kept by --save-latents instead of sampling
+    /// Decode latents of --save-latents instead of sampling
     #[arg(long, value_name = "FILE", conflicts_with = "save_latents")]
     latents: Option<PathBuf>,
     #[command(flatten)]
@@ -156,8 +154,8 @@ impl Args {
 
     fn options(&self) -> PipelineOptions {
         PipelineOptions {
-            dtype: self.dtype(),
-            text_dtype: self.t5_dtype(),
+            dtype: self.dtype().float(),
+            text_dtype: self.t5_dtype().float(),
             residency: match self.low_memory {
                 true => Residency::Streamed,
                 false => Residency::Sequential,
@@ -190,7 +188,7 @@ impl Args {
     }
 }
 
-/// Kinds of file in an output folder.
+/// Formats of files in an output folder.
 #[derive(Clone, Copy, ValueEnum)]
 enum FileKind {
     Mp4,
@@ -205,7 +203,7 @@ fn parse_ratio(text: &str) -> Result<f64, String> {
         .and_then(|(h, w)| Some(h.trim().parse::<f64>().ok()? / w.trim().parse::<f64>().ok()?));
     parsed
         .filter(|ratio| ratio.is_finite() && *ratio > 0.0)
-        .ok_or_else(|| "expected height to width, such as 9:16".into())
+        .ok_or_else(|| "expected height:width, such as 9:16".into())
 }
 
 pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {

@@ -1,4 +1,4 @@
-//! `opensora verify`: golden cases on this machine.
+//! `opensora verify`: runs golden cases on this machine.
 
 use crate::{
     options::DeviceName,
@@ -26,14 +26,14 @@ pub(crate) struct Args {
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
-    /// Print failed cases only, and the total
+    /// Print only failed cases and the total
     #[arg(long, short)]
     quiet: bool,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let device = args.device.open()?;
-    // Backends report impossible operations by panicking; the case's own line says what it was.
+    // Backends report unsupported operations by panics, which become errors of their cases.
     std::panic::set_hook(Box::new(|_| {}));
 
     let mut rows = Vec::new();
@@ -82,7 +82,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Folders without a case.json of their own stand for the case folders in them.
+/// Replaces each folder without a case.json by the case folders in it.
 fn expand(folders: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut cases = Vec::new();
     for folder in folders {
@@ -97,7 +97,7 @@ fn expand(folders: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
             }
             inner.sort();
         }
-        // A folder with nothing in it is kept, so that it fails with its name.
+        // A folder without cases is kept, so that its error names it.
         if inner.is_empty() { cases.push(folder.clone()) } else { cases.append(&mut inner) }
     }
     Ok(cases)

@@ -1,4 +1,4 @@
-//! `opensora weights`: published weights.
+//! `opensora weights`: fetches, lists, inspects, converts and verifies weights.
 
 mod convert;
 mod fetch;
@@ -40,13 +40,13 @@ pub(crate) struct Args {
 enum Command {
     /// Fetch a preset or files of a repository into the cache
     Fetch(fetch::Args),
-    /// List the presets, and what the cache has
+    /// List the presets and the cached repositories
     List(list::Args),
-    /// Say what weights are and what they would miss, from their headers
+    /// Identify weights and missing tensors from the headers of their files
     Inspect(inspect::Args),
     /// Convert weights of any known layout to safetensors
     Convert(convert::Args),
-    /// Compare the checksums of cached files
+    /// Verify cached files by their checksums
     Verify(verify::Args),
 }
 
@@ -60,8 +60,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// Returns the repository OWNER/NAME. Whatever looks like a preset or a file instead is refused, as the
-/// hub would only say that it has no such repository.
+/// Parses a repository, OWNER/NAME. Names that look like a preset or a file are rejected here, because the
+/// hub would only report a missing repository.
 fn repository(name: &str) -> anyhow::Result<Repository> {
     match name.parse() {
         Ok(repository) if name.contains('/') && !has_file_ending(name) => Ok(repository),
@@ -83,8 +83,8 @@ fn advance_bytes(progress: &mut Progress, stage: &str, done: u64, total: u64) {
     }
 }
 
-/// Returns MB that are done and those in total; the last one counts when the last byte is done, and less
-/// than one is done too soon to be shown.
+/// Returns the completed and the total number of MB, or `None` if the total is below one MB. The last MB
+/// is complete with the last byte.
 fn megabytes(done: u64, total: u64) -> Option<(usize, usize)> {
     const MB: u64 = 1_000_000;
     let all = total.div_ceil(MB);
@@ -92,7 +92,7 @@ fn megabytes(done: u64, total: u64) -> Option<(usize, usize)> {
     (total >= MB).then_some((done as usize, all as usize))
 }
 
-/// Returns the hub that the environment names.
+/// Returns the hub of the environment.
 fn hub() -> Result<Hub, HubError> {
     Hub::from_env()
 }

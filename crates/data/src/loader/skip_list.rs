@@ -31,11 +31,9 @@ impl SkipList {
                 Err(source) => return Err(DataError::Io { path: path.clone(), source }),
             };
             for (number, line) in String::from_utf8_lossy(&text).lines().enumerate() {
-                let line = parse(line).map_err(|(reason, source)| DataError::SkipList {
-                    path: path.clone(),
-                    line: number + 1,
-                    reason,
-                    source,
+                let line = parse(line).map_err(|BadLine { reason, source }| {
+                    let (path, line) = (path.clone(), number + 1);
+                    DataError::SkipList { path, line, reason, source }
                 })?;
                 if let Some((row, name, reason)) = line
                     && row < source.len()
@@ -63,17 +61,27 @@ impl SkipList {
     }
 }
 
+/// Why a line cannot be parsed.
+struct BadLine {
+    reason: String,
+    source: Option<csv::Error>,
+}
+
 /// Parses row, name and reason; returns `None` for an incomplete line.
-fn parse(line: &str) -> Result<Option<(usize, String, String)>, (String, Option<csv::Error>)> {
+fn parse(line: &str) -> Result<Option<(usize, String, String)>, BadLine> {
     let mut reader =
         csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(line.as_bytes());
     let Some(record) = reader.records().next() else { return Ok(None) };
-    let record = record.map_err(|error| ("not a line of CSV".to_string(), Some(error)))?;
+    let record = record
+        .map_err(|error| BadLine { reason: "not a line of CSV".into(), source: Some(error) })?;
     let (Some(row), Some(name), Some(reason)) = (record.get(0), record.get(1), record.get(2))
     else {
         return Ok(None);
     };
-    let row: usize = row.trim().parse().map_err(|_| (format!("'{row}' is not a row"), None))?;
+    let row: usize = row
+        .trim()
+        .parse()
+        .map_err(|_| BadLine { reason: format!("'{row}' is not a row"), source: None })?;
     Ok(row.checked_sub(1).map(|row| (row, name.into(), reason.into())))
 }
 

@@ -1,4 +1,4 @@
-//! Order, resume, bad rows and the ends of loaders.
+//! Tests of order, resume, bad rows and dropped loaders.
 
 use super::*;
 use std::{
@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-/// Gives `row + 100 * epoch`; some rows are bad.
+/// Rows of `row + 100 * epoch`, of which some are bad.
 struct Numbers {
     rows: usize,
     bad: HashSet<usize>,
@@ -28,7 +28,7 @@ impl Source for Numbers {
     }
 
     fn read(&self, row: usize, epoch: u64) -> Result<u64, DataError> {
-        assert!(!self.panics.contains(&row), "as asked");
+        assert!(!self.panics.contains(&row), "a bad decoder");
         if self.bad.contains(&row) {
             return Err(DataError::row(row, self.describe(row), "bad"));
         }
@@ -40,7 +40,7 @@ impl Source for Numbers {
     }
 }
 
-/// Takes its time, and counts.
+/// Slow rows that count their reads.
 #[derive(Default)]
 struct Slow {
     reads: AtomicUsize,
@@ -75,7 +75,7 @@ fn batches(source: Numbers, config: LoaderConfig, start: u64, count: usize) -> V
 }
 
 #[test]
-fn the_order_does_not_depend_on_the_workers_and_can_be_entered_anywhere() {
+fn the_order_does_not_depend_on_the_workers_and_can_start_at_any_batch() {
     let alone = batches(Numbers::new(10, &[3, 7]), config(0, 5), 0, 9);
     for workers in [1, 2, 5] {
         assert_eq!(batches(Numbers::new(10, &[3, 7]), config(workers, 5), 0, 9), alone);
@@ -85,7 +85,7 @@ fn the_order_does_not_depend_on_the_workers_and_can_be_entered_anywhere() {
         let rest = batches(Numbers::new(10, &[3, 7]), config(2, 5), start, 9 - first);
         assert_eq!(rest, alone[first..]);
     }
-    // Every good row once an epoch, and no other.
+    // Every good row once in an epoch.
     let mut epoch: Vec<u64> = alone.iter().flat_map(|b| b.items.clone()).take(8).collect();
     epoch.sort_unstable();
     assert_eq!(epoch, [0, 1, 2, 4, 5, 6, 8, 9]);
@@ -103,7 +103,7 @@ fn a_bad_row_is_an_error_that_names_it() {
 }
 
 #[test]
-fn so_many_bad_rows_are_left_out_and_listed_and_no_more() {
+fn bad_rows_are_skipped_and_listed_up_to_the_limit() {
     let folder = tempfile::tempdir().unwrap();
     let list = folder.path().join("skipped.csv");
     let with_list =
@@ -114,7 +114,7 @@ fn so_many_bad_rows_are_left_out_and_listed_and_no_more() {
     assert!(error.contains("more than the 2 bad rows"), "{error}");
     assert_eq!(std::fs::read_to_string(&list).unwrap().lines().count(), 2);
 
-    // What is listed does not count again.
+    // Listed rows do not count again.
     let mut loader = Loader::new(source(), with_list(1), 0).unwrap();
     for _ in 0..20 {
         assert!(loader.next().unwrap().is_ok());
@@ -124,7 +124,7 @@ fn so_many_bad_rows_are_left_out_and_listed_and_no_more() {
 }
 
 #[test]
-fn only_bad_rows_end_in_an_error_and_not_in_a_search() {
+fn a_source_with_only_bad_rows_is_an_error() {
     let source = Arc::new(Numbers::new(3, &[0, 1, 2]));
     let mut loader = Loader::new(source, config(2, 10), 0).unwrap();
     let error = loader.next().unwrap().unwrap_err().to_string();
@@ -133,7 +133,7 @@ fn only_bad_rows_end_in_an_error_and_not_in_a_search() {
 }
 
 #[test]
-fn a_panic_is_its_rows_error() {
+fn a_panic_is_an_error_of_its_row() {
     let source = Numbers { panics: [1].into(), ..Numbers::new(3, &[]) };
     let mut loader = Loader::new(Arc::new(source), config(1, 0), 0).unwrap();
     let error = loader.find_map(Result::err).unwrap().to_string();
@@ -141,7 +141,7 @@ fn a_panic_is_its_rows_error() {
 }
 
 #[test]
-fn a_batch_longer_than_the_data_leaves_a_bad_row_out_in_every_epoch() {
+fn a_batch_longer_than_the_data_skips_a_bad_row_in_every_epoch() {
     let config = LoaderConfig { batch_size: 32, shuffle: false, ..config(2, 1) };
     let batch = &batches(Numbers::new(3, &[1]), config, 0, 1)[0];
     assert_eq!((batch.items.len(), batch.next_slot), (32, 48));
@@ -149,23 +149,23 @@ fn a_batch_longer_than_the_data_leaves_a_bad_row_out_in_every_epoch() {
 }
 
 #[test]
-fn a_loader_that_is_dropped_reads_no_further() {
+fn a_dropped_loader_stops_reading() {
     let source = Arc::new(Slow::default());
     let config = LoaderConfig { prefetch: 50, ..config(2, 0) };
     let mut loader = Loader::new(source.clone(), config, 0).unwrap();
     assert!(loader.next().unwrap().is_ok());
     let before = source.reads.load(Ordering::SeqCst);
     drop(loader);
-    // What both workers had at hand, and not the 200 that were asked for.
+    // The current samples of both workers, not the 200 requested ones.
     let after = source.reads.load(Ordering::SeqCst) - before;
     assert!(after <= 4, "{after} reads after the end");
 }
 
 #[test]
-fn a_list_with_a_line_cut_short_goes_on_and_one_of_other_data_leaves_out_nothing() {
+fn incomplete_lines_and_lines_of_other_data_are_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let list = folder.path().join("skipped.csv");
-    // Row 3 is of other data, and row 5's line was cut by a kill inside its quotes.
+    // Row 3 is of other data, and a kill cut the line of row 5 within its quotes.
     std::fs::write(&list, "3,number-77,bad\n5,\"number").unwrap();
     let config = LoaderConfig { skip_list: Some(list.clone()), ..config(2, 2) };
     let source = || Arc::new(Numbers::new(10, &[1, 8]));
@@ -177,7 +177,7 @@ fn a_list_with_a_line_cut_short_goes_on_and_one_of_other_data_leaves_out_nothing
 }
 
 #[test]
-fn only_what_is_wrong_with_a_row_is_left_out() {
+fn only_errors_of_rows_are_skipped() {
     struct Damaged;
     impl Source for Damaged {
         type Item = ();
@@ -198,7 +198,7 @@ fn only_what_is_wrong_with_a_row_is_left_out() {
 }
 
 #[test]
-fn numbers_that_cannot_be_are_refused() {
+fn settings_out_of_range_are_rejected() {
     let plain = config(1, 0);
     for (wrong, start) in [
         (LoaderConfig { batch_size: 0, ..plain.clone() }, 0),

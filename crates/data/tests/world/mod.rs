@@ -1,4 +1,4 @@
-//! What tests of the latent cache start from.
+//! Clips and models for tests of the latent cache.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
@@ -119,7 +119,7 @@ impl World {
     }
 }
 
-/// Keeps the numbers of rows that it hears of, and breaks at one of them.
+/// Records the numbers of rows that are done, and breaks at one number.
 #[derive(Default)]
 pub(crate) struct Log {
     pub(crate) done: Vec<usize>,

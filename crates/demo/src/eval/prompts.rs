@@ -1,24 +1,24 @@
-//! Which prompts an evaluation asks for.
+//! The prompts of an evaluation.
 
 use crate::{Background, Kind, Labels, captions, is_held_out, triples};
 use serde::Serialize;
 use std::str::FromStr;
 
-/// Which triples of shape, colour and motion.
+/// A set of (shape, colour, motion) triples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PromptSet {
-    /// Those that no training clip shows.
+    /// Triples that no training clip shows.
     #[default]
     HeldOut,
-    /// Those that training clips show.
+    /// Triples that training clips show.
     Seen,
-    /// All.
+    /// All triples.
     All,
 }
 
 impl PromptSet {
-    /// Its name on the command line.
+    /// Returns the name of the set on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::HeldOut => "held-out",
@@ -39,24 +39,24 @@ impl FromStr for PromptSet {
     }
 }
 
-/// A text that names no set of prompts.
+/// Error for an unknown set of prompts.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown set of prompts '{0}': expected held-out, seen or all")]
 pub struct PromptSetError(String);
 
-/// A prompt and what its clip has to show.
+/// A prompt with its labels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DemoPrompt {
     /// The prompt.
     pub text: String,
-    /// What it says; the motion is always there.
+    /// The labels; the motion is always `Some`.
     pub labels: Labels,
-    /// Whether its template is one that training captions never use.
+    /// True if training captions never use the template.
     pub is_new_sentence: bool,
 }
 
-/// `count` prompts: the set's triples in turn, each round in another order and with every triple
-/// on another background, half of them by templates that training never uses.
+/// Returns `count` prompts: rounds over the triples of the set, each in another order and with every triple on
+/// another background. About half of them use templates that training never uses.
 pub fn demo_prompts(set: PromptSet, count: usize, seed: u64) -> Vec<DemoPrompt> {
     let triples = triples(|shape, colour, motion| match set {
         PromptSet::HeldOut => is_held_out(shape, colour, motion),
@@ -89,7 +89,7 @@ mod tests {
     use std::collections::HashMap;
 
     #[test]
-    fn the_default_asks_for_every_held_out_triple_on_every_background_alike() {
+    fn the_default_has_every_held_out_triple_on_every_background_equally_often() {
         let prompts = demo_prompts(PromptSet::HeldOut, 216, 42);
         assert_eq!(prompts.len(), 216);
         let mut counts: HashMap<Labels, usize> = HashMap::new();

@@ -1,4 +1,4 @@
-//! What an evaluation gives, as a table and as JSON.
+//! The result of an evaluation, as a table and as JSON.
 
 use super::{
     prompts::PromptSet,
@@ -8,35 +8,35 @@ use opensora::{SampleRequest, stdit::DenoiserWork};
 use serde_json::{Value, json};
 use std::fmt;
 
-/// The outcome of an evaluation.
+/// The result of an evaluation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
     /// The model's name.
     pub model_name: String,
-    /// Which prompts.
+    /// The set of prompts.
     pub set: PromptSet,
-    /// How clips were sampled.
+    /// Settings of the sampled clips.
     pub request: SampleRequest,
-    /// The judge on real clips of the same prompts.
+    /// Scores of real clips of the same prompts.
     pub judge: Scores,
-    /// The judge on VAE round trips of them, where that was asked for.
+    /// Scores of these real clips after encoding and decoding by the VAE, if measured.
     pub vae: Option<Scores>,
-    /// The judge on the model's clips.
+    /// Scores of the model's clips.
     pub model: Scores,
-    /// What the denoiser did for all clips.
+    /// Work of the denoiser for all clips.
     pub work: DenoiserWork,
     /// Seconds per clip, from prompts to judged pixels, loading included.
     pub seconds_per_clip: f64,
 }
 
-/// An attribute that fell short of what is required.
+/// An attribute whose accuracy is too low.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Shortfall {
     /// The attribute.
     pub attribute: Attribute,
-    /// Its accuracy.
+    /// The accuracy.
     pub found: f64,
-    /// What was required.
+    /// The required accuracy.
     pub required: f64,
 }
 
@@ -47,7 +47,7 @@ impl fmt::Display for Shortfall {
 }
 
 impl Report {
-    /// What falls short of `required`.
+    /// Returns the attributes whose accuracy is below `required`.
     pub fn shortfalls(&self, required: &[(Attribute, f64)]) -> Vec<Shortfall> {
         let short = |&(attribute, required): &(Attribute, f64)| {
             let found = self.model.of(attribute).accuracy();
@@ -56,7 +56,7 @@ impl Report {
         required.iter().filter_map(short).collect()
     }
 
-    /// All of it as one object.
+    /// Returns the report as a JSON object.
     pub fn to_json(&self) -> Value {
         let request = &self.request;
         json!({
@@ -80,7 +80,7 @@ impl Report {
 }
 
 impl fmt::Display for Report {
-    /// A table: ceilings first, then the model, then its parts.
+    /// Writes a table: the ceilings, the model, then the model by motion, shape and sentence.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = |f: &mut fmt::Formatter<'_>, text: &str| write!(f, "{text:<22}");
         name(f, "")?;
@@ -125,12 +125,17 @@ impl fmt::Display for Report {
         let attentions = self.work.attentions_computed + self.work.attentions_reused;
         writeln!(
             f,
-            "denoiser: {:.1} forward passes and {:.2} GFLOP a clip, {:.0} % of attentions reused",
+            "denoiser: {:.1} forward passes and {:.2} GFLOP per clip, {:.0} % of attentions reused",
             self.work.forward_samples as f64 / clips,
             self.work.flops / clips / 1e9,
             100.0 * self.work.attentions_reused as f64 / attentions.max(1) as f64,
         )?;
-        write!(f, "{} prompts, {:.2} s a clip with loading", self.set.name(), self.seconds_per_clip)
+        write!(
+            f,
+            "{} prompts, {:.2} s per clip with loading",
+            self.set.name(),
+            self.seconds_per_clip
+        )
     }
 }
 
@@ -175,9 +180,10 @@ mod tests {
         let model: Vec<&str> = lines[2].split_whitespace().collect();
         assert_eq!(model[..3], ["model", "50.0", "%"]);
         assert!(table.contains("  growing") && table.contains("  circle"), "{table}");
-        let work = "denoiser: 40.0 forward passes and 2.00 GFLOP a clip, 25 % of attentions reused";
+        let work =
+            "denoiser: 40.0 forward passes and 2.00 GFLOP per clip, 25 % of attentions reused";
         assert!(lines.contains(&work), "{table}");
-        assert!(table.ends_with("held-out prompts, 1.50 s a clip with loading"), "{table}");
+        assert!(table.ends_with("held-out prompts, 1.50 s per clip with loading"), "{table}");
     }
 
     #[test]

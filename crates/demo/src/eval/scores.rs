@@ -1,10 +1,10 @@
-//! Verdicts counted.
+//! Counts of correct verdicts.
 
 use crate::{Labels, Motion, Shape, Verdict};
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
-/// What a verdict is about.
+/// An attribute of a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Attribute {
@@ -12,20 +12,20 @@ pub enum Attribute {
     Shape,
     /// The object's colour.
     Colour,
-    /// What the object does.
+    /// The motion of the object.
     Motion,
     /// The background's colour.
     Background,
-    /// All four at once.
+    /// All four attributes.
     All,
 }
 
 impl Attribute {
-    /// All of them, in the order of reports.
+    /// All attributes, in the order of reports.
     pub const EACH: [Self; 5] =
         [Self::Shape, Self::Colour, Self::Motion, Self::Background, Self::All];
 
-    /// Its name.
+    /// Returns the name of the attribute.
     pub fn name(self) -> &'static str {
         match self {
             Self::Shape => "shape",
@@ -56,17 +56,17 @@ impl FromStr for Attribute {
     }
 }
 
-/// A text that names no attribute.
+/// Error for an unknown attribute.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown attribute '{0}': expected one of shape, colour, motion, background, all")]
 pub struct AttributeError(String);
 
-/// How many of how many are right.
+/// Number of correct verdicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tally {
-    /// Right verdicts.
+    /// Correct verdicts.
     pub right: usize,
-    /// Verdicts.
+    /// All verdicts.
     pub total: usize,
 }
 
@@ -76,12 +76,12 @@ impl Tally {
         self.total += 1;
     }
 
-    /// Share of right verdicts; 0 where there are none.
+    /// Returns the share of correct verdicts, or 0 without verdicts.
     pub fn accuracy(self) -> f64 {
         self.right as f64 / self.total.max(1) as f64
     }
 
-    /// Wilson's interval at 95 %: where the true share lies in 95 of 100 such evaluations.
+    /// Returns Wilson's 95 % confidence interval of the accuracy.
     ///
     /// Source: E. B. Wilson, "Probable inference, the law of succession, and statistical
     /// inference", 1927.
@@ -109,25 +109,24 @@ impl Serialize for Tally {
     }
 }
 
-/// One tally an attribute.
+/// One tally per attribute.
 pub type Tallies = BTreeMap<Attribute, Tally>;
 
-/// Verdicts of many clips, counted.
+/// Counts of the verdicts of many clips.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Scores {
-    /// Over all clips.
+    /// All clips.
     pub overall: Tallies,
-    /// Over the clips that have to show a motion.
+    /// Clips by the motion of their prompts.
     pub by_motion: BTreeMap<Motion, Tallies>,
-    /// Over the clips that have to show a shape.
+    /// Clips by the shape of their prompts.
     pub by_shape: BTreeMap<Shape, Tallies>,
-    /// Over the clips of sentences that training used, and of new ones.
+    /// Clips by templates that training used (`known`) or not (`new`).
     pub by_sentence: BTreeMap<&'static str, Tallies>,
 }
 
 impl Scores {
-    /// Counts one clip: what it has to show, and what it shows. A still, which has to show no
-    /// motion, is right in it where it shows none.
+    /// Adds the verdict of a clip with the given labels. Labels without a motion match a verdict without one.
     pub fn add(&mut self, labels: &Labels, is_new_sentence: bool, verdict: &Verdict) {
         let sentence = if is_new_sentence { "new" } else { "known" };
         let marks = marks(labels, verdict);
@@ -144,13 +143,13 @@ impl Scores {
         }
     }
 
-    /// The tally of an attribute over all clips.
+    /// Returns the tally of an attribute over all clips.
     pub fn of(&self, attribute: Attribute) -> Tally {
         self.overall.get(&attribute).copied().unwrap_or_default()
     }
 }
 
-/// Whether each attribute is right.
+/// Returns which attributes of a verdict match the labels.
 pub fn marks(labels: &Labels, verdict: &Verdict) -> [(Attribute, bool); 5] {
     let shape = verdict.shape == Some(labels.shape);
     let colour = verdict.colour == Some(labels.colour);

@@ -257,6 +257,11 @@ fn values(x: &FlexTensor) -> &[f32] {
     x.as_slice().expect("a contiguous f32 tensor")
 }
 
+/// Returns the elements of a [`contiguous`] tensor, without a copy if nothing else holds them.
+fn into_values(x: FlexTensor) -> Vec<f32> {
+    x.into_data().into_vec().expect("f32")
+}
+
 /// A tensor of row-major elements.
 fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, shape.into()))

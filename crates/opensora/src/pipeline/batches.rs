@@ -1,4 +1,4 @@
-//! Iterators over what a pipeline makes: latents batch by batch, and clips one by one.
+//! Iterators over the results of a pipeline: latents batch by batch, and clips one by one.
 
 use super::{
     Conditioning, Conditions, LoadedDenoiser, LoadedVae, Observer, PipelineError, shared::Core,
@@ -18,7 +18,7 @@ pub struct SampledLatents {
     pub work: DenoiserWork,
 }
 
-/// A clip and what it was sampled with.
+/// A clip with its place in the call.
 #[derive(Debug, Clone)]
 pub struct SampledClip {
     /// The clip's index in the list of prompts or labels.
@@ -31,7 +31,7 @@ pub struct SampledClip {
     pub work: DenoiserWork,
 }
 
-/// Latents batch by batch: each item is sampled when it is asked for. The iterator ends after an error.
+/// Iterator over latents, batch by batch. `next` samples a batch; the iterator ends after an error.
 pub struct LatentBatches<'a, C: Conditions + ?Sized = Conditioning> {
     /// `None` after the last batch and after an error.
     denoiser: Option<LoadedDenoiser<'a, C>>,
@@ -95,8 +95,8 @@ impl<C: Conditions + ?Sized> Iterator for LatentBatches<'_, C> {
 
 impl<C: Conditions + ?Sized> FusedIterator for LatentBatches<'_, C> {}
 
-/// Clips one by one: a batch is sampled and decoded when its first clip is asked for, each clip is decoded
-/// when it is asked for. The iterator ends after an error.
+/// Iterator over clips. `next` decodes a clip, and samples its batch first if the clip is the first one of it; the
+/// iterator ends after an error.
 pub struct Clips<'a, C: Conditions + ?Sized = Conditioning> {
     core: &'a Core,
     batches: LatentBatches<'a, C>,

@@ -138,7 +138,7 @@ impl ClassToVideo {
         let model = self.resident_denoiser.get(keep, || {
             observer.loading(Part::Denoiser);
             let checkpoint = Checkpoint::open(&self.files.denoiser)?;
-            let (config, dtype) = (&self.files.config, options.dtype.float());
+            let (config, dtype) = (&self.files.config, options.dtype);
             let device = &self.core.device;
             let (model, report): (Arc<dyn ClassModel>, _) = match self.files.kind {
                 ClassKind::Dit => {
@@ -164,7 +164,8 @@ impl ClassToVideo {
         self.core.load_vae(observer)
     }
 
-    /// Samples latents batch by batch; see [`TextToVideo::latents`](crate::TextToVideo::latents).
+    /// Returns an iterator that samples latents batch by batch; see
+    /// [`TextToVideo::latents`](crate::TextToVideo::latents).
     ///
     /// # Errors
     /// Returns an error if the labels or the request do not fit the model, or the denoiser cannot be loaded.
@@ -194,7 +195,8 @@ impl ClassToVideo {
         Ok(batches.collect_all()?.ok_or(RequestError::NoClips)?)
     }
 
-    /// Decodes latents `[B, C, T, h, w]`; see [`TextToVideo::decode`](crate::TextToVideo::decode).
+    /// Returns an iterator that decodes latents `[B, C, T, h, w]`; see
+    /// [`TextToVideo::decode`](crate::TextToVideo::decode).
     ///
     /// # Errors
     /// Returns an error if the VAE cannot be loaded. Each item is an error if the latents do not fit the VAE
@@ -207,7 +209,7 @@ impl ClassToVideo {
         self.core.decode(latents, observer)
     }
 
-    /// Samples and decodes images or clips one by one; see
+    /// Returns an iterator that samples and decodes images or clips; see
     /// [`TextToVideo::clips`](crate::TextToVideo::clips).
     ///
     /// # Errors

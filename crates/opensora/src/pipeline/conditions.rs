@@ -172,8 +172,7 @@ impl TextToVideo {
         let keep = options.residency.keeps_all();
         self.resident_text.get(keep, || {
             observer.loading(Part::TextEncoder);
-            let (tokens, dtype) =
-                (self.files.denoiser_config.model_max_length, options.text_dtype.float());
+            let (tokens, dtype) = (self.files.denoiser_config.model_max_length, options.text_dtype);
             let (encoder, report) = if keep {
                 TextEncoder::load(&self.files.t5, tokens, dtype, &self.core.device)?
             } else {

@@ -1,4 +1,4 @@
-//! Chooses how many frames the VAE decodes at once, and whether in tiles, by the memory of the device.
+//! The number of frames that the VAE decodes at once, and whether in tiles, by the memory of the device.
 
 use crate::{
     nn::device::{self, DeviceKind},
@@ -6,13 +6,13 @@ use crate::{
 };
 use burn::tensor::{DType, Device, FloatDType};
 
-/// Most frames that are decoded at once: enough to keep a device busy.
+/// Largest number of frames that are decoded at once: enough to keep a device busy.
 const MOST_FRAMES: usize = 4;
 
 /// Rows of a tile.
 const TILE_ROWS: usize = 64;
 
-/// Activations of the largest level that decoding a whole frame keeps in memory at once. Measured: 3.4
+/// Number of activations of the largest level that decoding a whole frame holds in memory at once. Measured: 3.4
 /// on flex at 512x512 (docs/performance.md).
 const ACTIVATIONS: u64 = 4;
 
@@ -30,7 +30,7 @@ impl DecodePlan {
     pub(super) const SMALLEST: Self = Self { frames: 1, tile_rows: Some(TILE_ROWS) };
 
     /// Returns the plan for frames of `[height, width]` pixels on a device with `memory` bytes (`None`:
-    /// unknown). Half of the memory is left to weights, caches of allocators and other programs.
+    /// unknown). Half of the memory is reserved for weights, caches of allocators and other programs.
     pub(super) fn new(
         config: &VaeConfig,
         [height, width]: [usize; 2],
@@ -51,8 +51,8 @@ impl DecodePlan {
     }
 }
 
-/// Returns the memory of a GPU with memory of its own in bytes; `None` for other devices, or if no driver
-/// reports it. (Integrated GPUs report a small part of the memory that they share with the processor.)
+/// Returns the memory of a discrete GPU in bytes; `None` for other devices, or if no driver reports it.
+/// (Integrated GPUs report a small part of the memory that they share with the processor.)
 pub(super) fn own_memory(device: &Device) -> Option<u64> {
     if !matches!(device::kind(device), DeviceKind::Discrete | DeviceKind::Gpu) {
         return None;
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_small_device_takes_fewer_frames_and_then_tiles() {
+    fn small_devices_decode_fewer_frames_and_then_tiles() {
         let config = VaeConfig::default();
         let plan = |memory| DecodePlan::new(&config, [512, 512], FloatDType::F32, memory);
         // A frame of 512x512 takes 4 x 256 x 512 x 512 x 4 bytes: one GiB.

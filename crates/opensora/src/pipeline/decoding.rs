@@ -17,7 +17,7 @@ use std::iter::FusedIterator;
 pub struct LoadedVae<'a> {
     core: &'a Core,
     vae: AutoencoderKl,
-    /// Memory of the device in bytes, if it has one of its own and its size is known.
+    /// Memory of a discrete GPU in bytes, if it is known.
     memory: Option<u64>,
 }
 
@@ -29,7 +29,8 @@ impl<'a> LoadedVae<'a> {
     /// Decodes the latents of one clip, `[1, C, T, h, w]`.
     ///
     /// # Errors
-    /// Returns an error if the latents do not fit the VAE or the decoded values are not finite.
+    /// Returns an error if the latents do not fit the VAE, the decoded values are not finite, or the observer
+    /// stops the decoding.
     pub fn decode(
         &self,
         latents: Tensor<5>,
@@ -62,11 +63,13 @@ impl<'a> LoadedVae<'a> {
                 None => self.vae.decode(part, None),
             });
             let done = (parts.len() * plan.frames).min(frames);
-            let decoded = Decoded { frames: index * frames + done, total: clips * frames };
-            observer.decoded(&decoded);
+            let event = Decoded { frames: index * frames + done, total: clips * frames };
+            if observer.decoded(&event).is_break() {
+                return Err(event.stopped());
+            }
         }
         let decoded = Tensor::cat(parts, 2); // [1, 3, T, H, W]
-        // One number a clip; its pixels are read to the host next in any case.
+        // Reads one number per clip; the pixels are read to the host next anyway.
         if !finite::all_finite(&decoded)? {
             return Err(self.non_finite("the decoded frames"));
         }
@@ -74,10 +77,10 @@ impl<'a> LoadedVae<'a> {
         clips.pop().ok_or_else(|| PipelineError::Parts("the VAE decoded no clip".into()))
     }
 
-    /// Encodes a clip to the latents that denoisers work on, `[1, C, T, h, w]`: the mean of the posterior.
+    /// Encodes a clip to scaled latents, `[1, C, T, h, w]`: the mean of the posterior.
     ///
     /// # Errors
-    /// Returns an error if the VAE cannot have frames of this size or the latents are not finite.
+    /// Returns an error if the VAE does not support frames of this size or the latents are not finite.
     pub fn encode(&self, clip: &Frames) -> Result<Tensor<5>, PipelineError> {
         let pixels = [clip.height(), clip.width()];
         self.core.vae_config.latent_size([clip.len(), pixels[0], pixels[1]])?;
@@ -96,17 +99,17 @@ impl<'a> LoadedVae<'a> {
         PipelineError::NonFinite { what, cause }
     }
 
-    /// Returns how many frames of `[height, width]` pixels go through the VAE at once.
+    /// Returns how the VAE processes frames of `[height, width]` pixels.
     fn plan(&self, pixels: [usize; 2]) -> DecodePlan {
         let Core { vae_config, options, .. } = self.core;
         if options.residency == Residency::Streamed {
             return DecodePlan::SMALLEST;
         }
-        DecodePlan::new(vae_config, pixels, options.dtype.float(), self.memory)
+        DecodePlan::new(vae_config, pixels, options.dtype, self.memory)
     }
 }
 
-/// Clips of latents, in order: each is decoded when it is asked for. The iterator ends after an error.
+/// Iterator over the clips of latents, in order. `next` decodes a clip; the iterator ends after an error.
 pub struct DecodedClips<'a> {
     vae: LoadedVae<'a>,
     /// `[B, C, T, h, w]`

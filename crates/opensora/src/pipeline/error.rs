@@ -53,35 +53,42 @@ pub enum PipelineError {
     /// The device failed or is lost.
     #[error(transparent)]
     Device(#[from] ReadError),
-    /// Decoded values that cannot be frames.
+    /// Decoded values that cannot be converted to frames.
     #[error(transparent)]
     Frames(#[from] FramesError),
     /// Models or tensors that do not fit each other.
     #[error("the parts do not fit: {0}")]
     Parts(String),
-    /// A request that cannot be sampled.
+    /// An invalid request.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// Prompt states of another model.
     #[error(transparent)]
     PromptStates(#[from] PromptError),
-    /// The latents were not finite after a step of the sampler. No later step ran, and nothing was
-    /// decoded.
+    /// The latents were not finite after a step of the sampler, which stopped the sampling.
     #[error("step {} of {total}: the latents are not finite; {cause}", step + 1)]
     NonFiniteLatents {
         /// The first such step, from 0.
         step: usize,
         /// Steps of the sampler.
         total: usize,
-        /// The damaged weight, or what else usually causes it.
+        /// The damaged weight, or else the likely cause.
         cause: String,
     },
-    /// A model's output is not finite.
+    /// The observer stopped the decoding.
+    #[error("decoding was stopped after {frames} of {total} frames")]
+    DecodingStopped {
+        /// Frames that were decoded.
+        frames: usize,
+        /// Frames of all clips of the call.
+        total: usize,
+    },
+    /// The output of a model is not finite.
     #[error("{what} are not finite; {cause}")]
     NonFinite {
         /// The output.
         what: &'static str,
-        /// The damaged weight, or what else usually causes it.
+        /// The damaged weight, or else the likely cause.
         cause: String,
     },
 }

@@ -1,16 +1,16 @@
-//! What made a model's output NaN or infinite.
+//! Finds the cause of outputs that are NaN or infinite.
 
 use crate::{
     checkpoint::{Checkpoint, CheckpointError},
     nn::{
-        dtype::Dtype,
+        dtype,
         read::{ReadError, read},
     },
 };
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor};
 use std::path::Path;
 
-/// Steps between two reads of the guard on devices where a read waits for the device.
+/// Steps between two reads of the guard on devices that are not the host, where a read waits for all work.
 pub(super) const READ_EVERY: usize = 8;
 
 /// Returns true if no value is NaN or infinite; waits for the device.
@@ -21,29 +21,30 @@ pub(super) fn all_finite<const D: usize>(values: &Tensor<D>) -> Result<bool, Rea
     Ok(read(values.clone().is_finite().all())?.iter::<bool>().all(|finite| finite))
 }
 
-/// Returns the cause as text: the weights of the file that are not finite, or else what usually makes
-/// outputs overflow. `unwrap` leaves the tensors of the model in a file that has others as well.
+/// Returns the cause as text: weights of the file that are not finite, or else settings that are known to make
+/// outputs overflow. `unwrap` selects the tensors of the model in the file.
 pub(super) fn cause(
     weights: &Path,
     unwrap: impl FnOnce(Checkpoint) -> Result<Checkpoint, CheckpointError>,
-    dtype: Dtype,
+    dtype: FloatDType,
     guidance_scale: Option<f64>,
 ) -> String {
-    // A file that can no longer be read says nothing about its weights.
+    // An unreadable file is not the cause: the model was loaded from it.
     let file = Checkpoint::open(weights).and_then(unwrap);
-    let bad = file.and_then(|file| file.non_finite(dtype.float())).unwrap_or_default();
+    let bad = file.and_then(|file| file.non_finite(dtype)).unwrap_or_default();
     if let Some(key) = bad.first() {
         let others = match bad.len() {
             1 => String::new(),
             count => format!(" (and {} others)", count - 1),
         };
         return format!(
-            "{}: tensor '{key}'{others} holds NaN or infinity in {dtype}",
-            weights.display()
+            "{}: tensor '{key}'{others} holds NaN or infinity in {}",
+            weights.display(),
+            dtype::name(dtype)
         );
     }
     let mut causes = Vec::new();
-    if dtype == Dtype::F16 {
+    if dtype == FloatDType::F16 {
         causes.push("an overflow in f16 (try bf16 or f32)".to_string());
     }
     if let Some(scale) = guidance_scale.filter(|&scale| scale.abs() > 1.0) {

@@ -1,5 +1,6 @@
 //! Events of a pipeline.
 
+use super::PipelineError;
 use crate::{checkpoint::ImportReport, diffusion::StepInfo};
 use burn::tensor::Tensor;
 use std::{fmt, ops::ControlFlow};
@@ -38,8 +39,11 @@ pub trait Observer {
         ControlFlow::Continue(())
     }
 
-    /// The VAE decoded frames.
-    fn decoded(&mut self, _event: &Decoded) {}
+    /// The VAE decoded frames. `Break` stops the decoding, which then returns
+    /// [`PipelineError::DecodingStopped`](super::PipelineError::DecodingStopped).
+    fn decoded(&mut self, _event: &Decoded) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
 }
 
 /// Ignores all events.
@@ -80,7 +84,7 @@ impl fmt::Display for Part {
 pub struct Loaded<'a> {
     /// The model.
     pub part: Part,
-    /// Number of tensors and their file.
+    /// Report of the import: its file, tensors and sizes.
     pub report: &'a ImportReport,
 }
 
@@ -142,5 +146,10 @@ impl Decoded {
     /// Returns the event of `frames` of `total` frames.
     pub fn new(frames: usize, total: usize) -> Self {
         Self { frames, total }
+    }
+
+    /// Returns the error of a decoding that an observer stopped at this event.
+    pub fn stopped(self) -> PipelineError {
+        PipelineError::DecodingStopped { frames: self.frames, total: self.total }
     }
 }

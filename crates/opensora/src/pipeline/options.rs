@@ -1,28 +1,38 @@
 //! Options of a pipeline: dtypes and memory.
 
-use crate::nn::dtype::Dtype;
+use burn::tensor::FloatDType;
 
 /// Options of a pipeline.
 ///
 /// ```
-/// use opensora::{PipelineOptions, Residency};
-/// use opensora::nn::dtype::Dtype;
+/// use opensora::{PipelineOptions, Residency, burn::tensor::FloatDType};
 ///
 /// let options = PipelineOptions {
-///     dtype: Dtype::Bf16,
+///     dtype: FloatDType::BF16,
 ///     residency: Residency::All,
 ///     ..PipelineOptions::default()
 /// };
-/// assert_eq!(options.text_dtype, Dtype::F32);
+/// assert_eq!(options.text_dtype, FloatDType::F32);
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PipelineOptions {
     /// Float type of the denoiser and the VAE.
-    pub dtype: Dtype,
+    pub dtype: FloatDType,
     /// Float type of the text encoder; the reference keeps it in f32.
-    pub text_dtype: Dtype,
+    pub text_dtype: FloatDType,
     /// Models that stay in memory between calls.
     pub residency: Residency,
+}
+
+impl Default for PipelineOptions {
+    /// Returns f32 for all models, none of which stays in memory.
+    fn default() -> Self {
+        Self {
+            dtype: FloatDType::F32,
+            text_dtype: FloatDType::F32,
+            residency: Residency::default(),
+        }
+    }
 }
 
 /// Which models stay in memory between the calls of a pipeline.

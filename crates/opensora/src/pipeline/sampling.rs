@@ -71,10 +71,11 @@ impl<'a, C: Conditions + ?Sized> LoadedDenoiser<'a, C> {
         self.sample_from(start, conditions, first, observer)
     }
 
-    /// Samples as [`sample`](Self::sample) does, from given latents `[B, C, T, h, w]` in place of the initial
-    /// noise: standard normal, such as a mixture of two seeds' noise, or for a sampler that starts at a later
-    /// step (such as [`DpmSolver::starting_at`](crate::diffusion::DpmSolver::starting_at)) a clip's noised
-    /// latents. `first` still chooses the noise of later steps.
+    /// Samples latents as [`sample`](Self::sample) does, from given latents `[B, C, T, h, w]` in place of the
+    /// initial noise. They should be standard normal, such as a mixture of two seeds' noise, or the noised
+    /// latents of a clip for a sampler that starts at a later step (such as
+    /// [`DpmSolver::starting_at`](crate::diffusion::DpmSolver::starting_at)). `first` selects the noise of later
+    /// steps.
     ///
     /// # Errors
     /// Returns the errors of [`sample`](Self::sample), and one if the latents have another shape than

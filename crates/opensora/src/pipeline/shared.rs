@@ -1,4 +1,4 @@
-//! What pipelines of prompts and of labels share: the denoiser's file, the VAE, options and device.
+//! The shared part of both pipelines: the file of the denoiser, the VAE, options and device.
 
 use super::{
     Observer, Part, PipelineError, PipelineOptions,
@@ -9,13 +9,14 @@ use super::{
 };
 use crate::{
     checkpoint::{Checkpoint, PublishedModel},
+    nn::dtype,
     request::SampleRequest,
     vae::{AutoencoderKl, VaeConfig},
 };
 use burn::tensor::{Device, Tensor};
 use std::path::PathBuf;
 
-/// What pipelines of prompts and of labels share.
+/// The shared part of both pipelines.
 #[derive(Debug)]
 pub(super) struct Core {
     /// The denoiser's file.
@@ -38,7 +39,7 @@ impl Core {
         options: PipelineOptions,
         device: Device,
     ) -> Result<Self, PipelineError> {
-        options.dtype.check(&device)?;
+        dtype::check(options.dtype, &device)?;
         let vae_config = VaeConfig::beside(&vae)?;
         check_fit("in_channels", vae_config.latent_channels, in_channels)?;
         AutoencoderKl::check(&vae_config, &Checkpoint::open(&vae)?, &device)?;
@@ -46,8 +47,8 @@ impl Core {
         Ok(Self { denoiser, vae, vae_config, in_channels, options, device, resident_vae })
     }
 
-    /// Checks what no model can do, and that the sampler can have its steps. Returns the size of the
-    /// latents, `[T, h, w]`.
+    /// Checks the number of sampler steps and the size of the clip; returns the size of the latents,
+    /// `[T, h, w]`.
     pub(super) fn check(&self, request: &SampleRequest) -> Result<[usize; 3], PipelineError> {
         let [height, width] = request.image_size;
         request.sampler()?;
@@ -63,7 +64,7 @@ impl Core {
         let vae = self.resident_vae.get(keep, || {
             observer.loading(Part::Vae);
             let checkpoint = Checkpoint::open(&self.vae)?;
-            let dtype = self.options.dtype.float();
+            let dtype = self.options.dtype;
             let loaded = AutoencoderKl::load(&self.vae_config, &checkpoint, dtype, &self.device);
             let (vae, report) = loaded?;
             observer.loaded(&Loaded { part: Part::Vae, report: &report });
@@ -87,7 +88,7 @@ impl Core {
     }
 }
 
-/// Checks that a size of the denoiser is that of the part beside it.
+/// Checks that a size of the denoiser equals that of another part.
 pub(super) fn check_fit(
     what: &'static str,
     found: usize,
@@ -97,6 +98,6 @@ pub(super) fn check_fit(
         return Ok(());
     }
     Err(PipelineError::Parts(format!(
-        "the denoiser's {what} is {expected}, but the part beside it gives {found}"
+        "the denoiser's {what} is {expected}, but the part beside it has {found}"
     )))
 }

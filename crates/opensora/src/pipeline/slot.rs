@@ -1,8 +1,8 @@
-//! A place for a model that stays in memory.
+//! A slot for a model that stays in memory.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A place for one model, empty until the model is first used.
+/// Holds one model, once it was used.
 #[derive(Debug)]
 pub(super) struct Slot<T>(Mutex<Option<T>>);
 
@@ -13,8 +13,8 @@ impl<T> Default for Slot<T> {
 }
 
 impl<T: Clone> Slot<T> {
-    /// Returns the model in the slot, which `load` fills if it is empty; without `keep` the slot is left
-    /// alone. Clones share their weights. A second thread waits while the first one loads.
+    /// Returns the model in the slot, and loads it first if the slot is empty. Without `keep`, loads the model
+    /// and does not use the slot. Clones share their weights. Other threads wait while one thread loads.
     pub(super) fn get<E>(&self, keep: bool, load: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         if !keep {
             return load();
@@ -33,7 +33,7 @@ impl<T: Clone> Slot<T> {
         *self.lock() = None;
     }
 
-    /// The slot holds a whole model or nothing, also after a panic while it was locked.
+    /// Ignores poisoning: the slot holds a complete model or none, even after a panic while it was locked.
     fn lock(&self) -> MutexGuard<'_, Option<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

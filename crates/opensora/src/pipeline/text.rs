@@ -10,6 +10,7 @@ use super::{
 use crate::{
     checkpoint::{Checkpoint, PublishedModel},
     model_files::{ModelFiles, ScaleRule, published_scales},
+    nn::dtype,
     presets::Architecture,
     request::{RequestError, SampleRequest},
     stdit::{AttentionReuse, DenoiserConfig, PixArt, PixArtMs, PositionScales, StDit},
@@ -71,7 +72,7 @@ impl TextToVideo {
         options: PipelineOptions,
         device: Device,
     ) -> Result<Self, PipelineError> {
-        options.text_dtype.check(&device)?;
+        dtype::check(options.text_dtype, &device)?;
         let config = &files.denoiser_config;
         config.validate()?;
         let t5_config = T5Config::read(&files.t5.join("config.json"))?;
@@ -157,8 +158,7 @@ impl TextToVideo {
         self.core.load_vae(observer)
     }
 
-    /// Samples latents batch by batch, for every prompt: a batch is sampled when the iterator is asked for
-    /// it, so that complete ones survive an error.
+    /// Returns an iterator that samples latents batch by batch, so that complete batches survive an error.
     ///
     /// [`load_denoiser`](Self::load_denoiser) gives more control, such as latents to start from.
     ///
@@ -190,7 +190,7 @@ impl TextToVideo {
         Ok(batches.collect_all()?.ok_or(RequestError::NoClips)?)
     }
 
-    /// Decodes latents `[B, C, T, h, w]` with the VAE: a clip is decoded when the iterator is asked for it.
+    /// Returns an iterator that decodes latents `[B, C, T, h, w]` to clips.
     ///
     /// # Errors
     /// Returns an error if the VAE cannot be loaded. Each item is an error if the latents do not fit the VAE
@@ -203,8 +203,8 @@ impl TextToVideo {
         self.core.decode(latents, observer)
     }
 
-    /// Samples and decodes clips one by one: all clips of a batch are decoded before the next batch is
-    /// sampled, so that complete clips survive an error.
+    /// Returns an iterator that samples and decodes clips. All clips of a batch are decoded before the next batch
+    /// is sampled, so that complete clips survive an error.
     ///
     /// The denoiser stays loaded beside the VAE while batches are left. It is dropped before the last batch
     /// is decoded unless it [stays](super::Residency).

@@ -79,7 +79,7 @@ impl TextToVideo {
         observer.loading(Part::Denoiser);
         let checkpoint = Checkpoint::open(&self.core.denoiser)?;
         let prediction_type = self.prediction_type(&checkpoint)?;
-        let (config, dtype) = (&self.files.denoiser_config, self.core.options.dtype.float());
+        let (config, dtype) = (&self.files.denoiser_config, self.core.options.dtype);
         let device = &self.core.device;
         let (model, report) = match self.files.architecture {
             Architecture::StDit => {
@@ -107,7 +107,7 @@ impl TextToVideo {
         observer.loading(Part::Denoiser);
         let checkpoint = Checkpoint::open(&self.core.denoiser)?;
         let prediction_type = self.prediction_type(&checkpoint)?;
-        let dtype = self.core.options.dtype.float();
+        let dtype = self.core.options.dtype;
         let (model, report) = StreamedStDit::open(config, checkpoint, dtype, &self.core.device)?;
         observer.loaded(&Loaded { part: Part::Denoiser, report: &report });
         Ok((Arc::new(model), prediction_type))

@@ -66,7 +66,7 @@ impl World {
 }
 
 #[test]
-fn draws_depend_on_seed_and_index_alone_and_spare_end_and_padding() {
+fn draws_depend_on_seed_and_index_only_and_exclude_end_and_padding() {
     let world = World::new();
     let objective = world.objective();
     let all = objective.draw(&world.ids, &world.mask, &world.indices(0));
@@ -86,7 +86,7 @@ fn draws_depend_on_seed_and_index_alone_and_spare_end_and_padding() {
 }
 
 #[test]
-fn tokens_are_chosen_as_often_as_asked_for() {
+fn tokens_are_chosen_with_the_given_probabilities() {
     let world = World::new();
     // Long rows, so that the one token that every row has to give does not count.
     let ids = vec![vec![5u32; 1000]; 10];

@@ -33,8 +33,8 @@ impl<'a> Job<'a> {
         Ok(Self { args, outputs, only, settings })
     }
 
-    /// Writes each clip as soon as it is decoded, until a signal asks for an end. Prints what was written,
-    /// even if the run was stopped or failed: complete files are kept.
+    /// Runs `sample`, whose sink writes each clip as soon as it is decoded. Then prints the complete files,
+    /// even if the run was stopped or failed.
     pub(super) fn write(
         &self,
         sample: impl FnOnce(&mut Progress, &mut Sink<'_>) -> anyhow::Result<()>,
@@ -73,7 +73,7 @@ pub(super) struct Sink<'a> {
 }
 
 impl Sink<'_> {
-    /// Writes all clips.
+    /// Writes all clips, until a signal is received.
     pub(super) fn take(
         &mut self,
         clips: impl Iterator<Item = Result<SampledClip, PipelineError>>,

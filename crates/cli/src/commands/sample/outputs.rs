@@ -1,4 +1,4 @@
-//! Where clips go: one file, numbered files in a folder, or standard output.
+//! Outputs of sampling: one file, numbered files in a folder, or standard output.
 
 use super::{Args, FileKind};
 use crate::output;
@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The places of all clips of a call.
+/// Outputs of all clips of a call.
 pub(super) struct Outputs {
     place: Place,
     spec: VideoSpec,
@@ -24,13 +24,13 @@ pub(super) struct Outputs {
 enum Place {
     /// A file for each clip.
     Files(Vec<PathBuf>),
-    /// Standard output takes one clip of this ending.
+    /// One clip on standard output, with this file extension.
     Stdout(&'static str),
 }
 
 impl Outputs {
-    /// Chooses a path for each of `count` clips and tries all that can be tried: the first is opened as
-    /// it will be for writing, and no other may be a folder or, with `--no-overwrite`, exist.
+    /// Chooses a path for each of `count` clips and checks the paths: the first output is opened for writing,
+    /// and no other one may be a folder or, with `--no-overwrite`, exist.
     pub(super) fn new(args: &Args, request: &SampleRequest, count: usize) -> anyhow::Result<Self> {
         let [height, width] = request.image_size;
         let spec = VideoSpec { frames: request.num_frames, width, height, fps: request.fps };
@@ -38,15 +38,15 @@ impl Outputs {
         let place = if args.out == Path::new("-") {
             ensure!(
                 !args.report.json,
-                "--out -: standard output has the video, so --json cannot use it"
+                "--out -: standard output receives the video: leave --json out"
             );
-            ensure!(count == 1, "--out -: standard output takes one clip, {count} are asked for");
+            ensure!(count == 1, "--out -: standard output takes one clip, found {count}");
             Place::Stdout(match args.format {
                 FileKind::Mp4 if request.num_frames > 1 => "mp4",
                 FileKind::Gif if request.num_frames > 1 => "gif",
                 FileKind::Png if request.num_frames > 1 => {
                     anyhow::bail!(
-                        "--out -: a folder of frames has no place there: --format mp4 or gif"
+                        "--out -: a folder of frames cannot be written there: use --format mp4 or gif"
                     )
                 }
                 _ => "png",
@@ -59,7 +59,7 @@ impl Outputs {
             Place::Stdout(ending) => drop(stdout_clip(ending, &spec)?),
             Place::Files(paths) => {
                 for (index, path) in paths.iter().enumerate() {
-                    // Opened later, one by one: ten thousand outputs are not open at once.
+                    // The others are opened one by one when they are written.
                     if index == 0 || args.no_overwrite && path.exists() || path.is_dir() {
                         drop(outputs.open(path)?);
                     }
@@ -83,7 +83,7 @@ impl Outputs {
         match &self.place {
             Place::Files(paths) => Ok(Some(self.open(&paths[index])?.write(clip, record)?)),
             Place::Stdout(ending) => {
-                // Whole before the first byte: MP4 is not written front to back.
+                // Written to a file first: MP4 is not written front to back.
                 let (folder, writer) = stdout_clip(ending, &self.spec)?;
                 let path = writer.write(clip, record)?;
                 output::copy(&mut File::open(path)?)?;
@@ -94,20 +94,21 @@ impl Outputs {
     }
 }
 
-/// A clip in a temporary folder of its own.
+/// Opens a clip in a new temporary folder.
 fn stdout_clip(ending: &str, spec: &VideoSpec) -> anyhow::Result<(tempfile::TempDir, Writer)> {
     let folder = tempfile::tempdir().context("--out -")?;
     let writer = Writer::open(&folder.path().join("clip").with_extension(ending), spec)?;
     Ok((folder, writer))
 }
 
-/// The named file for one clip, else numbered files in a folder; numbers have equally many digits.
+/// Returns the named file for one clip, else numbered files in a folder. All numbers have the same number of
+/// digits.
 fn paths(args: &Args, count: usize) -> anyhow::Result<Vec<PathBuf>> {
     let is_file = args.out.extension().is_some() && !args.out.is_dir();
     if is_file {
         ensure!(
             count == 1,
-            "--out: {} is one file, but {count} clips are asked for: name a folder",
+            "--out: {} is a file, but there are {count} clips: name a folder",
             args.out.display()
         );
         return Ok(vec![args.out.clone()]);

@@ -73,7 +73,7 @@ fn prompts(args: &Args) -> anyhow::Result<Vec<String>> {
     }
 }
 
-/// Checks that latents can be saved if that is asked for.
+/// Checks the path of `--save-latents`.
 fn check_latents_path(args: &Args) -> anyhow::Result<()> {
     let Some(path) = &args.save_latents else { return Ok(()) };
     ensure!(

@@ -1,4 +1,4 @@
-//! `opensora weights convert`: any known layout to safetensors.
+//! `opensora weights convert`: converts weights of any known layout to safetensors.
 
 use super::{
     advance_bytes,
@@ -27,10 +27,9 @@ Examples:
   opensora weights convert OpenSora-v1-HQ-16x512x512.pth -o stdit.safetensors
   opensora weights convert DeepFloyd/t5-v1_1-xxl -o t5-bf16 --dtype bf16 --max-shard-size 2GB
 
-Tensors are read and written one by one, so that memory holds the largest one only. A folder's
-config.json and tokenizer are copied beside the weights. Presets and repositories have to be in the cache:
-`opensora weights fetch` brings them there. Files of a folder are named as transformers or, for a VAE,
-diffusers names them.")]
+Tensors are read and written one by one: memory holds the largest one only. A folder's config.json and
+tokenizer are copied beside the weights. Presets and repositories must be in the cache (`opensora weights
+fetch`). Files in a folder are named as by transformers, those of a VAE as by diffusers.")]
 pub(crate) struct Args {
     /// File, index or folder of weights, or a cached preset or OWNER/NAME of a repository
     #[arg(value_name = "WEIGHTS")]
@@ -41,7 +40,7 @@ pub(crate) struct Args {
     /// Float type: f32, bf16 or f16 [default: as in the file]
     #[arg(long)]
     dtype: Option<Dtype>,
-    /// Most bytes of tensors in a file, such as 500MB or 2GB; for folders [default: one file]
+    /// Largest file in an output folder, such as 500MB or 2GB [default: one file for all tensors]
     #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
     max_shard_size: Option<u64>,
     /// Fail if the output exists already, instead of replacing a file
@@ -51,7 +50,7 @@ pub(crate) struct Args {
     report: Report,
 }
 
-/// How diffusers begins the names of files of weights; elsewhere it is `model`.
+/// Prefix of the names of weights in diffusers; transformers uses `model`.
 const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
 
 /// Parses a size such as 500MB, 2GB, 1GiB or 1000000; MB are millions as in transformers.
@@ -88,7 +87,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.no_overwrite && args.out.exists() {
         bail!("{}: it exists already", args.out.display());
     }
-    // Said before the work, which may take minutes.
+    // Checked before the conversion, which may take minutes.
     if !is_file && args.out.is_dir() && args.out.read_dir()?.next().is_some() {
         bail!("{}: the folder is not empty: name a new or an empty one", args.out.display());
     }
@@ -138,7 +137,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     ))?)
 }
 
-/// Shows the progress of a conversion, and stops it when the user asks to.
+/// Shows the progress of a conversion, and stops it if a signal was received.
 struct ConvertProgress(Progress);
 
 impl Observer for ConvertProgress {
@@ -148,7 +147,7 @@ impl Observer for ConvertProgress {
     }
 }
 
-/// Copies configuration and tokenizer beside the weights, so that the folder is a whole part of a model.
+/// Copies configuration and tokenizer beside the weights, so that the folder can be loaded as a model.
 fn copy_beside(checkpoint: &Checkpoint, folder: &Path) -> anyhow::Result<()> {
     let from = checkpoint.path();
     if !from.is_dir() {
@@ -169,10 +168,10 @@ fn copy_beside(checkpoint: &Checkpoint, folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns true for weights that diffusers writes and finds under a name of its own.
+/// Returns true for weights in diffusers' layout, whose files have another prefix.
 fn is_of_diffusers(checkpoint: &Checkpoint) -> bool {
     let config = folder_of(checkpoint.taken()).join("config.json");
-    // Classes are named there by diffusers alone.
+    // Only diffusers writes the class into config.json.
     let names_class = read_text(&config, MAX_CONFIG_BYTES)
         .ok()
         .and_then(|text| serde_json::from_str::<Value>(&text).ok())
@@ -181,7 +180,7 @@ fn is_of_diffusers(checkpoint: &Checkpoint) -> bool {
     names_class && checkpoint.path().is_dir() || name.starts_with(DIFFUSERS_STEM)
 }
 
-/// Gives files and index the names that diffusers looks for.
+/// Renames files and index to the names that diffusers expects.
 fn renamed(converted: Converted) -> anyhow::Result<Converted> {
     let rename = |path: &PathBuf| -> anyhow::Result<PathBuf> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -203,7 +202,7 @@ fn renamed(converted: Converted) -> anyhow::Result<Converted> {
     Ok(Converted { files, index, ..converted })
 }
 
-/// Returns the paths after their folder got its name.
+/// Returns the paths of the files after their folder was renamed to `folder`.
 fn moved(converted: Converted, folder: &Path) -> Converted {
     let moved = |path: &PathBuf| folder.join(path.file_name().unwrap_or_default());
     let files = converted.files.iter().map(moved).collect();

@@ -1,4 +1,4 @@
-//! `opensora weights fetch`: from the hub into the cache.
+//! `opensora weights fetch`: fetches files from the hub into the cache.
 
 use super::{hub, repository};
 use crate::{fetch_progress::FetchProgress, options::Report, output};
@@ -20,8 +20,8 @@ Examples:
   opensora weights fetch hpcai-tech/Open-Sora OpenSora-v1-16x256x256.pth
   opensora weights fetch owner/name --all --revision v1.0
 
-Interrupted downloads resume. Without names, a repository's configuration, tokenizer and weights in one
-format are fetched.")]
+Interrupted downloads resume. Without FILE, a repository's configuration, tokenizer and weights in one format
+are fetched.")]
 pub(crate) struct Args {
     /// Preset (`opensora weights list` names them), or OWNER/NAME of a repository
     #[arg(value_name = "PRESET|REPOSITORY")]
@@ -72,7 +72,7 @@ fn preset_paths(
 ) -> anyhow::Result<Vec<PathBuf>> {
     anyhow::ensure!(
         args.files.is_empty() && !args.all,
-        "{}: a preset names its own files",
+        "{}: FILE and --all are for repositories, a preset has fixed files",
         preset.name
     );
     let mut options = Pretrained::new(hub()?);

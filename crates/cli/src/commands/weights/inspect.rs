@@ -1,4 +1,4 @@
-//! `opensora weights inspect`: what weights are, from their headers.
+//! `opensora weights inspect`: identifies weights from the headers of their files.
 
 use super::{
     hub,
@@ -25,8 +25,8 @@ Examples:
   opensora weights inspect DeepFloyd/t5-v1_1-xxl --keys
   opensora weights inspect stabilityai/sd-vae-ft-ema --json
 
-Of a repository that is not in the cache, the headers of safetensors files are read and nothing else is
-fetched; files in PyTorch's format have to be fetched first.")]
+For a repository that is not in the cache, only the headers of its safetensors files are fetched. Files in
+PyTorch's format must be fetched first.")]
 pub(crate) struct Args {
     /// File, index or folder of weights, a preset, or OWNER/NAME of a repository
     #[arg(value_name = "WEIGHTS")]
@@ -37,7 +37,7 @@ pub(crate) struct Args {
     /// Branch, tag or commit of the repository
     #[arg(long, default_value = "main")]
     revision: String,
-    /// List every tensor with its type and shape
+    /// List every tensor with its dtype and shape
     #[arg(long)]
     keys: bool,
     #[command(flatten)]
@@ -76,7 +76,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
         Err(unfit) => {
             let (near, sizes) = (&inspection.artefact, inspection.sizes);
-            output::line(format_args!("artefact: none known here; nearest: {near}, {sizes}"))?;
+            output::line(format_args!("artefact: unknown; nearest: {near}, {sizes}"))?;
             let reason = match unfit {
                 Unfit::Keys(mismatch) => mismatch.to_string(),
                 Unfit::Other(reason) => error_line(reason.as_ref()),
@@ -137,8 +137,7 @@ fn find(args: &Args) -> anyhow::Result<Found> {
     }
 }
 
-/// Reads the headers of a repository's safetensors files into a folder, where empty space stands for the
-/// tensors.
+/// Reads the headers of a repository's safetensors files into sparse files of the full size.
 fn remote(
     hub: &opensora::hub::Hub,
     repository: &Repository,
@@ -156,8 +155,8 @@ fn remote(
     };
     if headers.is_empty() || headers.iter().any(|name| !name.ends_with(".safetensors")) {
         bail!(
-            "{repository}: its weights are not in safetensors, whose headers alone can be read: fetch \
-             them with `opensora weights fetch`"
+            "{repository}: no safetensors files found, and other formats have no header to read: fetch the \
+             weights with `opensora weights fetch`"
         );
     }
     let folder = tempfile::tempdir().context("a temporary folder")?;
@@ -169,7 +168,7 @@ fn remote(
         let write = || {
             let mut file = File::create(&path)?;
             file.write_all(&header)?;
-            // Takes no space on disks that store empty space as such.
+            // Sparse: takes no space on most file systems.
             file.set_len(size)
         };
         write().with_context(|| path.display().to_string())?;
@@ -186,7 +185,7 @@ fn remote(
     let index = "model.safetensors.index.json";
     let checkpoint = match &headers[..] {
         [one] => Checkpoint::open(plain(one))?,
-        // The tensors of all files together are the weights.
+        // The weights are the tensors of all files.
         several => {
             let mut weight_map = BTreeMap::new();
             for name in several {

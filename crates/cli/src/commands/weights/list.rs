@@ -1,4 +1,4 @@
-//! `opensora weights list`: the presets, and what the cache has.
+//! `opensora weights list`: lists the presets and the cached repositories.
 
 use super::hub;
 use crate::{options::Report, output};
@@ -30,7 +30,7 @@ struct Row {
     origin: &'static str,
     file: &'static str,
     licence: Option<&'static str>,
-    /// `None` if it is not in the cache.
+    /// `None` if the file is not in the cache.
     path: Option<PathBuf>,
     commit: Option<String>,
     bytes: Option<u64>,

@@ -1,4 +1,4 @@
-//! Weights by path, preset or repository.
+//! Finds weights by path, preset or repository.
 
 use super::{hub, repository};
 use anyhow::bail;
@@ -10,15 +10,15 @@ use opensora::{
 };
 use std::path::{Path, PathBuf};
 
-/// Where weights are.
+/// Location of weights.
 pub(super) enum Place {
-    /// On the disk, perhaps in the cache.
+    /// A file or folder on the disk, possibly in the cache.
     Path(PathBuf),
-    /// On the hub and not in the cache.
+    /// A repository of the hub that is not in the cache.
     Hub {
         /// Owner and name.
         repository: Repository,
-        /// The file; the repository's weights if `None`.
+        /// The file; `None`: all weights of the repository.
         file: Option<String>,
     },
 }
@@ -29,7 +29,7 @@ pub(super) fn locate(weights: &str, file: Option<&str>, revision: &str) -> anyho
     if path.exists() {
         return Ok(Place::Path(path.into()));
     }
-    // Paths need no home folder.
+    // Only from here on is a home folder needed.
     let hub = hub()?;
     let (repository, file) = match Preset::find(weights).map(|preset| preset.origin) {
         Some(Origin::Url(url)) => {
@@ -48,7 +48,7 @@ pub(super) fn locate(weights: &str, file: Option<&str>, revision: &str) -> anyho
     })
 }
 
-/// Returns weights that the cache has.
+/// Returns the path of cached weights.
 fn cached(
     hub: &Hub,
     repository: &Repository,

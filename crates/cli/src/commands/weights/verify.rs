@@ -1,4 +1,4 @@
-//! `opensora weights verify`: cached files against their checksums.
+//! `opensora weights verify`: compares cached files with their checksums.
 
 use super::{advance_bytes, hub, repository};
 use crate::{
@@ -191,7 +191,7 @@ fn parts_of(preset: &Preset, hub: &Hub) -> anyhow::Result<Vec<Part>> {
     }
     let text_encoder = preset.denoiser_config().map(|_| presets::TEXT_ENCODER);
     for name in text_encoder.into_iter().chain([presets::VAE]) {
-        // The whole model, at the revision that sampling takes.
+        // The revision that sampling uses.
         let offline = Hub::new(Settings { offline: true, ..hub.settings().clone() });
         let (revision, files) = ("main", &Files::Model);
         let wanted = hub::Wanted { repository: &name.parse()?, revision, files };

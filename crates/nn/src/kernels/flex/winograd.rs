@@ -5,7 +5,7 @@
 //! definition 36. All constants are 1 and 1/2, so the rounding errors are about those of the definition;
 //! larger tiles would save more products and lose accuracy.
 
-use super::{contiguous, dims, elementwise::vectorized, tensor, values};
+use super::{contiguous, dims, elementwise::vectorized, into_values, tensor, values};
 use burn::backend::{Flex, flex::FlexTensor, ops::FloatTensorOps};
 use opensora_gemm::{MatRef, multiply, profitable};
 use rayon::prelude::*;
@@ -117,7 +117,7 @@ impl Kernels {
         // [16, O, I] x [16, I, count] -> [16, O, count]
         let tensor = tensor(std::mem::take(tiles), [inputs, PRODUCTS, count]);
         let products = Flex::float_matmul(self.tensor.transpose(0, 1), tensor.transpose(0, 1));
-        *tiles = tensor.into_data().into_vec().expect("f32");
+        *tiles = into_values(tensor);
         Products::Together(contiguous(products))
     }
 }

@@ -1,0 +1,323 @@
+//! `opensora serve`: an HTTP server with a queue of jobs and a page.
+
+use crate::{
+    model,
+    options::{DeviceName, Report},
+    output,
+    stop::{self, Stopped},
+};
+use anyhow::{Context, ensure};
+use clap::ValueEnum;
+use opensora::{
+    PipelineOptions, Residency, TextToVideo, files::read::read_text, model_files::PartPaths,
+    nn::dtype::Dtype,
+};
+use opensora_serve::{
+    Job, JobObserver, JobStatus, Limits, ModelEngine, Queue, QueueOptions, Security, Server,
+    ServerOptions, WhenFull,
+};
+use serde_json::{Map, Value, json};
+use std::{
+    net::{IpAddr, Ipv4Addr, ToSocketAddrs},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+/// Longest file with a token in bytes.
+const MAX_TOKEN_BYTES: u64 = 4096;
+
+/// Time between two looks for a signal.
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Options of `opensora serve`.
+#[derive(clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  opensora serve
+  opensora serve --model opensora-v1-hq-16x256x256 --dtype bf16 --out /var/lib/opensora --port 8080
+  opensora serve --host 0.0.0.0 --token-file token.txt --allow-host videos.example.org
+
+The page is at http://127.0.0.1:8080/, the description of the API at /openapi.json.")]
+pub(crate) struct Args {
+    /// Model: demo (bundled), a preset, a folder or a repository of the Hugging Face hub, as in sample
+    #[arg(long, default_value = opensora_demo::model::NAME)]
+    model: String,
+    /// Folder of the T5 v1.1 encoder (config.json, spiece.model, weights)
+    #[arg(long)]
+    t5: Option<PathBuf>,
+    /// Folder or file of the Stable Diffusion VAE
+    #[arg(long)]
+    vae: Option<PathBuf>,
+    /// Folder that holds the files of a preset; nothing is fetched then [default: pretrained_models, else
+    /// the cache of the Hugging Face hub]
+    #[arg(long)]
+    weights_dir: Option<PathBuf>,
+    /// Let the paths in a model.json lead anywhere, not only into its folder and below the working
+    /// directory
+    #[arg(long)]
+    allow_outside_paths: bool,
+    /// Address or name to listen on; one that other machines reach needs a token
+    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST).to_string())]
+    host: String,
+    /// Port to listen on; 0: one that is free
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// Token that clients have to send (other users of this machine can see it: see --token-file)
+    #[arg(long, conflicts_with = "token_file")]
+    token: Option<String>,
+    /// File with the token
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Name that clients reach the server by, beside localhost and IP addresses; repeatable
+    #[arg(long, value_name = "NAME")]
+    allow_host: Vec<String>,
+    /// Folder of the jobs: requests, videos and their records
+    #[arg(short, long, alias = "output", default_value = "videos", value_name = "DIR")]
+    out: PathBuf,
+    /// Jobs that may wait
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_queued)]
+    max_queued: usize,
+    /// Jobs in all, finished ones included
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_jobs)]
+    max_jobs: usize,
+    /// Disk space of all jobs, such as 500MB or 20GB [default: 10GiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    max_disk: Option<u64>,
+    /// Delete the oldest finished jobs if the disk space or number is reached, instead of rejecting new ones
+    #[arg(long)]
+    delete_oldest: bool,
+    /// Pixels of a side
+    #[arg(long, value_name = "PIXELS", default_value_t = Limits::default().max_side)]
+    max_side: usize,
+    /// Frames of a video
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_frames)]
+    max_frames: usize,
+    /// Pixels of all frames of a video together
+    #[arg(long, value_name = "PIXELS", default_value_t = Limits::default().max_pixels)]
+    max_pixels: usize,
+    /// Steps of the sampler
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_steps)]
+    max_steps: usize,
+    /// Connections at once
+    #[arg(long, value_name = "N", default_value_t = ServerOptions::default().max_connections)]
+    max_connections: usize,
+    #[command(flatten)]
+    device: DeviceName,
+    /// Float type of denoiser and VAE: f32, bf16 or f16
+    #[arg(long, default_value_t = Dtype::F32)]
+    dtype: Dtype,
+    /// Float type of the text encoder
+    #[arg(long, default_value_t = Dtype::F32)]
+    t5_dtype: Dtype,
+    /// Models that stay in memory between jobs
+    #[arg(long, default_value = "all")]
+    residency: Resident,
+    #[command(flatten)]
+    report: Report,
+}
+
+/// Models that stay in memory.
+#[derive(Clone, Copy, ValueEnum)]
+enum Resident {
+    /// Text encoder, denoiser and VAE
+    All,
+    /// The denoiser
+    Denoiser,
+    /// None; one is in memory at a time
+    None,
+    /// None; the denoiser is read from its file at every step, as with --low-memory of sample
+    Streamed,
+}
+
+/// Parses a number of bytes with a unit.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let factor: Option<u64> = match unit.trim() {
+        "" | "B" => Some(1),
+        "KB" => Some(1000),
+        "MB" => Some(1000_u64.pow(2)),
+        "GB" => Some(1000_u64.pow(3)),
+        "TB" => Some(1000_u64.pow(4)),
+        "KiB" => Some(1 << 10),
+        "MiB" => Some(1 << 20),
+        "GiB" => Some(1 << 30),
+        "TiB" => Some(1 << 40),
+        _ => None,
+    };
+    let bytes =
+        number.parse::<u64>().ok().zip(factor).and_then(|(n, factor)| n.checked_mul(factor));
+    bytes.ok_or_else(|| "expected a number of bytes, such as 500MB or 20GiB".into())
+}
+
+impl Args {
+    fn token(&self) -> anyhow::Result<Option<String>> {
+        let Some(path) = &self.token_file else { return Ok(self.token.clone()) };
+        let text = read_text(path, MAX_TOKEN_BYTES)
+            .with_context(|| format!("--token-file: {}", path.display()))?;
+        Ok(Some(text.trim().into()))
+    }
+
+    fn limits(&self) -> Limits {
+        let default = Limits::default();
+        Limits {
+            max_queued: self.max_queued,
+            max_jobs: self.max_jobs,
+            max_disk_bytes: self.max_disk.unwrap_or(default.max_disk_bytes),
+            when_full: if self.delete_oldest { WhenFull::DeleteOldest } else { WhenFull::Reject },
+            max_side: self.max_side,
+            max_frames: self.max_frames,
+            max_pixels: self.max_pixels,
+            max_steps: self.max_steps,
+        }
+    }
+
+    fn server_options(&self) -> anyhow::Result<ServerOptions> {
+        ensure!(self.max_connections > 0, "--max-connections: found 0, expected at least 1");
+        let host = (self.host.as_str(), self.port)
+            .to_socket_addrs()
+            .ok()
+            .and_then(|mut addresses| addresses.next())
+            .with_context(|| format!("--host: '{}' is no address of this machine", self.host))?
+            .ip();
+        // A name that is listened on is a name of the server.
+        let mut hosts = self.allow_host.clone();
+        hosts.push(self.host.clone());
+        let security = Security { token: self.token()?, hosts };
+        Ok(ServerOptions {
+            host,
+            port: self.port,
+            security,
+            max_connections: self.max_connections,
+            ..ServerOptions::default()
+        })
+    }
+
+    fn pipeline(&self) -> anyhow::Result<TextToVideo> {
+        let device = self.device.open()?;
+        let parts = PartPaths {
+            t5: self.t5.clone(),
+            vae: self.vae.clone(),
+            weights_dir: self.weights_dir.clone(),
+            policy: model::policy(self.allow_outside_paths)?,
+        };
+        let files = model::resolve(&self.model, &parts, self.report.quiet)?;
+        let options = PipelineOptions {
+            dtype: self.dtype.float(),
+            text_dtype: self.t5_dtype.float(),
+            residency: match self.residency {
+                Resident::All => Residency::All,
+                Resident::Denoiser => Residency::Denoiser,
+                Resident::None => Residency::Sequential,
+                Resident::Streamed => Residency::Streamed,
+            },
+        };
+        Ok(TextToVideo::new(files, options, device)?)
+    }
+
+    /// Fields of the records that `opensora sample --from-record` needs beside those of the request.
+    fn record(&self, pipeline: &TextToVideo) -> anyhow::Result<Map<String, Value>> {
+        let absolute = |path: &Option<PathBuf>| -> anyhow::Result<Value> {
+            Ok(serde_json::to_value(path.as_ref().map(std::path::absolute).transpose()?)?)
+        };
+        let model = Path::new(&self.model);
+        let model = match model.exists() {
+            true => std::path::absolute(model)?,
+            false => model.into(),
+        };
+        let files = pipeline.files();
+        let weights = model::sources(&[&files.denoiser, &files.t5, &files.vae]);
+        let low_memory = matches!(self.residency, Resident::Streamed);
+        let fields = [
+            ("model_argument", serde_json::to_value(model)?),
+            ("t5", absolute(&self.t5)?),
+            ("vae", absolute(&self.vae)?),
+            ("weights_dir", absolute(&self.weights_dir)?),
+            ("dtype", self.dtype.to_string().into()),
+            ("t5_dtype", self.t5_dtype.to_string().into()),
+            ("low_memory", low_memory.into()),
+            ("weights", weights.into()),
+        ];
+        Ok(fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
+    }
+
+    /// The name of the model in requests: what `--model` says, without the folders of a path.
+    fn model_id(&self) -> String {
+        let path = Path::new(&self.model);
+        let name = path.file_name().filter(|_| path.exists());
+        name.map_or_else(|| self.model.clone(), |name| name.to_string_lossy().into_owned())
+    }
+}
+
+/// Prints a line for each job.
+struct Log;
+
+impl JobObserver for Log {
+    fn started(&self, job: &Job) {
+        output::message(format_args!("{}: started", job.spec.id));
+    }
+
+    fn ended(&self, job: &Job) {
+        let (id, state) = (&job.spec.id, &job.state);
+        match (state.status, &state.error) {
+            (JobStatus::Queued, _) => output::message(format_args!("{id}: back in the queue")),
+            (status, Some(error)) => {
+                output::message(format_args!("{id}: {}: {}", status.name(), error.message));
+            }
+            (status, None) => {
+                let seconds = state.seconds_taken.unwrap_or_default();
+                output::message(format_args!("{id}: {} after {seconds:.1} s", status.name()));
+            }
+        }
+    }
+
+    fn warned(&self, text: &str) {
+        output::message(format_args!("warning: {text}"));
+    }
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let options = args.server_options()?;
+    let pipeline = args.pipeline()?;
+    let record = args.record(&pipeline)?;
+    let engine = ModelEngine::new(&args.model_id(), pipeline)?.with_record(record);
+    stop::listen();
+    let observer: Option<Box<dyn JobObserver>> = match args.report.quiet {
+        true => None,
+        false => Some(Box::new(Log)),
+    };
+    let queue_options = QueueOptions { limits: args.limits(), observer };
+    let queue = Queue::open(&args.out, Arc::new(engine), queue_options)
+        .with_context(|| format!("--out {}", args.out.display()))?;
+    let server = Server::bind(Arc::clone(&queue), options)?;
+    let url = format!("http://{}", server.address());
+    match args.report.json {
+        true => output::json(&json!({"url": url, "model": queue.engine().model().id}))?,
+        false => output::line(format_args!("listening on {url}"))?,
+    }
+    let stopper = server.stopper();
+    std::thread::spawn(move || {
+        while !stop::asked() {
+            std::thread::sleep(SIGNAL_INTERVAL);
+        }
+        stopper.stop();
+    });
+    server.run()?;
+    Err(Stopped("jobs that are not finished are kept in the queue".into()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_bytes("1500"), Ok(1500));
+        assert_eq!(parse_bytes("20GB"), Ok(20_000_000_000));
+        assert_eq!(parse_bytes("2 GiB"), Ok(2 << 30));
+        for wrong in ["", "GB", "-1", "1.5GB", "5 XB", "99999999999999TB", "1e9"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! `opensora serve` with the bundled model: from a request to a video, and a record that makes it again.
+
+#![cfg(feature = "serve")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use serde_json::{Value, json};
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+const PROMPT: &str = "a red circle moves to the right on a black background";
+
+/// A server in a process of its own, which is killed when the test ends.
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Server {
+    fn start(folder: &Path) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_opensora"))
+            .args([
+                "serve", "--port", "0", "--json", "--quiet", "--device", "flex", "--out", "videos",
+            ])
+            .current_dir(folder)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let started: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(started["model"], "demo");
+        let address = started["url"].as_str().unwrap().strip_prefix("http://").unwrap().to_string();
+        Self { child, address }
+    }
+
+    /// Sends a request; returns the status and the body.
+    fn send(&self, method: &str, path: &str, body: &str) -> (u16, Vec<u8>) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            self.address,
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut response = Vec::new();
+        stream.read_to_end(&mut response).unwrap();
+        let end = response.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
+        let status = std::str::from_utf8(&response[9..12]).unwrap().parse().unwrap();
+        (status, response.split_off(end + 4))
+    }
+
+    fn json(&self, method: &str, path: &str, body: &Value) -> Value {
+        let (status, body) = self.send(method, path, &body.to_string());
+        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    fn create(&self, steps: usize) -> String {
+        let body = json!({"prompt": PROMPT, "num_frames": 4, "steps": steps, "seed": 5});
+        self.json("POST", "/v1/videos", &body)["id"].as_str().unwrap().to_string()
+    }
+
+    fn wait(&self, id: &str, status: &str) -> Value {
+        let began = Instant::now();
+        loop {
+            let video = self.json("GET", &format!("/v1/videos/{id}"), &Value::Null);
+            if video["status"] == status {
+                return video;
+            }
+            assert!(began.elapsed() < Duration::from_secs(120), "{video}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn the_bundled_model_is_served_and_jobs_survive_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path());
+    let first = server.create(3);
+    let video = server.wait(&first, "completed");
+    assert_eq!((&video["size"], &video["num_frames"]), (&json!("48x48"), &json!(4)));
+    let (status, mp4) = server.send("GET", &format!("/v1/videos/{first}/content"), "");
+    assert_eq!((status, &mp4[4..8]), (200, b"ftyp".as_slice()));
+
+    // The record makes the same video again.
+    let record = folder.path().join("videos/jobs").join(&first).join("video.mp4.json");
+    let again = Command::new(env!("CARGO_BIN_EXE_opensora"))
+        .args(["sample", "--quiet", "--out", "again.mp4", "--from-record"])
+        .arg(record)
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert!(again.status.success(), "{again:?}");
+    let read = |path: &Path| opensora::video::mp4::read(path).unwrap();
+    let served = folder.path().join("served.mp4");
+    std::fs::write(&served, &mp4).unwrap();
+    assert_eq!(read(&served), read(&folder.path().join("again.mp4")));
+
+    // Previews of the real VAE's latents come with the events.
+    let followed = server.create(40);
+    let (_, events) = server.send("GET", &format!("/v1/videos/{followed}/events"), "");
+    assert!(String::from_utf8_lossy(&events).contains("data:image/png;base64,"));
+    server.wait(&followed, "completed");
+
+    let (running, waiting) = (server.create(200), server.create(2));
+    server.wait(&running, "in_progress");
+    drop(server);
+    let server = Server::start(folder.path());
+    server.json("POST", &format!("/v1/videos/{running}/cancel"), &json!({}));
+    server.wait(&waiting, "completed");
+    server.wait(&first, "completed");
+    let list = server.json("GET", "/v1/videos", &Value::Null);
+    assert_eq!(list["data"].as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn bad_options_are_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    for (args, says) in [
+        (["--host", "0.0.0.0"].as_slice(), "a token is required"),
+        (&["--host", "no such host"], "--host"),
+        (&["--token-file", "missing"], "--token-file: missing"),
+        (&["--max-connections", "0"], "--max-connections"),
+        (&["--model", "missing"], "--model"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_opensora"))
+            .args(["serve", "--port", "0", "--device", "flex"])
+            .args(args)
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+        let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert!(errors.len() == 1 && errors[0].contains(says), "{args:?}: {stderr}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+    }
+}

@@ -1,0 +1,248 @@
+//! The listener and its connections.
+
+use crate::{
+    http::{Security, router},
+    queue::Queue,
+    stall::Stalling,
+};
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::timeout,
+};
+
+/// Longest head of a request in bytes.
+const MAX_HEAD_BYTES: usize = 16 << 10;
+
+/// Longest time that open requests get to end when the server stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Response to connections beyond the limit.
+const BUSY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+/// Settings of a server.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// Address to listen on.
+    pub host: IpAddr,
+    /// Port to listen on; 0 for one that is free.
+    pub port: u16,
+    /// Who may send requests.
+    pub security: Security,
+    /// Connections at once; others are answered with 503.
+    pub max_connections: usize,
+    /// Longest time that a client may take to send the head of a request, and that a connection stays open
+    /// without one.
+    pub head_timeout: Duration,
+    /// Longest time that a client may take nothing of a response.
+    pub write_timeout: Duration,
+}
+
+impl Default for ServerOptions {
+    /// `127.0.0.1:8080` without a token, 256 connections, 15 and 30 seconds.
+    fn default() -> Self {
+        Self {
+            host: Ipv4Addr::LOCALHOST.into(),
+            port: 8080,
+            security: Security::default(),
+            max_connections: 256,
+            head_timeout: Duration::from_secs(15),
+            write_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Why there is no server.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// Others could use the server without a token.
+    #[error("{host} can be reached from other machines: a token is required")]
+    NoToken {
+        /// The address.
+        host: IpAddr,
+    },
+    /// The token cannot be sent.
+    #[error("the token is empty or has other characters than visible ASCII ones")]
+    Token,
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// The threads for network input and output cannot be started.
+    #[error("cannot start the network threads")]
+    Runtime(#[source] io::Error),
+}
+
+/// A server that listens.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    queue: Arc<Queue>,
+    options: ServerOptions,
+    stopper: Stopper,
+}
+
+/// Stops a server, from any thread.
+#[derive(Debug, Clone)]
+pub struct Stopper(watch::Sender<bool>);
+
+impl Stopper {
+    /// Lets [`Server::run`] return soon.
+    pub fn stop(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+impl Server {
+    /// Listens; connections wait until [`run`](Self::run) is called.
+    ///
+    /// # Errors
+    /// Returns an error if other machines could use the server without a token, the token cannot be sent in
+    /// a header, or the address is in use.
+    pub fn bind(queue: Arc<Queue>, options: ServerOptions) -> Result<Self, ServeError> {
+        match &options.security.token {
+            None if !options.host.is_loopback() => {
+                return Err(ServeError::NoToken { host: options.host });
+            }
+            Some(token)
+                if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) =>
+            {
+                return Err(ServeError::Token);
+            }
+            _ => {}
+        }
+        let address = SocketAddr::new(options.host, options.port);
+        let bind = |source| ServeError::Bind { address, source };
+        let listener = TcpListener::bind(address).map_err(bind)?;
+        listener.set_nonblocking(true).map_err(bind)?;
+        let address = listener.local_addr().map_err(bind)?;
+        Ok(Self { listener, address, queue, options, stopper: Stopper(watch::Sender::new(false)) })
+    }
+
+    /// Returns the address and the port.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns what stops the server.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// Answers requests until the server is stopped, then stops the queue: the job that is computed goes
+    /// back into it after the current step.
+    ///
+    /// # Errors
+    /// Returns an error if no threads can be started.
+    pub fn run(self) -> Result<(), ServeError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .max_blocking_threads(16)
+            .thread_name("http")
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(ServeError::Runtime)?;
+        let queue = Arc::clone(&self.queue);
+        let served = runtime.block_on(self.accept());
+        runtime.shutdown_timeout(STOP_TIMEOUT);
+        queue.stop();
+        served
+    }
+
+    async fn accept(self) -> Result<(), ServeError> {
+        let Self { listener, queue, options, stopper, .. } = self;
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(ServeError::Runtime)?;
+        let places = Arc::new(Semaphore::new(options.max_connections));
+        let app = router(Arc::clone(&queue), options.security.clone());
+        let mut stop = stopper.0.subscribe();
+        loop {
+            let stream = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    // No file descriptors are left, or the client has gone already.
+                    Err(_) => {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        continue;
+                    }
+                },
+                _ = stop.wait_for(|stop| *stop) => break,
+            };
+            match Arc::clone(&places).try_acquire_owned() {
+                Ok(place) => {
+                    let connection = Connection {
+                        stream,
+                        app: app.clone(),
+                        queue: Arc::clone(&queue),
+                        stop: stop.clone(),
+                        _place: place,
+                    };
+                    tokio::spawn(connection.serve(options.head_timeout, options.write_timeout));
+                }
+                Err(_) => {
+                    queue.metrics.rejected_connection();
+                    // Into the buffer of the system, or not at all: nothing waits for this client.
+                    let _ = stream.try_write(BUSY);
+                }
+            }
+        }
+        drop(listener);
+        // All places are free when all connections have ended.
+        let all = u32::try_from(options.max_connections).unwrap_or(u32::MAX);
+        let _ = timeout(STOP_TIMEOUT, places.acquire_many(all)).await;
+        Ok(())
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    app: Router,
+    queue: Arc<Queue>,
+    stop: watch::Receiver<bool>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    async fn serve(self, head_timeout: Duration, write_timeout: Duration) {
+        let Self { stream, app, queue, mut stop, _place } = self;
+        queue.metrics.connected();
+        // Small events are sent at once.
+        let _ = stream.set_nodelay(true);
+        let io = TokioIo::new(Stalling::new(stream, write_timeout));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(head_timeout)
+            .max_buf_size(MAX_HEAD_BYTES)
+            .serve_connection(io, TowerToHyperService::new(app));
+        tokio::pin!(connection);
+        // Errors are those of the client or of its network.
+        let stopped = async { stop.wait_for(|stop| *stop).await.map(drop) };
+        tokio::select! {
+            _ = connection.as_mut() => {}
+            _ = stopped => {
+                connection.as_mut().graceful_shutdown();
+                let _ = timeout(STOP_TIMEOUT, connection).await;
+            }
+        }
+        queue.metrics.disconnected();
+    }
+}

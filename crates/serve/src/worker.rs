@@ -1,0 +1,181 @@
+//! The thread that computes: takes job after job out of the queue.
+
+use crate::{
+    engine::{Decoded, EngineError, Generated, Observer, Preview, Sampled, Stage},
+    job::{Job, JobError, JobState, JobStatus, now},
+    queue::{Live, Queue, Task},
+    store::THUMBNAIL,
+};
+use opensora_files::error_line;
+use opensora_video::{Frames, VideoError, VideoSpec, Writer, png};
+use std::{
+    ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::watch;
+
+/// Shortest time between two previews.
+const PREVIEW_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Percent of the work that sampling stands for; decoding is the rest, up to 99.
+const SAMPLING_PERCENT: usize = 90;
+const DECODING_PERCENT: usize = 9;
+
+/// Computes jobs until the queue stops.
+pub(crate) fn run(queue: &Queue) {
+    while let Some(task) = queue.take() {
+        queue.observer().started(&task.job);
+        let began = Instant::now();
+        let Task { job, cancel, live } = task;
+        let mut watcher =
+            Watcher { queue, cancel, live, steps: job.spec.request.steps, shown: None };
+        // A panic of a kernel ends the job, not the server.
+        let made = catch_unwind(AssertUnwindSafe(|| make(queue, &job, &mut watcher)));
+        let taken = began.elapsed().as_secs_f64();
+        queue.metrics.busy(taken);
+        queue.settle(&job.spec, next_state(&job, made, taken));
+    }
+}
+
+/// Why a job has no file.
+#[derive(Debug, thiserror::Error)]
+enum MakeError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("the video could not be written")]
+    Write(#[source] VideoError),
+}
+
+/// Makes the video of a job and writes its files. Returns the name of the video's file.
+fn make(queue: &Queue, job: &Job, watcher: &mut Watcher<'_>) -> Result<String, MakeError> {
+    let request = &job.spec.request;
+    let model = &queue.engine().model().id;
+    if request.model != *model {
+        let text =
+            format!("the job is for the model '{}', this server has '{model}'", request.model);
+        return Err(EngineError::Request(text.into()).into());
+    }
+    let Generated { clip, record } = queue.engine().generate(request, watcher)?;
+    if watcher.stage(Stage::Writing).is_break() {
+        return Err(EngineError::Stopped.into());
+    }
+    let id = &job.spec.id;
+    let folder = queue.path(id, "").map_err(|_| EngineError::Stopped)?;
+    write(&folder, &clip, request.fps, &record).map_err(MakeError::Write)
+}
+
+/// Writes a video, its record and its thumbnail.
+fn write(
+    folder: &Path,
+    clip: &Frames,
+    fps: f64,
+    record: &serde_json::Value,
+) -> Result<String, VideoError> {
+    let spec = VideoSpec { frames: clip.len(), width: clip.width(), height: clip.height(), fps };
+    png::write(&folder.join(THUMBNAIL), &middle(clip))?;
+    let path = Writer::open(&folder.join("video.mp4"), &spec)?.write(clip, record)?;
+    Ok(path.file_name().unwrap_or_default().to_string_lossy().into_owned())
+}
+
+/// The frame in the middle of a clip, of which an animation shows most.
+fn middle(clip: &Frames) -> Frames {
+    let frame = clip.frame(clip.len() / 2).unwrap_or_else(|| clip.data());
+    Frames::from_rgb(frame.to_vec(), [1, clip.height(), clip.width()])
+        .unwrap_or_else(|_| clip.clone())
+}
+
+/// The state of a job after an attempt.
+fn next_state(
+    job: &Job,
+    made: std::thread::Result<Result<String, MakeError>>,
+    taken: f64,
+) -> JobState {
+    let state = JobState { seconds_taken: Some(taken), ..job.state.clone() };
+    let failed = |code: &str, message: String| JobState {
+        status: JobStatus::Failed,
+        completed_at: Some(now()),
+        error: Some(JobError::new(code, message)),
+        ..state.clone()
+    };
+    match made {
+        Ok(Ok(output)) => JobState {
+            status: JobStatus::Completed,
+            completed_at: Some(now()),
+            output: Some(output),
+            ..state
+        },
+        // The server stops; a cancelled job keeps the status that it has.
+        Ok(Err(MakeError::Engine(EngineError::Stopped))) => JobState {
+            status: JobStatus::Queued,
+            attempts: state.attempts.saturating_sub(1),
+            started_at: None,
+            seconds_taken: None,
+            ..state
+        },
+        Ok(Err(error @ MakeError::Engine(EngineError::Request(_)))) => {
+            failed("invalid_request", error_line(&error))
+        }
+        Ok(Err(error @ MakeError::Write(_))) => failed("storage", error_line(&error)),
+        Ok(Err(error)) => failed("generation_failed", error_line(&error)),
+        Err(_) => failed("internal_error", "the job ended the computation by a panic".into()),
+    }
+}
+
+/// Passes progress on to those who follow the job, and stops it if a client or the server asks for that.
+struct Watcher<'a> {
+    queue: &'a Queue,
+    cancel: Arc<AtomicBool>,
+    live: watch::Sender<Live>,
+    steps: usize,
+    /// When the last preview was made.
+    shown: Option<Instant>,
+}
+
+impl Watcher<'_> {
+    fn flow(&self) -> ControlFlow<()> {
+        let stop = self.cancel.load(Ordering::SeqCst) || self.queue.stop.load(Ordering::SeqCst);
+        if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+impl Observer for Watcher<'_> {
+    fn stage(&mut self, stage: Stage) -> ControlFlow<()> {
+        self.live.send_modify(|live| live.stage = Some(stage));
+        self.flow()
+    }
+
+    fn sampled(&mut self, event: &Sampled) -> ControlFlow<()> {
+        self.queue.metrics.step();
+        self.steps = event.steps;
+        self.live.send_modify(|live| {
+            live.step = event.step;
+            live.progress = (SAMPLING_PERCENT * event.step / event.steps.max(1)) as u8;
+        });
+        self.flow()
+    }
+
+    fn decoded(&mut self, event: &Decoded) -> ControlFlow<()> {
+        let done = DECODING_PERCENT * event.frames / event.total.max(1);
+        self.live.send_modify(|live| live.progress = (SAMPLING_PERCENT + done) as u8);
+        self.flow()
+    }
+
+    fn wants_preview(&mut self) -> bool {
+        let due = self.shown.is_none_or(|shown| shown.elapsed() >= PREVIEW_INTERVAL);
+        if due && self.live.receiver_count() > 0 {
+            self.shown = Some(Instant::now());
+            return true;
+        }
+        false
+    }
+
+    fn previewed(&mut self, event: Preview) {
+        self.live.send_modify(|live| live.preview = Some(Arc::new(event)));
+    }
+}
