@@ -35,15 +35,15 @@ pub struct DenoiserRecipe {
     pub freeze: Freeze,
     /// Probability that a sample is trained with the null prompt instead of its caption.
     pub caption_dropout: f64,
-    /// Multiplies each sample's loss by `min(snr, gamma) / snr`, with the signal-to-noise ratio of its
-    /// timestep (Hang et al. 2023, arXiv 2303.09556). A small gamma gives weight to the early, noisy steps,
-    /// which decide layout and motion. Off in the published recipes.
+    /// Multiplies each sample's loss by `min(snr, gamma) / snr`, with the signal-to-noise ratio of
+    /// its timestep (Hang et al. 2023, arXiv 2303.09556). A small gamma gives weight to the early,
+    /// noisy steps, which decide layout and motion. Off in the published recipes.
     pub min_snr_gamma: Option<f64>,
     /// Prediction target. With `v_prediction`, the squared error is that of the velocity, which is the
     /// noise's error divided by `alphas_cumprod`. Sampling needs the same prediction type.
     pub prediction_type: PredictionType,
-    /// Activation checkpointing: saves only the input of each block for the backward pass, which computes the
-    /// other activations again.
+    /// Activation checkpointing: saves only the input of each block for the backward pass, which
+    /// computes the other activations again.
     pub activation_checkpointing: bool,
 }
 
@@ -306,7 +306,8 @@ impl DenoiserTask {
     }
 }
 
-/// Replaces the states of dropped captions in `states` `[B, L, C]` by the first L rows of the null prompt.
+/// Replaces the states of dropped captions in `states` `[B, L, C]` by the first L rows of the null
+/// prompt.
 fn drop_captions(states: Tensor<3>, null: Tensor<2>, dropped: &[bool]) -> Tensor<3> {
     if !dropped.contains(&true) {
         return states;
