@@ -7,8 +7,8 @@
 //! use burn::tensor::Device;
 //! use opensora_t5::{T5Config, T5Encoder, caption::text_preprocessing};
 //!
-//! let caption = text_preprocessing("A red fox &amp; a bear, see https://example.com");
-//! assert_eq!(caption, "a red fox & a bear, see");
+//! let caption = text_preprocessing("A red fox and a bear, see https://example.com");
+//! assert_eq!(caption, "a red fox and a bear, see");
 //!
 //! let config = T5Config {
 //!     vocab_size: 100,

@@ -365,7 +365,7 @@ fn corrupt_charsmaps() {
         ("found", &|map| map[..4].copy_from_slice(&0xffff_fffc_u32.to_le_bytes())),
         ("found", &|map| map.truncate(1000)),
         ("leads to unit", &|map| map[4..8].fill(0xff)),
-        ("no character", &|map| map.truncate(trie_bytes(map) + 4)),
+        ("not the start of a character", &|map| map.truncate(trie_bytes(map) + 4)),
         ("not UTF-8", &|map| *map.last_mut().unwrap() = 0xff),
         ("longer than 256", &|map| {
             let start = trie_bytes(map) + 4;
