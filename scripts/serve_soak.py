@@ -4,9 +4,10 @@
     scripts/serve_soak.py target/release/opensora [--jobs 200] [--kills 2] [--seed 1]
 
 A number of jobs is created over HTTP while others run. Some are cancelled at random moments, and the server
-is killed (SIGKILL) and started again at random moments. Then 1,000 connections are opened at once. At the end, every job that was acknowledged has
-a final status that fits what was done to it, every completed one has a whole video, and the server's memory
-after the last job is at most 5 % above that after half of the jobs. Needs nothing but Python.
+is killed (SIGKILL) and started again at random moments. Twice, 1,000 connections are opened at once. At the
+end, every job that was acknowledged has a final status that fits what was done to it, every completed one has
+a whole video, and the server's memory after the last job is at most 5 % above that after half of the jobs.
+Needs nothing but Python.
 """
 
 import argparse
@@ -145,6 +146,13 @@ def soak(args, rng, server):
     server.start()
     acknowledged, cancelled = [], set()
     half = args.jobs // 2
+
+    def note(ended):
+        job, status = ended
+        if status == "in_progress":
+            acknowledged.append(job)
+            cancelled.add(job)
+
     kills = rng.sample(range(10, half - 20), args.kills)
     before = 0
     for index in range(args.jobs):
@@ -152,7 +160,9 @@ def soak(args, rng, server):
             server.kill()
             server.start()
         if index == half:
-            # This process has loaded its models and made videos of all lengths by now.
+            # This process has loaded its models, made videos of all lengths and had its most connections by now.
+            server.wait_idle(600)
+            note(storm(server, args.connections))
             server.wait_idle(600)
             before = server.resident()
         acknowledged.append(create(server, rng))
@@ -165,10 +175,7 @@ def soak(args, rng, server):
                 assert error.code == 409, error.code  # it has ended already
         time.sleep(rng.random() * 0.1)
     server.wait_idle(600)
-    job, status = storm(server, args.connections)
-    if status == "in_progress":
-        acknowledged.append(job)
-        cancelled.add(job)
+    note(storm(server, args.connections))
     server.wait_idle(600)
     after = server.resident()
 
