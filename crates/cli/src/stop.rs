@@ -104,13 +104,6 @@ pub(crate) fn or_error(error: anyhow::Error) -> anyhow::Error {
     }
 }
 
-/// Ends the program if a signal has asked for it, between two pieces of work that write nothing.
-pub(crate) fn end_if_asked() {
-    if let Some(code) = exit_code() {
-        std::process::exit(code.into());
-    }
-}
-
 /// Returns what an observer answers: to break where a signal has asked for an end.
 pub(crate) fn flow() -> ControlFlow<()> {
     if asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
