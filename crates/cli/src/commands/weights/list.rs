@@ -1,11 +1,11 @@
-//! `opensora weights list`: the presets, and what the cache has.
+//! `opensora weights list`: lists the presets and the cached repositories.
 
 use super::hub;
 use crate::{options::Report, output};
 use indicatif::HumanBytes;
 use opensora::{
     PRESETS, Preset,
-    hub::{Cache, CachedRepository, Hub},
+    hub::{Cache, CachedRepository, Hub, RepositoryFile},
     presets::{self, Origin},
 };
 use serde::Serialize;
@@ -30,7 +30,7 @@ struct Row {
     origin: &'static str,
     file: &'static str,
     licence: Option<&'static str>,
-    /// `None` if it is not in the cache.
+    /// `None` if the file is not in the cache.
     path: Option<PathBuf>,
     commit: Option<String>,
     bytes: Option<u64>,
@@ -95,7 +95,8 @@ fn row(preset: &'static Preset, hub: &Hub) -> Row {
 fn cached(cache: &Cache, repository: &str, file: &str) -> (Option<PathBuf>, Option<String>) {
     let found = repository.parse().ok().and_then(|repository| {
         let commit = cache.commit(&repository, "main")?;
-        Some((cache.find(&repository, &commit, file)?, commit))
+        let wanted = RepositoryFile { repository: &repository, revision: &commit, name: file };
+        Some((cache.find(&wanted)?, commit))
     });
     found.unzip()
 }
