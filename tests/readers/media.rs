@@ -57,6 +57,8 @@ pub(super) const READERS: &[Reader] = &[
             ])
         },
         // The kind goes by the content.
-        read: |scratch, bytes| media::still(&scratch.write("damaged.png", bytes)).map(drop),
+        read: |scratch, bytes| {
+            media::still(&scratch.write("damaged.png", bytes)).map(drop).map_err(text)
+        },
     },
 ];
