@@ -4,15 +4,18 @@
     scripts/serve_soak.py target/release/opensora [--jobs 200] [--kills 2] [--seed 1]
 
 A number of jobs is created over HTTP while others run. Some are cancelled at random moments, and the server
-is killed (SIGKILL) and started again at random moments. At the end, every job that was acknowledged has
-a final status that fits what was done to it, every completed one has a whole video, and the server's memory
-after the last job is at most 5 % above that after half of the jobs. Needs nothing but Python.
+is killed (SIGKILL) and started again at random moments. Twice, 1,000 connections are opened at once. At the
+end, every job that was acknowledged has a final status that fits what was done to it, every completed one has
+a whole video, and the server's memory after the last job is at most 5 % above that after half of the jobs.
+Needs nothing but Python.
 """
 
 import argparse
 import json
 import random
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -87,6 +90,7 @@ def main():
     parser.add_argument("program")
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--kills", type=int, default=2)
+    parser.add_argument("--connections", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     rng = random.Random(args.seed)
@@ -100,11 +104,55 @@ def create(server, rng):
     return server.json("POST", "/v1/videos", body)["id"]
 
 
+def storm(server, connections):
+    """Opens many connections at once, some idle, some in the middle of a request, some with a whole one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4 * connections), hard))
+    host = server.url.removeprefix("http://")
+    address = (host.rsplit(":", 1)[0], int(host.rsplit(":", 1)[1]))
+    kinds = [b"", b"GET /v1/videos HT", f"GET /v1/videos HTTP/1.1\r\nHost: {host}\r\n\r\n".encode(),
+             f"POST /v1/videos HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+             "Content-Length: 60000\r\n\r\n{".encode()]
+    job = server.json("POST", "/v1/videos", {"prompt": PROMPT, "steps": 200})["id"]
+    sockets = []
+    for index in range(connections):
+        sockets.append(socket.create_connection(address))
+        try:
+            sockets[-1].sendall(kinds[index % len(kinds)])
+        except OSError:
+            pass  # rejected already
+    answers = {}
+    for index, connection in enumerate(sockets):
+        if index % len(kinds) == 2:
+            connection.settimeout(60)
+            try:
+                answer = connection.recv(12)[9:12].decode() or "closed"
+            except OSError:
+                answer = "closed"
+            answers[answer] = answers.get(answer, 0) + 1
+    peak = server.resident()
+    for connection in sockets:
+        connection.close()
+    time.sleep(1)
+    state = server.json("GET", f"/v1/videos/{job}")
+    assert state["status"] in ("in_progress", "completed"), state
+    server.json("DELETE", f"/v1/videos/{job}")
+    print(f"{connections} connections at once: whole requests were answered {answers}; {peak / 1e6:.1f} MB")
+    return job, state["status"]
+
+
 def soak(args, rng, server):
     began = time.monotonic()
     server.start()
     acknowledged, cancelled = [], set()
     half = args.jobs // 2
+
+    def note(ended):
+        job, status = ended
+        if status == "in_progress":
+            acknowledged.append(job)
+            cancelled.add(job)
+
     kills = rng.sample(range(10, half - 20), args.kills)
     before = 0
     for index in range(args.jobs):
@@ -112,7 +160,9 @@ def soak(args, rng, server):
             server.kill()
             server.start()
         if index == half:
-            # This process has loaded its models and made videos of all lengths by now.
+            # This process has loaded its models, made videos of all lengths and had its most connections by now.
+            server.wait_idle(600)
+            note(storm(server, args.connections))
             server.wait_idle(600)
             before = server.resident()
         acknowledged.append(create(server, rng))
@@ -124,6 +174,8 @@ def soak(args, rng, server):
             except urllib.error.HTTPError as error:
                 assert error.code == 409, error.code  # it has ended already
         time.sleep(rng.random() * 0.1)
+    server.wait_idle(600)
+    note(storm(server, args.connections))
     server.wait_idle(600)
     after = server.resident()
 

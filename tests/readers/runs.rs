@@ -5,7 +5,7 @@ use burn::nn::{Initializer, Linear, LinearConfig};
 use burn::tensor::Device;
 use opensora_data::cache::LatentCache;
 use opensora_files::Journal;
-use opensora_prepare::step::{self, Shard};
+use opensora_prepare::{RunOptions, step};
 use opensora_train::{
     Trainer, metrics,
     optimizer::OptimizerRecipe,
@@ -64,15 +64,10 @@ pub(super) const READERS: &[Reader] = &[
         read: |scratch, bytes| {
             Journal::open(&scratch.write("a.journal", bytes)).map_err(text)?;
             let journal = scratch.write("b.journal", bytes);
-            let run = step::Run {
-                journal,
-                settings: settings(),
-                workers: 1,
-                shard: Shard::WHOLE,
-                retry_failed: false,
-            };
+            let options = RunOptions::default();
+            let run = step::Run { journal, settings: settings(), options };
             let keys = ["data/films/000000.mp4".to_string()];
-            let nothing = |_: usize| Err::<serde_json::Value, _>("not tried".to_string());
+            let nothing = |_: usize| Err::<serde_json::Value, step::Fault>("not tried".into());
             step::run(&run, &keys, nothing, &mut ()).map(drop).map_err(text)
         },
     },

@@ -66,7 +66,7 @@ pub(super) const READERS: &[Reader] = &[
         },
         read: |scratch, bytes| {
             let config = Config::read(&scratch.write("prepare.toml", bytes)).map_err(text)?;
-            config.stages(false).map(drop).map_err(text)
+            config.stages(opensora_prepare::RunOptions::default()).map(drop).map_err(text)
         },
     },
     Reader {

@@ -3,7 +3,7 @@
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use std::ops::Range;
 
-/// An axis over finite values, positive ones where it is logarithmic.
+/// An axis over finite values; a logarithmic axis has positive values only.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Axis {
     pub(crate) low: f64,
@@ -12,7 +12,8 @@ pub(crate) struct Axis {
 }
 
 impl Axis {
-    /// Over `low` to `high` with `margin` of the length at both ends; equal ones get an axis too.
+    /// Creates an axis over `low` to `high`, extended at both ends by `margin` times its length. The limits may
+    /// be equal.
     pub(crate) fn over(low: f64, high: f64, margin: f64, log: bool) -> Self {
         let axis = Self { low, high, log };
         let (start, end) = (axis.unit(low), axis.unit(high));
@@ -26,7 +27,7 @@ impl Axis {
         Self { low: axis.value(start - more), high: axis.value(end + more), log }
     }
 
-    /// Where a value stands, up to a linear map.
+    /// Returns the position of a value up to a linear map.
     fn unit(&self, value: f64) -> f64 {
         if self.log { value.log10() } else { value }
     }
@@ -39,7 +40,7 @@ impl Axis {
         value.clamp(self.low, self.high)
     }
 
-    /// Round values, at most `most` of them.
+    /// Returns at most `most` round values.
     pub(crate) fn ticks(&self, most: usize) -> Vec<f64> {
         let most = most.clamp(2, 100);
         if self.log
@@ -51,7 +52,7 @@ impl Axis {
         for step in round_steps(length / most as f64) {
             let (first, last) = ((self.low / step).ceil(), (self.high / step).floor());
             if last - first < most as f64 {
-                // Multiples of the step, so that no error adds up.
+                // Multiples of the step, so that errors do not accumulate.
                 return (0..=(last - first).max(0.0) as usize)
                     .map(|i| (first + i as f64) * step)
                     .collect();
@@ -60,8 +61,8 @@ impl Axis {
         vec![self.low, self.high]
     }
 
-    /// Powers of ten, with 2 and 5 times them or their other multiples while there is room; `None`
-    /// for a range so short that a linear axis serves better.
+    /// Returns powers of ten, with their multiples (by 2 and 5, or by all digits) if there is space. `None` for
+    /// a range so short that linear ticks are better.
     fn log_ticks(&self, most: usize) -> Option<Vec<f64>> {
         let (first, last) = (self.low.log10().floor() as i32, self.high.log10().ceil() as i32);
         let sets: [&[f64]; 3] =
@@ -69,7 +70,7 @@ impl Axis {
         for set in sets {
             let ticks: Vec<f64> = (first..=last)
                 .flat_map(|power| set.iter().map(move |factor| format!("{factor}e{power}")))
-                // Parsed, because 10^-3 is not 0.001 to the last bit.
+                // Parsed, because computed powers such as 10^-3 are not exact.
                 .filter_map(|text| text.parse().ok())
                 .filter(|tick| (self.low..=self.high).contains(tick))
                 .collect();
@@ -85,7 +86,7 @@ impl Axis {
         Some(powers.filter(|tick| (self.low..=self.high).contains(tick)).collect())
     }
 
-    /// The text of one of [`ticks`](Self::ticks).
+    /// Returns the label of one of the [`ticks`](Self::ticks).
     pub(crate) fn label(&self, value: f64, ticks: &[f64]) -> String {
         match ticks {
             [first, second, ..] if !self.log => label(value, second - first),
@@ -94,13 +95,13 @@ impl Axis {
     }
 }
 
-/// Round numbers, the first of them at most `least` and the others about or above it.
+/// Returns ascending round numbers, of which the first is at most `least`.
 pub(crate) fn round_steps(least: f64) -> [f64; 5] {
     let power = 10f64.powf(least.log10().floor());
     [1.0, 2.0, 5.0, 10.0, 20.0].map(|factor| factor * power)
 }
 
-/// A value in few characters, exact to a tenth of `step`.
+/// Returns a short text of a value, exact to a tenth of `step`.
 fn label(value: f64, step: f64) -> String {
     let power = |number: f64| number.abs().log10().floor().clamp(-300.0, 300.0) as i32;
     if value.abs() < 1e-6 * step.abs() || value == 0.0 {
@@ -114,7 +115,7 @@ fn label(value: f64, step: f64) -> String {
     trim(format!("{value:.digits$e}"))
 }
 
-/// Without zeros at the end of the fraction.
+/// Removes trailing zeros of the fraction.
 fn trim(text: String) -> String {
     let (number, exponent) = match text.split_once('e') {
         Some((number, exponent)) => (number, format!("e{exponent}")),

@@ -1,4 +1,4 @@
-//! The same drawing for SVG and for pixels.
+//! SVG and pixel backends of plotters: one drawing for both.
 
 use crate::ChartError;
 use opensora_files::write_atomically;
@@ -10,15 +10,15 @@ use plotters::{
 };
 use std::path::Path;
 
-/// plotters knows whole pixels only. So everything is drawn so much larger: pixels are averaged
-/// then, and SVG has a size that is smaller than its coordinates.
+/// Factor by which everything is drawn larger, because plotters uses integer coordinates. Pixels are averaged
+/// afterwards; an SVG file states the smaller size.
 pub(crate) const OVERSAMPLING: u32 = 3;
-/// The family in SVG files; in pixels it is the font that this crate carries.
+/// Font family in SVG files. Images use the bundled font.
 const FONT: &str = "sans-serif";
-/// Text, axes.
+/// Colour of text and axes.
 const INK: RGBColor = RGBColor(30, 30, 30);
 
-/// Colours that are told apart with any colour vision (Okabe and Ito).
+/// Colours that people with any colour vision can distinguish (Okabe and Ito).
 pub(crate) const COLORS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -29,25 +29,25 @@ pub(crate) const COLORS: [RGBColor; 7] = [
     RGBColor(90, 90, 90),
 ];
 
-/// Where plotters draws.
+/// A drawing area of plotters.
 pub(crate) type Area<Backend> = DrawingArea<Backend, Shift>;
 
-/// What is drawn on.
+/// The kind of output.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Medium {
-    /// Lines stay lines.
+    /// Vector graphics.
     Svg,
-    /// Lines become pixels.
+    /// An image.
     Pixels,
 }
 
-/// Something that can be drawn: rows of one size.
+/// A page that consists of rows of equal size.
 pub(crate) trait Page {
-    /// Width of the page and height of a row, in pixels.
+    /// Returns the width of the page and the height of a row in pixels.
     fn size(&self) -> (u32, u32);
-    /// Rows there are.
+    /// Returns the number of rows.
     fn rows(&self) -> usize;
-    /// Draws one of them; the area is [`OVERSAMPLING`] times as large.
+    /// Draws a row into an area that is [`OVERSAMPLING`] times as large.
     fn draw_row<Backend>(
         &self,
         row: usize,
@@ -58,14 +58,14 @@ pub(crate) trait Page {
         Backend: DrawingBackend<ErrorType: 'static>;
 }
 
-/// The style of text of so many pixels.
+/// Returns the style of text of `size` pixels.
 pub(crate) fn text(size: u32) -> TextStyle<'static> {
-    // Again and again the same font: the registry has no other way to ask.
+    // Registered at every call, because the registry cannot be queried.
     let _ = register_font(FONT, FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT);
     (FONT, size * OVERSAMPLING).into_font().color(&INK)
 }
 
-/// Writes a page as SVG or PNG, by the path's ending; what was at `path` stays where that fails.
+/// Writes a page as SVG or PNG, by the path's extension. An existing file stays on failure.
 pub(crate) fn save(page: &impl Page, path: &Path) -> Result<(), ChartError> {
     let ending = path.extension().map(|ending| ending.to_ascii_lowercase());
     match ending.as_ref().and_then(|ending| ending.to_str()) {
@@ -84,7 +84,7 @@ pub(crate) fn save(page: &impl Page, path: &Path) -> Result<(), ChartError> {
     }
 }
 
-/// A page as SVG.
+/// Returns a page as SVG.
 fn svg(page: &impl Page) -> Result<String, ChartError> {
     let (width, height) = (page.size().0, page.size().1 * page.rows() as u32);
     let large = (width * OVERSAMPLING, height * OVERSAMPLING);
@@ -102,8 +102,8 @@ fn svg(page: &impl Page) -> Result<String, ChartError> {
     Ok(text.replacen(&size(large), &size((width, height)), 1))
 }
 
-/// A page as RGB `[height, width, 3]`, and `[height, width]`. (Row by row: the large picture of a
-/// whole page may take much memory.)
+/// Returns a page as RGB `[height, width, 3]`, and `[height, width]`. Rows are drawn one by one, because the
+/// oversampled image of a whole page may need much memory.
 pub(crate) fn rgb(page: &impl Page) -> Result<(Vec<u8>, [usize; 2]), ChartError> {
     let (width, height) = page.size();
     let size = (width * OVERSAMPLING, height * OVERSAMPLING);
@@ -122,7 +122,7 @@ pub(crate) fn rgb(page: &impl Page) -> Result<(Vec<u8>, [usize; 2]), ChartError>
     Ok((small, [page.rows() * height, width]))
 }
 
-/// Appends the means of squares of `factor` pixels; `size` is that of the result.
+/// Appends an image that is reduced by `factor` to `[height, width]`, by averaging.
 fn average(large: &[u8], [height, width]: [usize; 2], factor: usize, small: &mut Vec<u8>) {
     for y in 0..height {
         for x in 0..width {

@@ -1,21 +1,24 @@
-//! Numbers of one run.
+//! Curves: values of one run, smoothing and decimation.
 
 /// A curve: one column of one run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
     /// Name in the legend.
     pub name: String,
-    /// Number of the run, from 0: it has the same colour in every panel.
+    /// Index of the run, from 0, which determines the colour in every panel.
     pub run: usize,
-    /// Steps, or whatever the horizontal axis counts.
+    /// Horizontal positions, usually steps.
     pub x: Vec<f64>,
-    /// Values; what is not finite is left out.
+    /// Values. Values that are not finite are not drawn.
     pub y: Vec<f64>,
 }
 
-/// Running mean with exponentially falling weights, `factor` being the weight of the past, without
-/// the pull towards zero at the start; as TensorBoard smooths its curves. Values that are not finite
-/// are passed on and do not count.
+/// Returns the exponential moving average with the weight `factor` of the past, with bias correction at the
+/// start, as in TensorBoard. Values that are not finite are returned unchanged and do not affect the average.
+///
+/// ```
+/// assert_eq!(opensora_chart::curve::smooth(&[2.0, 2.0, f64::INFINITY], 0.5), [2.0, 2.0, f64::INFINITY]);
+/// ```
 pub fn smooth(values: &[f64], factor: f64) -> Vec<f64> {
     let (mut mean, mut weight) = (0.0, 0.0);
     values
@@ -31,8 +34,7 @@ pub fn smooth(values: &[f64], factor: f64) -> Vec<f64> {
         .collect()
 }
 
-/// Fewer points of the same look: of each of `pieces` stretches the smallest and the largest value,
-/// in their order.
+/// Returns fewer points that look the same: the minimum and maximum of each of `pieces` segments, in order.
 pub(crate) fn thin(points: &[(f64, f64)], pieces: usize) -> Vec<(f64, f64)> {
     if points.len() <= 2 * pieces {
         return points.to_vec();

@@ -1,4 +1,4 @@
-//! How often values come: bins of one width with round edges, histograms in a grid.
+//! Histograms with bins of equal width and round edges, drawn in a grid.
 
 use crate::{
     ChartError,
@@ -9,36 +9,35 @@ use crate::{
 use plotters::prelude::*;
 use std::path::Path;
 
-/// Bins of a histogram, about: edges are round.
+/// Approximate number of bins; edges are round.
 const BINS: f64 = 30.0;
-/// Values at either end that may stay outside are one of so many.
+/// At either end, one in this many values may be outside the bins.
 const RARE: usize = 200;
-/// Histograms beside each other.
+/// Number of columns of the grid.
 const COLUMNS: usize = 3;
-/// Width and height of one, in pixels.
+/// Width and height of a histogram in pixels.
 const CELL: (u32, u32) = (480, 300);
-/// Most histograms on a page: images have at most 16384 rows.
+/// Maximum number of histograms: images have at most 16384 rows.
 const MOST: usize = COLUMNS * 54;
-/// Characters of a title that fit.
+/// Maximum number of characters of a title.
 const TITLE: usize = 40;
 
-/// Counts of values in bins of one width.
+/// Counts of values in bins of equal width.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Histogram {
-    /// What the values are.
+    /// Title.
     pub title: String,
-    /// What the horizontal axis shows: a unit, or nothing.
+    /// Label of the horizontal axis, such as a unit; may be empty.
     pub x_label: String,
     /// Lower edge of the first bin.
     pub start: f64,
     /// Width of a bin.
     pub width: f64,
-    /// Values in each bin: from its lower edge to below the next one's. The very last edge belongs
-    /// to its bin.
+    /// Number of values in each bin, which contains its lower edge. The last bin also contains its upper edge.
     pub counts: Vec<usize>,
-    /// Values below the first bin: rare ones far from all others.
+    /// Number of values below the first bin: outliers.
     pub below: usize,
-    /// Values above the last bin.
+    /// Number of values above the last bin: outliers.
     pub above: usize,
 }
 
@@ -52,13 +51,21 @@ pub struct Labels<'a> {
 }
 
 impl Histogram {
-    /// Puts values into some 30 bins at most; what is not finite, or beyond 1e100, does not count.
-    /// Whole numbers are the middles of their bins where each has its own. Single values so far
-    /// from the others that nothing else could be seen are outside; [`below`](Self::below) and
-    /// [`above`](Self::above) tell how many.
+    /// Counts values in about 30 bins. Values that are not finite or exceed 1e100 are ignored. If each integer
+    /// has its own bin, the bin is centred on it. Rare values so far from the others that they would dominate
+    /// the scale are counted in [`below`](Self::below) and [`above`](Self::above).
+    ///
+    /// ```
+    /// use opensora_chart::{Histogram, Labels};
+    ///
+    /// let labels = Labels { title: "frames", x_label: "" };
+    /// let histogram = Histogram::of(labels, &[1.0, 1.0, 3.0])?;
+    /// assert_eq!((histogram.start, histogram.width, &histogram.counts[..]), (0.5, 1.0, &[2, 0, 1][..]));
+    /// # Ok::<(), opensora_chart::ChartError>(())
+    /// ```
     ///
     /// # Errors
-    /// [`ChartError::Empty`] where there is no value.
+    /// Returns [`ChartError::Empty`] if there are no values.
     pub fn of(labels: Labels<'_>, values: &[f64]) -> Result<Self, ChartError> {
         let Labels { title, x_label } = labels;
         let mut values: Vec<f64> =
@@ -70,12 +77,12 @@ impl Histogram {
         let whole = values.iter().all(|value| value.fract() == 0.0);
         let width = bin_width(low, high, whole);
         let shift = if whole && width == 1.0 { 0.5 } else { 0.0 };
-        // A little more than nothing: 0.3 / 0.1 is below 3.
+        // A small tolerance: 0.3 / 0.1 is below 3.
         let place = |value: f64| ((value + shift) / width + 1e-9).floor();
         let first = place(low);
         let mut bins = (place(high) - first) as usize + 1;
         if !whole && bins > 1 && (high / width - place(high)).abs() < 1e-9 {
-            // The last value is an edge: no bin of its own.
+            // The last value is an edge and belongs to the bin below.
             bins -= 1;
         }
         let edge = (first + bins as f64) * width - shift;
@@ -100,17 +107,17 @@ impl Histogram {
         })
     }
 
-    /// Upper edge of the last bin.
+    /// Returns the upper edge of the last bin.
     fn end(&self) -> f64 {
         self.edge(self.counts.len())
     }
 
-    /// Lower edge of a bin.
+    /// Returns the lower edge of a bin.
     fn edge(&self, bin: usize) -> f64 {
         self.start + bin as f64 * self.width
     }
 
-    /// The unit, and what lies outside.
+    /// Returns the label of the horizontal axis with the numbers of outliers.
     fn x_description(&self) -> String {
         let mut parts = Vec::new();
         if !self.x_label.is_empty() {
@@ -125,7 +132,7 @@ impl Histogram {
     }
 }
 
-/// The range that is shown of sorted values; `None` where there are none.
+/// Returns the range of sorted values without outliers; `None` if there are no values.
 fn shown(values: &[f64]) -> Option<(f64, f64)> {
     let (min, max) = (*values.first()?, *values.last()?);
     let rare = values.len() / RARE;
@@ -137,12 +144,12 @@ fn shown(values: &[f64]) -> Option<(f64, f64)> {
     Some((if low - min > near { low } else { min }, if max - high > near { high } else { max }))
 }
 
-/// A round width for bins over a range.
+/// Returns a round width of the bins over a range.
 fn bin_width(low: f64, high: f64, whole: bool) -> f64 {
     let size = low.abs().max(high.abs());
     let least = match high - low {
         length if length > 1e-9 * size && length > 1e-100 => length / BINS,
-        // One value.
+        // All values are equal.
         _ if size > 1e-100 => 0.1 * size,
         _ => 0.1,
     };
@@ -155,11 +162,11 @@ fn bin_width(low: f64, high: f64, whole: bool) -> f64 {
     }
 }
 
-/// Draws histograms into `path`, three beside each other, as SVG or PNG by its ending.
+/// Writes histograms to `path` in rows of three, as SVG or PNG by the extension.
 ///
 /// # Errors
-/// Where there is none or there are too many for an image, or the file cannot be written; what was
-/// at `path` stays then.
+/// Returns an error if there are no histograms or too many for an image, or if the file cannot be written. An
+/// existing file stays on failure.
 pub fn save(histograms: &[Histogram], path: &Path) -> Result<(), ChartError> {
     if histograms.is_empty() || histograms.len() > MOST {
         let text = format!("{} histograms, expected 1 to {MOST}", histograms.len());
@@ -168,7 +175,7 @@ pub fn save(histograms: &[Histogram], path: &Path) -> Result<(), ChartError> {
     canvas::save(&Grid { histograms, columns: histograms.len().min(COLUMNS) }, path)
 }
 
-/// Histograms on one page.
+/// A page of histograms.
 struct Grid<'a> {
     histograms: &'a [Histogram],
     columns: usize,
@@ -209,7 +216,7 @@ fn draw<Backend: DrawingBackend>(
     let most = histogram.counts.iter().copied().max().unwrap_or(0).max(1);
     let x = Axis::over(histogram.start, histogram.end(), 0.03, false);
     let y = Axis { low: 0.0, high: 1.05 * most as f64, log: false };
-    // No ticks between whole numbers: not among few bins of these, and not among counts.
+    // Few ticks for few bins and small counts, so that ticks are integers.
     let (x_count, y_count) = (histogram.counts.len().min(5) + 1, most.min(4) + 1);
     let (x_ticks, y_ticks) = (x.ticks(x_count), y.ticks(y_count));
     let mut chart = ChartBuilder::on(area)
@@ -239,7 +246,7 @@ fn draw<Backend: DrawingBackend>(
     chart.draw_series(bars.map(|(bin, &count)| {
         let corners = [(histogram.edge(bin), count as f64), (histogram.edge(bin + 1), 0.0)];
         let mut bar = Rectangle::new(corners, COLORS[0].mix(0.85).filled());
-        // So that neighbours are told apart.
+        // A gap separates adjacent bars.
         bar.set_margin(0, 0, 0, scale);
         bar
     }))?;

@@ -1,13 +1,13 @@
-//! Charts on SVG and PNG: axes, curves, histograms, text.
+//! Charts as SVG and PNG files: curves of training runs, histograms, and text as images.
 //!
-//! | module | thought |
+//! | module | contents |
 //! |---|---|
-//! | [`panel`] | curves of one or several runs, a column of panels |
-//! | [`curve`] | numbers of one run: smoothing, thinning for drawing |
-//! | [`histogram`] | how often values come, a grid of histograms |
-//! | [`text`] | lines of text as pixels |
+//! | [`panel`] | curves of one or several runs, in a column of panels |
+//! | [`curve`] | values of one run; smoothing and decimation |
+//! | [`histogram`] | histograms, in a grid |
+//! | [`text`] | wrapped text as an image |
 //! | `axis` | linear and logarithmic axes with round ticks |
-//! | `canvas` | the same drawing for SVG and for pixels |
+//! | `canvas` | SVG and pixel backends of plotters |
 //!
 //! ```
 //! use opensora_chart::{Curve, Histogram, Labels, Panel, Style, histogram, panel};

@@ -1,4 +1,4 @@
-//! Curves of one or several runs: the raw values faint, their smoothed course strong.
+//! Panels of curves: raw values in a faint colour, smoothed values in a strong colour.
 
 use crate::{
     ChartError, Curve,
@@ -9,26 +9,26 @@ use crate::{
 use plotters::{coord::cartesian::Cartesian2d, prelude::*};
 use std::path::Path;
 
-/// Stretches of a curve of which more could not be told apart.
+/// Number of segments to which a curve is decimated.
 const PIECES: usize = 1000;
 
-/// One diagram: a column of one or several runs.
+/// One diagram: curves of one quantity.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Panel {
-    /// What is shown: the column's name.
+    /// Title: the name of the quantity.
     pub title: String,
-    /// The runs.
+    /// The curves, one for each run.
     pub curves: Vec<Curve>,
 }
 
-/// How curves are drawn.
+/// Options of drawing panels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Style {
-    /// Weight of the past in the smoothed curve, 0 (none) to below 1, as in TensorBoard.
+    /// Weight of the past in the smoothed curve, from 0 (no smoothing) to below 1, as in TensorBoard.
     pub smooth: f64,
-    /// Logarithmic values; those that are not positive are left out.
+    /// Logarithmic vertical axis. Values that are not positive are not drawn.
     pub log: bool,
-    /// What the horizontal axis counts.
+    /// Label of the horizontal axis.
     pub x_label: String,
     /// Width of a panel in pixels.
     pub width: u32,
@@ -42,11 +42,11 @@ impl Default for Style {
     }
 }
 
-/// Draws the panels below each other into `path`, as SVG or PNG by its ending.
+/// Writes panels to `path` in one column, as SVG or PNG by the extension.
 ///
 /// # Errors
-/// Where there is nothing to show, the style cannot be, or the file cannot be written; what was at
-/// `path` stays then.
+/// Returns an error if a panel has no values, if the style is invalid, or if the file cannot be written. An
+/// existing file stays on failure.
 pub fn save(panels: &[Panel], style: &Style, path: &Path) -> Result<(), ChartError> {
     style.validate(panels.len())?;
     canvas::save(&Column { panels, style }, path)
@@ -73,7 +73,7 @@ impl Style {
     }
 }
 
-/// The panels on one page.
+/// A page of panels.
 struct Column<'a> {
     panels: &'a [Panel],
     style: &'a Style,
@@ -106,7 +106,7 @@ impl Page for Column<'_> {
     }
 }
 
-/// A curve as it is drawn.
+/// A curve with its smoothed values.
 struct Lines {
     name: String,
     color: RGBColor,
@@ -115,7 +115,7 @@ struct Lines {
 }
 
 fn lines(panel: &Panel, style: &Style) -> Vec<Lines> {
-    // No loss lies beyond, and arithmetic within has no overflow.
+    // Within this range, arithmetic does not overflow.
     let shown = |value: f64| match style.log {
         true => (1e-100..=1e100).contains(&value),
         false => value.abs() <= 1e100,
@@ -143,7 +143,7 @@ fn lines(panel: &Panel, style: &Style) -> Vec<Lines> {
         .collect()
 }
 
-/// Axes over what is to be seen; single peaks far above all others are cut off.
+/// Returns the axes of curves. Rare peaks far above all other values are clipped.
 fn axes(lines: &[Lines], log: bool) -> Option<(Axis, Axis)> {
     let range = |values: &mut dyn Iterator<Item = f64>| {
         values.fold(None, |range: Option<(f64, f64)>, value| {
@@ -288,7 +288,7 @@ mod tests {
         let svg = folder.path().join("a.svg");
         save(&panels, &style, &svg).unwrap();
         let text = std::fs::read_to_string(svg).unwrap();
-        // Raw, smoothed and legend; a title, round ticks, and names that cannot break the file.
+        // Raw curve, smoothed curve and legend; title, round ticks, and escaped names.
         assert_eq!(text.matches("stroke=\"#0072B2\"").count(), 3, "{text}");
         assert!(text.starts_with("<svg width=\"960\" height=\"480\""), "{text}");
         for word in ["loss", "step", "run &lt;0&gt;", "0.2", "100", "500"] {

@@ -1,8 +1,7 @@
-//! Lines of text as pixels.
+//! Wrapped text as an image.
 //!
-//! The font that this crate carries has the Latin, Greek and Cyrillic letters. Characters that it
-//! lacks are shown as boxes, letters are put beside each other as they come (no ligatures, no
-//! writing from right to left): where that matters, write HTML and leave the text to a browser.
+//! The bundled font has Latin, Greek and Cyrillic letters. Missing characters are drawn as boxes. There are no
+//! ligatures and no right-to-left layout; write HTML for other scripts.
 
 use crate::{
     ChartError,
@@ -11,24 +10,33 @@ use crate::{
 use opensora_video::{Frames, VideoError};
 use plotters::prelude::*;
 
-/// A piece of text that is wrapped.
+/// A paragraph of wrapped text.
+///
+/// ```
+/// use opensora_chart::text::Paragraph;
+///
+/// let text = "a red fox in a misty forest";
+/// let image = Paragraph { text, size: 16, width: 120, most_lines: 3 }.render()?;
+/// assert_eq!(image.width(), 120);
+/// # Ok::<(), opensora_chart::ChartError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paragraph<'a> {
-    /// What it says; spaces, line breaks and control characters separate words.
+    /// The text. White space and control characters separate words.
     pub text: &'a str,
     /// Height of the letters in pixels, 6 to 96.
     pub size: u32,
     /// Width of a line in pixels, 16 to 4096.
     pub width: u32,
-    /// Lines after which it is cut off, with an ellipsis, 1 to 100.
+    /// Maximum number of lines, 1 to 100. Longer text ends with an ellipsis.
     pub most_lines: usize,
 }
 
 impl Paragraph<'_> {
-    /// Dark on white; without words, one empty line.
+    /// Draws the text, dark on white. Text without words is one empty line.
     ///
     /// # Errors
-    /// Where a number is outside its range or the font cannot be used.
+    /// Returns an error if a number is outside its range or the font is not usable.
     pub fn render(&self) -> Result<Frames, ChartError> {
         for (name, value, range) in [
             ("size", self.size as usize, 6..=96),
@@ -43,7 +51,7 @@ impl Paragraph<'_> {
         }
         let style = canvas::text(self.size);
         let measure = |text: &str| style.font.box_size(text).map(|(width, _)| width as usize);
-        // That the font is there is known once it has measured something.
+        // Measuring fails if the font is not usable.
         measure("x").map_err(ChartError::draw("text"))?;
         let width = (self.width * OVERSAMPLING) as usize;
         let lines = wrap(self.text, width, self.most_lines, &|text| measure(text).unwrap_or(0));
@@ -54,8 +62,8 @@ impl Paragraph<'_> {
     }
 }
 
-/// A text on one line: white space and control characters become single spaces; cut off behind
-/// `most` characters, with an ellipsis.
+/// Returns text on one line of at most `most` characters. White space and control characters become single
+/// spaces; longer text ends with an ellipsis.
 pub fn plain(text: &str, most: usize) -> String {
     let mut line = String::new();
     for word in words(text) {
@@ -78,11 +86,11 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(separates).filter(|word| !word.is_empty())
 }
 
-/// Lines that are at most `width` wide; words that are wider are cut. At least one line.
+/// Breaks text into lines of at most `width`, splitting words that are wider. Returns at least one line.
 fn wrap(text: &str, width: usize, most: usize, measure: &dyn Fn(&str) -> usize) -> Vec<String> {
     let (mut lines, mut line) = (vec![], String::new());
     for word in words(text) {
-        // Whole lines are measured: the widths of their parts, rounded, do not add up.
+        // Whole lines are measured, because rounded widths of words do not add up.
         let longer = if line.is_empty() { word.into() } else { format!("{line} {word}") };
         if measure(&longer) <= width {
             line = longer;
@@ -124,7 +132,7 @@ fn wrap(text: &str, width: usize, most: usize, measure: &dyn Fn(&str) -> usize) 
     lines
 }
 
-/// Wrapped text as a page, a row a line.
+/// A page with one row per line.
 struct Lines {
     lines: Vec<String>,
     style: TextStyle<'static>,
@@ -150,8 +158,8 @@ impl Page for Lines {
     where
         Backend: DrawingBackend<ErrorType: 'static>,
     {
-        // plotters puts the baseline half a letter's height below the place that it is given: here,
-        // there is room for accents above and for descenders below.
+        // plotters draws the baseline half a letter's height below the given position. This offset leaves space
+        // for accents above and descenders below.
         let top = (self.size * OVERSAMPLING / 2) as i32;
         area.draw_text(&self.lines[row], &self.style, (0, top)).map_err(ChartError::draw("text"))
     }

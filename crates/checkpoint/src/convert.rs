@@ -79,8 +79,8 @@ impl Checkpoint {
     /// One tensor is in memory at a time.
     ///
     /// # Errors
-    /// Returns an error if a tensor cannot be read or has a type that safetensors files cannot hold, a file
-    /// cannot be written, or `observer` breaks ([`io::ErrorKind::Interrupted`]).
+    /// Returns an error if a tensor cannot be read or has a type that safetensors files cannot
+    /// hold, a file cannot be written, or `observer` breaks ([`io::ErrorKind::Interrupted`]).
     pub fn convert(
         &self,
         spec: &ConvertSpec,
@@ -307,6 +307,30 @@ mod tests {
             assert_eq!(tensor.read(key).unwrap(), read.tensors()[key].read(key).unwrap(), "{key}");
         }
         assert_eq!(read.metadata().unwrap()["format"], "pt");
+    }
+
+    #[test]
+    fn files_are_filled_up_to_the_limit_and_aligned() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(file(folder.path())).unwrap();
+        // Keys in order: a.bias of 8 bytes, b.weight of 16, step of 8.
+        for (max_shard_bytes, files) in [(1, 3), (23, 3), (24, 2), (31, 2), (32, 1)] {
+            let out = folder.path().join(max_shard_bytes.to_string());
+            std::fs::create_dir(&out).unwrap();
+            let spec = ConvertSpec { max_shard_bytes, ..ConvertSpec::default() };
+            let converted = checkpoint.convert(&spec, &out, &mut ()).unwrap();
+            assert_eq!(converted.files.len(), files, "{max_shard_bytes}");
+            assert_eq!(converted.index.is_some(), files > 1);
+            for path in converted.files {
+                let bytes = std::fs::read(path).unwrap();
+                let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+                assert!(header.is_multiple_of(8), "{header}");
+            }
+        }
+        // The widest type is first.
+        let bytes = std::fs::read(folder.path().join("32/model.safetensors")).unwrap();
+        let (metadata, start) = (safetensors::SafeTensors::read_metadata(&bytes).unwrap().1, 0);
+        assert_eq!(metadata.info("step").unwrap().data_offsets, (start, start + 8));
     }
 
     #[test]

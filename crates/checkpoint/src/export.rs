@@ -23,8 +23,8 @@ pub struct ExportOptions {
     pub dtype: FloatDType,
     /// Name and text that [`Checkpoint::metadata`](crate::Checkpoint::metadata) finds in the file.
     pub metadata: Option<(String, String)>,
-    /// Tensors under published keys that are not parameters of the module, because they can be computed, and
-    /// that other programs expect in the file.
+    /// Tensors under published keys that are not parameters of the module, because they can be
+    /// computed, and that other programs expect in the file.
     pub buffers: Vec<(String, TensorData)>,
 }
 
@@ -84,8 +84,8 @@ fn write(
     if let Some((key, _)) = tensors.iter().find(|(key, _)| !keys.insert(key.as_str())) {
         return Err(CheckpointError::DuplicateKey { path: path.into(), key: key.clone() });
     }
-    // One entry only: the order of several differs between runs, so that equal tensors would make different
-    // files. transformers requires `format` of files that it opens itself.
+    // One entry only: the order of several differs between runs, so that equal tensors would make
+    // different files. transformers requires `format` of files that it opens itself.
     let metadata = HashMap::from([metadata.unwrap_or_else(|| ("format".into(), "pt".into()))]);
     let unread = RefCell::new(None);
     let views = tensors.into_iter().map(|(key, tensor)| {
@@ -273,6 +273,26 @@ mod tests {
         export(&linear, &prefixed, options, &path).unwrap();
         let checkpoint = Checkpoint::open(&path).unwrap();
         assert_eq!(checkpoint.keys().collect::<Vec<_>>(), ["bias", "model.bias", "model.weight"]);
+    }
+
+    #[test]
+    fn every_float_type_is_written() {
+        let linear = LinearConfig::new(2, 3).init(&Device::flex());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        for (dtype, found) in [
+            (FloatDType::F64, DType::F64),
+            (FloatDType::F32, DType::F32),
+            (FloatDType::F16, DType::F16),
+            (FloatDType::BF16, DType::BF16),
+        ] {
+            let options = ExportOptions::default().with_dtype(dtype);
+            export(&linear, &KeyMap::new("x"), options, &path).unwrap();
+            let checkpoint = Checkpoint::open(&path).unwrap();
+            let tensor = &checkpoint.tensors()["weight"];
+            assert_eq!((tensor.dtype(), tensor.shape()), (Some(found), &[3, 2][..]));
+            tensor.read("weight").unwrap();
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Reads of parts of an open file. Files are not memory-mapped, so that a file that shrinks causes an error
-//! and not a signal.
+//! Reads of parts of an open file. Files are not memory-mapped, so that a file that shrinks causes
+//! an error and not a signal.
 
 use std::{
     fs::File,

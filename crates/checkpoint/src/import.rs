@@ -16,8 +16,8 @@ use std::{
     path::PathBuf,
 };
 
-/// Largest memory of all tensors as a multiple of the files' size (plus 1 MiB). It is above 1 since several
-/// tensors can share a storage, such as tied embeddings.
+/// Largest memory of all tensors as a multiple of the files' size (plus 1 MiB). It is above 1 since
+/// several tensors can share a storage, such as tied embeddings.
 const SHARED_STORAGE: u64 = 8;
 
 /// Path and shape of a parameter that need not be allocated.
@@ -174,8 +174,8 @@ pub fn check_import<M: Module>(
     })
 }
 
-/// Returns an error if a needed tensor is not a readable float tensor, or all of them take more memory than
-/// their files can hold.
+/// Returns an error if a needed tensor is not a readable float tensor, or all of them take more
+/// memory than their files can hold.
 fn check_sizes(checkpoint: &Checkpoint, used: &BTreeSet<String>) -> Result<(), CheckpointError> {
     let mut needed = 0u64;
     for key in used {
@@ -210,8 +210,8 @@ fn check_float(entry: &TensorEntry, key: &str) -> Result<(), CheckpointError> {
     }
 }
 
-/// Fills `module`, the part at `prefix` of a module that [`check_import`] accepted. Tensors that were read
-/// before are taken from `read_before`, by published key.
+/// Fills `module`, the part at `prefix` of a module that [`check_import`] accepted. Tensors that
+/// were read before are taken from `read_before`, by published key.
 pub(crate) fn fill<M: Module>(
     module: M,
     prefix: &str,

@@ -16,7 +16,8 @@ pub struct KeyMap {
 }
 
 impl KeyMap {
-    /// Creates a map in which published keys equal the module's paths. `artefact` is its name in messages.
+    /// Creates a map in which published keys equal the module's paths. `artefact` is its name in
+    /// messages.
     pub fn new(artefact: impl Into<String>) -> Self {
         Self {
             artefact: artefact.into(),
@@ -45,8 +46,8 @@ impl KeyMap {
         self
     }
 
-    /// Ignores axes of length one when shapes of these keys are compared, such as for a 2-D convolution that
-    /// is loaded into a 3-D one. `*` matches any text.
+    /// Ignores axes of length one when shapes of these keys are compared, such as for a 2-D
+    /// convolution that is loaded into a 3-D one. `*` matches any text.
     pub fn any_unit_axes(mut self, pattern: impl Into<String>) -> Self {
         self.any_unit_axes.push(pattern.into());
         self

@@ -35,8 +35,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! Files are untrusted: nothing in a file is executed, declared sizes are compared with the file before they
-//! are used, and shards are opened only beside their index. Pipes, devices and folders are not read.
+//! Files are untrusted: nothing in a file is executed, declared sizes are compared with the file
+//! before they are used, and shards are opened only beside their index. Pipes, devices and folders
+//! are not read.
 
 mod blocks;
 mod convert;

@@ -4,8 +4,8 @@ use crate::{Checkpoint, CheckpointError, import::read_float};
 use burn::tensor::FloatDType;
 
 impl Checkpoint {
-    /// Returns the keys of all float tensors with NaN or infinite values in `dtype`. Values can be so in the
-    /// file or overflow in `dtype` (f16 ends at 65504).
+    /// Returns the keys of all float tensors with NaN or infinite values in `dtype`. Values can be
+    /// so in the file or overflow in `dtype` (f16 ends at 65504).
     ///
     /// Reads every tensor, which takes as long as loading the model. It is meant for finding the cause of
     /// results that are not finite.

@@ -21,9 +21,10 @@ use opensora_files::read::open_regular;
 use std::{collections::BTreeMap, fs::File, io::Read, path::Path, sync::Arc};
 use view::{Reader, Region};
 
-/// Dictionaries in which training programs nest a state dict, the preferred first: the averaged weights are
-/// the published ones (Open-Sora v1.0.0, `opensora/utils/ckpt_utils.py`, `find_model`). They are removed for
-/// any keys; for other dictionaries see [`Checkpoint::unwrapped`](crate::Checkpoint::unwrapped).
+/// Dictionaries in which training programs nest a state dict, the preferred first: the averaged
+/// weights are the published ones (Open-Sora v1.0.0, `opensora/utils/ckpt_utils.py`, `find_model`).
+/// They are removed for any keys; for other dictionaries see
+/// [`Checkpoint::unwrapped`](crate::Checkpoint::unwrapped).
 const WRAPPERS: [&str; 2] = ["ema", "state_dict"];
 
 /// Contents of a file.

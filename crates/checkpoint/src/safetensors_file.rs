@@ -11,12 +11,12 @@ use opensora_files::read::open_regular;
 use safetensors::{Dtype, tensor::Metadata};
 use std::{collections::BTreeMap, fs::File, io::Read, path::Path, sync::Arc};
 
-/// Most bytes of the JSON header. The format allows 100 MB, which become gigabytes in memory. A T5-XXL has
-/// 60 KB, and metadata of training programs adds a few megabytes.
+/// Most bytes of the JSON header. The format allows 100 MB, which become gigabytes in memory. A
+/// T5-XXL has 60 KB, and metadata of training programs adds a few megabytes.
 const MAX_HEADER: u64 = 8 << 20;
 
-/// Bytes of a header, beyond one for each byte of the tensors, that a file may need for metadata, names and
-/// padding.
+/// Bytes of a header, beyond one for each byte of the tensors, that a file may need for metadata,
+/// names and padding.
 const HEADER_ALLOWANCE: u64 = 1 << 20;
 
 pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
@@ -125,4 +125,34 @@ pub(crate) fn file_dtype(dtype: DType) -> Option<Dtype> {
         DType::Bool(BoolStore::Native) => Dtype::BOOL,
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_of_files_and_tensors_correspond() {
+        let types = [
+            (Dtype::F64, 8),
+            (Dtype::F32, 4),
+            (Dtype::F16, 2),
+            (Dtype::BF16, 2),
+            (Dtype::I64, 8),
+            (Dtype::I32, 4),
+            (Dtype::I16, 2),
+            (Dtype::I8, 1),
+            (Dtype::U64, 8),
+            (Dtype::U32, 4),
+            (Dtype::U16, 2),
+            (Dtype::U8, 1),
+            (Dtype::BOOL, 1),
+        ];
+        for (dtype, size) in types {
+            let tensor = burn_dtype(dtype).unwrap();
+            assert_eq!((file_dtype(tensor), tensor.size()), (Some(dtype), size));
+        }
+        assert_eq!(burn_dtype(Dtype::F8_E4M3), None);
+        assert_eq!(file_dtype(DType::Bool(BoolStore::U32)), None);
+    }
 }

@@ -127,8 +127,8 @@ impl Checkpoint {
     /// file that was chosen. A tensor of an unsupported type is an error only when it is needed.
     ///
     /// # Errors
-    /// Returns an error if the path cannot be opened or is not a checkpoint, a file is damaged or declares
-    /// more than its size allows, or a shard is missing.
+    /// Returns an error if the path cannot be opened or is not a checkpoint, a file is damaged or
+    /// declares more than its size allows, or a shard is missing.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let path = path.as_ref();
         let metadata = std::fs::metadata(path)
@@ -152,7 +152,8 @@ impl Checkpoint {
         &self.path
     }
 
-    /// Returns the file or index that was read: in a folder with several formats, the one that was chosen.
+    /// Returns the file or index that was read: in a folder with several formats, the one that was
+    /// chosen.
     pub fn taken(&self) -> &Path {
         &self.taken
     }
@@ -198,10 +199,10 @@ impl Checkpoint {
     /// (`DistributedDataParallel`) and `_orig_mod.` (`torch.compile`), dictionaries such as `model`,
     /// `module` (DeepSpeed) and `ema`, or any other, in any nesting.
     ///
-    /// The wrapper is the text in front of `known`, the key of a tensor that every file of the artefact has.
-    /// If the file has several models, the averaged weights are preferred, then `state_dict`, a model
-    /// without a wrapper, `model`, and `module`. If no key ends in `known`, the checkpoint is returned
-    /// unchanged.
+    /// The wrapper is the text in front of `known`, the key of a tensor that every file of the
+    /// artefact has. If the file has several models, the averaged weights are preferred, then
+    /// `state_dict`, a model without a wrapper, `model`, and `module`. If no key ends in `known`,
+    /// the checkpoint is returned unchanged.
     ///
     /// # Errors
     /// Returns an error if the file has several models and none is preferred.
@@ -226,9 +227,9 @@ impl Checkpoint {
         }
     }
 
-    /// Checks that a configuration does not have many more blocks than the checkpoint can hold, before any
-    /// block is built. The exact number is compared with the keys. A block of every known model has at least
-    /// eight tensors.
+    /// Checks that a configuration does not have many more blocks than the checkpoint can hold,
+    /// before any block is built. The exact number is compared with the keys. A block of every
+    /// known model has at least eight tensors.
     ///
     /// # Errors
     /// Returns an error if `blocks`, the value of `name` in the configuration, is too large.

@@ -94,10 +94,10 @@ impl StreamedImport {
         fill(part, path, &self.checkpoint, &self.map, self.dtype, HashMap::new())
     }
 
-    /// Returns the parts at `paths` one after the other, each made by `fresh`. With `ahead`, a thread reads
-    /// the bytes of the next part while a part is in use: for devices other than the host. Host memory then
-    /// holds the bytes of one more part. If no thread can be started, parts are read when they are needed.
-    /// Dropping the iterator ends the thread.
+    /// Returns the parts at `paths` one after the other, each made by `fresh`. With `ahead`, a
+    /// thread reads the bytes of the next part while a part is in use: for devices other than the
+    /// host. Host memory then holds the bytes of one more part. If no thread can be started, parts
+    /// are read when they are needed. Dropping the iterator ends the thread.
     pub fn parts<'a, M: Module + 'a>(
         &'a self,
         paths: Vec<String>,
@@ -147,8 +147,8 @@ impl StreamedImport {
         Some(ReadAhead { thread: Some(thread.ok()?), is_cancelled })
     }
 
-    /// Returns rows `[rows, C]` of the matrix `[R, C]` at `path`. Memory holds the whole matrix in the file's
-    /// type meanwhile.
+    /// Returns rows `[rows, C]` of the matrix `[R, C]` at `path`. Memory holds the whole matrix in
+    /// the file's type meanwhile.
     ///
     /// # Errors
     /// Returns an error if the tensor is not a float matrix or cannot be read.
@@ -201,8 +201,8 @@ mod tests {
     /// Parameters of a block.
     const BLOCK: usize = 16;
 
-    /// Three blocks, whose parameters `BLOCK.LAYER.weight` take 10 ms each to read, and the keys that were
-    /// read.
+    /// Three blocks, whose parameters `BLOCK.LAYER.weight` take 10 ms each to read, and the keys
+    /// that were read.
     fn slow() -> (StreamedImport, Arc<Mutex<Vec<String>>>, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let file: Arc<std::path::Path> = folder.path().join("x.safetensors").into();

@@ -10,8 +10,9 @@ use std::collections::BTreeSet;
 /// can be anywhere in a key and are never part of a model.
 const TRANSPARENT: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
-/// Returns the rank of a wrapper; the lowest is preferred if a file has several. The averaged weights come
-/// first, as in Open-Sora's `find_model` (v1.0.0, `opensora/utils/ckpt_utils.py`), then common dictionaries.
+/// Returns the rank of a wrapper; the lowest is preferred if a file has several. The averaged
+/// weights come first, as in Open-Sora's `find_model` (v1.0.0, `opensora/utils/ckpt_utils.py`),
+/// then common dictionaries.
 fn rank(prefix: &str) -> usize {
     let has = |test: fn(&str) -> bool| prefix.split('.').any(test);
     if has(is_average) {
@@ -40,8 +41,8 @@ pub(crate) fn without_transparent(key: &str) -> (String, Vec<&str>) {
     (kept.join("."), transparent)
 }
 
-/// Returns the prefix (empty, or ending in a dot) in front of `known`, a key that every file of the artefact
-/// has, or `None` if no key ends in `known`.
+/// Returns the prefix (empty, or ending in a dot) in front of `known`, a key that every file of the
+/// artefact has, or `None` if no key ends in `known`.
 pub(crate) fn find<'a>(
     keys: impl Iterator<Item = &'a str>,
     known: &str,

@@ -9,7 +9,7 @@ use burn::{
     nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig},
     tensor::{Device, FloatDType},
 };
-use files::safetensors;
+use files::{archive, pickle_of, safetensors, storage};
 use opensora_checkpoint::{
     Checkpoint, CheckpointError, KeyMap, Mismatch, StreamedImport, check_import, import,
     parameter_slots,
@@ -130,6 +130,43 @@ fn a_wrong_artefact_is_recognised() {
     let found = mismatch(&many, &map);
     assert!(found.likely_cause.ends_with("no kind known here"), "{found}");
     assert!(found.to_string().contains("5 keys left over (a.x, b.x, c.x, d.x, and 1 more)"));
+}
+
+#[test]
+fn long_lists_are_cut_and_half_of_the_keys_is_not_another_artefact() {
+    let map = KeyMap::new("a block");
+    let shape: &[usize] = &[1];
+    let four = ["a.x", "b.x", "c.x", "d.x"].map(|key| (key, shape));
+    let found = mismatch(&four, &map);
+    assert!(found.to_string().contains("4 keys left over (a.x, b.x, c.x, d.x);"), "{found}");
+    assert!(found.likely_cause.ends_with("they begin with 'a', 'b', 'c', 'd'"), "{found}");
+    let half = mismatch(&TENSORS[2..], &map);
+    assert!(half.likely_cause.contains("an incomplete file"), "{half}");
+    assert!(half.to_string().contains("2 keys missing (norm.weight, norm.bias)"), "{half}");
+    let more_than_half = mismatch(&TENSORS[3..], &map);
+    assert!(more_than_half.likely_cause.contains("wrong artefact"), "{more_than_half}");
+}
+
+/// Tensors of one storage can take far more memory than their file.
+#[test]
+fn tensors_that_take_far_more_memory_than_their_file_are_rejected() {
+    const LENGTH: usize = 1 << 16;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.pth");
+    let check = |layers: usize| {
+        let keys: Vec<String> = (0..layers).map(|layer| format!("{layer}.weight")).collect();
+        let pickle = pickle_of(keys.iter().map(|key| (&**key, "0", LENGTH)));
+        let entries = [("a/data.pkl", pickle), ("a/data/0", storage(LENGTH))];
+        std::fs::write(&path, archive(&entries)).unwrap();
+        let layer = || LinearConfig::new(LENGTH, 1).with_bias(false).init(&Device::flex());
+        let model: Vec<Linear> = (0..layers).map(|_| layer()).collect();
+        let map = KeyMap::new("layers").any_unit_axes("*");
+        check_import(&model, &Checkpoint::open(&path).unwrap(), &map)
+    };
+    // The limit is eight times the file, and a megabyte: 8 * 256 KiB + 1 MiB, and some for the pickle.
+    assert_eq!(check(12).unwrap().elements, 12 * LENGTH);
+    let error = check(14).unwrap_err().to_string();
+    assert!(error.contains("its tensors take 3670016 bytes in memory"), "{error}");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 mod files;
 
 use burn::tensor::{DType, FloatDType};
-use files::{archive, pickle, safetensors, storage, torch_file};
+use files::{archive, pickle, safetensors, storage, text, torch_file};
 use opensora_checkpoint::{Checkpoint, CheckpointError};
 use opensora_files::error_line;
 use std::{
@@ -339,4 +339,70 @@ fn values_that_are_not_finite_in_a_type_are_found() {
     let checkpoint = Checkpoint::open(&path).unwrap();
     assert_eq!(checkpoint.non_finite(FloatDType::F32).unwrap(), ["nan"]);
     assert_eq!(checkpoint.non_finite(FloatDType::F16).unwrap(), ["large", "nan"]);
+}
+
+/// The parts of a file of `torch.save` before PyTorch 1.6, with one vector of three numbers.
+#[derive(Clone)]
+struct Legacy {
+    magic: Vec<u8>,
+    version: Vec<u8>,
+    system: Vec<u8>,
+    object: Vec<u8>,
+    keys: Vec<u8>,
+    storages: Vec<u8>,
+}
+
+impl Legacy {
+    fn new() -> Self {
+        Self {
+            magic: b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.".to_vec(),
+            version: b"\x80\x02M\xe9\x03.".to_vec(),
+            system: [b"\x80\x02}", &*text("little_endian"), b"\x88s."].concat(),
+            object: pickle(&[("x", 3)]),
+            keys: [b"\x80\x02]", &*text("0"), b"a."].concat(),
+            storages: [&3u64.to_le_bytes()[..], &storage(3)].concat(),
+        }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let Self { magic, version, system, object, keys, storages } = self;
+        [&**magic, version, system, object, keys, storages].concat()
+    }
+}
+
+#[test]
+fn files_before_pytorch_1_6_are_read() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), Legacy::new().bytes()).unwrap();
+    let checkpoint = Checkpoint::open(file.path()).unwrap();
+    let data = checkpoint.tensors()["x"].read("x").unwrap();
+    assert_eq!(data.iter::<f32>().collect::<Vec<_>>(), [1.0, 2.0, 3.0]);
+}
+
+#[test]
+fn damaged_files_before_pytorch_1_6_are_named() {
+    let good = Legacy::new();
+    let big_endian = [b"\x80\x02}", &*text("little_endian"), b"\x89s."].concat();
+    let cut = good.storages[..good.storages.len() - 1].to_vec();
+    let of_four = [&4u64.to_le_bytes()[..], &storage(3)].concat();
+    let keys = |key: &str| [b"\x80\x02]", &*text(key), b"a."].concat();
+    for (file, says) in [
+        (Legacy { magic: b"\x80\x02K\x01.".to_vec(), ..good.clone() }, "a pickle without tensors"),
+        (Legacy { version: b"\x80\x02K\x01.".to_vec(), ..good.clone() }, "expected 1001"),
+        (Legacy { system: big_endian, ..good.clone() }, "not of a little-endian machine"),
+        (Legacy { keys: b"\x80\x02K\x01.".to_vec(), ..good.clone() }, "list of its storages"),
+        (Legacy { keys: keys("7"), ..good.clone() }, "storage '7' belongs to no tensor"),
+        (Legacy { storages: cut, ..good.clone() }, "storage '0' ends after the file"),
+        (Legacy { storages: of_four, ..good.clone() }, "storage '0' differs in size"),
+    ] {
+        let line = error_of(&file.bytes());
+        assert!(line.contains(says), "{line}");
+    }
+}
+
+#[test]
+fn a_safetensors_file_without_tensors_is_empty() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), [&2u64.to_le_bytes()[..], b"{}"].concat()).unwrap();
+    assert!(Checkpoint::open(file.path()).unwrap().tensors().is_empty());
 }

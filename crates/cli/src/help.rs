@@ -162,6 +162,28 @@ mod tests {
         assert!(commands > 12, "{commands}");
     }
 
+    /// The unit, the container file and the examples of the guide to `serve`.
+    #[cfg(feature = "serve")]
+    #[test]
+    fn the_commands_of_the_guide_to_deployment_parse() {
+        let guide = include_str!("../../../docs/deployment.md").replace("\\\n", " ");
+        let mut commands = 0;
+        for line in guide.lines() {
+            let line = line.strip_prefix("ExecStart=/usr/local/bin/").unwrap_or(line);
+            let words = match line.strip_prefix("ENTRYPOINT ") {
+                Some(words) => serde_json::from_str(words).unwrap(),
+                None if line.starts_with("opensora serve") => {
+                    shell_words(line.split(" #").next().unwrap_or_default())
+                }
+                None => continue,
+            };
+            let parsed = command().try_get_matches_from(words);
+            assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+            commands += 1;
+        }
+        assert_eq!(commands, 3, "an example, the unit and the container file");
+    }
+
     /// The words of a line, of which some stand in double quotes; what follows a pipe or `>` is left out.
     fn shell_words(line: &str) -> Vec<String> {
         let line = line.split(['|', '>']).next().unwrap_or_default();

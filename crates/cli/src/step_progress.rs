@@ -6,9 +6,7 @@ use crate::{
     stop,
 };
 use opensora::prepare::{
-    assemble::{Summary, failed_path},
-    pipeline::Observer,
-    step::Watch,
+    Advanced, Observer, StageFinished, StageStarted, Summary, assemble::failed_path,
 };
 use serde_json::json;
 use std::{ops::ControlFlow, path::Path};
@@ -37,23 +35,22 @@ impl StepProgress {
     }
 }
 
-impl Watch for StepProgress {
-    fn advanced(&mut self, done: usize, _: usize, total: usize) -> ControlFlow<()> {
-        self.progress.advance(&self.stage, done, total);
+impl Observer for StepProgress {
+    fn advanced(&mut self, event: &Advanced) -> ControlFlow<()> {
+        self.progress.advance(&self.stage, event.done, event.total);
         stop::flow()
     }
-}
 
-impl Observer for StepProgress {
-    fn began(&mut self, stage: &str, number: usize, total: usize) {
-        self.stage = stage.into();
-        self.progress.line(&format!("{stage} ({number} of {total})"));
+    fn stage_started(&mut self, event: &StageStarted<'_>) {
+        let StageStarted { name, number, total, .. } = event;
+        self.stage = (*name).into();
+        self.progress.line(&format!("{name} ({number} of {total})"));
     }
 
-    fn ended(&mut self, stage: &str, _: &Summary, was_done: bool) {
+    fn stage_finished(&mut self, event: &StageFinished<'_>) {
         self.progress.finish();
-        if was_done {
-            self.progress.line(&format!("{stage}: was complete already"));
+        if event.was_complete {
+            self.progress.line(&format!("{}: was complete already", event.name));
         }
     }
 }

@@ -104,13 +104,6 @@ pub(crate) fn or_error(error: anyhow::Error) -> anyhow::Error {
     }
 }
 
-/// Ends the program if a signal was received; called between two steps that write nothing.
-pub(crate) fn end_if_asked() {
-    if let Some(code) = exit_code() {
-        std::process::exit(code.into());
-    }
-}
-
 /// Returns `Break` if a signal was received, for observers.
 pub(crate) fn flow() -> ControlFlow<()> {
     if asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

@@ -48,8 +48,8 @@ impl TrainProgress {
         }
     }
 
-    /// Returns the estimated remaining time. It counts from the end of the first step, which compiles kernels
-    /// and waits for its data, and includes checkpoints and samples.
+    /// Returns the estimated remaining time. It counts from the end of the first step, which
+    /// compiles kernels and waits for its data, and includes checkpoints and samples.
     fn remaining(&mut self, step: u64, total_steps: u64) -> Option<Duration> {
         let (began, first) = *self.first.get_or_insert_with(|| (Instant::now(), step));
         remaining(began.elapsed(), step.saturating_sub(first), total_steps.saturating_sub(step))

@@ -195,7 +195,7 @@ fn near_duplicates_in_two_parts_go_as_they_would_without_parts() {
         assert_eq!(texts(out), whole, "{part}");
     }
     let missing = shell(folder.path(), "opensora data merge parts.1-of-2.csv -o one.csv");
-    assert!(missing.contains("not merged: part 0-of-2"), "{missing}");
+    assert!(missing.contains("not merged: shard 0-of-2"), "{missing}");
 }
 
 #[test]

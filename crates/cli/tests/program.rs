@@ -177,7 +177,7 @@ fn invalid_arguments_give_one_line_and_no_files() {
         (vec!["a fox", "--steps", "1"], "2 to 1000"),
         (vec!["a fox", "--batch-size", "0"], "batch size"),
         (vec!["a fox", "--cfg-scale", "NaN"], "guidance scale"),
-        (vec!["a fox", "--fps", "0"], "frames a second"),
+        (vec!["a fox", "--fps", "0"], "frames per second"),
         (vec!["a fox", "--sampler", "euler"], "euler"),
         (vec!["a fox", "--dtype", "f64"], "f64"),
         (vec!["a fox", "-o", "clip.avi"], "unknown format"),

@@ -7,11 +7,12 @@
 //!   index.json               settings and all shards: written when all shards are complete
 //! ```
 //!
-//! Equal captions share their states within a shard. A later call reuses a shard that was made from the same
-//! settings, models, captions and contents of files, even if the files have moved; interrupted work resumes
-//! after the last complete shard. Opening rejects a cache that is damaged or was made from other data or
-//! settings than a training run needs: settings are compared first, then headers and shapes, then all
-//! checksums, on all cores. That reads the cache once. One process at a time writes a cache.
+//! Equal captions share their states within a shard. A later call reuses a shard that was made from
+//! the same settings, models, captions and contents of files, even if the files have moved;
+//! interrupted work resumes after the last complete shard. Opening rejects a cache that is damaged
+//! or was made from other data or settings than a training run needs: settings are compared first,
+//! then headers and shapes, then all checksums, on all cores. That reads the cache once. One
+//! process at a time writes a cache.
 
 mod hash;
 mod read;

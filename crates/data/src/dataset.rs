@@ -11,8 +11,8 @@ use std::path::Path;
 
 /// Rows that can be read in every epoch: a folder of clips, a cache of latents, generated data.
 ///
-/// Reading depends on (row, epoch) only, so that any number of threads in any order, and a resumed run, get
-/// the same items.
+/// Reading depends on (row, epoch) only, so that any number of threads in any order, and a resumed
+/// run, get the same items.
 pub trait Source: Send + Sync {
     /// A row's sample.
     type Item: Send;
@@ -59,8 +59,9 @@ pub struct ClipSample {
 
 /// The rows of a manifest as clips.
 ///
-/// A video becomes a window of its frames, mirrored or not according to the row's [`Draw`]. An image becomes
-/// a clip with the same picture in every frame. As burn's [`Dataset`] it has the samples of epoch 0.
+/// A video becomes a window of its frames, mirrored or not according to the row's [`Draw`]. An
+/// image becomes a clip with the same picture in every frame. As burn's [`Dataset`] it has the
+/// samples of epoch 0.
 #[derive(Debug, Clone)]
 pub struct ClipDataset {
     manifest: Manifest,

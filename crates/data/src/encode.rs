@@ -1,7 +1,7 @@
 //! Encoding of clips and captions for the training of a denoiser: posteriors of latents, prompt states.
 //!
-//! One clip and one caption are encoded at a time, so that the numbers do not depend on batches, and a cache
-//! holds the same numbers as encoding during training gives.
+//! One clip and one caption are encoded at a time, so that the numbers do not depend on batches,
+//! and a cache holds the same numbers as encoding during training gives.
 
 use crate::{ClipDataset, ClipSample, DataError, Source};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};

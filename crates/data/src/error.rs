@@ -124,8 +124,8 @@ pub enum DataError {
 }
 
 impl DataError {
-    /// Returns a [`Row`](Self::Row) error without a source. A [`Source`](crate::Source) returns it for rows that
-    /// [`Loader`](crate::loader::Loader) can skip.
+    /// Returns a [`Row`](Self::Row) error without a source. A [`Source`](crate::Source) returns it
+    /// for rows that [`Loader`](crate::loader::Loader) can skip.
     pub fn row(row: usize, path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Self::Row { row, path: path.into(), reason: reason.into(), source: None }
     }

@@ -1,9 +1,9 @@
 //! Captioned clips for training, from a [`Manifest`] to batches.
 //!
-//! A [`Source`] has rows and reads each as a sample: a manifest's clips ([`ClipDataset`]), or a cache of
-//! their latents and prompt states ([`cache::LatentCache`]). A [`loader::Loader`] shuffles the rows, reads
-//! ahead in worker threads and yields batches, in an order that does not depend on the threads and can be
-//! resumed at any batch.
+//! A [`Source`] has rows and reads each as a sample: a manifest's clips ([`ClipDataset`]), or a
+//! cache of their latents and prompt states ([`cache::LatentCache`]). A [`loader::Loader`] shuffles
+//! the rows, reads ahead in worker threads and yields batches, in an order that does not depend on
+//! the threads and can be resumed at any batch.
 //!
 //! ```
 //! use opensora_data::{

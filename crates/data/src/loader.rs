@@ -1,8 +1,9 @@
 //! Batches of a source: read ahead by worker threads, in an order that does not depend on the threads.
 //!
-//! A bad row is an error unless the configuration allows some: then its slot of the order is skipped, the
-//! next slots fill the batch, and the row is written to a list that later runs use. No row replaces another.
-//! Errors that affect more than one row (a damaged cache, a setting) are never skipped.
+//! A bad row is an error unless the configuration allows some: then its slot of the order is
+//! skipped, the next slots fill the batch, and the row is written to a list that later runs use. No
+//! row replaces another. Errors that affect more than one row (a damaged cache, a setting) are
+//! never skipped.
 
 mod skip_list;
 #[cfg(test)]
@@ -38,8 +39,8 @@ pub struct LoaderConfig {
     pub shuffle: bool,
     /// Bad rows to skip before it is an error.
     pub skip_bad: usize,
-    /// File that lists bad rows (CSV: row from 1, path, reason). Rows that it lists already, with the same
-    /// path, are skipped without being read and do not count.
+    /// File that lists bad rows (CSV: row from 1, path, reason). Rows that it lists already, with
+    /// the same path, are skipped without being read and do not count.
     pub skip_list: Option<PathBuf>,
 }
 
@@ -116,8 +117,8 @@ where
     /// Creates a loader whose first batch begins at slot `start`.
     ///
     /// # Errors
-    /// Returns an error if the source has no rows, a setting is out of range, the list of bad rows cannot be
-    /// read, or a thread cannot be started.
+    /// Returns an error if the source has no rows, a setting is out of range, the list of bad rows
+    /// cannot be read, or a thread cannot be started.
     pub fn new(source: Arc<S>, config: LoaderConfig, start: u64) -> Result<Self, DataError> {
         config.validate()?;
         if start > MAX_START {

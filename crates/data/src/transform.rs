@@ -129,8 +129,8 @@ fn taps(place: &ResizeCrop, axis: usize) -> Vec<Tap> {
 
 /// Resizes and crops an image `[H, W, 3]` from `source` to `size`; returns `[H, W, 3]` bytes.
 ///
-/// While the image is at least twice too large, it is halved by the mean of four pixels. The rest is bicubic
-/// interpolation with antialiasing.
+/// While the image is at least twice too large, it is halved by the mean of four pixels. The rest
+/// is bicubic interpolation with antialiasing.
 ///
 /// # Panics
 /// Panics if the image is not of `source` height and width, or a size has a zero.

@@ -116,8 +116,8 @@ impl Draw {
     pub fn new(spec: &ClipSpec, total_frames: usize, key: DrawKey) -> Self {
         let DrawKey { seed, row, epoch } = key;
         let mut rng = HostRng::new(seed, Purpose::Augmentation, row as u64, spec.variant(epoch));
-        // Both numbers are always drawn, and the one that depends on the video last: neither a setting nor
-        // the length of a video changes the other number.
+        // Both numbers are always drawn, and the one that depends on the video last: neither a
+        // setting nor the length of a video changes the other number.
         let flip = rng.uniform() < 0.5 && spec.horizontal_flip;
         Self { begin: rng.below(last_begin(spec, total_frames) + 1), flip }
     }

@@ -1,4 +1,4 @@
-//! DDIM: the same process walked back with less noise, or none.
+//! DDIM: sampling of the same process with less noise, or none.
 //!
 //! Source: `opensora/schedulers/iddpm/gaussian_diffusion.py`, `ddim_sample_loop_progressive` and
 //! `ddim_sample` (Song et al. 2020, equation 12). The learned variance is not used.
@@ -26,39 +26,39 @@ use crate::{
 pub struct Ddim {
     process: GaussianDiffusion,
     eta: f64,
-    /// Step that sampling begins with, from 0.
+    /// First step to run, from 0.
     first_step: usize,
-    /// Clamp the predicted clean latents to -1..1 at each step. Off, as in IDDPM's recipes.
+    /// If true, the predicted clean latents are clamped to -1..1 at each step. IDDPM's recipes: false.
     pub clip_denoised: bool,
 }
 
-/// A noise level that DDIM does not have.
+/// Error for a noise level out of range.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[error("DDIM's eta is {found}, expected 0 (no noise) to 1 (as much as DDPM)")]
 pub struct EtaError {
-    /// The level.
+    /// The given level.
     pub found: f64,
 }
 
 impl Ddim {
-    /// The deterministic sampler over `process`.
+    /// Returns the deterministic sampler over `process`.
     pub fn new(process: GaussianDiffusion) -> Self {
         Self { process, eta: 0.0, first_step: 0, clip_denoised: false }
     }
 
-    /// So many evenly spread steps of the published process. For DDIM's own integer stride give
-    /// [`Self::new`] a process with [`Respacing::Ddim`].
+    /// Returns the sampler with `steps` evenly spaced steps of the published process. For DDIM's integer
+    /// stride, pass a process with [`Respacing::Ddim`] to [`Self::new`].
     ///
     /// # Errors
-    /// For 0 or more than 1000 steps.
+    /// Returns an error for 0 or more than 1000 steps.
     pub fn with_steps(steps: usize) -> Result<Self, TablesError> {
         Ok(Self::new(GaussianDiffusion::published(&Respacing::steps(steps))?))
     }
 
-    /// The same with noise added at each step: 0 for none, 1 for as much as DDPM.
+    /// Returns the sampler with noise added at each step: none for an `eta` of 0, as much as DDPM for 1.
     ///
     /// # Errors
-    /// Where `eta` is not from 0 to 1.
+    /// Returns an error if `eta` is not in 0..=1.
     pub fn with_eta(self, eta: f64) -> Result<Self, EtaError> {
         if (0.0..=1.0).contains(&eta) {
             Ok(Self { eta, ..self })
@@ -67,12 +67,12 @@ impl Ddim {
         }
     }
 
-    /// Leaves out the steps before `first_step`; as [`crate::Iddpm::starting_at`].
+    /// Returns the sampler without the steps before `first_step`; see [`crate::Iddpm::starting_at`].
     pub fn starting_at(self, first_step: usize) -> Self {
         Self { first_step: first_step.min(self.process.num_timesteps() - 1), ..self }
     }
 
-    /// Returns the latents that the first step expects; as [`crate::Iddpm::noised`].
+    /// Returns the latents that the first step expects; see [`crate::Iddpm::noised`].
     ///
     /// # Errors
     /// Returns an error if the shapes differ.
@@ -80,7 +80,7 @@ impl Ddim {
         noised_before(&self.process, self.first_step, clean, noise)
     }
 
-    /// The process that is walked back.
+    /// Returns the process that is sampled.
     pub fn process(&self) -> &GaussianDiffusion {
         &self.process
     }
@@ -146,10 +146,10 @@ mod tests {
         values(sampler.sample(model, &guidance, start.clone(), noise, &mut ()).unwrap())
     }
 
-    /// Where the data are normal with deviation s, the exact path from noise keeps
-    /// `x_t / sqrt(a_t s^2 + 1 - a_t)`, so `x_0 = s x_T / sqrt(a_T s^2 + 1 - a_T)`.
+    /// If the data are normal with standard deviation s, `x_t / sqrt(a_t s^2 + 1 - a_t)` is constant along the
+    /// exact path, so `x_0 = s x_T / sqrt(a_T s^2 + 1 - a_T)`.
     #[test]
-    fn it_solves_a_process_whose_answer_is_known() {
+    fn converges_to_the_known_solution() {
         let model = GaussianData { deviation: 0.5 };
         let start = ramp([1, 4, 1, 2, 2], 0.1);
         let error_of = |steps: usize| {
@@ -168,14 +168,14 @@ mod tests {
     }
 
     #[test]
-    fn eta_adds_noise_but_not_at_the_end() {
+    fn eta_adds_noise_except_at_the_last_step() {
         let start = ramp([1, 4, 1, 1, 1], 0.1);
         // Steps 0 and 500: from 999 the clean latents would be 157 times larger, and so the rounding.
         let still = Ddim::new(GaussianDiffusion::published(&Respacing::Ddim(2)).unwrap());
         let noisy = still.clone().with_eta(1.0).unwrap();
         let model = Affine { slope: 0.0, time: 0.0, ..Affine::new() };
-        // The model names the same noise everywhere, so what the first step adds is scaled up by
-        // the second and nothing else happens to it.
+        // The model predicts the same noise everywhere, so the second step only scales the noise that the
+        // first step adds.
         let tables = still.process().tables();
         let (a, a_prev) = (tables.alphas_cumprod[1], tables.alphas_cumprod_prev[1]);
         let sigma = ((1.0 - a_prev) / (1.0 - a) * (1.0 - a / a_prev)).sqrt();
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn eta_is_from_0_to_1() {
+    fn eta_out_of_range_is_rejected() {
         let sampler = Ddim::with_steps(10).unwrap();
         for eta in [-0.1, 1.1, f64::NAN] {
             assert!(sampler.clone().with_eta(eta).is_err(), "{eta}");

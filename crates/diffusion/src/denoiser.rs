@@ -17,8 +17,8 @@ pub enum Condition {
     Null,
 }
 
-/// A model that predicts the noise in latents. It holds its prompts itself (one for each sample), so
-/// samplers do not depend on text.
+/// A model that predicts the noise in latents. It contains its prompts (one for each sample), so
+/// that samplers do not depend on text.
 ///
 /// During sampling all samples of a batch share one timestep.
 pub trait Denoiser {

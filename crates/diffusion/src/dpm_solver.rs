@@ -1,12 +1,12 @@
-//! DPM-Solver++: the process as a differential equation, solved with a multistep method of order 2.
+//! DPM-Solver++: solves the process as a differential equation with a multistep method of order 2.
 //!
 //! Source: `opensora/schedulers/dpms/dpm_solver.py`, `NoiseScheduleVP("discrete")`, `model_wrapper`
 //! and `DPM_Solver("dpmsolver++").sample` with `method="multistep"`, `order=2`,
 //! `skip_type="time_uniform"`; Lu et al. 2022, algorithm 2 with `D1`.
 //!
 //! Quirks kept: time runs uniformly from 1 to 1/N and the timesteps of the model are fractional,
-//! rounded as the reference's f32 arithmetic rounds them. Order falls to 1 at the last step, but for
-//! fewer than 10 steps only. The result is at time 1/N; there is no last step to clean latents.
+//! rounded as the reference's f32 arithmetic rounds them. With fewer than 10 steps, the order falls to 1 at the
+//! last step. The result is at time 1/N; there is no last step to clean latents.
 //!
 //! Deviation: `alpha`, `sigma` and `lambda` are computed in f64 (the reference: f32, which is off by
 //! up to 1e-3 of `sigma` at the end), then rounded.
@@ -24,13 +24,13 @@ use crate::{
     step::{Observer, SampleError, StepInfo},
 };
 
-/// Order of the method: how many predictions a step looks back on.
+/// Order of the method: the number of predictions that a step uses.
 const ORDER: usize = 2;
 
-/// Fewer steps than this fall to order 1 at the end, for stability.
+/// With fewer steps than this, the last step has order 1, for stability.
 const LOWER_ORDER_FINAL_BELOW: usize = 10;
 
-/// Where the log of the signal-to-noise ratio's root is below this, the process is cut off.
+/// Times at which the logarithm of the root of the signal-to-noise ratio is below this value are cut off.
 const CLIPPED_LAMBDA: f64 = -5.1;
 
 /// The DPM-Solver++ sampler.
@@ -40,28 +40,28 @@ pub struct DpmSolver {
     log_alphas: Vec<f64>,
     /// The times, from 1 down to 1/N: one more than steps.
     times: Vec<f32>,
-    /// Step that sampling begins with, from 0.
+    /// First step to run, from 0.
     first_step: usize,
 }
 
-/// Why a solver cannot be set up.
+/// Error for a solver that cannot be set up.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum DpmSolverError {
-    /// The training process is impossible.
+    /// An invalid training process.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
-    /// A method of order 2 needs two steps, and more than the training had are of no use.
+    /// Fewer steps than the order of the method, or more than the training process has.
     #[error("DPM-Solver with {found} steps is not possible, expected {ORDER} to {most}")]
     Steps {
-        /// The steps asked for.
+        /// The given number of steps.
         found: usize,
         /// Steps of the training process.
         most: usize,
     },
 }
 
-/// Signal and noise at one time.
+/// Signal and noise at a time of the process.
 #[derive(Debug, Clone, Copy)]
 struct Level {
     alpha: f64,
@@ -81,19 +81,19 @@ impl DpmSolver {
     /// Steps of the reference's recipes with this sampler.
     pub const PUBLISHED_STEPS: usize = 20;
 
-    /// So many steps of the published process.
+    /// Returns the sampler with `steps` steps of the published process.
     ///
     /// # Errors
-    /// For fewer than 2 or more than 1000 steps.
+    /// Returns an error for fewer than 2 or more than 1000 steps.
     pub fn with_steps(steps: usize) -> Result<Self, DpmSolverError> {
         Self::new(NoiseSchedule::Linear, TRAINING_TIMESTEPS, steps)
     }
 
-    /// So many steps of the process of `schedule` over `num_timesteps`. Models are told timesteps on
-    /// the scale `0..1000` whatever that number is.
+    /// Returns the sampler with `steps` steps of the process of `schedule` over `num_timesteps`. Models are
+    /// called with timesteps on the scale `0..1000` for any `num_timesteps`.
     ///
     /// # Errors
-    /// For fewer than 2 or more than `num_timesteps` steps, or where the schedule is impossible.
+    /// Returns an error for fewer than 2 or more than `num_timesteps` steps, or if the schedule is invalid.
     pub fn new(
         schedule: NoiseSchedule,
         num_timesteps: usize,
@@ -110,7 +110,7 @@ impl DpmSolver {
                 Some(0.5 * *sum)
             })
             .collect();
-        // Not with the published schedule, whose last lambda is -5.03; two points remain for lines.
+        // The published schedule is not cut off: its last lambda is -5.03. Two points remain to interpolate.
         while log_alphas.len() > 2
             && log_alphas.last().is_some_and(|&last| Level::of(last).lambda < CLIPPED_LAMBDA)
         {
@@ -120,14 +120,14 @@ impl DpmSolver {
         Ok(Self { log_alphas, times, first_step: 0 })
     }
 
-    /// The timesteps that the model is called with, from 999 downwards, one a step.
+    /// Returns the timestep of each step that the model is called with, from 999 downwards.
     pub fn model_timesteps(&self) -> Vec<f32> {
         let first = (1.0 / self.log_alphas.len() as f64) as f32;
         self.times[..self.steps()].iter().map(|time| (time - first) * 1000.0).collect()
     }
 
-    /// Leaves out the steps before `first_step` (from 0; at most the last one): the sampler then starts from
-    /// latents that [`noised`](Self::noised) makes of a clean clip, and what it makes resembles that clip.
+    /// Returns the sampler without the steps before `first_step` (from 0; at most the last one). It starts from
+    /// the latents that [`noised`](Self::noised) returns for a clean clip, and its result resembles that clip.
     pub fn starting_at(self, first_step: usize) -> Self {
         Self { first_step: first_step.min(self.steps() - 1), ..self }
     }
@@ -143,7 +143,7 @@ impl DpmSolver {
         Ok(clean.mul_scalar(alpha as f32) + noise.mul_scalar(sigma as f32))
     }
 
-    /// The update from time `step` to the next.
+    /// Returns the update from time `step` to the next time.
     fn update(&self, step: usize) -> Update {
         let (here, next) = (self.level(step), self.level(step + 1));
         let h = next.lambda - here.lambda;
@@ -157,14 +157,14 @@ impl DpmSolver {
         Update { of_latents: next.sigma / here.sigma, of_data, of_slope }
     }
 
-    /// Signal and noise at time `index`: `ln(alpha)` is linear between the steps of the training.
-    fn level(&self, index: usize) -> Level {
+    /// Returns signal and noise at time `time`; `ln(alpha)` is linear between the training steps.
+    fn level(&self, time: usize) -> Level {
         let count = self.log_alphas.len();
-        // Time (i + 1) / N is place i.
-        let place = f64::from(self.times[index]) * count as f64 - 1.0;
-        let left = (place.max(0.0) as usize).min(count - 2);
+        // Time (i + 1) / N has index i.
+        let index = f64::from(self.times[time]) * count as f64 - 1.0;
+        let left = (index.max(0.0) as usize).min(count - 2);
         let (from, to) = (self.log_alphas[left], self.log_alphas[left + 1]);
-        Level::of(from + (place - left as f64) * (to - from))
+        Level::of(from + (index - left as f64) * (to - from))
     }
 }
 
@@ -212,13 +212,13 @@ impl Sampler for DpmSolver {
 
 impl Level {
     fn of(log_alpha: f64) -> Self {
-        // 1 - alpha^2 without losing digits where alpha is almost 1.
+        // 1 - alpha^2 without loss of digits if alpha is almost 1.
         let sigma = (-(2.0 * log_alpha).exp_m1()).sqrt();
         Self { alpha: log_alpha.exp(), sigma, lambda: log_alpha - sigma.ln() }
     }
 }
 
-/// torch's `linspace` in f32: from the start up to the middle, from the end after it.
+/// Returns PyTorch's `linspace` in f32: computed from the start up to the middle, from the end after it.
 fn linspace_f32(start: f32, end: f32, count: usize) -> Vec<f32> {
     let step = (end - start) / (count - 1) as f32;
     let value = |i: usize| {
@@ -234,7 +234,7 @@ mod tests {
     use std::ops::ControlFlow;
 
     #[test]
-    fn the_reference_timesteps() {
+    fn timesteps_equal_the_reference() {
         let golden = Golden::open("dpm-solver");
         for steps in [8, 10] {
             let name = format!("model_timesteps_{steps}steps");
@@ -244,15 +244,27 @@ mod tests {
         }
     }
 
+    /// The two formulas differ in the last bit at both indices.
+    #[test]
+    fn linspace_switches_formulas_in_the_middle() {
+        let values = linspace_f32(1.0, 0.001, 9);
+        assert_eq!((values.len(), values[0], values[8]), (9, 1.0, 0.001));
+        let step = (0.001 - 1.0) / 8.0_f32;
+        let (from_start, from_end) = (1.0 + step * 3.0, 0.001 - step * 4.0);
+        assert_eq!((values[3], values[4]), (from_start, from_end));
+        assert_ne!(values[3], 0.001 - step * 5.0);
+        assert_ne!(values[4], 1.0 + step * 4.0);
+    }
+
     fn run(sampler: &DpmSolver, model: &dyn Denoiser, start: &Tensor<5>) -> Vec<f32> {
         let guidance = Guidance::all_channels(4.0);
         let noise = &mut |_| panic!("no noise in DPM-Solver");
         values(sampler.sample(model, &guidance, start.clone(), noise, &mut ()).unwrap())
     }
 
-    /// As in DDIM's test, but the path ends at timestep 0 and not at clean latents.
+    /// Like DDIM's test, except that the path ends at timestep 0 and not at clean latents.
     #[test]
-    fn it_solves_a_process_whose_answer_is_known() {
+    fn converges_to_the_known_solution() {
         let model = GaussianData { deviation: 0.5 };
         let start = ramp([1, 4, 1, 2, 2], 0.1);
         let error_of = |steps: usize| {
@@ -270,9 +282,9 @@ mod tests {
         assert!((3.5..4.5).contains(&(few / many)), "{few} {many}");
     }
 
-    /// The published formulas, number by number in f64, written from the paper's quantities.
+    /// The published formulas for each number in f64, in the quantities of the paper.
     #[test]
-    fn the_published_formulas() {
+    fn equals_the_published_formulas() {
         let model = Affine::new();
         let start = ramp([1, 4, 1, 1, 1], 0.1);
         for steps in [8, 10] {
@@ -316,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn half_an_output_is_enough() {
+    fn outputs_without_variance_are_accepted() {
         let start = ramp([2, 4, 1, 2, 2], 0.1);
         let sampler = DpmSolver::with_steps(4).unwrap();
         let half = Affine { with_variance: false, ..Affine::new() };
@@ -324,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn the_callback_stops_the_run() {
+    fn the_observer_stops_the_run() {
         let sampler = DpmSolver::with_steps(6).unwrap();
         let guidance = Guidance::all_channels(4.0);
         let mut seen = Vec::new();
@@ -341,17 +353,17 @@ mod tests {
     }
 
     #[test]
-    fn impossible_counts_are_refused() {
+    fn invalid_step_counts_are_rejected() {
         for found in [0, 1, 1001, usize::MAX] {
-            let refused = DpmSolver::with_steps(found).unwrap_err();
-            assert_eq!(refused, DpmSolverError::Steps { found, most: 1000 });
+            let rejected = DpmSolver::with_steps(found).unwrap_err();
+            assert_eq!(rejected, DpmSolverError::Steps { found, most: 1000 });
         }
         assert!(DpmSolver::with_steps(2).is_ok() && DpmSolver::with_steps(1000).is_ok());
         assert!(DpmSolver::new(NoiseSchedule::Linear, 0, 2).is_err());
     }
 
     #[test]
-    fn a_process_that_ends_in_nothing_is_cut_off() {
+    fn a_process_without_signal_at_its_end_is_cut_off() {
         let sampler = DpmSolver::new(NoiseSchedule::Linear, 30, 10).unwrap();
         assert!(sampler.log_alphas.len() < 30, "{}", sampler.log_alphas.len());
         let last = sampler.log_alphas.last().copied().map(Level::of).unwrap();

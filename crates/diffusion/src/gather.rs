@@ -1,20 +1,20 @@
-//! One value of a table for each sample of a batch, and the checks that go before.
+//! Table values for each sample of a batch, and checks of shapes and timesteps.
 
 use burn::tensor::{Tensor, TensorData};
 
 use crate::process::ProcessError;
 
-/// Table values that broadcast over `[B, C, T, H, W]`. Where all samples share a timestep, as they do
-/// while sampling, this is a number and costs no upload.
+/// Table values that broadcast over `[B, C, T, H, W]`. If all samples share a timestep, as in sampling, this is
+/// a number, and nothing is copied to the device.
 pub(crate) enum Gathered {
     Shared(f32),
-    // Boxed: a tensor handle is some 300 bytes.
+    // Boxed because a tensor handle has about 300 bytes.
     PerSample(Box<Tensor<5>>),
 }
 
 impl Gathered {
-    /// `table[t]`, rounded to f32, on the device and in the dtype of `like`. The caller has checked
-    /// `t` by [`check_timesteps`].
+    /// Returns `table[t]`, rounded to f32, on the device and in the dtype of `like`. The caller has checked
+    /// `t` with [`check_timesteps`].
     pub(crate) fn new(table: &[f64], t: &[usize], like: &Tensor<5>) -> Self {
         let values: Vec<f32> = t.iter().map(|&t| table[t] as f32).collect();
         match values.split_first() {
@@ -50,7 +50,7 @@ impl Gathered {
     }
 }
 
-/// One timestep a sample, each within the process.
+/// Checks that there is one timestep for each sample and that each is a step of the process.
 pub(crate) fn check_timesteps(
     t: &[usize],
     batch: usize,
@@ -65,7 +65,7 @@ pub(crate) fn check_timesteps(
     }
 }
 
-/// `tensor` must have this shape.
+/// Checks the shape of a tensor.
 pub(crate) fn check_shape(
     what: &'static str,
     tensor: &Tensor<5>,
@@ -75,7 +75,7 @@ pub(crate) fn check_shape(
     if found == expected { Ok(()) } else { Err(ProcessError::Shape { what, found, expected }) }
 }
 
-/// The two halves of a model output for latents of shape `like`: noise `[B, C, ...]` and variance
+/// Returns the two halves of a model output for latents of shape `like`: noise `[B, C, ...]` and variance
 /// interpolation `[B, C, ...]`, in the dtype of `like`.
 pub(crate) fn split_output(
     output: Tensor<5>,

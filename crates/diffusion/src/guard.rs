@@ -1,15 +1,15 @@
-//! A guard against latents that are not finite.
+//! The detection of latents that are not finite.
 //!
 //! An overflow in f16, a guidance scale that is too large or a damaged weight makes NaN of everything
-//! within one step, and the VAE turns NaN into black frames. The guard remembers the first such step
-//! in a tensor on the device, so that watching a step does not wait for the device; only every few
-//! steps, and after the last, is that tensor read.
+//! within one step, and the VAE turns NaN into black frames. The guard stores the first such step in a tensor
+//! on the device, so that checking a step does not wait for the device. The tensor is read every few steps and
+//! after the last step.
 
 use crate::step::StepInfo;
 use burn::tensor::{Device, Int, Tensor};
 use opensora_nn::read::{ReadError, read};
 
-/// Remembers the first sampling step after which the latents were not finite.
+/// Records the first sampling step after which the latents were not finite.
 #[derive(Debug)]
 pub struct FiniteGuard {
     /// `[1]`: the step, from 0, or [`NONE`].
@@ -17,18 +17,18 @@ pub struct FiniteGuard {
     read_every: usize,
 }
 
-/// No step yet.
+/// The value for "all latents were finite".
 const NONE: i64 = -1;
 
 impl FiniteGuard {
-    /// A guard for latents on `device` that reads its result every `read_every` steps: 1 on a device
-    /// whose memory is the host's, more where a read waits for the device.
+    /// Returns a guard for latents on `device` that reads its result every `read_every` steps: 1 on a device
+    /// whose memory is the host's, more on devices where a read waits.
     pub fn new(device: &Device, read_every: usize) -> Self {
         Self { first: Tensor::full([1], NONE, device), read_every: read_every.max(1) }
     }
 
-    /// Looks at the latents after a step. Returns the first step (from 0) after which they were not
-    /// finite, if this is a step at which the result is read and there was one.
+    /// Checks the latents after a step. Returns the first step (from 0) after which they were not finite, if
+    /// there was one and this is a step at which the result is read.
     ///
     /// # Errors
     /// Returns an error if the device fails.
@@ -49,7 +49,7 @@ impl FiniteGuard {
 mod tests {
     use super::*;
 
-    /// What `watch` returns at each step of `total`, where the latents turn NaN or infinite at `bad`.
+    /// Returns the results of `watch` for each of `total` steps; from step `bad` on a value is not finite.
     fn watched(read_every: usize, total: usize, bad: usize, value: f32) -> Vec<Option<usize>> {
         let device = Device::flex();
         let mut guard = FiniteGuard::new(&device, read_every);
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_bad_step_is_named_at_the_next_read() {
+    fn the_first_bad_step_is_returned_at_the_next_read() {
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             assert_eq!(watched(1, 4, 2, value), [None, None, Some(2), Some(2)]);
             let late = [None, None, None, None, None, Some(3), None, Some(3)];

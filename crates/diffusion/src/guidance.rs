@@ -1,11 +1,11 @@
-//! Classifier-free guidance: the prompt is amplified by going further from the prediction without it.
+//! Classifier-free guidance: extrapolates from the prediction without the prompt past the one with it.
 //!
 //! Source: `opensora/schedulers/iddpm/__init__.py`, `forward_with_cfg`, and
 //! `opensora/schedulers/dpms/dpm_solver.py`, `model_wrapper`.
 //!
-//! Quirk kept: IDDPM (and DDIM, on the same function) guides only the first **three** channels. DiT
-//! published it so, for latents of four channels; the fourth, and the variance, are those of the
-//! prediction with the prompt. DPM-Solver guides all.
+//! Quirk kept: IDDPM and DDIM guide only the first **three** of four latent channels, as published with DiT.
+//! The fourth channel, and the variance, are those of the prediction with the prompt. DPM-Solver guides all
+//! channels.
 
 use burn::tensor::Tensor;
 
@@ -17,14 +17,13 @@ use crate::{
     step::SampleError,
 };
 
-/// How strongly the prompt is followed.
+/// Scale and channels of the guidance.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Guidance {
-    /// 0 ignores the prompt in the guided channels, 1 is the model as it is, more exaggerates. The
-    /// published 7.0.
+    /// 0 ignores the prompt in the guided channels, 1 is the model's own prediction, larger values follow the
+    /// prompt more strongly. Published: 7.0.
     pub guidance_scale: f64,
-    /// How many latent channels are guided, from the first; all without a number. Counts beyond the
-    /// latent channels mean all.
+    /// Number of guided latent channels, from the first. `None`, or more than the latents have: all.
     pub guided_channels: Option<usize>,
 }
 
@@ -32,33 +31,33 @@ impl Guidance {
     /// The scale of the published sampling recipes.
     pub const PUBLISHED_SCALE: f64 = 7.0;
 
-    /// The channels of the published IDDPM: the first three.
+    /// Returns guidance of the first three channels, as in the published IDDPM.
     pub fn first_three_channels(guidance_scale: f64) -> Self {
         Self { guidance_scale, guided_channels: Some(3) }
     }
 
-    /// The channels of the published DPM-Solver: all.
+    /// Returns guidance of all channels, as in the published DPM-Solver.
     pub fn all_channels(guidance_scale: f64) -> Self {
         Self { guidance_scale, guided_channels: None }
     }
 
-    /// Whether the prediction without a prompt matters at all. At a scale of exactly 1 it does not,
-    /// and samplers leave that half of the work out. (The reference does so in DPM-Solver; its
-    /// IDDPM computes `null + 1 * (prompt - null)`, the same but for rounding.)
+    /// Returns true if the prediction without a prompt is needed. It is not needed at a scale of exactly 1,
+    /// and samplers do not compute it then. (The reference does so in DPM-Solver; its IDDPM computes
+    /// `null + 1 * (prompt - null)`, which is equal except for rounding.)
     pub fn needs_null(&self) -> bool {
         self.guidance_scale != 1.0 && self.guided_channels != Some(0)
     }
 
-    /// Two predictions for latents of `latent_channels` made into one.
+    /// Combines the predictions with and without a prompt, for latents of `latent_channels`.
     ///
-    /// `prompt` and `null` are alike, `[B, C, T, H, W]` or `[B, 2C, T, H, W]`. The guided channels
+    /// `prompt` and `null` have one shape, `[B, C, T, H, W]` or `[B, 2C, T, H, W]`. The guided channels
     /// are `null + guidance_scale * (prompt - null)`, all others those of `prompt`.
     ///
     /// The reference works on a batch of `[prompt, null]` and returns both halves; its second half
-    /// has the same guided channels and all others from `null`. It never reaches a sample.
+    /// has the same guided channels and all others from `null`, and is never used.
     ///
     /// # Errors
-    /// [`ProcessError::Shape`] where the two differ in shape.
+    /// Returns [`ProcessError::Shape`] if the shapes differ.
     pub fn combine(
         &self,
         prompt: Tensor<5>,
@@ -148,14 +147,14 @@ mod tests {
     }
 
     #[test]
-    fn predictions_must_match() {
+    fn predictions_of_different_shapes_are_rejected() {
         let (prompt, null) = (constant([1, 8, 1, 1, 1], 3.0), constant([1, 4, 1, 1, 1], 1.0));
-        let refused = Guidance::all_channels(4.0).combine(prompt, null, 4).unwrap_err();
-        assert!(matches!(refused, ProcessError::Shape { what: "prediction without prompt", .. }));
+        let rejected = Guidance::all_channels(4.0).combine(prompt, null, 4).unwrap_err();
+        assert!(matches!(rejected, ProcessError::Shape { what: "prediction without prompt", .. }));
     }
 
     #[test]
-    fn a_scale_of_one_leaves_the_null_caption_out() {
+    fn a_scale_of_one_does_not_need_the_null_caption() {
         assert!(!Guidance::all_channels(1.0).needs_null());
         assert!(!Guidance { guidance_scale: 4.0, guided_channels: Some(0) }.needs_null());
         assert!(Guidance::first_three_channels(1.5).needs_null());

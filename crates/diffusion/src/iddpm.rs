@@ -1,10 +1,10 @@
-//! IDDPM: ancestral sampling with the learned variance. The sampler of the published recipes.
+//! IDDPM, the sampler of the published recipes: ancestral sampling with the learnt variance.
 //!
 //! Source: `opensora/schedulers/iddpm/gaussian_diffusion.py`, `p_sample_loop_progressive`, and
 //! `__init__.py`, `IDDPM.sample`.
 //!
-//! Deviation: the caller gives the noise, and is not asked for any at the last step, where the
-//! reference draws it and multiplies it by 0.
+//! Deviation: the caller provides the noise. None is needed at the last step, where the reference draws noise
+//! and multiplies it by 0.
 
 use burn::tensor::Tensor;
 
@@ -24,9 +24,9 @@ use crate::{
 #[derive(Debug, Clone, PartialEq)]
 pub struct Iddpm {
     process: GaussianDiffusion,
-    /// Step that sampling begins with, from 0.
+    /// First step to run, from 0.
     first_step: usize,
-    /// Clamp the predicted clean latents to -1..1 at each step. Off, as published.
+    /// If true, the predicted clean latents are clamped to -1..1 at each step. Published: false.
     pub clip_denoised: bool,
 }
 
@@ -34,28 +34,28 @@ impl Iddpm {
     /// Steps of the published recipes.
     pub const PUBLISHED_STEPS: usize = 100;
 
-    /// The sampler over `process`.
+    /// Returns the sampler over `process`.
     pub fn new(process: GaussianDiffusion) -> Self {
         Self { process, first_step: 0, clip_denoised: false }
     }
 
-    /// So many evenly spread steps of the published process.
+    /// Returns the sampler with `steps` evenly spaced steps of the published process.
     ///
     /// Quirk: one step calls the model at timestep 0, where it expects almost clean latents.
     ///
     /// # Errors
-    /// For 0 or more than 1000 steps.
+    /// Returns an error for 0 or more than 1000 steps.
     pub fn with_steps(steps: usize) -> Result<Self, TablesError> {
         Ok(Self::new(GaussianDiffusion::published(&Respacing::steps(steps))?))
     }
 
-    /// The process that is walked back.
+    /// Returns the process that is sampled.
     pub fn process(&self) -> &GaussianDiffusion {
         &self.process
     }
 
-    /// Leaves out the steps before `first_step` (from 0; at most the last one): the sampler then starts from
-    /// latents that [`noised`](Self::noised) makes of a clean clip, and what it makes resembles that clip.
+    /// Returns the sampler without the steps before `first_step` (from 0; at most the last one). It starts from
+    /// the latents that [`noised`](Self::noised) returns for a clean clip, and its result resembles that clip.
     pub fn starting_at(self, first_step: usize) -> Self {
         Self { first_step: first_step.min(self.process.num_timesteps() - 1), ..self }
     }
@@ -116,7 +116,7 @@ mod tests {
     };
     use std::ops::ControlFlow;
 
-    /// The published formulas, number by number in f64.
+    /// The published formulas for each number in f64.
     fn by_hand(
         sampler: &Iddpm,
         model: &Affine,
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_published_formulas() {
+    fn equals_the_published_formulas() {
         let sampler = Iddpm::with_steps(10).unwrap();
         let model = Affine::new();
         let (start, noise) = (ramp([1, 4, 1, 1, 1], 0.1), ramp([1, 4, 1, 1, 1], 0.7));
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_callback_stops_the_run() {
+    fn the_observer_stops_the_run() {
         let sampler = Iddpm::with_steps(10).unwrap();
         let start = ramp([2, 4, 1, 2, 2], 0.1);
         for stop_after in [1, 4, 10] {
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn one_step_is_the_predicted_clean_latent() {
+    fn one_step_returns_the_predicted_clean_latents() {
         let sampler = Iddpm::with_steps(1).unwrap();
         let start = constant([1, 4, 1, 1, 1], 0.5);
         let model = Affine::new();
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
+    fn inputs_that_do_not_fit_are_rejected() {
         let sampler = Iddpm::with_steps(4).unwrap();
         let start = ramp([2, 4, 1, 2, 2], 0.1);
         let run = |model: &dyn Denoiser, scale, noise: Tensor<5>| {
@@ -251,8 +251,8 @@ mod tests {
         let half = Affine { with_variance: false, ..Affine::new() };
         assert_eq!(what(run(&half, 4.0, start.clone())), "model output");
         assert_eq!(what(run(&half, 1.0, start.clone())), "model output");
-        let refused = run(&whole, f64::INFINITY, start.clone());
-        assert!(matches!(refused, SampleError::GuidanceScale { found: f64::INFINITY }));
+        let rejected = run(&whole, f64::INFINITY, start.clone());
+        assert!(matches!(rejected, SampleError::GuidanceScale { found: f64::INFINITY }));
         assert!(Iddpm::with_steps(0).is_err() && Iddpm::with_steps(1001).is_err());
     }
 }

@@ -1,31 +1,70 @@
 //! The diffusion process of Open-Sora 1.0: noise schedules, samplers, guidance and training losses.
 //!
-//! A clean latent `x_0` is drowned in Gaussian noise over 1000 steps, `x_t = sqrt(a_t) x_0 +
-//! sqrt(1 - a_t) noise` (`a_t` is `alphas_cumprod`). A denoiser learns to predict that noise, and a
-//! sampler walks back from pure noise to a clip. Models are known here only as a [`Denoiser`]:
-//! anything that can name the noise in `[B, C, T, H, W]` at a timestep can be sampled.
+//! The process adds Gaussian noise to clean latents `x_0` over 1000 steps: `x_t = sqrt(a_t) x_0 +
+//! sqrt(1 - a_t) noise`, where `a_t` is `alphas_cumprod`. A model learns to predict the noise, and a sampler
+//! starts from pure noise and removes it step by step. The crate knows models only as a [`Denoiser`]: anything
+//! that predicts the noise in latents `[B, C, T, H, W]` at a timestep can be sampled.
 //!
-//! | module | thought |
+//! ```
+//! use burn::tensor::{Device, Distribution, Tensor};
+//! use opensora_diffusion::{Condition, DenoiseError, Denoiser, SamplerKind, StepInfo};
+//! use std::ops::ControlFlow;
+//!
+//! /// Predicts that the latents are all noise.
+//! struct AllNoise;
+//!
+//! impl Denoiser for AllNoise {
+//!     fn denoise(
+//!         &self,
+//!         latents: Tensor<5>,
+//!         _timestep: f32,
+//!         _condition: Condition,
+//!     ) -> Result<Tensor<5>, DenoiseError> {
+//!         Ok(latents)
+//!     }
+//! }
+//!
+//! let device = Device::default();
+//! let kind = SamplerKind::DpmSolver;
+//! let sampler = kind.build(20)?;
+//! let mut normal = || Tensor::random([1, 4, 1, 8, 8], Distribution::Normal(0.0, 1.0), &device);
+//! let latents = sampler.sample(
+//!     &AllNoise,
+//!     &kind.default_guidance(),
+//!     normal(),
+//!     &mut |_step| normal(),
+//!     &mut |step: &StepInfo<'_>| {
+//!         println!("{}/{}", step.step + 1, step.total);
+//!         ControlFlow::Continue(())
+//!     },
+//! )?;
+//! assert_eq!(latents.dims(), [1, 4, 1, 8, 8]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! | module | contents |
 //! |---|---|
-//! | [`schedule`] | how much noise each of the training steps adds |
-//! | [`respace`] | which of those steps a shorter process keeps |
-//! | [`tables`] | every coefficient of a process, in f64 |
-//! | [`process`] | noising, and what a model output says about the step before |
-//! | [`denoiser`], [`guidance`] | what a sampler asks of a model, and how the prompt is amplified |
-//! | [`iddpm`], [`ddim`], [`dpm_solver`] | the samplers |
-//! | [`sampler`] | the trait that all samplers have, and the built-in ones by name |
-//! | [`guard`] | the first step whose latents are not finite |
+//! | [`schedule`] | the noise that each training step adds |
+//! | [`respace`] | the training steps that a shorter process keeps |
+//! | [`tables`] | the coefficients of a process, in f64 |
+//! | [`process`] | noising, and the distribution of the previous step |
+//! | [`denoiser`] | the trait of models |
+//! | [`prediction`] | the prediction target of a model: noise or velocity |
+//! | [`guidance`] | classifier-free guidance |
+//! | [`sampler`] | the trait of samplers, and the built-in samplers by name |
+//! | [`iddpm`], [`ddim`], [`dpm_solver`] | the built-in samplers |
+//! | [`step`] | the event after each step, and its observer |
+//! | [`guard`] | the detection of latents that are not finite |
 //! | [`losses`] | the training loss |
-//! | [`prediction`] | models that name the velocity instead of the noise |
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/schedulers/iddpm/` (itself from DiT, ADM and
-//! improved-diffusion) and `opensora/schedulers/dpms/` (from PixArt-alpha and dpm-solver). Ported is
-//! what the published recipes use: linear betas, noise prediction, learned-range variance,
-//! DPM-Solver++ multistep of order 2 on uniform time. Not ported: x_0 and mean prediction, fixed
-//! variances, classifier guidance, the single-step and adaptive DPM solvers.
+//! improved-diffusion) and `opensora/schedulers/dpms/` (from PixArt-alpha and dpm-solver). Ported are the parts
+//! that the published recipes use: linear betas, noise prediction, learnt-range variance, DPM-Solver++
+//! multistep of order 2 on uniform time. Not ported: x_0 and mean prediction, fixed variances, classifier
+//! guidance, the single-step and adaptive DPM solvers.
 //!
-//! Coefficients live in f64 on the host and are rounded to f32 when they meet a tensor. A sampling
-//! step never reads a tensor back, so a device is free to run behind the host.
+//! Coefficients are f64 on the host and are rounded to f32 when they are applied to a tensor. A sampling step
+//! never copies a tensor to the host, so a device can run behind the host.
 
 pub mod ddim;
 pub mod denoiser;
@@ -53,7 +92,7 @@ pub use dpm_solver::DpmSolver;
 pub use guard::FiniteGuard;
 pub use guidance::Guidance;
 pub use iddpm::Iddpm;
-pub use losses::{LossKind, Losses};
+pub use losses::{LossInputs, LossKind, Losses};
 pub use prediction::PredictionType;
 pub use process::{GaussianDiffusion, MeanVariance, ProcessError};
 pub use respace::{RespaceError, Respacing, space_timesteps};

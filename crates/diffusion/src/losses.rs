@@ -3,8 +3,8 @@
 //! Source: `opensora/schedulers/iddpm/gaussian_diffusion.py`, `training_losses` and
 //! `_vb_terms_bpd`, and `diffusion_utils.py`.
 //!
-//! Quirks kept: the bound is in bits per dimension and not divided by anything, and the noise
-//! prediction is detached in it, so that it trains the variance only. At `t == 0` it is the negative
+//! Quirks kept: the bound is in bits per dimension without a further weight, and the noise prediction is
+//! detached in it, so that it trains the variance only. At `t == 0` it is the negative
 //! log likelihood of the clean latents in bins of 2/255, as if they were pixels; far in the tails
 //! that is ill-conditioned in f32.
 
@@ -16,7 +16,7 @@ use crate::{
     schedule::TRAINING_TIMESTEPS,
 };
 
-/// Which loss.
+/// The kind of training loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LossKind {
     /// `mse + vb`: the published recipes.
@@ -29,35 +29,42 @@ pub enum LossKind {
 /// Losses of each sample, `[B]`.
 #[derive(Debug, Clone)]
 pub struct Losses {
-    /// What to minimise: `mse + vb`.
+    /// The value to minimise: `mse + vb`.
     pub loss: Tensor<1>,
     /// Mean squared error of the predicted noise.
     pub mse: Tensor<1>,
-    /// Variational bound, bits per dimension (rescaled where [`LossKind`] says so).
+    /// Variational bound in bits per dimension, rescaled for [`LossKind::RescaledMse`].
     pub vb: Tensor<1>,
 }
 
+/// The tensors of a training step.
+#[derive(Debug, Clone)]
+pub struct LossInputs<'a> {
+    /// Output of the model for `x_t`, `[B, 2C, T, H, W]`: noise, then the variance interpolation.
+    pub model_output: Tensor<5>,
+    /// Clean latents, `[B, C, T, H, W]`.
+    pub x_start: Tensor<5>,
+    /// The latents after [`GaussianDiffusion::q_sample`], `[B, C, T, H, W]`.
+    pub x_t: Tensor<5>,
+    /// The noise that was added, `[B, C, T, H, W]`.
+    pub noise: Tensor<5>,
+    /// One step per sample, in `0..num_timesteps`.
+    pub t: &'a [usize],
+}
+
 impl GaussianDiffusion {
-    /// The losses of a model that was called with `x_t` and [`Self::model_timesteps`] of `t`.
-    ///
-    /// - `model_output` `[B, 2C, T, H, W]`: noise, then the variance interpolation.
-    /// - `x_start`, `x_t`, `noise` `[B, C, T, H, W]`: clean latents, the same after
-    ///   [`Self::q_sample`], and the noise that went in.
-    /// - `t`: one step a sample, of `0..num_timesteps`.
+    /// Returns the losses of a model that was called with `x_t` and [`Self::model_timesteps`] of `t`.
     ///
     /// Differentiable in `model_output`: `mse` through the first half only, `vb` through the second.
     ///
     /// # Errors
-    /// Where shapes, batch size or timesteps do not fit.
+    /// Returns an error if shapes, batch size or timesteps do not fit.
     pub fn training_losses(
         &self,
-        model_output: Tensor<5>,
-        x_start: Tensor<5>,
-        x_t: Tensor<5>,
-        noise: Tensor<5>,
-        t: &[usize],
+        inputs: LossInputs<'_>,
         kind: LossKind,
     ) -> Result<Losses, ProcessError> {
+        let LossInputs { model_output, x_start, x_t, noise, t } = inputs;
         check_shape("noise", &noise, x_t.dims())?;
         let (eps, range) = split_output(model_output, &x_t)?;
         let vb = self.variational_bound(eps.clone().detach(), range, x_start, x_t, t)?;
@@ -71,8 +78,8 @@ impl GaussianDiffusion {
         Ok(Losses { loss: mse.clone() + vb.clone(), mse, vb })
     }
 
-    /// One term of the variational bound for each sample, `[B]`, in bits per dimension: the decoder's
-    /// negative log likelihood where `t == 0`, else KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)).
+    /// Returns one term of the variational bound for each sample, `[B]`, in bits per dimension: the decoder's
+    /// negative log likelihood if `t == 0`, else KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)).
     fn variational_bound(
         &self,
         eps: Tensor<5>,
@@ -93,7 +100,7 @@ impl GaussianDiffusion {
         let kl = (log_ratio.clone() - 1.0 + (-log_ratio).exp() + distance) * 0.5;
         let kl = bits(kl);
 
-        // Rare: one sample in a thousand.
+        // One sample in a thousand has t == 0.
         if !t.contains(&0) {
             return Ok(kl);
         }
@@ -117,21 +124,21 @@ fn mean_flat(x: Tensor<5>) -> Tensor<1> {
     x.flatten::<2>(1, 4).mean_dim(1).squeeze_dim::<1>(1)
 }
 
-/// tanh approximation of the standard normal distribution function.
+/// Returns the tanh approximation of the standard normal distribution function.
 fn approx_standard_normal_cdf(x: Tensor<5>) -> Tensor<5> {
     let cubed = x.clone() * x.clone() * x.clone();
     let scale = std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2;
     (((x + cubed * 0.044715) * scale).tanh() + 1.0) * 0.5
 }
 
-/// Log likelihood (nats) of `x` in bins of 2/255 around it, open towards the outside beyond
-/// +-0.999, under a normal distribution. All `[B, C, T, H, W]`; `log_scales` are log deviations.
+/// Returns the log likelihood (nats) under a normal distribution of a bin of 2/255 around `x`. Bins beyond
+/// +-0.999 are open towards the outside. All `[B, C, T, H, W]`; `log_scales` are log standard deviations.
 fn discretized_gaussian_log_likelihood(
     x: Tensor<5>,
     means: Tensor<5>,
     log_scales: Tensor<5>,
 ) -> Tensor<5> {
-    // Below this, log would leave the range of sensible numbers.
+    // The logarithm of a smaller number would be out of range.
     let safe_log = |p: Tensor<5>| p.clamp_min(1e-12).log();
     let centred = x.clone() - means;
     let inverse = (-log_scales).exp();
@@ -152,7 +159,7 @@ mod tests {
     };
 
     #[test]
-    fn losses_of_the_reference() {
+    fn losses_equal_the_reference() {
         let golden = Golden::open("iddpm-losses");
         let process = GaussianDiffusion::published(&Respacing::All).unwrap();
         let t = golden.input_indices("t");
@@ -160,8 +167,9 @@ mod tests {
         let losses = |kind| {
             let (x_start, noise) = (golden.input("x_start"), golden.input("noise"));
             let x_t = process.q_sample(x_start.clone(), &t, noise.clone()).unwrap();
-            let output = golden.input("model_output");
-            process.training_losses(output, x_start, x_t, noise, &t, kind).unwrap()
+            let model_output = golden.input("model_output");
+            let inputs = LossInputs { model_output, x_start, x_t, noise, t: &t };
+            process.training_losses(inputs, kind).unwrap()
         };
         let plain = losses(LossKind::Mse);
         golden.assert_close("mse", plain.mse);
@@ -178,9 +186,14 @@ mod tests {
         let (x, noise) = (ramp([2, 4, 1, 2, 2], 0.1), ramp([2, 4, 1, 2, 2], 0.5));
         let x_t = process.q_sample(x.clone(), &[3, 50], noise.clone()).unwrap();
         let vb = |kind| {
-            let (output, x, x_t) = (ramp([2, 8, 1, 2, 2], 0.2), x.clone(), x_t.clone());
-            let losses =
-                process.training_losses(output, x, x_t, noise.clone(), &[3, 50], kind).unwrap();
+            let inputs = LossInputs {
+                model_output: ramp([2, 8, 1, 2, 2], 0.2),
+                x_start: x.clone(),
+                x_t: x_t.clone(),
+                noise: noise.clone(),
+                t: &[3, 50],
+            };
+            let losses = process.training_losses(inputs, kind).unwrap();
             (values(losses.vb), values(losses.loss), values(losses.mse))
         };
         let ((plain, ..), (rescaled, loss, mse)) = (vb(LossKind::Mse), vb(LossKind::RescaledMse));
@@ -191,7 +204,7 @@ mod tests {
         }
     }
 
-    /// The right noise and the true variance: nothing left to learn.
+    /// The model predicts the true noise and the true variance.
     #[test]
     fn a_perfect_model_has_no_loss() {
         let process = GaussianDiffusion::published(&Respacing::All).unwrap();
@@ -199,14 +212,15 @@ mod tests {
         let t = [300, 900];
         let x_t = process.q_sample(x.clone(), &t, noise.clone()).unwrap();
         let truth = noise.clone().full_like(-1.0);
-        let output = Tensor::cat(vec![noise.clone(), truth], 1);
-        let losses = process.training_losses(output, x, x_t, noise, &t, LossKind::Mse).unwrap();
+        let model_output = Tensor::cat(vec![noise.clone(), truth], 1);
+        let inputs = LossInputs { model_output, x_start: x, x_t, noise, t: &t };
+        let losses = process.training_losses(inputs, LossKind::Mse).unwrap();
         assert_eq!(values(losses.mse), [0.0, 0.0]);
         assert!(values(losses.vb).into_iter().all(|vb| vb.abs() < 1e-4));
     }
 
     #[test]
-    fn the_bins_of_the_decoder_cover_everything() {
+    fn probabilities_of_the_decoders_bins_add_up_to_one() {
         // Over all 256 pixel values the probabilities of the bins add up to one.
         let x: Vec<f32> = (0..256).map(|i| i as f32 / 127.5 - 1.0).collect();
         let data = TensorData::new(x, [256, 1, 1, 1, 1]);
@@ -223,18 +237,19 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
+    fn inputs_that_do_not_fit_are_rejected() {
         let process = GaussianDiffusion::published(&Respacing::All).unwrap();
         let x = || ramp([2, 4, 1, 2, 2], 0.1);
         let output = || ramp([2, 8, 1, 2, 2], 0.1);
-        let refused = |output: Tensor<5>, noise: Tensor<5>, t: &[usize]| {
-            process.training_losses(output, x(), x(), noise, t, LossKind::Mse).unwrap_err()
+        let rejected = |model_output: Tensor<5>, noise: Tensor<5>, t: &[usize]| {
+            let inputs = LossInputs { model_output, x_start: x(), x_t: x(), noise, t };
+            process.training_losses(inputs, LossKind::Mse).unwrap_err()
         };
-        let wrong = refused(output(), constant([2, 4, 1, 2, 1], 0.0), &[0, 0]);
+        let wrong = rejected(output(), constant([2, 4, 1, 2, 1], 0.0), &[0, 0]);
         assert!(matches!(wrong, ProcessError::Shape { what: "noise", .. }));
-        let wrong = refused(x(), x(), &[0, 0]);
+        let wrong = rejected(x(), x(), &[0, 0]);
         assert!(matches!(wrong, ProcessError::Shape { what: "model output", .. }));
-        assert!(matches!(refused(output(), x(), &[0, 1000]), ProcessError::Timestep { .. }));
-        assert!(matches!(refused(output(), x(), &[0]), ProcessError::BatchSize { .. }));
+        assert!(matches!(rejected(output(), x(), &[0, 1000]), ProcessError::Timestep { .. }));
+        assert!(matches!(rejected(output(), x(), &[0]), ProcessError::BatchSize { .. }));
     }
 }

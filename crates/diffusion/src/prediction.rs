@@ -1,12 +1,13 @@
-//! What a model's first channels name: the noise, or the velocity.
+//! The prediction target of a model: the noise or the velocity.
 //!
-//! The published models predict the noise. Where nearly all of `x_t` is noise, that says little of
-//! the clean latents: at timestep 750 an error of 0.003 in the noise is as large as the signal. The
-//! velocity `v = sqrt(a_t) noise - sqrt(1 - a_t) x_0` says as much at every timestep, so a small
-//! model learns layout and motion, which are decided there, in a fraction of the steps.
+//! The published models predict the noise. At large timesteps, where `x_t` is almost all noise, a prediction
+//! of the noise determines the clean latents badly: at timestep 750 an error of 0.003 in the noise is as
+//! large as the signal. The velocity `v = sqrt(a_t) noise - sqrt(1 - a_t) x_0` determines them equally well
+//! at every timestep. Layout and motion are decided at large timesteps, so a small model learns them in a
+//! fraction of the training steps.
 //!
-//! Samplers and the variational bound go on in terms of the noise, which follows from the velocity
-//! and `x_t`; only [`AsNoise`] and the training loss know the difference.
+//! Samplers and the variational bound are written for the noise, which follows from the velocity and `x_t`.
+//! [`Guidance::predict`](crate::Guidance::predict) and the training loss do the conversion.
 //!
 //! Source: Salimans and Ho 2022 (arXiv 2202.00512), appendix D; the names are those of diffusers'
 //! `prediction_type`. Not in the reference.
@@ -23,11 +24,11 @@ use crate::{
     tables::DiffusionTables,
 };
 
-/// What a model's first `C` channels name.
+/// The prediction target, which is in the first `C` channels of a model's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PredictionType {
-    /// The noise: the published models.
+    /// The noise, as in the published models.
     #[default]
     Epsilon,
     /// The velocity.
@@ -35,10 +36,10 @@ pub enum PredictionType {
 }
 
 impl PredictionType {
-    /// The name under which weights carry it as a note.
+    /// The key of the prediction target in the metadata of weights.
     pub const NOTE: &str = "prediction_type";
 
-    /// Its name: diffusers' own.
+    /// Returns the name of the target in diffusers.
     pub fn name(self) -> &'static str {
         match self {
             Self::Epsilon => "epsilon",
@@ -46,17 +47,17 @@ impl PredictionType {
         }
     }
 
-    /// The type of a name.
+    /// Returns the target with this name; `None` if it is unknown.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Epsilon, Self::VPrediction].into_iter().find(|kind| kind.name() == name)
     }
 }
 
 impl GaussianDiffusion {
-    /// A model's output `[B, 2C, T, H, W]` for `x_t` at `t`, its first half as noise.
+    /// Converts the first half of a model's output `[B, 2C, T, H, W]` for `x_t` at `t` to noise.
     ///
     /// # Errors
-    /// Where shapes, batch size or timesteps do not fit.
+    /// Returns an error if shapes, batch size or timesteps do not fit.
     pub fn output_as_noise(
         &self,
         prediction_type: PredictionType,
@@ -179,9 +180,9 @@ mod tests {
         assert_eq!(values(found), values(output));
     }
 
-    /// The true velocity of a batch leads back to the noise that went in.
+    /// The true velocity of a batch is converted to the noise that was added.
     #[test]
-    fn the_process_finds_the_noise_of_each_sample() {
+    fn the_process_converts_the_velocity_of_each_sample() {
         let process = GaussianDiffusion::published(&Respacing::All).unwrap();
         let (x, noise) = (ramp([2, 4, 1, 2, 2], 0.1), ramp([2, 4, 1, 2, 2], 0.5));
         let t = [40, 900];
@@ -205,7 +206,7 @@ mod tests {
         }
         let same = as_noise(PredictionType::Epsilon, &t).unwrap();
         assert_eq!(values(same), values(output.clone()));
-        let refused = as_noise(PredictionType::VPrediction, &[40]).unwrap_err();
-        assert!(matches!(refused, ProcessError::BatchSize { .. }));
+        let rejected = as_noise(PredictionType::VPrediction, &[40]).unwrap_err();
+        assert!(matches!(rejected, ProcessError::BatchSize { .. }));
     }
 }

@@ -1,10 +1,10 @@
-//! The process itself: noising, and what a model output says about the step before.
+//! The diffusion process: noising, and the distribution of the previous step given a model output.
 //!
 //! Source: `opensora/schedulers/iddpm/gaussian_diffusion.py`, `GaussianDiffusion` with
 //! `ModelMeanType.EPSILON` and `ModelVarType.LEARNED_RANGE`.
 //!
-//! Indices `t` count the steps of *this* process (`0..num_timesteps`); the model is told the
-//! timestep of the training process behind them ([`GaussianDiffusion::model_timesteps`]).
+//! Indices `t` count the steps of *this* process (`0..num_timesteps`); the model is called with the
+//! corresponding timestep of the training process ([`GaussianDiffusion::model_timesteps`]).
 
 use burn::tensor::Tensor;
 use thiserror::Error;
@@ -15,7 +15,7 @@ use crate::{
     tables::{DiffusionTables, TablesError},
 };
 
-/// Tensors or timesteps that do not fit each other or the process.
+/// Error for tensors or timesteps that do not fit each other or the process.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ProcessError {
@@ -31,10 +31,10 @@ pub enum ProcessError {
         /// Steps of the process.
         num_timesteps: usize,
     },
-    /// As many timesteps as samples are needed.
+    /// A number of timesteps that differs from the batch size.
     #[error("{found} timesteps for a batch of {expected} samples")]
     BatchSize {
-        /// Timesteps given.
+        /// Number of timesteps.
         found: usize,
         /// Samples in the batch.
         expected: usize,
@@ -42,73 +42,73 @@ pub enum ProcessError {
     /// A tensor of the wrong shape.
     #[error("{what} has the shape {found:?}, expected {expected:?} ([B, C, T, H, W])")]
     Shape {
-        /// Which tensor.
+        /// The tensor's name.
         what: &'static str,
         /// Its shape.
         found: [usize; 5],
-        /// The shape that fits.
+        /// The expected shape.
         expected: [usize; 5],
     },
 }
 
-/// `p(x_{t-1} | x_t)` as a model sees it; every tensor is `[B, C, T, H, W]`.
+/// The distribution `p(x_{t-1} | x_t)` that a model predicts; every tensor is `[B, C, T, H, W]`.
 #[derive(Debug, Clone)]
 pub struct MeanVariance {
-    /// Mean of the step before.
+    /// Mean of `x_{t-1}`.
     pub mean: Tensor<5>,
-    /// Its variance.
+    /// Variance of `x_{t-1}`.
     pub variance: Tensor<5>,
     /// The logarithm of the variance.
     pub log_variance: Tensor<5>,
-    /// The clean latents that the mean is based on.
+    /// The predicted clean latents, from which the mean is computed.
     pub pred_xstart: Tensor<5>,
 }
 
-/// A Gaussian diffusion process whose model predicts noise and a variance in a learned range.
+/// A Gaussian diffusion process whose model predicts the noise and a variance in a learnt range.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GaussianDiffusion {
     tables: DiffusionTables,
 }
 
 impl GaussianDiffusion {
-    /// The process of these tables.
+    /// Returns the process with these tables.
     pub fn new(tables: DiffusionTables) -> Self {
         Self { tables }
     }
 
-    /// The published process (linear betas over 1000 steps), respaced; [`Respacing::All`] is the
-    /// one for training.
+    /// Returns the published process (linear betas over 1000 steps), respaced. Training uses
+    /// [`Respacing::All`].
     ///
     /// # Errors
-    /// Where the respacing does not fit 1000 steps.
+    /// Returns an error if the respacing does not fit 1000 steps.
     pub fn published(respacing: &Respacing) -> Result<Self, TablesError> {
         Ok(Self::new(DiffusionTables::published(respacing)?))
     }
 
-    /// Every coefficient.
+    /// Returns the coefficients.
     pub fn tables(&self) -> &DiffusionTables {
         &self.tables
     }
 
-    /// Steps of the process.
+    /// Returns the number of steps of the process.
     pub fn num_timesteps(&self) -> usize {
         self.tables.num_timesteps()
     }
 
-    /// The timesteps that the model is called with, on the scale of the training process.
+    /// Returns the timesteps that the model is called with, on the scale of the training process.
     ///
     /// # Errors
-    /// [`ProcessError::Timestep`] beyond the process.
+    /// Returns [`ProcessError::Timestep`] if a step is beyond the process.
     pub fn model_timesteps(&self, t: &[usize]) -> Result<Vec<f32>, ProcessError> {
         check_timesteps(t, t.len(), self.num_timesteps())?;
         Ok(t.iter().map(|&t| self.tables.timestep_map[t] as f32).collect())
     }
 
-    /// `q(x_t | x_0)`: `x_start` `[B, C, T, H, W]` with so much `noise` of the same shape as step
-    /// `t` of each sample has.
+    /// Returns a sample of `q(x_t | x_0)`: `x_start` `[B, C, T, H, W]`, mixed with `noise` of the same shape
+    /// according to step `t` of each sample.
     ///
     /// # Errors
-    /// Where shapes, batch size or timesteps do not fit.
+    /// Returns an error if shapes, batch size or timesteps do not fit.
     pub fn q_sample(
         &self,
         x_start: Tensor<5>,
@@ -122,11 +122,11 @@ impl GaussianDiffusion {
         Ok(self.gather(&self.tables.sqrt_alphas_cumprod, t, &x_start).times(x_start) + noise)
     }
 
-    /// The mean of `q(x_{t-1} | x_t, x_0)`, `[B, C, T, H, W]`. Its variance is one number a step:
+    /// Returns the mean of `q(x_{t-1} | x_t, x_0)`, `[B, C, T, H, W]`. The variance is one number per step:
     /// [`DiffusionTables::posterior_variance`].
     ///
     /// # Errors
-    /// Where shapes, batch size or timesteps do not fit.
+    /// Returns an error if shapes, batch size or timesteps do not fit.
     pub fn q_posterior_mean(
         &self,
         x_start: Tensor<5>,
@@ -139,15 +139,15 @@ impl GaussianDiffusion {
         Ok(from_start + self.gather(&self.tables.posterior_mean_coef2, t, &x_t).times(x_t))
     }
 
-    /// `p(x_{t-1} | x_t)` from the output of the model.
+    /// Returns `p(x_{t-1} | x_t)` for the output of the model.
     ///
     /// - `model_output` `[B, 2C, T, H, W]`: noise, then the variance interpolation.
-    /// - `x_t` `[B, C, T, H, W]`, `t` one step a sample.
-    /// - `clip_denoised` clamps the predicted clean latents to -1..1. Sampling and training do
-    ///   without: latents are not bounded.
+    /// - `x_t` `[B, C, T, H, W]`; `t`: one step per sample.
+    /// - `clip_denoised`: clamps the predicted clean latents to -1..1. Sampling and training do not clamp,
+    ///   since latents are not bounded.
     ///
     /// # Errors
-    /// Where shapes, batch size or timesteps do not fit.
+    /// Returns an error if shapes, batch size or timesteps do not fit.
     pub fn p_mean_variance(
         &self,
         model_output: Tensor<5>,
@@ -159,7 +159,7 @@ impl GaussianDiffusion {
         self.mean_variance(eps, range, x_t, t, clip_denoised)
     }
 
-    /// [`Self::p_mean_variance`] with the halves of the model output apart, both shaped as `x_t`.
+    /// [`Self::p_mean_variance`] for the two halves of the model output, both shaped as `x_t`.
     pub(crate) fn mean_variance(
         &self,
         eps: Tensor<5>,
@@ -169,8 +169,8 @@ impl GaussianDiffusion {
         clip_denoised: bool,
     ) -> Result<MeanVariance, ProcessError> {
         self.check(&x_t, t)?;
-        // -1..1 is 0..1 between the smallest and the largest sensible log variance. The model may
-        // leave that range.
+        // -1..1 maps to 0..1 between the smallest and the largest sensible log variance. The model can
+        // predict values outside that range.
         let frac = (range + 1.0) / 2.0;
         let min_log = self.gather(&self.tables.posterior_log_variance_clipped, t, &x_t);
         let max_log = self.gather(&self.tables.log_betas, t, &x_t);
@@ -184,10 +184,10 @@ impl GaussianDiffusion {
         Ok(MeanVariance { mean, variance: log_variance.clone().exp(), log_variance, pred_xstart })
     }
 
-    /// The clean latents that remain when the noise `eps` is taken out of `x_t`.
+    /// Returns the clean latents: `x_t` without the noise `eps`.
     ///
     /// # Errors
-    /// Where shapes, batch size or timesteps do not fit.
+    /// Returns an error if shapes, batch size or timesteps do not fit.
     pub fn predict_xstart_from_eps(
         &self,
         x_t: Tensor<5>,
@@ -200,10 +200,10 @@ impl GaussianDiffusion {
         Ok(self.gather(&self.tables.sqrt_recip_alphas_cumprod, t, &x_t).times(x_t) - eps)
     }
 
-    /// The noise that leads from the clean latents `pred_xstart` to `x_t`.
+    /// Returns the noise that was added to the clean latents `pred_xstart` to get `x_t`.
     ///
     /// # Errors
-    /// Where shapes, batch size or timesteps do not fit.
+    /// Returns an error if shapes, batch size or timesteps do not fit.
     pub fn predict_eps_from_xstart(
         &self,
         x_t: Tensor<5>,

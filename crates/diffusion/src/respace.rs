@@ -1,11 +1,11 @@
-//! Respacing: which steps of a long training process a shorter sampling process keeps.
+//! Respacing: the steps of a long training process that a shorter sampling process keeps.
 //!
 //! Source: `opensora/schedulers/iddpm/respace.py`, `space_timesteps`.
 //!
 //! Quirks kept: positions accumulate a fractional stride in f64 and are rounded half to even, as
 //! Python does. A section of one step keeps its *first* timestep, so a process of one step calls the
 //! model at timestep 0 only. `ddimN` needs an integer stride below the number of timesteps.
-//! Deviation: a count of 0 is an error; the reference silently keeps nothing of that section.
+//! Deviation: a count of 0 is an error; the reference silently skips that section.
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
@@ -13,24 +13,24 @@ use thiserror::Error;
 
 use crate::schedule::MAX_TIMESTEPS;
 
-/// How to choose the steps. Parsed from `""` (all), `"100"`, `"10,15,20"` (the process is cut into
-/// equal sections with so many steps each) or `"ddim50"` (a fixed integer stride).
+/// The rule that selects the steps. Parsed from `""` (all), `"100"`, `"10,15,20"` (steps of each of
+/// three equal sections of the process) or `"ddim50"` (a fixed integer stride).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Respacing {
     /// Every step.
     #[default]
     All,
-    /// So many steps, evenly spread, in each of the equal sections of the process.
+    /// Number of evenly spaced steps in each of the equal sections of the process.
     Sections(Vec<usize>),
-    /// So many steps, an integer stride apart, starting at 0.
+    /// Number of steps an integer stride apart, starting at 0.
     Ddim(usize),
 }
 
-/// Why a respacing cannot be read or applied.
+/// Error for a respacing that cannot be parsed or applied.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum RespaceError {
-    /// A count is not a whole number.
+    /// A count that is not a whole number.
     #[error(
         "timestep respacing {text:?}: {found:?} is not a number of steps, expected \
          \"100\", \"10,15,20\", \"ddim50\" or nothing for all steps"
@@ -47,37 +47,37 @@ pub enum RespaceError {
         /// The section, from 0.
         section: usize,
     },
-    /// No sections at all.
+    /// An empty list of sections.
     #[error("timestep respacing: the list of sections is empty, expected at least one count")]
     NoSections,
-    /// A section is asked for more steps than it has.
-    #[error("timestep respacing: section {section} has {size} steps, cannot take {count} of them")]
+    /// A count that is larger than its section.
+    #[error("timestep respacing: section {section} has {size} steps, cannot keep {count}")]
     SectionTooShort {
         /// The section, from 0.
         section: usize,
-        /// How many steps it has.
+        /// Steps of the section.
         size: usize,
-        /// How many were asked for.
+        /// The given count.
         count: usize,
     },
-    /// No integer stride gives this count.
-    #[error("no integer stride through {num_timesteps} steps gives exactly {count} of them")]
+    /// A count that no integer stride gives.
+    #[error("no integer stride through {num_timesteps} steps gives exactly {count} steps")]
     NoStride {
         /// Length of the process.
         num_timesteps: usize,
-        /// How many steps were asked for.
+        /// The given count.
         count: usize,
     },
-    /// The process to respace is empty or too long.
+    /// A process that is empty or too long.
     #[error("cannot respace a process of {found} steps, expected 1 to {MAX_TIMESTEPS}")]
     NumTimesteps {
-        /// Its length.
+        /// Steps of the process.
         found: usize,
     },
 }
 
 impl Respacing {
-    /// So many evenly spread steps, as the reference's `num_sampling_steps`.
+    /// Returns the rule for `count` evenly spaced steps, the reference's `num_sampling_steps`.
     pub fn steps(count: usize) -> Self {
         Self::Sections(vec![count])
     }
@@ -122,10 +122,10 @@ impl fmt::Display for Respacing {
     }
 }
 
-/// The timesteps that are kept of a process of `num_timesteps`, rising.
+/// Returns the timesteps that `respacing` keeps of a process of `num_timesteps`, in rising order.
 ///
 /// # Errors
-/// See [`RespaceError`]; nothing is allocated before the counts are known to fit.
+/// Returns an error if the counts do not fit the process. They are checked before memory is allocated.
 pub fn space_timesteps(
     num_timesteps: usize,
     respacing: &Respacing,
@@ -164,7 +164,7 @@ fn sections(num_timesteps: usize, counts: &[usize]) -> Result<Vec<usize>, Respac
             return Err(RespaceError::SectionTooShort { section, size, count });
         }
         let stride = if count == 1 { 1.0 } else { (size - 1) as f64 / (count - 1) as f64 };
-        // The sum is accumulated, not `i * stride`: they round differently now and then.
+        // The sum is accumulated, not `i * stride`: the two can round differently.
         let mut position = 0.0_f64;
         for _ in 0..count {
             kept.insert(start + position.round_ties_even() as usize);
@@ -181,7 +181,7 @@ mod tests {
     use crate::testing::Golden;
 
     #[test]
-    fn the_reference_cases() {
+    fn equals_the_reference() {
         let golden = Golden::open("iddpm-tables");
         let cases = golden.case["config"]["space_timesteps"].as_array().unwrap().clone();
         assert_eq!(cases.len(), 5);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn text_round_trips() {
+    fn display_and_parse_round_trip() {
         for text in ["", "100", "10,15,20", "ddim50"] {
             assert_eq!(text.parse::<Respacing>().unwrap().to_string(), text);
         }
@@ -211,29 +211,32 @@ mod tests {
     }
 
     #[test]
-    fn hostile_text_is_refused() {
+    fn invalid_text_is_rejected() {
         for text in ["ten", "-5", "10,,20", "10,", "ddim", "ddim-1", "1.5", "99999999999999999999"]
         {
-            let refused = text.parse::<Respacing>();
-            assert!(matches!(refused, Err(RespaceError::NotANumber { .. })), "{text}: {refused:?}");
+            let rejected = text.parse::<Respacing>();
+            assert!(
+                matches!(rejected, Err(RespaceError::NotANumber { .. })),
+                "{text}: {rejected:?}"
+            );
         }
-        let refused = |text: &str| space_timesteps(1000, &text.parse().unwrap()).unwrap_err();
-        assert_eq!(refused("0"), RespaceError::ZeroSteps { section: 0 });
-        assert_eq!(refused("10,0"), RespaceError::ZeroSteps { section: 1 });
-        assert_eq!(refused("ddim0"), RespaceError::ZeroSteps { section: 0 });
+        let rejected = |text: &str| space_timesteps(1000, &text.parse().unwrap()).unwrap_err();
+        assert_eq!(rejected("0"), RespaceError::ZeroSteps { section: 0 });
+        assert_eq!(rejected("10,0"), RespaceError::ZeroSteps { section: 1 });
+        assert_eq!(rejected("ddim0"), RespaceError::ZeroSteps { section: 0 });
         assert_eq!(
-            refused("1001"),
+            rejected("1001"),
             RespaceError::SectionTooShort { section: 0, size: 1000, count: 1001 }
         );
         let huge = usize::MAX;
         assert_eq!(
-            refused(&huge.to_string()),
+            rejected(&huge.to_string()),
             RespaceError::SectionTooShort { section: 0, size: 1000, count: huge }
         );
         // ddim1 would need a stride of 1000, which the reference does not try.
         for count in [1, 7_000, huge] {
             let expected = RespaceError::NoStride { num_timesteps: 1000, count };
-            assert_eq!(refused(&format!("ddim{count}")), expected);
+            assert_eq!(rejected(&format!("ddim{count}")), expected);
         }
         assert_eq!(space_timesteps(10, &vec![].into()), Err(RespaceError::NoSections));
         for found in [0, huge] {

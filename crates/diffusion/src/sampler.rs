@@ -1,4 +1,4 @@
-//! The trait of samplers, and the built-in ones by name.
+//! The trait of samplers, and the built-in samplers by name.
 
 use std::{
     fmt::{self, Debug},
@@ -21,13 +21,12 @@ use crate::{
 /// A built-in sampler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum SamplerKind {
-    /// [`Iddpm`], the one of the published Open-Sora recipes.
+    /// [`Iddpm`], the sampler of the published Open-Sora recipes.
     #[default]
     Iddpm,
-    /// [`Ddim`] without noise. The reference has the sampler but no recipe for it, so the defaults
-    /// are IDDPM's.
+    /// [`Ddim`] without noise. The reference has no recipe for it, so its defaults are those of IDDPM.
     Ddim,
-    /// [`DpmSolver`]: a fifth of the steps.
+    /// [`DpmSolver`], with a fifth of the steps.
     DpmSolver,
 }
 
@@ -120,29 +119,29 @@ pub trait Sampler: Debug + Send + Sync {
     ) -> Result<Tensor<5>, SampleError>;
 }
 
-/// Why a sampler cannot be set up.
+/// Error for a sampler that cannot be set up.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum SamplerError {
-    /// No sampler has this name.
+    /// An unknown sampler.
     #[error("unknown sampler {found:?}, expected \"iddpm\", \"ddim\" or \"dpm-solver\"")]
     Name {
         /// The name.
         found: String,
     },
-    /// IDDPM or DDIM cannot have so many steps.
+    /// An invalid number of steps for IDDPM or DDIM.
     #[error(transparent)]
     Tables(#[from] TablesError),
-    /// DPM-Solver cannot have so many steps.
+    /// An invalid number of steps for DPM-Solver.
     #[error(transparent)]
     DpmSolver(#[from] DpmSolverError),
 }
 
 impl SamplerKind {
-    /// Every sampler.
+    /// All built-in samplers.
     pub const ALL: [Self; 3] = [Self::Iddpm, Self::Ddim, Self::DpmSolver];
 
-    /// Its name in configurations, the reference's own: `iddpm`, `ddim`, `dpm-solver`.
+    /// Returns the name in configurations: `iddpm`, `ddim` or `dpm-solver`, as in the reference.
     pub fn name(self) -> &'static str {
         match self {
             Self::Iddpm => "iddpm",
@@ -151,7 +150,7 @@ impl SamplerKind {
         }
     }
 
-    /// Steps of the published recipes: 100, or 20 for DPM-Solver.
+    /// Returns the number of steps of the published recipes: 100, or 20 for DPM-Solver.
     pub fn default_steps(self) -> usize {
         match self {
             Self::Iddpm | Self::Ddim => Iddpm::PUBLISHED_STEPS,
@@ -159,7 +158,7 @@ impl SamplerKind {
         }
     }
 
-    /// Guidance of this scale on the channels that the published sampler guides.
+    /// Returns guidance of this scale on the channels that the published sampler guides.
     pub fn guidance(self, guidance_scale: f64) -> Guidance {
         match self {
             Self::Iddpm | Self::Ddim => Guidance::first_three_channels(guidance_scale),
@@ -167,7 +166,7 @@ impl SamplerKind {
         }
     }
 
-    /// Sets the sampler up for a number of steps over the published process.
+    /// Returns the sampler with `steps` steps of the published process.
     ///
     /// # Errors
     /// Returns an error for 0 (DPM-Solver: fewer than 2) or more than 1000 steps.
@@ -179,7 +178,7 @@ impl SamplerKind {
         })
     }
 
-    /// Guidance of the published recipes: scale 7.0.
+    /// Returns the guidance of the published recipes: scale 7.0.
     pub fn default_guidance(self) -> Guidance {
         self.guidance(Guidance::PUBLISHED_SCALE)
     }
@@ -214,7 +213,7 @@ mod tests {
     use std::{cell::Cell, io, ops::ControlFlow};
 
     #[test]
-    fn published_defaults() {
+    fn defaults_are_the_published_ones() {
         let defaults = SamplerKind::ALL.map(|kind| (kind.default_steps(), kind.default_guidance()));
         let three = Guidance { guidance_scale: 7.0, guided_channels: Some(3) };
         let all = Guidance { guidance_scale: 7.0, guided_channels: None };
@@ -222,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn every_sampler_by_its_name() {
+    fn samplers_are_built_by_name() {
         let latents = ramp([2, 4, 2, 2, 2], 0.1);
         for kind in SamplerKind::ALL {
             assert_eq!(kind.name().parse::<SamplerKind>().unwrap(), kind);
@@ -246,8 +245,8 @@ mod tests {
         }
     }
 
-    /// What a sampler makes of the latents in the middle of its own path is the end of that path. (DPM-Solver
-    /// looks back one step, so it comes close only.)
+    /// A run that starts with the latents from the middle of another run ends with the same latents. (DPM-Solver
+    /// uses the step before, so its result is only close.)
     #[test]
     fn a_later_start_continues_the_path() {
         let (start, noise) = (ramp([1, 4, 1, 2, 2], 0.1), ramp([1, 4, 1, 2, 2], 0.7));
@@ -315,10 +314,10 @@ mod tests {
         assert!(solver.noised(clean, noise.narrow(0, 0, 1)).is_err());
     }
 
-    /// Answers so often and no more.
-    struct Tired(Cell<usize>);
+    /// A model that fails after a number of predictions.
+    struct FailsAfter(Cell<usize>);
 
-    impl Denoiser for Tired {
+    impl Denoiser for FailsAfter {
         fn denoise(
             &self,
             latents: Tensor<5>,
@@ -332,14 +331,14 @@ mod tests {
     }
 
     #[test]
-    fn a_models_own_error_ends_the_run() {
+    fn an_error_of_the_model_stops_the_run() {
         let latents = ramp([1, 4, 2, 2, 2], 0.1);
         for kind in SamplerKind::ALL {
             let sampler = kind.build(5).unwrap();
             for (scale, steps_done) in [(1.0, 3), (7.0, 1)] {
                 let mut steps = 0;
                 let stopped = sampler.sample(
-                    &Tired(Cell::new(3)),
+                    &FailsAfter(Cell::new(3)),
                     &kind.guidance(scale),
                     latents.clone(),
                     &mut |_| latents.clone(),
@@ -357,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_refused() {
+    fn unknown_names_and_invalid_step_counts_are_rejected() {
         let message = "euler".parse::<SamplerKind>().unwrap_err().to_string();
         assert_eq!(
             message,

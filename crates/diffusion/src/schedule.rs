@@ -11,7 +11,7 @@ use thiserror::Error;
 /// Steps of the process that the published models were trained on; their timesteps are `0..1000`.
 pub const TRAINING_TIMESTEPS: usize = 1000;
 
-/// The longest process that is accepted, so that a mistyped number cannot exhaust the memory.
+/// The longest accepted process. The limit keeps a mistyped number from exhausting memory.
 pub const MAX_TIMESTEPS: usize = 1_000_000;
 
 /// The shape of the noise over time.
@@ -24,14 +24,14 @@ pub enum NoiseSchedule {
     Linear,
 }
 
-/// What a noise schedule can refuse.
+/// Error for a noise schedule that is invalid or unknown.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum ScheduleError {
-    /// No process has this many steps.
+    /// A number of steps that no process has.
     #[error("a diffusion process of {found} steps is not possible, expected 1 to {MAX_TIMESTEPS}")]
     NumTimesteps {
-        /// The number asked for.
+        /// The given number.
         found: usize,
     },
     /// A step would add no noise, or leave no signal.
@@ -42,14 +42,14 @@ pub enum ScheduleError {
     Beta {
         /// The schedule.
         schedule: NoiseSchedule,
-        /// The number of steps asked for.
+        /// The number of steps.
         num_timesteps: usize,
         /// The first step that is out of range.
         step: usize,
         /// Its beta.
         beta: f64,
     },
-    /// No schedule has this name.
+    /// An unknown schedule.
     #[error("unknown noise schedule {found:?}, expected \"linear\"")]
     Name {
         /// The name.
@@ -58,11 +58,11 @@ pub enum ScheduleError {
 }
 
 impl NoiseSchedule {
-    /// The beta of each step, in f64.
+    /// Returns the beta of each step, in f64.
     ///
     /// # Errors
-    /// [`ScheduleError::NumTimesteps`] for 0 or more than [`MAX_TIMESTEPS`] steps,
-    /// [`ScheduleError::Beta`] where a beta is not strictly between 0 and 1.
+    /// Returns [`ScheduleError::NumTimesteps`] for 0 or more than [`MAX_TIMESTEPS`] steps, and
+    /// [`ScheduleError::Beta`] if a beta is not strictly between 0 and 1.
     pub fn betas(self, num_timesteps: usize) -> Result<Vec<f64>, ScheduleError> {
         if num_timesteps == 0 || num_timesteps > MAX_TIMESTEPS {
             return Err(ScheduleError::NumTimesteps { found: num_timesteps });
@@ -126,19 +126,19 @@ mod tests {
     }
 
     #[test]
-    fn impossible_lengths_are_refused() {
+    fn invalid_lengths_are_rejected() {
         for found in [0, MAX_TIMESTEPS + 1, usize::MAX] {
-            let refused = NoiseSchedule::Linear.betas(found);
-            assert_eq!(refused, Err(ScheduleError::NumTimesteps { found }));
+            let rejected = NoiseSchedule::Linear.betas(found);
+            assert_eq!(rejected, Err(ScheduleError::NumTimesteps { found }));
         }
-        // 20 steps end in a beta of exactly 1.
-        let refused = NoiseSchedule::Linear.betas(20).unwrap_err();
-        assert!(matches!(refused, ScheduleError::Beta { step: 19, beta: 1.0, .. }), "{refused}");
+        // With 20 steps the last beta is exactly 1.
+        let rejected = NoiseSchedule::Linear.betas(20).unwrap_err();
+        assert!(matches!(rejected, ScheduleError::Beta { step: 19, beta: 1.0, .. }), "{rejected}");
         assert!(NoiseSchedule::Linear.betas(21).is_ok());
     }
 
     #[test]
-    fn names() {
+    fn names_are_parsed() {
         assert_eq!("linear".parse(), Ok(NoiseSchedule::Linear));
         let message = "cosine".parse::<NoiseSchedule>().unwrap_err().to_string();
         assert_eq!(message, "unknown noise schedule \"cosine\", expected \"linear\"");

@@ -1,10 +1,10 @@
-//! Every coefficient of a diffusion process, in f64.
+//! The coefficients of a diffusion process, in f64.
 //!
 //! Source: `opensora/schedulers/iddpm/gaussian_diffusion.py`, `GaussianDiffusion.__init__`, and
 //! `respace.py`, `SpacedDiffusion.__init__`; the tables keep their names.
 //!
 //! Deviation: in a process of a single step the reference leaves `posterior_log_variance_clipped`
-//! empty and fails when sampling. Here it holds `ln(beta_0)`, so that the range of the learned
+//! empty and fails when sampling. Here it contains `ln(beta_0)`, so that the range of the learnt
 //! variance collapses to one value. That value never reaches a sample, because the last step adds no
 //! noise.
 
@@ -15,18 +15,17 @@ use crate::{
     schedule::{NoiseSchedule, ScheduleError, TRAINING_TIMESTEPS},
 };
 
-/// Why a process cannot be set up.
+/// Error for a process that cannot be set up.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum TablesError {
-    /// The training process is impossible.
+    /// An invalid training process.
     #[error(transparent)]
     Schedule(#[from] ScheduleError),
-    /// The shorter process is impossible.
+    /// A respacing that does not fit the training process.
     #[error(transparent)]
     Respace(#[from] RespaceError),
-    /// So little noise lies between two kept steps, or so little signal is left, that f64 cannot
-    /// tell.
+    /// A step whose noise, or whose remaining signal, is too small for f64.
     #[error(
         "the process of {num_timesteps} steps has beta {beta} at step {step}, expected a value \
          between 0 and 1"
@@ -41,20 +40,20 @@ pub enum TablesError {
     },
 }
 
-/// The tables of a process of `num_timesteps` steps. All have one value a step, index 0 is the step
-/// with the least noise.
+/// The tables of a process of `num_timesteps` steps. Each has one value per step; index 0 is the step with
+/// the least noise.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct DiffusionTables {
-    /// The timestep of the training process that stands behind each step: what the model is told.
+    /// The timestep of the training process that corresponds to each step; the model is called with it.
     pub timestep_map: Vec<usize>,
     /// Noise variance added by each step, given the one before.
     pub betas: Vec<f64>,
-    /// Signal left: the product of `1 - beta` up to and including each step.
+    /// Remaining signal: the product of `1 - beta` up to and including each step.
     pub alphas_cumprod: Vec<f64>,
-    /// The same one step earlier, 1 at the beginning.
+    /// `alphas_cumprod` one step earlier, 1 at the beginning.
     pub alphas_cumprod_prev: Vec<f64>,
-    /// The same one step later, 0 at the end.
+    /// `alphas_cumprod` one step later, 0 at the end.
     pub alphas_cumprod_next: Vec<f64>,
     /// `sqrt(alphas_cumprod)`.
     pub sqrt_alphas_cumprod: Vec<f64>,
@@ -68,22 +67,22 @@ pub struct DiffusionTables {
     pub sqrt_recipm1_alphas_cumprod: Vec<f64>,
     /// Variance of `q(x_{t-1} | x_t, x_0)`; 0 at the beginning.
     pub posterior_variance: Vec<f64>,
-    /// Its logarithm, with the value at index 1 in place of `ln(0)` at index 0.
+    /// Logarithm of the posterior variance, with the value at index 1 in place of `ln(0)` at index 0.
     pub posterior_log_variance_clipped: Vec<f64>,
-    /// Weight of `x_0` in the mean of `q(x_{t-1} | x_t, x_0)`.
+    /// Coefficient of `x_0` in the mean of `q(x_{t-1} | x_t, x_0)`.
     pub posterior_mean_coef1: Vec<f64>,
-    /// Weight of `x_t` in that mean.
+    /// Coefficient of `x_t` in the same mean.
     pub posterior_mean_coef2: Vec<f64>,
     /// `ln(betas)`: the upper end of the learned variance's range.
     pub log_betas: Vec<f64>,
 }
 
 impl DiffusionTables {
-    /// The tables of the process that keeps the steps `respacing` chooses out of
-    /// `schedule` over `num_timesteps`.
+    /// Returns the tables of the process that keeps the steps that `respacing` selects from `schedule` over
+    /// `num_timesteps`.
     ///
     /// # Errors
-    /// See [`TablesError`].
+    /// Returns an error if the schedule is invalid or the respacing does not fit it.
     pub fn new(
         schedule: NoiseSchedule,
         num_timesteps: usize,
@@ -91,7 +90,7 @@ impl DiffusionTables {
     ) -> Result<Self, TablesError> {
         let kept = space_timesteps(num_timesteps, respacing)?;
         let base = cumprod(&schedule.betas(num_timesteps)?);
-        // A kept step adds the noise of all the steps that were left out before it.
+        // A kept step adds the noise of all the steps that were skipped before it.
         let mut last = 1.0;
         let betas = kept
             .iter()
@@ -104,10 +103,10 @@ impl DiffusionTables {
         Self::from_betas(betas, kept)
     }
 
-    /// The published process: linear betas over 1000 steps, respaced.
+    /// Returns the tables of the published process: linear betas over 1000 steps, respaced.
     ///
     /// # Errors
-    /// Where the respacing does not fit 1000 steps.
+    /// Returns an error if the respacing does not fit 1000 steps.
     pub fn published(respacing: &Respacing) -> Result<Self, TablesError> {
         Self::new(NoiseSchedule::Linear, TRAINING_TIMESTEPS, respacing)
     }
@@ -115,7 +114,7 @@ impl DiffusionTables {
     fn from_betas(betas: Vec<f64>, timestep_map: Vec<usize>) -> Result<Self, TablesError> {
         let num_timesteps = betas.len();
         let alphas_cumprod = cumprod(&betas);
-        // A long process can run out of signal in f64 although every beta is in order.
+        // A long process can run out of signal in f64 although every beta is valid.
         let vanished = |step: usize| !(betas[step] > 0.0 && alphas_cumprod[step] > 0.0);
         if let Some(step) = (0..num_timesteps).find(|&step| vanished(step)) {
             return Err(TablesError::Beta { num_timesteps, step, beta: betas[step] });
@@ -161,12 +160,13 @@ impl DiffusionTables {
         })
     }
 
-    /// Steps of the process; at least 1.
+    /// Returns the number of steps of the process, at least 1.
     pub fn num_timesteps(&self) -> usize {
         self.betas.len()
     }
 
-    /// A table by its name, e.g. `"posterior_mean_coef1"`; `timestep_map` is not among them.
+    /// Returns the table with the given name, e.g. `"posterior_mean_coef1"`; `None` if there is no such table.
+    /// `timestep_map` is not a table of this kind.
     pub fn get(&self, name: &str) -> Option<&[f64]> {
         let table = match name {
             "betas" => &self.betas,
@@ -203,7 +203,7 @@ mod tests {
     use crate::testing::Golden;
 
     #[test]
-    fn every_table_of_every_reference_process() {
+    fn tables_equal_those_of_the_reference() {
         let golden = Golden::open("iddpm-tables");
         let tolerance = |key: &str| golden.case[key].as_f64().unwrap();
         let (atol, rtol) = (tolerance("atol"), tolerance("rtol"));
@@ -235,12 +235,12 @@ mod tests {
                 }
             }
         }
-        // Five processes, a map and eleven tables each.
+        // Five processes with a map and eleven tables each.
         assert_eq!(compared, 5 * 12);
     }
 
     #[test]
-    fn one_step_is_a_process() {
+    fn a_process_of_one_step_is_valid() {
         let tables = DiffusionTables::published(&Respacing::steps(1)).unwrap();
         assert_eq!(tables.timestep_map, [0]);
         assert_eq!(tables.posterior_log_variance_clipped, tables.log_betas);
@@ -248,12 +248,12 @@ mod tests {
     }
 
     #[test]
-    fn unknown_names_and_bad_counts() {
+    fn unknown_names_and_invalid_counts() {
         let tables = DiffusionTables::published(&Respacing::All).unwrap();
         assert_eq!(tables.get("timestep_map"), None);
-        let refused = DiffusionTables::published(&Respacing::steps(1001)).unwrap_err();
-        assert!(matches!(refused, TablesError::Respace(RespaceError::SectionTooShort { .. })));
-        let refused = DiffusionTables::new(NoiseSchedule::Linear, 5, &Respacing::All).unwrap_err();
-        assert!(matches!(refused, TablesError::Schedule(ScheduleError::Beta { .. })));
+        let rejected = DiffusionTables::published(&Respacing::steps(1001)).unwrap_err();
+        assert!(matches!(rejected, TablesError::Respace(RespaceError::SectionTooShort { .. })));
+        let rejected = DiffusionTables::new(NoiseSchedule::Linear, 5, &Respacing::All).unwrap_err();
+        assert!(matches!(rejected, TablesError::Schedule(ScheduleError::Beta { .. })));
     }
 }

@@ -1,4 +1,4 @@
-//! Reference cases and toy models for this crate's tests.
+//! Golden cases of the reference and small models for the tests of this crate.
 
 use std::{fs, path::PathBuf};
 
@@ -58,14 +58,14 @@ impl Golden {
         self.case["outputs"].as_object().unwrap().keys().map(String::as_str)
     }
 
-    /// `found` is the expected tensor, within the tolerance of the case.
+    /// Asserts that `found` is the expected tensor, within the tolerance of the case.
     pub(crate) fn assert_close<const D: usize>(&self, name: &str, found: Tensor<D>) {
         let shape = found.dims();
         assert_eq!(shape.as_slice(), self.expected().tensor(name).unwrap().shape(), "{name}");
         self.assert_values(name, &values(found));
     }
 
-    /// The same for plain numbers.
+    /// Asserts that `found` are the expected numbers, within the tolerance of the case.
     pub(crate) fn assert_values(&self, name: &str, found: &[f32]) {
         let file = self.expected();
         let expected = f32_of(&file.tensor(name).unwrap());
@@ -99,17 +99,17 @@ fn eights<'a>(view: &TensorView<'a>) -> impl Iterator<Item = [u8; 8]> + use<'a> 
     view.data().as_chunks::<8>().0.iter().copied()
 }
 
-/// All numbers of a tensor.
+/// Returns all values of a tensor.
 pub(crate) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_to_vec().unwrap()
 }
 
-/// One number everywhere.
+/// Returns a tensor filled with one value.
 pub(crate) fn constant(shape: [usize; 5], value: f32) -> Tensor<5> {
     Tensor::full(shape, value, &Device::default())
 }
 
-/// Numbers between -1 and 1 without a pattern that could hide a swapped axis.
+/// Returns values between -1 and 1 without a pattern that could hide a swapped axis.
 pub(crate) fn ramp(shape: [usize; 5], phase: f64) -> Tensor<5> {
     let count = shape.iter().product::<usize>();
     let values: Vec<f32> =
@@ -117,11 +117,11 @@ pub(crate) fn ramp(shape: [usize; 5], phase: f64) -> Tensor<5> {
     Tensor::from_data(TensorData::new(values, shape), &Device::default())
 }
 
-/// A model that is affine in the latents and the timestep, easily followed by hand.
+/// A model that is affine in the latents and the timestep, so that tests can compute its output.
 pub(crate) struct Affine {
     pub(crate) slope: f64,
     pub(crate) time: f64,
-    /// What the prompt adds to the noise.
+    /// Added to the noise if there is a prompt.
     pub(crate) prompt: f64,
     pub(crate) offset: f64,
     /// The variance interpolation.
@@ -160,7 +160,7 @@ impl Denoiser for Affine {
     }
 }
 
-/// The best possible model of data that are normal with this deviation.
+/// The optimal model of normal data with this standard deviation.
 pub(crate) struct GaussianData {
     pub(crate) deviation: f64,
 }
@@ -168,13 +168,13 @@ pub(crate) struct GaussianData {
 impl GaussianData {
     pub(crate) fn alphas_cumprod(timestep: f64) -> f64 {
         let tables = DiffusionTables::published(&Respacing::All).unwrap();
-        // Between steps ln(alphas_cumprod) is linear.
+        // ln(alphas_cumprod) is linear between steps.
         let left = (timestep as usize).min(998);
         let ln = |i: usize| tables.alphas_cumprod[i].ln();
         (ln(left) + (timestep - left as f64) * (ln(left + 1) - ln(left))).exp()
     }
 
-    /// The deviation of noisy latents.
+    /// Returns the standard deviation of noisy latents.
     pub(crate) fn spread(&self, timestep: f64) -> f64 {
         let a = Self::alphas_cumprod(timestep);
         (a * self.deviation * self.deviation + 1.0 - a).sqrt()

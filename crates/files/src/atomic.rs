@@ -1,10 +1,10 @@
 //! Files and folders that appear complete or not at all.
 //!
-//! Everything is written under an unpredictable temporary name beside the target, which is created
-//! anew (`O_EXCL`, so neither a file nor a link that stands there is written through), then synced
-//! and renamed. A reader sees the old content or all of the new one, also after a crash. Files get
-//! the rights of any other new file: `0666` less the umask, `0777` for folders. Dropping an
-//! uncommitted file or folder removes it; [`remove_leftovers`] removes those of killed processes.
+//! Contents are written under an unpredictable temporary name in the target's folder, synced, and renamed.
+//! The temporary file is created with `O_EXCL`: an existing file or symbolic link of that name is never
+//! opened. A reader sees the old or the complete new contents, also after a crash. Permissions are those of
+//! any new file: `0666` minus the umask, `0777` for folders. Dropping an uncommitted file or folder removes
+//! it; [`remove_leftovers`] removes those of killed processes.
 
 use crate::folder::{folder_of, sync_folder};
 use std::{
@@ -15,23 +15,24 @@ use std::{
     time::Duration,
 };
 
-/// Temporary names begin and end so.
+/// Start of temporary names.
 const PREFIX: &str = ".opensora-";
+/// End of temporary names.
 const SUFFIX: &str = ".part";
 
-/// What happens to something that exists at the target.
+/// What to do if the target exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Existing {
-    /// A file is replaced; of folders, only an empty one.
+    /// Replace a file or an empty folder.
     #[default]
     Replace,
-    /// It is an error of the kind [`io::ErrorKind::AlreadyExists`], both at the beginning and at
-    /// the commit, which creates the target only if it is absent, in one step.
+    /// Return an error of the kind [`io::ErrorKind::AlreadyExists`], when the temporary file is created and
+    /// again at the commit, which creates the target atomically only if it is absent.
     Refuse,
 }
 
-/// Lets `write` fill a temporary file beside `path`, syncs it and renames it to `path`. If
-/// anything fails, the temporary file is removed and the old file stays.
+/// Calls `write` with the path of a temporary file, syncs the file and renames it to `path`. On failure,
+/// the temporary file is removed and the old file stays.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -54,8 +55,7 @@ pub fn write_atomically(
 
 /// A temporary file that becomes the file at its target when it is committed.
 ///
-/// It can be opened long before it is written, so that a target that cannot be written to is
-/// known before the work:
+/// The file can be created long before it is written, so that a read-only target is found before the work:
 ///
 /// ```
 /// # use opensora_files::{AtomicFile, Existing};
@@ -71,7 +71,7 @@ pub fn write_atomically(
 /// # Ok::<(), std::io::Error>(())
 /// ```
 ///
-/// [`Write`], [`Read`] and [`Seek`] go to the temporary file, without a buffer.
+/// [`Write`], [`Read`] and [`Seek`] access the temporary file, unbuffered.
 #[derive(Debug)]
 pub struct AtomicFile {
     temporary: Temporary,
@@ -84,8 +84,8 @@ impl AtomicFile {
     /// Creates an empty temporary file in the folder of `path`, which must exist.
     ///
     /// # Errors
-    /// Returns an error if `path` names no file, a folder or a device, if it exists although
-    /// `existing` refuses that, or if the folder cannot be written to.
+    /// Returns an error if `path` has no file name or is a folder or device, if it exists and `existing` is
+    /// [`Existing::Refuse`], or if its folder is not writable.
     pub fn create(path: &Path, existing: Existing) -> io::Result<Self> {
         check_target(path, existing)?;
         match fs::metadata(path) {
@@ -106,7 +106,7 @@ impl AtomicFile {
         Ok(Self { temporary, file, target: path.into(), existing })
     }
 
-    /// Writes a few bytes and takes them away again, so that a full disk shows early.
+    /// Writes a few bytes and removes them again, so that a full disk is found early.
     ///
     /// # Errors
     /// Returns an error if the file cannot be written.
@@ -116,21 +116,21 @@ impl AtomicFile {
         self.file.rewind()
     }
 
-    /// Returns the path that the file gets.
+    /// Returns the path that the file gets at the commit.
     pub fn target(&self) -> &Path {
         &self.target
     }
 
-    /// Returns the path of the temporary file, for writers that open a path by themselves.
+    /// Returns the path of the temporary file, for writers that open a path themselves.
     pub fn temporary_path(&self) -> &Path {
         &self.temporary.path
     }
 
-    /// Brings what was written to the disk; [`AtomicFile::commit`] does so too. For several files
-    /// of which none may get its name before all are complete.
+    /// Syncs the file to the disk, as [`AtomicFile::commit`] does. Useful for several files that are renamed
+    /// only after all are complete.
     ///
     /// # Errors
-    /// Returns an error if the disk refuses.
+    /// Returns an error if the file cannot be opened or synced.
     pub fn sync(&self) -> io::Result<()> {
         // By its path: a writer that opened the path may have replaced the file.
         OpenOptions::new().write(true).open(&self.temporary.path)?.sync_all()
@@ -139,10 +139,10 @@ impl AtomicFile {
     /// Syncs the file, renames it to its target and syncs the folder.
     ///
     /// # Errors
-    /// Returns an error if one of these fails, or the target appeared meanwhile and is to be
-    /// refused. The temporary file is removed then.
+    /// Returns an error if one of these steps fails, or if the target was created meanwhile and `existing` is
+    /// [`Existing::Refuse`]. The temporary file is then removed.
     pub fn commit(self) -> io::Result<()> {
-        // A writer that replaced the file, as that of safetensors does, may have made it private.
+        // A writer that replaces the file, as the safetensors crate does, may have made it private.
         let rights = self.file.metadata()?.permissions();
         if fs::metadata(&self.temporary.path)?.permissions() != rights {
             fs::set_permissions(&self.temporary.path, rights)?;
@@ -191,8 +191,8 @@ impl AtomicFolder {
     /// Creates an empty temporary folder in the folder of `path`, which must exist.
     ///
     /// # Errors
-    /// Returns an error if `path` has no name or is a file, if it exists although `existing`
-    /// refuses that, or if the folder cannot be written to.
+    /// Returns an error if `path` has no name or is a file, if it exists and `existing` is
+    /// [`Existing::Refuse`], or if its folder is not writable.
     pub fn create(path: &Path, existing: Existing) -> io::Result<Self> {
         check_target(path, existing)?;
         if path.exists() && !path.is_dir() {
@@ -204,7 +204,7 @@ impl AtomicFolder {
         Ok(Self { temporary, target: path.into(), existing })
     }
 
-    /// Returns the path that the folder gets.
+    /// Returns the path that the folder gets at the commit.
     pub fn target(&self) -> &Path {
         &self.target
     }
@@ -214,15 +214,14 @@ impl AtomicFolder {
         &self.temporary.path
     }
 
-    /// Syncs all files and folders in it, renames it to its target and syncs the folder above.
+    /// Syncs all files and folders inside, renames the folder to its target and syncs the parent folder.
     ///
     /// # Errors
-    /// Returns an error if one of these fails, a folder at the target is not empty, or the target
-    /// appeared meanwhile and is to be refused. The temporary folder is removed then.
+    /// Returns an error if one of these steps fails, if a folder at the target is not empty, or if the target
+    /// was created meanwhile and `existing` is [`Existing::Refuse`]. The temporary folder is then removed.
     pub fn commit(self) -> io::Result<()> {
         sync_all_in(&self.temporary.path)?;
-        // Only Unix renames over an empty folder; elsewhere renaming refuses any, and so does the
-        // name that is taken here, in one step.
+        // Only Unix can rename over an empty folder. There, creating the target claims its name atomically.
         let refuses = self.existing == Existing::Refuse;
         if refuses && cfg!(unix) {
             fs::create_dir(&self.target)?;
@@ -231,7 +230,7 @@ impl AtomicFolder {
         }
         if let Err(error) = fs::rename(&self.temporary.path, &self.target) {
             if refuses && cfg!(unix) {
-                // It is the empty one of above; the first error is the one that matters.
+                // The target is the empty folder created above; report the first error.
                 let _ = fs::remove_dir(&self.target);
             }
             return Err(error);
@@ -241,12 +240,13 @@ impl AtomicFolder {
     }
 }
 
-/// Removes temporary files and folders of killed processes from `folder`, if nothing was written
-/// to them for as long as `age`: younger ones may still be in use.
+/// Removes temporary files and folders of killed processes from `folder` if they were not modified for at
+/// least `age`. Newer ones may be in use.
+///
+/// A missing folder is not an error.
 ///
 /// # Errors
-/// Returns an error if the folder cannot be listed or something in it not be removed. A folder
-/// that does not exist is none.
+/// Returns an error if the folder cannot be listed or an entry cannot be removed.
 pub fn remove_leftovers(folder: &Path, age: Duration) -> io::Result<()> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -260,7 +260,7 @@ pub fn remove_leftovers(folder: &Path, age: Duration) -> io::Result<()> {
             continue;
         }
         let remove = || {
-            // Of the entry itself: a link is removed, not what it points to.
+            // Metadata of the entry itself: a symbolic link is removed, not its target.
             let found = entry.metadata()?;
             let idle = found.modified()?.elapsed().unwrap_or_default();
             match idle >= age {
@@ -269,7 +269,7 @@ pub fn remove_leftovers(folder: &Path, age: Duration) -> io::Result<()> {
                 false => Ok(()),
             }
         };
-        // What is gone by now was committed, or removed by another process.
+        // A missing entry was committed, or removed by another process.
         remove().or_else(|error| match error.kind() {
             io::ErrorKind::NotFound => Ok(()),
             _ => Err(error),
@@ -278,12 +278,12 @@ pub fn remove_leftovers(folder: &Path, age: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// Fails if `path` has no name, or exists and may not.
+/// Returns an error if `path` has no name, or exists and `existing` is [`Existing::Refuse`].
 fn check_target(path: &Path, existing: Existing) -> io::Result<()> {
     if path.file_name().is_none() {
         return Err(io::ErrorKind::InvalidFilename.into());
     }
-    // Of the entry itself: a dangling link exists as well.
+    // Metadata of the entry itself: a dangling link counts as existing.
     if existing == Existing::Refuse && fs::symlink_metadata(path).is_ok() {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it exists already"));
     }
@@ -293,14 +293,13 @@ fn check_target(path: &Path, existing: Existing) -> io::Result<()> {
 /// A temporary file or folder, removed when dropped.
 #[derive(Debug)]
 struct Temporary {
-    /// Absolute, so that it is found again after a change of the working directory.
+    /// Absolute, so that a change of the working directory does not matter.
     path: PathBuf,
     remove: fn(&Path) -> io::Result<()>,
 }
 
 impl Temporary {
-    /// Lets `create` create a file or folder beside `target`, under names that nobody can foresee,
-    /// until one is free.
+    /// Calls `create` with unpredictable names in the folder of `target` until one is unused.
     fn create<T>(
         target: &Path,
         create: impl Fn(&Path) -> io::Result<T>,
@@ -319,7 +318,7 @@ impl Temporary {
         }
     }
 
-    /// Keeps what has got its name.
+    /// Disarms the removal after the rename.
     fn keep(mut self) {
         self.remove = |_| Ok(());
     }
@@ -327,21 +326,21 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // What stays is left over, as of a killed process.
+        // On failure the file stays, as after a killed process.
         let _ = (self.remove)(&self.path);
     }
 }
 
-/// Gives `temporary` the name `target` in one step, and fails if that exists.
+/// Renames `temporary` to `target` atomically; returns an error if `target` exists.
 fn rename_new(temporary: &Path, target: &Path) -> io::Result<()> {
     match fs::hard_link(temporary, target) {
         Ok(()) => fs::remove_file(temporary),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
-        // A file system without hard links: an empty file takes the name first.
+        // A file system without hard links: claim the name with an empty file first.
         Err(_) => {
             OpenOptions::new().write(true).create_new(true).open(target)?;
             fs::rename(temporary, target).inspect_err(|_| {
-                // It is the empty one; the first error is the one that matters.
+                // The target is the empty file; report the first error.
                 let _ = fs::remove_file(target);
             })
         }

@@ -1,4 +1,4 @@
-//! Folders that files lie in.
+//! The folder of a path: created, synced, and removed if unused.
 
 use std::{
     fs::{self, File},
@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Returns the folder of `path`, which is `.` for a bare file name.
+/// Returns the folder of `path`: `.` for a bare file name.
 ///
 /// ```
 /// use opensora_files::folder_of;
@@ -26,7 +26,7 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(folder_of(path))?.sync_all() } else { Ok(()) }
 }
 
-/// Folders that were created for an output. Dropping it removes those that are empty.
+/// Folders that were created for an output. Dropping the value removes the empty ones.
 #[derive(Debug)]
 pub struct CreatedFolders(Vec<PathBuf>);
 
@@ -46,7 +46,7 @@ impl CreatedFolders {
 impl Drop for CreatedFolders {
     fn drop(&mut self) {
         for folder in &self.0 {
-            // Refused if something lies in it, which is as it should be.
+            // Fails for a folder that is not empty, as intended.
             let _ = fs::remove_dir(folder);
         }
     }
@@ -66,9 +66,19 @@ mod tests {
         fs::write(root.path().join("a/b/file"), "").unwrap();
         drop(created);
         assert!(root.path().join("a/b/file").exists() && !deep.exists());
-        // What was there before stays, empty or not.
+        // Existing folders stay, empty or not.
         fs::create_dir(&deep).unwrap();
         drop(CreatedFolders::create(&deep).unwrap());
         assert!(deep.exists());
+    }
+
+    #[test]
+    fn the_folder_of_a_path_is_synced() {
+        let root = tempfile::tempdir().unwrap();
+        sync_folder(&root.path().join("file")).unwrap();
+        assert_eq!(folder_of(Path::new("/")), Path::new("."));
+        if cfg!(unix) {
+            assert!(sync_folder(&root.path().join("missing/file")).is_err());
+        }
     }
 }

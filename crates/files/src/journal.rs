@@ -1,8 +1,21 @@
-//! Lines that are on the disk once they were appended.
+//! Append-only text files whose lines survive a crash.
 //!
-//! A journal is a text file of lines. What was appended survives a crash; a line that a crash cut
-//! short is taken away when the journal is opened again, as if it had never been begun. One
-//! process at a time may have it open.
+//! Lines are synced to the disk when they are appended. An incomplete last line, left by a crash, is removed
+//! when the journal is opened again. One process at a time may have a journal open.
+//!
+//! ```
+//! use opensora_files::Journal;
+//!
+//! # let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("journal.txt");
+//! let (mut journal, lines) = Journal::open(&path)?;
+//! assert!(lines.is_empty());
+//! journal.append(["a.mp4", "b.mp4"])?;
+//! drop(journal);
+//! let (_journal, lines) = Journal::open(&path)?;
+//! assert_eq!(lines, ["a.mp4", "b.mp4"]);
+//! # Ok::<(), std::io::Error>(())
+//! ```
 
 use crate::sync_folder;
 use std::{
@@ -11,19 +24,20 @@ use std::{
     path::Path,
 };
 
-/// An opened journal, locked against other processes until it is dropped.
+/// An open journal. Other processes cannot open it until it is dropped.
 #[derive(Debug)]
 pub struct Journal {
     file: File,
-    /// Where the last complete line ends.
+    /// Offset of the end of the last complete line.
     end: u64,
 }
 
 impl Journal {
-    /// Opens or begins the journal at `path`; returns it and the lines that it holds.
+    /// Opens or creates the journal at `path`. Returns the journal and its lines.
     ///
     /// # Errors
-    /// Where it cannot be read or written, is no UTF-8, or is open elsewhere.
+    /// Returns an error if the file cannot be read or written, is not UTF-8, or is open elsewhere
+    /// ([`io::ErrorKind::WouldBlock`]).
     pub fn open(path: &Path) -> io::Result<(Self, Vec<String>)> {
         let is_new = !path.exists();
         let mut file =
@@ -48,23 +62,23 @@ impl Journal {
         }
         file.seek(SeekFrom::Start(end as u64))?;
         let text = String::from_utf8(bytes)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the journal is no UTF-8"))?;
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the journal is not UTF-8"))?;
         let lines = text.lines().map(str::to_string).collect();
         Ok((Self { file, end: end as u64 }, lines))
     }
 
-    /// Appends lines and brings them to the disk: all of them are there when this returns. Where
-    /// it fails, none is: what was written of them is taken back.
+    /// Appends lines and syncs them to the disk. On failure, none of the lines is added.
     ///
     /// # Errors
-    /// Where the disk refuses, or a line holds a line break.
+    /// Returns an error if the file cannot be written, or if a line contains a line break
+    /// ([`io::ErrorKind::InvalidInput`]).
     pub fn append<'a>(&mut self, lines: impl IntoIterator<Item = &'a str>) -> io::Result<()> {
         let mut bytes = Vec::new();
         for line in lines {
             if line.contains(['\n', '\r']) {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidInput,
-                    "a line of a journal holds a line break",
+                    "a line of a journal contains a line break",
                 ));
             }
             bytes.extend(line.as_bytes());
@@ -79,7 +93,7 @@ impl Journal {
                 Ok(())
             }
             Err(error) => {
-                // Best effort: opening again cuts a torn line in any case.
+                // Best effort: the next opening removes an incomplete line in any case.
                 let _ = self.file.set_len(self.end);
                 let _ = self.file.seek(SeekFrom::Start(self.end));
                 Err(error)
@@ -98,7 +112,11 @@ mod tests {
         let path = folder.path().join("journal");
         let (mut journal, lines) = Journal::open(&path).unwrap();
         assert!(lines.is_empty());
-        journal.append(["one", "two"]).unwrap();
+        assert_eq!(journal.end, 0);
+        journal.append([]).unwrap();
+        journal.append(["one"]).unwrap();
+        journal.append(["two"]).unwrap();
+        assert_eq!(journal.end, "one\ntwo\n".len() as u64);
         drop(journal);
         let whole = std::fs::read(&path).unwrap();
         for torn in 0..4 {
@@ -106,10 +124,26 @@ mod tests {
             std::fs::write(&path, [&whole[..], &b"thr\xc3"[..torn]].concat()).unwrap();
             let (mut journal, lines) = Journal::open(&path).unwrap();
             assert_eq!(lines, ["one", "two"]);
+            assert_eq!(journal.end, whole.len() as u64);
             journal.append(["three"]).unwrap();
             drop(journal);
             assert_eq!(std::fs::read(&path).unwrap(), [&whole[..], b"three\n"].concat());
         }
+    }
+
+    #[test]
+    fn files_that_are_not_journals_are_errors() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        std::fs::write(&path, b"\xff\n").unwrap();
+        assert_eq!(Journal::open(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert!(Journal::open(folder.path()).is_err());
+        // A handle without the right to write.
+        std::fs::write(&path, "one\n").unwrap();
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        journal.file = File::open(&path).unwrap();
+        assert!(journal.append(["two"]).is_err());
+        assert_eq!(journal.end, 4);
     }
 
     #[test]
@@ -119,8 +153,10 @@ mod tests {
         let (mut journal, _) = Journal::open(&path).unwrap();
         let second = Journal::open(&path).unwrap_err();
         assert_eq!(second.kind(), io::ErrorKind::WouldBlock);
-        let broken = journal.append(["a\nb"]).unwrap_err();
-        assert_eq!(broken.kind(), io::ErrorKind::InvalidInput);
+        for broken in ["a\nb", "a\r"] {
+            let error = journal.append(["whole", broken]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        }
         drop(journal);
         assert!(Journal::open(&path).unwrap().1.is_empty());
     }

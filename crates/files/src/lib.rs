@@ -1,13 +1,26 @@
-//! Files that appear complete or not at all, journals and locks, and text for messages.
+//! Atomic files, crash-safe journals, locks between processes, bounded reads, and text for messages.
+//!
+//! ```
+//! use opensora_files::{Lock, read::read_text, write_atomically};
+//!
+//! # let folder = tempfile::tempdir()?;
+//! let _lock = Lock::take(&folder.path().join("run.lock"))?;
+//! let path = folder.path().join("config.json");
+//! // Readers see no file or a complete one, also after a crash.
+//! write_atomically(&path, |temporary| std::fs::write(temporary, "{}"))?;
+//! // At most one KiB is read; pipes and devices are rejected.
+//! assert_eq!(read_text(&path, 1024)?, "{}");
+//! # Ok::<(), opensora_files::LockError>(())
+//! ```
 //!
 //! | module | contents |
 //! |---|---|
 //! | [`atomic`] | files and folders that appear complete or not at all |
-//! | [`folder`] | the folder of a path, created and synced |
-//! | [`journal`] | lines that are on the disk once they were appended |
+//! | [`folder`] | the folder of a path: created, synced, and removed if unused |
+//! | [`journal`] | append-only text files whose lines survive a crash |
 //! | [`lock`] | locks between processes |
-//! | [`read`] | files of others: regular ones only, of bounded size, below their folder |
-//! | [`text`] | hexadecimal digits; foreign text and errors on one line |
+//! | [`read`] | untrusted files: regular files only, of bounded size, inside their folder |
+//! | [`text`] | hexadecimal digits; untrusted text and errors on one line |
 
 pub mod atomic;
 pub mod folder;

@@ -6,17 +6,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Why a lock was not taken.
+/// An error of taking a lock.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError {
-    /// Another process holds it.
+    /// Another process holds the lock.
     #[error("in use by {}", process(*pid))]
     InUse {
-        /// The process, if it could be read.
+        /// The process id, if it could be read from the file.
         pid: Option<u32>,
     },
-    /// The lock's file cannot be opened, locked or written.
+    /// The file cannot be opened, locked or written.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -25,27 +25,27 @@ fn process(pid: Option<u32>) -> String {
     pid.map_or("another process".into(), |pid| format!("process {pid}"))
 }
 
-/// A lock that one process at a time holds, until it drops the lock or ends in whatever way.
+/// A lock that one process at a time can hold.
 ///
-/// The file holds the process id, and is removed when the lock is dropped.
+/// The lock is released when it is dropped or its process ends, also by a crash. The file contains the process
+/// id and is removed when the lock is dropped.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
-    /// Absolute, so that it is found again after a change of the working directory.
+    /// Absolute, so that a change of the working directory does not matter.
     path: PathBuf,
 }
 
 impl Lock {
-    /// Takes the lock at `path`, without waiting. On file systems that have no locks it is taken
-    /// as if it were free.
+    /// Takes the lock at `path` without waiting. File systems without locks always grant it.
     ///
     /// # Errors
-    /// Returns an error if another process (or another [`Lock`] of this one) holds it, or the file
-    /// cannot be opened, locked or written.
+    /// Returns an error if another process, or another [`Lock`] of this process, holds the lock, or if the
+    /// file cannot be opened, locked or written.
     pub fn take(path: &Path) -> Result<Self, LockError> {
         let path = std::path::absolute(path)?;
         loop {
-            // Truncated after it is locked: until then it holds another's process id.
+            // Truncated only after it is locked: until then the file may contain the id of the holder.
             let mut file =
                 OpenOptions::new().create(true).write(true).truncate(false).open(&path)?;
             match file.try_lock() {
@@ -68,15 +68,15 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // While it is locked, so that only the holder removes it.
+        // Removed while locked, so that only the holder removes it.
         if cfg!(unix) {
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Returns true if `file` is still the file at `path`: its holder may have removed it between
-/// opening and locking.
+/// Returns true if `file` is the file at `path`. The previous holder may have removed it between opening and
+/// locking.
 #[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
@@ -107,11 +107,31 @@ mod tests {
         let error = Lock::take(&path).unwrap_err();
         assert!(matches!(error, LockError::InUse { pid } if pid == Some(std::process::id())));
         assert_eq!(error.to_string(), format!("in use by process {}", std::process::id()));
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+        // A holder whose file cannot be parsed.
+        fs::write(&path, "").unwrap();
+        let error = Lock::take(&path).unwrap_err();
+        assert_eq!(error.to_string(), "in use by another process");
         drop(lock);
         assert!(!path.exists() || cfg!(not(unix)));
         Lock::take(&path).unwrap();
         let missing = Lock::take(&folder.path().join("none/lock")).unwrap_err();
         assert!(matches!(missing, LockError::Io(_)), "{missing}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_was_replaced_is_not_the_one_at_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let file = File::create(&path).unwrap();
+        assert!(is_at(&file, &path).unwrap());
+        fs::remove_file(&path).unwrap();
+        assert!(!is_at(&file, &path).unwrap());
+        fs::write(&path, "").unwrap();
+        assert!(!is_at(&file, &path).unwrap());
+        // A path through a file is neither present nor missing.
+        assert!(is_at(&file, &path.join("inner")).is_err());
     }
 
     #[test]

@@ -1,8 +1,7 @@
-//! Files that others wrote: regular ones only, with a bound on their size.
+//! Reading of untrusted files: regular files only, of bounded size, inside their folder.
 //!
-//! A path from a stranger may name a pipe that nobody writes to, a device that never ends, or a file
-//! of many gigabytes where a few kilobytes are usual. The functions here return an error instead of
-//! waiting or filling memory.
+//! An untrusted path may name a pipe without a writer, an endless device, or a file of many gigabytes. The
+//! functions of this module return an error instead of waiting or filling the memory.
 
 use std::{
     fs::{File, Metadata},
@@ -10,8 +9,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Most bytes of a configuration or description (`config.json`, `model.json`, a recipe): published
-/// ones have a few kilobytes.
+/// Upper limit of a configuration (`config.json`, `model.json`, a recipe) in bytes. Published ones have a few
+/// kilobytes.
 pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Opens a regular file; symbolic links are followed.
@@ -19,7 +18,7 @@ pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// # Errors
 /// Returns an error if the path cannot be opened or names a folder, a pipe, a socket or a device.
 pub fn open_regular(path: &Path) -> io::Result<File> {
-    // Asked before the file is opened: opening a pipe waits for its other end.
+    // Checked before the file is opened: opening a pipe waits for its other end.
     check_regular(&std::fs::metadata(path)?)?;
     let file = File::open(path)?;
     check_regular(&file.metadata()?)?;
@@ -58,8 +57,8 @@ fn kind_of(metadata: &Metadata) -> &'static str {
 /// Reads a whole regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// Returns an error if the path names no regular file, cannot be read, or holds more than `limit`
-/// bytes ([`io::ErrorKind::FileTooLarge`]).
+/// Returns an error if the path is not a regular file, cannot be read, or has more than `limit` bytes
+/// ([`io::ErrorKind::FileTooLarge`]).
 pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = open_regular(path)?;
     let too_large = |found: u64| {
@@ -72,17 +71,17 @@ pub fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     if declared > limit {
         return Err(too_large(declared));
     }
-    // One byte more than allowed: the file may still grow, and files of /proc declare no size.
+    // One byte more than the limit: the file may grow, and files of /proc declare no size.
     let mut bytes = Vec::with_capacity(declared as usize);
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit { Err(too_large(bytes.len() as u64)) } else { Ok(bytes) }
 }
 
-/// Reads a whole regular UTF-8 file of at most `limit` bytes, without the byte order mark that some
-/// editors put in front.
+/// Reads a whole regular UTF-8 file of at most `limit` bytes, without a byte order mark.
 ///
 /// # Errors
-/// As [`read_bounded`], and if the file is not UTF-8 ([`io::ErrorKind::InvalidData`]).
+/// Returns the errors of [`read_bounded`], and an error if the file is not UTF-8
+/// ([`io::ErrorKind::InvalidData`]).
 pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
     let mut text = String::from_utf8(read_bounded(path, limit)?).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
@@ -94,11 +93,20 @@ pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
     Ok(text)
 }
 
-/// Joins `folder` and a path that a file in it names, which must stay below `folder`: relative and
-/// without `..`; `.` is skipped.
+/// Joins `folder` and an untrusted relative path that must stay inside `folder`. Components `.` are skipped.
 ///
-/// Only the text of the path is looked at. Symbolic links are followed later, because model caches
-/// consist of links.
+/// Only the text of the path is checked. Symbolic links may lead elsewhere, because model caches consist of
+/// links.
+///
+/// ```
+/// use opensora_files::read::inside;
+/// use std::path::Path;
+///
+/// let folder = Path::new("model");
+/// assert_eq!(inside(folder, Path::new("./vae/config.json"))?, Path::new("model/vae/config.json"));
+/// assert!(inside(folder, Path::new("../secret")).is_err());
+/// # Ok::<(), std::io::Error>(())
+/// ```
 ///
 /// # Errors
 /// Returns [`io::ErrorKind::InvalidInput`] if the path is empty, absolute or has a `..`.

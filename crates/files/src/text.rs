@@ -1,14 +1,14 @@
-//! Bytes and foreign text as text for names and messages.
+//! Text for names and messages: hexadecimal digits, and untrusted text and errors on one line.
 
 use std::{
     error::Error,
     fmt::{Display, Write},
 };
 
-/// Characters that [`one_line`] gives at most, before the `...` of a cut.
+/// Maximum number of characters of [`one_line`], without the `...` that marks a cut.
 const MAX_CHARS: usize = 400;
 
-/// Most characters of an error with its causes: a row's list of unknown keys or paths may be long.
+/// Maximum number of characters of [`error_line`], which may list many keys or paths.
 const MAX_ERROR_CHARS: usize = 4000;
 
 /// Returns bytes as lower-case hexadecimal digits, as digests are written.
@@ -25,8 +25,8 @@ pub fn hex(bytes: &[u8]) -> String {
     digits
 }
 
-/// Returns text from a file, a library or a server as it can stand in a message: one line, with
-/// control characters and marks that turn the direction of text escaped, cut after 400 characters.
+/// Returns untrusted text on one line for a message. Control characters and bidirectional marks are escaped,
+/// and the text is cut after 400 characters.
 ///
 /// ```
 /// assert_eq!(opensora_files::one_line("bad key 'a\nb'"), r"bad key 'a\nb'");
@@ -53,9 +53,16 @@ fn limited(text: &str, max_chars: usize) -> String {
 
 /// Returns an error and its causes on one line, joined by ": ".
 ///
-/// Libraries often repeat a cause in the message of the error around it, or begin a cause's message with the
-/// name that the message around it has given already: each text appears once. Control characters
-/// are escaped and the line is cut off, as in [`one_line`].
+/// Text that an error repeats from its cause appears once. Control characters are escaped, and the line is cut
+/// after 4000 characters.
+///
+/// ```
+/// use opensora_files::{error_line, read::read_text};
+/// use std::path::Path;
+///
+/// let error = read_text(Path::new("missing.json"), 100).unwrap_err();
+/// assert!(error_line(&error).starts_with("No such file"));
+/// ```
 pub fn error_line(error: &(dyn Error + 'static)) -> String {
     let mut line = String::new();
     let mut last = String::new();
@@ -76,7 +83,7 @@ pub fn error_line(error: &(dyn Error + 'static)) -> String {
     limited(&line, MAX_ERROR_CHARS)
 }
 
-/// Line and paragraph separators, and marks of direction.
+/// Returns true for line and paragraph separators and bidirectional marks.
 fn breaks_a_line(shown: char) -> bool {
     matches!(shown, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -115,6 +122,10 @@ mod tests {
             "ü\\r\\n\\tb\\u{1b}[31m\\u{2028}\\u{202e}"
         );
         assert_eq!(one_line("ü".repeat(MAX_CHARS)).chars().count(), MAX_CHARS);
+        for mark in ['\u{200e}', '\u{200f}', '\u{2029}', '\u{202a}', '\u{2066}', '\u{2069}'] {
+            assert_eq!(one_line(format!("a{mark}b")), format!("a{}b", mark.escape_default()));
+        }
+        assert_eq!(one_line("a\u{200d}b\u{2065}"), "a\u{200d}b\u{2065}");
         let cut = one_line("ü".repeat(MAX_CHARS + 1));
         assert!(cut.ends_with("ü...") && cut.chars().count() == MAX_CHARS + 3);
     }

@@ -1,7 +1,6 @@
-//! Reading from servers in a thread, so that the observer is asked while a server stays silent.
+//! Requests and reads in a background thread, so that an observer can stop the wait for a silent server.
 //!
-//! A thread that is no longer waited for ends by itself: when the server says something, or when the
-//! client's timeout ends its read.
+//! An abandoned thread ends when the server sends something or the client's timeout expires.
 
 use crate::{HubError, Observer, observer::proceed};
 use std::{
@@ -11,25 +10,25 @@ use std::{
     time::Duration,
 };
 
-/// Between two questions to the observer.
+/// Time between two calls of [`Observer::waiting`].
 const SLICE: Duration = Duration::from_millis(100);
-/// Pieces of a body that wait for being taken.
+/// Capacity of the queue of pieces.
 const PIECES: usize = 4;
-/// Most bytes of a piece.
+/// Maximum size of a piece in bytes.
 const PIECE: usize = 1 << 17;
 
-/// Returns what `work` does; the observer may end the wait for it.
+/// Runs `work` in a thread and returns its result. The observer can stop the wait.
 pub(crate) fn patiently<T: Send + 'static>(
     observer: &mut dyn Observer,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, HubError> {
     let results = start("hub", move |results| _ = results.send(work()))?;
     let done = next(&results, observer)?;
-    // Nothing is sent by work that panicked.
+    // A thread that panicked sends nothing.
     done.ok_or_else(|| failed(io::Error::other("the thread of a request ended early")))
 }
 
-/// The bytes of a body, read ahead a little.
+/// The body of an answer, read ahead in a thread.
 pub(crate) struct Pieces(Receiver<io::Result<Vec<u8>>>);
 
 impl Pieces {
@@ -42,7 +41,7 @@ impl Pieces {
                     read => read.map(|count| buffer[..count].to_vec()),
                 };
                 let is_last = piece.as_ref().map_or(true, Vec::is_empty);
-                // Nobody waits any more after a stop.
+                // The receiver is gone after a stop.
                 if pieces.send(piece).is_err() || is_last {
                     return;
                 }
@@ -51,7 +50,7 @@ impl Pieces {
         start("hub body", read).map(Self)
     }
 
-    /// Returns the next bytes; none at the end.
+    /// Returns the next bytes; an empty vector at the end.
     pub(crate) fn next(
         &self,
         observer: &mut dyn Observer,
@@ -71,7 +70,7 @@ fn start<T: Send + 'static>(
     Ok(receiver)
 }
 
-/// Returns what comes next; `None` if the thread has ended.
+/// Waits for the next result; `None` if the thread has ended.
 fn next<T>(results: &Receiver<T>, observer: &mut dyn Observer) -> Result<Option<T>, HubError> {
     loop {
         match results.recv_timeout(SLICE) {

@@ -19,7 +19,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Longest text of a file in `refs`.
+/// Upper limit of a file in `refs` in bytes.
 const MAX_REF: u64 = 1024;
 
 /// The folder of cached repositories.
@@ -33,11 +33,11 @@ pub struct Cache {
 pub struct CachedRepository {
     /// Owner and name.
     pub repository: Repository,
-    /// Branches, tags and other names with the commit that each was last seen at.
+    /// Branches, tags and other names, each with its last known commit.
     pub refs: Vec<(String, String)>,
-    /// Files of all commits.
+    /// The files of all commits.
     pub files: Vec<CachedFile>,
-    /// Bytes of all complete files on the disk; a file of several commits counts once.
+    /// Bytes of all complete files on the disk; a file that several commits share counts once.
     pub bytes: u64,
     /// Bytes of unfinished downloads.
     pub incomplete_bytes: u64,
@@ -48,16 +48,16 @@ pub struct CachedRepository {
 pub struct CachedFile {
     /// The commit.
     pub commit: String,
-    /// Its name in the repository.
+    /// Name of the file in the repository.
     pub name: String,
-    /// Where it is.
+    /// Path of the file on the disk.
     pub path: PathBuf,
-    /// Its size in bytes.
+    /// Size of the file in bytes.
     pub size: u64,
 }
 
 impl Cache {
-    /// Takes the folder that `HF_HUB_CACHE` names; it need not exist.
+    /// Creates the cache of a folder, such as `HF_HUB_CACHE`. The folder need not exist.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self { folder: folder.into() }
     }
@@ -72,8 +72,8 @@ impl Cache {
         self.folder.join(repository.folder_name())
     }
 
-    /// Returns the commit of a revision: the revision itself if it is one, else what its branch or tag
-    /// was last seen at.
+    /// Returns the commit of a revision: the revision itself if it is a commit, else the last known commit of
+    /// the branch or tag.
     pub fn commit(&self, repository: &Repository, revision: &str) -> Option<String> {
         if is_commit(revision) {
             return Some(revision.into());
@@ -105,7 +105,7 @@ impl Cache {
         self.folder.join(".locks").join(repository.folder_name()).join(format!("{tag}.lock"))
     }
 
-    /// Records the commit that a revision was seen at.
+    /// Records the commit of a branch or tag.
     pub(crate) fn record(
         &self,
         repository: &Repository,
@@ -135,13 +135,13 @@ impl Cache {
         let path = self.snapshot(file.repository, file.revision).join(file.name);
         let publish = || {
             fs::create_dir_all(folder_of(&path))?;
-            // From `snapshots/<commit>/a/b` it is three folders up.
+            // A relative link: `snapshots/<commit>/a/b` is three folders below the repository.
             let up = "../".repeat(2 + Path::new(file.name).components().count() - 1);
             let target = PathBuf::from(format!("{up}blobs/{tag}"));
             match link(&target, &path) {
                 Ok(()) => Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    // A dangling link, or one to another blob, as after a removal by hand.
+                    // A dangling link or one to another blob, as after a manual removal.
                     if fs::canonicalize(&path).ok() != fs::canonicalize(&blob).ok() {
                         fs::remove_file(&path)?;
                         return link(&target, &path);
@@ -172,7 +172,7 @@ impl Cache {
         Ok(found)
     }
 
-    /// Describes what the cache has of a repository.
+    /// Returns the cached files of a repository.
     ///
     /// # Errors
     /// Returns an error if its folder exists and cannot be listed.
@@ -185,11 +185,11 @@ impl Cache {
             refs.push((name, text.trim().to_string()));
         }
         let mut files = Vec::new();
-        // Files that are no links, where those are impossible.
+        // Bytes of regular files, which exist if links are not supported.
         let mut unlinked = 0;
         for (commit, path) in entries(&folder.join("snapshots"))? {
             for (name, path) in files_below(&path)? {
-                // A dangling link is none.
+                // A dangling link is not a file.
                 let Ok(metadata) = fs::metadata(&path) else { continue };
                 if !path.is_symlink() {
                     unlinked += metadata.len();
@@ -232,7 +232,7 @@ fn link(target: &Path, path: &Path) -> io::Result<()> {
     std::os::windows::fs::symlink_file(target, path)
 }
 
-/// Returns name and path of all entries of a folder, sorted; a missing folder has none.
+/// Returns the names and paths of all entries of a folder, sorted; none for a missing folder.
 pub(crate) fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>, HubError> {
     let list = || -> io::Result<Vec<(String, PathBuf)>> {
         let mut found = Vec::new();
@@ -251,7 +251,7 @@ pub(crate) fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>, HubError>
     }
 }
 
-/// Returns the names below a folder, with slashes, and the paths of everything that is no folder.
+/// Returns the names (with slashes) and paths of all files below a folder.
 fn files_below(folder: &Path) -> Result<Vec<(String, PathBuf)>, HubError> {
     let mut found = Vec::new();
     for (name, path) in entries(folder)? {
@@ -268,18 +268,27 @@ fn files_below(folder: &Path) -> Result<Vec<(String, PathBuf)>, HubError> {
     Ok(found)
 }
 
-/// Where a file of the cache comes from.
+/// Repository and commit of a cached file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provenance {
     /// Owner and name.
     pub repository: Repository,
     /// The commit.
     pub commit: String,
-    /// The file or folder in the repository; empty for its top folder.
+    /// The file or folder in the repository; empty for the top folder.
     pub file: String,
 }
 
-/// Reads repository and commit from a path into a cache of the hub; `None` for other paths.
+/// Returns the repository, commit and file of a path in a cache of the hub; `None` for other paths.
+///
+/// ```
+/// use std::path::Path;
+///
+/// let path = "hub/models--owner--name/snapshots/0123456789abcdef0123456789abcdef01234567/config.json";
+/// let found = opensora_hub::provenance(Path::new(path)).ok_or("not in a cache")?;
+/// assert_eq!((found.repository.as_str(), found.file.as_str()), ("owner/name", "config.json"));
+/// # Ok::<(), &str>(())
+/// ```
 pub fn provenance(path: &Path) -> Option<Provenance> {
     let names: Vec<&str> = path
         .components()

@@ -1,4 +1,4 @@
-//! Requests: redirects, the token, patience, and what an answer's status means.
+//! HTTP requests: redirects, access token, retries, and errors by status.
 
 use crate::{
     HubError, Observer, Retrying, Token,
@@ -12,31 +12,31 @@ use ureq::{
     http::{HeaderMap, Response, StatusCode, header},
 };
 
-/// Redirects that are followed.
+/// Maximum number of redirects.
 const MAX_REDIRECTS: usize = 8;
-/// Attempts at one thing that make no progress.
+/// Maximum number of attempts without progress.
 const ATTEMPTS: u32 = 5;
-/// The hub counts requests in windows of five minutes.
+/// Maximum wait between attempts: the hub counts requests in windows of five minutes.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
-/// Most bytes of a server's own reason.
+/// Upper limit of a server's error message in bytes.
 const MAX_MESSAGE: u64 = 4096;
 
-/// Asks servers.
+/// An HTTP client of one hub.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     agent: Agent,
     endpoint: String,
     token: Option<Token>,
-    /// Wait before the second attempt; it doubles from there.
+    /// Wait before the second attempt; doubles with each further attempt.
     pub(crate) first_wait: Duration,
 }
 
-/// What an attempt that failed is worth.
+/// A failed attempt.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// It may succeed later; how long the server asks to wait.
+    /// May succeed later, after the wait that the server requests.
     Again(HubError, Option<Duration>),
-    /// It will not succeed.
+    /// Will not succeed.
     Final(HubError),
 }
 
@@ -44,14 +44,14 @@ pub(crate) enum Failure {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ask<'a> {
     pub(crate) url: &'a str,
-    /// Headers alone are asked for; redirects to another host are not followed, as the hub's own
-    /// headers describe the file.
+    /// A HEAD request. Redirects to another host are not followed, because the headers of the hub describe
+    /// the file.
     pub(crate) head: bool,
-    /// The first byte wanted.
+    /// First byte of the range.
     pub(crate) from: u64,
-    /// How many bytes are wanted; all if `None`.
+    /// Number of bytes; `None` up to the end.
     pub(crate) count: Option<u64>,
-    /// The tag that the earlier bytes belong to, for servers that may change a file in place.
+    /// Tag of the bytes before the range, for servers that may change a file in place.
     pub(crate) if_range: Option<&'a str>,
 }
 
@@ -69,7 +69,7 @@ impl<'a> Ask<'a> {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) response: Response<Body>,
-    /// Of the hub's own answers, the last first.
+    /// Headers of the redirects, the last first.
     pub(crate) hops: Vec<HeaderMap>,
 }
 
@@ -93,7 +93,7 @@ impl Client {
     pub(crate) fn new(endpoint: &str, token: Option<Token>) -> Self {
         let config = Agent::config_builder()
             .http_status_as_error(false)
-            // Followed here, where it is known who may see the token.
+            // Redirects are followed by this crate, which decides which host gets the token.
             .max_redirects(0)
             .timeout_resolve(Some(Duration::from_secs(20)))
             .timeout_connect(Some(Duration::from_secs(20)))
@@ -114,7 +114,7 @@ impl Client {
         self.token.is_some()
     }
 
-    /// Asks once. Every status is returned as an answer. The observer may end the wait for it.
+    /// Sends one request and returns the answer, whatever its status. The observer can stop the wait.
     pub(crate) fn ask(
         &self,
         ask: &Ask<'_>,
@@ -159,7 +159,7 @@ impl Client {
 
     fn send(&self, url: &str, ask: &Ask<'_>) -> Result<Response<Body>, Failure> {
         let request = if ask.head { self.agent.head(url) } else { self.agent.get(url) };
-        // Lengths and ranges must be those of the file.
+        // Lengths and ranges must refer to the uncompressed file.
         let mut request = request.header(header::ACCEPT_ENCODING, "identity");
         if let Some(token) = self.token.as_ref().filter(|_| origin(url) == origin(&self.endpoint)) {
             request = request.header(header::AUTHORIZATION, token.header());
@@ -178,8 +178,8 @@ impl Client {
         request.call().map_err(|error| connection(url, error))
     }
 
-    /// Attempts until one succeeds, fails for good, or patience ends. `progress` is what `attempt` has
-    /// achieved so far: attempts that get further renew the patience.
+    /// Repeats `attempt` until it succeeds, fails permanently, or fails [`ATTEMPTS`] times without progress.
+    /// `progress` returns the bytes so far.
     pub(crate) fn insist<T>(
         &self,
         observer: &mut dyn Observer,
@@ -211,7 +211,7 @@ impl Client {
     }
 }
 
-/// Waits a moment, in which an observer may end the fetch.
+/// Waits a fraction of a second. The observer can stop the work.
 pub(crate) fn wait_slice(observer: &mut dyn Observer) -> Result<(), HubError> {
     wait_slice_until(observer, Instant::now() + Duration::from_secs(1))
 }
@@ -223,12 +223,12 @@ fn wait_slice_until(observer: &mut dyn Observer, until: Instant) -> Result<(), H
     Ok(())
 }
 
-/// Returns a header as text.
+/// Returns a header as text, trimmed.
 pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok().map(str::trim)
 }
 
-/// Returns what a connection that failed is worth.
+/// Returns the failure of a broken connection.
 pub(crate) fn connection(url: &str, error: ureq::Error) -> Failure {
     use ureq::Error;
     let again = matches!(
@@ -243,7 +243,7 @@ pub(crate) fn connection(url: &str, error: ureq::Error) -> Failure {
     if again { Failure::Again(error, None) } else { Failure::Final(error) }
 }
 
-/// Returns what an answer without the file is worth, where it says nothing of repositories.
+/// Returns the failure of a request, by the status of the answer.
 pub(crate) fn refusal(url: &str, answer: Answer) -> Failure {
     let status = answer.status();
     let url = shown(url);
@@ -266,8 +266,8 @@ pub(crate) fn refusal(url: &str, answer: Answer) -> Failure {
     if again { Failure::Again(error, wait) } else { Failure::Final(error) }
 }
 
-/// Returns how long a server asks to wait: `Retry-After` in seconds, or the time until the window of
-/// the hub's `RateLimit` header ends. Dates are only as good as two clocks and not read.
+/// Returns the wait that a server requests: `Retry-After` in seconds, or the time until the window of the
+/// hub's `RateLimit` header ends. Dates are ignored, because clocks differ.
 fn asked_wait(headers: &HeaderMap) -> Option<Duration> {
     let seconds = text(headers, "retry-after").and_then(|wait| wait.parse().ok()).or_else(|| {
         let limit = text(headers, "ratelimit")?;

@@ -1,4 +1,4 @@
-//! Checksums that the hub names files by.
+//! Checksums of files: SHA-256 and the SHA-1 of git blobs.
 
 use crate::{HubError, repository::is_hexadecimal};
 use opensora_files::hex;
@@ -10,15 +10,15 @@ use std::{io::Read, ops::ControlFlow, path::Path};
 /// The checksum of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Digest {
-    /// SHA-256 of the bytes: files that git does not hold itself.
+    /// SHA-256 of the bytes, for large files.
     Sha256(String),
-    /// SHA-1 of the git object that holds the bytes: small files.
+    /// SHA-1 of the git blob of the bytes, for small files.
     GitBlob(String),
-    /// The tag says nothing of the bytes.
+    /// The tag is not a checksum.
     None,
 }
 
-/// Computes a checksum as bytes come.
+/// An incremental checksum.
 #[derive(Debug, Clone)]
 pub(crate) enum Hasher {
     Sha256(Sha256),
@@ -43,7 +43,7 @@ impl Digest {
         }
     }
 
-    /// Begins a checksum; `size` is that of the whole file, which a git object begins with.
+    /// Starts a checksum of a file of `size` bytes; a git blob begins with the size.
     pub(crate) fn hasher(&self, size: u64) -> Hasher {
         match self {
             Self::Sha256(_) => Hasher::Sha256(Sha256::new()),
@@ -52,7 +52,7 @@ impl Digest {
         }
     }
 
-    /// Compares a file; returns the digits that differ.
+    /// Compares a file; returns its digits if they differ.
     pub(crate) fn check_file(
         &self,
         path: &Path,
@@ -76,7 +76,7 @@ impl Hasher {
         }
     }
 
-    /// Adds a file's bytes; `advance` gets how many were read.
+    /// Adds the bytes of a file; calls `advance` with the number of bytes read.
     pub(crate) fn read_file(
         &mut self,
         path: &Path,
@@ -99,7 +99,7 @@ impl Hasher {
         }
     }
 
-    /// Returns the digits, if there is a checksum.
+    /// Returns the digits; `None` without a checksum.
     pub(crate) fn finish(self) -> Option<String> {
         match self {
             Self::Sha256(hasher) => Some(hex(&hasher.finalize())),

@@ -1,29 +1,29 @@
-//! Why a file could not be fetched, each in one line.
+//! The error type of the crate.
 
 use opensora_files::one_line;
 use std::{io, path::PathBuf, time::Duration};
 
-/// Why a file of the hub could not be fetched or checked.
+/// An error of fetching or checking a file of the hub.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
-    /// A setting of the environment that cannot be used.
+    /// An environment variable is invalid.
     #[error("{name}: {reason}")]
     Setting {
         /// The variable.
         name: &'static str,
-        /// What was found and what is expected.
+        /// The problem and the expected value.
         reason: String,
     },
-    /// A name that no repository, revision or file can have.
+    /// A name is invalid for a repository, revision or file.
     #[error("'{}': {reason}", one_line(name))]
     Name {
         /// The name.
         name: String,
-        /// What is expected.
+        /// The expected form.
         reason: &'static str,
     },
-    /// The file is not in the cache, and the hub may not be asked.
+    /// The file is not in the cache, and the hub is in offline mode.
     #[error(
         "{repository}: '{}' is not in the cache ({}) and HF_HUB_OFFLINE is set: unset it, or fetch the \
          file where there is a network",
@@ -38,7 +38,7 @@ pub enum HubError {
         /// The cache.
         cache: PathBuf,
     },
-    /// The authors ask readers to accept their terms first.
+    /// The repository requires users to accept its terms.
     #[error(
         "{repository} is gated: accept its terms at {endpoint}/{repository}, then {}",
         if *has_token {
@@ -55,7 +55,7 @@ pub enum HubError {
         /// A token was sent.
         has_token: bool,
     },
-    /// The hub shows no such repository.
+    /// The repository does not exist or is private.
     #[error(
         "{repository}: no such repository at {endpoint}, or a private one{}",
         if *has_token { " that this token may not read" } else { ": those need HF_TOKEN" }
@@ -86,22 +86,22 @@ pub enum HubError {
         /// The file.
         file: String,
     },
-    /// The server asked to wait, again and again.
+    /// The server limits the rate of requests, and all retries failed.
     #[error("{url}: too many requests{}", waits(*wait))]
     RateLimited {
         /// The address, without its query.
         url: String,
-        /// How long the server asked to wait the last time.
+        /// Wait that the server requested last.
         wait: Option<Duration>,
     },
-    /// Another answer without the file.
+    /// The server answered with an error status.
     #[error("{url}: the server answers {status}{}", message(text))]
     Status {
         /// The address, without its query.
         url: String,
         /// The status.
         status: u16,
-        /// The server's own reason, if it gave one.
+        /// Message of the server; may be empty.
         text: String,
     },
     /// The server cannot be reached, or the connection broke.
@@ -109,7 +109,7 @@ pub enum HubError {
     Connection {
         /// The address, without its query.
         url: String,
-        /// What happened.
+        /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// An answer or file that is not JSON of the expected form.
@@ -122,25 +122,25 @@ pub enum HubError {
         /// Why the text could not be parsed.
         source: serde_json::Error,
     },
-    /// An answer that cannot be understood.
+    /// The answer is malformed.
     #[error("{url}: {}", one_line(reason))]
     Answer {
         /// The address, without its query.
         url: String,
-        /// What was found and what was expected.
+        /// The problem and the expected form.
         reason: String,
     },
-    /// The bytes ended early.
-    #[error("{}: it ended after {found} of {expected} bytes", one_line(file))]
+    /// The download ended early.
+    #[error("{}: the download ended after {found} of {expected} bytes", one_line(file))]
     Truncated {
         /// The file.
         file: String,
-        /// Bytes that came.
+        /// Bytes received.
         found: u64,
-        /// Its size.
+        /// Size of the file in bytes.
         expected: u64,
     },
-    /// The bytes are others than the hub says; they were removed.
+    /// The checksum of a download is wrong. The bytes were removed.
     #[error(
         "{}: its checksum is {found}, the hub says {expected}: the damaged file was removed, fetch it \
          again",
@@ -149,12 +149,12 @@ pub enum HubError {
     Checksum {
         /// The file.
         file: String,
-        /// What the bytes have.
+        /// Checksum of the bytes.
         found: String,
-        /// What the hub says.
+        /// Checksum that the hub states.
         expected: String,
     },
-    /// The disk has too little space; nothing was downloaded.
+    /// The disk has too little free space. Nothing was downloaded.
     #[error(
         "{}: {needed} bytes are needed, {available} are free: name another place with HF_HOME or \
          HF_HUB_CACHE",
@@ -163,9 +163,9 @@ pub enum HubError {
     Space {
         /// The cache.
         folder: PathBuf,
-        /// Bytes that are still to come.
+        /// Bytes to download.
         needed: u64,
-        /// Bytes that are free.
+        /// Free bytes.
         available: u64,
     },
     /// A file of the cache cannot be read or written.
@@ -173,16 +173,16 @@ pub enum HubError {
     Io {
         /// The file.
         path: PathBuf,
-        /// The operating system's reason.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The observer asked for an end. The bytes that came are kept, and a later call resumes.
+    /// The observer stopped the work. Downloaded bytes are kept, and a later call resumes.
     #[error("stopped: a later call resumes the download")]
     Stopped,
 }
 
 impl HubError {
-    /// Returns true if the hub could not be asked at all, so that a cached copy may stand in.
+    /// Returns true if the hub is unreachable, so that a cached copy can be used.
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Connection { .. })
             || matches!(self, Self::Status { status, .. } if *status >= 500)

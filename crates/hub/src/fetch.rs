@@ -20,10 +20,10 @@ use std::{
     time::Duration,
 };
 
-/// Returns the free bytes of the disk that holds a folder.
+/// A function that returns the free bytes of the disk of a folder.
 type FreeSpace = Arc<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>;
 
-/// A hub with its cache.
+/// A client of the hub with its cache.
 #[derive(Clone)]
 pub struct Hub {
     pub(crate) settings: Settings,
@@ -43,18 +43,18 @@ impl fmt::Debug for Hub {
 pub struct Wanted<'a> {
     /// The repository.
     pub repository: &'a Repository,
-    /// Branch, tag or commit; `main` where nothing is known.
+    /// Branch, tag or commit, usually `main`.
     pub revision: &'a str,
-    /// Which of its files.
+    /// Selection of files.
     pub files: &'a Files,
 }
 
-/// When the hub is asked.
+/// When the hub is contacted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lookup {
-    /// If the cache lacks a file at the commit that the revision was last seen at.
+    /// Only if the cache lacks a file at the last known commit of the revision.
     CacheFirst,
-    /// Always, so that a revision is followed; if the hub cannot be reached, the cache answers.
+    /// Always, to find the current commit of the revision. If the hub is unreachable, the cache is used.
     Ask,
 }
 
@@ -67,27 +67,27 @@ pub struct Snapshot {
     pub commit: String,
     /// The folder of the commit.
     pub folder: PathBuf,
-    /// Names of the files in it that were wanted.
+    /// Names of the wanted files in the folder.
     pub files: Vec<String>,
 }
 
 impl Hub {
-    /// Opens the hub that the environment names. Nothing is asked and nothing created.
+    /// Creates a client with the settings of the environment. Nothing is requested or written.
     ///
     /// # Errors
-    /// Returns an error if a variable cannot be used or the token's file cannot be read.
+    /// Returns an error if a variable is invalid or the token file cannot be read.
     pub fn from_env() -> Result<Self, HubError> {
         Ok(Self::new(Settings::from_env()?))
     }
 
-    /// Opens a hub.
+    /// Creates a client with the given settings.
     pub fn new(settings: Settings) -> Self {
         let client = Client::new(&settings.endpoint, settings.token.clone());
         let cache = Cache::new(&settings.cache);
         Self { settings, cache, client: client.into(), free_space: Arc::new(free_space) }
     }
 
-    /// Measures free space by another function.
+    /// Replaces the function that measures free disk space.
     pub fn with_free_space(
         self,
         free_space: impl Fn(&Path) -> io::Result<u64> + Send + Sync + 'static,
@@ -95,7 +95,7 @@ impl Hub {
         Self { free_space: Arc::new(free_space), ..self }
     }
 
-    /// Waits as long before a second attempt; the wait doubles from there. The default is a second.
+    /// Sets the wait before the second attempt, which doubles with each further attempt. Default: one second.
     pub fn with_first_wait(self, first_wait: Duration) -> Self {
         let mut client = Client::new(&self.settings.endpoint, self.settings.token.clone());
         client.first_wait = first_wait;
@@ -112,13 +112,13 @@ impl Hub {
         &self.settings
     }
 
-    /// Returns the files, downloading those that the cache lacks.
+    /// Returns the files, after downloading those that the cache lacks.
     ///
-    /// The commit is recorded for the revision when all files are complete.
+    /// The commit of the revision is recorded when all files are complete.
     ///
     /// # Errors
-    /// Returns an error if a file does not exist, may not be read, cannot be downloaded, or is not in the
-    /// cache while the hub may not be asked; if there is too little space; or if the observer stops it.
+    /// Returns an error if a file does not exist, is not accessible, or cannot be downloaded; if a file is
+    /// missing in offline mode; if the disk has too little space; or if the observer stops the work.
     pub fn fetch(
         &self,
         wanted: &Wanted<'_>,
@@ -147,14 +147,14 @@ impl Hub {
         }
     }
 
-    /// Returns the files if the cache has all of them. Which all files are is only known to the hub;
-    /// `whatever` takes those that are there.
-    fn cached(&self, wanted: &Wanted<'_>, whatever: bool) -> Result<Option<Snapshot>, HubError> {
+    /// Returns the files if the cache has all of them. The cache does not know the complete list for
+    /// [`Files::All`]: `partial` accepts the files that are cached.
+    fn cached(&self, wanted: &Wanted<'_>, partial: bool) -> Result<Option<Snapshot>, HubError> {
         let Wanted { repository, revision, files } = *wanted;
         let Some(commit) = self.cache.commit(repository, revision) else { return Ok(None) };
         let names = self.cache.names(repository, &commit)?;
         let Choice { mut files, index } = match files {
-            Files::All if !whatever || names.is_empty() => return Ok(None),
+            Files::All if !partial || names.is_empty() => return Ok(None),
             files => choose(files, &names),
         };
         let folder = self.cache.snapshot(repository, &commit);
@@ -212,7 +212,7 @@ impl Hub {
             });
         }
         if let (Some(index), Some(commit)) = (&index, &commit) {
-            // The index says which other files there are.
+            // The index names the shards.
             let missing =
                 self.missing(wanted, commit.clone(), std::slice::from_ref(index), observer)?;
             self.transfer_all(repository, missing.1, observer)?;
@@ -230,7 +230,7 @@ impl Hub {
         Ok(Snapshot { repository: repository.clone(), commit, folder, files })
     }
 
-    /// Returns the commit, and what the hub says of the files that the cache lacks there.
+    /// Returns the commit, and the metadata of the files that the cache lacks.
     fn missing(
         &self,
         wanted: &Wanted<'_>,
@@ -257,7 +257,7 @@ impl Hub {
         Ok((commit, missing))
     }
 
-    /// Announces what is to come, and fails if the disk has no space for it.
+    /// Reports the planned downloads. Returns an error if the disk has too little space.
     fn check_space(
         &self,
         repository: &Repository,
@@ -321,7 +321,7 @@ impl Hub {
         let _lock = BlobLock::wait(&self.cache.lock(repository, tag), name, observer)?;
         let is_new = !is_blob(&blob, *size);
         if is_new {
-            // What was damaged, or planted, gives way.
+            // Replace a damaged or planted file.
             if fs::symlink_metadata(&blob).is_ok() {
                 fs::remove_file(&blob).map_err(HubError::io(&blob))?;
             }
@@ -350,25 +350,25 @@ fn check_names(wanted: &Wanted<'_>) -> Result<(), HubError> {
     Ok(())
 }
 
-/// Returns true for a regular file, not a link, of this size (`None`: any).
+/// Returns true for a regular file (not a link) of this size; `None` accepts any size.
 fn is_blob(path: &Path, size: Option<u64>) -> bool {
     let is_file = fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
     is_file && has_size(path, size)
 }
 
-/// Returns true if the file at the end of all links has this size (`None`: any).
+/// Returns true if the file, after following links, has this size; `None` accepts any size.
 fn has_size(path: &Path, size: Option<u64>) -> bool {
     fs::metadata(path).is_ok_and(|found| size.is_none_or(|size| found.len() == size))
 }
 
-/// Returns where a blob grows.
+/// Returns the path of an unfinished download.
 pub(crate) fn incomplete(blob: &Path) -> PathBuf {
     let mut name = blob.as_os_str().to_os_string();
     name.push(".incomplete");
     name.into()
 }
 
-/// Returns the free bytes of the disk on which `folder` is, or will be.
+/// Returns the free bytes of the disk of `folder`, which need not exist.
 fn free_space(folder: &Path) -> io::Result<u64> {
     let folder = std::path::absolute(folder)?;
     let there = folder.ancestors().find(|folder| folder.exists()).unwrap_or(&folder);

@@ -1,8 +1,7 @@
-//! Files of Hugging Face repositories, fetched into the cache that Python's `huggingface_hub` shares.
+//! Downloads of Hugging Face repositories into the cache of Python's `huggingface_hub`.
 //!
-//! [`Hub::fetch`] resolves a revision to a commit, finds out which files are missing, and downloads
-//! these. The layout, the locks and the environment variables are those of `huggingface_hub`, so that
-//! each reads what the other has fetched.
+//! [`Hub::fetch`] resolves a revision to a commit and downloads the missing files. Cache layout, locks and
+//! environment variables are those of `huggingface_hub`: both programs share one cache.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), opensora_hub::HubError> {
@@ -25,16 +24,14 @@
 //! | `HF_ENDPOINT` | the hub; default `https://huggingface.co` |
 //! | `HF_HUB_OFFLINE` | `1`: read the cache only |
 //!
-//! A file goes to `blobs/<etag>.incomplete` first, which a later call resumes by a range request, and
-//! gets its name after its length and checksum were compared: SHA-256 for large files, the SHA-1 of a
-//! git blob for small ones. Nothing incomplete appears under `snapshots/`. The token is sent to the
-//! hub's own host only, never to the one that it redirects to.
+//! A file is downloaded to `blobs/<etag>.incomplete`, which a later call resumes by a range request, and
+//! renamed after its length and checksum were verified: SHA-256 for large files, the SHA-1 of a git blob for
+//! small ones. Nothing incomplete appears under `snapshots/`. The token is sent to the host of the hub only,
+//! never to a host that the hub redirects to.
 //!
-//! Why not the crate `hf-hub`: 0.5 blocks on ureq 3 as this workspace does, but compares no checksum,
-//! appends whatever a server answers to a range request, knows neither `HF_HUB_OFFLINE` nor
-//! `Retry-After` nor free space, and has names of unfinished files and places of locks that
-//! `huggingface_hub` does not share. With it come ureq's features for gzip, JSON and SOCKS. 1.0 is built on
-//! tokio and reqwest, a second HTTP client for the workspace. This crate adds `fs4` and no other package.
+//! The crate `hf-hub` 0.5, also on ureq 3, does not verify checksums, appends any answer to a range request,
+//! ignores `HF_HUB_OFFLINE`, `Retry-After` and free disk space, and uses other names for unfinished files and
+//! locks than `huggingface_hub`. Its version 1.0 depends on tokio and reqwest.
 //!
 //! Source of the conventions: huggingface/huggingface_hub, `file_download.py`, `constants.py` and
 //! `utils/_http.py`; the guide "Understand caching" of its documentation.

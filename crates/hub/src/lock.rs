@@ -1,7 +1,7 @@
 //! The lock of a blob, shared with `huggingface_hub`.
 //!
-//! Its lock files stay where they are after use: Python's `filelock` need not notice that the
-//! file it has locked was removed. ([`opensora_files::Lock`] removes its files.)
+//! Lock files stay after use, because Python's `filelock` may not notice that its file was removed.
+//! ([`opensora_files::Lock`] removes its files.)
 
 use crate::{HubError, Locked, Observer, client::wait_slice, observer::proceed};
 use opensora_files::folder_of;
@@ -11,15 +11,15 @@ use std::{
     path::Path,
 };
 
-/// Holds a lock until it is dropped.
+/// A lock that is held until it is dropped.
 #[derive(Debug)]
 pub(crate) struct BlobLock {
     _file: File,
 }
 
 impl BlobLock {
-    /// Takes the lock at `path`; waits while another process holds it. On file systems without locks
-    /// it is taken as if it were free.
+    /// Takes the lock at `path`, after waiting while another process holds it. File systems without locks
+    /// always grant it.
     pub(crate) fn wait(
         path: &Path,
         file: &str,

@@ -1,6 +1,6 @@
-//! Where a redirect leads.
+//! URLs of redirects: origin, resolution and display.
 
-/// Returns scheme, host and port of an address, in lower case.
+/// Returns scheme, host and port of a URL in lower case.
 pub(crate) fn origin(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return String::new() };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -8,7 +8,7 @@ pub(crate) fn origin(url: &str) -> String {
     format!("{scheme}://{host}").to_ascii_lowercase()
 }
 
-/// Returns the address that `location` names, seen from `url`.
+/// Resolves `location` relative to `url`.
 pub(crate) fn join(url: &str, location: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return location.into() };
     let path_start = rest.find(['/', '?', '#']).unwrap_or(rest.len());
@@ -26,7 +26,7 @@ pub(crate) fn join(url: &str, location: &str) -> String {
     }
 }
 
-/// Returns an address without its query, which may grant access.
+/// Returns a URL without user and query, which may contain credentials.
 pub(crate) fn shown(url: &str) -> String {
     let end = url.find(['?', '#']).unwrap_or(url.len());
     let plain = &url[..end];

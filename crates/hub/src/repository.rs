@@ -4,7 +4,7 @@ use crate::HubError;
 use opensora_files::read::inside;
 use std::{fmt, path::Path, str::FromStr};
 
-/// Longest name of a repository, as the hub has it.
+/// Maximum length of a repository's name, as on the hub.
 const MAX_NAME: usize = 96;
 
 /// Owner and name of a model repository, such as `hpcai-tech/Open-Sora`.
@@ -12,17 +12,17 @@ const MAX_NAME: usize = 96;
 pub struct Repository(String);
 
 impl Repository {
-    /// Returns owner and name with a slash between them.
+    /// Returns `OWNER/NAME`.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Returns the name of its folder in the cache.
+    /// Returns the name of the repository's folder in the cache.
     pub fn folder_name(&self) -> String {
         format!("models--{}", self.0.replace('/', "--"))
     }
 
-    /// Returns the repository of a folder in the cache.
+    /// Returns the repository of a folder name in the cache; `None` for other folders.
     pub fn of_folder(name: &str) -> Option<Self> {
         name.strip_prefix("models--")?.replacen("--", "/", 1).parse().ok()
     }
@@ -31,7 +31,7 @@ impl Repository {
 impl FromStr for Repository {
     type Err = HubError;
 
-    /// Takes `OWNER/NAME`, or the `NAME` of a repository without an owner.
+    /// Parses `OWNER/NAME`, or the `NAME` of a repository without an owner.
     fn from_str(text: &str) -> Result<Self, HubError> {
         let part = |part: &str| {
             !part.is_empty()
@@ -85,7 +85,7 @@ pub(crate) const REVISION: &str = "expected a branch, a tag or a commit";
 
 /// Checks a name from a user or a server before it becomes part of a path.
 pub(crate) fn check_relative(name: &str, reason: &'static str) -> Result<(), HubError> {
-    // Characters that a terminal acts on would let a name look like other output.
+    // Control characters and bidirectional marks could disguise a name in terminal output.
     let is_plain = |c: char| {
         let turns = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
         !(c.is_control() || turns || c == '\\')

@@ -1,4 +1,4 @@
-//! Which files of a repository are wanted.
+//! Selection of the files of a repository.
 
 use crate::HubError;
 use opensora_files::read::{MAX_CONFIG_BYTES, read_text};
@@ -8,20 +8,20 @@ use std::{
     path::Path,
 };
 
-/// Which files of a repository to fetch.
+/// A selection of the files of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Files {
-    /// These.
+    /// The named files.
     Named(Vec<String>),
-    /// One part of a model in the repository's top folder: configuration, tokenizer, and its weights in
-    /// one format, safetensors first.
+    /// A model in the top folder: configuration, tokenizer, and the weights in one format, safetensors if
+    /// available.
     Model,
-    /// All files except hidden ones.
+    /// All files except hidden files.
     All,
 }
 
-/// Files beside the weights of a model.
+/// Files of a model other than its weights.
 const BESIDE: [&str; 6] = [
     "config.json",
     "model.json",
@@ -31,8 +31,8 @@ const BESIDE: [&str; 6] = [
     "special_tokens_map.json",
 ];
 
-/// Names that mean "the weights of this folder", in the order in which
-/// [`Checkpoint::open`](https://docs.rs/opensora-checkpoint) looks for them.
+/// Names of weight files, in the order in which
+/// [`Checkpoint::open`](https://docs.rs/opensora-checkpoint) tries them.
 const WEIGHTS: [&str; 8] = [
     "model.safetensors",
     "diffusion_pytorch_model.safetensors",
@@ -44,21 +44,21 @@ const WEIGHTS: [&str; 8] = [
     "diffusion_pytorch_model.bin.index.json",
 ];
 
-/// The part of an index that names the shards.
+/// The field of an index that names the shards.
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// What of a listing is wanted before any index is read.
+/// Selected files before an index is read.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Choice {
     pub(crate) files: Vec<String>,
-    /// The index among them; its shards are wanted as well.
+    /// The index among the files, whose shards are needed as well.
     pub(crate) index: Option<String>,
 }
 
-/// Chooses from the names of a repository's files.
+/// Selects from the names of a repository's files.
 pub(crate) fn choose(files: &Files, names: &BTreeSet<String>) -> Choice {
     let plain = |files: Vec<String>| Choice { files, index: None };
     match files {
@@ -79,14 +79,14 @@ pub(crate) fn choose(files: &Files, names: &BTreeSet<String>) -> Choice {
     }
 }
 
-/// Returns true if a choice of a model holds weights.
+/// Returns true if the choice contains weights.
 pub(crate) fn has_weights(choice: &Choice) -> bool {
     choice.files.iter().any(|name| WEIGHTS.contains(&name.as_str()))
 }
 
-/// Reads the names of the shards from an index that was fetched.
+/// Reads the names of the shards from an index.
 pub(crate) fn shards(index: &Path) -> Result<BTreeSet<String>, HubError> {
-    /// That of T5-XXL has 50 KB.
+    /// Upper limit of an index in bytes; the index of T5-XXL has 50 KB.
     const MAX_INDEX: u64 = 8 * MAX_CONFIG_BYTES;
     let text = read_text(index, MAX_INDEX).map_err(HubError::io(index))?;
     let index: Index = serde_json::from_str(&text).map_err(|source| HubError::Json {

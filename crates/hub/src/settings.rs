@@ -1,4 +1,4 @@
-//! Settings of the environment, as `huggingface_hub` reads them.
+//! Settings and their environment variables, as in `huggingface_hub`.
 
 use crate::HubError;
 use opensora_files::read::{MAX_CONFIG_BYTES, read_text};
@@ -8,18 +8,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The hub where none is named.
+/// Default address of the hub.
 const ENDPOINT: &str = "https://huggingface.co";
 
-/// An access token. Its `Debug` form does not show it.
+/// An access token. `Debug` does not print the token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
 impl Token {
-    /// Takes a token; white space around it is cut off. `None` if nothing is left.
+    /// Creates a token from trimmed text; `None` if the text is empty.
     ///
     /// # Errors
-    /// Returns an error if it has other characters than visible ASCII.
+    /// Returns an error if the token has characters other than visible ASCII.
     pub fn new(text: &str) -> Result<Option<Self>, HubError> {
         let text = text.trim();
         if !text.chars().all(|c| c.is_ascii_graphic()) {
@@ -43,23 +43,23 @@ impl fmt::Debug for Token {
 /// Address of the hub, folder of the cache, and the token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Folder of cache and token.
+    /// Folder of the cache and the token.
     pub home: PathBuf,
     /// The cache of repositories.
     pub cache: PathBuf,
-    /// Address of the hub, without a slash at its end.
+    /// Address of the hub, without a trailing slash.
     pub endpoint: String,
     /// Access token.
     pub token: Option<Token>,
-    /// Read the cache only.
+    /// Offline mode: read the cache only.
     pub offline: bool,
 }
 
 impl Settings {
-    /// Reads the environment and the token's file.
+    /// Reads the environment variables and the token file.
     ///
     /// # Errors
-    /// Returns an error if a variable cannot be used or the token's file cannot be read.
+    /// Returns an error if a variable is invalid or the token file cannot be read.
     pub fn from_env() -> Result<Self, HubError> {
         Self::of(&|name| std::env::var_os(name))
     }
@@ -103,12 +103,12 @@ impl Settings {
     }
 }
 
-/// The values that `huggingface_hub` takes for true.
+/// Returns true for the values that `huggingface_hub` accepts as true.
 fn is_true(value: &str) -> bool {
     ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str())
 }
 
-/// Replaces a `~` at the start by the user's folder.
+/// Replaces a leading `~` by the user's home folder.
 fn expand(path: OsString, user: Option<&Path>) -> PathBuf {
     let path = PathBuf::from(path);
     match (path.strip_prefix("~"), user) {

@@ -1,4 +1,4 @@
-//! One file from a server to the disk: resumed, counted and compared.
+//! Download of one file: resumption, progress and verification.
 
 use crate::{
     Completed, HubError, Observer, Started,
@@ -20,33 +20,33 @@ use ureq::{Body, http::StatusCode};
 /// A file to download.
 pub(crate) struct Transfer<'a> {
     pub(crate) url: &'a str,
-    /// Its name for messages.
+    /// Name of the file for messages.
     pub(crate) name: &'a str,
-    /// Where it grows; bytes of an earlier call are kept.
+    /// Path of the unfinished download; bytes of an earlier call are kept.
     pub(crate) partial: &'a Path,
-    /// The name that it gets when it is complete.
+    /// Path of the complete file.
     pub(crate) target: &'a Path,
     pub(crate) size: Option<u64>,
     pub(crate) digest: Digest,
-    /// The tag of the bytes, for servers that may change a file in place.
+    /// Tag of the bytes, for servers that may change a file in place.
     pub(crate) if_range: Option<&'a str>,
-    /// Returns what an answer without the file is worth.
+    /// Returns the failure of a request, by the answer.
     pub(crate) refuse: &'a dyn Fn(Answer) -> Failure,
 }
 
-/// The file so far. It is written by position and not appended to, so that on file systems whose locks
-/// hold nobody back two processes write the same bytes to the same places.
+/// An unfinished download. The file is written by position instead of appending: on file systems without
+/// locks, two processes write the same bytes to the same positions.
 struct Partial<'a> {
     file: File,
     path: &'a Path,
     done: &'a Cell<u64>,
     hasher: Hasher,
-    /// Some of its bytes are of an earlier call or attempt.
+    /// Some bytes come from an earlier call or attempt.
     is_joined: bool,
 }
 
 impl Transfer<'_> {
-    /// Downloads the file. If that fails or is stopped, its bytes stay for a later call.
+    /// Downloads the file. If the download fails or is stopped, the bytes stay for a later call.
     pub(crate) fn run(&self, client: &Client, observer: &mut dyn Observer) -> Result<(), HubError> {
         let done = Cell::new(0);
         let mut partial = self.open(&done, observer)?;
@@ -68,7 +68,7 @@ impl Transfer<'_> {
                 fs::remove_file(self.partial).map_err(HubError::io(self.partial))?;
                 return Err(HubError::Checksum { file: self.name.into(), found, expected });
             }
-            // The earlier bytes may be those of something else: once more, as a whole.
+            // The earlier bytes may belong to another version: download the whole file again.
             self.restart(&mut partial)?;
             partial.is_joined = false;
         }
@@ -82,7 +82,7 @@ impl Transfer<'_> {
         observer: &mut dyn Observer,
     ) -> Result<Partial<'a>, HubError> {
         let open = || -> io::Result<(File, u64)> {
-            // A link would lead the bytes out of the cache.
+            // Bytes written through a link would leave the cache.
             if fs::symlink_metadata(self.partial).is_ok_and(|found| !found.is_file()) {
                 fs::remove_file(self.partial)?;
             }
@@ -109,7 +109,7 @@ impl Transfer<'_> {
         Ok(Partial { file, path: self.partial, done, hasher, is_joined: length > 0 })
     }
 
-    /// The checksum of a file of unknown size is computed at its end.
+    /// Starts the checksum. For a file of unknown size it is computed at the end.
     fn new_hasher(&self) -> Hasher {
         self.size.map_or(Hasher::None, |size| self.digest.hasher(size))
     }
@@ -206,7 +206,7 @@ impl Transfer<'_> {
         }
     }
 
-    /// Returns the checksum of the bytes and the one that they should have, if those differ.
+    /// Returns the found and the expected checksum if they differ.
     fn difference(&self, partial: &Partial<'_>) -> Result<Option<(String, String)>, HubError> {
         let Some(expected) = self.digest.expected() else { return Ok(None) };
         let found = match self.size {

@@ -1,4 +1,4 @@
-//! Cached files against their checksums.
+//! Verification of cached files: [`Cache::verify`].
 
 use crate::{Cache, HubError, Observer, Repository, Verified, digest::Digest};
 use std::{
@@ -7,41 +7,41 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A cached file and what its checksum says.
+/// A cached file and the result of its verification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checked {
-    /// Its name in the repository.
+    /// Name of the file in the repository.
     pub name: String,
     /// The commit.
     pub commit: String,
-    /// Where its bytes are.
+    /// Path of the bytes.
     pub path: PathBuf,
-    /// Its size in bytes.
+    /// Size of the file in bytes.
     pub size: u64,
-    /// What the checksum says.
+    /// Result.
     pub verdict: Verdict,
 }
 
-/// What a checksum says.
+/// Result of a verification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verdict {
-    /// The bytes are those that the hub names.
+    /// The checksum is correct.
     Good,
-    /// The bytes are others.
+    /// The checksum is wrong.
     Damaged {
-        /// Their checksum.
+        /// Checksum of the bytes.
         found: String,
-        /// The hub's.
+        /// Checksum that the hub states.
         expected: String,
     },
-    /// The cache does not know a checksum: the file is a copy and no link, or its tag is no checksum.
+    /// The checksum is not known: the file is a copy instead of a link, or its tag is not a checksum.
     Unknown,
 }
 
 impl Cache {
-    /// Compares every file of a repository with the checksum that its blob is named by; a file of several
-    /// commits is read once.
+    /// Compares every file of a repository with the checksum in the name of its blob. A file that several
+    /// commits share is read once.
     ///
     /// # Errors
     /// Returns an error if a file cannot be read or `observer` stops the check.
@@ -53,7 +53,7 @@ impl Cache {
         self.verify_files(repository, &|_| true, observer)
     }
 
-    /// Compares those files of a repository whose names `is_wanted`, as [`verify`](Self::verify).
+    /// Compares the files of a repository for whose names `is_wanted` returns true, as [`verify`](Self::verify).
     ///
     /// # Errors
     /// Returns the errors of [`verify`](Self::verify).
@@ -71,8 +71,7 @@ impl Cache {
             if !seen.insert(path.clone()) {
                 continue;
             }
-            // The link's own target: a blob may be a link as well, into a store that is shared by
-            // repositories and has other names.
+            // The direct target of the link: a blob may itself be a link to a store with other names.
             let link = fs::read_link(&file.path).ok();
             let tag = link.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
             let digest = tag.map_or(Digest::None, Digest::of_tag);

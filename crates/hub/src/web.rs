@@ -1,4 +1,4 @@
-//! Files at plain addresses, for weights that are published outside the hub.
+//! Downloads from plain URLs, for weights that are published outside the hub.
 
 use crate::{
     Hub, HubError, Observer, Planned,
@@ -18,11 +18,11 @@ use std::{
 };
 
 impl Hub {
-    /// Returns where [`fetch_address`](Self::fetch_address) keeps the file of an address: under
+    /// Returns the path at which [`fetch_address`](Self::fetch_address) stores the file of a URL: below
     /// `$HF_HOME/opensora`, by host and path.
     ///
     /// # Errors
-    /// Returns an error if the address is none of HTTP.
+    /// Returns an error if the URL is not an HTTP or HTTPS URL of a file.
     pub fn address_path(&self, url: &str) -> Result<PathBuf, HubError> {
         const REASON: &str = "expected an address of a file, http://HOST/PATH";
         let wrong = || HubError::Name { name: shown(url), reason: REASON };
@@ -36,8 +36,8 @@ impl Hub {
         Ok(self.settings.home.join("opensora").join(Path::new(&name)))
     }
 
-    /// Returns the file of an address, and downloads it if it is missing. No token is sent. Such servers
-    /// state no checksum: the length alone is compared.
+    /// Returns the path of the file of a URL, after downloading the file if it is missing. No token is sent.
+    /// Only the length is verified, because such servers state no checksum.
     ///
     /// # Errors
     /// Returns an error if the file cannot be downloaded, is missing in offline mode, or does not fit on the
@@ -62,7 +62,7 @@ impl Hub {
         let answer = self.client.insist(
             observer,
             |observer| {
-                // Asked of the last server, as there is none that describes the file for it.
+                // One byte from the last server: no earlier server describes the file.
                 let answer = self.client.ask(&Ask { count: Some(1), ..Ask::get(url) }, observer)?;
                 if answer.status().is_success() { Ok(answer) } else { Err(refuse(answer)) }
             },
@@ -73,10 +73,10 @@ impl Hub {
             Some(range) => range.rsplit('/').next().and_then(|total| total.parse().ok()),
             None => text(headers, "content-length").and_then(|length| length.parse().ok()),
         };
-        // A weak tag stands for several versions of the bytes.
+        // A weak tag does not identify the bytes.
         let tag = text(headers, "etag").filter(|tag| tag.starts_with('"')).map(String::from);
         drop(answer);
-        // Bytes of another version have another name.
+        // The tag is part of the name, so that bytes of different versions do not mix.
         let version: String = plain_tag(tag.as_deref().unwrap_or("unversioned"))
             .chars()
             .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
@@ -97,7 +97,7 @@ impl Hub {
             return Ok(target);
         }
         if tag.is_none() {
-            // Nothing says that these bytes are of the same version.
+            // Without a tag, earlier bytes may belong to another version.
             let _ = fs::remove_file(&partial);
         }
         let transfer = Transfer {

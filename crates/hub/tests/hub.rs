@@ -1,4 +1,4 @@
-//! Fetching against a stand-in of the hub that misbehaves as it is told.
+//! Downloads from a test server that simulates the hub and its failures.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -71,7 +71,7 @@ impl Case {
         fetch(&self.hub(), files, Lookup::Ask, &mut ())
     }
 
-    /// Nothing but complete files is visible.
+    /// Returns true if no snapshot and no ref is visible.
     fn no_snapshot(&self) -> bool {
         !self.repository().join("snapshots").exists() && !self.repository().join("refs").exists()
     }
@@ -185,7 +185,7 @@ fn files_of_both_kinds_are_cached_as_huggingface_hub_does() {
     }
     assert_eq!(case.server.requests_for("GET", "/cdn/").len(), 1);
 
-    // A second call asks for metadata of nothing that is there, and downloads nothing.
+    // A second call downloads nothing.
     let before = case.server.requests_for("GET", "/").len();
     assert_eq!(case.fetch(&files).unwrap(), snapshot);
     assert_eq!(case.server.requests_for("GET", "/").len(), before);
@@ -434,7 +434,7 @@ fn offline_reads_the_cache_only() {
     let cached = fetch(&case.offline(), &named("x.json"), Lookup::Ask, &mut ()).unwrap();
     assert_eq!((cached, case.server.requests().len()), (fetched.clone(), asked));
 
-    // A hub that cannot be reached: the cached copy, and a word about it.
+    // An unreachable hub: the cached copy is used and reported.
     let gone = Hub::new(Settings { endpoint: "http://127.0.0.1:9".into(), ..case.settings() })
         .with_first_wait(Duration::from_millis(1));
     let mut log = Log::default();

@@ -1,4 +1,4 @@
-//! Tables as CSV in UTF-8.
+//! Reading and writing of CSV tables in UTF-8.
 
 pub(crate) mod dialect;
 mod records;
@@ -29,7 +29,7 @@ pub(crate) fn read(path: &Path, purpose: Purpose) -> Result<Table, ManifestError
         unnamed(&first.fields, purpose)
     };
     let mut rows = Rows::of(columns.map_err(whole)?, has_header, purpose).map_err(whole)?;
-    // Names of columns that are not known, as the first row; known by the files in the second one.
+    // A first row without any file may be a header of unknown columns: then the second row names a file.
     let suspect = (!has_header && !first.fields.iter().any(|field| is_place(field)))
         .then(|| shown(&first.fields));
     let mut table = Table::new(rows.known.columns.iter().map(String::as_str));
@@ -62,10 +62,10 @@ fn fields_of(record: &Record) -> Vec<&str> {
     record.fields.iter().map(String::as_str).collect()
 }
 
-/// Checks the rows of a table against its header.
+/// A checker of rows against the header.
 struct Rows {
     known: Known,
-    /// Columns of the file.
+    /// Number of columns of the file.
     width: usize,
     has_header: bool,
     purpose: Purpose,
@@ -77,11 +77,11 @@ impl Rows {
         Ok(Self { known: Known::of(columns, purpose)?, width, has_header, purpose })
     }
 
-    /// Returns the fields of a record that are kept, checked.
+    /// Checks a record and returns the fields to keep.
     fn fields(&mut self, mut fields: Vec<String>) -> Result<Vec<String>, String> {
         let (found, expected) = (fields.len(), self.width);
         if self.purpose == Purpose::Training {
-            // The path and the caption come first among those kept.
+            // Path and caption come first among the kept columns.
             let last = self.known.kept[0].max(self.known.kept[1]);
             if found <= last {
                 let expected = last + 1;
@@ -109,12 +109,12 @@ fn expected_header() -> String {
     format!("expected a header with a column {path} or {url}")
 }
 
-/// Returns true for a field that may be a file or an address.
+/// Returns true for a field that may be a file or a URL.
 fn is_place(field: &str) -> bool {
     field.contains(['.', '/', '\\'])
 }
 
-/// The columns of rows without header, of which this is the first.
+/// Returns the columns of a table without a header, by its first row.
 fn unnamed(fields: &[String], purpose: Purpose) -> Result<Vec<String>, String> {
     let known = [PATH, TEXT, NUM_FRAMES].map(String::from);
     let expected = expected_header;

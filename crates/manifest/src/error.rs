@@ -1,9 +1,9 @@
-//! Errors of reading and writing tables and prompt files; one line each.
+//! The error type of the crate.
 
 use crate::text::TextError;
 use std::path::PathBuf;
 
-/// Why a table or a prompt file could not be read or written.
+/// An error of reading or writing a table or prompt file.
 ///
 /// Rows count from 0 in fields, as indices do, and from 1 in messages; a header is not a row. Lines
 /// count from 1 everywhere, as in text editors.
@@ -15,7 +15,7 @@ pub enum ManifestError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// The operating system's reason.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// The file is not text in UTF-8.
@@ -23,7 +23,7 @@ pub enum ManifestError {
     Text {
         /// The file.
         path: PathBuf,
-        /// What was found, and where.
+        /// The problem and its position.
         source: TextError,
     },
     /// The file is damaged or not Parquet.

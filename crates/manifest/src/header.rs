@@ -1,4 +1,4 @@
-//! Names of columns: finds the known ones under the names that other tools give them.
+//! Known columns and their aliases in other tools.
 
 use crate::{
     known,
@@ -6,8 +6,8 @@ use crate::{
     table::{NUM_FRAMES, PATH, TEXT, URL},
 };
 
-/// Columns by the names that public tools and data sets give them; of several in one table, the
-/// first in this list is meant. Names are compared without case, blanks, `_` and `-`.
+/// Aliases of the known columns in public tools and data sets. If a table has several, the first in this list
+/// is used. Names are compared without case, blanks, `_` and `-`.
 ///
 /// Sources: Open-Sora 1.0 to 1.2 (`path`, `text`, `num_frames`), VideoTuna (`path`, `caption`,
 /// `frames`), finetrainers (`caption`, `video_file`, `prompt`, `video`), Hugging Face datasets and
@@ -36,25 +36,24 @@ const ALIASES: [(&str, &[&str]); 4] = [
     (URL, &["url", "videourl", "imageurl", "contenturl"]),
 ];
 
-/// Returns true if the fields are names of columns: one of them names a file or an address.
+/// Returns true if the fields are a header: one of them is an alias of `path` or `url`.
 pub(crate) fn is_header(fields: &[&str]) -> bool {
     has(fields, PATH) || has(fields, URL)
 }
 
-/// Returns true if one of the fields is a name of the column `known`.
+/// Returns true if one of the fields is an alias of the column `known`.
 pub(crate) fn has(fields: &[&str], known: &str) -> bool {
     fields.iter().any(|field| rank(field, known).is_some())
 }
 
-/// Returns true if fields that are not a header look like one: one of them names captions, and
-/// none could be a file or an address.
+/// Returns true if fields resemble a header without a path: one of them is an alias of `text`, and none could
+/// be a file or URL.
 pub(crate) fn looks_like_header(fields: &[&str]) -> bool {
     let file = |field: &&str| field.contains(['.', '/', '\\']);
     has(fields, TEXT) && !fields.iter().any(file)
 }
 
-/// Returns the names of a header's columns: those of [`ALIASES`] in one spelling, others as they
-/// are.
+/// Returns the names of a header's columns, with aliases replaced by the names of the known columns.
 pub(crate) fn columns(names: &[&str]) -> Result<Vec<String>, String> {
     if names.len() > MAX_COLUMNS {
         return Err(format!("found {} columns, expected at most {MAX_COLUMNS}", names.len()));
@@ -84,7 +83,7 @@ pub(crate) fn place(names: &[&str], known: &str) -> Option<usize> {
     ranks.min().map(|(_, at)| at)
 }
 
-/// Returns the names by which the column `known` is found, for messages.
+/// Returns the aliases of the column `known` for messages.
 pub(crate) fn names_of(known: &str) -> &'static str {
     match known {
         PATH => "path (or video_path, video, file_name, file, image, ...)",
@@ -93,9 +92,9 @@ pub(crate) fn names_of(known: &str) -> &'static str {
     }
 }
 
-/// Returns the place of a name among those of the column `known`.
+/// Returns the rank of a name among the aliases of the column `known`.
 fn rank(name: &str, known: &str) -> Option<usize> {
-    // Longer than any name: no need to look at a whole caption.
+    // Longer than any alias, such as a caption.
     if name.len() > 64 {
         return None;
     }

@@ -1,4 +1,4 @@
-//! The columns with a meaning, and the rules that their fields follow in every format.
+//! Rules for the fields of the known columns, common to all formats.
 
 use crate::{
     header,
@@ -8,29 +8,28 @@ use crate::{
 };
 use opensora_files::one_line;
 
-/// The use of a table, which decides how strictly it is read.
+/// The purpose for which a table is read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// All columns, for steps of a preparation. Rows are as long as the header: a field too few or
-    /// too many is a comma that should have been quoted. Without a header, rows may go without the
-    /// number of frames.
+    /// All columns, for data preparation. Rows must be as long as the header: otherwise a comma is probably
+    /// not quoted. Without a header, rows may omit the number of frames.
     Preparation,
-    /// Path, caption and number of frames, for training. Rows may end behind the caption; more
-    /// fields than columns are left out.
+    /// Path, caption and number of frames, for training. Rows may end after the caption; additional fields are
+    /// ignored.
     Training,
 }
 
 /// The columns of a file that are read.
 pub(crate) struct Known {
-    /// Their indices in the file.
+    /// Indices of the kept columns in the file.
     pub(crate) kept: Vec<usize>,
-    /// Their names.
+    /// Names of the kept columns.
     pub(crate) columns: Vec<String>,
     purpose: Purpose,
 }
 
 impl Known {
-    /// Chooses from the columns of a file.
+    /// Selects from the columns of a file.
     pub(crate) fn of(columns: Vec<String>, purpose: Purpose) -> Result<Self, String> {
         let at = |name: &str| columns.iter().position(|column| column == name);
         let kept: Vec<usize> = match purpose {
@@ -52,7 +51,7 @@ impl Known {
         Ok(Self { kept, columns, purpose })
     }
 
-    /// Checks the fields of a row that are kept; those without a value become empty.
+    /// Checks the kept fields of a row and replaces missing values by empty fields.
     pub(crate) fn check(&self, fields: &mut [String]) -> Result<(), String> {
         for (name, field) in self.columns.iter().zip(fields) {
             if field.len() > MAX_FIELD_BYTES {

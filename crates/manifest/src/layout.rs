@@ -1,11 +1,11 @@
-//! The layout of a table of another tool: its delimiter, and which of its columns have a meaning.
+//! Detection of the delimiter and the known columns of a table, for readers of other lists.
 //!
-//! [`Table`](crate::Table) needs none of this. It is for readers of lists that are tables only in part.
+//! [`Table`](crate::Table) uses the same rules.
 
 use crate::{csv_file, header};
 
-/// Returns the delimiter of a table that begins with `text`, and how many bytes come before the header
-/// (Excel's `sep=;`). The text is without a byte order mark.
+/// Returns the delimiter of a table that begins with `text`, and the number of bytes before the header
+/// (Excel's `sep=;`). The text must not contain a byte order mark.
 ///
 /// ```
 /// use opensora_manifest::layout::delimiter;

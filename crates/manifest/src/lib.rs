@@ -1,10 +1,9 @@
 //! Tables of images and videos, and files of prompts.
 //!
-//! A table is a CSV or Parquet file with one image or video a row: its path, caption, number of frames
-//! and any other columns. Steps that prepare data read and write whole tables ([`Table`]), training
-//! reads path, caption and number of frames ([`Manifest`]), and sampling reads prompts
-//! ([`read_prompts`]). The readers accept the files of common tools. Errors are one line that names
-//! file and line, and the sizes of fields are limited.
+//! A table is a CSV or Parquet file with one image or video per row: path, caption, number of frames and any
+//! other columns. Data preparation reads and writes whole tables ([`Table`]), training reads path, caption and
+//! number of frames ([`Manifest`]), and sampling reads prompts ([`read_prompts`]). The readers accept the files
+//! of common tools. Errors name the file and line, and the sizes of fields are limited.
 //!
 //! ```
 //! use opensora_manifest::{Manifest, Table};
@@ -29,28 +28,28 @@
 //!
 //! # Columns
 //!
-//! Four columns have a meaning and are found by any of the names below, compared without case,
-//! blanks, `_` and `-`. If a table has several names of one column, the first in this list counts;
-//! the others are kept as other columns. Tables are written with the name on the left.
+//! Four columns are known. They are found by any of the names below, compared without case, blanks, `_` and
+//! `-`. If a table has several names of one column, the first in this list is used, and the others are kept as
+//! other columns. Tables are written with the name on the left.
 //!
 //! | column | names | contents |
 //! |---|---|---|
-//! | `path` | `path`, `video_path`, `file_path`, `file_name`, `file`, `video_file`, `video`, `video_name`, `clip_path`, `image_path`, `image_file`, `image` | image, video or folder of frames; relative paths start from the table's folder |
+//! | `path` | `path`, `video_path`, `file_path`, `file_name`, `file`, `video_file`, `video`, `video_name`, `clip_path`, `image_path`, `image_file`, `image` | image, video or folder of frames; relative paths are resolved against the table's folder |
 //! | `text` | `text`, `caption`, `captions`, `prompt`, `description` | caption, at most 10,000 characters |
 //! | `num_frames` | `num_frames`, `frames`, `n_frames`, `frame_count`, `frame` | number of frames, a whole number; `51.0` is read as 51 |
-//! | `url` | `url`, `video_url`, `image_url`, `content_url` | address to download from |
+//! | `url` | `url`, `video_url`, `image_url`, `content_url` | URL to download from |
 //!
 //! Other columns are kept unchanged. A CSV file without a header has the columns `path`,
 //! `text` and, if rows have a third field, `num_frames`.
 //!
-//! # What is read
+//! # Accepted files
 //!
-//! | found | read as |
+//! | file | result |
 //! |---|---|
 //! | UTF-8, with or without a byte order mark; LF, CR LF or CR | text |
 //! | UTF-16, UTF-32, other bytes, NUL | an error that names encoding or line |
 //! | `,`, `;`, tab or `\|` in the first line, Excel's `sep=;` | the delimiter |
-//! | a quote that is not closed | an error at the line where it opens |
+//! | an unclosed quote | an error at the line where the quote opens |
 //! | blanks, `nan`, `None`, `NULL`, `N/A`, ... ([`value`]) in the four columns above | a missing value: an empty field |
 //! | more than the [`limits`] | an error |
 //! | JSON, a web page, a Git LFS pointer, an archive | an error that names the format |

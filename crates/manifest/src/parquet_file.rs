@@ -1,11 +1,11 @@
-//! Tables as Parquet.
+//! Reading and writing of Parquet tables.
 
 mod read;
 mod write;
 
 pub(crate) use {read::read, write::write};
 
-/// Rows that are converted at once.
+/// Number of rows that are converted at once.
 const BATCH: usize = 8192;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Prompt files: one prompt a line, or a table with a column of prompts.
+//! Prompt files: one prompt per line, or a table with a column of prompts.
 
 use crate::{
     ManifestError,
@@ -33,7 +33,7 @@ use std::{fs::File, io::Read, path::Path};
 pub fn read_prompts(path: &Path) -> Result<Vec<String>, ManifestError> {
     let io = |source| ManifestError::Io { path: path.into(), source };
     let file = File::open(path).map_err(io)?;
-    // One byte more than a file may have tells that it has more.
+    // One byte more than the limit, to detect larger files.
     let mut file = file.take(MAX_PROMPT_FILE_BYTES + 1);
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     let is_table = ["csv", "tsv"].iter().any(|known| ending.eq_ignore_ascii_case(known));
@@ -53,7 +53,7 @@ pub fn read_prompts(path: &Path) -> Result<Vec<String>, ManifestError> {
 
 fn of_lines(file: &mut dyn Read, path: &Path) -> Result<Vec<String>, ManifestError> {
     let mut prompts = vec![];
-    // A character has at most four bytes; blanks around the prompt count as well.
+    // A character has at most four bytes. Surrounding blanks count.
     for line in TextReader::new(file).lines(4 * MAX_CAPTION_CHARS) {
         let (line, text) = line.map_err(|error| match error {
             ReadError::Io(source) => ManifestError::Io { path: path.into(), source },
@@ -103,7 +103,7 @@ fn of_table(file: &mut dyn Read, path: &Path) -> Result<Vec<String>, ManifestErr
         if prompt.is_some_and(|prompt| prompt.chars().nth(MAX_CAPTION_CHARS).is_some()) {
             return Err(too_long(path, record.line));
         }
-        // A prompt is one line of text for the program's outputs.
+        // Outputs show a prompt on one line.
         prompts.extend(prompt.map(|prompt| prompt.replace(['\n', '\r'], " ")));
     }
     Ok(prompts)

@@ -1,4 +1,4 @@
-//! The rows of a table for training.
+//! Tables for training: path, caption and number of frames of each row.
 //!
 //! A [`Manifest`] is read from a [`Table`] file with the columns `path` and `text` and, if known,
 //! `num_frames`, under any of their [names](crate). A row of a CSV file may end behind its caption,
@@ -14,7 +14,7 @@ use crate::{
 use opensora_files::folder_of;
 use std::path::{Path, PathBuf};
 
-/// The rows of a table for training; at least one if it was read from a file.
+/// A table for training. A table that was read from a file has at least one row.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Manifest {
     /// The rows in order.
@@ -26,14 +26,14 @@ pub struct Manifest {
 pub struct Row {
     /// The image, the video, or the folder of a video's frames.
     pub path: PathBuf,
-    /// Its caption; empty if it is missing.
+    /// Caption; empty if missing.
     pub caption: String,
-    /// Its number of frames, 1 for images; `None` if it is not known.
+    /// Number of frames, 1 for images; `None` if unknown.
     pub num_frames: Option<usize>,
 }
 
 impl Manifest {
-    /// Reads a manifest; the files that it names are not opened.
+    /// Reads a manifest without opening the files that it names.
     ///
     /// # Errors
     /// Returns an error if the file cannot be read, is not a [`Table`], or has no rows or no column
@@ -49,15 +49,14 @@ impl Manifest {
             let mut fields = fields.into_iter();
             let (path, caption) = fields.next().zip(fields.next())?;
             let num_frames = fields.next().as_deref().and_then(value::count);
-            // The folder's name need not be UTF-8.
+            // The path of the folder need not be UTF-8.
             Some(Row { path: stored::join(folder, &path), caption, num_frames })
         });
         Ok(Self { rows: rows.collect() })
     }
 
-    /// Writes a table of the columns `path`, `text` and `num_frames`; the file appears complete or not
-    /// at all. Paths below its folder are written relative to it, so that the folder can be moved,
-    /// other paths as absolute ones.
+    /// Writes a table with the columns `path`, `text` and `num_frames` atomically. Paths below the table's
+    /// folder are written relative to it, so that the folder can be moved; other paths are absolute.
     ///
     /// # Errors
     /// Returns an error if the file cannot be written or a path is not UTF-8.

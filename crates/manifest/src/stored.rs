@@ -1,4 +1,4 @@
-//! Tables in files: relative paths, and a format by the file's ending.
+//! Table files: format by extension, and relative paths.
 
 use crate::{
     ManifestError, Table, csv_file,
@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The format of a file; anything but Parquet's endings is CSV.
+/// Format of a file: Parquet by its extensions, else CSV.
 enum Format {
     Csv,
     Parquet,
@@ -25,7 +25,7 @@ impl Format {
     }
 }
 
-/// Reads a table with paths as they are written.
+/// Reads a table without resolving its paths.
 pub(crate) fn read(path: &Path, purpose: Purpose) -> Result<Table, ManifestError> {
     match Format::of(path) {
         Format::Csv => csv_file::read(path, purpose),
@@ -36,15 +36,15 @@ pub(crate) fn read(path: &Path, purpose: Purpose) -> Result<Table, ManifestError
     }
 }
 
-/// A table with the paths that are to be written.
+/// A table with the paths to write.
 pub(crate) struct Stored<'a> {
     table: &'a Table,
-    /// The index of the column of paths, and the fields that replace it.
+    /// Index of the column of paths, and the fields that replace it.
     paths: Option<(usize, Vec<String>)>,
 }
 
 impl<'a> Stored<'a> {
-    /// Prepares a table for `file`: paths below `root` become relative to it, others absolute.
+    /// Prepares a table for `file`: paths below `root` become relative to it, other paths absolute.
     pub(crate) fn new(
         table: &'a Table,
         root: Option<&Path>,
@@ -68,7 +68,7 @@ impl<'a> Stored<'a> {
         Ok(Self { table, paths: table.column(PATH).map(paths).transpose()? })
     }
 
-    /// Prepares a table whose paths are already those of the file.
+    /// Prepares a table whose paths are written unchanged.
     pub(crate) fn as_it_is(table: &'a Table) -> Self {
         Self { table, paths: None }
     }
@@ -89,10 +89,10 @@ impl<'a> Stored<'a> {
     }
 }
 
-/// Writes a table; the file appears complete or not at all.
+/// Writes a table atomically.
 pub(crate) fn write(table: &Stored<'_>, path: &Path) -> Result<(), ManifestError> {
     if !table.columns().iter().any(|name| name == PATH || name == URL) {
-        // Read again as CSV, the header would be a row.
+        // Without such a column, the header would be read as a row.
         let reason = match table.columns() {
             [] => "the table has no columns, expected a column path or url".into(),
             names => format!("found the columns {}, expected a column path or url", shown(names)),
@@ -131,14 +131,14 @@ pub(crate) fn absolute_folder(folder: &Path) -> io::Result<PathBuf> {
     std::path::absolute(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
 }
 
-/// Returns a path relative to the absolute folder `root` if it lies below it, else absolute.
+/// Returns a path relative to the absolute folder `root` if the path is below it, else the absolute path.
 pub(crate) fn relative(file: &Path, root: Option<&Path>) -> io::Result<PathBuf> {
     let file = std::path::absolute(file)?;
     let below = root.and_then(|root| file.strip_prefix(root).ok());
     Ok(below.map(Path::to_path_buf).unwrap_or(file))
 }
 
-/// Makes the relative paths of a table that was read from `file` start from `root`.
+/// Resolves the relative paths of a table that was read from `file` against `root`.
 pub(crate) fn resolve(table: &mut Table, root: &Path, file: &Path) -> Result<(), ManifestError> {
     let Some(at) = table.column(PATH) else { return Ok(()) };
     for (index, row) in table.rows_mut().iter_mut().enumerate() {

@@ -1,19 +1,19 @@
 //! Tables with all their columns.
 //!
-//! A table is a CSV file in UTF-8, or a Parquet file if it is named `.parquet` or `.pq` and the crate
-//! has the feature `parquet`. Columns, delimiters and missing values are those of the
-//! [front page](crate). Columns without a meaning here are kept, so that each step of a preparation
-//! can add its own. In memory, relative paths start from the table's folder; in the file, paths
-//! below that folder are relative to it, so that the folder can be moved.
+//! A table is a CSV file in UTF-8, or a Parquet file if its extension is `.parquet` or `.pq` and the crate has
+//! the feature `parquet`. Columns, delimiters and missing values are described on the [front page](crate).
+//! Unknown columns are kept, so that each step of data preparation can add its own. In memory, relative paths
+//! are resolved against the table's folder; in the file, paths below that folder are relative to it, so that
+//! the folder can be moved.
 //!
 //! In Parquet, columns of text, numbers and booleans are read, each as text; nulls and NaN are empty
 //! fields. `path`, `text` and `url` are written as text. Other columns are written as 64-bit
 //! integers or floating point if all their fields are numbers or empty, else as text; empty fields
-//! are nulls. A table that was written and read again is the same, except for zeros at the end of
-//! fractions: numbers that would lose more than those (`007`, `1e5`) stay text.
+//! are nulls. Writing and reading a table returns the same fields, except for trailing zeros of fractions.
+//! Numbers that would change otherwise (`007`, `1e5`) are written as text.
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/datasets/datasets.py`, `DatasetFromCSV`, and the
-//! tools of later versions, whose tables have headers. Deviation: there, relative paths start from
+//! tools of later versions, whose tables have headers. Deviation: the source resolves relative paths against
 //! the working directory.
 
 use crate::{
@@ -24,16 +24,16 @@ use crate::{
 use opensora_files::folder_of;
 use std::path::{Path, PathBuf};
 
-/// The column of files: an image, a video or a folder of frames.
+/// Name of the column of files: an image, a video or a folder of frames.
 pub const PATH: &str = "path";
-/// The column of captions.
+/// Name of the column of captions.
 pub const TEXT: &str = "text";
-/// The column of numbers of frames.
+/// Name of the column of numbers of frames.
 pub const NUM_FRAMES: &str = "num_frames";
-/// The column of addresses to download from.
+/// Name of the column of URLs.
 pub const URL: &str = "url";
 
-/// A table in memory: every row has a field for every column.
+/// A table in memory. Every row has a field for every column.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Table {
     columns: Vec<String>,
@@ -41,7 +41,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Creates an empty table of these columns; repeated names are left out.
+    /// Creates an empty table with the given columns; repeated names are ignored.
     pub fn new<'a>(columns: impl IntoIterator<Item = &'a str>) -> Self {
         let mut table = Self::default();
         for column in columns {
@@ -65,12 +65,12 @@ impl Table {
         self.rows.is_empty()
     }
 
-    /// Returns the index of a column.
+    /// Returns the index of a column; `None` if there is no such column.
     pub fn column(&self, name: &str) -> Option<usize> {
         self.columns.iter().position(|column| column == name)
     }
 
-    /// Returns the index of a column, which is added with empty fields if there is none.
+    /// Returns the index of a column, after adding it with empty fields if it is missing.
     pub fn ensure(&mut self, name: &str) -> usize {
         self.column(name).unwrap_or_else(|| {
             self.columns.push(name.into());
@@ -84,7 +84,7 @@ impl Table {
         self.rows.get(row)?.get(self.column(column)?).map(String::as_str)
     }
 
-    /// Sets a field; the column is added if there is none.
+    /// Sets a field, after adding the column if it is missing.
     ///
     /// # Panics
     /// Panics if there is no such row.
@@ -94,7 +94,7 @@ impl Table {
         self.rows[row][at] = value.into();
     }
 
-    /// Adds a row with the given fields by column; new columns are added, other fields are empty.
+    /// Adds a row with the given fields by column. Missing columns are added; other fields are empty.
     pub fn push<'a>(&mut self, fields: impl IntoIterator<Item = (&'a str, String)>) {
         self.rows.push(vec![String::new(); self.columns.len()]);
         let row = self.rows.len() - 1;
@@ -103,12 +103,12 @@ impl Table {
         }
     }
 
-    /// Returns the fields of a row in the order of the columns.
+    /// Returns the fields of a row in the order of the columns; `None` if there is no such row.
     pub fn row(&self, row: usize) -> Option<&[String]> {
         self.rows.get(row).map(Vec::as_slice)
     }
 
-    /// Returns a table of the given rows, in this order.
+    /// Returns a table of the given rows, in the given order.
     ///
     /// # Panics
     /// Panics if there is no such row.
@@ -124,7 +124,7 @@ impl Table {
         }
     }
 
-    /// Removes a column; returns false if there is none.
+    /// Removes a column. Returns false if there is no such column.
     pub fn remove(&mut self, name: &str) -> bool {
         let Some(at) = self.column(name) else { return false };
         self.columns.remove(at);
@@ -137,15 +137,15 @@ impl Table {
         &self.rows
     }
 
-    /// For the crate's readers, which keep rows as long as the header.
+    /// Returns the rows for the readers of this crate, which keep all rows as long as the header.
     pub(crate) fn rows_mut(&mut self) -> &mut Vec<Vec<String>> {
         &mut self.rows
     }
 
-    /// Reads a table whose relative paths start from its folder.
+    /// Reads a table and resolves relative paths against its folder.
     ///
-    /// Files that it names are not opened. An empty table is not an error. The file is read in chunks
-    /// of 64 KiB; the table is in memory.
+    /// Files that the table names are not opened. An empty table is not an error. The file is read in chunks of
+    /// 64 KiB; the table is held in memory.
     ///
     /// # Errors
     /// Returns an error if the file cannot be read, is neither CSV in UTF-8 nor Parquet of simple
@@ -155,7 +155,7 @@ impl Table {
         Self::read_with_root(path, folder_of(path))
     }
 
-    /// Reads a table whose relative paths start from `root`.
+    /// Reads a table and resolves relative paths against `root`.
     ///
     /// # Errors
     /// Returns the errors of [`Self::read`].
@@ -165,8 +165,8 @@ impl Table {
         Ok(table)
     }
 
-    /// Writes the table with a header; the file appears complete or not at all. Paths below its folder
-    /// are written relative to it, other paths as absolute ones.
+    /// Writes the table with a header, atomically. Paths below the table's folder are written relative to it;
+    /// other paths are absolute.
     ///
     /// # Errors
     /// Returns an error if the file cannot be written, if the table has neither a column `path` nor
@@ -175,9 +175,8 @@ impl Table {
         self.write_with_root(path, Some(folder_of(path)))
     }
 
-    /// Writes the table; paths below `root` are written relative to it, other paths as absolute ones.
-    /// Without a root, all paths are absolute. Readers must know the root unless it is the table's
-    /// folder.
+    /// Writes the table with paths below `root` relative to it and other paths absolute. Without a root, all
+    /// paths are absolute. Readers must know the root unless it is the table's folder.
     ///
     /// # Errors
     /// Returns the errors of [`Self::write`].
@@ -185,10 +184,10 @@ impl Table {
         stored::write(&Stored::new(self, root, path)?, path)
     }
 
-    /// Returns a path as a table at `file` names it.
+    /// Returns a path as a table at `file` stores it: relative to the table's folder if it is below, else absolute.
     ///
     /// # Errors
-    /// Returns an error if the working directory is needed and unknown.
+    /// Returns an error if the working directory is needed but not accessible.
     pub fn name_in(file: &Path, path: &Path) -> Result<PathBuf, ManifestError> {
         let io = |source| ManifestError::Io { path: path.into(), source };
         let folder = stored::absolute_folder(folder_of(file)).map_err(io)?;

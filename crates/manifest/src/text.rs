@@ -1,15 +1,15 @@
-//! Reading of UTF-8 text in chunks.
+//! A reader of UTF-8 text in chunks, with positions of errors.
 //!
 //! [`TextReader`] skips a byte order mark and stops at the first byte that is not UTF-8, with its
 //! line and offset. Other encodings and common binary formats are named in the error. At most 64 KiB
-//! of the file are in memory.
+//! of the file are in memory at a time.
 
 use std::io::{self, Read};
 
 /// Bytes that are read at once.
 const CHUNK: usize = 64 << 10;
 
-/// A reason why a file is not UTF-8 text.
+/// The reason why a file is not UTF-8 text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TextError {
@@ -38,7 +38,7 @@ pub enum TextError {
         /// The byte.
         byte: u8,
     },
-    /// A NUL byte, as in binary files and in files that a crash left incomplete.
+    /// A NUL byte, as in binary files and in files that are incomplete after a crash.
     #[error("line {line}: found a NUL byte at offset {offset}, expected text in UTF-8")]
     Nul {
         /// The line, counted from 1.
@@ -46,12 +46,12 @@ pub enum TextError {
         /// The byte's offset in the file.
         offset: u64,
     },
-    /// A line that is longer than the reader accepts.
+    /// A line exceeds the limit.
     #[error("line {line}: longer than {limit} bytes")]
     LongLine {
         /// The line, counted from 1.
         line: u64,
-        /// Most bytes of a line.
+        /// Maximum size of a line in bytes.
         limit: usize,
     },
 }
@@ -83,13 +83,13 @@ pub enum ReadError {
 pub struct TextReader<R> {
     inner: R,
     chunk: String,
-    /// How many bytes of the chunk are consumed.
+    /// Number of consumed bytes of the chunk.
     consumed: usize,
-    /// The first bytes of a character whose rest is not read yet.
+    /// First bytes of a character that continues in the next chunk.
     carry: Vec<u8>,
-    /// Lines before the end of the chunk.
+    /// Number of lines before the end of the chunk.
     lines: LineCount,
-    /// Bytes before the end of the chunk, in the file.
+    /// Offset of the end of the chunk in the file.
     offset: u64,
     state: State,
 }
@@ -102,7 +102,7 @@ enum State {
 }
 
 impl<R: Read> TextReader<R> {
-    /// Creates a reader of the bytes of `inner`, from the start of a file.
+    /// Creates a reader. `inner` must be at the start of the file.
     pub fn new(inner: R) -> Self {
         Self {
             inner,
@@ -115,7 +115,7 @@ impl<R: Read> TextReader<R> {
         }
     }
 
-    /// Returns text that was read and not consumed; it is empty only at the end of the file.
+    /// Returns the text that was read but not consumed. The text is empty only at the end of the file.
     ///
     /// # Errors
     /// Returns an error if the file cannot be read or is not UTF-8.
@@ -126,10 +126,10 @@ impl<R: Read> TextReader<R> {
         Ok(&self.chunk[self.consumed..])
     }
 
-    /// Marks so many bytes of [`Self::rest`] as consumed.
+    /// Marks the first `bytes` bytes of [`Self::rest`] as consumed.
     ///
     /// # Panics
-    /// Panics at the next [`Self::rest`] if this is more than the rest or ends within a character.
+    /// The next [`Self::rest`] panics if `bytes` exceeds the rest or ends within a character.
     pub fn consume(&mut self, bytes: usize) {
         self.consumed += bytes;
     }
@@ -157,7 +157,7 @@ impl<R: Read> TextReader<R> {
                 let mut bytes = error.into_bytes();
                 self.carry = bytes.split_off(fault.valid_up_to());
                 let chunk = String::from_utf8(bytes).unwrap_or_default();
-                // A character may go on in the next chunk, but not after the end of the file.
+                // A character may continue in the next chunk, but not after the end of the file.
                 if fault.error_len().is_some() || self.state == State::End {
                     self.check(&chunk)?;
                     return Err(self.not_utf8().into());
@@ -201,7 +201,7 @@ pub struct Lines<R> {
     reader: TextReader<R>,
     limit: usize,
     number: u64,
-    /// The line before ended in CR: an LF that follows ends nothing.
+    /// The previous line ended in CR: an LF that follows belongs to the same line end.
     after_return: bool,
     failed: bool,
 }
@@ -247,7 +247,7 @@ impl<R: Read> Iterator for Lines<R> {
     }
 }
 
-/// Files that were put one after the other carry marks in their middle.
+/// Removes a leading byte order mark: concatenated files contain marks in the middle.
 fn without_mark(mut line: String) -> String {
     if line.starts_with('\u{feff}') {
         line.remove(0);
@@ -255,7 +255,7 @@ fn without_mark(mut line: String) -> String {
     line
 }
 
-/// Line ends: LF, CR LF, and CR alone.
+/// A counter of line ends: LF, CR LF and CR.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct LineCount {
     ends: u64,
@@ -263,7 +263,7 @@ pub(crate) struct LineCount {
 }
 
 impl LineCount {
-    /// Counts the line ends of the text that follows.
+    /// Counts the line ends of `text`.
     pub(crate) fn add(&mut self, text: &str) {
         for byte in text.bytes() {
             self.add_byte(byte);
@@ -283,7 +283,7 @@ impl LineCount {
 
 const BOM: &[u8] = b"\xef\xbb\xbf";
 
-/// Returns what the first bytes of a file say that it is, if that is not UTF-8 text.
+/// Returns an error if the first bytes of a file show that it is not UTF-8 text.
 fn foreign(bytes: &[u8]) -> Option<TextError> {
     let encodings: [(&[u8], _); 4] = [
         (b"\xff\xfe\0\0", "UTF-32LE"),
@@ -292,7 +292,7 @@ fn foreign(bytes: &[u8]) -> Option<TextError> {
         (b"\xfe\xff", "UTF-16BE"),
     ];
     let marked = encodings.into_iter().find(|(mark, _)| bytes.starts_with(mark));
-    // Without a mark, the zeros of Latin letters tell.
+    // Without a mark, UTF-16 is recognized by the zero bytes of Latin letters.
     let name = marked.map(|(_, name)| name).or(match *bytes {
         [first, 0, second, 0, ..] if first != 0 && second != 0 => Some("UTF-16LE"),
         [0, first, 0, second, ..] if first != 0 && second != 0 => Some("UTF-16BE"),

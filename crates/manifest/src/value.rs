@@ -1,19 +1,19 @@
-//! The meaning of a field: missing, a number, a count.
+//! Interpretation of fields: missing values, numbers and counts.
 //!
 //! A field is missing if it is blank or one of the words that pandas, R and databases write for
 //! missing values, in any case: `nan`, `-nan`, `none`, `null`, `na`, `n/a`, `<na>`, `nat`, `#na`,
-//! `#n/a`, `#n/a n/a`, `1.#ind`, `-1.#ind`, `1.#qnan`, `-1.#qnan`, `\N`. These are the words that
-//! `pandas.read_csv` takes for missing, and `NaT` and `\N` of pandas' times and of SQL exports.
+//! `#n/a`, `#n/a n/a`, `1.#ind`, `-1.#ind`, `1.#qnan`, `-1.#qnan`, `\N`. These are the missing values of
+//! `pandas.read_csv`, plus `NaT` of pandas' times and `\N` of SQL exports.
 //!
 //! Source: pandas 2.3, `pandas/_libs/parsers.pyx`, `STR_NA_VALUES`.
 
-/// Words for missing values, besides blanks; compared without regard to case.
+/// Words for missing values; compared without case.
 const MISSING: [&str; 16] = [
     "nan", "-nan", "none", "null", "na", "n/a", "<na>", "nat", "#na", "#n/a", "#n/a n/a", "1.#ind",
     "-1.#ind", "1.#qnan", "-1.#qnan", r"\N",
 ];
 
-/// Returns true if a field holds no value.
+/// Returns true if a field is missing.
 ///
 /// ```
 /// use opensora_manifest::value::is_missing;
@@ -26,19 +26,24 @@ pub fn is_missing(field: &str) -> bool {
     field.is_empty() || MISSING.iter().any(|word| field.eq_ignore_ascii_case(word))
 }
 
-/// Returns a field without blanks around it, or `None` if it is missing.
+/// Returns a field without surrounding blanks, or `None` if it is missing.
 pub fn present(field: &str) -> Option<&str> {
     Some(field.trim()).filter(|field| !is_missing(field))
 }
 
-/// Returns the number that a field holds, or `None` if it is missing, text or not finite.
+/// Parses a field as a number; `None` if the field is missing, text or not finite.
 pub fn number(field: &str) -> Option<f64> {
     present(field)?.parse().ok().filter(|number: &f64| number.is_finite())
 }
 
-/// Returns the count that a field holds, or `None` if it is missing or anything but a whole number
-/// that is not negative. Fractions of zero are accepted: a column of pandas that has gaps is a
-/// column of floats, whose counts are written as `51.0`.
+/// Parses a field as a non-negative integer; `None` if the field is missing or anything else. A fraction of
+/// zeros is accepted: pandas writes integer columns with missing values as floats, such as `51.0`.
+///
+/// ```
+/// use opensora_manifest::value::count;
+///
+/// assert_eq!([count("51"), count("51.0"), count("5.5"), count("nan")], [Some(51), Some(51), None, None]);
+/// ```
 pub fn count(field: &str) -> Option<usize> {
     let field = present(field)?;
     let whole = field.split_once('.').map_or(field, |(whole, rest)| {

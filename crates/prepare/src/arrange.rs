@@ -1,304 +1,44 @@
-//! Manifests merged and split. Rows keep their order, and nothing is lost without a word.
+//! Merges and splits tables. Rows keep their order.
 //!
 //! Source: hpcaitech/Open-Sora, `tools/datasets/csvutil.py` as it became after 1.0.0 (several inputs, `--shard`).
-//! Deviations: files that come twice are found, and shares go by hashes of names.
+//! Deviations: duplicate files are found, and random shares depend on hashes of names.
+//!
+//! | module | contents |
+//! |---|---|
+//! | [`merge`](mod@merge) | several tables into one |
+//! | [`parts`] | one table into several |
 
+pub mod merge;
+pub mod parts;
 mod shares;
 
+pub use merge::{Keep, Merged, in_order_of, merge, missing_parts};
+pub use parts::{Part, Parts, part_path, split, write_parts};
 pub use shares::Shares;
 
-use crate::{
-    PrepareError,
-    assemble::{REASON, write_list},
-    open::identity,
-};
+use crate::open::identity;
 use opensora_manifest::{
     Table,
     table::{PATH, URL},
     value,
 };
-use std::{
-    collections::{HashMap, HashSet},
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
 /// The column of the video that a clip was cut from.
 const SOURCE: &str = "source";
 
-/// Which of the rows of one file stays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
-    /// The one that comes first.
-    First,
-    /// The one that comes last, where it stands.
-    Last,
-}
-
-/// What came of tables that were merged.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Merged {
-    /// The rows in order, with the columns of all tables; fields that a table does not have are
-    /// empty.
-    pub output: Table,
-    /// Rows of files that came again, with a column `reason`.
-    pub dropped: Table,
-}
-
-impl Merged {
-    /// Writes the table and, beside it, the list of rows that were dropped (`.failed.csv`); the list
-    /// first, so that where the table is, all is.
-    ///
-    /// # Errors
-    /// Where one cannot be written.
-    pub fn write(&self, out: &Path) -> Result<(), PrepareError> {
-        write_list(&self.dropped, out)?;
-        Ok(self.output.write(out)?)
-    }
-}
-
-/// Puts tables behind one another by the names of their columns; with each comes what messages call
-/// it. Rows are of one file where their paths lead to the same one, also by links, or, without paths,
-/// where their addresses are equal; rows with neither are all kept.
-///
-/// # Errors
-/// Returns an error if a table is a list of failures ([`PrepareError::FailureList`]), or if a file comes
-/// again and `keep` does not say which of its rows stays.
-pub fn merge(tables: &[(String, Table)], keep: Option<Keep>) -> Result<Merged, PrepareError> {
-    let rows = || {
-        let each = |(table, (_, rows)): (usize, &(String, Table))| {
-            (0..rows.len()).map(move |row| (table, row))
-        };
-        tables.iter().enumerate().flat_map(each)
-    };
-    if let Some((name, _)) = tables.iter().find(|(name, table)| is_failure_list(name, table)) {
-        return Err(PrepareError::FailureList { name: name.clone() });
-    }
-    let place = |(table, row): (usize, usize)| format!("row {} of {}", row + 1, tables[table].0);
-    let mut staying = HashMap::<String, (usize, usize)>::new();
-    let (mut again, mut first_again) = (0, None);
-    for at in rows() {
-        let Some(key) = key(&tables[at.0].1, at.1) else { continue };
-        if let Some(&before) = staying.get(&key) {
-            again += 1;
-            first_again.get_or_insert((key.clone(), before, at));
-            if keep != Some(Keep::Last) {
-                continue;
-            }
-        }
-        staying.insert(key, at);
-    }
-    if let (None, Some((key, first, second))) = (keep, first_again) {
-        let (first, second) = (place(first), place(second));
-        return Err(PrepareError::Again { key, first, second, count: again });
-    }
-
-    let names: Vec<&str> =
-        tables.iter().flat_map(|(_, table)| table.columns()).map(String::as_str).collect();
-    let mut output = Table::new(names.iter().copied());
-    let mut dropped = Table::new(names.iter().copied().chain([REASON]));
-    for (table, row) in rows() {
-        let from = &tables[table].1;
-        let fields = from.columns().iter().map(String::as_str);
-        let fields = fields.zip(from.row(row).into_iter().flatten().cloned());
-        let stays = key(from, row).and_then(|key| staying.get(&key)).copied();
-        match stays.filter(|&stays| stays != (table, row)) {
-            None => output.push(fields),
-            Some(other) => {
-                let reason = format!("{} is of the same file", place(other));
-                dropped.push(fields.filter(|(name, _)| *name != REASON).chain([(REASON, reason)]));
-            }
-        }
-    }
-    Ok(Merged { output, dropped })
-}
-
-/// Brings the rows of a merged table into the order of the table that the parts were made of. Its rows are
-/// found by their files, and clips of a video by their `source`; those of one video stay in their order, and
-/// rows that are in neither come last.
-///
-/// With this, the first of several rows is the same whether a table was worked on in parts or not.
-pub fn in_order_of(merged: &Table, origin: &Table) -> Table {
-    let mut places = HashMap::new();
-    for row in 0..origin.len() {
-        if let Some(key) = key(origin, row) {
-            places.entry(key).or_insert(row);
-        }
-    }
-    let of_source = |row: usize| {
-        let source = merged.get(row, SOURCE).and_then(value::present)?;
-        let by_file = identity(Path::new(source)).to_string_lossy().into_owned();
-        places.get(&by_file).or_else(|| places.get(source))
-    };
-    let place = |&row: &usize| {
-        let own = key(merged, row).and_then(|key| places.get(&key));
-        own.or_else(|| of_source(row)).copied().unwrap_or(usize::MAX)
-    };
-    let mut rows: Vec<usize> = (0..merged.len()).collect();
-    rows.sort_by_cached_key(place);
-    merged.select(rows)
-}
-
-/// The parts of a job array that are not among these files, as `i-of-n`: `clips.0-of-4.csv` says that there
-/// are three more. Empty unless the files are all parts of one array: of one folder, with names that are
-/// equal before `i-of-n`.
-pub fn missing_parts(files: &[PathBuf]) -> Vec<String> {
-    // The array that a file is a part of (folder, name and number of parts), and which part it is.
-    let part = |file: &PathBuf| {
-        let folder = std::path::absolute(file).ok()?.parent()?.to_path_buf();
-        let stem = file.file_stem()?.to_string_lossy().into_owned();
-        let (name, part) = stem.rsplit_once('.').unwrap_or(("", &stem));
-        let (index, count) = part.split_once("-of-")?;
-        let (index, count) = (index.parse::<usize>().ok()?, count.parse::<usize>().ok()?);
-        Some(((folder, name.to_string(), count), index))
-    };
-    let Some(parts) = files.iter().map(part).collect::<Option<Vec<_>>>() else { return vec![] };
-    let Some((array, _)) = parts.first() else { return vec![] };
-    let &(_, _, count) = array;
-    // Nobody runs more, and a name may hold any number.
-    if count > 100_000 || parts.iter().any(|(other, _)| other != array) {
-        return vec![];
-    }
-    let there: HashSet<usize> = parts.into_iter().map(|(_, index)| index).collect();
-    (0..count)
-        .filter(|index| !there.contains(index))
-        .map(|index| format!("{index}-of-{count}"))
-        .collect()
-}
-
-/// What a row is of.
+/// Returns the file of a row, or its address if it has no path.
 fn key(table: &Table, row: usize) -> Option<String> {
     let field = |name| table.get(row, name).filter(|field: &&str| !value::is_missing(field));
     let Some(path) = field(PATH) else { return field(URL).map(String::from) };
     Some(identity(Path::new(path)).to_string_lossy().into_owned())
 }
 
-/// Returns true for a list of rows that a step could not use or left out, by its name or by a reason in
-/// each row.
-fn is_failure_list(name: &str, table: &Table) -> bool {
-    let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
-    let is_named = [".failed", ".dropped"].iter().any(|ending| stem.ends_with(ending));
-    let has_reason =
-        |row: usize| table.get(row, REASON).is_some_and(|reason| !value::is_missing(reason));
-    table.column(REASON).is_some() && (is_named || (0..table.len()).all(has_reason))
-}
-
-/// How a table is split.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Parts {
-    /// Parts of so many rows, the last one of what is left.
-    Rows(usize),
-    /// So many parts of as many rows, give or take one.
-    Count(usize),
-    /// Named parts by chance.
-    Shares {
-        /// The parts.
-        shares: Shares,
-        /// Other seeds, other parts.
-        seed: u64,
-        /// Rows with the same field here stay together: `path`, or `source` for clips of a video.
-        /// Where the field is empty, the row's path or address counts.
-        by: String,
-    },
-}
-
-/// A part of a table.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Part {
-    /// Its name: that of a share, or its number from 0.
-    pub name: String,
-    /// Its rows, in order.
-    pub rows: Vec<usize>,
-}
-
-/// Splits the rows of a table that was read from `file`. Paths below that file's folder count by
-/// their names in it, so that a set that was moved is split as before.
-///
-/// # Errors
-/// Where there would be no rows in a part, more parts than rows, or no column of the name.
-pub fn split(table: &Table, file: &Path, parts: &Parts) -> Result<Vec<Part>, PrepareError> {
-    match parts {
-        Parts::Rows(0) => {
-            Err(PrepareError::Spec { field: "rows", found: "0".into(), expected: "at least 1" })
-        }
-        Parts::Rows(rows) => {
-            let firsts = (0..table.len()).step_by(*rows);
-            Ok(numbered(firsts.map(|first| first..table.len().min(first.saturating_add(*rows)))))
-        }
-        Parts::Count(count) if !(1..=table.len()).contains(count) => Err(PrepareError::Spec {
-            field: "parts",
-            found: count.to_string(),
-            expected: "from 1 to the number of rows",
-        }),
-        Parts::Count(count) => {
-            let (small, larger) = (table.len() / count, table.len() % count);
-            let first = |part: usize| part * small + part.min(larger);
-            Ok(numbered((0..*count).map(|part| first(part)..first(part + 1))))
-        }
-        Parts::Shares { shares, seed, by } => {
-            if table.column(by).is_none() {
-                return Err(PrepareError::Spec {
-                    field: "by",
-                    found: by.clone(),
-                    expected: "a column of the table",
-                });
-            }
-            let mut parts: Vec<Part> =
-                shares.names().map(|name| Part { name: name.into(), rows: Vec::new() }).collect();
-            for row in 0..table.len() {
-                parts[shares.of(*seed, &name(table, row, by, file)?)].rows.push(row);
-            }
-            Ok(parts)
-        }
-    }
-}
-
-/// What a row is shared out by.
-fn name(table: &Table, row: usize, by: &str, file: &Path) -> Result<String, PrepareError> {
-    let field = |name| table.get(row, name).filter(|field: &&str| !value::is_missing(field));
-    let named = [by, PATH, URL].into_iter().find_map(|name| Some((name, field(name)?)));
-    Ok(match named {
-        Some((PATH, path)) => Table::name_in(file, Path::new(path))?.to_string_lossy().into_owned(),
-        Some((_, field)) => field.into(),
-        None => String::new(),
-    })
-}
-
-/// Parts with numbers of as many digits as the last one's.
-fn numbered(parts: impl ExactSizeIterator<Item = std::ops::Range<usize>>) -> Vec<Part> {
-    let digits = parts.len().saturating_sub(1).to_string().len();
-    parts
-        .enumerate()
-        .map(|(part, rows)| Part { name: format!("{part:0digits$}"), rows: rows.collect() })
-        .collect()
-}
-
-/// Where a part of what would be `out` is written: `all.train.csv` for `all.csv`.
-pub fn part_path(out: &Path, name: &str) -> PathBuf {
-    let ending = out.extension().map(|ending| ending.to_string_lossy());
-    out.with_extension(ending.map_or(name.into(), |ending| format!("{name}.{ending}")))
-}
-
-/// Writes the parts of a table, and gives back where: see [`part_path`]. Parts of an earlier split
-/// that have other names stay.
-///
-/// # Errors
-/// Where one cannot be written.
-pub fn write_parts(
-    table: &Table,
-    out: &Path,
-    parts: &[Part],
-) -> Result<Vec<PathBuf>, PrepareError> {
-    let write = |part: &Part| {
-        let path = part_path(out, &part.name);
-        table.select(part.rows.iter().copied()).write(&path)?;
-        Ok(path)
-    };
-    parts.iter().map(write).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{PrepareError, assemble::REASON};
+    use std::path::PathBuf;
 
     fn table(rows: &[(&str, &str)]) -> Table {
         let mut table = Table::new([PATH, "source"]);
@@ -313,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_are_merged_by_name_and_twins_only_as_asked() {
+    fn tables_are_merged_by_column_names_and_duplicates_only_on_request() {
         let mut other = Table::new(["aes", PATH]);
         for (aes, path) in
             [("1", "/c"), ("2", "/x/../b"), ("3", "/a"), ("4", "/./c"), ("5", ""), ("6", "")]
@@ -325,8 +65,8 @@ mod tests {
             ("two.csv".to_string(), other),
         ];
         let refused = merge(&tables, None).unwrap_err().to_string();
-        let expected = "/a: row 1 of one.csv and row 3 of two.csv are both of it, and 2 rows in all \
-                        come again";
+        let expected = "duplicate /a in row 1 of one.csv and row 3 of two.csv (2 duplicate rows in \
+                        total)";
         assert_eq!(refused, expected);
 
         let first = merge(&tables, Some(Keep::First)).unwrap();
@@ -357,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn merged_rows_come_into_the_order_of_what_they_were_made_of() {
+    fn merged_rows_get_the_order_of_their_origin() {
         let origin = table(&[("/b", ""), ("/a", ""), ("/c", "")]);
         let clips = table(&[
             ("/clips/c-0", "/c"),
@@ -373,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_that_are_not_merged_are_known_by_the_names_of_the_others() {
+    fn missing_shards_follow_from_the_names_of_the_others() {
         let missing =
             |names: &[&str]| missing_parts(&names.iter().map(PathBuf::from).collect::<Vec<_>>());
         assert_eq!(missing(&["set/a.0-of-3.csv", "set/a.2-of-3.csv"]), ["1-of-3"]);
@@ -401,7 +141,7 @@ mod tests {
         let mut list = table(&[("/b", "s"), ("/c", "s")]);
         list.ensure(REASON);
         list.set(0, REASON, "torn");
-        // A column of that name with gaps is somebody's own, unless the file is named as a list.
+        // A `reason` column with empty fields is the user's, unless the file has the name of a list.
         let tables = |name: &str, list: &Table| [good.clone(), (name.to_string(), list.clone())];
         assert_eq!(merge(&tables("two.csv", &list), None).unwrap().output.len(), 3);
         let refused = |name: &str, list: &Table| {
@@ -419,19 +159,19 @@ mod tests {
 
     #[test]
     #[cfg(unix)]
-    fn links_to_one_file_are_twins() {
+    fn links_to_one_file_are_duplicates() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).display().to_string();
         std::fs::write(path("a.mp4"), "x").unwrap();
         std::os::unix::fs::symlink("a.mp4", path("b.mp4")).unwrap();
         let tables = [("a.mp4", "one.csv"), ("b.mp4", "two.csv")]
             .map(|(file, name)| (name.to_string(), table(&[(&path(file), "")])));
-        assert!(matches!(merge(&tables, None), Err(PrepareError::Again { .. })));
+        assert!(matches!(merge(&tables, None), Err(PrepareError::Duplicates { .. })));
         assert_eq!(merge(&tables, Some(Keep::First)).unwrap().output.len(), 1);
     }
 
     #[test]
-    fn parts_are_of_so_many_rows_or_so_many() {
+    fn parts_have_a_number_of_rows_or_are_a_number_of_parts() {
         let names: Vec<String> = (0..23).map(|row| format!("/{row}")).collect();
         let rows: Vec<_> = names.iter().map(|name| (name.as_str(), "")).collect();
         let table = table(&rows);
@@ -456,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_stay_where_they_were_when_rows_come_or_the_set_moves() {
+    fn rows_keep_their_share_when_rows_are_added_or_the_set_moves() {
         let part_of = |folder: &str, count: usize, by: &str| {
             let names: Vec<_> = (0..count)
                 .map(|row| (format!("{folder}/{row}.mp4"), format!("film {}", row / 10)))

@@ -1,11 +1,11 @@
-//! From outcomes back to tables, and how the files of a step are named.
+//! Tables from outcomes of rows, and the names of a step's files.
 //!
-//! A step that writes `clips.csv` keeps its journal in `clips.csv.journal.jsonl` and lists the rows
-//! that it could not use, with the reason, in `clips.failed.csv`; a part of a job array puts its
-//! number into all three names, so that parts never write over each other.
+//! A step that writes `clips.csv` has its journal in `clips.csv.journal.jsonl` and lists the rows that
+//! it cannot use in `clips.failed.csv`, with the reason. A shard puts its number into all three names,
+//! so that shards never overwrite each other's files.
 
 use crate::{
-    PrepareError,
+    PrepareError, RowError,
     open::identity,
     step::{Outcome, Shard},
 };
@@ -19,22 +19,27 @@ use std::{
     time::Duration,
 };
 
-/// The column that says why a row could not be used.
+/// The column with the reason why a row cannot be used.
 pub const REASON: &str = "reason";
 
-/// Where the step that writes `out` keeps its journal.
+/// Returns the path of the journal of a step that writes `out`.
 pub fn journal_path(out: &Path) -> PathBuf {
     let mut name: OsString = out.as_os_str().into();
     name.push(".journal.jsonl");
     name.into()
 }
 
-/// Where the step that writes `out` lists the rows that it could not use.
+/// Returns the path of the list of rows that a step which writes `out` cannot use.
 pub fn failed_path(out: &Path) -> PathBuf {
     out.with_extension("failed.csv")
 }
 
-/// Where a part of the rows is written: `out` itself where the part is all of them, else, say,
+/// Returns the path of the list of rows that a filter which writes `out` dropped.
+pub fn dropped_path(out: &Path) -> PathBuf {
+    out.with_extension("dropped.csv")
+}
+
+/// Returns the path of a shard's table: `out` for the whole table, else, for example,
 /// `clips.0-of-4.csv`.
 pub fn shard_path(out: &Path, shard: Shard) -> PathBuf {
     if shard == Shard::WHOLE {
@@ -45,40 +50,45 @@ pub fn shard_path(out: &Path, shard: Shard) -> PathBuf {
     out.with_extension(ending.map_or(part.clone(), |ending| format!("{part}.{ending}")))
 }
 
-/// How old something half-written is when its writer is gone: nothing here takes that long.
+/// Age from which a temporary file is taken for one of a killed process: no file takes that long to write.
 pub(crate) const LEFTOVER: Duration = Duration::from_secs(24 * 3600);
 
-/// Makes the folder of a step's files, and removes half-written ones of killed runs from it.
+/// Creates the folder of a step's files, and removes temporary files of killed runs from it.
 ///
 /// # Errors
-/// Where the operating system refuses.
+/// Returns an error if the folder cannot be created.
 pub fn make_folder(out: &Path) -> Result<(), PrepareError> {
     let folder = folder_of(out);
-    let io = |source| PrepareError::Io { path: folder.into(), source };
-    std::fs::create_dir_all(folder).map_err(io)?;
-    // Of killed runs. They take room and nothing else.
+    std::fs::create_dir_all(folder).map_err(PrepareError::io(folder))?;
+    // They only take up space.
     let _ = remove_leftovers(folder, LEFTOVER);
     Ok(())
 }
 
-/// What the rows of a table are known by from run to run: the fields of one column.
+/// The keys that identify the rows of a table from run to run: the values of one column.
 ///
-/// Paths below the folder of the step's output are taken relative to it, so that a journal is
-/// still good where the folder was moved. A row whose field is empty or was there before, or whose path
-/// leads to the file of an earlier row, cannot be worked on; it gets a key of its own, under which the step
-/// records that failure.
+/// Paths below the folder of the step's output are relative to it, so that a journal stays valid after
+/// the folder is moved. A row without value, or of the same file or address as an earlier row, is
+/// rejected ([`Keys::check`]); it has a separate key, under which the step records the failure.
 #[derive(Debug, Clone)]
 pub struct Keys {
     keys: Vec<String>,
-    refused: HashMap<usize, String>,
+    rejected: HashMap<usize, Rejected>,
+}
+
+/// Why a row cannot be worked on.
+#[derive(Debug, Clone)]
+enum Rejected {
+    NoValue { column: String },
+    Repeated { what: String, first: usize },
 }
 
 impl Keys {
-    /// Keys of the rows of `table` by `column`, for a step that writes `out`.
+    /// Returns the keys of the rows of `table` by `column`, for a step that writes `out`.
     pub fn of(table: &Table, column: &str, out: &Path) -> Self {
         let folder = std::path::absolute(out).ok();
         let folder = folder.as_deref().and_then(Path::parent);
-        let (mut keys, mut refused) = (Vec::with_capacity(table.len()), HashMap::new());
+        let (mut keys, mut rejected) = (Vec::with_capacity(table.len()), HashMap::new());
         let mut first = HashMap::<PathBuf, usize>::new();
         for row in 0..table.len() {
             let field = table.get(row, column).unwrap_or_default();
@@ -88,38 +98,42 @@ impl Keys {
             };
             let one = if column == PATH { identity(Path::new(field)) } else { field.into() };
             if key.is_empty() {
-                refused.insert(row, format!("it has no {column}"));
+                rejected.insert(row, Rejected::NoValue { column: column.into() });
             } else if let Some(&first) = first.get(&one) {
                 let is_same = table.get(first, column) == Some(field);
-                let what = if is_same { column } else { "file" };
-                refused.insert(row, format!("its {what} is that of row {} as well", first + 1));
+                let what = if is_same { column } else { "file" }.into();
+                rejected.insert(row, Rejected::Repeated { what, first });
             } else {
                 first.insert(one, row);
             }
-            if refused.contains_key(&row) {
-                // A line break is in no path and in no address.
+            if rejected.contains_key(&row) {
+                // No path and no address has a line break.
                 key = format!("{key}\nrow {}", row + 1);
             }
             keys.push(key);
         }
-        Self { keys, refused }
+        Self { keys, rejected }
     }
 
-    /// All of them, one for each row, each once.
+    /// Returns the keys, one for each row. All are different.
     pub fn all(&self) -> &[String] {
         &self.keys
     }
 
-    /// Fails with the reason why a row cannot be worked on.
+    /// Checks that a row can be processed.
     ///
     /// # Errors
-    /// One line.
-    pub fn check(&self, row: usize) -> Result<(), String> {
-        self.refused.get(&row).map_or(Ok(()), |reason| Err(reason.clone()))
+    /// Returns an error if the row has no value, or the file or address of an earlier row.
+    pub fn check(&self, row: usize) -> Result<(), RowError> {
+        match self.rejected.get(&row).cloned() {
+            None => Ok(()),
+            Some(Rejected::NoValue { column }) => Err(RowError::NoValue(column)),
+            Some(Rejected::Repeated { what, first }) => Err(RowError::Repeated { what, first }),
+        }
     }
 }
 
-/// A path from `folder` where it lies below that.
+/// Returns a path relative to `folder` if it is below it, else the absolute path.
 fn below(path: &str, folder: &Path) -> String {
     if path.is_empty() {
         return String::new();
@@ -128,53 +142,56 @@ fn below(path: &str, folder: &Path) -> String {
     absolute.strip_prefix(folder).unwrap_or(&absolute).to_string_lossy().into_owned()
 }
 
-/// Fields of an output row; those that are not named are the input row's.
+/// Fields of an output row. Columns that are not listed have the values of the input row.
 pub type Fields = Vec<(&'static str, String)>;
 
-/// What a step writes.
+/// The tables that a step writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tables {
     /// Rows for the next step.
     pub output: Table,
-    /// Rows that could not be used, and [`REASON`].
+    /// Rows that cannot be used, with the column [`REASON`].
     pub failed: Table,
 }
 
-/// Writes the list of rows that the step which writes `out` could not use. Without such rows there
-/// is none.
-pub(crate) fn write_list(failed: &Table, out: &Path) -> Result<(), PrepareError> {
-    let path = failed_path(out);
-    if !failed.is_empty() {
-        failed.write(&path)?;
-    } else if path.exists() {
-        let io = |source| PrepareError::Io { path: path.clone(), source };
-        std::fs::remove_file(&path).map_err(io)?;
+/// Writes a list of rows, or removes the list of an earlier run if there are no rows.
+///
+/// # Errors
+/// Returns an error if the list cannot be written or removed.
+pub(crate) fn write_list(list: &Table, path: &Path) -> Result<(), PrepareError> {
+    if !list.is_empty() {
+        return Ok(list.write(path)?);
     }
-    Ok(())
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(PrepareError::Io { path: path.into(), source })
+        }
+        _ => Ok(()),
+    }
 }
 
-/// A step in numbers.
+/// The row counts of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Summary {
-    /// Rows that it was given, of its shard.
+    /// Rows of the input that belong to the shard.
     pub input: usize,
-    /// Rows that it wrote.
+    /// Rows that were written.
     pub output: usize,
-    /// Rows that it could not use.
+    /// Rows that cannot be used.
     pub failed: usize,
 }
 
 impl Tables {
-    /// From the outcomes of a step over `input`, in the order of its rows. `rows` turns a row's
-    /// record into any number of output rows, or into a reason why there is none; `added` names the
-    /// columns that the step adds, so that they are there without rows as well.
+    /// Builds the tables from the outcomes of a step, in the order of the rows of `input`. `rows`
+    /// returns any number of output rows for a row's record, or why it has none. `added` are the columns
+    /// that the step adds; a table without rows has them as well.
     pub fn assemble<T>(
         input: &Table,
         added: &[&str],
         outcomes: Vec<Option<Outcome<T>>>,
-        mut rows: impl FnMut(usize, T) -> Result<Vec<Fields>, String>,
+        mut rows: impl FnMut(usize, T) -> Result<Vec<Fields>, RowError>,
     ) -> Self {
-        // A list of failures that is tried again brings its old reasons along.
+        // A list of failures that is processed again has the old reasons.
         let kept: Vec<&str> =
             input.columns().iter().map(String::as_str).filter(|column| *column != REASON).collect();
         let copy = |row: usize| {
@@ -185,7 +202,9 @@ impl Tables {
         for (row, outcome) in outcomes.into_iter().enumerate() {
             let made = match outcome {
                 None => continue,
-                Some(Outcome::Done(record)) => rows(row, record),
+                Some(Outcome::Done(record)) => {
+                    rows(row, record).map_err(|error| error.reason(None))
+                }
                 Some(Outcome::Failed(reason)) => Err(reason),
             };
             match made {
@@ -200,17 +219,17 @@ impl Tables {
         Self { output, failed }
     }
 
-    /// Writes both tables, the output last: where it is, all is. Without failures there is no list
-    /// of them.
+    /// Writes both tables. The output is written last, so that the list is complete if the output
+    /// exists. Without failures there is no list.
     ///
     /// # Errors
-    /// Where one cannot be written.
+    /// Returns an error if a table cannot be written.
     pub fn write(&self, out: &Path) -> Result<(), PrepareError> {
-        write_list(&self.failed, out)?;
+        write_list(&self.failed, &failed_path(out))?;
         Ok(self.output.write(out)?)
     }
 
-    /// The step in numbers; `input` is the number of rows that it was given.
+    /// Returns the row counts; `input` is the number of input rows of the shard.
     pub fn summary(&self, input: usize) -> Summary {
         Summary { input, output: self.output.len(), failed: self.failed.len() }
     }
@@ -222,7 +241,7 @@ mod tests {
     use opensora_manifest::table::TEXT;
 
     #[test]
-    fn files_are_named_after_the_output() {
+    fn file_names_derive_from_the_output() {
         let out = Path::new("set/clips.v1.csv");
         assert_eq!(journal_path(out), Path::new("set/clips.v1.csv.journal.jsonl"));
         assert_eq!(failed_path(out), Path::new("set/clips.v1.failed.csv"));
@@ -233,10 +252,10 @@ mod tests {
     }
 
     #[test]
-    fn a_row_gives_none_one_or_several() {
+    fn a_row_has_zero_one_or_several_output_rows() {
         let mut input = Table::new([PATH, REASON, TEXT]);
         for (path, text) in [("/a", "fog"), ("/b", ""), ("/c", "sea"), ("/d", ""), ("/e", "")] {
-            input.push([(PATH, path.into()), (TEXT, text.into()), (REASON, "of old".into())]);
+            input.push([(PATH, path.into()), (TEXT, text.into()), (REASON, "old reason".into())]);
         }
         let outcomes = vec![
             Some(Outcome::Done(2)),
@@ -247,7 +266,7 @@ mod tests {
         ];
         let tables =
             Tables::assemble(&input, &["part"], outcomes, |row, parts: usize| match parts {
-                9 => Err("too many".into()),
+                9 => Err(RowError::from("too many")),
                 _ => {
                     let name = input.get(row, PATH).unwrap();
                     let fields = |part: usize| {
@@ -269,13 +288,13 @@ mod tests {
         tables.write(&out).unwrap();
         assert_eq!(Table::read(&out).unwrap(), tables.output);
         assert_eq!(Table::read(&failed_path(&out)).unwrap(), tables.failed);
-        // Tried again with success: the list of failures goes.
+        // After a successful retry, the list of failures is removed.
         Tables { failed: Table::new([PATH, REASON]), ..tables }.write(&out).unwrap();
         assert!(!failed_path(&out).exists());
     }
 
     #[test]
-    fn keys_survive_a_move_and_twins_do_not_stop_a_step() {
+    fn keys_survive_a_move_and_duplicate_rows_are_rejected() {
         let keys = |folder: &str| {
             let mut table = Table::new([PATH]);
             for path in [format!("{folder}/raw/a.mp4"), "/else/b.mp4".into(), String::new()] {
@@ -288,7 +307,8 @@ mod tests {
         let here = keys("/here");
         assert_eq!(here.all(), keys("/there").all());
         assert_eq!(here.all()[..2], ["raw/a.mp4", "/else/b.mp4"]);
-        let reasons: Vec<_> = (0..5).map(|row| here.check(row)).collect();
+        let reasons: Vec<_> =
+            (0..5).map(|row| here.check(row).map_err(|error| error.to_string())).collect();
         let (twin, none) = ("its path is that of row 1 as well", "it has no path");
         let refused = |reason: &str| Err(reason.to_string());
         assert_eq!(reasons, [Ok(()), Ok(()), refused(none), refused(twin), refused(none)]);

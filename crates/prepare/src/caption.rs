@@ -1,100 +1,105 @@
-//! Captions by a vision model that a server holds.
+//! Captions by a vision model on a server.
 //!
-//! Each clip that has no caption is shown to the model as a few of its frames, with a prompt; what
-//! it answers becomes the row's caption. The server is anything that answers as OpenAI's does: vLLM,
-//! llama.cpp, Ollama, LLaVA's servers, OpenAI itself.
+//! The step sends a few frames of each clip that has no caption to a vision model, with a prompt, and
+//! writes the answer to the column `text`. The server is any with OpenAI's chat API: vLLM, llama.cpp,
+//! Ollama, LLaVA's servers, OpenAI.
 //!
-//! Clips that have changed since they were captioned (size or time of the file) are captioned again. Every
-//! row ends captioned or listed as failed with the reason. What would meet every row alike (an
-//! address where nothing answers, a key or a model that the server does not know, pictures that it
-//! does not take) ends the step instead, and is no row's failure; before the first row, grey pictures
-//! are sent to find that out.
+//! Clips whose file has changed since they were captioned (size or time) are captioned again. Every row
+//! ends captioned or listed as failed with the reason. Errors that would affect every row (an address
+//! where nothing answers, a key or model that the server rejects, images that it does not accept) abort
+//! the step and are not recorded against rows. To find them before the first row, the step sends a
+//! request with grey images.
 //!
-//! | module | thought |
+//! | module | contents |
 //! |---|---|
-//! | `pictures` | what a model is shown of a clip |
-//! | `prompt` | what it is asked |
-//! | `endpoint` | a server, asked with patience |
-//! | `answer` | what it answered, judged |
+//! | `images` | the frames of a clip that are sent |
+//! | `prompt` | the prompt and its placeholders |
+//! | `endpoint` | requests to the server, with retries |
+//! | `answer` | the caption in an answer |
 //!
-//! Source: hpcaitech/Open-Sora v1.0.0, `tools/caption/`. Deviations: there, one script asks OpenAI
-//! and another runs a model itself, which saw only the first of its three frames; a failure ends
-//! the run, and neither attempts, answers cut short nor refusals are looked at.
+//! Source: hpcaitech/Open-Sora v1.0.0, `tools/caption/`. Deviations: the reference has one script for
+//! OpenAI and another that runs a model itself and sends only the first of its three frames; a failure
+//! ends the run, nothing is retried, and truncated answers and refusals are not detected.
 
 pub mod answer;
 mod endpoint;
-mod pictures;
+mod images;
 mod prompt;
 
 pub use answer::MAX_CHARACTERS;
-pub use endpoint::{Endpoint, Key, Timeouts};
-pub use pictures::{Layout, PictureSpec};
+pub use endpoint::{AskError, Endpoint, EndpointError, EndpointOptions, Key, Timeouts};
+pub use images::{ImageSpec, Layout};
 pub use prompt::Prompt;
 
 use crate::{
-    PrepareError,
-    assemble::{Keys, Summary, Tables, journal_path},
-    step::{self, Fault, Outcome, Run, Shard, Watch},
+    Advanced, Observer, PrepareError, RowError, RunOptions, Shard, Summary,
+    assemble::{Keys, Tables, journal_path},
+    step::{self, Fault, Outcome, Run},
 };
 use answer::{Caption, Limit};
 use endpoint::{Blame, Refused};
+use images::Images;
 use opensora_manifest::{
     Table,
     table::{PATH, TEXT},
     value,
 };
-use pictures::Pictures;
 use serde_json::{Map, Value, json};
 use std::{
+    error::Error,
     ops::ControlFlow,
     path::Path,
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
-/// The column that says at what limit a caption was cut: `max_tokens`, or `characters`
-/// ([`MAX_CHARACTERS`]). A table without such captions does not get it.
+/// The column with the limit at which a caption was cut: `max_tokens`, or `characters`
+/// ([`MAX_CHARACTERS`]). Tables without cut captions do not have it.
 pub const CUT: &str = "caption_cut";
 
-/// What captions depend on, besides the clips.
+/// Model, prompt and images of captions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CaptionSpec {
-    /// The model's name, as the server knows it.
+    /// Name of the model on the server.
     pub model: String,
-    /// What it is asked.
+    /// The prompt.
     pub prompt: Prompt,
-    /// What it is shown.
-    pub pictures: PictureSpec,
-    /// How freely it words its answer; 0 is the likeliest wording.
+    /// The frames that are sent.
+    pub images: ImageSpec,
+    /// Sampling temperature; 0 gives the likeliest wording.
     pub temperature: f64,
-    /// Tokens of an answer, at most. A caption of an answer that has more ends with its last whole
-    /// sentence, and is marked in the column [`CUT`].
+    /// Largest number of tokens of an answer. A caption of a longer answer ends with its last whole
+    /// sentence and is marked in the column [`CUT`].
     pub max_tokens: u32,
-    /// More fields of the request; null takes a field away. Newer models of OpenAI want
+    /// More fields of the request; null removes a field. Newer models of OpenAI need
     /// `{"max_tokens": null, "max_completion_tokens": 300}`.
     pub extra: Map<String, Value>,
 }
 
 impl CaptionSpec {
-    /// A model, asked in our own words.
+    /// A model with the built-in prompt.
     pub fn new(model: impl Into<String>) -> Self {
         Self {
             model: model.into(),
             prompt: Prompt::default(),
-            pictures: PictureSpec::default(),
+            images: ImageSpec::default(),
             temperature: 0.2,
             max_tokens: 300,
             extra: Map::new(),
         }
     }
 
-    fn check(&self) -> Result<(), PrepareError> {
-        self.pictures.check()?;
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// Returns an error if a setting is out of its range.
+    pub fn validate(&self) -> Result<(), PrepareError> {
+        self.images.validate()?;
         let fail = |field, found: String, expected| PrepareError::Spec { field, found, expected };
         if self.model.trim().is_empty() {
-            return Err(fail("model", "nothing".into(), "its name, as the server knows it"));
+            return Err(fail("model", "nothing".into(), "the name of the model on the server"));
         }
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             return Err(fail("temperature", self.temperature.to_string(), "a number from 0"));
@@ -105,19 +110,19 @@ impl CaptionSpec {
         Ok(())
     }
 
-    /// Tokens of an answer, at most, as the request says.
+    /// Returns the largest number of tokens of an answer, as the request states it.
     fn max_tokens(&self) -> usize {
         let mut stated = ["max_completion_tokens", "max_tokens"].iter();
         let stated = stated.find_map(|field| self.extra.get(*field)?.as_u64());
         stated.unwrap_or(self.max_tokens.into()).try_into().unwrap_or(usize::MAX)
     }
 
-    /// What is sent to the server.
-    fn request(&self, pictures: &Pictures) -> Value {
-        let text = json!({"type": "text", "text": self.prompt.fill(pictures.view)});
+    /// Returns the body of the request.
+    fn request(&self, images: &Images) -> Value {
+        let text = json!({"type": "text", "text": self.prompt.fill(images.view)});
         let image = |url| json!({"type": "image_url", "image_url": {"url": url}});
         let content: Vec<Value> =
-            std::iter::once(text).chain(pictures.data_urls().map(image)).collect();
+            std::iter::once(text).chain(images.data_urls().map(image)).collect();
         let mut request = json!({
             "model": self.model,
             "messages": [{"role": "user", "content": content}],
@@ -132,105 +137,98 @@ impl CaptionSpec {
         }
         request
     }
+}
 
-    /// What a journal's records depend on. The address of the server and its key are no part of it:
-    /// the same model may answer elsewhere.
-    pub(crate) fn settings(&self, options: &Options) -> Value {
+/// Options of the captioning.
+#[derive(Debug)]
+pub struct Job {
+    /// Model, prompt and images.
+    pub spec: CaptionSpec,
+    /// The server.
+    pub endpoint: Endpoint,
+    /// Replaces captions that rows have already.
+    pub recaption: bool,
+    /// Workers, shard of the rows, and retries of rows that got no caption.
+    pub options: RunOptions,
+}
+
+impl Job {
+    /// Captions rows without caption, four at once.
+    pub fn new(spec: CaptionSpec, endpoint: Endpoint) -> Self {
+        let options = RunOptions { workers: 4, ..RunOptions::default() };
+        Self { spec, endpoint, recaption: false, options }
+    }
+
+    /// Returns true if a row needs a caption.
+    fn is_open(&self, input: &Table, row: usize) -> bool {
+        self.recaption || input.get(row, TEXT).is_none_or(value::is_missing)
+    }
+
+    /// Returns what the records of a journal depend on. Address and key of the server are not among it:
+    /// the same model may run on another server.
+    pub(crate) fn journal_settings(&self) -> Value {
         json!({
             "step": "caption",
-            "model": self.model,
-            "prompt": self.prompt.text(),
-            "pictures": self.pictures,
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-            "extra": self.extra,
-            "recaption": options.recaption,
+            "model": self.spec.model,
+            "prompt": self.spec.prompt.text(),
+            "pictures": self.spec.images,
+            "temperature": self.spec.temperature,
+            "max_tokens": self.spec.max_tokens,
+            "extra": self.spec.extra,
+            "recaption": self.recaption,
         })
     }
 }
 
-/// How captions are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Options {
-    /// Clips worked on at once; 0 counts as 1.
-    pub workers: usize,
-    /// Which rows.
-    pub shard: Shard,
-    /// Whether rows that failed in an earlier run are tried again.
-    pub retry_failed: bool,
-    /// Whether rows that have a caption get another one.
-    pub recaption: bool,
-}
-
-impl Options {
-    /// Whether a row is to be captioned.
-    fn is_open(&self, input: &Table, row: usize) -> bool {
-        self.recaption || input.get(row, TEXT).is_none_or(value::is_missing)
-    }
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { workers: 4, shard: Shard::WHOLE, retry_failed: false, recaption: false }
-    }
-}
-
-/// What the step writes.
+/// The result of the step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Captioned {
-    /// Rows with a caption, and those without.
+pub struct Report {
+    /// The tables that were written: rows with a caption, and rows without.
     pub tables: Tables,
-    /// Rows that had their caption before.
+    /// Number of rows that had a caption before.
     pub kept: usize,
 }
 
-impl Captioned {
-    /// The step in numbers.
+impl Report {
+    /// Returns the row counts.
     pub fn summary(&self) -> Summary {
         // Each row is in one of the two tables.
         self.tables.summary(self.tables.output.len() + self.tables.failed.len())
     }
 }
 
-/// Captions the rows of `input` that have none. `out` is where the result shall be written
-/// ([`Tables::write`]); the journal lies beside it.
+/// Captions the rows of `input` that have no caption, and writes the table `out` and the list of
+/// failures beside it.
 ///
 /// # Errors
-/// Where a setting cannot be, the journal cannot be used, the endpoint is of no use, or the watcher
-/// stops the step.
-pub fn caption(
+/// Returns an error if a setting is invalid, the journal was written with other settings, the server
+/// rejects every request or does not answer, a table cannot be written, or the observer stops the step.
+pub fn run(
+    job: &Job,
     input: &Table,
     out: &Path,
-    spec: &CaptionSpec,
-    endpoint: &Endpoint,
-    options: &Options,
-    watch: &mut dyn Watch,
-) -> Result<Captioned, PrepareError> {
-    spec.check()?;
-    // Shards are parts of the whole table, however many of its rows have captions.
+    observer: &mut dyn Observer,
+) -> Result<Report, PrepareError> {
+    let Job { spec, endpoint, options, .. } = job;
+    spec.validate()?;
+    // A shard is a part of the whole table, however many of its rows have captions.
     let mine = || (0..input.len()).filter(|&row| options.shard.holds(row));
-    let open: Vec<usize> = mine().filter(|&row| options.is_open(input, row)).collect();
+    let open: Vec<usize> = mine().filter(|&row| job.is_open(input, row)).collect();
     let keys = Keys::of(input, PATH, out);
     let open_keys: Vec<String> = open.iter().map(|&row| keys.all()[row].clone()).collect();
     let run = Run {
         journal: journal_path(out),
-        settings: spec.settings(options),
-        workers: options.workers,
-        shard: Shard::WHOLE,
-        retry_failed: options.retry_failed,
+        settings: job.journal_settings(),
+        options: RunOptions { shard: Shard::WHOLE, ..*options },
     };
     let work = Work::new(spec, endpoint);
     let path = |index: usize| Path::new(input.get(open[index], PATH).unwrap_or_default());
-    let made = step::run_on_files(
-        &run,
-        &open_keys,
-        path,
-        |index| {
-            keys.check(open[index]).map_err(Fault::Row)?;
-            work.caption(path(index))
-        },
-        &mut Stopping { watch, stop: &work.stop },
-    )?;
+    let caption = |index: usize| {
+        keys.check(open[index])?;
+        work.caption(path(index))
+    };
+    let mut observer = Stopping { observer, stop: &work.stop };
+    let made = step::run_on_files(&run, &open_keys, path, caption, &mut observer)?;
 
     let mut outcomes: Vec<Option<Outcome<Option<Caption>>>> = vec![None; input.len()];
     for row in mine() {
@@ -249,32 +247,31 @@ pub fn caption(
     }
     let added = if has_column { &[TEXT, CUT][..] } else { &[TEXT] };
     let fields = |_, caption: Option<Caption>| {
-        // A row that had its caption stays as it was.
+        // A row that had a caption is unchanged.
         let Some(Caption { text, cut }) = caption else { return Ok(vec![vec![]]) };
         let cut = has_column.then(|| (CUT, cut.map_or("", Limit::name).into()));
         Ok(vec![[(TEXT, text)].into_iter().chain(cut).collect()])
     };
-    Ok(Captioned { tables: Tables::assemble(input, added, outcomes, fields), kept })
+    let tables = Tables::assemble(input, added, outcomes, fields);
+    tables.write(out)?;
+    Ok(Report { tables, kept })
 }
 
-/// What would be sent for the first row without a caption that can be read, with its pictures
-/// shortened; `None` where there is no such row.
+/// Returns the request for the first readable row without a caption, with its images shortened; `None`
+/// if there is no such row. Nothing is sent.
 ///
 /// # Errors
-/// Where a setting cannot be.
-pub fn preview(
-    input: &Table,
-    spec: &CaptionSpec,
-    options: &Options,
-) -> Result<Option<Value>, PrepareError> {
+/// Returns an error if a setting is invalid.
+pub fn preview(job: &Job, input: &Table) -> Result<Option<Value>, PrepareError> {
     const SHOWN: usize = 48;
-    spec.check()?;
-    let pictures = (0..input.len())
-        .filter(|&row| options.shard.holds(row) && options.is_open(input, row))
+    let Job { spec, options, .. } = job;
+    spec.validate()?;
+    let images = (0..input.len())
+        .filter(|&row| options.shard.holds(row) && job.is_open(input, row))
         .filter_map(|row| input.get(row, PATH))
-        .find_map(|path| Pictures::read(Path::new(path), &spec.pictures).ok());
-    let Some(pictures) = pictures else { return Ok(None) };
-    let mut request = spec.request(&pictures);
+        .find_map(|path| Images::read(Path::new(path), &spec.images).ok());
+    let Some(images) = images else { return Ok(None) };
+    let mut request = spec.request(&images);
     let parts = request.pointer_mut("/messages/0/content").and_then(Value::as_array_mut);
     for url in parts.into_iter().flatten().filter_map(|part| part.pointer_mut("/image_url/url")) {
         let text = url.as_str().unwrap_or_default();
@@ -284,18 +281,21 @@ pub fn preview(
     Ok(Some(request))
 }
 
-/// What the workers share.
+/// An error that affects every row.
+type HaltError = Arc<dyn Error + Send + Sync>;
+
+/// The state that workers share.
 struct Work<'a> {
     spec: &'a CaptionSpec,
     endpoint: &'a Endpoint,
-    /// Ends waits.
+    /// Set to end the waits of all workers.
     stop: AtomicBool,
-    /// Whether the endpoint is of use, once that is known.
-    checked: OnceLock<Result<(), Fault>>,
-    /// Captions that came.
+    /// The result of the request with grey images.
+    checked: OnceLock<Result<(), HaltError>>,
+    /// Number of captions received.
     answered: AtomicUsize,
-    /// Why the step ends.
-    halted: OnceLock<String>,
+    /// The first error that affects every row.
+    halted: OnceLock<HaltError>,
 }
 
 impl<'a> Work<'a> {
@@ -310,12 +310,12 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// A clip's caption.
+    /// Returns the caption of a clip.
     fn caption(&self, path: &Path) -> Result<Caption, Fault> {
-        let pictures = Pictures::read(path, &self.spec.pictures).map_err(Fault::Row)?;
-        // Whoever is first asks; the others wait for it.
-        self.checked.get_or_init(|| self.check(&pictures)).clone()?;
-        let request = self.spec.request(&pictures).to_string();
+        let images = Images::read(path, &self.spec.images)?;
+        // The first worker sends the request; the others wait for its result.
+        self.checked.get_or_init(|| self.check(&images)).clone().map_err(Fault::Step)?;
+        let request = self.spec.request(&images).to_string();
         let answered = self.answered.load(Ordering::Relaxed);
         let max_tokens = self.spec.max_tokens();
         let judge = |body: &[u8]| answer::judge(body, max_tokens);
@@ -324,54 +324,53 @@ impl<'a> Work<'a> {
                 self.answered.fetch_add(1, Ordering::Relaxed);
                 Ok(caption)
             }
-            Err(Refused { reason, blame }) => Err(match blame {
-                Blame::Row => Fault::Row(reason),
-                // Others got through: it is hard times, but not for everyone.
+            Err(Refused { error, blame }) => Err(match blame {
+                Blame::Row => Fault::Row(error.into()),
+                // The server answered other workers meanwhile.
                 Blame::Load | Blame::Absence
                     if self.answered.load(Ordering::Relaxed) > answered =>
                 {
-                    Fault::Row(reason)
+                    Fault::Row(error.into())
                 }
-                Blame::Load | Blame::Absence | Blame::Endpoint => self.halt(reason),
-                Blame::Stop => self.stopped(),
+                Blame::Load | Blame::Absence | Blame::Endpoint => Fault::Step(self.halt(error)),
+                Blame::Stop => Fault::Step(self.stopped()),
             }),
         }
     }
 
-    /// Asks with grey pictures.
-    fn check(&self, pictures: &Pictures) -> Result<(), Fault> {
-        let grey = pictures.grey(self.spec.pictures.quality).map_err(|reason| self.halt(reason))?;
+    /// Sends a request with grey images.
+    fn check(&self, images: &Images) -> Result<(), HaltError> {
+        let grey = images.grey(self.spec.images.quality).map_err(|error| self.halt(error))?;
         let request = self.spec.request(&grey).to_string();
         let result = self.endpoint.check(request.as_bytes(), &self.stop);
-        result.map_err(|Refused { reason, blame }| match blame {
+        result.map_err(|Refused { error, blame }| match blame {
             Blame::Stop => self.stopped(),
-            _ => self.halt(reason),
+            _ => self.halt(error),
         })
     }
 
-    /// Ends the step for this reason, unless there is one already.
-    fn halt(&self, reason: String) -> Fault {
-        let line = || format!("{}: {reason}", self.endpoint.address());
-        let reason = self.halted.get_or_init(line).clone();
+    /// Ends the step with an error, unless there is one already. Returns the first one.
+    fn halt(&self, error: impl Error + Send + Sync + 'static) -> HaltError {
         self.stop.store(true, Ordering::Relaxed);
-        Fault::Step(reason)
+        let error = || -> HaltError { Arc::new(self.endpoint.error(error)) };
+        self.halted.get_or_init(error).clone()
     }
 
-    /// For a row whose wait was cut short.
-    fn stopped(&self) -> Fault {
-        Fault::Step(self.halted.get().cloned().unwrap_or_else(|| "stopped".into()))
+    /// Returns the error of a row whose wait was ended.
+    fn stopped(&self) -> HaltError {
+        self.halted.get().cloned().unwrap_or_else(|| Arc::new(RowError::from("stopped")))
     }
 }
 
-/// Ends the waits of a step that its watcher stops.
+/// Ends the waits of the workers when the observer stops the step.
 struct Stopping<'a> {
-    watch: &'a mut dyn Watch,
+    observer: &'a mut dyn Observer,
     stop: &'a AtomicBool,
 }
 
-impl Watch for Stopping<'_> {
-    fn advanced(&mut self, done: usize, failed: usize, total: usize) -> ControlFlow<()> {
-        let flow = self.watch.advanced(done, failed, total);
+impl Observer for Stopping<'_> {
+    fn advanced(&mut self, event: &Advanced) -> ControlFlow<()> {
+        let flow = self.observer.advanced(event);
         if flow.is_break() {
             self.stop.store(true, Ordering::Relaxed);
         }

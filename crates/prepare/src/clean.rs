@@ -1,7 +1,6 @@
-//! Manifests made clean: captions without openings and gaps, files that are there, frames that
-//! were counted.
+//! Cleans captions and paths, drops unusable rows, and counts frames.
 //!
-//! Every change is counted. Rows that are dropped are listed beside the output with the reason.
+//! Every change is counted. Unusable rows are listed beside the output with the reason.
 //!
 //! Source: hpcaitech/Open-Sora, `tools/datasets/csvutil.py` as it became after 1.0.0 (`--remove-caption-prefix`,
 //! `--remove-empty-caption`, `--relength`, `--ext`, `--relpath`, `--abspath`).
@@ -12,9 +11,8 @@ mod frames;
 pub use caption::Openings;
 
 use crate::{
-    PrepareError,
-    assemble::{REASON, write_list},
-    step::Watch,
+    Observer, PrepareError, RowError, RunOptions, Summary,
+    assemble::{REASON, failed_path, write_list},
 };
 use opensora_files::{folder_of, one_line};
 use opensora_manifest::{
@@ -25,176 +23,212 @@ use opensora_manifest::{
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// What becomes of rows that are not as they should be. Both are listed with the reason.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Treatment of unusable rows. They are listed with the reason in both cases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Treatment {
-    /// They are left out.
+    /// Drops them.
     #[default]
     Drop,
-    /// They are kept; the list says so.
+    /// Keeps them; the list marks them with "(kept)".
     List,
 }
 
-/// How files are named in the output.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// The form of paths in the output.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Naming {
-    /// Relative to the output's folder where they lie below it, so that it can be moved.
+    /// Relative to the output's folder for files below it, so that the folder can be moved.
     #[default]
     Movable,
-    /// By their absolute paths.
+    /// Absolute.
     Absolute,
-    /// Relative to this folder where they lie below it; who reads the output must know it.
+    /// Relative to this folder for files below it. Readers of the output need the folder as well.
     From(PathBuf),
 }
 
-/// What is cleaned.
+/// Options of a cleaning.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Settings {
-    /// Openings that captions lose.
+pub struct Job {
+    /// Openings that are removed from captions.
     pub openings: Openings,
-    /// Rows without caption. A table without a column of captions has none of these.
+    /// Treatment of rows without caption. Ignored for tables without a column of captions.
     pub empty: Treatment,
-    /// Rows whose file is missing, or cannot be read where its frames are counted. A table without
-    /// a column of paths has none of these.
+    /// Treatment of rows whose file is missing or, with `relength`, cannot be read. Ignored for tables
+    /// without a column of paths.
     pub unusable: Treatment,
-    /// Whether frames are counted anew.
+    /// Counts the frames of each file again.
     pub relength: bool,
-    /// How files are named.
+    /// How paths are written.
     pub naming: Naming,
+    /// Workers, shard of the rows, and retries of files that could not be read.
+    pub options: RunOptions,
 }
 
-/// Where and how the cleaning is done.
-#[derive(Debug, Clone, Copy)]
-pub struct Job<'a> {
-    /// The table that is written; the list of rows that are dropped and, where frames are counted,
-    /// a journal lie beside it.
-    pub out: &'a Path,
-    /// Files that are read at once.
-    pub workers: usize,
-    /// Whether files that could not be read before are tried again.
-    pub retry_failed: bool,
-}
-
-/// Changes, in rows.
+/// Row counts of a cleaning, by change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Counts {
-    /// Rows that there were.
+pub struct Report {
+    /// Rows of the input.
     pub rows: usize,
-    /// Rows that are written.
+    /// Rows of the output.
     pub written: usize,
-    /// Rows that are listed, whether dropped or kept.
+    /// Unusable rows, dropped or kept.
     pub listed: usize,
-    /// Captions that lost an opening.
+    /// Captions whose opening was removed.
     pub openings: usize,
-    /// Captions whose words stand apart by one space now.
+    /// Captions whose spaces were normalized.
     pub spaces: usize,
-    /// Captions that are empty, or were but for an opening.
+    /// Captions that are empty, also after removing an opening.
     pub empty: usize,
-    /// Files that are missing.
+    /// Missing files.
     pub missing: usize,
-    /// Files that are there and whose frames could not be counted.
+    /// Existing files whose frames cannot be counted.
     pub unreadable: usize,
-    /// Numbers of frames that were wrong or unknown.
+    /// Numbers of frames that were wrong or missing.
     pub recounted: usize,
-    /// Files named by their absolute path as they lie elsewhere than where names begin.
+    /// Files with absolute paths because they are outside the folder of relative paths.
     pub elsewhere: usize,
 }
 
-/// Cleans a table and writes it, and its list of rows that are not as they should be: the list
-/// first, so that where the output is, all is. Without such rows there is no list.
+impl Report {
+    /// Returns the row counts; all listed rows count as failed.
+    pub fn summary(&self) -> Summary {
+        Summary { input: self.rows, output: self.written, failed: self.listed }
+    }
+}
+
+/// Cleans a table and writes it to `out`, with the list of unusable rows beside it. The list is
+/// written first, so that it is complete if the table exists; without such rows there is none.
 ///
 /// # Errors
-/// Where a file of the step cannot be read or written, or the watcher stops the count of frames.
-pub fn clean(
+/// Returns an error if a file of the step cannot be read or written, or the observer stops the count
+/// of frames.
+pub fn run(
+    job: &Job,
     input: &Table,
-    settings: &Settings,
-    job: &Job<'_>,
-    watch: &mut dyn Watch,
-) -> Result<Counts, PrepareError> {
-    let mut counts = Counts { rows: input.len(), ..Counts::default() };
+    out: &Path,
+    observer: &mut dyn Observer,
+) -> Result<Report, PrepareError> {
+    let mine = (0..input.len()).filter(|&row| job.options.shard.holds(row));
+    let input = &input.select(mine);
     let missing = missing(input);
-    let frames = if settings.relength && input.column(PATH).is_some() {
+    let frames = if job.relength && input.column(PATH).is_some() {
         let skip: Vec<bool> = missing.iter().map(Option::is_some).collect();
-        frames::count(input, &skip, job, watch)?
+        frames::count(job, input, &skip, out, observer)?
     } else {
-        vec![None; input.len()]
+        (0..input.len()).map(|_| None).collect()
     };
 
     let mut output = input.clone();
-    if settings.relength {
+    if job.relength {
         output.ensure(NUM_FRAMES);
     }
-    // A list that is cleaned again brings its old reasons along.
+    // A list that is cleaned again has the old reasons.
     output.remove(REASON);
-    let mut reasons = vec![Vec::new(); input.len()];
-    let mut kept = Vec::with_capacity(input.len());
+    let mut cleaned = Cleaned {
+        job,
+        input,
+        output,
+        report: Report { rows: input.len(), ..Report::default() },
+        reasons: vec![Vec::new(); input.len()],
+        kept: Vec::with_capacity(input.len()),
+    };
     for (row, (missing, frames)) in missing.into_iter().zip(frames).enumerate() {
+        cleaned.row(row, missing, frames);
+    }
+    cleaned.write(out)
+}
+
+/// The rows of a table as they are cleaned.
+struct Cleaned<'a> {
+    job: &'a Job,
+    input: &'a Table,
+    output: Table,
+    report: Report,
+    /// Problems by row.
+    reasons: Vec<Vec<String>>,
+    /// Rows of the output.
+    kept: Vec<usize>,
+}
+
+impl Cleaned<'_> {
+    /// Cleans a row. `missing` is why its file does not exist, `frames` the count of its frames.
+    fn row(
+        &mut self,
+        row: usize,
+        missing: Option<RowError>,
+        frames: Option<Result<usize, String>>,
+    ) {
+        let Self { job, input, output, report, reasons, kept } = self;
         let mut keep = true;
         let mut note = |treatment: Treatment, reason: String| {
             keep &= treatment == Treatment::List;
             reasons[row].push(reason);
         };
         if let Some(text) = input.get(row, TEXT) {
-            let cleaned = caption::clean(text, &settings.openings);
-            counts.spaces += usize::from(cleaned.spaces);
-            counts.openings += usize::from(cleaned.openings);
+            let cleaned = caption::clean(text, &job.openings);
+            report.spaces += usize::from(cleaned.spaces);
+            report.openings += usize::from(cleaned.openings);
             if value::is_missing(&cleaned.text) {
-                counts.empty += 1;
+                report.empty += 1;
                 note(
-                    settings.empty,
+                    job.empty,
                     match cleaned.openings {
-                        true => format!("its caption is no more than an opening: {}", text.trim()),
+                        true => format!("its caption is only an opening: {}", text.trim()),
                         false => "its caption is empty".into(),
                     },
                 );
             }
             output.set(row, TEXT, cleaned.text);
         }
-        if let Some(reason) = missing {
-            counts.missing += 1;
-            note(settings.unusable, reason);
+        if let Some(error) = missing {
+            report.missing += 1;
+            note(job.unusable, error.reason(None));
         }
         match frames {
             None => {}
             Some(Ok(frames)) => {
                 let frames = frames.to_string();
-                counts.recounted += usize::from(input.get(row, NUM_FRAMES) != Some(&frames));
+                report.recounted += usize::from(input.get(row, NUM_FRAMES) != Some(&frames));
                 output.set(row, NUM_FRAMES, frames);
             }
             Some(Err(reason)) => {
-                counts.unreadable += 1;
-                note(settings.unusable, format!("its frames cannot be counted: {reason}"));
+                report.unreadable += 1;
+                note(job.unusable, format!("its frames cannot be counted: {reason}"));
             }
         }
         if keep {
             kept.push(row);
         }
     }
-    let failed = list(input, &reasons, &kept);
-    (counts.written, counts.listed) = (kept.len(), failed.len());
-    let output = output.select(kept);
-    let folder = folder_of(job.out);
-    let root = match &settings.naming {
-        Naming::Movable => Some(folder),
-        Naming::Absolute => None,
-        Naming::From(root) => Some(root.as_path()),
-    };
-    counts.elsewhere = root.map_or(Ok(0), |root| elsewhere(&output, root))?;
-    write_list(&failed, job.out)?;
-    output.write_with_root(job.out, root)?;
-    Ok(counts)
+
+    /// Writes the list of unusable rows and the table.
+    fn write(mut self, out: &Path) -> Result<Report, PrepareError> {
+        let failed = list(self.input, &self.reasons, &self.kept);
+        (self.report.written, self.report.listed) = (self.kept.len(), failed.len());
+        let output = self.output.select(self.kept);
+        let root = match &self.job.naming {
+            Naming::Movable => Some(folder_of(out)),
+            Naming::Absolute => None,
+            Naming::From(root) => Some(root.as_path()),
+        };
+        self.report.elsewhere = root.map_or(Ok(0), |root| elsewhere(&output, root))?;
+        write_list(&failed, &failed_path(out))?;
+        output.write_with_root(out, root)?;
+        Ok(self.report)
+    }
 }
 
-/// For each row, why its file is not there.
-fn missing(input: &Table) -> Vec<Option<String>> {
-    let reason = |row: usize| match input.get(row, PATH)? {
-        "" => Some("it has no path".to_string()),
-        path => std::fs::metadata(path).err().map(|error| error.to_string()),
+/// Returns why the file of each row does not exist; `None` if it does.
+fn missing(input: &Table) -> Vec<Option<RowError>> {
+    let error = |row: usize| match input.get(row, PATH)? {
+        "" => Some(RowError::NoValue(PATH.into())),
+        path => std::fs::metadata(path).err().map(RowError::from),
     };
-    (0..input.len()).map(reason).collect()
+    (0..input.len()).map(error).collect()
 }
 
-/// The rows with reasons, as they were.
+/// Returns the unusable rows, unchanged, with their reasons.
 fn list(input: &Table, reasons: &[Vec<String>], kept: &[usize]) -> Table {
     let rows: Vec<usize> = (0..input.len()).filter(|&row| !reasons[row].is_empty()).collect();
     let mut list = input.select(rows.iter().copied());
@@ -207,9 +241,9 @@ fn list(input: &Table, reasons: &[Vec<String>], kept: &[usize]) -> Table {
     list
 }
 
-/// How many of the files lie elsewhere than below `root`.
+/// Returns the number of files outside `root`.
 fn elsewhere(table: &Table, root: &Path) -> Result<usize, PrepareError> {
-    // A name is looked up as if the table lay in that folder.
+    // Paths are computed as for a table in that folder.
     let place = root.join("table");
     let paths = (0..table.len()).filter_map(|row| table.get(row, PATH));
     paths.filter(|path| !path.is_empty()).try_fold(0, |count, path| {
@@ -223,7 +257,7 @@ mod tests {
     use crate::assemble::failed_path;
     use opensora_video::{Frames, png};
 
-    /// Writes a folder of so many frames.
+    /// Writes a folder of this many frames.
     fn film(path: &Path, frames: usize) {
         std::fs::create_dir(path).unwrap();
         let still = Frames::from_rgb(vec![7; 16 * 16 * 3], [1, 16, 16]).unwrap();
@@ -232,7 +266,7 @@ mod tests {
         }
     }
 
-    /// A folder with some files and a table of them.
+    /// A folder with some files, and their table.
     fn world() -> (tempfile::TempDir, Table) {
         let folder = tempfile::tempdir().unwrap();
         film(&folder.path().join("film"), 3);
@@ -258,13 +292,13 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_counted_and_what_is_dropped_is_listed() {
+    fn changes_are_counted_and_dropped_rows_listed() {
         let (folder, table) = world();
         let out = folder.path().join("clean.csv");
-        let job = Job { out: &out, workers: 2, retry_failed: false };
-        let settings = Settings { relength: true, ..Settings::default() };
-        let counts = clean(&table, &settings, &job, &mut ()).unwrap();
-        let expected = Counts {
+        let options = RunOptions { workers: 2, ..RunOptions::default() };
+        let job = Job { relength: true, options, ..Job::default() };
+        let counts = run(&job, &table, &out, &mut ()).unwrap();
+        let expected = Report {
             rows: 6,
             written: 4,
             listed: 2,
@@ -287,11 +321,11 @@ mod tests {
         assert!(reasons[0].starts_with("its frames cannot be counted: "), "{reasons:?}");
         assert!(reasons[1].starts_with("its caption is empty; No such file"), "{reasons:?}");
 
-        // Cleaned once more, nothing is left to change; a file that was changed is counted again.
+        // A second cleaning changes nothing; a changed file is counted again.
         std::fs::remove_dir_all(folder.path().join("film")).unwrap();
         film(&folder.path().join("film"), 2);
-        let counts = clean(&written, &settings, &job, &mut ()).unwrap();
-        let expected = Counts { rows: 4, written: 4, recounted: 2, ..Counts::default() };
+        let counts = run(&job, &written, &out, &mut ()).unwrap();
+        let expected = Report { rows: 4, written: 4, recounted: 2, ..Report::default() };
         assert_eq!(counts, expected);
         assert!(!failed_path(&out).exists());
     }
@@ -300,32 +334,30 @@ mod tests {
     fn rows_can_be_listed_and_kept() {
         let (folder, table) = world();
         let out = folder.path().join("clean.csv");
-        let job = Job { out: &out, workers: 1, retry_failed: false };
-        let settings = Settings {
+        let job = Job {
             empty: Treatment::List,
             unusable: Treatment::List,
             openings: Openings::parse("in this image"),
-            ..Settings::default()
+            ..Job::default()
         };
-        let counts = clean(&table, &settings, &job, &mut ()).unwrap();
+        let counts = run(&job, &table, &out, &mut ()).unwrap();
         assert_eq!((counts.rows, counts.written, counts.listed), (6, 6, 2));
         let list = Table::read(&failed_path(&out)).unwrap();
         let reasons = column(&list, REASON);
-        assert_eq!(reasons[0], "its caption is no more than an opening: In this image (kept)");
+        assert_eq!(reasons[0], "its caption is only an opening: In this image (kept)");
         assert!(reasons[1].ends_with("(kept)"));
-        // As the frames were not counted, there is nothing to go on from.
+        // Without a count of frames there is no journal.
         assert!(!folder.path().join("clean.csv.journal.jsonl").exists());
     }
 
     #[test]
-    fn files_are_named_as_asked() {
+    fn paths_have_the_requested_form() {
         let (folder, table) = world();
         let out = folder.path().join("other/clean.csv");
         std::fs::create_dir(folder.path().join("other")).unwrap();
-        let job = Job { out: &out, workers: 1, retry_failed: false };
         let first = |naming: Naming| {
-            let settings = Settings { naming, ..Settings::default() };
-            let counts = clean(&table, &settings, &job, &mut ()).unwrap();
+            let job = Job { naming, ..Job::default() };
+            let counts = run(&job, &table, &out, &mut ()).unwrap();
             let text = std::fs::read_to_string(&out).unwrap();
             let line = text.lines().nth(1).unwrap().split(',').next().unwrap().to_string();
             (line, counts.elsewhere)

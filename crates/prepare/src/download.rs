@@ -1,43 +1,57 @@
-//! Videos of public lists, fetched.
+//! Downloads the videos of public lists.
 //!
-//! A list names videos by addresses and the clips that are wanted of them. Each video is fetched
-//! once, into a file whose name follows from its address; the manifest has a row for each clip,
-//! with its `start` and `end` in the file. Direct addresses are fetched by this crate, videos on
-//! YouTube by the program `yt-dlp`.
+//! A list has addresses of videos, and the clips in them. Each video is downloaded once, to a file whose name
+//! derives from its address. The manifest has a row for each clip, with its `start` and `end` in the file.
+//! Files are downloaded by HTTP, videos on YouTube with the program `yt-dlp`.
 //!
-//! | module | thought |
+//! ```no_run
+//! use opensora_prepare::download::{self, Job, List, ListFormat, Part};
+//! use std::path::Path;
+//!
+//! let path = Path::new("panda70m_training_2m.csv");
+//! let part = Part { limit: Some(1000), ..Part::WHOLE };
+//! let list = List::read(path, ListFormat::of(path)?, part)?;
+//! // The terms of the list, which `accept_license` accepts.
+//! list.terms().iter().for_each(|terms| println!("{terms}"));
+//! let job = Job { accept_license: true, ..Job::default() };
+//! let report = download::run(&job, &list, Path::new("clips.csv"), &mut ())?;
+//! println!("{} clips of {} videos", report.clips, report.videos);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! | module | contents |
 //! |---|---|
-//! | `list` | what is to be fetched: [`List`], read part by part |
-//! | `csv_list`, `hdvg` | the formats of lists |
-//! | `literal`, `seconds` | what stands in their cells |
-//! | `address` | who fetches an address, and what its file is called |
-//! | `terms` | under which [`Terms`] known lists and hosts give their videos away |
-//! | `http`, `partial` | direct addresses: attempts, and what there is of a file |
-//! | `yt_dlp` | the program for videos on YouTube |
-//! | `limits` | rates that all workers share |
-//! | `reach` | which hosts are asked |
-//! | `secrets` | addresses without what grants access |
+//! | `list` | [`List`]: videos and clips, read in parts |
+//! | `csv_list`, `hdvg` | formats of lists |
+//! | `literal`, `seconds` | parsers of cells |
+//! | `address` | addresses, and names of files |
+//! | `terms` | licence [`Terms`] of known lists and hosts |
+//! | `http`, `partial` | downloads by HTTP, and partial files |
+//! | `yt_dlp` | downloads with `yt-dlp` |
+//! | `limits` | rate limits |
+//! | `reach` | rejection of hosts that are not public |
+//! | `secrets` | removal of secrets from addresses |
 //!
 //! # Large lists
-//! Memory holds the part of the list that is worked on (about as much as that part is large as a
-//! file) and, for each of its videos, a key and a record: some 300 bytes. A list of 8 GB is fetched
-//! in parts, [`Part::offset`] and [`Part::limit`], each with an `out` of its own; reading over the
-//! records before a part costs a pass over the file and no memory. A file that an earlier part or
-//! run completed is not fetched again, also without its journal.
+//! Memory holds one part of the list (about the size of that part of the file), and about 300 bytes for each
+//! video. Download a list of 8 GB in parts ([`Part::offset`], [`Part::limit`]), each with a separate `out`.
+//! Skipping the records before a part takes a pass over the file and no memory. A complete file is not
+//! downloaded again, also by another part or without the journal.
 //!
-//! # Lists of strangers
-//! Redirects never leave HTTP and HTTPS, and never lead from HTTPS to HTTP. Hosts on this machine, in
-//! private networks and with link-local addresses are not asked ([`DownloadSpec::allow_private`]), neither
-//! by name nor after a redirect. User names, passwords, tokens and signatures in addresses are used for the
-//! request alone: manifests, lists of failures, journals and messages hold addresses without them, so that
-//! such a file is fetched again from its list and not from a manifest.
+//! # Untrusted lists
+//! Redirects stay within HTTP and HTTPS, and never lead from HTTPS to HTTP. Hosts on this machine, in private
+//! networks and with link-local addresses are rejected, also after a redirect, unless
+//! [`Job::allow_private`] is set. User names, passwords, tokens and signatures in addresses are used for
+//! requests only: manifests, lists of failures, journals and messages have addresses without them. To
+//! download such files again, use the list, not the manifest.
 //!
 //! # Interruptions
-//! A video counts as done when its record is in the journal, which is after its file is complete
-//! under its own name and on the disk. Whatever is cut before that, the next run goes on with.
+//! A video is done when its record is in the journal: after its file is complete, renamed and synced. The
+//! next run resumes partial files.
 
 mod address;
 mod csv_list;
+mod fetch_error;
 mod hdvg;
 mod http;
 mod limits;
@@ -51,23 +65,26 @@ mod terms;
 mod yt_dlp;
 
 pub use crate::assemble::failed_path;
+pub use fetch_error::{FetchError, HttpError};
 pub use http::Timeouts;
 pub use list::{END, LICENCE, List, ListError, ListFormat, Part, REASON, SHA256, START};
+pub use reach::NotPublic;
 pub use terms::Terms;
 pub use yt_dlp::{FORMAT, YtDlp};
 
 use crate::{
-    PrepareError,
+    Observer, PrepareError, RunOptions, Shard, Summary,
     assemble::journal_path,
-    retry::Patience,
-    step::{self, Outcome, Run, Shard, Watch},
+    retry::{GaveUp, RetryPolicy},
+    step::{self, Outcome, Run},
 };
 use address::Fetch;
 use http::Client;
 use limits::Rate;
 use list::{Video, fields};
+use opensora_files::error_line;
 use opensora_manifest::{
-    ManifestError, Table,
+    Table,
     table::{PATH, TEXT, URL},
 };
 use partial::Fetched;
@@ -75,193 +92,210 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use yt_dlp::Runner;
 
-/// The column of the address that a row's file came from.
+/// The column with the address of a row's file.
 pub const SOURCE: &str = "source";
-/// The column of a file's length in bytes.
+/// The column with a file's size in bytes.
 pub const BYTES: &str = "bytes";
 
-/// How videos are fetched.
+/// Options of a download.
 #[derive(Debug, Clone)]
-pub struct DownloadSpec {
+pub struct Job {
     /// Folder of the files; it is created.
     pub folder: PathBuf,
-    /// Whether the terms of known lists and hosts are accepted. Nothing is fetched without.
+    /// Accepts the terms of known lists and hosts. Without it, nothing under such terms is downloaded.
     pub accept_license: bool,
-    /// What is allowed with videos of a list that does not say so itself.
+    /// Licence of videos whose list does not state one.
     pub licence: Option<String>,
-    /// Videos fetched at once.
-    pub parallel: usize,
-    /// Largest file, bytes.
+    /// Largest size of a file in bytes.
     pub max_bytes: Option<u64>,
-    /// Requests a second of all workers together; with `yt-dlp`, videos begun a second.
+    /// Requests per second of all workers together; for `yt-dlp`, started videos per second.
     pub requests_per_second: Option<f64>,
-    /// Bytes a second of all workers together.
+    /// Bytes per second of all workers together.
     pub bytes_per_second: Option<u64>,
     /// How long to wait for a server.
     pub timeouts: Timeouts,
-    /// How long to insist.
-    pub patience: Patience,
+    /// Retries of a request.
+    pub retry: RetryPolicy,
     /// How `yt-dlp` is run.
     pub yt_dlp: YtDlp,
-    /// Whether videos that failed in an earlier run are tried again.
-    pub retry_failed: bool,
-    /// Whether hosts on this machine, in private networks and with link-local addresses are asked.
+    /// Allows hosts on this machine, in private networks and with link-local addresses.
     pub allow_private: bool,
+    /// Workers, and retries of videos that failed. The shard must be that of the list
+    /// ([`Part::shard`]), which holds the videos of its shard only.
+    pub options: RunOptions,
 }
 
-impl Default for DownloadSpec {
+impl Default for Job {
+    /// Four videos at once, into the folder `videos`.
     fn default() -> Self {
         Self {
             folder: "videos".into(),
             accept_license: false,
             licence: None,
-            parallel: 4,
             max_bytes: None,
             requests_per_second: None,
             bytes_per_second: None,
             timeouts: Timeouts::default(),
-            patience: Patience::default(),
+            retry: RetryPolicy::default(),
             yt_dlp: YtDlp::default(),
-            retry_failed: false,
             allow_private: false,
+            options: RunOptions { workers: 4, ..RunOptions::default() },
         }
     }
 }
 
-/// Why nothing was fetched, or the manifest not written. What is wrong with single videos is no
-/// error.
+/// Why nothing was downloaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DownloadError {
-    /// The step could not do its work.
-    #[error(transparent)]
-    Prepare(#[from] PrepareError),
-    /// The manifest cannot be written.
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    /// Nobody accepted the terms.
+    /// The terms of the list or of a host were not accepted.
     #[error(
-        "nothing is fetched before its terms are accepted (--accept-license): {}",
+        "nothing is downloaded before its terms are accepted (--accept-license): {}",
         .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
     )]
-    Terms(Vec<&'static Terms>),
+    Terms(
+        /// The terms.
+        Vec<&'static Terms>,
+    ),
 }
 
-/// What was fetched.
+/// The result of a download.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Downloaded {
-    /// Videos whose files are there.
+pub struct Report {
+    /// Videos whose files are complete.
     pub videos: usize,
-    /// Clips in them: rows of the manifest.
+    /// Clips in these videos: rows of the manifest.
     pub clips: usize,
     /// Bytes of the files.
     pub bytes: u64,
     /// Rows of the list of failures.
     pub failed: usize,
-    /// Why no video on YouTube was fetched, where there were any and the program is missing.
+    /// Why no video on YouTube was downloaded, if the list has any and the program is missing.
     pub no_yt_dlp: Option<String>,
 }
 
-/// Fetches the videos of a list and writes the manifest `out` of their clips, the list of failures
+impl Report {
+    /// Returns the row counts.
+    pub fn summary(&self) -> Summary {
+        Summary { input: self.clips + self.failed, output: self.clips, failed: self.failed }
+    }
+}
+
+/// Downloads the videos of a list and writes the manifest `out` of their clips, the list of failures
 /// beside it ([`failed_path`]) and a journal, `<out>.journal.jsonl`.
 ///
 /// The manifest has the columns `path`, `url`, `source`, `licence`, `start`, `end`, `text`,
-/// `sha256`, `bytes` and those that the list has besides; the failures have those of the list and
+/// `sha256`, `bytes` and the other columns of the list; the failures have the columns of the list and
 /// `reason`.
 ///
 /// # Errors
-/// Where the terms are not accepted, a setting cannot be, the folder, the journal or a manifest
-/// cannot be written, or the watcher stops the step.
-pub fn download(
+/// Returns an error if the terms are not accepted, a setting is invalid, the folder, the journal or a
+/// manifest cannot be written, or the observer stops the step.
+pub fn run(
+    job: &Job,
     list: &List,
-    spec: &DownloadSpec,
     out: &Path,
-    watch: &mut dyn Watch,
-) -> Result<Downloaded, DownloadError> {
+    observer: &mut dyn Observer,
+) -> Result<Report, PrepareError> {
     let terms = list.terms();
-    if !spec.accept_license && !terms.is_empty() {
-        return Err(DownloadError::Terms(terms));
+    if !job.accept_license && !terms.is_empty() {
+        return Err(DownloadError::Terms(terms).into());
     }
-    check(spec)?;
-    let io = |source| PrepareError::Io { path: spec.folder.clone(), source };
-    std::fs::create_dir_all(&spec.folder).map_err(io)?;
+    job.validate(list)?;
+    std::fs::create_dir_all(&job.folder).map_err(PrepareError::io(&job.folder))?;
 
     let uses_yt_dlp = list.videos.iter().any(|video| video.address.fetch() == Fetch::YtDlp);
-    let no_yt_dlp = if uses_yt_dlp { spec.yt_dlp.find().err() } else { None };
-    let client = Client {
-        agent: http::agent(&spec.timeouts, spec.allow_private),
-        patience: spec.patience,
-        max_bytes: spec.max_bytes,
-        requests: Rate::new(spec.requests_per_second),
-        bytes: Rate::new(spec.bytes_per_second.map(|rate| rate as f64)),
-    };
-    let runner = Runner {
-        yt_dlp: &spec.yt_dlp,
-        patience: spec.patience,
-        timeouts: spec.timeouts,
-        max_bytes: spec.max_bytes,
-        bytes_per_second: spec.bytes_per_second.map(|rate| (rate / spec.parallel as u64).max(1)),
-        requests: &client.requests,
-    };
-    let fetch = |row: usize| {
+    let no_yt_dlp = if uses_yt_dlp { job.yt_dlp.find().err() } else { None };
+    let no_yt_dlp = no_yt_dlp.map(|error| error_line(&error));
+    let client = job.client();
+    let runner = job.runner(&client);
+    let fetch = |row: usize| -> Result<Fetched, GaveUp<FetchError>> {
         let Video { address, sha256, .. } = &list.videos[row];
-        let target = spec.folder.join(address.file());
+        let target = job.folder.join(address.file());
         match (address.fetch(), &no_yt_dlp) {
             (Fetch::Direct, _) => client.fetch(address, sha256.as_deref(), &target),
-            (Fetch::YtDlp, None) => runner
-                .fetch(address.url(), &target)
-                .map_err(|reason| secrets::shown_in(&reason))
-                .and_then(|fetched| http::check(&fetched, sha256.as_deref()).map(|()| fetched)),
-            (Fetch::YtDlp, Some(reason)) => Err(reason.clone()),
+            (Fetch::YtDlp, None) => {
+                let fetched = runner.fetch(address.url(), &target)?;
+                http::check(&fetched, sha256.as_deref())?;
+                Ok(fetched)
+            }
+            (Fetch::YtDlp, Some(reason)) => Err(FetchError::yt_dlp(reason).into()),
         }
     };
     let keys: Vec<String> =
         list.videos.iter().map(|video| video.address.file().to_string()).collect();
     let run = Run {
         journal: journal_path(out),
-        settings: json!({"step": "download", "format": spec.yt_dlp.format}),
-        workers: spec.parallel,
-        // The list has only its own shard's videos.
-        shard: Shard::WHOLE,
-        retry_failed: spec.retry_failed,
+        settings: json!({"step": "download", "format": job.yt_dlp.format}),
+        // The list has the videos of its shard only.
+        options: RunOptions { shard: Shard::WHOLE, ..job.options },
     };
-    let outcomes = step::run(&run, &keys, fetch, watch)?;
-    let written = assemble(list, spec, &outcomes, out)?;
-    Ok(Downloaded { no_yt_dlp, ..written })
+    let outcomes = step::run(&run, &keys, |row| Ok(fetch(row)?), observer)?;
+    let report = assemble(job, list, &outcomes, out)?;
+    Ok(Report { no_yt_dlp, ..report })
 }
 
-fn check(spec: &DownloadSpec) -> Result<(), PrepareError> {
-    let wrong = |field, found: String, expected| Err(PrepareError::Spec { field, found, expected });
-    // Slower than one request in a day is a mistake.
-    let is_rate = |rate: f64| rate.is_finite() && rate >= 1e-5;
-    match (spec.requests_per_second, spec.bytes_per_second) {
-        (Some(rate), _) if !is_rate(rate) => {
-            wrong("requests_per_second", rate.to_string(), "a positive number")
+impl Job {
+    /// Returns an error if a setting is invalid, or the shard is not that of the list.
+    fn validate(&self, list: &List) -> Result<(), PrepareError> {
+        let wrong =
+            |field, found: String, expected| Err(PrepareError::Spec { field, found, expected });
+        // Less than one request a day is taken for a mistake.
+        let is_rate = |rate: f64| rate.is_finite() && rate >= 1e-5;
+        match (self.requests_per_second, self.bytes_per_second) {
+            (Some(rate), _) if !is_rate(rate) => {
+                wrong("requests_per_second", rate.to_string(), "a positive number")
+            }
+            (_, Some(0)) => wrong("bytes_per_second", "0".into(), "a positive number"),
+            _ if self.options.workers == 0 => wrong("workers", "0".into(), "a positive number"),
+            _ if self.timeouts.idle.is_zero() || self.timeouts.connect.is_zero() => {
+                wrong("timeouts", "0 s".into(), "a positive time")
+            }
+            _ if self.options.shard != list.part().shard => {
+                wrong("shard", self.options.shard.to_string(), "the shard of the list")
+            }
+            _ => Ok(()),
         }
-        (_, Some(0)) => wrong("bytes_per_second", "0".into(), "a positive number"),
-        _ if spec.parallel == 0 => wrong("parallel", "0".into(), "a positive number"),
-        _ if spec.timeouts.idle.is_zero() || spec.timeouts.connect.is_zero() => {
-            wrong("timeouts", "0 s".into(), "a positive time")
+    }
+
+    fn client(&self) -> Client {
+        Client {
+            agent: http::agent(&self.timeouts, self.allow_private),
+            retry: self.retry,
+            max_bytes: self.max_bytes,
+            requests: Rate::new(self.requests_per_second),
+            bytes: Rate::new(self.bytes_per_second.map(|rate| rate as f64)),
         }
-        _ => Ok(()),
+    }
+
+    fn runner<'a>(&'a self, client: &'a Client) -> Runner<'a> {
+        let workers = self.options.workers as u64;
+        Runner {
+            yt_dlp: &self.yt_dlp,
+            retry: self.retry,
+            timeouts: self.timeouts,
+            max_bytes: self.max_bytes,
+            bytes_per_second: self.bytes_per_second.map(|rate| (rate / workers).max(1)),
+            requests: &client.requests,
+        }
     }
 }
 
-/// Writes manifest and failures.
+/// Writes the manifest and the list of failures.
 fn assemble(
+    job: &Job,
     list: &List,
-    spec: &DownloadSpec,
     outcomes: &[Option<Outcome<Fetched>>],
     out: &Path,
-) -> Result<Downloaded, DownloadError> {
+) -> Result<Report, PrepareError> {
     let own = [PATH, URL, SOURCE, LICENCE, START, END, TEXT, SHA256, BYTES];
     let mut clips = Table::new(own);
     let mut failed = Table::new([URL, START, END, TEXT]);
     failed.append(&list.rejected);
     failed.ensure(REASON);
-    let mut sum = Downloaded::default();
+    let mut sum = Report::default();
     for (video, outcome) in list.videos.iter().zip(outcomes) {
-        let target = spec.folder.join(video.address.file());
+        let target = job.folder.join(video.address.file());
         let outcome = match outcome {
             None => continue,
             Some(Outcome::Failed(reason)) => Err(reason.clone()),
@@ -278,8 +312,8 @@ fn assemble(
                 Err(reason) => failed.push(row.chain([(REASON, reason.clone())])),
                 Ok(fetched) => {
                     let licence = clip.licence.clone().or(terms.map(ToString::to_string));
-                    let licence = licence.or(spec.licence.clone()).unwrap_or_default();
-                    // Last, so that a list's columns of these names do not replace them.
+                    let licence = licence.or(job.licence.clone()).unwrap_or_default();
+                    // Last, so that columns of the list with these names do not replace them.
                     clips.push(row.chain([
                         (PATH, target.to_string_lossy().into_owned()),
                         (SOURCE, url.to_string()),
@@ -293,21 +327,21 @@ fn assemble(
     }
     failed.write(&failed_path(out))?;
     clips.write(out)?;
-    Ok(Downloaded { clips: clips.len(), failed: failed.len(), ..sum })
+    Ok(Report { clips: clips.len(), failed: failed.len(), ..sum })
 }
 
-/// Whether a file that the journal has is still there.
+/// Returns an error if a file of the journal is missing or has another size.
 fn is_there(target: &Path, fetched: &Fetched) -> Result<(), String> {
     match std::fs::metadata(target) {
         Ok(file) if file.len() == fetched.bytes => Ok(()),
         Ok(file) => Err(format!(
-            "it was fetched with {} bytes and has {} now: take it and the journal away to fetch \
+            "it was downloaded with {} bytes and has {} now: remove it and the journal to download \
              it again",
             fetched.bytes,
             file.len()
         )),
         Err(error) => Err(format!(
-            "it was fetched and is gone ({error}): take the journal away to fetch it again"
+            "it was downloaded and is missing ({error}): remove the journal to download it again"
         )),
     }
 }

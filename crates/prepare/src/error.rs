@@ -1,41 +1,43 @@
-//! What can go wrong between a raw video and a training set; one line each.
+//! Errors of steps as a whole.
 
 use crate::filter::FilterError;
-use std::path::PathBuf;
+use std::{error::Error, io, path::PathBuf, sync::Arc};
 
-/// Why a step could not do its work. What is wrong with single rows is no error: a step lists them
-/// with their reasons and goes on.
+/// Why a step failed as a whole. Errors of single rows are [`RowError`](crate::RowError)s: a step
+/// lists them and continues.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PrepareError {
-    /// The operating system refused.
-    #[error("{}: {source}", path.display())]
+    /// A file or folder cannot be read or written.
+    #[error("{}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// Its reason.
-        source: std::io::Error,
+        /// The operating system's reason.
+        source: io::Error,
     },
-    /// A chart or a sheet that cannot be drawn or written.
+    /// A chart or a sheet cannot be drawn or written.
     #[error(transparent)]
     Chart(#[from] opensora_chart::ChartError),
-    /// A journal of another run, or a damaged one.
-    #[error("{}: {reason}", path.display())]
+    /// A journal cannot be used.
+    #[error("{}", path.display())]
     Journal {
         /// The journal.
         path: PathBuf,
-        /// What was found and what was expected.
-        reason: String,
+        /// Why it cannot be used.
+        source: JournalError,
     },
-    /// A file of settings that says what cannot be.
-    #[error("{}: {reason}", path.display())]
+    /// A settings file is malformed or has an invalid value.
+    #[error("{}: line {line}: {reason}", path.display())]
     Config {
         /// The file.
         path: PathBuf,
-        /// What was found and what was expected, and where.
+        /// The line, counted from 1.
+        line: usize,
+        /// What was found and what was expected.
         reason: String,
     },
-    /// A file needs a part of this crate that was not compiled in.
+    /// A file needs a feature of this crate that was not compiled in.
     #[error(
         "{}: {what} needs the feature \"{feature}\" of opensora-prepare, which this program was \
          built without",
@@ -44,77 +46,127 @@ pub enum PrepareError {
     Feature {
         /// The file.
         path: PathBuf,
-        /// What was asked for, such as a section of a file of settings.
+        /// What needs the feature, such as a section of a settings file.
         what: &'static str,
-        /// The feature that it needs.
+        /// The feature.
         feature: &'static str,
     },
-    /// A table that cannot be read or written.
+    /// A table cannot be read or written.
     #[error(transparent)]
     Manifest(#[from] opensora_manifest::ManifestError),
-    /// What clips cannot be filtered by.
+    /// A table cannot be filtered.
     #[error(transparent)]
-    Filter(#[from] Box<FilterError>),
-    /// Shots cannot be found with these settings.
+    Filter(#[from] FilterError),
+    /// Nothing can be downloaded.
+    #[cfg(feature = "download")]
+    #[error(transparent)]
+    Download(#[from] crate::download::DownloadError),
+    /// The settings of shot detection are invalid.
     #[error(transparent)]
     Shots(#[from] opensora_shots::ShotsError),
-    /// A setting that cannot be.
+    /// A setting has an invalid value.
     #[error("{field} = {found}: expected {expected}")]
     Spec {
         /// The setting.
         field: &'static str,
         /// Its value.
         found: String,
-        /// What it can be.
+        /// Valid values.
         expected: &'static str,
     },
-    /// Tables that name the same file more than once.
-    #[error("{key}: {first} and {second} are both of it, and {count} rows in all come again")]
-    Again {
-        /// The first file, or the first address where there are no files.
+    /// Tables have several rows of one file or address.
+    #[error("duplicate {key} in {first} and {second} ({count} duplicate rows in total)")]
+    Duplicates {
+        /// The first file, or the first address of rows without files.
         key: String,
-        /// Where it stands first.
+        /// Row and table of its first occurrence.
         first: String,
-        /// Where it stands again.
+        /// Row and table of its second occurrence.
         second: String,
-        /// Rows of something that was there before.
+        /// Number of rows whose file or address occurred before.
         count: usize,
     },
-    /// A list of rows that a step could not use, where a manifest is expected.
+    /// A list of failed rows was given where a manifest is expected.
     #[error(
-        "{name}: it is a list of failures (it has a column \"reason\"), expected a manifest; run the step \
-         again with failures retried"
+        "{name}: it is a list of failures (it has a column \"reason\"), expected a manifest; run the \
+         step again with failures retried"
     )]
     FailureList {
-        /// What the table is called.
+        /// Name of the table.
         name: String,
     },
-    /// Two rows that a step could not tell apart.
+    /// Two rows have the same key.
     #[error("rows {} and {} are both {key}", first + 1, second + 1)]
-    Twice {
-        /// The first of them, counted from 0; messages count from 1.
+    SameKey {
+        /// The first row, counted from 0; messages count from 1.
         first: usize,
-        /// The second.
+        /// The second row.
         second: usize,
-        /// What both are.
+        /// Their key.
         key: String,
     },
-    /// Something that would meet every row alike. What the step did so far is kept.
-    #[error("{reason}: stopped with {done} of {total} rows done; started again, it goes on there")]
+    /// An error that affects every row, such as a rejected API key. Rows that are done are kept.
+    #[error("stopped with {done} of {total} rows done (run again to resume)")]
     Halted {
-        /// What was found, one line.
-        reason: String,
+        /// The error.
+        source: Arc<dyn Error + Send + Sync>,
         /// Rows that are done.
         done: usize,
-        /// Rows there are.
+        /// All rows.
         total: usize,
     },
-    /// Someone asked the step to stop. What it did so far is kept.
-    #[error("stopped with {done} of {total} rows done; started again, it goes on there")]
+    /// The observer stopped the step. Rows that are done are kept.
+    #[error("stopped with {done} of {total} rows done (run again to resume)")]
     Stopped {
         /// Rows that are done.
         done: usize,
-        /// Rows there are.
+        /// All rows.
         total: usize,
+    },
+    /// The observer stopped a step that keeps nothing before its end.
+    #[error("stopped with {done} of {total} files read; nothing was written")]
+    Interrupted {
+        /// Files that were read.
+        done: usize,
+        /// All files.
+        total: usize,
+    },
+}
+
+impl PrepareError {
+    /// Returns a function that adds `path` to an error of the operating system.
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}
+
+/// Why a journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JournalError {
+    /// Another process writes to the journal, or it is not text.
+    #[error(transparent)]
+    Open(io::Error),
+    /// The first line is not a settings record.
+    #[error("its first line holds no settings")]
+    Settings(#[source] serde_json::Error),
+    /// The journal is of a run with other settings.
+    #[error(
+        "it was written with other settings ({found}, now {expected}): move it away, or write elsewhere"
+    )]
+    OtherSettings {
+        /// The settings in the journal.
+        found: String,
+        /// The settings of this run.
+        expected: String,
+    },
+    /// A line is not a record of a row.
+    #[error("line {line} is not a record")]
+    Record {
+        /// The line, counted from 1.
+        line: usize,
+        /// Why it cannot be parsed.
+        source: serde_json::Error,
     },
 }

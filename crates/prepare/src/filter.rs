@@ -1,41 +1,39 @@
-//! Filters: which clips a model shall learn from.
+//! Selects clips by measurements, bounds and near-duplicates.
 //!
-//! Each filter has a column. What is not yet in the manifest is measured, every file in one pass
-//! over its frames, and written to its column; then rows whose values are out of bounds are
-//! dropped. Measures are journalled and do not depend on the bounds: with the same journal, or from
-//! a table that already has the columns, other bounds cost no second look at the files. A file whose size
-//! or time has changed since it was journalled is measured again.
+//! Each filter has a column. Values that the table lacks are measured, in one pass over the frames of each
+//! file, and written to their columns; then rows with values out of bounds are dropped. Measurements are
+//! journalled and do not depend on the bounds: with the same journal, or with a table that has the columns,
+//! other bounds need no second pass over the files. A file whose size or time has changed is measured again.
 //!
 //! | column | value |
 //! |---|---|
 //! | `num_frames` | frames |
-//! | `fps` | frames a second; none for pictures |
-//! | `duration` | seconds; none for pictures |
+//! | `fps` | frames per second; empty for images |
+//! | `duration` | seconds; empty for images |
 //! | `width`, `height` | pixels |
 //! | `short_side` | pixels of the shorter side |
 //! | `pixels` | width times height |
-//! | `aspect_ratio` | width by height |
+//! | `aspect_ratio` | width divided by height |
 //! | `text_characters`, `text_words` | length of the caption |
 //! | `motion` | mean absolute difference of luma between neighbouring frames, in [0, 1] |
-//! | `flow` | mean length of the optical flow between neighbouring frames, as a part of the shorter side: 0.01 is one pixel of 100 a frame |
+//! | `flow` | mean length of the optical flow between neighbouring frames, as a fraction of the shorter side: 0.01 is one pixel of 100 per frame |
 //! | `brightness` | mean luma, in [0, 1] |
-//! | `dark_share`, `bright_share` | part of the frames with a mean luma of at most 0.1, at least 0.9 |
+//! | `dark_share`, `bright_share` | fraction of the frames with a mean luma of at most 0.1, at least 0.9 |
 //! | `hash` | perceptual hashes of five moments, for near-duplicates |
 //!
-//! Motion and brightness are those of frames shrunk to 128 pixels on the shorter side; flow is that
-//! of at most 32 pairs of them. Pictures have no motion: 0. A bound may name any other column of
-//! numbers as well, such as one that a model writes ([`Score`]) or that came with the data.
+//! Motion and brightness are measured on frames scaled down to 128 pixels on the shorter side, flow on at
+//! most 32 pairs of them. The motion of images is 0. Bounds of any other column of numbers are possible as
+//! well, such as of a model's scores ([`Score`]).
 //!
-//! A row is judged by the filters in the order of the bounds and goes at the first that it does not
-//! pass; near-duplicates are looked for among those that pass all. Beside the output lie
-//! `<stem>.dropped.csv` (with `filter` and `reason`) and `<stem>.failed.csv`, the rows whose file
-//! cannot be read or that have no value where a bound wants one (with `reason`).
+//! Bounds are checked in their order, and a row is dropped at the first one that it fails. Near-duplicates
+//! are searched among the rows within all bounds. Beside the output, `<stem>.dropped.csv` lists dropped
+//! rows (with `filter` and `reason`), and `<stem>.failed.csv` lists rows whose file cannot be read or that
+//! have no value for a bound (with `reason`).
 //!
-//! Shards: measuring is done row by row and can be shared out, near-duplicates need all rows. So
-//! the shards are measured with [`Job::score_only`] or [`Job::hashes`], their tables merged and brought into
-//! the first table's order ([`arrange::in_order_of`](crate::arrange::in_order_of)), and the merged table is
-//! filtered: with all columns there, hashes included, no file is opened again, and what stays is what would
-//! have stayed without shards.
+//! Shards can measure their rows separately, but near-duplicates need all rows. So measure the shards with
+//! [`Job::score_only`] or [`Job::hashes`], merge their tables in the order of the original table
+//! ([`arrange::in_order_of`](crate::arrange::in_order_of)), and filter the merged table: it has all columns,
+//! so no file is opened again, and the result is that of a run without shards.
 
 mod bound;
 pub mod duplicates;
@@ -54,113 +52,89 @@ pub use report::{FilterReport, Report};
 pub use score::{OnnxSpec, Score};
 
 use crate::{
-    PrepareError,
-    step::{self, Fault, Outcome, Run, Shard, Watch},
+    Observer, PrepareError, RowError, RunOptions,
+    assemble::{REASON, dropped_path, failed_path, journal_path, write_list},
+    step::{self, Fault, Outcome, Run, Shard},
 };
 use bound::Verdict;
 use duplicates::{Candidate, ClipHash};
 use measure::{Depth, HASH, HEADER, Measured, PIXELS, measure, rounded};
 use opensora_manifest::{
-    ManifestError, Table,
+    Table,
     table::{PATH, TEXT},
     value,
 };
 use serde_json::{Value, json};
 use std::{
     collections::HashMap,
+    error::Error,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-/// Columns that are made of others.
+/// Columns that are derived from others.
 const DERIVED: [&str; 5] =
     ["short_side", "pixels", "aspect_ratio", "text_characters", "text_words"];
-/// The column that says which clip a near-duplicate repeats.
+/// The column with the clip that a near-duplicate repeats.
 const DUPLICATE_OF: &str = "duplicate_of";
 
-/// Why a manifest could not be filtered; one line each.
+/// Why a table cannot be filtered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FilterError {
-    /// The measuring.
-    #[error(transparent)]
-    Prepare(#[from] PrepareError),
-    /// A table that cannot be written.
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    /// Limits that no value is within.
-    #[error("{column}: from {min} to {max} lies no number")]
+    /// No value is within the limits of a bound.
+    #[error("{column}: no number is from {min} to {max}")]
     Bound {
         /// The column.
         column: String,
-        /// Its least value.
+        /// The smallest value.
         min: String,
-        /// Its greatest.
+        /// The largest value.
         max: String,
     },
-    /// A bound of a column that is neither there nor measured.
-    #[error("{column}: no such column, and nothing that is measured; the manifest has {columns}")]
+    /// A column is neither in the table nor measured.
+    #[error("{column}: neither a column of the table nor a measured one; the table has {columns}")]
     Column {
         /// The column.
         column: String,
-        /// What there is.
+        /// The columns of the table.
         columns: String,
     },
-    /// A model that cannot be used.
-    #[error("{}: {reason}", path.display())]
+    /// A model cannot be used.
+    #[error("{}", path.display())]
     Model {
-        /// The model.
+        /// The model's file.
         path: PathBuf,
-        /// Why.
-        reason: String,
+        /// Why it cannot be used.
+        source: Box<dyn Error + Send + Sync>,
     },
 }
 
-/// What is filtered by, and where the result goes.
+/// Options of a filter. The default drops nothing.
+#[derive(Clone, Default)]
 pub struct Job {
-    /// The table of the rows that stay.
-    pub out: PathBuf,
-    /// Where measures are kept; `None`: beside the output, `<stem>.journal.jsonl`.
+    /// The journal of the measurements. `None`: `<out>.journal.jsonl`, or `<stem>.journal.jsonl` if an
+    /// earlier version has written it.
     pub journal: Option<PathBuf>,
-    /// What rows are judged by, in this order.
+    /// The bounds, in the order in which rows are checked.
     pub bounds: Vec<Bound>,
-    /// Whether and how near-duplicates go.
+    /// Drops near-duplicates.
     pub duplicates: Option<Duplicates>,
-    /// Whether hashes are measured without looking for near-duplicates, for a table that will be merged
-    /// with others.
+    /// Measures hashes without dropping near-duplicates, for a table that will be merged with others.
     pub hashes: bool,
-    /// Models that give clips scores, each of another column.
-    pub models: Vec<Box<dyn Score>>,
-    /// All columns are measured and no row is dropped; the report says what would have been.
+    /// Models that score clips, each for another column.
+    pub models: Vec<Arc<dyn Score>>,
+    /// Measures all columns and drops no row; the report counts what would have been dropped.
     pub score_only: bool,
-    /// Columns that are there count for nothing: everything is measured.
+    /// Measures everything, also columns that the table has.
     pub measure_again: bool,
-    /// Files measured at once.
-    pub workers: usize,
-    /// Which files; rows of others are no part of the output.
-    pub shard: Shard,
-    /// Whether files that could not be read in an earlier run are tried again.
-    pub retry_failed: bool,
+    /// Workers, shard of the files, and retries of files that could not be read. Rows of other shards
+    /// are left out of the output.
+    pub options: RunOptions,
 }
 
 impl Job {
-    /// Filters by nothing, in one thread.
-    pub fn new(out: &Path) -> Self {
-        Self {
-            out: out.into(),
-            journal: None,
-            bounds: vec![],
-            duplicates: None,
-            hashes: false,
-            models: vec![],
-            score_only: false,
-            measure_again: false,
-            workers: 1,
-            shard: Shard::WHOLE,
-            retry_failed: false,
-        }
-    }
-
-    /// The columns that rows need.
+    /// Returns the columns that rows need.
     fn wanted(&self) -> Vec<&str> {
         let mut wanted: Vec<&str> = self.bounds.iter().map(Bound::column).collect();
         if self.score_only {
@@ -176,7 +150,7 @@ impl Job {
         wanted
     }
 
-    /// Of the columns that rows need, those that a file gives.
+    /// Returns the columns that rows need and that are measured in files.
     fn measured(&self) -> Vec<&str> {
         let mut measured = self.wanted();
         let models: Vec<&str> = self.models.iter().map(|model| model.column()).collect();
@@ -189,16 +163,15 @@ impl Job {
         measured
     }
 
-    /// Fails where the job cannot be done on the table.
-    fn check(&self, table: &Table) -> Result<(), FilterError> {
-        if self.duplicates.is_some() && self.shard != Shard::WHOLE {
+    /// Returns an error if the options are invalid for the table.
+    fn validate(&self, table: &Table) -> Result<(), PrepareError> {
+        if self.duplicates.is_some() && self.options.shard != Shard::WHOLE {
             return Err(PrepareError::Spec {
                 field: "shard",
-                found: self.shard.to_string(),
+                found: self.options.shard.to_string(),
                 expected: "0/1, as near-duplicates need all rows: measure hashes in the shards, \
                            merge their tables in the order of this one, then look for them",
-            }
-            .into());
+            });
         }
         let mut models: Vec<&str> = self.models.iter().map(|model| model.column()).collect();
         models.sort_unstable();
@@ -214,8 +187,7 @@ impl Job {
                 field: "column of a model's scores",
                 found: column.into(),
                 expected: "a name that no other column has",
-            }
-            .into());
+            });
         }
         let measurable = |column: &str| {
             known(column) && ![PATH, TEXT, HASH].contains(&column) || models.contains(&column)
@@ -223,31 +195,33 @@ impl Job {
         let unknown =
             |bound: &&Bound| !measurable(bound.column()) && table.column(bound.column()).is_none();
         if let Some(bound) = self.bounds.iter().find(unknown) {
-            return Err(FilterError::Column {
-                column: bound.column().into(),
-                columns: table.columns().join(", "),
-            });
+            return Err(no_column(bound.column(), table));
         }
         if table.column(PATH).is_none() && !self.measured().is_empty() {
-            return Err(FilterError::Column {
-                column: PATH.into(),
-                columns: table.columns().join(", "),
-            });
+            return Err(no_column(PATH, table));
         }
         Ok(())
     }
 }
 
-/// Measures what is missing, judges the rows and writes what stays, what was dropped and what could
-/// not be judged.
+fn no_column(column: &str, table: &Table) -> PrepareError {
+    FilterError::Column { column: column.into(), columns: table.columns().join(", ") }.into()
+}
+
+/// Measures missing columns, judges the rows, and writes the tables of kept, dropped and failed rows.
 ///
 /// # Errors
-/// Where the job cannot be done on this table, the journal is another job's, a file cannot be
-/// written, or the watcher stops it. What is wrong with single rows is none.
-pub fn run(table: &Table, job: &Job, watch: &mut dyn Watch) -> Result<Report, FilterError> {
-    job.check(table)?;
-    let files = Files::of(table, job.shard);
-    let (outcomes, measured) = measured(table, &files, job, watch)?;
+/// Returns an error if the options are invalid for this table, the journal was written with other
+/// settings, a file cannot be written, or the observer stops the step.
+pub fn run(
+    job: &Job,
+    table: &Table,
+    out: &Path,
+    observer: &mut dyn Observer,
+) -> Result<Report, PrepareError> {
+    job.validate(table)?;
+    let files = Files::of(table, job.options.shard);
+    let (outcomes, measured) = measured(job, table, &files, out, observer)?;
 
     let mut table = table.clone();
     let mut judged = Judged { report: Report { measured, ..Report::default() }, rows: vec![] };
@@ -276,11 +250,11 @@ pub fn run(table: &Table, job: &Job, watch: &mut dyn Watch) -> Result<Report, Fi
     if let Some(spec) = job.duplicates {
         drop_duplicates(&mut table, &mut judged, spec);
     }
-    judged.write(&table, job)?;
+    judged.write(&table, job, out)?;
     Ok(judged.report)
 }
 
-/// What becomes of a row.
+/// The decision about a row.
 #[derive(Debug, Clone, PartialEq)]
 enum Fate {
     Kept,
@@ -288,14 +262,14 @@ enum Fate {
     Failed(String),
 }
 
-/// Rows, and what was decided about them so far.
+/// Rows and the decisions about them so far.
 struct Judged {
     report: Report,
     rows: Vec<(usize, Fate)>,
 }
 
 impl Judged {
-    /// Judges the rows that are left.
+    /// Decides about the remaining rows.
     fn apply(&mut self, filter: &str, fate: impl Fn(usize) -> Fate) {
         let mut counts = FilterReport { filter: filter.into(), ..FilterReport::default() };
         for (row, decided) in self.rows.iter_mut().filter(|(_, fate)| *fate == Fate::Kept) {
@@ -313,7 +287,7 @@ impl Judged {
     }
 
     /// Writes the three tables and counts their rows.
-    fn write(&mut self, table: &Table, job: &Job) -> Result<(), FilterError> {
+    fn write(&mut self, table: &Table, job: &Job, out: &Path) -> Result<(), PrepareError> {
         let mut dropped = table.select([]);
         let mut failed = table.select([]);
         let mut kept = Vec::new();
@@ -331,38 +305,25 @@ impl Judged {
                         false => {
                             dropped.push(fields(*row));
                             dropped.set(dropped.len() - 1, "filter", filter.as_str());
-                            dropped.set(dropped.len() - 1, "reason", reason.as_str());
+                            dropped.set(dropped.len() - 1, REASON, reason.as_str());
                         }
                     }
                 }
                 Fate::Failed(reason) => {
                     failed.push(fields(*row));
-                    failed.set(failed.len() - 1, "reason", reason.as_str());
+                    failed.set(failed.len() - 1, REASON, reason.as_str());
                 }
             }
         }
         (self.report.kept, self.report.failed) = (kept.len(), failed.len());
-        // The output last: where it is, the others are.
-        write_or_remove(&dropped, &job.out.with_extension("dropped.csv"))?;
-        write_or_remove(&failed, &job.out.with_extension("failed.csv"))?;
-        Ok(table.select(kept).write(&job.out)?)
+        // The output last: if it exists, the lists are complete.
+        write_list(&dropped, &dropped_path(out))?;
+        write_list(&failed, &failed_path(out))?;
+        Ok(table.select(kept).write(out)?)
     }
 }
 
-/// Writes a list, or takes that of an earlier run away where there is nothing to list.
-fn write_or_remove(list: &Table, path: &Path) -> Result<(), FilterError> {
-    if !list.is_empty() {
-        return Ok(list.write(path)?);
-    }
-    match std::fs::remove_file(path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(PrepareError::Io { path: path.into(), source }.into())
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The files that rows name, each once.
+/// The files of the rows, each once.
 struct Files {
     paths: Vec<String>,
     /// Rows of the shard and their files.
@@ -378,7 +339,7 @@ impl Files {
                 paths.push(path.to_string());
                 paths.len() - 1
             });
-            // By files, so that rows of one file are measured once.
+            // Shards of files, not rows, so that a file with several rows is measured once.
             if shard.holds(file) {
                 rows.push((row, file));
             }
@@ -387,13 +348,14 @@ impl Files {
     }
 }
 
-/// Measures the files of rows that lack a column; outcomes by file, and how many there are.
+/// Measures the files of rows that lack a column. Returns outcomes by file, and their number.
 fn measured(
+    job: &Job,
     table: &Table,
     files: &Files,
-    job: &Job,
-    watch: &mut dyn Watch,
-) -> Result<(HashMap<usize, Outcome<Measured>>, usize), FilterError> {
+    out: &Path,
+    observer: &mut dyn Observer,
+) -> Result<(HashMap<usize, Outcome<Measured>>, usize), PrepareError> {
     let wanted = job.measured();
     let lacks = |row: usize, column: &str| {
         job.measure_again
@@ -419,59 +381,68 @@ fn measured(
     }
     let keys: Vec<String> = open.iter().map(|&file| files.paths[file].clone()).collect();
     let run = Run {
-        journal: journal(job, depth),
+        journal: journal(job, depth, out),
         settings: settings(job, depth),
-        workers: job.workers,
-        // The rows are the shard's already.
-        shard: Shard::WHOLE,
-        retry_failed: job.retry_failed,
+        // The keys are those of the shard.
+        options: RunOptions { shard: Shard::WHOLE, ..job.options },
     };
-    let work = |index: usize| match keys[index].as_str() {
-        "" => Err(Fault::Row("it has no path".into())),
-        path => measure(Path::new(path), depth, &job.models).map_err(Fault::Row),
+    let work = |index: usize| -> Result<Measured, Fault> {
+        match keys[index].as_str() {
+            "" => Err(RowError::NoValue(PATH.into()).into()),
+            path => Ok(measure(Path::new(path), depth, &job.models)?),
+        }
     };
     let path = |index: usize| Path::new(&keys[index]);
-    let outcomes = step::run_on_files(&run, &keys, path, work, watch)?;
+    let outcomes = step::run_on_files(&run, &keys, path, work, observer)?;
     let outcomes = open.iter().copied().zip(outcomes);
     let outcomes = outcomes.filter_map(|(file, outcome)| Some((file, outcome?))).collect();
     Ok((outcomes, keys.len()))
 }
 
-/// Where measures are kept. Headers have a journal of their own: what they say is no part of a
-/// record of all frames.
-fn journal(job: &Job, depth: Depth) -> PathBuf {
+/// Returns the journal of the measurements. Headers have a separate journal: a record of a header is not
+/// one of all frames.
+fn journal(job: &Job, depth: Depth, out: &Path) -> PathBuf {
     match (&job.journal, depth) {
         (Some(journal), Depth::Pixels) => journal.clone(),
         (Some(journal), Depth::Header) => journal.with_extension("header.jsonl"),
-        (None, Depth::Pixels) => job.out.with_extension("journal.jsonl"),
-        (None, Depth::Header) => job.out.with_extension("header.journal.jsonl"),
+        (None, Depth::Pixels) => journal_or(journal_path(out), out, "journal.jsonl"),
+        (None, Depth::Header) => {
+            let header = journal_path(&out.with_extension("header.csv"));
+            journal_or(header, out, "header.journal.jsonl")
+        }
     }
 }
 
-/// All that measures depend on.
+/// Returns the journal of an earlier version beside `out` if there is one, else `journal`.
+fn journal_or(journal: PathBuf, out: &Path, earlier: &str) -> PathBuf {
+    let earlier = out.with_extension(earlier);
+    if earlier.exists() && !journal.exists() { earlier } else { journal }
+}
+
+/// Returns what measurements depend on.
 fn settings(job: &Job, depth: Depth) -> Value {
     let models: Vec<Value> = match depth {
         Depth::Header => vec![],
         Depth::Pixels => job.models.iter().map(|model| model.settings()).collect(),
     };
     let depth = if depth == Depth::Header { "header" } else { "pixels" };
-    // The version grows where a measure changes.
+    // The version increases when a measurement changes.
     json!({"step": "filter", "version": 1, "depth": depth, "models": models})
 }
 
-/// A column's number; what is no finite number is none.
+/// Returns a column's number, if it is finite.
 fn number(table: &Table, row: usize, column: &str) -> Option<f64> {
     value::number(table.get(row, column)?)
 }
 
-/// Writes what was measured: it is true whatever was stated before.
+/// Writes measurements, also over stated values.
 fn write_measures(table: &mut Table, row: usize, measured: &Measured, job: &Job) {
     let models = job.models.iter().map(|model| model.column());
     for column in HEADER.into_iter().chain(PIXELS).chain(models) {
         if let Some(value) = measured.numbers.get(column) {
             table.set(row, column, value.to_string());
         } else if !HEADER.contains(&column) && table.column(column).is_some() && deep(measured) {
-            // A value of an earlier model or file is not this one's.
+            // The value is of an earlier model or file.
             table.set(row, column, "");
         }
     }
@@ -480,12 +451,12 @@ fn write_measures(table: &mut Table, row: usize, measured: &Measured, job: &Job)
     }
 }
 
-/// Whether all of a clip's frames were seen.
+/// Returns true if all frames of the clip were measured.
 fn deep(measured: &Measured) -> bool {
     measured.hash.is_some()
 }
 
-/// Writes the wanted columns that are made of others.
+/// Writes the wanted derived columns.
 fn derive(table: &mut Table, row: usize, wanted: &[&str]) {
     let sides = number(table, row, "width").zip(number(table, row, "height"));
     let sides = sides.filter(|(width, height)| *width > 0.0 && *height > 0.0);
@@ -503,7 +474,7 @@ fn derive(table: &mut Table, row: usize, wanted: &[&str]) {
     }
 }
 
-/// What a bound makes of a row.
+/// Checks a bound of a row.
 fn judge(table: &Table, row: usize, bound: &Bound) -> Fate {
     let value = number(table, row, bound.column());
     let verdict = bound.judge(value);
@@ -522,7 +493,7 @@ fn judge(table: &Table, row: usize, bound: &Bound) -> Fate {
     }
 }
 
-/// Looks for near-duplicates among the rows that are left.
+/// Drops near-duplicates among the remaining rows.
 fn drop_duplicates(table: &mut Table, judged: &mut Judged, spec: Duplicates) {
     let (mut rows, mut clips) = (Vec::new(), Vec::new());
     for (row, _) in judged.rows.iter().filter(|(_, fate)| *fate == Fate::Kept) {

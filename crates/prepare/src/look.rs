@@ -1,60 +1,63 @@
-//! A look into a file: what it says of itself, and single pictures of it.
+//! Reads headers and single frames of files, without a journal.
 
 use crate::{
-    pool::{self, PANIC},
+    Advanced, Observer, PrepareError, RowError, pool,
     source::{self, Header, Stream},
 };
 use opensora_video::Frames;
 use serde::Serialize;
-use std::{path::Path, sync::atomic::AtomicBool};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
-/// A row whose file cannot be used.
+/// A row whose file cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Unreadable {
-    /// Which row, from 1.
+    /// The row, counted from 1.
     pub row: usize,
-    /// Its file.
+    /// Path of the file.
     pub path: String,
-    /// Why, in one line.
+    /// Why it cannot be read, in one line.
     pub reason: String,
 }
 
-/// What a file says of itself.
+/// Returns the header of a file.
 ///
 /// # Errors
-/// One line without the path, where it cannot be read.
-pub(crate) fn header(path: &Path) -> Result<Header, String> {
+/// Returns an error if the file cannot be read.
+pub(crate) fn header(path: &Path) -> Result<Header, RowError> {
     source::open(path).map(|(header, _)| header)
 }
 
-/// Frames at `places` of a file, 0 being the first frame and 1 the last; a still comes once. What
-/// it says of itself then tells its true number of frames.
+/// Returns the frames at `places` of a file, from 0 (first frame) to 1 (last frame), and its header with
+/// the true number of frames. An image gives one frame.
 ///
 /// # Errors
-/// One line without the path, where it cannot be read.
-pub(crate) fn frames_at(path: &Path, places: &[f64]) -> Result<(Frames, Header), String> {
+/// Returns an error if the file cannot be read.
+pub(crate) fn frames_at(path: &Path, places: &[f64]) -> Result<(Frames, Header), RowError> {
     let (mut header, stream) = source::open(path)?;
     let mut length = header.num_frames.unwrap_or(0);
     let mut picked = pick(stream, places, length)?;
     if let Err(true_length) = picked {
-        // The file did not tell how long it is, or not the truth: once more, now that it is known.
+        // The stated number of frames is missing or wrong: read again with the true one.
         length = true_length;
         picked = pick(source::open(path)?.1, places, length)?;
     }
     let Ok(frames) = picked else { return Err("its number of frames changes".into()) };
     header.num_frames = Some(length);
     let shape = [frames.len(), header.height, header.width];
-    let frames = Frames::from_rgb(frames.concat(), shape).map_err(|error| error.to_string())?;
+    let frames = Frames::from_rgb(frames.concat(), shape)?;
     Ok((frames, header))
 }
 
-/// The frames at `places` of a stream that should have `length` frames; nothing behind the last of
-/// them is looked at. Where the stream ends before, the inner error tells how many it has.
+/// Returns the frames at `places` of a stream that should have `length` frames, and decodes none after
+/// the last of them. If the stream ends before, the inner error is its number of frames.
 fn pick(
     stream: Stream,
     places: &[f64],
     length: usize,
-) -> Result<Result<Vec<Vec<u8>>, usize>, String> {
+) -> Result<Result<Vec<Vec<u8>>, usize>, RowError> {
     let last = length.saturating_sub(1);
     let mut indices: Vec<usize> =
         places.iter().map(|place| (place.clamp(0.0, 1.0) * last as f64).round() as usize).collect();
@@ -64,7 +67,7 @@ fn pick(
     let (mut picked, mut seen) = (Vec::new(), 0);
     for frame in stream {
         let frame = frame?;
-        // A short clip may show one frame in several places.
+        // In a short clip, several places can fall on one frame.
         while length > 0 && indices.get(picked.len()) == Some(&seen) {
             picked.push(frame.clone());
         }
@@ -73,33 +76,46 @@ fn pick(
             return Ok(Ok(picked));
         }
     }
-    if seen == 0 { Err("it has no frames".into()) } else { Ok(Err(seen)) }
+    if seen == 0 { Err(RowError::NoFrames) } else { Ok(Err(seen)) }
 }
 
-/// Looks into `count` files, several at once; results are in order. `advanced` hears how many of
-/// how many are done. A panic is that file's failure. (Nothing is kept for a next time: work that
-/// is worth that is a [`step`](crate::step).)
+/// Calls `look` for each of `count` files, on one thread per core, and returns the results in order. A
+/// panic is a failure of that file. Nothing is journalled, unlike in a [`step`](crate::step).
+///
+/// # Errors
+/// Returns [`PrepareError::Interrupted`] if the observer stops the work before all files are read.
 pub(crate) fn each<T: Send>(
     count: usize,
-    look: impl Fn(usize) -> Result<T, String> + Sync,
-    advanced: &mut dyn FnMut(usize, usize),
-) -> Vec<Result<T, String>> {
+    look: impl Fn(usize) -> Result<T, RowError> + Sync,
+    observer: &mut dyn Observer,
+) -> Result<Vec<Result<T, RowError>>, PrepareError> {
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut results: Vec<Option<Result<T, String>>> = (0..count).map(|_| None).collect();
-    pool::run(workers, count, &AtomicBool::new(false), look, |looks| {
-        for (done, (index, look)) in looks.iter().enumerate() {
-            results[index] = look;
-            advanced(done + 1, count);
+    let mut results: Vec<Option<Result<T, RowError>>> = (0..count).map(|_| None).collect();
+    let mut progress = Advanced { done: 0, failed: 0, total: count };
+    let stop = AtomicBool::new(false);
+    pool::run(workers, count, &stop, look, |looks| {
+        for (index, look) in looks {
+            let look = look.unwrap_or(Err(RowError::Panic));
+            progress.done += 1;
+            progress.failed += usize::from(look.is_err());
+            results[index] = Some(look);
+            if observer.advanced(&progress).is_break() {
+                stop.store(true, Ordering::Relaxed);
+            }
         }
     });
-    results.into_iter().map(|result| result.unwrap_or_else(|| Err(PANIC.into()))).collect()
+    let Advanced { done, total, .. } = progress;
+    if done < total {
+        return Err(PrepareError::Interrupted { done, total });
+    }
+    Ok(results.into_iter().flatten().collect())
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use opensora_video::{VideoSpec, Writer, png};
-    use std::path::PathBuf;
+    use std::{ops::ControlFlow, path::PathBuf};
 
     /// Writes a video of ten frames that grow brighter, 64 x 48, 8 frames per second.
     pub(crate) fn video(folder: &Path, name: &str) -> PathBuf {
@@ -111,7 +127,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn frames_are_taken_from_where_they_are_asked_for() {
+    fn frames_are_those_at_the_requested_places() {
         let folder = tempfile::tempdir().unwrap();
         let path = video(folder.path(), "a.mp4");
         let (frames, header) = frames_at(&path, &[0.2, 0.5, 1.0]).unwrap();
@@ -128,7 +144,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn frames_are_found_whatever_length_a_file_states() {
+    fn wrong_stated_lengths_are_detected() {
         let stream = || -> Stream { Box::new((0..10u8).map(|index| Ok(vec![index]))) };
         let places = [0.2, 0.5, 0.8];
         assert_eq!(pick(stream(), &places, 10).unwrap(), Ok(vec![vec![2], vec![5], vec![7]]));
@@ -140,38 +156,59 @@ pub(crate) mod tests {
         assert_eq!(pick(stream(), &places, 1).unwrap(), Ok(vec![vec![0]]));
         assert!(pick(Box::new(std::iter::empty()), &places, 0).is_err());
         let broken = Box::new([Ok(vec![0]), Err("torn".into())].into_iter());
-        assert_eq!(pick(broken, &places, 10).unwrap_err(), "torn");
+        assert_eq!(pick(broken, &places, 10).unwrap_err().to_string(), "torn");
     }
 
     #[test]
-    fn what_cannot_be_read_says_why_in_one_line() {
+    fn reasons_are_one_line_without_the_path() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("text.mp4");
         std::fs::write(&path, "no video").unwrap();
         for path in [path, folder.path().join("none.mp4"), folder.path().into()] {
-            let reason = header(&path).unwrap_err();
+            let reason = header(&path).unwrap_err().reason(Some(&path));
             assert!(!reason.is_empty() && !reason.contains('\n'), "{reason}");
             assert!(!reason.contains("text.mp4") && !reason.contains("none.mp4"), "{reason}");
         }
     }
 
+    /// Records `done` and `total` of each event, and stops at `done` = `until`.
+    struct Heard {
+        events: Vec<(usize, usize)>,
+        until: usize,
+    }
+
+    impl Observer for Heard {
+        fn advanced(&mut self, event: &Advanced) -> ControlFlow<()> {
+            self.events.push((event.done, event.total));
+            if event.done < self.until { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        }
+    }
+
     #[test]
-    fn looks_come_back_in_order_and_panics_are_failures() {
-        let mut heard = vec![];
+    fn results_are_in_order_and_panics_are_failures() {
+        let mut heard = Heard { events: vec![], until: 99 };
         let look = |index: usize| match index {
             3 => panic!("on purpose"),
             7 => Err("bad".into()),
             _ => Ok(index * index),
         };
-        let results = each(20, look, &mut |done, total| heard.push((done, total)));
-        assert_eq!(heard, (1..=20).map(|done| (done, 20)).collect::<Vec<_>>());
+        let results = each(20, look, &mut heard).unwrap();
+        assert_eq!(heard.events, (1..=20).map(|done| (done, 20)).collect::<Vec<_>>());
         for (index, result) in results.into_iter().enumerate() {
             match index {
-                3 => assert!(result.unwrap_err().contains("panic")),
-                7 => assert_eq!(result.unwrap_err(), "bad"),
+                3 => assert!(result.unwrap_err().to_string().contains("panic")),
+                7 => assert_eq!(result.unwrap_err().to_string(), "bad"),
                 _ => assert_eq!(result.unwrap(), index * index),
             }
         }
-        assert!(each(0, Ok, &mut |_, _| ()).is_empty());
+        assert!(each(0, Ok, &mut ()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_break_of_the_observer_ends_the_work() {
+        let mut heard = Heard { events: vec![], until: 2 };
+        let stopped = each(100_000, Ok, &mut heard).unwrap_err();
+        assert!(matches!(stopped, PrepareError::Interrupted { done: 2.., total: 100_000 }));
+        assert!(heard.events.len() < 1000, "{}", heard.events.len());
     }
 }

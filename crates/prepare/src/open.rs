@@ -1,7 +1,6 @@
-//! Videos opened, with reasons that fit into a table.
+//! Opens videos, and identifies files and their versions.
 
-use crate::step::State;
-use opensora_files::{error_line, one_line};
+use crate::{RowError, step::State};
 use opensora_video::reader::{Decoder, VideoReader};
 use std::{
     fs, io,
@@ -9,53 +8,52 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-/// Opens a video whose frames come in square pixels.
+/// Opens a video for frames in square pixels.
 ///
 /// # Errors
-/// One line without the path, which the row has.
-pub(crate) fn open(path: &Path, decoder: Decoder) -> Result<VideoReader, String> {
-    let reader = open_stored(path, decoder)?;
-    reader.with_square_pixels().map_err(|error| without_path(&error, path))
+/// Returns an error if the file is missing, empty or cannot be decoded.
+pub(crate) fn open(path: &Path, decoder: Decoder) -> Result<VideoReader, RowError> {
+    Ok(open_stored(path, decoder)?.with_square_pixels()?)
 }
 
-/// Opens a video whose frames come in the stored number of pixels.
+/// Opens a video for frames in the stored size.
 ///
 /// # Errors
-/// As [`open`].
-pub(crate) fn open_stored(path: &Path, decoder: Decoder) -> Result<VideoReader, String> {
+/// Returns an error if the file is missing, empty or cannot be decoded.
+pub(crate) fn open_stored(path: &Path, decoder: Decoder) -> Result<VideoReader, RowError> {
     check(path)?;
-    VideoReader::open(path, decoder).map_err(|error| without_path(&error, path))
+    Ok(VideoReader::open(path, decoder)?)
 }
 
-/// Fails if `path` is no file that holds something.
+/// Checks that `path` is a regular file that is not empty.
 ///
 /// # Errors
-/// One line without the path.
-pub(crate) fn check(path: &Path) -> Result<(), String> {
+/// Returns an error if it is not.
+pub(crate) fn check(path: &Path) -> Result<(), RowError> {
     match regular(path)?.len() {
-        0 => Err("it is empty".into()),
+        0 => Err(RowError::EmptyFile),
         _ => Ok(()),
     }
 }
 
-/// Fails if `path` is no regular file; nothing is opened, as opening a pipe waits for its writer.
+/// Returns the metadata of a regular file. Nothing is opened: opening a pipe would wait for its writer.
 ///
 /// # Errors
-/// One line without the path.
-pub(crate) fn regular(path: &Path) -> Result<fs::Metadata, String> {
+/// Returns an error if `path` is missing or not a regular file.
+pub(crate) fn regular(path: &Path) -> Result<fs::Metadata, RowError> {
     match fs::metadata(path) {
-        Ok(found) if !found.is_file() => Err(format!("it is {}, expected a file", kind(&found))),
+        Ok(found) if !found.is_file() => Err(RowError::NotAFile(kind(&found))),
         Ok(found) => Ok(found),
-        Err(error) => Err(match fs::read_link(path) {
-            Ok(target) => format!("it is a link to {}: {error}", one_line(target.display())),
-            Err(_) => error.to_string(),
+        Err(source) => Err(match fs::read_link(path) {
+            Ok(target) => RowError::Link { target, source },
+            Err(_) => source.into(),
         }),
     }
 }
 
-/// Returns what tells a file from an earlier or later version of it: its size and time. Of a folder of
-/// frames these are the sum of the files' sizes and the latest of all times; if one of the files is out of
-/// reach, so is the folder.
+/// Returns the version of a file: its size and modification time. The version of a folder of frames is
+/// the sum of the files' sizes and the latest time; if one of the files cannot be reached, the folder is
+/// [`State::Gone`].
 pub(crate) fn state(path: &Path) -> State {
     match size_and_time(path) {
         Err(_) => State::Gone,
@@ -69,8 +67,8 @@ pub(crate) fn state(path: &Path) -> State {
 /// Returns the size and time of a file or folder for [`state`]; without time if the file system has none.
 ///
 /// # Errors
-/// Returns an error if the file, the folder or one of the folder's files is out of reach: the rest of a
-/// folder would look like another version of it.
+/// Returns an error if the file, the folder or one of the folder's files cannot be reached: the other
+/// files of the folder would look like another version.
 fn size_and_time(path: &Path) -> io::Result<(u64, Option<Duration>)> {
     let time = |found: &fs::Metadata| found.modified().ok()?.duration_since(UNIX_EPOCH).ok();
     let found = fs::metadata(path)?;
@@ -86,8 +84,8 @@ fn size_and_time(path: &Path) -> io::Result<(u64, Option<Duration>)> {
     Ok((size, latest))
 }
 
-/// Returns what all paths to one file have in common, also links: its path without links, or for a file
-/// of several names its number on its device. Of a file that is not there, the absolute path.
+/// Returns an identity that all paths to one file share, also links: the path without links, or device
+/// and inode number for a file with several hard links. For a missing file, the absolute path.
 pub(crate) fn identity(path: &Path) -> PathBuf {
     #[cfg(unix)]
     if let Ok(found) = fs::metadata(path) {
@@ -100,7 +98,7 @@ pub(crate) fn identity(path: &Path) -> PathBuf {
     real.unwrap_or_else(|_| path.into())
 }
 
-/// Names the kind of something that is no file.
+/// Returns the kind of something that is not a file, with its article.
 pub(crate) fn kind(found: &fs::Metadata) -> &'static str {
     #[cfg(unix)]
     {
@@ -116,29 +114,31 @@ pub(crate) fn kind(found: &fs::Metadata) -> &'static str {
             return "a device";
         }
     }
-    if found.is_dir() { "a folder" } else { "no regular file" }
+    if found.is_dir() { "a folder" } else { "not a regular file" }
 }
 
-/// An error's words without the path, which may stand in the words of several decoders.
-pub(crate) fn without_path(error: &(dyn std::error::Error + 'static), path: &Path) -> String {
-    strip_path(&error_line(error), path)
-}
-
-/// A text without the path, as [`without_path`].
-pub(crate) fn strip_path(text: &str, path: &Path) -> String {
+/// Returns the text of an error without the path of its file, which decoders give in several forms.
+pub(crate) fn without_path(text: &str, path: &Path) -> String {
     let path = path.display().to_string();
-    let text = text.replace(&format!("file:{path}: "), "");
-    let text = text.replace(&format!("{path}: "), "");
+    if path.is_empty() {
+        return text.into();
+    }
+    let text = text.replace(&format!("file:{path}: "), "").replace(&format!("{path}: "), "");
     let rest = text.strip_prefix(&path).unwrap_or(&text);
-    one_line(rest.trim_start_matches([':', ' ']))
+    rest.trim_start_matches([':', ' ']).into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn reason<T>(result: Result<T, RowError>) -> String {
+        result.err().unwrap().reason(None)
+    }
+
     #[test]
     #[cfg(unix)]
-    fn a_file_has_one_identity_whatever_the_path() {
+    fn all_paths_to_a_file_have_one_identity() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         fs::create_dir(path("sub")).unwrap();
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_is_that_of_one_version_of_a_file_or_folder() {
+    fn a_state_identifies_a_version_of_a_file_or_folder() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         let write = |name: &str, text: &str, seconds: u64| {
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     #[cfg(unix)]
-    fn a_folder_that_is_partly_out_of_reach_is_gone() {
+    fn a_folder_with_an_unreachable_frame_is_gone() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
@@ -201,24 +201,24 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_named() {
+    fn reasons_name_what_is_not_a_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        assert_eq!(check(folder.path()).unwrap_err(), "it is a folder, expected a file");
+        assert_eq!(reason(check(folder.path())), "it is a folder, expected a file");
         fs::write(path("empty.mp4"), "").unwrap();
-        assert_eq!(check(&path("empty.mp4")).unwrap_err(), "it is empty");
-        assert!(check(&path("none.mp4")).unwrap_err().starts_with("No such file"));
+        assert_eq!(reason(check(&path("empty.mp4"))), "it is empty");
+        assert!(reason(check(&path("none.mp4"))).starts_with("No such file"));
         #[cfg(unix)]
         {
             std::os::unix::fs::symlink("gone.mp4", path("dangling.mp4")).unwrap();
-            let reason = check(&path("dangling.mp4")).unwrap_err();
+            let reason = self::reason(check(&path("dangling.mp4")));
             assert!(reason.starts_with("it is a link to gone.mp4: No such file"), "{reason}");
             let made = std::process::Command::new("mkfifo").arg(path("pipe.mp4")).status();
             if made.is_ok_and(|status| status.success()) {
-                let reason = open(&path("pipe.mp4"), Decoder::Auto).err().unwrap();
+                let reason = self::reason(open(&path("pipe.mp4"), Decoder::Auto));
                 assert_eq!(reason, "it is a pipe (FIFO), expected a file");
             }
-            let null = check(Path::new("/dev/null")).unwrap_err();
+            let null = self::reason(check(Path::new("/dev/null")));
             assert_eq!(null, "it is a device, expected a file");
         }
     }

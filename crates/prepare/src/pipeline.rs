@@ -1,28 +1,27 @@
-//! Steps one after another, each from the table of the one before.
+//! Runs steps one after another, each on the table of the previous one.
 //!
-//! A pipeline works in a folder of its own. A step's files lie in a folder that is named after the
-//! step and its settings, such as `split-3fa94c10`: with other settings it works elsewhere and what
-//! was done before is not lost; with the old ones again, also behind other steps, it is found
-//! again. A step that is complete, whose input and the files that it names (by size and time) are what they
-//! were and whose output is untouched is not done again; one that was interrupted goes on by its own journal.
+//! A pipeline has a work folder. Each stage has a folder in it that is named after the stage and a hash of
+//! its settings, such as `split-3fa94c10`, so that results of other settings are kept and found again. A
+//! complete stage is not run again if its settings, its input, the files of the input (by size and time) and
+//! its output are unchanged. An interrupted stage resumes from its own journal.
 //!
-//! Of a job array, each part has a folder for itself in the pipeline's and shares nothing with the
-//! others: the part's rows are those of the first table there is. Near-duplicates are looked for among all
-//! rows: parts measure the clips' hashes and drop none. Merged ([`arrange::merge`](crate::arrange::merge))
-//! and brought into the order of the first table ([`origin`]), the parts' tables are filtered by [`filter::run`](crate::filter::run) with
-//! [`Job::duplicates`](crate::filter::Job::duplicates), which opens no file.
+//! Each shard of a pipeline has a separate folder in the work folder. The rows of a shard are taken from the
+//! first table: the pipeline's input, or the table that the first stage makes of a folder. Near-duplicates
+//! need all rows, so shards measure hashes and drop none. Afterwards, merge the tables of the shards in the
+//! order of the first table ([`origin`], [`arrange::merge`](mod@crate::arrange::merge)) and filter the merged
+//! table with [`filter::Job::duplicates`](crate::filter::Job::duplicates), which opens no file.
 
 pub mod config;
 pub mod sections;
-pub mod stages;
+mod stages;
 
 use crate::{
-    PrepareError,
-    assemble::{Summary, Tables, failed_path, make_folder, shard_path},
+    JournalError, Observer, PrepareError, RunOptions, Shard, StageFinished, StageStarted, Summary,
+    assemble::{Tables, failed_path, make_folder, shard_path},
     open,
-    step::{Shard, State, Watch, open_journal},
+    step::{State, open_journal},
 };
-use opensora_files::{Journal, hex, one_line};
+use opensora_files::{Journal, hex};
 use opensora_manifest::{Table, table::PATH};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -32,84 +31,72 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The column of a pipeline's list of failures that says which step's they are.
+/// The column of a pipeline's list of failures with the name of the stage.
 pub const STAGE: &str = "stage";
 
-/// A step of a pipeline.
+/// A step of a pipeline. The `Job` of each step is one.
 pub trait Stage {
-    /// Its name, a plain word: it names files.
+    /// Returns the name, a word of letters, digits, `-` and `_`, which is used in file names.
     fn name(&self) -> &str;
 
-    /// All that its output depends on besides its input. No secrets: they are written down.
+    /// Returns everything that the output depends on besides the input. It is written to files, so it must
+    /// not contain secrets.
     fn settings(&self) -> Value;
 
-    /// The stage that takes this one's place in a part of a job array, if this one needs all rows.
+    /// Returns the stage that replaces this one in a shard, if this one needs all rows.
     fn for_part(&self) -> Option<Box<dyn Stage>> {
         None
     }
 
-    /// Makes the table `output` of `input`: the table of the step before or, of the first step,
-    /// what the pipeline was given, which may be a folder. Interrupted and called again, it goes
-    /// on. Other files that it makes go beside the output.
+    /// Makes the table `output` from `input`: the table of the previous stage or, for the first stage, the
+    /// input of the pipeline, which can be a folder. An interrupted stage resumes when it is called again.
+    /// Other files are written beside the output, and failed rows are listed in [`failed_path`] of it.
     ///
     /// # Errors
-    /// Where the step as a whole cannot be done. Rows that it cannot use are listed in
-    /// [`failed_path`] of the output.
+    /// Returns an error if the step fails as a whole, or the observer stops it.
     fn run(
         &self,
         input: &Path,
         output: &Path,
-        watch: &mut dyn Watch,
+        observer: &mut dyn Observer,
     ) -> Result<Summary, PrepareError>;
 }
 
-/// Watches a pipeline, and each of its steps.
-pub trait Observer: Watch {
-    /// A step begins, the `number`th of `total` from 1.
-    fn began(&mut self, _stage: &str, _number: usize, _total: usize) {}
-
-    /// A step is complete; `was_done` where it was so before.
-    fn ended(&mut self, _stage: &str, _summary: &Summary, _was_done: bool) {}
-}
-
-impl Observer for () {}
-
-/// Where a pipeline works.
-#[derive(Debug, Clone)]
+/// The files and options of a pipeline.
+#[derive(Debug, Clone, Default)]
 pub struct Job {
-    /// What the first step is given: a table, or a folder.
+    /// The input of the first stage: a table, or a folder.
     pub input: PathBuf,
-    /// The folder of the steps.
+    /// The work folder.
     pub work: PathBuf,
-    /// The final table. Beside it ([`failed_path`]) all rows that a step could not use, with
+    /// The final table. The list beside it ([`failed_path`]) has the failed rows of all stages, with
     /// [`STAGE`] and the reason.
     pub out: PathBuf,
-    /// Which rows.
-    pub shard: Shard,
-    /// Whether complete steps with failures are run again; the stages have to know as well.
-    pub retry_failed: bool,
+    /// Shard of the rows, and retries: complete stages with failures are run again. Stages have separate
+    /// options ([`Config::stages`](config::Config::stages)), and only theirs set the workers.
+    pub options: RunOptions,
 }
 
-/// That a step is complete: a line of the pipeline's journal.
+/// The record of a complete stage: a line of the pipeline's journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Seal {
-    /// The step's folder.
+    /// The stage's folder.
     folder: String,
     settings: Value,
-    /// SHA-256 of the table that it was given; of a folder there is none.
+    /// SHA-256 of the input table; `None` for a folder.
     input: Option<String>,
-    /// SHA-256 of the sizes and times of the files that the table names. Journals of earlier versions
-    /// have none.
+    /// SHA-256 of the sizes and times of the files in the input table; `None` in journals of earlier
+    /// versions.
     #[serde(default)]
     files: Option<String>,
-    /// SHA-256 of its table.
+    /// SHA-256 of the output table.
     output: String,
     summary: Summary,
 }
 
 impl Seal {
-    /// Whether a step is as complete as it was: with the same settings, of the same input and the same
-    /// files, and with its output untouched. What comes of a folder never is: the folder may have changed.
+    /// Returns true if the stage is still complete: settings, input, files of the input and output are
+    /// unchanged. Always false for the input of a folder, whose contents can have changed.
     fn holds(&self, stage: &dyn Stage, input: &Path, output: &Path) -> bool {
         let is = |path: &Path, hash: &str| hash_file(path).is_ok_and(|found| found == hash);
         let are = |hash: &str| hash_files(input).is_ok_and(|found| found == hash);
@@ -120,7 +107,7 @@ impl Seal {
     }
 }
 
-/// The pipeline's journal: which steps are complete, and of what.
+/// The pipeline's journal: the records of complete stages.
 struct Seals {
     path: PathBuf,
     journal: Journal,
@@ -132,97 +119,111 @@ impl Seals {
         let path = work.join("pipeline.journal.jsonl");
         let (journal, lines) = open_journal(&path)?;
         let parse = |(index, line): (usize, &String)| {
-            serde_json::from_str(line).map_err(|error| PrepareError::Journal {
+            serde_json::from_str(line).map_err(|source| PrepareError::Journal {
                 path: path.clone(),
-                reason: format!("line {} is no record: {}", index + 1, one_line(error)),
+                source: JournalError::Record { line: index + 1, source },
             })
         };
         let seals = lines.iter().enumerate().map(parse).collect::<Result<_, _>>()?;
         Ok(Self { path, journal, seals })
     }
 
-    /// The last word on a folder.
+    /// Returns the last record of a folder.
     fn of(&self, folder: &str) -> Option<&Seal> {
         self.seals.iter().rev().find(|seal| seal.folder == folder)
+    }
+
+    /// Runs a stage and records that it is complete.
+    fn run(
+        &mut self,
+        stage: &dyn Stage,
+        folder: String,
+        input: &Path,
+        output: &Path,
+        observer: &mut dyn Observer,
+    ) -> Result<Summary, PrepareError> {
+        make_folder(output)?;
+        // Before the run: a file that changes meanwhile is not what the stage was given.
+        let given = hash_input(input)?;
+        let files = given.as_ref().map(|_| hash_files(input)).transpose()?;
+        let summary = stage.run(input, output, observer)?;
+        let (settings, output) = (stage.settings(), hash_file(output)?);
+        self.add(Seal { folder, settings, input: given, files, output, summary })?;
+        Ok(summary)
     }
 
     fn add(&mut self, seal: Seal) -> Result<(), PrepareError> {
         let line = serde_json::to_string(&seal).map_err(std::io::Error::from);
         let added = line.and_then(|line| self.journal.append([line.as_str()]));
-        added.map_err(io(&self.path))?;
+        added.map_err(PrepareError::io(&self.path))?;
         self.seals.push(seal);
         Ok(())
     }
 }
 
-/// Does what is left to do, and writes the final table. Returns the steps' names and numbers.
+/// Runs the stages that are not complete and writes the final table. Returns the name and row counts
+/// of each stage.
 ///
 /// # Errors
-/// Where a step as a whole cannot be done, another process works in the folder, or a file cannot
-/// be read or written.
+/// Returns an error if a stage fails, another process works in the folder, or a file cannot be read or
+/// written.
 pub fn run(
-    stages: &[&dyn Stage],
     job: &Job,
+    stages: &[&dyn Stage],
     observer: &mut dyn Observer,
 ) -> Result<Vec<(String, Summary)>, PrepareError> {
     check(stages)?;
+    let shard = job.options.shard;
     let work = work_folder(job);
-    std::fs::create_dir_all(&work).map_err(io(&work))?;
+    std::fs::create_dir_all(&work).map_err(PrepareError::io(&work))?;
     let mut seals = Seals::open(&work)?;
 
     let mut input = job.input.clone();
-    let mut is_cut = job.shard == Shard::WHOLE;
+    let mut is_cut = shard == Shard::WHOLE;
     let (mut done, mut failed) = (Vec::new(), Table::default());
     let mut folders = HashSet::new();
     for (index, stage) in stages.iter().enumerate() {
-        let part_stage = if job.shard == Shard::WHOLE { None } else { stage.for_part() };
+        let part_stage = if shard == Shard::WHOLE { None } else { stage.for_part() };
         let stage = part_stage.as_deref().unwrap_or(*stage);
+        let name = stage.name();
         if !is_cut && input.is_file() {
-            input = part(&input, &work, job.shard)?;
+            input = part(&input, &work, shard)?;
             is_cut = true;
         }
-        observer.began(stage.name(), index + 1, stages.len());
+        observer.stage_started(&StageStarted { name, number: index + 1, total: stages.len() });
         let mut folder = folder_name(stage);
         while !folders.insert(folder.clone()) {
-            // The same step again.
+            // The same stage again.
             folder.push_str("-again");
         }
-        let output = work.join(&folder).join(format!("{}.csv", stage.name()));
+        let output = work.join(&folder).join(format!("{name}.csv"));
         let known = seals.of(&folder).filter(|seal| seal.holds(stage, &input, &output));
         let known = known.map(|seal| seal.summary);
-        let known = known.filter(|summary| !(job.retry_failed && summary.failed > 0));
+        let known = known.filter(|summary| !(job.options.retry_failed && summary.failed > 0));
         let summary = match known {
             Some(summary) => summary,
-            None => {
-                make_folder(&output)?;
-                // What comes in while the step works is not what it was given.
-                let given = hash_input(&input)?;
-                let files = given.as_ref().map(|_| hash_files(&input)).transpose()?;
-                let summary = stage.run(&input, &output, observer)?;
-                let (settings, output) = (stage.settings(), hash_file(&output)?);
-                seals.add(Seal { folder, settings, input: given, files, output, summary })?;
-                summary
-            }
+            None => seals.run(stage, folder, &input, &output, observer)?,
         };
-        observer.ended(stage.name(), &summary, known.is_some());
-        collect(&mut failed, &output, stage.name())?;
-        done.push((stage.name().to_string(), summary));
+        let was_complete = known.is_some();
+        observer.stage_finished(&StageFinished { name, summary: &summary, was_complete });
+        collect(&mut failed, &output, name)?;
+        done.push((name.to_string(), summary));
         input = output;
     }
 
-    let out = shard_path(&job.out, job.shard);
+    let out = shard_path(&job.out, shard);
     let mut table = Table::read(&input)?;
     if !is_cut {
-        // A single step made the first table.
-        table = table.select((0..table.len()).filter(|&row| job.shard.holds(row)));
+        // A single stage made the first table.
+        table = table.select((0..table.len()).filter(|&row| shard.holds(row)));
     }
     make_folder(&out)?;
     Tables { output: table, failed }.write(&out)?;
     Ok(done)
 }
 
-/// The first table that there is in a part of a job array: the pipeline's input or, of a folder, what the
-/// first step makes of it. The tables of all parts, merged, are brought into its order
+/// Returns the first table of a shard: the pipeline's input or, for a folder, the table that the first stage
+/// makes of it. The merged tables of all shards are brought into its order
 /// ([`arrange::in_order_of`](crate::arrange::in_order_of)).
 pub fn origin(stages: &[&dyn Stage], job: &Job) -> PathBuf {
     match stages.first() {
@@ -233,27 +234,28 @@ pub fn origin(stages: &[&dyn Stage], job: &Job) -> PathBuf {
     }
 }
 
-/// The folder in which a pipeline or a part of it works.
+/// Returns the work folder of a pipeline or of a shard of it.
 fn work_folder(job: &Job) -> PathBuf {
-    if job.shard == Shard::WHOLE {
+    let shard = job.options.shard;
+    if shard == Shard::WHOLE {
         return job.work.clone();
     }
-    job.work.join(format!("shard-{}", job.shard.to_string().replace('/', "-of-")))
+    job.work.join(format!("shard-{}", shard.to_string().replace('/', "-of-")))
 }
 
-/// The name of a step's folder.
+/// Returns the name of a stage's folder.
 fn folder_name(stage: &dyn Stage) -> String {
     format!("{}-{}", stage.name(), &hash(&stage.settings().to_string())[..8])
 }
 
-/// Fails where the steps' files could not be told apart.
+/// Returns an error if there are no stages or a name is not usable in file names.
 fn check(stages: &[&dyn Stage]) -> Result<(), PrepareError> {
     let is_word = |name: &str| {
         !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
     };
     let wrong = stages.iter().map(|stage| stage.name()).find(|name| !is_word(name));
     let found = match (stages.is_empty(), wrong) {
-        (true, _) => "no steps".to_string(),
+        (true, _) => "no stages".to_string(),
         (false, Some(name)) => format!("{name:?}"),
         (false, None) => return Ok(()),
     };
@@ -264,7 +266,7 @@ fn check(stages: &[&dyn Stage]) -> Result<(), PrepareError> {
     })
 }
 
-/// Writes the rows of a part; their paths stay what they were.
+/// Writes the rows of a shard with unchanged paths.
 fn part(table: &Path, work: &Path, shard: Shard) -> Result<PathBuf, PrepareError> {
     let all = Table::read(table)?;
     let path = work.join("rows.csv");
@@ -272,7 +274,7 @@ fn part(table: &Path, work: &Path, shard: Shard) -> Result<PathBuf, PrepareError
     Ok(path)
 }
 
-/// Adds a step's failures to those of the pipeline.
+/// Adds a stage's failures to those of the pipeline.
 fn collect(failed: &mut Table, output: &Path, stage: &str) -> Result<(), PrepareError> {
     let list = failed_path(output);
     if list.exists() {
@@ -285,21 +287,17 @@ fn collect(failed: &mut Table, output: &Path, stage: &str) -> Result<(), Prepare
     Ok(())
 }
 
-fn io(path: &Path) -> impl Fn(std::io::Error) -> PrepareError {
-    move |source| PrepareError::Io { path: path.into(), source }
-}
-
-/// SHA-256 in hexadecimal digits.
+/// Returns the SHA-256 of a text in hexadecimal digits.
 fn hash(text: &str) -> String {
     hex(&Sha256::digest(text.as_bytes()))
 }
 
-/// A table's SHA-256; a folder has none.
+/// Returns the SHA-256 of a table; `None` for a folder.
 fn hash_input(path: &Path) -> Result<Option<String>, PrepareError> {
     if path.is_dir() { Ok(None) } else { hash_file(path).map(Some) }
 }
 
-/// SHA-256 of the states of the files that a table names.
+/// Returns the SHA-256 of the states of a table's files.
 fn hash_files(table: &Path) -> Result<String, PrepareError> {
     let table = Table::read(table)?;
     let mut sha = Sha256::new();
@@ -312,9 +310,9 @@ fn hash_files(table: &Path) -> Result<String, PrepareError> {
 }
 
 fn hash_file(path: &Path) -> Result<String, PrepareError> {
-    let mut file = std::fs::File::open(path).map_err(io(path))?;
+    let mut file = std::fs::File::open(path).map_err(PrepareError::io(path))?;
     let mut sha = Sha256::new();
-    std::io::copy(&mut file, &mut sha).map_err(io(path))?;
+    std::io::copy(&mut file, &mut sha).map_err(PrepareError::io(path))?;
     Ok(hex(&sha.finalize()))
 }
 
@@ -322,9 +320,11 @@ fn hash_file(path: &Path) -> Result<String, PrepareError> {
 mod tests {
     use super::*;
     use crate::{
+        Advanced,
         assemble::{Keys, REASON, journal_path},
         step::{self, Run},
     };
+    use opensora_files::error_line;
     use serde_json::json;
     use std::{
         cell::RefCell,
@@ -332,7 +332,7 @@ mod tests {
         sync::atomic::{AtomicUsize, Ordering},
     };
 
-    /// Adds its name's column to every row but those of one path, and counts its work.
+    /// Adds the column of its name to every row except one path, and counts its calls.
     struct Adds {
         name: &'static str,
         value: u32,
@@ -359,23 +359,21 @@ mod tests {
             &self,
             input: &Path,
             output: &Path,
-            watch: &mut dyn Watch,
+            observer: &mut dyn Observer,
         ) -> Result<Summary, PrepareError> {
             let table = Table::read(input)?;
             let keys = Keys::of(&table, PATH, output);
             let run = Run {
                 journal: journal_path(output),
                 settings: self.settings(),
-                workers: 1,
-                shard: Shard::WHOLE,
-                retry_failed: false,
+                options: RunOptions::default(),
             };
             let work = |row: usize| {
                 self.worked.fetch_add(1, Ordering::Relaxed);
                 let path = table.get(row, PATH).unwrap_or_default();
                 if path == self.not { Err("not this one".into()) } else { Ok(self.value) }
             };
-            let outcomes = step::run(&run, keys.all(), work, watch)?;
+            let outcomes = step::run(&run, keys.all(), work, observer)?;
             let tables = Tables::assemble(&table, &[self.name], outcomes, |_, value: u32| {
                 Ok(vec![vec![(self.name, value.to_string())]])
             });
@@ -384,15 +382,15 @@ mod tests {
         }
     }
 
-    /// Notes which steps were done, and stops after so many rows in all.
+    /// Records the completed stages, and stops after a number of rows in total.
     #[derive(Default)]
     struct Notes {
         left: Option<usize>,
         ended: RefCell<Vec<(String, bool)>>,
     }
 
-    impl Watch for Notes {
-        fn advanced(&mut self, _: usize, _: usize, _: usize) -> ControlFlow<()> {
+    impl Observer for Notes {
+        fn advanced(&mut self, _: &Advanced) -> ControlFlow<()> {
             match &mut self.left {
                 Some(0) => return ControlFlow::Break(()),
                 Some(left) => *left -= 1,
@@ -400,11 +398,9 @@ mod tests {
             }
             ControlFlow::Continue(())
         }
-    }
 
-    impl Observer for Notes {
-        fn ended(&mut self, stage: &str, _: &Summary, was_done: bool) {
-            self.ended.borrow_mut().push((stage.into(), was_done));
+        fn stage_finished(&mut self, event: &StageFinished<'_>) {
+            self.ended.borrow_mut().push((event.name.into(), event.was_complete));
         }
     }
 
@@ -416,28 +412,28 @@ mod tests {
         let input = folder.join("videos.csv");
         table.write(&input).unwrap();
         let (work, out) = (folder.join("work"), folder.join("set.csv"));
-        Job { input, work, out, shard: Shard::WHOLE, retry_failed: false }
+        Job { input, work, out, options: RunOptions::default() }
     }
 
     fn text(path: &Path) -> String {
         std::fs::read_to_string(path).unwrap()
     }
 
-    /// Which steps had been done before.
+    /// Returns for each stage whether it was complete before.
     fn done(stages: &[&dyn Stage], job: &Job) -> Vec<bool> {
         let mut notes = Notes::default();
-        run(stages, job, &mut notes).unwrap();
+        run(job, stages, &mut notes).unwrap();
         notes.ended.into_inner().into_iter().map(|(_, was_done)| was_done).collect()
     }
 
     #[test]
-    fn a_pipeline_goes_on_wherever_it_was_stopped() {
+    fn a_pipeline_resumes_wherever_it_was_stopped() {
         let folder = tempfile::tempdir().unwrap();
         let expected = {
             let other = tempfile::tempdir().unwrap();
             let (first, second) = (Adds::new("a", 1, "/videos/2.mp4"), Adds::new("b", 2, ""));
             let job = job(other.path());
-            let numbers = run(&[&first, &second], &job, &mut ()).unwrap();
+            let numbers = run(&job, &[&first, &second], &mut ()).unwrap();
             assert_eq!(numbers[0].1, Summary { input: 6, output: 5, failed: 1 });
             assert_eq!(numbers[1].1, Summary { input: 5, output: 5, failed: 0 });
             (text(&job.out), text(&failed_path(&job.out)))
@@ -447,7 +443,7 @@ mod tests {
         let mut stops = 0;
         loop {
             let mut notes = Notes { left: Some(stops % 3), ..Notes::default() };
-            match run(&[&first, &second], &job, &mut notes) {
+            match run(&job, &[&first, &second], &mut notes) {
                 Err(PrepareError::Stopped { .. }) => stops += 1,
                 ended => break drop(ended.unwrap()),
             }
@@ -457,9 +453,9 @@ mod tests {
         // A kill in the middle of a line of the journal.
         let journal = job.work.join("pipeline.journal.jsonl");
         std::fs::write(&journal, text(&journal) + "{\"folder\": \"b").unwrap();
-        run(&[&first, &second], &job, &mut ()).unwrap();
+        run(&job, &[&first, &second], &mut ()).unwrap();
         assert_eq!((text(&job.out), text(&failed_path(&job.out))), expected);
-        // No row was worked on twice.
+        // No row was processed twice.
         assert_eq!(first.worked.load(Ordering::Relaxed), 6);
         assert_eq!(second.worked.load(Ordering::Relaxed), 5);
         let failed = Table::read(&failed_path(&job.out)).unwrap();
@@ -470,29 +466,29 @@ mod tests {
     }
 
     #[test]
-    fn only_what_changed_is_done_again() {
+    fn only_changed_stages_are_run_again() {
         let folder = tempfile::tempdir().unwrap();
         let job = job(folder.path());
         let (a, b, c) = (Adds::new("a", 1, ""), Adds::new("b", 2, ""), Adds::new("c", 3, ""));
         assert_eq!(done(&[&a, &b, &c], &job), [false; 3]);
         assert_eq!(done(&[&a, &b, &c], &job), [true; 3]);
-        // Other settings, and with them another input for the step behind.
+        // Other settings, and so another input of the next stage.
         let other = Adds::new("b", 20, "");
         assert_eq!(done(&[&a, &other, &c], &job), [true, false, false]);
         assert!(text(&job.out).contains("20"));
-        // The old ones again: the step is still there, the one behind has its rows' records.
+        // The old settings: the stage is complete, and the next one has records of its rows.
         assert_eq!(done(&[&a, &b, &c], &job), [true, true, false]);
         assert_eq!(done(&[&a, &c, &c], &job), [true, false, false]);
         assert_eq!(done(&[&a, &b, &c], &job), [true, true, false]);
-        // The same step once more is another one.
+        // The same stage twice has two folders.
         assert_eq!(c.worked.load(Ordering::Relaxed), 12);
-        // Another input: only its new row is worked on.
+        // Another input: only its new row is processed.
         let mut table = Table::read(&job.input).unwrap();
         table.push([(PATH, "/videos/new.mp4".into())]);
         table.write(&job.input).unwrap();
         assert_eq!(done(&[&a, &b, &c], &job), [false; 3]);
         assert_eq!(a.worked.load(Ordering::Relaxed), 7);
-        // A file that changed: the steps look again, and their journals know which row it is.
+        // A changed file: the stages run again, and their journals have all rows but one.
         let video = folder.path().join("here.mp4");
         std::fs::write(&video, "x").unwrap();
         table.push([(PATH, video.display().to_string())]);
@@ -502,7 +498,7 @@ mod tests {
         assert_eq!(done(&[&a, &b, &c], &job), [false; 3]);
         assert_eq!(done(&[&a, &b, &c], &job), [true; 3]);
         assert_eq!(a.worked.load(Ordering::Relaxed), 8);
-        // An output that somebody changed.
+        // A changed output.
         let mut folders = std::fs::read_dir(&job.work).unwrap();
         let output = folders.find_map(|entry| {
             Some(entry.unwrap().path().join("c.csv")).filter(|path| path.exists())
@@ -513,14 +509,15 @@ mod tests {
     }
 
     #[test]
-    fn parts_share_the_rows_and_nothing_else() {
+    fn shards_split_the_rows_and_share_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let job = job(folder.path());
         let mut rows = Vec::new();
         for index in 0..4 {
-            let job = Job { shard: Shard::new(index, 4).unwrap(), ..job.clone() };
-            run(&[&Adds::new("a", 1, "")], &job, &mut ()).unwrap();
-            let table = Table::read(&shard_path(&job.out, job.shard)).unwrap();
+            let mut job = job.clone();
+            job.options.shard = Shard::new(index, 4).unwrap();
+            run(&job, &[&Adds::new("a", 1, "")], &mut ()).unwrap();
+            let table = Table::read(&shard_path(&job.out, job.options.shard)).unwrap();
             rows.extend((0..table.len()).map(|row| table.get(row, PATH).unwrap().to_string()));
         }
         rows.sort();
@@ -528,16 +525,16 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_run_is_refused() {
+    fn invalid_pipelines_are_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let job = job(folder.path());
-        let none = run(&[], &job, &mut ()).unwrap_err().to_string();
-        assert!(none.contains("no steps"), "{none}");
-        let slash = run(&[&Adds::new("../a", 1, "")], &job, &mut ()).unwrap_err().to_string();
+        let none = run(&job, &[], &mut ()).unwrap_err().to_string();
+        assert!(none.contains("no stages"), "{none}");
+        let slash = run(&job, &[&Adds::new("../a", 1, "")], &mut ()).unwrap_err().to_string();
         assert!(slash.contains("../a"), "{slash}");
         std::fs::create_dir_all(&job.work).unwrap();
         let _other = Journal::open(&job.work.join("pipeline.journal.jsonl")).unwrap();
-        let busy = run(&[&Adds::new("a", 1, "")], &job, &mut ()).unwrap_err().to_string();
+        let busy = error_line(&run(&job, &[&Adds::new("a", 1, "")], &mut ()).unwrap_err());
         assert!(busy.contains("another process"), "{busy}");
     }
 }

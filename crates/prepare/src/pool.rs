@@ -1,4 +1,4 @@
-//! Work on several threads.
+//! A pool of worker threads.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -8,13 +8,11 @@ use std::{
     },
 };
 
-/// The reason of a row whose work panicked.
-pub(crate) const PANIC: &str = "the program made a mistake on it (a panic)";
-
-/// Calls `job` for each index below `count` on `workers` threads, until `stop` is set, while `collect`
-/// receives the results on this thread: the index and what the job returned, or `None` if it panicked.
+/// Calls `job` for each index below `count` on `workers` threads, until `stop` is set. `collect` receives
+/// the results on this thread: each index and what the job returned, or `None` if it panicked.
 ///
-/// Workers wait for `collect`, so that little is lost if the program is killed.
+/// The channel holds one result, so that workers wait for `collect` and little is lost if the program is
+/// killed.
 pub(crate) fn run<T: Send, R>(
     workers: usize,
     count: usize,
@@ -50,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn results_come_with_their_index_and_panics_without_one() {
+    fn results_have_their_index_and_panics_are_none() {
         let stop = AtomicBool::new(false);
         let job = |index: usize| if index == 3 { panic!("on purpose") } else { 2 * index };
         let mut results: Vec<_> = run(4, 20, &stop, job, |results| results.iter().collect());
@@ -61,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_or_a_lost_receiver_ends_the_workers() {
+    fn a_stop_or_a_dropped_receiver_ends_the_workers() {
         let stop = AtomicBool::new(false);
         let done = AtomicUsize::new(0);
         let job = |_| {

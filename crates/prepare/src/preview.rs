@@ -1,11 +1,10 @@
-//! Clips and captions to look at, on one sheet.
+//! Contact sheets of clips and their captions, as PNG or HTML.
 //!
-//! Of each clip there are three frames, from a fifth, the half and four fifths of its length, with
-//! its caption below. As PNG the sheet is one picture, whose font has the Latin, Greek and Cyrillic
-//! letters and boxes for all others; as HTML it is one page that holds its pictures and fetches
-//! nothing, in which a browser shows captions of any script.
+//! Each clip is shown as three frames, at 20 %, 50 % and 80 % of its length, with its caption below. A PNG
+//! sheet is one image, whose font has Latin, Greek and Cyrillic letters and boxes for all others. An HTML
+//! sheet is one page with embedded images and no requests, in which browsers show captions of any script.
 //!
-//! | module | thought |
+//! | module | contents |
 //! |---|---|
 //! | `sheet` | the PNG |
 //! | `page` | the HTML |
@@ -15,7 +14,7 @@ mod sheet;
 
 pub use crate::look::Unreadable;
 
-use crate::{PrepareError, look, source::Header};
+use crate::{Observer, PrepareError, RowError, Summary, look, source::Header};
 use opensora_files::write_atomically;
 use opensora_manifest::{
     Table,
@@ -29,22 +28,29 @@ use opensora_video::{
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
-/// Where in a clip frames are taken from.
+/// Positions of the frames in a clip.
 const PLACES: [f64; 3] = [0.2, 0.5, 0.8];
-/// Rows and columns that a frame is made to fit into.
+/// Largest height and width of a frame on the sheet.
 const THUMBNAIL: [usize; 2] = [162, 288];
 
-/// Which rows are shown.
+/// Options of a preview: which rows are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Choice {
-    /// How many; all of them where there are no more.
+pub struct Job {
+    /// Number of rows; all rows if the table has fewer.
     pub count: usize,
-    /// Another seed shows other rows.
+    /// Seed of the random choice of rows.
     pub seed: u64,
 }
 
-impl Choice {
-    /// Rows out of so many, in their order.
+impl Default for Job {
+    /// 16 rows.
+    fn default() -> Self {
+        Self { count: 16, seed: 42 }
+    }
+}
+
+impl Job {
+    /// Returns the chosen rows of a table of `rows` rows, in order.
     fn rows(self, rows: usize) -> Vec<usize> {
         let mut keyed: Vec<([u8; 32], usize)> = (0..rows)
             .map(|row| {
@@ -64,29 +70,38 @@ impl Choice {
     }
 }
 
-/// What a sheet shows.
+/// The rows of a written sheet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shown {
-    /// Rows on the sheet.
+pub struct Report {
+    /// Number of rows of the table.
+    pub input: usize,
+    /// Number of rows on the sheet.
     pub rows: usize,
-    /// Those of them whose file could not be read: they are on it with the reason.
+    /// The rows on the sheet whose file cannot be read; the sheet shows the reason.
     pub unreadable: Vec<Unreadable>,
 }
 
-/// A row as it is shown.
+impl Report {
+    /// Returns the row counts.
+    pub fn summary(&self) -> Summary {
+        Summary { input: self.input, output: self.rows, failed: self.unreadable.len() }
+    }
+}
+
+/// A row of the sheet.
 struct Entry<'a, Picture> {
-    /// Number of the row, from 1.
+    /// Row of the table, counted from 1.
     row: usize,
-    /// The file's own name: a sheet is passed on, and folders may tell more than they should.
+    /// File name without folders, which could reveal private information on a shared sheet.
     name: String,
-    /// Empty where there is none.
+    /// Empty if the row has none.
     caption: &'a str,
-    /// The frames beside each other, and what the file says of itself; or why it cannot be read.
+    /// The frames side by side and the header, or why the file cannot be read.
     look: Result<(Picture, Header), String>,
 }
 
 impl<Picture> Entry<'_, Picture> {
-    /// One line: number, name and what the file says of itself.
+    /// Returns one line with number, name and header.
     fn headline(&self) -> String {
         let mut line = format!("{}. {}", self.row, self.name);
         if let Ok((_, header)) = &self.look {
@@ -105,7 +120,7 @@ impl<Picture> Entry<'_, Picture> {
     }
 }
 
-/// What a sheet is written as.
+/// The format of a sheet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Png,
@@ -127,22 +142,23 @@ impl Format {
     }
 }
 
-/// Writes a sheet of some rows of a table to `path`, as PNG or HTML by its ending. A row whose
-/// file cannot be read is on it with the reason. `advanced` hears how many of how many are done.
+/// Writes a sheet of some rows of a table to `out`, as PNG or HTML by its extension. A row whose file
+/// cannot be read is shown with the reason.
 ///
 /// # Errors
-/// Where there are no rows, more are asked for than fit into a PNG, the ending is another, or the
-/// file cannot be written; what was at `path` stays then.
-pub fn save(
+/// Returns an error if the table has no rows, there are more rows than fit into a PNG, the extension
+/// is unknown, the file cannot be written, or the observer stops the work. An existing file then stays
+/// unchanged.
+pub fn run(
+    job: &Job,
     table: &Table,
-    choice: Choice,
-    path: &Path,
-    advanced: &mut dyn FnMut(usize, usize),
-) -> Result<Shown, PrepareError> {
-    let format = Format::of(path)?;
-    let rows = choice.rows(table.len());
+    out: &Path,
+    observer: &mut dyn Observer,
+) -> Result<Report, PrepareError> {
+    let format = Format::of(out)?;
+    let rows = job.rows(table.len());
     let count = |expected| {
-        let found = format!("{} of {} rows", choice.count, table.len());
+        let found = format!("{} of {} rows", job.count, table.len());
         Err(PrepareError::Spec { field: "count", found, expected })
     };
     if rows.is_empty() {
@@ -153,37 +169,37 @@ pub fn save(
     }
     match format {
         Format::Png => {
-            let entries = look(table, &rows, Ok, advanced);
-            sheet::save(&entries, path)?;
-            Ok(shown(table, &entries))
+            let entries = look(table, &rows, Ok, observer)?;
+            sheet::save(&entries, out)?;
+            Ok(report(table, &entries))
         }
         Format::Html => {
-            let entries = look(table, &rows, |strip| page::picture(&strip), advanced);
+            let entries = look(table, &rows, |strip| page::picture(&strip), observer)?;
             let page = page::page(&entries);
-            write_atomically(path, |temporary| std::fs::write(temporary, page))
-                .map_err(|source| PrepareError::Io { path: path.into(), source })?;
-            Ok(shown(table, &entries))
+            write_atomically(out, |temporary| std::fs::write(temporary, page))
+                .map_err(PrepareError::io(out))?;
+            Ok(report(table, &entries))
         }
     }
 }
 
-fn shown<Picture>(table: &Table, entries: &[Entry<'_, Picture>]) -> Shown {
+fn report<Picture>(table: &Table, entries: &[Entry<'_, Picture>]) -> Report {
     let unreadable = entries.iter().filter_map(|entry| {
         let reason = entry.look.as_ref().err()?.clone();
         let path = table.get(entry.row - 1, PATH).unwrap_or_default().to_string();
         Some(Unreadable { row: entry.row, path, reason })
     });
-    Shown { rows: entries.len(), unreadable: unreadable.collect() }
+    Report { input: table.len(), rows: entries.len(), unreadable: unreadable.collect() }
 }
 
-/// Looks into the files of some rows; `picture` is made of each strip of frames at once, so that
-/// no more than necessary is held.
+/// Reads frames of the rows' files. `picture` converts each strip of frames at once, so that memory
+/// holds few decoded frames.
 fn look<'a, Picture: Send>(
     table: &'a Table,
     rows: &[usize],
-    picture: impl Fn(Frames) -> Result<Picture, String> + Sync,
-    advanced: &mut dyn FnMut(usize, usize),
-) -> Vec<Entry<'a, Picture>> {
+    picture: impl Fn(Frames) -> Result<Picture, RowError> + Sync,
+    observer: &mut dyn Observer,
+) -> Result<Vec<Entry<'a, Picture>>, PrepareError> {
     let path = |row: usize| Path::new(table.get(row, PATH).unwrap_or_default());
     let one = |index: usize| {
         let path = path(rows[index]);
@@ -193,38 +209,36 @@ fn look<'a, Picture: Send>(
         let (frames, header) = look::frames_at(path, &PLACES)?;
         Ok((picture(strip(&frames)?)?, header))
     };
-    let looks = look::each(rows.len(), one, advanced);
-    rows.iter()
-        .zip(looks)
-        .map(|(&row, look)| Entry {
-            row: row + 1,
-            name: path(row).file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            caption: table.get(row, TEXT).unwrap_or_default(),
-            look,
-        })
-        .collect()
+    let looks = look::each(rows.len(), one, observer)?;
+    let entry = |(&row, look): (&usize, Result<_, RowError>)| Entry {
+        row: row + 1,
+        name: path(row).file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        caption: table.get(row, TEXT).unwrap_or_default(),
+        look: look.map_err(|error| error.reason(Some(path(row)))),
+    };
+    Ok(rows.iter().zip(looks).map(entry).collect())
 }
 
-/// Small frames beside each other.
-fn strip(frames: &Frames) -> Result<Frames, String> {
+/// Scales frames down and puts them side by side.
+fn strip(frames: &Frames) -> Result<Frames, RowError> {
     let source = [frames.height(), frames.width()];
     let scales = [0, 1].map(|axis| THUMBNAIL[axis] as f64 / source[axis] as f64);
     let scale = scales[0].min(scales[1]).min(1.0);
     let size = source.map(|side| ((side as f64 * scale).round() as usize).max(1));
     let resize = Resize::whole(source, size);
     let data = frames.iter().flat_map(|frame| resize.apply(frame, Filter::Bicubic)).collect();
-    let error = |error: opensora_video::FramesError| error.to_string();
-    let small = Frames::from_rgb(data, [frames.len(), size[0], size[1]]).map_err(error)?;
+    let small = Frames::from_rgb(data, [frames.len(), size[0], size[1]])?;
     let options = SheetOptions { columns: PLACES.len(), scale: 1 };
-    contact_sheet(&[small], &options).map_err(error)
+    Ok(contact_sheet(&[small], &options)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use opensora_files::error_line;
     use opensora_video::png;
 
-    /// A video, a text that is none, and a row without a file.
+    /// A video, a text file named as a video, and a row without a file.
     fn table(folder: &Path) -> Table {
         let video = look::tests::video(folder, "a<b>.mp4").display().to_string();
         let torn = folder.join("torn.mp4");
@@ -237,18 +251,18 @@ mod tests {
         table
     }
 
-    const ALL: Choice = Choice { count: 40, seed: 0 };
+    const ALL: Job = Job { count: 40, seed: 0 };
 
     #[test]
-    fn rows_are_chosen_by_the_seed_and_shown_in_order() {
-        let chosen = |count, seed| Choice { count, seed }.rows(1000);
+    fn rows_are_chosen_by_the_seed_and_in_order() {
+        let chosen = |count, seed| Job { count, seed }.rows(1000);
         let rows = chosen(20, 1);
         assert!(rows.len() == 20 && rows.is_sorted() && rows[19] < 1000);
         assert_eq!(rows, chosen(20, 1));
         assert_ne!(rows, chosen(20, 2));
-        // More of them are the same and others.
+        // A larger choice contains the smaller one.
         assert!(rows.iter().all(|row| chosen(30, 1).contains(row)));
-        assert_eq!(Choice { count: 9, seed: 3 }.rows(4), [0, 1, 2, 3]);
+        assert_eq!(Job { count: 9, seed: 3 }.rows(4), [0, 1, 2, 3]);
         assert!(chosen(0, 3).is_empty());
     }
 
@@ -257,7 +271,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let table = table(folder.path());
         let path = folder.path().join("sheet.png");
-        let shown = save(&table, ALL, &path, &mut |_, _| ()).unwrap();
+        let shown = run(&ALL, &table, &path, &mut ()).unwrap();
         assert_eq!(shown.rows, 3);
         let rows: Vec<usize> = shown.unreadable.iter().map(|bad| bad.row).collect();
         assert_eq!(rows, [2, 3]);
@@ -274,14 +288,12 @@ mod tests {
     }
 
     #[test]
-    fn a_page_holds_everything_and_captions_stay_text() {
+    fn a_page_embeds_its_images_and_escapes_captions() {
         let folder = tempfile::tempdir().unwrap();
         let table = table(folder.path());
         let path = folder.path().join("sheet.HTML");
-        let mut heard = vec![];
-        let shown = save(&table, ALL, &path, &mut |done, total| heard.push((done, total))).unwrap();
+        let shown = run(&ALL, &table, &path, &mut ()).unwrap();
         assert_eq!((shown.rows, shown.unreadable.len()), (3, 2));
-        assert_eq!(heard, [(1, 3), (2, 3), (3, 3)]);
         let page = std::fs::read_to_string(&path).unwrap();
         let caption =
             "A &lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; fox &amp; &quot;friends&quot;";
@@ -291,16 +303,16 @@ mod tests {
         for never in ["<script", "://", "\u{1b}", "a<b>"] {
             assert!(!page.contains(never), "{never}");
         }
-        assert!(!page.contains(folder.path().to_str().unwrap()), "folders are nobody's business");
+        assert!(!page.contains(folder.path().to_str().unwrap()), "it names a folder");
     }
 
     #[test]
-    fn what_cannot_be_is_refused_and_nothing_written() {
+    fn invalid_jobs_are_rejected_and_nothing_written() {
         let folder = tempfile::tempdir().unwrap();
         let table = table(folder.path());
         let refused = |table: &Table, count, name: &str| {
-            let choice = Choice { count, seed: 0 };
-            save(table, choice, &folder.path().join(name), &mut |_, _| ()).unwrap_err().to_string()
+            let job = Job { count, seed: 0 };
+            error_line(&run(&job, table, &folder.path().join(name), &mut ()).unwrap_err())
         };
         assert!(refused(&table, 3, "a.pdf").contains("ends in .png or .html"));
         assert!(refused(&table, 0, "a.png").contains("count = 0 of 3 rows"));
@@ -310,10 +322,10 @@ mod tests {
         assert!(refused(&table, 3, "none/a.html").contains("none/a.html"));
         assert!(refused(&table, 3, "none/a.png").contains("none/a.png"));
         assert!(!folder.path().join("a.png").exists());
-        // Nothing but rows that cannot be read is a sheet still.
+        // A sheet of only unreadable rows is written as well.
         let bad = table.select([1, 2]);
         for name in ["bad.png", "bad.html"] {
-            let shown = save(&bad, ALL, &folder.path().join(name), &mut |_, _| ()).unwrap();
+            let shown = run(&ALL, &bad, &folder.path().join(name), &mut ()).unwrap();
             assert_eq!(shown.unreadable.len(), 2);
         }
     }

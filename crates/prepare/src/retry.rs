@@ -1,22 +1,24 @@
-//! Patience with what is far away: attempts, growing waits, and what is worth another attempt.
+//! Retries with exponentially growing waits, for requests to servers.
 
 use std::{
+    fmt,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-/// How long to insist.
+/// How often a request is tried, and how long to wait between two attempts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
-    /// Attempts in all, at least 1.
+pub struct RetryPolicy {
+    /// Number of attempts; 0 counts as 1.
     pub attempts: u32,
-    /// Wait before the second attempt; it doubles from there.
+    /// Wait before the second attempt. It doubles with each further attempt.
     pub first_wait: Duration,
-    /// Longest wait between two attempts, also where the other side asks for more.
+    /// Longest wait between two attempts, also if the server asks for a longer one.
     pub longest_wait: Duration,
 }
 
-impl Default for Patience {
+impl Default for RetryPolicy {
+    /// Five attempts, with waits of 1 s, 2 s, 4 s and 8 s.
     fn default() -> Self {
         Self {
             attempts: 5,
@@ -26,50 +28,92 @@ impl Default for Patience {
     }
 }
 
-/// Why an attempt did not succeed.
+/// The error of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failure {
-    /// It may succeed later.
-    Again {
-        /// What happened, one line.
-        reason: String,
-        /// How long the other side asks to wait.
+pub enum Failure<E> {
+    /// A later attempt may succeed.
+    Transient {
+        /// What failed.
+        error: E,
+        /// The wait that the server asks for (`Retry-After`).
         wait: Option<Duration>,
     },
-    /// It will not succeed.
-    Final(String),
+    /// No later attempt will succeed.
+    Permanent(E),
 }
 
-/// Attempts until one succeeds, one fails for good, or patience ends. Waits end early when `stop`
-/// is set. `attempt` gets its number, from 0.
-///
-/// # Errors
-/// The last attempt's reason, and how many there were where it was not the first.
-pub fn insist<T>(
-    patience: &Patience,
-    stop: &AtomicBool,
-    mut attempt: impl FnMut(u32) -> Result<T, Failure>,
-) -> Result<T, String> {
-    let mut number = 0;
-    loop {
-        let (reason, asked) = match attempt(number) {
-            Ok(done) => return Ok(done),
-            Err(Failure::Final(reason)) => (reason, None),
-            Err(Failure::Again { reason, wait }) => (reason, Some(wait)),
-        };
-        number += 1;
-        let Some(asked) = asked.filter(|_| number < patience.attempts) else {
-            return Err(if number == 1 { reason } else { format!("{reason} ({number} attempts)") });
-        };
-        let own = patience.first_wait.saturating_mul(1 << (number - 1).min(20));
-        pause(asked.unwrap_or(own).min(patience.longest_wait), stop);
-        if stop.load(Ordering::Relaxed) {
-            return Err(format!("{reason} (stopped after {number} attempts)"));
+impl<E> Failure<E> {
+    /// A transient failure without a wait that the server asks for.
+    pub fn transient(error: E) -> Self {
+        Self::Transient { error, wait: None }
+    }
+}
+
+/// The error of the last attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GaveUp<E> {
+    /// What failed.
+    pub error: E,
+    /// Number of attempts.
+    pub attempts: u32,
+    /// True if a stop ended the retries.
+    pub stopped: bool,
+}
+
+impl<E> From<E> for GaveUp<E> {
+    /// The error of a single attempt.
+    fn from(error: E) -> Self {
+        Self { error, attempts: 1, stopped: false }
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for GaveUp<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.attempts, self.stopped) {
+            (count, true) => write!(f, "stopped after {count} attempts: {}", self.error),
+            (1, false) => self.error.fmt(f),
+            (count, false) => write!(f, "after {count} attempts: {}", self.error),
         }
     }
 }
 
-/// Sleeps, but not much longer than until `stop` is set.
+impl<E: std::error::Error> std::error::Error for GaveUp<E> {
+    // The message is that of `error`, so that the next cause is its cause.
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
+}
+
+/// Calls `attempt` with the number of the attempt, from 0, until it succeeds, fails permanently, the
+/// policy's attempts are used up, or `stop` is set, which also ends a wait.
+///
+/// # Errors
+/// Returns the error of the last attempt.
+pub fn retry<T, E>(
+    policy: &RetryPolicy,
+    stop: &AtomicBool,
+    mut attempt: impl FnMut(u32) -> Result<T, Failure<E>>,
+) -> Result<T, GaveUp<E>> {
+    let mut attempts = 0;
+    loop {
+        let (error, asked) = match attempt(attempts) {
+            Ok(done) => return Ok(done),
+            Err(Failure::Permanent(error)) => (error, None),
+            Err(Failure::Transient { error, wait }) => (error, Some(wait)),
+        };
+        attempts += 1;
+        let Some(asked) = asked.filter(|_| attempts < policy.attempts) else {
+            return Err(GaveUp { error, attempts, stopped: false });
+        };
+        let own = policy.first_wait.saturating_mul(1 << (attempts - 1).min(20));
+        pause(asked.unwrap_or(own).min(policy.longest_wait), stop);
+        if stop.load(Ordering::Relaxed) {
+            return Err(GaveUp { error, attempts, stopped: true });
+        }
+    }
+}
+
+/// Sleeps for `time`, or until at most 50 ms after `stop` is set.
 pub fn pause(time: Duration, stop: &AtomicBool) {
     const SLICE: Duration = Duration::from_millis(50);
     let mut left = time;
@@ -84,36 +128,36 @@ pub fn pause(time: Duration, stop: &AtomicBool) {
 mod tests {
     use super::*;
 
-    const QUICK: Patience = Patience {
+    const QUICK: RetryPolicy = RetryPolicy {
         attempts: 3,
         first_wait: Duration::from_millis(1),
         longest_wait: Duration::from_millis(2),
     };
 
-    fn again(reason: &str) -> Failure {
-        Failure::Again { reason: reason.into(), wait: Some(Duration::from_secs(3600)) }
+    fn busy(text: &str) -> Failure<String> {
+        Failure::Transient { error: text.into(), wait: Some(Duration::from_secs(3600)) }
     }
 
     #[test]
-    fn attempts_end_with_success_finality_or_patience() {
+    fn retries_end_after_success_permanent_failure_or_the_last_attempt() {
         let stop = AtomicBool::new(false);
         let second =
-            insist(&QUICK, &stop, |number| if number == 1 { Ok(7) } else { Err(again("busy")) });
+            retry(&QUICK, &stop, |number| if number == 1 { Ok(7) } else { Err(busy("busy")) });
         assert_eq!(second, Ok(7));
-        let never = insist::<()>(&QUICK, &stop, |number| Err(again(&format!("busy {number}"))));
-        assert_eq!(never, Err("busy 2 (3 attempts)".into()));
-        let wrong = insist::<()>(&QUICK, &stop, |_| Err(Failure::Final("no such file".into())));
-        assert_eq!(wrong, Err("no such file".into()));
+        let never = retry::<(), _>(&QUICK, &stop, |number| Err(busy(&format!("busy {number}"))));
+        assert_eq!(never.unwrap_err().to_string(), "after 3 attempts: busy 2");
+        let wrong = retry::<(), _>(&QUICK, &stop, |_| Err(Failure::Permanent("no such file")));
+        assert_eq!(wrong.unwrap_err().to_string(), "no such file");
     }
 
     #[test]
     fn a_stop_ends_a_wait() {
         let stop = AtomicBool::new(false);
-        let patient = Patience { longest_wait: Duration::from_secs(3600), ..QUICK };
-        let ended = insist::<()>(&patient, &stop, |_| {
+        let patient = RetryPolicy { longest_wait: Duration::from_secs(3600), ..QUICK };
+        let ended = retry::<(), _>(&patient, &stop, |_| {
             stop.store(true, Ordering::Relaxed);
-            Err(again("busy"))
+            Err(busy("busy"))
         });
-        assert_eq!(ended, Err("busy (stopped after 1 attempts)".into()));
+        assert_eq!(ended.unwrap_err().to_string(), "stopped after 1 attempts: busy");
     }
 }

@@ -1,17 +1,18 @@
-//! A folder of videos as a table.
+//! Lists the videos of folders in a table.
 //!
-//! Folders are walked to the bottom; the rows are sorted by path. A file has one row, however many paths
-//! lead to it. Names that begin with a dot are passed over, and so are links, unless they are to be
-//! followed ([`Walk::follow_links`]). Anything with a video's ending that is no file or cannot be opened
-//! (folders, pipes, links that lead nowhere, damaged files) is listed apart with the reason.
+//! Folders are walked recursively, and rows are sorted by path. A file has one row, however many paths
+//! lead to it. Names that start with a dot are skipped, and so are symbolic links, unless
+//! [`Walk::follow_links`] is set. Anything else with a video's extension that is not a file or cannot be
+//! opened (folders, pipes, dangling links, damaged files) is listed with the reason.
 //!
-//! Sizes are those that are shown: upright and in square pixels. Frames are those that decode.
+//! Width and height are those of the displayed frames: upright and in square pixels. The number of
+//! frames is that of the frames that decoders return.
 
 use crate::{
-    PrepareError,
-    assemble::{Fields, Keys, Summary, Tables, journal_path, make_folder},
+    Observer, PrepareError, RowError, RunOptions, Summary,
+    assemble::{Fields, Keys, Tables, journal_path, make_folder},
     open::{identity, open, regular},
-    step::{self, Fault, Run, Shard, Watch},
+    step::{self, Outcome, Run},
 };
 use opensora_manifest::{
     Table,
@@ -26,7 +27,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Endings of videos.
+/// File extensions of videos.
 pub const VIDEOS: [&str; 15] = [
     "3gp", "avi", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ogv", "ts",
     "webm", "wmv",
@@ -36,45 +37,35 @@ pub const VIDEOS: [&str; 15] = [
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Walk {
-    /// Whether symbolic links to videos and folders are followed, as in a cache of the Hugging Face hub.
-    /// The rows have the names of the links. A folder is walked once, however many links lead to it.
+    /// Follows symbolic links to videos and folders, as in a cache of the Hugging Face hub. The rows have
+    /// the paths of the links. A folder is walked once, however many links lead to it.
     pub follow_links: bool,
 }
 
-/// What a walk found.
+/// The files that a walk found.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// Files with a video's ending in the folders, and all files that were named, sorted; each file
-    /// once, by the first of its paths.
+    /// Files in the folders with a video's extension, and all files that were named. Sorted; each file
+    /// once, with the first of its paths.
     pub files: Vec<PathBuf>,
-    /// Files and folders that cannot be used, and why.
-    pub unusable: Vec<(PathBuf, String)>,
-    /// Links that were passed over.
+    /// Unusable files and folders, and why.
+    pub unusable: Vec<(PathBuf, RowError)>,
+    /// Number of links that were skipped.
     pub links: usize,
-    /// Other paths to files that are listed: the path, and the one that is listed.
+    /// Further paths to listed files: the path, and the listed path.
     pub again: Vec<(PathBuf, PathBuf)>,
     walk: Walk,
 }
 
 impl Found {
-    /// Walks `places`: folders, and files, which are taken whatever their ending. Links in folders are
-    /// not followed.
+    /// Walks `places`: folders, and files, which are taken whatever their extension.
     ///
     /// # Errors
     /// Returns an error if one of the places does not exist.
-    pub fn walk(places: &[PathBuf]) -> Result<Self, PrepareError> {
-        Self::walk_with(places, Walk::default())
-    }
-
-    /// Walks `places` with other settings.
-    ///
-    /// # Errors
-    /// Returns an error if one of the places does not exist.
-    pub fn walk_with(places: &[PathBuf], walk: Walk) -> Result<Self, PrepareError> {
+    pub fn walk(places: &[PathBuf], walk: Walk) -> Result<Self, PrepareError> {
         let mut found = Self { walk, ..Self::default() };
         for place in places {
-            let kind = std::fs::metadata(place);
-            let kind = kind.map_err(|source| PrepareError::Io { path: place.clone(), source })?;
+            let kind = std::fs::metadata(place).map_err(PrepareError::io(place))?;
             if kind.is_dir() {
                 found.folder(place);
             } else {
@@ -95,28 +86,29 @@ impl Found {
                 false
             }
         });
-        found.unusable.sort();
-        found.unusable.dedup();
+        let key = |(path, error): &(PathBuf, RowError)| (path.clone(), error.reason(None));
+        found.unusable.sort_by_cached_key(key);
+        found.unusable.dedup_by_key(|unusable| key(unusable));
         Ok(found)
     }
 
-    /// Takes a regular file. (Nothing else is opened: opening a pipe waits for its writer.)
+    /// Adds a regular file. Anything else is not opened: opening a pipe would wait for its writer.
     fn file(&mut self, path: PathBuf) {
-        // Tables hold text.
+        // Tables are text.
         if path.to_str().is_none() {
-            self.unusable.push((path, "its name is no UTF-8".into()));
+            self.unusable.push((path, "its name is not UTF-8".into()));
             return;
         }
         match regular(&path) {
             Ok(_) => self.files.push(path),
-            Err(reason) => self.unusable.push((path, reason)),
+            Err(error) => self.unusable.push((path, error)),
         }
     }
 
-    /// Takes what is in a folder. (A stack of folders: a path may be as deep as it likes.)
+    /// Adds the files of a folder, with a stack of folders in place of recursion, for paths of any depth.
     fn folder(&mut self, folder: &Path) {
         let mut folders = vec![folder.to_path_buf()];
-        // Folders by their paths without links, as links may lead round in circles.
+        // Folders by their paths without links, as links can form cycles.
         let mut walked = HashSet::new();
         while let Some(folder) = folders.pop() {
             if !walked.insert(identity(&folder)) {
@@ -125,13 +117,13 @@ impl Found {
             let entries = match std::fs::read_dir(&folder) {
                 Ok(entries) => entries,
                 Err(error) => {
-                    self.unusable.push((folder, error.to_string()));
+                    self.unusable.push((folder, error.into()));
                     continue;
                 }
             };
             for entry in entries {
                 if let Err(error) = entry.and_then(|entry| self.entry(&entry, &mut folders)) {
-                    self.unusable.push((folder.clone(), error.to_string()));
+                    self.unusable.push((folder.clone(), error.into()));
                 }
             }
         }
@@ -150,7 +142,7 @@ impl Found {
                     self.links += 1;
                     return Ok(());
                 }
-                // A link that leads nowhere.
+                // A dangling link.
                 Err(_) if is_video => {
                     self.file(path);
                     return Ok(());
@@ -174,19 +166,19 @@ impl Found {
     }
 }
 
-/// Returns true for a path with a video's ending.
+/// Returns true for a path with a video's extension.
 fn is_video(path: &Path) -> bool {
     let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
     ending.is_some_and(|ending| VIDEOS.contains(&ending.as_str()))
 }
 
-/// Returns true if something in a folder has a video's ending.
+/// Returns true if an entry of a folder has a video's extension.
 fn holds_videos(folder: &Path) -> bool {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries.into_iter().any(|entry| is_video(&entry.path()))
 }
 
-/// What a video's header says.
+/// The header of a video.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Probe {
     width: usize,
@@ -197,7 +189,7 @@ struct Probe {
 }
 
 impl Probe {
-    fn of(path: &Path, decoder: Decoder) -> Result<Self, String> {
+    fn of(path: &Path, decoder: Decoder) -> Result<Self, RowError> {
         let reader = open(path, decoder)?;
         let info = reader.info();
         Ok(Self {
@@ -209,7 +201,7 @@ impl Probe {
         })
     }
 
-    /// What is not known stays empty.
+    /// Returns the fields of the table; unknown ones are empty.
     fn fields(&self) -> Fields {
         let known = |number: Option<f64>| number.filter(|n| n.is_finite() && *n > 0.0);
         let text = |number: Option<f64>| known(number).map_or_else(String::new, |n| n.to_string());
@@ -227,54 +219,54 @@ impl Probe {
 /// Columns that the step adds.
 const COLUMNS: [&str; 5] = ["width", "height", "fps", NUM_FRAMES, "duration"];
 
-/// How a folder is scanned.
-#[derive(Debug, Clone)]
+/// Options of a scan.
+#[derive(Debug, Clone, Default)]
 pub struct Job {
-    /// The table of videos.
-    pub out: PathBuf,
-    /// Who reads the headers.
+    /// How folders are walked.
+    pub walk: Walk,
+    /// The decoder that reads the headers.
     pub decoder: Decoder,
-    /// Files worked on at once.
-    pub workers: usize,
-    /// Whether files that could not be opened in an earlier run are tried again.
-    pub retry_failed: bool,
+    /// Workers, shard of the files, and retries of files that could not be opened.
+    pub options: RunOptions,
 }
 
-/// Opens what a walk found and writes the table of videos, with width, height, fps, num_frames and
-/// duration where a video states them. Its pictures are not decoded: that is what later steps do.
+/// Opens the files that a walk found and writes the table of videos, with width, height, fps,
+/// num_frames and duration if the video states them. Frames are not decoded.
 ///
-/// Done again, only new and changed files are opened.
+/// Run again, the step opens new and changed files only.
 ///
 /// # Errors
-/// Where the journal cannot be used, a table cannot be written, or the watcher stops the step.
-pub fn scan(found: &Found, job: &Job, watch: &mut dyn Watch) -> Result<Summary, PrepareError> {
-    make_folder(&job.out)?;
+/// Returns an error if the journal cannot be used, a table cannot be written, or the observer stops
+/// the step.
+pub fn run(
+    job: &Job,
+    found: &Found,
+    out: &Path,
+    observer: &mut dyn Observer,
+) -> Result<Summary, PrepareError> {
+    make_folder(out)?;
     let mut input = Table::new([PATH]);
     for file in &found.files {
         input.push([(PATH, file.to_string_lossy().into_owned())]);
     }
-    let names = Keys::of(&input, PATH, &job.out);
-    let run = Run {
-        journal: journal_path(&job.out),
-        settings: json!({"step": "scan"}),
-        workers: job.workers,
-        shard: Shard::WHOLE,
-        retry_failed: job.retry_failed,
-    };
+    let names = Keys::of(&input, PATH, out);
+    let run =
+        Run { journal: journal_path(out), settings: json!({"step": "scan"}), options: job.options };
     let path = |row: usize| found.files[row].as_path();
     let work = |row: usize| {
-        let probe = names.check(row).and_then(|()| Probe::of(path(row), job.decoder));
-        probe.map_err(Fault::Row)
+        names.check(row)?;
+        Ok(Probe::of(path(row), job.decoder)?)
     };
-    let mut outcomes = step::run_on_files(&run, names.all(), path, work, watch)?;
-    for (path, reason) in &found.unusable {
+    let mut outcomes = step::run_on_files(&run, names.all(), path, work, observer)?;
+    for (path, error) in &found.unusable {
+        let is_mine = job.options.shard.holds(outcomes.len());
         input.push([(PATH, path.to_string_lossy().into_owned())]);
-        outcomes.push(Some(step::Outcome::Failed(reason.clone())));
+        outcomes.push(is_mine.then(|| Outcome::Failed(error.reason(Some(path)))));
     }
-    let given = outcomes.len();
+    let given = outcomes.iter().flatten().count();
     let probed = |_, probe: Probe| Ok(vec![probe.fields()]);
     let tables = Tables::assemble(&input, &COLUMNS, outcomes, probed);
-    tables.write(&job.out)?;
+    tables.write(out)?;
     Ok(tables.summary(given))
 }
 
@@ -283,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_walk_is_sorted_and_stays_inside() {
+    fn a_walk_is_sorted_and_does_not_follow_links() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("raw");
         for name in ["b/2.MP4", "b/1.mkv", "a.mp4", "b/notes.txt", ".hidden/x.mp4", "b/._1.mkv"] {
@@ -298,13 +290,15 @@ mod tests {
             std::os::unix::fs::symlink("../outside.mp4", folder.join("c.mp4")).unwrap();
         }
         let named = folder.join("b/notes.txt");
-        let found = Found::walk(&[folder.clone(), named, folder.join("a.mp4")]).unwrap();
+        let found =
+            Found::walk(&[folder.clone(), named, folder.join("a.mp4")], Walk::default()).unwrap();
         let expected = ["a.mp4", "b/1.mkv", "b/2.MP4", "b/notes.txt"];
         assert_eq!(found.files, expected.map(|name| folder.join(name)));
         assert_eq!(found.links, if cfg!(unix) { 2 } else { 0 });
         assert!(found.unusable.is_empty());
         assert!(found.again.is_empty());
-        let missing = Found::walk(&[folder.join("none")]).unwrap_err().to_string();
+        let missing = Found::walk(&[folder.join("none")], Walk::default());
+        let missing = missing.unwrap_err().to_string();
         assert!(missing.contains("none"), "{missing}");
     }
 
@@ -313,7 +307,7 @@ mod tests {
     fn links_are_followed_on_request_and_a_file_is_listed_once() {
         use std::os::unix::fs::symlink;
         let root = tempfile::tempdir().unwrap();
-        // As the Hugging Face hub keeps files: two revisions with links to the same blobs.
+        // The layout of a Hugging Face cache: two revisions with links to the same blobs.
         let (blobs, snapshots) = (root.path().join("blobs"), root.path().join("snapshots"));
         std::fs::create_dir(&blobs).unwrap();
         for revision in ["a", "b"] {
@@ -330,24 +324,26 @@ mod tests {
         symlink("gone", snapshots.join("b/gone.mp4")).unwrap();
         std::fs::hard_link(blobs.join("2e"), snapshots.join("a/hard.mp4")).unwrap();
 
-        let found = Found::walk_with(std::slice::from_ref(&snapshots), Walk { follow_links: true })
-            .unwrap();
+        let found =
+            Found::walk(std::slice::from_ref(&snapshots), Walk { follow_links: true }).unwrap();
         let listed = ["a/fox.mp4", "a/hard.mp4"].map(|name| snapshots.join(name));
         assert_eq!(found.files, listed);
         assert_eq!((found.links, found.again.len()), (0, 3));
         assert!(found.again.contains(&(snapshots.join("b/fox.mp4"), listed[0].clone())));
-        let [(path, reason)] = &found.unusable[..] else { panic!("{:?}", found.unusable) };
+        let [(path, error)] = &found.unusable[..] else { panic!("{:?}", found.unusable) };
         assert_eq!(*path, snapshots.join("b/gone.mp4"));
+        let reason = error.reason(None);
         assert!(reason.starts_with("it is a link to gone: "), "{reason}");
 
-        let plain = Found::walk(&[snapshots.clone(), snapshots.join("b/sea.mp4")]).unwrap();
+        let plain = Found::walk(&[snapshots.clone(), snapshots.join("b/sea.mp4")], Walk::default());
+        let plain = plain.unwrap();
         assert_eq!(plain.files, [snapshots.join("a/hard.mp4")]);
         assert_eq!((plain.links, plain.again.len(), plain.unusable.len()), (5, 1, 1));
     }
 
     #[test]
     #[cfg(unix)]
-    fn what_is_no_file_is_listed_with_its_reason() {
+    fn folders_and_pipes_are_listed_with_their_reasons() {
         let root = tempfile::tempdir().unwrap();
         let path = |name: &str| root.path().join(name);
         std::fs::create_dir(path("empty.mp4")).unwrap();
@@ -355,13 +351,14 @@ mod tests {
         std::fs::write(path("film.mp4/part.mp4"), "x").unwrap();
         let made = std::process::Command::new("mkfifo").arg(path("pipe.mp4")).status();
         let made = made.is_ok_and(|status| status.success());
-        let found = Found::walk(&[root.path().into()]).unwrap();
+        let found = Found::walk(&[root.path().into()], Walk::default()).unwrap();
         assert_eq!(found.files, [path("film.mp4/part.mp4")]);
         let mut expected =
             vec![(path("empty.mp4"), "it is a folder without videos, expected a file".to_string())];
         if made {
             expected.push((path("pipe.mp4"), "it is a pipe (FIFO), expected a file".into()));
         }
-        assert_eq!(found.unusable, expected);
+        let reason = |(path, error): &(PathBuf, RowError)| (path.clone(), error.reason(None));
+        assert_eq!(found.unusable.iter().map(reason).collect::<Vec<_>>(), expected);
     }
 }

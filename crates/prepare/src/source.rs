@@ -1,40 +1,39 @@
-//! Clips as a stream of frames, whatever file they lie in.
+//! Videos, images and folders of frames as one kind of frame stream.
 
-use crate::open::{self, without_path};
-use opensora_video::{Frames, VideoError, media, png, reader::Decoder};
+use crate::{RowError, open};
+use opensora_video::{Frames, media, png, reader::Decoder};
 use std::path::Path;
 
-/// What is known of a clip before its frames are seen.
+/// The header of a clip.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Header {
-    /// Pixels in a row.
+    /// Width in pixels.
     pub(crate) width: usize,
-    /// Rows.
+    /// Height in pixels.
     pub(crate) height: usize,
-    /// Frames a second; `None` for pictures.
+    /// Frames per second; `None` for images.
     pub(crate) fps: Option<f64>,
-    /// Frames there are, where the file says so.
+    /// Number of frames, if the file states it.
     pub(crate) num_frames: Option<usize>,
-    /// Seconds, where the file says so.
+    /// Duration in seconds, if the file states it.
     pub(crate) duration: Option<f64>,
 }
 
-/// Frames in order, `[H, W, 3]` each, or one line that says why there are no more.
-pub(crate) type Stream = Box<dyn Iterator<Item = Result<Vec<u8>, String>>>;
+/// Frames in order, `[H, W, 3]` bytes each, or the error after which there are no more.
+pub(crate) type Stream = Box<dyn Iterator<Item = Result<Vec<u8>, RowError>>>;
 
 /// Opens a video, an image, or a folder of PNG frames.
 ///
 /// # Errors
-/// One line, without the path.
-pub(crate) fn open(path: &Path) -> Result<(Header, Stream), String> {
+/// Returns an error if the file is missing or cannot be decoded.
+pub(crate) fn open(path: &Path) -> Result<(Header, Stream), RowError> {
     if path.is_dir() {
-        let words = |error: VideoError| without_path(&error, path);
-        return png::read_folder(path).map(whole).map_err(words);
+        return Ok(whole(png::read_folder(path)?));
     }
     open::check(path)?;
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     if media::IMAGES.contains(&ending.to_ascii_lowercase().as_str()) {
-        return media::still(path).map(whole).map_err(|error| without_path(&error, path));
+        return Ok(whole(media::still(path)?));
     }
     let reader = open::open(path, Decoder::Auto)?;
     let info = reader.info();
@@ -45,14 +44,10 @@ pub(crate) fn open(path: &Path) -> Result<(Header, Stream), String> {
         num_frames: info.num_frames,
         duration: info.duration,
     };
-    let place = path.to_path_buf();
-    let frames = reader.map(move |frame| {
-        frame.map(|frame| frame.rgb).map_err(|error| without_path(&error, &place))
-    });
-    Ok((header, Box::new(frames)))
+    Ok((header, Box::new(reader.map(|frame| Ok(frame?.rgb)))))
 }
 
-/// Pictures that are in memory.
+/// Returns the header and stream of decoded frames.
 fn whole(frames: Frames) -> (Header, Stream) {
     let header = Header {
         width: frames.width(),
@@ -71,9 +66,9 @@ mod tests {
     use super::*;
     use std::path::PathBuf;
 
-    /// What captions, previews and filters see of files from the field.
+    /// The frames that captions, previews and filters get.
     #[test]
-    fn clips_are_upright_in_square_pixels_and_have_the_frames_that_are_shown() {
+    fn frames_are_upright_in_square_pixels_and_those_that_are_displayed() {
         let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
         for (name, [width, height], frames, seconds) in [
             ("rotated_90.mp4", [180, 320], 180, 6.0),

@@ -1,19 +1,17 @@
-//! Videos cut at their shots into clips of a few seconds.
+//! Cuts videos at their shots into clips of a few seconds.
 //!
-//! Every video is decoded twice: once for its shots and the times of its frames, once for the
-//! pictures of its clips, as long as there are any. In memory is one clip for each worker, never a
-//! video. Clips have no sound, square pixels and the shown proportion.
+//! Every video is decoded twice: for its shots and the times of its frames, and for the frames of its
+//! clips, up to the last clip. Memory holds one clip per worker, never a whole video. Clips have no sound,
+//! square pixels and the displayed aspect ratio.
 //!
-//! A record of the journal counts as long as the video has the size and time that it had and the clips are
-//! there; else the video is cut again, and clips that it does not have any more are removed. A video that is
-//! gone is not cut again. Videos of 30 seconds and more are resumed at the clip at which they
-//! were interrupted.
+//! A record of the journal is valid while the video's size and time are unchanged and its clips exist.
+//! Otherwise the video is cut again, and its outdated clips are removed. The record of a deleted video
+//! stays valid. Videos of 30 s and more are resumed at the clip at which they were interrupted.
 //!
-//! Source: hpcaitech/Open-Sora v1.0.0, `tools/scenedetect`. Kept: clips of 1 to 5 seconds at 30
-//! frames per second, whose shorter side has 512 pixels; names, and how scenes are counted; of a
-//! scene that is longer, the first 5 seconds; slower videos are brought to 30 frames per second by
-//! repeating frames. Deviations: small pictures are not enlarged; frames go by their times; a video
-//! that breaks off gives no clips.
+//! Source: hpcaitech/Open-Sora v1.0.0, `tools/scenedetect`. As there: clips of 1 to 5 s at 30 frames per
+//! second with a shorter side of 512 pixels; names, and numbers of scenes; only the first 5 s of longer
+//! scenes; slower videos repeat frames. Deviations: small frames are not enlarged; frames are chosen by
+//! their times; a truncated video gives no clips.
 
 mod names;
 mod plan;
@@ -24,10 +22,10 @@ mod video;
 pub use video::Clip;
 
 use crate::{
-    PrepareError,
-    assemble::{Fields, Keys, LEFTOVER, Summary, Tables, journal_path, make_folder},
+    Observer, PrepareError, RowError, RunOptions, Summary,
+    assemble::{Fields, Keys, LEFTOVER, Tables, journal_path, make_folder},
     open, shots,
-    step::{self, Fault, Run, Shard, State, Trust, Watch},
+    step::{self, Fault, Run, State, Trust},
 };
 use opensora_files::{hex, remove_leftovers};
 use opensora_manifest::{
@@ -43,27 +41,27 @@ use std::{
     collections::{HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
-    sync::{Mutex, Once, PoisonError},
+    sync::{Mutex, MutexGuard, Once, PoisonError},
 };
 use video::Place;
 
-/// What clips are like.
+/// Length, size and frame rate of clips.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Shorter scenes give no clip. Seconds.
+    /// Length of the shortest clip in seconds; shorter scenes give none.
     pub min_seconds: f64,
-    /// Longer scenes give a clip of their beginning. Seconds.
+    /// Length of the longest clip in seconds; of longer scenes, only the beginning is used.
     pub max_seconds: f64,
-    /// Frames per second of the clips.
+    /// Frame rate of the clips.
     pub fps: Rate,
-    /// Pixels of the shorter side; even.
+    /// Shorter side in pixels; even.
     pub shorter_side: usize,
-    /// Whether smaller pictures are enlarged.
+    /// Enlarges smaller frames.
     pub enlarge: bool,
-    /// Whether longer scenes give several clips.
+    /// Cuts longer scenes into several clips.
     pub keep_long: bool,
-    /// How shots are found.
+    /// Settings of shot detection.
     pub shots: shots::Settings,
 }
 
@@ -81,13 +79,13 @@ impl Default for Settings {
     }
 }
 
-/// Frames per second of clips; in files a number, or "source".
+/// Frame rate of clips; in files a number of frames per second, or "source".
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]
 pub enum Rate {
-    /// Those of the video; of one with a variable rate, their mean.
+    /// The video's; the mean of a variable frame rate.
     Source,
-    /// The same for all.
+    /// The same for all videos.
     Fixed(f64),
 }
 
@@ -101,7 +99,7 @@ impl std::str::FromStr for Rate {
     }
 }
 
-/// A rate in a file.
+/// A rate as it is written in a file.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Written {
@@ -138,9 +136,11 @@ fn spec(field: &'static str, found: impl ToString, expected: &'static str) -> Pr
 }
 
 impl Settings {
+    /// Checks the settings.
+    ///
     /// # Errors
-    /// Where no clip can be like that.
-    fn check(&self) -> Result<(), PrepareError> {
+    /// Returns an error if a setting is out of its range.
+    pub fn validate(&self) -> Result<(), PrepareError> {
         let Self { min_seconds, max_seconds, shorter_side, .. } = *self;
         if !(min_seconds.is_finite() && min_seconds >= 0.0) {
             return Err(spec("min_seconds", min_seconds, "a number of seconds from 0"));
@@ -156,144 +156,170 @@ impl Settings {
         if !shorter_side.is_multiple_of(2) || !(2..=MAX_SIDE).contains(&shorter_side) {
             return Err(spec("shorter_side", shorter_side, "an even number from 2 to 16384"));
         }
-        Ok(self.shots.check()?)
+        Ok(self.shots.validate()?)
     }
 }
 
-/// Where clips go and how the work is done.
-#[derive(Debug, Clone)]
+/// Options of a split.
+#[derive(Debug, Clone, Default)]
 pub struct Job {
-    /// The table of clips.
-    pub out: PathBuf,
-    /// The folder of clips.
-    pub clips: PathBuf,
-    /// Who decodes.
+    /// Length, size and frame rate of the clips.
+    pub settings: Settings,
+    /// The folder of the clips. `None`: [`clips_folder`] of the table of clips.
+    pub clips: Option<PathBuf>,
+    /// The decoder.
     pub decoder: Decoder,
-    /// Videos worked on at once.
-    pub workers: usize,
-    /// Which videos.
-    pub shard: Shard,
-    /// Whether videos that failed in an earlier run are tried again.
-    pub retry_failed: bool,
+    /// Workers, shard of the videos, and retries of videos that gave no clips. Each worker holds one
+    /// clip in memory.
+    pub options: RunOptions,
 }
 
-impl Job {
-    /// All videos of a table, one at a time, into the table `out` and the folder of the same name
-    /// beside it, less its ending.
-    pub fn new(out: impl Into<PathBuf>) -> Self {
-        let out = out.into();
-        let mut clips = out.with_extension("");
-        if clips == out {
-            clips.as_mut_os_string().push("_clips");
-        }
-        Self {
-            out,
-            clips,
-            decoder: Decoder::Auto,
-            workers: 1,
-            shard: Shard::WHOLE,
-            retry_failed: false,
-        }
+/// Returns the default folder of the clips of a table: `clips` for `clips.csv`.
+pub fn clips_folder(out: &Path) -> PathBuf {
+    let mut clips = out.with_extension("");
+    if clips == out {
+        clips.as_mut_os_string().push("_clips");
     }
+    clips
 }
 
-/// What became of a video.
+/// The record of a video that was cut.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Record {
-    /// Scenes that it has.
+    /// Number of scenes.
     scenes: usize,
-    /// At least one.
+    /// The clips, at least one.
     clips: Vec<Clip>,
 }
 
 /// Cuts the videos of `input` into clips and writes the table of the clips. Its rows are the
 /// video's, with the clip's own `path`, `start`, `end`, `fps`, `width`, `height`, `num_frames` and
 /// `duration`, and with `source`: the video, unless the video's row names a source already; then
-/// `start` and `end` count from where the row's `start` is in that one.
+/// `start` and `end` count from the row's `start` in that source.
 ///
 /// Videos that give no clip are listed with the reason.
 ///
 /// # Errors
-/// Where the settings cannot be, the journal is of other ones, a table cannot be written, or the
-/// watcher stops the step.
-pub fn split(
-    input: &Table,
-    settings: &Settings,
+/// Returns an error if a setting is invalid, the journal was written with other settings, a table
+/// cannot be written, or the observer stops the step.
+pub fn run(
     job: &Job,
-    watch: &mut dyn Watch,
+    input: &Table,
+    out: &Path,
+    observer: &mut dyn Observer,
 ) -> Result<Summary, PrepareError> {
-    settings.check()?;
-    make_folder(&job.out)?;
-    let io = |source| PrepareError::Io { path: job.clips.clone(), source };
-    remove_leftovers(&job.clips, LEFTOVER).map_err(io)?;
-    let keys = Keys::of(input, PATH, &job.out);
-    let stems = names::stems(keys.all());
+    job.settings.validate()?;
+    make_folder(out)?;
+    let clips = job.clips.clone().unwrap_or_else(|| clips_folder(out));
+    remove_leftovers(&clips, LEFTOVER).map_err(PrepareError::io(&clips))?;
+    let keys = Keys::of(input, PATH, out);
     let run = Run {
-        journal: journal_path(&job.out),
-        settings: json!({"step": "split", "clips": beside(&job.clips, &job.out), "settings": settings}),
-        workers: job.workers,
-        shard: job.shard,
-        retry_failed: job.retry_failed,
+        journal: journal_path(out),
+        settings: json!({
+            "step": "split", "clips": beside(&clips, out), "settings": job.settings,
+        }),
+        options: job.options,
     };
-    let path = |row: usize| Path::new(input.get(row, PATH).unwrap_or_default());
-    // Clips of records that no longer count.
-    let outdated = Mutex::new(HashMap::<usize, Vec<Clip>>::new());
-    let lock = || outdated.lock().unwrap_or_else(PoisonError::into_inner);
-    let holds = |row: usize, record: &Record| {
-        lock().insert(row, record.clips.clone());
-        record.clips.iter().all(|clip| clip.is_in(&job.clips))
+    let videos = Videos {
+        job,
+        input,
+        unfinished: unfinished(&clips, out),
+        clips: &clips,
+        stems: names::stems(keys.all()),
+        outdated: Mutex::default(),
+        cleared: Once::new(),
     };
-    let unfinished = unfinished(job);
-    let cleared = Once::new();
-    let work = |row: usize| {
+    let work = |row: usize| -> Result<Record, Fault> {
         keys.check(row)?;
-        // With the journal open, no other process is at work here.
-        cleared.call_once(|| drop(fs::remove_dir_all(&unfinished)));
-        fs::create_dir_all(&unfinished).map_err(|error| format!("its clips: {error}"))?;
-        let place = Place { folder: &job.clips, unfinished: &unfinished, stem: &stems[row] };
-        let state = open::state(path(row));
-        if state == State::Gone {
-            // Clips of a video that is gone cannot be made again.
-            let reason = open::check(path(row)).err();
-            return Err(reason.unwrap_or_else(|| "it was gone for a moment".into()));
-        }
-        let (scenes, clips) = video::cut(path(row), place, job.decoder, settings, state.known())?;
-        let kept: HashSet<&str> = clips.iter().map(|clip| clip.file.as_str()).collect();
-        for clip in lock().remove(&row).into_iter().flatten() {
-            if !kept.contains(clip.file.as_str()) {
-                // No table will name it. Where it cannot be removed, it stays.
-                let _ = fs::remove_file(job.clips.join(clip.file));
-            }
-        }
-        Ok(Record { scenes, clips })
+        Ok(videos.cut(row)?)
     };
-    let trust = Trust { state: &|row| open::state(path(row)), holds: &holds };
-    let work = |row: usize| work(row).map_err(Fault::Row);
-    let outcomes = step::run_checked(&run, keys.all(), &trust, work, watch);
-    // Empty, unless the process was killed before.
-    let _ = fs::remove_dir_all(&unfinished);
+    let trust = Trust {
+        state: &|row| open::state(videos.path(row)),
+        path: &|row| Some(videos.path(row)),
+        holds: &|row, record| videos.holds(row, record),
+    };
+    let outcomes = step::run_checked(&run, keys.all(), &trust, work, observer);
+    // It is empty now: clips are moved out when they are complete.
+    let _ = fs::remove_dir_all(&videos.unfinished);
     let outcomes = outcomes?;
     let given = outcomes.iter().flatten().count();
     let tables = Tables::assemble(input, &COLUMNS, outcomes, |row, record: Record| {
-        Ok(record.clips.iter().map(|clip| fields(input, row, &job.clips, clip)).collect())
+        Ok(record.clips.iter().map(|clip| fields(input, row, &clips, clip)).collect())
     });
-    tables.write(&job.out)?;
+    tables.write(out)?;
     Ok(tables.summary(given))
 }
 
-/// The folder of clips that are not complete: one for each journal, so that what a killed process left in
-/// it can be removed while other shards write to the same folder of clips.
-fn unfinished(job: &Job) -> PathBuf {
-    let name = job.out.file_name().unwrap_or_default().to_string_lossy().into_owned();
+/// The videos of a table and the folders of their clips.
+struct Videos<'a> {
+    job: &'a Job,
+    input: &'a Table,
+    /// The folder of the clips.
+    clips: &'a Path,
+    /// The folder of incomplete clips.
+    unfinished: PathBuf,
+    /// Name prefixes of the videos' clips.
+    stems: Vec<String>,
+    /// Clips of records that are no longer valid, by row.
+    outdated: Mutex<HashMap<usize, Vec<Clip>>>,
+    /// Set when the incomplete clips of a killed process are removed.
+    cleared: Once,
+}
+
+impl<'a> Videos<'a> {
+    fn path(&self, row: usize) -> &'a Path {
+        Path::new(self.input.get(row, PATH).unwrap_or_default())
+    }
+
+    fn outdated(&self) -> MutexGuard<'_, HashMap<usize, Vec<Clip>>> {
+        self.outdated.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns true if all clips of a record exist; remembers them.
+    fn holds(&self, row: usize, record: &Record) -> bool {
+        self.outdated().insert(row, record.clips.clone());
+        record.clips.iter().all(|clip| clip.is_in(self.clips))
+    }
+
+    /// Cuts a video and removes clips of its earlier version.
+    fn cut(&self, row: usize) -> Result<Record, RowError> {
+        // The journal is open: no other process works in this folder.
+        self.cleared.call_once(|| drop(fs::remove_dir_all(&self.unfinished)));
+        fs::create_dir_all(&self.unfinished).map_err(|error| RowError::part("its clips", error))?;
+        let place =
+            Place { folder: self.clips, unfinished: &self.unfinished, stem: &self.stems[row] };
+        let path = self.path(row);
+        let state = open::state(path);
+        if state == State::Gone {
+            // The clips of a deleted video cannot be made again, so they are kept.
+            return Err(open::check(path).err().unwrap_or("it was missing for a moment".into()));
+        }
+        let Job { settings, decoder, .. } = self.job;
+        let (scenes, clips) = video::cut(path, place, *decoder, settings, state.known())?;
+        let kept: HashSet<&str> = clips.iter().map(|clip| clip.file.as_str()).collect();
+        for clip in self.outdated().remove(&row).into_iter().flatten() {
+            if !kept.contains(clip.file.as_str()) {
+                // A clip that cannot be removed stays; no table names it.
+                let _ = fs::remove_file(self.clips.join(clip.file));
+            }
+        }
+        Ok(Record { scenes, clips })
+    }
+}
+
+/// Returns the folder of incomplete clips: one for each journal, so that what a killed process left
+/// can be removed while other shards write to the same folder of clips.
+fn unfinished(clips: &Path, out: &Path) -> PathBuf {
+    let name = out.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let digest = hex(&Sha256::digest(name)[..8]);
-    job.clips.join(format!(".opensora-{digest}.part"))
+    clips.join(format!(".opensora-{digest}.part"))
 }
 
 /// Columns that the step sets.
 const COLUMNS: [&str; 9] =
     [PATH, "source", "start", "end", "fps", "width", "height", NUM_FRAMES, "duration"];
 
-/// What a clip's row does not take from its video's.
+/// Returns the fields of a clip's row that differ from its video's row.
 fn fields(input: &Table, row: usize, folder: &Path, clip: &Clip) -> Fields {
     let field = |column| input.get(row, column).filter(|field| !value::is_missing(field));
     let offset: f64 = match field("source") {
@@ -315,7 +341,7 @@ fn fields(input: &Table, row: usize, folder: &Path, clip: &Clip) -> Fields {
     ]
 }
 
-/// A folder as seen from a file's, so that both may be moved.
+/// Returns a folder relative to that of a file, so that both can be moved together.
 fn beside(folder: &Path, file: &Path) -> PathBuf {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
     let (folder, file) = (absolute(folder), absolute(file));

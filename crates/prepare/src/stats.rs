@@ -1,13 +1,13 @@
-//! What a manifest holds, in numbers.
+//! Statistics of a table: numbers and texts by column, durations, resolutions.
 //!
-//! A column is one of numbers where all its fields that have a value are numbers; `path`, `text`
-//! and `url` are always texts. Lengths of captions, seconds and aspect ratios are derived where the
-//! columns for them are there; [`fill`] opens the files to find out what is missing.
+//! A column has numbers if all of its values are numbers; `path`, `text` and `url` are always texts. Caption
+//! lengths, durations and aspect ratios are derived from other columns. [`fill`] opens the files for missing
+//! values.
 //!
-//! | module | thought |
+//! | module | contents |
 //! |---|---|
-//! | [`column`](mod@column) | one column: its numbers or its texts |
-//! | `report` | the same as a text to read |
+//! | [`column`](mod@column) | statistics of one column |
+//! | `report` | statistics as text for people |
 
 pub mod column;
 mod report;
@@ -15,7 +15,7 @@ mod report;
 pub use crate::look::Unreadable;
 pub use column::{Column, Content, Frequent, Numbers, Texts};
 
-use crate::{look, source::Header};
+use crate::{Observer, PrepareError, Summary, look, source::Header};
 use column::frequent;
 use opensora_chart::{ChartError, Histogram, Labels, histogram};
 use opensora_manifest::{
@@ -24,22 +24,22 @@ use opensora_manifest::{
     value,
 };
 use serde::Serialize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Columns that files tell about themselves, in the order in which they are added.
+/// Columns from the headers of files, in the order in which they are added.
 const PROBED: [&str; 5] = ["width", "height", "fps", NUM_FRAMES, "duration"];
 
-/// What a manifest holds.
+/// The statistics of a table.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Stats {
     /// Number of rows.
     pub rows: usize,
-    /// The manifest's columns in their order.
+    /// The columns of the table in order.
     pub columns: Vec<Column>,
-    /// What follows from them: `caption_words`, `aspect_ratio` (width by height) and, where it is
-    /// no column, `duration` in seconds.
+    /// Derived columns: `caption_words`, `aspect_ratio` (width divided by height) and, unless the table
+    /// has it, `duration` in seconds.
     pub derived: Vec<Column>,
-    /// Hours that all rows with a known duration last together.
+    /// Total duration in hours of the rows with a known duration.
     pub hours: Option<f64>,
     /// Rows with a known duration.
     pub rows_with_duration: usize,
@@ -47,12 +47,40 @@ pub struct Stats {
     pub resolutions: Vec<Frequent>,
     /// The most frequent frame rates, to a hundredth of a frame per second.
     pub frame_rates: Vec<Frequent>,
-    /// Files that were opened and could not be read.
+    /// Files that were opened and cannot be read.
     pub unreadable: Vec<Unreadable>,
 }
 
+/// Options of the statistics.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Job {
+    /// Opens the files of rows that lack size, frame rate, length or duration.
+    pub probe: bool,
+    /// Writes histograms of all columns of numbers to this file, SVG or PNG by its extension.
+    pub histograms: Option<PathBuf>,
+}
+
+/// Computes the statistics of a table.
+///
+/// # Errors
+/// Returns an error if the histograms cannot be drawn or written, or the observer stops the work.
+pub fn run(job: &Job, table: &Table, observer: &mut dyn Observer) -> Result<Stats, PrepareError> {
+    let mut probed = table.clone();
+    let unreadable = if job.probe { fill(&mut probed, observer)? } else { vec![] };
+    let stats = Stats { unreadable, ..Stats::of(&probed) };
+    if let Some(path) = &job.histograms {
+        stats.save_histograms(path)?;
+    }
+    Ok(stats)
+}
+
 impl Stats {
-    /// Counts what is in a table; no file is opened.
+    /// Returns the row counts; files that cannot be read count as failed.
+    pub fn summary(&self) -> Summary {
+        Summary { input: self.rows, output: self.rows, failed: self.unreadable.len() }
+    }
+
+    /// Computes the statistics of a table. Opens no files.
     pub fn of(table: &Table) -> Self {
         let rows = table.len();
         let fields = |name: &str| -> Option<Vec<&str>> {
@@ -111,7 +139,7 @@ impl Stats {
         }
     }
 
-    /// A histogram of each column of numbers, the derived ones last.
+    /// Returns a histogram of each column of numbers, derived columns last.
     pub fn histograms(&self) -> Vec<Histogram> {
         let columns = self.columns.iter().chain(&self.derived);
         columns
@@ -128,13 +156,13 @@ impl Stats {
     /// Draws the [`histograms`](Self::histograms) on one sheet, SVG or PNG by the path's ending.
     ///
     /// # Errors
-    /// Where no column holds numbers, or the file cannot be written.
+    /// Returns an error if no column has numbers, or the file cannot be written.
     pub fn save_histograms(&self, path: &Path) -> Result<(), ChartError> {
         histogram::save(&self.histograms(), path)
     }
 }
 
-/// Seconds that rows last: as they say, or by their frames, or from start to end.
+/// Returns the duration of each row in seconds: stated, else from its frames, else from start to end.
 fn durations(
     stated: &[Option<f64>],
     (num_frames, fps): (&[Option<f64>], &[Option<f64>]),
@@ -151,12 +179,12 @@ fn durations(
         .collect()
 }
 
-/// A number with at most two digits behind the point.
+/// Formats a number with at most two decimals.
 fn hundredths(value: f64) -> String {
     format!("{}", (value * 100.0).round() / 100.0)
 }
 
-/// What a column of a known name is measured in.
+/// Returns the unit of a known column.
 fn unit(column: &str) -> &'static str {
     match column {
         "duration" | "start" | "end" => "seconds",
@@ -169,27 +197,36 @@ fn unit(column: &str) -> &'static str {
     }
 }
 
-/// Opens the files of rows that do not tell their size, frame rate, length or duration, and fills
-/// in what they lack; what is there stays. Returns the files that could not be read.
-pub fn fill(table: &mut Table, advanced: &mut dyn FnMut(usize, usize)) -> Vec<Unreadable> {
+/// Opens the files of rows that lack size, frame rate, length or duration, and fills in the missing
+/// values. Returns the files that cannot be read.
+///
+/// # Errors
+/// Returns an error if the observer stops the work.
+pub fn fill(
+    table: &mut Table,
+    observer: &mut dyn Observer,
+) -> Result<Vec<Unreadable>, PrepareError> {
     let lacks = |row: usize, column| table.get(row, column).is_none_or(value::is_missing);
     let path_of = |row: usize| table.get(row, PATH).unwrap_or_default().to_string();
     let open: Vec<(usize, String)> = (0..table.len())
         .filter(|&row| !lacks(row, PATH) && PROBED.iter().any(|column| lacks(row, column)))
         .map(|row| (row, path_of(row)))
         .collect();
-    let found = look::each(open.len(), |index| look::header(Path::new(&open[index].1)), advanced);
+    let found = look::each(open.len(), |at| look::header(Path::new(&open[at].1)), observer)?;
     let mut unreadable = Vec::new();
     for ((row, path), header) in open.into_iter().zip(found) {
         match header {
             Ok(header) => note(table, row, &header),
-            Err(reason) => unreadable.push(Unreadable { row: row + 1, path, reason }),
+            Err(error) => {
+                let reason = error.reason(Some(Path::new(&path)));
+                unreadable.push(Unreadable { row: row + 1, path, reason });
+            }
         }
     }
-    unreadable
+    Ok(unreadable)
 }
 
-/// Fills in what a row lacks.
+/// Fills in the missing values of a row.
 fn note(table: &mut Table, row: usize, header: &Header) {
     let values = [
         Some(header.width.to_string()),
@@ -210,6 +247,18 @@ fn note(table: &mut Table, row: usize, header: &Header) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Advanced;
+    use std::ops::ControlFlow;
+
+    /// Records the total of the last event.
+    struct Total(usize);
+
+    impl Observer for Total {
+        fn advanced(&mut self, event: &Advanced) -> ControlFlow<()> {
+            self.0 = event.total;
+            ControlFlow::Continue(())
+        }
+    }
 
     fn table(columns: &[&str], rows: &[&[&str]]) -> Table {
         let mut table = Table::new(columns.iter().copied());
@@ -277,16 +326,16 @@ mod tests {
             &[PATH, "fps", "width"],
             &[&[path, "nan", "99"], &[bad.to_str().unwrap(), "", ""], &["", "", ""]],
         );
-        let mut heard = 0;
-        let unreadable = fill(&mut table, &mut |_, total| heard = total);
-        assert_eq!(heard, 2);
+        let mut total = Total(0);
+        let unreadable = fill(&mut table, &mut total).unwrap();
+        assert_eq!(total.0, 2);
         let row = ["fps", "width", "height", NUM_FRAMES, "duration"].map(|name| table.get(0, name));
         assert_eq!(row, ["8", "99", "48", "10", "1.25"].map(Some));
         assert_eq!(table.get(1, "height"), Some(""));
         assert_eq!((unreadable.len(), unreadable[0].row), (1, 2));
-        // The next time only what cannot be read is opened.
-        fill(&mut table, &mut |_, total| heard = total);
-        assert_eq!(heard, 1);
+        // The second time, only unreadable files are opened.
+        fill(&mut table, &mut total).unwrap();
+        assert_eq!(total.0, 1);
     }
 
     #[test]

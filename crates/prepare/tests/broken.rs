@@ -1,17 +1,18 @@
-//! Files that are no videos: each is listed with its reason, and the others go on.
+//! Damaged files: each is listed with its reason, and the other files are processed.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use opensora_manifest::{Table, table::PATH};
 use opensora_prepare::{
+    RunOptions,
     assemble::{REASON, failed_path},
-    scan::{self, Found},
-    split::{self, Settings, split},
+    scan::{self, Found, Walk},
+    split::{self, Settings},
 };
 use opensora_video::{Frames, VideoSpec, Writer, reader::Decoder};
 use std::path::Path;
 
-/// A clip of a grey that grows lighter.
+/// Writes a clip whose grey grows lighter.
 fn video(path: &Path, [frames, height, width]: [usize; 3]) {
     let grey = |frame: usize| vec![(frame % 200) as u8; 3 * height * width];
     let clip =
@@ -20,14 +21,14 @@ fn video(path: &Path, [frames, height, width]: [usize; 3]) {
     writer.write(&clip, &serde_json::Value::Null).unwrap();
 }
 
-/// Overwrites what lies `behind` bytes after the end of the name of the first box of that name.
+/// Overwrites the bytes `behind` bytes after the name of the first box of this name.
 fn patched(mut bytes: Vec<u8>, name: &[u8; 4], behind: usize, with: &[u8]) -> Vec<u8> {
     let at = bytes.windows(4).position(|window| window == name).unwrap() + 4 + behind;
     bytes[at..at + with.len()].copy_from_slice(with);
     bytes
 }
 
-/// Writes good and broken files; returns the good one's bytes.
+/// Writes intact and damaged files.
 fn write_all(folder: &Path) {
     let path = |name: &str| folder.join(name);
     video(&path("good.mp4"), [45, 48, 64]);
@@ -53,14 +54,14 @@ fn write_all(folder: &Path) {
     write("one.mp4", &patched(one, b"stts", 8, &1u32.to_be_bytes()));
 }
 
-/// Names of the clips.
+/// Returns the names of the clips.
 fn kept(out: &Path) -> Vec<String> {
     let table = Table::read(out).unwrap();
     let name = |row| Path::new(table.get(row, PATH).unwrap()).file_name().unwrap();
     (0..table.len()).map(|row| name(row).to_string_lossy().into_owned()).collect()
 }
 
-/// Names and reasons of the rows that could not be used.
+/// Returns names and reasons of the failed rows.
 fn failures(out: &Path) -> Vec<(String, String)> {
     let failed = Table::read(&failed_path(out)).unwrap();
     let name = |row| Path::new(failed.get(row, PATH).unwrap()).file_name().unwrap();
@@ -73,21 +74,17 @@ fn failures(out: &Path) -> Vec<(String, String)> {
 }
 
 #[test]
-fn broken_files_are_listed_with_reasons_and_stop_nothing() {
+fn damaged_files_are_listed_and_the_others_processed() {
     let folder = tempfile::tempdir().unwrap();
     let raw = folder.path().join("raw");
     std::fs::create_dir(&raw).unwrap();
     write_all(&raw);
 
     let out = folder.path().join("videos.csv");
-    let found = Found::walk(std::slice::from_ref(&raw)).unwrap();
-    let job = scan::Job {
-        out: out.clone(),
-        decoder: Decoder::InProcess,
-        workers: 2,
-        retry_failed: false,
-    };
-    let scanned = scan::scan(&found, &job, &mut ()).unwrap();
+    let found = Found::walk(std::slice::from_ref(&raw), Walk::default()).unwrap();
+    let options = RunOptions { workers: 2, ..RunOptions::default() };
+    let job = scan::Job { decoder: Decoder::InProcess, options, ..scan::Job::default() };
+    let scanned = scan::run(&job, &found, &out, &mut ()).unwrap();
     assert_eq!(scanned.output + scanned.failed, scanned.input);
     let unreadable = failures(&out);
     for name in ["empty.mp4", "text.mp4", "picture.mp4", "header.mp4", "audio.mp4"] {
@@ -100,15 +97,15 @@ fn broken_files_are_listed_with_reasons_and_stop_nothing() {
     let fields = ["width", "height", "fps"].map(|column| table.get(good, column).unwrap());
     assert_eq!(fields, ["64", "48", "30"]);
 
-    // All of them, also those that the scan would leave out, and one that is not there.
+    // All files, also those that the scan rejects, and a missing one.
     let mut input = Table::new([PATH]);
     for file in &found.files {
         input.push([(PATH, file.to_str().unwrap().into())]);
     }
     input.push([(PATH, raw.join("missing.mp4").to_str().unwrap().into())]);
     let out = folder.path().join("clips.csv");
-    let job = split::Job { decoder: Decoder::InProcess, workers: 2, ..split::Job::new(&out) };
-    let cut = split(&input, &Settings::default(), &job, &mut ()).unwrap();
+    let job = split::Job { decoder: Decoder::InProcess, options, ..split::Job::default() };
+    let cut = split::run(&job, &input, &out, &mut ()).unwrap();
     assert_eq!((cut.input, cut.failed + kept(&out).len()), (input.len(), input.len()));
     assert!(kept(&out).contains(&"good_scene-0.mp4".into()));
 
@@ -129,12 +126,12 @@ fn broken_files_are_listed_with_reasons_and_stop_nothing() {
         assert!(reason.contains(words), "{name}: {reason}");
     }
 
-    // A size that no codec has.
+    // A size that no codec supports.
     let slim = (0..input.len()).find(|&row| input.get(row, PATH).unwrap().ends_with("slim.mp4"));
     let out = folder.path().join("large.csv");
-    let job = split::Job { decoder: Decoder::InProcess, ..split::Job::new(&out) };
     let settings = Settings { enlarge: true, ..Settings::default() };
-    split(&input.select(slim), &settings, &job, &mut ()).unwrap();
+    let job = split::Job { settings, decoder: Decoder::InProcess, ..split::Job::default() };
+    split::run(&job, &input.select(slim), &out, &mut ()).unwrap();
     let (_, reason) = &self::failures(&out)[0];
     assert!(reason.contains("512x32768"), "{reason}");
 }

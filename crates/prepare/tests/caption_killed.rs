@@ -1,7 +1,7 @@
-//! Captions across kills of the process: they end in the manifest of a run that nobody disturbed.
+//! Captions across kills of the process: the manifest is that of an undisturbed run.
 //!
-//! A test binary of its own: between the two halves of starting a process, the new one holds the
-//! locks of journals that other tests of the same process have open.
+//! A separate test binary: while a process is started, it briefly holds the locks of journals that other
+//! tests of the same process have open.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,8 +13,9 @@ use chat_server::{
 };
 use opensora_manifest::{Table, table::TEXT};
 use opensora_prepare::{
+    RunOptions,
     assemble::{Tables, failed_path},
-    caption::{Captioned, Options, caption},
+    caption::{self, Job, Report},
 };
 use std::{
     path::Path,
@@ -22,29 +23,26 @@ use std::{
     time::Duration,
 };
 
-/// Where the test below says what its worker shall do; each of these three is one.
+/// Environment variables with the worker's input, output and server.
 const WORKER: [&str; 3] = ["CAPTION_TEST_INPUT", "CAPTION_TEST_OUT", "CAPTION_TEST_ADDRESS"];
 const WORKERS: usize = 3;
 
-/// No test: the process that the test below starts and kills.
+/// Not a test: the process that the test below starts and kills.
 #[test]
 fn worker_process() {
     let Ok(values) = WORKER.iter().map(std::env::var).collect::<Result<Vec<_>, _>>() else {
         return;
     };
     let [input, out, address] = values.try_into().unwrap();
-    let options = Options { workers: WORKERS, ..Options::default() };
+    let options = RunOptions { workers: WORKERS, ..RunOptions::default() };
     let endpoint = endpoint(address.parse().unwrap(), QUICK);
     let table = Table::read(Path::new(&input)).unwrap();
-    caption(&table, Path::new(&out), &spec(), &endpoint, &options, &mut ())
-        .unwrap()
-        .tables
-        .write(Path::new(&out))
-        .unwrap();
+    let job = Job { options, ..Job::new(spec(), endpoint) };
+    caption::run(&job, &table, Path::new(&out), &mut ()).unwrap();
 }
 
 #[test]
-fn a_killed_process_goes_on_to_the_same_manifest() {
+fn a_killed_process_resumes_to_the_same_manifest() {
     const CLIPS: usize = 24;
     let folder = tempfile::tempdir().unwrap();
     let mut table = clips(folder.path(), CLIPS);
@@ -80,7 +78,7 @@ fn a_killed_process_goes_on_to_the_same_manifest() {
     loop {
         random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let mut child = start(&out, &server);
-        // Some time after so many requests; the last ones may never come.
+        // Some time after a number of requests, the last of which may never be sent.
         let (until, more) = (asked() + (random >> 33) as usize % 4, (random >> 40) % 25);
         while child.try_wait().unwrap().is_none() && asked() < until {
             std::thread::sleep(Duration::from_millis(1));
@@ -96,14 +94,14 @@ fn a_killed_process_goes_on_to_the_same_manifest() {
         assert!(kills < 200, "it does not come to an end");
     }
     assert!(kills >= 4, "{kills} kills");
-    // A kill costs no more than what was being worked on.
+    // A kill loses at most the rows in progress.
     assert!(asked() <= smooth + kills * WORKERS, "{} {smooth} {kills}", asked());
 
     for (a, b) in [(&whole, &out), (&failed_path(&whole), &failed_path(&out))] {
         assert_eq!(std::fs::read_to_string(a).unwrap(), std::fs::read_to_string(b).unwrap());
     }
     let (output, failed) = (Table::read(&out).unwrap(), Table::read(&failed_path(&out)).unwrap());
-    let both = Captioned { tables: Tables { output, failed }, kept: 1 };
+    let both = Report { tables: Tables { output, failed }, kept: 1 };
     assert_eq!(ids(&both), (0..CLIPS).collect::<Vec<_>>(), "no row lost or doubled");
     assert_eq!(both.tables.failed.len(), 5);
     let once = asked();

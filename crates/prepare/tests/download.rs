@@ -1,5 +1,5 @@
-//! Downloads from a server that misbehaves: every row ends done, with the bytes of the source, or
-//! failed, with its reason.
+//! Downloads from a server that misbehaves: every row ends done with the bytes of the source, or failed with
+//! its reason.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -8,12 +8,9 @@ mod files_server;
 use files_server::{After, Answer, Request, Server, bytes};
 use opensora_manifest::Table;
 use opensora_prepare::{
-    download::{
-        DownloadError, DownloadSpec, Downloaded, List, ListFormat, Part, Timeouts, YtDlp, download,
-        failed_path,
-    },
-    retry::Patience,
-    step::Shard,
+    PrepareError, RunOptions, Shard,
+    download::{self, DownloadError, List, ListFormat, Part, Report, Timeouts, YtDlp, failed_path},
+    retry::RetryPolicy,
 };
 use sha2::{Digest, Sha256};
 use std::{
@@ -22,10 +19,10 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// A list in a folder, and where its videos go.
+/// A list in a folder, and the options of its download.
 struct Job {
     folder: TempDir,
-    spec: DownloadSpec,
+    spec: download::Job,
     part: Part,
 }
 
@@ -33,22 +30,22 @@ impl Job {
     fn new(list: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("list.csv"), list).unwrap();
-        let spec = DownloadSpec {
+        let spec = download::Job {
             folder: folder.path().join("videos"),
             timeouts: Timeouts {
                 connect: Duration::from_secs(5),
                 idle: Duration::from_millis(400),
                 attempt: Duration::from_secs(20),
             },
-            patience: Patience {
+            retry: RetryPolicy {
                 attempts: 3,
                 first_wait: Duration::from_millis(5),
                 longest_wait: Duration::from_secs(2),
             },
             yt_dlp: YtDlp { program: "/there/is/no/yt-dlp".into(), ..YtDlp::default() },
-            // The server of these tests is on this machine.
+            // The test server is on this machine.
             allow_private: true,
-            ..DownloadSpec::default()
+            ..download::Job::default()
         };
         Self { folder, spec, part: Part::WHOLE }
     }
@@ -62,14 +59,14 @@ impl Job {
         self.folder.path().join("out.csv")
     }
 
-    fn try_run(&self) -> Result<Downloaded, DownloadError> {
+    fn try_run(&self) -> Result<Report, PrepareError> {
         let path = self.folder.path().join("list.csv");
         let format = ListFormat::of(&path).unwrap();
         let list = List::read(&path, format, self.part).unwrap();
-        download(&list, &self.spec, &self.out(), &mut ())
+        download::run(&self.spec, &list, &self.out(), &mut ())
     }
 
-    fn run(&self) -> Downloaded {
+    fn run(&self) -> Report {
         self.try_run().unwrap()
     }
 
@@ -77,26 +74,26 @@ impl Job {
         Table::read(&self.out()).unwrap()
     }
 
-    /// The bytes of a row's file.
+    /// Returns the bytes of a row's file.
     fn file(&self, row: usize) -> Vec<u8> {
         std::fs::read(self.manifest().get(row, "path").unwrap()).unwrap()
     }
 
-    /// Addresses and reasons of the rows that failed.
+    /// Returns addresses and reasons of the failed rows.
     fn failures(&self) -> Vec<(String, String)> {
         let table = Table::read(&failed_path(&self.out())).unwrap();
         let field = |row, name| table.get(row, name).unwrap().to_string();
         (0..table.len()).map(|row| (field(row, "url"), field(row, "reason"))).collect()
     }
 
-    /// What one address failed with.
+    /// Returns the reason of the only failure.
     fn reason(&self) -> String {
         let failures = self.failures();
         assert_eq!(failures.len(), 1, "{failures:?}");
         failures[0].1.clone()
     }
 
-    /// Names in the folder of videos.
+    /// Returns the names in the folder of videos.
     fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(&self.spec.folder).unwrap();
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
@@ -107,7 +104,7 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Runs a list of one address and returns what became of it.
+/// Downloads a list of one address from a server with these answers.
 fn one(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> (Job, Server) {
     let server = Server::start(answer);
     let job = Job::of(&[format!("{}/fox.mp4", server.url)]);
@@ -117,7 +114,7 @@ fn one(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> (Job, Ser
 }
 
 #[test]
-fn a_cut_file_goes_on_where_it_was_cut() {
+fn an_interrupted_file_is_resumed() {
     let (job, server) = one(|request| {
         let answer = Answer::version(&bytes(300_000, 1), "\"v1\"", request);
         if request.number == 0 { answer.cut(100_000) } else { answer }
@@ -138,7 +135,7 @@ fn a_cut_file_goes_on_where_it_was_cut() {
 #[test]
 fn halves_of_different_versions_are_never_joined() {
     let old = |request: &Request| Answer::version(&bytes(300_000, 1), "\"v1\"", request);
-    // A server that honours If-Range, and one that does not.
+    // A server that supports If-Range, and one that does not.
     for honours in [true, false] {
         let (job, server) = one(move |request| match (request.number, request.range()) {
             (0, _) => old(request).cut(100_000),
@@ -150,7 +147,7 @@ fn halves_of_different_versions_are_never_joined() {
         assert!(job.file(0) == bytes(300_000, 2), "{:?}", server.requests());
         assert_eq!(server.requests().len(), if honours { 2 } else { 3 });
     }
-    // Another length, another place: without entity tags the times and ranges tell.
+    // Another length, another position: without entity tags, times and ranges differ.
     for wrong in ["bytes 99999-299999/300000", "bytes 100000-299999/400000", "nonsense"] {
         let (job, _) = one(move |request| match request.number {
             0 => Answer::file(&bytes(300_000, 1)).with("Last-Modified", "then").cut(100_000),
@@ -178,7 +175,7 @@ fn a_server_without_ranges_or_versions_starts_again() {
 }
 
 #[test]
-fn answers_are_final_or_worth_another_attempt() {
+fn statuses_are_permanent_or_transient() {
     for status in [401, 403, 404, 410, 451, 304] {
         let (job, server) = one(move |_| Answer::status(status));
         assert!(job.reason().contains(&status.to_string()), "{}", job.reason());
@@ -197,7 +194,7 @@ fn answers_are_final_or_worth_another_attempt() {
 }
 
 #[test]
-fn a_server_that_asks_for_time_gets_it() {
+fn retry_after_is_respected() {
     let started = Instant::now();
     let (job, server) = one(|request| match request.number {
         0 => Answer::status(429).with("Retry-After", "1"),
@@ -225,10 +222,10 @@ fn large_bodies_end_at_the_limit() {
 }
 
 #[test]
-fn bytes_that_the_list_does_not_know_are_refused() {
+fn files_with_another_digest_are_rejected() {
     let server = Server::start(|request| {
         let answer = Answer::version(&bytes(200_000, 1), "\"v1\"", request);
-        // The first half of one of them is of another file under the same tag.
+        // The first half of one file is of another file with the same tag.
         match (request.path.as_str(), request.number) {
             ("/joined.mp4", 0) => Answer { body: bytes(200_000, 9), ..answer }.cut(100_000),
             _ => answer,
@@ -253,13 +250,13 @@ fn bytes_that_the_list_does_not_know_are_refused() {
     };
     assert!(reason("/b.mp4").contains(&format!("its SHA-256 is {right}, the list says {wrong}")));
     assert!(reason("/a.mp4").contains("another row says"));
-    assert!(reason("/d.mp4").contains("\"nonsense\" is no SHA-256"));
+    assert!(reason("/d.mp4").contains("\"nonsense\" is not a SHA-256"));
     assert_eq!(server.requests_for("/joined.mp4").len(), 3);
     assert_eq!(job.names().len(), 3);
 }
 
 #[test]
-fn a_server_that_hangs_is_left() {
+fn a_hanging_server_times_out() {
     let started = Instant::now();
     let (job, server) = one(|request| {
         let answer = Answer::version(&bytes(100_000, 1), "\"v1\"", request);
@@ -276,12 +273,12 @@ fn a_server_that_hangs_is_left() {
 }
 
 #[test]
-fn redirects_are_followed_but_not_for_ever_or_anywhere() {
+fn redirects_are_bounded_and_stay_within_http() {
     let server = Server::start(|request| match request.path.as_str() {
         "/loop.mp4" => Answer::status(302).with("Location", "/loop.mp4"),
         "/file.mp4" => Answer::status(302).with("Location", "file:///etc/hostname"),
         "/ftp.mp4" => Answer::status(301).with("Location", "ftp://127.0.0.1/a.mp4"),
-        // What is no address of the web may be asked for at the same host, but is never opened.
+        // Other addresses can be requested from the same host, but files are never opened.
         path if path.contains("hostname") => Answer::status(404),
         "/moved.mp4" => Answer::status(307).with("Location", "/here"),
         "/here" if request.number == 0 => {
@@ -300,7 +297,7 @@ fn redirects_are_followed_but_not_for_ever_or_anywhere() {
 }
 
 #[test]
-fn pages_and_encoded_or_empty_bodies_are_no_videos() {
+fn pages_and_encoded_or_empty_bodies_are_rejected() {
     for (name, value, words) in [
         ("Content-Type", "text/html; charset=utf-8", "text/html in place of a video"),
         ("Content-Type", "application/json", "application/json in place"),
@@ -316,7 +313,7 @@ fn pages_and_encoded_or_empty_bodies_are_no_videos() {
 }
 
 #[test]
-fn a_video_is_fetched_once_and_its_clips_keep_their_columns() {
+fn a_video_is_downloaded_once_and_its_clips_keep_their_columns() {
     let server = Server::start(|_| Answer::file(b"fog"));
     let job = Job::new(&format!(
         "id,url,start,end,caption,License,path\n\
@@ -325,7 +322,7 @@ fn a_video_is_fetched_once_and_its_clips_keep_their_columns() {
          5,{url}/c.mp4,9,3,Backwards,,\n6,{url}/d.mp4\n7,{url}/e.mp4,soon,,,,\n",
         url = server.url
     ));
-    let spec = DownloadSpec { licence: Some("ours".into()), ..job.spec.clone() };
+    let spec = download::Job { licence: Some("ours".into()), ..job.spec.clone() };
     let job = Job { spec, ..job };
     let done = job.run();
     assert_eq!((done.videos, done.clips, done.failed, done.bytes), (2, 3, 4, 6));
@@ -343,29 +340,29 @@ fn a_video_is_fetched_once_and_its_clips_keep_their_columns() {
     let field = |row, name| failed.get(row, name).unwrap();
     assert_eq!((field(0, "id"), field(0, "text"), field(0, "url")), ("4", "Lost", "nowhere"));
     for (row, words) in [
-        (0, "row 4 of the list: \"nowhere\" is no address"),
+        (0, "row 4 of the list: \"nowhere\" is not an address"),
         (1, "it ends at 3 s and begins at 9 s"),
         (2, "it has 2 fields, expected 7"),
-        (3, "\"soon\" is no time"),
+        (3, "\"soon\" is not a time"),
     ] {
         assert!(field(row, "reason").contains(words), "{}", field(row, "reason"));
     }
 }
 
 #[test]
-fn done_rows_are_not_fetched_again_and_failed_ones_only_when_asked() {
+fn done_rows_are_not_downloaded_again_and_failed_ones_only_on_request() {
     let server = Server::start(|request| match (request.path.as_str(), request.number) {
         ("/b.mp4", 0) => Answer::status(404),
         _ => Answer::file(request.path.as_bytes()),
     });
     let mut job = Job::of(&["a", "b"].map(|name| format!("{}/{name}.mp4", server.url)));
     for retry in [false, false, true, true] {
-        job.spec.retry_failed = retry;
+        job.spec.options.retry_failed = retry;
         let done = job.run();
         assert_eq!(done.clips, if retry { 2 } else { 1 });
     }
     assert_eq!(server.requests().len(), 3);
-    // A file that is complete is taken as it is where the journal is gone, another one is not.
+    // Without the journal, a complete file is kept, and another one is not.
     let journal = job.folder.path().join("out.csv.journal.jsonl");
     std::fs::remove_file(&journal).unwrap();
     assert_eq!(job.run().clips, 2);
@@ -373,18 +370,18 @@ fn done_rows_are_not_fetched_again_and_failed_ones_only_when_asked() {
     std::fs::remove_file(job.manifest().get(0, "path").unwrap()).unwrap();
     let done = job.run();
     assert_eq!((done.clips, done.failed), (1, 1));
-    assert!(job.reason().contains("it was fetched and is gone"), "{}", job.reason());
+    assert!(job.reason().contains("it was downloaded and is missing"), "{}", job.reason());
 }
 
 #[test]
-fn another_run_goes_on_from_the_last_whole_block() {
+fn another_run_resumes_after_the_last_whole_block() {
     let server = Server::start(|request| {
         let answer = Answer::version(&bytes(9 << 20, 1), "\"v1\"", request);
         if request.number == 0 { answer.cut(5 << 20) } else { answer }
     });
     let mut job = Job::of(&[format!("{}/a.mp4", server.url)]);
-    job.spec.patience.attempts = 1;
-    // An attempt that got far renews the patience, even of a single attempt.
+    job.spec.retry.attempts = 1;
+    // Enough progress restarts the count of attempts, even of a single attempt.
     assert_eq!(job.run().clips, 1);
     assert_eq!(server.requests()[1].range(), Some(5 << 20));
 
@@ -394,10 +391,10 @@ fn another_run_goes_on_from_the_last_whole_block() {
         _ => Answer::version(&bytes(9 << 20, 1), "\"v1\"", request),
     });
     let mut job = Job::of(&[format!("{}/a.mp4", server.url)]);
-    job.spec.patience.attempts = 1;
+    job.spec.retry.attempts = 1;
     assert_eq!(job.run().failed, 1);
     assert_eq!(job.names().len(), 2, "{:?}", job.names());
-    job.spec.retry_failed = true;
+    job.spec.options.retry_failed = true;
     assert_eq!(job.run().clips, 1);
     assert_eq!(server.requests()[2].range(), Some(4 << 20));
     assert!(job.file(0) == bytes(9 << 20, 1));
@@ -410,17 +407,17 @@ fn child_that_is_killed() {
     let Ok(folder) = std::env::var("OPENSORA_TEST_DOWNLOAD") else { return };
     let folder = Path::new(&folder);
     let list = List::read(&folder.join("list.csv"), ListFormat::Csv, Part::WHOLE).unwrap();
-    let spec = DownloadSpec {
+    let spec = download::Job {
         folder: folder.join("videos"),
-        parallel: 2,
+        options: RunOptions { workers: 2, ..RunOptions::default() },
         allow_private: true,
-        ..DownloadSpec::default()
+        ..download::Job::default()
     };
-    download(&list, &spec, &folder.join("out.csv"), &mut ()).unwrap();
+    download::run(&spec, &list, &folder.join("out.csv"), &mut ()).unwrap();
 }
 
 #[test]
-fn a_killed_process_is_gone_on_with() {
+fn a_killed_download_is_resumed() {
     let server = Server::start(|request| {
         let seed = request.path.len() as u32;
         let answer = Answer::version(&bytes(6 << 20, seed), "\"v1\"", request);
@@ -458,7 +455,7 @@ fn a_killed_process_is_gone_on_with() {
 }
 
 #[test]
-fn parts_and_shards_are_the_list() {
+fn parts_and_shards_cover_the_list() {
     let server = Server::start(|request| Answer::file(request.path.as_bytes()));
     let urls: Vec<_> = (0..20).map(|row| format!("{}/{row}.mp4", server.url)).collect();
     let mut seen = vec![];
@@ -466,7 +463,8 @@ fn parts_and_shards_are_the_list() {
         for index in 0..2 {
             let shard = Shard::new(index, 2).unwrap();
             let part = Part { offset, limit, shard };
-            let job = Job { part, ..Job::of(&urls) };
+            let mut job = Job { part, ..Job::of(&urls) };
+            job.spec.options.shard = shard;
             job.run();
             let manifest = job.manifest();
             seen.extend(
@@ -488,7 +486,7 @@ fn rates_hold_for_all_workers_together() {
     job.spec.bytes_per_second = Some(400_000);
     let started = Instant::now();
     assert_eq!(job.run().clips, 4);
-    // The last piece, at most 64 KiB, is waited for by nobody else.
+    // Nothing waits for the last piece, at most 64 KiB.
     assert!(started.elapsed() >= Duration::from_millis(330), "{:?}", started.elapsed());
     let mut job = Job::of(&urls);
     job.spec.requests_per_second = Some(10.0);
@@ -502,7 +500,7 @@ fn rates_hold_for_all_workers_together() {
 }
 
 #[test]
-fn nothing_is_fetched_before_its_terms_are_accepted() {
+fn nothing_is_downloaded_before_its_terms_are_accepted() {
     let panda = "videoID,url,timestamp,caption,matching_score\n\
                  -2yHu5qgTzM,https://www.youtube.com/watch?v=-2yHu5qgTzM,\
                  \"[['0:00:01.000', '0:00:02.500']]\",\"['A fox.']\",[0.5]\n";
@@ -513,7 +511,7 @@ fn nothing_is_fetched_before_its_terms_are_accepted() {
     ] {
         let job = Job::new(list);
         let error = job.try_run().unwrap_err();
-        assert!(matches!(error, DownloadError::Terms(_)));
+        assert!(matches!(error, PrepareError::Download(DownloadError::Terms(_))));
         let text = error.to_string();
         assert!(text.contains(words) && text.contains("--accept-license"), "{text}");
         assert!(!job.spec.folder.exists() && !job.out().exists());
@@ -533,8 +531,8 @@ mod yt_dlp {
         process::{Command, Stdio},
     };
 
-    /// A program that writes down its words and then does `body`; `$out` is the file it is to
-    /// write, `$url` the address.
+    /// Writes a program that records its arguments and then runs `body`; `$out` is the output file, `$url` the
+    /// address.
     fn program(folder: &Path, body: &str) -> PathBuf {
         let path = folder.join("yt-dlp");
         let text = format!(
@@ -543,8 +541,8 @@ mod yt_dlp {
              while [ $# -gt 1 ]; do [ \"$1\" = -o ] && out=$2; shift; done; url=$1\n{body}\n",
             words = folder.join("words").display(),
         );
-        // Written by another process: a file that this one has open for writing, if only for the
-        // moment in which another thread starts a program, cannot be started.
+        // Written by another process: a program that this process has open for writing cannot be started, and
+        // a process that another thread starts inherits the open file for a moment.
         let mut writer = Command::new("/bin/sh")
             .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
             .arg(&path)
@@ -567,7 +565,7 @@ mod yt_dlp {
     }
 
     #[test]
-    fn the_program_gets_words_and_its_file_a_name() {
+    fn the_program_gets_arguments_and_its_file_the_final_name() {
         let mut job = job("printf '%s' \"$url\" > \"$out\"");
         job.spec.max_bytes = Some(1000);
         let done = job.run();
@@ -591,7 +589,7 @@ mod yt_dlp {
     }
 
     #[test]
-    fn it_is_run_again_where_that_may_help_and_ended_where_it_hangs() {
+    fn it_is_retried_after_transient_failures_and_killed_if_it_hangs() {
         let job1 =
             job("mkdir \"$out.d\" 2>/dev/null && { echo 'ERROR: HTTP Error 429' >&2; exit 1; }\
                         \nprintf fog > \"$out\"");
@@ -613,7 +611,7 @@ mod yt_dlp {
 }
 
 #[test]
-fn hosts_that_are_not_public_are_not_asked_unless_allowed() {
+fn hosts_that_are_not_public_are_rejected_unless_allowed() {
     let server = Server::start(|_| Answer::file(b"fog"));
     let port = server.url.rsplit(':').next().unwrap();
     for host in ["127.0.0.1", "localhost", "[::1]", "127.1", "0.0.0.0", "169.254.169.254"] {
@@ -621,7 +619,7 @@ fn hosts_that_are_not_public_are_not_asked_unless_allowed() {
         job.spec.allow_private = false;
         assert_eq!(job.run().failed, 1);
         let reason = job.reason();
-        assert!(reason.contains("only if private hosts are allowed"), "{host}: {reason}");
+        assert!(reason.contains("needs private hosts to be allowed"), "{host}: {reason}");
         assert!(!reason.contains("attempts"), "asked once: {reason}");
         assert_eq!(job.names().len(), 0);
     }
@@ -633,7 +631,7 @@ fn redirects_stay_within_http() {
     for (to, words, requests) in [
         ("ftp://a.example/fox.mp4", "unknown scheme", 1),
         ("gopher://127.0.0.1:70/", "unknown scheme", 1),
-        // Without a host, it is taken for a path on the same server, which sends on and on here.
+        // Without a host, it is a path on the same server, which redirects forever here.
         ("file:///etc/passwd", "too many redirects", 9),
     ] {
         let (job, server) = one(move |_| Answer::status(302).with("Location", to));
@@ -667,9 +665,9 @@ fn credentials_in_addresses_are_used_and_never_stored() {
          me:s3cret@{host}/fox.mp4,\n\
          http://me:s3cret@no such host/fox.mp4,\n"
     ));
-    job.spec.patience.attempts = 1;
+    job.spec.retry.attempts = 1;
     assert_eq!((job.run().clips, job.failures().len()), (1, 5));
-    // The server was told.
+    // The server received the secrets.
     let asked = server.requests();
     let first = asked.iter().find(|request| request.path.starts_with("/fox")).unwrap();
     assert_eq!(first.path, "/fox.mp4?token=s3cret&t=1");
@@ -695,6 +693,6 @@ fn credentials_in_addresses_are_used_and_never_stored() {
             assert_eq!(is_told, is_list, "{}", path.display());
         }
     }
-    // List, manifest, failures, journal, the video, and the part of the one that was cut with its note.
+    // List, manifest, failures, journal, the video, and the partial file with its metadata.
     assert!(files >= 6, "{files}");
 }

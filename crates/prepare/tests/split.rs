@@ -1,16 +1,16 @@
-//! Videos to clips, as the program does it.
+//! Tests of scans, splits and pipelines on generated videos.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use opensora_files::error_line;
 use opensora_manifest::{Table, table::PATH};
 use opensora_prepare::{
-    PrepareError,
-    assemble::{REASON, Summary, failed_path, journal_path, shard_path},
-    pipeline::{self, stages},
+    Advanced, Observer, PrepareError, RunOptions, Shard, Summary,
+    assemble::{REASON, failed_path, journal_path, shard_path},
+    pipeline,
     scan::{self, Found, Walk},
     shots,
-    split::{Job, Rate, Settings, split},
-    step::{Shard, Watch},
+    split::{self, Job, Rate, Settings},
 };
 use opensora_video::{Frames, VideoSpec, Writer, mp4, reader::Decoder};
 use std::{
@@ -19,7 +19,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A video of flat scenes: their greys and numbers of frames, 80 by 60 pixels.
+/// Writes a video of flat scenes, with their greys and numbers of frames, at 80x60 pixels.
 fn video(path: &Path, fps: f64, scenes: &[(u8, usize)]) {
     let (height, width) = (60, 80);
     let mut rgb = Vec::new();
@@ -32,17 +32,18 @@ fn video(path: &Path, fps: f64, scenes: &[(u8, usize)]) {
     writer.write(&clip, &serde_json::Value::Null).unwrap();
 }
 
-/// Small clips, quickly made: 10 frames per second.
+/// Settings of small clips at 10 frames per second.
 fn settings() -> Settings {
     let shots = shots::Settings { min_scene_len: 1, ..shots::Settings::default() };
     Settings { fps: Rate::Fixed(10.0), shorter_side: 30, shots, ..Settings::default() }
 }
 
-fn job(out: &Path) -> Job {
-    Job { decoder: Decoder::InProcess, workers: 2, ..Job::new(out) }
+fn job(settings: Settings) -> Job {
+    let options = RunOptions { workers: 2, ..RunOptions::default() };
+    Job { settings, decoder: Decoder::InProcess, options, ..Job::default() }
 }
 
-/// Two videos of one name and a third one, and their table.
+/// Writes two videos of the same name and a third one; returns their table.
 fn videos(folder: &Path) -> Table {
     let raw = folder.join("raw");
     video(&raw.join("a/sea.mp4"), 10.0, &[(20, 16), (220, 4), (20, 16), (220, 80)]);
@@ -56,7 +57,7 @@ fn videos(folder: &Path) -> Table {
     table
 }
 
-/// All files below a folder and what is in them.
+/// Returns the files in a folder and their bytes.
 fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     std::fs::read_dir(folder)
         .unwrap()
@@ -72,18 +73,18 @@ fn scenes_become_clips_with_their_origin() {
     let folder = tempfile::tempdir().unwrap();
     let input = videos(folder.path());
     let out = folder.path().join("clips.csv");
-    let summary = split(&input, &settings(), &job(&out), &mut ()).unwrap();
+    let summary = split::run(&job(settings()), &input, &out, &mut ()).unwrap();
     assert_eq!((summary.input, summary.output, summary.failed), (3, 4, 1));
 
     let table = Table::read(&out).unwrap();
     let columns = ["licence", "start", "end", "fps", "width", "height", "num_frames", "duration"];
     let expected = [
         ["CC0", "0.000", "1.600", "10", "40", "30", "16", "1.600"],
-        // The second scene is too short, and counted.
+        // The second scene is too short, but counted.
         ["CC0", "2.000", "3.600", "10", "40", "30", "16", "1.600"],
-        // The fourth is longer than five seconds.
+        // The fourth scene is longer than 5 s.
         ["CC0", "3.600", "8.600", "10", "40", "30", "50", "5.000"],
-        // Five frames per second become ten.
+        // Five frames per second are doubled.
         ["CC-BY", "0.000", "4.000", "10", "40", "30", "40", "4.000"],
     ];
     for (row, expected) in expected.iter().enumerate() {
@@ -123,7 +124,7 @@ fn long_scenes_can_be_kept_and_times_count_from_the_first_source() {
     input.set(0, "start", "100.5");
     let out = folder.path().join("clips.csv");
     let settings = Settings { keep_long: true, fps: Rate::Source, ..settings() };
-    split(&input, &settings, &job(&out), &mut ()).unwrap();
+    split::run(&job(settings), &input, &out, &mut ()).unwrap();
     let table = Table::read(&out).unwrap();
     let row = |row| ["source", "start", "end"].map(|column| table.get(row, column).unwrap());
     assert_eq!(table.len(), 2);
@@ -132,12 +133,12 @@ fn long_scenes_can_be_kept_and_times_count_from_the_first_source() {
     assert!(table.get(1, PATH).unwrap().ends_with("sea_scene-0_part-1.mp4"));
 }
 
-/// Stops after so many videos.
+/// Stops after this many videos.
 struct StopAt(usize);
 
-impl Watch for StopAt {
-    fn advanced(&mut self, done: usize, _: usize, _: usize) -> ControlFlow<()> {
-        if done >= self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+impl Observer for StopAt {
+    fn advanced(&mut self, event: &Advanced) -> ControlFlow<()> {
+        if event.done >= self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
 
@@ -146,18 +147,18 @@ fn stopped_and_sharded_runs_give_the_same_clips() {
     let folder = tempfile::tempdir().unwrap();
     let input = videos(folder.path());
     let whole = folder.path().join("whole/clips.csv");
-    split(&input, &settings(), &job(&whole), &mut ()).unwrap();
+    split::run(&job(settings()), &input, &whole, &mut ()).unwrap();
     let expected = contents(&folder.path().join("whole/clips"));
 
     let stopped = folder.path().join("stopped/clips.csv");
-    let one = Job { workers: 1, ..job(&stopped) };
-    let error = split(&input, &settings(), &one, &mut StopAt(1)).unwrap_err();
+    let one = Job { options: RunOptions::default(), ..job(settings()) };
+    let error = split::run(&one, &input, &stopped, &mut StopAt(1)).unwrap_err();
     assert!(matches!(error, PrepareError::Stopped { .. }), "{error}");
     assert!(!stopped.exists());
-    // As a kill would leave it: the last record is torn.
+    // As after a kill: the last record is incomplete.
     let journal = std::fs::read(journal_path(&stopped)).unwrap();
     std::fs::write(journal_path(&stopped), &journal[..journal.len() - 9]).unwrap();
-    split(&input, &settings(), &one, &mut ()).unwrap();
+    split::run(&one, &input, &stopped, &mut ()).unwrap();
     assert_eq!(contents(&folder.path().join("stopped/clips")), expected);
     let text = |path: &Path| std::fs::read_to_string(path).unwrap();
     assert_eq!(text(&stopped), text(&whole));
@@ -167,14 +168,15 @@ fn stopped_and_sharded_runs_give_the_same_clips() {
         let shard = Shard::new(index, 2).unwrap();
         let all = folder.path().join("shards/clips.csv");
         let out = shard_path(&all, shard);
-        let part = Job { shard, out: out.clone(), ..job(&all) };
-        rows += split(&input, &settings(), &part, &mut ()).unwrap().output;
+        let mut part = Job { clips: Some(split::clips_folder(&all)), ..job(settings()) };
+        part.options.shard = shard;
+        rows += split::run(&part, &input, &out, &mut ()).unwrap().output;
     }
     assert_eq!(rows, 4);
     assert_eq!(contents(&folder.path().join("shards/clips")), expected);
 
     let other = Settings { max_seconds: 4.0, ..settings() };
-    let refused = split(&input, &other, &job(&whole), &mut ()).unwrap_err().to_string();
+    let refused = error_line(&split::run(&job(other), &input, &whole, &mut ()).unwrap_err());
     assert!(refused.contains("other settings"), "{refused}");
 }
 
@@ -183,16 +185,15 @@ fn a_pipeline_from_folder_to_clips() {
     let folder = tempfile::tempdir().unwrap();
     videos(folder.path());
     std::fs::write(folder.path().join("raw/torn.mp4"), "torn").unwrap();
-    let scan = stages::Scan { walk: Walk::default(), workers: 1, retry_failed: false };
-    let cut = stages::Split { settings: settings(), workers: 1, retry_failed: false };
+    let scan = scan::Job::default();
+    let cut = Job { settings: settings(), ..Job::default() };
     let job = pipeline::Job {
         input: folder.path().join("raw"),
         work: folder.path().join("work"),
         out: folder.path().join("set.csv"),
-        shard: Shard::WHOLE,
-        retry_failed: false,
+        options: RunOptions::default(),
     };
-    let numbers = pipeline::run(&[&scan, &cut], &job, &mut ()).unwrap();
+    let numbers = pipeline::run(&job, &[&scan, &cut], &mut ()).unwrap();
     assert_eq!(numbers[0].1, Summary { input: 4, output: 3, failed: 1 });
     assert_eq!(numbers[1].1, Summary { input: 3, output: 4, failed: 1 });
     let table = Table::read(&job.out).unwrap();
@@ -203,11 +204,11 @@ fn a_pipeline_from_folder_to_clips() {
 }
 
 #[test]
-fn settings_that_cannot_be_are_refused() {
+fn invalid_settings_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let refused = |settings: Settings| {
         let out = folder.path().join("clips.csv");
-        split(&Table::new([PATH]), &settings, &job(&out), &mut ()).unwrap_err().to_string()
+        split::run(&job(settings), &Table::new([PATH]), &out, &mut ()).unwrap_err().to_string()
     };
     let field = |settings, field: &str| assert!(refused(settings).starts_with(field), "{field}");
     field(Settings { min_seconds: -1.0, ..settings() }, "min_seconds");
@@ -227,7 +228,7 @@ fn settings_that_cannot_be_are_refused() {
     assert!(from(r#"{"frames": 3}"#).unwrap_err().contains("frames"));
 }
 
-/// A table of one video.
+/// Returns a table of one video.
 fn one(path: &Path) -> Table {
     let mut input = Table::new([PATH]);
     input.push([(PATH, path.to_str().unwrap().into())]);
@@ -244,11 +245,11 @@ fn a_journal_is_checked_against_its_files() {
     let path = folder.path().join("sea.mp4");
     let (out, clips) = (folder.path().join("clips.csv"), folder.path().join("clips"));
     video(&path, 10.0, &[(220, 20), (30, 25), (120, 12)]);
-    let run = || split(&one(&path), &settings(), &job(&out), &mut ()).unwrap();
+    let run = || split::run(&job(settings()), &one(&path), &out, &mut ()).unwrap();
     assert_eq!(run().output, 3);
     let whole = contents(&clips);
 
-    // A clip that is gone, and one that is not what it was.
+    // A missing clip, and a changed one.
     std::fs::remove_file(clips.join("sea_scene-1.mp4")).unwrap();
     run();
     assert_eq!(contents(&clips), whole);
@@ -256,13 +257,13 @@ fn a_journal_is_checked_against_its_files() {
     run();
     assert_eq!(contents(&clips), whole);
 
-    // Another video of that name: fewer clips, and none of the old ones stays.
+    // Another video of the same name: fewer clips, and the old ones are removed.
     video(&path, 10.0, &[(40, 22), (200, 31)]);
     assert_eq!(run().output, 2);
     assert_eq!(names(&clips), ["sea_scene-0.mp4", "sea_scene-1.mp4"]);
     assert_eq!(Table::read(&out).unwrap().get(1, "num_frames"), Some("31"));
 
-    // What failed is tried again when it is another file, and its clips stay until then.
+    // A failure is retried when the file changes, and its old clips stay until then.
     let before = contents(&clips);
     std::fs::write(&path, "torn").unwrap();
     assert_eq!(run().failed, 1);
@@ -270,11 +271,11 @@ fn a_journal_is_checked_against_its_files() {
     video(&path, 10.0, &[(40, 22), (200, 31)]);
     assert_eq!(run().output, 2);
 
-    // Raw videos that were deleted after the cut are not missed.
+    // Deleted videos keep their records.
     std::fs::remove_file(&path).unwrap();
     assert_eq!(run().output, 2);
 
-    // Nor are the other clips removed if one is gone: they cannot be made again.
+    // If one clip of a deleted video is missing, the others stay: they cannot be made again.
     let one = "sea_scene-1.mp4";
     let kept = std::fs::read(clips.join(one)).unwrap();
     std::fs::remove_file(clips.join("sea_scene-0.mp4")).unwrap();
@@ -294,18 +295,20 @@ fn fixture(name: &str) -> PathBuf {
 /// Width, height, start and end of a clip.
 type ClipOf = (usize, usize, String, String);
 
-/// What `scan` and `split` make of a file: its row, and the clips' sizes and times.
+/// Scans and splits a file; returns its row, and sizes and times of its clips.
 fn field(name: &str) -> (Vec<String>, Vec<ClipOf>) {
     let folder = tempfile::tempdir().unwrap();
     let (out, clips) = (folder.path().join("videos.csv"), folder.path().join("clips.csv"));
     let decoder = Decoder::InProcess;
-    let job = scan::Job { out: out.clone(), decoder, workers: 1, retry_failed: false };
-    scan::scan(&Found::walk(&[fixture(name)]).unwrap(), &job, &mut ()).unwrap();
+    let job = scan::Job { decoder, ..scan::Job::default() };
+    let found = Found::walk(&[fixture(name)], Walk::default()).unwrap();
+    scan::run(&job, &found, &out, &mut ()).unwrap();
     let videos = Table::read(&out).unwrap();
     let row = ["width", "height", "num_frames", "duration"];
     let row = row.map(|column| videos.get(0, column).unwrap().to_string()).to_vec();
     let settings = Settings { min_seconds: 0.5, ..Settings::default() };
-    split(&videos, &settings, &Job { decoder, ..Job::new(&clips) }, &mut ()).unwrap();
+    let job = Job { settings, decoder, ..Job::default() };
+    split::run(&job, &videos, &clips, &mut ()).unwrap();
     let table = Table::read(&clips).unwrap();
     let clip = |row: usize| {
         let field = |column| table.get(row, column).unwrap().to_string();
@@ -317,22 +320,22 @@ fn field(name: &str) -> (Vec<String>, Vec<ClipOf>) {
 }
 
 #[test]
-fn clips_of_files_from_the_field_are_those_that_are_shown() {
+fn clips_of_real_files_are_the_displayed_frames() {
     let thirds = |width, height| {
         [("0.000", "2.000"), ("2.000", "4.000"), ("4.000", "6.000")]
             .map(|(start, end)| (width, height, start.to_string(), end.to_string()))
             .to_vec()
     };
-    // Times of the frames, also where the frame rate varies.
+    // Times of frames at a variable rate.
     let (row, clips) = field("vfr_three_shots.mp4");
     assert_eq!((row, clips), (words(["320", "180", "132", "6.000"]), thirds(320, 180)));
-    // Upright.
+    // Rotated video, upright.
     let (row, clips) = field("rotated_90.mp4");
     assert_eq!((row, clips), (words(["180", "320", "180", "6.000"]), thirds(180, 320)));
-    // In square pixels; clips have even sides.
+    // Square pixels and even sides.
     let (row, clips) = field("sar_4_3.mp4");
     assert_eq!((row, clips), (words(["427", "180", "180", "6.000"]), thirds(426, 180)));
-    // Without the frames that an edit list hides.
+    // An edit list hides frames.
     let (row, clips) = field("editlist_stream_copy.mp4");
     assert_eq!(row, words(["320", "180", "90", "3.000"]));
     let times: Vec<_> = clips.iter().map(|clip| (clip.2.as_str(), clip.3.as_str())).collect();

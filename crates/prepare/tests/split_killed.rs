@@ -1,15 +1,15 @@
-//! Long videos across kills of the process: they are resumed at their scene, and end in the clips of a run
-//! that nobody disturbed, with nothing beside them.
+//! Long videos across kills of the process: they are resumed at their scene, and the clips are those of an
+//! undisturbed run, without other files.
 //!
-//! A test binary of its own: between the two halves of starting a process, the new one holds the
-//! locks of journals that other tests of the same process have open.
+//! A separate test binary: while a process is started, it briefly holds the locks of journals that other
+//! tests of the same process have open.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use opensora_manifest::{Table, table::PATH};
 use opensora_prepare::{
     shots,
-    split::{Job, Rate, Settings, split},
+    split::{self, Job, Rate, Settings},
 };
 use opensora_video::{Frames, VideoSpec, Writer, reader::Decoder};
 use std::{
@@ -19,11 +19,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// Where the tests below say what their worker shall do: video, table of clips, shortest clip.
+/// Environment variables with the worker's video, table of clips, and shortest clip.
 const WORKER: [&str; 3] = ["SPLIT_TEST_VIDEO", "SPLIT_TEST_OUT", "SPLIT_TEST_SECONDS"];
 const SCENES: usize = 14;
 
-/// No test: the process that the tests below start and kill.
+/// Not a test: the process that the tests below start and kill.
 #[test]
 fn worker_process() {
     let Ok(values) = WORKER.iter().map(std::env::var).collect::<Result<Vec<_>, _>>() else {
@@ -35,8 +35,8 @@ fn worker_process() {
     let shots = shots::Settings { min_scene_len: 1, ..shots::Settings::default() };
     let min_seconds = seconds.parse().unwrap();
     let settings = Settings { min_seconds, fps: Rate::Fixed(10.0), shots, ..Settings::default() };
-    let job = Job { decoder: Decoder::InProcess, ..Job::new(&out) };
-    split(&input, &settings, &job, &mut ()).unwrap();
+    let job = Job { settings, decoder: Decoder::InProcess, ..Job::default() };
+    split::run(&job, &input, Path::new(&out), &mut ()).unwrap();
 }
 
 fn start(video: &Path, out: &Path, seconds: &str) -> Child {
@@ -49,7 +49,7 @@ fn start(video: &Path, out: &Path, seconds: &str) -> Child {
         .unwrap()
 }
 
-/// A video of scenes of two and a half seconds.
+/// Writes a video of scenes of 2.5 s.
 fn video(folder: &Path) -> PathBuf {
     let (frames, height, width) = (25 * SCENES, 120, 160);
     let pixel = |frame: usize, at: usize| (200 * (frame / 25 % 2) + (frame + at) % 40) as u8;
@@ -61,7 +61,7 @@ fn video(folder: &Path) -> PathBuf {
     path
 }
 
-/// Names, bytes and times of what is in a folder, hidden files and folders included.
+/// Returns names, bytes and times of the entries of a folder, also hidden ones.
 fn contents(folder: &Path) -> BTreeMap<String, (Vec<u8>, SystemTime)> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let read = |entry: std::fs::DirEntry| {
@@ -76,21 +76,21 @@ fn clips(folder: &Path) -> usize {
     contents(folder).keys().filter(|name| name.ends_with(".mp4")).count()
 }
 
-/// Starts the worker and kills it when there are so many clips. Returns whether it was still at work.
+/// Starts the worker and kills it at this number of clips. Returns true if it was still running.
 fn killed_at(count: usize, video: &Path, out: &Path) -> bool {
     let mut child = start(video, out, "1");
     while child.try_wait().unwrap().is_none() && clips(&out.with_extension("")) < count {
         std::thread::sleep(Duration::from_millis(1));
     }
     let is_running = child.try_wait().unwrap().is_none();
-    // It may have ended since.
+    // It can have ended since.
     let _ = child.kill();
     child.wait().unwrap();
     is_running && !out.exists()
 }
 
 #[test]
-fn a_killed_process_goes_on_at_its_scene() {
+fn a_killed_process_resumes_at_its_scene() {
     let folder = tempfile::tempdir().unwrap();
     let path = video(folder.path());
     let whole = folder.path().join("whole.csv");
@@ -105,7 +105,7 @@ fn a_killed_process_goes_on_at_its_scene() {
         if killed_at(count, &path, &out) {
             kills += 1;
             let now = contents(&made);
-            // What was complete at the kill before stays as it is; its last clip may not be noted yet.
+            // Clips complete at the previous kill are unchanged, except the last one if it was not recorded.
             let again =
                 |(name, clip): &(&String, &(Vec<u8>, SystemTime))| now.get(*name) != Some(clip);
             let changed = before.iter().filter(|(name, _)| name.ends_with(".mp4"));
@@ -124,18 +124,18 @@ fn a_killed_process_goes_on_at_its_scene() {
 }
 
 #[test]
-fn what_a_killed_process_left_goes_with_other_settings() {
+fn clips_of_a_killed_process_are_removed_with_other_settings() {
     let folder = tempfile::tempdir().unwrap();
     let path = video(folder.path());
     let (out, made) = (folder.path().join("killed.csv"), folder.path().join("killed"));
     assert!(killed_at(5, &path, &out), "it was done before it was killed");
     assert!(clips(&made) >= 5);
     std::fs::write(made.join("mine.mp4"), "mine").unwrap();
-    // The journal has no record yet, but the settings.
+    // The journal has only the settings.
     std::fs::remove_file(folder.path().join("killed.csv.journal.jsonl")).unwrap();
     assert!(start(&path, &out, "3").wait().unwrap().success());
     let left: Vec<String> = contents(&made).into_keys().collect();
-    // A clip that was complete and not noted yet is known to nobody.
+    // A complete clip that was not recorded can remain.
     assert!(left.len() <= 2 && left.contains(&"mine.mp4".to_string()), "{left:?}");
     assert_eq!(Table::read(&out).unwrap().len(), 0);
 }

@@ -1,4 +1,4 @@
-//! The trait of what makes videos, and the observer that a job is followed and stopped with.
+//! The trait of engines, which make videos, and the observer of a job.
 
 use crate::request::JobRequest;
 use opensora_video::Frames;
@@ -43,7 +43,7 @@ pub struct Generated {
     pub record: Value,
 }
 
-/// A model's name and the values of what a request leaves open.
+/// A model's name, and the defaults of requests.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelInfo {
     /// Name of the model in requests.
@@ -68,7 +68,7 @@ pub struct ModelInfo {
     pub guidance_scale: f64,
 }
 
-/// Why there is no video.
+/// Error of an engine.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
@@ -110,7 +110,7 @@ pub trait Observer {
     fn previewed(&mut self, _event: Preview) {}
 }
 
-/// Ignores everything and stops nothing.
+/// Ignores all events.
 impl Observer for () {}
 
 /// A stage of the work on a video.

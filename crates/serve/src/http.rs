@@ -26,7 +26,7 @@ use tokio::sync::Semaphore;
 /// Description of the API (OpenAPI 3.1, JSON), the authority on names and types.
 pub const OPENAPI: &str = include_str!("openapi.json");
 
-/// What all routes share.
+/// State that all routes share.
 pub(crate) struct App {
     pub(crate) queue: Arc<Queue>,
     pub(crate) security: Security,
@@ -71,7 +71,7 @@ impl IntoResponse for Json {
     }
 }
 
-/// Runs work that waits for the disk on a thread for that.
+/// Runs work that waits for the disk on a thread for blocking work.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {

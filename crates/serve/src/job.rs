@@ -58,7 +58,7 @@ impl JobError {
     }
 }
 
-/// What does not change in a job; `request.json` in its folder.
+/// The constant part of a job; `request.json` in its folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobSpec {
     /// Name of the job and of its folder.
@@ -71,7 +71,7 @@ pub struct JobSpec {
     pub request: JobRequest,
 }
 
-/// What changes in a job; `state.json` in its folder.
+/// The variable part of a job; `state.json` in its folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobState {
     /// The status.
@@ -107,9 +107,9 @@ impl Default for JobState {
 /// A job.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
-    /// What does not change.
+    /// The constant part.
     pub spec: JobSpec,
-    /// What does.
+    /// The variable part.
     pub state: JobState,
     /// Bytes of its folder.
     pub bytes: u64,
@@ -120,7 +120,7 @@ pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// What every id begins with.
+/// Prefix of every id.
 const ID_PREFIX: &str = "video_";
 
 /// Random hexadecimal digits of an id.

@@ -53,8 +53,8 @@
 //!
 //! # Threads and memory
 //!
-//! The worker thread computes; two other threads do all network input and output. What a client can
-//! make the server hold is bounded: [`Limits`] bounds requests, queue, number of jobs and their bytes on disk,
+//! The worker thread computes; two other threads do all network input and output. The memory that clients
+//! can occupy is bounded: [`Limits`] bounds requests, queue, number of jobs and their bytes on disk,
 //! [`ServerOptions`] the number of connections and the time that a slow client may take. Progress and
 //! previews go through a channel that holds the latest value only.
 //!
@@ -66,8 +66,8 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`engine`] | the trait of what makes videos, and its observer |
-//! | [`request`] | what a client asks for, and what a job is made of |
+//! | [`engine`] | the trait of engines, and the observer of a job |
+//! | [`request`] | parameters of a client's request, and of a job |
 //! | [`limits`] | bounds of requests, queue and disk |
 //! | [`job`] | jobs and their status |
 //! | [`store`] | the folders of jobs |

@@ -29,26 +29,26 @@ pub const MAX_ATTEMPTS: u32 = 5;
 pub struct QueueOptions {
     /// Bounds of what clients may ask for.
     pub limits: Limits,
-    /// Is told of each job; `None`: nobody is.
+    /// Receives the events of jobs; `None` ignores them.
     pub observer: Option<Box<dyn JobObserver>>,
 }
 
-/// Is told when jobs begin and end, by the worker's thread.
+/// Receives the events of jobs, on the thread that causes them.
 pub trait JobObserver: Send + Sync {
-    /// The worker begins a job.
+    /// The worker has begun a job.
     fn started(&self, _job: &Job) {}
 
-    /// A job has a final status, or goes back into the queue because the server stops.
+    /// The worker has left a job: its status is final, or `queued` again because the server stops.
     fn ended(&self, _job: &Job) {}
 
-    /// Something is wrong with the folder of jobs, in one line.
+    /// A problem with the folder of jobs, as one line of text.
     fn warned(&self, _text: &str) {}
 }
 
-/// Is told nothing.
+/// Ignores all events.
 impl JobObserver for () {}
 
-/// Why the queue cannot do what it was asked for.
+/// Error of a queue.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueueError {
@@ -238,7 +238,7 @@ impl Jobs {
     }
 }
 
-/// What the worker takes out of the queue.
+/// A job that the worker takes out of the queue.
 pub(crate) struct Task {
     pub(crate) job: Job,
     pub(crate) cancel: Arc<AtomicBool>,
@@ -315,7 +315,7 @@ impl Queue {
         Ok(queue)
     }
 
-    /// Returns what makes the videos.
+    /// Returns the engine.
     pub fn engine(&self) -> &dyn Engine {
         &*self.engine
     }
@@ -578,7 +578,7 @@ impl Queue {
         }
     }
 
-    /// Gives a job that the worker has left its state, unless it was cancelled or deleted meanwhile.
+    /// Sets the state of a job that the worker has left, unless the job was cancelled or deleted meanwhile.
     pub(crate) fn settle(&self, spec: &JobSpec, mut state: JobState) {
         let disk = lock(&self.disk);
         let current = lock(&self.jobs).find(&spec.id).map(|entry| entry.job.state.clone());

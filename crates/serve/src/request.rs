@@ -1,4 +1,4 @@
-//! What a client asks for ([`VideoRequest`]), and what a job is made of ([`JobRequest`]).
+//! Parameters of a client's request ([`VideoRequest`]), and of a job ([`JobRequest`]).
 
 use crate::{
     engine::ModelInfo,
@@ -93,7 +93,7 @@ impl RequestError {
 }
 
 impl VideoRequest {
-    /// Reads parameters by name. Numbers may stand in text, as in forms; `null` is the same as nothing.
+    /// Reads parameters by name. Numbers may be strings, as in forms; `null` is the same as a missing parameter.
     ///
     /// # Errors
     /// Returns an error if a parameter is unknown, missing or of another type.

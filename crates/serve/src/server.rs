@@ -40,14 +40,14 @@ pub struct ServerOptions {
     pub host: IpAddr,
     /// Port to listen on; 0 for one that is free.
     pub port: u16,
-    /// Who may send requests.
+    /// Requests that are accepted.
     pub security: Security,
     /// Connections at once; others are answered with 503.
     pub max_connections: usize,
     /// Longest time that a client may take to send the head of a request, and that a connection stays open
     /// without one.
     pub head_timeout: Duration,
-    /// Longest time that a client may take nothing of a response.
+    /// Longest time that a client may read nothing of a response.
     pub write_timeout: Duration,
 }
 
@@ -65,7 +65,7 @@ impl Default for ServerOptions {
     }
 }
 
-/// Why there is no server.
+/// Error of a server.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServeError {
@@ -143,7 +143,7 @@ impl Server {
         self.address
     }
 
-    /// Returns what stops the server.
+    /// Returns a handle that stops the server.
     pub fn stopper(&self) -> Stopper {
         self.stopper.clone()
     }

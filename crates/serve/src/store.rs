@@ -18,10 +18,10 @@ const MAX_JSON_BYTES: u64 = 256 << 10;
 const REQUEST: &str = "request.json";
 const STATE: &str = "state.json";
 
-/// Name of the smallest picture of a video, in its job's folder.
+/// File name of a job's thumbnail.
 pub(crate) const THUMBNAIL: &str = "thumbnail.png";
 
-/// Why the folder of a server cannot be used.
+/// Error of a server's folder.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
@@ -30,7 +30,7 @@ pub enum StoreError {
     Locked {
         /// The file of the lock.
         path: PathBuf,
-        /// Who has it.
+        /// The process that holds the lock.
         source: LockError,
     },
     /// A file or folder cannot be read or written.

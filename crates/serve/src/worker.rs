@@ -43,7 +43,7 @@ pub(crate) fn run(queue: &Queue) {
     }
 }
 
-/// Why a job has no file.
+/// Error of an attempt.
 #[derive(Debug, thiserror::Error)]
 enum MakeError {
     #[error(transparent)]
@@ -127,7 +127,7 @@ fn next_state(
     }
 }
 
-/// Passes progress on to those who follow the job, and stops it if a client or the server asks for that.
+/// Reports progress to the clients that follow the job, and stops it if a client or the server asks for that.
 struct Watcher<'a> {
     queue: &'a Queue,
     cancel: Arc<AtomicBool>,

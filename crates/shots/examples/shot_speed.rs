@@ -1,12 +1,12 @@
-//! Shots of a video or of a raw stream of frames: how fast they are found, and their scores.
+//! Measures the speed of shot detection on a video or a raw stream of frames, and prints scores.
 //!
 //! ```text
 //! ffmpeg -i clip.mp4 -f rawvideo -pix_fmt rgb24 - | cargo run --release -p opensora-shots --example shot_speed -- 1280x720
 //! cargo run --release -p opensora-shots --example shot_speed -- clip.mp4
 //! ```
 //!
-//! The first form takes frames of any decoder; further arguments are `yuv420p` for planes (of BT.601)
-//! instead of RGB, a release (`0.6.3`, `0.7`), `adaptive`, and `scores`, which prints a score a line.
+//! The first form reads frames of any decoder. Further arguments: `yuv420p` for planes (BT.601) instead of
+//! RGB, a release (`0.6.3`, `0.7`), `adaptive`, and `scores`, which prints one score per line.
 
 use opensora_shots::{Detector, Method, Rgb, Settings, Source, Yuv420, of_video};
 use opensora_video::{
@@ -32,7 +32,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let size = input.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
     if let Some((width, height)) = size {
         let mut detector = Detector::new(&settings)?;
-        let bt601 = ToRgb::stated(Colour { matrix: 2, full_range: false }).ok_or("BT.601 is not known")?;
+        let bt601 =
+            ToRgb::stated(Colour { matrix: 2, full_range: false }).ok_or("BT.601 is not known")?;
         let half = usize::div_ceil(width, 2) * usize::div_ceil(height, 2);
         let bytes = if planes { width * height + 2 * half } else { 3 * width * height };
         let mut frame = vec![0; bytes];

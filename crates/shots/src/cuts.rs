@@ -1,4 +1,4 @@
-//! Scores become cuts.
+//! Finds cuts in a sequence of scores.
 //!
 //! Source: PySceneDetect, `FlashFilter` (since 0.6.4; in 0.7 `scenedetect/detector.py`),
 //! `detectors/content_detector.py` and `detectors/adaptive_detector.py`.
@@ -6,11 +6,11 @@
 use crate::settings::{Flashes, Method, Release, Settings};
 use std::collections::VecDeque;
 
-/// Finds cuts in a row of scores.
+/// Finds cuts in a sequence of scores.
 #[derive(Debug, Clone)]
 pub(crate) struct Cuts {
     shortest: Shortest,
-    /// Frames so far.
+    /// Number of frames so far.
     frames: usize,
     state: State,
 }
@@ -19,23 +19,23 @@ pub(crate) struct Cuts {
 #[derive(Debug, Clone, Copy)]
 struct Shortest {
     frames: usize,
-    /// Frames per second by which times are counted; `None` if the frames themselves are.
+    /// Frames per second for lengths in time; `None` if lengths are numbers of frames.
     rate: Option<f64>,
 }
 
-/// A frame and when it is shown.
+/// A frame and its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct At {
     frame: usize,
-    /// In steps that the reference rounds to.
+    /// Time in microseconds, to which the reference rounds.
     microseconds: i64,
 }
 
 impl Shortest {
-    /// Returns true if as much lies between two frames, and `ahead` frames behind the second one.
+    /// Returns true if the shortest scene fits between two frames, with `ahead` frames after the second.
     ///
-    /// Source: `scenedetect/common.py` (0.7.2), `FrameTimecode`: a difference of times compares with a
-    /// number of frames by the nearest number at the mean rate, halves going to the even one.
+    /// Source: `scenedetect/common.py` (0.7.2), `FrameTimecode`: a time difference is converted to the nearest
+    /// number of frames at the mean rate, ties to even.
     fn lies_between(self, from: At, to: At, ahead: usize) -> bool {
         let between = match self.rate {
             None => to.frame - from.frame,
@@ -56,9 +56,9 @@ enum State {
     },
     Merge {
         threshold: f64,
-        /// The last frame that reached the threshold; the first one of all until then.
+        /// The last frame that reached the threshold; the first frame until then.
         last_above: At,
-        /// Whether there was a cut: before, there is nothing to merge with.
+        /// True after the first cut; before, there is nothing to merge with.
         enabled: bool,
         /// The first of the cuts that are being merged.
         start: Option<At>,
@@ -67,21 +67,21 @@ enum State {
         ratio: f64,
         window: usize,
         min_score: f64,
-        /// Frames behind a cut that count as its scene's where the shortest one is measured.
+        /// Frames after a cut that count for the shortest scene.
         ahead: usize,
         last_cut: At,
-        /// The last frames and their scores, as many as a window has.
+        /// The last frames and their scores, one window of them.
         scores: VecDeque<(At, f64)>,
     },
 }
 
 impl Cuts {
-    /// `rate` is the mean number of frames per second; releases before 0.7 count frames.
+    /// Starts a sequence. `rate` is the mean number of frames per second; releases before 0.7 count frames.
     pub(crate) fn new(settings: &Settings, rate: Option<f64>) -> Self {
         let old = settings.release == Release::V0_6_3;
         let first = At::default();
         let state = match settings.method {
-            // Where no scene is too short, nothing is too close either.
+            // Without a shortest scene, no cuts are too close.
             Method::Content { threshold, flashes }
                 if old || flashes == Flashes::Suppress || settings.min_scene_len == 0 =>
             {
@@ -103,13 +103,13 @@ impl Cuts {
         Self { shortest: Shortest { frames: settings.min_scene_len, rate }, frames: 0, state }
     }
 
-    /// Frames so far.
+    /// Returns the number of frames so far.
     pub(crate) fn frames(&self) -> usize {
         self.frames
     }
 
-    /// Takes the next frame's score and its seconds from the first frame, and gives a cut where one is
-    /// certain by now: the number of the frame that begins a scene, this one or an earlier one.
+    /// Takes the score and time of the next frame, in seconds from the first frame. Returns a cut that is now
+    /// certain: the first frame of a scene, this frame or an earlier one.
     pub(crate) fn push(&mut self, score: f64, seconds: f64) -> Option<usize> {
         let at = At { frame: self.frames, microseconds: (seconds * 1e6).round_ties_even() as i64 };
         self.frames += 1;
@@ -154,7 +154,7 @@ impl Cuts {
                 let sum = others.map(|(_, (_, score))| score).sum::<f64>();
                 let mean = sum / (2 * *window) as f64;
                 let found = match mean.abs() < 1e-5 {
-                    // The reference divides by no zero and takes a ratio of 255.
+                    // The reference does not divide by zero and takes a ratio of 255.
                     true => score >= *min_score && 255.0 >= *ratio,
                     false => score >= *min_score && (score / mean).min(255.0) >= *ratio,
                 };
@@ -169,7 +169,7 @@ impl Cuts {
 mod tests {
     use super::*;
 
-    /// Cuts where these of 200 frames score 100 and the others nothing.
+    /// Returns the cuts of 200 frames, of which the `loud` ones score 100 and the others 0.
     fn cuts(settings: &Settings, loud: &[usize]) -> Vec<usize> {
         let by_frame = cuts_at(settings, None, loud, |frame| frame as f64);
         let by_time = cuts_at(settings, Some(30.0), loud, |frame| frame as f64 / 30.0);
@@ -177,7 +177,7 @@ mod tests {
         by_frame
     }
 
-    /// The same of frames at these times.
+    /// Returns the cuts of such frames at these times.
     fn cuts_at(
         settings: &Settings,
         rate: Option<f64>,
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn suppressed_cuts_count_from_the_last_one() {
+    fn suppressed_cuts_are_within_a_scene_length_of_the_last_one() {
         let suppress = content(Flashes::Suppress);
         let old = Settings { release: Release::V0_6_3, ..content(Flashes::Merge) };
         for settings in [suppress, old] {
@@ -204,20 +204,20 @@ mod tests {
     }
 
     #[test]
-    fn merged_cuts_are_where_the_last_one_is() {
+    fn merged_cuts_are_at_the_last_of_them() {
         let merge = content(Flashes::Merge);
         assert_eq!(cuts(&merge, &[20, 40, 60]), [20, 40, 60]);
-        // Before the first cut there is nothing to merge with, and the count starts anew.
+        // Before the first cut there is nothing to merge with, and the count starts again.
         assert_eq!(cuts(&merge, &[10, 20, 40]), [40]);
-        // A flash: those from 60 on are one, but not within a scene's length of the start.
+        // A flash: cuts from 60 on are merged, but not with those within a scene length of the start.
         assert_eq!(cuts(&merge, &[40, 60, 65, 70, 75, 80, 85]), [40, 60, 85]);
         assert_eq!(cuts(&merge, &[40, 60, 65, 70]), [40, 60]);
-        // Merging is still going on at the end.
+        // Merging is not finished at the end.
         assert_eq!(cuts(&merge, &[160, 170, 190]), [160]);
     }
 
     #[test]
-    fn without_a_shortest_scene_every_frame_counts() {
+    fn without_a_shortest_scene_every_frame_can_be_a_cut() {
         for flashes in [Flashes::Merge, Flashes::Suppress] {
             let settings = Settings { min_scene_len: 0, ..content(flashes) };
             assert_eq!(cuts(&settings, &[1, 2, 3, 50]), [1, 2, 3, 50]);
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn the_newest_release_measures_scenes_in_time() {
-        // Five frames a second up to frame 40, then fifty.
+        // Five frames per second up to frame 40, then fifty.
         let seconds =
             |frame: usize| if frame < 40 { frame as f64 / 5.0 } else { 7.2 + frame as f64 / 50.0 };
         let loud = [10, 15, 40, 50, 100, 110, 160];
@@ -234,7 +234,7 @@ mod tests {
             let settings = Settings { release, method, ..Settings::default() };
             cuts_at(&settings, Some(20.0), &loud, seconds)
         };
-        // 15 frames at the mean rate are 0.75 s: four frames of the first part, 38 of the second.
+        // 15 frames at the mean rate are 0.75 s: 4 frames of the first part, 38 of the second.
         assert_eq!(found(Release::V0_7, Method::ADAPTIVE), [10, 15, 40, 100, 160]);
         assert_eq!(found(Release::V0_6_7, Method::ADAPTIVE), [15, 40, 100, 160]);
         let suppress = Method::Content { threshold: 27.0, flashes: Flashes::Suppress };
@@ -244,10 +244,10 @@ mod tests {
     }
 
     #[test]
-    fn adaptive_cuts_stand_out_of_their_window() {
+    fn adaptive_cuts_exceed_their_window() {
         let adaptive =
             |release| Settings { method: Method::ADAPTIVE, release, ..Settings::default() };
-        // Neighbours that are as loud hide one another; what is near the end is never looked at.
+        // Equally loud neighbours hide each other; frames near the end are not compared.
         let loud = [20, 50, 51, 52, 80, 94, 120, 133, 199];
         assert_eq!(cuts(&adaptive(Release::V0_7), &loud), [20, 80, 120]);
         for release in [Release::V0_6_3, Release::V0_6_7] {

@@ -1,37 +1,37 @@
-//! Frames made smaller, to the last bit as OpenCV does it.
+//! Downscaling of frames, bit-exact to OpenCV.
 //!
-//! What a small frame does not sample is never looked at: a source hands over single columns of
-//! single rows, so that a decoder's planes need no conversion as a whole.
+//! Only sampled pixels are read: a source returns single columns of single rows, so that a decoder's planes
+//! are not converted as a whole.
 //!
 //! Source: OpenCV 4.x, `modules/imgproc/src/resize.cpp`: `resizeGeneric_` with `HResizeLinear` and
 //! `VResizeLinear` of 8 bits (weights of 11 bits, no antialiasing), and `resizeAreaFast_`, which
-//! takes the place of `INTER_LINEAR` where both sides are halved exactly.
+//! replaces `INTER_LINEAR` if both sides are halved exactly.
 
 use opensora_video::{picks::Picks, vectors::vectorized};
 
-/// A frame that single pixels are taken of.
+/// A frame from which single pixels are read.
 pub trait Source {
-    /// Width and height in pixels.
+    /// Returns width and height in pixels.
     fn size(&self) -> (usize, usize);
 
-    /// Takes these columns of a row, as many as each of the slices has: red, green and blue. Columns
-    /// are ascending; where there are as many as the row has, they are all of them.
+    /// Writes red, green and blue of these columns of a row to `out`, whose slices have the length of
+    /// `columns`. Columns are ascending; as many columns as the frame's width are all columns.
     fn gather(&self, row: usize, columns: &[usize], out: [&mut [u8]; 3]);
 }
 
-/// One of OpenCV's weights is this.
+/// The weight 1 in OpenCV's fixed-point numbers.
 const ONE: i32 = 1 << 11;
 
-/// Two neighbours and their weights, which add up to [`ONE`].
+/// Two neighbours and their weights, which sum to [`ONE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Tap {
-    /// Places of the neighbours; the same one twice where the second has no weight.
+    /// Positions of the neighbours; equal if the weight of the second is 0.
     at: [usize; 2],
     weights: [i32; 2],
 }
 
 impl Tap {
-    /// Where a pixel of the small frame lies in the large one.
+    /// Returns the neighbours in the large frame of a pixel of the small one.
     fn new(index: usize, from: usize, to: usize) -> Self {
         let scale = 1.0 / (to as f64 / from as f64);
         let centre = ((index as f64 + 0.5) * scale - 0.5) as f32;
@@ -49,49 +49,49 @@ impl Tap {
     }
 }
 
-/// Red, green and blue of some pixels, each a plane: loops over one of them take several at once.
+/// Red, green and blue of some pixels as planes, so that loops over them are vectorized.
 type Pixels = [Vec<u8>; 3];
 
-/// How pixels come about.
+/// How pixels are computed.
 #[derive(Debug, Clone)]
 enum Method {
-    /// As they are.
+    /// Copied.
     Keep,
-    /// Means of two by two.
+    /// Means of 2x2 pixels.
     Halve,
-    /// Means of two by two, weighted.
+    /// Weighted means of 2x2 pixels.
     Linear {
-        /// Weights of the left and the right columns.
+        /// Weights of the left and right columns.
         weights: [Vec<i16>; 2],
         rows: Vec<Tap>,
     },
 }
 
-/// Makes frames of one size smaller.
+/// Scales frames of one size down.
 #[derive(Debug, Clone)]
 pub(crate) struct Downscale {
     width: usize,
     height: usize,
     method: Method,
-    /// Columns of the large frame that become one, the left and the right ones; those on the right
-    /// are none where each column has a single one.
+    /// Left and right columns of the large frame for each column of the small one; the right ones are empty if
+    /// only the left ones are used.
     columns: [Vec<usize>; 2],
-    /// The pixels of these columns.
+    /// Pixels of these columns.
     pixels: [Pixels; 2],
-    /// Two rows after the horizontal step.
+    /// Two rows after the horizontal pass.
     lines: [Line; 2],
 }
 
-/// A row of the large frame after the horizontal step.
+/// A row of the large frame after the horizontal pass.
 #[derive(Debug, Clone, Default)]
 struct Line {
     row: Option<usize>,
-    /// Weighted sums, in steps of 16: with these the vertical step begins, and so far they fit.
+    /// Weighted sums in units of 16, from which the vertical pass starts, and which fit 16 bits.
     sums: [Vec<i16>; 3],
 }
 
 impl Downscale {
-    /// From `from` to `to`, width and height; neither side is 0.
+    /// Plans the scaling from `from` to `to`, widths and heights above 0.
     pub(crate) fn new(from: (usize, usize), to: (usize, usize)) -> Self {
         let (width, height) = to;
         let (method, columns) = if from == to {
@@ -115,9 +115,9 @@ impl Downscale {
         Self { width, height, method, columns, pixels, lines }
     }
 
-    /// The pixels of frames of `from` that are looked at on the way to `to`, where those that are
-    /// left out are left out evenly: a frame of these pixels becomes the same small frame. So it is
-    /// with columns or rows of an odd factor, where the middle one counts alone.
+    /// Returns the pixels of frames of `from` that are sampled for `to`, if they are evenly spaced, so that a
+    /// frame of only these pixels gives the same small frame. This is so for odd factors, where only the
+    /// centre column or row is sampled.
     pub(crate) fn picks(from: (usize, usize), to: (usize, usize)) -> Option<Picks> {
         let side = |from: usize, to: usize| -> Vec<usize> {
             let taps: Vec<Tap> = (0..to).map(|i| Tap::new(i, from, to)).collect();
@@ -128,17 +128,17 @@ impl Downscale {
         };
         let picks = Picks { columns: side(from.0, to.0), rows: side(from.1, to.1) };
         let left = (picks.columns.len(), picks.rows.len());
-        // Halving both sides goes by another rule than halving one.
+        // Halving both sides uses another method than halving one.
         let halves = |size: (usize, usize)| size == (2 * to.0, 2 * to.1);
         (left != from && !halves(from) && !halves(left)).then_some(picks)
     }
 
-    /// Width and height of the small frames.
+    /// Returns width and height of the small frames.
     pub(crate) fn size(&self) -> (usize, usize) {
         (self.width, self.height)
     }
 
-    /// Gives the rows of the small frame one after the other: red, green and blue.
+    /// Calls `row` with each row of the small frame: red, green and blue.
     pub(crate) fn rows(&mut self, frame: &impl Source, mut row: impl FnMut(usize, [&[u8]; 3])) {
         let Self { height, method, columns, pixels, lines, .. } = self;
         match method {
@@ -168,8 +168,8 @@ impl Downscale {
                 lines.iter_mut().for_each(|line| line.row = None);
                 for (y, tap) in rows.iter().enumerate() {
                     for at in tap.at {
-                        // Neighbours are one even and one odd row; rows of the pixel above that
-                        // are needed again are still there.
+                        // Neighbours are an even and an odd row, so rows of the previous pixel that are
+                        // needed again are kept.
                         let line = &mut lines[at % 2];
                         if line.row.replace(at) != Some(at) {
                             gather(frame, at, columns, pixels);
@@ -189,7 +189,7 @@ impl Downscale {
     }
 }
 
-/// Takes the columns of a row.
+/// Reads columns of a row.
 fn gather(frame: &impl Source, row: usize, columns: &[Vec<usize>; 2], pixels: &mut [Pixels; 2]) {
     for (columns, pixels) in columns.iter().zip(pixels) {
         if !columns.is_empty() {
@@ -202,7 +202,7 @@ fn planes(pixels: &Pixels) -> [&[u8]; 3] {
     pixels.each_ref().map(|plane| &plane[..])
 }
 
-/// The vertical step of one colour: two lines with their weights.
+/// The vertical pass of one colour: two lines with their weights.
 fn weigh(out: &mut [u8], [upper, lower]: [&[i16]; 2], [a, b]: [i16; 2]) {
     let part = |weight: i16, sum: i16| ((i32::from(weight) * i32::from(sum)) >> 16) as i16;
     vectorized(|| {
@@ -213,7 +213,7 @@ fn weigh(out: &mut [u8], [upper, lower]: [&[i16]; 2], [a, b]: [i16; 2]) {
 }
 
 impl Line {
-    /// Sums of left and right pixels.
+    /// Returns sums of left and right pixels.
     fn add(&mut self, [left, right]: &[Pixels; 2]) {
         for ((sums, left), right) in self.sums.iter_mut().zip(left).zip(right) {
             for ((sum, left), right) in sums.iter_mut().zip(left).zip(right) {
@@ -222,7 +222,7 @@ impl Line {
         }
     }
 
-    /// Weighted sums of left and right pixels, or of the left ones alone.
+    /// Computes weighted sums of left and right pixels, or of the left ones only.
     fn add_weighted(
         &mut self,
         [left, right]: &[Pixels; 2],
@@ -252,7 +252,7 @@ mod tests {
     use super::*;
     use crate::frame::Rgb;
 
-    /// The small frame of `[H, W, 3]` bytes.
+    /// Returns the small frame of `[H, W, 3]` bytes.
     fn small(data: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<u8> {
         let mut out = Vec::new();
         let frame = Rgb::new(data, from.0, from.1).unwrap();
@@ -263,7 +263,7 @@ mod tests {
         out
     }
 
-    /// Bytes that look like noise.
+    /// Returns pseudo-random bytes.
     fn noise(length: usize) -> Vec<u8> {
         let mut state = 1u32;
         let mut next = || {
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_of_the_right_size_are_kept() {
+    fn frames_of_the_target_size_are_copied() {
         let data = noise(5 * 3 * 3);
         assert_eq!(small(&data, (5, 3), (5, 3)), data);
     }
@@ -282,12 +282,12 @@ mod tests {
     #[test]
     fn halving_takes_means_of_four() {
         let grey: Vec<u8> = [1, 2, 9, 0, 3, 4, 0, 1].iter().flat_map(|&v| [v; 3]).collect();
-        // (1 + 2 + 3 + 4 + 2) / 4 and (9 + 0 + 0 + 1 + 2) / 4, cut off.
+        // (1 + 2 + 3 + 4 + 2) / 4 and (9 + 0 + 0 + 1 + 2) / 4, rounded down.
         assert_eq!(small(&grey, (4, 2), (2, 1)), [3, 3, 3, 3, 3, 3]);
     }
 
     #[test]
-    fn columns_in_the_middle_of_five_are_taken_as_they_are() {
+    fn centre_columns_of_five_are_copied() {
         // 1280 to 256 and 720 to 144: pixel 5 i + 2.
         let taps: Vec<Tap> = (0..256).map(|i| Tap::new(i, 1280, 256)).collect();
         for (i, tap) in taps.iter().enumerate() {
@@ -297,18 +297,18 @@ mod tests {
     }
 
     #[test]
-    fn frames_of_the_picked_pixels_become_the_same() {
+    fn frames_of_the_picked_pixels_give_the_same_result() {
         for (from, to, left) in [
             ((1280, 720), (256, 144), Some((256, 144))),
             ((720, 1280), (144, 256), Some((144, 256))),
             ((768, 432), (256, 144), Some((256, 144))),
             ((771, 433), (257, 144), Some((257, 433))),
-            // Odd factors on one side alone.
+            // Odd factors on one side only.
             ((1280, 718), (256, 144), Some((256, 718))),
             ((1278, 720), (256, 144), Some((1278, 144))),
             ((1280, 534), (256, 107), Some((256, 534))),
             ((30, 4), (10, 2), Some((10, 4))),
-            // Even factors, others, and none.
+            // Even factors, fractional ones, and 1.
             ((1024, 576), (256, 144), None),
             ((640, 360), (256, 144), None),
             ((512, 288), (256, 144), None),
@@ -329,17 +329,17 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_between_is_weighted() {
+    fn fractional_positions_are_interpolated() {
         // 640 to 256: 2.5 i + 0.75.
         assert_eq!(Tap::new(0, 640, 256), Tap { at: [0, 1], weights: [512, 1536] });
         assert_eq!(Tap::new(1, 640, 256), Tap { at: [3, 4], weights: [1536, 512] });
-        // Upwards, as where a narrow frame is rounded: never beyond the edges.
+        // Enlarging, as for rounded sizes of narrow frames, stays within the edges.
         assert_eq!(Tap::new(0, 3, 4), Tap { at: [0, 0], weights: [ONE, 0] });
         assert_eq!(Tap::new(3, 3, 4), Tap { at: [2, 2], weights: [ONE, 0] });
     }
 
     #[test]
-    fn flat_frames_stay_as_they_are() {
+    fn flat_frames_stay_flat() {
         for (from, to) in [((7, 5), (3, 2)), ((640, 360), (256, 144)), ((13, 9), (13, 4))] {
             for value in [0, 1, 127, 254, 255] {
                 let data = vec![value; from.0 * from.1 * 3];

@@ -1,4 +1,4 @@
-//! Frames as sources of pixels.
+//! RGB and planar frames as pixel sources.
 
 use crate::downscale::Source;
 use opensora_video::yuv::ToRgb;
@@ -12,7 +12,7 @@ pub struct Rgb<D> {
 }
 
 impl<D: AsRef<[u8]>> Rgb<D> {
-    /// A frame of this size; `None` where the number of bytes is another.
+    /// Returns a frame of this size; `None` if the number of bytes does not match.
     pub fn new(data: D, width: usize, height: usize) -> Option<Self> {
         let expected = width.checked_mul(height)?.checked_mul(3)?;
         (data.as_ref().len() == expected).then_some(Self { data, width, height })
@@ -33,9 +33,8 @@ impl<D: AsRef<[u8]>> Source for Rgb<D> {
     }
 }
 
-/// A frame of 4:2:0 video as decoders have it: luma, then blue and red differences at half the
-/// width and height, each rounded up (`yuv420p` of the `ffmpeg` program). What is not sampled is
-/// never converted.
+/// A planar frame of 4:2:0 video: luma, then blue and red differences at half the width and height, rounded
+/// up (`yuv420p` of the `ffmpeg` program). Only sampled pixels are converted to RGB.
 #[derive(Debug, Clone, Copy)]
 pub struct Yuv420<D> {
     data: D,
@@ -45,7 +44,7 @@ pub struct Yuv420<D> {
 }
 
 impl<D: AsRef<[u8]>> Yuv420<D> {
-    /// A frame of this size; `None` where the number of bytes is another.
+    /// Returns a frame of this size; `None` if the number of bytes does not match.
     pub fn new(data: D, width: usize, height: usize, to_rgb: ToRgb) -> Option<Self> {
         let chroma = width.div_ceil(2).checked_mul(height.div_ceil(2))?.checked_mul(2)?;
         let expected = width.checked_mul(height)?.checked_add(chroma)?;
@@ -72,8 +71,7 @@ impl<D: AsRef<[u8]>> Source for Yuv420<D> {
     }
 }
 
-/// A frame of video with a luma, a blue and a red difference for each pixel (`yuv444p`), one plane
-/// after the other.
+/// A planar frame of 4:4:4 video: luma, blue and red differences at full size (`yuv444p`).
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Yuv444<D> {
     data: D,
@@ -83,7 +81,7 @@ pub(crate) struct Yuv444<D> {
 }
 
 impl<D: AsRef<[u8]>> Yuv444<D> {
-    /// A frame of this size; `None` where the number of bytes is another.
+    /// Returns a frame of this size; `None` if the number of bytes does not match.
     pub(crate) fn new(data: D, width: usize, height: usize, to_rgb: ToRgb) -> Option<Self> {
         let expected = width.checked_mul(height)?.checked_mul(3)?;
         (data.as_ref().len() == expected).then_some(Self { data, width, height, to_rgb })

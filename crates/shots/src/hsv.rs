@@ -1,34 +1,33 @@
-//! Hue, saturation and value of 8-bit pixels, to the last bit as OpenCV has them.
+//! Hue, saturation and value of 8-bit pixels, bit-exact to OpenCV.
 //!
 //! Source: OpenCV 4.x, `modules/imgproc/src/color_hsv.simd.hpp`, `RGB2HSV_b`: divisions by tables
-//! with 12 bits behind the point, hue in steps of two degrees.
+//! with 12 fractional bits, hue in steps of two degrees.
 
 use opensora_video::vectors::vectorized;
 
-/// Bits behind the point.
+/// Fractional bits.
 const SHIFT: u32 = 12;
-/// A half, before the bits are cut off.
+/// One half, added before the fractional bits are dropped.
 const HALF: i32 = 1 << (SHIFT - 1);
-/// Steps of hue in a circle.
+/// Hue steps of a full circle.
 const CIRCLE: i32 = 180;
 
-/// 255 and 180 / 6 in steps of 2^-12.
+/// 255 and 180 / 6 in units of 2^-12.
 const FULL: f32 = (255 << SHIFT) as f32;
 const SIXTH: f32 = ((CIRCLE / 6) << SHIFT) as f32;
 
-/// The quotient of [`FULL`] or [`SIXTH`] and a byte, rounded to the nearest, a half to the even one;
-/// of 0, something finite. This is what the reference's tables hold, but several are worked out at
-/// once while they are looked up one after the other.
+/// Returns [`FULL`] or [`SIXTH`] divided by a byte, rounded to the nearest integer, ties to even; finite for
+/// 0. These are the values of the reference's tables, but computed, which vectorizes unlike lookups.
 #[inline(always)]
 fn quotient(dividend: f32, divisor: i32) -> i32 {
-    /// Numbers of this size have no bits behind the point: what is added to it is rounded, and stands
-    /// in the lower bits.
+    /// Floats of this size have no fractional bits: a number that is added to it is rounded and in the lower
+    /// bits.
     const LARGE: f32 = (3 << 22) as f32;
     (dividend / divisor as f32 + LARGE).to_bits() as i32 & 0x003f_ffff
 }
 
-/// Hues in 0..180, saturations and values of red, green and blue, each slice a plane; of slices of
-/// unequal lengths, as many as the shortest has.
+/// Converts planes of red, green and blue to hue in 0..180, saturation and value. Stops at the end of the
+/// shortest slice.
 pub(crate) fn hsv([red, green, blue]: [&[u8]; 3], [hue, saturation, value]: [&mut [u8]; 3]) {
     let from = red.iter().zip(green).zip(blue);
     let to = hue.iter_mut().zip(saturation).zip(value);
@@ -39,7 +38,7 @@ pub(crate) fn hsv([red, green, blue]: [&[u8]; 3], [hue, saturation, value]: [&mu
     });
 }
 
-/// Without a branch, so that the compiler takes several at once.
+/// Branchless, so that the compiler vectorizes it.
 #[inline(always)]
 fn of_pixel([r, g, b]: [u8; 3]) -> [u8; 3] {
     let value = r.max(g).max(b);
@@ -69,7 +68,7 @@ mod tests {
             ([0, 255, 255], [90, 255, 255]),
             ([0, 0, 255], [120, 255, 255]),
             ([255, 0, 255], [150, 255, 255]),
-            // Just below the full circle.
+            // Just below a full circle.
             ([255, 0, 10], [179, 255, 255]),
             ([128, 64, 64], [0, 128, 128]),
         ] {
@@ -77,9 +76,9 @@ mod tests {
         }
     }
 
-    /// The checksum is that of `cv2.cvtColor` of OpenCV 4.14 over all colours.
+    /// The checksum is of `cv2.cvtColor` of OpenCV 4.14 over all colours.
     #[test]
-    fn every_colour_is_as_in_opencv() {
+    fn all_colours_match_opencv() {
         let mut sum = 0u64;
         let blue: Vec<u8> = (0..=255).collect();
         for red_and_green in 0..1u32 << 16 {

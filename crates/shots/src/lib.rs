@@ -1,10 +1,9 @@
 //! Shot detection: finds the frames at which one shot of a video ends and the next begins.
 //!
-//! The cuts are those of [PySceneDetect](https://www.scenedetect.com)'s `ContentDetector` and
-//! `AdaptiveDetector`, in a release of choice ([`Release`]), and so are the scores where the decoded
-//! frames are equal. Frames are scaled down as OpenCV does it, converted to hue, saturation and value,
-//! and compared with the frame before. Neither Python nor OpenCV is needed; H.264 in MP4 is decoded
-//! in process, other files by the `ffmpeg` program.
+//! Cuts and scores match [PySceneDetect](https://www.scenedetect.com)'s `ContentDetector` and
+//! `AdaptiveDetector`, in a selectable release ([`Release`]), on equal decoded frames. Frames are scaled down
+//! as in OpenCV, converted to hue, saturation and value, and compared with the previous frame. Neither Python
+//! nor OpenCV is needed. H.264 in MP4 is decoded in this process, other files by the `ffmpeg` program.
 //!
 //! [`of_video`] reads a video file:
 //!
@@ -12,7 +11,7 @@
 //! use opensora_shots::{Settings, of_video};
 //! use opensora_video::Decoder;
 //!
-//! let found = of_video("film.mp4".as_ref(), Decoder::Auto, &Settings::default())?;
+//! let found = of_video("video.mp4".as_ref(), Decoder::Auto, &Settings::default())?;
 //! for scene in &found.shots.scenes {
 //!     println!("frames {scene:?}, from {:.3} s", found.times[scene.start]);
 //! }
@@ -34,18 +33,18 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | `settings` | detector, thresholds, and the release that is followed |
+//! | `settings` | detector, thresholds and release |
 //! | `downscale` | downscaling as in OpenCV, reading only the pixels that it samples |
 //! | `frame` | RGB and planar frames as pixel sources |
 //! | `hsv` | hue, saturation and value as in OpenCV |
-//! | `score` | difference between a frame and the one before |
+//! | `score` | difference between a frame and the previous one |
 //! | `cuts` | from scores to cuts |
 //! | `video` | shots of a video file |
 //!
-//! Source: PySceneDetect 0.6.3, 0.6.7.1 and 0.7.2 (BSD 3-clause). The shortest scene is measured as the
-//! release does it: 0.7 compares times, earlier ones count frames, which differs for videos with a
-//! variable frame rate. Deviation: 0.7 calls a frame by its time multiplied by the mean rate; here a frame's
-//! number is its position in the video, whatever the release.
+//! Source: PySceneDetect 0.6.3, 0.6.7.1 and 0.7.2 (BSD 3-clause). The shortest scene is measured as in the
+//! release: 0.7 compares times, earlier releases count frames, which differs for variable frame rates.
+//! Deviation: 0.7 numbers a frame by its time multiplied by the mean rate; here, a frame's number is its
+//! position in the video in all releases.
 
 mod cuts;
 mod downscale;
@@ -72,20 +71,20 @@ pub use video::{VideoShots, of_video};
 pub struct Shots {
     /// Frames of each shot, in order and without gaps; one for a video without cuts.
     pub scenes: Vec<Range<usize>>,
-    /// A score for each frame; that of the first one is 0.
+    /// The score of each frame; 0 for the first one.
     pub scores: Vec<Score>,
 }
 
-/// Finds cuts while frames come in; memory grows with the number of cuts alone.
+/// Finds cuts in a stream of frames. Memory grows only with the number of cuts.
 #[derive(Debug, Clone)]
 pub struct Detector {
     settings: Settings,
-    /// Made for the first frame's size.
+    /// The size of the first frame, and the scorer for it.
     scorer: Option<((usize, usize), Scorer)>,
     cuts: Cuts,
-    /// Frames that begin a scene, but for the first one.
+    /// First frames of scenes, except frame 0.
     starts: Vec<usize>,
-    /// Mean frames per second, if frames come with their times.
+    /// Mean frames per second, if frames have times.
     rate: Option<f64>,
 }
 
@@ -93,14 +92,14 @@ impl Detector {
     /// Starts a video.
     ///
     /// # Errors
-    /// Where the settings cannot be.
+    /// Returns an error if a setting is invalid.
     pub fn new(settings: &Settings) -> Result<Self, ShotsError> {
-        settings.check()?;
+        settings.validate()?;
         let cuts = Cuts::new(settings, None);
         Ok(Self { settings: *settings, scorer: None, cuts, starts: vec![], rate: None })
     }
 
-    /// Starts a video whose frames come with their times ([`push_at`](Self::push_at)); `fps` is its mean
+    /// Starts a video whose frames have times ([`push_at`](Self::push_at)); `fps` is its mean
     /// frame rate. [`Release::V0_7`] measures the shortest scene by these times.
     ///
     /// # Errors
@@ -114,17 +113,17 @@ impl Detector {
         Ok(Self { cuts, rate: Some(fps), ..Self::new(settings)? })
     }
 
-    /// Takes the next frame and gives its score, and a cut where one is certain by now: the number
-    /// of the frame that begins a scene, this one or an earlier one.
+    /// Takes the next frame and returns its score, and a cut that is now certain: the first frame of a scene,
+    /// this frame or an earlier one.
     ///
     /// # Errors
-    /// Where the frame is empty or its size is not that of the first one.
+    /// Returns an error if the frame is empty or differs in size from the first one.
     pub fn push(&mut self, frame: &impl Source) -> Result<(Score, Option<usize>), ShotsError> {
         self.push_at(frame, self.frames() as f64 / self.rate.unwrap_or(1.0))
     }
 
-    /// As [`push`](Self::push), for a frame that is shown `seconds` after the first one. Times do not
-    /// decrease. They count if the detector knows the frame rate ([`with_rate`](Self::with_rate)).
+    /// Takes the next frame, which is shown `seconds` after the first one, as [`push`](Self::push) does. Times
+    /// must not decrease. They are used if the detector has a frame rate ([`with_rate`](Self::with_rate)).
     ///
     /// # Errors
     /// Returns an error if the frame is empty or differs in size from the first one.
@@ -148,19 +147,19 @@ impl Detector {
         Ok((score, self.push_score(score, seconds)))
     }
 
-    /// As [`push_at`](Self::push_at), for a frame whose score is known.
+    /// Takes the score of the next frame.
     fn push_score(&mut self, score: Score, seconds: f64) -> Option<usize> {
         let cut = self.cuts.push(score.content, seconds);
         self.starts.extend(cut);
         cut
     }
 
-    /// Frames so far.
+    /// Returns the number of frames so far.
     pub fn frames(&self) -> usize {
         self.cuts.frames()
     }
 
-    /// Frames of each shot so far, in order and without gaps; one for a video without cuts.
+    /// Returns the frames of each shot so far, in order and without gaps; one for a video without cuts.
     pub fn scenes(&self) -> Vec<Range<usize>> {
         let ends = self.starts.iter().copied().chain([self.frames()]);
         let starts = [0].into_iter().chain(self.starts.iter().copied());
@@ -171,7 +170,7 @@ impl Detector {
 /// Finds the shots of a video's frames.
 ///
 /// # Errors
-/// Where the settings cannot be, or frames are not all of one size.
+/// Returns an error if a setting is invalid, or the frames differ in size.
 pub fn detect<S: Source>(
     frames: impl IntoIterator<Item = S>,
     settings: &Settings,

@@ -1,4 +1,4 @@
-//! How much a frame differs from the one before.
+//! Scores: how much a frame differs from the previous one.
 //!
 //! Source: PySceneDetect, `scenedetect/detectors/content_detector.py`, `_calculate_frame_score`.
 
@@ -9,21 +9,20 @@ use crate::{
 };
 use opensora_video::{picks::Picks, vectors::vectorized};
 
-/// Differences of a frame from the one before: means over the pixels, each in 0..=255 (of hues, in
-/// 0..180).
+/// The differences of a frame from the previous one: means over the pixels, each in 0..=255 (hue: 0..180).
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Score {
-    /// What is compared with thresholds: the weighted mean of the other three.
+    /// The weighted mean of the other three, which is compared with thresholds.
     pub content: f64,
-    /// Of hues, in steps of two degrees. They are taken as numbers, not as places on a circle.
+    /// Difference of hues in steps of two degrees, without wrapping around the circle.
     pub hue: f64,
-    /// Of saturations.
+    /// Difference of saturations.
     pub saturation: f64,
-    /// Of values (HSV).
+    /// Difference of values (HSV).
     pub value: f64,
 }
 
-/// Hue, saturation and value of a small frame, each a plane.
+/// Planes of hue, saturation and value of a small frame.
 #[derive(Debug, Clone, Default)]
 struct Planes([Vec<u8>; 3]);
 
@@ -32,19 +31,19 @@ struct Planes([Vec<u8>; 3]);
 pub(crate) struct Scorer {
     weights: Weights,
     downscale: Downscale,
-    /// Of this frame and the one before, in turn.
+    /// The current and the previous frame, swapped for each frame.
     now: Planes,
     before: Planes,
     first: bool,
 }
 
 impl Scorer {
-    /// For frames of this size, which is not 0.
+    /// Scores frames of this size, above 0.
     pub(crate) fn new(settings: &Settings, width: usize, height: usize) -> Self {
         Self::between(settings, (width, height), settings.compared_size(width, height))
     }
 
-    /// For frames of which there are these pixels, of which there are some.
+    /// Scores frames of only these pixels, at least one.
     pub(crate) fn of_picks(
         settings: &Settings,
         (width, height): (usize, usize),
@@ -54,7 +53,7 @@ impl Scorer {
         Self::between(settings, from, settings.compared_size(width, height))
     }
 
-    /// The pixels of frames of this size that are looked at; `None` for all of them.
+    /// Returns the pixels of frames of this size that are compared; `None` for all.
     pub(crate) fn picks(settings: &Settings, (width, height): (usize, usize)) -> Option<Picks> {
         Downscale::picks((width, height), settings.compared_size(width, height))
     }
@@ -70,7 +69,7 @@ impl Scorer {
         }
     }
 
-    /// The score of the next frame; 0 of the first one.
+    /// Returns the score of the next frame; 0 for the first one.
     pub(crate) fn push(&mut self, frame: &impl Source) -> Score {
         std::mem::swap(&mut self.now, &mut self.before);
         let (width, _) = self.downscale.size();
@@ -88,9 +87,9 @@ impl Scorer {
     }
 }
 
-/// The mean absolute difference.
+/// Returns the mean absolute difference.
 fn distance(a: &[u8], b: &[u8]) -> f64 {
-    // Short sums fit into 32 bits and so are added several at once.
+    // Short sums fit 32 bits, in which the loop is vectorized.
     let sums = a.chunks(1 << 16).zip(b.chunks(1 << 16)).map(|(a, b)| {
         let sum: u32 = vectorized(|| a.iter().zip(b).map(|(a, b)| u32::from(a.abs_diff(*b))).sum());
         u64::from(sum)

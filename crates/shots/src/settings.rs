@@ -1,22 +1,21 @@
-//! What a detection depends on besides the video.
+//! Settings of shot detection.
 
 use crate::ShotsError;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// The release of PySceneDetect whose cuts are found. Between the named ones nothing changed that
-/// matters here.
+/// The release of PySceneDetect whose cuts are reproduced. Releases in between find the same cuts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Release {
-    /// 0.6.3, which Open-Sora 1.0 was made with. Frames are made smaller by whole factors of their
-    /// width; cuts that follow an earlier one too soon are left out ([`Flashes::Suppress`]).
+    /// 0.6.3, which Open-Sora 1.0 used. Frames are scaled down by integer factors of their width; cuts too
+    /// close to the previous one are dropped ([`Flashes::Suppress`]).
     #[serde(rename = "0.6.3")]
     V0_6_3,
-    /// 0.6.5 to 0.6.7. The longer side becomes 256 pixels; [`Flashes`] are a choice; the adaptive
-    /// detector measures the shortest scene up to the end of its window.
+    /// 0.6.5 to 0.6.7. The longer side is scaled to 256 pixels; [`Flashes`] can be chosen; the adaptive detector
+    /// measures the shortest scene up to the end of its window.
     #[serde(rename = "0.6.7")]
     V0_6_7,
-    /// 0.7 and today's. The adaptive detector measures up to the cut.
+    /// 0.7 to 0.7.2. The adaptive detector measures the shortest scene up to the cut.
     #[default]
     #[serde(rename = "0.7")]
     V0_7,
@@ -49,35 +48,35 @@ impl fmt::Display for Release {
     }
 }
 
-/// What becomes of cuts that follow one another within the shortest scene.
+/// Treatment of cuts that are closer than the shortest scene.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Flashes {
-    /// They become one, where the last of them is.
+    /// Merges them into one, at the last of them.
     #[default]
     Merge,
-    /// The first of them counts.
+    /// Keeps the first of them.
     Suppress,
 }
 
-/// How scores become cuts.
+/// The method of finding cuts.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// Where a score reaches a threshold (`ContentDetector`).
+    /// A cut is where a score reaches a threshold (`ContentDetector`).
     Content {
-        /// Least score of a cut, 27 in the reference.
+        /// Smallest score of a cut, 27 in the reference.
         threshold: f64,
-        /// What becomes of cuts that are too close; 0.6.3 knows [`Flashes::Suppress`] alone.
+        /// Treatment of cuts that are too close; 0.6.3 always uses [`Flashes::Suppress`].
         flashes: Flashes,
     },
-    /// Where a score is a multiple of those about it (`AdaptiveDetector`).
+    /// A cut is where a score is a multiple of the scores around it (`AdaptiveDetector`).
     Adaptive {
-        /// Least ratio of a cut's score to the mean of its neighbours', 3 in the reference.
+        /// Smallest ratio of a cut's score to the mean of its neighbours' scores, 3 in the reference.
         ratio: f64,
-        /// Neighbours on either side, 2 in the reference; at least 1.
+        /// Number of neighbours on either side, 2 in the reference; at least 1.
         window: usize,
-        /// Least score of a cut, 15 in the reference.
+        /// Smallest score of a cut, 15 in the reference.
         min_score: f64,
     },
 }
@@ -89,49 +88,49 @@ impl Method {
     pub const ADAPTIVE: Self = Self::Adaptive { ratio: 3.0, window: 2, min_score: 15.0 };
 }
 
-/// How much the differences count in a score.
+/// The weights of the differences in a score.
 ///
-/// The reference can count edges as well, but by default does not, and nor is it done here.
+/// The reference supports a weight of edges as well, which is 0 by default and not supported here.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Weights {
-    /// Difference of hues, in steps of two degrees.
+    /// Weight of the difference of hues, in steps of two degrees.
     pub hue: f64,
-    /// Difference of saturations.
+    /// Weight of the difference of saturations.
     pub saturation: f64,
-    /// Difference of values (HSV), which the reference calls luma.
+    /// Weight of the difference of values (HSV), which the reference calls luma.
     pub value: f64,
 }
 
 impl Weights {
-    /// All alike.
+    /// Equal weights.
     pub const EQUAL: Self = Self { hue: 1.0, saturation: 1.0, value: 1.0 };
-    /// `luma_only` of the reference.
+    /// Only the value: `luma_only` of the reference.
     pub const VALUE: Self = Self { hue: 0.0, saturation: 0.0, value: 1.0 };
 
-    /// The weighted mean of a score's parts.
+    /// Returns the weighted mean of a score's parts.
     pub(crate) fn mean(&self, hue: f64, saturation: f64, value: f64) -> f64 {
         let sum = hue * self.hue + saturation * self.saturation + value * self.value;
         sum / (self.hue.abs() + self.saturation.abs() + self.value.abs())
     }
 }
 
-/// What a detection depends on besides the video.
+/// The settings of shot detection.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// How scores become cuts.
+    /// The method of finding cuts.
     pub method: Method,
-    /// Frames that a scene has at least, but for the last one.
+    /// Shortest scene in frames; the last scene can be shorter.
     pub min_scene_len: usize,
-    /// What a score is made of.
+    /// Weights of a score.
     pub weights: Weights,
-    /// Whether frames are compared at about 256 pixels instead of their own size.
+    /// Compares frames at about 256 pixels instead of their full size.
     pub downscale: bool,
-    /// The release that is followed.
+    /// Release whose cuts are reproduced.
     pub release: Release,
 }
 
 impl Default for Settings {
-    /// Those of Open-Sora 1.0, with today's release: threshold 27, scenes of 15 frames and more.
+    /// The settings of Open-Sora 1.0 with release 0.7: threshold 27, scenes of at least 15 frames.
     fn default() -> Self {
         Self {
             method: Method::CONTENT,
@@ -144,11 +143,11 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Checks what the types leave open.
+    /// Checks the settings.
     ///
     /// # Errors
-    /// Where a threshold is no number, the window is empty or no weight counts.
-    pub fn check(&self) -> Result<(), ShotsError> {
+    /// Returns an error if a threshold is not finite, the window is empty, or all weights are 0.
+    pub fn validate(&self) -> Result<(), ShotsError> {
         let refuse =
             |field, found: String, expected| Err(ShotsError::Setting { field, found, expected });
         let Weights { hue, saturation, value } = self.weights;
@@ -173,9 +172,9 @@ impl Settings {
         }
     }
 
-    /// Width and height that frames of this size are compared at.
+    /// Returns the width and height at which frames of this size are compared.
     pub(crate) fn compared_size(&self, width: usize, height: usize) -> (usize, usize) {
-        /// Pixels that are enough.
+        /// Target size in pixels.
         const ENOUGH: usize = 256;
         let side = if self.release == Release::V0_6_3 { width } else { width.max(height) };
         if !self.downscale || side < ENOUGH {
@@ -204,10 +203,10 @@ mod tests {
             ((1920, 1080), (274, 154), (256, 144)),
             ((854, 480), (285, 160), (256, 144)),
             ((720, 1280), (360, 640), (144, 256)),
-            // Narrower than 256: only today's releases look at the height.
+            // Narrower than 256: only later releases consider the height.
             ((240, 426), (240, 426), (144, 256)),
             ((200, 120), (200, 120), (200, 120)),
-            // 515 / 2 and 387 / 2: halves become even.
+            // 515 / 2 and 387 / 2: ties to even.
             ((515, 387), (258, 194), (256, 192)),
             ((20_000, 20), (256, 1), (256, 1)),
         ] {
@@ -219,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn releases_are_named() {
+    fn releases_round_trip_through_text() {
         for release in [Release::V0_6_3, Release::V0_6_7, Release::V0_7] {
             assert_eq!(release.to_string().parse::<Release>().ok(), Some(release));
         }
@@ -228,9 +227,9 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_cannot_be_are_refused() {
+    fn invalid_settings_are_rejected() {
         let default = Settings::default();
-        assert!(default.check().is_ok());
+        assert!(default.validate().is_ok());
         let content = |threshold| Method::Content { threshold, flashes: Flashes::Merge };
         let adaptive = |window| Method::Adaptive { ratio: 3.0, window, min_score: 15.0 };
         let none = Weights { hue: 0.0, saturation: 0.0, value: 0.0 };
@@ -239,7 +238,7 @@ mod tests {
             (Settings { method: adaptive(0), ..default }, "window"),
             (Settings { weights: none, ..default }, "weights"),
         ] {
-            let error = settings.check().unwrap_err().to_string();
+            let error = settings.validate().unwrap_err().to_string();
             assert!(error.starts_with(field), "{error}");
         }
     }

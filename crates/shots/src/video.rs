@@ -1,4 +1,4 @@
-//! Shots of a video file.
+//! Shot detection in a video file.
 
 use crate::{Detector, Score, Settings, Shots, ShotsError, Yuv420, frame::Yuv444, score::Scorer};
 use opensora_video::{
@@ -16,10 +16,10 @@ use std::{
 /// Frames that are decoded ahead of the comparison.
 const AHEAD: usize = 4;
 
-/// The shots of a video, and its frames' times.
+/// The shots of a video and the times of its frames.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VideoShots {
-    /// What the container says.
+    /// The header of the container.
     pub info: VideoInfo,
     /// The shots.
     pub shots: Shots,
@@ -27,15 +27,16 @@ pub struct VideoShots {
     pub times: Vec<f64>,
     /// Seconds at which the last frame ends.
     pub end: f64,
-    /// Who decoded. Another decoder may see other frames (it may heed an edit list, say), so that
-    /// who looks at the frames again has to take the same one.
+    /// The decoder that was used. Another decoder can return other frames, for example because of edit lists,
+    /// so decode the video again with the same one.
     pub decoder: Decoder,
 }
 
-/// Finds the shots of a video file. Pixels that are not compared are never turned into RGB, and where
-/// the `ffmpeg` program decodes, it hands over no others if it can leave them out exactly. Two of
-/// these programs share a long video, each on one core; otherwise one thread decodes while another
-/// compares.
+/// Finds the shots of a video file.
+///
+/// Only compared pixels are converted to RGB, and the `ffmpeg` program transfers only these if it can select
+/// them exactly. Two `ffmpeg` processes share a long video, each on one core; otherwise one thread decodes
+/// while another compares.
 ///
 /// # Errors
 /// Returns an error if a setting is invalid, or if the file cannot be decoded or has no frames.
@@ -44,7 +45,7 @@ pub fn of_video(
     decoder: Decoder,
     settings: &Settings,
 ) -> Result<VideoShots, ShotsError> {
-    settings.check()?;
+    settings.validate()?;
     let is_empty = std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() == 0);
     if is_empty {
         return Err(unusable(path, "it is empty".into()));
@@ -58,7 +59,7 @@ pub fn of_video(
 }
 
 impl VideoShots {
-    /// The shots of frames with these scores and times.
+    /// Returns the shots of frames with these scores and times.
     fn of(
         settings: &Settings,
         info: VideoInfo,
@@ -83,8 +84,8 @@ impl VideoShots {
         Ok(Self { info, shots, times, end, decoder })
     }
 
-    /// Returns the second at which a frame is shown, or at which the video ends for a number behind the
-    /// last frame.
+    /// Returns the second at which a frame is shown, or the end of the video for a number after the last
+    /// frame.
     pub fn time(&self, frame: usize) -> f64 {
         self.times.get(frame).copied().unwrap_or(self.end)
     }
@@ -108,7 +109,7 @@ fn in_one_pass(
     std::thread::scope(|scope| {
         scope.spawn(move || {
             for frame in frames {
-                // Nobody listens any more: there was an error over there.
+                // The other thread has stopped with an error.
                 if sender.send(frame).is_err() {
                     break;
                 }
@@ -126,13 +127,13 @@ fn in_one_pass(
         Ok::<_, ShotsError>(())
     })?;
     if times.is_empty() {
-        return Err(unusable(path, "it holds no pictures".into()));
+        return Err(unusable(path, "it has no frames".into()));
     }
     VideoShots::of(settings, info, scores, times, decoder)
 }
 
-/// The shots of a long video, decoded by two programs at once. `None` where that is not possible,
-/// and on any sign that the two do not fit together: one pass will see what the matter is.
+/// Returns the shots of a long video, decoded by two processes at once. `None` if that is not possible, or if
+/// the halves do not match: decoding in one pass then finds the problem.
 fn in_halves(path: &Path, settings: &Settings) -> Option<VideoShots> {
     let wanted = |width, height| Scorer::picks(settings, (width, height));
     let PlanarHalves { info, first, second, place } =
@@ -141,7 +142,7 @@ fn in_halves(path: &Path, settings: &Settings) -> Option<VideoShots> {
     let comparison = || Comparison::new(settings, &info, first.picks());
     let (of_first, of_second) = (comparison(), comparison());
     let failed = &AtomicBool::new(false);
-    // The frame at `place` is the last of the one and the first of the other.
+    // The frame at `place` is the last one of the first half and the first one of the second.
     let (first, second) = std::thread::scope(|scope| {
         let second = scope.spawn(|| Half::read(second, usize::MAX, of_second, failed));
         let first = Half::read(first, place + 1, of_first, failed);
@@ -159,10 +160,10 @@ fn in_halves(path: &Path, settings: &Settings) -> Option<VideoShots> {
     VideoShots::of(settings, info, scores, times, Decoder::Ffmpeg).ok()
 }
 
-/// Scores frames of a decoder, whole ones or those of picked pixels.
+/// Scores a decoder's frames: whole frames, or frames of picked pixels.
 struct Comparison {
     scorer: Scorer,
-    /// Width and height of the frames as they come.
+    /// Width and height of the decoder's frames.
     size: (usize, usize),
     are_picked: bool,
 }
@@ -184,7 +185,7 @@ impl Comparison {
         }
     }
 
-    /// The score of the next frame; `None` where it has another size.
+    /// Returns the score of the next frame; `None` if its size differs.
     fn push(&mut self, frame: &PlanarFrame) -> Option<Score> {
         let (width, height) = self.size;
         let PlanarFrame { planes, to_rgb, .. } = frame;
@@ -195,7 +196,7 @@ impl Comparison {
     }
 }
 
-/// What one of two programs saw.
+/// The result of one of two processes.
 #[derive(Default)]
 struct Half {
     scores: Vec<Score>,
@@ -205,7 +206,7 @@ struct Half {
 }
 
 impl Half {
-    /// Reads at most `most` frames; `None` where there was an error here or, by `failed`, over there.
+    /// Reads at most `most` frames; `None` after an error in this half or, by `failed`, in the other one.
     fn read(
         mut frames: PlanarFrames,
         most: usize,

@@ -1,5 +1,4 @@
-//! Shots of files as people have them (`tests/fixtures/field/README.md`), with and without the `ffmpeg`
-//! program.
+//! Shots of files from other programs (`tests/fixtures/field/README.md`), with and without the `ffmpeg` program.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,16 +11,16 @@ fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/field").join(name)
 }
 
-/// The decoders that are there.
+/// Returns the available decoders.
 fn decoders() -> Vec<Decoder> {
     let has_program = Command::new("ffmpeg").arg("-version").output().is_ok();
     if !has_program {
-        eprintln!("not compared: the ffmpeg program is not there");
+        eprintln!("not compared: the ffmpeg program is not installed");
     }
     [Decoder::InProcess].into_iter().chain(has_program.then_some(Decoder::Ffmpeg)).collect()
 }
 
-/// Shots by each decoder that takes the file.
+/// Returns the shots by each decoder that supports the file.
 fn found(name: &str, settings: &Settings) -> Vec<VideoShots> {
     let found = decoders().into_iter().filter_map(|decoder| {
         match of_video(&fixture(name), decoder, settings) {
@@ -33,7 +32,7 @@ fn found(name: &str, settings: &Settings) -> Vec<VideoShots> {
     found.collect()
 }
 
-/// Seconds at which scenes begin, and at which the last one ends, to the millisecond.
+/// Returns the start of each scene and the end of the last one in seconds, to the millisecond.
 fn seconds(found: &VideoShots) -> Vec<f64> {
     let starts = found.shots.scenes.iter().map(|scene| found.time(scene.start));
     starts.chain([found.end]).map(|time| (time * 1e3).round() / 1e3).collect()
@@ -57,7 +56,7 @@ fn gifs_have_the_same_shots_with_and_without_the_program() {
 }
 
 #[test]
-fn cuts_are_those_of_pyscenedetect() {
+fn cuts_match_pyscenedetect() {
     // Source: PySceneDetect 0.7.2 with OpenCV 5.0.0, both detectors.
     for (name, expected, frames) in [
         ("vfr_three_shots.mp4", vec![0.0, 2.0, 4.0, 6.0], 132),
@@ -79,7 +78,7 @@ fn cuts_are_those_of_pyscenedetect() {
 
 #[test]
 fn releases_before_0_7_count_frames() {
-    // The second of the three shots has 12 frames, and the shortest scene is one of 15.
+    // The second of the three shots has 12 frames; the shortest scene has 15.
     let suppress = Method::Content { threshold: 27.0, flashes: Flashes::Suppress };
     for (release, method) in [
         (Release::V0_6_3, suppress),
@@ -94,7 +93,7 @@ fn releases_before_0_7_count_frames() {
 }
 
 #[test]
-fn scores_are_those_of_opencv() {
+fn scores_match_opencv() {
     let expected = std::fs::read_to_string(fixture("opencv.json")).unwrap();
     let expected: serde_json::Map<String, Value> = serde_json::from_str(&expected).unwrap();
     let mut compared = 0;
@@ -103,7 +102,7 @@ fn scores_are_those_of_opencv() {
         for found in found(name, &Settings::default()) {
             assert_eq!(found.times.len() as u64, expected["frames"].as_u64().unwrap(), "{name}");
             for (found, expected) in found.shots.scores.iter().skip(1).zip(&scores) {
-                // Light greys of 10 bits have a hue in OpenCV and none here.
+                // Light 10-bit greys have a hue in OpenCV, but not in this crate.
                 let most = if name.contains("_10.") { 0.5 } else { 0.1 };
                 let difference = (found.content - expected).abs();
                 assert!(difference < most, "{name}: {} {expected}", found.content);
@@ -115,7 +114,7 @@ fn scores_are_those_of_opencv() {
 }
 
 #[test]
-fn both_decoders_find_the_same() {
+fn both_decoders_give_the_same_shots() {
     let folder = fixture("");
     let mut compared = 0;
     for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
@@ -134,7 +133,7 @@ fn both_decoders_find_the_same() {
 }
 
 #[test]
-fn files_without_pictures_say_why() {
+fn files_without_frames_give_the_reason() {
     let error = of_video(&fixture("sound_only.mp4"), Decoder::Auto, &Settings::default());
     let error = error.unwrap_err();
     assert!(std::error::Error::source(&error).is_none(), "no source beyond the reason: {error}");

@@ -1,4 +1,4 @@
-//! Shots against those of PySceneDetect (`tests/fixtures/shots/README.md`).
+//! Comparison with PySceneDetect (`tests/fixtures/shots/README.md`).
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -22,7 +22,7 @@ fn expected() -> Value {
     serde_json::from_str(&std::fs::read_to_string(fixture("shots_expected.json")).unwrap()).unwrap()
 }
 
-/// A frame as OpenCV has it: blue first.
+/// A frame in OpenCV's order: blue, green, red.
 struct Bgr(Vec<u8>);
 
 const WIDTH: usize = 640;
@@ -41,10 +41,10 @@ impl Source for Bgr {
     }
 }
 
-/// A part of a score.
+/// One part of a score.
 type Part = fn(&Score) -> f64;
 
-/// What the reference was run with, by the names in the fixture.
+/// The reference's settings by their names in the fixture.
 fn settings(name: &str, release: Release) -> Settings {
     let default = Settings { release, ..Settings::default() };
     let content = |threshold, flashes| Method::Content { threshold, flashes };
@@ -61,14 +61,14 @@ fn settings(name: &str, release: Release) -> Settings {
     }
 }
 
-/// Runs these of the fixture's settings side by side over one pass of the frames, and compares cuts
-/// and, of the default ones, scores.
+/// Runs the given settings of the fixture in one pass over the frames, and compares cuts and, for the
+/// defaults, scores.
 fn compare<S: Source>(frames: impl Iterator<Item = S>, chosen: impl Fn(&str) -> bool) {
     let expected = expected();
     let mut runs = Vec::new();
     for (release, cuts) in expected["cuts"].as_object().unwrap() {
         for (name, cuts) in cuts.as_object().unwrap() {
-            // Whole frames take their time: one release is enough.
+            // Full-size frames are slow: one release is enough.
             if !chosen(name) || (name == "content_nodownscale" && release != "0.7") {
                 continue;
             }
@@ -118,12 +118,12 @@ fn compare<S: Source>(frames: impl Iterator<Item = S>, chosen: impl Fn(&str) -> 
 }
 
 #[test]
-fn our_own_decoder_gives_the_references_cuts_and_scores() {
+fn the_built_in_decoder_gives_the_references_cuts_and_scores() {
     let (frames, _) = opensora_video::mp4::read(&fixture("shots_high.mp4")).unwrap();
     compare(frames.iter().map(|rgb| Rgb::new(rgb, WIDTH, HEIGHT).unwrap()), |_| true);
 }
 
-/// Decodes with the `ffmpeg` program, whose frames are those of OpenCV; `None` without it.
+/// Decodes with the `ffmpeg` program, whose frames equal OpenCV's; `None` if it is not installed.
 fn ffmpeg(format: &str, bytes: usize) -> Option<impl Iterator<Item = Vec<u8>>> {
     let child = Command::new("ffmpeg")
         .args(["-v", "error", "-i"])
@@ -163,7 +163,7 @@ fn planes_have_the_scores_of_their_frames() {
 }
 
 #[test]
-fn frames_of_another_size_are_refused() {
+fn frames_of_another_size_are_rejected() {
     let (small, large) = ([0; 12], [0; 48]);
     let frames = [Rgb::new(&small[..], 2, 2).unwrap(), Rgb::new(&large[..], 4, 4).unwrap()];
     let error = detect(frames, &Settings::default()).unwrap_err().to_string();

@@ -1,5 +1,5 @@
-//! A long video is decoded by two programs at once, and programs leave out the pixels that are not
-//! looked at: what is found is what one program finds that gives all of them.
+//! Two processes that share a long video, and decoders that skip pixels, give the same shots as one process
+//! with all pixels.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -7,15 +7,15 @@ use opensora_shots::{Release, Rgb, Settings, detect, of_video};
 use opensora_video::{Decoder, VideoReader, picks::Picks};
 use std::{path::Path, process::Command};
 
-/// Name, size, rate, encoder's options, and whether two programs can share it where that is known.
+/// Name, size, rate, encoder options, and whether two processes can share the video, if that is known.
 type Video<'a> = (&'a str, &'a str, &'a str, &'a [&'a str], Option<bool>);
 
-/// Makes a video of several scenes; whether the `ffmpeg` program is there and has the encoder.
+/// Makes a video of several scenes; returns false if the `ffmpeg` program or its encoder is missing.
 fn make(path: &Path, size: &str, rate: &str, options: &[&str]) -> bool {
     let scenes = ["testsrc2", "mandelbrot", "testsrc", "smptebars", "testsrc2", "rgbtestsrc"];
     let mut command = Command::new("ffmpeg");
     command.args(["-nostdin", "-v", "error", "-y"]);
-    // Some scenes can only be had with even sides.
+    // Some test sources need even sides.
     let (width, height) = size.split_once('x').unwrap();
     let even = |side: &str| side.parse::<usize>().unwrap().next_multiple_of(2);
     for (scene, seconds) in scenes.iter().zip([2.2, 3.1, 1.5, 0.9, 2.7, 1.9]) {
@@ -29,7 +29,7 @@ fn make(path: &Path, size: &str, rate: &str, options: &[&str]) -> bool {
 }
 
 #[test]
-fn two_halves_find_what_one_pass_finds() {
+fn two_halves_give_the_same_as_one_pass() {
     let folder = tempfile::tempdir().unwrap();
     let h264 = ["-c:v", "libx264", "-preset", "veryfast", "-bf", "3", "-g", "40"];
     let open = [
@@ -66,7 +66,7 @@ fn two_halves_find_what_one_pass_finds() {
     }
 }
 
-/// Compares what is found with what all pixels of one pass give.
+/// Compares the result with that of all pixels in one pass.
 fn same_as_of_all_pixels(path: &Path, name: &str) {
     let releases = [Release::V0_7, Release::V0_6_3];
     for settings in releases.map(|release| Settings { release, ..Settings::default() }) {
@@ -88,7 +88,7 @@ fn same_as_of_all_pixels(path: &Path, name: &str) {
 }
 
 #[test]
-fn pixels_that_are_left_out_do_not_count() {
+fn skipped_pixels_do_not_matter() {
     let folder = tempfile::tempdir().unwrap();
     let h264 = ["-c:v", "libx264", "-preset", "ultrafast", "-g", "40"];
     let with = |options: &[&'static str]| [&h264[..], options].concat();
@@ -96,9 +96,8 @@ fn pixels_that_are_left_out_do_not_count() {
     let full = with(&["-color_range", "pc", "-pix_fmt", "yuvj420p"]);
     let deep = with(&["-pix_fmt", "yuv420p10le"]);
     let vp9 = ["-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8"];
-    // Name, size, rate (at 25 two programs share it), options, and whether columns of the middles of
-    // three or five are picked, where that does not depend on the program: of odd sides some builds
-    // pick the right pixels and some do not.
+    // Name, size, rate (25: two processes share the video), options, and whether the centre columns of three
+    // or five are picked, if that does not depend on the build of the program: for odd sides it does.
     let videos: [Video<'_>; 10] = [
         ("three.mp4", "768x432", "25", &h264, Some(true)),
         ("five.mp4", "1280x720", "10", &h264, Some(true)),
@@ -127,7 +126,7 @@ fn pixels_that_are_left_out_do_not_count() {
         let wanted = |width, height| Some(Picks { columns: every(width), rows: every(height) });
         let (info, frames) = VideoReader::open_planar(&path, Decoder::Ffmpeg, wanted).unwrap();
         if let Some(picked) = picked {
-            // Other depths and ranges come as red, green and blue of all pixels.
+            // Other depths and ranges are transferred as RGB of all pixels.
             let (width, height) = (info.width, info.height);
             let left_out = frames
                 .picks()
@@ -143,9 +142,9 @@ fn pixels_that_are_left_out_do_not_count() {
     }
 }
 
-/// An index that lies about its key frames must not change what is found.
+/// A wrong index of key frames must not change the shots.
 #[test]
-fn a_damaged_second_half_is_no_silent_difference() {
+fn a_damaged_second_half_changes_nothing_silently() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("whole.mp4");
     let options = ["-c:v", "libx264", "-preset", "veryfast", "-g", "40", "-movflags", "faststart"];

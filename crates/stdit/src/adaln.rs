@@ -1,4 +1,4 @@
-//! DiT's "adaLN-Zero" blocks, each with its own modulation layer.
+//! The block, final layer and label embedding of DiT ("adaLN-Zero").
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/dit/dit.py`, class `DiTBlock`;
 //! `layers/blocks.py`, classes `FinalLayer` and `LabelEmbedder`. Deviation: no label
@@ -28,7 +28,7 @@ pub struct LabelEmbedder {
 
 impl LabelEmbedder {
     pub(crate) fn new(config: &ClassConfig, device: &Device) -> Self {
-        // Standard normal, as the reference leaves it.
+        // Standard normal, as in the reference.
         let initializer = Initializer::Normal { mean: 0.0, std: 1.0 };
         let weight = initializer.init([config.label_rows(), config.hidden_size], device);
         Self { embedding_table: Embedding { weight } }
@@ -48,7 +48,7 @@ impl LabelEmbedder {
     }
 }
 
-/// A block of DiT: self-attention and MLP, each normed, modulated and gated.
+/// A block of DiT: self-attention and MLP, each with norm, modulation and gate.
 #[derive(Module, Debug)]
 pub struct AdaLnBlock {
     /// Self-attention.
@@ -65,7 +65,7 @@ impl AdaLnBlock {
         Self {
             attn: SelfAttention::new(hidden, config.num_heads, XAVIER, device),
             mlp: Mlp::new(hidden, config.mlp_size(), device),
-            // Zero, so that a fresh block is the identity.
+            // Zero: a fresh block is the identity.
             adaln_modulation: linear(hidden, 6 * hidden, true, Initializer::Zeros, device),
         }
     }

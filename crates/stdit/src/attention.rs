@@ -155,8 +155,8 @@ mod tests {
     use super::*;
     use burn::{module::Param, tensor::FloatDType};
 
-    /// In f64, flex runs burn's operations, as other backends do, and transposes the tokens for attention
-    /// over frames; in f32 it runs kernels of its own.
+    /// In f64, flex runs burn's operations, as other backends do, and transposes the tokens for attention over
+    /// frames. In f32 it runs this workspace's kernels.
     #[test]
     fn attention_equals_the_composition_of_burns_operations() {
         let device = Device::flex();

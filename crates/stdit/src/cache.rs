@@ -114,7 +114,7 @@ mod tests {
 
     const DEPTH: usize = 2;
 
-    /// A small model none of whose layers is silent.
+    /// Returns a small model without zero weights.
     fn model(device: &Device) -> StDit {
         let config = DenoiserConfig {
             hidden_size: 24,
@@ -142,7 +142,7 @@ mod tests {
 
     const TIMESTEPS: [f32; 6] = [950.0, 900.0, 800.0, 700.0, 600.0, 100.0];
 
-    /// The outputs of a run over [`TIMESTEPS`] on two samples of `frames` frames.
+    /// Returns the outputs of a run over [`TIMESTEPS`] on two samples of `frames` frames.
     fn run(model: &StDit, frames: usize, cache: Option<&mut AttentionCache>) -> Vec<Vec<f32>> {
         let device = &model.null_prompt().device();
         let prompt = waves([2, 5, 8], 0.5, device);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_of_one_change_no_bit() {
+    fn ranges_of_one_are_bit_exact() {
         let model = model(&Device::flex());
         let mut cache = AttentionCache::new(AttentionReuse::OFF);
         assert_eq!(run(&model, 3, Some(&mut cache)), run(&model, 3, None));
@@ -185,7 +185,7 @@ mod tests {
         let reuse = AttentionReuse::new([2, 3, 1], [500.0, 930.0]).unwrap();
         let mut cache = AttentionCache::new(reuse);
         let (found, full) = (run(&model, 3, Some(&mut cache)), run(&model, 3, None));
-        // Spatial: steps 1 and 3 of the window's 1 to 4; temporal: 1, 2 and 4.
+        // The window contains steps 1 to 4. Reused: spatial in steps 1 and 3, temporal in 1, 2 and 4.
         assert_eq!(cache.work().attentions_reused, (5 * DEPTH) as u64);
         assert_eq!(cache.work().attentions_computed, ((6 * 3 - 5) * DEPTH) as u64);
         let block = BlockFlops::new(model.config(), [3, 2, 3], 5);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_carried_into_another_run() {
+    fn another_run_reuses_nothing() {
         let model = model(&Device::flex());
         let fresh =
             |frames| run(&model, frames, Some(&mut AttentionCache::new(AttentionReuse::PUBLISHED)));
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_was_left_in_the_window_leaves_nothing() {
+    fn an_interrupted_run_is_not_reused() {
         let device = Device::flex();
         let model = model(&device);
         let reuse = AttentionReuse::new([9, 9, 9], [0.0, 1001.0]).unwrap();
@@ -225,7 +225,7 @@ mod tests {
         };
         let all = (3 * DEPTH) as u64;
         assert_eq!([step(900.0, 3), step(800.0, 3)], [0, all]);
-        // The same timestep again, and a clip of another length.
+        // A repeated timestep, and a clip of another length, begin new runs.
         assert_eq!([step(800.0, 3), step(700.0, 3), step(600.0, 2)], [0, all, 0]);
     }
 }

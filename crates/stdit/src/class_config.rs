@@ -1,11 +1,11 @@
-//! Sizes of the models that are conditioned on a class label: DiT and Latte.
+//! The configuration of the models with a class label: DiT and Latte.
 
 use crate::config::{self, SizeError};
 use burn::tensor::Device;
 use opensora_checkpoint::PublishedModel;
 use serde::{Deserialize, Serialize};
 
-/// Sizes of a DiT or a Latte, under the reference's argument names.
+/// Configuration of a DiT or a Latte, under the reference's argument names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ClassConfig {
@@ -120,8 +120,9 @@ impl ClassConfig {
         Ok(grid)
     }
 
-    /// Returns a model with fresh weights, of the type that the caller names: [`Dit`](crate::Dit) or [`Latte`](crate::Latte). Weights are
-    /// allocated when they are first used or loaded.
+    /// Returns a model with fresh weights. The type of the model is chosen by the caller:
+    /// [`Dit`](crate::Dit) or [`Latte`](crate::Latte).
+    /// Weights are allocated when they are first used or loaded.
     ///
     /// # Errors
     /// Returns an error if a value of the configuration is out of range.
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_configs_are_rejected() {
+    fn invalid_configs_are_rejected() {
         let ok = ClassConfig::dit_xl_2();
         assert_eq!(ok.validate(), Ok(()));
         let classes = |num_classes| LabelCondition { num_classes };

@@ -1,43 +1,43 @@
-//! Sizes: of the models, and of the clips that fit them.
+//! The configuration of STDiT and PixArt-alpha, and the error of sizes and labels.
 
 use burn::tensor::Device;
 use opensora_checkpoint::PublishedModel;
 use serde::{Deserialize, Serialize};
 
-/// Sizes of an STDiT or PixArt-alpha model, under the reference's argument names.
+/// Configuration of an STDiT or PixArt-alpha model, under the reference's argument names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DenoiserConfig {
     /// Channels of the latents.
     pub in_channels: usize,
-    /// Patch `(t, h, w)`, one token each.
+    /// Patch size `(t, h, w)`; each patch is one token.
     pub patch_size: [usize; 3],
     /// Width of the blocks.
     pub hidden_size: usize,
     /// Number of blocks.
     pub depth: usize,
-    /// Attention heads; `hidden_size` is a multiple of it.
+    /// Attention heads; divides `hidden_size`.
     pub num_heads: usize,
     /// Width of a block's MLP as a multiple of `hidden_size`.
     pub mlp_ratio: f64,
-    /// Whether the variance is predicted too, i.e. the output has `2 * in_channels` channels.
+    /// True if the model predicts the variance as well, i.e. the output has `2 * in_channels` channels.
     pub pred_sigma: bool,
     /// Width of the text encoder's states.
     pub caption_channels: usize,
     /// Tokens of a prompt.
     pub model_max_length: usize,
-    /// Where the position tables stand.
+    /// Units of the position tables.
     #[serde(flatten)]
     pub scales: PositionScales,
 }
 
-/// The units of the position tables: published models were trained at different ones.
+/// The units of the position tables, which differ between published models.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PositionScales {
-    /// Rows and columns are divided by it: 0.5 at 256x256, 1 at 512x512.
+    /// Divisor of rows and columns: 0.5 at 256x256, 1 at 512x512.
     pub space_scale: f64,
-    /// Frames are divided by it: 1 for 16 frames, 2/3 for 64.
+    /// Divisor of frames: 1 for 16 frames, 2/3 for 64.
     pub time_scale: f64,
 }
 
@@ -53,43 +53,43 @@ impl Default for DenoiserConfig {
     }
 }
 
-/// Why a configuration, a clip's size or a label does not fit.
+/// Error for a configuration, a clip's size or a label that does not fit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SizeError {
-    /// The clip cannot be cut into patches.
+    /// Latents that the patch does not divide.
     #[error(
-        "latents of {size:?} (frames, height, width) cannot be cut into patches of {patch_size:?}"
+        "latents of {size:?} (frames, height, width) cannot be split into patches of {patch_size:?}"
     )]
     Patches {
-        /// The latents' size.
+        /// Size of the latents.
         size: [usize; 3],
-        /// The model's patch.
+        /// Patch size of the model.
         patch_size: [usize; 3],
     },
-    /// A model whose position table is square, and latents that are not.
+    /// Latents that are not square in patches, for a model with a square position table.
     #[error(
         "latents of {size:?} (frames, height, width) are not square in patches of {patch_size:?}, as \
          models with class labels need"
     )]
     Square {
-        /// The latents' size.
+        /// Size of the latents.
         size: [usize; 3],
-        /// The model's patch.
+        /// Patch size of the model.
         patch_size: [usize; 3],
     },
-    /// A class that the model does not have.
+    /// A label that is not a class of the model.
     #[error("label {label} is out of range, the model has classes 0 to {}", num_classes - 1)]
     Label {
         /// The label.
         label: usize,
-        /// The model's classes.
+        /// Number of classes of the model.
         num_classes: usize,
     },
-    /// A model that was trained without label dropout has no null class to guide away from.
+    /// Guidance with a model that has no null class, since it was trained without label dropout.
     #[error("the model has no null class (class_dropout_prob is 0), so it cannot be guided")]
     NoNullClass,
-    /// A value of the configuration cannot be.
+    /// A value of the configuration that is out of range.
     #[error("model config: {0}")]
     Config(String),
 }
@@ -102,7 +102,7 @@ pub(crate) fn grid(size: [usize; 3], patch_size: [usize; 3]) -> Result<[usize; 3
     Ok([0, 1, 2].map(|axis| size[axis] / patch_size[axis]))
 }
 
-/// Checks the sizes that all models here have, and `others` by name.
+/// Checks the sizes that all models have, and `others` by name.
 pub(crate) fn check_sizes(
     patch_size: [usize; 3],
     [in_channels, hidden_size, depth, num_heads]: [usize; 4],
@@ -118,8 +118,8 @@ pub(crate) fn check_sizes(
     ];
     let patch = patch_size.map(|side| ("patch_size", side));
     for &(name, value) in own.iter().chain(&patch).chain(others) {
-        // Far above any model, and small enough that products of two stay in range. Blocks take
-        // memory even before they have weights.
+        // Far above any model, and small enough that products of two sizes do not overflow. Blocks take memory
+        // even without weights.
         let most = if name == "depth" { 1 << 10 } else { 1 << 20 };
         if value == 0 || value > most {
             return fail(format!("{name} is {value}, expected 1 to {most}"));
@@ -138,7 +138,7 @@ pub(crate) fn check_sizes(
 }
 
 impl DenoiserConfig {
-    /// STDiT-XL/2 and PixArt-XL/2: 28 blocks of width 1152 with 16 heads.
+    /// Returns the configuration of STDiT-XL/2 and PixArt-XL/2: 28 blocks of width 1152 with 16 heads.
     pub fn xl_2() -> Self {
         Self {
             in_channels: 4,
@@ -154,26 +154,27 @@ impl DenoiserConfig {
         }
     }
 
-    /// Channels of the output: `eps`, and the variance interpolation where it is predicted.
+    /// Returns the channels of the output: `eps`, and the variance interpolation if it is predicted.
     pub fn out_channels(&self) -> usize {
         if self.pred_sigma { 2 * self.in_channels } else { self.in_channels }
     }
 
-    /// Width of a block's MLP.
+    /// Returns the width of a block's MLP.
     pub fn mlp_size(&self) -> usize {
         (self.hidden_size as f64 * self.mlp_ratio) as usize
     }
 
-    /// Tokens of a clip along (t, h, w) for latents of `size` (frames, height, width).
+    /// Returns the tokens of a clip along (t, h, w) for latents of `size` (frames, height, width).
     ///
     /// # Errors
-    /// Where the patch does not divide the size, or the size has a zero.
+    /// Returns an error if the patch does not divide the size, or a size is zero.
     pub fn grid(&self, size: [usize; 3]) -> Result<[usize; 3], SizeError> {
         grid(size, self.patch_size)
     }
 
-    /// Returns a model with fresh weights, of the type that the caller names: [`StDit`](crate::StDit), [`PixArt`](crate::PixArt) or [`PixArtMs`](crate::PixArtMs). Weights are
-    /// allocated when they are first used or loaded.
+    /// Returns a model with fresh weights. The type of the model is chosen by the caller:
+    /// [`StDit`](crate::StDit), [`PixArt`](crate::PixArt) or [`PixArtMs`](crate::PixArtMs).
+    /// Weights are allocated when they are first used or loaded.
     ///
     /// # Errors
     /// Returns an error if a value of the configuration is out of range.
@@ -212,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_that_the_patch_does_not_divide_are_refused() {
+    fn sizes_that_the_patch_does_not_divide_are_rejected() {
         let config = DenoiserConfig::xl_2();
         assert_eq!(config.grid([16, 32, 48]), Ok([16, 16, 24]));
         for size in [[16, 31, 32], [16, 32, 33], [0, 32, 32]] {
@@ -221,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_configs_are_refused() {
+    fn invalid_configs_are_rejected() {
         let ok = DenoiserConfig::xl_2();
         assert_eq!(ok.validate(), Ok(()));
         for bad in [

@@ -1,4 +1,4 @@
-//! DiT, the denoiser of images (or clips) of a class.
+//! DiT, the denoiser of images or clips of a class.
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/dit/dit.py`, class `DiT`, after
 //! facebookresearch/DiT, `models.py`. Deviations: as in the [crate's](crate) description;
@@ -26,11 +26,11 @@ use opensora_nn::{sincos, timestep::TimestepEmbedder};
 /// reference's class.
 #[derive(Module, Debug)]
 pub struct Dit {
-    /// Latents to tokens.
+    /// Maps latents to tokens.
     pub x_embedder: PatchEmbed,
-    /// Timesteps to vectors.
+    /// Maps timesteps to vectors.
     pub t_embedder: TimestepEmbedder,
-    /// Labels to vectors.
+    /// Maps labels to vectors.
     pub y_embedder: LabelEmbedder,
     /// The blocks.
     pub blocks: Vec<AdaLnBlock>,
@@ -40,11 +40,11 @@ pub struct Dit {
     config: ClassConfig,
 }
 
-/// Inputs to the blocks of one forward pass.
+/// Inputs of the blocks of one forward pass.
 pub(crate) struct ClassInputs {
-    /// Tokens `[B, T*S, C]` with their spatial positions.
+    /// Tokens `[B, T*S, C]` with spatial positions.
     pub x: Tensor<3>,
-    /// Timestep and label, after the SiLU that every layer of modulation begins with: `[B, C]`.
+    /// Timestep and label after SiLU, the input of every modulation layer: `[B, C]`.
     pub c: Tensor<2>,
     /// Tokens along (t, h, w).
     pub grid: [usize; 3],

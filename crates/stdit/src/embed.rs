@@ -1,4 +1,4 @@
-//! What enters the blocks: patches, prompt and timestep.
+//! The embeddings of patches, prompt and timestep.
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/layers/blocks.py`, classes `PatchEmbed3D`,
 //! `CaptionEmbedder`; `stdit.py`, `STDiT.t_block`.
@@ -19,7 +19,7 @@ use opensora_nn::{
     timestep::TimestepEmbedder,
 };
 
-/// Latents to tokens: one convolution whose stride is the patch.
+/// Maps latents to tokens by a convolution whose stride is the patch size.
 #[derive(Module, Debug)]
 pub struct PatchEmbed {
     /// Kernel `[hidden, C, pt, ph, pw]`.
@@ -36,7 +36,7 @@ impl PatchEmbed {
         let mut proj = Conv3dConfig::new([in_channels, hidden], patch_size)
             .with_stride(patch_size)
             .init(device);
-        // As a linear layer over the patch, not as a convolution.
+        // Initialised as a linear layer over the patch, not as a convolution.
         let [t, h, w] = patch_size;
         let shape = [hidden, in_channels, t, h, w];
         let (fan_in, fan_out) = (in_channels * t * h * w, hidden);
@@ -44,18 +44,18 @@ impl PatchEmbed {
         Self { proj }
     }
 
-    /// `[B, C, T, H, W] -> [B, N, hidden]`, tokens ordered (t, h, w).
+    /// Maps latents to tokens ordered (t, h, w): `[B, C, T, H, W] -> [B, N, hidden]`.
     pub fn forward(&self, latents: Tensor<5>) -> Tensor<3> {
         // [B, hidden, T', H', W'] -> [B, hidden, N] -> [B, N, hidden]
         self.proj.forward(latents).flatten::<3>(2, 4).swap_dims(1, 2)
     }
 }
 
-/// Prompt states to the width of the blocks, and the learnt null prompt.
+/// Maps prompt states to the width of the blocks; holds the learnt null prompt.
 #[derive(Module, Debug)]
 pub struct CaptionEmbedder {
-    /// The null prompt of guidance, `[L, caption_channels]`: row `k` stands at position `k`. A
-    /// buffer in the reference: loaded, never optimised.
+    /// The null prompt of guidance, `[L, caption_channels]`: row `k` is the state at position `k`. A buffer in
+    /// the reference: loaded, never optimised.
     pub y_embedding: Param<Tensor<2>>,
     /// First layer of the MLP.
     pub fc1: Linear,
@@ -81,20 +81,20 @@ impl CaptionEmbedder {
     }
 }
 
-/// The embeddings that both models share.
+/// The embeddings of STDiT and PixArt-alpha.
 #[derive(Module, Debug)]
 pub struct Embeddings {
-    /// Latents to tokens.
+    /// Maps latents to tokens.
     pub x_embedder: PatchEmbed,
-    /// Timesteps to vectors.
+    /// Maps timesteps to vectors.
     pub t_embedder: TimestepEmbedder,
-    /// Timestep vectors to the six vectors of adaLN-single.
+    /// Maps a timestep vector to the six vectors of adaLN-single.
     pub t_block: Linear,
-    /// Prompt states to the blocks' width.
+    /// Maps prompt states to the width of the blocks.
     pub y_embedder: CaptionEmbedder,
 }
 
-/// What steers the blocks, computed once a forward pass.
+/// The embedded timestep and prompt, the inputs that all blocks of a forward pass share.
 #[derive(Debug, Clone)]
 pub struct Conditioning {
     /// Timestep embedding before `t_block`, for the final layer: `[B, C]`.
@@ -103,7 +103,7 @@ pub struct Conditioning {
     pub t6: Tensor<3>,
     /// Prompt tokens: `[B, L, C]`.
     pub prompt: Tensor<3>,
-    /// Additive bias of the prompt tokens `[B, 1, 1, L]`; `None` where all count.
+    /// Additive attention bias of the prompt tokens `[B, 1, 1, L]`; `None` if no token is masked.
     pub prompt_bias: Option<Tensor<4>>,
 }
 
@@ -140,7 +140,7 @@ impl Embeddings {
         let hidden = t.dims()[1];
         let t6 = self.t_block.forward(silu(t.clone())).reshape([batch, 6, hidden]);
 
-        // Columns that no prompt keeps are dropped before any work is done on them.
+        // Columns that are masked in every prompt are dropped before any work is done on them.
         let mask = mask.map_or_else(|| TokenMask::all(batch, tokens), |mask| mask.repeat_to(batch));
         let mask = mask.trim();
         let prompt = self.y_embedder.forward(states.narrow(1, 0, mask.len()));

@@ -1,4 +1,4 @@
-//! Tokens back to latents.
+//! The final layer: tokens to latents.
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/layers/blocks.py`, class `T2IFinalLayer`,
 //! and `stdit.py`, `STDiT.unpatchify`.
@@ -16,7 +16,7 @@ use opensora_nn::{linear::linear, norm::layer_norm};
 pub struct FinalLayer {
     /// `C -> pt * ph * pw * out_channels`.
     pub linear: Linear,
-    /// Shift and scale, `[2, C]`; the timestep embedding is added to both.
+    /// Shift and scale, `[2, C]`, to which the timestep embedding is added.
     pub scale_shift_table: Param<Tensor<2>>,
 }
 
@@ -30,7 +30,8 @@ impl FinalLayer {
         }
     }
 
-    /// `x` `[B, N, C]`, `t` `[B, C]` (before `t_block`); returns `[B, N, pt * ph * pw * C_out]`.
+    /// Applies the layer to `x` `[B, N, C]` with `t` `[B, C]` (before `t_block`); returns
+    /// `[B, N, pt * ph * pw * C_out]`.
     pub fn forward(&self, x: Tensor<3>, t: Tensor<2>) -> Tensor<3> {
         let table = self.scale_shift_table.val().unsqueeze::<3>() + t.unsqueeze_dim::<3>(1); // [B, 2, C]
         let shift = table.clone().narrow(1, 0, 1);
@@ -39,7 +40,8 @@ impl FinalLayer {
     }
 }
 
-/// `[B, (T' H' W'), (pt ph pw C)] -> [B, C, T' pt, H' ph, W' pw]` for a grid of (T', H', W') tokens.
+/// Arranges the patches of a grid of (T', H', W') tokens as latents:
+/// `[B, (T' H' W'), (pt ph pw C)] -> [B, C, T' pt, H' ph, W' pw]`.
 pub(crate) fn unpatchify(
     x: Tensor<3>,
     [grid_t, grid_h, grid_w]: [usize; 3],
@@ -48,7 +50,7 @@ pub(crate) fn unpatchify(
     let [batch, _, values] = x.dims();
     let channels = values / (patch_t * patch_h * patch_w);
     let (frames, height, width) = (grid_t * patch_t, grid_h * patch_h, grid_w * patch_w);
-    // One axis at a time, since eight axes at once are more than every backend has.
+    // One axis at a time, since not every backend supports tensors with eight axes.
     // columns: [B T' H', W', pt ph, pw, C] -> [B T' H', pt ph, W', pw, C]
     let x = x
         .reshape([batch * grid_t * grid_h, grid_w, patch_t * patch_h, patch_w, channels])
@@ -64,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_value_lands_where_its_patch_says() {
+    fn unpatchify_places_every_value() {
         let device = Device::flex();
         let (grid, patch, channels) = ([2, 3, 2], [2, 2, 3], 5);
         let tokens: usize = grid.iter().product();

@@ -1,7 +1,7 @@
 //! The seam beside the equations of the blocks, on which caches and counters hang.
 //!
 //! A block computes each attention branch through [`BlockHooks`]. An implementation of
-//! [`PassHooks`] decides whether the branch is computed or taken from elsewhere, and sees the sizes of the
+//! [`PassHooks`] decides whether the branch is computed or replaced by an earlier output, and gets the sizes of the
 //! pass. `()` computes every branch; [`AttentionCache`](crate::AttentionCache) reuses outputs of earlier
 //! steps and counts the work.
 

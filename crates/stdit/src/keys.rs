@@ -1,63 +1,63 @@
 //! Published key names of STDiT, PixArt-alpha, DiT and Latte.
 //!
-//! They are the reference's attribute names; only its `nn.Sequential`s and the parts that are
-//! grouped here differ.
+//! They are the reference's attribute names. This crate's paths differ in `nn.Sequential` layers and in groups
+//! that the reference does not have.
 
 use opensora_checkpoint::{Checkpoint, CheckpointError, KeyMap};
 
-/// Position tables of one resolution, spatial and temporal, stored as buffers: recomputed here, as the
-/// reference does.
+/// Spatial and temporal position tables of one resolution, which are stored as buffers. They are recomputed, as
+/// in the reference.
 pub(crate) const POSITION_TABLES: [&str; 2] = ["pos_embed", "pos_embed_temporal"];
 
-/// Position tables of DiT, in its original layout and in the reference's.
+/// Position tables of DiT, in its original layout and in the reference's layout.
 const DIT_TABLES: [&str; 3] = ["pos_embed", "pos_embed_spatial", "pos_embed_temporal"];
 
 /// The temporal position table of a Latte in its original layout.
 const LATTE_TABLE: &str = "temp_embed";
 
-/// A key of every model here: what stands in front of it in a file is a wrapper.
+/// A key of every model of this crate. In a file, the characters before it are a wrapper's prefix.
 const KNOWN_KEY: &str = "x_embedder.proj.weight";
 
-/// The model in `checkpoint` without what training programs put around it.
+/// Returns the model in `checkpoint` without the wrappers of training programs.
 ///
 /// # Errors
-/// Returns an error if several models are in the file and none is known to be the wanted one.
+/// Returns an error if the file contains several models and none is known to be the wanted one.
 pub fn unwrapped(checkpoint: &Checkpoint) -> Result<Checkpoint, CheckpointError> {
     checkpoint.unwrapped(KNOWN_KEY)
 }
 
-/// Keys of STDiT: the OpenSora-v1 checkpoints and what training writes.
+/// Returns the keys of STDiT, in OpenSora-v1 checkpoints and in those of training.
 pub fn stdit() -> KeyMap {
     map("an STDiT (Open-Sora 1.0)")
 }
 
-/// Keys of PixArt-alpha without multi-scale conditioning.
+/// Returns the keys of PixArt-alpha without multi-scale conditioning.
 pub fn pixart() -> KeyMap {
     map("a PixArt-alpha model")
 }
 
-/// Keys of PixArt-alpha with multi-scale conditioning.
+/// Returns the keys of PixArt-alpha with multi-scale conditioning.
 pub fn pixart_ms() -> KeyMap {
     map("a PixArt-alpha multi-scale model")
 }
 
-/// Keys of DiT: the original files, and the state dicts of the reference's class.
+/// Returns the keys of DiT, in the original files and in state dicts of the reference's class.
 ///
-/// Deviation: the reference reads `pos_embed_spatial` from its own files; it is recomputed here, to
-/// the same values.
+/// Deviation: the reference reads `pos_embed_spatial` from its files; here it is recomputed, with the same
+/// values.
 pub fn dit() -> KeyMap {
     with_tables("a DiT", &DIT_TABLES)
 }
 
-/// Keys of Latte, which are those of DiT but for `temp_embed` in the original file.
+/// Returns the keys of Latte: those of DiT, and `temp_embed` in the original file.
 pub fn latte() -> KeyMap {
     with_tables("a Latte", &DIT_TABLES).allow_unused(LATTE_TABLE)
 }
 
-/// Checks that the file of a Latte is no DiT in its original layout, which fits it otherwise.
+/// Checks that the file of a Latte is not a DiT in its original layout, whose keys and shapes would fit.
 ///
 /// # Errors
-/// Returns an error if the file is one.
+/// Returns an error if the file is a DiT.
 pub(crate) fn check_no_dit(checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
     if checkpoint.contains(DIT_TABLES[0]) && !checkpoint.contains(LATTE_TABLE) {
         let reason = format!(
@@ -69,7 +69,7 @@ pub(crate) fn check_no_dit(checkpoint: &Checkpoint) -> Result<(), CheckpointErro
     Ok(())
 }
 
-/// Keys of PixArt-alpha for an STDiT to start from: it lacks the temporal attention.
+/// Returns the keys of a PixArt-alpha from which an STDiT starts; it lacks the temporal attention.
 pub fn stdit_from_pixart() -> KeyMap {
     map("a PixArt-alpha model (to start an STDiT from)").allow_missing("blocks.*.attn_temp.*")
 }
@@ -80,7 +80,7 @@ fn map(artefact: &str) -> KeyMap {
 
 fn with_tables(artefact: &str, tables: &[&str]) -> KeyMap {
     let map = KeyMap::new(artefact).rename(published_key);
-    // The patch convolution of image models is 2-D: it gets a depth axis of one.
+    // The patch convolution of image models is 2-D. It gets a depth axis of size 1.
     let map = map.any_unit_axes("x_embedder.proj.weight");
     tables.iter().fold(map, |map, key| map.allow_unused(*key))
 }
@@ -88,7 +88,7 @@ fn with_tables(artefact: &str, tables: &[&str]) -> KeyMap {
 fn published_key(path: &str) -> String {
     let path = path.strip_prefix("base.").unwrap_or(path);
     let path = path.strip_prefix("embed.").unwrap_or(path).replace(".base.", ".");
-    // The embedders of numbers: `t_embedder`, `csize_embedder`, `ar_embedder`.
+    // The embedders of scalars: `t_embedder`, `csize_embedder`, `ar_embedder`.
     let path = ["t", "csize", "ar"].into_iter().fold(path, |path, number| {
         path.replace(&format!("{number}_embedder.fc1."), &format!("{number}_embedder.mlp.0."))
             .replace(&format!("{number}_embedder.fc2."), &format!("{number}_embedder.mlp.2."))
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_become_the_references_names() {
+    fn paths_map_to_the_references_names() {
         for (path, key) in [
             ("embed.x_embedder.proj.weight", "x_embedder.proj.weight"),
             ("embed.t_embedder.fc2.bias", "t_embedder.mlp.2.bias"),
@@ -113,7 +113,7 @@ mod tests {
             ("blocks.3.base.mlp.fc1.weight", "blocks.3.mlp.fc1.weight"),
             ("blocks.3.attn_temp.qkv.bias", "blocks.3.attn_temp.qkv.bias"),
             ("final_layer.scale_shift_table", "final_layer.scale_shift_table"),
-            // PixArtMS and Latte hold the model that they extend.
+            // PixArtMS and Latte contain the model that they extend.
             ("base.embed.t_embedder.fc1.weight", "t_embedder.mlp.0.weight"),
             ("base.blocks.3.cross_attn.proj.bias", "blocks.3.cross_attn.proj.bias"),
             ("csize_embedder.fc1.weight", "csize_embedder.mlp.0.weight"),

@@ -81,7 +81,7 @@ impl ClassModel for Latte {
     }
 }
 
-/// Returns the axis along which a block attends: space and time in turn.
+/// Returns the axis along which a block attends: space for even blocks, time for odd ones.
 fn axis(block: usize) -> Axis {
     if block.is_multiple_of(2) { Axis::Space } else { Axis::Time }
 }

@@ -1,32 +1,58 @@
-//! The denoisers of Open-Sora 1.0, on shared blocks: [`StDit`] for video, [`PixArt`] and [`PixArtMs`]
-//! for images, [`Dit`] and [`Latte`] for images and clips of a class.
+//! The denoisers of Open-Sora 1.0 on shared blocks: [`StDit`] for video, [`PixArt`] and [`PixArtMs`] for images,
+//! [`Dit`] and [`Latte`] for images and clips of a class.
 //!
-//! A latent clip `[B, C, T, H, W]` is cut into patches, one token each, ordered `(t, h, w)`;
-//! position tables are added; the blocks mix tokens by attention and see the prompt by cross
-//! attention; the timestep steers every block through "adaLN-single" (six vectors a block); the
-//! final layer turns each token back into a patch of `2 C` channels: the predicted noise `eps`
-//! and the interpolation of the variance.
+//! A latent clip `[B, C, T, H, W]` is split into patches, one token each, ordered `(t, h, w)`, and position
+//! tables are added. The blocks mix tokens by self-attention and attend to the prompt by cross attention. The
+//! timestep modulates every block ("adaLN-single": six vectors per block). The final layer maps each token to a
+//! patch of `2 C` channels: the predicted noise `eps` and the interpolation of the variance.
 //!
-//! | module | thought |
+//! ```
+//! use burn::tensor::{Device, Tensor};
+//! use opensora_stdit::{DenoiserConfig, StDit};
+//!
+//! let config = DenoiserConfig {
+//!     hidden_size: 32,
+//!     depth: 2,
+//!     num_heads: 4,
+//!     caption_channels: 16,
+//!     model_max_length: 8,
+//!     ..DenoiserConfig::xl_2()
+//! };
+//! let device = Device::flex();
+//! let model: StDit = config.init(&device)?;
+//! let latents = Tensor::<5>::zeros([1, 4, 3, 8, 8], &device); // [B, C, T, H, W]
+//! let prompt = Tensor::<3>::zeros([1, 8, 16], &device); // [B, L, caption_channels]
+//! let prediction = model.forward(latents, &[500.0], prompt, None);
+//! assert_eq!(prediction.dims(), [1, 8, 3, 8, 8]);
+//! # Ok::<(), opensora_stdit::SizeError>(())
+//! ```
+//!
+//! Published weights are loaded with [`PublishedModel::load`](opensora_checkpoint::PublishedModel::load).
+//!
+//! | module | contents |
 //! |---|---|
-//! | [`config`], [`class_config`] | sizes of the published models, checks of a clip's size |
-//! | [`embed`] | what enters the blocks: patches, prompt, timestep |
-//! | [`block`] | the two kinds of block and their attentions |
-//! | [`stdit`], [`pixart`], [`pixart_ms`] | the models that follow a prompt |
-//! | [`adaln`] | the blocks of the models that follow a label |
-//! | [`dit`], [`latte`] | those models |
-//! | [`streamed`] | STDiT whose blocks stay in their file until they are needed |
-//! | [`final_layer`] | tokens back to latents |
-//! | [`reuse`] | attention outputs used again in later sampling steps |
-//! | [`work`] | floating point operations, by the formula |
+//! | [`config`], [`class_config`] | sizes of the models, checks of a clip's size and of labels |
+//! | [`model`] | the traits [`PromptModel`] and [`ClassModel`], and the error of loading |
+//! | [`stdit`], [`pixart`], [`pixart_ms`] | the models with a prompt |
+//! | [`dit`], [`latte`] | the models with a class label |
+//! | [`streamed`] | STDiT with its blocks streamed from the checkpoint |
+//! | [`block`] | the blocks of STDiT and PixArt-alpha, as equations |
+//! | [`adaln`] | the block and final layer of DiT and Latte, and the label embedding |
+//! | [`attention`], [`modulation`] | the layers of the blocks |
+//! | [`embed`], [`final_layer`] | latents, timestep and prompt to tokens; tokens to latents |
+//! | [`hooks`] | the seam on which caches and counters hang |
+//! | [`reuse`], [`cache`] | attention outputs that are reused in later sampling steps: settings and store |
+//! | [`work`] | floating point operations |
 //! | [`keys`] | published key names |
 //!
-//! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/{stdit/stdit.py, pixart/pixart.py,
-//! dit/dit.py, latte/latte.py, layers/blocks.py}`. Deviations: position tables are computed for the
-//! size of each call instead of being buffers of one size; prompt tokens are masked by an additive
-//! bias instead of being packed (padded tokens get a weight of exactly zero either way); timesteps
-//! stay in f32; drop path, dropout of captions and labels, and sequence parallelism are not part of
-//! the models.
+//! Every linear layer of a block is applied by `opensora_nn::linear::forward`, and tokens mix only in
+//! [`attention`]: these are the places to extend for low-rank adapters and for layouts that distribute tokens.
+//!
+//! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/{stdit/stdit.py, pixart/pixart.py, dit/dit.py,
+//! latte/latte.py, layers/blocks.py}`. Deviations: position tables are computed for the size of each call
+//! instead of being buffers of one size; prompt tokens are masked by an additive bias instead of being packed
+//! (padded tokens get a weight of exactly zero either way); timesteps stay in f32; drop path, dropout of captions
+//! and labels, and sequence parallelism are not ported.
 
 pub mod adaln;
 pub mod attention;

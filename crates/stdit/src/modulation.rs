@@ -1,7 +1,7 @@
 //! The adaptive norms and gates of a block: adaLN.
 //!
 //! A block computes `x + gate * f(norm(x) * (1 + scale) + shift)` for each branch `f`. The types here let
-//! the code of a block read as that equation, while the sum still runs as one fused operation.
+//! the code of a block read as that equation, although the sum runs as one fused operation.
 
 use burn::tensor::Tensor;
 use opensora_nn::modulation::{gated_sum, norm_and_modulate};

@@ -1,4 +1,4 @@
-//! PixArtMS, PixArt-alpha for images of any size and shape.
+//! PixArtMS, PixArt-alpha for images of any size and aspect ratio.
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/pixart/pixart.py`, class `PixArtMS`, and
 //! `layers/blocks.py`, class `SizeEmbedder`. Deviation: sizes stay in f32 in every dtype.
@@ -39,9 +39,9 @@ impl ImageSize {
 pub struct PixArtMs {
     /// The model without its size conditions.
     pub base: PixArt,
-    /// Height and width to vectors, each a third of the model's width.
+    /// Maps height and width to vectors, each a third of the model's width.
     pub csize_embedder: TimestepEmbedder,
-    /// Aspect ratio to vectors, a third of the model's width.
+    /// Maps the aspect ratio to a vector of a third of the model's width.
     pub ar_embedder: TimestepEmbedder,
 }
 

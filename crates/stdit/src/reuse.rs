@@ -165,7 +165,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_are_read_and_written() {
+    fn the_window_excludes_its_ends() {
+        let reuse = AttentionReuse::new([2, 1, 1], [450.0, 930.0]).unwrap();
+        let skips = |step, timestep| reuse.skips(AttentionKind::Spatial, step, timestep);
+        assert!(skips(1, 450.1) && skips(1, 929.9) && skips(3, 700.0));
+        assert!(!skips(1, 450.0) && !skips(1, 930.0) && !skips(0, 700.0) && !skips(2, 700.0));
+        assert!(!reuse.skips(AttentionKind::Temporal, 1, 700.0));
+        let stores = |kind, timestep| reuse.stores(kind, timestep);
+        assert!(stores(AttentionKind::Spatial, 999.0) && stores(AttentionKind::Spatial, 450.1));
+        assert!(!stores(AttentionKind::Spatial, 450.0) && !stores(AttentionKind::Cross, 700.0));
+        assert!(reuse.is_past(450.0) && !reuse.is_past(450.1));
+        assert!(!reuse.is_off() && AttentionReuse::OFF.is_off());
+    }
+
+    #[test]
+    fn settings_are_parsed_and_displayed() {
         let parse = |text: &str| text.parse::<AttentionReuse>();
         assert_eq!(parse("published"), Ok(AttentionReuse::PUBLISHED));
         assert_eq!(parse("off"), Ok(AttentionReuse::OFF));

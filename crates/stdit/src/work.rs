@@ -1,4 +1,4 @@
-//! The floating point operations of a denoiser, from its configuration and what was computed.
+//! The floating point operations of a denoiser, from its configuration and counts of computed attentions.
 //!
 //! Matrix products of the blocks are counted, a multiply-add as two operations. Embeddings and the final
 //! layer are not: they are less than one percent of STDiT-XL/2.
@@ -146,10 +146,9 @@ impl AddAssign for DenoiserWork {
 mod tests {
     use super::*;
 
-    /// DiT-XL/2 is published with 118.64 (256x256) and 524.60 (512x512) billion multiply-adds, all layers
-    /// counted (Peebles and Xie 2022, "Scalable Diffusion Models with Transformers", arXiv 2212.09748).
+    /// DiT-XL/2 is published with 118.64 (256x256) and 524.60 (512x512) billion multiply-adds in all layers (Peebles and Xie 2022, "Scalable Diffusion Models with Transformers", arXiv 2212.09748).
     #[test]
-    fn dit_xl_costs_what_its_paper_says() {
+    fn flops_of_dit_xl_agree_with_its_paper() {
         let config = ClassConfig::dit_xl_2();
         for (side, published) in [(16usize, 118.64e9), (32, 524.60e9)] {
             let tokens = side * side;
@@ -159,7 +158,32 @@ mod tests {
     }
 
     #[test]
-    fn a_block_of_stdit_xl_costs_what_the_formula_says() {
+    fn work_is_counted_by_kind_and_added() {
+        let flops = BlockFlops { spatial: 1.0, temporal: 10.0, cross: 100.0, mlp: 1000.0 };
+        let counts = AttentionCounts { computed: [1, 2, 3], reused: 4 };
+        let work = DenoiserWork::of_pass(2, 5, flops, counts);
+        let expected = DenoiserWork {
+            forward_samples: 2,
+            attentions_computed: 6,
+            attentions_reused: 4,
+            flops: 2.0 * (1.0 + 20.0 + 300.0 + 5000.0),
+        };
+        assert_eq!(work, expected);
+        let mut sum = work;
+        sum += work;
+        assert_eq!(
+            sum,
+            DenoiserWork {
+                forward_samples: 4,
+                attentions_computed: 12,
+                attentions_reused: 8,
+                flops: 2.0 * expected.flops,
+            }
+        );
+    }
+
+    #[test]
+    fn flops_of_a_block_of_stdit_xl_agree_with_the_formula() {
         let found = BlockFlops::new(&DenoiserConfig::xl_2(), [16, 16, 16], 120).total();
         // 36 C^2 N + 4 C (S + T + L) N + 4 C^2 L
         let (c, s, t, l) = (1152.0, 256.0, 16.0, 120.0);

@@ -1,7 +1,7 @@
-//! Memory over the number of tokens.
+//! Peak memory as a function of the number of tokens.
 //!
-//! Peaks are those of a process, so each forward pass runs in one of its own: this test program
-//! again, with [`forward`] alone. For any size by hand (a million tokens are 256 frames of 64x64):
+//! Peak memory is measured for a whole process, so each forward pass runs in a new process: this test program
+//! with only [`forward`]. To run another size by hand (256 frames of 64x64 are a million tokens):
 //!
 //! ```sh
 //! LONG_SEQUENCE=flex,256,64 cargo test -p opensora-stdit --test long_sequences -- --ignored --nocapture
@@ -15,7 +15,7 @@ use opensora_nn::device;
 use opensora_stdit::{DenoiserConfig, StDit};
 use std::process::Command;
 
-/// What [`forward`] is told: device, frames, and tokens along each side of a frame.
+/// Environment variable with the arguments of [`forward`]: device, frames, tokens along each side of a frame.
 const VARIABLE: &str = "LONG_SEQUENCE";
 const PRINTED: &str = "peak in KiB: ";
 
@@ -43,14 +43,14 @@ fn forward() {
     println!("{} tokens, {PRINTED}{}", frames * side * side, peak_memory());
 }
 
-/// The largest resident size of this process so far, in KiB.
+/// Returns the largest resident size of this process so far, in KiB.
 fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches("kB").trim().parse().unwrap()
 }
 
-/// Peak of a forward pass in a process of its own, in MiB.
+/// Returns the peak memory of a forward pass in a new process, in MiB.
 fn peak_of(device: &str, frames: usize, side: usize) -> f64 {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "forward", "--ignored", "--nocapture"])
@@ -68,7 +68,7 @@ fn devices() -> Vec<String> {
 }
 
 #[test]
-fn four_times_the_tokens_take_at_most_four_times_the_memory() {
+fn memory_grows_at_most_linearly_with_tokens() {
     for device in devices() {
         // 16,384 and 65,536 tokens.
         let (few, many) = (peak_of(&device, 4, 64), peak_of(&device, 16, 64));
@@ -77,9 +77,9 @@ fn four_times_the_tokens_take_at_most_four_times_the_memory() {
 }
 
 #[test]
-fn scores_of_a_large_frame_are_never_held_at_once() {
+fn scores_of_a_large_frame_are_computed_in_chunks() {
     for device in devices() {
-        // 2^24 scores, the budget of a chunk, and 2^28: 1 GiB in f32 for each copy of them.
+        // 2^24 scores, the budget of a chunk, and 2^28 scores, which take 1 GiB in f32 per copy.
         let (few, many) = (peak_of(&device, 1, 64), peak_of(&device, 1, 128));
         assert!(many <= few + 300.0, "{device}: {few} MiB became {many} MiB");
     }

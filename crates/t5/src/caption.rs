@@ -26,12 +26,12 @@ use patterns::Rule;
 use std::sync::LazyLock;
 use unicode::{lower, strip};
 
-/// Cleans a caption: both passes of the reference.
+/// Cleans a caption with both passes of the reference.
 pub fn text_preprocessing(caption: &str) -> String {
     clean_caption(&clean_caption(caption))
 }
 
-/// One pass of cleaning.
+/// Runs one pass of cleaning.
 pub fn clean_caption(caption: &str) -> String {
     let mut text = lower(strip(&unquote_plus(caption)));
     text = text.replace("<person>", "person");
@@ -47,15 +47,15 @@ pub fn clean_caption(caption: &str) -> String {
     strip(&text).to_string()
 }
 
-/// ftfy, then HTML entities twice.
+/// Applies ftfy, then decodes HTML entities twice.
 fn basic_clean(text: &str) -> String {
     let text = mojibake::fix_text(text);
     let text = references::unescape(&references::unescape(&text));
     strip(&text).to_string()
 }
 
-/// `urllib.parse.unquote_plus`: `+` to space, `%xx` to bytes, decoded as UTF-8 together with the
-/// ASCII around them; what is no UTF-8 becomes U+FFFD.
+/// Python's `urllib.parse.unquote_plus`: replaces `+` by a space and decodes `%xx` as UTF-8, together with the
+/// ASCII characters around it. Invalid UTF-8 becomes U+FFFD.
 fn unquote_plus(text: &str) -> String {
     let text = text.replace('+', " ");
     if !text.contains('%') {
@@ -103,7 +103,7 @@ fn apply(rules: &[Rule], text: String) -> String {
 }
 
 static BEFORE_HTML: LazyLock<Vec<Rule>> = LazyLock::new(|| {
-    // Not before an "@", which is looked at only.
+    // Not followed by an "@", which is matched but not consumed.
     const SITE: &str = r"([a-zA-Z0-9.\-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?)(?:[^@]|\z)";
     rules(&[
         (&format!(r"\b(?:(https?:(?:/{{1,3}}|[a-zA-Z0-9%]))|{SITE})"), ""),
@@ -118,7 +118,7 @@ static AFTER_HTML: LazyLock<Vec<Rule>> = LazyLock::new(|| {
         (r"@\w+\b", ""),
         // CJK strokes to unified ideographs
         (r"[\u{31c0}-\u{9fff}]+", ""),
-        // all kinds of dash
+        // all kinds of dashes
         (
             concat!(
                 r"[\u{2D}\u{58A}\u{5BE}\u{1400}\u{1806}\u{2010}-\u{2015}\u{2E17}\u{2E1A}\u{2E3A}",
@@ -126,7 +126,7 @@ static AFTER_HTML: LazyLock<Vec<Rule>> = LazyLock::new(|| {
             ),
             "-",
         ),
-        // quotation marks to one standard
+        // quotation marks to one kind
         (r"[`´«»“”¨]", "\""),
         (r"[‘’]", "'"),
         (r"&quot;?", ""),
@@ -135,7 +135,7 @@ static AFTER_HTML: LazyLock<Vec<Rule>> = LazyLock::new(|| {
         (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),
         // article ids
         (r"\d:\d\d\s+\z", ""),
-        // a written \n
+        // the two characters \n
         (r"\\n", " "),
         // #123, #12345.., 123456..
         (r"#\d{1,3}\b", ""),
@@ -170,7 +170,7 @@ static LAST: LazyLock<Vec<Rule>> = LazyLock::new(|| {
         (r"\b\s+\:\s+", ": "),
         (r"(\D[,\./])\b", "$1 "),
         (r"\s+", " "),
-        // The reference strips here and drops the result.
+        // The reference strips here and discards the result.
         (r#"^["']([\s\S]+)["']\z"#, "$1"),
         (r"^['_,\-:;]", ""),
         (r"['_,\-:+]\z", ""),
@@ -201,7 +201,7 @@ mod tests {
         }
     }
 
-    /// See the README beside the file for where they come from.
+    /// The README beside the file names their source.
     #[test]
     fn fuzzed_captions_are_cleaned_as_by_the_reference() {
         let cases = pairs("caption/fuzz.json", "input", "output");
@@ -211,9 +211,9 @@ mod tests {
         }
     }
 
-    /// See the README beside the file for where they come from.
+    /// The README beside the file names their source.
     #[test]
-    fn corners_are_cleaned_as_by_the_reference() {
+    fn corner_cases_are_cleaned_as_by_the_reference() {
         let cases = pairs("caption/corners.json", "input", "output");
         assert_eq!(cases.len(), 200);
         for (input, want) in cases {
@@ -236,14 +236,14 @@ mod tests {
     }
 
     #[test]
-    fn long_captions_do_not_take_long() {
+    fn long_captions_take_little_time() {
         let started = std::time::Instant::now();
         for piece in
             ["a walk in the woods, ", "a.", "a-", "1.", "<a ", "<b>", "&#", "x", "1a", "é¼"]
         {
             text_preprocessing(&piece.repeat(10_000 / piece.len()));
         }
-        // Far above the two seconds that it takes on a busy machine.
+        // It takes about two seconds on a busy machine.
         assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
     }
 }

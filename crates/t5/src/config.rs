@@ -1,4 +1,4 @@
-//! Sizes of a T5 v1.1 encoder, read from the published `config.json`.
+//! The configuration of a T5 v1.1 encoder, read from the published `config.json`.
 
 use crate::T5Encoder;
 use burn::tensor::Device;
@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
-/// The part of transformers' `T5Config` that decides the encoder. Missing fields are those of
-/// transformers' defaults or of T5 v1.1 XXL.
+/// The settings of transformers' `T5Config` that determine the encoder. Missing fields have transformers'
+/// defaults or the values of T5 v1.1 XXL.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct T5Config {
@@ -26,15 +26,15 @@ pub struct T5Config {
     pub d_ff: usize,
     /// Blocks of the encoder.
     pub num_layers: usize,
-    /// Attention heads; `num_heads * d_kv` may differ from `d_model`.
+    /// Attention heads; `num_heads * d_kv` can differ from `d_model`.
     pub num_heads: usize,
     /// Buckets of relative positions.
     pub relative_attention_num_buckets: usize,
-    /// Distance from which on all positions share a bucket.
+    /// Distance from which all positions share a bucket.
     pub relative_attention_max_distance: usize,
     /// Epsilon of the norms.
     pub layer_norm_epsilon: f64,
-    /// Kind of the feed-forward layer; only `gated-gelu` (v1.1) is known.
+    /// Kind of the feed-forward layer; only `gated-gelu` (v1.1) is supported.
     pub feed_forward_proj: String,
 }
 
@@ -92,7 +92,7 @@ impl T5Config {
     /// Reads a `config.json`.
     ///
     /// # Errors
-    /// Where the file cannot be read or describes another architecture.
+    /// Returns an error if the file cannot be read or describes another architecture.
     pub fn read(path: &Path) -> Result<Self, T5ConfigError> {
         let text = read_text(path, MAX_CONFIG_BYTES)
             .map_err(|source| T5ConfigError::Read { path: path.into(), source })?;
@@ -105,13 +105,13 @@ impl T5Config {
     /// Writes a `config.json` that [`read`](Self::read) and transformers' `T5EncoderModel` read.
     ///
     /// # Errors
-    /// Where the configuration cannot be or the file not be written.
+    /// Returns an error if the configuration is invalid or the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), T5ConfigError> {
         self.validate()?;
         let failed = |source| T5ConfigError::Write { path: path.into(), source };
         let mut fields =
             serde_json::to_value(self).map_err(|error| failed(std::io::Error::other(error)))?;
-        // What transformers needs besides; ids as in every published T5.
+        // Further settings that transformers needs; ids as in every published T5.
         for (name, value) in [
             ("architectures", json!(["T5EncoderModel"])),
             ("model_type", json!("t5")),
@@ -139,7 +139,7 @@ impl T5Config {
         let fail = |text: String| Err(T5ConfigError::Value(text));
         if self.feed_forward_proj != "gated-gelu" {
             return fail(format!(
-                "feed_forward_proj is '{}', only gated-gelu (T5 v1.1) is known",
+                "feed_forward_proj is '{}', expected gated-gelu (T5 v1.1)",
                 self.feed_forward_proj
             ));
         }
@@ -151,7 +151,7 @@ impl T5Config {
             ("num_layers", self.num_layers),
             ("num_heads", self.num_heads),
         ] {
-            // Blocks take memory even before they have weights.
+            // Blocks take memory even without weights.
             let most = if name == "num_layers" { 1 << 10 } else { 1 << 20 };
             if value == 0 || value > most {
                 return fail(format!("{name} is {value}, expected 1 to {most}"));
@@ -159,7 +159,7 @@ impl T5Config {
         }
         let (buckets, distance) =
             (self.relative_attention_num_buckets, self.relative_attention_max_distance);
-        // Half of the buckets are for each direction, half of those for single distances.
+        // Each direction has half of the buckets; half of those are for single distances.
         let possible = 4..=1 << 16;
         if !possible.contains(&buckets) || distance <= buckets / 4 || distance > 1 << 20 {
             return fail(format!(
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn other_architectures_are_refused() {
+    fn other_architectures_are_rejected() {
         let ok = T5Config::default();
         ok.validate().unwrap();
         for bad in [
@@ -195,7 +195,7 @@ mod tests {
         }
     }
     #[test]
-    fn what_is_written_is_read_again() {
+    fn written_configs_are_read_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.json");
         let small = T5Config { d_model: 32, num_heads: 3, ..T5Config::default() };

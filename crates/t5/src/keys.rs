@@ -1,18 +1,18 @@
 //! Published key names of a T5 v1.1 encoder.
 //!
-//! Source: transformers, `models/t5/modeling_t5.py`. The embedding table stands under `shared.weight`,
-//! under `encoder.embed_tokens.weight`, or under both as one storage.
+//! Source: transformers, `models/t5/modeling_t5.py`. The key of the embedding table is `shared.weight`,
+//! `encoder.embed_tokens.weight`, or both with one storage.
 
 use opensora_checkpoint::KeyMap;
 
-/// Where a file keeps the embedding table.
+/// The layout of a file's key names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
     /// Key of the embedding table.
     pub table: &'static str,
 }
 
-/// Finds the layout from a file's keys.
+/// Returns the layout of a file with these keys.
 pub fn detect<'a>(mut keys: impl Iterator<Item = &'a str>) -> Layout {
     if keys.any(|key| key == Layout::PUBLISHED.table) {
         Layout::PUBLISHED
@@ -22,7 +22,7 @@ pub fn detect<'a>(mut keys: impl Iterator<Item = &'a str>) -> Layout {
 }
 
 impl Layout {
-    /// The layout that is written.
+    /// The layout of published files, which exports have too.
     pub const PUBLISHED: Self = Self { table: "shared.weight" };
 
     /// Returns the map from [`T5Encoder`](crate::T5Encoder)'s parameters to published keys. A
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_become_transformers_names() {
+    fn paths_map_to_transformers_names() {
         for (path, key) in [
             ("shared.weight", "shared.weight"),
             (

@@ -1,16 +1,41 @@
-//! Prompts to states: caption cleaning, tokenizer and encoder of T5 v1.1.
+//! The text encoder of Open-Sora 1.0: caption cleaning, tokenizer and encoder of T5 v1.1.
 //!
-//! | module | thought |
+//! [`TextEncoder`] does all of it: it loads a published folder and encodes prompts to states `[B, L, d_model]`
+//! and a mask. The steps can be used alone:
+//!
+//! ```
+//! use burn::tensor::Device;
+//! use opensora_t5::{T5Config, T5Encoder, caption::text_preprocessing};
+//!
+//! let caption = text_preprocessing("A red fox and a bear, see https://example.com");
+//! assert_eq!(caption, "a red fox and a bear, see");
+//!
+//! let config = T5Config {
+//!     vocab_size: 100,
+//!     d_model: 32,
+//!     d_kv: 8,
+//!     d_ff: 64,
+//!     num_layers: 2,
+//!     num_heads: 4,
+//!     ..T5Config::default()
+//! };
+//! let encoder: T5Encoder = config.init(&Device::flex())?;
+//! let states = encoder.forward(&[vec![5, 17, 1]], None);
+//! assert_eq!(states.dims(), [1, 3, 32]); // [B, L, d_model]
+//! # Ok::<(), opensora_t5::T5ConfigError>(())
+//! ```
+//!
+//! | module | contents |
 //! |---|---|
-//! | [`caption`] | the reference's cleaning of a caption, both passes |
+//! | [`text_encoder`] | prompts to states and mask |
+//! | [`caption`] | the reference's caption cleaning, both passes |
 //! | [`tokenizer`] | cleaned captions to token ids, from `spiece.model` or `tokenizer.json` |
 //! | [`tokenizer::fit`] | a small tokenizer fitted to captions |
 //! | [`config`] | sizes of the encoder, from `config.json` |
-//! | [`position`] | buckets of relative positions |
 //! | [`encoder`] | token ids to states |
+//! | [`streamed`] | the encoder with its blocks streamed from the checkpoint |
+//! | [`position`] | buckets of relative positions |
 //! | [`keys`] | published key names |
-//! | [`streamed`] | the same with one block in memory at a time |
-//! | [`text_encoder`] | all of it: prompts to states and mask |
 //!
 //! Sources: hpcaitech/Open-Sora v1.0.0, `opensora/models/text_encoder/t5.py`, class `T5Embedder`;
 //! transformers, `models/t5`.

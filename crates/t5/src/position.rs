@@ -1,13 +1,13 @@
-//! Relative positions, in buckets that widen with the distance.
+//! Buckets of relative positions, which widen with the distance.
 //!
 //! Source: transformers, `models/t5/modeling_t5.py`, `T5Attention._relative_position_bucket`
 //! (bidirectional).
 
-/// The bucket of `relative_position` = key position - query position.
+/// Returns the bucket of `relative_position` = key position - query position.
 ///
-/// Half of the buckets are for keys behind the query, half for those ahead; in each half, one half
-/// holds single distances and the other grows logarithmically up to `max_distance`. The logarithm
-/// is taken in f32, as the reference does. The first bucket of the second half is never used.
+/// Half of the buckets are for keys before the query, half for keys after it. In each half, one half of the buckets
+/// is for single distances, and the other half grows logarithmically up to `max_distance`. The logarithm is
+/// computed in f32, as in the reference. The first bucket of the second half is never used.
 pub fn relative_bucket(relative_position: i64, num_buckets: usize, max_distance: usize) -> usize {
     let half = num_buckets / 2;
     let base = if relative_position > 0 { half } else { 0 };
@@ -22,7 +22,7 @@ pub fn relative_bucket(relative_position: i64, num_buckets: usize, max_distance:
     base + (exact + ratio as usize).min(half - 1)
 }
 
-/// The buckets of all pairs of `length` positions, `[query, key]` row-major.
+/// Returns the buckets of all pairs of `length` positions, `[query, key]` row-major.
 pub fn bucket_table(length: usize, num_buckets: usize, max_distance: usize) -> Vec<usize> {
     let pairs = (0..length as i64).flat_map(|query| (0..length as i64).map(move |key| key - query));
     pairs.map(|distance| relative_bucket(distance, num_buckets, max_distance)).collect()
@@ -33,12 +33,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn near_positions_have_buckets_of_their_own() {
+    fn near_positions_have_separate_buckets() {
         assert_eq!([-7, -1, 0, 1, 7].map(|d| relative_bucket(d, 32, 128)), [7, 1, 0, 17, 23]);
     }
 
     #[test]
-    fn far_positions_share_the_last() {
+    fn far_positions_share_the_last_bucket() {
         assert_eq!(
             [-128, -100_000, 128, 5000].map(|d| relative_bucket(d, 32, 128)),
             [15, 15, 31, 31]

@@ -1,10 +1,10 @@
 //! The encoder with its blocks streamed from the checkpoint: each block is read, applied and dropped.
 //!
 //! T5-XXL has 4.7 billion weights in 24 blocks. A pass over all prompts needs every weight once, so keeping
-//! them in memory gains nothing: a pass reads what loading would have read, and memory holds one block.
+//! them in memory saves no time: a pass reads as many bytes as loading, and memory holds one block.
 //! Results are bitwise identical to those of [`T5Encoder`].
 
-use crate::{LoadError, T5Config, T5Encoder, encoder::Block, encoder::T5Model};
+use crate::{LoadError, T5Config, T5Encoder, T5Model, encoder::Block};
 use burn::{
     module::Param,
     tensor::{Device, FloatDType, Tensor},

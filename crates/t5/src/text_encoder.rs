@@ -1,4 +1,4 @@
-//! Prompts to states and mask: cleaning, tokens, encoder.
+//! The text encoder: prompts to states and mask, by cleaning, tokenizing and encoding.
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/text_encoder/t5.py`, classes `T5Embedder`
 //! (`get_text_embeddings`) and `T5Encoder`.
@@ -12,7 +12,7 @@ use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, PublishedMo
 use opensora_nn::mask::TokenMask;
 use std::path::Path;
 
-/// Tokenizer and encoder of one published folder.
+/// The tokenizer and the encoder of one published folder.
 #[derive(Debug)]
 pub struct TextEncoder {
     tokenizer: T5Tokenizer,
@@ -20,12 +20,12 @@ pub struct TextEncoder {
     max_length: usize,
 }
 
-/// What a denoiser is told of a batch of prompts.
+/// The encoded prompts of a batch, the condition of a denoiser.
 #[derive(Debug, Clone)]
 pub struct PromptStates {
-    /// States `[B, L, d_model]`, of the padded positions too.
+    /// States `[B, L, d_model]`, including those of padded positions.
     pub states: Tensor<3>,
-    /// The positions that hold the prompt, `[B, L]`.
+    /// The positions of the prompt's tokens, `[B, L]`.
     pub mask: TokenMask,
 }
 
@@ -42,27 +42,28 @@ impl PromptStates {
     }
 }
 
-/// Why prompts could not be encoded.
+/// Error for prompts that cannot be encoded.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TextEncodeError {
-    /// There is nothing to encode.
+    /// An empty list of prompts.
     #[error("no prompt was given")]
     NoPrompt,
-    /// The tokenizer refused.
+    /// The error of the tokenizer.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// The tokenizer is of another model than the encoder.
+    /// A tokenizer that belongs to another model than the encoder.
     #[error(
-        "the tokenizer gives id {id}, but the encoder's vocabulary has {vocab_size} rows: they are \
-         not of one model"
+        "the tokenizer gives id {id}, but the encoder's vocabulary has {vocab_size} rows: they do \
+         not belong to one model"
     )]
     Vocabulary {
-        /// The id.
+        /// The token id.
         id: u32,
         /// Rows of the embedding table.
         vocab_size: usize,
     },
-    /// The weights cannot be read any more.
+    /// Streamed weights that cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
 }
@@ -72,7 +73,7 @@ impl TextEncoder {
     /// `tokenizer.json`) and the weights. Prompts are padded and cut to `max_length` tokens.
     ///
     /// # Errors
-    /// Where one of the files is missing, damaged or does not fit the others.
+    /// Returns an error if one of the files is missing, damaged or does not fit the others.
     pub fn load(
         folder: &Path,
         max_length: usize,
@@ -84,11 +85,11 @@ impl TextEncoder {
         Ok((Self { tokenizer, encoder: Box::new(encoder), max_length }, report))
     }
 
-    /// As [`load`](Self::load), but every [`encode`](Self::encode) reads the weights anew, block by
-    /// block: the way to encode all prompts at once with a fraction of the memory.
+    /// Opens a folder as [`load`](Self::load) does, but every [`encode`](Self::encode) reads the weights again,
+    /// block by block. This encodes many prompts in one call with a fraction of the memory.
     ///
     /// # Errors
-    /// As [`load`](Self::load).
+    /// Returns the errors of [`load`](Self::load).
     pub fn stream(
         folder: &Path,
         max_length: usize,
@@ -100,15 +101,15 @@ impl TextEncoder {
         Ok((Self { tokenizer, encoder: Box::new(encoder), max_length }, report))
     }
 
-    /// Sizes of the encoder.
+    /// Returns the configuration of the encoder.
     pub fn config(&self) -> &T5Config {
         self.encoder.config()
     }
 
-    /// The tokens of a prompt after cleaning.
+    /// Returns the tokens of a prompt after cleaning.
     ///
     /// # Errors
-    /// Where the tokenizer refuses or is not of this encoder's model.
+    /// Returns an error if the tokenizer fails or belongs to another model than the encoder.
     pub fn tokenize(&self, prompt: &str) -> Result<TokenIds, TextEncodeError> {
         let tokens = self.tokenizer.encode(&text_preprocessing(prompt), self.max_length)?;
         let vocab_size = self.config().vocab_size;
@@ -118,7 +119,7 @@ impl TextEncoder {
         }
     }
 
-    /// Returns the words of a prompt that the tokenizer does not know, after cleaning; see
+    /// Returns the unknown words of a prompt after cleaning; see
     /// [`T5Tokenizer::unknown_words`].
     ///
     /// # Errors
@@ -127,11 +128,11 @@ impl TextEncoder {
         Ok(self.tokenizer.unknown_words(&text_preprocessing(prompt))?)
     }
 
-    /// Cleans, tokenizes and encodes `prompts`: `[B, L, d_model]` and mask. An empty prompt is one
+    /// Cleans, tokenizes and encodes `prompts`; returns states `[B, L, d_model]` and mask. An empty prompt is one
     /// end token.
     ///
     /// # Errors
-    /// Where there is no prompt, one cannot be tokenized, or streamed weights cannot be read.
+    /// Returns an error if there is no prompt, a prompt cannot be tokenized, or streamed weights cannot be read.
     pub fn encode(&self, prompts: &[impl AsRef<str>]) -> Result<PromptStates, TextEncodeError> {
         let mut ids = Vec::with_capacity(prompts.len());
         let mut rows = Vec::with_capacity(prompts.len());
@@ -146,8 +147,8 @@ impl TextEncoder {
     }
 }
 
-/// What a folder holds. The small files first: what is wrong with them should not cost the large
-/// one's time.
+/// Opens the files of a folder, the small ones first, so that their errors are reported before time is spent on
+/// the weights.
 fn open(folder: &Path) -> Result<(T5Config, T5Tokenizer, Checkpoint), LoadError> {
     let config = T5Config::read(&folder.join("config.json"))?;
     let tokenizer = T5Tokenizer::from_path(folder)?;

@@ -1,25 +1,23 @@
-//! T5 tokenizer: captions to padded token ids, from the published `spiece.model` or a
-//! `tokenizer.json`.
+//! The T5 tokenizer: captions to padded token ids, from the published `spiece.model` or a `tokenizer.json`.
 //!
 //! Source: huggingface/transformers v4.38.2, `convert_slow_tokenizer.py` (`SpmConverter`,
-//! `T5Converter`) and `models/t5/tokenization_t5_fast.py` (`T5TokenizerFast`), which is what
-//! `AutoTokenizer` gives the reference; called as hpcaitech/Open-Sora v1.0.0 does in
+//! `T5Converter`) and `models/t5/tokenization_t5_fast.py` (`T5TokenizerFast`), which the reference
+//! gets from `AutoTokenizer`; called as hpcaitech/Open-Sora v1.0.0 does in
 //! `opensora/models/text_encoder/t5.py` (`T5Embedder.get_text_embeddings`): `max_length`, padding
 //! and truncation to it, special tokens added.
 //!
-//! The stages: special tokens in the caption are cut out; the rest is normalised by the model's
-//! precompiled table, stripped on the right, runs of spaces collapsed; split into words at U+2581;
-//! each word becomes the best-scoring pieces of the Unigram model; `</s>` is appended.
+//! The stages: special tokens in the caption are split off; the rest is normalised by the model's precompiled
+//! table, stripped on the right, runs of spaces are collapsed, and the text is split into words at U+2581; each
+//! word becomes the best-scoring pieces of the Unigram model; `</s>` is appended.
 //!
 //! Quirks of the published tokenizer, kept:
-//! - a literal `</s>` at the end of a caption is followed by the appended one;
-//! - the precompiled table is applied per grapheme, so stacked combining marks may come out
-//!   otherwise than with SentencePiece itself;
+//! - `</s>` is appended even if a caption ends with a literal `</s>`;
+//! - the precompiled table is applied per grapheme, so stacked combining marks can give other pieces than with
+//!   SentencePiece;
 //! - a run of unknown characters is one unknown token.
 //!
-//! Deviations: the end token is appended and the length cut here instead of by the library's
-//! post-processor (same ids); of a folder with both files `spiece.model` is read, the file that is
-//! published for T5 v1.1.
+//! Deviations: the end token is appended and the length limited here instead of by the library's post-processor
+//! (same ids); in a folder with both files, `spiece.model` is read, the file that is published for T5 v1.1.
 
 mod charsmap;
 mod config;
@@ -34,7 +32,7 @@ mod tests;
 
 use std::{fmt, path::Path};
 
-pub use error::TokenizerError;
+pub use error::{JsonError, TokenizerError};
 
 use config::Config;
 use pipeline::{Assembled, Library, Pipeline};
@@ -44,11 +42,11 @@ const MAX_SPIECE_BYTES: u64 = 16 << 20;
 /// Largest accepted `tokenizer.json` in bytes (T5: 2.4 MB, mT5: 16 MB).
 const MAX_JSON_BYTES: u64 = 32 << 20;
 
-/// Largest vocabulary in which single letters mean that a word is missing: fitted ones have hundreds of
-/// tokens, published ones 32 000, whose pieces make up any word.
+/// Largest vocabulary in which single letters mean that a word is unknown. Fitted vocabularies have hundreds of
+/// tokens; published ones have 32 000, from which every word can be composed.
 const MOST_WHOLE_WORDS: usize = 4096;
 
-/// Token ids of one caption and which of them are text.
+/// The token ids of one caption, and a mask of those that are not padding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenIds {
     /// `max_length` ids: the pieces, the end token, padding.
@@ -57,7 +55,7 @@ pub struct TokenIds {
     pub mask: Vec<bool>,
 }
 
-/// The tokenizer of a T5 checkpoint.
+/// A T5 tokenizer, which maps captions to token ids.
 pub struct T5Tokenizer {
     library: Library,
     vocab_size: usize,
@@ -78,13 +76,11 @@ impl fmt::Debug for T5Tokenizer {
 }
 
 impl T5Tokenizer {
-    /// Loads a folder in the published layout (`spiece.model`, or `tokenizer.json` where there is
-    /// none), or either file itself (anything that does not end in `.json` is read as SentencePiece
-    /// model).
+    /// Loads a folder in the published layout (`spiece.model`, or `tokenizer.json` if there is none), or one of
+    /// the two files. A file that does not end in `.json` is read as a SentencePiece model.
     ///
     /// # Errors
-    ///
-    /// [`TokenizerError::NoTokenizer`] for a folder without either file; otherwise as
+    /// Returns [`TokenizerError::NoTokenizer`] for a folder without either file, and the errors of
     /// [`from_spiece`](Self::from_spiece) and [`from_tokenizer_json`](Self::from_tokenizer_json).
     pub fn from_path(path: impl AsRef<Path>) -> Result<Self, TokenizerError> {
         let path = path.as_ref();
@@ -110,10 +106,8 @@ impl T5Tokenizer {
     /// extra ids.
     ///
     /// # Errors
-    ///
-    /// The file cannot be read, is not a complete SentencePiece Unigram model, its vocabulary or
-    /// its normalisation table is corrupt, a special token is missing, or a configuration file asks
-    /// for something that is not possible.
+    /// Returns an error if the file cannot be read or is not a complete SentencePiece Unigram model, its vocabulary
+    /// or normalisation table is corrupt, a special token is missing, or a configuration file is invalid.
     pub fn from_spiece(path: impl AsRef<Path>) -> Result<Self, TokenizerError> {
         let path = path.as_ref();
         let bytes = files::read(path, MAX_SPIECE_BYTES)?;
@@ -122,14 +116,12 @@ impl T5Tokenizer {
         Pipeline::from_spiece(path, spiece, config).map(Self::from)
     }
 
-    /// Loads a `tokenizer.json` as transformers exports it for T5. The text of the padding token is
-    /// taken from the configuration files beside it (default `<pad>`); everything else is in the
-    /// file.
+    /// Loads a `tokenizer.json` as transformers exports it for T5. The text of the padding token is read from the
+    /// configuration files beside it (default `<pad>`); everything else is in the file.
     ///
     /// # Errors
-    ///
-    /// The file cannot be read, is not JSON, describes another pipeline than T5's, or parts of it
-    /// are corrupt.
+    /// Returns an error if the file cannot be read, is not JSON, describes another pipeline than T5's, or has
+    /// corrupt parts.
     pub fn from_tokenizer_json(path: impl AsRef<Path>) -> Result<Self, TokenizerError> {
         let path = path.as_ref();
         let bytes = files::read(path, MAX_JSON_BYTES)?;
@@ -137,28 +129,28 @@ impl T5Tokenizer {
         json::parse(path, &bytes, &config.pad_token).map(Self::from)
     }
 
-    /// Number of tokens, extra ids included (32 100 for the published T5; the embedding table is
-    /// larger). Every id is below it.
+    /// Returns the number of tokens, extra ids included (32 100 for the published T5, whose embedding table is
+    /// larger). Every id is smaller.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
-    /// Id that fills up short captions (published: 0).
+    /// Returns the id of padding (published: 0).
     pub fn pad_id(&self) -> u32 {
         self.pad_id
     }
 
-    /// Id that ends every caption (published: 1).
+    /// Returns the id of the end token (published: 1).
     pub fn eos_id(&self) -> u32 {
         self.eos_id
     }
 
-    /// Id of text that the vocabulary lacks (published: 2).
+    /// Returns the id of unknown text (published: 2).
     pub fn unk_id(&self) -> u32 {
         self.unk_id
     }
 
-    /// Id of a piece or added token by its text, such as `<extra_id_0>`.
+    /// Returns the id of a piece or added token, such as `<extra_id_0>`.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.library.token_to_id(token)
     }
@@ -167,8 +159,7 @@ impl T5Tokenizer {
     /// token, padding on the right.
     ///
     /// # Errors
-    ///
-    /// [`TokenizerError::MaxLength`] for a `max_length` of 0.
+    /// Returns [`TokenizerError::MaxLength`] for a `max_length` of 0.
     pub fn encode(&self, caption: &str, max_length: usize) -> Result<TokenIds, TokenizerError> {
         let room =
             max_length.checked_sub(1).ok_or(TokenizerError::MaxLength { found: max_length })?;
@@ -184,9 +175,8 @@ impl T5Tokenizer {
         Ok(TokenIds { ids, mask })
     }
 
-    /// Returns the words of a caption that the vocabulary lacks, each once, in their order: words with a
-    /// piece that is the unknown token, and for a vocabulary of whole words (see [`fit`]) words
-    /// that are spelled letter by letter.
+    /// Returns the unknown words of a caption, each once, in order: words with a piece that is the unknown token,
+    /// and for a vocabulary of whole words (see [`fit`]) words that are split into letters.
     ///
     /// # Errors
     /// Returns an error if the tokenizer rejects a word.
@@ -194,7 +184,7 @@ impl T5Tokenizer {
         let fail = |source: tokenizers::Error| TokenizerError::Encode { source };
         let spells = self.vocab_size <= MOST_WHOLE_WORDS;
         let mut unknown: Vec<String> = Vec::new();
-        // Pieces never cross a space, so that a word alone has the pieces that it has in its caption.
+        // Pieces never cross a space, so a single word has the same pieces as in its caption.
         for word in caption.split_whitespace() {
             let name = word.trim_matches(|c: char| !c.is_alphanumeric());
             if name.is_empty() || unknown.iter().any(|known| known == name) {
@@ -214,8 +204,7 @@ impl T5Tokenizer {
     /// Tokenizes captions one by one; the result has one entry for each.
     ///
     /// # Errors
-    ///
-    /// As [`encode`](Self::encode).
+    /// Returns the errors of [`encode`](Self::encode).
     pub fn encode_batch(
         &self,
         captions: &[impl AsRef<str>],
@@ -225,7 +214,7 @@ impl T5Tokenizer {
     }
 }
 
-/// Returns true for a piece of one letter or digit that does not begin a word.
+/// Returns true for a piece of one letter or digit that does not start a word.
 fn is_letter(piece: String) -> bool {
     let mut chars = piece.chars();
     matches!((chars.next(), chars.next()), (Some(c), None) if c.is_alphanumeric())
@@ -238,7 +227,7 @@ impl From<Assembled> for T5Tokenizer {
     }
 }
 
-/// The folder that a file lies in.
+/// Returns the folder of a file.
 fn folder(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new(""))
 }

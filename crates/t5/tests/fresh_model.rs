@@ -1,4 +1,4 @@
-//! A fresh encoder: its first weights are T5's own, and what is written of it loads again.
+//! Fresh encoders have T5's initial weights, and exported encoders load again.
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use opensora_checkpoint::{ExportOptions, KeyMap, export, published_tensors};
@@ -20,8 +20,8 @@ fn key_map() -> KeyMap {
     Layout::PUBLISHED.key_map()
 }
 
-/// transformers, `modeling_t5.py`, `T5PreTrainedModel._init_weights` with factor 1: the deviation
-/// of each weight; none for norms, which are ones.
+/// Returns the standard deviation of a weight by transformers, `modeling_t5.py`,
+/// `T5PreTrainedModel._init_weights` with factor 1; `None` for norms, which are ones.
 fn deviation(key: &str, config: &T5Config) -> Option<f64> {
     let root = |n: usize| (n as f64).powf(-0.5);
     let T5Config { d_model, d_kv, d_ff, num_heads, .. } = *config;
@@ -38,7 +38,7 @@ fn deviation(key: &str, config: &T5Config) -> Option<f64> {
 }
 
 #[test]
-fn first_weights_are_those_of_t5() {
+fn initial_weights_are_those_of_t5() {
     let config = config();
     let encoder = config.init(&Device::flex()).unwrap();
     let tensors = published_tensors(&encoder, &key_map()).unwrap();
@@ -60,7 +60,7 @@ fn first_weights_are_those_of_t5() {
 }
 
 #[test]
-fn a_written_folder_loads_as_a_published_one() {
+fn an_exported_folder_loads_like_a_published_one() {
     let device = Device::flex();
     let folder = tempfile::tempdir().unwrap();
     let config = config();
@@ -79,7 +79,7 @@ fn a_written_folder_loads_as_a_published_one() {
     let want: Tensor<3> = encoder.forward(&[tokens.ids], Some(&got.mask));
     assert_eq!(got.states.to_data(), want.into_data());
 
-    // Block by block the numbers are the same, to the bit, in any type.
+    // The streamed encoder is bit-exact in every dtype.
     for dtype in [FloatDType::F32, FloatDType::BF16] {
         let prompts = ["A Red square moving up", "a blue square"];
         let (text, resident) = TextEncoder::load(folder.path(), 10, dtype, &device).unwrap();

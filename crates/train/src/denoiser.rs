@@ -17,7 +17,7 @@ use crate::{
 };
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use opensora_data::encode::EncodedSample;
-use opensora_diffusion::{GaussianDiffusion, PredictionType, losses::LossKind, respace::Respacing};
+use opensora_diffusion::{GaussianDiffusion, LossInputs, LossKind, PredictionType, Respacing};
 use opensora_nn::{
     mask::TokenMask,
     noise::normal_batch_of,
@@ -35,15 +35,15 @@ pub struct DenoiserRecipe {
     pub freeze: Freeze,
     /// Probability that a sample is trained with the null prompt instead of its caption.
     pub caption_dropout: f64,
-    /// Multiplies each sample's loss by `min(snr, gamma) / snr`, with the signal-to-noise ratio of its
-    /// timestep (Hang et al. 2023, arXiv 2303.09556). A small gamma gives weight to the early, noisy steps,
-    /// which decide layout and motion. Off in the published recipes.
+    /// Multiplies each sample's loss by `min(snr, gamma) / snr`, with the signal-to-noise ratio of
+    /// its timestep (Hang et al. 2023, arXiv 2303.09556). A small gamma gives weight to the early,
+    /// noisy steps, which decide layout and motion. Off in the published recipes.
     pub min_snr_gamma: Option<f64>,
     /// Prediction target. With `v_prediction`, the squared error is that of the velocity, which is the
     /// noise's error divided by `alphas_cumprod`. Sampling needs the same prediction type.
     pub prediction_type: PredictionType,
-    /// Activation checkpointing: saves only the input of each block for the backward pass, which computes the
-    /// other activations again.
+    /// Activation checkpointing: saves only the input of each block for the backward pass, which
+    /// computes the other activations again.
     pub activation_checkpointing: bool,
 }
 
@@ -273,8 +273,9 @@ impl DenoiserTask {
         recompute::gradients(graph, inputs, self.recipe.activation_checkpointing, |output| {
             let kind = self.recipe.prediction_type;
             let output = self.process.output_as_noise(kind, output, &noisy, &t)?;
-            let losses =
-                self.process.training_losses(output, latents, noisy, noise, &t, LossKind::Mse)?;
+            let inputs =
+                LossInputs { model_output: output, x_start: latents, x_t: noisy, noise, t: &t };
+            let losses = self.process.training_losses(inputs, LossKind::Mse)?;
             let loss = match (self.recipe.min_snr_gamma, kind) {
                 // The same weight for both targets: for the velocity's error it equals
                 // `min(snr, gamma) / (snr + 1)`.
@@ -305,7 +306,8 @@ impl DenoiserTask {
     }
 }
 
-/// Replaces the states of dropped captions in `states` `[B, L, C]` by the first L rows of the null prompt.
+/// Replaces the states of dropped captions in `states` `[B, L, C]` by the first L rows of the null
+/// prompt.
 fn drop_captions(states: Tensor<3>, null: Tensor<2>, dropped: &[bool]) -> Tensor<3> {
     if !dropped.contains(&true) {
         return states;

@@ -1,8 +1,8 @@
 //! The `model.json` of a finished run, which makes the run's folder a model to sample from.
 //!
-//! `opensora::ModelFiles` reads this format. Its readers accept only paths inside the run's folder, so text
-//! encoder and VAE in other folders get a symbolic link in it. If links cannot be created, the path is
-//! absolute, and `opensora sample` needs `--allow-outside-paths`.
+//! `opensora::ModelFiles` reads this format. Its readers accept only paths inside the run's folder,
+//! so text encoder and VAE in other folders get a symbolic link in it. If links cannot be created,
+//! the path is absolute, and `opensora sample` needs `--allow-outside-paths`.
 //!
 //! | field | contents |
 //! |---|---|
@@ -46,8 +46,8 @@ pub struct Description<'a> {
     fps: f64,
 }
 
-/// Describes the moving average of a run in `folder`. Returns `None` if the run has no text encoder or no VAE.
-/// `fps` are the frames per second of its clips, if known.
+/// Describes the moving average of a run in `folder`. Returns `None` if the run has no text encoder
+/// or no VAE. `fps` are the frames per second of its clips, if known.
 ///
 /// # Errors
 /// Returns an error if the working directory is needed and unknown.
@@ -77,8 +77,8 @@ pub fn describe<'a>(
     }))
 }
 
-/// Returns the path from `root` to `path`, through a link in `root` if `path` is outside. Returns `None` if
-/// the link cannot be created.
+/// Returns the path from `root` to `path`, through a link in `root` if `path` is outside. Returns
+/// `None` if the link cannot be created.
 fn below(root: &Path, path: &Path, link: &str) -> Option<PathBuf> {
     if let Ok(relative) = path.strip_prefix(root) {
         return Some(relative.into());

@@ -1,7 +1,8 @@
 //! Training of Open-Sora's models: one loop for denoiser, VAE, text encoder and any other burn module.
 //!
-//! A [`Recipe`] (TOML) describes a run, and a [`Session`] trains it in a folder: it checks everything that
-//! needs no model, resumes from the newest checkpoint, and writes metrics and the finished weights.
+//! A [`Recipe`] (TOML) describes a run, and a [`Session`] trains it in a folder: it checks
+//! everything that needs no model, resumes from the newest checkpoint, and writes metrics and the
+//! finished weights.
 //!
 //! ```no_run
 //! use burn::tensor::Device;
@@ -44,9 +45,10 @@
 //! | [`description`] | the `model.json` of a finished run |
 //! | [`metrics`] | `metrics.csv`, TensorBoard's event files, FLOPs |
 //!
-//! Source: hpcaitech/Open-Sora v1.0.0, `scripts/train.py`. Deviations: parameters, optimizer and moving average
-//! are f32 for every type to compute in; every random draw is keyed by seed and sample, so that a resumed run
-//! has bit-exact the same numbers; a bad sample is an error and is never replaced by another one.
+//! Source: hpcaitech/Open-Sora v1.0.0, `scripts/train.py`. Deviations: parameters, optimizer and
+//! moving average are f32 for every type to compute in; every random draw is keyed by seed and
+//! sample, so that a resumed run has bit-exact the same numbers; a bad sample is an error and is
+//! never replaced by another one.
 
 pub mod denoiser;
 pub mod description;

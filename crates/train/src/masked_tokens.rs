@@ -1,20 +1,22 @@
 //! Training objective of the text encoder: prediction of masked tokens.
 //!
-//! It is for small text encoders, which are trained before a denoiser is trained on their states. Some tokens
-//! of each caption are chosen; most of them are replaced by a sentinel and the rest are unchanged. The
-//! encoder's states at the chosen tokens are scored against the vocabulary.
+//! It is for small text encoders, which are trained before a denoiser is trained on their states.
+//! Some tokens of each caption are chosen; most of them are replaced by a sentinel and the rest are
+//! unchanged. The encoder's states at the chosen tokens are scored against the vocabulary.
 //!
 //! Sources: Devlin et al. 2018 (arXiv 1810.04805), section 3.1, for the choice of tokens;
 //! transformers, `models/t5/modeling_t5.py`, `T5ForConditionalGeneration.forward`, for the head of
-//! T5 v1.0: states times `d_model^-0.5` against the embedding table. The embedding table has a standard
-//! deviation of 1, and so have the states after the final norm. Without the factor, initial scores would have a
-//! standard deviation of `d_model^0.5`, and the first losses would be far above `ln(vocab)`. The head of v1.1
-//! is a separate matrix, which files of encoders do not have.
+//! T5 v1.0: states times `d_model^-0.5` against the embedding table. The embedding table has a
+//! standard deviation of 1, and so have the states after the final norm. Without the factor,
+//! initial scores would have a standard deviation of `d_model^0.5`, and the first losses would be
+//! far above `ln(vocab)`. The head of v1.1 is a separate matrix, which files of encoders do not
+//! have.
 //!
-//! Deviations: T5 masks spans and predicts them by its decoder, which is not available here. A fifth of the
-//! chosen tokens are unchanged instead of a tenth, and none is replaced by a random token: the denoiser reads
-//! states of whole captions, so states must identify unchanged tokens. The loss is the mean over a caption's
-//! chosen tokens and then over captions, so that it does not depend on how a batch is divided.
+//! Deviations: T5 masks spans and predicts them by its decoder, which is not available here. A
+//! fifth of the chosen tokens are unchanged instead of a tenth, and none is replaced by a random
+//! token: the denoiser reads states of whole captions, so states must identify unchanged tokens.
+//! The loss is the mean over a caption's chosen tokens and then over captions, so that it does not
+//! depend on how a batch is divided.
 
 use crate::error::{RecipeError, TrainError};
 use burn::tensor::{FloatDType, Int, Tensor, TensorData, activation::log_softmax};
@@ -119,8 +121,8 @@ impl MaskedTokenLoss {
         Ok(Self { recipe: recipe.clone(), seed, mask_id, eos_id: tokenizer.eos_id() })
     }
 
-    /// Chooses and masks tokens of `ids` `[B][L]`, except padding and the end token. Random draws are keyed by
-    /// `indices`, one for each caption, so they do not depend on the batch.
+    /// Chooses and masks tokens of `ids` `[B][L]`, except padding and the end token. Random draws
+    /// are keyed by `indices`, one for each caption, so they do not depend on the batch.
     ///
     /// # Panics
     /// Panics if `ids`, `mask` and `indices` differ in size.
@@ -154,11 +156,12 @@ impl MaskedTokenLoss {
         masked
     }
 
-    /// Masks tokens of `ids` `[B, L]` by [`draw`](Self::draw) and returns the encoder's losses on them. The loss
-    /// is f32 for every type of the encoder.
+    /// Masks tokens of `ids` `[B, L]` by [`draw`](Self::draw) and returns the encoder's losses on
+    /// them. The loss is f32 for every type of the encoder.
     ///
     /// # Panics
-    /// Panics if `ids`, `mask` and `indices` differ in size, or an id is outside the encoder's vocabulary.
+    /// Panics if `ids`, `mask` and `indices` differ in size, or an id is outside the encoder's
+    /// vocabulary.
     pub fn loss(
         &self,
         encoder: &T5Encoder,
@@ -232,8 +235,8 @@ fn chosen_in(chosen: &[Chosen], batch: usize) -> Vec<usize> {
     counts
 }
 
-/// Returns the mean loss of each caption, `[B]`, from the losses `[M]` of all chosen tokens. `chosen_in` are
-/// the numbers of chosen tokens of each caption.
+/// Returns the mean loss of each caption, `[B]`, from the losses `[M]` of all chosen tokens.
+/// `chosen_in` are the numbers of chosen tokens of each caption.
 fn mean_of_each_caption(losses: Tensor<1>, chosen: &[Chosen], chosen_in: &[usize]) -> Tensor<1> {
     let (batch, count) = (chosen_in.len(), chosen.len());
     let mut shares = vec![0.0f32; batch * count];
@@ -242,8 +245,8 @@ fn mean_of_each_caption(losses: Tensor<1>, chosen: &[Chosen], chosen_in: &[usize
     }
     let shares = TensorData::new(shares, [batch, count]);
     let shares = Tensor::<2>::from_data(shares, &losses.device());
-    // [M] -> [B, M] -> [B]; not by a matrix product, in which a loss that is not finite would affect every
-    // caption.
+    // [M] -> [B, M] -> [B]; not by a matrix product, in which a loss that is not finite would
+    // affect every caption.
     let elsewhere = shares.clone().equal_elem(0.0);
     let spread = losses.unsqueeze_dim::<2>(0) * shares;
     spread.mask_fill(elsewhere, 0.0).sum_dim(1).squeeze_dim(1)

@@ -43,8 +43,8 @@ pub struct Record {
     pub samples_per_second: f64,
     /// Tokens of the model per second.
     pub tokens_per_second: f64,
-    /// Model FLOPs utilisation: the model's FLOP/s divided by the highest known FLOP/s of the machine (see
-    /// [`Ceiling`](flops::Ceiling)), 0 to 1.
+    /// Model FLOPs utilisation: the model's FLOP/s divided by the highest known FLOP/s of the
+    /// machine (see [`Ceiling`](flops::Ceiling)), 0 to 1.
     pub mfu: Option<f64>,
     /// Seconds of training, over all resumes.
     pub seconds: f64,
@@ -146,8 +146,8 @@ pub struct MetricsWriter {
 }
 
 impl MetricsWriter {
-    /// Opens the metrics in `run_dir`, which must exist, after `resume_at_step` steps (0 for a new run). Removes
-    /// the records of later steps, which an earlier start of the run wrote.
+    /// Opens the metrics in `run_dir`, which must exist, after `resume_at_step` steps (0 for a new
+    /// run). Removes the records of later steps, which an earlier start of the run wrote.
     ///
     /// # Errors
     /// Returns an error if a file cannot be read or written, or the table is damaged before its last row.
@@ -165,8 +165,8 @@ impl MetricsWriter {
     /// Appends a record.
     ///
     /// # Errors
-    /// Returns an error if a file cannot be written. The table then holds whole rows, and the run can resume
-    /// from a checkpoint.
+    /// Returns an error if a file cannot be written. The table then holds whole rows, and the run
+    /// can resume from a checkpoint.
     pub fn write(&mut self, record: &Record) -> Result<(), MetricsError> {
         self.table.append(record)?;
         self.events.scalars(record.step, &record.scalars())

@@ -1,7 +1,7 @@
 //! AdamW, gradient clipping by the global norm, and the moving average of the parameters.
 //!
-//! On flex, one pass over a parameter's values does all of it, with the same numbers as the burn operations
-//! that other backends use.
+//! On flex, one pass over a parameter's values does all of it, with the same numbers as the burn
+//! operations that other backends use.
 
 use crate::{error::RecipeError, parameters::FlatTensors};
 use burn::{
@@ -247,8 +247,8 @@ impl OptimizerState {
         Parameter { value, gradient, moments, average }
     }
 
-    /// Updates a parameter in one pass if its values are in host memory. Returns the parameter unchanged as
-    /// the error otherwise.
+    /// Updates a parameter in one pass if its values are in host memory. Returns the parameter
+    /// unchanged as the error otherwise.
     #[allow(clippy::result_large_err, reason = "both variants hold a parameter")]
     fn step_in_one_pass(
         &self,
@@ -370,8 +370,8 @@ fn square_sum(values: &[f32]) -> f64 {
     lanes.into_iter().map(f64::from).sum()
 }
 
-/// What gradients of norm `norm` are scaled by, so that it is at most `max_norm` (any where that is 0), as
-/// `torch.nn.utils.clip_grad_norm_` does.
+/// What gradients of norm `norm` are scaled by, so that it is at most `max_norm` (any where that is
+/// 0), as `torch.nn.utils.clip_grad_norm_` does.
 pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     let factor = max_norm / (norm + 1e-6);
     if max_norm == 0.0 || factor >= 1.0 { 1.0 } else { factor }

@@ -1,9 +1,10 @@
 //! A model's parameters as named, flat tensors.
 //!
-//! The trained values are held outside the module: one f32 tensor `[N]` for each parameter, under the
-//! parameter's path. Optimizer, moving average, gradients and checkpoints are maps of the same names for every
-//! model. In each pass the values are the leaves of a fresh graph, and the module's parameters are views of the
-//! leaves, cast to the type that is computed in. So gradients arrive at the f32 values.
+//! The trained values are held outside the module: one f32 tensor `[N]` for each parameter, under
+//! the parameter's path. Optimizer, moving average, gradients and checkpoints are maps of the same
+//! names for every model. In each pass the values are the leaves of a fresh graph, and the module's
+//! parameters are views of the leaves, cast to the type that is computed in. So gradients arrive at
+//! the f32 values.
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
@@ -106,8 +107,8 @@ impl ModuleVisitor for Collector {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let value = param.val().inner().cast(FloatDType::F32);
         let length = value.shape().num_elements();
-        // Through the host: a parameter can be a transposed view, and a resumed run must start from the same
-        // memory layout as the run that wrote the checkpoint.
+        // Through the host: a parameter can be a transposed view, and a resumed run must start from
+        // the same memory layout as the run that wrote the checkpoint.
         let device = value.device();
         match read(value) {
             Ok(value) => {

@@ -20,8 +20,8 @@
 //! # Ok::<(), opensora_train::RecipeError>(())
 //! ```
 //!
-//! Exactly one of the tables `[stdit]`, `[vae]` and `[t5]` selects the model. Paths are relative to the working
-//! directory, and options of the command line override them.
+//! Exactly one of the tables `[stdit]`, `[vae]` and `[t5]` selects the model. Paths are relative to
+//! the working directory, and options of the command line override them.
 
 use crate::{
     denoiser::{DenoiserRecipe, check_variance},
@@ -112,8 +112,8 @@ pub struct VaePart {
     /// Weights to start from. `None`: random weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
-    /// Samples whose latents are measured after the last step, to normalise the latents of the finished VAE to
-    /// a mean of 0 and a standard deviation of 1. 0 does not normalise.
+    /// Samples whose latents are measured after the last step, to normalise the latents of the
+    /// finished VAE to a mean of 0 and a standard deviation of 1. 0 does not normalise.
     pub unit_latents: usize,
     /// Loss.
     pub loss: VaeRecipe,
@@ -171,8 +171,8 @@ pub struct DataRecipe {
     /// Manifest of clips and captions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manifest: Option<PathBuf>,
-    /// Folder of latents and prompt states that were computed from the manifest. Without it, they are computed
-    /// during training, with the same numbers.
+    /// Folder of latents and prompt states that were computed from the manifest. Without it, they
+    /// are computed during training, with the same numbers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
     /// How a clip is read from its file.

@@ -1,8 +1,9 @@
 //! Gradients of an STDiT, with or without activation checkpointing.
 //!
-//! burn's autodiff saves the inputs of every operation for the backward pass. Activation checkpointing saves
-//! only the tokens that enter each block: the blocks run once without a graph, and the backward pass runs each
-//! block again on a separate graph, with the gradient of `sum(y * dy)`.
+//! burn's autodiff saves the inputs of every operation for the backward pass. Activation
+//! checkpointing saves only the tokens that enter each block: the blocks run once without a graph,
+//! and the backward pass runs each block again on a separate graph, with the gradient of `sum(y *
+//! dy)`.
 //!
 //! Source: `torch.utils.checkpoint`, as hpcaitech/Open-Sora v1.0.0 applies it with
 //! `auto_grad_checkpoint` around every block.

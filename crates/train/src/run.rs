@@ -33,7 +33,8 @@ pub struct RunRecipe {
     pub accumulation: usize,
     /// Seed of all random draws: order, windows, noise, timesteps, initial weights.
     pub seed: u64,
-    /// Type to compute in: `f32`, `bf16` or `f16`. Parameters, optimizer and moving average are always f32.
+    /// Type to compute in: `f32`, `bf16` or `f16`. Parameters, optimizer and moving average are
+    /// always f32.
     pub dtype: String,
     /// Threads that read samples; 0 reads them between the steps.
     pub workers: usize,
@@ -103,8 +104,8 @@ pub trait Hooks<T: Task> {
     /// Called every [`sample_every`](RunRecipe::sample_every) steps.
     ///
     /// # Errors
-    /// An error stops the run, which returns it as [`TrainError::Hook`] with its source, or unchanged if it
-    /// is a [`TrainError`] itself.
+    /// An error stops the run, which returns it as [`TrainError::Hook`] with its source, or
+    /// unchanged if it is a [`TrainError`] itself.
     fn sample(&mut self, trainer: &Trainer<T::Model>, step: u64) -> Result<(), BoxedError> {
         let _ = (trainer, step);
         Ok(())
@@ -129,8 +130,8 @@ impl<T: Task> Run<'_, T> {
     /// Trains from `progress` until the recipe's last step.
     ///
     /// # Errors
-    /// Returns an error if data cannot be read, a number is not finite, the device or a hook fails, or a file
-    /// cannot be written. The run can resume from the last complete checkpoint.
+    /// Returns an error if data cannot be read, a number is not finite, the device or a hook fails,
+    /// or a file cannot be written. The run can resume from the last complete checkpoint.
     pub fn train<S: Source<Item = T::Item> + ?Sized + 'static>(
         &self,
         trainer: &mut Trainer<T::Model>,
@@ -151,7 +152,8 @@ impl<T: Task> Run<'_, T> {
         while trainer.step() < recipe.steps {
             match self.step(trainer, &mut loader) {
                 Ok(step) => pending.push(step),
-                // A pending step may have failed before, and the numbers of pending steps must not be lost.
+                // A pending step may have failed before, and the numbers of pending steps must not
+                // be lost.
                 Err(error) => {
                     log.report(&mut pending, observer)?;
                     return Err(error);

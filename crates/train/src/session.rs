@@ -124,8 +124,8 @@ impl Session {
         self.prepare()?.run(observer, hooks)
     }
 
-    /// Takes the lock of the run's folder and checks everything that needs no model: recipe, folder, data, and
-    /// the headers of the weights to start from.
+    /// Takes the lock of the run's folder and checks everything that needs no model: recipe,
+    /// folder, data, and the headers of the weights to start from.
     ///
     /// # Errors
     /// Returns an error if a check fails, or another process uses the folder.
@@ -230,8 +230,8 @@ impl Prepared<'_> {
     /// Trains until the recipe's last step or until the observer stops the run, and writes the weights.
     ///
     /// # Errors
-    /// Returns an error if a model cannot be loaded or a step fails. The run can resume from its last complete
-    /// checkpoint.
+    /// Returns an error if a model cannot be loaded or a step fails. The run can resume from its
+    /// last complete checkpoint.
     pub fn run(
         self,
         observer: &mut dyn Observer,

@@ -9,9 +9,9 @@
 //! RUN/checkpoints/step-00000200.damaged/   renamed by a resume that skipped it
 //! ```
 //!
-//! A checkpoint is built in a temporary folder, synced and renamed, so that a killed process leaves the last
-//! complete checkpoint intact. Values that are not finite are never saved. There is no random state to save:
-//! every draw is keyed by the seed and the sample's position in the data.
+//! A checkpoint is built in a temporary folder, synced and renamed, so that a killed process leaves
+//! the last complete checkpoint intact. Values that are not finite are never saved. There is no
+//! random state to save: every draw is keyed by the seed and the sample's position in the data.
 
 use crate::{
     error::TrainError,
@@ -107,8 +107,8 @@ impl Checkpoints {
     /// Writes a checkpoint, removes the oldest ones beyond the number to keep, and returns its folder.
     ///
     /// # Errors
-    /// Returns an error if a file cannot be written, such as for a full disk, or a value is not finite. Earlier
-    /// checkpoints are kept.
+    /// Returns an error if a file cannot be written, such as for a full disk, or a value is not
+    /// finite. Earlier checkpoints are kept.
     pub fn save<M: Module>(
         &self,
         trainer: &Trainer<M>,
@@ -150,8 +150,9 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Loads the newest undamaged checkpoint into `trainer`. Returns `None` if there are no checkpoints. Newer
-    /// damaged ones are renamed to `step-....damaged` and reported to `observer`.
+    /// Loads the newest undamaged checkpoint into `trainer`. Returns `None` if there are no
+    /// checkpoints. Newer damaged ones are renamed to `step-....damaged` and reported to
+    /// `observer`.
     ///
     /// # Errors
     /// Returns the error of the newest checkpoint if all are damaged.
@@ -306,7 +307,8 @@ fn remove(folder: &Path) -> Result<(), TrainError> {
     }
 }
 
-/// Renames a damaged checkpoint, so that the run does not resume from it and can write a new one at its step.
+/// Renames a damaged checkpoint, so that the run does not resume from it and can write a new one at
+/// its step.
 fn set_aside(path: &Path) -> Result<PathBuf, TrainError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".damaged");

@@ -1,7 +1,7 @@
 //! The interface between the training loop and what is trained.
 //!
-//! [`Task`] is implemented here for the denoiser, the VAE and the text encoder. Any other burn module can be
-//! trained by the same loop, with its checkpoints, resume, metrics and guards:
+//! [`Task`] is implemented here for the denoiser, the VAE and the text encoder. Any other burn
+//! module can be trained by the same loop, with its checkpoints, resume, metrics and guards:
 //!
 //! ```
 //! use burn::{
@@ -140,8 +140,8 @@ pub struct Cost {
     pub flops: f64,
 }
 
-/// Losses and gradients of a micro-batch. Its numbers stay on the device, since reading them waits for the
-/// device: the loop reads the numbers of several steps at once.
+/// Losses and gradients of a micro-batch. Its numbers stay on the device, since reading them waits
+/// for the device: the loop reads the numbers of several steps at once.
 #[derive(Debug)]
 pub struct Evaluation {
     /// The loss of each sample, `[B]`, f32 and without autodiff.

@@ -48,8 +48,9 @@ pub struct PendingReport {
 }
 
 impl<M: Module> Trainer<M> {
-    /// Creates a trainer of `model`. Parameters for whose path `is_trainable` returns false are frozen. As in
-    /// the reference, the moving average starts from the initial values and does not have frozen parameters.
+    /// Creates a trainer of `model`. Parameters for whose path `is_trainable` returns false are
+    /// frozen. As in the reference, the moving average starts from the initial values and does not
+    /// have frozen parameters.
     ///
     /// # Errors
     /// Returns an error if a value of the recipe is out of range, or the device fails.

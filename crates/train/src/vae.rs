@@ -1,7 +1,8 @@
 //! Training of a VAE: L1 reconstruction loss and KL divergence from a standard normal.
 //!
-//! It is meant for small VAEs. The published VAE was trained with a perceptual loss and a discriminator in
-//! addition (CompVis/latent-diffusion, `ldm/modules/losses/contperceptual.py`), which are not implemented.
+//! It is meant for small VAEs. The published VAE was trained with a perceptual loss and a
+//! discriminator in addition (CompVis/latent-diffusion, `ldm/modules/losses/contperceptual.py`),
+//! which are not implemented.
 
 use crate::{
     error::{RecipeError, TrainError},
@@ -114,7 +115,8 @@ impl Task for VaeTask {
     }
 }
 
-/// Shrinks clips, `[B, 3, T, H, W] -> [B, 3, T, H/f, W/f]`. Each pixel is the mean of `factor` x `factor`.
+/// Shrinks clips, `[B, 3, T, H, W] -> [B, 3, T, H/f, W/f]`. Each pixel is the mean of `factor` x
+/// `factor`.
 fn shrunk(clips: Tensor<5>, factor: usize) -> Tensor<5> {
     if factor == 1 {
         return clips;

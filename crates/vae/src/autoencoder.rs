@@ -1,4 +1,4 @@
-//! The whole VAE over clips.
+//! The VAE, applied to clips frame by frame.
 
 use crate::{
     Posterior, VaeConfig, VaeConfigError,
@@ -14,11 +14,13 @@ use burn::{
 };
 use opensora_checkpoint::{Checkpoint, CheckpointError, KeyMap, PublishedModel};
 
-/// Latents are multiplied by it after encoding. Quirk of the reference, kept: it is fixed, and the
-/// `scaling_factor` of a config is not looked at.
+/// The factor by which latents are multiplied after encoding. Quirk of the reference, kept: it is fixed, and
+/// the `scaling_factor` of a config is ignored.
 pub const SCALING_FACTOR: f64 = 0.18215;
 
-/// AutoencoderKL: frames to latents and back, each frame for itself.
+/// AutoencoderKL: frames to latents and back, each frame separately.
+///
+/// [`load`](PublishedModel::load) reads published weights in all layouts of [`keys`].
 #[derive(Module, Debug)]
 pub struct AutoencoderKl {
     encoder: Encoder,
@@ -36,7 +38,7 @@ pub enum LoadError {
     /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] VaeConfigError),
-    /// The file cannot be read or does not fit.
+    /// The file cannot be read or does not fit the configuration.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
 }
@@ -77,33 +79,34 @@ impl PublishedModel for AutoencoderKl {
 }
 
 impl AutoencoderKl {
-    /// The configuration it was made with.
+    /// Returns the configuration that the VAE was made with.
     pub fn config(&self) -> &VaeConfig {
         &self.config
     }
 
-    /// The device that its weights are on.
+    /// Returns the device of the weights.
     pub fn device(&self) -> Device {
         self.quant_conv.weight.device()
     }
 
-    /// Frames `[B, 3, T, H, W]` in [-1, 1] to the posterior of their latents, `micro_batch` frames
-    /// at a time (all at once where `None`; the result is the same).
+    /// Encodes frames `[B, 3, T, H, W]` in [-1, 1] to the posterior of their latents, `micro_batch` frames at a
+    /// time. `None`: all at once, with the same result.
     pub fn encode(&self, clip: Tensor<5>, micro_batch: Option<usize>) -> Posterior {
         let encode = |frames| self.quant_conv.forward(self.encoder.forward(frames));
         Posterior::new(self.per_frame(clip, micro_batch, encode))
     }
 
-    /// Latents `[B, C, T, h, w]` to frames `[B, 3, T, H, W]` about [-1, 1], not clamped;
-    /// `micro_batch` frames at a time (all at once where `None`; the result is the same).
+    /// Decodes latents `[B, C, T, h, w]` to frames `[B, 3, T, H, W]` of about [-1, 1], not clamped,
+    /// `micro_batch` frames at a time. `None`: all at once, with the same result.
     pub fn decode(&self, latents: Tensor<5>, micro_batch: Option<usize>) -> Tensor<5> {
         let decode = |frames| self.decoder.forward(self.post_quant_conv.forward(frames));
         self.per_frame(latents / SCALING_FACTOR, micro_batch, decode)
     }
 
-    /// [`decode`](Self::decode) in tiles of about `rows` rows (at least 8): the same frames within
-    /// rounding, without seams, with two activations of the largest level in memory in place of three
-    /// and more. Frames that are no higher than a tile are decoded whole. Low tiles cost time, as each is computed with two rows of its neighbours on either side.
+    /// Decodes as [`decode`](Self::decode) does, in tiles of about `rows` rows (at least 8). The frames are
+    /// equal within rounding, without seams. Memory holds two activations of the largest level instead of three
+    /// or more. Frames that are not higher than a tile are decoded whole. Small tiles take more time, since each
+    /// is computed with two rows of its neighbours on either side.
     pub fn decode_in_tiles(
         &self,
         latents: Tensor<5>,
@@ -119,7 +122,8 @@ impl AutoencoderKl {
         self.per_frame(latents / SCALING_FACTOR, micro_batch, decode)
     }
 
-    /// Applies `f` to the frames of `[B, C, T, H, W]` as one batch `[B T, C, H, W]`, in f32 outside.
+    /// Applies `f` to the frames of `[B, C, T, H, W]` as one batch `[B T, C, H, W]` in the dtype of the weights;
+    /// returns f32.
     fn per_frame(
         &self,
         clip: Tensor<5>,
@@ -146,9 +150,9 @@ mod tests {
     use super::*;
     use opensora_nn::noise::{Purpose, normal_batch};
 
-    /// Tiles of every kind: several, a last one of one row; heights that halves do not divide.
+    /// Several tiles, a last tile of one row, and odd heights.
     #[test]
-    fn tiles_give_what_the_whole_gives() {
+    fn tiled_decoding_equals_decoding_of_the_whole() {
         let config = VaeConfig {
             block_out_channels: vec![32, 32, 64],
             layers_per_block: 1,

@@ -19,17 +19,17 @@ use opensora_nn::{
     norm::{group_norm, group_norm_silu},
 };
 
-/// Epsilon of every GroupNorm here; burn's default is another.
+/// Epsilon of every GroupNorm of the VAE, which differs from burn's default.
 const NORM_EPSILON: f64 = 1e-6;
 
-/// A convolution of 3x3 that keeps the size.
+/// Returns a 3x3 convolution that keeps height and width.
 pub(crate) fn conv3x3(from: usize, to: usize, device: &Device) -> Conv2d {
     Conv2dConfig::new([from, to], [3, 3])
         .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
         .init(device)
 }
 
-/// A convolution of 1x1.
+/// Returns a 1x1 convolution.
 pub(crate) fn conv1x1(from: usize, to: usize, device: &Device) -> Conv2d {
     Conv2dConfig::new([from, to], [1, 1]).init(device)
 }
@@ -38,19 +38,19 @@ pub(crate) fn norm(channels: usize, config: &VaeConfig, device: &Device) -> Grou
     GroupNormConfig::new(config.norm_num_groups, channels).with_epsilon(NORM_EPSILON).init(device)
 }
 
-/// Two convolutions, each after norm and SiLU, beside a shortcut.
+/// Two convolutions, each after norm and SiLU, added to a shortcut.
 #[derive(Module, Debug)]
 pub struct ResnetBlock {
     pub(crate) norm1: GroupNorm,
     pub(crate) conv1: Conv2d,
     pub(crate) norm2: GroupNorm,
     pub(crate) conv2: Conv2d,
-    /// 1x1, where the width changes.
+    /// 1x1 convolution if the number of channels changes.
     conv_shortcut: Option<Conv2d>,
 }
 
 impl ResnetBlock {
-    /// A fresh block from one width to another, in groups of the configuration.
+    /// Returns a fresh block from one number of channels to another, with the configuration's groups.
     pub fn new(from: usize, to: usize, config: &VaeConfig, device: &Device) -> Self {
         Self {
             norm1: norm(from, config, device),
@@ -68,7 +68,7 @@ impl ResnetBlock {
         self.shortcut(x) + y
     }
 
-    /// What goes past the convolutions, `[N, C_in, H, W] -> [N, C_out, H, W]`.
+    /// Applies the shortcut: `[N, C_in, H, W] -> [N, C_out, H, W]`.
     pub(crate) fn shortcut(&self, x: Tensor<4>) -> Tensor<4> {
         match &self.conv_shortcut {
             Some(conv) => conv.forward(x),
@@ -113,7 +113,7 @@ impl AttentionBlock {
     }
 }
 
-/// The narrowest level: residual, attention, residual.
+/// The middle level, at the latents' resolution: residual, attention, residual.
 #[derive(Module, Debug)]
 pub struct MidBlock {
     resnets: Vec<ResnetBlock>,
@@ -121,7 +121,7 @@ pub struct MidBlock {
 }
 
 impl MidBlock {
-    /// A fresh level of one width.
+    /// Returns a fresh level with one number of channels.
     pub fn new(channels: usize, config: &VaeConfig, device: &Device) -> Self {
         let resnet = || ResnetBlock::new(channels, channels, config, device);
         Self {

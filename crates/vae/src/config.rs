@@ -1,4 +1,4 @@
-//! Sizes of a VAE, read from the published `config.json`.
+//! The configuration of a VAE, read from the published `config.json`.
 
 use crate::{AutoencoderKl, SCALING_FACTOR};
 use burn::tensor::Device;
@@ -11,14 +11,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
-/// Kind of an encoder's level.
+/// Type name of an encoder level in diffusers.
 const DOWN_BLOCK: &str = "DownEncoderBlock2D";
 
-/// Kind of a decoder's level.
+/// Type name of a decoder level in diffusers.
 const UP_BLOCK: &str = "UpDecoderBlock2D";
 
-/// The part of diffusers' `AutoencoderKL` configuration that decides the architecture. Missing
-/// fields are those of the Stable Diffusion VAE.
+/// The settings of diffusers' `AutoencoderKL` that determine the architecture. Missing fields have the values
+/// of the Stable Diffusion VAE.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VaeConfig {
@@ -28,17 +28,17 @@ pub struct VaeConfig {
     pub out_channels: usize,
     /// Channels of the latents.
     pub latent_channels: usize,
-    /// Width of each level; every level but the last halves the resolution.
+    /// Channels of each level; every level except the last halves the resolution.
     pub block_out_channels: Vec<usize>,
-    /// Residual blocks a level (the decoder has one more).
+    /// Residual blocks per level of the encoder; a level of the decoder has one more.
     pub layers_per_block: usize,
     /// Groups of every GroupNorm.
     pub norm_num_groups: usize,
-    /// Activation; only `silu` is known.
+    /// Activation; only `silu` is supported.
     pub act_fn: String,
-    /// Kinds of the encoder's levels; only `DownEncoderBlock2D` is known. Empty: all of that kind.
+    /// Types of the encoder's levels; only `DownEncoderBlock2D` is supported. Empty: all of that type.
     pub down_block_types: Vec<String>,
-    /// Kinds of the decoder's levels; only `UpDecoderBlock2D` is known. Empty: all of that kind.
+    /// Types of the decoder's levels; only `UpDecoderBlock2D` is supported. Empty: all of that type.
     pub up_block_types: Vec<String>,
 }
 
@@ -95,7 +95,7 @@ impl VaeConfig {
     /// Reads a `config.json`.
     ///
     /// # Errors
-    /// Where the file cannot be read or describes another architecture.
+    /// Returns an error if the file cannot be read or describes another architecture.
     pub fn read(path: &Path) -> Result<Self, VaeConfigError> {
         let text = read_text(path, MAX_CONFIG_BYTES)
             .map_err(|source| VaeConfigError::Read { path: path.into(), source })?;
@@ -114,7 +114,7 @@ impl VaeConfig {
         let failed = |source| VaeConfigError::Write { path: path.into(), source };
         let mut fields =
             serde_json::to_value(self).map_err(|error| failed(std::io::Error::other(error)))?;
-        // diffusers builds a level for each kind, and has other defaults.
+        // diffusers builds one level per listed type, and has other defaults.
         let levels = self.block_out_channels.len();
         for (name, value) in [
             ("_class_name", json!("AutoencoderKL")),
@@ -128,26 +128,27 @@ impl VaeConfig {
         write_atomically(path, |file| std::fs::write(file, format!("{fields:#}\n"))).map_err(failed)
     }
 
-    /// The configuration beside a VAE's weights, given their folder or file; the published one where
-    /// there is none.
+    /// Returns the configuration beside a VAE's weights, given their folder or file, or the published one if
+    /// there is no `config.json`.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// Returns the errors of [`read`](Self::read).
     pub fn beside(weights: &Path) -> Result<Self, VaeConfigError> {
         let folder = if weights.is_dir() { weights } else { weights.parent().unwrap_or(weights) };
         let config = folder.join("config.json");
         if config.exists() { Self::read(&config) } else { Ok(Self::default()) }
     }
 
-    /// Pixels along one side of a latent: 8 for the published model.
+    /// Returns the pixels along one side of a latent: 8 for the published model.
     pub fn downsample_factor(&self) -> usize {
         1 << self.block_out_channels.len().saturating_sub(1)
     }
 
-    /// Size of the latents `[T, h, w]` of a clip `[T, H, W]`.
+    /// Returns the size of the latents `[T, h, w]` of a clip `[T, H, W]`.
     ///
     /// # Errors
-    /// Where height or width is no multiple of the factor, or zero.
+    /// Returns an error if a size is zero, or height or width is not a multiple of the
+    /// [factor](Self::downsample_factor).
     pub fn latent_size(
         &self,
         [frames, height, width]: [usize; 3],
@@ -178,7 +179,7 @@ impl VaeConfig {
     pub fn validate(&self) -> Result<(), VaeConfigError> {
         let fail = |text: String| Err(VaeConfigError::Value(text));
         if self.act_fn != "silu" && self.act_fn != "swish" {
-            return fail(format!("act_fn is '{}', only silu is known", self.act_fn));
+            return fail(format!("act_fn is '{}', expected silu", self.act_fn));
         }
         let widths = &self.block_out_channels;
         for (name, blocks, known) in [
@@ -186,7 +187,7 @@ impl VaeConfig {
             ("up_block_types", &self.up_block_types, UP_BLOCK),
         ] {
             if let Some(kind) = blocks.iter().find(|kind| *kind != known) {
-                return fail(format!("block type '{kind}' is not known, expected {known}"));
+                return fail(format!("unknown block type '{kind}', expected {known}"));
             }
             if !blocks.is_empty() && blocks.len() != widths.len() {
                 return fail(format!(
@@ -210,7 +211,7 @@ impl VaeConfig {
             ("layers_per_block", self.layers_per_block),
             ("norm_num_groups", groups),
         ] {
-            // Blocks take memory even before they have weights.
+            // Blocks take memory even without weights.
             let most = if name == "layers_per_block" { 64 } else { 4096 };
             if value == 0 || value > most {
                 return fail(format!("{name} is {value}, expected 1 to {most}"));
@@ -219,7 +220,7 @@ impl VaeConfig {
         for &width in widths {
             if width == 0 || width > 1 << 16 || !width.is_multiple_of(groups) {
                 return fail(format!(
-                    "block_out_channels {width} is no multiple of norm_num_groups {groups}"
+                    "block_out_channels {width} is not a multiple of norm_num_groups {groups}"
                 ));
             }
         }
@@ -232,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_published_model_has_a_factor_of_eight() {
+    fn the_published_model_has_a_factor_of_8() {
         let config = VaeConfig::default();
         config.validate().unwrap();
         assert_eq!(config.latent_size([16, 256, 512]).unwrap(), [16, 32, 64]);
@@ -241,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn other_architectures_are_refused() {
+    fn other_architectures_are_rejected() {
         let ok = VaeConfig::default();
         for bad in [
             VaeConfig { act_fn: "relu".into(), ..ok.clone() },
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_has_a_kind_for_each_level() {
+    fn written_configs_list_a_type_for_each_level() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.json");
         let small = VaeConfig {

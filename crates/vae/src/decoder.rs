@@ -1,4 +1,4 @@
-//! Latents to frames.
+//! The decoder: latents to frames.
 //!
 //! Source: huggingface/diffusers, `models/autoencoders/vae.py`, class `Decoder`.
 
@@ -17,7 +17,7 @@ use opensora_nn::{
     norm::group_norm_silu,
 };
 
-/// Doubles height and width by repeating pixels, then smooths by a convolution.
+/// Doubles height and width by repeating pixels, then applies a convolution.
 #[derive(Module, Debug)]
 pub struct Upsample {
     conv: Conv2d,
@@ -33,11 +33,11 @@ impl Upsample {
 #[derive(Module, Debug)]
 pub struct UpBlock {
     resnets: Vec<ResnetBlock>,
-    /// In every level but the last.
+    /// `None` in the last level.
     upsampler: Option<Upsample>,
 }
 
-/// `[N, latent_channels, h, w] -> [N, 3, h f, w f]`.
+/// The decoder, `[N, latent_channels, h, w] -> [N, 3, h f, w f]`.
 #[derive(Module, Debug)]
 pub struct Decoder {
     conv_in: Conv2d,
@@ -52,7 +52,7 @@ impl Decoder {
         let widths = &config.block_out_channels;
         let (narrow, wide) = (widths[0], widths[widths.len() - 1]);
         let mut from = wide;
-        // Levels from the latents outwards, each with one residual block more than the encoder's.
+        // Levels from the latents to the frames, each with one residual block more than the encoder's.
         let up_blocks = widths.iter().rev().enumerate().map(|(level, &to)| {
             let resnets = (0..=config.layers_per_block)
                 .map(|layer| {
@@ -73,7 +73,7 @@ impl Decoder {
         }
     }
 
-    /// Latents (after `post_quant_conv`) to frames, not clamped.
+    /// Decodes latents (after `post_quant_conv`) to frames, which are not clamped.
     pub fn forward(&self, latents: Tensor<4>) -> Tensor<4> {
         let mut x = self.mid_block.forward(self.conv_in.forward(latents));
         for block in &self.up_blocks {
@@ -87,8 +87,8 @@ impl Decoder {
         conv2d(&self.conv_out, group_norm_silu(&self.conv_norm_out, x))
     }
 
-    /// [`forward`](Self::forward) in tiles of about `rows` rows at every level behind the middle:
-    /// the same frames within rounding, in less memory.
+    /// Decodes as [`forward`](Self::forward) does, in tiles of about `rows` rows at every level after the
+    /// middle. The frames are equal within rounding and take less memory.
     pub fn forward_in_tiles(&self, latents: Tensor<4>, rows: usize) -> Tensor<4> {
         let x = self.mid_block.forward(self.conv_in.forward(latents));
         let mut x = Tiles::new(x, rows);

@@ -1,4 +1,4 @@
-//! Frames to the moments of their latents.
+//! The encoder: frames to the moments of their latents.
 //!
 //! Source: huggingface/diffusers, `models/autoencoders/vae.py`, class `Encoder`.
 
@@ -16,7 +16,7 @@ use burn::{
 };
 use opensora_nn::{conv::conv2d, norm::group_norm_silu};
 
-/// Halves height and width; pads one row below and one column to the right, as published.
+/// Halves height and width, after padding one row below and one column to the right, as published.
 #[derive(Module, Debug)]
 pub struct Downsample {
     conv: Conv2d,
@@ -36,11 +36,11 @@ impl Downsample {
 #[derive(Module, Debug)]
 pub struct DownBlock {
     resnets: Vec<ResnetBlock>,
-    /// In every level but the last.
+    /// `None` in the last level.
     downsampler: Option<Downsample>,
 }
 
-/// `[N, 3, H, W] -> [N, 2 * latent_channels, H/f, W/f]`.
+/// The encoder, `[N, 3, H, W] -> [N, 2 * latent_channels, H/f, W/f]`.
 #[derive(Module, Debug)]
 pub struct Encoder {
     conv_in: Conv2d,
@@ -74,7 +74,7 @@ impl Encoder {
         }
     }
 
-    /// Frames in [-1, 1] to raw moments.
+    /// Encodes frames in [-1, 1] to raw moments.
     pub fn forward(&self, frames: Tensor<4>) -> Tensor<4> {
         let mut x = self.conv_in.forward(frames);
         for block in &self.down_blocks {

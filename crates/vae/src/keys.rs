@@ -1,6 +1,6 @@
 //! The three published layouts of the VAE's key names.
 //!
-//! | layout | tells itself by | published as |
+//! | layout | recognised by | published as |
 //! |---|---|---|
 //! | diffusers | `mid_block.attentions.0.to_q` | current saves |
 //! | diffusers, old attention names | `mid_block.attentions.0.query` | stabilityai/sd-vae-ft-ema, -ft-mse |
@@ -8,16 +8,16 @@
 //!
 //! The reference's own class keeps the VAE under `module`.
 //!
-//! In the last two the attention's weights may be 1x1 convolutions. CompVis counts the decoder's
-//! levels from the pixels, diffusers from the latents.
+//! In the last two layouts the attention's weights can be 1x1 convolutions. CompVis numbers the decoder's levels
+//! from the pixels, diffusers from the latents.
 
 use crate::VaeConfig;
 use opensora_checkpoint::{Checkpoint, CheckpointError, KeyMap};
 
-/// How keys are named.
+/// The layout of key names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Naming {
-    /// diffusers' names of today.
+    /// diffusers' current names.
     Diffusers,
     /// diffusers' names with `query`, `key`, `value`, `proj_attn`.
     DiffusersOldAttention,
@@ -25,21 +25,21 @@ pub enum Naming {
     CompVis,
 }
 
-/// A key of every VAE here: what stands in front of it in a file is a wrapper.
+/// A key of every VAE. In a file, the characters before it are a wrapper's prefix.
 pub const KNOWN_KEY: &str = "decoder.conv_in.weight";
 
-/// The VAE in `checkpoint` without what training programs and full Stable Diffusion checkpoints put
-/// around it.
+/// Returns the VAE in `checkpoint` without the wrappers of training programs and full Stable Diffusion
+/// checkpoints.
 ///
 /// # Errors
-/// Returns an error if several VAEs are in the file and none is known to be the wanted one.
+/// Returns an error if the file contains several VAEs and none is known to be the wanted one.
 pub fn unwrapped(checkpoint: &Checkpoint) -> Result<Checkpoint, CheckpointError> {
     checkpoint.unwrapped(KNOWN_KEY)
 }
 
 impl Naming {
-    /// Finds the naming from a VAE's keys without wrappers; diffusers' names of today where none is
-    /// recognised, so that the load then says which keys are missing.
+    /// Returns the layout of a VAE's keys without wrappers. Unknown keys give diffusers' current names, so that
+    /// loading reports the missing keys.
     pub fn detect<'a>(keys: impl Iterator<Item = &'a str> + Clone) -> Self {
         let has = |part: &str| keys.clone().any(|key| key.starts_with(part));
         if has("encoder.down.0.") {
@@ -51,7 +51,7 @@ impl Naming {
         }
     }
 
-    /// The map of keys without wrappers.
+    /// Returns the map from parameters to keys without wrappers.
     pub fn key_map(self, config: &VaeConfig) -> KeyMap {
         let levels = config.block_out_channels.len();
         let map = KeyMap::new(match self {
@@ -90,7 +90,7 @@ fn old_attention(path: &str) -> String {
 }
 
 fn compvis(path: &str, levels: usize) -> String {
-    // The decoder's levels are counted from the other end.
+    // The decoder's levels are numbered in reverse order.
     let path = match path.strip_prefix("decoder.up_blocks.").and_then(|rest| rest.split_once('.')) {
         Some((level, rest)) => match level.parse::<usize>() {
             Ok(level) if level < levels => format!("decoder.up.{}.{rest}", levels - 1 - level),
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn compvis_counts_the_decoder_from_the_pixels() {
+    fn compvis_numbers_the_decoder_from_the_pixels() {
         for (path, key) in [
             ("decoder.up_blocks.0.resnets.2.conv1.weight", "decoder.up.3.block.2.conv1.weight"),
             ("decoder.up_blocks.2.upsampler.conv.bias", "decoder.up.1.upsample.conv.bias"),
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn namings_tell_themselves_by_their_keys() {
+    fn layouts_are_recognised_by_their_keys() {
         for (key, naming) in [
             ("encoder.mid_block.attentions.0.to_q.weight", Naming::Diffusers),
             ("encoder.mid_block.attentions.0.query.weight", Naming::DiffusersOldAttention),

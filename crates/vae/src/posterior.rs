@@ -13,12 +13,12 @@ pub struct Posterior {
 }
 
 impl Posterior {
-    /// From raw moments `[B, 2 C, T, h, w]`: mean, then log variance.
+    /// Returns the distribution with raw moments `[B, 2 C, T, h, w]`: mean, then log variance.
     pub fn new(moments: Tensor<5>) -> Self {
         Self { moments }
     }
 
-    /// The raw moments, `[B, 2 C, T, h, w]`.
+    /// Returns the raw moments, `[B, 2 C, T, h, w]`.
     pub fn moments(&self) -> Tensor<5> {
         self.moments.clone()
     }
@@ -28,23 +28,23 @@ impl Posterior {
         self.moments.clone().narrow(1, if second { channels } else { 0 }, channels)
     }
 
-    /// `[B, C, T, h, w]`.
+    /// Returns the mean, `[B, C, T, h, w]`.
     pub fn mean(&self) -> Tensor<5> {
         self.half(false)
     }
 
-    /// Clamped to [-30, 20]; `[B, C, T, h, w]`.
+    /// Returns the log variance, clamped to [-30, 20]; `[B, C, T, h, w]`.
     pub fn logvar(&self) -> Tensor<5> {
         self.half(true).clamp(-30.0, 20.0)
     }
 
-    /// A sample for standard normal `noise`, scaled to what denoisers work on; all
+    /// Returns a sample for standard normal `noise`, scaled by [`SCALING_FACTOR`] as denoisers expect; all
     /// `[B, C, T, h, w]`.
     pub fn latents(&self, noise: Tensor<5>) -> Tensor<5> {
         (self.mean() + (self.logvar() * 0.5).exp() * noise) * SCALING_FACTOR
     }
 
-    /// The mean, scaled to what denoisers work on; `[B, C, T, h, w]`.
+    /// Returns the mean, scaled by [`SCALING_FACTOR`] as denoisers expect; `[B, C, T, h, w]`.
     pub fn mean_latents(&self) -> Tensor<5> {
         self.mean() * SCALING_FACTOR
     }

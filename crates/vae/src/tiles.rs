@@ -1,17 +1,17 @@
-//! The decoder's wide levels tile by tile.
+//! The decoder's high-resolution levels in tiles, to save memory.
 //!
-//! An activation at full resolution is large (256 channels of 512x512 are 268 MB in f32), and a
-//! residual block holds three of them: what the shortcut needs, what the norm made and what the
-//! convolution makes. Here an activation is a column of tiles of the picture's full width; norms and
-//! convolutions work on one tile at a time, so that two activations and a tile's scratch are held.
+//! An activation at full resolution is large (256 channels of 512x512 are 268 MB in f32), and a residual block
+//! holds three: the input for the shortcut, the output of the norm and the output of the convolution. Here an
+//! activation is a column of tiles of the image's full width. Norms and convolutions process one tile at a time,
+//! so that memory holds two activations and the workspace of one tile.
 //!
-//! The result is that of the whole picture and no approximation: norms take their statistics over
-//! all tiles, and a convolution sees the rows of the neighbours that it reaches. So there are no
-//! seams, and nothing is blended. The price is the work on those rows, which are computed twice.
-//! The middle level stays whole, as its attention sees all pixels; it has a 64th of the frame's.
+//! The result equals that of the whole image: norms take their statistics over all tiles, and a convolution gets
+//! the neighbouring rows that it needs. So there are no seams and nothing is blended. The cost is the work on the
+//! neighbouring rows, which are computed twice. The middle level is not tiled, since its attention covers all
+//! pixels; it has a 64th of the frame's pixels.
 //!
-//! diffusers (`AutoencoderKL.tiled_decode`) decodes tiles on their own, norms and attention included,
-//! and blends what differs between them.
+//! diffusers (`AutoencoderKL.tiled_decode`) decodes tiles independently, including norms and attention, and
+//! blends their overlaps.
 
 use crate::blocks::ResnetBlock;
 use burn::{
@@ -24,62 +24,62 @@ use opensora_nn::{
 };
 use std::collections::VecDeque;
 
-/// Rows of the neighbours that come along with a tile. A convolution of 3x3 reaches one row
-/// further; two keep the number even, which its fast form wants.
+/// Rows of each neighbour that are processed with a tile. A 3x3 convolution needs one row; two keep the number
+/// of rows even, which its fast path needs.
 const HALO: usize = 2;
 
-/// The least height of a tile: with less, most of the work would be on rows of neighbours.
+/// The smallest height of a tile. In smaller tiles, most of the work would be on rows of neighbours.
 const MIN_ROWS: usize = 8;
 
-/// An activation `[N, C, H, W]` as tiles `[N, C, rows, W]` from top to bottom; the last may be lower.
+/// An activation `[N, C, H, W]` as tiles `[N, C, rows, W]` from top to bottom; the last can have fewer rows.
 pub(crate) struct Tiles {
     rows: usize,
     height: usize,
     tiles: VecDeque<Tensor<4>>,
-    /// Tiles above the first, which nobody needs any more.
-    gone: usize,
+    /// Number of tiles that were dropped from the front.
+    dropped: usize,
 }
 
 impl Tiles {
-    /// `x` in tiles of about `rows` rows.
+    /// Splits `x` into tiles of about `rows` rows.
     pub(crate) fn new(x: Tensor<4>, rows: usize) -> Self {
         let rows = rows.max(MIN_ROWS).next_multiple_of(2);
         let height = x.dims()[2];
-        Self { rows, height, tiles: x.split(rows, 2).into(), gone: 0 }
+        Self { rows, height, tiles: x.split(rows, 2).into(), dropped: 0 }
     }
 
-    /// The whole.
+    /// Returns the whole activation.
     pub(crate) fn join(self) -> Tensor<4> {
         Tensor::cat(self.tiles.into(), 2)
     }
 
-    /// [`ResnetBlock::forward`].
+    /// Applies a residual block, as [`ResnetBlock::forward`] does.
     pub(crate) fn resnet(self, block: &ResnetBlock) -> Self {
-        // The shortcut needs what comes in until the end.
-        let entering = self.tiles.clone();
+        // The shortcut needs the input until the end.
+        let input = self.tiles.clone();
         let y = self.norm_silu_conv(&block.norm1, &block.conv1);
         let mut y = y.norm_silu_conv(&block.norm2, &block.conv2);
-        y.tiles = entering.into_iter().zip(y.tiles).map(|(x, y)| block.shortcut(x) + y).collect();
+        y.tiles = input.into_iter().zip(y.tiles).map(|(x, y)| block.shortcut(x) + y).collect();
         y
     }
 
-    /// `conv` of the SiLU of `norm`, the two that stand before every convolution but the upsampling.
+    /// Applies `norm`, SiLU and `conv`, the order of every convolution except that of upsampling.
     pub(crate) fn norm_silu_conv(self, norm: &GroupNorm, conv: &Conv2d) -> Self {
         let (tiles, moments) = self.moments(norm);
         let Some(moments) = moments else { return tiles };
         tiles.map(1, |x| conv2d(conv, moments.normalize_silu(norm, x)))
     }
 
-    /// Twice the height and width, then `conv`.
+    /// Doubles height and width, then applies `conv`.
     pub(crate) fn upsample(self, conv: &Conv2d) -> Self {
         self.map(2, |x| conv2d(conv, upsample_nearest(x)))
     }
 
-    /// Statistics of `norm`'s groups over all tiles; nothing where there are no tiles.
+    /// Returns the statistics of `norm`'s groups over all tiles; `None` if there are no tiles.
     fn moments(mut self, norm: &GroupNorm) -> (Self, Option<GroupMoments>) {
         let mut moments: Option<GroupMoments> = None;
         for _ in 0..self.tiles.len() {
-            // Taken out and put back at the other end: a tensor that two hold is copied to be read.
+            // Removed and appended again, since a tensor with two owners is copied when it is read.
             let Some(tile) = self.tiles.pop_front() else { break };
             let (of_tile, tile) = GroupMoments::of(norm, tile);
             self.tiles.push_back(tile);
@@ -91,8 +91,8 @@ impl Tiles {
         (self, moments)
     }
 
-    /// `f` tile by tile, where `f` makes `scale` rows of one and looks at most [`HALO`] rows beyond.
-    /// What no later tile looks at is let go.
+    /// Applies `f` tile by tile. `f` returns `scale` rows for each row, which depend on at most [`HALO`]
+    /// neighbouring rows. Rows that later tiles do not need are dropped.
     fn map(mut self, scale: usize, f: impl Fn(Tensor<4>) -> Tensor<4>) -> Self {
         let step = self.rows / scale;
         let mut made = VecDeque::with_capacity(self.height.div_ceil(step));
@@ -102,19 +102,19 @@ impl Tiles {
             let y = f(self.take_rows(from, to));
             made.push_back(y.narrow(2, (first - from) * scale, (end - first) * scale));
         }
-        Self { rows: self.rows, height: self.height * scale, tiles: made, gone: 0 }
+        Self { rows: self.rows, height: self.height * scale, tiles: made, dropped: 0 }
     }
 
-    /// Rows `from..to`; those above are let go.
+    /// Returns rows `from..to` and drops the tiles above.
     fn take_rows(&mut self, from: usize, to: usize) -> Tensor<4> {
-        for _ in self.gone..from / self.rows {
+        for _ in self.dropped..from / self.rows {
             self.tiles.pop_front();
-            self.gone += 1;
+            self.dropped += 1;
         }
         let parts = (from / self.rows..to.div_ceil(self.rows)).map(|index| {
             let [start, end] =
                 [from, to].map(|row| row.saturating_sub(index * self.rows).min(self.rows));
-            self.tiles[index - self.gone].clone().narrow(2, start, end - start)
+            self.tiles[index - self.dropped].clone().narrow(2, start, end - start)
         });
         Tensor::cat(parts.collect(), 2)
     }

@@ -1,4 +1,4 @@
-//! Other units for the latents of a trained VAE.
+//! The change of units of a trained VAE's latents.
 
 use crate::{AutoencoderKl, SCALING_FACTOR};
 use burn::{
@@ -7,18 +7,20 @@ use burn::{
 };
 
 impl AutoencoderKl {
-    /// The same VAE with latents in other units: where the scaled latents had `mean` and
-    /// `deviation` in each channel, they have 0 and 1 then, which is what a noise schedule is made
-    /// for. What it decodes an encoded clip to does not change.
+    /// Returns the VAE with normalised latents: scaled latents of `mean` and `deviation` in each channel become
+    /// latents of mean 0 and standard deviation 1, which noise schedules assume. Decoded clips do not change.
     ///
-    /// Both ends of the latents are 1x1 convolutions, so the change of units is exact: it goes into
+    /// Latents are the output and the input of 1x1 convolutions, so the change of units is an exact change of
     /// their weights.
     ///
     /// # Panics
-    /// Where there are not as many numbers as latent channels or a deviation is not positive.
+    /// Panics if there is not one number for each latent channel or a deviation is not positive.
     pub fn with_unit_latents(mut self, mean: &[f64], deviation: &[f64]) -> Self {
         let channels = self.config().latent_channels;
-        assert!(mean.len() == channels && deviation.len() == channels, "one number a channel");
+        assert!(
+            mean.len() == channels && deviation.len() == channels,
+            "one number for each channel"
+        );
         assert!(deviation.iter().all(|d| d.is_finite() && *d > 0.0), "positive deviations");
         let device = self.quant_conv.weight.device();
         let column = |values: Vec<f64>| -> Tensor<1> {
@@ -30,7 +32,7 @@ impl AutoencoderKl {
         let gain: Vec<f64> = deviation.iter().map(|d| 1.0 / d).collect();
         let shift: Vec<f64> =
             (0..channels).map(|c| -mean[c] / deviation[c] / SCALING_FACTOR).collect();
-        // Its log variance moves with the square of the gain.
+        // The log variance changes with the square of the gain.
         let widen = |values: &[f64], rest: f64| {
             values.iter().copied().chain(std::iter::repeat_n(rest, channels)).collect::<Vec<_>>()
         };
@@ -46,7 +48,7 @@ impl AutoencoderKl {
             replaced(&quant.weight, |weight| weight * rows.reshape([2 * channels, 1, 1, 1]));
         quant.bias = Some(Param::from_tensor(quant_bias));
 
-        // Back: m = deviation m' + mean / s, before the first layer of the decoder.
+        // The inverse, before the first layer of the decoder: m = deviation m' + mean / s.
         let back = column(deviation.to_vec()).reshape([1, channels, 1, 1]);
         let offset = column(mean.iter().map(|m| m / SCALING_FACTOR).collect());
         let post = &mut self.post_quant_conv;
@@ -75,7 +77,7 @@ mod tests {
     use opensora_nn::noise::{Purpose, normal_batch};
 
     #[test]
-    fn latents_move_and_pictures_stay() {
+    fn latents_change_and_decoded_images_do_not() {
         let device = Device::flex();
         let config = VaeConfig {
             block_out_channels: vec![8, 8],
@@ -88,7 +90,7 @@ mod tests {
         let noise = normal_batch(1, Purpose::Weights, 9, 0, [2, 4, 1, 4, 4], &device);
         let (mean, deviation) = ([0.1, -0.2, 0.0, 0.3], [0.5, 2.0, 1.0, 0.1]);
         let before = vae.encode(clip.clone(), None).latents(noise.clone());
-        let pictures = vae.decode(before.clone(), None);
+        let images = vae.decode(before.clone(), None);
 
         let vae = vae.with_unit_latents(&mean, &deviation);
         let after = vae.encode(clip, None).latents(noise);
@@ -96,6 +98,6 @@ mod tests {
         let expected = (before - column(mean)) / column(deviation);
         let largest = |x: Tensor<5>| x.abs().max().into_scalar::<f32>();
         assert!(largest(after.clone() - expected) < 1e-4);
-        assert!(largest(vae.decode(after, None) - pictures) < 1e-4);
+        assert!(largest(vae.decode(after, None) - images) < 1e-4);
     }
 }

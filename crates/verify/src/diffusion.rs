@@ -8,8 +8,9 @@ use burn::tensor::{Device, Tensor};
 use opensora::{
     denoiser::PromptedDenoiser,
     diffusion::{
-        Ddim, Denoiser, DiffusionTables, DpmSolver, GaussianDiffusion, Guidance, Iddpm, LossKind,
-        MeanVariance, NoiseSchedule, Respacing, Sampler, TRAINING_TIMESTEPS, space_timesteps,
+        Ddim, Denoiser, DiffusionTables, DpmSolver, GaussianDiffusion, Guidance, Iddpm, LossInputs,
+        LossKind, MeanVariance, NoiseSchedule, Respacing, Sampler, TRAINING_TIMESTEPS,
+        space_timesteps,
     },
     stdit::StDit,
     t5::PromptStates,
@@ -165,14 +166,14 @@ pub(super) fn losses(case: &Case, device: &Device) -> Result<Outputs, Failure> {
 
     let mut outputs = vec![case.output("x_t", x_t.clone())?];
     for (prefix, kind) in [("", LossKind::Mse), ("rescaled_mse.", LossKind::RescaledMse)] {
-        let losses = full.training_losses(
-            model_output.clone(),
-            x_start.clone(),
-            x_t.clone(),
-            noise.clone(),
-            &t,
-            kind,
-        )?;
+        let inputs = LossInputs {
+            model_output: model_output.clone(),
+            x_start: x_start.clone(),
+            x_t: x_t.clone(),
+            noise: noise.clone(),
+            t: &t,
+        };
+        let losses = full.training_losses(inputs, kind)?;
         outputs.push(case.output(format!("{prefix}loss"), losses.loss)?);
         outputs.push(case.output(format!("{prefix}vb"), losses.vb)?);
         outputs.push(case.output(format!("{prefix}mse"), losses.mse)?);

@@ -1,8 +1,8 @@
-//! The shape of pixels: sample aspect ratio (SAR).
+//! Sample aspect ratio (SAR): the shape of pixels.
 
 use crate::orientation::Orientation;
 
-/// Width of a pixel over its height.
+/// Sample aspect ratio: width over height of a pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PixelAspect {
     /// Width of a pixel.
@@ -12,13 +12,13 @@ pub struct PixelAspect {
 }
 
 impl PixelAspect {
-    /// As wide as high.
+    /// Square pixels.
     pub const SQUARE: Self = Self { width: 1, height: 1 };
 
-    /// Flattest and highest pixels that are believed; other statements count as square pixels.
+    /// Maximum ratio. Larger ratios are treated as invalid.
     const MOST: u32 = 20;
 
-    /// Returns a stated ratio, reduced; `None` if it is 0, or beyond 20 to 1.
+    /// Returns a reduced ratio; `None` if it is 0 or exceeds 20 to 1.
     pub fn stated(width: u64, height: u64) -> Option<Self> {
         let most = u64::from(Self::MOST);
         if width == 0 || height == 0 || width / most >= height || height / most >= width {
@@ -26,26 +26,32 @@ impl PixelAspect {
         }
         let divisor = gcd(width, height);
         let (mut width, mut height) = (width / divisor, height / divisor);
-        // Ratios of measured sizes may not reduce: 31 bits are far more than a size in pixels needs.
+        // Ratios of measured sizes may not be reducible: 31 bits are more than enough for sizes in pixels.
         while width.max(height) > u64::from(u32::MAX / 2) {
             (width, height) = (width.div_ceil(2), height.div_ceil(2));
         }
         Some(Self { width: width as u32, height: height as u32 })
     }
 
-    /// Returns true if pixels are as wide as high.
+    /// Returns true for square pixels.
     pub fn is_square(self) -> bool {
         self.width == self.height
     }
 
-    /// Returns the aspect of the pixels of a stored picture after it was turned.
+    /// Returns the ratio after a stored frame was rotated to the orientation.
     pub(crate) fn upright(self, orientation: Orientation) -> Self {
         let (width, height) = orientation.swap((self.width, self.height));
         Self { width, height }
     }
 
-    /// Returns the width of `width` such pixels in square pixels of the same height, rounded to the
-    /// nearest (halves up), at least 1.
+    /// Returns the width of `width` such pixels in square pixels of the same height, rounded to nearest (halves
+    /// up), at least 1.
+    ///
+    /// ```
+    /// let aspect = opensora_video::PixelAspect::stated(4, 3).ok_or("invalid")?;
+    /// assert_eq!(aspect.square_width(320), 427);
+    /// # Ok::<(), &str>(())
+    /// ```
     pub fn square_width(self, width: usize) -> usize {
         let (above, below) = (u128::from(self.width), u128::from(self.height.max(1)));
         let square = (2 * width as u128 * above + below) / (2 * below);

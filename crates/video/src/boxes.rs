@@ -1,29 +1,29 @@
 //! The box structure of an MP4 (ISO/IEC 14496-12, 4.2), read within the bounds of the file.
 //!
-//! Boxes declare their own sizes and tables their own counts. No declaration is believed beyond the
-//! bytes that are there: the only memory that is taken is for the header, which is part of the file.
+//! Boxes declare their sizes and tables their counts. Declarations are checked against the bytes of the file:
+//! only the header, which is part of the file, is held in memory.
 
 use crate::refusal::Refusal;
 use std::io::{Read, Seek, SeekFrom};
 
-/// Most bytes of a header (`moov`). A day of video at 30 frames per second takes 50 MB.
+/// Maximum size of a header (`moov`) in bytes. A day of video at 30 frames per second needs 50 MB.
 const MAX_HEADER: u64 = 256 << 20;
-/// Most boxes at the top of a file that holds no fragments.
+/// Maximum number of top-level boxes of a file without fragments.
 const MAX_TOP: usize = 10_000;
-/// Names of boxes with which MP4 and QuickTime files begin.
+/// Names of the first box of MP4 and QuickTime files.
 const BEGINNINGS: [&[u8; 4]; 11] = [
     b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid", b"styp", b"moof",
     b"sidx",
 ];
 
-/// A name of a box.
+/// The name of a box.
 pub(crate) type Name = [u8; 4];
 
 fn damaged() -> Refusal {
     Refusal::unusable("damaged: a box does not fit into its parent")
 }
 
-/// Size of a header and of the box, from its first bytes; `None` if they are too few.
+/// Returns the size of the box header, the size of the box and its name; `None` if there are too few bytes.
 fn sizes(bytes: &[u8], rest: u64) -> Option<(u64, u64, Name)> {
     let name = *bytes.get(4..)?.first_chunk()?;
     Some(match u32::from_be_bytes(*bytes.first_chunk()?) {
@@ -47,7 +47,7 @@ pub(crate) fn read_header(file: &mut (impl Read + Seek), length: u64) -> Result<
             return Err(Refusal::unsupported("no MP4 structure at the beginning of the file"));
         }
         let Some((before, size, name)) = sizes else {
-            // Less than a box: what some writers leave behind the last one.
+            // Less than a box: some writers leave bytes after the last one.
             break;
         };
         if size < before {
@@ -68,7 +68,7 @@ pub(crate) fn read_header(file: &mut (impl Read + Seek), length: u64) -> Result<
         if count > MAX_TOP {
             return Err(Refusal::unsupported(format!("more than {MAX_TOP} boxes at the top")));
         }
-        // A box that goes on behind the end is a truncated file; its samples will tell.
+        // A box beyond the end is a truncated file, which is detected by its samples.
         at = at.saturating_add(size);
     }
     let (at, size) = header.ok_or_else(|| match length {
@@ -81,7 +81,7 @@ pub(crate) fn read_header(file: &mut (impl Read + Seek), length: u64) -> Result<
     Ok(bytes)
 }
 
-/// The boxes in a part of the header, in order: names and contents.
+/// An iterator over boxes: names and contents.
 pub(crate) struct Boxes<'a>(&'a [u8]);
 
 /// Iterates over the boxes in `content`. After an error there are no more.
@@ -98,7 +98,7 @@ impl<'a> Iterator for Boxes<'a> {
         if bytes.len() < 8 && bytes.iter().all(|byte| *byte == 0) {
             return None;
         }
-        // In a header no size may be left open.
+        // Inside a header, sizes must be stated.
         let found = sizes(bytes, 0).and_then(|(before, size, name)| {
             let (whole, rest) = bytes.split_at_checked(usize::try_from(size).ok()?)?;
             Some((name, whole.get(before as usize..)?, rest))
@@ -120,7 +120,7 @@ pub(crate) fn find<'a>(content: &'a [u8], name: &Name) -> Result<Option<&'a [u8]
     Ok(None)
 }
 
-/// Returns the content of the first box by the names that lead to it.
+/// Returns the content of the first box at a path of names.
 pub(crate) fn need<'a>(mut content: &'a [u8], path: &[&Name]) -> Result<&'a [u8], Refusal> {
     for name in path {
         content = find(content, name)?.ok_or_else(|| {
@@ -131,13 +131,13 @@ pub(crate) fn need<'a>(mut content: &'a [u8], path: &[&Name]) -> Result<&'a [u8]
     Ok(content)
 }
 
-/// Numbers at a place, big-endian.
+/// Big-endian numbers at an offset.
 pub(crate) trait Numbers {
-    /// 16 bits.
+    /// Returns 16 bits at `at`.
     fn u16_at(&self, at: usize) -> Option<u16>;
-    /// 32 bits.
+    /// Returns 32 bits at `at`.
     fn u32_at(&self, at: usize) -> Option<u32>;
-    /// 64 bits.
+    /// Returns 64 bits at `at`.
     fn u64_at(&self, at: usize) -> Option<u64>;
 }
 

@@ -1,8 +1,7 @@
-//! RGB to the planes of a video codec and back.
+//! Conversion of RGB to YUV 4:2:0 and back.
 //!
-//! Files written here state their colour matrix, and it is the one that players assume where none
-//! is stated: BT.601 below 720 rows, BT.709 from there on, both in limited range. So a player that
-//! ignores the statement shows the same colours.
+//! Written files state their colour matrix, which is also the default of players: BT.601 below 720 rows, else
+//! BT.709, both in limited range. Players that ignore the statement show the same colours.
 
 use crate::{sps::Colour, yuv::ToRgb};
 
@@ -38,21 +37,21 @@ impl Matrix {
     pub(crate) const UNSTATED: u8 = 2;
     const BT601: u8 = 6;
 
-    /// What files of so many rows are written with: a code of H.264, table E-5.
+    /// Returns the matrix code (H.264, table E-5) of written files with `height` rows.
     pub(crate) fn code_for(height: usize) -> u8 {
         if height < 720 { Self::BT601 } else { Self::BT709 }
     }
 
-    /// What files of so many rows are written with.
+    /// Returns the matrix of written files with `height` rows.
     pub(crate) fn assumed_for(height: usize) -> Self {
         let (red, blue) =
             if Self::code_for(height) == Self::BT601 { (0.299, 0.114) } else { (0.2126, 0.0722) };
         Self { red, blue, black: 16.0, luma: 219.0, chroma: 112.0 }
     }
 
-    /// What a stream states; `None` where its matrix is not of this kind. Where none is stated it is
-    /// BT.601 at every size, as with FFmpeg's `swscale`, so that colours are those of the `ffmpeg`
-    /// program, OpenCV and PyAV.
+    /// Returns the matrix of a colour description; `None` if the matrix does not consist of luma weights. An
+    /// unspecified matrix is BT.601 at every size, as in FFmpeg's `swscale`, so that colours equal those of
+    /// `ffmpeg`, OpenCV and PyAV.
     pub(crate) fn stated(colour: Option<Colour>) -> Option<Self> {
         let unstated = Colour { matrix: Self::UNSTATED, full_range: false };
         let Colour { matrix, full_range } = colour.unwrap_or(unstated);
@@ -69,7 +68,7 @@ impl Matrix {
         Some(Self { red, blue, black, luma, chroma })
     }
 
-    /// Luma and colour differences about 128, not rounded.
+    /// Returns luma and colour differences (centred at 128), not rounded.
     fn to_yuv(self, [r, g, b]: [f32; 3]) -> [f32; 3] {
         let luma = self.red * r + (1.0 - self.red - self.blue) * g + self.blue * b;
         let scale = |difference: f32, weight: f32| {
@@ -82,8 +81,8 @@ impl Matrix {
         ]
     }
 
-    /// One frame `[height, width, 3]` with even sides to planes; a colour difference is the mean
-    /// of its four pixels.
+    /// Converts one frame `[height, width, 3]` with even sides to planes. A colour difference is the mean of its
+    /// four pixels.
     pub(crate) fn planes(self, rgb: &[u8], height: usize, width: usize) -> Planes {
         debug_assert!(height.is_multiple_of(2) && width.is_multiple_of(2));
         let pixel = |row: usize, column: usize| {
@@ -112,7 +111,7 @@ impl Matrix {
         planes
     }
 
-    /// Planes to one frame `[height, width, 3]`; each colour difference serves its four pixels.
+    /// Converts planes to one frame `[height, width, 3]`. Each colour difference is used for its four pixels.
     pub(crate) fn rgb(self, planes: &Planes) -> Vec<u8> {
         let to_rgb = ToRgb::new(self);
         let &Planes { width, height, .. } = planes;

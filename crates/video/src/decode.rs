@@ -1,8 +1,7 @@
-//! Decoders of video streams, behind one interface.
+//! The interface of video decoders, and the decoder of H.264.
 //!
-//! A container hands over a stream's parameter sets and its samples in decoding order; a decoder
-//! gives pictures in display order. The one here is pure Rust and young: all that others know of
-//! it is [`Decode`].
+//! A decoder gets the parameter sets and the samples of a stream in decoding order and returns frames in
+//! display order. The trait [`Decode`] isolates the library, which is young, from the other modules.
 
 use crate::{
     aspect::PixelAspect,
@@ -15,50 +14,50 @@ use rusty_h264::{DecodeError, Decoder, YuvFrame};
 
 /// A decoder of one stream.
 pub(crate) trait Decode {
-    /// Takes the next sample in decoding order, which is shown at a time, and gives the pictures that
-    /// can be shown by now.
+    /// Decodes the next sample, which has the display time `time`. Returns the frames that can be displayed.
     fn sample(&mut self, bytes: &[u8], time: i64) -> Result<Vec<Picture>, Refusal>;
 
-    /// Gives the pictures that are left after the last sample.
+    /// Returns the remaining frames after the last sample.
     fn finish(&mut self) -> Vec<Picture>;
 
-    /// Pixel aspect that the stream itself has stated by now.
+    /// Returns the pixel aspect that the stream has stated so far.
     fn aspect(&self) -> Option<PixelAspect>;
 }
 
-/// A decoded picture, and how its colours are coded.
+/// A decoded frame and its colour matrix.
 pub(crate) struct Picture {
-    /// The time of its sample.
+    /// Display time of the sample.
     pub(crate) time: i64,
     pub(crate) planes: Planes,
     pub(crate) matrix: Matrix,
 }
 
-/// H.264 with NAL units behind their lengths, as in an MP4.
+/// A decoder of H.264 with length-prefixed NAL units, as in an MP4.
 pub(crate) struct H264 {
     decoder: Decoder,
     /// Bytes of a length.
     length_size: usize,
-    /// Size and colours, once a parameter set has stated them.
+    /// Size and colour matrix of the last parameter set.
     stated: Option<(usize, usize, Matrix)>,
-    /// Colours that the container states; the stream's own come first.
+    /// Colour description of the container, used if the stream has none.
     colour: Option<Colour>,
     aspect: Option<PixelAspect>,
-    /// Pictures whose turn has not come, with their places in display order.
+    /// Frames that are not displayed yet, with their picture order counts.
     waiting: Vec<(i32, Picture)>,
-    /// Most of them.
+    /// Maximum number of waiting frames.
     most_waiting: usize,
 }
 
-/// Most pictures that may wait for one that is decoded later: H.264 has no larger buffer (A.3.1).
+/// Maximum number of waiting frames: the largest buffer of H.264 (A.3.1).
 const MOST_WAITING: usize = 16;
-/// Most macroblocks of a picture, and of all pictures in the buffer, at the highest level (6.2, table
-/// Few bytes can state large pictures.
+/// Maximum number of macroblocks of a frame at the highest level (6.2, table A-1). A few bytes can declare
+/// large frames.
 const MOST_MACROBLOCKS: usize = 139_264;
+/// Maximum number of macroblocks of all buffered frames at the highest level.
 const MOST_BUFFERED: usize = 696_320;
 
 impl H264 {
-    /// Starts with the parameter sets of the container.
+    /// Creates a decoder with the parameter sets of the container.
     pub(crate) fn new<'a>(
         parameters: impl Iterator<Item = &'a [u8]>,
         length_size: usize,
@@ -81,9 +80,9 @@ impl H264 {
         Ok(it)
     }
 
-    /// Adds a NAL unit to a stream with start codes.
+    /// Appends a NAL unit with a start code to `stream`.
     fn append(&mut self, nal: &[u8], stream: &mut Vec<u8>) -> Result<(), Refusal> {
-        // The decoder would take what follows a start code as another unit, unseen by the checks.
+        // The decoder would read another unit after a start code, which was not checked.
         if nal.windows(3).any(|bytes| bytes == [0, 0, 1]) {
             return Err(Refusal::unusable("damaged: a start code inside a NAL unit"));
         }
@@ -95,13 +94,13 @@ impl H264 {
         Ok(())
     }
 
-    /// Notes size and colours; the size must not change.
+    /// Stores size and colours; the size must not change.
     fn state(&mut self, sps: &Sps) -> Result<(), Refusal> {
         let &Sps { width, height, colour, aspect, .. } = sps;
         let macroblocks = width.div_ceil(16).saturating_mul(height.div_ceil(16));
         if width > MAX_SIDE || height > MAX_SIDE || macroblocks > MOST_MACROBLOCKS {
             return Err(Refusal::unusable(format!(
-                "its pictures are {height}x{width}, larger than H.264 allows at any level"
+                "its frames have {height}x{width} pixels, more than any level of H.264 allows"
             )));
         }
         self.most_waiting = MOST_WAITING.min(MOST_BUFFERED / macroblocks.max(1));
@@ -118,7 +117,7 @@ impl H264 {
         self.aspect = aspect;
         match self.stated {
             Some((w, h, _)) if (w, h) != (width, height) => Err(Refusal::unsupported(format!(
-                "pictures whose size changes from {h}x{w} to {height}x{width}"
+                "frames whose size changes from {h}x{w} to {height}x{width}"
             ))),
             _ => {
                 self.stated = Some((width, height, matrix));
@@ -127,7 +126,7 @@ impl H264 {
         }
     }
 
-    /// Decodes a piece of a stream with start codes.
+    /// Decodes a part of a stream with start codes.
     fn decode(&mut self, stream: &[u8], time: i64) -> Result<Vec<Picture>, Refusal> {
         let mut shown = Vec::new();
         for unit in units(stream) {
@@ -138,18 +137,18 @@ impl H264 {
             let Some(YuvFrame { width, height, y, u, v }) = decoded else { continue };
             let (w, h, matrix) = self
                 .stated
-                .ok_or_else(|| Refusal::unusable("damaged: a picture before its parameter set"))?;
+                .ok_or_else(|| Refusal::unusable("damaged: a frame before its parameter set"))?;
             let chroma = (height / 2) * (width / 2);
             let whole = y.len() == height * width && u.len() == chroma && v.len() == chroma;
             if (width, height) != (w, h) || !whole {
                 return Err(Refusal::unusable(format!(
-                    "damaged: a picture of {height}x{width} in a stream of {h}x{w}"
+                    "damaged: a frame of {height}x{width} in a stream of {h}x{w}"
                 )));
             }
             let planes = Planes { width, height, y, u, v };
             self.waiting.push((self.decoder.last_poc(), Picture { time, planes, matrix }));
             if self.waiting.len() > self.most_waiting {
-                // The first of those with the least place: equal ones keep the order of decoding.
+                // The first minimum: equal counts keep the decoding order.
                 let places = self.waiting.iter().enumerate();
                 let first = places.min_by_key(|(_, (place, _))| *place).map_or(0, |(at, _)| at);
                 shown.push(self.waiting.remove(first).1);
@@ -172,7 +171,7 @@ impl Decode for H264 {
     }
 
     fn finish(&mut self) -> Vec<Picture> {
-        // Stable: equal places keep the order of decoding.
+        // A stable sort: equal counts keep the decoding order.
         self.waiting.sort_by_key(|(place, _)| *place);
         self.waiting.drain(..).map(|(_, picture)| picture).collect()
     }
@@ -182,8 +181,8 @@ impl Decode for H264 {
     }
 }
 
-/// What an error of the decoder says about the file. (What it calls unsupported may be damaged as
-/// well; the `ffmpeg` program conceals such pictures.)
+/// Converts an error of the decoder. A file that the decoder calls unsupported may also be damaged; the
+/// `ffmpeg` program conceals such frames.
 fn refusal(error: DecodeError) -> Refusal {
     match error {
         DecodeError::Unsupported(what) => Refusal::unsupported(format!("H.264 with {what}")),
@@ -197,13 +196,13 @@ fn refusal(error: DecodeError) -> Refusal {
 #[error("damaged")]
 struct Damaged(#[source] DecodeError);
 
-/// The first NAL unit of a sample, behind a length of so many bytes, and the rest.
+/// Splits a sample into its first NAL unit, which follows a length of `length_size` bytes, and the rest.
 fn first_nal(sample: &[u8], length_size: usize) -> Option<(&[u8], &[u8])> {
     let (length, rest) = sample.split_at_checked(length_size)?;
     rest.split_at_checked(length.iter().fold(0, |sum, &byte| sum << 8 | usize::from(byte)))
 }
 
-/// Returns true if a sample begins anew: nothing after it needs what was decoded before.
+/// Returns true if a sample is an IDR picture: later samples do not depend on earlier ones.
 pub(crate) fn begins_anew(mut sample: &[u8], length_size: usize) -> bool {
     while let Some((nal, rest)) = first_nal(sample, length_size) {
         if nal.first().is_some_and(|header| header & 0x1f == KEY) {
@@ -214,11 +213,11 @@ pub(crate) fn begins_anew(mut sample: &[u8], length_size: usize) -> bool {
     false
 }
 
-/// Type of a NAL unit that holds a slice of a picture that begins anew (IDR).
+/// Type of a NAL unit with a slice of an IDR picture.
 const KEY: u8 = 5;
 
-/// Cuts a stream with start codes (four bytes each, as [`H264::append`] writes them) behind every
-/// slice, which is what the decoder takes at once.
+/// Splits a stream with start codes of four bytes (as [`H264::append`] writes them) after every slice, because
+/// the decoder accepts one slice per call.
 fn units(stream: &[u8]) -> Vec<&[u8]> {
     let starts: Vec<usize> = (0..stream.len().saturating_sub(3))
         .filter(|&at| stream[at..at + 4] == [0, 0, 0, 1])
@@ -236,7 +235,7 @@ fn units(stream: &[u8]) -> Vec<&[u8]> {
     units
 }
 
-/// Whether a unit holds a slice of a picture that starts anew (NAL type 5).
+/// Returns true if a unit contains a slice of an IDR picture (NAL type 5).
 fn is_key(unit: &[u8]) -> bool {
     unit.windows(4).any(|bytes| bytes[..3] == [0, 0, 1] && bytes[3] & 0x1f == KEY)
 }

@@ -1,20 +1,19 @@
-//! Edit lists of an MP4: which part of a track is shown (ISO/IEC 14496-12, 8.6.6).
+//! Edit lists of an MP4: the part of a track that is shown (ISO/IEC 14496-12, 8.6.6).
 //!
-//! A file that was cut without coding it anew keeps all pictures from the key frame before the cut
-//! on and hides the first of them by an edit. What is understood here is one edit, with empty ones
-//! before it that only delay the video; the `ffmpeg` program knows what to do with others.
+//! A file that was cut without re-encoding keeps all frames from the key frame before the cut and hides the
+//! first of these by an edit. Supported is one edit, after empty edits that delay the video; other lists need
+//! the `ffmpeg` program.
 
 use crate::{boxes::Numbers, refusal::Refusal};
 use std::ops::Range;
 
-/// An edit's time that stands for nothing shown.
+/// Media time of an empty edit.
 const EMPTY: i64 = -1;
-/// Play at the usual speed, in 16.16.
+/// Normal speed as 16.16 fixed point.
 const USUAL: u32 = 1 << 16;
 
-/// Returns the times of the pictures that are shown, in ticks of the track, by the content of an
-/// `elst` box (which may be empty). `timescale` and `movie` are the ticks per second of the track and
-/// of the movie.
+/// Returns the range of shown times in ticks of the track, by the content of an `elst` box, which may be empty.
+/// `timescale` and `movie` are the ticks per second of the track and of the movie.
 pub(crate) fn window(elst: &[u8], timescale: u32, movie: u32) -> Result<Range<i64>, Refusal> {
     if elst.is_empty() {
         return Ok(i64::MIN..i64::MAX);
@@ -37,16 +36,16 @@ pub(crate) fn window(elst: &[u8], timescale: u32, movie: u32) -> Result<Range<i6
         if shown.is_some() || rate != USUAL || time < 0 || duration == 0 || movie == 0 {
             return Err(Refusal::unsupported("an edit list that does more than cut out one part"));
         }
-        // To the nearest tick, as FFmpeg does.
+        // Rounded to the nearest tick, as in FFmpeg.
         let (duration, movie) = (u128::from(duration), u128::from(movie));
         let ticks = (2 * duration * u128::from(timescale) + movie) / (2 * movie);
         shown = Some(time..time.saturating_add(i64::try_from(ticks).unwrap_or(i64::MAX)));
     }
-    // Nothing but a delay.
+    // Only empty edits, which delay the video.
     Ok(shown.unwrap_or(i64::MIN..i64::MAX))
 }
 
-/// Duration in ticks of the movie, time in ticks of the track, and speed.
+/// Returns the duration in ticks of the movie, the time in ticks of the track, and the speed.
 fn fields(row: &[u8], is_long: bool) -> Option<(u64, i64, u32)> {
     Some(match is_long {
         true => (row.u64_at(0)?, row.u64_at(8)?.cast_signed(), row.u32_at(16)?),
@@ -76,7 +75,7 @@ mod tests {
         assert_eq!(read(&[delay, delay, [1, 7, USUAL]]).unwrap(), 7..157);
         assert_eq!(read(&[delay]).unwrap(), ALL);
         assert_eq!(read(&[]).unwrap(), ALL);
-        // Of version 1.
+        // A table of version 1.
         let mut long = vec![1, 0, 0, 0, 0, 0, 0, 1];
         long.extend(u64::MAX.to_be_bytes());
         long.extend(5u64.to_be_bytes());

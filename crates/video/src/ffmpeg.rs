@@ -1,11 +1,12 @@
-//! The `ffmpeg` program, for what is not decoded here: HEVC, AV1, VP9, MKV and so on.
+//! Decoding by the `ffmpeg` program, for formats that are not decoded in this process: HEVC, AV1, VP9, MKV, ...
 //!
-//! Found at run time: what the environment variables `OPENSORA_FFMPEG` and `OPENSORA_FFPROBE` name,
-//! else `ffmpeg` and `ffprobe` on the path. Frames come through a pipe, as RGB or planes in the
-//! stream's own size and order, none doubled and none dropped, each with its own time. Pictures are
-//! turned upright in this process, as older programs know fewer turns.
-//! Only local files are opened: names are never taken for options or addresses of other protocols,
-//! and no file makes the program open another one.
+//! The programs are found at run time: `OPENSORA_FFMPEG` and `OPENSORA_FFPROBE`, else `ffmpeg` and `ffprobe` on
+//! the path. Frames are transferred through a pipe, as RGB or planes in the size and order of the stream, none
+//! duplicated and none dropped, each with its own timestamp. Rotations are applied in this process, because
+//! older versions of the program support fewer.
+//!
+//! Only local files are opened: a file name is never interpreted as an option or URL, and playlists, which open
+//! other files, are excluded.
 
 use crate::{
     VideoError, VideoInfo,
@@ -24,17 +25,17 @@ use std::{
     process::{Child, ChildStderr, Command, Stdio},
 };
 
-/// Where the programs are.
+/// Paths of the programs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Programs {
-    /// Decodes.
+    /// The program that decodes.
     pub ffmpeg: PathBuf,
-    /// Tells what a file holds.
+    /// The program that reports metadata.
     pub ffprobe: PathBuf,
 }
 
 impl Default for Programs {
-    /// As the environment says, else from the path.
+    /// Returns the programs of the environment variables, else those on the path.
     fn default() -> Self {
         let named = |variable: &str, name: &str| {
             std::env::var_os(variable).map_or_else(|| name.into(), PathBuf::from)
@@ -46,63 +47,62 @@ impl Default for Programs {
     }
 }
 
-/// What a file may be read as, by the names of ffmpeg's demultiplexers. Those of playlists and
-/// lists (`hls`, `concat`, `dash`) are not among them: a file of a stranger would have others on
-/// this machine read, and its clips would show them.
+/// Allowed demuxers of ffmpeg. Playlists (`hls`, `concat`, `dash`) are excluded: an untrusted file could
+/// include other files of this computer in its frames.
 pub(crate) const CONTAINERS: &str = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,mxf,nut,\
                           ivf,wtv,rm,dv,h264,hevc,obu,m4v,mjpeg,vc1,yuv4mpegpipe";
-/// The first video stream that is no cover picture.
+/// Specifier of the first video stream that is not a cover image.
 pub(crate) const STREAM: &str = "V:0";
-/// Most bytes that are kept of complaints.
+/// Maximum size of the kept error messages in bytes.
 const MAX_COMPLAINT: u64 = 64 << 10;
 
-/// A frame as it came through the pipe.
+/// A frame from the pipe.
 pub(crate) struct RawFrame {
-    /// Seconds from the first frame.
+    /// Seconds since the first frame.
     pub(crate) time: f64,
     pub(crate) bytes: Vec<u8>,
 }
 
-/// A video that the program decodes.
+/// A video that is decoded by the program.
 pub(crate) struct Stream {
     child: Child,
     out: pipe::Frames,
     stamps: Stamps,
     turn: Turn,
-    /// Seconds of the frames by the container's index, for programs that tell no times.
+    /// Times of the frames by the container's index, for programs that do not log times.
     times: std::vec::IntoIter<f64>,
-    /// The frame whose time counts as 0: the first one, unless it is known before.
+    /// Stamp of the frame with time 0: the first one that is read, unless it is known before.
     first: Option<Stamp>,
     shown: usize,
-    /// A frame that nobody needs any more: new memory for each one costs more than the reading.
+    /// Buffer of an earlier frame, reused because allocating costs more than reading.
     spare: Vec<u8>,
     pub(crate) info: VideoInfo,
 }
 
-/// How frames as they come through the pipe become those that are handed over.
+/// Conversion of frames from the pipe to returned frames.
 #[derive(Clone, Copy)]
 struct Turn {
     orientation: Orientation,
-    /// Width and height of stored pictures.
+    /// Width and height of stored frames.
     stored: (usize, usize),
     kind: Kind,
 }
 
-/// What comes through the pipe.
+/// Pixel format of the pipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Red, green and blue of each pixel.
+    /// Interleaved RGB.
     Rgb,
-    /// The same, to be handed over as three planes.
+    /// Interleaved RGB, returned as three planes.
     RgbPlanes,
-    /// Planes of 4:2:0.
+    /// Planes of YUV 4:2:0.
     Yuv420,
-    /// Some pixels in planes of 4:4:4, of pictures that are shown as they are stored.
+    /// Selected pixels in planes of YUV 4:4:4, of frames without rotation.
     Picked,
 }
 
 impl Turn {
-    /// Returns true if frames are handed over as they come.
+    /// Returns true if frames are returned unchanged.
     fn is_none(self) -> bool {
         self.kind != Kind::RgbPlanes && self.orientation.is_as_stored()
     }
@@ -130,16 +130,16 @@ impl Turn {
 }
 
 impl Stream {
-    /// Asks what the file holds and starts to decode its first video stream to RGB.
+    /// Probes a file and starts to decode its first video stream to RGB.
     pub(crate) fn open(path: &Path, programs: &Programs) -> Result<Self, VideoError> {
         let probed = probe(path, programs)?;
         let form = Form::rgb(probed.stored, Kind::Rgb);
         Self::start(path, programs, probed, &form, None)
     }
 
-    /// As [`open`](Self::open), to planes: those of 4:2:0 and 8 bits without full range as they are;
-    /// if the program is known to pick them from frames of this size, the wanted pixels alone. Others
-    /// come as red, green and blue, so that they are the same as with [`open`](Self::open).
+    /// Starts to decode to planes. Streams of 8-bit 4:2:0 with limited range are returned as YUV, reduced to the
+    /// wanted pixels if the program selects them bit-exactly. Other streams are returned as RGB planes, equal to
+    /// the frames of [`open`](Self::open).
     pub(crate) fn open_planar(
         path: &Path,
         programs: &Programs,
@@ -151,12 +151,11 @@ impl Stream {
         })
     }
 
-    /// As [`open_planar`](Self::open_planar), by two programs at once: the first gives all frames,
-    /// the second those from a key frame near the middle on, each on one core. With the place of that
-    /// frame; `None` where the file tells of no such frame.
+    /// Starts to decode as [`open_planar`](Self::open_planar) with two processes, each on one core: the first
+    /// returns all frames, the second those from a key frame near the middle. `None` if the index names no such
+    /// frame.
     ///
-    /// The second is only as good as the file's index: whether it does begin with that frame has to
-    /// be seen from the frames.
+    /// The index may be wrong: callers must check by the frames that the second process begins with that frame.
     pub(crate) fn open_planar_halves(
         path: &Path,
         programs: &Programs,
@@ -219,7 +218,7 @@ impl Stream {
         })
     }
 
-    /// The next frame; `None` after the last.
+    /// Returns the next frame; `None` after the last.
     pub(crate) fn next_frame(&mut self) -> Result<Option<RawFrame>, Cause> {
         let mut bytes = std::mem::take(&mut self.spare);
         let filled = match self.out.read(&mut bytes) {
@@ -246,15 +245,15 @@ impl Stream {
         }
         Err(match (filled, last_line(&said)) {
             (_, Some(line)) => format!("the ffmpeg program says: {line}"),
-            (false, None) if self.shown == 0 => "it holds no pictures".into(),
+            (false, None) if self.shown == 0 => "it has no frames".into(),
             _ => format!("the ffmpeg program ended early ({status})"),
         }
         .into())
     }
 
-    /// Seconds of the frame that was just read.
+    /// Returns the time in seconds of the frame that was just read.
     fn stamp(&mut self) -> Result<f64, Cause> {
-        // By the index, or as if frames lasted equally long.
+        // The time by the index, else by a constant frame rate.
         let even = if self.info.fps > 0.0 { self.shown as f64 / self.info.fps } else { 0.0 };
         let told = self.times.next().unwrap_or(even);
         let Some(stamp) = self.stamps.next() else { return Ok(told) };
@@ -267,7 +266,7 @@ impl Stream {
         Ok(stamp.since(&first).unwrap_or(told))
     }
 
-    /// Takes back the bytes of a frame, for the next one.
+    /// Returns the buffer of a frame for reuse.
     pub(crate) fn reuse(&mut self, bytes: Vec<u8>) {
         if self.turn.is_none() {
             self.spare = bytes;
@@ -277,28 +276,28 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // It may have ended by itself; either way it is waited for, so that no process is left.
+        // Waits in any case, so that no zombie process is left.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// The filter that tells each frame's time and size.
+/// The filter that logs the time and size of each frame.
 const STAMPS: &str = "showinfo=checksum=0";
 
-/// One of two programs on one video.
+/// One of two processes that decode one video.
 #[derive(Clone, Copy)]
 struct Half {
-    /// Where it begins, in the container's own seconds.
+    /// Start in seconds of the container; `None` for the beginning.
     seek: Option<f64>,
 }
 
 impl Half {
-    /// Options before the input.
+    /// Returns the options before the input.
     fn options(self) -> Vec<OsString> {
         let mut options: Vec<OsString> = ["-copyts", "-threads", "1"].map(Into::into).into();
         if let Some(seconds) = self.seek {
-            // To the key frame before that time, and nothing thrown away after it.
+            // Seeks to the key frame before that time and keeps all frames after it.
             options.extend(["-seek_timestamp", "1", "-noaccurate_seek", "-ss"].map(Into::into));
             options.push(format!("{seconds:.6}").into());
         }
@@ -306,72 +305,72 @@ impl Half {
     }
 }
 
-/// Two programs on one video.
+/// Two processes that decode one video.
 pub(crate) struct Halves {
-    /// All frames.
+    /// Returns all frames.
     pub(crate) first: Stream,
-    /// Those from `place` on.
+    /// Returns the frames from index `place`.
     pub(crate) second: Stream,
-    /// Frames before the second's first.
+    /// Index of the second's first frame.
     pub(crate) place: usize,
     pub(crate) planar: Planar,
 }
 
-/// Which pixels are looked at, for frames of a width and a height; `None` for all of them.
+/// A function that returns the wanted pixels of frames of a width and height; `None` for all pixels.
 pub(crate) type Wanted<'a> = &'a dyn Fn(usize, usize) -> Option<Picks>;
 
-/// What the frames of a stream of planes are.
+/// Format of planar frames.
 #[derive(Debug, Clone)]
 pub(crate) struct Planar {
     pub(crate) to_rgb: ToRgb,
-    /// The pixels that there are, as planes of 4:4:4; all of them, as 4:2:0, where `None`.
+    /// The selected pixels, as planes of 4:4:4; `None` for all pixels as 4:2:0.
     pub(crate) picks: Option<Picks>,
 }
 
-/// The form in which frames are asked for.
+/// Format in which frames are requested from the program.
 struct Form {
     kind: Kind,
-    /// A filter.
+    /// Filter to apply.
     filter: Option<String>,
-    /// Options of the output.
+    /// Output options.
     options: Vec<OsString>,
-    /// Bytes of a frame.
+    /// Size of a frame in bytes.
     frame_bytes: usize,
-    /// Width and height, where the frames come with words about them (YUV4MPEG2).
+    /// Width and height for YUV4MPEG2 output; `None` for raw output.
     size: Option<(usize, usize)>,
 }
 
 impl Form {
-    /// All pixels of frames of this size (width, height), red, green and blue.
+    /// Requests all pixels of frames of this size (width, height) as RGB.
     fn rgb((width, height): (usize, usize), kind: Kind) -> Self {
         let options = ["-pix_fmt", "rgb24", "-f", "rawvideo"].map(Into::into).into();
         Self { kind, filter: None, options, frame_bytes: 3 * height * width, size: None }
     }
 
-    /// All pixels of frames of this size (width, height), 4:2:0.
+    /// Requests all pixels of frames of this size (width, height) as 4:2:0.
     fn whole(size @ (width, height): (usize, usize)) -> Self {
         let frame_bytes = height * width + 2 * height.div_ceil(2) * width.div_ceil(2);
         Self::of_planes(Kind::Yuv420, &["-pix_fmt", "yuv420p"], frame_bytes, size)
     }
 
-    /// Some pixels of frames of this size, 4:4:4.
+    /// Requests selected pixels of frames of this size as 4:4:4.
     fn picked(size: (usize, usize), picks: &Picks) -> Self {
-        // Several threads for so little would wait for one another.
+        // One thread: several would wait for each other.
         let options = ["-filter_threads", "1"];
         let small = (picks.columns.len(), picks.rows.len());
         let form = Self::of_planes(Kind::Picked, &options, picks.frame_bytes(), small);
         Self { filter: Some(picks.filter(size)), ..form }
     }
 
-    /// Planes go out line by line as they lie in the decoder's frames. The plain form, `rawvideo`,
-    /// would first have them all copied to another place.
+    /// Requests planes as YUV4MPEG2, which writes the rows of the decoder's frames directly; `rawvideo` would
+    /// copy each frame first.
     fn of_planes(kind: Kind, options: &[&str], frame_bytes: usize, size: (usize, usize)) -> Self {
         let options = options.iter().chain(&["-f", "yuv4mpegpipe"]).map(Into::into).collect();
         Self { kind, filter: None, options, frame_bytes, size: Some(size) }
     }
 }
 
-/// Starts programs for the wanted pixels where they are picked to the byte, else for all of them.
+/// Starts the program for the wanted pixels if it selects them bit-exactly, else for all pixels.
 fn start_planar<T>(
     programs: &Programs,
     probed: &Probed,
@@ -381,7 +380,7 @@ fn start_planar<T>(
     let to_rgb = ToRgb::stated(Colour { matrix: probed.matrix, full_range: false })
         .filter(|_| probed.is_plain);
     let Some(to_rgb) = to_rgb else {
-        // Other depths, ranges and chroma formats would be rounded or averaged on the way to 4:2:0.
+        // Conversion of other depths, ranges and chroma formats to 4:2:0 would lose information.
         let (width, height) = (probed.info.width, probed.info.height);
         let picks = Picks { columns: (0..width).collect(), rows: (0..height).collect() };
         let planar = Planar { to_rgb: ToRgb::NONE, picks: Some(picks) };
@@ -390,7 +389,7 @@ fn start_planar<T>(
     let size = probed.stored;
     let are_possible = probed.orientation.is_as_stored();
     if let Some(picks) = wanted(size.0, size.1).filter(|_| are_possible) {
-        // They get going while it is found out whether they are of use.
+        // Decoding starts while the program is tested.
         let started = start(&Form::picked(size, &picks))?;
         if picks.are_made_by(&programs.ffmpeg, size) {
             return Ok((started, Planar { to_rgb, picks: Some(picks) }));
@@ -399,13 +398,14 @@ fn start_planar<T>(
     Ok((start(&Form::whole(size))?, Planar { to_rgb, picks: None }))
 }
 
-/// A path that is no option and no address.
+/// Returns a path as a `file:` URL, which is never interpreted as an option or another protocol.
 pub(crate) fn local(path: &Path) -> std::io::Result<OsString> {
     let mut name = OsString::from("file:");
     name.push(std::path::absolute(path)?);
     Ok(name)
 }
 
+/// Returns the error of a program that cannot be started.
 pub(crate) fn absent(path: &Path, program: &Path, source: std::io::Error) -> VideoError {
     let (path, program) = (path.into(), program.into());
     match source.kind() {
@@ -414,7 +414,7 @@ pub(crate) fn absent(path: &Path, program: &Path, source: std::io::Error) -> Vid
     }
 }
 
-/// Reads all that a program complains of, and keeps the beginning.
+/// Reads the error messages of a program and returns their beginning.
 pub(crate) fn complaints(mut said: ChildStderr) -> String {
     let mut kept = Vec::new();
     let _ = said.by_ref().take(MAX_COMPLAINT).read_to_end(&mut kept);
@@ -422,7 +422,7 @@ pub(crate) fn complaints(mut said: ChildStderr) -> String {
     String::from_utf8_lossy(&kept).into_owned()
 }
 
-/// The last complaint, without the name of the file, which its reader knows.
+/// Returns the last error message without the name of the file.
 pub(crate) fn last_line(text: &str) -> Option<&str> {
     let line = text.lines().map(str::trim).rfind(|line| !line.is_empty())?;
     let is_name = line.starts_with("file:");

@@ -1,4 +1,4 @@
-//! Files with a video's name that are something else, told by their first bytes.
+//! Detection of files that are not videos, by their first bytes.
 
 use std::{
     fs::File,
@@ -6,8 +6,8 @@ use std::{
     path::Path,
 };
 
-/// Returns what a file is, if it is of a common kind that holds no video: said at once and alike, whether the
-/// `ffmpeg` program is there or not. (MP4, Matroska, Ogg, PNG and others may hold one.)
+/// Returns the kind of a file if it is a common kind without video. The answer does not depend on the `ffmpeg`
+/// program. (MP4, Matroska, Ogg, PNG and others may contain video.)
 ///
 /// # Errors
 /// Returns an error if the file cannot be read.
@@ -45,7 +45,7 @@ fn of(start: &[u8]) -> Option<&'static str> {
     })
 }
 
-/// Returns true for a GIF, whatever its name.
+/// Returns true for a GIF file with any extension.
 pub(crate) fn is_gif(path: &Path) -> bool {
     let mut start = [0; 6];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut start));

@@ -1,13 +1,23 @@
-//! A clip of 8-bit RGB in memory.
+//! A video clip in memory: [`Frames`].
 
 use crate::{VideoError, VideoSpec, Writer};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// Pixels of a clip that one side may have; H.264 ends near it too.
+/// Maximum width and height of a clip in pixels, close to the limit of H.264.
 pub const MAX_SIDE: usize = 16_384;
 
-/// Uncompressed clip: `[T, H, W, 3]` bytes, row-major.
+/// An uncompressed clip: `[T, H, W, 3]` bytes of RGB, row-major.
+///
+/// ```
+/// use opensora_video::Frames;
+///
+/// // Two red frames of 4x6 pixels.
+/// let clip = Frames::from_rgb([255, 0, 0].repeat(2 * 4 * 6), [2, 4, 6])?;
+/// assert_eq!((clip.len(), clip.height(), clip.width()), (2, 4, 6));
+/// assert_eq!(clip.frame(1).map(<[u8]>::len), Some(4 * 6 * 3));
+/// # Ok::<(), opensora_video::FramesError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frames {
     width: usize,
@@ -15,33 +25,34 @@ pub struct Frames {
     data: Vec<u8>,
 }
 
-/// Why numbers are no clip.
+/// An error of creating a clip.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum FramesError {
-    /// A side, length or number of channels that a clip cannot have.
+    /// The shape is invalid.
     #[error(
-        "a clip cannot have the shape {shape:?} ({axes}): expected three channels, at least one \
-         frame, and sides of 1 to {MAX_SIDE} pixels"
+        "found the shape {shape:?} ({axes}), expected three channels, at least one frame, and sides of \
+         1 to {MAX_SIDE} pixels"
     )]
     Shape {
         /// The shape.
         shape: [usize; 4],
-        /// What its axes are.
+        /// Names of the axes.
         axes: &'static str,
     },
-    /// More or fewer values than the shape has.
+    /// The number of values does not match the shape.
     #[error("a clip of shape {shape:?} has {expected} values, {found} were given")]
     Values {
         /// The shape.
         shape: [usize; 4],
-        /// Values that it has.
+        /// Number of values of the shape.
         expected: usize,
-        /// Values that came.
+        /// Number of given values.
         found: usize,
     },
 }
 
-/// Checks a shape and counts its values.
+/// Checks a shape and returns its number of values.
 fn count(
     shape: [usize; 4],
     [frames, height, width, channels]: [usize; 4],
@@ -54,10 +65,10 @@ fn count(
 }
 
 impl Frames {
-    /// From `[T, H, W, 3]` bytes.
+    /// Creates a clip from `[T, H, W, 3]` bytes.
     ///
     /// # Errors
-    /// Where the shape is no clip's or the number of bytes is another.
+    /// Returns an error if the shape is invalid or does not match the number of bytes.
     pub fn from_rgb(
         data: Vec<u8>,
         [frames, height, width]: [usize; 3],
@@ -70,14 +81,14 @@ impl Frames {
         Ok(Self { width, height, data })
     }
 
-    /// From decoded values `[3, T, H, W]` about [-1, 1], rounded as the reference does: clamped,
-    /// moved to [0, 1], times 255 plus a half, cut off. What is not a number becomes black.
+    /// Creates a clip from values `[3, T, H, W]` in [-1, 1]. As in the reference, values are clamped, mapped to
+    /// [0, 1], multiplied by 255, and rounded by adding a half and truncating. NaN becomes black.
     ///
     /// Source: hpcaitech/Open-Sora v1.0.0, `opensora/datasets/utils.py`, `save_sample`, and
     /// torchvision's `save_image` and `write_video`.
     ///
     /// # Errors
-    /// Where the shape is no clip's or the number of values is another.
+    /// Returns an error if the shape is invalid or does not match the number of values.
     pub fn from_signed(values: &[f32], shape: [usize; 4]) -> Result<Self, FramesError> {
         let [channels, frames, height, width] = shape;
         let expected = count(shape, [frames, height, width, channels], "[3, T, H, W]")?;
@@ -94,9 +105,9 @@ impl Frames {
         Ok(Self { width, height, data })
     }
 
-    /// Writes the clip, in the format of the path's ending (see [`Format::of`](crate::Format::of)): MP4, GIF,
-    /// PNG for a single frame, a folder of PNG frames where there is no ending. Returns the path of the
-    /// file, which ends in `.png` for a single frame. The file appears complete or not at all.
+    /// Writes the clip atomically, in the format of the path's extension
+    /// ([`Format::of`](crate::Format::of)): MP4, GIF, PNG for a single frame, or a folder of PNG frames without
+    /// an extension. Returns the path of the output, which ends in `.png` for a single frame.
     ///
     /// # Errors
     /// Returns an error if the format is unknown or cannot hold the clip, or the file cannot be written.
@@ -105,39 +116,39 @@ impl Frames {
         Writer::open(path.as_ref(), &spec)?.write(self, &Value::Null)
     }
 
-    /// Number of frames, at least one.
+    /// Returns the number of frames, at least one.
     #[allow(clippy::len_without_is_empty, reason = "a clip has at least one frame")]
     pub fn len(&self) -> usize {
         self.data.len() / (3 * self.width * self.height)
     }
 
-    /// Pixels in a row.
+    /// Returns the width in pixels.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Rows.
+    /// Returns the height in pixels.
     pub fn height(&self) -> usize {
         self.height
     }
 
-    /// All bytes, `[T, H, W, 3]`.
+    /// Returns all bytes, `[T, H, W, 3]`.
     pub fn data(&self) -> &[u8] {
         &self.data
     }
 
-    /// One frame, `[H, W, 3]`; `None` behind the last.
+    /// Returns one frame, `[H, W, 3]`; `None` after the last.
     pub fn frame(&self, index: usize) -> Option<&[u8]> {
         self.iter().nth(index)
     }
 
-    /// The frames in order, `[H, W, 3]` each.
+    /// Iterates over the frames, `[H, W, 3]` each.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
         self.data.chunks_exact(3 * self.width * self.height)
     }
 }
 
-/// `x` in [-1, 1] to a byte.
+/// Converts `x` in [-1, 1] to a byte.
 fn quantise(x: f32) -> u8 {
     // torchvision: (x - low) / (high - low), then * 255 + 0.5, clamp, truncate.
     let unit = (x.clamp(-1.0, 1.0) + 1.0) / 2.0;

@@ -1,4 +1,4 @@
-//! Animated GIF: 256 colours a frame, endless.
+//! Writing and reading of animated GIF files.
 
 use crate::{Frames, VideoError, error::Cause, frames::MAX_SIDE};
 use std::{
@@ -7,36 +7,37 @@ use std::{
     path::Path,
 };
 
-/// Ticks of a GIF's clock in a second; players slow delays below two ticks down.
+/// Ticks per second of a GIF. Players slow down delays below two ticks.
 const TICKS: f64 = 100.0;
-/// Delay that players take where a file states none or a single tick.
+/// Delay that players use for files with a delay below two ticks.
 const USUAL_DELAY: u64 = 10;
-/// Pixels of a frame that its 256 colours are chosen by: a fifth of a second's work.
+/// Number of pixels of a frame from which its palette is computed (about 0.2 s).
 const LOOKED_AT: usize = 1 << 16;
-/// Most bytes of RGB that are read.
+/// Maximum size of a decoded file in bytes of RGB.
 const MAX_DECODED: usize = 4 << 30;
 
-/// Fails where GIF cannot hold the size or rate.
+/// Returns an error if GIF does not support the size or rate.
 pub(crate) fn check(height: usize, width: usize, fps: f64) -> Result<(), String> {
     if height > usize::from(u16::MAX) || width > usize::from(u16::MAX) {
-        return Err(format!("GIF cannot hold {height}x{width} pixels"));
+        return Err(format!("GIF does not support {height}x{width} pixels"));
     }
-    // A frame's delay is a whole number of ticks: at most 2 to 65,535 of them.
+    // The delay of a frame is 2 to 65,535 ticks.
     if !(TICKS / f64::from(u16::MAX)..=TICKS / 2.0).contains(&fps) {
-        return Err(format!("GIF cannot show {fps} frames a second: 0.002 to 50 are possible"));
+        return Err(format!("GIF does not support {fps} frames per second, expected 0.002 to 50"));
     }
     Ok(())
 }
 
-/// Encodes a clip into `out`. Frames begin at the hundredth of a second that is nearest to their
-/// time, so that the rounding does not add up: 8 frames a second last 13, 12, 13, ... ticks.
+/// Encodes a clip as an endless animation with 256 colours per frame. Frames begin at the hundredth of a second
+/// nearest to their time, so that rounding errors do not accumulate: 8 frames per second last 13, 12, 13, ...
+/// ticks.
 pub(crate) fn encode(clip: &Frames, fps: f64, out: impl Write) -> Result<(), Cause> {
     let (width, height) = (clip.width() as u16, clip.height() as u16);
     let begin = |index: usize| (index as f64 * TICKS / fps).round();
     let mut encoder = gif::Encoder::new(out, width, height, &[])?;
     encoder.set_repeat(gif::Repeat::Infinite)?;
     for (index, rgb) in clip.iter().enumerate() {
-        // The speed is one pixel in so many that is looked at, up to 30.
+        // The speed is the step between sampled pixels, at most 30.
         let speed = (rgb.len() / 3 / LOOKED_AT).clamp(1, 30) as i32;
         let mut frame = gif::Frame::from_rgb_speed(width, height, rgb, speed);
         frame.delay = (begin(index + 1) - begin(index)) as u16;
@@ -45,27 +46,27 @@ pub(crate) fn encode(clip: &Frames, fps: f64, out: impl Write) -> Result<(), Cau
     Ok(())
 }
 
-/// Reads a GIF: frames as they are shown (transparent pixels keep what was there before, at first
-/// black), and frames per second (of frames that last unequally long: their mean).
+/// Reads a GIF. Returns the shown frames (transparent pixels keep the previous colour, initially black) and the
+/// mean frames per second.
 ///
 /// # Errors
-/// Where the file cannot be read, is damaged, or holds too much.
+/// Returns an error if the file cannot be read, is damaged, or is too large.
 pub fn read(path: &Path) -> Result<(Frames, f64), VideoError> {
     let Timed { frames, times, duration } = read_timed(path)?;
     let fps = times.len() as f64 / duration;
     Ok((frames, fps))
 }
 
-/// A GIF and its times.
+/// The frames of a GIF with their times.
 pub(crate) struct Timed {
     pub(crate) frames: Frames,
-    /// Seconds at which each frame is shown.
+    /// Time of each frame in seconds.
     pub(crate) times: Vec<f64>,
-    /// Seconds at which the last one ends.
+    /// End of the last frame in seconds.
     pub(crate) duration: f64,
 }
 
-/// As [`read`], with the time of each frame.
+/// Reads a GIF as [`read`], with the time of each frame.
 pub(crate) fn read_timed(path: &Path) -> Result<Timed, VideoError> {
     let io = |source| VideoError::Io { path: path.into(), source };
     let file = BufReader::new(File::open(path).map_err(io)?);
@@ -78,29 +79,31 @@ pub(crate) fn read_timed(path: &Path) -> Result<Timed, VideoError> {
     Ok(Timed { frames, times, duration: seconds(end) })
 }
 
-/// RGB, shape, and ticks at which frames begin and the last one ends.
+/// RGB, shape, start of each frame and end of the last frame in ticks.
 type Decoded = (Vec<u8>, [usize; 3], Vec<u64>, u64);
 
 fn decode(file: impl Read) -> Result<Decoded, Cause> {
     let mut options = gif::DecodeOptions::new();
     options.set_color_output(gif::ColorOutput::RGBA);
-    // Frames larger than the screen are refused, and with them most that a hostile file can ask.
+    // Rejects frames larger than the screen, which limits the memory of hostile files.
     options.check_frame_consistency(true);
     let mut decoder = options.read_info(file)?;
     let (width, height) = (usize::from(decoder.width()), usize::from(decoder.height()));
     if !(1..=MAX_SIDE).contains(&width) || !(1..=MAX_SIDE).contains(&height) {
-        return Err(format!("it has {height}x{width} pixels, sides are 1 to {MAX_SIDE}").into());
+        return Err(
+            format!("it has {height}x{width} pixels, expected sides of 1 to {MAX_SIDE}").into()
+        );
     }
     let mut screen = vec![0; 3 * height * width];
     let (mut rgb, mut starts, mut ticks) = (Vec::new(), Vec::new(), 0);
     while let Some(frame) = decoder.read_next_frame()? {
         if rgb.len() + screen.len() > MAX_DECODED {
-            return Err("its frames are too many to hold".into());
+            return Err("it has too many frames to hold in memory".into());
         }
         let before = (frame.dispose == gif::DisposalMethod::Previous).then(|| screen.clone());
         let (left, top) = (usize::from(frame.left), usize::from(frame.top));
         let columns = usize::from(frame.width).max(1);
-        // Pixels of the frame with their places on the screen, where they have one.
+        // Offset on the screen of a pixel of the frame; `None` outside the screen.
         let place = |index: usize| {
             let (row, column) = (top + index / columns, left + index % columns);
             (row < height && column < width).then(|| 3 * (row * width + column))
@@ -122,7 +125,7 @@ fn decode(file: impl Read) -> Result<Decoded, Cause> {
         }
     }
     if starts.is_empty() {
-        return Err("it holds no frames".into());
+        return Err("it has no frames".into());
     }
     Ok((rgb, [starts.len(), height, width], starts, ticks))
 }

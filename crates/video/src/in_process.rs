@@ -1,7 +1,7 @@
-//! The video of an MP4, decoded in this process.
+//! Decoding of the video of an MP4 in this process.
 //!
-//! Memory does not grow with the length of the video: the header, one sample, and the pictures whose
-//! turn has not come are held.
+//! Memory does not grow with the length of the video: only the header, one sample and the frames that are not
+//! displayed yet are held.
 
 use crate::{
     aspect::PixelAspect,
@@ -23,28 +23,29 @@ use std::{
     vec,
 };
 
-/// A picture as it is shown.
+/// A shown frame.
 pub(crate) struct Shown {
-    /// Seconds from the first shown frame.
+    /// Seconds since the first shown frame.
     pub(crate) time: f64,
     pub(crate) planes: Planes,
     pub(crate) matrix: Matrix,
 }
 
-/// The shown frames of an MP4, decoded picture by picture.
+/// The shown frames of an MP4.
 pub(crate) struct Stream {
     file: File,
-    /// Samples that are needed for the frames that are shown, in decoding order.
+    /// Samples that the shown frames need, in decoding order.
     samples: vec::IntoIter<Sample>,
     decoder: Box<dyn Decode + Send>,
-    /// Decoded, and their turn has come.
+    /// Decoded frames that can be displayed.
     ready: VecDeque<Picture>,
-    /// Whether the first sample needs no other.
+    /// True if the first sample is an IDR picture.
     begins_anew: bool,
-    /// Frames of these times are shown.
+    /// Times of the shown frames.
     window: Range<i64>,
-    /// Time of the first shown frame, and ticks per second.
+    /// Time of the first shown frame in ticks.
     first: i64,
+    /// Ticks per second.
     timescale: u32,
     orientation: Orientation,
     pub(crate) info: VideoInfo,
@@ -60,7 +61,7 @@ impl Stream {
         let mut stream = guarded(|| Self::of(file, track))?;
         stream.fill()?;
         let Some(picture) = stream.ready.front() else {
-            return Err(Refusal::unusable("it holds no pictures"));
+            return Err(Refusal::unusable("it has no frames"));
         };
         let size = (picture.planes.width, picture.planes.height);
         (stream.info.width, stream.info.height) = stream.orientation.swap(size);
@@ -75,7 +76,7 @@ impl Stream {
         let decoder = H264::new(sets, length_size, track.colour)?;
         let timing = Timing::of(&samples, &window, timescale);
         let Some(Timing { first, frames, fps, duration }) = timing else {
-            return Err(Refusal::unusable("it holds no pictures"));
+            return Err(Refusal::unusable("it has no frames"));
         };
         let (needed, begins_anew) = needed(&mut file, &samples, &window, length_size)?;
         samples.truncate(needed.end);
@@ -102,7 +103,7 @@ impl Stream {
         })
     }
 
-    /// The next shown frame; `None` after the last.
+    /// Returns the next shown frame; `None` after the last.
     pub(crate) fn next_picture(&mut self) -> Result<Option<Shown>, Refusal> {
         self.fill()?;
         Ok(self.ready.pop_front().map(|Picture { time, planes, matrix }| Shown {
@@ -112,7 +113,7 @@ impl Stream {
         }))
     }
 
-    /// Decodes until a frame that is shown has its turn or there is none left.
+    /// Decodes until a shown frame is available or the stream ends.
     fn fill(&mut self) -> Result<(), Refusal> {
         let Self { file, samples, decoder, ready, window, .. } = self;
         guarded(|| {
@@ -136,7 +137,7 @@ impl Stream {
     }
 }
 
-/// The pictures that an edit does not hide.
+/// Returns the frames that are not hidden by an edit.
 fn shown(pictures: Vec<Picture>, window: &Range<i64>) -> impl Iterator<Item = Picture> {
     pictures.into_iter().filter(|picture| window.contains(&picture.time))
 }
@@ -167,8 +168,8 @@ fn read(file: &mut File, sample: &Sample) -> Result<Vec<u8>, Refusal> {
     Ok(bytes)
 }
 
-/// The samples that have to be decoded for the frames of a window: from the last picture on that
-/// begins anew before them; and whether there is such a picture.
+/// Returns the range of samples to decode for the frames of a window, from the last IDR picture before them,
+/// and true if there is such a picture.
 fn needed(
     file: &mut File,
     samples: &[Sample],
@@ -183,7 +184,7 @@ fn needed(
             return Ok((start..end, true));
         }
     }
-    // Pictures before the first one may need some that were cut off.
+    // Frames displayed before the first sample may depend on missing samples.
     let earliest = samples.first().map_or(0, |first| first.shown);
     match samples.iter().any(|sample| is_shown(sample) && sample.shown < earliest) {
         true => Err(Refusal::unsupported(NO_BEGINNING)),
@@ -191,37 +192,37 @@ fn needed(
     }
 }
 
-/// Found in files that were cut out of others at a picture that is only nearly a beginning.
+/// The reason for files that were cut at a recovery point instead of an IDR picture.
 const NO_BEGINNING: &str = "H.264 that does not begin with an IDR picture";
 
 fn seconds(ticks: i64, timescale: u32) -> f64 {
     ticks as f64 / f64::from(timescale)
 }
 
-/// The times of the frames that are shown.
+/// Times of the shown frames.
 #[derive(Debug, PartialEq)]
 struct Timing {
-    /// The first, in ticks.
+    /// Time of the first frame in ticks.
     first: i64,
-    /// How many.
+    /// Number of frames.
     frames: usize,
-    /// Frames per second, 0 if they take no time.
+    /// Frames per second; 0 if all durations are 0.
     fps: f64,
     /// Seconds from the first frame to the end of the last.
     duration: f64,
 }
 
 impl Timing {
-    /// `None` if nothing is shown.
+    /// Returns `None` if no frame is shown.
     fn of(samples: &[Sample], window: &Range<i64>, timescale: u32) -> Option<Self> {
         let shown = || samples.iter().filter(|sample| window.contains(&sample.shown));
         let first = shown().map(|sample| sample.shown).min()?;
         let last = shown().max_by_key(|sample| sample.shown)?;
         let end = last.shown.saturating_add(last.ticks.into()).min(window.end);
-        // Of all samples, as FFmpeg has it.
+        // The mean of all samples, as in FFmpeg.
         let ticks: i64 = samples.iter().map(|sample| i64::from(sample.ticks)).sum();
         let fps = samples.len() as f64 / seconds(ticks, timescale);
-        // Durations are whole ticks: take the round number behind them if there is one.
+        // Durations are whole ticks: use the integer rate that they approximate, if any.
         let whole = fps.round();
         let fps = if whole >= 1.0 && (fps - whole).abs() < 1e-3 { whole } else { fps };
         Some(Self {
@@ -233,7 +234,7 @@ impl Timing {
     }
 }
 
-/// Container and codec come from strangers and the decoder is young: a panic in it is a damaged file.
+/// Converts a panic of the decoder, which is a young library, to the refusal of a damaged file.
 fn guarded<T>(work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(Refusal::unusable("the decoder gave up on damaged data")))

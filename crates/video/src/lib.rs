@@ -1,30 +1,30 @@
-//! Clips of 8-bit RGB and their files.
+//! Video clips as 8-bit RGB, and their files: MP4 (H.264), GIF, PNG, and other formats through `ffmpeg`.
 //!
-//! | module | thought |
+//! | module | contents |
 //! |---|---|
-//! | [`frames`] | the clip in memory, and the reference's rounding to bytes |
-//! | [`writer`] | an output that is tried before the work and complete or absent after it |
-//! | [`media`] | images and videos by their endings |
-//! | [`reader`] | any video, picture by picture |
-//! | [`picks`] | frames made smaller by leaving pixels out, while `ffmpeg` decodes |
-//! | [`ffmpeg`] | the `ffmpeg` program, for what is not decoded in this process |
-//! | `probe` | what the `ffprobe` program says of a file |
-//! | `pipe` | frames out of a program's output |
-//! | `stamps` | times of frames, told by a program |
-//! | [`mp4`] | H.264 in MP4, written and read |
-//! | `metadata` | the record of a clip in the header of an MP4 |
-//! | `in_process` | the shown frames of an MP4, decoded in this process |
-//! | `decode` | decoders of video streams, behind one interface |
-//! | `sps` | size, colours and pixel aspect that an H.264 stream states |
-//! | `orientation`, `aspect` | how stored pictures are turned, and the shape of their pixels |
-//! | `color` | RGB to the planes of a video codec and back |
-//! | [`yuv`] | pixels of those planes as RGB, as FFmpeg has them |
-//! | [`vectors`] | loops for the vectors that the processor has |
+//! | [`frames`] | a clip in memory |
+//! | [`writer`] | writes a clip atomically, after checking the target before the work |
+//! | [`media`] | reads images and videos by their extensions |
+//! | [`reader`] | reads any video frame by frame |
+//! | [`picks`] | a subset of the pixels of each frame, selected while `ffmpeg` decodes |
+//! | [`ffmpeg`] | the `ffmpeg` program, for formats that are not decoded in this process |
+//! | `probe` | metadata of a file by the `ffprobe` program |
+//! | `pipe` | frames from the output of a program |
+//! | `stamps` | timestamps of frames from the log of a program |
+//! | [`mp4`] | writes and reads H.264 in MP4 |
+//! | `metadata` | comment in the header of an MP4 |
+//! | `in_process` | decodes the shown frames of an MP4 in this process |
+//! | `decode` | interface of video decoders, and H.264 |
+//! | `sps` | sequence parameter sets of H.264: size, colours, pixel aspect |
+//! | `orientation`, `aspect` | rotation of stored frames, and sample aspect ratio |
+//! | `color` | RGB to YUV 4:2:0 and back |
+//! | [`yuv`] | YUV to RGB, bit-exact with FFmpeg |
+//! | [`vectors`] | loops compiled for several vector instruction sets |
 //! | `track` | the video track of an MP4: `boxes`, sample `tables`, and `edits` that hide frames |
-//! | `refusal` | why a file is not decoded in this process |
-//! | [`gif`], [`png`] | the other two formats |
-//! | [`pillow`] | resizing of images by Pillow's arithmetic |
-//! | [`sheet`] | several clips in one picture |
+//! | `refusal` | reasons for not decoding a file in this process |
+//! | [`gif`], [`png`] | GIF and PNG files |
+//! | [`pillow`] | resizing of images, bit-exact with Pillow |
+//! | [`sheet`] | contact sheets of clips |
 //!
 //! ```
 //! use opensora_video::{Frames, VideoSpec, Writer, mp4};
@@ -38,6 +38,7 @@
 //! let path = writer.write(&clip, &serde_json::json!({"prompt": "fog"}))?;
 //! let (read, fps) = mp4::read(&path)?;
 //! assert_eq!((read.len(), fps), (4, 8.0));
+//! // The record of how the clip was made.
 //! assert!(path.with_extension("mp4.json").exists());
 //! # Ok(())
 //! # }

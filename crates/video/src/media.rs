@@ -1,4 +1,4 @@
-//! Images and videos by their endings.
+//! Reading of images and videos by their extensions.
 
 use crate::{
     Frames, VideoError,
@@ -8,36 +8,35 @@ use crate::{
 };
 use std::path::Path;
 
-/// Endings that are read as images.
+/// Extensions of images.
 pub const IMAGES: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "ppm", "pgm", "pnm"];
-/// Endings that are read as videos, and folders as frames; others than MP4's and GIF's are read
-/// through the `ffmpeg` program where they are not decoded here.
+/// Extensions of videos. Formats other than MP4 and GIF need the `ffmpeg` program.
 pub const VIDEOS: [&str; 14] = [
     "mp4", "m4v", "mov", "gif", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "m2ts", "flv", "wmv",
     "3gp",
 ];
 
-/// Most bytes that the pictures of a clip may take: far above any clip here.
+/// Maximum size of the frames of a clip in bytes.
 const MAX_CLIP_BYTES: usize = 4 << 30;
 
-/// Most bytes that decoding an image may take.
+/// Maximum memory for decoding an image in bytes.
 const MAX_IMAGE_BYTES: u64 = 1 << 30;
 
-/// What a file holds.
+/// Contents of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Media {
-    /// One picture, as a clip of one frame.
+    /// An image, as a clip of one frame.
     Image(Frames),
     /// A video: a file, or a folder of `frame_00000.png` and so on.
     Video(Frames),
 }
 
 impl Media {
-    /// Reads all of a file or folder. Videos come upright and in square pixels.
+    /// Reads a file or a folder of PNG frames. Videos are rotated upright and resized to square pixels.
     ///
-    /// An image's kind goes by its content, as many files have the ending of another kind. Greys
-    /// become RGB, 16 bits become 8, opacity is dropped, and rotations that a camera noted are not
-    /// made: as Pillow's `convert("RGB")`.
+    /// The format of an image is detected by its contents, because extensions are often wrong. As in Pillow's
+    /// `convert("RGB")`, grey images become RGB, 16 bits become 8, opacity is removed, and the EXIF orientation
+    /// is ignored.
     ///
     /// # Errors
     /// Returns an error if the extension is unknown or the file cannot be read.
@@ -53,7 +52,7 @@ impl Media {
         }
     }
 
-    /// Its frames.
+    /// Returns the frames.
     pub fn frames(&self) -> &Frames {
         match self {
             Self::Image(frames) | Self::Video(frames) => frames,
@@ -69,7 +68,7 @@ fn all_frames(path: &Path) -> Result<Frames, VideoError> {
         rgb.extend(frame?.rgb);
         count += 1;
         if rgb.len() > MAX_CLIP_BYTES {
-            let reason = "its pictures are too many to hold: cut it into clips first";
+            let reason = "it has too many frames to hold in memory: split it into clips first";
             return Err(VideoError::decode(path, reason));
         }
     }

@@ -1,7 +1,7 @@
-//! A text in the header of an MP4: the comment that players and `ffprobe` show.
+//! The comment in the header of an MP4, which players and `ffprobe` show.
 //!
-//! Stored where iTunes does (`moov/udta/meta/ilst/©cmt`), which every reader knows. The header of a
-//! file that begins with it grows, so that the offsets of its samples grow as well.
+//! The comment is stored as in iTunes files (`moov/udta/meta/ilst/©cmt`). It enlarges the header, so that the
+//! offsets of samples after the header are increased.
 
 use crate::{
     boxes::{Name, Numbers, boxes, find},
@@ -12,16 +12,16 @@ use std::ops::Range;
 
 /// The box of a comment.
 const COMMENT: Name = *b"\xa9cmt";
-/// The kind of a `data` box that holds text.
+/// Type code of a `data` box with text.
 const UTF_8: u32 = 1;
-/// Most bytes of a comment: far more than a prompt and its settings.
+/// Maximum size of a comment in bytes, far more than a prompt and its settings.
 pub(crate) const MAX_COMMENT: usize = 1 << 20;
 
-/// Adds a comment to a whole MP4.
+/// Adds a comment to a complete MP4.
 ///
 /// # Errors
-/// Returns a reason if the comment is too long or the file is no MP4 as they are written here: a
-/// header without comments, and fewer than 4 GiB.
+/// Returns an error if the comment is too long, or if the file is not an MP4 of fewer than 4 GiB without user
+/// data, as this crate writes them.
 pub(crate) fn with_comment(mp4: &[u8], comment: &str) -> Result<Vec<u8>, Cause> {
     if comment.len() > MAX_COMMENT {
         let found = comment.len();
@@ -37,7 +37,7 @@ pub(crate) fn with_comment(mp4: &[u8], comment: &str) -> Result<Vec<u8>, Cause> 
     let size = moov.len() + 8 + added.len();
     let size = u32::try_from(size).map_err(|_| "its header would be too large")?;
     out[moov.start - 8..moov.start - 4].copy_from_slice(&size.to_be_bytes());
-    // What lies behind the header has moved.
+    // Data after the header has moved.
     let moved = Moved { behind: moov.end as u64, by: added.len() as u64 };
     moved.offsets(&mut out, moov).ok_or("its samples lie too far behind")?;
     Ok(out)
@@ -57,7 +57,7 @@ pub(crate) fn comment(moov: &[u8]) -> Result<Option<String>, Refusal> {
     Ok(text.map(|text| String::from_utf8_lossy(text).into_owned()))
 }
 
-/// Where the content of the header lies.
+/// Returns the range of the header's content.
 fn header(mp4: &[u8]) -> Result<Option<Range<usize>>, Refusal> {
     for found in boxes(mp4) {
         let (name, content) = found?;
@@ -68,7 +68,7 @@ fn header(mp4: &[u8]) -> Result<Option<Range<usize>>, Refusal> {
     Ok(None)
 }
 
-/// Where a part of a slice lies in it.
+/// Returns the range of `part`, a subslice of `whole`.
 fn place(whole: &[u8], part: &[u8]) -> Range<usize> {
     let start = part.as_ptr().addr() - whole.as_ptr().addr();
     start..start + part.len()
@@ -79,25 +79,25 @@ fn a_box(name: &Name, content: &[u8]) -> Vec<u8> {
     [&size.to_be_bytes(), name.as_slice(), content].concat()
 }
 
-/// `udta` with a comment.
+/// Returns a box `udta` with a comment.
 fn user_data(comment: &str) -> Vec<u8> {
-    // Version, flags and what came before; `mdir` by `appl`; no name.
+    // Version, flags and predefined zeros; handler `mdir` of `appl`; no name.
     let handler = a_box(b"hdlr", b"\0\0\0\0\0\0\0\0mdirappl\0\0\0\0\0\0\0\0\0");
-    // Of no country.
+    // Type, and no country.
     let kind = [UTF_8, 0].map(u32::to_be_bytes).concat();
     let data = a_box(b"data", &[kind.as_slice(), comment.as_bytes()].concat());
     let list = a_box(b"ilst", &a_box(&COMMENT, &data));
     a_box(b"udta", &a_box(b"meta", &[&[0; 4], handler.as_slice(), &list].concat()))
 }
 
-/// Bytes that lie later than before.
+/// An offset of all data after a position.
 struct Moved {
     behind: u64,
     by: u64,
 }
 
 impl Moved {
-    /// Corrects the offsets of samples in the boxes of a part of a file; `None` if one does not fit.
+    /// Adjusts the offsets of samples in the boxes of a range of a file; `None` if an offset overflows.
     fn offsets(&self, file: &mut [u8], part: Range<usize>) -> Option<()> {
         let inside: Vec<(Name, Range<usize>)> = boxes(&file[part.clone()])
             .filter_map(Result::ok)

@@ -1,12 +1,11 @@
-//! H.264 in MP4.
+//! Writing and reading of H.264 in MP4.
 //!
-//! Written for every player: 8-bit 4:2:0, High profile, no B-frames (so that decoding order is
-//! display order), header first, colours stated in the stream. 4:2:0 has no odd sides, not even by
-//! cropping, which H.264 counts in chroma samples: such clips are refused.
+//! Written files suit every player: 8-bit 4:2:0, High profile, no B-frames (decoding order is display order),
+//! header first, colours stated in the stream. 4:2:0 does not support odd sides, not even by cropping, which
+//! H.264 counts in chroma samples: such clips are rejected.
 //!
-//! Read within bounds: no more than [`MAX_DECODED`] bytes of pictures, and only files that are not
-//! fragmented. Frames that an edit list hides are not shown, and pictures are turned as the container
-//! states ([`crate::reader`]).
+//! Reading is limited to [`MAX_DECODED`] bytes of frames and to files without fragments. Edit lists and
+//! rotations of the container are applied ([`crate::reader`]).
 
 use crate::{
     Frames, VideoError, boxes,
@@ -19,10 +18,10 @@ use muxide::api::{MuxerBuilder, VideoCodec};
 use rusty_h264::{Encoder, EncoderConfig, Preset, YuvFrame};
 use std::{io::Write, path::Path};
 
-/// Quantiser of the encoder: visually close to the source, since clips are short.
+/// Quantizer of the encoder: high quality, because clips are short.
 const QP: u8 = 18;
 
-/// Macroblocks in a picture and in a second that a level admits (H.264 table A-1), by `level_idc`.
+/// `level_idc` with its maximum macroblocks per frame and per second (H.264, table A-1).
 const LEVELS: [(u8, u64, u64); 9] = [
     (30, 1_620, 40_500),
     (31, 3_600, 108_000),
@@ -35,7 +34,7 @@ const LEVELS: [(u8, u64, u64); 9] = [
     (62, 139_264, 16_711_680),
 ];
 
-/// The lowest level for a size and rate; `None` where H.264 has none.
+/// Returns the lowest level for a size and rate; `None` if H.264 has none.
 fn level(height: usize, width: usize, fps: f64) -> Option<u8> {
     let (rows, columns) = (height.div_ceil(16) as u64, width.div_ceil(16) as u64);
     let (macroblocks, longest) = (rows * columns, rows.max(columns));
@@ -48,22 +47,21 @@ fn level(height: usize, width: usize, fps: f64) -> Option<u8> {
         .map(|(level, ..)| *level)
 }
 
-/// Fails where no player could show such a video.
+/// Returns an error if H.264 4:2:0 does not support the size or rate.
 pub(crate) fn check(height: usize, width: usize, fps: f64) -> Result<(), String> {
     if !height.is_multiple_of(2) || !width.is_multiple_of(2) {
         return Err(format!(
-            "MP4 (H.264 4:2:0) holds even sides only, found {height}x{width}: choose even ones, \
-             or .gif or PNG"
+            "MP4 (H.264 4:2:0) needs even sides, found {height}x{width}: use even sides, .gif or \
+             PNG"
         ));
     }
     match level(height, width, fps) {
         Some(_) => Ok(()),
-        None => Err(format!("H.264 has no level for {height}x{width} at {fps} frames a second")),
+        None => Err(format!("H.264 has no level for {height}x{width} at {fps} frames per second")),
     }
 }
 
-/// Encodes a clip into `out`, with a comment in the header if there is one. Comments of more than
-/// 1 MiB are left out.
+/// Encodes a clip, with a comment in the header if given. Comments of more than 1 MiB are omitted.
 pub(crate) fn encode_with(
     clip: &Frames,
     fps: f64,
@@ -79,11 +77,11 @@ pub(crate) fn encode_with(
     Ok(out.write_all(&commented)?)
 }
 
-/// Returns the comment that is stored in the header of an MP4, if there is one: the record of how
-/// the clip was made, as JSON, if the file was written by [`Writer`](crate::Writer).
+/// Returns the comment in the header of an MP4, if any. Files written by [`Writer`](crate::Writer) contain the
+/// record of how the clip was made, as JSON.
 ///
 /// # Errors
-/// Returns an error if the file cannot be read or is no whole MP4.
+/// Returns an error if the file cannot be read or is not a complete MP4.
 pub fn comment(path: &Path) -> Result<Option<String>, VideoError> {
     let io = |source| VideoError::Io { path: path.into(), source };
     let mut file = std::fs::File::open(path).map_err(io)?;
@@ -93,7 +91,7 @@ pub fn comment(path: &Path) -> Result<Option<String>, VideoError> {
         .map_err(|refused| refused.of(path))
 }
 
-/// Encodes a clip into `out`.
+/// Encodes a clip.
 pub(crate) fn encode(clip: &Frames, fps: f64, out: impl Write) -> Result<(), Cause> {
     let matrix = Matrix::assumed_for(clip.height());
     let pictures: Vec<YuvFrame> = clip
@@ -114,7 +112,12 @@ pub(crate) fn encode(clip: &Frames, fps: f64, out: impl Write) -> Result<(), Cau
     let encoder = Encoder::new(config)?;
     let units = encoder.encode_all(&pictures)?;
     if units.len() != pictures.len() {
-        return Err(format!("{} frames gave {} pictures", pictures.len(), units.len()).into());
+        return Err(format!(
+            "{} frames were encoded to {} access units",
+            pictures.len(),
+            units.len()
+        )
+        .into());
     }
 
     let mut muxer = MuxerBuilder::new(out)
@@ -128,8 +131,8 @@ pub(crate) fn encode(clip: &Frames, fps: f64, out: impl Write) -> Result<(), Cau
     Ok(muxer.finish_in_place()?)
 }
 
-/// A picture's NAL units behind start codes, with the colours stated in its parameter sets; and
-/// whether the picture needs no other one (NAL type 5).
+/// Adds the colour description to the parameter sets among a frame's NAL units. Returns the units with start
+/// codes, and true for an IDR picture (NAL type 5).
 fn with_colour(unit: &[u8], matrix: u8) -> Result<(Vec<u8>, bool), Cause> {
     let starts: Vec<usize> = unit
         .windows(3)
@@ -140,7 +143,7 @@ fn with_colour(unit: &[u8], matrix: u8) -> Result<(Vec<u8>, bool), Cause> {
     let (mut out, mut is_key) = (Vec::with_capacity(unit.len() + 32), false);
     for (index, &start) in starts.iter().enumerate() {
         let end = starts.get(index + 1).copied().unwrap_or(unit.len());
-        // A unit ends with a bit that is set; zeros behind it belong to the next start code.
+        // A unit ends with a set bit; zeros after it belong to the next start code.
         let nal = unit.get(start + 3..end).unwrap_or_default();
         let nal = &nal[..nal.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1)];
         let Some(header) = nal.first() else { continue };
@@ -156,19 +159,18 @@ fn with_colour(unit: &[u8], matrix: u8) -> Result<(Vec<u8>, bool), Cause> {
     Ok((out, is_key))
 }
 
-/// Most bytes of decoded pictures that [`read`] holds.
+/// Maximum size of the decoded frames of [`read`] in bytes.
 pub const MAX_DECODED: usize = 4 << 30;
 
-/// Reads the H.264 video of an MP4: frames in display order, and frames per second (of a stream
-/// whose frames last unequally long: their mean; 0 if the file does not tell).
+/// Reads the H.264 video of an MP4. Returns the frames in display order and the mean frames per second, 0 if
+/// unknown.
 ///
-/// Size and colours are those that the stream states; where it states no colour matrix, BT.601.
-/// Pixels are those of the `ffmpeg` program ([`crate::yuv`]).
+/// Size and colours are those of the stream; an unspecified colour matrix is BT.601. Pixels equal those of the
+/// `ffmpeg` program ([`crate::yuv`]).
 ///
 /// # Errors
-/// Returns an error if the file cannot be read, holds no H.264 track, is damaged, or is larger than
-/// what is reasonable for a clip; [`VideoError::NeedsFfmpeg`] if it uses what is not decoded in this
-/// process.
+/// Returns an error if the file cannot be read, has no H.264 track, is damaged, or is too large; and
+/// [`VideoError::NeedsFfmpeg`] if it uses features that are not decoded in this process.
 pub fn read(path: &Path) -> Result<(Frames, f64), VideoError> {
     let mut stream = Stream::open(path).map_err(|refused| refused.of(path))?;
     let (mut rgb, mut shape) = (Vec::new(), [0; 3]);
@@ -176,7 +178,7 @@ pub fn read(path: &Path) -> Result<(Frames, f64), VideoError> {
         let Planes { height, width, .. } = frame.planes;
         shape = [shape[0] + 1, height, width];
         if rgb.len() + 3 * height * width > MAX_DECODED {
-            return Err(VideoError::decode(path, "its pictures are too many to hold"));
+            return Err(VideoError::decode(path, "it has too many frames to hold in memory"));
         }
         rgb.extend(frame.matrix.rgb(&frame.planes));
     }
@@ -247,7 +249,7 @@ mod tests {
             let file = written(&clip(frames, 16, 16), 30.0);
             let (read, fps) = super::read(file.path()).unwrap();
             assert_eq!(read.len(), frames);
-            // A single frame has no rate; the writer makes a PNG of it.
+            // A single frame has no rate; the writer writes it as PNG.
             assert!(frames == 1 || (fps - 30.0).abs() < 1e-9, "{frames}: {fps}");
         }
     }
@@ -288,7 +290,7 @@ mod tests {
             .arg(file.path())
             .output();
         let Ok(said) = said else {
-            eprintln!("not compared: the ffprobe program is not there");
+            eprintln!("not compared: ffprobe is not installed");
             return;
         };
         let said: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
@@ -341,7 +343,7 @@ mod tests {
                 let mut flipped = bytes.clone();
                 flipped[position] ^= flip;
                 std::fs::write(damaged.path(), flipped).unwrap();
-                // Many flips still decode to some picture; none may panic through, and none may
+                // Many flips decode to some frame; none may panic, and none may
                 // make a picture of another size than the stream's own statement.
                 if let Ok((read, fps)) = super::read(damaged.path()) {
                     assert!(read.len() <= 3 && fps > 0.0);

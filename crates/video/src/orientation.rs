@@ -1,26 +1,24 @@
-//! The display matrix of a video: how stored pictures are turned and mirrored before they are shown.
+//! The display matrix of a video: rotation and mirroring of stored frames.
 //!
-//! Phones store pictures as the sensor lies and state the turn in the container. Pictures are turned
-//! in this process, whoever decoded them, so that both decoders show the same ones.
+//! Phones store frames in the orientation of the sensor and state the rotation in the container. Frames are
+//! rotated in this process for both decoders, so that their results are equal.
 
-/// One of the eight orientations of a picture.
-///
-/// The stored picture is transposed first and mirrored then.
+/// One of the eight orientations of a frame: the stored frame is transposed first, then mirrored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Orientation {
-    /// Rows become columns.
+    /// Rows and columns are exchanged.
     pub(crate) transposed: bool,
-    /// Left and right change places.
+    /// Left and right are exchanged.
     pub(crate) mirrored_x: bool,
-    /// Top and bottom change places.
+    /// Top and bottom are exchanged.
     pub(crate) mirrored_y: bool,
 }
 
 impl Orientation {
-    /// Returns the orientation that a display matrix states by its four factors in 16.16:
-    /// `[a, b, c, d]` with `x' = a x + c y` and `y' = b x + d y`, x to the right and y down.
+    /// Returns the orientation of a display matrix with the 16.16 elements `[a, b, c, d]`, where
+    /// `x' = a x + c y` and `y' = b x + d y`, x to the right and y down.
     ///
-    /// Matrices of other angles than quarter turns show the picture as it is stored, as OpenCV does.
+    /// Rotations by other angles than multiples of 90 degrees are ignored, as in OpenCV.
     /// Source: ISO/IEC 14496-12, 8.3.2 (`tkhd`).
     pub(crate) fn of_matrix([a, b, c, d]: [i32; 4]) -> Self {
         let size = |x: i32| x.unsigned_abs();
@@ -35,17 +33,17 @@ impl Orientation {
         }
     }
 
-    /// Returns true if pictures are shown as they are stored.
+    /// Returns true if frames are shown as stored.
     pub(crate) fn is_as_stored(self) -> bool {
         self == Self::default()
     }
 
-    /// Width and height of a shown picture, from those of a stored one; and back.
+    /// Converts width and height of a stored frame to those of the shown frame, and back.
     pub(crate) fn swap<T>(self, (width, height): (T, T)) -> (T, T) {
         if self.transposed { (height, width) } else { (width, height) }
     }
 
-    /// Turns a stored plane of `N` bytes a pixel and this width and height; returns the shown plane.
+    /// Converts a stored plane of `N` bytes per pixel to the shown plane.
     pub(crate) fn apply<const N: usize>(
         self,
         stored: &[u8],
@@ -54,7 +52,7 @@ impl Orientation {
         let (pixels, _) = stored.as_chunks::<N>();
         debug_assert_eq!(pixels.len(), width * height);
         let (shown_width, shown_height) = self.swap((width, height));
-        // From one pixel of a shown row to the next, and from one row to the next.
+        // Strides in the stored plane along a shown row and from row to row.
         let (along, down) = if self.transposed { (width, 1) } else { (1, width) };
         let mut shown = Vec::with_capacity(stored.len());
         for y in 0..shown_height {
@@ -68,8 +66,8 @@ impl Orientation {
         shown
     }
 
-    /// Turns three planes of one byte a pixel that follow one another: one of this width and height,
-    /// two of `part` of it.
+    /// Converts three consecutive planes of one byte per pixel: one of `size` and two of `part` (widths and
+    /// heights).
     pub(crate) fn apply_to_planes(
         self,
         stored: &[u8],

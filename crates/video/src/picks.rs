@@ -1,10 +1,9 @@
-//! Frames made smaller by leaving pixels out, while the `ffmpeg` program decodes.
+//! A subset of the pixels of each frame, selected while the `ffmpeg` program decodes.
 //!
-//! Whoever looks at one pixel in twenty-five need not have all of them through a pipe, which costs
-//! as much as half the decoding. The `scale` filter with `neighbor` leaves out just the others, but
-//! where it does it at other places, or rounds, colours change. So nothing is believed: for each
-//! size the program is given noise to make smaller before it is given a video, and it has to answer
-//! with the bytes that are wanted.
+//! Transferring all pixels through a pipe costs as much as half the decoding, which is wasted if only one pixel
+//! in 25 is used. The `scale` filter with `neighbor` can select pixels, but some versions select others or
+//! change values. Therefore the program is tested once for each size: it must reduce a frame of noise to exactly
+//! the expected bytes.
 
 use std::{
     collections::HashMap,
@@ -14,7 +13,7 @@ use std::{
     sync::{LazyLock, Mutex, PoisonError},
 };
 
-/// Pixels that are looked at: these columns of these rows, each ascending.
+/// A selection of pixels: columns and rows, each ascending.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Picks {
     /// Columns.
@@ -24,16 +23,15 @@ pub struct Picks {
 }
 
 impl Picks {
-    /// Bytes of a frame: luma, blue and red differences of each pixel.
+    /// Returns the size of a frame in bytes: luma, blue and red difference of each pixel.
     pub(crate) fn frame_bytes(&self) -> usize {
         3 * self.columns.len() * self.rows.len()
     }
 
-    /// What the filter leaves of a 4:2:0 frame of this size (width, height), if it does it right.
+    /// Returns the `ffmpeg` filter that selects the pixels of 4:2:0 frames of this size (width, height).
     ///
-    /// Where a stream notes its colour differences to lie does not count, as it does not where they
-    /// become RGB: they are taken to lie in the middle. Frames of other sizes come out whole, and so
-    /// with another number of bytes, as they do without the filter.
+    /// The chroma location of the stream is ignored, as in the conversion to RGB: the filter assumes the centre.
+    /// Frames of other sizes are passed unchanged, so that their number of bytes differs.
     pub(crate) fn filter(&self, (width, height): (usize, usize)) -> String {
         let (columns, rows) = (self.columns.len(), self.rows.len());
         let same = format!("eq(iw,{width})*eq(ih,{height})");
@@ -43,7 +41,7 @@ impl Picks {
         )
     }
 
-    /// The pixels of a frame `yuv420p` of this size (width, height): three planes `[rows, columns]`.
+    /// Returns the pixels of a `yuv420p` frame of this size (width, height): three planes `[rows, columns]`.
     fn of(&self, frame: &[u8], (width, height): (usize, usize)) -> Vec<u8> {
         let (luma, differences) = frame.split_at(width * height);
         let (blue, red) = differences.split_at(differences.len() / 2);
@@ -59,7 +57,7 @@ impl Picks {
         picked
     }
 
-    /// The pixels of a frame of red, green and blue, `[H, W, 3]`: three planes `[rows, columns]`.
+    /// Returns the pixels of an RGB frame `[H, W, 3]`: three planes `[rows, columns]`.
     pub(crate) fn of_rgb(&self, rgb: &[u8], width: usize) -> Vec<u8> {
         let mut picked = Vec::with_capacity(self.frame_bytes());
         for channel in 0..3 {
@@ -71,8 +69,8 @@ impl Picks {
         picked
     }
 
-    /// Whether this program picks these pixels of frames of this size (width, height) to the byte.
-    /// It is asked once.
+    /// Returns true if the program selects these pixels of frames of this size (width, height) bit-exactly. The
+    /// result of the test is cached.
     pub(crate) fn are_made_by(&self, program: &Path, size: (usize, usize)) -> bool {
         type Asked = (PathBuf, (usize, usize), Picks);
         static ANSWERS: LazyLock<Mutex<HashMap<Asked, bool>>> = LazyLock::new(Mutex::default);
@@ -110,7 +108,7 @@ impl Picks {
         let read = std::thread::scope(|scope| {
             if let Some(mut input) = child.stdin.take() {
                 let frame = &frame;
-                // A program that does not take it gives no right answer either.
+                // A program that does not read the frame does not answer correctly either.
                 scope.spawn(move || input.write_all(frame));
             }
             let most = self.frame_bytes() as u64 + 1;
@@ -122,7 +120,7 @@ impl Picks {
     }
 }
 
-/// Bytes without a pattern, so that a wrong place or a rounded value shows.
+/// Returns pseudorandom bytes, which reveal wrong positions and changed values.
 fn noise(length: usize) -> Vec<u8> {
     let mut state = 1u32;
     let mut next = || {
@@ -154,10 +152,10 @@ mod tests {
         let program = crate::ffmpeg::Programs::default().ffmpeg;
         let right = Picks { columns: every(5, 320), rows: every(5, 180) };
         assert!(!right.are_made_by(Path::new("/nowhere/ffmpeg"), (320, 180)));
-        // Takes nothing and says nothing.
+        // Reads nothing and writes nothing.
         assert!(!right.are_made_by(Path::new("true"), (320, 180)));
         if Command::new(&program).arg("-version").output().is_err() {
-            eprintln!("not compared: the ffmpeg program is not there");
+            eprintln!("not compared: ffmpeg is not installed");
             return;
         }
         // Even sides: where one is odd, the program's colour differences lie elsewhere, and it is refused.

@@ -1,21 +1,20 @@
-//! Resizing of 8-bit images by Pillow's arithmetic.
+//! Resizing of 8-bit images, bit-exact with Pillow.
 //!
-//! Two passes, rows first, each rounded to bytes; weights are fixed-point numbers of 22 bits whose
-//! support widens where the image shrinks. Results are equal to Pillow's byte for byte, which
-//! libraries with other roundings are not.
+//! Two passes, horizontal first, each rounded to bytes. Weights are fixed-point numbers of 22 bits, and the
+//! filter's support grows when the image shrinks.
 //!
 //! Source: python-pillow/Pillow 10 to 13, `src/libImaging/Resample.c`, `ImagingResample`, for the
 //! box that is the whole image.
 
 use std::ops::Range;
 
-/// Bits of a weight behind the point: of 32, eight are the pixel's and two are room for sums.
+/// Fractional bits of a weight: 32 bits minus eight of the pixel and two for sums.
 const PRECISION: u32 = 32 - 8 - 2;
 
-/// What a pixel is weighed by.
+/// A resampling filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Filter {
-    /// The mean of what a pixel covers.
+    /// The mean of the covered pixels.
     Box,
     /// Cubic convolution with a = -0.5.
     Bicubic,
@@ -42,29 +41,36 @@ impl Filter {
     }
 }
 
-/// A resized image of which a part is wanted.
+/// Sizes of a resized image and of the part to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resize {
-    /// Height and width of the image.
+    /// Height and width of the source image.
     pub source: [usize; 2],
-    /// Height and width of all of the result.
+    /// Height and width of the whole resized image.
     pub resized: [usize; 2],
-    /// First row and column of the part that is wanted.
+    /// First row and column of the part.
     pub offset: [usize; 2],
-    /// Height and width of that part.
+    /// Height and width of the part.
     pub size: [usize; 2],
 }
 
 impl Resize {
-    /// All of the result.
+    /// Returns the parameters for the whole resized image, from `source` to `resized` (heights and widths).
     pub fn whole(source: [usize; 2], resized: [usize; 2]) -> Self {
         Self { source, resized, offset: [0, 0], size: resized }
     }
 
-    /// Resizes `[H, W, 3]` bytes; returns the part of `size`, `[H, W, 3]`.
+    /// Resizes `[H, W, 3]` bytes and returns the part, `[H, W, 3]`.
+    ///
+    /// ```
+    /// use opensora_video::pillow::{Filter, Resize};
+    ///
+    /// let grey = [90; 3 * 4 * 4];
+    /// assert_eq!(Resize::whole([4, 4], [2, 2]).apply(&grey, Filter::Box), [90; 3 * 2 * 2]);
+    /// ```
     ///
     /// # Panics
-    /// Where the image is not of `source`, or the part is not inside the result.
+    /// Panics if the image does not have the size `source`, or if the part is not inside the resized image.
     pub fn apply(&self, rgb: &[u8], filter: Filter) -> Vec<u8> {
         let Self { source: [height, width], resized, offset, size } = *self;
         assert_eq!(rgb.len(), 3 * height * width, "an image of another size");
@@ -74,7 +80,7 @@ impl Resize {
             Taps::of(self.source[axis], resized[axis], part, filter)
         };
         let (rows, columns) = (taps(0), taps(1));
-        // Rows that no row of the part looks at are left out.
+        // Rows that do not contribute to the part are skipped.
         let first = rows.iter().map(|taps| taps.begin).min().unwrap_or(0);
         let end = rows.iter().map(|taps| taps.begin + taps.weights.len()).max().unwrap_or(0);
 
@@ -93,7 +99,7 @@ impl Resize {
     }
 }
 
-/// What one row or column of the result is made of.
+/// The source pixels of one row or column of the result, with their weights.
 struct Taps {
     begin: usize,
     weights: Vec<i32>,
@@ -102,7 +108,7 @@ struct Taps {
 impl Taps {
     fn of(source: usize, resized: usize, part: Range<usize>, filter: Filter) -> Vec<Self> {
         if source == resized {
-            // Pillow leaves out a pass that changes no size.
+            // Pillow skips a pass that does not change the size.
             return part.map(|begin| Self { begin, weights: vec![1 << PRECISION] }).collect();
         }
         let scale = source as f64 / resized as f64;
@@ -110,7 +116,7 @@ impl Taps {
         let support = filter.support() * stretch;
         let one = |index: usize| {
             let center = (index as f64 + 0.5) * scale;
-            // Casts cut off, as in C; below zero they stop at zero.
+            // Casts truncate, as in C, and saturate at zero.
             let begin = (center - support + 0.5) as usize;
             let end = ((center + support + 0.5) as usize).min(source);
             let weight = |x: usize| filter.weight((x as f64 - center + 0.5) * (1.0 / stretch));

@@ -1,4 +1,4 @@
-//! Frames out of a program's output.
+//! Frames from the output of a program.
 
 use std::{
     io::{Error, ErrorKind, IoSliceMut, Read, Result},
@@ -6,40 +6,38 @@ use std::{
     time::Duration,
 };
 
-/// How long a program may give nothing while it is waited for: far longer than the slowest picture
-/// takes.
+/// Maximum time without output of a program, far longer than the slowest frame needs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
-/// What a program writes to, as it is read here.
+/// The readable end of a program's output.
 #[cfg(target_os = "linux")]
 pub(crate) type Output = std::os::unix::net::UnixStream;
-/// What a program writes to, as it is read here.
+/// The readable end of a program's output.
 #[cfg(not(target_os = "linux"))]
 pub(crate) type Output = std::process::ChildStdout;
 
-/// Keeps a program out of the process group of the terminal. Ctrl-C there is for this program to
-/// handle: a decoder that Ctrl-C ends as well looks like one that failed on its file.
+/// Starts a program in another process group, so that Ctrl-C in the terminal does not stop it: a stopped decoder
+/// would look like a failure of the file.
 fn shielded(command: &mut Command) -> &mut Command {
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(command, 0);
     command
 }
 
-/// Starts a program whose output is read. Reading fails when it gives nothing for `patience`.
+/// Starts a program whose output is read. Reading fails if there is no output for `patience`.
 ///
-/// On Linux it writes into a socket: that holds more than a pipe, so that the two sides wait less
-/// for one another. (Elsewhere sockets are the smaller ones.)
+/// On Linux the output is a socket, whose buffer is larger than that of a pipe. (On other systems it is smaller.)
 #[cfg(target_os = "linux")]
 pub(crate) fn start(command: &mut Command, patience: Duration) -> Result<(Child, Output)> {
     let (ours, theirs) = Output::pair()?;
     ours.set_read_timeout(Some(patience))?;
     let child = shielded(command).stdout(std::os::fd::OwnedFd::from(theirs)).spawn();
-    // Its end must not be held here as well, else nothing ever ends.
+    // Closes this process's copy of the writing end, which would prevent the end of file.
     command.stdout(std::process::Stdio::null());
     Ok((child?, ours))
 }
 
-/// Starts a program whose output is read. (Pipes know no `patience`.)
+/// Starts a program whose output is read. Pipes do not support `patience`.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn start(command: &mut Command, _patience: Duration) -> Result<(Child, Output)> {
     let mut child = shielded(command).stdout(std::process::Stdio::piped()).spawn()?;
@@ -67,7 +65,7 @@ impl OutputError {
     }
 }
 
-/// How much of a frame there was.
+/// How much of a frame was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Filled {
     Whole,
@@ -75,27 +73,26 @@ pub(crate) enum Filled {
     Nothing,
 }
 
-/// Frames that come one after the other.
+/// A reader of consecutive frames.
 #[derive(Debug)]
 pub(crate) struct Frames<R = Output> {
     out: R,
-    /// Bytes of a frame.
+    /// Size of a frame in bytes.
     bytes: usize,
-    /// What stands before each frame.
+    /// Marker before each frame.
     mark: &'static [u8],
-    /// Width and height that are still to be told before the first frame.
+    /// Width and height that the header before the first frame must state.
     untold: Option<(usize, usize)>,
 }
 
 impl<R: Read> Frames<R> {
-    /// Frames of so many bytes; with a width and a height those of YUV4MPEG2, else nothing but
-    /// frames.
+    /// Creates a reader of frames of `bytes` bytes: YUV4MPEG2 if `size` (width, height) is given, else raw.
     pub(crate) fn new(out: R, bytes: usize, size: Option<(usize, usize)>) -> Self {
         let mark: &[u8] = if size.is_some() { b"FRAME\n" } else { &[] };
         Self { out, bytes, mark, untold: size }
     }
 
-    /// Reads the next frame into `frame`, whose former bytes do not count.
+    /// Reads the next frame into `frame`, replacing its contents.
     pub(crate) fn read(&mut self, frame: &mut Vec<u8>) -> Result<Filled> {
         if let Some(size) = self.untold.take()
             && !self.read_title(size)?
@@ -103,7 +100,7 @@ impl<R: Read> Frames<R> {
             return Ok(Filled::Nothing);
         }
         if frame.len() != self.bytes {
-            // Memory that the system gives as it is written to: a header may lie about the size.
+            // Zeroed memory is allocated by the system when it is written: a header may overstate the size.
             *frame = vec![0; self.bytes];
         }
         let mut mark = [0; 8];
@@ -128,12 +125,12 @@ impl<R: Read> Frames<R> {
         }
     }
 
-    /// Reads the line before the first frame, and whether there is one.
+    /// Reads the header line before the first frame. Returns false at the end of the output.
     fn read_title(&mut self, (width, height): (usize, usize)) -> Result<bool> {
-        /// Most bytes of such a line.
+        /// Maximum length of the header line in bytes.
         const MOST: u64 = 4096;
         let mut title = Vec::new();
-        #[allow(clippy::unbuffered_bytes, reason = "what comes next are frames")]
+        #[allow(clippy::unbuffered_bytes, reason = "the next bytes are frames")]
         for byte in self.out.by_ref().take(MOST).bytes() {
             match byte? {
                 b'\n' => break,
@@ -153,7 +150,7 @@ impl<R: Read> Frames<R> {
     }
 }
 
-/// An answer in another form than that which was asked for.
+/// Returns the error of an output in another form than requested.
 fn unexpected() -> Error {
     Error::new(ErrorKind::InvalidData, "it gives frames of another size or form than it tells")
 }

@@ -1,4 +1,4 @@
-//! PNG: one image, or a folder of frames.
+//! Writing and reading of PNG images and folders of PNG frames.
 
 use crate::{Frames, VideoError, error::Cause, frames::MAX_SIDE};
 use opensora_files::{AtomicFile, Existing};
@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Encodes one frame `[height, width, 3]` into `out`.
+/// Encodes one frame `[height, width, 3]`.
 pub(crate) fn encode(
     rgb: &[u8],
     height: usize,
@@ -23,10 +23,10 @@ pub(crate) fn encode(
     Ok(writer.finish()?)
 }
 
-/// Writes an image: the first frame of `still`. The file appears complete or not at all.
+/// Writes the first frame of `still` atomically.
 ///
 /// # Errors
-/// Where the file cannot be written; what was at `path` stays then.
+/// Returns an error if the file cannot be written. An existing file stays on failure.
 pub fn write(path: &Path, still: &Frames) -> Result<(), VideoError> {
     let io = |source| VideoError::Io { path: path.into(), source };
     let frame = &still.data()[..3 * still.height() * still.width()];
@@ -49,10 +49,10 @@ pub(crate) fn encode_folder(clip: &Frames, folder: &Path) -> Result<(), Cause> {
     Ok(())
 }
 
-/// Reads an image as a clip of one frame: greys become RGB, 16 bits become 8, opacity is dropped.
+/// Reads an image as a clip of one frame. Grey becomes RGB, 16 bits become 8, and opacity is removed.
 ///
 /// # Errors
-/// Where the file cannot be read or is damaged, or the image is too large.
+/// Returns an error if the file cannot be read or is damaged, or if the image is too large.
 pub fn read(path: &Path) -> Result<Frames, VideoError> {
     let io = |source| VideoError::Io { path: path.into(), source };
     let file = BufReader::new(File::open(path).map_err(io)?);
@@ -61,10 +61,10 @@ pub fn read(path: &Path) -> Result<Frames, VideoError> {
         .map_err(|source| VideoError::Frames { path: path.into(), source })
 }
 
-/// Reads the frames of a folder, `frame_00000.png` and so on without a gap.
+/// Reads the frames of a folder, `frame_00000.png` and so on without gaps.
 ///
 /// # Errors
-/// Where there is no first frame, one is no image, or their sizes differ.
+/// Returns an error if the first frame is missing, a frame is not a PNG image, or sizes differ.
 pub fn read_folder(path: &Path) -> Result<Frames, VideoError> {
     let name = |index: usize| -> PathBuf { path.join(format!("frame_{index:05}.png")) };
     let first = read(&name(0))?;
@@ -88,15 +88,16 @@ pub fn read_folder(path: &Path) -> Result<Frames, VideoError> {
         .map_err(|source| VideoError::Frames { path: path.into(), source })
 }
 
-/// RGB and `[height, width]`.
+/// Decodes an image. Returns RGB and `[height, width]`.
 fn decode(file: impl BufRead + Seek) -> Result<(Vec<u8>, [usize; 2]), Cause> {
-    // Four bytes for each pixel of the largest image that is looked at.
+    // Four bytes for each pixel of the largest image.
     let mut decoder = png::Decoder::new_with_limits(file, png::Limits { bytes: 1 << 30 });
     decoder.set_transformations(png::Transformations::normalize_to_color8());
     let mut reader = decoder.read_info()?;
     let (width, height) = (reader.info().width as usize, reader.info().height as usize);
     if width > MAX_SIDE || height > MAX_SIDE {
-        let reason = format!("it has {height}x{width} pixels, sides are at most {MAX_SIDE}");
+        let reason =
+            format!("it has {height}x{width} pixels, expected sides of at most {MAX_SIDE}");
         return Err(reason.into());
     }
     let size = reader.output_buffer_size().ok_or("it is too large")?;

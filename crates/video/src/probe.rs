@@ -1,4 +1,4 @@
-//! What the `ffprobe` program says of a file's first video stream.
+//! Metadata of the first video stream of a file, by the `ffprobe` program.
 
 use crate::{
     PixelAspect, VideoError, VideoInfo,
@@ -16,45 +16,44 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// What is known of a file's first video stream.
+/// Metadata of the first video stream of a file.
 #[derive(Clone)]
 pub(crate) struct Probed {
-    /// Sizes are those of shown frames.
+    /// Information for users; sizes are those of shown frames.
     pub(crate) info: VideoInfo,
-    /// Width and height of stored pictures.
+    /// Width and height of stored frames.
     pub(crate) stored: (usize, usize),
-    /// How stored pictures are turned.
+    /// Orientation of stored frames.
     pub(crate) orientation: Orientation,
-    /// Seconds of the shown frames from the first; empty if they are not known.
+    /// Times of the shown frames in seconds since the first; empty if unknown.
     pub(crate) times: Vec<f64>,
-    /// The first shown frame, as the container counts.
+    /// Stamp of the first shown frame.
     pub(crate) first: Stamp,
-    /// Places of the key frames in `times`, ascending.
+    /// Indices of key frames in `times`, ascending.
     pub(crate) key_frames: Vec<usize>,
     /// `matrix_coefficients` of H.264 (table E-5).
     pub(crate) matrix: u8,
-    /// Whether pictures are decoded to 4:2:0 with 8 bits, limited range and even sides.
+    /// True for 8-bit 4:2:0 with limited range and even sides.
     pub(crate) is_plain: bool,
 }
 
 /// A key frame near the middle of a video.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Middle {
-    /// Frames that are shown before it.
+    /// Index of the frame.
     pub(crate) place: usize,
-    /// A time in the container's own seconds whose last key frame it is.
+    /// Seek time in seconds of the container, for which this is the last key frame.
     pub(crate) seek: f64,
 }
 
-/// Videos of fewer frames are not worth a second program.
+/// Minimum number of frames for a second process.
 const FEWEST_FOR_HALVES: usize = 240;
-/// Containers without an index by display time are searched this much too early by ffmpeg
-/// (`ffmpeg_demux.c`, 3/23 s where frames are reordered); seeking later by more than that makes up
-/// for it.
+/// Seconds added to the seek time. In containers without an index by display time, ffmpeg seeks up to 3/23 s too
+/// early if frames are reordered (`ffmpeg_demux.c`).
 const SEEK_LATER: f64 = 0.2;
 
 impl Probed {
-    /// The key frame nearest to the middle, where neither half is less than a third.
+    /// Returns the key frame nearest to the middle, if each part has at least a third of the frames.
     pub(crate) fn middle(&self) -> Option<Middle> {
         let frames = self.times.len();
         if frames < FEWEST_FOR_HALVES {
@@ -74,7 +73,7 @@ impl Probed {
     }
 }
 
-/// Asks what a file's first video stream is.
+/// Returns the metadata of the first video stream of a file.
 pub(crate) fn probe(path: &Path, programs: &Programs) -> Result<Probed, VideoError> {
     let fail = |reason: Cause| VideoError::decode(path, reason);
     let io = |source| VideoError::Io { path: path.into(), source };
@@ -105,27 +104,28 @@ pub(crate) fn probe(path: &Path, programs: &Programs) -> Result<Probed, VideoErr
     if answer.stream.is_empty() {
         return Err(fail(match last_line(&said) {
             Some(line) => format!("the ffprobe program says: {line}").into(),
-            None => "it holds no video track".into(),
+            None => "it has no video track".into(),
         }));
     }
     answer.probed().map_err(fail)
 }
 
-/// A coded picture that is shown.
+/// A coded frame that is shown.
 #[derive(Clone, Copy)]
 struct Packet {
-    /// Ticks.
+    /// Display time in ticks.
     time: i64,
+    /// Duration in ticks.
     ticks: Option<i64>,
     is_key: bool,
 }
 
-/// What the program says, line by line.
+/// The parsed output of the program.
 #[derive(Default)]
 struct Answer {
-    /// Those with a time.
+    /// Packets with a time.
     packets: Vec<Packet>,
-    /// Number of shown pictures, also of those without a time.
+    /// Number of shown frames, with and without a time.
     frames: usize,
     stream: HashMap<String, String>,
     format: HashMap<String, String>,
@@ -160,7 +160,7 @@ impl Answer {
                 _ => {}
             }
         }
-        // Decoded for others, and hidden by an edit.
+        // Only decoded for other frames, and hidden by an edit.
         if flags.contains('D') {
             return;
         }
@@ -173,11 +173,12 @@ impl Answer {
         let text = |name: &str| self.stream.get(name).map_or("", String::as_str);
         let side = |name: &str| text(name).parse::<usize>().ok();
         let (Some(width), Some(height)) = (side("width"), side("height")) else {
-            return Err("the ffprobe program tells no size".into());
+            return Err("the ffprobe program reports no size".into());
         };
         if !(1..=MAX_SIDE).contains(&width) || !(1..=MAX_SIDE).contains(&height) {
-            let reason =
-                format!("its pictures are {height}x{width}, sides are 1 to {MAX_SIDE} pixels");
+            let reason = format!(
+                "its frames have {height}x{width} pixels, expected sides of 1 to {MAX_SIDE}"
+            );
             return Err(reason.into());
         }
         let rate = ["avg_frame_rate", "r_frame_rate"].into_iter().find_map(|name| {
@@ -192,9 +193,9 @@ impl Answer {
             "smpte170m" => 6,
             "smpte240m" => 7,
             "bt2020nc" | "bt2020_ncl" => 9,
-            // Not stated.
+            // Unspecified.
             "" | "unknown" | "unspecified" | "reserved" => 2,
-            // Of another kind.
+            // Not supported.
             _ => 255,
         };
         let is_plain = text("pix_fmt") == "yuv420p"
@@ -210,7 +211,7 @@ impl Answer {
         let stated = number(self.stream.get("duration"));
         let of_file = number(self.format.get("duration"));
 
-        // Without a time for each picture they cannot be told apart: then they last equally long.
+        // If some frames have no time, the frame rate is assumed constant.
         if self.packets.len() != self.frames {
             self.packets.clear();
         }
@@ -220,7 +221,7 @@ impl Answer {
         let times = |packet: &Packet| seconds(packet.time.saturating_sub(first));
         let span = self.packets.last().and_then(|last| {
             let end = last.time.checked_add(last.ticks?)?;
-            // The last frame may be cut short by an edit.
+            // An edit may shorten the last frame.
             let whole = seconds(end.saturating_sub(first));
             Some(stated.filter(|stated| *stated > times(last)).map_or(whole, |it| whole.min(it)))
         });
@@ -255,14 +256,14 @@ fn owned<'a>(fields: impl Iterator<Item = (&'a str, &'a str)>) -> HashMap<String
     fields.map(|(name, value)| (name.into(), value.into())).collect()
 }
 
-/// Two whole numbers above 0.
+/// Parses a ratio of two positive integers.
 fn ratio(text: &str, between: char) -> Option<(u64, u64)> {
     let (above, below) = text.split_once(between)?;
     let number = |text: &str| text.parse::<u64>().ok().filter(|number| *number > 0);
     Some((number(above)?, number(below)?))
 }
 
-/// A display matrix as the program prints it: three lines, each with its number and a colon before.
+/// Parses a display matrix as the program prints it: three lines, each after its number and a colon.
 fn orientation(text: &str) -> Orientation {
     let text = text.replace("\\n", " ");
     let numbers: Vec<i32> = text

@@ -1,27 +1,41 @@
-//! Any video, picture by picture.
+//! Reading of any video, frame by frame.
 //!
-//! H.264 in MP4 and GIF, whatever the file's name, are decoded in this process; everything else, and what the decoders in this
-//! process reject, through the `ffmpeg` program if it is installed. Memory does not grow with the
-//! length of a video (but a GIF is held as a whole).
+//! H.264 in MP4 and GIF are decoded in this process, detected by their contents. Other formats, and files that
+//! these decoders reject, are decoded by the `ffmpeg` program if it is installed. Memory does not grow with the
+//! length of a video, except for GIF, which is held completely.
 //!
-//! # What is shown
+//! ```
+//! use opensora_video::{Decoder, Frames, VideoReader};
 //!
-//! Both decoders show the same frames, those that the `ffmpeg` program, OpenCV and PySceneDetect show:
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let folder = tempfile::tempdir()?;
+//! let clip = Frames::from_rgb(vec![128; 3 * 4 * 32 * 48], [4, 32, 48])?;
+//! let path = clip.save(folder.path().join("clip.mp4"), 8.0)?;
+//! let reader = VideoReader::open(&path, Decoder::Auto)?;
+//! assert_eq!((reader.info().width, reader.info().height, reader.info().fps), (48, 32, 8.0));
+//! let times: Result<Vec<f64>, _> = reader.map(|frame| frame.map(|frame| frame.time)).collect();
+//! assert_eq!(times?, [0.0, 0.125, 0.25, 0.375]);
+//! # Ok(())
+//! # }
+//! ```
 //!
-//! - **Edit lists.** Frames that an edit hides are decoded if others need them, but neither counted
-//!   nor handed over. Time 0 is that of the first frame that is shown.
-//! - **Display matrix.** Pictures are turned and mirrored as the container states, in all eight
-//!   orientations; width and height are those of the upright picture. (OpenCV turns by quarters but
-//!   does not mirror.)
-//! - **Times.** [`VideoFrame::time`] is the container's own presentation time of that very frame, also
-//!   if the frame rate varies.
-//! - **Pixel aspect.** Frames have the stored number of pixels, as with OpenCV.
-//!   [`VideoInfo::square_size`] is the size in square pixels: the height stays, the width is scaled
-//!   and rounded to the nearest pixel. [`VideoReader::with_square_pixels`] resizes frames to it.
-//! - **Colours.** The stream's own matrix and range, else those of the container, else BT.601 in
-//!   limited range. Pixels are those of `ffmpeg -pix_fmt rgb24`. Frames of 8 bits equal OpenCV's.
-//!   Frames of 10 bits differ from those of OpenCV 5.0, where a light grey has about two steps more
-//!   red and blue than green; through `ffmpeg` 5.1 it stays grey. Scores of shots differ by up to 0.3.
+//! # Shown frames
+//!
+//! Both decoders return the same frames as the `ffmpeg` program, OpenCV and PySceneDetect:
+//!
+//! - **Edit lists.** Frames that an edit hides are decoded if other frames need them, but not counted or
+//!   returned. Time 0 is that of the first shown frame.
+//! - **Display matrix.** Frames are rotated and mirrored as the container states, in all eight orientations;
+//!   width and height are those of the upright frame. (OpenCV rotates but does not mirror.)
+//! - **Times.** [`VideoFrame::time`] is the presentation time of the frame in the container, also for variable
+//!   frame rates.
+//! - **Pixel aspect.** Frames have the stored number of pixels, as in OpenCV. [`VideoInfo::square_size`] is the
+//!   size in square pixels: the height is unchanged, the width is scaled and rounded.
+//!   [`VideoReader::with_square_pixels`] resizes frames to this size.
+//! - **Colours.** Matrix and range are those of the stream, else those of the container, else BT.601 in limited
+//!   range. Pixels equal those of `ffmpeg -pix_fmt rgb24`. Frames of 8 bits equal those of OpenCV. Frames of 10
+//!   bits differ from those of OpenCV 5.0, in which a light grey has about two steps more red and blue than
+//!   green; with `ffmpeg` 5.1 it is grey. Shot scores differ by up to 0.3.
 
 use crate::{
     Frames, PixelAspect, VideoError,
@@ -37,41 +51,40 @@ use crate::{
 use opensora_files::error_line;
 use std::path::{Path, PathBuf};
 
-/// What is known of a video before it is decoded.
+/// Metadata of a video.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VideoInfo {
-    /// Pixels in a row of the upright picture.
+    /// Width of the upright frame in pixels.
     pub width: usize,
-    /// Rows of the upright picture.
+    /// Height of the upright frame in pixels.
     pub height: usize,
-    /// Frames per second: the mean if frames last unequally long, 0 if it is not known (as with a
-    /// single frame).
+    /// Mean frames per second; 0 if unknown, as for a single frame.
     pub fps: f64,
-    /// Number of shown frames, if the container tells.
+    /// Number of shown frames, if the container states it.
     pub num_frames: Option<usize>,
-    /// Seconds from the first shown frame to the end of the last, if the container tells.
+    /// Seconds from the first shown frame to the end of the last, if the container states it.
     pub duration: Option<f64>,
     /// Name of the codec, such as `h264`.
     pub codec: String,
-    /// Shape of the pixels of the upright picture.
+    /// Pixel aspect of the upright frame.
     pub pixel_aspect: PixelAspect,
 }
 
 impl VideoInfo {
-    /// Returns height and width of the upright picture in square pixels: the height as it is, the
-    /// width times the pixel aspect, rounded to the nearest pixel.
+    /// Returns height and width of the upright frame in square pixels: the height is unchanged, the width is
+    /// multiplied by the pixel aspect and rounded to nearest.
     pub fn square_size(&self) -> [usize; 2] {
         [self.height, self.pixel_aspect.square_width(self.width)]
     }
 }
 
-/// Who decodes.
+/// Selection of a decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Decoder {
-    /// The decoders here, and the `ffmpeg` program for what they refuse, where it is found.
+    /// The decoders in this process, and the `ffmpeg` program for files that they reject.
     #[default]
     Auto,
-    /// The decoders here.
+    /// The decoders in this process.
     InProcess,
     /// The `ffmpeg` program.
     Ffmpeg,
@@ -80,36 +93,37 @@ pub enum Decoder {
 /// A decoded frame.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VideoFrame {
-    /// Seconds from the first shown frame to this one, by their presentation times in the container.
+    /// Seconds since the first shown frame, by the presentation times of the container.
     pub time: f64,
     /// `[H, W, 3]` bytes.
     pub rgb: Vec<u8>,
 }
 
-/// A decoded frame as codecs hold it, 4:2:0: luma, then blue and red differences at half the width
-/// and height, each rounded up. Whoever looks at few pixels saves turning all of them into RGB. Where
-/// [`PlanarFrames::picks`] says so, only the pixels that were asked for, 4:4:4: luma, blue and red
-/// differences (or red, green and blue, as `to_rgb` knows), each `[rows, columns]`.
+/// A decoded frame in planes, for callers that convert only some pixels to RGB.
+///
+/// Without [`PlanarFrames::picks`], the planes are 4:2:0: luma, then blue and red differences at half the width
+/// and height, each rounded up. With it, they are the selected pixels as 4:4:4: luma, blue and red differences
+/// (or red, green and blue, as `to_rgb` knows), each `[rows, columns]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanarFrame {
-    /// Seconds from the first shown frame to this one, by their presentation times in the container.
+    /// Seconds since the first shown frame, by the presentation times of the container.
     pub time: f64,
-    /// The three planes, one after the other.
+    /// The three planes, concatenated.
     pub planes: Vec<u8>,
-    /// How they become RGB.
+    /// Conversion of the planes to RGB.
     pub to_rgb: ToRgb,
 }
 
-/// A video that is being read; iterates over its frames. After an error there are no more.
+/// An iterator over the frames of a video. It ends after an error.
 pub struct VideoReader {
     source: Option<Source>,
     info: VideoInfo,
     path: PathBuf,
-    /// Frames given so far.
+    /// Number of returned frames.
     given: usize,
-    /// Who goes on if the decoder in this process gives up on the way.
+    /// Programs that continue if the decoder in this process fails in the middle.
     others: Option<Programs>,
-    /// To square pixels.
+    /// Resizing to square pixels.
     resize: Option<Resize>,
 }
 
@@ -120,16 +134,14 @@ enum Source {
 }
 
 impl VideoReader {
-    /// Opens a video file for its frames in planes. The `ffmpeg` program comes
-    /// first where it is there and nothing else is asked for, as it decodes faster. Pictures of other
-    /// depths, ranges and chroma formats than the usual ones, and of GIF, come as red, green and blue.
+    /// Opens a video file to read its frames in planes. [`Decoder::Auto`] prefers the `ffmpeg` program, which
+    /// is faster. GIF, and videos other than 8-bit 4:2:0 with limited range, are returned as RGB planes.
     ///
-    /// `wanted` says of frames of a width and a height which pixels will be looked at, `None` for
-    /// all of them. Where that can be had to the byte, the frames hold nothing else:
-    /// [`PlanarFrames::picks`].
+    /// `wanted` returns the needed pixels of frames of a width and height; `None` for all pixels. If the pixels
+    /// can be selected bit-exactly, frames contain only these ([`PlanarFrames::picks`]).
     ///
     /// # Errors
-    /// Those of [`open`](Self::open).
+    /// Returns the errors of [`open`](Self::open).
     pub fn open_planar(
         path: &Path,
         decoder: Decoder,
@@ -169,14 +181,12 @@ impl VideoReader {
         Ok((info, PlanarFrames { source: Some(source), decoder, path: path.into() }))
     }
 
-    /// Opens a long video twice, so that two cores can decode: the frames from the first on, and
-    /// those from a key frame near the middle on, together with that frame's place. `None` where the
-    /// `ffmpeg` program is not there or the file does not tell of such a frame; then, and on any
-    /// doubt, there is [`open_planar`](Self::open_planar).
+    /// Opens a long video twice, to decode on two cores: from the first frame, and from a key frame near the
+    /// middle. Returns `None` if the `ffmpeg` program is not installed or the index names no such frame; use
+    /// [`open_planar`](Self::open_planar) then.
     ///
-    /// Files are not always as their index says. Read the first reader up to and including that
-    /// place: this frame and the second reader's first one have to be equal, and the second reader
-    /// has to hold as many frames as are left.
+    /// The index of a file may be wrong. Read the first reader up to and including the frame `place`: it must
+    /// equal the first frame of the second reader, and the second reader must return all remaining frames.
     pub fn open_planar_halves(
         path: &Path,
         wanted: impl Fn(usize, usize) -> Option<Picks>,
@@ -196,20 +206,20 @@ impl VideoReader {
 
     /// Opens a video file.
     ///
-    /// With [`Decoder::Auto`], the `ffmpeg` program also takes over where the decoder in this process
-    /// gives up in the middle of a file: it conceals pictures that are damaged.
+    /// With [`Decoder::Auto`], the `ffmpeg` program also continues if the decoder in this process fails in the
+    /// middle of a file, because it conceals damaged frames.
     ///
     /// # Errors
-    /// Returns an error if the file cannot be read or decoded; [`VideoError::NeedsFfmpeg`] if the
-    /// `ffmpeg` program may be able to and is not installed or not to be used.
+    /// Returns an error if the file cannot be read or decoded; and [`VideoError::NeedsFfmpeg`] if the `ffmpeg`
+    /// program could decode the file but is excluded or not installed.
     pub fn open(path: &Path, decoder: Decoder) -> Result<Self, VideoError> {
         Self::open_with(path, decoder, &Programs::default())
     }
 
-    /// As [`open`](Self::open), with other programs.
+    /// Opens a video file as [`open`](Self::open), with other programs.
     ///
     /// # Errors
-    /// Those of [`open`](Self::open).
+    /// Returns the errors of [`open`](Self::open).
     pub fn open_with(
         path: &Path,
         decoder: Decoder,
@@ -227,7 +237,7 @@ impl VideoReader {
                 Ok(reader) => Ok(Self { others: Some(programs.clone()), ..reader }),
                 Err(refused) => outside().map_err(|error| match error {
                     absent if is_absent(&absent) => without_program(refused, &absent),
-                    // Both decoders describe the problem; the first knows more of its own formats.
+                    // Both decoders describe the problem; the first knows more about its formats.
                     VideoError::Decode { source, .. } => {
                         let (first, second) = (problem(&refused), error_line(&*source));
                         match first == second {
@@ -255,13 +265,13 @@ impl VideoReader {
         Self { source, info, path: path.into(), given: 0, others: None, resize: None }
     }
 
-    /// What the container says.
+    /// Returns the metadata of the video.
     pub fn info(&self) -> &VideoInfo {
         &self.info
     }
 
-    /// Makes pixels square: resizes frames to [`VideoInfo::square_size`] (bicubic, as Pillow does),
-    /// which is then their width and height. Frames of square pixels stay as they are.
+    /// Resizes frames to square pixels ([`VideoInfo::square_size`], bicubic as in Pillow) and updates the
+    /// metadata. Frames with square pixels are unchanged.
     ///
     /// # Errors
     /// Returns an error if a side would be too long.
@@ -270,7 +280,7 @@ impl VideoReader {
         if to[1] > MAX_SIDE {
             let aspect = self.info.pixel_aspect;
             let reason = format!(
-                "its pictures are {}x{} pixels of {}:{}, sides are at most {MAX_SIDE} square pixels",
+                "its frames have {}x{} pixels of {}:{}, expected sides of at most {MAX_SIDE} square pixels",
                 from[0], from[1], aspect.width, aspect.height
             );
             return Err(VideoError::decode(&self.path, reason));
@@ -283,7 +293,7 @@ impl VideoReader {
         Ok(self)
     }
 
-    /// The next frame, or why there is none; `None` after the last.
+    /// Returns the next frame; `None` after the last.
     fn read_next(&mut self) -> Result<Option<VideoFrame>, VideoError> {
         let Some(source) = &mut self.source else { return Ok(None) };
         match source {
@@ -309,8 +319,7 @@ impl VideoReader {
         }
     }
 
-    /// Has the program decode from the beginning, up to the frame that could not be decoded in this
-    /// process.
+    /// Starts the program from the beginning and skips the frames that were already returned.
     fn go_on(&mut self, refused: VideoError) -> Result<Option<VideoFrame>, VideoError> {
         let Some(programs) = self.others.take() else { return Err(refused) };
         let stream = match ffmpeg::Stream::open(&self.path, &programs) {
@@ -346,19 +355,19 @@ impl Iterator for VideoReader {
     }
 }
 
-/// A video that two programs decode.
+/// A video that is decoded by two processes.
 pub struct PlanarHalves {
-    /// What the container says.
+    /// Metadata of the video.
     pub info: VideoInfo,
-    /// From the first frame on.
+    /// All frames.
     pub first: PlanarFrames,
-    /// From the frame at `place` on.
+    /// Frames from index `place`.
     pub second: PlanarFrames,
-    /// Frames before the second's first.
+    /// Index of the first frame of `second`.
     pub place: usize,
 }
 
-/// The frames of a video in planes. After an error there are no more.
+/// An iterator over the frames of a video in planes. It ends after an error.
 pub struct PlanarFrames {
     source: Option<PlanarSource>,
     decoder: Decoder,
@@ -402,13 +411,12 @@ impl PlanarSource {
 }
 
 impl PlanarFrames {
-    /// Who decodes them: never [`Decoder::Auto`].
+    /// Returns the decoder in use, never [`Decoder::Auto`].
     pub fn decoder(&self) -> Decoder {
         self.decoder
     }
 
-    /// The pixels that the frames hold, in [`PlanarFrame::planes`] of 4:4:4; `None` where they hold
-    /// all of them, in 4:2:0.
+    /// Returns the selected pixels of 4:4:4 frames; `None` for frames with all pixels in 4:2:0.
     pub fn picks(&self) -> Option<&Picks> {
         match &self.source {
             Some(PlanarSource::Ffmpeg(_, planar)) => planar.picks.as_ref(),
@@ -417,7 +425,7 @@ impl PlanarFrames {
         }
     }
 
-    /// Takes back the planes of a frame that is done with, so that the next one needs no new memory.
+    /// Returns the planes of a processed frame for reuse by a later frame.
     pub fn reuse(&mut self, planes: Vec<u8>) {
         if let Some(PlanarSource::Ffmpeg(stream, _)) = &mut self.source {
             stream.reuse(planes);
@@ -437,11 +445,11 @@ impl Iterator for PlanarFrames {
     }
 }
 
-/// Fails for pipes and devices, which would be waited for, and for what is known to be no video.
+/// Returns an error for pipes and devices, which could block, and for known formats without video.
 fn check_file(path: &Path) -> Result<(), VideoError> {
     let io = |source| VideoError::Io { path: path.into(), source };
     if !std::fs::metadata(path).map_err(io)?.is_file() {
-        return Err(VideoError::decode(path, "it is no file"));
+        return Err(VideoError::decode(path, "it is not a regular file"));
     }
     match foreign::kind(path).map_err(io)? {
         Some(kind) => Err(VideoError::decode(path, format!("it is {kind}, expected a video"))),
@@ -449,7 +457,7 @@ fn check_file(path: &Path) -> Result<(), VideoError> {
     }
 }
 
-/// Reads a GIF: what is known of it, its frames and their times.
+/// Reads a GIF. Returns metadata, frames and times.
 fn read_gif(path: &Path) -> Result<(VideoInfo, Frames, Vec<f64>), VideoError> {
     let gif::Timed { frames, times, duration } = gif::read_timed(path)?;
     let info = VideoInfo {
@@ -464,7 +472,7 @@ fn read_gif(path: &Path) -> Result<(VideoInfo, Frames, Vec<f64>), VideoError> {
     Ok((info, frames, times))
 }
 
-/// Returns true for the error of a program that cannot be used at all.
+/// Returns true for the error of a program that is not installed or cannot be started.
 fn is_absent(error: &VideoError) -> bool {
     matches!(error, VideoError::NotInstalled { .. } | VideoError::Program { .. })
 }
@@ -480,10 +488,10 @@ fn without_program(refused: VideoError, absent: &VideoError) -> VideoError {
     }
 }
 
-/// What a video is, without decoding more than its first picture.
+/// Returns the metadata of a video. At most its first frame is decoded.
 ///
 /// # Errors
-/// Those of [`VideoReader::open`].
+/// Returns the errors of [`VideoReader::open`].
 pub fn probe(path: &Path) -> Result<VideoInfo, VideoError> {
     Ok(VideoReader::open(path, Decoder::Auto)?.info)
 }

@@ -1,10 +1,10 @@
-//! Several clips in one picture, to look at them side by side.
+//! Contact sheets: several clips in one image.
 
 use crate::{Frames, FramesError, frames::MAX_SIDE};
 
-/// Pixels between frames and around them, before scaling.
+/// Gap between and around frames in pixels, before scaling.
 const GAP: usize = 2;
-/// Grey that neither black nor white frames run into.
+/// Grey level of gaps, which differs from black and white frames.
 const SEPARATOR: u8 = 128;
 
 /// Options of [`contact_sheet`].
@@ -73,7 +73,7 @@ pub fn contact_sheet(clips: &[Frames], options: &SheetOptions) -> Result<Frames,
     Frames::from_rgb(sheet, [1, height, width])
 }
 
-/// At most `count` of `length` indices, evenly spaced, with first and last.
+/// Returns at most `count` evenly spaced indices of `length`, including the first and last.
 fn spaced(length: usize, count: usize) -> Vec<usize> {
     let count = count.min(length);
     match count {

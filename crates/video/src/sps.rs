@@ -1,15 +1,15 @@
-//! The sequence parameter set of H.264: size and colours of a stream's pictures.
+//! Sequence parameter sets of H.264: size, colours and pixel aspect of a stream.
 //!
-//! Source: ITU-T H.264, 7.3.2.1.1 (syntax), 7.4.2.1.1 (cropping) and annex E.1.1 (VUI). The codec
-//! neither writes nor reads the VUI, so what it holds is read and added here.
+//! The codec library neither writes nor reads the VUI, so this module does. Source: ITU-T H.264, 7.3.2.1.1
+//! (syntax), 7.4.2.1.1 (cropping) and annex E.1.1 (VUI).
 
 use crate::{aspect::PixelAspect, error::Cause, refusal::Refusal};
 
 /// Profiles whose parameter sets state the chroma format (7.3.2.1.1).
 const HIGH_PROFILES: [u32; 13] = [44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244];
-/// Reference frames that a stream may have (A.3.1).
+/// Maximum number of reference frames (A.3.1).
 const MAX_REFERENCES: u32 = 16;
-/// Type of the NAL unit that holds a sequence parameter set.
+/// Type of a NAL unit with a sequence parameter set.
 pub(crate) const NAL_TYPE: u8 = 7;
 
 /// Sample aspect ratios by `aspect_ratio_idc` (table E-1).
@@ -42,28 +42,28 @@ pub struct Colour {
     pub full_range: bool,
 }
 
-/// The part of a sequence parameter set that is of interest here.
+/// The used fields of a sequence parameter set.
 #[derive(Debug)]
 pub(crate) struct Sps {
-    /// Pixels in a row that are shown.
+    /// Width of shown frames in pixels.
     pub(crate) width: usize,
-    /// Rows that are shown.
+    /// Height of shown frames in pixels.
     pub(crate) height: usize,
-    /// How colours are coded, if it is stated.
+    /// Colour description, if stated.
     pub(crate) colour: Option<Colour>,
-    /// Pixel aspect, if it is stated.
+    /// Pixel aspect, if stated.
     pub(crate) aspect: Option<PixelAspect>,
     references: u32,
-    /// Bits before `vui_parameters_present_flag`.
+    /// Number of bits before `vui_parameters_present_flag`.
     before_vui: usize,
 }
 
 impl Sps {
-    /// Reads a NAL unit (with its header byte, without start code).
+    /// Parses a NAL unit (with its header byte, without start code).
     pub(crate) fn parse(nal: &[u8]) -> Result<Self, Refusal> {
         let bytes = unescape(nal);
         if bytes.first().is_none_or(|header| header & 0x1f != NAL_TYPE) {
-            return Err(Refusal::unusable("damaged: its sequence parameter set is none"));
+            return Err(Refusal::unusable("damaged: not a sequence parameter set"));
         }
         let mut bits = Bits { bytes: &bytes, at: 8 };
         Self::fields(&mut bits)
@@ -72,50 +72,16 @@ impl Sps {
 
     /// `None` where bits run out.
     fn fields(bits: &mut Bits) -> Option<Result<Self, Refusal>> {
-        let unsupported = |found: String| Some(Err(Refusal::Unsupported(found)));
         let profile = bits.take(8)?;
         bits.take(16)?; // constraint flags, level_idc
         bits.ue()?; // seq_parameter_set_id
-        if HIGH_PROFILES.contains(&profile) {
-            let chroma = bits.ue()?;
-            if chroma != 1 {
-                let name = match chroma {
-                    0 => "grey video (4:0:0)",
-                    2 => "4:2:2 video",
-                    3 => "4:4:4 video",
-                    _ => return Some(Err(Refusal::unusable("damaged: no such chroma format"))),
-                };
-                return unsupported(name.into());
-            }
-            let (luma, chroma) = (bits.ue()?, bits.ue()?);
-            if (luma, chroma) != (0, 0) {
-                return unsupported(format!(
-                    "video of {} bits",
-                    luma.max(chroma).saturating_add(8)
-                ));
-            }
-            bits.take(1)?; // qpprime_y_zero_transform_bypass_flag
-            if bits.flag()? {
-                for list in 0..8 {
-                    if bits.flag()? {
-                        bits.skip_scaling_list(if list < 6 { 16 } else { 64 })?;
-                    }
-                }
-            }
+        if HIGH_PROFILES.contains(&profile)
+            && let Err(refusal) = Self::high_profile(bits)?
+        {
+            return Some(Err(refusal));
         }
         bits.ue()?; // log2_max_frame_num_minus4
-        match bits.ue()? {
-            0 => _ = bits.ue()?, // log2_max_pic_order_cnt_lsb_minus4
-            1 => {
-                bits.take(1)?;
-                bits.ue()?; // offsets are signed, but of the same length
-                bits.ue()?;
-                for _ in 0..bits.ue()? {
-                    bits.ue()?;
-                }
-            }
-            _ => {}
-        }
+        Self::skip_picture_order(bits)?;
         let references = bits.ue()?;
         if references > MAX_REFERENCES {
             return Some(Err(Refusal::unusable(format!(
@@ -139,7 +105,7 @@ impl Sps {
                 *side = bits.ue()?.into();
             }
         }
-        // In 4:2:0 a crop is counted in samples of the chroma planes (7-19 to 7-22).
+        // In 4:2:0, cropping is counted in chroma samples (7-19 to 7-22).
         let (crop_x, crop_y) = (2 * (crop[0] + crop[1]), 2 * fields * (crop[2] + crop[3]));
         let shown = |size: u64, crop: u64| {
             size.checked_sub(crop).filter(|&shown| shown > 0).and_then(|n| usize::try_from(n).ok())
@@ -149,8 +115,8 @@ impl Sps {
             return Some(Err(Refusal::unusable(words)));
         };
         if crop[0] != 0 || crop[2] != 0 {
-            // The decoder cuts at the right and at the bottom only.
-            return unsupported("pictures that are cropped at the top or the left".into());
+            // The decoder only crops at the right and bottom.
+            return Some(Err(Refusal::unsupported("frames that are cropped at the top or left")));
         }
         let before_vui = bits.at;
         let mut it = Self { width, height, colour: None, aspect: None, references, before_vui };
@@ -159,6 +125,50 @@ impl Sps {
             it.colour = Self::vui_colour(bits)?;
         }
         Some(Ok(it))
+    }
+
+    /// Reads the fields of high profiles. Formats other than 8-bit 4:2:0 are rejected.
+    fn high_profile(bits: &mut Bits) -> Option<Result<(), Refusal>> {
+        let chroma = bits.ue()?;
+        if chroma != 1 {
+            return Some(Err(match chroma {
+                0 => Refusal::unsupported("grey video (4:0:0)"),
+                2 => Refusal::unsupported("4:2:2 video"),
+                3 => Refusal::unsupported("4:4:4 video"),
+                _ => Refusal::unusable("damaged: no such chroma format"),
+            }));
+        }
+        let (luma, chroma) = (bits.ue()?, bits.ue()?);
+        if (luma, chroma) != (0, 0) {
+            let depth = luma.max(chroma).saturating_add(8);
+            return Some(Err(Refusal::unsupported(format!("video of {depth} bits"))));
+        }
+        bits.take(1)?; // qpprime_y_zero_transform_bypass_flag
+        if bits.flag()? {
+            for list in 0..8 {
+                if bits.flag()? {
+                    bits.skip_scaling_list(if list < 6 { 16 } else { 64 })?;
+                }
+            }
+        }
+        Some(Ok(()))
+    }
+
+    /// Skips the fields of the picture order count.
+    fn skip_picture_order(bits: &mut Bits) -> Option<()> {
+        match bits.ue()? {
+            0 => _ = bits.ue()?, // log2_max_pic_order_cnt_lsb_minus4
+            1 => {
+                bits.take(1)?;
+                bits.ue()?; // offsets are signed, but of the same length
+                bits.ue()?;
+                for _ in 0..bits.ue()? {
+                    bits.ue()?;
+                }
+            }
+            _ => {}
+        }
+        Some(())
     }
 
     fn vui_aspect(bits: &mut Bits) -> Option<Option<PixelAspect>> {
@@ -186,9 +196,9 @@ impl Sps {
     }
 }
 
-/// The same NAL unit with a VUI in place of its own: square pixels, limited range, colours of
-/// BT.709 with the given matrix, chroma samples in the middle of their four pixels (as
-/// `crate::color` averages them), and no reordering, so that a player may show a picture at once.
+/// Replaces the VUI of a NAL unit: square pixels, limited range, BT.709 primaries with the given matrix, chroma
+/// samples at the centre of their four pixels (as `crate::color` averages them), and no reordering, so that a
+/// player can show each frame immediately.
 pub(crate) fn with_colour(nal: &[u8], matrix: u8) -> Result<Vec<u8>, Cause> {
     let sps = Sps::parse(nal)?;
     let bytes = unescape(nal);
@@ -223,7 +233,7 @@ pub(crate) fn with_colour(nal: &[u8], matrix: u8) -> Result<Vec<u8>, Cause> {
     Ok(escape(&out.finish()))
 }
 
-/// Without the bytes that keep start codes from appearing inside a unit (7.4.1).
+/// Removes the emulation prevention bytes (7.4.1).
 fn unescape(nal: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(nal.len());
     let mut zeros = 0;
@@ -238,6 +248,7 @@ fn unescape(nal: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Inserts emulation prevention bytes (7.4.1).
 fn escape(bytes: &[u8]) -> Vec<u8> {
     let mut nal = Vec::with_capacity(bytes.len() + 4);
     let mut zeros = 0;
@@ -252,14 +263,14 @@ fn escape(bytes: &[u8]) -> Vec<u8> {
     nal
 }
 
-/// Reads from the highest bit on; `None` at the end.
+/// A bit reader, most significant bit first; reads return `None` at the end.
 struct Bits<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
 impl Bits<'_> {
-    /// Up to 32 bits as a number.
+    /// Reads up to 32 bits as a number.
     fn take(&mut self, count: usize) -> Option<u32> {
         let mut value = 0;
         for _ in 0..count {
@@ -274,7 +285,7 @@ impl Bits<'_> {
         Some(self.take(1)? == 1)
     }
 
-    /// Exponential-Golomb code (9.1).
+    /// Reads an unsigned Exp-Golomb code (9.1).
     fn ue(&mut self) -> Option<u32> {
         let mut zeros = 0;
         while !self.flag()? {
@@ -284,7 +295,7 @@ impl Bits<'_> {
         (1u32 << zeros).checked_add(rest).map(|code| code - 1)
     }
 
-    /// 7.3.2.1.1.1.
+    /// Skips a scaling list (7.3.2.1.1.1).
     fn skip_scaling_list(&mut self, size: usize) -> Option<()> {
         let (mut last, mut next) = (8i64, 8i64);
         for _ in 0..size {
@@ -325,7 +336,7 @@ impl BitWriter {
         self.put(length, value + 1);
     }
 
-    /// Adds the stop bit.
+    /// Adds the stop bit and returns the bytes.
     fn finish(mut self) -> Vec<u8> {
         self.put(1, 1);
         self.bytes
@@ -376,7 +387,7 @@ pub(crate) mod tests {
             assert_eq!(sps.colour, Some(Colour { matrix, full_range: false }));
             assert_eq!(sps.aspect, Some(PixelAspect::SQUARE));
             assert!(!nal.windows(3).any(|bytes| bytes[..2] == [0, 0] && bytes[2] < 3));
-            // It replaces what is there and does not pile up.
+            // A second call replaces the VUI.
             assert_eq!(with_colour(&nal, matrix).unwrap(), nal);
         }
     }

@@ -1,8 +1,7 @@
-//! Times of frames, as the `ffmpeg` program tells them beside the frames.
+//! Timestamps of frames from the log of the `ffmpeg` program.
 //!
-//! The filter `showinfo` writes a line for each frame that leaves the decoder, before the frame goes
-//! into the pipe. So each time belongs to its frame, also in files whose index says otherwise or
-//! whose pictures cannot all be decoded.
+//! The filter `showinfo` logs a line for each decoded frame before the frame is written to the pipe. Each time
+//! therefore belongs to its frame, also in files with a wrong index or with frames that are not decodable.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -11,29 +10,29 @@ use std::{
     thread::JoinHandle,
 };
 
-/// Most bytes of a line that are looked at.
+/// Maximum length of a line in bytes; the rest is ignored.
 const MAX_LINE: usize = 4096;
-/// Most bytes that are kept of complaints.
+/// Maximum size of the kept error messages in bytes.
 const MAX_COMPLAINT: usize = 64 << 10;
 
-/// What is told of a frame.
+/// Timestamp and size of a frame.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Stamp {
-    /// Ticks, if the frame has a time.
+    /// Time in ticks, if known.
     pub(crate) ticks: Option<i64>,
-    /// Seconds of a tick, above and below the line.
+    /// Seconds per tick: numerator and denominator.
     pub(crate) tick: (u64, u64),
     /// Width and height.
     pub(crate) size: (usize, usize),
 }
 
 impl Stamp {
-    /// Seconds, as the container counts.
+    /// Returns the time in seconds of the container.
     pub(crate) fn seconds(&self) -> Option<f64> {
         Some(self.ticks? as f64 * self.tick.0 as f64 / self.tick.1 as f64)
     }
 
-    /// Seconds from another frame on.
+    /// Returns the seconds since another frame.
     pub(crate) fn since(&self, first: &Self) -> Option<f64> {
         if self.tick != first.tick {
             return Some(self.seconds()? - first.seconds()?);
@@ -43,18 +42,18 @@ impl Stamp {
     }
 }
 
-/// The times of a program's frames.
+/// The timestamps of a program's frames.
 pub(crate) struct Stamps {
     stamps: Receiver<Stamp>,
     complaints: Option<JoinHandle<String>>,
 }
 
 impl Stamps {
-    /// Listens to what a program says, until it ends.
+    /// Reads the log of a program in a thread until the program ends.
     pub(crate) fn listen(said: ChildStderr) -> Self {
         let (sender, stamps) = mpsc::channel();
         let complaints = std::thread::spawn(move || {
-            // Nobody may be left to hear it; the program must be able to go on speaking.
+            // The receiver may be gone; the log must still be read, so that the program does not block.
             read(said, |stamp| {
                 let _ = sender.send(stamp);
             })
@@ -62,19 +61,18 @@ impl Stamps {
         Self { stamps, complaints: Some(complaints) }
     }
 
-    /// What is told of the next frame, which was read already; `None` if the program ends without a
-    /// word on it.
+    /// Returns the stamp of the frame that was just read; `None` if the log ends without it.
     pub(crate) fn next(&mut self) -> Option<Stamp> {
         self.stamps.recv().ok()
     }
 
-    /// What the program, which has ended, complained of.
+    /// Returns the error messages of the program after its end.
     pub(crate) fn complaints(&mut self) -> String {
         self.complaints.take().and_then(|said| said.join().ok()).unwrap_or_default()
     }
 }
 
-/// Reads lines with their level in brackets; returns those of errors.
+/// Reads log lines with levels in brackets. Returns the lines of errors.
 fn read(said: impl Read, mut stamp: impl FnMut(Stamp)) -> String {
     let mut said = BufReader::new(said);
     let (mut tick, mut complaints) = ((0, 1), String::new());
@@ -97,7 +95,7 @@ fn read(said: impl Read, mut stamp: impl FnMut(Stamp)) -> String {
     complaints
 }
 
-/// The next line, as far as it is looked at.
+/// Returns the next line, cut at the maximum length.
 fn next_line(said: &mut impl BufRead) -> Option<String> {
     let mut line = Vec::new();
     said.by_ref().take(MAX_LINE as u64).read_until(b'\n', &mut line).ok()?;
@@ -110,7 +108,7 @@ fn next_line(said: &mut impl BufRead) -> Option<String> {
     Some(String::from_utf8_lossy(&line).trim_end().to_string())
 }
 
-/// Of a line such as `config in time_base: 1/15360, frame_rate: 30/1`.
+/// Parses a line such as `config in time_base: 1/15360, frame_rate: 30/1`.
 fn time_base(line: &str) -> Option<(u64, u64)> {
     let (_, ratio) = line.split_once("config in time_base: ")?;
     let (above, rest) = ratio.split_once('/')?;
@@ -118,7 +116,7 @@ fn time_base(line: &str) -> Option<(u64, u64)> {
     Some((above.parse().ok()?, below.parse().ok().filter(|below| *below > 0)?))
 }
 
-/// Of a line such as `n:   1 pts:    512 pts_time:0.0333333 ... s:320x180 ...`.
+/// Parses a line such as `n:   1 pts:    512 pts_time:0.0333333 ... s:320x180 ...`.
 fn of_frame(line: &str, tick: (u64, u64)) -> Option<Stamp> {
     let (_, words) = line.split_once(" n:")?;
     let (_, rest) = words.split_once(" pts:")?;

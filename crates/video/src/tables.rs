@@ -5,28 +5,28 @@ use crate::{
     refusal::Refusal,
 };
 
-/// Most samples of a track: above a day of video.
+/// Maximum number of samples of a track, more than a day of video.
 const MAX_SAMPLES: u32 = 1 << 22;
-/// Fewest bytes of a sample: a length and a NAL unit of one byte. (Tables of samples of one size
-/// take no room, so that their count has to be held against the file.)
+/// Minimum size of a sample in bytes: a length and a NAL unit of one byte. (A table of samples of equal size has
+/// no entries, so that its count is checked against the file.)
 const LEAST_BYTES: u64 = 2;
 
-/// A coded picture.
+/// A coded frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sample {
-    /// Where it begins in the file.
+    /// Offset in the file.
     pub(crate) offset: u64,
-    /// Its bytes.
+    /// Size in bytes.
     pub(crate) size: u32,
     /// Ticks until the next sample is decoded.
     pub(crate) ticks: u32,
-    /// When it is shown, in ticks of the track, before any edit.
+    /// Display time in ticks of the track, before edits.
     pub(crate) shown: i64,
-    /// Whether the container calls it a key frame.
+    /// True if the container marks a key frame.
     pub(crate) is_key: bool,
 }
 
-/// A table: a version, flags, a count, and rows of as many bytes.
+/// A table: version, flags, count, and rows of equal size.
 #[derive(Clone, Copy)]
 struct Table<'a> {
     rows: &'a [u8],
@@ -55,7 +55,7 @@ impl<'a> Table<'a> {
         Self::find(stbl, name, bytes)?.ok_or_else(|| not_covered(name))
     }
 
-    /// The numbers of each row.
+    /// Iterates over the numbers of each row.
     fn numbers<const N: usize>(self) -> impl Iterator<Item = [u32; N]> + use<'a, N> {
         let rows = self.rows.chunks_exact(self.bytes);
         rows.map(move |row| {
@@ -74,7 +74,7 @@ fn not_covered(name: &[u8; 4]) -> Refusal {
 }
 
 /// Reads the samples of a track, in decoding order, from its `stbl` in a file of `length` bytes.
-/// Every sample lies in the file, and together they are not larger than it.
+/// Every sample is inside the file, and all samples together are not larger than the file.
 pub(crate) fn samples(stbl: &[u8], length: u64) -> Result<Vec<Sample>, Refusal> {
     let sizes = sizes(stbl, length)?;
     let mut samples = Vec::new();
@@ -94,7 +94,7 @@ pub(crate) fn samples(stbl: &[u8], length: u64) -> Result<Vec<Sample>, Refusal> 
         return Err(Refusal::unusable("damaged: its samples overlap"));
     }
     match Table::find(stbl, b"stss", 4)? {
-        // Without a table each sample is a key frame.
+        // Without this table, each sample is a key frame.
         None => samples.iter_mut().for_each(|sample| sample.is_key = true),
         Some(keys) => {
             for [number] in keys.numbers() {
@@ -106,12 +106,12 @@ pub(crate) fn samples(stbl: &[u8], length: u64) -> Result<Vec<Sample>, Refusal> 
             }
         }
     }
-    // Empty samples hold no pictures.
+    // Empty samples contain no frames.
     samples.retain(|sample| sample.size > 0);
     Ok(samples)
 }
 
-/// Sizes of all samples.
+/// Returns the sizes of all samples.
 fn sizes(stbl: &[u8], length: u64) -> Result<Vec<u32>, Refusal> {
     let content = need(stbl, &[b"stsz"])?;
     let (Some(size), Some(count)) = (content.u32_at(4), content.u32_at(8)) else {
@@ -135,7 +135,7 @@ fn sizes(stbl: &[u8], length: u64) -> Result<Vec<u32>, Refusal> {
     Ok(rows.as_chunks::<4>().0.iter().map(|size| u32::from_be_bytes(*size)).collect())
 }
 
-/// Runs of a table of runs: how many times a value comes.
+/// A run-length encoded table: counts and values.
 struct Runs<I> {
     rows: I,
     left: u32,
@@ -156,7 +156,7 @@ impl<I: Iterator<Item = [u32; 2]>> Runs<I> {
     }
 }
 
-/// When samples are decoded and shown.
+/// Decoding and display times of samples.
 struct Times<I> {
     ticks: Runs<I>,
     shifts: Option<Runs<I>>,
@@ -172,7 +172,7 @@ impl Times<()> {
 }
 
 impl<I: Iterator<Item = [u32; 2]>> Times<I> {
-    /// Ticks until the next sample is decoded, and when this one is shown.
+    /// Returns the ticks until the next sample is decoded, and the display time of this sample.
     fn next(&mut self) -> Result<(u32, i64), Refusal> {
         let ticks = self.ticks.next().ok_or_else(|| not_covered(b"stts"))?;
         let shift = match &mut self.shifts {
@@ -180,22 +180,23 @@ impl<I: Iterator<Item = [u32; 2]>> Times<I> {
             Some(shifts) => shifts.next().ok_or_else(|| not_covered(b"ctts"))?.cast_signed(),
             None => 0,
         };
-        // At most 2^22 samples of 2^32 ticks.
+        // No overflow: at most 2^22 samples of 2^32 ticks.
         let shown = self.decoded + i64::from(shift);
         self.decoded += i64::from(ticks);
         Ok((ticks, shown))
     }
 }
 
-/// Where samples lie.
+/// Offsets of samples.
 struct Places<C, R: Iterator> {
-    /// Offsets of the chunks.
+    /// Offsets of chunks.
     chunks: C,
-    /// Runs of chunks: number of the first chunk, from 1 on, and samples in each.
+    /// Runs of chunks: number of the first chunk (from 1) and samples per chunk.
     runs: std::iter::Peekable<R>,
     in_each: u32,
-    /// Samples left in the chunk, and where the next one lies.
+    /// Samples left in the chunk.
     left: u32,
+    /// Offset of the next sample.
     at: u64,
     /// Number of the chunk.
     chunk: u32,
@@ -220,7 +221,7 @@ impl Places<(), std::iter::Empty<()>> {
 }
 
 impl<C: Iterator<Item = u64>, R: Iterator<Item = [u32; 3]>> Places<C, R> {
-    /// Where the next sample lies, which has `size` bytes.
+    /// Returns the offset of the next sample, which has `size` bytes.
     fn next(&mut self, size: u32) -> Result<u64, Refusal> {
         while self.left == 0 {
             self.at = self.chunks.next().ok_or_else(|| not_covered(b"stsc"))?;
@@ -308,7 +309,7 @@ pub(crate) mod tests {
             tables.remove(absent);
             assert!(read(&tables).is_err(), "{absent}");
         }
-        // Key frames that are not there say nothing.
+        // Indices of missing samples are ignored.
         let mut keys = tables();
         keys[4] = a_table(b"stss", &[0, 3, 0, 2, 9]);
         assert!(read(&keys).unwrap()[1].is_key);

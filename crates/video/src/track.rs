@@ -1,4 +1,4 @@
-//! The video track of an MP4: what its header says of it.
+//! The video track of an MP4, read from the header.
 
 use crate::{
     aspect::PixelAspect,
@@ -17,21 +17,21 @@ use std::{
 /// The first video track of a file.
 #[derive(Debug)]
 pub(crate) struct Track {
-    /// Ticks of a second.
+    /// Ticks per second.
     pub(crate) timescale: u32,
-    /// In decoding order.
+    /// Samples in decoding order.
     pub(crate) samples: Vec<Sample>,
-    /// Parameter sets of H.264, each a NAL unit.
+    /// Parameter sets of H.264 as NAL units.
     pub(crate) parameters: Vec<Vec<u8>>,
-    /// Bytes of the length before a NAL unit.
+    /// Size in bytes of the length before a NAL unit.
     pub(crate) length_size: usize,
-    /// Frames of these times are shown, in ticks of the track.
+    /// Times of the shown frames in ticks of the track.
     pub(crate) window: Range<i64>,
-    /// How stored pictures are turned.
+    /// Orientation of stored frames.
     pub(crate) orientation: Orientation,
-    /// Pixel aspect of the stored pictures, as far as the container states it.
+    /// Pixel aspect of stored frames, if the container states it.
     pub(crate) aspect: Option<PixelAspect>,
-    /// Colours, as far as the container states them.
+    /// Colour description, if the container states it.
     pub(crate) colour: Option<Colour>,
 }
 
@@ -71,7 +71,7 @@ impl Track {
     }
 }
 
-/// What holds for all tracks.
+/// Properties of the movie, common to all tracks.
 struct Movie {
     timescale: u32,
     matrix: [i32; 4],
@@ -94,15 +94,15 @@ impl Movie {
 /// 1 in 16.16.
 const ONE: i32 = 1 << 16;
 
-/// The factors `a, b, c, d` of a matrix (six numbers of 16.16, three of 2.30).
+/// Returns the elements `a, b, c, d` of a matrix (six numbers of 16.16, three of 2.30).
 fn matrix(content: &[u8], at: usize) -> Option<[i32; 4]> {
     let factor = |place: usize| content.u32_at(at + 4 * place).map(u32::cast_signed);
     Some([factor(0)?, factor(1)?, factor(3)?, factor(4)?])
 }
 
-/// What a track's header (`tkhd`) says of pictures.
+/// The header of a track (`tkhd`).
 struct Header {
-    /// Together with the movie's own.
+    /// Product of the matrices of track and movie.
     matrix: [i32; 4],
     /// Width and height in whole pixels.
     size: [u64; 2],
@@ -112,7 +112,7 @@ impl Header {
     fn read(tkhd: &[u8], [p, q, r, s]: [i32; 4]) -> Self {
         let at = if tkhd.first() == Some(&1) { 52 } else { 40 };
         let [a, b, c, d] = matrix(tkhd, at).unwrap_or([ONE, 0, 0, ONE]);
-        // In two steps, as FFmpeg rounds.
+        // Products are rounded one by one, as in FFmpeg.
         let sum = |(x, y): (i32, i32), (z, w): (i32, i32)| {
             let product = |x: i32, y: i32| (i64::from(x) * i64::from(y)) >> 16;
             let bounds = (i64::from(i32::MIN), i64::from(i32::MAX));
@@ -124,8 +124,8 @@ impl Header {
         Self { matrix, size: [side(at + 36), side(at + 40)] }
     }
 
-    /// The pixel aspect that follows from a scaling matrix or, without one, from a track size other
-    /// than that of its pictures.
+    /// Returns the pixel aspect by the scaling matrix or, without scaling, by the ratio of the track size to the
+    /// frame size.
     ///
     /// Source: FFmpeg, `libavformat/mov.c`, `mov_read_tkhd` and `mov_read_trak`.
     fn aspect(&self, width: u64, height: u64) -> Option<PixelAspect> {
@@ -143,8 +143,8 @@ impl Header {
     }
 }
 
-/// The boxes of the track that the `ffmpeg` program and OpenCV take: the first one of video that is
-/// no list of pictures for chapters.
+/// Returns the content of the track that `ffmpeg` and OpenCV use: the first video track that is not a chapter
+/// track.
 fn first_video(moov: &[u8]) -> Result<&[u8], Refusal> {
     let mut traks = Vec::new();
     let mut chapters = Vec::new();
@@ -168,10 +168,10 @@ fn first_video(moov: &[u8]) -> Result<&[u8], Refusal> {
             return Ok(trak);
         }
     }
-    Err(Refusal::unusable("it holds no video track"))
+    Err(Refusal::unusable("it has no video track"))
 }
 
-/// How pictures are coded (`stsd`).
+/// The sample description (`stsd`): how frames are coded.
 struct Entry {
     /// Width and height.
     size: [u16; 2],
@@ -183,7 +183,7 @@ struct Entry {
 
 impl Entry {
     fn read(stsd: &[u8]) -> Result<Self, Refusal> {
-        /// Bytes of a picture's description before the boxes in it.
+        /// Size in bytes of the fields before the inner boxes.
         const BEFORE: usize = 78;
         let damaged = |what: &str| Refusal::unusable(format!("damaged: {what} is cut short"));
         let mut entries = boxes(stsd.get(8..).unwrap_or_default());
@@ -209,7 +209,7 @@ impl Entry {
     }
 }
 
-/// Colours of a `colr` box that states them by the codes of H.264.
+/// Returns the colour description of a `colr` box that uses the codes of H.264.
 fn colour(colr: &[u8]) -> Option<Colour> {
     let kind: &Name = colr.first_chunk()?;
     let full_range = match kind {
@@ -220,12 +220,12 @@ fn colour(colr: &[u8]) -> Option<Colour> {
     Some(Colour { matrix: u8::try_from(colr.u16_at(8)?).ok()?, full_range })
 }
 
-/// The parameter sets of an `avcC` and the bytes of a length.
+/// Returns the parameter sets of an `avcC` box and the size of a length in bytes.
 fn parameters(avcc: &[u8]) -> Option<(Vec<Vec<u8>>, usize)> {
     let length_size = usize::from(avcc.get(4)? & 3) + 1;
     let mut sets = Vec::new();
     let mut at = 5;
-    // First those of sequences, then those of pictures.
+    // First sequence, then picture parameter sets.
     for mask in [0x1f, 0xff] {
         let count = avcc.get(at)? & mask;
         at += 1;

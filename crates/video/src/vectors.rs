@@ -1,8 +1,7 @@
-//! Loops for the vectors that the processor has.
+//! Loops compiled for several vector instruction sets, selected at run time.
 
-/// Runs `f`, compiled for several widths of vectors of which the processor's own is taken. (The
-/// program as a whole is compiled for the oldest processors.) Functions that `f` calls are compiled
-/// so where they are inlined.
+/// Runs `f`, compiled for several vector instruction sets, with the best one of the processor. (The rest of the
+/// program is compiled for the baseline processor.) Functions that `f` calls benefit if they are inlined.
 #[inline(always)]
 pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)

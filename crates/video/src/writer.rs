@@ -1,9 +1,9 @@
-//! An output that is tried before the work, and complete or absent after it.
+//! Atomic output of a clip: [`Writer`].
 //!
-//! Opening checks all that can be checked (format, size, rate, and that the place can be written
-//! to) and keeps a temporary file or folder beside the target. Writing fills that and renames it,
-//! together with a JSON record of how the clip was made. Dropping a writer leaves nothing behind,
-//! and what stood at the target before stays until it is replaced by something complete.
+//! Opening a writer checks format, size, frame rate and that the target is writable, and creates a temporary
+//! file or folder beside the target. Writing fills and renames it, together with a JSON record of how the clip
+//! was made. Dropping a writer removes the temporary file. An existing target stays until it is replaced by a
+//! complete output.
 
 use crate::{Frames, VideoError, frames::MAX_SIDE, gif, mp4, png};
 use opensora_files::{AtomicFile, AtomicFolder, CreatedFolders, Existing, folder_of};
@@ -15,25 +15,34 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A kind of output.
+/// An output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// H.264 in MP4.
     Mp4,
     /// Animated GIF.
     Gif,
-    /// One image.
+    /// A PNG image.
     Png,
     /// A folder of numbered PNG frames.
     PngFolder,
 }
 
 impl Format {
-    /// From a path's ending; no ending, or a separator behind it, stands for a folder of PNG
-    /// frames.
+    /// Returns the format of a path's extension. A path without extension or with a trailing separator is a
+    /// folder of PNG frames.
+    ///
+    /// ```
+    /// use opensora_video::Format;
+    /// use std::path::Path;
+    ///
+    /// assert_eq!(Format::of(Path::new("clip.mp4"))?, Format::Mp4);
+    /// assert_eq!(Format::of(Path::new("clip"))?, Format::PngFolder);
+    /// # Ok::<(), opensora_video::VideoError>(())
+    /// ```
     ///
     /// # Errors
-    /// Where the ending is of no known format.
+    /// Returns an error if the extension is unknown.
     pub fn of(path: &Path) -> Result<Self, VideoError> {
         if ends_in_separator(path) {
             return Ok(Self::PngFolder);
@@ -54,14 +63,14 @@ fn ends_in_separator(path: &Path) -> bool {
     last.is_some_and(|&byte| std::path::is_separator(char::from(byte)))
 }
 
-/// What will be written.
+/// Properties of the clip to write.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct VideoSpec {
-    /// Frames of the clip.
+    /// Number of frames.
     pub frames: usize,
-    /// Pixels in a row.
+    /// Width in pixels.
     pub width: usize,
-    /// Rows.
+    /// Height in pixels.
     pub height: usize,
     /// Frames per second.
     pub fps: f64,
@@ -74,39 +83,39 @@ pub struct Writer {
     format: Format,
     spec: VideoSpec,
     place: Place,
-    /// Dropped after the place, which lies in them.
+    /// Dropped last, because these folders contain the temporary files.
     _folders: CreatedFolders,
 }
 
-/// Where the bytes go before they have their name.
+/// The temporary files.
 #[derive(Debug)]
 enum Place {
-    /// The clip and its record.
+    /// Files of the clip and its record.
     File(AtomicFile, AtomicFile),
     Folder(AtomicFolder),
 }
 
 impl Writer {
-    /// Opens an output for a clip; the format follows from the path's ending (see [`Format::of`]).
-    /// A single frame becomes a PNG: the path then ends in `.png` whatever its ending was, unless
-    /// a separator behind it asks for a folder. See [`Writer::path`].
+    /// Opens an output for a clip in the format of the path's extension ([`Format::of`]). A single frame is
+    /// written as PNG: the extension is replaced by `.png`, unless a trailing separator requests a folder
+    /// ([`Writer::path`]).
     ///
     /// # Errors
-    /// Where the format is unknown or cannot hold the clip, or the place cannot be written to. A
-    /// folder of frames that is not empty is not replaced.
+    /// Returns an error if the format is unknown or does not support the clip, if the target is not writable, or
+    /// if a folder of frames exists and is not empty.
     pub fn open(path: &Path, spec: &VideoSpec) -> Result<Self, VideoError> {
         Self::open_as(path, spec, Existing::Replace)
     }
 
-    /// Opens an output as [`Writer::open`] does, and says what happens to a clip, record or folder
-    /// of that name.
+    /// Opens an output as [`Writer::open`]; `existing` determines whether an existing output is replaced.
     ///
     /// # Errors
-    /// As [`Writer::open`]; also if something of that name exists and `existing` refuses that.
+    /// Returns the errors of [`Writer::open`], and an error if the clip, record or folder exists and `existing`
+    /// is [`Existing::Refuse`].
     pub fn open_as(path: &Path, spec: &VideoSpec, existing: Existing) -> Result<Self, VideoError> {
         let mut format = Format::of(path)?;
         let is_folder = ends_in_separator(path);
-        // Without a separator at its end.
+        // Removes a trailing separator.
         let mut path: PathBuf = path.components().collect();
         if path.file_name().is_none() {
             return Err(VideoError::Format { path });
@@ -144,18 +153,18 @@ impl Writer {
         Ok(Self { path, format, spec: *spec, place, _folders: folders })
     }
 
-    /// The path that the output will have.
+    /// Returns the path of the output.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes the clip under its name, and `record` as JSON beside it (`clip.mp4.json`) or in the
-    /// folder of frames (`metadata.json`), unless it is null. An MP4 also holds the record itself, as
-    /// its comment ([`mp4::comment`]). Returns the path.
+    /// Writes the clip, and `record` as JSON beside it (`clip.mp4.json`) or in the folder of frames
+    /// (`metadata.json`), unless the record is null. An MP4 also contains the record as its comment
+    /// ([`mp4::comment`]). Returns the path.
     ///
     /// # Errors
-    /// Where the clip is not what the output was opened for, or encoding or writing fails; nothing
-    /// is left behind then.
+    /// Returns an error if the clip differs from the specification, or if encoding or writing fails. Nothing is
+    /// left behind on failure.
     pub fn write(self, clip: &Frames, record: &Value) -> Result<PathBuf, VideoError> {
         let Self { path, format, spec, place, _folders } = self;
         let expected = [spec.frames, spec.height, spec.width];
@@ -195,14 +204,14 @@ impl Writer {
                 out.flush().map_err(io)?;
                 drop(out);
                 beside.write_all(json.as_bytes()).map_err(io)?;
-                // Both are complete before either gets its name.
+                // Both files are complete before either is renamed.
                 file.sync().and_then(|()| beside.sync()).map_err(io)?;
                 file.commit().map_err(io)?;
                 let record_path = record_path(&path);
                 if !record.is_null() {
                     beside.commit().map_err(io)?;
                 } else if record_path.exists() {
-                    // It describes another clip.
+                    // The old record describes another clip.
                     fs::remove_file(record_path).map_err(io)?;
                 }
             }
@@ -211,29 +220,29 @@ impl Writer {
     }
 }
 
-/// Checks what a format can hold.
+/// Returns an error if a format does not support a clip.
 fn check(format: Format, spec: &VideoSpec) -> Result<(), String> {
     let VideoSpec { frames, width, height, fps } = *spec;
     let side = |pixels: usize| (1..=MAX_SIDE).contains(&pixels);
     if frames == 0 || !side(width) || !side(height) {
         return Err(format!(
-            "{frames} frames of {height}x{width} cannot be written: sides are 1 to {MAX_SIDE} pixels"
+            "found {frames} frames of {height}x{width}, expected sides of 1 to {MAX_SIDE} pixels"
         ));
     }
     if !(fps.is_finite() && (0.01..=1000.0).contains(&fps)) {
-        return Err(format!("{fps} frames a second cannot be written: 0.01 to 1000 are possible"));
+        return Err(format!("found {fps} frames per second, expected 0.01 to 1000"));
     }
     match format {
         Format::Mp4 => mp4::check(height, width, fps),
         Format::Gif => gif::check(height, width, fps),
-        Format::Png if frames > 1 => {
-            Err(format!("one PNG cannot hold {frames} frames: name a folder, .mp4 or .gif"))
-        }
+        Format::Png if frames > 1 => Err(format!(
+            "a PNG image has one frame, found {frames} frames: use a folder, .mp4 or .gif"
+        )),
         Format::Png | Format::PngFolder => Ok(()),
     }
 }
 
-/// `<output>.json`.
+/// Returns the path `<output>.json` of the record.
 fn record_path(path: &Path) -> PathBuf {
     let mut name: OsString = path.as_os_str().into();
     name.push(".json");
@@ -286,7 +295,7 @@ mod tests {
             // A single frame becomes a PNG.
             ("e.mp4", 1, vec!["e.png", "e.png.json"]),
             ("f", 1, vec!["f.png", "f.png.json"]),
-            // Unless a folder is asked for.
+            // A trailing separator requests a folder.
             ("g/", 1, vec!["g"]),
             ("h.mp4/", 3, vec!["h.mp4"]),
         ] {
@@ -401,7 +410,7 @@ mod tests {
         };
         assert!(open("a.avi", spec(3)).contains("unknown format"));
         assert!(open("a.png", spec(3)).contains("3 frames"));
-        assert!(open("a.mp4", VideoSpec { fps: 0.0, ..spec(3) }).contains("0 frames a second"));
+        assert!(open("a.mp4", VideoSpec { fps: 0.0, ..spec(3) }).contains("0 frames per second"));
         assert!(open("a.mp4", VideoSpec { fps: f64::NAN, ..spec(3) }).contains("NaN"));
         assert!(open("a.mp4", VideoSpec { width: 0, ..spec(3) }).contains("16x0"));
         assert!(open("a.mp4", VideoSpec { width: 33, ..spec(3) }).contains("16x33"));

@@ -1,9 +1,8 @@
-//! From the planes of a video codec to RGB, in whole numbers.
+//! Conversion of YUV to RGB in integers, bit-exact with FFmpeg.
 //!
-//! To the last bit this is what FFmpeg's `swscale` does unless it is asked to round accurately, and
-//! so what the `ffmpeg` program, OpenCV and PyAV show. Products are cut off, not rounded: colours
-//! come out up to three steps too dark. In return, measures that depend on exact colours, such as
-//! hues of what is nearly grey, are those of these tools.
+//! Results equal those of FFmpeg's `swscale` without `accurate_rnd`, and therefore those of `ffmpeg`, OpenCV and
+//! PyAV. Products are truncated, so that colours are up to three steps too dark, but measures that depend on
+//! exact colours, such as hues of nearly grey pixels, equal those of these tools.
 //!
 //! Source: FFmpeg, `libswscale/yuv2rgb.c` (`ff_yuv2rgb_c_init_tables`) and
 //! `libswscale/x86/yuv_2_rgb.asm`.
@@ -11,18 +10,17 @@
 pub use crate::sps::Colour;
 use crate::{color::Matrix, vectors::vectorized};
 
-/// From luma and colour differences to red, green and blue, or from three planes that are red, green
-/// and blue already.
+/// A conversion from luma and colour differences to RGB, or of planes that are RGB already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ToRgb {
-    /// Luma of black, in eighths.
+    /// Luma of black, times 8.
     black: i32,
-    /// Factors in steps of 2^-13.
+    /// Factor of luma, times 2^13, as the other factors.
     luma: i32,
     red: i32,
     blue: i32,
     green: [i32; 2],
-    /// Planes are red, green and blue.
+    /// Planes are red, green and blue already.
     is_done: bool,
 }
 
@@ -42,23 +40,23 @@ impl ToRgb {
         Matrix::stated(Some(colour)).map(Self::new)
     }
 
-    /// For planes that are red, green and blue already.
+    /// The identity, for planes that are red, green and blue already.
     pub const NONE: Self =
         Self { black: 0, luma: 0, red: 0, blue: 0, green: [0; 2], is_done: true };
 
-    /// Red, green and blue of a luma and its blue and red difference.
+    /// Returns RGB of luma, blue and red difference.
     #[inline]
     pub fn pixel(self, y: u8, u: u8, v: u8) -> [u8; 3] {
         if self.is_done { [y, u, v] } else { self.shifted(y, self.shift(u, v)) }
     }
 
-    /// Turns lumas, blue and red differences into red, green and blue where they are; of slices of
-    /// unequal lengths, as many as the shortest has. Equal to [`pixel`](Self::pixel).
+    /// Converts luma, blue and red differences to red, green and blue in place, up to the length of the shortest
+    /// slice. Equal to [`pixel`](Self::pixel).
     pub fn in_place(self, [y, u, v]: [&mut [u8]; 3]) {
         if self.is_done {
             return;
         }
-        // In 16 bits, so that as many as possible are done at once.
+        // In 16 bits, so that a vector holds as many values as possible.
         let product = |c: i16, factor: i16| ((i32::from(c) * i32::from(factor)) >> 16) as i16;
         let narrow = |factor: i32| factor as i16;
         let [black, luma, red, blue] = [self.black, self.luma, self.red, self.blue].map(narrow);
@@ -79,7 +77,7 @@ impl ToRgb {
         let (red, blue) = (f64::from(matrix.red), f64::from(matrix.blue));
         let green = 1.0 - red - blue;
         let scale = 127.5 / f64::from(matrix.chroma);
-        // First to 16 bits behind the point, as in the tables there, then to 13.
+        // Rounded to 16 fractional bits first, as in the tables of swscale, then to 13.
         let factor = |x: f64| ((x * 65536.0).round() / 8.0).round() as i32;
         let (red_shift, blue_shift) = (2.0 * (1.0 - red) * scale, 2.0 * (1.0 - blue) * scale);
         Self {
@@ -92,7 +90,7 @@ impl ToRgb {
         }
     }
 
-    /// What colour differences add to the luma of red, green and blue.
+    /// Returns the terms that colour differences add to red, green and blue.
     #[inline]
     pub(crate) fn shift(self, u: u8, v: u8) -> [i32; 3] {
         let [u, v] = [u, v].map(|c| 8 * i32::from(c) - 1024);
@@ -101,7 +99,7 @@ impl ToRgb {
         [product(v, self.red), green, product(u, self.blue)]
     }
 
-    /// A luma with what is added to it.
+    /// Returns RGB of a luma and the terms of [`shift`](Self::shift).
     #[inline]
     pub(crate) fn shifted(self, y: u8, shift: [i32; 3]) -> [u8; 3] {
         let luma = ((8 * i32::from(y) - self.black) * self.luma) >> 16;

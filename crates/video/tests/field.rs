@@ -1,4 +1,4 @@
-//! Videos as people have them: what both decoders show of them, against OpenCV's frames.
+//! Videos from the field: both decoders against the frames of OpenCV.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -27,7 +27,7 @@ fn ffmpeg_is_there() -> bool {
         .into_iter()
         .all(|program| runs(program).is_ok_and(|out| out.status.success()));
     if !there {
-        eprintln!("not compared: the ffmpeg program is not there");
+        eprintln!("not compared: ffmpeg is not installed");
     }
     there
 }
@@ -411,7 +411,7 @@ fn a_damaged_picture_stops_neither_the_file_nor_the_process() {
             let (_, frames) = all(&path, Decoder::Auto).unwrap();
             // Pictures of which nothing is left are not there.
             assert!(if length < 4000 { frames.len() == 132 } else { frames.len() > 115 });
-            // Times go with their frames, whoever decodes.
+            // Each time belongs to its frame, with both decoders.
             let times: Vec<f64> = expected.iter().map(|frame| frame.time).collect();
             for frame in &frames {
                 assert!(

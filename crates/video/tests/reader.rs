@@ -1,4 +1,4 @@
-//! Any video, picture by picture: the two decoders against each other, and what is broken.
+//! The two decoders against each other, and broken files.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -55,7 +55,7 @@ fn frames_come_in_the_order_in_which_they_are_shown() {
 #[test]
 fn both_decoders_give_the_same_frames() {
     if !is_there() {
-        eprintln!("not compared: the ffmpeg program is not there");
+        eprintln!("not compared: ffmpeg is not installed");
         return;
     }
     let open = |decoder| VideoReader::open(&b_frames(), decoder).unwrap();
@@ -134,7 +134,7 @@ fn what_is_broken_is_said_in_one_line() {
 #[test]
 fn playlists_open_no_other_file() {
     if !is_there() {
-        eprintln!("not tried: the ffmpeg program is not there");
+        eprintln!("not tested: ffmpeg is not installed");
         return;
     }
     let folder = tempfile::tempdir().unwrap();

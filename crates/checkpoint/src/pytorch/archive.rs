@@ -51,7 +51,8 @@ pub(super) fn open(file: &File) -> Result<Parsed, Cause> {
             )
             .into());
         }
-        // A stored entry is at most as large as the file; a compressed one may be a thousand times larger.
+        // A stored entry is at most as large as the file; a compressed one may be a thousand times
+        // larger.
         if entry.compression() != CompressionMethod::Stored
             || entry.compressed_size() != entry.size()
         {

@@ -87,7 +87,8 @@ impl<'a> Unpickler<'a> {
         Err(format!("byte {code:#04x} at {at} of its pickle is not understood"))
     }
 
-    /// Skips the protocol and frames, which are hints to readers of streams. Returns false for other instructions.
+    /// Skips the protocol and frames, which are hints to readers of streams. Returns false for
+    /// other instructions.
     fn execute_framing(&mut self, code: u8) -> Result<bool, String> {
         match code {
             0x80 => {

@@ -34,8 +34,8 @@ pub(super) fn call(
     for _ in 0..MAX_NESTED {
         let name = match objects.get(class) {
             Value::Class(name) => name.clone(),
-            // Such as a nested class, which pickles before protocol 4 get by calling `getattr`. A name that
-            // said what the callee is would grow with each call of a call's result.
+            // Such as a nested class, which pickles before protocol 4 get by calling `getattr`. A
+            // name that said what the callee is would grow with each call of a call's result.
             _ => UNNAMED.into(),
         };
         let Value::Sequence(fields) = objects.get(arguments) else {

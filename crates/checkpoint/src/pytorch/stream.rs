@@ -55,7 +55,8 @@ fn is_little_endian(objects: &Objects, system: Id) -> bool {
     matches!(value, Some(Value::Bool(true)))
 }
 
-/// Computes the region of each storage. Storages follow each other, each after the number of its elements.
+/// Computes the region of each storage. Storages follow each other, each after the number of its
+/// elements.
 fn regions(
     objects: &Objects,
     keys: Id,

@@ -23,26 +23,35 @@ pub(crate) fn safetensors(path: &Path, tensors: &[(&str, &[usize])]) -> PathBuf 
     path.into()
 }
 
+/// Returns the instruction that pushes a text.
+pub(crate) fn text(text: &str) -> Vec<u8> {
+    let mut bytes = b"X".to_vec();
+    bytes.extend((text.len() as u32).to_le_bytes());
+    bytes.extend(text.as_bytes());
+    bytes
+}
+
 /// Returns the pickle of a state dict of f32 vectors, each with a storage of the numbers 1, 2, 3, ...
 pub(crate) fn pickle(tensors: &[(&str, usize)]) -> Vec<u8> {
-    let text = |text: &str| {
-        let mut bytes = b"X".to_vec();
-        bytes.extend((text.len() as u32).to_le_bytes());
-        bytes.extend(text.as_bytes());
-        bytes
-    };
+    let names: Vec<String> = (0..tensors.len()).map(|index| index.to_string()).collect();
+    let tensors = tensors.iter().zip(&names);
+    pickle_of(tensors.map(|((key, length), storage)| (*key, &**storage, *length)))
+}
+
+/// Returns the pickle of a state dict of f32 vectors: key, name of the storage, and length.
+pub(crate) fn pickle_of<'a>(tensors: impl Iterator<Item = (&'a str, &'a str, usize)>) -> Vec<u8> {
     let number = |number: usize| [&b"J"[..], &(number as i32).to_le_bytes()].concat();
     let mut out = b"\x80\x02}(".to_vec();
-    for (index, (key, length)) in tensors.iter().enumerate() {
+    for (key, storage, length) in tensors {
         out.extend(text(key));
         out.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
         out.extend(text("storage"));
         out.extend(b"ctorch\nFloatStorage\n");
-        out.extend(text(&index.to_string()));
+        out.extend(text(storage));
         out.extend(text("cpu"));
-        out.extend(number(*length));
+        out.extend(number(length));
         out.extend(b"tQK\x00(");
-        out.extend(number(*length));
+        out.extend(number(length));
         out.extend(b"t(K\x01t\x89ccollections\nOrderedDict\n)RtR");
     }
     out.extend(b"u.");

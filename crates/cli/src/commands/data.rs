@@ -6,6 +6,7 @@ mod download;
 mod encode;
 mod filter;
 mod merge;
+mod options;
 mod parts;
 mod preview;
 mod run;

@@ -155,8 +155,8 @@ impl LatentCache {
         }
     }
 
-    /// Checks that the cache was made from the rows of `dataset`. Compares file name, caption and file size
-    /// of each row, not the folder and the contents of its file.
+    /// Checks that the cache was made from the rows of `dataset`. Compares file name, caption and
+    /// file size of each row, not the folder and the contents of its file.
     ///
     /// # Errors
     /// Returns an error that names the first different row.

@@ -50,8 +50,8 @@ impl<'a> CacheJob<'a> {
 /// Writes or completes the cache in `folder`. If `observer` breaks, the rows done so far are kept as a
 /// shard, and the next call resumes there.
 ///
-/// Returns the bad rows that were left out, with the reasons. They keep their numbers but have no latents:
-/// reading one is an error of that row, as it is without a cache.
+/// Returns the bad rows that were left out, with the reasons. They keep their numbers but have no
+/// latents: reading one is an error of that row, as it is without a cache.
 ///
 /// # Errors
 /// Returns an error if a row cannot be read or encoded and is not left out, a file cannot be written, or
@@ -342,8 +342,8 @@ fn names(folder: &Path) -> Result<Vec<String>, DataError> {
     Ok(names.collect())
 }
 
-/// Removes incomplete files of killed processes, also under the names of earlier versions. Only one process at
-/// a time writes a cache, so none of them is in use.
+/// Removes incomplete files of killed processes, also under the names of earlier versions. Only one
+/// process at a time writes a cache, so none of them is in use.
 fn remove_partial(folder: &Path) -> Result<(), DataError> {
     remove_leftovers(folder, Duration::ZERO).map_err(io_error(folder))?;
     let ours = |name: &String| name.starts_with(".shard-") || name.starts_with(".index.json.");

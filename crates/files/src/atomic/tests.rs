@@ -173,3 +173,63 @@ fn links_are_replaced_not_followed() {
     assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
     assert!(!at("nowhere").exists());
 }
+
+#[test]
+fn files_are_read_and_written_through_their_handle() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    let mut file = AtomicFile::create(&path, Existing::Replace).unwrap();
+    assert_eq!(file.target(), path);
+    assert_eq!(file.temporary_path().parent(), Some(folder.path()));
+    file.write_all(b"abcdef").unwrap();
+    assert_eq!(file.seek(io::SeekFrom::Start(2)).unwrap(), 2);
+    let mut rest = String::new();
+    assert_eq!(file.read_to_string(&mut rest).unwrap(), 4);
+    assert_eq!(rest, "cdef");
+    assert_eq!(file.stream_position().unwrap(), 6);
+    let inner = AtomicFolder::create(&folder.path().join("folder"), Existing::Replace).unwrap();
+    assert_eq!(inner.target(), folder.path().join("folder"));
+}
+
+#[test]
+fn failures_of_the_disk_are_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    let mut file = AtomicFile::create(&path, Existing::Replace).unwrap();
+    file.sync().unwrap();
+    // A handle without the right to write.
+    file.file = File::open(file.temporary_path()).unwrap();
+    assert!(file.try_write().is_err());
+    // The temporary file is gone.
+    fs::remove_file(file.temporary_path()).unwrap();
+    assert_eq!(file.sync().unwrap_err().kind(), io::ErrorKind::NotFound);
+    assert!(file.commit().is_err() && !path.exists());
+    // A file in place of the folder to clean.
+    fs::write(&path, "").unwrap();
+    assert!(remove_leftovers(&path, Duration::ZERO).is_err());
+}
+
+#[test]
+fn used_temporary_names_are_skipped() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    static REMOVED: AtomicUsize = AtomicUsize::new(0);
+    let remove = |_: &Path| {
+        REMOVED.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    };
+    let attempts = AtomicUsize::new(0);
+    let create = |path: &Path| match attempts.fetch_add(1, Ordering::SeqCst) {
+        0 => Err(io::ErrorKind::AlreadyExists.into()),
+        _ => Ok(path.to_path_buf()),
+    };
+    let (temporary, path) = Temporary::create(Path::new("file"), create, remove).unwrap();
+    assert_eq!((attempts.load(Ordering::SeqCst), &temporary.path), (2, &path));
+    assert!(path.is_absolute());
+    temporary.keep();
+    assert_eq!(REMOVED.load(Ordering::SeqCst), 0);
+    drop(Temporary::create(Path::new("file"), |_| Ok(()), remove).unwrap());
+    assert_eq!(REMOVED.load(Ordering::SeqCst), 1);
+    let denied = |_: &Path| io::Result::<()>::Err(io::ErrorKind::PermissionDenied.into());
+    let error = Temporary::create(Path::new("file"), denied, remove).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+}

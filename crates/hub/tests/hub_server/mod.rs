@@ -30,7 +30,7 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// The first and, if it is stated, the last byte that is asked for.
+    /// Returns the first and, if stated, the last byte of the requested range.
     pub(crate) fn range(&self) -> Option<(usize, Option<usize>)> {
         let (first, last) = self.headers.get("range")?.strip_prefix("bytes=")?.split_once('-')?;
         Some((first.parse().ok()?, last.parse().ok()))
@@ -59,7 +59,7 @@ impl Answer {
         self
     }
 
-    /// The bytes, or the range of them that is asked for.
+    /// Returns an answer with the bytes, or with their requested range.
     pub(crate) fn bytes(bytes: &[u8], request: &Request) -> Self {
         match request.range() {
             None => Self { body: bytes.to_vec(), ..Self::status(200) },

@@ -1,8 +1,8 @@
-//! The delimiter of a table, found in its first line.
+//! Detection of the delimiter and of other text formats by the first line.
 
 use crate::{header, table::TEXT};
 
-/// How a file is delimited.
+/// Delimiter and start of a table.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Dialect {
     pub(crate) delimiter: u8,
@@ -12,14 +12,14 @@ pub(crate) struct Dialect {
 
 const DELIMITERS: [u8; 4] = *b",;\t|";
 
-/// Endings by which the first field of a first row is known to be a file.
+/// Extensions that mark the first field of the first row as a file.
 const ENDINGS: [&str; 18] = [
     "mp4", "mov", "m4v", "mkv", "webm", "avi", "gif", "png", "jpg", "jpeg", "webp", "bmp", "mpg",
     "mpeg", "ts", "wmv", "flv", "tiff",
 ];
 
-/// Returns the dialect of a file that begins with `text`: the delimiter that makes the first line a
-/// header; else the one that follows a file name; else a comma. Excel's first line `sep=;` says it.
+/// Returns the dialect of a file that begins with `text`. The delimiter is the one in Excel's first line
+/// `sep=;`, else the one that makes the first line a header, else the one after a file name, else a comma.
 pub(crate) fn of(text: &str) -> Dialect {
     let line = &text[..text.find(['\n', '\r']).unwrap_or(text.len())];
     let says = line.strip_prefix("sep=").map(str::as_bytes);
@@ -46,19 +46,18 @@ pub(crate) fn of(text: &str) -> Dialect {
     Dialect { delimiter: found.or_else(after_file).unwrap_or(b','), skip: 0 }
 }
 
-/// Returns true if the only field of a row seems to be several: it has delimiters of other tables
-/// in it and is not a file.
+/// Returns true if the only field of a row contains another delimiter and is not a file.
 pub(crate) fn has_other_delimiter(field: &str) -> bool {
     field.contains([';', '\t', '|']) && !is_file(field)
 }
 
-/// Returns what a file that begins with `text` is instead of a table, if that is another format of text.
+/// Returns the problem if `text` begins a file of another text format than CSV.
 pub(crate) fn foreign(text: &str) -> Option<String> {
     let what = format_of(text)?;
     Some(format!("found {what}, expected CSV with the columns path and text"))
 }
 
-/// Returns the format of a file that begins with `text`, if it is neither a table nor plain lines.
+/// Returns the format of a file that begins with `text` if the file is JSON or HTML.
 pub(crate) fn format_of(text: &str) -> Option<&'static str> {
     let start = text.trim_start();
     let list = start.strip_prefix('[').map(str::trim_start);
@@ -69,7 +68,7 @@ pub(crate) fn format_of(text: &str) -> Option<&'static str> {
     if is_json { Some("JSON") } else { is_page.then_some("a web page") }
 }
 
-/// The fields of a line as they are written.
+/// Returns the fields of a line, with their quotes.
 fn split(line: &str, delimiter: u8) -> Vec<&str> {
     let mut within = false;
     line.split(|c| {
@@ -79,7 +78,7 @@ fn split(line: &str, delimiter: u8) -> Vec<&str> {
     .collect()
 }
 
-/// Returns true for the name of a file with a usual ending.
+/// Returns true for a file name with a known extension.
 pub(crate) fn is_file(field: &str) -> bool {
     let ending = field.rsplit_once('.').map(|(_, ending)| ending);
     ending.is_some_and(|ending| ENDINGS.iter().any(|known| ending.eq_ignore_ascii_case(known)))

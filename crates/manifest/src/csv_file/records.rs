@@ -1,4 +1,4 @@
-//! Records of delimited text, with the lines on which they start, in bounded memory.
+//! A streaming reader of CSV records with line numbers, in bounded memory.
 //!
 //! Fields are quoted as in RFC 4180. Cases that the RFC leaves open are read as pandas and the crate
 //! `csv` read them: a quote within an unquoted field is a character, text after a closing quote
@@ -20,7 +20,7 @@ pub(crate) struct Record {
     pub(crate) fields: Vec<String>,
 }
 
-/// Why there is no next record.
+/// An error of reading a record.
 pub(crate) enum Fault {
     Read(ReadError),
     Line(u64, String),
@@ -48,25 +48,25 @@ impl Fault {
 enum Place {
     /// The start of a field.
     Start,
-    /// An unquoted field, or text behind a closing quote.
+    /// An unquoted field, or text after a closing quote.
     Plain,
     /// Text within quotes.
     Quoted,
-    /// The character behind a quote within quotes, which closes the field or is the first of two.
+    /// After a quote within quotes, which closes the field or is the first of two.
     Quote,
 }
 
-/// Reads records one by one.
+/// A reader of records.
 pub(crate) struct Records<R> {
     text: TextReader<R>,
     delimiter: u8,
     lines: LineCount,
-    /// The record before ended in CR: an LF that follows ends nothing.
+    /// The previous record ended in CR: an LF that follows belongs to the same line end.
     after_return: bool,
 }
 
 impl Records<File> {
-    /// Opens a file and finds its delimiter in the first line.
+    /// Opens a file and detects its delimiter.
     pub(crate) fn open(path: &Path) -> Result<Self, ManifestError> {
         let io = |source| ManifestError::Io { path: path.into(), source };
         Self::new(File::open(path).map_err(io)?).map_err(|fault| fault.of(path))
@@ -140,12 +140,12 @@ impl<R: Read> Records<R> {
     }
 }
 
-/// A record that is being read.
+/// An unfinished record.
 struct Open {
     line: u64,
     fields: Vec<String>,
     field: String,
-    /// Bytes of all its fields.
+    /// Bytes of all fields.
     bytes: usize,
     place: Place,
     /// The line on which the last quote opened.
@@ -153,7 +153,7 @@ struct Open {
 }
 
 impl Open {
-    /// Reads on in `text`; returns how many bytes were read and whether the record ended.
+    /// Reads `text`. Returns the number of bytes read, and true if the record ended.
     fn take(
         &mut self,
         text: &str,
@@ -240,7 +240,7 @@ impl Open {
         Ok(())
     }
 
-    /// The last record of a file whose last line has no end.
+    /// Returns the last record of a file without a line end at its end.
     fn at_end(mut self) -> Option<Record> {
         if self.line == 0 || (self.fields.is_empty() && self.place == Place::Start) {
             return None;

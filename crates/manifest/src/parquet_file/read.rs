@@ -1,9 +1,9 @@
-//! Parquet files read as text, column by column.
+//! Reading of Parquet files as text, column by column.
 //!
-//! The sizes that a file states are checked against its length, and a panic of the Parquet reader is
-//! an error. A file of a kilobyte can repeat the same word a million times, so memory is bounded by
-//! a multiple of the file's size that no real list of files comes near. The Parquet reader itself can
-//! allocate up to 2 GiB for one damaged page.
+//! Stated sizes are checked against the length of the file, and a panic of the Parquet reader is converted to
+//! an error. A file of a kilobyte can repeat one word a million times, so memory is limited to a multiple of
+//! the file's size, far above real tables. The Parquet reader itself can allocate up to 2 GiB for one damaged
+//! page.
 
 use super::BATCH;
 use crate::{
@@ -24,10 +24,10 @@ use std::{
     path::Path,
 };
 
-/// Bytes of memory for each byte of the file, besides [`FREE`]. For comparison: deflate expands by
-/// at most 1032.
+/// Maximum bytes of memory for each byte of the file, in addition to [`FREE`]. For comparison: deflate expands
+/// by at most 1032.
 const GROWTH: u64 = 4096;
-/// Bytes of memory that any table may take.
+/// Bytes of memory that every table may use.
 const FREE: u64 = 64 << 20;
 
 /// Reads a table.
@@ -48,7 +48,7 @@ pub(crate) fn read(path: &Path, purpose: Purpose) -> Result<Table, ManifestError
         })
 }
 
-/// Why a file cannot be read.
+/// An error without the path.
 enum Wrong {
     Library(ParquetError),
     Whole(String),
@@ -61,7 +61,7 @@ impl From<ParquetError> for Wrong {
     }
 }
 
-/// A file that does not allocate memory for bytes beyond its end.
+/// A file that rejects reads beyond its end before they allocate memory.
 struct Bounded {
     file: File,
     length: u64,
@@ -90,7 +90,7 @@ impl ChunkReader for Bounded {
     }
 }
 
-/// How the values of a column become text.
+/// Conversion of the values of a column to text.
 #[derive(Clone, Copy)]
 enum Kind {
     Text,
@@ -150,16 +150,16 @@ impl Kind {
     }
 }
 
-/// Adds the fields of a column to the rows.
+/// A column that is added to the rows.
 struct Sink<'a> {
     rows: &'a mut Vec<Vec<String>>,
-    /// The first row of the row group.
+    /// First row of the row group.
     first: usize,
-    /// Fields added so far.
+    /// Number of fields added so far.
     count: usize,
     column: usize,
     columns: usize,
-    /// Bytes of memory left for the table.
+    /// Remaining bytes of memory for the table.
     left: &'a mut u64,
 }
 
@@ -252,14 +252,14 @@ fn read_column(
             let text = std::str::from_utf8(value.data());
             text.map(String::from).map_err(|_| format!("the field {name} is not UTF-8"))
         }),
-        // `Kind::of` rejects these.
+        // `Kind::of` rejects these types.
         ColumnReader::Int96ColumnReader(_) | ColumnReader::FixedLenByteArrayColumnReader(_) => {
             Err(Wrong::Whole(format!("the column {name} is neither text nor numbers")))
         }
     }
 }
 
-/// Reads every field of a column; nulls are empty fields.
+/// Reads every field of a column; nulls become empty fields.
 fn each<T: DataType>(
     mut reader: ColumnReaderImpl<T>,
     sink: &mut Sink<'_>,
@@ -275,7 +275,7 @@ fn each<T: DataType>(
         }
         let mut values = values.iter();
         for record in 0..count {
-            // Columns without gaps have no levels.
+            // Columns without nulls have no levels.
             let value = match levels.get(record) {
                 Some(0) => None,
                 _ => Some(values.next().ok_or_else(|| {

@@ -1,4 +1,4 @@
-//! Writing of tables as Parquet.
+//! Writing of Parquet tables.
 
 use super::BATCH;
 use crate::{
@@ -17,7 +17,7 @@ use parquet::{
 };
 use std::{fs::File, io, ops::Range, path::Path, sync::Arc};
 
-/// Rows of a row group, which is in memory while it is compressed.
+/// Number of rows of a row group, which is compressed in memory.
 const GROUP: usize = 1 << 17;
 
 /// The type of a column in the file.
@@ -30,7 +30,7 @@ enum Kind {
 
 impl Kind {
     fn of(table: &Stored<'_>, column: usize) -> Self {
-        // Captions are text even if all of them happen to be numbers.
+        // Captions are text even if all are numbers.
         if [PATH, TEXT, URL].contains(&table.columns()[column].as_str()) {
             return Self::Text;
         }
@@ -61,12 +61,12 @@ impl Kind {
     }
 }
 
-/// Returns an integer if its digits are those of the field.
+/// Returns the integer of a field that it prints exactly.
 fn integer(field: &str) -> Option<i64> {
     field.parse().ok().filter(|number: &i64| number.to_string() == field)
 }
 
-/// Returns a number if its digits are those of the field, except for zeros at the end of a fraction.
+/// Returns the number of a field that it prints exactly, except for trailing zeros of the fraction.
 fn float(field: &str) -> Option<f64> {
     let shortest = match field.contains('.') {
         true => field.trim_end_matches('0').trim_end_matches('.'),
@@ -119,7 +119,7 @@ fn written(table: &Stored<'_>, file: File) -> Result<(), ParquetError> {
     writer.close().map(drop)
 }
 
-/// Writes rows of a column.
+/// Writes a range of rows of a column.
 fn fill<T: DataType>(
     writer: &mut SerializedColumnWriter<'_>,
     rows: Range<usize>,

@@ -1,4 +1,4 @@
-//! Named shares of a whole.
+//! Named random shares of a table, such as `train=0.9,val=0.1`.
 
 use crate::PrepareError;
 use sha2::{Digest, Sha256};
@@ -6,31 +6,31 @@ use std::str::FromStr;
 
 /// Names and shares, such as `train=0.9,val=0.1`.
 ///
-/// What a share holds goes by hashes of names: a row's part does not depend on other rows, so rows
-/// that are added later leave it where it was, and sizes are those of the shares by chance. Where
-/// shares are changed, only rows between their old and new limits move.
+/// A hash of a row's name chooses its share: it does not depend on other rows, so a row keeps its share
+/// when rows are added. Sizes are therefore approximate. When the shares change, only rows between the
+/// old and new limits move.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Shares(Vec<(String, f64)>);
 
 impl Shares {
-    /// The names, in order.
+    /// Returns the names, in order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())
     }
 
-    /// Which share something belongs to.
+    /// Returns the share of a name.
     pub(super) fn of(&self, seed: u64, name: &str) -> usize {
         let hash = Sha256::digest(format!("{seed}\n{name}"));
         let number =
             hash.iter().take(8).fold(0, |number: u64, byte| number << 8 | u64::from(*byte));
-        // As many bits as a float between 0 and 1 has.
+        // The 53 bits that a float has.
         let point = (number >> 11) as f64 / (1_u64 << 53) as f64;
         let mut limit = 0.0;
         let holds = |(_, share): &(String, f64)| {
             limit += share;
             point < limit
         };
-        // Rounding may leave the last limit below 1.
+        // Rounding can leave the last limit below 1.
         self.0.iter().position(holds).unwrap_or(self.0.len() - 1)
     }
 }
@@ -46,7 +46,7 @@ impl FromStr for Shares {
                 part.split_once('=').ok_or_else(|| fail("names and shares: train=0.9,val=0.1"))?;
             let name = name.trim();
             let plain = |letter: char| letter.is_alphanumeric() || "-_".contains(letter);
-            // Files are named after the parts, and one of that name lists failures.
+            // Files are named after the parts, and `failed` is the name of lists of failures.
             if name.is_empty() || !name.chars().all(plain) || name == "failed" {
                 return Err(fail("names of letters, digits, - and _, and not 'failed'"));
             }
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_are_one_together() {
+    fn shares_must_sum_to_one() {
         let shares: Shares = "train=0.9, val=0.1".parse().unwrap();
         assert!(shares.names().eq(["train", "val"]));
         for wrong in [
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_are_those_of_every_machine() {
+    fn hashes_are_the_same_on_every_machine() {
         let shares: Shares = "a=0.25,b=0.25,c=0.5".parse().unwrap();
         // From the first 8 bytes of the SHA-256 of "7\n0.mp4" and so on, by another program.
         let parts: Vec<usize> = (0..8).map(|row| shares.of(7, &format!("{row}.mp4"))).collect();

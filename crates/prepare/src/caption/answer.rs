@@ -1,13 +1,12 @@
-//! Judges the answers of a model.
+//! Extracts captions from the answers of a vision model.
 //!
-//! A caption is the text of the first choice on one line, without what is not part of it: reasoning,
-//! tokens of chat templates, labels and quotation marks. An answer that was cut off is a caption of its
-//! whole sentences, marked as cut. An answer that was filtered or refused, or holds reasoning alone or no
-//! words, is none.
+//! The caption is the text of the first choice on one line, without reasoning, tokens of chat templates,
+//! labels and quotation marks. Of a truncated answer, it is the whole sentences, marked as cut. Filtered
+//! answers, refusals, and answers with only reasoning or without words are errors.
 //!
 //! | module | contents |
 //! |---|---|
-//! | `plain` | takes the caption out of what models write around it |
+//! | `plain` | removes everything that models write around a caption |
 //! | `limit` | cuts captions at limits |
 
 mod limit;
@@ -20,9 +19,9 @@ use crate::text::{has_words, single_spaced};
 use opensora_manifest::value;
 use serde_json::Value;
 
-/// Characters of a server's own words that are passed on.
+/// Longest quotation of a server's message, in characters.
 const MAX_QUOTED: usize = 200;
-/// What a model writes instead of a caption. A caption has no first person.
+/// Beginnings of refusals. Captions do not use the first person.
 const REFUSALS: [&str; 20] = [
     "i'm sorry",
     "i am sorry",
@@ -49,12 +48,12 @@ const REFUSALS: [&str; 20] = [
 /// Returns the caption in an answer.
 ///
 /// # Errors
-/// Returns one line that says why there is no caption.
+/// Returns why the answer has no caption, in one line.
 pub fn caption(body: &[u8]) -> Result<String, String> {
     judge(body, usize::MAX).map(|caption| caption.text)
 }
 
-/// The caption in an answer of at most `max_tokens` tokens; else, on one line, why there is none.
+/// Returns the caption in an answer of at most `max_tokens` tokens, or why it has none, in one line.
 pub(crate) fn judge(body: &[u8], max_tokens: usize) -> Result<Caption, String> {
     let answer = parse(body)?;
     let choice = &answer["choices"][0];
@@ -75,7 +74,7 @@ pub(crate) fn judge(body: &[u8], max_tokens: usize) -> Result<Caption, String> {
     let Some(text) = plain::caption(&content(&message["content"])) else {
         return reasoning_alone();
     };
-    // "None" and the like would be read as a missing caption.
+    // "None" and the like would be read as a missing value.
     if !has_words(&text) || value::is_missing(&text) {
         return match said("reasoning_content").or(said("reasoning")) {
             Some(_) => reasoning_alone(),
@@ -89,15 +88,15 @@ pub(crate) fn judge(body: &[u8], max_tokens: usize) -> Result<Caption, String> {
     Ok(Caption::within(text, max_tokens, matches!(reason, Some("length" | "max_tokens"))))
 }
 
-/// Whether an answer is one of a chat at all; else, on one line, why not.
+/// Checks that an answer is one of a chat API; else returns why not, in one line.
 pub(crate) fn is_chat(body: &[u8]) -> Result<(), String> {
     parse(body).map(drop)
 }
 
-/// A JSON object with at least one choice.
+/// Parses a JSON object with at least one choice.
 fn parse(body: &[u8]) -> Result<Value, String> {
     let answer: Value = serde_json::from_slice(body)
-        .map_err(|_| format!("the answer is no JSON: {}", explain(body)))?;
+        .map_err(|_| format!("the answer is not JSON: {}", explain(body)))?;
     if !answer["error"].is_null() {
         return Err(format!("the server reports an error: {}", explain(body)));
     }
@@ -107,12 +106,12 @@ fn parse(body: &[u8]) -> Result<Value, String> {
     Ok(answer)
 }
 
-/// A message's text: a string, or parts of which some are text.
+/// Returns the text of a message: a string, or the text parts of a list.
 fn content(content: &Value) -> String {
     match content {
         Value::String(text) => text.clone(),
         Value::Array(parts) => {
-            // Others are reasoning.
+            // Other parts are reasoning.
             let is_said = |part: &&Value| {
                 part["type"].as_str().is_none_or(|kind| ["text", "output_text"].contains(&kind))
             };
@@ -124,20 +123,20 @@ fn content(content: &Value) -> String {
     }
 }
 
-/// A server's own words about an error, on one line and of bounded length.
+/// Returns a server's error message, in one line of bounded length.
 pub(crate) fn explain(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
     let json: Value = serde_json::from_slice(body).unwrap_or_default();
     let places = [&json["error"]["message"], &json["error"], &json["message"], &json["detail"]];
     let said = places.into_iter().find_map(Value::as_str);
     match said.unwrap_or(&text).trim() {
-        "" => "nothing else was said".into(),
-        page if page.starts_with('<') => "it is a page of HTML".into(),
+        "" => "no explanation".into(),
+        page if page.starts_with('<') => "an HTML page".into(),
         said => quoted(said),
     }
 }
 
-/// A text on one line and of bounded length.
+/// Returns a text in one line of bounded length.
 fn quoted(text: &str) -> String {
     let line = single_spaced(text);
     match line.char_indices().nth(MAX_QUOTED) {
@@ -183,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_caption_is_told() {
+    fn answers_without_caption_give_the_reason() {
         let message = json!({"content": "A fox"});
         for (choice, words) in [
             (json!({"message": message, "finish_reason": "content_filter"}), "filtered"),
@@ -209,9 +208,9 @@ mod tests {
             assert!(reason.contains(words), "{reason}");
         }
         for (body, words) in [
-            ("", "no JSON: nothing"),
-            ("<!doctype html><p>Hello", "no JSON: it is a page of HTML"),
-            ("{\"choices\": [{\"mess", "no JSON"),
+            ("", "not JSON: no explanation"),
+            ("<!doctype html><p>Hello", "not JSON: an HTML page"),
+            ("{\"choices\": [{\"mess", "not JSON"),
             ("[]", "no choices"),
             ("3", "no choices"),
             ("{\"choices\": []}", "no choices"),

@@ -1,42 +1,41 @@
-//! A server that answers as OpenAI's does, asked with patience.
+//! Requests to a server with OpenAI's chat API, with retries.
 //!
-//! Whatever goes wrong is put down to the row or to the endpoint, and is worth another attempt or
-//! not:
+//! Every failure is blamed on the row or on the endpoint, and is retried or not:
 //!
-//! | what happens | attempts | put down to |
+//! | failure | attempts | blamed on |
 //! |---|---|---|
-//! | no connection; 429, 503, 529 | while patience lasts | the endpoint, unless it answers others |
-//! | no answer in time, hung up; 408, 409, 425, other 5xx | while patience lasts | the row |
-//! | an answer that is no caption | three | the row |
-//! | an answer of more than a mebibyte | one | the row |
-//! | 401, 402, 404, 405, 407, a redirection, no more quota | one | the endpoint |
+//! | no connection; 429, 503, 529 | all | the endpoint, unless it answers other rows |
+//! | no answer in time, closed connection; 408, 409, 425, other 5xx | all | the row |
+//! | an answer without a caption | three | the row |
+//! | an answer of more than 1 MiB | one | the row |
+//! | 401, 402, 404, 405, 407, a redirect, exhausted quota | one | the endpoint |
 //! | 400, 403, 413, 422 and other statuses | one | the row |
 //!
 //! Sources: OpenAI's reference of `POST /v1/chat/completions`, which vLLM, llama.cpp, Ollama and
-//! others answer too; RFC 9110, sections 10.2.3 (Retry-After) and 15 (statuses).
+//! others implement; RFC 9110, sections 10.2.3 (Retry-After) and 15 (statuses).
 
 use super::answer;
 use crate::{
     PrepareError,
-    retry::{Failure, Patience, insist},
+    retry::{Failure, GaveUp, RetryPolicy, retry},
 };
-use std::{fmt, io, sync::atomic::AtomicBool, time::Duration};
+use std::{error::Error, fmt, io, sync::atomic::AtomicBool, time::Duration};
 use ureq::{
-    Agent, Error, Timeout,
+    Agent, Timeout,
     http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
 };
 
-/// Bytes of an answer, at most: far above a caption's.
+/// Largest answer in bytes, far above any caption.
 const MAX_ANSWER: u64 = 1 << 20;
-/// Attempts whose answers are no captions.
+/// Attempts whose answers have no caption.
 const MAX_NONSENSE: u32 = 3;
 
 /// How long to wait for a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// For a connection.
+    /// Longest wait for a connection.
     pub connect: Duration,
-    /// For a whole answer, connection included.
+    /// Longest wait for a whole answer, including the connection.
     pub answer: Duration,
 }
 
@@ -46,11 +45,11 @@ impl Default for Timeouts {
     }
 }
 
-/// What a server knows us by. It is not shown, not even for debugging.
+/// An API key. It is never printed, not even by `Debug`.
 #[derive(Clone)]
 pub struct Key {
     text: String,
-    /// With the scheme before it.
+    /// The key with the scheme `Bearer`.
     header: HeaderValue,
 }
 
@@ -61,10 +60,11 @@ impl fmt::Debug for Key {
 }
 
 impl Key {
-    /// From a text; spaces around it are left out.
+    /// Makes a key from a text, without surrounding spaces.
     ///
     /// # Errors
-    /// Where it is empty or holds what no header can. The message does not show it.
+    /// Returns an error if the text is empty or has characters that are not allowed in a header. The
+    /// message does not show the text.
     pub fn new(text: &str) -> Result<Self, PrepareError> {
         let text = text.trim();
         let header = HeaderValue::from_str(&format!("Bearer {text}")).ok();
@@ -77,14 +77,38 @@ impl Key {
         Ok(Self { text: text.into(), header })
     }
 
-    /// From a variable of the environment.
+    /// Reads a key from an environment variable.
     ///
     /// # Errors
-    /// Where it is not set, and as [`Key::new`].
+    /// Returns an error if the variable is not set, or [`Key::new`] rejects its text.
     pub fn from_environment(variable: &str) -> Result<Self, PrepareError> {
-        let expected = "the name of a variable of the environment that holds the key";
+        let expected = "the name of an environment variable that holds the key";
         let unset = PrepareError::Spec { field: "key variable", found: variable.into(), expected };
         Self::new(&std::env::var(variable).map_err(|_| unset)?)
+    }
+}
+
+/// Options of an [`Endpoint`].
+#[derive(Debug, Clone)]
+pub struct EndpointOptions {
+    /// The API key.
+    pub key: Option<Key>,
+    /// How long to wait for the server.
+    pub timeouts: Timeouts,
+    /// Retries of a request.
+    pub retry: RetryPolicy,
+    /// Connections that are kept open between requests: the number of workers.
+    pub connections: usize,
+}
+
+impl Default for EndpointOptions {
+    fn default() -> Self {
+        Self {
+            key: None,
+            timeouts: Timeouts::default(),
+            retry: RetryPolicy::default(),
+            connections: 4,
+        }
     }
 }
 
@@ -94,56 +118,98 @@ pub struct Endpoint {
     uri: Uri,
     agent: Agent,
     key: Option<Key>,
-    patience: Patience,
+    retry: RetryPolicy,
 }
 
-/// What a failure is put down to.
+/// Why a server gave no caption.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AskError {
+    /// The server cannot be reached.
+    #[error("no connection")]
+    NoConnection(#[source] Cause),
+    /// The server did not answer in time.
+    #[error("no answer in time")]
+    Timeout,
+    /// The connection was closed before the end of the answer.
+    #[error("no whole answer")]
+    Incomplete(#[source] Cause),
+    /// The answer is longer than any caption.
+    #[error("the answer has more than {MAX_ANSWER} bytes")]
+    TooLong,
+    /// TLS or the proxy failed.
+    #[error(transparent)]
+    Transport(Cause),
+    /// The server answered with an error status.
+    #[error("{status}: {explanation}")]
+    Status {
+        /// The status, such as "401 Unauthorized".
+        status: String,
+        /// The server's explanation, without the key.
+        explanation: String,
+    },
+    /// The answer has no caption.
+    #[error("{0}")]
+    NoCaption(
+        /// What was found.
+        String,
+    ),
+}
+
+/// The cause of an [`AskError`].
+type Cause = Box<dyn Error + Send + Sync>;
+
+/// An error that affects every row of a captioning.
+#[derive(Debug, thiserror::Error)]
+#[error("{address}")]
+pub struct EndpointError {
+    /// Address of the server.
+    pub address: String,
+    /// What failed.
+    pub source: Box<dyn Error + Send + Sync>,
+}
+
+/// What a failure is blamed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Blame {
-    /// The row: others may fare better.
+    /// The row: other rows may succeed.
     Row,
     /// The endpoint, which cannot be reached.
     Absence,
-    /// The endpoint, which has too much to do.
+    /// The endpoint, which is overloaded.
     Load,
     /// The endpoint.
     Endpoint,
-    /// Nobody: someone asked to stop.
+    /// Nothing: the step was stopped.
     Stop,
 }
 
-/// Why there is no answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The error of the last attempt, with its blame.
+#[derive(Debug)]
 pub(crate) struct Refused {
-    pub(crate) reason: String,
+    pub(crate) error: GaveUp<AskError>,
     pub(crate) blame: Blame,
 }
 
-/// Why an attempt did not succeed.
+/// The error of an attempt, with its blame.
 struct Trouble {
-    failure: Failure,
+    failure: Failure<AskError>,
     blame: Blame,
 }
 
 impl Endpoint {
-    /// A server at an address: with or without `/v1`, with or without `/chat/completions` behind it.
-    /// `connections` are kept open for requests to come.
+    /// A server at an address, with or without `/v1`, with or without `/chat/completions` after it.
     ///
-    /// Proxies that the environment names are used, except for this machine itself.
+    /// Proxies of the environment are used, except for this machine itself.
     ///
     /// # Errors
-    /// Where the address is none of HTTP, or holds a user's name or password.
-    pub fn new(
-        address: &str,
-        key: Option<Key>,
-        timeouts: Timeouts,
-        patience: Patience,
-        connections: usize,
-    ) -> Result<Self, PrepareError> {
+    /// Returns an error if the address is not an HTTP or HTTPS address, or has a user name or password.
+    pub fn new(address: &str, options: EndpointOptions) -> Result<Self, PrepareError> {
+        let EndpointOptions { key, timeouts, retry, connections } = options;
         let uri = complete(address)?;
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
-            // A key is for the server that it was given for.
+            // The key must not reach another server.
             .max_redirects(0)
             .timeout_resolve(Some(timeouts.connect))
             .timeout_connect(Some(timeouts.connect))
@@ -154,17 +220,22 @@ impl Endpoint {
         if is_this_machine(&uri) {
             config = config.proxy(None);
         }
-        Ok(Self { uri, agent: config.build().new_agent(), key, patience })
+        Ok(Self { uri, agent: config.build().new_agent(), key, retry })
     }
 
-    /// Its address as it may be shown: without a query, which may hold secrets.
+    /// Returns the address for messages: without the query, which can hold secrets.
     pub fn address(&self) -> String {
         let text = self.uri.to_string();
         text.split_once('?').map_or(text.clone(), |(address, _)| address.into())
     }
 
-    /// Sends a request until `judge` takes the answer, it fails for good, patience ends or `stop` is
-    /// set.
+    /// Returns an error of this endpoint.
+    pub(crate) fn error(&self, source: impl Error + Send + Sync + 'static) -> EndpointError {
+        EndpointError { address: self.address(), source: Box::new(source) }
+    }
+
+    /// Sends a request until `judge` accepts the answer, a failure is permanent, the attempts are used
+    /// up, or `stop` is set.
     pub(crate) fn ask<T>(
         &self,
         request: &[u8],
@@ -172,53 +243,51 @@ impl Endpoint {
         judge: impl Fn(&[u8]) -> Result<T, String>,
     ) -> Result<T, Refused> {
         let mut nonsense = 0;
-        self.insist(stop, || {
+        self.retry(stop, || {
             let body = self.send(request)?;
             judge(&body).map_err(|reason| {
                 nonsense += 1;
+                let error = AskError::NoCaption(reason);
                 match nonsense < MAX_NONSENSE {
-                    true => Trouble::again(reason, None, Blame::Row),
-                    false => Trouble::last(reason, Blame::Row),
+                    true => Trouble::transient(error, None, Blame::Row),
+                    false => Trouble::permanent(error, Blame::Row),
                 }
             })
         })
     }
 
-    /// Finds out whether it is of use to ask: whether the endpoint is there, and answers such a
-    /// request with anything. One that is not there is not waited for.
+    /// Sends a request and checks that the answer is one of a chat API, whatever it says. A connection
+    /// that fails is not retried.
     pub(crate) fn check(&self, request: &[u8], stop: &AtomicBool) -> Result<(), Refused> {
-        self.insist(stop, || match self.send(request) {
-            Err(Trouble { failure: Failure::Again { reason, .. }, blame: Blame::Absence }) => {
-                Err(Trouble::last(reason, Blame::Endpoint))
+        self.retry(stop, || match self.send(request) {
+            Err(Trouble { failure: Failure::Transient { error, .. }, blame: Blame::Absence }) => {
+                Err(Trouble::permanent(error, Blame::Endpoint))
             }
-            answer => {
-                answer::is_chat(&answer?).map_err(|reason| Trouble::last(reason, Blame::Endpoint))
-            }
+            answer => answer::is_chat(&answer?)
+                .map_err(|reason| Trouble::permanent(AskError::NoCaption(reason), Blame::Endpoint)),
         })
     }
 
-    /// Attempts, and what their failure is put down to.
-    fn insist<T>(
+    /// Retries a request.
+    fn retry<T>(
         &self,
         stop: &AtomicBool,
         mut attempt: impl FnMut() -> Result<T, Trouble>,
     ) -> Result<T, Refused> {
-        let (mut blame, mut is_open) = (Blame::Row, false);
-        let result = insist(&self.patience, stop, |number| {
+        let mut blame = Blame::Row;
+        let result = retry(&self.retry, stop, |_| {
             attempt().map_err(|trouble| {
                 blame = trouble.blame;
-                is_open = matches!(trouble.failure, Failure::Again { .. })
-                    && number + 1 < self.patience.attempts;
                 trouble.failure
             })
         });
-        result.map_err(|reason| {
-            // Only a stop ends attempts that there is patience for.
-            Refused { reason, blame: if is_open { Blame::Stop } else { blame } }
+        result.map_err(|error| {
+            let blame = if error.stopped { Blame::Stop } else { blame };
+            Refused { error, blame }
         })
     }
 
-    /// One attempt: the body of a successful answer.
+    /// Sends a request once and returns the body of a successful answer.
     fn send(&self, request: &[u8]) -> Result<Vec<u8>, Trouble> {
         let mut post = self.agent.post(&self.uri).header(header::CONTENT_TYPE, "application/json");
         if let Some(key) = &self.key {
@@ -230,74 +299,83 @@ impl Endpoint {
         if status.is_success() {
             return body.map_err(no_answer);
         }
-        // The status counts more than what went wrong with its explanation.
+        // An unreadable explanation matters less than the status.
         Err(self.refusal(status, wait, &body.unwrap_or_default()))
     }
 
-    /// What an answer without success means.
+    /// Classifies an answer with an error status.
     fn refusal(&self, status: StatusCode, wait: Option<Duration>, body: &[u8]) -> Trouble {
-        let mut reason = format!("{status}: {}", answer::explain(body));
+        let mut explanation = answer::explain(body);
         if let Some(key) = &self.key {
-            reason = reason.replace(&key.text, "(the key)");
+            explanation = explanation.replace(&key.text, "(the key)");
         }
-        // Out of money: waiting does not help.
+        let error = AskError::Status { status: status.to_string(), explanation };
+        // Waiting does not restore an exhausted quota.
         let is_spent = String::from_utf8_lossy(body).contains("insufficient_quota");
         match status.as_u16() {
-            429 if is_spent => Trouble::last(reason, Blame::Endpoint),
-            429 | 503 | 529 => Trouble::again(reason, wait, Blame::Load),
-            408 | 409 | 425 | 500.. => Trouble::again(reason, wait, Blame::Row),
-            300..=399 | 401 | 402 | 404 | 405 | 407 => Trouble::last(reason, Blame::Endpoint),
-            _ => Trouble::last(reason, Blame::Row),
+            429 if is_spent => Trouble::permanent(error, Blame::Endpoint),
+            429 | 503 | 529 => Trouble::transient(error, wait, Blame::Load),
+            408 | 409 | 425 | 500.. => Trouble::transient(error, wait, Blame::Row),
+            300..=399 | 401 | 402 | 404 | 405 | 407 => Trouble::permanent(error, Blame::Endpoint),
+            _ => Trouble::permanent(error, Blame::Row),
         }
     }
 }
 
 impl Trouble {
-    fn again(reason: String, wait: Option<Duration>, blame: Blame) -> Self {
-        Self { failure: Failure::Again { reason, wait }, blame }
+    fn transient(error: AskError, wait: Option<Duration>, blame: Blame) -> Self {
+        Self { failure: Failure::Transient { error, wait }, blame }
     }
 
-    fn last(reason: String, blame: Blame) -> Self {
-        Self { failure: Failure::Final(reason), blame }
+    fn permanent(error: AskError, blame: Blame) -> Self {
+        Self { failure: Failure::Permanent(error), blame }
     }
 }
 
-/// What it means that no answer came.
-fn no_answer(error: Error) -> Trouble {
+/// Classifies a request without an answer.
+fn no_answer(error: ureq::Error) -> Trouble {
     use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
-    let unreachable = |error: &io::Error| {
-        matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable)
-    };
-    match &error {
-        Error::Io(error) if unreachable(error) => {
-            Trouble::again(format!("no connection: {error}"), None, Blame::Absence)
+    use ureq::Error;
+    let is_unreachable = match &error {
+        Error::Io(error) => {
+            matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable)
         }
         Error::HostNotFound
         | Error::ConnectionFailed
         | Error::ConnectProxyFailed(_)
-        | Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
-            Trouble::again(format!("no connection: {error}"), None, Blame::Absence)
+        | Error::Timeout(Timeout::Resolve | Timeout::Connect) => true,
+        _ => false,
+    };
+    match error {
+        error if is_unreachable => {
+            Trouble::transient(AskError::NoConnection(cause(error)), None, Blame::Absence)
         }
-        Error::Timeout(_) => Trouble::again("no answer in time".into(), None, Blame::Row),
-        Error::BodyExceedsLimit(_) => {
-            Trouble::last(format!("the answer has more than {MAX_ANSWER} bytes"), Blame::Row)
-        }
+        Error::Timeout(_) => Trouble::transient(AskError::Timeout, None, Blame::Row),
+        Error::BodyExceedsLimit(_) => Trouble::permanent(AskError::TooLong, Blame::Row),
         Error::Tls(_) | Error::Rustls(_) | Error::InvalidProxyUrl => {
-            Trouble::last(error.to_string(), Blame::Endpoint)
+            Trouble::permanent(AskError::Transport(error.into()), Blame::Endpoint)
         }
-        _ => Trouble::again(format!("no whole answer: {error}"), None, Blame::Row),
+        error => Trouble::transient(AskError::Incomplete(cause(error)), None, Blame::Row),
     }
 }
 
-/// How long a server asks to wait, where it says so in seconds.
+/// Returns the error of the operating system in an error of the HTTP client, or that error itself.
+fn cause(error: ureq::Error) -> Cause {
+    match error {
+        ureq::Error::Io(error) => error.into(),
+        error => error.into(),
+    }
+}
+
+/// Returns the wait that a server asks for, if it is in seconds.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds: f64 = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// The address that requests go to.
+/// Returns the address of requests.
 fn complete(address: &str) -> Result<Uri, PrepareError> {
-    // What is wrong may be a password.
+    // The invalid part can be a password.
     let fail = |expected| PrepareError::Spec {
         field: "endpoint",
         found: if address.contains('@') { "(not shown)".into() } else { address.into() },
@@ -322,7 +400,7 @@ fn complete(address: &str) -> Result<Uri, PrepareError> {
         .parse()
         .map_err(|_| fail("an address such as http://localhost:8000"))?;
     if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-        return Err(fail("an address without a user's name; keys come from the environment"));
+        return Err(fail("an address without a user name; keys come from the environment"));
     }
     match (uri.scheme_str(), uri.host()) {
         (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(uri),
@@ -330,7 +408,7 @@ fn complete(address: &str) -> Result<Uri, PrepareError> {
     }
 }
 
-/// Whether an address is of the machine that asks.
+/// Returns true if an address is of this machine.
 fn is_this_machine(uri: &Uri) -> bool {
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let address: Result<std::net::IpAddr, _> = host.parse();
@@ -343,7 +421,7 @@ mod tests {
 
     fn endpoint(address: &str, key: Option<&str>) -> Endpoint {
         let key = key.map(|key| Key::new(key).unwrap());
-        Endpoint::new(address, key, Timeouts::default(), Patience::default(), 1).unwrap()
+        Endpoint::new(address, EndpointOptions { key, ..EndpointOptions::default() }).unwrap()
     }
 
     #[test]
@@ -374,14 +452,14 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_never_shown() {
+    fn keys_are_never_printed() {
         let endpoint = endpoint("https://a.b", Some(" s3cret\n"));
         assert!(!format!("{endpoint:?}").contains("s3cret"));
         let body = b"{\"error\": {\"message\": \"wrong key s3cret\"}}";
         let refusal = endpoint.refusal(StatusCode::UNAUTHORIZED, None, body);
         assert_eq!(refusal.blame, Blame::Endpoint);
-        let expected = "401 Unauthorized: wrong key (the key)".to_string();
-        assert_eq!(refusal.failure, Failure::Final(expected));
+        let Failure::Permanent(error) = refusal.failure else { panic!("it is transient") };
+        assert_eq!(error.to_string(), "401 Unauthorized: wrong key (the key)");
         for wrong in ["", " ", "s3\ncret", "s3cr\u{e9}t\u{0}"] {
             let error = Key::new(wrong).unwrap_err().to_string();
             assert!(!error.contains("cr"), "{error}");
@@ -391,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_are_read_in_seconds() {
+    fn requested_waits_are_parsed_in_seconds() {
         for (value, seconds) in
             [("3", Some(3.0)), ("0.5", Some(0.5)), ("-1", None), ("Fri, 31 Dec 1999", None)]
         {

@@ -1,46 +1,46 @@
-//! What a model is asked.
+//! The prompt of a vision model and its placeholders.
 
 use crate::PrepareError;
 use std::path::Path;
 
-/// Our own wording.
+/// The built-in prompt.
 const OWN: &str = include_str!("prompt.txt");
-/// Replaced by a phrase that says what the model is given, such as `3 frames of one video ...`.
+/// Placeholder of a phrase that describes the images, such as `3 frames of one video ...`.
 const FRAMES: &str = "frames";
-/// Replaced by the number of frames.
+/// Placeholder of the number of frames.
 const NUM_FRAMES: &str = "num_frames";
-/// Bytes of a prompt, at most: far above any.
+/// Largest prompt in bytes, far above any real one.
 const MAX_BYTES: usize = 64 << 10;
 
-/// A text with the placeholders `{frames}`, a phrase that says what the model is given, and
-/// `{num_frames}`, the number of frames.
+/// A prompt with the placeholders `{frames}`, a phrase that describes the images, and `{num_frames}`, the
+/// number of frames.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt(String);
 
-/// What a model is given.
+/// The images that a model gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum View {
-    /// So many frames of a video, a picture each.
+    /// Frames of a video, one image each.
     Frames(usize),
-    /// So many frames of a video, side by side in one picture.
+    /// Frames of a video, side by side in one image.
     SideBySide(usize),
-    /// A picture that is no video's.
-    Still,
+    /// An image that is not a frame of a video.
+    Image,
 }
 
 impl View {
-    /// Frames there are.
+    /// Returns the number of frames.
     fn count(self) -> usize {
         match self {
             Self::Frames(count) | Self::SideBySide(count) => count,
-            Self::Still => 1,
+            Self::Image => 1,
         }
     }
 
-    /// In words, as the object of a sentence.
+    /// Returns a phrase for the placeholder `{frames}`.
     fn phrase(self) -> String {
         match self {
-            Self::Still => "a picture".into(),
+            Self::Image => "a picture".into(),
             Self::Frames(1) | Self::SideBySide(1) => "a frame of a video".into(),
             Self::Frames(count) => {
                 format!("{count} frames of one video, in the order of time, each as a picture")
@@ -60,10 +60,10 @@ impl Default for Prompt {
 }
 
 impl Prompt {
-    /// From a text.
+    /// Parses a prompt.
     ///
     /// # Errors
-    /// Where it is empty or longer than 64 KiB, or has a placeholder that does not exist.
+    /// Returns an error if the text is empty, longer than 64 KiB, or has an unknown placeholder.
     pub fn new(text: &str) -> Result<Self, PrepareError> {
         let text = text.trim();
         let fail =
@@ -79,21 +79,20 @@ impl Prompt {
         }
     }
 
-    /// From a file.
+    /// Reads a prompt from a file.
     ///
     /// # Errors
-    /// Where it cannot be read, and as [`Prompt::new`].
+    /// Returns an error if the file cannot be read, or [`Prompt::new`] rejects its text.
     pub fn read(path: &Path) -> Result<Self, PrepareError> {
-        let io = |source| PrepareError::Io { path: path.into(), source };
-        Self::new(&std::fs::read_to_string(path).map_err(io)?)
+        Self::new(&std::fs::read_to_string(path).map_err(PrepareError::io(path))?)
     }
 
-    /// The text with its placeholders as they are.
+    /// Returns the text with its placeholders.
     pub fn text(&self) -> &str {
         &self.0
     }
 
-    /// The text for what is given.
+    /// Returns the text for some images, without placeholders.
     pub(crate) fn fill(&self, view: View) -> String {
         let fill = |piece| match piece {
             Piece::Text(text) => text.to_string(),
@@ -111,11 +110,11 @@ fn is_known(name: &str) -> bool {
 /// A part of a prompt.
 enum Piece<'a> {
     Text(&'a str),
-    /// What stands between braces.
+    /// A placeholder, without its braces.
     Name(&'a str),
 }
 
-/// The parts of a prompt. Braces around anything but one lowercase word, as in JSON, are text.
+/// Returns the pieces of a prompt. Braces around anything but one lower-case word, as in JSON, are text.
 fn pieces(text: &str) -> impl Iterator<Item = Piece<'_>> {
     let is_word =
         |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
@@ -135,11 +134,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn placeholders_are_filled_and_unknown_ones_refused() {
+    fn placeholders_are_filled_and_unknown_ones_rejected() {
         let prompt = Prompt::new(" See {frames}; {num_frames}! {\"as\": {json}}{}").unwrap_err();
         assert!(prompt.to_string().contains("{json}"), "{prompt}");
         let prompt = Prompt::new(" See {frames} ({num_frames}). {\"a\": 1} {B} {} }{").unwrap();
-        assert_eq!(prompt.fill(View::Still), "See a picture (1). {\"a\": 1} {B} {} }{",);
+        assert_eq!(prompt.fill(View::Image), "See a picture (1). {\"a\": 1} {B} {} }{",);
         assert!(prompt.fill(View::Frames(3)).starts_with("See 3 frames of one video"));
         assert!(prompt.fill(View::SideBySide(3)).contains("side by side"));
         assert!(prompt.fill(View::SideBySide(1)).starts_with("See a frame of a video (1)"));
@@ -147,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_prompt_is_one() {
+    fn the_built_in_prompt_is_valid() {
         let own = Prompt::default();
         assert_eq!(Prompt::new(OWN).unwrap(), own);
         assert!(own.fill(View::Frames(3)).starts_with("You see 3 frames of one video"));

@@ -1,30 +1,30 @@
-//! Captions that speak of what is seen, and not of the video.
+//! Removes openings such as "The video shows" from captions.
 //!
 //! Source: hpcaitech/Open-Sora, `tools/datasets/csvutil.py` as it became after 1.0.0, `remove_caption_prefix`.
-//! Deviations: openings are found in any case and whole words only, "In this video," may be followed
-//! by another one, and a caption that ends with its opening becomes empty instead of an error.
+//! Deviations: case is ignored, only whole words match, "In this video," can be followed by another
+//! opening, and a caption that is only an opening becomes empty instead of an error.
 
 use crate::{PrepareError, text::single_spaced};
 use serde::Serialize;
 use std::path::Path;
 
-/// Openings that are dropped, unless others are given.
+/// The built-in openings.
 const BUILT_IN: &str = include_str!("openings.txt");
 
-/// How captions begin that speak of the video.
+/// Openings of captions, such as "The video shows".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Openings(Vec<Vec<Token>>);
 
-/// A part of an opening.
+/// A word or comma of an opening.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 enum Token {
-    /// One of these words, in lower case.
+    /// Any of these words, in lower case.
     Word(Vec<String>),
     Comma,
 }
 
 impl Default for Openings {
-    /// Those of English captioners; the list is `openings.txt` beside this source.
+    /// The built-in openings of English captions: `openings.txt` beside this source file.
     fn default() -> Self {
         Self::parse(BUILT_IN)
     }
@@ -34,8 +34,8 @@ impl Openings {
     /// No openings.
     pub const NONE: Self = Self(Vec::new());
 
-    /// One opening a line; empty lines and those that begin with `#` are none. Words with `|`
-    /// between them stand for one another, and a word may end with a comma.
+    /// Parses openings, one a line. Empty lines and lines that start with `#` are ignored. `a|b` matches
+    /// either word, and a word can end with a comma.
     pub fn parse(text: &str) -> Self {
         let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
         let tokens = |line: &str| {
@@ -55,19 +55,19 @@ impl Openings {
     /// Reads openings from a file.
     ///
     /// # Errors
-    /// Where it cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn read(path: &Path) -> Result<Self, PrepareError> {
-        let io = |source| PrepareError::Io { path: path.into(), source };
-        Ok(Self::parse(&std::fs::read_to_string(path).map_err(io)?))
+        Ok(Self::parse(&std::fs::read_to_string(path).map_err(PrepareError::io(path))?))
     }
 
-    /// What follows the longest opening that `caption` begins with. Words stand apart by one space.
+    /// Returns the text after the longest opening at the beginning of `caption`, whose words are separated
+    /// by single spaces.
     fn after<'a>(&self, caption: &'a str) -> Option<&'a str> {
         self.0.iter().filter_map(|tokens| after(tokens, caption)).min_by_key(|rest| rest.len())
     }
 }
 
-/// What follows an opening.
+/// Returns the text after an opening.
 fn after<'a>(tokens: &[Token], caption: &'a str) -> Option<&'a str> {
     let mut rest = caption;
     for token in tokens {
@@ -75,7 +75,7 @@ fn after<'a>(tokens: &[Token], caption: &'a str) -> Option<&'a str> {
             Token::Comma => rest.strip_prefix(',')?,
             Token::Word(words) => {
                 let text = rest.trim_start_matches(' ');
-                // A hyphen or an apostrophe makes another word: "the video-maker shows".
+                // A hyphen or apostrophe continues a word: "the video-maker shows".
                 let inner = |letter: char| letter.is_alphanumeric() || "-'’_".contains(letter);
                 let end = text.find(|letter| !inner(letter)).unwrap_or(text.len());
                 let (word, rest) = text.split_at(end);
@@ -86,18 +86,18 @@ fn after<'a>(tokens: &[Token], caption: &'a str) -> Option<&'a str> {
     Some(rest)
 }
 
-/// A caption, cleaned.
+/// A cleaned caption.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caption {
-    /// What is left; it may be empty.
+    /// The cleaned text; it can be empty.
     pub text: String,
-    /// Whether spaces, line breaks or control characters were more than one space between words.
+    /// True if spaces, line breaks or control characters were replaced by single spaces.
     pub spaces: bool,
-    /// Whether openings were dropped.
+    /// True if openings were removed.
     pub openings: bool,
 }
 
-/// Puts one space between words, drops openings, and gives what is left a capital letter.
+/// Puts single spaces between words, removes openings, and capitalizes the remaining text.
 pub fn clean(caption: &str, openings: &Openings) -> Caption {
     let text = single_spaced(caption);
     let spaces = text != caption;
@@ -105,7 +105,7 @@ pub fn clean(caption: &str, openings: &Openings) -> Caption {
     while let Some(after) = openings.after(rest) {
         rest = after.trim_start_matches([' ', ',', ':', ';', '-', '–', '—']);
     }
-    // What stood behind the opening alone, such as its full stop.
+    // Only punctuation after the opening.
     if rest.len() < text.len() && !rest.contains(char::is_alphanumeric) {
         rest = "";
     }
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn openings_are_dropped_and_nothing_else() {
+    fn openings_are_removed_and_nothing_else() {
         let openings = Openings::default();
         for (caption, expected) in [
             ("The video shows a red fox.", "A red fox."),
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn openings_of_a_file_take_the_place_of_ours() {
+    fn openings_of_a_file_replace_the_built_in_ones() {
         let openings = Openings::parse("# ours\n\nauf|in diesem|dem bild,\nman sieht\n , | \n");
         assert_eq!(clean("Auf dem Bild, man sieht ein Haus", &openings).text, "Ein Haus");
         assert_eq!(clean("The video shows a fox", &openings).text, "The video shows a fox");

@@ -1,4 +1,4 @@
-//! Addresses of videos: who fetches them, and what their files are called.
+//! Addresses of videos: how they are downloaded, and the names of their files.
 
 use super::secrets::{shown, without_user};
 use opensora_files::hex;
@@ -6,27 +6,27 @@ use sha2::{Digest, Sha256};
 use std::fmt;
 use ureq::http::Uri;
 
-/// Longest readable part of a file's name.
+/// Longest readable part of a file name in characters.
 const MAX_STEM: usize = 40;
-/// Endings that a file keeps from its address; others become `mp4`.
+/// Extensions that a file keeps from its address; others become `mp4`.
 const ENDINGS: [&str; 12] =
     ["mp4", "mov", "mkv", "avi", "webm", "m4v", "gif", "jpg", "jpeg", "png", "webp", "bmp"];
 
-/// Who fetches an address.
+/// How an address is downloaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fetch {
-    /// This crate, by HTTP.
+    /// By HTTP, in this process.
     Direct,
-    /// The program `yt-dlp`.
+    /// With the program `yt-dlp`.
     YtDlp,
 }
 
-/// Where a video is.
+/// The address of a video.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Address {
-    /// With what grants access.
+    /// With passwords, tokens and signatures.
     secret: String,
-    /// As it may be stored and shown.
+    /// Without them, as it is stored and shown.
     url: String,
     fetch: Fetch,
     file: String,
@@ -39,14 +39,14 @@ impl fmt::Debug for Address {
 }
 
 impl Address {
-    /// Reads an address: http, https, or the id of a video on YouTube. Several ways to write one
-    /// video on YouTube become the same address. An error is a line that says what was found.
+    /// Parses an address: http, https, or the id of a video on YouTube. All addresses of one video on
+    /// YouTube become the same. An error is one line with the invalid part.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
         if is_youtube_id(text) {
             return Ok(Self::youtube(text));
         }
-        let wrong = |found: &str| format!("{:?} is no address: {found}", shown(text));
+        let wrong = |found: &str| format!("{:?} is not an address: {found}", shown(text));
         let uri: Uri =
             text.parse().map_err(|error: ureq::http::uri::InvalidUri| wrong(&error.to_string()))?;
         match uri.scheme_str() {
@@ -59,12 +59,12 @@ impl Address {
         };
         match youtube_video(host, &uri) {
             Some(Some(id)) => Ok(Self::youtube(id)),
-            Some(None) => Err(wrong("a page of YouTube that is no video")),
+            Some(None) => Err(wrong("a page of YouTube that is not a video")),
             None => Ok(Self {
                 secret: text.into(),
                 url: shown(text),
                 fetch: Fetch::Direct,
-                // A digest of a password could be guessed at.
+                // Without the password, which could be guessed from a digest.
                 file: file_name(&without_user(text), uri.path()),
             }),
         }
@@ -76,35 +76,35 @@ impl Address {
         Self { secret: url.clone(), url, fetch: Fetch::YtDlp, file }
     }
 
-    /// The address as it is asked. It may hold a password, and is neither stored nor shown.
+    /// Returns the address for requests. It can contain a password, and is neither stored nor shown.
     pub(crate) fn secret(&self) -> &str {
         &self.secret
     }
 
-    /// The address as it may be stored and shown.
+    /// Returns the address without secrets, as it is stored and shown.
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
-    /// Who fetches it.
+    /// Returns how the address is downloaded.
     pub(crate) fn fetch(&self) -> Fetch {
         self.fetch
     }
 
-    /// The name of its file, the same for the same address: at most 70 bytes of lower-case ASCII
-    /// letters, digits, `-`, `_` and a dot, so that it is one name on every file system.
+    /// Returns the name of the file, which depends only on the address: at most 70 bytes of lower-case ASCII
+    /// letters, digits, `-`, `_` and a dot, which every file system allows.
     pub(crate) fn file(&self) -> &str {
         &self.file
     }
 
-    /// Its host; empty where it has none.
+    /// Returns the host in lower case; empty if there is none.
     pub(crate) fn host(&self) -> String {
         let host = self.url.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_string));
         host.unwrap_or_default().to_ascii_lowercase()
     }
 }
 
-/// Whether a host is a domain or below it.
+/// Returns true if a host is a domain or a subdomain of it.
 pub(crate) fn is_below(host: &str, domain: &str) -> bool {
     host == domain || host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
 }
@@ -114,7 +114,7 @@ fn is_youtube_id(text: &str) -> bool {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
 }
 
-/// The id of a video on YouTube: outer `None` for other hosts, inner for other pages.
+/// Returns the id of a video on YouTube: the outer `None` for other hosts, the inner for other pages.
 fn youtube_video<'a>(host: &str, uri: &'a Uri) -> Option<Option<&'a str>> {
     let host = host.to_ascii_lowercase();
     let short = is_below(&host, "youtu.be");
@@ -134,8 +134,8 @@ fn youtube_video<'a>(host: &str, uri: &'a Uri) -> Option<Option<&'a str>> {
     Some(id.filter(|id| is_youtube_id(id)))
 }
 
-/// A readable start and a digest of the whole address, as names that differ only in case, in a
-/// query or after the limit are common.
+/// Returns a readable prefix and a digest of the whole address: addresses that differ only in case, in the
+/// query or after the longest prefix are common.
 fn file_name(url: &str, path: &str) -> String {
     let last = path.rsplit('/').next().unwrap_or("");
     let (stem, ending) = last.rsplit_once('.').unwrap_or((last, ""));
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn passwords_are_asked_with_and_never_shown() {
+    fn passwords_are_used_and_never_shown() {
         let address = Address::parse("https://me:s3cret@a.example/fox.mp4").unwrap();
         assert_eq!(address.secret(), "https://me:s3cret@a.example/fox.mp4");
         assert_eq!(address.url(), "https://a.example/fox.mp4");
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_plain_short_and_differ() {
+    fn names_are_plain_short_and_unique() {
         let mut names = std::collections::HashSet::new();
         for url in [
             "https://a.example/clips/Fox_1.MP4",
@@ -221,14 +221,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_says_why() {
+    fn invalid_addresses_give_the_reason() {
         for (text, words) in [
-            ("", "no address"),
+            ("", "not an address"),
             ("fox.mp4", "no http"),
-            ("file:///etc/passwd", "no address"),
+            ("file:///etc/passwd", "not an address"),
             ("ftp://a.example/x.mp4", "ftp instead of http"),
-            ("https://a.example/a b.mp4", "no address"),
-            ("javascript:alert(1)", "no address"),
+            ("https://a.example/a b.mp4", "not an address"),
+            ("javascript:alert(1)", "not an address"),
         ] {
             let error = Address::parse(text).unwrap_err();
             assert!(error.contains(words), "{error}");

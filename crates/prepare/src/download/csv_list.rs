@@ -1,8 +1,8 @@
-//! Lists in CSV: Panda-70M, and any other with a column `url`.
+//! Reads lists in CSV: Panda-70M, and any other with a column `url`.
 //!
 //! Source: snap-research/Panda-70M, `dataset_dataloading/README.md`, whose lists have the columns
 //! `videoID,url,timestamp,caption,matching_score` and, later, `desirable_filtering` and
-//! `shot_boundary_detection`: one video a row, Python lists of one item a clip in the cells.
+//! `shot_boundary_detection`: one video per row, with Python lists of one item per clip in the cells.
 
 use super::{
     address::Address,
@@ -26,12 +26,12 @@ use std::{
     rc::Rc,
 };
 
-/// Longest record. One quote too many could make one record of gigabytes.
+/// Longest record in bytes. With an unclosed quote, the rest of the file is one record.
 const MAX_RECORD: u64 = 64 << 20;
-/// Bytes that tell the encoding and the delimiter.
+/// Bytes from which the encoding and the delimiter are detected.
 const START_BYTES: u64 = 64 << 10;
 
-/// Whether the CSV at `path` is Panda-70M's, by its header.
+/// Detects the format of the CSV at `path` from its header.
 pub(crate) fn format(path: &Path) -> Result<ListFormat, ListError> {
     let header = Records::open(path)?.header()?;
     let is_panda = ["videoID", "timestamp"].iter().all(|name| header.iter().any(|h| h == name));
@@ -57,13 +57,13 @@ pub(crate) fn read(path: &Path, list: &mut List) -> Result<(), ListError> {
     Ok(())
 }
 
-/// A CSV, record by record, in bounded memory.
+/// The records of a CSV, read one at a time in bounded memory.
 struct Records<'a> {
     path: &'a Path,
     reader: Reader<Bounded>,
     left: Rc<Cell<u64>>,
     delimiter: u8,
-    /// Bytes of the file, and those before the header.
+    /// Size of the file, and bytes before the header.
     length: u64,
     skip: u64,
     /// Lines before the header.
@@ -99,7 +99,7 @@ impl<'a> Records<'a> {
         Ok(Self { path, reader, left, delimiter, length, skip, lines })
     }
 
-    /// Reads the next record; whether there was one.
+    /// Reads the next record; returns false at the end of the file.
     fn next(&mut self, record: &mut ByteRecord) -> Result<bool, ListError> {
         self.left.set(MAX_RECORD);
         let read = self.reader.read_byte_record(record);
@@ -107,14 +107,14 @@ impl<'a> Records<'a> {
             csv::ErrorKind::Io(source) => ListError::Io { path: self.path.into(), source },
             other => self.wrong(format!("{other:?}")),
         })?;
-        // A quote that nothing closes makes one record of the rest of the file.
+        // With an unclosed quote, the rest of the file is one record.
         if is_there && self.skip + self.reader.position().byte() >= self.length {
             self.check_quotes(record)?;
         }
         Ok(is_there)
     }
 
-    /// Fails if the last record ends within quotes.
+    /// Returns an error if the last record ends within quotes.
     fn check_quotes(&self, record: &ByteRecord) -> Result<(), ListError> {
         let Some(position) = record.position() else { return Ok(()) };
         let io = |source| ListError::Io { path: self.path.into(), source };
@@ -126,7 +126,7 @@ impl<'a> Records<'a> {
             None => Ok(()),
             Some(lines) => {
                 let line = self.lines + position.line() + lines;
-                Err(self.wrong(format!("line {line}: a quote opens here and is not closed")))
+                Err(self.wrong(format!("line {line}: the quote that opens here is not closed")))
             }
         }
     }
@@ -143,14 +143,14 @@ impl<'a> Records<'a> {
     }
 }
 
-/// Returns how many lines before the quote that the end of `bytes`, a record, does not close.
+/// Returns the number of lines before the quote that the record `bytes` does not close.
 fn open_quote(bytes: &[u8], delimiter: u8) -> Option<u64> {
     #[derive(PartialEq)]
     enum Place {
         Start,
         Plain,
         Quoted,
-        /// Behind a quote that closes, unless another one follows.
+        /// After a quote that closes, unless another one follows.
         Quote,
     }
     let (mut lines, mut opened, mut place) = (0, 0, Place::Start);
@@ -170,7 +170,7 @@ fn open_quote(bytes: &[u8], delimiter: u8) -> Option<u64> {
     (place == Place::Quoted).then_some(opened)
 }
 
-/// A file of which so many bytes may still be read.
+/// A file with a limit on the bytes that are read.
 struct Bounded {
     file: File,
     left: Rc<Cell<u64>>,
@@ -179,10 +179,8 @@ struct Bounded {
 impl Read for Bounded {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Some(left) = self.left.get().checked_sub(buffer.len() as u64) else {
-            let reason = format!(
-                "a row is longer than {} MiB: is there a quote that nothing closes?",
-                MAX_RECORD >> 20
-            );
+            let reason =
+                format!("a row is longer than {} MiB: is a quote not closed?", MAX_RECORD >> 20);
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         };
         self.left.set(left);
@@ -190,7 +188,7 @@ impl Read for Bounded {
     }
 }
 
-/// Where a list's columns are.
+/// The positions of a list's columns.
 struct Layout {
     url: usize,
     text: Option<usize>,
@@ -200,7 +198,7 @@ struct Layout {
     end: Option<usize>,
     licence: Option<usize>,
     sha256: Option<usize>,
-    /// All others.
+    /// All other columns.
     rest: Vec<usize>,
 }
 
@@ -246,7 +244,7 @@ impl Layout {
             layout.end,
             layout.licence,
             layout.sha256,
-            // Files get places of their own.
+            // Replaced by the path of the downloaded file.
             other(&[PATH]),
         ];
         let mut rest: Vec<usize> =
@@ -284,39 +282,39 @@ fn row(list: &mut List, layout: &Layout, record: &ByteRecord, columns: usize, in
     match (clips, sha256) {
         (Err(reason), _) => list.reject(Ok(&address), &raw, &wrong(reason)),
         (_, Some(digest)) if !is_digest(&digest) => {
-            list.reject(Ok(&address), &raw, &wrong(format!("{digest:?} is no SHA-256")));
+            list.reject(Ok(&address), &raw, &wrong(format!("{digest:?} is not a SHA-256")));
         }
         (Ok(clips), sha256) => list.push(address, sha256, clips),
     }
 }
 
-/// Whether a record has a field for each column, in UTF-8.
+/// Returns an error unless the record has a field for each column, in UTF-8.
 fn whole(record: &ByteRecord, columns: usize) -> Result<(), String> {
     if record.len() != columns {
         return Err(format!("it has {} fields, expected {columns}", record.len()));
     }
     match record.iter().position(|field| std::str::from_utf8(field).is_err()) {
-        Some(at) => Err(format!("field {} is no UTF-8", at + 1)),
+        Some(at) => Err(format!("field {} is not UTF-8", at + 1)),
         None => Ok(()),
     }
 }
 
-/// The clip of a row that is one.
+/// Returns the single clip of a row.
 fn single_clip(start: Option<String>, end: Option<String>, raw: Clip) -> Result<Vec<Clip>, String> {
     let time = |text: Option<String>| {
-        let read = |text: String| seconds::parse(&text).ok_or(format!("{text:?} is no time"));
+        let read = |text: String| seconds::parse(&text).ok_or(format!("{text:?} is not a time"));
         text.map(read).transpose()
     };
     let clip = Clip { start: time(start)?, end: time(end)?, ..raw };
     Ok(vec![ordered(clip)?])
 }
 
-/// The clips of one of Panda-70M's rows, whose lists are cut apart.
+/// Returns the clips of a row of Panda-70M, with one item of each list.
 fn panda_clips(timestamp: &str, raw: &Clip) -> Result<Vec<Clip>, String> {
     let times = Literal::parse(timestamp).map_err(|reason| format!("timestamp: {reason}"))?;
-    let times = times.into_list().ok_or("timestamp: it is no list")?;
+    let times = times.into_list().ok_or("timestamp: not a list")?;
     let count = times.len();
-    // A cell's items by clip; a cell that is no list is the same for all.
+    // Items of a cell by clip; a cell without a list is the same for all clips.
     let cut = |name: &str, cell: &str| {
         if !cell.trim_start().starts_with('[') {
             return Ok(vec![cell.to_string(); count]);
@@ -344,17 +342,17 @@ fn panda_clips(timestamp: &str, raw: &Clip) -> Result<Vec<Clip>, String> {
     times.into_iter().enumerate().map(clip).collect()
 }
 
-/// A pair of times.
+/// Parses a pair of times.
 fn span(pair: Literal) -> Result<(f64, f64), String> {
     let text = pair.clone().into_field();
     let both = pair.into_list().and_then(|items| {
         let [start, end] = <[Literal; 2]>::try_from(items).ok()?;
         Some((seconds::parse(&start.into_field())?, seconds::parse(&end.into_field())?))
     });
-    both.ok_or_else(|| format!("timestamp: {text} is no pair of times"))
+    both.ok_or_else(|| format!("timestamp: {text} is not a pair of times"))
 }
 
-/// A clip whose end comes after its start.
+/// Returns a clip, or an error if it does not end after its start.
 fn ordered(clip: Clip) -> Result<Clip, String> {
     match (clip.start, clip.end) {
         (start, Some(end)) if end <= start.unwrap_or(0.0) => {
@@ -382,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_panda_are_cut_into_clips() {
+    fn rows_of_panda_70m_give_several_clips() {
         let row = r#"-2yHu5qgTzM,https://www.youtube.com/watch?v=-2yHu5qgTzM,"[['0:01:20.880', '0:01:23.983'], ['1:02:31.151', '1:02:34.320']]","['A fox, red.', ""It's a \""b\"".""]","[0.451416015625, 0.4990234375]","['desirable', '2_tiny']","[[['0:00:00.000', '0:00:03.069']], [['0:00:00.000', '0:00:01.000'], ['0:00:01.033', '0:00:03.169']]]""#;
         let list = read(format!("{HEADER}{row}\n").as_bytes(), Part::WHOLE).unwrap();
         assert_eq!((list.format, list.videos(), list.clips()), (ListFormat::Panda70M, 1, 2));
@@ -400,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_rows_of_panda_are_listed_and_do_not_stop_the_rest() {
+    fn invalid_rows_of_panda_70m_are_listed_and_the_others_read() {
         let rows = [
             "a,https://youtu.be/-2yHu5qgTz1,\"[['0:00:01', '0:00:02']]\",\"['a', 'b']\",[1],x,y",
             "b,https://youtu.be/-2yHu5qgTz2,\"[['0:00:03', '0:00:02']]\",['a'],[1],x,y",
@@ -416,10 +414,10 @@ mod tests {
         for (row, words) in [
             (0, "row 1 of the list: caption: 2 items for 1 clips"),
             (1, "it ends at 2 s and begins at 3 s"),
-            (2, "['0:00:03'] is no pair of times"),
-            (3, "timestamp: no Python literal"),
+            (2, "['0:00:03'] is not a pair of times"),
+            (3, "timestamp: not a Python literal"),
             (4, "it has 3 fields, expected 7"),
-            (5, "row 7 of the list: field 4 is no UTF-8"),
+            (5, "row 7 of the list: field 4 is not UTF-8"),
         ] {
             let reason = list.rejected.get(row, REASON).unwrap();
             assert!(reason.contains(words), "{reason}");
@@ -429,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_part_is_kept_and_no_record_is_endless() {
+    fn only_a_part_is_kept_and_records_are_bounded() {
         let rows: String = (0..100).map(|row| format!("https://a.example/{row}.mp4\n")).collect();
         let part = Part { offset: 90, limit: Some(5), shard: Shard::WHOLE };
         let list = read(format!("\u{feff}URL\n{rows}").as_bytes(), part).unwrap();
@@ -461,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn other_encodings_and_open_quotes_are_named() {
+    fn other_encodings_and_open_quotes_are_rejected() {
         let utf_16: Vec<u8> =
             "\u{feff}url,text\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
         let refused = |bytes: &[u8]| read(bytes, Part::WHOLE).err().map(|error| error.to_string());
@@ -471,10 +469,10 @@ mod tests {
         assert!(
             refused(open.as_bytes())
                 .unwrap()
-                .ends_with("line 2: a quote opens here and is not closed")
+                .ends_with("line 2: the quote that opens here is not closed")
         );
         let later = "sep=,\nurl,text\nhttps://a.example/1.mp4,\"A\n\"\"fox\"\"\"\nhttps://b.example,\"x\n\n";
-        assert!(refused(later.as_bytes()).unwrap().contains("line 5: a quote opens"));
+        assert!(refused(later.as_bytes()).unwrap().contains("line 5: the quote that opens"));
         for closed in ["\"A\nfox\"", "5\" of \"snow", "\"\"", "\"a \"\"b\"\"\""] {
             let text = format!("url,text\nhttps://a.example/1.mp4,{closed}");
             assert_eq!(refused(text.as_bytes()), None, "{closed}");
@@ -482,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_without_their_columns_are_refused() {
+    fn lists_without_their_columns_are_rejected() {
         for (text, words) in [
             ("path,text\n", "no column url (or video_url, contentUrl): path, text"),
             ("", "no column url"),

@@ -1,4 +1,4 @@
-//! Lists of HD-VG-130M.
+//! Reads lists of HD-VG-130M (JSON).
 //!
 //! A list is one JSON object, `hdvg_<n>.json`, of videos by their ids on YouTube:
 //!
@@ -9,12 +9,11 @@
 //!                                                    "scene_cut": [0, 120]}]}}}}
 //! ```
 //!
-//! `span` is a time in the video, `scene_cut` are frames of that span at `fps`; an end of -1 is the
-//! end of the span.
+//! `span` is a time range in the video, `scene_cut` a range of frames of that span at `fps`; an end of -1 is
+//! the end of the span.
 //!
-//! Source: the lists' structure as public programs read it; the dataset (daooshee/HD-VG-130M)
-//! documents it only beside its download. Deviation: those programs leave out each scene's first
-//! frame.
+//! Source: the structure as public programs read it; the dataset (daooshee/HD-VG-130M) documents it only
+//! beside its download. Deviation: those programs skip the first frame of each scene.
 
 use super::{
     address::Address,
@@ -29,7 +28,7 @@ use serde::{
 use serde_json::Value;
 use std::{fmt, fs::File, io::BufReader, path::Path};
 
-/// The column of a clip's name in the list.
+/// The column with a clip's name in the list.
 const CLIP_ID: &str = "clip_id";
 
 /// Reads the list's part of the file, in memory bounded by one video.
@@ -41,7 +40,7 @@ pub(crate) fn read(path: &Path, list: &mut List) -> Result<(), ListError> {
     let mut reader = serde_json::Deserializer::from_reader(BufReader::with_capacity(1 << 16, file));
     match reader.deserialize_map(videos).and_then(|()| reader.end()) {
         Err(error) if !is_enough => {
-            let reason = format!("no list of HD-VG-130M: {error}");
+            let reason = format!("not a list of HD-VG-130M: {error}");
             Err(ListError::Format { path: path.into(), reason })
         }
         _ => Ok(()),
@@ -51,7 +50,7 @@ pub(crate) fn read(path: &Path, list: &mut List) -> Result<(), ListError> {
 /// Adds videos to a list as they are read.
 struct Videos<'a> {
     list: &'a mut List,
-    /// Set where reading ended because the part did.
+    /// Set if reading ended at the end of the part.
     is_enough: &'a mut bool,
 }
 
@@ -76,7 +75,7 @@ impl<'de> Visitor<'de> for Videos<'_> {
             }
             index += 1;
         }
-        // The rest is not even parsed; only an error ends the reading of an object.
+        // The rest is not parsed: only an error ends the reading of an object.
         *self.is_enough = true;
         Err(A::Error::custom("enough"))
     }
@@ -107,7 +106,7 @@ fn clips(video: &Value) -> Result<Vec<Clip>, String> {
     Ok(clips)
 }
 
-/// A scene of a span; `None` where its times make no sense.
+/// Returns the clip of a scene; `None` if its times are invalid.
 fn clip(name: &str, span: &Value, scene: &Value) -> Option<Clip> {
     let bound = |at: usize| seconds::parse(span["span"][at].as_str()?);
     let (first, last) = (bound(0)?, bound(1)?);
@@ -173,7 +172,7 @@ mod tests {
         );
         for (row, words) in [
             (0, "c.mp4 has a scene without times"),
-            (1, "\"nowhere\" is no address"),
+            (1, "\"nowhere\" is not an address"),
             (2, "it has no object \"clip\""),
         ] {
             let reason = list.rejected.get(row, REASON).unwrap();
@@ -182,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_after_a_part_is_not_read() {
+    fn records_after_a_part_are_not_read() {
         let video = |id: usize| {
             format!(
                 r#""-2yHu5qgTz{id}": {{"clip": {{"a.mp4": {{"span": ["0:01", "0:02"],
@@ -198,6 +197,6 @@ mod tests {
             [2, 3].map(|id| format!("https://www.youtube.com/watch?v=-2yHu5qgTz{id}"))
         );
         let error = read(&text, Part::WHOLE).unwrap_err().to_string();
-        assert!(error.contains("no list of HD-VG-130M"), "{error}");
+        assert!(error.contains("not a list of HD-VG-130M"), "{error}");
     }
 }

@@ -1,26 +1,26 @@
-//! Direct addresses, fetched by HTTP.
+//! Downloads files by HTTP, with retries and resumed transfers.
 //!
-//! A file whose version the server names (a strong `ETag`, or `Last-Modified`) is gone on with where
-//! it was cut: `Range` asks for the rest and `If-Range` for the whole where the version is another
-//! one. The answer's own names of its version are compared as well, as not every server honours
-//! `If-Range`. Whatever does not fit begins the file again.
+//! A transfer is resumed where it was interrupted if the server identifies the file's version (by a strong
+//! `ETag`, or `Last-Modified`): `Range` requests the rest, and `If-Range` the whole file if the version has
+//! changed. The version in the answer is compared as well, as not every server supports `If-Range`. On any
+//! mismatch the download starts again.
 //!
 //! Redirects are followed within HTTP and HTTPS, and never from HTTPS to HTTP. Hosts that are not public
-//! are not asked, also after a redirect, unless that is allowed (`reach`).
+//! are rejected, also after a redirect, unless they are allowed (`reach`).
 //!
-//! Where a server states neither a length nor chunks, the end of the connection is the end of the
-//! file; only a list's SHA-256 shows that such a file was cut.
+//! If a server states neither a length nor chunks, the end of the connection is the end of the file; only
+//! a SHA-256 in the list shows that such a file is truncated.
 //!
 //! Source: RFC 9110, sections 8.8 (validators), 10.2.3 (Retry-After), 13.1.5 (If-Range), 14 (ranges).
 
 use super::{
+    FetchError,
     address::Address,
     limits::Rate,
     partial::{Fetched, Origin, Partial, measure},
     reach::{NotPublic, PublicOnly},
-    secrets::shown_in,
 };
-use crate::retry::{Failure, Patience, insist};
+use crate::retry::{Failure, GaveUp, RetryPolicy, retry};
 use std::{
     io::{self, Read},
     path::Path,
@@ -36,19 +36,19 @@ use ureq::{
     },
 };
 
-/// Redirects that are followed.
+/// Largest number of redirects.
 const MAX_REDIRECTS: u32 = 8;
-/// An attempt that got so many bytes further than any before renews the patience.
+/// Progress in bytes after which the count of attempts starts again.
 const PROGRESS: u64 = 1 << 20;
 
 /// How long to wait for a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// For a connection.
+    /// Longest wait for a connection.
     pub connect: Duration,
-    /// For the next bytes.
+    /// Longest wait for the next bytes.
     pub idle: Duration,
-    /// For one attempt at a file as a whole; the next one goes on from there.
+    /// Longest attempt; the next attempt resumes the file.
     pub attempt: Duration,
 }
 
@@ -62,17 +62,17 @@ impl Default for Timeouts {
     }
 }
 
-/// Fetches direct addresses; shared by all workers.
+/// Downloads files; shared by all workers.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) agent: Agent,
-    pub(crate) patience: Patience,
+    pub(crate) retry: RetryPolicy,
     pub(crate) max_bytes: Option<u64>,
     pub(crate) requests: Rate,
     pub(crate) bytes: Rate,
 }
 
-/// An agent that leaves judgement of the answers to this module.
+/// Returns an agent for which error statuses are answers, not errors.
 pub(crate) fn agent(timeouts: &Timeouts, allow_private: bool) -> Agent {
     let config = Agent::config_builder()
         .http_status_as_error(false)
@@ -93,15 +93,15 @@ pub(crate) fn agent(timeouts: &Timeouts, allow_private: bool) -> Agent {
 }
 
 impl Client {
-    /// Fetches a file into `target` unless it is there; `sha256` is what it must have, in
-    /// hexadecimal digits.
+    /// Downloads a file to `target`, unless it exists. `sha256` is its required digest in hexadecimal
+    /// digits.
     pub(crate) fn fetch(
         &self,
         address: &Address,
         sha256: Option<&str>,
         target: &Path,
-    ) -> Result<Fetched, String> {
-        let disk = |error: io::Error| format!("{}: {error}", target.display());
+    ) -> Result<Fetched, GaveUp<FetchError>> {
+        let disk = |source| FetchError::Io { path: target.into(), source };
         if let Some(there) = measure(target).map_err(disk)?
             && check(&there, sha256).is_ok()
         {
@@ -109,30 +109,30 @@ impl Client {
         }
         let mut partial = Partial::open(target, address.url()).map_err(disk)?;
         match self.attempts(address, sha256, &mut partial) {
-            Ok(()) => partial.finish().map_err(disk),
-            Err((reason, Keep::Bytes)) if partial.validator().is_some() => Err(shown_in(&reason)),
-            Err((reason, _)) => {
+            Ok(()) => Ok(partial.finish().map_err(disk)?),
+            Err((error, Keep::Bytes)) if partial.validator().is_some() => Err(error),
+            Err((error, _)) => {
                 partial.remove();
-                Err(shown_in(&reason))
+                Err(error)
             }
         }
     }
 
-    /// Attempts until the file is complete or patience ends. Attempts that get further have
-    /// patience of their own, so that a large file may be cut more often.
+    /// Retries until the file is complete or the attempts are used up. The count starts again after
+    /// [`PROGRESS`], so that a large file can be interrupted more often.
     fn attempts(
         &self,
         address: &Address,
         sha256: Option<&str>,
         partial: &mut Partial,
-    ) -> Result<(), (String, Keep)> {
+    ) -> Result<(), (GaveUp<FetchError>, Keep)> {
         let mut furthest = partial.length();
         loop {
             let mut keep = Keep::Bytes;
-            let ended = insist(&self.patience, &AtomicBool::new(false), |_| {
+            let ended = retry(&self.retry, &AtomicBool::new(false), |_| {
                 let result = self.attempt(address, sha256, partial);
                 keep = match &result {
-                    Err(Failure::Final(_)) => Keep::Nothing,
+                    Err(Failure::Permanent(_)) => Keep::Nothing,
                     _ => Keep::Bytes,
                 };
                 result
@@ -141,7 +141,7 @@ impl Client {
                 Err(_) if keep == Keep::Bytes && partial.length() >= furthest + PROGRESS => {
                     furthest = partial.length();
                 }
-                ended => return ended.map_err(|reason| (reason, keep)),
+                ended => return ended.map_err(|error| (error, keep)),
             }
         }
     }
@@ -151,56 +151,60 @@ impl Client {
         address: &Address,
         sha256: Option<&str>,
         partial: &mut Partial,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), Failure<FetchError>> {
         if !partial.is_complete() {
             let response = self.ask(address.secret(), partial)?;
             self.take(address.url(), response, partial)?;
         }
-        let Err(reason) = check(&partial.fetched(), sha256) else { return Ok(()) };
+        let Err(error) = check(&partial.fetched(), sha256) else { return Ok(()) };
         let was_joined = partial.is_joined();
-        partial.forget().map_err(|error| disk(&error))?;
-        // Joined bytes get one more chance, as a whole.
-        Err(if was_joined { now(reason) } else { Failure::Final(reason) })
+        partial.forget().map_err(disk)?;
+        // Bytes of several answers are downloaded once more, in one answer.
+        Err(if was_joined { now(error) } else { Failure::Permanent(error) })
     }
 
-    fn ask(&self, url: &str, partial: &Partial) -> Result<Response<ureq::Body>, Failure> {
+    fn ask(
+        &self,
+        url: &str,
+        partial: &Partial,
+    ) -> Result<Response<ureq::Body>, Failure<FetchError>> {
         self.requests.take(1.0);
-        // Bytes must be those of the file, or a range of them means nothing.
+        // Ranges refer to the encoded bytes.
         let mut request = self.agent.get(url).header(header::ACCEPT_ENCODING, "identity");
         if let Some(validator) = partial.validator() {
             request = request
                 .header(header::RANGE, format!("bytes={}-", partial.length()))
                 .header(header::IF_RANGE, validator);
         }
-        // Whoever listens on the way must not be let in by a redirect.
+        // A redirect must not expose an HTTPS download to eavesdroppers.
         let is_https = url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
         request.config().https_only(is_https).build().call().map_err(failure)
     }
 
-    /// Brings an answer's body to the disk.
+    /// Writes an answer's body to the disk.
     fn take(
         &self,
         url: &str,
         response: Response<ureq::Body>,
         partial: &mut Partial,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), Failure<FetchError>> {
         let (head, body) = response.into_parts();
         let (status, headers) = (head.status, &head.headers);
         let begin_again = |partial: &mut Partial, reason: String| {
-            partial.forget().map_err(|error| disk(&error))?;
-            Err(now(reason))
+            partial.forget().map_err(disk)?;
+            Err(now(FetchError::Answer(reason)))
         };
         let asked_for_rest = partial.validator().is_some();
         match status {
             StatusCode::OK => {}
             StatusCode::PARTIAL_CONTENT if asked_for_rest => {}
             StatusCode::RANGE_NOT_SATISFIABLE if asked_for_rest => {
-                return begin_again(partial, "the server has no such range of it".into());
+                return begin_again(partial, "the server does not have that range".into());
             }
             _ => return Err(refusal(status, headers)),
         }
         if let Some(reason) = no_media(headers) {
-            return Err(Failure::Final(reason));
+            return Err(Failure::Permanent(FetchError::Answer(reason)));
         }
         if status == StatusCode::PARTIAL_CONTENT {
             if let Err(reason) = continues(headers, partial) {
@@ -211,12 +215,12 @@ impl Client {
             let total = body.content_length();
             let origin = Origin { url: url.into(), validator: validator(headers), total };
             self.check_size(total.unwrap_or(0))?;
-            partial.begin(origin).map_err(|error| disk(&error))?;
+            partial.begin(origin).map_err(disk)?;
         }
         self.read(body, partial)
     }
 
-    fn read(&self, body: ureq::Body, partial: &mut Partial) -> Result<(), Failure> {
+    fn read(&self, body: ureq::Body, partial: &mut Partial) -> Result<(), Failure<FetchError>> {
         let mut reader = body.into_reader();
         let mut buffer = vec![0; 1 << 16];
         loop {
@@ -229,92 +233,90 @@ impl Client {
                 break;
             }
             self.check_size(partial.length() + count as u64)?;
-            partial.append(&buffer[..count]).map_err(|error| disk(&error))?;
+            partial.append(&buffer[..count]).map_err(disk)?;
             self.bytes.take(count as f64);
         }
         match (partial.length(), partial.total()) {
-            (0, _) => Err(Failure::Final("it is empty".into())),
-            (length, Some(total)) if length != total => Err(Failure::Again {
-                reason: format!("it ended after {length} of {total} bytes"),
-                wait: None,
-            }),
+            (0, _) => Err(Failure::Permanent(FetchError::Empty)),
+            (length, Some(total)) if length != total => {
+                Err(Failure::transient(FetchError::Truncated { length, total }))
+            }
             _ => Ok(()),
         }
     }
 
-    fn check_size(&self, bytes: u64) -> Result<(), Failure> {
+    fn check_size(&self, bytes: u64) -> Result<(), Failure<FetchError>> {
         match self.max_bytes.filter(|max| bytes > *max) {
-            Some(max) => Err(Failure::Final(format!("it is larger than {max} bytes"))),
+            Some(max) => Err(Failure::Permanent(FetchError::TooLarge(max))),
             None => Ok(()),
         }
     }
 }
 
-/// What stays of a file that could not be fetched.
+/// What is kept of a file that was not downloaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Keep {
-    /// The bytes that came: the next run goes on with them.
+    /// The received bytes, which the next run resumes.
     Bytes,
-    /// Nothing: no run will succeed.
+    /// Nothing, as no run will succeed.
     Nothing,
 }
 
-/// Whether a file is what the list says.
-pub(crate) fn check(fetched: &Fetched, sha256: Option<&str>) -> Result<(), String> {
+/// Returns an error if a file's SHA-256 is not that of the list.
+pub(crate) fn check(fetched: &Fetched, sha256: Option<&str>) -> Result<(), FetchError> {
     match sha256 {
         Some(expected) if !expected.eq_ignore_ascii_case(&fetched.sha256) => {
-            Err(format!("its SHA-256 is {}, the list says {expected}", fetched.sha256))
+            let (found, expected) = (fetched.sha256.clone(), expected.into());
+            Err(FetchError::Digest { found, expected })
         }
         _ => Ok(()),
     }
 }
 
-/// Another attempt, without a wait.
-fn now(reason: String) -> Failure {
-    Failure::Again { reason, wait: Some(Duration::ZERO) }
+/// A failure that is retried without a wait.
+fn now(error: FetchError) -> Failure<FetchError> {
+    Failure::Transient { error, wait: Some(Duration::ZERO) }
 }
 
-fn disk(error: &io::Error) -> Failure {
-    Failure::Final(format!("it cannot be written: {error}"))
+fn disk(error: io::Error) -> Failure<FetchError> {
+    Failure::Permanent(FetchError::Write(error))
 }
 
-/// What a connection that did not work out is worth.
-fn failure(error: ureq::Error) -> Failure {
+/// Classifies a failed request.
+fn failure(error: ureq::Error) -> Failure<FetchError> {
     use ureq::Error;
-    let reason = match &error {
-        Error::RequireHttpsOnly(_) => "it redirects from HTTPS to HTTP".into(),
-        Error::Other(inner) if inner.is::<NotPublic>() => inner.to_string(),
-        Error::Timeout(which) => format!("no answer in time ({which})"),
-        Error::Io(error) => format!("the connection broke: {error}"),
-        other => other.to_string(),
-    };
     match error {
-        Error::Timeout(_)
-        | Error::Io(_)
-        | Error::HostNotFound
-        | Error::ConnectionFailed
-        | Error::Protocol(_) => Failure::Again { reason, wait: None },
-        _ => Failure::Final(reason),
+        Error::Timeout(which) => Failure::transient(FetchError::Timeout(which.to_string())),
+        Error::Io(error) => Failure::transient(FetchError::Connection(error)),
+        error @ (Error::HostNotFound | Error::ConnectionFailed | Error::Protocol(_)) => {
+            Failure::transient(FetchError::Http(error.into()))
+        }
+        Error::RequireHttpsOnly(_) => Failure::Permanent(FetchError::InsecureRedirect),
+        Error::Other(error) => Failure::Permanent(match error.downcast::<NotPublic>() {
+            Ok(error) => FetchError::NotPublic(*error),
+            Err(error) => FetchError::Http(Error::Other(error).into()),
+        }),
+        error => Failure::Permanent(FetchError::Http(error.into())),
     }
 }
 
-/// What an answer without a file is worth.
-fn refusal(status: StatusCode, headers: &HeaderMap) -> Failure {
-    let reason = format!("the server answers {status}");
-    let again = status.is_server_error()
+/// Classifies an answer with an error status.
+fn refusal(status: StatusCode, headers: &HeaderMap) -> Failure<FetchError> {
+    let error = FetchError::Status(status.to_string());
+    let is_transient = status.is_server_error()
         || matches!(
             status,
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
         );
-    if !again {
-        return Failure::Final(reason);
+    if !is_transient {
+        return Failure::Permanent(error);
     }
-    // The other form, a date, is rare and only as good as two clocks.
+    // The other form, a date, is rare and depends on two clocks.
     let wait = text(headers, header::RETRY_AFTER).and_then(|wait| wait.parse().ok());
-    Failure::Again { reason, wait: wait.map(Duration::from_secs) }
+    Failure::Transient { error, wait: wait.map(Duration::from_secs) }
 }
 
-/// Why an answer is no image or video by its own account.
+/// Returns why the headers are not those of an image or video.
 fn no_media(headers: &HeaderMap) -> Option<String> {
     if let Some(coding) = text(headers, header::CONTENT_ENCODING)
         && !coding.eq_ignore_ascii_case("identity")
@@ -328,17 +330,17 @@ fn no_media(headers: &HeaderMap) -> Option<String> {
     is_text.then(|| format!("the server sends {kind} in place of a video"))
 }
 
-/// What the server knows this version of the file by, good enough to join bytes on.
+/// Returns the server's identification of the file's version, if it is byte-exact.
 fn validator(headers: &HeaderMap) -> Option<String> {
     match text(headers, header::ETAG) {
         Some(tag) if tag.starts_with('"') => Some(tag.into()),
-        // A weak tag stands for several versions of the bytes.
+        // A weak tag identifies several versions of the bytes.
         Some(_) => None,
         None => text(headers, header::LAST_MODIFIED).map(String::from),
     }
 }
 
-/// Whether a part of a file continues the bytes that are there.
+/// Returns an error unless an answer continues the partial file.
 fn continues(headers: &HeaderMap, partial: &Partial) -> Result<(), String> {
     let found = text(headers, header::CONTENT_RANGE).unwrap_or("no range");
     let numbers = found.strip_prefix("bytes ").and_then(|range| {
@@ -349,15 +351,15 @@ fn continues(headers: &HeaderMap, partial: &Partial) -> Result<(), String> {
     let (length, known) = (partial.length(), partial.total());
     match numbers {
         Some((first, _)) if first != length => {
-            return Err(format!("the server sends {found}, asked from byte {length}"));
+            return Err(format!("the server sends {found}, expected from byte {length}"));
         }
-        None => return Err(format!("the server sends {found}, asked from byte {length}")),
+        None => return Err(format!("the server sends {found}, expected from byte {length}")),
         Some((_, Some(total))) if known.is_some_and(|known| known != total) => {
             return Err(format!("it changed: {found}"));
         }
         Some(_) => {}
     }
-    // A part needs not name its version; where it does, it must be the same one.
+    // The version is optional in the answer; if present, it must be the same.
     let known = partial.validator().unwrap_or("");
     let name = if known.starts_with('"') { header::ETAG } else { header::LAST_MODIFIED };
     match text(headers, name) {

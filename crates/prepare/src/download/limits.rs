@@ -1,4 +1,4 @@
-//! Limits on how often and how fast, shared by all workers.
+//! Rate limits that all workers share.
 
 use crate::retry::pause;
 use std::{
@@ -6,12 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Shares a rate among whoever asks: each waits its turn.
+/// A rate limit that threads share: each waits for its turn.
 #[derive(Debug)]
 pub(crate) struct Rate {
-    /// Units a second; `None` for no limit.
+    /// Units per second; `None` for no limit.
     per_second: Option<f64>,
-    /// When what was given out so far is used up.
+    /// When the units taken so far are used up.
     next: Mutex<Instant>,
 }
 
@@ -20,7 +20,7 @@ impl Rate {
         Self { per_second, next: Mutex::new(Instant::now()) }
     }
 
-    /// Waits until so many units may be used. What was not used before is not saved up.
+    /// Waits until `units` are available. Unused units do not accumulate.
     pub(crate) fn take(&self, units: f64) {
         let Some(per_second) = self.per_second else { return };
         let now = Instant::now();
@@ -46,7 +46,7 @@ mod tests {
                 scope.spawn(|| (0..5).for_each(|_| rate.take(1.0)));
             }
         });
-        // The first of 20 needs not wait.
+        // The first of 20 does not wait.
         assert!(started.elapsed() >= Duration::from_millis(190), "{:?}", started.elapsed());
         let started = Instant::now();
         (0..1000).for_each(|_| Rate::new(None).take(1e9));

@@ -1,8 +1,8 @@
-//! What is to be fetched: videos, the clips in them, and rows that name no video.
+//! Lists of videos to download, with the clips in them and the rows that name no video.
 //!
-//! Lists may be larger than memory. A reader goes through its file record by record and keeps the
-//! records of one part of it only ([`Part`]); what is before the part is not even parsed. Rows with
-//! the same address are one video with several clips, fetched once.
+//! Lists can be larger than memory. Readers process a file record by record and keep the records of one part
+//! only ([`Part`]); records before the part are not parsed. Rows with the same address are one video with
+//! several clips, which is downloaded once.
 
 use super::{
     address::Address,
@@ -11,7 +11,7 @@ use super::{
     terms::{self, Terms},
 };
 pub use crate::assemble::REASON;
-use crate::step::Shard;
+use crate::{PrepareError, Shard};
 use opensora_files::one_line;
 use opensora_manifest::{
     Table,
@@ -23,28 +23,28 @@ use std::{
     str::FromStr,
 };
 
-/// The column of what the videos' owner allows.
+/// The column with the licence of the video.
 pub const LICENCE: &str = "licence";
-/// The columns of a clip's first and last moment, in seconds of its source.
+/// The column with a clip's start in seconds of its source.
 pub const START: &str = "start";
-/// See [`START`].
+/// The column with a clip's end in seconds of its source.
 pub const END: &str = "end";
-/// The column of a file's SHA-256, in hexadecimal digits.
+/// The column with a file's SHA-256 in hexadecimal digits.
 pub const SHA256: &str = "sha256";
 
 /// Why a list cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListError {
-    /// The operating system refused.
-    #[error("{}: {source}", path.display())]
+    /// The list cannot be read.
+    #[error("{}", path.display())]
     Io {
         /// The list.
         path: PathBuf,
-        /// Its reason.
+        /// The operating system's reason.
         source: std::io::Error,
     },
-    /// It is no list of this kind.
+    /// The file is not a list of the format.
     #[error("{}: {reason}", path.display())]
     Format {
         /// The list.
@@ -54,24 +54,24 @@ pub enum ListError {
     },
 }
 
-/// Kinds of lists.
+/// Formats of lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListFormat {
-    /// A CSV with a header and a column `url`, one clip a row: addresses of files, or of videos on
-    /// YouTube. Columns `text` (or `caption`), `start`, `end`, `licence` (or `license`) and
-    /// `sha256` are understood, all others are kept.
+    /// A CSV with a header and a column `url`, one clip per row: addresses of files, or of videos on
+    /// YouTube. Columns `text` (or `caption`), `start`, `end`, `licence` (or `license`) and `sha256` are
+    /// used; all others are copied to the manifest.
     Csv,
-    /// Panda-70M: one video a row, its clips in Python lists.
+    /// Panda-70M: one video per row, its clips in Python lists.
     Panda70M,
     /// HD-VG-130M: a JSON object of videos.
     HdVg130M,
 }
 
 impl ListFormat {
-    /// The kind of the list at `path`: JSON by its ending, Panda-70M by its header.
+    /// Detects the format of the list at `path`: JSON by its extension, Panda-70M by its header.
     ///
     /// # Errors
-    /// Where it cannot be read.
+    /// Returns an error if the list cannot be read.
     pub fn of(path: &Path) -> Result<Self, ListError> {
         if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("json")) {
             return Ok(Self::HdVg130M);
@@ -79,7 +79,7 @@ impl ListFormat {
         csv_list::format(path)
     }
 
-    /// The terms under which the list is given away.
+    /// Returns the licence terms of the list.
     pub fn terms(self) -> Option<&'static Terms> {
         match self {
             Self::Csv => None,
@@ -90,26 +90,30 @@ impl ListFormat {
 }
 
 impl FromStr for ListFormat {
-    type Err = String;
+    type Err = PrepareError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, PrepareError> {
         match text {
             "csv" => Ok(Self::Csv),
             "panda-70m" => Ok(Self::Panda70M),
             "hd-vg-130m" => Ok(Self::HdVg130M),
-            _ => Err(format!("{text:?}: expected csv, panda-70m or hd-vg-130m")),
+            _ => Err(PrepareError::Spec {
+                field: "list format",
+                found: text.into(),
+                expected: "csv, panda-70m or hd-vg-130m",
+            }),
         }
     }
 }
 
-/// Which records of a list.
+/// A part of a list: a range of records, and a shard of their videos.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part {
-    /// Records that are left out at the start.
+    /// Number of records to skip at the start.
     pub offset: usize,
-    /// Records from there; `None` for all.
+    /// Number of records to read; `None` for all.
     pub limit: Option<usize>,
-    /// Which of their videos, by their addresses: all clips of a video are in one shard.
+    /// Shard of the videos by their addresses: all clips of a video are in one shard.
     pub shard: Shard,
 }
 
@@ -117,51 +121,51 @@ impl Part {
     /// The whole list.
     pub const WHOLE: Self = Self { offset: 0, limit: None, shard: Shard::WHOLE };
 
-    /// The record after the last one.
+    /// Returns the index after the last record.
     pub(crate) fn end(&self) -> usize {
         self.limit.map_or(usize::MAX, |limit| self.offset.saturating_add(limit))
     }
 
     fn holds(&self, address: &Address) -> bool {
-        // The digest in the name spreads addresses evenly, in the same way everywhere.
+        // The digest in the file name distributes addresses evenly, equally on every machine.
         let digest = address.file().rsplit_once('.').map_or("", |(stem, _)| stem);
         let digits = digest.get(digest.len().saturating_sub(15)..).unwrap_or("");
         self.shard.holds(usize::from_str_radix(digits, 16).unwrap_or(0))
     }
 }
 
-/// Part of a list, in memory.
+/// A part of a list in memory.
 #[derive(Debug)]
 pub struct List {
     pub(crate) format: ListFormat,
-    /// Columns that are kept, besides those with a meaning here.
+    /// Further columns, which are copied to the manifest.
     pub(crate) columns: Vec<String>,
     pub(crate) videos: Vec<Video>,
-    /// Rows that name no video, with their reasons.
+    /// Rows without usable video, with their reasons.
     pub(crate) rejected: Table,
     part: Part,
     by_file: HashMap<String, usize>,
 }
 
-/// A video and what is wanted of it.
+/// A video and its clips.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Video {
     pub(crate) address: Address,
-    /// SHA-256 of its file, where the list has it.
+    /// SHA-256 of the file, if the list has it.
     pub(crate) sha256: Option<String>,
     pub(crate) clips: Vec<Clip>,
 }
 
-/// A part of a video: a row of the manifest.
+/// A clip of a video: a row of the manifest.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Clip {
-    /// First moment, seconds.
+    /// Start in seconds.
     pub(crate) start: Option<f64>,
-    /// Last moment, seconds.
+    /// End in seconds.
     pub(crate) end: Option<f64>,
     /// Caption.
     pub(crate) text: Option<String>,
-    /// The list's own words on what is allowed.
+    /// Licence as the list states it.
     pub(crate) licence: Option<String>,
     /// Fields of [`List::columns`].
     pub(crate) rest: Vec<String>,
@@ -171,8 +175,8 @@ impl List {
     /// Reads part of the list at `path`.
     ///
     /// # Errors
-    /// Where it cannot be read or is no such list. Records that are wrong in themselves are listed
-    /// with the failures, see [`super::download`].
+    /// Returns an error if the file cannot be read or is not a list of this format. Invalid records are no
+    /// error: [`run`](super::run) adds them to the list of failures.
     pub fn read(path: &Path, format: ListFormat, part: Part) -> Result<Self, ListError> {
         let mut list = Self {
             format,
@@ -186,22 +190,22 @@ impl List {
             ListFormat::Csv | ListFormat::Panda70M => csv_list::read(path, &mut list)?,
             ListFormat::HdVg130M => hdvg::read(path, &mut list)?,
         }
-        // Only needed while rows are coming.
+        // Only needed while rows are added.
         list.by_file = HashMap::new();
         Ok(list)
     }
 
-    /// Videos in this part.
+    /// Returns the number of videos in this part.
     pub fn videos(&self) -> usize {
         self.videos.len()
     }
 
-    /// Clips in this part.
+    /// Returns the number of clips in this part.
     pub fn clips(&self) -> usize {
         self.videos.iter().map(|video| video.clips.len()).sum()
     }
 
-    /// All known terms that the videos of this part are under.
+    /// Returns the known licence terms of the videos of this part.
     pub fn terms(&self) -> Vec<&'static Terms> {
         let mut all: Vec<&'static Terms> = vec![];
         for terms in self.videos.iter().filter_map(|video| self.terms_of(video)) {
@@ -212,7 +216,7 @@ impl List {
         all
     }
 
-    /// The known terms of a video: the list's, else its host's.
+    /// Returns the known terms of a video: the list's, else its host's.
     pub(crate) fn terms_of(&self, video: &Video) -> Option<&'static Terms> {
         self.format.terms().or_else(|| terms::of_host(&video.address))
     }
@@ -221,14 +225,14 @@ impl List {
         self.part
     }
 
-    /// Adds clips of the video at `address`; videos of other shards are left out.
+    /// Adds clips of the video at `address`, unless it is of another shard.
     pub(crate) fn push(&mut self, address: Address, sha256: Option<String>, clips: Vec<Clip>) {
         if !self.part.holds(&address) {
             return;
         }
         if clips.is_empty() {
             let none = Clip { rest: vec![String::new(); self.columns.len()], ..Clip::default() };
-            return self.reject(Ok(&address), &none, "the list wants no clip of it");
+            return self.reject(Ok(&address), &none, "the list has no clips of it");
         }
         let at = *self.by_file.entry(address.file().into()).or_insert_with(|| {
             self.videos.push(Video { address: address.clone(), sha256: None, clips: vec![] });
@@ -247,7 +251,7 @@ impl List {
         self.videos[at].clips.extend(clips);
     }
 
-    /// Lists a row that cannot be used. Those without an address belong to the first shard.
+    /// Adds an unusable row to the failures. Rows without address belong to the first shard.
     pub(crate) fn reject(&mut self, address: Result<&Address, &str>, clip: &Clip, reason: &str) {
         let (is_mine, url) = match address {
             Ok(address) => (self.part.holds(address), address.url()),
@@ -261,7 +265,7 @@ impl List {
     }
 }
 
-/// A clip's fields by column.
+/// Returns a clip's fields by column.
 pub(crate) fn fields(columns: &[String], url: &str, clip: &Clip) -> Vec<(String, String)> {
     let number = |seconds: Option<f64>| seconds.map(|seconds| seconds.to_string());
     let known = [

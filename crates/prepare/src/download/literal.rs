@@ -1,30 +1,30 @@
-//! Python literals, as lists of videos hold them in their cells.
+//! Parses Python literals in the cells of lists.
 //!
-//! Lists, tuples, strings, numbers, `True`, `False` and `None`: what `repr` prints of them and no
-//! more. Numbers stay the text that they are, so that a list's columns are kept as they were.
+//! Supports lists, tuples, strings, numbers, `True`, `False` and `None` as `repr` prints them. Numbers are
+//! kept as text, so that columns of a list are copied unchanged.
 //!
 //! Source: The Python Language Reference, "Lexical analysis", string literals and escape sequences.
-//! Deviation: escapes that Python keeps as they stand (`"\q"`) and names (`"\N{...}"`) are errors.
+//! Deviation: escapes that Python does not interpret (`"\q"`) and names (`"\N{...}"`) are errors.
 
 use std::{iter::Peekable, str::Chars};
 
-/// Lists in lists before it is an error; a list of videos needs three.
+/// Deepest nesting of lists; lists of videos have three levels.
 const MAX_DEPTH: usize = 16;
 
-/// A value.
+/// A Python value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Literal {
     /// A list or a tuple.
     List(Vec<Literal>),
     /// A string, without quotes and escapes.
     Text(String),
-    /// A number or a name, as it is written.
+    /// A number or a name, as written.
     Bare(String),
 }
 
 impl Literal {
-    /// Reads one value; nothing but blanks may follow it. An error is a line that says what was
-    /// found and where, counted in characters from 1.
+    /// Parses one value with nothing but blanks after it. An error is one line with the unexpected text and
+    /// its position, counted in characters from 1.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mut parser = Parser { rest: text.chars().peekable(), at: 1 };
         let value = parser.value(0)?;
@@ -35,12 +35,12 @@ impl Literal {
         }
     }
 
-    /// The items of a list.
+    /// Returns the items of a list.
     pub(crate) fn into_list(self) -> Option<Vec<Self>> {
         if let Self::List(items) = self { Some(items) } else { None }
     }
 
-    /// The value as a column holds it: strings without quotes, lists as Python writes them.
+    /// Returns the value as text of a column: strings without quotes, lists as Python prints them.
     pub(crate) fn into_field(self) -> String {
         match self {
             Self::Text(text) | Self::Bare(text) => text,
@@ -62,7 +62,7 @@ impl Literal {
 
 struct Parser<'a> {
     rest: Peekable<Chars<'a>>,
-    /// Where the next character stands, from 1.
+    /// Position of the next character, from 1.
     at: usize,
 }
 
@@ -73,7 +73,7 @@ impl Parser<'_> {
     }
 
     fn wrong(&self, found: &str) -> String {
-        format!("no Python literal: {found} at character {}", self.at)
+        format!("not a Python literal: {found} at character {}", self.at)
     }
 
     fn blanks(&mut self) {
@@ -132,7 +132,7 @@ impl Parser<'_> {
         }
     }
 
-    /// What stands for the escape whose backslash was read; nothing for a line that goes on.
+    /// Returns the character of an escape whose backslash was read; `None` for a line continuation.
     fn escape(&mut self) -> Result<Option<char>, String> {
         let Some(kind) = self.next() else {
             return Err(self.wrong("the end of the text in an escape"));
@@ -168,7 +168,7 @@ impl Parser<'_> {
         char::from_u32(code).ok_or_else(|| self.wrong("an escape that is no character"))
     }
 
-    /// Up to three digits, the first of which was read.
+    /// Parses up to three octal digits, the first of which was read.
     fn octal(&mut self, first: char) -> char {
         let mut code = first.to_digit(8).unwrap_or(0);
         for _ in 0..2 {
@@ -176,7 +176,7 @@ impl Parser<'_> {
             code = code * 8 + digit;
             self.next();
         }
-        // At most 0o777, which is a character.
+        // At most 0o777, which is a valid character.
         char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER)
     }
 
@@ -207,8 +207,8 @@ mod tests {
     }
 
     #[test]
-    fn quotes_and_escapes_are_those_of_python() {
-        // Each left side is what Python's repr prints of the right side.
+    fn quotes_and_escapes_match_python() {
+        // Each left side is Python's `repr` of the right side.
         assert_eq!(
             texts(r#"['A fox.', "It's red.", 'Say "it\'s".', '[1, 2]', 'a, b']"#),
             ["A fox.", "It's red.", "Say \"it's\".", "[1, 2]", "a, b"]
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_literal_is_refused_with_its_place() {
+    fn invalid_literals_are_rejected_with_their_position() {
         for (text, words) in [
             ("", "the end at character 1"),
             ("['a'", "the end of the text in a list"),
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_written_as_they_can_be_read() {
+    fn printed_lists_can_be_parsed() {
         let text = r"[['0:00:00.000', 'it\'s \\'], [1.5]]";
         let literal = Literal::parse(text).unwrap();
         assert_eq!(literal.clone().into_field(), text);

@@ -1,8 +1,7 @@
-//! Files on their way: what is there of them, and of which version of the source it is.
+//! Partial downloads: the received bytes, and the version of the source that they belong to.
 //!
-//! The bytes gather in `<file>.part`; `<file>.part.json` says where they come from and by what the
-//! source's version is known. Both are gone when the file has its own name: a file that has its own
-//! name is complete.
+//! The bytes are in `<file>.part`, their address and version in `<file>.part.json`. Both are removed when the
+//! file is renamed to its final name, so a file with its final name is complete.
 
 use opensora_files::{hex, sync_folder, write_atomically};
 use serde::{Deserialize, Serialize};
@@ -14,22 +13,22 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Bytes that are brought to the disk before any are written after them. What an earlier process
-/// left beyond the last whole block may be torn and is fetched again.
+/// Size in bytes of blocks that are synced before further ones are written. Bytes of an earlier process
+/// after the last whole block can be damaged and are downloaded again.
 pub(crate) const BLOCK: u64 = 4 << 20;
 
-/// Which version of which address bytes are of.
+/// The address and version of the bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Origin {
     /// The address.
     pub(crate) url: String,
-    /// What the server knows this version by: a strong entity tag, or a time of change.
+    /// The server's identification of the version: a strong entity tag, or a modification time.
     pub(crate) validator: Option<String>,
-    /// Bytes of the whole file, where the server said.
+    /// Size of the whole file, if the server stated it.
     pub(crate) total: Option<u64>,
 }
 
-/// A file on its way, locked against other processes.
+/// A partial file, locked against other processes.
 #[derive(Debug)]
 pub(crate) struct Partial {
     target: PathBuf,
@@ -38,28 +37,28 @@ pub(crate) struct Partial {
     length: u64,
     hash: Sha256,
     origin: Option<Origin>,
-    /// Whether bytes of several answers were joined.
+    /// True if the bytes are of several answers.
     joined: bool,
 }
 
 /// A complete file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fetched {
-    /// Its length.
+    /// Size in bytes.
     pub(crate) bytes: u64,
-    /// Its SHA-256, in hexadecimal digits.
+    /// SHA-256 in hexadecimal digits.
     pub(crate) sha256: String,
 }
 
 impl Partial {
-    /// Opens what there is of a file from this address, or begins it.
+    /// Opens the partial file of this address, or creates it.
     pub(crate) fn open(target: &Path, url: &str) -> io::Result<Self> {
         let part = beside(target, ".part");
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&part)?;
         file.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => {
-                io::Error::new(io::ErrorKind::WouldBlock, "another process is fetching it")
+                io::Error::new(io::ErrorKind::WouldBlock, "another process is downloading it")
             }
             TryLockError::Error(error) => error,
         })?;
@@ -73,38 +72,37 @@ impl Partial {
         Ok(Self { target, part, file, length, hash, origin, joined: false })
     }
 
-    /// Bytes that are there.
+    /// Returns the number of bytes.
     pub(crate) fn length(&self) -> u64 {
         self.length
     }
 
-    /// Bytes of the whole file, where that is known.
+    /// Returns the size of the whole file, if it is known.
     pub(crate) fn total(&self) -> Option<u64> {
         self.origin.as_ref()?.total
     }
 
-    /// Whether all bytes are there.
+    /// Returns true if the file is known to be complete.
     pub(crate) fn is_complete(&self) -> bool {
         self.total() == Some(self.length)
     }
 
-    /// Whether bytes of several answers were joined.
+    /// Returns true if the bytes are of several answers.
     pub(crate) fn is_joined(&self) -> bool {
         self.joined
     }
 
-    /// By what the server knows the version whose bytes are there; `None` where the rest cannot be
-    /// asked for.
+    /// Returns the server's identification of the version; `None` if the rest cannot be requested.
     pub(crate) fn validator(&self) -> Option<&str> {
         self.origin.as_ref()?.validator.as_deref().filter(|_| self.length > 0)
     }
 
-    /// More bytes of the same version follow.
+    /// Records that the following bytes of the same version are of another answer.
     pub(crate) fn join(&mut self) {
         self.joined = true;
     }
 
-    /// Forgets all bytes; those of this version follow.
+    /// Drops all bytes and starts with another version.
     pub(crate) fn begin(&mut self, origin: Origin) -> io::Result<()> {
         self.forget()?;
         let json = serde_json::to_vec(&origin)?;
@@ -113,22 +111,22 @@ impl Partial {
         Ok(())
     }
 
-    /// Forgets all bytes.
+    /// Drops all bytes.
     pub(crate) fn forget(&mut self) -> io::Result<()> {
         (self.length, self.hash, self.joined, self.origin) = (0, Sha256::new(), false, None);
         self.file.set_len(0)?;
         self.file.seek(SeekFrom::Start(0))?;
-        // Old bytes must not come back beside a new origin.
+        // Old bytes must not reappear with a new origin after a crash.
         self.file.sync_all()
     }
 
-    /// Adds bytes.
+    /// Appends bytes.
     pub(crate) fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let room = BLOCK - self.length % BLOCK;
             let (now, later) = bytes.split_at(bytes.len().min(room as usize));
             if let Err(error) = self.file.write_all(now) {
-                // What was written of them is taken back, so that `length` stays true.
+                // Undo a partial write, so that `length` stays correct.
                 let _ = self.file.set_len(self.length);
                 let _ = self.file.seek(SeekFrom::Start(self.length));
                 return Err(error);
@@ -143,38 +141,38 @@ impl Partial {
         Ok(())
     }
 
-    /// What the bytes so far would be as a file.
+    /// Returns size and digest of the bytes so far.
     pub(crate) fn fetched(&self) -> Fetched {
         let sha256 = hex(&self.hash.clone().finalize());
         Fetched { bytes: self.length, sha256 }
     }
 
-    /// Gives the file its own name.
+    /// Syncs the file and renames it to its final name.
     pub(crate) fn finish(self) -> io::Result<Fetched> {
         self.file.sync_all()?;
         std::fs::rename(&self.part, &self.target)?;
         sync_folder(&self.target)?;
-        // Without its part it means nothing; that it stays is the lesser evil.
+        // Best effort: it is ignored without its `.part`.
         let _ = std::fs::remove_file(beside(&self.part, ".json"));
         Ok(self.fetched())
     }
 
-    /// Takes away what there is.
+    /// Removes the partial file.
     pub(crate) fn remove(self) {
-        // Best effort: what stays is taken up or overwritten by the next run.
+        // Best effort: the next run resumes or overwrites it.
         let _ = std::fs::remove_file(&self.part);
         let _ = std::fs::remove_file(beside(&self.part, ".json"));
     }
 }
 
-/// A name with an ending of its own after it.
+/// Returns a path with a suffix appended.
 pub(crate) fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(ending);
     name.into()
 }
 
-/// Length and digest of a file that has its own name; `None` where there is none.
+/// Returns size and digest of a complete file; `None` if it does not exist.
 pub(crate) fn measure(path: &Path) -> io::Result<Option<Fetched>> {
     let mut file = match File::open(path) {
         Ok(file) => file,
@@ -185,7 +183,7 @@ pub(crate) fn measure(path: &Path) -> io::Result<Option<Fetched>> {
     Ok(Some(Fetched { bytes, sha256: hex(&hash.finalize()) }))
 }
 
-/// Length and digest of a file, from its start; it stands at its end afterwards.
+/// Returns size and digest of a file, and leaves it positioned at its end.
 fn digest(file: &mut File) -> io::Result<(u64, Sha256)> {
     file.seek(SeekFrom::Start(0))?;
     let (mut length, mut hash) = (0, Sha256::new());
@@ -210,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn another_process_goes_on_from_the_last_whole_block() {
+    fn another_process_resumes_after_the_last_whole_block() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("a.mp4");
         let bytes: Vec<u8> = (0..BLOCK * 2 + 10).map(|i| (i % 251) as u8).collect();
@@ -232,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_unknown_version_or_other_addresses_are_forgotten() {
+    fn bytes_of_unknown_versions_or_other_addresses_are_dropped() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("a.mp4");
         for (validator, url) in [(None, "u"), (Some("\"v1\""), "other")] {

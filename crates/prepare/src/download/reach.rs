@@ -1,7 +1,7 @@
-//! Which hosts may be asked for files.
+//! Rejects hosts that are not public.
 //!
-//! A list of strangers must not have this machine ask its own services or those of its network. So every
-//! connection, also after a redirect, is checked by the addresses that its host resolved to.
+//! An untrusted list must not reach services of this machine or its network. So every connection, also after a
+//! redirect, is checked by the addresses to which its host resolved.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ureq::{
@@ -9,18 +9,17 @@ use ureq::{
     unversioned::transport::{ConnectionDetails, Connector},
 };
 
-/// A link of ureq's chain of connectors, before the one that connects: fails for targets that are not
-/// public.
+/// A connector of ureq, before the one that connects: rejects targets that are not public.
 #[derive(Debug)]
 pub(crate) struct PublicOnly {
-    /// Host of a proxy, which the environment names and which may be anywhere.
+    /// Host of a proxy from the environment, which is always allowed.
     pub(crate) proxy: Option<String>,
 }
 
 /// A host that is not public.
 #[derive(Debug, thiserror::Error)]
-#[error("{host} is {kind}, which is asked only if private hosts are allowed")]
-pub(crate) struct NotPublic {
+#[error("{host} is {kind}, which needs private hosts to be allowed")]
+pub struct NotPublic {
     host: String,
     kind: &'static str,
 }
@@ -33,7 +32,7 @@ impl Connector for PublicOnly {
         if self.proxy.as_deref() == Some(host) {
             return Ok(None);
         }
-        // Behind a proxy, the proxy resolves names; then only what stands in the address can be checked.
+        // A proxy resolves names itself; then only the host in the address can be checked.
         let resolved = details.addrs.iter().map(|address| address.ip());
         match resolved.chain(literal(host)).find_map(kind).or(kind_of_name(host)) {
             Some(kind) => Err(Error::Other(Box::new(NotPublic { host: host.into(), kind }))),
@@ -42,24 +41,24 @@ impl Connector for PublicOnly {
     }
 }
 
-/// The address that a host is written as.
+/// Parses a host as an IP address.
 fn literal(host: &str) -> Option<IpAddr> {
     host.trim_matches(['[', ']']).parse().ok()
 }
 
-/// Why a name is not public, as far as the name says so.
+/// Returns why a name is not public; `None` if the name does not show it.
 fn kind_of_name(host: &str) -> Option<&'static str> {
     let host = host.trim_end_matches('.').to_ascii_lowercase();
     let last = host.rsplit('.').next().unwrap_or_default();
     if last == "localhost" {
         return Some("this machine");
     }
-    // Resolvers read `127.1` and `0x7f000001` as addresses; names do not end like this.
+    // Resolvers accept `127.1` and `0x7f000001` as addresses; names do not end in numbers.
     let is_number = last.starts_with(|c: char| c.is_ascii_digit()) && literal(&host).is_none();
     is_number.then_some("an address in an unusual form")
 }
 
-/// Why an address is not public; `None` for public ones.
+/// Returns why an address is not public; `None` for public ones.
 fn kind(address: IpAddr) -> Option<&'static str> {
     match address {
         IpAddr::V4(address) => kind_v4(address),

@@ -1,6 +1,6 @@
-//! Times in a video.
+//! Parses times such as `0:01:02.5`.
 
-/// Seconds of `12.5`, `1:02.5` or `0:01:02.500`, to the microsecond; `None` for anything else.
+/// Parses `12.5`, `1:02.5` or `0:01:02.500` to seconds, rounded to microseconds; `None` for anything else.
 pub(crate) fn parse(text: &str) -> Option<f64> {
     let parts: Vec<&str> = text.trim().split(':').collect();
     let (last, wholes) = parts.split_last()?;
@@ -20,7 +20,7 @@ pub(crate) fn parse(text: &str) -> Option<f64> {
     seconds.is_finite().then(|| micro(seconds))
 }
 
-/// To the microsecond: sums of times print as they were written.
+/// Rounds to microseconds, so that sums of times print without rounding errors.
 pub(crate) fn micro(seconds: f64) -> f64 {
     (seconds * 1e6).round() / 1e6
 }
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_print_as_they_were_written() {
+    fn times_are_parsed_exactly() {
         for (text, seconds) in [
             ("0:01:20.880", "80.88"),
             ("00:03:31.151", "211.151"),

@@ -1,6 +1,6 @@
-//! Addresses as they may be stored and shown: without what grants access.
+//! Removes passwords, tokens and signatures from addresses that are stored or shown.
 
-/// Parameters of a query whose values grant access, in lower case.
+/// Query parameters whose values are secret, in lower case.
 const SECRETS: [&str; 26] = [
     "access_key",
     "access_token",
@@ -30,8 +30,8 @@ const SECRETS: [&str; 26] = [
     "x-goog-signature",
 ];
 
-/// Returns the address without user name and password, and without the values of parameters that grant
-/// access. What is no address is treated as one that was mistyped.
+/// Returns the address without user name and password, and without the values of secret parameters. Text
+/// that is not an address is treated as a mistyped one.
 pub(crate) fn shown(url: &str) -> String {
     let url = without_user(url);
     let (front, fragment) = match url.split_once('#') {
@@ -54,7 +54,7 @@ fn is_secret(name: &str) -> bool {
 
 /// Returns the address without user name and password.
 pub(crate) fn without_user(url: &str) -> String {
-    // Behind the scheme, or two slashes alone.
+    // After the scheme, or after two slashes without scheme.
     let is_behind_scheme = |at: &usize| url[..*at].is_empty() || url[..*at].ends_with(':');
     let begin = url.find("//").filter(is_behind_scheme).map_or(0, |at| at + 2);
     let rest = &url[begin..];
@@ -65,10 +65,10 @@ pub(crate) fn without_user(url: &str) -> String {
     }
 }
 
-/// Returns a message with all addresses in it as they may be shown.
+/// Returns a message whose addresses have no secrets.
 pub(crate) fn shown_in(text: &str) -> String {
     let word = |word: &str| {
-        // An address may stand in quotation marks or brackets.
+        // An address can be in quotation marks or brackets.
         let begin = ["https://", "http://", "ftp://"].iter().find_map(|scheme| word.find(scheme));
         match begin {
             Some(begin) => format!("{}{}", &word[..begin], shown(&word[begin..])),
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_grants_access_is_left_out_and_nothing_else() {
+    fn secrets_are_removed_and_nothing_else() {
         for (url, expected) in [
             ("https://me:s3cret@a.example/x.mp4", "https://a.example/x.mp4"),
             ("https://s3cret@a.example:8443", "https://a.example:8443"),

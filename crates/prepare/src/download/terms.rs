@@ -1,16 +1,16 @@
-//! Terms under which known lists and hosts give their videos away.
+//! Licence terms of known lists and hosts.
 
 use super::address::{Address, Fetch, is_below};
 use std::fmt;
 
-/// Whose terms, in short, and where they stand in full.
+/// Licence terms of a list or host, in short, with the address of the full text.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct Terms {
     /// The list or host.
     pub name: &'static str,
-    /// What they allow, in a few words that do not replace them.
+    /// Short summary, which does not replace the terms.
     pub summary: &'static str,
-    /// Where they stand.
+    /// Address of the full text.
     pub url: &'static str,
 }
 
@@ -49,7 +49,7 @@ pub(crate) const PEXELS: Terms = Terms {
     url: "https://www.pexels.com/license/",
 };
 
-/// The known terms of an address in a list without terms of its own.
+/// Returns the known terms of an address in a list without terms.
 pub(crate) fn of_host(address: &Address) -> Option<&'static Terms> {
     match address.fetch() {
         Fetch::YtDlp => Some(&YOUTUBE),

@@ -1,32 +1,33 @@
-//! Videos on YouTube, fetched by the program `yt-dlp`.
+//! Downloads videos on YouTube with the program `yt-dlp`.
 //!
-//! The program runs once a video, in a hidden folder beside the file's place, so that what it
-//! leaves behind is never taken for a file; there it goes on with its own parts. Arguments are
-//! passed as words, never through a shell, and the address stands after `--`.
+//! The program runs once per video, in a hidden folder beside the target, where it resumes its own partial
+//! files and from which only a complete file is renamed. Arguments are passed directly, never through a
+//! shell, and the address comes after `--`.
 
 use super::{
+    FetchError,
     http::Timeouts,
     limits::Rate,
     partial::{Fetched, measure},
 };
-use crate::retry::{Failure, Patience, insist};
+use crate::retry::{Failure, GaveUp, RetryPolicy, retry};
 use opensora_files::{hex, sync_folder};
 use sha2::{Digest, Sha256};
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
 
-/// H.264 in MP4 without sound where there is one, else with sound, else any MP4: one file that
-/// needs no joining, which every decoder reads.
+/// The default format: H.264 in MP4 without sound, else with sound, else any MP4. It is one file that needs no
+/// merging of streams.
 pub const FORMAT: &str =
     "bv[vcodec^=avc1][ext=mp4]/b[vcodec^=avc1][ext=mp4]/bv[ext=mp4]/b[ext=mp4]";
 
-/// Words in the program's last line that no other attempt will change.
+/// Texts in the program's last line that mark a permanent failure, in lower case.
 const FINAL: [&str; 10] = [
     "video unavailable",
     "video is not available",
@@ -39,15 +40,15 @@ const FINAL: [&str; 10] = [
     "unsupported url",
     "requested format is not available",
 ];
-/// Longest line of the program that is looked at.
+/// Longest line of the program that is read, in bytes.
 const MAX_LINE: u64 = 4096;
 
 /// How `yt-dlp` is run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct YtDlp {
-    /// The program: a name on the path, or where it is.
+    /// The program: a name on the path, or a path.
     pub program: PathBuf,
-    /// Which of a video's formats, as its option `-f` has it.
+    /// Format of the video, in the syntax of the option `-f`.
     pub format: String,
     /// More arguments, such as `--cookies` and a file.
     pub arguments: Vec<String>,
@@ -60,8 +61,8 @@ impl Default for YtDlp {
 }
 
 impl YtDlp {
-    /// Whether the program can be started; if not, why on one line.
-    pub(crate) fn find(&self) -> Result<(), String> {
+    /// Returns an error if the program cannot be started.
+    pub(crate) fn find(&self) -> Result<(), FetchError> {
         let started = Command::new(&self.program)
             .arg("--version")
             .stdin(Stdio::null())
@@ -71,12 +72,21 @@ impl YtDlp {
         let program = self.program.display();
         match started {
             Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(format!("{program} --version fails: {status}")),
+            Ok(status) => Err(FetchError::yt_dlp(format!("{program} --version fails: {status}"))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(format!("videos on YouTube need the program yt-dlp, and there is no {program}"))
+                let reason =
+                    format!("videos on YouTube need the program yt-dlp, and there is no {program}");
+                Err(FetchError::yt_dlp(reason))
             }
-            Err(error) => Err(format!("{program} cannot be started: {error}")),
+            Err(error) => Err(self.not_started(error)),
         }
+    }
+}
+
+impl YtDlp {
+    fn not_started(&self, error: io::Error) -> FetchError {
+        let reason = format!("{} cannot be started", self.program.display());
+        FetchError::YtDlp { reason, source: Some(error) }
     }
 }
 
@@ -84,18 +94,18 @@ impl YtDlp {
 #[derive(Debug)]
 pub(crate) struct Runner<'a> {
     pub(crate) yt_dlp: &'a YtDlp,
-    pub(crate) patience: Patience,
+    pub(crate) retry: RetryPolicy,
     pub(crate) timeouts: Timeouts,
     pub(crate) max_bytes: Option<u64>,
-    /// Bytes a second of one run of the program.
+    /// Bytes per second of one run of the program.
     pub(crate) bytes_per_second: Option<u64>,
     pub(crate) requests: &'a Rate,
 }
 
 impl Runner<'_> {
-    /// Fetches `url` into `target` unless it is there.
-    pub(crate) fn fetch(&self, url: &str, target: &Path) -> Result<Fetched, String> {
-        let disk = |error: io::Error| format!("{}: {error}", target.display());
+    /// Downloads `url` to `target`, unless the file exists.
+    pub(crate) fn fetch(&self, url: &str, target: &Path) -> Result<Fetched, GaveUp<FetchError>> {
+        let disk = |source| FetchError::Io { path: target.into(), source };
         if let Some(there) = measure(target).map_err(disk)? {
             return Ok(there);
         }
@@ -103,38 +113,43 @@ impl Runner<'_> {
         std::fs::create_dir_all(&folder).map_err(disk)?;
         let file = folder.join("video.mp4");
         let mut keep = false;
-        let ended = insist(&self.patience, &AtomicBool::new(false), |_| {
+        let ended = retry(&self.retry, &AtomicBool::new(false), |_| {
             self.requests.take(1.0);
             let result = self.attempt(url, &file);
-            keep = matches!(result, Err(Failure::Again { .. }));
+            keep = matches!(result, Err(Failure::Transient { .. }));
             result
         });
-        let fetched = ended.and_then(|()| self.place(&file, target).map_err(disk)?);
+        let fetched = ended.and_then(|()| Ok(self.place(&file, target)?));
         if !keep {
-            // Best effort: nobody takes what is in it for a file.
+            // Best effort: the folder is hidden, and nothing reads it.
             let _ = std::fs::remove_dir_all(&folder);
         }
         fetched
     }
 
-    /// Gives a file that the program finished its own name.
-    fn place(&self, file: &Path, target: &Path) -> io::Result<Result<Fetched, String>> {
-        let Some(fetched) = measure(file)? else {
+    /// Renames a file that the program has finished to its target.
+    fn place(&self, file: &Path, target: &Path) -> Result<Fetched, FetchError> {
+        let disk = |source| FetchError::Io { path: target.into(), source };
+        let Some(fetched) = measure(file).map_err(disk)? else {
             let limit = self.max_bytes.map(|max| format!(" (is it larger than {max} bytes?)"));
-            return Ok(Err(format!("yt-dlp wrote no file{}", limit.unwrap_or_default())));
+            let reason = format!("yt-dlp wrote no file{}", limit.unwrap_or_default());
+            return Err(FetchError::yt_dlp(reason));
         };
         match self.max_bytes.filter(|max| fetched.bytes > *max) {
-            Some(max) => return Ok(Err(format!("it is larger than {max} bytes"))),
-            None if fetched.bytes == 0 => return Ok(Err("it is empty".into())),
+            Some(max) => return Err(FetchError::TooLarge(max)),
+            None if fetched.bytes == 0 => return Err(FetchError::Empty),
             None => {}
         }
-        File::open(file)?.sync_all()?;
-        std::fs::rename(file, target)?;
-        sync_folder(target)?;
-        Ok(Ok(fetched))
+        let rename = || {
+            File::open(file)?.sync_all()?;
+            std::fs::rename(file, target)?;
+            sync_folder(target)
+        };
+        rename().map_err(disk)?;
+        Ok(fetched)
     }
 
-    fn attempt(&self, url: &str, file: &Path) -> Result<(), Failure> {
+    fn attempt(&self, url: &str, file: &Path) -> Result<(), Failure<FetchError>> {
         let mut command = Command::new(&self.yt_dlp.program);
         command
             .args(["--ignore-config", "--no-playlist", "--no-progress", "--no-mtime"])
@@ -148,31 +163,30 @@ impl Runner<'_> {
         if let Some(rate) = self.bytes_per_second {
             command.arg("--limit-rate").arg(rate.to_string());
         }
-        // Names are templates, in which a percent sign begins a field.
+        // Output names are templates, in which a percent sign starts a field.
         let name = file.to_string_lossy().replace('%', "%%");
         command.args(&self.yt_dlp.arguments).arg("-o").arg(name).arg("--").arg(url);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|error| {
-            Failure::Final(format!("{} cannot be started: {error}", self.yt_dlp.program.display()))
-        })?;
+        let mut child =
+            command.spawn().map_err(|error| Failure::Permanent(self.yt_dlp.not_started(error)))?;
         let stderr = child.stderr.take();
         let listener = std::thread::spawn(move || stderr.map(last_line));
-        let status = self.wait(&mut child);
-        let status = status.map_err(|reason| Failure::Again { reason, wait: None })?;
+        let status = self.wait(&mut child).map_err(Failure::transient)?;
         if status.success() {
             return Ok(());
         }
         let line = listener.join().ok().flatten().filter(|line| !line.is_empty());
-        let reason = line.unwrap_or_else(|| format!("yt-dlp fails without a word ({status})"));
+        let reason = line.unwrap_or_else(|| format!("yt-dlp fails without a message ({status})"));
         let lower = reason.to_lowercase();
+        let error = FetchError::yt_dlp(reason);
         if FINAL.iter().any(|words| lower.contains(words)) {
-            return Err(Failure::Final(reason));
+            return Err(Failure::Permanent(error));
         }
-        Err(Failure::Again { reason, wait: None })
+        Err(Failure::transient(error))
     }
 
-    /// Waits for the program, and ends it where it takes too long.
-    fn wait(&self, child: &mut Child) -> Result<std::process::ExitStatus, String> {
+    /// Waits for the program, and kills it after the longest attempt.
+    fn wait(&self, child: &mut Child) -> Result<ExitStatus, FetchError> {
         let deadline = Instant::now() + self.timeouts.attempt;
         loop {
             match child.try_wait() {
@@ -181,13 +195,16 @@ impl Runner<'_> {
                     std::thread::sleep(Duration::from_millis(50));
                 }
                 state => {
-                    // It may have ended by itself meanwhile.
+                    // It can have ended by itself meanwhile.
                     let _ = child.kill();
                     let _ = child.wait();
                     let seconds = self.timeouts.attempt.as_secs();
                     return Err(match state {
-                        Err(error) => format!("yt-dlp cannot be waited for: {error}"),
-                        Ok(_) => format!("yt-dlp took longer than {seconds} s"),
+                        Err(error) => FetchError::YtDlp {
+                            reason: "waiting for yt-dlp failed".into(),
+                            source: Some(error),
+                        },
+                        Ok(_) => FetchError::yt_dlp(format!("yt-dlp took longer than {seconds} s")),
                     });
                 }
             }
@@ -195,13 +212,13 @@ impl Runner<'_> {
     }
 }
 
-/// A folder of a video's own for the program's parts.
+/// Returns the folder of a video for the program's files.
 fn work_folder(url: &str, target: &Path) -> PathBuf {
     let digest = hex(&Sha256::digest(url));
     target.with_file_name(format!(".yt-dlp-{digest:.20}"))
 }
 
-/// The last line that begins with `ERROR:`, without that, else the last line at all.
+/// Returns the last line that starts with `ERROR:`, without that prefix, else the last line.
 fn last_line(output: impl Read) -> String {
     let (mut last, mut error) = (String::new(), None);
     let mut reader = BufReader::new(output);
@@ -227,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reason_is_the_last_error_else_the_last_line() {
+    fn the_reason_is_the_last_error_or_else_the_last_line() {
         let text = "WARNING: slow\nERROR: one\nERROR: [youtube] x: Video unavailable\nbye\n\n";
         assert_eq!(last_line(text.as_bytes()), "[youtube] x: Video unavailable");
         assert_eq!(last_line(&b"WARNING: a\nTraceback\n\n"[..]), "Traceback");

@@ -1,9 +1,9 @@
-//! Limits of a column's values.
+//! Bounds of a column's values.
 
 use super::FilterError;
 use serde::Serialize;
 
-/// The values of a column that a row may have; both ends belong to them.
+/// The allowed values of a column, from `min` to `max` inclusive.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Bound {
     column: String,
@@ -11,21 +11,21 @@ pub struct Bound {
     max: Option<f64>,
 }
 
-/// What a value is to a bound.
+/// The position of a value relative to a bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Within,
     Below,
     Above,
-    /// There is no value.
+    /// No value.
     Missing,
 }
 
 impl Bound {
-    /// `column` from `min` to `max`.
+    /// Returns a bound of `column` from `min` to `max`; `None` is unlimited.
     ///
     /// # Errors
-    /// Where a limit is not a number, or no value is within them.
+    /// Returns an error if a limit is NaN, or `min` is above `max`.
     pub fn new(
         column: impl Into<String>,
         min: Option<f64>,
@@ -43,12 +43,12 @@ impl Bound {
         Err(FilterError::Bound { column, min, max })
     }
 
-    /// The column.
+    /// Returns the column.
     pub fn column(&self) -> &str {
         &self.column
     }
 
-    /// Judges a value; what is not a number is none.
+    /// Compares a value; NaN is no value.
     pub(crate) fn judge(&self, value: Option<f64>) -> Verdict {
         match value.filter(|value| !value.is_nan()) {
             None => Verdict::Missing,
@@ -58,7 +58,7 @@ impl Bound {
         }
     }
 
-    /// The limit that a verdict is about; `None` where it is about none.
+    /// Returns the limit that a value exceeds; `None` for other verdicts.
     pub(crate) fn limit(&self, verdict: Verdict) -> Option<f64> {
         match verdict {
             Verdict::Below => self.min,
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_ends_belong_to_a_bound() {
+    fn bounds_are_inclusive() {
         let bound = Bound::new("motion", Some(0.1), Some(0.5)).unwrap();
         for (value, verdict) in [
             (0.1, Verdict::Within),
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_that_nothing_is_within_are_refused() {
+    fn empty_bounds_are_rejected() {
         let nan = f64::NAN;
         for (min, max) in [(Some(2.0), Some(1.0)), (Some(nan), None), (None, Some(nan))] {
             let refused = Bound::new("motion", min, max).unwrap_err().to_string();

@@ -1,50 +1,48 @@
-//! Near-duplicates: clips whose pictures are alike at the same moments.
+//! Finds near-duplicates: clips whose frames at the same relative times look alike.
 //!
-//! A clip's hash is a perceptual hash of 64 bits for each of [`MOMENTS`] moments that lie evenly in
-//! it, so that another encoding, size or frame rate changes few bits. Parts and trimmed copies of a
-//! clip have other moments and are not found.
+//! A clip's hash has a perceptual hash of 64 bits for each of [`MOMENTS`] evenly spaced moments, of which
+//! another encoding, size or frame rate changes few bits. Parts and trimmed copies of a clip have other
+//! moments and are not found.
 //!
-//! Clips are looked at in the order in which they are wanted, and each is given up where it is
-//! close to one that is kept: unlike in chains of neighbours, every clip that goes is itself close
-//! to the one it is said to duplicate.
+//! Clips are processed in order of preference, and each is dropped if it is close to a kept clip. So every
+//! dropped clip is close to the clip that it duplicates, and not only connected to it by a chain.
 
 use image::GrayImage;
 use image_hasher::{HashAlg, Hasher, HasherConfig};
 use std::{cmp::Reverse, collections::HashMap};
 
-/// Pictures of a clip that are hashed.
+/// Number of hashed frames of a clip.
 pub const MOMENTS: usize = 5;
 
-/// Bits of a clip's hash.
+/// Number of bits of a clip's hash.
 const BITS: usize = 64 * MOMENTS;
 
-/// When two clips are near-duplicates, and which of them stays.
+/// When two clips are near-duplicates, and which one is kept.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Duplicates {
-    /// Most bits of 64, in the mean over a clip's moments, in which hashes of near-duplicates
-    /// differ.
+    /// Largest distance of near-duplicates: differing bits of 64, mean over the moments.
     pub max_distance: f64,
-    /// Which clip stays.
+    /// Which clip is kept.
     pub keep: Keep,
 }
 
 impl Default for Duplicates {
-    /// 6 bits of 64; the longest stays.
+    /// 6 bits of 64; the longest clip is kept.
     fn default() -> Self {
         Self { max_distance: 6.0, keep: Keep::Longest }
     }
 }
 
-/// Which of several near-duplicates stays.
+/// Which of several near-duplicates is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
-    /// The first in the manifest.
+    /// The first in the table.
     First,
-    /// The longest, to a tenth of a second; of these the one with most pixels; of these the first.
+    /// The longest, to a tenth of a second; among these the one with most pixels; among these the first.
     Longest,
 }
 
-/// Hashes of a clip's moments.
+/// The hashes of a clip's moments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct ClipHash([u64; MOMENTS]);
 
@@ -54,12 +52,12 @@ impl ClipHash {
         moments.try_into().ok().map(Self)
     }
 
-    /// 16 hexadecimal digits a moment, joined by hyphens.
+    /// Returns 16 hexadecimal digits per moment, joined by hyphens.
     pub(crate) fn to_text(self) -> String {
         self.0.map(|moment| format!("{moment:016x}")).join("-")
     }
 
-    /// Reads [`to_text`](Self::to_text).
+    /// Parses the form of [`to_text`](Self::to_text).
     pub(crate) fn from_text(text: &str) -> Option<Self> {
         let moment = |digits: &str| {
             let whole = digits.len() == 16 && !digits.starts_with('+');
@@ -68,12 +66,12 @@ impl ClipHash {
         Self::new(text.trim().split('-').map(moment).collect::<Option<Vec<_>>>()?)
     }
 
-    /// Bits that differ.
+    /// Returns the number of differing bits.
     fn distance(&self, other: &Self) -> usize {
         self.0.iter().zip(other.0).map(|(a, b)| (a ^ b).count_ones() as usize).sum()
     }
 
-    /// Whether the bits from `begin` to `end` are equal.
+    /// Returns true if the bits from `begin` to `end` are equal.
     fn equal(&self, other: &Self, [begin, end]: [usize; 2]) -> bool {
         let whole = begin / 64..end.div_ceil(64);
         whole.into_iter().all(|word| {
@@ -82,10 +80,10 @@ impl ClipHash {
         })
     }
 
-    /// The bits from `begin` to `end`, mixed into one number.
+    /// Returns a hash of the bits from `begin` to `end`.
     fn mixed(&self, [begin, end]: [usize; 2], seed: u64) -> u64 {
         (begin / 64..end.div_ceil(64)).fold(seed, |mixed, word| {
-            // The finalizer of splitmix64: numbers that differ stay different in a single step.
+            // The finalizer of splitmix64, a bijection: different numbers stay different in each step.
             let mut x = mixed.rotate_left(29) ^ (self.0[word] & mask([begin, end], word));
             x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -94,7 +92,7 @@ impl ClipHash {
     }
 }
 
-/// The bits of a word that lie from `begin` to `end` in the whole hash.
+/// Returns the mask of a word's bits that are from `begin` to `end` in the whole hash.
 fn mask([begin, end]: [usize; 2], word: usize) -> u64 {
     let first = begin.saturating_sub(64 * word).min(64);
     let last = end.saturating_sub(64 * word).min(64);
@@ -102,7 +100,7 @@ fn mask([begin, end]: [usize; 2], word: usize) -> u64 {
     below(last) & !below(first)
 }
 
-/// Hashes single pictures: the signs of low frequencies against their median (pHash).
+/// Returns a hasher of images: low frequencies compared with their median (pHash).
 pub(crate) fn picture_hasher() -> impl Fn(&GrayImage) -> u64 {
     let hasher: Hasher<[u8; 8]> = HasherConfig::with_bytes_type()
         .hash_size(8, 8)
@@ -112,25 +110,25 @@ pub(crate) fn picture_hasher() -> impl Fn(&GrayImage) -> u64 {
     move |grey| u64::from_be_bytes(hasher.hash_image(grey).into_inner())
 }
 
-/// A clip, as far as near-duplicates are concerned.
+/// A clip for the search of near-duplicates.
 pub(crate) struct Candidate {
     pub(crate) hash: ClipHash,
-    /// Seconds; 0 where unknown.
+    /// Seconds; 0 if unknown.
     pub(crate) duration: f64,
-    /// Height times width; 0 where unknown.
+    /// Height times width; 0 if unknown.
     pub(crate) pixels: f64,
 }
 
-/// That a clip duplicates a kept one.
+/// The kept clip that a clip duplicates.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Duplicate {
-    /// The clip that is kept.
+    /// The kept clip.
     pub(crate) of: usize,
-    /// Mean bits of 64 that differ.
+    /// Differing bits of 64, mean over the moments.
     pub(crate) distance: f64,
 }
 
-/// What each clip duplicates; `None` for those that are kept.
+/// Returns what each clip duplicates; `None` for kept clips.
 pub(crate) fn find(clips: &[Candidate], spec: Duplicates) -> Vec<Option<Duplicate>> {
     let mut order: Vec<usize> = (0..clips.len()).collect();
     if spec.keep == Keep::Longest {
@@ -140,7 +138,7 @@ pub(crate) fn find(clips: &[Candidate], spec: Duplicates) -> Vec<Option<Duplicat
         };
         order.sort_by_key(wish);
     }
-    // Equal hashes first: they are many where clips are black, and need no search.
+    // Equal hashes first: black clips have many, which need no search.
     let mut unique = Vec::new();
     let mut places = HashMap::new();
     let mut found: Vec<Option<Duplicate>> = vec![None; clips.len()];
@@ -156,7 +154,7 @@ pub(crate) fn find(clips: &[Candidate], spec: Duplicates) -> Vec<Option<Duplicat
     let mut near: Vec<Vec<(usize, usize)>> = vec![vec![]; hashes.len()];
     close_pairs(&hashes, radius, |a, b, distance| near[a.max(b)].push((distance, a.min(b))));
 
-    // In the order of wishes: only earlier clips can be what a clip duplicates.
+    // In order of preference: a clip can only duplicate an earlier one.
     for place in 0..unique.len() {
         let kept = near[place].iter().filter(|(_, other)| found[unique[*other]].is_none());
         found[unique[place]] = kept.min().map(|&(distance, other)| Duplicate {
@@ -164,7 +162,7 @@ pub(crate) fn find(clips: &[Candidate], spec: Duplicates) -> Vec<Option<Duplicat
             distance: distance as f64 / MOMENTS as f64,
         });
     }
-    // What equals a clip that went duplicates what that one duplicates.
+    // A clip equal to a dropped one duplicates the same kept clip.
     for row in 0..clips.len() {
         if let Some(further) = found[row].and_then(|equal| found[equal.of]) {
             found[row] = Some(further);
@@ -173,12 +171,12 @@ pub(crate) fn find(clips: &[Candidate], spec: Duplicates) -> Vec<Option<Duplicat
     found
 }
 
-/// Calls `report` once for each pair of different hashes with at most `radius` differing bits, by
-/// the way that needs fewer steps.
+/// Calls `report` once for each pair of different hashes with at most `radius` differing bits, with the
+/// faster of two strategies.
 fn close_pairs(hashes: &[ClipHash], radius: usize, report: impl FnMut(usize, usize, usize)) {
     let bands = radius + 2;
     let (tables, pairs) = (bands * (bands - 1) / 2, hashes.len() * hashes.len() / 2);
-    // A table is sorted (some 16 steps a hash), and what two bands leave to chance is compared.
+    // Each table is sorted (about 16 steps per hash), and pairs with two equal bands by chance are compared.
     let chance = pairs >> (2 * BITS / bands).min(63);
     if tables.saturating_mul(16 * hashes.len() + chance) < pairs {
         compare_banded(hashes, radius, report);
@@ -187,7 +185,7 @@ fn close_pairs(hashes: &[ClipHash], radius: usize, report: impl FnMut(usize, usi
     }
 }
 
-/// Compares each hash with each.
+/// Compares all pairs of hashes.
 fn compare_all(hashes: &[ClipHash], radius: usize, mut report: impl FnMut(usize, usize, usize)) {
     for (b, second) in hashes.iter().enumerate() {
         for (a, first) in hashes[..b].iter().enumerate() {
@@ -199,15 +197,15 @@ fn compare_all(hashes: &[ClipHash], radius: usize, mut report: impl FnMut(usize,
     }
 }
 
-/// Compares hashes that have something in common.
+/// Compares pairs of hashes with two equal bands.
 ///
-/// Hashes are cut into `radius` + 2 bands, at most one for each bit. Each bit that differs spoils
-/// one band, so close hashes have two whole bands in common: only hashes that share two bands are
-/// compared. Two bands of 20 bits together leave one pair in a million to chance, so that the work
-/// is nearly that of sorting the hashes for each two bands.
+/// Hashes are cut into `radius` + 2 bands, at most one for each bit. Each differing bit changes one band, so
+/// close hashes have at least two equal bands, and only such pairs are compared. With two bands of 20 bits
+/// in total, one in a million other pairs is compared by chance, so most of the work is sorting the hashes
+/// by each pair of bands.
 ///
 /// Source: M. Norouzi, A. Punjani, D. Fleet, "Fast exact search in Hamming space with multi-index
-/// hashing", 2014, whose bands are taken in twos here.
+/// hashing", 2014; here with pairs of bands.
 fn compare_banded(hashes: &[ClipHash], radius: usize, mut report: impl FnMut(usize, usize, usize)) {
     let count = radius + 2;
     let bands: Vec<[usize; 2]> =
@@ -226,7 +224,7 @@ fn compare_banded(hashes: &[ClipHash], radius: usize, mut report: impl FnMut(usi
                         if distance > radius {
                             continue;
                         }
-                        // A pair meets in many buckets; it is reported in its first.
+                        // A pair can share several buckets; it is reported in the first one.
                         let mut shared =
                             (0..count).filter(|&band| hashes[a].equal(&hashes[b], bands[band]));
                         if shared.next() == Some(first) && shared.next() == Some(second) {
@@ -243,7 +241,7 @@ fn compare_banded(hashes: &[ClipHash], radius: usize, mut report: impl FnMut(usi
 mod tests {
     use super::*;
 
-    /// Numbers without a pattern (splitmix64).
+    /// Pseudo-random numbers (splitmix64).
     struct Random(u64);
 
     impl Random {
@@ -258,7 +256,7 @@ mod tests {
             ClipHash([(); MOMENTS].map(|()| self.next()))
         }
 
-        /// A hash with so many other bits, some of them perhaps twice.
+        /// A hash with this many flipped bits, some of them possibly flipped twice.
         fn near(&mut self, hash: ClipHash, bits: usize) -> ClipHash {
             let mut moments = hash.0;
             for _ in 0..bits {
@@ -274,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn the_search_finds_what_comparing_all_finds() {
+    fn both_strategies_find_the_same_pairs() {
         let mut random = Random(7);
         let mut hashes: Vec<ClipHash> = (0..150).map(|_| random.hash()).collect();
         for index in 0..150 {
@@ -292,17 +290,17 @@ mod tests {
             assert_eq!(found, expected, "radius {radius}");
             assert!(expected.len() >= if radius < 14 { 4 } else { 50 }, "{}", expected.len());
         }
-        // Whichever way is chosen, a large radius is none that is cut into bands.
+        // A radius too large for bands works with either strategy.
         let mut pairs = 0;
         close_pairs(&hashes, BITS, |_, _, _| pairs += 1);
         assert_eq!(pairs, 300 * 299 / 2);
     }
 
     #[test]
-    fn a_clip_that_goes_is_close_to_the_one_that_stays() {
+    fn dropped_clips_are_close_to_the_kept_one() {
         let mut random = Random(3);
         let first = random.hash();
-        // A chain: each is 20 bits from the next, the ends are 40 apart.
+        // A chain: each clip is 20 bits from the next, and the ends are 40 bits apart.
         let flip = |hash: ClipHash, word: usize| {
             let mut moments = hash.0;
             moments[word] ^= 0xf_ffff;
@@ -318,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_then_largest_then_first_stays() {
+    fn the_longest_then_largest_then_first_is_kept() {
         let mut random = Random(5);
         let hash = random.hash();
         let other = random.hash();
@@ -339,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_come_back_from_their_text() {
+    fn hashes_round_trip_through_text() {
         let hash = Random(1).hash();
         assert_eq!(ClipHash::from_text(&hash.to_text()), Some(hash));
         let short = hash.to_text()[17..].to_string();

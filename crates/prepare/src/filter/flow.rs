@@ -1,28 +1,28 @@
-//! Optical flow: how far a picture's parts move from one frame to the next.
+//! Optical flow between two frames.
 //!
-//! Lucas and Kanade's method on pyramids: about each point of a grid, the displacement that
-//! explains the change best is searched from coarse to fine. A small ridge in the equations keeps
-//! still what has no texture, so that noise in a flat sky counts as no motion; what has texture in
-//! one direction moves across it.
+//! The pyramidal method of Lucas and Kanade: around each point of a grid, the displacement that best
+//! explains the change is searched from coarse to fine. A small ridge term in the equations keeps areas
+//! without texture still, so that noise in a flat sky is no motion; areas with texture in one direction
+//! move along it.
 //!
 //! Source: J.-Y. Bouguet, "Pyramidal implementation of the affine Lucas Kanade feature tracker:
 //! description of the algorithm", Intel, 2001.
 
 use super::grey::Grey;
 
-/// Pixels between two points of the grid, on the small grey picture.
+/// Distance of two points of the grid in pixels of the grey image.
 const STEP: usize = 8;
-/// Pixels from a window's middle to its edge.
+/// Pixels from a window's centre to its edge.
 const RADIUS: isize = 4;
-/// Shorter side below which no coarser level is made.
+/// Shorter side below which there is no coarser level.
 const COARSEST: usize = 16;
-/// Most refinements on a level, and the step in pixels below which there are no more.
+/// Largest number of refinements on a level, and the step in pixels at which they end.
 const ITERATIONS: usize = 6;
 const CONVERGED: f32 = 0.01;
-/// Added to the windows' squared gradients: what a codec's noise makes in an area without texture.
+/// Ridge term: squared gradients that codec noise causes in an area without texture.
 const RIDGE: f32 = 0.01;
 
-/// A picture and its halves, halves of halves and so on.
+/// An image at full size, half size, quarter size and so on.
 pub(crate) struct Pyramid(Vec<Grey>);
 
 impl Pyramid {
@@ -37,7 +37,7 @@ impl Pyramid {
     }
 }
 
-/// Mean length of the displacements from one picture to another one of the same size, as a part
+/// Returns the mean length of the displacements from one image to another of the same size, as a fraction
 /// of the shorter side.
 pub(crate) fn magnitude(from: &Pyramid, to: &Pyramid) -> f64 {
     let Some(Grey { width, height, .. }) = from.0.first() else { return 0.0 };
@@ -52,11 +52,11 @@ pub(crate) fn magnitude(from: &Pyramid, to: &Pyramid) -> f64 {
     sum / f64::from(points.max(1)) / (*width).min(*height) as f64
 }
 
-/// Where the point (x, y) went, in pixels.
+/// Returns the displacement of the point (x, y) in pixels.
 fn displacement(from: &Pyramid, to: &Pyramid, point: [f32; 2]) -> [f32; 2] {
     let mut moved = [0.0; 2];
     for (level, (from, to)) in from.0.iter().zip(&to.0).enumerate().rev() {
-        // Middles of pixels are at halves, whatever their size.
+        // Centres of pixels are at halves on every level.
         let scale = (1 << level) as f32;
         let at = point.map(|coordinate| (coordinate + 0.5) / scale - 0.5);
         moved = refine(from, to, at, moved);
@@ -67,7 +67,7 @@ fn displacement(from: &Pyramid, to: &Pyramid, point: [f32; 2]) -> [f32; 2] {
     moved
 }
 
-/// The displacement of the window about `at`, from a first guess.
+/// Returns the displacement of the window around `at`, refined from a first guess.
 fn refine(from: &Grey, to: &Grey, at: [f32; 2], guess: [f32; 2]) -> [f32; 2] {
     const SIDE: usize = 2 * RADIUS as usize + 1;
     // Luma and its gradient along x and y.
@@ -80,7 +80,7 @@ fn refine(from: &Grey, to: &Grey, at: [f32; 2], guess: [f32; 2]) -> [f32; 2] {
         *sample = [sampled(from, x, y), gx, gy];
         (xx, xy, yy) = (xx + gx * gx, xy + gx * gy, yy + gy * gy);
     }
-    // At least the square of the ridge, as the gradients' matrix is positive.
+    // At least the square of the ridge, as the matrix of gradients is positive semidefinite.
     let determinant = xx * yy - xy * xy;
 
     let mut moved = guess;
@@ -109,12 +109,12 @@ fn refine(from: &Grey, to: &Grey, at: [f32; 2], guess: [f32; 2]) -> [f32; 2] {
     moved
 }
 
-/// From a window's middle to its pixels, row by row.
+/// Returns the offsets of a window's pixels from its centre, row by row.
 fn offsets() -> impl Iterator<Item = [f32; 2]> {
     (-RADIUS..=RADIUS).flat_map(|y| (-RADIUS..=RADIUS).map(move |x| [x as f32, y as f32]))
 }
 
-/// Luma between pixels; outside, that of the nearest pixel.
+/// Returns the interpolated luma at a position; outside, that of the nearest pixel.
 fn sampled(grey: &Grey, x: f32, y: f32) -> f32 {
     let x = x.clamp(0.0, (grey.width - 1) as f32);
     let y = y.clamp(0.0, (grey.height - 1) as f32);
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moving_picture_has_its_speed() {
+    fn flow_is_the_speed_of_a_moving_image() {
         let still = texture(128, 192, [0.0, 0.0]);
         assert!(magnitude(&still, &still) < 1e-6);
         for (moved, length) in
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn flat_pictures_and_noise_are_still() {
+    fn flat_images_and_noise_have_no_flow() {
         let flat = |seed: u32| {
             let mut state = seed;
             let noise = (0..128 * 128).map(|_| {
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_of_any_size_are_measured() {
+    fn images_of_any_size_are_measured() {
         for (height, width) in [(1, 1), (2, 7), (16, 300), (33, 31)] {
             let pair = [texture(height, width, [0.0, 0.0]), texture(height, width, [0.5, 0.0])];
             let found = magnitude(&pair[0], &pair[1]);

@@ -1,11 +1,11 @@
-//! Small grey pictures: what motion, brightness and hashes are measured on.
+//! Small grey frames, on which motion, brightness and hashes are measured.
 
 use image::GrayImage;
 
-/// Pixels of the shorter side that frames are shrunk to; smaller frames stay as they are.
+/// Shorter side of scaled frames in pixels; smaller frames are not scaled.
 pub(crate) const SHORT_SIDE: usize = 128;
 
-/// A picture of luma in [0, 1], `[H, W]`.
+/// An image of luma in [0, 1], `[H, W]`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Grey {
     pub(crate) width: usize,
@@ -14,19 +14,19 @@ pub(crate) struct Grey {
 }
 
 impl Grey {
-    /// Mean luma.
+    /// Returns the mean luma.
     pub(crate) fn mean(&self) -> f64 {
         self.luma.iter().map(|&luma| f64::from(luma)).sum::<f64>() / self.luma.len() as f64
     }
 
-    /// Mean absolute difference to a picture of the same size.
+    /// Returns the mean absolute difference to an image of the same size.
     pub(crate) fn difference(&self, other: &Self) -> f64 {
         let pairs = self.luma.iter().zip(&other.luma);
         let sum: f64 = pairs.map(|(a, b)| f64::from((a - b).abs())).sum();
         sum / self.luma.len() as f64
     }
 
-    /// Half the size: means of two by two pixels; what is odd at the end is left out.
+    /// Returns the image at half the size: means of 2x2 pixels, without an odd last row or column.
     pub(crate) fn halved(&self) -> Self {
         let (width, height) = (self.width / 2, self.height / 2);
         let mut luma = Vec::with_capacity(width * height);
@@ -38,7 +38,7 @@ impl Grey {
         Self { width, height, luma }
     }
 
-    /// The same picture in bytes.
+    /// Returns the image in bytes.
     pub(crate) fn to_bytes(&self) -> GrayImage {
         GrayImage::from_fn(self.width as u32, self.height as u32, |x, y| {
             let luma = self.luma[y as usize * self.width + x as usize];
@@ -47,22 +47,22 @@ impl Grey {
     }
 }
 
-/// Shrinks RGB frames of one size to small greys: each pixel is the mean of what it covers, parts
-/// of pixels counted by their share.
+/// Scales RGB frames of one size down to grey images: each pixel is the area-weighted mean of the pixels
+/// that it covers.
 pub(crate) struct Shrink {
     source_width: usize,
     rows: Vec<Span>,
     columns: Vec<Span>,
 }
 
-/// What one row or column of the result is made of.
+/// The source rows or columns of one row or column of the result, with weights.
 struct Span {
     first: usize,
     weights: Vec<f32>,
 }
 
 impl Shrink {
-    /// For frames of this size.
+    /// Plans the scaling of frames of this size.
     pub(crate) fn new(height: usize, width: usize) -> Self {
         let scale = SHORT_SIDE as f64 / height.min(width).max(1) as f64;
         let small = |side: usize| match scale < 1.0 {
@@ -76,7 +76,7 @@ impl Shrink {
         }
     }
 
-    /// Shrinks `[H, W, 3]` bytes.
+    /// Scales `[H, W, 3]` bytes.
     pub(crate) fn apply(&self, rgb: &[u8]) -> Grey {
         let (width, height) = (self.columns.len(), self.rows.len());
         let mut narrow = Vec::new();
@@ -100,7 +100,7 @@ impl Shrink {
     }
 }
 
-/// What `small` equal parts of `side` pixels cover.
+/// Returns the pixels that `small` equal parts of `side` pixels cover.
 fn spans(side: usize, small: usize) -> Vec<Span> {
     let size = side as f64 / small as f64;
     let span = |index: usize| {
@@ -112,7 +112,7 @@ fn spans(side: usize, small: usize) -> Vec<Span> {
     (0..small).map(span).collect()
 }
 
-/// Luma of ITU-R BT.601, in [0, 1].
+/// Returns the luma of ITU-R BT.601, in [0, 1].
 fn luma(rgb: &[u8]) -> f32 {
     let [r, g, b] = [rgb[0], rgb[1], rgb[2]].map(f32::from);
     (0.299 * r + 0.587 * g + 0.114 * b) / 255.0
@@ -123,8 +123,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn means_are_kept_and_small_frames_stay() {
-        // A ramp over the columns of a picture whose sides are no multiples of the small ones.
+    fn scaling_keeps_the_mean_and_small_frames_their_size() {
+        // A ramp over the columns of an image whose sides are not multiples of the scaled ones.
         let (height, width) = (300, 451);
         let ramp = |x: usize| (x * 255 / width) as u8;
         let rgb: Vec<u8> =

@@ -1,4 +1,4 @@
-//! What is measured of a clip, in one pass over its frames.
+//! Measures a clip in one pass over its frames.
 
 use super::{
     duplicates::{ClipHash, MOMENTS, picture_hasher},
@@ -7,46 +7,48 @@ use super::{
     score::Score,
     thinned::Thinned,
 };
-use crate::source::{self, Header};
+use crate::{
+    RowError,
+    source::{self, Header},
+};
 use opensora_video::pillow::{Filter, Resize};
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-/// Pairs of neighbouring frames whose flow is measured, at most; at least half as many of clips
-/// that have them.
+/// Largest number of pairs of neighbouring frames whose flow is measured; at least half as many if the clip
+/// has them.
 const FLOW_PAIRS: usize = 32;
-/// Pictures of a clip that are hashed, at most, before the moments' are taken.
+/// Largest number of hashed frames, of which those nearest to the moments are used.
 const HASHED: usize = 128;
-/// Frames that are held for a model, at most, and how many of them it sees.
+/// Largest number of frames held for a model, and the number of them that it scores.
 const HELD: usize = 16;
 const SCORED: usize = 4;
-/// Mean luma up to which a frame is dark, and from which on it is bright.
+/// Largest mean luma of a dark frame, and smallest of a bright one.
 const DARK: f64 = 0.1;
 const BRIGHT: f64 = 0.9;
 
-/// Columns that a file's header gives.
+/// Columns from a file's header.
 pub(crate) const HEADER: [&str; 5] = ["num_frames", "fps", "duration", "width", "height"];
-/// Columns that all of a clip's frames give.
+/// Columns from all frames of a clip.
 pub(crate) const PIXELS: [&str; 5] = ["motion", "flow", "brightness", "dark_share", "bright_share"];
 /// The column of hashes.
 pub(crate) const HASH: &str = "hash";
 
-/// How far into a file one looks.
+/// How much of a file is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Depth {
-    /// Its header, where that says everything.
+    /// The header, if it states everything.
     Header,
-    /// All of its frames.
+    /// All frames.
     Pixels,
 }
 
-/// What was measured of a clip.
+/// The measurements of a clip.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub(crate) struct Measured {
-    /// Numbers by column, none of them infinite or not a number. Where there is no number there is
-    /// no entry.
+    /// Finite numbers by column; unknown ones are left out.
     pub(crate) numbers: BTreeMap<String, f64>,
-    /// Its hash, see [`ClipHash::to_text`].
+    /// The hash as text ([`ClipHash::to_text`]).
     pub(crate) hash: Option<String>,
 }
 
@@ -58,7 +60,7 @@ impl Measured {
     }
 }
 
-/// A number to six decimals: as it is written, so that it is judged as it is read.
+/// Rounds a number to six decimals, as it is written, so that bounds compare the written value.
 pub(crate) fn rounded(value: f64) -> f64 {
     let rounded = (value * 1e6).round() / 1e6;
     if rounded.is_finite() { rounded } else { value }
@@ -67,12 +69,12 @@ pub(crate) fn rounded(value: f64) -> f64 {
 /// Measures a clip.
 ///
 /// # Errors
-/// One line, where it cannot be read to its end or a model fails on it.
+/// Returns an error if the clip cannot be read to its end or a model fails on it.
 pub(crate) fn measure(
     path: &Path,
     depth: Depth,
-    models: &[Box<dyn Score>],
-) -> Result<Measured, String> {
+    models: &[Arc<dyn Score>],
+) -> Result<Measured, RowError> {
     let (header, frames) = source::open(path)?;
     let mut measured = Measured::default();
     measured.set("width", header.width as f64);
@@ -89,7 +91,7 @@ pub(crate) fn measure(
         let rgb = rgb?;
         let (found, expected) = (rgb.len(), 3 * header.width * header.height);
         if found != expected {
-            return Err(format!("a frame has {found} bytes, expected {expected}"));
+            return Err(format!("a frame has {found} bytes, expected {expected}").into());
         }
         match depth {
             Depth::Header => clip.count += 1,
@@ -97,7 +99,7 @@ pub(crate) fn measure(
         }
     }
     if clip.count == 0 {
-        return Err("it has no frames".into());
+        return Err(RowError::NoFrames);
     }
     measured.set("num_frames", clip.count as f64);
     let duration = duration(&header, clip.count);
@@ -108,15 +110,15 @@ pub(crate) fn measure(
     Ok(measured)
 }
 
-/// Seconds of a clip with so many frames: by its rate where it has one. A single frame is a picture
-/// and has no duration, unless its file says so.
+/// Returns the duration of a clip of `count` frames in seconds, from its frame rate if it has one. A single
+/// frame is an image, without duration unless its file states one.
 fn duration(header: &Header, count: usize) -> Option<f64> {
     header.fps.filter(|_| count > 1).map(|fps| count as f64 / fps).or(header.duration)
 }
 
 /// Sums over a clip's frames.
 struct Pass<'a> {
-    models: &'a [Box<dyn Score>],
+    models: &'a [Arc<dyn Score>],
     size: [usize; 2],
     shrink: Shrink,
     hasher: Box<dyn Fn(&image::GrayImage) -> u64>,
@@ -128,12 +130,12 @@ struct Pass<'a> {
     bright: usize,
     flows: Thinned<f64>,
     hashes: Thinned<u64>,
-    /// Frames for each model, in its size.
+    /// Frames for each model, in the model's size.
     held: Vec<Thinned<Vec<u8>>>,
 }
 
 impl<'a> Pass<'a> {
-    fn new(header: &Header, models: &'a [Box<dyn Score>]) -> Self {
+    fn new(header: &Header, models: &'a [Arc<dyn Score>]) -> Self {
         Self {
             models,
             size: [header.height, header.width],
@@ -166,7 +168,7 @@ impl<'a> Pass<'a> {
                 held.keep(self.count, fitted.apply(rgb, Filter::Bicubic));
             }
         }
-        // A pair's number is that of its first frame.
+        // A pair has the index of its first frame.
         let mut pyramid = None;
         if let Some((last, first)) = self.last.take() {
             self.difference += last.difference(&grey);
@@ -181,9 +183,9 @@ impl<'a> Pass<'a> {
         self.count += 1;
     }
 
-    fn finish(self, measured: &mut Measured) -> Result<(), String> {
+    fn finish(self, measured: &mut Measured) -> Result<(), RowError> {
         let frames = self.count as f64;
-        // A picture does not move.
+        // An image has no pairs and no motion.
         let pairs = (self.count - 1).max(1) as f64;
         measured.set("motion", self.difference / pairs);
         let flows = self.flows.iter().count().max(1) as f64;
@@ -196,14 +198,14 @@ impl<'a> Pass<'a> {
         for (model, held) in self.models.iter().zip(&self.held) {
             let frames: Vec<&[u8]> = held.spread(SCORED, self.count).map(Vec::as_slice).collect();
             let column = model.column();
-            let score = model.score(&frames).map_err(|reason| format!("{column}: {reason}"))?;
+            let score = model.score(&frames).map_err(|error| RowError::part(column, error))?;
             measured.set(column, score);
         }
         Ok(())
     }
 }
 
-/// Scales the shorter side to what fits and cuts out the middle.
+/// Scales to cover `size` and crops the centre.
 fn fit([height, width]: [usize; 2], size: [usize; 2]) -> Resize {
     let scale = (size[0] as f64 / height as f64).max(size[1] as f64 / width as f64);
     let side = |from: usize, least: usize| ((from as f64 * scale).round() as usize).max(least);
@@ -217,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_are_fitted_by_their_middles() {
+    fn frames_are_scaled_and_centre_cropped() {
         let fitted = fit([100, 300], [50, 50]);
         assert_eq!((fitted.resized, fitted.offset), ([50, 150], [0, 50]));
         let fitted = fit([3, 2], [10, 4]);

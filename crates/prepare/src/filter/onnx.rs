@@ -1,40 +1,38 @@
-//! ONNX models in-process, through tract.
+//! Runs ONNX models in this process, with tract.
 
 use super::score::{OnnxSpec, Score};
-use opensora_files::{hex, one_line};
+use opensora_files::hex;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::sync::Arc;
+use std::{error::Error, sync::Arc};
 use tract_onnx::prelude::*;
 
-/// A model that is ready to run.
+/// A loaded model.
 pub(crate) struct Onnx {
     spec: OnnxSpec,
-    /// SHA-256 of the file: a score's origin, wherever the file lies.
+    /// SHA-256 of the file, which identifies the model wherever its file is.
     digest: String,
     plan: Arc<TypedRunnableModel>,
 }
 
 impl Onnx {
-    pub(crate) fn load(spec: &OnnxSpec) -> Result<Self, String> {
-        let words = |error: TractError| one_line(format!("{error:#}"));
-        let bytes = std::fs::read(&spec.path).map_err(|error| error.to_string())?;
+    pub(crate) fn load(spec: &OnnxSpec) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let bytes = std::fs::read(&spec.path)?;
         let [height, width] = spec.size;
         let plan = tract_onnx::onnx()
             .model_for_read(&mut bytes.as_slice())
             .and_then(|model| model.with_input_fact(0, f32::fact([1, 3, height, width]).into()))
-            .and_then(InferenceModelExt::into_optimized)
-            .map_err(words)?;
+            .and_then(InferenceModelExt::into_optimized)?;
         let outputs = plan.outputs.len();
         if spec.output >= outputs {
-            return Err(format!("it has {outputs} outputs, number {} was asked for", spec.output));
+            return Err(format!("it has {outputs} outputs, found output {}", spec.output).into());
         }
-        let plan = plan.into_runnable().map_err(words)?;
+        let plan = plan.into_runnable()?;
         let digest = hex(&Sha256::digest(&bytes));
         Ok(Self { spec: spec.clone(), digest, plan })
     }
 
-    /// The score of one frame.
+    /// Returns the score of one frame.
     fn frame(&self, rgb: &[u8]) -> TractResult<Option<f64>> {
         let OnnxSpec { size: [height, width], mean, std, output, element, .. } = self.spec;
         let planes = (0..3).flat_map(|channel| {
@@ -67,10 +65,10 @@ impl Score for Onnx {
         self.spec.size
     }
 
-    fn score(&self, frames: &[&[u8]]) -> Result<f64, String> {
+    fn score(&self, frames: &[&[u8]]) -> Result<f64, Box<dyn Error + Send + Sync>> {
         let mut sum = 0.0;
         for rgb in frames {
-            let score = self.frame(rgb).map_err(|error| format!("{error:#}"))?;
+            let score = self.frame(rgb)?;
             sum += score.ok_or_else(|| {
                 format!("output {} has no value {}", self.spec.output, self.spec.element)
             })?;
@@ -82,16 +80,17 @@ impl Score for Onnx {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use opensora_files::error_line;
     use std::path::Path;
 
-    /// A protobuf field that holds bytes.
+    /// Encodes a protobuf field of bytes.
     fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
         let mut out = vec![number << 3 | 2, u8::try_from(bytes.len()).unwrap()];
         out.extend(bytes);
         out
     }
 
-    /// A protobuf field that holds a small number.
+    /// Encodes a protobuf field of a small number.
     fn small(number: u8, value: u8) -> Vec<u8> {
         vec![number << 3, value]
     }
@@ -115,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_scores_what_it_is_given() {
+    fn a_model_scores_frames() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("means.onnx");
         std::fs::write(&path, channel_means([2, 4])).unwrap();
@@ -137,16 +136,16 @@ mod tests {
         assert_ne!(red.settings(), model.settings());
 
         for (wrong, words) in [
-            (OnnxSpec { output: 1, ..spec.clone() }, "it has 1 outputs, number 1"),
+            (OnnxSpec { output: 1, ..spec.clone() }, "it has 1 outputs, found output 1"),
             (OnnxSpec { path: Path::new("/none").into(), ..spec.clone() }, "/none: "),
         ] {
-            let refused = wrong.load().err().unwrap().to_string();
+            let refused = error_line(&wrong.load().err().unwrap());
             assert!(refused.contains(words), "{refused}");
         }
         let absent = OnnxSpec { element: 3, ..spec }.load().unwrap().score(&[&green]).unwrap_err();
-        assert_eq!(absent, "output 0 has no value 3");
+        assert_eq!(absent.to_string(), "output 0 has no value 3");
         std::fs::write(&path, b"no model").unwrap();
-        let refused = OnnxSpec::clip(&path, "x").load().err().unwrap().to_string();
+        let refused = error_line(&OnnxSpec::clip(&path, "x").load().err().unwrap());
         assert!(refused.contains("means.onnx: ") && !refused.contains('\n'), "{refused}");
     }
 }

@@ -1,45 +1,53 @@
-//! How many rows went, and why.
+//! Row counts of a filter, by bound.
 
+use crate::Summary;
 use serde::Serialize;
 use std::fmt;
 
-/// What a filter did.
+/// Row counts of one filter.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct FilterReport {
-    /// Its name: the column it looks at; `file` for reading the file itself, `duplicates` for
+    /// Name of the filter: the column of its bound, `file` for reading the file, or `duplicates` for
     /// near-duplicates.
     pub filter: String,
-    /// Rows that came to it.
+    /// Rows that were checked.
     pub rows: usize,
-    /// Rows below its least value.
+    /// Rows below the smallest value.
     pub below: usize,
-    /// Rows above its greatest value.
+    /// Rows above the largest value.
     pub above: usize,
-    /// Rows that duplicate a kept one.
+    /// Near-duplicates of kept rows.
     pub duplicates: usize,
-    /// Rows that have no value for it.
+    /// Rows without value.
     pub unreadable: usize,
 }
 
-/// What became of a manifest's rows.
+/// Row counts of all filters.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Report {
-    /// Rows that came: those of the shard.
+    /// Rows of the shard.
     pub rows: usize,
-    /// Files that were measured, now or in a run before that was interrupted.
+    /// Files that were measured, now or in an earlier run.
     pub measured: usize,
     /// Rows of the output.
     pub kept: usize,
-    /// Rows that a filter dropped; where nothing is dropped, rows that would have been.
+    /// Dropped rows; with [`Job::score_only`](super::Job::score_only), rows that would have been dropped.
     pub dropped: usize,
-    /// Rows that could not be judged.
+    /// Rows whose file cannot be read, or without value for a bound.
     pub failed: usize,
-    /// By filter, in the order in which rows went through them.
+    /// The filters, in the order in which rows were checked.
     pub filters: Vec<FilterReport>,
 }
 
+impl Report {
+    /// Returns the row counts. Dropped rows are neither output nor failed.
+    pub fn summary(&self) -> Summary {
+        Summary { input: self.rows, output: self.kept, failed: self.failed }
+    }
+}
+
 impl fmt::Display for Report {
-    /// A table, and a line for all.
+    /// A table of the filters, and a line with the totals.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = self.filters.iter().map(|filter| filter.filter.chars().count());
         let wide = names.max().unwrap_or(0).max("filter".len());

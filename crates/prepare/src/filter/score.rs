@@ -1,57 +1,58 @@
-//! Scores of clips by models that the user supplies.
+//! Scores of clips by the user's models.
 
 use super::FilterError;
 use crate::PrepareError;
 use serde_json::Value;
 use std::{
+    error::Error,
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
 };
 
-/// What gives a clip a score: how pleasing it is, how much text lies over it.
-pub trait Score: Sync {
-    /// The column that the scores are written to.
+/// A model that scores clips, for example by aesthetics or by overlaid text.
+pub trait Score: Send + Sync {
+    /// Returns the column of the scores.
     fn column(&self) -> &str;
 
-    /// All that the scores depend on besides the clip; measures of other settings are never mixed
-    /// with these.
+    /// Returns everything that the scores depend on besides the clip. Scores of other settings are never
+    /// mixed with these.
     fn settings(&self) -> Value;
 
-    /// Height and width that frames are brought to: their shorter sides scaled, their middles cut
-    /// out.
+    /// Returns the height and width of the frames that the model gets: scaled on the shorter side and
+    /// centre-cropped.
     fn frame_size(&self) -> [usize; 2];
 
-    /// The score of a clip from some of its frames, evenly spread, `[H, W, 3]` bytes each; at least
-    /// one.
+    /// Returns the score of a clip from evenly spaced frames, at least one, of `[H, W, 3]` bytes each.
     ///
     /// # Errors
-    /// One line, where it has none.
-    fn score(&self, frames: &[&[u8]]) -> Result<f64, String>;
+    /// Returns an error if the clip has no score. The step lists the clip and continues.
+    fn score(&self, frames: &[&[u8]]) -> Result<f64, Box<dyn Error + Send + Sync>>;
 }
 
-/// An ONNX model and how it is used. Its first input takes `[1, 3, height, width]`; a clip's score
-/// is the mean of its frames'.
+/// An ONNX model and its preprocessing. The first input is `[1, 3, height, width]`; a clip's score is the
+/// mean score of its frames.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OnnxSpec {
-    /// The file.
+    /// The model's file.
     pub path: PathBuf,
-    /// The column of its scores.
+    /// Column of the scores.
     pub column: String,
-    /// Height and width of its input.
+    /// Height and width of the input.
     pub size: [usize; 2],
-    /// What is subtracted from red, green and blue in [0, 1].
+    /// Mean that is subtracted from red, green and blue in [0, 1].
     pub mean: [f32; 3],
-    /// What they are divided by then.
+    /// Standard deviation by which they are then divided.
     pub std: [f32; 3],
-    /// Which of the model's outputs holds the score.
+    /// Index of the output with the score.
     pub output: usize,
-    /// Which of that output's values it is.
+    /// Index of the score in that output.
     pub element: usize,
 }
 
 impl OnnxSpec {
-    /// A model with the inputs of CLIP, as predictors of aesthetic scores take them: 224x224, its
-    /// mean and standard deviation; the score is the first value of the first output.
+    /// A model with the preprocessing of CLIP, as predictors of aesthetic scores use it: 224x224, CLIP's
+    /// mean and standard deviation. The score is the first value of the first output.
     ///
     /// Source: openai/CLIP, `clip/clip.py`, `_transform`.
     pub fn clip(path: &Path, column: &str) -> Self {
@@ -69,42 +70,45 @@ impl OnnxSpec {
     /// Loads the model.
     ///
     /// # Errors
-    /// Where it cannot be used, or the program was built without the feature `onnx`.
-    pub fn load(&self) -> Result<Box<dyn Score>, FilterError> {
-        let fail = |reason: String| FilterError::Model { path: self.path.clone(), reason };
+    /// Returns an error if the preprocessing is invalid, the file is not a usable model, or the feature
+    /// `onnx` was not compiled in.
+    pub fn load(&self) -> Result<Arc<dyn Score>, PrepareError> {
+        let fail = |source: Box<dyn Error + Send + Sync>| {
+            PrepareError::from(FilterError::Model { path: self.path.clone(), source })
+        };
         if self.size.contains(&0) {
             let [height, width] = self.size;
-            return Err(fail(format!("its input cannot be {height}x{width}")));
+            return Err(fail(format!("its input cannot be {height}x{width}").into()));
         }
         if !self.std.iter().all(|std| std.is_normal()) || !self.mean.iter().all(|m| m.is_finite()) {
             let (mean, std) = (self.mean, self.std);
-            return Err(fail(format!("its mean {mean:?} or standard deviation {std:?} is none")));
+            let reason = format!("mean {mean:?} or standard deviation {std:?} is invalid");
+            return Err(fail(reason.into()));
         }
         #[cfg(feature = "onnx")]
         return match super::onnx::Onnx::load(self) {
-            Ok(model) => Ok(Box::new(model)),
-            Err(reason) => Err(fail(reason)),
+            Ok(model) => Ok(Arc::new(model)),
+            Err(error) => Err(fail(error)),
         };
         #[cfg(not(feature = "onnx"))]
         Err(PrepareError::Feature {
             path: self.path.clone(),
             what: "an ONNX model",
             feature: "onnx",
-        }
-        .into())
+        })
     }
 }
 
 impl FromStr for OnnxSpec {
-    type Err = FilterError;
+    type Err = PrepareError;
 
-    /// `aesthetic=model.onnx,size=224x224,mean=0.5/0.5/0.5,std=0.5/0.5/0.5,output=0,element=1`: a
-    /// column and a file, then whatever differs from [`clip`](Self::clip).
-    fn from_str(text: &str) -> Result<Self, FilterError> {
+    /// Parses `aesthetic=model.onnx,size=224x224,mean=0.5/0.5/0.5,std=0.5/0.5/0.5,output=0,element=1`: a
+    /// column and a file, then differences from [`clip`](Self::clip).
+    fn from_str(text: &str) -> Result<Self, PrepareError> {
         parse(text).ok_or_else(|| {
             let expected = "COLUMN=FILE, then any of ,size=HxW ,mean=R/G/B ,std=R/G/B ,output=N \
                             ,element=N";
-            PrepareError::Spec { field: "model", found: text.into(), expected }.into()
+            PrepareError::Spec { field: "model", found: text.into(), expected }
         })
     }
 }
@@ -130,7 +134,7 @@ fn parse(text: &str) -> Option<OnnxSpec> {
     Some(spec)
 }
 
-/// So many numbers with a sign between them.
+/// Parses N numbers separated by a character.
 fn numbers<T: FromStr, const N: usize>(text: &str, between: char) -> Option<[T; N]> {
     let numbers = text.split(between).map(|number| number.parse().ok());
     numbers.collect::<Option<Vec<T>>>()?.try_into().ok()
@@ -139,9 +143,10 @@ fn numbers<T: FromStr, const N: usize>(text: &str, between: char) -> Option<[T; 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use opensora_files::error_line;
 
     #[test]
-    fn a_model_is_named_in_one_word() {
+    fn models_are_parsed_with_their_preprocessing() {
         let spec: OnnxSpec = "aesthetic=a/b=c.onnx".parse().unwrap();
         assert_eq!(spec, OnnxSpec::clip(Path::new("a/b=c.onnx"), "aesthetic"));
         let text = "text=t.onnx,size=8x6,mean=0.5/0/1,std=1/2/3,output=1,element=2";
@@ -155,14 +160,14 @@ mod tests {
     }
 
     #[test]
-    fn models_that_cannot_be_are_refused_in_one_line() {
+    fn invalid_models_are_rejected_in_one_line() {
         let spec = OnnxSpec::clip(Path::new("/none/aesthetic.onnx"), "aesthetic");
         for spec in [
             OnnxSpec { size: [0, 224], ..spec.clone() },
             OnnxSpec { std: [1.0, 0.0, 1.0], ..spec.clone() },
             spec,
         ] {
-            let refused = spec.load().err().unwrap().to_string();
+            let refused = error_line(&spec.load().err().unwrap());
             assert!(refused.starts_with("/none/aesthetic.onnx: "), "{refused}");
             assert!(!refused.contains('\n'), "{refused}");
         }

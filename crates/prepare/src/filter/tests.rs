@@ -1,11 +1,7 @@
-//! Filtering of clips that are made here.
+//! Tests of filters on generated clips.
 
 use super::*;
-use crate::{
-    arrange,
-    assemble::shard_path,
-    pipeline::{self, stages},
-};
+use crate::{Advanced, arrange, assemble::shard_path, pipeline};
 use opensora_video::{Frames, VideoSpec, Writer};
 use std::{
     ops::ControlFlow,
@@ -15,7 +11,7 @@ use std::{
     },
 };
 
-/// A soft picture of many frequencies, as real ones are, in [0, 1].
+/// A soft image with many frequencies, as in real images, in [0, 1].
 fn scenery(seed: f64, x: f64, y: f64) -> f64 {
     let waves = (1..12).map(|k| {
         let (k, turn) = (f64::from(k), seed * 7.3 + f64::from(k) * f64::from(k) * seed);
@@ -25,7 +21,7 @@ fn scenery(seed: f64, x: f64, y: f64) -> f64 {
     0.5 + waves.sum::<f64>() / 6.0
 }
 
-/// Writes a clip of `frames` frames whose luma at (x, y), both in parts of the height, is that.
+/// Writes a clip of `frames` frames with luma `luma(frame, x, y)`, x and y as fractions of the height.
 fn clip(path: &Path, [frames, height, width]: [usize; 3], luma: impl Fn(usize, f64, f64) -> f64) {
     let mut data = Vec::new();
     for t in 0..frames {
@@ -41,7 +37,7 @@ fn clip(path: &Path, [frames, height, width]: [usize; 3], luma: impl Fn(usize, f
     Writer::open(path, &spec).unwrap().write(&clip, &json!({})).unwrap();
 }
 
-/// A manifest of these files, in the folder.
+/// Returns a table of these files in the folder.
 fn manifest(folder: &Path, files: &[&str]) -> Table {
     let mut table = Table::new([PATH, TEXT]);
     for file in files {
@@ -55,7 +51,12 @@ fn bound(column: &str, min: Option<f64>, max: Option<f64>) -> Bound {
     Bound::new(column, min, max).unwrap()
 }
 
-/// Names of the files in a written table.
+/// Options of a shard.
+fn part(shard: Shard) -> RunOptions {
+    RunOptions { shard, ..RunOptions::default() }
+}
+
+/// Returns the file names in a written table.
 fn names(path: &Path) -> Vec<String> {
     let table = Table::read(path).unwrap();
     let name = |row| Path::new(table.get(row, PATH).unwrap()).file_name().unwrap();
@@ -66,7 +67,7 @@ fn value(table: &Table, row: usize, column: &str) -> f64 {
     number(table, row, column).unwrap_or_else(|| panic!("row {row} has no {column}"))
 }
 
-/// Counts what it is asked to score, and fails on clips that are dark.
+/// A model that counts its calls and fails on dark clips.
 struct Counting {
     scored: AtomicUsize,
     sizes: Mutex<Vec<usize>>,
@@ -85,7 +86,7 @@ impl Score for Counting {
         [4, 6]
     }
 
-    fn score(&self, frames: &[&[u8]]) -> Result<f64, String> {
+    fn score(&self, frames: &[&[u8]]) -> Result<f64, Box<dyn Error + Send + Sync>> {
         self.scored.fetch_add(1, Ordering::Relaxed);
         self.sizes.lock().unwrap().extend(frames.iter().map(|rgb| rgb.len()));
         let red = frames.iter().map(|rgb| f64::from(rgb[0])).sum::<f64>() / frames.len() as f64;
@@ -94,16 +95,16 @@ impl Score for Counting {
 }
 
 #[test]
-fn measures_are_what_the_clips_show() {
+fn measurements_match_the_clips() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let shape = [9, 64, 96];
     clip(&at("black.mp4"), shape, |_, _, _| 0.0);
     clip(&at("white.mp4"), shape, |_, _, _| 1.0);
     clip(&at("still.mp4"), shape, |_, x, y| scenery(1.0, x, y));
-    // Two pixels of 64 a frame, to the left.
+    // Moves to the left by two pixels of 64 per frame.
     clip(&at("pan.mp4"), shape, |t, x, y| scenery(1.0, x + t as f64 / 32.0, y));
-    // A square of a quarter of the height that moves one and two pixels of 64 a frame.
+    // A square of a quarter of the height that moves by one or two pixels of 64 per frame.
     let square = |speed: f64| {
         move |t: usize, x: f64, y: f64| {
             let left = 0.2 + t as f64 * speed / 64.0;
@@ -116,8 +117,9 @@ fn measures_are_what_the_clips_show() {
     clip(&at("picture.png"), [1, 64, 96], |_, x, y| scenery(2.0, x, y));
     let files =
         ["black.mp4", "white.mp4", "still.mp4", "pan.mp4", "slow.mp4", "fast.mp4", "picture.png"];
-    let job = Job { score_only: true, workers: 2, ..Job::new(&at("scores.csv")) };
-    let report = run(&manifest(folder.path(), &files), &job, &mut ()).unwrap();
+    let options = RunOptions { workers: 2, ..RunOptions::default() };
+    let job = Job { score_only: true, options, ..Job::default() };
+    let report = run(&job, &manifest(folder.path(), &files), &at("scores.csv"), &mut ()).unwrap();
     assert_eq!((report.rows, report.kept, report.measured, report.failed), (7, 7, 7, 0));
     let table = Table::read(&at("scores.csv")).unwrap();
     let of = |name: &str, column: &str| {
@@ -150,7 +152,7 @@ fn measures_are_what_the_clips_show() {
     }
     let pan = of("pan.mp4", "flow") * 64.0;
     assert!((pan - 2.0).abs() < 0.3, "{pan} pixels a frame");
-    // Two edges of 16 rows, each a pixel wide and 0.7 high, of 6144 pixels.
+    // Two edges of 16 rows, each one pixel wide, with a change of 0.7, of 6144 pixels.
     let motion = of("slow.mp4", "motion");
     assert!((motion / (2.0 * 16.0 * 0.7 / 6144.0) - 1.0).abs() < 0.25, "{motion}");
     let ratio = |column| of("fast.mp4", column) / of("slow.mp4", column);
@@ -161,7 +163,7 @@ fn measures_are_what_the_clips_show() {
 }
 
 #[test]
-fn rows_go_at_the_first_bound_they_do_not_pass() {
+fn rows_are_dropped_at_the_first_bound_they_fail() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out.csv");
     let mut table = Table::new([PATH, TEXT, "num_frames", "score"]);
@@ -185,8 +187,8 @@ fn rows_go_at_the_first_bound_they_do_not_pass() {
         bound("score", Some(0.5), None),
         bound("text_words", Some(1.0), Some(1.0)),
     ];
-    let job = Job { bounds, ..Job::new(&out) };
-    let report = run(&table, &job, &mut ()).unwrap();
+    let job = Job { bounds, ..Job::default() };
+    let report = run(&job, &table, &out, &mut ()).unwrap();
     let counts = |filter: &FilterReport| {
         (filter.filter.clone(), [filter.rows, filter.below, filter.above, filter.unreadable])
     };
@@ -210,28 +212,28 @@ fn rows_go_at_the_first_bound_they_do_not_pass() {
     assert_eq!(reason(3), "its score is 'inf', expected a number");
     assert_eq!(failed.len(), 4);
 
-    // Where nothing fails, the list of an earlier run goes.
+    // Without failures, the list of an earlier run is removed.
     let job = Job { bounds: vec![bound("num_frames", Some(16.0), None)], ..job };
-    let report = run(&table, &job, &mut ()).unwrap();
+    let report = run(&job, &table, &out, &mut ()).unwrap();
     assert_eq!([report.kept, report.dropped, report.failed], [7, 1, 0]);
     assert!(!out.with_extension("failed.csv").exists());
 }
 
 #[test]
-fn a_broken_file_is_listed_and_the_rest_goes_on() {
+fn a_broken_file_is_listed_and_the_others_are_measured() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     clip(&at("good.mp4"), [3, 16, 16], |t, x, y| scenery(t as f64, x, y));
     clip(&at("cut.mp4"), [3, 16, 16], |t, x, y| scenery(t as f64, x, y));
     let bytes = std::fs::read(at("cut.mp4")).unwrap();
-    // So short that no program finds a picture in it.
+    // Too short for any decoder.
     std::fs::write(at("cut.mp4"), &bytes[..40]).unwrap();
     std::fs::write(at("text.mp4"), "no video").unwrap();
     let mut table = manifest(folder.path(), &["cut.mp4", "good.mp4", "absent.mp4", "text.mp4"]);
     table.push([(PATH, String::new())]);
     let out = at("out.csv");
-    let job = Job { bounds: vec![bound("motion", Some(0.0), None)], ..Job::new(&out) };
-    let report = run(&table, &job, &mut ()).unwrap();
+    let job = Job { bounds: vec![bound("motion", Some(0.0), None)], ..Job::default() };
+    let report = run(&job, &table, &out, &mut ()).unwrap();
     assert_eq!([report.kept, report.failed], [1, 4]);
     assert_eq!((report.filters[0].filter.as_str(), report.filters[0].unreadable), ("file", 4));
     assert_eq!(names(&out), ["good.mp4"]);
@@ -239,13 +241,15 @@ fn a_broken_file_is_listed_and_the_rest_goes_on() {
     assert!((0..4).all(|row| !failed.get(row, "reason").unwrap().contains('\n')));
     assert_eq!(failed.get(3, "reason"), Some("it has no path"));
     assert_eq!(failed.get(0, TEXT), Some("A clip named cut.mp4."));
-    // A failure is final until its file is another one.
-    assert_eq!(run(&table, &job, &mut ()).unwrap().failed, 4);
+    // A failure is final until its file changes.
+    assert_eq!(run(&job, &table, &out, &mut ()).unwrap().failed, 4);
     std::fs::write(at("cut.mp4"), &bytes).unwrap();
-    assert_eq!(run(&table, &job, &mut ()).unwrap().failed, 3);
+    assert_eq!(run(&job, &table, &out, &mut ()).unwrap().failed, 3);
     std::fs::write(at("absent.mp4"), &bytes).unwrap();
-    assert_eq!(run(&table, &job, &mut ()).unwrap().failed, 2);
-    assert_eq!(run(&table, &Job { retry_failed: true, ..job }, &mut ()).unwrap().failed, 2);
+    assert_eq!(run(&job, &table, &out, &mut ()).unwrap().failed, 2);
+    let options = RunOptions { retry_failed: true, ..RunOptions::default() };
+    let retry = Job { options, ..job };
+    assert_eq!(run(&retry, &table, &out, &mut ()).unwrap().failed, 2);
 }
 
 #[test]
@@ -262,16 +266,17 @@ fn files_that_changed_are_measured_again() {
         [("pixels", bound("motion", Some(0.0), None)), ("header", bound("fps", Some(0.0), None))]
     {
         let out = at(&format!("{name}.csv"));
-        let job = Job { score_only: name == "pixels", bounds: vec![bound], ..Job::new(&out) };
-        run(&table, &job, &mut ()).unwrap();
+        let job = Job { score_only: name == "pixels", bounds: vec![bound], ..Job::default() };
+        run(&job, &table, &out, &mut ()).unwrap();
         of_size("b.mp4", 5);
-        // Its measures outlive it.
+        // Measurements stay valid after the file is deleted.
         let away = std::fs::read(at("c.mp4")).unwrap();
         std::fs::remove_file(at("c.mp4")).unwrap();
-        let report = run(&table, &job, &mut ()).unwrap();
+        let report = run(&job, &table, &out, &mut ()).unwrap();
         assert_eq!((report.kept, report.failed), (3, 0), "{name}");
-        let journal = journal(&job, if name == "pixels" { Depth::Pixels } else { Depth::Header });
-        // The settings, three files, and one of them once more.
+        let journal =
+            journal(&job, if name == "pixels" { Depth::Pixels } else { Depth::Header }, &out);
+        // The settings, three files, and one of them again.
         assert_eq!(std::fs::read_to_string(journal).unwrap().lines().count(), 5, "{name}");
         std::fs::write(at("c.mp4"), away).unwrap();
         if name == "pixels" {
@@ -296,8 +301,8 @@ fn copies_in_other_sizes_and_codings_are_duplicates() {
     let files = ["small.mp4", "large.mp4", "other.mp4", "other.gif", "third.mp4"];
     let table = manifest(folder.path(), &files);
     let out = at("out.csv");
-    let job = || Job { duplicates: Some(Duplicates::default()), ..Job::new(&out) };
-    let report = run(&table, &job(), &mut ()).unwrap();
+    let job = || Job { duplicates: Some(Duplicates::default()), ..Job::default() };
+    let report = run(&job(), &table, &out, &mut ()).unwrap();
     assert_eq!(names(&out), ["large.mp4", "other.mp4", "third.mp4"]);
     assert_eq!(report.filters.last().unwrap().duplicates, 2);
     let dropped = Table::read(&out.with_extension("dropped.csv")).unwrap();
@@ -306,11 +311,11 @@ fn copies_in_other_sizes_and_codings_are_duplicates() {
     assert!(dropped.get(0, "reason").unwrap().starts_with("near-duplicate of "));
 
     let first = Duplicates { keep: Keep::First, ..Duplicates::default() };
-    run(&table, &Job { duplicates: Some(first), ..job() }, &mut ()).unwrap();
+    run(&Job { duplicates: Some(first), ..job() }, &table, &out, &mut ()).unwrap();
     assert_eq!(names(&out), ["small.mp4", "other.mp4", "third.mp4"]);
-    // What a bound drops is nothing that another clip could duplicate.
+    // A clip that a bound drops is not duplicated by another one.
     let bounds = vec![bound("short_side", None, Some(50.0))];
-    run(&table, &Job { bounds, ..job() }, &mut ()).unwrap();
+    run(&Job { bounds, ..job() }, &table, &out, &mut ()).unwrap();
     assert_eq!(names(&out), ["small.mp4"]);
 }
 
@@ -329,8 +334,8 @@ fn shards_are_scored_merged_and_filtered_without_the_files() {
     for index in 0..2 {
         let shard = Shard::new(index, 2).unwrap();
         let out = at(&format!("{index}.csv"));
-        let job = Job { score_only: true, shard, ..Job::new(&out) };
-        let report = run(&table, &job, &mut ()).unwrap();
+        let job = Job { score_only: true, options: part(shard), ..Job::default() };
+        let report = run(&job, &table, &out, &mut ()).unwrap();
         assert_eq!((report.rows, report.measured), (2 + index, 2));
         merged.append(&Table::read(&out).unwrap());
     }
@@ -339,38 +344,35 @@ fn shards_are_scored_merged_and_filtered_without_the_files() {
     }
     let bounds = vec![bound("brightness", Some(0.1), Some(0.9)), bound("fps", Some(8.0), None)];
     let duplicates = Some(Duplicates { keep: Keep::First, ..Duplicates::default() });
-    let job = Job { bounds, duplicates, ..Job::new(&at("out.csv")) };
-    let report = run(&merged, &job, &mut ()).unwrap();
+    let job = Job { bounds, duplicates, ..Job::default() };
+    let report = run(&job, &merged, &at("out.csv"), &mut ()).unwrap();
     assert_eq!((report.rows, report.measured, report.failed), (5, 0, 0));
     assert_eq!(names(&at("out.csv")), ["a.mp4", "c.mp4", "b.mp4"]);
 
     let shard = Shard::new(0, 2).unwrap();
-    let refused = run(&merged, &Job { shard, ..job }, &mut ()).unwrap_err().to_string();
+    let refused = run(&Job { options: part(shard), ..job }, &merged, &at("out.csv"), &mut ())
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("shard = 0/2"), "{refused}");
 }
 
 #[test]
-fn duplicates_go_across_the_parts_of_a_pipeline() {
+fn duplicates_are_dropped_across_the_shards_of_a_pipeline() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let files = ["a.mp4", "b.mp4", "c.mp4", "d.mp4"];
     for (index, file) in files.iter().enumerate() {
-        // Each clip has its copy in the other part.
+        // Each clip has its copy in the other shard.
         clip(&at(file), [4, 32, 48], |_, x, y| scenery(1.0 + (index / 2) as f64, x, y));
     }
     manifest(folder.path(), &files).write(&at("clips.csv")).unwrap();
     let duplicates = Duplicates { keep: Keep::First, ..Duplicates::default() };
-    let stage = stages::Filter {
-        bounds: vec![bound("fps", Some(1.0), None)],
-        duplicates: Some(duplicates),
-        hashes: false,
-        workers: 1,
-        retry_failed: false,
-    };
+    let bounds = vec![bound("fps", Some(1.0), None)];
+    let stage = Job { bounds, duplicates: Some(duplicates), ..Job::default() };
     let run_part = |name: &str, shard| {
         let (input, work, out) = (at("clips.csv"), at("work"), at(name));
-        let job = pipeline::Job { input, work, out, shard, retry_failed: false };
-        pipeline::run(&[&stage], &job, &mut ()).unwrap();
+        let job = pipeline::Job { input, work, out, options: part(shard) };
+        pipeline::run(&job, &[&stage], &mut ()).unwrap();
         shard_path(&job.out, shard)
     };
     let whole = run_part("whole.csv", Shard::WHOLE);
@@ -381,18 +383,18 @@ fn duplicates_go_across_the_parts_of_a_pipeline() {
     let tables = parts.map(|part| (part.display().to_string(), Table::read(&part).unwrap()));
     let merged = arrange::merge(&tables, None).unwrap().output;
     let merged = arrange::in_order_of(&merged, &Table::read(&at("clips.csv")).unwrap());
-    let job = Job { duplicates: Some(duplicates), ..Job::new(&at("set.csv")) };
-    let report = run(&merged, &job, &mut ()).unwrap();
+    let job = Job { duplicates: Some(duplicates), ..Job::default() };
+    let report = run(&job, &merged, &at("set.csv"), &mut ()).unwrap();
     assert_eq!((report.rows, report.measured, report.kept), (4, 0, 2));
     assert_eq!(names(&at("set.csv")), names(&whole));
 }
 
 #[test]
-fn of_duplicates_in_several_shards_the_same_one_stays_as_without_shards() {
+fn the_same_duplicate_is_kept_with_and_without_shards() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let scene = |name: &str, shape, of: f64| clip(&at(name), shape, |_, x, y| scenery(of, x, y));
-    // In shards of two, g and b would come behind the later f and c.
+    // In shards of two, g and b would come after the later f and c.
     scene("f.mp4", [4, 32, 48], 1.0);
     scene("g.mp4", [4, 32, 48], 2.0);
     scene("c.mp4", [4, 32, 48], 2.0);
@@ -403,7 +405,7 @@ fn of_duplicates_in_several_shards_the_same_one_stays_as_without_shards() {
     for keep in [Keep::First, Keep::Longest] {
         let duplicates = Some(Duplicates { keep, ..Duplicates::default() });
         let out = at("whole.csv");
-        run(&table, &Job { duplicates, ..Job::new(&out) }, &mut ()).unwrap();
+        run(&Job { duplicates, ..Job::default() }, &table, &out, &mut ()).unwrap();
         let first = if keep == Keep::First { "f.mp4" } else { "e.mp4" };
         let whole = names(&out);
         assert!(whole.len() == 3 && whole.contains(&first.into()), "{whole:?}");
@@ -411,14 +413,15 @@ fn of_duplicates_in_several_shards_the_same_one_stays_as_without_shards() {
         let mut parts = Vec::new();
         for index in 0..3 {
             let shard = Shard::new(index, 3).unwrap();
-            let part = at(&format!("{index}.csv"));
-            run(&table, &Job { hashes: true, shard, ..Job::new(&part) }, &mut ()).unwrap();
-            parts.push((part.display().to_string(), Table::read(&part).unwrap()));
+            let out = at(&format!("{index}.csv"));
+            let job = Job { hashes: true, options: part(shard), ..Job::default() };
+            run(&job, &table, &out, &mut ()).unwrap();
+            parts.push((out.display().to_string(), Table::read(&out).unwrap()));
         }
         let merged = arrange::merge(&parts, None).unwrap().output;
         let ordered = arrange::in_order_of(&merged, &table);
-        let job = Job { duplicates, ..Job::new(&at("parts.csv")) };
-        assert_eq!(run(&ordered, &job, &mut ()).unwrap().measured, 0);
+        let job = Job { duplicates, ..Job::default() };
+        assert_eq!(run(&job, &ordered, &at("parts.csv"), &mut ()).unwrap().measured, 0);
         for list in ["csv", "dropped.csv"] {
             let [whole, parts] = [&out, &at("parts.csv")].map(|of| of.with_extension(list));
             let rows = |path: &Path| {
@@ -433,12 +436,12 @@ fn of_duplicates_in_several_shards_the_same_one_stays_as_without_shards() {
     }
 }
 
-/// Stops once a row is done.
+/// Stops after one row.
 struct Stop;
 
-impl Watch for Stop {
-    fn advanced(&mut self, done: usize, _: usize, _: usize) -> ControlFlow<()> {
-        if done >= 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+impl Observer for Stop {
+    fn advanced(&mut self, event: &Advanced) -> ControlFlow<()> {
+        if event.done >= 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }
 
@@ -453,64 +456,49 @@ fn nothing_is_measured_twice_and_models_plug_in() {
     }
     let table = manifest(folder.path(), &files);
     let counting = std::sync::Arc::new(Counting { scored: 0.into(), sizes: vec![].into() });
-    struct Shared(std::sync::Arc<Counting>);
-    impl Score for Shared {
-        fn column(&self) -> &str {
-            self.0.column()
-        }
-        fn settings(&self) -> Value {
-            self.0.settings()
-        }
-        fn frame_size(&self) -> [usize; 2] {
-            self.0.frame_size()
-        }
-        fn score(&self, frames: &[&[u8]]) -> Result<f64, String> {
-            self.0.score(frames)
-        }
-    }
-    let job = |least: f64, out: &str| Job {
-        models: vec![Box::new(Shared(counting.clone()))],
+    let job = |least: f64| Job {
+        models: vec![counting.clone()],
         bounds: vec![bound("red", Some(least), None)],
         journal: Some(at("measures.jsonl")),
-        ..Job::new(&at(out))
+        ..Job::default()
     };
-    let stopped = run(&table, &job(100.0, "out.csv"), &mut Stop).unwrap_err();
-    assert!(matches!(stopped, FilterError::Prepare(PrepareError::Stopped { .. })), "{stopped}");
+    let stopped = run(&job(100.0), &table, &at("out.csv"), &mut Stop).unwrap_err();
+    assert!(matches!(stopped, PrepareError::Stopped { .. }), "{stopped}");
     assert!(!at("out.csv").exists());
-    let report = run(&table, &job(100.0, "out.csv"), &mut ()).unwrap();
+    let report = run(&job(100.0), &table, &at("out.csv"), &mut ()).unwrap();
     assert_eq!(names(&at("out.csv")), ["b.mp4", "c.mp4", "d.mp4"]);
     assert_eq!([report.dropped, report.failed], [1, 1]);
     let failed = Table::read(&at("out.failed.csv")).unwrap();
     assert_eq!(failed.get(0, "reason"), Some("red: too dark to say"));
     // Another bound, another output, the same journal.
-    run(&table, &job(150.0, "strict.csv"), &mut ()).unwrap();
+    run(&job(150.0), &table, &at("strict.csv"), &mut ()).unwrap();
     assert_eq!(names(&at("strict.csv")), ["c.mp4", "d.mp4"]);
     assert_eq!(counting.scored.load(Ordering::Relaxed), files.len());
-    // Four frames a clip, in the model's size.
+    // Four frames per clip, in the model's size.
     assert_eq!(*counting.sizes.lock().unwrap(), vec![4 * 6 * 3; 4 * files.len()]);
 
-    // From the table that was written, nothing is measured; with `measure_again`, all is.
+    // Nothing is measured for the written table, everything with `measure_again`.
     let scored = Table::read(&at("strict.csv")).unwrap();
-    let again = run(&scored, &job(180.0, "last.csv"), &mut ()).unwrap();
+    let again = run(&job(180.0), &scored, &at("last.csv"), &mut ()).unwrap();
     assert_eq!((again.measured, again.kept), (0, 1));
-    let again = Job { measure_again: true, journal: None, ..job(180.0, "last.csv") };
-    assert_eq!(run(&scored, &again, &mut ()).unwrap().measured, 2);
+    let again = Job { measure_again: true, journal: None, ..job(180.0) };
+    assert_eq!(run(&again, &scored, &at("last.csv"), &mut ()).unwrap().measured, 2);
 }
 
 #[test]
-fn jobs_that_cannot_be_done_are_refused() {
+fn invalid_jobs_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out.csv");
     let table = manifest(folder.path(), &["a.mp4"]);
-    let job = Job { bounds: vec![bound("beauty", Some(1.0), None)], ..Job::new(&out) };
-    let refused = run(&table, &job, &mut ()).unwrap_err().to_string();
+    let job = Job { bounds: vec![bound("beauty", Some(1.0), None)], ..Job::default() };
+    let refused = run(&job, &table, &out, &mut ()).unwrap_err().to_string();
     assert_eq!(
         refused,
-        "beauty: no such column, and nothing that is measured; the manifest has path, text"
+        "beauty: neither a column of the table nor a measured one; the table has path, text"
     );
     let addresses = Table::new(["url"]);
-    let job = Job { bounds: vec![bound("fps", Some(1.0), None)], ..Job::new(&out) };
-    let refused = run(&addresses, &job, &mut ()).unwrap_err().to_string();
-    assert!(refused.starts_with("path: no such column"), "{refused}");
+    let job = Job { bounds: vec![bound("fps", Some(1.0), None)], ..Job::default() };
+    let refused = run(&job, &addresses, &out, &mut ()).unwrap_err().to_string();
+    assert!(refused.starts_with("path: neither a column"), "{refused}");
     assert!(!out.exists());
 }

@@ -1,7 +1,7 @@
-//! A bounded sample of a stream whose length nobody knows.
+//! A bounded, evenly spaced sample of a stream of unknown length.
 
-/// Items at even distances: all of them at first; where there are too many, each second one is
-/// given up and the distance doubles. What is kept depends on the stream's length alone.
+/// Evenly spaced items of a stream: all at first; at the capacity, every second item is dropped and the
+/// distance doubles. The kept items depend only on the length of the stream.
 pub(crate) struct Thinned<T> {
     capacity: usize,
     stride: usize,
@@ -9,17 +9,17 @@ pub(crate) struct Thinned<T> {
 }
 
 impl<T> Thinned<T> {
-    /// Keeps at most `capacity` items; from half of that on, once there were as many.
+    /// Keeps at most `capacity` items, and at least half as many of longer streams.
     pub(crate) fn new(capacity: usize) -> Self {
         Self { capacity: capacity.max(1), stride: 1, kept: Vec::new() }
     }
 
-    /// Whether the item of this index is to be kept: what is not need not be made.
+    /// Returns true if the item with this index will be kept; others need not be computed.
     pub(crate) fn wants(&self, index: usize) -> bool {
         index.is_multiple_of(self.stride)
     }
 
-    /// Keeps a wanted item; indices grow from call to call.
+    /// Keeps a wanted item. Indices increase from call to call.
     pub(crate) fn keep(&mut self, index: usize, item: T) {
         self.kept.push((index, item));
         while self.kept.len() > self.capacity {
@@ -28,16 +28,16 @@ impl<T> Thinned<T> {
         }
     }
 
-    /// The items.
+    /// Returns the items.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
         self.kept.iter().map(|(_, item)| item)
     }
 
-    /// The items nearest to the middles of `count` equal parts of a stream of `total` items; one
-    /// may come several times. None where there are no items.
+    /// Returns the items nearest to the centres of `count` equal parts of a stream of `total` items. An item
+    /// can occur several times. Empty without items.
     pub(crate) fn spread(&self, count: usize, total: usize) -> impl Iterator<Item = &T> {
         (0..count).filter_map(move |part| {
-            // Distances in units of 1 / (2 * count) of an item, so that they are whole.
+            // In units of 1 / (2 * count) of an item, in which distances are integers.
             let middle = (2 * part + 1) * total;
             let distance = |index: usize| (index * 2 * count + count).abs_diff(middle);
             self.kept.iter().min_by_key(|(index, _)| distance(*index)).map(|(_, item)| item)
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn items_lie_evenly_and_are_never_too_many() {
+    fn items_are_evenly_spaced_and_bounded() {
         for total in 1..300 {
             let thinned = of(total, 16);
             let kept: Vec<usize> = thinned.iter().copied().collect();
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spread_takes_the_middles_of_equal_parts() {
+    fn a_spread_has_the_centres_of_equal_parts() {
         let spread = |total| of(total, 128).spread(5, total).copied().collect::<Vec<_>>();
         assert_eq!(spread(1), [0; 5]);
         assert_eq!(spread(5), [0, 1, 2, 3, 4]);

@@ -1,5 +1,4 @@
-//! The sections of a pipeline's file, as far as steps have no settings of their own that can be
-//! read from one.
+//! Sections of a pipeline's settings file that differ from the settings of their steps.
 
 #[cfg(feature = "caption")]
 mod caption;
@@ -7,11 +6,10 @@ mod caption;
 #[cfg(feature = "caption")]
 pub use caption::CaptionSection;
 
-use super::stages::{Clean, Filter};
 use crate::{
-    PrepareError,
+    PrepareError, RunOptions,
     clean::{self, Openings},
-    filter::{Bound, Duplicates, FilterError, Keep},
+    filter::{self, Bound, Duplicates, FilterError, Keep},
 };
 use serde::Deserialize;
 use std::{
@@ -19,23 +17,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// `[filter]`: which clips stay.
+/// `[filter]`: bounds of clips, and near-duplicates.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FilterSection {
-    /// Least values by column.
+    /// Smallest values by column.
     pub min: BTreeMap<String, f64>,
-    /// Greatest values by column.
+    /// Largest values by column.
     pub max: BTreeMap<String, f64>,
-    /// Whether near-duplicates go. Parts of a job array measure hashes, and near-duplicates go when the
-    /// parts are merged and filtered once more.
+    /// Drops near-duplicates. Shards only measure hashes; near-duplicates are dropped when their merged
+    /// table is filtered.
     pub duplicates: bool,
-    /// Most bits of 64 in which near-duplicates differ.
+    /// Largest distance of near-duplicates in bits of 64.
     pub max_distance: Option<f64>,
 }
 
 impl FilterSection {
-    pub(super) fn stage(&self, workers: usize, retry_failed: bool) -> Result<Filter, PrepareError> {
+    pub(super) fn job(&self, options: RunOptions) -> Result<filter::Job, PrepareError> {
         let columns = self.min.keys().chain(self.max.keys().filter(|c| !self.min.contains_key(*c)));
         let bound = |column: &String| {
             Bound::new(column, self.min.get(column).copied(), self.max.get(column).copied())
@@ -43,39 +41,37 @@ impl FilterSection {
         let bounds: Result<Vec<Bound>, FilterError> = columns.map(bound).collect();
         let max_distance = self.max_distance.unwrap_or(Duplicates::default().max_distance);
         let duplicates = Duplicates { max_distance, keep: Keep::Longest };
-        Ok(Filter {
-            bounds: bounds.map_err(Box::new)?,
+        Ok(filter::Job {
+            bounds: bounds?,
             duplicates: self.duplicates.then_some(duplicates),
-            hashes: false,
-            workers,
-            retry_failed,
+            options,
+            ..filter::Job::default()
         })
     }
 }
 
-/// `[clean]`: captions and rows in order.
+/// `[clean]`: cleaning of captions and paths.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CleanSection {
-    /// File of caption openings to drop, one a line, instead of the built-in ones.
+    /// File of caption openings to remove, one a line, instead of the built-in ones.
     pub openings: Option<PathBuf>,
-    /// Whether frames are counted anew.
+    /// Counts the frames of each file again.
     pub relength: bool,
 }
 
 impl CleanSection {
-    pub(super) fn stage(
+    pub(super) fn job(
         &self,
         folder: &Path,
-        workers: usize,
-        retry_failed: bool,
-    ) -> Result<Clean, PrepareError> {
+        options: RunOptions,
+    ) -> Result<clean::Job, PrepareError> {
         let openings = self.openings.as_ref().map(|file| Openings::read(&folder.join(file)));
-        let settings = clean::Settings {
+        Ok(clean::Job {
             openings: openings.transpose()?.unwrap_or_default(),
             relength: self.relength,
-            ..clean::Settings::default()
-        };
-        Ok(Clean { settings, workers, retry_failed })
+            options,
+            ..clean::Job::default()
+        })
     }
 }

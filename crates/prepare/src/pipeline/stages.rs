@@ -1,45 +1,22 @@
-//! This crate's steps as stages of a pipeline.
-
-#[cfg(feature = "caption")]
-mod caption;
-
-#[cfg(feature = "caption")]
-pub use caption::Caption;
+//! The steps of this crate as stages of a pipeline: each step's `Job` is a [`Stage`].
 
 use super::Stage;
-use crate::{
-    PrepareError,
-    assemble::Summary,
-    clean,
-    filter::{self, Bound, Duplicates},
-    scan::{self, Found, Walk},
-    split,
-    step::{Shard, Watch},
-};
+use crate::{Observer, PrepareError, Summary, clean, filter, scan, split};
+use clean::{Naming, Treatment};
+use filter::Keep;
 use opensora_manifest::Table;
-use opensora_video::reader::Decoder;
+use scan::{Found, Walk};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// A folder of videos as a table: [`scan::scan`].
-#[derive(Debug, Clone)]
-pub struct Scan {
-    /// How the folder is walked.
-    pub walk: Walk,
-    /// Files that are opened at once.
-    pub workers: usize,
-    /// Whether files that could not be opened are tried again.
-    pub retry_failed: bool,
-}
-
-impl Stage for Scan {
+impl Stage for scan::Job {
     fn name(&self) -> &str {
         "scan"
     }
 
     fn settings(&self) -> Value {
         match self.walk {
-            // As earlier versions had it.
+            // The form of earlier versions.
             Walk { follow_links: false } => json!({}),
             walk => json!(walk),
         }
@@ -49,31 +26,14 @@ impl Stage for Scan {
         &self,
         input: &Path,
         output: &Path,
-        watch: &mut dyn Watch,
+        observer: &mut dyn Observer,
     ) -> Result<Summary, PrepareError> {
-        let found = Found::walk_with(&[input.to_path_buf()], self.walk)?;
-        let job = scan::Job {
-            out: output.into(),
-            decoder: Decoder::Auto,
-            workers: self.workers,
-            retry_failed: self.retry_failed,
-        };
-        scan::scan(&found, &job, watch)
+        let found = Found::walk(&[input.to_path_buf()], self.walk)?;
+        scan::run(self, &found, output, observer)
     }
 }
 
-/// Videos cut into clips: [`split::split`].
-#[derive(Debug, Clone)]
-pub struct Split {
-    /// What clips are like.
-    pub settings: split::Settings,
-    /// Videos worked on at once.
-    pub workers: usize,
-    /// Whether videos that gave no clips are tried again.
-    pub retry_failed: bool,
-}
-
-impl Stage for Split {
+impl Stage for split::Job {
     fn name(&self) -> &str {
         "split"
     }
@@ -86,36 +46,16 @@ impl Stage for Split {
         &self,
         input: &Path,
         output: &Path,
-        watch: &mut dyn Watch,
+        observer: &mut dyn Observer,
     ) -> Result<Summary, PrepareError> {
-        let job = split::Job {
-            workers: self.workers,
-            shard: Shard::WHOLE,
-            retry_failed: self.retry_failed,
-            // Not of the table's name: the step's own folder is called that already.
-            clips: output.with_file_name("clips"),
-            ..split::Job::new(output)
-        };
-        split::split(&Table::read(input)?, &self.settings, &job, watch)
+        // Not the table's name, which the folder of the stage has already.
+        let clips = self.clips.clone().unwrap_or_else(|| output.with_file_name("clips"));
+        let job = Self { clips: Some(clips), ..self.clone() };
+        split::run(&job, &Table::read(input)?, output, observer)
     }
 }
 
-/// Clips measured, and those out of bounds left out: [`filter::run`].
-#[derive(Debug, Clone)]
-pub struct Filter {
-    /// What rows are judged by.
-    pub bounds: Vec<Bound>,
-    /// Whether and how near-duplicates go; not in a part of a job array, which measures hashes instead.
-    pub duplicates: Option<Duplicates>,
-    /// Whether hashes are measured without looking for near-duplicates.
-    pub hashes: bool,
-    /// Files measured at once.
-    pub workers: usize,
-    /// Whether files that could not be read are tried again.
-    pub retry_failed: bool,
-}
-
-impl Stage for Filter {
+impl Stage for filter::Job {
     fn name(&self) -> &str {
         "filter"
     }
@@ -123,8 +63,21 @@ impl Stage for Filter {
     fn settings(&self) -> Value {
         let distance = self.duplicates.map(|duplicates| duplicates.max_distance);
         let mut settings = json!({ "bounds": self.bounds, "duplicates": distance });
+        // Options that are not set are left out, as in the form of earlier versions.
         if self.hashes {
             settings["hashes"] = true.into();
+        }
+        if self.duplicates.is_some_and(|duplicates| duplicates.keep == Keep::First) {
+            settings["keep"] = "first".into();
+        }
+        if !self.models.is_empty() {
+            settings["models"] = self.models.iter().map(|model| model.settings()).collect();
+        }
+        if self.score_only {
+            settings["score_only"] = true.into();
+        }
+        if self.measure_again {
+            settings["measure_again"] = true.into();
         }
         settings
     }
@@ -138,51 +91,57 @@ impl Stage for Filter {
         &self,
         input: &Path,
         output: &Path,
-        watch: &mut dyn Watch,
+        observer: &mut dyn Observer,
     ) -> Result<Summary, PrepareError> {
-        let job = filter::Job {
-            bounds: self.bounds.clone(),
-            duplicates: self.duplicates,
-            hashes: self.hashes,
-            workers: self.workers,
-            retry_failed: self.retry_failed,
-            ..filter::Job::new(output)
-        };
-        let report = filter::run(&Table::read(input)?, &job, watch).map_err(Box::new)?;
-        // What was dropped was judged, and is listed apart.
-        Ok(Summary { input: report.rows, output: report.kept, failed: report.failed })
+        Ok(filter::run(self, &Table::read(input)?, output, observer)?.summary())
     }
 }
 
-/// Captions and rows put in order: [`clean::clean`].
-#[derive(Debug, Clone)]
-pub struct Clean {
-    /// What is cleaned.
-    pub settings: clean::Settings,
-    /// Files that are read at once.
-    pub workers: usize,
-    /// Whether files that could not be read are tried again.
-    pub retry_failed: bool,
-}
-
-impl Stage for Clean {
+impl Stage for clean::Job {
     fn name(&self) -> &str {
         "clean"
     }
 
     fn settings(&self) -> Value {
-        json!({ "openings": self.settings.openings, "relength": self.settings.relength })
+        let mut settings = json!({ "openings": self.openings, "relength": self.relength });
+        // Options that are not set are left out, as in the form of earlier versions.
+        for (name, treatment) in [("empty", self.empty), ("unusable", self.unusable)] {
+            if treatment != Treatment::Drop {
+                settings[name] = json!(treatment);
+            }
+        }
+        if self.naming != Naming::Movable {
+            settings["naming"] = json!(self.naming);
+        }
+        settings
     }
 
     fn run(
         &self,
         input: &Path,
         output: &Path,
-        watch: &mut dyn Watch,
+        observer: &mut dyn Observer,
     ) -> Result<Summary, PrepareError> {
-        let (workers, retry_failed) = (self.workers, self.retry_failed);
-        let job = clean::Job { out: output, workers, retry_failed };
-        let counts = clean::clean(&Table::read(input)?, &self.settings, &job, watch)?;
-        Ok(Summary { input: counts.rows, output: counts.written, failed: counts.listed })
+        Ok(clean::run(self, &Table::read(input)?, output, observer)?.summary())
+    }
+}
+
+#[cfg(feature = "caption")]
+impl Stage for crate::caption::Job {
+    fn name(&self) -> &str {
+        "caption"
+    }
+
+    fn settings(&self) -> Value {
+        self.journal_settings()
+    }
+
+    fn run(
+        &self,
+        input: &Path,
+        output: &Path,
+        observer: &mut dyn Observer,
+    ) -> Result<Summary, PrepareError> {
+        Ok(crate::caption::run(self, &Table::read(input)?, output, observer)?.summary())
     }
 }

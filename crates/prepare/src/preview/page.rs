@@ -1,19 +1,19 @@
-//! The HTML: one page that holds its pictures and fetches nothing.
+//! The HTML sheet: one page with embedded images and no requests.
 //!
-//! Names and captions are texts of strangers: all that means something in HTML is escaped, control
-//! characters are taken out, and a policy in the page forbids scripts and requests whatever it
-//! contained.
+//! Names and captions are untrusted: HTML is escaped, control characters are removed, and a content
+//! security policy forbids scripts and requests in any case.
 
 use super::Entry;
+use crate::RowError;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use image::{ExtendedColorType, codecs::jpeg::JpegEncoder};
 use opensora_video::Frames;
 use std::fmt::Write;
 
-/// Quality of the pictures, 1 to 100.
+/// JPEG quality, from 1 to 100.
 const QUALITY: u8 = 85;
 
-/// What stands before the first clip.
+/// The page before the first clip.
 const HEAD: &str = r#"<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -35,23 +35,26 @@ figcaption { unicode-bidi: isolate; white-space: pre-line; overflow-wrap: anywhe
 <main>
 "#;
 
-/// A strip of frames as the text of a JPEG, and its height and width.
+/// A strip of frames as JPEG in base64, and its height and width.
 pub(super) struct Picture {
     base64: String,
     size: [usize; 2],
 }
 
 /// Encodes a strip of frames.
-pub(super) fn picture(strip: &Frames) -> Result<Picture, String> {
+pub(super) fn picture(strip: &Frames) -> Result<Picture, RowError> {
     let mut jpeg = Vec::new();
     let size = [strip.height(), strip.width()];
-    JpegEncoder::new_with_quality(&mut jpeg, QUALITY)
-        .encode(strip.data(), size[1] as u32, size[0] as u32, ExtendedColorType::Rgb8)
-        .map_err(|error| error.to_string())?;
+    JpegEncoder::new_with_quality(&mut jpeg, QUALITY).encode(
+        strip.data(),
+        size[1] as u32,
+        size[0] as u32,
+        ExtendedColorType::Rgb8,
+    )?;
     Ok(Picture { base64: STANDARD.encode(jpeg), size })
 }
 
-/// The whole page.
+/// Returns the page.
 pub(super) fn page(entries: &[Entry<'_, Picture>]) -> String {
     let mut page = String::from(HEAD);
     for entry in entries {
@@ -81,7 +84,7 @@ pub(super) fn page(entries: &[Entry<'_, Picture>]) -> String {
     page
 }
 
-/// Appends a text as it is to be read.
+/// Appends escaped text.
 fn escape(text: &str, page: &mut String) {
     for letter in text.chars() {
         match letter {

@@ -1,4 +1,4 @@
-//! The PNG: one clip below the other.
+//! The PNG sheet: one clip below the other.
 
 use super::{Entry, PLACES, THUMBNAIL};
 use crate::PrepareError;
@@ -6,15 +6,15 @@ use opensora_chart::{ChartError, text::Paragraph};
 use opensora_video::{Frames, VideoError, png};
 use std::path::Path;
 
-/// Most rows: each takes at most some 400 lines of pixels, and images have 16384.
+/// Largest number of rows: each has at most about 400 lines of pixels, and images at most 16384.
 pub(super) const MOST: usize = 40;
-/// Pixels around everything, and between two clips.
+/// Pixels around the sheet, and between two clips.
 const MARGIN: usize = 12;
-/// Width of the sheet: that of three thumbnails with what lies between them.
+/// Width of the sheet: three thumbnails, their gaps and the margins.
 pub(super) const WIDTH: usize = PLACES.len() * (THUMBNAIL[1] + 2) + 2 + 2 * MARGIN;
-/// Height of letters of a clip's name and of its caption, in pixels.
+/// Font sizes of a clip's name and caption in pixels.
 const LETTERS: [u32; 2] = [13, 16];
-/// Lines after which a caption is cut off.
+/// Largest number of lines of a caption.
 const LINES: usize = 8;
 
 /// Draws the entries and writes the file.
@@ -41,7 +41,7 @@ pub(super) fn save(entries: &[Entry<'_, Frames>], path: &Path) -> Result<(), Pre
     Ok(png::write(path, &still).map_err(ChartError::Image)?)
 }
 
-/// Appends a picture below what is there.
+/// Appends an image below the sheet.
 fn paste(sheet: &mut Vec<u8>, picture: &Frames) {
     let rest = WIDTH - MARGIN - picture.width();
     for row in picture.data().chunks_exact(3 * picture.width()) {

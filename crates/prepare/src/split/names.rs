@@ -1,15 +1,15 @@
-//! How clips are named.
+//! File names of clips.
 
 use opensora_files::hex;
 use sha2::{Digest, Sha256};
 use std::{collections::HashMap, path::Path};
 
-/// Bytes that a video's name may have in its clips' names; file systems end at 255.
+/// Longest part of a video's name in its clips' names, in bytes; file systems allow 255 in total.
 const LONGEST: usize = 180;
 
-/// The beginnings of the names of the videos' clips: each video's own name without its ending.
-/// Where that is another video's, too, or too long, digits of the key's SHA-256 tell them apart.
-/// `keys` are what tells the videos apart, and all of them whatever the shard.
+/// Returns the name prefixes of the videos' clips: each video's file name without extension. If it is
+/// too long or not unique, digits of the key's SHA-256 are appended. `keys` are the keys of all videos,
+/// also of other shards.
 pub(crate) fn stems(keys: &[String]) -> Vec<String> {
     let stem = |key: &String| {
         let stem = Path::new(key).file_stem();
@@ -18,7 +18,7 @@ pub(crate) fn stems(keys: &[String]) -> Vec<String> {
     let plain: Vec<String> = keys.iter().map(stem).collect();
     let mut count = HashMap::new();
     for stem in &plain {
-        // There are file systems to which large and small letters are the same.
+        // Some file systems ignore case.
         *count.entry(stem.to_lowercase()).or_insert(0) += 1;
     }
     let name = |(stem, key): (&String, &String)| {
@@ -32,11 +32,10 @@ pub(crate) fn stems(keys: &[String]) -> Vec<String> {
     plain.iter().zip(keys).map(name).collect()
 }
 
-/// A clip's file name: `<video>_scene-<k>.mp4`, and `<video>_scene-<k>_part-<p>.mp4` where scenes
-/// give several clips.
+/// Returns a clip's file name: `<video>_scene-<k>.mp4`, or `<video>_scene-<k>_part-<p>.mp4` if scenes
+/// give several clips. k counts all scenes from 0, also those without clip.
 ///
-/// Source: hpcaitech/Open-Sora v1.0.0, `tools/scenedetect/utils.py`, `split_video`; k counts all
-/// scenes from 0, also those that give no clip.
+/// Source: hpcaitech/Open-Sora v1.0.0, `tools/scenedetect/utils.py`, `split_video`.
 pub(crate) fn clip(stem: &str, scene: usize, part: Option<usize>) -> String {
     match part {
         None => format!("{stem}_scene-{scene}.mp4"),
@@ -49,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equal_names_are_told_apart_and_the_others_left_alone() {
+    fn equal_names_get_a_digest_and_other_names_none() {
         let long = format!("x/{}.mp4", "ü".repeat(126));
         let keys = ["a/Sea.mp4", "b/sea.mov", "b/fog.mp4", &long].map(String::from);
         let names = stems(&keys);
@@ -57,7 +56,7 @@ mod tests {
         assert_ne!(names[0][4..], names[1][4..]);
         assert_eq!(names[2], "fog");
         assert!(names[3].len() <= LONGEST + 11 && names[3].starts_with("üü"), "{names:?}");
-        // In another order, and with other company, a name stays.
+        // A name does not depend on the order or number of the other videos.
         assert_eq!(stems(&[keys[1].clone(), keys[0].clone()])[1], names[0]);
         assert_eq!(clip("fog", 3, None), "fog_scene-3.mp4");
         assert_eq!(clip("fog", 3, Some(1)), "fog_scene-3_part-1.mp4");

@@ -1,25 +1,25 @@
-//! Which frames make which clips.
+//! Chooses the frames of each clip.
 
 use super::Settings;
 use std::ops::Range;
 
-/// A clip that is to be cut.
+/// A planned clip.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Cut {
-    /// Its scene, counted from 0.
+    /// The scene, counted from 0.
     pub(crate) scene: usize,
-    /// Which part of the scene, from 0, where scenes are cut into several clips.
+    /// The part of the scene, counted from 0; 0 unless scenes are cut into several clips.
     pub(crate) part: usize,
-    /// Where it begins, in seconds of the video.
+    /// Start in seconds of the video.
     pub(crate) start: f64,
-    /// Where it ends.
+    /// End in seconds of the video.
     pub(crate) end: f64,
-    /// The video's frame that each of the clip's frames shows; never decreasing.
+    /// For each frame of the clip, the frame of the video that it shows; never decreasing.
     pub(crate) picks: Vec<usize>,
 }
 
-/// A video's frames per second: what it states, unless its frames say otherwise, as those of a
-/// variable rate do. `None` where neither is a rate.
+/// Returns a video's frames per second: the stated rate, or the mean rate of its frames if that differs
+/// by more than 2 % (variable frame rates). `None` if neither is known.
 pub(crate) fn rate(stated: f64, times: &[f64]) -> Option<f64> {
     let is_rate = |fps: &f64| fps.is_finite() && *fps > 0.0;
     let (first, last) = (times.first()?, times.last()?);
@@ -30,14 +30,13 @@ pub(crate) fn rate(stated: f64, times: &[f64]) -> Option<f64> {
     }
 }
 
-/// The clips of a video whose frames are shown at `times` (seconds, not decreasing), at `fps`
-/// frames per second; `video_end` is when its last frame ends.
+/// Plans the clips of a video at `fps` frames per second. `times` are the seconds at which its frames
+/// are shown, not decreasing; `video_end` is the second at which the last frame ends.
 ///
-/// A scene gives one clip, its beginning where it is longer than the longest clip; with `keep_long`
-/// it gives as many as fit. A clip's frame is the scene's frame that is nearest to its time, where
-/// one is nearer than half a tick, and else the one that is still shown then. (A frame that is a
-/// little late, as containers round times, is no reason to show the one before it twice; a frame
-/// that is seconds away is no reason to end a still early.)
+/// A scene gives one clip, which is the beginning of a scene longer than the longest clip; with
+/// `keep_long` a scene gives as many clips as fit. Each frame of a clip shows the scene's nearest frame if
+/// that is within half a frame duration, and otherwise the last frame before its time. So times that
+/// containers round do not repeat frames, and an image that is shown for seconds is not cut short.
 ///
 /// Source: hpcaitech/Open-Sora v1.0.0, `tools/scenedetect/utils.py`, `split_video`, where FFmpeg's
 /// `-r` chooses frames.
@@ -50,7 +49,7 @@ pub(crate) fn plan(
 ) -> Vec<Cut> {
     let ticks = |seconds: f64| (seconds * fps).round() as usize;
     let most = ticks(settings.max_seconds).max(1);
-    // A single frame is a picture.
+    // A single frame is an image, not a clip.
     let least = ticks(settings.min_seconds).max(2);
     let mut cuts = Vec::new();
     for (scene, &Range { start, end }) in scenes.iter().enumerate() {
@@ -68,7 +67,7 @@ pub(crate) fn plan(
             let shown_at = &times[start..end];
             let shown = |tick: usize| {
                 let ticks = |frame: usize| (shown_at[frame] - from) * fps - tick as f64;
-                // A little on one side, so that what lies in the middle falls there always.
+                // Slightly below one half, so that ties always fall on the same side.
                 let before = shown_at
                     .partition_point(|time| (time - from) * fps - (tick as f64) < 0.5 - 1e-6);
                 let mut frame = before.max(1) - 1;
@@ -108,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_go_up_and_down_by_time() {
+    fn frames_are_repeated_and_dropped_by_time() {
         assert_eq!(picks(&even(45, 30.0), 30.0), (0..45).collect::<Vec<_>>());
         assert_eq!(picks(&even(48, 24.0), 30.0)[..8], [0, 1, 1, 2, 3, 4, 5, 5]);
         assert_eq!(picks(&even(120, 60.0), 30.0)[..4], [0, 2, 4, 6]);
@@ -118,13 +117,13 @@ mod tests {
         let rounded: Vec<f64> =
             even(90, 30.0).iter().map(|time| (time * 1000.0).round() / 1000.0).collect();
         assert_eq!(picks(&rounded, 30.0), (0..90).collect::<Vec<_>>());
-        // NTSC's rate: one frame in a thousand comes twice, and not before it must.
+        // NTSC's rate: one frame in a thousand is repeated, and none of the first 90.
         assert_eq!(picks(&even(90, 30.0 / 1.001), 30.0), (0..90).collect::<Vec<_>>());
     }
 
     #[test]
-    fn a_variable_rate_keeps_its_time() {
-        // A second of 10 frames, a second of 50.
+    fn clips_of_a_variable_frame_rate_keep_time() {
+        // One second of 10 frames, then one of 50.
         let times: Vec<f64> = (0..10)
             .map(|frame| f64::from(frame) / 10.0)
             .chain((0..50).map(|frame| 1.0 + f64::from(frame) / 50.0))
@@ -135,7 +134,7 @@ mod tests {
             let wanted = tick as f64 / 30.0;
             assert!(times[frame] < wanted + 0.5 / 30.0 && times[frame] > wanted - 0.1);
         }
-        // A still is shown until the next frame comes.
+        // A frame is shown until the next one.
         let slides = [0.0, 1.0, 1.2];
         assert_eq!(picks(&slides, 10.0), [[0; 10].as_slice(), &[1, 1], &[2; 6]].concat());
         assert_eq!(rate(15.0, &times).map(f64::round), Some(30.0));
@@ -144,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn clips_are_not_shorter_nor_longer_than_asked_for() {
+    fn clips_have_the_shortest_to_the_longest_length() {
         let times = even(600, 30.0);
         let scenes = [0..29, 29..59, 59..200, 200..590, 590..600];
         let cuts = plan(&scenes, &times, 20.0, 30.0, &Settings::default());

@@ -1,7 +1,7 @@
-//! The progress in a long video: what its first pass found, and the clips that are written.
+//! The progress file of a long video: results of the first pass and the clips that are written.
 //!
-//! It is kept in a hidden file in the folder of clips while the video is worked on. After a kill, the
-//! first pass is not made again, and only clips that are missing are encoded.
+//! It is a hidden file in the folder of clips that exists while the video is processed. After a kill, the
+//! first pass is not repeated, and only missing clips are encoded.
 
 use super::{Clip, Settings};
 use opensora_files::{Journal, hex};
@@ -14,12 +14,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What the first pass found.
+/// The results of the first pass.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Scan {
     /// Height and width of the frames.
     pub(super) size: [usize; 2],
-    /// Those in square pixels.
+    /// Height and width in square pixels.
     pub(super) square: [usize; 2],
     /// Frames per second as the container states them.
     pub(super) fps: f64,
@@ -29,7 +29,7 @@ pub(super) struct Scan {
     pub(super) times: Vec<f64>,
     /// Seconds at which the last frame ends.
     pub(super) end: f64,
-    /// Whether the frames were decoded in this process; the second pass takes the same decoder.
+    /// True if the frames were decoded in this process. The second pass uses the same decoder.
     in_process: bool,
 }
 
@@ -58,24 +58,24 @@ struct Head {
     scan: Scan,
 }
 
-/// Any other line: a clip and its place among the clips that are cut.
+/// Any other line: a clip and its index among the planned clips.
 #[derive(Serialize, Deserialize)]
 struct Written {
     cut: usize,
     clip: Clip,
 }
 
-/// The opened file.
+/// An open progress file.
 pub(super) struct Progress {
     path: PathBuf,
     journal: Journal,
 }
 
-/// What an earlier run left.
+/// The progress of an earlier run.
 pub(super) struct Left {
     pub(super) progress: Progress,
     pub(super) scan: Scan,
-    /// The clips that it wrote, by their places.
+    /// The clips that it wrote, with their indices.
     pub(super) clips: Vec<(usize, Clip)>,
 }
 
@@ -85,8 +85,8 @@ impl Progress {
         folder.join(format!(".opensora-{digest}.progress.jsonl"))
     }
 
-    /// Takes up what an earlier run left of a video in this state, cut with these settings. Of another
-    /// state or other settings, the file and the clips that it names are removed.
+    /// Opens the progress of an earlier run on the same version of the video with the same settings. If
+    /// the version or the settings differ, removes the file and the clips that it names.
     ///
     /// # Errors
     /// Returns an error if the file cannot be read or removed.
@@ -110,17 +110,17 @@ impl Progress {
             return Ok(Some(Left { progress, scan, clips }));
         }
         for (_, clip) in &clips {
-            // Another run's clip of this name may be there or not.
+            // The clip may have been removed already.
             let _ = fs::remove_file(folder.join(&clip.file));
         }
         progress.remove()?;
         Ok(None)
     }
 
-    /// Begins the file of a video.
+    /// Creates the progress file of a video.
     ///
     /// # Errors
-    /// Returns an error if it cannot be written.
+    /// Returns an error if the file cannot be written.
     pub(super) fn begin(
         (folder, stem): (&Path, &str),
         state: &str,
@@ -136,10 +136,10 @@ impl Progress {
         Ok(Self { path, journal })
     }
 
-    /// Notes a clip that is written.
+    /// Records a written clip.
     ///
     /// # Errors
-    /// Returns an error if the disk refuses.
+    /// Returns an error if the file cannot be written.
     pub(super) fn add(&mut self, cut: usize, clip: &Clip) -> io::Result<()> {
         let line = serde_json::to_string(&Written { cut, clip: clip.clone() })?;
         self.journal.append([line.as_str()])
@@ -148,7 +148,7 @@ impl Progress {
     /// Removes the file.
     ///
     /// # Errors
-    /// Returns an error if the operating system refuses.
+    /// Returns an error if the file cannot be removed.
     pub(super) fn remove(self) -> io::Result<()> {
         fs::remove_file(self.path)
     }

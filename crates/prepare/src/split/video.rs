@@ -1,4 +1,4 @@
-//! One video and its clips.
+//! Cuts one video into clips, in two passes.
 
 use super::{
     Rate, Settings, names,
@@ -8,10 +8,11 @@ use super::{
     size,
 };
 use crate::{
-    open::{check, open_stored, strip_path, without_path},
+    RowError,
+    open::{check, open_stored},
     shots::{self, VideoShots},
 };
-use opensora_files::{error_line, sync_folder};
+use opensora_files::sync_folder;
 use opensora_video::{
     Frames, VideoSpec, Writer,
     pillow::{Filter, Resize},
@@ -19,41 +20,41 @@ use opensora_video::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::{cell::OnceCell, collections::VecDeque, ops::Range, path::Path};
+use std::{cell::OnceCell, collections::VecDeque, error::Error, ops::Range, path::Path};
 
-/// Most bytes that a clip's pictures may take.
+/// Largest size of a clip's frames in bytes.
 const MAX_CLIP: usize = 2 << 30;
 
-/// Most seconds of a video; what claims more has broken times.
+/// Longest video in seconds; longer ones have broken timestamps.
 const MAX_SECONDS: f64 = 360_000.0;
 
-/// Videos of so many seconds are resumed where they were; shorter ones are cut again.
+/// Shortest video in seconds that is resumed after an interruption; shorter ones start again.
 const LONG: f64 = 30.0;
 
-/// A clip that was written.
+/// A written clip.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Clip {
-    /// Its name in the folder of clips.
+    /// File name in the folder of clips.
     pub file: String,
-    /// Where it begins in the video, in seconds.
+    /// Start in seconds of the video.
     pub start: f64,
-    /// Where it ends.
+    /// End in seconds of the video.
     pub end: f64,
     /// Frames per second.
     pub fps: f64,
-    /// Pixels in a row.
+    /// Width in pixels.
     pub width: usize,
-    /// Rows.
+    /// Height in pixels.
     pub height: usize,
-    /// Frames.
+    /// Number of frames.
     pub num_frames: usize,
-    /// Length of the file; journals of earlier versions do not have it.
+    /// Size of the file in bytes; `None` in journals of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
 }
 
 impl Clip {
-    /// Returns true if the file is in the folder of clips, as long as it was.
+    /// Returns true if the file exists in the folder of clips with its recorded size.
     pub(crate) fn is_in(&self, folder: &Path) -> bool {
         let found = std::fs::metadata(folder.join(&self.file));
         found.is_ok_and(|file| {
@@ -62,33 +63,32 @@ impl Clip {
     }
 }
 
-/// Where the clips of a video go.
+/// The folders and names of a video's clips.
 #[derive(Clone, Copy)]
 pub(crate) struct Place<'a> {
     /// The folder of clips.
     pub(crate) folder: &'a Path,
-    /// A folder in it for clips that are not complete, which is there.
+    /// An existing folder in it for incomplete clips.
     pub(crate) unfinished: &'a Path,
-    /// The beginning of their names.
+    /// Prefix of the clips' names.
     pub(crate) stem: &'a str,
 }
 
 /// Cuts a video; returns the number of its scenes and its clips, at least one. Clips of the same
-/// names in the folder are replaced. `state` tells the video from later versions of the file.
+/// names in the folder are replaced. `state` identifies the version of the video's file.
 ///
 /// # Errors
-/// Why there is no clip; one line without the path.
+/// Returns an error if the video gives no clip.
 pub(crate) fn cut(
     path: &Path,
     place: Place<'_>,
     decoder: Decoder,
     settings: &Settings,
     state: Option<&str>,
-) -> Result<(usize, Vec<Clip>), String> {
+) -> Result<(usize, Vec<Clip>), RowError> {
     check(path)?;
     let at = (place.folder, place.stem);
-    let kept = |error: std::io::Error| format!("its progress: {error}");
-    let left = Progress::left(at, state, settings).map_err(kept)?;
+    let left = Progress::left(at, state, settings).map_err(progress_error)?;
     let (scan, mut progress, written) = match left {
         Some(Left { progress, scan, clips }) => (scan, Some(progress), clips),
         None => (scan(path, decoder, settings)?, None, vec![]),
@@ -96,21 +96,14 @@ pub(crate) fn cut(
     let Scan { scenes, times, end, .. } = &scan;
     let square = size::resize(scan.square, settings.shorter_side, settings.enlarge)?;
     let resize = Resize { source: scan.size, ..square };
-    let rate = plan::rate(scan.fps, times).ok_or("it states no frame rate and has one frame")?;
+    let fps = frame_rate(&scan, settings)?;
     check_times(times, *end)?;
-    let fps = match settings.fps {
-        Rate::Fixed(fps) => fps,
-        Rate::Source if possible(rate) => rate,
-        Rate::Source => {
-            return Err(format!("it has {rate} frames a second, expected 0.01 to 1000"));
-        }
-    };
     let cuts = plan::plan(scenes, times, *end, fps, settings);
     if cuts.is_empty() {
-        return Err(too_short(scenes, times, *end, settings));
+        return Err(too_short(scenes, times, *end, settings).into());
     }
     if let (None, Some(state), true) = (&progress, state, *end >= LONG) {
-        progress = Some(Progress::begin(at, state, settings, &scan).map_err(kept)?);
+        progress = Some(Progress::begin(at, state, settings, &scan).map_err(progress_error)?);
     }
     let mut clips = vec![None; cuts.len()];
     for (cut, clip) in written {
@@ -121,47 +114,59 @@ pub(crate) fn cut(
     let mut writing = Writing { place, fps, resize, settings, clips, progress };
     let done = open_stored(path, scan.decoder()).and_then(|reader| writing.all(cuts, reader));
     let Writing { clips, progress, .. } = writing;
-    // Where it cannot be removed, the next run finds that it is of no use.
+    // If it cannot be removed, the next run finds that it is outdated.
     let _ = progress.map(Progress::remove);
     let clips: Vec<Clip> = clips.into_iter().flatten().collect();
-    match done {
-        Ok(()) => Ok((scenes.len(), clips)),
-        Err(error) => {
-            for clip in clips {
-                // No table will name it. Where it cannot be removed, it stays.
-                let _ = std::fs::remove_file(place.folder.join(clip.file));
-            }
-            Err(strip_path(&error, path))
+    if let Err(error) = done {
+        for clip in clips {
+            // A clip that cannot be removed stays; no table names it.
+            let _ = std::fs::remove_file(place.folder.join(clip.file));
         }
+        return Err(error);
+    }
+    Ok((scenes.len(), clips))
+}
+
+fn progress_error(error: std::io::Error) -> RowError {
+    RowError::part("its progress", error)
+}
+
+fn clip_error(error: impl Into<Box<dyn Error + Send + Sync>>) -> RowError {
+    RowError::part("its clip", error)
+}
+
+/// Returns the frame rate of the clips of a video.
+fn frame_rate(scan: &Scan, settings: &Settings) -> Result<f64, RowError> {
+    let rate = plan::rate(scan.fps, &scan.times);
+    let rate = rate.ok_or("it states no frame rate and has one frame")?;
+    match settings.fps {
+        Rate::Fixed(fps) => Ok(fps),
+        Rate::Source if possible(rate) => Ok(rate),
+        Rate::Source => Err(format!("it has {rate} frames a second, expected 0.01 to 1000").into()),
     }
 }
 
 /// The first pass: the frames of each scene, and the time of each frame.
-fn scan(path: &Path, decoder: Decoder, settings: &Settings) -> Result<Scan, String> {
+fn scan(path: &Path, decoder: Decoder, settings: &Settings) -> Result<Scan, RowError> {
     let VideoShots { info, shots, times, end, decoder } =
-        shots::of_video(path, decoder, &settings.shots)
-            .map_err(|error| without_path(&error, path))?;
+        shots::of_video(path, decoder, &settings.shots)?;
     let sizes = ([info.height, info.width], info.square_size());
     Ok(Scan::new(sizes, info.fps, (shots.scenes, times, end), decoder))
 }
 
-fn other_size(frame: usize) -> String {
-    format!("frame {} has another size than the first one", frame + 1)
-}
-
-/// Fails where times run backwards, or away; `end` is when the last frame ends.
-fn check_times(times: &[f64], end: f64) -> Result<(), String> {
+/// Returns an error if times decrease or are too long; `end` is the second at which the last frame ends.
+fn check_times(times: &[f64], end: f64) -> Result<(), RowError> {
     if let Some(pair) = times.windows(2).find(|pair| !pair.is_sorted()) {
-        return Err(format!("a frame at {} s comes after one at {} s", pair[1], pair[0]));
+        return Err(format!("a frame at {} s comes after one at {} s", pair[1], pair[0]).into());
     }
     let seconds = end - times[0];
     if seconds.is_nan() || seconds > MAX_SECONDS {
-        return Err(format!("it lasts {seconds:.0} s, expected at most {MAX_SECONDS:.0}"));
+        return Err(format!("it lasts {seconds:.0} s, expected at most {MAX_SECONDS:.0}").into());
     }
     Ok(())
 }
 
-/// Why a video gives no clip.
+/// Returns why a video gives no clip.
 fn too_short(scenes: &[Range<usize>], times: &[f64], end: f64, settings: &Settings) -> String {
     let time = |frame: usize| times.get(frame).copied().unwrap_or(end);
     let longest = scenes.iter().map(|scene| time(scene.end) - time(scene.start));
@@ -174,20 +179,20 @@ fn too_short(scenes: &[Range<usize>], times: &[f64], end: f64, settings: &Settin
     )
 }
 
-/// The second pass: pictures to clips.
+/// The second pass: writes frames to clips.
 struct Writing<'a> {
     place: Place<'a>,
     fps: f64,
     resize: Resize,
     settings: &'a Settings,
-    /// Those that are written, by their places among the cuts.
+    /// Written clips, by their indices among the cuts.
     clips: Vec<Option<Clip>>,
     progress: Option<Progress>,
 }
 
 impl Writing<'_> {
-    /// Writes the clips that are missing; decoding ends with the last one.
-    fn all(&mut self, cuts: Vec<Cut>, reader: VideoReader) -> Result<(), String> {
+    /// Writes the missing clips. Decoding ends after the last one.
+    fn all(&mut self, cuts: Vec<Cut>, reader: VideoReader) -> Result<(), RowError> {
         let [height, width] = self.resize.source;
         let missing = cuts.into_iter().enumerate().filter(|(cut, _)| self.clips[*cut].is_none());
         let mut cuts: VecDeque<(usize, Cut)> = missing.collect();
@@ -196,12 +201,12 @@ impl Writing<'_> {
         }
         let mut open = None;
         for (index, frame) in reader.enumerate() {
-            let frame = frame.map_err(|error| error_line(&error))?;
+            let frame = frame?;
             if frame.rgb.len() != 3 * height * width {
-                return Err(other_size(index));
+                return Err(RowError::FrameSize { frame: index });
             }
             let resized = OnceCell::new();
-            // The frame that ends a clip may begin the next one, too.
+            // The last frame of a clip can be the first of the next one.
             while let Some((_, cut)) = cuts.front() {
                 let clip = match &mut open {
                     Some(clip) => clip,
@@ -225,11 +230,11 @@ impl Writing<'_> {
                 return Ok(());
             }
         }
-        Err("it had more frames when its shots were looked for: has it changed since?".into())
+        Err("it has fewer frames than in the first pass: has it changed since?".into())
     }
 
-    /// Opens a clip's file, before anything is decoded for it.
-    fn open(&self, cut: &Cut) -> Result<OpenClip, String> {
+    /// Creates a clip's file before its frames are decoded.
+    fn open(&self, cut: &Cut) -> Result<OpenClip, RowError> {
         let [height, width] = self.resize.size;
         let frames = cut.picks.len();
         let bytes = (3 * height * width).checked_mul(frames).filter(|bytes| *bytes <= MAX_CLIP);
@@ -243,39 +248,34 @@ impl Writing<'_> {
         let part = self.settings.keep_long.then_some(cut.part);
         let file = names::clip(self.place.stem, cut.scene, part);
         let spec = VideoSpec { frames, width, height, fps: self.fps };
-        let writer = Writer::open(&self.place.unfinished.join(&file), &spec);
-        let writer = writer.map_err(|error| format!("its clip: {}", error_line(&error)))?;
+        let writer = Writer::open(&self.place.unfinished.join(&file), &spec).map_err(clip_error)?;
         Ok(OpenClip { file, writer, rgb: Vec::with_capacity(bytes), frames: 0 })
     }
 
-    /// Gives a clip its name.
-    fn write(&mut self, clip: OpenClip, place: usize, cut: &Cut) -> Result<(), String> {
+    /// Writes a clip and renames it to its final name.
+    fn write(&mut self, clip: OpenClip, place: usize, cut: &Cut) -> Result<(), RowError> {
         let OpenClip { file, writer, rgb, frames: num_frames } = clip;
         let [height, width] = self.resize.size;
-        let frames = Frames::from_rgb(rgb, [num_frames, height, width])
-            .map_err(|error| error.to_string())?;
-        let fail = |error: &(dyn std::error::Error + 'static)| {
-            format!("its clip: {}", error_line(error))
-        };
-        // Where a clip comes from stands in the table.
-        let unfinished = writer.write(&frames, &Value::Null).map_err(|error| fail(&error))?;
+        let frames = Frames::from_rgb(rgb, [num_frames, height, width])?;
+        // The table names the source of the clip, so the file has no metadata.
+        let unfinished = writer.write(&frames, &Value::Null).map_err(clip_error)?;
         let target = self.place.folder.join(&file);
         let bytes = std::fs::metadata(&unfinished)
             .and_then(|written| std::fs::rename(&unfinished, &target).map(|()| written.len()))
             .and_then(|bytes| sync_folder(&target).map(|()| bytes))
-            .map_err(|error| fail(&error))?;
+            .map_err(clip_error)?;
         let (&Cut { start, end, .. }, fps) = (cut, self.fps);
         let bytes = Some(bytes);
         let clip = Clip { file, start, end, fps, width, height, num_frames, bytes };
         if let Some(progress) = &mut self.progress {
-            progress.add(place, &clip).map_err(|error| format!("its progress: {error}"))?;
+            progress.add(place, &clip).map_err(progress_error)?;
         }
         self.clips[place] = Some(clip);
         Ok(())
     }
 }
 
-/// A clip whose frames are being gathered.
+/// A clip whose frames are being collected.
 struct OpenClip {
     file: String,
     writer: Writer,

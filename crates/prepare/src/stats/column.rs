@@ -1,78 +1,78 @@
-//! One column: its numbers or its texts.
+//! Statistics of one column of numbers or texts.
 
 use opensora_manifest::value;
 use serde::Serialize;
 use std::collections::HashMap;
 
-/// Texts that are listed by name.
+/// Largest number of listed texts.
 const FREQUENT: usize = 10;
 
-/// A column.
+/// The statistics of a column.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Column {
-    /// Its name.
+    /// Name of the column.
     pub name: String,
-    /// Rows that have a value.
+    /// Rows with a value.
     pub count: usize,
-    /// Rows that have none: missing values ([`value`]) and, among numbers, what is not finite.
+    /// Rows without value ([`value`]) or, in columns of numbers, with a value that is not finite.
     pub missing: usize,
-    /// What the values are.
+    /// The values.
     #[serde(flatten)]
     pub content: Content,
 }
 
-/// What the values of a column are.
+/// The values of a column.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Content {
-    /// There are none.
+    /// No values.
     Empty,
-    /// Numbers, all of them.
+    /// Only numbers.
     Numbers(Numbers),
     /// Anything else.
     Texts(Texts),
 }
 
-/// Numbers in brief.
+/// A summary of numbers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Numbers {
-    /// The smallest.
+    /// Smallest number.
     pub min: f64,
-    /// One in twenty is smaller.
+    /// 5th percentile.
     pub percentile_5: f64,
-    /// The middle one.
+    /// Median.
     pub median: f64,
-    /// The arithmetic mean.
+    /// Arithmetic mean.
     pub mean: f64,
-    /// One in twenty is larger.
+    /// 95th percentile.
     pub percentile_95: f64,
-    /// The largest.
+    /// Largest number.
     pub max: f64,
-    /// All of them, sorted.
+    /// The numbers, sorted.
     #[serde(skip)]
     pub values: Vec<f64>,
 }
 
-/// Texts in brief.
+/// A summary of texts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Texts {
-    /// Number of different ones.
+    /// Number of different texts.
     pub distinct: usize,
-    /// Those that come most often, at most ten; texts that come once are not listed.
+    /// The most frequent texts, at most ten; texts that occur once are not listed.
     pub most_frequent: Vec<Frequent>,
 }
 
-/// A value and how often it comes.
+/// A value and its number of occurrences.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Frequent {
     /// The value.
     pub value: String,
-    /// How often.
+    /// Number of occurrences.
     pub count: usize,
 }
 
 impl Column {
-    /// A column of these fields; `is_text` where digits are no numbers.
+    /// Summarizes a column of these fields; `is_text` if digits are not numbers.
     pub(super) fn of(name: &str, fields: &[&str], is_text: bool) -> Self {
         let filled = || fields.iter().copied().filter_map(value::present);
         let numeric = !is_text && filled().all(|field| field.parse::<f64>().is_ok());
@@ -88,7 +88,7 @@ impl Column {
         Self { name: name.into(), count, missing: fields.len() - count, content }
     }
 
-    /// A column of numbers, some of them missing.
+    /// Summarizes a column of numbers, some of them missing.
     pub(super) fn of_numbers(name: &str, values: impl Iterator<Item = Option<f64>>) -> Self {
         let (mut known, mut rows) = (Vec::new(), 0);
         for value in values {
@@ -102,7 +102,7 @@ impl Column {
 }
 
 impl Numbers {
-    /// `None` where there is no number.
+    /// Summarizes numbers; `None` if there are none.
     fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_unstable_by(f64::total_cmp);
         let (min, max) = (*values.first()?, *values.last()?);
@@ -111,7 +111,7 @@ impl Numbers {
             min,
             percentile_5: quantile(&values, 0.05),
             median: quantile(&values, 0.5),
-            // Divided first: the sum of large numbers may have no end.
+            // Divided first: the sum of large numbers can overflow.
             mean: values.iter().map(|value| value / count).sum(),
             percentile_95: quantile(&values, 0.95),
             max,
@@ -120,17 +120,16 @@ impl Numbers {
     }
 }
 
-/// The value below which a share of sorted values lies, between two of them on the line that
-/// joins them; as numpy's default.
+/// Returns the quantile of sorted values, with linear interpolation as numpy's default.
 fn quantile(sorted: &[f64], share: f64) -> f64 {
     let place = share * (sorted.len() - 1) as f64;
     let (low, high) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
     let fraction = place.fract();
-    // Not low + fraction * (high - low): the difference may overflow.
+    // Not low + fraction * (high - low): the difference can overflow.
     (1.0 - fraction) * low + fraction * high
 }
 
-/// How many different values there are, and those that come most often, `least` times or more.
+/// Returns the number of different values, and the most frequent ones that occur at least `least` times.
 pub(super) fn frequent(
     values: impl Iterator<Item = String>,
     least: usize,

@@ -1,14 +1,14 @@
-//! Stats as a text to read.
+//! Statistics as text for people.
 
 use super::{Column, Content, Frequent, Stats};
 use opensora_chart::text::plain;
 use std::fmt;
 
-/// Characters of a text from a manifest that are shown: captions are long.
+/// Longest shown text of a table in characters; captions are long.
 const SHOWN: usize = 32;
-/// Texts that are shown of a column.
+/// Largest number of shown texts of a column.
 const TEXTS: usize = 3;
-/// Files that are listed of those that cannot be read.
+/// Largest number of listed unreadable files.
 const FILES: usize = 10;
 
 impl fmt::Display for Stats {
@@ -46,7 +46,7 @@ impl fmt::Display for Stats {
     }
 }
 
-/// Rows of cells, with a header where there are any.
+/// Returns rows of cells, with a header unless there are none.
 fn numbers<'a>(columns: impl Iterator<Item = &'a Column>) -> Vec<Vec<String>> {
     let head = ["numbers", "count", "missing", "min", "5 %", "median", "mean", "95 %", "max"];
     let rows = columns.filter_map(|column| {
@@ -75,7 +75,7 @@ fn texts<'a>(columns: impl Iterator<Item = &'a Column>) -> Vec<Vec<String>> {
     headed(&head, rows.collect())
 }
 
-/// The cells that every row begins with.
+/// Returns the first cells of every row.
 fn named(column: &Column) -> Vec<String> {
     vec![plain(&column.name, SHOWN), column.count.to_string(), column.missing.to_string()]
 }
@@ -88,16 +88,15 @@ fn headed(head: &[&str], rows: Vec<Vec<String>>) -> Vec<Vec<String>> {
     std::iter::once(head).chain(rows).collect()
 }
 
-/// Values and their counts on one line; control characters of strangers' texts never reach a
-/// terminal.
+/// Returns values and their counts on one line. Control characters of untrusted texts are removed.
 fn listed(list: &[Frequent], most: usize) -> String {
     let items = list.iter().take(most);
     let items = items.map(|item| format!("{} ({})", plain(&item.value, SHOWN), item.count));
     items.collect::<Vec<_>>().join(", ")
 }
 
-/// An empty line, and cells below each other: the first to the left, others to the right, and a
-/// last one of words to the left.
+/// Writes an empty line and aligned cells: the first column and a last column of words to the left, others
+/// to the right.
 fn aligned(f: &mut fmt::Formatter<'_>, rows: &[Vec<String>]) -> fmt::Result {
     let Some(first) = rows.first() else { return Ok(()) };
     writeln!(f)?;
@@ -118,7 +117,7 @@ fn aligned(f: &mut fmt::Formatter<'_>, rows: &[Vec<String>]) -> fmt::Result {
     Ok(())
 }
 
-/// A number in four digits or so; whole ones are shown whole.
+/// Formats a number with about four digits; whole numbers are shown whole.
 fn short(value: f64) -> String {
     match value.abs() {
         size if size < 1e9 && value.fract() == 0.0 => format!("{value}"),

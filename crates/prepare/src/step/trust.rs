@@ -1,35 +1,39 @@
-//! Which records of a journal still count.
+//! Validity of the records of a journal.
 
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// What the records of a journal are checked against before they are trusted.
 pub struct Trust<'a, T> {
-    /// The state of what a row's outcome is made of. It is recorded with the outcome, which counts no
-    /// longer when the state is another one.
+    /// Returns the state of the file from which a row's outcome is computed. The state is recorded with
+    /// the outcome, which is valid until the state changes.
     pub state: &'a (dyn Fn(usize) -> State + Sync),
-    /// Whether what a record speaks of is still there.
+    /// Returns the file of a row, whose path is left out of recorded reasons; `None` if there is none.
+    pub path: &'a (dyn Fn(usize) -> Option<&'a Path> + Sync),
+    /// Returns true if the files that a record names still exist.
     pub holds: &'a dyn Fn(usize, &T) -> bool,
 }
 
 impl<T> Trust<'_, T> {
-    /// All records are trusted.
-    pub(super) const ALL: Self = Self { state: &|_| State::Unknown, holds: &|_, _| true };
+    /// Trusts all records.
+    pub(super) const ALL: Self =
+        Self { state: &|_| State::Unknown, path: &|_| None, holds: &|_, _| true };
 }
 
-/// The state of a file that an outcome is made of.
+/// The version of a file from which an outcome was computed.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(from = "Option<String>", into = "Option<String>")]
 pub enum State {
-    /// Nobody looked.
+    /// Not recorded.
     #[default]
     Unknown,
-    /// It was not there, or out of reach.
+    /// The file did not exist or could not be reached.
     Gone,
-    /// What tells it from an earlier or later version of itself, such as its size and time.
+    /// Text that identifies the version, such as size and time of the file.
     Known(String),
 }
 
-/// A state of [`State::Gone`] in a journal; of a file that is there, the text begins with its size.
+/// [`State::Gone`] in a journal. Texts of existing files start with their size.
 const GONE: &str = "gone";
 
 impl From<Option<String>> for State {
@@ -57,7 +61,7 @@ impl State {
         *self == Self::Unknown
     }
 
-    /// The text of a file that is there.
+    /// Returns the text of an existing file.
     pub fn known(&self) -> Option<&str> {
         match self {
             Self::Known(text) => Some(text),
@@ -65,7 +69,7 @@ impl State {
         }
     }
 
-    /// Returns true if an outcome of this state says nothing about what is there `now`.
+    /// Returns true if an outcome with this state is not valid for the file as it is `now`.
     pub(super) fn is_outdated(&self, now: impl FnOnce() -> Self, is_done: bool) -> bool {
         // Journals of earlier versions have no states.
         if self.is_unknown() {
@@ -73,7 +77,7 @@ impl State {
         }
         match now() {
             Self::Unknown => false,
-            // What was made of a file outlives it; what was wrong with it is another thing now.
+            // A success stays valid after its file is deleted; a failure does not.
             Self::Gone => !is_done && *self != Self::Gone,
             now => *self != now,
         }

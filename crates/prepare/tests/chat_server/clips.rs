@@ -1,22 +1,22 @@
-//! Clips that the stand-in tells apart, and what both tests of captions need.
+//! Clips that the stand-in server can identify, and helpers of the caption tests.
 
 use super::{Answer, BLUE, RED_STEP, Request};
 use opensora_manifest::{Table, table::PATH};
 use opensora_prepare::{
-    caption::{CaptionSpec, Captioned, Endpoint, Timeouts},
-    retry::Patience,
+    caption::{CaptionSpec, Endpoint, EndpointOptions, Report, Timeouts},
+    retry::RetryPolicy,
 };
 use opensora_video::{Frames, VideoSpec, Writer};
 use serde_json::json;
 use std::{net::SocketAddr, path::Path, time::Duration};
 
-pub(crate) const QUICK: Patience = Patience {
+pub(crate) const QUICK: RetryPolicy = RetryPolicy {
     attempts: 3,
     first_wait: Duration::from_millis(5),
     longest_wait: Duration::from_millis(300),
 };
 
-/// Clips 0 to `count` - 1: red says which, green which frame.
+/// Writes clips 0 to `count` - 1: red identifies the clip, green the frame.
 pub(crate) fn clips(folder: &Path, count: usize) -> Table {
     let mut table = Table::new(["id", PATH]);
     for clip in 0..count {
@@ -30,12 +30,13 @@ pub(crate) fn clips(folder: &Path, count: usize) -> Table {
     table
 }
 
-pub(crate) fn endpoint(address: SocketAddr, patience: Patience) -> Endpoint {
+pub(crate) fn endpoint(address: SocketAddr, retry: RetryPolicy) -> Endpoint {
     let timeouts = Timeouts { answer: Duration::from_millis(1500), ..Timeouts::default() };
-    Endpoint::new(&format!("http://{address}"), None, timeouts, patience, 4).unwrap()
+    let options = EndpointOptions { timeouts, retry, ..EndpointOptions::default() };
+    Endpoint::new(&format!("http://{address}"), options).unwrap()
 }
 
-/// What the stand-in says where all is well.
+/// The stand-in's normal answer.
 pub(crate) fn says(request: &Request) -> Answer {
     Answer::Says(match request.clip {
         Some(clip) => format!(" Clip {clip},\nred. "),
@@ -47,8 +48,8 @@ pub(crate) fn spec() -> CaptionSpec {
     CaptionSpec::new("stand-in")
 }
 
-/// The column `id` of both tables together, sorted.
-pub(crate) fn ids(captioned: &Captioned) -> Vec<usize> {
+/// Returns the column `id` of both tables together, sorted.
+pub(crate) fn ids(captioned: &Report) -> Vec<usize> {
     let of = |table: &Table| -> Vec<usize> {
         (0..table.len()).map(|row| table.get(row, "id").unwrap().parse().unwrap()).collect()
     };

@@ -1,5 +1,5 @@
-//! A stand-in for a server with a vision model: it sees of which clip the pictures are, and answers
-//! whatever the test wants.
+//! A stand-in for a server with a vision model: it identifies the clip in the images, and answers as a test
+//! tells it.
 
 #![allow(dead_code, reason = "each test uses its part")]
 
@@ -15,23 +15,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Red of clip k is k times this; blue is [`BLUE`], which the grey of a check is not.
+/// Red of clip k is k times this; blue is [`BLUE`], unlike the grey of a check.
 pub(crate) const RED_STEP: u8 = 10;
 pub(crate) const BLUE: u8 = 230;
 
-/// A request as it came.
+/// A received request.
 pub(crate) struct Request {
     pub(crate) path: String,
     pub(crate) authorization: Option<String>,
     pub(crate) body: Value,
-    /// Middle pixel of each picture.
+    /// Centre pixel of each image.
     pub(crate) colours: Vec<[u8; 3]>,
-    /// Which clip it shows; `None` where it is a check's grey.
+    /// The clip in the images; `None` for the grey of a check.
     pub(crate) clip: Option<usize>,
     pub(crate) at: Instant,
 }
 
-/// What is answered.
+/// An answer.
 #[derive(Clone)]
 pub(crate) enum Answer {
     /// A caption.
@@ -40,22 +40,22 @@ pub(crate) enum Answer {
     Body(String),
     /// Another status, a header line or none, a body.
     Status(u16, &'static str, String),
-    /// Half an answer, and the connection is closed.
+    /// Half an answer, then a closed connection.
     HangsUp,
-    /// The connection is closed without a word.
+    /// A closed connection without answer.
     Leaves,
-    /// Nothing, for so long.
+    /// No answer for this time.
     Stalls(Duration),
 }
 
-/// The stand-in. Its thread ends with the test's process.
+/// The stand-in server. Its thread ends with the test's process.
 pub(crate) struct ChatServer {
     pub(crate) address: SocketAddr,
     requests: Arc<Mutex<Vec<Arc<Request>>>>,
 }
 
 impl ChatServer {
-    /// Answers each request by `answer`, which gets it and how often its clip was asked for before.
+    /// Answers each request with `answer`, which gets the number of earlier requests for the clip.
     pub(crate) fn start(
         answer: impl Fn(&Request, usize) -> Answer + Send + Sync + 'static,
     ) -> Self {
@@ -66,19 +66,19 @@ impl ChatServer {
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (answer, log) = (Arc::clone(&answer), Arc::clone(&log));
-                // Whoever asked may be gone: that is its affair.
+                // The client can have closed the connection.
                 std::thread::spawn(move || drop(serve(stream, &*answer, &log)));
             }
         });
         Self { address, requests }
     }
 
-    /// All requests so far.
+    /// Returns all requests so far.
     pub(crate) fn requests(&self) -> Vec<Arc<Request>> {
         self.requests.lock().unwrap().clone()
     }
 
-    /// How often each clip was asked for.
+    /// Returns the number of requests for each clip.
     pub(crate) fn counts(&self) -> HashMap<usize, usize> {
         let mut counts = HashMap::new();
         for clip in self.requests().iter().filter_map(|request| request.clip) {
@@ -164,7 +164,7 @@ fn read(reader: &mut impl BufRead) -> std::io::Result<Option<Request>> {
     }))
 }
 
-/// The middle pixel of a picture.
+/// Returns the centre pixel of an image.
 fn middle(url: &str) -> [u8; 3] {
     let jpeg = BASE64.decode(url.strip_prefix("data:image/jpeg;base64,").unwrap()).unwrap();
     let image = image::load_from_memory(&jpeg).unwrap().into_rgb8();

@@ -1,4 +1,4 @@
-//! A server of files that misbehaves as it is told, one request a connection.
+//! A file server that misbehaves as a test tells it, with one request per connection.
 
 use std::{
     collections::HashMap,
@@ -9,30 +9,30 @@ use std::{
     time::Duration,
 };
 
-/// A request as it came; names of headers are in lower case.
+/// A received request; names of headers are in lower case.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     pub(crate) path: String,
     pub(crate) headers: HashMap<String, String>,
-    /// How many requests for this path there were before.
+    /// Number of earlier requests for this path.
     pub(crate) number: usize,
 }
 
 impl Request {
-    /// The first byte that is asked for, where a range is.
+    /// Returns the first byte of the requested range.
     pub(crate) fn range(&self) -> Option<usize> {
         self.headers.get("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
     }
 }
 
-/// What comes after the bytes of an answer.
+/// The action after the bytes of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum After {
-    /// The connection is closed.
+    /// Closes the connection.
     Close,
-    /// Nothing, for a while.
+    /// Waits.
     Hang,
-    /// The same bytes, again and again, in chunks.
+    /// Repeats the bytes forever, in chunks.
     Endless,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct Answer {
     pub(crate) after: After,
     /// Bytes of the body that are sent before the connection is closed.
     pub(crate) cut: Option<usize>,
-    /// Between two pieces of 64 KiB.
+    /// Pause between two pieces of 64 KiB.
     pub(crate) pause: Duration,
 }
 
@@ -68,7 +68,7 @@ impl Answer {
         Self { cut: Some(after), ..self }
     }
 
-    /// A file of a version, or the range of it that is asked for.
+    /// Returns a version of a file, or the requested range of it.
     pub(crate) fn version(bytes: &[u8], tag: &str, request: &Request) -> Self {
         let condition = request.headers.get("if-range");
         let same = condition.is_none_or(|wanted| wanted == tag);
@@ -84,7 +84,7 @@ impl Answer {
     }
 }
 
-/// Runs until the test's process ends.
+/// A server that runs until the test's process ends.
 pub(crate) struct Server {
     pub(crate) url: String,
     log: Arc<Mutex<Vec<Request>>>,
@@ -99,7 +99,7 @@ impl Server {
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (answer, requests) = (answer.clone(), requests.clone());
-                // A client that hangs up is no matter.
+                // The client can have closed the connection.
                 thread::spawn(move || serve(stream, &*answer, &requests).ok());
             }
         });
@@ -165,7 +165,7 @@ fn serve(
     Ok(())
 }
 
-/// Bytes that repeat late enough to tell where they are from.
+/// Returns bytes with a long period, which identify their position.
 pub(crate) fn bytes(count: usize, seed: u32) -> Vec<u8> {
     let next = |state: &mut u32| {
         *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -16,7 +16,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncSeekExt},
 };
 
-/// Bytes that are read at once: what a client that reads slowly makes the server hold.
+/// Bytes that are read at once: the memory that a client that reads slowly occupies.
 const CHUNK: u64 = 64 << 10;
 
 /// Which file.
@@ -99,7 +99,7 @@ fn insert(response: &mut Response, name: header::HeaderName, value: String) {
     }
 }
 
-/// What a client wants of a file.
+/// The bytes of a file that a client asks for.
 #[derive(Debug, PartialEq, Eq)]
 enum Range {
     Whole,

@@ -1,4 +1,4 @@
-//! Who may send requests: `Host`, `Origin`, token; and headers of every response.
+//! Checks of `Host`, `Origin` and token, and the headers of every response.
 
 use super::{App, error::ApiError};
 use axum::{
@@ -10,7 +10,7 @@ use axum::{
 use std::{net::IpAddr, sync::Arc};
 use subtle::ConstantTimeEq;
 
-/// Who may send requests.
+/// Requests that are accepted.
 #[derive(Debug, Clone, Default)]
 pub struct Security {
     /// The secret that clients send as `Authorization: Bearer TOKEN`; `None`: everyone who reaches the

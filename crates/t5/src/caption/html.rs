@@ -1,13 +1,13 @@
-//! The text of HTML, as BeautifulSoup takes it out.
+//! Extracts the text of HTML, as BeautifulSoup does.
 //!
 //! Source: CPython 3.11.7, `html/parser.py` (`HTMLParser.goahead` without `convert_charrefs`),
 //! and `_markupbase.py`; BeautifulSoup 4.15, `builder/_htmlparser.py`
-//! and `BeautifulSoup.text`. Of the tree only what decides about text is kept: which elements are
-//! open whose text does not count.
+//! and `BeautifulSoup.text`. No tree is built: the parser only tracks the open elements that determine whether
+//! their text is part of the document's text.
 //!
 //! Deviation: markup that makes the reference fail is text here (`<![` with an unknown word), and a
 //! numeric reference with more than the 4300 digits that Python converts is U+FFFD.
-//! Later Python versions treat comments and broken tags otherwise.
+//! Later Python versions parse comments and broken tags differently.
 
 use super::{
     patterns::{SPACE, compile},
@@ -23,12 +23,12 @@ const EMPTY_ELEMENTS: [&str; 24] = [
     "bgsound", "image", "track", "wbr", "isindex", "col", "source", "basefont", "command", "param",
     "img", "embed", "link",
 ];
-/// Elements whose text is no text of the document.
+/// Elements whose text is not part of the document's text.
 const SILENT_ELEMENTS: [&str; 5] = ["rt", "rp", "style", "script", "template"];
-/// Elements whose content is not parsed.
+/// Elements whose content is not parsed (raw text).
 const RAW_ELEMENTS: [&str; 2] = ["script", "style"];
 
-/// The text of a document.
+/// Returns the text of a document.
 pub(super) fn text(document: &str) -> String {
     if !document.contains(['<', '&']) {
         return collapse_blank(document).to_string();
@@ -40,7 +40,7 @@ pub(super) fn text(document: &str) -> String {
     }
 }
 
-/// BeautifulSoup keeps a blank string as one space or line break.
+/// Replaces a blank string by one space or line break, as BeautifulSoup does.
 fn collapse_blank(text: &str) -> &str {
     if text.is_empty() || text.contains(|c| !matches!(c, ' ' | '\n' | '\t' | '\x0c' | '\r')) {
         text
@@ -51,7 +51,7 @@ fn collapse_blank(text: &str) -> &str {
     }
 }
 
-/// Markup that the reference fails on.
+/// Error for markup on which the reference fails.
 struct Rejected;
 
 #[derive(Default)]
@@ -60,9 +60,9 @@ struct Parser {
     /// Text since the last tag.
     pending: String,
     open: Vec<String>,
-    /// End tags that belong to empty elements which were closed already.
+    /// End tags of empty elements that are closed already.
     closed_empty: Vec<String>,
-    /// The element whose content is not parsed.
+    /// The open raw text element.
     raw: Option<String>,
 }
 
@@ -80,7 +80,7 @@ pattern!(SECTION_NAME, r"\A([a-zA-Z][-_.a-zA-Z0-9]*)<s>*");
 pattern!(SECTION_CLOSE, r"\]<s>*\]<s>*>");
 pattern!(OFFICE_SECTION_CLOSE, r"\]<s>*>");
 
-/// End of the first match in `text`.
+/// Returns the end of the first match in `text`.
 fn match_end(pattern: &Regex, text: &str) -> Option<usize> {
     pattern.find(text).map(|found| found.end())
 }
@@ -91,7 +91,7 @@ fn capture<'t>(pattern: &Regex, text: &'t str) -> Option<(&'t str, usize)> {
 }
 
 impl Parser {
-    /// Feeds the document, then the rest of it again knowing that nothing follows.
+    /// Parses the document, then the unparsed rest again, with the knowledge that nothing follows.
     fn run(&mut self, document: &str) -> Result<(), Rejected> {
         let rest = self.go_ahead(document, 0, false)?;
         let rest = self.go_ahead(document, rest, true)?;
@@ -101,12 +101,13 @@ impl Parser {
         Ok(())
     }
 
-    /// Parses from `i`; stops early at what may be incomplete unless `end`. Returns where.
+    /// Parses from `i` and returns the position where it stopped. Unless `end`, it stops at markup that may be
+    /// incomplete.
     fn go_ahead(&mut self, document: &str, mut i: usize, end: bool) -> Result<usize, Rejected> {
         while i < document.len() {
             let rest = &document[i..];
             let next = match &self.raw {
-                // In raw content only its own end tag is of interest.
+                // In raw text, only the element's end tag is markup.
                 Some(raw) => match find_raw_end(rest, raw) {
                     Some(at) => at,
                     None => break,
@@ -165,7 +166,7 @@ impl Parser {
                     None => {
                         let letter = rest[1..].chars().next();
                         if letter.is_some_and(|c| c.is_ascii_alphabetic() || c == '#') {
-                            // A reference that may go on behind the end of the text.
+                            // A reference that may continue after the end of the text.
                             if end && rest.chars().count() == 2 {
                                 i += 1;
                             }
@@ -183,7 +184,7 @@ impl Parser {
         Ok(i)
     }
 
-    /// BeautifulSoup's reading of a numeric reference, which may have text behind its digits.
+    /// Decodes a numeric reference as BeautifulSoup does; text can follow the digits.
     fn number_reference(&mut self, number: &str) {
         let code = parse_number(number);
         let characters = match code {
@@ -193,7 +194,7 @@ impl Parser {
         self.data(&characters);
     }
 
-    /// What starts with `<` at `i`.
+    /// Parses the markup that starts with `<` at `i`.
     fn markup(&mut self, document: &str, i: usize) -> Result<Step, Rejected> {
         let rest = &document[i..];
         if rest[1..].starts_with(|c: char| c.is_ascii_alphabetic()) {
@@ -207,7 +208,7 @@ impl Parser {
         } else if rest.starts_with("<![") {
             self.marked_section(rest, i)
         } else if rest.starts_with("<!") {
-            // A document type or a bogus comment.
+            // A document type declaration or a bogus comment.
             let from = if rest.get(..9).is_some_and(|s| s.eq_ignore_ascii_case("<!doctype")) {
                 9
             } else {
@@ -221,7 +222,7 @@ impl Parser {
         }
     }
 
-    /// Something without text up to `end`.
+    /// Skips markup without text up to `end`.
     fn silent(&mut self, end: Option<usize>) -> Step {
         match end {
             Some(end) => {
@@ -251,7 +252,7 @@ impl Parser {
         self.end_data();
         let content = &rest[3..3 + found.start()];
         if content.get(..6).is_some_and(|s| s.eq_ignore_ascii_case("cdata[")) {
-            // Counts as text, also where plain text would not. Quirk: of nothing it makes a space.
+            // Text even inside elements whose text is ignored. Quirk: an empty section becomes a space.
             let content = &content[6..];
             let kept = self.keeps_space();
             self.out.push_str(match content {
@@ -321,8 +322,8 @@ impl Parser {
                     let from = i + 2 + name_end;
                     match document[from..].find('>') {
                         Some(gt) => end = from + gt + 1,
-                        // Python's find gives -1, plus one: the parser starts over from the front.
-                        // It cannot happen, as a `>` was found and names do not hold one.
+                        // Python's find would return -1, and the parser would restart at the beginning. This is
+                        // unreachable: a `>` was found, and names do not contain one.
                         None => return Step::Incomplete,
                     }
                     lower(name)
@@ -340,7 +341,7 @@ impl Parser {
         Step::To(end)
     }
 
-    /// Closes the innermost open element of this name and all within it.
+    /// Closes the innermost open element with this name and all elements inside it.
     fn close(&mut self, name: &str) {
         if let Some(at) = self.open.iter().rposition(|open| open == name) {
             self.open.truncate(at);
@@ -351,7 +352,7 @@ impl Parser {
         self.pending.push_str(text);
     }
 
-    /// Ends a string of the document.
+    /// Ends a text node.
     fn end_data(&mut self) {
         let text = std::mem::take(&mut self.pending);
         let silent = self.open.iter().any(|open| SILENT_ELEMENTS.contains(&open.as_str()));
@@ -360,7 +361,7 @@ impl Parser {
         }
     }
 
-    /// Whether blank text here stays as it is.
+    /// Returns true if blank text is kept unchanged here.
     fn keeps_space(&self) -> bool {
         self.open.iter().any(|open| open == "pre" || open == "textarea")
     }
@@ -371,19 +372,19 @@ impl Parser {
     }
 }
 
-/// How parsing goes on after a `<`.
+/// How parsing continues after a `<`.
 enum Step {
-    /// At this place.
+    /// Parsing continues at this position.
     To(usize),
     /// The `<` is text.
     Text,
-    /// The text may go on: stop.
+    /// The text may continue after its end: stop.
     Wait,
-    /// The markup is not complete.
+    /// The markup is incomplete.
     Incomplete,
 }
 
-/// Where the end tag of a raw element, or a `<` or `&`, stands.
+/// Returns the position of the end tag of the raw text element `raw`.
 fn find_raw_end(rest: &str, raw: &str) -> Option<usize> {
     let lower = rest.to_ascii_lowercase();
     lower
@@ -392,7 +393,7 @@ fn find_raw_end(rest: &str, raw: &str) -> Option<usize> {
         .find(|&at| lower[at + 2..].trim_start_matches(is_space).starts_with(raw))
 }
 
-/// Length of what may stand between attributes: white space, and slashes that do not close the tag.
+/// Returns the length of a separator of attributes: white space, and slashes that do not close the tag.
 fn separators_end(text: &str) -> usize {
     let mut rest = text;
     loop {
@@ -404,8 +405,8 @@ fn separators_end(text: &str) -> usize {
     }
 }
 
-/// End of the attribute at `k` with its value and what separates it from the next; `None` where
-/// there is none. One starts behind white space, a slash or a quotation mark.
+/// Returns the end of the attribute at `k`, including its value and the separator; `None` if there is no
+/// attribute. An attribute starts after white space, a slash or a quotation mark.
 fn attribute_end(document: &str, k: usize) -> Option<usize> {
     let (before, rest) = document.split_at_checked(k)?;
     if !before.ends_with(|c| is_space(c) || matches!(c, '\'' | '"' | '/')) {
@@ -419,7 +420,7 @@ fn attribute_end(document: &str, k: usize) -> Option<usize> {
     Some(k + value_end + separators_end(&rest[value_end..]))
 }
 
-/// Length of an equals sign with the value behind it, where there is one.
+/// Returns the length of an equals sign and the value after it, if there is one.
 fn value_end(text: &str) -> Option<usize> {
     let skip = |from: usize, skipped: fn(char) -> bool| {
         text[from..].find(|c| !skipped(c)).map_or(text.len(), |at| from + at)
@@ -434,8 +435,8 @@ fn value_end(text: &str) -> Option<usize> {
     match text[value..].chars().next() {
         Some(quote @ ('\'' | '"')) => match text[value + 1..].find(quote) {
             Some(at) => Some(value + 1 + at + 1),
-            // Never closed: no value but the white space before it, or one from the second of
-            // several equals signs on.
+            // The quotation mark is never closed. There is no value except the white space before it, or a value
+            // from the second of several equals signs.
             None if value > behind => Some(value),
             None if behind > equals + 1 => Some(bare(behind - 1)),
             None => None,
@@ -444,7 +445,7 @@ fn value_end(text: &str) -> Option<usize> {
     }
 }
 
-/// The whole of a start tag up to its `>`; `None` where it is not complete.
+/// Returns a start tag up to its `>`; `None` if it is incomplete.
 fn whole_start_tag(document: &str, i: usize) -> Option<usize> {
     let (_, name_end) = capture(&TAG_NAME, &document[i + 1..])?;
     let mut j = i + 1 + name_end;

@@ -1,8 +1,8 @@
-//! Repair of text that was decoded by the wrong encoding, and of other accidents of the web.
+//! Repairs text that was decoded with the wrong encoding (mojibake), and other errors of web text.
 //!
 //! Source: rspeer/python-ftfy 6.3.1 (Apache-2.0), `fix_text` with its default configuration:
-//! `ftfy/__init__.py`, `fixes.py`, `badness.py`, `chardata.py`. Surrogates cannot occur in Rust's
-//! strings, and the splitting of lines over a million characters is left out.
+//! `ftfy/__init__.py`, `fixes.py`, `badness.py`, `chardata.py`. Not ported: surrogates, which Rust's
+//! strings cannot contain, and the splitting of lines over a million characters.
 
 use super::{
     mojibake_tables::*,
@@ -14,10 +14,10 @@ use regex::{Captures, Regex};
 use std::{borrow::Cow, collections::HashMap, sync::LazyLock};
 use unicode_normalization::UnicodeNormalization;
 
-/// `ftfy.fix_text`.
+/// ftfy's `fix_text`.
 pub(super) fn fix_text(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    // Entities are left alone from the first line on that may hold a tag.
+    // From the first line that may contain a tag, entities are not decoded.
     let mut entities = true;
     for line in text.split_inclusive('\n') {
         entities &= !line.contains('<');
@@ -26,7 +26,7 @@ pub(super) fn fix_text(text: &str) -> String {
     out
 }
 
-/// All fixes, until they change nothing more.
+/// Applies all fixes until the text does not change.
 fn fix_line(line: &str, entities: bool) -> String {
     let mut text = line.to_string();
     loop {
@@ -53,7 +53,7 @@ static TERMINAL_ESCAPE: LazyLock<Regex> =
 
 static ENTITY: LazyLock<Regex> = LazyLock::new(|| compile(r"&#?[0-9A-Za-z]{1,24};"));
 
-/// Entities that some program turned to capitals, where that is unambiguous.
+/// Entities whose names were upper-cased by a program, where that is unambiguous.
 static CAPITAL_ENTITIES: LazyLock<HashMap<String, String>> = LazyLock::new(|| {
     references::all_named()
         .filter(|(name, _)| name.ends_with(';') && *name == name.to_lowercase())
@@ -65,7 +65,7 @@ static CAPITAL_ENTITIES: LazyLock<HashMap<String, String>> = LazyLock::new(|| {
         .collect()
 });
 
-/// Entities with their semicolon only.
+/// Decodes entities that end with a semicolon.
 fn unescape_html(text: &str) -> String {
     if !text.contains('&') {
         return text.to_string();
@@ -86,7 +86,7 @@ fn unescape_html(text: &str) -> String {
         .into_owned()
 }
 
-/// Fixes the encoding step by step until nothing changes.
+/// Fixes the encoding step by step until the text does not change.
 fn fix_encoding(text: &str) -> String {
     let mut text = text.to_string();
     loop {
@@ -122,8 +122,8 @@ fn fix_encoding_once(text: &str) -> Cow<'_, str> {
         return Cow::Owned(repaired);
     }
     if latin_1 {
-        // The reference looks for "windows-1252" among names that all read "sloppy-...", so this
-        // is always the case of C1 controls; bytes that mean nothing end it.
+        // The reference looks for "windows-1252" among names that all start with "sloppy-", so it always treats
+        // C1 controls here. Undefined bytes end the repair.
         let decoded: Option<String> = text.chars().map(windows_1252_strict).collect();
         if let Some(decoded) = decoded.filter(|decoded| decoded != text) {
             return Cow::Owned(decoded);
@@ -135,7 +135,7 @@ fn fix_encoding_once(text: &str) -> Cow<'_, str> {
     Cow::Borrowed(text)
 }
 
-/// A Latin-1 character read as the byte of Windows-1252.
+/// Decodes a Latin-1 character as a byte of Windows-1252.
 fn windows_1252_strict(c: char) -> Option<char> {
     match c as u32 {
         0x81 | 0x8d | 0x8f | 0x90 | 0x9d => None,
@@ -144,12 +144,12 @@ fn windows_1252_strict(c: char) -> Option<char> {
     }
 }
 
-/// C1 controls as the characters that Windows-1252 has in their place.
+/// Replaces C1 controls by the characters of Windows-1252 with the same bytes.
 fn fix_c1_controls(text: &str) -> String {
     text.chars().map(|c| windows_1252_strict(c).unwrap_or(c)).collect()
 }
 
-/// The bytes that decode to `text` by a code page, where there are such.
+/// Encodes `text` in a code page; `None` if a character is missing there.
 fn encode(text: &str, page: &CodePage) -> Option<Vec<u8>> {
     let upper: HashMap<char, u8> = page.upper.chars().zip(0x80..=0xff).collect();
     text.chars()
@@ -162,10 +162,10 @@ fn encode(text: &str, page: &CodePage) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// UTF-8, also with surrogate pairs of three bytes each and with a null of two bytes, where one of
-/// their lead bytes occurs.
+/// Decodes UTF-8. If one of their lead bytes occurs, surrogate pairs of three bytes each and a null of two bytes
+/// are accepted too.
 ///
-/// Quirk: a line break that ends the text stands for a last byte that is missing.
+/// Quirk: a line break at the end of the text replaces a missing last byte.
 fn decode_utf8_variants(bytes: &[u8]) -> Option<String> {
     if !bytes.contains(&0xed) && !bytes.contains(&0xc0) {
         return String::from_utf8(bytes.to_vec()).ok();
@@ -229,9 +229,9 @@ bytes_pattern!(
     )
 );
 
-/// Puts byte A0 back where a program took it for a space, inside what would be UTF-8 then.
+/// Restores byte A0 where a program replaced it by a space and the result is UTF-8.
 fn restore_byte_a0(bytes: &[u8]) -> Vec<u8> {
-    // "Ã " as a word of its own is "à" with its space, but for some Portuguese words.
+    // "Ã " between words is "à" and a space, except in some Portuguese words.
     let mut spaced = Vec::with_capacity(bytes.len());
     let mut i = 0;
     while i < bytes.len() {
@@ -255,7 +255,7 @@ fn restore_byte_a0(bytes: &[u8]) -> Vec<u8> {
         .into_owned()
 }
 
-/// A character that looks like a lead byte of UTF-8, with as many behind it as it asks for.
+/// A character that looks like a lead byte of UTF-8, with its continuation bytes.
 static UTF8_SEQUENCE: LazyLock<String> = LazyLock::new(|| {
     format!(
         "(?:[{UTF8_FIRST_OF_2}][{UTF8_CONTINUATION}]\
@@ -264,7 +264,7 @@ static UTF8_SEQUENCE: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Repairs parts that look like UTF-8 decoded wrongly, inside text that is none.
+/// Repairs parts that look like wrongly decoded UTF-8, inside text that is otherwise correct.
 fn decode_inconsistent_utf8(text: &str) -> String {
     static FIRST: LazyLock<Regex> = LazyLock::new(|| compile(&UTF8_SEQUENCE));
     static RUN: LazyLock<Regex> = LazyLock::new(|| compile(&format!(r"\A{}+", *UTF8_SEQUENCE)));
@@ -285,7 +285,7 @@ fn decode_inconsistent_utf8(text: &str) -> String {
         };
         from = start + run.end();
         let part = run.as_str();
-        // The whole of the text was tried already.
+        // The whole text was tried before.
         if part.len() < text.len() && is_bad(part) {
             out.push_str(&text[copied..start]);
             out.push_str(&fix_encoding(part));
@@ -295,7 +295,7 @@ fn decode_inconsistent_utf8(text: &str) -> String {
     out + &text[copied..]
 }
 
-/// Whether the text has sequences that are far more likely mojibake than meant.
+/// Returns true if the text contains sequences that are much more likely mojibake than intended.
 fn is_bad(text: &str) -> bool {
     BADNESS.is_match(text)
 }
@@ -328,13 +328,13 @@ static BADNESS: LazyLock<Regex> = LazyLock::new(|| {
         format!("[{accented}{CURRENCY}{NUMERIC}{punctuation}{LAW}][{BOX}]"),
         format!("[{BOX}][{END_PUNCTUATION}]"),
         format!("[{accented}][{punctuation}][{ALPHANUMERIC}_]"),
-        // the ligature before anything but a letter
+        // the ligature before a character other than a letter
         "[Œœ][^A-Za-z]".into(),
         format!("[{UPPER_ACCENTED}]°"),
-        // two characters of Windows-1252
+        // two characters in Windows-1252
         format!(r"[ÂÃÎÐ][€œŠš¢£Ÿž\xa0\xad®©°·»{punctuation}–—´]"),
         "×[²³]".into(),
-        // Arabic by Windows-1252
+        // Arabic in Windows-1252
         format!("{arabic}{arabic}"),
         // South Asian alphabets
         "à[²µ¹¼½¾]".into(),
@@ -347,7 +347,7 @@ static BADNESS: LazyLock<Regex> = LazyLock::new(|| {
         "вЂ".into(),
         format!("[ВГРС]{between}µ][ВГРС]"),
         "ГўВЂВ.[A-Za-z ]".into(),
-        // à, á and the no-break space by Windows-1252
+        // à, á and the no-break space in Windows-1252
         r"Ã[\xa0¡]".into(),
         format!("[a-z]{SPACE}?[ÃÂ] "),
         "^[ÃÂ] ".into(),
@@ -361,7 +361,7 @@ static BADNESS: LazyLock<Regex> = LazyLock::new(|| {
     compile(&alternatives.join("|"))
 });
 
-/// Ligatures of Latin letters to their letters; half and full width forms to the usual ones.
+/// Replaces ligatures of Latin letters by their letters, and half and full width forms by the usual forms.
 fn unwrap_ligature_and_width(c: char) -> String {
     let letters = match c {
         'Ĳ' => "IJ",
@@ -393,7 +393,7 @@ fn unwrap_ligature_and_width(c: char) -> String {
     letters.to_string()
 }
 
-/// Curly quotation marks to straight ones.
+/// Replaces curly quotation marks by straight ones.
 fn uncurl(c: char) -> char {
     match c {
         '\u{2bc}' | '\u{2018}'..='\u{201b}' => '\'',
@@ -402,7 +402,7 @@ fn uncurl(c: char) -> char {
     }
 }
 
-/// Control characters that nobody meant.
+/// Returns true for control characters without a meaning in text.
 fn is_stray_control(c: char) -> bool {
     matches!(
         c,

@@ -4,75 +4,75 @@
 //! `ftfy/chardata.py` (`UTF8_CLUES`) and `ftfy/bad_codecs/sloppy.py`. Classes are bodies of regex
 //! classes, without the brackets.
 
-/// Usual in any text.
+/// Characters that are common in any text.
 pub(super) const COMMON: &str = r"\u{a0}\u{ad}\u{b7}\u{b4}\u{2013}\u{2014}\u{2015}\u{2026}\u{2019}";
 
 /// C1 controls.
 pub(super) const C1: &str = r"\u{80}-\u{9f}";
 
-/// Hardly ever meant.
+/// Characters that are almost never intended.
 pub(super) const BAD: &str = concat!(
     r"\u{a6}\u{a4}\u{a8}\u{ac}\u{af}\u{b8}ƒ\u{2c6}\u{2c7}\u{2d8}\u{2db}\u{2dc}\u{2020}",
     r"\u{2021}\u{2030}\u{2310}\u{25ca}\u{fffd}ªº",
 );
 
-/// Signs of legal texts.
+/// Symbols of legal texts.
 pub(super) const LAW: &str = r"\u{b6}\u{a7}";
 
 /// Currency signs.
 pub(super) const CURRENCY: &str = r"\u{a2}\u{a3}\u{a5}\u{20a7}\u{20ac}";
 
-/// Stand at the start of something.
+/// Punctuation at the start of a phrase.
 pub(super) const START_PUNCTUATION: &str = concat!(
     r"\u{a1}\u{ab}\u{bf}\u{a9}\u{384}\u{385}\u{2018}\u{201a}\u{201c}\u{201e}\u{2022}\u{2039}",
     r"\u{f8ff}",
 );
 
-/// Stand at the end of something.
+/// Punctuation at the end of a phrase.
 pub(super) const END_PUNCTUATION: &str = r"\u{ae}\u{bb}\u{2dd}\u{201d}\u{203a}\u{2122}";
 
-/// Stand beside numbers.
+/// Symbols next to numbers.
 pub(super) const NUMERIC: &str = concat!(
     r"\u{b2}\u{b3}\u{b9}\u{b1}\u{bc}\u{bd}\u{be}\u{d7}µ\u{f7}\u{2044}\u{2202}\u{2206}",
     r"\u{220f}\u{2211}\u{221a}\u{221e}\u{2229}\u{222b}\u{2248}\u{2260}\u{2261}\u{2264}",
     r"\u{2265}\u{2116}",
 );
 
-/// Letters of faces.
+/// Letters of kaomoji faces.
 pub(super) const KAOMOJI: &str = r"Ò-ÖÙ-Üò-öø-üŐŌŪŲ\u{b0}";
 
-/// Accented capitals.
+/// Accented capital letters.
 pub(super) const UPPER_ACCENTED: &str = r"À-ÑØÜÝĂĀĄĆČĎĐĘĚĒĖĞĢİĪĶĹĽŁĻŃŇŅŒŘŚŞŠŢŤŮŰŸŹŻŽҐ";
 
 /// Accented small letters.
 pub(super) const LOWER_ACCENTED: &str = r"ßà-ñăąāćčďđęěēėğģįīķĺľłļœŕśşšťüźżžґﬁﬂ";
 
-/// Capitals that are usual in text.
+/// Capital letters that are common in text.
 pub(super) const UPPER_COMMON: &str = r"ÞΑ-ΩΆΈΉΊΌΎΏΪΫЁ-Я";
 
-/// Small letters that are usual in text.
+/// Small letters that are common in text.
 pub(super) const LOWER_COMMON: &str = r"α-ωάέήίΰа-џ";
 
-/// Box drawings.
+/// Box drawing characters.
 pub(super) const BOX: &str = concat!(
     r"\u{2502}\u{250c}\u{2510}\u{2518}\u{251c}\u{2524}\u{252c}\u{253c}\u{2550}-\u{256c}",
     r"\u{2580}\u{2584}\u{2588}\u{258c}\u{2590}\u{2591}\u{2592}\u{2593}",
 );
 
-/// What first bytes of two decode to.
+/// Wrongly decoded lead bytes of two-byte sequences.
 pub(super) const UTF8_FIRST_OF_2: &str = concat!(
     r"ĂÂÄĀÅÃÆĆČÇĎĐÉĚÊËĖÈĒĘÐĞĢÍÎÏİÌĪĶĹĻŁŃŇŅÑÓÔÖŐÒŌØÕŘŚŠŞŢÞÚÛÜŰÙŪŲŮÝŹŽŻß\u{d7}ΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡ",
     r"ΣΤΥΦΧΨΩΪΫάέήίВГДЕЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯ",
 );
 
-/// What first bytes of three decode to.
+/// Wrongly decoded lead bytes of three-byte sequences.
 pub(super) const UTF8_FIRST_OF_3: &str =
     r"áăâäàāąåãæćčçďéěêëėèēęęģíîïìīįķĺļŕźΰαβγδεζηθικλμνξοабвгдежзийклмноп";
 
-/// What first bytes of four decode to.
+/// Wrongly decoded lead bytes of four-byte sequences.
 pub(super) const UTF8_FIRST_OF_4: &str = r"đðğóšπσру";
 
-/// What continuation bytes decode to, and a space for a lost no-break space.
+/// Wrongly decoded continuation bytes, and a space for a lost no-break space.
 pub(super) const UTF8_CONTINUATION: &str = concat!(
     r"\u{80}-\u{bf}\u{20}ĄÆĽŁØŖŚŠŞŤŸŹŽŻŒąæƒľłøŗśšşťźžżœ\u{2c6}\u{2c7}\u{2d8}\u{2db}\u{2dc}",
     r"\u{2dd}\u{384}\u{385}ΆΈΉΊΌΎΏЁЂЃЄЅІЇЈЉЊЋЌЎЏёђѓєѕіїјљњћќўџҐґ\u{2013}\u{2014}\u{2015}",
@@ -80,7 +80,7 @@ pub(super) const UTF8_CONTINUATION: &str = concat!(
     r"\u{2030}\u{2039}\u{203a}\u{20ac}\u{2116}\u{2122}",
 );
 
-/// Those that hardly stand for themselves.
+/// The continuation bytes whose characters are rarely intended.
 pub(super) const UTF8_CONTINUATION_STRICT: &str = concat!(
     r"\u{80}-\u{bf}ĄÆĽŁØŖŚŠŞŤŸŹŽŻŒąæƒľłøŗśšşťźžżœ\u{2c6}\u{2c7}\u{2d8}\u{2db}\u{2dc}\u{2dd}",
     r"\u{384}\u{385}ΆΈΉΊΌΎΏЁЂЃЄЅІЇЈЉЊЋЌЎЏёђѓєѕіїјљњћќўџҐґ\u{2020}\u{2021}\u{2030}\u{2039}",
@@ -89,16 +89,16 @@ pub(super) const UTF8_CONTINUATION_STRICT: &str = concat!(
 
 /// A single-byte encoding; bytes below 0x80 are ASCII.
 pub(super) struct CodePage {
-    /// Its name.
+    /// Name of the encoding.
     pub(super) name: &'static str,
-    /// Whether byte 0x1A stands for the replacement character, and unassigned bytes for
-    /// themselves.
+    /// True if byte 0x1A decodes to the replacement character, and unassigned bytes decode to code points of the
+    /// same value.
     pub(super) sloppy: bool,
-    /// What bytes 0x80 to 0xFF decode to.
+    /// The characters of bytes 0x80 to 0xFF.
     pub(super) upper: &'static str,
 }
 
-/// The encodings that text was wrongly decoded by, the most likely first.
+/// The encodings with which text is wrongly decoded, the most likely first.
 pub(super) const CODE_PAGES: [CodePage; 10] = [
     CodePage {
         name: "latin-1",

@@ -1,34 +1,35 @@
-//! `re.sub` of Python on the `regex` crate, which takes linear time where Python backtracks.
+//! Python's `re.sub` on the `regex` crate, which takes linear time where Python backtracks.
 //!
-//! Both take the leftmost match and prefer the alternatives in the order written, so they find the
-//! same. What differs is the meaning of `\w`, `\d`, `\s` and `\b`: Python's `\w` is letters and
-//! numbers but not marks, its `\s` has four ASCII separators more, and Python 3.11 does not know the
-//! characters that came after Unicode 14. So patterns run on a [`mask`] of the text.
+//! Both take the leftmost match and prefer alternatives in the written order, so they find the same matches. But
+//! `\w`, `\d`, `\s` and `\b` differ: Python's `\w` matches letters and numbers but not marks, its `\s` matches
+//! four more ASCII separators, and Python 3.11 does not know characters that were added after Unicode 14. So
+//! patterns run on a [`mask`] of the text.
 
 use regex::Regex;
 use std::{borrow::Cow, sync::LazyLock};
 
-/// Python's `\w` without `_`, as a class for patterns that run on the text itself.
+/// Python's `\w` without `_`, as a class for patterns that run on the text and not on its mask.
 pub(super) const ALPHANUMERIC: &str = r"[[\p{L}\p{N}]&&\p{Age=14.0}]";
-/// Python's `\s`, as a class for patterns that run on the text itself.
+/// Python's `\s`, as a class for patterns that run on the text and not on its mask.
 pub(super) const SPACE: &str = r"[\s\x1c-\x1f]";
 
-/// A pattern and what replaces its matches.
+/// A pattern and the replacement of its matches.
 pub(super) struct Rule {
     pattern: Regex,
-    /// Whether the pattern has classes that differ; where not it may name any character.
+    /// True if the pattern contains classes that differ, so that it runs on the mask. Other patterns can contain
+    /// any character.
     masked: bool,
-    /// Whether the first group stays, before `replacement`.
+    /// True if the first group is kept before `replacement`.
     keep: bool,
     replacement: &'static str,
 }
 
 impl Rule {
-    /// A replacement that starts with `$1` keeps the first group. Otherwise, where a group took part
-    /// in a match, it alone is replaced and what follows it is only looked at.
+    /// Compiles a pattern. A replacement that starts with `$1` keeps the first group. Otherwise, if a group took
+    /// part in a match, only the group is replaced, and the rest of the match is a lookahead.
     ///
     /// # Panics
-    /// Where the pattern is no pattern; they are all constants of this crate.
+    /// Panics if the pattern is invalid; all patterns are constants of this crate.
     pub(super) fn new(pattern: &str, replacement: &'static str) -> Self {
         let stripped = replacement.strip_prefix("$1");
         Self {
@@ -39,7 +40,7 @@ impl Rule {
         }
     }
 
-    /// `re.sub`.
+    /// Python's `re.sub`.
     pub(super) fn apply(&self, text: String) -> String {
         let mask = if self.masked { mask(&text) } else { Cow::Borrowed(text.as_str()) };
         let mut out = String::new();
@@ -56,7 +57,7 @@ impl Rule {
         out + &text[copied..]
     }
 
-    /// The next match from `from` on: what to replace and what of it to keep.
+    /// Returns the next match from `from`: the range to replace and the range to keep.
     fn next_match(&self, mask: &str, from: usize) -> Option<(Span, Span)> {
         if self.pattern.captures_len() == 1 {
             let whole = self.pattern.find_at(mask, from)?.range();
@@ -78,16 +79,16 @@ type Span = std::ops::Range<usize>;
 /// Compiles a pattern.
 ///
 /// # Panics
-/// As [`Rule::new`].
+/// Panics if the pattern is invalid.
 pub(super) fn compile(pattern: &str) -> Regex {
     Regex::new(pattern).expect("the patterns are constants")
 }
 
-/// The text with every character on whose class Rust and Python disagree replaced by one of equal
-/// length in UTF-8 on which they agree. Positions are those of the text.
+/// Returns the text with every character whose class differs between Rust and Python replaced by a character of
+/// the right class with the same length in UTF-8. Byte positions are those of the text.
 fn mask(text: &str) -> Cow<'_, str> {
-    /// What Rust takes for a word character or a digit, and Python does not; what Python does, and
-    /// Rust does not; the separators that Python takes for white space.
+    /// Characters that are words or digits only for Rust; those that are only for Python; separators that are
+    /// white space only for Python.
     static DIFFERENT: LazyLock<Regex> = LazyLock::new(|| {
         let word = format!("[{ALPHANUMERIC}_]");
         compile(&format!(r"([\w--{word}])|([{word}--\w])|[\x1c-\x1f]"))
@@ -109,7 +110,7 @@ mod tests {
     #[test]
     fn classes_are_those_of_python() {
         let sub = |pattern, text: &str| Rule::new(pattern, "").apply(text.into());
-        // A superscript is a letter or number, a combining accent or a joiner is not.
+        // A superscript is a letter or number; a combining accent and a joiner are not.
         assert_eq!(sub(r"\w+", "a²b½e\u{301}_\u{200d}"), "\u{301}\u{200d}");
         assert_eq!(sub(r"\b2\b", "2² 2\u{301} 2"), "2² \u{301} ");
         assert_eq!(sub(r"\s", "a\x1c\u{a0}b\u{200b}"), "ab\u{200b}");

@@ -7,17 +7,17 @@ use entities::ENTITIES;
 use regex::{Captures, Regex};
 use std::{collections::HashMap, sync::LazyLock};
 
-/// Entities by their name without the ampersand, such as `amp;` and `amp`.
+/// Entities by name without the ampersand, such as `amp;` and `amp`.
 static NAMED: LazyLock<HashMap<&'static str, &'static str>> = LazyLock::new(|| {
     ENTITIES.iter().map(|entity| (&entity.entity[1..], entity.characters)).collect()
 });
 
-/// The named entity, which ends in a semicolon unless it is one of the old ones.
+/// Returns the named entity. Names end with a semicolon, except those of HTML 4.
 pub(super) fn named(name: &str) -> Option<&'static str> {
     NAMED.get(name).copied()
 }
 
-/// All named entities.
+/// Returns all named entities.
 pub(super) fn all_named() -> impl Iterator<Item = (&'static str, &'static str)> {
     NAMED.iter().map(|(name, characters)| (*name, *characters))
 }
@@ -41,7 +41,7 @@ pub(super) fn unescape(text: &str) -> String {
         .into_owned()
 }
 
-/// The longest name that starts `reference`, with the rest behind it.
+/// Decodes the longest name at the start of `reference` and keeps the rest.
 fn named_or_prefix(reference: &str) -> String {
     if let Some(characters) = named(reference) {
         return characters.to_string();
@@ -55,13 +55,13 @@ fn named_or_prefix(reference: &str) -> String {
     format!("&{reference}")
 }
 
-/// A number without `#` and `;` to its character, as HTML5 wants it.
+/// Decodes a number without `#` and `;` to its character, by the rules of HTML5.
 fn numeric(number: &str) -> String {
     let code = parse_number(number);
     match code {
         0x0d => "\r".into(),
         0x80..=0x9f => windows_1252(code as u8).into(),
-        // Controls and code points that are no characters.
+        // Controls and code points that are not characters.
         1..=8 | 0xb | 0xe..=0x1f | 0x7f | 0xfdd0..=0xfdef => String::new(),
         _ if code & 0xfffe == 0xfffe && (0x1_0000..=0x10_ffff).contains(&code) => String::new(),
         0xfffe | 0xffff => String::new(),
@@ -69,7 +69,7 @@ fn numeric(number: &str) -> String {
     }
 }
 
-/// A decimal number, or a hexadecimal one after `x`; what is too large stays too large.
+/// Parses a decimal number, or a hexadecimal number after `x`; saturates on overflow.
 pub(super) fn parse_number(number: &str) -> u32 {
     let parsed = match number.strip_prefix(['x', 'X']) {
         Some(hex) => u32::from_str_radix(hex, 16),
@@ -78,12 +78,12 @@ pub(super) fn parse_number(number: &str) -> u32 {
     parsed.unwrap_or(u32::MAX)
 }
 
-/// The character, or U+FFFD where there is none or it is the null character.
+/// Returns the character; U+FFFD for invalid code points and for the null character.
 pub(super) fn character(code: u32) -> String {
     char::from_u32(code).filter(|&c| c != '\0').unwrap_or('\u{fffd}').to_string()
 }
 
-/// What byte 0x80 to 0x9F means in Windows-1252; itself where it means nothing.
+/// Decodes byte 0x80 to 0x9F in Windows-1252; undefined bytes are returned as code points.
 pub(super) fn windows_1252(byte: u8) -> char {
     let page = super::mojibake_tables::CODE_PAGES
         .iter()

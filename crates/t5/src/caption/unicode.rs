@@ -1,32 +1,32 @@
-//! Python 3.11's view of characters, which is that of Unicode 14.
+//! Python 3.11's functions of characters, which follow Unicode 14.
 
 use super::patterns::compile;
 use regex::Regex;
 use std::sync::LazyLock;
 use unicode_normalization::UnicodeNormalization;
 
-/// `str.isspace` for one character.
+/// Python's `str.isspace` for one character.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }
 
-/// `str.strip`.
+/// Python's `str.strip`.
 pub(super) fn strip(text: &str) -> &str {
     text.trim_matches(is_space)
 }
 
-/// `str.lower`.
+/// Python's `str.lower`.
 pub(super) fn lower(text: &str) -> String {
     by_known_parts(text, |part| part.to_lowercase())
 }
 
-/// `unicodedata.normalize("NFC", ...)`.
+/// Python's `unicodedata.normalize("NFC", ...)`.
 pub(super) fn nfc(text: &str) -> String {
     by_known_parts(text, |part| part.nfc().collect())
 }
 
-/// Applies `change` to the parts between characters that came after Unicode 14. Those stay: they
-/// have no properties for Python, so they have no case, combine with nothing and end a word.
+/// Applies `change` to the parts between characters that were added after Unicode 14. Those characters are kept:
+/// for Python they have no properties, so they have no case, do not combine and end a word.
 fn by_known_parts(text: &str, change: impl Fn(&str) -> String) -> String {
     static UNKNOWN: LazyLock<Regex> = LazyLock::new(|| compile(r"\P{Age=14.0}"));
     if text.is_ascii() {
@@ -51,7 +51,7 @@ mod tests {
         for (text, want) in [
             ("İI", "i̇i"),
             ("ΟΔΟΣ ΣΑΣ.", "οδος σας."),
-            // Garay came with Unicode 16: no letter to Python, so the sigma before it ends a word.
+            // Garay was added in Unicode 16: for Python not a letter, so the sigma before it ends a word.
             ("ΑΣ\u{10d50}", "ας\u{10d50}"),
         ] {
             assert_eq!(lower(text), want);

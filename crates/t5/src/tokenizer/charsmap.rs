@@ -1,21 +1,20 @@
-//! The precompiled normalisation table of SentencePiece, checked before the library walks it.
+//! Checks the precompiled normalisation table of SentencePiece before the library uses it.
 //!
 //! Layout (google/sentencepiece v0.2.0, `src/normalizer.cc`, `DecodePrecompiledCharsMap`): the byte
 //! length of a double-array trie as little-endian `u32`, the trie's `u32` units, then
 //! NUL-terminated UTF-8 replacements; a trie value is the byte offset of a replacement.
 //!
-//! The reader in the `spm_precompiled` crate, which `tokenizers` uses, allocates what the length
-//! declares and indexes without bounds: on a corrupt table it would panic in the middle of a
-//! caption. Here every state that any text can reach is visited once, so that what passes cannot
-//! panic later.
+//! The reader of the `spm_precompiled` crate, which `tokenizers` uses, allocates the declared length and indexes
+//! without checks: with a corrupt table it would panic in the middle of a caption. Here every state that a text can
+//! reach is visited once, so that the library does not panic on an accepted table.
 
 /// Largest accepted table (the published ones are below 300 kB).
 const MAX_BYTES: usize = 4 << 20;
-/// Longest accepted replacement in bytes. NFKC's longest (U+FDFA) has 33; without a bound a corrupt
-/// table turns every character of a caption into megabytes.
+/// Longest accepted replacement in bytes. NFKC's longest (U+FDFA) has 33. Without a limit, a corrupt table could
+/// replace every character of a caption by megabytes.
 const MAX_REPLACEMENT_BYTES: usize = 256;
 
-/// Checks a table; the error says what is wrong with it.
+/// Checks a table; the error is a description of the problem.
 pub(super) fn check(charsmap: &[u8]) -> Result<(), String> {
     if charsmap.len() > MAX_BYTES {
         return Err(format!("it has {} bytes, expected at most {MAX_BYTES}", charsmap.len()));
@@ -58,8 +57,7 @@ impl Unit {
 
 /// Visits every state that is reachable from the root by any bytes.
 fn walk(units: &[Unit], replacements: &str) -> Result<(), String> {
-    // From a state the reader looks at `state ^ byte` for whatever byte comes, so all of them must
-    // exist.
+    // From a state the reader indexes `state ^ byte` for any byte, so all these units must exist.
     let in_bounds = |state: usize| {
         if state | 0xff < units.len() {
             return Ok(state);
@@ -91,7 +89,7 @@ fn walk(units: &[Unit], replacements: &str) -> Result<(), String> {
 
 fn check_replacement(replacements: &str, at: usize) -> Result<(), String> {
     let text = replacements.get(at..).ok_or_else(|| {
-        format!("a replacement starts at byte {at}, which is no character of the text")
+        format!("a replacement starts at byte {at}, which is not the start of a character")
     })?;
     let bytes = text.bytes().take(MAX_REPLACEMENT_BYTES + 1).take_while(|&b| b != 0).count();
     if bytes > MAX_REPLACEMENT_BYTES {

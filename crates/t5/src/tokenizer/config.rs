@@ -1,14 +1,14 @@
-//! `tokenizer_config.json` and `special_tokens_map.json` beside a tokenizer: the extra ids and the
-//! special tokens that are recognised inside captions.
+//! Reads `tokenizer_config.json` and `special_tokens_map.json` beside a tokenizer: the extra ids, and the special
+//! tokens that are recognised in captions.
 //!
 //! Source: huggingface/transformers v4.38.2, `tokenization_utils_base.py`
 //! (`PreTrainedTokenizerBase._from_pretrained`) and `models/t5/tokenization_t5_fast.py`
-//! (`T5TokenizerFast`). Both files are optional; without them the published defaults hold.
+//! (`T5TokenizerFast`). Both files are optional; the defaults are the published ones.
 //!
-//! Deviations: the older `added_tokens.json` is not read; a special token that is `null` counts as
-//! absent; with `legacy: false` (no published T5 v1.1) the start of a caption is
-//! prefixed as release 0.22 of the library does it; release 0.15, which the reference uses, at times
-//! prefixes the text after a leading special token too.
+//! Deviations: the older `added_tokens.json` is not read; a special token that is `null` counts as absent; with
+//! `legacy: false` (which no published T5 v1.1 has) the start of a caption is prefixed as in release 0.22 of the
+//! library. Release 0.15, which the reference uses, sometimes prefixes the text after a leading special token
+//! too.
 
 use std::{collections::HashSet, path::Path};
 
@@ -16,7 +16,10 @@ use opensora_files::one_line;
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, pre_tokenizers::metaspace::PrependScheme};
 
-use super::{error::TokenizerError, files};
+use super::{
+    error::{JsonError, TokenizerError},
+    files,
+};
 
 /// Default of `extra_ids` in `T5TokenizerFast`.
 const EXTRA_IDS: usize = 100;
@@ -29,28 +32,28 @@ const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 const ADDITIONAL: &str = "additional_special_tokens";
 
-/// What the configuration beside a tokenizer asks for.
+/// The settings of the files beside a tokenizer.
 #[derive(Debug)]
 pub(super) struct Config {
-    /// Sentinels `<extra_id_0>`.. behind the pieces.
+    /// Number of sentinels `<extra_id_0>`.. after the pieces.
     pub(super) extra_ids: usize,
     /// Text of the padding token.
     pub(super) pad_token: String,
     /// Tokens that are recognised in captions, in the order of registration.
     pub(super) added: Vec<AddedToken>,
-    /// Where a word boundary is put in front of the text.
+    /// When a word boundary is prepended to the text.
     pub(super) prepend: PrependScheme,
 }
 
 impl Config {
-    /// Reads what lies in `folder`.
+    /// Reads the files of `folder`.
     pub(super) fn read(folder: &Path) -> Result<Self, TokenizerError> {
         let (config_path, map_path) =
             (folder.join("tokenizer_config.json"), folder.join("special_tokens_map.json"));
         let config = Object { values: read_object(&config_path)?, path: &config_path };
         let map = Object { values: read_object(&map_path)?, path: &map_path };
 
-        // Tokens by id, with their flags; where these are given, the map is not looked at.
+        // Tokens by id, with flags. If they are given, the map is ignored.
         let decoder = config.added_tokens_decoder()?;
         let mut sources = vec![&config];
         if decoder.is_none() {
@@ -93,7 +96,7 @@ impl Config {
                 .extend((0..extra_ids).map(|i| AddedToken::from(format!("<extra_id_{i}>"), true)));
         } else if extra_ids > 0 && extra_ids != listed {
             return Err(config.error(format!(
-                "extra_ids is {extra_ids}, but {ADDITIONAL} lists {listed} of them, expected the same number"
+                "extra_ids is {extra_ids}, but {ADDITIONAL} lists {listed}, expected the same number"
             )));
         }
 
@@ -108,7 +111,7 @@ impl Config {
                 added.push(token);
             }
         }
-        // `legacy: false` came with transformers PR 24565; `add_prefix_space: false` with PR 28010.
+        // `legacy: false` was added by transformers PR 24565, `add_prefix_space: false` by PR 28010.
         let prepend = if config.flag("add_prefix_space")? == Some(false) {
             PrependScheme::Never
         } else if config.flag("legacy")? == Some(false) {
@@ -120,7 +123,7 @@ impl Config {
     }
 }
 
-/// A JSON object that knows which file it came from; empty when there is no file.
+/// A JSON object with the path of its file; empty if there is no file.
 struct Object<'a> {
     values: Map<String, Value>,
     path: &'a Path,
@@ -159,7 +162,7 @@ impl Object<'_> {
             })
     }
 
-    /// A token is its text, or an object with `content` and flags.
+    /// Reads a token: a text, or an object with `content` and flags.
     fn token(&self, key: &str, found: &Value) -> Result<AddedToken, TokenizerError> {
         if let Some(text) = found.as_str() {
             return Ok(AddedToken::from(text, true));
@@ -204,9 +207,9 @@ impl Object<'_> {
 
 fn read_object(path: &Path) -> Result<Map<String, Value>, TokenizerError> {
     let Some(bytes) = files::read_optional(path, MAX_BYTES)? else { return Ok(Map::new()) };
-    serde_json::from_slice(&bytes).map_err(|source| TokenizerError::Parse {
+    serde_json::from_slice(&bytes).map_err(|error| TokenizerError::Parse {
         path: path.to_owned(),
         problem: "not a JSON object",
-        source,
+        source: JsonError(error),
     })
 }

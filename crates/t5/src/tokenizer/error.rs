@@ -1,9 +1,11 @@
 //! The errors of loading a tokenizer and of encoding a caption.
 
-use std::path::PathBuf;
+use std::{error::Error, fmt, path::PathBuf};
+
+use opensora_files::one_line;
 
 /// An error of one of the libraries that read tokenizers.
-type Cause = Box<dyn std::error::Error + Send + Sync>;
+type Cause = Box<dyn Error + Send + Sync>;
 
 /// Error for a tokenizer that cannot be loaded, or a caption that cannot be encoded.
 ///
@@ -112,7 +114,7 @@ pub enum TokenizerError {
         /// What cannot be parsed.
         problem: &'static str,
         /// The parser's error.
-        source: serde_json::Error,
+        source: JsonError,
     },
     /// A part of a tokenizer that the tokenizer library rejects.
     #[error("{path}: {part}", path = path.display())]
@@ -124,7 +126,7 @@ pub enum TokenizerError {
         /// The library's error.
         source: Cause,
     },
-    /// A `max_length` that has no place for the end token.
+    /// A `max_length` that is too small for the end token.
     #[error("max_length is {found}, expected at least 1 (the end token)")]
     MaxLength {
         /// The given length.
@@ -137,3 +139,15 @@ pub enum TokenizerError {
         source: Cause,
     },
 }
+
+/// An error of the JSON parser, displayed on one line of limited length whatever the file contains.
+#[derive(Debug)]
+pub struct JsonError(pub serde_json::Error);
+
+impl fmt::Display for JsonError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&one_line(&self.0))
+    }
+}
+
+impl Error for JsonError {}

@@ -1,4 +1,4 @@
-//! Bounded reading of small files.
+//! Reads small files with a size limit.
 
 use std::{
     io::{ErrorKind, Read},
@@ -23,7 +23,7 @@ pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, TokenizerError> {
     if declared > limit {
         return Err(too_large(declared));
     }
-    // Not the declared size: the file may still grow.
+    // Not the declared size, since the file can grow meanwhile.
     let mut bytes = Vec::new();
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > limit {
@@ -32,7 +32,7 @@ pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, TokenizerError> {
     Ok(bytes)
 }
 
-/// As [`read`], but a file that does not exist is `None`.
+/// Reads a file as [`read`] does; returns `None` if it does not exist.
 pub(super) fn read_optional(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, TokenizerError> {
     match read(path, limit) {
         Ok(bytes) => Ok(Some(bytes)),

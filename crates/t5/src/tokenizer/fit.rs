@@ -1,21 +1,20 @@
 //! A small tokenizer fitted to captions, written in the published layout.
 //!
-//! For worlds of a few hundred word forms, whose words should be one token each. The pieces are the
-//! words of the cleaned captions, the most frequent first, and single characters for everything
-//! else: an unseen word becomes the longest known words and characters that it consists of. The
-//! result is a Unigram model and loads like the published one.
+//! For captions with a few hundred distinct words, each of which should be one token. The pieces are the words of
+//! the cleaned captions, the most frequent first, and single characters: an unseen word is split into the longest
+//! known words and characters. The result is a Unigram model and loads like the published one.
 //!
-//! Not the `tokenizers` library's `UnigramTrainer`: of a list of words it only considers pieces that
-//! two of them share, so that most words would be cut, and its result depends on the number of
-//! threads and on the order of a randomly seeded hash set.
+//! The `tokenizers` library's `UnigramTrainer` is not used: it only considers pieces that two words share, so that
+//! most words would be split, and its result depends on the number of threads and on the order of a randomly
+//! seeded hash set.
 //!
-//! Scores are logarithms of frequencies, in three bands, so that a known word is never cut: all
-//! scores are at most 0 and every way to cut a word uses at least one piece from a lower band.
+//! Scores are logarithms of frequencies in three bands, so that a known word is never split: all scores are at most
+//! 0, and every split of a word uses at least one piece from a lower band.
 //!
 //! | piece | score, with `n` words counted in all |
 //! |---|---|
 //! | word at a word boundary, counted `c` times | `ln(c / n)`, at least `-ln(n)` |
-//! | word inside of one (after a hyphen) | `ln(c / n) - ln(n) - 1` |
+//! | word inside another word (after a hyphen) | `ln(c / n) - ln(n) - 1` |
 //! | character | `-2 ln(n) - 3` |
 
 use super::pipeline::{Piece, SPACES, WORD_BOUNDARY};
@@ -28,36 +27,36 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The token that stands for one to be guessed.
+/// The token that replaces a masked token, which the model is to predict.
 pub const MASK_TOKEN: &str = "<extra_id_0>";
 
 /// Padding, end and unknown token: ids 0 to 2, as published.
 const FRAMING: [&str; 3] = ["<pad>", "</s>", "<unk>"];
-/// Sentinels behind the pieces; the last one is [`MASK_TOKEN`].
+/// Sentinels after the pieces; the last one is [`MASK_TOKEN`].
 const EXTRA_IDS: usize = 4;
-/// Longer words are left to characters.
+/// Most characters of a word that becomes a piece; longer words are split into characters.
 const MAX_WORD_CHARS: usize = 24;
 
-/// Why no tokenizer could be fitted or saved.
+/// Error for a tokenizer that cannot be fitted or saved.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FitError {
-    /// Nothing is left of the captions after cleaning.
+    /// Captions that contain no words after cleaning.
     #[error("no caption holds a word: a tokenizer cannot be fitted to nothing")]
     NoWords,
-    /// The vocabulary has no room for a single word.
+    /// A vocabulary that is too small for a single word.
     #[error(
         "a vocabulary of {found} tokens is too small, expected at least {needed} (special tokens, \
          characters, one word)"
     )]
     VocabularySize {
-        /// What was asked for.
+        /// The given size.
         found: usize,
-        /// The least that is possible.
+        /// The smallest possible size.
         needed: usize,
     },
-    /// The folder holds a model that every reader would prefer to the new one.
-    #[error("{}: is there already and would be read instead of the new tokenizer.json", path.display())]
+    /// A folder with a `spiece.model`, which would be read instead of the new tokenizer.
+    #[error("{}: already exists and would be read instead of the new tokenizer.json", path.display())]
     Shadowed {
         /// The model.
         path: PathBuf,
@@ -80,11 +79,11 @@ pub struct FittedTokenizer {
     pieces: Vec<Piece>,
 }
 
-/// Fits a tokenizer of at most `vocab_size` tokens to captions, which are cleaned here. The same
-/// captions in any order give the same tokenizer.
+/// Fits a tokenizer of at most `vocab_size` tokens to captions after cleaning them. The order of the captions does
+/// not matter.
 ///
 /// # Errors
-/// Where no caption holds a word, or the vocabulary is too small for any.
+/// Returns an error if no caption contains a word, or the vocabulary is too small for a word.
 pub fn fit_tokenizer(
     captions: impl IntoIterator<Item = impl AsRef<str>>,
     vocab_size: usize,
@@ -96,7 +95,7 @@ pub fn fit_tokenizer(
     if counts.is_empty() {
         return Err(FitError::NoWords);
     }
-    // What any caption may hold: printable ASCII, which is lower-case after cleaning.
+    // Characters of any caption: printable ASCII, in lower case after cleaning.
     let base: BTreeSet<String> = (' '..='~')
         .filter(|c| !c.is_ascii_uppercase() && *c != ' ')
         .chain([WORD_BOUNDARY])
@@ -111,7 +110,7 @@ pub fn fit_tokenizer(
     let total = counts.values().sum::<u64>() as f64;
     let mut ranked: Vec<(String, u64)> =
         counts.into_iter().filter(|(text, _)| !base.contains(text)).collect();
-    // Stable: among equals the alphabet decides.
+    // The sort is stable: words with equal counts stay in alphabetical order.
     ranked.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
     ranked.truncate(room);
 
@@ -132,7 +131,7 @@ pub fn fit_tokenizer(
 fn count(caption: &str, counts: &mut BTreeMap<String, u64>) {
     let mut add = |piece: String| *counts.entry(piece).or_default() += 1;
     for word in caption.split([' ', WORD_BOUNDARY]).filter(|word| !word.is_empty()) {
-        // As the Metaspace stage hands it over; punctuation is cut off.
+        // As the Metaspace stage splits the text; punctuation is split off.
         let mut run = String::from(WORD_BOUNDARY);
         for c in word.chars().chain(['.']) {
             if c.is_alphanumeric() {
@@ -149,7 +148,7 @@ fn count(caption: &str, counts: &mut BTreeMap<String, u64>) {
     }
 }
 
-/// See the module's table.
+/// Returns the score of a piece by the table of the [module](self).
 fn score(piece: &str, count: f64, total: f64) -> f64 {
     let score = if piece.chars().nth(1).is_none() {
         -2.0 * total.ln() - 3.0
@@ -158,26 +157,26 @@ fn score(piece: &str, count: f64, total: f64) -> f64 {
     } else {
         (count / total).ln() - total.ln() - 1.0
     };
-    // Platforms differ in a logarithm's last digits; the bands are 1 apart.
+    // Rounded, since the last digits of a logarithm differ between platforms; the bands are 1 apart.
     (score * 1e4).round() / 1e4
 }
 
 impl FittedTokenizer {
-    /// Number of tokens; every id is below it.
+    /// Returns the number of tokens; every id is smaller.
     pub fn vocab_size(&self) -> usize {
         self.pieces.len()
     }
 
-    /// The tokens in the order of their ids.
+    /// Returns the tokens in the order of their ids.
     pub fn tokens(&self) -> impl Iterator<Item = &str> {
         self.pieces.iter().map(|(text, _)| text.as_str())
     }
 
     /// Writes `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` to `folder`,
-    /// which is made where it is not there.
+    /// which is created if needed.
     ///
     /// # Errors
-    /// Where a file cannot be written, or the folder holds a `spiece.model`.
+    /// Returns an error if a file cannot be written, or the folder contains a `spiece.model`.
     pub fn save(&self, folder: &Path) -> Result<(), FitError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -200,7 +199,7 @@ impl FittedTokenizer {
         Ok(())
     }
 
-    /// As transformers exports a T5 whose model has no normalisation table.
+    /// Returns the `tokenizer.json` that transformers exports for a T5 without a normalisation table.
     fn tokenizer_json(&self) -> Value {
         let is_special = |id: usize| id < FRAMING.len() || id >= self.pieces.len() - EXTRA_IDS;
         let added: Vec<Value> = self
@@ -265,7 +264,7 @@ mod tests {
     use super::*;
     use crate::T5Tokenizer;
 
-    /// 216 captions of the demo world's kind.
+    /// Returns 216 captions like those of the demo.
     fn captions() -> Vec<String> {
         let mut captions = Vec::new();
         for color in ["red", "green", "blue", "yellow", "white", "purple"] {
@@ -296,7 +295,7 @@ mod tests {
         (fitted, loaded)
     }
 
-    /// The texts of a caption's ids, without end and padding.
+    /// Returns the texts of a caption's ids, without end and padding.
     fn texts(fitted: &FittedTokenizer, loaded: &T5Tokenizer, caption: &str) -> Vec<String> {
         let tokens = loaded.encode(&text_preprocessing(caption), 60).unwrap();
         let used = tokens.mask.iter().filter(|&&used| used).count();
@@ -306,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_saved_loads_with_the_published_ids() {
+    fn saved_tokenizers_load_with_the_published_ids() {
         let (fitted, loaded) = saved(&captions(), 200);
         assert_eq!((loaded.pad_id(), loaded.eos_id(), loaded.unk_id()), (0, 1, 2));
         assert_eq!(loaded.vocab_size(), fitted.vocab_size());
@@ -325,18 +324,18 @@ mod tests {
         let (fitted, loaded) = saved(&captions, 200);
         for caption in &captions {
             let texts = texts(&fitted, &loaded, caption);
-            // The pieces join to the caption again: nothing was lost.
+            // The joined pieces are the caption.
             let joined = texts.concat().replace(WORD_BOUNDARY, " ");
             assert_eq!(joined.trim_start(), text_preprocessing(caption));
             let words = caption.split_whitespace().count();
-            // Comma, full stop, and the hyphen with the word behind it.
+            // Comma, full stop, and the hyphen with the word after it.
             let marks = if caption.contains('-') { 4 } else { 2 };
             assert_eq!(texts.len(), words + marks, "{texts:?}");
         }
     }
 
     #[test]
-    fn unseen_words_are_known_words_and_characters() {
+    fn unseen_words_are_split_into_known_words_and_characters() {
         let (fitted, loaded) = saved(&captions(), 200);
         let texts = |caption| texts(&fitted, &loaded, caption);
         assert_eq!(texts("redwood"), ["▁red", "w", "o", "o", "d"]);
@@ -371,8 +370,8 @@ mod tests {
     }
 
     #[test]
-    fn rare_words_are_not_cut_into_frequent_ones() {
-        // Frequent parts, and the rare wholes that they make up.
+    fn rare_words_are_not_split_into_frequent_words() {
+        // Frequent words, and rare words that are composed of them.
         let mut captions = vec!["s and y x-sand x-box".to_string(); 1000];
         captions.push("sandy x-sandbox".into());
         let (fitted, loaded) = saved(&captions, 200);
@@ -381,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn words_that_it_has_not_seen_are_named() {
+    fn unknown_words_are_returned() {
         let (_, loaded) = saved(&["a red-green fox jumps".into(), "a sea at night".into()], 300);
         let unknown = |caption: &str| loaded.unknown_words(&text_preprocessing(caption)).unwrap();
         assert_eq!(unknown("A red fox, at night."), [""; 0]);
@@ -392,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn invalid_input_is_rejected() {
         assert!(matches!(fit_tokenizer(["", " .", "!"], 200), Err(FitError::NoWords)));
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("spiece.model"), "x").unwrap();

@@ -1,9 +1,8 @@
-//! `tokenizer.json`: the same pipeline as the `tokenizers` library writes it down.
+//! Reads `tokenizer.json`, the `tokenizers` library's description of the same pipeline.
 //!
-//! Only the stages that any published T5 export uses are accepted, each checked before the library
-//! sees it: the format can describe pipelines of every other model family, and the library trusts
-//! what it reads. `truncation`, `padding` and `decoder` are ignored: the length is an argument of
-//! [`encode`](super::T5Tokenizer::encode).
+//! Only the stages of published T5 exports are accepted, and each is checked before the library gets it: the format
+//! can describe pipelines of every other model family, and the library does not check its input. `truncation`,
+//! `padding` and `decoder` are ignored: the length is an argument of [`encode`](super::T5Tokenizer::encode).
 
 use std::{collections::HashMap, path::Path};
 
@@ -18,12 +17,12 @@ use tokenizers::{
 };
 
 use super::{
-    error::TokenizerError,
+    error::{JsonError, TokenizerError},
     pipeline::{self, Assembled, Piece, Pipeline},
     spiece,
 };
 
-/// Most commas and opening brackets: each may stand for a value of 32 bytes in memory (mT5: 750,000).
+/// Most commas and opening brackets, each of which can be a value of 32 bytes in memory (mT5: 750,000).
 const MAX_JSON_VALUES: usize = 1_500_000;
 
 /// Longest accepted text that a `Replace` stage inserts.
@@ -97,8 +96,13 @@ pub(super) fn parse(
     bytes: &[u8],
     pad_token: &str,
 ) -> Result<Assembled, TokenizerError> {
-    let parse_error =
-        |problem| move |source| TokenizerError::Parse { path: path.to_owned(), problem, source };
+    let parse_error = |problem| {
+        move |error| TokenizerError::Parse {
+            path: path.to_owned(),
+            problem,
+            source: JsonError(error),
+        }
+    };
     let special = |token: &str, reason: String| TokenizerError::SpecialToken {
         path: path.to_owned(),
         token: token.to_owned(),
@@ -152,7 +156,7 @@ pub(super) fn parse(
     }
     .build(path)?;
 
-    // The library numbers added tokens by itself and only warns where the file says otherwise.
+    // The library assigns the ids of added tokens itself and only warns if the file has other ids.
     for (id, content) in ids.into_iter().zip(contents) {
         if library.token_to_id(&content) != Some(id) {
             let found = library.token_to_id(&content);
@@ -175,7 +179,7 @@ pub(super) fn parse(
     Ok(Assembled { library, pad_id, eos_id, unk_id })
 }
 
-/// The id behind `$A` in a template of exactly these two.
+/// Returns the id after `$A` in a template of exactly `$A` and a special token.
 fn eos_id(post_processor: Option<PostProcessorJson>) -> Option<u32> {
     let PostProcessorJson::TemplateProcessing { single, special_tokens } = post_processor?;
     let [TemplateJson::Sequence { id: text }, TemplateJson::SpecialToken { id: end }] =
@@ -255,9 +259,8 @@ fn add_pre_tokenizers(
         }
         PreTokenizerJson::WhitespaceSplit => into.push(WhitespaceSplit.into()),
         PreTokenizerJson::Metaspace(mut fields) => {
-            // The library's own reader knows nearly all the spellings of its releases; it wants the
-            // tag back, and refuses what its release 0.15 wrote for no prefix: `false` beside a
-            // scheme.
+            // The library reads nearly all variants of its releases. It needs the tag, and rejects the variant of
+            // release 0.15 without prefix: `false` beside a scheme.
             if let Value::Object(fields) = &mut fields {
                 fields.insert("type".into(), "Metaspace".into());
                 if fields.get("add_prefix_space") == Some(&Value::Bool(false)) {
@@ -265,10 +268,10 @@ fn add_pre_tokenizers(
                 }
             }
             let metaspace: Metaspace =
-                serde_json::from_value(fields).map_err(|source| TokenizerError::Parse {
+                serde_json::from_value(fields).map_err(|error| TokenizerError::Parse {
                     path: path.to_owned(),
                     problem: "pre_tokenizer: Metaspace",
-                    source,
+                    source: JsonError(error),
                 })?;
             into.push(metaspace.into());
         }

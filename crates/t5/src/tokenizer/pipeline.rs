@@ -1,7 +1,7 @@
-//! The stages between a caption and token ids, assembled from checked parts.
+//! Assembles the stages between a caption and token ids from checked parts.
 //!
 //! Source of the stages: huggingface/transformers v4.38.2, `convert_slow_tokenizer.py`
-//! (`SpmConverter`, `T5Converter`). The stages themselves are those of the `tokenizers` library.
+//! (`SpmConverter`, `T5Converter`). The stages are those of the `tokenizers` library.
 
 use std::path::Path;
 
@@ -18,11 +18,11 @@ use super::{charsmap, config::Config, error::TokenizerError, spiece::Spiece};
 /// Text and score of a vocabulary entry.
 pub(super) type Piece = (String, f64);
 
-/// The library's tokenizer with exactly the stages that T5 has.
+/// The library's tokenizer with exactly T5's stages.
 pub(super) type Library =
     TokenizerImpl<Unigram, Sequence, PreTokenizers, PostProcessorWrapper, DecoderWrapper>;
 
-/// The character that stands for a word boundary in pieces.
+/// The character of a word boundary in pieces.
 pub(super) const WORD_BOUNDARY: char = '\u{2581}';
 /// Runs of spaces become one word boundary.
 pub(super) const SPACES: &str = " {2,}";
@@ -39,7 +39,7 @@ pub(super) struct Pipeline {
     pub(super) added: Vec<AddedToken>,
 }
 
-/// A tokenizer and the ids that frame its output.
+/// A tokenizer with the ids of its special tokens.
 pub(super) struct Assembled {
     pub(super) library: Library,
     pub(super) pad_id: u32,
@@ -48,11 +48,10 @@ pub(super) struct Assembled {
 }
 
 impl Pipeline {
-    /// The conversion of a SentencePiece model, with its padding and end ids.
+    /// Converts a SentencePiece model.
     ///
-    /// As in the reference, `add_dummy_prefix`, `remove_extra_whitespaces` and the piece types of
-    /// the model are not looked at: words are always prefixed, runs of spaces always collapsed, and
-    /// control pieces can be matched in text.
+    /// The model's `add_dummy_prefix`, `remove_extra_whitespaces` and piece types are ignored, as in the reference:
+    /// words are always prefixed, runs of spaces are always collapsed, and control pieces can match text.
     pub(super) fn from_spiece(
         path: &Path,
         spiece: Spiece,
@@ -72,8 +71,7 @@ impl Pipeline {
             .map_err(|source| library_error(path, "the rule for runs of spaces", source))?;
         normalizers.push(spaces.into());
 
-        // The text of the token first, as the reference; what the model declares where there is no
-        // such piece.
+        // The piece with the token's text, as in the reference; if there is none, the id that the model declares.
         let find = |text: &str, declared: Option<usize>| {
             let by_text = pieces.iter().position(|(piece, _)| piece == text);
             by_text.or(declared).ok_or_else(|| TokenizerError::SpecialToken {
@@ -85,8 +83,8 @@ impl Pipeline {
         let eos_id = find("</s>", eos_id)?;
         let pad_id = find(&config.pad_token, pad_id)?;
 
-        // A named token that the model lacks gets no new id (the reference gives it one that no T5
-        // has an embedding for); an additional one does.
+        // A named token that the model lacks gets no new id (in the reference it gets one that no T5 has an
+        // embedding for); an additional token does.
         let known: std::collections::HashSet<&str> =
             pieces.iter().map(|(text, _)| text.as_str()).collect();
         let added = config
@@ -106,7 +104,7 @@ impl Pipeline {
         Ok(Assembled { library, pad_id: id(pad_id), eos_id: id(eos_id), unk_id: id(unk_id) })
     }
 
-    /// Hands checked parts to the library.
+    /// Builds the library's tokenizer from checked parts.
     pub(super) fn build(self, path: &Path) -> Result<Library, TokenizerError> {
         let normalizer = Sequence::new(self.normalizers);
         for token in &self.added {
@@ -123,12 +121,12 @@ impl Pipeline {
     }
 }
 
-/// A vocabulary index as token id; the number of pieces is bounded far below.
+/// Converts a vocabulary index to a token id; the number of pieces is limited to far less than `u32::MAX`.
 pub(super) fn id(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
 }
 
-/// The normalisation table of a SentencePiece model as a stage, after checking it.
+/// Checks the normalisation table of a SentencePiece model and returns it as a stage.
 pub(super) fn precompiled(path: &Path, table: &[u8]) -> Result<NormalizerWrapper, TokenizerError> {
     let corrupt = |reason| TokenizerError::CharsMap { path: path.to_owned(), reason };
     charsmap::check(table).map_err(corrupt)?;
@@ -146,8 +144,8 @@ pub(super) fn library_error(
     TokenizerError::Library { path: path.to_owned(), part: part.into(), source: error.into() }
 }
 
-/// The library looks for added tokens as byte patterns; an empty pattern would cut characters in
-/// two.
+/// Checks an added token. The library searches for added tokens as byte patterns; an empty pattern would match
+/// inside characters.
 fn check_added(
     path: &Path,
     token: &AddedToken,
@@ -167,7 +165,7 @@ fn check_added(
         let mut content = NormalizedString::from(token.content.as_str());
         normalizer.normalize(&mut content).map_err(|error| library_error(path, name(), error))?;
         if content.is_empty() {
-            return Err(bad("it is to be normalised, which leaves nothing of it".into()));
+            return Err(bad("it is empty after normalisation".into()));
         }
     }
     Ok(())

@@ -1,8 +1,8 @@
-//! `spiece.model`: the SentencePiece protobuf, as far as T5 needs it.
+//! Reads `spiece.model`: the parts of the SentencePiece protobuf that T5 needs.
 //!
 //! Source of the field numbers: google/sentencepiece v0.2.0, `src/sentencepiece_model.proto`
 //! (proto2). Only the fields that the T5 conversion reads are declared; the others are skipped.
-//! Pieces are read as bytes so that one that is not UTF-8 can be named by its index.
+//! Pieces are read as bytes, so that the error for invalid UTF-8 names the piece's index.
 
 use std::{collections::HashSet, path::Path};
 
@@ -16,7 +16,7 @@ use super::{error::TokenizerError, pipeline::Piece};
 const MAX_PIECE_BYTES: usize = 512;
 /// Most accepted pieces (T5: 32 000, mT5: 250 112).
 const MAX_PIECES: usize = 1 << 20;
-/// Most accepted bytes of all pieces together: the trie costs some hundred bytes for each.
+/// Most accepted bytes of all pieces together: the trie takes some hundred bytes per byte.
 const MAX_VOCABULARY_BYTES: usize = 4 << 20;
 
 #[derive(Clone, PartialEq, Message)]
@@ -64,18 +64,18 @@ pub(super) mod kind {
     pub(in crate::tokenizer) const BYTE: i32 = 6;
 }
 
-/// What the T5 conversion takes from a SentencePiece model, checked.
+/// The checked parts of a SentencePiece model that the T5 conversion needs.
 #[derive(Debug)]
 pub(super) struct Spiece {
     /// Text and score of every piece, in the order of their ids.
     pub(super) pieces: Vec<Piece>,
     /// Id of the only piece of type UNKNOWN.
     pub(super) unk_id: usize,
-    /// `trainer_spec.eos_id`, when it names a piece.
+    /// `trainer_spec.eos_id`, if there is such a piece.
     pub(super) eos_id: Option<usize>,
-    /// `trainer_spec.pad_id`, when it names a piece.
+    /// `trainer_spec.pad_id`, if there is such a piece.
     pub(super) pad_id: Option<usize>,
-    /// Normalisation table, not yet checked; empty when the model has none.
+    /// Normalisation table, not yet checked; empty if the model has none.
     pub(super) charsmap: Vec<u8>,
 }
 
@@ -89,9 +89,8 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Spiece, TokenizerError>
     let proto = ModelProto::decode(bytes)
         .map_err(|source| TokenizerError::Protobuf { path: path.to_owned(), source })?;
 
-    // The specs follow the pieces: a file cut between two pieces is still valid protobuf, but lacks
-    // them.
-    let missing = |section| not_spm(format!("it ends without {section} (cut short?)"));
+    // The specs follow the pieces: a file truncated between two pieces is valid protobuf without specs.
+    let missing = |section| not_spm(format!("it ends without {section} (truncated?)"));
     if proto == ModelProto::default() {
         return Err(not_spm("found neither pieces nor specs".into()));
     }
@@ -138,7 +137,7 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Spiece, TokenizerError>
         reason,
     };
     let unk_id = unknown.ok_or_else(|| unk_error("found no piece of type UNKNOWN".into()))?;
-    // The conversion believes `trainer_spec.unk_id`, SentencePiece the type: they have to agree.
+    // The conversion uses `trainer_spec.unk_id`, SentencePiece uses the type, so both must agree.
     if let Some(declared) = trainer.unk_id
         && usize::try_from(declared) != Ok(unk_id)
     {
@@ -158,8 +157,8 @@ pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Spiece, TokenizerError>
     })
 }
 
-/// Refuses a vocabulary that the Unigram model cannot hold: empty, too large, with empty pieces or
-/// scores that are not numbers.
+/// Rejects a vocabulary that is invalid in a Unigram model: empty, too large, with empty pieces or scores that are
+/// not numbers.
 pub(super) fn check_pieces(path: &Path, pieces: &[Piece]) -> Result<(), TokenizerError> {
     if pieces.is_empty() {
         return Err(TokenizerError::EmptyVocabulary { path: path.to_owned() });

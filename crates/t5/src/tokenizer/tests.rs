@@ -1,4 +1,4 @@
-//! Goldens, exactness of truncation, and files that are broken in every way that came to mind.
+//! Tests of golden ids, truncation, and damaged files.
 
 use std::{
     fs,
@@ -36,7 +36,7 @@ fn golden_json() -> Value {
     serde_json::from_slice(&fs::read(goldens("t5-tokenizer/tokenizer.json")).unwrap()).unwrap()
 }
 
-/// A folder with the given files.
+/// Returns a folder with the given files.
 fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, bytes) in files {
@@ -65,7 +65,7 @@ fn load_json(change: impl FnOnce(&mut Value)) -> Result<T5Tokenizer, TokenizerEr
     load(&[("tokenizer.json", value.to_string().as_bytes())])
 }
 
-/// The error's message, which must be one line.
+/// Returns the error's message, which must be one line.
 fn message(result: Result<T5Tokenizer, TokenizerError>) -> String {
     let message = error_line(&result.expect_err("the file should be rejected"));
     assert!(!message.contains('\n') && message.len() < 600, "not one line: {message}");
@@ -73,7 +73,7 @@ fn message(result: Result<T5Tokenizer, TokenizerError>) -> String {
 }
 
 #[track_caller]
-fn assert_refused(result: Result<T5Tokenizer, TokenizerError>, words: &[&str]) {
+fn assert_rejected(result: Result<T5Tokenizer, TokenizerError>, words: &[&str]) {
     let message = message(result);
     for word in words {
         assert!(message.contains(word), "{word:?} is not in: {message}");
@@ -160,7 +160,7 @@ fn batch_is_its_rows() {
     let tokenizer = golden_tokenizer();
     let batch = tokenizer.encode_batch(&PROBES, 40).unwrap();
     assert_eq!(batch.len(), PROBES.len());
-    // In reverse and twice: what was seen before must not matter.
+    // In reverse and twice: earlier captions must not change the result.
     for (text, row) in PROBES.iter().zip(&batch).rev() {
         assert_eq!(&tokenizer.encode(text, 40).unwrap(), row, "{text:?}");
     }
@@ -190,16 +190,16 @@ fn extra_ids_follow_the_configuration() {
     assert_eq!(five.token_to_id("<extra_id_5>"), None);
     assert_eq!(with(json!({"extra_ids": 0})).unwrap().vocab_size(), 1000);
 
-    // A further special token gets the next id and is recognised in captions.
+    // An additional special token gets the next id and is recognised in captions.
     let further = with(json!({"additional_special_tokens": ["<sep>"]})).unwrap();
     assert_eq!(further.token_to_id("<sep>"), Some(1100));
     assert_eq!(further.encode("<sep>", 3).unwrap().ids, [1100, 1, 0]);
 
     let listed: Vec<String> = (0..5).map(|i| format!("<extra_id_{i}>")).collect();
     let both = json!({"extra_ids": 6, "additional_special_tokens": listed});
-    assert_refused(with(both), &["tokenizer_config.json", "extra_ids is 6", "lists 5"]);
+    assert_rejected(with(both), &["tokenizer_config.json", "extra_ids is 6", "lists 5"]);
     for bad in [json!(-1), json!(1.5), json!("100"), json!(1_000_000_000_u64)] {
-        assert_refused(with(json!({"extra_ids": bad})), &["tokenizer_config.json", "extra_ids"]);
+        assert_rejected(with(json!({"extra_ids": bad})), &["tokenizer_config.json", "extra_ids"]);
     }
 }
 
@@ -214,7 +214,7 @@ fn special_tokens_keep_their_flags() {
             .unwrap();
     assert_eq!(tokenizer.encode("  <sep>  ", 4).unwrap().ids, [1100, 1, 0, 0]);
 
-    // With tokens by id in the configuration the map does not count, as in the reference.
+    // The map is ignored if the configuration has tokens by id, as in the reference.
     let config = json!({"added_tokens_decoder": {
         "1099": {"content": "<extra_id_0>", "lstrip": true, "rstrip": true, "special": true}
     }});
@@ -239,7 +239,7 @@ fn ids_come_from_the_model() {
     assert_eq!((tokenizer.pad_id(), tokenizer.eos_id(), tokenizer.unk_id()), (997, 998, 999));
     assert_eq!(tokenizer.encode("<unk>", 3).unwrap().ids, [999, 998, 997]);
 
-    // Without the usual texts the ids that the model declares count.
+    // Without the usual texts, the ids are those that the model declares.
     let tokenizer = load_changed(|proto| {
         proto.pieces[0].piece = Some(b"[PAD]".to_vec());
         proto.pieces[1].piece = Some(b"[END]".to_vec());
@@ -262,27 +262,27 @@ fn model_without_charsmap() {
 }
 
 #[test]
-fn files_that_are_not_there() {
+fn missing_files() {
     let empty = tempfile::tempdir().unwrap();
-    assert_refused(T5Tokenizer::from_path(empty.path()), &["spiece.model", "tokenizer.json"]);
+    assert_rejected(T5Tokenizer::from_path(empty.path()), &["spiece.model", "tokenizer.json"]);
     for name in ["spiece.model", "tokenizer.json"] {
         let result = T5Tokenizer::from_path(empty.path().join(name));
         assert!(matches!(result, Err(TokenizerError::Read { .. })), "{result:?}");
-        assert_refused(result, &[name]);
+        assert_rejected(result, &[name]);
     }
-    assert_refused(load_spiece(&vec![0; (16 << 20) + 1]), &["16777217", "at most 16777216"]);
+    assert_rejected(load_spiece(&vec![0; (16 << 20) + 1]), &["16777217", "at most 16777216"]);
 }
 
 #[test]
 fn not_sentencepiece() {
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 791656\n";
-    assert_refused(load_spiece(pointer), &["spiece.model", "Git LFS pointer"]);
+    assert_rejected(load_spiece(pointer), &["spiece.model", "Git LFS pointer"]);
     for bytes in [&b""[..], b"<html>not found</html>", b"{}", b"\x00\x01\x02", b"PK\x03\x04"] {
-        assert_refused(load_spiece(bytes), &["not a complete SentencePiece model"]);
+        assert_rejected(load_spiece(bytes), &["not a complete SentencePiece model"]);
     }
     for (kind, name) in [(2, "BPE"), (3, "WORD"), (4, "CHAR"), (9, "9")] {
         let result = load_changed(|p| p.trainer_spec.as_mut().unwrap().model_type = Some(kind));
-        assert_refused(result, &[name, "expected Unigram"]);
+        assert_rejected(result, &[name, "expected Unigram"]);
     }
 }
 
@@ -292,32 +292,32 @@ fn unusable_vocabularies() {
         load_changed(|p| p.pieces.clear()),
         Err(TokenizerError::EmptyVocabulary { .. })
     ));
-    assert_refused(
+    assert_rejected(
         load_changed(|p| p.pieces[7].piece = Some(b"ab\xff".to_vec())),
         &["piece 7", r"ab\xff", "expected UTF-8"],
     );
     for score in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        assert_refused(
+        assert_rejected(
             load_changed(|p| p.pieces[7].score = Some(score)),
             &["piece 7", "expected a finite number"],
         );
     }
-    assert_refused(load_changed(|p| p.pieces[7].piece = None), &["piece 7", "empty piece"]);
-    assert_refused(
+    assert_rejected(load_changed(|p| p.pieces[7].piece = None), &["piece 7", "empty piece"]);
+    assert_rejected(
         load_changed(|p| p.pieces[7].piece = p.pieces[5].piece.clone()),
         &["piece 7", "twice"],
     );
-    assert_refused(
+    assert_rejected(
         load_changed(|p| p.pieces[7].piece = Some(vec![b'a'; 100_000])),
         &["piece 7", "100000 bytes"],
     );
-    assert_refused(load_changed(|p| p.pieces[7].kind = Some(77)), &["piece 7", "type 77"]);
+    assert_rejected(load_changed(|p| p.pieces[7].kind = Some(77)), &["piece 7", "type 77"]);
     let piece = |i: usize| SentencePiece {
         piece: Some(format!("{i:0500}").into_bytes()),
         score: None,
         kind: None,
     };
-    assert_refused(
+    assert_rejected(
         load_changed(|p| p.pieces.extend((0..9000).map(piece))),
         &["vocabulary in bytes", "at most"],
     );
@@ -325,16 +325,16 @@ fn unusable_vocabularies() {
 
 #[test]
 fn missing_special_tokens() {
-    assert_refused(
+    assert_rejected(
         load_changed(|p| p.pieces[2].kind = Some(kind::NORMAL)),
         &["no piece of type UNKNOWN"],
     );
-    assert_refused(
+    assert_rejected(
         load_changed(|p| p.pieces[9].kind = Some(kind::UNKNOWN)),
         &["piece 9", "second piece of type UNKNOWN"],
     );
     for declared in [0, -1, 5000] {
-        assert_refused(
+        assert_rejected(
             load_changed(|p| p.trainer_spec.as_mut().unwrap().unk_id = Some(declared)),
             &[&format!("unk_id is {declared}"), "UNKNOWN is 2"],
         );
@@ -345,7 +345,7 @@ fn missing_special_tokens() {
             let trainer = p.trainer_spec.as_mut().unwrap();
             (trainer.pad_id, trainer.eos_id) = (Some(-1), Some(5000));
         });
-        assert_refused(result, &[token, "1000 pieces"]);
+        assert_rejected(result, &[token, "1000 pieces"]);
     }
 }
 
@@ -365,7 +365,7 @@ fn corrupt_charsmaps() {
         ("found", &|map| map[..4].copy_from_slice(&0xffff_fffc_u32.to_le_bytes())),
         ("found", &|map| map.truncate(1000)),
         ("leads to unit", &|map| map[4..8].fill(0xff)),
-        ("no character", &|map| map.truncate(trie_bytes(map) + 4)),
+        ("not the start of a character", &|map| map.truncate(trie_bytes(map) + 4)),
         ("not UTF-8", &|map| *map.last_mut().unwrap() = 0xff),
         ("longer than 256", &|map| {
             let start = trie_bytes(map) + 4;
@@ -373,15 +373,15 @@ fn corrupt_charsmaps() {
         }),
     ];
     for (words, damage) in cases {
-        assert_refused(change(damage), &["precompiled_charsmap is corrupt", words]);
+        assert_rejected(change(damage), &["precompiled_charsmap is corrupt", words]);
     }
 }
 
 #[test]
-fn every_kind_of_truncation_is_refused() {
+fn every_kind_of_truncation_is_rejected() {
     let bytes = golden_spiece();
     let mut lengths: Vec<usize> = (0..bytes.len()).step_by(509).collect();
-    // Densely around the ends of the pieces and of the file, where the specs begin and end.
+    // At every byte around the end of the pieces and of the file, where the specs start and end.
     let specs = golden_proto().pieces.iter().fold(0, |n, piece| n + piece.encoded_len() + 2);
     lengths.extend(specs.saturating_sub(40)..specs + 400);
     lengths.extend(bytes.len() - 40..bytes.len());
@@ -395,7 +395,7 @@ fn every_kind_of_truncation_is_refused() {
 #[test]
 fn flipped_bytes_never_panic() {
     let bytes = golden_spiece();
-    let (mut accepted, mut refused) = (0, 0);
+    let (mut accepted, mut rejected) = (0, 0);
     for (round, at) in (0..bytes.len()).step_by(331).enumerate() {
         let mut flipped = bytes.clone();
         flipped[at] ^= [0x01, 0x80, 0xff, 0x10][round % 4];
@@ -407,12 +407,12 @@ fn flipped_bytes_never_panic() {
                 }
             }
             Err(error) => {
-                refused += 1;
+                rejected += 1;
                 assert!(!error_line(&error).contains('\n'), "{error}");
             }
         }
     }
-    assert!(accepted > 0 && refused > 0, "{accepted} accepted, {refused} refused");
+    assert!(accepted > 0 && rejected > 0, "{accepted} accepted, {rejected} rejected");
 }
 
 #[test]
@@ -427,16 +427,16 @@ fn hostile_configuration_beside_the_model() {
         ("{\"additional_special_tokens\": \"x\"}", &["additional_special_tokens", "a list"]),
         ("{\"additional_special_tokens\": [\"\"]}", &["added token", "empty"]),
         (&format!("{{\"additional_special_tokens\": {long}}}"), &["added token", "1000 bytes"]),
-        // Normalised away it would be an empty pattern, which matches inside of characters.
+        // Empty after normalisation, it would match inside characters.
         (
             "{\"additional_special_tokens\": [{\"content\": \"\\t\", \"normalized\": true}]}",
-            &["added token", "leaves nothing"],
+            &["added token", "empty after normalisation"],
         ),
     ];
     for name in ["tokenizer_config.json", "special_tokens_map.json"] {
         for (text, words) in cases {
             let result = load(&[("spiece.model", &spiece), (name, text.as_bytes())]);
-            assert_refused(result, words);
+            assert_rejected(result, words);
         }
     }
     let config = [
@@ -447,7 +447,7 @@ fn hostile_configuration_beside_the_model() {
     for (text, word) in config {
         let files =
             [("spiece.model", spiece.as_slice()), ("tokenizer_config.json", text.as_bytes())];
-        assert_refused(load(&files), &["tokenizer_config.json", word]);
+        assert_rejected(load(&files), &["tokenizer_config.json", word]);
     }
 }
 
@@ -485,10 +485,10 @@ fn hostile_tokenizer_json() {
         }),
     ];
     for (words, change) in cases {
-        assert_refused(load_json(change), &[&["tokenizer.json"], words].concat());
+        assert_rejected(load_json(change), &[&["tokenizer.json"], words].concat());
     }
     for text in ["", "{", "[]", "{\"model\": 1}", &"[".repeat(100_000), &"{\"a\":".repeat(10_000)] {
-        assert_refused(load(&[("tokenizer.json", text.as_bytes())]), &["tokenizer.json"]);
+        assert_rejected(load(&[("tokenizer.json", text.as_bytes())]), &["tokenizer.json"]);
     }
 }
 
@@ -512,8 +512,7 @@ fn damaged_tokenizer_json_never_panics() {
 
 #[test]
 fn older_pipelines_in_tokenizer_json() {
-    // As exported before transformers 4.40: the table alone, white space split, Metaspace by the
-    // older spelling.
+    // As exported before transformers 4.40: only the table, white space split, the older form of Metaspace.
     let older = load_json(|v| {
         v["normalizer"] = v["normalizer"]["normalizers"][0].clone();
         v["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [
@@ -526,7 +525,7 @@ fn older_pipelines_in_tokenizer_json() {
     let text = "a drone  glides above the ﬁre ";
     assert_eq!(older.encode(text, LENGTH).unwrap(), golden.encode(text, LENGTH).unwrap());
 
-    // As release 0.15 writes `add_prefix_space=False`.
+    // The form in which release 0.15 writes `add_prefix_space=False`.
     let bare = load_json(|v| v["pre_tokenizer"]["add_prefix_space"] = json!(false)).unwrap();
     let spiece = golden_spiece();
     let config = br#"{"add_prefix_space": false}"#;

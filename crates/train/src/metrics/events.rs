@@ -24,8 +24,8 @@ pub struct EventWriter {
 }
 
 impl EventWriter {
-    /// Creates a new event file in `folder`. It tells TensorBoard that the run starts at `first_step`, which
-    /// drops that step and later ones of earlier files.
+    /// Creates a new event file in `folder`. It tells TensorBoard that the run starts at
+    /// `first_step`, which drops that step and later ones of earlier files.
     ///
     /// # Errors
     /// Returns an error if the file cannot be written.
@@ -65,8 +65,8 @@ impl EventWriter {
     }
 }
 
-/// Creates a new file. TensorBoard reads the files of a folder in the order of their names, so a new file's name
-/// must sort after all others, for any time of the clock.
+/// Creates a new file. TensorBoard reads the files of a folder in the order of their names, so a
+/// new file's name must sort after all others, for any time of the clock.
 fn new_file(folder: &Path) -> Result<(PathBuf, File), MetricsError> {
     let mut latest = 0;
     for entry in std::fs::read_dir(folder).map_err(MetricsError::io(folder))? {
@@ -98,7 +98,8 @@ fn record(message: &[u8]) -> Vec<u8> {
     record
 }
 
-/// Returns the checksum of a TFRecord: a rotated CRC, since a CRC of data that has CRCs in it would be weak.
+/// Returns the checksum of a TFRecord: a rotated CRC, since a CRC of data that has CRCs in it would
+/// be weak.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }

@@ -1,8 +1,8 @@
 //! FLOPs of a training step and peak FLOP/s of a device, which give the utilisation.
 //!
-//! Matrix products of the blocks are counted, with two operations for a multiply-add, as in the PaLM paper
-//! (arXiv 2204.02311, appendix B). Embeddings and the last layer are not counted: less than one percent of
-//! STDiT-XL/2.
+//! Matrix products of the blocks are counted, with two operations for a multiply-add, as in the
+//! PaLM paper (arXiv 2204.02311, appendix B). Embeddings and the last layer are not counted: less
+//! than one percent of STDiT-XL/2.
 
 use burn::{
     module::{Param, ParamId},
@@ -20,7 +20,8 @@ pub struct ModelFlops {
 }
 
 impl ModelFlops {
-    /// Returns the FLOPs for a clip of `grid` tokens along (t, h, w), with cross attention to `caption_tokens`.
+    /// Returns the FLOPs for a clip of `grid` tokens along (t, h, w), with cross attention to
+    /// `caption_tokens`.
     pub fn new(config: &DenoiserConfig, grid: [usize; 3], caption_tokens: usize) -> Self {
         let block = BlockFlops::new(config, grid, caption_tokens).total();
         Self { forward: config.depth as f64 * block }
@@ -40,8 +41,8 @@ impl ModelFlops {
 
 /// The peak FLOP/s of a device, for the utilisation.
 ///
-/// It starts at a measured or given number and rises to the fastest step. A measurement during other work on
-/// the machine is too low, which would give a utilisation above 100 %.
+/// It starts at a measured or given number and rises to the fastest step. A measurement during
+/// other work on the machine is too low, which would give a utilisation above 100 %.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ceiling {
     best: f64,
@@ -67,8 +68,8 @@ const LARGEST: usize = 8192;
 /// Number of timings, of which the best is used.
 const TIMINGS: usize = 5;
 
-/// Measures the FLOP/s of a device in large square linear layers of `dtype`, in about a second. It is the best
-/// of a few short timings, and the peak that models can approach.
+/// Measures the FLOP/s of a device in large square linear layers of `dtype`, in about a second. It
+/// is the best of a few short timings, and the peak that models can approach.
 ///
 /// Returns `None` if the device fails, such as for lack of memory.
 pub fn measure_matmul_ceiling(device: &Device, dtype: FloatDType) -> Option<f64> {
@@ -109,8 +110,8 @@ fn seconds(a: &Tensor<2>, b: &Linear, times: usize, device: &Device) -> Option<f
     Some(began.elapsed().as_secs_f64().max(1e-9))
 }
 
-/// Returns a matrix `[side, side]` of values in [-1, 1]. Constant values use less power on some devices, which
-/// makes products faster.
+/// Returns a matrix `[side, side]` of values in [-1, 1]. Constant values use less power on some
+/// devices, which makes products faster.
 fn matrix(side: usize, device: &Device) -> Tensor<2> {
     const ROWS: usize = 64;
     let values: Vec<f32> = (0..ROWS * side).map(|i| (i as f32 * 0.7).sin()).collect();

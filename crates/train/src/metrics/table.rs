@@ -21,8 +21,8 @@ pub(super) struct TableWriter {
 }
 
 impl TableWriter {
-    /// Opens or creates the table at `path`. Removes the rows of steps after `resume_at_step`, which will be
-    /// written again, and an incomplete last row of a killed process.
+    /// Opens or creates the table at `path`. Removes the rows of steps after `resume_at_step`,
+    /// which will be written again, and an incomplete last row of a killed process.
     pub(super) fn open(path: &Path, resume_at_step: u64) -> Result<Self, MetricsError> {
         let found = match std::fs::read_to_string(path) {
             Ok(text) => text,

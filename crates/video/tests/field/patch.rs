@@ -1,6 +1,6 @@
 //! Other headers for MP4 files whose header stands at their end.
 
-/// Where a box's name stands for the first time.
+/// Returns the first offset of a box's name.
 pub(crate) fn position(bytes: &[u8], name: &[u8; 4]) -> usize {
     bytes.windows(4).position(|window| window == name).unwrap()
 }
@@ -10,7 +10,7 @@ fn a_box(name: &[u8; 4], content: &[u8]) -> Vec<u8> {
     [&size.to_be_bytes(), name.as_slice(), content].concat()
 }
 
-/// With another display matrix in the first track.
+/// Replaces the display matrix of the first track.
 pub(crate) fn with_matrix(bytes: &[u8], matrix: [i32; 9]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     let at = position(&bytes, b"tkhd") + 4 + 40;

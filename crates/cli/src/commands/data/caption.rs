@@ -1,6 +1,9 @@
-//! `opensora data caption`: captions by a vision model that a server holds.
+//! `opensora data caption`: captions clips with a vision model on a server.
 
-use super::parts;
+use super::{
+    options::{RequestOptions, StepOptions},
+    parts,
+};
 use crate::{
     options::Report,
     output,
@@ -13,17 +16,21 @@ use opensora::{
     prepare::{
         assemble::shard_path,
         caption::{
-            CaptionSpec, Endpoint, Key, Layout, Options, PictureSpec, Prompt, Timeouts, caption,
-            preview,
+            self, CaptionSpec, Endpoint, EndpointOptions, ImageSpec, Job, Key, Layout, Prompt,
+            Timeouts,
         },
-        retry::Patience,
-        step::Shard,
     },
 };
 use serde_json::{Map, Value};
 use std::{path::PathBuf, time::Duration};
 
 #[derive(ClapArgs)]
+#[command(mut_arg("workers", |arg| arg.help("Clips captioned at once").default_value("4")))]
+#[command(mut_arg("retry_failed", |arg| arg.help("Retry rows that got no caption in an earlier run")))]
+#[command(mut_arg("connect_timeout", |arg| arg.default_value("10")))]
+#[command(mut_arg("attempts", |arg| {
+    arg.help("Attempts per clip if the server is busy or closes the connection").default_value("6")
+}))]
 #[command(after_long_help = "\
 Examples:
   opensora data caption --data kept.csv -o captioned.csv --endpoint http://localhost:8000 --model llava
@@ -54,13 +61,13 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = FramesName::Multi)]
     frames: FramesName,
     /// Positions of the frames in a clip, from 0 (start) to 1 (end)
-    #[arg(long, value_delimiter = ',', default_values_t = PictureSpec::default().positions)]
+    #[arg(long, value_delimiter = ',', default_values_t = ImageSpec::default().positions)]
     positions: Vec<f64>,
     /// Largest width and height of a frame in pixels
-    #[arg(long, default_value_t = PictureSpec::default().max_side)]
+    #[arg(long, default_value_t = ImageSpec::default().max_side)]
     max_side: usize,
     /// JPEG quality, from 1 to 100
-    #[arg(long, default_value_t = PictureSpec::default().quality)]
+    #[arg(long, default_value_t = ImageSpec::default().quality)]
     quality: u8,
     /// File with the prompt [default: a built-in prompt]
     ///
@@ -80,30 +87,19 @@ pub(crate) struct Args {
     /// Newer models of OpenAI need {"max_tokens": null, "max_completion_tokens": 300}.
     #[arg(long, value_name = "JSON", value_parser = parse_object)]
     extra: Option<JsonObject>,
-    /// Clips captioned at once
-    #[arg(long, default_value_t = 4)]
-    parallel: usize,
-    /// Seconds to wait for a connection
-    #[arg(long, default_value_t = Timeouts::default().connect.as_secs())]
-    connect_timeout: u64,
     /// Seconds to wait for a whole answer
     #[arg(long, default_value_t = Timeouts::default().answer.as_secs())]
     answer_timeout: u64,
-    /// Attempts per clip if the server is busy or closes the connection
-    #[arg(long, default_value_t = 6)]
-    attempts: u32,
     /// Replace captions that rows have already
     #[arg(long)]
     recaption: bool,
-    /// Share i of n of the rows, such as 0/4, for several machines
-    #[arg(long, default_value_t = Shard::WHOLE, value_name = "I/N")]
-    shard: Shard,
-    /// Retry rows that got no caption in an earlier run
-    #[arg(long)]
-    retry_failed: bool,
     /// Print the request of the first row, images shortened, and send nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    requests: RequestOptions,
+    #[command(flatten)]
+    step: StepOptions,
     #[command(flatten)]
     report: Report,
 }
@@ -129,37 +125,33 @@ fn parse_object(text: &str) -> Result<JsonObject, String> {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let spec = spec(args)?;
-    let options = Options {
-        workers: args.parallel,
-        shard: args.shard,
-        retry_failed: args.retry_failed,
-        recaption: args.recaption,
-    };
+    let options = args.step.run_options(4);
     let key = args.key_env.as_deref().map(Key::from_environment).transpose();
-    let key = key.context("--key-env")?;
-    let timeouts = Timeouts {
-        connect: Duration::from_secs(args.connect_timeout),
-        answer: Duration::from_secs(args.answer_timeout),
+    let endpoint = EndpointOptions {
+        key: key.context("--key-env")?,
+        timeouts: Timeouts {
+            connect: args.requests.connect_timeout(),
+            answer: Duration::from_secs(args.answer_timeout),
+        },
+        retry: args.requests.retry_policy(),
+        connections: options.workers,
     };
-    let patience = Patience { attempts: args.attempts, ..Patience::default() };
-    let endpoint = Endpoint::new(&args.endpoint, key, timeouts, patience, args.parallel)?;
+    let endpoint = Endpoint::new(&args.endpoint, endpoint)?;
+    let job = Job { spec: spec(args)?, endpoint, recaption: args.recaption, options };
     let input = Table::read(&args.data).context("--data")?;
     if args.dry_run {
-        let request = preview(&input, &spec, &options)?
+        let request = caption::preview(&job, &input)?
             .context("no row without a caption has a clip that can be read")?;
-        output::message(format_args!("POST {}", endpoint.address()));
+        output::message(format_args!("POST {}", job.endpoint.address()));
         return Ok(output::line(format_args!("{request:#}"))?);
     }
-    let out = shard_path(&args.out, args.shard);
+    let out = shard_path(&args.out, options.shard);
     let mut progress = StepProgress::new(args.report.quiet, "captions");
-    let done = caption(&input, &out, &spec, &endpoint, &options, &mut progress);
+    let done = caption::run(&job, &input, &out, &mut progress);
     progress.finish();
-    let done = done?;
-    done.tables.write(&out)?;
-    print_summary(&done.summary(), "captioned", &out, args.report.json)?;
+    print_summary(&done?.summary(), "captioned", &out, args.report.json)?;
     if !args.report.quiet {
-        parts::say_next(&args.out, args.shard, &args.data, None)?;
+        parts::say_next(&args.out, options.shard, &args.data, None)?;
     }
     Ok(())
 }
@@ -169,7 +161,7 @@ fn spec(args: &Args) -> anyhow::Result<CaptionSpec> {
     Ok(CaptionSpec {
         model: args.model.clone(),
         prompt: prompt.unwrap_or_default(),
-        pictures: PictureSpec {
+        images: ImageSpec {
             positions: args.positions.clone(),
             layout: match args.frames {
                 FramesName::Multi => Layout::Multi,

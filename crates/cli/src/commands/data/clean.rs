@@ -1,5 +1,6 @@
-//! `opensora data clean`: captions without openings, rows without gaps, frames counted anew.
+//! `opensora data clean`: cleans captions and paths, and counts frames again.
 
+use super::{options::StepOptions, parts};
 use crate::{
     options::Report,
     output::{self, OutputError},
@@ -10,14 +11,16 @@ use clap::{Args as ClapArgs, ValueEnum};
 use opensora::{
     manifest::Table,
     prepare::{
-        assemble::failed_path,
-        clean::{self, Counts, Job, Naming, Openings, Settings, Treatment},
+        assemble::{failed_path, shard_path},
+        clean::{self, Job, Naming, Openings, Treatment},
     },
 };
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(ClapArgs)]
+#[command(mut_arg("workers", |arg| arg.help("Files decoded at once, with --relength").default_value("1")))]
+#[command(mut_arg("retry_failed", |arg| arg.help("Retry files that could not be read in an earlier run")))]
 #[command(after_long_help = "\
 Examples:
   opensora data clean --data captioned.csv -o train.csv
@@ -47,12 +50,6 @@ pub(crate) struct Args {
     /// Count the frames of each file again by decoding it
     #[arg(long)]
     relength: bool,
-    /// Files decoded at once, with --relength
-    #[arg(long, default_value_t = 1)]
-    workers: usize,
-    /// Retry files that could not be read in an earlier run
-    #[arg(long)]
-    retry_failed: bool,
     /// Write absolute paths
     #[arg(long, conflicts_with = "relative_to")]
     absolute: bool,
@@ -60,10 +57,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FOLDER")]
     relative_to: Option<PathBuf>,
     #[command(flatten)]
+    step: StepOptions,
+    #[command(flatten)]
     report: Report,
 }
 
-/// What becomes of rows that are not as they should be; both are listed.
+/// Treatment of unusable rows; they are listed in both cases.
 #[derive(Clone, Copy, ValueEnum)]
 enum Unfit {
     /// Leave them out and list them
@@ -87,7 +86,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         None => Table::read(&args.data),
     }
     .context("--data")?;
-    let settings = Settings {
+    let job = Job {
         openings: match &args.openings {
             _ if args.keep_openings => Openings::NONE,
             Some(path) => Openings::read(path).context("--openings")?,
@@ -101,21 +100,26 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             Some(folder) => Naming::From(folder.clone()),
             None => Naming::Movable,
         },
+        options: args.step.run_options(1),
     };
-    let job = Job { out: &args.out, workers: args.workers, retry_failed: args.retry_failed };
+    let out = shard_path(&args.out, args.step.shard);
     let mut progress = StepProgress::new(args.report.quiet, "counting");
-    let cleaned = clean::clean(&input, &settings, &job, &mut progress);
+    let cleaned = clean::run(&job, &input, &out, &mut progress);
     progress.finish();
-    Ok(print(&cleaned?, args)?)
+    print(&cleaned?, &out, args.report.json)?;
+    if !args.report.quiet {
+        parts::say_next(&args.out, args.step.shard, &args.data, None)?;
+    }
+    Ok(())
 }
 
-fn print(counts: &Counts, args: &Args) -> Result<(), OutputError> {
-    let list = (counts.listed > 0).then(|| failed_path(&args.out));
-    if args.report.json {
-        return output::json(&json!({ "counts": counts, "out": args.out, "failed_out": list }));
+fn print(counts: &clean::Report, out: &Path, as_json: bool) -> Result<(), OutputError> {
+    let list = (counts.listed > 0).then(|| failed_path(out));
+    if as_json {
+        return output::json(&json!({ "counts": counts, "out": out, "failed_out": list }));
     }
-    let Counts { written, rows, .. } = counts;
-    output::line(format_args!("{written} of {rows} rows: {}", args.out.display()))?;
+    let clean::Report { written, rows, .. } = counts;
+    output::line(format_args!("{written} of {rows} rows: {}", out.display()))?;
     for (count, what) in [
         (counts.openings, "captions lost their opening"),
         (counts.spaces, "captions lost superfluous spaces"),
@@ -123,7 +127,7 @@ fn print(counts: &Counts, args: &Args) -> Result<(), OutputError> {
         (counts.missing, "files are missing"),
         (counts.unreadable, "files cannot be read"),
         (counts.recounted, "numbers of frames changed"),
-        (counts.elsewhere, "files lie elsewhere and are named by their absolute paths"),
+        (counts.elsewhere, "files are outside the folder and have absolute paths"),
     ] {
         if count > 0 {
             output::line(format_args!("  {count} {what}"))?;

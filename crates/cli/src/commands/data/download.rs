@@ -1,18 +1,21 @@
-//! `opensora data download`: videos of a public list.
+//! `opensora data download`: downloads the videos of a public list.
 
+use super::options::{RequestOptions, StepOptions};
 use crate::{options::Report, output, step_progress::StepProgress};
 use clap::Args as ClapArgs;
-use opensora::prepare::{
-    download::{
-        DownloadSpec, FORMAT, List, ListFormat, Part, Timeouts, YtDlp, download, failed_path,
-    },
-    retry::Patience,
-    step::Shard,
+use opensora::prepare::download::{
+    self, FORMAT, Job, List, ListFormat, Part, Timeouts, YtDlp, failed_path,
 };
 use serde_json::json;
 use std::{path::PathBuf, time::Duration};
 
 #[derive(ClapArgs)]
+#[command(mut_arg("workers", |arg| arg.help("Videos downloaded at once").default_value("4")))]
+#[command(mut_arg("shard", |arg| {
+    arg.help("Share i of n of the videos, such as 0/8, for several machines; each needs its own --out")
+}))]
+#[command(mut_arg("retry_failed", |arg| arg.help("Retry videos that failed in an earlier run")))]
+#[command(mut_arg("attempts", |arg| arg.help("Attempts per video")))]
 #[command(after_long_help = "\
 Examples:
   opensora data download --list panda70m_training_2m.csv --videos videos -o clips.csv --limit 1000
@@ -30,9 +33,6 @@ pub(crate) struct Args {
     /// Records to read from there; all are held in memory [default: all]
     #[arg(long)]
     limit: Option<usize>,
-    /// Share i of n of the videos, such as 0/8, for several machines; each needs its own --out
-    #[arg(long, default_value = "0/1", value_name = "I/N")]
-    shard: Shard,
     /// Folder of the videos
     #[arg(long, value_name = "FOLDER")]
     videos: PathBuf,
@@ -49,9 +49,6 @@ pub(crate) struct Args {
     /// Download from this machine, private networks and link-local addresses as well
     #[arg(long)]
     allow_private: bool,
-    /// Videos downloaded at once
-    #[arg(long, default_value_t = 4)]
-    parallel: usize,
     /// Largest size of a file in bytes [default: unlimited]
     #[arg(long, value_name = "BYTES")]
     max_bytes: Option<u64>,
@@ -61,18 +58,9 @@ pub(crate) struct Args {
     /// Bytes per second of all workers together [default: unlimited]
     #[arg(long, value_name = "BYTES")]
     bytes_per_second: Option<u64>,
-    /// Seconds to wait for a connection
-    #[arg(long, default_value_t = 20)]
-    connect_timeout: u64,
     /// Seconds to wait for the next bytes
     #[arg(long, default_value_t = 60)]
     idle_timeout: u64,
-    /// Attempts per video
-    #[arg(long, default_value_t = 5)]
-    attempts: u32,
-    /// Retry videos that failed in an earlier run
-    #[arg(long)]
-    retry_failed: bool,
     /// Program that downloads videos from YouTube
     #[arg(long, default_value = "yt-dlp", value_name = "PROGRAM")]
     yt_dlp: PathBuf,
@@ -83,6 +71,10 @@ pub(crate) struct Args {
     #[arg(long, allow_hyphen_values = true, value_name = "ARGUMENT")]
     yt_dlp_arg: Vec<String>,
     #[command(flatten)]
+    requests: RequestOptions,
+    #[command(flatten)]
+    step: StepOptions,
+    #[command(flatten)]
     report: Report,
 }
 
@@ -91,11 +83,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Some(format) => format,
         None => ListFormat::of(&args.list)?,
     };
-    let part = Part { offset: args.offset, limit: args.limit, shard: args.shard };
+    let part = Part { offset: args.offset, limit: args.limit, shard: args.step.shard };
     let list = List::read(&args.list, format, part)?;
     let mut bar = StepProgress::new(args.report.quiet, "fetching");
     bar.line(&format!("{} videos, {} clips", list.videos(), list.clips()));
-    let downloaded = download(&list, &spec(args), &args.out, &mut bar);
+    let downloaded = download::run(&job(args), &list, &args.out, &mut bar);
     bar.finish();
     let downloaded = downloaded?;
     if let Some(reason) = &downloaded.no_yt_dlp {
@@ -125,27 +117,26 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn spec(args: &Args) -> DownloadSpec {
-    DownloadSpec {
+fn job(args: &Args) -> Job {
+    Job {
         folder: args.videos.clone(),
         accept_license: args.accept_license,
         licence: args.licence.clone(),
-        parallel: args.parallel,
         max_bytes: args.max_bytes,
         requests_per_second: args.requests_per_second,
         bytes_per_second: args.bytes_per_second,
         timeouts: Timeouts {
-            connect: Duration::from_secs(args.connect_timeout),
+            connect: args.requests.connect_timeout(),
             idle: Duration::from_secs(args.idle_timeout),
             ..Timeouts::default()
         },
-        patience: Patience { attempts: args.attempts, ..Patience::default() },
+        retry: args.requests.retry_policy(),
         yt_dlp: YtDlp {
             program: args.yt_dlp.clone(),
             format: args.yt_dlp_format.clone(),
             arguments: args.yt_dlp_arg.clone(),
         },
-        retry_failed: args.retry_failed,
         allow_private: args.allow_private,
+        options: args.step.run_options(4),
     }
 }

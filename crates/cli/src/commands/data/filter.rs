@@ -1,6 +1,6 @@
-//! `opensora data filter`: which clips a model shall learn from.
+//! `opensora data filter`: selects clips by measurements, bounds and near-duplicates.
 
-use super::parts;
+use super::{options::StepOptions, parts};
 use crate::{options::Report, output, step_progress::StepProgress};
 use clap::{
     Arg, ArgAction, ArgMatches, Args as ClapArgs, Command, FromArgMatches, ValueEnum, value_parser,
@@ -10,12 +10,19 @@ use opensora::{
     prepare::{
         assemble::shard_path,
         filter::{self, Bound, Duplicates, Job, Keep, OnnxSpec},
-        step::Shard,
     },
 };
 use std::path::PathBuf;
 
 #[derive(ClapArgs)]
+#[command(mut_arg("workers", |arg| arg.help("Files measured at once [default: one per core]")))]
+#[command(mut_arg("shard", |arg| {
+    arg.help("Share i of n of the files, such as 0/8, for several machines").long_help(
+        "Share i of n of the files, such as 0/8, for several machines\n\n\
+         Near-duplicates need --hashes here, and --duplicates on the merged table.",
+    )
+}))]
+#[command(mut_arg("retry_failed", |arg| arg.help("Retry files that could not be read in an earlier run")))]
 #[command(after_long_help = "\
 Examples:
   opensora data filter --data clips.csv -o kept.csv --min-motion 0.002 --min-short-side 256 --duplicates
@@ -65,22 +72,13 @@ pub(crate) struct Args {
     /// Measure values again that the table has already
     #[arg(long)]
     measure_again: bool,
-    /// File that keeps the measurements [default: STEM.journal.jsonl beside --out]
+    /// File that keeps the measurements [default: --out with .journal.jsonl added]
     ///
     /// Other bounds then need no second pass over the files.
     #[arg(long, value_name = "FILE")]
     journal: Option<PathBuf>,
-    /// Share i of n of the files, such as 0/8, for several machines
-    ///
-    /// Near-duplicates need --hashes here, and --duplicates on the merged table.
-    #[arg(long, default_value_t = Shard::WHOLE, value_name = "I/N")]
-    shard: Shard,
-    /// Files measured at once [default: one per core]
-    #[arg(long)]
-    workers: Option<usize>,
-    /// Retry files that could not be read in an earlier run
-    #[arg(long)]
-    retry_failed: bool,
+    #[command(flatten)]
+    step: StepOptions,
     #[command(flatten)]
     report: Report,
 }
@@ -93,8 +91,8 @@ enum KeepName {
     Longest,
 }
 
-/// Columns with options of their own, their options and what they count, in the order in which rows
-/// are judged: what costs nothing first.
+/// Columns with separate options, these options, and descriptions of the columns. Rows are checked in this
+/// order: cheap columns first.
 const BOUNDS: [(&str, &str, &str, &str); 15] = [
     ("text_characters", "min-text-characters", "max-text-characters", "characters of the caption"),
     ("text_words", "min-text-words", "max-text-words", "words of the caption"),
@@ -118,7 +116,7 @@ const BOUNDS: [(&str, &str, &str, &str); 15] = [
     ("text_overlay", "min-text-overlay", "max-text-overlay", "score of a --model of this column"),
 ];
 
-/// Limits by column: least and greatest value.
+/// Limits by column: smallest and largest value.
 struct Bounds(Vec<(String, Option<f64>, Option<f64>)>);
 
 impl ClapArgs for Bounds {
@@ -171,7 +169,7 @@ impl FromArgMatches for Bounds {
     }
 }
 
-/// A column and its limit.
+/// Parses a column and its limit.
 fn parse_limit(text: &str) -> Result<(String, f64), String> {
     let limit = text.rsplit_once('=').and_then(|(column, n)| Some((column, n.parse().ok()?)));
     let limit = limit.filter(|(column, _)| !column.is_empty());
@@ -186,7 +184,7 @@ fn parse_bits(text: &str) -> Result<f64, String> {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let same = std::path::absolute(&args.data)? == std::path::absolute(&args.out)?;
-    anyhow::ensure!(!same, "--out is the manifest itself: expected another file");
+    anyhow::ensure!(!same, "--out is the same file as --data, expected another file");
     let bounds = args.bounds.0.iter().map(|(column, min, max)| Bound::new(column, *min, *max));
     let bounds: Vec<Bound> = bounds.collect::<Result<_, _>>()?;
     anyhow::ensure!(
@@ -194,7 +192,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         "nothing to filter by: expected a bound such as --min-frames, --duplicates, --hashes or \
          --score-only"
     );
-    let out = shard_path(&args.out, args.shard);
+    let out = shard_path(&args.out, args.step.shard);
     let keep = match args.keep {
         KeepName::First => Keep::First,
         KeepName::Longest => Keep::Longest,
@@ -208,14 +206,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         models: args.model.iter().map(OnnxSpec::load).collect::<Result<_, _>>()?,
         score_only: args.score_only,
         measure_again: args.measure_again,
-        workers: args.workers.unwrap_or_else(cores),
-        shard: args.shard,
-        retry_failed: args.retry_failed,
-        ..Job::new(&out)
+        options: args.step.run_options(cores()),
     };
     let table = Table::read(&args.data)?;
     let mut progress = StepProgress::new(args.report.quiet, "measuring");
-    let report = filter::run(&table, &job, &mut progress);
+    let report = filter::run(&job, &table, &out, &mut progress);
     progress.finish();
     let report = report?;
     if args.report.json {
@@ -226,7 +221,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     if !args.report.quiet {
         let has_hashes = args.hashes || args.score_only;
-        parts::say_next(&args.out, args.shard, &args.data, has_hashes.then_some(""))?;
+        parts::say_next(&args.out, args.step.shard, &args.data, has_hashes.then_some(""))?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `opensora data merge`: several tables in one.
+//! `opensora data merge`: merges tables.
 
 use crate::{options::Report, output, stop};
 use anyhow::Context;
@@ -6,7 +6,11 @@ use clap::{Args as ClapArgs, ValueEnum};
 use opensora::{
     manifest::Table,
     prepare::{
-        arrange::{self, Keep},
+        Summary,
+        arrange::{
+            self, Keep,
+            merge::{self, Job},
+        },
         assemble::failed_path,
     },
 };
@@ -41,7 +45,7 @@ pub(crate) struct Args {
     report: Report,
 }
 
-/// Which of several rows.
+/// Which of several rows of one file.
 #[derive(Clone, Copy, ValueEnum)]
 enum Which {
     /// The first
@@ -59,23 +63,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     for path in &args.data {
         tables.push((path.display().to_string(), Table::read(path)?));
     }
-    let merged = arrange::merge(&tables, keep);
-    let mut merged = match keep {
-        None => merged.context("say which row stays (--keep first or --keep last)")?,
+    let order_of = args.order_of.as_ref().map(|table| Table::read(table).context("--order-of"));
+    let job = Job { keep, order_of: order_of.transpose()? };
+    stop::listen();
+    let merged = merge::run(&job, &tables, &args.out);
+    let Summary { output: rows, failed: dropped, .. } = match keep {
+        None => merged.context("choose the row to keep (--keep first or --keep last)")?,
         Some(_) => merged?,
     };
-    if let Some(origin) = &args.order_of {
-        let origin = Table::read(origin).context("--order-of")?;
-        merged.output = arrange::in_order_of(&merged.output, &origin);
-    }
     let missing = arrange::missing_parts(&args.data);
     if !missing.is_empty() {
-        output::message(format_args!("not merged: part {}", missing.join(", ")));
+        output::message(format_args!("not merged: shard {}", missing.join(", ")));
     }
-    stop::listen();
-    merged.write(&args.out)?;
-
-    let (rows, dropped) = (merged.output.len(), merged.dropped.len());
     let list = (dropped > 0).then(|| failed_path(&args.out));
     if args.report.json {
         output::json(&json!({

@@ -1,11 +1,11 @@
-//! What to do when all parts of a job array are done.
+//! Prints the commands that follow when all shards are done.
 
 use crate::output;
-use opensora::prepare::{PrepareError, assemble::shard_path, step::Shard};
+use opensora::prepare::{PrepareError, Shard, assemble::shard_path};
 use std::path::Path;
 
-/// Prints the commands that make one table of the parts of `out`, in the order of `origin`, and, with
-/// `duplicates` (more options), one without near-duplicates. Of a whole table there is nothing to say.
+/// Prints the commands that merge the shards of `out` in the order of `origin` and, with `duplicates`
+/// (further options), drop near-duplicates of the merged table. Prints nothing without shards.
 pub(crate) fn say_next(
     out: &Path,
     shard: Shard,
@@ -20,7 +20,7 @@ pub(crate) fn say_next(
     let (merged, origin) =
         (quoted(&out.display().to_string()), quoted(&origin.display().to_string()));
     let parts = format!("{}*-of-{}", quoted(before), quoted(after));
-    output::message("when all parts are done:");
+    output::message("when all shards are done:");
     output::message(format_args!("  opensora data merge {parts} -o {merged} --order-of {origin}"));
     if let Some(options) = duplicates {
         let ending = out.extension().map(|ending| ending.to_string_lossy());
@@ -34,7 +34,7 @@ pub(crate) fn say_next(
     Ok(())
 }
 
-/// A word for a shell.
+/// Quotes a word for a shell if necessary.
 fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./,:+%@=".contains(c);
     if word.chars().all(is_plain) {
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_quoted_for_shells_where_they_must_be() {
+    fn words_are_quoted_for_shells_if_necessary() {
         assert_eq!(quoted("set/clips.csv"), "set/clips.csv");
         assert_eq!(quoted("my clips"), "'my clips'");
         assert_eq!(quoted("it's"), r"'it'\''s'");

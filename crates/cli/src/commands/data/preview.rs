@@ -1,9 +1,9 @@
-//! `opensora data preview`: clips and captions to look at, on one sheet.
+//! `opensora data preview`: writes a contact sheet of clips and captions.
 
-use crate::{options::Report, output, progress::Progress, stop};
+use crate::{options::Report, output, step_progress::StepProgress};
 use opensora::{
     manifest::Table,
-    prepare::preview::{Choice, save},
+    prepare::preview::{self, Job},
 };
 use serde_json::json;
 use std::path::PathBuf;
@@ -33,13 +33,9 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let table = Table::read(&args.manifest)?;
-    stop::listen();
-    let choice = Choice { count: args.count, seed: args.seed };
-    let mut progress = Progress::new(args.report.quiet);
-    let shown = save(&table, choice, &args.out, &mut |done, total| {
-        stop::end_if_asked();
-        progress.advance("opening", done, total);
-    });
+    let job = Job { count: args.count, seed: args.seed };
+    let mut progress = StepProgress::new(args.report.quiet, "opening");
+    let shown = preview::run(&job, &table, &args.out, &mut progress);
     progress.finish();
     let shown = shown?;
     if args.report.json {

@@ -1,37 +1,41 @@
-//! `opensora data run`: all steps of a pipeline.
+//! `opensora data run`: runs the steps of a settings file.
 
-use super::parts;
+use super::{options::StepOptions, parts};
 use crate::{options::Report, output, step_progress::StepProgress};
 use anyhow::Context;
 use clap::Args as ClapArgs;
 use opensora::prepare::{
-    assemble::{Summary, failed_path, shard_path},
+    Summary,
+    assemble::{failed_path, shard_path},
     pipeline::{self, Job, Stage, config::Config},
-    step::Shard,
 };
 use serde_json::json;
 use std::path::PathBuf;
 
 #[derive(ClapArgs)]
+#[command(mut_arg("workers", |arg| {
+    arg.help("Rows processed at once [default: workers of the settings file, else 1]")
+}))]
+#[command(mut_arg("shard", |arg| {
+    arg.long_help(
+        "Share i of n of the rows, such as 0/4, for several machines\n\n\
+         The number is put before the ending of the final table.",
+    )
+}))]
+#[command(mut_arg("retry_failed", |arg| arg.help("Retry rows that could not be used in an earlier run")))]
 #[command(after_long_help = "\
 Examples:
   opensora data run --config pipeline.toml
   opensora data run --config pipeline.toml --shard 0/4
 
-Parts of a job array keep near-duplicates and their hashes. Each part prints the two commands, for when all
-are done, that merge the parts' tables and drop near-duplicates from the whole.")]
+Shards keep near-duplicates and write their hashes. Each shard prints the two commands that merge the tables
+of all shards and drop near-duplicates.")]
 pub(crate) struct Args {
     /// Settings file of the steps (TOML); it names the final table
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// Share i of n of the rows, such as 0/4, for several machines
-    ///
-    /// The number is put before the ending of the final table.
-    #[arg(long, default_value_t = Shard::WHOLE, value_name = "I/N")]
-    shard: Shard,
-    /// Retry rows that could not be used in an earlier run
-    #[arg(long)]
-    retry_failed: bool,
+    #[command(flatten)]
+    step: StepOptions,
     #[command(flatten)]
     report: Report,
 }
@@ -39,20 +43,15 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::read(&args.config).context("--config")?;
     let max_distance = config.filter.as_ref().and_then(|filter| filter.max_distance);
-    let stages = config.stages(args.retry_failed).context("--config")?;
+    let options = args.step.run_options(config.workers);
+    let stages = config.stages(options).context("--config")?;
     let stages: Vec<&dyn Stage> = stages.iter().map(AsRef::as_ref).collect();
-    let job = Job {
-        input: config.input,
-        work: config.work,
-        out: config.out,
-        shard: args.shard,
-        retry_failed: args.retry_failed,
-    };
+    let job = Job { input: config.input, work: config.work, out: config.out, options };
     let mut shown = StepProgress::new(args.report.quiet, "");
-    let done = pipeline::run(&stages, &job, &mut shown);
+    let done = pipeline::run(&job, &stages, &mut shown);
     shown.finish();
     let done = done?;
-    let out = shard_path(&job.out, job.shard);
+    let out = shard_path(&job.out, options.shard);
     let list = Some(failed_path(&out)).filter(|list| list.exists());
     if args.report.json {
         let steps: Vec<_> = done.iter().map(|(name, numbers)| json!([name, numbers])).collect();
@@ -74,7 +73,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let needs_all = stages.iter().any(|stage| stage.for_part().is_some());
         let distance = max_distance.map(|bits| format!(" --max-distance {bits}"));
         let duplicates = needs_all.then(|| distance.unwrap_or_default());
-        parts::say_next(&job.out, job.shard, &origin, duplicates.as_deref())?;
+        parts::say_next(&job.out, options.shard, &origin, duplicates.as_deref())?;
     }
     Ok(())
 }

@@ -1,17 +1,21 @@
-//! `opensora data scan`: a folder of videos as a table.
+//! `opensora data scan`: lists the videos of folders in a table.
 
+use super::options::StepOptions;
 use crate::{
     options::Report,
     step_progress::{StepProgress, print_summary},
 };
 use clap::Args as ClapArgs;
-use opensora::{
-    prepare::scan::{Found, Job, Walk, scan},
-    video::reader::Decoder,
+use opensora::prepare::{
+    assemble::shard_path,
+    scan::{self, Found, Job, Walk},
 };
 use std::path::PathBuf;
 
 #[derive(ClapArgs)]
+#[command(mut_arg("workers", |arg| arg.help("Files opened at once").default_value("4")))]
+#[command(mut_arg("shard", |arg| arg.help("Share i of n of the files, such as 0/4, for several machines")))]
+#[command(mut_arg("retry_failed", |arg| arg.help("Retry files that could not be opened in an earlier run")))]
 #[command(after_long_help = "\
 Examples:
   opensora data scan videos/ -o videos.csv
@@ -24,27 +28,23 @@ pub(crate) struct Args {
     /// Table of the videos (CSV); files that cannot be opened are listed beside it (.failed.csv)
     #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
-    /// Files opened at once
-    #[arg(long, default_value_t = 4)]
-    workers: usize,
-    /// Retry files that could not be opened in an earlier run
-    #[arg(long)]
-    retry_failed: bool,
     /// Follow symbolic links, such as those of a Hugging Face cache
     #[arg(long)]
     follow_links: bool,
+    #[command(flatten)]
+    step: StepOptions,
     #[command(flatten)]
     report: Report,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let found = Found::walk_with(&args.places, Walk { follow_links: args.follow_links })?;
     let job = Job {
-        out: args.out.clone(),
-        decoder: Decoder::Auto,
-        workers: args.workers,
-        retry_failed: args.retry_failed,
+        walk: Walk { follow_links: args.follow_links },
+        options: args.step.run_options(4),
+        ..Job::default()
     };
+    let found = Found::walk(&args.places, job.walk)?;
+    let out = shard_path(&args.out, args.step.shard);
     let mut progress = StepProgress::new(args.report.quiet, "scanning");
     if found.links > 0 {
         progress.line(&format!("{} links were not followed (--follow-links)", found.links));
@@ -53,7 +53,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let count = found.again.len();
         progress.line(&format!("{count} more paths lead to files that are listed already"));
     }
-    let scanned = scan(&found, &job, &mut progress);
+    let scanned = scan::run(&job, &found, &out, &mut progress);
     progress.finish();
-    Ok(print_summary(&scanned?, "videos", &args.out, args.report.json)?)
+    Ok(print_summary(&scanned?, "videos", &out, args.report.json)?)
 }

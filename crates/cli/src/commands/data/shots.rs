@@ -1,4 +1,4 @@
-//! `opensora data shots`: where one shot of a video ends and the next begins.
+//! `opensora data shots`: prints the shots of videos.
 
 use crate::{
     options::Report,
@@ -63,14 +63,14 @@ enum DetectorName {
     Adaptive,
 }
 
-/// What was found in a video.
+/// The shots of a video.
 struct Found {
     fps: f64,
     /// Frames of each scene.
     scenes: Vec<Range<usize>>,
-    /// Seconds at which each frame is shown.
+    /// Time of each frame in seconds.
     times: Vec<f64>,
-    /// Second at which the last frame ends.
+    /// End of the last frame in seconds.
     end: f64,
     scores: Vec<Score>,
 }
@@ -82,7 +82,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         args.videos.len()
     );
     let settings = args.settings();
-    settings.check()?;
+    settings.validate()?;
     let mut progress = Progress::new(args.report.quiet);
     let (mut objects, mut failed) = (Vec::new(), 0);
     stop::listen();
@@ -151,7 +151,7 @@ fn find(path: &Path, settings: &Settings) -> anyhow::Result<Found> {
 }
 
 impl Found {
-    /// Seconds at which a frame is shown, or at which the last one ends.
+    /// Returns the second at which a frame is shown, or the end of the last one.
     fn time(&self, frame: usize) -> f64 {
         self.times.get(frame).copied().unwrap_or(self.end)
     }
@@ -187,7 +187,7 @@ impl Found {
     }
 }
 
-/// A row for each frame, with the columns of the reference's statistics that there are here.
+/// Returns a CSV row per frame, with columns of the reference's statistics file.
 fn stats_table(found: &Found) -> String {
     let mut table = String::from("frame,time,content_val,delta_hue,delta_sat,delta_lum\n");
     for (frame, score) in found.scores.iter().enumerate() {

@@ -1,6 +1,6 @@
-//! `opensora data split`: videos cut at their shots into clips.
+//! `opensora data split`: cuts videos at their shots into clips.
 
-use super::parts;
+use super::{options::StepOptions, parts};
 use crate::{
     options::Report,
     step_progress::{StepProgress, print_summary},
@@ -12,13 +12,15 @@ use opensora::{
     prepare::{
         assemble::shard_path,
         shots,
-        split::{Job, Rate, Settings, split},
-        step::Shard,
+        split::{self, Job, Rate, Settings},
     },
 };
 use std::path::PathBuf;
 
 #[derive(ClapArgs)]
+#[command(mut_arg("workers", |arg| arg.help("Videos processed at once; each holds one clip in memory").default_value("1")))]
+#[command(mut_arg("shard", |arg| arg.help("Share i of n of the videos, such as 0/4, for several machines")))]
+#[command(mut_arg("retry_failed", |arg| arg.help("Retry videos that gave no clips in an earlier run")))]
 #[command(after_long_help = "\
 Examples:
   opensora data split --data videos.csv -o clips.csv
@@ -63,15 +65,8 @@ pub(crate) struct Args {
     /// PySceneDetect release whose cuts are reproduced: 0.6.3 (Open-Sora 1.0), 0.6.7 or 0.7
     #[arg(long, default_value_t = shots::Settings::default().release)]
     compat: shots::Release,
-    /// Videos processed at once; each holds one clip in memory
-    #[arg(long, default_value_t = 1)]
-    workers: usize,
-    /// Share i of n of the videos, such as 0/4, for several machines
-    #[arg(long, default_value_t = Shard::WHOLE, value_name = "I/N")]
-    shard: Shard,
-    /// Retry videos that gave no clips in an earlier run
-    #[arg(long)]
-    retry_failed: bool,
+    #[command(flatten)]
+    step: StepOptions,
     #[command(flatten)]
     report: Report,
 }
@@ -95,21 +90,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         },
     };
     let input = Table::read(&args.data).context("--data")?;
-    let whole = Job::new(&args.out);
-    let job = Job {
-        out: shard_path(&args.out, args.shard),
-        clips: args.clips.clone().unwrap_or(whole.clips),
-        workers: args.workers,
-        shard: args.shard,
-        retry_failed: args.retry_failed,
-        decoder: whole.decoder,
-    };
+    let shard = args.step.shard;
+    let out = shard_path(&args.out, shard);
+    // All shards write to the same folder.
+    let clips = args.clips.clone().unwrap_or_else(|| split::clips_folder(&args.out));
+    let options = args.step.run_options(1);
+    let job = Job { settings, clips: Some(clips), options, ..Job::default() };
     let mut progress = StepProgress::new(args.report.quiet, "splitting");
-    let done = split(&input, &settings, &job, &mut progress);
+    let done = split::run(&job, &input, &out, &mut progress);
     progress.finish();
-    print_summary(&done?, "clips", &job.out, args.report.json)?;
+    print_summary(&done?, "clips", &out, args.report.json)?;
     if !args.report.quiet {
-        parts::say_next(&args.out, args.shard, &args.data, None)?;
+        parts::say_next(&args.out, shard, &args.data, None)?;
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
-//! `opensora data split-manifest`: one table in several.
+//! `opensora data split-manifest`: splits a table into several.
 
 use crate::{options::Report, output, stop};
 use anyhow::Context;
 use clap::Args as ClapArgs;
 use opensora::{
     manifest::{Table, table::PATH},
-    prepare::arrange::{self, Parts, Shares},
+    prepare::arrange::{Parts, Shares, parts},
 };
 use serde_json::json;
 use std::path::PathBuf;
@@ -61,14 +61,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             by: args.by.clone(),
         },
     };
-    let parts = arrange::split(&table, &args.data, &parts)?;
     let out = args.out.as_ref().unwrap_or(&args.data);
     stop::listen();
-    let written = arrange::write_parts(&table, out, &parts)?;
-
-    let parts = parts.iter().zip(&written);
+    let parts = parts::run(&parts, &table, &args.data, out)?;
     if args.report.json {
         let parts = parts
+            .iter()
             .map(|(part, path)| json!({ "name": part.name, "rows": part.rows.len(), "out": path }));
         let parts: Vec<_> = parts.collect();
         return Ok(output::json(&json!({ "rows": table.len(), "parts": parts }))?);

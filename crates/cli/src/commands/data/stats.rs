@@ -1,9 +1,9 @@
-//! `opensora data stats`: what a manifest holds, in numbers.
+//! `opensora data stats`: statistics of a table.
 
-use crate::{options::Report, output, progress::Progress, stop};
+use crate::{options::Report, output, step_progress::StepProgress};
 use opensora::{
     manifest::Table,
-    prepare::stats::{Stats, fill},
+    prepare::stats::{self, Job},
 };
 use std::path::PathBuf;
 
@@ -28,23 +28,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    stop::listen();
-    let mut table = Table::read(&args.manifest)?;
-    let unreadable = if args.probe {
-        let mut progress = Progress::new(args.report.quiet);
-        let unreadable = fill(&mut table, &mut |done, total| {
-            stop::end_if_asked();
-            progress.advance("opening", done, total);
-        });
-        progress.finish();
-        unreadable
-    } else {
-        vec![]
-    };
-    let stats = Stats { unreadable, ..Stats::of(&table) };
-    if let Some(path) = &args.out {
-        stats.save_histograms(path)?;
-    }
+    let mut progress = StepProgress::new(args.report.quiet, "opening");
+    let job = Job { probe: args.probe, histograms: args.out.clone() };
+    let stats = stats::run(&job, &Table::read(&args.manifest)?, &mut progress);
+    progress.finish();
+    let stats = stats?;
     if args.report.json {
         output::json(&stats)?;
     } else {

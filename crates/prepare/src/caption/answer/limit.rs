@@ -1,32 +1,32 @@
-//! Captions within limits.
+//! Cuts captions at limits of tokens and characters.
 
 use crate::text::has_words;
 use serde::{Deserialize, Serialize};
 
-/// Characters of a caption, at most.
+/// Longest caption in characters.
 pub const MAX_CHARACTERS: usize = 10_000;
 
-/// A caption, and what it was cut at.
+/// A caption, and the limit at which it was cut.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Written", into = "Written")]
 pub(crate) struct Caption {
     pub(crate) text: String,
-    /// `None` for a whole one.
+    /// `None` for a whole caption.
     pub(crate) cut: Option<Limit>,
 }
 
-/// A limit that a caption was cut at.
+/// A limit of captions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Limit {
-    /// Tokens of an answer.
+    /// The limit of tokens of the answer.
     MaxTokens,
     /// [`MAX_CHARACTERS`].
     Characters,
 }
 
 impl Limit {
-    /// Its name in a table.
+    /// Returns the limit's name in tables.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::MaxTokens => "max_tokens",
@@ -35,7 +35,7 @@ impl Limit {
     }
 }
 
-/// A caption in a journal: the text alone if it is whole.
+/// A caption as journals record it: only the text if it is whole.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Written {
@@ -62,8 +62,9 @@ impl From<Caption> for Written {
 }
 
 impl Caption {
-    /// Cuts a text on one line. `ended` says that the server ended it at the limit of tokens. A server may
-    /// ignore that limit: a word has at least one token, so that there are no more words than tokens.
+    /// Cuts a text of one line. `ended` is true if the server ended it at the limit of tokens. Servers can
+    /// ignore that limit, so texts with more words than tokens are cut as well: a word has at least one
+    /// token.
     pub(super) fn within(text: String, max_tokens: usize, ended: bool) -> Self {
         let words = text.match_indices(' ').nth(max_tokens.saturating_sub(1)).map(|(end, _)| end);
         let characters = text.char_indices().nth(MAX_CHARACTERS).map(|(end, _)| end);
@@ -79,7 +80,7 @@ impl Caption {
     }
 }
 
-/// Returns the sentences of a text that was cut, or of a part of a single one its whole words.
+/// Returns the whole sentences of a cut text, or its whole words if it is part of one sentence.
 fn whole_sentences(text: &str) -> &str {
     const ENDS: [char; 6] = ['.', '!', '?', '\u{3002}', '\u{ff01}', '\u{ff1f}'];
     let last = text.char_indices().rev().find(|&(at, mark)| {

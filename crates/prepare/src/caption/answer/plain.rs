@@ -1,10 +1,9 @@
-//! The caption in what models write around it: reasoning, tokens of chat templates, labels and
-//! quotation marks.
+//! Removes reasoning, tokens of chat templates, labels and quotation marks around a caption.
 
 use crate::text::{has_words, single_spaced};
 use serde_json::Value;
 
-/// Marks around reasoning. Letters count in either case.
+/// Marks around reasoning; case is ignored.
 const REASONING: [(&str, &str); 16] = [
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
@@ -23,7 +22,7 @@ const REASONING: [(&str, &str); 16] = [
     ("[THINK]", "[/THINK]"),
     ("\u{25c1}think\u{25b7}", "\u{25c1}/think\u{25b7}"),
 ];
-/// Marks around the answer proper.
+/// Marks around the answer after the reasoning.
 const ANSWER: [(&str, &str); 13] = [
     ("<|begin_of_box|>", "<|end_of_box|>"),
     ("<|begin_of_solution|>", "<|end_of_solution|>"),
@@ -68,13 +67,13 @@ pub(super) fn caption(answer: &str) -> Option<String> {
     let text = without_reasoning(text)?;
     let text = inside_marks(text);
     let text = bare(turn(reply(text)));
-    // Some models answer with an object, whatever they are asked.
+    // Some models answer with a JSON object although the prompt does not ask for one.
     let said = field(text);
     let line = single_spaced(said.as_deref().map_or(text, bare));
     Some(unquoted(&line).into())
 }
 
-/// Returns the text without labels and quotation marks, however deep.
+/// Returns the text without labels and quotation marks, also nested ones.
 fn bare(mut text: &str) -> &str {
     loop {
         let before = text.len();
@@ -116,8 +115,8 @@ fn field(text: &str) -> Option<String> {
     FIELDS.into_iter().find_map(find)
 }
 
-/// Returns the reply in a conversation that is written out, as models do that were trained on such: what
-/// stands behind the repeated request, and before a further one.
+/// Returns the reply in a conversation that a model writes out: the text after the repeated request, and
+/// before a further one.
 fn reply(text: &str) -> &str {
     const REQUESTS: [&str; 8] = [
         "USER:",
@@ -146,7 +145,7 @@ fn reply(text: &str) -> &str {
     }
 }
 
-/// Returns where `pattern` first stands in `text`; ASCII letters count in either case.
+/// Returns the position of the first `pattern` in `text`; ASCII case is ignored.
 fn find(text: &str, pattern: &str) -> Option<usize> {
     let mut windows = text.as_bytes().windows(pattern.len());
     windows.position(|window| window.eq_ignore_ascii_case(pattern.as_bytes()))
@@ -157,12 +156,12 @@ fn rfind(text: &str, pattern: &str) -> Option<usize> {
     windows.rposition(|window| window.eq_ignore_ascii_case(pattern.as_bytes()))
 }
 
-/// Returns the text of the last final channel (`<|channel|>final<|message|>`), or all of it if it has no
-/// channels; `None` if it has others alone.
+/// Returns the text of the last final channel (`<|channel|>final<|message|>`), or the whole text if it
+/// has no channels; `None` if it has only other channels.
 fn final_channel(text: &str) -> Option<&str> {
     const CHANNEL: &str = "<|channel|>";
     const MESSAGE: &str = "<|message|>";
-    // What is left of channels where the server leaves special tokens out.
+    // The remains of channels if the server drops special tokens.
     const BARE: &str = "assistantfinal";
     if find(text, CHANNEL).is_none() {
         let is_bare =
@@ -184,12 +183,12 @@ fn final_channel(text: &str) -> Option<&str> {
     None
 }
 
-/// Returns the text without reasoning, closed or not; `None` if there is nothing else.
+/// Returns the text without reasoning, closed or not; `None` if nothing else remains.
 fn without_reasoning(text: &str) -> Option<&str> {
     let mut text = text;
     for (open, close) in REASONING {
         let begin = find(text, open);
-        // Some templates leave out the mark that begins the reasoning.
+        // Some templates omit the opening mark of the reasoning.
         let Some(end) = rfind(text, close) else {
             text = match begin {
                 Some(begin) => Some(&text[..begin]).filter(|said| has_words(said))?,
@@ -198,7 +197,7 @@ fn without_reasoning(text: &str) -> Option<&str> {
             continue;
         };
         let said = &text[end + close.len()..];
-        // Reasoning that was begun once more, and did not end.
+        // Further reasoning that is not closed.
         let said = find(said, open).map_or(said, |begin| &said[..begin]);
         text = match begin {
             _ if has_words(said) => said,
@@ -223,7 +222,7 @@ fn inside_marks(text: &str) -> &str {
     text
 }
 
-/// Returns the token of a chat template that `text` begins with.
+/// Returns the token of a chat template at the beginning of `text`.
 fn token(text: &str) -> Option<&str> {
     for (open, close) in [("<|", "|>"), ("<\u{ff5c}", "\u{ff5c}>")] {
         if let Some(rest) = text.strip_prefix(open)
@@ -239,13 +238,13 @@ fn token(text: &str) -> Option<&str> {
     TOKENS.iter().find(is_there).map(|token| &text[..token.len()])
 }
 
-/// Returns what the assistant says first between the tokens of a chat template.
+/// Returns the assistant's first text between the tokens of a chat template.
 fn turn(text: &str) -> &str {
     // The parts between tokens, each with the token before it.
     let mut parts = vec![("", text)];
     let (mut begin, mut before) = (0, "");
     for (at, _) in text.match_indices(['<', '[']) {
-        // Inside the token before.
+        // Inside the previous token.
         if at < begin {
             continue;
         }
@@ -275,7 +274,7 @@ fn turn(text: &str) -> &str {
         if has_words(said) && !is_others {
             return said;
         }
-        // The role of a header is a part of its own, and what it says the next one.
+        // The role in a header is a separate part; its text is the next part.
         if has_words(said) {
             is_others = false;
         }
@@ -283,8 +282,8 @@ fn turn(text: &str) -> &str {
     ""
 }
 
-/// Splits a part into its role (whether it is the assistant's), where the token before it announces
-/// one, and what is said.
+/// Splits a part into its role (true for the assistant), if the token before it announces one, and its
+/// text.
 fn role<'a>(token: &str, part: &'a str) -> (Option<bool>, &'a str) {
     let announces = ["<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|start|>"];
     if !announces.iter().any(|announcing| announcing.eq_ignore_ascii_case(token)) {
@@ -300,8 +299,8 @@ fn role<'a>(token: &str, part: &'a str) -> (Option<bool>, &'a str) {
     }
 }
 
-/// Returns the text without quotation marks, emphasis or a code fence around all of it, or a quotation
-/// mark that is alone.
+/// Returns the text without quotation marks, emphasis or a code fence around the whole text, or a single
+/// unpaired quotation mark.
 fn unquoted(text: &str) -> &str {
     let text = text.trim();
     if let Some(rest) = text.strip_prefix("```") {
@@ -330,11 +329,11 @@ fn unquoted(text: &str) -> &str {
     ];
     for (open, close) in pairs {
         let inner = text.strip_prefix(open).and_then(|text| text.strip_suffix(close));
-        // Marks inside belong to a quotation of its own.
+        // Inner marks belong to another quotation.
         if let Some(inner) = inner.filter(|inner| !inner.contains([open, close])) {
             return inner.trim();
         }
-        // A full stop behind the marks belongs to them.
+        // A full stop after the closing mark is removed with it.
         let stopped = text.strip_suffix('.').and_then(|text| text.strip_suffix(close));
         let inner = stopped.and_then(|text| text.strip_prefix(open));
         if let Some(inner) = inner.filter(|inner| !inner.contains([open, close])) {
@@ -353,10 +352,10 @@ fn unquoted(text: &str) -> &str {
     text
 }
 
-/// Returns the text behind a label such as `Caption:`, `**Final answer:**` or `Here is a caption of the
+/// Returns the text after a label such as `Caption:`, `**Final answer:**` or `Here is a caption of the
 /// video:`.
 fn unlabelled(text: &str) -> &str {
-    // The name of a field is no label.
+    // The name of a JSON field is not a label.
     if text.starts_with(['{', '[']) {
         return text;
     }
@@ -404,7 +403,7 @@ fn without_interjection(text: &str) -> &str {
     text
 }
 
-/// Returns true for words that announce a caption and say nothing of what is seen.
+/// Returns true for words that announce a caption without describing the video.
 fn is_label(head: &str) -> bool {
     const NOUNS: [&str; 15] = [
         "caption",

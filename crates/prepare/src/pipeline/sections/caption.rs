@@ -1,35 +1,39 @@
-//! The section `[caption]`.
+//! The section `[caption]` of a pipeline's settings file.
 
 use crate::{
-    PrepareError,
-    caption::{CaptionSpec, Endpoint, Key, Layout, PictureSpec, Prompt, Timeouts},
-    pipeline::stages::Caption,
-    retry::Patience,
+    PrepareError, RunOptions,
+    caption::{
+        CaptionSpec, Endpoint, EndpointOptions, ImageSpec, Job, Key, Layout, Prompt, Timeouts,
+    },
+    retry::RetryPolicy,
 };
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-/// `[caption]`: what clips are described by.
+/// `[caption]`: the server and model that caption clips.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CaptionSection {
-    /// Address of a server that answers as OpenAI's does.
+    /// Address of a server with OpenAI's chat API.
     pub endpoint: String,
-    /// The model's name there.
+    /// Name of the model on the server.
     pub model: String,
-    /// Variable of the environment that holds the server's key.
+    /// Environment variable that holds the server's key.
     pub key_env: Option<String>,
-    /// File with another prompt.
+    /// File with a prompt instead of the built-in one.
     pub prompt: Option<PathBuf>,
-    /// How frames are handed over: `multi`, `grid` or `first`.
+    /// How frames are sent: `multi`, `grid` or `first`.
     #[serde(default)]
     pub frames: Layout,
-    /// Clips worked on at once.
+    /// Clips captioned at once.
     #[serde(default = "four")]
     pub parallel: usize,
     /// Seconds to wait for a whole answer.
     pub answer_timeout: Option<u64>,
-    /// Attempts at a clip.
+    /// Attempts per clip.
     pub attempts: Option<u32>,
 }
 
@@ -38,28 +42,26 @@ fn four() -> usize {
 }
 
 impl CaptionSection {
-    pub(in crate::pipeline) fn stage(
+    pub(in crate::pipeline) fn job(
         &self,
         folder: &Path,
-        retry_failed: bool,
-    ) -> Result<Caption, PrepareError> {
+        options: RunOptions,
+    ) -> Result<Job, PrepareError> {
         let prompt = self.prompt.as_ref().map(|file| Prompt::read(&folder.join(file)));
-        let usual = Timeouts::default();
-        let answer = self.answer_timeout.map_or(usual.answer, std::time::Duration::from_secs);
-        let patience = Patience::default();
-        let patience =
-            Patience { attempts: self.attempts.unwrap_or(patience.attempts), ..patience };
-        let key = self.key_env.as_deref().map(Key::from_environment).transpose()?;
-        let timeouts = Timeouts { answer, ..usual };
-        Ok(Caption {
-            spec: CaptionSpec {
-                prompt: prompt.transpose()?.unwrap_or_default(),
-                pictures: PictureSpec { layout: self.frames, ..PictureSpec::default() },
-                ..CaptionSpec::new(&self.model)
-            },
-            endpoint: Endpoint::new(&self.endpoint, key, timeouts, patience, self.parallel)?,
-            workers: self.parallel,
-            retry_failed,
-        })
+        let (timeouts, retry) = (Timeouts::default(), RetryPolicy::default());
+        let answer = self.answer_timeout.map_or(timeouts.answer, Duration::from_secs);
+        let endpoint = EndpointOptions {
+            key: self.key_env.as_deref().map(Key::from_environment).transpose()?,
+            timeouts: Timeouts { answer, ..timeouts },
+            retry: RetryPolicy { attempts: self.attempts.unwrap_or(retry.attempts), ..retry },
+            connections: self.parallel,
+        };
+        let spec = CaptionSpec {
+            prompt: prompt.transpose()?.unwrap_or_default(),
+            images: ImageSpec { layout: self.frames, ..ImageSpec::default() },
+            ..CaptionSpec::new(&self.model)
+        };
+        let options = RunOptions { workers: self.parallel, ..options };
+        Ok(Job { options, ..Job::new(spec, Endpoint::new(&self.endpoint, endpoint)?) })
     }
 }

@@ -1,6 +1,6 @@
-//! What a model is shown of a clip.
+//! The images of a clip that a vision model gets: frames at fixed positions, as JPEG.
 //!
-//! Frames at fixed positions of the clip, made smaller where they are large, as JPEG.
+//! Frames larger than [`ImageSpec::max_side`] are scaled down.
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `tools/caption/utils.py`, `extract_frames`: frames
 //! `int(length * position)` at 0.2, 0.5 and 0.8. Deviation: clips of fewer frames than positions are
@@ -8,7 +8,7 @@
 
 use super::prompt::View;
 use crate::{
-    PrepareError,
+    PrepareError, RowError,
     source::{self, Header, Stream},
 };
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
@@ -21,46 +21,49 @@ use opensora_video::{
 use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, path::Path};
 
-/// Positions there may be, so that nobody sends a film.
+/// Largest number of positions, against requests of hundreds of images.
 const MAX_POSITIONS: usize = 64;
 
-/// How the frames of a clip are handed over.
+/// How the frames of a clip are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Layout {
-    /// A picture each. Not every server takes several: vLLM wants to be started for it
+    /// One image per frame. Not every server accepts several images: vLLM must be started for them
     /// (`--limit-mm-per-prompt`).
     #[default]
     Multi,
-    /// One picture, with the frames side by side.
+    /// One image with the frames side by side.
     Grid,
-    /// The first of the positions alone.
+    /// The frame at the first of the positions.
     First,
 }
 
-/// What is shown of a clip.
+/// The frames of a clip that are sent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PictureSpec {
-    /// Where the frames are: 0 is the first frame of a clip and 1 the last.
+pub struct ImageSpec {
+    /// Positions of the frames in the clip, from 0 (first frame) to 1 (last frame).
     pub positions: Vec<f64>,
-    /// How they are handed over.
+    /// How the frames are sent.
     pub layout: Layout,
-    /// Pixels that the longer side of a frame has at most, also of one in a grid.
+    /// Largest longer side of a frame in pixels, also in a grid.
     pub max_side: usize,
-    /// Quality of the JPEG, 1 to 100.
+    /// JPEG quality, from 1 to 100.
     pub quality: u8,
 }
 
-impl Default for PictureSpec {
-    /// The reference's positions.
+impl Default for ImageSpec {
+    /// The positions of the reference: 0.2, 0.5 and 0.8.
     fn default() -> Self {
         Self { positions: vec![0.2, 0.5, 0.8], layout: Layout::Multi, max_side: 768, quality: 90 }
     }
 }
 
-impl PictureSpec {
-    /// Fails where nothing could be shown this way.
-    pub(crate) fn check(&self) -> Result<(), PrepareError> {
+impl ImageSpec {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// Returns an error if a setting is out of its range.
+    pub fn validate(&self) -> Result<(), PrepareError> {
         let fail = |field, found: String, expected| PrepareError::Spec { field, found, expected };
         let count = self.positions.len();
         if !(1..=MAX_POSITIONS).contains(&count) {
@@ -78,7 +81,7 @@ impl PictureSpec {
         Ok(())
     }
 
-    /// Frames of a clip of this length that are shown, each once.
+    /// Returns the frames that are sent of a clip of `length` frames, each once.
     fn indices(&self, length: usize) -> Vec<usize> {
         let positions = match self.layout {
             Layout::First => &self.positions[..1],
@@ -95,42 +98,42 @@ impl PictureSpec {
     }
 }
 
-/// The pictures of a clip.
+/// The encoded images of a clip.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Pictures {
+pub(crate) struct Images {
     jpegs: Vec<Vec<u8>>,
-    /// Height and width of each.
+    /// Height and width of each image.
     size: [usize; 2],
-    /// What they are.
+    /// What the images show.
     pub(crate) view: View,
 }
 
-impl Pictures {
-    /// Of a clip.
-    pub(crate) fn read(path: &Path, spec: &PictureSpec) -> Result<Self, String> {
+impl Images {
+    /// Reads the images of a clip.
+    pub(crate) fn read(path: &Path, spec: &ImageSpec) -> Result<Self, RowError> {
         let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-        let is_still =
+        let is_image =
             media::IMAGES.contains(&ending.to_ascii_lowercase().as_str()) && !path.is_dir();
-        Self::of(frames(path, spec)?, is_still, spec)
+        Self::of(frames(path, spec)?, is_image, spec)
     }
 
-    /// Grey ones instead, as many and as large: to find out whether a server takes such pictures.
-    pub(crate) fn grey(&self, quality: u8) -> Result<Self, String> {
+    /// Returns as many grey images of the same size, to test whether a server accepts such images.
+    pub(crate) fn grey(&self, quality: u8) -> Result<Self, RowError> {
         let [height, width] = self.size;
         let jpeg = encode(&vec![128; 3 * height * width], self.size, quality)?;
         Ok(Self { jpegs: vec![jpeg; self.jpegs.len()], ..self.clone() })
     }
 
-    /// Of frames of one size.
-    fn of(frames: Vec<Frame>, is_still: bool, spec: &PictureSpec) -> Result<Self, String> {
-        let [height, width] = frames.first().ok_or("it holds no pictures")?.size;
+    /// Encodes frames of one size.
+    fn of(frames: Vec<Frame>, is_image: bool, spec: &ImageSpec) -> Result<Self, RowError> {
+        let [height, width] = frames.first().ok_or(RowError::NoFrames)?.size;
         let count = frames.len();
         let rgb = frames.into_iter().flat_map(|frame| frame.rgb).collect();
-        let mut shown = Frames::from_rgb(rgb, [count, height, width]).map_err(words)?;
-        let mut view = if is_still { View::Still } else { View::Frames(count) };
+        let mut shown = Frames::from_rgb(rgb, [count, height, width])?;
+        let mut view = if is_image { View::Image } else { View::Frames(count) };
         if spec.layout == Layout::Grid && count > 1 {
             let options = SheetOptions { columns: count, scale: 1 };
-            shown = contact_sheet(&[shown], &options).map_err(words)?;
+            shown = contact_sheet(&[shown], &options)?;
             view = View::SideBySide(count);
         }
         let size = [shown.height(), shown.width()];
@@ -138,17 +141,13 @@ impl Pictures {
         Ok(Self { jpegs: jpegs.collect::<Result<_, _>>()?, size, view })
     }
 
-    /// As addresses that hold the pictures themselves.
+    /// Returns the images as `data:` URLs.
     pub(crate) fn data_urls(&self) -> impl Iterator<Item = String> {
         self.jpegs.iter().map(|jpeg| format!("data:image/jpeg;base64,{}", BASE64.encode(jpeg)))
     }
 }
 
-fn words(error: impl std::fmt::Display) -> String {
-    error.to_string()
-}
-
-/// Height and width so that the longer one is `max_side` at most.
+/// Returns the size scaled down to a longer side of at most `max_side`.
 fn fitted(size: [usize; 2], max_side: usize) -> [usize; 2] {
     let longer = size[0].max(size[1]);
     if longer <= max_side {
@@ -157,16 +156,19 @@ fn fitted(size: [usize; 2], max_side: usize) -> [usize; 2] {
     size.map(|side| ((side * max_side + longer / 2) / longer).max(1))
 }
 
-fn encode(rgb: &[u8], [height, width]: [usize; 2], quality: u8) -> Result<Vec<u8>, String> {
+fn encode(rgb: &[u8], [height, width]: [usize; 2], quality: u8) -> Result<Vec<u8>, RowError> {
     let mut jpeg = Vec::new();
     let colour = image::ExtendedColorType::Rgb8;
-    JpegEncoder::new_with_quality(&mut jpeg, quality)
-        .encode(rgb, width as u32, height as u32, colour)
-        .map_err(words)?;
+    JpegEncoder::new_with_quality(&mut jpeg, quality).encode(
+        rgb,
+        width as u32,
+        height as u32,
+        colour,
+    )?;
     Ok(jpeg)
 }
 
-/// A frame in the size in which it is shown.
+/// A frame in the size in which it is sent.
 struct Frame {
     /// Height and width.
     size: [usize; 2],
@@ -175,53 +177,53 @@ struct Frame {
 }
 
 impl Frame {
-    /// From `[H, W, 3]` bytes of this height and width.
-    fn of(rgb: &[u8], source: [usize; 2], spec: &PictureSpec) -> Self {
+    /// Scales `[H, W, 3]` bytes of this height and width.
+    fn of(rgb: &[u8], source: [usize; 2], spec: &ImageSpec) -> Self {
         let size = fitted(source, spec.max_side);
-        // Passes that change no size are left out.
+        // `Resize` skips passes that keep the size.
         Self { size, rgb: Resize::whole(source, size).apply(rgb, Filter::Bicubic) }
     }
 }
 
-/// The frames of a clip that are shown. They are found while it is decoded, and no others are held;
-/// where the file did not tell their number, or not the true one, it is read again.
-fn frames(path: &Path, spec: &PictureSpec) -> Result<Vec<Frame>, String> {
+/// Returns the frames of a clip that are sent. Only these are held while the clip is decoded. If the
+/// stated number of frames is missing or wrong, the clip is decoded again.
+fn frames(path: &Path, spec: &ImageSpec) -> Result<Vec<Frame>, RowError> {
     let (header, stream) = source::open(path)?;
     let told = header.num_frames.filter(|&told| told > 0);
-    // Without a number, the end of the clip is looked for.
+    // Without a stated number, decode to the end.
     let (seen, frames) = pick(&header, stream, told.unwrap_or(usize::MAX), spec)?;
     if told.is_some() && !frames.is_empty() {
         return Ok(frames);
     }
     if seen == 0 {
-        return Err("it holds no pictures".into());
+        return Err(RowError::NoFrames);
     }
     let (header, stream) = source::open(path)?;
     Ok(pick(&header, stream, seen, spec)?.1)
 }
 
-/// The frames that are shown of a clip of `length` frames; none where it ends before the last of
-/// them. And how many frames were seen.
+/// Returns the number of decoded frames, and the frames that are sent of a clip of `length` frames; none
+/// if the clip ends before the last of them.
 fn pick(
     header: &Header,
     stream: Stream,
     length: usize,
-    spec: &PictureSpec,
-) -> Result<(usize, Vec<Frame>), String> {
+    spec: &ImageSpec,
+) -> Result<(usize, Vec<Frame>), RowError> {
     let size = [header.height, header.width];
     let indices = spec.indices(length);
     let (mut picked, mut seen) = (HashMap::new(), 0);
     for rgb in stream {
         let rgb = rgb?;
         if rgb.len() != 3 * size[0] * size[1] {
-            return Err(format!("frame {} is of another size than the first", seen + 1));
+            return Err(RowError::FrameSize { frame: seen });
         }
         if indices.contains(&seen) {
             picked.insert(seen, Frame::of(&rgb, size, spec));
         }
         seen += 1;
         if picked.len() == indices.len() {
-            // In the order of the positions, which need not be that of time.
+            // In the order of the positions, which need not be sorted.
             return Ok((seen, indices.iter().filter_map(|index| picked.remove(index)).collect()));
         }
     }
@@ -233,7 +235,7 @@ mod tests {
     use super::*;
 
     /// Frames of these greys.
-    fn grey_frames(greys: [u8; 3], size: [usize; 2], spec: &PictureSpec) -> Vec<Frame> {
+    fn grey_frames(greys: [u8; 3], size: [usize; 2], spec: &ImageSpec) -> Vec<Frame> {
         greys.map(|grey| Frame::of(&vec![grey; 3 * size[0] * size[1]], size, spec)).into()
     }
 
@@ -242,82 +244,84 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_those_of_the_reference() {
-        let spec = PictureSpec::default();
+    fn positions_are_those_of_the_reference() {
+        let spec = ImageSpec::default();
         for (length, indices) in
             [(100, vec![20, 50, 80]), (16, vec![3, 8, 12]), (3, vec![0, 1, 2]), (1, vec![0])]
         {
             assert_eq!(spec.indices(length), indices);
         }
-        let ends = PictureSpec { positions: vec![1.0, 0.0], ..spec };
+        let ends = ImageSpec { positions: vec![1.0, 0.0], ..spec };
         assert_eq!(ends.indices(7), [6, 0]);
-        assert_eq!(PictureSpec { layout: Layout::First, ..ends }.indices(7), [6]);
+        assert_eq!(ImageSpec { layout: Layout::First, ..ends }.indices(7), [6]);
     }
 
     #[test]
-    fn pictures_show_their_frames_in_the_size_asked_for() {
-        let spec = PictureSpec { max_side: 32, ..PictureSpec::default() };
+    fn images_show_their_frames_in_the_requested_size() {
+        let spec = ImageSpec { max_side: 32, ..ImageSpec::default() };
         let frames = || grey_frames([40, 100, 160], [40, 80], &spec);
-        let pictures = Pictures::of(frames(), false, &spec).unwrap();
-        assert_eq!((pictures.jpegs.len(), pictures.view), (3, View::Frames(3)));
-        for (jpeg, grey) in pictures.jpegs.iter().zip([40u8, 100, 160]) {
+        let images = Images::of(frames(), false, &spec).unwrap();
+        assert_eq!((images.jpegs.len(), images.view), (3, View::Frames(3)));
+        for (jpeg, grey) in images.jpegs.iter().zip([40u8, 100, 160]) {
             let image = decoded(jpeg);
             assert_eq!(image.dimensions(), (32, 16));
             assert!(image.pixels().all(|pixel| pixel.0.iter().all(|v| v.abs_diff(grey) <= 3)));
         }
-        let grid = PictureSpec { layout: Layout::Grid, ..spec.clone() };
-        let pictures = Pictures::of(frames(), false, &grid).unwrap();
-        assert_eq!(pictures.view, View::SideBySide(3));
-        let image = decoded(&pictures.jpegs[0]);
+        let grid = ImageSpec { layout: Layout::Grid, ..spec.clone() };
+        let images = Images::of(frames(), false, &grid).unwrap();
+        assert_eq!(images.view, View::SideBySide(3));
+        let image = decoded(&images.jpegs[0]);
         assert!(image.width() >= 96 && image.height() < 24, "{:?}", image.dimensions());
-        // The middle of each third.
+        // The centre of each third.
         for (third, grey) in [40u8, 100, 160].into_iter().enumerate() {
             let x = image.width() * (2 * third as u32 + 1) / 6;
             assert!(image.get_pixel(x, image.height() / 2).0[0].abs_diff(grey) <= 4);
         }
-        let test = pictures.grey(90).unwrap();
+        let test = images.grey(90).unwrap();
         assert_eq!(decoded(&test.jpegs[0]).dimensions(), image.dimensions());
-        assert!(pictures.data_urls().all(|url| url.starts_with("data:image/jpeg;base64,/9j/")));
+        assert!(images.data_urls().all(|url| url.starts_with("data:image/jpeg;base64,/9j/")));
     }
 
     #[test]
-    fn stills_are_read_and_other_files_are_no_clips() {
+    fn images_are_read_and_missing_files_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let jpg = folder.path().join("a.JPG");
         std::fs::write(&jpg, encode(&[200; 3 * 8 * 8], [8, 8], 90).unwrap()).unwrap();
-        let spec = PictureSpec::default();
-        assert_eq!(Pictures::read(&jpg, &spec).unwrap().view, View::Still);
+        let spec = ImageSpec::default();
+        assert_eq!(Images::read(&jpg, &spec).unwrap().view, View::Image);
         for name in ["none.mp4", "none.jpg", "none"] {
-            assert!(Pictures::read(&folder.path().join(name), &spec).is_err());
+            assert!(Images::read(&folder.path().join(name), &spec).is_err());
         }
     }
 
     #[test]
-    fn clips_that_end_early_show_nothing_until_their_length_is_known() {
+    fn clips_that_end_early_give_no_frames_until_their_length_is_known() {
         let header = Header { width: 1, height: 1, fps: None, num_frames: None, duration: None };
         let stream = || -> Stream { Box::new((0..5u8).map(|grey| Ok(vec![grey; 3]))) };
-        let spec = PictureSpec { positions: vec![0.8, 0.2], ..PictureSpec::default() };
+        let spec = ImageSpec { positions: vec![0.8, 0.2], ..ImageSpec::default() };
         let (seen, none) = pick(&header, stream(), 100, &spec).unwrap();
         assert_eq!((seen, none.len()), (5, 0));
         let (_, frames) = pick(&header, stream(), seen, &spec).unwrap();
         let greys: Vec<u8> = frames.iter().map(|frame| frame.rgb[0]).collect();
         assert_eq!(greys, [4, 1]);
         let odd: Stream = Box::new([Ok(vec![0; 3]), Ok(vec![0; 6])].into_iter());
-        assert!(pick(&header, odd, 9, &spec).is_err_and(|reason| reason.contains("frame 2")));
+        assert!(
+            pick(&header, odd, 9, &spec).is_err_and(|error| error.to_string().contains("frame 2"))
+        );
     }
 
     #[test]
-    fn what_cannot_be_shown_is_refused() {
-        let spec = PictureSpec::default();
-        spec.check().unwrap();
+    fn invalid_settings_are_rejected() {
+        let spec = ImageSpec::default();
+        spec.validate().unwrap();
         for (wrong, word) in [
-            (PictureSpec { positions: vec![], ..spec.clone() }, "positions"),
-            (PictureSpec { positions: vec![0.5, 20.0], ..spec.clone() }, "20"),
-            (PictureSpec { positions: vec![f64::NAN], ..spec.clone() }, "NaN"),
-            (PictureSpec { max_side: 0, ..spec.clone() }, "max side"),
-            (PictureSpec { quality: 0, ..spec.clone() }, "quality"),
+            (ImageSpec { positions: vec![], ..spec.clone() }, "positions"),
+            (ImageSpec { positions: vec![0.5, 20.0], ..spec.clone() }, "20"),
+            (ImageSpec { positions: vec![f64::NAN], ..spec.clone() }, "NaN"),
+            (ImageSpec { max_side: 0, ..spec.clone() }, "max side"),
+            (ImageSpec { quality: 0, ..spec.clone() }, "quality"),
         ] {
-            let text = wrong.check().unwrap_err().to_string();
+            let text = wrong.validate().unwrap_err().to_string();
             assert!(text.contains(word), "{text}");
         }
         assert_eq!(fitted([1080, 1920], 768), [432, 768]);
