@@ -369,6 +369,7 @@ mod tests {
         download::list::{Part, REASON},
         step::Shard,
     };
+    use opensora_files::error_line;
 
     const HEADER: &str = "videoID,url,timestamp,caption,matching_score,desirable_filtering,shots\n";
 
@@ -435,7 +436,7 @@ mod tests {
         assert_eq!(urls[0], "https://a.example/90.mp4");
         assert_eq!(urls.len(), 5);
         let open = format!("url\n\"{}", "x".repeat(MAX_RECORD as usize + (1 << 20)));
-        let error = read(open.as_bytes(), Part::WHOLE).unwrap_err().to_string();
+        let error = error_line(&read(open.as_bytes(), Part::WHOLE).unwrap_err());
         assert!(error.contains("longer than 64 MiB"), "{error}");
     }
 
