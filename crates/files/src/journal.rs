@@ -32,6 +32,14 @@ pub struct Journal {
     end: u64,
 }
 
+impl Drop for Journal {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a program that another thread is starting holds a copy of the
+        // descriptor, and with it the lock, until it has been replaced by its own image.
+        let _ = self.file.unlock();
+    }
+}
+
 impl Journal {
     /// Opens or creates the journal at `path`. Returns the journal and its lines.
     ///
@@ -157,7 +165,10 @@ mod tests {
             let error = journal.append(["whole", broken]).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         }
+        // A copy of the descriptor, as a program has that is being started.
+        let copy = journal.file.try_clone().unwrap();
         drop(journal);
         assert!(Journal::open(&path).unwrap().1.is_empty());
+        drop(copy);
     }
 }

@@ -4,7 +4,7 @@ use crate::{
     engine::{
         BoxError, Decoded, Engine, EngineError, Generated, ModelInfo, Observer, Sampled, Stage,
     },
-    preview::{LatentsToRgb, PreviewError},
+    preview::{LatentsToRgb, PreviewError, Trajectory},
     request::JobRequest,
 };
 use opensora::{
@@ -36,6 +36,8 @@ pub struct ModelEngine {
 struct Events<'a> {
     observer: &'a mut dyn Observer,
     to_rgb: &'a LatentsToRgb,
+    /// States of the sampler, if it adds no noise.
+    states: Option<Trajectory>,
     /// What stopped the work, if it was not the observer.
     error: Option<PreviewError>,
 }
@@ -43,14 +45,23 @@ struct Events<'a> {
 impl Events<'_> {
     fn preview(&mut self, event: &SamplerStep<'_>) -> Result<(), PreviewError> {
         let done = event.step + 1;
-        let timestep = (done < event.steps).then_some(event.timestep);
-        self.observer.previewed(self.to_rgb.preview(event.latents, done, timestep)?);
+        let clean = match done == event.steps {
+            true => Some(event.latents.clone()),
+            false => self.states.as_ref().and_then(|states| self.to_rgb.clean(states)),
+        };
+        self.observer.previewed(match clean {
+            Some(clean) => self.to_rgb.preview(&clean, done, None)?,
+            None => self.to_rgb.preview(event.latents, done, Some(event.timestep))?,
+        });
         Ok(())
     }
 }
 
 impl opensora::Observer for Events<'_> {
     fn sampler_step(&mut self, event: &SamplerStep<'_>) -> ControlFlow<()> {
+        if let Some(states) = &mut self.states {
+            states.push(event.timestep, event.latents);
+        }
         self.observer.sampled(&Sampled::new(event.step + 1, event.steps))?;
         if self.observer.wants_preview()
             && let Err(error) = self.preview(event)
@@ -214,7 +225,8 @@ impl Engine for ModelEngine {
         go_on(observer.stage(Stage::Loading))?;
         let mut denoiser = self.pipeline.load_denoiser(&sample, &mut ()).map_err(pipeline_error)?;
         go_on(observer.stage(Stage::Sampling))?;
-        let mut events = Events { observer, to_rgb, error: None };
+        let states = (sample.sampler != SamplerKind::Iddpm).then(Trajectory::default);
+        let mut events = Events { observer, to_rgb, states, error: None };
         let latents = denoiser.sample(&conditioning, 0, &mut events);
         if let Some(error) = events.error {
             return Err(failed(error.into()));

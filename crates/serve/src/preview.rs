@@ -2,8 +2,12 @@
 //!
 //! A latent cell stands for a square of pixels, and its channels nearly determine the mean colour of the
 //! square. The map is fitted to the VAE in use by least squares: the VAE encodes an image of 64 colours
-//! once. States of the sampler are noisy: what is shown is the mean of the clean latents given a state, if
-//! these were normally distributed as those of that image are. Early states are therefore plain.
+//! once.
+//!
+//! States of the sampler are noisy. A sampler without noise of its own goes from state to state on the line
+//! through the clean latents that the model predicts, so that two states give the prediction
+//! ([`Trajectory`]). For other samplers, and at the first steps, the mean of the clean latents given the state
+//! is shown, as if clean latents were normally distributed like those of that image; it is plain at first.
 
 use crate::engine::Preview;
 use burn::tensor::Tensor;
@@ -41,6 +45,24 @@ pub enum PreviewError {
     /// The PNG cannot be encoded.
     #[error(transparent)]
     Png(#[from] png::EncodingError),
+}
+
+/// The last states of a sampler, each with the timestep at which the model was called with it.
+#[derive(Debug, Default)]
+pub struct Trajectory {
+    previous: Option<(Tensor<5>, f32)>,
+    current: Option<(Tensor<5>, f32)>,
+    /// The state after the last step, with which the model has not been called.
+    next: Option<Tensor<5>>,
+}
+
+impl Trajectory {
+    /// Adds the state after a step in which the model was called with `timestep`.
+    pub fn push(&mut self, timestep: f32, latents: &Tensor<5>) {
+        if let Some(start) = self.next.replace(latents.clone()) {
+            self.previous = self.current.replace((start, timestep));
+        }
+    }
 }
 
 /// Linear map from latent channels to colours.
@@ -99,8 +121,27 @@ impl LatentsToRgb {
         Ok(Self { factors, clean, signal })
     }
 
+    /// Returns the clean latents that the model predicted in the step before the last; `None` before three
+    /// steps are done. Wrong for samplers that add noise.
+    pub fn clean(&self, states: &Trajectory) -> Option<Tensor<5>> {
+        let (Some((x, t)), Some((y, u))) = (&states.previous, &states.current) else { return None };
+        let (a, b) = (self.signal_at(*t), self.signal_at(*u));
+        let (s, r) = ((1.0 - a * a).sqrt(), (1.0 - b * b).sqrt());
+        // x = a * clean + s * noise, y = b * clean + r * noise.
+        let determinant = s * b - r * a;
+        (determinant > 1e-4).then(|| (y.clone() * s - x.clone() * r) / determinant)
+    }
+
+    /// The share of signal at a timestep, 1 outside of the schedule.
+    fn signal_at(&self, timestep: f32) -> f64 {
+        let (below, rest) = (timestep.floor(), f64::from(timestep.fract()));
+        let at = |index: usize| self.signal.get(index).copied().unwrap_or(1.0);
+        let below = below.max(0.0) as usize;
+        at(below) + rest * (at((below + 1).min(self.signal.len().saturating_sub(1))) - at(below))
+    }
+
     /// Returns the preview of latents `[1, C, T, h, w]` after step `step` (from 1), at which the model was
-    /// called with `timestep`; `None` after the last step.
+    /// called with `timestep`; `None` for clean latents.
     ///
     /// # Errors
     /// Returns an error if the device fails.
@@ -112,7 +153,7 @@ impl LatentsToRgb {
     ) -> Result<Preview, PreviewError> {
         let [_, channels, frames, height, width] = latents.dims();
         let values: Vec<f32> = read(latents.clone())?.iter().collect();
-        let signal = timestep.and_then(|t| self.signal.get(t as usize)).copied().unwrap_or(1.0);
+        let signal = timestep.map_or(1.0, |timestep| self.signal_at(timestep));
         let stride = height.max(width).div_ceil(MAX_SIDE);
         let shown = frames.min(MAX_FRAMES);
         let mut rgb = Vec::new();
@@ -256,6 +297,22 @@ mod tests {
         assert!(spread(Some(999.0)) < 10, "{}", spread(Some(999.0)));
         assert!(spread(Some(800.0)) < spread(Some(10.0)));
         assert_eq!(spread(None), 255);
+    }
+
+    #[test]
+    fn two_states_give_the_clean_latents() {
+        let map = LatentsToRgb::fit(latents(3)).unwrap();
+        let (clean, noise) = (latents(3), latents(3).flip([3]) * 0.5 - 0.3);
+        let mut states = Trajectory::default();
+        for (timestep, after) in [(900.0, 700.0), (700.0, 400.5), (400.5, 100.0)] {
+            assert!(map.clean(&states).is_none());
+            let signal = map.signal_at(after);
+            let state = clean.clone() * signal + noise.clone() * (1.0 - signal * signal).sqrt();
+            states.push(timestep, &state);
+        }
+        let error = (map.clean(&states).unwrap() - clean).abs().max();
+        let error = read(error).unwrap().iter::<f32>().next().unwrap();
+        assert!(error < 1e-3, "{error}");
     }
 
     #[test]

@@ -256,7 +256,7 @@ pub struct Queue {
     disk: Mutex<()>,
     jobs: Mutex<Jobs>,
     wake: Condvar,
-    pub(crate) stop: AtomicBool,
+    stop: AtomicBool,
     worker: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -518,15 +518,24 @@ impl Queue {
         lock(&self.worker).as_ref().is_some_and(|worker| !worker.is_finished())
     }
 
+    /// Lets the worker stop after its current step, without waiting for it, and ends streams of events.
+    pub(crate) fn begin_stop(&self) {
+        let mut jobs = lock(&self.jobs);
+        jobs.stopping = true;
+        self.stop.store(true, Ordering::SeqCst);
+        self.wake.notify_all();
+        jobs.entries.values().for_each(|entry| entry.live.send_modify(|_| {}));
+    }
+
+    /// Returns true if the queue stops or has stopped.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
     /// Stops the worker after its current step and waits for it. The job that it computes goes back into
     /// the queue; jobs are no longer accepted.
     pub fn stop(&self) {
-        {
-            let mut jobs = lock(&self.jobs);
-            jobs.stopping = true;
-            self.stop.store(true, Ordering::SeqCst);
-            self.wake.notify_all();
-        }
+        self.begin_stop();
         let worker = lock(&self.worker).take();
         if let Some(worker) = worker {
             // Panics of jobs are caught; one of the worker's own leaves the jobs on the disk.

@@ -206,6 +206,7 @@ impl Server {
             }
         }
         drop(listener);
+        queue.begin_stop();
         // All places are free when all connections have ended.
         let all = u32::try_from(options.max_connections).unwrap_or(u32::MAX);
         let _ = timeout(STOP_TIMEOUT, places.acquire_many(all)).await;

@@ -139,7 +139,7 @@ struct Watcher<'a> {
 
 impl Watcher<'_> {
     fn flow(&self) -> ControlFlow<()> {
-        let stop = self.cancel.load(Ordering::SeqCst) || self.queue.stop.load(Ordering::SeqCst);
+        let stop = self.cancel.load(Ordering::SeqCst) || self.queue.is_stopping();
         if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 }

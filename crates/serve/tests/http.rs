@@ -199,7 +199,15 @@ fn a_stopped_server_ends_and_keeps_its_jobs() {
     let made = client.post("/v1/videos", &json!({"prompt": "fog", "steps": 200})).json();
     let id = made["id"].as_str().unwrap().to_string();
     wait(&client, &id, "in_progress");
+    // A client that follows the job gets an end of the stream.
+    let follower = {
+        let (client, path) = (server.client(), format!("/v1/videos/{id}/events"));
+        std::thread::spawn(move || client.get(&path))
+    };
+    std::thread::sleep(Duration::from_millis(300));
     server.stop();
+    let events = follower.join().unwrap();
+    assert!(events.complete && !events.events().is_empty(), "{events:?}");
     let job = server.queue.get(&id).unwrap().job;
     assert_eq!(job.state.status, opensora_serve::JobStatus::Queued);
     assert!(client.try_request("GET", "/health", &[], b"").is_err());

@@ -50,6 +50,13 @@ pub(crate) struct Fetched {
     pub(crate) sha256: String,
 }
 
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // A program that is being started may hold a copy of the descriptor, and with it the lock.
+        let _ = self.file.unlock();
+    }
+}
+
 impl Partial {
     /// Opens the partial file of this address, or creates it.
     pub(crate) fn open(target: &Path, url: &str) -> io::Result<Self> {

@@ -91,10 +91,12 @@ impl Follower {
             if self.status.is_some() {
                 tokio::time::sleep(PACE).await;
             }
-            // The channel closes when the job is deleted or the server ends.
+            // The channel closes when the job is deleted, and changes when the server stops.
             let changed = self.changes.changed().await;
             match self.app.queue.get(&self.id) {
-                Ok(view) if changed.is_ok() => self.queue_events(&view),
+                Ok(view) if changed.is_ok() && !self.app.queue.is_stopping() => {
+                    self.queue_events(&view);
+                }
                 _ => return None,
             }
         }

@@ -77,6 +77,8 @@ pub struct Response {
     pub status: u16,
     headers: Vec<(String, String)>,
     pub body: Vec<u8>,
+    /// The body has the length that the head says, or its last chunk.
+    pub complete: bool,
 }
 
 impl Client {
@@ -157,9 +159,14 @@ impl Response {
             .filter_map(|line| line.split_once(": "))
             .map(|(name, value)| (name.to_lowercase(), value.to_string()))
             .collect();
-        let mut response = Self { status, headers, body: bytes[end + 4..].to_vec() };
+        let body = bytes[end + 4..].to_vec();
+        let mut response = Self { status, headers, body, complete: false };
         if response.header("transfer-encoding") == Some("chunked") {
+            response.complete = response.body.ends_with(b"\r\n0\r\n\r\n");
             response.body = unchunked(&response.body);
+        } else {
+            let length = response.header("content-length").and_then(|length| length.parse().ok());
+            response.complete = length == Some(response.body.len());
         }
         Some(response)
     }
