@@ -59,7 +59,7 @@ pub struct Session {
     pub recipe: Recipe,
     /// The run's folder.
     pub folder: PathBuf,
-    /// Resumes from the newest whole checkpoint, if there is one.
+    /// Resumes from the newest undamaged checkpoint, if there is one.
     pub resume: bool,
     /// Peak FLOP/s of the device, for the utilisation.
     pub peak_flops: Option<f64>,
