@@ -280,7 +280,7 @@ impl Queue {
         let QueueOptions { limits, observer } = options;
         let observer = observer.unwrap_or_else(|| Box::new(()));
         skipped.iter().for_each(|line| observer.warned(line));
-        let mut jobs = Jobs::default();
+        let mut jobs = Jobs { bytes: store.unreadable_bytes(), ..Jobs::default() };
         for mut job in found {
             if job.state.status == JobStatus::InProgress {
                 if job.state.attempts >= MAX_ATTEMPTS {
