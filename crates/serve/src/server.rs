@@ -29,6 +29,9 @@ const MAX_HEAD_BYTES: usize = 16 << 10;
 /// Longest time that open requests get to end when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Shortest token of a server that other machines reach, in characters.
+const MIN_TOKEN: usize = 16;
+
 /// Response to connections beyond the limit.
 const BUSY: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
@@ -65,6 +68,34 @@ impl Default for ServerOptions {
     }
 }
 
+impl ServerOptions {
+    /// Checks the options without listening, so that wrong ones are found before a model is loaded.
+    ///
+    /// # Errors
+    /// Returns an error if others could use the server without a token (from other machines, or through a
+    /// proxy that has a name in `security`), the token cannot be sent in a header, or it is short and other
+    /// machines reach the server.
+    pub fn validate(&self) -> Result<(), ServeError> {
+        let (host, security) = (self.host, &self.security);
+        let Some(token) = &security.token else {
+            if !host.is_loopback() {
+                return Err(ServeError::NoToken { host });
+            }
+            return match security.hosts.first() {
+                Some(name) => Err(ServeError::NoTokenForName { name: name.clone() }),
+                None => Ok(()),
+            };
+        };
+        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(ServeError::Token);
+        }
+        if !host.is_loopback() && token.len() < MIN_TOKEN {
+            return Err(ServeError::ShortToken { host });
+        }
+        Ok(())
+    }
+}
+
 /// Error of a server.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -74,6 +105,18 @@ pub enum ServeError {
     NoToken {
         /// The address.
         host: IpAddr,
+    },
+    /// The token could be guessed.
+    #[error("{host} can be reached from other machines: the token needs at least {MIN_TOKEN} characters")]
+    ShortToken {
+        /// The address.
+        host: IpAddr,
+    },
+    /// Names of hosts let a proxy's clients in, who would need no token.
+    #[error("'{name}' is allowed as a name of the server: a token is required")]
+    NoTokenForName {
+        /// The name.
+        name: String,
     },
     /// The token cannot be sent.
     #[error("the token is empty or has other characters than visible ASCII ones")]
@@ -116,20 +159,9 @@ impl Server {
     /// Listens; connections wait until [`run`](Self::run) is called.
     ///
     /// # Errors
-    /// Returns an error if other machines could use the server without a token, the token cannot be sent in
-    /// a header, or the address is in use.
+    /// Returns an error if the options are [not valid](ServerOptions::validate) or the address is in use.
     pub fn bind(queue: Arc<Queue>, options: ServerOptions) -> Result<Self, ServeError> {
-        match &options.security.token {
-            None if !options.host.is_loopback() => {
-                return Err(ServeError::NoToken { host: options.host });
-            }
-            Some(token)
-                if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) =>
-            {
-                return Err(ServeError::Token);
-            }
-            _ => {}
-        }
+        options.validate()?;
         let address = SocketAddr::new(options.host, options.port);
         let bind = |source| ServeError::Bind { address, source };
         let listener = TcpListener::bind(address).map_err(bind)?;
@@ -172,7 +204,8 @@ impl Server {
     async fn accept(self) -> Result<(), ServeError> {
         let Self { listener, queue, options, stopper, .. } = self;
         let listener = tokio::net::TcpListener::from_std(listener).map_err(ServeError::Runtime)?;
-        let places = Arc::new(Semaphore::new(options.max_connections));
+        let max_connections = options.max_connections.min(Semaphore::MAX_PERMITS);
+        let places = Arc::new(Semaphore::new(max_connections));
         let app = router(Arc::clone(&queue), options.security.clone());
         let mut stop = stopper.0.subscribe();
         loop {
@@ -208,7 +241,7 @@ impl Server {
         drop(listener);
         queue.begin_stop();
         // All places are free when all connections have ended.
-        let all = u32::try_from(options.max_connections).unwrap_or(u32::MAX);
+        let all = u32::try_from(max_connections).unwrap_or(u32::MAX);
         let _ = timeout(STOP_TIMEOUT, places.acquire_many(all)).await;
         Ok(())
     }

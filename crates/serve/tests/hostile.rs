@@ -416,8 +416,8 @@ fn servers_that_others_reach_need_a_token() {
     let folder = tempfile::tempdir().unwrap();
     let engine = std::sync::Arc::new(fake::FakeEngine::new(STEP));
     let queue = Queue::open(folder.path(), engine, QueueOptions::default()).unwrap();
-    let bind = |host: &str, token: Option<&str>| {
-        let security = Security { token: token.map(String::from), hosts: Vec::new() };
+    let bind_as = |host: &str, token: Option<&str>, hosts: &Vec<String>| {
+        let security = Security { token: token.map(String::from), hosts: hosts.clone() };
         let options = ServerOptions {
             host: host.parse().unwrap(),
             port: 0,
@@ -426,11 +426,17 @@ fn servers_that_others_reach_need_a_token() {
         };
         Server::bind(queue.clone(), options)
     };
+    let bind = |host: &str, token: Option<&str>| bind_as(host, token, &Vec::new());
     assert!(matches!(bind("0.0.0.0", None), Err(ServeError::NoToken { .. })));
     assert!(matches!(bind("::", None), Err(ServeError::NoToken { .. })));
     assert!(matches!(bind("0.0.0.0", Some("")), Err(ServeError::Token)));
     assert!(matches!(bind("127.0.0.1", Some("a b")), Err(ServeError::Token)));
-    assert!(bind("0.0.0.0", Some("secret")).is_ok());
+    assert!(matches!(bind("0.0.0.0", Some("secret")), Err(ServeError::ShortToken { .. })));
+    assert!(bind("0.0.0.0", Some("0123456789abcdef")).is_ok());
+    let hosts = vec!["videos.example".to_string()];
+    let without = bind_as("127.0.0.1", None, &hosts);
+    assert!(matches!(without, Err(ServeError::NoTokenForName { .. })));
+    assert!(bind_as("127.0.0.1", Some("secret"), &hosts).is_ok());
     assert!(bind("127.0.0.1", None).is_ok());
     queue.stop();
 }

@@ -69,8 +69,8 @@ pub(crate) struct Args {
     /// File with the token
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Name that clients reach the server by, beside localhost and IP addresses; repeatable
-    #[arg(long, value_name = "NAME")]
+    /// Name that clients reach the server by, beside localhost and IP addresses; needs a token; repeatable
+    #[arg(long, value_name = "NAME", value_parser = parse_host)]
     allow_host: Vec<String>,
     /// Folder of the jobs: requests, videos and their records
     #[arg(short, long, alias = "output", default_value = "videos", value_name = "DIR")]
@@ -130,6 +130,17 @@ enum Resident {
     Streamed,
 }
 
+/// Parses the name of a host: no scheme, port or path.
+fn parse_host(text: &str) -> Result<String, String> {
+    let label = |label: &str| {
+        !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    match text.split('.').all(label) {
+        true => Ok(text.into()),
+        false => Err("expected a plain name without scheme and port, such as videos.example.org".into()),
+    }
+}
+
 /// Parses a number of bytes with a unit.
 fn parse_bytes(text: &str) -> Result<u64, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
@@ -174,24 +185,34 @@ impl Args {
     }
 
     fn server_options(&self) -> anyhow::Result<ServerOptions> {
-        ensure!(self.max_connections > 0, "--max-connections: found 0, expected at least 1");
+        for (option, value) in [
+            ("--max-connections", self.max_connections),
+            ("--max-jobs", self.max_jobs),
+            ("--max-queued", self.max_queued),
+        ] {
+            ensure!(value > 0, "{option}: found 0, expected at least 1");
+        }
         let host = (self.host.as_str(), self.port)
             .to_socket_addrs()
             .ok()
             .and_then(|mut addresses| addresses.next())
             .with_context(|| format!("--host: '{}' is no address of this machine", self.host))?
             .ip();
-        // A name that is listened on is a name of the server.
+        // A name that is listened on is a name of the server; addresses and localhost are in any case.
         let mut hosts = self.allow_host.clone();
-        hosts.push(self.host.clone());
+        if self.host.parse::<IpAddr>().is_err() && self.host != "localhost" {
+            hosts.push(self.host.clone());
+        }
         let security = Security { token: self.token()?, hosts };
-        Ok(ServerOptions {
+        let options = ServerOptions {
             host,
             port: self.port,
             security,
             max_connections: self.max_connections,
             ..ServerOptions::default()
-        })
+        };
+        options.validate()?;
+        Ok(options)
     }
 
     fn pipeline(&self) -> anyhow::Result<TextToVideo> {
@@ -310,6 +331,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hosts_are_plain_names() {
+        assert_eq!(parse_host("videos.example.org"), Ok("videos.example.org".into()));
+        for wrong in ["", "videos.example.org:443", "https://videos.example.org", "a/b", "a..b", "*.b"] {
+            assert!(parse_host(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes_have_units() {
