@@ -34,6 +34,7 @@ fn a_prompt_becomes_a_video() {
     let video = client.get(&path);
     assert_eq!((video.status, video.header("content-type")), (200, Some("video/mp4")));
     assert_eq!(&video.body[4..8], b"ftyp");
+    assert_eq!(video.header("cache-control"), Some("no-store"));
     assert_eq!(video.header("content-length").unwrap(), video.body.len().to_string());
     let part = client.request("GET", &path, &[("Range", "bytes=4-7")], b"");
     assert_eq!((part.status, part.body.as_slice()), (206, b"ftyp".as_slice()));
@@ -87,6 +88,7 @@ fn events_tell_progress_and_end() {
     let id = made["id"].as_str().unwrap();
     let events = client.get(&format!("/v1/videos/{id}/events"));
     assert_eq!(events.header("content-type"), Some("text/event-stream"));
+    assert_eq!(events.header("x-accel-buffering"), Some("no"));
     let events = events.events();
     let of = |name: &str| -> Vec<&Value> {
         events.iter().filter(|(kind, _)| kind == name).map(|(_, data)| data).collect()

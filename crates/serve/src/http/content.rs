@@ -87,8 +87,8 @@ pub(super) async fn content(
         header::CONTENT_DISPOSITION,
         format!("inline; filename=\"{id}.{ending}\""),
     );
-    // Files of a job never change.
-    insert(&mut response, header::CACHE_CONTROL, "private, max-age=31536000, immutable".into());
+    // A deleted video stays in no cache.
+    insert(&mut response, header::CACHE_CONTROL, "no-store".into());
     Ok(response)
 }
 
@@ -117,7 +117,12 @@ fn range(headers: &HeaderMap, length: u64) -> Range {
     else {
         return Range::Whole;
     };
-    match (first.parse::<u64>().ok(), last.parse::<u64>().ok()) {
+    // The standard knows no signs, which `parse` takes.
+    let number = |text: &str| {
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse::<u64>().ok().filter(|_| digits)
+    };
+    match (number(first), number(last)) {
         (Some(first), _) if first >= length => Range::Outside,
         (Some(first), None) if last.is_empty() => Range::Part(first, length - 1),
         (Some(first), Some(last)) if first <= last => Range::Part(first, last.min(length - 1)),
@@ -178,6 +183,9 @@ mod tests {
             ("bytes=0-1,3-4", Range::Whole),
             ("bytes=99999999999999999999-", Range::Whole),
             ("bytes=a-b", Range::Whole),
+            ("bytes=+1-2", Range::Whole),
+            ("bytes=1-+2", Range::Whole),
+            ("bytes=-+2", Range::Whole),
             ("bytes=", Range::Whole),
             ("lines=1-2", Range::Whole),
         ] {

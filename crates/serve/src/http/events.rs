@@ -29,7 +29,8 @@ use serde_json::{Value, json};
 use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-/// Time between signs of life; a client that has gone is noticed by then.
+/// Time between signs of life. A client that has closed its connection is noticed at the next one; one that
+/// vanished without closing is noticed when its system's buffers are full or the network gives it up.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Shortest time between two rounds of events.
@@ -76,7 +77,9 @@ pub(super) async fn events(
         let event = follower.next().await?;
         Some((Ok::<_, Infallible>(event), follower))
     });
-    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
+    let events = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
+    // Proxies pass events on as they come.
+    Ok(([("x-accel-buffering", "no")], events).into_response())
 }
 
 impl Follower {

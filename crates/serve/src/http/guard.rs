@@ -58,7 +58,7 @@ fn check(security: &Security, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiE
             return Err(ApiError::new(StatusCode::FORBIDDEN, "foreign_host", message));
         }
     }
-    if !is_same_origin(host, uri.path(), headers) {
+    if !is_same_origin(security, host, uri.path(), headers) {
         let message = "requests from pages of other origins are not accepted";
         return Err(ApiError::new(StatusCode::FORBIDDEN, "foreign_origin", message));
     }
@@ -91,7 +91,13 @@ fn is_own_name(security: &Security, host: &str) -> bool {
     }
     name.parse::<IpAddr>().is_ok_and(|address| address.is_ipv4())
         || name.eq_ignore_ascii_case("localhost")
-        || security.hosts.iter().any(|own| own.eq_ignore_ascii_case(name))
+        || is_named(security, host)
+}
+
+/// Returns true for the names in `security`, with or without a port.
+fn is_named(security: &Security, host: &str) -> bool {
+    without_port(host)
+        .is_some_and(|name| security.hosts.iter().any(|own| own.eq_ignore_ascii_case(name)))
 }
 
 /// The name of `name:port` or `[address]:port`; `None` if the port is none.
@@ -106,13 +112,14 @@ fn without_port(host: &str) -> Option<&str> {
 
 /// Returns false for requests that a page of another origin makes. Browsers send `Sec-Fetch-Site` with all
 /// requests to this server (loopback addresses are trustworthy), and `Origin` with those that change
-/// something; other clients send neither.
-fn is_same_origin(host: &str, path: &str, headers: &HeaderMap) -> bool {
+/// something; other clients send neither. A proxy may replace `Host`: an origin that is one of the names in
+/// `security` is the server's own.
+fn is_same_origin(security: &Security, host: &str, path: &str, headers: &HeaderMap) -> bool {
     let mut origins = headers.get_all(header::ORIGIN).iter();
     let same = origins.all(|origin| {
         let origin = origin.to_str().unwrap_or_default();
         let named = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
-        named.is_some_and(|named| named.eq_ignore_ascii_case(host))
+        named.is_some_and(|named| named.eq_ignore_ascii_case(host) || is_named(security, named))
     });
     // The page itself may be opened by a link from anywhere.
     let linked = path == "/"
@@ -173,19 +180,23 @@ mod tests {
 
     #[test]
     fn pages_of_other_origins_are_recognized() {
+        let security = Security { hosts: vec!["videos.example".into()], token: None };
         let same = |path: &str, pairs: &[(&'static str, &str)]| {
             let mut headers = HeaderMap::new();
             for (name, value) in pairs {
                 headers.append(*name, value.parse().unwrap());
             }
-            is_same_origin("localhost:8080", path, &headers)
+            is_same_origin(&security, "localhost:8080", path, &headers)
         };
         assert!(same("/v1/videos", &[]));
         assert!(same("/v1/videos", &[("origin", "http://localhost:8080")]));
+        // Behind a proxy that replaces `Host`.
+        assert!(same("/v1/videos", &[("origin", "https://videos.example")]));
+        assert!(same("/v1/videos", &[("origin", "https://Videos.Example:8443")]));
         assert!(same("/v1/videos", &[("sec-fetch-site", "same-origin")]));
         assert!(same("/", &[("sec-fetch-site", "cross-site")]));
         for origin in
-            ["http://localhost", "http://localhost:8081", "http://evil.example", "null", ""]
+            ["http://localhost", "http://localhost:8081", "http://evil.example", "null", "", "https://videos.example.evil"]
         {
             assert!(!same("/v1/videos", &[("origin", origin)]), "{origin}");
             assert!(!same("/", &[("origin", origin)]), "{origin}");
