@@ -291,7 +291,14 @@ impl Queue {
                 } else {
                     job.state.status = JobStatus::Queued;
                 }
-                store.write_state(&job.spec.id, &job.state)?;
+                // On a full disk it is still in progress there, and read like this at the next start.
+                if let Err(error) = store.write_state(&job.spec.id, &job.state) {
+                    observer.warned(&format!(
+                        "{}: {}",
+                        job.spec.id,
+                        opensora_files::error_line(&error)
+                    ));
+                }
             }
             jobs.insert(job);
         }
@@ -342,8 +349,13 @@ impl Queue {
         let sequence = self.make_room(&request)?;
         let spec = JobSpec { id: new_id()?, sequence, created_at: now(), request };
         let mut job = Job { spec, state: JobState::default(), bytes: 0 };
-        self.store.create(&job)?;
-        job.bytes = self.store.bytes(&job.spec.id)?;
+        if let Err(error) = self.store.create(&job) {
+            // It may have failed behind the last step: the client is told that there is no such job.
+            let _ = self.store.delete(&job.spec.id);
+            return Err(error.into());
+        }
+        // The reservation is larger.
+        job.bytes = self.store.bytes(&job.spec.id).unwrap_or_default();
         let id = job.spec.id.clone();
         let mut jobs = lock(&self.jobs);
         jobs.insert(job);
@@ -620,6 +632,7 @@ impl Queue {
             if let Err(error) = self.store.write_state(&spec.id, &state) {
                 self.warn(&spec.id, &error);
                 state.status = JobStatus::Failed;
+                state.completed_at = Some(now());
                 state.output = None;
                 state.error = Some(JobError::new("storage", "the result could not be stored"));
             }
