@@ -280,6 +280,8 @@ impl Queue {
         let QueueOptions { limits, observer } = options;
         let observer = observer.unwrap_or_else(|| Box::new(()));
         skipped.iter().for_each(|line| observer.warned(line));
+        let model = engine.model().id.clone();
+        let mut other_model = 0;
         let mut jobs = Jobs { bytes: store.unreadable_bytes(), ..Jobs::default() };
         for mut job in found {
             if job.state.status == JobStatus::InProgress {
@@ -300,7 +302,18 @@ impl Queue {
                     ));
                 }
             }
+            let sequence = job.spec.sequence;
+            let skip = job.state.status == JobStatus::Queued && job.spec.request.model != model;
             jobs.insert(job);
+            if skip {
+                jobs.waiting.remove(&sequence);
+                other_model += 1;
+            }
+        }
+        if other_model > 0 {
+            observer.warned(&format!(
+                "{other_model} queued jobs are for other models than '{model}': they stay queued"
+            ));
         }
         let queue = Arc::new(Self {
             store,
@@ -345,6 +358,9 @@ impl Queue {
     /// be written, or the server is stopping.
     pub fn create(&self, request: JobRequest) -> Result<JobView, QueueError> {
         self.engine.check(&request)?;
+        if !self.is_alive() {
+            return Err(QueueError::Stopping);
+        }
         let disk = lock(&self.disk);
         let sequence = self.make_room(&request)?;
         let spec = JobSpec { id: new_id()?, sequence, created_at: now(), request };

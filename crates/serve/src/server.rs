@@ -29,6 +29,9 @@ const MAX_HEAD_BYTES: usize = 16 << 10;
 /// Longest time that open requests get to end when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Time between two looks whether the worker still runs.
+const WORKER_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Shortest token of a server that other machines reach, in characters.
 const MIN_TOKEN: usize = 16;
 
@@ -107,7 +110,9 @@ pub enum ServeError {
         host: IpAddr,
     },
     /// The token could be guessed.
-    #[error("{host} can be reached from other machines: the token needs at least {MIN_TOKEN} characters")]
+    #[error(
+        "{host} can be reached from other machines: the token needs at least {MIN_TOKEN} characters"
+    )]
     ShortToken {
         /// The address.
         host: IpAddr,
@@ -129,6 +134,9 @@ pub enum ServeError {
         /// The operating system's reason.
         source: io::Error,
     },
+    /// The worker has ended, because the engine failed several times in a row or by a panic.
+    #[error("the worker has ended: no videos can be made")]
+    WorkerEnded,
     /// The threads for network input and output cannot be started.
     #[error("cannot start the network threads")]
     Runtime(#[source] io::Error),
@@ -184,7 +192,7 @@ impl Server {
     /// back into it after the current step.
     ///
     /// # Errors
-    /// Returns an error if no threads can be started.
+    /// Returns an error if no threads can be started or the worker has ended by itself.
     pub fn run(self) -> Result<(), ServeError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -208,7 +216,8 @@ impl Server {
         let places = Arc::new(Semaphore::new(max_connections));
         let app = router(Arc::clone(&queue), options.security.clone());
         let mut stop = stopper.0.subscribe();
-        loop {
+        let mut looks = tokio::time::interval(WORKER_INTERVAL);
+        let served = loop {
             let stream = tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => stream,
@@ -218,7 +227,11 @@ impl Server {
                         continue;
                     }
                 },
-                _ = stop.wait_for(|stop| *stop) => break,
+                _ = stop.wait_for(|stop| *stop) => break Ok(()),
+                _ = looks.tick() => match queue.is_alive() {
+                    true => continue,
+                    false => break Err(ServeError::WorkerEnded),
+                },
             };
             match Arc::clone(&places).try_acquire_owned() {
                 Ok(place) => {
@@ -237,13 +250,14 @@ impl Server {
                     let _ = stream.try_write(BUSY);
                 }
             }
-        }
+        };
+        stopper.stop();
         drop(listener);
         queue.begin_stop();
         // All places are free when all connections have ended.
         let all = u32::try_from(max_connections).unwrap_or(u32::MAX);
         let _ = timeout(STOP_TIMEOUT, places.acquire_many(all)).await;
-        Ok(())
+        served
     }
 }
 

@@ -27,8 +27,13 @@ const PREVIEW_INTERVAL: Duration = Duration::from_millis(250);
 const SAMPLING_PERCENT: usize = 90;
 const DECODING_PERCENT: usize = 9;
 
-/// Computes jobs until the queue stops.
+/// Failures of the engine in a row after which it counts as broken.
+const MAX_FAILURES: u32 = 3;
+
+/// Computes jobs until the queue stops or the engine is broken. The job of the last failure goes back into
+/// the queue then.
 pub(crate) fn run(queue: &Queue) {
+    let mut failures = 0;
     while let Some(task) = queue.take() {
         queue.observer().started(&task.job);
         let began = Instant::now();
@@ -39,7 +44,26 @@ pub(crate) fn run(queue: &Queue) {
         let made = catch_unwind(AssertUnwindSafe(|| make(queue, &job, &mut watcher)));
         let taken = began.elapsed().as_secs_f64();
         queue.metrics.busy(taken);
-        queue.settle(&job.spec, next_state(&job, made, taken));
+        match &made {
+            Err(_) | Ok(Err(MakeError::Engine(EngineError::Failed(_)))) => failures += 1,
+            Ok(Ok(_)) => failures = 0,
+            _ => {}
+        }
+        if failures < MAX_FAILURES {
+            queue.settle(&job.spec, next_state(&job, made, taken));
+            continue;
+        }
+        let reason = match &made {
+            Ok(Err(error)) => error_line(error),
+            _ => "a panic".into(),
+        };
+        queue.observer().warned(&format!(
+            "the engine failed {failures} times in a row, the queue stops: {reason}"
+        ));
+        queue.begin_stop();
+        let back = Ok(Err(EngineError::Stopped.into()));
+        queue.settle(&job.spec, next_state(&job, back, taken));
+        return;
     }
 }
 

@@ -214,3 +214,23 @@ fn a_stopped_server_ends_and_keeps_its_jobs() {
     assert_eq!(job.state.status, opensora_serve::JobStatus::Queued);
     assert!(client.try_request("GET", "/health", &[], b"").is_err());
 }
+
+#[test]
+fn a_server_whose_engine_is_broken_ends_with_an_error() {
+    use opensora_serve::{
+        Limits, Queue, QueueOptions, ServeError, Server, ServerOptions, VideoRequest,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let engine = std::sync::Arc::new(fake::FakeEngine::new(FAST));
+    let queue = Queue::open(folder.path(), engine, QueueOptions::default()).unwrap();
+    let options = ServerOptions { port: 0, ..ServerOptions::default() };
+    let server = Server::bind(queue.clone(), options).unwrap();
+    let thread = std::thread::spawn(move || server.run());
+    for _ in 0..3 {
+        let request = VideoRequest { prompt: "fail".into(), ..VideoRequest::default() };
+        let request = request.resolve(&fake::model(), &Limits::default(), 1).unwrap();
+        // The first ones may have failed already.
+        let _ = queue.create(request);
+    }
+    assert!(matches!(thread.join().unwrap(), Err(ServeError::WorkerEnded)));
+}

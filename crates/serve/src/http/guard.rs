@@ -195,9 +195,14 @@ mod tests {
         assert!(same("/v1/videos", &[("origin", "https://Videos.Example:8443")]));
         assert!(same("/v1/videos", &[("sec-fetch-site", "same-origin")]));
         assert!(same("/", &[("sec-fetch-site", "cross-site")]));
-        for origin in
-            ["http://localhost", "http://localhost:8081", "http://evil.example", "null", "", "https://videos.example.evil"]
-        {
+        for origin in [
+            "http://localhost",
+            "http://localhost:8081",
+            "http://evil.example",
+            "null",
+            "",
+            "https://videos.example.evil",
+        ] {
             assert!(!same("/v1/videos", &[("origin", origin)]), "{origin}");
             assert!(!same("/", &[("origin", origin)]), "{origin}");
         }

@@ -309,6 +309,65 @@ fn reserved_bytes_do_not_overflow() {
 }
 
 #[test]
+fn a_broken_engine_keeps_the_queue() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = open(folder.path(), SLOW, Limits::default());
+    let first = queue.create(request("fog", 5)).unwrap();
+    let broken: Vec<JobView> = (0..5).map(|_| queue.create(request("fail", 1)).unwrap()).collect();
+    wait(&queue, &id(&first), JobStatus::Completed);
+    let began = Instant::now();
+    while queue.is_alive() {
+        assert!(began.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(FAST);
+    }
+    let states: Vec<JobStatus> =
+        broken.iter().map(|view| queue.get(&id(view)).unwrap().job.state.status).collect();
+    use JobStatus::{Failed, Queued};
+    assert_eq!(states, [Failed, Failed, Queued, Queued, Queued]);
+    assert!(matches!(queue.create(request("fog", 1)), Err(QueueError::Stopping)));
+}
+
+#[test]
+fn jobs_for_another_model_stay_queued() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = open(folder.path(), SLOW, Limits::default());
+    let running = queue.create(request("fog", 200)).unwrap();
+    let waiting = queue.create(request("fog", 1)).unwrap();
+    wait(&queue, &id(&running), JobStatus::InProgress);
+    queue.stop();
+    drop(queue);
+    let mut engine = FakeEngine::new(FAST);
+    engine.model.id = "other".into();
+    let queue = Queue::open(folder.path(), Arc::new(engine), QueueOptions::default()).unwrap();
+    let own = JobRequest { model: "other".into(), ..request("fog", 1) };
+    let own = queue.create(own).unwrap();
+    wait(&queue, &id(&own), JobStatus::Completed);
+    for view in [&running, &waiting] {
+        assert_eq!(queue.get(&id(view)).unwrap().job.state.status, JobStatus::Queued);
+    }
+    queue.stop();
+    drop(queue);
+    let queue = open(folder.path(), FAST, Limits::default());
+    wait(&queue, &id(&waiting), JobStatus::Completed);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_state_that_cannot_be_written_is_a_failure_with_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = open(folder.path(), SLOW, Limits::default());
+    let job = queue.create(request("fog", 20)).unwrap();
+    wait(&queue, &id(&job), JobStatus::InProgress);
+    // No file can be renamed over a folder.
+    let state = queue.path(&id(&job), "state.json").unwrap();
+    fs::remove_file(&state).unwrap();
+    fs::create_dir(&state).unwrap();
+    let state = wait(&queue, &id(&job), JobStatus::Failed).job.state;
+    assert_eq!(state.error.unwrap().code, "storage");
+    assert!(state.completed_at.is_some());
+}
+
+#[test]
 fn lists_have_pages() {
     let folder = tempfile::tempdir().unwrap();
     let queue = open(folder.path(), FAST, Limits::default());
