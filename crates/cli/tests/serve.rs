@@ -136,6 +136,8 @@ fn bad_options_are_one_line() {
         (&["--host", "no such host"], "--host"),
         (&["--token-file", "missing"], "--token-file: missing"),
         (&["--max-connections", "0"], "--max-connections"),
+        (&["--max-jobs", "0"], "--max-jobs"),
+        (&["--allow-host", "videos.example.org"], "a token is required"),
         (&["--model", "missing"], "--model"),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_opensora"))

@@ -36,7 +36,7 @@ const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 Examples:
   opensora serve
   opensora serve --model opensora-v1-hq-16x256x256 --dtype bf16 --out /var/lib/opensora --port 8080
-  opensora serve --host 0.0.0.0 --token-file token.txt --allow-host videos.example.org
+  opensora serve --token-file token.txt --allow-host videos.example.org
 
 The page is at http://127.0.0.1:8080/, the description of the API at /openapi.json.")]
 pub(crate) struct Args {
@@ -237,30 +237,27 @@ impl Args {
         Ok(TextToVideo::new(files, options, device)?)
     }
 
-    /// Fields of the records that `opensora sample --from-record` needs beside those of the request.
-    fn record(&self, pipeline: &TextToVideo) -> anyhow::Result<Map<String, Value>> {
-        let absolute = |path: &Option<PathBuf>| -> anyhow::Result<Value> {
-            Ok(serde_json::to_value(path.as_ref().map(std::path::absolute).transpose()?)?)
-        };
-        let model = Path::new(&self.model);
-        let model = match model.exists() {
-            true => std::path::absolute(model)?,
-            false => model.into(),
+    /// Fields of the records that `opensora sample --from-record` needs beside those of the request. Clients
+    /// get the records: of paths there is the last name only.
+    fn record(&self, pipeline: &TextToVideo) -> Map<String, Value> {
+        let name = |path: &Option<PathBuf>| match path {
+            Some(path) => Value::from(last_name(path)),
+            None => Value::Null,
         };
         let files = pipeline.files();
         let weights = model::sources(&[&files.denoiser, &files.t5, &files.vae]);
         let low_memory = matches!(self.residency, Resident::Streamed);
         let fields = [
-            ("model_argument", serde_json::to_value(model)?),
-            ("t5", absolute(&self.t5)?),
-            ("vae", absolute(&self.vae)?),
-            ("weights_dir", absolute(&self.weights_dir)?),
+            ("model_argument", self.model_id().into()),
+            ("t5", name(&self.t5)),
+            ("vae", name(&self.vae)),
+            ("weights_dir", name(&self.weights_dir)),
             ("dtype", self.dtype.to_string().into()),
             ("t5_dtype", self.t5_dtype.to_string().into()),
             ("low_memory", low_memory.into()),
             ("weights", weights.into()),
         ];
-        Ok(fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect())
+        fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
     }
 
     /// The name of the model in requests: what `--model` says, without the folders of a path.
@@ -269,6 +266,11 @@ impl Args {
         let name = path.file_name().filter(|_| path.exists());
         name.map_or_else(|| self.model.clone(), |name| name.to_string_lossy().into_owned())
     }
+}
+
+/// The last name of a path.
+fn last_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Prints a line for each job.
@@ -301,7 +303,7 @@ impl JobObserver for Log {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let options = args.server_options()?;
     let pipeline = args.pipeline()?;
-    let record = args.record(&pipeline)?;
+    let record = args.record(&pipeline);
     let engine = ModelEngine::new(&args.model_id(), pipeline)?.with_record(record);
     stop::listen();
     let observer: Option<Box<dyn JobObserver>> = match args.report.quiet {
@@ -331,6 +333,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn records_have_names_in_place_of_paths() {
+        assert_eq!(last_name(Path::new("/srv/secret/t5/")), "t5");
+        assert_eq!(last_name(Path::new("..")), "");
+    }
 
     #[test]
     fn hosts_are_plain_names() {
