@@ -111,7 +111,8 @@ pub enum ServeError {
     },
     /// The token could be guessed.
     #[error(
-        "{host} can be reached from other machines: the token needs at least {MIN_TOKEN} characters"
+        "{host} can be reached from other machines: the token needs at least {} characters",
+        MIN_TOKEN
     )]
     ShortToken {
         /// The address.

@@ -133,11 +133,14 @@ enum Resident {
 /// Parses the name of a host: no scheme, port or path.
 fn parse_host(text: &str) -> Result<String, String> {
     let label = |label: &str| {
-        !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        !label.is_empty()
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     match text.split('.').all(label) {
         true => Ok(text.into()),
-        false => Err("expected a plain name without scheme and port, such as videos.example.org".into()),
+        false => {
+            Err("expected a plain name without scheme and port, such as videos.example.org".into())
+        }
     }
 }
 
@@ -343,7 +346,9 @@ mod tests {
     #[test]
     fn hosts_are_plain_names() {
         assert_eq!(parse_host("videos.example.org"), Ok("videos.example.org".into()));
-        for wrong in ["", "videos.example.org:443", "https://videos.example.org", "a/b", "a..b", "*.b"] {
+        for wrong in
+            ["", "videos.example.org:443", "https://videos.example.org", "a/b", "a..b", "*.b"]
+        {
             assert!(parse_host(wrong).is_err(), "{wrong}");
         }
     }
