@@ -17,7 +17,7 @@ use opensora::{
     stdit::{AttentionReuse, DenoiserWork},
     video::Frames,
 };
-use opensora_tests::{devices, tiny_model};
+use opensora_tests::{devices, tiny_model, with_causes};
 use std::{fs::File, ops::ControlFlow, path::Path};
 
 fn pipeline(device: &Device) -> TextToVideo {
@@ -228,7 +228,7 @@ fn a_denoiser_truncated_while_streaming_gives_one_line() {
         ControlFlow::Continue(())
     };
     let stopped = pipeline.generate(&["a fox"], &request, &mut cut_in_half).unwrap_err();
-    let line = stopped.to_string();
+    let line = with_causes(&stopped);
     assert!(line.contains("cut.pth: tensor 'blocks.") && !line.contains('\n'), "{line}");
     let PipelineError::Sample(SampleError::Denoiser(error)) = stopped else { panic!("{line}") };
     assert!(matches!(error.downcast_ref(), Some(CheckpointError::Tensor { .. })));

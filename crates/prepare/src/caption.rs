@@ -351,9 +351,11 @@ impl<'a> Work<'a> {
 
     /// Ends the step with an error, unless there is one already. Returns the first one.
     fn halt(&self, error: impl Error + Send + Sync + 'static) -> HaltError {
-        self.stop.store(true, Ordering::Relaxed);
         let error = || -> HaltError { Arc::new(self.endpoint.error(error)) };
-        self.halted.get_or_init(error).clone()
+        let error = self.halted.get_or_init(error).clone();
+        // After the error: workers that wake from a wait report it.
+        self.stop.store(true, Ordering::Release);
+        error
     }
 
     /// Returns the error of a row whose wait was ended.

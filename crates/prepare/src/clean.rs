@@ -11,7 +11,7 @@ mod frames;
 pub use caption::Openings;
 
 use crate::{
-    Observer, PrepareError, RowError, RunOptions, Summary,
+    Observer, PrepareError, RowError, RunOptions, Shard, Summary,
     assemble::{REASON, failed_path, write_list},
 };
 use opensora_files::{folder_of, one_line};
@@ -109,6 +109,13 @@ pub fn run(
     out: &Path,
     observer: &mut dyn Observer,
 ) -> Result<Report, PrepareError> {
+    if job.options.shard != Shard::WHOLE && job.naming != Naming::Movable {
+        return Err(PrepareError::Spec {
+            field: "shard",
+            found: job.options.shard.to_string(),
+            expected: "0/1 with absolute or relative paths: name the files in the merged table",
+        });
+    }
     let mine = (0..input.len()).filter(|&row| job.options.shard.holds(row));
     let input = &input.select(mine);
     let missing = missing(input);

@@ -279,10 +279,17 @@ impl Recipe {
                 return Err(RecipeError::value("number of models", found, expected));
             }
         }
-        self.data.clip.validate()?;
+        if self.t5.is_none() {
+            self.data.clip.validate()?;
+        }
         self.optimizer.validate()?;
         self.run.validate()?;
-        self.sample.validate()
+        // Recipes of other models, and without samples, may have any: nothing reads it.
+        if self.stdit.is_some() && self.run.sample_every > 0 {
+            self.sample.validate()
+        } else {
+            Ok(())
+        }
     }
 
     /// Returns the first difference that prevents a run of `self` from being resumed as `other`. Length,

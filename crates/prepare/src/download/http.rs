@@ -192,7 +192,7 @@ impl Client {
         let (status, headers) = (head.status, &head.headers);
         let begin_again = |partial: &mut Partial, reason: String| {
             partial.forget().map_err(disk)?;
-            Err(now(FetchError::Answer(reason)))
+            Err(now(FetchError::answer(reason)))
         };
         let asked_for_rest = partial.validator().is_some();
         match status {
@@ -204,7 +204,7 @@ impl Client {
             _ => return Err(refusal(status, headers)),
         }
         if let Some(reason) = no_media(headers) {
-            return Err(Failure::Permanent(FetchError::Answer(reason)));
+            return Err(Failure::Permanent(FetchError::answer(reason)));
         }
         if status == StatusCode::PARTIAL_CONTENT {
             if let Err(reason) = continues(headers, partial) {
