@@ -8,7 +8,7 @@
 //! Other allocators are not changed. A program that embeds `opensora` gets the same effect from
 //! `GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967295:glibc.malloc.trim_threshold=1073741824`.
 
-/// How much freed memory stays with the process.
+/// Amount of freed memory that stays with the process.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kept {
     /// Nothing, for commands that copy files in pieces: memory is that of the largest piece.

@@ -15,7 +15,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// One encoded training sample.
+/// One encoded training sample: posterior of the clip, and states of the caption.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncodedSample {
     /// The row of the manifest.
@@ -34,7 +34,7 @@ pub struct EncodedSample {
     pub width: usize,
 }
 
-/// An encoded caption.
+/// States and attention mask of an encoded caption.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncodedCaption {
     /// States of the tokens, `[tokens, width]`.
@@ -45,7 +45,7 @@ pub struct EncodedCaption {
     pub width: usize,
 }
 
-/// An encoded clip.
+/// Posterior of an encoded clip: mean and log variance.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncodedClip {
     /// Mean of the posterior.
@@ -63,7 +63,7 @@ pub struct EncoderConfig {
     pub vae: PathBuf,
     /// Folder of the text encoder.
     pub t5: PathBuf,
-    /// Largest number of tokens of a caption; longer captions are cut.
+    /// Maximum number of tokens of a caption; longer captions are cut.
     pub max_length: usize,
     /// Frames that the VAE encodes at once; `None` encodes all of a clip at once.
     pub vae_micro_batch: Option<usize>,

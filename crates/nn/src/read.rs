@@ -51,9 +51,10 @@ pub struct BackendError(pub ExecutionError);
 /// Number of waits for a device since the process started.
 static WAITS: AtomicU64 = AtomicU64::new(0);
 
-/// Copies the values of `tensor` to the host, at once.
+/// Copies the values of `tensor` to the host and waits for the copy.
 ///
-/// On flex, whose tensors are in host memory, values that nothing else holds are moved, not copied.
+/// On flex, whose tensors are in host memory, values are moved, not copied, if no other tensor
+/// shares the buffer.
 ///
 /// # Errors
 /// Returns an error if work that the values depend on failed, or the device is lost.

@@ -99,7 +99,7 @@ pub struct ConditionedDenoiser<'a, C: BatchCondition> {
     states: RefCell<States<C::State>>,
 }
 
-/// The null condition of a batch.
+/// The null condition of a batch, alone and joined with the condition.
 #[derive(Debug)]
 struct Null<C> {
     /// For a batch of `B` samples.

@@ -23,7 +23,7 @@ use opensora_manifest::{
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// Treatment of unusable rows. They are listed with the reason in both cases.
+/// Treatment of unusable rows: dropped or kept. They are listed with the reason in both cases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Treatment {
@@ -47,7 +47,7 @@ pub enum Naming {
     From(PathBuf),
 }
 
-/// Options of a cleaning.
+/// Treatment of captions, paths and unusable rows by the step `clean`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Job {
     /// Openings that are removed from captions.
@@ -59,7 +59,7 @@ pub struct Job {
     pub unusable: Treatment,
     /// Counts the frames of each file again.
     pub relength: bool,
-    /// How paths are written.
+    /// Form of paths in the output.
     pub naming: Naming,
     /// Workers, shard of the rows, and retries of files that could not be read.
     pub options: RunOptions,

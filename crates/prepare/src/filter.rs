@@ -78,7 +78,7 @@ const DERIVED: [&str; 5] =
 /// The column with the clip that a near-duplicate repeats.
 const DUPLICATE_OF: &str = "duplicate_of";
 
-/// Why a table cannot be filtered.
+/// Error for an invalid filter, or for one that does not fit the table.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FilterError {
@@ -105,12 +105,12 @@ pub enum FilterError {
     Model {
         /// The model's file.
         path: PathBuf,
-        /// Why it cannot be used.
+        /// The cause.
         source: Box<dyn Error + Send + Sync>,
     },
 }
 
-/// Options of a filter. The default drops nothing.
+/// Bounds, models and run options of a filter. The default drops nothing.
 #[derive(Clone, Default)]
 pub struct Job {
     /// The journal of the measurements. `None`: `<out>.journal.jsonl`, or `<stem>.journal.jsonl` if an
@@ -254,7 +254,7 @@ pub fn run(
     Ok(judged.report)
 }
 
-/// The decision about a row.
+/// The decision about a row: kept, dropped or failed.
 #[derive(Debug, Clone, PartialEq)]
 enum Fate {
     Kept,

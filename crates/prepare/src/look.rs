@@ -18,7 +18,7 @@ pub struct Unreadable {
     pub row: usize,
     /// Path of the file.
     pub path: String,
-    /// Why it cannot be read, in one line.
+    /// The reason, in one line.
     pub reason: String,
 }
 

@@ -3,7 +3,7 @@
 use crate::Summary;
 use std::ops::ControlFlow;
 
-/// The progress of a step.
+/// Event: rows of a step are done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Advanced {
@@ -15,7 +15,7 @@ pub struct Advanced {
     pub total: usize,
 }
 
-/// A stage of a pipeline starts.
+/// Event: a stage of a pipeline starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StageStarted<'a> {

@@ -33,7 +33,7 @@ pub const VIDEOS: [&str; 15] = [
     "webm", "wmv",
 ];
 
-/// How folders are walked.
+/// Settings of a walk through folders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Walk {
@@ -42,7 +42,7 @@ pub struct Walk {
     pub follow_links: bool,
 }
 
-/// The files that a walk found.
+/// Videos that a walk found, and paths that it could not use.
 #[derive(Debug, Default)]
 pub struct Found {
     /// Files in the folders with a video's extension, and all files that were named. Sorted; each file
@@ -178,7 +178,7 @@ fn holds_videos(folder: &Path) -> bool {
     entries.into_iter().any(|entry| is_video(&entry.path()))
 }
 
-/// The header of a video.
+/// Size, frame rate and length of a video, from its header.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Probe {
     width: usize,
@@ -219,10 +219,10 @@ impl Probe {
 /// Columns that the step adds.
 const COLUMNS: [&str; 5] = ["width", "height", "fps", NUM_FRAMES, "duration"];
 
-/// Options of a scan.
+/// Walk, decoder and run options of a scan.
 #[derive(Debug, Clone, Default)]
 pub struct Job {
-    /// How folders are walked.
+    /// Settings of the walk through folders.
     pub walk: Walk,
     /// The decoder that reads the headers.
     pub decoder: Decoder,

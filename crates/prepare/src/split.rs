@@ -160,7 +160,7 @@ impl Settings {
     }
 }
 
-/// Options of a split.
+/// Settings, folder, decoder and run options of the step `split`.
 #[derive(Debug, Clone, Default)]
 pub struct Job {
     /// Length, size and frame rate of the clips.

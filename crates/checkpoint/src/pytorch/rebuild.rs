@@ -15,10 +15,10 @@ use std::{
     rc::Rc,
 };
 
-/// Most axes of a tensor.
+/// Maximum number of axes of a tensor.
 const MAX_RANK: usize = 16;
 
-/// Deepest nesting of calls in the arguments of calls.
+/// Maximum nesting depth of calls in the arguments of calls.
 const MAX_NESTED: usize = 8;
 
 /// Name of what is called without being a class or function by name.
@@ -130,8 +130,8 @@ fn dictionary(unpickler: &mut Unpickler<'_>, pairs: Option<Id>) -> Result<Id, St
 struct Extra {
     /// The class of the element type, for untyped storages.
     dtype: Option<Id>,
-    /// What else PyTorch knows of the tensor, such as `{'neg': True}` if its numbers are the negative of
-    /// the storage's.
+    /// PyTorch's metadata of the tensor, such as `{'neg': True}` if its numbers are the negative of the
+    /// storage's.
     metadata: Option<Id>,
 }
 
@@ -283,7 +283,7 @@ pub(super) fn set_state(
 
 type Table = BTreeMap<Rc<str>, Id>;
 
-/// The state of a `torch.nn.Module`.
+/// State of a pickled `torch.nn.Module`: its parameters, buffers and submodules.
 struct Module<'a> {
     /// Parameters, buffers and submodules.
     tables: [&'a Table; 3],

@@ -119,7 +119,8 @@ pub(super) fn prepare(
     Ok(Prepared { run, flop })
 }
 
-/// Creates inputs, and the models of longer parts.
+/// Sizes and device of a benchmark: creates the random inputs of every part, and runs the parts
+/// `train-step` and `sample`.
 struct Inputs {
     spec: BenchSpec,
     latents: [usize; 3],

@@ -52,7 +52,7 @@ enum Command {
     Caption(Box<caption::Args>),
     /// Clean captions and paths of a table
     Clean(Box<clean::Args>),
-    /// Join tables
+    /// Concatenate tables; several rows of one file are an error unless --keep is given
     Merge(merge::Args),
     /// Split a table, such as into training and validation
     SplitManifest(split_manifest::Args),

@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-/// Longest file with a token in bytes.
+/// Maximum size of a file with a token, in bytes.
 const MAX_TOKEN_BYTES: u64 = 4096;
 
 /// Time between two looks for a signal.
@@ -117,7 +117,7 @@ pub(crate) struct Args {
     report: Report,
 }
 
-/// Models that stay in memory.
+/// Value of `--residency`: the models that stay in memory between jobs.
 #[derive(Clone, Copy, ValueEnum)]
 enum Resident {
     /// Text encoder, denoiser and VAE

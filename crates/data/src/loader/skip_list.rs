@@ -61,7 +61,7 @@ impl SkipList {
     }
 }
 
-/// Why a line cannot be parsed.
+/// Error of parsing a line.
 struct BadLine {
     reason: String,
     source: Option<csv::Error>,

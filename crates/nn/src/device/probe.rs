@@ -7,7 +7,7 @@ use crate::read::{ReadError, one_line, read};
 use burn::tensor::{Device, Tensor, TensorData, activation, module, ops::ConvOptions};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Largest error of a trial value, absolute up to 1 and relative above. Matrix units that round f32 to
+/// Maximum error of a trial value, absolute up to 1 and relative above. Matrix units that round f32 to
 /// f16 stay below it; a driver that misreads a kernel does not.
 const TOLERANCE: f64 = 2e-2;
 
@@ -85,7 +85,7 @@ pub fn run_first_kernel(device: &Device) -> Result<(), ProbeError> {
 /// The values that a device computed, and those expected.
 type Computed = Result<(TensorData, Vec<f64>), ReadError>;
 
-/// One operation to try.
+/// One operation of a trial run, with its name in errors.
 struct Trial {
     operation: &'static str,
     run: fn(&Device) -> Computed,

@@ -13,7 +13,7 @@ use crate::{
     video::FramesError,
 };
 
-/// Why a pipeline failed.
+/// Error of a pipeline.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PipelineError {

@@ -148,12 +148,12 @@ impl<'a, C: Conditions + ?Sized> LoadedDenoiser<'a, C> {
         normal_batch(self.request.seed, purpose, index, step as u64, shape, &self.core.device)
     }
 
-    /// Returns the work that the denoiser has done so far.
+    /// Returns the denoiser's counts of samples, attentions and FLOPs so far.
     pub fn work(&self) -> DenoiserWork {
         self.work
     }
 
-    /// Returns the clips that are sampled at once.
+    /// Returns the number of clips that are sampled at once.
     pub(super) fn batch_size(&self) -> usize {
         self.request.batch_size.max(1)
     }

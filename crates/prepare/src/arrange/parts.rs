@@ -44,7 +44,7 @@ pub enum Parts {
     },
 }
 
-/// A part of a table.
+/// A part of a table: its name and rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     /// Name of the share, or number of the part, from 0.

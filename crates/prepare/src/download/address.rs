@@ -6,13 +6,13 @@ use sha2::{Digest, Sha256};
 use std::fmt;
 use ureq::http::Uri;
 
-/// Longest readable part of a file name in characters.
+/// Maximum length of the readable part of a file name, in characters.
 const MAX_STEM: usize = 40;
 /// Extensions that a file keeps from its address; others become `mp4`.
 const ENDINGS: [&str; 12] =
     ["mp4", "mov", "mkv", "avi", "webm", "m4v", "gif", "jpg", "jpeg", "png", "webp", "bmp"];
 
-/// How an address is downloaded.
+/// Method of downloading an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fetch {
     /// By HTTP, in this process.
@@ -21,7 +21,7 @@ pub(crate) enum Fetch {
     YtDlp,
 }
 
-/// The address of a video.
+/// Address of a video, with and without secrets, and its file name.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Address {
     /// With passwords, tokens and signatures.

@@ -32,7 +32,7 @@ pub const END: &str = "end";
 /// The column with a file's SHA-256 in hexadecimal digits.
 pub const SHA256: &str = "sha256";
 
-/// Why a list cannot be read.
+/// Error of reading a list.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListError {
@@ -54,7 +54,7 @@ pub enum ListError {
     },
 }
 
-/// Formats of lists.
+/// Format of a list of videos.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListFormat {
     /// A CSV with a header and a column `url`, one clip per row: addresses of files, or of videos on
@@ -147,7 +147,7 @@ pub struct List {
     by_file: HashMap<String, usize>,
 }
 
-/// A video and its clips.
+/// A video of a list: address, checksum and clips.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Video {
     pub(crate) address: Address,

@@ -16,7 +16,7 @@ const STEP: usize = 8;
 const RADIUS: isize = 4;
 /// Shorter side below which there is no coarser level.
 const COARSEST: usize = 16;
-/// Largest number of refinements on a level, and the step in pixels at which they end.
+/// Maximum number of refinements on a level, and the step in pixels at which they end.
 const ITERATIONS: usize = 6;
 const CONVERGED: f32 = 0.01;
 /// Ridge term: squared gradients that codec noise causes in an area without texture.

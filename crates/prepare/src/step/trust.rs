@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// What the records of a journal are checked against before they are trusted.
+/// Checks that decide whether a journal's records are valid.
 pub struct Trust<'a, T> {
     /// Returns the state of the file from which a row's outcome is computed. The state is recorded with
     /// the outcome, which is valid until the state changes.

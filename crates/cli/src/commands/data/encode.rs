@@ -66,7 +66,7 @@ pub(crate) struct Args {
     /// Seed of windows and flips
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// Largest number of tokens of a caption; longer captions are cut
+    /// Maximum number of tokens of a caption; longer captions are cut
     #[arg(long, default_value_t = 120)]
     max_length: usize,
     /// Frames that the VAE processes at once [default: all of a clip]
