@@ -68,7 +68,7 @@ impl Answer {
         Self { cut: Some(after), ..self }
     }
 
-    /// Returns a version of a file, or the requested range of it.
+    /// Returns a version of a file, whole or the requested range.
     pub(crate) fn version(bytes: &[u8], tag: &str, request: &Request) -> Self {
         let condition = request.headers.get("if-range");
         let same = condition.is_none_or(|wanted| wanted == tag);
