@@ -38,7 +38,7 @@ pub const VIDEOS: [&str; 15] = [
 #[serde(default, deny_unknown_fields)]
 pub struct Walk {
     /// Follows symbolic links to videos and folders, as in a cache of the Hugging Face hub. The rows have
-    /// the paths of the links. A folder is walked once, however many links lead to it.
+    /// the paths of the links. A folder is walked once, even if several links lead to it.
     pub follow_links: bool,
 }
 
@@ -58,7 +58,7 @@ pub struct Found {
 }
 
 impl Found {
-    /// Walks `places`: folders, and files, which are taken whatever their extension.
+    /// Walks `places`: folders, and files, which may have any extension.
     ///
     /// # Errors
     /// Returns an error if one of the places does not exist.

@@ -37,7 +37,7 @@ pub(crate) const HASH: &str = "hash";
 /// How much of a file is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Depth {
-    /// The header, if it states everything.
+    /// The header, if it is complete.
     Header,
     /// All frames.
     Pixels,

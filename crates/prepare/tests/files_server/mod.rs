@@ -1,4 +1,4 @@
-//! A file server that misbehaves as a test tells it, with one request per connection.
+//! A file server with configurable faults and one request per connection.
 
 use std::{
     collections::HashMap,
