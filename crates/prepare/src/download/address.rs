@@ -15,9 +15,9 @@ const ENDINGS: [&str; 12] =
 /// How an address is downloaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fetch {
-    /// By HTTP, in this process.
+    /// HTTP, in this process.
     Direct,
-    /// By the program `yt-dlp`.
+    /// The program `yt-dlp` downloads the video.
     YtDlp,
 }
 
