@@ -618,7 +618,7 @@ fn a_negative_prompt_replaces_the_null_prompt() {
         let scale = alone.iter().fold(1.0f32, |max, value| max.max(value.abs()));
         let difference = largest_difference(&same, &alone);
         assert!(difference <= 1e-3 * scale, "{name}: {difference} of {scale}");
-        // Without guidance the negative prompt is not encoded.
+        // The negative prompt is encoded only with guidance.
         let unguided = SampleRequest { guidance_scale: 1.0, ..negative("a bear") };
         assert!(pipeline.encode(&["a fox"], &unguided, &mut ()).unwrap().negative.is_none());
         assert_eq!(fox(&unguided), alone, "{name}");

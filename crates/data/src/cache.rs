@@ -114,9 +114,9 @@ struct Shard {
     inputs: String,
     sha256: String,
     first: usize,
-    /// For each row the K of its `states.K`.
+    /// For each row, the `K` of its caption's tensor `states.K`.
     captions: Vec<usize>,
-    /// For each K the attention mask of the caption.
+    /// For each `K`, the attention mask of the caption.
     masks: Vec<Vec<bool>>,
     latent_shape: [usize; 4],
     width: usize,

@@ -139,7 +139,7 @@ impl ClipEncoder {
         Ok(EncodedCaption { states, mask, width })
     }
 
-    /// Encodes the caption of a row. A caption that cannot be encoded is an error of that row.
+    /// Encodes the caption of a row. An error names the row.
     pub(crate) fn caption_of(
         &self,
         row: usize,
@@ -201,7 +201,7 @@ impl Source for OnTheFly {
 
     fn read(&self, row: usize, epoch: u64) -> Result<EncodedSample, DataError> {
         let sample = self.dataset.read(row, epoch)?;
-        // Encoding does not change the encoder: after a panic in one row it still encodes others.
+        // A poisoned lock is fine: encoding does not change the encoder, so a panic in one row does no harm.
         let encoder = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
         let path = &self.dataset.manifest().rows[row].path;
         let clip = encoder.clip(&sample)?;

@@ -26,8 +26,8 @@ pub struct ClipSpec {
     /// Mirrors half of the videos, at random. Images are not mirrored.
     #[serde(default = "yes")]
     pub horizontal_flip: bool,
-    /// Number of random draws (of window and mirroring) of a row. Epochs cycle through them, so that a
-    /// cache can hold all of them. `None`: every epoch has another draw.
+    /// Number of different random windows and flips per row. Epochs cycle through these variants, so that a
+    /// cache can hold all variants. `None`: every epoch draws anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variants: Option<u64>,
 }

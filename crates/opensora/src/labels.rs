@@ -29,7 +29,7 @@ pub enum LabelError {
         set: &'static str,
         /// Number of classes in the list.
         classes: usize,
-        /// Names that contain the given one.
+        /// Names that contain the given name.
         near: Vec<String>,
     },
     /// Several classes have this name.

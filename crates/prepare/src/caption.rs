@@ -211,7 +211,7 @@ pub fn run(
 ) -> Result<Report, PrepareError> {
     let Job { spec, endpoint, options, .. } = job;
     spec.validate()?;
-    // A shard is a part of the whole table, however many of its rows have captions.
+    // Shards divide the whole table, including rows that have captions.
     let mine = || (0..input.len()).filter(|&row| options.shard.holds(row));
     let open: Vec<usize> = mine().filter(|&row| job.is_open(input, row)).collect();
     let keys = Keys::of(input, PATH, out);

@@ -353,7 +353,7 @@ mod tests {
         let reasons = column(&list, REASON);
         assert_eq!(reasons[0], "its caption is only an opening: In this image (kept)");
         assert!(reasons[1].ends_with("(kept)"));
-        // Without a count of frames there is no journal.
+        // A journal is written only if frames are counted.
         assert!(!folder.path().join("clean.csv.journal.jsonl").exists());
     }
 

@@ -57,7 +57,7 @@ pub enum PrepareError {
     /// A table cannot be filtered.
     #[error(transparent)]
     Filter(#[from] FilterError),
-    /// Nothing can be downloaded.
+    /// The download cannot start.
     #[cfg(feature = "download")]
     #[error(transparent)]
     Download(#[from] crate::download::DownloadError),

@@ -22,11 +22,11 @@
 //! | `hash` | perceptual hashes of five moments, for near-duplicates |
 //!
 //! Motion and brightness are measured on frames scaled down to 128 pixels on the shorter side, flow on at
-//! most 32 pairs of them. The motion of images is 0. Bounds of any other column of numbers are possible as
-//! well, such as of a model's scores ([`Score`]).
+//! most 32 pairs of these frames. The motion of images is 0. Bounds can also apply to any other column of
+//! numbers, such as a model's scores ([`Score`]).
 //!
-//! Bounds are checked in their order, and a row is dropped at the first one that it fails. Near-duplicates
-//! are searched among the rows within all bounds. Beside the output, `<stem>.dropped.csv` lists dropped
+//! Bounds are checked in order, and a row is dropped at the first bound that it fails. Near-duplicates are
+//! searched among the rows within all bounds. Beside the output, `<stem>.dropped.csv` lists dropped
 //! rows (with `filter` and `reason`), and `<stem>.failed.csv` lists rows whose file cannot be read or that
 //! have no value for a bound (with `reason`).
 //!

@@ -56,8 +56,8 @@ pub struct StageFinished<'a> {
 /// }
 /// ```
 pub trait Observer {
-    /// Rows are done. [`ControlFlow::Break`] stops the step: rows that workers have begun are still
-    /// finished and recorded, and no others are begun.
+    /// Rows are done. [`ControlFlow::Break`] stops the step: rows in progress are finished and recorded,
+    /// and no others are started.
     fn advanced(&mut self, _event: &Advanced) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }

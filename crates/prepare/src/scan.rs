@@ -1,9 +1,9 @@
 //! Lists the videos of folders in a table.
 //!
-//! Folders are walked recursively, and rows are sorted by path. A file has one row, however many paths
+//! Folders are walked recursively, and rows are sorted by path. A file has one row, even if several paths
 //! lead to it. Names that start with a dot are skipped, and so are symbolic links, unless
-//! [`Walk::follow_links`] is set. Anything else with a video's extension that is not a file or cannot be
-//! opened (folders, pipes, dangling links, damaged files) is listed with the reason.
+//! [`Walk::follow_links`] is set. Other entries with a video's extension that are not regular files or fail
+//! to open (folders, pipes, dangling links, damaged files) are listed with the reason.
 //!
 //! Width and height are those of the displayed frames: upright and in square pixels. The number of
 //! frames is that of the frames that decoders return.
@@ -38,7 +38,7 @@ pub const VIDEOS: [&str; 15] = [
 #[serde(default, deny_unknown_fields)]
 pub struct Walk {
     /// Follows symbolic links to videos and folders, as in a cache of the Hugging Face hub. The rows have
-    /// the paths of the links. A folder is walked once, however many links lead to it.
+    /// the paths of the links. A folder is walked once, even if several links lead to it.
     pub follow_links: bool,
 }
 
@@ -58,7 +58,7 @@ pub struct Found {
 }
 
 impl Found {
-    /// Walks `places`: folders, and files, which are taken whatever their extension.
+    /// Walks `places`: folders, and files, which may have any extension.
     ///
     /// # Errors
     /// Returns an error if one of the places does not exist.

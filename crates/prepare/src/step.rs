@@ -107,8 +107,8 @@ struct Line<'a, T> {
 /// `None` for rows of other shards.
 ///
 /// `work` gets the index of a row and is called on several threads at once. A panic in it is a failure
-/// of that row. After a [`Fault::Step`], rows that workers have begun are still finished and recorded,
-/// and no others are begun.
+/// of that row. After a [`Fault::Step`], rows in progress are finished and recorded, and no others are
+/// started.
 ///
 /// # Errors
 /// Returns an error if two rows have the same key, the journal cannot be used, `work` returns a

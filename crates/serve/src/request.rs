@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 pub struct VideoRequest {
     /// What the video shows.
     pub prompt: String,
-    /// What it should not show. The empty text is the same as none.
+    /// What the video should not show. Empty text is the same as none.
     pub negative_prompt: Option<String>,
     /// Name of the model.
     pub model: Option<String>,
@@ -35,12 +35,12 @@ pub struct VideoRequest {
     pub seed: Option<u64>,
 }
 
-/// All parameters of a job, with the model's defaults for what the client left out.
+/// All parameters of a job, with the model's defaults for missing parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobRequest {
     /// What the video shows.
     pub prompt: String,
-    /// What it should not show; `None` for the model's null prompt.
+    /// What the video should not show; `None` for the model's null prompt.
     pub negative_prompt: Option<String>,
     /// Name of the model.
     pub model: String,
@@ -173,7 +173,7 @@ impl VideoRequest {
             (Some(frames), _) => ranged("num_frames", frames, 1..=limits.max_frames)?,
             (None, Some(seconds)) => {
                 let longest = limits.max_frames as f64 / fps;
-                // Not a number is in no range.
+                // NaN is in no range.
                 (ranged("seconds", seconds, 0.0..=longest)? * fps).round().max(1.0) as usize
             }
             (None, None) => model.num_frames,
@@ -269,7 +269,7 @@ fn integer(param: &str, value: &Value, largest: u64) -> Result<u64, RequestError
 }
 
 fn count(param: &str, value: &Value) -> Result<usize, RequestError> {
-    // Far beyond every limit, and in range of all integers.
+    // A value beyond every limit that fits all integer types.
     integer(param, value, 1 << 31).map(|count| count as usize)
 }
 

@@ -26,7 +26,7 @@ use tokio::{
 /// Longest head of a request in bytes.
 const MAX_HEAD_BYTES: usize = 16 << 10;
 
-/// Longest time that open requests get to end when the server stops.
+/// Time for open requests to finish when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Response to connections beyond the limit.
@@ -38,16 +38,16 @@ const BUSY: &[u8] =
 pub struct ServerOptions {
     /// Address to listen on.
     pub host: IpAddr,
-    /// Port to listen on; 0 for one that is free.
+    /// Port to listen on; 0 for any free port.
     pub port: u16,
     /// Requests that are accepted.
     pub security: Security,
-    /// Connections at once; others are answered with 503.
+    /// Maximum number of open connections; further ones are answered with 503.
     pub max_connections: usize,
-    /// Longest time that a client may take to send the head of a request, and that a connection stays open
-    /// without one.
+    /// Time limit for sending the head of a request, which is also the keep-alive timeout of an idle
+    /// connection.
     pub head_timeout: Duration,
-    /// Longest time that a client may read nothing of a response.
+    /// Time after which a connection is closed if the client reads none of a response.
     pub write_timeout: Duration,
 }
 
@@ -69,13 +69,13 @@ impl Default for ServerOptions {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServeError {
-    /// Others could use the server without a token.
+    /// The address is not a loopback address and there is no token.
     #[error("{host} can be reached from other machines: a token is required")]
     NoToken {
         /// The address.
         host: IpAddr,
     },
-    /// The token cannot be sent.
+    /// The token cannot be sent in a header.
     #[error("the token is empty or has other characters than visible ASCII ones")]
     Token,
     /// The address cannot be listened on.
@@ -106,7 +106,7 @@ pub struct Server {
 pub struct Stopper(watch::Sender<bool>);
 
 impl Stopper {
-    /// Lets [`Server::run`] return soon.
+    /// Makes [`Server::run`] return soon.
     pub fn stop(&self) {
         self.0.send_replace(true);
     }
@@ -148,8 +148,8 @@ impl Server {
         self.stopper.clone()
     }
 
-    /// Answers requests until the server is stopped, then stops the queue: the job that is computed goes
-    /// back into it after the current step.
+    /// Answers requests until the server is stopped, then stops the queue: the running job returns to
+    /// the queue after the current step.
     ///
     /// # Errors
     /// Returns an error if no threads can be started.
@@ -179,7 +179,7 @@ impl Server {
             let stream = tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => stream,
-                    // No file descriptors are left, or the client has gone already.
+                    // No file descriptors are left, or the client has disconnected.
                     Err(_) => {
                         tokio::time::sleep(Duration::from_millis(50)).await;
                         continue;
@@ -200,14 +200,14 @@ impl Server {
                 }
                 Err(_) => {
                     queue.metrics.rejected_connection();
-                    // Into the buffer of the system, or not at all: nothing waits for this client.
+                    // A non-blocking write: the response fits into the socket's buffer or is dropped.
                     let _ = stream.try_write(BUSY);
                 }
             }
         }
         drop(listener);
         queue.begin_stop();
-        // All places are free when all connections have ended.
+        // All permits are free when all connections have ended.
         let all = u32::try_from(options.max_connections).unwrap_or(u32::MAX);
         let _ = timeout(STOP_TIMEOUT, places.acquire_many(all)).await;
         Ok(())

@@ -1,7 +1,7 @@
 //! AdamW, gradient clipping by the global norm, and the moving average of the parameters.
 //!
-//! On flex, one pass over a parameter's values does all of it, with the same numbers as the burn
-//! operations that other backends use.
+//! On flex, a fused pass over a parameter's values does all three; the results are the same as those of the
+//! burn operations on other backends.
 
 use crate::{error::RecipeError, parameters::FlatTensors};
 use burn::{

@@ -455,7 +455,7 @@ mod tests {
         let chain = |start: &[u8], call: &[u8]| [start, &call.repeat(1000), b"."].concat();
         let name = with_value(&chain(b"cA\nB\n", b")R"), |_, value| kind(value)).unwrap();
         assert_eq!(name, "an object of an unnamed function");
-        // Arguments with a tensor, so that each call gives a tensor that cannot be read.
+        // The arguments contain a tensor, so each call returns a tensor that cannot be read.
         let start = [STORAGE, b"\x85q\x000cA\nB\n"].concat();
         let reason = with_value(&chain(&start, b"h\x00R"), |_, value| kind(value)).unwrap();
         assert_eq!(reason, "tensors made by an unnamed function are not supported");

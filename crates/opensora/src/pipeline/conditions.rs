@@ -131,7 +131,7 @@ impl TextToVideo {
         observer: &mut dyn Observer,
     ) -> Result<Conditioning, PipelineError> {
         let encoder = self.text_encoder(observer)?;
-        // Without guidance the null prompt is not used.
+        // The null prompt is used only with guidance.
         let negative =
             request.negative_prompt.as_deref().filter(|_| request.guidance().needs_null());
         let mut texts: Vec<&str> = Vec::new();

@@ -59,7 +59,7 @@ impl<'a, C: Conditions + ?Sized> LoadedDenoiser<'a, C> {
     /// [`initial_latents`](Self::initial_latents).
     ///
     /// # Errors
-    /// Returns an error if the conditions do not fit the model, weights that are not in memory cannot be
+    /// Returns an error if the conditions do not fit the model, streamed weights cannot be
     /// read, the latents are not finite after a step, or the observer stops the sampling.
     pub fn sample(
         &mut self,

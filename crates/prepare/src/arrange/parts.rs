@@ -38,8 +38,8 @@ pub enum Parts {
         shares: Shares,
         /// Seed of the random choice.
         seed: u64,
-        /// Column whose equal values stay in one part: `path`, or `source` for clips of a video. A row
-        /// without value goes by its path or address.
+        /// Column whose equal values stay in one part: `path`, or `source` for clips of a video. For a
+        /// row without a value, its path or address is used.
         by: String,
     },
 }

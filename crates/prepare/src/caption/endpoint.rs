@@ -256,7 +256,7 @@ impl Endpoint {
         })
     }
 
-    /// Sends a request and checks that the answer is one of a chat API, whatever it says. A connection
+    /// Sends a request and checks that the answer has the format of a chat API. A connection
     /// that fails is not retried.
     pub(crate) fn check(&self, request: &[u8], stop: &AtomicBool) -> Result<(), Refused> {
         self.retry(stop, || match self.send(request) {

@@ -202,8 +202,8 @@ fn frames(path: &Path, spec: &ImageSpec) -> Result<Vec<Frame>, RowError> {
     Ok(pick(&header, stream, seen, spec)?.1)
 }
 
-/// Returns the number of decoded frames, and the frames that are sent of a clip of `length` frames; none
-/// if the clip ends before the last of them.
+/// Returns the number of decoded frames, and the frames of a clip of `length` frames to send to the model.
+/// Returns no frames if the clip ends before the last frame to send.
 fn pick(
     header: &Header,
     stream: Stream,

@@ -15,9 +15,9 @@ const ENDINGS: [&str; 12] =
 /// Method of downloading an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fetch {
-    /// By HTTP, in this process.
+    /// HTTP, in this process.
     Direct,
-    /// With the program `yt-dlp`.
+    /// The program `yt-dlp` downloads the video.
     YtDlp,
 }
 
@@ -104,7 +104,7 @@ impl Address {
     }
 }
 
-/// Returns true if a host is a domain or a subdomain of it.
+/// Returns true if `host` is `domain` or one of its subdomains.
 pub(crate) fn is_below(host: &str, domain: &str) -> bool {
     host == domain || host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
 }

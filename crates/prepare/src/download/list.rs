@@ -232,7 +232,7 @@ impl List {
         }
         if clips.is_empty() {
             let none = Clip { rest: vec![String::new(); self.columns.len()], ..Clip::default() };
-            return self.reject(Ok(&address), &none, "the list has no clips of it");
+            return self.reject(Ok(&address), &none, "the list has no clips of this video");
         }
         let at = *self.by_file.entry(address.file().into()).or_insert_with(|| {
             self.videos.push(Video { address: address.clone(), sha256: None, clips: vec![] });

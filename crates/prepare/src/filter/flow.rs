@@ -1,9 +1,9 @@
 //! Optical flow between two frames.
 //!
 //! The pyramidal method of Lucas and Kanade: around each point of a grid, the displacement that best
-//! explains the change is searched from coarse to fine. A small ridge term in the equations keeps areas
-//! without texture still, so that noise in a flat sky is no motion; areas with texture in one direction
-//! move along it.
+//! explains the change is searched from coarse to fine. A small ridge term in the equations gives areas
+//! without texture no motion, so that noise in a flat sky does not count; areas with texture in one direction
+//! move along that direction.
 //!
 //! Source: J.-Y. Bouguet, "Pyramidal implementation of the affine Lucas Kanade feature tracker:
 //! description of the algorithm", Intel, 2001.

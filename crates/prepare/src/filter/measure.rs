@@ -37,7 +37,7 @@ pub(crate) const HASH: &str = "hash";
 /// The part of a file that is read: its header or all frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Depth {
-    /// The header, if it states everything.
+    /// The header, if it is complete.
     Header,
     /// All frames.
     Pixels,

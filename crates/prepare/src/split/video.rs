@@ -119,7 +119,7 @@ pub(crate) fn cut(
     let clips: Vec<Clip> = clips.into_iter().flatten().collect();
     if let Err(error) = done {
         for clip in clips {
-            // A clip that cannot be removed stays; no table names it.
+            // Errors are ignored: no table lists the clip.
             let _ = std::fs::remove_file(place.folder.join(clip.file));
         }
         return Err(error);

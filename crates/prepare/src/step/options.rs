@@ -24,7 +24,7 @@ impl Default for RunOptions {
 
 /// One part of the rows, for job arrays: row r belongs to part r modulo `count`.
 ///
-/// As text, a shard is `index/count`, such as `0/4`.
+/// Written as `index/count`, such as `0/4`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shard {
     index: usize,

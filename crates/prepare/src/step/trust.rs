@@ -10,7 +10,7 @@ pub struct Trust<'a, T> {
     pub state: &'a (dyn Fn(usize) -> State + Sync),
     /// Returns the file of a row, whose path is left out of recorded reasons; `None` if there is none.
     pub path: &'a (dyn Fn(usize) -> Option<&'a Path> + Sync),
-    /// Returns true if the files that a record names still exist.
+    /// Returns true if the output files of a record exist.
     pub holds: &'a dyn Fn(usize, &T) -> bool,
 }
 

@@ -6,8 +6,7 @@
 //! | `progress` | `id`, `progress`, `stage`, `step`, `steps` |
 //! | `preview` | `id`, `step`, `frames`, `width`, `height` and `image`: a PNG as a data URL, frames one below the other |
 //!
-//! The stream ends behind the event of a final status. A client that reads slowly gets the latest values
-//! only.
+//! The stream ends after the event of a final status. A slow client gets only the latest values.
 
 use super::{App, error::ApiError, videos::video};
 use crate::{
@@ -29,7 +28,7 @@ use serde_json::{Value, json};
 use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-/// Time between signs of life; a client that has gone is noticed by then.
+/// Time between keep-alive comments, which also detect disconnected clients.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Shortest time between two rounds of events.
@@ -43,7 +42,7 @@ struct Follower {
     _permit: OwnedSemaphorePermit,
     /// Events that are not sent yet.
     pending: VecDeque<Event>,
-    /// What was sent last.
+    /// Values that were sent last.
     status: Option<JobStatus>,
     progress: Option<Value>,
     preview: Option<Arc<Preview>>,
@@ -55,7 +54,7 @@ pub(super) async fn events(
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
     let mut changes = app.queue.follow(&id)?;
-    // The state at the beginning is the first event.
+    // The current state is the first event.
     changes.mark_changed();
     let permit = Arc::clone(&app.followers).try_acquire_owned().map_err(|_| {
         let message = "too many clients follow jobs by events: ask for the job itself";
@@ -102,7 +101,7 @@ impl Follower {
         }
     }
 
-    /// Queues events for all that differs from what was sent last.
+    /// Queues an event for each of status, progress and preview that has changed since it was last sent.
     fn queue_events(&mut self, view: &JobView) {
         let state = &view.job.state;
         let event = |name: &str, data: &Value| Event::default().event(name).data(data.to_string());
