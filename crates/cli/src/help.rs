@@ -63,7 +63,7 @@ const GROUPS: [(&str, &[&str]); 8] = [
     ("Device", &["device", "dtype", "t5-dtype", "residency", "low-memory", "peak-tflops"]),
     (
         "Rows and workers",
-        &["workers", "parallel", "shard", "retry-failed", "attempts", "skip-bad", "journal"],
+        &["workers", "shard", "retry-failed", "attempts", "skip-bad", "journal"],
     ),
     (
         "Output",
