@@ -108,6 +108,9 @@ pub trait Observer {
 
     /// A preview of the state after a step, if one was [wanted](Self::wants_preview).
     fn previewed(&mut self, _event: Preview) {}
+
+    /// A problem that does not end the work, as one line of text.
+    fn warned(&mut self, _text: &str) {}
 }
 
 /// Ignores all events.

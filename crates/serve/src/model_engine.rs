@@ -28,30 +28,34 @@ pub struct ModelEngine {
     factor: usize,
     /// Fields of every record beside those of the request.
     record: Map<String, Value>,
-    /// Fitted at the first job.
-    to_rgb: OnceLock<LatentsToRgb>,
+    /// Fitted when the first preview is wanted; `None` if that failed, and there are no previews.
+    to_rgb: OnceLock<Option<LatentsToRgb>>,
 }
 
 /// Passes the events of a pipeline on to the observer of a job.
 struct Events<'a> {
     observer: &'a mut dyn Observer,
-    to_rgb: &'a LatentsToRgb,
+    engine: &'a ModelEngine,
     /// States of the sampler, if it adds no noise.
     states: Option<Trajectory>,
-    /// What stopped the work, if it was not the observer.
-    error: Option<PreviewError>,
+    /// True once a preview of this job has failed: no other is tried.
+    preview_failed: bool,
 }
 
 impl Events<'_> {
-    fn preview(&mut self, event: &SamplerStep<'_>) -> Result<(), PreviewError> {
+    fn preview(
+        &mut self,
+        to_rgb: &LatentsToRgb,
+        event: &SamplerStep<'_>,
+    ) -> Result<(), PreviewError> {
         let done = event.step + 1;
         let clean = match done == event.steps {
             true => Some(event.latents.clone()),
-            false => self.states.as_ref().and_then(|states| self.to_rgb.clean(states)),
+            false => self.states.as_ref().and_then(|states| to_rgb.clean(states)),
         };
         self.observer.previewed(match clean {
-            Some(clean) => self.to_rgb.preview(&clean, done, None)?,
-            None => self.to_rgb.preview(event.latents, done, Some(event.timestep))?,
+            Some(clean) => to_rgb.preview(&clean, done, None)?,
+            None => to_rgb.preview(event.latents, done, Some(event.timestep))?,
         });
         Ok(())
     }
@@ -63,11 +67,13 @@ impl opensora::Observer for Events<'_> {
             states.push(event.timestep, event.latents);
         }
         self.observer.sampled(&Sampled::new(event.step + 1, event.steps))?;
-        if self.observer.wants_preview()
-            && let Err(error) = self.preview(event)
+        if !self.preview_failed
+            && self.observer.wants_preview()
+            && let Some(to_rgb) = self.engine.to_rgb(self.observer)
+            && let Err(error) = self.preview(to_rgb, event)
         {
-            self.error = Some(error);
-            return ControlFlow::Break(());
+            self.preview_failed = true;
+            warn(self.observer, &error);
         }
         ControlFlow::Continue(())
     }
@@ -162,17 +168,23 @@ impl ModelEngine {
         record
     }
 
-    /// The map of previews, fitted to the VAE at the first call.
-    fn to_rgb(&self) -> Result<&LatentsToRgb, EngineError> {
-        if let Some(map) = self.to_rgb.get() {
-            return Ok(map);
-        }
+    /// The map of previews, fitted to the VAE at the first call. A failure is a warning at that call.
+    fn to_rgb(&self, observer: &mut dyn Observer) -> Option<&LatentsToRgb> {
+        self.to_rgb
+            .get_or_init(|| self.fit_to_rgb().map_err(|error| warn(observer, &error)).ok())
+            .as_ref()
+    }
+
+    fn fit_to_rgb(&self) -> Result<LatentsToRgb, EngineError> {
         let image = LatentsToRgb::calibration_image(self.factor).map_err(|e| failed(e.into()))?;
         let vae = self.pipeline.load_vae(&mut ()).map_err(pipeline_error)?;
         let latents = vae.encode(&image).map_err(pipeline_error)?;
-        let map = LatentsToRgb::fit(latents).map_err(|error| failed(error.into()))?;
-        Ok(self.to_rgb.get_or_init(|| map))
+        LatentsToRgb::fit(latents).map_err(|error| failed(error.into()))
     }
+}
+
+fn warn(observer: &mut dyn Observer, error: &(dyn std::error::Error + 'static)) {
+    observer.warned(&format!("no preview: {}", opensora_files::error_line(error)));
 }
 
 fn failed(error: BoxError) -> EngineError {
@@ -218,7 +230,6 @@ impl Engine for ModelEngine {
         let sample = self.sample_request(request)?;
         self.pipeline.check(&sample).map_err(rejected)?;
         go_on(observer.stage(Stage::Loading))?;
-        let to_rgb = self.to_rgb()?;
         go_on(observer.stage(Stage::Encoding))?;
         let conditioning =
             self.pipeline.encode(&[prompt], &sample, &mut ()).map_err(pipeline_error)?;
@@ -226,12 +237,8 @@ impl Engine for ModelEngine {
         let mut denoiser = self.pipeline.load_denoiser(&sample, &mut ()).map_err(pipeline_error)?;
         go_on(observer.stage(Stage::Sampling))?;
         let states = (sample.sampler != SamplerKind::Iddpm).then(Trajectory::default);
-        let mut events = Events { observer, to_rgb, states, error: None };
-        let latents = denoiser.sample(&conditioning, 0, &mut events);
-        if let Some(error) = events.error {
-            return Err(failed(error.into()));
-        }
-        let latents = latents.map_err(pipeline_error)?;
+        let mut events = Events { observer, engine: self, states, preview_failed: false };
+        let latents = denoiser.sample(&conditioning, 0, &mut events).map_err(pipeline_error)?;
         let work = denoiser.work();
         // Its memory is the VAE's, unless it stays.
         drop(denoiser);

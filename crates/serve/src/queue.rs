@@ -160,8 +160,9 @@ impl Entry {
 /// Returns an upper bound of a job's bytes on disk. Without headers, H.264 takes at most 1.5 bytes per pixel
 /// (uncompressed blocks) and PNG at most 3.
 fn reserve(request: &JobRequest) -> u64 {
-    let frame = (request.width * request.height) as u64;
-    2 * frame * request.num_frames as u64 + 4 * frame + (64 << 10)
+    let frame = (request.width as u64).saturating_mul(request.height as u64);
+    let frames = (request.num_frames as u64).saturating_mul(2).saturating_add(4);
+    frame.saturating_mul(frames).saturating_add(64 << 10)
 }
 
 #[derive(Default)]
@@ -279,7 +280,7 @@ impl Queue {
         let QueueOptions { limits, observer } = options;
         let observer = observer.unwrap_or_else(|| Box::new(()));
         skipped.iter().for_each(|line| observer.warned(line));
-        let mut jobs = Jobs::default();
+        let mut jobs = Jobs { bytes: store.unreadable_bytes(), ..Jobs::default() };
         for mut job in found {
             if job.state.status == JobStatus::InProgress {
                 if job.state.attempts >= MAX_ATTEMPTS {
@@ -358,39 +359,47 @@ impl Queue {
     fn make_room(&self, request: &JobRequest) -> Result<u64, QueueError> {
         let limits = &self.limits;
         let needed = reserve(request);
-        loop {
-            let oldest = {
-                let jobs = lock(&self.jobs);
-                if jobs.stopping {
-                    return Err(QueueError::Stopping);
-                }
-                let queued = jobs.waiting.len();
-                if queued >= limits.max_queued {
-                    return Err(QueueError::QueueFull { queued });
-                }
-                let (count, bytes) = (jobs.entries.len(), jobs.bytes);
-                if count < limits.max_jobs && bytes + needed <= limits.max_disk_bytes {
-                    return Ok(jobs.next_sequence);
-                }
-                let mut finished =
-                    jobs.entries.values().filter(|entry| entry.job.state.status.is_final());
-                match (limits.when_full, finished.next()) {
-                    (WhenFull::DeleteOldest, Some(entry)) => {
-                        (entry.job.spec.sequence, entry.job.spec.id.clone())
+        let fits = |count: usize, bytes: u64| {
+            count < limits.max_jobs && bytes.saturating_add(needed) <= limits.max_disk_bytes
+        };
+        // What is deleted is chosen before anything is deleted.
+        let (sequence, oldest) = {
+            let jobs = lock(&self.jobs);
+            if jobs.stopping {
+                return Err(QueueError::Stopping);
+            }
+            let queued = jobs.waiting.len();
+            if queued >= limits.max_queued {
+                return Err(QueueError::QueueFull { queued });
+            }
+            let (mut count, mut bytes) = (jobs.entries.len(), jobs.bytes);
+            let mut oldest = Vec::new();
+            if limits.when_full == WhenFull::DeleteOldest {
+                let finished = |entry: &&Entry| entry.job.state.status.is_final();
+                for entry in jobs.entries.values().filter(finished) {
+                    if fits(count, bytes) {
+                        break;
                     }
-                    _ => {
-                        return Err(QueueError::DiskFull {
-                            jobs: count,
-                            bytes,
-                            max_jobs: limits.max_jobs,
-                            max_bytes: limits.max_disk_bytes,
-                        });
-                    }
+                    count -= 1;
+                    bytes = bytes.saturating_sub(entry.bytes());
+                    oldest.push((entry.job.spec.sequence, entry.job.spec.id.clone()));
                 }
-            };
-            self.store.delete(&oldest.1)?;
-            lock(&self.jobs).remove(oldest.0);
+            }
+            if !fits(count, bytes) {
+                return Err(QueueError::DiskFull {
+                    jobs: jobs.entries.len(),
+                    bytes: jobs.bytes,
+                    max_jobs: limits.max_jobs,
+                    max_bytes: limits.max_disk_bytes,
+                });
+            }
+            (jobs.next_sequence, oldest)
+        };
+        for (sequence, id) in oldest {
+            self.store.delete(&id)?;
+            lock(&self.jobs).remove(sequence);
         }
+        Ok(sequence)
     }
 
     /// Returns a job.

@@ -173,10 +173,15 @@ impl VideoRequest {
             (Some(frames), _) => ranged("num_frames", frames, 1..=limits.max_frames)?,
             (None, Some(seconds)) => {
                 let longest = limits.max_frames as f64 / fps;
+                if seconds == 0.0 {
+                    let expected = format!("more than 0, up to {longest}");
+                    return Err(RequestError::limit("seconds", seconds, expected));
+                }
                 // NaN is in no range.
                 (ranged("seconds", seconds, 0.0..=longest)? * fps).round().max(1.0) as usize
             }
-            (None, None) => model.num_frames,
+            // A default is no larger than what may be asked for.
+            (None, None) => model.num_frames.min(limits.max_frames),
         };
         let pixels = num_frames.saturating_mul(width).saturating_mul(height);
         if pixels > limits.max_pixels {
@@ -190,6 +195,7 @@ impl VideoRequest {
             return Err(RequestError::limit("sampler", one_line(sampler), names.join(" or ")));
         };
         let default = if sampler == model.sampler { model.steps } else { *own_steps };
+        let default = default.min(limits.max_steps);
         let guidance_scale = self.guidance_scale.unwrap_or(model.guidance_scale);
         Ok(JobRequest {
             prompt,
@@ -316,6 +322,14 @@ mod tests {
     }
 
     #[test]
+    fn defaults_are_within_the_limits() {
+        let limits = Limits { max_frames: 5, max_steps: 3, ..Limits::default() };
+        let request = VideoRequest { prompt: "fog".into(), ..VideoRequest::default() };
+        let request = request.resolve(&model(), &limits, 7).unwrap();
+        assert_eq!((request.num_frames, request.steps), (5, 3));
+    }
+
+    #[test]
     fn width_comes_before_height() {
         let request = resolve(json!({"prompt": "fog", "size": "64x48"})).unwrap();
         assert_eq!((request.width, request.height), (64, 48));
@@ -369,6 +383,7 @@ mod tests {
             ("seconds", "limit_exceeded", json!({"prompt": "a", "seconds": 1e300})),
             ("seconds", "invalid_value", json!({"prompt": "a", "seconds": "NaN"})),
             ("seconds", "limit_exceeded", json!({"prompt": "a", "seconds": -1})),
+            ("seconds", "limit_exceeded", json!({"prompt": "a", "seconds": 0})),
             ("fps", "limit_exceeded", json!({"prompt": "a", "fps": 0})),
             ("steps", "limit_exceeded", json!({"prompt": "a", "steps": 251})),
             ("sampler", "limit_exceeded", json!({"prompt": "a", "sampler": "euler"})),

@@ -3,7 +3,7 @@
 use crate::job::{Job, JobSpec, JobState, is_id};
 use opensora_files::{
     AtomicFolder, Existing, Lock, LockError, error_line, read::read_text, remove_leftovers,
-    write_atomically,
+    sync_folder, write_atomically,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -47,6 +47,8 @@ pub enum StoreError {
 #[derive(Debug)]
 pub struct Store {
     jobs: PathBuf,
+    /// Bytes of folders that are named like jobs and cannot be read.
+    unreadable_bytes: u64,
     _lock: Lock,
 }
 
@@ -68,7 +70,7 @@ impl Store {
             .map_err(|source| StoreError::Locked { path: lock_path, source })?;
         // The lock is held: no other process writes here.
         remove_leftovers(&jobs, Duration::ZERO).map_err(fail(&jobs))?;
-        let store = Self { jobs, _lock: lock };
+        let mut store = Self { jobs, unreadable_bytes: 0, _lock: lock };
         let (mut found, mut skipped) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&store.jobs).map_err(fail(&store.jobs))? {
             let name = entry.map_err(fail(&store.jobs))?.file_name();
@@ -76,17 +78,33 @@ impl Store {
                 skipped.push(format!("{}: not a job", store.jobs.join(name).display()));
                 continue;
             };
+            // What an interrupted deletion of an earlier version has left.
+            if matches!(store.folder(id).join(REQUEST).try_exists(), Ok(false)) {
+                skipped.push(match fs::remove_dir_all(store.folder(id)) {
+                    Ok(()) => format!("{id}: removed: it has no {REQUEST}"),
+                    Err(error) => format!("{id}: cannot be removed: {}", error_line(&error)),
+                });
+                continue;
+            }
             match store.read(id) {
                 Ok(job) => found.push(job),
-                Err(error) => skipped.push(format!(
-                    "{}: the job cannot be read: {}",
-                    store.folder(id).display(),
-                    error_line(&error)
-                )),
+                Err(error) => {
+                    store.unreadable_bytes += store.bytes(id).unwrap_or_default();
+                    skipped.push(format!(
+                        "{}: the job cannot be read: {}",
+                        store.folder(id).display(),
+                        error_line(&error)
+                    ));
+                }
             }
         }
         found.sort_by_key(|job| job.spec.sequence);
         Ok((store, found, skipped))
+    }
+
+    /// Returns the bytes of folders that are named like jobs and could not be read.
+    pub fn unreadable_bytes(&self) -> u64 {
+        self.unreadable_bytes
     }
 
     /// Returns the folder of a job.
@@ -141,17 +159,20 @@ impl Store {
         write_atomically(&self.folder(id).join(STATE), |file| fs::write(file, text))
     }
 
-    /// Deletes a job's folder, `request.json` first: the rest of an interrupted deletion is not read as a job.
+    /// Deletes a job's folder. It is first renamed to the name of a temporary folder, so that what an
+    /// interruption leaves is removed when the folder of jobs is opened.
     ///
     /// # Errors
     /// Returns an error if it cannot be deleted.
     pub fn delete(&self, id: &str) -> io::Result<()> {
-        let folder = self.folder(id);
-        match fs::remove_file(folder.join(REQUEST)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        let leftover = self.jobs.join(format!(".opensora-{id}.part"));
+        match fs::rename(self.folder(id), &leftover) {
+            // An earlier call was interrupted behind this step.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && leftover.exists() => {}
+            renamed => renamed?,
         }
-        fs::remove_dir_all(folder)
+        sync_folder(&self.jobs)?;
+        fs::remove_dir_all(leftover)
     }
 }
 
@@ -194,10 +215,22 @@ mod tests {
         assert_eq!(jobs, [first.clone(), second]);
         skipped.sort();
         assert_eq!(skipped.len(), 2, "{skipped:?}");
+        assert_eq!(store.unreadable_bytes(), 3 * 4096);
         assert!(skipped.iter().any(|line| line.contains("not a job")));
         assert!(skipped.iter().any(|line| line.contains("cannot be read")));
 
+        // Deletions that were interrupted before and behind the first file.
+        let half = job(4);
+        store.create(&half).unwrap();
+        fs::remove_file(store.folder(&half.spec.id).join(REQUEST)).unwrap();
+        let renamed = job(5);
+        store.create(&renamed).unwrap();
+        let leftover = format!(".opensora-{}.part", renamed.spec.id);
+        fs::rename(store.folder(&renamed.spec.id), folder.path().join("jobs").join(&leftover)).unwrap();
         store.delete(&first.spec.id).unwrap();
+        drop(store);
+        let (store, ..) = Store::open(folder.path()).unwrap();
+        assert!(!store.folder(&half.spec.id).exists() && !store.folder(&leftover).exists());
         drop(store);
         assert_eq!(Store::open(folder.path()).unwrap().1.len(), 1);
     }

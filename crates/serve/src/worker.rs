@@ -33,8 +33,8 @@ pub(crate) fn run(queue: &Queue) {
         queue.observer().started(&task.job);
         let began = Instant::now();
         let Task { job, cancel, live } = task;
-        let mut watcher =
-            Watcher { queue, cancel, live, steps: job.spec.request.steps, shown: None };
+        let (id, steps) = (job.spec.id.as_str(), job.spec.request.steps);
+        let mut watcher = Watcher { queue, id, cancel, live, steps, shown: None };
         // A panic of a kernel ends the job, not the server.
         let made = catch_unwind(AssertUnwindSafe(|| make(queue, &job, &mut watcher)));
         let taken = began.elapsed().as_secs_f64();
@@ -130,6 +130,7 @@ fn next_state(
 /// Reports progress to the clients that follow the job, and stops it if a client or the server asks for that.
 struct Watcher<'a> {
     queue: &'a Queue,
+    id: &'a str,
     cancel: Arc<AtomicBool>,
     live: watch::Sender<Live>,
     steps: usize,
@@ -177,5 +178,9 @@ impl Observer for Watcher<'_> {
 
     fn previewed(&mut self, event: Preview) {
         self.live.send_modify(|live| live.preview = Some(Arc::new(event)));
+    }
+
+    fn warned(&mut self, text: &str) {
+        self.queue.observer().warned(&format!("{}: {text}", self.id));
     }
 }

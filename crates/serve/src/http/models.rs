@@ -11,21 +11,25 @@ use std::sync::Arc;
 
 fn model(app: &App) -> Value {
     let (model, limits) = (app.queue.engine().model(), app.queue.limits());
+    // As in requests without these parameters.
+    let frames = model.num_frames.min(limits.max_frames);
+    let steps = |steps: usize| steps.min(limits.max_steps);
     json!({
         "id": model.id,
         "object": "model",
         "created": 0,
         "owned_by": "opensora",
         "defaults": {
-            "num_frames": model.num_frames,
-            "seconds": model.num_frames as f64 / model.fps,
+            "num_frames": frames,
+            "seconds": frames as f64 / model.fps,
             "size": format!("{}x{}", model.width, model.height),
             "fps": model.fps,
             "sampler": model.sampler,
-            "steps": model.steps,
+            "steps": steps(model.steps),
             "guidance_scale": model.guidance_scale,
         },
-        "samplers": model.samplers.iter().map(|(name, steps)| json!({"name": name, "steps": steps}))
+        "samplers": model.samplers.iter()
+            .map(|(name, own)| json!({"name": name, "steps": steps(*own)}))
             .collect::<Vec<_>>(),
         "limits": {
             "size_multiple_of": model.multiple_of,

@@ -270,6 +270,44 @@ fn the_disk_has_a_limit() {
     assert!(queue.get(&made[made.len() - 1]).is_ok());
 }
 
+/// A request that deleting cannot make room for deletes nothing.
+#[test]
+fn nothing_is_deleted_for_a_request_that_can_never_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        max_disk_bytes: 300_000,
+        max_jobs: 2,
+        when_full: WhenFull::DeleteOldest,
+        ..Limits::default()
+    };
+    let queue = open(folder.path(), SLOW, limits);
+    let done = queue.create(request("fog", 1)).unwrap();
+    wait(&queue, &id(&done), JobStatus::Completed);
+    let large = JobRequest { width: 512, height: 512, ..request("fog", 1) };
+    let error = queue.create(large).unwrap_err();
+    assert!(matches!(error, QueueError::DiskFull { .. }), "{error}");
+    assert!(queue.get(&id(&done)).is_ok());
+    // Two unfinished jobs take all places; the first of them took that of the finished job.
+    let running = queue.create(request("fog", 200)).unwrap();
+    queue.create(request("fog", 200)).unwrap();
+    assert!(matches!(queue.get(&id(&done)), Err(QueueError::NotFound)));
+    let error = queue.create(request("fog", 1)).unwrap_err();
+    assert!(matches!(error, QueueError::DiskFull { jobs: 2, .. }), "{error}");
+    assert!(queue.get(&id(&running)).is_ok());
+    queue.stop();
+}
+
+#[test]
+fn reserved_bytes_do_not_overflow() {
+    let huge = JobRequest {
+        width: usize::MAX,
+        height: usize::MAX,
+        num_frames: usize::MAX,
+        ..request("fog", 1)
+    };
+    assert_eq!(reserve(&huge), u64::MAX);
+}
+
 #[test]
 fn lists_have_pages() {
     let folder = tempfile::tempdir().unwrap();
