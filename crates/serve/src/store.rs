@@ -226,7 +226,8 @@ mod tests {
         let renamed = job(5);
         store.create(&renamed).unwrap();
         let leftover = format!(".opensora-{}.part", renamed.spec.id);
-        fs::rename(store.folder(&renamed.spec.id), folder.path().join("jobs").join(&leftover)).unwrap();
+        fs::rename(store.folder(&renamed.spec.id), folder.path().join("jobs").join(&leftover))
+            .unwrap();
         store.delete(&first.spec.id).unwrap();
         drop(store);
         let (store, ..) = Store::open(folder.path()).unwrap();
