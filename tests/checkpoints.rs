@@ -13,7 +13,7 @@ use opensora::{
     vae::{AutoencoderKl, VaeConfig},
 };
 use opensora_files::error_line;
-use opensora_tests::{devices, fixture};
+use opensora_tests::{devices, fixture, with_causes};
 use opensora_verify::Case;
 use std::path::{Path, PathBuf};
 
@@ -212,11 +212,12 @@ fn flipped_bytes_never_panic() {
             let mut damaged = bytes.clone();
             damaged[position] ^= 0x55;
             std::fs::write(&path, damaged).unwrap();
-            let loaded =
-                Checkpoint::open(&path).map_err(|error| error.to_string()).and_then(|checkpoint| {
+            let loaded = Checkpoint::open(&path).map_err(|error| with_causes(&error)).and_then(
+                |checkpoint| {
                     StDit::load(&config, &checkpoint, FloatDType::F32, &device())
-                        .map_err(|error| error.to_string())
-                });
+                        .map_err(|error| with_causes(&error))
+                },
+            );
             if let Err(message) = loaded {
                 assert!(!message.contains('\n'), "{position}: {message}");
                 refused += 1;

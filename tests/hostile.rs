@@ -15,6 +15,7 @@ use opensora::{
 use opensora_tests::{
     devices, fixture,
     torch_file::{Value, archive, torch_file},
+    with_causes,
 };
 use std::{
     fs::File,
@@ -49,8 +50,8 @@ fn refused<T>(what: &str, read: impl FnOnce() -> Result<T, String>) {
     println!("{what}: {time:?}, {} MB more: {message}", grown >> 20);
 }
 
-fn text<T, E: std::fmt::Display>(result: Result<T, E>) -> Result<T, String> {
-    result.map_err(|error| error.to_string())
+fn text<T, E: std::error::Error + 'static>(result: Result<T, E>) -> Result<T, String> {
+    result.map_err(|error| with_causes(&error))
 }
 
 struct Files {

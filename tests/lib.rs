@@ -30,7 +30,8 @@ pub fn devices() -> Vec<(String, Device)> {
     names
         .into_iter()
         .map(|name| {
-            let device = device::parse(&name).unwrap_or_else(|error| panic!("{error}"));
+            let device =
+                device::parse(&name).unwrap_or_else(|error| panic!("{}", with_causes(&error)));
             (name, device)
         })
         .collect()
@@ -53,6 +54,12 @@ pub fn golden_cases() -> Vec<PathBuf> {
         .collect();
     folders.sort();
     folders
+}
+
+/// Returns the messages of an error and all its causes, unchanged, joined by ": ".
+pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let chain = std::iter::successors(Some(error), |&error| error.source());
+    chain.map(|error| error.to_string()).collect::<Vec<_>>().join(": ")
 }
 
 /// Opens the tiny model with random weights.

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use opensora_files::error_line;
-use opensora_tests::{devices, fixture, golden_cases};
+use opensora_tests::{devices, fixture, golden_cases, with_causes};
 use opensora_verify::{self as verify, KINDS, VerifyError};
 use std::collections::BTreeSet;
 
@@ -13,8 +13,8 @@ fn every_golden_case_passes_on_every_device() {
     assert!(cases.len() >= 32, "only {} golden cases found", cases.len());
     for (name, device) in devices() {
         for case in &cases {
-            let report =
-                verify::run(case, &device).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let report = verify::run(case, &device)
+                .unwrap_or_else(|error| panic!("{name}: {}", error_line(&error)));
             let failed: Vec<_> = report.checks.iter().filter(|check| !check.passed).collect();
             assert!(report.passed(), "{name}: {}: {failed:#?}", report.name);
         }
@@ -126,7 +126,7 @@ fn inputs_that_do_not_fit_are_an_error_and_no_panic() {
     let (_, device) = devices().remove(0);
     match verify::run(folder.path(), &device) {
         Ok(report) => assert!(!report.passed()),
-        Err(error) => assert!(!error_line(&error).contains('\n'), "{error}"),
+        Err(error) => assert!(!with_causes(&error).contains('\n'), "{error}"),
     }
 }
 

@@ -17,7 +17,7 @@ use opensora::{
     stdit::{AttentionReuse, DenoiserWork},
     video::Frames,
 };
-use opensora_tests::{devices, tiny_model};
+use opensora_tests::{devices, tiny_model, with_causes};
 use std::{fs::File, ops::ControlFlow, path::Path};
 
 fn pipeline(device: &Device) -> TextToVideo {
@@ -228,7 +228,7 @@ fn a_denoiser_truncated_while_streaming_gives_one_line() {
         ControlFlow::Continue(())
     };
     let stopped = pipeline.generate(&["a fox"], &request, &mut cut_in_half).unwrap_err();
-    let line = stopped.to_string();
+    let line = with_causes(&stopped);
     assert!(line.contains("cut.pth: tensor 'blocks.") && !line.contains('\n'), "{line}");
     let PipelineError::Sample(SampleError::Denoiser(error)) = stopped else { panic!("{line}") };
     assert!(matches!(error.downcast_ref(), Some(CheckpointError::Tensor { .. })));
@@ -618,7 +618,7 @@ fn a_negative_prompt_replaces_the_null_prompt() {
         let scale = alone.iter().fold(1.0f32, |max, value| max.max(value.abs()));
         let difference = largest_difference(&same, &alone);
         assert!(difference <= 1e-3 * scale, "{name}: {difference} of {scale}");
-        // Without guidance the negative prompt is not encoded.
+        // The negative prompt is encoded only with guidance.
         let unguided = SampleRequest { guidance_scale: 1.0, ..negative("a bear") };
         assert!(pipeline.encode(&["a fox"], &unguided, &mut ()).unwrap().negative.is_none());
         assert_eq!(fox(&unguided), alone, "{name}");

@@ -110,8 +110,8 @@ fn copy(from: &str, to: &Path) {
     }
 }
 
-fn text(error: impl std::fmt::Display) -> String {
-    error.to_string()
+fn text(error: impl std::error::Error + 'static) -> String {
+    crate::with_causes(&error)
 }
 
 fn utf8(bytes: &[u8]) -> Result<&str, String> {

@@ -8,7 +8,7 @@ use opensora::{
     nn::mask::TokenMask,
     stdit::{AttentionCache, AttentionReuse, DenoiserConfig, PromptModel, StDit, StreamedStDit},
 };
-use opensora_tests::{devices, fixture};
+use opensora_tests::{devices, fixture, with_causes};
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -186,7 +186,7 @@ fn a_file_truncated_between_two_steps_gives_one_line() {
         for length in [whole.len() / 2, 0] {
             File::options().write(true).open(&largest).unwrap().set_len(length as u64).unwrap();
             let error = question.ask(&model).unwrap_err();
-            let line = error.to_string();
+            let line = with_causes(&error);
             let says = format!("{}: tensor 'blocks.", largest.display());
             assert!(line.starts_with(&says) && !line.contains('\n'), "{line}");
             assert!(matches!(error, CheckpointError::Tensor { .. }), "{line}");

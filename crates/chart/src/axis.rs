@@ -27,7 +27,7 @@ impl Axis {
         Self { low: axis.value(start - more), high: axis.value(end + more), log }
     }
 
-    /// Returns the position of a value up to a linear map.
+    /// Returns `log10(value)` on a logarithmic axis, else `value`.
     fn unit(&self, value: f64) -> f64 {
         if self.log { value.log10() } else { value }
     }

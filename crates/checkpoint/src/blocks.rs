@@ -42,8 +42,8 @@ pub struct StreamedBlocks<'a, F> {
     pub fresh: F,
     /// Device of the blocks.
     pub device: &'a Device,
-    /// If true, a block is copied to the device while the device still computes the block before, so that
-    /// the device holds the weights of two blocks. Otherwise it holds those of one.
+    /// If true, a block is copied to the device while the device computes the previous block: the device
+    /// holds the weights of two blocks. If false, it holds the weights of one.
     pub overlap: bool,
 }
 

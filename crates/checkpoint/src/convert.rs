@@ -15,12 +15,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Settings of a conversion.
+/// Element type and file size of a converted checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConvertSpec {
     /// Type of float tensors; `None` keeps the type in the file. Other tensors always keep their type.
     pub dtype: Option<FloatDType>,
-    /// Most bytes of tensors in a file. A larger tensor is the only one in its file.
+    /// Maximum size of the tensors in a file, in bytes. A larger tensor is the only one in its file.
     pub max_shard_bytes: u64,
 }
 
@@ -30,7 +30,7 @@ impl Default for ConvertSpec {
     }
 }
 
-/// The files of a conversion.
+/// Files that a conversion wrote, with the number and size of their tensors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Converted {
     /// Files with tensors.
@@ -54,7 +54,7 @@ pub trait Observer {
 
 impl Observer for () {}
 
-/// How far a conversion is.
+/// Progress of a conversion, in bytes of tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Written {

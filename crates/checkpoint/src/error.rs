@@ -11,7 +11,7 @@ use std::{
 /// An error of any type.
 pub type BoxedError = Box<dyn Error + Send + Sync>;
 
-/// Why a checkpoint could not be opened, loaded or written.
+/// Error of opening, loading or writing a checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {

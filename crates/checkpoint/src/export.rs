@@ -16,7 +16,7 @@ use std::{
     path::Path,
 };
 
-/// How a module is exported. The default is f32 without metadata and buffers.
+/// Settings of an export. The default is f32 without metadata and buffers.
 #[derive(Debug, Clone)]
 pub struct ExportOptions {
     /// Float type of the tensors.

@@ -16,7 +16,7 @@ use std::{
     path::PathBuf,
 };
 
-/// Largest memory of all tensors as a multiple of the files' size (plus 1 MiB). It is above 1 since
+/// Maximum memory of all tensors as a multiple of the files' size (plus 1 MiB). It is above 1 since
 /// several tensors can share a storage, such as tied embeddings.
 const SHARED_STORAGE: u64 = 8;
 
@@ -29,7 +29,7 @@ pub struct ParameterSlot {
     pub shape: Vec<usize>,
 }
 
-/// The outcome of an import.
+/// File, tensors and sizes of an import.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImportReport {
     /// Name of the artefact.

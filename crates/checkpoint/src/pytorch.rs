@@ -27,7 +27,7 @@ use view::{Reader, Region};
 /// [`Checkpoint::unwrapped`](crate::Checkpoint::unwrapped).
 const WRAPPERS: [&str; 2] = ["ema", "state_dict"];
 
-/// Contents of a file.
+/// The objects of a file's pickles, and the regions of their storages.
 struct Parsed {
     objects: Objects,
     root: Id,

@@ -11,7 +11,7 @@ use opensora_files::read::open_regular;
 use safetensors::{Dtype, tensor::Metadata};
 use std::{collections::BTreeMap, fs::File, io::Read, path::Path, sync::Arc};
 
-/// Most bytes of the JSON header. The format allows 100 MB, which become gigabytes in memory. A
+/// Maximum size of the JSON header in bytes. The format allows 100 MB, which become gigabytes in memory. A
 /// T5-XXL has 60 KB, and metadata of training programs adds a few megabytes.
 const MAX_HEADER: u64 = 8 << 20;
 

@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Most bytes of an index. That of a T5-XXL with encoder and decoder has 50 KB.
+/// Maximum size of an index in bytes. That of a T5-XXL with encoder and decoder has 50 KB.
 const MAX_INDEX: u64 = 8 << 20;
 
 /// Well-known file names of a folder's weights, in the order of transformers and diffusers: safetensors,

@@ -14,7 +14,7 @@ use std::{
 /// Reads a tensor's bytes: contiguous, row-major, native-endian.
 pub(crate) type ReadBytes = Arc<dyn Fn() -> std::io::Result<Vec<u8>> + Send + Sync>;
 
-/// Most tensors of a checkpoint, since each takes memory before anything is loaded. T5-XXL has 560 and a
+/// Maximum number of tensors of a checkpoint, since each takes memory before anything is loaded. T5-XXL has 560 and a
 /// training state of STDiT-XL/2 2,500.
 pub(crate) const MAX_TENSORS: usize = 1 << 16;
 
@@ -26,7 +26,7 @@ pub struct TensorEntry {
     pub(crate) contents: Contents,
 }
 
-/// Contents of a tensor.
+/// Element type and reader of a tensor, or the reason why the tensor is unreadable.
 #[derive(Clone)]
 pub(crate) enum Contents {
     /// Bytes of a known type.
@@ -93,7 +93,7 @@ impl fmt::Debug for TensorEntry {
     }
 }
 
-/// Contents of a file.
+/// Tensors of an opened file, and the dictionary from which they were taken.
 #[derive(Default)]
 pub(crate) struct Opened {
     pub(crate) tensors: BTreeMap<String, TensorEntry>,

@@ -1,14 +1,14 @@
 //! Settings of glibc's allocator: freed memory stays with the process and is reused.
 //!
 //! A forward pass allocates and frees hundreds of tensors of up to 100 MB. By default glibc maps and unmaps
-//! each of them, and the kernel zeroes every page at its first use, which takes about a tenth of the time
-//! of a forward pass of STDiT-XL/2 on a processor. Memory that stays with the process is reused by the next
+//! each tensor, and the kernel zeroes every page at its first use. This takes about a tenth of the time of a
+//! forward pass of STDiT-XL/2 on a CPU. Memory that stays with the process is reused by the next
 //! tensor of that size or less.
 //!
 //! Other allocators are not changed. A program that embeds `opensora` gets the same effect from
 //! `GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967295:glibc.malloc.trim_threshold=1073741824`.
 
-/// How much freed memory stays with the process.
+/// Amount of freed memory that stays with the process.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kept {
     /// Nothing, for commands that copy files in pieces: memory is that of the largest piece.

@@ -34,7 +34,7 @@ use opensora::{
 use serde::Serialize;
 use std::time::Instant;
 
-/// A measured part of the flow.
+/// The part that `opensora bench` measures: a model, a whole sampling or a training step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Part {
@@ -52,7 +52,7 @@ pub(crate) enum Part {
     TrainStep,
 }
 
-/// Sizes of the three models.
+/// A named preset: sizes of denoiser, VAE and text encoder.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct BenchPreset {
     /// Value of `--preset`.
@@ -109,7 +109,7 @@ impl BenchPreset {
     }
 }
 
-/// Settings of a measurement.
+/// Settings of a measurement: part, sizes, dtype and number of runs.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct BenchSpec {
     /// The part.
@@ -144,7 +144,7 @@ pub(crate) struct BenchSpec {
     pub(crate) ceiling: bool,
 }
 
-/// Result of a measurement.
+/// Result of a measurement: its settings, device, seconds of each run and FLOPs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct BenchReport {
     /// The part.
@@ -206,7 +206,7 @@ impl StageSeconds {
     }
 }
 
-/// Error of a measurement.
+/// Error for invalid sizes of a measurement, or for a run that failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BenchError {
     /// A number that must be at least 1.

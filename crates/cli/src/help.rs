@@ -61,10 +61,7 @@ const GROUPS: [(&str, &[&str]); 8] = [
         ],
     ),
     ("Device", &["device", "dtype", "t5-dtype", "residency", "low-memory", "peak-tflops"]),
-    (
-        "Rows and workers",
-        &["workers", "shard", "retry-failed", "attempts", "skip-bad", "journal"],
-    ),
+    ("Rows and workers", &["workers", "shard", "retry-failed", "attempts", "skip-bad", "journal"]),
     (
         "Output",
         &[

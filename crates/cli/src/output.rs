@@ -11,7 +11,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-/// Why a result could not be printed.
+/// Error of printing a result.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OutputError {
     /// The reader of the pipe has closed it, as `head` does after its lines.

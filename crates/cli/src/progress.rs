@@ -43,7 +43,7 @@ pub(crate) struct Progress {
     uncounted: usize,
 }
 
-/// How progress is shown.
+/// Display of progress: none, plain lines or bars.
 #[derive(PartialEq)]
 pub(crate) enum Mode {
     Quiet,

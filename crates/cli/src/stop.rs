@@ -37,7 +37,7 @@ pub(crate) fn listen() {
         let number = Arc::new(AtomicUsize::new(0));
         let asked = Arc::new(AtomicBool::new(false));
         for signal in signals() {
-            // Errors are ignored: a signal that cannot be caught keeps its default effect.
+            // Errors are ignored: a signal without a handler keeps its default action.
             // The shutdown is registered first: it checks the flag before the flag is set.
             let code = SHELL_OFFSET + signal;
             let _ = flag::register_conditional_shutdown(signal, code, Arc::clone(&asked));

@@ -25,7 +25,7 @@ const SKIP: &str = "OPENSORA_NO_TRIAL";
 /// Time limit of a trial run, which compiles kernels and, with `autotune`, tunes them.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Longest message of a trial run that is kept, in bytes.
+/// Maximum length of the message that is kept of a trial run, in bytes.
 const MAX_SAID: u64 = 64 << 10;
 
 /// A device that failed its trial run.
@@ -47,14 +47,14 @@ pub(crate) enum TrialError {
     Process {
         /// Name of the device.
         device: String,
-        /// Why the device needed a trial run.
+        /// Reason why the device needed a trial run.
         reason: &'static str,
-        /// How the trial run failed.
+        /// Failure of the trial run.
         failure: Failure,
     },
 }
 
-/// How a trial run in a separate process failed.
+/// Failure of a trial run in a separate process.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// The process could not be started.
@@ -71,7 +71,8 @@ pub(crate) enum Failure {
     TimedOut(Duration),
 }
 
-/// Checks that a device computes, and prints a note if it is a software driver.
+/// Runs one kernel on the device, or a full trial run in a separate process if the driver may crash.
+/// Prints a note if the device is a software driver.
 ///
 /// # Errors
 /// Returns an error if the device does not start or fails a trial run.
@@ -87,15 +88,15 @@ pub(crate) fn check(device: &Device) -> Result<(), TrialError> {
         ));
     }
     match device::probe_reason(device) {
-        Some(reason) if env::var_os(SKIP).is_none() => in_process(&name())
+        Some(reason) if env::var_os(SKIP).is_none() => in_child_process(&name())
             .map_err(|failure| TrialError::Process { device: name(), reason, failure }),
         _ => silently(|| device::run_first_kernel(device))
             .map_err(|source| TrialError::FirstKernel { device: name(), source }),
     }
 }
 
-/// Runs `probe-device` on a named device.
-fn in_process(name: &str) -> Result<(), Failure> {
+/// Runs `opensora probe-device` in a separate process.
+fn in_child_process(name: &str) -> Result<(), Failure> {
     let program = env::current_exe().map_err(Failure::Start)?;
     let mut command = Command::new(program);
     command.args([SUBCOMMAND, name]);

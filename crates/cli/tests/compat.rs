@@ -1,7 +1,7 @@
-//! Files that version 0.1.0 wrote are read by this one: runs, caches, journals, latents.
+//! Files written by version 0.1.0 can be read: runs, caches, journals, latents.
 //!
-//! `tests/fixtures/written-by-0.1.0` holds a run that was stopped after step 3 of 6, its cache, its
-//! parts, a journal of `data split` and latents of `sample --save-latents`.
+//! `tests/fixtures/written-by-0.1.0` holds a run that was stopped after step 3 of 6, its cache, VAE
+//! and text encoder, a journal of `data split` and latents of `sample --save-latents`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -25,7 +25,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A copy of the old files, to work in.
+/// Copies the fixture into a temporary folder.
 fn old_files() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let fixture =
@@ -65,10 +65,10 @@ fn a_run_resumes_from_its_checkpoint_and_its_cache() {
     let steps: Vec<_> = table.lines().skip(1).map(|row| row.split(',').next().unwrap()).collect();
     assert_eq!(steps, ["1", "2", "3", "4", "5", "6"]);
 
-    // What the old program's own run ended with. Other processors round products otherwise.
+    // The final weights of the same run with version 0.1.0. Rounding differs between CPUs.
     let expected = tensors(&path.join("expected-ema.safetensors"));
     let mut found = tensors(&path.join("run/stdit/ema.safetensors"));
-    // It did not write the tables that are computed here.
+    // Version 0.1.0 did not write the position tables.
     found.retain(|(key, _)| !key.starts_with("pos_embed"));
     assert_eq!(found.len(), expected.len());
     for ((key, found), (expected_key, expected)) in found.iter().zip(&expected) {

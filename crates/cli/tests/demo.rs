@@ -17,7 +17,7 @@ fn opensora(folder: &Path, args: &[&str]) -> Output {
 fn eval(folder: &Path, args: &[&str]) -> Output {
     let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-model");
     let model = model.display().to_string();
-    // The tiny model's parts lie beside its folder.
+    // The tiny model's VAE and text encoder are in folders beside it.
     let mut all = vec!["eval", "demo", "--model", &model, "--allow-outside-paths"];
     all.extend(["--sampler", "dpm-solver"]);
     all.extend(["--steps", "2", "--num-frames", "4", "--prompts", "6", "--quiet"]);

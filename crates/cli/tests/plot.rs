@@ -1,4 +1,4 @@
-//! `opensora plot` as its users meet it.
+//! Tests of `opensora plot`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,7 +13,7 @@ fn plot(folder: &Path, args: &[&str]) -> Output {
     command.arg("plot").args(args).current_dir(folder).output().unwrap()
 }
 
-/// A run that has lasted for 50 steps.
+/// A run of 50 steps.
 fn run(folder: &Path, name: &str) {
     let folder = folder.join(name);
     std::fs::create_dir_all(&folder).unwrap();

@@ -1,7 +1,7 @@
-//! The commands of `docs/preparing-data.md`, run exactly as they stand there.
+//! Runs the commands of `docs/preparing-data.md` unchanged.
 //!
-//! A stand-in for the vision-language model answers them: it looks at the pictures that it is sent,
-//! as far as the demo world goes, and says what it sees.
+//! A mock server replaces the vision-language model: it recognises the shapes of the demo world in the
+//! images of a request and returns a caption.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-/// The blocks of a page that are commands.
+/// Returns the `sh` code blocks of a page.
 fn commands(page: &str) -> Vec<String> {
     let mut blocks = Vec::new();
     let mut lines = page.lines();
@@ -34,7 +34,7 @@ fn commands(page: &str) -> Vec<String> {
     blocks
 }
 
-/// What is to be seen on the pictures of a request, in a sentence.
+/// Returns a caption of the images of a request.
 fn described(request: &Value) -> String {
     let content = request["messages"][0]["content"].as_array().unwrap();
     let (mut pixels, mut size) = (Vec::new(), [0, 0]);
@@ -56,7 +56,7 @@ fn described(request: &Value) -> String {
     captions::training(&labels, &mut HostRng::new(0, Purpose::DemoWorld, 0, 0))
 }
 
-/// Answers one request and hangs up; who asks may be gone before the end.
+/// Answers one request and closes the connection. `None`: the client has disconnected.
 fn answer(stream: TcpStream) -> Option<()> {
     let mut reader = BufReader::new(&stream);
     let (mut line, mut length) = (String::new(), 0);
@@ -77,7 +77,7 @@ fn answer(stream: TcpStream) -> Option<()> {
     write!(&stream, "{head}Content-Length: {}\r\n\r\n{text}", text.len()).ok()
 }
 
-/// Starts the stand-in; returns its address.
+/// Starts the mock server and returns its address.
 fn stand_in() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}/v1", listener.local_addr().unwrap());
@@ -111,7 +111,7 @@ fn the_page_leads_from_a_folder_of_videos_to_a_trained_stage() {
         assert!(output.status.success(), "{block}\n{said}");
     }
 
-    // Shots became clips whose captions name what is in them. Of two that look alike, one stays.
+    // Each shot is a clip whose caption names its colours. One clip of each near-duplicate pair is kept.
     for table in ["train.csv", "all.csv"] {
         let table = Table::read(&folder.path().join(table)).unwrap();
         assert!((9..=12).contains(&table.len()), "{}", table.len());
@@ -121,7 +121,7 @@ fn the_page_leads_from_a_folder_of_videos_to_a_trained_stage() {
             let record = folder.path().join(format!("{film}.json"));
             let film: Value = serde_json::from_str(&fs::read_to_string(record).unwrap()).unwrap();
             let start: f64 = table.get(row, "start").unwrap().parse().unwrap();
-            // Shots of 16 frames at 8 a second.
+            // A shot has 16 frames at 8 frames per second.
             let shot = &film["shots"][(start / 2.0).round() as usize]["labels"];
             let caption = table.get(row, "text").unwrap();
             named += usize::from(
@@ -131,7 +131,7 @@ fn the_page_leads_from_a_folder_of_videos_to_a_trained_stage() {
         }
         assert_eq!(named, table.len());
     }
-    // In two parts, the same near-duplicates went, in the same order.
+    // With two shards, the same near-duplicates are dropped and the order is the same.
     let paths = |name: &str| -> Vec<String> {
         let table = Table::read(&folder.path().join(name)).unwrap();
         (0..table.len()).map(|row| table.get(row, "path").unwrap().into()).collect()
@@ -141,7 +141,7 @@ fn the_page_leads_from_a_folder_of_videos_to_a_trained_stage() {
     assert!(fs::read_to_string(folder.path().join("preview.html")).unwrap().contains("<img"));
 }
 
-/// Runs a line of a shell in a folder; returns what was said to people.
+/// Runs a shell command in a folder and returns its standard error.
 fn shell(folder: &Path, line: &str) -> String {
     let programs = Path::new(env!("CARGO_BIN_EXE_opensora")).parent().unwrap();
     let path = std::env::var("PATH").unwrap_or_default();
@@ -162,7 +162,7 @@ fn near_duplicates_in_two_parts_go_as_they_would_without_parts() {
     let at = |name: &str| folder.path().join(name);
     shell(folder.path(), "opensora data demo -o . --clips 3 --seed 5 --num-frames 4 --size 48 -q");
     fs::copy(at("clips/000002.mp4"), at("clips/twin.mp4")).unwrap();
-    // The first of the twins is in the second part, the second one in the first.
+    // Shards take every other row: the first of the two duplicates is in shard 1, the second in shard 0.
     let names = ["000000", "twin", "000002", "000001"];
     let rows: String = names.iter().map(|name| format!("clips/{name}.mp4,{name}\n")).collect();
     fs::write(at("all clips.csv"), format!("path,text\n{rows}")).unwrap();
@@ -185,7 +185,7 @@ fn near_duplicates_in_two_parts_go_as_they_would_without_parts() {
     ] {
         shell(folder.path(), &format!("{part} --shard 0/2"));
         let said = shell(folder.path(), &format!("{part} --shard 1/2"));
-        // What a part says is to be done when all are done.
+        // The last shard prints the commands that merge the shards.
         let commands: Vec<&str> =
             said.lines().filter(|line| line.starts_with("  opensora data")).collect();
         assert_eq!(commands.len(), 2, "{said}");
@@ -217,7 +217,7 @@ fn a_pipeline_killed_anywhere_and_started_again_gives_the_same_table() {
     for folder in &folders {
         let films = ["data", "demo", "--out", ".", "--films", "4", "--shots", "3", "--seed", "2"];
         assert!(opensora(folder.path(), &films).status().unwrap().success());
-        // What cannot be used is listed, however often the steps begin again.
+        // A broken file is listed once, even if the steps are restarted.
         fs::write(folder.path().join("films/broken.mp4"), b"no video").unwrap();
         fs::write(folder.path().join("pipeline.toml"), &settings).unwrap();
     }
@@ -238,7 +238,7 @@ fn a_pipeline_killed_anywhere_and_started_again_gives_the_same_table() {
     assert!(kills >= 3, "the run was too short to be killed: {kills}");
     assert!(opensora(folders[1].path(), &run).status().unwrap().success());
     for name in ["all.csv", "all.failed.csv"] {
-        // Sources are named by their whole paths.
+        // The column `source` has absolute paths.
         let [whole, killed] = [0, 1].map(|of| {
             let text = fs::read_to_string(folders[of].path().join(name)).unwrap();
             text.replace(&folders[of].path().display().to_string(), "")

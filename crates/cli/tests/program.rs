@@ -20,11 +20,11 @@ fn opensora(folder: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_opensora")).args(args).current_dir(folder).output().unwrap()
 }
 
-/// Runs `opensora sample` with `args`, and with a short request on the tiny model for what they
-/// leave open.
+/// Runs `opensora sample` with `args`; options that `args` does not set are those of a short request on
+/// the tiny model.
 fn sample(folder: &Path, args: &[&str]) -> Output {
     let model = tiny_model();
-    // The tiny model's parts lie beside its folder.
+    // The tiny model's VAE and text encoder are in folders beside it.
     let mut all = vec!["sample", "--allow-outside-paths"];
     for (option, value) in [
         ("--model", model.as_str()),
@@ -45,7 +45,7 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// Returns the line of an error.
+/// Returns the error message, which is one line.
 fn error_line(output: &Output) -> String {
     let stderr = String::from_utf8(output.stderr.clone()).unwrap();
     assert!(!output.status.success(), "it did not fail: {stderr}");
@@ -146,7 +146,7 @@ fn low_memory_gives_the_same_frames() {
     };
     run("usual.mp4", &[]);
     run("little.mp4", &["--low-memory"]);
-    // The files themselves hold their records.
+    // The records are embedded in the files.
     let video = |name: &str| opensora::video::mp4::read(&folder.path().join(name)).unwrap();
     assert!(video("little.mp4") == video("usual.mp4"));
     // The records differ in nothing else.
@@ -294,7 +294,7 @@ fn devices_are_listed() {
     }
 }
 
-/// A trial run is a process of its own, so it has a subcommand; users are not shown it.
+/// A trial run is a separate process, so it needs a subcommand; help does not list it.
 #[test]
 fn the_trial_run_of_a_device_has_a_hidden_subcommand() {
     let folder = tempfile::tempdir().unwrap();

@@ -158,7 +158,7 @@ fn existing_outputs_are_kept_on_request() {
     assert!(message.contains("sample_1.gif"), "{message}");
     assert_eq!(names(&path.join("out")), ["sample_1.gif"], "nothing was sampled");
     assert_eq!(fs::read(path.join("out/sample_1.gif")).unwrap(), b"precious");
-    // Latents are an output as well.
+    // Latents can be written too.
     fs::write(path.join("l.safetensors"), "precious").unwrap();
     let latents = ["a fox", "-o", "fox.gif", "--save-latents", "l.safetensors", "--no-overwrite"];
     let message = error(&run(path, &latents));

@@ -1,4 +1,4 @@
-//! `opensora serve` with the bundled model: from a request to a video, and a record that makes it again.
+//! `opensora serve` with the bundled model: a request gives a video, and its record reproduces the video.
 
 #![cfg(feature = "serve")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -14,7 +14,7 @@ use std::{
 
 const PROMPT: &str = "a red circle moves to the right on a black background";
 
-/// A server in a process of its own, which is killed when the test ends.
+/// A server in a separate process, which is killed when the test ends.
 struct Server {
     child: Child,
     address: String,
@@ -97,7 +97,7 @@ fn the_bundled_model_is_served_and_jobs_survive_a_kill() {
     let (status, mp4) = server.send("GET", &format!("/v1/videos/{first}/content"), "");
     assert_eq!((status, &mp4[4..8]), (200, b"ftyp".as_slice()));
 
-    // The record makes the same video again.
+    // The record reproduces the video.
     let record = folder.path().join("videos/jobs").join(&first).join("video.mp4.json");
     let again = Command::new(env!("CARGO_BIN_EXE_opensora"))
         .args(["sample", "--quiet", "--out", "again.mp4", "--from-record"])
@@ -111,7 +111,7 @@ fn the_bundled_model_is_served_and_jobs_survive_a_kill() {
     std::fs::write(&served, &mp4).unwrap();
     assert_eq!(read(&served), read(&folder.path().join("again.mp4")));
 
-    // Previews of the real VAE's latents come with the events.
+    // The event stream has previews of the VAE's latents.
     let followed = server.create(40);
     let (_, events) = server.send("GET", &format!("/v1/videos/{followed}/events"), "");
     assert!(String::from_utf8_lossy(&events).contains("data:image/png;base64,"));

@@ -1,4 +1,4 @@
-//! `opensora train` from data to weights, killed on the way.
+//! Tests of `opensora train`: from data to weights, killed and resumed, stopped by signals.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -87,7 +87,7 @@ prompts = ["a red circle grows on a black background"]
 steps = 2
 "#;
 
-/// Data, VAE and text encoder of a tiny world.
+/// A tiny data set, VAE and text encoder.
 fn prepared() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
@@ -128,7 +128,7 @@ fn killed_anywhere_and_resumed_it_is_the_same_run_to_the_bit() {
     assert_eq!((&said["step"], &said["finished"]), (&30.into(), &true.into()));
     assert!(path.join("whole/samples/step-00000015.png").exists());
 
-    // The finished run is a model.
+    // A finished run is a model folder.
     let prompt = "a red circle grows on a black background";
     ok(
         path,
@@ -137,7 +137,7 @@ fn killed_anywhere_and_resumed_it_is_the_same_run_to_the_bit() {
     let (clip, _) = opensora::video::gif::read(&path.join("sample.gif")).unwrap();
     assert_eq!((clip.len(), clip.height(), clip.width()), (4, 32, 32));
 
-    // Without a cache the numbers are the same.
+    // Training without a cache gives the same weights.
     ok(path, &train("fly", &["--data", "data/clips.csv"]));
     let weights = |run: &str| {
         ["ema", "model"]
@@ -145,7 +145,7 @@ fn killed_anywhere_and_resumed_it_is_the_same_run_to_the_bit() {
     };
     assert!(weights("whole") == weights("fly"));
 
-    // Killed at moments that wander through start-up, steps and the writing of checkpoints.
+    // Each round is killed later: during start-up, steps and the writing of checkpoints.
     let args = [&train("killed", &cached)[..], &["--resume"]].concat();
     let mut kills = 0;
     for round in 0..40u64 {
@@ -175,21 +175,21 @@ fn killed_anywhere_and_resumed_it_is_the_same_run_to_the_bit() {
     let rows = |run: &str| fs::read_to_string(path.join(run).join("metrics.csv")).unwrap();
     assert_eq!(rows("killed").lines().count(), rows("whole").lines().count());
 
-    // A cache of other rows than the manifest's is stale.
+    // A cache is stale if its rows differ from the manifest's.
     let csv = fs::read_to_string(path.join("data/clips.csv")).unwrap();
     let fewer: Vec<&str> = csv.lines().take(3).collect();
     fs::write(path.join("data/fewer.csv"), fewer.join("\n")).unwrap();
     let stale = train("stale", &["--cache", "cache", "--data", "data/fewer.csv"]);
     assert!(refused(path, &stale).contains("stale"));
 
-    // What was trained starts the next stage, and is refused by another model.
+    // Trained weights initialise the next stage; weights of another model are rejected.
     let next = train("next", &["--cache", "cache", "--steps", "1", "--init", "vae/vae"]);
     assert!(refused(path, &next).contains("vae/vae"));
     let next = ["--cache", "cache", "--steps", "1", "--init", "whole/stdit/ema.safetensors"];
     ok(path, &train("next", &next));
 }
 
-/// A limit on the size of files stands for a disk without room: writes fail alike.
+/// A limit on file size simulates a full disk: writes fail in the same way.
 #[cfg(unix)]
 #[test]
 fn a_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint() {
@@ -216,7 +216,7 @@ fn a_full_disk_stops_the_run_and_leaves_the_last_good_checkpoint() {
     ok(path, &more);
 }
 
-/// A run that a signal asks to end, once it is under way.
+/// Starts a run, sends it a signal after its first steps, and returns its output.
 #[cfg(unix)]
 fn stopped(path: &Path, out: &str, signal: &str) -> Output {
     let args = train(out, &["--data", "data/clips.csv", "--json"]);
@@ -227,12 +227,12 @@ fn stopped(path: &Path, out: &str, signal: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // The first rows of the metrics: the loop runs.
+    // Rows in the metrics show that the training loop runs.
     let metrics = path.join(out).join("metrics.csv");
     while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 3 {
         std::thread::sleep(Duration::from_millis(20));
     }
-    // The shell's own: not every system has the program.
+    // A builtin of the shell: not every system has a program `kill`.
     let kill = format!("kill -{signal} {}", run.id());
     let sent = Command::new("sh").args(["-c", &kill]).status().unwrap();
     assert!(sent.success());
@@ -244,7 +244,7 @@ fn stopped(path: &Path, out: &str, signal: &str) -> Output {
 fn a_signal_leaves_a_checkpoint_to_go_on_from() {
     let folder = prepared();
     let path = folder.path();
-    // Without checkpoints of its own for as long as this runs.
+    // Too few steps are done for a scheduled checkpoint, so any checkpoint is due to the signal.
     let recipe =
         STDIT.replace("steps = 30", "steps = 100000").replace("_every = 1\n", "_every = 100000\n");
     fs::write(path.join("stdit.toml"), recipe).unwrap();
@@ -262,7 +262,7 @@ fn a_signal_leaves_a_checkpoint_to_go_on_from() {
     }
     let metrics = path.join("INT/metrics.csv");
 
-    // It goes on there, and is done when one more step is.
+    // The run resumes from the checkpoint of the signal and finishes after one more step.
     let steps = (step + 1).to_string();
     let recipe = fs::read_to_string(path.join("stdit.toml")).unwrap();
     fs::write(path.join("stdit.toml"), recipe.replace("100000", &steps)).unwrap();
@@ -292,7 +292,7 @@ fn what_cannot_be_trained_is_refused_in_one_line() {
         assert!(line.contains(expected), "{args:?}: {line}");
     }
 
-    // Another recipe cannot go on with a run.
+    // A run cannot be resumed with another recipe.
     let recipe = STDIT.replace("learning_rate = 1e-3", "learning_rate = 1e-2");
     fs::write(path.join("stdit.toml"), recipe).unwrap();
     let more = ["--data", "data/clips.csv", "--steps", "3", "--resume"];

@@ -47,7 +47,7 @@ impl Case {
         serde_json::from_str(&self.run(&[args, &["--json"]].concat())).unwrap()
     }
 
-    /// Runs what fails, without the hub; returns the message.
+    /// Runs a command that fails, without the hub, and returns the error message.
     fn error(&self, args: &[&str]) -> String {
         let output = self.command(args).env("HF_HUB_OFFLINE", "1").output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{args:?}");
@@ -161,7 +161,7 @@ fn a_preset_is_fetched_with_its_text_encoder_and_vae() {
     assert_eq!(verified["files"].as_array().unwrap().len(), 1 + 3 + 3, "{verified}");
     assert_eq!(verified["missing"], serde_json::json!([]));
 
-    // Another file of the repository is not that of the preset.
+    // Another file of the repository does not count as the preset's file.
     let other = case.command(&["weights", "verify", "opensora-v1-hq-16x512x512"]).output().unwrap();
     assert_eq!(other.status.code(), Some(1));
     let rows = String::from_utf8(other.stdout).unwrap();
@@ -319,7 +319,7 @@ fn weights_of_the_cache_are_converted_by_name() {
     }
     text(&homeless.output().unwrap());
 
-    // Under diffusers' names, in folders that are created, with few lines of progress.
+    // Exports diffusers' tensor names into new folders, with few lines of progress.
     let output = case.command(&convert("new/vae").each_ref().map(String::as_str)).output().unwrap();
     text(&output);
     let said = String::from_utf8(output.stderr).unwrap();

@@ -38,11 +38,11 @@ const INDEX: &str = "index.json";
 /// The settings and models that a cache is made from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CacheKey {
-    /// How a clip is read from its file.
+    /// Frames, size and augmentation of the clips.
     pub clip: ClipSpec,
     /// Seed of windows and flips.
     pub seed: u64,
-    /// Largest number of tokens of a caption.
+    /// Maximum number of tokens of a caption.
     pub max_length: usize,
     /// SHA-256 of the VAE's files.
     pub vae: String,
@@ -103,7 +103,7 @@ struct CachedRow {
     sha256: String,
 }
 
-/// One shard: rows `first..first + captions.len()` of the cached rows.
+/// Index entry of one shard: rows `first..first + captions.len()` of the cached rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Shard {
     file: String,
@@ -114,9 +114,9 @@ struct Shard {
     inputs: String,
     sha256: String,
     first: usize,
-    /// For each row the K of its `states.K`.
+    /// For each row, the `K` of its caption's tensor `states.K`.
     captions: Vec<usize>,
-    /// For each K the attention mask of the caption.
+    /// For each `K`, the attention mask of the caption.
     masks: Vec<Vec<bool>>,
     latent_shape: [usize; 4],
     width: usize,

@@ -15,7 +15,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// One encoded training sample.
+/// One encoded training sample: posterior of the clip, and states of the caption.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncodedSample {
     /// The row of the manifest.
@@ -34,7 +34,7 @@ pub struct EncodedSample {
     pub width: usize,
 }
 
-/// An encoded caption.
+/// States and attention mask of an encoded caption.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncodedCaption {
     /// States of the tokens, `[tokens, width]`.
@@ -45,7 +45,7 @@ pub struct EncodedCaption {
     pub width: usize,
 }
 
-/// An encoded clip.
+/// Posterior of an encoded clip: mean and log variance.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncodedClip {
     /// Mean of the posterior.
@@ -63,7 +63,7 @@ pub struct EncoderConfig {
     pub vae: PathBuf,
     /// Folder of the text encoder.
     pub t5: PathBuf,
-    /// Largest number of tokens of a caption; longer captions are cut.
+    /// Maximum number of tokens of a caption; longer captions are cut.
     pub max_length: usize,
     /// Frames that the VAE encodes at once; `None` encodes all of a clip at once.
     pub vae_micro_batch: Option<usize>,
@@ -139,7 +139,7 @@ impl ClipEncoder {
         Ok(EncodedCaption { states, mask, width })
     }
 
-    /// Encodes the caption of a row. A caption that cannot be encoded is an error of that row.
+    /// Encodes the caption of a row. An error names the row.
     pub(crate) fn caption_of(
         &self,
         row: usize,
@@ -201,7 +201,7 @@ impl Source for OnTheFly {
 
     fn read(&self, row: usize, epoch: u64) -> Result<EncodedSample, DataError> {
         let sample = self.dataset.read(row, epoch)?;
-        // Encoding does not change the encoder: after a panic in one row it still encodes others.
+        // A poisoned lock is fine: encoding does not change the encoder, so a panic in one row does no harm.
         let encoder = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
         let path = &self.dataset.manifest().rows[row].path;
         let clip = encoder.clip(&sample)?;

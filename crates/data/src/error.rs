@@ -5,7 +5,7 @@ use opensora_manifest::ManifestError;
 use opensora_nn::read::ReadError;
 use std::path::PathBuf;
 
-/// Why training data could not be read or written.
+/// Error of reading or writing training data.
 ///
 /// Rows count from 0 in fields, as indices do, and from 1 in messages; a manifest's header is not a row.
 #[derive(Debug, thiserror::Error)]

@@ -17,9 +17,9 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 pub(crate) use workers::read as read_caught;
 use workers::{Read, Workers, name_of, read};
 
-/// Most samples that are read ahead: far more than a step needs, and small enough not to overflow.
+/// Maximum number of samples that are read ahead: far more than a step needs, and small enough not to overflow.
 const MAX_AHEAD: usize = 1 << 20;
-/// Most threads that read.
+/// Maximum number of threads that read.
 const MAX_WORKERS: usize = 1024;
 /// The last slot at which a run can begin. No run reaches it; a damaged checkpoint may name a larger one.
 const MAX_START: u64 = 1 << 62;
@@ -83,7 +83,7 @@ impl LoaderConfig {
     }
 }
 
-/// Consecutive samples of the order.
+/// A batch: consecutive samples of the order, with their rows and slots.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch<T> {
     /// The samples.

@@ -14,7 +14,7 @@ pub trait Observer {
 
 impl Observer for () {}
 
-/// How many rows are done.
+/// Progress: rows that are done, and all rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RowsDone {

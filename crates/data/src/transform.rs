@@ -17,7 +17,7 @@ use opensora_video::{
     pillow::{Filter, Resize},
 };
 
-/// How the pictures of a file are resized and cropped.
+/// Resize and crop of the images or frames of a file.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ResizeCrop {
     /// Height and width of the file's pictures.
@@ -97,7 +97,7 @@ pub fn video(frames: &Frames, indices: &[usize], place: &ResizeCrop, flip: bool)
     out
 }
 
-/// Two source pixels and their weights.
+/// Two source pixels and their weights in an interpolated pixel.
 struct Tap {
     low: usize,
     high: usize,

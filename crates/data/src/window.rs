@@ -9,10 +9,10 @@ use opensora_nn::random::{HostRng, Purpose};
 use opensora_video::frames::MAX_SIDE;
 use serde::{Deserialize, Serialize};
 
-/// Most frames of a clip: far more than any model takes, and small enough that sizes do not overflow.
+/// Maximum number of frames of a clip: far more than any model takes, and small enough that sizes do not overflow.
 const MAX_FRAMES: usize = 1 << 16;
 
-/// How rows become clips.
+/// Frames, frame interval, size and augmentation of the clips that rows become.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClipSpec {
@@ -26,8 +26,8 @@ pub struct ClipSpec {
     /// Mirrors half of the videos, at random. Images are not mirrored.
     #[serde(default = "yes")]
     pub horizontal_flip: bool,
-    /// Number of random draws (of window and mirroring) of a row. Epochs cycle through them, so that a
-    /// cache can hold all of them. `None`: every epoch has another draw.
+    /// Number of different random windows and flips per row. Epochs cycle through these variants, so that a
+    /// cache can hold all variants. `None`: every epoch draws anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variants: Option<u64>,
 }
@@ -80,7 +80,8 @@ impl ClipSpec {
         [3, self.num_frames, height, width]
     }
 
-    /// Returns the number of frames of the video that a clip spans.
+    /// Returns the length of the window that a clip is sampled from, in frames of the video:
+    /// `num_frames * frame_interval`.
     pub fn window(&self) -> usize {
         self.num_frames.saturating_mul(self.frame_interval)
     }
@@ -91,7 +92,7 @@ impl ClipSpec {
     }
 }
 
-/// What the random numbers of a clip depend on.
+/// Key of a clip's random numbers: seed, row and epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrawKey {
     /// Seed of the data set.
@@ -102,7 +103,7 @@ pub struct DrawKey {
     pub epoch: u64,
 }
 
-/// The random numbers of a clip.
+/// Random choices for a clip: its first frame, and whether it is mirrored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Draw {
     /// First frame of the clip in the video.

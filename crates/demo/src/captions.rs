@@ -7,7 +7,7 @@
 use super::world::{Labels, Motion, Shape};
 use opensora::nn::random::HostRng;
 
-/// Templates of training clips.
+/// Caption templates of training clips.
 pub const CLIP_TEMPLATES: [&str; 16] = [
     "a {colour} {shape} {moves} on a {background} background",
     "a {colour} {shape} {moving} on a {background} background",
@@ -27,14 +27,14 @@ pub const CLIP_TEMPLATES: [&str; 16] = [
     "over a plain {background} background, the {colour} {shape} is {moving}",
 ];
 
-/// Templates of clips, for evaluation only.
+/// Caption templates of clips, for evaluation only.
 pub const EVALUATION_CLIP_TEMPLATES: [&str; 3] = [
     "in front of a {background} background, the {colour} {shape} is {moving}",
     "a video in which a {colour} {shape} {moves} over a plain {background} backdrop",
     "there is one {shape} in {colour} {moving} against {background}",
 ];
 
-/// Templates of training images.
+/// Caption templates of training images.
 pub const STILL_TEMPLATES: [&str; 10] = [
     "a {colour} {shape} on a {background} background",
     "a {colour} {shape} over {background}",
@@ -48,7 +48,7 @@ pub const STILL_TEMPLATES: [&str; 10] = [
     "the {shape} is {colour}, the background is {background}",
 ];
 
-/// Templates of images, for evaluation only.
+/// Caption templates of images, for evaluation only.
 pub const EVALUATION_STILL_TEMPLATES: [&str; 2] = [
     "a picture of a {colour} {shape} against a {background} backdrop",
     "in front of a {background} background, there is a {colour} {shape}",

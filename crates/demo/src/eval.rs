@@ -99,7 +99,7 @@ pub enum EvalError {
     /// The VAE cannot be loaded.
     #[error(transparent)]
     Vae(#[from] opensora::vae::LoadError),
-    /// Decoded values that cannot be converted to frames.
+    /// The decoded values cannot be converted to frames.
     #[error(transparent)]
     ToFrames(#[from] ToFramesError),
     /// A real clip does not support the size of the request.

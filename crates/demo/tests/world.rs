@@ -1,4 +1,4 @@
-//! The demo world through real files, and the judge on clips that went through them.
+//! The data set of the demo world on disk, and the judge on encoded clips.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,11 +13,11 @@ use opensora_demo::{
 use opensora_manifest::Manifest;
 use std::{ops::ControlFlow, path::Path};
 
-/// Clips that a judge is tried on.
+/// Number of clips for the judge.
 const CLIPS: u64 = 300;
 
-/// Right verdicts of (shape, colour, background, motion) on `CLIPS` clips that `change` has
-/// changed.
+/// Returns the numbers of correct verdicts of (shape, colour, background, motion) on `CLIPS` clips,
+/// each passed through `change`.
 fn right(
     seed: u64,
     frames: usize,
@@ -42,7 +42,7 @@ fn right(
     right
 }
 
-/// At least 99 of 100 right in everything.
+/// Asserts that at least 99 % of the verdicts are correct for every attribute.
 fn assert_reliable(right: [u64; 4], what: &str) {
     assert!(right.iter().all(|&count| 100 * count >= 99 * CLIPS), "{what}: {right:?} of {CLIPS}");
 }
@@ -55,8 +55,8 @@ fn through_mp4(folder: &Path, index: u64, clip: &Frames) -> Frames {
     mp4::read(&path).unwrap().0
 }
 
-/// Every channel blurred by a Gaussian of `sigma` pixels, and Gaussian noise of `noise` of 255
-/// added.
+/// Returns the clip blurred by a Gaussian of `sigma` pixels, with Gaussian noise of standard deviation
+/// `noise` (of 255) added.
 fn blurred(clip: &Frames, sigma: f64, noise: f64, rng: &mut HostRng) -> Frames {
     let (height, width) = (clip.height(), clip.width());
     let reach = (3.0 * sigma).ceil() as isize;
@@ -82,7 +82,7 @@ fn blurred(clip: &Frames, sigma: f64, noise: f64, rng: &mut HostRng) -> Frames {
         });
         for plane in &mut planes {
             for value in plane.iter_mut() {
-                // Box and Muller.
+                // Box-Muller transform.
                 let (u, v) = (1.0 - rng.uniform(), rng.uniform());
                 *value += noise * (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos();
             }
@@ -157,7 +157,7 @@ fn a_data_set_is_written_and_an_interrupted_one_goes_on() {
     let expected: Vec<&str> = clips.iter().chain(&stills).map(|row| row.caption.as_str()).collect();
     assert_eq!(captions.lines().collect::<Vec<_>>(), expected);
 
-    // What is there is kept; what is missing, and what other settings made, is written again.
+    // Existing files are kept; missing files and files of other settings are written again.
     let written = |index: usize| std::fs::metadata(&clips[index].path).unwrap().modified().unwrap();
     let kept = written(0);
     let whole = std::fs::read(&clips[1].path).unwrap();

@@ -4,8 +4,8 @@ use burn::tensor::Tensor;
 
 use crate::prediction::PredictionType;
 
-/// The error of a model that cannot predict, which samplers return unchanged. Models whose weights are in
-/// memory have none; models that stream their weights may fail to read their file.
+/// Error of a model's prediction, which samplers return unchanged. Models with weights in memory never fail;
+/// models that stream their weights fail if the file cannot be read.
 pub type DenoiseError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The condition of a prediction.

@@ -131,7 +131,7 @@ mod tests {
             let rejected = NoiseSchedule::Linear.betas(found);
             assert_eq!(rejected, Err(ScheduleError::NumTimesteps { found }));
         }
-        // With 20 steps the last beta is exactly 1.
+        // The last beta of 20 steps is exactly 1.
         let rejected = NoiseSchedule::Linear.betas(20).unwrap_err();
         assert!(matches!(rejected, ScheduleError::Beta { step: 19, beta: 1.0, .. }), "{rejected}");
         assert!(NoiseSchedule::Linear.betas(21).is_ok());

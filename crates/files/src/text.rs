@@ -35,6 +35,15 @@ pub fn one_line(text: impl Display) -> String {
     limited(&text.to_string(), MAX_CHARS)
 }
 
+/// Returns true if `line` ends with the cause, or contains it. A single word must stand at the end: it may be
+/// part of a path.
+fn repeats(line: &str, cause: &str) -> bool {
+    match line.strip_suffix(cause) {
+        Some(before) => before.is_empty() || before.ends_with([' ', '(']),
+        None => cause.contains(' ') && line.contains(cause),
+    }
+}
+
 fn limited(text: &str, max_chars: usize) -> String {
     let mut line = String::new();
     for (index, shown) in text.trim().chars().enumerate() {
@@ -68,7 +77,7 @@ pub fn error_line(error: &(dyn Error + 'static)) -> String {
     let mut last = String::new();
     for cause in std::iter::successors(Some(error), |&error| error.source()) {
         let cause = cause.to_string();
-        if line.contains(&cause) {
+        if repeats(&line, &cause) {
             continue;
         }
         if !last.is_empty() && cause.starts_with(&last) {
@@ -111,6 +120,12 @@ mod tests {
         assert_eq!(error_line(&wrapped("clip.mp4: disk is full\nor gone")), full);
         // A cause that begins with the text around it.
         assert_eq!(error_line(&wrapped("disk is")), "disk is full or gone");
+        // A word that is part of the path is not said yet.
+        let word = Wrapped {
+            message: "/damaged/a.mp4: cannot decode",
+            source: std::io::Error::other("damaged"),
+        };
+        assert_eq!(error_line(&word), "/damaged/a.mp4: cannot decode: damaged");
         let long = Wrapped { message: "x", source: std::io::Error::other("ü".repeat(9000)) };
         assert_eq!(error_line(&long).chars().count(), MAX_ERROR_CHARS + 3);
     }

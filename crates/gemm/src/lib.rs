@@ -104,7 +104,7 @@ pub fn available() -> bool {
     Strategy::of_processor().is_some()
 }
 
-/// An implementation of the products.
+/// Implementation of the matrix products: AMX tiles, or SIMD microkernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Strategy {
     Amx,

@@ -130,8 +130,8 @@ pub(super) fn multiply_single_threaded(a: MatRef, b: MatRef, c: &mut [MaybeUnini
     multiply_rows(kernel, a, packed.as_mut_slice(), c, [true, true], &|_, _: &mut [f32]| ());
 }
 
-/// Writes the product of `a` and packed columns to `c`, or adds it; `ends` says whether this is the first and
-/// the last block of k.
+/// Writes the product of `a` and packed columns to `c`, or adds it. `ends`: true for the first, and for the
+/// last, block of k.
 fn multiply_rows(
     kernel: Microkernel,
     a: MatRef,

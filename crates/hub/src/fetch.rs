@@ -147,8 +147,8 @@ impl Hub {
         }
     }
 
-    /// Returns the files if the cache has all of them. The cache does not know the complete list for
-    /// [`Files::All`]: `partial` accepts the files that are cached.
+    /// Returns the wanted files if all are cached. For [`Files::All`] the cache does not know the complete
+    /// list: `partial` accepts the files that are cached.
     fn cached(&self, wanted: &Wanted<'_>, partial: bool) -> Result<Option<Snapshot>, HubError> {
         let Wanted { repository, revision, files } = *wanted;
         let Some(commit) = self.cache.commit(repository, revision) else { return Ok(None) };

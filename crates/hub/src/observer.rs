@@ -9,7 +9,7 @@ use std::{
 
 /// Receives the progress of a download or check, and can stop it.
 ///
-/// Each method receives one event and ignores it by default; `()` ignores all of them. A method that
+/// Each method receives one event and ignores it by default; `()` ignores all events. A method that
 /// returns [`ControlFlow::Break`] stops the work with [`HubError::Stopped`]. Downloaded bytes stay on the
 /// disk, and a later call resumes.
 ///
@@ -161,7 +161,7 @@ pub struct Locked<'a> {
     pub file: &'a str,
 }
 
-/// A hub that cannot be reached.
+/// The event of an unreachable hub.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Unreachable<'a> {

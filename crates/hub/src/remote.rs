@@ -65,7 +65,7 @@ impl Hub {
             return Err(wrong(format!("ETag '{tag}' found, expected the name of a blob")));
         }
         let length = match answer.status().is_redirection() {
-            // The length of a redirect is that of its own text.
+            // The Content-Length of a redirect is the size of the redirect's body, not of the file.
             true => None,
             false => text(answer.response.headers(), "content-length"),
         };

@@ -103,7 +103,7 @@ pub fn cross_attention(
     )
 }
 
-/// The arguments of [`attention`].
+/// Arguments of [`attention`]: query, key, value, bias and scale.
 #[derive(Clone)]
 pub(crate) struct Heads {
     pub(crate) query: Tensor<4>,

@@ -27,7 +27,7 @@ const BACKENDS: [Backend; 8] = [
     Backend { name: "ndarray", list: ndarray },
 ];
 
-/// A row of the table.
+/// A row of the table of backends: name, and function that lists devices.
 struct Backend {
     name: &'static str,
     /// Lists the devices in burn's order; `None` if the backend is not compiled in.

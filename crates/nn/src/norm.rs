@@ -123,13 +123,13 @@ impl GroupMoments {
 /// `RmsNorm` is the same in f32, but in half precision it rounds the root before the division.
 #[derive(Module, Debug)]
 pub struct RmsNorm {
-    /// Gain, `[C]`.
+    /// Weight, `[C]`.
     pub weight: Param<Tensor<1>>,
     epsilon: f64,
 }
 
 impl RmsNorm {
-    /// Returns a norm over `channels` with gain 1.
+    /// Returns an RMS norm over `channels` with weight 1.
     pub fn new(channels: usize, epsilon: f64, device: &Device) -> Self {
         Self { weight: burn::nn::Initializer::Ones.init([channels], device), epsilon }
     }

@@ -8,7 +8,7 @@ use rand_chacha::{
     rand_core::{RngCore, SeedableRng},
 };
 
-/// The use of random numbers. Different purposes have independent numbers.
+/// Use of random numbers, part of their key. Different purposes have independent numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Initial latents of a sampler; `index` is the sample.
@@ -35,7 +35,7 @@ pub enum Purpose {
     TokenMask = 11,
 }
 
-/// The random numbers of one key; see the [module](self).
+/// Generator of the random numbers of one key; see the [module](self).
 #[derive(Debug, Clone)]
 pub struct HostRng(ChaCha8Rng);
 

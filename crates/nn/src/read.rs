@@ -43,17 +43,18 @@ pub enum ReadError {
     },
 }
 
-/// An error of a backend or its driver. The message can have several lines.
+/// An error of a backend or its driver, on one line.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{}", .0.reason())]
+#[error("{}", one_line(.0.reason()))]
 pub struct BackendError(pub ExecutionError);
 
 /// Number of waits for a device since the process started.
 static WAITS: AtomicU64 = AtomicU64::new(0);
 
-/// Copies the values of `tensor` to the host, at once.
+/// Copies the values of `tensor` to the host and waits for the copy.
 ///
-/// On flex, whose tensors are in host memory, values that nothing else holds are moved, not copied.
+/// On flex, whose tensors are in host memory, values are moved, not copied, if no other tensor
+/// shares the buffer.
 ///
 /// # Errors
 /// Returns an error if work that the values depend on failed, or the device is lost.
@@ -66,7 +67,7 @@ pub fn read<const D: usize, K: Basic>(tensor: Tensor<D, K>) -> Result<TensorData
     // A lazy copy is made here, or fails here.
     match data.bytes().read(Default::default()) {
         Ok(_) => Ok(data),
-        Err(error) => Err(ReadError::Copy { device: name(&device), reason: error.to_string() }),
+        Err(error) => Err(ReadError::Copy { device: name(&device), reason: one_line(error) }),
     }
 }
 
@@ -101,6 +102,11 @@ fn failed(device: &Device, source: ExecutionError) -> ReadError {
     if lost { ReadError::Lost { device, source } } else { ReadError::Failed { device, source } }
 }
 
+/// Returns the message of a backend or driver on one line.
+pub(crate) fn one_line(message: impl std::fmt::Display) -> String {
+    message.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 fn name(device: &Device) -> String {
     // A device under autodiff has the name of the one it wraps.
     crate::device::name(&device.clone().inner()).unwrap_or_else(|| format!("{device:?}"))
@@ -114,7 +120,7 @@ mod tests {
     #[test]
     fn a_lost_device_is_distinguished_from_a_failed_operation() {
         let device = Device::flex();
-        let lost = failed(&device, ExecutionError::device_poisoned("illegal address"));
+        let lost = failed(&device, ExecutionError::device_poisoned("illegal\n  address"));
         assert!(matches!(lost, ReadError::Lost { .. }));
         assert_eq!(lost.to_string(), "flex is lost until the program is started again");
         assert_eq!(lost.source().unwrap().to_string(), "illegal address");

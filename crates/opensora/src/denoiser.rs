@@ -99,10 +99,10 @@ pub struct ConditionedDenoiser<'a, C: BatchCondition> {
     states: RefCell<States<C::State>>,
 }
 
-/// The null condition of a batch.
+/// The null condition of a batch, alone and joined with the condition.
 #[derive(Debug)]
 struct Null<C> {
-    /// For a batch of `B` samples.
+    /// The null condition, for a batch of `B` samples.
     alone: C,
     /// The condition and the null condition, for a batch of `2B` samples.
     both: C,

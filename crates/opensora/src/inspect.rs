@@ -23,7 +23,7 @@ pub struct Inspection {
     pub outcome: Result<ImportReport, Unfit>,
 }
 
-/// Why a checkpoint does not fit a model.
+/// Reason why a checkpoint does not fit a model.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Unfit {
@@ -40,7 +40,7 @@ const SHAPES: &str = "sizes of its tensors";
 /// Sizes from a file beside the weights.
 const CONFIG: &str = "sizes of config.json";
 
-/// Comparison with one model.
+/// Result of comparing a checkpoint with one model.
 struct Candidate {
     name: &'static str,
     sizes: &'static str,

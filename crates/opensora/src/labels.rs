@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-/// A public list of classes.
+/// A public list of classes: ImageNet-1k or UCF101.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LabelSet {
@@ -29,7 +29,7 @@ pub enum LabelError {
         set: &'static str,
         /// Number of classes in the list.
         classes: usize,
-        /// Names that contain the given one.
+        /// Names that contain the given name.
         near: Vec<String>,
     },
     /// Several classes have this name.
@@ -56,7 +56,7 @@ fn numbers(labels: &[usize]) -> String {
     labels.iter().map(usize::to_string).collect::<Vec<_>>().join(" or ")
 }
 
-/// Largest number of similar names in an error.
+/// Maximum number of similar names in an error.
 const MOST_SIMILAR: usize = 5;
 
 impl LabelSet {

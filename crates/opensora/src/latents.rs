@@ -14,7 +14,7 @@ use std::{
 
 const KEY: &str = "latents";
 
-/// Why latents could not be saved or loaded.
+/// Error of saving or loading latents.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LatentsError {
@@ -23,7 +23,7 @@ pub enum LatentsError {
     Write {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: Box<dyn Error + Send + Sync>,
     },
     /// The file cannot be read.

@@ -48,7 +48,7 @@ pub struct ModelFiles {
     pub buckets: &'static [[usize; 2]],
 }
 
-/// How [`TextToVideo`](crate::TextToVideo) chooses the position scales.
+/// Choice of the position scales by [`TextToVideo`](crate::TextToVideo).
 ///
 /// `space_scale` and `time_scale` of a request take precedence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +82,7 @@ pub enum ModelError {
     Read {
         /// The `model.json`.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The description of a model is not JSON, or a field is missing, unknown or of another type.

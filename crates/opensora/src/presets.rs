@@ -80,7 +80,7 @@ pub enum ClassKind {
     Latte,
 }
 
-/// Location of a published file.
+/// Location of a published file: a repository on the Hugging Face hub, or a URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Origin {

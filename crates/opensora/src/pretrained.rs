@@ -39,7 +39,7 @@ pub enum PretrainedError {
     Hub {
         /// The model.
         model: String,
-        /// Why.
+        /// The cause.
         source: HubError,
     },
     /// A repository with several checkpoints.

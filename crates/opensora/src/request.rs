@@ -6,10 +6,10 @@ use crate::{
 };
 use std::sync::Arc;
 
-/// Most pixels of a clip, over all frames: far beyond any memory.
+/// Maximum number of pixels of a clip, over all frames: far beyond any memory.
 const MAX_PIXELS: usize = 1 << 31;
 
-/// Largest noise index, which leaves room for the indices of all clips of a request.
+/// Maximum noise index, which leaves room for the indices of all clips of a request.
 const MAX_NOISE_INDEX: u64 = u64::MAX >> 1;
 
 /// A custom sampler in a request. Two are equal if they share the same object.
@@ -29,7 +29,7 @@ impl PartialEq for OwnSampler {
     }
 }
 
-/// Settings of the clips to sample.
+/// A request: size, sampler, guidance and seed of the clips to sample.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SampleRequest {
     /// Frames of a clip; 1 samples an image.
@@ -144,7 +144,7 @@ impl SampleRequest {
     }
 }
 
-/// Why a request cannot be sampled.
+/// Error for an invalid request.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {

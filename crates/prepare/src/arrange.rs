@@ -24,7 +24,7 @@ use opensora_manifest::{
 };
 use std::path::Path;
 
-/// The column of the video that a clip was cut from.
+/// Column that names a clip's source video.
 const SOURCE: &str = "source";
 
 /// Returns the file of a row, or its address if it has no path.

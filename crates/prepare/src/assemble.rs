@@ -76,7 +76,7 @@ pub struct Keys {
     rejected: HashMap<usize, Rejected>,
 }
 
-/// Why a row cannot be worked on.
+/// Reason why a row is not processed.
 #[derive(Debug, Clone)]
 enum Rejected {
     NoValue { column: String },
@@ -145,7 +145,7 @@ fn below(path: &str, folder: &Path) -> String {
 /// Fields of an output row. Columns that are not listed have the values of the input row.
 pub type Fields = Vec<(&'static str, String)>;
 
-/// The tables that a step writes.
+/// The tables that a step writes: rows for the next step, and failed rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tables {
     /// Rows for the next step.
@@ -170,7 +170,7 @@ pub(crate) fn write_list(list: &Table, path: &Path) -> Result<(), PrepareError> 
     }
 }
 
-/// The row counts of a step.
+/// Row counts of a step: read, written and failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Summary {
     /// Rows of the input that belong to the shard.

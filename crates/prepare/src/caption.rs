@@ -70,10 +70,10 @@ pub struct CaptionSpec {
     pub images: ImageSpec,
     /// Sampling temperature; 0 gives the likeliest wording.
     pub temperature: f64,
-    /// Largest number of tokens of an answer. A caption of a longer answer ends with its last whole
+    /// Maximum number of tokens of an answer. A caption of a longer answer ends with its last whole
     /// sentence and is marked in the column [`CUT`].
     pub max_tokens: u32,
-    /// More fields of the request; null removes a field. Newer models of OpenAI need
+    /// Extra request fields; a null value removes the field. Newer models of OpenAI need
     /// `{"max_tokens": null, "max_completion_tokens": 300}`.
     pub extra: Map<String, Value>,
 }
@@ -110,7 +110,7 @@ impl CaptionSpec {
         Ok(())
     }
 
-    /// Returns the largest number of tokens of an answer, as the request states it.
+    /// Returns the maximum number of tokens of an answer, as the request states it.
     fn max_tokens(&self) -> usize {
         let mut stated = ["max_completion_tokens", "max_tokens"].iter();
         let stated = stated.find_map(|field| self.extra.get(*field)?.as_u64());
@@ -139,7 +139,7 @@ impl CaptionSpec {
     }
 }
 
-/// Options of the captioning.
+/// Settings, server and run options of the step `caption`.
 #[derive(Debug)]
 pub struct Job {
     /// Model, prompt and images.
@@ -180,7 +180,7 @@ impl Job {
     }
 }
 
-/// The result of the step.
+/// Tables of the step `caption`, and the number of captions that it kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     /// The tables that were written: rows with a caption, and rows without.
@@ -211,7 +211,7 @@ pub fn run(
 ) -> Result<Report, PrepareError> {
     let Job { spec, endpoint, options, .. } = job;
     spec.validate()?;
-    // A shard is a part of the whole table, however many of its rows have captions.
+    // Shards divide the whole table, including rows that have captions.
     let mine = || (0..input.len()).filter(|&row| options.shard.holds(row));
     let open: Vec<usize> = mine().filter(|&row| job.is_open(input, row)).collect();
     let keys = Keys::of(input, PATH, out);
@@ -284,7 +284,7 @@ pub fn preview(job: &Job, input: &Table) -> Result<Option<Value>, PrepareError> 
 /// An error that affects every row.
 type HaltError = Arc<dyn Error + Send + Sync>;
 
-/// The state that workers share.
+/// State that the workers of a captioning share.
 struct Work<'a> {
     spec: &'a CaptionSpec,
     endpoint: &'a Endpoint,
@@ -351,9 +351,11 @@ impl<'a> Work<'a> {
 
     /// Ends the step with an error, unless there is one already. Returns the first one.
     fn halt(&self, error: impl Error + Send + Sync + 'static) -> HaltError {
-        self.stop.store(true, Ordering::Relaxed);
         let error = || -> HaltError { Arc::new(self.endpoint.error(error)) };
-        self.halted.get_or_init(error).clone()
+        let error = self.halted.get_or_init(error).clone();
+        // After the error: workers that wake from a wait report it.
+        self.stop.store(true, Ordering::Release);
+        error
     }
 
     /// Returns the error of a row whose wait was ended.

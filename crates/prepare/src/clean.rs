@@ -11,7 +11,7 @@ mod frames;
 pub use caption::Openings;
 
 use crate::{
-    Observer, PrepareError, RowError, RunOptions, Summary,
+    Observer, PrepareError, RowError, RunOptions, Shard, Summary,
     assemble::{REASON, failed_path, write_list},
 };
 use opensora_files::{folder_of, one_line};
@@ -23,7 +23,7 @@ use opensora_manifest::{
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// Treatment of unusable rows. They are listed with the reason in both cases.
+/// Treatment of unusable rows: dropped or kept. They are listed with the reason in both cases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Treatment {
@@ -47,7 +47,7 @@ pub enum Naming {
     From(PathBuf),
 }
 
-/// Options of a cleaning.
+/// Treatment of captions, paths and unusable rows by the step `clean`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Job {
     /// Openings that are removed from captions.
@@ -59,7 +59,7 @@ pub struct Job {
     pub unusable: Treatment,
     /// Counts the frames of each file again.
     pub relength: bool,
-    /// How paths are written.
+    /// Form of paths in the output.
     pub naming: Naming,
     /// Workers, shard of the rows, and retries of files that could not be read.
     pub options: RunOptions,
@@ -109,6 +109,13 @@ pub fn run(
     out: &Path,
     observer: &mut dyn Observer,
 ) -> Result<Report, PrepareError> {
+    if job.options.shard != Shard::WHOLE && job.naming != Naming::Movable {
+        return Err(PrepareError::Spec {
+            field: "shard",
+            found: job.options.shard.to_string(),
+            expected: "0/1 with absolute or relative paths: name the files in the merged table",
+        });
+    }
     let mine = (0..input.len()).filter(|&row| job.options.shard.holds(row));
     let input = &input.select(mine);
     let missing = missing(input);
@@ -346,7 +353,7 @@ mod tests {
         let reasons = column(&list, REASON);
         assert_eq!(reasons[0], "its caption is only an opening: In this image (kept)");
         assert!(reasons[1].ends_with("(kept)"));
-        // Without a count of frames there is no journal.
+        // A journal is written only if frames are counted.
         assert!(!folder.path().join("clean.csv.journal.jsonl").exists());
     }
 

@@ -97,7 +97,7 @@ pub const SOURCE: &str = "source";
 /// The column with a file's size in bytes.
 pub const BYTES: &str = "bytes";
 
-/// Options of a download.
+/// Folder, limits, retries and run options of a download.
 #[derive(Debug, Clone)]
 pub struct Job {
     /// Folder of the files; it is created.
@@ -106,17 +106,17 @@ pub struct Job {
     pub accept_license: bool,
     /// Licence of videos whose list does not state one.
     pub licence: Option<String>,
-    /// Largest size of a file in bytes.
+    /// Maximum size of a file in bytes.
     pub max_bytes: Option<u64>,
     /// Requests per second of all workers together; for `yt-dlp`, started videos per second.
     pub requests_per_second: Option<f64>,
     /// Bytes per second of all workers together.
     pub bytes_per_second: Option<u64>,
-    /// How long to wait for a server.
+    /// Timeouts of a connection, of further bytes and of an attempt.
     pub timeouts: Timeouts,
     /// Retries of a request.
     pub retry: RetryPolicy,
-    /// How `yt-dlp` is run.
+    /// Program, format and arguments of `yt-dlp`.
     pub yt_dlp: YtDlp,
     /// Allows hosts on this machine, in private networks and with link-local addresses.
     pub allow_private: bool,
@@ -144,7 +144,7 @@ impl Default for Job {
     }
 }
 
-/// Why nothing was downloaded.
+/// Error before a download starts: licence terms that were not accepted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DownloadError {
@@ -159,7 +159,7 @@ pub enum DownloadError {
     ),
 }
 
-/// The result of a download.
+/// Counts of a download: videos, clips, bytes and failed rows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Report {
     /// Videos whose files are complete.
@@ -170,7 +170,7 @@ pub struct Report {
     pub bytes: u64,
     /// Rows of the list of failures.
     pub failed: usize,
-    /// Why no video on YouTube was downloaded, if the list has any and the program is missing.
+    /// Reason why no video on YouTube was downloaded, if the list has any and the program is missing.
     pub no_yt_dlp: Option<String>,
 }
 

@@ -3,7 +3,7 @@
 use crate::filter::FilterError;
 use std::{error::Error, io, path::PathBuf, sync::Arc};
 
-/// Why a step failed as a whole. Errors of single rows are [`RowError`](crate::RowError)s: a step
+/// Error of a step as a whole. Errors of single rows are [`RowError`](crate::RowError)s: a step
 /// lists them and continues.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -24,7 +24,7 @@ pub enum PrepareError {
     Journal {
         /// The journal.
         path: PathBuf,
-        /// Why it cannot be used.
+        /// The cause.
         source: JournalError,
     },
     /// A settings file is malformed or has an invalid value.
@@ -46,7 +46,7 @@ pub enum PrepareError {
     Feature {
         /// The file.
         path: PathBuf,
-        /// What needs the feature, such as a section of a settings file.
+        /// The part that needs the feature, such as a section of a settings file.
         what: &'static str,
         /// The feature.
         feature: &'static str,
@@ -57,7 +57,7 @@ pub enum PrepareError {
     /// A table cannot be filtered.
     #[error(transparent)]
     Filter(#[from] FilterError),
-    /// Nothing can be downloaded.
+    /// The download cannot start.
     #[cfg(feature = "download")]
     #[error(transparent)]
     Download(#[from] crate::download::DownloadError),
@@ -141,7 +141,7 @@ impl PrepareError {
     }
 }
 
-/// Why a journal cannot be used.
+/// Error of opening or reading a journal.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JournalError {
@@ -166,7 +166,7 @@ pub enum JournalError {
     Record {
         /// The line, counted from 1.
         line: usize,
-        /// Why it cannot be parsed.
+        /// The parser's error.
         source: serde_json::Error,
     },
 }

@@ -22,11 +22,11 @@
 //! | `hash` | perceptual hashes of five moments, for near-duplicates |
 //!
 //! Motion and brightness are measured on frames scaled down to 128 pixels on the shorter side, flow on at
-//! most 32 pairs of them. The motion of images is 0. Bounds of any other column of numbers are possible as
-//! well, such as of a model's scores ([`Score`]).
+//! most 32 pairs of these frames. The motion of images is 0. Bounds can also apply to any other column of
+//! numbers, such as a model's scores ([`Score`]).
 //!
-//! Bounds are checked in their order, and a row is dropped at the first one that it fails. Near-duplicates
-//! are searched among the rows within all bounds. Beside the output, `<stem>.dropped.csv` lists dropped
+//! Bounds are checked in order, and a row is dropped at the first bound that it fails. Near-duplicates are
+//! searched among the rows within all bounds. Beside the output, `<stem>.dropped.csv` lists dropped
 //! rows (with `filter` and `reason`), and `<stem>.failed.csv` lists rows whose file cannot be read or that
 //! have no value for a bound (with `reason`).
 //!
@@ -78,7 +78,7 @@ const DERIVED: [&str; 5] =
 /// The column with the clip that a near-duplicate repeats.
 const DUPLICATE_OF: &str = "duplicate_of";
 
-/// Why a table cannot be filtered.
+/// Error for an invalid filter, or for one that does not fit the table.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FilterError {
@@ -105,12 +105,12 @@ pub enum FilterError {
     Model {
         /// The model's file.
         path: PathBuf,
-        /// Why it cannot be used.
+        /// The cause.
         source: Box<dyn Error + Send + Sync>,
     },
 }
 
-/// Options of a filter. The default drops nothing.
+/// Bounds, models and run options of a filter. The default drops nothing.
 #[derive(Clone, Default)]
 pub struct Job {
     /// The journal of the measurements. `None`: `<out>.journal.jsonl`, or `<stem>.journal.jsonl` if an
@@ -254,7 +254,7 @@ pub fn run(
     Ok(judged.report)
 }
 
-/// The decision about a row.
+/// The decision about a row: kept, dropped or failed.
 #[derive(Debug, Clone, PartialEq)]
 enum Fate {
     Kept,

@@ -18,7 +18,7 @@ pub struct Unreadable {
     pub row: usize,
     /// Path of the file.
     pub path: String,
-    /// Why it cannot be read, in one line.
+    /// The reason, in one line.
     pub reason: String,
 }
 
@@ -51,8 +51,8 @@ pub(crate) fn frames_at(path: &Path, places: &[f64]) -> Result<(Frames, Header),
     Ok((frames, header))
 }
 
-/// Returns the frames at `places` of a stream that should have `length` frames, and decodes none after
-/// the last of them. If the stream ends before, the inner error is its number of frames.
+/// Returns the frames at `places` (0: first, 1: last) of a stream of `length` frames. Decoding stops after
+/// the last requested frame. If the stream ends earlier, the inner error is its number of frames.
 fn pick(
     stream: Stream,
     places: &[f64],

@@ -3,7 +3,7 @@
 use crate::Summary;
 use std::ops::ControlFlow;
 
-/// The progress of a step.
+/// Event: rows of a step are done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Advanced {
@@ -15,7 +15,7 @@ pub struct Advanced {
     pub total: usize,
 }
 
-/// A stage of a pipeline starts.
+/// Event: a stage of a pipeline starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StageStarted<'a> {
@@ -56,8 +56,8 @@ pub struct StageFinished<'a> {
 /// }
 /// ```
 pub trait Observer {
-    /// Rows are done. [`ControlFlow::Break`] stops the step: rows that workers have begun are still
-    /// finished and recorded, and no others are begun.
+    /// Rows are done. [`ControlFlow::Break`] stops the step: rows in progress are finished and recorded,
+    /// and no others are started.
     fn advanced(&mut self, _event: &Advanced) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }

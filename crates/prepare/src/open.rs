@@ -8,7 +8,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-/// Opens a video for frames in square pixels.
+/// Opens a video and resizes its frames to square pixels. Frames are rotated upright.
 ///
 /// # Errors
 /// Returns an error if the file is missing, empty or cannot be decoded.
@@ -16,7 +16,7 @@ pub(crate) fn open(path: &Path, decoder: Decoder) -> Result<VideoReader, RowErro
     Ok(open_stored(path, decoder)?.with_square_pixels()?)
 }
 
-/// Opens a video for frames in the stored size.
+/// Opens a video without resizing its frames to square pixels. Frames are rotated upright.
 ///
 /// # Errors
 /// Returns an error if the file is missing, empty or cannot be decoded.

@@ -50,7 +50,7 @@ pub trait Stage {
 
     /// Makes the table `output` from `input`: the table of the previous stage or, for the first stage, the
     /// input of the pipeline, which can be a folder. An interrupted stage resumes when it is called again.
-    /// Other files are written beside the output, and failed rows are listed in [`failed_path`] of it.
+    /// Other files are written beside the output; [`failed_path`] is the list of failed rows.
     ///
     /// # Errors
     /// Returns an error if the step fails as a whole, or the observer stops it.
@@ -95,8 +95,8 @@ struct Seal {
 }
 
 impl Seal {
-    /// Returns true if the stage is still complete: settings, input, files of the input and output are
-    /// unchanged. Always false for the input of a folder, whose contents can have changed.
+    /// Returns true if the stage is up to date: its settings, input, input files and output are unchanged.
+    /// Always false if the input is a folder, whose contents can have changed.
     fn holds(&self, stage: &dyn Stage, input: &Path, output: &Path) -> bool {
         let is = |path: &Path, hash: &str| hash_file(path).is_ok_and(|found| found == hash);
         let are = |hash: &str| hash_files(input).is_ok_and(|found| found == hash);
@@ -222,8 +222,8 @@ pub fn run(
     Ok(done)
 }
 
-/// Returns the first table of a shard: the pipeline's input or, for a folder, the table that the first stage
-/// makes of it. The merged tables of all shards are brought into its order
+/// Returns the path of a shard's first table: the pipeline's input or, if the input is a folder, the output of
+/// the first stage. The merged tables of all shards are sorted in the order of this table
 /// ([`arrange::in_order_of`](crate::arrange::in_order_of)).
 pub fn origin(stages: &[&dyn Stage], job: &Job) -> PathBuf {
     match stages.first() {
@@ -234,7 +234,7 @@ pub fn origin(stages: &[&dyn Stage], job: &Job) -> PathBuf {
     }
 }
 
-/// Returns the work folder of a pipeline or of a shard of it.
+/// Returns the work folder of a pipeline, or of one shard.
 fn work_folder(job: &Job) -> PathBuf {
     let shard = job.options.shard;
     if shard == Shard::WHOLE {

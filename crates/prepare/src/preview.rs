@@ -30,7 +30,7 @@ use std::path::Path;
 
 /// Positions of the frames in a clip.
 const PLACES: [f64; 3] = [0.2, 0.5, 0.8];
-/// Largest height and width of a frame on the sheet.
+/// Maximum height and width of a frame on the sheet.
 const THUMBNAIL: [usize; 2] = [162, 288];
 
 /// Options of a preview: which rows are shown.
@@ -70,7 +70,7 @@ impl Job {
     }
 }
 
-/// The rows of a written sheet.
+/// Row counts of a written sheet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     /// Number of rows of the table.
@@ -88,7 +88,7 @@ impl Report {
     }
 }
 
-/// A row of the sheet.
+/// A row of the sheet: caption, frames and header.
 struct Entry<'a, Picture> {
     /// Row of the table, counted from 1.
     row: usize,
@@ -120,7 +120,7 @@ impl<Picture> Entry<'_, Picture> {
     }
 }
 
-/// The format of a sheet.
+/// File format of a sheet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     Png,

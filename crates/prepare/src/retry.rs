@@ -6,14 +6,14 @@ use std::{
     time::Duration,
 };
 
-/// How often a request is tried, and how long to wait between two attempts.
+/// Number of attempts of a request, and the waits between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// Number of attempts; 0 counts as 1.
     pub attempts: u32,
     /// Wait before the second attempt. It doubles with each further attempt.
     pub first_wait: Duration,
-    /// Longest wait between two attempts, also if the server asks for a longer one.
+    /// Maximum wait between two attempts, also if the server asks for a longer one.
     pub longest_wait: Duration,
 }
 
@@ -28,12 +28,12 @@ impl Default for RetryPolicy {
     }
 }
 
-/// The error of an attempt.
+/// Error of an attempt: transient or permanent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure<E> {
     /// A later attempt may succeed.
     Transient {
-        /// What failed.
+        /// The error.
         error: E,
         /// The wait that the server asks for (`Retry-After`).
         wait: Option<Duration>,
@@ -49,10 +49,10 @@ impl<E> Failure<E> {
     }
 }
 
-/// The error of the last attempt.
+/// Error of the last attempt, and the number of attempts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GaveUp<E> {
-    /// What failed.
+    /// The error.
     pub error: E,
     /// Number of attempts.
     pub attempts: u32,

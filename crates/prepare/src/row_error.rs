@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Why a row cannot be used. A step records it ([`RowError::reason`]) and continues with the other
+/// Error for a row that a step rejects. A step records it ([`RowError::reason`]) and continues with the other
 /// rows.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -29,7 +29,7 @@ pub enum RowError {
     /// The path leads to something that is not a regular file.
     #[error("it is {0}, expected a file")]
     NotAFile(
-        /// What the path leads to, such as "a folder".
+        /// The kind of target, such as "a folder".
         &'static str,
     ),
     /// The file is empty.
@@ -40,7 +40,7 @@ pub enum RowError {
     Link {
         /// The target of the link.
         target: PathBuf,
-        /// Why the target cannot be read.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The file cannot be read or written.
@@ -72,7 +72,7 @@ pub enum RowError {
     Part {
         /// The part, such as "its clip".
         what: String,
-        /// Why it failed.
+        /// The cause.
         source: Box<dyn Error + Send + Sync>,
     },
     /// A video cannot be downloaded.

@@ -1,9 +1,9 @@
 //! Lists the videos of folders in a table.
 //!
-//! Folders are walked recursively, and rows are sorted by path. A file has one row, however many paths
+//! Folders are walked recursively, and rows are sorted by path. A file has one row, even if several paths
 //! lead to it. Names that start with a dot are skipped, and so are symbolic links, unless
-//! [`Walk::follow_links`] is set. Anything else with a video's extension that is not a file or cannot be
-//! opened (folders, pipes, dangling links, damaged files) is listed with the reason.
+//! [`Walk::follow_links`] is set. Other entries with a video's extension that are not regular files or fail
+//! to open (folders, pipes, dangling links, damaged files) are listed with the reason.
 //!
 //! Width and height are those of the displayed frames: upright and in square pixels. The number of
 //! frames is that of the frames that decoders return.
@@ -33,16 +33,16 @@ pub const VIDEOS: [&str; 15] = [
     "webm", "wmv",
 ];
 
-/// How folders are walked.
+/// Settings of a walk through folders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Walk {
     /// Follows symbolic links to videos and folders, as in a cache of the Hugging Face hub. The rows have
-    /// the paths of the links. A folder is walked once, however many links lead to it.
+    /// the paths of the links. A folder is walked once, even if several links lead to it.
     pub follow_links: bool,
 }
 
-/// The files that a walk found.
+/// Videos that a walk found, and paths that it could not use.
 #[derive(Debug, Default)]
 pub struct Found {
     /// Files in the folders with a video's extension, and all files that were named. Sorted; each file
@@ -58,7 +58,7 @@ pub struct Found {
 }
 
 impl Found {
-    /// Walks `places`: folders, and files, which are taken whatever their extension.
+    /// Walks `places`: folders, and files, which may have any extension.
     ///
     /// # Errors
     /// Returns an error if one of the places does not exist.
@@ -178,7 +178,7 @@ fn holds_videos(folder: &Path) -> bool {
     entries.into_iter().any(|entry| is_video(&entry.path()))
 }
 
-/// The header of a video.
+/// Size, frame rate and length of a video, from its header.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Probe {
     width: usize,
@@ -219,10 +219,10 @@ impl Probe {
 /// Columns that the step adds.
 const COLUMNS: [&str; 5] = ["width", "height", "fps", NUM_FRAMES, "duration"];
 
-/// Options of a scan.
+/// Walk, decoder and run options of a scan.
 #[derive(Debug, Clone, Default)]
 pub struct Job {
-    /// How folders are walked.
+    /// Settings of the walk through folders.
     pub walk: Walk,
     /// The decoder that reads the headers.
     pub decoder: Decoder,

@@ -4,7 +4,7 @@ use crate::{RowError, open};
 use opensora_video::{Frames, media, png, reader::Decoder};
 use std::path::Path;
 
-/// The header of a clip.
+/// Size, frame rate and length of a clip, from its header.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Header {
     /// Width in pixels.

@@ -160,7 +160,7 @@ impl Settings {
     }
 }
 
-/// Options of a split.
+/// Settings, folder, decoder and run options of the step `split`.
 #[derive(Debug, Clone, Default)]
 pub struct Job {
     /// Length, size and frame rate of the clips.
@@ -299,7 +299,7 @@ impl<'a> Videos<'a> {
         let kept: HashSet<&str> = clips.iter().map(|clip| clip.file.as_str()).collect();
         for clip in self.outdated().remove(&row).into_iter().flatten() {
             if !kept.contains(clip.file.as_str()) {
-                // A clip that cannot be removed stays; no table names it.
+                // Errors are ignored: no table lists the clip.
                 let _ = fs::remove_file(self.clips.join(clip.file));
             }
         }

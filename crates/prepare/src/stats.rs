@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 /// Columns from the headers of files, in the order in which they are added.
 const PROBED: [&str; 5] = ["width", "height", "fps", NUM_FRAMES, "duration"];
 
-/// The statistics of a table.
+/// Statistics of a table: rows, columns, durations and sizes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Stats {
     /// Number of rows.
@@ -51,7 +51,7 @@ pub struct Stats {
     pub unreadable: Vec<Unreadable>,
 }
 
-/// Options of the statistics.
+/// Options of the statistics: whether files are opened, and the file of histograms.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Job {
     /// Opens the files of rows that lack size, frame rate, length or duration.

@@ -67,7 +67,7 @@ pub enum Outcome<T> {
     Failed(String),
 }
 
-/// Why a row has no record.
+/// Error of a row: a reason to record for the row, or an error that ends the step.
 #[derive(Debug)]
 pub enum Fault {
     /// The row cannot be used. The reason is recorded.
@@ -107,8 +107,8 @@ struct Line<'a, T> {
 /// `None` for rows of other shards.
 ///
 /// `work` gets the index of a row and is called on several threads at once. A panic in it is a failure
-/// of that row. After a [`Fault::Step`], rows that workers have begun are still finished and recorded,
-/// and no others are begun.
+/// of that row. After a [`Fault::Step`], rows in progress are finished and recorded, and no others are
+/// started.
 ///
 /// # Errors
 /// Returns an error if two rows have the same key, the journal cannot be used, `work` returns a
@@ -125,8 +125,8 @@ where
     run_checked(run, keys, &Trust::ALL, work, observer)
 }
 
-/// Processes rows that are each computed from the file at `path(row)`, as [`run()`] does. A record is
-/// valid until the file changes.
+/// As [`run()`], for rows whose outcome is computed from the file `path(row)`. An outcome is discarded if the
+/// file's size or modification time has changed. A success stays valid after the file is deleted.
 ///
 /// # Errors
 /// Returns an error if [`run()`] would.
@@ -145,7 +145,7 @@ where
     run_checked(run, keys, &trust, work, observer)
 }
 
-/// Processes rows whose records are checked before they are trusted, as [`run()`] does.
+/// As [`run()`], for rows whose earlier outcomes are checked with `trust` before they are reused.
 ///
 /// # Errors
 /// Returns an error if [`run()`] would.
@@ -221,7 +221,7 @@ pub(crate) fn open_journal(path: &Path) -> Result<(Journal, Vec<String>), Prepar
     })
 }
 
-/// Opens the journal, checks or writes its first line, and reads its records.
+/// Opens the journal, checks or writes its first line (the step's settings), and reads its records.
 fn open_run<T: DeserializeOwned>(run: &Run) -> Result<(Journal, Vec<Entry<T>>), PrepareError> {
     let path: &Path = &run.journal;
     let fail = |source| PrepareError::Journal { path: path.into(), source };

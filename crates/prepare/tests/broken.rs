@@ -47,7 +47,7 @@ fn write_all(folder: &Path) {
     write("huge-sample.mp4", &patched(good.clone(), b"stsz", 12, &[0x7f; 4]));
     write("many-samples.mp4", &patched(good.clone(), b"stsz", 8, &[0x7f; 4]));
     write("huge-box.mp4", &patched(good, b"ftyp", 0, &[0xff; 4]));
-    // One frame: the writer would make a PNG of it.
+    // The writer would write a single frame as a PNG, so a clip of two frames is patched.
     video(&path("short.mp4"), [2, 48, 64]);
     let two = std::fs::read(path("short.mp4")).unwrap();
     let one = patched(two, b"stsz", 8, &1u32.to_be_bytes());

@@ -313,7 +313,7 @@ fn failures_and_captions_are_repeated_on_request() {
     let second = caption::run(&retry, &table, &out, &mut ()).unwrap();
     assert_eq!((second.tables.output.len(), second.kept, server.counts().len()), (3, 1, 1));
     assert_eq!(Table::read(&out).unwrap(), second.tables.output);
-    assert!(!failed_path(&out).exists(), "no failures, no list of them");
+    assert!(!failed_path(&out).exists(), "a list of failures, but no failures");
 
     let anew = Job { recaption: true, ..job() };
     let refused = caption::run(&anew, &table, &out, &mut ()).unwrap_err();

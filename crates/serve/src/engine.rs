@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 use std::{error::Error, ops::ControlFlow};
 
-/// Any error that another thread can take.
+/// Any error that can be sent to another thread.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
 /// Makes videos, one at a time.
@@ -17,10 +17,10 @@ pub trait Engine: Send + Sync + 'static {
     /// Returns the model's name and defaults.
     fn model(&self) -> &ModelInfo;
 
-    /// Checks that the model can make what a job asks for, without computing.
+    /// Checks that the model supports a job's settings, without computing.
     ///
     /// # Errors
-    /// Returns [`EngineError::Request`] if it cannot.
+    /// Returns [`EngineError::Request`] if the model does not support them.
     fn check(&self, request: &JobRequest) -> Result<(), EngineError>;
 
     /// Makes the video of a job. The observer may stop the work at each of its events.
@@ -39,7 +39,7 @@ pub trait Engine: Send + Sync + 'static {
 pub struct Generated {
     /// The video.
     pub clip: Frames,
-    /// All that is needed to make it again, as `opensora sample --from-record` reads it.
+    /// The settings that reproduce the video, in the format of `opensora sample --from-record`.
     pub record: Value,
 }
 
@@ -72,7 +72,7 @@ pub struct ModelInfo {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
-    /// The model cannot make what the request asks for.
+    /// The model does not support the request.
     #[error("the model cannot make this video")]
     Request(#[source] BoxError),
     /// Loading or computing failed.

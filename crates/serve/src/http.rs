@@ -23,18 +23,18 @@ use error::ApiError;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
-/// Description of the API (OpenAPI 3.1, JSON), the authority on names and types.
+/// Description of the API (OpenAPI 3.1, JSON): the reference for names and types.
 pub const OPENAPI: &str = include_str!("openapi.json");
 
 /// State that all routes share.
 pub(crate) struct App {
     pub(crate) queue: Arc<Queue>,
     pub(crate) security: Security,
-    /// Connections that may follow jobs at once.
+    /// Permits for connections that follow jobs.
     pub(crate) followers: Arc<Semaphore>,
 }
 
-/// Most clients that follow jobs by events at once, so that connections are left for other requests.
+/// Maximum number of event streams, so that connections are left for other requests.
 const MAX_FOLLOWERS: usize = 64;
 
 /// Returns the routes over a queue, for embedding into a larger server. [`Server`](crate::Server) adds
@@ -62,7 +62,7 @@ pub fn router(queue: Arc<Queue>, security: Security) -> Router {
         .with_state(app)
 }
 
-/// A response of JSON. (axum's own would change features of `serde_json` for the whole build.)
+/// A JSON response. (axum's `Json` would change features of `serde_json` for the whole build.)
 pub(crate) struct Json(pub(crate) serde_json::Value);
 
 impl IntoResponse for Json {
@@ -71,7 +71,7 @@ impl IntoResponse for Json {
     }
 }
 
-/// Runs work that waits for the disk on a thread for blocking work.
+/// Runs disk operations on tokio's pool of blocking threads.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {

@@ -8,15 +8,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobStatus {
-    /// It waits for the worker.
+    /// The job waits for the worker.
     Queued,
-    /// The worker computes it.
+    /// The worker computes the video.
     InProgress,
-    /// Its video can be fetched.
+    /// The video can be fetched.
     Completed,
-    /// It has an error instead of a video.
+    /// The job has an error instead of a video.
     Failed,
-    /// A client cancelled it before it was completed.
+    /// A client cancelled the job before it was completed.
     Cancelled,
 }
 
@@ -36,7 +36,7 @@ impl JobStatus {
         }
     }
 
-    /// Returns true if the status does not change any more.
+    /// Returns true if the status is final.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
@@ -67,7 +67,7 @@ pub struct JobSpec {
     pub sequence: u64,
     /// Time of arrival in seconds since 1970.
     pub created_at: u64,
-    /// What to make.
+    /// Parameters of the video.
     pub request: JobRequest,
 }
 
@@ -76,7 +76,8 @@ pub struct JobSpec {
 pub struct JobState {
     /// The status.
     pub status: JobStatus,
-    /// How often the worker has begun the job, not counting orderly stops of the server.
+    /// Number of times that the worker has started the job, without those that ended with a graceful stop of
+    /// the server.
     pub attempts: u32,
     /// When the worker began the last attempt, in seconds since 1970.
     pub started_at: Option<u64>,

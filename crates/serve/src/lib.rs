@@ -3,7 +3,7 @@
 //!
 //! A client posts a prompt, gets a job, and fetches the video when the job is completed. Jobs wait in a
 //! [`Queue`], whose one worker thread passes them in order of arrival to an [`Engine`]. With the feature
-//! `model` (on by default), `ModelEngine` is one: it keeps an `opensora::TextToVideo` in memory.
+//! `model` (on by default), `ModelEngine` implements it with an `opensora::TextToVideo` in memory.
 //!
 #![cfg_attr(feature = "model", doc = "```no_run")]
 #![cfg_attr(not(feature = "model"), doc = "```ignore")]
@@ -41,15 +41,15 @@
 //! | `GET /health`, `GET /metrics` | state of the server, for probes and for Prometheus |
 //! | `GET /openapi.json`, `GET /` | the [description of this API](OPENAPI), the page |
 //!
-//! Names and shapes are those of the public `/v1/videos` APIs (OpenAI's, SGLang's), so that their clients
-//! work; [`OPENAPI`] is the authority.
+//! Routes and fields follow the `/v1/videos` APIs of OpenAI and SGLang, so that their clients work. The
+//! reference is [`OPENAPI`].
 //!
 //! # Jobs on disk
 //!
 //! Each job is a folder: `request.json` (written once), `state.json` (replaced at every change of status),
 //! and, when it is completed, `video.mp4`, its record `video.mp4.json` and `thumbnail.png`. A job is
-//! acknowledged after its folder is on the disk. After a restart, even after SIGKILL, queued jobs are still
-//! queued, finished ones are kept, and the job that was running is queued again, in its old place.
+//! acknowledged after its folder is on the disk. After a restart, even after SIGKILL, queued jobs keep their
+//! places in the queue, finished jobs are kept, and the job that was running is queued again at its place.
 //!
 //! # Threads and memory
 //!
@@ -68,7 +68,7 @@
 //! |---|---|
 //! | [`engine`] | the trait of engines, and the observer of a job |
 //! | [`request`] | parameters of a client's request, and of a job |
-//! | [`limits`] | bounds of requests, queue and disk |
+//! | [`limits`] | limits of requests, queue and disk |
 //! | [`job`] | jobs and their status |
 //! | [`store`] | the folders of jobs |
 //! | [`queue`] | jobs in memory and on disk, and the worker |

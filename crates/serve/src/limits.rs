@@ -1,36 +1,36 @@
-//! Bounds of requests, of the queue and of the disk.
+//! Limits of requests, queue and disk.
 
 use serde::Serialize;
 
-/// Longest prompt that a request may have, in characters. Text encoders see 120 tokens of it.
+/// Maximum length of a prompt in characters. Text encoders use the first 120 tokens.
 pub const MAX_PROMPT_CHARS: usize = 2000;
 
 /// Largest body of a request in bytes: two prompts whose characters are all JSON escapes of 12 bytes, and
 /// the other fields.
 pub const MAX_BODY_BYTES: usize = 64 << 10;
 
-/// Largest seed: integers up to this one are exact in JSON of all languages.
+/// Largest seed: JSON parsers of all languages read integers up to this one exactly.
 pub const MAX_SEED: u64 = (1 << 53) - 1;
 
-/// Bounds of what clients may ask for.
+/// Limits of requests, queue and disk.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Limits {
-    /// Jobs that may wait.
+    /// Maximum number of queued jobs.
     pub max_queued: usize,
-    /// Jobs in all, finished ones included; memory holds their parameters.
+    /// Maximum number of jobs, including finished ones; their parameters are in memory.
     pub max_jobs: usize,
-    /// Bytes of all jobs on disk.
+    /// Maximum bytes of all jobs on disk.
     pub max_disk_bytes: u64,
     /// What happens to a new job if the disk limit or the number of jobs is reached.
     #[serde(skip)]
     pub when_full: WhenFull,
-    /// Pixels of a side.
+    /// Maximum width and height in pixels.
     pub max_side: usize,
-    /// Frames of a video.
+    /// Maximum number of frames of a video.
     pub max_frames: usize,
-    /// Pixels of all frames of a video together.
+    /// Maximum number of pixels of all frames of a video.
     pub max_pixels: usize,
-    /// Steps of the sampler.
+    /// Maximum number of sampler steps.
     pub max_steps: usize,
 }
 
@@ -54,7 +54,7 @@ impl Default for Limits {
 /// What happens to a new job if the disk limit or the number of jobs is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WhenFull {
-    /// It is rejected until a client deletes finished jobs.
+    /// The new job is rejected. Clients have to delete finished jobs.
     #[default]
     Reject,
     /// The oldest finished jobs are deleted.

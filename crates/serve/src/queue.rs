@@ -21,13 +21,13 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// Attempts after which a job that never ends is given up: it may be what ends the process.
+/// Attempts after which an unfinished job is marked as failed: it may be the job that crashes the process.
 pub const MAX_ATTEMPTS: u32 = 5;
 
 /// Settings of a queue.
 #[derive(Default)]
 pub struct QueueOptions {
-    /// Bounds of what clients may ask for.
+    /// Limits of requests, queue and disk.
     pub limits: Limits,
     /// Receives the events of jobs; `None` ignores them.
     pub observer: Option<Box<dyn JobObserver>>,
@@ -58,10 +58,10 @@ pub enum QueueError {
     /// The engine cannot make the video.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// Too many jobs wait.
+    /// The queue is full.
     #[error("{queued} jobs are queued already, which is the limit: try again later")]
     QueueFull {
-        /// Jobs that wait.
+        /// Number of queued jobs.
         queued: usize,
     },
     /// The disk limit or the number of jobs is reached.
@@ -70,13 +70,13 @@ pub enum QueueError {
          {max_bytes} bytes): delete finished ones"
     )]
     DiskFull {
-        /// Jobs in all.
+        /// Number of jobs.
         jobs: usize,
-        /// Bytes that they take.
+        /// Bytes of all jobs on disk.
         bytes: u64,
-        /// Most jobs.
+        /// Maximum number of jobs.
         max_jobs: usize,
-        /// Most bytes.
+        /// Maximum number of bytes.
         max_bytes: u64,
     },
     /// There is no such job.
@@ -157,8 +157,8 @@ impl Entry {
     }
 }
 
-/// Returns the bytes that a job may take: H.264 stores no block larger than uncompressed, 1.5 bytes a pixel,
-/// a PNG no pixel larger than 3 bytes, but for headers.
+/// Returns an upper bound of a job's bytes on disk. Without headers, H.264 takes at most 1.5 bytes per pixel
+/// (uncompressed blocks) and PNG at most 3.
 fn reserve(request: &JobRequest) -> u64 {
     let frame = (request.width as u64).saturating_mul(request.height as u64);
     let frames = (request.num_frames as u64).saturating_mul(2).saturating_add(4);
@@ -167,7 +167,7 @@ fn reserve(request: &JobRequest) -> u64 {
 
 #[derive(Default)]
 struct Jobs {
-    /// By order of arrival.
+    /// Keyed by order of arrival.
     entries: BTreeMap<u64, Entry>,
     sequences: HashMap<String, u64>,
     waiting: BTreeSet<u64>,
@@ -204,7 +204,7 @@ impl Jobs {
         self.entries.get(sequence).ok_or(QueueError::NotFound)
     }
 
-    /// Sets the state of a job; a final one frees what was reserved.
+    /// Sets the state of a job; a final state releases the reserved bytes.
     fn set_state(&mut self, sequence: u64, state: JobState, bytes: Option<u64>) {
         let Some(entry) = self.entries.get_mut(&sequence) else { return };
         self.bytes -= entry.bytes();
@@ -221,7 +221,7 @@ impl Jobs {
             JobStatus::Queued => self.waiting.insert(sequence),
             _ => self.waiting.remove(&sequence),
         };
-        // Wakes all who follow the job.
+        // Wakes all followers of the job.
         if status.is_final() {
             entry.live.send_modify(|live| live.preview = None);
         } else {
@@ -492,7 +492,7 @@ impl Queue {
         jobs.find(id).map(|entry| self.store.folder(&entry.job.spec.id).join(name))
     }
 
-    /// Cancels a job that is queued or in progress. The worker gives it up after the current step.
+    /// Cancels a job that is queued or in progress. The worker stops it after the current step.
     ///
     /// # Errors
     /// Returns an error if there is no job of this id, its status is final, or it cannot be written.
@@ -520,8 +520,8 @@ impl Queue {
         view
     }
 
-    /// Deletes a job whose status is final, with its files; cancels any other. Returns true if it was
-    /// deleted.
+    /// Deletes a job whose status is final, with its files. Cancels a job of any other status. Returns true
+    /// if the job was deleted.
     ///
     /// # Errors
     /// Returns an error if there is no job of this id, or its files cannot be written or deleted.
@@ -539,7 +539,7 @@ impl Queue {
         Ok(true)
     }
 
-    /// Returns the number of jobs by status, and their bytes.
+    /// Returns the number of jobs by status, and their bytes on disk.
     pub fn counts(&self) -> QueueCounts {
         let jobs = lock(&self.jobs);
         let mut counts = QueueCounts { bytes: jobs.bytes, ..QueueCounts::default() };
@@ -569,13 +569,13 @@ impl Queue {
         self.stop.load(Ordering::SeqCst)
     }
 
-    /// Stops the worker after its current step and waits for it. The job that it computes goes back into
-    /// the queue; jobs are no longer accepted.
+    /// Stops the worker after its current step and waits for it. The running job returns to the queue;
+    /// new jobs are rejected.
     pub fn stop(&self) {
         self.begin_stop();
         let worker = lock(&self.worker).take();
         if let Some(worker) = worker {
-            // Panics of jobs are caught; one of the worker's own leaves the jobs on the disk.
+            // Panics of jobs are caught. After any other panic of the worker, the jobs are still on disk.
             let _ = worker.join();
         }
     }
@@ -593,7 +593,7 @@ impl Queue {
                 }
             }
             let disk = lock(&self.disk);
-            // It may have been cancelled meanwhile.
+            // The job may have been cancelled before the lock was taken.
             let next = {
                 let jobs = lock(&self.jobs);
                 let first = jobs.waiting.first().and_then(|first| jobs.entries.get(first));
@@ -607,7 +607,7 @@ impl Queue {
                 ..state
             };
             if let Err(error) = self.store.write_state(&spec.id, &state) {
-                // Computed all the same: on the disk it is still queued, which is no harm.
+                // The job runs anyway: on disk it stays queued, so a restart would only repeat it.
                 self.warn(&spec.id, &error);
             }
             let mut jobs = lock(&self.jobs);
@@ -624,12 +624,12 @@ impl Queue {
         }
     }
 
-    /// Sets the state of a job that the worker has left, unless the job was cancelled or deleted meanwhile.
+    /// Sets the state of a job after an attempt, unless the job was cancelled or deleted meanwhile.
     pub(crate) fn settle(&self, spec: &JobSpec, mut state: JobState) {
         let disk = lock(&self.disk);
         let current = lock(&self.jobs).find(&spec.id).map(|entry| entry.job.state.clone());
         let Ok(current) = current else {
-            // Deleted: what the worker wrote since is deleted as well.
+            // The job was deleted: files that the worker has written since are deleted too.
             let _ = self.store.delete(&spec.id);
             return;
         };

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 pub struct VideoRequest {
     /// What the video shows.
     pub prompt: String,
-    /// What it should not show. The empty text is the same as none.
+    /// What the video should not show. Empty text is the same as none.
     pub negative_prompt: Option<String>,
     /// Name of the model.
     pub model: Option<String>,
@@ -35,12 +35,12 @@ pub struct VideoRequest {
     pub seed: Option<u64>,
 }
 
-/// All parameters of a job, with the model's defaults for what the client left out.
+/// All parameters of a job, with the model's defaults for missing parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobRequest {
     /// What the video shows.
     pub prompt: String,
-    /// What it should not show; `None` for the model's null prompt.
+    /// What the video should not show; `None` for the model's null prompt.
     pub negative_prompt: Option<String>,
     /// Name of the model.
     pub model: String,
@@ -177,7 +177,7 @@ impl VideoRequest {
                     let expected = format!("more than 0, up to {longest}");
                     return Err(RequestError::limit("seconds", seconds, expected));
                 }
-                // Not a number is in no range.
+                // NaN is in no range.
                 (ranged("seconds", seconds, 0.0..=longest)? * fps).round().max(1.0) as usize
             }
             // A default is no larger than what may be asked for.
@@ -275,7 +275,7 @@ fn integer(param: &str, value: &Value, largest: u64) -> Result<u64, RequestError
 }
 
 fn count(param: &str, value: &Value) -> Result<usize, RequestError> {
-    // Far beyond every limit, and in range of all integers.
+    // A value beyond every limit that fits all integer types.
     integer(param, value, 1 << 31).map(|count| count as usize)
 }
 

@@ -26,7 +26,7 @@ use tokio::{
 /// Longest head of a request in bytes.
 const MAX_HEAD_BYTES: usize = 16 << 10;
 
-/// Longest time that open requests get to end when the server stops.
+/// Time for open requests to finish when the server stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Time between two looks whether the worker still runs.
@@ -44,16 +44,16 @@ const BUSY: &[u8] =
 pub struct ServerOptions {
     /// Address to listen on.
     pub host: IpAddr,
-    /// Port to listen on; 0 for one that is free.
+    /// Port to listen on; 0 for any free port.
     pub port: u16,
     /// Requests that are accepted.
     pub security: Security,
-    /// Connections at once; others are answered with 503.
+    /// Maximum number of open connections; further ones are answered with 503.
     pub max_connections: usize,
-    /// Longest time that a client may take to send the head of a request, and that a connection stays open
-    /// without one.
+    /// Time limit for sending the head of a request, which is also the keep-alive timeout of an idle
+    /// connection.
     pub head_timeout: Duration,
-    /// Longest time that a client may read nothing of a response.
+    /// Time after which a connection is closed if the client reads none of a response.
     pub write_timeout: Duration,
 }
 
@@ -103,7 +103,7 @@ impl ServerOptions {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServeError {
-    /// Others could use the server without a token.
+    /// The address is not a loopback address and there is no token.
     #[error("{host} can be reached from other machines: a token is required")]
     NoToken {
         /// The address.
@@ -118,13 +118,13 @@ pub enum ServeError {
         /// The address.
         host: IpAddr,
     },
-    /// Names of hosts let a proxy's clients in, who would need no token.
-    #[error("'{name}' is allowed as a name of the server: a token is required")]
+    /// A host name is accepted without a token: clients of a proxy would need none.
+    #[error("the host name '{name}' is accepted: a token is required")]
     NoTokenForName {
-        /// The name.
+        /// The host name.
         name: String,
     },
-    /// The token cannot be sent.
+    /// The token cannot be sent in a header.
     #[error("the token is empty or has other characters than visible ASCII ones")]
     Token,
     /// The address cannot be listened on.
@@ -158,7 +158,7 @@ pub struct Server {
 pub struct Stopper(watch::Sender<bool>);
 
 impl Stopper {
-    /// Lets [`Server::run`] return soon.
+    /// Makes [`Server::run`] return soon.
     pub fn stop(&self) {
         self.0.send_replace(true);
     }
@@ -189,8 +189,8 @@ impl Server {
         self.stopper.clone()
     }
 
-    /// Answers requests until the server is stopped, then stops the queue: the job that is computed goes
-    /// back into it after the current step.
+    /// Answers requests until the server is stopped, then stops the queue: the running job returns to
+    /// the queue after the current step.
     ///
     /// # Errors
     /// Returns an error if no threads can be started or the worker has ended by itself.
@@ -222,7 +222,7 @@ impl Server {
             let stream = tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => stream,
-                    // No file descriptors are left, or the client has gone already.
+                    // No file descriptors are left, or the client has disconnected.
                     Err(_) => {
                         tokio::time::sleep(Duration::from_millis(50)).await;
                         continue;
@@ -247,7 +247,7 @@ impl Server {
                 }
                 Err(_) => {
                     queue.metrics.rejected_connection();
-                    // Into the buffer of the system, or not at all: nothing waits for this client.
+                    // A non-blocking write: the response fits into the socket's buffer or is dropped.
                     let _ = stream.try_write(BUSY);
                 }
             }
@@ -255,7 +255,7 @@ impl Server {
         stopper.stop();
         drop(listener);
         queue.begin_stop();
-        // All places are free when all connections have ended.
+        // All permits are free when all connections have ended.
         let all = u32::try_from(max_connections).unwrap_or(u32::MAX);
         let _ = timeout(STOP_TIMEOUT, places.acquire_many(all)).await;
         served

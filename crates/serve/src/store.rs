@@ -25,7 +25,7 @@ pub(crate) const THUMBNAIL: &str = "thumbnail.png";
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// Another server uses it.
+    /// Another server uses the folder.
     #[error("{}", path.display())]
     Locked {
         /// The file of the lock.
@@ -54,7 +54,7 @@ pub struct Store {
 
 impl Store {
     /// Opens a folder, which is created if it does not exist, and reads all jobs in it, in order of arrival.
-    /// Folders that are no jobs are left alone and returned as lines of text.
+    /// Other folders are not changed; the returned lines of text name them.
     ///
     /// # Errors
     /// Returns an error if another server uses the folder or it cannot be read.
@@ -68,7 +68,7 @@ impl Store {
         let lock_path = folder.join("lock");
         let lock = Lock::take(&lock_path)
             .map_err(|source| StoreError::Locked { path: lock_path, source })?;
-        // The lock is held: nobody else writes here.
+        // The lock is held: no other process writes here.
         remove_leftovers(&jobs, Duration::ZERO).map_err(fail(&jobs))?;
         let mut store = Self { jobs, unreadable_bytes: 0, _lock: lock };
         let (mut found, mut skipped) = (Vec::new(), Vec::new());
@@ -120,7 +120,7 @@ impl Store {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "it has the id of another job"));
         }
         let mut state: JobState = read_json(&folder.join(STATE))?;
-        // A name that leads elsewhere is none of this server's.
+        // The name could lead out of the job's folder.
         state.output =
             state.output.filter(|name| matches!(name.as_str(), "video.mp4" | "video.png"));
         Ok(Job { spec, state, bytes: self.bytes(id)? })
@@ -139,7 +139,7 @@ impl Store {
         Ok(bytes)
     }
 
-    /// Writes a new job, complete or not at all.
+    /// Writes a new job atomically.
     ///
     /// # Errors
     /// Returns an error if it cannot be written.

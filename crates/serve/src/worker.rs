@@ -1,4 +1,4 @@
-//! The thread that computes: takes job after job out of the queue.
+//! The worker thread: computes the jobs of the queue one after the other.
 
 use crate::{
     engine::{Decoded, EngineError, Generated, Observer, Preview, Sampled, Stage},
@@ -23,7 +23,7 @@ use tokio::sync::watch;
 /// Shortest time between two previews.
 const PREVIEW_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Percent of the work that sampling stands for; decoding is the rest, up to 99.
+/// Progress in percent at the end of sampling; decoding takes it to 99.
 const SAMPLING_PERCENT: usize = 90;
 const DECODING_PERCENT: usize = 9;
 
@@ -107,7 +107,7 @@ fn write(
     Ok(path.file_name().unwrap_or_default().to_string_lossy().into_owned())
 }
 
-/// The frame in the middle of a clip, of which an animation shows most.
+/// Returns the middle frame of a clip, for the thumbnail.
 fn middle(clip: &Frames) -> Frames {
     let frame = clip.frame(clip.len() / 2).unwrap_or_else(|| clip.data());
     Frames::from_rgb(frame.to_vec(), [1, clip.height(), clip.width()])

@@ -1,5 +1,5 @@
-//! Requests that want to harm: each is answered with an error or its connection is closed, memory is
-//! bounded, and the job that runs is unharmed.
+//! Malicious requests: each gets an error response or its connection is closed, memory is bounded, and the
+//! running job is completed.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,8 +16,8 @@ use std::{
 
 const STEP: Duration = Duration::from_millis(10);
 
-/// Starts a server, starts a job, lets `attack` do its worst, and checks that the job is completed
-/// in its first attempt and the server still answers.
+/// Runs `attack` on a server with a running job, and checks that the job is completed in its first
+/// attempt and that the server responds.
 fn unharmed(server: &Running, attack: impl FnOnce()) {
     let client = server.client();
     let made = client.post("/v1/videos", &json!({"prompt": "fog", "steps": 100})).json();
@@ -29,7 +29,7 @@ fn unharmed(server: &Running, attack: impl FnOnce()) {
     assert_eq!(client.get("/health").status, 200);
 }
 
-/// Bytes that this process has in memory.
+/// Returns the resident memory of this process in bytes.
 #[cfg(target_os = "linux")]
 fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -125,7 +125,7 @@ fn bodies_of_100_megabytes_are_cut_off() {
                 sent += 1;
             }
             assert!(sent < 100, "{declared}: all of it was taken");
-            // The answer, unless the connection was reset before it could be read.
+            // There is no response if the connection was reset before.
             if let Ok(response) = Response::read(&mut stream) {
                 assert_eq!(response.status, 413, "{declared}");
             }
@@ -148,7 +148,7 @@ fn heads_without_end_are_cut_off() {
             (0..10_000).map(|index| format!("X-{index}: y\r\n")).collect::<String>()
         );
         for request in [line, many] {
-            // Closed, or answered with 4xx.
+            // The connection is closed, or the response is 4xx.
             if let Ok(response) = client.raw(request.as_bytes()) {
                 assert!((400..500).contains(&response.status), "{response:?}");
             }
@@ -180,7 +180,7 @@ fn slow_clients_are_closed() {
         began.elapsed()
     };
     unharmed(&server, || {
-        // Nothing, half a head, and a connection that is kept open after a response.
+        // Clients that send nothing, send half a head, or keep the connection open after a response.
         assert!(closed_after(client.connect()) < Duration::from_secs(5));
         let mut half = client.connect();
         half.write_all(b"GET / HTTP/1.1\r\nHost: local").unwrap();
@@ -189,7 +189,7 @@ fn slow_clients_are_closed() {
         let request = format!("GET /health HTTP/1.1\r\nHost: {}\r\n\r\n", client.host);
         idle.write_all(request.as_bytes()).unwrap();
         assert!(closed_after(idle) < Duration::from_secs(5));
-        // A head that comes byte by byte.
+        // A client that sends the head byte by byte.
         let mut drop_by_drop = client.connect();
         let began = Instant::now();
         for byte in request.bytes().cycle() {
@@ -202,7 +202,7 @@ fn slow_clients_are_closed() {
     });
 }
 
-/// A client that asks for much and reads nothing loses its connection.
+/// Connections of clients that send requests but do not read responses are closed.
 #[test]
 fn clients_that_do_not_read_are_closed() {
     let server = Running::start_with(STEP, |options| {
@@ -213,7 +213,7 @@ fn clients_that_do_not_read_are_closed() {
     unharmed(&server, || {
         let mut stream = client.connect();
         let request = format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", client.host);
-        // Pages that fill all buffers.
+        // Enough responses to fill all buffers.
         stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
         let began = Instant::now();
         loop {
@@ -244,12 +244,12 @@ fn clients_that_vanish_are_forgotten() {
             half.write_all(head.as_bytes()).unwrap();
         }
     });
-    // Half requests made no jobs.
+    // Incomplete requests create no jobs.
     assert_eq!(server.queue.list(None, 9, true).unwrap().0.len(), 1);
     let began = Instant::now();
     loop {
         let metrics = String::from_utf8(client.get("/metrics").body).unwrap();
-        // This request's own.
+        // The only open connection is the one of this request.
         if metrics.lines().any(|line| line == "opensora_http_connections_open 1") {
             break;
         }
@@ -267,7 +267,7 @@ fn a_thousand_connections_at_once() {
             "GET /v1/videos HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
             client.host
         );
-        // A test may have 1,024 open files: half of 1,000 at each side.
+        // The default limit is 1,024 open files: 500 connections at two ends each are 1,000.
         let (mut served, mut rejected, mut closed) = (0, 0, 0);
         for _ in 0..3 {
             let streams: Vec<TcpStream> = (0..350).map(|_| client.connect()).collect();
@@ -350,13 +350,13 @@ fn other_origins_and_names_are_rejected() {
             assert_eq!(response.status, 403, "{headers:?}");
             assert_eq!(response.json()["error"]["code"], "foreign_origin");
         }
-        // A form of another page, which browsers send without asking.
+        // A form on a page of another origin: browsers send it without a preflight.
         let form = [
             ("Origin", "http://evil.example"),
             ("Content-Type", "multipart/form-data; boundary=x"),
         ];
         assert_eq!(own.request("POST", "/v1/videos", &form, b"--x--").status, 403);
-        // A question whether another page may ask gets no permission.
+        // A preflight of a page of another origin gets no permission.
         let preflight = own.request(
             "OPTIONS",
             "/v1/videos",

@@ -1,4 +1,4 @@
-//! The server as clients meet it: requests over real connections, with an engine that has no model.
+//! Tests of the server over real connections, with an engine without a model.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

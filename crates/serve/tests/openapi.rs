@@ -1,4 +1,4 @@
-//! The description of the API against the server: routes, and the fields of what it returns.
+//! Compares the OpenAPI description with the server: routes, and the fields of responses.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -14,7 +14,7 @@ fn description() -> Value {
     serde_json::from_str(OPENAPI).unwrap()
 }
 
-/// Checks a value against a schema: the part of JSON Schema that the description uses.
+/// Checks a value against a schema, with the subset of JSON Schema that the description uses.
 fn check(value: &Value, schema: &Value, at: &str) {
     if let Some(reference) = schema["$ref"].as_str() {
         let pointer = reference.strip_prefix('#').unwrap();
@@ -151,7 +151,7 @@ fn responses_have_the_described_fields() {
     assert_eq!(description.body, OPENAPI.as_bytes());
 }
 
-/// Every parameter that the server knows is described, and no other.
+/// The description has exactly the parameters that the server accepts.
 #[test]
 fn parameters_are_the_described_ones() {
     use opensora_serve::VideoRequest;

@@ -58,7 +58,7 @@ enum State {
         threshold: f64,
         /// The last frame that reached the threshold; the first frame until then.
         last_above: At,
-        /// True after the first cut; before, there is nothing to merge with.
+        /// True after the first cut: before it there is no cut to merge with.
         enabled: bool,
         /// The first of the cuts that are being merged.
         start: Option<At>,
@@ -70,7 +70,7 @@ enum State {
         /// Frames after a cut that count for the shortest scene.
         ahead: usize,
         last_cut: At,
-        /// The last frames and their scores, one window of them.
+        /// The last frames and their scores: one window.
         scores: VecDeque<(At, f64)>,
     },
 }

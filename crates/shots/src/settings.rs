@@ -52,10 +52,10 @@ impl fmt::Display for Release {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Flashes {
-    /// Merges them into one, at the last of them.
+    /// Merges them into one cut, at the position of the last.
     #[default]
     Merge,
-    /// Keeps the first of them.
+    /// Keeps only the first.
     Suppress,
 }
 

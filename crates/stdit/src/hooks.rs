@@ -1,4 +1,4 @@
-//! The seam beside the equations of the blocks, on which caches and counters hang.
+//! Hooks around the attention branches of a forward pass, for caches and counters.
 //!
 //! A block computes each attention branch through [`BlockHooks`]. An implementation of
 //! [`PassHooks`] decides whether the branch is computed or replaced by an earlier output, and gets the sizes of the
@@ -24,7 +24,7 @@ impl AttentionKind {
     pub const ALL: [Self; 3] = [Self::Spatial, Self::Temporal, Self::Cross];
 }
 
-/// The sizes of one forward pass.
+/// Configuration, timesteps and token counts of one forward pass.
 #[derive(Debug, Clone, Copy)]
 pub struct Pass<'a> {
     /// The model's configuration.

@@ -40,7 +40,7 @@
 //! | [`adaln`] | the block and final layer of DiT and Latte, and the label embedding |
 //! | [`attention`], [`modulation`] | the layers of the blocks |
 //! | [`embed`], [`final_layer`] | latents, timestep and prompt to tokens; tokens to latents |
-//! | [`hooks`] | the seam on which caches and counters hang |
+//! | [`hooks`] | hooks around the attention branches of a forward pass, for caches and counters |
 //! | [`reuse`], [`cache`] | attention outputs that are reused in later sampling steps: settings and store |
 //! | [`work`] | floating point operations |
 //! | [`keys`] | published key names |

@@ -1,7 +1,7 @@
 //! The text encoder of Open-Sora 1.0: caption cleaning, tokenizer and encoder of T5 v1.1.
 //!
-//! [`TextEncoder`] does all of it: it loads a published folder and encodes prompts to states `[B, L, d_model]`
-//! and a mask. The steps can be used alone:
+//! [`TextEncoder`] combines the three: it loads a published folder and encodes prompts to states
+//! `[B, L, d_model]` and a mask. Each can also be used alone:
 //!
 //! ```
 //! use burn::tensor::Device;

@@ -63,7 +63,7 @@ pub enum TextEncodeError {
         /// Rows of the embedding table.
         vocab_size: usize,
     },
-    /// Streamed weights that cannot be read.
+    /// The streamed weights cannot be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
 }

@@ -139,7 +139,7 @@ pub(crate) fn check_variance(config: &DenoiserConfig) -> Result<(), RecipeError>
     Err(RecipeError::value("pred_sigma", false, "true: the loss trains the variance too"))
 }
 
-/// The training task of an STDiT.
+/// The training task of an STDiT: noised latents, prompts and loss.
 pub struct DenoiserTask {
     recipe: DenoiserRecipe,
     config: DenoiserConfig,

@@ -31,7 +31,7 @@ pub const FILE: &str = "model.json";
 /// `frame_interval`-th frame.
 const PUBLISHED_FPS: f64 = 24.0;
 
-/// Contents of a `model.json`.
+/// Contents of the `model.json` that describes a trained model.
 #[derive(Debug, Serialize)]
 pub struct Description<'a> {
     name: String,

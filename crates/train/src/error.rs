@@ -6,7 +6,7 @@ use opensora_files::LockError;
 use opensora_nn::read::ReadError;
 use std::{fmt::Display, path::PathBuf};
 
-/// Why a recipe is invalid.
+/// Error for an invalid recipe.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecipeError {
@@ -27,7 +27,7 @@ pub enum RecipeError {
     File {
         /// The file.
         path: PathBuf,
-        /// What is invalid.
+        /// The invalid value.
         source: Box<RecipeError>,
     },
     /// The text is not TOML, or has an unknown key or a value of another type. (The parser's error draws
@@ -47,17 +47,17 @@ pub enum RecipeError {
     Value {
         /// Name of the value.
         field: &'static str,
-        /// What was found.
+        /// The value that was found.
         found: String,
-        /// What was expected.
+        /// The expected values.
         expected: String,
     },
     /// Something that the recipe needs is not given.
     #[error("{what} is missing: {hint}")]
     Missing {
-        /// What is missing.
+        /// The missing setting or file.
         what: &'static str,
-        /// What needs it, or what can take its place.
+        /// A hint: when it is needed, or how to give it.
         hint: &'static str,
     },
     /// A setting of clips is out of range.
@@ -87,7 +87,7 @@ impl RecipeError {
     }
 }
 
-/// Why a training run cannot start or continue.
+/// Error of a training run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {

@@ -27,7 +27,7 @@ use opensora_nn::{
 use opensora_t5::{T5Encoder, T5Tokenizer, tokenizer::fit::MASK_TOKEN};
 use serde::{Deserialize, Serialize};
 
-/// How tokens are masked.
+/// Probabilities with which tokens are masked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MaskedTokens {
@@ -69,7 +69,7 @@ pub struct MaskedTokenLoss {
     eos_id: u32,
 }
 
-/// Captions with masked tokens.
+/// Captions with masked tokens, and the tokens to predict.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MaskedIds {
     /// Input of the encoder, `[B][L]`.
@@ -78,7 +78,7 @@ pub struct MaskedIds {
     pub chosen: Vec<Chosen>,
 }
 
-/// A token to predict.
+/// A token to predict: its position and id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chosen {
     /// Row of the caption in the batch.

@@ -24,7 +24,7 @@ use table::TableWriter;
 /// Name of the table of metrics in a run's folder.
 pub const TABLE: &str = "metrics.csv";
 
-/// Numbers of one step.
+/// Metrics of one training step.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Record {
     /// Steps done, this one included.
@@ -106,7 +106,7 @@ impl Record {
     }
 }
 
-/// Why metrics cannot be written or read.
+/// Error of writing or reading metrics.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MetricsError {

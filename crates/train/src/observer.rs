@@ -56,7 +56,7 @@ pub trait Observer {
 
 impl Observer for () {}
 
-/// A step is done.
+/// Event: a step is done.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct StepDone<'a> {
@@ -73,7 +73,7 @@ impl<'a> StepDone<'a> {
     }
 }
 
-/// The parameters were updated.
+/// Event: the parameters were updated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Update {
@@ -81,7 +81,7 @@ pub struct Update {
     pub step: u64,
 }
 
-/// The run resumes from a checkpoint.
+/// Event: the run resumes from a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Resumed {
@@ -95,7 +95,7 @@ impl fmt::Display for Resumed {
     }
 }
 
-/// A checkpoint was written.
+/// Event: a checkpoint was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CheckpointSaved {
@@ -111,11 +111,11 @@ impl fmt::Display for CheckpointSaved {
     }
 }
 
-/// A damaged checkpoint was skipped and renamed.
+/// Event: a damaged checkpoint was skipped and renamed.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct CheckpointDamaged<'a> {
-    /// Why it could not be loaded.
+    /// The error of loading the checkpoint.
     pub error: &'a TrainError,
     /// Its folder now.
     pub moved_to: &'a Path,

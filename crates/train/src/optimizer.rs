@@ -1,7 +1,7 @@
 //! AdamW, gradient clipping by the global norm, and the moving average of the parameters.
 //!
-//! On flex, one pass over a parameter's values does all of it, with the same numbers as the burn
-//! operations that other backends use.
+//! On flex, a fused pass over a parameter's values does all three; the results are the same as those of the
+//! burn operations on other backends.
 
 use crate::{error::RecipeError, parameters::FlatTensors};
 use burn::{
@@ -31,7 +31,7 @@ pub struct OptimizerRecipe {
     pub epsilon: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Largest global norm of the gradients; larger ones are scaled down. `0` turns clipping off.
+    /// Maximum global norm of the gradients; larger ones are scaled down. `0` turns clipping off.
     pub gradient_clip: f64,
     /// Decay of the exponential moving average of the parameters.
     pub ema_decay: f64,
@@ -142,7 +142,7 @@ impl GradientNorm {
     }
 }
 
-/// How gradients are scaled, and whether they are applied.
+/// Scale of the gradients of an update, and a flag that prevents the update.
 #[allow(clippy::large_enum_variant, reason = "there is one a step")]
 pub(crate) enum Update {
     /// Scaled by a factor.
@@ -151,7 +151,7 @@ pub(crate) enum Update {
     OnDevice { factor: Tensor<1>, allowed: Tensor<1, Bool> },
 }
 
-/// AdamW's state for each parameter.
+/// AdamW with its moments of each parameter.
 pub(crate) struct OptimizerState {
     recipe: OptimizerRecipe,
     adamw: AdamW,
@@ -370,8 +370,8 @@ fn square_sum(values: &[f32]) -> f64 {
     lanes.into_iter().map(f64::from).sum()
 }
 
-/// What gradients of norm `norm` are scaled by, so that it is at most `max_norm` (any where that is
-/// 0), as `torch.nn.utils.clip_grad_norm_` does.
+/// Returns the factor that scales gradients of norm `norm` to at most `max_norm`; 1 if `max_norm` is 0 (no
+/// limit). As `torch.nn.utils.clip_grad_norm_` computes it.
 pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     let factor = max_norm / (norm + 1e-6);
     if max_norm == 0.0 || factor >= 1.0 { 1.0 } else { factor }

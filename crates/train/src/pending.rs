@@ -36,7 +36,7 @@ pub(crate) struct PendingBatch {
     parts: Vec<(&'static str, Tensor<1>)>,
 }
 
-/// Losses of a micro-batch.
+/// Losses of a micro-batch, on the host or on a device.
 #[allow(clippy::large_enum_variant, reason = "there are few micro-batches")]
 enum Losses {
     /// Finite losses from host memory.
@@ -45,7 +45,7 @@ enum Losses {
     OnDevice(Tensor<1>),
 }
 
-/// The numbers of a step.
+/// Loss, gradient norm, learning rate and cost of a step.
 pub(crate) struct Step {
     /// Number of the step, from 1.
     pub(crate) step: u64,
@@ -58,7 +58,7 @@ pub(crate) struct Step {
     pub(crate) learning_rate: f64,
 }
 
-/// Steps whose numbers have been read.
+/// Steps whose losses and norms have been read from the device.
 pub(crate) struct Finished {
     pub(crate) steps: Vec<Step>,
     /// Each step's share of the seconds since the last read.

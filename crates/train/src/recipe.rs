@@ -42,7 +42,7 @@ use opensora_vae::VaeConfig;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// A training recipe.
+/// A training recipe: model, data, optimizer, run and sample videos.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
@@ -69,7 +69,7 @@ pub struct Recipe {
     pub sample: SampleRecipe,
 }
 
-/// A denoiser to train.
+/// Section of a denoiser to train: sizes, initial weights and loss.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 pub struct StDitPart {
@@ -103,7 +103,7 @@ impl StDitPart {
     }
 }
 
-/// A VAE to train.
+/// Section of a VAE to train: sizes, initial weights and loss.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 pub struct VaePart {
@@ -130,13 +130,13 @@ impl VaePart {
     }
 }
 
-/// A text encoder to train.
+/// Section of a text encoder to train: sizes, maximum caption length and loss.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct T5Part {
     /// Sizes; the tokenizer is fitted to at most `vocab_size` tokens.
     pub config: T5Config,
-    /// Largest number of tokens of a caption.
+    /// Maximum number of tokens of a caption.
     pub max_length: usize,
     /// Loss.
     pub loss: MaskedTokens,
@@ -164,7 +164,7 @@ impl Default for T5Part {
     }
 }
 
-/// Training data.
+/// Section of the training data: manifest, cache and clips.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataRecipe {
@@ -175,7 +175,7 @@ pub struct DataRecipe {
     /// are computed during training, with the same numbers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
-    /// How a clip is read from its file.
+    /// Frames, size and augmentation of the clips.
     pub clip: ClipSpec,
 }
 
@@ -279,10 +279,17 @@ impl Recipe {
                 return Err(RecipeError::value("number of models", found, expected));
             }
         }
-        self.data.clip.validate()?;
+        if self.t5.is_none() {
+            self.data.clip.validate()?;
+        }
         self.optimizer.validate()?;
         self.run.validate()?;
-        self.sample.validate()
+        // Recipes of other models, and without samples, may have any: nothing reads it.
+        if self.stdit.is_some() && self.run.sample_every > 0 {
+            self.sample.validate()
+        } else {
+            Ok(())
+        }
     }
 
     /// Returns the first difference that prevents a run of `self` from being resumed as `other`. Length,

@@ -90,7 +90,7 @@ impl RunRecipe {
     }
 }
 
-/// How a run ended.
+/// The end of a run: finished or stopped.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Outcome {
     /// All steps are done.
@@ -114,7 +114,7 @@ pub trait Hooks<T: Task> {
 
 impl<T: Task> Hooks<T> for () {}
 
-/// The inputs of a training loop.
+/// Inputs of a training loop: task, recipe, folder and peak FLOP/s.
 pub struct Run<'a, T: Task> {
     /// Model and loss.
     pub task: &'a T,

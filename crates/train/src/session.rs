@@ -85,7 +85,7 @@ enum Work<'a> {
     T5 { part: &'a T5Part, data: Manifest },
 }
 
-/// The source of a denoiser's samples.
+/// Source of a denoiser's training samples: a cache, or clips that are encoded during training.
 enum Latents {
     /// Samples were encoded before.
     Cache(LatentCache),

@@ -45,7 +45,7 @@ const AVERAGE: &str = "average.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const MARK: &str = "state.json";
 
-/// The progress of a run.
+/// Progress of a run: steps, samples, seconds and position in the data.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Progress {
     /// Steps done.
@@ -68,7 +68,7 @@ struct State {
     files: BTreeMap<String, u32>,
 }
 
-/// The folder of a run's checkpoints.
+/// Reads and writes the checkpoints in a run's folder.
 #[derive(Debug, Clone)]
 pub struct Checkpoints {
     folder: PathBuf,

@@ -123,8 +123,8 @@ pub trait Task {
         FloatDType::F32
     }
 
-    /// Returns the tokens of a sample and the FLOPs of one training step of it, for the metrics. Zero by
-    /// default, which leaves the utilisation out.
+    /// Returns the number of tokens of a sample and the FLOPs of its training step, for the metrics. Zero by
+    /// default: the metrics then have no utilisation.
     fn cost(&self, item: &Self::Item) -> Cost {
         let _ = item;
         Cost::default()

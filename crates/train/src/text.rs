@@ -15,7 +15,7 @@ use opensora_t5::{
 };
 use std::path::Path;
 
-/// The tokenized captions of a manifest.
+/// Tokenized captions of a manifest, with their tokenizer.
 pub struct CaptionSource {
     tokenizer: T5Tokenizer,
     tokens: Vec<TokenIds>,

@@ -29,7 +29,7 @@ pub struct Trainer<M> {
     finite: Option<Tensor<1, Bool>>,
 }
 
-/// The result of one step.
+/// Gradient norm and learning rate of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepReport {
     /// Global norm of the gradients, before clipping.

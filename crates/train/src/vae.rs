@@ -50,7 +50,7 @@ impl VaeRecipe {
     }
 }
 
-/// The training task of a VAE.
+/// The training task of a VAE: reconstruction error and KL divergence.
 pub struct VaeTask {
     recipe: VaeRecipe,
     seed: u64,

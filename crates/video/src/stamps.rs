@@ -12,7 +12,7 @@ use std::{
 
 /// Maximum length of a line in bytes; the rest is ignored.
 const MAX_LINE: usize = 4096;
-/// Maximum size of the kept error messages in bytes.
+/// Maximum size of the error messages that are kept from `ffmpeg`'s log, in bytes.
 const MAX_COMPLAINT: usize = 64 << 10;
 
 /// Timestamp and size of a frame.

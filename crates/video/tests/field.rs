@@ -1,4 +1,4 @@
-//! Videos from the field: both decoders against the frames of OpenCV.
+//! Videos as they occur in practice: both decoders against the frames of OpenCV.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -45,7 +45,7 @@ fn all(path: &Path, decoder: Decoder) -> Result<(VideoInfo, Vec<VideoFrame>), Vi
     Ok((info, reader.collect::<Result<_, _>>()?))
 }
 
-/// A file with other bytes.
+/// Writes a temporary file.
 fn written(name: &str, bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
@@ -76,7 +76,7 @@ fn hsv(rgb: &[u8]) -> [f64; 3] {
         _ => 240.0 + 60.0 * (r - g) / range,
     };
     let saturation = if most == 0.0 { 0.0 } else { 255.0 * range / most };
-    // Rounded before the circle is closed, so that the reds are 0 and not 180.
+    // Rounded before the modulo, so that reds are 0 and not 180.
     [(hue / 2.0).round().rem_euclid(180.0), saturation.round(), most]
 }
 
@@ -95,7 +95,7 @@ fn frames_are_those_of_opencv() {
             let (info, frames) = match all(&fixture(&name), decoder) {
                 Ok(found) => found,
                 Err(error) => {
-                    // Whatever is not decoded in this process says so.
+                    // A file that the in-process decoder does not support has its own error.
                     assert_eq!(decoder, Decoder::InProcess, "{error}");
                     assert!(matches!(error, VideoError::NeedsFfmpeg { .. }), "{error}");
                     let others = ["422", "444", "420_10", "packed"];
@@ -147,7 +147,7 @@ fn planar(path: &Path, decoder: Decoder) -> Vec<VideoFrame> {
         .collect()
 }
 
-/// Frames of a file that are compared in all forms: more than a group of pictures with B-frames.
+/// Maximum number of frames per file that are compared as planes: more than a GOP with B-frames.
 const MOST: usize = 50;
 
 #[test]
@@ -184,7 +184,7 @@ fn both_decoders_show_the_same_in_all_forms() {
             let size = |info: &VideoInfo| (info.width, info.height, info.num_frames);
             assert_eq!(size(&info), size(first_info), "{name}");
             assert_eq!(info.pixel_aspect, first_info.pixel_aspect, "{name}");
-            // The program rounds to the next usual rate; of GIF it takes the mean of a few frames.
+            // ffprobe rounds to the nearest common frame rate; for GIF it averages over a few frames.
             let near = if name.ends_with(".gif") { 0.05 } else { 1e-6 };
             let ratio = info.fps / first_info.fps;
             assert!((ratio - 1.0).abs() < near, "{name} {}", info.fps);
@@ -199,19 +199,19 @@ fn hidden_frames_are_neither_counted_nor_shown() {
     let (_folder, whole) = written("whole.mp4", &whole);
     let (_, stored) = all(&whole, Decoder::InProcess).unwrap();
     assert_eq!(stored.len(), 180);
-    // In ticks of the movie (1000 a second) and of the track (15360). The first frame is shown at
-    // 1024; each takes 512.
+    // Durations are in ticks of the movie (1000 per second), times in ticks of the track (15360 per
+    // second). The first frame is shown at 1024; each frame takes 512.
     let frame = |index: i32| 1024 + 512 * index;
     for (edits, shown) in [
         (vec![(3000, frame(90))], 90..180),
-        // In the middle of a group of pictures, and between two frames.
+        // Starts in the middle of a GOP, and between two frames.
         (vec![(1000, frame(37))], 37..67),
         (vec![(1000, frame(37) - 5)], 37..67),
         (vec![(1000, frame(36) + 5)], 37..67),
-        // A delay before it, twice.
+        // One and two empty edits (delays) before the media.
         (vec![(500, -1), (250, -1), (1000, frame(100))], 100..130),
         (vec![(500, -1), (6000, frame(0))], 0..180),
-        // Longer than the track.
+        // An edit longer than the track.
         (vec![(60_000, frame(170))], 170..180),
     ] {
         let (_folder, path) = written("cut.mp4", &patch::with_edits(&bytes, &edits));
@@ -226,7 +226,7 @@ fn hidden_frames_are_neither_counted_nor_shown() {
             }
         }
     }
-    // What is not understood is left to the program.
+    // Edit lists that the in-process decoder does not support need ffmpeg.
     for edits in [vec![(1000, frame(0)), (1000, frame(90))], vec![(0, frame(0))]] {
         let (_folder, path) = written("parts.mp4", &patch::with_edits(&bytes, &edits));
         let error = all(&path, Decoder::InProcess).unwrap_err();
@@ -240,7 +240,7 @@ fn two_programs_show_the_same_as_one() {
         return;
     }
     let path = fixture("../shots/shots_high.mp4");
-    // From frame 100 on.
+    // The edit starts at frame 100.
     let edits = [(11_333, 1024 + 512 * 100)];
     let bytes = patch::with_edits(&std::fs::read(path).unwrap(), &edits);
     let (_folder, path) = written("cut.mp4", &bytes);
@@ -283,11 +283,11 @@ fn all_eight_orientations_are_shown_upright() {
             let (info, frames) = all(&path, decoder).unwrap();
             let shown = if a == 0 { (height, width) } else { (width, height) };
             assert_eq!((info.width, info.height), shown, "{matrix:?} {decoder:?}");
-            // Where a stored pixel lands, by the matrix itself.
+            // The position of a stored pixel according to the matrix.
             for y in 0..height {
                 for x in 0..width {
                     let (p, q) = (x as i32, y as i32);
-                    // Negative places are counted from the other end.
+                    // Negative coordinates count from the other end.
                     let place = |n: i32, factor: i32, side: usize| match factor < 0 {
                         true => side - 1 - n.unsigned_abs() as usize,
                         false => n as usize,
@@ -376,7 +376,7 @@ fn other_kinds_need_the_program_and_are_not_damaged() {
         }
         if ffmpeg_is_there() {
             let (info, frames) = all(&path, Decoder::Auto).unwrap();
-            // One cannot be decoded; only decoding tells.
+            // One frame cannot be decoded, which the header does not show.
             let lost = usize::from(name == "refresh_cut.mp4");
             assert_eq!(info.num_frames, Some(frames.len() + lost), "{name}");
         }
@@ -409,9 +409,9 @@ fn a_damaged_picture_stops_neither_the_file_nor_the_process() {
         assert!(given > 30, "{given}");
         if ffmpeg_is_there() {
             let (_, frames) = all(&path, Decoder::Auto).unwrap();
-            // Pictures of which nothing is left are not there.
+            // Frames without any remaining data are not returned.
             assert!(if length < 4000 { frames.len() == 132 } else { frames.len() > 115 });
-            // Each time belongs to its frame, with both decoders.
+            // Both decoders give each frame its time.
             let times: Vec<f64> = expected.iter().map(|frame| frame.time).collect();
             for frame in &frames {
                 assert!(
@@ -459,7 +459,7 @@ fn frames_of_gif_have_their_own_times() {
             assert!((plane.time - time).abs() < 1e-9, "{decoder:?} {}", plane.time);
         }
     }
-    // Some pixels of it.
+    // Only selected pixels of a frame.
     let picks = |_, _| Some(Picks { columns: vec![1, 3, 39], rows: vec![0, 29] });
     let (_, mut frames) = VideoReader::open_planar(&path, Decoder::InProcess, picks).unwrap();
     let planes = frames.next().unwrap().unwrap().planes;
@@ -497,7 +497,7 @@ fn what_holds_no_video_is_named_alike_by_all() {
         }
     }
     if ffmpeg_is_there() {
-        // Said once, though both have looked.
+        // The message occurs once, though both decoders failed.
         let text = error_line(&all(&fixture("sound_only.mp4"), Decoder::Auto).unwrap_err());
         assert_eq!(text.matches("no video track").count(), 1, "{text}");
     }
@@ -506,7 +506,7 @@ fn what_holds_no_video_is_named_alike_by_all() {
 #[test]
 fn cut_files_tell_where_they_end() {
     let bytes = std::fs::read(fixture("h264_420_8.mp4")).unwrap();
-    // The header stands at the end.
+    // The file's header is at its end.
     let (_folder, path) = written("cut.mp4", &bytes[..bytes.len() - 40]);
     let text = error_line(&VideoReader::open(&path, Decoder::InProcess).err().unwrap());
     assert!(text.contains("truncated"), "{text}");

@@ -1,4 +1,4 @@
-//! The rounding to bytes against the reference's own frames (fixture `goldens/pipeline`).
+//! Compares the rounding to bytes with the frames of the Python reference (fixture `goldens/pipeline`).
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -10,7 +10,7 @@ const GOLDEN: &str = concat!(
     "/../../tests/fixtures/goldens/pipeline/expected.safetensors"
 );
 
-/// Bytes and shape of a tensor; the file is a length, a JSON header and the data.
+/// Returns the bytes and shape of a tensor of a safetensors file: a length, a JSON header and the data.
 fn tensor<'a>(file: &'a [u8], name: &str) -> (&'a [u8], Vec<usize>) {
     let (length, rest) = file.split_first_chunk::<8>().unwrap();
     let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);

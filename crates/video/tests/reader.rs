@@ -1,4 +1,4 @@
-//! The two decoders against each other, and broken files.
+//! Compares the two decoders, and reads broken files.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,12 +12,12 @@ use std::{
     process::Command,
 };
 
-/// Has B-frames, so that decoding order is not display order.
+/// A video with B-frames, whose decoding order is not the display order.
 fn b_frames() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/shots/shots_high.mp4")
 }
 
-/// Whether the `ffmpeg` program can be compared with.
+/// Returns true if the programs `ffmpeg` and `ffprobe` are installed.
 fn is_there() -> bool {
     let Programs { ffmpeg, ffprobe } = Programs::default();
     let runs = |program| Command::new(program).arg("-version").output();
@@ -28,7 +28,7 @@ fn nowhere() -> Programs {
     Programs { ffmpeg: "/nowhere/ffmpeg".into(), ffprobe: "/nowhere/ffprobe".into() }
 }
 
-/// Six frames of a ramp.
+/// Writes a clip of six frames with a colour ramp.
 fn clip(folder: &Path, name: &str) -> PathBuf {
     let data = (0..6 * 32 * 48).flat_map(|at| [(at % 251) as u8, 90, (at / 900) as u8]).collect();
     let frames = Frames::from_rgb(data, [6, 32, 48]).unwrap();
@@ -122,7 +122,7 @@ fn what_is_broken_is_said_in_one_line() {
         for decoder in [Decoder::Auto, Decoder::InProcess, Decoder::Ffmpeg] {
             let text = match VideoReader::open(&path, decoder) {
                 Err(error) => error_line(&error),
-                // A decoder that streams may find out on the first frame.
+                // A streaming decoder may fail only at the first frame.
                 Ok(mut reader) => error_line(&reader.next().unwrap().unwrap_err()),
             };
             assert!(text.starts_with(&path.display().to_string()), "{text}");

@@ -18,7 +18,7 @@ use zip::{
     read::{ArchiveOffset, Config},
 };
 
-/// Largest size of the entry `byteorder`, in bytes.
+/// Maximum size of the entry `byteorder`, in bytes.
 const MAX_BYTE_ORDER: u64 = 64;
 
 const PICKLE: &str = "data.pkl";

@@ -10,26 +10,26 @@ use std::{
     rc::Rc,
 };
 
-/// Deepest nesting of dictionaries and lists. State dicts of training programs have up to five levels.
+/// Maximum nesting depth of dictionaries and lists. State dicts of training programs have up to five levels.
 const MAX_DEPTH: usize = 100;
 
-/// Most items visited while dictionaries and lists are walked, including those without tensors. An object
+/// Maximum number of items visited while dictionaries and lists are walked, including those without tensors. An object
 /// that is reached by several paths counts once for each.
 const MAX_VISITS: usize = 1 << 20;
 
-/// Longest key of a dictionary in bytes. Keys of a T5-XXL have up to 60; paths of files have up to 4096.
+/// Maximum length of a dictionary's key, in bytes. Keys of a T5-XXL have up to 60; paths of files have up to 4096.
 pub(super) const MAX_KEY: usize = 4096;
 
-/// Longest key of a storage in bytes. PyTorch writes numbers of up to 20 digits.
+/// Maximum length of a storage's key, in bytes. PyTorch writes numbers of up to 20 digits.
 const MAX_STORAGE_KEY: usize = 256;
 
-/// Largest total size of all keys in bytes. Those of a T5-XXL take 40 KB.
+/// Maximum total size of all keys in bytes. Those of a T5-XXL take 40 KB.
 const MAX_KEY_BYTES: usize = 16 << 20;
 
 /// Index of an object.
 pub(super) type Id = usize;
 
-/// Contents of an object.
+/// Value of an unpickled object: a Python value, storage or tensor.
 #[derive(Debug)]
 pub(super) enum Value {
     None,
@@ -48,7 +48,7 @@ pub(super) enum Value {
     Unreadable(Box<Unreadable>),
 }
 
-/// The type of a storage's elements.
+/// Element type of a storage: PyTorch's name, dtype and size.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Element {
     /// PyTorch's name of the type.
@@ -107,7 +107,7 @@ struct Node {
     has_tensors: bool,
 }
 
-/// All objects of a file.
+/// All objects of a file's pickles, with their storages.
 #[derive(Debug, Default)]
 pub(super) struct Objects {
     nodes: Vec<Node>,
@@ -116,7 +116,7 @@ pub(super) struct Objects {
     tensors: usize,
 }
 
-/// A tensor under its key.
+/// A readable or unreadable tensor, as found under a key of a dictionary.
 pub(super) enum Leaf<'a> {
     Tensor(&'a View),
     Unreadable(&'a Unreadable),

@@ -8,13 +8,13 @@ use super::{
 };
 use std::{collections::HashMap, rc::Rc};
 
-/// Largest pickle in bytes. A T5-XXL with encoder and decoder has 100 KB.
+/// Maximum size of a pickle in bytes. A T5-XXL with encoder and decoder has 100 KB.
 pub(super) const MAX_PICKLE: usize = 8 << 20;
 
-/// Most instructions in all pickles of a file. A tensor takes about 30.
+/// Maximum number of instructions in all pickles of a file. A tensor takes about 30.
 pub(super) const MAX_INSTRUCTIONS: usize = 500_000;
 
-/// Longest class name in bytes.
+/// Maximum length of a class name in bytes.
 const MAX_NAME: usize = 256;
 
 /// Reads pickles one after the other.

@@ -15,10 +15,10 @@ use std::{
     rc::Rc,
 };
 
-/// Most axes of a tensor.
+/// Maximum number of axes of a tensor.
 const MAX_RANK: usize = 16;
 
-/// Deepest nesting of calls in the arguments of calls.
+/// Maximum nesting depth of calls in the arguments of calls.
 const MAX_NESTED: usize = 8;
 
 /// Name of what is called without being a class or function by name.
@@ -130,8 +130,8 @@ fn dictionary(unpickler: &mut Unpickler<'_>, pairs: Option<Id>) -> Result<Id, St
 struct Extra {
     /// The class of the element type, for untyped storages.
     dtype: Option<Id>,
-    /// What else PyTorch knows of the tensor, such as `{'neg': True}` if its numbers are the negative of
-    /// the storage's.
+    /// PyTorch's metadata of the tensor, such as `{'neg': True}` if its numbers are the negative of the
+    /// storage's.
     metadata: Option<Id>,
 }
 
@@ -283,7 +283,7 @@ pub(super) fn set_state(
 
 type Table = BTreeMap<Rc<str>, Id>;
 
-/// The state of a `torch.nn.Module`.
+/// State of a pickled `torch.nn.Module`: its parameters, buffers and submodules.
 struct Module<'a> {
     /// Parameters, buffers and submodules.
     tables: [&'a Table; 3],
@@ -455,7 +455,7 @@ mod tests {
         let chain = |start: &[u8], call: &[u8]| [start, &call.repeat(1000), b"."].concat();
         let name = with_value(&chain(b"cA\nB\n", b")R"), |_, value| kind(value)).unwrap();
         assert_eq!(name, "an object of an unnamed function");
-        // Arguments with a tensor, so that each call gives a tensor that cannot be read.
+        // The arguments contain a tensor, so each call returns a tensor that cannot be read.
         let start = [STORAGE, b"\x85q\x000cA\nB\n"].concat();
         let reason = with_value(&chain(&start, b"h\x00R"), |_, value| kind(value)).unwrap();
         assert_eq!(reason, "tensors made by an unnamed function are not supported");

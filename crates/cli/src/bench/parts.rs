@@ -119,7 +119,8 @@ pub(super) fn prepare(
     Ok(Prepared { run, flop })
 }
 
-/// Creates inputs, and the models of longer parts.
+/// Sizes and device of a benchmark: creates the random inputs of every part, and runs the parts
+/// `train-step` and `sample`.
 struct Inputs {
     spec: BenchSpec,
     latents: [usize; 3],
@@ -199,8 +200,8 @@ impl Inputs {
     /// Runs text encoder, sampler and VAE, each created, used and dropped before the next. The creation of
     /// weights is not measured: it stands for loading them.
     ///
-    /// As in the pipeline, memory holds one block of the text encoder at a time; the same block runs in place
-    /// of all.
+    /// Memory holds one block of the text encoder at a time, as in the pipeline; one block stands in for all
+    /// blocks.
     fn sample(&self, sampler: &dyn Sampler) -> Result<Stages, BenchError> {
         let (spec, device) = (&self.spec, &self.device);
         let dtype = spec.dtype.float();

@@ -83,7 +83,7 @@ pub(crate) struct Args {
     quiet: bool,
 }
 
-/// Value of `what`.
+/// Value of the argument `what`: the part that is measured.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum What {
     /// One forward pass of the denoiser

@@ -36,7 +36,7 @@ pub(crate) struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Write captioned clips, images and films of the demo world: coloured shapes that move
+    /// Write captioned clips, images and videos of moving coloured shapes (the demo world)
     Demo(DemoArgs),
     /// Download the videos of a public list
     Download(Box<download::Args>),
@@ -52,7 +52,7 @@ enum Command {
     Caption(Box<caption::Args>),
     /// Clean captions and paths of a table
     Clean(Box<clean::Args>),
-    /// Join tables
+    /// Concatenate tables; several rows of one file are an error unless --keep is given
     Merge(merge::Args),
     /// Split a table, such as into training and validation
     SplitManifest(split_manifest::Args),
@@ -79,13 +79,13 @@ struct DemoArgs {
     /// Number of clips
     #[arg(long, default_value_t = 0)]
     clips: usize,
-    /// Number of stills: images of one frame
+    /// Number of images
     #[arg(long, default_value_t = 0)]
     stills: usize,
-    /// Number of films: videos of several shots, as raw videos are
+    /// Number of videos of several shots, to be cut like raw videos
     #[arg(long, default_value_t = 0)]
     films: usize,
-    /// Shots of a film
+    /// Shots per video of several shots
     #[arg(long, default_value_t = 5)]
     shots: usize,
     /// Seed of all random draws

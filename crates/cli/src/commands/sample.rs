@@ -21,7 +21,7 @@ use opensora::{
 use record::Record;
 use std::{iter::repeat_n, num::NonZero, path::PathBuf};
 
-/// Largest number of videos of one call; their prompts are held in memory.
+/// Maximum number of videos of one call; their prompts are held in memory.
 const MAX_VIDEOS: usize = 1_000_000;
 
 /// Options of `opensora sample`.

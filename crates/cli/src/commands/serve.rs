@@ -24,10 +24,10 @@ use std::{
     time::Duration,
 };
 
-/// Longest file with a token in bytes.
+/// Maximum size of a file with a token, in bytes.
 const MAX_TOKEN_BYTES: u64 = 4096;
 
-/// Time between two looks for a signal.
+/// Interval at which signals are polled.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Options of `opensora serve`.
@@ -53,14 +53,13 @@ pub(crate) struct Args {
     /// the cache of the Hugging Face hub]
     #[arg(long)]
     weights_dir: Option<PathBuf>,
-    /// Let the paths in a model.json lead anywhere, not only into its folder and below the working
-    /// directory
+    /// Allow paths in a model.json outside its folder and the working directory
     #[arg(long)]
     allow_outside_paths: bool,
-    /// Address or name to listen on; one that other machines reach needs a token
+    /// Address or name to listen on; any but a loopback address needs a token
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST).to_string())]
     host: String,
-    /// Port to listen on; 0: one that is free
+    /// Port to listen on; 0: any free port
     #[arg(long, default_value_t = 8080)]
     port: u16,
     /// Token that clients have to send (other users of this machine can see it: see --token-file)
@@ -69,37 +68,37 @@ pub(crate) struct Args {
     /// File with the token
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Name that clients reach the server by, beside localhost and IP addresses; needs a token; repeatable
+    /// Accepted host name, besides localhost and IP addresses; needs a token; repeatable
     #[arg(long, value_name = "NAME", value_parser = parse_host)]
     allow_host: Vec<String>,
     /// Folder of the jobs: requests, videos and their records
     #[arg(short, long, alias = "output", default_value = "videos", value_name = "DIR")]
     out: PathBuf,
-    /// Jobs that may wait
+    /// Maximum number of queued jobs
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_queued)]
     max_queued: usize,
-    /// Jobs in all, finished ones included
+    /// Maximum number of jobs, including finished ones
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_jobs)]
     max_jobs: usize,
-    /// Disk space of all jobs, such as 500MB or 20GB [default: 10GiB]
+    /// Maximum disk space of all jobs, such as 500MB or 20GB [default: 10GiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     max_disk: Option<u64>,
     /// Delete the oldest finished jobs if the disk space or number is reached, instead of rejecting new ones
     #[arg(long)]
     delete_oldest: bool,
-    /// Pixels of a side
+    /// Maximum width and height in pixels
     #[arg(long, value_name = "PIXELS", default_value_t = Limits::default().max_side)]
     max_side: usize,
-    /// Frames of a video
+    /// Maximum number of frames of a video
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_frames)]
     max_frames: usize,
-    /// Pixels of all frames of a video together
+    /// Maximum number of pixels of all frames of a video
     #[arg(long, value_name = "PIXELS", default_value_t = Limits::default().max_pixels)]
     max_pixels: usize,
-    /// Steps of the sampler
+    /// Maximum number of sampler steps
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_steps)]
     max_steps: usize,
-    /// Connections at once
+    /// Maximum number of open connections
     #[arg(long, value_name = "N", default_value_t = ServerOptions::default().max_connections)]
     max_connections: usize,
     #[command(flatten)]
@@ -117,7 +116,7 @@ pub(crate) struct Args {
     report: Report,
 }
 
-/// Models that stay in memory.
+/// Value of `--residency`: the models that stay in memory between jobs.
 #[derive(Clone, Copy, ValueEnum)]
 enum Resident {
     /// Text encoder, denoiser and VAE
@@ -201,7 +200,7 @@ impl Args {
             .and_then(|mut addresses| addresses.next())
             .with_context(|| format!("--host: '{}' is no address of this machine", self.host))?
             .ip();
-        // A name that is listened on is a name of the server; addresses and localhost are in any case.
+        // The name to listen on is an accepted host name.
         let mut hosts = self.allow_host.clone();
         if self.host.parse::<IpAddr>().is_err() && self.host != "localhost" {
             hosts.push(self.host.clone());
@@ -263,7 +262,7 @@ impl Args {
         fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
     }
 
-    /// The name of the model in requests: what `--model` says, without the folders of a path.
+    /// The name of the model in requests: the value of `--model`, without the folders of a path.
     fn model_id(&self) -> String {
         let path = Path::new(&self.model);
         let name = path.file_name().filter(|_| path.exists());

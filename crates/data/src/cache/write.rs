@@ -124,7 +124,7 @@ struct CacheWriter<'a> {
     is_stopped: bool,
 }
 
-/// A shard in memory.
+/// Tensors, captions and bad rows of a shard that is not yet written.
 #[derive(Default)]
 struct Contents {
     tensors: Vec<(String, Vec<usize>, Vec<u8>)>,

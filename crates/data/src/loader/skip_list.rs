@@ -1,7 +1,7 @@
 //! The list of bad rows that are skipped, a CSV file with number (from 1), path and reason of each row.
 //!
-//! A line counts only if the row still has that path, so a list of other data skips nothing. Every
-//! line is parsed on its own, so a line that was cut off by a kill affects no other line.
+//! A line counts only if the row has the path that the line names, so a list of another data set skips
+//! nothing. Lines are parsed separately, so a line that was cut off by a kill affects no other line.
 
 use super::workers::name_of;
 use crate::{DataError, Source};
@@ -61,7 +61,7 @@ impl SkipList {
     }
 }
 
-/// Why a line cannot be parsed.
+/// Error of parsing a line.
 struct BadLine {
     reason: String,
     source: Option<csv::Error>,

@@ -81,8 +81,8 @@ impl<T: Send + 'static> Workers<T> {
 
 impl<T> Drop for Workers<T> {
     fn drop(&mut self) {
-        // A closed queue still returns the jobs in it: the flag ends the threads after the current
-        // sample, and closing the queue wakes the waiting ones.
+        // Closing the queue wakes waiting threads but leaves the queued jobs to be done: the flag ends the
+        // threads after their current sample.
         self.stop.store(true, Ordering::Relaxed);
         self.jobs = None;
         for thread in self.threads.drain(..) {

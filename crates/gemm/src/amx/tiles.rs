@@ -21,7 +21,7 @@ pub(super) const SIDE: usize = 16;
 /// Elements along k of one tile: a word is a pair of bf16.
 pub(super) const TILE_K: usize = 2 * SIDE;
 
-/// Rows of a packed panel: two tiles, so that a product of panels has four independent tiles of sums.
+/// Rows of a packed panel: two tiles, so that a product of panels has four independent accumulator tiles.
 pub(super) const PANEL_ROWS: usize = 2 * SIDE;
 
 /// bf16 terms that an f32 is split into.

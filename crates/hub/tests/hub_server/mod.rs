@@ -1,6 +1,6 @@
 //! A stand-in of the hub and of the host that it redirects large files to.
 
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(dead_code, reason = "each test uses some items")]
 
 use opensora_files::hex;
 use sha1::Sha1;

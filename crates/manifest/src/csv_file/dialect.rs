@@ -2,7 +2,7 @@
 
 use crate::{header, table::TEXT};
 
-/// Delimiter and start of a table.
+/// Delimiter of a table, and the offset of its first record.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Dialect {
     pub(crate) delimiter: u8,

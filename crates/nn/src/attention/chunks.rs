@@ -13,7 +13,7 @@ pub(super) const SCORE_BUDGET: usize = 1 << 24;
 /// of a sequence (8 planes of 16 queries).
 const QUERY_MULTIPLE: usize = 128;
 
-/// The size of a chunk.
+/// Size of an attention chunk: samples, and queries of each sample.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Chunks {
     /// Samples; 1 if not all queries of a sample fit.

@@ -3,11 +3,11 @@
 //! A driver may crash on a kernel and end the whole process with a signal, which no library can catch.
 //! So call [`probe`] in a separate process, for devices with a [`probe_reason`].
 
-use crate::read::{ReadError, read};
+use crate::read::{ReadError, one_line, read};
 use burn::tensor::{Device, Tensor, TensorData, activation, module, ops::ConvOptions};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Largest error of a trial value, absolute up to 1 and relative above. Matrix units that round f32 to
+/// Maximum error of a trial value, absolute up to 1 and relative above. Matrix units that round f32 to
 /// f16 stay below it; a driver that misreads a kernel does not.
 const TOLERANCE: f64 = 2e-2;
 
@@ -28,7 +28,7 @@ pub enum ProbeError {
     Panicked {
         /// Name of the operation.
         operation: &'static str,
-        /// Message of the panic; it can have several lines.
+        /// Message of the panic, on one line.
         reason: String,
     },
     /// The device computes wrong numbers.
@@ -85,7 +85,7 @@ pub fn run_first_kernel(device: &Device) -> Result<(), ProbeError> {
 /// The values that a device computed, and those expected.
 type Computed = Result<(TensorData, Vec<f64>), ReadError>;
 
-/// One operation to try.
+/// One operation of a trial run, with its name in errors.
 struct Trial {
     operation: &'static str,
     run: fn(&Device) -> Computed,
@@ -105,7 +105,10 @@ impl Trial {
         let operation = self.operation;
         let run = || (self.run)(device).map(|(found, expected)| (host(&found), expected));
         let (found, expected) = catch_unwind(AssertUnwindSafe(run))
-            .map_err(|panic| ProbeError::Panicked { operation, reason: message(panic.as_ref()) })?
+            .map_err(|panic| ProbeError::Panicked {
+                operation,
+                reason: one_line(message(panic.as_ref())),
+            })?
             .map_err(|source| ProbeError::Failed { operation, source })?;
         let wrong = |(found, expected): (f32, f64)| {
             let error = (f64::from(found) - expected).abs();
@@ -223,7 +226,7 @@ mod tests {
         for name in device::list().into_iter().flat_map(|backend| backend.devices) {
             let device = device::parse(&name).unwrap();
             if probe_reason(&device).is_none() {
-                probe(&device).unwrap_or_else(|error| panic!("{name}: {error}"));
+                probe(&device).unwrap_or_else(|error| panic!("{name}: {error:?}"));
                 run_first_kernel(&device).unwrap();
             }
         }

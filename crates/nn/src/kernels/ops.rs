@@ -2,7 +2,7 @@
 
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
-/// An operation of [`FusedOps`].
+/// Name of an operation of [`FusedOps`], to ask whether a backend supports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Operation {
     Linear,

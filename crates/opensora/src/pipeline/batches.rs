@@ -95,8 +95,8 @@ impl<C: Conditions + ?Sized> Iterator for LatentBatches<'_, C> {
 
 impl<C: Conditions + ?Sized> FusedIterator for LatentBatches<'_, C> {}
 
-/// Iterator over clips. `next` decodes a clip, and samples its batch first if the clip is the first one of it; the
-/// iterator ends after an error.
+/// Iterator over decoded clips. Before the first clip of each batch, `next` samples the batch. The iterator ends
+/// after an error.
 pub struct Clips<'a, C: Conditions + ?Sized = Conditioning> {
     core: &'a Core,
     batches: LatentBatches<'a, C>,

@@ -31,7 +31,7 @@ pub trait Conditions: ToOwned + sealed::Binds {
 pub(super) mod sealed {
     use super::{BatchCondition, ConditionedDenoiser, Debug, PipelineError, SampleRequest};
 
-    /// How a model and its conditions become a denoiser.
+    /// Binds a model and its conditions to a denoiser.
     pub trait Binds {
         /// The models that take these conditions.
         type Model: ?Sized + Debug + Send + Sync;
@@ -50,7 +50,7 @@ pub(super) mod sealed {
     }
 }
 
-/// Encoded prompts, one for each clip, and the negative prompt of all.
+/// Encoded prompts, one for each clip, and one negative prompt for all clips.
 #[derive(Debug, Clone)]
 pub struct Conditioning {
     /// States `[B, L, C]` and mask of `B` prompts.
@@ -118,7 +118,8 @@ impl sealed::Binds for [usize] {
 
 impl TextToVideo {
     /// Encodes `prompts` and the request's negative prompt with the text encoder. Equal prompts are
-    /// encoded once; several clips of one prompt differ in their noise.
+    /// encoded once; several clips of one prompt differ in their noise. The negative prompt is encoded only
+    /// if guidance uses it.
     ///
     /// # Errors
     /// Returns an error if the text encoder cannot be loaded, a prompt cannot be encoded, or states are not
@@ -130,7 +131,7 @@ impl TextToVideo {
         observer: &mut dyn Observer,
     ) -> Result<Conditioning, PipelineError> {
         let encoder = self.text_encoder(observer)?;
-        // Without guidance the null prompt is not used.
+        // The null prompt is used only with guidance.
         let negative =
             request.negative_prompt.as_deref().filter(|_| request.guidance().needs_null());
         let mut texts: Vec<&str> = Vec::new();

@@ -6,7 +6,7 @@ use crate::{
 };
 use burn::tensor::{DType, Device, FloatDType};
 
-/// Largest number of frames that are decoded at once: enough to keep a device busy.
+/// Maximum number of frames that are decoded at once: enough to keep a device busy.
 const MOST_FRAMES: usize = 4;
 
 /// Rows of a tile.
@@ -16,7 +16,7 @@ const TILE_ROWS: usize = 64;
 /// on flex at 512x512 (docs/performance.md).
 const ACTIVATIONS: u64 = 4;
 
-/// How a clip is decoded.
+/// Frames at once and tile rows with which the VAE decodes a clip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DecodePlan {
     /// Frames that are decoded at once.

@@ -12,7 +12,7 @@ use crate::{
 use burn::tensor::Tensor;
 use std::iter::FusedIterator;
 
-/// A VAE in memory.
+/// A VAE in memory, which decodes latents to frames and encodes clips.
 #[derive(Debug)]
 pub struct LoadedVae<'a> {
     core: &'a Core,

@@ -13,7 +13,7 @@ use crate::{
     video::FramesError,
 };
 
-/// Why a pipeline failed.
+/// Error of a pipeline.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PipelineError {
@@ -53,7 +53,7 @@ pub enum PipelineError {
     /// The device failed or is lost.
     #[error(transparent)]
     Device(#[from] ReadError),
-    /// Decoded values that cannot be converted to frames.
+    /// The decoded values cannot be converted to frames.
     #[error(transparent)]
     Frames(#[from] FramesError),
     /// Models or tensors that do not fit each other.

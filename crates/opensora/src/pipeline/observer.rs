@@ -56,7 +56,7 @@ impl<F: FnMut(&SamplerStep<'_>) -> ControlFlow<()>> Observer for F {
     }
 }
 
-/// A model of a pipeline.
+/// A model of a pipeline: text encoder, denoiser or VAE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Part {
@@ -78,7 +78,7 @@ impl fmt::Display for Part {
     }
 }
 
-/// A model that was loaded.
+/// Event: a model was loaded.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Loaded<'a> {
@@ -106,7 +106,7 @@ pub struct UnknownWords<'a> {
     pub words: &'a [String],
 }
 
-/// A step that the sampler completed.
+/// Event: the sampler completed a step.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct SamplerStep<'a> {

@@ -59,7 +59,7 @@ impl<'a, C: Conditions + ?Sized> LoadedDenoiser<'a, C> {
     /// [`initial_latents`](Self::initial_latents).
     ///
     /// # Errors
-    /// Returns an error if the conditions do not fit the model, weights that are not in memory cannot be
+    /// Returns an error if the conditions do not fit the model, streamed weights cannot be
     /// read, the latents are not finite after a step, or the observer stops the sampling.
     pub fn sample(
         &mut self,
@@ -148,12 +148,12 @@ impl<'a, C: Conditions + ?Sized> LoadedDenoiser<'a, C> {
         normal_batch(self.request.seed, purpose, index, step as u64, shape, &self.core.device)
     }
 
-    /// Returns the work that the denoiser has done so far.
+    /// Returns the denoiser's counts of samples, attentions and FLOPs so far.
     pub fn work(&self) -> DenoiserWork {
         self.work
     }
 
-    /// Returns the clips that are sampled at once.
+    /// Returns the number of clips that are sampled at once.
     pub(super) fn batch_size(&self) -> usize {
         self.request.batch_size.max(1)
     }

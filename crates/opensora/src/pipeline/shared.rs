@@ -16,7 +16,7 @@ use crate::{
 use burn::tensor::{Device, Tensor};
 use std::path::PathBuf;
 
-/// The shared part of both pipelines.
+/// Weights' paths, options, device and VAE that both pipelines share.
 #[derive(Debug)]
 pub(super) struct Core {
     /// The denoiser's file.

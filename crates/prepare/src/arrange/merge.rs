@@ -12,10 +12,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Options of a merge. By default, several rows of one file are an error.
+/// Row choice and row order of a merge. By default, several rows of one file are an error.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Job {
-    /// Which of several rows of one file is kept.
+    /// The row that is kept of several rows of one file; `None`: several rows are an error.
     pub keep: Option<Keep>,
     /// The table from which the merged tables were made with shards: rows are brought into its order
     /// ([`in_order_of`]). `None`: one table after the other.
@@ -37,7 +37,7 @@ pub fn run(job: &Job, tables: &[(String, Table)], out: &Path) -> Result<Summary,
     Ok(Summary { input: tables.iter().map(|(_, table)| table.len()).sum(), output, failed })
 }
 
-/// Which of several rows of one file is kept.
+/// The row that is kept of several rows of one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
     /// The first.
@@ -46,7 +46,7 @@ pub enum Keep {
     Last,
 }
 
-/// The tables of a merge.
+/// The merged table, and the rows that were dropped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Merged {
     /// The rows in order, with the columns of all tables; fields of columns that a table does not have

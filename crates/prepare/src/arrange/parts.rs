@@ -38,13 +38,13 @@ pub enum Parts {
         shares: Shares,
         /// Seed of the random choice.
         seed: u64,
-        /// Column whose equal values stay in one part: `path`, or `source` for clips of a video. A row
-        /// without value goes by its path or address.
+        /// Column whose equal values stay in one part: `path`, or `source` for clips of a video. For a
+        /// row without a value, its path or address is used.
         by: String,
     },
 }
 
-/// A part of a table.
+/// A part of a table: its name and rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     /// Name of the share, or number of the part, from 0.

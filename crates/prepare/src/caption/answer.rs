@@ -19,7 +19,7 @@ use crate::text::{has_words, single_spaced};
 use opensora_manifest::value;
 use serde_json::Value;
 
-/// Longest quotation of a server's message, in characters.
+/// Maximum length of a quotation of a server's message, in characters.
 const MAX_QUOTED: usize = 200;
 /// Beginnings of refusals. Captions do not use the first person.
 const REFUSALS: [&str; 20] = [

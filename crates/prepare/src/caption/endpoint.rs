@@ -25,17 +25,17 @@ use ureq::{
     http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
 };
 
-/// Largest answer in bytes, far above any caption.
+/// Maximum size of an answer in bytes, far above any caption.
 const MAX_ANSWER: u64 = 1 << 20;
 /// Attempts whose answers have no caption.
 const MAX_NONSENSE: u32 = 3;
 
-/// How long to wait for a server.
+/// Timeouts of a connection and of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// Longest wait for a connection.
+    /// Maximum wait for a connection.
     pub connect: Duration,
-    /// Longest wait for a whole answer, including the connection.
+    /// Maximum wait for a whole answer, including the connection.
     pub answer: Duration,
 }
 
@@ -88,12 +88,12 @@ impl Key {
     }
 }
 
-/// Options of an [`Endpoint`].
+/// Key, timeouts, retries and connections of an [`Endpoint`].
 #[derive(Debug, Clone)]
 pub struct EndpointOptions {
     /// The API key.
     pub key: Option<Key>,
-    /// How long to wait for the server.
+    /// Timeouts of a connection and of an answer.
     pub timeouts: Timeouts,
     /// Retries of a request.
     pub retry: RetryPolicy,
@@ -112,7 +112,7 @@ impl Default for EndpointOptions {
     }
 }
 
-/// A server with a vision model.
+/// Client of a server with a vision model.
 #[derive(Debug)]
 pub struct Endpoint {
     uri: Uri,
@@ -121,7 +121,7 @@ pub struct Endpoint {
     retry: RetryPolicy,
 }
 
-/// Why a server gave no caption.
+/// Error of a request for a caption.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AskError {
@@ -151,7 +151,7 @@ pub enum AskError {
     /// The answer has no caption.
     #[error("{0}")]
     NoCaption(
-        /// What was found.
+        /// Description of the answer.
         String,
     ),
 }
@@ -165,11 +165,11 @@ type Cause = Box<dyn Error + Send + Sync>;
 pub struct EndpointError {
     /// Address of the server.
     pub address: String,
-    /// What failed.
+    /// The cause.
     pub source: Box<dyn Error + Send + Sync>,
 }
 
-/// What a failure is blamed on.
+/// Cause of a failure: the row, the endpoint, or a stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Blame {
     /// The row: other rows may succeed.
@@ -256,7 +256,7 @@ impl Endpoint {
         })
     }
 
-    /// Sends a request and checks that the answer is one of a chat API, whatever it says. A connection
+    /// Sends a request and checks that the answer has the format of a chat API. A connection
     /// that fails is not retried.
     pub(crate) fn check(&self, request: &[u8], stop: &AtomicBool) -> Result<(), Refused> {
         self.retry(stop, || match self.send(request) {

@@ -21,10 +21,10 @@ use opensora_video::{
 use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, path::Path};
 
-/// Largest number of positions, against requests of hundreds of images.
+/// Maximum number of positions; prevents requests of hundreds of images.
 const MAX_POSITIONS: usize = 64;
 
-/// How the frames of a clip are sent.
+/// Layout of a clip's frames in a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Layout {
@@ -43,9 +43,9 @@ pub enum Layout {
 pub struct ImageSpec {
     /// Positions of the frames in the clip, from 0 (first frame) to 1 (last frame).
     pub positions: Vec<f64>,
-    /// How the frames are sent.
+    /// Layout of the frames in a request.
     pub layout: Layout,
-    /// Largest longer side of a frame in pixels, also in a grid.
+    /// Maximum length of a frame's longer side in pixels, also in a grid.
     pub max_side: usize,
     /// JPEG quality, from 1 to 100.
     pub quality: u8,
@@ -98,13 +98,13 @@ impl ImageSpec {
     }
 }
 
-/// The encoded images of a clip.
+/// JPEG images of a clip, with their size and layout.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Images {
     jpegs: Vec<Vec<u8>>,
     /// Height and width of each image.
     size: [usize; 2],
-    /// What the images show.
+    /// Number and layout of the images.
     pub(crate) view: View,
 }
 
@@ -202,8 +202,8 @@ fn frames(path: &Path, spec: &ImageSpec) -> Result<Vec<Frame>, RowError> {
     Ok(pick(&header, stream, seen, spec)?.1)
 }
 
-/// Returns the number of decoded frames, and the frames that are sent of a clip of `length` frames; none
-/// if the clip ends before the last of them.
+/// Returns the number of decoded frames, and the frames of a clip of `length` frames to send to the model.
+/// Returns no frames if the clip ends before the last frame to send.
 fn pick(
     header: &Header,
     stream: Stream,

@@ -9,7 +9,7 @@ const OWN: &str = include_str!("prompt.txt");
 const FRAMES: &str = "frames";
 /// Placeholder of the number of frames.
 const NUM_FRAMES: &str = "num_frames";
-/// Largest prompt in bytes, far above any real one.
+/// Maximum size of a prompt in bytes, far above any real one.
 const MAX_BYTES: usize = 64 << 10;
 
 /// A prompt with the placeholders `{frames}`, a phrase that describes the images, and `{num_frames}`, the
@@ -17,7 +17,7 @@ const MAX_BYTES: usize = 64 << 10;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt(String);
 
-/// The images that a model gets.
+/// Number and layout of the images of a request, as the prompt's placeholders describe them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum View {
     /// Frames of a video, one image each.
@@ -107,7 +107,7 @@ fn is_known(name: &str) -> bool {
     [FRAMES, NUM_FRAMES].contains(&name)
 }
 
-/// A part of a prompt.
+/// A piece of a prompt: text or a placeholder.
 enum Piece<'a> {
     Text(&'a str),
     /// A placeholder, without its braces.

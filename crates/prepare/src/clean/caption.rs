@@ -86,7 +86,7 @@ fn after<'a>(tokens: &[Token], caption: &'a str) -> Option<&'a str> {
     Some(rest)
 }
 
-/// A cleaned caption.
+/// A cleaned caption, and the changes that were made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caption {
     /// The cleaned text; it can be empty.

@@ -6,22 +6,22 @@ use sha2::{Digest, Sha256};
 use std::fmt;
 use ureq::http::Uri;
 
-/// Longest readable part of a file name in characters.
+/// Maximum length of the readable part of a file name, in characters.
 const MAX_STEM: usize = 40;
 /// Extensions that a file keeps from its address; others become `mp4`.
 const ENDINGS: [&str; 12] =
     ["mp4", "mov", "mkv", "avi", "webm", "m4v", "gif", "jpg", "jpeg", "png", "webp", "bmp"];
 
-/// How an address is downloaded.
+/// Method of downloading an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fetch {
-    /// By HTTP, in this process.
+    /// HTTP, in this process.
     Direct,
-    /// With the program `yt-dlp`.
+    /// The program `yt-dlp` downloads the video.
     YtDlp,
 }
 
-/// The address of a video.
+/// Address of a video, with and without secrets, and its file name.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Address {
     /// With passwords, tokens and signatures.
@@ -104,7 +104,7 @@ impl Address {
     }
 }
 
-/// Returns true if a host is a domain or a subdomain of it.
+/// Returns true if `host` is `domain` or one of its subdomains.
 pub(crate) fn is_below(host: &str, domain: &str) -> bool {
     host == domain || host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
 }

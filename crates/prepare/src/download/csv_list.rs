@@ -26,7 +26,7 @@ use std::{
     rc::Rc,
 };
 
-/// Longest record in bytes. With an unclosed quote, the rest of the file is one record.
+/// Maximum size of a record in bytes. With an unclosed quote, the rest of the file is one record.
 const MAX_RECORD: u64 = 64 << 20;
 /// Bytes from which the encoding and the delimiter are detected.
 const START_BYTES: u64 = 64 << 10;
@@ -188,7 +188,7 @@ impl Read for Bounded {
     }
 }
 
-/// The positions of a list's columns.
+/// Index of each known column in a list.
 struct Layout {
     url: usize,
     text: Option<usize>,

@@ -3,7 +3,7 @@
 use super::{reach::NotPublic, secrets::shown_in};
 use std::{fmt, io, path::PathBuf};
 
-/// Why a video was not downloaded. Messages hold addresses without passwords, tokens and signatures.
+/// Error of downloading a video. Messages hold addresses without passwords, tokens and signatures.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FetchError {
@@ -45,7 +45,7 @@ pub enum FetchError {
     /// The answer is not an image or video, or does not continue the partial file.
     #[error("{0}")]
     Answer(
-        /// What was found.
+        /// Description of the answer.
         String,
     ),
     /// The body ended before its stated length.
@@ -62,7 +62,7 @@ pub enum FetchError {
     /// The file is larger than allowed.
     #[error("it is larger than {0} bytes")]
     TooLarge(
-        /// Largest size in bytes.
+        /// Maximum size in bytes.
         u64,
     ),
     /// The file's SHA-256 is not that of the list.
@@ -76,7 +76,7 @@ pub enum FetchError {
     /// The program `yt-dlp` is missing, cannot be started, or fails.
     #[error("{reason}")]
     YtDlp {
-        /// What happened.
+        /// The failure.
         reason: String,
         /// The operating system's reason, if it is one.
         source: Option<io::Error>,
@@ -84,6 +84,11 @@ pub enum FetchError {
 }
 
 impl FetchError {
+    /// An answer that cannot be used. Addresses in its headers are shown without secrets.
+    pub(super) fn answer(reason: impl AsRef<str>) -> Self {
+        Self::Answer(shown_in(reason.as_ref()))
+    }
+
     /// An error of `yt-dlp` without a cause. Addresses in it are shown without secrets.
     pub(super) fn yt_dlp(reason: impl AsRef<str>) -> Self {
         Self::YtDlp { reason: shown_in(reason.as_ref()), source: None }

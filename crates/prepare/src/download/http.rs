@@ -36,19 +36,19 @@ use ureq::{
     },
 };
 
-/// Largest number of redirects.
+/// Maximum number of redirects.
 const MAX_REDIRECTS: u32 = 8;
 /// Progress in bytes after which the count of attempts starts again.
 const PROGRESS: u64 = 1 << 20;
 
-/// How long to wait for a server.
+/// Timeouts of a connection, of further bytes and of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// Longest wait for a connection.
+    /// Maximum wait for a connection.
     pub connect: Duration,
-    /// Longest wait for the next bytes.
+    /// Maximum wait for the next bytes.
     pub idle: Duration,
-    /// Longest attempt; the next attempt resumes the file.
+    /// Maximum duration of an attempt; the next attempt resumes the file.
     pub attempt: Duration,
 }
 
@@ -62,7 +62,7 @@ impl Default for Timeouts {
     }
 }
 
-/// Downloads files; shared by all workers.
+/// HTTP client that downloads files; shared by all workers.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) agent: Agent,
@@ -192,7 +192,7 @@ impl Client {
         let (status, headers) = (head.status, &head.headers);
         let begin_again = |partial: &mut Partial, reason: String| {
             partial.forget().map_err(disk)?;
-            Err(now(FetchError::Answer(reason)))
+            Err(now(FetchError::answer(reason)))
         };
         let asked_for_rest = partial.validator().is_some();
         match status {
@@ -204,7 +204,7 @@ impl Client {
             _ => return Err(refusal(status, headers)),
         }
         if let Some(reason) = no_media(headers) {
-            return Err(Failure::Permanent(FetchError::Answer(reason)));
+            return Err(Failure::Permanent(FetchError::answer(reason)));
         }
         if status == StatusCode::PARTIAL_CONTENT {
             if let Err(reason) = continues(headers, partial) {
@@ -253,7 +253,7 @@ impl Client {
     }
 }
 
-/// What is kept of a file that was not downloaded.
+/// Treatment of the received bytes of a file that was not downloaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Keep {
     /// The received bytes, which the next run resumes.
@@ -330,7 +330,8 @@ fn no_media(headers: &HeaderMap) -> Option<String> {
     is_text.then(|| format!("the server sends {kind} in place of a video"))
 }
 
-/// Returns the server's identification of the file's version, if it is byte-exact.
+/// Returns the validator for `If-Range`: a strong `ETag`, or `Last-Modified` if there is no `ETag`. `None` for
+/// a weak `ETag`.
 fn validator(headers: &HeaderMap) -> Option<String> {
     match text(headers, header::ETAG) {
         Some(tag) if tag.starts_with('"') => Some(tag.into()),

@@ -32,7 +32,7 @@ pub const END: &str = "end";
 /// The column with a file's SHA-256 in hexadecimal digits.
 pub const SHA256: &str = "sha256";
 
-/// Why a list cannot be read.
+/// Error of reading a list.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListError {
@@ -54,7 +54,7 @@ pub enum ListError {
     },
 }
 
-/// Formats of lists.
+/// Format of a list of videos.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListFormat {
     /// A CSV with a header and a column `url`, one clip per row: addresses of files, or of videos on
@@ -147,7 +147,7 @@ pub struct List {
     by_file: HashMap<String, usize>,
 }
 
-/// A video and its clips.
+/// A video of a list: address, checksum and clips.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Video {
     pub(crate) address: Address,
@@ -232,7 +232,7 @@ impl List {
         }
         if clips.is_empty() {
             let none = Clip { rest: vec![String::new(); self.columns.len()], ..Clip::default() };
-            return self.reject(Ok(&address), &none, "the list has no clips of it");
+            return self.reject(Ok(&address), &none, "the list has no clips of this video");
         }
         let at = *self.by_file.entry(address.file().into()).or_insert_with(|| {
             self.videos.push(Video { address: address.clone(), sha256: None, clips: vec![] });

@@ -8,10 +8,10 @@
 
 use std::{iter::Peekable, str::Chars};
 
-/// Deepest nesting of lists; lists of videos have three levels.
+/// Maximum nesting depth of lists; lists of videos have three levels.
 const MAX_DEPTH: usize = 16;
 
-/// A Python value.
+/// A parsed Python literal: list, string, number or name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Literal {
     /// A list or a tuple.

@@ -41,7 +41,7 @@ pub(crate) struct Partial {
     joined: bool,
 }
 
-/// A complete file.
+/// Size and SHA-256 of a downloaded file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fetched {
     /// Size in bytes.

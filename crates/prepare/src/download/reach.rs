@@ -16,7 +16,7 @@ pub(crate) struct PublicOnly {
     pub(crate) proxy: Option<String>,
 }
 
-/// A host that is not public.
+/// Error for a host that is not public.
 #[derive(Debug, thiserror::Error)]
 #[error("{host} is {kind}, which needs private hosts to be allowed")]
 pub struct NotPublic {
@@ -66,7 +66,8 @@ fn kind(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// Source: IANA's registry of special-purpose IPv4 addresses (RFC 6890).
+/// Returns why an IPv4 address is not public; `None` for public ones. Source: IANA's registry of
+/// special-purpose IPv4 addresses (RFC 6890).
 fn kind_v4(address: Ipv4Addr) -> Option<&'static str> {
     let [a, b, c, _] = address.octets();
     if address.is_loopback() || a == 0 {
@@ -86,7 +87,8 @@ fn kind_v4(address: Ipv4Addr) -> Option<&'static str> {
     is_reserved.then_some("a reserved address")
 }
 
-/// Source: IANA's registry of special-purpose IPv6 addresses (RFC 6890).
+/// Returns why an IPv6 address is not public; `None` for public ones. Source: IANA's registry of
+/// special-purpose IPv6 addresses (RFC 6890).
 fn kind_v6(address: Ipv6Addr) -> Option<&'static str> {
     if address.is_loopback() || address.is_unspecified() {
         return Some("this machine");

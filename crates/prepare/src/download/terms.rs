@@ -20,14 +20,14 @@ impl fmt::Display for Terms {
     }
 }
 
-/// Source: snap-research/Panda-70M, `LICENSE`.
+/// Terms of Panda-70M. Source: snap-research/Panda-70M, `LICENSE`.
 pub(crate) const PANDA_70M: Terms = Terms {
     name: "Panda-70M",
     summary: "non-commercial research only; each video stays under its owner's terms on YouTube",
     url: "https://github.com/snap-research/Panda-70M/blob/main/LICENSE",
 };
 
-/// Source: daooshee/HD-VG-130M, `README.md`, "LICENSE AGREEMENT".
+/// Terms of HD-VG-130M. Source: daooshee/HD-VG-130M, `README.md`, "LICENSE AGREEMENT".
 pub(crate) const HD_VG_130M: Terms = Terms {
     name: "HD-VG-130M",
     summary: "academic research only, no distribution; each video stays under its owner's terms \
@@ -49,7 +49,7 @@ pub(crate) const PEXELS: Terms = Terms {
     url: "https://www.pexels.com/license/",
 };
 
-/// Returns the known terms of an address in a list without terms.
+/// Returns the terms of an address's host, for lists without terms; `None` if unknown.
 pub(crate) fn of_host(address: &Address) -> Option<&'static Terms> {
     match address.fetch() {
         Fetch::YtDlp => Some(&YOUTUBE),

@@ -40,10 +40,10 @@ const FINAL: [&str; 10] = [
     "unsupported url",
     "requested format is not available",
 ];
-/// Longest line of the program that is read, in bytes.
+/// Maximum length of a line that is read from the program, in bytes.
 const MAX_LINE: u64 = 4096;
 
-/// How `yt-dlp` is run.
+/// Program, format and arguments of `yt-dlp`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct YtDlp {
     /// The program: a name on the path, or a path.
@@ -90,7 +90,7 @@ impl YtDlp {
     }
 }
 
-/// Runs the program; shared by all workers.
+/// Runs `yt-dlp`; shared by all workers.
 #[derive(Debug)]
 pub(crate) struct Runner<'a> {
     pub(crate) yt_dlp: &'a YtDlp,

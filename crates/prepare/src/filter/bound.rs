@@ -58,7 +58,7 @@ impl Bound {
         }
     }
 
-    /// Returns the limit that a value exceeds; `None` for other verdicts.
+    /// Returns the limit that a value violates; `None` for other verdicts.
     pub(crate) fn limit(&self, verdict: Verdict) -> Option<f64> {
         match verdict {
             Verdict::Below => self.min,

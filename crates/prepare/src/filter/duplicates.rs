@@ -20,7 +20,7 @@ const BITS: usize = 64 * MOMENTS;
 /// When two clips are near-duplicates, and which one is kept.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Duplicates {
-    /// Largest distance of near-duplicates: differing bits of 64, mean over the moments.
+    /// Maximum distance of near-duplicates: differing bits of 64, mean over the moments.
     pub max_distance: f64,
     /// Which clip is kept.
     pub keep: Keep,
@@ -33,7 +33,7 @@ impl Default for Duplicates {
     }
 }
 
-/// Which of several near-duplicates is kept.
+/// The clip that is kept of several near-duplicates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
     /// The first in the table.
@@ -42,7 +42,7 @@ pub enum Keep {
     Longest,
 }
 
-/// The hashes of a clip's moments.
+/// Perceptual hash of a clip: one hash for each of its moments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct ClipHash([u64; MOMENTS]);
 

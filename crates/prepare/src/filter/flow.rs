@@ -1,9 +1,9 @@
 //! Optical flow between two frames.
 //!
 //! The pyramidal method of Lucas and Kanade: around each point of a grid, the displacement that best
-//! explains the change is searched from coarse to fine. A small ridge term in the equations keeps areas
-//! without texture still, so that noise in a flat sky is no motion; areas with texture in one direction
-//! move along it.
+//! explains the change is searched from coarse to fine. A small ridge term in the equations gives areas
+//! without texture no motion, so that noise in a flat sky does not count; areas with texture in one direction
+//! move along that direction.
 //!
 //! Source: J.-Y. Bouguet, "Pyramidal implementation of the affine Lucas Kanade feature tracker:
 //! description of the algorithm", Intel, 2001.
@@ -16,7 +16,7 @@ const STEP: usize = 8;
 const RADIUS: isize = 4;
 /// Shorter side below which there is no coarser level.
 const COARSEST: usize = 16;
-/// Largest number of refinements on a level, and the step in pixels at which they end.
+/// Maximum number of refinements on a level, and the step in pixels at which they end.
 const ITERATIONS: usize = 6;
 const CONVERGED: f32 = 0.01;
 /// Ridge term: squared gradients that codec noise causes in an area without texture.

@@ -15,15 +15,15 @@ use opensora_video::pillow::{Filter, Resize};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-/// Largest number of pairs of neighbouring frames whose flow is measured; at least half as many if the clip
+/// Maximum number of pairs of neighbouring frames whose flow is measured; at least half as many if the clip
 /// has them.
 const FLOW_PAIRS: usize = 32;
-/// Largest number of hashed frames, of which those nearest to the moments are used.
+/// Maximum number of hashed frames, of which those nearest to the moments are used.
 const HASHED: usize = 128;
-/// Largest number of frames held for a model, and the number of them that it scores.
+/// Maximum number of frames held for a model, and the number of them that it scores.
 const HELD: usize = 16;
 const SCORED: usize = 4;
-/// Largest mean luma of a dark frame, and smallest of a bright one.
+/// Maximum mean luma of a dark frame, and minimum mean luma of a bright one.
 const DARK: f64 = 0.1;
 const BRIGHT: f64 = 0.9;
 
@@ -34,16 +34,16 @@ pub(crate) const PIXELS: [&str; 5] = ["motion", "flow", "brightness", "dark_shar
 /// The column of hashes.
 pub(crate) const HASH: &str = "hash";
 
-/// How much of a file is read.
+/// The part of a file that is read: its header or all frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Depth {
-    /// The header, if it states everything.
+    /// The header, if it is complete.
     Header,
     /// All frames.
     Pixels,
 }
 
-/// The measurements of a clip.
+/// Measured numbers and hash of a clip.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub(crate) struct Measured {
     /// Finite numbers by column; unknown ones are left out.
@@ -116,7 +116,7 @@ fn duration(header: &Header, count: usize) -> Option<f64> {
     header.fps.filter(|_| count > 1).map(|fps| count as f64 / fps).or(header.duration)
 }
 
-/// Sums over a clip's frames.
+/// One pass over a clip's frames: running sums, hashes and frames for models.
 struct Pass<'a> {
     models: &'a [Arc<dyn Score>],
     size: [usize; 2],

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use std::{error::Error, sync::Arc};
 use tract_onnx::prelude::*;
 
-/// A loaded model.
+/// A loaded ONNX model that scores clips.
 pub(crate) struct Onnx {
     spec: OnnxSpec,
     /// SHA-256 of the file, which identifies the model wherever its file is.

@@ -4,7 +4,7 @@ use crate::Summary;
 use serde::Serialize;
 use std::fmt;
 
-/// Row counts of one filter.
+/// Row counts of one filter: checked, and dropped by reason.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct FilterReport {
     /// Name of the filter: the column of its bound, `file` for reading the file, or `duplicates` for
@@ -22,7 +22,7 @@ pub struct FilterReport {
     pub unreadable: usize,
 }
 
-/// Row counts of all filters.
+/// Row counts of the step `filter`, and of each filter.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Report {
     /// Rows of the shard.

@@ -9,7 +9,8 @@ pub(crate) struct Thinned<T> {
 }
 
 impl<T> Thinned<T> {
-    /// Keeps at most `capacity` items, and at least half as many of longer streams.
+    /// Returns an empty sample of at most `capacity` items. Streams longer than `capacity` leave at least
+    /// `capacity / 2`.
     pub(crate) fn new(capacity: usize) -> Self {
         Self { capacity: capacity.max(1), stride: 1, kept: Vec::new() }
     }

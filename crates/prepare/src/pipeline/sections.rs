@@ -21,14 +21,14 @@ use std::{
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FilterSection {
-    /// Smallest values by column.
+    /// Minimum values by column.
     pub min: BTreeMap<String, f64>,
-    /// Largest values by column.
+    /// Maximum values by column.
     pub max: BTreeMap<String, f64>,
     /// Drops near-duplicates. Shards only measure hashes; near-duplicates are dropped when their merged
     /// table is filtered.
     pub duplicates: bool,
-    /// Largest distance of near-duplicates in bits of 64.
+    /// Maximum distance of near-duplicates in bits of 64.
     pub max_distance: Option<f64>,
 }
 

@@ -6,7 +6,7 @@ use opensora_chart::{ChartError, text::Paragraph};
 use opensora_video::{Frames, VideoError, png};
 use std::path::Path;
 
-/// Largest number of rows: each has at most about 400 lines of pixels, and images at most 16384.
+/// Maximum number of rows: each has at most about 400 lines of pixels, and images at most 16384.
 pub(super) const MOST: usize = 40;
 /// Pixels around the sheet, and between two clips.
 const MARGIN: usize = 12;
@@ -14,7 +14,7 @@ const MARGIN: usize = 12;
 pub(super) const WIDTH: usize = PLACES.len() * (THUMBNAIL[1] + 2) + 2 + 2 * MARGIN;
 /// Font sizes of a clip's name and caption in pixels.
 const LETTERS: [u32; 2] = [13, 16];
-/// Largest number of lines of a caption.
+/// Maximum number of lines of a caption.
 const LINES: usize = 8;
 
 /// Draws the entries and writes the file.

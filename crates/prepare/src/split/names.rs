@@ -4,7 +4,7 @@ use opensora_files::hex;
 use sha2::{Digest, Sha256};
 use std::{collections::HashMap, path::Path};
 
-/// Longest part of a video's name in its clips' names, in bytes; file systems allow 255 in total.
+/// Maximum length of the part of a video's name in its clips' names, in bytes; file systems allow 255 in total.
 const LONGEST: usize = 180;
 
 /// Returns the name prefixes of the videos' clips: each video's file name without extension. If it is

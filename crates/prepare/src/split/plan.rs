@@ -3,7 +3,7 @@
 use super::Settings;
 use std::ops::Range;
 
-/// A planned clip.
+/// A planned clip: its scene, times and frames.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Cut {
     /// The scene, counted from 0.

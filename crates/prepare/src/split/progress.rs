@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The results of the first pass.
+/// Results of the first pass over a video: size, frame rate, scenes and frame times.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Scan {
     /// Height and width of the frames.
@@ -49,7 +49,7 @@ impl Scan {
     }
 }
 
-/// The first line of the file.
+/// The first line of a progress file: state of the video, settings and first pass.
 #[derive(Serialize, Deserialize)]
 struct Head {
     /// Size and time of the video.
@@ -58,7 +58,7 @@ struct Head {
     scan: Scan,
 }
 
-/// Any other line: a clip and its index among the planned clips.
+/// Any other line of a progress file: a clip and its index among the planned clips.
 #[derive(Serialize, Deserialize)]
 struct Written {
     cut: usize,
@@ -71,7 +71,7 @@ pub(super) struct Progress {
     journal: Journal,
 }
 
-/// The progress of an earlier run.
+/// Progress that an earlier run left: its first pass and its clips.
 pub(super) struct Left {
     pub(super) progress: Progress,
     pub(super) scan: Scan,

@@ -22,16 +22,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{cell::OnceCell, collections::VecDeque, error::Error, ops::Range, path::Path};
 
-/// Largest size of a clip's frames in bytes.
+/// Maximum size of a clip's frames in bytes.
 const MAX_CLIP: usize = 2 << 30;
 
-/// Longest video in seconds; longer ones have broken timestamps.
+/// Maximum duration of a video in seconds; longer ones have broken timestamps.
 const MAX_SECONDS: f64 = 360_000.0;
 
-/// Shortest video in seconds that is resumed after an interruption; shorter ones start again.
+/// Minimum duration in seconds of a video that is resumed after an interruption; shorter ones start again.
 const LONG: f64 = 30.0;
 
-/// A written clip.
+/// A written clip: file, times, size and number of frames.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Clip {
     /// File name in the folder of clips.
@@ -119,7 +119,7 @@ pub(crate) fn cut(
     let clips: Vec<Clip> = clips.into_iter().flatten().collect();
     if let Err(error) = done {
         for clip in clips {
-            // A clip that cannot be removed stays; no table names it.
+            // Errors are ignored: no table lists the clip.
             let _ = std::fs::remove_file(place.folder.join(clip.file));
         }
         return Err(error);

@@ -4,10 +4,10 @@ use opensora_manifest::value;
 use serde::Serialize;
 use std::collections::HashMap;
 
-/// Largest number of listed texts.
+/// Maximum number of listed texts.
 const FREQUENT: usize = 10;
 
-/// The statistics of a column.
+/// Statistics of a column: counts of values, and their summary.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Column {
     /// Name of the column.
@@ -16,12 +16,12 @@ pub struct Column {
     pub count: usize,
     /// Rows without value ([`value`]) or, in columns of numbers, with a value that is not finite.
     pub missing: usize,
-    /// The values.
+    /// Summary of the values.
     #[serde(flatten)]
     pub content: Content,
 }
 
-/// The values of a column.
+/// The summary of a column's values, by their kind.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Content {
@@ -33,10 +33,10 @@ pub enum Content {
     Texts(Texts),
 }
 
-/// A summary of numbers.
+/// Summary of numbers: minimum, maximum, mean and percentiles.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Numbers {
-    /// Smallest number.
+    /// Minimum.
     pub min: f64,
     /// 5th percentile.
     pub percentile_5: f64,
@@ -46,14 +46,14 @@ pub struct Numbers {
     pub mean: f64,
     /// 95th percentile.
     pub percentile_95: f64,
-    /// Largest number.
+    /// Maximum.
     pub max: f64,
     /// The numbers, sorted.
     #[serde(skip)]
     pub values: Vec<f64>,
 }
 
-/// A summary of texts.
+/// Summary of texts: the number of different texts, and the most frequent ones.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Texts {
     /// Number of different texts.
@@ -72,7 +72,7 @@ pub struct Frequent {
 }
 
 impl Column {
-    /// Summarizes a column of these fields; `is_text` if digits are not numbers.
+    /// Summarises a column of these fields. `is_text`: treat every field as text, also numeric ones.
     pub(super) fn of(name: &str, fields: &[&str], is_text: bool) -> Self {
         let filled = || fields.iter().copied().filter_map(value::present);
         let numeric = !is_text && filled().all(|field| field.parse::<f64>().is_ok());
@@ -88,7 +88,7 @@ impl Column {
         Self { name: name.into(), count, missing: fields.len() - count, content }
     }
 
-    /// Summarizes a column of numbers, some of them missing.
+    /// Summarises a column of numbers, some of them missing.
     pub(super) fn of_numbers(name: &str, values: impl Iterator<Item = Option<f64>>) -> Self {
         let (mut known, mut rows) = (Vec::new(), 0);
         for value in values {
@@ -102,7 +102,7 @@ impl Column {
 }
 
 impl Numbers {
-    /// Summarizes numbers; `None` if there are none.
+    /// Summarises numbers; `None` if there are none.
     fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_unstable_by(f64::total_cmp);
         let (min, max) = (*values.first()?, *values.last()?);

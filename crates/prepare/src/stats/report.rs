@@ -4,11 +4,11 @@ use super::{Column, Content, Frequent, Stats};
 use opensora_chart::text::plain;
 use std::fmt;
 
-/// Longest shown text of a table in characters; captions are long.
+/// Maximum length of a shown text in characters; captions are long.
 const SHOWN: usize = 32;
-/// Largest number of shown texts of a column.
+/// Maximum number of shown texts of a column.
 const TEXTS: usize = 3;
-/// Largest number of listed unreadable files.
+/// Maximum number of listed unreadable files.
 const FILES: usize = 10;
 
 impl fmt::Display for Stats {

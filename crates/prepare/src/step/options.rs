@@ -4,7 +4,7 @@ use crate::PrepareError;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// How a step processes its rows; the same for every step.
+/// Workers, shard and retries of a step; the same for every step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RunOptions {
     /// Rows that are processed at once; 0 counts as 1.
@@ -24,7 +24,7 @@ impl Default for RunOptions {
 
 /// One part of the rows, for job arrays: row r belongs to part r modulo `count`.
 ///
-/// As text, a shard is `index/count`, such as `0/4`.
+/// Written as `index/count`, such as `0/4`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shard {
     index: usize,

@@ -3,14 +3,14 @@
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// What the records of a journal are checked against before they are trusted.
+/// Checks that decide whether a journal's records are valid.
 pub struct Trust<'a, T> {
     /// Returns the state of the file from which a row's outcome is computed. The state is recorded with
     /// the outcome, which is valid until the state changes.
     pub state: &'a (dyn Fn(usize) -> State + Sync),
     /// Returns the file of a row, whose path is left out of recorded reasons; `None` if there is none.
     pub path: &'a (dyn Fn(usize) -> Option<&'a Path> + Sync),
-    /// Returns true if the files that a record names still exist.
+    /// Returns true if the output files of a record exist.
     pub holds: &'a dyn Fn(usize, &T) -> bool,
 }
 

@@ -1,5 +1,5 @@
-//! A stand-in for a server with a vision model: it identifies the clip in the images, and answers as a test
-//! tells it.
+//! A mock server of a vision-language model: it identifies the clip in the images, and each test configures
+//! the answers.
 
 #![allow(dead_code, reason = "each test uses its part")]
 
@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Red of clip k is k times this; blue is [`BLUE`], unlike the grey of a check.
+/// Red of clip k is k times this; blue is [`BLUE`], so clips differ from the grey images of a check.
 pub(crate) const RED_STEP: u8 = 10;
 pub(crate) const BLUE: u8 = 230;
 
@@ -26,7 +26,7 @@ pub(crate) struct Request {
     pub(crate) body: Value,
     /// Centre pixel of each image.
     pub(crate) colours: Vec<[u8; 3]>,
-    /// The clip in the images; `None` for the grey of a check.
+    /// The clip in the images; `None` for the grey images of a check.
     pub(crate) clip: Option<usize>,
     pub(crate) at: Instant,
 }

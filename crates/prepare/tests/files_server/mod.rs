@@ -1,4 +1,4 @@
-//! A file server that misbehaves as a test tells it, with one request per connection.
+//! A file server with configurable faults and one request per connection.
 
 use std::{
     collections::HashMap,
@@ -68,7 +68,7 @@ impl Answer {
         Self { cut: Some(after), ..self }
     }
 
-    /// Returns a version of a file, or the requested range of it.
+    /// Returns a version of a file, whole or the requested range.
     pub(crate) fn version(bytes: &[u8], tag: &str, request: &Request) -> Self {
         let condition = request.headers.get("if-range");
         let same = condition.is_none_or(|wanted| wanted == tag);

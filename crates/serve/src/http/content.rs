@@ -16,7 +16,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncSeekExt},
 };
 
-/// Bytes that are read at once: the memory that a client that reads slowly occupies.
+/// Bytes per read, which is also the memory that a slow client occupies.
 const CHUNK: u64 = 64 << 10;
 
 /// Which file.
@@ -56,7 +56,7 @@ pub(super) async fn content(
         Variant::Record => (format!("{output}.json"), "application/json"),
     };
     let path = app.queue.path(&id, &name)?;
-    // Deleted since, or by hand.
+    // The file has been deleted, perhaps by hand.
     let gone = |_| ApiError::new(StatusCode::NOT_FOUND, "not_found", "the file is gone");
     let file = File::open(path).await.map_err(gone)?;
     let length = file.metadata().await.map_err(gone)?.len();
@@ -108,7 +108,7 @@ enum Range {
     Outside,
 }
 
-/// Reads `Range`. Anything but one range of bytes is ignored, as the standard allows.
+/// Parses `Range`. Everything except a single byte range is ignored, as RFC 9110 allows.
 fn range(headers: &HeaderMap, length: u64) -> Range {
     let text = headers.get(header::RANGE).and_then(|range| range.to_str().ok());
     let Some((first, last)) = text

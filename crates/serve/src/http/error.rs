@@ -1,4 +1,4 @@
-//! Errors as clients get them.
+//! Error responses.
 
 use super::Json;
 use crate::{engine::EngineError, queue::QueueError, request::RequestError};
@@ -76,7 +76,7 @@ impl From<QueueError> for ApiError {
             QueueError::Engine(EngineError::Request(_)) => {
                 (StatusCode::BAD_REQUEST, "invalid_request")
             }
-            // Paths of the server are none of the client's business.
+            // Paths of the server are not revealed to clients.
             QueueError::Io(_) | QueueError::Store(_) | QueueError::Worker(_) => {
                 return Self::internal("the job cannot be stored");
             }

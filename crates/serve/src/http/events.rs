@@ -6,8 +6,7 @@
 //! | `progress` | `id`, `progress`, `stage`, `step`, `steps` |
 //! | `preview` | `id`, `step`, `frames`, `width`, `height` and `image`: a PNG as a data URL, frames one below the other |
 //!
-//! The stream ends behind the event of a final status. A client that reads slowly gets the latest values
-//! only.
+//! The stream ends after the event of a final status. A slow client gets only the latest values.
 
 use super::{App, error::ApiError, videos::video};
 use crate::{
@@ -29,8 +28,8 @@ use serde_json::{Value, json};
 use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-/// Time between signs of life. A client that has closed its connection is noticed at the next one; one that
-/// vanished without closing is noticed when its system's buffers are full or the network gives it up.
+/// Time between keep-alive comments, which detect clients that closed their connection. A client that
+/// vanished is noticed when the buffers of its connection are full or the network gives it up.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Shortest time between two rounds of events.
@@ -44,7 +43,7 @@ struct Follower {
     _permit: OwnedSemaphorePermit,
     /// Events that are not sent yet.
     pending: VecDeque<Event>,
-    /// What was sent last.
+    /// Values that were sent last.
     status: Option<JobStatus>,
     progress: Option<Value>,
     preview: Option<Arc<Preview>>,
@@ -56,7 +55,7 @@ pub(super) async fn events(
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
     let mut changes = app.queue.follow(&id)?;
-    // The state at the beginning is the first event.
+    // The current state is the first event.
     changes.mark_changed();
     let permit = Arc::clone(&app.followers).try_acquire_owned().map_err(|_| {
         let message = "too many clients follow jobs by events: ask for the job itself";
@@ -105,7 +104,7 @@ impl Follower {
         }
     }
 
-    /// Queues events for all that differs from what was sent last.
+    /// Queues an event for each of status, progress and preview that has changed since it was last sent.
     fn queue_events(&mut self, view: &JobView) {
         let state = &view.job.state;
         let event = |name: &str, data: &Value| Event::default().event(name).data(data.to_string());

@@ -13,14 +13,14 @@ use subtle::ConstantTimeEq;
 /// Requests that are accepted.
 #[derive(Debug, Clone, Default)]
 pub struct Security {
-    /// The secret that clients send as `Authorization: Bearer TOKEN`; `None`: everyone who reaches the
-    /// server may do everything.
+    /// The secret that clients send as `Authorization: Bearer TOKEN`; `None`: all clients
+    /// have full access.
     pub token: Option<String>,
-    /// Names that the server is reached by, beside `localhost` and IP addresses.
+    /// Accepted host names, besides `localhost` and IP addresses.
     pub hosts: Vec<String>,
 }
 
-/// Routes that need no token: they tell nothing about jobs.
+/// Routes that need no token: they reveal nothing about jobs.
 const OPEN_ROUTES: [&str; 3] = ["/", "/health", "/openapi.json"];
 
 /// Checks a request before any route sees it.
@@ -100,10 +100,10 @@ fn is_named(security: &Security, host: &str) -> bool {
         .is_some_and(|name| security.hosts.iter().any(|own| own.eq_ignore_ascii_case(name)))
 }
 
-/// The name of `name:port` or `[address]:port`; `None` if the port is none.
+/// Returns the host of `host:port` or `[address]:port`; `None` if the port is invalid.
 fn without_port(host: &str) -> Option<&str> {
     match host.rsplit_once(':') {
-        // The last colon of an address in brackets is not that of a port.
+        // A colon inside brackets belongs to an IPv6 address.
         Some((_, rest)) if rest.ends_with(']') => Some(host),
         Some((name, port)) => port.parse::<u16>().is_ok().then_some(name),
         None => Some(host),
@@ -129,7 +129,7 @@ fn is_same_origin(security: &Security, host: &str, path: &str, headers: &HeaderM
     same && linked
 }
 
-/// Compares in a time that depends on the lengths only.
+/// Compares in constant time: it depends only on the lengths.
 fn has_token(headers: &HeaderMap, token: &str) -> bool {
     let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
     let (scheme, given) = given.split_at(given.len().min(b"Bearer ".len()));

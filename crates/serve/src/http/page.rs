@@ -1,4 +1,4 @@
-//! The page for browsers: one file without anything from elsewhere.
+//! The web page: one file without external resources.
 
 use axum::{
     http::{HeaderValue, header},
@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 /// The page.
 const PAGE: &str = include_str!("page.html");
 
-/// Allows the script and the style of the page by their digests, and nothing else.
+/// Content security policy: only the page's script and style are allowed, by digest.
 static POLICY: LazyLock<String> = LazyLock::new(|| {
     let source = |element: &str| {
         let digest = Sha256::digest(inline(element).as_bytes());

@@ -19,10 +19,10 @@ use std::{sync::Arc, time::Duration};
 /// Longest time that a client may take to send a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Jobs of a page if the client does not say.
+/// Default number of jobs per page.
 const PAGE: usize = 20;
 
-/// Most jobs of a page.
+/// Maximum number of jobs per page.
 const MAX_PAGE: usize = 100;
 
 /// Returns a job as clients see it; the fields are described in `openapi.json`.
@@ -80,7 +80,7 @@ pub(super) async fn create(
     Ok(Json(video(&view)))
 }
 
-/// A seed for a request without one: short enough to be copied by hand.
+/// Returns a random seed for a request without one, short enough to be copied by hand.
 fn random_seed() -> Result<u64, ApiError> {
     let seed = getrandom::u32().map_err(|_| ApiError::internal("no random numbers"))?;
     Ok(seed.into())
@@ -114,7 +114,7 @@ async fn fields(request: Request) -> Result<Map<String, Value>, ApiError> {
             let message = "the body did not arrive in time";
             return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", message));
         }
-        // Larger than the limit, or the client has gone.
+        // The body exceeds the limit, or the client has disconnected.
         Ok(Err(_)) => return Err(too_large()),
         Ok(Ok(bytes)) => bytes,
     };

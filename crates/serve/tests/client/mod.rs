@@ -1,9 +1,9 @@
-//! A server in this process, and a client that speaks HTTP by hand, so that it can do so badly.
+//! A server in this process, and a client with hand-written HTTP, so that it can send malformed requests.
 
 #![allow(
     dead_code,
     unreachable_pub,
-    reason = "several tests share this module and use parts of it"
+    reason = "several tests share this module, each uses some items"
 )]
 
 use crate::fake::FakeEngine;
@@ -28,12 +28,12 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a server whose steps take a time.
+    /// Starts a server whose engine takes a given time per step.
     pub fn start(step: Duration) -> Self {
         Self::start_with(step, |_| {})
     }
 
-    /// Starts a server with other options than the default ones.
+    /// Starts a server with the given options.
     pub fn start_with(step: Duration, change: impl FnOnce(&mut ServerOptions)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let engine = Arc::new(FakeEngine::new(step));
@@ -64,7 +64,7 @@ impl Drop for Running {
     }
 }
 
-/// Sends one request a connection.
+/// Sends one request per connection.
 pub struct Client {
     pub address: SocketAddr,
     pub host: String,
@@ -139,7 +139,7 @@ impl Client {
 }
 
 impl Response {
-    /// Reads until the server closes the connection; a reset after the response is as good.
+    /// Reads until the server closes the connection; a reset after the response counts as closed.
     pub fn read(stream: &mut TcpStream) -> io::Result<Self> {
         let mut bytes = Vec::new();
         if let Err(error) = stream.read_to_end(&mut bytes)
@@ -192,7 +192,7 @@ impl Response {
     }
 }
 
-/// Removes the framing of chunks; a stream that was cut off ends where it was.
+/// Removes the framing of chunks; a truncated stream ends where it was cut off.
 fn unchunked(mut bytes: &[u8]) -> Vec<u8> {
     let mut whole = Vec::new();
     while let Some(end) = bytes.windows(2).position(|window| window == b"\r\n") {

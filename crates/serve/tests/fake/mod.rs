@@ -1,6 +1,6 @@
-//! Engines for tests: no model, and as slow as a test wants.
+//! Engines for tests: without a model, with a configurable time per step.
 
-#![allow(unreachable_pub, reason = "several tests share this module and use parts of it")]
+#![allow(unreachable_pub, reason = "several tests share this module, each uses some items")]
 
 use opensora_serve::{
     engine::{Engine, EngineError, Generated, ModelInfo, Observer, Preview, Sampled, Stage},
@@ -28,11 +28,11 @@ pub fn model() -> ModelInfo {
     }
 }
 
-/// Makes black videos, a step in `step`. Prompts `fail` and `panic` do so.
+/// Makes black videos; a step takes `step`. The prompts `fail` and `panic` make it fail and panic.
 pub struct FakeEngine {
     pub model: ModelInfo,
     pub step: Duration,
-    /// Videos that were begun.
+    /// Number of videos that were started.
     pub begun: AtomicUsize,
 }
 

@@ -106,7 +106,7 @@ pub enum TokenizerError {
         /// What was found and expected.
         reason: String,
     },
-    /// A JSON file that cannot be parsed.
+    /// The file is not valid JSON.
     #[error("{path}: {problem}", path = path.display())]
     Parse {
         /// The file.

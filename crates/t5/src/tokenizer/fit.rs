@@ -371,7 +371,7 @@ mod tests {
 
     #[test]
     fn rare_words_are_not_split_into_frequent_words() {
-        // Frequent words, and rare words that are composed of them.
+        // Frequent words, and rare words that are concatenations of frequent words.
         let mut captions = vec!["s and y x-sand x-box".to_string(); 1000];
         captions.push("sandy x-sandbox".into());
         let (fitted, loaded) = saved(&captions, 200);

@@ -63,7 +63,7 @@ impl Ceiling {
 
 /// Matrices grow until a product takes this long.
 const LONG_ENOUGH: Duration = Duration::from_millis(20);
-/// Largest size of a matrix side: 256 MB in f32.
+/// Maximum length of a matrix side: 256 MB in f32.
 const LARGEST: usize = 8192;
 /// Number of timings, of which the best is used.
 const TIMINGS: usize = 5;

@@ -1,4 +1,4 @@
-//! Other headers for MP4 files whose header stands at their end.
+//! Patches headers of MP4 files whose header is at the end.
 
 /// Returns the first offset of a box's name.
 pub(crate) fn position(bytes: &[u8], name: &[u8; 4]) -> usize {
@@ -19,8 +19,8 @@ pub(crate) fn with_matrix(bytes: &[u8], matrix: [i32; 9]) -> Vec<u8> {
     bytes
 }
 
-/// With other edits in the first track: durations in ticks of the movie, and times in ticks of the
-/// track, -1 for none. No list at all if there are none.
+/// Replaces the edits of the first track: durations in ticks of the movie, and times in ticks of the track
+/// (-1: an empty edit). Without edits, the edit list is removed.
 pub(crate) fn with_edits(bytes: &[u8], edits: &[(u32, i32)]) -> Vec<u8> {
     let old = position(bytes, b"edts") - 4;
     let old_size = u32::from_be_bytes(bytes[old..old + 4].try_into().unwrap()) as usize;

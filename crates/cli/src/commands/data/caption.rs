@@ -42,8 +42,8 @@ pub(crate) struct Args {
     data: PathBuf,
     /// Table of the clips with captions (CSV)
     ///
-    /// Clips without are listed beside it (.failed.csv). The number of a --shard is put before the
-    /// ending.
+    /// Clips that got no caption are listed beside it: captioned.csv gives captioned.failed.csv. With --shard
+    /// 0/4 it is written to captioned.0-of-4.csv.
     #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
     /// Address of a server with OpenAI's API, such as http://localhost:8000, with or without
@@ -57,13 +57,13 @@ pub(crate) struct Args {
     /// sent]
     #[arg(long, value_name = "VARIABLE")]
     key_env: Option<String>,
-    /// How the frames of a clip are sent
+    /// Layout of a clip's frames in the request
     #[arg(long, value_enum, default_value_t = FramesName::Multi)]
     frames: FramesName,
     /// Positions of the frames in a clip, from 0 (start) to 1 (end)
     #[arg(long, value_delimiter = ',', default_values_t = ImageSpec::default().positions)]
     positions: Vec<f64>,
-    /// Largest width and height of a frame in pixels
+    /// Maximum width and height of a frame in pixels
     #[arg(long, default_value_t = ImageSpec::default().max_side)]
     max_side: usize,
     /// JPEG quality, from 1 to 100
@@ -77,12 +77,12 @@ pub(crate) struct Args {
     /// Sampling temperature of the model; 0 gives the likeliest wording
     #[arg(long, default_value_t = 0.2)]
     temperature: f64,
-    /// Largest number of tokens of a caption
+    /// Maximum number of tokens of a caption
     ///
     /// Longer answers are cut at a sentence and marked in the column caption_cut.
     #[arg(long, default_value_t = 300)]
     max_tokens: u32,
-    /// More fields of the request as a JSON object, null to leave one out
+    /// Extra request fields as a JSON object; a null value removes the field
     ///
     /// Newer models of OpenAI need {"max_tokens": null, "max_completion_tokens": 300}.
     #[arg(long, value_name = "JSON", value_parser = parse_object)]
@@ -114,7 +114,7 @@ enum FramesName {
     First,
 }
 
-/// Fields of a request.
+/// Request fields of `--extra`, parsed from a JSON object.
 #[derive(Clone)]
 struct JsonObject(Map<String, Value>);
 

@@ -41,10 +41,10 @@ pub(crate) struct Args {
     /// Keep openings such as "The video shows"
     #[arg(long)]
     keep_openings: bool,
-    /// What to do with rows without caption
+    /// Treatment of rows without caption
     #[arg(long, value_enum, default_value_t = Unfit::Drop)]
     empty: Unfit,
-    /// What to do with rows whose file is missing or, with --relength, unreadable
+    /// Treatment of rows whose file is missing or, with --relength, unreadable
     #[arg(long, value_enum, default_value_t = Unfit::Drop)]
     missing: Unfit,
     /// Count the frames of each file again by decoding it
@@ -62,7 +62,7 @@ pub(crate) struct Args {
     report: Report,
 }
 
-/// Treatment of unusable rows; they are listed in both cases.
+/// Treatment of unusable rows: dropped or kept. They are listed in both cases.
 #[derive(Clone, Copy, ValueEnum)]
 enum Unfit {
     /// Leave them out and list them

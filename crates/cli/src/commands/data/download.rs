@@ -49,7 +49,7 @@ pub(crate) struct Args {
     /// Download from this machine, private networks and link-local addresses as well
     #[arg(long)]
     allow_private: bool,
-    /// Largest size of a file in bytes [default: unlimited]
+    /// Maximum size of a file in bytes [default: unlimited]
     #[arg(long, value_name = "BYTES")]
     max_bytes: Option<u64>,
     /// Requests per second of all workers together [default: unlimited]

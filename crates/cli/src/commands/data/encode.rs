@@ -41,8 +41,7 @@ pub(crate) struct Args {
     /// Folder that holds the files of a preset [default: pretrained_models]
     #[arg(long, value_name = "FOLDER")]
     weights_dir: Option<PathBuf>,
-    /// Let the paths in a model.json lead anywhere, not only into its folder and below the working
-    /// directory
+    /// Allow paths in a model.json outside its folder and the working directory
     #[arg(long)]
     allow_outside_paths: bool,
     /// Folder of the cache
@@ -66,7 +65,7 @@ pub(crate) struct Args {
     /// Seed of windows and flips
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// Largest number of tokens of a caption; longer captions are cut
+    /// Maximum number of tokens of a caption; longer captions are cut
     #[arg(long, default_value_t = 120)]
     max_length: usize,
     /// Frames that the VAE processes at once [default: all of a clip]

@@ -54,7 +54,7 @@ pub(crate) struct Args {
     /// files.
     #[arg(long)]
     hashes: bool,
-    /// Largest distance of near-duplicates: mean over five frames of the bits, of 64, that differ
+    /// Maximum distance of near-duplicates: mean over five frames of the bits, of 64, that differ
     #[arg(long, default_value_t = 6.0, requires = "duplicates", value_parser = parse_bits, value_name = "BITS")]
     max_distance: f64,
     /// Which of several near-duplicates is kept
@@ -116,7 +116,7 @@ const BOUNDS: [(&str, &str, &str, &str); 15] = [
     ("text_overlay", "min-text-overlay", "max-text-overlay", "score of a --model of this column"),
 ];
 
-/// Limits by column: smallest and largest value.
+/// Bounds by column: minimum and maximum.
 struct Bounds(Vec<(String, Option<f64>, Option<f64>)>);
 
 impl ClapArgs for Bounds {

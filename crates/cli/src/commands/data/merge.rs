@@ -6,7 +6,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 use opensora::{
     manifest::Table,
     prepare::{
-        Summary,
+        PrepareError, Summary,
         arrange::{
             self, Keep,
             merge::{self, Job},
@@ -65,16 +65,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let order_of = args.order_of.as_ref().map(|table| Table::read(table).context("--order-of"));
     let job = Job { keep, order_of: order_of.transpose()? };
-    stop::listen();
-    let merged = merge::run(&job, &tables, &args.out);
-    let Summary { output: rows, failed: dropped, .. } = match keep {
-        None => merged.context("choose the row to keep (--keep first or --keep last)")?,
-        Some(_) => merged?,
-    };
     let missing = arrange::missing_parts(&args.data);
     if !missing.is_empty() {
         output::message(format_args!("not merged: shard {}", missing.join(", ")));
     }
+    stop::listen();
+    let merged = merge::run(&job, &tables, &args.out);
+    let Summary { output: rows, failed: dropped, .. } = match merged {
+        Err(error @ PrepareError::Duplicates { .. }) if keep.is_none() => {
+            Err(error).context("choose the row to keep (--keep first or --keep last)")?
+        }
+        merged => merged?,
+    };
     let list = (dropped > 0).then(|| failed_path(&args.out));
     if args.report.json {
         output::json(&json!({

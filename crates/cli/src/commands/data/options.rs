@@ -30,7 +30,7 @@ impl StepOptions {
     }
 }
 
-/// Requests to servers.
+/// Timeouts and retries of requests to servers.
 #[derive(Debug, Clone, Copy, ClapArgs)]
 pub(crate) struct RequestOptions {
     /// Seconds to wait for a connection

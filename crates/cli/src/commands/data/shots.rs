@@ -29,7 +29,7 @@ pub(crate) struct Args {
     /// Videos
     #[arg(required = true, value_name = "VIDEO")]
     videos: Vec<PathBuf>,
-    /// How cuts are found
+    /// Method of finding cuts
     #[arg(long, value_enum, default_value_t = DetectorName::Content)]
     detector: DetectorName,
     /// Score from which a frame is a cut; for adaptive the ratio to the scores around it
@@ -63,7 +63,7 @@ enum DetectorName {
     Adaptive,
 }
 
-/// The shots of a video.
+/// Scenes, frame times and cut scores of a video.
 struct Found {
     fps: f64,
     /// Frames of each scene.

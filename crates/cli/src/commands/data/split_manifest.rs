@@ -19,8 +19,7 @@ pub(crate) struct Args {
     /// Table to split (CSV, or Parquet if this build supports it)
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Name of the parts; their own is put before the ending: all.csv gives all.train.csv or
-    /// all.0.csv [default: --data]
+    /// Base name of the parts: all.csv gives all.train.csv or all.0.csv [default: --data]
     #[arg(long, short, alias = "output", value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]

@@ -16,13 +16,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// Largest record that is read, in bytes; it holds the prompts of a batch.
+/// Maximum size of a record that is read, in bytes; a record holds the prompts of a batch.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// Most labels of a batch in a record: far beyond what a device holds at once.
+/// Maximum number of labels of a batch in a record: far beyond what a device holds at once.
 const MAX_BATCH: usize = 4096;
 
-/// How a clip or image was sampled.
+/// Settings, and prompt or label, of a sampled clip or image.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Record {
     #[serde(flatten)]
@@ -31,7 +31,7 @@ pub(super) struct Record {
     pub(super) of: Of,
 }
 
-/// What was sampled.
+/// Fields that only records of prompts, or only records of labels, have.
 #[derive(Debug, Clone, Serialize)]
 #[serde(untagged)]
 pub(super) enum Of {

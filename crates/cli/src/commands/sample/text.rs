@@ -85,7 +85,7 @@ fn check_latents_path(args: &Args) -> anyhow::Result<()> {
     latents::check_writable(path).context("--save-latents")
 }
 
-/// A call with its model.
+/// A call of `opensora sample` with its request, pipeline and prompts.
 struct Call<'a> {
     args: &'a Args,
     request: &'a SampleRequest,

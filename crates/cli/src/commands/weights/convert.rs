@@ -40,7 +40,7 @@ pub(crate) struct Args {
     /// Float type: f32, bf16 or f16 [default: as in the file]
     #[arg(long)]
     dtype: Option<Dtype>,
-    /// Largest file in an output folder, such as 500MB or 2GB [default: one file for all tensors]
+    /// Maximum size of a file in an output folder, such as 500MB or 2GB [default: one file for all tensors]
     #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
     max_shard_size: Option<u64>,
     /// Fail if the output exists already, instead of replacing a file

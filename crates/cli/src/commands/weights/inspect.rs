@@ -44,7 +44,7 @@ pub(crate) struct Args {
     report: Report,
 }
 
-/// Weights, or headers without their tensors.
+/// Checkpoint to inspect: opened files, or downloaded headers in a temporary folder.
 struct Found {
     checkpoint: Checkpoint,
     /// Folder of the headers, removed when dropped.

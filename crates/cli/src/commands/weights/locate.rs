@@ -10,7 +10,7 @@ use opensora::{
 };
 use std::path::{Path, PathBuf};
 
-/// Location of weights.
+/// Location of weights: a path on the disk, or a repository of the hub.
 pub(super) enum Place {
     /// A file or folder on the disk, possibly in the cache.
     Path(PathBuf),

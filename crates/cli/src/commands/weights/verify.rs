@@ -52,7 +52,7 @@ impl Observer for Shown<'_> {
     }
 }
 
-/// Files to verify.
+/// Files of one repository to verify.
 struct Part {
     name: String,
     /// `None`: all cached files of the repository.

@@ -15,8 +15,8 @@ use std::{
 /// Bytes of a tile's row.
 const ROW_BYTES: usize = 64;
 
-/// Detects AMX-BF16 and the AVX-512 instructions that pack its tiles, and requests tile permission for
-/// this process from Linux (off by default: tile state adds 8 KB per thread).
+/// Returns true if the processor has AMX-BF16 and the AVX-512 instructions that pack its tiles, and Linux
+/// grants tile permission to this process (off by default: tile state adds 8 KB per thread).
 pub(super) fn request() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
     const XFEATURE_XTILEDATA: libc::c_long = 18;
@@ -37,7 +37,7 @@ pub(super) fn request() -> bool {
         }
 }
 
-/// Prefetches the element at `index` of `values`, which may lie beyond it: for strided reads, which the
+/// Prefetches the element at `index` of `values`; `index` may be out of bounds. For strided reads, which the
 /// processor's own prefetchers do not predict.
 #[inline(always)]
 pub(in super::super) fn prefetch(values: &[f32], index: usize) {

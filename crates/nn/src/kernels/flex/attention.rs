@@ -240,7 +240,7 @@ impl Attention {
     }
 }
 
-/// See the [module](self).
+/// Algorithm of an attention; see the [module](self).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Algorithm {
     Gemm,

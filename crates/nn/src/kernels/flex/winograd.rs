@@ -63,7 +63,7 @@ pub(super) fn conv3x3(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> Fl
     tensor(y, [batch, outputs, height, width])
 }
 
-/// `G g Gᵀ` of every kernel.
+/// Transformed kernels: `G g Gᵀ` of every kernel.
 struct Kernels {
     /// `[O, 16, I]`
     tensor: FlexTensor,
@@ -122,7 +122,7 @@ impl Kernels {
     }
 }
 
-/// `[16, O, tiles]`
+/// Products of transformed kernels and tiles, `[16, O, tiles]`.
 enum Products {
     Separate(Vec<Vec<f32>>),
     Together(FlexTensor),

@@ -3,7 +3,7 @@
 use crate::text::has_words;
 use serde::{Deserialize, Serialize};
 
-/// Longest caption in characters.
+/// Maximum length of a caption in characters.
 pub const MAX_CHARACTERS: usize = 10_000;
 
 /// A caption, and the limit at which it was cut.
@@ -15,7 +15,7 @@ pub(crate) struct Caption {
     pub(crate) cut: Option<Limit>,
 }
 
-/// A limit of captions.
+/// The limit at which a caption was cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Limit {

@@ -56,9 +56,9 @@ const TOKENS: [&str; 15] = [
     "<<SYS>>",
     "<</SYS>>",
 ];
-/// Longest token of the kind `<|...|>`, in bytes.
+/// Maximum length of a token of the kind `<|...|>`, in bytes.
 const LONGEST_TOKEN: usize = 64;
-/// Longest label, in bytes.
+/// Maximum length of a label, in bytes.
 const LONGEST_LABEL: usize = 120;
 
 /// Returns the caption in an answer, on one line; `None` if the answer holds reasoning alone.

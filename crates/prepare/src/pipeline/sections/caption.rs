@@ -25,7 +25,7 @@ pub struct CaptionSection {
     pub key_env: Option<String>,
     /// File with a prompt instead of the built-in one.
     pub prompt: Option<PathBuf>,
-    /// How frames are sent: `multi`, `grid` or `first`.
+    /// Layout of the frames in a request: `multi`, `grid` or `first`.
     #[serde(default)]
     pub frames: Layout,
     /// Clips captioned at once.

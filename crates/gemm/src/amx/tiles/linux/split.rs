@@ -1,7 +1,7 @@
 //! Splits f32 into tiles of bf16 terms, with AVX-512's conversions to bf16 and shuffles.
 //!
 //! Sixteen rows of 32 elements make a tile for each term. Elements whose order in memory is not that of
-//! the tiles are transposed before the split: one transposition in place of one a term.
+//! the tiles are transposed before the split, which takes one transposition instead of three, one per term.
 //!
 //! Plain loops throughout: a closure passed to the standard library is not compiled for these
 //! instructions.
@@ -74,7 +74,7 @@ fn terms(mut elements: [__m512; 2]) -> [__m512i; TERMS] {
     terms
 }
 
-/// Interleaves the terms of two columns: those of a row side by side.
+/// Interleaves each term of two columns, so that a row's two bf16 are adjacent (a pair along k).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn interleaved(mut terms: [__m512i; TERMS]) -> [__m512i; TERMS] {
