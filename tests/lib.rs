@@ -56,10 +56,14 @@ pub fn golden_cases() -> Vec<PathBuf> {
     folders
 }
 
-/// Returns the messages of an error and all its causes, unchanged, joined by ": ".
+/// Returns the message of an error unchanged, and those of its causes, which may be other libraries' and have
+/// several lines, each on one line, joined by ": ".
 pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let chain = std::iter::successors(Some(error), |&error| error.source());
-    chain.map(|error| error.to_string()).collect::<Vec<_>>().join(": ")
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |&cause| cause.source()) {
+        text += &format!(": {}", opensora_files::one_line(cause));
+    }
+    text
 }
 
 /// Opens the tiny model with random weights.
