@@ -34,7 +34,7 @@ pub enum SamplerKind {
 ///
 /// The built-in samplers are [`Iddpm`], [`Ddim`] and [`DpmSolver`]; [`SamplerKind::build`] makes them by
 /// name. Other algorithms implement this trait: [`Guidance::predict`] calls the model with and without its
-/// prompt and returns the guided noise, and [`StepInfo::report`] passes the state after a step to the
+/// prompt and returns the guided noise, and [`StepInfo::report`](crate::StepInfo::report) passes the state after a step to the
 /// observer. Euler's method on the noise level `sigma = sqrt(1 - a_t) / sqrt(a_t)`:
 ///
 /// ```

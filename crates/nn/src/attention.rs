@@ -10,6 +10,7 @@
 mod chunks;
 mod padding;
 
+#[cfg(feature = "flex")]
 pub(crate) use chunks::Chunks;
 
 use crate::{

@@ -1,5 +1,10 @@
 //! The extension trait of the kernels.
 
+#![cfg_attr(
+    not(any(feature = "flex", feature = "tch")),
+    allow(unused_variables, reason = "the macro's functions pass their arguments to no backend")
+)]
+
 use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 
 /// Name of an operation of [`FusedOps`], to ask whether a backend supports it.
