@@ -8,6 +8,7 @@
 
 use crate::folder::{folder_of, sync_folder};
 use std::{
+    ffi::OsString,
     fs::{self, File, OpenOptions},
     hash::{BuildHasher, Hasher, RandomState},
     io::{self, Read, Seek, Write},
@@ -276,6 +277,26 @@ pub fn remove_leftovers(folder: &Path, age: Duration) -> io::Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// Removes a folder with its contents. It is first renamed to a temporary name, so that after an interruption
+/// [`remove_leftovers`] removes the rest.
+///
+/// # Errors
+/// Returns an error if the folder is missing or cannot be removed. A call that follows a failed one continues it.
+pub fn remove_folder(path: &Path) -> io::Result<()> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+    let mut leftover = OsString::from(PREFIX);
+    leftover.push(name);
+    leftover.push(SUFFIX);
+    let leftover = folder_of(path).join(leftover);
+    match fs::rename(path, &leftover) {
+        // An earlier call failed after this step.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && leftover.exists() => {}
+        renamed => renamed?,
+    }
+    sync_folder(path)?;
+    fs::remove_dir_all(leftover)
 }
 
 /// Returns an error if `path` has no name, or exists and `existing` is [`Existing::Refuse`].

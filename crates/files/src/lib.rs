@@ -29,7 +29,9 @@ pub mod lock;
 pub mod read;
 pub mod text;
 
-pub use atomic::{AtomicFile, AtomicFolder, Existing, remove_leftovers, write_atomically};
+pub use atomic::{
+    AtomicFile, AtomicFolder, Existing, remove_folder, remove_leftovers, write_atomically,
+};
 pub use folder::{CreatedFolders, folder_of, sync_folder};
 pub use journal::Journal;
 pub use lock::{Lock, LockError};

@@ -2,8 +2,8 @@
 
 use crate::job::{Job, JobSpec, JobState, is_id};
 use opensora_files::{
-    AtomicFolder, Existing, Lock, LockError, error_line, read::read_text, remove_leftovers,
-    sync_folder, write_atomically,
+    AtomicFolder, Existing, Lock, LockError, error_line, read::read_text, remove_folder,
+    remove_leftovers, write_atomically,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -159,20 +159,12 @@ impl Store {
         write_atomically(&self.folder(id).join(STATE), |file| fs::write(file, text))
     }
 
-    /// Deletes a job's folder. It is first renamed to the name of a temporary folder, so that what an
-    /// interruption leaves is removed when the folder of jobs is opened.
+    /// Deletes a job's folder. What an interruption leaves is removed when the folder of jobs is opened.
     ///
     /// # Errors
     /// Returns an error if it cannot be deleted.
     pub fn delete(&self, id: &str) -> io::Result<()> {
-        let leftover = self.jobs.join(format!(".opensora-{id}.part"));
-        match fs::rename(self.folder(id), &leftover) {
-            // An earlier call was interrupted behind this step.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && leftover.exists() => {}
-            renamed => renamed?,
-        }
-        sync_folder(&self.jobs)?;
-        fs::remove_dir_all(leftover)
+        remove_folder(&self.folder(id))
     }
 }
 

@@ -233,3 +233,20 @@ fn used_temporary_names_are_skipped() {
     let error = Temporary::create(Path::new("file"), denied, remove).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
 }
+
+#[test]
+fn a_folder_whose_removal_was_interrupted_is_a_leftover() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("job");
+    let leftover = root.path().join(format!("{PREFIX}job{SUFFIX}"));
+    fs::create_dir_all(path.join("inner")).unwrap();
+    remove_folder(&path).unwrap();
+    assert_eq!(remove_folder(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
+    // Interrupted after the rename: a later call continues, and so does the removal of leftovers.
+    fs::create_dir_all(leftover.join("inner")).unwrap();
+    remove_folder(&path).unwrap();
+    assert!(!leftover.exists());
+    fs::create_dir_all(leftover.join("inner")).unwrap();
+    remove_leftovers(root.path(), Duration::ZERO).unwrap();
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+}
