@@ -1,14 +1,16 @@
 //! Options that several subcommands share.
 
-use crate::trial;
+use crate::{model, trial};
 use anyhow::Context;
 use burn::tensor::Device;
 use opensora::{
     SampleRequest,
     diffusion::{SamplerKind, sampler::SamplerError},
+    model_files::PartPaths,
     nn::device,
     stdit::AttentionReuse,
 };
+use std::path::PathBuf;
 
 /// Options of reporting.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -41,6 +43,36 @@ impl DeviceName {
         .context("--device")?;
         trial::check(&device).context("--device")?;
         Ok(device)
+    }
+}
+
+/// Parts of a model that are given one by one, and where its files may be.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ModelParts {
+    /// Folder of the T5 v1.1 encoder (config.json, spiece.model, weights) [default: the model's]
+    #[arg(long)]
+    pub(crate) t5: Option<PathBuf>,
+    /// Folder or file of the Stable Diffusion VAE [default: the model's]
+    #[arg(long)]
+    pub(crate) vae: Option<PathBuf>,
+    /// Folder with the files of a preset; disables fetching [default: pretrained_models, else the cache of
+    /// the Hugging Face hub]
+    #[arg(long)]
+    pub(crate) weights_dir: Option<PathBuf>,
+    /// Allow paths in a model.json outside its folder and the working directory
+    #[arg(long)]
+    pub(crate) allow_outside_paths: bool,
+}
+
+impl ModelParts {
+    /// Returns the paths of these options.
+    pub(crate) fn paths(&self) -> anyhow::Result<PartPaths> {
+        Ok(PartPaths {
+            t5: self.t5.clone(),
+            vae: self.vae.clone(),
+            weights_dir: self.weights_dir.clone(),
+            policy: model::policy(self.allow_outside_paths)?,
+        })
     }
 }
 

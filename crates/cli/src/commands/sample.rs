@@ -9,15 +9,10 @@ mod outputs;
 mod record;
 mod text;
 
-use crate::{
-    model,
-    options::{DeviceName, Report, Sampling},
-};
+use crate::options::{DeviceName, ModelParts, Report, Sampling};
 use anyhow::ensure;
 use clap::ValueEnum;
-use opensora::{
-    PipelineOptions, Residency, SampleRequest, model_files::PartPaths, nn::dtype::Dtype,
-};
+use opensora::{PipelineOptions, Residency, SampleRequest, nn::dtype::Dtype};
 use record::Record;
 use std::{iter::repeat_n, num::NonZero, path::PathBuf};
 
@@ -73,19 +68,8 @@ pub(crate) struct Args {
     /// see --label.
     #[arg(long)]
     model: Option<String>,
-    /// Folder of the T5 v1.1 encoder (config.json, spiece.model, weights)
-    #[arg(long)]
-    t5: Option<PathBuf>,
-    /// Folder or file of the Stable Diffusion VAE
-    #[arg(long)]
-    vae: Option<PathBuf>,
-    /// Folder with the files of a preset; disables fetching [default: pretrained_models, else the cache of
-    /// the Hugging Face hub]
-    #[arg(long)]
-    weights_dir: Option<PathBuf>,
-    /// Allow paths in a model.json outside its folder and the working directory
-    #[arg(long)]
-    allow_outside_paths: bool,
+    #[command(flatten)]
+    parts: ModelParts,
     #[command(flatten)]
     sampling: Sampling,
     /// Ratio of height to width, such as 9:16; selects the nearest training size of pixart-xl-2-1024-ms
@@ -161,16 +145,6 @@ impl Args {
                 false => Residency::Sequential,
             },
         }
-    }
-
-    /// Returns the parts of the model that were given one by one.
-    fn parts(&self) -> anyhow::Result<PartPaths> {
-        Ok(PartPaths {
-            t5: self.t5.clone(),
-            vae: self.vae.clone(),
-            weights_dir: self.weights_dir.clone(),
-            policy: model::policy(self.allow_outside_paths)?,
-        })
     }
 
     /// Returns the request of these options, with a model's defaults for the rest.

@@ -2,16 +2,13 @@
 
 use crate::{
     model,
-    options::{DeviceName, Report},
+    options::{DeviceName, ModelParts, Report},
     output,
     stop::{self, Stopped},
 };
 use anyhow::{Context, ensure};
 use clap::ValueEnum;
-use opensora::{
-    PipelineOptions, Residency, TextToVideo, files::read::read_text, model_files::PartPaths,
-    nn::dtype::Dtype,
-};
+use opensora::{PipelineOptions, Residency, TextToVideo, files::read::read_text, nn::dtype::Dtype};
 use opensora_serve::{
     Job, JobObserver, JobStatus, Limits, ModelEngine, Queue, QueueOptions, Security, Server,
     ServerOptions, WhenFull,
@@ -43,19 +40,8 @@ pub(crate) struct Args {
     /// Model: demo (bundled), a preset, a folder or a repository of the Hugging Face hub, as in sample
     #[arg(long, default_value = opensora_demo::model::NAME)]
     model: String,
-    /// Folder of the T5 v1.1 encoder (config.json, spiece.model, weights)
-    #[arg(long)]
-    t5: Option<PathBuf>,
-    /// Folder or file of the Stable Diffusion VAE
-    #[arg(long)]
-    vae: Option<PathBuf>,
-    /// Folder that holds the files of a preset; nothing is fetched then [default: pretrained_models, else
-    /// the cache of the Hugging Face hub]
-    #[arg(long)]
-    weights_dir: Option<PathBuf>,
-    /// Allow paths in a model.json outside its folder and the working directory
-    #[arg(long)]
-    allow_outside_paths: bool,
+    #[command(flatten)]
+    parts: ModelParts,
     /// Address or name to listen on; any but a loopback address needs a token
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST).to_string())]
     host: String,
@@ -219,13 +205,7 @@ impl Args {
 
     fn pipeline(&self) -> anyhow::Result<TextToVideo> {
         let device = self.device.open()?;
-        let parts = PartPaths {
-            t5: self.t5.clone(),
-            vae: self.vae.clone(),
-            weights_dir: self.weights_dir.clone(),
-            policy: model::policy(self.allow_outside_paths)?,
-        };
-        let files = model::resolve(&self.model, &parts, self.report.quiet)?;
+        let files = model::resolve(&self.model, &self.parts.paths()?, self.report.quiet)?;
         let options = PipelineOptions {
             dtype: self.dtype.float(),
             text_dtype: self.t5_dtype.float(),
@@ -251,9 +231,9 @@ impl Args {
         let low_memory = matches!(self.residency, Resident::Streamed);
         let fields = [
             ("model_argument", self.model_id().into()),
-            ("t5", name(&self.t5)),
-            ("vae", name(&self.vae)),
-            ("weights_dir", name(&self.weights_dir)),
+            ("t5", name(&self.parts.t5)),
+            ("vae", name(&self.parts.vae)),
+            ("weights_dir", name(&self.parts.weights_dir)),
             ("dtype", self.dtype.to_string().into()),
             ("t5_dtype", self.t5_dtype.to_string().into()),
             ("low_memory", low_memory.into()),

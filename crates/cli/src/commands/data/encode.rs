@@ -1,20 +1,17 @@
 //! `opensora data encode`: a cache of latents and prompt states.
 
 use crate::{
-    options::{DeviceName, Report, parse_size},
+    options::{DeviceName, ModelParts, Report, parse_size},
     output,
     progress::Progress,
     stop,
 };
 use anyhow::Context;
 use clap::Args as ClapArgs;
-use opensora::{
-    data::{
-        ClipDataset, ClipSpec, Manifest, Observer, RowsDone,
-        cache::{self, CacheJob, CacheKey},
-        encode::{ClipEncoder, EncoderConfig},
-    },
-    model_files::PartPaths,
+use opensora::data::{
+    ClipDataset, ClipSpec, Manifest, Observer, RowsDone,
+    cache::{self, CacheJob, CacheKey},
+    encode::{ClipEncoder, EncoderConfig},
 };
 use serde_json::json;
 use std::{ops::ControlFlow, path::PathBuf};
@@ -32,18 +29,8 @@ pub(crate) struct Args {
     /// Model whose VAE and text encoder encode: demo, a preset or a folder with a model.json
     #[arg(long, required_unless_present_all = ["vae", "t5"])]
     model: Option<String>,
-    /// Folder or file of the VAE [default: the model's]
-    #[arg(long)]
-    vae: Option<PathBuf>,
-    /// Folder of the text encoder [default: the model's]
-    #[arg(long)]
-    t5: Option<PathBuf>,
-    /// Folder that holds the files of a preset [default: pretrained_models]
-    #[arg(long, value_name = "FOLDER")]
-    weights_dir: Option<PathBuf>,
-    /// Allow paths in a model.json outside its folder and the working directory
-    #[arg(long)]
-    allow_outside_paths: bool,
+    #[command(flatten)]
+    parts: ModelParts,
     /// Folder of the cache
     #[arg(long, short, alias = "output", value_name = "FOLDER")]
     out: PathBuf,
@@ -138,16 +125,10 @@ impl Observer for EncodeProgress {
 
 /// Returns the paths of the VAE and the text encoder.
 fn parts(args: &Args) -> anyhow::Result<(PathBuf, PathBuf)> {
-    if let (Some(vae), Some(t5)) = (&args.vae, &args.t5) {
+    if let (Some(vae), Some(t5)) = (&args.parts.vae, &args.parts.t5) {
         return Ok((vae.clone(), t5.clone()));
     }
     let model = args.model.as_deref().context("--model, or --vae and --t5")?;
-    let paths = PartPaths {
-        t5: args.t5.clone(),
-        vae: args.vae.clone(),
-        weights_dir: args.weights_dir.clone(),
-        policy: crate::model::policy(args.allow_outside_paths)?,
-    };
-    let files = crate::model::resolve(model, &paths, args.report.quiet)?;
+    let files = crate::model::resolve(model, &args.parts.paths()?, args.report.quiet)?;
     Ok((files.vae, files.t5))
 }

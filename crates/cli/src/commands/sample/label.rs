@@ -20,7 +20,7 @@ const DEFAULT_MODEL: &str = "dit-xl-2-256x256";
 pub(super) fn run(args: &Args, recorded: Option<Recorded>) -> anyhow::Result<()> {
     reject_options_of_prompts(args)?;
     let device = args.device.open()?;
-    let parts = PartPaths { t5: None, ..args.parts()? };
+    let parts = PartPaths { t5: None, ..args.parts.paths()? };
     let name = args.model.as_deref().unwrap_or(DEFAULT_MODEL);
     check_labels_of_preset(args, name)?;
     let files = model::resolve_class(name, &parts, args.report.quiet)?;
@@ -70,7 +70,7 @@ fn check_labels_of_preset(args: &Args, name: &str) -> anyhow::Result<()> {
 fn reject_options_of_prompts(args: &Args) -> anyhow::Result<()> {
     let given = [
         ("--negative-prompt", args.negative_prompt.is_some()),
-        ("--t5", args.t5.is_some()),
+        ("--t5", args.parts.t5.is_some()),
         ("--t5-dtype", args.t5_dtype.is_some()),
         ("--aspect-ratio", args.aspect_ratio.is_some()),
         ("--pab", args.sampling.pab.is_some()),

@@ -180,8 +180,8 @@ impl Settings {
             noise_index: None,
             batch_place: 0,
             model_argument,
-            vae: absolute(&args.vae)?,
-            weights_dir: absolute(&args.weights_dir)?,
+            vae: absolute(&args.parts.vae)?,
+            weights_dir: absolute(&args.parts.weights_dir)?,
             device_name: device::name(device),
             weights: model::sources(weights),
         })
@@ -216,7 +216,7 @@ impl OfPrompt {
             space_scale: scales.space_scale,
             time_scale: scales.time_scale,
             batch_prompts: Vec::new(),
-            t5: absolute(&args.t5)?,
+            t5: absolute(&args.parts.t5)?,
             t5_dtype: Some(args.t5_dtype().to_string()),
             latents: absolute(&args.latents)?,
         })
@@ -270,7 +270,7 @@ impl OfPrompt {
     /// Fills in the options that only prompts have. Returns the prompts of the batch.
     fn apply(self, args: &mut Args) -> anyhow::Result<Vec<String>> {
         let prompts = self.batch();
-        args.t5 = args.t5.take().or(self.t5);
+        args.parts.t5 = args.parts.t5.take().or(self.t5);
         args.negative_prompt = args.negative_prompt.take().or(self.negative_prompt);
         if args.sampling.pab.is_none() {
             args.sampling.pab = Some(self.attention_reuse.parse()?);
@@ -396,8 +396,8 @@ impl Settings {
         if args.model.is_none() {
             args.model = Some(self.model_argument.context("the record names no model")?);
         }
-        args.vae = args.vae.take().or(self.vae);
-        args.weights_dir = args.weights_dir.take().or(self.weights_dir);
+        args.parts.vae = args.parts.vae.take().or(self.vae);
+        args.parts.weights_dir = args.parts.weights_dir.take().or(self.weights_dir);
         args.sampling.num_frames.get_or_insert(self.num_frames);
         args.sampling.image_size.get_or_insert(self.image_size);
         args.fps.get_or_insert(self.fps);

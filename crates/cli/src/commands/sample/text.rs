@@ -25,7 +25,7 @@ pub(super) fn run(args: &Args, recorded: Option<Recorded>) -> anyhow::Result<()>
     };
     let device = args.device.open()?;
     let name = args.model.as_deref().unwrap_or(opensora_demo::model::NAME);
-    let files = model::resolve(name, &args.parts()?, args.report.quiet)?;
+    let files = model::resolve(name, &args.parts.paths()?, args.report.quiet)?;
     let mut request = args.request(&files.defaults);
     if let Some(ratio) = args.aspect_ratio {
         request.image_size = files.nearest_size(ratio).with_context(|| {
