@@ -21,7 +21,10 @@ use opensora_manifest::{
     value,
 };
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+};
 
 /// Treatment of unusable rows: dropped or kept. They are listed with the reason in both cases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -109,15 +112,19 @@ pub fn run(
     out: &Path,
     observer: &mut dyn Observer,
 ) -> Result<Report, PrepareError> {
-    if job.options.shard != Shard::WHOLE && job.naming != Naming::Movable {
+    let shard = job.options.shard;
+    if shard != Shard::WHOLE && job.naming != Naming::Movable {
         return Err(PrepareError::Spec {
             field: "shard",
-            found: job.options.shard.to_string(),
+            found: shard.to_string(),
             expected: "0/1 with absolute or relative paths: name the files in the merged table",
         });
     }
-    let mine = (0..input.len()).filter(|&row| job.options.shard.holds(row));
-    let input = &input.select(mine);
+    let input: Cow<'_, Table> = match shard == Shard::WHOLE {
+        true => Cow::Borrowed(input),
+        false => Cow::Owned(input.select((0..input.len()).filter(|&row| shard.holds(row)))),
+    };
+    let input = &*input;
     let missing = missing(input);
     let frames = if job.relength && input.column(PATH).is_some() {
         let skip: Vec<bool> = missing.iter().map(Option::is_some).collect();

@@ -24,7 +24,10 @@ use opensora_manifest::{
     value,
 };
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+};
 
 /// Columns from the headers of files, in the order in which they are added.
 const PROBED: [&str; 5] = ["width", "height", "fps", NUM_FRAMES, "duration"];
@@ -65,9 +68,10 @@ pub struct Job {
 /// # Errors
 /// Returns an error if the histograms cannot be drawn or written, or the observer stops the work.
 pub fn run(job: &Job, table: &Table, observer: &mut dyn Observer) -> Result<Stats, PrepareError> {
-    let mut probed = table.clone();
-    let unreadable = if job.probe { fill(&mut probed, observer)? } else { vec![] };
-    let stats = Stats { unreadable, ..Stats::of(&probed) };
+    // Tables of gigabytes are copied only if probing adds to them.
+    let mut table = Cow::Borrowed(table);
+    let unreadable = if job.probe { fill(table.to_mut(), observer)? } else { vec![] };
+    let stats = Stats { unreadable, ..Stats::of(&table) };
     if let Some(path) = &job.histograms {
         stats.save_histograms(path)?;
     }
