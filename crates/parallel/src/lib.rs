@@ -1,0 +1,11 @@
+//! Ranks and collectives for burn models.
+//!
+//! A program that runs on several devices is several processes, the *ranks* of a *group*. A [`Communicator`]
+//! moves data between them. [`Solo`] is the group of one process, in which every collective is a copy, so that
+//! code for several ranks also runs without them.
+
+mod communicator;
+mod solo;
+
+pub use communicator::{Communicator, Group, Reduction};
+pub use solo::Solo;
