@@ -29,8 +29,10 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export XDG_RUNTIME_DIR=${XDG_RUNTIME_DIR:-$scratch}
 
-# The program and the tests with the same features, so that burn is compiled once.
-cargo build --locked -p opensora-cli -p opensora-tests --tests --features "opensora-cli/${features//,/,opensora-cli/},opensora-tests/${parts//,/,opensora-tests/}"
+# One selection of packages and features for the program and the tests, so that burn is compiled once.
+selected=(--locked -p opensora-cli -p opensora-tests --test training --test waits
+    --features "opensora-cli/${features//,/,opensora-cli/},opensora-tests/${parts//,/,opensora-tests/}")
+cargo build "${selected[@]}" --bin opensora
 opensora=$(cargo metadata --format-version 1 --no-deps --locked | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/opensora
 "$opensora" devices
 "$opensora" devices --json | grep -q "\"$device\"" || { echo "gpu-class.sh: no device $device" >&2; exit 2; }
@@ -41,6 +43,5 @@ for case in tests/fixtures/goldens/*/; do
     "$opensora" verify "$case" --device "$device" --quiet >"$scratch/said" 2>&1 || { failed=1; cat "$scratch/said"; }
     printf '%-36s %4d s  %s\n' "$(basename "$case")" $((SECONDS - began)) "$(grep 'cases passed' "$scratch/said" || true)"
 done
-OPENSORA_TEST_DEVICES=$device cargo test --locked -p opensora-tests --test training --test waits \
-    --features "${parts}" -- --test-threads 1 || failed=1
+OPENSORA_TEST_DEVICES=$device cargo test "${selected[@]}" -- --test-threads 1 || failed=1
 exit $failed
