@@ -20,13 +20,13 @@ use opensora_video::{
 /// Resize and crop of the images or frames of a file.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ResizeCrop {
-    /// Height and width of the file's pictures.
+    /// Height and width of the file's images or frames.
     pub source: [usize; 2],
     /// Factor of both sides.
     pub scale: f64,
     /// Height and width after resizing.
     pub resized: [usize; 2],
-    /// First row and column of the crop in the resized picture.
+    /// First row and column of the crop in the resized image.
     pub offset: [usize; 2],
     /// Height and width of the crop.
     pub size: [usize; 2],

@@ -33,7 +33,7 @@ pub struct ClipSpec {
 }
 
 impl Default for ClipSpec {
-    /// Stage 2 as published: 16 frames of 256x256, every third frame of the video.
+    /// Returns the defaults: Stage 2 as published: 16 frames of 256x256, every third frame of the video.
     fn default() -> Self {
         Self {
             num_frames: 16,
@@ -92,7 +92,8 @@ impl ClipSpec {
     }
 }
 
-/// Key of a clip's random numbers: seed, row and epoch.
+/// Key of a clip's random numbers: seed, row and epoch, of which only the variant counts
+/// ([`ClipSpec::variant`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrawKey {
     /// Seed of the data set.

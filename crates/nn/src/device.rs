@@ -246,7 +246,7 @@ pub struct AttentionKernel {
 
 /// Returns how `device` computes attention in burn 0.22.1.
 ///
-/// - flex: above 2^18 scores a head, tiles of 64 keys with an online softmax (burn-flex
+/// - flex: above 2^18 scores per head, tiles of 64 keys with an online softmax (burn-flex
 ///   `ops/attention.rs`).
 /// - tch: libtorch's `scaled_dot_product_attention` (burn-tch `ops/module.rs`).
 /// - ndarray, and every backend under autodiff: separate products with all scores held

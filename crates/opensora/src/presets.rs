@@ -212,7 +212,7 @@ const fn pixart_alpha(file: &'static str) -> Origin {
     Origin::Hub { repository: "PixArt-alpha/PixArt-alpha", file }
 }
 
-/// Default values of a row.
+/// Returns a row with default values.
 const fn row(name: &'static str, model: PresetModel, pixels: usize) -> Preset {
     Preset {
         name,

@@ -79,7 +79,7 @@ pub struct CaptionSpec {
 }
 
 impl CaptionSpec {
-    /// A model with the built-in prompt.
+    /// Returns the settings of a model with the built-in prompt.
     pub fn new(model: impl Into<String>) -> Self {
         Self {
             model: model.into(),

@@ -100,7 +100,7 @@ pub enum FilterError {
         /// The columns of the table.
         columns: String,
     },
-    /// A model cannot be used.
+    /// A scoring model has invalid preprocessing or cannot be loaded.
     #[error("{}", path.display())]
     Model {
         /// The model's file.

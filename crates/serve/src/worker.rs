@@ -114,7 +114,7 @@ fn middle(clip: &Frames) -> Frames {
         .unwrap_or_else(|_| clip.clone())
 }
 
-/// The state of a job after an attempt.
+/// Returns the state of a job after an attempt.
 fn next_state(
     job: &Job,
     made: std::thread::Result<Result<String, MakeError>>,

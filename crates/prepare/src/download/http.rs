@@ -273,7 +273,7 @@ pub(crate) fn check(fetched: &Fetched, sha256: Option<&str>) -> Result<(), Fetch
     }
 }
 
-/// A failure that is retried without a wait.
+/// Returns a failure that is retried without a wait.
 fn now(error: FetchError) -> Failure<FetchError> {
     Failure::Transient { error, wait: Some(Duration::ZERO) }
 }

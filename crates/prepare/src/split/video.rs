@@ -146,7 +146,7 @@ fn frame_rate(scan: &Scan, settings: &Settings) -> Result<f64, RowError> {
     }
 }
 
-/// The first pass: the frames of each scene, and the time of each frame.
+/// Runs the first pass: finds the frames of each scene and the time of each frame.
 fn scan(path: &Path, decoder: Decoder, settings: &Settings) -> Result<Scan, RowError> {
     let VideoShots { info, shots, times, end, decoder } =
         shots::of_video(path, decoder, &settings.shots)?;

@@ -134,7 +134,7 @@ fn range(headers: &HeaderMap, length: u64) -> Range {
     }
 }
 
-/// The bytes of a file from `first` on, read as the client takes them.
+/// Returns the bytes of a file from `first` on, read as the client takes them.
 async fn body(mut file: File, first: u64, length: u64) -> Result<Body, ApiError> {
     let failed = |_| ApiError::internal("the file cannot be read");
     file.seek(SeekFrom::Start(first)).await.map_err(failed)?;

@@ -71,7 +71,7 @@ fn check(security: &Security, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiE
     }
 }
 
-/// The value of the only `Host`.
+/// Returns the value of the only `Host`.
 fn host(headers: &HeaderMap) -> Result<&str, ApiError> {
     let mut values = headers.get_all(header::HOST).iter();
     match (values.next().map(|value| value.to_str()), values.next()) {

@@ -22,7 +22,7 @@ const REASONING: [(&str, &str); 16] = [
     ("[THINK]", "[/THINK]"),
     ("\u{25c1}think\u{25b7}", "\u{25c1}/think\u{25b7}"),
 ];
-/// Marks around the answer after the reasoning.
+/// Marks around the answer, of which only the text between them is used; case is ignored.
 const ANSWER: [(&str, &str); 13] = [
     ("<|begin_of_box|>", "<|end_of_box|>"),
     ("<|begin_of_solution|>", "<|end_of_solution|>"),
