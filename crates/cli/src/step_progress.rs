@@ -18,7 +18,8 @@ pub(crate) struct StepProgress {
 }
 
 impl StepProgress {
-    /// Returns the progress of a step that is shown as `stage`, such as "splitting".
+    /// Returns the progress of a step that is shown as `stage`, such as "splitting", and catches signals
+    /// from now on ([`stop::listen`]).
     pub(crate) fn new(quiet: bool, stage: &str) -> Self {
         stop::listen();
         Self { progress: Progress::new(quiet), stage: stage.into() }

@@ -14,7 +14,7 @@
 //!     return; // No strategy for this processor.
 //! }
 //! let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]; // [2, 3]
-//! let weight = [1.0, 0.0, -1.0, 0.5, 0.5, 0.5]; // [2, 3], one row an output
+//! let weight = [1.0, 0.0, -1.0, 0.5, 0.5, 0.5]; // [2, 3], one row per output
 //! let bias = [10.0, 20.0];
 //!
 //! // y = x weightᵀ + bias
