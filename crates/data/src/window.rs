@@ -114,7 +114,7 @@ pub struct Draw {
 }
 
 impl Draw {
-    /// Draws for a video of `total_frames` frames.
+    /// Draws the first frame and the flip of a clip of a video of `total_frames` frames.
     pub fn new(spec: &ClipSpec, total_frames: usize, key: DrawKey) -> Self {
         let DrawKey { seed, row, epoch } = key;
         let mut rng = HostRng::new(seed, Purpose::Augmentation, row as u64, spec.variant(epoch));

@@ -212,7 +212,7 @@ const fn pixart_alpha(file: &'static str) -> Origin {
     Origin::Hub { repository: "PixArt-alpha/PixArt-alpha", file }
 }
 
-/// Returns a row with default values.
+/// Returns a row with default values: single images of `pixels` by `pixels`.
 const fn row(name: &'static str, model: PresetModel, pixels: usize) -> Preset {
     Preset {
         name,

@@ -22,14 +22,14 @@ use opensora_nn::{
 /// Epsilon of every GroupNorm of the VAE, which differs from burn's default.
 const NORM_EPSILON: f64 = 1e-6;
 
-/// Returns a 3x3 convolution that keeps height and width.
+/// Returns a 3x3 convolution of `from` to `to` channels that keeps height and width.
 pub(crate) fn conv3x3(from: usize, to: usize, device: &Device) -> Conv2d {
     Conv2dConfig::new([from, to], [3, 3])
         .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
         .init(device)
 }
 
-/// Returns a 1x1 convolution.
+/// Returns a 1x1 convolution of `from` to `to` channels.
 pub(crate) fn conv1x1(from: usize, to: usize, device: &Device) -> Conv2d {
     Conv2dConfig::new([from, to], [1, 1]).init(device)
 }

@@ -93,7 +93,8 @@ pub fn write(
     Ok(bad)
 }
 
-/// Returns the manifest's rows with sizes and hashes of their files.
+/// Returns the manifest's rows with sizes and hashes of their files. With `skip_bad` above 0, files that
+/// cannot be read have no hash.
 fn rows(dataset: &ClipDataset, skip_bad: usize) -> Result<Vec<CachedRow>, DataError> {
     let rows = dataset.manifest().rows.iter().enumerate();
     rows.map(|(number, row)| {
@@ -222,7 +223,8 @@ impl CacheWriter<'_> {
         Ok(contents)
     }
 
-    /// Adds a whole row or nothing.
+    /// Encodes a row and adds its tensors to `contents`, all or none. `known` has the number of each
+    /// caption of the shard.
     fn row(
         &self,
         row: usize,

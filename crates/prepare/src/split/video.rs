@@ -252,7 +252,8 @@ impl Writing<'_> {
         Ok(OpenClip { file, writer, rgb: Vec::with_capacity(bytes), frames: 0 })
     }
 
-    /// Writes a clip and renames it to its final name.
+    /// Writes the clip of `cut`, renames the file to its final name, and records the clip as number
+    /// `place`.
     fn write(&mut self, clip: OpenClip, place: usize, cut: &Cut) -> Result<(), RowError> {
         let OpenClip { file, writer, rgb, frames: num_frames } = clip;
         let [height, width] = self.resize.size;

@@ -92,7 +92,7 @@ pub(super) async fn content(
     Ok(response)
 }
 
-/// Inserts a header of visible ASCII characters.
+/// Inserts a header; a value with characters other than visible ASCII is left out.
 fn insert(response: &mut Response, name: header::HeaderName, value: String) {
     if let Ok(value) = HeaderValue::try_from(value) {
         response.headers_mut().insert(name, value);

@@ -129,7 +129,8 @@ fn is_same_origin(security: &Security, host: &str, path: &str, headers: &HeaderM
     same && linked
 }
 
-/// Compares in constant time: it depends only on the lengths.
+/// Returns true if `Authorization` holds `token`. The time of the comparison depends only on the
+/// lengths.
 fn has_token(headers: &HeaderMap, token: &str) -> bool {
     let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
     let (scheme, given) = given.split_at(given.len().min(b"Bearer ".len()));

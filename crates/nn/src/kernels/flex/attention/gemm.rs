@@ -93,7 +93,8 @@ impl Attention {
         }
     }
 
-    /// Returns the gradient of `qkv`.
+    /// Returns the gradient of `qkv`, given the softmax of the forward pass and the gradient of the
+    /// output.
     #[cfg(feature = "autodiff")]
     pub(super) fn self_backward_gemm(&self, weights: &FlexTensor, dy: FlexTensor) -> FlexTensor {
         let qkv = &self.query;
@@ -109,7 +110,8 @@ impl Attention {
         tensor(out, qkv.tensor.layout().shape().clone())
     }
 
-    /// Returns the gradients of `query` and `key_value`.
+    /// Returns the gradients of `query` and `key_value`, given the softmax of the forward pass and the
+    /// gradient of the output.
     #[cfg(feature = "autodiff")]
     pub(super) fn cross_backward_gemm(
         &self,

@@ -114,14 +114,16 @@ impl Attention {
         [d_query, d_key, d_value].map(Chunked::whole)
     }
 
-    /// Returns the gradient of `qkv`.
+    /// Returns the gradient of `qkv`, given the softmax of the forward pass and the gradient of the
+    /// output.
     #[cfg(feature = "autodiff")]
     pub(super) fn self_backward_matmul(&self, weights: &FlexTensor, dy: FlexTensor) -> FlexTensor {
         let [query, key, value] = self.backward_matmul(weights, dy);
         merged([(&self.query, query), (&self.key, key), (&self.value, value)])
     }
 
-    /// Returns the gradients of `query` and `key_value`.
+    /// Returns the gradients of `query` and `key_value`, given the softmax of the forward pass and the
+    /// gradient of the output.
     #[cfg(feature = "autodiff")]
     pub(super) fn cross_backward_matmul(
         &self,

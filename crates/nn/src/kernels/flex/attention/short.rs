@@ -138,7 +138,7 @@ impl Attention {
 }
 
 impl TokenLayout {
-    /// Copies one head of a sequence, `[N, D]`.
+    /// Copies one head of a sequence, `[N, D]`; `at` is sample, group and head.
     #[inline(always)]
     fn gather(self, x: &[f32], at: [usize; 3]) -> Vec<f32> {
         let mut gathered = Vec::with_capacity(self.tokens * self.head_dim);
