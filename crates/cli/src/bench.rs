@@ -70,7 +70,8 @@ pub(crate) struct BenchPreset {
 pub(crate) const PRESETS: [&str; 2] = ["stdit-xl-2", "demo"];
 
 impl BenchPreset {
-    /// Returns the preset of a name: the sizes of the published models or of the demo model.
+    /// Returns the preset of a name, one of [`PRESETS`]: the sizes of the published models or of the
+    /// demo model.
     pub(crate) fn find(name: &str) -> Option<Self> {
         match name {
             "stdit-xl-2" => Some(Self {

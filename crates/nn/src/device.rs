@@ -156,7 +156,7 @@ fn best<T>(row: Vec<(T, DeviceKind)>) -> Option<(T, DeviceKind)> {
     row.into_iter().min_by_key(|(_, kind)| *kind)
 }
 
-/// Returns the name by which [`parse`] finds a device.
+/// Returns the name by which [`parse`] finds a device, or `None` if the device is not present.
 pub fn name(device: &Device) -> Option<String> {
     let mut present = BACKENDS.iter().filter_map(|backend| (backend.list)()).flatten();
     present.find(|(_, found)| found == device).map(|(name, _)| name)

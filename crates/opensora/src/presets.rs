@@ -256,7 +256,7 @@ const fn dit(name: &'static str, pixels: usize) -> Preset {
 }
 
 impl Preset {
-    /// Returns the preset of a name.
+    /// Returns the preset of a name; `None` for unknown names.
     pub fn find(name: &str) -> Option<&'static Self> {
         PRESETS.iter().find(|preset| preset.name == name)
     }

@@ -110,10 +110,11 @@ fn without_port(host: &str) -> Option<&str> {
     }
 }
 
-/// Returns false for requests that a page of another origin makes. Browsers send `Sec-Fetch-Site` with all
-/// requests to this server (loopback addresses are trustworthy), and `Origin` with those that change
-/// something; other clients send neither. A proxy may replace `Host`: an origin that is one of the names in
-/// `security` is the server's own.
+/// Returns false for requests that a page of another origin makes. Browsers send `Sec-Fetch-Site` with
+/// all requests to this server (loopback addresses are trustworthy), and `Origin` with those that change
+/// something; other clients send neither. A proxy may replace `Host`: an origin that is one of the names
+/// in `security` is the server's own. The page itself (the path `/`) may be opened by a link from
+/// anywhere.
 fn is_same_origin(security: &Security, host: &str, path: &str, headers: &HeaderMap) -> bool {
     let mut origins = headers.get_all(header::ORIGIN).iter();
     let same = origins.all(|origin| {
@@ -121,7 +122,6 @@ fn is_same_origin(security: &Security, host: &str, path: &str, headers: &HeaderM
         let named = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
         named.is_some_and(|named| named.eq_ignore_ascii_case(host) || is_named(security, named))
     });
-    // The page itself may be opened by a link from anywhere.
     let linked = path == "/"
         || headers
             .get("sec-fetch-site")

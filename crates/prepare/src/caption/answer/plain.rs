@@ -86,7 +86,7 @@ fn bare(mut text: &str) -> &str {
     }
 }
 
-/// Returns the caption in a JSON object or a list of one.
+/// Returns the caption in a JSON object or a list of one; `None` for other text.
 fn field(text: &str) -> Option<String> {
     const FIELDS: [&str; 8] = [
         "caption",
