@@ -144,7 +144,8 @@ fn shown(values: &[f64]) -> Option<(f64, f64)> {
     Some((if low - min > near { low } else { min }, if max - high > near { high } else { max }))
 }
 
-/// Returns a round width of the bins over a range.
+/// Returns a round width of the bins over `low` to `high`, at least 1 if `whole` (all values are
+/// integers).
 fn bin_width(low: f64, high: f64, whole: bool) -> f64 {
     let size = low.abs().max(high.abs());
     let least = match high - low {

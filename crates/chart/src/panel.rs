@@ -143,7 +143,8 @@ fn lines(panel: &Panel, style: &Style) -> Vec<Lines> {
         .collect()
 }
 
-/// Returns the axes of curves. Rare peaks far above all other values are clipped.
+/// Returns the horizontal and vertical axis of curves, or `None` without points. Rare peaks far above
+/// all other values are clipped.
 fn axes(lines: &[Lines], log: bool) -> Option<(Axis, Axis)> {
     let range = |values: &mut dyn Iterator<Item = f64>| {
         values.fold(None, |range: Option<(f64, f64)>, value| {

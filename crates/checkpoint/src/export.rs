@@ -40,7 +40,7 @@ impl ExportOptions {
         Self { dtype, ..self }
     }
 
-    /// Sets the metadata.
+    /// Sets the metadata: one entry of this name and text.
     pub fn with_metadata(self, name: &str, text: &str) -> Self {
         Self { metadata: Some((name.into(), text.into())), ..self }
     }

@@ -50,7 +50,7 @@ fn containers<'a>(keys: impl Iterator<Item = &'a str>) -> Option<String> {
     (!names.is_empty()).then(|| quoted(&names))
 }
 
-/// Returns a mismatch with its likely cause.
+/// Returns a mismatch with its likely cause; `expected` is the number of keys of the model.
 pub(crate) fn explain<'a>(
     artefact: &str,
     file_keys: impl Iterator<Item = &'a str> + Clone,

@@ -1,7 +1,8 @@
 //! Measures the speed of the models at published sizes with random weights.
 //!
-//! A part of the flow runs once to warm up and then a few times by the clock. The [`BenchReport`] is meant
-//! for comparisons within one session on one machine: machines differ and have other load.
+//! A part of the flow runs [`warmup`](BenchSpec::warmup) times unmeasured and then
+//! [`reps`](BenchSpec::reps) times measured. Compare [`BenchReport`]s only of one machine at one time:
+//! machines and their load differ.
 //!
 //! | module | contents |
 //! |---|---|
@@ -69,7 +70,8 @@ pub(crate) struct BenchPreset {
 pub(crate) const PRESETS: [&str; 2] = ["stdit-xl-2", "demo"];
 
 impl BenchPreset {
-    /// Returns the preset of a name: the sizes of the published models or of the demo model.
+    /// Returns the preset of a name, one of [`PRESETS`]: the sizes of the published models or of the
+    /// demo model.
     pub(crate) fn find(name: &str) -> Option<Self> {
         match name {
             "stdit-xl-2" => Some(Self {

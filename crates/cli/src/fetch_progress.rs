@@ -20,6 +20,7 @@ pub(crate) struct FetchProgress {
 }
 
 impl FetchProgress {
+    /// Returns the progress of a fetch, and catches signals from now on ([`stop::listen`]).
     pub(crate) fn new(quiet: bool) -> Self {
         stop::listen();
         Self { mode: Mode::new(quiet), bar: None, last_line: None }

@@ -75,7 +75,7 @@ impl Progress {
         }
     }
 
-    /// Reports warm-ups, if `device` compiles its kernels at first use.
+    /// Reports the warm-up of each stage from now on, if `device` compiles its kernels at first use.
     pub(crate) fn on(mut self, device: &Device) -> Self {
         self.warm_up = warm_up(device);
         self
@@ -183,7 +183,7 @@ impl Observer for Progress {
         stop::flow()
     }
 
-    /// Decoding is not stopped: a clip that was sampled is worth its decoding.
+    /// Shows the progress and never stops the decoding: a clip that was sampled is worth its decoding.
     fn decoded(&mut self, event: &Decoded) -> ControlFlow<()> {
         self.advance("decoding", event.frames, event.total);
         ControlFlow::Continue(())

@@ -18,18 +18,19 @@ pub(crate) struct StepProgress {
 }
 
 impl StepProgress {
-    /// For a step that does `stage`, such as "splitting".
+    /// Returns the progress of a step that is shown as `stage`, such as "splitting", and catches signals
+    /// from now on ([`stop::listen`]).
     pub(crate) fn new(quiet: bool, stage: &str) -> Self {
         stop::listen();
         Self { progress: Progress::new(quiet), stage: stage.into() }
     }
 
-    /// A line that stays, unless quiet.
+    /// Prints a line that stays, unless quiet.
     pub(crate) fn line(&mut self, text: &str) {
         self.progress.line(text);
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(crate) fn finish(&mut self) {
         self.progress.finish();
     }

@@ -39,7 +39,7 @@ impl TrainProgress {
         self.last_line = None;
     }
 
-    /// Prints a line of text, above the bar if there is one.
+    /// Prints a line of text, above the bar if there is one; nothing if quiet.
     pub(crate) fn message(&mut self, text: impl Display) {
         match (&self.mode, &self.bar) {
             (Mode::Quiet, _) => {}

@@ -95,7 +95,8 @@ pub(crate) fn check(device: &Device) -> Result<(), TrialError> {
     }
 }
 
-/// Runs `opensora probe-device` in a separate process.
+/// Runs `opensora probe-device` in a separate process; returns an error if it fails, crashes or takes
+/// longer than [`LIMIT`].
 fn in_child_process(name: &str) -> Result<(), Failure> {
     let program = env::current_exe().map_err(Failure::Start)?;
     let mut command = Command::new(program);

@@ -51,8 +51,8 @@ pub struct CacheKey {
 }
 
 impl CacheKey {
-    /// Returns the key of a cache that is encoded by the models of `encoder`. Of a folder, all files
-    /// count; of a file, its shards and the `config.json` beside it do, too.
+    /// Returns the key of a cache that is encoded by the models of `encoder`. Models count with all
+    /// files of their folder or, if the path is a file, with its shards and the `config.json` beside it.
     ///
     /// # Errors
     /// Returns an error if a file cannot be read.
@@ -66,8 +66,8 @@ impl CacheKey {
         })
     }
 
-    /// Returns the first setting of `self` that differs from `other`. Any number of variants fits an
-    /// `other` without one.
+    /// Describes the first setting of `self` that differs from `other`; `None` if they agree. The
+    /// numbers of variants are compared only if `other` has one.
     fn difference(&self, other: &Self) -> Option<String> {
         let (clip, wanted) = (&self.clip, &other.clip);
         differs("num_frames", &clip.num_frames, &wanted.num_frames)

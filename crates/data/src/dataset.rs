@@ -59,9 +59,8 @@ pub struct ClipSample {
 
 /// The rows of a manifest as clips.
 ///
-/// A video becomes a window of its frames, mirrored or not according to the row's [`Draw`]. An
-/// image becomes a clip with the same picture in every frame. As burn's [`Dataset`] it has the
-/// samples of epoch 0.
+/// A video becomes a window of its frames, mirrored or not according to the row's [`Draw`]. An image
+/// becomes a clip that repeats it in every frame. As burn's [`Dataset`] it has the samples of epoch 0.
 #[derive(Debug, Clone)]
 pub struct ClipDataset {
     manifest: Manifest,

@@ -37,7 +37,7 @@ pub struct LoaderConfig {
     pub seed: u64,
     /// Shuffles the order anew each epoch.
     pub shuffle: bool,
-    /// Bad rows to skip before it is an error.
+    /// Maximum number of bad rows that are skipped; one more is an error.
     pub skip_bad: usize,
     /// File that lists bad rows (CSV: row from 1, path, reason). Rows that it lists already, with
     /// the same path, are skipped without being read and do not count.
@@ -45,7 +45,8 @@ pub struct LoaderConfig {
 }
 
 impl Default for LoaderConfig {
-    /// Shuffled batches of 8 with seed 42, of which two threads read 4 ahead; bad rows are errors.
+    /// Returns the defaults: shuffled batches of 8 with seed 42, of which two threads read 4 ahead; bad
+    /// rows are errors.
     fn default() -> Self {
         Self {
             batch_size: 8,

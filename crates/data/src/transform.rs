@@ -20,26 +20,26 @@ use opensora_video::{
 /// Resize and crop of the images or frames of a file.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ResizeCrop {
-    /// Height and width of the file's pictures.
+    /// Height and width of the file's images or frames.
     pub source: [usize; 2],
     /// Factor of both sides.
     pub scale: f64,
     /// Height and width after resizing.
     pub resized: [usize; 2],
-    /// First row and column of the crop in the resized picture.
+    /// First row and column of the crop in the resized image.
     pub offset: [usize; 2],
     /// Height and width of the crop.
     pub size: [usize; 2],
 }
 
 impl ResizeCrop {
-    /// Resizes and crops a video from `source` to `size`, each height and width.
+    /// Returns the resize and crop of a video from `source` to `size`, each height and width.
     pub fn of_video(source: [usize; 2], size: [usize; 2]) -> Self {
         let half = |rest: usize| (rest as f64 / 2.0).round_ties_even() as usize;
         Self::new(source, size, f64::floor, half)
     }
 
-    /// Resizes and crops an image from `source` to `size`, each height and width.
+    /// Returns the resize and crop of an image from `source` to `size`, each height and width.
     pub fn of_image(source: [usize; 2], size: [usize; 2]) -> Self {
         Self::new(source, size, f64::round_ties_even, |rest| rest / 2)
     }
@@ -64,7 +64,8 @@ impl ResizeCrop {
     }
 }
 
-/// Returns the frames at `indices` as `[3, T, H, W]` in [0, 1], row-major.
+/// Returns the frames at `indices`, mirrored if `flip`, resized and cropped as `place` says, as `[3, T,
+/// H, W]` in [0, 1], row-major.
 ///
 /// # Panics
 /// Panics if an index is beyond the last frame, or `place` has another source size.
@@ -129,8 +130,8 @@ fn taps(place: &ResizeCrop, axis: usize) -> Vec<Tap> {
 
 /// Resizes and crops an image `[H, W, 3]` from `source` to `size`; returns `[H, W, 3]` bytes.
 ///
-/// While the image is at least twice too large, it is halved by the mean of four pixels. The rest
-/// is bicubic interpolation with antialiasing.
+/// While both sides are at least twice as long as wanted, the image is halved by the mean of four
+/// pixels. The rest is bicubic interpolation with antialiasing.
 ///
 /// # Panics
 /// Panics if the image is not of `source` height and width, or a size has a zero.

@@ -33,7 +33,7 @@ pub struct ClipSpec {
 }
 
 impl Default for ClipSpec {
-    /// Stage 2 as published: 16 frames of 256x256, every third frame of the video.
+    /// Returns the defaults: Stage 2 as published: 16 frames of 256x256, every third frame of the video.
     fn default() -> Self {
         Self {
             num_frames: 16,
@@ -92,7 +92,8 @@ impl ClipSpec {
     }
 }
 
-/// Key of a clip's random numbers: seed, row and epoch.
+/// Key of a clip's random numbers: seed, row and epoch, of which only the variant counts
+/// ([`ClipSpec::variant`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrawKey {
     /// Seed of the data set.
@@ -113,7 +114,7 @@ pub struct Draw {
 }
 
 impl Draw {
-    /// Draws for a video of `total_frames` frames.
+    /// Draws the first frame and the flip of a clip of a video of `total_frames` frames.
     pub fn new(spec: &ClipSpec, total_frames: usize, key: DrawKey) -> Self {
         let DrawKey { seed, row, epoch } = key;
         let mut rng = HostRng::new(seed, Purpose::Augmentation, row as u64, spec.variant(epoch));

@@ -103,7 +103,7 @@ pub fn motion_phrases(motion: Motion) -> &'static [(&'static str, &'static str)]
     }
 }
 
-/// Returns a caption for training.
+/// Returns a caption for training, with random template and words.
 pub fn training(labels: &Labels, rng: &mut HostRng) -> String {
     let templates: &[&str] =
         if labels.motion.is_some() { &CLIP_TEMPLATES } else { &STILL_TEMPLATES };

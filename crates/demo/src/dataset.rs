@@ -148,7 +148,7 @@ impl DemoSpec {
         self.described(index, json!({"shots": shots}))
     }
 
-    /// Returns a record with all settings that the pixels depend on.
+    /// Returns `what` with all settings that the pixels of item `index` depend on.
     fn described(&self, index: usize, mut what: Value) -> Value {
         let settings = json!({
             "world": WORLD,

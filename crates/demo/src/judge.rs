@@ -234,7 +234,8 @@ fn distance(a: [f64; 3], b: [f64; 3]) -> f64 {
     (0..3).map(|c| (a[c] - b[c]) * (a[c] - b[c])).sum::<f64>().sqrt()
 }
 
-/// Returns the name of the nearest colour within the threshold.
+/// Returns the name of the colour of `palette` that is nearest to `colour` (RGB, 0 to 255), if it is
+/// within [`FURTHEST_COLOUR`].
 fn nearest<N: Copy, const COUNT: usize>(
     colour: [f64; 3],
     palette: [(N, [u8; 3]); COUNT],

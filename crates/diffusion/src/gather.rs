@@ -33,7 +33,7 @@ impl Gathered {
         }
     }
 
-    /// `x / self`.
+    /// Returns `x / self`.
     pub(crate) fn divides(&self, x: Tensor<5>) -> Tensor<5> {
         match self {
             Self::Shared(value) => x.div_scalar(*value),
@@ -41,7 +41,7 @@ impl Gathered {
         }
     }
 
-    /// `x - self`.
+    /// Returns `x - self`.
     pub(crate) fn subtracted_from(&self, x: Tensor<5>) -> Tensor<5> {
         match self {
             Self::Shared(value) => x.sub_scalar(*value),

@@ -114,12 +114,12 @@ impl GaussianDiffusion {
     }
 }
 
-/// `[B, C, T, H, W]` nats -> `[B]` bits per dimension.
+/// Converts nats `[B, C, T, H, W]` to bits per dimension `[B]`.
 fn bits(nats: Tensor<5>) -> Tensor<1> {
     mean_flat(nats) / std::f32::consts::LN_2
 }
 
-/// `[B, C, T, H, W] -> [B]`, the mean over everything but the batch.
+/// Returns the mean over all axes but the batch, `[B, C, T, H, W] -> [B]`.
 fn mean_flat(x: Tensor<5>) -> Tensor<1> {
     x.flatten::<2>(1, 4).mean_dim(1).squeeze_dim::<1>(1)
 }

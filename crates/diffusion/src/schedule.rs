@@ -82,7 +82,8 @@ impl NoiseSchedule {
     }
 }
 
-/// numpy's `linspace`: `start + i * step`, and exactly `stop` at the end; `[start]` for one value.
+/// Returns numpy's `linspace`: `start + i * step`, and exactly `stop` at the end; `[start]` for one
+/// value.
 fn linspace(start: f64, stop: f64, count: usize) -> Vec<f64> {
     let step = (stop - start) / count.saturating_sub(1).max(1) as f64;
     let mut values: Vec<f64> = (0..count).map(|i| start + i as f64 * step).collect();

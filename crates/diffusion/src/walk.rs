@@ -31,7 +31,8 @@ pub(crate) struct WalkState {
 }
 
 impl Walk<'_> {
-    /// Runs the steps; `advance` returns the latents after a step.
+    /// Runs the steps from `latents` on and returns the last latents; `advance` returns the latents
+    /// after a step.
     pub(crate) fn run(
         &self,
         model: &dyn Denoiser,

@@ -155,7 +155,8 @@ fn pack(operand: &MatRef, row: usize, k: usize, rows_first: bool, panel: &mut [B
 /// The rows or the columns of an operand, as runs of elements.
 struct Runs<'a> {
     values: &'a [f32],
-    /// Distance from a run to the next, and from an element of a run to the next.
+    /// Distance from a run to the next, and from an element of a run to the next, in elements of the
+    /// operand.
     strides: [usize; 2],
     /// Number of runs, and of elements of each.
     of: [usize; 2],

@@ -14,7 +14,7 @@
 //!     return; // No strategy for this processor.
 //! }
 //! let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]; // [2, 3]
-//! let weight = [1.0, 0.0, -1.0, 0.5, 0.5, 0.5]; // [2, 3], one row an output
+//! let weight = [1.0, 0.0, -1.0, 0.5, 0.5, 0.5]; // [2, 3], one row per output
 //! let bias = [10.0, 20.0];
 //!
 //! // y = x weightᵀ + bias
@@ -137,7 +137,7 @@ impl Strategy {
         Self::of_processor().expect("no strategy for this processor: ask `available` first")
     }
 
-    /// See [`multiply`]; the strategy must be available.
+    /// Computes [`multiply`] by this strategy, which must be available.
     fn multiply(
         self,
         a: MatRef,
@@ -159,7 +159,7 @@ impl Strategy {
         product
     }
 
-    /// See [`multiply_single_threaded`]; the strategy must be available.
+    /// Computes [`multiply_single_threaded`] by this strategy, which must be available.
     fn multiply_single_threaded(self, a: MatRef, b: MatRef, c: &mut [f32]) {
         let size = size_of_product(a, b);
         assert!(

@@ -292,8 +292,7 @@ fn write(
     }
 }
 
-/// The microkernel: adds the product of a panel of A (`MR` rows) and a panel of B (two vectors of columns)
-/// to its sums.
+/// Adds the product of a panel of A (`MR` rows) and a panel of B (two vectors of columns) to its sums.
 #[inline(always)]
 fn add_products<S: Simd, const MR: usize>(simd: S, a: &[f32], b: &[f32], sums: &mut [f32]) {
     let (a, _) = a.as_chunks::<MR>();

@@ -52,7 +52,7 @@ impl Digest {
         }
     }
 
-    /// Compares a file; returns its digits if they differ.
+    /// Compares a file with this checksum; returns the digits of the file if they differ.
     pub(crate) fn check_file(
         &self,
         path: &Path,

@@ -149,7 +149,7 @@ pub(crate) fn resolve(table: &mut Table, root: &Path, file: &Path) -> Result<(),
     Ok(())
 }
 
-/// Returns a path as a field.
+/// Returns a path as a field; an error names the row and the table `file`.
 pub(crate) fn text(path: PathBuf, row: usize, file: &Path) -> Result<String, ManifestError> {
     path.into_os_string().into_string().map_err(|path| ManifestError::Row {
         path: file.into(),

@@ -171,7 +171,7 @@ impl<R: Read> TextReader<R> {
         Ok(())
     }
 
-    /// Counts the lines and bytes of the next chunk.
+    /// Counts the lines and bytes of the next chunk; returns an error at a NUL byte.
     fn check(&mut self, chunk: &str) -> Result<(), TextError> {
         if let Some(at) = chunk.bytes().position(|byte| byte == 0) {
             self.lines.add(&chunk[..at]);

@@ -12,7 +12,7 @@ use burn::{
 /// `sqrt(8 / pi)`, from `0.5 * (1 + tanh(z)) = sigmoid(2 z)` with `z = sqrt(2 / pi) * (x + 0.044715 x^3)`.
 pub(crate) const TWICE_SQRT_2_OVER_PI: f64 = 1.595_769_121_605_730_7;
 
-/// GELU in the tanh approximation, `torch.nn.GELU(approximate="tanh")`; any shape.
+/// Returns GELU in the tanh approximation, `torch.nn.GELU(approximate="tanh")`; any shape.
 ///
 /// Computed with a sigmoid (the identity above), since `tanh` is slow on burn's CPU backends.
 pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
@@ -24,12 +24,12 @@ pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     })
 }
 
-/// [`gelu_tanh`] of a linear layer's output, `[.., in] -> [.., out]`.
+/// Returns [`gelu_tanh`] of a linear layer's output, `[.., in] -> [.., out]`.
 pub fn linear_gelu_tanh<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
     kernels::linear_gelu(layer, x).unwrap_or_else(|x| gelu_tanh(layer.forward(x)))
 }
 
-/// SiLU, `x * sigmoid(x)`; any shape.
+/// Returns SiLU, `x * sigmoid(x)`; any shape.
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     kernels::silu(x).unwrap_or_else(activation::silu)
 }

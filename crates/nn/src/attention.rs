@@ -32,7 +32,7 @@ pub fn merge_heads(x: Tensor<4>) -> Tensor<3> {
     x.swap_dims(1, 2).reshape([batch, tokens, heads * head_dim])
 }
 
-/// Returns `softmax(q kᵀ * scale + bias) v` for each head.
+/// Computes `softmax(q kᵀ * scale + bias) v` for each head.
 ///
 /// `query` `[B, heads, N, head_dim]`, `key` and `value` `[B, heads, M, head_dim]`, `bias` any shape
 /// that broadcasts to `[B, heads, N, M]`; returns `[B, heads, N, head_dim]`. `scale` is
@@ -62,8 +62,8 @@ pub fn reads_any_axis<const D: usize>(x: &Tensor<D>) -> bool {
     kernels::supported(kernels::Operation::SelfAttention, x)
 }
 
-/// Multi-head self-attention along one axis of the tokens, 1 (frames) or 2 (spatial positions): `qkv`
-/// `[B, T, S, 3 C]` holds queries, keys and values of all heads; returns `[B, T, S, C]`.
+/// Computes multi-head self-attention along one axis of the tokens, 1 (frames) or 2 (spatial positions):
+/// `qkv` `[B, T, S, 3 C]` holds queries, keys and values of all heads; returns `[B, T, S, C]`.
 pub fn self_attention(qkv: Tensor<4>, axis: usize, heads: usize) -> Tensor<4> {
     kernels::self_attention(qkv, axis, heads).unwrap_or_else(|qkv| {
         let [batch, _, _, width] = qkv.dims();
@@ -79,13 +79,15 @@ pub fn self_attention(qkv: Tensor<4>, axis: usize, heads: usize) -> Tensor<4> {
     })
 }
 
-/// `[B, T, S, W] -> [B, G, N, W]`: sequences of N tokens along `axis`, in G groups. Its own inverse.
+/// Rearranges tokens `[B, T, S, W]` to sequences along `axis`, `[B, G, N, W]`: G groups of N tokens. The
+/// function is its own inverse.
 fn to_sequences(x: Tensor<4>, axis: usize) -> Tensor<4> {
     if axis == 1 { x.swap_dims(1, 2) } else { x }
 }
 
-/// Multi-head attention of `query` `[B, N, C]` to `key_value` `[B, M, 2 C]`, keys and values of all heads,
-/// with `bias` `[1 or B, 1, 1, M]` added to the scores; returns `[B, N, C]`. The bias has no gradient.
+/// Computes multi-head attention of `query` `[B, N, C]` to `key_value` `[B, M, 2 C]`, keys and values of
+/// all heads, with `bias` `[1 or B, 1, 1, M]` added to the scores; returns `[B, N, C]`. The bias has no
+/// gradient.
 pub fn cross_attention(
     query: Tensor<3>,
     key_value: Tensor<3>,
@@ -114,8 +116,8 @@ pub(crate) struct Heads {
     pub(crate) scale: Option<f64>,
 }
 
-/// [`attention`] by burn, on a device with `kernel`, with at most `budget` scores at a time if it holds
-/// them.
+/// Computes [`attention`] by burn's operations on a device with the properties `kernel`. Where the
+/// device does not compute scores tile by tile, at most `budget` scores are in memory at a time.
 fn attention_by_burn(kernel: AttentionKernel, budget: usize, heads: Heads) -> Tensor<4> {
     let budget = if kernel.tiled && heads.bias.is_none() { usize::MAX } else { budget };
     let is_half = matches!(heads.query.dtype(), DType::F16 | DType::BF16);
@@ -132,7 +134,7 @@ fn attention_by_burn(kernel: AttentionKernel, budget: usize, heads: Heads) -> Te
     }
 }
 
-/// [`attention`] with `head_dim` padded to a multiple of `multiple`, at the default scale.
+/// Computes [`attention`] with `head_dim` padded to a multiple of `multiple`, at the default scale.
 fn attention_padded(heads: Heads, multiple: usize, budget: usize) -> Tensor<4> {
     let value_dim = heads.value.dims()[3];
     let out = chunks::attention(padding::pad_heads(heads, multiple), budget);

@@ -156,7 +156,7 @@ fn best<T>(row: Vec<(T, DeviceKind)>) -> Option<(T, DeviceKind)> {
     row.into_iter().min_by_key(|(_, kind)| *kind)
 }
 
-/// Returns the name by which [`parse`] finds a device.
+/// Returns the name by which [`parse`] finds a device, or `None` if the device is not present.
 pub fn name(device: &Device) -> Option<String> {
     let mut present = BACKENDS.iter().filter_map(|backend| (backend.list)()).flatten();
     present.find(|(_, found)| found == device).map(|(name, _)| name)
@@ -246,7 +246,7 @@ pub struct AttentionKernel {
 
 /// Returns how `device` computes attention in burn 0.22.1.
 ///
-/// - flex: above 2^18 scores a head, tiles of 64 keys with an online softmax (burn-flex
+/// - flex: above 2^18 scores per head, tiles of 64 keys with an online softmax (burn-flex
 ///   `ops/attention.rs`).
 /// - tch: libtorch's `scaled_dot_product_attention` (burn-tch `ops/module.rs`).
 /// - ndarray, and every backend under autodiff: separate products with all scores held

@@ -69,7 +69,7 @@ fn all_supported<const D: usize, const N: usize>(
     tensors.iter().all(|x| supported(operation, x) && x.dtype() == tensors[0].dtype())
 }
 
-/// See [`crate::linear::forward`].
+/// Computes [`crate::linear::forward`] by a kernel, or gives the inputs back if none supports them.
 pub(crate) fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Result<Tensor<D>, Tensor<D>> {
     let Some([weight, bias]) = linear_parameters(Operation::Linear, layer, &x) else {
         return Err(x);
@@ -77,7 +77,8 @@ pub(crate) fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Result<Ten
     Ok(Tensor::from_dispatch(Dispatch::fused_linear(x.into_dispatch(), weight, bias)))
 }
 
-/// See [`crate::activation::linear_gelu_tanh`].
+/// Computes [`crate::activation::linear_gelu_tanh`] by a kernel, or gives the inputs back if none
+/// supports them.
 pub(crate) fn linear_gelu<const D: usize>(
     layer: &Linear,
     x: Tensor<D>,
@@ -109,7 +110,8 @@ fn linear_parameters<const D: usize>(
     fit.then(|| [weight.into_dispatch(), bias.into_dispatch()])
 }
 
-/// See [`crate::modulation::norm_and_modulate`].
+/// Computes [`crate::modulation::norm_and_modulate`] by a kernel, or gives the inputs back if none
+/// supports them.
 pub(crate) fn norm_and_modulate(
     x: Tensor<3>,
     scale: Tensor<3>,
@@ -126,7 +128,8 @@ pub(crate) fn norm_and_modulate(
     Ok(Tensor::from_dispatch(Dispatch::fused_norm_and_modulate(x, scale, shift, epsilon)))
 }
 
-/// See [`crate::modulation::gated_sum`].
+/// Computes [`crate::modulation::gated_sum`] by a kernel, or gives the inputs back if none supports
+/// them.
 pub(crate) fn gated_sum(
     x: Tensor<3>,
     gate: Tensor<3>,
@@ -141,7 +144,8 @@ pub(crate) fn gated_sum(
     Ok(Tensor::from_dispatch(Dispatch::fused_gated_sum(x, gate, y)))
 }
 
-/// See [`crate::attention::self_attention`].
+/// Computes [`crate::attention::self_attention`] by a kernel, or gives the inputs back if none supports
+/// them.
 pub(crate) fn self_attention(
     qkv: Tensor<4>,
     axis: usize,
@@ -154,7 +158,8 @@ pub(crate) fn self_attention(
     Ok(Tensor::from_dispatch(output))
 }
 
-/// See [`crate::attention::cross_attention`].
+/// Computes [`crate::attention::cross_attention`] by a kernel, or gives the inputs back if none supports
+/// them.
 #[allow(clippy::type_complexity, reason = "the inputs")]
 pub(crate) fn cross_attention(
     query: Tensor<3>,
@@ -177,7 +182,7 @@ pub(crate) fn cross_attention(
     Ok(Tensor::from_dispatch(output))
 }
 
-/// See [`crate::attention::attention`].
+/// Computes [`crate::attention::attention`] by a kernel, or gives the inputs back if none supports them.
 pub(crate) fn attention(heads: Heads) -> Result<Tensor<4>, Heads> {
     let operation = Operation::Attention;
     let ([batch, _, _, head_dim], keys) = (heads.query.dims(), heads.key.dims()[2]);
@@ -194,7 +199,7 @@ pub(crate) fn attention(heads: Heads) -> Result<Tensor<4>, Heads> {
     Ok(Tensor::from_dispatch(Dispatch::fused_attention(query, key, value, bias, scale)))
 }
 
-/// Returns true if `bias` has one element a key, `[1 or B, 1, 1, M]`, and is supported.
+/// Returns true if `bias` has one element per key, `[1 or B, 1, 1, M]`, and is supported.
 fn is_key_bias(operation: Operation, bias: &Tensor<4>, [batch, keys]: [usize; 2]) -> bool {
     let [samples, rest @ ..] = bias.dims();
     rest == [1, 1, keys] && [1, batch].contains(&samples) && supported(operation, bias)
@@ -213,7 +218,8 @@ fn bias_rows(
     rows.into_dispatch()
 }
 
-/// See [`crate::activation::gelu_tanh`].
+/// Computes [`crate::activation::gelu_tanh`] by a kernel, or gives the inputs back if none supports
+/// them.
 pub(crate) fn gelu<const D: usize>(x: Tensor<D>) -> Result<Tensor<D>, Tensor<D>> {
     if !supported(Operation::Gelu, &x) {
         return Err(x);
@@ -221,7 +227,7 @@ pub(crate) fn gelu<const D: usize>(x: Tensor<D>) -> Result<Tensor<D>, Tensor<D>>
     Ok(Tensor::from_dispatch(Dispatch::fused_gelu(x.into_dispatch())))
 }
 
-/// See [`crate::activation::silu`].
+/// Computes [`crate::activation::silu`] by a kernel, or gives the inputs back if none supports them.
 pub(crate) fn silu<const D: usize>(x: Tensor<D>) -> Result<Tensor<D>, Tensor<D>> {
     if !supported(Operation::Silu, &x) {
         return Err(x);
@@ -229,7 +235,7 @@ pub(crate) fn silu<const D: usize>(x: Tensor<D>) -> Result<Tensor<D>, Tensor<D>>
     Ok(Tensor::from_dispatch(Dispatch::fused_silu(x.into_dispatch())))
 }
 
-/// See [`crate::norm::group_norm`].
+/// Computes [`crate::norm::group_norm`] by a kernel, or gives the inputs back if none supports them.
 pub(crate) fn group_norm(norm: &GroupNorm, x: Tensor<4>) -> Result<Tensor<4>, Tensor<4>> {
     let Some([gamma, beta]) = group_norm_parameters(Operation::GroupNorm, norm, &x) else {
         return Err(x);
@@ -238,7 +244,8 @@ pub(crate) fn group_norm(norm: &GroupNorm, x: Tensor<4>) -> Result<Tensor<4>, Te
     Ok(Tensor::from_dispatch(Dispatch::fused_group_norm(x, gamma, beta, groups, epsilon)))
 }
 
-/// See [`crate::norm::group_norm_silu`].
+/// Computes [`crate::norm::group_norm_silu`] by a kernel, or gives the inputs back if none supports
+/// them.
 pub(crate) fn group_norm_silu(norm: &GroupNorm, x: Tensor<4>) -> Result<Tensor<4>, Tensor<4>> {
     let Some([gamma, beta]) = group_norm_parameters(Operation::GroupNormSilu, norm, &x) else {
         return Err(x);
@@ -276,7 +283,8 @@ pub(crate) fn group_moments(
     Ok(([mean, variance].map(Tensor::from_dispatch), Tensor::from_dispatch(x)))
 }
 
-/// See [`crate::norm::GroupMoments::normalize_silu`].
+/// Computes [`crate::norm::GroupMoments::normalize_silu`] by a kernel, or gives the inputs back if none
+/// supports them.
 pub(crate) fn affine_silu(
     x: Tensor<4>,
     gain: &Tensor<2>,
@@ -290,8 +298,9 @@ pub(crate) fn affine_silu(
     Ok(Tensor::from_dispatch(Dispatch::fused_affine_silu(x.into_dispatch(), gain, shift)))
 }
 
-/// See [`crate::conv::conv2d`]. Also gives `x` back if `conv` is not a 3x3 convolution with stride 1 and
-/// padding 1, if height or width is odd, or if there are too few channels.
+/// Computes [`crate::conv::conv2d`] by a kernel, or gives `x` back if none supports it, or if `conv` is
+/// not a 3x3 convolution with stride 1 and padding 1, if height or width is odd, or if there are too few
+/// channels.
 pub(crate) fn conv3x3(conv: &Conv2d, x: Tensor<4>) -> Result<Tensor<4>, Tensor<4>> {
     /// Below this many input channels the transforms cost more than the products that they save.
     const MIN_INPUTS: usize = 32;
@@ -321,7 +330,8 @@ pub(crate) fn conv3x3(conv: &Conv2d, x: Tensor<4>) -> Result<Tensor<4>, Tensor<4
     Ok(Tensor::from_dispatch(Dispatch::fused_conv3x3(x.into_dispatch(), weight, bias)))
 }
 
-/// See [`crate::conv::upsample_nearest`].
+/// Computes [`crate::conv::upsample_nearest`] by a kernel, or gives the inputs back if none supports
+/// them.
 pub(crate) fn upsample_nearest(x: Tensor<4>) -> Result<Tensor<4>, Tensor<4>> {
     if !supported(Operation::UpsampleNearest, &x) {
         return Err(x);

@@ -1,7 +1,8 @@
 //! Layers, random numbers and the device table that the models of `opensora` share.
 //!
 //! The crate contains what the models need and burn does not have, and fused versions of burn's layers
-//! that are faster on some backends. It knows no model, no file and no diffusion process.
+//! that are faster on some backends. It knows no model, no file and no diffusion process. Like burn's layers,
+//! these panic if the shapes of their arguments do not fit.
 //!
 //! # Example
 //!

@@ -41,7 +41,10 @@ impl TokenMask {
         &self.rows
     }
 
-    /// Returns the rows `start..end`.
+    /// Returns a mask of the rows `start..end`.
+    ///
+    /// # Panics
+    /// Panics if `start` is above `end`, or `end` above the number of rows.
     pub fn select(&self, start: usize, end: usize) -> Self {
         Self { rows: self.rows[start..end].to_vec(), len: self.len }
     }

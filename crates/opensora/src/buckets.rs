@@ -47,7 +47,8 @@ pub const PIXART_1024: [[usize; 2]; 40] = [
     [2048, 512],
 ];
 
-/// Returns the size among `buckets` whose ratio of height to width is nearest to `aspect_ratio`.
+/// Returns the size among `buckets` whose ratio of height to width is nearest to `aspect_ratio`; `None`
+/// if there are none.
 ///
 /// Deviation: PixArt-alpha compares with ratios that are rounded or cut to two digits; these are exact.
 pub fn nearest(buckets: &[[usize; 2]], aspect_ratio: f64) -> Option<[usize; 2]> {

@@ -149,7 +149,7 @@ impl<C: BatchCondition> Denoiser for ConditionedDenoiser<'_, C> {
         condition.predict(self.model, latents, &timesteps, state)
     }
 
-    /// One forward pass over twice the batch.
+    /// Returns the predictions with and without the prompt, by one forward pass over twice the batch.
     fn denoise_both(
         &self,
         latents: Tensor<5>,

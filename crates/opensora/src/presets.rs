@@ -212,7 +212,7 @@ const fn pixart_alpha(file: &'static str) -> Origin {
     Origin::Hub { repository: "PixArt-alpha/PixArt-alpha", file }
 }
 
-/// Default values of a row.
+/// Returns a row with default values: single images of `pixels` by `pixels`.
 const fn row(name: &'static str, model: PresetModel, pixels: usize) -> Preset {
     Preset {
         name,
@@ -256,7 +256,7 @@ const fn dit(name: &'static str, pixels: usize) -> Preset {
 }
 
 impl Preset {
-    /// Returns the preset of a name.
+    /// Returns the preset of a name; `None` for unknown names.
     pub fn find(name: &str) -> Option<&'static Self> {
         PRESETS.iter().find(|preset| preset.name == name)
     }

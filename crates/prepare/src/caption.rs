@@ -79,7 +79,7 @@ pub struct CaptionSpec {
 }
 
 impl CaptionSpec {
-    /// A model with the built-in prompt.
+    /// Returns the settings of a model with the built-in prompt.
     pub fn new(model: impl Into<String>) -> Self {
         Self {
             model: model.into(),
@@ -153,7 +153,7 @@ pub struct Job {
 }
 
 impl Job {
-    /// Captions rows without caption, four at once.
+    /// Returns a job that captions rows without caption, four at once.
     pub fn new(spec: CaptionSpec, endpoint: Endpoint) -> Self {
         let options = RunOptions { workers: 4, ..RunOptions::default() };
         Self { spec, endpoint, recaption: false, options }

@@ -126,7 +126,7 @@ pub struct Job {
 }
 
 impl Default for Job {
-    /// Four videos at once, into the folder `videos`.
+    /// Returns the defaults: four videos at once, into the folder `videos`.
     fn default() -> Self {
         Self {
             folder: "videos".into(),

@@ -100,7 +100,7 @@ pub enum FilterError {
         /// The columns of the table.
         columns: String,
     },
-    /// A model cannot be used.
+    /// A scoring model has invalid preprocessing or cannot be loaded.
     #[error("{}", path.display())]
     Model {
         /// The model's file.
@@ -269,7 +269,7 @@ struct Judged {
 }
 
 impl Judged {
-    /// Decides about the remaining rows.
+    /// Decides about the remaining rows by `fate`, and counts the decisions under `filter`.
     fn apply(&mut self, filter: &str, fate: impl Fn(usize) -> Fate) {
         let mut counts = FilterReport { filter: filter.into(), ..FilterReport::default() };
         for (row, decided) in self.rows.iter_mut().filter(|(_, fate)| *fate == Fate::Kept) {

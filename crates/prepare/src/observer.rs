@@ -27,7 +27,7 @@ pub struct StageStarted<'a> {
     pub total: usize,
 }
 
-/// A stage of a pipeline is complete.
+/// Event: a stage of a pipeline is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StageFinished<'a> {

@@ -266,7 +266,7 @@ fn check(stages: &[&dyn Stage]) -> Result<(), PrepareError> {
     })
 }
 
-/// Writes the rows of a shard with unchanged paths.
+/// Writes the rows of `shard`, with unchanged paths, to a table in the folder `work`; returns its path.
 fn part(table: &Path, work: &Path, shard: Shard) -> Result<PathBuf, PrepareError> {
     let all = Table::read(table)?;
     let path = work.join("rows.csv");

@@ -43,7 +43,7 @@ pub struct Job {
 }
 
 impl Default for Job {
-    /// 16 rows.
+    /// Returns the defaults: 16 rows.
     fn default() -> Self {
         Self { count: 16, seed: 42 }
     }

@@ -18,7 +18,7 @@ pub struct RetryPolicy {
 }
 
 impl Default for RetryPolicy {
-    /// Five attempts, with waits of 1 s, 2 s, 4 s and 8 s.
+    /// Returns the defaults: five attempts, with waits of 1 s, 2 s, 4 s and 8 s.
     fn default() -> Self {
         Self {
             attempts: 5,
@@ -43,7 +43,7 @@ pub enum Failure<E> {
 }
 
 impl<E> Failure<E> {
-    /// A transient failure without a wait that the server asks for.
+    /// Returns a transient failure without a wait that the server asks for.
     pub fn transient(error: E) -> Self {
         Self::Transient { error, wait: None }
     }
@@ -61,7 +61,7 @@ pub struct GaveUp<E> {
 }
 
 impl<E> From<E> for GaveUp<E> {
-    /// The error of a single attempt.
+    /// Wraps the error of a single attempt.
     fn from(error: E) -> Self {
         Self { error, attempts: 1, stopped: false }
     }

@@ -92,7 +92,7 @@ pub enum RowError {
 }
 
 impl RowError {
-    /// A failed part of the work, such as `"its clip"`.
+    /// Returns a [`Part`](Self::Part) error; `what` names the part, such as `"its clip"`.
     pub fn part(what: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Part { what: what.into(), source: source.into() }
     }

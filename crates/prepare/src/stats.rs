@@ -230,7 +230,7 @@ pub fn fill(
     Ok(unreadable)
 }
 
-/// Fills in the missing values of a row.
+/// Fills in the missing values of a row from the header of its file.
 fn note(table: &mut Table, row: usize, header: &Header) {
     let values = [
         Some(header.width.to_string()),

@@ -125,8 +125,9 @@ where
     run_checked(run, keys, &Trust::ALL, work, observer)
 }
 
-/// As [`run()`], for rows whose outcome is computed from the file `path(row)`. An outcome is discarded if the
-/// file's size or modification time has changed. A success stays valid after the file is deleted.
+/// Processes rows as [`run()`] does; the outcome of a row is computed from the file `path(row)`. An outcome
+/// is discarded if the file's size or modification time has changed. A success stays valid after the
+/// file is deleted.
 ///
 /// # Errors
 /// Returns an error if [`run()`] would.
@@ -145,7 +146,7 @@ where
     run_checked(run, keys, &trust, work, observer)
 }
 
-/// As [`run()`], for rows whose earlier outcomes are checked with `trust` before they are reused.
+/// Processes rows as [`run()`] does, after checking the outcomes of earlier runs with `trust`.
 ///
 /// # Errors
 /// Returns an error if [`run()`] would.

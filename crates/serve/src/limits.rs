@@ -35,8 +35,8 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 100 waiting jobs, 10,000 jobs in 10 GiB, sides of 1,024 pixels, 64 frames, 16 frames of 1024x1024 pixels,
-    /// 250 steps.
+    /// Returns the defaults: 100 waiting jobs, 10,000 jobs in 10 GiB, sides of 1,024 pixels, 64 frames,
+    /// 16 frames of 1024x1024 pixels, 250 steps.
     fn default() -> Self {
         Self {
             max_queued: 100,

@@ -134,7 +134,7 @@ impl ModelEngine {
         })
     }
 
-    /// The record of a video; its fields are those of `opensora sample`.
+    /// Returns the record of a video; its fields are those of `opensora sample`.
     fn record(&self, request: &SampleRequest, prompt: &str, work: DenoiserWork) -> Value {
         let (pipeline, guidance) = (&self.pipeline, request.guidance());
         let scales = pipeline.position_scales(request);
@@ -168,7 +168,8 @@ impl ModelEngine {
         record
     }
 
-    /// The map of previews, fitted to the VAE at the first call. A failure is a warning at that call.
+    /// Returns the map of previews, fitted to the VAE at the first call. A failure is a warning at that
+    /// call.
     fn to_rgb(&self, observer: &mut dyn Observer) -> Option<&LatentsToRgb> {
         self.to_rgb
             .get_or_init(|| self.fit_to_rgb().map_err(|error| warn(observer, &error)).ok())
@@ -203,7 +204,7 @@ fn pipeline_error(error: PipelineError) -> EngineError {
     }
 }
 
-/// An event's answer as a result.
+/// Converts the answer to an event to a result: an error if it is `Break`.
 fn go_on(flow: ControlFlow<()>) -> Result<(), EngineError> {
     match flow {
         ControlFlow::Continue(()) => Ok(()),

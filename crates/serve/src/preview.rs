@@ -132,7 +132,7 @@ impl LatentsToRgb {
         (determinant > 1e-4).then(|| (y.clone() * s - x.clone() * r) / determinant)
     }
 
-    /// The share of signal at a timestep, 1 outside of the schedule.
+    /// Returns the share of signal at a timestep, 1 outside of the schedule.
     fn signal_at(&self, timestep: f32) -> f64 {
         let (below, rest) = (timestep.floor(), f64::from(timestep.fract()));
         let at = |index: usize| self.signal.get(index).copied().unwrap_or(1.0);
@@ -195,7 +195,7 @@ fn mean_and_variance(values: &[f64]) -> [f64; 2] {
     [mean, values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count]
 }
 
-/// The colour of a square of the calibration image.
+/// Returns the colour of a square of the calibration image.
 fn colour(square: usize) -> [u8; 3] {
     let level =
         |digit: usize| (square / LEVELS.pow(digit as u32) % LEVELS * 255 / (LEVELS - 1)) as u8;

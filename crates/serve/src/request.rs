@@ -251,7 +251,7 @@ fn text(param: &str, value: Value) -> Result<String, RequestError> {
     }
 }
 
-/// A number, or text that is one.
+/// Parses a number, or text that is one.
 fn number(param: &str, value: &Value) -> Result<f64, RequestError> {
     let parsed = match value {
         Value::Number(number) => number.as_f64(),
@@ -279,7 +279,7 @@ fn count(param: &str, value: &Value) -> Result<usize, RequestError> {
     integer(param, value, 1 << 31).map(|count| count as usize)
 }
 
-/// Width and height of `WIDTHxHEIGHT`.
+/// Parses width and height of `WIDTHxHEIGHT`.
 fn size(param: &str, value: &Value) -> Result<[usize; 2], RequestError> {
     let side = |text: &str| -> Option<usize> {
         let digits =

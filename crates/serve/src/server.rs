@@ -58,7 +58,7 @@ pub struct ServerOptions {
 }
 
 impl Default for ServerOptions {
-    /// `127.0.0.1:8080` without a token, 256 connections, 15 and 30 seconds.
+    /// Returns the defaults: `127.0.0.1:8080` without a token, 256 connections, 15 and 30 seconds.
     fn default() -> Self {
         Self {
             host: Ipv4Addr::LOCALHOST.into(),
@@ -165,7 +165,7 @@ impl Stopper {
 }
 
 impl Server {
-    /// Listens; connections wait until [`run`](Self::run) is called.
+    /// Listens at the address of the options; connections wait until [`run`](Self::run) is called.
     ///
     /// # Errors
     /// Returns an error if the options are [not valid](ServerOptions::validate) or the address is in use.

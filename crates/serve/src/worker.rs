@@ -94,7 +94,7 @@ fn make(queue: &Queue, job: &Job, watcher: &mut Watcher<'_>) -> Result<String, M
     write(&folder, &clip, request.fps, &record).map_err(MakeError::Write)
 }
 
-/// Writes a video, its record and its thumbnail.
+/// Writes a video, its record and its thumbnail to `folder`. Returns the name of the video's file.
 fn write(
     folder: &Path,
     clip: &Frames,
@@ -114,7 +114,8 @@ fn middle(clip: &Frames) -> Frames {
         .unwrap_or_else(|_| clip.clone())
 }
 
-/// The state of a job after an attempt.
+/// Returns the state of a job after an attempt of `taken` seconds that returned `made` (the name of the
+/// video, an error or a panic).
 fn next_state(
     job: &Job,
     made: std::thread::Result<Result<String, MakeError>>,

@@ -202,7 +202,7 @@ fn planes(pixels: &Pixels) -> [&[u8]; 3] {
     pixels.each_ref().map(|plane| &plane[..])
 }
 
-/// The vertical pass of one colour: two lines with their weights.
+/// Computes the vertical pass of one colour: two lines with their weights.
 fn weigh(out: &mut [u8], [upper, lower]: [&[i16]; 2], [a, b]: [i16; 2]) {
     let part = |weight: i16, sum: i16| ((i32::from(weight) * i32::from(sum)) >> 16) as i16;
     vectorized(|| {

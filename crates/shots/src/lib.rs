@@ -147,7 +147,8 @@ impl Detector {
         Ok((score, self.push_score(score, seconds)))
     }
 
-    /// Takes the score of the next frame.
+    /// Takes the score of the next frame and returns a cut that is now certain, as [`push`](Self::push)
+    /// does.
     fn push_score(&mut self, score: Score, seconds: f64) -> Option<usize> {
         let cut = self.cuts.push(score.content, seconds);
         self.starts.extend(cut);

@@ -38,12 +38,13 @@ pub(crate) struct Scorer {
 }
 
 impl Scorer {
-    /// Scores frames of this size, above 0.
+    /// Returns a scorer of frames of this size; both sides are above 0.
     pub(crate) fn new(settings: &Settings, width: usize, height: usize) -> Self {
         Self::between(settings, (width, height), settings.compared_size(width, height))
     }
 
-    /// Scores frames of only these pixels, at least one.
+    /// Returns a scorer of frames that consist of `picks`, at least one pixel, of frames of `width` and
+    /// `height`.
     pub(crate) fn of_picks(
         settings: &Settings,
         (width, height): (usize, usize),

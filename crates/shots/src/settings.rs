@@ -130,7 +130,8 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// The settings of Open-Sora 1.0 with release 0.7: threshold 27, scenes of at least 15 frames.
+    /// Returns the settings of Open-Sora 1.0 with release 0.7: threshold 27, scenes of at least 15
+    /// frames.
     fn default() -> Self {
         Self {
             method: Method::CONTENT,

@@ -54,8 +54,8 @@ fn basic_clean(text: &str) -> String {
     strip(&text).to_string()
 }
 
-/// Python's `urllib.parse.unquote_plus`: replaces `+` by a space and decodes `%xx` as UTF-8, together with the
-/// ASCII characters around it. Invalid UTF-8 becomes U+FFFD.
+/// Decodes a URL as Python's `urllib.parse.unquote_plus`: replaces `+` by a space and decodes `%xx` as
+/// UTF-8, together with the ASCII characters around it. Invalid UTF-8 becomes U+FFFD.
 fn unquote_plus(text: &str) -> String {
     let text = text.replace('+', " ");
     if !text.contains('%') {

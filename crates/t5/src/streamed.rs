@@ -58,7 +58,8 @@ impl T5Model for StreamedT5Encoder {
         &self.config
     }
 
-    /// Reads all weights once, whatever the batch size.
+    /// Encodes token ids as [`T5Encoder::forward`] does. Reads all weights once, whatever the batch
+    /// size.
     fn encode_ids(
         &self,
         ids: &[Vec<u32>],

@@ -150,7 +150,7 @@ impl T5Tokenizer {
         self.unk_id
     }
 
-    /// Returns the id of a piece or added token, such as `<extra_id_0>`.
+    /// Returns the id of a piece or added token, such as `<extra_id_0>`; `None` if there is none.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.library.token_to_id(token)
     }

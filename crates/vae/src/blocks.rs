@@ -22,14 +22,14 @@ use opensora_nn::{
 /// Epsilon of every GroupNorm of the VAE, which differs from burn's default.
 const NORM_EPSILON: f64 = 1e-6;
 
-/// Returns a 3x3 convolution that keeps height and width.
+/// Returns a 3x3 convolution of `from` to `to` channels that keeps height and width.
 pub(crate) fn conv3x3(from: usize, to: usize, device: &Device) -> Conv2d {
     Conv2dConfig::new([from, to], [3, 3])
         .with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1))
         .init(device)
 }
 
-/// Returns a 1x1 convolution.
+/// Returns a 1x1 convolution of `from` to `to` channels.
 pub(crate) fn conv1x1(from: usize, to: usize, device: &Device) -> Conv2d {
     Conv2dConfig::new([from, to], [1, 1]).init(device)
 }
@@ -61,7 +61,7 @@ impl ResnetBlock {
         }
     }
 
-    /// `[N, C_in, H, W] -> [N, C_out, H, W]`.
+    /// Applies the block, `[N, C_in, H, W] -> [N, C_out, H, W]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let y = conv2d(&self.conv1, group_norm_silu(&self.norm1, x.clone()));
         let y = conv2d(&self.conv2, group_norm_silu(&self.norm2, y));
@@ -99,7 +99,7 @@ impl AttentionBlock {
         }
     }
 
-    /// `[N, C, H, W] -> [N, C, H, W]`.
+    /// Applies the block, `[N, C, H, W] -> [N, C, H, W]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [batch, channels, height, width] = x.dims();
         // [N, C, H, W] -> [N, C, HW] -> [N, HW, C]
@@ -130,7 +130,7 @@ impl MidBlock {
         }
     }
 
-    /// `[N, C, H, W] -> [N, C, H, W]`.
+    /// Applies the level, `[N, C, H, W] -> [N, C, H, W]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let x = self.resnets[0].forward(x);
         let x = self.attention.forward(x);

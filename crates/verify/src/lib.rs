@@ -110,7 +110,8 @@ pub enum VerifyError {
 }
 
 impl VerifyError {
-    /// Returns the step that failed, such as "loading the VAE" or "comparing decoded".
+    /// Returns the step that failed, such as "loading the VAE" or "comparing decoded"; `None` if the
+    /// case cannot be read or its kind is unknown.
     pub fn step(&self) -> Option<&str> {
         match self {
             Self::Read { .. } | Self::Json { .. } | Self::UnknownKind { .. } => None,

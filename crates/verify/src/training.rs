@@ -148,7 +148,7 @@ impl Setup<'_> {
 }
 
 impl Setup<'_> {
-    /// Largest difference between gradients with and without activation checkpointing.
+    /// Returns the largest difference between gradients with and without activation checkpointing.
     fn recomputed(&self) -> Result<Check, Failure> {
         let mut both = Vec::new();
         for activation_checkpointing in [false, true] {

@@ -134,7 +134,7 @@ fn windows(case: &Case, outputs: &mut Outputs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Deviation: the clip has its full size in cases where the reference fails.
+/// Checks the sizes for which the reference fails: there the clip has its full size (a deviation).
 fn sides(case: &Case, outputs: &mut Outputs) -> Result<(), Failure> {
     let key = "short_sides_where_the_reference_raises";
     let lists: BTreeMap<usize, Vec<usize>> = case.get(&format!("/{key}"))?;

@@ -137,7 +137,8 @@ impl Stream {
     }
 }
 
-/// Returns the frames that are not hidden by an edit.
+/// Returns the frames that an edit list does not hide: those whose time is in `window`, in the same
+/// units.
 fn shown(pictures: Vec<Picture>, window: &Range<i64>) -> impl Iterator<Item = Picture> {
     pictures.into_iter().filter(|picture| window.contains(&picture.time))
 }

@@ -70,7 +70,7 @@ impl Sps {
             .ok_or_else(|| Refusal::unusable("damaged: its sequence parameter set is cut short"))?
     }
 
-    /// `None` where bits run out.
+    /// Reads the fields from the profile on; `None` if the bits end too early.
     fn fields(bits: &mut Bits) -> Option<Result<Self, Refusal>> {
         let profile = bits.take(8)?;
         bits.take(16)?; // constraint flags, level_idc

@@ -27,12 +27,12 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
-    /// Returns the time in seconds of the container.
+    /// Returns the time in seconds of the container; `None` if the container states none.
     pub(crate) fn seconds(&self) -> Option<f64> {
         Some(self.ticks? as f64 * self.tick.0 as f64 / self.tick.1 as f64)
     }
 
-    /// Returns the seconds since another frame.
+    /// Returns the seconds since another frame; `None` if a time is unknown.
     pub(crate) fn since(&self, first: &Self) -> Option<f64> {
         if self.tick != first.tick {
             return Some(self.seconds()? - first.seconds()?);

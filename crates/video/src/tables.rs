@@ -111,7 +111,8 @@ pub(crate) fn samples(stbl: &[u8], length: u64) -> Result<Vec<Sample>, Refusal> 
     Ok(samples)
 }
 
-/// Returns the sizes of all samples.
+/// Returns the sizes of all samples in bytes. `length` is that of the file: samples of a larger total
+/// are rejected.
 fn sizes(stbl: &[u8], length: u64) -> Result<Vec<u32>, Refusal> {
     let content = need(stbl, &[b"stsz"])?;
     let (Some(size), Some(count)) = (content.u32_at(4), content.u32_at(8)) else {

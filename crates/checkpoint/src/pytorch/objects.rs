@@ -334,7 +334,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Counts the bytes of a key that is copied.
+    /// Counts the bytes of a key that is copied; returns an error above [`MAX_KEY_BYTES`].
     fn count_key(&mut self, key: &str) -> Result<(), String> {
         self.key_bytes += key.len();
         if self.key_bytes > MAX_KEY_BYTES {

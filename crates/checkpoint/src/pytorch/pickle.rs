@@ -63,7 +63,7 @@ impl<'a> Unpickler<'a> {
         }
     }
 
-    /// Spends some of the instructions that are left.
+    /// Counts executed instructions; returns an error if the limit of the file is exceeded.
     pub(super) fn spend(&mut self, count: usize) -> Result<(), String> {
         match self.left.checked_sub(count) {
             Some(left) => {

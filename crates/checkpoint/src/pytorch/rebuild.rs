@@ -149,7 +149,8 @@ fn changes_numbers(objects: &Objects, metadata: Option<Id>) -> bool {
     }
 }
 
-/// Returns the tensor of `(storage, offset, shape, strides, ..)`.
+/// Returns the tensor of the arguments `(storage, offset, shape, strides, ..)`, at least `count`, of the
+/// function `name`.
 fn tensor(
     objects: &mut Objects,
     arguments: Id,

@@ -85,7 +85,8 @@ fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {
     })
 }
 
-/// Copies the elements of a view that begins at `bytes` into row-major order.
+/// Copies the elements of a view that begins at `bytes` into row-major order; `size` is the size of an
+/// element in bytes.
 fn gather(bytes: &[u8], shape: &[usize], strides: &[usize], size: usize) -> Vec<u8> {
     let count: usize = shape.iter().product();
     let mut out = Vec::with_capacity(count * size);

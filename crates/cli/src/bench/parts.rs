@@ -128,21 +128,21 @@ struct Inputs {
 }
 
 impl Inputs {
-    /// `[B, C, T, h, w]`
+    /// Returns random latents, `[B, C, T, h, w]`.
     fn latents(&self) -> Tensor<5> {
         let [frames, height, width] = self.latents;
         let channels = self.spec.preset.denoiser.in_channels;
         self.normal([self.spec.batch_size, channels, frames, height, width])
     }
 
-    /// `[B, 3, T, H, W]`
+    /// Returns random frames, `[B, 3, T, H, W]`.
     fn clip(&self) -> Tensor<5> {
         let [height, width] = self.spec.image_size;
         let channels = self.spec.preset.vae.in_channels;
         self.normal([self.spec.batch_size, channels, self.spec.num_frames, height, width])
     }
 
-    /// `[B, L, caption_channels]`
+    /// Returns random prompt states, `[B, L, caption_channels]`.
     fn states(&self) -> Tensor<3> {
         let width = self.spec.preset.denoiser.caption_channels;
         self.normal([self.spec.batch_size, self.spec.tokens, width])

@@ -242,7 +242,8 @@ impl Args {
         fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
     }
 
-    /// The name of the model in requests: the value of `--model`, without the folders of a path.
+    /// Returns the model's name in requests and responses: the file name of `--model` if it is an
+    /// existing path, else its value.
     fn model_id(&self) -> String {
         let path = Path::new(&self.model);
         let name = path.file_name().filter(|_| path.exists());
@@ -250,7 +251,7 @@ impl Args {
     }
 }
 
-/// The last name of a path.
+/// Returns the last name of a path.
 fn last_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

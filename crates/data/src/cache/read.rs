@@ -25,8 +25,8 @@ pub struct LatentCache {
 }
 
 impl LatentCache {
-    /// Opens a cache that was made with the settings of `clip`. If `clip` has no number of variants, any
-    /// number fits.
+    /// Opens a cache that was made with the settings of `clip`, and compares all checksums. If `clip`
+    /// has no number of variants, any number fits.
     ///
     /// # Errors
     /// Returns an error if the cache is incomplete or damaged, or was made with other settings.

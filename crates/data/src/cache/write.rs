@@ -24,9 +24,9 @@ pub struct CacheJob<'a> {
     pub encoder: &'a ClipEncoder,
     /// The settings and models that the cache is made from.
     pub key: &'a CacheKey,
-    /// Bytes after which a shard ends. One shard is held in memory.
+    /// Size in bytes at which a shard ends. One shard is held in memory.
     pub shard_bytes: usize,
-    /// Bad rows to leave out of the whole cache before it is an error.
+    /// Maximum number of bad rows that are left out of the cache; one more is an error.
     pub skip_bad: usize,
 }
 
@@ -36,12 +36,12 @@ impl<'a> CacheJob<'a> {
         Self { dataset, encoder, key, shard_bytes: 256 << 20, skip_bad: 0 }
     }
 
-    /// Sets the bytes after which a shard ends.
+    /// Sets the size in bytes at which a shard ends.
     pub fn with_shard_bytes(self, shard_bytes: usize) -> Self {
         Self { shard_bytes, ..self }
     }
 
-    /// Sets the number of bad rows to leave out before it is an error.
+    /// Sets the maximum number of bad rows that are left out.
     pub fn with_skip_bad(self, skip_bad: usize) -> Self {
         Self { skip_bad, ..self }
     }
@@ -93,7 +93,8 @@ pub fn write(
     Ok(bad)
 }
 
-/// Returns the manifest's rows with sizes and hashes of their files.
+/// Returns the manifest's rows with sizes and hashes of their files. With `skip_bad` above 0, files that
+/// cannot be read have no hash.
 fn rows(dataset: &ClipDataset, skip_bad: usize) -> Result<Vec<CachedRow>, DataError> {
     let rows = dataset.manifest().rows.iter().enumerate();
     rows.map(|(number, row)| {
@@ -184,7 +185,8 @@ impl CacheWriter<'_> {
         Ok(sha256.is_some_and(|sha256| sha256 == shard.sha256).then_some(shard))
     }
 
-    /// Returns the SHA-256 of everything that decides the contents of a shard, which paths do not.
+    /// Returns the SHA-256 of everything that the contents of a shard depend on: settings, row numbers,
+    /// captions and files, without their paths.
     fn inputs(&self, first: usize, end: usize) -> Result<String, DataError> {
         let rows: Vec<_> = self.rows[first..end]
             .iter()
@@ -221,7 +223,8 @@ impl CacheWriter<'_> {
         Ok(contents)
     }
 
-    /// Adds a whole row or nothing.
+    /// Encodes a row and adds its tensors to `contents`, all or none. `known` has the number of each
+    /// caption of the shard.
     fn row(
         &self,
         row: usize,

@@ -19,7 +19,8 @@ pub(crate) type Read<T> = Result<T, DataError>;
 type Job = (u64, usize, u64);
 
 pub(super) struct Workers<T> {
-    /// Unbounded: the loader limits the number of jobs.
+    /// Queue of the threads' jobs, `None` after it was closed. It has no limit, since the loader limits
+    /// the number of jobs.
     jobs: Option<Sender<Job>>,
     results: Receiver<(u64, Read<T>)>,
     /// Samples that were read before their slot was requested.

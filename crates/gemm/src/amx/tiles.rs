@@ -49,7 +49,7 @@ impl Block {
 /// Rows of an operand, split and packed.
 #[derive(Clone, Copy)]
 pub(super) struct Panel<'a> {
-    /// Along k.
+    /// One block for every [`TILE_K`] elements along k.
     pub(super) blocks: &'a [Block],
     /// Number of rows that belong to the operand; the others are zero.
     pub(super) rows: usize,

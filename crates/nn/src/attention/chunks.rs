@@ -6,7 +6,8 @@
 use super::Heads;
 use burn::tensor::{Tensor, module::attention as fused_attention, ops::AttentionModuleOptions};
 
-/// The most scores that are held at a time, over all heads: 64 MiB in f32, enough to occupy any device.
+/// Maximum number of scores in memory at a time, over all heads: 64 MiB in f32, enough to occupy any
+/// device.
 pub(super) const SCORE_BUDGET: usize = 1 << 24;
 
 /// Chunks of queries are a multiple of this if the budget allows, as CubeCL's accelerated kernels require
@@ -57,7 +58,7 @@ pub(super) fn attention(heads: Heads, budget: usize) -> Tensor<4> {
     Tensor::cat(done, 0)
 }
 
-/// Returns burn's attention.
+/// Returns attention by burn in one call, without a limit of scores.
 fn unchunked(heads: Heads) -> Tensor<4> {
     let Heads { query, key, value, bias, scale } = heads;
     // Backends that tile over queries require a bias row for each query. An expanded view keeps them from

@@ -180,7 +180,7 @@ fn product(device: &Device, batch: usize, [m, k, n]: [usize; 3]) -> Computed {
     Ok((found, expected))
 }
 
-/// A 3x3 convolution with a border of zeros.
+/// Computes a 3x3 convolution with a border of zeros.
 fn convolution(device: &Device) -> Computed {
     let [channels, filters, side] = [4, 6, 12];
     let (x, w) = (values(channels * side * side, 5), values(filters * channels * 9, 6));

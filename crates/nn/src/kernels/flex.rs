@@ -233,7 +233,7 @@ fn rows_and_width(x: &FlexTensor) -> (usize, usize) {
     (shape.num_elements() / width.max(1), width)
 }
 
-/// The rows of `[B, N, C]`.
+/// Returns the rows of `x` `[B, N, C]`.
 fn rows_of(x: &FlexTensor) -> Rows {
     let [_, per_sample, width] = dims(x);
     Rows { per_sample, width }
@@ -242,7 +242,7 @@ fn rows_of(x: &FlexTensor) -> Rows {
 /// Returns the lengths of the axes.
 ///
 /// # Panics
-/// Panics if `x` has not `D` axes.
+/// Panics if `x` does not have `D` axes.
 fn dims<const D: usize>(x: &FlexTensor) -> [usize; D] {
     x.layout().shape().dims()
 }
@@ -252,7 +252,7 @@ fn contiguous(x: FlexTensor) -> FlexTensor {
     if x.as_slice::<f32>().is_some() { x } else { x.to_contiguous() }
 }
 
-/// The elements of a [`contiguous`] tensor, row-major.
+/// Returns the elements of a [`contiguous`] tensor, row-major.
 fn values(x: &FlexTensor) -> &[f32] {
     x.as_slice().expect("a contiguous f32 tensor")
 }
@@ -262,7 +262,7 @@ fn into_values(x: FlexTensor) -> Vec<f32> {
     x.into_data().into_vec().expect("f32")
 }
 
-/// A tensor of row-major elements.
+/// Returns a tensor of row-major elements.
 fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, shape.into()))
 }
@@ -274,7 +274,7 @@ fn update(x: FlexTensor, f: impl FnOnce(&mut [f32])) -> FlexTensor {
     FlexTensor::from_data(data)
 }
 
-/// A matrix view of a tensor with two axes and strides that are not negative.
+/// Returns a matrix view of a tensor with two axes and strides that are not negative.
 fn matrix(x: &FlexTensor) -> MatRef<'_> {
     let layout = x.layout();
     let stride = |axis: usize| usize::try_from(layout.strides()[axis]).expect("a weight as loaded");

@@ -1,13 +1,15 @@
-//! Updates of several flex tensors in one pass over memory. They take closures, which a dispatched
-//! operation cannot.
+//! Updates several flex tensors by a closure, in one pass over memory. Not an operation of
+//! [`FusedOps`](super::FusedOps), whose arguments are tensors and numbers only.
 
 use burn::tensor::Tensor;
 
-/// Elements of one task: few enough for a core's cache, many enough to be worth a task.
+/// Elements of each tensor in one task: few enough for a core's cache, many enough to outweigh the cost
+/// of a task.
 #[cfg(feature = "flex")]
 pub(crate) const CHUNK: usize = 1 << 14;
 
-/// See [`crate::pointwise::change`].
+/// Updates equally long f32 tensors in host memory by `f`, in parallel chunks of [`CHUNK`] elements;
+/// gives other tensors back as the error. See [`crate::pointwise::change`].
 #[cfg(feature = "flex")]
 pub(crate) fn update_in_place<const N: usize, R: Send>(
     tensors: [Tensor<1>; N],
@@ -47,7 +49,8 @@ pub(crate) fn update_in_place<const N: usize, R: Send>(
     Ok((tensors.map(|x| Tensor::from_data(x, (&device, DType::F32))), results))
 }
 
-/// See [`crate::pointwise::change`]: without flex, no tensor is supported.
+/// Gives the tensors back as the error: without the feature `flex`, none is supported. See
+/// [`crate::pointwise::change`].
 #[cfg(not(feature = "flex"))]
 pub(crate) fn update_in_place<const N: usize, R: Send>(
     tensors: [Tensor<1>; N],

@@ -36,8 +36,8 @@ pub(crate) enum Operation {
 )]
 #[allow(unused_variables, reason = "default bodies are never called")]
 pub(crate) trait FusedOps: Backend {
-    /// `x weight + bias`; `x` `[.., I]`, `weight` `[I, O]` with strides that are not negative, `bias` `[O]`;
-    /// returns `[.., O]`.
+    /// Computes `x weight + bias`; `x` `[.., I]`, `weight` `[I, O]` with strides that are not negative,
+    /// `bias` `[O]`; returns `[.., O]`.
     fn fused_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -46,7 +46,7 @@ pub(crate) trait FusedOps: Backend {
         unsupported(Operation::Linear)
     }
 
-    /// GELU (tanh) of [`fused_linear`](Self::fused_linear).
+    /// Returns GELU (tanh) of [`fused_linear`](Self::fused_linear).
     fn fused_linear_gelu(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -55,8 +55,8 @@ pub(crate) trait FusedOps: Backend {
         unsupported(Operation::LinearGelu)
     }
 
-    /// `norm(x) * (1 + scale) + shift`, the norm over the last axis; `x` `[B, N, C]`, `scale` and `shift`
-    /// `[B, 1, C]`; returns `[B, N, C]`.
+    /// Computes `norm(x) * (1 + scale) + shift`, the norm over the last axis; `x` `[B, N, C]`, `scale`
+    /// and `shift` `[B, 1, C]`; returns `[B, N, C]`.
     fn fused_norm_and_modulate(
         x: FloatTensor<Self>,
         scale: FloatTensor<Self>,
@@ -66,7 +66,7 @@ pub(crate) trait FusedOps: Backend {
         unsupported(Operation::NormAndModulate)
     }
 
-    /// `x + gate * y`; `x` and `y` `[B, N, C]`, `gate` `[B, 1, C]`; returns `[B, N, C]`.
+    /// Computes `x + gate * y`; `x` and `y` `[B, N, C]`, `gate` `[B, 1, C]`; returns `[B, N, C]`.
     fn fused_gated_sum(
         x: FloatTensor<Self>,
         gate: FloatTensor<Self>,
@@ -75,7 +75,8 @@ pub(crate) trait FusedOps: Backend {
         unsupported(Operation::GatedSum)
     }
 
-    /// Multi-head self-attention along `axis` 1 or 2 of `qkv` `[B, T, S, 3 C]`; returns `[B, T, S, C]`.
+    /// Computes multi-head self-attention along `axis` 1 or 2 of `qkv` `[B, T, S, 3 C]`; returns `[B, T,
+    /// S, C]`.
     fn fused_self_attention(
         qkv: FloatTensor<Self>,
         axis: usize,
@@ -84,8 +85,8 @@ pub(crate) trait FusedOps: Backend {
         unsupported(Operation::SelfAttention)
     }
 
-    /// Multi-head attention of `query` `[B, N, C]` to `key_value` `[B, M, 2 C]`, with `bias` `[1 or B, M]`
-    /// added to the scores; returns `[B, N, C]`. The bias has no gradient.
+    /// Computes multi-head attention of `query` `[B, N, C]` to `key_value` `[B, M, 2 C]`, with `bias`
+    /// `[1 or B, M]` added to the scores; returns `[B, N, C]`. The bias has no gradient.
     fn fused_cross_attention(
         query: FloatTensor<Self>,
         key_value: FloatTensor<Self>,
@@ -95,7 +96,7 @@ pub(crate) trait FusedOps: Backend {
         unsupported(Operation::CrossAttention)
     }
 
-    /// `softmax(q kᵀ * scale + bias) v`; `query` `[B, H, N, D]`, `key` `[B, H, M, D]`, `value`
+    /// Computes `softmax(q kᵀ * scale + bias) v`; `query` `[B, H, N, D]`, `key` `[B, H, M, D]`, `value`
     /// `[B, H, M, V]`, `bias` `[1 or B, M]`; returns `[B, H, N, V]`.
     fn fused_attention(
         query: FloatTensor<Self>,
@@ -107,17 +108,18 @@ pub(crate) trait FusedOps: Backend {
         unsupported(Operation::Attention)
     }
 
-    /// GELU (tanh) of each element.
+    /// Returns GELU (tanh) of each element.
     fn fused_gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         unsupported(Operation::Gelu)
     }
 
-    /// SiLU of each element.
+    /// Returns SiLU of each element.
     fn fused_silu(x: FloatTensor<Self>) -> FloatTensor<Self> {
         unsupported(Operation::Silu)
     }
 
-    /// Group norm of `x` `[B, C, H, W]` with `gamma` and `beta` `[C]`; returns the same shape.
+    /// Computes the group norm of `x` `[B, C, H, W]` with `gamma` and `beta` `[C]`; returns the same
+    /// shape.
     fn fused_group_norm(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -128,7 +130,7 @@ pub(crate) trait FusedOps: Backend {
         unsupported(Operation::GroupNorm)
     }
 
-    /// SiLU of [`fused_group_norm`](Self::fused_group_norm).
+    /// Returns SiLU of [`fused_group_norm`](Self::fused_group_norm).
     fn fused_group_norm_silu(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -148,7 +150,8 @@ pub(crate) trait FusedOps: Backend {
         unsupported(Operation::GroupMoments)
     }
 
-    /// SiLU of `x * gain + shift`; `x` `[B, C, H, W]`, `gain` and `shift` `[B, C]`; returns the shape of `x`.
+    /// Computes SiLU of `x * gain + shift`; `x` `[B, C, H, W]`, `gain` and `shift` `[B, C]`; returns the
+    /// shape of `x`.
     fn fused_affine_silu(
         x: FloatTensor<Self>,
         gain: FloatTensor<Self>,
@@ -157,8 +160,8 @@ pub(crate) trait FusedOps: Backend {
         unsupported(Operation::AffineSilu)
     }
 
-    /// 3x3 convolution with stride 1 and padding 1; `x` `[B, I, H, W]` with even height and width, `weight`
-    /// `[O, I, 3, 3]`, `bias` `[O]`; returns `[B, O, H, W]`.
+    /// Computes a 3x3 convolution with stride 1 and padding 1; `x` `[B, I, H, W]` with even height and
+    /// width, `weight` `[O, I, 3, 3]`, `bias` `[O]`; returns `[B, O, H, W]`.
     fn fused_conv3x3(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,

@@ -39,7 +39,7 @@ impl<'a> LoadedVae<'a> {
         self.decode_one(latents, [0, 1], observer)
     }
 
-    /// [`decode`](Self::decode) for clip `index` of `clips`.
+    /// Decodes as [`decode`](Self::decode) does, for clip `index` of `clips`.
     pub(super) fn decode_one(
         &self,
         latents: Tensor<5>,

@@ -125,7 +125,7 @@ pub struct SamplerStep<'a> {
 }
 
 impl<'a> SamplerStep<'a> {
-    /// The step `info` of batch `batch` of `batches`.
+    /// Returns the event of step `info` of batch `batch` of `batches`.
     pub(super) fn new(info: &StepInfo<'a>, [batch, batches]: [usize; 2]) -> Self {
         let &StepInfo { step, total: steps, timestep, latents, .. } = info;
         Self { step, steps, batch, batches, timestep, latents }

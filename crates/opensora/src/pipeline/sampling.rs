@@ -29,7 +29,7 @@ pub struct LoadedDenoiser<'a, C: Conditions + ?Sized = Conditioning> {
 }
 
 impl<'a, C: Conditions + ?Sized> LoadedDenoiser<'a, C> {
-    /// A denoiser for latents of `size`, `[T, h, w]`.
+    /// Returns a denoiser for latents of `size`, `[T, h, w]`.
     pub(super) fn new(
         core: &'a Core,
         model: Arc<C::Model>,
@@ -90,7 +90,7 @@ impl<'a, C: Conditions + ?Sized> LoadedDenoiser<'a, C> {
         self.sample_batch(latents, conditions, first, [0, 1], observer)
     }
 
-    /// [`sample_from`](Self::sample_from) for batch `batch` of `batches`.
+    /// Samples as [`sample_from`](Self::sample_from) does, for batch `batch` of `batches`.
     pub(super) fn sample_batch(
         &mut self,
         latents: Tensor<5>,

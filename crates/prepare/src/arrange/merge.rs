@@ -176,7 +176,8 @@ pub fn missing_parts(files: &[PathBuf]) -> Vec<String> {
         .collect()
 }
 
-/// Returns true for a list of failed or dropped rows, by its name or by a reason in each row.
+/// Returns true for a list of failed or dropped rows: a table with the column `reason` whose name says
+/// so or in which every row has a reason.
 fn is_failure_list(name: &str, table: &Table) -> bool {
     let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy();
     let is_named = [".failed", ".dropped"].iter().any(|ending| stem.ends_with(ending));

@@ -4,7 +4,7 @@ use crate::PrepareError;
 use sha2::{Digest, Sha256};
 use std::str::FromStr;
 
-/// Names and shares, such as `train=0.9,val=0.1`.
+/// Names and shares, such as `train=0.9,val=0.1`. The shares add up to 1.
 ///
 /// A hash of a row's name chooses its share: it does not depend on other rows, so a row keeps its share
 /// when rows are added. Sizes are therefore approximate. When the shares change, only rows between the
@@ -18,7 +18,7 @@ impl Shares {
         self.0.iter().map(|(name, _)| name.as_str())
     }
 
-    /// Returns the share of a name.
+    /// Returns the index of the share that a row's name falls into.
     pub(super) fn of(&self, seed: u64, name: &str) -> usize {
         let hash = Sha256::digest(format!("{seed}\n{name}"));
         let number =

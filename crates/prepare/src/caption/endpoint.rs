@@ -198,7 +198,8 @@ struct Trouble {
 }
 
 impl Endpoint {
-    /// A server at an address, with or without `/v1`, with or without `/chat/completions` after it.
+    /// Returns a client of the server at an address, with or without `/v1`, with or without
+    /// `/chat/completions` after it.
     ///
     /// Proxies of the environment are used, except for this machine itself.
     ///

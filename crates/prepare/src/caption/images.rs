@@ -52,7 +52,8 @@ pub struct ImageSpec {
 }
 
 impl Default for ImageSpec {
-    /// The positions of the reference: 0.2, 0.5 and 0.8.
+    /// Returns the defaults: the positions of the reference (0.2, 0.5 and 0.8), one image per frame of
+    /// at most 768 pixels, quality 90.
     fn default() -> Self {
         Self { positions: vec![0.2, 0.5, 0.8], layout: Layout::Multi, max_side: 768, quality: 90 }
     }
@@ -177,7 +178,8 @@ struct Frame {
 }
 
 impl Frame {
-    /// Scales `[H, W, 3]` bytes of this height and width.
+    /// Returns a frame of `[H, W, 3]` bytes, whose height and width are `source`, scaled down to
+    /// [`ImageSpec::max_side`].
     fn of(rgb: &[u8], source: [usize; 2], spec: &ImageSpec) -> Self {
         let size = fitted(source, spec.max_side);
         // `Resize` skips passes that keep the size.

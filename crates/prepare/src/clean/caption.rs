@@ -24,7 +24,7 @@ enum Token {
 }
 
 impl Default for Openings {
-    /// The built-in openings of English captions: `openings.txt` beside this source file.
+    /// Returns the built-in openings of English captions: `openings.txt` beside this source file.
     fn default() -> Self {
         Self::parse(BUILT_IN)
     }
@@ -34,8 +34,8 @@ impl Openings {
     /// No openings.
     pub const NONE: Self = Self(Vec::new());
 
-    /// Parses openings, one a line. Empty lines and lines that start with `#` are ignored. `a|b` matches
-    /// either word, and a word can end with a comma.
+    /// Parses openings, one per line. Empty lines and lines that start with `#` are ignored. `a|b`
+    /// matches either word, and a word can end with a comma.
     pub fn parse(text: &str) -> Self {
         let lines = text.lines().map(str::trim).filter(|line| !line.starts_with('#'));
         let tokens = |line: &str| {

@@ -257,7 +257,8 @@ impl Layout {
     }
 }
 
-/// Adds a record to the list.
+/// Adds a record to the list, or to its rejected rows with the reason. `columns` is the number of
+/// columns of the header, `index` the number of the record, from 0.
 fn row(list: &mut List, layout: &Layout, record: &ByteRecord, columns: usize, index: usize) {
     let lossy = |at: usize| String::from_utf8_lossy(record.get(at).unwrap_or(b"")).into_owned();
     let field = |at: Option<usize>| at.map(lossy).filter(|field| !value::is_missing(field));

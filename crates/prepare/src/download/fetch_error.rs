@@ -84,12 +84,13 @@ pub enum FetchError {
 }
 
 impl FetchError {
-    /// An answer that cannot be used. Addresses in its headers are shown without secrets.
+    /// Returns the error of an answer that cannot be used. Addresses in its headers are shown without
+    /// secrets.
     pub(super) fn answer(reason: impl AsRef<str>) -> Self {
         Self::Answer(shown_in(reason.as_ref()))
     }
 
-    /// An error of `yt-dlp` without a cause. Addresses in it are shown without secrets.
+    /// Returns an error of `yt-dlp` without a cause. Addresses in it are shown without secrets.
     pub(super) fn yt_dlp(reason: impl AsRef<str>) -> Self {
         Self::YtDlp { reason: shown_in(reason.as_ref()), source: None }
     }

@@ -273,7 +273,7 @@ pub(crate) fn check(fetched: &Fetched, sha256: Option<&str>) -> Result<(), Fetch
     }
 }
 
-/// A failure that is retried without a wait.
+/// Returns a failure that is retried without a wait.
 fn now(error: FetchError) -> Failure<FetchError> {
     Failure::Transient { error, wait: Some(Duration::ZERO) }
 }
@@ -316,7 +316,7 @@ fn refusal(status: StatusCode, headers: &HeaderMap) -> Failure<FetchError> {
     Failure::Transient { error, wait: wait.map(Duration::from_secs) }
 }
 
-/// Returns why the headers are not those of an image or video.
+/// Returns why the headers are not those of an image or video; `None` if they can be.
 fn no_media(headers: &HeaderMap) -> Option<String> {
     if let Some(coding) = text(headers, header::CONTENT_ENCODING)
         && !coding.eq_ignore_ascii_case("identity")

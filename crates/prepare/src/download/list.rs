@@ -79,7 +79,7 @@ impl ListFormat {
         csv_list::format(path)
     }
 
-    /// Returns the licence terms of the list.
+    /// Returns the licence terms of the list; `None` for lists in CSV, whose terms are not known.
     pub fn terms(self) -> Option<&'static Terms> {
         match self {
             Self::Csv => None,

@@ -35,7 +35,7 @@ impl Literal {
         }
     }
 
-    /// Returns the items of a list.
+    /// Returns the items of a list; `None` for other values.
     pub(crate) fn into_list(self) -> Option<Vec<Self>> {
         if let Self::List(items) = self { Some(items) } else { None }
     }

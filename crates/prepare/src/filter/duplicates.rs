@@ -27,7 +27,7 @@ pub struct Duplicates {
 }
 
 impl Default for Duplicates {
-    /// 6 bits of 64; the longest clip is kept.
+    /// Returns the defaults: 6 bits of 64; the longest clip is kept.
     fn default() -> Self {
         Self { max_distance: 6.0, keep: Keep::Longest }
     }

@@ -19,7 +19,8 @@ const COARSEST: usize = 16;
 /// Maximum number of refinements on a level, and the step in pixels at which they end.
 const ITERATIONS: usize = 6;
 const CONVERGED: f32 = 0.01;
-/// Ridge term: squared gradients that codec noise causes in an area without texture.
+/// Ridge term: the sum over a window of the squared luma gradients (luma in [0, 1]) that codec noise
+/// causes in an area without texture.
 const RIDGE: f32 = 0.01;
 
 /// An image at full size, half size, quarter size and so on.

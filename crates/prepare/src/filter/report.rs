@@ -47,7 +47,7 @@ impl Report {
 }
 
 impl fmt::Display for Report {
-    /// A table of the filters, and a line with the totals.
+    /// Writes a table of the filters, and a line with the totals.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = self.filters.iter().map(|filter| filter.filter.chars().count());
         let wide = names.max().unwrap_or(0).max("filter".len());

@@ -51,8 +51,8 @@ pub struct OnnxSpec {
 }
 
 impl OnnxSpec {
-    /// A model with the preprocessing of CLIP, as predictors of aesthetic scores use it: 224x224, CLIP's
-    /// mean and standard deviation. The score is the first value of the first output.
+    /// Returns a model with the preprocessing of CLIP, as predictors of aesthetic scores use it:
+    /// 224x224, CLIP's mean and standard deviation. The score is the first value of the first output.
     ///
     /// Source: openai/CLIP, `clip/clip.py`, `_transform`.
     pub fn clip(path: &Path, column: &str) -> Self {

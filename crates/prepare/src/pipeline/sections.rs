@@ -54,7 +54,7 @@ impl FilterSection {
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CleanSection {
-    /// File of caption openings to remove, one a line, instead of the built-in ones.
+    /// File of caption openings to remove, one per line, instead of the built-in ones.
     pub openings: Option<PathBuf>,
     /// Counts the frames of each file again.
     pub relength: bool,

@@ -117,7 +117,8 @@ impl Progress {
         Ok(None)
     }
 
-    /// Creates the progress file of a video.
+    /// Creates the progress file of a video, `stem` in `folder`. `state` is the version of the video's
+    /// file (its size and time, [`State::Known`](crate::step::State)).
     ///
     /// # Errors
     /// Returns an error if the file cannot be written.

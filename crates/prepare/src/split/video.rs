@@ -146,7 +146,7 @@ fn frame_rate(scan: &Scan, settings: &Settings) -> Result<f64, RowError> {
     }
 }
 
-/// The first pass: the frames of each scene, and the time of each frame.
+/// Runs the first pass: finds the frames of each scene and the time of each frame.
 fn scan(path: &Path, decoder: Decoder, settings: &Settings) -> Result<Scan, RowError> {
     let VideoShots { info, shots, times, end, decoder } =
         shots::of_video(path, decoder, &settings.shots)?;
@@ -252,7 +252,8 @@ impl Writing<'_> {
         Ok(OpenClip { file, writer, rgb: Vec::with_capacity(bytes), frames: 0 })
     }
 
-    /// Writes a clip and renames it to its final name.
+    /// Writes the clip of `cut`, renames the file to its final name, and records the clip as number
+    /// `place`.
     fn write(&mut self, clip: OpenClip, place: usize, cut: &Cut) -> Result<(), RowError> {
         let OpenClip { file, writer, rgb, frames: num_frames } = clip;
         let [height, width] = self.resize.size;

@@ -61,7 +61,7 @@ impl State {
         *self == Self::Unknown
     }
 
-    /// Returns the text of an existing file.
+    /// Returns the text of an existing file; `None` for other states.
     pub fn known(&self) -> Option<&str> {
         match self {
             Self::Known(text) => Some(text),

@@ -92,7 +92,7 @@ pub(super) async fn content(
     Ok(response)
 }
 
-/// Inserts a header of visible ASCII characters.
+/// Inserts a header; a value with characters other than visible ASCII is left out.
 fn insert(response: &mut Response, name: header::HeaderName, value: String) {
     if let Ok(value) = HeaderValue::try_from(value) {
         response.headers_mut().insert(name, value);
@@ -134,7 +134,7 @@ fn range(headers: &HeaderMap, length: u64) -> Range {
     }
 }
 
-/// The bytes of a file from `first` on, read as the client takes them.
+/// Returns the bytes of a file from `first` on, read as the client takes them.
 async fn body(mut file: File, first: u64, length: u64) -> Result<Body, ApiError> {
     let failed = |_| ApiError::internal("the file cannot be read");
     file.seek(SeekFrom::Start(first)).await.map_err(failed)?;

@@ -71,7 +71,7 @@ fn check(security: &Security, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiE
     }
 }
 
-/// The value of the only `Host`.
+/// Returns the value of the only `Host`.
 fn host(headers: &HeaderMap) -> Result<&str, ApiError> {
     let mut values = headers.get_all(header::HOST).iter();
     match (values.next().map(|value| value.to_str()), values.next()) {
@@ -110,10 +110,11 @@ fn without_port(host: &str) -> Option<&str> {
     }
 }
 
-/// Returns false for requests that a page of another origin makes. Browsers send `Sec-Fetch-Site` with all
-/// requests to this server (loopback addresses are trustworthy), and `Origin` with those that change
-/// something; other clients send neither. A proxy may replace `Host`: an origin that is one of the names in
-/// `security` is the server's own.
+/// Returns false for requests that a page of another origin makes. Browsers send `Sec-Fetch-Site` with
+/// all requests to this server (loopback addresses are trustworthy), and `Origin` with those that change
+/// something; other clients send neither. A proxy may replace `Host`: an origin that is one of the names
+/// in `security` is the server's own. The page itself (the path `/`) may be opened by a link from
+/// anywhere.
 fn is_same_origin(security: &Security, host: &str, path: &str, headers: &HeaderMap) -> bool {
     let mut origins = headers.get_all(header::ORIGIN).iter();
     let same = origins.all(|origin| {
@@ -121,7 +122,6 @@ fn is_same_origin(security: &Security, host: &str, path: &str, headers: &HeaderM
         let named = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
         named.is_some_and(|named| named.eq_ignore_ascii_case(host) || is_named(security, named))
     });
-    // The page itself may be opened by a link from anywhere.
     let linked = path == "/"
         || headers
             .get("sec-fetch-site")
@@ -129,7 +129,8 @@ fn is_same_origin(security: &Security, host: &str, path: &str, headers: &HeaderM
     same && linked
 }
 
-/// Compares in constant time: it depends only on the lengths.
+/// Returns true if `Authorization` holds `token`. The time of the comparison depends only on the
+/// lengths.
 fn has_token(headers: &HeaderMap, token: &str) -> bool {
     let given = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
     let (scheme, given) = given.split_at(given.len().min(b"Bearer ".len()));

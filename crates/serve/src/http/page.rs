@@ -25,7 +25,7 @@ static POLICY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// The text of the page's only element of this name.
+/// Returns the text of the page's only element of this name.
 fn inline(element: &str) -> &'static str {
     let (open, close) = (format!("<{element}>"), format!("</{element}>"));
     let rest = PAGE.split_once(&open).map_or("", |parts| parts.1);

@@ -86,7 +86,7 @@ fn random_seed() -> Result<u64, ApiError> {
     Ok(seed.into())
 }
 
-/// The parameters of a body: a JSON object, or a form.
+/// Returns the parameters of a body: a JSON object, or a form.
 async fn fields(request: Request) -> Result<Map<String, Value>, ApiError> {
     let (parts, body) = request.into_parts();
     let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
@@ -137,7 +137,7 @@ fn too_large() -> ApiError {
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
 }
 
-/// The fields of a form, each once and as text.
+/// Returns the fields of a form, each once and as text.
 async fn form(request: Request) -> Result<Map<String, Value>, ApiError> {
     let invalid = |text: String| {
         ApiError::bad_request(

@@ -14,7 +14,7 @@ use regex::{Captures, Regex};
 use std::{borrow::Cow, collections::HashMap, sync::LazyLock};
 use unicode_normalization::UnicodeNormalization;
 
-/// ftfy's `fix_text`.
+/// Repairs a text as ftfy's `fix_text` does.
 pub(super) fn fix_text(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     // From the first line that may contain a tag, entities are not decoded.

@@ -40,7 +40,7 @@ impl Rule {
         }
     }
 
-    /// Python's `re.sub`.
+    /// Replaces all matches, as Python's `re.sub` does.
     pub(super) fn apply(&self, text: String) -> String {
         let mask = if self.masked { mask(&text) } else { Cow::Borrowed(text.as_str()) };
         let mut out = String::new();

@@ -25,7 +25,7 @@ pub(super) fn all_named() -> impl Iterator<Item = (&'static str, &'static str)> 
 static CHARREF: LazyLock<Regex> =
     LazyLock::new(|| compile(r"&(#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[^\t\n\f <&#;]{1,32};?)"));
 
-/// Python's `html.unescape`.
+/// Decodes the references of a text, as Python's `html.unescape` does.
 pub(super) fn unescape(text: &str) -> String {
     if !text.contains('&') {
         return text.to_string();

@@ -5,22 +5,22 @@ use regex::Regex;
 use std::sync::LazyLock;
 use unicode_normalization::UnicodeNormalization;
 
-/// Python's `str.isspace` for one character.
+/// Returns true for white space, as Python's `str.isspace` does.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }
 
-/// Python's `str.strip`.
+/// Removes white space at both ends, as Python's `str.strip` does.
 pub(super) fn strip(text: &str) -> &str {
     text.trim_matches(is_space)
 }
 
-/// Python's `str.lower`.
+/// Converts to lower case, as Python's `str.lower` does.
 pub(super) fn lower(text: &str) -> String {
     by_known_parts(text, |part| part.to_lowercase())
 }
 
-/// Python's `unicodedata.normalize("NFC", ...)`.
+/// Normalises to NFC, as Python's `unicodedata.normalize` does.
 pub(super) fn nfc(text: &str) -> String {
     by_known_parts(text, |part| part.nfc().collect())
 }

@@ -55,7 +55,8 @@ impl Unit {
     }
 }
 
-/// Visits every state that is reachable from the root by any bytes.
+/// Visits every state that is reachable from the root by any bytes; returns an error if a state is
+/// outside the table or its replacement is invalid.
 fn walk(units: &[Unit], replacements: &str) -> Result<(), String> {
     // From a state the reader indexes `state ^ byte` for any byte, so all these units must exist.
     let in_bounds = |state: usize| {

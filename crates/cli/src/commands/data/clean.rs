@@ -35,7 +35,7 @@ pub(crate) struct Args {
     /// Folder of the relative paths in --data [default: the folder of --data]
     #[arg(long, value_name = "FOLDER")]
     root: Option<PathBuf>,
-    /// File of caption openings to remove, one a line, in place of the built-in ones
+    /// File of caption openings to remove, one per line, in place of the built-in ones
     #[arg(long, value_name = "FILE", conflicts_with = "keep_openings")]
     openings: Option<PathBuf>,
     /// Keep openings such as "The video shows"

@@ -4,8 +4,8 @@ use clap::Args as ClapArgs;
 use opensora::prepare::{RunOptions, Shard, retry::RetryPolicy};
 use std::time::Duration;
 
-/// Workers, shard, and retries of failed rows. Commands set the default of `--workers` and what rows
-/// are.
+/// Workers, shard, and retries of failed rows. Each command adapts the help texts to its rows and passes
+/// its default of `--workers` to [`run_options`](Self::run_options).
 #[derive(Debug, Clone, Copy, ClapArgs)]
 pub(crate) struct StepOptions {
     /// Rows processed at once
@@ -20,7 +20,7 @@ pub(crate) struct StepOptions {
 }
 
 impl StepOptions {
-    /// Returns the options, with `workers` unless `--workers` is given.
+    /// Returns the options; `workers` is the default of `--workers`.
     pub(crate) fn run_options(&self, workers: usize) -> RunOptions {
         RunOptions {
             workers: self.workers.unwrap_or(workers),

@@ -48,7 +48,8 @@ pub(super) fn locate(weights: &str, file: Option<&str>, revision: &str) -> anyho
     })
 }
 
-/// Returns the path of cached weights.
+/// Returns the path of cached weights: of `file`, else of the folder of the commit; `None` if they are
+/// not cached.
 fn cached(
     hub: &Hub,
     repository: &Repository,

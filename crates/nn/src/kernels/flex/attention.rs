@@ -4,7 +4,7 @@
 //! | module | algorithm | used for |
 //! |---|---|---|
 //! | `short` | loops over one sequence, which fits in the first cache | self-attention over at most 64 tokens |
-//! | `gemm` | `opensora_gemm`, one block of queries a task | sequences of at least 64 adjacent tokens |
+//! | `gemm` | `opensora_gemm`, one block of queries per task | sequences of at least 64 adjacent tokens |
 //! | `matmul` | burn's batched matrix product | all others, and heads that are already split |
 
 mod gemm;
@@ -45,16 +45,17 @@ struct TokenLayout {
 }
 
 impl TokenLayout {
-    /// Part `index` of tokens that hold `parts` times the channels, such as the keys of `[Q | K | V]`.
+    /// Returns the layout of part `index` of tokens that hold `parts` times the channels, such as the
+    /// keys of `[Q | K | V]`.
     fn part(self, index: usize, parts: usize) -> Self {
         let channels = self.heads * self.head_dim;
         Self { width: parts * channels, offset: index * channels, ..self }
     }
 
-    /// A view `[B, G, H, N, D]` of `x`.
+    /// Returns a view `[B, G, H, N, D]` of `x`.
     ///
     /// # Panics
-    /// Panics if `x` has not the size of this layout, since products read views without checks.
+    /// Panics if `x` does not have the size of this layout, since products read views without checks.
     fn view(self, x: &FlexTensor) -> FlexTensor {
         let size = self.batch * self.groups * self.tokens * self.width;
         assert_eq!(x.layout().num_elements(), size, "a tensor of another layout");
@@ -72,18 +73,18 @@ impl TokenLayout {
         x.clone().with_layout(layout)
     }
 
-    /// One head of `count` tokens of a sequence from `token` on, `[count, D]`.
+    /// Returns one head of `count` tokens of a sequence from `token` on, `[count, D]`.
     fn head(self, x: &[f32], at: [usize; 3], token: usize, count: usize) -> MatRef<'_> {
         let values = &x[self.start_of(at, token)..];
         MatRef::with_strides(values, [count, self.head_dim], [self.token_stride * self.width, 1])
     }
 
-    /// Index of the first element of a head of a token.
+    /// Returns the index of the first element of a head of a token.
     fn start_of(self, [sample, group, head]: [usize; 3], token: usize) -> usize {
         self.token_index([sample, group], token) * self.width + self.offset + head * self.head_dim
     }
 
-    /// Index of a token of a sequence among all tokens.
+    /// Returns the index of a token of a sequence among all tokens.
     fn token_index(self, [sample, group]: [usize; 2], token: usize) -> usize {
         sample * self.groups * self.tokens + group * self.group_stride + token * self.token_stride
     }
@@ -97,7 +98,7 @@ struct Operand {
 }
 
 impl Operand {
-    /// `[B, G, H, N, D]`.
+    /// Returns a view of the heads, `[B, G, H, N, D]`.
     fn view(&self) -> FlexTensor {
         self.layout.view(&self.tensor)
     }
@@ -122,7 +123,7 @@ pub(super) struct Attention {
 pub(super) type SavedWeights = FlexTensor;
 
 impl Attention {
-    /// Self-attention along `axis` 1 or 2 of `qkv` `[B, T, S, 3 C]`.
+    /// Returns self-attention along `axis` 1 or 2 of `qkv` `[B, T, S, 3 C]`.
     pub(super) fn self_attention(qkv: FlexTensor, axis: usize, heads: usize) -> Self {
         let qkv = contiguous(qkv);
         let [batch, frames, positions, width] = dims(&qkv);
@@ -149,7 +150,7 @@ impl Attention {
         Self { query, key, value, shape: Shape::from([batch, frames, positions, channels]) }
     }
 
-    /// Cross-attention of `query` `[B, N, C]` to `key_value` `[B, M, 2 C]`.
+    /// Returns cross-attention of `query` `[B, N, C]` to `key_value` `[B, M, 2 C]`.
     pub(super) fn cross_attention(query: FlexTensor, key_value: FlexTensor, heads: usize) -> Self {
         let (query, key_value) = (contiguous(query), contiguous(key_value));
         let shape @ [batch, queries, channels] = dims(&query);
@@ -178,12 +179,12 @@ impl Attention {
         self.query.layout.width == self.key.layout.width
     }
 
-    /// The layout of the output: tokens of C channels.
+    /// Returns the layout of the output: tokens of C channels.
     fn output_layout(&self) -> TokenLayout {
         self.query.layout.part(0, 1)
     }
 
-    /// `1 / sqrt(D)`.
+    /// Returns the scale of the scores, `1 / sqrt(D)`.
     fn scale(&self) -> f32 {
         (1.0 / (self.query.layout.head_dim as f64).sqrt()) as f32
     }
@@ -197,7 +198,7 @@ impl Attention {
         }
     }
 
-    /// Returns [`forward`](Self::forward), and the softmax for the backward pass.
+    /// Returns the output of [`forward`](Self::forward), and the softmax for the backward pass.
     #[cfg(feature = "autodiff")]
     pub(super) fn forward_saving(&self, bias: Option<&[f32]>) -> (FlexTensor, SavedWeights) {
         let (output, weights) = match self.algorithm() {
@@ -228,7 +229,7 @@ impl Attention {
         }
     }
 
-    /// The algorithm for these sizes, forward and backward.
+    /// Returns the algorithm for these operands, the same forward and backward.
     fn algorithm(&self) -> Algorithm {
         if self.fits_gemm() {
             Algorithm::Gemm

@@ -64,14 +64,14 @@ pub(in crate::kernels) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
-/// GELU in the tanh approximation; see [`crate::activation::gelu_tanh`].
+/// Returns GELU in the tanh approximation; see [`crate::activation::gelu_tanh`].
 #[inline(always)]
 pub(super) fn gelu_tanh(x: f32) -> f32 {
     let inner = x * (0.044715 * (x * x) + 1.0);
     x * sigmoid(inner * TWICE_SQRT_2_OVER_PI as f32)
 }
 
-/// The derivative of [`gelu_tanh`].
+/// Returns the derivative of [`gelu_tanh`].
 #[cfg(feature = "autodiff")]
 #[inline(always)]
 pub(super) fn gelu_tanh_derivative(x: f32) -> f32 {
@@ -81,7 +81,7 @@ pub(super) fn gelu_tanh_derivative(x: f32) -> f32 {
     sigmoid * (1.0 + x * (1.0 - sigmoid) * slope)
 }
 
-/// SiLU, `x * sigmoid(x)`.
+/// Returns SiLU, `x * sigmoid(x)`.
 #[inline(always)]
 pub(super) fn silu(x: f32) -> f32 {
     x * sigmoid(x)

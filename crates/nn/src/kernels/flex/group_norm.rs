@@ -8,7 +8,8 @@ use super::{
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
-/// Returns `activation` of the group norm of `x` with `gamma` and `beta` `[C]`; one group a task.
+/// Returns `activation` of the group norm of `x` with `gamma` and `beta` `[C]`, computed with one task
+/// per group.
 pub(super) fn forward(
     x: FlexTensor,
     parameters: [FlexTensor; 2],

@@ -20,12 +20,12 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// The number of rows of one task, all of one sample.
+    /// Returns the number of rows of one task, all of one sample.
     fn per_task(self) -> usize {
         ROWS.min(self.per_sample).max(1)
     }
 
-    /// The number of tasks of a sample.
+    /// Returns the number of tasks of a sample.
     #[cfg(feature = "autodiff")]
     fn tasks(self) -> usize {
         self.per_sample.div_ceil(self.per_task())

@@ -29,7 +29,7 @@ pub(super) fn bias_of_samples(bias: &[f32], keys: usize, first: usize, count: us
     if bias.len() == keys { bias } else { &bias[first * keys..][..count * keys] }
 }
 
-/// [`softmax`] of the rows of one sample, on the calling thread.
+/// Computes [`softmax`] of the rows of one sample, on the calling thread.
 pub(super) fn softmax_single_threaded(
     scores: &mut [f32],
     keys: usize,
@@ -79,7 +79,7 @@ pub(super) fn softmax_backward(keys: usize, dp: &mut [f32], p: &[f32], scale: f3
         .for_each(|(dp, p)| softmax_backward_single_threaded(keys, dp, p, scale));
 }
 
-/// [`softmax_backward`] on the calling thread.
+/// Computes [`softmax_backward`] on the calling thread.
 #[cfg(feature = "autodiff")]
 pub(super) fn softmax_backward_single_threaded(keys: usize, dp: &mut [f32], p: &[f32], scale: f32) {
     vectorized(

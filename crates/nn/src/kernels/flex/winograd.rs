@@ -129,7 +129,7 @@ enum Products {
 }
 
 impl Products {
-    /// Each `[O, tiles]`.
+    /// Returns the 16 products, `[O, tiles]` each.
     fn each(&self) -> [&[f32]; PRODUCTS] {
         match self {
             Self::Separate(products) => std::array::from_fn(|index| products[index].as_slice()),

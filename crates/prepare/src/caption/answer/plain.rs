@@ -22,7 +22,7 @@ const REASONING: [(&str, &str); 16] = [
     ("[THINK]", "[/THINK]"),
     ("\u{25c1}think\u{25b7}", "\u{25c1}/think\u{25b7}"),
 ];
-/// Marks around the answer after the reasoning.
+/// Marks around the final answer; case is ignored.
 const ANSWER: [(&str, &str); 13] = [
     ("<|begin_of_box|>", "<|end_of_box|>"),
     ("<|begin_of_solution|>", "<|end_of_solution|>"),
@@ -86,7 +86,7 @@ fn bare(mut text: &str) -> &str {
     }
 }
 
-/// Returns the caption in a JSON object or a list of one.
+/// Returns the caption in a JSON object or a list of one; `None` for other text.
 fn field(text: &str) -> Option<String> {
     const FIELDS: [&str; 8] = [
         "caption",
@@ -208,7 +208,8 @@ fn without_reasoning(text: &str) -> Option<&str> {
     Some(text)
 }
 
-/// Returns the text between the last marks around an answer.
+/// Returns the text between the last marks around an answer ([`ANSWER`]), or the whole text if there are
+/// none or no words between them.
 fn inside_marks(text: &str) -> &str {
     for (open, close) in ANSWER {
         if let Some(begin) = rfind(text, open) {

@@ -58,7 +58,7 @@ pub(super) fn split(elements: &Elements, rows_first: bool, mut tiles: [&mut Tile
     }
 }
 
-/// The bf16 terms of 32 elements, in order.
+/// Splits 32 elements into bf16 terms, the largest term first; elements keep their order.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn terms(mut elements: [__m512; 2]) -> [__m512i; TERMS] {
@@ -89,7 +89,7 @@ fn interleaved(mut terms: [__m512i; TERMS]) -> [__m512i; TERMS] {
     terms
 }
 
-/// bf16 as f32.
+/// Converts 16 bf16 to f32.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn widened(term: __m256i) -> __m512 {
@@ -120,7 +120,7 @@ fn write(terms: [__m512i; TERMS], row: usize, tiles: &mut [&mut Tile; TERMS]) {
     }
 }
 
-/// The columns of a 16x16 square of rows.
+/// Transposes a 16x16 matrix: takes its rows, returns its columns.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn transposed(mut x: [__m512; SIDE]) -> [__m512; SIDE] {

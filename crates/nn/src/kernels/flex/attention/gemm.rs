@@ -16,7 +16,7 @@ use burn::backend::flex::FlexTensor;
 use opensora_gemm::{MatRef, multiply_single_threaded as multiply};
 use rayon::prelude::*;
 
-/// Queries of one task.
+/// Number of queries that one task takes.
 const QUERY_BLOCK: usize = 256;
 
 /// Shorter sequences do not fill the panels of a product.
@@ -31,8 +31,8 @@ impl Attention {
             && opensora_gemm::available()
     }
 
-    /// Returns [`forward`](Self::forward), and the softmax if `save`: `[B, G, block of queries, H, query,
-    /// M]`.
+    /// Returns the output of [`forward`](Self::forward), computed block by block, and if `save` the
+    /// softmax for backward, `[B, G, block of queries, H, query, M]`. `bias` is `[1 or B, M]`.
     pub(super) fn forward_gemm(
         &self,
         bias: Option<&[f32]>,
@@ -93,7 +93,8 @@ impl Attention {
         }
     }
 
-    /// Returns the gradient of `qkv`.
+    /// Returns the gradient of `qkv`, given the softmax of the forward pass and the gradient of the
+    /// output.
     #[cfg(feature = "autodiff")]
     pub(super) fn self_backward_gemm(&self, weights: &FlexTensor, dy: FlexTensor) -> FlexTensor {
         let qkv = &self.query;
@@ -109,7 +110,8 @@ impl Attention {
         tensor(out, qkv.tensor.layout().shape().clone())
     }
 
-    /// Returns the gradients of `query` and `key_value`.
+    /// Returns the gradients of `query` and `key_value`, given the softmax of the forward pass and the
+    /// gradient of the output.
     #[cfg(feature = "autodiff")]
     pub(super) fn cross_backward_gemm(
         &self,

@@ -22,8 +22,8 @@ use burn::{
 };
 use rayon::prelude::*;
 
-/// Returns `softmax(q kᵀ * scale + bias) v` of split heads: `query` `[B, H, N, D]`, `key` `[B, H, M, D]`,
-/// `value` `[B, H, M, V]`, `bias` `[1 or B, M]`; returns `[B, H, N, V]`.
+/// Computes `softmax(q kᵀ * scale + bias) v` of split heads: `query` `[B, H, N, D]`, `key` `[B, H, M,
+/// D]`, `value` `[B, H, M, V]`, `bias` `[1 or B, M]`; returns `[B, H, N, V]`.
 pub(in super::super) fn of_heads(
     query_key_value: [FlexTensor; 3],
     bias: &[f32],
@@ -35,7 +35,7 @@ pub(in super::super) fn of_heads(
     output.into_heads([batch, heads, queries, value_dim])
 }
 
-/// `[B, H, N, D] -> [B, 1, H, N, D]`, without a copy.
+/// Reshapes `[B, H, N, D]` to `[B, 1, H, N, D]`, without a copy.
 fn with_one_group(x: FlexTensor) -> FlexTensor {
     let layout = x.layout();
     let [batch, heads, tokens, dim] = dims(&x);
@@ -46,9 +46,9 @@ fn with_one_group(x: FlexTensor) -> FlexTensor {
     x.with_layout(layout)
 }
 
-/// Attention of `query` `[B, G, H, N, D]`, `key` `[B, G, H, M, D]` and `value` `[B, G, H, M, V]` with at most
-/// `budget` scores at a time, or those of one query of one sequence if these are more. Also returns the
-/// softmax, `[B, G, H, N, M]`, if it was computed in one chunk.
+/// Computes attention of `query` `[B, G, H, N, D]`, `key` `[B, G, H, M, D]` and `value` `[B, G, H, M,
+/// V]` with at most `budget` scores at a time, or those of one query of one sequence if these are more.
+/// Also returns the softmax, `[B, G, H, N, M]`, if it was computed in one chunk.
 fn attend(
     [query, key, value]: [FlexTensor; 3],
     bias: Option<&[f32]>,
@@ -86,8 +86,8 @@ fn attend(
 }
 
 impl Attention {
-    /// Returns [`forward`](Self::forward) with at most about `budget` scores at a time, and the softmax if it
-    /// was computed in one chunk.
+    /// Returns the output of [`forward`](Self::forward), computed with at most about `budget` scores in
+    /// memory at a time, and the softmax if it was computed in one chunk. `bias` is `[1 or B, M]`.
     pub(super) fn forward_matmul(
         &self,
         bias: Option<&[f32]>,
@@ -114,14 +114,16 @@ impl Attention {
         [d_query, d_key, d_value].map(Chunked::whole)
     }
 
-    /// Returns the gradient of `qkv`.
+    /// Returns the gradient of `qkv`, given the softmax of the forward pass and the gradient of the
+    /// output.
     #[cfg(feature = "autodiff")]
     pub(super) fn self_backward_matmul(&self, weights: &FlexTensor, dy: FlexTensor) -> FlexTensor {
         let [query, key, value] = self.backward_matmul(weights, dy);
         merged([(&self.query, query), (&self.key, key), (&self.value, value)])
     }
 
-    /// Returns the gradients of `query` and `key_value`.
+    /// Returns the gradients of `query` and `key_value`, given the softmax of the forward pass and the
+    /// gradient of the output.
     #[cfg(feature = "autodiff")]
     pub(super) fn cross_backward_matmul(
         &self,
@@ -134,7 +136,7 @@ impl Attention {
 }
 
 impl TokenLayout {
-    /// Writes heads to their elements in `out`.
+    /// Writes the chunks of `heads` to the elements of `out` that this layout gives them.
     fn merge(self, heads: &Chunked, out: &mut [f32]) {
         let tokens_per_sample = self.groups * self.tokens;
         let (count, head_dim) = (self.heads, self.head_dim);
@@ -161,12 +163,12 @@ struct Chunked {
     size: [usize; 3],
     /// Samples, groups and tokens of a chunk; the last chunk along an axis may have fewer.
     chunk: [usize; 3],
-    /// Contiguous, the chunks of tokens innermost.
+    /// The chunks, each contiguous, in the order of samples, groups, tokens (tokens vary fastest).
     chunks: Vec<FlexTensor>,
 }
 
 impl Chunked {
-    /// One chunk.
+    /// Returns the whole tensor as one chunk.
     #[cfg(feature = "autodiff")]
     fn whole(x: FlexTensor) -> Self {
         let [batch, groups, _, tokens, _] = dims(&x);
@@ -174,7 +176,7 @@ impl Chunked {
         Self { size, chunk: size, chunks: vec![contiguous(x)] }
     }
 
-    /// First index and length of each chunk along samples (0), groups (1) or tokens (2).
+    /// Returns the first index and length of each chunk along samples (0), groups (1) or tokens (2).
     fn ranges(&self, axis: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
         let (size, chunk) = (self.size[axis], self.chunk[axis]);
         (0..size).step_by(chunk).map(move |first| (first, chunk.min(size - first)))
@@ -199,7 +201,7 @@ impl Chunked {
         (values(&self.chunks[index]), first, tokens * head_dim)
     }
 
-    /// `[B, 1, H, N, D] -> [B, H, N, D]`.
+    /// Reshapes `[B, 1, H, N, D]` to `[B, H, N, D]`.
     fn into_heads(self, shape @ [batch, heads, tokens, head_dim]: [usize; 4]) -> FlexTensor {
         if let [chunk] = self.chunks.as_slice() {
             return chunk.reshape(Shape::from(shape));

@@ -24,7 +24,8 @@ impl Attention {
         self.is_self() && self.query.layout.tokens <= MAX_TOKENS
     }
 
-    /// Returns [`forward`](Self::forward), and the softmax if `save`: `[B, G, H, N, M]`.
+    /// Returns the output of [`forward`](Self::forward), and if `save` the softmax for backward, `[B, G,
+    /// H, N, M]`. `bias` is `[1 or B, M]`.
     pub(super) fn forward_short(
         &self,
         bias: Option<&[f32]>,
@@ -137,7 +138,7 @@ impl Attention {
 }
 
 impl TokenLayout {
-    /// Copies one head of a sequence, `[N, D]`.
+    /// Copies one head of a sequence, `[N, D]`; `at` is sample, group and head.
     #[inline(always)]
     fn gather(self, x: &[f32], at: [usize; 3]) -> Vec<f32> {
         let mut gathered = Vec::with_capacity(self.tokens * self.head_dim);
@@ -149,7 +150,7 @@ impl TokenLayout {
         gathered
     }
 
-    /// The tokens of `x`, sequence by sequence.
+    /// Returns the tokens of `x` in the order of sequences: all of one sequence, then all of the next.
     fn rows_by_sequence(self, x: &mut [f32]) -> Vec<&mut [f32]> {
         let mut rows: Vec<_> = x.chunks_mut(self.width).map(Some).collect();
         let mut ordered = Vec::with_capacity(rows.len());
@@ -199,7 +200,7 @@ fn multiply(a: &[f32], b: &[f32], n: usize, c: &mut [f32]) {
     }
 }
 
-/// `M` rows of a product: 16 columns at a time, then 8, then single ones.
+/// Writes `M` rows of a product: 16 columns at a time, then 8, then single ones.
 #[inline(always)]
 fn multiply_rows<const M: usize>(a: &[f32], b: &[f32], n: usize, c: &mut [f32]) {
     let mut column = 0;
@@ -217,7 +218,7 @@ fn multiply_rows<const M: usize>(a: &[f32], b: &[f32], n: usize, c: &mut [f32]) 
     }
 }
 
-/// `N` columns of `M` rows of a product, whose sums stay in registers.
+/// Writes `N` columns of `M` rows of a product, whose sums stay in registers.
 #[inline(always)]
 fn multiply_columns<const M: usize, const N: usize>(
     a: &[f32],
