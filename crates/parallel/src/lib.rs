@@ -5,7 +5,9 @@
 //! code for several ranks also runs without them.
 
 mod communicator;
+mod reduce;
 mod solo;
+pub mod threads;
 
 pub use communicator::{Communicator, Group, Reduction};
 pub use solo::Solo;
