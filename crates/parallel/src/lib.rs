@@ -5,7 +5,9 @@
 //! code for several ranks also runs without them.
 
 mod communicator;
+mod exchange;
 mod solo;
 
 pub use communicator::{Communicator, Group, Reduction};
+pub use exchange::{Lowest, first_error, gather_bytes, lowest};
 pub use solo::Solo;
