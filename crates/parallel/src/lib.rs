@@ -6,7 +6,9 @@
 
 mod communicator;
 mod exchange;
+mod reduce;
 mod solo;
+pub mod threads;
 
 pub use communicator::{Communicator, Group, Reduction};
 pub use exchange::{Lowest, first_error, gather_bytes, lowest};
