@@ -1,0 +1,151 @@
+//! The ranks of a run: which of them train on the same rows, and what they have to agree on.
+
+use crate::error::{RecipeError, TrainError};
+use opensora_data::loader::Part;
+use opensora_files::error_line;
+use opensora_parallel::{Group, Lowest, Solo, first_error, lowest};
+use std::sync::Arc;
+
+/// The ranks of a run. The default is one process.
+///
+/// Rank `r` trains on part `r / sequence` of every micro-batch, and the `sequence` ranks of a part share the
+/// tokens of its samples. Gradients are added over all ranks: those of the ranks that share samples are summands
+/// of the gradient, those of different parts are averaged.
+#[derive(Debug, Clone)]
+pub struct Ranks {
+    world: Group,
+    sequence: Group,
+    /// Number of ranks that share samples.
+    shared_by: usize,
+}
+
+impl Default for Ranks {
+    fn default() -> Self {
+        Self::new(Arc::new(Solo))
+    }
+}
+
+impl Ranks {
+    /// Returns ranks that all train on different samples.
+    pub fn new(world: Group) -> Self {
+        Self { world, sequence: Arc::new(Solo), shared_by: 1 }
+    }
+
+    /// Returns ranks of which `sequence` consecutive ones share samples. A collective.
+    ///
+    /// # Errors
+    /// Returns an error if the number of ranks is not a multiple of `sequence`.
+    pub fn with_sequence(world: Group, sequence: usize) -> Result<Self, RecipeError> {
+        if sequence == 0 || !world.size().is_multiple_of(sequence) {
+            let expected = format!("a divisor of the {} ranks", world.size());
+            return Err(RecipeError::value("ranks that share a sequence", sequence, expected));
+        }
+        if sequence == 1 {
+            return Ok(Self::new(world));
+        }
+        let shared = world.split(world.rank() / sequence, world.rank());
+        Ok(Self { world, sequence: shared, shared_by: sequence })
+    }
+
+    /// Returns the group of all ranks.
+    pub fn world(&self) -> &Group {
+        &self.world
+    }
+
+    /// Returns the group of the ranks that share this rank's samples; a group of one by default.
+    pub fn sequence(&self) -> &Group {
+        &self.sequence
+    }
+
+    /// Returns true if there is one rank only.
+    pub fn is_solo(&self) -> bool {
+        self.world.size() == 1
+    }
+
+    /// Returns true for rank 0, which writes the run's files and calls its observer and hooks.
+    pub fn is_main(&self) -> bool {
+        self.world.rank() == 0
+    }
+
+    /// Returns true for the first of the ranks that share samples.
+    pub(crate) fn is_first_of(&self, rank: usize) -> bool {
+        rank.is_multiple_of(self.shared_by)
+    }
+
+    /// Returns the part of every micro-batch that this rank trains on.
+    pub fn part(&self) -> Part {
+        Part {
+            group: self.world.clone(),
+            index: self.world.rank() / self.shared_by,
+            count: self.world.size() / self.shared_by,
+        }
+    }
+
+    /// Returns the result of this rank if all ranks succeeded. Otherwise returns an error on every rank: that of
+    /// this rank, or the first one of another. A collective.
+    ///
+    /// # Errors
+    /// Returns an error if any rank has one.
+    pub fn agree<T>(&self, result: Result<T, TrainError>) -> Result<T, TrainError> {
+        if self.is_solo() {
+            return result;
+        }
+        let line = result.as_ref().err().map(|error| error_line(error));
+        match (first_error(&*self.world, line.as_deref()), result) {
+            (Some((rank, message)), Ok(_)) => Err(TrainError::OtherRank { rank, message }),
+            (_, result) => result,
+        }
+    }
+
+    /// Returns the result of `work`, which only rank 0 does; `None` on other ranks. A collective.
+    ///
+    /// # Errors
+    /// Returns an error on every rank if the work fails.
+    pub fn on_main<T>(
+        &self,
+        work: impl FnOnce() -> Result<T, TrainError>,
+    ) -> Result<Option<T>, TrainError> {
+        self.agree(if self.is_main() { work().map(Some) } else { Ok(None) })
+    }
+
+    /// Returns true if any rank passes true. A collective.
+    pub(crate) fn any(&self, flag: bool) -> bool {
+        lowest(&*self.world, flag.then_some((0, &[]))).is_some()
+    }
+
+    /// Ends a step: returns true if any rank wants to stop. A collective.
+    ///
+    /// # Errors
+    /// Returns an error on every rank if any rank has one.
+    pub(crate) fn settle(
+        &self,
+        result: Result<(), TrainError>,
+        stop: bool,
+    ) -> Result<bool, TrainError> {
+        if self.is_solo() {
+            return result.map(|()| stop);
+        }
+        let line = result.as_ref().err().map(|error| error_line(error));
+        let message = match &line {
+            Some(line) => Some((0, line.as_bytes())),
+            None => stop.then_some((1, &[][..])),
+        };
+        let found = lowest(&*self.world, message);
+        result?;
+        match found {
+            Some(Lowest { key: 0, rank, bytes }) => {
+                let message = String::from_utf8_lossy(&bytes).into_owned();
+                Err(TrainError::OtherRank { rank, message })
+            }
+            found => Ok(found.is_some()),
+        }
+    }
+
+    /// Returns the value, or ends all ranks: others already wait for this one in a collective.
+    pub(crate) fn or_abort<T>(&self, result: Result<T, impl Into<TrainError>>) -> T {
+        result.unwrap_or_else(|error| {
+            let error: TrainError = error.into();
+            self.world.abort(&error_line(&error))
+        })
+    }
+}
