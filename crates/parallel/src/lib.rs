@@ -6,10 +6,12 @@
 
 mod communicator;
 mod exchange;
+mod mesh;
 mod reduce;
 mod solo;
 pub mod threads;
 
 pub use communicator::{Communicator, Group, Reduction};
 pub use exchange::{Lowest, first_error, gather_bytes, lowest};
+pub use mesh::{Mesh, MeshError};
 pub use solo::Solo;

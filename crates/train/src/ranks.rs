@@ -1,22 +1,18 @@
 //! The ranks of a run: which of them train on the same rows, and what they have to agree on.
 
-use crate::error::{RecipeError, TrainError};
+use crate::error::TrainError;
 use opensora_data::loader::Part;
 use opensora_files::error_line;
-use opensora_parallel::{Group, Lowest, Solo, first_error, lowest};
+use opensora_parallel::{Group, Lowest, Mesh, Solo, first_error, lowest};
 use std::sync::Arc;
 
 /// The ranks of a run. The default is one process.
 ///
-/// Rank `r` trains on part `r / sequence` of every micro-batch, and the `sequence` ranks of a part share the
-/// tokens of its samples. Gradients are added over all ranks: those of the ranks that share samples are summands
-/// of the gradient, those of different parts are averaged.
+/// Each row of the [`Mesh`] trains on its own part of every micro-batch; the ranks of a row share the tokens of its
+/// samples.
 #[derive(Debug, Clone)]
 pub struct Ranks {
-    world: Group,
-    sequence: Group,
-    /// Number of ranks that share samples.
-    shared_by: usize,
+    mesh: Mesh,
 }
 
 impl Default for Ranks {
@@ -25,60 +21,47 @@ impl Default for Ranks {
     }
 }
 
+impl From<Mesh> for Ranks {
+    fn from(mesh: Mesh) -> Self {
+        Self { mesh }
+    }
+}
+
 impl Ranks {
     /// Returns ranks that all train on different samples.
     pub fn new(world: Group) -> Self {
-        Self { world, sequence: Arc::new(Solo), shared_by: 1 }
-    }
-
-    /// Returns ranks of which `sequence` consecutive ones share samples. A collective.
-    ///
-    /// # Errors
-    /// Returns an error if the number of ranks is not a multiple of `sequence`.
-    pub fn with_sequence(world: Group, sequence: usize) -> Result<Self, RecipeError> {
-        if sequence == 0 || !world.size().is_multiple_of(sequence) {
-            let expected = format!("a divisor of the {} ranks", world.size());
-            return Err(RecipeError::value("ranks that share a sequence", sequence, expected));
-        }
-        if sequence == 1 {
-            return Ok(Self::new(world));
-        }
-        let shared = world.split(world.rank() / sequence, world.rank());
-        Ok(Self { world, sequence: shared, shared_by: sequence })
+        Mesh::data_parallel(world).into()
     }
 
     /// Returns the group of all ranks.
     pub fn world(&self) -> &Group {
-        &self.world
+        &self.mesh.world
     }
 
     /// Returns the group of the ranks that share this rank's samples; a group of one by default.
     pub fn sequence(&self) -> &Group {
-        &self.sequence
+        &self.mesh.sequence
     }
 
     /// Returns true if there is one rank only.
     pub fn is_solo(&self) -> bool {
-        self.world.size() == 1
+        self.world().size() == 1
     }
 
     /// Returns true for rank 0, which writes the run's files and calls its observer and hooks.
     pub fn is_main(&self) -> bool {
-        self.world.rank() == 0
+        self.world().rank() == 0
     }
 
-    /// Returns true for the first of the ranks that share samples.
-    pub(crate) fn is_first_of(&self, rank: usize) -> bool {
-        rank.is_multiple_of(self.shared_by)
+    /// Returns true if `rank` is the first of those that share its samples.
+    pub(crate) fn is_first_of_row(&self, rank: usize) -> bool {
+        rank.is_multiple_of(self.sequence().size())
     }
 
     /// Returns the part of every micro-batch that this rank trains on.
     pub fn part(&self) -> Part {
-        Part {
-            group: self.world.clone(),
-            index: self.world.rank() / self.shared_by,
-            count: self.world.size() / self.shared_by,
-        }
+        let Mesh { world, data, .. } = &self.mesh;
+        Part { group: world.clone(), index: data.rank(), count: data.size() }
     }
 
     /// Returns the result of this rank if all ranks succeeded. Otherwise returns an error on every rank: that of
@@ -91,7 +74,7 @@ impl Ranks {
             return result;
         }
         let line = result.as_ref().err().map(|error| error_line(error));
-        match (first_error(&*self.world, line.as_deref()), result) {
+        match (first_error(&**self.world(), line.as_deref()), result) {
             (Some((rank, message)), Ok(_)) => Err(TrainError::OtherRank { rank, message }),
             (_, result) => result,
         }
@@ -110,7 +93,7 @@ impl Ranks {
 
     /// Returns true if any rank passes true. A collective.
     pub(crate) fn any(&self, flag: bool) -> bool {
-        lowest(&*self.world, flag.then_some((0, &[]))).is_some()
+        lowest(&**self.world(), flag.then_some((0, &[]))).is_some()
     }
 
     /// Ends a step: returns true if any rank wants to stop. A collective.
@@ -130,7 +113,7 @@ impl Ranks {
             Some(line) => Some((0, line.as_bytes())),
             None => stop.then_some((1, &[][..])),
         };
-        let found = lowest(&*self.world, message);
+        let found = lowest(&**self.world(), message);
         result?;
         match found {
             Some(Lowest { key: 0, rank, bytes }) => {
@@ -145,7 +128,7 @@ impl Ranks {
     pub(crate) fn or_abort<T>(&self, result: Result<T, impl Into<TrainError>>) -> T {
         result.unwrap_or_else(|error| {
             let error: TrainError = error.into();
-            self.world.abort(&error_line(&error))
+            self.world().abort(&error_line(&error))
         })
     }
 }

@@ -276,8 +276,9 @@ impl<T: Task> Run<'_, T> {
             trainer.add_gradients(sum, gradients, share);
             return Ok((pending, cost));
         }
-        // The gradient is that of the mean over the whole micro-batch.
-        let weight = share * batch.items.len() as f64 / batch.rows.len() as f64;
+        // The gradient is that of the mean over the whole micro-batch; ranks that share samples average theirs.
+        let part = batch.items.len() as f64 / batch.rows.len() as f64;
+        let weight = share * part / ranks.sequence().size() as f64;
         let (own, gradients) = match self.evaluate_part(step, trainer, &batch) {
             Ok((losses, parts, gradients)) => (Ok(Numbers { losses, parts, cost }), gradients),
             Err(error) => (Err(error), FlatTensors::new()),

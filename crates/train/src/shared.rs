@@ -58,7 +58,7 @@ pub(crate) fn share(
         if let Some(message) = message.error {
             return Err(TrainError::OtherRank { rank, message });
         }
-        if !ranks.is_first_of(rank) {
+        if !ranks.is_first_of_row(rank) {
             continue;
         }
         whole.losses.extend(message.losses.into_iter().map(f64::from_bits));
