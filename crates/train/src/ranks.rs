@@ -3,7 +3,9 @@
 use crate::error::TrainError;
 use opensora_data::loader::Part;
 use opensora_files::error_line;
-use opensora_parallel::{Group, Lowest, Mesh, Solo, first_error, lowest};
+use opensora_parallel::{
+    Group, Lowest, Mesh, MeshError, Meter, Solo, Traffic, first_error, lowest,
+};
 use std::sync::Arc;
 
 /// The ranks of a run. The default is one process.
@@ -13,6 +15,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub struct Ranks {
     mesh: Mesh,
+    meter: Meter,
 }
 
 impl Default for Ranks {
@@ -21,16 +24,25 @@ impl Default for Ranks {
     }
 }
 
-impl From<Mesh> for Ranks {
-    fn from(mesh: Mesh) -> Self {
-        Self { mesh }
-    }
-}
-
 impl Ranks {
     /// Returns ranks that all train on different samples.
     pub fn new(world: Group) -> Self {
-        Mesh::data_parallel(world).into()
+        let meter = Meter::default();
+        Self { mesh: Mesh::data_parallel(meter.measure(world)), meter }
+    }
+
+    /// Returns ranks of which `sequence` neighbours share samples. A collective.
+    ///
+    /// # Errors
+    /// Returns an error if the number of ranks is not a multiple of `sequence`.
+    pub fn with_sequence(world: Group, sequence: usize) -> Result<Self, MeshError> {
+        let meter = Meter::default();
+        Ok(Self { mesh: Mesh::new(meter.measure(world), sequence)?, meter })
+    }
+
+    /// Returns what the collectives of this rank have cost so far.
+    pub fn traffic(&self) -> Traffic {
+        self.meter.traffic()
     }
 
     /// Returns the group of all ranks.

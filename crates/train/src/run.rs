@@ -21,6 +21,7 @@ use opensora_data::{
     loader::{Batch, Loader, LoaderConfig},
 };
 use opensora_nn::{dtype::Dtype, read::read_f64};
+use opensora_parallel::Traffic;
 use serde::{Deserialize, Serialize};
 use std::{path::Path, sync::Arc};
 
@@ -205,6 +206,8 @@ impl<T: Task> Run<'_, T> {
         Ok(Log {
             metrics: ranks.is_main().then(open).transpose()?,
             ceiling: peak_flops.map(Ceiling::new),
+            traffic: ranks.traffic(),
+            ranks: ranks.clone(),
             rows: rows as f64,
             total_steps: self.recipe.steps,
             progress,
@@ -354,6 +357,9 @@ struct Log {
     /// Of rank 0, the only one that reports.
     metrics: Option<MetricsWriter>,
     ceiling: Option<Ceiling>,
+    ranks: Ranks,
+    /// Cost of the collectives before the steps that are reported next.
+    traffic: Traffic,
     /// Rows of the data.
     rows: f64,
     total_steps: u64,
@@ -368,18 +374,28 @@ impl Log {
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
         let Finished { steps, seconds_each, failed } = pending.read()?;
+        let communication = self.communication(seconds_each * steps.len() as f64);
         for step in steps {
             self.progress.step = step.step;
             self.progress.next_slot = step.next_slot;
             self.progress.samples += step.samples as u64;
             self.progress.seconds += seconds_each;
-            let record = self.record(&step, seconds_each);
+            let record = Record { communication, ..self.record(&step, seconds_each) };
             if let Some(metrics) = &mut self.metrics {
                 metrics.write(&record)?;
                 observer.step(&StepDone { record: &record, total_steps: self.total_steps });
             }
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Returns the share of collectives in the last `seconds`; `None` for a single rank.
+    fn communication(&mut self, seconds: f64) -> Option<f64> {
+        let traffic = self.ranks.traffic();
+        let spent = traffic.since(&self.traffic);
+        self.traffic = traffic;
+        let share = spent.time.as_secs_f64() / seconds;
+        (!self.ranks.is_solo() && seconds > 0.0).then_some(share.min(1.0))
     }
 
     fn record(&mut self, step: &Step, seconds: f64) -> Record {
@@ -400,6 +416,7 @@ impl Log {
                 .filter(|_| step.cost.flops > 0.0)
                 .map(|ceiling| ceiling.utilisation(step.cost.flops / seconds)),
             seconds: progress.seconds,
+            communication: None,
             parts: step.parts.clone(),
         }
     }

@@ -207,7 +207,7 @@ impl Shards {
         mut found: impl FnMut(&str, Vec<u8>),
     ) -> Result<(), ReadError> {
         let (size, width) = (self.group.size(), dtype.size());
-        let mut host: (&str, Vec<u8>) = ("", Vec::new());
+        let mut host = Vec::new();
         let mut whole = Vec::new();
         for bucket in self.buckets(names) {
             let chunk: usize = bucket.iter().map(|piece| piece.to - piece.from).sum();
@@ -215,11 +215,11 @@ impl Shards {
             let mut at = 0;
             for piece in &bucket {
                 if piece.from == 0 {
-                    host = (piece.name, own(piece.name)?);
+                    host = own(piece.name)?;
                 }
                 let held = piece.place(self.group.rank(), size).len();
                 let begin = if held == 0 { 0 } else { piece.from * width };
-                let values = &host.1[begin..][..held * width];
+                let values = &host[begin..][..held * width];
                 input[at * width..][..values.len()].copy_from_slice(values);
                 at += piece.to - piece.from;
             }

@@ -72,7 +72,7 @@ impl<M: Module> Trainer<M> {
         }
         let shards = Shards::new(ranks.world().clone(), &self.values);
         ranks.or_abort(shards.broadcast(&mut self.values));
-        let trained = |values: &FlatTensors| {
+        let trained = |values: &FlatTensors| -> FlatTensors {
             let trained = values.iter().filter(|(name, _)| self.trainable.contains(*name));
             trained.map(|(name, value)| (name.clone(), value.clone())).collect()
         };
