@@ -12,8 +12,10 @@
 //! [`Meter`] counts and times the collectives of a group.
 
 mod communicator;
+mod exchange;
 mod launch;
 mod measured;
+mod mesh;
 #[cfg(feature = "mpi")]
 mod mpi;
 #[cfg(any(feature = "mpi", test))]
@@ -28,8 +30,10 @@ mod watchdog;
 #[cfg(feature = "mpi")]
 pub use self::mpi::{Mpi, MpiError, MpiOptions};
 pub use communicator::{Communicator, Group, Reduction};
+pub use exchange::{Lowest, first_error, gather_bytes, lowest};
 pub use launch::{Launch, Launcher};
 pub use measured::{Meter, Traffic};
+pub use mesh::{Mesh, MeshError};
 pub use solo::Solo;
 
 /// The README's example, compiled with the tests.
