@@ -118,6 +118,8 @@ pub struct Job {
     pub processor: Processor,
     /// The network between the ranks.
     pub network: Network,
+    /// Bytes of gradients or parameters of all ranks that a collective moves at once.
+    pub bucket: f64,
     /// Share of the gradients' reduction that the backward pass hides, 0 to 1. burn returns all gradients at
     /// once, so nothing is hidden by default.
     pub overlap: f64,
@@ -137,6 +139,7 @@ impl Default for Job {
             ranks: 1,
             network: Network::of(&processor),
             processor,
+            bucket: TRAINER_BUCKET,
             overlap: 0.0,
         }
     }
@@ -163,11 +166,14 @@ pub struct Prediction {
     pub limited_by: &'static str,
     /// Bytes of a rank by category.
     pub memory: Memory,
-    /// Bytes of a rank.
+    /// Bytes of a rank at the peak.
     pub memory_bytes: f64,
     /// True if the memory fits into [`USABLE_MEMORY`] of the processor's.
     pub fits: bool,
 }
+
+/// Bytes of a bucket of the trainer.
+pub const TRAINER_BUCKET: f64 = (4 << 20) as f64;
 
 /// Share of a processor's memory that a job may use. The rest is left to the runtime, kernels and gaps between
 /// buffers.
@@ -197,6 +203,9 @@ impl Job {
                 return Err(PlanError::value(field, found, format!("1 to {most}")));
             }
         }
+        if !(self.bucket.is_finite() && self.bucket >= 1.0) {
+            return Err(PlanError::value("bucket", self.bucket, "1 byte or more"));
+        }
         if !(0.0..=1.0).contains(&self.overlap) {
             return Err(PlanError::value("overlap", self.overlap, "0 to 1"));
         }
@@ -215,7 +224,7 @@ impl Job {
         let micro_batch = layout.micro_batch(self.clips);
         let time = time::of(self, layout, grid, &parameters);
         let memory = memory::of(self, layout, grid, &parameters);
-        let (seconds, memory_bytes) = (time.total(), memory.total());
+        let (seconds, memory_bytes) = (time.total(), memory.peak());
         let pass = if layout.activation_checkpointing { 4.0 } else { 3.0 };
         let whole = rank_flops(&self.config, grid, self.caption_tokens, 1);
         let flops = self.clips as f64 * whole * pass;
@@ -257,6 +266,7 @@ mod tests {
             Job { ranks: usize::MAX, ..ok.clone() },
             Job { latents: [16, 31, 32], ..ok.clone() },
             Job { overlap: f64::NAN, ..ok.clone() },
+            Job { bucket: 0.0, ..ok.clone() },
             Job { config: DenoiserConfig { depth: 0, ..ok.config.clone() }, ..ok.clone() },
             Job { processor: Processor { efficiency: 1.5, ..ok.processor }, ..ok.clone() },
             Job { network: Network { ranks_per_node: 0, ..ok.network }, ..ok.clone() },

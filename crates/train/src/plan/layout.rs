@@ -4,32 +4,39 @@ use super::{Job, PlanError};
 use serde::Serialize;
 use std::fmt;
 
-/// How much of the training state is divided among all ranks (Rajbhandari et al. 2020, "ZeRO: Memory optimizations
-/// toward training trillion parameter models", arXiv 1910.02054).
+/// The training state that is divided among all ranks (Rajbhandari et al. 2020, "ZeRO: Memory optimizations toward
+/// training trillion parameter models", arXiv 1910.02054).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(into = "u8")]
 pub enum Zero {
-    /// Every rank has the whole state; gradients are all-reduced.
+    /// Nothing: every rank has the whole state.
     Off,
-    /// Stage 1: f32 parameters, moments and moving average are divided.
-    One,
-    /// Stage 2: gradients as well.
-    Two,
+    /// Stage 1: f32 parameters, moments of AdamW and moving average.
+    Optimizer,
+    /// Stage 2: gradients too. They are reduced after each micro-batch instead of once per step.
+    Gradients,
 }
 
-impl Zero {
-    /// All stages.
-    pub const ALL: [Self; 3] = [Self::Off, Self::One, Self::Two];
+impl TryFrom<u8> for Zero {
+    type Error = PlanError;
 
-    /// Returns the stage of a number from 0 to 2.
-    pub fn of(stage: u8) -> Option<Self> {
-        Self::ALL.get(usize::from(stage)).copied()
+    fn try_from(stage: u8) -> Result<Self, PlanError> {
+        match stage {
+            0 => Ok(Self::Off),
+            1 => Ok(Self::Optimizer),
+            2 => Ok(Self::Gradients),
+            _ => Err(PlanError::value("zero", stage, "0, 1 or 2")),
+        }
     }
 }
 
-impl fmt::Display for Zero {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", *self as u8)
+impl From<Zero> for u8 {
+    fn from(zero: Zero) -> Self {
+        match zero {
+            Zero::Off => 0,
+            Zero::Optimizer => 1,
+            Zero::Gradients => 2,
+        }
     }
 }
 
@@ -107,7 +114,7 @@ impl fmt::Display for Layout {
             write!(f, ", accumulation {}", self.accumulation)?;
         }
         if self.zero != Zero::Off {
-            write!(f, ", ZeRO {}", self.zero)?;
+            write!(f, ", ZeRO {}", u8::from(self.zero))?;
         }
         if self.activation_checkpointing {
             f.write_str(", activation checkpointing")?;
@@ -147,13 +154,12 @@ mod tests {
 
     #[test]
     fn layouts_are_shown_in_one_line() {
-        let layout = Layout { sequence: 2, zero: Zero::Two, ..Layout::data(4) };
+        let layout = Layout { sequence: 2, zero: Zero::Gradients, ..Layout::data(4) };
         let layout = Layout { accumulation: 3, activation_checkpointing: true, ..layout };
         assert_eq!(
             layout.to_string(),
             "data 4 x sequence 2, accumulation 3, ZeRO 2, activation checkpointing"
         );
         assert_eq!(Layout::data(8).to_string(), "data 8 x sequence 1");
-        assert_eq!([Zero::of(2), Zero::of(3)], [Some(Zero::Two), None]);
     }
 }

@@ -21,7 +21,9 @@ pub struct Memory {
     pub optimizer: f64,
     /// Exponential moving average.
     pub average: f64,
-    /// Gradients.
+    /// Gradients of earlier micro-batches of a step.
+    pub sums: f64,
+    /// Gradients that a backward pass returns.
     pub gradients: f64,
     /// Activations that are saved for the backward pass, without attention scores.
     pub activations: f64,
@@ -33,12 +35,13 @@ pub struct Memory {
 
 impl Memory {
     /// Returns the categories with their names.
-    pub fn categories(&self) -> [(&'static str, f64); 8] {
+    pub fn categories(&self) -> [(&'static str, f64); 9] {
         [
             ("weights", self.weights),
             ("f32 parameters", self.master),
             ("optimizer", self.optimizer),
             ("moving average", self.average),
+            ("gradient sums", self.sums),
             ("gradients", self.gradients),
             ("activations", self.activations),
             ("attention scores", self.scores),
@@ -46,9 +49,11 @@ impl Memory {
         ]
     }
 
-    /// Returns the sum of all categories.
-    pub fn total(&self) -> f64 {
-        self.categories().into_iter().map(|(_, bytes)| bytes).sum()
+    /// Returns the peak: the sum of all categories, of which the backward pass holds either activations and scores
+    /// (at its beginning) or gradients (at its end).
+    pub fn peak(&self) -> f64 {
+        let sum: f64 = self.categories().into_iter().map(|(_, bytes)| bytes).sum();
+        sum - self.gradients.min(self.activations + self.scores)
     }
 }
 
@@ -61,20 +66,20 @@ struct Saved {
     inner: f64,
     /// Values for each attention score.
     scores: f64,
+    /// Most scores that an attention saves; with more it saves none, and computes them again.
+    most_scores: f64,
 }
 
 /// Saved by the fused layers of flex in f32. Of the hidden size: spatial attention 7 (input of the norm, input of
 /// `qkv`, `qkv`, input of `proj`, its output for the gate), temporal attention 6 (the same without the norm), cross
 /// attention 3, MLP 3. Of the inner size: before and after GELU.
-const FUSED: Saved = Saved { hidden: 19.0, inner: 2.0, scores: 1.0 };
+const FUSED: Saved =
+    Saved { hidden: 19.0, inner: 2.0, scores: 1.0, most_scores: (1u64 << 26) as f64 };
 
 /// Saved by burn's operations on other backends and types: in addition, the normalised tokens of both norms, and the
 /// powers and products of the tanh form of GELU. Softmax saves the exponentials, and the product with the values its
 /// result.
-const COMPOSED: Saved = Saved { hidden: 21.0, inner: 6.0, scores: 2.0 };
-
-/// Bytes of a bucket of gradients that is reduced at once.
-pub(super) const BUCKET: f64 = 25e6;
+const COMPOSED: Saved = Saved { hidden: 21.0, inner: 6.0, scores: 2.0, most_scores: f64::INFINITY };
 
 /// Returns the memory of a rank.
 pub(super) fn of(job: &Job, layout: Layout, grid: [usize; 3], parameters: &Parameters) -> Memory {
@@ -82,10 +87,12 @@ pub(super) fn of(job: &Job, layout: Layout, grid: [usize; 3], parameters: &Param
     let value = bytes_of(job.dtype);
     let is_f32 = value == 4.0;
     let divided = |stage: Zero| if layout.zero >= stage { ranks } else { 1.0 };
-    let state = 4.0 * parameters.trained / divided(Zero::One);
+    let state = 4.0 * parameters.trained / divided(Zero::Optimizer);
     // Without division, an f32 model computes with the optimizer's parameters themselves.
     let has_master = !is_f32 || layout.zero != Zero::Off;
-    let gradients = 4.0 * parameters.trained / divided(Zero::Two);
+    // burn returns the gradients of all parameters at once.
+    let gradients = 4.0 * parameters.trained;
+    let sums = if layout.accumulation > 1 { gradients / divided(Zero::Gradients) } else { 0.0 };
 
     let share = Share::of(grid, layout.sequence);
     let clips = layout.micro_batch(job.clips) as f64;
@@ -102,12 +109,13 @@ pub(super) fn of(job: &Job, layout: Layout, grid: [usize; 3], parameters: &Param
         1 => 0.0,
         _ => clips * share.exchanged(layout.sequence) * hidden * value,
     };
-    let bucket = if ranks > 1.0 { BUCKET.min(4.0 * parameters.trained) } else { 0.0 };
+    let bucket = if ranks > 1.0 { job.bucket.min(4.0 * parameters.trained) } else { 0.0 };
     Memory {
         weights: value * parameters.total,
         master: if has_master { state } else { 0.0 },
         optimizer: 2.0 * state,
         average: state,
+        sums,
         gradients,
         activations,
         scores,
@@ -129,8 +137,9 @@ fn saved_in_block(job: &Job, share: Share, clips: f64) -> (f64, f64) {
     let spatial = tokens * share.all_positions as f64;
     let temporal = (share.positions * share.all_frames * share.all_frames) as f64;
     let cross = tokens * job.caption_tokens as f64;
-    let scores = saved.scores * heads * (spatial + temporal + cross);
-    (clips * values * value, clips * scores * value)
+    let scores = [spatial, temporal, cross].map(|scores| clips * heads * scores);
+    let scores = scores.into_iter().filter(|&scores| scores <= saved.most_scores).sum::<f64>();
+    (clips * values * value, saved.scores * scores * value)
 }
 
 #[cfg(test)]
@@ -171,15 +180,25 @@ mod tests {
         let job = job(FloatDType::F32);
         let state = |zero| {
             let found = memory(&job, Layout { zero, ..Layout::data(4) });
-            [found.weights, found.master, found.optimizer, found.average, found.gradients]
+            [found.weights, found.master, found.optimizer, found.average]
         };
-        assert_eq!(state(Zero::Off), [4000.0, 0.0, 8000.0, 4000.0, 4000.0]);
-        assert_eq!(state(Zero::One), [4000.0, 1000.0, 2000.0, 1000.0, 4000.0]);
-        assert_eq!(state(Zero::Two), [4000.0, 1000.0, 2000.0, 1000.0, 1000.0]);
+        assert_eq!(state(Zero::Off), [4000.0, 0.0, 8000.0, 4000.0]);
+        assert_eq!(state(Zero::Optimizer), [4000.0, 1000.0, 2000.0, 1000.0]);
+        assert_eq!(state(Zero::Gradients), [4000.0, 1000.0, 2000.0, 1000.0]);
+        let sums = |zero, accumulation| {
+            memory(&job, Layout { zero, accumulation, ..Layout::data(4) }).sums
+        };
+        assert_eq!([sums(Zero::Off, 1), sums(Zero::Gradients, 1)], [0.0, 0.0]);
+        assert_eq!([sums(Zero::Optimizer, 2), sums(Zero::Gradients, 2)], [4000.0, 1000.0]);
         let half = super::of(&self::job(FloatDType::BF16), Layout::data(4), [4, 2, 3], &PARAMETERS);
         assert_eq!([half.weights, half.master, half.gradients], [2000.0, 4000.0, 4000.0]);
-        let sum: f64 = half.categories().iter().map(|(_, bytes)| bytes).sum();
-        assert_eq!(sum, half.total());
+        assert_eq!((half.optimizer, half.average, half.sums), (8000.0, 4000.0, 0.0));
+        // Activations of this small model exceed its gradients.
+        let passes = half.activations + half.scores;
+        assert!(passes > 4000.0);
+        assert_eq!(half.peak(), 2000.0 + 4000.0 + 8000.0 + 4000.0 + passes + half.buffers);
+        let large = Memory { gradients: 3.0 * passes, ..half };
+        assert_eq!(large.peak(), half.peak() + 2.0 * passes);
     }
 
     /// By hand: 2 clips of 24 tokens; the inner size is 32.

@@ -56,8 +56,9 @@ impl StepTime {
 /// the gradient are written, and the gradient is read once more for its norm.
 const UPDATE_BYTES: f64 = 40.0;
 
-/// Collectives of single numbers in a step: losses, gradient norm, and agreement on stopping.
-const SCALARS: f64 = 3.0;
+/// Collectives of a few numbers in a step: bad rows, losses and their lengths, present gradients, norm, agreement on
+/// stopping.
+const SCALARS: f64 = 8.0;
 
 /// Returns the time of a step.
 pub(super) fn of(job: &Job, layout: Layout, grid: [usize; 3], parameters: &Parameters) -> StepTime {
@@ -85,13 +86,17 @@ pub(super) fn of(job: &Job, layout: Layout, grid: [usize; 3], parameters: &Param
         time.staging += times * job.network.staging_seconds(what, bytes, size);
     };
     let accumulation = layout.accumulation as f64;
+    // Every bucket is a collective with its own latency.
+    let buckets = (trained / job.bucket).ceil();
+    let gathered = value * parameters.trained;
     match layout.zero {
-        Zero::Off => run(|time| &mut time.gradients, AllReduce, trained, ranks, 1.0),
+        Zero::Off => run(|time| &mut time.gradients, AllReduce, trained / buckets, ranks, buckets),
         // Gradients that are divided between micro-batches are reduced after each.
         stage => {
-            let times = if stage == Zero::Two { accumulation } else { 1.0 };
-            run(|time| &mut time.gradients, ReduceScatter, trained, ranks, times);
-            run(|time| &mut time.parameters, AllGather, trained, ranks, 1.0);
+            let times = if stage == Zero::Gradients { accumulation } else { 1.0 };
+            let bytes = trained / buckets;
+            run(|time| &mut time.gradients, ReduceScatter, bytes, ranks, times * buckets);
+            run(|time| &mut time.parameters, AllGather, gathered / buckets, ranks, buckets);
         }
     }
     if sequence > 1 {
@@ -144,9 +149,10 @@ mod tests {
         let off = time(&job, Layout::data(8));
         close(off.gradients, 2.0 * 7.0 / 8.0 * 4.0 * trained / 100e9);
         assert_eq!([off.parameters, off.exchanges, off.staging], [0.0; 3]);
-        let one = time(&job, Layout { zero: Zero::One, ..Layout::data(8) });
-        // A reduce-scatter and an all-gather are an all-reduce.
-        close(one.gradients + one.parameters, off.gradients);
+        let one = time(&job, Layout { zero: Zero::Optimizer, ..Layout::data(8) });
+        // A reduce-scatter in f32 is half of an all-reduce; bf16 parameters take half of its time.
+        close(one.gradients, off.gradients / 2.0);
+        close(one.parameters, off.gradients / 4.0);
         // bf16 weights are written from f32 parameters by every rank.
         let copy = 6.0 * parameters(&job.config).total / 3.35e12;
         close(one.update - copy, (off.update - copy) / 8.0);
@@ -154,6 +160,21 @@ mod tests {
         close(hidden.gradients, 0.75 * off.gradients);
         let staged = Job { network: Network { staging: Some(50e9), ..job.network }, ..job };
         close(time(&staged, Layout::data(8)).staging, 2.0 * 4.0 * trained / 50e9);
+    }
+
+    #[test]
+    fn every_bucket_has_a_latency() {
+        let mut job = job(8);
+        let bytes = 4.0 * parameters(&job.config).trained;
+        let without = time(&job, Layout::data(8)).gradients;
+        job.network.within.latency = 1e-3;
+        let buckets = (bytes / (4 << 20) as f64).ceil();
+        let with = time(&job, Layout::data(8)).gradients;
+        let wanted = buckets * 2.0 * 7.0 * 1e-3;
+        assert!(((with - without) / wanted - 1.0).abs() < 1e-9, "{with} {without} {wanted}");
+        job.bucket = bytes;
+        let once = time(&job, Layout::data(8)).gradients - without;
+        assert!((once / (2.0 * 7.0 * 1e-3) - 1.0).abs() < 1e-6, "{once}");
     }
 
     #[test]
@@ -178,8 +199,8 @@ mod tests {
         let with = |zero, accumulation| {
             time(&job, Layout { zero, accumulation, ..Layout::data(8) }).gradients
         };
-        assert_eq!(with(Zero::Two, 4), 4.0 * with(Zero::Two, 1));
-        assert_eq!(with(Zero::One, 4), with(Zero::One, 1));
+        assert_eq!(with(Zero::Gradients, 4), 4.0 * with(Zero::Gradients, 1));
+        assert_eq!(with(Zero::Optimizer, 4), with(Zero::Optimizer, 1));
     }
 
     #[test]
