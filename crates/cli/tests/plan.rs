@@ -29,7 +29,9 @@ const VARIABLES: [&str; 13] = [
 fn opensora(folder: &Path, args: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_opensora"));
     command.args(args).current_dir(folder);
-    VARIABLES.iter().for_each(|name| drop(command.env_remove(name)));
+    for name in VARIABLES {
+        command.env_remove(name);
+    }
     command.envs(environment.iter().copied()).output().unwrap()
 }
 

@@ -29,13 +29,15 @@ pub struct Memory {
     pub activations: f64,
     /// Attention scores that are saved for the backward pass.
     pub scores: f64,
+    /// Gradients of activations within a block.
+    pub workspace: f64,
     /// Send and receive buffers of collectives.
     pub buffers: f64,
 }
 
 impl Memory {
     /// Returns the categories with their names.
-    pub fn categories(&self) -> [(&'static str, f64); 9] {
+    pub fn categories(&self) -> [(&'static str, f64); 10] {
         [
             ("weights", self.weights),
             ("f32 parameters", self.master),
@@ -45,12 +47,13 @@ impl Memory {
             ("gradients", self.gradients),
             ("activations", self.activations),
             ("attention scores", self.scores),
+            ("workspace", self.workspace),
             ("buffers", self.buffers),
         ]
     }
 
     /// Returns the peak: the sum of all categories, of which the backward pass holds either activations and scores
-    /// (at its beginning) or gradients (at its end).
+    /// (at its beginning) or the parameters' gradients (at its end).
     pub fn peak(&self) -> f64 {
         let sum: f64 = self.categories().into_iter().map(|(_, bytes)| bytes).sum();
         sum - self.gradients.min(self.activations + self.scores)
@@ -81,6 +84,10 @@ const FUSED: Saved =
 /// result.
 const COMPOSED: Saved = Saved { hidden: 21.0, inner: 6.0, scores: 2.0, most_scores: f64::INFINITY };
 
+/// Gradients of activations that exist at once in the backward pass of a block, as multiples of the hidden size and of
+/// the inner size: those around GELU, and of its input and output.
+const WORKSPACE: [f64; 2] = [3.0, 2.0];
+
 /// Returns the memory of a rank.
 pub(super) fn of(job: &Job, layout: Layout, grid: [usize; 3], parameters: &Parameters) -> Memory {
     let ranks = layout.ranks() as f64;
@@ -105,6 +112,7 @@ pub(super) fn of(job: &Job, layout: Layout, grid: [usize; 3], parameters: &Param
         true => (depth * entering + block, scores),
         false => (depth * block, depth * scores),
     };
+    let width = WORKSPACE[0] * hidden + WORKSPACE[1] * job.config.mlp_size() as f64;
     let exchange = match layout.sequence {
         1 => 0.0,
         _ => clips * share.exchanged(layout.sequence) * hidden * value,
@@ -119,6 +127,7 @@ pub(super) fn of(job: &Job, layout: Layout, grid: [usize; 3], parameters: &Param
         gradients,
         activations,
         scores,
+        workspace: tokens * width * value,
         // Each is sent from one buffer and received in another.
         buffers: 2.0 * (exchange + bucket),
     }
@@ -196,7 +205,8 @@ mod tests {
         // Activations of this small model exceed its gradients.
         let passes = half.activations + half.scores;
         assert!(passes > 4000.0);
-        assert_eq!(half.peak(), 2000.0 + 4000.0 + 8000.0 + 4000.0 + passes + half.buffers);
+        let rest = half.workspace + half.buffers;
+        assert_eq!(half.peak(), 2000.0 + 4000.0 + 8000.0 + 4000.0 + passes + rest);
         let large = Memory { gradients: 3.0 * passes, ..half };
         assert_eq!(large.peak(), half.peak() + 2.0 * passes);
     }
