@@ -6,6 +6,7 @@ pub(crate) mod data;
 pub(crate) mod devices;
 pub(crate) mod eval;
 pub(crate) mod man;
+pub(crate) mod plan;
 pub(crate) mod plot;
 pub(crate) mod probe_device;
 pub(crate) mod sample;

@@ -145,6 +145,7 @@ mod tests {
             include_str!("../docs/training.md"),
             include_str!("../docs/migration.md"),
             include_str!("../docs/command-line.md"),
+            include_str!("../docs/scaling.md"),
         ];
         let mut commands = 0;
         for block in guides.iter().flat_map(|guide| guide.split("```sh\n").skip(1)) {

@@ -25,8 +25,8 @@ use clap::{FromArgMatches, Parser, Subcommand};
 #[cfg(feature = "serve")]
 use commands::serve;
 use commands::{
-    bench as bench_command, completions, data, devices, eval, man, plot, probe_device, sample,
-    train, verify, weights,
+    bench as bench_command, completions, data, devices, eval, man, plan, plot, probe_device,
+    sample, train, verify, weights,
 };
 use opensora::files::error_line;
 use output::OutputError;
@@ -90,6 +90,8 @@ enum Command {
     /// Serve videos over HTTP: a queue of jobs, the API of /v1/videos and a page
     #[cfg(feature = "serve")]
     Serve(Box<serve::Args>),
+    /// Predict time and memory of a training step on several ranks
+    Plan(Box<plan::Args>),
     /// Plot the loss and other curves of training runs
     Plot(plot::Args),
     /// List the backends of this build and the available devices
@@ -134,6 +136,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench_command::run(*args),
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(*args),
+        Command::Plan(args) => plan::run(&args),
         Command::Plot(args) => plot::run(args),
         Command::Devices(args) => devices::run(args),
         Command::Completions(args) => completions::run(&args),

@@ -49,6 +49,7 @@
 //! | [`state`] | checkpoints of a run |
 //! | [`description`] | the `model.json` of a finished run |
 //! | [`metrics`] | `metrics.csv`, TensorBoard's event files, FLOPs |
+//! | [`plan`] | a cost model: time and memory of a step on several ranks |
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `scripts/train.py`. Deviations: parameters, optimizer and
 //! moving average are f32 for every type to compute in; every random draw is keyed by seed and
@@ -64,6 +65,7 @@ pub mod observer;
 pub mod optimizer;
 pub mod parameters;
 mod pending;
+pub mod plan;
 pub mod ranks;
 pub mod recipe;
 mod recompute;

@@ -120,7 +120,7 @@ impl Args {
     }
 }
 
-fn parse_preset(name: &str) -> Result<BenchPreset, String> {
+pub(crate) fn parse_preset(name: &str) -> Result<BenchPreset, String> {
     BenchPreset::find(name)
         .ok_or_else(|| format!("no preset '{name}', expected one of {}", PRESETS.join(", ")))
 }

@@ -11,6 +11,7 @@ mod parts;
 mod preview;
 mod run;
 mod scan;
+mod shard;
 mod shots;
 mod split;
 mod split_manifest;

@@ -1,7 +1,7 @@
 //! `opensora data caption`: captions clips with a vision model on a server.
 
 use super::{
-    options::{RequestOptions, StepOptions},
+    options::{RequestOptions, StepOptions, shard_help},
     parts,
 };
 use crate::{
@@ -26,6 +26,7 @@ use std::{path::PathBuf, time::Duration};
 
 #[derive(ClapArgs)]
 #[command(mut_arg("workers", |arg| arg.help("Clips captioned at once").default_value("4")))]
+#[command(mut_arg("shard", |arg| shard_help(arg, "rows", "")))]
 #[command(mut_arg("retry_failed", |arg| arg.help("Retry rows that got no caption in an earlier run")))]
 #[command(mut_arg("connect_timeout", |arg| arg.default_value("10")))]
 #[command(mut_arg("attempts", |arg| {
@@ -125,7 +126,7 @@ fn parse_object(text: &str) -> Result<JsonObject, String> {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let options = args.step.run_options(4);
+    let options = args.step.run_options(4, args.report)?;
     let key = args.key_env.as_deref().map(Key::from_environment).transpose();
     let endpoint = EndpointOptions {
         key: key.context("--key-env")?,

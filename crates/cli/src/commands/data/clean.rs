@@ -1,6 +1,9 @@
 //! `opensora data clean`: cleans captions and paths, and counts frames again.
 
-use super::{options::StepOptions, parts};
+use super::{
+    options::{StepOptions, shard_help},
+    parts,
+};
 use crate::{
     options::Report,
     output::{self, OutputError},
@@ -20,6 +23,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(ClapArgs)]
 #[command(mut_arg("workers", |arg| arg.help("Files decoded at once, with --relength").default_value("1")))]
+#[command(mut_arg("shard", |arg| shard_help(arg, "rows", "")))]
 #[command(mut_arg("retry_failed", |arg| arg.help("Retry files that could not be read in an earlier run")))]
 #[command(after_long_help = "\
 Examples:
@@ -86,6 +90,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         None => Table::read(&args.data),
     }
     .context("--data")?;
+    let options = args.step.run_options(1, args.report)?;
     let job = Job {
         openings: match &args.openings {
             _ if args.keep_openings => Openings::NONE,
@@ -100,15 +105,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             Some(folder) => Naming::From(folder.clone()),
             None => Naming::Movable,
         },
-        options: args.step.run_options(1),
+        options,
     };
-    let out = shard_path(&args.out, args.step.shard);
+    let out = shard_path(&args.out, options.shard);
     let mut progress = StepProgress::new(args.report.quiet, "counting");
     let cleaned = clean::run(&job, &input, &out, &mut progress);
     progress.finish();
     print(&cleaned?, &out, args.report.json)?;
     if !args.report.quiet {
-        parts::say_next(&args.out, args.step.shard, &args.data, None)?;
+        parts::say_next(&args.out, options.shard, &args.data, None)?;
     }
     Ok(())
 }

@@ -1,10 +1,12 @@
 //! `opensora data download`: downloads the videos of a public list.
 
-use super::options::{RequestOptions, StepOptions};
+use super::options::{RequestOptions, StepOptions, shard_help};
 use crate::{options::Report, output, step_progress::StepProgress};
 use clap::Args as ClapArgs;
-use opensora::prepare::download::{
-    self, FORMAT, Job, List, ListFormat, Part, Timeouts, YtDlp, failed_path,
+use opensora::prepare::{
+    RunOptions,
+    assemble::shard_path,
+    download::{self, FORMAT, Job, List, ListFormat, Part, Timeouts, YtDlp, failed_path},
 };
 use serde_json::json;
 use std::{path::PathBuf, time::Duration};
@@ -12,7 +14,7 @@ use std::{path::PathBuf, time::Duration};
 #[derive(ClapArgs)]
 #[command(mut_arg("workers", |arg| arg.help("Videos downloaded at once").default_value("4")))]
 #[command(mut_arg("shard", |arg| {
-    arg.help("Share i of n of the videos, such as 0/8, for several machines; each needs its own --out")
+    shard_help(arg, "videos", "")
 }))]
 #[command(mut_arg("retry_failed", |arg| arg.help("Retry videos that failed in an earlier run")))]
 #[command(mut_arg("attempts", |arg| arg.help("Attempts per video")))]
@@ -37,6 +39,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FOLDER")]
     videos: PathBuf,
     /// Table of the clips (CSV); failed rows are listed beside it
+    ///
+    /// The number of a --shard is put before the ending.
     #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
     /// Accept the terms of the list and of the hosts; without it the terms are shown and nothing is
@@ -83,11 +87,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Some(format) => format,
         None => ListFormat::of(&args.list)?,
     };
-    let part = Part { offset: args.offset, limit: args.limit, shard: args.step.shard };
+    let options = args.step.run_options(4, args.report)?;
+    let part = Part { offset: args.offset, limit: args.limit, shard: options.shard };
     let list = List::read(&args.list, format, part)?;
+    let out = shard_path(&args.out, options.shard);
     let mut bar = StepProgress::new(args.report.quiet, "fetching");
     bar.line(&format!("{} videos, {} clips", list.videos(), list.clips()));
-    let downloaded = download::run(&job(args), &list, &args.out, &mut bar);
+    let downloaded = download::run(&job(args, options), &list, &out, &mut bar);
     bar.finish();
     let downloaded = downloaded?;
     if let Some(reason) = &downloaded.no_yt_dlp {
@@ -95,12 +101,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             "{reason}: they are listed as failed, download them later with --retry-failed"
         ));
     }
-    let failures = failed_path(&args.out);
+    let failures = failed_path(&out);
     if args.report.json {
         output::json(&json!({
             "videos": downloaded.videos, "clips": downloaded.clips,
             "bytes": downloaded.bytes, "failed": downloaded.failed,
-            "out": args.out, "failures": failures,
+            "out": out, "failures": failures,
         }))?;
         return Ok(());
     }
@@ -109,7 +115,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         downloaded.videos,
         downloaded.clips,
         downloaded.bytes,
-        args.out.display()
+        out.display()
     ))?;
     if downloaded.failed > 0 {
         output::line(format_args!("{} rows failed: {}", downloaded.failed, failures.display()))?;
@@ -117,7 +123,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn job(args: &Args) -> Job {
+fn job(args: &Args, options: RunOptions) -> Job {
     Job {
         folder: args.videos.clone(),
         accept_license: args.accept_license,
@@ -137,6 +143,6 @@ fn job(args: &Args) -> Job {
             arguments: args.yt_dlp_arg.clone(),
         },
         allow_private: args.allow_private,
-        options: args.step.run_options(4),
+        options,
     }
 }

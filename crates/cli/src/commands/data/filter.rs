@@ -1,6 +1,9 @@
 //! `opensora data filter`: selects clips by measurements, bounds and near-duplicates.
 
-use super::{options::StepOptions, parts};
+use super::{
+    options::{StepOptions, shard_help},
+    parts,
+};
 use crate::{options::Report, output, step_progress::StepProgress};
 use clap::{
     Arg, ArgAction, ArgMatches, Args as ClapArgs, Command, FromArgMatches, ValueEnum, value_parser,
@@ -17,9 +20,10 @@ use std::path::PathBuf;
 #[derive(ClapArgs)]
 #[command(mut_arg("workers", |arg| arg.help("Files measured at once [default: one per core]")))]
 #[command(mut_arg("shard", |arg| {
-    arg.help("Share i of n of the files, such as 0/8, for several machines").long_help(
-        "Share i of n of the files, such as 0/8, for several machines\n\n\
-         Near-duplicates need --hashes here, and --duplicates on the merged table.",
+    shard_help(
+        arg,
+        "files",
+        " Near-duplicates need --hashes here, and --duplicates on the merged table.",
     )
 }))]
 #[command(mut_arg("retry_failed", |arg| arg.help("Retry files that could not be read in an earlier run")))]
@@ -192,7 +196,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         "nothing to filter by: expected a bound such as --min-frames, --duplicates, --hashes or \
          --score-only"
     );
-    let out = shard_path(&args.out, args.step.shard);
+    let options = args.step.run_options(cores(), args.report)?;
+    let out = shard_path(&args.out, options.shard);
     let keep = match args.keep {
         KeepName::First => Keep::First,
         KeepName::Longest => Keep::Longest,
@@ -206,7 +211,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         models: args.model.iter().map(OnnxSpec::load).collect::<Result<_, _>>()?,
         score_only: args.score_only,
         measure_again: args.measure_again,
-        options: args.step.run_options(cores()),
+        options,
     };
     let table = Table::read(&args.data)?;
     let mut progress = StepProgress::new(args.report.quiet, "measuring");
@@ -221,7 +226,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     if !args.report.quiet {
         let has_hashes = args.hashes || args.score_only;
-        parts::say_next(&args.out, args.step.shard, &args.data, has_hashes.then_some(""))?;
+        parts::say_next(&args.out, options.shard, &args.data, has_hashes.then_some(""))?;
     }
     Ok(())
 }

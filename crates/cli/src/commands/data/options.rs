@@ -1,8 +1,10 @@
 //! Options that the data steps share.
 
-use clap::Args as ClapArgs;
+use super::shard::{self, GivenShard, ShardError};
+use crate::{options::Report, output};
+use clap::{Arg, Args as ClapArgs};
 use opensora::prepare::{RunOptions, Shard, retry::RetryPolicy};
-use std::time::Duration;
+use std::{env, time::Duration};
 
 /// Workers, shard, and retries of failed rows. Each command adapts the help texts to its rows and passes
 /// its default of `--workers` to [`run_options`](Self::run_options).
@@ -10,24 +12,49 @@ use std::time::Duration;
 pub(crate) struct StepOptions {
     /// Rows processed at once
     #[arg(long, visible_alias = "parallel", value_name = "N")]
-    pub(crate) workers: Option<usize>,
-    /// Share i of n of the rows, such as 0/4, for several machines
-    #[arg(long, default_value_t = Shard::WHOLE, value_name = "I/N")]
-    pub(crate) shard: Shard,
+    workers: Option<usize>,
+    /// Share i of n of the rows
+    #[arg(long, value_name = "I/N")]
+    shard: Option<GivenShard>,
     /// Retry rows that failed in an earlier run
     #[arg(long)]
-    pub(crate) retry_failed: bool,
+    retry_failed: bool,
 }
 
 impl StepOptions {
-    /// Returns the options; `workers` is the default of `--workers`.
-    pub(crate) fn run_options(&self, workers: usize) -> RunOptions {
-        RunOptions {
-            workers: self.workers.unwrap_or(workers),
-            shard: self.shard,
-            retry_failed: self.retry_failed,
+    /// Returns the options; `workers` is the default of `--workers`. The shard is taken from the
+    /// environment of a job array or of MPI unless `--shard` is given; a message says so.
+    ///
+    /// # Errors
+    /// Returns an error if variables of the environment are malformed or contradictory.
+    pub(crate) fn run_options(
+        &self,
+        workers: usize,
+        report: Report,
+    ) -> Result<RunOptions, ShardError> {
+        let choice = shard::choose(self.shard, |name| env::var_os(name))?;
+        if choice.shard != Shard::WHOLE && !choice.from.is_empty() && !report.quiet {
+            output::message(&choice);
         }
+        Ok(RunOptions {
+            workers: self.workers.unwrap_or(workers),
+            shard: choice.shard,
+            retry_failed: self.retry_failed,
+        })
     }
+}
+
+/// Sets the help of `--shard` for shares of `rows`, with `more` in the long help.
+pub(crate) fn shard_help(arg: Arg, rows: &str, more: &str) -> Arg {
+    let first = format!("Share i of n of the {rows}, such as 0/4, or none");
+    let default = "[default: that of the job array or MPI rank, else none]";
+    let long = format!(
+        "{first}\n\n\
+         Without this option, the tasks of a Slurm array or of srun, the pods of a Kubernetes Indexed Job \
+         (with {} set to its completions) and the ranks of mpirun each take their share.{more} {default}",
+        shard::ARRAY_SIZE
+    );
+    arg.help(format!("{first} {default}")).long_help(long)
 }
 
 /// Timeouts and retries of requests to servers.

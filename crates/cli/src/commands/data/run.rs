@@ -1,6 +1,9 @@
 //! `opensora data run`: runs the steps of a settings file.
 
-use super::{options::StepOptions, parts};
+use super::{
+    options::{StepOptions, shard_help},
+    parts,
+};
 use crate::{options::Report, output, step_progress::StepProgress};
 use anyhow::Context;
 use clap::Args as ClapArgs;
@@ -17,10 +20,7 @@ use std::path::PathBuf;
     arg.help("Rows processed at once [default: workers of the settings file, else 1]")
 }))]
 #[command(mut_arg("shard", |arg| {
-    arg.long_help(
-        "Share i of n of the rows, such as 0/4, for several machines\n\n\
-         The number is put before the ending of the final table.",
-    )
+    shard_help(arg, "rows", " The number is put before the ending of the final table.")
 }))]
 #[command(mut_arg("retry_failed", |arg| arg.help("Retry rows that could not be used in an earlier run")))]
 #[command(after_long_help = "\
@@ -43,7 +43,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let config = Config::read(&args.config).context("--config")?;
     let max_distance = config.filter.as_ref().and_then(|filter| filter.max_distance);
-    let options = args.step.run_options(config.workers);
+    let options = args.step.run_options(config.workers, args.report)?;
     let stages = config.stages(options).context("--config")?;
     let stages: Vec<&dyn Stage> = stages.iter().map(AsRef::as_ref).collect();
     let job = Job { input: config.input, work: config.work, out: config.out, options };

@@ -1,6 +1,6 @@
 //! `opensora data scan`: lists the videos of folders in a table.
 
-use super::options::StepOptions;
+use super::options::{StepOptions, shard_help};
 use crate::{
     options::Report,
     step_progress::{StepProgress, print_summary},
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 #[derive(ClapArgs)]
 #[command(mut_arg("workers", |arg| arg.help("Files opened at once").default_value("4")))]
-#[command(mut_arg("shard", |arg| arg.help("Share i of n of the files, such as 0/4, for several machines")))]
+#[command(mut_arg("shard", |arg| shard_help(arg, "files", "")))]
 #[command(mut_arg("retry_failed", |arg| arg.help("Retry files that could not be opened in an earlier run")))]
 #[command(after_long_help = "\
 Examples:
@@ -38,13 +38,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let job = Job {
-        walk: Walk { follow_links: args.follow_links },
-        options: args.step.run_options(4),
-        ..Job::default()
-    };
+    let options = args.step.run_options(4, args.report)?;
+    let job = Job { walk: Walk { follow_links: args.follow_links }, options, ..Job::default() };
     let found = Found::walk(&args.places, job.walk)?;
-    let out = shard_path(&args.out, args.step.shard);
+    let out = shard_path(&args.out, options.shard);
     let mut progress = StepProgress::new(args.report.quiet, "scanning");
     if found.links > 0 {
         progress.line(&format!("{} links were not followed (--follow-links)", found.links));

@@ -1,6 +1,9 @@
 //! `opensora data split`: cuts videos at their shots into clips.
 
-use super::{options::StepOptions, parts};
+use super::{
+    options::{StepOptions, shard_help},
+    parts,
+};
 use crate::{
     options::Report,
     step_progress::{StepProgress, print_summary},
@@ -19,7 +22,7 @@ use std::path::PathBuf;
 
 #[derive(ClapArgs)]
 #[command(mut_arg("workers", |arg| arg.help("Videos processed at once; each holds one clip in memory").default_value("1")))]
-#[command(mut_arg("shard", |arg| arg.help("Share i of n of the videos, such as 0/4, for several machines")))]
+#[command(mut_arg("shard", |arg| shard_help(arg, "videos", "")))]
 #[command(mut_arg("retry_failed", |arg| arg.help("Retry videos that gave no clips in an earlier run")))]
 #[command(after_long_help = "\
 Examples:
@@ -90,18 +93,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         },
     };
     let input = Table::read(&args.data).context("--data")?;
-    let shard = args.step.shard;
-    let out = shard_path(&args.out, shard);
+    let options = args.step.run_options(1, args.report)?;
+    let out = shard_path(&args.out, options.shard);
     // All shards write to the same folder.
     let clips = args.clips.clone().unwrap_or_else(|| split::clips_folder(&args.out));
-    let options = args.step.run_options(1);
     let job = Job { settings, clips: Some(clips), options, ..Job::default() };
     let mut progress = StepProgress::new(args.report.quiet, "splitting");
     let done = split::run(&job, &input, &out, &mut progress);
     progress.finish();
     print_summary(&done?, "clips", &out, args.report.json)?;
     if !args.report.quiet {
-        parts::say_next(&args.out, shard, &args.data, None)?;
+        parts::say_next(&args.out, options.shard, &args.data, None)?;
     }
     Ok(())
 }

@@ -1,0 +1,235 @@
+//! All layouts of a job by speed, and weak scaling.
+
+use super::{Job, Layout, PlanError, Prediction, Zero};
+use serde::Serialize;
+
+/// Values that the layouts of a search must have; `None` searches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Constraints {
+    /// Ranks that share the tokens of a clip.
+    pub sequence: Option<usize>,
+    /// Division of the training state.
+    pub zero: Option<Zero>,
+    /// Activation checkpointing.
+    pub activation_checkpointing: Option<bool>,
+    /// Micro-batches of a step.
+    pub accumulation: Option<usize>,
+}
+
+/// One number of ranks in a table of weak scaling.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Scaling {
+    /// Number of ranks.
+    pub ranks: usize,
+    /// Clips per second and rank, divided by those of the smallest group that computes a clip without a network:
+    /// one rank, or the ranks of a sequence group.
+    pub efficiency: f64,
+    /// The prediction for the fastest layout that fits.
+    pub prediction: Prediction,
+}
+
+impl Job {
+    /// Returns the predictions for all layouts in which the clips are divided evenly: those that fit into memory
+    /// first, the fastest before slower ones and the simpler one of equals; then the others by memory.
+    ///
+    /// # Errors
+    /// Returns an error if a value of the job is out of range.
+    pub fn search(&self) -> Result<Vec<Prediction>, PlanError> {
+        self.search_within(&Constraints::default())
+    }
+
+    /// Returns the predictions of [`search`](Self::search) for layouts that satisfy `constraints`. It is never
+    /// empty.
+    ///
+    /// # Errors
+    /// Returns an error if a value of the job is out of range, or no layout satisfies the constraints.
+    pub fn search_within(&self, constraints: &Constraints) -> Result<Vec<Prediction>, PlanError> {
+        self.validate()?;
+        let layouts = self.layouts(constraints);
+        let mut found = layouts
+            .into_iter()
+            .filter(|layout| layout.check(self).is_ok())
+            .map(|layout| self.predict(layout))
+            .collect::<Result<Vec<_>, _>>()?;
+        if found.is_empty() {
+            return Err(PlanError::NoLayout { ranks: self.ranks, clips: self.clips });
+        }
+        // Stable, so that the simpler layout stays first.
+        found.sort_by(|a, b| match (a.fits, b.fits) {
+            (true, true) => a.seconds.total_cmp(&b.seconds),
+            (false, false) => a.memory_bytes.total_cmp(&b.memory_bytes),
+            (fits, _) => {
+                if fits {
+                    std::cmp::Ordering::Less
+                } else {
+                    std::cmp::Ordering::Greater
+                }
+            }
+        });
+        Ok(found)
+    }
+
+    /// Returns the layouts that satisfy `constraints`, simple ones first.
+    fn layouts(&self, constraints: &Constraints) -> Vec<Layout> {
+        let wanted = |wanted: Option<usize>, found: usize| wanted.is_none_or(|w| w == found);
+        let mut layouts = Vec::new();
+        for sequence in divisors(self.ranks) {
+            let data = self.ranks / sequence;
+            let is_even = self.clips.is_multiple_of(data);
+            if !is_even || !wanted(constraints.sequence, sequence) {
+                continue;
+            }
+            for accumulation in divisors(self.clips / data) {
+                if !wanted(constraints.accumulation, accumulation) {
+                    continue;
+                }
+                for activation_checkpointing in [false, true] {
+                    for zero in [Zero::Off, Zero::Optimizer, Zero::Gradients] {
+                        layouts.push(Layout {
+                            data,
+                            sequence,
+                            accumulation,
+                            zero,
+                            activation_checkpointing,
+                        });
+                    }
+                }
+            }
+        }
+        layouts.retain(|layout| {
+            let recomputes = layout.activation_checkpointing;
+            constraints.zero.is_none_or(|zero| zero == layout.zero)
+                && constraints.activation_checkpointing.is_none_or(|wanted| wanted == recomputes)
+        });
+        layouts
+    }
+
+    /// Returns the weak scaling to the numbers of ranks in `counts`: the clips of a step are in proportion to the
+    /// ranks, as many for each as in this job. Numbers of ranks at which the clips cannot be divided evenly are left
+    /// out.
+    ///
+    /// # Errors
+    /// Returns an error if a value of the job is out of range, or no layout satisfies the constraints.
+    pub fn weak_scaling(
+        &self,
+        constraints: &Constraints,
+        counts: &[usize],
+    ) -> Result<Vec<Scaling>, PlanError> {
+        let best = self.search_within(constraints)?.swap_remove(0);
+        let of =
+            |ranks: usize| {
+                let clips = self.clips * ranks;
+                (ranks > 0 && clips.is_multiple_of(self.ranks) && clips >= self.ranks)
+                    .then(|| Job { ranks, clips: clips / self.ranks, ..self.clone() })
+            };
+        let per_rank = |found: &Prediction, ranks: usize| found.clips_per_second / ranks as f64;
+        // The smallest group computes the same clips for each rank without the other groups.
+        let group = best.layout.sequence;
+        let base = match of(group) {
+            Some(job) => per_rank(&job.search_within(constraints)?[0], group),
+            None => per_rank(&best, self.ranks),
+        };
+        let mut rows = Vec::with_capacity(counts.len());
+        for &ranks in counts {
+            let Some(job) = of(ranks) else { continue };
+            let Ok(mut found) = job.search_within(constraints) else { continue };
+            let prediction = found.swap_remove(0);
+            let efficiency = per_rank(&prediction, ranks) / base;
+            rows.push(Scaling { ranks, efficiency, prediction });
+        }
+        Ok(rows)
+    }
+}
+
+/// Returns the divisors of a number, ascending.
+fn divisors(number: usize) -> Vec<usize> {
+    let mut small: Vec<usize> =
+        (1..).take_while(|n| n * n <= number).filter(|&n| number.is_multiple_of(n)).collect();
+    let large = small.iter().rev().map(|n| number / n).filter(|&n| n * n > number);
+    let large: Vec<usize> = large.collect();
+    small.extend(large);
+    small
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Network, Processor};
+
+    fn on(processor: Processor, ranks: usize, clips: usize, latents: [usize; 3]) -> Job {
+        let network = Network::of(&processor);
+        Job { ranks, clips, latents, network, processor, ..Job::default() }
+    }
+
+    #[test]
+    fn divisors_are_complete() {
+        assert_eq!(divisors(12), [1, 2, 3, 4, 6, 12]);
+        assert_eq!(divisors(16), [1, 2, 4, 8, 16]);
+        assert_eq!(divisors(1), [1]);
+    }
+
+    #[test]
+    fn the_first_layout_is_the_fastest_that_fits() {
+        let job = on(Processor::H100, 16, 32, [16, 32, 32]);
+        let found = job.search().unwrap();
+        assert!(found[0].fits);
+        for pair in found.windows(2) {
+            assert!(pair[0].fits >= pair[1].fits);
+            if pair[0].fits == pair[1].fits {
+                let sorted = if pair[0].fits {
+                    pair[0].seconds <= pair[1].seconds
+                } else {
+                    pair[0].memory_bytes <= pair[1].memory_bytes
+                };
+                assert!(sorted, "{pair:?}");
+            }
+        }
+        // 5 layouts of ranks; 2 clips a rank: 2 micro-batches, 3 stages, 2 ways to save activations; more with
+        // sequence groups, which have more clips.
+        let data = found.iter().filter(|p| p.layout.sequence == 1).count();
+        assert_eq!(data, 2 * 3 * 2);
+    }
+
+    /// 360 frames of 512x512 do not fit one GPU of 80 GB without sequence parallelism, as in the reference.
+    #[test]
+    fn long_clips_need_a_sequence_group() {
+        let job = on(Processor::H800, 8, 4, [360, 64, 64]);
+        let best = &job.search().unwrap()[0];
+        assert!(best.layout.sequence >= 2 && best.layout.activation_checkpointing, "{best:?}");
+    }
+
+    #[test]
+    fn constraints_hold() {
+        let job = on(Processor::A100, 8, 64, [16, 32, 32]);
+        let constraints = Constraints {
+            sequence: Some(2),
+            zero: Some(Zero::Optimizer),
+            activation_checkpointing: Some(true),
+            accumulation: Some(4),
+        };
+        let found = job.search_within(&constraints).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].layout.data, 4);
+        let none = Constraints { sequence: Some(3), ..constraints };
+        assert_eq!(
+            job.search_within(&none).unwrap_err().to_string(),
+            "no layout of 8 ranks for 64 clips a step satisfies the given constraints"
+        );
+    }
+
+    #[test]
+    fn efficiency_falls_with_ranks_and_rises_with_bandwidth() {
+        let mut job = on(Processor::H100, 64, 512, [16, 32, 32]);
+        let counts = [1, 8, 64, 512];
+        let none = Constraints::default();
+        let slow = job.weak_scaling(&none, &counts).unwrap();
+        assert_eq!(slow.iter().map(|row| row.ranks).collect::<Vec<_>>(), counts);
+        assert!((slow[0].efficiency - 1.0).abs() < 1e-12, "{slow:?}");
+        assert!(slow.windows(2).all(|rows| rows[0].efficiency > rows[1].efficiency), "{slow:?}");
+        job.network = job.network.with_gbits(1600.0);
+        let fast = job.weak_scaling(&none, &counts).unwrap();
+        assert!(fast[2].efficiency > slow[2].efficiency);
+        assert_eq!(fast[2].prediction.layout.ranks(), 64);
+    }
+}
