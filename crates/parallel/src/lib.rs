@@ -5,7 +5,9 @@
 //! code for several ranks also runs without them.
 
 mod communicator;
+mod mesh;
 mod solo;
 
 pub use communicator::{Communicator, Group, Reduction};
+pub use mesh::{Mesh, MeshError};
 pub use solo::Solo;
