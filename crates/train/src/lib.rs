@@ -61,6 +61,7 @@ pub mod parameters;
 mod pending;
 pub mod recipe;
 mod recompute;
+mod sequence;
 pub mod run;
 pub mod session;
 pub mod state;
