@@ -6,7 +6,9 @@
 
 mod communicator;
 mod mesh;
+mod reduce;
 mod solo;
+pub mod threads;
 
 pub use communicator::{Communicator, Group, Reduction};
 pub use mesh::{Mesh, MeshError};
