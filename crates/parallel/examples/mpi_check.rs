@@ -22,6 +22,7 @@ use opensora_parallel::{
     threads::run_ranks,
 };
 use std::{
+    hash::{DefaultHasher, Hash, Hasher},
     hint::black_box,
     thread,
     time::{Duration, Instant},
@@ -89,48 +90,52 @@ fn compute(time: Duration) {
     }
 }
 
-/// Returns the results of collectives over buffers of many lengths, as bytes.
-fn collectives(group: Group) -> Vec<u8> {
+/// Returns a digest of the results of collectives over buffers of many lengths.
+fn collectives(group: Group) -> u64 {
     let (rank, size) = (group.rank(), group.size());
-    let mut bytes = Vec::new();
-    let mut keep = |numbers: &[f32]| bytes.extend(numbers.iter().flat_map(|x| x.to_ne_bytes()));
+    let mut digest = DefaultHasher::new();
+    let numbers = |count: usize| -> Vec<f32> {
+        (0..count).map(|i| ((i % 9973 * 7 + rank * 13) as f32).sin()).collect()
+    };
     let half = group.split(rank % 2, size - rank);
-    // With 3,000,001 numbers, sums are in several pieces.
-    for length in [0, 1, 5, 1000, 4097, 3_000_001] {
-        let numbers = |count: usize| -> Vec<f32> {
-            (0..count).map(|i| ((i % 9973 * 7 + rank * 13) as f32).sin()).collect()
-        };
+    for length in [0, 1, 5, 1000, 4097, 40_001] {
         for group in [&group, &half] {
             let size = group.size();
             let mut sum = numbers(length);
             group.all_reduce(Reduction::Sum, &mut sum);
-            keep(&sum);
             let mut max = numbers(length);
             group.all_reduce(Reduction::Max, &mut max);
-            keep(&max);
             let mut norm = [f64::from(sum.iter().sum::<f32>()), rank as f64];
             group.all_reduce_f64(Reduction::Sum, &mut norm);
-            keep(&norm.map(|x| x as f32));
             let mut part = vec![0.0; length];
             group.reduce_scatter(&numbers(length * size), &mut part);
-            keep(&part);
             let sent: Vec<u8> = (0..length * size).map(|i| (i * 3 + rank) as u8).collect();
-            let mut received = vec![0; length * size];
-            group.all_gather(&sent[..length], &mut received);
-            keep(&received.iter().map(|&x| f32::from(x)).collect::<Vec<_>>());
-            group.all_to_all(&sent, &mut received);
-            keep(&received.iter().map(|&x| f32::from(x)).collect::<Vec<_>>());
-            group.broadcast(size - 1, &mut received);
-            keep(&received.iter().map(|&x| f32::from(x)).collect::<Vec<_>>());
+            let mut gathered = vec![0; length * size];
+            group.all_gather(&sent[..length], &mut gathered);
+            let mut exchanged = vec![0; length * size];
+            group.all_to_all(&sent, &mut exchanged);
+            let mut copied = exchanged.clone();
+            group.broadcast(size - 1, &mut copied);
+            for numbers in [sum, max, part] {
+                numbers.iter().for_each(|x| x.to_bits().hash(&mut digest));
+            }
+            norm.map(f64::to_bits).hash(&mut digest);
+            [gathered, exchanged, copied].hash(&mut digest);
         }
         group.barrier();
     }
-    bytes.extend(gradients(&group));
-    bytes
+    // In several pieces.
+    let mut sum = numbers(2_200_001);
+    group.all_reduce(Reduction::Sum, &mut sum);
+    sum.iter().for_each(|x| x.to_bits().hash(&mut digest));
+    for numbers in gradients(&group) {
+        numbers.iter().for_each(|x| x.to_bits().hash(&mut digest));
+    }
+    digest.finish()
 }
 
-/// Returns output and gradient of a chain of collectives over tensors, as bytes.
-fn gradients(group: &Group) -> Vec<u8> {
+/// Returns output and gradient of a chain of collectives over tensors.
+fn gradients(group: &Group) -> [Vec<f32>; 2] {
     let (rank, size) = (group.rank(), group.size());
     let device = Device::flex().autodiff();
     let shape = [2, 3 * size, 5 * size, 7];
@@ -143,33 +148,22 @@ fn gradients(group: &Group) -> Vec<u8> {
     let y = reduce_scatter(y, 2, group).sin();
     let y = all_gather(y, 2, group);
     let gradients = (y.clone() * x.clone()).sum().backward();
-    let tensors = [y.inner(), x.grad(&gradients).expect("a gradient")];
-    tensors
-        .into_iter()
-        .flat_map(|tensor| tensor.into_data().to_vec::<f32>())
-        .flat_map(|numbers| numbers.into_iter().flat_map(f32::to_ne_bytes).collect::<Vec<_>>())
-        .collect()
+    [y.inner(), x.grad(&gradients).expect("a gradient")]
+        .map(|tensor| tensor.into_data().try_to_vec::<f32>().expect("f32"))
 }
 
 fn check(group: &Group) {
     let meter = Meter::default();
     let found = collectives(meter.measure(group.clone()));
-    let mut lengths = vec![0; 8 * group.size()];
-    group.all_gather(&(found.len() as u64).to_ne_bytes(), &mut lengths);
-    for root in 0..group.size() {
-        let length = u64::from_ne_bytes(lengths[8 * root..][..8].try_into().expect("8 bytes"));
-        let mut its = if root == group.rank() { found.clone() } else { vec![0; length as usize] };
-        group.broadcast(root, &mut its);
-        if group.rank() == 0 {
-            let threads = run_ranks(group.size(), |group| {
-                let wanted = group.rank() == root;
-                let result = collectives(group);
-                wanted.then_some(result)
-            });
-            let expected = threads.into_iter().flatten().next().expect("one rank");
-            assert!(its == expected, "rank {root} of MPI differs from that of threads");
+    let mut all = vec![0; 8 * group.size()];
+    group.all_gather(&found.to_ne_bytes(), &mut all);
+    if group.rank() == 0 {
+        let threads = run_ranks(group.size(), collectives);
+        for (rank, (found, expected)) in all.chunks(8).zip(threads).enumerate() {
+            assert!(found == expected.to_ne_bytes(), "rank {rank} differs from a thread");
         }
     }
+    group.barrier();
     let traffic = meter.traffic();
     assert!(group.size() == 1 || traffic.calls > 0);
     say(group, &format!("{} ranks equal threads ({} calls)", group.size(), traffic.calls));

@@ -12,6 +12,7 @@
 //! [`Meter`] counts and times the collectives of a group.
 
 mod communicator;
+mod exchange;
 mod launch;
 mod measured;
 mod mesh;
@@ -29,6 +30,7 @@ mod watchdog;
 #[cfg(feature = "mpi")]
 pub use self::mpi::{Mpi, MpiError, MpiOptions};
 pub use communicator::{Communicator, Group, Reduction};
+pub use exchange::{Lowest, first_error, gather_bytes, lowest};
 pub use launch::{Launch, Launcher};
 pub use measured::{Meter, Traffic};
 pub use mesh::{Mesh, MeshError};

@@ -29,7 +29,7 @@ mod group;
 mod setup;
 
 use crate::{Group, watchdog::Timing};
-use group::{MpiGroup, Session};
+use group::Session;
 use std::{fmt, sync::Arc, time::Duration};
 
 /// Options of [`Mpi::init`].

@@ -55,23 +55,21 @@ fn watch(session: &Arc<Session>, world: &MpiGroup, timing: Timing) -> Result<(),
     let pulse = session.pulse.clone();
     let mut offer = [0; OFFER];
     let started = if world.rank() == 0 {
-        listen().and_then(|(listener, made)| {
+        let listener = listen().map(|(listener, made)| {
             offer = made;
+            listener
+        });
+        world.broadcast(0, &mut offer);
+        listener.and_then(|listener| {
             let token = token_of(&offer);
             let hub = Hub::start(listener, token, names.clone(), timing, pulse, on_end)?;
             Ok(Watchdog::Hub(hub, timing))
         })
     } else {
-        Err(std::io::Error::other("not started"))
-    };
-    world.broadcast(0, &mut offer);
-    let started = if world.rank() == 0 {
-        started
-    } else {
+        world.broadcast(0, &mut offer);
         let addresses = addresses_of(&offer, &hosts[0], own_host == hosts[0]);
         let (token, rank, hub) = (token_of(&offer), world.rank(), names[0].clone());
-        Spoke::start(&addresses, token, rank, hub, timing, session.pulse.clone(), on_end)
-            .map(Watchdog::Spoke)
+        Spoke::start(&addresses, token, rank, hub, timing, pulse, on_end).map(Watchdog::Spoke)
     };
     let problem = started.as_ref().err().map(|error| match world.rank() {
         0 => format!("{} cannot listen: {error}", names[0]),
