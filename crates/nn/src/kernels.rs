@@ -40,9 +40,15 @@ use host::HostOps;
 use ops::FusedOps;
 use std::sync::Arc;
 
-/// The most keys of an attention kernel: with more, 2^22 scores are so few queries that the tiles of
-/// burn's attention are faster.
+/// The most keys of an attention kernel without autodiff: with more, 2^22 scores are so few queries that the tiles
+/// of burn's attention are faster.
 const MAX_KEYS: usize = 1 << 12;
+
+/// Returns true if a kernel takes `keys` keys. Under autodiff it takes any number, since burn's attention saves all
+/// scores for backward and the kernels of self- and cross-attention save a bounded number.
+fn takes_keys<const D: usize>(keys: usize, x: &Tensor<D>) -> bool {
+    keys <= MAX_KEYS || x.device().is_autodiff()
+}
 
 /// Returns true if the backend of `x` has a kernel for `operation` that takes `x`.
 pub(crate) fn supported<const D: usize>(operation: Operation, x: &Tensor<D>) -> bool {
@@ -155,7 +161,7 @@ pub(crate) fn self_attention(
     axis: usize,
     heads: usize,
 ) -> Result<Tensor<4>, Tensor<4>> {
-    if !supported(Operation::SelfAttention, &qkv) || qkv.dims()[axis] > MAX_KEYS {
+    if !supported(Operation::SelfAttention, &qkv) || !takes_keys(qkv.dims()[axis], &qkv) {
         return Err(qkv);
     }
     let output = Dispatch::fused_self_attention(qkv.into_dispatch(), axis, heads);
@@ -174,7 +180,7 @@ pub(crate) fn cross_attention(
     let operation = Operation::CrossAttention;
     let ([batch, _, channels], [samples, keys, width]) = (query.dims(), key_value.dims());
     if [samples, width] != [batch, 2 * channels]
-        || keys > MAX_KEYS
+        || !takes_keys(keys, &query)
         || !all_supported(operation, [&query, &key_value])
         || !bias.as_ref().is_none_or(|bias| is_key_bias(operation, bias, [batch, keys]))
     {

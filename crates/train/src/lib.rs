@@ -69,6 +69,7 @@ pub mod plan;
 pub mod ranks;
 pub mod recipe;
 mod recompute;
+mod sequence;
 pub mod run;
 pub mod session;
 mod shards;
