@@ -217,7 +217,7 @@ def memory():
     for ranks, zero in [(1, "0"), (2, "0"), (2, "2"), (4, "2")]:
         if ranks == 1:
             # As a rank of mpirun, so that its process is found in the same way.
-            args = ["mpirun", "--bind-to", "none", *command(1, *train("memory", "--quiet", recipe="long.toml"))]
+            args = ["mpirun", "--bind-to", "none", "-n", "1", *command(1, *train("memory", "--quiet", recipe="long.toml"))]
         else:
             args = None
         run, ids = started("memory", ranks, 3, "--zero", zero, args=args)

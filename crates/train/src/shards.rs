@@ -161,7 +161,8 @@ impl Shards {
         weight: f32,
         mut found: impl FnMut(&Piece<'_>, &[f32]),
     ) -> Result<(), ReadError> {
-        let (size, present) = (self.group.size(), self.present(|name| gradients.contains_key(name)));
+        let (size, present) =
+            (self.group.size(), self.present(|name| gradients.contains_key(name)));
         let mut host: Option<(String, Vec<f32>)> = None;
         for bucket in self.buckets(present.iter()) {
             let chunk: usize = bucket.iter().map(|piece| piece.to - piece.from).sum();
