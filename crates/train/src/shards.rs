@@ -137,11 +137,7 @@ impl Shards {
         let slices = self.reduce(gradients, weight)?;
         let present: Vec<String> = self.present(|name| slices.contains_key(name));
         let mut whole = HostSlices::new();
-        let bytes = |name: &str| {
-            Ok(slices.get(name).map_or(Vec::new(), |slice| {
-                slice.iter().flat_map(|value| value.to_ne_bytes()).collect()
-            }))
-        };
+        let bytes = |name: &str| Ok(slices.get(name).map_or(Vec::new(), |slice| bytes_of(slice)));
         self.gather(present.iter(), DType::F32, bytes, |name, bytes| {
             whole.insert(name.to_string(), floats_of(&bytes));
         })?;
@@ -301,6 +297,10 @@ impl Shards {
 fn floats(tensor: Tensor<1>) -> Result<Vec<f32>, ReadError> {
     let data = read(tensor.cast(DType::F32))?;
     Ok(data.as_slice::<f32>().map_or_else(|_| data.iter().collect(), <[f32]>::to_vec))
+}
+
+fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values.iter().map(|value| value.to_ne_bytes()).collect::<Vec<_>>().into_flattened()
 }
 
 fn floats_of(bytes: &[u8]) -> Vec<f32> {
