@@ -121,8 +121,14 @@ fn main() -> anyhow::Result<()> {
     let run = |name: &str, recipe: Recipe| -> anyhow::Result<()> {
         let folder = root.join(name);
         println!("{name}");
-        let session =
-            Session { recipe, folder, resume: false, peak_flops: None, device: device.clone(), ranks: Ranks::default() };
+        let session = Session {
+            recipe,
+            folder,
+            resume: false,
+            peak_flops: None,
+            device: device.clone(),
+            ranks: Ranks::default(),
+        };
         let outcome = session.run(&mut Lines, &mut ())?;
         ensure!(matches!(outcome, Outcome::Finished(_)), "{name} did not finish");
         Ok(())

@@ -9,6 +9,7 @@
 #   failures      a rank that fails, panics, returns early or calls another collective ends all with one message
 #   patience      a rank may compute for longer than the watchdog's limit
 #   signals       a rank that is killed or stopped ends all within 30 s, also if the launcher does not help
+#   training      `opensora train` on 1, 2 and 4 ranks: equal losses, failures, resumes (scripts/mpi_train.py)
 #
 # Needs Open MPI with its headers and libclang (Debian: openmpi-bin libopenmpi-dev libclang-dev), and installs nothing.
 # All packages of the workspace are selected, so that a build of its tests is used again.
@@ -17,7 +18,7 @@ exec </dev/null
 cd "$(dirname "$0")/.."
 
 tests=("$@")
-[ ${#tests[@]} -gt 0 ] || tests=(collectives failures patience signals)
+[ ${#tests[@]} -gt 0 ] || tests=(collectives failures patience signals training)
 
 work=$(mktemp -d)
 began=$SECONDS
@@ -139,6 +140,11 @@ test_signals() {
         expect_end
         expect_one_line "^rank $rank \(.*\) ended before the others$"
     done
+}
+
+test_training() {
+    cargo build --workspace --locked --features opensora-cli/mpi --bin opensora
+    python3 scripts/mpi_train.py "${CARGO_TARGET_DIR:-target}/debug/opensora"
 }
 
 for test in "${tests[@]}"; do

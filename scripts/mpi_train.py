@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Trains over the ranks of mpirun: equality with one process, failures, resumes with other numbers of ranks.
 
-usage: scripts/mpi_train.py PROGRAM
+usage: scripts/mpi_train.py PROGRAM [STEP...]
 
-PROGRAM is `opensora`, built with `--features mpi`. Needs `mpirun`; takes about two minutes on two cores.
+PROGRAM is `opensora`, built with `--features mpi`. Needs `mpirun`. STEP is any of equality, errors, stop and failures
+(default: these), memory (peak memory of ranks with a model whose state dominates) and speed (two ranks of one
+thread against one process of two).
 """
 
 import csv
@@ -70,7 +72,7 @@ steps = 2
 """
 
 ENVIRONMENT = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OPENSORA_NO_TRIAL="1")
-PROGRAM = os.path.abspath(sys.argv[1]) if len(sys.argv) == 2 else sys.exit(__doc__)
+PROGRAM = os.path.abspath(sys.argv[1]) if len(sys.argv) > 1 else sys.exit(__doc__)
 
 
 def command(ranks, *args):
@@ -135,10 +137,10 @@ def equality():
     return wanted
 
 
-def started(out, ranks, rows, *more):
+def started(out, ranks, rows, *more, args=None):
     """Starts a long run and waits for some rows of its metrics. Returns the process and the ids of its ranks."""
     shutil.rmtree(out, ignore_errors=True)
-    args = command(ranks, *train(out, "--quiet", *more, recipe="long.toml"))
+    args = args or command(ranks, *train(out, "--quiet", *more, recipe="long.toml"))
     run = subprocess.Popen(args, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.time() + 120
     while time.time() < deadline:
@@ -207,10 +209,51 @@ def errors():
         print(f"{what}: {lines[0]}")
 
 
+def memory():
+    """Peak memory of the ranks, with and without ZeRO, for a denoiser of 71 million parameters."""
+    wide = STDIT.replace("STEPS", "100000").replace("hidden_size = 32\ndepth = 2", "hidden_size = 768\ndepth = 6")
+    with open("long.toml", "w") as file:
+        file.write(wide.replace("num_heads = 2", "num_heads = 12").replace("every = 5", "every = 100000"))
+    for ranks, zero in [(1, "0"), (2, "0"), (2, "2"), (4, "2")]:
+        if ranks == 1:
+            # As a rank of mpirun, so that its process is found in the same way.
+            args = ["mpirun", "--bind-to", "none", "-n", "1", *command(1, *train("memory", "--quiet", recipe="long.toml"))]
+        else:
+            args = None
+        run, ids = started("memory", ranks, 3, "--zero", zero, args=args)
+        peaks = []
+        for process in ids.values():
+            for line in open(f"/proc/{process}/status"):
+                if line.startswith("VmHWM:"):
+                    peaks.append(int(line.split()[1]) / 1024)
+        for process in ids.values():
+            os.kill(process, signal.SIGKILL)
+        run.communicate()
+        print(f"{ranks} ranks, zero {zero}: peak of a rank {max(peaks):.0f} MiB, of all {sum(peaks):.0f} MiB", flush=True)
+
+
+def speed():
+    """Samples per second of two ranks of one thread, and of one process of two threads, in turns."""
+    recipe = STDIT.replace("STEPS", "12").replace("hidden_size = 32", "hidden_size = 256")
+    with open("stdit.toml", "w") as file:
+        file.write(recipe.replace("num_heads = 2", "num_heads = 4").replace("sample_every = 20", "sample_every = 0"))
+    rates = {1: [], 2: []}
+    for turn in range(3):
+        for ranks in rates:
+            ENVIRONMENT["RAYON_NUM_THREADS"] = str(2 // ranks)
+            run = f"speed-{ranks}-{turn}"
+            ok(*train(run, "--peak-tflops", "1"), ranks=ranks)
+            rates[ranks].append(max(column(run, "samples_per_second")[2:]))
+    one, two = (max(rates[ranks]) for ranks in rates)
+    print(f"one process {one:.2f} samples/s, two ranks {two:.2f}: {two / one:.3f}; all runs: {rates}")
+
+
 def main():
+    steps = {step.__name__: step for step in [equality, errors, stop, failures, memory, speed]}
+    names = sys.argv[2:] or ["equality", "errors", "stop", "failures"]
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        for step in [prepare, equality, errors, stop, failures]:
+        for step in [prepare, *(steps[name] for name in names)]:
             began = time.time()
             step()
             print(f"{step.__name__}: {time.time() - began:.0f} s", flush=True)

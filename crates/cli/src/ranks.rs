@@ -6,9 +6,9 @@
 use crate::output;
 use anyhow::{anyhow, bail};
 use opensora::files::error_line;
+use opensora_parallel::{Group, Launch, Solo, first_error, gather_bytes};
 #[cfg(feature = "mpi")]
 use opensora_parallel::{Mpi, MpiOptions};
-use opensora_parallel::{Group, Launch, Solo, first_error, gather_bytes};
 use std::{env, sync::Arc, thread};
 
 /// Environment variable with which a user chooses the number of threads.

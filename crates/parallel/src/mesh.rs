@@ -43,11 +43,7 @@ impl Mesh {
             return Err(MeshError { ranks, sequence });
         }
         let [row, column] = [world.rank() / sequence, world.rank() % sequence];
-        Ok(Self {
-            data: world.split(column, row),
-            sequence: world.split(row, column),
-            world,
-        })
+        Ok(Self { data: world.split(column, row), sequence: world.split(row, column), world })
     }
 
     /// Returns the grid of a program that divides samples only: one column.

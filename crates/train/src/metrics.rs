@@ -73,7 +73,8 @@ pub const COLUMNS: [&str; 11] = [
 impl Record {
     /// Returns the text of a column of [`COLUMNS`] or of a part.
     fn cell(&self, column: &str) -> String {
-        let optional = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
+        let optional =
+            |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
         let number = match column {
             "step" => return self.step.to_string(),
             "samples" => return self.samples.to_string(),

@@ -344,9 +344,9 @@ fn sample_videos<T: Task>(
     let step = trainer.step();
     trainer.assemble();
     let sampled = trainer.ranks().on_main(|| {
-        hooks.sample(trainer, step).map_err(|error| {
-            TrainError::or(error, |source| TrainError::Hook { step, source })
-        })
+        hooks
+            .sample(trainer, step)
+            .map_err(|error| TrainError::or(error, |source| TrainError::Hook { step, source }))
     });
     trainer.release();
     sampled.map(drop)

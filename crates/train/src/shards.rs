@@ -14,7 +14,7 @@ use opensora_nn::read::{ReadError, read};
 use opensora_parallel::Group;
 use std::{collections::BTreeMap, ops::Range};
 
-/// Elements of a bucket over all ranks: 4 MiB of f32.
+/// Default of the elements of a bucket: 4 MiB of f32.
 const BUCKET: usize = 1 << 20;
 
 /// Slices in host memory by the name of their parameter.
@@ -32,6 +32,8 @@ pub(crate) struct Shards {
     group: Group,
     /// Elements of every parameter.
     lengths: BTreeMap<String, usize>,
+    /// Elements of a bucket over all ranks.
+    bucket: usize,
 }
 
 /// A piece of a bucket: elements `from..to` of each rank's slice of a parameter.
@@ -58,7 +60,7 @@ impl Piece<'_> {
 impl Shards {
     pub(crate) fn new(group: Group, parameters: &FlatTensors) -> Self {
         let lengths = parameters.iter().map(|(name, value)| (name.clone(), value.dims()[0]));
-        Self { group, lengths: lengths.collect() }
+        Self { group, lengths: lengths.collect(), bucket: BUCKET }
     }
 
     /// Returns this rank's elements of a parameter of `length` elements.
@@ -85,7 +87,7 @@ impl Shards {
     /// Returns the pieces of the parameters `names`, in buckets.
     fn buckets<'a>(&'a self, names: impl Iterator<Item = &'a String>) -> Vec<Vec<Piece<'a>>> {
         let size = self.group.size();
-        let limit = (BUCKET / size).max(1);
+        let limit = (self.bucket / size).max(1);
         let (mut buckets, mut bucket, mut filled) = (Vec::new(), Vec::new(), 0);
         for name in names {
             let Some(&length) = self.lengths.get(name) else { continue };
@@ -135,11 +137,7 @@ impl Shards {
         let slices = self.reduce(gradients, weight)?;
         let present: Vec<String> = self.present(|name| slices.contains_key(name));
         let mut whole = HostSlices::new();
-        let bytes = |name: &str| {
-            Ok(slices.get(name).map_or(Vec::new(), |slice| {
-                slice.iter().flat_map(|value| value.to_ne_bytes()).collect()
-            }))
-        };
+        let bytes = |name: &str| Ok(slices.get(name).map_or(Vec::new(), |slice| bytes_of(slice)));
         self.gather(present.iter(), DType::F32, bytes, |name, bytes| {
             whole.insert(name.to_string(), floats_of(&bytes));
         })?;
@@ -161,7 +159,8 @@ impl Shards {
         weight: f32,
         mut found: impl FnMut(&Piece<'_>, &[f32]),
     ) -> Result<(), ReadError> {
-        let (size, present) = (self.group.size(), self.present(|name| gradients.contains_key(name)));
+        let (size, present) =
+            (self.group.size(), self.present(|name| gradients.contains_key(name)));
         let mut host: Option<(String, Vec<f32>)> = None;
         for bucket in self.buckets(present.iter()) {
             let chunk: usize = bucket.iter().map(|piece| piece.to - piece.from).sum();
@@ -300,6 +299,95 @@ fn floats(tensor: Tensor<1>) -> Result<Vec<f32>, ReadError> {
     Ok(data.as_slice::<f32>().map_or_else(|_| data.iter().collect(), <[f32]>::to_vec))
 }
 
+fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values.iter().map(|value| value.to_ne_bytes()).collect::<Vec<_>>().into_flattened()
+}
+
 fn floats_of(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|value| f32::from_ne_bytes(*value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+    use opensora_parallel::threads::run_ranks;
+
+    const LENGTHS: [(&str, usize); 5] = [("a", 1), ("b", 100), ("c", 7), ("d", 1000), ("e", 2)];
+
+    /// The value of an element on a rank: an integer, so that sums are exact.
+    fn value(name: &str, index: usize, rank: usize) -> f32 {
+        (name.len() + index * 3 + rank * 5) as f32
+    }
+
+    fn tensors(rank: usize, names: &[&str]) -> FlatTensors {
+        let made = LENGTHS.iter().filter(|(name, _)| names.contains(name)).map(|(name, length)| {
+            let values: Vec<f32> = (0..*length).map(|index| value(name, index, rank)).collect();
+            let data = TensorData::new(values, [*length]);
+            (name.to_string(), Tensor::from_data(data, &Device::flex()))
+        });
+        made.collect()
+    }
+
+    fn shards(group: Group, bucket: usize) -> Shards {
+        Shards { bucket, ..Shards::new(group, &tensors(0, &["a", "b", "c", "d", "e"])) }
+    }
+
+    #[test]
+    fn slices_cover_a_parameter() {
+        for (length, size) in [(1, 4), (9, 4), (8, 3), (0, 2)] {
+            let slices = (0..size).flat_map(|rank| slice(length, rank, size)).collect::<Vec<_>>();
+            assert_eq!(slices, (0..length).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn gradients_are_added_in_buckets_of_any_size() {
+        for (size, bucket) in [(1, 16), (2, 16), (3, 64), (4, 1), (4, 1 << 20)] {
+            run_ranks(size, |group| {
+                let rank = group.rank();
+                let shards = shards(group, bucket);
+                // Nobody has "c", and only rank 0 has "e".
+                let names = if rank == 0 { &["a", "b", "d", "e"][..] } else { &["a", "b", "d"] };
+                let slices = shards.reduce(tensors(rank, names), 0.5).unwrap();
+                let whole = shards.reduce_whole(tensors(rank, names), 0.5).unwrap();
+                assert_eq!(whole.keys().collect::<Vec<_>>(), ["a", "b", "d", "e"]);
+                for (name, sums) in &whole {
+                    let ranks = if name == "e" { 1 } else { size };
+                    let expected = |index| -> f32 {
+                        (0..ranks).map(|rank| 0.5 * value(name, index, rank)).sum()
+                    };
+                    let expected: Vec<f32> = (0..sums.len()).map(expected).collect();
+                    assert_eq!(sums, &expected, "{name} in buckets of {bucket}");
+                    let own = shards.own(sums.len());
+                    assert_eq!(slices.get(name).map_or(&[][..], Vec::as_slice), &expected[own]);
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn slices_are_gathered_in_every_dtype() {
+        for (size, bucket) in [(2, 16), (3, 10), (4, 1 << 20)] {
+            run_ranks(size, |group| {
+                let shards = shards(group, bucket);
+                let whole = tensors(0, &["a", "b", "c", "d", "e"]);
+                let own = shards.take(&whole);
+                for dtype in [DType::F32, DType::BF16] {
+                    let mut found = Vec::new();
+                    let names = shards.lengths().keys();
+                    shards
+                        .gather_tensors(names, &own, dtype, |name, data| {
+                            let expected = whole[name].clone().cast(dtype).into_data();
+                            assert_eq!(data, expected, "{name}, {size} ranks");
+                            found.push(name.to_string());
+                        })
+                        .unwrap();
+                    assert_eq!(found, ["a", "b", "c", "d", "e"]);
+                }
+                let sum = shards.square_sum([[3.0, 4.0].as_slice()].into_iter());
+                assert_eq!(sum, 25.0 * size as f64);
+            });
+        }
+    }
 }

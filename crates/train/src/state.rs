@@ -26,11 +26,7 @@ use crate::{
     ranks::Ranks,
     trainer::Trainer,
 };
-use burn::{
-    module::Module,
-    optim::AdaptiveMomentumState,
-    tensor::Device,
-};
+use burn::{module::Module, optim::AdaptiveMomentumState, tensor::Device};
 use opensora_files::{AtomicFolder, Existing, remove_leftovers};
 use opensora_parallel::gather_bytes;
 use serde::{Deserialize, Serialize};
@@ -346,8 +342,10 @@ fn read_own<M: Module>(
     let stored = Stored::open(files)?;
     check_shapes(what, &stored, expected)?;
     let own = |length: usize| -> Range<usize> { trainer.own(length) };
-    let held = expected.iter().filter(|(_, length)| !trainer.is_divided() || !own(**length).is_empty());
-    held.map(|(name, length)| Ok((name.clone(), stored.read(name, own(*length), device)?))).collect()
+    let held =
+        expected.iter().filter(|(_, length)| !trainer.is_divided() || !own(**length).is_empty());
+    held.map(|(name, length)| Ok((name.clone(), stored.read(name, own(*length), device)?)))
+        .collect()
 }
 
 /// Writes the tensors that this rank holds into `folder`. Returns the checksums of the files.
@@ -364,11 +362,9 @@ fn write<M: Module>(
     let world = trainer.ranks().world().clone();
     let slices = trainer.is_divided().then(|| (world.rank(), world.size()));
     let mut files = BTreeMap::new();
-    for (kind, tensors) in [
-        (VALUES, trainer.held_values()),
-        (AVERAGE, trainer.held_average()),
-        (OPTIMIZER, &moments),
-    ] {
+    for (kind, tensors) in
+        [(VALUES, trainer.held_values()), (AVERAGE, trainer.held_average()), (OPTIMIZER, &moments)]
+    {
         let name = file_name(kind, slices);
         let path = folder.join(&name);
         match write_tensors(tensors, &path).map_err(TrainError::io(&path))? {
@@ -446,4 +442,3 @@ fn set_aside(path: &Path) -> Result<PathBuf, TrainError> {
     fs::rename(path, &aside).map_err(TrainError::io(path))?;
     Ok(aside)
 }
-

@@ -15,9 +15,9 @@ use burn::{
     optim::{AdamWState, AdaptiveMomentumState},
     tensor::{Bool, FloatDType, Tensor},
 };
-use over::Over;
 pub(crate) use over::GradientSum;
 pub use over::HeldBytes;
+use over::Over;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A model in training. It holds everything that a resumed run needs, as flat f32 tensors. Over several ranks,

@@ -113,10 +113,17 @@ fn weights_of_another_prediction_type_are_rejected() {
     (part.config, part.init) = (config(), Some(weights));
     let run = |recipe: &Recipe| {
         let (recipe, folder) = (recipe.clone(), folder.path().join("run"));
-        Session { recipe, folder, resume: false, peak_flops: None, device: device.clone(), ranks: Ranks::default() }
-            .run(&mut (), &mut ())
-            .unwrap_err()
-            .to_string()
+        Session {
+            recipe,
+            folder,
+            resume: false,
+            peak_flops: None,
+            device: device.clone(),
+            ranks: Ranks::default(),
+        }
+        .run(&mut (), &mut ())
+        .unwrap_err()
+        .to_string()
     };
     let said = run(&recipe);
     assert!(said.contains("prediction_type v_prediction, expected epsilon"), "{said}");

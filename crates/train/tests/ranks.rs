@@ -91,7 +91,12 @@ fn optimizer() -> OptimizerRecipe {
 }
 
 /// A trainer with the same parameters on every call.
-fn trainer(config: &DenoiserConfig, ranks: &Ranks, zero: Zero, dtype: FloatDType) -> Trainer<StDit> {
+fn trainer(
+    config: &DenoiserConfig,
+    ranks: &Ranks,
+    zero: Zero,
+    dtype: FloatDType,
+) -> Trainer<StDit> {
     let device = Device::flex();
     let model = config.init::<StDit>(&device).unwrap();
     let values = parameters::values(&model).unwrap();
@@ -240,7 +245,10 @@ fn losses_and_weights_are_those_of_one_process() {
             let (loss, grad) = (worst(&found, &losses), worst(&grads, &norms));
             println!("{ranks} ranks, {zero:?}: loss {loss:.1e}, gradient norm {grad:.1e}");
             assert!(loss < 1e-5, "{ranks} ranks, {zero:?}: {loss:e}");
-            assert_eq!(job.column("samples"), (1..=50).map(|i| f64::from(8 * i)).collect::<Vec<_>>());
+            assert_eq!(
+                job.column("samples"),
+                (1..=50).map(|i| f64::from(8 * i)).collect::<Vec<_>>()
+            );
             for part in ["mse", "vb"] {
                 assert_eq!(job.column(part).len(), 50);
             }
@@ -331,9 +339,8 @@ fn zero_divides_the_state() {
     };
     let one = held(1, Zero::Gradients)[0];
     // Moments, average and gradients, of all but the null prompt.
-    let state = |held: &HeldBytes, master: usize| {
-        held.optimizer - master + held.average + held.gradients
-    };
+    let state =
+        |held: &HeldBytes, master: usize| held.optimizer - master + held.average + held.gradients;
     let whole = state(&one, 0);
     assert_eq!(whole / 4, one.gradients);
     for ranks in [2, 4] {
@@ -372,7 +379,8 @@ fn a_checkpoint_of_any_ranks_resumes_on_any_ranks() {
     let wanted = state(&saved);
 
     // Loaded and saved again by other ranks, every bit is the same.
-    for (ranks, zero) in [(1, Zero::Off), (2, Zero::Optimizer), (4, Zero::Gradients), (3, Zero::Off)]
+    for (ranks, zero) in
+        [(1, Zero::Off), (2, Zero::Optimizer), (4, Zero::Gradients), (3, Zero::Off)]
     {
         let copied = folder.path().join(format!("copied-{ranks}"));
         let copy = |group: Group| {
@@ -395,7 +403,8 @@ fn a_checkpoint_of_any_ranks_resumes_on_any_ranks() {
         let resumed = folder.path().join(format!("resumed-{ranks}"));
         fs::create_dir_all(resumed.join("checkpoints/step-00000006")).unwrap();
         for name in &names {
-            fs::copy(newest.join(name), resumed.join("checkpoints/step-00000006").join(name)).unwrap();
+            fs::copy(newest.join(name), resumed.join("checkpoints/step-00000006").join(name))
+                .unwrap();
         }
         let recipe = RunRecipe { steps: 12, zero, ..four.clone() };
         Job { resume: true, ..Job::new(&resumed, recipe) }.finish(ranks);
@@ -516,9 +525,8 @@ fn an_error_of_rank_0_ends_all_ranks() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = RunRecipe { zero: Zero::Optimizer, sample_every: 2, ..recipe(20) };
     let job = Job::new(folder.path(), recipe);
-    let lines = run_ranks(2, |group| {
-        error_line(&job.run(group, &mut (), &mut Fails).0.unwrap_err())
-    });
+    let lines =
+        run_ranks(2, |group| error_line(&job.run(group, &mut (), &mut Fails).0.unwrap_err()));
     let line = "step 4: the hook between steps failed: no sample at 4";
     assert_eq!(lines, [line.to_string(), format!("rank 0: {line}")]);
 }

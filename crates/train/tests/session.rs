@@ -122,7 +122,14 @@ fn weights(folder: &Path) {
 
 fn session(folder: &Path, recipe: Recipe) -> Session {
     let folder = folder.join("run");
-    Session { recipe, folder, resume: false, peak_flops: None, device: Device::flex(), ranks: Ranks::default() }
+    Session {
+        recipe,
+        folder,
+        resume: false,
+        peak_flops: None,
+        device: Device::flex(),
+        ranks: Ranks::default(),
+    }
 }
 
 fn stdit(folder: &Path) -> Recipe {

@@ -99,12 +99,7 @@ impl<M: Module> Trainer<M> {
 
     /// Adds `weight` times the gradients of a micro-batch to those of the step. A collective for
     /// [`Zero::Gradients`].
-    pub(crate) fn add_gradients(
-        &self,
-        sum: &mut GradientSum,
-        gradients: FlatTensors,
-        weight: f64,
-    ) {
+    pub(crate) fn add_gradients(&self, sum: &mut GradientSum, gradients: FlatTensors, weight: f64) {
         if let Some(over) = self.over.as_ref().filter(|over| over.zero == Zero::Gradients) {
             let reduced = over.ranks.or_abort(over.shards.reduce(gradients, weight as f32));
             for (name, slice) in reduced {
@@ -136,7 +131,8 @@ impl<M: Module> Trainer<M> {
         losses: Option<Tensor<1>>,
         steps: u64,
     ) -> Result<PendingReport, TrainError> {
-        self.gradient_bytes = bytes(&sum.local) + 4 * sum.slices.values().map(Vec::len).sum::<usize>();
+        self.gradient_bytes =
+            bytes(&sum.local) + 4 * sum.slices.values().map(Vec::len).sum::<usize>();
         let Some(over) = &self.over else {
             return self.apply_pending(sum.local, losses, steps);
         };
@@ -172,10 +168,7 @@ impl<M: Module> Trainer<M> {
     }
 
     /// Gathers the whole parameters that `changed` returns true for, if they are divided. A collective.
-    pub(super) fn gather_values(
-        &mut self,
-        changed: impl Fn(&str, &BTreeSet<String>) -> bool,
-    ) {
+    pub(super) fn gather_values(&mut self, changed: impl Fn(&str, &BTreeSet<String>) -> bool) {
         let device = self.device();
         let Some(over) = &self.over else { return };
         let Some(master) = &over.master else { return };
