@@ -16,6 +16,7 @@
 //! ```
 
 use burn::tensor::{Device, Tensor};
+use opensora_nn::read::read;
 use opensora_parallel::{
     Group, Meter, Mpi, MpiOptions, Reduction,
     tensor::{all_gather, all_reduce, all_to_all, reduce_scatter},
@@ -149,7 +150,7 @@ fn gradients(group: &Group) -> [Vec<f32>; 2] {
     let y = all_gather(y, 2, group);
     let gradients = (y.clone() * x.clone()).sum().backward();
     [y.inner(), x.grad(&gradients).expect("a gradient")]
-        .map(|tensor| tensor.into_data().try_to_vec::<f32>().expect("f32"))
+        .map(|tensor| read(tensor).expect("host memory").try_to_vec::<f32>().expect("f32"))
 }
 
 fn check(group: &Group) {
