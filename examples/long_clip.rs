@@ -92,15 +92,38 @@ fn main() -> anyhow::Result<()> {
     let size = Size::parse(std::env::args().skip(1))?;
     let tokens = size.frames * size.side * size.side;
     #[cfg(feature = "mpi")]
-    if let Some(world) = world()? {
-        let step = step(size, &world)?;
-        return report(&step, tokens, &world);
+    if opensora::parallel::Launch::detect(|name| std::env::var(name).ok()).is_some() {
+        return on_processes(size, tokens);
     }
     println!("{tokens} tokens: {size:?}");
     let steps = run_ranks_within(PATIENCE, size.ranks, |group| step(size, &group));
     let first = steps.into_iter().collect::<anyhow::Result<Vec<_>>>()?.swap_remove(0);
     println!("loss {:.7}, gradient norm {:.7}, {:.1} s", first.loss, first.gradient_norm, first.seconds);
     println!("peak memory of this process: {} MiB", peak_memory()?);
+    Ok(())
+}
+
+/// Runs the step on the ranks that `mpirun` started, with the threads of rayon divided among them by
+/// `RAYON_NUM_THREADS`.
+#[cfg(feature = "mpi")]
+fn on_processes(size: Size, tokens: usize) -> anyhow::Result<()> {
+    use opensora::parallel::{Mpi, MpiOptions};
+
+    let mpi = Mpi::init(MpiOptions::default())?;
+    let world = mpi.world();
+    let step = step(size, &world).unwrap_or_else(|error| world.abort(&format!("{error:#}")));
+    let (rank, ranks) = (world.rank(), world.size());
+    if rank == 0 {
+        println!("{tokens} tokens on {ranks} ranks: {size:?}");
+        println!(
+            "loss {:.7}, gradient norm {:.7}, {:.1} s",
+            step.loss, step.gradient_norm, step.seconds
+        );
+    }
+    world.barrier();
+    println!("rank {rank}: peak memory {} MiB", peak_memory()?);
+    drop(world);
+    mpi.finish();
     Ok(())
 }
 

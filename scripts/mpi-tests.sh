@@ -10,6 +10,7 @@
 #   patience      a rank may compute for longer than the watchdog's limit
 #   signals       a rank that is killed or stopped ends all within 30 s, also if the launcher does not help
 #   training      `opensora train` on 1, 2 and 4 ranks: equal losses, failures, resumes (scripts/mpi_train.py)
+#   sampling      `opensora sample` on 1, 2 and 4 ranks: equal latents and records (scripts/mpi_sample.py)
 #
 # Needs Open MPI with its headers and libclang (Debian: openmpi-bin libopenmpi-dev libclang-dev), and installs nothing.
 # All packages of the workspace are selected, so that a build of its tests is used again.
@@ -18,7 +19,7 @@ exec </dev/null
 cd "$(dirname "$0")/.."
 
 tests=("$@")
-[ ${#tests[@]} -gt 0 ] || tests=(collectives failures patience signals training)
+[ ${#tests[@]} -gt 0 ] || tests=(collectives failures patience signals training sampling)
 
 work=$(mktemp -d)
 began=$SECONDS
@@ -145,6 +146,11 @@ test_signals() {
 test_training() {
     cargo build --workspace --locked --features opensora-cli/mpi --bin opensora
     python3 scripts/mpi_train.py "${CARGO_TARGET_DIR:-target}/debug/opensora"
+}
+
+test_sampling() {
+    cargo build --workspace --locked --features opensora-cli/mpi --bin opensora
+    python3 scripts/mpi_sample.py "${CARGO_TARGET_DIR:-target}/debug/opensora"
 }
 
 for test in "${tests[@]}"; do

@@ -41,7 +41,8 @@ fn sample(pipeline: &TextToVideo, request: &SampleRequest) -> Video {
     let states = pipeline.encode(&PROMPTS, request, &mut ()).unwrap();
     let latents = pipeline.sample(&states, request, &mut ()).unwrap();
     let values = latents.latents.clone().into_data().try_to_vec::<f32>().unwrap();
-    let clips = pipeline.decode(latents.latents, &mut ()).unwrap();
+    let mut observer = ();
+    let clips = pipeline.decode(latents.latents, &mut observer).unwrap();
     (values, clips.map(Result::unwrap).collect(), latents.work)
 }
 
@@ -197,7 +198,8 @@ fn frames_that_are_not_finite_are_an_error_on_all_ranks() {
         let latents = Tensor::<5>::zeros([1, 4, 4, 2, 4], &device);
         let bad = Tensor::<5>::full([1, 4, 1, 2, 4], f32::NAN, &device);
         let latents = latents.slice_assign([0..1, 0..4, 3..4, 0..2, 0..4], bad);
-        let mut clips = pipeline.decode(latents, &mut ()).unwrap();
+        let mut observer = ();
+        let mut clips = pipeline.decode(latents, &mut observer).unwrap();
         clips.next().unwrap().unwrap_err().to_string()
     });
     for error in &errors {
@@ -239,7 +241,8 @@ fn clips_arrive_in_order_on_all_ranks() {
         let pipeline = pipeline(Residency::Sequential, &device);
         let pipeline = pipeline.on_ranks(SamplingRanks::by_frames(group));
         let states = pipeline.encode(&PROMPTS, &request, &mut ()).unwrap();
-        let clips = pipeline.clips(&states, &request, &mut ()).unwrap();
+        let mut observer = ();
+        let clips = pipeline.clips(&states, &request, &mut observer).unwrap();
         clips.map(|clip| clip.map(|SampledClip { index, .. }| index).unwrap()).collect::<Vec<_>>()
     });
     assert_eq!(indices, [[0, 1], [0, 1]]);

@@ -90,6 +90,32 @@ impl World {
         }
     }
 
+    /// Returns the result of `work`, which rank 0 does first, so that the others find the files that it fetched. A
+    /// collective.
+    pub(crate) fn main_first<T>(
+        &self,
+        work: impl Fn() -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let first = self.agree(if self.is_main() { work().map(Some) } else { Ok(None) })?;
+        self.agree(first.map_or_else(work, Ok))
+    }
+
+    /// Returns the result of this rank. Ends all ranks at an error that the others do not have, unless there is only
+    /// one: they wait for this one in a collective.
+    pub(crate) fn or_abort<T>(
+        &self,
+        result: anyhow::Result<T>,
+        have_all: impl FnOnce(&anyhow::Error) -> bool,
+    ) -> anyhow::Result<T> {
+        if let Err(error) = &result
+            && self.group.size() > 1
+            && !have_all(error)
+        {
+            self.group.abort(&error_line(error.as_ref()));
+        }
+        result
+    }
+
     /// Ends MPI. All ranks call it, after a success or an error that all have.
     pub(crate) fn finish(self) {
         #[cfg(feature = "mpi")]
@@ -98,6 +124,14 @@ impl World {
             mpi.finish();
         }
     }
+}
+
+/// Runs `work`, whose errors are those of all ranks, on the ranks of this program.
+pub(crate) fn on_ranks(work: impl FnOnce(&World) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let world = World::join()?;
+    let result = work(&world);
+    world.finish();
+    result
 }
 
 /// Divides the processors among the ranks that may use the same ones, unless the user chose a number of threads.

@@ -160,7 +160,11 @@ impl Session {
 
     /// Opens data and initial weights.
     fn work(&self, dtype: FloatDType) -> Result<Work<'_>, TrainError> {
-        let recipe = &self.recipe;
+        let (recipe, sequence) = (&self.recipe, self.ranks.sequence().size());
+        if recipe.stdit.is_none() && sequence > 1 {
+            let expected = "1: only samples of [stdit] are divided by frames";
+            return Err(RecipeError::value("ranks that share samples", sequence, expected).into());
+        }
         if let Some(part) = &recipe.stdit {
             self.stdit(part, dtype)
         } else if let Some(part) = &recipe.vae {
@@ -201,7 +205,8 @@ impl Session {
 
     fn stdit<'a>(&'a self, part: &'a StDitPart, dtype: FloatDType) -> Result<Work<'a>, TrainError> {
         let seed = self.recipe.run.seed;
-        let task = DenoiserTask::new(&part.loss, &part.config, seed, dtype, &self.device)?;
+        let task = DenoiserTask::new(&part.loss, &part.config, seed, dtype, &self.device)?
+            .divided(self.ranks.sequence().clone());
         let init = part.init.as_ref().map(|init| opened(init, part)).transpose()?;
         let data = self.latents(part)?;
         if let Latents::Cache(cache) = &data {

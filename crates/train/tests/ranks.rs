@@ -119,11 +119,15 @@ struct Job<'a> {
     recipe: RunRecipe,
     samples: Samples,
     resume: bool,
+    /// Ranks that share the frames of each sample.
+    sequence: usize,
+    activation_checkpointing: bool,
 }
 
 impl<'a> Job<'a> {
     fn new(folder: &'a Path, recipe: RunRecipe) -> Self {
-        Self { folder, recipe, samples: Samples::default(), resume: false }
+        let samples = Samples::default();
+        Self { folder, recipe, samples, resume: false, sequence: 1, activation_checkpointing: false }
     }
 
     fn run(
@@ -137,10 +141,15 @@ impl<'a> Job<'a> {
             "bf16" => FloatDType::BF16,
             _ => FloatDType::F32,
         };
-        let ranks = Ranks::new(group);
+        let ranks = Ranks::with_sequence(group, self.sequence).unwrap();
         let mut trainer = trainer(&config, &ranks, self.recipe.zero, dtype);
-        let loss = DenoiserRecipe { caption_dropout: 0.2, ..DenoiserRecipe::default() };
+        let loss = DenoiserRecipe {
+            caption_dropout: 0.2,
+            activation_checkpointing: self.activation_checkpointing,
+            ..DenoiserRecipe::default()
+        };
         let task = DenoiserTask::new(&loss, &config, self.recipe.seed, dtype, &device).unwrap();
+        let task = task.divided(ranks.sequence().clone());
         let mut progress = Progress::default();
         if self.resume {
             let checkpoints = Checkpoints::new(self.folder, 2);
@@ -253,6 +262,31 @@ fn losses_and_weights_are_those_of_one_process() {
         fs::create_dir_all(&again).unwrap();
         Job::new(&again, recipe(50)).finish(ranks);
         assert!(first.unwrap() == state(&again), "{ranks} ranks");
+    }
+}
+
+/// Clips have two frames: of three ranks that share a sample, one has only padding.
+#[test]
+fn ranks_that_share_samples_train_as_one_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = folder.path().join("one");
+    fs::create_dir_all(&one).unwrap();
+    Job::new(&one, recipe(20)).finish(1);
+    let (losses, wanted) = (Job::new(&one, recipe(20)).column("loss"), state(&one));
+    for (ranks, sequence) in [(2, 2), (4, 2), (3, 3)] {
+        for (zero, activation_checkpointing) in [(Zero::Off, false), (Zero::Gradients, true)] {
+            let case = format!("{ranks}-{sequence}-{zero:?}");
+            let path = folder.path().join(&case);
+            fs::create_dir_all(&path).unwrap();
+            let job = Job::new(&path, RunRecipe { zero, ..recipe(20) });
+            let job = Job { sequence, activation_checkpointing, ..job };
+            job.finish(ranks);
+            let distance = worst(&job.column("loss"), &losses);
+            println!("{case}: loss {distance:.1e}");
+            assert!(distance < 1e-5, "{case}: {distance:e}");
+            assert_eq!(job.column("samples")[19], 160.0, "{case}");
+            assert_close(&state(&path), &wanted, 1e-4);
+        }
     }
 }
 

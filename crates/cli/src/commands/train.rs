@@ -4,7 +4,7 @@ use crate::{
     options::{DeviceName, Report},
     output,
     progress::warm_up,
-    ranks::World,
+    ranks::{World, on_ranks},
     stop::{self, Stopped},
     train_progress::TrainProgress,
 };
@@ -72,6 +72,9 @@ pub(crate) struct Args {
     /// too [default: from the recipe]
     #[arg(long, value_name = "0|1|2")]
     zero: Option<u8>,
+    /// Ranks that share the frames of each sample, for clips too long for one device; divides the number of ranks
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    sequence: usize,
     /// Peak of the device in TFLOP/s, for the MFU [default: measured by matrix products]
     #[arg(long)]
     peak_tflops: Option<f64>,
@@ -79,6 +82,17 @@ pub(crate) struct Args {
     device: DeviceName,
     #[command(flatten)]
     report: Report,
+}
+
+impl Args {
+    /// Arranges the ranks. A collective, with the same error on all.
+    fn ranks(&self, world: &World) -> anyhow::Result<Ranks> {
+        let group = world.group().clone();
+        match self.sequence {
+            1 => Ok(Ranks::new(group)),
+            sequence => Ranks::with_sequence(group, sequence).context("--sequence"),
+        }
+    }
 }
 
 /// `opensora train`.
@@ -98,14 +112,6 @@ pub(crate) fn run_vae(args: Args) -> anyhow::Result<()> {
         }
         train(&args, recipe, world)
     })
-}
-
-/// Runs `work`, whose errors are those of all ranks, on the ranks of this program.
-fn on_ranks(work: impl FnOnce(&World) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let world = World::join()?;
-    let result = work(&world);
-    world.finish();
-    result
 }
 
 /// Reads the recipe and applies the options.
@@ -141,7 +147,7 @@ fn recipe(args: &Args) -> anyhow::Result<Recipe> {
 
 fn train(args: &Args, recipe: Recipe, world: &World) -> anyhow::Result<()> {
     let device = world.agree(args.device.open_on(world.local_rank()))?;
-    let (folder, ranks) = (args.out.clone(), Ranks::new(world.group().clone()));
+    let (folder, ranks) = (args.out.clone(), args.ranks(world)?);
     let resume = args.resume;
     let session = Session { recipe, folder, resume, peak_flops: None, device, ranks };
     // Checks that need no model come first: measuring the peak and loading models take a while.
