@@ -252,7 +252,7 @@ fn print_best(job: &Job, best: &Prediction) -> Result<(), OutputError> {
     output::line("")?;
     output::line(format_args!("layout: {}", best.layout))?;
     output::line(format_args!(
-        "step: {:.3} s, {:.3} clips/s, {:.1} % of the peak; most of it: {}",
+        "step: {:.3} s, {:.3} clips/s, {:.1} % of the peak; largest part: {}",
         best.seconds,
         best.clips_per_second,
         100.0 * best.utilisation,

@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(large.peak(), half.peak() + 2.0 * passes);
     }
 
-    /// By hand: 2 clips of 24 tokens; the inner size is 32.
+    /// A rank has 2 clips of 24 tokens; the inner size is 32.
     #[test]
     fn activations_and_scores_are_those_computed_by_hand() {
         let job = job(FloatDType::F32);
