@@ -51,16 +51,16 @@ pub(crate) struct Args {
     /// Float type to compute in: f32, bf16 or f16
     #[arg(long, default_value_t = Dtype::Bf16)]
     dtype: Dtype,
-    #[command(flatten)]
-    machines: Machines,
-    #[command(flatten)]
-    layout: LayoutOptions,
     /// Numbers of ranks of a table of weak scaling, with as many clips for each rank
     #[arg(long, value_delimiter = ',', value_name = "N,...")]
     scaling: Vec<usize>,
     /// Number of layouts to list
     #[arg(long, default_value_t = 5)]
     layouts: usize,
+    #[command(flatten)]
+    machines: Machines,
+    #[command(flatten)]
+    layout: LayoutOptions,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
