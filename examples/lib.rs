@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `sample` | a prompt becomes a playable MP4 |
 //! | `train_three_stages` | a small model is trained in three stages and sampled |
+//! | `long_clip` | a training step on a clip of a million tokens, divided among ranks |
 //! | `swap_backend` | every backend of the build samples the same latents |
 
 use opensora::{

@@ -17,7 +17,7 @@ use opensora::{
         encode::{ClipEncoder, EncoderConfig},
     },
     nn::device,
-    train::{Observer, Outcome, Recipe, Session, observer::StepDone},
+    train::{Observer, Outcome, Ranks, Recipe, Session, observer::StepDone},
     video::{VideoSpec, Writer},
 };
 use opensora_demo::{DemoSpec, write_dataset};
@@ -122,7 +122,7 @@ fn main() -> anyhow::Result<()> {
         let folder = root.join(name);
         println!("{name}");
         let session =
-            Session { recipe, folder, resume: false, peak_flops: None, device: device.clone() };
+            Session { recipe, folder, resume: false, peak_flops: None, device: device.clone(), ranks: Ranks::default() };
         let outcome = session.run(&mut Lines, &mut ())?;
         ensure!(matches!(outcome, Outcome::Finished(_)), "{name} did not finish");
         Ok(())

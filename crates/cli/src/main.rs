@@ -14,6 +14,7 @@ mod model;
 mod options;
 mod output;
 mod progress;
+mod ranks;
 mod step_progress;
 mod stop;
 mod train_progress;

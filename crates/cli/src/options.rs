@@ -28,15 +28,28 @@ pub(crate) struct Report {
 pub(crate) struct DeviceName {
     /// Device, such as flex, cuda:0 or vulkan [default: the first one that is not a software driver]
     ///
-    /// `opensora devices` lists them.
+    /// `opensora devices` lists them. `cuda:local` is the device with the number of the process on its node, for
+    /// programs that mpirun or srun started.
     #[arg(long, value_name = "NAME")]
     pub(crate) device: Option<String>,
 }
 
+/// The end of a device's name that stands for the number of the process on its node.
+const LOCAL: &str = ":local";
+
 impl DeviceName {
     /// Opens the device, or the default one if none was named, and checks that it computes.
     pub(crate) fn open(&self) -> anyhow::Result<Device> {
-        let device = match &self.device {
+        self.open_on(0)
+    }
+
+    /// As [`open`](Self::open), in the process with the number `local` on its node.
+    pub(crate) fn open_on(&self, local: usize) -> anyhow::Result<Device> {
+        let name = self.device.as_ref().map(|name| match name.strip_suffix(LOCAL) {
+            Some(backend) => format!("{backend}:{local}"),
+            None => name.clone(),
+        });
+        let device = match &name {
             Some(name) => device::parse(name),
             None => device::default_device(),
         }

@@ -34,11 +34,22 @@ impl From<io::Error> for OutputError {
     }
 }
 
+/// True for ranks other than 0, which print nothing.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Prints nothing from here on, except [`last_words`].
+pub(crate) fn silence() {
+    SILENT.store(true, Ordering::Relaxed);
+}
+
 /// Prints a result and a line break.
 ///
 /// # Errors
 /// Returns an error if the reader has closed the pipe or the line cannot be written.
 pub(crate) fn line(text: impl Display) -> Result<(), OutputError> {
+    if SILENT.load(Ordering::Relaxed) {
+        return Ok(());
+    }
     Ok(write_line(io::stdout().lock(), text)?)
 }
 
@@ -63,6 +74,13 @@ pub(crate) fn copy(file: &mut File) -> Result<(), OutputError> {
 /// Prints a message on standard error. Write errors are ignored: hours of work do not end because a terminal
 /// or a `tee` did.
 pub(crate) fn message(text: impl Display) {
+    if !SILENT.load(Ordering::Relaxed) {
+        last_words(text);
+    }
+}
+
+/// Prints a message as [`message`] does, also on a rank that is silent: the reason for which it ends all ranks.
+pub(crate) fn last_words(text: impl Display) {
     let _ = write_line(io::stderr().lock(), text);
 }
 

@@ -104,6 +104,20 @@ pub(crate) fn or_error(error: anyhow::Error) -> anyhow::Error {
     }
 }
 
+/// Returns true for errors of sampling that all ranks of a program have: the library makes them agree.
+pub(crate) fn have_all_ranks(error: &anyhow::Error) -> bool {
+    error.is::<Stopped>()
+        || matches!(
+            error.downcast_ref(),
+            Some(
+                PipelineError::Sample(SampleError::Interrupted { .. })
+                    | PipelineError::DecodingStopped { .. }
+                    | PipelineError::NonFinite { .. }
+                    | PipelineError::NonFiniteLatents { .. }
+            )
+        )
+}
+
 /// Returns `Break` if a signal was received, for observers.
 pub(crate) fn flow() -> ControlFlow<()> {
     if asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

@@ -119,6 +119,9 @@ fn numbers(record: &Record, remaining: Option<Duration>) -> String {
     if let Some(mfu) = record.mfu {
         line += &format!(", MFU {:.1} %", 100.0 * mfu);
     }
+    if let Some(share) = record.communication {
+        line += &format!(", {:.0} % in collectives", 100.0 * share);
+    }
     if let Some(remaining) = remaining {
         line += &format!(", {} left", clock(remaining));
     }
@@ -177,8 +180,10 @@ mod tests {
             numbers(&record, Some(Duration::from_secs(7300))),
             "loss 0.1235, 7.00 samples/s, 28.7k tokens/s, MFU 35.7 %, 2 h 1 min left"
         );
-        let line = numbers(&Record { mfu: None, ..record }, None);
+        let line = numbers(&Record { mfu: None, ..record.clone() }, None);
         assert_eq!(line, "loss 0.1235, 7.00 samples/s, 28.7k tokens/s");
+        let line = numbers(&Record { mfu: None, communication: Some(0.126), ..record }, None);
+        assert_eq!(line, "loss 0.1235, 7.00 samples/s, 28.7k tokens/s, 13 % in collectives");
     }
 
     #[test]

@@ -314,3 +314,27 @@ fn a_bad_clip_stops_the_run_unless_it_may_be_left_out() {
     let skipped = fs::read_to_string(path.join("lenient/skipped.csv")).unwrap();
     assert!(skipped.starts_with("7,") && skipped.contains("broken.mp4"), "{skipped}");
 }
+
+/// Ranks without MPI would be independent runs in one folder.
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn a_build_without_mpi_does_not_start_on_several_ranks() {
+    let folder = tempfile::tempdir().unwrap();
+    for (rank, size, expected) in [
+        ("0", "2", "error: started on several ranks, but this build has no MPI"),
+        ("1", "2", ""),
+        ("0", "1", "error: nothing.toml"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_opensora"))
+            .args(["train", "--recipe", "nothing.toml", "--out", "run"])
+            .env("OMPI_COMM_WORLD_RANK", rank)
+            .env("OMPI_COMM_WORLD_SIZE", size)
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert_eq!(error.lines().count(), usize::from(!expected.is_empty()), "{error}");
+        assert!(error.starts_with(expected), "{error}");
+    }
+}

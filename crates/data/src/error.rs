@@ -118,6 +118,14 @@ pub enum DataError {
         /// The operating system's error.
         source: std::io::Error,
     },
+    /// Another rank of the run failed, with an error that does not concern a row.
+    #[error("rank {rank}: {message}")]
+    OtherRank {
+        /// The rank.
+        rank: usize,
+        /// Its error on one line.
+        message: String,
+    },
     /// The threads that read ahead ended before the requested sample was read.
     #[error("the threads that read ahead have ended")]
     ThreadsEnded,

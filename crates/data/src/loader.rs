@@ -4,7 +4,11 @@
 //! skipped, the next slots fill the batch, and the row is written to a list that later runs use. No
 //! row replaces another. Errors that affect more than one row (a damaged cache, a setting) are
 //! never skipped.
+//!
+//! In a run over several ranks, every rank reads its [`Part`] of each batch. The ranks agree on bad rows, so that
+//! the batches are those of one process.
 
+mod part;
 mod skip_list;
 #[cfg(test)]
 mod tests;
@@ -12,8 +16,9 @@ mod workers;
 
 use crate::{DataError, SettingError, Source, order::Order};
 use opensora_files::error_line;
+pub use part::Part;
 use skip_list::SkipList;
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, path::PathBuf, sync::Arc};
 pub(crate) use workers::read as read_caught;
 use workers::{Read, Workers, name_of, read};
 
@@ -86,9 +91,11 @@ impl LoaderConfig {
 /// A batch: consecutive samples of the order, with their rows and slots.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Batch<T> {
-    /// The samples.
+    /// The samples; over several ranks, those of this rank's part.
     pub items: Vec<T>,
-    /// Rows of the samples in the manifest.
+    /// Positions of `items` in the batch.
+    pub own: Range<usize>,
+    /// Rows of all samples of the batch in the manifest.
     pub rows: Vec<usize>,
     /// The slot at which the batch begins.
     pub first_slot: u64,
@@ -96,14 +103,24 @@ pub struct Batch<T> {
     pub next_slot: u64,
 }
 
+/// A slot of the order with its row and epoch.
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    slot: u64,
+    row: usize,
+    epoch: u64,
+}
+
 /// An endless iterator of batches. It ends after an error.
 pub struct Loader<S: Source + ?Sized> {
     source: Arc<S>,
     config: LoaderConfig,
     order: Order,
-    /// The next slot to hand to a worker, and the next to put into a batch.
-    ahead: u64,
+    part: Part,
+    /// The next slot to put into a batch.
     slot: u64,
+    /// The next slot that may be requested from a worker, and its place in its batch.
+    ahead: (u64, usize),
     skip_list: SkipList,
     newly_skipped: usize,
     workers: Option<Workers<S::Item>>,
@@ -140,13 +157,24 @@ where
             source,
             config,
             order,
-            ahead: start,
+            part: Part::default(),
             slot: start,
+            ahead: (start, 0),
             skip_list,
             newly_skipped: 0,
             workers,
             finished: false,
         })
+    }
+
+    /// Reads only `part` of every batch. All ranks of the part's group take their batches together. Rank 0 writes
+    /// the list of bad rows.
+    pub fn with_part(mut self, part: Part) -> Self {
+        if part.group.rank() > 0 {
+            self.skip_list.without_writing();
+        }
+        self.part = part;
+        self
     }
 
     /// Returns the skipped rows with the reasons.
@@ -156,8 +184,33 @@ where
 
     fn batch(&mut self) -> Result<Batch<S::Item>, DataError> {
         let first_slot = self.slot;
-        let (mut items, mut rows) = (Vec::new(), Vec::new());
-        while items.len() < self.config.batch_size {
+        let own = self.part.of(self.config.batch_size);
+        let mut slots = Vec::new();
+        let mut found = BTreeMap::new();
+        loop {
+            self.fill(&mut slots)?;
+            let failed = self.read_slots(&slots[own.clone()], &mut found);
+            let failed = failed.map(|(index, error)| (own.start + index, error));
+            let Some((place, error)) = self.part.first_bad(failed, &slots) else { break };
+            let Slot { slot, row, .. } = slots[place];
+            let skipped = self.skip(row, error);
+            self.part.agree(skipped)?;
+            // The row is skipped from this slot on.
+            slots.retain(|other| other.row != row || other.slot < slot);
+            self.ahead = (first_slot, 0);
+        }
+        if let Some(workers) = &mut self.workers {
+            workers.forget_before(self.slot);
+        }
+        let items = slots[own.clone()].iter().filter_map(|slot| found.remove(&slot.slot));
+        let items = items.collect();
+        let rows = slots.iter().map(|slot| slot.row).collect();
+        Ok(Batch { items, own, rows, first_slot, next_slot: self.slot })
+    }
+
+    /// Completes the slots of a batch by the next ones whose rows are not skipped.
+    fn fill(&mut self, slots: &mut Vec<Slot>) -> Result<(), DataError> {
+        while slots.len() < self.config.batch_size {
             // The list has only rows of this source: no good row is left.
             if self.skipped().len() == self.source.len() {
                 return Err(DataError::AllBad { rows: self.source.len() });
@@ -167,37 +220,52 @@ where
                 return Err(DataError::Empty);
             };
             self.slot += 1;
-            if self.skipped().contains_key(&row) {
-                if let Some(workers) = &mut self.workers {
-                    workers.forget(slot);
-                }
-                continue;
-            }
-            match self.take_slot(slot, row, epoch) {
-                Ok(item) => {
-                    items.push(item);
-                    rows.push(row);
-                }
-                Err(error) => self.skip(row, error)?,
+            if !self.skipped().contains_key(&row) {
+                slots.push(Slot { slot, row, epoch });
             }
         }
-        Ok(Batch { items, rows, first_slot, next_slot: self.slot })
+        Ok(())
+    }
+
+    /// Reads those of `slots` that are not in `found`. Returns the index and the error of the first bad one.
+    fn read_slots(
+        &mut self,
+        slots: &[Slot],
+        found: &mut BTreeMap<u64, S::Item>,
+    ) -> Option<(usize, DataError)> {
+        for (index, slot) in slots.iter().enumerate() {
+            if found.contains_key(&slot.slot) {
+                continue;
+            }
+            match self.take_slot(slot) {
+                Ok(item) => found.insert(slot.slot, item),
+                Err(error) => return Some((index, error)),
+            };
+        }
+        None
     }
 
     /// Returns the sample of a slot, from a worker or read in this thread.
-    fn take_slot(&mut self, slot: u64, row: usize, epoch: u64) -> Read<S::Item> {
-        let Some(workers) = &mut self.workers else { return read(&*self.source, row, epoch) };
+    fn take_slot(&mut self, slot: &Slot) -> Read<S::Item> {
+        let Some(workers) = &mut self.workers else {
+            return read(&*self.source, slot.row, slot.epoch);
+        };
+        workers.request((slot.slot, slot.row, slot.epoch))?;
         // Keep the workers busy with the slots of the batches to read ahead.
-        self.ahead = self.ahead.max(slot);
-        while self.ahead < slot + self.config.ahead() as u64 {
-            if let Some((epoch, row)) = self.order.at(self.ahead)
+        let own = self.part.of(self.config.batch_size);
+        while self.ahead.0 < slot.slot + self.config.ahead() as u64 {
+            let (slot, place) = self.ahead;
+            if let Some((epoch, row)) = self.order.at(slot)
                 && !self.skip_list.rows().contains_key(&row)
             {
-                workers.send((self.ahead, row, epoch))?;
+                if own.contains(&place) {
+                    workers.request((slot, row, epoch))?;
+                }
+                self.ahead.1 = (place + 1) % self.config.batch_size;
             }
-            self.ahead += 1;
+            self.ahead.0 += 1;
         }
-        workers.receive(slot)
+        workers.receive(slot.slot)
     }
 
     /// Lists a bad row, or returns its error if no more are allowed.

@@ -2,7 +2,7 @@
 //!
 //! There are two implementations. Flex has a kernel (`kernels`) that reads heads through strides and has
 //! gradients. Every other backend, every call that the kernel does not take (a bias for each query, half
-//! precision, more than 4096 keys), and split heads under autodiff use burn's attention: in `chunks`, so
+//! precision, more than 4096 keys without autodiff), and split heads under autodiff use burn's attention: in `chunks`, so
 //! that memory grows linearly with the number of tokens where a backend holds all `[B, heads, N, M]`
 //! scores, and with heads padded by zeros (`padding`) where its fast kernel requires other sizes.
 //! [`attention_kernel`] describes the backends.

@@ -1,8 +1,9 @@
 //! Fused layers: operations that a backend computes by a dedicated kernel.
 //!
-//! [`FusedOps`] is the only extension trait; burn dispatches its methods to the backend of the tensors. A
-//! layer calls one function of this module, which returns the result, or gives the inputs back if
-//! [`supported`] is false for an input. The layer then computes the same with burn's operations.
+//! [`FusedOps`] is the only extension trait for layers; burn dispatches its methods to the backend of the
+//! tensors. A layer calls one function of this module, which returns the result, or gives the inputs back if
+//! [`supported`] is false for an input. The layer then computes the same with burn's operations. `host` has the
+//! extension trait for maps that the host computes on all backends.
 //!
 //! | backend | kernels |
 //! |---|---|
@@ -15,6 +16,7 @@
 
 #[cfg(feature = "flex")]
 mod flex;
+mod host;
 mod in_place;
 mod ops;
 #[cfg(feature = "tch")]
@@ -25,7 +27,7 @@ pub(crate) use in_place::CHUNK;
 pub(crate) use in_place::update_in_place;
 pub(crate) use ops::Operation;
 
-use crate::attention::Heads;
+use crate::{attention::Heads, host::HostMap};
 #[allow(unused_imports, reason = "no backend with kernels may be compiled in")]
 use burn::backend::DispatchDevice;
 use burn::{
@@ -34,11 +36,19 @@ use burn::{
     nn::{GroupNorm, Linear, PaddingConfig2d, conv::Conv2d},
     tensor::Tensor,
 };
+use host::HostOps;
 use ops::FusedOps;
+use std::sync::Arc;
 
-/// The most keys of an attention kernel: with more, 2^22 scores are so few queries that the tiles of
-/// burn's attention are faster.
+/// The most keys of an attention kernel without autodiff: with more, 2^22 scores are so few queries that the tiles
+/// of burn's attention are faster.
 const MAX_KEYS: usize = 1 << 12;
+
+/// Returns true if a kernel takes `keys` keys. Under autodiff it takes any number, since burn's attention saves all
+/// scores for backward and the kernels of self- and cross-attention save a bounded number.
+fn takes_keys<const D: usize>(keys: usize, x: &Tensor<D>) -> bool {
+    keys <= MAX_KEYS || x.device().is_autodiff()
+}
 
 /// Returns true if the backend of `x` has a kernel for `operation` that takes `x`.
 pub(crate) fn supported<const D: usize>(operation: Operation, x: &Tensor<D>) -> bool {
@@ -147,7 +157,7 @@ pub(crate) fn self_attention(
     axis: usize,
     heads: usize,
 ) -> Result<Tensor<4>, Tensor<4>> {
-    if !supported(Operation::SelfAttention, &qkv) || qkv.dims()[axis] > MAX_KEYS {
+    if !supported(Operation::SelfAttention, &qkv) || !takes_keys(qkv.dims()[axis], &qkv) {
         return Err(qkv);
     }
     let output = Dispatch::fused_self_attention(qkv.into_dispatch(), axis, heads);
@@ -165,7 +175,7 @@ pub(crate) fn cross_attention(
     let operation = Operation::CrossAttention;
     let ([batch, _, channels], [samples, keys, width]) = (query.dims(), key_value.dims());
     if [samples, width] != [batch, 2 * channels]
-        || keys > MAX_KEYS
+        || !takes_keys(keys, &query)
         || !all_supported(operation, [&query, &key_value])
         || !bias.as_ref().is_none_or(|bias| is_key_bias(operation, bias, [batch, keys]))
     {
@@ -192,6 +202,11 @@ pub(crate) fn attention(heads: Heads) -> Result<Tensor<4>, Heads> {
     let scale = scale.unwrap_or_else(|| 1.0 / (head_dim as f64).sqrt());
     let [query, key, value] = [query, key, value].map(Tensor::into_dispatch);
     Ok(Tensor::from_dispatch(Dispatch::fused_attention(query, key, value, bias, scale)))
+}
+
+/// See [`crate::host::apply`]; `x` has autodiff.
+pub(crate) fn host_map(map: Arc<dyn HostMap>, x: Tensor<1>) -> Tensor<1> {
+    Tensor::from_dispatch(<Dispatch as HostOps>::host_map(x.into_dispatch(), map))
 }
 
 /// Returns true if `bias` has one element a key, `[1 or B, 1, 1, M]`, and is supported.

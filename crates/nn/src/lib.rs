@@ -32,6 +32,7 @@
 //! | [`device`] | the table of backends: parse `--device`, list available devices |
 //! | [`dtype`] | float types of weights and activations |
 //! | [`read`] | copies of tensors to the host, and a count of waits for devices |
+//! | [`host`] | linear maps that the host computes, with gradients |
 //! | [`random`] | random numbers drawn on the host, by key |
 //! | [`noise`] | Gaussian noise that is the same on every backend |
 //! | [`attention`] | multi-head attention with an additive bias |
@@ -56,6 +57,7 @@ pub mod attention;
 pub mod conv;
 pub mod device;
 pub mod dtype;
+pub mod host;
 mod kernels;
 pub mod linear;
 pub mod mask;

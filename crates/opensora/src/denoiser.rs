@@ -7,6 +7,7 @@
 use crate::{
     diffusion::{Condition, DenoiseError, Denoiser, PredictionType},
     nn::mask::TokenMask,
+    parallel::{Group, tensor::all_gather},
     stdit::{AttentionCache, AttentionReuse, ClassModel, DenoiserWork, PromptModel, SizeError},
     t5::PromptStates,
 };
@@ -95,6 +96,8 @@ pub struct ConditionedDenoiser<'a, C: BatchCondition> {
     /// `None` for a model that was trained without a null condition.
     null: Option<Null<C>>,
     prediction_type: PredictionType,
+    /// Two ranks, of which the first predicts with the condition and the second without.
+    guidance: Option<Group>,
     /// In a cell, since samplers hold a denoiser by shared reference.
     states: RefCell<States<C::State>>,
 }
@@ -128,6 +131,12 @@ impl<C: BatchCondition> ConditionedDenoiser<'_, C> {
         Self { prediction_type, ..self }
     }
 
+    /// Divides the two predictions of guidance between the two ranks of `group`, which both call it: the first predicts
+    /// with the condition, the second with the null condition. `None`: this process computes both in one pass.
+    pub fn with_guidance_ranks(self, group: Option<Group>) -> Self {
+        Self { guidance: group, ..self }
+    }
+
     fn null(&self) -> Result<&Null<C>, SizeError> {
         self.null.as_ref().ok_or(SizeError::NoNullClass)
     }
@@ -149,18 +158,24 @@ impl<C: BatchCondition> Denoiser for ConditionedDenoiser<'_, C> {
         condition.predict(self.model, latents, &timesteps, state)
     }
 
-    /// One forward pass over twice the batch.
+    /// One forward pass over twice the batch, or one on each of two ranks.
     fn denoise_both(
         &self,
         latents: Tensor<5>,
         timestep: f32,
     ) -> Result<(Tensor<5>, Tensor<5>), DenoiseError> {
         let batch = latents.dims()[0];
+        let halves = |out: Tensor<5>| (out.clone().narrow(0, 0, batch), out.narrow(0, batch, batch));
+        if let Some(group) = &self.guidance {
+            let condition = if group.rank() == 0 { Condition::Prompt } else { Condition::Null };
+            // [B, ...] -> [2B, ...]
+            return Ok(halves(all_gather(self.denoise(latents, timestep, condition)?, 0, group)));
+        }
         let timesteps = vec![timestep; 2 * batch];
         let both = Tensor::cat(vec![latents.clone(), latents], 0);
         let state = &mut self.states.borrow_mut().both;
         let out = self.null()?.both.predict(self.model, both, &timesteps, state)?;
-        Ok((out.clone().narrow(0, 0, batch), out.narrow(0, batch, batch)))
+        Ok(halves(out))
     }
 
     fn prediction_type(&self) -> PredictionType {
@@ -202,6 +217,7 @@ impl<'a> PromptedDenoiser<'a> {
             }),
             condition: PromptStates { states, mask },
             prediction_type: PredictionType::default(),
+            guidance: None,
             states: RefCell::default(),
         })
     }
@@ -289,6 +305,7 @@ impl<'a> LabelledDenoiser<'a> {
             condition: labels.to_vec(),
             null,
             prediction_type: PredictionType::default(),
+            guidance: None,
             states: RefCell::default(),
         })
     }

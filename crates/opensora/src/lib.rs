@@ -38,7 +38,7 @@
 #![cfg_attr(feature = "train", doc = "| [`training`] | samples videos during a training run |")]
 //!
 //! The crates that the library is made of are re-exported: [`t5`], [`vae`], [`stdit`], [`diffusion`],
-//! [`checkpoint`], [`video`], [`files`], [`nn`], and [`burn`].
+//! [`checkpoint`], [`video`], [`files`], [`nn`], [`parallel`], and [`burn`].
 //!
 //! | feature | adds |
 //! |---|---|
@@ -64,6 +64,7 @@ pub use opensora_hub as hub;
 #[cfg(any(feature = "train", feature = "prepare", feature = "parquet"))]
 pub use opensora_manifest as manifest;
 pub use opensora_nn as nn;
+pub use opensora_parallel as parallel;
 #[cfg(feature = "prepare")]
 pub use opensora_prepare as prepare;
 #[cfg(feature = "prepare")]

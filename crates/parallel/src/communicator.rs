@@ -57,4 +57,7 @@ pub trait Communicator: Debug + Send + Sync {
 
     /// Splits the group: ranks with the same `color` form a group, in the order of `key`, then of rank.
     fn split(&self, color: usize, key: usize) -> Group;
+
+    /// Ends all ranks, because this one cannot go on. `message` is the one line that says why. Not a collective.
+    fn abort(&self, message: &str) -> !;
 }

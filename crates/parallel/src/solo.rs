@@ -39,4 +39,8 @@ impl Communicator for Solo {
     fn split(&self, _color: usize, _key: usize) -> Group {
         Arc::new(Self)
     }
+
+    fn abort(&self, message: &str) -> ! {
+        panic!("{message}");
+    }
 }

@@ -11,6 +11,7 @@ use crate::{
     },
     embed::{Conditioning, add_time},
     hooks::{BlockHooks, PassHooks},
+    layout::TokenLayout,
     modulation::Modulation,
 };
 use burn::{
@@ -93,7 +94,7 @@ impl StDitBlock {
     }
 
     /// Applies the block to `x` `[B, T*S, C]`; `time` `[T, C]` are the temporal positions, which only the
-    /// first block gets. Returns `[B, T*S, C]`.
+    /// first block gets. Returns `[B, T*S, C]`. The tokens are those that this process holds in `layout`.
     ///
     /// Quirk of the reference, kept: the temporal branch sees `x` without norm and without
     /// modulation, and shares the gate of the spatial branch.
@@ -103,6 +104,7 @@ impl StDitBlock {
         c: &Conditioning,
         grid: TokenGrid,
         time: Option<Tensor<2>>,
+        layout: &impl TokenLayout,
         hooks: &mut BlockHooks<'_, impl PassHooks>,
     ) -> Tensor<3> {
         let Self { base: PixArtBlock { attn, cross_attn, mlp, .. }, attn_temp } = self;
@@ -113,8 +115,9 @@ impl StDitBlock {
         let y = hooks.spatial(|| &msa.gate * attn.along(Space, grid, msa.modulate_norm(x.clone())));
         let x = x + y;
         // x + gate * attn(x + time), over the frames at each position
-        let y =
-            hooks.temporal(|| &msa.gate * attn_temp.along(Time, grid, add_time(x.clone(), time)));
+        let attn = |grid, x| attn_temp.along(Time, grid, x);
+        let y = hooks
+            .temporal(|| &msa.gate * layout.over_time(grid, add_time(x.clone(), time), attn));
         let x = x + y;
         // x + attn(x, prompt)
         let y = hooks.cross(|| cross_attn.forward(x.clone(), prompt, bias));

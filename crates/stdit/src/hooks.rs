@@ -31,8 +31,8 @@ pub struct Pass<'a> {
     pub config: &'a DenoiserConfig,
     /// Timestep of each sample.
     pub timesteps: &'a [f32],
-    /// Tokens along (t, h, w), which attend to each other within a frame and over time. A model whose
-    /// tokens all attend to each other has one frame.
+    /// Tokens of the whole clip along (t, h, w), which attend to each other within a frame and over time. A model
+    /// whose tokens all attend to each other has one frame.
     pub grid: [usize; 3],
     /// Prompt tokens that each token attends to.
     pub prompt_tokens: usize,

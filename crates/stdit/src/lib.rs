@@ -41,18 +41,19 @@
 //! | [`attention`], [`modulation`] | the layers of the blocks |
 //! | [`embed`], [`final_layer`] | latents, timestep and prompt to tokens; tokens to latents |
 //! | [`hooks`] | hooks around the attention branches of a forward pass, for caches and counters |
+//! | [`layout`] | the tokens of a clip in one process, or divided by frames among ranks |
 //! | [`reuse`], [`cache`] | attention outputs that are reused in later sampling steps: settings and store |
 //! | [`work`] | floating point operations |
 //! | [`keys`] | published key names |
 //!
-//! Every linear layer of a block is applied by `opensora_nn::linear::forward`, and tokens mix only in
-//! [`attention`]: these are the places to extend for low-rank adapters and for layouts that distribute tokens.
+//! Every linear layer of a block is applied by `opensora_nn::linear::forward`, the place to extend for low-rank
+//! adapters. Tokens mix only in [`attention`]; [`layout`] divides those of a clip among ranks.
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/{stdit/stdit.py, pixart/pixart.py, dit/dit.py,
 //! latte/latte.py, layers/blocks.py}`. Deviations: position tables are computed for the size of each call
 //! instead of being buffers of one size; prompt tokens are masked by an additive bias instead of being packed
-//! (padded tokens get a weight of exactly zero either way); timesteps stay in f32; drop path, dropout of captions
-//! and labels, and sequence parallelism are not ported.
+//! (padded tokens get a weight of exactly zero either way); timesteps stay in f32; drop path and dropout of captions
+//! and labels are not ported.
 
 pub mod adaln;
 pub mod attention;
@@ -66,11 +67,13 @@ pub mod final_layer;
 pub mod hooks;
 pub mod keys;
 pub mod latte;
+pub mod layout;
 pub mod model;
 pub mod modulation;
 pub mod pixart;
 pub mod pixart_ms;
 pub mod reuse;
+mod sharded;
 pub mod stdit;
 pub mod streamed;
 pub mod work;
@@ -80,6 +83,7 @@ pub use class_config::{ClassConfig, LabelCondition};
 pub use config::{DenoiserConfig, PositionScales, SizeError};
 pub use dit::Dit;
 pub use latte::Latte;
+pub use layout::{FrameShards, TokenLayout};
 pub use model::{ClassModel, LoadError, PromptModel};
 pub use pixart::PixArt;
 pub use pixart_ms::{ImageSize, PixArtMs, SizedPixArt};

@@ -4,7 +4,8 @@ use crate::{AttentionCache, ClassConfig, DenoiserWork, SizeError};
 use burn::tensor::Tensor;
 use opensora_checkpoint::CheckpointError;
 use opensora_nn::mask::TokenMask;
-use std::fmt::Debug;
+use opensora_parallel::Group;
+use std::{fmt::Debug, sync::Arc};
 
 /// A denoiser that is conditioned on a prompt, with its weights in memory or streamed from their file.
 pub trait PromptModel: Debug + Send + Sync {
@@ -25,6 +26,13 @@ pub trait PromptModel: Debug + Send + Sync {
         mask: Option<&TokenMask>,
         cache: &mut AttentionCache,
     ) -> Result<Tensor<5>, CheckpointError>;
+
+    /// Returns this model with the frames of a clip divided among the ranks of `group`, which all call it with the
+    /// same arguments and get the same results. `None` if the model cannot be divided, the default.
+    fn sharded(self: Arc<Self>, group: &Group) -> Option<Arc<dyn PromptModel>> {
+        let _ = group;
+        None
+    }
 }
 
 /// A denoiser that is conditioned on a class label.

@@ -10,6 +10,8 @@ use crate::{
     final_layer::{FinalLayer, unpatchify},
     hooks::{BlockHooks, Pass, PassHooks},
     keys,
+    layout::TokenLayout,
+    sharded::{InLayout, Sharded},
 };
 use burn::{
     module::Module,
@@ -20,6 +22,8 @@ use opensora_checkpoint::{
     import,
 };
 use opensora_nn::{mask::TokenMask, sincos};
+use opensora_parallel::Group;
+use std::sync::Arc;
 
 /// Predicts the noise in a latent clip, given a timestep and a prompt.
 ///
@@ -98,19 +102,22 @@ impl StDit {
     /// Returns an error if the patch does not divide the size.
     pub fn position_tables(&self, size: [usize; 3]) -> Result<Vec<(String, Tensor<3>)>, SizeError> {
         let grid = self.config.grid(size)?;
-        let [space, time] = self.tables(grid, DType::F32, &self.null_prompt().device());
-        let tables = [space, time].map(|table| table.unsqueeze::<3>());
+        let device = &self.null_prompt().device();
+        let space = self.space_table(grid, DType::F32, device);
+        let tables = [space, self.time_table(grid[0], DType::F32, device)].map(|table| table.unsqueeze::<3>());
         Ok(keys::POSITION_TABLES.map(str::to_string).into_iter().zip(tables).collect())
     }
 
-    /// Returns the spatial `[S, C]` and temporal `[T, C]` position tables of a grid of tokens.
-    fn tables(&self, [t, h, w]: [usize; 3], dtype: DType, device: &Device) -> [Tensor<2>; 2] {
-        let (PositionScales { space_scale, time_scale }, hidden) =
-            (self.config.scales, self.config.hidden_size);
-        [
-            sincos::spatial([h, w], hidden, space_scale, None, dtype, device),
-            sincos::temporal(t, hidden, time_scale, dtype, device),
-        ]
+    /// Returns the spatial position table `[S, C]` of a grid of tokens.
+    fn space_table(&self, [_, h, w]: [usize; 3], dtype: DType, device: &Device) -> Tensor<2> {
+        let DenoiserConfig { hidden_size, scales, .. } = self.config;
+        sincos::spatial([h, w], hidden_size, scales.space_scale, None, dtype, device)
+    }
+
+    /// Returns the temporal position table of the first `frames` frames, `[T, C]`.
+    fn time_table(&self, frames: usize, dtype: DType, device: &Device) -> Tensor<2> {
+        let DenoiserConfig { hidden_size, scales, .. } = self.config;
+        sincos::temporal(frames, hidden_size, scales.time_scale, dtype, device)
     }
 
     /// Returns the same weights at other position scales.
@@ -153,12 +160,14 @@ impl StDit {
     pub(crate) fn forward_over<S: BlockSource<StDitBlock>>(
         &self,
         blocks: &S,
-        (x, c): (Tensor<3>, StDitConditioning),
+        (x, c): (Tensor<3>, StDitConditioning<impl TokenLayout>),
         timesteps: &[f32],
         hooks: &mut impl PassHooks,
     ) -> Result<Tensor<5>, S::Error> {
         let [_, prompt_tokens, _] = c.prompted.prompt.dims();
-        hooks.begin(&Pass { config: &self.config, timesteps, grid: c.grid, prompt_tokens });
+        let [held, height, width] = c.grid;
+        let grid = [c.layout.whole_frames(held), height, width];
+        hooks.begin(&Pass { config: &self.config, timesteps, grid, prompt_tokens });
         let x = blocks.fold(x, |index, block, x| c.apply(block, index, x, hooks))?;
         Ok(self.head(x, &c))
     }
@@ -176,25 +185,45 @@ impl StDit {
         prompt: Tensor<3>,
         mask: Option<&TokenMask>,
     ) -> (Tensor<3>, StDitConditioning) {
+        self.embed_in((), latents, timesteps, prompt, mask)
+    }
+
+    /// [`embed`](Self::embed) for the frames that this process holds in `layout`: `latents` `[B, C, T, H, W]` are
+    /// those frames, and so are the tokens and the prediction of all later parts.
+    pub fn embed_in<L: TokenLayout>(
+        &self,
+        layout: L,
+        latents: Tensor<5>,
+        timesteps: &[f32],
+        prompt: Tensor<3>,
+        mask: Option<&TokenMask>,
+    ) -> (Tensor<3>, StDitConditioning<L>) {
         let dtype = self.null_prompt().dtype();
         let grid = latent_grid(&latents, timesteps, |size| self.config.grid(size));
-        let [space, time] = self.tables(grid, dtype, &latents.device());
+        let device = &latents.device();
+        let space = self.space_table(grid, dtype, device);
+        let time = layout.rows_of_frames(grid[0], |frames| self.time_table(frames, dtype, device));
         let prompted = self.embed.condition(timesteps, prompt.cast(dtype), mask, None);
 
         let x = self.embed.x_embedder.forward(latents.cast(dtype)); // [B, T*S, C]
-        (add_space(x, space), StDitConditioning { prompted, grid, time })
+        (add_space(x, space), StDitConditioning { prompted, grid, time, layout })
     }
 
     /// Applies block `index` to tokens `[B, T*S, C]`.
     ///
     /// # Panics
     /// Panics if the model has no such block.
-    pub fn block(&self, index: usize, x: Tensor<3>, c: &StDitConditioning) -> Tensor<3> {
+    pub fn block(
+        &self,
+        index: usize,
+        x: Tensor<3>,
+        c: &StDitConditioning<impl TokenLayout>,
+    ) -> Tensor<3> {
         c.apply(&self.blocks[index], index, x, &mut ())
     }
 
     /// Returns the prediction `[B, C_out, T, H, W]` in f32 of tokens `[B, T*S, C]`.
-    pub fn head(&self, x: Tensor<3>, c: &StDitConditioning) -> Tensor<5> {
+    pub fn head(&self, x: Tensor<3>, c: &StDitConditioning<impl TokenLayout>) -> Tensor<5> {
         let x = self.final_layer.forward(x, c.prompted.t.clone());
         unpatchify(x, c.grid, self.config.patch_size).cast(FloatDType::F32)
     }
@@ -213,24 +242,52 @@ impl PromptModel for StDit {
         mask: Option<&TokenMask>,
         cache: &mut AttentionCache,
     ) -> Result<Tensor<5>, CheckpointError> {
-        let embedded = self.embed(latents, timesteps, prompt, mask);
-        let Ok(prediction) = self.forward_over(&self.blocks, embedded, timesteps, cache);
+        self.forward_in((), latents, timesteps, prompt, mask, cache)
+    }
+
+    fn sharded(self: Arc<Self>, group: &Group) -> Option<Arc<dyn PromptModel>> {
+        Some(Arc::new(Sharded { model: self, group: group.clone() }))
+    }
+}
+
+impl InLayout for StDit {
+    fn config(&self) -> &DenoiserConfig {
+        &self.config
+    }
+
+    fn null(&self) -> Tensor<2> {
+        self.null_prompt()
+    }
+
+    fn forward_in(
+        &self,
+        layout: impl TokenLayout,
+        latents: Tensor<5>,
+        timesteps: &[f32],
+        prompt: Tensor<3>,
+        mask: Option<&TokenMask>,
+        hooks: &mut impl PassHooks,
+    ) -> Result<Tensor<5>, CheckpointError> {
+        let embedded = self.embed_in(layout, latents, timesteps, prompt, mask);
+        let Ok(prediction) = self.forward_over(&self.blocks, embedded, timesteps, hooks);
         Ok(prediction)
     }
 }
 
 /// The inputs that all blocks and the final layer of one forward pass share.
 #[derive(Debug, Clone)]
-pub struct StDitConditioning {
+pub struct StDitConditioning<L = ()> {
     /// Timestep and prompt.
     pub prompted: Conditioning,
-    /// Tokens along (t, h, w).
+    /// Tokens along (t, h, w) that this process holds.
     pub grid: [usize; 3],
-    /// Temporal positions, `[T, C]`.
+    /// Temporal positions of these tokens, `[T, C]`.
     pub time: Tensor<2>,
+    /// Where the other tokens are.
+    pub layout: L,
 }
 
-impl StDitConditioning {
+impl<L: TokenLayout> StDitConditioning<L> {
     /// Applies block `index` to tokens `[B, T*S, C]`.
     fn apply(
         &self,
@@ -242,6 +299,6 @@ impl StDitConditioning {
         // The temporal table enters the first block only.
         let time = (index == 0).then(|| self.time.clone());
         let grid = TokenGrid::new(self.grid);
-        block.forward(x, &self.prompted, grid, time, &mut BlockHooks::new(hooks, index))
+        block.forward(x, &self.prompted, grid, time, &self.layout, &mut BlockHooks::new(hooks, index))
     }
 }

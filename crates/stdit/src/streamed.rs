@@ -8,6 +8,8 @@
 use crate::{
     AttentionCache, DenoiserConfig, LoadError, PromptModel, StDit, block::StDitBlock,
     hooks::PassHooks,
+    layout::TokenLayout,
+    sharded::{InLayout, Sharded},
 };
 use burn::tensor::{Device, FloatDType, Tensor};
 use opensora_checkpoint::{
@@ -15,6 +17,8 @@ use opensora_checkpoint::{
     StreamedImport,
 };
 use opensora_nn::mask::TokenMask;
+use opensora_parallel::Group;
+use std::sync::Arc;
 
 /// [`StDit`] with one block in memory at a time, or two on a device that is not the host's processor.
 #[derive(Debug)]
@@ -72,11 +76,23 @@ impl StreamedStDit {
         prompt: Tensor<3>,
         mask: Option<&TokenMask>,
     ) -> Result<Tensor<5>, CheckpointError> {
-        self.forward_with(latents, timesteps, prompt, mask, &mut ())
+        self.forward_in((), latents, timesteps, prompt, mask, &mut ())
     }
 
-    fn forward_with(
+}
+
+impl InLayout for StreamedStDit {
+    fn config(&self) -> &DenoiserConfig {
+        self.config()
+    }
+
+    fn null(&self) -> Tensor<2> {
+        self.null_prompt()
+    }
+
+    fn forward_in(
         &self,
+        layout: impl TokenLayout,
         latents: Tensor<5>,
         timesteps: &[f32],
         prompt: Tensor<3>,
@@ -87,7 +103,7 @@ impl StreamedStDit {
         let config = ends.config();
         let fresh = || StDitBlock::new(config, device);
         let blocks = StreamedBlocks { source, count: config.depth, fresh, device, overlap: true };
-        let embedded = ends.embed(latents, timesteps, prompt, mask);
+        let embedded = ends.embed_in(layout, latents, timesteps, prompt, mask);
         ends.forward_over(&blocks, embedded, timesteps, hooks)
     }
 }
@@ -105,6 +121,10 @@ impl PromptModel for StreamedStDit {
         mask: Option<&TokenMask>,
         cache: &mut AttentionCache,
     ) -> Result<Tensor<5>, CheckpointError> {
-        self.forward_with(latents, timesteps, prompt, mask, cache)
+        self.forward_in((), latents, timesteps, prompt, mask, cache)
+    }
+
+    fn sharded(self: Arc<Self>, group: &Group) -> Option<Arc<dyn PromptModel>> {
+        Some(Arc::new(Sharded { model: self, group: group.clone() }))
     }
 }

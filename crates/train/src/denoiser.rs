@@ -13,6 +13,7 @@ use crate::{
     metrics::flops::ModelFlops,
     parameters::Graph,
     recompute::{self, Inputs},
+    sequence::Share,
     task::{Cost, Evaluation, Task},
 };
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
@@ -23,7 +24,8 @@ use opensora_nn::{
     noise::normal_batch_of,
     random::{HostRng, Purpose},
 };
-use opensora_stdit::{DenoiserConfig, StDit};
+use opensora_parallel::Group;
+use opensora_stdit::{DenoiserConfig, FrameShards, StDit, TokenLayout};
 use opensora_vae::Posterior;
 use serde::{Deserialize, Serialize};
 
@@ -120,7 +122,7 @@ pub struct DenoiserBatch {
     pub dropped: Vec<bool>,
 }
 
-/// Losses of a batch, each `[B]` and without autodiff.
+/// Losses of a batch, each `[B]` and without autodiff; of whole samples, also if ranks share them.
 #[derive(Debug, Clone)]
 pub struct DenoiserLosses {
     /// Loss of each sample. Its mean is minimised.
@@ -147,6 +149,8 @@ pub struct DenoiserTask {
     seed: u64,
     dtype: FloatDType,
     device: Device,
+    /// Ranks that share the tokens of each sample, if there are several.
+    sequence: Option<Group>,
 }
 
 impl DenoiserTask {
@@ -172,7 +176,15 @@ impl DenoiserTask {
             seed,
             dtype,
             device: device.clone(),
+            sequence: None,
         })
+    }
+
+    /// Divides the frames of every sample among the ranks of `group`, which all call the methods of the task with the
+    /// same samples. Losses are then equal on all ranks; gradients are parts, whose **mean** over the ranks is the
+    /// gradient (see [`Mesh`](opensora_parallel::Mesh)).
+    pub fn divided(self, group: Group) -> Self {
+        Self { sequence: (group.size() > 1).then_some(group), ..self }
     }
 
     /// Makes the inputs of the loss: samples latents from the posteriors, and draws timesteps, noise and
@@ -253,7 +265,8 @@ impl DenoiserTask {
         })
     }
 
-    /// Returns the losses of a batch and the gradients of their mean.
+    /// Returns the losses of a batch and the gradients of their mean, or this rank's part of them if the samples are
+    /// [divided](Self::divided).
     ///
     /// # Errors
     /// Returns an error if the shapes of the tensors do not match.
@@ -262,15 +275,43 @@ impl DenoiserTask {
         graph: &Graph<StDit>,
         batch: DenoiserBatch,
     ) -> Result<(DenoiserLosses, crate::FlatTensors), TrainError> {
+        let Some(group) = &self.sequence else { return self.losses_in((), None, graph, batch) };
+        let [_, _, frames, height, width] = batch.latents.dims();
+        let [tokens, ..] = self.config.grid([frames, height, width])?;
+        let shards = FrameShards::new(group.clone(), tokens);
+        let share = Share::new(&shards, group, frames / tokens);
+        let batch = DenoiserBatch {
+            latents: shards.shard(batch.latents),
+            noise: shards.shard(batch.noise),
+            ..batch
+        };
+        let (losses, gradients) = self.losses_in(shards, Some(&share), graph, batch)?;
+        let DenoiserLosses { loss, mse, vb } = losses;
+        let [loss, mse, vb] = share.sum([loss, mse, vb], group);
+        Ok((DenoiserLosses { loss, mse, vb }, gradients))
+    }
+
+    /// [`losses`](Self::losses) of the frames that this process holds in `layout`. Of a batch that ranks share, the
+    /// losses are means over the frames of this rank's `share`.
+    fn losses_in(
+        &self,
+        layout: impl TokenLayout,
+        share: Option<&Share>,
+        graph: &Graph<StDit>,
+        batch: DenoiserBatch,
+    ) -> Result<(DenoiserLosses, crate::FlatTensors), TrainError> {
         let DenoiserBatch { latents, noise, t, states, mask, dropped } = batch;
         let noisy = self.process.q_sample(latents.clone(), &t, noise.clone())?;
         let inputs = Inputs {
+            layout,
             latents: noisy.clone(),
             timesteps: &self.process.model_timesteps(&t)?,
             prompt: drop_captions(states, graph.model.null_prompt(), &dropped),
             mask: &mask,
         };
         recompute::gradients(graph, inputs, self.recipe.activation_checkpointing, |output| {
+            let counted = |x: Tensor<5>| share.map_or(x.clone(), |share| share.counted(x));
+            let [output, noisy, latents, noise] = [output, noisy, latents, noise].map(counted);
             let kind = self.recipe.prediction_type;
             let output = self.process.output_as_noise(kind, output, &noisy, &t)?;
             let inputs =
@@ -291,7 +332,8 @@ impl DenoiserTask {
                 mse: losses.mse.inner(),
                 vb: losses.vb.inner(),
             };
-            Ok((loss.mean(), found))
+            let loss = loss.mean();
+            Ok((share.map_or(loss.clone(), |share| share.of_mean(loss)), found))
         })
     }
 

@@ -142,6 +142,14 @@ pub enum TrainError {
     /// The device failed or is lost.
     #[error(transparent)]
     Device(#[from] ReadError),
+    /// Another rank of the run failed.
+    #[error("rank {rank}: {message}")]
+    OtherRank {
+        /// The rank.
+        rank: usize,
+        /// Its error on one line.
+        message: String,
+    },
     /// A file of the run cannot be read or written.
     #[error("{}: I/O error", path.display())]
     Io {

@@ -6,7 +6,7 @@
 //!
 //! ```no_run
 //! use burn::tensor::Device;
-//! use opensora_train::{Recipe, Session};
+//! use opensora_train::{Ranks, Recipe, Session};
 //!
 //! // A bundled recipe by its name, or a file.
 //! let mut recipe = Recipe::open("stage2-16x256x256".as_ref())?;
@@ -18,6 +18,7 @@
 //!     resume: true,
 //!     peak_flops: None,
 //!     device: Device::flex(),
+//!     ranks: Ranks::default(),
 //! };
 //! // `()` is an observer that ignores all events, and hooks that do nothing.
 //! session.run(&mut (), &mut ())?;
@@ -37,6 +38,10 @@
 //! | [`vae`] | training of a VAE: L1 loss and KL divergence |
 //! | [`text`], [`masked_tokens`] | training of a text encoder: prediction of masked tokens |
 //! | [`trainer`] | parameters, optimizer, moving average |
+//! | [`ranks`] | the ranks of a run over several devices |
+//! | [`zero`] | the training state that ranks divide |
+//! | `shards` | slices of parameters, and the collectives between slices and whole tensors |
+//! | `shared` | the numbers of a micro-batch from all ranks |
 //! | [`parameters`] | a model's parameters as named flat tensors |
 //! | [`optimizer`] | AdamW, gradient clipping, learning rate |
 //! | `pending` | steps whose numbers the device is still computing |
@@ -61,23 +66,30 @@ pub mod optimizer;
 pub mod parameters;
 mod pending;
 pub mod plan;
+pub mod ranks;
 pub mod recipe;
 mod recompute;
 pub mod run;
+mod sequence;
 pub mod session;
+mod shards;
+mod shared;
 pub mod state;
 pub mod task;
 pub mod text;
 pub mod trainer;
 pub mod vae;
+pub mod zero;
 
 pub use error::{RecipeError, TrainError};
 pub use observer::Observer;
 pub use parameters::{FlatTensors, Graph};
+pub use ranks::Ranks;
 pub use recipe::Recipe;
 pub use run::{Outcome, Run};
 pub use session::{Prepared, Session};
 pub use trainer::Trainer;
+pub use zero::Zero;
 
 /// The README's example, compiled with the tests.
 #[cfg(doctest)]

@@ -48,12 +48,15 @@ pub struct Record {
     pub mfu: Option<f64>,
     /// Seconds of training, over all resumes.
     pub seconds: f64,
+    /// Share of the time that rank 0 spends in collectives, 0 to 1, with waiting for slower ranks; `None` for a single
+    /// rank.
+    pub communication: Option<f64>,
     /// Terms of the loss (`mse`, `vb`) and other numbers of the task. Steps can have different parts.
     pub parts: Vec<(&'static str, f64)>,
 }
 
 /// Columns that every record has, in the table's order. The parts follow.
-pub const COLUMNS: [&str; 10] = [
+pub const COLUMNS: [&str; 11] = [
     "step",
     "samples",
     "epoch",
@@ -64,11 +67,13 @@ pub const COLUMNS: [&str; 10] = [
     "tokens_per_second",
     "mfu",
     "seconds",
+    "communication",
 ];
 
 impl Record {
     /// Returns the text of a column of [`COLUMNS`] or of a part.
     fn cell(&self, column: &str) -> String {
+        let optional = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
         let number = match column {
             "step" => return self.step.to_string(),
             "samples" => return self.samples.to_string(),
@@ -78,8 +83,9 @@ impl Record {
             "learning_rate" => self.learning_rate,
             "samples_per_second" => self.samples_per_second,
             "tokens_per_second" => self.tokens_per_second,
-            "mfu" => return self.mfu.map(|value| value.to_string()).unwrap_or_default(),
+            "mfu" => return optional(self.mfu),
             "seconds" => self.seconds,
+            "communication" => return optional(self.communication),
             part => match self.parts.iter().find(|(name, _)| *name == part) {
                 Some(&(_, value)) => value,
                 None => return String::new(),
@@ -101,6 +107,7 @@ impl Record {
         .map(|(tag, value)| (tag.to_string(), value))
         .into();
         scalars.extend(self.mfu.map(|mfu| ("speed/mfu".to_string(), mfu)));
+        scalars.extend(self.communication.map(|share| ("speed/communication".to_string(), share)));
         scalars.extend(self.parts.iter().map(|(name, value)| (format!("train/{name}"), *value)));
         scalars
     }
@@ -190,10 +197,13 @@ mod tests {
             tokens_per_second: 8.5,
             mfu: Some(0.25),
             seconds: 9.5,
+            communication: Some(0.125),
             parts: vec![("mse", 4.25)],
         };
         let cells = COLUMNS.map(|column| record.cell(column));
-        assert_eq!(cells, ["1", "2", "3.5", "4.5", "5.5", "0.00006", "7.5", "8.5", "0.25", "9.5"]);
+        let expected =
+            ["1", "2", "3.5", "4.5", "5.5", "0.00006", "7.5", "8.5", "0.25", "9.5", "0.125"];
+        assert_eq!(cells, expected);
         assert_eq!((record.cell("mse"), record.cell("vb")), ("4.25".into(), String::new()));
         let tags: Vec<String> = record.scalars().into_iter().map(|(tag, _)| tag).collect();
         assert!(tags.contains(&"speed/mfu".into()) && tags.contains(&"train/mse".into()));

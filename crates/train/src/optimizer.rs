@@ -356,7 +356,7 @@ pub fn global_norm(tensors: FlatTensors) -> (FlatTensors, GradientNorm) {
 
 /// The sum of the squares of some values, sixteen of them side by side.
 #[inline(always)]
-fn square_sum(values: &[f32]) -> f64 {
+pub(crate) fn square_sum(values: &[f32]) -> f64 {
     let (rows, rest) = values.as_chunks::<16>();
     let mut lanes = [0.0; 16];
     for row in rows {

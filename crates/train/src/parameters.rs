@@ -8,7 +8,7 @@
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
-    tensor::{FloatDType, Gradients, Tensor},
+    tensor::{DType, FloatDType, Gradients, Tensor},
 };
 use opensora_checkpoint::ParameterNames;
 use opensora_nn::read::{ReadError, read};
@@ -71,7 +71,8 @@ impl<M: Module> Graph<M> {
     /// Moves the leaves' gradients out of `grads` and adds them to `sum`.
     pub fn collect(&self, grads: &mut Gradients, sum: &mut FlatTensors) {
         for (name, leaf) in &self.leaves {
-            let Some(grad) = leaf.grad_remove(grads) else { continue };
+            // Leaves of a sharded trainer have the type to compute in.
+            let Some(grad) = leaf.grad_remove(grads).map(as_f32) else { continue };
             let grad = match sum.remove(name) {
                 Some(before) => before + grad,
                 None => grad,
@@ -86,6 +87,10 @@ impl<M: Module> Graph<M> {
         self.collect(&mut loss.backward(), &mut sum);
         sum
     }
+}
+
+fn as_f32(tensor: Tensor<1>) -> Tensor<1> {
+    if tensor.dtype() == DType::F32 { tensor } else { tensor.cast(FloatDType::F32) }
 }
 
 #[derive(Default)]
@@ -148,7 +153,8 @@ impl ModuleMapper for Filler<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let Some(value) = self.values.get(&self.names.path()) else { return param };
         let value = value.clone().reshape(param.lazy_shape());
-        let value = if self.dtype == FloatDType::F32 { value } else { value.cast(self.dtype) };
+        let fits = value.dtype() == self.dtype.into();
+        let value = if fits { value } else { value.cast(self.dtype) };
         Param::initialized(param.id, value)
     }
 }

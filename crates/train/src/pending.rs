@@ -3,6 +3,7 @@
 use crate::{
     error::TrainError,
     optimizer::GradientNorm,
+    shared::Numbers,
     task::Cost,
     trainer::{PendingReport, check_norm},
 };
@@ -33,7 +34,10 @@ pub(crate) struct PendingStep {
 pub(crate) struct PendingBatch {
     rows: Vec<usize>,
     losses: Losses,
+    /// Terms on the device.
     parts: Vec<(&'static str, Tensor<1>)>,
+    /// Terms that have been read, as means.
+    known_parts: Vec<(&'static str, f64)>,
 }
 
 /// Losses of a micro-batch, on the host or on a device.
@@ -85,7 +89,19 @@ impl PendingBatch {
         } else {
             Losses::OnDevice(losses)
         };
-        Ok(Self { rows, losses, parts })
+        Ok(Self { rows, losses, parts, known_parts: Vec::new() })
+    }
+
+    /// Takes numbers that have been read, on several ranks.
+    ///
+    /// # Errors
+    /// Returns an error if a loss is not finite.
+    pub(crate) fn known(step: u64, rows: Vec<usize>, numbers: Numbers) -> Result<Self, TrainError> {
+        let Numbers { losses, parts, .. } = numbers;
+        guard(step, &losses, &rows)?;
+        let mean = |(name, count, sum): (_, f64, f64)| (name, sum / count.max(1.0));
+        let known_parts = parts.into_iter().map(mean).collect();
+        Ok(Self { rows, losses: Losses::Known(losses), parts: Vec::new(), known_parts })
     }
 
     /// Returns the losses `[B]` unless they have been read.
@@ -145,7 +161,7 @@ impl Pending {
     /// Returns an error if the device fails.
     pub(crate) fn read(&mut self) -> Result<Finished, TrainError> {
         let pending = std::mem::take(&mut self.steps);
-        let mut numbers = Numbers::of(&pending)?;
+        let mut numbers = Unread::of(&pending)?;
         let seconds_each = self.since.elapsed().as_secs_f64() / pending.len().max(1) as f64;
         self.restart_clock();
         let mut steps = Vec::with_capacity(pending.len());
@@ -160,9 +176,9 @@ impl Pending {
 }
 
 /// All unread numbers of some steps from one read, in the order in which they are consumed.
-struct Numbers(std::vec::IntoIter<f64>);
+struct Unread(std::vec::IntoIter<f64>);
 
-impl Numbers {
+impl Unread {
     fn of(steps: &[PendingStep]) -> Result<Self, TrainError> {
         let mut tensors = Vec::new();
         for step in steps {
@@ -184,7 +200,7 @@ impl Numbers {
 }
 
 impl PendingStep {
-    fn finish(self, numbers: &mut Numbers) -> Result<Step, TrainError> {
+    fn finish(self, numbers: &mut Unread) -> Result<Step, TrainError> {
         let share = 1.0 / self.batches.len().max(1) as f64;
         let mut step = Step {
             step: self.step,
@@ -206,9 +222,10 @@ impl PendingStep {
                         mean(&losses)
                     }
                 };
-            for (name, part) in &batch.parts {
-                let value = share * mean(&numbers.take(part));
-                match step.parts.iter_mut().find(|(part, _)| part == name) {
+            let read = batch.parts.iter().map(|(name, part)| (*name, mean(&numbers.take(part))));
+            for (name, value) in read.chain(batch.known_parts.iter().copied()) {
+                let value = share * value;
+                match step.parts.iter_mut().find(|(part, _)| *part == name) {
                     Some((_, sum)) => *sum += value,
                     None => step.parts.push((name, value)),
                 }

@@ -30,6 +30,7 @@ use crate::{
     optimizer::OptimizerRecipe,
     run::RunRecipe,
     vae::VaeRecipe,
+    zero::Zero,
 };
 use opensora_data::window::ClipSpec;
 use opensora_files::{
@@ -304,6 +305,7 @@ impl Recipe {
             }
             (run.workers, run.prefetch, run.skip_bad) = (0, 0, 0);
             (run.checkpoint_every, run.keep, run.sample_every) = (0, 0, 0);
+            run.zero = Zero::Off;
             recipe.sample = SampleRecipe::default();
             recipe.to_toml().unwrap_or_default()
         };

@@ -5,6 +5,9 @@
 //! and the backward pass runs each block again on a separate graph, with the gradient of `sum(y *
 //! dy)`.
 //!
+//! In a layout over ranks the blocks' collectives run again too, in the same order on all ranks: each rank goes
+//! through the same blocks.
+//!
 //! Source: `torch.utils.checkpoint`, as hpcaitech/Open-Sora v1.0.0 applies it with
 //! `auto_grad_checkpoint` around every block.
 
@@ -14,10 +17,12 @@ use burn::{
     tensor::{Gradients, Tensor},
 };
 use opensora_nn::mask::TokenMask;
-use opensora_stdit::{StDit, stdit::StDitConditioning};
+use opensora_stdit::{StDit, TokenLayout, stdit::StDitConditioning};
 
 /// Inputs of a forward pass of an STDiT; see [`StDit::forward`].
-pub(crate) struct Inputs<'a> {
+pub(crate) struct Inputs<'a, L> {
+    /// The frames of the clips that this process holds.
+    pub(crate) layout: L,
     pub(crate) latents: Tensor<5>,
     pub(crate) timesteps: &'a [f32],
     pub(crate) prompt: Tensor<3>,
@@ -25,10 +30,12 @@ pub(crate) struct Inputs<'a> {
 }
 
 /// Runs the model on `inputs` and returns the gradients of a loss. `loss` maps the prediction
-/// `[B, C_out, T, H, W]` to the loss `[1]` and a further result, which is returned too.
+/// `[B, C_out, T, H, W]` to the loss `[1]` and a further result, which is returned too. In a layout over ranks, the
+/// gradients are those of the sum of all ranks' losses through this rank's computation: their sum over the ranks is the
+/// gradient.
 pub(crate) fn gradients<R, E>(
     graph: &Graph<StDit>,
-    inputs: Inputs<'_>,
+    inputs: Inputs<'_, impl TokenLayout>,
     recompute: bool,
     loss: impl FnOnce(Tensor<5>) -> Result<(Tensor<1>, R), E>,
 ) -> Result<(R, FlatTensors), E> {
@@ -37,24 +44,28 @@ pub(crate) fn gradients<R, E>(
 
 fn direct<R, E>(
     graph: &Graph<StDit>,
-    inputs: Inputs<'_>,
+    inputs: Inputs<'_, impl TokenLayout>,
     loss: impl FnOnce(Tensor<5>) -> Result<(Tensor<1>, R), E>,
 ) -> Result<(R, FlatTensors), E> {
-    let Inputs { latents, timesteps, prompt, mask } = inputs;
-    let (loss, found) = loss(graph.model.forward(latents, timesteps, prompt, Some(mask)))?;
+    let Inputs { layout, latents, timesteps, prompt, mask } = inputs;
+    let (mut x, c) = graph.model.embed_in(layout, latents, timesteps, prompt, Some(mask));
+    for index in 0..graph.model.blocks.len() {
+        x = graph.model.block(index, x, &c);
+    }
+    let (loss, found) = loss(graph.model.head(x, &c))?;
     Ok((found, graph.backward(loss)))
 }
 
 fn with_recomputation<R, E>(
     graph: &Graph<StDit>,
-    inputs: Inputs<'_>,
+    inputs: Inputs<'_, impl TokenLayout>,
     loss: impl FnOnce(Tensor<5>) -> Result<(Tensor<1>, R), E>,
 ) -> Result<(R, FlatTensors), E> {
-    let Inputs { latents, timesteps, prompt, mask } = inputs;
+    let Inputs { layout, latents, timesteps, prompt, mask } = inputs;
     let mut sum = FlatTensors::new();
 
     // Forward pass, which saves only the tokens that enter each block.
-    let (embedded, c) = graph.model.embed(latents, timesteps, prompt, Some(mask));
+    let (embedded, c) = graph.model.embed_in(layout, latents, timesteps, prompt, Some(mask));
     let plain = graph.model.valid();
     let constants = map_conditioning(&c, Tensor::inner, Tensor::inner);
     let mut entering = vec![embedded.clone().inner()];
@@ -109,7 +120,7 @@ struct ConditioningGradient {
 }
 
 impl ConditioningGradient {
-    fn add(&mut self, leaves: &StDitConditioning, grads: &mut Gradients) {
+    fn add<L>(&mut self, leaves: &StDitConditioning<L>, grads: &mut Gradients) {
         fn add<const D: usize>(
             sum: &mut Option<Tensor<D>>,
             leaf: &Tensor<D>,
@@ -129,11 +140,11 @@ impl ConditioningGradient {
 }
 
 /// Maps the differentiable tensors of the conditioning.
-fn map_conditioning(
-    c: &StDitConditioning,
+fn map_conditioning<L: TokenLayout>(
+    c: &StDitConditioning<L>,
     two: impl Fn(Tensor<2>) -> Tensor<2>,
     three: impl Fn(Tensor<3>) -> Tensor<3>,
-) -> StDitConditioning {
+) -> StDitConditioning<L> {
     let mut mapped = c.clone();
     let prompted = &mut mapped.prompted;
     prompted.t = two(c.prompted.t.clone());

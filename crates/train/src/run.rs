@@ -6,9 +6,12 @@ use crate::{
     observer::{CheckpointSaved, Observer, RowsMissing, StepDone, Update},
     parameters::FlatTensors,
     pending::{Finished, Pending, PendingBatch, PendingStep, Step, with_rows},
+    ranks::Ranks,
+    shared::{Numbers, share as share_numbers},
     state::{Checkpoints, Progress},
-    task::{Cost, Evaluation, Task},
-    trainer::Trainer,
+    task::{Cost, Evaluation, MicroBatch, Task},
+    trainer::{GradientSum, Trainer},
+    zero::Zero,
 };
 use burn::tensor::Tensor;
 use opensora_checkpoint::BoxedError;
@@ -17,7 +20,8 @@ use opensora_data::{
     dataset::Source,
     loader::{Batch, Loader, LoaderConfig},
 };
-use opensora_nn::dtype::Dtype;
+use opensora_nn::{dtype::Dtype, read::read_f64};
+use opensora_parallel::Traffic;
 use serde::{Deserialize, Serialize};
 use std::{path::Path, sync::Arc};
 
@@ -48,6 +52,8 @@ pub struct RunRecipe {
     pub keep: usize,
     /// Steps between sample videos; 0 writes none.
     pub sample_every: u64,
+    /// Training state that several ranks divide: 0, 1 or 2.
+    pub zero: Zero,
 }
 
 impl Default for RunRecipe {
@@ -64,6 +70,7 @@ impl Default for RunRecipe {
             checkpoint_every: 1000,
             keep: 2,
             sample_every: 0,
+            zero: Zero::Off,
         }
     }
 }
@@ -140,14 +147,15 @@ impl<T: Task> Run<'_, T> {
         observer: &mut dyn Observer,
         hooks: &mut dyn Hooks<T>,
     ) -> Result<Outcome, TrainError> {
-        let recipe = self.recipe;
+        let (recipe, ranks) = (self.recipe, trainer.ranks());
         recipe.validate()?;
         let checkpoints = Checkpoints::new(self.folder, recipe.keep);
-        let mut log = self.open_log(source.len(), progress)?;
-        for &gap in log.metrics.gaps() {
+        let mut log = ranks.agree(self.open_log(source.len(), progress, &ranks))?;
+        for &gap in log.metrics.iter().flat_map(MetricsWriter::gaps) {
             observer.rows_missing(&RowsMissing { path: self.folder.join(TABLE), gap });
         }
-        let mut loader = Loader::new(source, self.loader_config(), progress.next_slot)?;
+        let loader = Loader::new(source, self.loader_config(), progress.next_slot);
+        let mut loader = ranks.agree(loader.map_err(TrainError::from))?.with_part(ranks.part());
         let mut pending = Pending::new();
         while trainer.step() < recipe.steps {
             match self.step(trainer, &mut loader) {
@@ -165,21 +173,21 @@ impl<T: Task> Run<'_, T> {
             let sample = recipe.sample_every > 0 && step.is_multiple_of(recipe.sample_every);
             // Reading waits for the device, so the numbers of several steps are read together, and
             // always before the parameters are saved or sampled from.
-            if save || sample || pending.is_due() {
-                log.report(&mut pending, observer)?;
-            }
-            let stop = observer.update(&Update { step }).is_break();
+            let due = save || sample || pending.is_due();
+            let reported = if due { log.report(&mut pending, observer) } else { Ok(()) };
+            let stop = reported.is_ok() && observer.update(&Update { step }).is_break();
+            let stop = ranks.settle(reported, stop)?;
             if stop {
                 log.report(&mut pending, observer)?;
             }
             if save || stop {
                 let path = checkpoints.save(trainer, &log.progress)?;
-                observer.checkpoint_saved(&CheckpointSaved { step, path });
+                if ranks.is_main() {
+                    observer.checkpoint_saved(&CheckpointSaved { step, path });
+                }
             }
             if sample {
-                hooks.sample(trainer, step).map_err(|error| {
-                    TrainError::or(error, |source| TrainError::Hook { step, source })
-                })?;
+                sample_videos(trainer, hooks)?;
             }
             if stop && !last {
                 return Ok(Outcome::Stopped(log.progress));
@@ -192,10 +200,14 @@ impl<T: Task> Run<'_, T> {
         Ok(Outcome::Finished(log.progress))
     }
 
-    fn open_log(&self, rows: usize, progress: Progress) -> Result<Log, TrainError> {
+    fn open_log(&self, rows: usize, progress: Progress, ranks: &Ranks) -> Result<Log, TrainError> {
+        let open = || MetricsWriter::open(self.folder, progress.step);
+        let peak_flops = self.peak_flops.map(|peak| peak * ranks.world().size() as f64);
         Ok(Log {
-            metrics: MetricsWriter::open(self.folder, progress.step)?,
-            ceiling: self.peak_flops.map(Ceiling::new),
+            metrics: ranks.is_main().then(open).transpose()?,
+            ceiling: peak_flops.map(Ceiling::new),
+            traffic: ranks.traffic(),
+            ranks: ranks.clone(),
             rows: rows as f64,
             total_steps: self.recipe.steps,
             progress,
@@ -223,8 +235,7 @@ impl<T: Task> Run<'_, T> {
     ) -> Result<PendingStep, TrainError> {
         let step = trainer.step() + 1;
         let accumulation = self.recipe.accumulation;
-        let share = 1.0 / accumulation as f64;
-        let mut sum = FlatTensors::new();
+        let mut sum = GradientSum::default();
         let mut batches = Vec::with_capacity(accumulation);
         let mut cost = Cost::default();
         let mut next_slot = 0;
@@ -233,32 +244,75 @@ impl<T: Task> Run<'_, T> {
                 Some(batch) => batch?,
                 None => return Err(DataError::Empty.into()),
             };
-            let Evaluation { losses, parts, gradients } = self.evaluate(step, trainer, &batch)?;
-            for item in &batch.items {
-                let of_item = self.task.cost(item);
-                cost.tokens += of_item.tokens;
-                cost.flops += of_item.flops;
-            }
             next_slot = batch.next_slot;
-            batches.push(PendingBatch::new(step, batch.rows, losses, parts)?);
-            for (name, gradient) in gradients {
-                let gradient = if share == 1.0 { gradient } else { gradient * share };
-                let gradient = match sum.remove(&name) {
-                    Some(before) => before + gradient,
-                    None => gradient,
-                };
-                sum.insert(name, gradient);
-            }
+            let (batch, of_batch) = self.micro_batch(trainer, batch, &mut sum)?;
+            cost.tokens += of_batch.tokens;
+            cost.flops += of_batch.flops;
+            batches.push(batch);
         }
         let losses: Vec<_> = batches.iter().filter_map(PendingBatch::losses_on_device).collect();
         let losses = (!losses.is_empty()).then(|| Tensor::cat(losses, 0));
         let report = trainer
-            .apply_pending(sum, losses, self.recipe.steps)
+            .apply_sum(sum, losses, self.recipe.steps)
             .map_err(|error| with_rows(error, &batches))?;
         Ok(PendingStep { step, batches, cost, next_slot, report })
     }
 
-    /// Returns losses and gradients of a micro-batch.
+    /// Adds the gradients of a micro-batch to those of the step. Returns its numbers and its cost.
+    fn micro_batch(
+        &self,
+        trainer: &Trainer<T::Model>,
+        batch: Batch<T::Item>,
+        sum: &mut GradientSum,
+    ) -> Result<(PendingBatch, Cost), TrainError> {
+        let (step, ranks) = (trainer.step() + 1, trainer.ranks());
+        let mut cost = Cost::default();
+        for item in &batch.items {
+            let of_item = self.task.cost(item);
+            cost.tokens += of_item.tokens;
+            cost.flops += of_item.flops;
+        }
+        let share = 1.0 / self.recipe.accumulation as f64;
+        if ranks.is_solo() {
+            let Evaluation { losses, parts, gradients } = self.evaluate(step, trainer, &batch)?;
+            let pending = PendingBatch::new(step, batch.rows, losses, parts)?;
+            trainer.add_gradients(sum, gradients, share);
+            return Ok((pending, cost));
+        }
+        // The gradient is that of the mean over the whole micro-batch; ranks that share samples average theirs.
+        let part = batch.items.len() as f64 / batch.rows.len() as f64;
+        let weight = share * part / ranks.sequence().size() as f64;
+        let (own, gradients) = match self.evaluate_part(step, trainer, &batch) {
+            Ok((losses, parts, gradients)) => (Ok(Numbers { losses, parts, cost }), gradients),
+            Err(error) => (Err(error), FlatTensors::new()),
+        };
+        let numbers = share_numbers(&ranks, own)?;
+        let cost = numbers.cost;
+        let pending = PendingBatch::known(step, batch.rows, numbers)?;
+        trainer.add_gradients(sum, gradients, weight);
+        Ok((pending, cost))
+    }
+
+    /// Returns the numbers and the gradients of this rank's part of a micro-batch, which may have no samples.
+    fn evaluate_part(
+        &self,
+        step: u64,
+        trainer: &Trainer<T::Model>,
+        batch: &Batch<T::Item>,
+    ) -> Result<PartNumbers, TrainError> {
+        if batch.items.is_empty() {
+            return Ok(PartNumbers::default());
+        }
+        let Evaluation { losses, parts, gradients } = self.evaluate(step, trainer, batch)?;
+        let mut read = Vec::with_capacity(parts.len());
+        for (name, part) in parts {
+            let values = read_f64(part)?;
+            read.push((name, values.len() as f64, values.iter().sum()));
+        }
+        Ok((read_f64(losses)?, read, gradients))
+    }
+
+    /// Returns losses and gradients of a micro-batch, or of this rank's part of it.
     fn evaluate(
         &self,
         step: u64,
@@ -266,20 +320,46 @@ impl<T: Task> Run<'_, T> {
         batch: &Batch<T::Item>,
     ) -> Result<Evaluation, TrainError> {
         // A batch takes at least as many slots as it has samples, so indices are unique.
-        let indices: Vec<u64> = (batch.first_slot..).take(batch.items.len()).collect();
+        let own = batch.first_slot + batch.own.start as u64;
+        let indices: Vec<u64> = (own..).take(batch.items.len()).collect();
+        let whole = MicroBatch::new(batch.first_slot, batch.rows.len());
         // A backward pass consumes its graph.
         let graph = trainer.graph(self.task.dtype());
-        self.task.gradients(&graph, &batch.items, &indices).map_err(|error| {
-            let rows = batch.rows.clone();
+        let found = self.task.gradients_of_part(&graph, &batch.items, &indices, whole);
+        found.map_err(|error| {
+            let rows = batch.rows[batch.own.clone()].to_vec();
             TrainError::or(error, |source| TrainError::Task { step, rows, source })
         })
     }
 }
 
+/// Losses, terms and gradients of a part.
+type PartNumbers = (Vec<f64>, Vec<(&'static str, f64, f64)>, FlatTensors);
+
+/// Calls the hook of rank 0 with whole parameters and averages.
+fn sample_videos<T: Task>(
+    trainer: &mut Trainer<T::Model>,
+    hooks: &mut dyn Hooks<T>,
+) -> Result<(), TrainError> {
+    let step = trainer.step();
+    trainer.assemble();
+    let sampled = trainer.ranks().on_main(|| {
+        hooks.sample(trainer, step).map_err(|error| {
+            TrainError::or(error, |source| TrainError::Hook { step, source })
+        })
+    });
+    trainer.release();
+    sampled.map(drop)
+}
+
 /// The progress of a run, and the files of its metrics.
 struct Log {
-    metrics: MetricsWriter,
+    /// Of rank 0, the only one that reports.
+    metrics: Option<MetricsWriter>,
     ceiling: Option<Ceiling>,
+    ranks: Ranks,
+    /// Cost of the collectives before the steps that are reported next.
+    traffic: Traffic,
     /// Rows of the data.
     rows: f64,
     total_steps: u64,
@@ -294,16 +374,28 @@ impl Log {
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
         let Finished { steps, seconds_each, failed } = pending.read()?;
+        let communication = self.communication(seconds_each * steps.len() as f64);
         for step in steps {
             self.progress.step = step.step;
             self.progress.next_slot = step.next_slot;
             self.progress.samples += step.samples as u64;
             self.progress.seconds += seconds_each;
-            let record = self.record(&step, seconds_each);
-            self.metrics.write(&record)?;
-            observer.step(&StepDone { record: &record, total_steps: self.total_steps });
+            let record = Record { communication, ..self.record(&step, seconds_each) };
+            if let Some(metrics) = &mut self.metrics {
+                metrics.write(&record)?;
+                observer.step(&StepDone { record: &record, total_steps: self.total_steps });
+            }
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Returns the share of collectives in the last `seconds`; `None` for a single rank.
+    fn communication(&mut self, seconds: f64) -> Option<f64> {
+        let traffic = self.ranks.traffic();
+        let spent = traffic.since(&self.traffic);
+        self.traffic = traffic;
+        let share = spent.time.as_secs_f64() / seconds;
+        (!self.ranks.is_solo() && seconds > 0.0).then_some(share.min(1.0))
     }
 
     fn record(&mut self, step: &Step, seconds: f64) -> Record {
@@ -324,6 +416,7 @@ impl Log {
                 .filter(|_| step.cost.flops > 0.0)
                 .map(|ceiling| ceiling.utilisation(step.cost.flops / seconds)),
             seconds: progress.seconds,
+            communication: None,
             parts: step.parts.clone(),
         }
     }

@@ -10,12 +10,16 @@
 //!   model.json         for STDiT: the finished model and links to its parts, see `description`
 //!   .lock              held by the process that trains in this folder; removed when it ends
 //! ```
+//!
+//! Over several ranks, all ranks open data and models, and rank 0 alone writes these files (with ZeRO, each rank
+//! writes its slices of checkpoints). All need the same folder.
 
 use crate::{
     denoiser::DenoiserTask,
     description,
     error::{RecipeError, TrainError},
     observer::{DescriptionOmitted, Observer, Resumed},
+    ranks::Ranks,
     recipe::{DataRecipe, Recipe, StDitPart, T5Part, VaePart},
     run::{Hooks, Outcome, Run},
     state::{Checkpoints, Progress},
@@ -65,17 +69,18 @@ pub struct Session {
     pub peak_flops: Option<f64>,
     /// The device.
     pub device: Device,
+    /// The ranks that train together, of which this process is one.
+    pub ranks: Ranks,
 }
 
-/// A run that has passed all checks that need no model, and that holds the lock of its folder.
+/// A run that has passed all checks that need no model, and that holds the lock of its folder (rank 0 does).
 pub struct Prepared<'a> {
     session: &'a Session,
     dtype: FloatDType,
     work: Work<'a>,
     peak_flops: Option<f64>,
-    /// Dropped in this order, which removes a folder that has only the lock.
-    _lock: Lock,
-    _folders: CreatedFolders,
+    /// Of rank 0. Dropped in this order, which removes a folder that has only the lock.
+    _held: Option<(Lock, CreatedFolders)>,
 }
 
 /// The model to train, its opened data and its opened initial weights.
@@ -125,32 +130,51 @@ impl Session {
     }
 
     /// Takes the lock of the run's folder and checks everything that needs no model: recipe,
-    /// folder, data, and the headers of the weights to start from.
+    /// folder, data, and the headers of the weights to start from. A collective.
     ///
     /// # Errors
     /// Returns an error if a check fails, or another process uses the folder.
     pub fn prepare(&self) -> Result<Prepared<'_>, TrainError> {
+        let ranks = &self.ranks;
         let recipe = &self.recipe;
-        recipe.validate()?;
-        let dtype = recipe.run.dtype.parse::<Dtype>()?.check(&self.device)?.float();
+        let dtype = || {
+            recipe.validate()?;
+            Ok(recipe.run.dtype.parse::<Dtype>()?.check(&self.device)?.float())
+        };
+        let dtype = ranks.agree(dtype())?;
+        let held = ranks.on_main(|| self.lock())?;
+        ranks.on_main(|| self.check_folder())?;
+        let work = ranks.agree(self.work(dtype))?;
+        Ok(Prepared { session: self, dtype, work, peak_flops: self.peak_flops, _held: held })
+    }
+
+    /// Creates the run's folder and takes its lock.
+    fn lock(&self) -> Result<(Lock, CreatedFolders), TrainError> {
         let folders = CreatedFolders::create(&self.folder).map_err(TrainError::io(&self.folder))?;
         let lock = Lock::take(&self.folder.join(LOCK)).map_err(|error| match error {
             LockError::Io(source) => TrainError::Io { path: self.folder.clone(), source },
             source => TrainError::Locked { path: self.folder.clone(), source },
         })?;
-        self.check_folder()?;
-        let work = if let Some(part) = &recipe.stdit {
-            self.stdit(part, dtype)?
+        Ok((lock, folders))
+    }
+
+    /// Opens data and initial weights.
+    fn work(&self, dtype: FloatDType) -> Result<Work<'_>, TrainError> {
+        let (recipe, sequence) = (&self.recipe, self.ranks.sequence().size());
+        if recipe.stdit.is_none() && sequence > 1 {
+            let expected = "1: only samples of [stdit] are divided by frames";
+            return Err(RecipeError::value("ranks that share samples", sequence, expected).into());
+        }
+        if let Some(part) = &recipe.stdit {
+            self.stdit(part, dtype)
         } else if let Some(part) = &recipe.vae {
-            self.vae(part, dtype)?
+            self.vae(part, dtype)
         } else if let Some(part) = &recipe.t5 {
-            Work::T5 { part, data: manifest(&recipe.data)? }
+            Ok(Work::T5 { part, data: manifest(&recipe.data)? })
         } else {
             let expected = "one of [stdit], [vae] and [t5]";
-            return Err(RecipeError::value("number of models", 0, expected).into());
-        };
-        let peak_flops = self.peak_flops;
-        Ok(Prepared { session: self, dtype, work, peak_flops, _lock: lock, _folders: folders })
+            Err(RecipeError::value("number of models", 0, expected).into())
+        }
     }
 
     fn checkpoints(&self) -> Checkpoints {
@@ -181,7 +205,8 @@ impl Session {
 
     fn stdit<'a>(&'a self, part: &'a StDitPart, dtype: FloatDType) -> Result<Work<'a>, TrainError> {
         let seed = self.recipe.run.seed;
-        let task = DenoiserTask::new(&part.loss, &part.config, seed, dtype, &self.device)?;
+        let task = DenoiserTask::new(&part.loss, &part.config, seed, dtype, &self.device)?
+            .divided(self.ranks.sequence().clone());
         let init = part.init.as_ref().map(|init| opened(init, part)).transpose()?;
         let data = self.latents(part)?;
         if let Latents::Cache(cache) = &data {
@@ -239,9 +264,8 @@ impl Prepared<'_> {
     ) -> Result<Outcome, TrainError> {
         // The same initial weights on every start. They differ between backends.
         self.session.device.seed(self.session.recipe.run.seed);
-        let Self { session, dtype, work, peak_flops, _lock, _folders } = self;
-        let _held = (_lock, _folders);
-        let run = Running { session, peak_flops };
+        let Self { session, dtype, work, peak_flops, _held } = self;
+        let run = Running { session, peak_flops, dtype };
         match work {
             Work::StDit { part, task, data, init } => {
                 run.stdit(part, &task, data, init, observer, hooks)
@@ -249,15 +273,24 @@ impl Prepared<'_> {
             Work::Vae { part, task, data, init } => {
                 run.vae(part, &task, Arc::new(data), init, observer)
             }
-            Work::T5 { part, data } => run.t5(part, &data, dtype, observer),
+            Work::T5 { part, data } => run.t5(part, &data, observer),
         }
     }
+}
+
+/// The initial model of a denoiser and its samples.
+struct OpenedStDit {
+    model: StDit,
+    source: Arc<dyn Source<Item = EncodedSample>>,
+    /// Frames per second of the clips, if known.
+    fps: Option<f64>,
 }
 
 /// A run that loads its models and trains.
 struct Running<'a> {
     session: &'a Session,
     peak_flops: Option<f64>,
+    dtype: FloatDType,
 }
 
 impl Running<'_> {
@@ -270,10 +303,35 @@ impl Running<'_> {
         observer: &mut dyn Observer,
         hooks: &mut dyn Hooks<DenoiserTask>,
     ) -> Result<Outcome, TrainError> {
+        let ranks = &self.session.ranks;
+        let clip = &self.session.recipe.data.clip;
+        let size = ranks.agree(data.latent_size(clip))?;
+        let opened = ranks.agree(self.open_stdit(part, data, init))?;
+        let freeze = part.loss.freeze;
+        let trainable = |path: &str| freeze.is_trainable(path);
+        let (outcome, trainer) =
+            self.train(task, opened.model, trainable, opened.source, observer, hooks)?;
+        ranks.on_main(|| {
+            self.write_stdit(part, &trainer, size)?;
+            match description::describe(&self.session.folder, part, clip, opened.fps)? {
+                Some(model) => write_json(&self.session.folder.join(description::FILE), &model)?,
+                None => observer.description_omitted(&DescriptionOmitted),
+            }
+            Ok(())
+        })?;
+        Ok(outcome)
+    }
+
+    /// Loads the initial model, and for clips the encoders.
+    fn open_stdit(
+        &self,
+        part: &StDitPart,
+        data: Latents,
+        init: Option<Checkpoint>,
+    ) -> Result<OpenedStDit, TrainError> {
         let device = &self.session.device;
         let model = initial_stdit(part, init, device)?;
         let clip = &self.session.recipe.data.clip;
-        let size = data.latent_size(clip)?;
         let (fps, source): (_, Arc<dyn Source<Item = EncodedSample>>) = match data {
             Latents::Cache(cache) => (fps(clip, cache.paths()), Arc::new(cache)),
             Latents::Clips { dataset, vae, t5 } => {
@@ -288,10 +346,16 @@ impl Running<'_> {
                 (fps, Arc::new(OnTheFly::new(dataset, encoder)))
             }
         };
-        let freeze = part.loss.freeze;
-        let trainable = |path: &str| freeze.is_trainable(path);
-        let (outcome, trainer) = self.train(task, model, trainable, source, observer, hooks)?;
+        Ok(OpenedStDit { model, source, fps })
+    }
 
+    /// Writes the finished weights of a denoiser for latents of `size` `[T, h, w]`.
+    fn write_stdit(
+        &self,
+        part: &StDitPart,
+        trainer: &Trainer<StDit>,
+        size: Option<[usize; 3]>,
+    ) -> Result<(), TrainError> {
         let folder = self.subfolder("stdit")?;
         let map = keys::stdit();
         let write = |model: StDit, name: &str| -> Result<(), TrainError> {
@@ -305,12 +369,7 @@ impl Running<'_> {
         };
         write(trainer.average_model(), "ema.safetensors")?;
         write(trainer.model(), "model.safetensors")?;
-        write_json(&folder.join("config.json"), &part.config)?;
-        match description::describe(&self.session.folder, part, clip, fps)? {
-            Some(model) => write_json(&self.session.folder.join(description::FILE), &model)?,
-            None => observer.description_omitted(&DescriptionOmitted),
-        }
-        Ok(outcome)
+        write_json(&folder.join("config.json"), &part.config)
     }
 
     fn vae(
@@ -321,46 +380,67 @@ impl Running<'_> {
         init: Option<Checkpoint>,
         observer: &mut dyn Observer,
     ) -> Result<Outcome, TrainError> {
-        let device = &self.session.device;
-        let model = match init {
-            Some(init) => AutoencoderKl::load(&part.config, &init, FloatDType::F32, device)?.0,
-            None => part.config.init(device)?,
+        let (device, ranks) = (&self.session.device, &self.session.ranks);
+        let model = || -> Result<AutoencoderKl, TrainError> {
+            match &init {
+                Some(init) => {
+                    Ok(AutoencoderKl::load(&part.config, init, FloatDType::F32, device)?.0)
+                }
+                None => Ok(part.config.init(device)?),
+            }
         };
+        let model = ranks.agree(model())?;
         let all = |_: &str| true;
         let (outcome, trainer) = self.train(task, model, all, source.clone(), observer, &mut ())?;
+        ranks.on_main(|| self.write_vae(part, &trainer, &source))?;
+        Ok(outcome)
+    }
 
+    /// Writes the finished weights of a VAE.
+    fn write_vae(
+        &self,
+        part: &VaePart,
+        trainer: &Trainer<AutoencoderKl>,
+        source: &ClipDataset,
+    ) -> Result<(), TrainError> {
         let mut vae = trainer.average_model();
         if part.unit_latents > 0 {
             let seed = self.session.recipe.run.seed;
-            let [mean, deviation] = latent_statistics(&vae, &*source, part.unit_latents, seed)?;
+            let [mean, deviation] = latent_statistics(&vae, source, part.unit_latents, seed)?;
             vae = vae.with_unit_latents(&mean, &deviation);
         }
         let folder = self.subfolder("vae")?;
         let map = opensora_vae::keys::Naming::Diffusers.key_map(&part.config);
         let weights = folder.join("diffusion_pytorch_model.safetensors");
         export(&vae, &map, ExportOptions::default(), &weights)?;
-        part.config.write(&folder.join("config.json"))?;
-        Ok(outcome)
+        Ok(part.config.write(&folder.join("config.json"))?)
     }
 
     fn t5(
         &self,
         part: &T5Part,
         manifest: &Manifest,
-        dtype: FloatDType,
         observer: &mut dyn Observer,
     ) -> Result<Outcome, TrainError> {
-        let folder = self.subfolder("t5")?;
-        let source = CaptionSource::new(manifest, part, &folder)?;
-        let task = TextTask::new(&part.loss, &source, self.session.recipe.run.seed, dtype)?;
-        let model = part.config.init(&self.session.device)?;
+        let ranks = &self.session.ranks;
+        // Rank 0 fits and saves the tokenizer, which the others read.
+        let source = || CaptionSource::new(manifest, part, &self.subfolder("t5")?);
+        let fitted = ranks.on_main(source)?;
+        let source = ranks.agree(fitted.map_or_else(source, Ok))?;
+        let seed = self.session.recipe.run.seed;
+        let task = ranks.agree(TextTask::new(&part.loss, &source, seed, self.dtype))?;
+        let model = part.config.init(&self.session.device).map_err(TrainError::from);
+        let model = ranks.agree(model)?;
         let all = |_: &str| true;
         let (outcome, trainer) =
             self.train(&task, model, all, Arc::new(source), observer, &mut ())?;
-        let map = opensora_t5::keys::Layout::PUBLISHED.key_map();
-        let weights = folder.join("model.safetensors");
-        export(&trainer.average_model(), &map, ExportOptions::default(), &weights)?;
-        part.config.write(&folder.join("config.json"))?;
+        ranks.on_main(|| {
+            let folder = self.subfolder("t5")?;
+            let map = opensora_t5::keys::Layout::PUBLISHED.key_map();
+            let weights = folder.join("model.safetensors");
+            export(&trainer.average_model(), &map, ExportOptions::default(), &weights)?;
+            Ok(part.config.write(&folder.join("config.json"))?)
+        })?;
         Ok(outcome)
     }
 
@@ -374,11 +454,14 @@ impl Running<'_> {
         observer: &mut dyn Observer,
         hooks: &mut dyn Hooks<T>,
     ) -> Result<(Outcome, Trainer<T::Model>), TrainError> {
-        let Session { recipe, folder, .. } = self.session;
-        let mut trainer = Trainer::new(model, &recipe.optimizer, trainable)?;
+        let Session { recipe, folder, ranks, .. } = self.session;
+        let trainer = ranks.agree(Trainer::new(model, &recipe.optimizer, trainable))?;
+        let mut trainer = trainer.over(ranks, recipe.run.zero, self.dtype);
         let progress = self.start(&mut trainer, observer)?;
         let run = Run { task, recipe: &recipe.run, folder, peak_flops: self.peak_flops };
         let outcome = run.train(&mut trainer, source, progress, observer, hooks)?;
+        // For the finished weights, which rank 0 writes.
+        trainer.assemble();
         Ok((outcome, trainer))
     }
 
@@ -390,11 +473,13 @@ impl Running<'_> {
     ) -> Result<Progress, TrainError> {
         let session = self.session;
         let found = session.checkpoints().load_newest(trainer, &session.device, observer)?;
-        if let Some(progress) = &found {
-            observer.resumed(&Resumed { step: progress.step });
-        }
-        let (path, text) = (session.recipe_path(), session.recipe.to_toml()?);
-        write_atomically(&path, |file| fs::write(file, &text)).map_err(TrainError::io(&path))?;
+        session.ranks.on_main(|| {
+            if let Some(progress) = &found {
+                observer.resumed(&Resumed { step: progress.step });
+            }
+            let (path, text) = (session.recipe_path(), session.recipe.to_toml()?);
+            write_atomically(&path, |file| fs::write(file, &text)).map_err(TrainError::io(&path))
+        })?;
         Ok(found.unwrap_or_default())
     }
 

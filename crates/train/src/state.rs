@@ -12,37 +12,45 @@
 //! A checkpoint is built in a temporary folder, synced and renamed, so that a killed process leaves
 //! the last complete checkpoint intact. Values that are not finite are never saved. There is no
 //! random state to save: every draw is keyed by the seed and the sample's position in the data.
+//!
+//! Ranks that divide the state (ZeRO) write one file of each kind per rank, with the rank's slices of every
+//! tensor: `values-00000-of-00004.safetensors`. Any number of ranks can resume from either kind of checkpoint;
+//! all of them need the run's folder.
+
+mod tensors;
 
 use crate::{
     error::TrainError,
     observer::{CheckpointDamaged, Observer},
     parameters::FlatTensors,
+    ranks::Ranks,
     trainer::Trainer,
 };
 use burn::{
     module::Module,
     optim::AdaptiveMomentumState,
-    tensor::{DType, Device, Tensor},
+    tensor::Device,
 };
-use opensora_checkpoint::Checkpoint;
-use opensora_files::{AtomicFolder, Existing, remove_leftovers, write_atomically};
-use opensora_nn::read::{ReadError, read};
-use safetensors::{Dtype, View};
+use opensora_files::{AtomicFolder, Existing, remove_leftovers};
+use opensora_parallel::gather_bytes;
 use serde::{Deserialize, Serialize};
 use std::{
-    borrow::Cow,
-    cell::RefCell,
     collections::BTreeMap,
-    fs::{self, File},
-    io::Read,
+    fs,
+    ops::Range,
     path::{Path, PathBuf},
     time::Duration,
 };
+use tensors::{Stored, Wrong, checksum, write_tensors};
 
-const FORMAT: u32 = 1;
-const VALUES: &str = "values.safetensors";
-const AVERAGE: &str = "average.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
+/// Format of whole tensors, and of slices.
+const WHOLE: u32 = 1;
+const SLICES: u32 = 2;
+/// Limit of the ranks that a checkpoint names: a damaged one may name any number.
+const MAX_RANKS: usize = 1 << 16;
+const VALUES: &str = "values";
+const AVERAGE: &str = "average";
+const OPTIMIZER: &str = "optimizer";
 const MARK: &str = "state.json";
 
 /// Progress of a run: steps, samples, seconds and position in the data.
@@ -66,6 +74,34 @@ struct State {
     updates: BTreeMap<String, usize>,
     /// CRC-32 of each file.
     files: BTreeMap<String, u32>,
+    /// Number of ranks that wrote slices; `None` for whole tensors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    slices: Option<usize>,
+}
+
+impl State {
+    /// Returns the files of one kind of tensors in the folder of the checkpoint.
+    fn paths(&self, folder: &Path, kind: &str) -> Vec<PathBuf> {
+        let ranks = self.slices.unwrap_or(1);
+        let name = |rank| file_name(kind, self.slices.map(|ranks| (rank, ranks)));
+        (0..ranks).map(|rank| folder.join(name(rank))).collect()
+    }
+}
+
+/// The tensors of a checkpoint that this rank holds.
+struct Loaded {
+    progress: Progress,
+    values: FlatTensors,
+    average: FlatTensors,
+    moments: Vec<(String, AdaptiveMomentumState<1>)>,
+}
+
+/// Returns the name of a file of tensors, or of the slices of a rank of several.
+fn file_name(kind: &str, slices: Option<(usize, usize)>) -> String {
+    match slices {
+        Some((rank, ranks)) => format!("{kind}-{rank:05}-of-{ranks:05}.safetensors"),
+        None => format!("{kind}.safetensors"),
+    }
 }
 
 /// Reads and writes the checkpoints in a run's folder.
@@ -104,7 +140,8 @@ impl Checkpoints {
         Ok(found.into_iter().map(|(_, path)| path).collect())
     }
 
-    /// Writes a checkpoint, removes the oldest ones beyond the number to keep, and returns its folder.
+    /// Writes a checkpoint, removes the oldest ones beyond the number to keep, and returns its folder. A
+    /// collective: ranks write their slices of the state, and rank 0 completes the folder.
     ///
     /// # Errors
     /// Returns an error if a file cannot be written, such as for a full disk, or a value is not
@@ -114,25 +151,60 @@ impl Checkpoints {
         trainer: &Trainer<M>,
         progress: &Progress,
     ) -> Result<PathBuf, TrainError> {
-        let name = format!("step-{:08}", progress.step);
-        let path = self.folder.join(&name);
-        if path.join(MARK).exists() {
+        let ranks = trainer.ranks();
+        let path = self.folder.join(format!("step-{:08}", progress.step));
+        if ranks.any(ranks.is_main() && path.join(MARK).exists()) {
             // The same step of the same run has the same contents.
             return Ok(path);
         }
+        let building = ranks.on_main(|| self.begin(&path))?;
+        let name = building.as_ref().and_then(|building| building.temporary_path().file_name());
+        let name = name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let names = gather_bytes(&**ranks.world(), name.as_bytes());
+        let folder = match &building {
+            Some(building) => building.temporary_path().to_path_buf(),
+            None => self.folder.join(&*String::from_utf8_lossy(&names[0])),
+        };
+        // Without ZeRO, every rank has the same state.
+        let writes = ranks.is_main() || trainer.is_divided();
+        let step = progress.step;
+        let files = if writes { write(trainer, step, &folder) } else { Ok(BTreeMap::new()) };
+        let files = all_files(&ranks, &ranks.agree(files)?)?;
+        ranks.on_main(|| {
+            let slices = trainer.is_divided().then(|| ranks.world().size());
+            let state = State {
+                format: if slices.is_some() { SLICES } else { WHOLE },
+                progress: *progress,
+                updates: trainer.moments().map(|(name, s)| (name.clone(), s.time)).collect(),
+                files,
+                slices,
+            };
+            write_mark(&folder.join(MARK), &state)?;
+            match building {
+                Some(building) => self.complete_one(&path, building),
+                None => Ok(()),
+            }
+        })?;
+        Ok(path)
+    }
+
+    /// Creates the temporary folder of a checkpoint.
+    fn begin(&self, path: &Path) -> Result<AtomicFolder, TrainError> {
         fs::create_dir_all(&self.folder).map_err(TrainError::io(&self.folder))?;
         self.remove_leftovers()?;
-        let building =
-            AtomicFolder::create(&path, Existing::Replace).map_err(TrainError::io(&path))?;
-        self.write(trainer, progress, building.temporary_path())?;
-        remove(&path)?;
-        building.commit().map_err(TrainError::io(&path))?;
+        AtomicFolder::create(path, Existing::Replace).map_err(TrainError::io(path))
+    }
+
+    /// Gives a checkpoint its name, and removes the oldest ones.
+    fn complete_one(&self, path: &Path, building: AtomicFolder) -> Result<(), TrainError> {
+        remove(path)?;
+        building.commit().map_err(TrainError::io(path))?;
         for old in self.complete()?.into_iter().skip(self.keep) {
             // The mark first, so that a partly removed folder is not a checkpoint.
             fs::remove_file(old.join(MARK)).map_err(TrainError::io(&old))?;
             remove(&old)?;
         }
-        Ok(path)
+        Ok(())
     }
 
     /// Removes temporary folders of killed processes, also under the names of earlier versions. Only one
@@ -162,14 +234,18 @@ impl Checkpoints {
         device: &Device,
         observer: &mut dyn Observer,
     ) -> Result<Option<Progress>, TrainError> {
+        let ranks = trainer.ranks();
         let mut damaged: Vec<(PathBuf, TrainError)> = Vec::new();
-        for path in self.complete()? {
+        for path in self.complete_on(&ranks)? {
             match Self::load(&path, trainer, device) {
                 Ok(progress) => {
-                    for (path, error) in &damaged {
-                        let moved_to = &set_aside(path)?;
-                        observer.checkpoint_damaged(&CheckpointDamaged { error, moved_to });
-                    }
+                    ranks.on_main(|| {
+                        for (path, error) in &damaged {
+                            let moved_to = &set_aside(path)?;
+                            observer.checkpoint_damaged(&CheckpointDamaged { error, moved_to });
+                        }
+                        Ok(())
+                    })?;
                     return Ok(Some(progress));
                 }
                 Err(error) => damaged.push((path, error)),
@@ -178,42 +254,17 @@ impl Checkpoints {
         damaged.into_iter().next().map_or(Ok(None), |(_, error)| Err(error))
     }
 
-    fn write<M: Module>(
-        &self,
-        trainer: &Trainer<M>,
-        progress: &Progress,
-        folder: &Path,
-    ) -> Result<(), TrainError> {
-        let mut moments = FlatTensors::new();
-        let mut updates = BTreeMap::new();
-        for (name, state) in trainer.moments() {
-            moments.insert(format!("m.{name}"), state.moment_1.clone());
-            moments.insert(format!("v.{name}"), state.moment_2.clone());
-            updates.insert(name.clone(), state.time);
-        }
-        let mut files = BTreeMap::new();
-        for (name, tensors) in
-            [(VALUES, trainer.values()), (AVERAGE, trainer.average()), (OPTIMIZER, &moments)]
-        {
-            let path = folder.join(name);
-            match write_tensors(tensors, &path).map_err(TrainError::io(&path))? {
-                None => {}
-                Some(Wrong::Unread(error)) => return Err(error.into()),
-                Some(Wrong::NotFinite(tensor)) => {
-                    let tensor = format!("{tensor} of {name}");
-                    return Err(TrainError::Exploded { step: progress.step, tensor });
-                }
-            }
-            files.insert(name.to_string(), checksum(&path)?);
-        }
-        let state = State { format: FORMAT, progress: *progress, updates, files };
-        let path = folder.join(MARK);
-        let text = serde_json::to_vec_pretty(&state)
-            .map_err(malformed(&path, "cannot write the state as JSON"))?;
-        fs::write(&path, text).map_err(TrainError::io(&path))
+    /// Returns the complete checkpoints that rank 0 finds, on all ranks. A collective.
+    fn complete_on(&self, ranks: &Ranks) -> Result<Vec<PathBuf>, TrainError> {
+        let found = ranks.on_main(|| self.complete())?;
+        let names = found.iter().flatten().filter_map(|path| path.file_name());
+        let names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+        let names = gather_bytes(&**ranks.world(), names.join("\n").as_bytes());
+        let names = String::from_utf8_lossy(&names[0]).into_owned();
+        Ok(names.lines().map(|name| self.folder.join(name)).collect())
     }
 
-    /// Loads the checkpoint at `path` into `trainer`.
+    /// Loads the checkpoint at `path` into `trainer`: this rank's slices of it with ZeRO. A collective.
     ///
     /// # Errors
     /// Returns an error if a file is missing, damaged, or of another model or recipe.
@@ -222,37 +273,137 @@ impl Checkpoints {
         trainer: &mut Trainer<M>,
         device: &Device,
     ) -> Result<Progress, TrainError> {
-        let mark = path.join(MARK);
-        let text = fs::read(&mark).map_err(TrainError::io(&mark))?;
-        let state: State =
-            serde_json::from_slice(&text).map_err(malformed(&mark, "not the state of a run"))?;
-        if state.format != FORMAT {
-            let reason = format!("format {}, expected {FORMAT}", state.format);
-            return Err(TrainError::state(&mark, reason));
-        }
-        let read = |name: &str| read_tensors(&path.join(name), state.files.get(name), device);
-        let (values, average, mut moments) = (read(VALUES)?, read(AVERAGE)?, read(OPTIMIZER)?);
-        check_shapes("parameters", &path.join(VALUES), &values, trainer.values())?;
-        check_shapes("averages", &path.join(AVERAGE), &average, trainer.average())?;
-        let mut restored = Vec::with_capacity(state.updates.len());
-        for (name, time) in state.updates {
-            let length = trainer.values().get(&name).map(|value| value.dims()[0]);
-            let mut take = |prefix: &str| {
-                moments
-                    .remove(&format!("{prefix}.{name}"))
-                    .filter(|tensor| Some(tensor.dims()[0]) == length)
-                    .ok_or_else(|| {
-                        let reason = format!("no {prefix}.{name} that fits");
-                        TrainError::state(path.join(OPTIMIZER), reason)
-                    })
-            };
-            let (moment_1, moment_2) = (take("m")?, take("v")?);
-            let momentum = AdaptiveMomentumState { time, moment_1, moment_2, max_moment_2: None };
-            restored.push((name, momentum));
-        }
-        trainer.restore(state.progress.step, values, average, restored);
-        Ok(state.progress)
+        let ranks = trainer.ranks();
+        let loaded = ranks.agree(read_checkpoint(path, trainer, &ranks, device))?;
+        let Loaded { progress, values, average, moments } = loaded;
+        trainer.restore(progress.step, values, average, moments);
+        Ok(progress)
     }
+}
+
+/// Reads what this rank holds of the checkpoint at `path`.
+fn read_checkpoint<M: Module>(
+    path: &Path,
+    trainer: &Trainer<M>,
+    ranks: &Ranks,
+    device: &Device,
+) -> Result<Loaded, TrainError> {
+    let mark = path.join(MARK);
+    let text = fs::read(&mark).map_err(TrainError::io(&mark))?;
+    let state: State =
+        serde_json::from_slice(&text).map_err(malformed(&mark, "not the state of a run"))?;
+    if !matches!((state.format, state.slices), (WHOLE, None) | (SLICES, Some(1..=MAX_RANKS))) {
+        let reason = format!("format {}, expected {WHOLE} or {SLICES}", state.format);
+        return Err(TrainError::state(&mark, reason));
+    }
+    let kinds = [VALUES, AVERAGE, OPTIMIZER].map(|kind| state.paths(path, kind));
+    // Each rank checks some of the files.
+    let share = kinds.iter().flatten().skip(ranks.world().rank()).step_by(ranks.world().size());
+    for file in share {
+        let name = file.file_name().map(|name| name.to_string_lossy().into_owned());
+        let expected = name.and_then(|name| state.files.get(&name).copied());
+        if expected != Some(checksum(file)?) {
+            return Err(TrainError::state(file, "damaged: the checksum differs"));
+        }
+    }
+    let [values, average, moments] = kinds;
+    let (lengths, trainable) = (trainer.lengths(), trainer.trainable());
+    let trained = lengths.iter().filter(|(name, _)| trainable.contains(*name));
+    let trained = trained.map(|(name, length)| (name.clone(), *length)).collect();
+    let values = read_own(&values, "parameters", &lengths, trainer, device)?;
+    let average = read_own(&average, "averages", &trained, trainer, device)?;
+    let stored = Stored::open(&moments)?;
+    let mut moments = Vec::with_capacity(state.updates.len());
+    for (name, time) in state.updates {
+        let length = lengths.get(&name).copied();
+        let read = |prefix: &str| {
+            let key = format!("{prefix}.{name}");
+            match stored.lengths.get(&key).copied() {
+                Some(found) if Some(found) == length => {
+                    stored.read(&key, trainer.own(found), device)
+                }
+                _ => Err(TrainError::state(stored.path(), format!("no {key} that fits"))),
+            }
+        };
+        if trainer.own(length.unwrap_or(1)).is_empty() {
+            continue;
+        }
+        let (moment_1, moment_2) = (read("m")?, read("v")?);
+        let momentum = AdaptiveMomentumState { time, moment_1, moment_2, max_moment_2: None };
+        moments.push((name, momentum));
+    }
+    Ok(Loaded { progress: state.progress, values, average, moments })
+}
+
+/// Reads what this rank holds of the tensors of some files, which must be those of `expected` lengths.
+fn read_own<M: Module>(
+    files: &[PathBuf],
+    what: &str,
+    expected: &BTreeMap<String, usize>,
+    trainer: &Trainer<M>,
+    device: &Device,
+) -> Result<FlatTensors, TrainError> {
+    let stored = Stored::open(files)?;
+    check_shapes(what, &stored, expected)?;
+    let own = |length: usize| -> Range<usize> { trainer.own(length) };
+    let held = expected.iter().filter(|(_, length)| !trainer.is_divided() || !own(**length).is_empty());
+    held.map(|(name, length)| Ok((name.clone(), stored.read(name, own(*length), device)?))).collect()
+}
+
+/// Writes the tensors that this rank holds into `folder`. Returns the checksums of the files.
+fn write<M: Module>(
+    trainer: &Trainer<M>,
+    step: u64,
+    folder: &Path,
+) -> Result<BTreeMap<String, u32>, TrainError> {
+    let mut moments = FlatTensors::new();
+    for (name, state) in trainer.moments() {
+        moments.insert(format!("m.{name}"), state.moment_1.clone());
+        moments.insert(format!("v.{name}"), state.moment_2.clone());
+    }
+    let world = trainer.ranks().world().clone();
+    let slices = trainer.is_divided().then(|| (world.rank(), world.size()));
+    let mut files = BTreeMap::new();
+    for (kind, tensors) in [
+        (VALUES, trainer.held_values()),
+        (AVERAGE, trainer.held_average()),
+        (OPTIMIZER, &moments),
+    ] {
+        let name = file_name(kind, slices);
+        let path = folder.join(&name);
+        match write_tensors(tensors, &path).map_err(TrainError::io(&path))? {
+            None => {}
+            Some(Wrong::Unread(error)) => return Err(error.into()),
+            Some(Wrong::NotFinite(tensor)) => {
+                let tensor = format!("{tensor} of {name}");
+                return Err(TrainError::Exploded { step, tensor });
+            }
+        }
+        files.insert(name, checksum(&path)?);
+    }
+    Ok(files)
+}
+
+/// Returns the checksums of the files of all ranks. A collective.
+fn all_files(
+    ranks: &Ranks,
+    own: &BTreeMap<String, u32>,
+) -> Result<BTreeMap<String, u32>, TrainError> {
+    let own = serde_json::to_vec(own).map_err(TrainError::other)?;
+    let mut all = BTreeMap::new();
+    for files in gather_bytes(&**ranks.world(), &own) {
+        let files: BTreeMap<String, u32> =
+            serde_json::from_slice(&files).map_err(TrainError::other)?;
+        all.extend(files);
+    }
+    Ok(all)
+}
+
+/// Writes the mark of a complete checkpoint.
+fn write_mark(path: &Path, state: &State) -> Result<(), TrainError> {
+    let text = serde_json::to_vec_pretty(state)
+        .map_err(malformed(path, "cannot write the state as JSON"))?;
+    fs::write(path, text).map_err(TrainError::io(path))
 }
 
 /// Returns a function that makes an error of a JSON file at `path`.
@@ -261,40 +412,18 @@ fn malformed(path: &Path, reason: &str) -> impl FnOnce(serde_json::Error) -> Tra
     move |source| TrainError::State { path, reason, source: Some(source) }
 }
 
-/// Reads flat f32 tensors from a file of this checksum.
-fn read_tensors(
-    file: &Path,
-    expected: Option<&u32>,
-    device: &Device,
-) -> Result<FlatTensors, TrainError> {
-    if expected != Some(&checksum(file)?) {
-        return Err(TrainError::state(file, "damaged: the checksum differs"));
-    }
-    let checkpoint = Checkpoint::open(file)?;
-    let tensors = checkpoint.tensors().iter().map(|(key, tensor)| {
-        let flat = tensor.shape().len() == 1 && tensor.dtype() == Some(DType::F32);
-        if !flat {
-            return Err(TrainError::state(file, format!("'{key}' is not a flat f32 tensor")));
-        }
-        Ok((key.clone(), Tensor::<1>::from_data(tensor.read(key)?, device)))
-    });
-    tensors.collect()
-}
-
-/// Returns an error if names or lengths of the tensors of a file are not those of the model.
+/// Returns an error if names or lengths of the stored tensors are not those of the model.
 fn check_shapes(
     what: &str,
-    file: &Path,
-    found: &FlatTensors,
-    expected: &FlatTensors,
+    stored: &Stored,
+    expected: &BTreeMap<String, usize>,
 ) -> Result<(), TrainError> {
-    let shape = |(name, tensor): (&String, &Tensor<1>)| (name.clone(), tensor.dims()[0]);
-    if found.iter().map(shape).eq(expected.iter().map(shape)) {
+    if stored.lengths == *expected {
         return Ok(());
     }
-    let (found, expected) = (found.len(), expected.len());
+    let (found, expected) = (stored.lengths.len(), expected.len());
     let reason = format!("its {found} {what} are not the {expected} of this recipe's model");
-    Err(TrainError::state(file, reason))
+    Err(TrainError::state(stored.path(), reason))
 }
 
 /// Removes a folder with its contents, if it exists.
@@ -318,80 +447,3 @@ fn set_aside(path: &Path) -> Result<PathBuf, TrainError> {
     Ok(aside)
 }
 
-/// A flat tensor for the safetensors crate, checked while it is written.
-struct Flat<'a> {
-    name: &'a str,
-    tensor: Tensor<1>,
-    shape: [usize; 1],
-    /// The problem of the first bad tensor.
-    wrong: &'a RefCell<Option<Wrong>>,
-}
-
-/// A problem that keeps a tensor out of a checkpoint.
-enum Wrong {
-    /// A value of the tensor of this name is not finite.
-    NotFinite(String),
-    /// The device did not return its values.
-    Unread(ReadError),
-}
-
-impl View for Flat<'_> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        // A failed device returns no more values.
-        let has_failed = matches!(*self.wrong.borrow(), Some(Wrong::Unread(_)));
-        if has_failed {
-            return Cow::Owned(vec![0; self.data_len()]);
-        }
-        let bytes = match read(self.tensor.clone()) {
-            Ok(data) => data.into_bytes().to_vec(),
-            Err(error) => {
-                self.wrong.borrow_mut().get_or_insert(Wrong::Unread(error));
-                // The file is discarded, but its writer expects this number of bytes.
-                vec![0; self.data_len()]
-            }
-        };
-        let (values, _) = bytes.as_chunks::<4>();
-        if !values.iter().all(|value| f32::from_ne_bytes(*value).is_finite()) {
-            self.wrong.borrow_mut().get_or_insert_with(|| Wrong::NotFinite(self.name.to_string()));
-        }
-        Cow::Owned(bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        4 * self.shape[0]
-    }
-}
-
-/// Writes tensors. Returns the first problem that makes them unfit for a checkpoint.
-fn write_tensors(tensors: &FlatTensors, path: &Path) -> std::io::Result<Option<Wrong>> {
-    let wrong = RefCell::default();
-    let views = tensors.iter().map(|(name, tensor)| {
-        let (tensor, shape) = (tensor.clone(), tensor.dims());
-        (name, Flat { name, tensor, shape, wrong: &wrong })
-    });
-    // The safetensors crate makes its files private; this function sets the usual permissions.
-    write_atomically(path, |file| {
-        safetensors::serialize_to_file(views, None, file).map_err(std::io::Error::other)
-    })?;
-    Ok(wrong.into_inner())
-}
-
-fn checksum(path: &Path) -> Result<u32, TrainError> {
-    let mut file = File::open(path).map_err(TrainError::io(path))?;
-    let mut hasher = crc32fast::Hasher::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).map_err(TrainError::io(path))? {
-            0 => return Ok(hasher.finalize()),
-            read => hasher.update(&buffer[..read]),
-        }
-    }
-}

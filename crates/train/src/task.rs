@@ -118,6 +118,22 @@ pub trait Task {
         indices: &[u64],
     ) -> Result<Evaluation, Self::Error>;
 
+    /// Returns losses and gradients of a rank's part of a micro-batch: as [`gradients`](Self::gradients), for
+    /// losses that depend on more than the samples and their indices.
+    ///
+    /// # Errors
+    /// Returns an error if the samples do not fit the model or each other.
+    fn gradients_of_part(
+        &self,
+        graph: &Graph<Self::Model>,
+        items: &[Self::Item],
+        indices: &[u64],
+        whole: MicroBatch,
+    ) -> Result<Evaluation, Self::Error> {
+        let _ = whole;
+        self.gradients(graph, items, indices)
+    }
+
     /// Returns the type to compute in, f32 by default. The parameters themselves stay in f32.
     fn dtype(&self) -> FloatDType {
         FloatDType::F32
@@ -128,6 +144,23 @@ pub trait Task {
     fn cost(&self, item: &Self::Item) -> Cost {
         let _ = item;
         Cost::default()
+    }
+}
+
+/// The micro-batch that a rank trains on a part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MicroBatch {
+    /// Index of the first sample.
+    pub first_index: u64,
+    /// Number of samples of all ranks.
+    pub len: usize,
+}
+
+impl MicroBatch {
+    /// Returns the micro-batch of `len` samples that begins with the sample of index `first_index`.
+    pub fn new(first_index: u64, len: usize) -> Self {
+        Self { first_index, len }
     }
 }
 

@@ -1,5 +1,7 @@
 //! A model in training: parameters, optimizer, moving average, number of steps.
 
+mod over;
+
 use crate::{
     error::TrainError,
     optimizer::{
@@ -13,9 +15,13 @@ use burn::{
     optim::{AdamWState, AdaptiveMomentumState},
     tensor::{Bool, FloatDType, Tensor},
 };
-use std::collections::BTreeSet;
+use over::Over;
+pub(crate) use over::GradientSum;
+pub use over::HeldBytes;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// A model in training. It holds everything that a resumed run needs, as flat f32 tensors.
+/// A model in training. It holds everything that a resumed run needs, as flat f32 tensors. Over several ranks,
+/// it holds this rank's part of that; see [`Trainer::over`].
 pub struct Trainer<M> {
     hollow: M,
     recipe: OptimizerRecipe,
@@ -27,6 +33,10 @@ pub struct Trainer<M> {
     /// `[1]`, true if all losses and norms so far were finite. `None` on the host, and before the first
     /// step on other devices.
     finite: Option<Tensor<1, Bool>>,
+    /// `None` for a single rank.
+    over: Option<Over>,
+    /// Bytes of the gradients of the last step.
+    gradient_bytes: usize,
 }
 
 /// Gradient norm and learning rate of one step.
@@ -77,6 +87,8 @@ impl<M: Module> Trainer<M> {
             average,
             step: 0,
             finite: None,
+            over: None,
+            gradient_bytes: 0,
         })
     }
 
@@ -90,13 +102,21 @@ impl<M: Module> Trainer<M> {
         &self.trainable
     }
 
-    /// Returns all parameters.
+    /// Returns all parameters. With ZeRO, they are in the type to compute in.
     pub fn values(&self) -> &FlatTensors {
-        &self.values
+        let whole = self.over.as_ref().and_then(|over| over.whole.as_ref());
+        whole.map_or(&self.values, |whole| &whole.values)
     }
 
-    /// Returns the moving average of the trained parameters.
+    /// Returns the moving average of the trained parameters. With ZeRO, these are the rank's slices, except in
+    /// hooks and after the run, where rank 0 has whole ones.
     pub fn average(&self) -> &FlatTensors {
+        let whole = self.over.as_ref().and_then(|over| over.whole.as_ref());
+        whole.map_or(&self.average, |whole| &whole.average)
+    }
+
+    /// Returns this rank's moving average.
+    pub(crate) fn held_average(&self) -> &FlatTensors {
         &self.average
     }
 
@@ -107,12 +127,16 @@ impl<M: Module> Trainer<M> {
 
     /// Returns the model in f32 and without a graph.
     pub fn model(&self) -> M {
-        filled(self.hollow.clone(), &self.values, FloatDType::F32)
+        filled(self.hollow.clone(), self.values(), FloatDType::F32)
     }
 
-    /// Returns the model with the moving average in place of the trained parameters.
+    /// Returns the model with the moving average in place of the trained parameters. With ZeRO, only rank 0 has
+    /// it, in hooks and after the run.
+    ///
+    /// # Panics
+    /// Panics on a rank that has only slices of the average.
     pub fn average_model(&self) -> M {
-        filled(self.model(), &self.average, FloatDType::F32)
+        filled(self.model(), self.average(), FloatDType::F32)
     }
 
     /// Updates the parameters from `gradients`: clipping, AdamW, moving average. `steps` is the planned
@@ -170,7 +194,8 @@ impl<M: Module> Trainer<M> {
     /// Updates parameters, moments and averages; returns the learning rate.
     fn change(&mut self, gradients: FlatTensors, update: &Update, steps: u64) -> f64 {
         let learning_rate = self.recipe.learning_rate_at(self.step, steps);
-        let (values, average) = (&mut self.values, &mut self.average);
+        let master = self.over.as_mut().and_then(|over| over.master.as_mut());
+        let (values, average) = (master.unwrap_or(&mut self.values), &mut self.average);
         self.optimizer.step(learning_rate, update, values, average, gradients);
         self.step += 1;
         learning_rate
@@ -181,7 +206,7 @@ impl<M: Module> Trainer<M> {
         self.optimizer.moments.iter().map(|(name, state)| (name, &state.momentum))
     }
 
-    /// Sets the state to that of a checkpoint.
+    /// Sets the state to that of a checkpoint: this rank's slices of it with ZeRO. A collective.
     pub(crate) fn restore(
         &mut self,
         step: u64,
@@ -191,10 +216,19 @@ impl<M: Module> Trainer<M> {
     ) {
         self.step = step;
         self.finite = None;
-        self.values = values;
+        match self.over.as_mut().and_then(|over| over.master.as_mut()) {
+            Some(master) => *master = values,
+            None => self.values = values,
+        }
         self.average = average;
         self.optimizer.moments =
             moments.into_iter().map(|(name, momentum)| (name, AdamWState { momentum })).collect();
+        self.gather_values(|_, _| true);
+    }
+
+    /// Returns the number of elements of every parameter.
+    pub(crate) fn lengths(&self) -> BTreeMap<String, usize> {
+        self.values.iter().map(|(name, value)| (name.clone(), value.dims()[0])).collect()
     }
 }
 

@@ -7,7 +7,7 @@
 use crate::{
     error::{RecipeError, TrainError},
     parameters::Graph,
-    task::{Cost, Evaluation, Task},
+    task::{Cost, Evaluation, MicroBatch, Task},
 };
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use opensora_data::dataset::ClipSample;
@@ -85,7 +85,18 @@ impl Task for VaeTask {
         items: &[ClipSample],
         indices: &[u64],
     ) -> Result<Evaluation, TrainError> {
-        let turn = indices.first().map_or(0, |first| first / items.len().max(1) as u64);
+        let first_index = indices.first().copied().unwrap_or(0);
+        self.gradients_of_part(graph, items, indices, MicroBatch::new(first_index, items.len()))
+    }
+
+    fn gradients_of_part(
+        &self,
+        graph: &Graph<AutoencoderKl>,
+        items: &[ClipSample],
+        indices: &[u64],
+        whole: MicroBatch,
+    ) -> Result<Evaluation, TrainError> {
+        let turn = whole.first_index / whole.len.max(1) as u64;
         let factor = self.recipe.shrink[(turn % self.recipe.shrink.len() as u64) as usize];
         let pixels = shrunk(clips(items, &self.device)?, factor);
         let posterior = graph.model.encode(pixels.clone(), None);

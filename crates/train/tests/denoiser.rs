@@ -8,7 +8,7 @@ use opensora_diffusion::PredictionType;
 use opensora_nn::{mask::TokenMask, read::read_f64};
 use opensora_stdit::{DenoiserConfig, StDit, keys};
 use opensora_train::{
-    Recipe, Session, Trainer,
+    Ranks, Recipe, Session, Trainer,
     denoiser::{DenoiserBatch, DenoiserRecipe, DenoiserTask},
     optimizer::OptimizerRecipe,
 };
@@ -113,7 +113,7 @@ fn weights_of_another_prediction_type_are_rejected() {
     (part.config, part.init) = (config(), Some(weights));
     let run = |recipe: &Recipe| {
         let (recipe, folder) = (recipe.clone(), folder.path().join("run"));
-        Session { recipe, folder, resume: false, peak_flops: None, device: device.clone() }
+        Session { recipe, folder, resume: false, peak_flops: None, device: device.clone(), ranks: Ranks::default() }
             .run(&mut (), &mut ())
             .unwrap_err()
             .to_string()

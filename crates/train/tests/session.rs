@@ -8,7 +8,7 @@ use opensora_data::{Manifest, Row};
 use opensora_files::{Lock, error_line};
 use opensora_t5::{T5Config, fit_tokenizer, keys as t5_keys};
 use opensora_train::{
-    Observer, Outcome, Recipe, Session, TrainError,
+    Observer, Outcome, Ranks, Recipe, Session, TrainError,
     observer::{CheckpointDamaged, DescriptionOmitted, Resumed, RowsMissing},
 };
 use opensora_vae::{VaeConfig, keys as vae_keys};
@@ -122,7 +122,7 @@ fn weights(folder: &Path) {
 
 fn session(folder: &Path, recipe: Recipe) -> Session {
     let folder = folder.join("run");
-    Session { recipe, folder, resume: false, peak_flops: None, device: Device::flex() }
+    Session { recipe, folder, resume: false, peak_flops: None, device: Device::flex(), ranks: Ranks::default() }
 }
 
 fn stdit(folder: &Path) -> Recipe {

@@ -7,9 +7,12 @@ use crate::{
 };
 use opensora::{
     nn::dtype::Dtype,
-    train::plan::{
-        Constraints, Job, Network, PlanError, Prediction, Processor, Scaling, TRAINER_BUCKET,
-        USABLE_MEMORY, Zero,
+    train::{
+        plan::{
+            Constraints, Job, Network, PlanError, Prediction, Processor, Scaling, TRAINER_BUCKET,
+            USABLE_MEMORY,
+        },
+        zero::Zero,
     },
 };
 use serde_json::json;

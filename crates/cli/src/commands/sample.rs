@@ -9,10 +9,16 @@ mod outputs;
 mod record;
 mod text;
 
-use crate::options::{DeviceName, ModelParts, Report, Sampling};
+use crate::{
+    options::{DeviceName, ModelParts, Report, Sampling},
+    ranks::{World, on_ranks},
+};
 use anyhow::ensure;
 use clap::ValueEnum;
-use opensora::{PipelineOptions, Residency, SampleRequest, nn::dtype::Dtype};
+use opensora::{
+    PipelineError, PipelineOptions, Residency, SampleRequest, nn::dtype::Dtype,
+    pipeline::SamplingRanks,
+};
 use record::Record;
 use std::{iter::repeat_n, num::NonZero, path::PathBuf};
 
@@ -26,6 +32,7 @@ Examples:
   opensora sample \"a red circle grows on a black background\" -o circle.mp4
   opensora sample --model opensora-v1-hq-16x256x256 --prompt-path prompts.txt -o clips \\
         --sampler dpm-solver --steps 20
+  mpirun -n 4 opensora sample \"waves at night\" --num-frames 64 --device cuda:local -o waves.mp4
   opensora sample \"waves at night\" --negative-prompt people --num-videos-per-prompt 4 -o waves
   opensora sample --from-record clips/sample_6.mp4.json -o again.mp4")]
 pub(crate) struct Args {
@@ -108,6 +115,10 @@ pub(crate) struct Args {
     /// rounding. Denoisers other than STDiT are held in memory.
     #[arg(long)]
     low_memory: bool,
+    /// Work that the ranks of mpirun or srun divide: the frames of each clip, or guidance (half of the ranks
+    /// predict with the prompt, half without) and then frames
+    #[arg(long, value_name = "WORK", default_value = "frames")]
+    divide: Division,
     /// Output file (.mp4, .gif, .png), folder for several clips, or - for standard output
     #[arg(short, long, alias = "output", default_value = "outputs")]
     out: PathBuf,
@@ -147,6 +158,16 @@ impl Args {
         }
     }
 
+    /// Arranges the ranks. A collective, with the same error on all.
+    fn ranks(&self, world: &World) -> Result<SamplingRanks, PipelineError> {
+        let group = world.group().clone();
+        match self.divide {
+            Division::Frames => Ok(SamplingRanks::by_frames(group)),
+            Division::Guidance if group.size() == 1 => Ok(SamplingRanks::default()),
+            Division::Guidance => SamplingRanks::by_guidance(group),
+        }
+    }
+
     /// Returns the request of these options, with a model's defaults for the rest.
     fn request(&self, defaults: &SampleRequest) -> SampleRequest {
         SampleRequest {
@@ -160,6 +181,15 @@ impl Args {
             ..self.sampling.request(defaults)
         }
     }
+}
+
+/// Work that ranks divide.
+#[derive(Clone, Copy, ValueEnum)]
+enum Division {
+    /// The frames of each clip.
+    Frames,
+    /// The two predictions of guidance, then frames.
+    Guidance,
 }
 
 /// Formats of files in an output folder.
@@ -181,11 +211,15 @@ fn parse_ratio(text: &str) -> Result<f64, String> {
 }
 
 pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
-    let recorded = match args.from_record.take() {
-        Some(path) => Some(Record::open(&path)?.apply(&path, &mut args)?),
-        None => None,
-    };
-    if args.label.is_empty() { text::run(&args, recorded) } else { label::run(&args, recorded) }
+    on_ranks(|world| {
+        let recorded = args.from_record.take().map(|path| Record::open(&path)?.apply(&path, &mut args));
+        let recorded = world.agree(recorded.transpose())?;
+        if args.label.is_empty() {
+            return text::run(&args, recorded, world);
+        }
+        ensure!(world.group().size() == 1, "--label: labels are sampled by one process: leave mpirun out");
+        label::run(&args, recorded, world)
+    })
 }
 
 /// Repeats each item: all of the first, then all of the second.

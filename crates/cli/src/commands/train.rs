@@ -4,14 +4,18 @@ use crate::{
     options::{DeviceName, Report},
     output,
     progress::warm_up,
+    ranks::{World, on_ranks},
     stop::{self, Stopped},
     train_progress::TrainProgress,
 };
 use anyhow::{Context, bail};
+use burn::tensor::Device;
 use clap::Args as ClapArgs;
 use opensora::{
     nn::dtype::Dtype,
-    train::{Outcome, Recipe, Session, metrics::flops::measure_matmul_ceiling, run::Hooks},
+    train::{
+        Outcome, Ranks, Recipe, Session, Zero, metrics::flops::measure_matmul_ceiling, run::Hooks,
+    },
     training::SampleSheets,
 };
 use std::path::PathBuf;
@@ -22,7 +26,8 @@ use std::path::PathBuf;
 Examples:
   opensora train --recipe stage2-16x256x256 --cache cache --init PixArt-XL-2-512x512.pth -o run
   opensora train --recipe stage2-16x256x256 --cache cache --init PixArt-XL-2-512x512.pth -o run --resume
-  opensora train-vae --recipe vae.toml --data images.csv -o vae")]
+  opensora train-vae --recipe vae.toml --data images.csv -o vae
+  mpirun -n 4 opensora train --recipe recipe.toml --cache cache -o run --device cuda:local --zero 2")]
 pub(crate) struct Args {
     /// Recipe file (TOML), or the name of a bundled recipe
     #[arg(long)]
@@ -63,6 +68,13 @@ pub(crate) struct Args {
     /// Steps between checkpoints [default: from the recipe]
     #[arg(long)]
     checkpoint_every: Option<u64>,
+    /// Training state that the ranks of mpirun or srun divide: 0 none, 1 optimizer and moving average, 2 gradients
+    /// too [default: from the recipe]
+    #[arg(long, value_name = "0|1|2")]
+    zero: Option<u8>,
+    /// Ranks that share the frames of each sample, for clips too long for one device; divides the number of ranks
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    sequence: usize,
     /// Peak of the device in TFLOP/s, for the MFU [default: measured by matrix products]
     #[arg(long)]
     peak_tflops: Option<f64>,
@@ -72,19 +84,34 @@ pub(crate) struct Args {
     report: Report,
 }
 
+impl Args {
+    /// Arranges the ranks. A collective, with the same error on all.
+    fn ranks(&self, world: &World) -> anyhow::Result<Ranks> {
+        let group = world.group().clone();
+        match self.sequence {
+            1 => Ok(Ranks::new(group)),
+            sequence => Ranks::with_sequence(group, sequence).context("--sequence"),
+        }
+    }
+}
+
 /// `opensora train`.
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let recipe = recipe(&args)?;
-    train(args, recipe)
+    on_ranks(|world| {
+        let recipe = world.agree(recipe(&args))?;
+        train(&args, recipe, world)
+    })
 }
 
 /// `opensora train-vae`: `opensora train` for a recipe with a VAE.
 pub(crate) fn run_vae(args: Args) -> anyhow::Result<()> {
-    let recipe = recipe(&args)?;
-    if recipe.vae.is_none() {
-        bail!("{}: not a recipe for a VAE: no [vae] found", args.recipe.display());
-    }
-    train(args, recipe)
+    on_ranks(|world| {
+        let recipe = world.agree(recipe(&args))?;
+        if recipe.vae.is_none() {
+            bail!("{}: not a recipe for a VAE: no [vae] found", args.recipe.display());
+        }
+        train(&args, recipe, world)
+    })
 }
 
 /// Reads the recipe and applies the options.
@@ -113,36 +140,25 @@ fn recipe(args: &Args) -> anyhow::Result<Recipe> {
     run.skip_bad = args.skip_bad.unwrap_or(run.skip_bad);
     run.keep = args.keep.unwrap_or(run.keep);
     run.checkpoint_every = args.checkpoint_every.unwrap_or(run.checkpoint_every);
+    run.zero = args.zero.map_or(Ok(run.zero), Zero::try_from).context("--zero")?;
     recipe.validate().context("recipe")?;
     Ok(recipe)
 }
 
-fn train(args: Args, recipe: Recipe) -> anyhow::Result<()> {
-    let device = args.device.open()?;
-    let folder = args.out.clone();
-    let session = Session { recipe, folder, resume: args.resume, peak_flops: None, device };
+fn train(args: &Args, recipe: Recipe, world: &World) -> anyhow::Result<()> {
+    let device = world.agree(args.device.open_on(world.local_rank()))?;
+    let (folder, ranks) = (args.out.clone(), args.ranks(world)?);
+    let resume = args.resume;
+    let session = Session { recipe, folder, resume, peak_flops: None, device, ranks };
     // Checks that need no model come first: measuring the peak and loading models take a while.
     let prepared = session.prepare()?;
-    let Session { recipe, folder, device, .. } = &session;
-    let peak_flops = match args.peak_tflops {
-        Some(peak) if peak > 0.0 && peak.is_finite() => Some(peak * 1e12),
-        Some(peak) => bail!("--peak-tflops is {peak}, expected a positive number"),
-        None if recipe.stdit.is_some() => {
-            let dtype = recipe.run.dtype.parse::<Dtype>()?.check(device)?;
-            measure_matmul_ceiling(device, dtype.float())
-        }
-        None => None,
-    };
-    let mut progress = TrainProgress::new(args.report.quiet);
+    let Session { recipe, device, .. } = &session;
+    let peak_flops = world.agree(peak_flops(args, recipe, device))?;
+    let mut progress = TrainProgress::new(args.report.quiet || !world.is_main());
     if let Some(text) = warm_up(device) {
         progress.message(text);
     }
-    let mut sheets = match &recipe.stdit {
-        Some(part) if recipe.run.sample_every > 0 && !recipe.sample.prompts.is_empty() => {
-            Some(SampleSheets::new(recipe, part, folder, device).context("sample videos")?)
-        }
-        _ => None,
-    };
+    let mut sheets = world.agree(sample_sheets(&session, world))?;
     let mut none = ();
     let hooks: &mut dyn Hooks<_> = match &mut sheets {
         Some(sheets) => sheets,
@@ -151,7 +167,40 @@ fn train(args: Args, recipe: Recipe) -> anyhow::Result<()> {
     stop::listen();
     let outcome = prepared.with_peak_flops(peak_flops).run(&mut progress, hooks);
     progress.finish();
-    let (finished, done) = match outcome? {
+    report(args, outcome?)
+}
+
+/// Returns the peak FLOP/s of the device, as given or measured.
+fn peak_flops(args: &Args, recipe: &Recipe, device: &Device) -> anyhow::Result<Option<f64>> {
+    match args.peak_tflops {
+        Some(peak) if peak > 0.0 && peak.is_finite() => Ok(Some(peak * 1e12)),
+        Some(peak) => bail!("--peak-tflops is {peak}, expected a positive number"),
+        None if recipe.stdit.is_some() => {
+            let dtype = recipe.run.dtype.parse::<Dtype>()?.check(device)?;
+            Ok(measure_matmul_ceiling(device, dtype.float()))
+        }
+        None => Ok(None),
+    }
+}
+
+/// Loads what sample videos need, on rank 0.
+fn sample_sheets(session: &Session, world: &World) -> anyhow::Result<Option<SampleSheets>> {
+    let Session { recipe, folder, device, .. } = session;
+    match &recipe.stdit {
+        Some(part)
+            if world.is_main()
+                && recipe.run.sample_every > 0
+                && !recipe.sample.prompts.is_empty() =>
+        {
+            Ok(Some(SampleSheets::new(recipe, part, folder, device).context("sample videos")?))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Prints the result. A run that was stopped is an error.
+fn report(args: &Args, outcome: Outcome) -> anyhow::Result<()> {
+    let (finished, done) = match outcome {
         Outcome::Finished(done) => (true, done),
         Outcome::Stopped(done) => (false, done),
     };

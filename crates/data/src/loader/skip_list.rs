@@ -14,6 +14,8 @@ use std::{
 
 pub(super) struct SkipList {
     path: Option<PathBuf>,
+    /// True if added rows are written to the file.
+    writes: bool,
     rows: BTreeMap<usize, String>,
 }
 
@@ -43,16 +45,21 @@ impl SkipList {
                 }
             }
         }
-        Ok(Self { path, rows })
+        Ok(Self { path, writes: true, rows })
+    }
+
+    /// Leaves writing the file to another rank.
+    pub(super) fn without_writing(&mut self) {
+        self.writes = false;
     }
 
     pub(super) fn rows(&self) -> &BTreeMap<usize, String> {
         &self.rows
     }
 
-    /// Adds a row, to the file first.
+    /// Adds a row, to the file first if this rank writes it.
     pub(super) fn add(&mut self, row: usize, name: &str, reason: String) -> Result<(), DataError> {
-        if let Some(path) = &self.path {
+        if let Some(path) = self.path.as_ref().filter(|_| self.writes) {
             append(path, row, name, &reason)
                 .map_err(|source| DataError::Io { path: path.clone(), source })?;
         }

@@ -3,7 +3,7 @@
 use crate::{DataError, Source};
 use opensora_files::one_line;
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex,
@@ -22,8 +22,10 @@ pub(super) struct Workers<T> {
     /// Unbounded: the loader limits the number of jobs.
     jobs: Option<Sender<Job>>,
     results: Receiver<(u64, Read<T>)>,
-    /// Samples that were read before their slot was requested.
-    early: HashMap<u64, Read<T>>,
+    /// Slots of the current and later batches that have been requested.
+    requested: BTreeSet<u64>,
+    /// Samples that were read before they were waited for.
+    early: BTreeMap<u64, Read<T>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -37,8 +39,14 @@ impl<T: Send + 'static> Workers<T> {
         let queue = Arc::new(Mutex::new(queue));
         let (sender, results) = channel();
         let stop = Arc::new(AtomicBool::new(false));
-        let mut workers =
-            Self { jobs: Some(jobs), results, early: HashMap::new(), stop, threads: Vec::new() };
+        let mut workers = Self {
+            jobs: Some(jobs),
+            results,
+            requested: BTreeSet::new(),
+            early: BTreeMap::new(),
+            stop,
+            threads: Vec::new(),
+        };
         for _ in 0..count {
             let (source, queue) = (source.clone(), queue.clone());
             let (sender, stop) = (sender.clone(), workers.stop.clone());
@@ -51,12 +59,16 @@ impl<T: Send + 'static> Workers<T> {
         Ok(workers)
     }
 
-    pub(super) fn send(&self, job: Job) -> Result<(), DataError> {
+    /// Requests a sample, unless it has been requested.
+    pub(super) fn request(&mut self, job: Job) -> Result<(), DataError> {
+        if !self.requested.insert(job.0) {
+            return Ok(());
+        }
         let sent = self.jobs.as_ref().map(|jobs| jobs.send(job));
         sent.and_then(Result::ok).ok_or(DataError::ThreadsEnded)
     }
 
-    /// Waits for the sample of a slot. Slots are requested in their order.
+    /// Waits for the sample of a slot that was requested and not received yet.
     pub(super) fn receive(&mut self, slot: u64) -> Read<T> {
         if let Some(read) = self.early.remove(&slot) {
             return read;
@@ -65,17 +77,15 @@ impl<T: Send + 'static> Workers<T> {
             if found == slot {
                 return read;
             }
-            // Earlier samples belong to slots that have been skipped meanwhile.
-            if found > slot {
-                self.early.insert(found, read);
-            }
+            self.early.insert(found, read);
         }
         Err(DataError::ThreadsEnded)
     }
 
-    /// Drops the sample of a slot that will not be requested.
-    pub(super) fn forget(&mut self, slot: u64) {
-        self.early.remove(&slot);
+    /// Drops the samples of slots before `slot`, which nothing waits for any more.
+    pub(super) fn forget_before(&mut self, slot: u64) {
+        self.requested = self.requested.split_off(&slot);
+        self.early = self.early.split_off(&slot);
     }
 }
 

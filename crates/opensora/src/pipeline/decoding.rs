@@ -1,8 +1,13 @@
 //! The VAE, loaded once for any number of clips.
 
 use super::{
-    Observer, PipelineError, decode_plan::DecodePlan, finite, observer::Decoded,
-    options::Residency, shared::Core,
+    Observer, PipelineError,
+    decode_plan::DecodePlan,
+    decode_shards::{DecodeShards, Outcome},
+    finite,
+    observer::Decoded,
+    options::Residency,
+    shared::Core,
 };
 use crate::{
     frames::{from_frames, to_frames},
@@ -56,25 +61,54 @@ impl<'a> LoadedVae<'a> {
         }
         let factor = config.downsample_factor();
         let plan = self.plan([height * factor, width * factor]);
-        let mut parts = Vec::new();
-        for part in latents.split(plan.frames, 2) {
+        let shards = DecodeShards::new(self.core.ranks.world(), frames, plan.frames);
+        let (mut parts, mut outcome) = (Vec::new(), Outcome::Decoded);
+        for part in shards.held() {
+            let part = latents.clone().narrow(2, part.start, part.len());
             parts.push(match plan.tile_rows {
                 Some(rows) => self.vae.decode_in_tiles(part, None, rows),
                 None => self.vae.decode(part, None),
             });
-            let done = (parts.len() * plan.frames).min(frames);
-            let event = Decoded { frames: index * frames + done, total: clips * frames };
+            let event = Decoded {
+                frames: index * frames + shards.frames_after(parts.len()),
+                total: clips * frames,
+            };
             if observer.decoded(&event).is_break() {
-                return Err(event.stopped());
+                outcome = Outcome::Stopped(event);
+                break;
             }
         }
-        let decoded = Tensor::cat(parts, 2); // [1, 3, T, H, W]
-        // Reads one number per clip; the pixels are read to the host next anyway.
-        if !finite::all_finite(&decoded)? {
-            return Err(self.non_finite("the decoded frames"));
+        self.joined(parts, outcome, &shards, [index, clips])
+    }
+
+    /// Joins the parts of all ranks `[1, 3, T, H, W]` to a clip, if no rank stopped or has values that are not finite.
+    fn joined(
+        &self,
+        parts: Vec<Tensor<5>>,
+        mut outcome: Outcome,
+        shards: &DecodeShards,
+        [index, clips]: [usize; 2],
+    ) -> Result<Frames, PipelineError> {
+        let mut decoded = None;
+        if matches!(outcome, Outcome::Decoded) && !parts.is_empty() {
+            let parts = Tensor::cat(parts, 2); // [1, 3, T, H, W]
+            // Reads one number per clip; the pixels are read to the host next anyway.
+            if finite::all_finite(&parts)? {
+                decoded = to_frames(parts)?.pop();
+            } else {
+                outcome = Outcome::NonFinite;
+            }
         }
-        let mut clips = to_frames(decoded)?;
-        clips.pop().ok_or_else(|| PipelineError::Parts("the VAE decoded no clip".into()))
+        match (self.core.ranks.largest(outcome.code()), outcome) {
+            (0, _) => shards.join(decoded),
+            (_, Outcome::Stopped(event)) => Err(event.stopped()),
+            (2, _) => {
+                // Another rank stopped.
+                let total = clips * shards.frames;
+                Err(PipelineError::DecodingStopped { frames: index * shards.frames, total })
+            }
+            _ => Err(self.non_finite("the decoded frames")),
+        }
     }
 
     /// Encodes a clip to scaled latents, `[1, C, T, h, w]`: the mean of the posterior.

@@ -113,7 +113,8 @@ impl<'a, C: Conditions + ?Sized> LoadedDenoiser<'a, C> {
         let (sampled, work) = {
             let denoiser = conditions
                 .denoiser(&*self.model, &self.request)?
-                .with_prediction_type(self.prediction_type);
+                .with_prediction_type(self.prediction_type)
+                .with_guidance_ranks(self.core.ranks.guidance().cloned());
             let sampled = self.sampler.sample(
                 &denoiser,
                 &self.request.guidance(),
@@ -124,12 +125,12 @@ impl<'a, C: Conditions + ?Sized> LoadedDenoiser<'a, C> {
                     if !matches!(watched, Ok(None)) {
                         return ControlFlow::Break(());
                     }
-                    observer.sampler_step(&SamplerStep::new(info, batches))
+                    self.core.ranks.agree(observer.sampler_step(&SamplerStep::new(info, batches)))
                 },
             );
             (sampled, denoiser.work())
         };
-        self.work += work;
+        self.work += self.core.ranks.whole_work(work);
         match (sampled, watched?) {
             (Err(SampleError::Interrupted { total, .. }), Some(step)) => {
                 let scale = Some(self.request.guidance_scale);

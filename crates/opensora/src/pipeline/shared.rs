@@ -5,6 +5,7 @@ use super::{
     decode_plan::own_memory,
     decoding::{DecodedClips, LoadedVae},
     observer::Loaded,
+    ranks::SamplingRanks,
     slot::Slot,
 };
 use crate::{
@@ -27,6 +28,7 @@ pub(super) struct Core {
     pub(super) in_channels: usize,
     pub(super) options: PipelineOptions,
     pub(super) device: Device,
+    pub(super) ranks: SamplingRanks,
     resident_vae: Slot<AutoencoderKl>,
 }
 
@@ -43,8 +45,8 @@ impl Core {
         let vae_config = VaeConfig::beside(&vae)?;
         check_fit("in_channels", vae_config.latent_channels, in_channels)?;
         AutoencoderKl::check(&vae_config, &Checkpoint::open(&vae)?, &device)?;
-        let resident_vae = Slot::default();
-        Ok(Self { denoiser, vae, vae_config, in_channels, options, device, resident_vae })
+        let (ranks, resident_vae) = (SamplingRanks::default(), Slot::default());
+        Ok(Self { denoiser, vae, vae_config, in_channels, options, device, ranks, resident_vae })
     }
 
     /// Checks the number of sampler steps and the size of the clip; returns the size of the latents,

@@ -2,7 +2,7 @@
 
 use super::{
     Clips, Conditioning, DecodedClips, LatentBatches, LoadedVae, Observer, PipelineError,
-    PipelineOptions, SampledLatents,
+    PipelineOptions, SampledLatents, SamplingRanks,
     shared::{Core, check_fit},
     slot::Slot,
     weights::Weights,
@@ -89,6 +89,27 @@ impl TextToVideo {
         };
         T5Encoder::check(&t5_config, &Checkpoint::open(&files.t5)?, &core.device)?;
         Ok(Self { files, core, resident_text: Slot::default(), resident_denoiser: Slot::default() })
+    }
+
+    /// Divides the work of every call among ranks, which all make the same calls with the same arguments and get the
+    /// same results.
+    ///
+    /// ```no_run
+    /// use opensora::{TextToVideo, parallel::Group, pipeline::SamplingRanks};
+    ///
+    /// # fn show(pipeline: TextToVideo, world: Group) -> Result<(), Box<dyn std::error::Error>> {
+    /// let pipeline = pipeline.on_ranks(SamplingRanks::by_frames(world.clone()));
+    /// let request = pipeline.files().defaults.clone();
+    /// let clips = pipeline.generate(&["a red fox"], &request, &mut ())?;
+    /// if world.rank() == 0 {
+    ///     clips[0].save("fox.mp4", request.fps)?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_ranks(mut self, ranks: SamplingRanks) -> Self {
+        self.core.ranks = ranks;
+        self
     }
 
     /// Drops the models that are kept in memory; the next call that needs one loads it again.

@@ -72,7 +72,20 @@ impl TextToVideo {
             let weights = self.resident_denoiser.get(residency.keeps_denoiser(), load)?;
             (weights.model.for_request(&config, request), weights.prediction_type)
         };
+        let model = match self.core.ranks.frames() {
+            Some(group) => model.sharded(group).ok_or_else(|| self.undivided())?,
+            None => model,
+        };
         LoadedDenoiser::new(&self.core, model, prediction_type, request, size)
+    }
+
+    /// The error of a model whose tokens cannot be divided among ranks.
+    fn undivided(&self) -> PipelineError {
+        PipelineError::Parts(format!(
+            "{}: the frames of {} cannot be divided among ranks: use one rank, or two for guidance",
+            self.files.name,
+            self.files.architecture.name()
+        ))
     }
 
     fn load_weights(&self, observer: &mut dyn Observer) -> Result<Weights, PipelineError> {

@@ -4,9 +4,10 @@
 //! process come on top. Parameters, moments, moving average and gradients are f32, whatever the type to compute in.
 
 use super::{
-    Job, Layout, Zero, bytes_of,
+    Job, Layout, bytes_of,
     size::{Parameters, Share},
 };
+use crate::zero::Zero;
 use burn::tensor::FloatDType;
 use serde::Serialize;
 

@@ -5,7 +5,7 @@ use super::{
     outputs::Outputs,
     record::{Of, Record, Settings},
 };
-use crate::{output, progress::Progress, stop};
+use crate::{output, progress::Progress, ranks::World, stop};
 use opensora::{PipelineError, SampleRequest, pipeline::SampledClip, stdit::DenoiserWork};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -13,24 +13,30 @@ use std::path::PathBuf;
 /// A checked call: what is sampled and where it is written.
 pub(super) struct Job<'a> {
     args: &'a Args,
-    outputs: Outputs,
+    /// `None` on ranks that do not write.
+    outputs: Option<Outputs>,
     /// The one clip that is written, of a recorded batch.
     only: Option<usize>,
+    /// True in a program of one rank.
+    stops_between_clips: bool,
     /// The part of every record that is the same for all clips.
     settings: Settings,
 }
 
 impl<'a> Job<'a> {
-    /// Opens and tries the outputs of `clips` clips, or of the one of a record.
+    /// Opens and tries the outputs of `clips` clips, or of the one of a record, on the rank that writes them.
     pub(super) fn new(
         args: &'a Args,
         request: &SampleRequest,
         settings: Settings,
         clips: usize,
         only: Option<usize>,
+        world: &World,
     ) -> anyhow::Result<Self> {
-        let outputs = Outputs::new(args, request, only.map_or(clips, |_| 1))?;
-        Ok(Self { args, outputs, only, settings })
+        let outputs = || Outputs::new(args, request, only.map_or(clips, |_| 1));
+        let outputs = world.is_main().then(outputs).transpose()?;
+        let stops_between_clips = world.group().size() == 1;
+        Ok(Self { args, outputs, only, settings, stops_between_clips })
     }
 
     /// Runs `sample`, whose sink writes each clip as soon as it is decoded. Then prints the complete files,
@@ -73,7 +79,7 @@ pub(super) struct Sink<'a> {
 }
 
 impl Sink<'_> {
-    /// Writes all clips, until a signal is received.
+    /// Writes all clips, until a signal is received. Ranks agree on a stop in the next step of the sampler instead.
     pub(super) fn take(
         &mut self,
         clips: impl Iterator<Item = Result<SampledClip, PipelineError>>,
@@ -84,14 +90,16 @@ impl Sink<'_> {
                 Some(only) => (only == sampled.index).then_some(0),
                 None => Some(sampled.index),
             };
-            if let Some(place) = place {
+            if let (Some(place), Some(outputs)) = (place, &self.job.outputs) {
                 let work = self.job.args.latents.is_none().then_some(sampled.work);
                 let settings = self.job.settings.clone().with_place(&sampled).with_work(work)?;
                 let record = Record { settings, of: (self.of)(&sampled) }.to_json()?;
-                let path = self.job.outputs.write(place, &sampled.clip, &record)?;
+                let path = outputs.write(place, &sampled.clip, &record)?;
                 self.written.push((path, record));
             }
-            stop::check()?;
+            if self.job.stops_between_clips {
+                stop::check()?;
+            }
         }
         Ok(())
     }

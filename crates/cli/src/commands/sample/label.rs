@@ -5,7 +5,7 @@ use super::{
     job::Job,
     record::{Of, OfLabel, Recorded, Settings},
 };
-use crate::{model, progress::Progress, stop};
+use crate::{model, progress::Progress, ranks::World, stop};
 use anyhow::{Context, bail, ensure};
 use opensora::{
     ClassToVideo, labels,
@@ -17,7 +17,7 @@ use opensora::{
 const DEFAULT_MODEL: &str = "dit-xl-2-256x256";
 
 /// Samples every label of `args`, or repeats the output of a record.
-pub(super) fn run(args: &Args, recorded: Option<Recorded>) -> anyhow::Result<()> {
+pub(super) fn run(args: &Args, recorded: Option<Recorded>, world: &World) -> anyhow::Result<()> {
     reject_options_of_prompts(args)?;
     let device = args.device.open()?;
     let parts = PartPaths { t5: None, ..args.parts.paths()? };
@@ -41,7 +41,7 @@ pub(super) fn run(args: &Args, recorded: Option<Recorded>) -> anyhow::Result<()>
     let pipeline = ClassToVideo::new(files, args.options(), device)?;
     pipeline.check(&labels, &request)?;
     let only = recorded.map(|recorded| recorded.only);
-    let job = Job::new(args, &request, settings, labels.len(), only)?;
+    let job = Job::new(args, &request, settings, labels.len(), only, world)?;
     stop::listen();
 
     let progress = Progress::new(args.report.quiet).on(pipeline.device());

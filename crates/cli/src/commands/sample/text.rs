@@ -5,11 +5,11 @@ use super::{
     job::{Job, Sink},
     record::{OfPrompt, Recorded, Settings},
 };
-use crate::{model, output, progress::Progress, stop};
+use crate::{model, output, progress::Progress, ranks::World, stop};
 use anyhow::{Context, bail, ensure};
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use opensora::{
-    PipelineError, SampleRequest, TextToVideo, latents,
+    ModelFiles, PipelineError, SampleRequest, TextToVideo, latents,
     manifest::read_prompts,
     pipeline::{SampledClip, SampledLatents},
     stdit::DenoiserWork,
@@ -17,47 +17,84 @@ use opensora::{
 };
 use std::num::NonZero;
 
-/// Samples every prompt of `args`, or repeats the clip of a record.
-pub(super) fn run(args: &Args, recorded: Option<Recorded>) -> anyhow::Result<()> {
-    let prompts = match &recorded {
-        Some(recorded) => recorded.prompts.clone(),
-        None => each_times(&prompts(args)?, args.num_videos_per_prompt)?,
+/// Samples every prompt of `args`, or repeats the clip of a record. Rank 0 writes.
+pub(super) fn run(
+    args: &Args,
+    recorded: Option<Recorded>,
+    world: &World,
+) -> anyhow::Result<()> {
+    let inputs = || {
+        let prompts = match &recorded {
+            Some(recorded) => recorded.prompts.clone(),
+            None => each_times(&prompts(args)?, args.num_videos_per_prompt)?,
+        };
+        Ok((prompts, args.device.open_on(world.local_rank())?))
     };
-    let device = args.device.open()?;
+    let (prompts, device) = world.agree(inputs())?;
     let name = args.model.as_deref().unwrap_or(opensora_demo::model::NAME);
-    let files = model::resolve(name, &args.parts.paths()?, args.report.quiet)?;
-    let mut request = args.request(&files.defaults);
-    if let Some(ratio) = args.aspect_ratio {
-        request.image_size = files.nearest_size(ratio).with_context(|| {
-            format!("--aspect-ratio: {} was trained for one size: use --image-size", files.name)
-        })?;
-    }
-    let weights = [files.denoiser.as_path(), &files.t5, &files.vae];
-    if let Some(recorded) = recorded.as_ref().filter(|_| !args.report.quiet) {
-        recorded.warn_of_other_weights(&weights);
-    }
-    for (part, path) in ["denoiser", "T5", "VAE"].into_iter().zip(weights) {
-        output::detail(format_args!("{part}: {}", path.display()));
-    }
-    output::detail(format_args!("request: {request:?}"));
-    let settings = Settings::new(args, name, &files.name, &request, &device, &weights)?;
-    let pipeline = TextToVideo::new(files, args.options(), device)?;
-    pipeline.check(&request)?;
-
-    // Outputs are tried before minutes are spent on their contents.
-    let of = OfPrompt::new(args, &request, pipeline.position_scales(&request))?;
-    let only = recorded.map(|recorded| recorded.only);
-    let job = Job::new(args, &request, settings, prompts.len(), only)?;
-    check_latents_path(args)?;
+    let quiet = args.report.quiet || !world.is_main();
+    let files = world.main_first(|| model::resolve(name, &args.parts.paths()?, quiet))?;
+    let ready = world.agree(Ready::new(args, recorded, files, device, &prompts, world))?;
+    let Ready { request, pipeline, of, job } = ready;
+    let pipeline = pipeline.on_ranks(args.ranks(world).context("--divide")?);
     stop::listen();
 
-    let progress = Progress::new(args.report.quiet).on(pipeline.device());
-    let call = Call { args, request: &request, pipeline: &pipeline, prompts: &prompts };
-    job.write(
+    let progress = Progress::new(quiet).on(pipeline.device());
+    let (is_main, pipeline) = (world.is_main(), &pipeline);
+    let call = Call { args, request: &request, pipeline, prompts: &prompts, is_main };
+    let done = job.write(
         |progress, sink| call.sample(&job, &of, progress, sink),
         progress,
         |sampled| of.clip(&prompts, sampled),
-    )
+    );
+    world.or_abort(done, stop::have_all_ranks)
+}
+
+/// A call that has passed all checks that need no weights.
+struct Ready<'a> {
+    request: SampleRequest,
+    pipeline: TextToVideo,
+    of: OfPrompt,
+    job: Job<'a>,
+}
+
+impl<'a> Ready<'a> {
+    fn new(
+        args: &'a Args,
+        recorded: Option<Recorded>,
+        files: ModelFiles,
+        device: Device,
+        prompts: &[String],
+        world: &World,
+    ) -> anyhow::Result<Self> {
+        let name = args.model.as_deref().unwrap_or(opensora_demo::model::NAME);
+        let mut request = args.request(&files.defaults);
+        if let Some(ratio) = args.aspect_ratio {
+            request.image_size = files.nearest_size(ratio).with_context(|| {
+                format!("--aspect-ratio: {} was trained for one size: use --image-size", files.name)
+            })?;
+        }
+        let weights = [files.denoiser.as_path(), &files.t5, &files.vae];
+        if let Some(recorded) = recorded.as_ref().filter(|_| !args.report.quiet) {
+            recorded.warn_of_other_weights(&weights);
+        }
+        for (part, path) in ["denoiser", "T5", "VAE"].into_iter().zip(weights) {
+            output::detail(format_args!("{part}: {}", path.display()));
+        }
+        output::detail(format_args!("request: {request:?}"));
+        let settings = Settings::new(args, name, &files.name, &request, &device, &weights)?;
+        let pipeline = TextToVideo::new(files, args.options(), device)?;
+        pipeline.check(&request)?;
+
+        // Outputs are tried before minutes are spent on their contents.
+        let of = OfPrompt::new(args, &request, pipeline.position_scales(&request))?;
+        let only = recorded.map(|recorded| recorded.only);
+        let job = Job::new(args, &request, settings, prompts.len(), only, world)?;
+        if world.is_main() {
+            check_latents_path(args)?;
+        }
+        Ok(Self { request, pipeline, of, job })
+    }
 }
 
 /// Returns the prompts of the command line or the file, without blank lines.
@@ -91,6 +128,8 @@ struct Call<'a> {
     request: &'a SampleRequest,
     pipeline: &'a TextToVideo,
     prompts: &'a [String],
+    /// True on the rank that writes.
+    is_main: bool,
 }
 
 impl Call<'_> {
@@ -102,7 +141,7 @@ impl Call<'_> {
         progress: &mut Progress,
         sink: &mut Sink<'_>,
     ) -> anyhow::Result<()> {
-        let Self { args, request, pipeline, prompts } = self;
+        let Self { args, request, pipeline, prompts, is_main } = self;
         if let Some(path) = &args.latents {
             let latents = latents::load(path, pipeline.device()).context("--latents")?;
             let found = latents.dims()[0];
@@ -133,8 +172,10 @@ impl Call<'_> {
         let work = error.is_none().then_some(last.work);
         let saved = &prompts[..last.clips.end];
         let latents = Tensor::cat(done.into_iter().map(|batch| batch.latents).collect(), 0);
-        let record = job.record_of_latents(work, of.latents(saved))?;
-        latents::save(path, latents.clone(), &record)?;
+        if *is_main {
+            let record = job.record_of_latents(work, of.latents(saved))?;
+            latents::save(path, latents.clone(), &record)?;
+        }
         progress.line(&format!("latents of {} clips: {}", saved.len(), path.display()));
         match error {
             Some(error) => Err(error.into()),

@@ -23,6 +23,11 @@ use opensora_gemm::MatRef;
 /// Scores that are held at once, over all heads: 16 MiB, about the size of a last-level cache.
 const SCORE_BUDGET: usize = 1 << 22;
 
+/// Most softmax weights that an attention saves for backward: 256 MiB. With more, backward computes them again, so
+/// that memory stays linear in the number of tokens: one more product of five.
+#[cfg(feature = "autodiff")]
+const SAVED_BUDGET: usize = 1 << 26;
+
 /// The heads of token sequences in a contiguous tensor `[B, .., W]`, seen as `[B, G, H, N, D]`: G sequences
 /// of N tokens for each sample.
 ///
@@ -117,9 +122,10 @@ pub(super) struct Attention {
     shape: Shape,
 }
 
-/// Softmax weights saved for backward, in an order that depends on the [`Algorithm`].
+/// Softmax weights saved for backward, in an order that depends on the [`Algorithm`]. `None`: backward computes them
+/// again.
 #[cfg(feature = "autodiff")]
-pub(super) type SavedWeights = FlexTensor;
+pub(super) type SavedWeights = Option<FlexTensor>;
 
 impl Attention {
     /// Self-attention along `axis` 1 or 2 of `qkv` `[B, T, S, 3 C]`.
@@ -197,34 +203,53 @@ impl Attention {
         }
     }
 
-    /// Returns [`forward`](Self::forward), and the softmax for the backward pass.
+    /// Returns [`forward`](Self::forward), and the softmax for the backward pass if it fits the budget.
     #[cfg(feature = "autodiff")]
     pub(super) fn forward_saving(&self, bias: Option<&[f32]>) -> (FlexTensor, SavedWeights) {
-        let (output, weights) = match self.algorithm() {
-            Algorithm::Gemm => self.forward_gemm(bias, true),
+        self.forward_saving_within(bias, SAVED_BUDGET)
+    }
+
+    /// [`forward_saving`](Self::forward_saving) with at most `budget` saved weights.
+    #[cfg(feature = "autodiff")]
+    fn forward_saving_within(
+        &self,
+        bias: Option<&[f32]>,
+        budget: usize,
+    ) -> (FlexTensor, SavedWeights) {
+        let TokenLayout { batch, groups, heads, tokens, .. } = self.query.layout;
+        let scores = [batch, groups, heads, tokens, self.key.layout.tokens];
+        let save = scores.iter().fold(1usize, |product, n| product.saturating_mul(*n)) <= budget;
+        match self.algorithm() {
+            Algorithm::Gemm => self.forward_gemm(bias, save),
             Algorithm::Short => self.forward_short(bias, true),
-            Algorithm::Matmul => self.forward_matmul(bias, usize::MAX),
-        };
-        (output, weights.expect("weights of all scores"))
+            Algorithm::Matmul if save => self.forward_matmul(bias, usize::MAX),
+            Algorithm::Matmul => (self.forward_matmul(bias, SCORE_BUDGET).0, None),
+        }
     }
 
     /// Returns the gradient of `qkv`, given that of the output.
     #[cfg(feature = "autodiff")]
     pub(super) fn self_backward(&self, weights: &SavedWeights, dy: FlexTensor) -> FlexTensor {
-        match self.algorithm() {
-            Algorithm::Gemm => self.self_backward_gemm(weights, dy),
-            Algorithm::Short => self.self_backward_short(weights, dy),
-            Algorithm::Matmul => self.self_backward_matmul(weights, dy),
+        match (self.algorithm(), weights) {
+            (Algorithm::Gemm, weights) => self.self_backward_gemm(weights, dy),
+            (Algorithm::Short, Some(weights)) => self.self_backward_short(weights, dy),
+            (Algorithm::Short, None) => unreachable!("weights of short sequences are saved"),
+            (Algorithm::Matmul, weights) => self.self_backward_matmul(weights, dy),
         }
     }
 
-    /// Returns the gradients of `query` and `key_value`, given that of the output.
+    /// Returns the gradients of `query` and `key_value`, given that of the output. `bias` is that of the forward pass.
     #[cfg(feature = "autodiff")]
-    pub(super) fn cross_backward(&self, weights: &SavedWeights, dy: FlexTensor) -> [FlexTensor; 2] {
+    pub(super) fn cross_backward(
+        &self,
+        weights: &SavedWeights,
+        bias: &[f32],
+        dy: FlexTensor,
+    ) -> [FlexTensor; 2] {
         match self.algorithm() {
-            Algorithm::Gemm => self.cross_backward_gemm(weights, dy),
+            Algorithm::Gemm => self.cross_backward_gemm(weights, bias, dy),
             Algorithm::Short => unreachable!("short sequences are self-attention"),
-            Algorithm::Matmul => self.cross_backward_matmul(weights, dy),
+            Algorithm::Matmul => self.cross_backward_matmul(weights, bias, dy),
         }
     }
 
@@ -246,4 +271,57 @@ enum Algorithm {
     Gemm,
     Short,
     Matmul,
+}
+
+#[cfg(all(test, feature = "autodiff"))]
+mod tests {
+    use super::{super::tensor, *};
+
+    fn waves(shape: &[usize], phase: f32) -> FlexTensor {
+        let count = shape.iter().product();
+        let values = (0..count).map(|i: usize| (i as f32 * 1.7 + phase).sin()).collect();
+        tensor(values, shape.to_vec())
+    }
+
+    fn assert_near(found: &FlexTensor, expected: &FlexTensor, case: &str) {
+        let [found, expected] = [found, expected].map(super::super::values);
+        assert_eq!(found.len(), expected.len(), "{case}");
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-6, "{case}: {found} {expected}");
+        }
+    }
+
+    /// Sizes for every algorithm; the longest has more than one window of query blocks.
+    #[test]
+    fn weights_that_are_not_saved_are_computed_again() {
+        let (heads, channels) = (2, 6);
+        for (axis, size) in [(2, [2, 2, 70]), (2, [1, 1, 2100]), (1, [2, 70, 3])] {
+            let [batch, frames, positions] = size;
+            let qkv = waves(&[batch, frames, positions, 3 * channels], 0.0);
+            let dy = waves(&[batch, frames, positions, channels], 1.0);
+            let attention = Attention::self_attention(qkv, axis, heads);
+            let (expected, saved) = attention.forward_saving_within(None, usize::MAX);
+            let (found, none) = attention.forward_saving_within(None, 0);
+            assert!(saved.is_some() && none.is_none(), "{size:?}");
+            assert_near(&found, &expected, "output");
+            let expected = attention.self_backward(&saved, dy.clone());
+            assert_near(&attention.self_backward(&none, dy), &expected, "gradient");
+        }
+        for [batch, queries, keys] in [[2, 300, 70], [2, 11, 7]] {
+            let key_value = waves(&[batch, keys, 2 * channels], 2.0);
+            let query = waves(&[batch, queries, channels], 0.0);
+            let dy = waves(&[batch, queries, channels], 1.0);
+            let bias = waves(&[batch, keys], 3.0);
+            let bias = super::super::values(&bias);
+            let attention = Attention::cross_attention(query, key_value, heads);
+            let (_, saved) = attention.forward_saving_within(Some(bias), usize::MAX);
+            let (_, none) = attention.forward_saving_within(Some(bias), 0);
+            assert!(saved.is_some() && none.is_none());
+            let expected = attention.cross_backward(&saved, bias, dy.clone());
+            let found = attention.cross_backward(&none, bias, dy);
+            for (found, expected) in found.iter().zip(&expected) {
+                assert_near(found, expected, "gradient of cross attention");
+            }
+        }
+    }
 }

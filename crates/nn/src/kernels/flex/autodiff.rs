@@ -97,7 +97,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         match CrossAttention.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
                 let (output, weights) = attention.forward_saving(Some(values(&bias)));
-                prep.finish((attention, weights), output)
+                prep.finish((attention, weights, bias), output)
             }
             OpsKind::UnTracked(prep) => prep.finish(attention.forward(Some(values(&bias)))),
         }
@@ -247,13 +247,14 @@ impl Backward<Flex, 3> for GatedSum {
 struct CrossAttention;
 
 impl Backward<Flex, 2> for CrossAttention {
-    type State = (Attention, SavedWeights);
+    /// Operands, softmax and bias.
+    type State = (Attention, SavedWeights, FlexTensor);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = grads.consume::<Flex>(&ops.node);
-        let (attention, weights) = ops.state;
+        let (attention, weights, bias) = ops.state;
         let [query_parent, key_value_parent] = ops.parents;
-        let [d_query, d_key_value] = attention.cross_backward(&weights, dy);
+        let [d_query, d_key_value] = attention.cross_backward(&weights, values(&bias), dy);
         register!(grads, query_parent, d_query);
         register!(grads, key_value_parent, d_key_value);
     }

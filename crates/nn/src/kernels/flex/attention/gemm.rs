@@ -2,8 +2,9 @@
 //! scores stay in the core's cache, and goes through the heads.
 
 #[cfg(feature = "autodiff")]
-use super::super::{
-    contiguous, elementwise::zip_parallel, softmax::softmax_backward_single_threaded,
+use super::{
+    super::{contiguous, elementwise::zip_parallel, softmax::softmax_backward_single_threaded},
+    SavedWeights,
 };
 use super::{
     super::{
@@ -18,6 +19,10 @@ use rayon::prelude::*;
 
 /// Queries of one task.
 const QUERY_BLOCK: usize = 256;
+
+/// Blocks of queries of a sequence whose gradients of keys and values, `[M, 2 C]` each, are held at once.
+#[cfg(feature = "autodiff")]
+const BACKWARD_BLOCKS: usize = 8;
 
 /// Shorter sequences do not fill the panels of a product.
 const MIN_TOKENS: usize = 64;
@@ -72,9 +77,9 @@ impl Attention {
         out: &mut [f32],
         saved: Option<&mut [f32]>,
     ) {
-        let [query, key, value] = [&self.query, &self.key, &self.value];
-        let TokenLayout { heads, head_dim, .. } = query.layout;
-        let (keys, width) = (key.layout.tokens, heads * head_dim);
+        let value = &self.value;
+        let TokenLayout { heads, head_dim, .. } = self.query.layout;
+        let (keys, width) = (self.key.layout.tokens, heads * head_dim);
         let count = out.len() / width;
         let bias = bias.map(|bias| bias_of_samples(bias, keys, sample, 1));
         let mut workspace = vec![0.0; if saved.is_some() { 0 } else { count * keys }];
@@ -83,23 +88,37 @@ impl Attention {
         for head in 0..heads {
             let scores = saved.as_mut().and_then(Iterator::next).unwrap_or(&mut workspace);
             let at = [sample, group, head];
-            let q = query.layout.head(query.values(), at, block * QUERY_BLOCK, count);
-            let k = key.layout.head(key.values(), at, 0, keys);
-            multiply(q, k.transposed(), scores);
-            softmax_single_threaded(scores, keys, self.scale(), bias);
+            self.weights_of_block(at, [block * QUERY_BLOCK, count], bias, scores);
             let v = value.layout.head(value.values(), at, 0, keys);
             multiply(MatRef::row_major(scores, keys), v, &mut output);
             write_head(&output, head_dim, out, width, head * head_dim);
         }
     }
 
+    /// Writes the softmax of `count` queries from `first` on of one head to `scores` `[query, M]`; `bias` is that of the
+    /// sample.
+    fn weights_of_block(
+        &self,
+        at: [usize; 3],
+        [first, count]: [usize; 2],
+        bias: Option<&[f32]>,
+        scores: &mut [f32],
+    ) {
+        let [query, key] = [&self.query, &self.key];
+        let keys = key.layout.tokens;
+        let q = query.layout.head(query.values(), at, first, count);
+        let k = key.layout.head(key.values(), at, 0, keys);
+        multiply(q, k.transposed(), scores);
+        softmax_single_threaded(scores, keys, self.scale(), bias);
+    }
+
     /// Returns the gradient of `qkv`.
     #[cfg(feature = "autodiff")]
-    pub(super) fn self_backward_gemm(&self, weights: &FlexTensor, dy: FlexTensor) -> FlexTensor {
+    pub(super) fn self_backward_gemm(&self, weights: &SavedWeights, dy: FlexTensor) -> FlexTensor {
         let qkv = &self.query;
         let TokenLayout { tokens, width, heads, head_dim, .. } = qkv.layout;
         let mut out = vec![0.0; qkv.tensor.layout().num_elements()];
-        let d_key_value = self.backward_gemm(weights, dy, &mut out);
+        let d_key_value = self.backward_gemm(weights, None, dy, &mut out);
         let channels = heads * head_dim;
         out.par_chunks_mut(tokens * width).zip(d_key_value).for_each(|(out, d_key_value)| {
             for (out, d_key_value) in out.chunks_mut(width).zip(d_key_value.chunks(2 * channels)) {
@@ -113,12 +132,13 @@ impl Attention {
     #[cfg(feature = "autodiff")]
     pub(super) fn cross_backward_gemm(
         &self,
-        weights: &FlexTensor,
+        weights: &SavedWeights,
+        bias: &[f32],
         dy: FlexTensor,
     ) -> [FlexTensor; 2] {
         let [query, key_value] = [&self.query, &self.key].map(|x| x.tensor.layout());
         let mut d_query = vec![0.0; query.num_elements()];
-        let d_key_value = self.backward_gemm(weights, dy, &mut d_query).concat();
+        let d_key_value = self.backward_gemm(weights, Some(bias), dy, &mut d_query).concat();
         [tensor(d_query, query.shape().clone()), tensor(d_key_value, key_value.shape().clone())]
     }
 
@@ -127,55 +147,86 @@ impl Attention {
     #[cfg(feature = "autodiff")]
     fn backward_gemm(
         &self,
-        weights: &FlexTensor,
+        weights: &SavedWeights,
+        bias: Option<&[f32]>,
         dy: FlexTensor,
         out: &mut [f32],
     ) -> Vec<Vec<f32>> {
-        let TokenLayout { groups, heads, tokens, width, .. } = self.query.layout;
-        let keys = self.key.layout.tokens;
-        let (dy, weights) = (contiguous(dy), values(weights));
-        let dy = values(&dy);
-        let sequences = out.par_chunks_mut(tokens * width);
-        let sequences = sequences.zip(weights.par_chunks(heads * tokens * keys)).enumerate();
+        let TokenLayout { groups, tokens, width, .. } = self.query.layout;
+        let dy = contiguous(dy);
+        let (dy, weights) = (values(&dy), weights.as_ref().map(values));
+        let sequences = out.par_chunks_mut(tokens * width).enumerate();
         sequences
-            .map(|(sequence, (out, weights))| {
-                let at = [sequence / groups, sequence % groups];
-                let blocks = out.par_chunks_mut(QUERY_BLOCK * width);
-                let blocks = blocks.zip(weights.par_chunks(QUERY_BLOCK * heads * keys)).enumerate();
-                let blocks = blocks.map(|(block, (out, weights))| {
-                    self.backward_block([at[0], at[1], block], dy, weights, out)
-                });
-                // Added in order, so that the sums do not depend on the number of threads.
-                let blocks: Vec<_> = blocks.collect();
-                let sum = blocks.into_iter().reduce(|mut sum, block| {
-                    zip_parallel(&mut sum, &block, |sum, block| sum + block);
-                    sum
-                });
+            .map(|(sequence, out)| {
+                let mut sum: Option<Vec<f32>> = None;
+                let windows = out.chunks_mut(BACKWARD_BLOCKS * QUERY_BLOCK * width).enumerate();
+                for (window, out) in windows {
+                    let blocks = out.par_chunks_mut(QUERY_BLOCK * width).enumerate();
+                    let blocks: Vec<_> = blocks
+                        .map(|(block, out)| {
+                            let block = window * BACKWARD_BLOCKS + block;
+                            let count = out.len() / width;
+                            let weights = weights
+                                .map(|saved| self.saved_of_block(saved, [sequence, block, count]));
+                            let at = [sequence / groups, sequence % groups, block];
+                            self.backward_block(at, dy, weights, bias, out)
+                        })
+                        .collect();
+                    // Added in order, so that the sums do not depend on the number of threads.
+                    for block in blocks {
+                        match &mut sum {
+                            Some(sum) => zip_parallel(sum, &block, |sum, block| sum + block),
+                            none => *none = Some(block),
+                        }
+                    }
+                }
                 sum.unwrap_or_default()
             })
             .collect()
     }
 
+    /// The saved softmax of `count` queries of a block, `[H, query, M]`.
+    #[cfg(feature = "autodiff")]
+    fn saved_of_block<'a>(
+        &self,
+        saved: &'a [f32],
+        [sequence, block, count]: [usize; 3],
+    ) -> &'a [f32] {
+        let TokenLayout { heads, tokens, .. } = self.query.layout;
+        let of_query = heads * self.key.layout.tokens;
+        &saved[(sequence * tokens + block * QUERY_BLOCK) * of_query..][..count * of_query]
+    }
+
     /// Writes the gradient of a block of queries to `out` `[query, W]`, and returns the block's part of the
-    /// gradient of keys and values, `[M, 2 C]`.
+    /// gradient of keys and values, `[M, 2 C]`. Computes the softmax again if it is not `saved`.
     #[cfg(feature = "autodiff")]
     fn backward_block(
         &self,
         [sample, group, block]: [usize; 3],
         dy: &[f32],
-        weights: &[f32],
+        saved: Option<&[f32]>,
+        bias: Option<&[f32]>,
         out: &mut [f32],
     ) -> Vec<f32> {
         let [query, key, value] = [&self.query, &self.key, &self.value];
         let TokenLayout { heads, head_dim, width, offset, .. } = query.layout;
         let (keys, channels) = (key.layout.tokens, heads * head_dim);
         let (first, count) = (block * QUERY_BLOCK, out.len() / width);
+        let bias = bias.map(|bias| bias_of_samples(bias, keys, sample, 1));
         let mut d_key_value = vec![0.0; keys * 2 * channels];
+        let mut recomputed = vec![0.0; if saved.is_some() { 0 } else { count * keys }];
         let mut d_scores = vec![0.0; count * keys];
         let mut d_query = vec![0.0; count * head_dim];
         let mut d_rows = vec![0.0; keys * head_dim];
-        for (head, weights) in weights.chunks(count * keys).enumerate() {
+        for head in 0..heads {
             let (at, column) = ([sample, group, head], head * head_dim);
+            let weights = match saved {
+                Some(saved) => &saved[head * count * keys..][..count * keys],
+                None => {
+                    self.weights_of_block(at, [first, count], bias, &mut recomputed);
+                    &recomputed
+                }
+            };
             let dy = self.output_layout().head(dy, at, first, count);
             // dV = Pᵀ dY
             multiply(MatRef::row_major(weights, keys).transposed(), dy, &mut d_rows);

@@ -2,7 +2,7 @@
 //! scores at a time.
 
 #[cfg(feature = "autodiff")]
-use super::{super::softmax::softmax_backward, Operand};
+use super::{super::softmax::softmax_backward, Operand, SavedWeights};
 use super::{
     super::{
         contiguous, dims,
@@ -100,24 +100,76 @@ impl Attention {
         (tensor(out, self.shape.clone()), weights)
     }
 
-    /// Returns the gradients of queries, keys and values, given that of the output.
+    /// Returns the gradients of queries, keys and values, given that of the output. Computes the softmax again if it is
+    /// not saved, of at most about `SCORE_BUDGET` scores at a time or of one sequence.
     #[cfg(feature = "autodiff")]
-    fn backward_matmul(&self, weights: &FlexTensor, dy: FlexTensor) -> [Chunked; 3] {
+    fn backward_matmul(
+        &self,
+        weights: &SavedWeights,
+        bias: Option<&[f32]>,
+        dy: FlexTensor,
+    ) -> [Chunked; 3] {
+        let TokenLayout { batch, groups, heads, tokens, .. } = self.query.layout;
+        let keys = self.key.layout.tokens;
+        let fitting = match weights {
+            Some(_) => batch * groups,
+            None => Chunks::new([batch * groups, heads, tokens, keys], SCORE_BUDGET).samples,
+        };
+        let (samples, groups_at_once) = ((fitting / groups).max(1), fitting.min(groups));
+        let gradient_of = |tokens| {
+            let chunk = [samples, groups_at_once, tokens];
+            Chunked { size: [batch, groups, tokens], chunk, chunks: Vec::new() }
+        };
+        let mut found = [tokens, keys, keys].map(gradient_of);
+
+        let operands = [self.query.view(), self.key.view(), self.value.view()];
         let dy = self.output_layout().view(&contiguous(dy));
+        for (sample, samples) in found[0].ranges(0) {
+            let bias = bias.map(|bias| bias_of_samples(bias, keys, sample, samples));
+            for (group, groups) in found[0].ranges(1) {
+                let part = |x: &FlexTensor| x.narrow(0, sample, samples).narrow(1, group, groups);
+                let [query, key, value] = [0, 1, 2].map(|index| part(&operands[index]));
+                let weights = weights.clone().unwrap_or_else(|| {
+                    let mut scores = Flex::float_matmul(query.clone(), key.transpose(3, 4));
+                    let rows = groups * heads * tokens;
+                    softmax(scores.storage_mut(), keys, rows, self.scale(), bias);
+                    scores
+                });
+                let gradients = self.backward_of_part([query, key, value], weights, part(&dy));
+                for (found, gradient) in found.iter_mut().zip(gradients) {
+                    found.chunks.push(contiguous(gradient));
+                }
+            }
+        }
+        found
+    }
+
+    /// Returns the gradients of queries, keys and values `[B, G, H, N, D]` of some sequences, given the softmax and the
+    /// gradient of the output.
+    #[cfg(feature = "autodiff")]
+    fn backward_of_part(
+        &self,
+        [query, key, value]: [FlexTensor; 3],
+        weights: FlexTensor,
+        dy: FlexTensor,
+    ) -> [FlexTensor; 3] {
         let transposed = |x: FlexTensor| x.transpose(3, 4);
         let d_value = Flex::float_matmul(transposed(weights.clone()), dy.clone());
-        let mut d_scores = Flex::float_matmul(dy, transposed(self.value.view()));
+        let mut d_scores = Flex::float_matmul(dy, transposed(value));
         let keys = self.key.layout.tokens;
-        softmax_backward(keys, d_scores.storage_mut(), values(weights), self.scale());
-        let d_query = Flex::float_matmul(d_scores.clone(), self.key.view());
-        let d_key = Flex::float_matmul(transposed(d_scores), self.query.view());
-        [d_query, d_key, d_value].map(Chunked::whole)
+        softmax_backward(keys, d_scores.storage_mut(), values(&weights), self.scale());
+        let d_query = Flex::float_matmul(d_scores.clone(), key);
+        [d_query, Flex::float_matmul(transposed(d_scores), query), d_value]
     }
 
     /// Returns the gradient of `qkv`.
     #[cfg(feature = "autodiff")]
-    pub(super) fn self_backward_matmul(&self, weights: &FlexTensor, dy: FlexTensor) -> FlexTensor {
-        let [query, key, value] = self.backward_matmul(weights, dy);
+    pub(super) fn self_backward_matmul(
+        &self,
+        weights: &SavedWeights,
+        dy: FlexTensor,
+    ) -> FlexTensor {
+        let [query, key, value] = self.backward_matmul(weights, None, dy);
         merged([(&self.query, query), (&self.key, key), (&self.value, value)])
     }
 
@@ -125,10 +177,11 @@ impl Attention {
     #[cfg(feature = "autodiff")]
     pub(super) fn cross_backward_matmul(
         &self,
-        weights: &FlexTensor,
+        weights: &SavedWeights,
+        bias: &[f32],
         dy: FlexTensor,
     ) -> [FlexTensor; 2] {
-        let [query, key, value] = self.backward_matmul(weights, dy);
+        let [query, key, value] = self.backward_matmul(weights, Some(bias), dy);
         [merged([(&self.query, query)]), merged([(&self.key, key), (&self.value, value)])]
     }
 }
@@ -166,14 +219,6 @@ struct Chunked {
 }
 
 impl Chunked {
-    /// One chunk.
-    #[cfg(feature = "autodiff")]
-    fn whole(x: FlexTensor) -> Self {
-        let [batch, groups, _, tokens, _] = dims(&x);
-        let size = [batch, groups, tokens];
-        Self { size, chunk: size, chunks: vec![contiguous(x)] }
-    }
-
     /// First index and length of each chunk along samples (0), groups (1) or tokens (2).
     fn ranges(&self, axis: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
         let (size, chunk) = (self.size[axis], self.chunk[axis]);

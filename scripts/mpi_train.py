@@ -1,0 +1,220 @@
+#!/usr/bin/env python3
+"""Trains over the ranks of mpirun: equality with one process, failures, resumes with other numbers of ranks.
+
+usage: scripts/mpi_train.py PROGRAM
+
+PROGRAM is `opensora`, built with `--features mpi`. Needs `mpirun`; takes about two minutes on two cores.
+"""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+VAE = """
+[vae]
+[vae.config]
+block_out_channels = [8, 8, 8]
+layers_per_block = 1
+norm_num_groups = 4
+[data.clip]
+num_frames = 1
+image_size = [32, 32]
+[run]
+steps = 2
+batch_size = 2
+"""
+
+T5 = """
+[t5]
+max_length = 16
+[t5.config]
+vocab_size = 160
+d_model = 16
+d_kv = 8
+d_ff = 32
+num_layers = 1
+num_heads = 2
+[run]
+steps = 2
+batch_size = 2
+"""
+
+STDIT = """
+[stdit.config]
+caption_channels = 16
+model_max_length = 16
+hidden_size = 32
+depth = 2
+num_heads = 2
+space_scale = 0.5
+[data.clip]
+num_frames = 4
+frame_interval = 1
+image_size = [32, 32]
+[optimizer]
+learning_rate = 1e-3
+[run]
+steps = STEPS
+batch_size = 8
+workers = 1
+checkpoint_every = 5
+sample_every = 20
+[sample]
+prompts = ["a red circle grows on a black background"]
+steps = 2
+"""
+
+ENVIRONMENT = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OPENSORA_NO_TRIAL="1")
+PROGRAM = os.path.abspath(sys.argv[1]) if len(sys.argv) == 2 else sys.exit(__doc__)
+
+
+def command(ranks, *args):
+    """The command line of a program on some ranks; of one process for one rank."""
+    launcher = ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)] if ranks > 1 else []
+    return [*launcher, PROGRAM, *args]
+
+
+def ok(*args, ranks=1):
+    run = subprocess.run(command(ranks, *args), env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    if run.returncode != 0:
+        sys.exit(f"{args}: code {run.returncode}\n{run.stdout}{run.stderr}")
+    return run.stdout
+
+
+def train(out, *more, recipe="stdit.toml"):
+    return ["train", "--recipe", recipe, "--cache", "cache", "--vae", "vae/vae", "--t5", "t5/t5", "-o", out, *more]
+
+
+def prepare():
+    for name, text in [("vae", VAE), ("t5", T5), ("stdit", STDIT.replace("STEPS", "30"))]:
+        with open(f"{name}.toml", "w") as file:
+            file.write(text)
+    with open("long.toml", "w") as file:
+        file.write(STDIT.replace("STEPS", "100000"))
+    ok("data", "demo", "--out", "data", "--clips", "12", "--stills", "4", "--size", "32", "--num-frames", "6")
+    ok("train-vae", "--recipe", "vae.toml", "--data", "data/stills.csv", "-o", "vae")
+    ok("train", "--recipe", "t5.toml", "--data", "data/clips.csv", "-o", "t5")
+    ok("data", "encode", "--data", "data/clips.csv", "--vae", "vae/vae", "--t5", "t5/t5", "-o", "cache",
+       "--num-frames", "4", "--image-size", "32x32", "--max-length", "16", "--quiet")
+
+
+def column(run, name):
+    with open(f"{run}/metrics.csv") as file:
+        return [float(row[name]) for row in csv.DictReader(file)]
+
+
+def compare(run, wanted, limit=1e-5):
+    found = column(run, "loss")
+    assert len(found) == len(wanted), (run, len(found), len(wanted))
+    worst = max(abs(a - b) / abs(b) for a, b in zip(found, wanted))
+    assert worst < limit, f"{run}: losses differ by {worst:.1e}"
+    return worst
+
+
+def equality():
+    ok(*train("one"))
+    wanted = column("one", "loss")
+    for ranks in [2, 4]:
+        for zero in ["0", "1", "2"]:
+            run = f"{ranks}-{zero}"
+            said = ok(*train(run, "--zero", zero), ranks=ranks)
+            assert said.count("finished at step 30") == 1, said
+            print(f"{ranks} ranks, zero {zero}: losses differ by at most {compare(run, wanted):.1e}", flush=True)
+            for part in ["stdit/ema.safetensors", "model.json", "samples/step-00000020.png"]:
+                assert os.path.exists(f"{run}/{part}"), part
+            for previous in ["0", "1"]:
+                if os.path.exists(f"{ranks}-{previous}"):
+                    same = [open(f"{name}/stdit/{part}.safetensors", "rb").read()
+                            for name in (run, f"{ranks}-{previous}") for part in ("ema", "model")]
+                    assert same[:2] == same[2:], f"{run}: weights differ from those of zero {previous}"
+    return wanted
+
+
+def started(out, ranks, rows, *more):
+    """Starts a long run and waits for some rows of its metrics. Returns the process and the ids of its ranks."""
+    shutil.rmtree(out, ignore_errors=True)
+    args = command(ranks, *train(out, "--quiet", *more, recipe="long.toml"))
+    run = subprocess.Popen(args, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while time.time() < deadline:
+        if os.path.exists(f"{out}/metrics.csv") and len(column(out, "loss")) >= rows:
+            break
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.1)
+    children = open(f"/proc/{run.pid}/task/{run.pid}/children").read().split()
+    ids = {}
+    for child in map(int, children):
+        for item in open(f"/proc/{child}/environ").read().split("\0"):
+            if item.startswith("OMPI_COMM_WORLD_RANK="):
+                ids[int(item.split("=")[1])] = child
+    assert len(ids) == ranks, ids
+    return run, ids
+
+
+def failures():
+    for name, rank in [("SIGKILL", 2), ("SIGSTOP", 1), ("SIGKILL", 0)]:
+        out = f"{name}-{rank}"
+        run, ids = started(out, 4, 12, "--zero", "2")
+        began = time.time()
+        os.kill(ids[rank], getattr(signal, name))
+        try:
+            said = run.communicate(timeout=60)
+        finally:
+            for process in ids.values():
+                try:
+                    os.kill(process, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+        seconds = time.time() - began
+        assert run.returncode != 0 and seconds < 30, (name, run.returncode, seconds, said)
+        lines = [line for line in said[1].splitlines() if line.startswith("error: ")]
+        print(f"{name} of rank {rank}: all ended after {seconds:.1f} s: {lines}", flush=True)
+        assert len(lines) <= 1, said[1]
+        steps = sorted(os.listdir(f"{out}/checkpoints"))
+        complete = [step for step in steps if os.path.exists(f"{out}/checkpoints/{step}/state.json")
+                    and step.startswith("step-")]
+        assert complete, steps
+    # The newest checkpoint of the killed run, of four ranks, continues on two, and then in one process.
+    done = int(complete[-1].split("-")[1])
+    for ranks, more in [(2, 5), (1, 10)]:
+        ok(*train(out, "--resume", "--steps", str(done + more), "--zero", "1", recipe="long.toml"), ranks=ranks)
+    assert column(out, "step") == [float(step) for step in range(1, done + 11)]
+    shutil.rmtree("whole", ignore_errors=True)
+    ok(*train("whole", "--steps", str(done + 10), recipe="long.toml"))
+    print(f"killed, resumed on 2 ranks and on 1: losses differ by at most {compare(out, column('whole', 'loss'), 1e-4):.1e}")
+
+
+def stop():
+    run, ids = started("stopped", 2, 3)
+    os.kill(ids[1], signal.SIGTERM)
+    said = run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert sum(line.startswith("error: ") for line in said[1].splitlines()) == 1, said[1]
+    assert os.listdir("stopped/checkpoints"), said
+    print("SIGTERM of one rank: all stopped with a checkpoint")
+
+
+def errors():
+    for what, args in [("bad file", ["--init", "vae.toml"]), ("bad option", ["--zero", "7"])]:
+        run = subprocess.run(command(2, *train("bad", *args)), env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+        lines = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+        assert run.returncode != 0 and len(lines) == 1, run.stderr
+        print(f"{what}: {lines[0]}")
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        for step in [prepare, equality, errors, stop, failures]:
+            began = time.time()
+            step()
+            print(f"{step.__name__}: {time.time() - began:.0f} s", flush=True)
+        os.chdir("/")
+
+
+main()
