@@ -46,7 +46,7 @@ CLIP = ["--num-frames", "8", "--image-size", "48x48"]
 RECIPE = """
 [stdit]
 [stdit.loss]
-activation_checkpointing = {checkpointing}
+activation_checkpointing = false
 [stdit.config]
 caption_channels = 64
 model_max_length = 24
@@ -63,7 +63,6 @@ batch_size = {clips}
 seed = 1
 workers = 0
 checkpoint_every = 100000
-{run}
 """
 # Steps that are not counted: allocation, first use of every layer.
 WARM_UP = 4
@@ -82,12 +81,9 @@ def environment():
     return {**os.environ, "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
-def recipe(path, config, clips, steps, run="", checkpointing=False):
+def recipe(path, config, clips, steps):
     lines = "\n".join(f"{key} = {value}" for key, value in config.items())
-    checkpointing = str(checkpointing).lower()
-    path.write_text(
-        RECIPE.format(config=lines, clips=clips, steps=steps, run=run, checkpointing=checkpointing)
-    )
+    path.write_text(RECIPE.format(config=lines, clips=clips, steps=steps))
     return path
 
 
@@ -102,12 +98,12 @@ def step_seconds(folder):
     return seconds, statistics.mean(shares) if shares else None
 
 
-def train(args, work, path, name, ranks):
+def train(args, work, path, name, ranks, options):
     """Trains with `ranks` ranks and returns the numbers of its steps."""
     launcher = [] if ranks == 1 else [*shlex.split(args.mpirun), "-n", str(ranks)]
     out = work / name
     command = [*launcher, args.program, "train", "--recipe", path, "--cache", work / "cache"]
-    run([*command, "-o", out, "--device", "flex", "--quiet", "--peak-tflops", "1"])
+    run([*command, "-o", out, "--device", "flex", "--quiet", "--peak-tflops", "1", *options])
     return step_seconds(out)
 
 
@@ -185,15 +181,13 @@ def plan(args, options):
     return json.loads(output)["layouts"][0]
 
 
-def layouts(args, ranks):
-    """Layouts of `ranks` ranks: name, options of `plan`, keys of [run]."""
-    found = [("data", ["--sequence", "1", "--zero", "0"], "")]
+def layouts(ranks):
+    """Layouts of `ranks` ranks: name, sequence groups, stage of ZeRO."""
+    found = [("data", 1, 0)]
     if ranks > 1:
-        zero = [(f"data, ZeRO {z}", ["--sequence", "1", "--zero", z], f"zero = {z}") for z in "12"]
-        found += zero
-        if args.sequence_key:
-            key = f"{args.sequence_key} = {ranks}"
-            found.append(("sequence", ["--sequence", str(ranks), "--zero", "0"], key))
+        found += [("data, ZeRO 1", 1, 1), ("data, ZeRO 2", 1, 2), (f"sequence {ranks}", ranks, 0)]
+    if ranks > 2:
+        found.append((f"data {ranks // 2} x sequence 2, ZeRO 2", 2, 2))
     return found
 
 
@@ -205,7 +199,6 @@ def main():
     parser.add_argument("--ranks", default="1,2,4", help="numbers of ranks")
     parser.add_argument("--steps", type=int, default=24, help="steps of a run")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each; the median counts")
-    parser.add_argument("--sequence-key", default="sequence", help="key of [run]; empty: none")
     parser.add_argument("--json", type=Path, help="file for all numbers")
     args = parser.parse_args()
     args.program = args.program.resolve()
@@ -239,9 +232,9 @@ def measure(args, work, counts):
 
 def compare(args, work, machine, case):
     """Predictions and measurements of all layouts of one case on one number of ranks."""
-    (name, options, config, clips), ranks = case, machine["ranks"]
+    (name, model, config, clips), ranks = case, machine["ranks"]
     tag = f"{ranks}-{config['hidden_size']}"
-    common = [*options, *CLIP, "--activation-checkpointing=false", "--accumulation", "1"]
+    common = [*model, *CLIP, "--activation-checkpointing=false", "--accumulation", "1"]
     common += ["--tokens", "24", "--efficiency", "1", "--memory", "1000"]
     common += ["--processor", "cpu", "--memory-bandwidth", str(machine["memory"] / 1e9)]
 
@@ -257,12 +250,12 @@ def compare(args, work, machine, case):
     tflops = solo["compute"] / (seconds - solo["update"])
 
     rows = []
-    for layout, layout_options, keys in layouts(args, ranks):
-        path = recipe(work / f"{tag}-run.toml", config, clips, args.steps, keys)
-        runs = []
-        for turn in range(args.repeat):
-            folder = f"{tag}-{layout.replace(', ', '-').replace(' ', '-')}-{turn}"
-            runs.append(train(args, work, path, folder, ranks))
+    path = recipe(work / f"{tag}-run.toml", config, clips, args.steps)
+    for number, (layout, sequence, zero) in enumerate(layouts(ranks)):
+        layout_options = ["--sequence", str(sequence), "--zero", str(zero)]
+        options = layout_options if ranks > 1 else []
+        folders = [f"{tag}-layout{number}-{turn}" for turn in range(args.repeat)]
+        runs = [train(args, work, path, folder, ranks, options) for folder in folders]
         measured = statistics.median(seconds for seconds, _ in runs)
         shares = [share for _, share in runs if share is not None]
         together = [*common, *layout_options, "--batch-size", str(clips), "--ranks", str(ranks)]

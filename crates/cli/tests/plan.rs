@@ -166,6 +166,7 @@ fn a_task_of_an_array_processes_its_share() {
 fn commands(script: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for line in script.lines().filter(|line| !line.trim_start().starts_with('#')) {
+        let line = line.split(" #").next().unwrap();
         if let Some((_, command)) = line.split_once("opensora ") {
             let words = command.trim_end_matches(')').split_whitespace();
             found.push(words.map(|word| word.replace(['\'', '"'], "")).collect());

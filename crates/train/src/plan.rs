@@ -42,7 +42,7 @@ pub mod search;
 pub mod size;
 pub mod time;
 
-pub use layout::{Layout, Zero};
+pub use layout::Layout;
 pub use memory::Memory;
 pub use network::{Link, Network};
 pub use processor::Processor;
@@ -172,8 +172,8 @@ pub struct Prediction {
     pub fits: bool,
 }
 
-/// Bytes of a bucket of the trainer.
-pub const TRAINER_BUCKET: f64 = (4 << 20) as f64;
+/// Bytes of a bucket of f32 gradients of the trainer.
+pub const TRAINER_BUCKET: f64 = (4 * crate::shards::BUCKET) as f64;
 
 /// Share of a processor's memory that a job may use. The rest is left to the runtime, kernels and gaps between
 /// buffers.

@@ -15,7 +15,7 @@ use opensora_parallel::Group;
 use std::{collections::BTreeMap, ops::Range};
 
 /// Default of the elements of a bucket: 4 MiB of f32.
-const BUCKET: usize = 1 << 20;
+pub(crate) const BUCKET: usize = 1 << 20;
 
 /// Slices in host memory by the name of their parameter.
 pub(crate) type HostSlices = BTreeMap<String, Vec<f32>>;

@@ -7,9 +7,12 @@ use crate::{
 };
 use opensora::{
     nn::dtype::Dtype,
-    train::plan::{
-        Constraints, Job, Network, PlanError, Prediction, Processor, Scaling, TRAINER_BUCKET,
-        USABLE_MEMORY, Zero,
+    train::{
+        plan::{
+            Constraints, Job, Network, PlanError, Prediction, Processor, Scaling, TRAINER_BUCKET,
+            USABLE_MEMORY,
+        },
+        zero::Zero,
     },
 };
 use serde_json::json;
@@ -51,16 +54,16 @@ pub(crate) struct Args {
     /// Float type to compute in: f32, bf16 or f16
     #[arg(long, default_value_t = Dtype::Bf16)]
     dtype: Dtype,
-    #[command(flatten)]
-    machines: Machines,
-    #[command(flatten)]
-    layout: LayoutOptions,
     /// Numbers of ranks of a table of weak scaling, with as many clips for each rank
     #[arg(long, value_delimiter = ',', value_name = "N,...")]
     scaling: Vec<usize>,
     /// Number of layouts to list
     #[arg(long, default_value_t = 5)]
     layouts: usize,
+    #[command(flatten)]
+    machines: Machines,
+    #[command(flatten)]
+    layout: LayoutOptions,
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
@@ -252,7 +255,7 @@ fn print_best(job: &Job, best: &Prediction) -> Result<(), OutputError> {
     output::line("")?;
     output::line(format_args!("layout: {}", best.layout))?;
     output::line(format_args!(
-        "step: {:.3} s, {:.3} clips/s, {:.1} % of the peak; most of it: {}",
+        "step: {:.3} s, {:.3} clips/s, {:.1} % of the peak; largest part: {}",
         best.seconds,
         best.clips_per_second,
         100.0 * best.utilisation,

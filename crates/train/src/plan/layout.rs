@@ -1,44 +1,9 @@
 //! Layouts: how the work and the state of a step are divided among the ranks.
 
 use super::{Job, PlanError};
+use crate::zero::Zero;
 use serde::Serialize;
 use std::fmt;
-
-/// The training state that is divided among all ranks (Rajbhandari et al. 2020, "ZeRO: Memory optimizations toward
-/// training trillion parameter models", arXiv 1910.02054).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(into = "u8")]
-pub enum Zero {
-    /// Nothing: every rank has the whole state.
-    Off,
-    /// Stage 1: f32 parameters, moments of AdamW and moving average.
-    Optimizer,
-    /// Stage 2: gradients too. They are reduced after each micro-batch instead of once per step.
-    Gradients,
-}
-
-impl TryFrom<u8> for Zero {
-    type Error = PlanError;
-
-    fn try_from(stage: u8) -> Result<Self, PlanError> {
-        match stage {
-            0 => Ok(Self::Off),
-            1 => Ok(Self::Optimizer),
-            2 => Ok(Self::Gradients),
-            _ => Err(PlanError::value("zero", stage, "0, 1 or 2")),
-        }
-    }
-}
-
-impl From<Zero> for u8 {
-    fn from(zero: Zero) -> Self {
-        match zero {
-            Zero::Off => 0,
-            Zero::Optimizer => 1,
-            Zero::Gradients => 2,
-        }
-    }
-}
 
 /// A layout of the ranks and their state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

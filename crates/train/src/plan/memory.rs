@@ -4,9 +4,10 @@
 //! process come on top. Parameters, moments, moving average and gradients are f32, whatever the type to compute in.
 
 use super::{
-    Job, Layout, Zero, bytes_of,
+    Job, Layout, bytes_of,
     size::{Parameters, Share},
 };
+use crate::zero::Zero;
 use burn::tensor::FloatDType;
 use serde::Serialize;
 
@@ -211,7 +212,7 @@ mod tests {
         assert_eq!(large.peak(), half.peak() + 2.0 * passes);
     }
 
-    /// By hand: 2 clips of 24 tokens; the inner size is 32.
+    /// A rank has 2 clips of 24 tokens; the inner size is 32.
     #[test]
     fn activations_and_scores_are_those_computed_by_hand() {
         let job = job(FloatDType::F32);

@@ -1,6 +1,7 @@
 //! All layouts of a job by speed, and weak scaling.
 
-use super::{Job, Layout, PlanError, Prediction, Zero};
+use super::{Job, Layout, PlanError, Prediction};
+use crate::zero::Zero;
 use serde::Serialize;
 
 /// Values that the layouts of a search must have; `None` searches.

@@ -1,10 +1,11 @@
 //! Seconds of an optimizer step by part.
 
 use super::{
-    Job, Layout, Zero, bytes_of,
+    Job, Layout, bytes_of,
     network::Collective::{self, AllGather, AllReduce, AllToAll, ReduceScatter},
     size::{Parameters, Share, rank_flops},
 };
+use crate::zero::Zero;
 use serde::Serialize;
 
 /// Seconds of an optimizer step by part.
