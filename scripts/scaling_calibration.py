@@ -55,6 +55,7 @@ model_max_length = 24
 num_frames = 8
 frame_interval = 2
 image_size = [48, 48]
+horizontal_flip = false
 [optimizer]
 learning_rate = 1e-4
 [run]
@@ -113,7 +114,13 @@ def alone(args, work, path, name, count):
     command += ["--device", "flex", "--quiet", "--peak-tflops", "1", "-o"]
     folders = [work / f"{name}-{index}" for index in range(count)]
     running = [
-        subprocess.Popen([*command, folder], env=environment(), stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, folder],
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for folder in folders
     ]
     for process in running:
