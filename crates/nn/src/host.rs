@@ -46,7 +46,7 @@ mod tests {
 
     impl HostMap for Neighbours {
         fn apply(&self, x: Result<TensorData, ReadError>) -> TensorData {
-            let x = x.unwrap();
+            let x = x.expect("host memory");
             let dtype = x.dtype();
             let x = x.iter::<f32>().collect::<Vec<_>>();
             let at = |i: usize| x.get(i).copied().unwrap_or(0.0);

@@ -184,7 +184,14 @@ struct Room {
     state: Mutex<Round>,
     changed: Condvar,
     /// Groups made by a round of `split`, by color, until all their ranks have taken them.
-    children: Mutex<HashMap<(u64, usize), (Arc<Room>, usize)>>,
+    children: Mutex<HashMap<(u64, usize), Child>>,
+}
+
+/// A group made by `split`, and how many of its ranks have not taken it.
+#[derive(Debug)]
+struct Child {
+    room: Arc<Room>,
+    untaken: usize,
 }
 
 #[derive(Debug)]
@@ -352,13 +359,13 @@ impl Communicator for ThreadRank {
         let rank = places.iter().position(|&(_, rank)| rank == self.rank);
         let rank = rank.expect("its own color");
         let mut children = lock(&self.room.children);
-        let (size, fates) = (members.len(), &self.room.fates);
-        let (room, unread) = children
-            .entry((round, color))
-            .or_insert_with(|| (Arc::new(Room::new(members, fates.clone())), size));
-        let room = room.clone();
-        *unread -= 1;
-        if *unread == 0 {
+        let child = children.entry((round, color)).or_insert_with(|| {
+            let untaken = members.len();
+            Child { room: Arc::new(Room::new(members, self.room.fates.clone())), untaken }
+        });
+        let room = child.room.clone();
+        child.untaken -= 1;
+        if child.untaken == 0 {
             children.remove(&(round, color));
         }
         Arc::new(Self { rank, room })
