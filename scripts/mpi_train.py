@@ -58,6 +58,8 @@ space_scale = 0.5
 num_frames = 4
 frame_interval = 1
 image_size = [32, 32]
+horizontal_flip = false
+variants = 1
 [optimizer]
 learning_rate = 1e-3
 [run]

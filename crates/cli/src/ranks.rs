@@ -4,7 +4,7 @@
 //! a library that does so: the ranks then end together. A rank that fails alone ends all by `Communicator::abort`.
 
 use crate::output;
-use anyhow::{anyhow, bail};
+use anyhow::anyhow;
 use opensora::files::error_line;
 use opensora_parallel::{Group, Launch, Solo, first_error, gather_bytes};
 #[cfg(feature = "mpi")]
@@ -58,7 +58,7 @@ impl World {
 
     #[cfg(not(feature = "mpi"))]
     fn start() -> anyhow::Result<Self> {
-        bail!(
+        anyhow::bail!(
             "started on several ranks, but this build has no MPI: build with `--features mpi`, or start one process"
         )
     }

@@ -109,7 +109,9 @@ impl Watch {
                     ) => {}
                 _ => return self.end(Some("ended before the others".into()), on_end),
             }
-            if seen.elapsed() > self.timing.limit {
+            // By the time of the tick: a process that was stopped in between is not at fault, and the next tick
+            // notices the pause.
+            if now.saturating_duration_since(seen) > self.timing.limit {
                 let silence = format!(
                     "has not answered for {} s: it is stopped, or its node is lost",
                     self.timing.limit.as_secs()
