@@ -54,7 +54,8 @@ impl Size {
         let args: Vec<String> = args.collect();
         for pair in args.chunks(2) {
             let [name, value] = pair else { anyhow::bail!("{}: expected a number", pair[0]) };
-            let value = value.parse().with_context(|| format!("{name} {value}: expected a number"))?;
+            let value =
+                value.parse().with_context(|| format!("{name} {value}: expected a number"))?;
             match name.as_str() {
                 "--frames" => size.frames = value,
                 "--side" => size.side = value,
@@ -98,7 +99,10 @@ fn main() -> anyhow::Result<()> {
     println!("{tokens} tokens: {size:?}");
     let steps = run_ranks_within(PATIENCE, size.ranks, |group| step(size, &group));
     let first = steps.into_iter().collect::<anyhow::Result<Vec<_>>>()?.swap_remove(0);
-    println!("loss {:.7}, gradient norm {:.7}, {:.1} s", first.loss, first.gradient_norm, first.seconds);
+    println!(
+        "loss {:.7}, gradient norm {:.7}, {:.1} s",
+        first.loss, first.gradient_norm, first.seconds
+    );
     println!("peak memory of this process: {} MiB", peak_memory()?);
     Ok(())
 }
@@ -133,9 +137,10 @@ fn step(size: Size, group: &Group) -> anyhow::Result<Step> {
     let recipe = DenoiserRecipe { activation_checkpointing: true, ..DenoiserRecipe::default() };
     let task = DenoiserTask::new(&recipe, &config, 0, FloatDType::F32, &device)?;
     let task = task.divided(group.clone());
-    let mut trainer = Trainer::new(model(&config, &device)?, &OptimizerRecipe::default(), |name| {
-        recipe.freeze.is_trainable(name)
-    })?;
+    let mut trainer =
+        Trainer::new(model(&config, &device)?, &OptimizerRecipe::default(), |name| {
+            recipe.freeze.is_trainable(name)
+        })?;
 
     let began = Instant::now();
     let shape = [1, config.in_channels, size.frames, 2 * size.side, 2 * size.side];
@@ -160,10 +165,12 @@ fn step(size: Size, group: &Group) -> anyhow::Result<Step> {
 /// Returns a model that is the same on all ranks. No parameter is zero, as some of a fresh model are.
 fn model(config: &DenoiserConfig, device: &Device) -> anyhow::Result<StDit> {
     let model = config.init::<StDit>(device)?;
-    let parameters = parameters::values(&model)?.into_iter().enumerate().map(|(index, (name, x))| {
-        let noise = normal_batch(1, Purpose::Posterior, index as u64, 0, [1, x.dims()[0]], device);
-        (name, noise.squeeze_dim::<1>(0) * 0.05)
-    });
+    let parameters =
+        parameters::values(&model)?.into_iter().enumerate().map(|(index, (name, x))| {
+            let noise =
+                normal_batch(1, Purpose::Posterior, index as u64, 0, [1, x.dims()[0]], device);
+            (name, noise.squeeze_dim::<1>(0) * 0.05)
+        });
     Ok(parameters::filled(model, &parameters.collect(), FloatDType::F32))
 }
 

@@ -136,6 +136,10 @@ def equality():
                     same = [open(f"{name}/stdit/{part}.safetensors", "rb").read()
                             for name in (run, f"{ranks}-{previous}") for part in ("ema", "model")]
                     assert same[:2] == same[2:], f"{run}: weights differ from those of zero {previous}"
+    for ranks in [2, 4]:
+        run = f"{ranks}-sequence"
+        ok(*train(run, "--sequence", "2", "--zero", "2"), ranks=ranks)
+        print(f"{ranks} ranks, two share samples: losses differ by at most {compare(run, wanted):.1e}", flush=True)
     return wanted
 
 

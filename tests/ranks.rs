@@ -87,10 +87,8 @@ fn frames_divided_among_ranks_give_the_same_video() {
 #[test]
 fn guidance_divided_between_ranks_gives_the_same_video() {
     let device = Device::flex();
-    let negative = SampleRequest {
-        negative_prompt: Some("people".into()),
-        ..request(SamplerKind::DpmSolver)
-    };
+    let negative =
+        SampleRequest { negative_prompt: Some("people".into()), ..request(SamplerKind::DpmSolver) };
     for request in [request(SamplerKind::Iddpm), negative] {
         let expected = sample(&pipeline(Residency::Sequential, &device), &request);
         for ranks in [2, 4] {
@@ -210,9 +208,7 @@ fn frames_that_are_not_finite_are_an_error_on_all_ranks() {
 #[test]
 fn ranks_that_do_not_fit_are_rejected() {
     let device = Device::flex();
-    let errors = run_ranks(3, |group| {
-        SamplingRanks::by_guidance(group).unwrap_err().to_string()
-    });
+    let errors = run_ranks(3, |group| SamplingRanks::by_guidance(group).unwrap_err().to_string());
     assert!(errors[0].contains("there are 3 ranks"), "{}", errors[0]);
 
     let errors = run_ranks(2, |group| {

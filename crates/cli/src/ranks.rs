@@ -92,10 +92,7 @@ impl World {
 
     /// Returns the result of `work`, which rank 0 does first, so that the others find the files that it fetched. A
     /// collective.
-    pub(crate) fn main_first<T>(
-        &self,
-        work: impl Fn() -> anyhow::Result<T>,
-    ) -> anyhow::Result<T> {
+    pub(crate) fn main_first<T>(&self, work: impl Fn() -> anyhow::Result<T>) -> anyhow::Result<T> {
         let first = self.agree(if self.is_main() { work().map(Some) } else { Ok(None) })?;
         self.agree(first.map_or_else(work, Ok))
     }

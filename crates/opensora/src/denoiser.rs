@@ -166,7 +166,8 @@ impl<C: BatchCondition> Denoiser for ConditionedDenoiser<'_, C> {
         timestep: f32,
     ) -> Result<(Tensor<5>, Tensor<5>), DenoiseError> {
         let batch = latents.dims()[0];
-        let halves = |out: Tensor<5>| (out.clone().narrow(0, 0, batch), out.narrow(0, batch, batch));
+        let halves =
+            |out: Tensor<5>| (out.clone().narrow(0, 0, batch), out.narrow(0, batch, batch));
         if let Some(group) = &self.guidance {
             let condition = if group.rank() == 0 { Condition::Prompt } else { Condition::Null };
             // [B, ...] -> [2B, ...]

@@ -116,8 +116,8 @@ impl StDitBlock {
         let x = x + y;
         // x + gate * attn(x + time), over the frames at each position
         let attn = |grid, x| attn_temp.along(Time, grid, x);
-        let y = hooks
-            .temporal(|| &msa.gate * layout.over_time(grid, add_time(x.clone(), time), attn));
+        let y =
+            hooks.temporal(|| &msa.gate * layout.over_time(grid, add_time(x.clone(), time), attn));
         let x = x + y;
         // x + attn(x, prompt)
         let y = hooks.cross(|| cross_attn.forward(x.clone(), prompt, bias));

@@ -104,7 +104,8 @@ impl StDit {
         let grid = self.config.grid(size)?;
         let device = &self.null_prompt().device();
         let space = self.space_table(grid, DType::F32, device);
-        let tables = [space, self.time_table(grid[0], DType::F32, device)].map(|table| table.unsqueeze::<3>());
+        let tables = [space, self.time_table(grid[0], DType::F32, device)]
+            .map(|table| table.unsqueeze::<3>());
         Ok(keys::POSITION_TABLES.map(str::to_string).into_iter().zip(tables).collect())
     }
 
@@ -299,6 +300,13 @@ impl<L: TokenLayout> StDitConditioning<L> {
         // The temporal table enters the first block only.
         let time = (index == 0).then(|| self.time.clone());
         let grid = TokenGrid::new(self.grid);
-        block.forward(x, &self.prompted, grid, time, &self.layout, &mut BlockHooks::new(hooks, index))
+        block.forward(
+            x,
+            &self.prompted,
+            grid,
+            time,
+            &self.layout,
+            &mut BlockHooks::new(hooks, index),
+        )
     }
 }

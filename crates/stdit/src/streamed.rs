@@ -6,7 +6,8 @@
 //! identical to those of [`StDit`].
 
 use crate::{
-    AttentionCache, DenoiserConfig, LoadError, PromptModel, StDit, block::StDitBlock,
+    AttentionCache, DenoiserConfig, LoadError, PromptModel, StDit,
+    block::StDitBlock,
     hooks::PassHooks,
     layout::TokenLayout,
     sharded::{InLayout, Sharded},
@@ -78,7 +79,6 @@ impl StreamedStDit {
     ) -> Result<Tensor<5>, CheckpointError> {
         self.forward_in((), latents, timesteps, prompt, mask, &mut ())
     }
-
 }
 
 impl InLayout for StreamedStDit {

@@ -127,7 +127,14 @@ struct Job<'a> {
 impl<'a> Job<'a> {
     fn new(folder: &'a Path, recipe: RunRecipe) -> Self {
         let samples = Samples::default();
-        Self { folder, recipe, samples, resume: false, sequence: 1, activation_checkpointing: false }
+        Self {
+            folder,
+            recipe,
+            samples,
+            resume: false,
+            sequence: 1,
+            activation_checkpointing: false,
+        }
     }
 
     fn run(

@@ -67,7 +67,8 @@ impl Step {
     fn batch(&self, samples: &[usize]) -> DenoiserBatch {
         let [frames, height, width] = self.size;
         let rows = |phase: f32| {
-            let row = |&sample: &usize| tensor([1, 4, frames, height, width], phase + sample as f32);
+            let row =
+                |&sample: &usize| tensor([1, 4, frames, height, width], phase + sample as f32);
             Tensor::cat(samples.iter().map(row).collect(), 0)
         };
         let states = samples.iter().map(|&sample| tensor([1, TOKENS, WIDTH], 0.2 * sample as f32));
@@ -125,8 +126,7 @@ fn assert_equal(
         assert!(distance <= of_losses, "{case}: loss {found}, expected {expected}");
     }
     assert_eq!(gradients.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{case}");
-    let largest =
-        expected.values().map(|x| norm(x.iter().copied())).fold(0.0, f64::max);
+    let largest = expected.values().map(|x| norm(x.iter().copied())).fold(0.0, f64::max);
     for (name, expected) in expected {
         let difference = norm(gradients[name].iter().zip(expected).map(|(a, b)| a - b));
         // Keys' biases have no gradient but rounding: softmax ignores what all scores share.

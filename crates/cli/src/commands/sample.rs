@@ -212,12 +212,16 @@ fn parse_ratio(text: &str) -> Result<f64, String> {
 
 pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     on_ranks(|world| {
-        let recorded = args.from_record.take().map(|path| Record::open(&path)?.apply(&path, &mut args));
+        let recorded =
+            args.from_record.take().map(|path| Record::open(&path)?.apply(&path, &mut args));
         let recorded = world.agree(recorded.transpose())?;
         if args.label.is_empty() {
             return text::run(&args, recorded, world);
         }
-        ensure!(world.group().size() == 1, "--label: labels are sampled by one process: leave mpirun out");
+        ensure!(
+            world.group().size() == 1,
+            "--label: labels are sampled by one process: leave mpirun out"
+        );
         label::run(&args, recorded, world)
     })
 }

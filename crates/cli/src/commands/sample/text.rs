@@ -18,11 +18,7 @@ use opensora::{
 use std::num::NonZero;
 
 /// Samples every prompt of `args`, or repeats the clip of a record. Rank 0 writes.
-pub(super) fn run(
-    args: &Args,
-    recorded: Option<Recorded>,
-    world: &World,
-) -> anyhow::Result<()> {
+pub(super) fn run(args: &Args, recorded: Option<Recorded>, world: &World) -> anyhow::Result<()> {
     let inputs = || {
         let prompts = match &recorded {
             Some(recorded) => recorded.prompts.clone(),
