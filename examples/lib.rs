@@ -2,7 +2,7 @@
 //!
 //! | example | shows |
 //! |---|---|
-//! | `sample` | a prompt becomes a playable MP4 |
+//! | `sample` | prompts become a playable MP4 and a contact sheet |
 //! | `train_three_stages` | a small model is trained in three stages and sampled |
 //! | `swap_backend` | every backend of the build samples the same latents |
 

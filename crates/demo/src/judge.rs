@@ -188,7 +188,10 @@ mod tests {
             let clip = Frames::from_rgb(pixels.collect(), [1, 64, 64]).unwrap();
             judge(&clip).verdict.shape
         };
-        assert_eq!(drawn(&|x, y| y.abs() <= 8.0 && 2.0 * x.abs() <= y + 8.0), Some(Shape::Triangle));
+        assert_eq!(
+            drawn(&|x, y| y.abs() <= 8.0 && 2.0 * x.abs() <= y + 8.0),
+            Some(Shape::Triangle)
+        );
         assert_ne!(drawn(&|x, y| y.abs() <= 8.0 && x.abs() <= y + 8.0), Some(Shape::Triangle));
         assert_eq!(drawn(&|x, y| y.abs() <= 12.0 && x.abs() <= 12.0), Some(Shape::Square));
         assert_eq!(drawn(&|x, y| y.abs() <= 8.0 && x.abs() <= 20.0), None);

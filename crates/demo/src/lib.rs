@@ -31,6 +31,7 @@
 //! | [`dataset`] | writes a data set of clips and images |
 //! | [`mod@judge`] | recognises shape, colour and motion in every frame of a clip |
 //! | [`eval`] | measures how often a model's clips match their prompts |
+//! | [`reel`] | clips in a grid with captions |
 
 pub mod captions;
 pub mod dataset;
@@ -38,6 +39,7 @@ pub mod draw;
 pub mod eval;
 pub mod judge;
 pub mod model;
+pub mod reel;
 pub mod render;
 pub mod world;
 

@@ -289,7 +289,9 @@ mod tests {
     fn means_have_their_textbook_values() {
         let mut mean = Mean::default();
         assert_eq!((mean.mean(), mean.reach(), mean.clips()), (None, None, 0));
-        [2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0].map(|value| mean.add(value));
+        for value in [2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0] {
+            mean.add(value);
+        }
         assert_eq!(mean.mean(), Some(5.0));
         // Sample variance 32 / 7.
         let expected = 1.96 * (32.0f64 / 7.0 / 8.0).sqrt();
@@ -300,11 +302,8 @@ mod tests {
     fn square() -> (Labels, Judgement) {
         let (shape, colour, background) = (Shape::Square, Colour::Cyan, Background::Gray);
         let labels = Labels { shape, colour, background, motion: Some(Motion::Up) };
-        let frame = FrameVerdict {
-            shape: Some(shape),
-            colour: Some(colour),
-            background: Some(background),
-        };
+        let frame =
+            FrameVerdict { shape: Some(shape), colour: Some(colour), background: Some(background) };
         let verdict = Verdict {
             shape: Some(shape),
             colour: Some(colour),
