@@ -2,7 +2,7 @@
 //!
 //! | example | shows |
 //! |---|---|
-//! | `sample` | a prompt becomes a playable MP4 |
+//! | `sample` | prompts become a playable MP4 and a contact sheet |
 //! | `train_three_stages` | a small model is trained in three stages and sampled |
 //! | `long_clip` | a training step on a clip of a million tokens, divided among ranks |
 //! | `swap_backend` | every backend of the build samples the same latents |

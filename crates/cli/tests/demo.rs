@@ -64,6 +64,11 @@ fn eval_demo_reports_ceilings_and_the_model() {
     assert_eq!(report["judge"]["overall"]["all"]["accuracy"], 1.0);
     assert_eq!(report["scores"]["overall"]["all"]["right"], 0);
     assert_eq!(report["vae"]["overall"]["shape"]["total"], 6);
+    assert_eq!(report["vae"]["overall"]["frames"]["total"], 6 * 4);
+    for group in ["by_shape", "by_colour", "by_motion", "by_phrasing"] {
+        assert!(!report["scores"][group].as_object().unwrap().is_empty(), "{group}");
+    }
+    assert_eq!(report["judge"]["steadiness"]["background_flicker"]["clips"], 6);
 
     let clips = folder.path().join("clips");
     let record = std::fs::read_to_string(clips.join("0005.mp4.json")).unwrap();
@@ -71,7 +76,9 @@ fn eval_demo_reports_ceilings_and_the_model() {
     let colour = record["expected"]["colour"].as_str().unwrap();
     assert!(record["prompt"].as_str().unwrap().contains(colour), "{record}");
     let sheet = opensora::video::png::read(&clips.join("sheet-00.png")).unwrap();
-    assert_eq!((sheet.height(), sheet.width()), (6 * 34 + 2, 4 * 34 + 2));
+    // A row is 2 (32 + 2 * 2) high, with the gap, the caption and the gap of the sheet below.
+    assert_eq!((sheet.height(), sheet.width()), (6 * (72 + 4 + 19 + 8) + 8, 2 * (4 * 34 + 2) + 16));
+    assert_eq!(record["frames"].as_array().unwrap().len(), 4);
     let kept: Value =
         serde_json::from_str(&std::fs::read_to_string(clips.join("report.json")).unwrap()).unwrap();
     assert_eq!(kept["scores"], report["scores"]);

@@ -47,7 +47,7 @@ fn described(request: &Value) -> String {
         pixels.extend(picture.into_raw());
     }
     let count = pixels.len() / (3 * size[0] * size[1]);
-    let seen = judge(&Frames::from_rgb(pixels, [count, size[0], size[1]]).unwrap());
+    let seen = judge(&Frames::from_rgb(pixels, [count, size[0], size[1]]).unwrap()).verdict;
     let (Some(colour), Some(background)) = (seen.colour, seen.background) else {
         return "nothing that has a name".into();
     };

@@ -16,7 +16,7 @@
 //! let pipeline = TextToVideo::new(files, PipelineOptions::default(), device::parse("flex")?)?;
 //! let prompt = "a red circle moves to the right on a black background";
 //! let clips = pipeline.generate(&[prompt], &request, &mut ())?;
-//! println!("{:?}", opensora_demo::judge(&clips[0]));
+//! println!("{:?}", opensora_demo::judge(&clips[0]).verdict);
 //! # Ok(())
 //! # }
 //! ```
@@ -29,8 +29,9 @@
 //! | [`mod@render`] | scenes to pixels |
 //! | [`captions`] | scenes to captions |
 //! | [`dataset`] | writes a data set of clips and images |
-//! | [`mod@judge`] | recognises shape, colour and motion in a clip |
+//! | [`mod@judge`] | recognises shape, colour and motion in every frame of a clip |
 //! | [`eval`] | measures how often a model's clips match their prompts |
+//! | [`reel`] | clips in a grid with captions |
 
 pub mod captions;
 pub mod dataset;
@@ -38,12 +39,13 @@ pub mod draw;
 pub mod eval;
 pub mod judge;
 pub mod model;
+pub mod reel;
 pub mod render;
 pub mod world;
 
 pub use dataset::{DemoError, DemoSpec, Observer, Written, write_dataset};
 pub use draw::{Captioned, Kind, film, training_clip, training_still};
-pub use judge::{Verdict, judge};
+pub use judge::{FrameVerdict, Judgement, Stability, Verdict, judge};
 pub use model::{UnpackError, model_files};
 pub use render::render;
 pub use world::{Background, Colour, Labels, Motion, Scene, Shape, is_held_out, triples};

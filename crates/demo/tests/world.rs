@@ -27,7 +27,8 @@ fn right(
     let mut right = [0; 4];
     for index in 0..CLIPS {
         let scene = training_clip(seed, index).scene;
-        let verdict = judge(&change(index, render(&scene, frames, [side, side]).unwrap()));
+        let clip = change(index, render(&scene, frames, [side, side]).unwrap());
+        let verdict = judge(&clip).verdict;
         let Labels { shape, colour, background, motion } = scene.labels;
         let marks = [
             verdict.shape == Some(shape),
@@ -116,7 +117,7 @@ fn stills_show_what_they_should() {
     let mut wrong = Vec::new();
     for index in 0..CLIPS {
         let still = training_still(4, index);
-        let verdict = judge(&render(&still.scene, 1, [64, 64]).unwrap());
+        let verdict = judge(&render(&still.scene, 1, [64, 64]).unwrap()).verdict;
         let Labels { shape, colour, background, motion } = still.scene.labels;
         let seen = (verdict.shape, verdict.colour, verdict.background, verdict.motion);
         if seen != (Some(shape), Some(colour), Some(background), motion) {
@@ -181,7 +182,7 @@ fn a_film_is_its_shots_one_after_the_other() {
     assert_eq!((read.len(), read.height(), fps), (12, 64, 8.0));
     for (index, shot) in film(8, 1, 3).iter().enumerate() {
         let middle = read.frame(4 * index + 2).unwrap().to_vec();
-        let verdict = judge(&Frames::from_rgb(middle, [1, 64, 64]).unwrap());
+        let verdict = judge(&Frames::from_rgb(middle, [1, 64, 64]).unwrap()).verdict;
         assert_eq!(verdict.background, Some(shot.scene.labels.background));
         assert_eq!(verdict.colour, Some(shot.scene.labels.colour));
     }

@@ -12,12 +12,12 @@ use opensora::{
     PipelineOptions, SampleRequest, TextToVideo,
     model_files::PartPaths,
     nn::dtype::Dtype,
-    video::{
-        Frames, VideoSpec, Writer, png,
-        sheet::{SheetOptions, contact_sheet},
-    },
+    video::{Frames, VideoSpec, Writer, png, sheet::SheetOptions},
 };
-use opensora_demo::eval::{Attribute, Evaluation, Judged, PromptSet};
+use opensora_demo::{
+    eval::{Attribute, Evaluation, Judged, PromptSet},
+    reel::{Tile, sheet},
+};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -43,7 +43,7 @@ enum Command {
 #[command(after_long_help = "\
 Examples:
   opensora eval demo --prompts 24
-  opensora eval demo --model run --all -o clips --require all=0.8,colour=0.95")]
+  opensora eval demo --model run --all -o clips --require frames=0.75,colour=0.9")]
 struct DemoArgs {
     /// Model: demo (bundled), or a folder with a model.json
     #[arg(long, default_value = opensora_demo::model::NAME)]
@@ -71,10 +71,13 @@ struct DemoArgs {
     /// Also judge real clips after encoding and decoding by the model's VAE
     #[arg(long)]
     vae_ceiling: bool,
-    /// Fail if an accuracy is lower than this, such as colour=0.95,motion=0.95,all=0.8
+    /// Fail if an accuracy is lower than this, such as frames=0.75,motion=0.95,all=0.4
+    ///
+    /// frames: share of frames with the prompt's shape. Shares of clips: shape, colour, background (right in every
+    /// frame), majority (shape right in more than half of the frames), motion, all.
     #[arg(long, value_delimiter = ',', value_parser = parse_requirement, value_name = "NAME=SHARE,...")]
     require: Vec<(Attribute, f64)>,
-    /// Folder for the clips with their prompts and verdicts, and for contact sheets
+    /// Folder for the clips with their prompts and verdicts, and for contact sheets of all clips
     #[arg(long, short, alias = "output", value_name = "FOLDER")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -163,13 +166,15 @@ fn demo(args: &DemoArgs) -> anyhow::Result<()> {
 const CLIPS_PER_SHEET: usize = 24;
 /// Frames per clip on a contact sheet.
 const FRAMES_SHOWN: usize = 8;
+/// Side of the square that each pixel of a clip becomes on a contact sheet.
+const SHEET_SCALE: usize = 2;
 
 /// Writes the clips to files, and contact sheets of several clips.
 struct Gallery {
     folder: PathBuf,
     spec: VideoSpec,
-    /// Clips of the sheet that is not full yet.
-    clips: Vec<Frames>,
+    /// Captions and clips of the sheet that is not full yet.
+    clips: Vec<(String, Frames)>,
     sheets: usize,
 }
 
@@ -184,19 +189,31 @@ impl Gallery {
     }
 
     fn add(&mut self, judged: Judged<'_>) -> anyhow::Result<()> {
-        let Judged { index, prompt, clip, verdict } = judged;
+        let Judged { index, prompt, clip, judgement } = judged;
         let path = self.folder.join(format!("{index:04}.mp4"));
-        let record = json!({"prompt": prompt.text, "expected": prompt.labels, "found": verdict});
+        let record = json!({
+            "prompt": prompt.text,
+            "expected": prompt.labels,
+            "found": judgement.verdict,
+            "frames": judgement.frames,
+            "stability": judgement.stability,
+        });
         Writer::open(&path, &self.spec)?.write(&clip, &record)?;
-        self.clips.push(clip);
+        let frames = &judgement.frames;
+        let right = frames.iter().filter(|frame| frame.shape == Some(prompt.labels.shape)).count();
+        let caption = format!("{} ({right}/{})", prompt.text, frames.len());
+        self.clips.push((caption, clip));
         if self.clips.len() == CLIPS_PER_SHEET { self.sheet() } else { Ok(()) }
     }
 
-    /// Writes a contact sheet with one row per clip, in order.
+    /// Writes a contact sheet with one row per clip, in order: its frames, its prompt, and the number of frames
+    /// that show the prompt's shape.
     fn sheet(&mut self) -> anyhow::Result<()> {
         let path = self.folder.join(format!("sheet-{:02}.png", self.sheets));
-        let options = SheetOptions { columns: FRAMES_SHOWN, scale: 1 };
-        png::write(&path, &contact_sheet(&self.clips, &options)?)?;
+        let options = SheetOptions { columns: FRAMES_SHOWN, scale: SHEET_SCALE };
+        let tiles: Vec<Tile<'_>> =
+            self.clips.iter().map(|(caption, clip)| Tile { caption, clip }).collect();
+        png::write(&path, &sheet(&tiles, &options)?)?;
         self.clips.clear();
         self.sheets += 1;
         Ok(())

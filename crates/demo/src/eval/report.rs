@@ -2,11 +2,11 @@
 
 use super::{
     prompts::PromptSet,
-    scores::{Attribute, Scores, Tallies, Tally},
+    scores::{Attribute, Mean, Scores, Tallies, Tally},
 };
 use opensora::{SampleRequest, stdit::DenoiserWork};
 use serde_json::{Value, json};
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 /// The result of an evaluation.
 #[derive(Debug, Clone, PartialEq)]
@@ -80,48 +80,29 @@ impl Report {
 }
 
 impl fmt::Display for Report {
-    /// Writes a table: the ceilings, the model, then the model by motion, shape and sentence.
+    /// Writes a table: the ceilings, the model, then the model by shape, colour, motion and phrasing; then the
+    /// stability.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |f: &mut fmt::Formatter<'_>, text: &str| write!(f, "{text:<22}");
-        name(f, "")?;
-        Attribute::EACH.iter().try_for_each(|attribute| write!(f, " {attribute:>12}"))?;
-        writeln!(f, " {:>7}", "clips")?;
-        let row = |f: &mut fmt::Formatter<'_>, text: &str, tallies: &Tallies| {
-            name(f, text)?;
-            for attribute in Attribute::EACH {
-                let tally = tallies.get(&attribute).copied().unwrap_or_default();
-                write!(f, " {:>10.1} %", 100.0 * tally.accuracy())?;
-            }
-            let total = tallies.get(&Attribute::All).map_or(0, |tally| tally.total);
-            writeln!(f, " {total:>7}")
-        };
+        write!(f, "{:<20}", "")?;
+        Attribute::EACH.iter().try_for_each(|attribute| write!(f, " {attribute:>10}"))?;
+        writeln!(f, " {:>6}", "clips")?;
         row(f, "judge on real clips", &self.judge.overall)?;
         if let Some(vae) = &self.vae {
             row(f, "VAE round trips", &vae.overall)?;
         }
         row(f, "model", &self.model.overall)?;
-        name(f, "  95 % interval")?;
-        for attribute in Attribute::EACH {
-            let [low, high] = self.model.of(attribute).wilson();
-            write!(f, " {:>12}", format!("{:.1}-{:.1}", 100.0 * low, 100.0 * high))?;
+        self.intervals(f)?;
+        let model = &self.model;
+        groups(f, &model.by_shape)?;
+        groups(f, &model.by_colour)?;
+        groups(f, &model.by_motion)?;
+        for (phrasing, tallies) in &model.by_phrasing {
+            row(f, &format!("  {phrasing} phrasing"), tallies)?;
         }
-        writeln!(f)?;
-        name(f, "  right")?;
-        for attribute in Attribute::EACH {
-            let Tally { right, total } = self.model.of(attribute);
-            write!(f, " {:>12}", format!("{right}/{total}"))?;
-        }
-        writeln!(f)?;
-        for (motion, tallies) in &self.model.by_motion {
-            row(f, &format!("  {motion}"), tallies)?;
-        }
-        for (shape, tallies) in &self.model.by_shape {
-            row(f, &format!("  {shape}"), tallies)?;
-        }
-        for (sentence, tallies) in &self.model.by_sentence {
-            row(f, &format!("  {sentence} sentences"), tallies)?;
-        }
-        let clips = self.model.of(Attribute::All).total.max(1) as f64;
+        writeln!(f, "frames: share of all frames; majority: more than half of a clip's frames;")?;
+        writeln!(f, "shape, colour, background, all: every frame of a clip")?;
+        self.steadiness(f)?;
+        let clips = model.of(Attribute::All).total.max(1) as f64;
         let attentions = self.work.attentions_computed + self.work.attentions_reused;
         writeln!(
             f,
@@ -139,10 +120,73 @@ impl fmt::Display for Report {
     }
 }
 
+/// Writes the accuracies of one group of clips.
+fn row(f: &mut fmt::Formatter<'_>, name: &str, tallies: &Tallies) -> fmt::Result {
+    write!(f, "{name:<20}")?;
+    for attribute in Attribute::EACH {
+        let tally = tallies.get(&attribute).copied().unwrap_or_default();
+        write!(f, " {:>8.1} %", 100.0 * tally.accuracy())?;
+    }
+    let clips = tallies.get(&Attribute::All).map_or(0, |tally| tally.clips);
+    writeln!(f, " {clips:>6}")
+}
+
+/// Writes one row per group.
+fn groups<K: fmt::Display>(
+    f: &mut fmt::Formatter<'_>,
+    groups: &BTreeMap<K, Tallies>,
+) -> fmt::Result {
+    groups.iter().try_for_each(|(name, tallies)| row(f, &format!("  {name}"), tallies))
+}
+
+impl Report {
+    /// Writes the intervals and the counts of the model's accuracies.
+    fn intervals(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<20}", "  95 % interval")?;
+        for attribute in Attribute::EACH {
+            let [low, high] = self.model.of(attribute).wilson();
+            write!(f, " {:>10}", format!("{:.1}-{:.1}", 100.0 * low, 100.0 * high))?;
+        }
+        writeln!(f)?;
+        write!(f, "{:<20}", "  right")?;
+        for attribute in Attribute::EACH {
+            let Tally { right, total, .. } = self.model.of(attribute);
+            write!(f, " {:>10}", format!("{right}/{total}"))?;
+        }
+        writeln!(f)
+    }
+
+    /// Writes the table of the stability: means with half the widths of their 95 % intervals.
+    fn steadiness(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<20}", "stability")?;
+        for name in ["area variation", "overlap", "colour flicker", "background flicker"] {
+            write!(f, " {name:>18}")?;
+        }
+        writeln!(f)?;
+        let all = [("real clips", Some(&self.judge)), ("VAE round trips", self.vae.as_ref())];
+        for (name, scores) in all.into_iter().chain([("model", Some(&self.model))]) {
+            let Some(Scores { steadiness, .. }) = scores else { continue };
+            write!(f, "  {name:<18}")?;
+            let cell = |mean: Mean, scale: f64, digits: usize, unit: &str| match mean.mean() {
+                None => "-".into(),
+                Some(value) => {
+                    let reach = mean.reach().map(|reach| format!(" ± {:.digits$}", scale * reach));
+                    format!("{:.digits$}{}{unit}", scale * value, reach.unwrap_or_default())
+                }
+            };
+            write!(f, " {:>18}", cell(steadiness.area_variation, 100.0, 1, " %"))?;
+            write!(f, " {:>18}", cell(steadiness.overlap, 1.0, 3, ""))?;
+            write!(f, " {:>18}", cell(steadiness.colour_flicker, 1.0, 2, ""))?;
+            writeln!(f, " {:>18}", cell(steadiness.background_flicker, 1.0, 2, ""))?;
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Background, Colour, Labels, Motion, Shape, Verdict};
+    use crate::{Background, Colour, FrameVerdict, Judgement, Labels, Motion, Shape, Verdict};
 
     fn report() -> Report {
         let labels = Labels {
@@ -151,16 +195,17 @@ mod tests {
             background: Background::Black,
             motion: Some(Motion::Growing),
         };
-        let right = Verdict {
-            shape: Some(Shape::Circle),
-            colour: Some(Colour::Red),
-            background: Some(Background::Black),
-            motion: Some(Motion::Growing),
-        };
+        let (shape, colour, background) =
+            (Some(labels.shape), Some(labels.colour), Some(labels.background));
+        let verdict = Verdict { shape, colour, background, motion: labels.motion };
+        let frames = vec![FrameVerdict { shape, colour, background }; 2];
+        let right = Judgement { verdict, frames, stability: None };
+        let mut wrong = right.clone();
+        wrong.frames[0].shape = None;
         let (mut judge, mut model) = (Scores::default(), Scores::default());
         judge.add(&labels, false, &right);
         model.add(&labels, false, &right);
-        model.add(&labels, true, &Verdict { shape: None, ..right });
+        model.add(&labels, true, &wrong);
         let request = SampleRequest::default();
         let (model_name, set) = ("m".into(), PromptSet::HeldOut);
         let work = DenoiserWork {
@@ -178,7 +223,8 @@ mod tests {
         let lines: Vec<&str> = table.lines().collect();
         assert!(lines[1].starts_with("judge on real clips") && lines[1].contains("100.0 %"));
         let model: Vec<&str> = lines[2].split_whitespace().collect();
-        assert_eq!(model[..3], ["model", "50.0", "%"]);
+        assert_eq!(model[..5], ["model", "75.0", "%", "50.0", "%"]);
+        assert!(lines[4].starts_with("  right                     3/4        1/2"), "{table}");
         assert!(table.contains("  growing") && table.contains("  circle"), "{table}");
         let work =
             "denoiser: 40.0 forward passes and 2.00 GFLOP per clip, 25 % of attentions reused";
@@ -195,6 +241,7 @@ mod tests {
         let json = report().to_json();
         assert_eq!((&json["prompts"], &json["set"]), (&json!(2), &json!("held-out")));
         assert_eq!(json["scores"]["overall"]["shape"]["right"], 1);
+        assert_eq!(json["scores"]["overall"]["frames"]["total"], 4);
         assert_eq!(json["attention_reuse"], "off");
         assert_eq!(json["denoiser_work"]["forward_samples"], 80);
     }
