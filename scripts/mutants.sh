@@ -98,6 +98,16 @@ mutate() {
     esac
 }
 
+# Features of crate $1's documentation, without which its kernels or formats would not be compiled.
+features() {
+    python3 - "$1" <<'PY'
+import sys, tomllib
+package = tomllib.load(open(f"crates/{sys.argv[1]}/Cargo.toml", "rb"))["package"]
+for feature in package.get("metadata", {}).get("docs", {}).get("rs", {}).get("features", []):
+    print(f"--features={package['name']}/{feature}")
+PY
+}
+
 # Turns a list of mutants into options that select exactly these.
 only() { python3 -c 'import re, sys; [print("--re=^" + re.sub(r"([.^$*+?()\[\]{}|\\])", r"\\\1", line.rstrip("\n")) + "$") for line in sys.stdin]' <"$1"; }
 
@@ -120,7 +130,7 @@ examine() {
     fi
     rm -rf "$out/own" "$out/all"
     echo "--- $crate: ${options[*]:0:4}"
-    mutate "$tree" "$crate" "$out/own" "${options[@]}"
+    mutate "$tree" "$crate" "$out/own" $(features "$crate") "${options[@]}"
     cp "$out/own/mutants.out/missed.txt" "$out/missed"
     if [ -z "$own" ] && [ -s "$out/missed" ]; then
         mapfile -t options < <(only "$out/missed")
