@@ -6,7 +6,8 @@
 # CHECK is any of these (default: all, in this order):
 #
 #   metadata   each crate has description, licence, repository, README, keywords and categories
-#   package    `cargo package` of every crate: below 10 MB, with README and both licence texts
+#   package    `cargo package` of every crate: below 10 MB, with README and both licence texts, and no link between
+#              its Markdown files that leads nowhere
 #   outside    the packages, unpacked, build without the repository: a crate that depends on all of them, and
 #              each package's own tests
 #   deny       `cargo deny`: licences, sources, duplicate and banned crates, advisories (deny.toml)
@@ -98,7 +99,25 @@ package() {
             cmp -s "$text" "$unpacked/$text" || { echo "$name: $text is missing or differs"; problems=1; }
         done
     done <"$work/crates"
+    dead_links || problems=1
     if [ "$problems" = 0 ]; then ok "$(wc -l <"$work/crates") packages below 10 MB, with README and licences"; else bad package; fi
+}
+
+# Fails if a relative link in a Markdown file of a package leads to no file of that package.
+dead_links() {
+    python3 - "$work/packages" <<'PY'
+import pathlib, re, sys
+packages, dead = pathlib.Path(sys.argv[1]), 0
+for page in sorted(packages.glob("*/**/*.md")):
+    for link in re.findall(r"\]\(([^)\s#]+)[^)]*\)", page.read_text()):
+        # `crate::` and the like are links of rustdoc.
+        if "://" in link or "::" in link or link.startswith("mailto:"):
+            continue
+        if not (page.parent / link).exists():
+            print(f"{page.relative_to(packages)}: link to {link}, which is not in the package")
+            dead += 1
+sys.exit(dead > 0)
+PY
 }
 
 outside() {
@@ -162,7 +181,7 @@ semver() {
     cargo semver-checks --version >/dev/null 2>&1 || { left "semver: cargo-semver-checks is not installed"; return; }
     local tag name features problems=0
     tag=${RELEASE_CHECK_BASELINE:-$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null || true)}
-    [ -n "$tag" ] || { left "semver: no tag v* to compare with"; return; }
+    [ -n "$tag" ] || { left "semver: nothing to compare with: no tag v* is set (CONTRIBUTING.md, releases), and RELEASE_CHECK_BASELINE names no commit"; return; }
     while read -r name _ _ features; do
         [ "$name" != opensora-cli ] || continue # no library
         [ -n "$(git ls-tree -d "$tag" "crates/${name#opensora-}" 2>/dev/null)" ] || { echo "$name: new since $tag"; continue; }

@@ -164,7 +164,7 @@ mod tests {
     #[cfg(feature = "serve")]
     #[test]
     fn the_commands_of_the_guide_to_deployment_parse() {
-        let guide = include_str!("../../../docs/deployment.md").replace("\\\n", " ");
+        let guide = include_str!("../docs/deployment.md").replace("\\\n", " ");
         let mut commands = 0;
         for line in guide.lines() {
             let line = line.strip_prefix("ExecStart=/usr/local/bin/").unwrap_or(line);

@@ -191,6 +191,43 @@ mod tests {
         }
     }
 
+    /// Every step by equation 12 of Song, Meng and Ermon 2020, "Denoising Diffusion Implicit Models" (arXiv
+    /// 2010.02502), with noise of ones.
+    #[test]
+    fn each_step_follows_the_paper_at_every_eta() {
+        let start = ramp([1, 4, 1, 1, 1], 0.1);
+        let model = Affine { slope: 0.0, time: 0.0, ..Affine::new() };
+        for eta in [0.3, 1.0] {
+            // Steps 750, 500, 250, 0.
+            let sampler = Ddim::new(GaussianDiffusion::published(&Respacing::Ddim(4)).unwrap());
+            let sampler = sampler.with_eta(eta).unwrap();
+            let tables = sampler.process().tables();
+            let found = run(&sampler, &model, start.clone(), Some(1.0));
+            for (channel, (found, start)) in found.iter().zip(values(start.clone())).enumerate() {
+                let guided = channel < 3;
+                let eps =
+                    if guided { model.guided(0.0, 0.0, 4.0) } else { model.eps(0.0, 0.0, true) };
+                let mut x = f64::from(start);
+                for t in (0..4).rev() {
+                    let (a, a_prev) = (tables.alphas_cumprod[t], tables.alphas_cumprod_prev[t]);
+                    let clean = (x - (1.0 - a).sqrt() * eps) / a.sqrt();
+                    let sigma =
+                        eta * ((1.0 - a_prev) / (1.0 - a)).sqrt() * (1.0 - a / a_prev).sqrt();
+                    let direction = (1.0 - a_prev - sigma.powi(2)).max(0.0).sqrt();
+                    x = a_prev.sqrt() * clean + direction * eps + sigma;
+                }
+                assert!((f64::from(*found) - x).abs() < 1e-4, "{eta}: {found} instead of {x}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_step_is_at_most_the_last_one() {
+        let sampler = Ddim::with_steps(10).unwrap();
+        assert_eq!(sampler.clone().starting_at(3).first_step, 3);
+        assert_eq!(sampler.starting_at(100).first_step, 9);
+    }
+
     #[test]
     fn eta_out_of_range_is_rejected() {
         let sampler = Ddim::with_steps(10).unwrap();

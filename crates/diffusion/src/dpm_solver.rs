@@ -234,6 +234,13 @@ mod tests {
     use std::ops::ControlFlow;
 
     #[test]
+    fn the_first_step_is_at_most_the_last_one() {
+        let sampler = DpmSolver::with_steps(10).unwrap();
+        assert_eq!(sampler.clone().starting_at(3).first_step, 3);
+        assert_eq!(sampler.starting_at(100).first_step, 9);
+    }
+
+    #[test]
     fn timesteps_equal_the_reference() {
         let golden = Golden::open("dpm-solver");
         for steps in [8, 10] {

@@ -116,6 +116,13 @@ mod tests {
     };
     use std::ops::ControlFlow;
 
+    #[test]
+    fn the_first_step_is_at_most_the_last_one() {
+        let sampler = Iddpm::with_steps(10).unwrap();
+        assert_eq!(sampler.clone().starting_at(3).first_step, 3);
+        assert_eq!(sampler.starting_at(100).first_step, 9);
+    }
+
     /// The published formulas for each number in f64.
     fn by_hand(
         sampler: &Iddpm,

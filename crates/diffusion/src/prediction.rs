@@ -153,6 +153,37 @@ mod tests {
     }
 
     #[test]
+    fn outputs_with_and_without_variance_are_converted_alike() {
+        let latents = ramp([1, 4, 2, 2, 2], 0.3);
+        let output = ramp([1, 8, 2, 2, 2], 0.7);
+        let convert =
+            |output| values(output_to_noise(PredictionType::VPrediction, output, &latents, 250.5));
+        let (both, alone) = (convert(output.clone()), convert(output.clone().narrow(1, 0, 4)));
+        assert_eq!(both[..alone.len()], alone[..]);
+        assert_eq!(both[alone.len()..], values(output.clone())[alone.len()..]);
+        assert_ne!(alone[..], values(output.clone())[..alone.len()]);
+        // Too few channels are left as they are: the caller rejects them.
+        let few = output.narrow(1, 0, 3);
+        assert_eq!(convert(few.clone()), values(few));
+    }
+
+    #[test]
+    fn targets_have_the_names_of_diffusers() {
+        for (name, target) in [
+            ("epsilon", Some(PredictionType::Epsilon)),
+            ("v_prediction", Some(PredictionType::VPrediction)),
+            ("sample", None),
+        ] {
+            assert_eq!(PredictionType::from_name(name), target);
+            assert!(target.is_none_or(|target| target.name() == name));
+        }
+        // A reference to a model has the model's target.
+        let model = Velocity(GaussianData { deviation: 0.7 });
+        let target = <&Velocity as Denoiser>::prediction_type(&&model);
+        assert_eq!(target, PredictionType::VPrediction);
+    }
+
+    #[test]
     fn guidance_predicts_the_noise_of_a_velocity() {
         let data = || GaussianData { deviation: 0.7 };
         let model = Velocity(data());

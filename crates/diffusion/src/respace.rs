@@ -181,6 +181,16 @@ mod tests {
     use crate::testing::Golden;
 
     #[test]
+    fn the_first_sections_are_longer_if_the_process_does_not_divide() {
+        // Sections of 4, 3 and 3 steps.
+        let kept = |counts: [usize; 3]| space_timesteps(10, &Respacing::Sections(counts.into()));
+        assert_eq!(kept([4, 1, 1]).unwrap(), [0, 1, 2, 3, 4, 7]);
+        assert_eq!(kept([2, 2, 3]).unwrap(), [0, 3, 4, 6, 7, 8, 9]);
+        assert!(kept([5, 1, 1]).is_err() && kept([1, 4, 1]).is_err());
+        assert!(space_timesteps(MAX_TIMESTEPS, &Respacing::steps(2)).is_ok());
+    }
+
+    #[test]
     fn equals_the_reference() {
         let golden = Golden::open("iddpm-tables");
         let cases = golden.case["config"]["space_timesteps"].as_array().unwrap().clone();

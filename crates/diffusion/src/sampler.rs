@@ -213,6 +213,15 @@ mod tests {
     use std::{cell::Cell, io, ops::ControlFlow};
 
     #[test]
+    fn samplers_are_displayed_by_their_name() {
+        for kind in SamplerKind::ALL {
+            assert_eq!(kind.to_string(), kind.name());
+            assert_eq!(kind.to_string().parse::<SamplerKind>().unwrap(), kind);
+            assert_eq!(format!("{kind:14}").len(), 14);
+        }
+    }
+
+    #[test]
     fn defaults_are_the_published_ones() {
         let defaults = SamplerKind::ALL.map(|kind| (kind.default_steps(), kind.default_guidance()));
         let three = Guidance { guidance_scale: 7.0, guided_channels: Some(3) };

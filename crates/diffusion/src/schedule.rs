@@ -124,6 +124,11 @@ mod tests {
         let betas = NoiseSchedule::Linear.betas(2000).unwrap();
         assert_eq!((betas[0], betas[1999]), (0.00005, 0.01));
         assert_eq!(NoiseSchedule::Linear.betas(1).unwrap(), [0.1]);
+        // As in numpy, the last value is not a rounded sum.
+        for count in 21..1500 {
+            let betas = NoiseSchedule::Linear.betas(count).unwrap();
+            assert_eq!(betas[count - 1], 1000.0 / count as f64 * 0.02, "{count}");
+        }
     }
 
     #[test]
@@ -136,11 +141,13 @@ mod tests {
         let rejected = NoiseSchedule::Linear.betas(20).unwrap_err();
         assert!(matches!(rejected, ScheduleError::Beta { step: 19, beta: 1.0, .. }), "{rejected}");
         assert!(NoiseSchedule::Linear.betas(21).is_ok());
+        assert_eq!(NoiseSchedule::Linear.betas(MAX_TIMESTEPS).unwrap().len(), MAX_TIMESTEPS);
     }
 
     #[test]
     fn names_are_parsed() {
         assert_eq!("linear".parse(), Ok(NoiseSchedule::Linear));
+        assert_eq!(NoiseSchedule::Linear.to_string(), "linear");
         let message = "cosine".parse::<NoiseSchedule>().unwrap_err().to_string();
         assert_eq!(message, "unknown noise schedule \"cosine\", expected \"linear\"");
     }

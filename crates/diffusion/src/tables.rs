@@ -240,6 +240,48 @@ mod tests {
     }
 
     #[test]
+    fn every_table_has_the_name_of_its_field() {
+        let tables = DiffusionTables::published(&Respacing::steps(7)).unwrap();
+        for (name, table) in [
+            ("betas", &tables.betas),
+            ("alphas_cumprod", &tables.alphas_cumprod),
+            ("alphas_cumprod_prev", &tables.alphas_cumprod_prev),
+            ("alphas_cumprod_next", &tables.alphas_cumprod_next),
+            ("sqrt_alphas_cumprod", &tables.sqrt_alphas_cumprod),
+            ("sqrt_one_minus_alphas_cumprod", &tables.sqrt_one_minus_alphas_cumprod),
+            ("log_one_minus_alphas_cumprod", &tables.log_one_minus_alphas_cumprod),
+            ("sqrt_recip_alphas_cumprod", &tables.sqrt_recip_alphas_cumprod),
+            ("sqrt_recipm1_alphas_cumprod", &tables.sqrt_recipm1_alphas_cumprod),
+            ("posterior_variance", &tables.posterior_variance),
+            ("posterior_log_variance_clipped", &tables.posterior_log_variance_clipped),
+            ("posterior_mean_coef1", &tables.posterior_mean_coef1),
+            ("posterior_mean_coef2", &tables.posterior_mean_coef2),
+            ("log_betas", &tables.log_betas),
+        ] {
+            assert_eq!(tables.get(name), Some(&table[..]), "{name}");
+        }
+        for (step, &beta) in tables.betas.iter().enumerate() {
+            assert_eq!(tables.log_betas[step], beta.ln());
+            let a = tables.alphas_cumprod[step];
+            assert_eq!(tables.log_one_minus_alphas_cumprod[step], (1.0 - a).ln());
+        }
+    }
+
+    #[test]
+    fn a_process_without_noise_or_signal_is_rejected() {
+        let rejected = |betas: Vec<f64>| {
+            let map = (0..betas.len()).collect();
+            match DiffusionTables::from_betas(betas, map).unwrap_err() {
+                TablesError::Beta { step, .. } => step,
+                other => panic!("{other}"),
+            }
+        };
+        assert_eq!(rejected(vec![0.5, 0.0, 0.5]), 1);
+        // 2^-1074 is the smallest number of f64.
+        assert_eq!(rejected(vec![0.5; 1100]), 1074);
+    }
+
+    #[test]
     fn a_process_of_one_step_is_valid() {
         let tables = DiffusionTables::published(&Respacing::steps(1)).unwrap();
         assert_eq!(tables.timestep_map, [0]);

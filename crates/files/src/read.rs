@@ -34,24 +34,22 @@ fn check_regular(metadata: &Metadata) -> io::Result<()> {
     Err(io::Error::new(kind, format!("{} found, expected a regular file", kind_of(metadata))))
 }
 
-#[cfg(unix)]
 fn kind_of(metadata: &Metadata) -> &'static str {
-    use std::os::unix::fs::FileTypeExt;
-    let kind = metadata.file_type();
-    if kind.is_dir() {
-        "a folder"
-    } else if kind.is_fifo() {
-        "a pipe"
-    } else if kind.is_socket() {
-        "a socket"
-    } else {
-        "a device"
+    if metadata.is_dir() {
+        return "a folder";
     }
-}
-
-#[cfg(not(unix))]
-fn kind_of(metadata: &Metadata) -> &'static str {
-    if metadata.is_dir() { "a folder" } else { "a device" }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = metadata.file_type();
+        if kind.is_fifo() {
+            return "a pipe";
+        }
+        if kind.is_socket() {
+            return "a socket";
+        }
+    }
+    "a device"
 }
 
 /// Reads a whole regular file of at most `limit` bytes.
@@ -112,13 +110,13 @@ pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
 /// Returns [`io::ErrorKind::InvalidInput`] if the path is empty, absolute or has a `..`.
 pub fn inside(folder: &Path, relative: &Path) -> io::Result<PathBuf> {
     let mut path = folder.to_path_buf();
-    let mut names = 0;
+    let mut is_named = false;
     for component in relative.components() {
         match component {
             Component::CurDir => {}
             Component::Normal(name) => {
                 path.push(name);
-                names += 1;
+                is_named = true;
             }
             Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
                 return Err(io::Error::new(
@@ -128,7 +126,7 @@ pub fn inside(folder: &Path, relative: &Path) -> io::Result<PathBuf> {
             }
         }
     }
-    if names == 0 {
+    if !is_named {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!("'{}' names no file", relative.display()),

@@ -131,6 +131,11 @@ mod tests {
     }
 
     #[test]
+    fn digits_are_lower_case_and_two_a_byte() {
+        assert_eq!((hex(&[0, 255, 26]), hex(&[])), ("00ff1a".into(), String::new()));
+    }
+
+    #[test]
     fn text_becomes_one_bounded_line() {
         assert_eq!(
             one_line(" ü\r\n\tb\u{1b}[31m\u{2028}\u{202e}\n"),

@@ -239,6 +239,9 @@ mod tests {
         assert_eq!(config.latent_size([16, 256, 512]).unwrap(), [16, 32, 64]);
         let error = config.latent_size([16, 250, 256]).unwrap_err().to_string();
         assert!(error.contains("250x256") && error.contains("multiples of 8"), "{error}");
+        for size in [[0, 256, 256], [16, 0, 256], [16, 256, 0], [16, 256, 4]] {
+            assert!(config.latent_size(size).is_err(), "{size:?}");
+        }
     }
 
     #[test]

@@ -587,5 +587,53 @@ mod tests {
         assert_eq!((complex.dtype, complex.size), (None, Some(16)));
         let fp8 = element_of_dtype("float8_e4m3fn");
         assert_eq!((&*fp8.name, fp8.dtype), ("float8_e4m3fn", None));
+        for (names, dtype) in [
+            (&["float64", "double"][..], DType::F64),
+            (&["float32", "float"], DType::F32),
+            (&["float16", "half"], DType::F16),
+            (&["bfloat16"], DType::BF16),
+            (&["int64", "long"], DType::I64),
+            (&["int32", "int"], DType::I32),
+            (&["int16", "short"], DType::I16),
+            (&["int8"], DType::I8),
+            (&["uint64"], DType::U64),
+            (&["uint32"], DType::U32),
+            (&["uint16"], DType::U16),
+            (&["uint8"], DType::U8),
+            (&["bool"], DType::Bool(BoolStore::Native)),
+        ] {
+            for name in names {
+                let element = element_of_dtype(name);
+                assert_eq!((element.dtype, element.size), (Some(dtype), Some(dtype.size())));
+            }
+        }
+        for (storage, dtype) in [
+            ("Double", "float64"),
+            ("Float", "float32"),
+            ("Half", "float16"),
+            ("BFloat16", "bfloat16"),
+            ("Long", "int64"),
+            ("Int", "int32"),
+            ("Short", "int16"),
+            ("Char", "int8"),
+            ("Byte", "uint8"),
+            ("Bool", "bool"),
+            ("ComplexFloat", "complex64"),
+            ("QInt8", "qint8"),
+            ("QUInt8", "quint8"),
+            ("QInt32", "qint32"),
+            ("QUInt4x2", "quint4x2"),
+            ("QUInt2x4", "quint2x4"),
+        ] {
+            let element = element_of_storage(&format!("torch.{storage}Storage"));
+            assert_eq!(&*element.name, dtype, "{storage}");
+        }
+        for (dtype, size) in
+            [("complex64", 8), ("complex32", 4), ("qint32", 4), ("quint4x2", 1), ("", 1)]
+        {
+            let element = element_of_dtype(dtype);
+            assert_eq!((element.dtype, element.size), (None, Some(size)), "{dtype}");
+        }
+        assert_eq!(fp8.size, None);
     }
 }

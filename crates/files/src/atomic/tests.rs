@@ -246,7 +246,28 @@ fn a_folder_whose_removal_was_interrupted_is_a_leftover() {
     fs::create_dir_all(leftover.join("inner")).unwrap();
     remove_folder(&path).unwrap();
     assert!(!leftover.exists());
+    // A file in place of the folder: the leftover of another removal stays.
     fs::create_dir_all(leftover.join("inner")).unwrap();
+    fs::write(&path, "").unwrap();
+    assert!(remove_folder(&path).is_err());
+    assert!(leftover.exists());
+    fs::remove_file(&path).unwrap();
     remove_leftovers(root.path(), Duration::ZERO).unwrap();
     assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn without_hard_links_the_name_is_claimed_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let (temporary, target) = (folder.path().join("temporary"), folder.path().join("target"));
+    // Folders have no hard links. The file that claims the name cannot be replaced by one, and is removed.
+    fs::create_dir(&temporary).unwrap();
+    let error = rename_new(&temporary, &target).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotADirectory);
+    assert_eq!(names(folder.path()), ["temporary"]);
+    // Nobody's name is taken.
+    fs::write(&target, "old").unwrap();
+    assert_eq!(rename_new(&temporary, &target).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    assert_eq!(fs::read_to_string(&target).unwrap(), "old");
 }

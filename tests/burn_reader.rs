@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use opensora_checkpoint::Checkpoint;
+use opensora_tests::fixture;
 use pytorch_reader::PytorchReader;
 use std::{
     fs,
@@ -25,9 +26,8 @@ fn files(folder: &Path, found: &mut Vec<PathBuf>) {
 
 #[test]
 fn both_readers_find_the_same_tensors() {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
     let mut paths = Vec::new();
-    files(&fixtures, &mut paths);
+    files(&fixture(""), &mut paths);
     let (mut compared, mut tensors) = (0, 0);
     for path in paths {
         let checkpoint = Checkpoint::open(&path).unwrap();
