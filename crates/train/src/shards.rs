@@ -121,7 +121,7 @@ impl Shards {
         let mut slices = HostSlices::new();
         self.each_reduced(gradients, weight, |piece, sums| {
             let own = piece.place(self.group.rank(), self.group.size()).len();
-            let slice = slices.entry(piece.name.to_string()).or_insert_with(Vec::new);
+            let slice = slices.entry(piece.name.to_string()).or_default();
             slice.extend_from_slice(&sums[..own]);
         })?;
         slices.retain(|_, slice| !slice.is_empty());
@@ -153,8 +153,8 @@ impl Shards {
         names.map(|(name, _)| name.clone()).collect()
     }
 
-    fn each_reduced<'a>(
-        &'a self,
+    fn each_reduced(
+        &self,
         mut gradients: FlatTensors,
         weight: f32,
         mut found: impl FnMut(&Piece<'_>, &[f32]),
@@ -199,7 +199,7 @@ impl Shards {
     /// Gathers the slices of the parameters `names` in elements of `dtype`: `own` returns the bytes of this rank's
     /// slice, and `found` gets the bytes of each whole parameter, one after another. A collective.
     pub(crate) fn gather<'a>(
-        &'a self,
+        &self,
         names: impl Iterator<Item = &'a String>,
         dtype: DType,
         own: impl Fn(&str) -> Result<Vec<u8>, ReadError>,
@@ -246,7 +246,7 @@ impl Shards {
     /// Gathers whole parameters from the `slices` of all ranks, cast to `dtype`, on the device of the slices.
     /// Every rank names the same parameters of the division. A collective.
     pub(crate) fn gather_tensors<'a>(
-        &'a self,
+        &self,
         names: impl Iterator<Item = &'a String>,
         slices: &FlatTensors,
         dtype: DType,

@@ -241,7 +241,7 @@ impl<M: Module> Trainer<M> {
 
     fn device(&self) -> Device {
         let device = self.values.values().next().map(Tensor::device);
-        device.unwrap_or_else(Device::default)
+        device.unwrap_or_default()
     }
 }
 
