@@ -13,7 +13,7 @@
 #   sampling      `opensora sample` on 1, 2 and 4 ranks: equal latents and records (scripts/mpi_sample.py)
 #
 # Needs Open MPI with its headers and libclang (Debian: openmpi-bin libopenmpi-dev libclang-dev), and installs nothing.
-# All packages of the workspace are selected, so that a build of its tests is used again.
+# All packages of the workspace are selected, so that a build of their tests with this feature is used again.
 set -euo pipefail
 exec </dev/null
 cd "$(dirname "$0")/.."
@@ -43,8 +43,9 @@ export OMPI_MCA_btl_vader_single_copy_mechanism=none
 export RAYON_NUM_THREADS=1
 
 command -v mpirun >/dev/null || fail "no mpirun: install openmpi-bin libopenmpi-dev libclang-dev"
-cargo build --workspace --locked --features opensora-parallel/mpi --example mpi_check
-check=${CARGO_TARGET_DIR:-target}/debug/examples/mpi_check
+cargo build --workspace --locked --features opensora-cli/mpi --bin opensora --example mpi_check
+built=${CARGO_TARGET_DIR:-target}/debug
+check=$built/examples/mpi_check
 
 # expect_failure RANKS PATTERN COMMAND...: fails within 30 s, with one line that matches PATTERN.
 expect_failure() {
@@ -144,13 +145,11 @@ test_signals() {
 }
 
 test_training() {
-    cargo build --workspace --locked --features opensora-cli/mpi --bin opensora
-    python3 scripts/mpi_train.py "${CARGO_TARGET_DIR:-target}/debug/opensora"
+    python3 scripts/mpi_train.py "$built/opensora"
 }
 
 test_sampling() {
-    cargo build --workspace --locked --features opensora-cli/mpi --bin opensora
-    python3 scripts/mpi_sample.py "${CARGO_TARGET_DIR:-target}/debug/opensora"
+    python3 scripts/mpi_sample.py "$built/opensora"
 }
 
 for test in "${tests[@]}"; do
