@@ -199,7 +199,7 @@ impl Shards {
     /// Gathers the slices of the parameters `names` in elements of `dtype`: `own` returns the bytes of this rank's
     /// slice, and `found` gets the bytes of each whole parameter, one after another. A collective.
     pub(crate) fn gather<'a>(
-        &self,
+        &'a self,
         names: impl Iterator<Item = &'a String>,
         dtype: DType,
         own: impl Fn(&str) -> Result<Vec<u8>, ReadError>,
@@ -246,7 +246,7 @@ impl Shards {
     /// Gathers whole parameters from the `slices` of all ranks, cast to `dtype`, on the device of the slices.
     /// Every rank names the same parameters of the division. A collective.
     pub(crate) fn gather_tensors<'a>(
-        &self,
+        &'a self,
         names: impl Iterator<Item = &'a String>,
         slices: &FlatTensors,
         dtype: DType,
