@@ -1,11 +1,18 @@
 //! Tests of order, resume, bad rows and dropped loaders.
 
 use super::*;
+use opensora_parallel::{Group, threads::run_ranks_within};
 use std::{
     collections::HashSet,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc::channel,
+    },
     time::Duration,
 };
+
+/// How long ranks may wait for each other, or a test for all ranks.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Rows of `row + 100 * epoch`, of which some are bad.
 struct Numbers {
@@ -72,6 +79,33 @@ fn config(workers: usize, skip_bad: usize) -> LoaderConfig {
 fn batches(source: Numbers, config: LoaderConfig, start: u64, count: usize) -> Vec<Batch<u64>> {
     let loader = Loader::new(Arc::new(source), config, start).unwrap();
     loader.take(count).map(Result::unwrap).collect()
+}
+
+/// Returns the results of `read` on several ranks. It runs on a thread of its own, so that a rank that waits for ever
+/// fails the test.
+fn on_ranks<R: Send + 'static>(
+    ranks: usize,
+    read: impl Fn(Part) -> R + Send + Sync + 'static,
+) -> Vec<R> {
+    let (send, found) = channel();
+    let part = |group: Group| Part { index: group.rank(), count: group.size(), group };
+    std::thread::spawn(move || {
+        let _ = send.send(run_ranks_within(PATIENCE, ranks, |group| read(part(group))));
+    });
+    found.recv_timeout(PATIENCE).expect("all ranks return")
+}
+
+/// Checks that the ranks of `parts` have read their parts of the batches in `whole`.
+fn assert_parts_of(parts: &[Vec<Batch<u64>>], whole: &[Batch<u64>], case: &str) {
+    for (index, whole) in whole.iter().enumerate() {
+        let parts: Vec<_> = parts.iter().map(|batches| &batches[index]).collect();
+        let items: Vec<u64> = parts.iter().flat_map(|part| part.items.iter().copied()).collect();
+        assert_eq!(items, whole.items, "{case}, batch {index}");
+        for part in parts {
+            let (found, wanted) = ((&part.rows, part.next_slot), (&whole.rows, whole.next_slot));
+            assert_eq!(found, wanted, "{case}, batch {index}");
+        }
+    }
 }
 
 #[test]
@@ -208,5 +242,26 @@ fn settings_out_of_range_are_rejected() {
     ] {
         let error = Loader::new(Arc::new(Numbers::new(5, &[])), wrong, start).err().unwrap();
         assert!(matches!(error, DataError::Setting(_)), "{error}");
+    }
+}
+
+/// A rank whose bad row is not the first of a batch meets it again after the first one was skipped.
+#[test]
+fn several_ranks_may_meet_bad_rows_in_one_batch() {
+    for (bad, ranks) in
+        [(vec![0, 3], 2), (vec![0, 3], 3), (vec![0, 1, 2, 3], 2), (vec![1, 2, 6, 7], 4)]
+    {
+        for workers in 0..=2 {
+            let case = format!("bad rows {bad:?}, {ranks} ranks, {workers} workers");
+            let config = LoaderConfig { shuffle: false, ..config(workers, bad.len()) };
+            let whole = batches(Numbers::new(10, &bad), config.clone(), 0, 6);
+            let bad = bad.clone();
+            let parts = on_ranks(ranks, move |part| {
+                let source = Arc::new(Numbers::new(10, &bad));
+                let loader = Loader::new(source, config.clone(), 0).unwrap().with_part(part);
+                loader.take(6).map(Result::unwrap).collect::<Vec<_>>()
+            });
+            assert_parts_of(&parts, &whole, &case);
+        }
     }
 }

@@ -69,8 +69,17 @@ impl<T: Send + 'static> Workers<T> {
         sent.and_then(Result::ok).ok_or(DataError::ThreadsEnded)
     }
 
-    /// Waits for the sample of a slot that was requested and not received yet.
+    /// Waits for the sample of a slot that was requested and not received yet. A slot with an error may be requested
+    /// again: if another rank has an earlier bad row, the ranks skip that one first, and then this one is read again.
     pub(super) fn receive(&mut self, slot: u64) -> Read<T> {
+        let read = self.wait(slot);
+        if read.is_err() {
+            self.requested.remove(&slot);
+        }
+        read
+    }
+
+    fn wait(&mut self, slot: u64) -> Read<T> {
         if let Some(read) = self.early.remove(&slot) {
             return read;
         }
