@@ -178,7 +178,9 @@ impl<T: Task> Run<'_, T> {
             let stop = reported.is_ok() && observer.update(&Update { step }).is_break();
             let stop = ranks.settle(reported, stop)?;
             if stop {
-                log.report(&mut pending, observer)?;
+                // Only rank 0 writes, and only it meets a full disk.
+                let reported = log.report(&mut pending, observer);
+                ranks.agree(reported)?;
             }
             if save || stop {
                 let path = checkpoints.save(trainer, &log.progress)?;
