@@ -186,7 +186,8 @@ mod tests {
             let meter = Meter::default();
             let part = meter.measure(group).split(0, 0);
             if part.rank() == 0 {
-                std::thread::sleep(Duration::from_millis(60));
+                // Far longer than the limit: the other rank may begin to wait late on a busy machine.
+                std::thread::sleep(Duration::from_secs(1));
             }
             part.barrier();
             let traffic = meter.traffic();
