@@ -126,8 +126,10 @@ fn addresses_of(offer: &[u8; OFFER], host: &str, same_node: bool) -> Vec<SocketA
         addresses.push(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     }
     let named = (host, port).to_socket_addrs().into_iter().flatten();
-    // A host may know itself as 127.0.1.1, which is another host elsewhere.
-    addresses.extend(named.filter(|address| same_node || !address.ip().is_loopback()));
+    // Rank 0 listens on IPv4 only. A host may know itself as 127.0.1.1, which is another host elsewhere.
+    addresses.extend(
+        named.filter(|address| address.is_ipv4() && (same_node || !address.ip().is_loopback())),
+    );
     if route != [0; 4] {
         addresses.push(SocketAddr::new(IpAddr::from(route), port));
     }
