@@ -80,8 +80,9 @@ fn ranks_that_compute_for_long_are_left_alone() {
 fn a_rank_that_ends_ends_all_with_one_message() {
     let mut job = job(3);
     let ended = job.spokes.pop().unwrap();
-    ended.stream.shutdown(std::net::Shutdown::Both).unwrap();
+    // First, or the rank itself reports the end of its connection.
     job.pulses[2].ending.store(true, SeqCst);
+    ended.stream.shutdown(std::net::Shutdown::Both).unwrap();
     let message = Some("rank 2 ended before the others".to_string());
     assert_eq!(job.ends(2), [(0, message), (1, None)]);
 }
