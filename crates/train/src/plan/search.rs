@@ -107,8 +107,8 @@ impl Job {
     }
 
     /// Returns the weak scaling to the numbers of ranks in `counts`: the clips of a step are in proportion to the
-    /// ranks, as many for each as in this job. Numbers of ranks at which the clips cannot be divided evenly are left
-    /// out.
+    /// ranks, as many for each as in this job. Numbers of ranks at which the clips cannot be divided evenly, or that
+    /// are out of range, are left out.
     ///
     /// # Errors
     /// Returns an error if a value of the job is out of range, or no layout satisfies the constraints.
@@ -120,7 +120,7 @@ impl Job {
         let best = self.search_within(constraints)?.swap_remove(0);
         let of =
             |ranks: usize| {
-                let clips = self.clips * ranks;
+                let clips = self.clips.checked_mul(ranks)?;
                 (ranks > 0 && clips.is_multiple_of(self.ranks) && clips >= self.ranks)
                     .then(|| Job { ranks, clips: clips / self.ranks, ..self.clone() })
             };
@@ -224,7 +224,9 @@ mod tests {
         let mut job = on(Processor::H100, 64, 512, [16, 32, 32]);
         let counts = [1, 8, 64, 512];
         let none = Constraints::default();
-        let slow = job.weak_scaling(&none, &counts).unwrap();
+        // Numbers of ranks that are out of range have no row.
+        let with_wrong = [0, 1, 8, 64, 512, 1 << 40, usize::MAX];
+        let slow = job.weak_scaling(&none, &with_wrong).unwrap();
         assert_eq!(slow.iter().map(|row| row.ranks).collect::<Vec<_>>(), counts);
         assert!((slow[0].efficiency - 1.0).abs() < 1e-12, "{slow:?}");
         assert!(slow.windows(2).all(|rows| rows[0].efficiency > rows[1].efficiency), "{slow:?}");
