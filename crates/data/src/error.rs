@@ -126,6 +126,16 @@ pub enum DataError {
         /// Its error on one line.
         message: String,
     },
+    /// The ranks of a run read different data.
+    #[error(
+        "found {found} rows, expected {expected} as on rank 0: all ranks must read the same data"
+    )]
+    OtherData {
+        /// Number of rows on this rank.
+        found: usize,
+        /// Number of rows on rank 0.
+        expected: usize,
+    },
     /// The threads that read ahead ended before the requested sample was read.
     #[error("the threads that read ahead have ended")]
     ThreadsEnded,

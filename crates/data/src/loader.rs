@@ -168,14 +168,18 @@ where
         })
     }
 
-    /// Reads only `part` of every batch. All ranks of the part's group take their batches together. Rank 0 writes
-    /// the list of bad rows.
-    pub fn with_part(mut self, part: Part) -> Self {
+    /// Reads only `part` of every batch. All ranks of the part's group take their batches together. Rank 0 reads and
+    /// writes the list of bad rows for all of them. A collective.
+    ///
+    /// # Errors
+    /// Returns an error on every rank if the sources of the ranks differ in their number of rows.
+    pub fn with_part(mut self, part: Part) -> Result<Self, DataError> {
+        let skipped = part.skipped_on_first(self.source.len(), self.skipped())?;
         if part.group.rank() > 0 {
-            self.skip_list.without_writing();
+            self.skip_list.follow(skipped);
         }
         self.part = part;
-        self
+        Ok(self)
     }
 
     /// Returns the skipped rows with the reasons.

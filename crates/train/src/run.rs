@@ -155,7 +155,7 @@ impl<T: Task> Run<'_, T> {
             observer.rows_missing(&RowsMissing { path: self.folder.join(TABLE), gap });
         }
         let loader = Loader::new(source, self.loader_config(), progress.next_slot);
-        let mut loader = ranks.agree(loader.map_err(TrainError::from))?.with_part(ranks.part());
+        let mut loader = ranks.agree(loader.map_err(TrainError::from))?.with_part(ranks.part())?;
         let mut pending = Pending::new();
         while trainer.step() < recipe.steps {
             match self.step(trainer, &mut loader) {

@@ -3,8 +3,8 @@
 use super::Slot;
 use crate::DataError;
 use opensora_files::error_line;
-use opensora_parallel::{Group, Solo, first_error, lowest};
-use std::{error::Error, ops::Range, sync::Arc};
+use opensora_parallel::{Group, Lowest, Solo, first_error, lowest};
+use std::{collections::BTreeMap, error::Error, ops::Range, sync::Arc};
 
 /// The part of every batch that this rank reads. The default is the whole batch, in one process.
 #[derive(Debug, Clone)]
@@ -29,6 +29,35 @@ impl Part {
     pub fn of(&self, size: usize) -> Range<usize> {
         let begin = |index: usize| (index * size).div_ceil(self.count);
         begin(self.index)..begin(self.index + 1)
+    }
+
+    /// Returns the skipped rows of rank 0, with the reasons. Other ranks may have found another list, in a folder that
+    /// is not shared or while rank 0 added to it; with different lists they would read parts of different batches. A
+    /// collective.
+    ///
+    /// # Errors
+    /// Returns an error on every rank if a rank has another number of rows than rank 0.
+    pub(super) fn skipped_on_first(
+        &self,
+        rows: usize,
+        skipped: &BTreeMap<usize, String>,
+    ) -> Result<BTreeMap<usize, String>, DataError> {
+        let lines: String =
+            skipped.iter().map(|(row, reason)| format!("{row} {reason}\n")).collect();
+        let message = (self.group.rank() == 0).then_some((rows as u64, lines.as_bytes()));
+        let Some(Lowest { key, bytes, .. }) = lowest(&*self.group, message) else {
+            return Ok(BTreeMap::new());
+        };
+        let expected = key as usize;
+        self.agree(match rows == expected {
+            true => Ok(()),
+            false => Err(DataError::OtherData { found: rows, expected }),
+        })?;
+        let parse = |line: &str| {
+            let (row, reason) = line.split_once(' ')?;
+            Some((row.parse::<usize>().ok()?, reason.to_string()))
+        };
+        Ok(String::from_utf8_lossy(&bytes).lines().filter_map(parse).collect())
     }
 
     /// Returns the first bad place of the batch with its error, the same on all ranks. `mine` is the first bad

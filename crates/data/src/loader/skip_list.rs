@@ -48,9 +48,10 @@ impl SkipList {
         Ok(Self { path, writes: true, rows })
     }
 
-    /// Leaves writing the file to another rank.
-    pub(super) fn without_writing(&mut self) {
+    /// Takes the rows of the rank that writes the file, and leaves writing it to that rank.
+    pub(super) fn follow(&mut self, rows: BTreeMap<usize, String>) {
         self.writes = false;
+        self.rows = rows;
     }
 
     pub(super) fn rows(&self) -> &BTreeMap<usize, String> {

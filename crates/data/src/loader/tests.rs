@@ -258,10 +258,55 @@ fn several_ranks_may_meet_bad_rows_in_one_batch() {
             let bad = bad.clone();
             let parts = on_ranks(ranks, move |part| {
                 let source = Arc::new(Numbers::new(10, &bad));
-                let loader = Loader::new(source, config.clone(), 0).unwrap().with_part(part);
+                let loader = Loader::new(source, config.clone(), 0).unwrap();
+                let loader = loader.with_part(part).unwrap();
                 loader.take(6).map(Result::unwrap).collect::<Vec<_>>()
             });
             assert_parts_of(&parts, &whole, &case);
         }
+    }
+}
+
+#[test]
+fn ranks_skip_the_rows_that_rank_0_lists() {
+    let folder = tempfile::tempdir().unwrap();
+    let lists = [0, 1, 2].map(|rank| folder.path().join(format!("{rank}.csv")));
+    // Rank 1 has no list, as in a folder that is not shared; that of rank 2 is longer.
+    std::fs::write(&lists[0], "3,number-2,\"bad, and slow\"\n5,number-4,bad\n").unwrap();
+    std::fs::write(&lists[2], "3,number-2,bad\n8,number-7,bad\n").unwrap();
+    let with_list = |list: &PathBuf| LoaderConfig { skip_list: Some(list.clone()), ..config(1, 2) };
+    let bad = [2, 4, 6];
+    let parts = {
+        let configs = lists.each_ref().map(with_list);
+        on_ranks(3, move |part| {
+            let config = configs[part.group.rank()].clone();
+            let loader = Loader::new(Arc::new(Numbers::new(10, &bad)), config, 0).unwrap();
+            let mut loader = loader.with_part(part).unwrap();
+            let found: Vec<_> = loader.by_ref().take(6).map(Result::unwrap).collect();
+            (found, loader.skipped().clone())
+        })
+    };
+    // Rank 0 adds the third row to its list, which is now that of one process.
+    let text = std::fs::read_to_string(&lists[0]).unwrap();
+    assert_eq!(text.lines().count(), 3, "{text}");
+    assert!(!lists[1].exists());
+    let (parts, skipped): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+    assert_parts_of(&parts, &batches(Numbers::new(10, &bad), config(0, 3), 0, 6), "three lists");
+    assert_eq!(skipped[0].keys().copied().collect::<Vec<_>>(), bad);
+    assert_eq!(skipped[0][&2], "bad, and slow");
+    assert!(skipped.iter().all(|rows| *rows == skipped[0]), "{skipped:?}");
+}
+
+#[test]
+fn ranks_with_different_numbers_of_rows_are_an_error_on_all() {
+    let errors = on_ranks(3, |part| {
+        let rows = if part.group.rank() == 1 { 9 } else { 10 };
+        let loader = Loader::new(Arc::new(Numbers::new(rows, &[])), config(0, 0), 0).unwrap();
+        loader.with_part(part).err().unwrap()
+    });
+    assert!(matches!(errors[1], DataError::OtherData { found: 9, expected: 10 }), "{}", errors[1]);
+    for other in [&errors[0], &errors[2]] {
+        let expected = format!("rank 1: {}", errors[1]);
+        assert_eq!(other.to_string(), expected);
     }
 }
