@@ -235,7 +235,7 @@ impl Attention {
             (Algorithm::Gemm, weights) => self.self_backward_gemm(weights, dy),
             (Algorithm::Short, Some(weights)) => self.self_backward_short(weights, dy),
             (Algorithm::Short, None) => unreachable!("weights of short sequences are saved"),
-            (Algorithm::Matmul, weights) => self.self_backward_matmul(weights, dy),
+            (Algorithm::Matmul, weights) => self.self_backward_matmul(weights, dy, SCORE_BUDGET),
         }
     }
 
@@ -250,7 +250,7 @@ impl Attention {
         match self.algorithm() {
             Algorithm::Gemm => self.cross_backward_gemm(weights, bias, dy),
             Algorithm::Short => unreachable!("short sequences are self-attention"),
-            Algorithm::Matmul => self.cross_backward_matmul(weights, bias, dy),
+            Algorithm::Matmul => self.cross_backward_matmul(weights, bias, dy, SCORE_BUDGET),
         }
     }
 

@@ -101,19 +101,20 @@ impl Attention {
     }
 
     /// Returns the gradients of queries, keys and values, given that of the output. Computes the softmax again if it is
-    /// not saved, of at most about `SCORE_BUDGET` scores at a time or of one sequence.
+    /// not saved, of at most about `budget` scores at a time or of one sequence.
     #[cfg(feature = "autodiff")]
     fn backward_matmul(
         &self,
         weights: &SavedWeights,
         bias: Option<&[f32]>,
         dy: FlexTensor,
+        budget: usize,
     ) -> [Chunked; 3] {
         let TokenLayout { batch, groups, heads, tokens, .. } = self.query.layout;
         let keys = self.key.layout.tokens;
         let fitting = match weights {
             Some(_) => batch * groups,
-            None => Chunks::new([batch * groups, heads, tokens, keys], SCORE_BUDGET).samples,
+            None => Chunks::new([batch * groups, heads, tokens, keys], budget).samples,
         };
         let (samples, groups_at_once) = ((fitting / groups).max(1), fitting.min(groups));
         let gradient_of = |tokens| {
@@ -163,27 +164,29 @@ impl Attention {
     }
 
     /// Returns the gradient of `qkv`, given the softmax of the forward pass and the gradient of the
-    /// output.
+    /// output. A softmax that is not saved is computed again with at most about `budget` scores at a time.
     #[cfg(feature = "autodiff")]
     pub(super) fn self_backward_matmul(
         &self,
         weights: &SavedWeights,
         dy: FlexTensor,
+        budget: usize,
     ) -> FlexTensor {
-        let [query, key, value] = self.backward_matmul(weights, None, dy);
+        let [query, key, value] = self.backward_matmul(weights, None, dy, budget);
         merged([(&self.query, query), (&self.key, key), (&self.value, value)])
     }
 
     /// Returns the gradients of `query` and `key_value`, given the softmax of the forward pass and the
-    /// gradient of the output.
+    /// gradient of the output. A softmax that is not saved is computed again with at most about `budget` scores at a time.
     #[cfg(feature = "autodiff")]
     pub(super) fn cross_backward_matmul(
         &self,
         weights: &SavedWeights,
         bias: &[f32],
         dy: FlexTensor,
+        budget: usize,
     ) -> [FlexTensor; 2] {
-        let [query, key, value] = self.backward_matmul(weights, Some(bias), dy);
+        let [query, key, value] = self.backward_matmul(weights, Some(bias), dy, budget);
         [merged([(&self.query, query)]), merged([(&self.key, key), (&self.value, value)])]
     }
 }
@@ -310,6 +313,42 @@ mod tests {
                 for budget in [1, 20, 50, 200, 500] {
                     let (chunked, _) = attention.forward_matmul(bias, budget);
                     assert_near(&chunked, &whole, &format!("axis {axis}, budget {budget}"));
+                }
+            }
+        }
+    }
+
+    /// Chunks of samples and of groups, compared with the softmax of the forward pass.
+    #[cfg(feature = "autodiff")]
+    #[test]
+    fn chunks_give_the_same_gradients_as_a_saved_softmax() {
+        let (heads, channels) = (2, 6);
+        // A sequence has 50 or 162 scores.
+        for (axis, [batch, frames, positions]) in [(1, [2, 5, 3]), (2, [2, 3, 9])] {
+            let qkv = waves(&[batch, frames, positions, 3 * channels]);
+            let dy = waves(&[batch, frames, positions, channels]);
+            let attention = Attention::self_attention(qkv, axis, heads);
+            let (_, saved) = attention.forward_matmul(None, usize::MAX);
+            let expected = attention.self_backward_matmul(&saved, dy.clone(), usize::MAX);
+            for budget in [1, 100, 150, 330, 500, usize::MAX] {
+                let found = attention.self_backward_matmul(&None, dy.clone(), budget);
+                assert_near(&found, &expected, &format!("axis {axis}, budget {budget}"));
+            }
+        }
+        let (batch, queries, keys) = (3, 11, 7);
+        let key_value = waves(&[batch, keys, 2 * channels]);
+        let dy = waves(&[batch, queries, channels]);
+        let attention =
+            Attention::cross_attention(waves(&[batch, queries, channels]), key_value, heads);
+        for bias in [waves(&[batch, keys]), waves(&[1, keys])] {
+            let bias = values(&bias);
+            let (_, saved) = attention.forward_matmul(Some(bias), usize::MAX);
+            let expected = attention.cross_backward_matmul(&saved, bias, dy.clone(), usize::MAX);
+            // One sample has 154 scores.
+            for budget in [1, 310, usize::MAX] {
+                let found = attention.cross_backward_matmul(&None, bias, dy.clone(), budget);
+                for (found, expected) in found.iter().zip(&expected) {
+                    assert_near(found, expected, &format!("cross attention, budget {budget}"));
                 }
             }
         }
