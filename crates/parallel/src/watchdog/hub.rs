@@ -59,7 +59,8 @@ impl Hub {
         Ok(Self { orders })
     }
 
-    /// Stops the watchdog, after all ranks have arrived at their end.
+    /// Stops the watchdog, after all ranks have arrived at their end. Its thread keeps their connections until all
+    /// have said so, at most for [`Timing::limit`].
     pub(crate) fn stop(&self) {
         self.orders.stop.store(true, SeqCst);
     }
@@ -79,6 +80,7 @@ struct Rank {
     partial: Vec<u8>,
     seen: Instant,
     beat: Beat,
+    /// The rank has said that it is done, or its connection is closed.
     done: bool,
 }
 
@@ -126,7 +128,7 @@ impl Watch {
                 self.moved = now;
             }
             if self.orders.stop.load(SeqCst) {
-                return;
+                return self.linger();
             }
             if self.orders.fail.load(SeqCst) {
                 return self.end();
@@ -136,7 +138,7 @@ impl Watch {
             if let Some(end) = end {
                 // The ranks may have finished meanwhile.
                 if self.orders.stop.load(SeqCst) {
-                    return;
+                    return self.linger();
                 }
                 self.end();
                 return on_end(match end {
@@ -195,6 +197,7 @@ impl Watch {
                 Err(error) if is_pause(&error) => {}
                 _ if rank.done => rank.stream = None,
                 _ => {
+                    rank.done = true;
                     let name = &self.names[index];
                     return Some(End::Message(format!("{name} ended before the others")));
                 }
@@ -251,6 +254,22 @@ impl Watch {
             self.timing.stuck.as_secs(),
             places.join(", ")
         )))
+    }
+
+    /// Waits until the other ranks have said that they are done, or are gone. A rank that is slow between the last
+    /// barrier and its end would take a connection that closes before for the failure of rank 0.
+    fn linger(mut self) {
+        let until = Instant::now() + self.timing.limit;
+        while self.ranks.iter().skip(1).any(|rank| !rank.done) {
+            let now = Instant::now();
+            if now >= until {
+                return;
+            }
+            self.accept(now);
+            // How they end is no news any more.
+            let _ = self.listen(now);
+            thread::sleep(self.timing.tick());
+        }
     }
 
     /// Has all other ranks end.

@@ -77,6 +77,18 @@ fn ranks_that_compute_for_long_are_left_alone() {
 }
 
 #[test]
+fn rank_0_keeps_the_connections_of_ranks_that_are_late_at_their_end() {
+    let job = job(3);
+    job.spokes[0].stop();
+    job.hub.stop();
+    // Less than the limit, and more than a rank waits after the end of its connection.
+    let late = job.ends.recv_timeout(6 * TIMING.beat);
+    assert_eq!(late, Err(RecvTimeoutError::Timeout));
+    job.spokes[1].stop();
+    assert!(job.ends.recv_timeout(TIMING.limit).is_err());
+}
+
+#[test]
 fn a_rank_that_ends_ends_all_with_one_message() {
     let mut job = job(3);
     let ended = job.spokes.pop().unwrap();
