@@ -3,7 +3,7 @@
 //! Rank 0 alone prints. Errors that a subcommand returns have to be the same on all ranks, by [`World::agree`] or by
 //! a library that does so: the ranks then end together. A rank that fails alone ends all by `Communicator::abort`.
 
-use crate::output;
+use crate::output::{self, Reported};
 use anyhow::anyhow;
 use opensora::files::error_line;
 use opensora_parallel::{Group, Launch, Solo, first_error, gather_bytes};
@@ -126,7 +126,14 @@ impl World {
 /// Runs `work`, whose errors are those of all ranks, on the ranks of this program.
 pub(crate) fn on_ranks(work: impl FnOnce(&World) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let world = World::join()?;
-    let result = work(&world);
+    let result = match work(&world) {
+        Err(error) if world.group.size() > 1 => {
+            // Before any rank exits: a launcher ends all ranks when the first one has failed.
+            output::error(&error);
+            Err(error.context(Reported))
+        }
+        result => result,
+    };
     world.finish();
     result
 }
