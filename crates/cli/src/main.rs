@@ -149,9 +149,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints help, the version, or the error of the command line.
+/// Prints help, the version, or the error of the command line; of several ranks, only rank 0 prints.
 fn explain(error: &clap::Error) -> ExitCode {
-    match error.print().map_err(OutputError::from) {
+    let printed = match ranks::launch() {
+        Some(launch) if launch.rank > 0 => {
+            ranks::await_rank_0();
+            Ok(())
+        }
+        _ => error.print().map_err(OutputError::from),
+    };
+    match printed {
         // A usage error goes to standard error, where write errors are ignored.
         _ if error.use_stderr() => ExitCode::from(2),
         Ok(()) => ExitCode::SUCCESS,
