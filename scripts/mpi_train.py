@@ -154,6 +154,9 @@ def started(out, ranks, rows, *more, args=None):
             break
         assert run.poll() is None, run.communicate()
         time.sleep(0.1)
+    else:
+        run.terminate()
+        raise TimeoutError(f"{out}: fewer than {rows} steps after 120 s: {run.communicate()}")
     children = open(f"/proc/{run.pid}/task/{run.pid}/children").read().split()
     ids = {}
     for child in map(int, children):
@@ -182,7 +185,8 @@ def failures():
         assert run.returncode != 0 and seconds < 30, (name, run.returncode, seconds, said)
         lines = [line for line in said[1].splitlines() if line.startswith("error: ")]
         print(f"{name} of rank {rank}: all ended after {seconds:.1f} s: {lines}", flush=True)
-        assert len(lines) <= 1, said[1]
+        # The launcher may end the ranks before one of them reports a killed one; only ranks notice a stopped one.
+        assert len(lines) == 1 if name == "SIGSTOP" else len(lines) <= 1, said[1]
         steps = sorted(os.listdir(f"{out}/checkpoints"))
         complete = [step for step in steps if os.path.exists(f"{out}/checkpoints/{step}/state.json")
                     and step.startswith("step-")]
