@@ -212,8 +212,11 @@ def stop():
 
 
 def errors():
-    for what, args in [("bad file", ["--init", "vae.toml"]), ("bad option", ["--zero", "7"])]:
-        run = subprocess.run(command(2, *train("bad", *args)), env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    cases = [("bad file", train("bad", "--init", "vae.toml")), ("bad option", train("bad", "--zero", "7")),
+             ("bad command line", train("bad", "--steps", "x")),
+             ("missing latents", ["sample", "a red circle", "--latents", "none.safetensors", "-o", "bad.gif"])]
+    for what, args in cases:
+        run = subprocess.run(command(2, *args), env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
         lines = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
         assert run.returncode != 0 and len(lines) == 1, run.stderr
         print(f"{what}: {lines[0]}")
