@@ -28,7 +28,6 @@ use commands::{
     bench as bench_command, completions, data, devices, eval, man, plan, plot, probe_device,
     sample, train, verify, weights,
 };
-use opensora::files::error_line;
 use output::OutputError;
 use std::{process::ExitCode, time::Instant};
 
@@ -150,9 +149,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints help, the version, or the error of the command line.
+/// Prints help, the version, or the error of the command line; of several ranks, only rank 0 prints.
 fn explain(error: &clap::Error) -> ExitCode {
-    match error.print().map_err(OutputError::from) {
+    let printed = match ranks::launch() {
+        Some(launch) if launch.rank > 0 => {
+            ranks::await_rank_0();
+            Ok(())
+        }
+        _ => error.print().map_err(OutputError::from),
+    };
+    match printed {
         // A usage error goes to standard error, where write errors are ignored.
         _ if error.use_stderr() => ExitCode::from(2),
         Ok(()) => ExitCode::SUCCESS,
@@ -160,11 +166,11 @@ fn explain(error: &clap::Error) -> ExitCode {
     }
 }
 
-/// Prints the error of a subcommand on one line, and returns the exit code.
+/// Prints the error of a subcommand on one line, unless it is printed already, and returns the exit code.
 fn fail(error: &anyhow::Error) -> ExitCode {
-    if let Some(OutputError::Closed) = error.downcast_ref() {
-        return ExitCode::from(READER_GONE);
+    output::error(error);
+    match error.downcast_ref() {
+        Some(OutputError::Closed) => ExitCode::from(READER_GONE),
+        _ => stop::exit_code().map_or(ExitCode::FAILURE, ExitCode::from),
     }
-    output::message(format_args!("error: {}", error_line(error.as_ref())));
-    stop::exit_code().map_or(ExitCode::FAILURE, ExitCode::from)
 }

@@ -1,6 +1,6 @@
 //! Options that several subcommands share.
 
-use crate::{model, trial};
+use crate::{model, ranks, trial};
 use anyhow::Context;
 use burn::tensor::Device;
 use opensora::{
@@ -40,7 +40,7 @@ const LOCAL: &str = ":local";
 impl DeviceName {
     /// Opens the device, or the default one if none was named, and checks that it computes.
     pub(crate) fn open(&self) -> anyhow::Result<Device> {
-        self.open_on(0)
+        self.open_on(ranks::launch().and_then(|launch| launch.local_rank).unwrap_or(0))
     }
 
     /// As [`open`](Self::open), in the process with the number `local` on its node.

@@ -3,6 +3,7 @@
 //! Results go to standard output; failing to write one is an error. Messages go to standard error, where
 //! write errors are ignored.
 
+use opensora::files::error_line;
 use serde::Serialize;
 use std::{
     fmt::Display,
@@ -33,6 +34,11 @@ impl From<io::Error> for OutputError {
         }
     }
 }
+
+/// Context of an error that is printed already.
+#[derive(Debug, thiserror::Error)]
+#[error("the error is printed already")]
+pub(crate) struct Reported;
 
 /// True for ranks other than 0, which print nothing.
 static SILENT: AtomicBool = AtomicBool::new(false);
@@ -76,6 +82,14 @@ pub(crate) fn copy(file: &mut File) -> Result<(), OutputError> {
 pub(crate) fn message(text: impl Display) {
     if !SILENT.load(Ordering::Relaxed) {
         last_words(text);
+    }
+}
+
+/// Prints the error of a subcommand on one line, as [`message`] does. Prints nothing if it is [`Reported`], or if the
+/// reader has closed standard output.
+pub(crate) fn error(error: &anyhow::Error) {
+    if !error.is::<Reported>() && !matches!(error.downcast_ref(), Some(OutputError::Closed)) {
+        message(format_args!("error: {}", error_line(error.as_ref())));
     }
 }
 
@@ -123,5 +137,15 @@ mod tests {
         let kind = |kind| OutputError::from(write_line(Fails(kind), "x").unwrap_err());
         assert!(matches!(kind(ErrorKind::BrokenPipe), OutputError::Closed));
         assert!(matches!(kind(ErrorKind::StorageFull), OutputError::Write(_)));
+    }
+
+    /// A closed pipe has its own exit code, also after the error was reported.
+    #[test]
+    fn a_reported_error_keeps_its_cause() {
+        let error = anyhow::Error::from(OutputError::Closed);
+        assert!(!error.is::<Reported>());
+        let error = error.context(Reported);
+        assert!(error.is::<Reported>());
+        assert!(matches!(error.downcast_ref(), Some(OutputError::Closed)));
     }
 }

@@ -3,16 +3,19 @@
 //! Rank 0 alone prints. Errors that a subcommand returns have to be the same on all ranks, by [`World::agree`] or by
 //! a library that does so: the ranks then end together. A rank that fails alone ends all by `Communicator::abort`.
 
-use crate::output;
+use crate::output::{self, Reported};
 use anyhow::anyhow;
 use opensora::files::error_line;
 use opensora_parallel::{Group, Launch, Solo, first_error, gather_bytes};
 #[cfg(feature = "mpi")]
 use opensora_parallel::{Mpi, MpiOptions};
-use std::{env, sync::Arc, thread};
+use std::{env, sync::Arc, thread, time::Duration};
 
 /// Environment variable with which a user chooses the number of threads.
 const THREADS: &str = "RAYON_NUM_THREADS";
+
+/// Time that rank 0 has to print an error before another rank exits with the same error.
+const PRINTING: Duration = Duration::from_secs(1);
 
 /// The ranks of this program, of which this process is one.
 pub(crate) struct World {
@@ -30,9 +33,8 @@ impl World {
     /// # Errors
     /// Returns an error if MPI cannot be initialized, or if this build has no MPI and was started on several ranks.
     pub(crate) fn join() -> anyhow::Result<Self> {
-        let launch = Launch::detect(|name| env::var(name).ok());
         // A launcher of one process is none.
-        let Some(launch) = launch.filter(|launch| launch.size != Some(1)) else {
+        let Some(launch) = launch().filter(|launch| launch.size != Some(1)) else {
             let solo: Group = Arc::new(Solo);
             return Ok(Self {
                 group: solo.clone(),
@@ -44,7 +46,11 @@ impl World {
         if launch.rank > 0 {
             output::silence();
         }
-        let world = Self::start()?;
+        let world = Self::start().inspect_err(|_| {
+            if launch.rank > 0 {
+                await_rank_0();
+            }
+        })?;
         set_threads(&world.local);
         Ok(world)
     }
@@ -123,10 +129,28 @@ impl World {
     }
 }
 
+/// Returns the place of this process among those that a launcher started together.
+pub(crate) fn launch() -> Option<Launch> {
+    Launch::detect(|name| env::var(name).ok())
+}
+
+/// Waits until rank 0 has probably printed the error that this rank has too: a launcher ends all ranks when the first
+/// one has failed. For errors outside MPI, where no rank can wait for another.
+pub(crate) fn await_rank_0() {
+    thread::sleep(PRINTING);
+}
+
 /// Runs `work`, whose errors are those of all ranks, on the ranks of this program.
 pub(crate) fn on_ranks(work: impl FnOnce(&World) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let world = World::join()?;
-    let result = work(&world);
+    let result = match work(&world) {
+        Err(error) if world.group.size() > 1 => {
+            // Before any rank exits: a launcher ends all ranks when the first one has failed.
+            output::error(&error);
+            Err(error.context(Reported))
+        }
+        result => result,
+    };
     world.finish();
     result
 }

@@ -130,8 +130,14 @@ impl<'a, C: Conditions + ?Sized> LoadedDenoiser<'a, C> {
             );
             (sampled, denoiser.work())
         };
-        self.work += self.core.ranks.whole_work(work);
-        match (sampled, watched?) {
+        // An error of this rank alone is returned before the next collective: the other ranks are in one of
+        // another group.
+        let watched = watched?;
+        self.work += match &sampled {
+            Ok(_) | Err(SampleError::Interrupted { .. }) => self.core.ranks.whole_work(work),
+            Err(_) => work,
+        };
+        match (sampled, watched) {
             (Err(SampleError::Interrupted { total, .. }), Some(step)) => {
                 let scale = Some(self.request.guidance_scale);
                 let unwrap = |file| keys::unwrapped(&file);

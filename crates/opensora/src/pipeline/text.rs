@@ -155,11 +155,14 @@ impl TextToVideo {
     /// Checks a request and returns the size of its latents, `[T, h, w]`.
     ///
     /// # Errors
-    /// Returns an error if the model cannot make such a clip or the sampler cannot run with so many
-    /// steps.
+    /// Returns an error if the model cannot make such a clip, the sampler cannot run with so many steps, or the
+    /// ranks cannot divide the model's frames.
     pub fn check(&self, request: &SampleRequest) -> Result<[usize; 3], PipelineError> {
         request.validate()?;
         let architecture = self.files.architecture;
+        if architecture != Architecture::StDit && self.core.ranks.frames().is_some() {
+            return Err(self.undivided());
+        }
         if architecture != Architecture::StDit && request.attention_reuse != AttentionReuse::OFF {
             let (setting, model) = ("attention reuse", architecture.name());
             return Err(RequestError::Unsupported { setting, model }.into());

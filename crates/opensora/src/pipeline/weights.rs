@@ -80,7 +80,7 @@ impl TextToVideo {
     }
 
     /// The error of a model whose tokens cannot be divided among ranks.
-    fn undivided(&self) -> PipelineError {
+    pub(super) fn undivided(&self) -> PipelineError {
         PipelineError::Parts(format!(
             "{}: the frames of {} cannot be divided among ranks: use one rank, or two for guidance",
             self.files.name,

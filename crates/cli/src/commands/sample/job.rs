@@ -79,7 +79,8 @@ pub(super) struct Sink<'a> {
 }
 
 impl Sink<'_> {
-    /// Writes all clips, until a signal is received. Ranks agree on a stop in the next step of the sampler instead.
+    /// Writes all clips, until a signal is received. Several ranks agree on a stop in the next step of the sampler
+    /// instead, and so not while the last batch or latents of a file are decoded.
     pub(super) fn take(
         &mut self,
         clips: impl Iterator<Item = Result<SampledClip, PipelineError>>,

@@ -31,13 +31,17 @@ pub(super) fn run(args: &Args, recorded: Option<Recorded>, world: &World) -> any
     let quiet = args.report.quiet || !world.is_main();
     let files = world.main_first(|| model::resolve(name, &args.parts.paths()?, quiet))?;
     let ready = world.agree(Ready::new(args, recorded, files, device, &prompts, world))?;
-    let Ready { request, pipeline, of, job } = ready;
+    let Ready { request, pipeline, of, job, latents } = ready;
     let pipeline = pipeline.on_ranks(args.ranks(world).context("--divide")?);
+    if latents.is_none() {
+        // Again, on several ranks: not every model can be divided.
+        world.agree(pipeline.check(&request).map_err(Into::into))?;
+    }
     stop::listen();
 
     let progress = Progress::new(quiet).on(pipeline.device());
     let (is_main, pipeline) = (world.is_main(), &pipeline);
-    let call = Call { args, request: &request, pipeline, prompts: &prompts, is_main };
+    let call = Call { args, request: &request, pipeline, prompts: &prompts, latents, is_main };
     let done = job.write(
         |progress, sink| call.sample(&job, &of, progress, sink),
         progress,
@@ -52,6 +56,8 @@ struct Ready<'a> {
     pipeline: TextToVideo,
     of: OfPrompt,
     job: Job<'a>,
+    /// Those of `--latents`.
+    latents: Option<Tensor<5>>,
 }
 
 impl<'a> Ready<'a> {
@@ -81,6 +87,7 @@ impl<'a> Ready<'a> {
         let settings = Settings::new(args, name, &files.name, &request, &device, &weights)?;
         let pipeline = TextToVideo::new(files, args.options(), device)?;
         pipeline.check(&request)?;
+        let latents = read_latents(args, &pipeline, prompts.len())?;
 
         // Outputs are tried before minutes are spent on their contents.
         let of = OfPrompt::new(args, &request, pipeline.position_scales(&request))?;
@@ -89,7 +96,7 @@ impl<'a> Ready<'a> {
         if world.is_main() {
             check_latents_path(args)?;
         }
-        Ok(Self { request, pipeline, of, job })
+        Ok(Self { request, pipeline, of, job, latents })
     }
 }
 
@@ -104,6 +111,24 @@ fn prompts(args: &Args) -> anyhow::Result<Vec<String>> {
         (None, Some(path)) => Ok(read_prompts(path).context("--prompt-path")?),
         (None, None) => bail!("no prompt: give one, or a file of them with --prompt-path"),
     }
+}
+
+/// Reads the latents `[B, C, T, h, w]` of `--latents`, which have to be those of `clips` clips.
+fn read_latents(
+    args: &Args,
+    pipeline: &TextToVideo,
+    clips: usize,
+) -> anyhow::Result<Option<Tensor<5>>> {
+    let Some(path) = &args.latents else { return Ok(None) };
+    let read = latents::load(path, pipeline.device()).context("--latents")?;
+    let [found, channels, ..] = read.dims();
+    ensure!(found == clips, "--latents: the file holds {found} clips, but {clips} were asked for");
+    let expected = pipeline.files().denoiser_config.in_channels;
+    ensure!(
+        channels == expected,
+        "--latents: the file holds {channels} channels, but the model has {expected}"
+    );
+    Ok(Some(read))
 }
 
 /// Checks the path of `--save-latents`.
@@ -124,6 +149,8 @@ struct Call<'a> {
     request: &'a SampleRequest,
     pipeline: &'a TextToVideo,
     prompts: &'a [String],
+    /// Latents to decode in place of sampling.
+    latents: Option<Tensor<5>>,
     /// True on the rank that writes.
     is_main: bool,
 }
@@ -137,16 +164,9 @@ impl Call<'_> {
         progress: &mut Progress,
         sink: &mut Sink<'_>,
     ) -> anyhow::Result<()> {
-        let Self { args, request, pipeline, prompts, is_main } = self;
-        if let Some(path) = &args.latents {
-            let latents = latents::load(path, pipeline.device()).context("--latents")?;
-            let found = latents.dims()[0];
-            ensure!(
-                found == prompts.len(),
-                "--latents: the file holds {found} clips, but {} were asked for",
-                prompts.len()
-            );
-            return self.decode(latents, DenoiserWork::default(), progress, sink);
+        let Self { args, request, pipeline, prompts, is_main, .. } = self;
+        if let Some(latents) = &self.latents {
+            return self.decode(latents.clone(), DenoiserWork::default(), progress, sink);
         }
         let conditioning = pipeline.encode(prompts, request, progress)?;
         warn_of_cut_prompts(args.num_videos_per_prompt, &conditioning.prompts, progress);
