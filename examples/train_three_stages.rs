@@ -22,7 +22,7 @@ use opensora::{
 };
 use opensora_demo::{DemoSpec, write_dataset};
 use serde_json::json;
-use std::{ops::ControlFlow, path::Path, time::Instant};
+use std::{path::Path, time::Instant};
 
 const VAE: &str = r#"
 [vae]
@@ -100,6 +100,7 @@ const STAGES: [Stage; 3] = [
     ("stage 3: longer clips, twice the resolution", 8, 1, 32, 1.0, 1.0, "clips.csv"),
 ];
 
+#[allow(clippy::too_many_lines, reason = "an example reads from top to bottom")]
 fn main() -> anyhow::Result<()> {
     let began = Instant::now();
     let device = device::default_device()?;
