@@ -115,8 +115,9 @@ pub(crate) struct Args {
     /// rounding. Denoisers other than STDiT are held in memory.
     #[arg(long)]
     low_memory: bool,
-    /// Work that the ranks of mpirun or srun divide: the frames of each clip, or guidance (half of the ranks
-    /// predict with the prompt, half without) and then frames
+    /// Work that the ranks of mpirun or srun divide: frames, or guidance and then frames
+    ///
+    /// With guidance, half of the ranks predict with the prompt and half without it.
     #[arg(long, value_name = "WORK", default_value = "frames")]
     divide: Division,
     /// Output file (.mp4, .gif, .png), folder for several clips, or - for standard output

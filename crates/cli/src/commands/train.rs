@@ -68,8 +68,8 @@ pub(crate) struct Args {
     /// Steps between checkpoints [default: from the recipe]
     #[arg(long)]
     checkpoint_every: Option<u64>,
-    /// Training state that the ranks of mpirun or srun divide: 0 none, 1 optimizer and moving average, 2 gradients
-    /// too [default: from the recipe]
+    /// State that the ranks divide (ZeRO): 0 none, 1 optimizer and moving average, 2 gradients too [default: from
+    /// the recipe]
     #[arg(long, value_name = "0|1|2")]
     zero: Option<u8>,
     /// Ranks that share the frames of each sample, for clips too long for one device; divides the number of ranks
