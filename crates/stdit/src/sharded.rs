@@ -32,14 +32,36 @@ pub(crate) trait InLayout: Debug + Send + Sync {
     ) -> Result<Tensor<5>, CheckpointError>;
 }
 
+/// The model in one process, and divided among ranks.
+impl<M: InLayout + 'static> PromptModel for M {
+    fn null_prompt(&self) -> Tensor<2> {
+        self.null()
+    }
+
+    fn forward_cached(
+        &self,
+        latents: Tensor<5>,
+        timesteps: &[f32],
+        prompt: Tensor<3>,
+        mask: Option<&TokenMask>,
+        cache: &mut AttentionCache,
+    ) -> Result<Tensor<5>, CheckpointError> {
+        self.forward_in((), latents, timesteps, prompt, mask, cache)
+    }
+
+    fn sharded(self: Arc<Self>, group: &Group) -> Option<Arc<dyn PromptModel>> {
+        Some(Arc::new(Sharded { model: self, group: group.clone() }))
+    }
+}
+
 /// A model with the ranks among which it divides the frames of a clip.
 ///
 /// All ranks pass the same arguments, the latents of the whole clip, and get the whole prediction: latents are small
 /// beside the tokens of a block, and samplers need not know of ranks.
 #[derive(Debug)]
-pub(crate) struct Sharded<M> {
-    pub(crate) model: Arc<M>,
-    pub(crate) group: Group,
+struct Sharded<M> {
+    model: Arc<M>,
+    group: Group,
 }
 
 impl<M: InLayout> PromptModel for Sharded<M> {

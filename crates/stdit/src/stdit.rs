@@ -3,7 +3,7 @@
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/stdit/stdit.py`, class `STDiT`.
 
 use crate::{
-    AttentionCache, DenoiserConfig, LoadError, PositionScales, PromptModel, SizeError,
+    DenoiserConfig, LoadError, PositionScales, SizeError,
     attention::TokenGrid,
     block::StDitBlock,
     embed::{Conditioning, Embeddings, add_space, latent_grid},
@@ -11,7 +11,7 @@ use crate::{
     hooks::{BlockHooks, Pass, PassHooks},
     keys,
     layout::TokenLayout,
-    sharded::{InLayout, Sharded},
+    sharded::InLayout,
 };
 use burn::{
     module::Module,
@@ -22,8 +22,6 @@ use opensora_checkpoint::{
     import,
 };
 use opensora_nn::{mask::TokenMask, sincos};
-use opensora_parallel::Group;
-use std::sync::Arc;
 
 /// Predicts the noise in a latent clip, given a timestep and a prompt.
 ///
@@ -227,27 +225,6 @@ impl StDit {
     pub fn head(&self, x: Tensor<3>, c: &StDitConditioning<impl TokenLayout>) -> Tensor<5> {
         let x = self.final_layer.forward(x, c.prompted.t.clone());
         unpatchify(x, c.grid, self.config.patch_size).cast(FloatDType::F32)
-    }
-}
-
-impl PromptModel for StDit {
-    fn null_prompt(&self) -> Tensor<2> {
-        self.null_prompt()
-    }
-
-    fn forward_cached(
-        &self,
-        latents: Tensor<5>,
-        timesteps: &[f32],
-        prompt: Tensor<3>,
-        mask: Option<&TokenMask>,
-        cache: &mut AttentionCache,
-    ) -> Result<Tensor<5>, CheckpointError> {
-        self.forward_in((), latents, timesteps, prompt, mask, cache)
-    }
-
-    fn sharded(self: Arc<Self>, group: &Group) -> Option<Arc<dyn PromptModel>> {
-        Some(Arc::new(Sharded { model: self, group: group.clone() }))
     }
 }
 

@@ -6,11 +6,8 @@
 //! identical to those of [`StDit`].
 
 use crate::{
-    AttentionCache, DenoiserConfig, LoadError, PromptModel, StDit,
-    block::StDitBlock,
-    hooks::PassHooks,
-    layout::TokenLayout,
-    sharded::{InLayout, Sharded},
+    DenoiserConfig, LoadError, StDit, block::StDitBlock, hooks::PassHooks, layout::TokenLayout,
+    sharded::InLayout,
 };
 use burn::tensor::{Device, FloatDType, Tensor};
 use opensora_checkpoint::{
@@ -18,8 +15,6 @@ use opensora_checkpoint::{
     StreamedImport,
 };
 use opensora_nn::mask::TokenMask;
-use opensora_parallel::Group;
-use std::sync::Arc;
 
 /// [`StDit`] with one block in memory at a time, or two on a device that is not the host's processor.
 #[derive(Debug)]
@@ -105,26 +100,5 @@ impl InLayout for StreamedStDit {
         let blocks = StreamedBlocks { source, count: config.depth, fresh, device, overlap: true };
         let embedded = ends.embed_in(layout, latents, timesteps, prompt, mask);
         ends.forward_over(&blocks, embedded, timesteps, hooks)
-    }
-}
-
-impl PromptModel for StreamedStDit {
-    fn null_prompt(&self) -> Tensor<2> {
-        self.null_prompt()
-    }
-
-    fn forward_cached(
-        &self,
-        latents: Tensor<5>,
-        timesteps: &[f32],
-        prompt: Tensor<3>,
-        mask: Option<&TokenMask>,
-        cache: &mut AttentionCache,
-    ) -> Result<Tensor<5>, CheckpointError> {
-        self.forward_in((), latents, timesteps, prompt, mask, cache)
-    }
-
-    fn sharded(self: Arc<Self>, group: &Group) -> Option<Arc<dyn PromptModel>> {
-        Some(Arc::new(Sharded { model: self, group: group.clone() }))
     }
 }
