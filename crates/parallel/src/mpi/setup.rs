@@ -5,7 +5,8 @@ use super::{
     group::{MpiGroup, Session, Watchdog},
 };
 use crate::{
-    Communicator as _, Reduction,
+    Communicator as _,
+    exchange::{first_error, gather_bytes},
     watchdog::{Hub, OnEnd, Spoke, Timing, Token},
 };
 use mpi::{
@@ -18,9 +19,6 @@ use std::{
     process,
     sync::Arc,
 };
-
-/// Bytes of texts that ranks exchange.
-const TEXT: usize = 256;
 
 /// Bytes that rank 0 sends to all: port, token, address.
 const OFFER: usize = 2 + 16 + 4;
@@ -78,20 +76,10 @@ fn watch(session: &Arc<Session>, world: &MpiGroup, timing: Timing) -> Result<(),
     if let Ok(watchdog) = started {
         let _ = session.watchdog.set(watchdog);
     }
-    agree(world, problem)
-}
-
-/// Returns an error on all ranks if one of them has a problem.
-fn agree(world: &MpiGroup, problem: Option<String>) -> Result<(), MpiError> {
-    let mut troubled = [if problem.is_some() { 1.0 + world.rank() as f64 } else { 0.0 }];
-    world.all_reduce_f64(Reduction::Max, &mut troubled);
-    let Some(rank) = (troubled[0] as usize).checked_sub(1) else {
-        return Ok(());
-    };
-    let mut text = [0; TEXT];
-    write_text(&mut text, problem.as_deref().unwrap_or_default());
-    world.broadcast(rank, &mut text);
-    Err(MpiError::Watchdog { reason: read_text(&text) })
+    match first_error(world, problem.as_deref()) {
+        Some((_, reason)) => Err(MpiError::Watchdog { reason }),
+        None => Ok(()),
+    }
 }
 
 /// Returns a listener on all interfaces, and how to reach it.
@@ -138,18 +126,6 @@ fn addresses_of(offer: &[u8; OFFER], host: &str, same_node: bool) -> Vec<SocketA
 
 /// Returns the texts of all ranks.
 fn gather_texts(world: &MpiGroup, text: &str) -> Vec<String> {
-    let mut own = [0; TEXT];
-    write_text(&mut own, text);
-    let mut all = vec![0; TEXT * world.size()];
-    world.all_gather(&own, &mut all);
-    all.chunks(TEXT).map(read_text).collect()
-}
-
-fn write_text(buffer: &mut [u8; TEXT], text: &str) {
-    let length = text.floor_char_boundary(TEXT);
-    buffer[..length].copy_from_slice(&text.as_bytes()[..length]);
-}
-
-fn read_text(buffer: &[u8]) -> String {
-    String::from_utf8_lossy(buffer).trim_end_matches('\0').to_string()
+    let texts = gather_bytes(world, text.as_bytes());
+    texts.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect()
 }
