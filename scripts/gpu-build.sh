@@ -18,8 +18,11 @@
 # Use the program without LLVM for checks only. To install opensora on a machine with a GPU,
 # build it there: `cargo install --path crates/cli --features cuda-full`.
 #
+# Most of the program is CubeCL's generators of kernels, which run once a kernel: dependencies are optimised for size, except
+# those that run for every operation.
+#
 # Environment: GPU_BUILD_TARGET (target directory, default OUT/target; separate since its flags differ),
-# GPU_BUILD_LTO (default off; thin or fat take far longer), GPU_BUILD_OPT (default 3).
+# GPU_BUILD_LTO (default off; thin or fat take far longer), GPU_BUILD_OPT (level of dependencies, default z).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 fail() {
@@ -37,7 +40,9 @@ export CARGO_TARGET_DIR=${GPU_BUILD_TARGET:-$out/target}
 export CARGO_INCREMENTAL=0
 export CUDARC_CUDA_VERSION=${CUDARC_CUDA_VERSION:-13000}
 export DOCS_RS=1
+# Identical functions are folded.
 export RUSTFLAGS="-C link-arg=-Wl,--unresolved-symbols=ignore-all -C relro-level=partial"
+RUSTFLAGS+=" -C link-arg=-Wl,--icf=all"
 
 # Always the same folder, so that a second build reuses what the first has compiled.
 copy=$CARGO_TARGET_DIR/sources
@@ -46,6 +51,10 @@ mkdir -p "$copy"
     tar --null --ignore-failed-read -cf - -T - 2>/dev/null) | tar -C "$copy" -xf -
 version=$(sed -n '/^name = "cubecl"$/{n;s/version = "\(.*\)"/\1/p}' "$copy/Cargo.lock")
 [ -n "$version" ] || fail "Cargo.lock has no cubecl"
+# What runs for every operation, and what computes on the host.
+fast=$(printf '%s\n' burn-autodiff burn-backend burn-core burn-dispatch burn-fusion burn-ir burn-std burn-tensor bytemuck \
+    crc32fast cubecl-common cubecl-cuda cubecl-runtime fdeflate flate2 half hashbrown image memchr miniz_oxide num-traits png \
+    rand rayon rayon-core rusty_h264-accel rusty_h264-common rusty_h264-encoder safetensors sha2 zip zune-jpeg)
 # A new table, since the last one of the manifest is [lints].
 cat >>"$copy/crates/cli/Cargo.toml" <<MANIFEST
 
@@ -59,10 +68,16 @@ cat >>"$copy/Cargo.toml" <<MANIFEST
 
 [profile.gpu]
 inherits = "release"
-opt-level = ${GPU_BUILD_OPT:-3}
+opt-level = 3
 lto = "${GPU_BUILD_LTO:-off}"
 strip = true
 debug = false
+
+[profile.gpu.package."*"]
+opt-level = "${GPU_BUILD_OPT:-z}"
+
+[profile.gpu.package]
+$(sed 's/$/.opt-level = 3/' <<<"$fast")
 MANIFEST
 
 cd "$copy"
@@ -72,7 +87,8 @@ cargo build --profile gpu -p opensora-cli --no-default-features --features "$fea
 program=$CARGO_TARGET_DIR/gpu/opensora
 "$program" --version
 "$program" devices
-xz -9e -T1 -kc "$program" >"$out/opensora.xz"
+# The filter for x86 makes addresses of calls alike.
+xz --x86 --lzma2=preset=9e -T1 -kc "$program" >"$out/opensora.xz"
 size() { stat -c %s "$1"; }
 printf '%s: %d.%d MB, unpacked %d MB\n' "$out/opensora.xz" $(($(size "$out/opensora.xz") / 1000000)) \
     $(($(size "$out/opensora.xz") / 100000 % 10)) $(($(size "$program") / 1000000))
