@@ -15,6 +15,8 @@
 #   CUDA lacks would end the program. CUDARC_CUDA_VERSION (default 13000, for 13.0) is the oldest
 #   CUDA that the program supports.
 #
+# The program does not contain the demo model, which scripts/gpu-check.sh takes from crates/demo/model.
+#
 # Use the program without LLVM for checks only. To install opensora on a machine with a GPU,
 # build it there: `cargo install --path crates/cli --features cuda-full`.
 #

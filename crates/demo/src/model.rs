@@ -3,6 +3,8 @@
 //! The weights are part of the binary and are unpacked at the first use into the user's cache folder,
 //! `$XDG_CACHE_HOME/opensora` or the platform's equivalent, because models are loaded from files. A shared
 //! temporary folder would let other users of the machine replace them.
+//!
+//! Without the feature `weights` the binary does not contain them.
 
 use opensora::{ModelError, ModelFiles};
 use opensora_files::write_atomically;
@@ -16,9 +18,11 @@ pub const NAME: &str = "demo";
 
 macro_rules! files {
     ($($name:literal),+ $(,)?) => {
-        /// Contents of the files by their paths in the model's folder.
-        const FILES: &[(&str, &[u8])] =
-            &[$(($name, include_bytes!(concat!("../model/", $name)))),+];
+        /// Contents of the files by their paths in the model's folder; none without the feature `weights`.
+        const FILES: &[(&str, &[u8])] = &[$(
+            #[cfg(feature = "weights")]
+            ($name, include_bytes!(concat!("../model/", $name))),
+        )+];
     };
 }
 
@@ -38,6 +42,9 @@ files![
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UnpackError {
+    /// The feature `weights` is off.
+    #[error("this build does not contain the demo model")]
+    NotBundled,
     /// The environment has no cache folder for this user.
     #[error("no folder to unpack the demo model into: set XDG_CACHE_HOME or HOME")]
     NoCacheFolder,
@@ -64,7 +71,7 @@ pub enum UnpackError {
     Model(#[from] ModelError),
 }
 
-/// Returns the size of all files in bytes.
+/// Returns the size of all files in bytes; 0 without the feature `weights`.
 pub fn size() -> usize {
     FILES.iter().map(|(_, bytes)| bytes.len()).sum()
 }
@@ -73,8 +80,12 @@ pub fn size() -> usize {
 /// ones are replaced.
 ///
 /// # Errors
-/// Returns an error if there is no cache folder, another user could write to it, or writing fails.
+/// Returns an error if the feature `weights` is off, there is no cache folder, another user could write to it, or
+/// writing fails.
 pub fn model_files() -> Result<ModelFiles, UnpackError> {
+    if FILES.is_empty() {
+        return Err(UnpackError::NotBundled);
+    }
     // One folder per version, so that programs of different versions do not replace each other's files.
     let name = format!("{NAME}-{}-{}", env!("CARGO_PKG_VERSION"), size());
     let folder = cache_folder().ok_or(UnpackError::NoCacheFolder)?.join("opensora").join(name);
@@ -146,7 +157,7 @@ fn create_private(folder: &Path) -> Result<(), UnpackError> {
     Ok(())
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "weights"))]
 mod tests {
     use super::*;
 
