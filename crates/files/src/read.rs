@@ -140,6 +140,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn configurations_have_at_most_a_mebibyte() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.json");
+        std::fs::write(&path, vec![b' '; 1_048_576]).unwrap();
+        assert_eq!(read_bounded(&path, MAX_CONFIG_BYTES).unwrap().len(), 1_048_576);
+        std::fs::write(&path, vec![b' '; 1_048_577]).unwrap();
+        let error = read_bounded(&path, MAX_CONFIG_BYTES).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+    }
+
+    #[test]
     fn files_are_read_up_to_their_limit() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.json");

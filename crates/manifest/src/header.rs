@@ -42,7 +42,7 @@ pub(crate) fn is_header(fields: &[&str]) -> bool {
 }
 
 /// Returns true if one of the fields is an alias of the column `known`.
-pub(crate) fn has(fields: &[&str], known: &str) -> bool {
+fn has(fields: &[&str], known: &str) -> bool {
     fields.iter().any(|field| rank(field, known).is_some())
 }
 
@@ -128,6 +128,21 @@ mod tests {
         }
         assert!(looks_like_header(&["clip", "caption"]));
         assert!(!looks_like_header(&["a.mp4", "caption"]) && !looks_like_header(&["a", "b"]));
+    }
+
+    #[test]
+    fn the_number_of_columns_is_limited() {
+        let names: Vec<String> = (0..=MAX_COLUMNS).map(|at| format!("c{at}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        assert_eq!(columns(&names[1..]).unwrap().len(), MAX_COLUMNS);
+        assert_eq!(columns(&names).unwrap_err(), "found 4097 columns, expected at most 4096");
+    }
+
+    #[test]
+    fn names_of_at_most_64_bytes_are_compared_with_aliases() {
+        let name = |bytes: usize| format!("{:_<bytes$}", "path");
+        assert!(is_header(&[&name(64)]));
+        assert!(!is_header(&[&name(65)]) && !is_header(&[&name(66)]));
     }
 
     #[test]

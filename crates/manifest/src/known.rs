@@ -108,3 +108,36 @@ pub(crate) fn start(field: &str) -> String {
         None => one_line(field),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(column: &str, field: String) -> Result<(), String> {
+        let known = Known::of(vec![column.into()], Purpose::Preparation).unwrap();
+        known.check(&mut [field])
+    }
+
+    #[test]
+    fn fields_and_captions_are_limited() {
+        assert_eq!(check("note", "x".repeat(MAX_FIELD_BYTES)), Ok(()));
+        assert_eq!(
+            check("note", "x".repeat(MAX_FIELD_BYTES + 1)).unwrap_err(),
+            "the field note has 1048577 bytes, expected at most 1048576"
+        );
+        assert_eq!(check(TEXT, "x".repeat(MAX_CAPTION_CHARS)), Ok(()));
+        assert_eq!(
+            check(TEXT, "x".repeat(MAX_CAPTION_CHARS + 1)).unwrap_err(),
+            "the caption has 10001 characters, expected at most 10000"
+        );
+        // The limit of captions holds for captions only.
+        assert_eq!(check(URL, "x".repeat(MAX_CAPTION_CHARS + 1)), Ok(()));
+    }
+
+    #[test]
+    fn messages_show_twelve_columns() {
+        let columns: Vec<String> = (1..=13).map(|at| at.to_string()).collect();
+        assert_eq!(shown(&columns[..12]), "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12");
+        assert_eq!(shown(&columns), "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, ...");
+    }
+}

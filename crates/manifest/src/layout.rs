@@ -29,3 +29,23 @@ pub fn delimiter(text: &str) -> (u8, usize) {
 pub fn column(header: &[&str], known: &str) -> Option<usize> {
     header::place(header, known)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::{TEXT, URL};
+
+    #[test]
+    fn the_delimiter_comes_with_the_offset_of_the_header() {
+        assert_eq!(delimiter("contentUrl;name\n"), (b';', 0));
+        assert_eq!(delimiter("sep=|\nurl|text\n"), (b'|', 6));
+    }
+
+    #[test]
+    fn the_first_alias_decides_among_columns() {
+        let header = ["videoid", "contentUrl", "video_url", "name"];
+        assert_eq!(column(&header, URL), Some(2));
+        assert_eq!(column(&header[..2], URL), Some(1));
+        assert_eq!(column(&header, TEXT), None);
+    }
+}

@@ -108,3 +108,32 @@ fn of_table(file: &mut dyn Read, path: &Path) -> Result<Vec<String>, ManifestErr
     }
     Ok(prompts)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_of_the_longest_characters_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("prompts.txt");
+        let prompt = "\u{1f98a}".repeat(MAX_CAPTION_CHARS);
+        std::fs::write(&path, format!("{prompt}\n")).unwrap();
+        assert_eq!(read_prompts(&path).unwrap(), [prompt]);
+    }
+
+    #[test]
+    fn a_file_of_the_largest_size_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("prompts.txt");
+        let line = format!("{:1023}\n", "");
+        let mut text = line.repeat((MAX_PROMPT_FILE_BYTES >> 10) as usize - 1);
+        text += &format!("{:>1024}", "a red fox");
+        assert_eq!(text.len() as u64, MAX_PROMPT_FILE_BYTES);
+        std::fs::write(&path, &text).unwrap();
+        assert_eq!(read_prompts(&path).unwrap(), ["a red fox"]);
+        std::fs::write(&path, text + " ").unwrap();
+        let error = read_prompts(&path).unwrap_err().to_string();
+        assert!(error.ends_with("larger than 64 MiB, the limit of prompt files"), "{error}");
+    }
+}

@@ -311,3 +311,41 @@ fn foreign(bytes: &[u8]) -> Option<TextError> {
         format.map(|(_, what)| TextError::Foreign { what })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_end_in_any_line_end_and_may_be_blank() {
+        let lines = TextReader::new(&b"a\n\nb\r\n\r\nc\rd"[..]).lines(1);
+        let lines: Vec<(u64, String)> = lines.map(Result::unwrap).collect();
+        let expected = [(1, "a"), (2, ""), (3, "b"), (4, ""), (5, "c"), (6, "d")];
+        assert_eq!(lines, expected.map(|(number, line)| (number, line.to_string())));
+    }
+
+    #[test]
+    fn lines_are_at_most_as_long_as_the_limit() {
+        let mut lines = TextReader::new(&b"abc\nabcd\nx\n"[..]).lines(3);
+        assert_eq!(lines.next().unwrap().unwrap(), (1, "abc".into()));
+        let error = lines.next().unwrap().unwrap_err().to_string();
+        assert_eq!(error, "line 2: longer than 3 bytes");
+        assert!(lines.next().is_none());
+        let mut lines = TextReader::new(&b"abcde\n"[..]).lines(3);
+        assert!(lines.next().unwrap().is_err());
+    }
+
+    #[test]
+    fn zero_bytes_without_letters_are_not_utf_16() {
+        for (bytes, expected) in [
+            (b"a\0b\0", "found text in UTF-16LE, expected UTF-8"),
+            (b"\0a\0b", "found text in UTF-16BE, expected UTF-8"),
+            (b"a\0\0\0", "line 1: found a NUL byte at offset 1, expected text in UTF-8"),
+            (b"\0a\0\0", "line 1: found a NUL byte at offset 0, expected text in UTF-8"),
+            (b"\0\0\0\0", "line 1: found a NUL byte at offset 0, expected text in UTF-8"),
+        ] {
+            let error = TextReader::new(&bytes[..]).rest().unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+    }
+}

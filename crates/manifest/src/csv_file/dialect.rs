@@ -1,6 +1,6 @@
 //! Detection of the delimiter and of other text formats by the first line.
 
-use crate::{header, table::TEXT};
+use crate::header;
 
 /// Delimiter of a table, and the offset of its first record.
 #[derive(Debug, PartialEq)]
@@ -32,8 +32,7 @@ pub(crate) fn of(text: &str) -> Dialect {
     let found = DELIMITERS.into_iter().find(|&delimiter| {
         let fields = split(line, delimiter);
         let names: Vec<&str> = fields.iter().map(|field| field.trim_matches('"')).collect();
-        header::is_header(&names)
-            || (names.len() > 1 && header::has(&names, TEXT) && header::looks_like_header(&names))
+        header::is_header(&names) || header::looks_like_header(&names)
     });
     let after_file = || {
         let first = DELIMITERS.into_iter().filter_map(|delimiter| {
@@ -105,10 +104,20 @@ mod tests {
             ("a.mp4,A fox; red\n", b',', 0),
             ("my;file.mp4,A fox\n", b',', 0),
             ("frames/0001,A fox; red\n", b',', 0),
+            ("frames/0001;text\n", b',', 0),
+            ("text\n", b',', 0),
+            ("a.mp4\n", b',', 0),
             ("", b',', 0),
         ] {
             assert_eq!(of(text), Dialect { delimiter, skip }, "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_delimiter_in_the_name_of_a_file_is_no_delimiter() {
+        assert!(has_other_delimiter("a;b") && has_other_delimiter("a.mp4\tA fox"));
+        assert!(!has_other_delimiter("a;b.mp4") && !has_other_delimiter("a.mp4"));
+        assert!(!has_other_delimiter("a, b"));
     }
 
     #[test]

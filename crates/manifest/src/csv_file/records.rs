@@ -249,3 +249,44 @@ impl Open {
         Some(Record { line: self.line, fields: self.fields })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records(text: &str) -> Result<Vec<(u64, Vec<String>)>, String> {
+        let message = |fault: Fault| fault.of(Path::new("t.csv")).to_string();
+        let mut records = Records::new(text.as_bytes()).map_err(message)?;
+        let mut all = vec![];
+        while let Some(record) = records.next().map_err(message)? {
+            all.push((record.line, record.fields));
+        }
+        Ok(all)
+    }
+
+    #[test]
+    fn the_last_record_needs_no_line_end() {
+        let record = |line, fields: [&str; 2]| (line, fields.map(String::from).to_vec());
+        for text in ["path,text\na.mp4,fox", "path,text\r\na.mp4,\"fox\"", "path,text\ra.mp4,fox\r"]
+        {
+            let expected = [record(1, ["path", "text"]), record(2, ["a.mp4", "fox"])];
+            assert_eq!(records(text).unwrap(), expected, "{text:?}");
+        }
+        assert_eq!(records("path,text\na,").unwrap()[1], record(2, ["a", ""]));
+        assert_eq!(records("\n\npath,text\n\n").unwrap(), [record(3, ["path", "text"])]);
+        assert_eq!(records("").unwrap(), []);
+    }
+
+    #[test]
+    fn fields_and_rows_of_the_largest_size_are_read() {
+        let field = "x".repeat(MAX_FIELD_BYTES);
+        let row = vec![field.as_str(); MAX_ROW_BYTES / MAX_FIELD_BYTES].join(",");
+        let all = records(&format!("{row}\n{row}")).unwrap();
+        assert_eq!(all.len(), 2);
+        assert!(all.iter().all(|(_, fields)| fields.iter().all(|found| *found == field)));
+        let error = records(&format!("{row},x\n")).unwrap_err();
+        assert!(error.ends_with("line 1: a row is longer than 8 MiB"), "{error}");
+        let error = records(&format!("a\n{field}x\n")).unwrap_err();
+        assert!(error.ends_with("line 2: a field is longer than 1 MiB"), "{error}");
+    }
+}
