@@ -241,6 +241,8 @@ mod tests {
         assert_eq!(found::<3, 2>(&rows, [3, 4]), [26.0, 27.0, 28.0, 33.0, 34.0, 35.0]);
         assert_eq!(found::<2, 1>(&rows, [5, 0]), [0.0; 2]);
         assert_eq!(found::<2, 1>(&rows, [0, 7]), [0.0; 2]);
+        // The first element would lie beyond the slice.
+        assert_eq!(found::<2, 1>(&rows, [4, 8]), [0.0; 2]);
         let columns = Runs { values: &values, strides: [1, 7], of: [7, 5] };
         assert_eq!(found::<2, 2>(&columns, [1, 2]), [16.0, 23.0, 17.0, 24.0]);
         assert_eq!(found::<2, 2>(&columns, [6, 4]), [35.0, 0.0, 0.0, 0.0]);

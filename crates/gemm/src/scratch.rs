@@ -56,16 +56,19 @@ mod tests {
         let address = |of: &mut Scratch<f32>| of.as_mut_slice().as_ptr().addr();
         let mut first = Scratch::take(&POOL, 100, 7.0);
         assert_eq!(first.as_mut_slice(), [7.0; 100]);
+        // One cache line more, for the alignment.
+        assert_eq!(first.values.len(), 100 + 16);
         let mut second = Scratch::take(&POOL, 33, 0.0);
         let addresses = [address(&mut first), address(&mut second)];
         assert_ne!(addresses[0], addresses[1]);
         assert!(addresses.iter().all(|address| address.is_multiple_of(CACHE_LINE)));
         drop(first);
-        // Smaller: the buffer that was just returned.
-        let mut third = Scratch::take(&POOL, 50, 0.0);
-        assert_eq!(address(&mut third), addresses[0]);
-        assert_eq!(third.as_mut_slice(), [7.0; 50]);
-        drop(third);
+        // Not larger: the buffer that was just returned.
+        for count in [100, 50] {
+            let mut third = Scratch::take(&POOL, count, 0.0);
+            assert_eq!(address(&mut third), addresses[0]);
+            assert_eq!(third.as_mut_slice(), vec![7.0; count]);
+        }
         // Larger: a new one in its place.
         let mut fourth = Scratch::take(&POOL, 1000, 1.0);
         assert_eq!(fourth.as_mut_slice(), [1.0; 1000]);

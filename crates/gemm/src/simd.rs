@@ -94,8 +94,7 @@ pub(super) fn multiply(
     let k_blocks = k.div_ceil(MAX_K_BLOCK).max(1);
     let max_k = k.div_ceil(k_blocks);
     let tasks = rayon::current_num_threads();
-    let rows = m.div_ceil(tasks).min(MAX_A_ELEMENTS / max_k.max(1)).max(1);
-    let rows = rows.next_multiple_of(kernel.mr);
+    let rows = rows_of_task(m, tasks, max_k, kernel.mr);
     let padded_n = n.next_multiple_of(kernel.nr);
     let mut packed = Scratch::take(&PACKED_B, padded_n * max_k, 0.0);
     for block in 0..k_blocks {
@@ -115,6 +114,12 @@ pub(super) fn multiply(
             multiply_rows(kernel, a, packed, c, ends, &epilogue);
         });
     }
+}
+
+/// Returns the number of rows of A, in whole panels of `mr` rows, that one of `tasks` tasks packs.
+fn rows_of_task(m: usize, tasks: usize, max_k: usize, mr: usize) -> usize {
+    let rows = m.div_ceil(tasks).min(MAX_A_ELEMENTS / max_k.max(1)).max(1);
+    rows.next_multiple_of(mr)
 }
 
 /// Writes `a b` to all of `c`, on this thread.
@@ -361,6 +366,31 @@ mod tests {
                 assert!((found - expected).abs() < 1e-4, "{row} {column}: {found} {expected}");
             }
         }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn the_microkernel_is_that_of_the_widest_vectors() {
+        let has_avx512 = pulp::x86::V4::try_new().is_some();
+        let columns = match pulp::x86::V3::try_new() {
+            Some(_) if has_avx512 => Some(AVX512.nr),
+            Some(_) => Some(AVX2.nr),
+            None => None,
+        };
+        assert_eq!(microkernel().map(|kernel| kernel.nr), columns);
+        assert_eq!(available(), columns.is_some());
+    }
+
+    #[test]
+    fn tasks_share_the_rows_and_pack_a_bounded_part_of_a() {
+        // Whole panels, more than enough for all rows.
+        assert_eq!(rows_of_task(130, 3, 1152, 12), 48);
+        assert_eq!(rows_of_task(1, 8, 1152, 6), 6);
+        // 96 x 1152 elements at most, but one panel at least.
+        assert_eq!(rows_of_task(10_000, 4, 1152, 12), 96);
+        assert_eq!(rows_of_task(10_000, 4, 2304, 12), 48);
+        assert_eq!(rows_of_task(10_000, 4, 1 << 20, 12), 12);
+        assert_eq!(rows_of_task(8, 2, 0, 6), 6);
     }
 
     #[test]

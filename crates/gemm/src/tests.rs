@@ -67,13 +67,14 @@ fn assert_product(c: &[f32], a: &[f32], b: &[f32], bias: &[f32], [m, n, k]: [usi
     assert!(error <= tolerance, "{m}x{n}x{k}: {error}, {error_in_f32} in f32");
 }
 
-/// Sizes `[m, n, k]`: single elements, edges of tiles and panels, several blocks of k, and k = 0.
-const SIZES: [[usize; 3]; 8] = [
+/// Sizes `[m, n, k]`: single elements, edges of tiles and panels, several blocks of k, alike and not, and k = 0.
+const SIZES: [[usize; 3]; 9] = [
     [1, 1, 1],
     [33, 95, 31],
     [64, 64, 64],
     [300, 70, 1153],
     [129, 257, 2400],
+    [7, 40, 2401],
     [5, 7, 0],
     [1, 200, 40],
     [200, 1, 40],
@@ -218,6 +219,14 @@ fn the_public_functions_use_the_fastest_strategy() {
     multiply_single_threaded(a, b, &mut found);
     strategy.multiply_single_threaded(a, b, &mut expected);
     assert_eq!(found, expected);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn processors_with_avx2_have_a_strategy() {
+    let has_vectors = pulp::x86::V3::try_new().is_some();
+    assert_eq!(Strategy::Simd.is_available(), has_vectors);
+    assert!(available() || !has_vectors);
 }
 
 #[test]

@@ -242,7 +242,8 @@ impl Open {
 
     /// Returns the last record of a file without a line end at its end.
     fn at_end(mut self) -> Option<Record> {
-        if self.line == 0 || (self.fields.is_empty() && self.place == Place::Start) {
+        // A record has a line from its first character on.
+        if self.line == 0 {
             return None;
         }
         self.fields.push(self.field);
