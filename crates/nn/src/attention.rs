@@ -337,6 +337,29 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "flex")]
+    #[test]
+    fn attention_without_kernels_equals_the_kernels() {
+        let half = FloatDType::BF16;
+        let qkv = waves([2, 5, 7, 24], 0.0, &Device::flex());
+        assert!(reads_any_axis(&qkv) && !reads_any_axis(&qkv.clone().cast(half)));
+        for axis in [1, 2] {
+            let expected = self_attention(qkv.clone(), axis, 2);
+            let found = self_attention(qkv.clone().cast(half), axis, 2).cast(FloatDType::F32);
+            assert_eq!(found.dims(), [2, 5, 7, 8]);
+            // bf16 has 8 bits; values are at most 1.
+            assert!(distance(found, expected) <= 0.02);
+        }
+        let query = crate::testing::waves([2, 9, 8], 1.0);
+        let key_value = crate::testing::waves([2, 6, 16], 2.0);
+        let bias = waves([2, 1, 1, 6], 3.0, &Device::flex());
+        let expected = cross_attention(query.clone(), key_value.clone(), Some(bias.clone()), 2);
+        let (query, key_value) = (query.cast(half), key_value.cast(half));
+        let found = cross_attention(query, key_value, Some(bias.cast(half)), 2);
+        let error = (found.cast(FloatDType::F32) - expected).abs().max().into_scalar::<f32>();
+        assert!(error <= 0.02, "{error}");
+    }
+
     #[test]
     fn padded_heads_give_the_same_result() {
         let device = Device::flex();

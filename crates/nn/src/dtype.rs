@@ -104,6 +104,16 @@ pub enum DtypeError {
 mod tests {
     use super::*;
 
+    #[cfg(feature = "flex")]
+    #[test]
+    fn devices_without_a_type_are_rejected() {
+        let device = Device::flex();
+        assert_eq!(Dtype::F32.check(&device), Ok(Dtype::F32));
+        let error = check(FloatDType::Flex32, &device).unwrap_err();
+        assert!(matches!(error, DtypeError::Unsupported { dtype: FloatDType::Flex32, .. }));
+        assert!(error.to_string().starts_with("dtype flex32 is not supported on "), "{error}");
+    }
+
     #[test]
     fn names_round_trip() {
         for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {

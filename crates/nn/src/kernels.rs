@@ -398,6 +398,148 @@ mod tests {
         }
     }
 
+    fn ones<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+        Tensor::ones(shape, &Device::flex())
+    }
+
+    fn half<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+        x.cast(FloatDType::BF16)
+    }
+
+    #[test]
+    fn linear_layers_are_taken_in_f32_alone() {
+        let layer = |bias| burn::nn::LinearConfig::new(3, 4).with_bias(bias).init(&Device::flex());
+        for layer in [layer(true), layer(false)] {
+            assert!(linear(&layer, ones([2, 3])).is_ok());
+            assert!(linear_gelu(&layer, ones([2, 3])).is_ok());
+            assert!(linear(&layer, half(ones([2, 3]))).is_err());
+            assert!(linear_gelu(&layer, half(ones([2, 3]))).is_err());
+        }
+        let half_weight = Linear { weight: Param::from_tensor(half(ones([3, 4]))), ..layer(true) };
+        assert!(linear(&half_weight, ones([2, 3])).is_err());
+        let half_bias = Linear { bias: Some(Param::from_tensor(half(ones([4])))), ..layer(true) };
+        assert!(linear(&half_bias, ones([2, 3])).is_err());
+    }
+
+    #[test]
+    fn norms_and_gates_are_taken_with_a_row_for_each_sample() {
+        let (x, row) = ([2, 5, 4], [2, 1, 4]);
+        let norm = |scale, shift| norm_and_modulate(ones(x), ones(scale), ones(shift), 1e-6);
+        let gate = |gate, y| gated_sum(ones(x), ones(gate), ones(y));
+        assert!(norm(row, row).is_ok() && gate(row, x).is_ok());
+        for other in [[1, 1, 4], [2, 5, 4], [2, 1, 1]] {
+            assert!(norm(other, row).is_err() && norm(row, other).is_err(), "{other:?}");
+            assert!(gate(other, x).is_err(), "{other:?}");
+        }
+        for other in [[2, 1, 4], [1, 5, 4]] {
+            assert!(gate(row, other).is_err(), "{other:?}");
+        }
+        assert!(norm_and_modulate(ones(x), half(ones(row)), ones(row), 1e-6).is_err());
+        assert!(norm_and_modulate(ones(x), ones(row), half(ones(row)), 1e-6).is_err());
+        assert!(gated_sum(ones(x), half(ones(row)), ones(x)).is_err());
+        assert!(gated_sum(half(ones(x)), ones(row), ones(x)).is_err());
+    }
+
+    #[test]
+    fn attention_is_taken_with_a_bias_for_each_key() {
+        let attend = |bias: Option<Tensor<4>>| {
+            let x = || ones([2, 3, 5, 4]);
+            attention(Heads { query: x(), key: x(), value: x(), bias, scale: None }).is_ok()
+        };
+        let cross = |query: [usize; 3], key_value: [usize; 3], bias: Option<Tensor<4>>| {
+            cross_attention(ones(query), ones(key_value), bias, 2).is_ok()
+        };
+        let (query, key_value) = ([2, 7, 4], [2, 5, 8]);
+        assert!(attend(None) && cross(query, key_value, None));
+        for shape in [[1, 1, 1, 5], [2, 1, 1, 5]] {
+            assert!(attend(Some(ones(shape))), "{shape:?}");
+            assert!(cross(query, key_value, Some(ones(shape))), "{shape:?}");
+            assert!(!attend(Some(half(ones(shape)))), "{shape:?}");
+            assert!(!cross(query, key_value, Some(half(ones(shape)))), "{shape:?}");
+        }
+        for shape in [[1, 3, 1, 5], [1, 1, 7, 5], [1, 1, 1, 4], [3, 1, 1, 5]] {
+            assert!(!attend(Some(ones(shape))), "{shape:?}");
+            assert!(!cross(query, key_value, Some(ones(shape))), "{shape:?}");
+        }
+        assert!(!cross(query, [1, 5, 8], None) && !cross(query, [2, 5, 4], None));
+        assert!(cross_attention(half(ones(query)), ones(key_value), None, 2).is_err());
+        assert!(cross_attention(ones(query), half(ones(key_value)), None, 2).is_err());
+        assert!(self_attention(ones([1, 2, 3, 12]), 2, 2).is_ok());
+        assert!(self_attention(half(ones([1, 2, 3, 12])), 2, 2).is_err());
+    }
+
+    #[test]
+    fn attention_takes_a_bounded_number_of_keys() {
+        let cross = |keys| cross_attention(ones([1, 1, 2]), ones([1, keys, 4]), None, 1).is_ok();
+        assert!(cross(MAX_KEYS) && !cross(MAX_KEYS + 1));
+        let of_heads = |keys| {
+            let (query, key, value) =
+                (ones([1, 1, 1, 2]), ones([1, 1, keys, 2]), ones([1, 1, keys, 2]));
+            attention(Heads { query, key, value, bias: None, scale: None }).is_ok()
+        };
+        assert!(of_heads(MAX_KEYS) && !of_heads(MAX_KEYS + 1));
+        assert!(self_attention(ones([1, MAX_KEYS + 1, 1, 6]), 1, 1).is_err());
+        assert!(self_attention(ones([1, MAX_KEYS + 1, 1, 6]), 2, 1).is_ok());
+        let x = ones([1, 1]);
+        assert!(takes_keys(MAX_KEYS, &x) && !takes_keys(MAX_KEYS + 1, &x));
+        assert!(takes_keys(MAX_KEYS + 1, &Tensor::<2>::ones([1, 1], &Device::flex().autodiff())));
+    }
+
+    #[test]
+    fn image_operations_are_taken_in_f32_alone() {
+        let x = || ones([2, 4, 6, 8]);
+        let norm = burn::nn::GroupNormConfig::new(2, 4).init(&Device::flex());
+        let plain = GroupNorm { gamma: None, beta: None, ..norm.clone() };
+        for norm in [&norm, &plain] {
+            assert!(group_norm(norm, x()).is_ok() && group_norm_silu(norm, x()).is_ok());
+            assert!(group_norm(norm, half(x())).is_err());
+            assert!(group_norm_silu(norm, half(x())).is_err());
+        }
+        let gamma = GroupNorm { gamma: Some(Param::from_tensor(half(ones([4])))), ..norm.clone() };
+        assert!(group_norm(&gamma, x()).is_err() && group_norm_silu(&gamma, x()).is_err());
+        assert!(group_moments(x(), 2).is_ok() && group_moments(half(x()), 2).is_err());
+        assert!(silu(x()).is_ok() && silu(half(x())).is_err());
+        assert!(gelu(x()).is_ok() && gelu(half(x())).is_err());
+        assert!(upsample_nearest(x()).is_ok() && upsample_nearest(half(x())).is_err());
+        let row = || ones([2, 4]);
+        assert!(affine_silu(x(), &row(), &row()).is_ok());
+        assert!(affine_silu(half(x()), &row(), &row()).is_err());
+        assert!(affine_silu(x(), &half(row()), &row()).is_err());
+        assert!(affine_silu(x(), &row(), &half(row())).is_err());
+    }
+
+    #[test]
+    fn convolutions_of_one_kind_are_taken() {
+        use burn::nn::conv::Conv2dConfig;
+        let device = Device::flex();
+        let padding = PaddingConfig2d::Explicit(1, 1, 1, 1);
+        let config = |kernel| Conv2dConfig::new([32, 32], kernel).with_padding(padding.clone());
+        let taken =
+            |config: &Conv2dConfig, shape| conv3x3(&config.init(&device), ones(shape)).is_ok();
+        let (usual, shape) = (config([3, 3]), [1, 32, 6, 8]);
+        assert!(taken(&usual, shape) && taken(&usual.clone().with_bias(false), shape));
+        for other in [
+            config([1, 1]),
+            config([3, 1]),
+            usual.clone().with_stride([2, 2]),
+            usual.clone().with_dilation([2, 2]),
+            usual.clone().with_groups(2),
+            usual.clone().with_padding(PaddingConfig2d::Valid),
+            usual.clone().with_padding(PaddingConfig2d::Explicit(2, 2, 2, 2)),
+        ] {
+            assert!(!taken(&other, shape), "{other:?}");
+        }
+        assert!(!taken(&usual, [1, 32, 5, 8]) && !taken(&usual, [1, 32, 6, 7]));
+        let narrow = Conv2dConfig::new([31, 32], [3, 3]).with_padding(padding.clone());
+        assert!(!taken(&narrow, [1, 31, 6, 8]));
+        let conv = usual.init(&device);
+        assert!(conv3x3(&conv, half(ones(shape))).is_err());
+        let weight = Param::from_tensor(half(ones([32, 32, 3, 3])));
+        assert!(conv3x3(&Conv2d { weight, ..conv.clone() }, ones(shape)).is_err());
+        let bias = Some(Param::from_tensor(half(ones([32]))));
+        assert!(conv3x3(&Conv2d { bias, ..conv }, ones(shape)).is_err());
+    }
+
     #[cfg(feature = "tch")]
     #[test]
     fn libtorch_supports_four_operations_without_autodiff() {

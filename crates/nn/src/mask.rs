@@ -103,6 +103,17 @@ mod tests {
     }
 
     #[test]
+    fn a_mask_has_its_rows_and_their_length() {
+        let three = mask(&[&[1, 0], &[1, 1], &[0, 1]]);
+        assert_eq!((three.batch(), three.len()), (3, 2));
+        assert_eq!(three.rows(), [[true, false], [true, true], [false, true]]);
+        assert_eq!(three.select(1, 3), mask(&[&[1, 1], &[0, 1]]));
+        let all = TokenMask::all(4, 5);
+        assert_eq!((all.batch(), all.len()), (4, 5));
+        assert_eq!(all.rows(), [[true; 5]; 4]);
+    }
+
+    #[test]
     fn trimming_removes_only_trailing_columns_masked_in_every_row() {
         let holes = mask(&[&[1, 0, 1, 0, 0], &[0, 1, 0, 0, 0]]);
         assert_eq!(holes.trim(), mask(&[&[1, 0, 1], &[0, 1, 0]]));
@@ -122,5 +133,10 @@ mod tests {
         assert!(TokenMask::all(2, 3).bias(DType::F32, &device).is_none());
         let bias = mask(&[&[1, 0]]).bias(DType::F32, &device).unwrap();
         assert_eq!(bias.into_data().try_to_vec::<f32>().unwrap(), [0.0, -1.0e30]);
+        // The smallest f16 is -65504.
+        let bias = mask(&[&[1, 0], &[0, 1]]).bias(DType::F16, &device).unwrap();
+        assert_eq!((bias.dims(), bias.dtype()), ([2, 1, 1, 2], DType::F16));
+        let bias = bias.cast(burn::tensor::FloatDType::F32).into_data();
+        assert_eq!(bias.try_to_vec::<f32>().unwrap(), [0.0, -6.0e4, -6.0e4, 0.0]);
     }
 }

@@ -57,3 +57,28 @@ mod tests {
         }
     }
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod fallback_tests {
+    use super::*;
+    use crate::testing::waves;
+    use burn::tensor::FloatDType;
+
+    fn assert_near_in_half(found: Tensor<3>, expected: Tensor<3>) {
+        let distance = (found.cast(FloatDType::F32) - expected).abs().max().into_scalar::<f32>();
+        // bf16 has 8 bits; values are below 4.
+        assert!(distance < 0.05, "{distance}");
+    }
+
+    #[test]
+    fn half_precision_without_kernels_equals_the_kernels() {
+        let (x, y) = (waves([2, 9, 8], 0.0), waves([2, 9, 8], 1.0));
+        let (scale, shift) = (waves([2, 1, 8], 2.0), waves([2, 1, 8], 3.0));
+        let half = |x: &Tensor<3>| x.clone().cast(FloatDType::BF16);
+        let expected = norm_and_modulate(x.clone(), scale.clone(), shift.clone(), 1e-6);
+        let found = norm_and_modulate(half(&x), half(&scale), half(&shift), 1e-6);
+        assert_near_in_half(found, expected);
+        let found = gated_sum(half(&x), half(&scale), half(&y));
+        assert_near_in_half(found, gated_sum(x, scale, y));
+    }
+}

@@ -199,7 +199,12 @@ mod tests {
         for device in [Device::flex(), Device::flex().autodiff()] {
             let norm = burn::nn::GroupNormConfig::new(2, 4).with_epsilon(1e-6).init(&device);
             let beta = Tensor::<1>::from_floats([1.0, 2.0, 3.0, 4.0], &device);
-            let norm = GroupNorm { beta: Some(Param::from_tensor(beta)), ..norm };
+            let gamma = Tensor::<1>::from_floats([0.5, 2.0, 3.0, -1.5], &device);
+            let norm = GroupNorm {
+                gamma: Some(Param::from_tensor(gamma)),
+                beta: Some(Param::from_tensor(beta)),
+                ..norm
+            };
             let values = crate::noise::normal(1, crate::noise::Purpose::Weights, 0, 0, 2 * 4 * 63);
             let x = Tensor::<1>::from_floats(values.as_slice(), &device) * 3.0 + 40.0;
             let x = x.reshape([2, 4, 9, 7]);
@@ -223,5 +228,10 @@ mod tests {
         let rms = (12.5f32 + 1e-6).sqrt();
         let got = y.into_data().try_to_vec::<f32>().unwrap();
         assert!((got[0] - 3.0 / rms).abs() < 1e-6 && (got[1] - 4.0 / rms).abs() < 1e-6);
+        // sqrt(12.5 + 3.5) is 4.
+        let weight = Param::from_tensor(Tensor::<1>::from_floats([2.0, 0.5], &device));
+        let norm = RmsNorm { weight, epsilon: 3.5 };
+        let y = norm.forward(Tensor::<2>::from_floats([[3.0, 4.0]], &device));
+        assert_eq!(y.into_data().try_to_vec::<f32>().unwrap(), [1.5, 0.5]);
     }
 }

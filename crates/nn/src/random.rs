@@ -111,6 +111,40 @@ mod tests {
     }
 
     #[test]
+    fn every_order_of_two_comes() {
+        let order = |epoch| HostRng::new(7, Purpose::Order, epoch, 0).permutation(2);
+        let swapped = (0..1000).filter(|&epoch| order(epoch) == [1, 0]).count();
+        // Six standard deviations of a binomial with n = 1000, p = 1/2.
+        assert!(swapped.abs_diff(500) < 95, "{swapped}");
+    }
+
+    #[test]
+    fn uniform_numbers_fill_their_interval() {
+        let mut rng = HostRng::new(1, Purpose::DemoWorld, 0, 0);
+        for (low, high) in [(0.0, 1.0), (-3.0, -1.0), (2.0, 10.0)] {
+            let draws: Vec<f64> = (0..10_000).map(|_| rng.uniform_in(low, high)).collect();
+            assert!(draws.iter().all(|draw| (low..high).contains(draw)));
+            // Six standard deviations of the mean, and both ends.
+            let mean = draws.iter().sum::<f64>() / 10_000.0;
+            let width = high - low;
+            assert!((mean - (low + high) / 2.0).abs() < 0.018 * width, "{mean}");
+            assert!(draws.iter().any(|draw| *draw < low + 0.01 * width));
+            assert!(draws.iter().any(|draw| *draw > high - 0.01 * width));
+        }
+        let mut again = rng.clone();
+        assert_eq!(rng.uniform_in(0.0, 1.0), again.uniform());
+    }
+
+    #[test]
+    fn each_item_can_be_chosen() {
+        let mut rng = HostRng::new(2, Purpose::DemoWorld, 0, 0);
+        let mut chosen: Vec<char> = (0..100).map(|_| *rng.choose(&['a', 'b', 'c'])).collect();
+        chosen.sort_unstable();
+        chosen.dedup();
+        assert_eq!(chosen, ['a', 'b', 'c']);
+    }
+
+    #[test]
     fn choices_are_uniform() {
         let mut rng = HostRng::new(1, Purpose::DemoWorld, 0, 0);
         let mut counts = [0usize; 6];

@@ -93,6 +93,16 @@ mod tests {
     }
 
     #[test]
+    fn positions_are_relative_to_a_base_size() {
+        let device = Device::flex();
+        let table = spatial([2, 4], 4, 2.0, Some(8), DType::F32, &device);
+        let values = table.into_data().try_to_vec::<f32>().unwrap();
+        // Token 7 is row 1, column 3: positions 3 / 2 * 8 / 4 and 1 / 2 * 8 / 2.
+        let want = [3f64.sin(), 3f64.cos(), 2f64.sin(), 2f64.cos()].map(|v| v as f32);
+        assert_eq!(values[28..], want);
+    }
+
+    #[test]
     fn temporal_positions_are_divided_by_the_scale() {
         let device = Device::flex();
         let table = temporal(3, 4, 2.0 / 3.0, DType::F32, &device);
