@@ -150,6 +150,16 @@ mod tests {
     use super::*;
     use opensora_nn::noise::{Purpose, normal_batch};
 
+    #[test]
+    fn invalid_configurations_and_too_many_blocks_are_rejected() {
+        let invalid = VaeConfig { norm_num_groups: 0, ..VaeConfig::default() };
+        assert!(matches!(AutoencoderKl::validate(&invalid), Err(VaeConfigError::Value(_))));
+        assert!(AutoencoderKl::validate(&VaeConfig::default()).is_ok());
+        // Four levels of two blocks, in the encoder and in the decoder.
+        let expected = ("2 * levels * layers_per_block", 16);
+        assert_eq!(AutoencoderKl::block_count(&VaeConfig::default()), expected);
+    }
+
     /// Several tiles, a last tile of one row, and odd heights.
     #[test]
     fn tiled_decoding_equals_decoding_of_the_whole() {

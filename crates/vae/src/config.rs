@@ -261,6 +261,40 @@ mod tests {
     }
 
     #[test]
+    fn sizes_are_limited() {
+        let ok = VaeConfig::default();
+        let levels = |count| VaeConfig { block_out_channels: vec![32; count], ..ok.clone() };
+        let widest = |width| VaeConfig { block_out_channels: vec![width], ..ok.clone() };
+        for good in [
+            levels(1),
+            levels(16),
+            widest(1 << 16),
+            VaeConfig { in_channels: 4096, out_channels: 4096, ..ok.clone() },
+            VaeConfig { latent_channels: 4096, layers_per_block: 64, ..ok.clone() },
+        ] {
+            assert!(good.validate().is_ok(), "{good:?}");
+        }
+        for (bad, reason) in [
+            (levels(17), "block_out_channels has 17 levels, expected 1 to 16"),
+            (levels(18), "block_out_channels has 18 levels, expected 1 to 16"),
+            (widest(0), "block_out_channels 0 is not"),
+            (widest((1 << 16) + 32), "block_out_channels 65568 is not"),
+            (
+                VaeConfig { in_channels: 4097, ..ok.clone() },
+                "in_channels is 4097, expected 1 to 4096",
+            ),
+            (VaeConfig { out_channels: 0, ..ok.clone() }, "out_channels is 0, expected 1 to 4096"),
+            (
+                VaeConfig { layers_per_block: 65, ..ok.clone() },
+                "layers_per_block is 65, expected 1 to 64",
+            ),
+        ] {
+            let error = bad.validate().unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
     fn written_configs_list_a_type_for_each_level() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.json");

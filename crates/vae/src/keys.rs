@@ -124,6 +124,8 @@ mod tests {
             ("decoder.mid_block.attention.to_q.weight", "decoder.mid.attn_1.q.weight"),
             ("decoder.mid_block.attention.to_out.bias", "decoder.mid.attn_1.proj_out.bias"),
             ("encoder.conv_norm_out.weight", "encoder.norm_out.weight"),
+            // A level that the decoder does not have.
+            ("decoder.up_blocks.4.conv.bias", "decoder.up_blocks.4.conv.bias"),
         ] {
             assert_eq!(compvis(path, 4), key);
         }
