@@ -229,6 +229,23 @@ mod tests {
     }
 
     #[test]
+    fn published_tensors_are_those_of_an_export() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("linear.safetensors");
+        let map = KeyMap::new("a linear layer").rename(|path| format!("model.{path}"));
+        let linear = LinearConfig::new(3, 5).init(&Device::flex());
+        export(&linear, &map, ExportOptions::default(), &path).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let mut tensors = published_tensors(&linear, &map).unwrap();
+        tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let keys: Vec<&str> = tensors.iter().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(keys, ["model.bias", "model.weight"]);
+        for (key, tensor) in &tensors {
+            assert_eq!(*tensor, checkpoint.tensors()[key.as_str()].read(key).unwrap());
+        }
+    }
+
+    #[test]
     fn buffers_are_written_beside_parameters() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("linear.safetensors");

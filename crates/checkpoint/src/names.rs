@@ -40,3 +40,36 @@ impl ParameterNames {
         fields.join(".")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(fields: &[(&str, &str)]) -> ParameterNames {
+        let mut names = ParameterNames::default();
+        fields.iter().for_each(|(field, container)| names.enter(field, container));
+        names
+    }
+
+    #[test]
+    fn weights_of_linear_layers_alone_are_transposed() {
+        let of_mlp = |field, container| names(&[("mlp", "Struct:Mlp"), (field, container)]);
+        assert!(of_mlp("weight", "Struct:Linear").is_transposed());
+        assert!(!of_mlp("bias", "Struct:Linear").is_transposed());
+        assert!(!of_mlp("weight", "Struct:Conv2d").is_transposed());
+        assert!(!ParameterNames::default().is_transposed());
+    }
+
+    #[test]
+    fn group_norms_have_weight_and_bias() {
+        let mut names = names(&[("blocks", "Vec"), ("0", "Vec"), ("norm", "Struct:Block")]);
+        names.enter("gamma", "Struct:GroupNorm");
+        assert_eq!(names.path(), "blocks.0.norm.weight");
+        names.exit();
+        names.enter("beta", "Struct:GroupNorm");
+        assert_eq!(names.path(), "blocks.0.norm.bias");
+        names.exit();
+        names.enter("gamma", "Struct:LayerNorm");
+        assert_eq!(names.path(), "blocks.0.norm.gamma");
+    }
+}

@@ -517,6 +517,34 @@ mod tests {
     }
 
     #[test]
+    fn objects_are_made_by_each_instruction() {
+        for pickle in [
+            &b"ca\nB\nK\x01\x85R."[..],
+            b"ca\nB\nK\x01\x85\x81.",
+            b"ca\nB\nK\x01\x85}\x92.",
+            b"(K\x01ia\nB\n.",
+            b"(ca\nB\nK\x01o.",
+        ] {
+            assert_eq!(load(pickle).unwrap(), "<a.B>", "{pickle:?}");
+        }
+        assert!(load(b"(o.").unwrap_err().contains("an object without a class"));
+        let class = |bytes: usize| load(format!("cm\n{}\n.", "x".repeat(bytes - 1)).as_bytes());
+        assert!(class(MAX_NAME).is_ok());
+        assert!(class(MAX_NAME + 1).unwrap_err().contains("a class name that is too long"));
+    }
+
+    #[test]
+    fn dictionaries_are_made_of_pairs() {
+        let dict = |pairs: &[u8]| load(&[b"ccollections\nOrderedDict\n", pairs, b"R."].concat());
+        assert_eq!(dict(b")").unwrap(), "{}");
+        assert_eq!(dict(b"((U\x01aK\x01t(U\x01bK\x02ll\x85").unwrap(), "{a: 1, b: 2}");
+        for pairs in [&b"((U\x01atl\x85"[..], b"((U\x01aK\x01K\x02tl\x85", b"(K\x01l\x85"] {
+            let error = dict(pairs).unwrap_err();
+            assert!(error.contains("expected a key with its value"), "{error}");
+        }
+    }
+
+    #[test]
     fn text_of_other_characters_is_decoded() {
         assert_eq!(
             load(b"V\\u0142\\U0001f98a\xfc\\\n.").unwrap(),

@@ -464,6 +464,15 @@ mod tests {
     }
 
     #[test]
+    fn objects_with_tensors_in_their_state_cannot_be_read() {
+        let of = |state: &[&[u8]]| {
+            with_value(&[b"ca\nB\n)R", &state.concat()[..], b"\x85b."].concat(), |_, it| kind(it))
+        };
+        assert_eq!(of(&[STORAGE]).unwrap(), "tensors made by a.B are not supported");
+        assert_eq!(of(&[b"K\x01"]).unwrap(), "an object of a.B");
+    }
+
+    #[test]
     fn types_of_storages_are_classes() {
         let text = [b"X\x05\x00\x10\x00".to_vec(), vec![b'x'; (1 << 20) + 5]].concat();
         let of = |class: &[u8]| {
