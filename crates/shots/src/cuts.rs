@@ -244,6 +244,37 @@ mod tests {
     }
 
     #[test]
+    fn adaptive_cuts_are_a_multiple_of_the_mean_around_them() {
+        let found = |ratio, min_score, scores: &[f64]| {
+            let method = Method::Adaptive { ratio, window: 3, min_score };
+            let settings = Settings { method, min_scene_len: 0, ..Settings::default() };
+            let mut cuts = Cuts::new(&settings, None);
+            let cuts = scores.iter().map(|score| cuts.push(*score, 0.0));
+            cuts.flatten().collect::<Vec<_>>()
+        };
+        let none: [usize; 0] = [];
+        // The mean of the six others is 10.
+        assert_eq!(found(3.0, 15.0, &[4.0, 10.0, 16.0, 30.0, 20.0, 7.0, 3.0]), [3]);
+        assert_eq!(found(3.0, 15.0, &[4.0, 10.0, 16.0, 29.0, 20.0, 7.0, 3.0]), none);
+        assert_eq!(found(3.0, 30.0, &[4.0, 10.0, 16.0, 30.0, 20.0, 7.0, 3.0]), [3]);
+        assert_eq!(found(3.0, 31.0, &[4.0, 10.0, 16.0, 30.0, 20.0, 7.0, 3.0]), none);
+        // One frame less than a window, and one more.
+        assert_eq!(found(3.0, 15.0, &[4.0, 10.0, 16.0, 30.0, 20.0, 7.0]), none);
+        assert_eq!(found(3.0, 15.0, &[90.0, 4.0, 10.0, 16.0, 30.0, 20.0, 7.0, 3.0]), [4]);
+        // The ratio to a mean of about zero is 255.
+        let small = [0.0, 4e-6, 4e-6, 4e-6, 4e-6, 0.0, 0.0];
+        assert_eq!(found(255.0, 0.0, &small), [3]);
+        assert_eq!(found(256.0, 0.0, &small), none);
+        assert_eq!(found(255.0, 1.0, &small), none);
+        // Larger ratios are 255, too.
+        let large = [1e-3, 1e-3, 1e-3, 100.0, 1e-3, 1e-3, 1e-3];
+        assert_eq!(
+            (found(255.0, 15.0, &large), found(256.0, 15.0, &large)),
+            (vec![3], none.to_vec())
+        );
+    }
+
+    #[test]
     fn adaptive_cuts_exceed_their_window() {
         let adaptive =
             |release| Settings { method: Method::ADAPTIVE, release, ..Settings::default() };

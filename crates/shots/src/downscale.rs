@@ -127,10 +127,8 @@ impl Downscale {
             }
         };
         let picks = Picks { columns: side(from.0, to.0), rows: side(from.1, to.1) };
-        let left = (picks.columns.len(), picks.rows.len());
-        // Halving both sides uses another method than halving one.
-        let halves = |size: (usize, usize)| size == (2 * to.0, 2 * to.1);
-        (left != from && !halves(from) && !halves(left)).then_some(picks)
+        // A side that is halved stays, so that both sides are halved in the one frame if in the other.
+        ((picks.columns.len(), picks.rows.len()) != from).then_some(picks)
     }
 
     /// Returns width and height of the small frames.
@@ -308,6 +306,10 @@ mod tests {
             ((1278, 720), (256, 144), Some((1278, 144))),
             ((1280, 534), (256, 107), Some((256, 534))),
             ((30, 4), (10, 2), Some((10, 4))),
+            ((3, 4), (1, 2), Some((1, 4))),
+            ((4, 3), (2, 1), Some((4, 1))),
+            ((2, 6), (1, 2), Some((2, 2))),
+            ((4, 4), (2, 2), None),
             // Even factors, fractional ones, and 1.
             ((1024, 576), (256, 144), None),
             ((640, 360), (256, 144), None),
@@ -336,6 +338,14 @@ mod tests {
         // Enlarging, as for rounded sizes of narrow frames, stays within the edges.
         assert_eq!(Tap::new(0, 3, 4), Tap { at: [0, 0], weights: [ONE, 0] });
         assert_eq!(Tap::new(3, 3, 4), Tap { at: [2, 2], weights: [ONE, 0] });
+    }
+
+    #[test]
+    fn slopes_are_interpolated_on_both_sides() {
+        // Positions 0.75 and 3.25 of values 16 x + 32 y.
+        let grey = (0..25u8).flat_map(|i| [16 * (i % 5) + 32 * (i / 5); 3]);
+        let found = small(&grey.collect::<Vec<_>>(), (5, 5), (2, 2));
+        assert_eq!(found, [36, 76, 116, 156].map(|value| [value; 3]).concat());
     }
 
     #[test]

@@ -106,3 +106,70 @@ impl<D: AsRef<[u8]>> Source for Yuv444<D> {
         self.to_rgb.in_place(out);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use opensora_video::yuv::Colour;
+
+    /// Returns the pixels of columns of a row.
+    fn pixels(frame: &impl Source, row: usize, columns: &[usize]) -> Vec<[u8; 3]> {
+        let mut planes = [(); 3].map(|()| vec![0; columns.len()]);
+        frame.gather(row, columns, planes.each_mut().map(|plane| &mut plane[..]));
+        (0..columns.len()).map(|i| [0, 1, 2].map(|plane| planes[plane][i])).collect()
+    }
+
+    fn conversions() -> [ToRgb; 2] {
+        [ToRgb::NONE, ToRgb::stated(Colour { matrix: 1, full_range: false }).unwrap()]
+    }
+
+    #[test]
+    fn rgb_frames_are_rows_of_pixels() {
+        let data: Vec<u8> = (0..18).collect();
+        let frame = Rgb::new(&data, 3, 2).unwrap();
+        assert_eq!(frame.size(), (3, 2));
+        assert_eq!(pixels(&frame, 1, &[0, 2]), [[9, 10, 11], [15, 16, 17]]);
+        assert!(Rgb::new(&data, 3, 3).is_none() && Rgb::new(&data, 2, 2).is_none());
+    }
+
+    #[test]
+    fn two_by_two_pixels_share_the_colour_of_420_frames() {
+        // 5x3 of luma, then 3x2 of each difference.
+        let data: Vec<u8> =
+            (0..15).map(|i| 60 + 7 * i).chain((0..12).map(|i| 90 + 5 * i)).collect();
+        let (blue, red) = (&data[15..21], &data[21..]);
+        for to_rgb in conversions() {
+            let frame = Yuv420::new(&data, 5, 3, to_rgb).unwrap();
+            assert_eq!(frame.size(), (5, 3));
+            for columns in [&[0, 1, 2, 3, 4][..], &[1, 4], &[3]] {
+                for row in 0..3 {
+                    let expected = columns.iter().map(|&column| {
+                        let at = row / 2 * 3 + column / 2;
+                        to_rgb.pixel(data[row * 5 + column], blue[at], red[at])
+                    });
+                    assert_eq!(pixels(&frame, row, columns), expected.collect::<Vec<_>>());
+                }
+            }
+        }
+        assert!(Yuv420::new(&data[1..], 5, 3, ToRgb::NONE).is_none());
+    }
+
+    #[test]
+    fn each_pixel_of_444_frames_has_its_colour() {
+        let data: Vec<u8> = (0..24).map(|i| 40 + 8 * i).collect();
+        for to_rgb in conversions() {
+            let frame = Yuv444::new(&data, 4, 2, to_rgb).unwrap();
+            assert_eq!(frame.size(), (4, 2));
+            for columns in [&[0, 1, 2, 3][..], &[1, 3], &[2]] {
+                for row in 0..2 {
+                    let expected = columns.iter().map(|&column| {
+                        let [y, u, v] = [0, 8, 16].map(|plane| data[plane + row * 4 + column]);
+                        to_rgb.pixel(y, u, v)
+                    });
+                    assert_eq!(pixels(&frame, row, columns), expected.collect::<Vec<_>>());
+                }
+            }
+        }
+        assert!(Yuv444::new(&data[1..], 4, 2, ToRgb::NONE).is_none());
+    }
+}

@@ -184,6 +184,51 @@ pub fn detect<S: Source>(
     Ok(Shots { scenes: detector.scenes(), scores })
 }
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the scenes of 40 frames that change their colour at frames 10 and 30, shown at `seconds`; by
+    /// [`Detector::push`] if `None`.
+    fn scenes(detector: &mut Detector, seconds: Option<fn(usize) -> f64>) -> Vec<Range<usize>> {
+        for frame in 0..40 {
+            let colour = if (10..30).contains(&frame) { [255, 0, 0] } else { [0, 0, 255] };
+            let data = colour.repeat(4);
+            let rgb = Rgb::new(&data, 2, 2).unwrap();
+            match seconds {
+                Some(seconds) => detector.push_at(&rgb, seconds(frame)).unwrap(),
+                None => detector.push(&rgb).unwrap(),
+            };
+        }
+        assert_eq!(detector.frames(), 40);
+        detector.scenes()
+    }
+
+    #[test]
+    fn frames_without_times_are_evenly_spaced() {
+        let method = Method::Content { threshold: 27.0, flashes: Flashes::Suppress };
+        let settings = Settings { method, ..Settings::default() };
+        // The shortest scene has 15 frames, at any rate.
+        for rate in [1.0, 8.0, 60.0] {
+            let mut detector = Detector::with_rate(&settings, rate).unwrap();
+            assert_eq!(scenes(&mut detector, None), [0..30, 30..40], "{rate}");
+        }
+        assert_eq!(scenes(&mut Detector::new(&settings).unwrap(), None), [0..30, 30..40]);
+        // Ten frames of two seconds are 20 frames at the mean rate.
+        let mut detector = Detector::with_rate(&settings, 10.0).unwrap();
+        let slow = |frame| frame as f64 / 5.0;
+        assert_eq!(scenes(&mut detector, Some(slow)), [0..10, 10..30, 30..40]);
+    }
+
+    #[test]
+    fn rates_are_positive_numbers() {
+        for fps in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let error = Detector::with_rate(&Settings::default(), fps).unwrap_err().to_string();
+            assert!(error.starts_with("fps"), "{error}");
+        }
+    }
+}
+
 /// The README's example, compiled with the tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -104,6 +104,15 @@ mod tests {
     use crate::frame::Rgb;
 
     #[test]
+    fn sampled_pixels_are_picked_for_odd_factors() {
+        let settings = Settings::default();
+        let picks = Scorer::picks(&settings, (1280, 720)).unwrap();
+        assert_eq!((picks.columns.len(), picks.rows.len()), (256, 144));
+        assert_eq!((picks.columns[1], picks.rows[1]), (7, 7));
+        assert!(Scorer::picks(&settings, (640, 360)).is_none());
+    }
+
+    #[test]
     fn differences_are_means_over_pixels() {
         let mut scorer = Scorer::new(&Settings::default(), 2, 1);
         let black_and_red = [0, 0, 0, 255, 0, 0];

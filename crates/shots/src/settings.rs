@@ -228,6 +228,51 @@ mod tests {
     }
 
     #[test]
+    fn means_are_weighted() {
+        let weights = Weights { hue: 1.0, saturation: 2.0, value: -4.0 };
+        // 10 + 40 - 120, divided by 1 + 2 + 4.
+        assert_eq!(weights.mean(10.0, 20.0, 30.0), -10.0);
+        let weights = Weights { hue: -2.0, saturation: -3.0, value: 5.0 };
+        assert_eq!(weights.mean(10.0, 20.0, 30.0), 7.0);
+        assert_eq!(Weights::VALUE.mean(10.0, 20.0, 30.0), 30.0);
+    }
+
+    #[test]
+    fn some_weights_count() {
+        let valid = |hue, saturation, value| {
+            let weights = Weights { hue, saturation, value };
+            Settings { weights, ..Settings::default() }.validate().is_ok()
+        };
+        assert!(valid(1.0, 0.0, 0.0) && valid(0.0, 1.0, 0.0) && valid(0.0, 0.0, -1.0));
+        assert!(valid(1.0, 1.0, 0.0) && valid(1.0, 0.0, 1.0) && valid(0.0, 1.0, 1.0));
+        assert!(valid(1.0, 2.0, 3.0) && valid(3.0, 2.0, 5.0));
+        for number in [f64::INFINITY, f64::NAN] {
+            assert!(
+                !valid(number, 1.0, 1.0) && !valid(1.0, number, 1.0) && !valid(1.0, 1.0, number)
+            );
+        }
+    }
+
+    #[test]
+    fn adaptive_settings_are_numbers_and_a_window() {
+        let check = |ratio, window, min_score| {
+            let method = Method::Adaptive { ratio, window, min_score };
+            let checked = Settings { method, ..Settings::default() }.validate();
+            checked.err().map(|error| error.to_string())
+        };
+        assert_eq!(check(3.0, 1, 15.0), None);
+        assert_eq!(check(3.0, 1000, 15.0), None);
+        for (error, field) in [
+            (check(f64::NAN, 2, 15.0), "ratio"),
+            (check(3.0, 2, f64::INFINITY), "min_score"),
+            (check(3.0, 0, 15.0), "window"),
+            (check(3.0, 1001, 15.0), "window"),
+        ] {
+            assert!(error.as_ref().is_some_and(|error| error.starts_with(field)), "{error:?}");
+        }
+    }
+
+    #[test]
     fn invalid_settings_are_rejected() {
         let default = Settings::default();
         assert!(default.validate().is_ok());

@@ -233,3 +233,45 @@ impl Half {
         Some(half)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use opensora_video::PixelAspect;
+
+    /// Returns the end of a video with frames at `times`.
+    fn end(fps: f64, duration: Option<f64>, times: &[f64]) -> f64 {
+        let info = VideoInfo {
+            width: 2,
+            height: 2,
+            fps,
+            num_frames: None,
+            duration,
+            codec: "h264".into(),
+            pixel_aspect: PixelAspect::SQUARE,
+        };
+        let scores = vec![Score::default(); times.len()];
+        let settings = Settings::default();
+        let found = VideoShots::of(&settings, info, scores, times.to_vec(), Decoder::Auto).unwrap();
+        assert_eq!(found.shots.scenes, [0..times.len()]);
+        assert_eq!((found.time(0), found.time(times.len())), (times[0], found.end));
+        found.end
+    }
+
+    #[test]
+    fn a_video_ends_after_its_last_frame() {
+        let times = [0.0, 0.25, 0.5];
+        assert_eq!(end(4.0, Some(1.5), &times), 1.5);
+        // Three frames of a quarter second, as the stated end is none.
+        for duration in [None, Some(0.5), Some(0.25), Some(f64::INFINITY), Some(f64::NAN)] {
+            assert_eq!(end(4.0, duration, &times), 0.75, "{duration:?}");
+        }
+        // Later than the mean rate says: one frame after the last.
+        assert_eq!(end(4.0, None, &[0.0, 1.0, 2.0]), 2.25);
+        // Without a rate, the last frame has no length.
+        for fps in [0.0, -4.0, f64::NAN, f64::INFINITY] {
+            assert_eq!(end(fps, None, &times), 0.5, "{fps}");
+            assert_eq!(end(fps, Some(0.6), &times), 0.6, "{fps}");
+        }
+    }
+}
