@@ -301,6 +301,9 @@ mod tests {
         let spec = ConvertSpec { max_shard_bytes: 16, ..ConvertSpec::default() };
         let converted = checkpoint.convert(&spec, &out, &mut ()).unwrap();
         assert_eq!((converted.files.len(), converted.tensors, converted.bytes), (2 + 1, 3, 32));
+        for (number, file) in (1..).zip(&converted.files) {
+            assert_eq!(*file, out.join(format!("model-{number:05}-of-00003.safetensors")));
+        }
         let read = Checkpoint::open(&out).unwrap();
         assert_eq!(read.taken(), converted.index.unwrap());
         for (key, tensor) in checkpoint.tensors() {

@@ -104,6 +104,7 @@ mod tests {
         assert!(matches("*.weight", "a.b.weight") && !matches("*.weight", "a.b.weights"));
         assert!(matches("a.*.c.*.e", "a.b.c.d.e") && !matches("a.*.c.*.e", "a.b.d.e"));
         assert!(matches("*", "") && matches("a**b", "ab") && !matches("ab*ba", "aba"));
+        assert!(matches("*ab*b", "xabb") && !matches("*ab*b", "xab"));
     }
 
     #[test]

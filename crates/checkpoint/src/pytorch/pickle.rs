@@ -534,6 +534,26 @@ mod tests {
     }
 
     #[test]
+    fn instructions_of_the_stack_and_of_old_protocols() {
+        for (pickle, expected) in [
+            (&b"K\x07(K\x01K\x021."[..], "7"),
+            (b"K\x012\x86.", "[1, 1]"),
+            (b"K\x01K\x020.", "1"),
+            (b"K\x01(0.", "1"),
+            (b"I00\n.", "false"),
+            (b"I01\n.", "true"),
+            (b"Sabc\n.", "\"abc\""),
+            (b"S'abc'\n.", "\"abc\""),
+            (b"S'\n.", "\"'\""),
+            (b"B\x02\x00\x00\x00xy.", "<bytes>"),
+            (b"C\x02xy.", "<bytes>"),
+            (b"(U\x06moduleca\nB\nU\x01fU\x01stQ.", "<a.B>"),
+        ] {
+            assert_eq!(load(pickle).unwrap(), expected, "{pickle:?}");
+        }
+    }
+
+    #[test]
     fn dictionaries_are_made_of_pairs() {
         let dict = |pairs: &[u8]| load(&[b"ccollections\nOrderedDict\n", pairs, b"R."].concat());
         assert_eq!(dict(b")").unwrap(), "{}");

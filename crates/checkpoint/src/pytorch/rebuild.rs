@@ -473,6 +473,58 @@ mod tests {
     }
 
     #[test]
+    fn views_stay_within_their_storage() {
+        let of = |view: &[u8]| {
+            let start = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuK\x06";
+            with_value(&[start, view, b"tQ."].concat(), |_, value| match value {
+                Value::Storage(view) => (view.start, view.end),
+                other => panic!("{}", kind(other)),
+            })
+        };
+        assert_eq!((of(b""), of(b"N")), (Ok((0, 6)), Ok((0, 6))));
+        assert_eq!(of(b"(U\x01vK\x02K\x03t"), Ok((2, 5)));
+        assert_eq!(of(b"(U\x01vK\x02K\x04t"), Ok((2, 6)));
+        assert_eq!(of(b"(U\x01vK\x02K\x05t").unwrap_err(), "a view leaves its storage '0'");
+        for view in [&b"(U\x01vK\x02t"[..], b"(U\x01vK\x02K\x03K\x04t", b"K\x01"] {
+            let error = of(view).unwrap_err();
+            assert!(error.starts_with("the view of a storage is "), "{error}");
+        }
+    }
+
+    #[test]
+    fn declarations_of_a_storage_agree() {
+        let of = |class: &str, count: u8| {
+            let class = format!("(U\x07storagectorch\n{class}\n");
+            let again = [class.as_bytes(), b"U\x010U\x03cpuK", &[count], b"tQ"].concat();
+            let pickle = [b"(", STORAGE, &again, b"t."].concat();
+            with_value(&pickle, |objects, _| objects.storages().len())
+        };
+        assert_eq!(of("FloatStorage", 6), Ok(1));
+        let differs = Err("storage '0' is declared twice and differs".to_string());
+        assert_eq!((of("FloatStorage", 7), of("IntStorage", 6)), (differs.clone(), differs));
+    }
+
+    #[test]
+    fn keys_of_storages_and_ranks_of_tensors_are_limited() {
+        let key = |bytes: u16| {
+            let key =
+                [&b"X"[..], &u32::from(bytes).to_le_bytes(), &vec![b'k'; bytes.into()]].concat();
+            let start = b"(U\x07storagectorch\nFloatStorage\n";
+            with_value(&[start, &key[..], b"U\x03cpuK\x06tQ."].concat(), |_, _| ())
+        };
+        assert_eq!(key(256), Ok(()));
+        assert!(key(257).unwrap_err().contains("key of a storage"));
+        let tensor = |axes: usize| {
+            let ones = [b"(", &b"K\x01".repeat(axes)[..], b"t"].concat();
+            let start = b"ctorch._utils\n_rebuild_tensor_v2\n(";
+            let pickle = [start, STORAGE, b"K\x00", &ones, &ones, b"\x89Nt", b"R."].concat();
+            with_value(&pickle, |_, value| matches!(value, Value::Tensor(_)))
+        };
+        assert_eq!(tensor(MAX_RANK), Ok(true));
+        assert_eq!(tensor(MAX_RANK + 1).unwrap_err(), "a tensor has 17 axes");
+    }
+
+    #[test]
     fn types_of_storages_are_classes() {
         let text = [b"X\x05\x00\x10\x00".to_vec(), vec![b'x'; (1 << 20) + 5]].concat();
         let of = |class: &[u8]| {
