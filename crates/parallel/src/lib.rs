@@ -11,6 +11,7 @@
 //!
 //! [`Meter`] counts and times the collectives of a group.
 
+mod bucket;
 mod communicator;
 mod exchange;
 mod launch;
@@ -29,6 +30,7 @@ mod watchdog;
 
 #[cfg(feature = "mpi")]
 pub use self::mpi::{Mpi, MpiError, MpiOptions};
+pub use bucket::bucket_bytes;
 pub use communicator::{Communicator, Group, Reduction};
 pub use exchange::{Lowest, first_error, gather_bytes, lowest};
 pub use launch::{Launch, Launcher};

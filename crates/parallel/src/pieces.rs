@@ -6,10 +6,11 @@
 //! algorithm, and returns the same bits on every network, and on in-process ranks.
 
 use crate::{
-    Reduction,
+    Reduction, bucket_bytes,
     reduce::{Number, accumulate},
 };
 use bytemuck::Pod;
+use std::array;
 
 /// Exchanges of bytes between the ranks of a group, of at most [`Limits::message`] bytes.
 pub(crate) trait Transport {
@@ -24,14 +25,40 @@ pub(crate) trait Transport {
 pub(crate) struct Limits {
     /// The longest buffer of an exchange.
     pub(crate) message: usize,
-    /// The longest piece of a sum: its copies stay in the cache, and additional memory is small.
+    /// The longest piece of a sum, which bounds the additional memory.
     pub(crate) sum: usize,
     /// The longest buffer of which a sum gathers all copies on all ranks, in one exchange instead of two.
     pub(crate) small: usize,
 }
 
 impl Limits {
-    pub(crate) const DEFAULT: Self = Self { message: 1 << 30, sum: 8 << 20, small: 16 << 10 };
+    /// Returns the limits of `ranks` ranks. A piece is as long as a bucket, so that the bucket of a
+    /// [`reduce_scatter`] is sent without a copy.
+    pub(crate) const fn of(ranks: usize) -> Self {
+        Self { message: 1 << 30, sum: bucket_bytes(ranks), small: 16 << 10 }
+    }
+}
+
+/// Memory that sums use and the next ones use again: it is neither allocated nor zeroed for each sum.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch(Vec<f64>);
+
+impl Scratch {
+    /// Returns slices of the given lengths with any contents.
+    fn slices<N: Pod, const K: usize>(&mut self, lengths: [usize; K]) -> [&mut [N]; K] {
+        // f64 is aligned for both types of numbers.
+        let words = lengths.iter().sum::<usize>() * size_of::<N>();
+        let words = words.div_ceil(size_of::<f64>());
+        if self.0.len() < words {
+            self.0.resize(words, 0.0);
+        }
+        let mut rest = bytemuck::cast_slice_mut(&mut self.0);
+        array::from_fn(|index| {
+            let (slice, after) = std::mem::take(&mut rest).split_at_mut(lengths[index]);
+            rest = after;
+            slice
+        })
+    }
 }
 
 pub(crate) fn broadcast(ranks: &impl Transport, limits: Limits, root: usize, buffer: &mut [u8]) {
@@ -81,24 +108,25 @@ pub(crate) fn all_to_all(ranks: &impl Transport, limits: Limits, input: &[u8], o
 pub(crate) fn reduce_scatter<N: Number + Pod>(
     ranks: &impl Transport,
     limits: Limits,
+    scratch: &mut Scratch,
     input: &[N],
     output: &mut [N],
 ) {
     let (size, part) = (ranks.size(), output.len());
     assert_eq!(input.len(), part * size, "one part per rank");
     let longest = (limits.sum.min(limits.message) / size_of::<N>() / size).clamp(1, part.max(1));
-    let mut received = vec![N::zeroed(); longest * size];
     // Parts of a piece must be contiguous; a single piece is the input itself.
-    let mut sent = vec![N::zeroed(); if longest < part { longest * size } else { 0 }];
+    let copied = if longest < part { longest * size } else { 0 };
+    let [received, copies]: [&mut [N]; 2] = scratch.slices([longest * size, copied]);
     for (index, output) in output.chunks_mut(longest).enumerate() {
         let (start, length) = (index * longest, output.len());
         let sent = if length == part {
             input
         } else {
-            for (rank, sent) in sent[..length * size].chunks_mut(length).enumerate() {
+            for (rank, sent) in copies[..length * size].chunks_mut(length).enumerate() {
                 sent.copy_from_slice(&input[rank * part + start..][..length]);
             }
-            &sent[..length * size]
+            &copies[..length * size]
         };
         let received = &mut received[..length * size];
         ranks.all_to_all(bytemuck::cast_slice(sent), bytemuck::cast_slice_mut(received));
@@ -109,19 +137,20 @@ pub(crate) fn reduce_scatter<N: Number + Pod>(
 pub(crate) fn all_reduce<N: Number + Pod>(
     ranks: &impl Transport,
     limits: Limits,
+    scratch: &mut Scratch,
     reduction: Reduction,
     buffer: &mut [N],
 ) {
     let size = ranks.size();
     if size_of_val(buffer) * size <= limits.small.min(limits.message) {
-        return all_reduce_small(ranks, reduction, buffer);
+        return all_reduce_small(ranks, scratch, reduction, buffer);
     }
     // A multiple of the number of ranks.
     let longest = (limits.sum.min(limits.message) / size_of::<N>() / size).max(1) * size;
     let whole = buffer.len() / size * size;
     let (parts, rest) = buffer.split_at_mut(whole);
-    let mut received = vec![N::zeroed(); longest.min(whole)];
-    let mut sum = vec![N::zeroed(); longest.min(whole) / size];
+    let longest = longest.min(whole).max(size);
+    let [received, sum]: [&mut [N]; 2] = scratch.slices([longest, longest / size]);
     for piece in parts.chunks_mut(longest) {
         let received = &mut received[..piece.len()];
         ranks.all_to_all(bytemuck::cast_slice(piece), bytemuck::cast_slice_mut(received));
@@ -130,19 +159,20 @@ pub(crate) fn all_reduce<N: Number + Pod>(
         ranks.all_gather(bytemuck::cast_slice(sum), bytemuck::cast_slice_mut(piece));
     }
     if !rest.is_empty() {
-        all_reduce_small(ranks, reduction, rest);
+        all_reduce_small(ranks, scratch, reduction, rest);
     }
 }
 
 /// Gathers all buffers on all ranks.
 fn all_reduce_small<N: Number + Pod>(
     ranks: &impl Transport,
+    scratch: &mut Scratch,
     reduction: Reduction,
     buffer: &mut [N],
 ) {
-    let mut received = vec![N::zeroed(); buffer.len() * ranks.size()];
-    ranks.all_gather(bytemuck::cast_slice(buffer), bytemuck::cast_slice_mut(&mut received));
-    sum_of_parts(reduction, &received, buffer);
+    let [received]: [&mut [N]; 1] = scratch.slices([buffer.len() * ranks.size()]);
+    ranks.all_gather(bytemuck::cast_slice(buffer), bytemuck::cast_slice_mut(received));
+    sum_of_parts(reduction, received, buffer);
 }
 
 /// Reduces the parts of all ranks, which stand one after the other.
@@ -188,7 +218,7 @@ mod tests {
     }
 
     const LIMITS: [Limits; 4] = [
-        Limits::DEFAULT,
+        Limits::of(2),
         Limits { message: 1 << 20, sum: 64, small: 0 },
         Limits { message: 80, sum: 1 << 20, small: 1 << 20 },
         Limits { message: 64, sum: 24, small: 16 },
@@ -200,19 +230,21 @@ mod tests {
             run_ranks(size, |group| {
                 let rank = group.rank();
                 let ranks = Short { group: group.clone(), limits };
+                // Of all sums of the rank, so that they find the numbers of earlier ones in it.
+                let scratch = &mut Scratch::default();
                 for length in [0, 1, 2, 3, 5, 7, 16, 41] {
                     let numbers = |count: usize| -> Vec<f32> {
                         (0..count).map(|i| ((i * 7 + rank * 13) as f32).sin()).collect()
                     };
                     for reduction in [Reduction::Sum, Reduction::Max] {
                         let (mut got, mut want) = (numbers(length), numbers(length));
-                        all_reduce(&ranks, limits, reduction, &mut got);
+                        all_reduce(&ranks, limits, scratch, reduction, &mut got);
                         group.all_reduce(reduction, &mut want);
                         assert_eq!(got, want);
                     }
                     let (input, mut got) = (numbers(length * size), numbers(length));
                     let mut want = got.clone();
-                    reduce_scatter(&ranks, limits, &input, &mut got);
+                    reduce_scatter(&ranks, limits, scratch, &input, &mut got);
                     group.reduce_scatter(&input, &mut want);
                     assert_eq!(got, want);
 

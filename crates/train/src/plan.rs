@@ -50,6 +50,7 @@ pub use search::{Constraints, Scaling};
 pub use time::StepTime;
 
 use burn::tensor::FloatDType;
+use opensora_parallel::bucket_bytes;
 use opensora_stdit::{DenoiserConfig, SizeError};
 use serde::Serialize;
 use size::{parameters, rank_flops};
@@ -118,8 +119,9 @@ pub struct Job {
     pub processor: Processor,
     /// The network between the ranks.
     pub network: Network,
-    /// Bytes of gradients or parameters of all ranks that a collective moves at once.
-    pub bucket: f64,
+    /// Bytes of gradients or parameters of all ranks that a collective moves at once. `None`: as the trainer, by
+    /// [`bucket_bytes`].
+    pub bucket: Option<f64>,
     /// Share of the gradients' reduction that the backward pass hides, 0 to 1. burn returns all gradients at
     /// once, so nothing is hidden by default.
     pub overlap: f64,
@@ -139,7 +141,7 @@ impl Default for Job {
             ranks: 1,
             network: Network::of(&processor),
             processor,
-            bucket: TRAINER_BUCKET,
+            bucket: None,
             overlap: 0.0,
         }
     }
@@ -172,9 +174,6 @@ pub struct Prediction {
     pub fits: bool,
 }
 
-/// Bytes of a bucket of f32 gradients of the trainer.
-pub const TRAINER_BUCKET: f64 = (4 * crate::shards::BUCKET) as f64;
-
 /// Share of a processor's memory that a job may use. The rest is left to the runtime, kernels and gaps between
 /// buffers.
 pub const USABLE_MEMORY: f64 = 0.9;
@@ -203,13 +202,19 @@ impl Job {
                 return Err(PlanError::value(field, found, format!("1 to {most}")));
             }
         }
-        if !(self.bucket.is_finite() && self.bucket >= 1.0) {
-            return Err(PlanError::value("bucket", self.bucket, "1 byte or more"));
+        let bucket = self.bucket_bytes();
+        if !(bucket.is_finite() && bucket >= 1.0) {
+            return Err(PlanError::value("bucket", bucket, "1 byte or more"));
         }
         if !(0.0..=1.0).contains(&self.overlap) {
             return Err(PlanError::value("overlap", self.overlap, "0 to 1"));
         }
         Ok(())
+    }
+
+    /// Returns the bytes of all ranks that a collective moves at once.
+    pub fn bucket_bytes(&self) -> f64 {
+        self.bucket.unwrap_or(bucket_bytes(self.ranks) as f64)
     }
 
     /// Predicts time and memory of `layout`.
@@ -266,7 +271,7 @@ mod tests {
             Job { ranks: usize::MAX, ..ok.clone() },
             Job { latents: [16, 31, 32], ..ok.clone() },
             Job { overlap: f64::NAN, ..ok.clone() },
-            Job { bucket: 0.0, ..ok.clone() },
+            Job { bucket: Some(0.0), ..ok.clone() },
             Job { config: DenoiserConfig { depth: 0, ..ok.config.clone() }, ..ok.clone() },
             Job { processor: Processor { efficiency: 1.5, ..ok.processor }, ..ok.clone() },
             Job { network: Network { ranks_per_node: 0, ..ok.network }, ..ok.clone() },

@@ -1,21 +1,37 @@
 //! Slices of all parameters, one slice of each per rank, and the collectives between slices and whole tensors.
 //!
 //! Rank `r` of `N` has the elements `r * c .. (r + 1) * c` of a parameter of `n` elements, with `c = n / N` rounded
-//! up; the last slices are shorter or empty. Gradients are reduced and parameters gathered in buckets of a few
-//! megabytes, which hold pieces of consecutive slices, the same on all ranks.
+//! up; the last slices are shorter or empty. Gradients are reduced and parameters gathered in buckets of
+//! [`bucket_bytes`], which hold pieces of consecutive slices, the same on all ranks. A large parameter that is divided
+//! evenly is a bucket of its own, which needs no copy: its slices stand one after the other, as collectives expect.
+//!
+//! On a host with fast cores, copies take longer than sums: buffers are kept between steps, and tensors of the host
+//! are sent from and received in their own memory.
 //!
 //! Source: Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models"
 //! (arXiv 1910.02054). Deviation: every parameter is divided, not the concatenation of all, so that each slice
 //! belongs to one name in the optimizer and in checkpoints.
 
-use crate::parameters::FlatTensors;
-use burn::tensor::{DType, Tensor, TensorData};
-use opensora_nn::read::{ReadError, read};
-use opensora_parallel::Group;
-use std::{collections::BTreeMap, ops::Range};
+mod buffers;
 
-/// Default of the elements of a bucket: 4 MiB of f32.
-pub(crate) const BUCKET: usize = 1 << 20;
+use crate::parameters::FlatTensors;
+use buffers::Buffers;
+use burn::tensor::{DType, Element, Tensor, TensorData, bf16, f16};
+use bytemuck::Pod;
+use opensora_nn::read::{ReadError, read};
+use opensora_parallel::{Group, Reduction, bucket_bytes};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::{Mutex, PoisonError},
+};
+
+/// Share of a bucket from which a parameter is a bucket of its own: a copy of it would take longer than the latency of
+/// another collective.
+const LARGE: usize = 16;
+
+/// Values in host memory by the name of their parameter.
+pub(crate) type HostValues = BTreeMap<String, TensorData>;
 
 /// Slices in host memory by the name of their parameter.
 pub(crate) type HostSlices = BTreeMap<String, Vec<f32>>;
@@ -27,13 +43,14 @@ pub(crate) fn slice(length: usize, rank: usize, size: usize) -> Range<usize> {
 }
 
 /// The division of parameters among the ranks of a group.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Shards {
     group: Group,
     /// Elements of every parameter.
     lengths: BTreeMap<String, usize>,
     /// Elements of a bucket over all ranks.
     bucket: usize,
+    buffers: Mutex<Buffers>,
 }
 
 /// A piece of a bucket: elements `from..to` of each rank's slice of a parameter.
@@ -52,6 +69,11 @@ impl Piece<'_> {
         (begin + self.from).min(self.length)..(begin + self.to).min(self.length)
     }
 
+    /// Returns the elements of each rank.
+    fn len(&self) -> usize {
+        self.to - self.from
+    }
+
     fn is_last(&self, size: usize) -> bool {
         self.to == self.length.div_ceil(size)
     }
@@ -60,7 +82,8 @@ impl Piece<'_> {
 impl Shards {
     pub(crate) fn new(group: Group, parameters: &FlatTensors) -> Self {
         let lengths = parameters.iter().map(|(name, value)| (name.clone(), value.dims()[0]));
-        Self { group, lengths: lengths.collect(), bucket: BUCKET }
+        let bucket = bucket_bytes(group.size()) / size_of::<f32>();
+        Self { group, lengths: lengths.collect(), bucket, buffers: Mutex::default() }
     }
 
     /// Returns this rank's elements of a parameter of `length` elements.
@@ -84,6 +107,11 @@ impl Shards {
         own.collect()
     }
 
+    /// Returns true if a parameter of `length` elements is a bucket of its own.
+    fn is_large(&self, length: usize) -> bool {
+        length.is_multiple_of(self.group.size()) && length >= (self.bucket / LARGE).max(1)
+    }
+
     /// Returns the pieces of the parameters `names`, in buckets.
     fn buckets<'a>(&'a self, names: impl Iterator<Item = &'a String>) -> Vec<Vec<Piece<'a>>> {
         let size = self.group.size();
@@ -92,6 +120,10 @@ impl Shards {
         for name in names {
             let Some(&length) = self.lengths.get(name) else { continue };
             let (chunk, mut from) = (length.div_ceil(size), 0);
+            if self.is_large(length) {
+                buckets.push(vec![Piece { name, length, from, to: chunk }]);
+                continue;
+            }
             while from < chunk {
                 let to = chunk.min(from + limit - filled);
                 bucket.push(Piece { name, length, from, to });
@@ -115,32 +147,108 @@ impl Shards {
     /// The gradients of a bucket are freed after it.
     pub(crate) fn reduce(
         &self,
-        gradients: FlatTensors,
+        mut gradients: FlatTensors,
         weight: f32,
     ) -> Result<HostSlices, ReadError> {
+        let present = self.present(|name| gradients.contains_key(name));
         let mut slices = HostSlices::new();
-        self.each_reduced(gradients, weight, |piece, sums| {
-            let own = piece.place(self.group.rank(), self.group.size()).len();
-            let slice = slices.entry(piece.name.to_string()).or_default();
-            slice.extend_from_slice(&sums[..own]);
-        })?;
+        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut host = None;
+        for bucket in self.buckets(present.iter()) {
+            if let [piece] = &bucket[..]
+                && self.is_large(piece.length)
+                && let Some(gradient) = gradients.remove(piece.name)
+            {
+                let mut gradient = on_host(gradient)?;
+                if weight != 1.0 {
+                    floats_mut(&mut gradient).iter_mut().for_each(|value| *value *= weight);
+                }
+                let mut own = vec![0.0; piece.len()];
+                self.group.reduce_scatter(floats(&gradient), &mut own);
+                slices.insert(piece.name.to_string(), own);
+                continue;
+            }
+            let sums = self.reduce_bucket(&bucket, &mut gradients, &mut host, weight, &mut buffers);
+            let mut sums = sums?;
+            for piece in &bucket {
+                let (piece_sums, rest) = sums.split_at(piece.len());
+                let own = piece.place(self.group.rank(), self.group.size()).len();
+                let slice = slices.entry(piece.name.to_string()).or_default();
+                slice.extend_from_slice(&piece_sums[..own]);
+                sums = rest;
+            }
+        }
         slices.retain(|_, slice| !slice.is_empty());
         Ok(slices)
     }
 
-    /// As [`reduce`](Self::reduce), for the sums of whole parameters. A collective.
-    pub(crate) fn reduce_whole(
+    /// Copies the pieces of a bucket together, reduces them, and returns this rank's part. `host` has the gradient
+    /// whose last piece is in a later bucket.
+    fn reduce_bucket<'a>(
         &self,
-        gradients: FlatTensors,
+        bucket: &[Piece<'_>],
+        gradients: &mut FlatTensors,
+        host: &mut Option<TensorData>,
         weight: f32,
-    ) -> Result<HostSlices, ReadError> {
-        let slices = self.reduce(gradients, weight)?;
-        let present: Vec<String> = self.present(|name| slices.contains_key(name));
-        let mut whole = HostSlices::new();
-        let bytes = |name: &str| Ok(slices.get(name).map_or(Vec::new(), |slice| bytes_of(slice)));
-        self.gather(present.iter(), DType::F32, bytes, |name, bytes| {
-            whole.insert(name.to_string(), floats_of(&bytes));
-        })?;
+        buffers: &'a mut Buffers,
+    ) -> Result<&'a [f32], ReadError> {
+        let size = self.group.size();
+        let chunk: usize = bucket.iter().map(Piece::len).sum();
+        let [sent, received] = buffers.of::<f32>([chunk * size, chunk]);
+        let mut at = 0;
+        for piece in bucket {
+            if piece.from == 0 {
+                *host = gradients.remove(piece.name).map(on_host).transpose()?;
+            }
+            for rank in 0..size {
+                // A missing gradient is zero, and so are the elements after the end of a parameter.
+                let values =
+                    host.as_ref().map_or(&[][..], |host| &floats(host)[piece.place(rank, size)]);
+                let target = &mut sent[rank * chunk + at..][..piece.len()];
+                let (scaled, rest) = target.split_at_mut(values.len());
+                for (target, value) in scaled.iter_mut().zip(values) {
+                    *target = value * weight;
+                }
+                rest.fill(0.0);
+            }
+            at += piece.len();
+            if piece.is_last(size) {
+                *host = None;
+            }
+        }
+        self.group.reduce_scatter(sent, received);
+        Ok(received)
+    }
+
+    /// Adds the gradients over all ranks and returns the sums of whole parameters. They have the same bits as those of
+    /// [`reduce`](Self::reduce). A collective.
+    pub(crate) fn reduce_whole(&self, mut gradients: FlatTensors) -> Result<HostValues, ReadError> {
+        let mut whole = HostValues::new();
+        for name in self.present(|name| gradients.contains_key(name)) {
+            let data = match gradients.remove(&name) {
+                Some(gradient) => on_host(gradient)?,
+                None => TensorData::zeros::<f32, _>([self.lengths[&name]]),
+            };
+            whole.insert(name, data);
+        }
+        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let reduce = |buffer: &mut [f32]| self.group.all_reduce(Reduction::Sum, buffer);
+        let (mut bucket, mut filled): (Vec<&mut [f32]>, _) = (Vec::new(), 0);
+        for data in whole.values_mut() {
+            let values = floats_mut(data);
+            if values.len() >= (self.bucket / LARGE).max(1) {
+                reduce(values);
+                continue;
+            }
+            if filled + values.len() > self.bucket {
+                buffers.through(&mut bucket, reduce);
+                bucket.clear();
+                filled = 0;
+            }
+            filled += values.len();
+            bucket.push(values);
+        }
+        buffers.through(&mut bucket, reduce);
         Ok(whole)
     }
 
@@ -148,123 +256,89 @@ impl Shards {
     fn present(&self, mine: impl Fn(&str) -> bool) -> Vec<String> {
         let mut flags: Vec<f32> =
             self.lengths.keys().map(|name| f32::from(u8::from(mine(name)))).collect();
-        self.group.all_reduce(opensora_parallel::Reduction::Max, &mut flags);
+        self.group.all_reduce(Reduction::Max, &mut flags);
         let names = self.lengths.keys().zip(flags).filter(|(_, flag)| *flag > 0.0);
         names.map(|(name, _)| name.clone()).collect()
     }
 
-    fn each_reduced(
-        &self,
-        mut gradients: FlatTensors,
-        weight: f32,
-        mut found: impl FnMut(&Piece<'_>, &[f32]),
-    ) -> Result<(), ReadError> {
-        let (size, present) =
-            (self.group.size(), self.present(|name| gradients.contains_key(name)));
-        let mut host: Option<(String, Vec<f32>)> = None;
-        for bucket in self.buckets(present.iter()) {
-            let chunk: usize = bucket.iter().map(|piece| piece.to - piece.from).sum();
-            let mut input = vec![0.0; chunk * size];
-            let mut at = 0;
-            for piece in &bucket {
-                if host.as_ref().is_none_or(|(name, _)| name != piece.name) {
-                    let gradient = gradients.remove(piece.name).map(floats).transpose()?;
-                    host = gradient.map(|values| (piece.name.to_string(), values));
-                }
-                // A missing gradient is zero.
-                for rank in 0..if host.is_some() { size } else { 0 } {
-                    let place = piece.place(rank, size);
-                    let values = host.as_ref().map_or(&[][..], |(_, values)| &values[place]);
-                    let target = &mut input[rank * chunk + at..][..values.len()];
-                    for (target, value) in target.iter_mut().zip(values) {
-                        *target = value * weight;
-                    }
-                }
-                at += piece.to - piece.from;
-                if piece.is_last(size) {
-                    host = None;
-                }
-            }
-            let mut output = vec![0.0; chunk];
-            self.group.reduce_scatter(&input, &mut output);
-            let mut at = 0;
-            for piece in &bucket {
-                found(piece, &output[at..]);
-                at += piece.to - piece.from;
-            }
-        }
-        Ok(())
-    }
-
-    /// Gathers the slices of the parameters `names` in elements of `dtype`: `own` returns the bytes of this rank's
-    /// slice, and `found` gets the bytes of each whole parameter, one after another. A collective.
+    /// Gathers whole parameters from the `slices` of all ranks, cast to `dtype`. Every rank names the same parameters
+    /// of the division. `found` gets the parameters one after another, in the memory of `old` where it has values of
+    /// the same name. A collective.
     pub(crate) fn gather<'a>(
-        &'a self,
-        names: impl Iterator<Item = &'a String>,
-        dtype: DType,
-        own: impl Fn(&str) -> Result<Vec<u8>, ReadError>,
-        mut found: impl FnMut(&str, Vec<u8>),
-    ) -> Result<(), ReadError> {
-        let (size, width) = (self.group.size(), dtype.size());
-        let mut host = Vec::new();
-        let mut whole = Vec::new();
-        for bucket in self.buckets(names) {
-            let chunk: usize = bucket.iter().map(|piece| piece.to - piece.from).sum();
-            let mut input = vec![0; chunk * width];
-            let mut at = 0;
-            for piece in &bucket {
-                if piece.from == 0 {
-                    host = own(piece.name)?;
-                }
-                let held = piece.place(self.group.rank(), size).len();
-                let begin = if held == 0 { 0 } else { piece.from * width };
-                let values = &host[begin..][..held * width];
-                input[at * width..][..values.len()].copy_from_slice(values);
-                at += piece.to - piece.from;
-            }
-            let mut output = vec![0; chunk * width * size];
-            self.group.all_gather(&input, &mut output);
-            let mut at = 0;
-            for piece in &bucket {
-                if piece.from == 0 {
-                    whole = vec![0; piece.length * width];
-                }
-                for rank in 0..size {
-                    let place = piece.place(rank, size);
-                    let values = &output[(rank * chunk + at) * width..][..place.len() * width];
-                    whole[place.start * width..place.end * width].copy_from_slice(values);
-                }
-                at += piece.to - piece.from;
-                if piece.is_last(size) {
-                    found(piece.name, std::mem::take(&mut whole));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Gathers whole parameters from the `slices` of all ranks, cast to `dtype`, on the device of the slices.
-    /// Every rank names the same parameters of the division. A collective.
-    pub(crate) fn gather_tensors<'a>(
         &'a self,
         names: impl Iterator<Item = &'a String>,
         slices: &FlatTensors,
         dtype: DType,
+        old: HostValues,
+        found: impl FnMut(&str, TensorData),
+    ) -> Result<(), ReadError> {
+        match dtype {
+            DType::F64 => self.gather_as::<f64>(names, slices, old, found),
+            DType::F32 => self.gather_as::<f32>(names, slices, old, found),
+            DType::F16 => self.gather_as::<f16>(names, slices, old, found),
+            DType::BF16 => self.gather_as::<bf16>(names, slices, old, found),
+            dtype => unreachable!("{dtype:?} is no dtype of parameters"),
+        }
+    }
+
+    fn gather_as<'a, E: Element + Pod>(
+        &'a self,
+        names: impl Iterator<Item = &'a String>,
+        slices: &FlatTensors,
+        mut old: HostValues,
         mut found: impl FnMut(&str, TensorData),
     ) -> Result<(), ReadError> {
-        let own = |name: &str| match slices.get(name) {
-            Some(slice) => Ok(read(slice.clone().cast(dtype))?.as_bytes().to_vec()),
-            None => Ok(Vec::new()),
+        let (rank, size) = (self.group.rank(), self.group.size());
+        let own = |name: &str| slices.get(name).map(|own| read(own.clone().cast(E::dtype())));
+        let mut memory = |piece: &Piece<'_>| {
+            let old = old.remove(piece.name).filter(|old| old.dtype() == E::dtype());
+            old.unwrap_or_else(|| TensorData::zeros::<E, _>([piece.length]))
         };
-        self.gather(names, dtype, own, |name, bytes| {
-            let length = bytes.len() / dtype.size();
-            let data = match dtype {
-                // Aligned as f32.
-                DType::F32 => TensorData::new(floats_of(&bytes), [length]),
-                _ => TensorData::from_bytes_vec(bytes, [length], dtype),
-            };
-            found(name, data);
-        })
+        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut host, mut whole) = (None, None);
+        for bucket in self.buckets(names) {
+            if let [piece] = &bucket[..]
+                && self.is_large(piece.length)
+                && let Some(own) = own(piece.name)
+            {
+                let (own, mut whole) = (own?, memory(piece));
+                let received = bytemuck::cast_slice_mut(elements_mut::<E>(&mut whole));
+                self.group.all_gather(bytemuck::cast_slice(elements::<E>(&own)), received);
+                found(piece.name, whole);
+                continue;
+            }
+            let chunk: usize = bucket.iter().map(Piece::len).sum();
+            let [sent, received] = buffers.of::<E>([chunk, chunk * size]);
+            let mut at = 0;
+            for piece in &bucket {
+                if piece.from == 0 {
+                    host = own(piece.name).transpose()?;
+                }
+                let held = piece.place(rank, size).len();
+                if let Some(host) = host.as_ref().filter(|_| held > 0) {
+                    let values = &elements::<E>(host)[piece.from..][..held];
+                    sent[at..][..held].copy_from_slice(values);
+                }
+                at += piece.len();
+            }
+            self.group.all_gather(bytemuck::cast_slice(sent), bytemuck::cast_slice_mut(received));
+            let mut at = 0;
+            for piece in &bucket {
+                let mut data = whole.take().unwrap_or_else(|| memory(piece));
+                for rank in 0..size {
+                    let place = piece.place(rank, size);
+                    let values = &received[rank * chunk + at..][..place.len()];
+                    elements_mut::<E>(&mut data)[place].copy_from_slice(values);
+                }
+                at += piece.len();
+                if piece.is_last(size) {
+                    found(piece.name, data);
+                } else {
+                    whole = Some(data);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Replaces the values of all ranks by those of rank 0. A collective.
@@ -293,18 +367,26 @@ impl Shards {
     }
 }
 
-/// Returns the values of a tensor as f32.
-fn floats(tensor: Tensor<1>) -> Result<Vec<f32>, ReadError> {
-    let data = read(tensor.cast(DType::F32))?;
-    Ok(data.as_slice::<f32>().map_or_else(|_| data.iter().collect(), <[f32]>::to_vec))
+/// Returns the values of a tensor as f32, in the tensor's memory if that is possible.
+fn on_host(tensor: Tensor<1>) -> Result<TensorData, ReadError> {
+    read(tensor.cast(DType::F32))
 }
 
-fn bytes_of(values: &[f32]) -> Vec<u8> {
-    values.iter().map(|value| value.to_ne_bytes()).collect::<Vec<_>>().into_flattened()
+/// Returns the values of data of [`on_host`].
+pub(crate) fn floats(data: &TensorData) -> &[f32] {
+    elements(data)
 }
 
-fn floats_of(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|value| f32::from_ne_bytes(*value)).collect()
+fn floats_mut(data: &mut TensorData) -> &mut [f32] {
+    elements_mut(data)
+}
+
+fn elements<E: Element>(data: &TensorData) -> &[E] {
+    data.as_slice().expect("host memory of this dtype")
+}
+
+fn elements_mut<E: Element>(data: &mut TensorData) -> &mut [E] {
+    data.as_mut_slice().expect("host memory of this dtype")
 }
 
 #[cfg(test)]
@@ -330,7 +412,9 @@ mod tests {
     }
 
     fn shards(group: Group, bucket: usize) -> Shards {
-        Shards { bucket, ..Shards::new(group, &tensors(0, &["a", "b", "c", "d", "e"])) }
+        let mut shards = Shards::new(group, &tensors(0, &["a", "b", "c", "d", "e"]));
+        shards.bucket = bucket;
+        shards
     }
 
     #[test]
@@ -343,22 +427,27 @@ mod tests {
 
     #[test]
     fn gradients_are_added_in_buckets_of_any_size() {
-        for (size, bucket) in [(1, 16), (2, 16), (3, 64), (4, 1), (4, 1 << 20)] {
+        // With 2 ranks and 2,000, "d" is a bucket of its own; with 200, "b" is too.
+        let sizes =
+            [(1, 16), (2, 16), (2, 200), (2, 2000), (3, 64), (4, 1), (4, 900), (4, 1 << 20)];
+        for (size, bucket) in sizes {
             run_ranks(size, |group| {
                 let rank = group.rank();
                 let shards = shards(group, bucket);
                 // Nobody has "c", and only rank 0 has "e".
                 let names = if rank == 0 { &["a", "b", "d", "e"][..] } else { &["a", "b", "d"] };
                 let slices = shards.reduce(tensors(rank, names), 0.5).unwrap();
-                let whole = shards.reduce_whole(tensors(rank, names), 0.5).unwrap();
+                let halves = tensors(rank, names).into_iter().map(|(name, x)| (name, x * 0.5));
+                let whole = shards.reduce_whole(halves.collect()).unwrap();
                 assert_eq!(whole.keys().collect::<Vec<_>>(), ["a", "b", "d", "e"]);
                 for (name, sums) in &whole {
+                    let sums = floats(sums);
                     let ranks = if name == "e" { 1 } else { size };
                     let expected = |index| -> f32 {
                         (0..ranks).map(|rank| 0.5 * value(name, index, rank)).sum()
                     };
                     let expected: Vec<f32> = (0..sums.len()).map(expected).collect();
-                    assert_eq!(sums, &expected, "{name} in buckets of {bucket}");
+                    assert_eq!(sums, expected, "{name} in buckets of {bucket}");
                     let own = shards.own(sums.len());
                     assert_eq!(slices.get(name).map_or(&[][..], Vec::as_slice), &expected[own]);
                 }
@@ -368,7 +457,7 @@ mod tests {
 
     #[test]
     fn slices_are_gathered_in_every_dtype() {
-        for (size, bucket) in [(2, 16), (3, 10), (4, 1 << 20)] {
+        for (size, bucket) in [(2, 16), (2, 200), (3, 10), (4, 1 << 20)] {
             run_ranks(size, |group| {
                 let shards = shards(group, bucket);
                 let whole = tensors(0, &["a", "b", "c", "d", "e"]);
@@ -376,8 +465,11 @@ mod tests {
                 for dtype in [DType::F32, DType::BF16] {
                     let mut found = Vec::new();
                     let names = shards.lengths().keys();
+                    // Memory with other values, of one parameter.
+                    let old = TensorData::new(vec![9.0f32; 1000], [1000]);
+                    let old = HostValues::from([("d".to_string(), old)]);
                     shards
-                        .gather_tensors(names, &own, dtype, |name, data| {
+                        .gather(names, &own, dtype, old, |name, data| {
                             let expected = whole[name].clone().cast(dtype).into_data();
                             assert_eq!(data, expected, "{name}, {size} ranks");
                             found.push(name.to_string());

@@ -9,8 +9,7 @@ use opensora::{
     nn::dtype::Dtype,
     train::{
         plan::{
-            Constraints, Job, Network, PlanError, Prediction, Processor, Scaling, TRAINER_BUCKET,
-            USABLE_MEMORY,
+            Constraints, Job, Network, PlanError, Prediction, Processor, Scaling, USABLE_MEMORY,
         },
         zero::Zero,
     },
@@ -112,9 +111,10 @@ struct Machines {
     /// Assume collectives that read a GPU's memory [default: they pass through the host, as this program's do]
     #[arg(long)]
     direct: bool,
-    /// MiB of gradients or parameters, over all ranks, that a collective moves at once
-    #[arg(long, default_value_t = TRAINER_BUCKET / f64::from(1 << 20), value_name = "MIB")]
-    bucket: f64,
+    /// MiB of gradients or parameters, over all ranks, that a collective moves at once [default: 4 for each rank, at
+    /// most 256, as the trainer]
+    #[arg(long, value_name = "MIB")]
+    bucket: Option<f64>,
     /// Share of the gradients' reduction that the backward pass hides, 0 to 1
     #[arg(long, default_value_t = 0.0, value_name = "N")]
     overlap: f64,
@@ -193,7 +193,7 @@ fn job(args: &Args) -> anyhow::Result<Job> {
         ranks: machines.ranks,
         network: machines.network(&processor),
         processor,
-        bucket: machines.bucket * f64::from(1 << 20),
+        bucket: machines.bucket.map(|mib| mib * f64::from(1 << 20)),
         overlap: machines.overlap,
     })
 }
@@ -210,7 +210,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             "is_prediction": true,
             "tokens": job.config.grid(job.latents)?.iter().product::<usize>(),
             "clips": job.clips, "ranks": job.ranks,
-            "processor": job.processor, "network": job.network, "bucket": job.bucket, "overlap": job.overlap,
+            "processor": job.processor, "network": job.network, "bucket": job.bucket_bytes(), "overlap": job.overlap,
             "layouts": found, "scaling": scaling,
         }))?;
         return Ok(());

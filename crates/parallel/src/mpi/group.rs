@@ -2,7 +2,7 @@
 
 use crate::{
     Communicator, Group, Reduction,
-    pieces::{self, Limits, Transport},
+    pieces::{self, Limits, Scratch, Transport},
     watchdog::{Hub, NAMES, Pulse, Spoke, Timing},
 };
 use mpi::{
@@ -35,6 +35,8 @@ unsafe impl Sync for Handle {}
 pub(super) struct Session {
     /// MPI; `None` after its end. Locked by every collective.
     universe: Mutex<Option<Universe>>,
+    /// Locked by sums, after `universe`.
+    scratch: Mutex<Scratch>,
     threading: Threading,
     pub(super) pulse: Arc<Pulse>,
     pub(super) watchdog: OnceLock<Watchdog>,
@@ -64,6 +66,7 @@ impl Session {
         let world = universe.world().duplicate();
         let session = Arc::new(Self {
             universe: Mutex::new(Some(universe)),
+            scratch: Mutex::default(),
             threading,
             pulse: Arc::default(),
             watchdog: OnceLock::new(),
@@ -149,6 +152,15 @@ impl MpiGroup {
         Self { handle: Handle(ManuallyDrop::new(communicator)), session, rank, size }
     }
 
+    fn limits(&self) -> Limits {
+        Limits::of(self.size)
+    }
+
+    /// Returns the memory of sums. Only for a collective, which holds the session's lock.
+    fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        self.session.scratch.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     /// Calls a collective, which the watchdog sees.
     fn call<R>(&self, name: &str, collective: impl FnOnce(&Exchanges<'_>) -> R) -> R {
         let locked = self.session.lock();
@@ -207,36 +219,36 @@ impl Communicator for MpiGroup {
 
     fn broadcast(&self, root: usize, buffer: &mut [u8]) {
         assert!(root < self.size, "rank {root} of a group of {}", self.size);
-        self.call("broadcast", |ranks| pieces::broadcast(ranks, Limits::DEFAULT, root, buffer));
+        self.call("broadcast", |ranks| pieces::broadcast(ranks, self.limits(), root, buffer));
     }
 
     fn all_reduce(&self, reduction: Reduction, buffer: &mut [f32]) {
         self.call("all_reduce", |ranks| {
-            pieces::all_reduce(ranks, Limits::DEFAULT, reduction, buffer);
+            pieces::all_reduce(ranks, self.limits(), &mut self.scratch(), reduction, buffer);
         });
     }
 
     fn all_reduce_f64(&self, reduction: Reduction, buffer: &mut [f64]) {
         self.call("all_reduce", |ranks| {
-            pieces::all_reduce(ranks, Limits::DEFAULT, reduction, buffer);
+            pieces::all_reduce(ranks, self.limits(), &mut self.scratch(), reduction, buffer);
         });
     }
 
     fn reduce_scatter(&self, input: &[f32], output: &mut [f32]) {
         self.call("reduce_scatter", |ranks| {
-            pieces::reduce_scatter(ranks, Limits::DEFAULT, input, output);
+            pieces::reduce_scatter(ranks, self.limits(), &mut self.scratch(), input, output);
         });
     }
 
     fn all_gather(&self, input: &[u8], output: &mut [u8]) {
         self.call("all_gather", |ranks| {
-            pieces::all_gather(ranks, Limits::DEFAULT, input, output);
+            pieces::all_gather(ranks, self.limits(), input, output);
         });
     }
 
     fn all_to_all(&self, input: &[u8], output: &mut [u8]) {
         self.call("all_to_all", |ranks| {
-            pieces::all_to_all(ranks, Limits::DEFAULT, input, output);
+            pieces::all_to_all(ranks, self.limits(), input, output);
         });
     }
 

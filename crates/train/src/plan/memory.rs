@@ -118,7 +118,7 @@ pub(super) fn of(job: &Job, layout: Layout, grid: [usize; 3], parameters: &Param
         1 => 0.0,
         _ => clips * share.exchanged(layout.sequence) * hidden * value,
     };
-    let bucket = if ranks > 1.0 { job.bucket.min(4.0 * parameters.trained) } else { 0.0 };
+    let bucket = if ranks > 1.0 { job.bucket_bytes().min(4.0 * parameters.trained) } else { 0.0 };
     Memory {
         weights: value * parameters.total,
         master: if has_master { state } else { 0.0 },

@@ -88,7 +88,7 @@ pub(super) fn of(job: &Job, layout: Layout, grid: [usize; 3], parameters: &Param
     };
     let accumulation = layout.accumulation as f64;
     // Every bucket is a collective with its own latency.
-    let buckets = (trained / job.bucket).ceil();
+    let buckets = (trained / job.bucket_bytes()).ceil();
     let gathered = value * parameters.trained;
     match layout.zero {
         Zero::Off => run(|time| &mut time.gradients, AllReduce, trained / buckets, ranks, buckets),
@@ -169,11 +169,11 @@ mod tests {
         let bytes = 4.0 * parameters(&job.config).trained;
         let without = time(&job, Layout::data(8)).gradients;
         job.network.within.latency = 1e-3;
-        let buckets = (bytes / (4 << 20) as f64).ceil();
+        let buckets = (bytes / (32 << 20) as f64).ceil();
         let with = time(&job, Layout::data(8)).gradients;
         let wanted = buckets * 2.0 * 7.0 * 1e-3;
         assert!(((with - without) / wanted - 1.0).abs() < 1e-9, "{with} {without} {wanted}");
-        job.bucket = bytes;
+        job.bucket = Some(bytes);
         let once = time(&job, Layout::data(8)).gradients - without;
         assert!((once / (2.0 * 7.0 * 1e-3) - 1.0).abs() < 1e-6, "{once}");
     }

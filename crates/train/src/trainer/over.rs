@@ -6,13 +6,14 @@ use crate::{
     optimizer::{GradientNorm, Update, clip_factor},
     parameters::FlatTensors,
     ranks::Ranks,
-    shards::{HostSlices, Shards},
+    shards::{HostSlices, HostValues, Shards, floats},
     zero::Zero,
 };
 use burn::{
     module::Module,
     tensor::{DType, Device, FloatDType, Tensor, TensorData},
 };
+use opensora_nn::{device::is_host, read::read};
 use std::{collections::BTreeSet, ops::Range};
 
 /// What a trainer has more if it is one of several ranks.
@@ -139,9 +140,10 @@ impl<M: Module> Trainer<M> {
         let shards = &over.shards;
         let (gradients, norm) = match over.zero {
             Zero::Off => {
-                let whole = over.ranks.or_abort(shards.reduce_whole(sum.local, 1.0));
+                let whole = over.ranks.or_abort(shards.reduce_whole(sum.local));
                 // The same slices as with ZeRO, so that the norms are bit-exact.
-                let own = whole.values().map(|values| &values[shards.own(values.len())]);
+                let own =
+                    whole.values().map(floats).map(|values| &values[shards.own(values.len())]);
                 let norm = shards.square_sum(own).sqrt();
                 (whole, norm)
             }
@@ -151,16 +153,18 @@ impl<M: Module> Trainer<M> {
                     _ => over.ranks.or_abort(shards.reduce(sum.local, 1.0)),
                 };
                 let norm = shards.square_sum(slices.values().map(Vec::as_slice)).sqrt();
-                (slices, norm)
+                let data = |slice: Vec<f32>| {
+                    let length = slice.len();
+                    TensorData::new(slice, [length])
+                };
+                (slices.into_iter().map(|(name, slice)| (name, data(slice))).collect(), norm)
             }
         };
         // The norm is the same on all ranks, and so is the error.
         check_norm(self.step + 1, norm)?;
         let device = self.device();
-        let gradients = gradients.into_iter().map(|(name, values)| {
-            let length = values.len();
-            (name, Tensor::from_data(TensorData::new(values, [length]), (&device, DType::F32)))
-        });
+        let on_device = |data| Tensor::from_data(data, (&device, DType::F32));
+        let gradients = gradients.into_iter().map(|(name, data)| (name, on_device(data)));
         let update = Update::Scaled(clip_factor(norm, self.recipe.gradient_clip));
         let learning_rate = self.change(gradients.collect(), &update, steps);
         self.gather_values(|name, trainable| trainable.contains(name));
@@ -173,8 +177,14 @@ impl<M: Module> Trainer<M> {
         let Some(over) = &self.over else { return };
         let Some(master) = &over.master else { return };
         let (values, dtype) = (&mut self.values, DType::from(over.dtype));
-        let names = over.shards.lengths().keys().filter(|name| changed(name, &self.trainable));
-        let gathered = over.shards.gather_tensors(names, master, dtype, |name, data| {
+        let names = || over.shards.lengths().keys().filter(|name| changed(name, &self.trainable));
+        // The new values are received in the memory of the old ones.
+        let mut old = HostValues::new();
+        for name in names().filter(|_| is_host(&device)) {
+            let value = values.remove(name).map(read).transpose();
+            old.extend(over.ranks.or_abort(value).map(|data| (name.clone(), data)));
+        }
+        let gathered = over.shards.gather(names(), master, dtype, old, |name, data| {
             values.insert(name.to_string(), Tensor::from_data(data, (&device, dtype)));
         });
         over.ranks.or_abort(gathered);
@@ -191,12 +201,13 @@ impl<M: Module> Trainer<M> {
             let is_average = !std::ptr::eq(slices, master);
             let names = over.shards.lengths().keys();
             let names = names.filter(|name| !is_average || self.trainable.contains(*name));
-            let gathered = over.shards.gather_tensors(names, slices, DType::F32, |name, data| {
-                if is_main {
-                    let tensor = Tensor::from_data(data, (&device, DType::F32));
-                    target.insert(name.to_string(), tensor);
-                }
-            });
+            let gathered =
+                over.shards.gather(names, slices, DType::F32, HostValues::new(), |name, data| {
+                    if is_main {
+                        let tensor = Tensor::from_data(data, (&device, DType::F32));
+                        target.insert(name.to_string(), tensor);
+                    }
+                });
             over.ranks.or_abort(gathered);
         }
         over.whole = is_main.then_some(whole);
