@@ -6,7 +6,9 @@ use crate::{
     window,
 };
 use burn::data::dataset::Dataset;
+use opensora_files::hex;
 use opensora_video::{media::Media, reader};
+use sha2::{Digest, Sha256};
 use std::path::Path;
 
 /// Rows that can be read in every epoch: a folder of clips, a cache of latents, generated data.
@@ -33,6 +35,26 @@ pub trait Source: Send + Sync {
 
     /// Returns a row's number (from 1) and file, for messages.
     fn describe(&self, row: usize) -> String;
+
+    /// Returns a digest of all rows, by which the ranks of a run notice that they read different data. By default it
+    /// covers the [descriptions](Self::describe).
+    ///
+    /// # Errors
+    /// Returns an error if the rows cannot be read.
+    fn fingerprint(&self) -> Result<String, DataError> {
+        Ok(fingerprint_of((0..self.len()).map(|row| self.describe(row))))
+    }
+}
+
+/// Returns the SHA-256 of `rows` and their lengths, in hexadecimal digits.
+pub fn fingerprint_of(rows: impl IntoIterator<Item = impl AsRef<[u8]>>) -> String {
+    let mut hasher = Sha256::new();
+    for row in rows {
+        let row = row.as_ref();
+        hasher.update((row.len() as u64).to_le_bytes());
+        hasher.update(row);
+    }
+    hex(&hasher.finalize())
 }
 
 /// Returns the frames per second of clips that take every `interval`-th frame of the videos in `paths`,
@@ -143,6 +165,14 @@ impl Source for ClipDataset {
             Some(found) => format!("row {}: {}", row + 1, found.path.display()),
             None => format!("row {}", row + 1),
         }
+    }
+
+    /// Covers captions and names of files, not their folders: nodes may have copies in different places.
+    fn fingerprint(&self) -> Result<String, DataError> {
+        let rows = self.manifest.rows.iter().map(|Row { path, caption, num_frames }| {
+            format!("{:?} {num_frames:?} {caption}", path.file_name())
+        });
+        Ok(fingerprint_of(rows))
     }
 }
 

@@ -212,4 +212,8 @@ impl Source for OnTheFly {
     fn describe(&self, row: usize) -> String {
         self.dataset.describe(row)
     }
+
+    fn fingerprint(&self) -> Result<String, DataError> {
+        self.dataset.fingerprint()
+    }
 }

@@ -136,6 +136,12 @@ pub enum DataError {
         /// Number of rows on rank 0.
         expected: usize,
     },
+    /// The ranks of a run read as many rows, but not the same ones.
+    #[error("the {rows} rows differ from those of rank 0: all ranks must read the same data")]
+    OtherRows {
+        /// Number of rows on all ranks.
+        rows: usize,
+    },
     /// The threads that read ahead ended before the requested sample was read.
     #[error("the threads that read ahead have ended")]
     ThreadsEnded,

@@ -174,7 +174,12 @@ where
     /// # Errors
     /// Returns an error on every rank if the sources of the ranks differ in their number of rows.
     pub fn with_part(mut self, part: Part) -> Result<Self, DataError> {
-        let skipped = part.skipped_on_first(self.source.len(), self.skipped())?;
+        let skipped = if part.group.size() == 1 {
+            self.skipped().clone()
+        } else {
+            let fingerprint = part.agree(self.source.fingerprint())?;
+            part.skipped_on_first(self.source.len(), &fingerprint, self.skipped())?
+        };
         if part.group.rank() > 0 {
             self.skip_list.follow(skipped);
         }

@@ -8,7 +8,7 @@ use crate::{
     task::{Cost, Evaluation, Task},
 };
 use burn::tensor::FloatDType;
-use opensora_data::{DataError, Manifest, Source};
+use opensora_data::{DataError, Manifest, Source, dataset::fingerprint_of};
 use opensora_nn::mask::TokenMask;
 use opensora_t5::{
     T5Encoder, T5Tokenizer, TokenIds, caption::text_preprocessing, tokenizer::fit::fit_tokenizer,
@@ -61,6 +61,10 @@ impl Source for CaptionSource {
 
     fn describe(&self, row: usize) -> String {
         format!("the caption of row {}", row + 1)
+    }
+
+    fn fingerprint(&self) -> Result<String, DataError> {
+        Ok(fingerprint_of(self.tokens.iter().map(|tokens| format!("{:?}", tokens.ids))))
     }
 }
 

@@ -231,4 +231,8 @@ impl Source for LatentCache {
         let path = self.rows.get(row).map(|cached| cached.path.display().to_string());
         format!("row {}: {}", row + 1, path.unwrap_or_default())
     }
+
+    fn fingerprint(&self) -> Result<String, DataError> {
+        Self::fingerprint(self)
+    }
 }

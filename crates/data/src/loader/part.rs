@@ -31,33 +31,38 @@ impl Part {
         begin(self.index)..begin(self.index + 1)
     }
 
-    /// Returns the skipped rows of rank 0, with the reasons. Other ranks may have found another list, in a folder that
+    /// Returns the skipped rows of rank 0, with the reasons, if all ranks have the same rows: `rows` in number, with
+    /// `fingerprint`. Other ranks may have found another list, in a folder that
     /// is not shared or while rank 0 added to it; with different lists they would read parts of different batches. A
     /// collective.
     ///
     /// # Errors
-    /// Returns an error on every rank if a rank has another number of rows than rank 0.
+    /// Returns an error on every rank if a rank has other rows than rank 0.
     pub(super) fn skipped_on_first(
         &self,
         rows: usize,
+        fingerprint: &str,
         skipped: &BTreeMap<usize, String>,
     ) -> Result<BTreeMap<usize, String>, DataError> {
-        let lines: String =
-            skipped.iter().map(|(row, reason)| format!("{row} {reason}\n")).collect();
+        let skipped = skipped.iter().map(|(row, reason)| format!("{row} {reason}\n"));
+        let lines: String = std::iter::once(format!("{fingerprint}\n")).chain(skipped).collect();
         let message = (self.group.rank() == 0).then_some((rows as u64, lines.as_bytes()));
         let Some(Lowest { key, bytes, .. }) = lowest(&*self.group, message) else {
             return Ok(BTreeMap::new());
         };
-        let expected = key as usize;
+        let (expected, text) = (key as usize, String::from_utf8_lossy(&bytes));
+        let mut lines = text.lines();
+        let is_same = lines.next() == Some(fingerprint);
         self.agree(match rows == expected {
-            true => Ok(()),
+            true if is_same => Ok(()),
+            true => Err(DataError::OtherRows { rows }),
             false => Err(DataError::OtherData { found: rows, expected }),
         })?;
         let parse = |line: &str| {
             let (row, reason) = line.split_once(' ')?;
             Some((row.parse::<usize>().ok()?, reason.to_string()))
         };
-        Ok(String::from_utf8_lossy(&bytes).lines().filter_map(parse).collect())
+        Ok(lines.filter_map(parse).collect())
     }
 
     /// Returns the first bad place of the batch with its error, the same on all ranks. `mine` is the first bad
@@ -82,15 +87,15 @@ impl Part {
     }
 
     /// Returns the result of this rank, or the error of the first rank that failed. A collective.
-    pub(super) fn agree(&self, result: Result<(), DataError>) -> Result<(), DataError> {
+    pub(super) fn agree<T>(&self, result: Result<T, DataError>) -> Result<T, DataError> {
         if self.group.size() == 1 {
             return result;
         }
         let line = result.as_ref().err().map(|error| error_line(error));
         match (first_error(&*self.group, line.as_deref()), result) {
             (_, Err(error)) => Err(error),
-            (Some((rank, message)), Ok(())) => Err(DataError::OtherRank { rank, message }),
-            (None, Ok(())) => Ok(()),
+            (Some((rank, message)), Ok(_)) => Err(DataError::OtherRank { rank, message }),
+            (None, Ok(value)) => Ok(value),
         }
     }
 }

@@ -310,3 +310,40 @@ fn ranks_with_different_numbers_of_rows_are_an_error_on_all() {
         assert_eq!(other.to_string(), expected);
     }
 }
+
+/// Rows of whose names the last one is that of a rank.
+struct Named(&'static str);
+
+impl Source for Named {
+    type Item = usize;
+
+    fn len(&self) -> usize {
+        2
+    }
+
+    fn read(&self, row: usize, _epoch: u64) -> Result<usize, DataError> {
+        Ok(row)
+    }
+
+    fn describe(&self, row: usize) -> String {
+        format!("row {}: {}", row + 1, if row == 0 { "first" } else { self.0 })
+    }
+}
+
+#[test]
+fn ranks_with_other_rows_are_an_error_on_all() {
+    let parts = |names: [&'static str; 3]| {
+        on_ranks(3, move |part| {
+            let source = Arc::new(Named(names[part.group.rank()]));
+            let loader = Loader::new(source, config(0, 0), 0).unwrap();
+            loader.with_part(part).map(drop)
+        })
+    };
+    assert!(parts(["last", "last", "last"]).iter().all(Result::is_ok));
+    let errors = parts(["last", "last", "other"]).into_iter().map(Result::unwrap_err);
+    let errors: Vec<DataError> = errors.collect();
+    assert!(matches!(errors[2], DataError::OtherRows { rows: 2 }), "{}", errors[2]);
+    let line = "the 2 rows differ from those of rank 0: all ranks must read the same data";
+    let lines = errors.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(lines, [format!("rank 2: {line}"), format!("rank 2: {line}"), line.into()]);
+}
