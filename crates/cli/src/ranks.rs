@@ -36,6 +36,7 @@ impl World {
         // A launcher of one process is none.
         let Some(launch) = launch().filter(|launch| launch.size != Some(1)) else {
             let solo: Group = Arc::new(Solo);
+            compute_alone();
             return Ok(Self {
                 group: solo.clone(),
                 local: solo,
@@ -52,6 +53,7 @@ impl World {
             }
         })?;
         set_threads(&world.local);
+        compute_alone();
         Ok(world)
     }
 
@@ -167,6 +169,23 @@ fn set_threads(local: &Group) {
     // Fails if the pool runs already, which no subcommand does before.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     output::detail(format_args!("{threads} threads per rank ({THREADS} sets another number)"));
+}
+
+/// Lets the calling thread compute by itself if there is to be one thread. Otherwise a pool of one thread does it, and
+/// this thread waits for each of hundreds of operations of a step: two switches of threads each, for which ranks that
+/// share processors wait.
+///
+/// Other threads, such as those that read data, use the global pool as before: they must not wait for this thread, which
+/// may wait for them.
+fn compute_alone() {
+    if rayon::current_num_threads() != 1 {
+        return;
+    }
+    let alone = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();
+    // Without it, the global pool computes. A pool that ends would take the thread's membership with it.
+    if let Ok(pool) = alone {
+        std::mem::forget(pool);
+    }
 }
 
 /// Returns the threads of a rank that shares `available` processors with `sharing` ranks in all.
