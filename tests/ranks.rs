@@ -4,15 +4,17 @@
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use opensora::{
-    Observer, PipelineError, PipelineOptions, Residency, SampleRequest, TextToVideo,
+    ModelFiles, Observer, PipelineError, PipelineOptions, Residency, SampleRequest, TextToVideo,
+    checkpoint::{ExportOptions, export},
     diffusion::{SampleError, SamplerKind},
+    model_files::{PartPaths, PathPolicy},
     parallel::{Group, threads::run_ranks},
     pipeline::{Decoded, SampledClip, SamplerStep, SamplingRanks},
-    presets::Architecture,
-    stdit::DenoiserWork,
+    stdit::{DenoiserConfig, DenoiserWork, PixArt, keys},
     video::Frames,
 };
-use opensora_tests::{devices, tiny_model};
+use opensora_tests::{devices, fixture, tiny_model};
+use serde_json::{Value, json};
 use std::ops::ControlFlow;
 
 const PROMPTS: [&str; 2] = ["a red fox", "rain over the sea at night"];
@@ -211,21 +213,41 @@ fn ranks_that_do_not_fit_are_rejected() {
     let errors = run_ranks(3, |group| SamplingRanks::by_guidance(group).unwrap_err().to_string());
     assert!(errors[0].contains("there are 3 ranks"), "{}", errors[0]);
 
+    let folder = pixart(&device);
     let errors = run_ranks(2, |group| {
-        let mut files = tiny_model();
-        files.architecture = Architecture::PixArt;
-        // Its file is that of an STDiT, which is checked first.
-        let made = TextToVideo::new(files, PipelineOptions::default(), device.clone());
-        made.map(|pipeline| {
-            let pipeline = pipeline.on_ranks(SamplingRanks::by_frames(group));
-            let request = request(SamplerKind::Iddpm);
-            pipeline.load_denoiser(&request, &mut ()).unwrap_err().to_string()
-        })
-        .map_err(|error| error.to_string())
+        let parts = PartPaths { policy: PathPolicy::Anywhere, ..PartPaths::default() };
+        let files = ModelFiles::open_with(folder.path(), &parts).unwrap();
+        let options = PipelineOptions::default();
+        let pipeline = TextToVideo::new(files, options, device.clone()).unwrap();
+        let request = request(SamplerKind::Iddpm);
+        // One rank loads the model.
+        assert!(pipeline.load_denoiser(&request, &mut ()).is_ok());
+        let pipeline = pipeline.on_ranks(SamplingRanks::by_frames(group));
+        pipeline.load_denoiser(&request, &mut ()).err().unwrap().to_string()
     });
-    for error in errors.into_iter().flatten() {
-        assert!(error.contains("cannot be divided among ranks"), "{error}");
-    }
+    let expected = "small: the frames of pixart cannot be divided among ranks: use one rank, or two for guidance";
+    assert_eq!(errors, [expected; 2]);
+}
+
+/// Returns a model folder with a PixArt with random weights, the tiny text encoder and the tiny VAE.
+fn pixart(device: &Device) -> tempfile::TempDir {
+    let tiny = fixture("tiny-model");
+    let text = std::fs::read_to_string(tiny.join("model.json")).unwrap();
+    let description: Value = serde_json::from_str(&text).unwrap();
+    let config = description["denoiser_config"].clone();
+    let weights: DenoiserConfig = serde_json::from_value(config.clone()).unwrap();
+    let weights = weights.init::<PixArt>(device).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pixart.safetensors");
+    export(&weights, &keys::pixart(), ExportOptions::default(), &path).unwrap();
+    let part = |name: &str| tiny.join(description[name].as_str().unwrap());
+    let description = json!({
+        "name": "small", "architecture": "pixart", "denoiser": "pixart.safetensors",
+        "denoiser_config": config, "t5": part("t5"), "vae": part("vae"), "num_frames": 1,
+        "image_size": [64, 64], "fps": 1.0, "sampler": "dpm-solver", "steps": 3,
+    });
+    std::fs::write(folder.path().join("model.json"), description.to_string()).unwrap();
+    folder
 }
 
 /// Clips come one by one on every rank, so that rank 0 can write each as soon as it is decoded.
