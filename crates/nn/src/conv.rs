@@ -24,6 +24,20 @@ pub fn upsample_nearest(x: Tensor<4>) -> Tensor<4> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pixels_are_repeated_twice_on_both_sides() {
+        for device in [Device::flex(), Device::flex().autodiff()] {
+            // Two samples of three channels of 2x1 pixels.
+            let values: Vec<f32> = (0..12).map(|value| value as f32).collect();
+            let x = Tensor::<1>::from_floats(values.as_slice(), &device).reshape([2, 3, 2, 1]);
+            let doubled = upsample_nearest(x);
+            assert_eq!(doubled.dims(), [2, 3, 4, 2]);
+            let found = doubled.into_data().try_to_vec::<f32>().unwrap();
+            assert_eq!(found, values.iter().flat_map(|value| [*value; 4]).collect::<Vec<_>>());
+        }
+    }
+
     use crate::noise::{Purpose, normal};
     use burn::{
         module::Param,

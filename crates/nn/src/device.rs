@@ -326,6 +326,16 @@ backend!(tch, "tch", {
 mod tests {
     use super::*;
 
+    #[cfg(feature = "flex")]
+    #[test]
+    fn available_devices_are_listed() {
+        let backends = list();
+        let flex = backends.iter().find(|backend| backend.name == "flex").unwrap();
+        assert!(flex.compiled && flex.devices == ["flex"]);
+        assert!(available().split(", ").any(|name| name == "flex"));
+        assert!(is_host(&Device::flex()) && !is_host(&Device::flex().autodiff()));
+    }
+
     #[test]
     fn unknown_names_give_an_error_of_one_line() {
         for name in ["", "gpu", "flex:1:2:3", "flexx", "🙂"] {

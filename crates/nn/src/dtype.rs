@@ -109,6 +109,7 @@ mod tests {
     fn devices_without_a_type_are_rejected() {
         let device = Device::flex();
         assert_eq!(Dtype::F32.check(&device), Ok(Dtype::F32));
+        assert_eq!(Dtype::Bf16.check(&device), Ok(Dtype::Bf16));
         let error = check(FloatDType::Flex32, &device).unwrap_err();
         assert!(matches!(error, DtypeError::Unsupported { dtype: FloatDType::Flex32, .. }));
         assert!(error.to_string().starts_with("dtype flex32 is not supported on "), "{error}");

@@ -58,7 +58,7 @@ mod tests {
     }
 }
 
-#[cfg(all(test, feature = "flex"))]
+#[cfg(test)]
 mod fallback_tests {
     use super::*;
     use crate::testing::waves;

@@ -136,6 +136,18 @@ mod tests {
     }
 
     #[test]
+    fn draws_beyond_the_last_multiple_are_rejected() {
+        // The largest multiple of this count is the count: about half of all draws are rejected.
+        let count = (1usize << 63) + 1;
+        let mut rng = HostRng::new(3, Purpose::DemoWorld, 0, 0);
+        let mut raw = rng.clone();
+        for _ in 0..20 {
+            let accepted = std::iter::repeat_with(|| raw.0.next_u64()).find(|&x| x < count as u64);
+            assert_eq!(rng.below(count) as u64, accepted.unwrap());
+        }
+    }
+
+    #[test]
     fn each_item_can_be_chosen() {
         let mut rng = HostRng::new(2, Purpose::DemoWorld, 0, 0);
         let mut chosen: Vec<char> = (0..100).map(|_| *rng.choose(&['a', 'b', 'c'])).collect();

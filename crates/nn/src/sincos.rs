@@ -100,6 +100,8 @@ mod tests {
         // Token 7 is row 1, column 3: positions 3 / 2 * 8 / 4 and 1 / 2 * 8 / 2.
         let want = [3f64.sin(), 3f64.cos(), 2f64.sin(), 2f64.cos()].map(|v| v as f32);
         assert_eq!(values[28..], want);
+        let half = spatial([2, 4], 4, 2.0, Some(8), DType::BF16, &device);
+        assert_eq!(half.dtype(), DType::BF16);
     }
 
     #[test]

@@ -166,6 +166,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn kinds_have_names() {
+        use DeviceKind::*;
+        let kinds = [Discrete, Gpu, Integrated, Virtual, Unknown, Cpu, Software];
+        let names = ["discrete", "gpu", "integrated", "virtual", "unknown", "cpu", "software"];
+        assert_eq!(kinds.map(DeviceKind::as_str), names);
+    }
+
+    #[test]
     fn software_drivers_come_last_and_discrete_gpus_first() {
         use DeviceKind::*;
         let mut kinds = [Software, Cpu, Unknown, Virtual, Integrated, Gpu, Discrete];

@@ -222,6 +222,21 @@ mod tests {
     use std::error::Error;
 
     #[test]
+    fn values_have_a_period_of_23_and_depend_on_the_seed() {
+        // 7 at + 5 seed, modulo 23, from 0 to 22.
+        let expected = |steps: [u8; 4]| steps.map(|step| f32::from(step) / 11.0 - 1.0);
+        assert_eq!(values(4, 0), expected([0, 7, 14, 21]));
+        assert_eq!(values(4, 1), expected([5, 12, 19, 3]));
+        assert_eq!(values(4, 2), expected([10, 17, 1, 8]));
+        assert_eq!(values(46, 3)[..23], values(46, 3)[23..]);
+    }
+
+    #[test]
+    fn devices_of_the_processor_need_no_trial_run() {
+        assert_eq!(probe_reason(&Device::flex()), None);
+    }
+
+    #[test]
     fn every_device_of_this_build_computes_correctly() {
         for name in device::list().into_iter().flat_map(|backend| backend.devices) {
             let device = device::parse(&name).unwrap();
