@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn fields_and_rows_of_the_largest_size_are_read() {
         let field = "x".repeat(MAX_FIELD_BYTES);
-        let row = vec![field.as_str(); MAX_ROW_BYTES / MAX_FIELD_BYTES].join(",");
+        let row = [field.as_str(); MAX_ROW_BYTES / MAX_FIELD_BYTES].join(",");
         let all = records(&format!("{row}\n{row}")).unwrap();
         assert_eq!(all.len(), 2);
         assert!(all.iter().all(|(_, fields)| fields.iter().all(|found| *found == field)));

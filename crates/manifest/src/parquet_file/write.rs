@@ -137,3 +137,23 @@ fn fill<T: DataType>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_numbers_if_numbers_print_them() {
+        assert_eq!((integer("12"), integer("-3"), integer("0")), (Some(12), Some(-3), Some(0)));
+        for text in ["012", "+1", "-0", "1.0", "", "x"] {
+            assert_eq!(integer(text), None, "{text}");
+        }
+        assert_eq!(
+            (float("0.5"), float("-1.50"), float("2.0")),
+            (Some(0.5), Some(-1.5), Some(2.0))
+        );
+        for text in ["2.", ".5", "01.5", "1e3", "inf", "NaN", "", "x"] {
+            assert_eq!(float(text), None, "{text}");
+        }
+    }
+}
