@@ -253,7 +253,7 @@ mod tests {
         let scores = vec![Score::default(); times.len()];
         let settings = Settings::default();
         let found = VideoShots::of(&settings, info, scores, times.to_vec(), Decoder::Auto).unwrap();
-        assert_eq!(found.shots.scenes, [0..times.len()]);
+        assert_eq!(found.shots.scenes, std::slice::from_ref(&(0..times.len())));
         assert_eq!((found.time(0), found.time(times.len())), (times[0], found.end));
         found.end
     }
