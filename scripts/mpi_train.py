@@ -5,13 +5,15 @@ usage: scripts/mpi_train.py PROGRAM [STEP...]
 
 PROGRAM is `opensora`, built with `--features mpi`. Needs `mpirun`. STEP is any of equality, errors, stop and failures
 (default: these), memory (peak memory of ranks with a model whose state dominates) and speed (two ranks of one
-thread against one process of two).
+thread against one process of two, for an STDiT of depth 2 and for the demo's stage 3).
 """
 
 import csv
 import os
+import resource
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -71,6 +73,34 @@ sample_every = 20
 [sample]
 prompts = ["a red circle grows on a black background"]
 steps = 2
+"""
+
+# As crates/train/recipes/demo-stage3.toml, without checkpoints and samples.
+DEMO = """
+[stdit.loss]
+caption_dropout = 0.1
+prediction_type = "v_prediction"
+[stdit.config]
+caption_channels = 64
+model_max_length = 24
+hidden_size = 128
+depth = 4
+num_heads = 4
+[data.clip]
+num_frames = 8
+frame_interval = 2
+image_size = [48, 48]
+horizontal_flip = false
+variants = 1
+[optimizer]
+learning_rate = 1e-3
+betas = [0.9, 0.99]
+ema_decay = 0.998
+[run]
+steps = STEPS
+batch_size = 16
+workers = 0
+checkpoint_every = 100000
 """
 
 ENVIRONMENT = dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OPENSORA_NO_TRIAL="1")
@@ -246,19 +276,43 @@ def memory():
 
 
 def speed():
-    """Samples per second of two ranks of one thread, and of one process of two threads, in turns."""
-    recipe = STDIT.replace("STEPS", "12").replace("hidden_size = 32", "hidden_size = 256")
-    with open("stdit.toml", "w") as file:
-        file.write(recipe.replace("num_heads = 2", "num_heads = 4").replace("sample_every = 20", "sample_every = 0"))
-    rates = {1: [], 2: []}
-    for turn in range(3):
+    """Speed of two ranks of one thread and of one process of two threads, in turns, for two models."""
+    small = STDIT.replace("STEPS", "42").replace("hidden_size = 32", "hidden_size = 256")
+    small = small.replace("num_heads = 2", "num_heads = 4").replace("every = 5", "every = 100000")
+    clip = ["--num-frames", "8", "--frame-interval", "2", "--image-size", "48x48", "--max-length", "24"]
+    ok("data", "demo", "--out", "world", "--clips", "64", "--size", "48")
+    ok("data", "encode", "--data", "world/clips.csv", "--model", "demo", "-o", "world/cache", "--quiet", *clip)
+    cases = [("STDiT of width 256, depth 2", small.replace("every = 20", "every = 0"), train),
+             ("demo, stage 3", DEMO.replace("STEPS", "22"), demo_train)]
+    for name, recipe, args in cases:
+        with open("speed.toml", "w") as file:
+            file.write(recipe)
+        compare_speed(name, args)
+
+
+def demo_train(out, *more, recipe):
+    return ["train", "--recipe", recipe, "--cache", "world/cache", "-o", out, *more]
+
+
+def compare_speed(name, args):
+    """Prints rates, and CPU time with that of waiting: ranks of Open MPI wait in a loop."""
+    rates, spent = {1: [], 2: []}, {1: [], 2: []}
+    for _ in range(5):
         for ranks in rates:
             ENVIRONMENT["RAYON_NUM_THREADS"] = str(2 // ranks)
-            run = f"speed-{ranks}-{turn}"
-            ok(*train(run, "--peak-tflops", "1"), ranks=ranks)
-            rates[ranks].append(max(column(run, "samples_per_second")[2:]))
-    one, two = (max(rates[ranks]) for ranks in rates)
-    print(f"one process {one:.2f} samples/s, two ranks {two:.2f}: {two / one:.3f}; all runs: {rates}")
+            shutil.rmtree("speed", ignore_errors=True)
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            ok(*args("speed", "--peak-tflops", "1", recipe="speed.toml"), ranks=ranks)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            spent[ranks].append(seconds / column("speed", "samples")[-1])
+            rates[ranks].append(statistics.median(column("speed", "samples_per_second")[2:]))
+    for ranks, what in [(1, "one process of two threads"), (2, "two ranks of one thread")]:
+        rate, cpu = statistics.median(rates[ranks]), 1000 * statistics.median(spent[ranks])
+        print(f"{name}: {what}: {rate:.2f} samples/s, {cpu:.1f} ms of CPU time a sample, start included")
+    # Of neighbours in time, since other programs disturb both.
+    ratio = statistics.median(two / one for one, two in zip(rates[1], rates[2]))
+    print(f"{name}: two ranks have {ratio:.3f} of the rate of one process; all runs: {rates}", flush=True)
 
 
 def main():
