@@ -225,7 +225,8 @@ fn ranks_that_do_not_fit_are_rejected() {
         let pipeline = pipeline.on_ranks(SamplingRanks::by_frames(group));
         pipeline.load_denoiser(&request, &mut ()).err().unwrap().to_string()
     });
-    let expected = "small: the frames of pixart cannot be divided among ranks: use one rank, or two for guidance";
+    let expected = "the parts do not fit: small: the frames of pixart cannot be divided among \
+                    ranks: use one rank, or two for guidance";
     assert_eq!(errors, [expected; 2]);
 }
 
