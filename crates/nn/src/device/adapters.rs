@@ -36,6 +36,7 @@ pub(super) struct Adapter {
 /// Properties that Vulkan reports and wgpu does not pass on.
 struct VulkanFacts {
     memory_bytes: Option<u64>,
+    #[cfg(feature = "vulkan")]
     untyped_pointers: bool,
 }
 
@@ -51,11 +52,13 @@ impl Adapter {
     }
 
     /// Returns true for a Vulkan adapter.
+    #[cfg(feature = "vulkan")]
     pub(super) fn is_vulkan(&self) -> bool {
         self.vulkan.is_some()
     }
 
     /// Returns true if the driver has `VK_KHR_shader_untyped_pointers`.
+    #[cfg(feature = "vulkan")]
     pub(super) fn has_untyped_pointers(&self) -> bool {
         self.vulkan.as_ref().is_some_and(|facts| facts.untyped_pointers)
     }
@@ -140,6 +143,7 @@ fn vulkan_facts(adapter: &wgpu::Adapter) -> Option<VulkanFacts> {
     let local = heaps.filter(|heap| heap.flags.as_raw() & DEVICE_LOCAL != 0);
     Some(VulkanFacts {
         memory_bytes: local.map(|heap| heap.size).max(),
+        #[cfg(feature = "vulkan")]
         untyped_pointers: inner
             .physical_device_capabilities()
             .supports_extension(c"VK_KHR_shader_untyped_pointers"),
