@@ -108,6 +108,7 @@ impl Kind {
                 "the column {name} is a list or a group of columns, expected text or numbers"
             )));
         }
+        // The Parquet reader sets the converted type if a file has only the logical type.
         let (logical, converted) = (column.logical_type_ref(), column.converted_type());
         match (column.physical_type(), logical, converted) {
             (
@@ -136,10 +137,7 @@ impl Kind {
                 | ConvertedType::INT_16
                 | ConvertedType::INT_32
                 | ConvertedType::INT_64,
-            ) => match logical {
-                Some(LogicalType::Integer(kind)) if !kind.is_signed => Ok(Self::Unsigned),
-                _ => Ok(Self::Signed),
-            },
+            ) => Ok(Self::Signed),
             (physical, ..) => {
                 let what = logical.map(|kind| format!(" ({kind:?})")).unwrap_or_default();
                 Err(Wrong::Whole(format!(
@@ -286,5 +284,46 @@ fn each<T: DataType>(
             let field = value.map(&text).transpose().map_err(|reason| Wrong::Row(row, reason))?;
             sink.push(field.unwrap_or_default())?;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_end_at_the_end_of_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("numbers");
+        std::fs::write(&path, [0, 1, 2, 3, 4]).unwrap();
+        let bounded = Bounded { file: File::open(&path).unwrap(), length: 5 };
+        assert_eq!(bounded.len(), 5);
+        assert_eq!(bounded.get_bytes(0, 5).unwrap(), [0, 1, 2, 3, 4].as_slice());
+        assert_eq!(bounded.get_bytes(2, 3).unwrap(), [2, 3, 4].as_slice());
+        for (start, length) in [(2, 4), (6, 0), (1, usize::MAX), (u64::MAX, 1)] {
+            let error = bounded.get_bytes(start, length).unwrap_err().to_string();
+            let expected = format!("EOF: {length} bytes from {start} of a file of 5");
+            assert_eq!(error, expected);
+        }
+    }
+
+    #[test]
+    fn memory_is_counted_for_rows_and_fields() {
+        let (mut rows, mut left) = (Vec::new(), 1000);
+        let mut sink =
+            Sink { rows: &mut rows, first: 0, count: 0, column: 0, columns: 2, left: &mut left };
+        assert!(sink.push("abc".into()).is_ok());
+        // A list of fields, its first field, and the text.
+        let row = (size_of::<Vec<String>>() + size_of::<String>() + 3) as u64;
+        assert_eq!((*sink.left, sink.count), (1000 - row, 1));
+        (sink.column, sink.count) = (1, 0);
+        assert!(sink.push("de".into()).is_ok());
+        let field = size_of::<String>() as u64 + 2;
+        assert_eq!((*sink.left, sink.count), (1000 - row - field, 1));
+        (*sink.left, sink.count) = (field, 0);
+        assert!(sink.push("fg".into()).is_ok());
+        (*sink.left, sink.count) = (field - 1, 0);
+        assert!(matches!(sink.push("hi".into()), Err(Wrong::Whole(_))));
+        assert_eq!(rows, [["abc", "de", "fg"]]);
     }
 }

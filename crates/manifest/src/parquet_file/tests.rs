@@ -144,7 +144,10 @@ fn columns_of_other_programs_become_text() {
 
     foreign(
         &at(&folder),
-        "message schema { required binary Path (UTF8); optional float aes; required int32 frames (UINT_32); }",
+        "message schema {
+            required binary Path (UTF8); optional float aes; required int32 frames (UINT_32);
+            required int64 id (INTEGER(64,false)); required int64 shift (INTEGER(64,true));
+        }",
         &[
             |column| {
                 let paths = [ByteArray::from("/a"), ByteArray::from("/b")];
@@ -157,12 +160,18 @@ fn columns_of_other_programs_become_text() {
             |column| {
                 column.typed::<Int32Type>().write_batch(&[-1, 5], None, None).unwrap();
             },
+            |column| {
+                column.typed::<Int64Type>().write_batch(&[-2, 6], None, None).unwrap();
+            },
+            |column| {
+                column.typed::<Int64Type>().write_batch(&[-3, 7], None, None).unwrap();
+            },
         ],
     );
     let read = Table::read(&at(&folder)).unwrap();
-    assert_eq!(read.columns(), [PATH, "aes", "num_frames"]);
-    assert_eq!(read.row(0).unwrap(), ["/a", "0.1", "4294967295"]);
-    assert_eq!(read.row(1).unwrap(), ["/b", "", "5"]);
+    assert_eq!(read.columns(), [PATH, "aes", "num_frames", "id", "shift"]);
+    assert_eq!(read.row(0).unwrap(), ["/a", "0.1", "4294967295", "18446744073709551614", "-3"]);
+    assert_eq!(read.row(1).unwrap(), ["/b", "", "5", "6", "7"]);
 }
 
 #[test]
@@ -220,23 +229,29 @@ fn damaged_files_are_errors() {
 #[test]
 fn small_files_cannot_fill_the_memory() {
     let folder = tempfile::tempdir().unwrap();
-    // A million times the same kilobyte, which a dictionary holds once.
-    let schema =
-        Arc::new(parse_message_type("message s { required binary path (UTF8); }").unwrap());
-    let mut writer =
-        SerializedFileWriter::new(File::create(at(&folder)).unwrap(), schema, Default::default())
-            .unwrap();
-    let mut group = writer.next_row_group().unwrap();
-    let mut column = group.next_column().unwrap().unwrap();
-    let values = vec![ByteArray::from(vec![b'a'; 1000]); 10_000];
-    for _ in 0..100 {
-        column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
-    }
-    column.close().unwrap();
-    group.close().unwrap();
-    writer.close().unwrap();
+    // Many times the same kilobyte, which a dictionary holds once.
+    let write = |thousands: usize| {
+        let schema = parse_message_type("message s { required binary path (UTF8); }").unwrap();
+        let file = File::create(at(&folder)).unwrap();
+        let mut writer =
+            SerializedFileWriter::new(file, Arc::new(schema), Default::default()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        let values = vec![ByteArray::from(vec![b'a'; 1000]); 1000];
+        for _ in 0..thousands {
+            column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+        }
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+        std::fs::metadata(at(&folder)).unwrap().len()
+    };
+    write(1000);
     let wrong = Table::read(&at(&folder)).unwrap_err().to_string();
     assert!(wrong.contains("unpacks to more than"), "{wrong}");
+    // Every table may have 64 MB, also if that is more than 4096 times the file.
+    assert!(write(50) < 10_000);
+    assert_eq!(Table::read(&at(&folder)).unwrap().len(), 50_000);
 }
 
 #[test]
