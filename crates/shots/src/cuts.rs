@@ -245,13 +245,14 @@ mod tests {
 
     #[test]
     fn adaptive_cuts_are_a_multiple_of_the_mean_around_them() {
-        let found = |ratio, min_score, scores: &[f64]| {
-            let method = Method::Adaptive { ratio, window: 3, min_score };
+        let found_in = |window, ratio, min_score, scores: &[f64]| {
+            let method = Method::Adaptive { ratio, window, min_score };
             let settings = Settings { method, min_scene_len: 0, ..Settings::default() };
             let mut cuts = Cuts::new(&settings, None);
             let cuts = scores.iter().map(|score| cuts.push(*score, 0.0));
             cuts.flatten().collect::<Vec<_>>()
         };
+        let found = |ratio, min_score, scores: &[f64]| found_in(3, ratio, min_score, scores);
         let none: [usize; 0] = [];
         // The mean of the six others is 10.
         assert_eq!(found(3.0, 15.0, &[4.0, 10.0, 16.0, 30.0, 20.0, 7.0, 3.0]), [3]);
@@ -266,6 +267,9 @@ mod tests {
         assert_eq!(found(255.0, 0.0, &small), [3]);
         assert_eq!(found(256.0, 0.0, &small), none);
         assert_eq!(found(255.0, 1.0, &small), none);
+        // A mean of 1e-5 is divided by.
+        let divided = |ratio| found_in(1, ratio, 0.0, &[1e-5, 1e-3, 1e-5]);
+        assert_eq!((divided(99.0), divided(101.0)), (vec![1], none.to_vec()));
         // Larger ratios are 255, too.
         let large = [1e-3, 1e-3, 1e-3, 100.0, 1e-3, 1e-3, 1e-3];
         assert_eq!(

@@ -2,6 +2,7 @@
 
 use crate::{Detector, Score, Settings, Shots, ShotsError, Yuv420, frame::Yuv444, score::Scorer};
 use opensora_video::{
+    VideoError,
     picks::Picks,
     reader::{Decoder, PlanarFrame, PlanarFrames, PlanarHalves, VideoInfo, VideoReader},
 };
@@ -138,8 +139,21 @@ fn in_halves(path: &Path, settings: &Settings) -> Option<VideoShots> {
     let wanted = |width, height| Scorer::picks(settings, (width, height));
     let PlanarHalves { info, first, second, place } =
         VideoReader::open_planar_halves(path, wanted)?;
+    let picks = first.picks().cloned();
+    of_halves(settings, info, picks.as_ref(), [first, second], place)
+}
+
+/// Returns the shots of frames that are read by two threads: `first` returns all frames, `second` those from
+/// index `place`. `None` if frames cannot be read, or if the halves do not match.
+fn of_halves<F: Frames>(
+    settings: &Settings,
+    info: VideoInfo,
+    picks: Option<&Picks>,
+    [first, second]: [F; 2],
+    place: usize,
+) -> Option<VideoShots> {
     let rest = info.num_frames?.checked_sub(place)?;
-    let comparison = || Comparison::new(settings, &info, first.picks());
+    let comparison = || Comparison::new(settings, &info, picks);
     let (of_first, of_second) = (comparison(), comparison());
     let failed = &AtomicBool::new(false);
     // The frame at `place` is the last one of the first half and the first one of the second.
@@ -158,6 +172,18 @@ fn in_halves(path: &Path, settings: &Settings) -> Option<VideoShots> {
         first.scores.into_iter().chain(second.scores.into_iter().skip(1)).collect();
     let times = first.times.into_iter().chain(second.times.into_iter().skip(1)).collect();
     VideoShots::of(settings, info, scores, times, Decoder::Ffmpeg).ok()
+}
+
+/// The frames of one of two readers.
+trait Frames: Iterator<Item = Result<PlanarFrame, VideoError>> + Send {
+    /// Returns the planes of a processed frame for reuse by a later frame.
+    fn reuse(&mut self, planes: Vec<u8>);
+}
+
+impl Frames for PlanarFrames {
+    fn reuse(&mut self, planes: Vec<u8>) {
+        self.reuse(planes);
+    }
 }
 
 /// Scores a decoder's frames: whole frames, or frames of picked pixels.
@@ -196,7 +222,7 @@ impl Comparison {
     }
 }
 
-/// The result of one of two processes.
+/// The result of one of two readers.
 #[derive(Default)]
 struct Half {
     scores: Vec<Score>,
@@ -208,7 +234,7 @@ struct Half {
 impl Half {
     /// Reads at most `most` frames; `None` after an error in this half or, by `failed`, in the other one.
     fn read(
-        mut frames: PlanarFrames,
+        mut frames: impl Frames,
         most: usize,
         mut comparison: Comparison,
         failed: &AtomicBool,
@@ -237,11 +263,15 @@ impl Half {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use opensora_video::PixelAspect;
+    use opensora_video::{
+        PixelAspect,
+        yuv::{Colour, ToRgb},
+    };
+    use std::sync::atomic::AtomicUsize;
 
-    /// Returns the end of a video with frames at `times`.
-    fn end(fps: f64, duration: Option<f64>, times: &[f64]) -> f64 {
-        let info = VideoInfo {
+    /// The header of a video of 2x2 pixels.
+    fn info(fps: f64, duration: Option<f64>) -> VideoInfo {
+        VideoInfo {
             width: 2,
             height: 2,
             fps,
@@ -249,7 +279,12 @@ mod tests {
             duration,
             codec: "h264".into(),
             pixel_aspect: PixelAspect::SQUARE,
-        };
+        }
+    }
+
+    /// Returns the end of a video with frames at `times`.
+    fn end(fps: f64, duration: Option<f64>, times: &[f64]) -> f64 {
+        let info = info(fps, duration);
         let scores = vec![Score::default(); times.len()];
         let settings = Settings::default();
         let found = VideoShots::of(&settings, info, scores, times.to_vec(), Decoder::Auto).unwrap();
@@ -273,5 +308,119 @@ mod tests {
             assert_eq!(end(fps, None, &times), 0.5, "{fps}");
             assert_eq!(end(fps, Some(0.6), &times), 0.6, "{fps}");
         }
+    }
+
+    type Decoded = Result<PlanarFrame, VideoError>;
+
+    type BothHalves = [Vec<Decoded>; 2];
+
+    /// A frame of 2x2 pixels of this brightness.
+    fn frame(time: usize, luma: u8) -> Decoded {
+        let to_rgb = ToRgb::stated(Colour { matrix: 1, full_range: false }).unwrap();
+        let planes = [[luma; 4].as_slice(), &[128; 2]].concat();
+        Ok(PlanarFrame { time: time as f64, planes, to_rgb })
+    }
+
+    /// Prepared frames, and the number of planes that were returned for reuse.
+    struct Prepared<'a>(std::vec::IntoIter<Decoded>, &'a AtomicUsize);
+
+    impl Iterator for Prepared<'_> {
+        type Item = Decoded;
+
+        fn next(&mut self) -> Option<Self::Item> {
+            self.0.next()
+        }
+    }
+
+    impl Frames for Prepared<'_> {
+        fn reuse(&mut self, planes: Vec<u8>) {
+            self.1.fetch_add(usize::from(!planes.is_empty()), Ordering::Relaxed);
+        }
+    }
+
+    const PLACE: usize = 20;
+    const FRAMES: usize = 50;
+
+    /// Returns frames from index `start` on. Their brightness changes much at 10, `PLACE` and 40, and slightly at
+    /// each frame.
+    fn frames_from(start: usize) -> Vec<Decoded> {
+        let luma = |index: usize| match index {
+            ..10 => 60,
+            10..PLACE => 200,
+            PLACE..40 => 90,
+            _ => 220,
+        };
+        (start..FRAMES).map(|index| frame(index, luma(index) + (index % 3) as u8)).collect()
+    }
+
+    /// Returns the shots of two halves, and the number of planes that were reused.
+    fn joined(halves: BothHalves, num_frames: Option<usize>) -> (Option<VideoShots>, usize) {
+        let info = VideoInfo { num_frames, ..info(1.0, None) };
+        let settings = Settings { min_scene_len: 5, ..Settings::default() };
+        let reused = AtomicUsize::new(0);
+        let halves = halves.map(|frames| Prepared(frames.into_iter(), &reused));
+        let found = of_halves(&settings, info, None, halves, PLACE);
+        (found, reused.into_inner())
+    }
+
+    #[test]
+    fn halves_are_joined_at_their_common_frame() {
+        let (found, reused) = joined([frames_from(0), frames_from(PLACE)], Some(FRAMES));
+        let found = found.unwrap();
+        assert_eq!(found.shots.scenes, [0..10, 10..PLACE, PLACE..40, 40..FRAMES]);
+        assert_eq!(found.times, (0..FRAMES).map(|index| index as f64).collect::<Vec<_>>());
+        assert_eq!(found.decoder, Decoder::Ffmpeg);
+        // All frames but the last of each half.
+        assert_eq!(reused, PLACE + (FRAMES - PLACE - 1));
+
+        // One pass has the same scores.
+        let mut pass = Comparison::new(&Settings::default(), &info(1.0, None), None);
+        let scores = frames_from(0).into_iter().map(|frame| pass.push(&frame.unwrap()).unwrap());
+        assert_eq!(found.shots.scores, scores.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn halves_that_do_not_match_are_rejected() {
+        let damaged = || Err(VideoError::Decode { path: "x".into(), source: "damaged".into() });
+        let halves = || [frames_from(0), frames_from(PLACE)];
+        let of = |change: fn(&mut BothHalves)| {
+            let mut halves = halves();
+            change(&mut halves);
+            joined(halves, Some(FRAMES)).0
+        };
+        assert!(of(|_| {}).is_some());
+        // Another number of frames than the container states, or none.
+        for count in [None, Some(PLACE - 1), Some(FRAMES - 1), Some(FRAMES + 1)] {
+            assert_eq!(joined(halves(), count).0, None, "{count:?}");
+        }
+        // The second half begins one frame early or late, or with another frame.
+        assert_eq!(of(|[_, second]| *second = frames_from(PLACE - 1)), None);
+        assert_eq!(of(|[_, second]| *second = frames_from(PLACE + 1)), None);
+        assert_eq!(of(|[_, second]| second[0] = frame(PLACE, 99)), None);
+        // The first half ends before the common frame, or has other frames there.
+        assert_eq!(of(|[first, _]| first.truncate(PLACE)), None);
+        assert_eq!(of(|[first, _]| *first = frames_from(1)), None);
+        // Frames after the common one are not read.
+        assert!(of(|[first, _]| first.truncate(PLACE + 1)).is_some());
+        for (half, at) in [(0, 0), (0, PLACE), (1, 0), (1, FRAMES - PLACE - 1)] {
+            let mut halves = halves();
+            halves[half][at] = damaged();
+            assert_eq!(joined(halves, Some(FRAMES)).0, None, "{half} {at}");
+        }
+    }
+
+    #[test]
+    fn an_error_in_one_half_ends_the_other() {
+        let comparison = || Comparison::new(&Settings::default(), &info(1.0, None), None);
+        let reused = AtomicUsize::new(0);
+        let read = |frames: Vec<_>, failed: &AtomicBool| {
+            Half::read(Prepared(frames.into_iter(), &reused), FRAMES, comparison(), failed)
+        };
+        let failed = AtomicBool::new(false);
+        assert!(read(frames_from(0), &failed).is_some() && !failed.load(Ordering::Relaxed));
+        let mut frames = frames_from(0);
+        frames[7].as_mut().unwrap().planes.pop();
+        assert!(read(frames, &failed).is_none() && failed.load(Ordering::Relaxed));
+        assert!(read(frames_from(0), &failed).is_none());
     }
 }

@@ -66,6 +66,24 @@ fn two_halves_give_the_same_as_one_pass() {
     }
 }
 
+/// Videos of few pixels, as the test above takes minutes without optimizations.
+#[test]
+fn small_videos_are_shared_by_two_processes_unless_the_program_is_excluded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("small.mp4");
+    let options = ["-c:v", "libx264", "-preset", "ultrafast", "-g", "40"];
+    if !make(&path, "32x32", "25", &options) {
+        eprintln!("skipped: no video can be made here");
+        return;
+    }
+    assert!(VideoReader::open_planar_halves(&path, |_, _| None).is_some());
+    same_as_of_all_pixels(&path, "small.mp4");
+    let found = |decoder| of_video(&path, decoder, &Settings::default()).unwrap();
+    let (inside, outside) = (found(Decoder::InProcess), found(Decoder::Auto));
+    assert_eq!((inside.decoder, outside.decoder), (Decoder::InProcess, Decoder::Ffmpeg));
+    assert_eq!(inside.shots, outside.shots);
+}
+
 /// Compares the result with that of all pixels in one pass.
 fn same_as_of_all_pixels(path: &Path, name: &str) {
     let releases = [Release::V0_7, Release::V0_6_3];
