@@ -39,7 +39,7 @@ CASES = [
         "STDiT, width 1152, depth 2",
         ["--hidden-size", "1152", "--depth", "2", "--num-heads", "16"],
         {"hidden_size": 1152, "depth": 2, "num_heads": 16},
-        8,
+        4,
     ),
 ]
 CLIP = ["--num-frames", "8", "--image-size", "48x48"]
@@ -206,6 +206,7 @@ def main():
     parser.add_argument("--ranks", default="1,2,4", help="numbers of ranks")
     parser.add_argument("--steps", type=int, default=24, help="steps of a run")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each; the median counts")
+    parser.add_argument("--case", type=int, choices=range(len(CASES)), help="one model only")
     parser.add_argument("--json", type=Path, help="file for all numbers")
     args = parser.parse_args()
     args.program = args.program.resolve()
@@ -232,7 +233,7 @@ def measure(args, work, counts):
             "ranks": ranks, "bandwidth": bandwidth, "latency": latency, "memory": memory,
             "collectives": samples,
         })
-        for name, options, config, clips in CASES:
+        for name, options, config, clips in CASES if args.case is None else [CASES[args.case]]:
             rows += compare(args, work, machine[-1], (name, options, config, clips))
     return {"machine": machine, "rows": rows}
 

@@ -157,7 +157,8 @@ fn create_private(folder: &Path) -> Result<(), UnpackError> {
     Ok(())
 }
 
-#[cfg(all(test, feature = "weights"))]
+#[cfg(test)]
+#[cfg(feature = "weights")]
 mod tests {
     use super::*;
 
