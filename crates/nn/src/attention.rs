@@ -118,15 +118,15 @@ pub(crate) struct Heads {
 
 /// Computes [`attention`] by burn's operations on a device with the properties `kernel`. Where the
 /// device does not compute scores tile by tile, at most `budget` scores are in memory at a time.
-fn attention_by_burn(kernel: AttentionKernel, budget: usize, heads: Heads) -> Tensor<4> {
+fn attention_by_burn(kernel: AttentionKernel, budget: usize, mut heads: Heads) -> Tensor<4> {
     let budget = if kernel.tiled && heads.bias.is_none() { usize::MAX } else { budget };
     let is_half = matches!(heads.query.dtype(), DType::F16 | DType::BF16);
     match kernel.head_dim_multiple {
         // The accelerated kernel multiplies f32 as f16. An explicit scale prevents its use.
         Some(_) if !is_half => {
             let head_dim = heads.query.dims()[3] as f64;
-            let scale = heads.scale.unwrap_or_else(|| 1.0 / head_dim.sqrt());
-            chunks::attention(Heads { scale: Some(scale), ..heads }, budget)
+            heads.scale.get_or_insert_with(|| 1.0 / head_dim.sqrt());
+            chunks::attention(heads, budget)
         }
         // With a bias no kernel is accelerated, so padding would only cost.
         Some(multiple) if heads.bias.is_none() => attention_padded(heads, multiple, budget),

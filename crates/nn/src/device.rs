@@ -336,6 +336,17 @@ mod tests {
         assert!(is_host(&Device::flex()) && !is_host(&Device::flex().autodiff()));
     }
 
+    #[cfg(feature = "flex")]
+    #[test]
+    fn devices_are_numbered_and_the_processor_compiles_no_kernels() {
+        let found = numbered("cuda", [Device::flex(), Device::flex()]).unwrap();
+        let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["cuda:0", "cuda:1"]);
+        assert!(
+            !compiles_kernels(&Device::flex()) && !compiles_kernels(&Device::flex().autodiff())
+        );
+    }
+
     #[test]
     fn unknown_names_give_an_error_of_one_line() {
         for name in ["", "gpu", "flex:1:2:3", "flexx", "🙂"] {

@@ -134,8 +134,9 @@ impl AutoencoderKl {
         let dtype = self.quant_conv.weight.dtype();
         // [B, C, T, H, W] -> [B, T, C, H, W] -> [B T, C, H, W]
         let x = clip.cast(dtype).swap_dims(1, 2);
-        let x = x.reshape([batch * frames, channels, height, width]);
-        let step = micro_batch.unwrap_or(batch * frames).max(1);
+        let images = batch * frames;
+        let x = x.reshape([images, channels, height, width]);
+        let step = micro_batch.unwrap_or(images).max(1);
         let parts = x.split(step, 0).into_iter().map(f).collect();
         let y = Tensor::cat(parts, 0);
         let [_, channels, height, width] = y.dims();
