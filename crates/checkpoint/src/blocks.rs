@@ -73,3 +73,60 @@ impl<B: Module, F: Fn() -> B> BlockSource<B> for StreamedBlocks<'_, F> {
         Ok(x)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Checkpoint, KeyMap,
+        source::{Contents, TensorEntry},
+    };
+    use burn::{
+        nn::{Linear, LinearConfig},
+        tensor::{DType, FloatDType},
+    };
+    use std::{path::Path, sync::Arc};
+
+    #[derive(Module, Debug)]
+    struct Model {
+        blocks: Vec<Linear>,
+    }
+
+    fn block() -> Linear {
+        LinearConfig::new(1, 1).with_bias(false).init(&Device::flex())
+    }
+
+    /// Returns indices and weights of the blocks in the order in which they are applied.
+    fn applied<S: BlockSource<Linear>>(blocks: &S) -> Result<Vec<(usize, f32)>, S::Error> {
+        blocks.fold(Vec::new(), |index, block, mut all| {
+            all.push((index, block.weight.to_data().iter::<f32>().sum()));
+            all
+        })
+    }
+
+    #[test]
+    fn streamed_blocks_are_applied_in_order() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path: Arc<Path> = file.path().into();
+        let tensors = (0..3).map(|index| {
+            let read = move || Ok((10.0 + index as f32).to_ne_bytes().to_vec());
+            let contents = Contents::Readable { dtype: DType::F32, read: Arc::new(read) };
+            let entry = TensorEntry { file: path.clone(), shape: vec![1, 1], contents };
+            (format!("blocks.{index}.weight"), entry)
+        });
+        let checkpoint = Checkpoint::of_tensors(tensors.collect());
+        let model = Model { blocks: vec![block(), block(), block()] };
+        let map = KeyMap::new("blocks");
+        let import = StreamedImport::new(&model, checkpoint, map, FloatDType::F32);
+        let (source, _) = import.unwrap();
+        let device = &Device::flex();
+        for overlap in [false, true] {
+            let blocks =
+                StreamedBlocks { source: &source, count: 3, fresh: block, device, overlap };
+            assert_eq!(applied(&blocks).unwrap(), [(0, 10.0), (1, 11.0), (2, 12.0)]);
+        }
+        let parts = source.parts(["blocks.2.", "blocks.0."].map(String::from).into(), block, false);
+        let resident: Vec<Linear> = parts.map(Result::unwrap).collect();
+        assert_eq!(applied(&resident), Ok(vec![(0, 12.0), (1, 10.0)]));
+    }
+}

@@ -216,3 +216,34 @@ fn some(items: &[String]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mismatches_name_wrappers_keys_and_shapes() {
+        let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
+        let missing = Mismatch {
+            artefact: "a VAE".into(),
+            wrappers: vec![],
+            missing: names(&["a"]),
+            unused: vec![],
+            shapes: vec![],
+            likely_cause: "none".into(),
+        };
+        let text = "does not fit a VAE: 1 key missing (a); likely cause: none";
+        assert_eq!(missing.to_string(), text);
+        let (found, expected) = (vec![2], vec![3, 4]);
+        let shapes = vec![ShapeMismatch { key: "g".into(), found, expected }];
+        let unused = names(&["b", "c", "d", "e", "f", "g"]);
+        let wrappers = names(&["module", "ema"]);
+        let all = Mismatch { wrappers, unused, shapes, ..missing };
+        assert_eq!(
+            all.to_string(),
+            "does not fit a VAE (unwrapped from 'module', 'ema'): 1 key missing (a), 6 keys left over \
+             (b, c, d, e, and 2 more), 1 key of another shape (g: file [2], model [3, 4]); likely cause: \
+             none"
+        );
+    }
+}

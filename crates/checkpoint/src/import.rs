@@ -329,3 +329,31 @@ impl ModuleMapper for Filler<'_> {
         param.transform_for_load(tensor, id)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Contents;
+    use burn::tensor::DType;
+    use opensora_files::error_line;
+    use std::{path::Path, sync::Arc};
+
+    #[test]
+    fn tensors_take_at_most_a_multiple_of_their_files() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), [0; 10]).unwrap();
+        let path: Arc<Path> = file.path().into();
+        let error = |bytes: usize| {
+            let contents =
+                Contents::Readable { dtype: DType::F16, read: Arc::new(|| Ok(Vec::new())) };
+            let entry = TensorEntry { file: path.clone(), shape: vec![bytes / 2], contents };
+            let checkpoint = Checkpoint::of_tensors([("a".to_string(), entry)].into());
+            check_sizes(&checkpoint, &["a".to_string()].into()).err().map(|e| error_line(&e))
+        };
+        let most = 8 * 10 + (1 << 20);
+        assert_eq!(error(most), None);
+        let text = error(most + 2).unwrap_or_default();
+        let expected = "its tensors take 1048658 bytes in memory, its files have 10";
+        assert!(text.ends_with(expected), "{text}");
+    }
+}

@@ -118,3 +118,25 @@ fn unwrap_nested(opened: Opened) -> Opened {
     }
     opened
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::DType;
+
+    #[test]
+    fn tensors_are_not_larger_than_their_file() {
+        let region = Region { start: 0, len: 4, crc32: None };
+        let parsed = Parsed { objects: Objects::default(), root: 0, regions: vec![Some(region)] };
+        let file = FileRange::new(tempfile::tempfile().unwrap());
+        // One number that is repeated.
+        let error = |count| {
+            let (shape, strides) = (vec![count], vec![0]);
+            let view = View { storage: 0, dtype: DType::F32, offset: 0, end: 1, shape, strides };
+            reader(&view, &parsed, &file, 20).err()
+        };
+        assert_eq!(error(5), None);
+        let expected = "24 bytes for shape [6], more than the file's 20";
+        assert_eq!(error(6).as_deref(), Some(expected));
+    }
+}

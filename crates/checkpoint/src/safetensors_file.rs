@@ -130,6 +130,7 @@ pub(crate) fn file_dtype(dtype: DType) -> Option<Dtype> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use opensora_files::error_line;
 
     #[test]
     fn types_of_files_and_tensors_correspond() {
@@ -154,5 +155,23 @@ mod tests {
         }
         assert_eq!(burn_dtype(Dtype::F8_E4M3), None);
         assert_eq!(file_dtype(DType::Bool(BoolStore::U32)), None);
+    }
+
+    #[test]
+    fn files_without_tensors_end_after_their_header() {
+        let of = |claimed: u64, bytes: usize| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let header = format!("{{}}{}", " ".repeat(bytes - 2));
+            std::fs::write(file.path(), [&claimed.to_le_bytes(), header.as_bytes()].concat())
+                .unwrap();
+            open(file.path()).map(|tensors| tensors.len()).map_err(|e| error_line(&e))
+        };
+        assert_eq!((of(2, 2), of(1 << 20, 1 << 20)), (Ok(0), Ok(0)));
+        let error = of(3, 2).unwrap_err();
+        let expected = "truncated: its header claims 3 bytes, the file has 10";
+        assert!(error.ends_with(expected), "{error}");
+        let error = of((1 << 20) + 1, (1 << 20) + 1).unwrap_err();
+        let expected = "its header has 1048577 bytes, expected at most 1048576";
+        assert!(error.ends_with(expected), "{error}");
     }
 }

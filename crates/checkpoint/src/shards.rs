@@ -3,7 +3,7 @@
 use crate::{
     CheckpointError,
     error::because,
-    source::{MAX_TENSORS, Opened, open_file},
+    source::{Opened, check_count, open_file},
 };
 use opensora_files::read::{inside, read_bounded};
 use serde::Deserialize;
@@ -64,9 +64,7 @@ pub(crate) fn open_index(path: &Path) -> Result<Opened, CheckpointError> {
                 return Err(format(format!("key '{key}' is in two shards")));
             }
         }
-        if all.tensors.len() > MAX_TENSORS {
-            return Err(format(format!("its shards have more than {MAX_TENSORS} tensors")));
-        }
+        check_count(all.tensors.len(), "tensors").map_err(&format)?;
         all.wrapper = part.wrapper.or(all.wrapper);
         all.outside += part.outside;
     }

@@ -18,6 +18,14 @@ pub(crate) type ReadBytes = Arc<dyn Fn() -> std::io::Result<Vec<u8>> + Send + Sy
 /// training state of STDiT-XL/2 2,500.
 pub(crate) const MAX_TENSORS: usize = 1 << 16;
 
+/// Returns an error if `count` things are more than [`MAX_TENSORS`].
+pub(crate) fn check_count(count: usize, what: &str) -> Result<(), String> {
+    if count > MAX_TENSORS {
+        return Err(format!("{count} {what} found, expected at most {MAX_TENSORS}"));
+    }
+    Ok(())
+}
+
 /// A tensor of a checkpoint whose bytes have not been read.
 #[derive(Clone)]
 pub struct TensorEntry {
@@ -290,9 +298,19 @@ pub(crate) fn open_file(path: &Path) -> Result<Opened, CheckpointError> {
     } else {
         pytorch::open(path)?
     };
-    if opened.tensors.len() > MAX_TENSORS {
-        let found = opened.tensors.len();
-        return Err(format(format!("{found} tensors found, expected at most {MAX_TENSORS}")));
-    }
+    check_count(opened.tensors.len(), "tensors").map_err(format)?;
     Ok(opened)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_limited() {
+        assert_eq!((check_count(0, "entries"), check_count(65_536, "entries")), (Ok(()), Ok(())));
+        let error = check_count(65_537, "entries").unwrap_err();
+        assert_eq!(error, "65537 entries found, expected at most 65536");
+        assert!(check_count(65_538, "entries").is_err());
+    }
 }

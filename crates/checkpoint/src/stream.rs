@@ -195,7 +195,7 @@ mod tests {
     };
     use std::{
         sync::{Mutex, PoisonError},
-        time::Duration,
+        time::{Duration, Instant},
     };
 
     /// Parameters of a block.
@@ -254,6 +254,23 @@ mod tests {
         let blocks: Vec<char> = keys(&log).iter().filter_map(|key| key.chars().next()).collect();
         assert!(blocks.is_sorted(), "{blocks:?}");
         assert_eq!(blocks.len(), 3 * BLOCK);
+    }
+
+    #[test]
+    fn the_next_part_is_read_while_a_part_is_in_use() {
+        let (import, log, _folder) = slow();
+        let read = |ahead| {
+            let before = keys(&log).len();
+            let mut parts = import.parts(paths(), block, ahead);
+            let _part = parts.next().unwrap().unwrap();
+            let expected = if ahead { 2 * BLOCK } else { BLOCK };
+            let deadline = Instant::now() + Duration::from_secs(8);
+            while keys(&log).len() - before < expected && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(5));
+            }
+            keys(&log).len() - before
+        };
+        assert_eq!((read(true), read(false)), (2 * BLOCK, BLOCK));
     }
 
     #[test]

@@ -89,3 +89,22 @@ pub(crate) fn explain<'a>(
         likely_cause,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_without_most_keys_are_of_another_model() {
+        let cause = |missing: usize, expected: usize| {
+            let missing = (0..missing).map(|key| key.to_string()).collect();
+            let keys = ["x.a", "y.b"].into_iter();
+            explain("a VAE", keys, expected, missing, vec!["z".into()], vec![]).likely_cause
+        };
+        let another =
+            "wrong artefact, the file's keys are of no kind known here; they begin with 'x', 'y'";
+        assert_eq!((cause(6, 10), cause(1, 1)), (another.to_string(), another.to_string()));
+        let variant = "a variant of the model with other names";
+        assert_eq!((cause(5, 10), cause(1, 2)), (variant.to_string(), variant.to_string()));
+    }
+}

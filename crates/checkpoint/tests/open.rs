@@ -71,6 +71,51 @@ fn state_dicts_in_well_known_dictionaries_are_unwrapped() {
 }
 
 #[test]
+fn tensors_outside_of_several_shards_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    torch_file(&path("a.bin"), &[("state_dict.x", 2), ("step", 1)]);
+    torch_file(&path("b.bin"), &[("state_dict.y", 2), ("m.y", 2), ("v.y", 2)]);
+    let index = path("model.bin.index.json");
+    fs::write(&index, r#"{"weight_map": {"x": "a.bin", "y": "b.bin"}}"#).unwrap();
+    let checkpoint = Checkpoint::open(index).unwrap();
+    assert_eq!((keys(&checkpoint), checkpoint.outside()), (vec!["x", "y"], 3));
+}
+
+#[test]
+fn names_and_byte_orders_of_archives_are_limited() {
+    let of = |name: &str, bytes: Vec<u8>| {
+        let pickle = pickle(&[("x", 1)]);
+        let entries = [("data.pkl", pickle), ("data/0", storage(1)), (name, bytes)];
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), archive(&entries)).unwrap();
+        Checkpoint::open(file.path()).map(|_| ()).map_err(|error| error_line(&error))
+    };
+    assert_eq!(of(&"n".repeat(4096), vec![]), Ok(()));
+    let error = of(&"n".repeat(4097), vec![]).unwrap_err();
+    assert!(error.contains("an entry's name has 4097 bytes, expected at most 4096"), "{error}");
+    let order = |bytes: usize| format!("little{}", " ".repeat(bytes - 6)).into_bytes();
+    assert_eq!(of("byteorder", order(64)), Ok(()));
+    let error = of("byteorder", order(65)).unwrap_err();
+    assert!(error.contains("'byteorder' has 65 bytes, expected at most 64"), "{error}");
+}
+
+/// A method other than "stored", or a size that differs, means that an entry is compressed.
+#[test]
+fn compressed_entries_are_rejected() {
+    let entries = [("data.pkl", pickle(&[("x", 1)])), ("data/0", storage(1))];
+    let whole = archive(&entries);
+    let first = whole.windows(4).position(|bytes| bytes == b"PK\x01\x02").unwrap();
+    // In the directory of the archive: the method, and the compressed size.
+    for (at, byte) in [(10, 8), (20, whole[first + 20] - 1)] {
+        let mut bytes = whole.clone();
+        bytes[first + at] = byte;
+        let error = error_of(&bytes);
+        assert!(error.contains("entry 'data.pkl' is compressed"), "{at}: {error}");
+    }
+}
+
+#[test]
 fn wrappers_of_training_programs_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.safetensors");
@@ -80,11 +125,17 @@ fn wrappers_of_training_programs_are_removed() {
     };
     let plain = open(&[("x.weight", shape), ("y", shape)]).unwrap();
     assert_eq!((keys(&plain), plain.wrappers().len()), (vec!["x.weight", "y"], 0));
-    let wrapped =
-        open(&[("module.a.x.weight", shape), ("module.a.y", shape), ("step", shape)]).unwrap();
+    let wrapped = open(&[
+        ("module.a.x.weight", shape),
+        ("module.a.y", shape),
+        ("step", shape),
+        ("epoch", shape),
+        ("rate", shape),
+    ])
+    .unwrap();
     assert_eq!(keys(&wrapped), ["x.weight", "y"]);
     assert_eq!(wrapped.wrappers(), ["module", "a"]);
-    assert_eq!(wrapped.outside(), 1);
+    assert_eq!(wrapped.outside(), 3);
     let compiled = open(&[("_orig_mod.x.weight", shape), ("y._orig_mod.z", shape)]).unwrap();
     assert_eq!(keys(&compiled), ["x.weight", "y.z"]);
     assert_eq!(compiled.wrappers(), ["_orig_mod"]);

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     error::{Cause, because},
     file_range::FileRange,
-    source::MAX_TENSORS,
+    source::check_count,
 };
 use std::{collections::HashMap, fs::File, io::BufReader};
 use zip::{
@@ -32,11 +32,7 @@ pub(super) fn open(file: &File) -> Result<Parsed, Cause> {
     // 76 bytes: in files with a name of 21 letters, such as STDiT-XL-2-16x256x256.
     let config = Config { archive_offset: ArchiveOffset::Known(0) };
     let mut archive = ZipArchive::with_config(config, BufReader::new(file)).map_err(zip)?;
-    if archive.len() > MAX_TENSORS {
-        return Err(
-            format!("{} entries found, expected at most {MAX_TENSORS}", archive.len()).into()
-        );
-    }
+    check_count(archive.len(), "entries")?;
 
     let mut regions = HashMap::new();
     let mut pickles = Vec::new();

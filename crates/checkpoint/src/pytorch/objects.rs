@@ -3,7 +3,7 @@
 //! All objects are elements of one list and refer to each other by index. As in Python, two dictionaries
 //! may hold the same object, and an object may contain itself.
 
-use crate::source::MAX_TENSORS;
+use crate::source::{MAX_TENSORS, check_count};
 use burn::tensor::DType;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -127,9 +127,7 @@ impl Objects {
     pub(super) fn add(&mut self, value: Value) -> Result<Id, String> {
         if matches!(value, Value::Tensor(_) | Value::Unreadable(_)) {
             self.tensors += 1;
-            if self.tensors > MAX_TENSORS {
-                return Err(format!("more than {MAX_TENSORS} tensors found"));
-            }
+            check_count(self.tensors, "tensors")?;
         }
         let has_tensors = self.tensors_in(&value);
         self.nodes.push(Node { value, has_tensors });
@@ -405,6 +403,36 @@ mod tests {
     }
 
     #[test]
+    fn tensors_are_counted() {
+        let mut objects = Objects::default();
+        for _ in 0..MAX_TENSORS {
+            objects.add(unreadable()).unwrap();
+        }
+        objects.add(Value::None).unwrap();
+        let error = objects.add(unreadable()).unwrap_err();
+        assert_eq!(error, "65537 tensors found, expected at most 65536");
+    }
+
+    #[test]
+    fn dictionaries_of_the_greatest_depth_are_walked() {
+        let of = |depth: usize| {
+            let mut objects = Objects::default();
+            let key = objects.add(Value::Text("k".into())).unwrap();
+            let mut root = objects.add(unreadable()).unwrap();
+            for _ in 0..depth {
+                let dict = objects.add(Value::Dict(BTreeMap::new())).unwrap();
+                objects.set_items(dict, &[key, root]).unwrap();
+                root = dict;
+            }
+            keys(&objects, root)
+        };
+        assert_eq!(of(MAX_DEPTH), Ok(vec![["k"; MAX_DEPTH].join(".")]));
+        for depth in [MAX_DEPTH + 1, MAX_DEPTH + 2] {
+            assert_eq!(of(depth).unwrap_err(), "its dictionaries are nested too deeply");
+        }
+    }
+
+    #[test]
     fn many_paths_to_one_object_are_bounded() {
         let mut objects = Objects::default();
         let mut list = objects.add(unreadable()).unwrap();
@@ -433,6 +461,17 @@ mod tests {
         };
         assert_eq!(of(1000), Ok(1000));
         assert!(of(1100).unwrap_err().contains("items"));
+        // One list below the root.
+        let mut of = |visits: usize| {
+            let items = [vec![nothing; visits - 2], vec![tensor]].concat();
+            let list = objects.add(Value::Sequence(items)).unwrap();
+            let root = objects.add(Value::Dict(BTreeMap::new())).unwrap();
+            let key = objects.add(Value::Int(7)).unwrap();
+            objects.set_items(root, &[key, list]).unwrap();
+            keys(&objects, root).map(|keys| keys.len())
+        };
+        assert_eq!(of(MAX_VISITS), Ok(1));
+        assert!(of(MAX_VISITS + 1).unwrap_err().contains("more than 1048576 items"));
     }
 
     #[test]
@@ -469,5 +508,27 @@ mod tests {
         };
         assert_eq!(of(most - 10), Ok(0));
         assert!(of(most).unwrap_err().contains("bytes"));
+    }
+
+    #[test]
+    fn keys_of_the_largest_total_size_are_read() {
+        let mut objects = Objects::default();
+        let mut text = |name: &str| objects.add(Value::Text(name.repeat(MAX_KEY).into())).unwrap();
+        let [a, b] = ["a", "b"].map(&mut text);
+        let storage =
+            objects.add(Value::Storage(StorageView { storage: 0, start: 0, end: 0 })).unwrap();
+        let mut dict = |entries: &[Id]| {
+            let dict = objects.add(Value::Dict(BTreeMap::new())).unwrap();
+            objects.set_items(dict, entries).unwrap();
+            dict
+        };
+        // A binary tree, whose keys are counted on each path: 2 + 4 + ... + 2048.
+        let tree = (0..11).fold(storage, |tree, _| dict(&[a, tree, b, tree]));
+        let root = dict(&[a, tree, b, storage]);
+        assert_eq!((4094 + 2) * MAX_KEY, MAX_KEY_BYTES);
+        assert_eq!(keys(&objects, root), Ok(vec![]));
+        let one = objects.add(Value::Int(1)).unwrap();
+        objects.set_items(root, &[one, storage]).unwrap();
+        assert_eq!(keys(&objects, root).unwrap_err(), "its keys have more than 16777216 bytes");
     }
 }

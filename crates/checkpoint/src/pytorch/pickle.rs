@@ -599,6 +599,18 @@ mod tests {
     }
 
     #[test]
+    fn pickles_of_the_largest_size_may_have_been_cut() {
+        // A text of 4 GB.
+        let error = |bytes: usize| {
+            let mut pickle = b"X\xff\xff\xff\xff".to_vec();
+            pickle.resize(bytes, b'x');
+            load(&pickle).unwrap_err()
+        };
+        assert_eq!(error(MAX_PICKLE - 1), "its pickle ends early");
+        assert_eq!(error(MAX_PICKLE), "its pickles have more than 8388608 bytes");
+    }
+
+    #[test]
     fn instructions_are_counted_over_all_pickles() {
         let mut bytes = vec![b'N'; MAX_INSTRUCTIONS + 1];
         bytes[3] = b'.';

@@ -610,19 +610,62 @@ mod tests {
             {
                 assert_eq!(of(function, metadata).unwrap(), [6], "{function} {metadata:?}");
             }
-            let many =
-                [&b"}("[..], &(0..17).flat_map(|n| [b'K', n, b'N']).collect::<Vec<_>>(), b"u"];
+            let entries = |count: u8| {
+                let entries = (0..count).flat_map(|n| [b'K', n, b'N']).collect::<Vec<_>>();
+                [&b"}("[..], &entries, b"u"].concat()
+            };
+            assert_eq!(of(function, &entries(16)).unwrap(), [6]);
+            let many = entries(17);
             for metadata in [
                 &b"}U\x03neg\x88s"[..],
                 b"}(U\x03neg\x89U\x04conj\x88u",
                 b"}U\x03negI1\ns",
                 b"}U\x05otherU\x01xs",
                 b"U\x03neg",
-                &many.concat(),
+                &many,
             ] {
                 assert_eq!(of(function, metadata).unwrap(), [0], "{function} {metadata:?}");
             }
         }
+    }
+
+    #[test]
+    fn tensors_of_untyped_storages_have_their_own_type() {
+        let of = |function: &str, elements: u8, dtype: &[u8]| {
+            let start = format!("ctorch._utils\n{function}\n(").into_bytes();
+            // 24 bytes.
+            let storage = b"(U\x07storagectorch.storage\nUntypedStorage\nU\x010U\x03cpuK\x18tQ";
+            let shape = [b"K\x00K".as_slice(), &[elements], b"\x85K\x01\x85\x89N"].concat();
+            let pickle = [&start, &storage[..], &shape, dtype, b"tR."].concat();
+            with_value(&pickle, |_, value| match value {
+                Value::Tensor(view) => (view.dtype, view.end),
+                other => panic!("{}", kind(other)),
+            })
+        };
+        let v3 = |elements, dtype| of("_rebuild_tensor_v3", elements, dtype);
+        assert_eq!(v3(6, b"ctorch\nfloat32\n"), Ok((DType::F32, 6)));
+        assert_eq!(v3(12, b"ctorch\nbfloat16\n"), Ok((DType::BF16, 12)));
+        for (elements, dtype) in [(7, &b"ctorch\nfloat32\n"[..]), (13, b"ctorch\nbfloat16\n")] {
+            let error = v3(elements, dtype).unwrap_err();
+            assert!(error.contains("leaves its storage '0'"), "{error}");
+        }
+        assert_eq!(v3(6, b"K\x01").unwrap_err(), "the type of a tensor is a number");
+        let error = of("_rebuild_tensor_v2", 6, b"").unwrap_err();
+        assert_eq!(error, "storage '0' has no type");
+    }
+
+    #[test]
+    fn modules_hold_the_tensors_of_their_parameters() {
+        let of = |parameter: &[u8]| {
+            let start = b"ca\nB\n)R}(U\x0b_parameters}U\x01p";
+            let rest = b"sU\x08_buffers}U\x08_modules}ub.";
+            let pickle = [&start[..], parameter, rest].concat();
+            let mut unpickler = Unpickler::new(&pickle);
+            let root = unpickler.load().unwrap();
+            assert!(matches!(unpickler.objects.get(root), Value::Dict(_)));
+            unpickler.objects.has_tensors(root)
+        };
+        assert!(of(STORAGE) && !of(b"K\x01"));
     }
 
     #[test]
