@@ -122,8 +122,8 @@ pub struct Job {
     /// Bytes of gradients or parameters of all ranks that a collective moves at once. `None`: as the trainer, by
     /// [`bucket_bytes`].
     pub bucket: Option<f64>,
-    /// Share of the gradients' reduction that the backward pass hides, 0 to 1. burn returns all gradients at
-    /// once, so nothing is hidden by default.
+    /// Share of the gradients' reduction that the backward pass hides, 0 to 1. The trainer reduces them
+    /// after the pass, so nothing is hidden by default.
     pub overlap: f64,
 }
 
