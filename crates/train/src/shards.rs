@@ -112,16 +112,18 @@ impl Shards {
         length.is_multiple_of(self.group.size()) && length >= (self.bucket / LARGE).max(1)
     }
 
-    /// Returns the pieces of the parameters `names`, in buckets.
+    /// Returns the pieces of the parameters `names`, in buckets. Large parameters come last, so that the pieces of
+    /// another parameter are in neighbouring buckets.
     fn buckets<'a>(&'a self, names: impl Iterator<Item = &'a String>) -> Vec<Vec<Piece<'a>>> {
         let size = self.group.size();
         let limit = (self.bucket / size).max(1);
         let (mut buckets, mut bucket, mut filled) = (Vec::new(), Vec::new(), 0);
+        let mut large = Vec::new();
         for name in names {
             let Some(&length) = self.lengths.get(name) else { continue };
             let (chunk, mut from) = (length.div_ceil(size), 0);
             if self.is_large(length) {
-                buckets.push(vec![Piece { name, length, from, to: chunk }]);
+                large.push(vec![Piece { name, length, from, to: chunk }]);
                 continue;
             }
             while from < chunk {
@@ -138,6 +140,7 @@ impl Shards {
         if !bucket.is_empty() {
             buckets.push(bucket);
         }
+        buckets.append(&mut large);
         buckets
     }
 
@@ -168,12 +171,8 @@ impl Shards {
                 slices.insert(piece.name.to_string(), own);
                 continue;
             }
-            // The gradient in `host` may have its last piece in the next bucket.
-            let mut absent = None;
-            let is_large = bucket.iter().any(|piece| self.is_large(piece.length));
-            let host = if is_large { &mut absent } else { &mut host };
             let mut sums =
-                self.reduce_bucket(&bucket, &mut gradients, host, weight, &mut buffers)?;
+                self.reduce_bucket(&bucket, &mut gradients, &mut host, weight, &mut buffers)?;
             for piece in &bucket {
                 let (piece_sums, rest) = sums.split_at(piece.len());
                 let own = piece.place(self.group.rank(), self.group.size()).len();
@@ -431,8 +430,8 @@ mod tests {
 
     #[test]
     fn gradients_are_added_in_buckets_of_any_size() {
-        // With 2 ranks and 2,000, "d" is a bucket of its own; with 200, "b" is too. With 3 ranks and 64, "e" is one
-        // between two buckets that have pieces of "d".
+        // With 2 ranks and 2,000, "d" alone fills a bucket; with 200, "b" does too. With 3 ranks and 64, "e" does, and
+        // "d" before it has pieces in several buckets.
         let sizes =
             [(1, 16), (2, 16), (2, 200), (2, 2000), (3, 64), (4, 1), (4, 900), (4, 1 << 20)];
         for (size, bucket) in sizes {
@@ -480,7 +479,7 @@ mod tests {
                             found.push(name.to_string());
                         })
                         .unwrap();
-                    // Large parameters come first.
+                    // Large parameters come last.
                     found.sort();
                     assert_eq!(found, ["a", "b", "c", "d", "e"]);
                 }
