@@ -16,11 +16,13 @@
     reason = "indexed loops, as explained above"
 )]
 
+mod pack;
+
 use super::{
     MatRef,
     scratch::{Pool, Scratch},
-    vectorized,
 };
+use pack::pack;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -37,9 +39,6 @@ const MAX_A_ELEMENTS: usize = 96 * 1152;
 /// Panels of B that one task packs, so that it reads at least half a kilobyte at a time if the elements of
 /// one k are contiguous.
 const PANELS_PER_TASK: usize = 8;
-
-/// Elements along k that are packed at a time: a cache line.
-const PACK_RUN: usize = 16;
 
 static PACKED_B: Pool<f32> = Pool::new(Vec::new());
 static PACKED_A: Pool<f32> = Pool::new(Vec::new());
@@ -151,67 +150,6 @@ fn multiply_rows(
     let (m, k) = (a.rows, a.columns);
     let product = Product { a: packed.as_mut_slice(), b: packed_b, m, k, c, ends, epilogue };
     Arch::new().dispatch(product);
-}
-
-/// Packs an operand's rows into panels of `width` rows, `[panel][k][row]`; rows beyond the operand are
-/// zero.
-fn pack(operand: MatRef, width: usize, packed: &mut [f32]) {
-    // As constants, so that loops have a fixed length.
-    vectorized(
-        #[inline(always)]
-        || match width {
-            6 => pack_by::<6>(operand, packed),
-            12 => pack_by::<12>(operand, packed),
-            16 => pack_by::<16>(operand, packed),
-            32 => pack_by::<32>(operand, packed),
-            _ => unreachable!("no panels of {width} rows"),
-        },
-    );
-}
-
-#[inline(always)]
-fn pack_by<const W: usize>(operand: MatRef, packed: &mut [f32]) {
-    let MatRef { values, rows, columns: k, row_stride, column_stride: k_stride } = operand;
-    let (packed, _) = packed.as_chunks_mut::<W>();
-    let whole = rows / W;
-    // Columns of contiguous elements are read one after the other.
-    if row_stride == 1 {
-        for p in 0..k {
-            let values = &values[p * k_stride..];
-            for panel in 0..whole {
-                let (packed, values) = (&mut packed[panel * k + p], &values[panel * W..][..W]);
-                for row in 0..W {
-                    packed[row] = values[row];
-                }
-            }
-        }
-    }
-    let first = if row_stride == 1 { whole } else { 0 };
-    for panel in first..rows.div_ceil(W) {
-        let count = W.min(rows - panel * W);
-        let packed = &mut packed[panel * k..][..k];
-        for at in (0..k).step_by(PACK_RUN) {
-            let packed = &mut packed[at..k.min(at + PACK_RUN)];
-            for row in 0..count {
-                let values = &values[(panel * W + row) * row_stride + at * k_stride..];
-                if k_stride == 1 {
-                    let values = &values[..packed.len()];
-                    for p in 0..packed.len() {
-                        packed[p][row] = values[p];
-                    }
-                } else {
-                    for p in 0..packed.len() {
-                        packed[p][row] = values[p * k_stride];
-                    }
-                }
-            }
-            for row in count..W {
-                for p in 0..packed.len() {
-                    packed[p][row] = 0.0;
-                }
-            }
-        }
-    }
 }
 
 /// The product of packed rows of A and packed columns of B.
@@ -391,30 +329,5 @@ mod tests {
         assert_eq!(rows_of_task(10_000, 4, 2304, 12), 48);
         assert_eq!(rows_of_task(10_000, 4, 1 << 20, 12), 12);
         assert_eq!(rows_of_task(8, 2, 0, 6), 6);
-    }
-
-    #[test]
-    fn packed_panels_hold_each_k_side_by_side_and_zeros_beyond_the_operand() {
-        let k = 2 * PACK_RUN + 3;
-        for width in [6, 12, 16, 32] {
-            let rows = 2 * width + 1;
-            let values: Vec<f32> = (1..=rows * k).map(|value| value as f32).collect();
-            let padded = rows.next_multiple_of(width);
-            // The same elements row by row, and column by column.
-            let row_major = MatRef::row_major(&values, k);
-            let columns: Vec<f32> =
-                (0..rows * k).map(|i| values[i % rows * k + i / rows]).collect();
-            let column_major = MatRef::row_major(&columns, rows).transposed();
-            for operand in [row_major, column_major] {
-                let mut packed = vec![f32::NAN; padded * k];
-                pack(operand, width, &mut packed);
-                for (index, &found) in packed.iter().enumerate() {
-                    let (panel, p, row) = (index / (width * k), index / width % k, index % width);
-                    let row = panel * width + row;
-                    let expected = if row < rows { values[row * k + p] } else { 0.0 };
-                    assert_eq!(found, expected, "row {row}, k {p}, panels of {width}");
-                }
-            }
-        }
     }
 }
