@@ -22,6 +22,7 @@ mod mpi;
 #[cfg(any(feature = "mpi", test))]
 mod pieces;
 mod reduce;
+mod scratch;
 mod solo;
 pub mod tensor;
 pub mod threads;
@@ -36,6 +37,7 @@ pub use exchange::{Lowest, first_error, gather_bytes, lowest};
 pub use launch::{Launch, Launcher};
 pub use measured::{Meter, Traffic};
 pub use mesh::{Mesh, MeshError};
+pub use scratch::Scratch;
 pub use solo::Solo;
 
 /// The README's example, compiled with the tests.

@@ -6,11 +6,10 @@
 //! algorithm, and returns the same bits on every network, and on in-process ranks.
 
 use crate::{
-    Reduction, bucket_bytes,
+    Reduction, Scratch, bucket_bytes,
     reduce::{Number, accumulate},
 };
 use bytemuck::Pod;
-use std::array;
 
 /// Exchanges of bytes between the ranks of a group, of at most [`Limits::message`] bytes.
 pub(crate) trait Transport {
@@ -36,28 +35,6 @@ impl Limits {
     /// [`reduce_scatter`] is sent without a copy.
     pub(crate) const fn of(ranks: usize) -> Self {
         Self { message: 1 << 30, sum: bucket_bytes(ranks), small: 16 << 10 }
-    }
-}
-
-/// Memory that sums use and the next ones use again: it is neither allocated nor zeroed for each sum.
-#[derive(Debug, Default)]
-pub(crate) struct Scratch(Vec<f64>);
-
-impl Scratch {
-    /// Returns slices of the given lengths with any contents.
-    fn slices<N: Pod, const K: usize>(&mut self, lengths: [usize; K]) -> [&mut [N]; K] {
-        // f64 is aligned for both types of numbers.
-        let words = lengths.iter().sum::<usize>() * size_of::<N>();
-        let words = words.div_ceil(size_of::<f64>());
-        if self.0.len() < words {
-            self.0.resize(words, 0.0);
-        }
-        let mut rest = bytemuck::cast_slice_mut(&mut self.0);
-        array::from_fn(|index| {
-            let (slice, after) = std::mem::take(&mut rest).split_at_mut(lengths[index]);
-            rest = after;
-            slice
-        })
     }
 }
 

@@ -3,7 +3,7 @@
 //! Rank `r` of `N` has the elements `r * c .. (r + 1) * c` of a parameter of `n` elements, with `c = n / N` rounded
 //! up; the last slices are shorter or empty. Gradients are reduced and parameters gathered in buckets of
 //! [`bucket_bytes`], which hold pieces of consecutive slices, the same on all ranks. A large parameter that is divided
-//! evenly is a bucket of its own, which needs no copy: its slices stand one after the other, as collectives expect.
+//! evenly is one bucket, which needs no copy: its slices are contiguous, as collectives expect.
 //!
 //! Buffers are kept between steps, and large tensors in host memory are sent from and received in their own memory:
 //! each copy of all gradients is one of the few passes over memory that a step of a small model makes.
@@ -12,22 +12,22 @@
 //! (arXiv 1910.02054). Deviation: every parameter is divided, not the concatenation of all, so that each slice
 //! belongs to one name in the optimizer and in checkpoints.
 
-mod buffers;
+mod bucket;
 
 use crate::parameters::FlatTensors;
-use buffers::Buffers;
+use bucket::change_together;
 use burn::tensor::{DType, Element, Tensor, TensorData, bf16, f16};
 use bytemuck::Pod;
 use opensora_nn::read::{ReadError, read};
-use opensora_parallel::{Group, Reduction, bucket_bytes};
+use opensora_parallel::{Group, Reduction, Scratch, bucket_bytes};
 use std::{
     collections::BTreeMap,
     ops::Range,
     sync::{Mutex, PoisonError},
 };
 
-/// Share of a bucket from which a parameter is a bucket of its own: a copy of it would take longer than the latency of
-/// another collective.
+/// A parameter of at least this part (1 / LARGE) of a bucket is a bucket by itself: a copy of it would take longer than
+/// the latency of another collective.
 const LARGE: usize = 16;
 
 /// Values in host memory by the name of their parameter.
@@ -50,7 +50,7 @@ pub(crate) struct Shards {
     lengths: BTreeMap<String, usize>,
     /// Elements of a bucket over all ranks.
     bucket: usize,
-    buffers: Mutex<Buffers>,
+    scratch: Mutex<Scratch>,
 }
 
 /// A piece of a bucket: elements `from..to` of each rank's slice of a parameter.
@@ -83,7 +83,7 @@ impl Shards {
     pub(crate) fn new(group: Group, parameters: &FlatTensors) -> Self {
         let lengths = parameters.iter().map(|(name, value)| (name.clone(), value.dims()[0]));
         let bucket = bucket_bytes(group.size()) / size_of::<f32>();
-        Self { group, lengths: lengths.collect(), bucket, buffers: Mutex::default() }
+        Self { group, lengths: lengths.collect(), bucket, scratch: Mutex::default() }
     }
 
     /// Returns this rank's elements of a parameter of `length` elements.
@@ -107,7 +107,7 @@ impl Shards {
         own.collect()
     }
 
-    /// Returns true if a parameter of `length` elements is a bucket of its own.
+    /// Returns true if a parameter of `length` elements is one bucket.
     fn is_large(&self, length: usize) -> bool {
         length.is_multiple_of(self.group.size()) && length >= (self.bucket / LARGE).max(1)
     }
@@ -155,7 +155,7 @@ impl Shards {
     ) -> Result<HostSlices, ReadError> {
         let present = self.present(|name| gradients.contains_key(name));
         let mut slices = HostSlices::new();
-        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let mut host = None;
         for bucket in self.buckets(present.iter()) {
             if let [piece] = &bucket[..]
@@ -172,7 +172,7 @@ impl Shards {
                 continue;
             }
             let mut sums =
-                self.reduce_bucket(&bucket, &mut gradients, &mut host, weight, &mut buffers)?;
+                self.reduce_bucket(&bucket, &mut gradients, &mut host, weight, &mut scratch)?;
             for piece in &bucket {
                 let (piece_sums, rest) = sums.split_at(piece.len());
                 let own = piece.place(self.group.rank(), self.group.size()).len();
@@ -193,11 +193,11 @@ impl Shards {
         gradients: &mut FlatTensors,
         host: &mut Option<TensorData>,
         weight: f32,
-        buffers: &'a mut Buffers,
+        scratch: &'a mut Scratch,
     ) -> Result<&'a [f32], ReadError> {
         let size = self.group.size();
         let chunk: usize = bucket.iter().map(Piece::len).sum();
-        let [sent, received] = buffers.of::<f32>([chunk * size, chunk]);
+        let [sent, received] = scratch.slices::<f32, 2>([chunk * size, chunk]);
         let mut at = 0;
         for piece in bucket {
             if piece.from == 0 {
@@ -234,7 +234,7 @@ impl Shards {
             };
             whole.insert(name, data);
         }
-        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let reduce = |buffer: &mut [f32]| self.group.all_reduce(Reduction::Sum, buffer);
         let (mut bucket, mut filled): (Vec<&mut [f32]>, _) = (Vec::new(), 0);
         for data in whole.values_mut() {
@@ -244,14 +244,14 @@ impl Shards {
                 continue;
             }
             if filled + values.len() > self.bucket {
-                buffers.through(&mut bucket, reduce);
+                change_together(&mut scratch, &mut bucket, reduce);
                 bucket.clear();
                 filled = 0;
             }
             filled += values.len();
             bucket.push(values);
         }
-        buffers.through(&mut bucket, reduce);
+        change_together(&mut scratch, &mut bucket, reduce);
         Ok(whole)
     }
 
@@ -297,7 +297,7 @@ impl Shards {
             let old = old.remove(piece.name).filter(|old| old.dtype() == E::dtype());
             old.unwrap_or_else(|| TensorData::zeros::<E, _>([piece.length]))
         };
-        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut host, mut whole) = (None, None);
         for bucket in self.buckets(names) {
             if let [piece] = &bucket[..]
@@ -311,7 +311,7 @@ impl Shards {
                 continue;
             }
             let chunk: usize = bucket.iter().map(Piece::len).sum();
-            let [sent, received] = buffers.of::<E>([chunk, chunk * size]);
+            let [sent, received] = scratch.slices::<E, 2>([chunk, chunk * size]);
             let mut at = 0;
             for piece in &bucket {
                 if piece.from == 0 {

@@ -1,8 +1,8 @@
 //! Groups of MPI's ranks, and how they end.
 
 use crate::{
-    Communicator, Group, Reduction,
-    pieces::{self, Limits, Scratch, Transport},
+    Communicator, Group, Reduction, Scratch,
+    pieces::{self, Limits, Transport},
     watchdog::{Hub, NAMES, Pulse, Spoke, Timing},
 };
 use mpi::{
