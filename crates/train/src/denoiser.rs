@@ -5,8 +5,8 @@
 //!
 //! Quirks kept: a dropped caption is replaced by the null prompt but keeps its mask; the null prompt is a
 //! buffer and not trained. Not in the reference, and off by default: loss weights by
-//! [`min_snr_gamma`](DenoiserRecipe::min_snr_gamma), and velocity as the
-//! [`prediction_type`](DenoiserRecipe::prediction_type).
+//! [`min_snr_gamma`](DenoiserRecipe::min_snr_gamma), [`timesteps`](DenoiserRecipe::timesteps) that are not uniform, and
+//! velocity as the [`prediction_type`](DenoiserRecipe::prediction_type).
 
 use crate::{
     error::{RecipeError, TrainError},
@@ -41,6 +41,8 @@ pub struct DenoiserRecipe {
     /// its timestep (Hang et al. 2023, arXiv 2303.09556). A small gamma gives weight to the early,
     /// noisy steps, which decide layout and motion. Off in the published recipes.
     pub min_snr_gamma: Option<f64>,
+    /// Distribution of the timesteps of samples. Uniform in the published recipes.
+    pub timesteps: Timesteps,
     /// Prediction target. With `v_prediction`, the squared error is that of the velocity, which is the
     /// noise's error divided by `alphas_cumprod`. Sampling needs the same prediction type.
     pub prediction_type: PredictionType,
@@ -55,6 +57,7 @@ impl Default for DenoiserRecipe {
             freeze: Freeze::Nothing,
             caption_dropout: 0.1,
             min_snr_gamma: None,
+            timesteps: Timesteps::Uniform,
             prediction_type: PredictionType::Epsilon,
             activation_checkpointing: false,
         }
@@ -70,11 +73,58 @@ impl DenoiserRecipe {
         if !(0.0..=1.0).contains(&self.caption_dropout) {
             return Err(RecipeError::value("caption_dropout", self.caption_dropout, "0 to 1"));
         }
+        self.timesteps.validate()?;
         match self.min_snr_gamma {
             Some(gamma) if !(gamma.is_finite() && gamma > 0.0) => {
                 Err(RecipeError::value("min_snr_gamma", gamma, "a positive number"))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// Distribution of the timesteps that samples are trained at.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Timesteps {
+    /// All timesteps are equally likely.
+    #[default]
+    Uniform,
+    /// The timestep is the sigmoid of a normally distributed number, as a share of all timesteps (Esser et al. 2024,
+    /// arXiv 2403.03206, section 3.1). A negative mean prefers timesteps with little noise, which decide outlines.
+    LogitNormal {
+        /// Mean of the normal distribution; the median timestep is its sigmoid.
+        mean: f64,
+        /// Standard deviation of the normal distribution, above 0.
+        std: f64,
+    },
+}
+
+impl Timesteps {
+    fn validate(self) -> Result<(), RecipeError> {
+        match self {
+            Self::LogitNormal { mean, .. } if !mean.is_finite() => {
+                Err(RecipeError::value("timesteps.logit_normal.mean", mean, "a number"))
+            }
+            Self::LogitNormal { std, .. } if !(std.is_finite() && std > 0.0) => {
+                Err(RecipeError::value("timesteps.logit_normal.std", std, "a positive number"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Draws one of `count` timesteps.
+    fn draw(self, count: usize, rng: &mut HostRng) -> usize {
+        match self {
+            Self::Uniform => rng.below(count),
+            Self::LogitNormal { mean, std } => {
+                // Box-Muller transform; the logarithm is of a number above 0.
+                let (u, v) = (1.0 - rng.uniform(), rng.uniform());
+                let normal = (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos();
+                let share = 1.0 / (1.0 + (-(mean + std * normal)).exp());
+                // A share of 1 after rounding would be one timestep too many.
+                ((share * count as f64) as usize).min(count - 1)
+            }
         }
     }
 }
@@ -251,7 +301,10 @@ impl DenoiserTask {
             noise: noise(Purpose::TrainingNoise),
             t: indices
                 .iter()
-                .map(|&index| draw(Purpose::Timestep, index).below(self.process.num_timesteps()))
+                .map(|&index| {
+                    let mut rng = draw(Purpose::Timestep, index);
+                    self.recipe.timesteps.draw(self.process.num_timesteps(), &mut rng)
+                })
                 .collect(),
             states: Tensor::from_data(states, &self.device),
             mask: TokenMask::new(rows)
@@ -390,6 +443,46 @@ impl Task for DenoiserTask {
                     .training(self.recipe.activation_checkpointing),
             },
             Err(_) => Cost::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logit_normal_timesteps_have_the_quartiles_of_their_distribution() {
+        let timesteps = Timesteps::LogitNormal { mean: -0.6, std: 1.2 };
+        let mut drawn: Vec<usize> = (0..20_000)
+            .map(|index| timesteps.draw(1000, &mut HostRng::new(3, Purpose::Timestep, index, 0)))
+            .collect();
+        drawn.sort_unstable();
+        // The normal distribution's quartiles are 0.6745 standard deviations from the mean.
+        for (quarter, normal) in [(1, -0.6745), (2, 0.0), (3, 0.6745)] {
+            let expected = 1000.0 / (1.0 + (0.6 - 1.2 * normal as f64).exp());
+            let found = drawn[quarter * drawn.len() / 4] as f64;
+            assert!((found - expected).abs() < 12.0, "{quarter}: {found}, expected {expected}");
+        }
+        // Far from the middle, every draw is still a timestep.
+        for (mean, expected) in [(500.0, 999), (-500.0, 0)] {
+            let timesteps = Timesteps::LogitNormal { mean, std: 1.0 };
+            let mut rng = HostRng::new(3, Purpose::Timestep, 0, 0);
+            assert_eq!(timesteps.draw(1000, &mut rng), expected);
+        }
+    }
+
+    #[test]
+    fn values_out_of_range_are_errors() {
+        let check = |mean, std| Timesteps::LogitNormal { mean, std }.validate();
+        assert!(check(0.0, 1.0).is_ok() && Timesteps::Uniform.validate().is_ok());
+        for (mean, std) in [(f64::NAN, 1.0), (f64::INFINITY, 1.0), (0.0, 0.0), (0.0, f64::NAN)] {
+            let recipe = DenoiserRecipe {
+                timesteps: Timesteps::LogitNormal { mean, std },
+                ..DenoiserRecipe::default()
+            };
+            let said = recipe.validate().unwrap_err().to_string();
+            assert!(said.contains("timesteps.logit_normal"), "{said}");
         }
     }
 }
