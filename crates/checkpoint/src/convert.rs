@@ -76,11 +76,11 @@ impl Checkpoint {
     /// Writes all tensors under their keys as `model.safetensors` in `folder`, or as
     /// `model-00001-of-0000N.safetensors` and so on with an index that transformers and diffusers read.
     ///
-    /// One tensor is in memory at a time.
+    /// One tensor is in memory at a time. The metadata of safetensors files, such as the prediction type, is copied.
     ///
     /// # Errors
-    /// Returns an error if a tensor cannot be read or has a type that safetensors files cannot
-    /// hold, a file cannot be written, or `observer` breaks ([`io::ErrorKind::Interrupted`]).
+    /// Returns an error if a tensor cannot be read, has a type that safetensors files cannot hold or a number that is too
+    /// large for the new type, a file cannot be written, or `observer` breaks ([`io::ErrorKind::Interrupted`]).
     pub fn convert(
         &self,
         spec: &ConvertSpec,
@@ -88,6 +88,7 @@ impl Checkpoint {
         observer: &mut dyn Observer,
     ) -> Result<Converted, CheckpointError> {
         let planned = self.plan(spec.dtype)?;
+        let metadata = self.new_metadata()?;
         let total = planned.iter().map(|tensor| tensor.bytes).sum();
         let shards = split(planned, spec.max_shard_bytes);
         let count = shards.len();
@@ -101,7 +102,7 @@ impl Checkpoint {
             let name = name(index + 1);
             weight_map.extend(shard.iter().map(|tensor| (tensor.key, name.clone())));
             let path = folder.join(name);
-            write_shard(&path, shard, &mut done, observer)?;
+            write_shard(&path, shard, &metadata, &mut done, observer)?;
             files.push(path);
         }
         let tensors = weight_map.len();
@@ -126,9 +127,18 @@ impl Checkpoint {
     ) -> Result<Converted, CheckpointError> {
         let planned = self.plan(dtype)?;
         let total = planned.iter().map(|tensor| tensor.bytes).sum();
-        write_shard(path, &planned, &mut Written { bytes: 0, total_bytes: total }, observer)?;
+        let mut done = Written { bytes: 0, total_bytes: total };
+        write_shard(path, &planned, &self.new_metadata()?, &mut done, observer)?;
         let tensors = planned.len();
         Ok(Converted { files: vec![path.into()], index: None, tensors, bytes: total })
+    }
+
+    /// Returns the metadata of the new files.
+    fn new_metadata(&self) -> Result<BTreeMap<String, String>, CheckpointError> {
+        let mut metadata = self.metadata()?;
+        // transformers requires it of files that it opens itself.
+        metadata.insert("format".into(), "pt".into());
+        Ok(metadata)
     }
 
     /// Returns type and size of every tensor, before the first byte is written.
@@ -176,14 +186,15 @@ fn split(planned: Vec<Planned<'_>>, max_bytes: u64) -> Vec<Vec<Planned<'_>>> {
 fn write_shard(
     path: &Path,
     shard: &[Planned<'_>],
+    metadata: &BTreeMap<String, String>,
     done: &mut Written,
     observer: &mut dyn Observer,
 ) -> Result<(), CheckpointError> {
     // Wide types first, so that every tensor is aligned; the safetensors crate has the same order.
     let mut order: Vec<&Planned<'_>> = shard.iter().collect();
     order.sort_by(|a, b| b.dtype.size().cmp(&a.dtype.size()).then(a.key.cmp(b.key)));
-    let header = header(&order)?;
-    let mut unread = None;
+    let header = header(&order, metadata)?;
+    let mut failed = None;
     let written = write_atomically(path, |file| {
         let mut file = BufWriter::new(File::create(file)?);
         file.write_all(&(header.len() as u64).to_le_bytes())?;
@@ -195,20 +206,22 @@ fn write_shard(
             let (found, bytes) = match tensor.entry.read_bytes(tensor.key) {
                 Ok(read) => read,
                 Err(error) => {
-                    unread = Some(error);
+                    failed = Some(error);
                     return Err(io::ErrorKind::Other.into());
                 }
             };
             if found == tensor.dtype {
                 file.write_all(&bytes)?;
-            } else {
-                write_cast(&bytes, found, tensor.dtype, &mut file)?;
+            } else if let Some(number) = write_cast(&bytes, found, tensor.dtype, &mut file)? {
+                let reason = format!("{number:e} is out of range for {:?}", tensor.dtype);
+                failed = Some(CheckpointError::tensor(tensor.entry.file(), tensor.key)(reason));
+                return Err(io::ErrorKind::Other.into());
             }
             done.bytes += tensor.bytes;
         }
         file.flush()
     });
-    if let Some(error) = unread {
+    if let Some(error) = failed {
         return Err(error);
     }
     written.map_err(|source| CheckpointError::Write { path: path.into(), source })?;
@@ -216,19 +229,56 @@ fn write_shard(
     Ok(())
 }
 
-/// Writes numbers in another type in chunks, so that memory holds the tensor once.
-fn write_cast(bytes: &[u8], from: DType, to: DType, file: &mut impl Write) -> io::Result<()> {
+/// Casts numbers in chunks, so that memory holds the tensor once, and writes them. Stops at the first finite number that
+/// overflows in the new type, and returns that number.
+fn write_cast(
+    bytes: &[u8],
+    from: DType,
+    to: DType,
+    file: &mut impl Write,
+) -> io::Result<Option<f64>> {
     const NUMBERS: usize = 1 << 18;
     for chunk in bytes.chunks(NUMBERS * from.size()) {
         let count = chunk.len() / from.size();
         let data = TensorData::from_bytes_vec(chunk.to_vec(), [count], from);
-        file.write_all(&data.try_cast(to).map_err(io::Error::other)?.into_bytes())?;
+        let cast = data.clone().try_cast(to).map_err(io::Error::other)?;
+        if !all_finite(cast.as_bytes(), to) {
+            // The largest f32 stands for infinity in masks.
+            let is_number = |old: f64| old.abs() < f64::from(f32::MAX);
+            let pairs = data.iter::<f64>().zip(cast.iter::<f64>());
+            let mut overflows = pairs.filter(|(old, new)| is_number(*old) && !new.is_finite());
+            if let Some((number, _)) = overflows.next() {
+                return Ok(Some(number));
+            }
+        }
+        file.write_all(&cast.into_bytes())?;
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Returns true if no number is infinite or NaN, that is, has all bits of its exponent set. Returns true for types other
+/// than f16, bf16 and f32.
+fn all_finite(bytes: &[u8], dtype: DType) -> bool {
+    let halves = |exponent: u16| {
+        let (numbers, _) = bytes.as_chunks::<2>();
+        numbers.iter().all(|&number| u16::from_ne_bytes(number) & exponent != exponent)
+    };
+    match dtype {
+        DType::F16 => halves(0x7c00),
+        DType::BF16 => halves(0x7f80),
+        DType::F32 => {
+            let (numbers, _) = bytes.as_chunks::<4>();
+            numbers.iter().all(|&number| f32::from_ne_bytes(number).is_finite())
+        }
+        _ => true,
+    }
 }
 
 /// Returns the JSON header, padded to eight bytes.
-fn header(order: &[&Planned<'_>]) -> Result<Vec<u8>, CheckpointError> {
+fn header(
+    order: &[&Planned<'_>],
+    metadata: &BTreeMap<String, String>,
+) -> Result<Vec<u8>, CheckpointError> {
     let mut start = 0;
     let mut tensors = Vec::new();
     for tensor in order {
@@ -242,15 +292,19 @@ fn header(order: &[&Planned<'_>]) -> Result<Vec<u8>, CheckpointError> {
         ));
         start = end;
     }
-    // transformers requires it of files that it opens itself.
-    let notes = HashMap::from([("format".to_string(), "pt".to_string())]);
     let path = order.first().map_or(Path::new(""), |tensor| tensor.entry.file());
-    let metadata = Metadata::new(Some(notes), tensors)
+    // The library's metadata is a hash map, whose order would differ between runs.
+    let table = Metadata::new(None, tensors)
         .map_err(because("cannot make a header of its tensors"))
         .map_err(CheckpointError::malformed(path))?;
-    let mut header = serde_json::to_vec(&metadata)
+    let header = serde_json::to_value(&table).map(|mut header| {
+        header["__metadata__"] = json!(metadata);
+        header.to_string()
+    });
+    let mut header = header
         .map_err(because("cannot write the header as JSON"))
-        .map_err(CheckpointError::malformed(path))?;
+        .map_err(CheckpointError::malformed(path))?
+        .into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
     Ok(header)
 }
@@ -352,6 +406,48 @@ mod tests {
         let values: Vec<f32> = tensor("b.weight").iter::<f32>().collect();
         assert_eq!(values, [1.0, -2.5, 3.0, 0.100_097_656]);
         assert_eq!(tensor("step").iter::<i64>().collect::<Vec<_>>(), [5]);
+    }
+
+    #[test]
+    fn numbers_that_are_too_large_for_the_type_are_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("in.safetensors");
+        let values: Vec<u8> =
+            [f32::MIN, f32::INFINITY, 70_000.0].iter().flat_map(|x| x.to_ne_bytes()).collect();
+        let view =
+            |values| safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![3], values);
+        safetensors::serialize_to_file([("w", view(&values).unwrap())], None, &path).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let out = folder.path().join("out.safetensors");
+        let error = checkpoint.convert_to_file(Some(FloatDType::F16), &out, &mut ()).unwrap_err();
+        assert!(error.to_string().contains("7e4 is out of range for F16"), "{error}");
+        assert!(!out.exists());
+        // 70,000 fits into bf16; infinities, and the f32 that masks use in their place, are infinite.
+        checkpoint.convert_to_file(Some(FloatDType::BF16), &out, &mut ()).unwrap();
+        let read = Checkpoint::open(&out).unwrap();
+        let values: Vec<f32> = read.tensors()["w"].read("w").unwrap().iter::<f32>().collect();
+        assert_eq!(values, [f32::NEG_INFINITY, f32::INFINITY, 70_144.0]);
+    }
+
+    #[test]
+    fn metadata_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("in.safetensors");
+        let values = 1.0f32.to_ne_bytes();
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &values);
+        let notes = HashMap::from([("prediction_type".to_string(), "v_prediction".to_string())]);
+        safetensors::serialize_to_file([("w", view.unwrap())], Some(notes), &path).unwrap();
+        let out = folder.path().join("out");
+        std::fs::create_dir(&out).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let converted = checkpoint.convert(&ConvertSpec::default(), &out, &mut ()).unwrap();
+        let metadata = Checkpoint::open(&converted.files[0]).unwrap().metadata().unwrap();
+        assert_eq!(metadata["prediction_type"], "v_prediction");
+        assert_eq!(metadata["format"], "pt");
+        // The same bytes in every run.
+        let first = std::fs::read(&converted.files[0]).unwrap();
+        checkpoint.convert(&ConvertSpec::default(), &out, &mut ()).unwrap();
+        assert_eq!(std::fs::read(&converted.files[0]).unwrap(), first);
     }
 
     #[test]

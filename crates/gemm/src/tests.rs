@@ -68,7 +68,7 @@ fn assert_product(c: &[f32], a: &[f32], b: &[f32], bias: &[f32], [m, n, k]: [usi
 }
 
 /// Sizes `[m, n, k]`: single elements, edges of tiles and panels, several blocks of k, alike and not, and k = 0.
-const SIZES: [[usize; 3]; 9] = [
+const SIZES: [[usize; 3]; 10] = [
     [1, 1, 1],
     [33, 95, 31],
     [64, 64, 64],
@@ -76,6 +76,7 @@ const SIZES: [[usize; 3]; 9] = [
     [129, 257, 2400],
     [7, 40, 2401],
     [5, 7, 0],
+    [40, 40, 0],
     [1, 200, 40],
     [200, 1, 40],
 ];

@@ -1,9 +1,9 @@
-//! Memory that is kept between collectives.
+//! A reusable buffer for collectives.
 
 use bytemuck::Pod;
 use std::array;
 
-/// Memory that is kept between collectives: it is neither allocated nor zeroed for each of them.
+/// A reusable buffer for collectives: it grows on demand and is not zeroed.
 #[derive(Debug, Default)]
 pub struct Scratch(Vec<f64>);
 
@@ -17,7 +17,7 @@ impl Scratch {
     /// ```
     ///
     /// # Panics
-    /// Panics if the alignment of `E` is larger than that of f64.
+    /// Panics if the alignment of `E` is larger than that of f64, or its size does not divide 8 bytes.
     pub fn slices<E: Pod, const K: usize>(&mut self, lengths: [usize; K]) -> [&mut [E]; K] {
         let words = lengths.iter().sum::<usize>() * size_of::<E>();
         let words = words.div_ceil(size_of::<f64>());

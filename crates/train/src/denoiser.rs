@@ -104,7 +104,7 @@ impl Timesteps {
     fn validate(self) -> Result<(), RecipeError> {
         match self {
             Self::LogitNormal { mean, .. } if !mean.is_finite() => {
-                Err(RecipeError::value("timesteps.logit_normal.mean", mean, "a number"))
+                Err(RecipeError::value("timesteps.logit_normal.mean", mean, "a finite number"))
             }
             Self::LogitNormal { std, .. } if !(std.is_finite() && std > 0.0) => {
                 Err(RecipeError::value("timesteps.logit_normal.std", std, "a positive number"))
@@ -459,8 +459,8 @@ mod tests {
             .collect();
         drawn.sort_unstable();
         // The normal distribution's quartiles are 0.6745 standard deviations from the mean.
-        for (quarter, normal) in [(1, -0.6745), (2, 0.0), (3, 0.6745)] {
-            let expected = 1000.0 / (1.0 + (0.6 - 1.2 * normal as f64).exp());
+        for (quarter, normal) in [(1, -0.6745_f64), (2, 0.0), (3, 0.6745)] {
+            let expected = 1000.0 / (1.0 + (0.6 - 1.2 * normal).exp());
             let found = drawn[quarter * drawn.len() / 4] as f64;
             assert!((found - expected).abs() < 12.0, "{quarter}: {found}, expected {expected}");
         }

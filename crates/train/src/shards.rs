@@ -3,7 +3,7 @@
 //! Rank `r` of `N` has the elements `r * c .. (r + 1) * c` of a parameter of `n` elements, with `c = n / N` rounded
 //! up; the last slices are shorter or empty. Gradients are reduced and parameters gathered in buckets of
 //! [`bucket_bytes`], which hold pieces of consecutive slices, the same on all ranks. A large parameter that is divided
-//! evenly is one bucket, which needs no copy: its slices are contiguous, as collectives expect.
+//! evenly forms its own bucket, which needs no copy: its slices are contiguous, as collectives expect.
 //!
 //! Buffers are kept between steps, and large tensors in host memory are sent from and received in their own memory:
 //! each copy of all gradients is one of the few passes over memory that a step of a small model makes.
@@ -26,8 +26,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// A parameter of at least this part (1 / LARGE) of a bucket is a bucket by itself: a copy of it would take longer than
-/// the latency of another collective.
+/// A parameter of at least `bucket / LARGE` elements forms its own bucket: a copy of it would take longer than the latency
+/// of another collective.
 const LARGE: usize = 16;
 
 /// Values in host memory by the name of their parameter.
@@ -107,7 +107,7 @@ impl Shards {
         own.collect()
     }
 
-    /// Returns true if a parameter of `length` elements is one bucket.
+    /// Returns true if a parameter of `length` elements forms its own bucket.
     fn is_large(&self, length: usize) -> bool {
         length.is_multiple_of(self.group.size()) && length >= (self.bucket / LARGE).max(1)
     }

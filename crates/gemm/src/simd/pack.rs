@@ -1,7 +1,7 @@
 //! Packs operands into panels.
 //!
-//! Where the elements of a row are contiguous, tiles of 8 x 8 elements are transposed in registers. Element by element,
-//! packing takes a fifth of a product with few rows.
+//! Where the elements of a row are contiguous, tiles of 8 x 8 elements are transposed in registers. Packing element by
+//! element took 20 % of the time of T5's products with 120 rows (AMD Zen 3).
 
 #![allow(
     clippy::manual_memcpy,
@@ -61,6 +61,9 @@ fn pack_by<const W: usize>(
     transpose: impl Fn(Tile) -> Tile + Copy,
 ) {
     let MatRef { values, rows, columns: k, row_stride, column_stride: k_stride } = operand;
+    if k == 0 {
+        return;
+    }
     let (packed, _) = packed.as_chunks_mut::<W>();
     let whole = rows / W;
     // Columns of contiguous elements are read one after the other.
@@ -109,8 +112,8 @@ fn pack_by<const W: usize>(
     }
 }
 
-/// Packs the elements of a panel of `W` rows that fill tiles along k, and returns their number along k. A row's elements
-/// are contiguous in `values`.
+/// Packs the whole tiles of a panel of `W` rows, whose elements along k are contiguous in `values`. Returns how many
+/// elements along k were packed.
 #[inline(always)]
 fn pack_tiles<const W: usize>(
     values: &[f32],

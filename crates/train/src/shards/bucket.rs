@@ -1,8 +1,8 @@
-//! Parts in different places, changed as one buffer.
+//! Applies a function to several slices as if they were contiguous.
 
 use opensora_parallel::Scratch;
 
-/// Copies `parts` together, calls `change` with all of them, and copies them back.
+/// Copies `parts` into one buffer, calls `change` on it, and copies the results back.
 pub(super) fn change_together(
     scratch: &mut Scratch,
     parts: &mut [&mut [f32]],
