@@ -34,7 +34,7 @@ from pathlib import Path
 
 # Name, options of `opensora plan`, keys of [stdit.config] and clips of a step. Tokens of a clip: 8 x 6 x 6.
 CASES = [
-    ("demo, 8 frames", [], {"hidden_size": 128, "depth": 4, "num_heads": 4}, 16),
+    ("demo, stage 3", [], {"hidden_size": 128, "depth": 4, "num_heads": 4}, 16),
     (
         "STDiT, width 1152, depth 2",
         ["--hidden-size", "1152", "--depth", "2", "--num-heads", "16"],
@@ -49,7 +49,7 @@ RECIPE = """
 activation_checkpointing = false
 [stdit.config]
 caption_channels = 64
-model_max_length = 32
+model_max_length = 24
 {config}
 [data.clip]
 num_frames = 8
@@ -223,7 +223,7 @@ def main():
 def measure(args, work, counts):
     run([args.program, "data", "demo", "-o", work / "world", "--clips", "64", "--size", "48"])
     encode = [args.program, "data", "encode", "--data", work / "world/clips.csv", "--model", "demo"]
-    encode += ["--out", work / "cache", "--frame-interval", "2", "--max-length", "32", *CLIP]
+    encode += ["--out", work / "cache", "--frame-interval", "2", "--max-length", "24", *CLIP]
     run(encode)
     machine, rows = [], []
     for ranks in counts:
@@ -243,7 +243,7 @@ def compare(args, work, machine, case):
     (name, model, config, clips), ranks = case, machine["ranks"]
     tag = f"{ranks}-{config['hidden_size']}"
     common = [*model, *CLIP, "--activation-checkpointing=false", "--accumulation", "1"]
-    common += ["--tokens", "32", "--efficiency", "1", "--memory", "1000"]
+    common += ["--tokens", "24", "--efficiency", "1", "--memory", "1000"]
     common += ["--processor", "cpu", "--memory-bandwidth", str(machine["memory"] / 1e9)]
 
     # The rate of a rank: its share of the step, alone in each of as many processes.

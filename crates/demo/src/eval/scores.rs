@@ -225,7 +225,7 @@ impl Scores {
         }
         let Some(stability) = judgement.stability else { return };
         let steadiness = &mut self.steadiness;
-        if labels.motion.is_some_and(|motion| motion.direction().is_some()) {
+        if !matches!(labels.motion, Some(Motion::Growing | Motion::Shrinking)) {
             steadiness.area_variation.add(stability.area_variation);
             steadiness.overlap.add(stability.overlap);
         }
