@@ -283,7 +283,7 @@ def speed():
     ok("data", "demo", "--out", "world", "--clips", "64", "--size", "48")
     ok("data", "encode", "--data", "world/clips.csv", "--model", "demo", "-o", "world/cache", "--quiet", *clip)
     cases = [("STDiT of width 256, depth 2", small.replace("every = 20", "every = 0"), train),
-             ("demo, stage 3", DEMO.replace("STEPS", "22"), demo_train)]
+             ("demo, 8 frames", DEMO.replace("STEPS", "22"), demo_train)]
     for name, recipe, args in cases:
         with open("speed.toml", "w") as file:
             file.write(recipe)

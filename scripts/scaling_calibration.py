@@ -34,7 +34,7 @@ from pathlib import Path
 
 # Name, options of `opensora plan`, keys of [stdit.config] and clips of a step. Tokens of a clip: 8 x 6 x 6.
 CASES = [
-    ("demo, stage 3", [], {"hidden_size": 128, "depth": 4, "num_heads": 4}, 16),
+    ("demo, 8 frames", [], {"hidden_size": 128, "depth": 4, "num_heads": 4}, 16),
     (
         "STDiT, width 1152, depth 2",
         ["--hidden-size", "1152", "--depth", "2", "--num-heads", "16"],
