@@ -8,7 +8,7 @@ use opensora_files::write_atomically;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fs::File,
     io::{self, BufWriter, Write},
     ops::ControlFlow,
@@ -312,6 +312,7 @@ fn header(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashMap;
 
     fn file(folder: &Path) -> PathBuf {
         let float =
