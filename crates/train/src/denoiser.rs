@@ -21,7 +21,7 @@ use opensora_data::encode::EncodedSample;
 use opensora_diffusion::{GaussianDiffusion, LossInputs, LossKind, PredictionType, Respacing};
 use opensora_nn::{
     mask::TokenMask,
-    noise::normal_batch_of,
+    noise::{normal, normal_batch_of},
     random::{HostRng, Purpose},
 };
 use opensora_parallel::Group;
@@ -113,14 +113,12 @@ impl Timesteps {
         }
     }
 
-    /// Draws one of `count` timesteps.
-    fn draw(self, count: usize, rng: &mut HostRng) -> usize {
+    /// Draws the timestep of training sample `index`, one of `count`.
+    fn draw(self, count: usize, seed: u64, index: u64) -> usize {
         match self {
-            Self::Uniform => rng.below(count),
+            Self::Uniform => HostRng::new(seed, Purpose::Timestep, index, 0).below(count),
             Self::LogitNormal { mean, std } => {
-                // Box-Muller transform; the logarithm is of a number above 0.
-                let (u, v) = (1.0 - rng.uniform(), rng.uniform());
-                let normal = (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos();
+                let normal = f64::from(normal(seed, Purpose::Timestep, index, 0, 1)[0]);
                 let share = 1.0 / (1.0 + (-(mean + std * normal)).exp());
                 // A share of 1 after rounding would be one timestep too many.
                 ((share * count as f64) as usize).min(count - 1)
@@ -295,15 +293,13 @@ impl DenoiserTask {
             rows.push(row);
         }
         let states = TensorData::new(states, [batch, length, states_width]);
-        let draw = |purpose, index| HostRng::new(self.seed, purpose, index, 0);
         Ok(DenoiserBatch {
             latents,
             noise: noise(Purpose::TrainingNoise),
             t: indices
                 .iter()
                 .map(|&index| {
-                    let mut rng = draw(Purpose::Timestep, index);
-                    self.recipe.timesteps.draw(self.process.num_timesteps(), &mut rng)
+                    self.recipe.timesteps.draw(self.process.num_timesteps(), self.seed, index)
                 })
                 .collect(),
             states: Tensor::from_data(states, &self.device),
@@ -312,7 +308,8 @@ impl DenoiserTask {
             dropped: indices
                 .iter()
                 .map(|&index| {
-                    draw(Purpose::CaptionDropout, index).uniform() < self.recipe.caption_dropout
+                    HostRng::new(self.seed, Purpose::CaptionDropout, index, 0).uniform()
+                        < self.recipe.caption_dropout
                 })
                 .collect(),
         })
@@ -454,9 +451,8 @@ mod tests {
     #[test]
     fn logit_normal_timesteps_have_the_quartiles_of_their_distribution() {
         let timesteps = Timesteps::LogitNormal { mean: -0.6, std: 1.2 };
-        let mut drawn: Vec<usize> = (0..20_000)
-            .map(|index| timesteps.draw(1000, &mut HostRng::new(3, Purpose::Timestep, index, 0)))
-            .collect();
+        let mut drawn: Vec<usize> =
+            (0..20_000).map(|index| timesteps.draw(1000, 3, index)).collect();
         drawn.sort_unstable();
         // The normal distribution's quartiles are 0.6745 standard deviations from the mean.
         for (quarter, normal) in [(1, -0.6745_f64), (2, 0.0), (3, 0.6745)] {
@@ -464,11 +460,10 @@ mod tests {
             let found = drawn[quarter * drawn.len() / 4] as f64;
             assert!((found - expected).abs() < 12.0, "{quarter}: {found}, expected {expected}");
         }
-        // Far from the middle, every draw is still a timestep.
+        // Shares that are rounded to 0 and 1 give the first and the last timestep.
         for (mean, expected) in [(500.0, 999), (-500.0, 0)] {
             let timesteps = Timesteps::LogitNormal { mean, std: 1.0 };
-            let mut rng = HostRng::new(3, Purpose::Timestep, 0, 0);
-            assert_eq!(timesteps.draw(1000, &mut rng), expected);
+            assert_eq!(timesteps.draw(1000, 3, 0), expected);
         }
     }
 
