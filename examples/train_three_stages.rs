@@ -48,9 +48,9 @@ batch_size = 8
 
 const T5: &str = r#"
 [t5]
-max_length = 24
+max_length = 32
 [t5.config]
-vocab_size = 160
+vocab_size = 256
 d_model = 32
 d_kv = 8
 d_ff = 64
@@ -71,7 +71,7 @@ const STDIT: &str = r#"
 prediction_type = "v_prediction"
 [stdit.config]
 caption_channels = 32
-model_max_length = 24
+model_max_length = 32
 hidden_size = 48
 depth = 2
 num_heads = 4

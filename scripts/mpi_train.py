@@ -5,7 +5,7 @@ usage: scripts/mpi_train.py PROGRAM [STEP...]
 
 PROGRAM is `opensora`, built with `--features mpi`. Needs `mpirun`. STEP is any of equality, errors, stop and failures
 (default: these), memory (peak memory of ranks with a model whose state dominates) and speed (two ranks of one
-thread against one process of two, for an STDiT of depth 2 and for the demo's stage 3).
+thread against one process of two, for an STDiT of depth 2 and for the demo model's denoiser).
 """
 
 import csv
@@ -37,7 +37,7 @@ T5 = """
 [t5]
 max_length = 16
 [t5.config]
-vocab_size = 160
+vocab_size = 256
 d_model = 16
 d_kv = 8
 d_ff = 32
@@ -75,14 +75,14 @@ prompts = ["a red circle grows on a black background"]
 steps = 2
 """
 
-# As crates/train/recipes/demo-stage3.toml, without checkpoints and samples.
+# The demo model's denoiser on clips of 8 frames of 48x48, without checkpoints and samples.
 DEMO = """
 [stdit.loss]
 caption_dropout = 0.1
 prediction_type = "v_prediction"
 [stdit.config]
 caption_channels = 64
-model_max_length = 24
+model_max_length = 32
 hidden_size = 128
 depth = 4
 num_heads = 4
@@ -279,7 +279,7 @@ def speed():
     """Speed of two ranks of one thread and of one process of two threads, in turns, for two models."""
     small = STDIT.replace("STEPS", "42").replace("hidden_size = 32", "hidden_size = 256")
     small = small.replace("num_heads = 2", "num_heads = 4").replace("every = 5", "every = 100000")
-    clip = ["--num-frames", "8", "--frame-interval", "2", "--image-size", "48x48", "--max-length", "24"]
+    clip = ["--num-frames", "8", "--frame-interval", "2", "--image-size", "48x48", "--max-length", "32"]
     ok("data", "demo", "--out", "world", "--clips", "64", "--size", "48")
     ok("data", "encode", "--data", "world/clips.csv", "--model", "demo", "-o", "world/cache", "--quiet", *clip)
     cases = [("STDiT of width 256, depth 2", small.replace("every = 20", "every = 0"), train),

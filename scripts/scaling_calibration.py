@@ -49,7 +49,7 @@ RECIPE = """
 activation_checkpointing = false
 [stdit.config]
 caption_channels = 64
-model_max_length = 24
+model_max_length = 32
 {config}
 [data.clip]
 num_frames = 8
@@ -223,7 +223,7 @@ def main():
 def measure(args, work, counts):
     run([args.program, "data", "demo", "-o", work / "world", "--clips", "64", "--size", "48"])
     encode = [args.program, "data", "encode", "--data", work / "world/clips.csv", "--model", "demo"]
-    encode += ["--out", work / "cache", "--frame-interval", "2", "--max-length", "24", *CLIP]
+    encode += ["--out", work / "cache", "--frame-interval", "2", "--max-length", "32", *CLIP]
     run(encode)
     machine, rows = [], []
     for ranks in counts:
@@ -243,7 +243,7 @@ def compare(args, work, machine, case):
     (name, model, config, clips), ranks = case, machine["ranks"]
     tag = f"{ranks}-{config['hidden_size']}"
     common = [*model, *CLIP, "--activation-checkpointing=false", "--accumulation", "1"]
-    common += ["--tokens", "24", "--efficiency", "1", "--memory", "1000"]
+    common += ["--tokens", "32", "--efficiency", "1", "--memory", "1000"]
     common += ["--processor", "cpu", "--memory-bandwidth", str(machine["memory"] / 1e9)]
 
     # The rate of a rank: its share of the step, alone in each of as many processes.

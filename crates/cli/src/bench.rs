@@ -87,11 +87,11 @@ impl BenchPreset {
                     depth: 4,
                     num_heads: 4,
                     caption_channels: 64,
-                    model_max_length: 24,
+                    model_max_length: 32,
                     ..DenoiserConfig::xl_2()
                 },
                 t5: T5Config {
-                    vocab_size: 160,
+                    vocab_size: 256,
                     d_model: 64,
                     d_kv: 16,
                     d_ff: 128,

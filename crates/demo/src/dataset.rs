@@ -171,7 +171,7 @@ impl DemoSpec {
 }
 
 /// Version of the data set: changes if the same seed gives other pixels or captions.
-const WORLD: &str = "opensora-demo-1";
+const WORLD: &str = "opensora-demo-2";
 
 /// Receives the events of [`write_dataset`]; each method has a default that ignores its event.
 pub trait Observer {

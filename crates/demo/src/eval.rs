@@ -282,11 +282,11 @@ mod tests {
     fn real_clips_reach_the_ceiling() {
         let request = SampleRequest {
             image_size: [48, 48],
-            num_frames: 8,
+            num_frames: 12,
             seed: 5,
             ..SampleRequest::default()
         };
-        let prompts = demo_prompts(PromptSet::All, 540, 5);
+        let prompts = demo_prompts(PromptSet::All, 594, 5);
         let scores = judge_ceiling(&prompts, &request).unwrap();
         for attribute in [Attribute::Frames, Attribute::Shape, Attribute::All] {
             assert!(scores.of(attribute).accuracy() >= 0.995, "{attribute}: {scores:?}");

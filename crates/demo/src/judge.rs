@@ -4,7 +4,8 @@
 //! another colour; its colour is the median of its inner pixels. Its shape is the one of the three that, drawn as
 //! in the world (in a square box) with the same area and centroid, overlaps best. A clip has an attribute if more than
 //! half of its frames have it. The motion follows from the displacement of the centroid and the change of area between
-//! the first and the last quarter of the clip. Attributes below a threshold have no verdict.
+//! the first and the last quarter of the clip. A change of at most 20 % of the typical one is [`Motion::Still`]; between
+//! 20 % and 40 % there is no verdict. Other attributes below a threshold have no verdict either.
 //!
 //! [`Stability`] measures how steady a clip is: variation of the area, overlap of neighbouring frames, flicker.
 
@@ -27,7 +28,7 @@ pub struct Verdict {
     pub colour: Option<Colour>,
     /// The background's colour in more than half of the frames.
     pub background: Option<Background>,
-    /// The motion of the object; `None` also if it does not move.
+    /// The motion of the object; `None` also for a single frame.
     pub motion: Option<Motion>,
 }
 
@@ -53,13 +54,17 @@ pub struct Judgement {
     pub stability: Option<Stability>,
 }
 
-/// Typical displacement between the first and the last quarter of a clip, as a share of the side. Compared with
-/// [`USUAL_GROWTH`] on equal terms.
-const USUAL_SHIFT: f64 = 0.38;
+/// Typical displacement along an axis between the first and the last quarter of a clip, as a share of the side.
+/// Compared with [`USUAL_GROWTH`] on equal terms.
+const USUAL_SHIFT: f64 = 0.36;
 /// Typical logarithm of the growth of the radius between the first and the last quarter of a clip.
-const USUAL_GROWTH: f64 = 0.8;
+const USUAL_GROWTH: f64 = 0.65;
 /// Smallest motion, as a share of the typical one.
 const LEAST_MOTION: f64 = 0.4;
+/// Largest change that counts as [`Motion::Still`], as a share of the typical motion.
+const STILL: f64 = 0.2;
+/// Minimum ratio of the smaller to the larger displacement of a diagonal motion: the tangent of 22.5 degrees.
+const DIAGONAL: f64 = 0.414;
 
 /// Judges a clip or image of at least 32x32 pixels.
 pub fn judge(clip: &Frames) -> Judgement {
@@ -76,7 +81,7 @@ pub fn judge(clip: &Frames) -> Judgement {
     Judgement { verdict, frames, stability: Stability::of(&found, size) }
 }
 
-/// Returns the largest change between the first and the last quarter.
+/// Returns the motion between the first and the last quarter.
 fn motion(frames: &[Frame]) -> Option<Motion> {
     let quarter = (frames.len() / 4).max(1);
     if frames.len() < 2 {
@@ -93,17 +98,19 @@ fn motion(frames: &[Frame]) -> Option<Motion> {
     let down = change(&|object| object.place[1])? / USUAL_SHIFT;
     // Half the logarithm of the area is that of the radius.
     let growth = change(&|object| object.area.ln() / 2.0)? / USUAL_GROWTH;
-    let (motion, strength) = [
-        (Motion::Right, right),
-        (Motion::Left, -right),
-        (Motion::Down, down),
-        (Motion::Up, -down),
-        (Motion::Growing, growth),
-        (Motion::Shrinking, -growth),
-    ]
-    .into_iter()
-    .max_by(|a, b| a.1.total_cmp(&b.1))?;
-    (strength >= LEAST_MOTION).then_some(motion)
+    let shift = right.abs().max(down.abs());
+    if growth.abs().max(shift) <= STILL {
+        return Some(Motion::Still);
+    }
+    if growth.abs().max(shift) < LEAST_MOTION {
+        return None;
+    }
+    if growth.abs() > shift {
+        return Some(if growth > 0.0 { Motion::Growing } else { Motion::Shrinking });
+    }
+    let [right, down] = [right, down]
+        .map(|along| if along.abs() < DIAGONAL * shift { 0.0 } else { along.signum() });
+    Motion::ALL.into_iter().find(|motion| motion.direction() == Some([right, down]))
 }
 
 /// Returns the value of more than half of the votes.
@@ -132,11 +139,12 @@ mod tests {
     }
 
     #[test]
-    fn a_shape_that_stays_has_no_motion() {
+    fn a_shape_that_stays_is_still() {
         let scene = training_clip(2, 0).scene;
         let held = Scene { end: scene.start, ..scene };
         let verdict = judge(&render(&held, 8, [64, 64]).unwrap()).verdict;
-        assert_eq!((verdict.shape, verdict.motion), (Some(held.labels.shape), None));
+        let still = Some(Motion::Still);
+        assert_eq!((verdict.shape, verdict.motion), (Some(held.labels.shape), still));
         let image = judge(&render(&held, 1, [64, 64]).unwrap()).verdict;
         assert_eq!((image.colour, image.motion), (Some(held.labels.colour), None));
     }

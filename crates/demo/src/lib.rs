@@ -1,8 +1,8 @@
 //! A small text-to-video model with its weights, the synthetic data set it was trained on, and an automatic
 //! evaluation.
 //!
-//! A clip of the data set shows one coloured shape on a plain background that moves in one of four directions,
-//! grows or shrinks. A whole text-to-video model can be trained on such clips on one machine, and image
+//! A clip of the data set shows one coloured shape on a plain background that moves in one of eight directions,
+//! grows, shrinks or stays still. A whole text-to-video model can be trained on such clips on one machine, and image
 //! analysis can tell whether a sampled clip matches its prompt. A fixed set of (shape, colour, motion) triples
 //! never appears in training clips; see [`is_held_out`]. All draws are functions of (seed, index), by
 //! [`opensora::nn::random::HostRng`].

@@ -10,11 +10,11 @@ use opensora_video::{
 /// Prompts of the reel, written before the model was sampled with them.
 pub const PROMPTS: [&str; 6] = [
     "a red circle moves to the right on a black background",
-    "a yellow square falls over a gray background",
-    "a green triangle grows on a white background",
-    "a blue circle rises on a black background",
-    "a magenta triangle drifts leftward on a white background",
-    "a cyan square shrinks on a brown background",
+    "an orange ball moves up and to the left on a white background",
+    "a green triangle grows on a grey background",
+    "a blue cube stays still on a brown background",
+    "a purple square falls over a white background",
+    "a pink disc shrinks on a black background",
 ];
 
 /// Error for a grid that cannot be drawn.

@@ -9,14 +9,14 @@ macro_rules! named {
     ($(#[$doc:meta])* $name:ident { $($(#[$value_doc:meta])* $value:ident = $word:literal,)+ }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-        #[serde(rename_all = "lowercase")]
+        #[serde(rename_all = "kebab-case")]
         pub enum $name { $($(#[$value_doc])* $value,)+ }
 
         impl $name {
             /// All values.
             pub const ALL: [Self; [$($word),+].len()] = [$(Self::$value),+];
 
-            /// Returns the name: one word in lower case.
+            /// Returns the name, in lower case; a direction of two words is joined by a hyphen.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$value => $word,)+ }
             }
@@ -57,6 +57,12 @@ named! {
         Magenta = "magenta",
         /// Cyan.
         Cyan = "cyan",
+        /// Orange.
+        Orange = "orange",
+        /// Purple.
+        Purple = "purple",
+        /// Pink.
+        Pink = "pink",
     }
 }
 
@@ -89,6 +95,16 @@ named! {
         Growing = "growing",
         /// Shrinks.
         Shrinking = "shrinking",
+        /// Neither moves nor changes size.
+        Still = "still",
+        /// Moves up and to the left, by similar distances.
+        UpLeft = "up-left",
+        /// Moves up and to the right.
+        UpRight = "up-right",
+        /// Moves down and to the left.
+        DownLeft = "down-left",
+        /// Moves down and to the right.
+        DownRight = "down-right",
     }
 }
 
@@ -102,6 +118,9 @@ impl Colour {
             Self::Yellow => [230, 230, 20],
             Self::Magenta => [230, 20, 230],
             Self::Cyan => [20, 230, 230],
+            Self::Orange => [245, 140, 20],
+            Self::Purple => [130, 30, 190],
+            Self::Pink => [250, 150, 195],
         }
     }
 }
@@ -118,13 +137,31 @@ impl Background {
     }
 }
 
-/// Returns true for triples that never appear in training clips: 18 of the 108.
+impl Motion {
+    /// Returns the signs of the displacement, `[right, down]`: 1, 0 or -1. `None` if the motion does not translate the
+    /// object.
+    pub fn direction(self) -> Option<[f64; 2]> {
+        Some(match self {
+            Self::Left => [-1.0, 0.0],
+            Self::Right => [1.0, 0.0],
+            Self::Up => [0.0, -1.0],
+            Self::Down => [0.0, 1.0],
+            Self::UpLeft => [-1.0, -1.0],
+            Self::UpRight => [1.0, -1.0],
+            Self::DownLeft => [-1.0, 1.0],
+            Self::DownRight => [1.0, 1.0],
+            Self::Growing | Self::Shrinking | Self::Still => return None,
+        })
+    }
+}
+
+/// Returns true for triples that never appear in training clips: 27 of the 297.
 ///
-/// The rule is a Latin square, motion = colour + 2 shape modulo 6. Each (shape, colour) pair lacks one of six
-/// motions, each (shape, motion) pair one of six colours, and each (colour, motion) pair at most one of three
-/// shapes, so that training shows every pair of values.
+/// The rule is motion = colour + 3 shape modulo 11. Each (shape, colour) pair lacks one of eleven motions, each
+/// (shape, motion) pair at most one of nine colours, and each (colour, motion) pair at most one of three shapes, so
+/// that training shows every pair of values.
 pub fn is_held_out(shape: Shape, colour: Colour, motion: Motion) -> bool {
-    (colour as usize + 2 * shape as usize) % 6 == motion as usize
+    (colour as usize + 3 * shape as usize) % Motion::ALL.len() == motion as usize
 }
 
 /// Returns the triples for which `keep` returns true, in a fixed order.
@@ -215,28 +252,36 @@ fn places(motion: Option<Motion>, rng: &mut HostRng) -> (Place, Place) {
     match motion {
         None => {
             let (x, y) = (about(0.5, 0.2), about(0.5, 0.2));
-            let place = Place { x, y, radius: rng.uniform_in(0.12, 0.34) };
+            let place = Place { x, y, radius: about(0.24, 0.11) };
             (place, place)
         }
-        Some(Motion::Growing | Motion::Shrinking) => {
-            let (x, y) = (about(0.5, 0.08), about(0.5, 0.08));
-            let small = Place { x, y, radius: about(0.12, 0.015) };
-            let large = Place { x, y, radius: about(0.34, 0.03) };
-            if motion == Some(Motion::Growing) { (small, large) } else { (large, small) }
+        Some(Motion::Still) => {
+            let (x, y) = (about(0.5, 0.15), about(0.5, 0.15));
+            let place = Place { x, y, radius: about(0.24, 0.06) };
+            (place, place)
         }
-        Some(direction) => {
-            let (near, far) = (about(0.27, 0.05), about(0.73, 0.05));
-            let across = about(0.5, 0.15);
-            let radius = about(0.195, 0.025);
-            let (from, to) = match direction {
-                Motion::Right | Motion::Down => (near, far),
-                _ => (far, near),
+        Some(motion @ (Motion::Growing | Motion::Shrinking)) => {
+            let (x, y) = (about(0.5, 0.08), about(0.5, 0.08));
+            let small = Place { x, y, radius: about(0.15, 0.015) };
+            let large = Place { x, y, radius: about(0.34, 0.03) };
+            if motion == Motion::Growing { (small, large) } else { (large, small) }
+        }
+        Some(motion) => {
+            let mut along = |direction: f64| {
+                let (near, far) = (about(0.28, 0.04), about(0.72, 0.04));
+                let across = about(0.5, 0.15);
+                if direction > 0.0 {
+                    (near, far)
+                } else if direction < 0.0 {
+                    (far, near)
+                } else {
+                    (across, across)
+                }
             };
-            let place = |along: f64| match direction {
-                Motion::Left | Motion::Right => Place { x: along, y: across, radius },
-                _ => Place { x: across, y: along, radius },
-            };
-            (place(from), place(to))
+            let [right, down] = motion.direction().unwrap_or_default();
+            let ((left, right), (top, bottom)) = (along(right), along(down));
+            let radius = about(0.21, 0.025);
+            (Place { x: left, y: top, radius }, Place { x: right, y: bottom, radius })
         }
     }
 }
@@ -250,39 +295,57 @@ fn jitter(rgb: [u8; 3], rng: &mut HostRng) -> [u8; 3] {
 mod tests {
     use super::*;
     use crate::Kind;
-    use std::collections::HashMap;
 
     #[test]
-    fn eighteen_triples_are_held_out_and_every_pair_is_still_seen() {
-        assert_eq!(triples(is_held_out).len(), 18);
+    fn twenty_seven_triples_are_held_out_and_every_pair_is_still_seen() {
+        assert_eq!(triples(is_held_out).len(), 27);
         let seen = triples(|shape, colour, motion| !is_held_out(shape, colour, motion));
-        let mut pairs: HashMap<(&str, &str), usize> = HashMap::new();
-        for &(shape, colour, motion) in &seen {
-            let (shape, colour, motion) = (shape.name(), colour.name(), motion.name());
-            for pair in [(shape, colour), (shape, motion), (colour, motion)] {
-                *pairs.entry(pair).or_default() += 1;
+        assert_eq!(seen.len(), 270);
+        let count = |matches: &dyn Fn(&(Shape, Colour, Motion)) -> bool| {
+            seen.iter().filter(|triple| matches(triple)).count()
+        };
+        for colour in Colour::ALL {
+            for shape in Shape::ALL {
+                assert_eq!(count(&|triple| (triple.0, triple.1) == (shape, colour)), 10);
+            }
+            for motion in Motion::ALL {
+                let shapes = count(&|triple| (triple.1, triple.2) == (colour, motion));
+                assert!(shapes >= 2, "{colour} {motion}: {shapes}");
             }
         }
-        assert_eq!(pairs.len(), 18 + 18 + 36);
-        for ((first, second), count) in pairs {
-            let is_shape = Shape::ALL.iter().any(|shape| shape.name() == first);
-            // Five of six motions or colours; two or three of three shapes.
-            assert!(if is_shape { count == 5 } else { count >= 2 }, "{first} {second}: {count}");
-        }
         for shape in Shape::ALL {
-            assert_eq!(seen.iter().filter(|triple| triple.0 == shape).count(), 30);
+            for motion in Motion::ALL {
+                let colours = count(&|triple| (triple.0, triple.2) == (shape, motion));
+                assert!(colours >= 8, "{shape} {motion}: {colours}");
+            }
         }
-        for (colour, motion) in Colour::ALL.into_iter().zip(Motion::ALL) {
-            assert_eq!(seen.iter().filter(|triple| triple.1 == colour).count(), 15);
-            assert_eq!(seen.iter().filter(|triple| triple.2 == motion).count(), 15);
+        for motion in Motion::ALL {
+            let held_out = triples(is_held_out).iter().filter(|triple| triple.2 == motion).count();
+            assert!((2..=3).contains(&held_out), "{motion}: {held_out}");
+        }
+    }
+
+    #[test]
+    fn colours_differ_from_each_other_and_from_backgrounds() {
+        let all: Vec<[u8; 3]> = Colour::ALL
+            .map(Colour::rgb)
+            .into_iter()
+            .chain(Background::ALL.map(Background::rgb))
+            .collect();
+        for (index, a) in all.iter().enumerate() {
+            for b in &all[index + 1..] {
+                let square = |c: usize| (f64::from(a[c]) - f64::from(b[c])).powi(2);
+                let distance = (0..3).map(square).sum::<f64>().sqrt();
+                assert!(distance >= 90.0, "{a:?} {b:?}: {distance}");
+            }
         }
     }
 
     #[test]
     fn places_are_in_their_ranges() {
-        for index in 0..600 {
+        for index in 0..1100 {
             let mut rng = Kind::Clip.rng(9, index);
-            let motion = Motion::ALL[index as usize % 6];
+            let motion = Motion::ALL[index as usize % Motion::ALL.len()];
             let labels = Labels {
                 shape: Shape::Circle,
                 colour: Colour::Red,
@@ -291,29 +354,39 @@ mod tests {
             };
             let Scene { start, end, object, .. } = Scene::draw(labels, &mut rng);
             let near = |value: f64, middle: f64, spread: f64| (value - middle).abs() <= spread;
-            let (along, across) = match motion {
-                Motion::Left | Motion::Right => ([start.x, end.x], [start.y, end.y]),
-                _ => ([start.y, end.y], [start.x, end.x]),
-            };
-            let fits = match motion {
-                Motion::Right | Motion::Down => {
-                    near(along[0], 0.27, 0.05) && near(along[1], 0.73, 0.05)
+            let fits = match (motion, motion.direction()) {
+                (_, Some([right, down])) => {
+                    let axes = [(start.x, end.x, right), (start.y, end.y, down)];
+                    start.radius == end.radius
+                        && near(start.radius, 0.21, 0.025)
+                        && axes.into_iter().all(|(from, to, direction)| {
+                            if direction == 0.0 {
+                                near(from, 0.5, 0.15) && from == to
+                            } else {
+                                near(from, 0.5 - 0.22 * direction, 0.04)
+                                    && near(to, 0.5 + 0.22 * direction, 0.04)
+                            }
+                        })
                 }
-                Motion::Left | Motion::Up => {
-                    near(along[0], 0.73, 0.05) && near(along[1], 0.27, 0.05)
+                (Motion::Growing | Motion::Shrinking, _) => {
+                    let growing = motion == Motion::Growing;
+                    let (small, large) = if growing { (start, end) } else { (end, start) };
+                    near(small.radius, 0.15, 0.015)
+                        && near(large.radius, 0.34, 0.03)
+                        && (start.x, start.y) == (end.x, end.y)
+                        && [start.x, start.y].into_iter().all(|at| near(at, 0.5, 0.08))
                 }
-                Motion::Growing => near(start.radius, 0.12, 0.015) && near(end.radius, 0.34, 0.03),
-                Motion::Shrinking => {
-                    near(start.radius, 0.34, 0.03) && near(end.radius, 0.12, 0.015)
+                _ => {
+                    start == end
+                        && near(start.radius, 0.24, 0.06)
+                        && [start.x, start.y].into_iter().all(|at| near(at, 0.5, 0.15))
                 }
             };
             assert!(fits, "{motion}: {start:?} {end:?}");
-            if !matches!(motion, Motion::Growing | Motion::Shrinking) {
-                assert!(near(across[0], 0.5, 0.15) && across[0] == across[1]);
-                assert!(near(start.radius, 0.195, 0.025) && start.radius == end.radius);
-            } else {
-                assert!(near(start.x, 0.5, 0.08) && near(start.y, 0.5, 0.08));
-                assert_eq!((start.x, start.y), (end.x, end.y));
+            // Objects are inside the frame, in the first and in the last one.
+            for Place { x, y, radius } in [start, end] {
+                let inside = [x, y].into_iter().all(|at| at >= radius && at + radius <= 1.0);
+                assert!(inside, "{motion}: {start:?} {end:?}");
             }
             assert!(object.iter().zip(Colour::Red.rgb()).all(|(&a, b)| a.abs_diff(b) <= 12));
         }

@@ -75,7 +75,7 @@ pub fn demo_prompts(set: PromptSet, count: usize, seed: u64) -> Vec<DemoPrompt> 
             let text = if is_new_sentence {
                 captions::evaluation(&labels, &mut rng)
             } else {
-                captions::training(&labels, &mut rng)
+                captions::complete(&labels, &mut rng)
             };
             prompts.push(DemoPrompt { text, labels, is_new_sentence });
         }
@@ -99,8 +99,8 @@ mod tests {
             assert!(prompt.text.contains(colour.name()), "{prompt:?}");
             *counts.entry(prompt.labels).or_default() += 1;
         }
-        assert_eq!(counts.len(), 72);
-        assert!(counts.values().all(|&count| count == 3));
+        assert_eq!(counts.len(), 108);
+        assert!(counts.values().all(|&count| count == 2));
         let new = prompts.iter().filter(|prompt| prompt.is_new_sentence).count();
         assert!((80..=136).contains(&new), "{new}");
     }
@@ -113,9 +113,9 @@ mod tests {
             assert_eq!(demo_prompts(set, 31, 1)[..7], demo_prompts(set, 7, 1));
             assert_eq!(set.name().parse(), Ok(set));
         }
-        let seen = demo_prompts(PromptSet::Seen, 90, 1);
+        let seen = demo_prompts(PromptSet::Seen, 270, 1);
         let unique: std::collections::HashSet<_> =
             seen.iter().map(|p| (p.labels.shape, p.labels.colour, p.labels.motion)).collect();
-        assert_eq!(unique.len(), 90);
+        assert_eq!(unique.len(), 270);
     }
 }

@@ -225,7 +225,7 @@ impl Scores {
         }
         let Some(stability) = judgement.stability else { return };
         let steadiness = &mut self.steadiness;
-        if !matches!(labels.motion, Some(Motion::Growing | Motion::Shrinking)) {
+        if labels.motion.is_some_and(|motion| motion.direction().is_some()) {
             steadiness.area_variation.add(stability.area_variation);
             steadiness.overlap.add(stability.overlap);
         }

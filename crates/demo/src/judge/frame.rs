@@ -10,7 +10,7 @@ use crate::{
 const LEAST_CONTRAST: f64 = 60.0;
 /// Largest RGB distance between a colour and its reference value.
 const FURTHEST_COLOUR: f64 = 110.0;
-/// Smallest area of an object as a share of the frame; the smallest object of the data set covers 0.022.
+/// Smallest area of an object as a share of the frame; the smallest object of the data set covers 0.034.
 const LEAST_AREA: f64 = 0.006;
 /// Largest area of other regions, as a share of the area of the object.
 const MOST_APART: f64 = 0.25;
