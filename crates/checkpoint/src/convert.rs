@@ -1,7 +1,8 @@
 //! Conversion of any readable checkpoint to safetensors files, tensor by tensor.
 
 use crate::{
-    Checkpoint, CheckpointError, TensorEntry, error::because, safetensors_file::file_dtype,
+    Checkpoint, CheckpointError, TensorEntry, error::because, non_finite::all_finite,
+    safetensors_file::file_dtype,
 };
 use burn::tensor::{DType, FloatDType, TensorData};
 use opensora_files::write_atomically;
@@ -254,24 +255,6 @@ fn write_cast(
         file.write_all(&cast.into_bytes())?;
     }
     Ok(None)
-}
-
-/// Returns true if no number is infinite or NaN, that is, has all bits of its exponent set. Returns true for types other
-/// than f16, bf16 and f32.
-fn all_finite(bytes: &[u8], dtype: DType) -> bool {
-    let halves = |exponent: u16| {
-        let (numbers, _) = bytes.as_chunks::<2>();
-        numbers.iter().all(|&number| u16::from_ne_bytes(number) & exponent != exponent)
-    };
-    match dtype {
-        DType::F16 => halves(0x7c00),
-        DType::BF16 => halves(0x7f80),
-        DType::F32 => {
-            let (numbers, _) = bytes.as_chunks::<4>();
-            numbers.iter().all(|&number| f32::from_ne_bytes(number).is_finite())
-        }
-        _ => true,
-    }
 }
 
 /// Returns the JSON header, padded to eight bytes.
