@@ -6,7 +6,7 @@ use crate::{
     digest::Digest,
     lock::BlobLock,
     observer::proceed,
-    remote::Metadata,
+    remote::{Listing, Metadata},
     repository::{FILE_NAME, REVISION, check_relative, is_commit},
     select::{Choice, choose, has_weights, shards},
     transfer::Transfer,
@@ -135,8 +135,14 @@ impl Hub {
         if offline {
             return Err(self.offline(wanted)?);
         }
-        match self.download(wanted, observer) {
-            Err(error) if error.is_unreachable() => match self.cached(wanted, true)? {
+        let listing = match wanted.files {
+            Files::Named(_) => Ok(None),
+            _ => self.list(wanted.repository, wanted.revision, observer).map(Some),
+        };
+        // A listing tells which files are missing: then some of them are not all of them.
+        let partial = listing.is_err();
+        match listing.and_then(|listing| self.download(wanted, listing, observer)) {
+            Err(error) if error.is_unreachable() => match self.cached(wanted, partial)? {
                 Some(snapshot) => {
                     proceed(observer.unreachable(&Unreachable { error: &error }))?;
                     Ok(snapshot)
@@ -191,13 +197,10 @@ impl Hub {
     fn download(
         &self,
         wanted: &Wanted<'_>,
+        listing: Option<Listing>,
         observer: &mut dyn Observer,
     ) -> Result<Snapshot, HubError> {
         let Wanted { repository, revision, files } = *wanted;
-        let listing = match files {
-            Files::Named(_) => None,
-            _ => Some(self.list(repository, revision, observer)?),
-        };
         let mut commit = match &listing {
             Some(listing) => Some(listing.commit.clone()),
             None => is_commit(revision).then(|| revision.to_string()),

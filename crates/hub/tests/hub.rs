@@ -445,6 +445,22 @@ fn offline_reads_the_cache_only() {
 }
 
 #[test]
+fn some_files_do_not_count_as_all() {
+    let repo = Repo::default().with("a.json", "{}").with("x.bin", bytes(1000, 15));
+    let case = Case::new(repo, |request| is_cdn(request).then(|| Answer::status(503)));
+    // Records the commit of `main`.
+    let fetched = case.fetch(&named("a.json")).unwrap();
+    let error = case.fetch(&Files::All).unwrap_err();
+    assert!(matches!(error, HubError::Status { status: 503, .. }), "{error}");
+    // Without a listing, the cached files are all that can be had.
+    let gone = Hub::new(Settings { endpoint: "http://127.0.0.1:9".into(), ..case.settings() })
+        .with_first_wait(Duration::from_millis(1));
+    let mut log = Log::default();
+    assert_eq!(fetch(&gone, &Files::All, Lookup::Ask, &mut log).unwrap(), fetched);
+    assert!(log.events.iter().any(|event| event.starts_with("Unreachable")));
+}
+
+#[test]
 fn two_calls_download_a_file_once() {
     let large = bytes(2_000_000, 14);
     let case = Case::plain(Repo::default().with("x.bin", large.clone()));
