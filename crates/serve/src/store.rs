@@ -159,12 +159,16 @@ impl Store {
         write_atomically(&self.folder(id).join(STATE), |file| fs::write(file, text))
     }
 
-    /// Deletes a job's folder. What an interruption leaves is removed when the folder of jobs is opened.
+    /// Deletes a job's folder, unless someone has deleted it already. What an interruption leaves is removed when the
+    /// folder of jobs is opened.
     ///
     /// # Errors
     /// Returns an error if it cannot be deleted.
     pub fn delete(&self, id: &str) -> io::Result<()> {
-        remove_folder(&self.folder(id))
+        match remove_folder(&self.folder(id)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 }
 
@@ -220,6 +224,8 @@ mod tests {
         let leftover = format!(".opensora-{}.part", renamed.spec.id);
         fs::rename(store.folder(&renamed.spec.id), folder.path().join("jobs").join(&leftover))
             .unwrap();
+        store.delete(&first.spec.id).unwrap();
+        // Once more, as if its folder had been removed by hand.
         store.delete(&first.spec.id).unwrap();
         drop(store);
         let (store, ..) = Store::open(folder.path()).unwrap();
