@@ -44,6 +44,18 @@ pub(crate) struct Block {
     feed_forward: FeedForward,
 }
 
+/// Tokens of a group of samples. A block takes the samples in groups: its inner activations are many times as large as
+/// its states (T5-XXL: 150 KB a token), and a call can have thousands of prompts.
+const GROUP_TOKENS: usize = 4096;
+
+/// Bias of a block's scores, its parts apart: their sum has `heads` * L numbers for each token.
+pub(crate) struct AttentionBias {
+    /// `[1, heads, L, L]`.
+    positions: Tensor<4>,
+    /// `[B, 1, 1, L]`.
+    mask: Option<Tensor<4>>,
+}
+
 #[derive(Module, Debug)]
 struct Attention {
     q: Linear,
@@ -193,8 +205,8 @@ impl T5Config {
         [batch, length]
     }
 
-    /// Returns the bias that is added to the scores of every block, `[1 or B, heads, L, L]` for (query,
-    /// key): the bias of relative positions from `table` `[buckets, heads]`, plus the mask.
+    /// Returns the bias that is added to the scores of every block: that of relative positions from `table`
+    /// `[buckets, heads]`, and the mask.
     ///
     /// # Panics
     /// Panics if the mask has another size.
@@ -203,7 +215,7 @@ impl T5Config {
         table: Tensor<2>,
         [batch, length]: [usize; 2],
         mask: Option<&TokenMask>,
-    ) -> Tensor<4> {
+    ) -> AttentionBias {
         let buckets = bucket_table(
             length,
             self.relative_attention_num_buckets,
@@ -214,15 +226,24 @@ impl T5Config {
         let buckets =
             Tensor::<1, Int>::from_data(TensorData::new(buckets, [length * length]), &device);
         // [L*L, heads] -> [1, heads, L, L]
-        let bias = table.select(0, buckets);
-        let bias = bias.reshape([1, length, length, self.num_heads]).permute([0, 3, 1, 2]);
-        // (+ [B, 1, 1, L])
-        match mask.and_then(|mask| mask.bias(dtype, &device)) {
-            Some(mask) => {
-                assert_eq!(mask.dims(), [batch, 1, 1, length], "mask of another size than the ids");
-                bias + mask
-            }
-            None => bias,
+        let positions = table.select(0, buckets);
+        let positions = positions.reshape([1, length, length, self.num_heads]);
+        let positions = positions.permute([0, 3, 1, 2]);
+        let mask = mask.and_then(|mask| mask.bias(dtype, &device));
+        if let Some(mask) = &mask {
+            assert_eq!(mask.dims(), [batch, 1, 1, length], "mask of another size than the ids");
+        }
+        AttentionBias { positions, mask }
+    }
+}
+
+impl AttentionBias {
+    /// Returns the bias of some samples, `[1 or count, heads, L, L]` for (query, key).
+    fn narrow(&self, start: usize, count: usize) -> Tensor<4> {
+        let positions = self.positions.clone();
+        match &self.mask {
+            Some(mask) => positions + mask.clone().narrow(0, start, count),
+            None => positions,
         }
     }
 }
@@ -250,8 +271,22 @@ impl Block {
         }
     }
 
-    /// Applies the block to `x` `[B, L, C]`; `bias` broadcasts to `[B, heads, L, L]`. Returns `[B, L, C]`.
-    pub(crate) fn forward(&self, x: Tensor<3>, bias: &Tensor<4>) -> Tensor<3> {
+    /// Applies the block to `x` `[B, L, C]`. Returns `[B, L, C]`.
+    pub(crate) fn forward(&self, x: Tensor<3>, bias: &AttentionBias) -> Tensor<3> {
+        let [batch, length, _] = x.dims();
+        let group = (GROUP_TOKENS / length.max(1)).max(1);
+        if batch <= group {
+            return self.forward_group(x, &bias.narrow(0, batch));
+        }
+        let parts = (0..batch).step_by(group).map(|start| {
+            let count = group.min(batch - start);
+            self.forward_group(x.clone().narrow(0, start, count), &bias.narrow(start, count))
+        });
+        Tensor::cat(parts.collect(), 0)
+    }
+
+    /// Applies the block to `x` `[b, L, C]`; `bias` broadcasts to `[b, heads, L, L]`.
+    fn forward_group(&self, x: Tensor<3>, bias: &Tensor<4>) -> Tensor<3> {
         let Self { attention_norm, attention, feed_forward_norm, feed_forward } = self;
         let x = x.clone() + attention.forward(attention_norm.forward(x), bias);
         x.clone() + feed_forward.forward(feed_forward_norm.forward(x))
@@ -294,7 +329,15 @@ mod tests {
         let short = encoder.forward(&[vec![5, 7, 1]], None);
         let mask = TokenMask::new(vec![vec![true, true, true, false, false]]).unwrap();
         let padded = encoder.forward(&[vec![5, 7, 1, 0, 0]], Some(&mask)).narrow(1, 0, 3);
-        let difference = (short - padded).abs().max().into_scalar::<f32>();
+        let difference = (short.clone() - padded).abs().max().into_scalar::<f32>();
+        assert!(difference < 1e-5, "{difference}");
+
+        // Among samples of several groups.
+        let count = GROUP_TOKENS / 5 + 2;
+        let mask = vec![vec![true, true, true, false, false]; count];
+        let mask = TokenMask::new(mask).unwrap();
+        let many = encoder.forward(&vec![vec![5, 7, 1, 0, 0]; count], Some(&mask));
+        let difference = (many.narrow(1, 0, 3) - short).abs().max().into_scalar::<f32>();
         assert!(difference < 1e-5, "{difference}");
     }
 }
