@@ -33,13 +33,15 @@ pub(crate) fn warm_up(device: &Device) -> Option<&'static str> {
 pub(crate) struct Progress {
     mode: Mode,
     bar: Option<ProgressBar>,
+    /// Name of the stage, known from its first step on.
+    stage: Option<String>,
     stage_started: Instant,
     last_line: Option<Instant>,
     /// Message before a stage's first step, on devices that compile kernels.
     warm_up: Option<&'static str>,
     /// True until the first step of a stage ends, if that step is a warm-up.
     cold: bool,
-    /// Warm-up steps of the stage, which the estimate of the time left leaves out.
+    /// Steps that the estimate of the time left leaves out: the warm-up, and those of earlier batches.
     uncounted: usize,
 }
 
@@ -67,6 +69,7 @@ impl Progress {
         Self {
             mode: Mode::new(quiet),
             bar: None,
+            stage: None,
             stage_started: Instant::now(),
             last_line: None,
             warm_up: None,
@@ -83,6 +86,7 @@ impl Progress {
 
     /// Begins a stage, whose first step may be a warm-up.
     pub(crate) fn begin_stage(&mut self) {
+        self.stage = None;
         self.stage_started = Instant::now();
         self.uncounted = 0;
         self.cold = self.warm_up.is_some();
@@ -117,12 +121,19 @@ impl Progress {
             self.stage_started = Instant::now();
             self.uncounted = done;
         }
+        // With several batches, sampling and decoding take turns.
+        let changed = self.stage.as_deref() != Some(stage);
+        if changed && self.stage.replace(stage.into()).is_some() {
+            self.finish();
+            self.stage_started = Instant::now();
+            self.uncounted = done;
+        }
         match self.mode {
             Mode::Quiet => {}
             Mode::Bars => {
                 let bar = self.bar.get_or_insert_with(|| new_bar(stage, total));
                 bar.set_position(done as u64);
-                if warmed_up.is_some() {
+                if changed || warmed_up.is_some() {
                     bar.reset_eta();
                 }
             }
@@ -217,6 +228,20 @@ mod tests {
         // The next model has other kernels.
         progress.begin_stage();
         assert_eq!((progress.cold, progress.uncounted), (true, 0));
+    }
+
+    #[test]
+    fn stages_that_take_turns_have_their_own_pace() {
+        let mut progress = Progress::new(true);
+        progress.begin_stage();
+        progress.advance("sampling", 1, 4);
+        assert_eq!(progress.uncounted, 0);
+        progress.advance("sampling", 2, 4);
+        progress.advance("decoding", 8, 16);
+        assert_eq!(progress.uncounted, 8);
+        progress.advance("sampling", 3, 4);
+        progress.advance("sampling", 4, 4);
+        assert_eq!(progress.uncounted, 3);
     }
 
     #[cfg(feature = "flex")]

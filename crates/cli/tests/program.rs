@@ -127,6 +127,10 @@ fn saved_latents_are_reproducible_and_can_be_decoded() {
     assert!(again.status.success(), "{again:?}");
     let gif = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
     assert_eq!(gif("a.gif"), gif("c.gif"));
+
+    let other = ["a red fox", "--latents", "a.safetensors", "--num-frames", "4", "-o", "d.gif"];
+    let message = error_line(&sample(folder.path(), &other));
+    assert!(message.contains("--num-frames") && !message.contains("loading"), "{message}");
 }
 
 #[test]

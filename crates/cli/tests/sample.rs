@@ -144,6 +144,11 @@ fn incomplete_records_are_rejected() {
     assert!(message.contains("record.json") && message.contains("noise index"), "{message}");
     fs::write(path.join("no.json"), "{}").unwrap();
     assert!(error(&run(path, &["--from-record", "no.json"])).contains("not a record"));
+    // The record determines the noise.
+    for option in ["--noise-index", "--batch-size"] {
+        let message = error(&run(path, &["--from-record", "no.json", option, "2"]));
+        assert!(message.contains("cannot be used with"), "{message}");
+    }
 }
 
 #[test]
@@ -158,6 +163,12 @@ fn existing_outputs_are_kept_on_request() {
     assert!(message.contains("sample_1.gif"), "{message}");
     assert_eq!(names(&path.join("out")), ["sample_1.gif"], "nothing was sampled");
     assert_eq!(fs::read(path.join("out/sample_1.gif")).unwrap(), b"precious");
+    // A single frame is an image in any format, and its record is kept too.
+    fs::write(path.join("out/sample_1.png.json"), "precious").unwrap();
+    let message =
+        error(&run(path, &[&args[..], &["--num-frames", "1", "--no-overwrite"]].concat()));
+    assert!(message.contains("sample_1.png"), "{message}");
+    assert_eq!(names(&path.join("out")), ["sample_1.gif", "sample_1.png.json"]);
     // Latents can be written too.
     fs::write(path.join("l.safetensors"), "precious").unwrap();
     let latents = ["a fox", "-o", "fox.gif", "--save-latents", "l.safetensors", "--no-overwrite"];

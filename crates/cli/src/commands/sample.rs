@@ -95,10 +95,10 @@ pub(crate) struct Args {
     #[arg(long)]
     time_scale: Option<f64>,
     /// Noise index of the first clip; 6 repeats the 7th clip of a call
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, conflicts_with = "from_record")]
     noise_index: u64,
     /// Clips per batch
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, conflicts_with = "from_record")]
     batch_size: usize,
     #[command(flatten)]
     device: DeviceName,

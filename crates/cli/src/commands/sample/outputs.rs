@@ -59,8 +59,9 @@ impl Outputs {
             Place::Stdout(ending) => drop(stdout_clip(ending, &spec)?),
             Place::Files(paths) => {
                 for (index, path) in paths.iter().enumerate() {
-                    // The others are opened one by one when they are written.
-                    if index == 0 || args.no_overwrite && path.exists() || path.is_dir() {
+                    // The others are opened one by one when they are written. With --no-overwrite, the writer knows
+                    // which files there would be: a single frame's ends in .png, and each has a record.
+                    if index == 0 || args.no_overwrite || path.is_dir() {
                         drop(outputs.open(path)?);
                     }
                 }

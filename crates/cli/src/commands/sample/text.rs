@@ -86,8 +86,8 @@ impl<'a> Ready<'a> {
         output::detail(format_args!("request: {request:?}"));
         let settings = Settings::new(args, name, &files.name, &request, &device, &weights)?;
         let pipeline = TextToVideo::new(files, args.options(), device)?;
-        pipeline.check(&request)?;
-        let latents = read_latents(args, &pipeline, prompts.len())?;
+        let size = pipeline.check(&request)?;
+        let latents = read_latents(args, &pipeline, prompts.len(), size)?;
 
         // Outputs are tried before minutes are spent on their contents.
         let of = OfPrompt::new(args, &request, pipeline.position_scales(&request))?;
@@ -113,20 +113,29 @@ fn prompts(args: &Args) -> anyhow::Result<Vec<String>> {
     }
 }
 
-/// Reads the latents `[B, C, T, h, w]` of `--latents`, which have to be those of `clips` clips.
+/// Reads the latents `[B, C, T, h, w]` of `--latents`, which have to be those of `clips` clips of `size` (T, h, w).
 fn read_latents(
     args: &Args,
     pipeline: &TextToVideo,
     clips: usize,
+    size: [usize; 3],
 ) -> anyhow::Result<Option<Tensor<5>>> {
     let Some(path) = &args.latents else { return Ok(None) };
     let read = latents::load(path, pipeline.device()).context("--latents")?;
-    let [found, channels, ..] = read.dims();
+    let [found, channels, frames, height, width] = read.dims();
     ensure!(found == clips, "--latents: the file holds {found} clips, but {clips} were asked for");
     let expected = pipeline.files().denoiser_config.in_channels;
     ensure!(
         channels == expected,
         "--latents: the file holds {channels} channels, but the model has {expected}"
+    );
+    ensure!(
+        [frames, height, width] == size,
+        "--latents: the file holds clips of {frames}x{height}x{width} latents (frames, rows, columns), but \
+         --num-frames and --image-size ask for {}x{}x{}",
+        size[0],
+        size[1],
+        size[2]
     );
     Ok(Some(read))
 }
