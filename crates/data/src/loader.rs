@@ -19,7 +19,7 @@ use opensora_files::error_line;
 pub use part::Part;
 use skip_list::SkipList;
 use std::{collections::BTreeMap, ops::Range, path::PathBuf, sync::Arc};
-pub(crate) use workers::read as read_caught;
+pub use workers::read as read_caught;
 use workers::{Read, Workers, name_of, read};
 
 /// Maximum number of samples that are read ahead: far more than a step needs, and small enough not to overflow.

@@ -10,6 +10,7 @@ use opensora_data::{
     encode::{EncoderConfig, OnTheFly},
     loader::{Loader, LoaderConfig},
 };
+use serde_json::{Value, json};
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 use world::{Log, SEED, World};
 
@@ -138,6 +139,13 @@ fn bad_rows_are_errors_or_left_out_if_allowed() {
         .job(2 * LATENTS, |job, folder| write(&CacheJob { skip_bad: 2, ..*job }, folder, &mut log));
     assert_eq!((again.unwrap(), log.done.len()), (bad, 2), "two shards are kept");
     assert!(skipping(1).is_err(), "bad rows of kept shards count too");
+    // A row whose cause is gone, such as a program that was missing: its file is the same.
+    let sidecar = world.path("cache/shard-00001.json");
+    let mut shard: Value = serde_json::from_slice(&fs::read(&sidecar).unwrap()).unwrap();
+    assert_eq!(shard["bad"].as_array().unwrap().len(), 1);
+    shard["bad"].as_array_mut().unwrap().push(json!([5, "needs ffmpeg"]));
+    fs::write(&sidecar, shard.to_string()).unwrap();
+    assert_eq!(skipping(3).unwrap().into_keys().collect::<Vec<_>>(), [1, 4]);
 
     // Training leaves out the same rows as without a cache.
     let cache = LatentCache::open(&world.path("cache")).unwrap();

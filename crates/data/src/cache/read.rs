@@ -47,6 +47,12 @@ impl LatentCache {
         self.rows.iter().map(|row| row.path.as_path())
     }
 
+    /// Returns the number of tokens of the longest prompt.
+    pub fn longest_prompt(&self) -> usize {
+        let masks = self.shards.iter().flat_map(|(shard, _)| &shard.masks);
+        masks.map(Vec::len).max().unwrap_or(0)
+    }
+
     /// Opens a cache whose key equals `wanted(key)`.
     fn open_as(
         folder: &Path,

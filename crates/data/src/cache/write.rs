@@ -153,7 +153,12 @@ impl CacheWriter<'_> {
 
     /// Returns the shard that begins at row `first`, reused or written.
     fn shard(&mut self, number: usize, first: usize) -> Result<Shard, DataError> {
-        if let Some(shard) = self.kept(number, first)? {
+        // The cause of a bad row can be gone though its file is the same: a missing program, too little memory.
+        let is_bad = |&(row, _): &(usize, String)| {
+            self.row(row, &mut Contents::default(), &mut BTreeMap::new()).is_err()
+        };
+        let kept = self.kept(number, first)?;
+        if let Some(shard) = kept.filter(|shard| shard.bad.iter().all(is_bad)) {
             for (row, reason) in &shard.bad {
                 self.note_bad(*row, reason)?;
             }

@@ -130,7 +130,10 @@ fn work<S: Source + ?Sized>(
 }
 
 /// Reads a row. A panic of a decoder becomes an error of that row.
-pub(crate) fn read<S: Source + ?Sized>(source: &S, row: usize, epoch: u64) -> Read<S::Item> {
+///
+/// # Errors
+/// Returns an error if the row cannot be read.
+pub fn read<S: Source + ?Sized>(source: &S, row: usize, epoch: u64) -> Read<S::Item> {
     catch_unwind(AssertUnwindSafe(|| source.read(row, epoch))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
