@@ -21,7 +21,7 @@ use crate::{
     observer::{DescriptionOmitted, Observer, Resumed},
     ranks::Ranks,
     recipe::{DataRecipe, Recipe, StDitPart, T5Part, VaePart},
-    run::{Hooks, Outcome, Run},
+    run::{Hooks, Outcome, Run, RunRecipe},
     state::{Checkpoints, Progress},
     task::Task,
     text::{CaptionSource, TextTask},
@@ -35,6 +35,7 @@ use opensora_data::{
     cache::LatentCache,
     dataset::clip_fps,
     encode::{ClipEncoder, EncodedSample, EncoderConfig, OnTheFly},
+    loader::read_caught,
 };
 use opensora_diffusion::PredictionType;
 use opensora_files::{CreatedFolders, Lock, LockError, write_atomically};
@@ -210,6 +211,12 @@ impl Session {
         let init = part.init.as_ref().map(|init| opened(init, part)).transpose()?;
         let data = self.latents(part)?;
         if let Latents::Cache(cache) = &data {
+            let (longest, tokens) = (cache.longest_prompt(), part.config.model_max_length);
+            if longest > tokens {
+                let expected =
+                    format!("at least {longest}, the longest prompt of the cache in tokens");
+                return Err(RecipeError::value("model_max_length", tokens, expected).into());
+            }
             // Checks the first readable sample, since all have the same shape.
             let sample = (0..cache.len()).find_map(|row| cache.read(row, 0).ok());
             sample.map(|sample| task.batch(&[sample], &[0])).transpose()?;
@@ -240,6 +247,10 @@ impl Session {
     fn vae<'a>(&'a self, part: &'a VaePart, dtype: FloatDType) -> Result<Work<'a>, TrainError> {
         let seed = self.recipe.run.seed;
         let task = VaeTask::new(&part.loss, seed, dtype, &self.device)?;
+        let ClipSpec { num_frames, image_size: [height, width], .. } = self.recipe.data.clip;
+        for factor in &part.loss.shrink {
+            part.config.latent_size([num_frames, height / factor, width / factor])?;
+        }
         let data = dataset(&self.recipe.data, seed)?;
         let init = part.init.as_deref().map(Checkpoint::open).transpose()?;
         Ok(Work::Vae { part, task, data, init })
@@ -405,8 +416,8 @@ impl Running<'_> {
     ) -> Result<(), TrainError> {
         let mut vae = trainer.average_model();
         if part.unit_latents > 0 {
-            let seed = self.session.recipe.run.seed;
-            let [mean, deviation] = latent_statistics(&vae, source, part.unit_latents, seed)?;
+            let run = &self.session.recipe.run;
+            let [mean, deviation] = latent_statistics(&vae, source, part.unit_latents, run)?;
             vae = vae.with_unit_latents(&mean, &deviation);
         }
         let folder = self.subfolder("vae")?;
@@ -423,10 +434,12 @@ impl Running<'_> {
         observer: &mut dyn Observer,
     ) -> Result<Outcome, TrainError> {
         let ranks = &self.session.ranks;
-        // Rank 0 fits and saves the tokenizer, which the others read.
-        let source = || CaptionSource::new(manifest, part, &self.subfolder("t5")?);
-        let fitted = ranks.on_main(source)?;
-        let source = ranks.agree(fitted.map_or_else(source, Ok))?;
+        // Rank 0 fits and saves the tokenizer, which the others read. A run that begins anew has no use for that of a
+        // run which ended before its first checkpoint.
+        let is_new = self.session.checkpoints().complete()?.is_empty();
+        let source = |fit: bool| CaptionSource::new(manifest, part, &self.subfolder("t5")?, fit);
+        let fitted = ranks.on_main(|| source(is_new))?;
+        let source = ranks.agree(fitted.map_or_else(|| source(false), Ok))?;
         let seed = self.session.recipe.run.seed;
         let task = ranks.agree(TextTask::new(&part.loss, &source, seed, self.dtype))?;
         let model = part.config.init(&self.session.device).map_err(TrainError::from);
@@ -561,12 +574,13 @@ fn dataset(data: &DataRecipe, seed: u64) -> Result<ClipDataset, TrainError> {
     Ok(ClipDataset::new(manifest(data)?, data.clip.clone(), seed)?)
 }
 
-/// Returns mean and standard deviation of the scaled latents of `samples` rows, for each channel.
+/// Returns mean and standard deviation of the scaled latents of `samples` rows, for each channel. Leaves out bad rows if
+/// the run does.
 fn latent_statistics(
     vae: &AutoencoderKl,
     source: &dyn Source<Item = opensora_data::ClipSample>,
     samples: usize,
-    seed: u64,
+    run: &RunRecipe,
 ) -> Result<[Vec<f64>; 2], TrainError> {
     let channels = vae.config().latent_channels;
     let (mut sums, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
@@ -574,11 +588,19 @@ fn latent_statistics(
     // Rows from the whole data set, since manifests are often sorted.
     let samples = samples.min(source.len());
     for sample in 0..samples {
-        let item = source.read(sample * source.len() / samples, 0)?;
+        let item = match read_caught(source, sample * source.len() / samples, 0) {
+            // One sample is needed.
+            Err(DataError::Row { .. })
+                if run.skip_bad > 0 && (count > 0.0 || sample + 1 < samples) =>
+            {
+                continue;
+            }
+            item => item?,
+        };
         let device = vae.device();
         let posterior = vae.encode(clips(&[item], &device)?, Some(16));
         let shape = posterior.mean().dims();
-        let noise = normal_batch(seed, Purpose::Posterior, sample as u64, 0, shape, &device);
+        let noise = normal_batch(run.seed, Purpose::Posterior, sample as u64, 0, shape, &device);
         let latents = read(posterior.latents(noise))?;
         let per_channel = shape[2] * shape[3] * shape[4];
         for (index, value) in latents.iter::<f64>().enumerate() {

@@ -22,15 +22,20 @@ pub struct CaptionSource {
 }
 
 impl CaptionSource {
-    /// Tokenizes the captions with the tokenizer in `folder`. If there is none, one of at most
-    /// `vocab_size` tokens is fitted to them and saved there first.
+    /// Tokenizes the captions with the tokenizer in `folder`. With `fit`, one of at most `vocab_size` tokens is
+    /// fitted to them and saved there first.
     ///
     /// # Errors
     /// Returns an error if a tokenizer cannot be fitted or read, or gives ids beyond `vocab_size`.
-    pub fn new(manifest: &Manifest, part: &T5Part, folder: &Path) -> Result<Self, TrainError> {
+    pub fn new(
+        manifest: &Manifest,
+        part: &T5Part,
+        folder: &Path,
+        fit: bool,
+    ) -> Result<Self, TrainError> {
         let (vocab_size, max_length) = (part.config.vocab_size, part.max_length);
         let captions = || manifest.rows.iter().map(|row| row.caption.as_str());
-        if !folder.join("tokenizer.json").exists() {
+        if fit {
             fit_tokenizer(captions(), vocab_size).and_then(|fitted| fitted.save(folder))?;
         }
         let tokenizer = T5Tokenizer::from_path(folder)?;

@@ -142,6 +142,21 @@ fn recipe(args: &Args) -> anyhow::Result<Recipe> {
     run.checkpoint_every = args.checkpoint_every.unwrap_or(run.checkpoint_every);
     run.zero = args.zero.map_or(Ok(run.zero), Zero::try_from).context("--zero")?;
     recipe.validate().context("recipe")?;
+    let model = match &recipe {
+        Recipe { stdit: Some(_), .. } => "[stdit]",
+        Recipe { vae: Some(_), .. } => "[vae]",
+        _ => "[t5]",
+    };
+    for (option, value, models) in [
+        ("--cache", &args.cache, &["[stdit]"][..]),
+        ("--t5", &args.t5, &["[stdit]"]),
+        ("--vae", &args.vae, &["[stdit]"]),
+        ("--init", &args.init, &["[stdit]", "[vae]"]),
+    ] {
+        if value.is_some() && !models.contains(&model) {
+            bail!("{option}: a recipe with {model} has no use for it");
+        }
+    }
     Ok(recipe)
 }
 
