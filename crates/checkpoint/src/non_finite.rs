@@ -19,7 +19,7 @@ impl Checkpoint {
                 continue;
             }
             let data = read_float(self, key, dtype)?;
-            if !all_finite(data.as_bytes(), data.dtype) {
+            if !all_finite(data.as_bytes(), data.dtype()) {
                 found.push(key.clone());
             }
         }
