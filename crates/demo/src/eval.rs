@@ -39,7 +39,8 @@ use opensora::{
     Observer, PipelineError, SampleRequest, TextToVideo,
     checkpoint::{Checkpoint, CheckpointError, PublishedModel},
     frames::{ToFramesError, to_frames},
-    pipeline::{Decoded, Loaded, Part},
+    pipeline::{Decoded, Loaded, Part, SampledClip},
+    stdit::DenoiserWork,
     vae::{AutoencoderKl, VaeConfig, VaeConfigError},
     video::{Frames, FramesError},
 };
@@ -163,11 +164,11 @@ impl Evaluation {
         let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
         let started = Instant::now();
         let conditioning = pipeline.encode(&texts, &self.request, observer).map_err(fail)?;
-        let sampled = pipeline.sample(&conditioning, &self.request, observer).map_err(fail)?;
-        let mut model = Scores::default();
-        let clips = pipeline.decode(sampled.latents, observer).map_err(fail)?;
-        for (index, (clip, prompt)) in clips.zip(&prompts).enumerate() {
-            let clip = clip.map_err(fail)?;
+        let (mut model, mut work) = (Scores::default(), DenoiserWork::default());
+        let clips = pipeline.clips(&conditioning, &self.request, observer).map_err(fail)?;
+        for (sampled, prompt) in clips.zip(&prompts) {
+            let SampledClip { index, clip, work: so_far, .. } = sampled.map_err(fail)?;
+            work = so_far;
             let judgement = judge(&clip);
             model.add(&prompt.labels, prompt.is_new_sentence, &judgement);
             sink(Judged { index, prompt, clip, judgement })?;
@@ -185,7 +186,7 @@ impl Evaluation {
             judge: judge_ceiling(&prompts, &self.request)?,
             vae,
             model,
-            work: sampled.work,
+            work,
             seconds_per_clip: seconds / prompts.len() as f64,
         })
     }

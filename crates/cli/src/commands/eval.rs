@@ -9,13 +9,14 @@ use crate::{
 };
 use anyhow::{Context, bail, ensure};
 use opensora::{
-    PipelineOptions, SampleRequest, TextToVideo,
+    PipelineError, PipelineOptions, SampleRequest, TextToVideo,
+    diffusion::SampleError,
     model_files::PartPaths,
     nn::dtype::Dtype,
     video::{Frames, VideoSpec, Writer, png, sheet::SheetOptions},
 };
 use opensora_demo::{
-    eval::{Attribute, Evaluation, Judged, PromptSet},
+    eval::{Attribute, EvalError, Evaluation, Judged, PromptSet},
     reel::{Tile, sheet},
 };
 use serde_json::json;
@@ -136,18 +137,25 @@ fn demo(args: &DemoArgs) -> anyhow::Result<()> {
     stop::listen();
     let mut progress = Progress::new(args.report.quiet).on(pipeline.device());
     let mut judged_clips = 0;
+    let stopped = |clips: usize| Stopped(format!("{clips} of {} clips are judged", args.prompts));
     let report = evaluation.run(&pipeline, &mut progress, |judged| {
         if let Some(gallery) = &mut gallery {
             gallery.add(judged)?;
         }
         judged_clips += 1;
         if stop::asked() && judged_clips < args.prompts {
-            bail!(Stopped(format!("{judged_clips} of {} clips are judged", args.prompts)));
+            bail!(stopped(judged_clips));
         }
         Ok(())
     });
     progress.finish();
-    let report = report?;
+    let report =
+        report.map_err(|error| match error.downcast_ref() {
+            Some(EvalError::Pipeline(PipelineError::Sample(SampleError::Interrupted {
+                ..
+            }))) if stop::asked() => stopped(judged_clips).into(),
+            _ => error,
+        })?;
     if let Some(gallery) = gallery {
         gallery.finish(&report.to_json())?;
     }
