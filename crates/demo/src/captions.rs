@@ -88,7 +88,8 @@ pub fn background_words(background: Background) -> &'static [&'static str] {
     }
 }
 
-/// Endings of a colour's name in front of a shape: "red", "red-coloured", "red-colored". Repeated entries are weights: 8 of 10 captions have no ending.
+/// Endings of a colour's name in front of a shape: "red", "red-coloured", "red-colored". Repeated entries are weights: 8 of
+/// 10 such names have no ending.
 const COLOUR_ENDINGS: [&str; 10] = ["", "", "", "", "", "", "", "", "-coloured", "-colored"];
 
 /// Returns the phrases for a motion, as `{moves}` and as `{moving}`.

@@ -177,7 +177,7 @@ mod tests {
         fs::write(&config, "changed").unwrap();
         unpack(&folder).unwrap();
         assert_eq!(fs::read_to_string(config).unwrap(), original);
-        assert_eq!(ModelFiles::open(&folder).unwrap().defaults.num_frames, 8);
+        assert_eq!(ModelFiles::open(&folder).unwrap().defaults.num_frames, 12);
     }
 
     #[cfg(unix)]
