@@ -3,7 +3,7 @@
 use crate::{
     header,
     limits::{MAX_CAPTION_CHARS, MAX_FIELD_BYTES},
-    table::{NUM_FRAMES, PATH, TEXT, URL},
+    table::{CLIP_END, CLIP_START, NUM_FRAMES, PATH, TEXT, URL},
     value,
 };
 use opensora_files::one_line;
@@ -15,7 +15,7 @@ pub(crate) enum Purpose {
     /// not quoted. Without a header, rows may omit the number of frames.
     Preparation,
     /// Path, caption and number of frames, for training. Rows may end after the caption; additional fields are
-    /// ignored.
+    /// ignored. Rows with a clip range are rejected.
     Training,
 }
 
@@ -44,7 +44,8 @@ impl Known {
                         )
                     })
                 };
-                [need(PATH)?, need(TEXT)?].into_iter().chain(at(NUM_FRAMES)).collect()
+                let known = [NUM_FRAMES, CLIP_START, CLIP_END].into_iter().filter_map(at);
+                [need(PATH)?, need(TEXT)?].into_iter().chain(known).collect()
             }
         };
         let columns = kept.iter().map(|&at| columns[at].clone()).collect();
@@ -58,6 +59,14 @@ impl Known {
                 return Err(format!(
                     "the field {name} has {} bytes, expected at most {MAX_FIELD_BYTES}",
                     field.len()
+                ));
+            }
+            let is_range = [CLIP_START, CLIP_END].contains(&name.as_str());
+            if self.purpose == Purpose::Training && is_range && !value::is_missing(field) {
+                return Err(format!(
+                    "found a range of the file ({name} {}), expected a whole file; cut the ranges \
+                     with `opensora data split` first",
+                    start(field)
                 ));
             }
             if ![PATH, TEXT, NUM_FRAMES, URL].contains(&name.as_str()) {

@@ -39,6 +39,9 @@
 //! | `num_frames` | `num_frames`, `frames`, `n_frames`, `frame_count`, `frame` | number of frames, a whole number; `51.0` is read as 51 |
 //! | `url` | `url`, `video_url`, `image_url`, `content_url` | URL to download from |
 //!
+//! A row with a value in `clip_start` or `clip_end` ([`table::CLIP_START`], [`table::CLIP_END`]) is a range of its file
+//! in seconds. [`Table`]s keep such rows; [`Manifest`] rejects them, because training reads whole files.
+//!
 //! Other columns are kept unchanged. A CSV file without a header has the columns `path`,
 //! `text` and, if rows have a third field, `num_frames`.
 //!

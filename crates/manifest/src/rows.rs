@@ -2,7 +2,11 @@
 //!
 //! A [`Manifest`] is read from a [`Table`] file with the columns `path` and `text` and, if known,
 //! `num_frames`, under any of their [names](crate). A row of a CSV file may end behind its caption,
-//! and fields beyond the columns are ignored. Other columns are not kept in memory.
+//! and fields beyond the columns are ignored. Other columns are not kept in memory. Rows with a clip range
+//! ([`CLIP_START`], [`CLIP_END`]) are rejected: a caption of a part does not describe the whole file.
+//!
+//! [`CLIP_START`]: crate::table::CLIP_START
+//! [`CLIP_END`]: crate::table::CLIP_END
 
 use crate::{
     ManifestError, Table,
@@ -37,7 +41,7 @@ impl Manifest {
     ///
     /// # Errors
     /// Returns an error if the file cannot be read, is not a [`Table`], or has no rows or no column
-    /// of captions, if a row has no path, or if its number of frames is not a whole number.
+    /// of captions, if a row has no path or has a clip range, or if its number of frames is not a whole number.
     pub fn read(path: &Path) -> Result<Self, ManifestError> {
         let mut table = stored::read(path, Purpose::Training)?;
         if table.is_empty() {
@@ -45,10 +49,12 @@ impl Manifest {
             return Err(ManifestError::Whole { path: path.into(), reason });
         }
         let folder = folder_of(path);
+        let has_frames = table.column(NUM_FRAMES).is_some();
         let rows = std::mem::take(table.rows_mut()).into_iter().filter_map(|fields| {
             let mut fields = fields.into_iter();
             let (path, caption) = fields.next().zip(fields.next())?;
-            let num_frames = fields.next().as_deref().and_then(value::count);
+            let num_frames = fields.next().filter(|_| has_frames);
+            let num_frames = num_frames.as_deref().and_then(value::count);
             // The path of the folder need not be UTF-8.
             Some(Row { path: stored::join(folder, &path), caption, num_frames })
         });
@@ -171,6 +177,32 @@ mod tests {
         }
         let error = Manifest::read(Path::new("/nowhere/clips.csv")).unwrap_err();
         assert!(matches!(error, ManifestError::Io { .. }), "{error}");
+    }
+
+    #[test]
+    fn ranges_of_files_are_rejected() {
+        for (bytes, words) in [
+            (
+                &b"path,clip_start,clip_end,text\na.mp4,,nan,fog\na.mp4,,2.5,sea\n"[..],
+                "clip_end 2.5",
+            ),
+            (b"path,text,clip_start,frames\na.mp4,fog\na.mp4,sea,0,7\n", "clip_start 0"),
+            (b"path,text,clip_start\na.mp4,fog,NaN\na.mp4,sea,soon\n", "clip_start soon"),
+        ] {
+            let error = read(bytes).1.unwrap_err();
+            assert!(matches!(error, ManifestError::Row { row: 1, line: Some(3), .. }), "{error:?}");
+            let text = error.to_string();
+            let found = format!("row 2 (line 3): found a range of the file ({words})");
+            assert!(text.contains(&found) && text.contains("`opensora data split`"), "{text}");
+        }
+        // Columns without values.
+        for (bytes, num_frames) in [
+            (&b"path,text,clip_start,clip_end\na.mp4,fog,,None\n"[..], None),
+            (b"clip_end,path,clip_start,text,num_frames\n,a.mp4,,fog,7\n", Some(7)),
+        ] {
+            let rows = read(bytes).1.unwrap().rows;
+            assert_eq!((rows.len(), &*rows[0].caption, rows[0].num_frames), (1, "fog", num_frames));
+        }
     }
 
     #[test]

@@ -32,6 +32,13 @@ pub const TEXT: &str = "text";
 pub const NUM_FRAMES: &str = "num_frames";
 /// Name of the column of URLs.
 pub const URL: &str = "url";
+/// Name of the column with a clip's start in seconds of the row's file, from 0; empty for the start of the file.
+///
+/// A row with a value here or in [`CLIP_END`] is a range of its file, which `opensora data split` cuts.
+/// [`Manifest::read`](crate::Manifest::read) rejects such rows.
+pub const CLIP_START: &str = "clip_start";
+/// Name of the column with a clip's end in seconds of the row's file, after [`CLIP_START`]; empty for the file's end.
+pub const CLIP_END: &str = "clip_end";
 
 /// A table in memory. Every row has a field for every column.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

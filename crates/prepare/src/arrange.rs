@@ -16,7 +16,7 @@ pub use merge::{Keep, Merged, in_order_of, merge, missing_parts};
 pub use parts::{Part, Parts, part_path, split, write_parts};
 pub use shares::Shares;
 
-use crate::open::identity;
+use crate::{open::identity, ranges};
 use opensora_manifest::{
     Table,
     table::{PATH, URL},
@@ -27,17 +27,19 @@ use std::path::Path;
 /// Column that names a clip's source video.
 const SOURCE: &str = "source";
 
-/// Returns the file of a row, or its address if it has no path.
+/// Returns the file and clip range of a row, or its address if it has no path.
 fn key(table: &Table, row: usize) -> Option<String> {
     let field = |name| table.get(row, name).filter(|field: &&str| !value::is_missing(field));
     let Some(path) = field(PATH) else { return field(URL).map(String::from) };
-    Some(identity(Path::new(path)).to_string_lossy().into_owned())
+    let file = identity(Path::new(path)).to_string_lossy().into_owned();
+    Some(file + &ranges::key(table, row))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{PrepareError, assemble::REASON};
+    use opensora_manifest::table::{CLIP_END, CLIP_START};
     use std::path::PathBuf;
 
     fn table(rows: &[(&str, &str)]) -> Table {
@@ -94,6 +96,34 @@ mod tests {
         let written = write_parts(&one.output, &out, &halves).unwrap();
         assert_eq!(written, ["all.0.csv", "all.1.csv"].map(|name| folder.path().join(name)));
         assert_eq!(paths(&Table::read(&written[1]).unwrap()), ["/b"]);
+    }
+
+    #[test]
+    fn ranges_of_one_file_are_different_rows() {
+        let ranges = |rows: &[(&str, &str)]| {
+            let mut table = Table::new([PATH, CLIP_START, CLIP_END]);
+            for &(start, end) in rows {
+                let fields = [(PATH, "/a"), (CLIP_START, start), (CLIP_END, end)];
+                table.push(fields.map(|(column, field)| (column, field.to_string())));
+            }
+            table
+        };
+        let one = ("one.csv".to_string(), ranges(&[("", ""), ("3", ""), ("1", "2")]));
+        let two = ("two.csv".to_string(), ranges(&[("2", "3"), ("1.0", "2.0")]));
+        let merged =
+            merge(&[one.clone(), ("two.csv".to_string(), two.1.select([0]))], None).unwrap();
+        assert_eq!((merged.output.len(), merged.dropped.len()), (4, 0));
+        let refused = merge(&[one.clone(), two], None).unwrap_err().to_string();
+        let expected = "duplicate /a clip 1 2 in row 3 of one.csv and row 2 of two.csv";
+        assert!(refused.starts_with(expected), "{refused}");
+
+        let ordered = in_order_of(&merged.output.select([2, 3, 0, 1]), &one.1);
+        let starts = [0, 1, 2, 3].map(|row| ordered.get(row, CLIP_START).unwrap());
+        // The last row is no row of the origin.
+        assert_eq!(starts, ["", "3", "1", "2"]);
+        // Clips of a range come in the place of the first row of its video.
+        let ordered = in_order_of(&table(&[("/b", ""), ("/clips/a-0", "/a")]), &one.1);
+        assert_eq!(paths(&ordered), ["/clips/a-0", "/b"]);
     }
 
     #[test]

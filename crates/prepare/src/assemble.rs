@@ -7,6 +7,7 @@
 use crate::{
     PrepareError, RowError,
     open::identity,
+    ranges,
     step::{Outcome, Shard},
 };
 use opensora_files::{folder_of, remove_leftovers};
@@ -68,8 +69,13 @@ pub fn make_folder(out: &Path) -> Result<(), PrepareError> {
 /// The keys that identify the rows of a table from run to run: the values of one column.
 ///
 /// Paths below the folder of the step's output are relative to it, so that a journal stays valid after
-/// the folder is moved. A row without value, or of the same file or address as an earlier row, is
-/// rejected ([`Keys::check`]); it has a separate key, under which the step records the failure.
+/// the folder is moved. The key of a row with a clip range ([`CLIP_START`], [`CLIP_END`]) also names the
+/// range, so that several ranges of one file have different keys. A row without value, or of the same file
+/// and range or the same address as an earlier row, is rejected ([`Keys::check`]); it has a separate key,
+/// under which the step records the failure.
+///
+/// [`CLIP_START`]: opensora_manifest::table::CLIP_START
+/// [`CLIP_END`]: opensora_manifest::table::CLIP_END
 #[derive(Debug, Clone)]
 pub struct Keys {
     keys: Vec<String>,
@@ -89,19 +95,29 @@ impl Keys {
         let folder = std::path::absolute(out).ok();
         let folder = folder.as_deref().and_then(Path::parent);
         let (mut keys, mut rejected) = (Vec::with_capacity(table.len()), HashMap::new());
-        let mut first = HashMap::<PathBuf, usize>::new();
+        let mut first = HashMap::<(PathBuf, String), usize>::new();
         for row in 0..table.len() {
             let field = table.get(row, column).unwrap_or_default();
             let mut key = match folder {
                 Some(folder) if column == PATH => below(field, folder),
                 _ => field.into(),
             };
-            let one = if column == PATH { identity(Path::new(field)) } else { field.into() };
+            let one = match column {
+                PATH => (identity(Path::new(field)), ranges::key(table, row)),
+                _ => (field.into(), String::new()),
+            };
+            if !key.is_empty() {
+                key.push_str(&one.1);
+            }
             if key.is_empty() {
                 rejected.insert(row, Rejected::NoValue { column: column.into() });
             } else if let Some(&first) = first.get(&one) {
                 let is_same = table.get(first, column) == Some(field);
-                let what = if is_same { column } else { "file" }.into();
+                let what = if is_same { column } else { "file" };
+                let what = match one.1.is_empty() {
+                    true => what.to_string(),
+                    false => format!("range of the {what}"),
+                };
                 rejected.insert(row, Rejected::Repeated { what, first });
             } else {
                 first.insert(one, row);
@@ -123,7 +139,7 @@ impl Keys {
     /// Checks that a row can be processed.
     ///
     /// # Errors
-    /// Returns an error if the row has no value, or the file or address of an earlier row.
+    /// Returns an error if the row has no value, or the file and range or the address of an earlier row.
     pub fn check(&self, row: usize) -> Result<(), RowError> {
         match self.rejected.get(&row).cloned() {
             None => Ok(()),
@@ -238,7 +254,7 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use opensora_manifest::table::TEXT;
+    use opensora_manifest::table::{CLIP_END, CLIP_START, TEXT};
 
     #[test]
     fn file_names_derive_from_the_output() {
@@ -316,5 +332,43 @@ mod tests {
         distinct.sort();
         distinct.dedup();
         assert_eq!(distinct.len(), 5);
+    }
+
+    #[test]
+    fn ranges_of_one_file_have_different_keys() {
+        let mut table = Table::new([PATH, CLIP_START, CLIP_END]);
+        for (start, end) in [
+            ("", ""),
+            ("1", "2.5"),
+            ("1.0", "2.50"),
+            ("", "2.5"),
+            ("3", "NaN"),
+            ("x", ""),
+            ("x", ""),
+        ] {
+            let fields = [(PATH, "/here/a.mp4"), (CLIP_START, start), (CLIP_END, end)];
+            table.push(fields.map(|(column, field)| (column, field.to_string())));
+        }
+        let keys = Keys::of(&table, PATH, Path::new("/here/clips.csv"));
+        let expected = [
+            "a.mp4",
+            "a.mp4\nclip 1 2.5",
+            "a.mp4\nclip 1 2.5\nrow 3",
+            "a.mp4\nclip 0 2.5",
+            "a.mp4\nclip 3 inf",
+            "a.mp4\nclip \"x\" \"\"",
+            "a.mp4\nclip \"x\" \"\"\nrow 7",
+        ];
+        assert_eq!(keys.all(), expected);
+        let reasons: Vec<_> =
+            (0..7).filter_map(|row| keys.check(row).err()).map(|error| error.to_string()).collect();
+        let repeated =
+            [2, 6].map(|row| format!("its range of the path is that of row {row} as well"));
+        assert_eq!(reasons, repeated);
+
+        // Ranges are of files: keys by other columns are unchanged.
+        table.set(1, "url", "https://a");
+        let keys = Keys::of(&table.select([1]), "url", Path::new("/here/clips.csv"));
+        assert_eq!(keys.all(), ["https://a"]);
     }
 }

@@ -1,8 +1,9 @@
 //! Downloads the videos of public lists.
 //!
 //! A list has addresses of videos, and the clips in them. Each video is downloaded once, to a file whose name
-//! derives from its address. The manifest has a row for each clip, with its `start` and `end` in the file.
-//! Files are downloaded by HTTP, videos on YouTube with the program `yt-dlp`.
+//! derives from its address. The manifest has a row for each clip, with its range in the file in seconds
+//! ([`CLIP_START`], [`CLIP_END`]), which [`split`](mod@crate::split) cuts. Files are downloaded by HTTP, videos on
+//! YouTube with the program `yt-dlp`.
 //!
 //! ```no_run
 //! use opensora_prepare::download::{self, Job, List, ListFormat, Part};
@@ -85,7 +86,7 @@ use list::{Video, fields};
 use opensora_files::error_line;
 use opensora_manifest::{
     Table,
-    table::{PATH, TEXT, URL},
+    table::{CLIP_END, CLIP_START, PATH, TEXT, URL},
 };
 use partial::Fetched;
 use serde_json::json;
@@ -184,9 +185,10 @@ impl Report {
 /// Downloads the videos of a list and writes the manifest `out` of their clips, the list of failures
 /// beside it ([`failed_path`]) and a journal, `<out>.journal.jsonl`.
 ///
-/// The manifest has the columns `path`, `url`, `source`, `licence`, `start`, `end`, `text`,
-/// `sha256`, `bytes` and the other columns of the list; the failures have the columns of the list and
-/// `reason`.
+/// The manifest has the columns `path`, `url`, `source`, `licence`, `clip_start`, `clip_end`, `text`,
+/// `sha256`, `bytes` and the other columns of the list. `clip_start` and `clip_end` are seconds of the file
+/// ([`CLIP_START`], [`CLIP_END`]); they are empty if the list has no times. The failures are a list in CSV
+/// ([`ListFormat::Csv`]) with the times in `start` and `end`, the other columns of the list, and `reason`.
 ///
 /// # Errors
 /// Returns an error if the terms are not accepted, a setting is invalid, the folder, the journal or a
@@ -288,7 +290,7 @@ fn assemble(
     outcomes: &[Option<Outcome<Fetched>>],
     out: &Path,
 ) -> Result<Report, PrepareError> {
-    let own = [PATH, URL, SOURCE, LICENCE, START, END, TEXT, SHA256, BYTES];
+    let own = [PATH, URL, SOURCE, LICENCE, CLIP_START, CLIP_END, TEXT, SHA256, BYTES];
     let mut clips = Table::new(own);
     let mut failed = Table::new([URL, START, END, TEXT]);
     failed.append(&list.rejected);
@@ -303,10 +305,11 @@ fn assemble(
         };
         sum.videos += usize::from(outcome.is_ok());
         sum.bytes += outcome.as_ref().map_or(0, |fetched| fetched.bytes);
+        let range = if outcome.is_ok() { [CLIP_START, CLIP_END] } else { [START, END] };
         let terms = list.terms_of(video);
         for clip in &video.clips {
             let url = video.address.url();
-            let row = fields(&list.columns, url, clip);
+            let row = fields(&list.columns, url, clip, range);
             let row = row.iter().map(|(column, value)| (column.as_str(), value.clone()));
             match &outcome {
                 Err(reason) => failed.push(row.chain([(REASON, reason.clone())])),

@@ -88,6 +88,7 @@ mod open;
 pub mod pipeline;
 mod pool;
 pub mod preview;
+mod ranges;
 #[cfg(any(feature = "caption", feature = "download"))]
 pub mod retry;
 mod row_error;

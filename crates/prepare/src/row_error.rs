@@ -18,14 +18,21 @@ pub enum RowError {
     /// The row has no value in a column that the step needs.
     #[error("it has no {0}")]
     NoValue(String),
-    /// The row is of the same file or address as an earlier one.
+    /// The row is of the same file or address as an earlier one, and of the same clip range if it has one.
     #[error("its {what} is that of row {} as well", first + 1)]
     Repeated {
-        /// The column, or `file` if different paths lead to one file.
+        /// The column, or `file` if different paths lead to one file; for clip ranges, such as `range of the
+        /// file`.
         what: String,
         /// The earlier row, counted from 0.
         first: usize,
     },
+    /// The clip range of the row is not a range in seconds.
+    #[error("its clip range is {0}, expected seconds from 0 and a start before the end")]
+    ClipRange(
+        /// The range, such as "3 to 2".
+        String,
+    ),
     /// The path leads to something that is not a regular file.
     #[error("it is {0}, expected a file")]
     NotAFile(

@@ -12,10 +12,17 @@
 //! second with a shorter side of 512 pixels; names, and numbers of scenes; only the first 5 s of longer
 //! scenes; slower videos repeat frames. Deviations: small frames are not enlarged; frames are chosen by
 //! their times; a truncated video gives no clips.
+//!
+//! # Clip ranges
+//! A row with a value in [`CLIP_START`] or [`CLIP_END`], as the step `download` writes it, is a range of its video;
+//! several rows may be different ranges of one video. Shots are found in the whole video, once for neighbouring
+//! rows. Scenes are cut at the bounds of the range and numbered within it. A range that ends after the video is cut
+//! at the video's end. The rows of the clips have no clip range.
 
 mod names;
 mod plan;
 mod progress;
+mod scans;
 mod size;
 mod video;
 
@@ -24,16 +31,19 @@ pub use video::Clip;
 use crate::{
     Observer, PrepareError, RowError, RunOptions, Summary,
     assemble::{Fields, Keys, LEFTOVER, Tables, journal_path, make_folder},
-    open, shots,
+    open,
+    ranges::ClipRange,
+    shots,
     step::{self, Fault, Run, State, Trust},
 };
 use opensora_files::{hex, remove_leftovers};
 use opensora_manifest::{
     Table,
-    table::{NUM_FRAMES, PATH},
+    table::{CLIP_END, CLIP_START, NUM_FRAMES, PATH},
     value,
 };
 use opensora_video::{frames::MAX_SIDE, reader::Decoder};
+use scans::Scans;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -43,7 +53,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, Once, PoisonError},
 };
-use video::Place;
+use video::{Place, Source};
 
 /// Length, size and frame rate of clips.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -197,6 +207,9 @@ struct Record {
 /// `duration`, and with `source`: the video, unless the video's row names a source already; then
 /// `start` and `end` count from the row's `start` in that source.
 ///
+/// Of a row with a clip range ([`CLIP_START`], [`CLIP_END`]), only the range is cut. The table of the clips does
+/// not have these columns.
+///
 /// Videos that give no clip are listed with the reason.
 ///
 /// # Errors
@@ -226,6 +239,7 @@ pub fn run(
         unfinished: unfinished(&clips, out),
         clips: &clips,
         stems: names::stems(keys.all()),
+        scans: Scans::new(job.options.workers),
         outdated: Mutex::default(),
         cleared: Once::new(),
     };
@@ -243,9 +257,13 @@ pub fn run(
     let _ = fs::remove_dir_all(&videos.unfinished);
     let outcomes = outcomes?;
     let given = outcomes.iter().flatten().count();
-    let tables = Tables::assemble(input, &COLUMNS, outcomes, |row, record: Record| {
+    let mut tables = Tables::assemble(input, &COLUMNS, outcomes, |row, record: Record| {
         Ok(record.clips.iter().map(|clip| fields(input, row, &clips, clip)).collect())
     });
+    // Clips are whole files.
+    for column in [CLIP_START, CLIP_END] {
+        tables.output.remove(column);
+    }
     tables.write(out)?;
     Ok(tables.summary(given))
 }
@@ -260,6 +278,8 @@ struct Videos<'a> {
     unfinished: PathBuf,
     /// Name prefixes of the videos' clips.
     stems: Vec<String>,
+    /// First passes over videos of several ranges.
+    scans: Scans,
     /// Clips of records that are no longer valid, by row.
     outdated: Mutex<HashMap<usize, Vec<Clip>>>,
     /// Set when the incomplete clips of a killed process are removed.
@@ -281,8 +301,9 @@ impl<'a> Videos<'a> {
         record.clips.iter().all(|clip| clip.is_in(self.clips))
     }
 
-    /// Cuts a video and removes clips of its earlier version.
+    /// Cuts a video or a range of it, and removes clips of its earlier version.
     fn cut(&self, row: usize) -> Result<Record, RowError> {
+        let range = ClipRange::of(self.input, row)?;
         // The journal is open: no other process works in this folder.
         self.cleared.call_once(|| drop(fs::remove_dir_all(&self.unfinished)));
         fs::create_dir_all(&self.unfinished).map_err(|error| RowError::part("its clips", error))?;
@@ -295,7 +316,8 @@ impl<'a> Videos<'a> {
             return Err(open::check(path).err().unwrap_or("it was missing for a moment".into()));
         }
         let Job { settings, decoder, .. } = self.job;
-        let (scenes, clips) = video::cut(path, place, *decoder, settings, state.known())?;
+        let source = Source { path, state: state.known(), range };
+        let (scenes, clips) = video::cut(source, place, *decoder, settings, &self.scans)?;
         let kept: HashSet<&str> = clips.iter().map(|clip| clip.file.as_str()).collect();
         for clip in self.outdated().remove(&row).into_iter().flatten() {
             if !kept.contains(clip.file.as_str()) {

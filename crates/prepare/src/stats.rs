@@ -20,7 +20,7 @@ use column::frequent;
 use opensora_chart::{ChartError, Histogram, Labels, histogram};
 use opensora_manifest::{
     Table,
-    table::{NUM_FRAMES, PATH, TEXT, URL},
+    table::{CLIP_END, CLIP_START, NUM_FRAMES, PATH, TEXT, URL},
     value,
 };
 use serde::Serialize;
@@ -126,6 +126,7 @@ impl Stats {
             &numbers("duration"),
             (&numbers(NUM_FRAMES), &fps),
             (&numbers("start"), &numbers("end")),
+            (&numbers(CLIP_START), &numbers(CLIP_END)),
         );
         if table.column("duration").is_none() && durations.iter().any(Option::is_some) {
             derived.push(Column::of_numbers("duration", durations.iter().copied()));
@@ -166,18 +167,23 @@ impl Stats {
     }
 }
 
-/// Returns the duration of each row in seconds: stated, else from its frames, else from start to end.
+/// Returns the duration of each row in seconds: of its clip range, else stated, else from its frames, else
+/// from start to end.
 fn durations(
     stated: &[Option<f64>],
     (num_frames, fps): (&[Option<f64>], &[Option<f64>]),
     (start, end): (&[Option<f64>], &[Option<f64>]),
+    (clip_start, clip_end): (&[Option<f64>], &[Option<f64>]),
 ) -> Vec<Option<f64>> {
     let positive = |seconds: &f64| *seconds >= 0.0 && seconds.is_finite();
     (0..stated.len())
         .map(|row| {
             let by_frames = || num_frames[row].zip(fps[row]).map(|(frames, fps)| frames / fps);
             let by_ends = || start[row].zip(end[row]).map(|(start, end)| end - start);
-            let seconds = stated[row].filter(positive).or_else(|| by_frames().filter(positive));
+            // The other columns of a range are of its whole file.
+            let of_range = clip_end[row].map(|end| end - clip_start[row].unwrap_or(0.0));
+            let seconds = of_range.filter(positive).or(stated[row].filter(positive));
+            let seconds = seconds.or_else(|| by_frames().filter(positive));
             seconds.or_else(|| by_ends().filter(positive))
         })
         .collect()
@@ -191,7 +197,7 @@ fn hundredths(value: f64) -> String {
 /// Returns the unit of a known column.
 fn unit(column: &str) -> &'static str {
     match column {
-        "duration" | "start" | "end" => "seconds",
+        "duration" | "start" | "end" | CLIP_START | CLIP_END => "seconds",
         "width" | "height" => "pixels",
         "fps" => "frames per second",
         NUM_FRAMES => "frames",
@@ -301,6 +307,19 @@ mod tests {
         // frames, rate, width, height, start, end; words, ratio, duration.
         assert_eq!(stats.histograms().len(), 9);
         assert_eq!(stats.histograms()[8].x_label, "seconds");
+    }
+
+    #[test]
+    fn a_clip_range_is_the_duration_of_its_row() {
+        let stats = Stats::of(&table(
+            &[PATH, CLIP_START, CLIP_END, NUM_FRAMES, "fps"],
+            &[
+                &["/a.mp4", "10.5", "12", "100", "10"],
+                &["/a.mp4", "", "3", "100", "10"],
+                &["/b.mp4", "", "", "100", "10"],
+            ],
+        ));
+        assert!((stats.hours.unwrap() * 3600.0 - (1.5 + 3.0 + 10.0)).abs() < 1e-9);
     }
 
     #[test]

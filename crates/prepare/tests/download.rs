@@ -329,13 +329,16 @@ fn a_video_is_downloaded_once_and_its_clips_keep_their_columns() {
     assert_eq!(server.requests().len(), 2);
     let manifest = job.manifest();
     let row = |at: usize| {
-        ["id", "start", "end", "text", "licence"].map(|name| manifest.get(at, name).unwrap())
+        let columns = ["id", "clip_start", "clip_end", "text", "licence"];
+        columns.map(|name| manifest.get(at, name).unwrap())
     };
     assert_eq!(row(0), ["1", "1.5", "3", "A fox, red", "CC0"]);
     assert_eq!(row(1), ["2", "4", "5.25", "Fog", "ours"]);
     assert_eq!(row(2), ["3", "", "", "", "ours"]);
     assert_eq!(manifest.get(0, "path"), manifest.get(1, "path"));
     assert!(manifest.column("path") == Some(0) && manifest.column("License").is_none());
+    // `data split` would read these columns as times of the file in its source.
+    assert_eq!((manifest.column("start"), manifest.column("end")), (None, None));
     let failed = Table::read(&failed_path(&job.out())).unwrap();
     let field = |row, name| failed.get(row, name).unwrap();
     assert_eq!((field(0, "id"), field(0, "text"), field(0, "url")), ("4", "Lost", "nowhere"));
@@ -347,6 +350,38 @@ fn a_video_is_downloaded_once_and_its_clips_keep_their_columns() {
     ] {
         assert!(field(row, "reason").contains(words), "{}", field(row, "reason"));
     }
+}
+
+#[test]
+fn failures_and_manifests_can_be_read_as_lists() {
+    let server = Server::start(|request| match request.number {
+        0 => Answer::status(404),
+        _ => Answer::file(b"fog"),
+    });
+    let list = format!("url,start,end,text\n{0}/a.mp4,1.5,3,A fox\n{0}/a.mp4,4,,Fog\n", server.url);
+    let first = Job::new(&list);
+    assert_eq!(first.run().failed, 2);
+    let failures = std::fs::read_to_string(failed_path(&first.out())).unwrap();
+    assert!(failures.starts_with("url,start,end,text,"), "{failures}");
+
+    let second = Job::new(&failures);
+    assert_eq!(second.run().clips, 2);
+    let third = Job::new(&std::fs::read_to_string(second.out()).unwrap());
+    assert_eq!(third.run().clips, 2);
+    for job in [&second, &third] {
+        let table = job.manifest();
+        let columns = ["clip_start", "clip_end", "text"];
+        let row = |row: usize| columns.map(|column| table.get(row, column).unwrap());
+        assert_eq!([row(0), row(1)], [["1.5", "3", "A fox"], ["4", "", "Fog"]]);
+        assert_eq!((table.column("start"), table.column("end")), (None, None));
+    }
+    // Times of a list that has both pairs of columns.
+    let both = format!("url,clip_start,end,start,clip_end\n{}/a.mp4,1,20,10,2\n", server.url);
+    let both = Job::new(&both);
+    assert_eq!(both.run().clips, 1);
+    let table = both.manifest();
+    let range = ["clip_start", "clip_end"].map(|column| table.get(0, column));
+    assert_eq!(range, [Some("10"), Some("20")]);
 }
 
 #[test]

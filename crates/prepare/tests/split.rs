@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use opensora_files::error_line;
-use opensora_manifest::{Table, table::PATH};
+use opensora_manifest::{
+    Table,
+    table::{CLIP_END, CLIP_START, PATH, TEXT},
+};
 use opensora_prepare::{
     Advanced, Observer, PrepareError, RunOptions, Shard, Summary,
     assemble::{REASON, failed_path, journal_path, shard_path},
@@ -131,6 +134,110 @@ fn long_scenes_can_be_kept_and_times_count_from_the_first_source() {
     assert_eq!(row(0), ["https://sea", "100.500", "105.500"]);
     assert_eq!(row(1), ["https://sea", "105.500", "108.800"]);
     assert!(table.get(1, PATH).unwrap().ends_with("sea_scene-0_part-1.mp4"));
+}
+
+/// Writes a video of three shots, of 2, 3 and 2 s. Returns a table with a row for each range: caption, start and end.
+fn ranges(folder: &Path, rows: &[[&str; 3]]) -> Table {
+    let path = folder.join("sea.mp4");
+    if !path.exists() {
+        video(&path, 10.0, &[(20, 20), (120, 30), (220, 20)]);
+    }
+    let mut table = Table::new([PATH, "source", TEXT, CLIP_START, CLIP_END]);
+    for &[text, start, end] in rows {
+        let path = path.to_str().unwrap();
+        let fields = [(PATH, path), ("source", "https://sea"), (TEXT, text)];
+        let fields = fields.into_iter().chain([(CLIP_START, start), (CLIP_END, end)]);
+        table.push(fields.map(|(column, field)| (column, field.to_string())));
+    }
+    table
+}
+
+#[test]
+fn ranges_of_a_video_become_clips_with_their_own_captions() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = [
+        ["dark", "0.5", "2"],
+        ["grey", "2.0", "4.5"],
+        // Beyond the end of the video.
+        ["bright", "5.000", "9"],
+        ["two", "1", "4"],
+        ["rest", "4", ""],
+        ["all", "", ""],
+    ];
+    let input = ranges(folder.path(), &rows);
+    let out = folder.path().join("clips.csv");
+    let summary = split::run(&job(settings()), &input, &out, &mut ()).unwrap();
+    assert_eq!((summary.input, summary.output, summary.failed), (6, 10, 0));
+
+    let table = Table::read(&out).unwrap();
+    assert_eq!((table.column(CLIP_START), table.column(CLIP_END)), (None, None));
+    let expected = [
+        (["dark", "0.500", "2.000", "15"], 20),
+        (["grey", "2.000", "4.500", "25"], 120),
+        (["bright", "5.000", "7.000", "20"], 220),
+        (["two", "1.000", "2.000", "10"], 20),
+        (["two", "2.000", "4.000", "20"], 120),
+        (["rest", "4.000", "5.000", "10"], 120),
+        (["rest", "5.000", "7.000", "20"], 220),
+        (["all", "0.000", "2.000", "20"], 20),
+        (["all", "2.000", "5.000", "30"], 120),
+        (["all", "5.000", "7.000", "20"], 220),
+    ];
+    for (row, (fields, grey)) in expected.into_iter().enumerate() {
+        let found = [TEXT, "start", "end", "num_frames"].map(|name| table.get(row, name).unwrap());
+        assert_eq!(found, fields, "row {row}");
+        assert_eq!(table.get(row, "source"), Some("https://sea"));
+        let (frames, _) = mp4::read(Path::new(table.get(row, PATH).unwrap())).unwrap();
+        assert_eq!(frames.len().to_string(), fields[3], "row {row}");
+        let nearest = |byte: &u8| byte.abs_diff(grey) <= 2;
+        assert!(frames.data().iter().all(nearest), "row {row}: a frame of another scene");
+    }
+    let clips = contents(&folder.path().join("clips"));
+    assert_eq!(clips.len(), 10);
+    // The clips of the whole video have the names that they have without ranges.
+    assert!((0..3).all(|scene| clips.contains_key(&format!("sea_scene-{scene}.mp4"))));
+
+    // Names do not depend on the order and number of the rows.
+    let reverse = input.select([5, 3, 1]);
+    let other = folder.path().join("other.csv");
+    split::run(&job(settings()), &reverse, &other, &mut ()).unwrap();
+    let others = contents(&folder.path().join("other"));
+    assert_eq!(others.len(), 6);
+    for (name, bytes) in &others {
+        assert!(clips.get(name) == Some(bytes), "{name}");
+    }
+    // The second run has records of all rows.
+    std::fs::remove_file(folder.path().join("sea.mp4")).unwrap();
+    assert_eq!(split::run(&job(settings()), &input, &out, &mut ()).unwrap(), summary);
+    assert_eq!(Table::read(&out).unwrap(), table);
+}
+
+#[test]
+fn unusable_ranges_are_listed_with_their_reasons() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows = [
+        (["a", "-1", "2"], "its clip range is -1 to 2, expected seconds from 0"),
+        (["b", "3", "2"], "its clip range is 3 to 2, expected"),
+        (["c", "inf", ""], "its clip range is inf to the end, expected"),
+        (["d", "0:01", "2"], "its clip range is 0:01 to 2, expected"),
+        (["e", "9", ""], "its clip range has no frames: the video ends at 7.00 s"),
+        (["f", "1.5", "2.25"], "the longest of 2 has 0.50 s, expected at least 1 s"),
+        (["g", "0.5", "2"], ""),
+        (["h", "0.50", "2.0"], "its range of the path is that of row 7 as well"),
+    ];
+    let input = ranges(folder.path(), &rows.map(|(row, _)| row));
+    let out = folder.path().join("clips.csv");
+    let summary = split::run(&job(settings()), &input, &out, &mut ()).unwrap();
+    assert_eq!((summary.input, summary.output, summary.failed), (8, 1, 7));
+    let failed = Table::read(&failed_path(&out)).unwrap();
+    for (row, ([text, start, end], words)) in
+        rows.into_iter().filter(|(_, words)| !words.is_empty()).enumerate()
+    {
+        let found = [TEXT, CLIP_START, CLIP_END].map(|column| failed.get(row, column).unwrap());
+        assert_eq!(found, [text, start, end]);
+        let reason = failed.get(row, REASON).unwrap();
+        assert!(reason.contains(words), "{text}: {reason}");
+    }
 }
 
 /// Stops after this many videos.

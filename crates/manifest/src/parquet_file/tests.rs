@@ -323,6 +323,7 @@ fn training_reads_three_columns_and_checks_their_fields() {
     for (column, field, words) in [
         (TEXT, longest.clone() + "x", "row 2: the caption has 10001 characters"),
         ("num_frames", "many".into(), "row 2: the number of frames is 'many'"),
+        ("clip_start", "2.5".into(), "row 2: found a range of the file (clip_start 2.5)"),
         (PATH, String::new(), "row 2: the path is empty"),
     ] {
         let mut table = Table::new([PATH, TEXT, "num_frames"]);

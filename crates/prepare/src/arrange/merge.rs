@@ -5,6 +5,7 @@ use crate::{
     PrepareError, Summary,
     assemble::{REASON, failed_path, write_list},
     open::identity,
+    ranges::MARK,
 };
 use opensora_manifest::{Table, value};
 use std::{
@@ -69,8 +70,8 @@ impl Merged {
 }
 
 /// Concatenates tables by the names of their columns. The first part of each pair is the table's name in
-/// messages. Rows are of one file if their paths lead to the same file, also by links, or if they have no
-/// paths and equal addresses. Rows without path and address are all kept.
+/// messages. Rows are of one file if their paths lead to the same file, also by links, and their clip ranges
+/// are equal, or if they have no paths and equal addresses. Rows without path and address are all kept.
 ///
 /// # Errors
 /// Returns an error if a table is a list of failures ([`PrepareError::FailureList`]), or if there are
@@ -101,6 +102,8 @@ pub fn merge(tables: &[(String, Table)], keep: Option<Keep>) -> Result<Merged, P
     }
     if let (None, Some((key, first, second))) = (keep, first_again) {
         let (first, second) = (place(first), place(second));
+        // In messages on one line.
+        let key = key.replace('\n', " ");
         return Err(PrepareError::Duplicates { key, first, second, count: again });
     }
 
@@ -125,16 +128,19 @@ pub fn merge(tables: &[(String, Table)], keep: Option<Keep>) -> Result<Merged, P
 }
 
 /// Returns the rows of a merged table in the order of the table from which its shards were made. Rows are
-/// matched by their files, clips of a video by their `source`. Clips of one video keep their order, and
-/// rows without match come last.
+/// matched by their files and clip ranges, clips of a video by their `source`. Clips of one video keep their
+/// order, and rows without match come last.
 ///
 /// With this order, the first of several duplicates is the same with and without shards.
 pub fn in_order_of(merged: &Table, origin: &Table) -> Table {
     let mut places = HashMap::new();
     for row in 0..origin.len() {
-        if let Some(key) = key(origin, row) {
-            places.entry(key).or_insert(row);
+        let Some(key) = key(origin, row) else { continue };
+        // The source of a range's clips is the file.
+        if let Some((file, _)) = key.split_once(MARK) {
+            places.entry(file.to_string()).or_insert(row);
         }
+        places.entry(key).or_insert(row);
     }
     let of_source = |row: usize| {
         let source = merged.get(row, SOURCE).and_then(value::present)?;

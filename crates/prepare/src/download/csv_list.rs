@@ -14,7 +14,7 @@ use csv::{ByteRecord, Reader, ReaderBuilder};
 use opensora_files::one_line;
 use opensora_manifest::{
     layout,
-    table::{PATH, TEXT, URL},
+    table::{CLIP_END, CLIP_START, PATH, TEXT, URL},
     text::{ReadError, TextError, TextReader},
     value,
 };
@@ -230,8 +230,8 @@ impl Layout {
             url,
             text: known(TEXT),
             timestamp,
-            start: other(&[START]),
-            end: other(&[END]),
+            start: other(&[START, CLIP_START]),
+            end: other(&[END, CLIP_END]),
             licence: other(&[LICENCE, "license"]),
             sha256: other(&[SHA256]),
             rest: vec![],
@@ -246,6 +246,9 @@ impl Layout {
             layout.sha256,
             // Replaced by the path of the downloaded file.
             other(&[PATH]),
+            // Replaced by the times in the columns `start` and `end`, if the list has both.
+            other(&[CLIP_START]),
+            other(&[CLIP_END]),
         ];
         let mut rest: Vec<usize> =
             (0..header.len()).filter(|at| !used.contains(&Some(*at))).collect();

@@ -25,9 +25,9 @@ use std::{
 
 /// The column with the licence of the video.
 pub const LICENCE: &str = "licence";
-/// The column with a clip's start in seconds of its source.
+/// The column of a list with a clip's start in seconds of its video.
 pub const START: &str = "start";
-/// The column with a clip's end in seconds of its source.
+/// The column of a list with a clip's end in seconds of its video.
 pub const END: &str = "end";
 /// The column with a file's SHA-256 in hexadecimal digits.
 pub const SHA256: &str = "sha256";
@@ -58,8 +58,8 @@ pub enum ListError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ListFormat {
     /// A CSV with a header and a column `url`, one clip per row: addresses of files, or of videos on
-    /// YouTube. Columns `text` (or `caption`), `start`, `end`, `licence` (or `license`) and `sha256` are
-    /// used; all others are copied to the manifest.
+    /// YouTube. Columns `text` (or `caption`), `start` and `end` (or `clip_start` and `clip_end`, as in manifests),
+    /// `licence` (or `license`) and `sha256` are used; all others are copied to the manifest.
     Csv,
     /// Panda-70M: one video per row, its clips in Python lists.
     Panda70M,
@@ -258,20 +258,25 @@ impl List {
             Err(text) => (self.part.shard.holds(0), &*shown(text)),
         };
         if is_mine {
-            let row = fields(&self.columns, url, clip);
+            let row = fields(&self.columns, url, clip, [START, END]);
             let row = row.iter().map(|(column, value)| (column.as_str(), value.clone()));
             self.rejected.push(row.chain([(REASON, one_line(reason))]));
         }
     }
 }
 
-/// Returns a clip's fields by column.
-pub(crate) fn fields(columns: &[String], url: &str, clip: &Clip) -> Vec<(String, String)> {
+/// Returns a clip's fields by column; `range` are the columns of its start and end.
+pub(crate) fn fields(
+    columns: &[String],
+    url: &str,
+    clip: &Clip,
+    range: [&str; 2],
+) -> Vec<(String, String)> {
     let number = |seconds: Option<f64>| seconds.map(|seconds| seconds.to_string());
     let known = [
         (URL, Some(url.to_string())),
-        (START, number(clip.start)),
-        (END, number(clip.end)),
+        (range[0], number(clip.start)),
+        (range[1], number(clip.end)),
         (TEXT, clip.text.clone()),
         (LICENCE, clip.licence.clone()),
     ];
@@ -280,5 +285,7 @@ pub(crate) fn fields(columns: &[String], url: &str, clip: &Clip) -> Vec<(String,
         true => shown_in(field),
         false => field.clone(),
     });
-    known.chain(columns.iter().cloned().zip(rest)).collect()
+    // A column of the list with one of these names does not replace them.
+    let rest = columns.iter().cloned().zip(rest);
+    known.chain(rest.filter(|(column, _)| !range.contains(&column.as_str()))).collect()
 }

@@ -1,5 +1,6 @@
 //! File names of clips.
 
+use crate::ranges::MARK;
 use opensora_files::hex;
 use sha2::{Digest, Sha256};
 use std::{collections::HashMap, path::Path};
@@ -9,20 +10,24 @@ const LONGEST: usize = 180;
 
 /// Returns the name prefixes of the videos' clips: each video's file name without extension. If it is
 /// too long or not unique, digits of the key's SHA-256 are appended. `keys` are the keys of all videos,
-/// also of other shards.
+/// also of other shards. Clip ranges always have digits, so that their names do not depend on other ranges.
 pub(crate) fn stems(keys: &[String]) -> Vec<String> {
-    let stem = |key: &String| {
-        let stem = Path::new(key).file_stem();
-        stem.map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
+    let plain = |key: &String| {
+        let (path, is_range) = match key.split_once(MARK) {
+            Some((path, _)) => (path, true),
+            None => (key.as_str(), false),
+        };
+        let stem = Path::new(path).file_stem();
+        (stem.map_or_else(String::new, |stem| stem.to_string_lossy().into_owned()), is_range)
     };
-    let plain: Vec<String> = keys.iter().map(stem).collect();
+    let plain: Vec<(String, bool)> = keys.iter().map(plain).collect();
     let mut count = HashMap::new();
-    for stem in &plain {
+    for (stem, _) in plain.iter().filter(|(_, is_range)| !is_range) {
         // Some file systems ignore case.
         *count.entry(stem.to_lowercase()).or_insert(0) += 1;
     }
-    let name = |(stem, key): (&String, &String)| {
-        if count[&stem.to_lowercase()] == 1 && stem.len() <= LONGEST {
+    let name = |((stem, is_range), key): (&(String, bool), &String)| {
+        if !is_range && count[&stem.to_lowercase()] == 1 && stem.len() <= LONGEST {
             return stem.clone();
         }
         let digest = Sha256::digest(key.as_bytes());
@@ -58,6 +63,12 @@ mod tests {
         assert!(names[3].len() <= LONGEST + 11 && names[3].starts_with("üü"), "{names:?}");
         // A name does not depend on the order or number of the other videos.
         assert_eq!(stems(&[keys[1].clone(), keys[0].clone()])[1], names[0]);
+        // Clip ranges change no other name.
+        let ranges = ["b/fog.mp4\nclip 0 2.5", "b/fog.mp4\nclip 2.5 inf", "b/fog.mp4"];
+        let of_ranges = stems(&ranges.map(String::from));
+        assert!(of_ranges[..2].iter().all(|name| name.starts_with("fog-") && name.len() == 14));
+        assert!(of_ranges[0] != of_ranges[1] && of_ranges[2] == "fog", "{of_ranges:?}");
+        assert_eq!(stems(&[ranges[1].to_string()]), of_ranges[1..2]);
         assert_eq!(clip("fog", 3, None), "fog_scene-3.mp4");
         assert_eq!(clip("fog", 3, Some(1)), "fog_scene-3_part-1.mp4");
     }

@@ -2,14 +2,16 @@
 
 use super::{
     Rate, Settings, names,
-    plan::{self, Cut},
+    plan::{self, Cut, Scene},
     possible,
     progress::{Left, Progress, Scan},
+    scans::Scans,
     size,
 };
 use crate::{
     RowError,
     open::{check, open_stored},
+    ranges::ClipRange,
     shots::{self, VideoShots},
 };
 use opensora_files::sync_folder;
@@ -20,7 +22,7 @@ use opensora_video::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::{cell::OnceCell, collections::VecDeque, error::Error, ops::Range, path::Path};
+use std::{cell::OnceCell, collections::VecDeque, error::Error, path::Path, sync::Arc};
 
 /// Maximum size of a clip's frames in bytes.
 const MAX_CLIP: usize = 2 << 30;
@@ -28,7 +30,8 @@ const MAX_CLIP: usize = 2 << 30;
 /// Maximum duration of a video in seconds; longer ones have broken timestamps.
 const MAX_SECONDS: f64 = 360_000.0;
 
-/// Minimum duration in seconds of a video that is resumed after an interruption; shorter ones start again.
+/// Minimum duration in seconds of a video or clip range that is resumed after an interruption; shorter ones start
+/// again.
 const LONG: f64 = 30.0;
 
 /// A written clip: file, times, size and number of frames.
@@ -74,35 +77,51 @@ pub(crate) struct Place<'a> {
     pub(crate) stem: &'a str,
 }
 
-/// Cuts a video; returns the number of its scenes and its clips, at least one. Clips of the same
-/// names in the folder are replaced. `state` identifies the version of the video's file.
+/// A video, or a range of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    /// The video's file.
+    pub(crate) path: &'a Path,
+    /// The version of the file; `None` if it is not known.
+    pub(crate) state: Option<&'a str>,
+    /// The clip range; `None` for the whole video.
+    pub(crate) range: Option<ClipRange>,
+}
+
+/// Cuts a video or a range of it; returns the number of scenes and the clips, at least one. Clips of the same
+/// names in the folder are replaced. Ranges of one video share its first pass in `scans`.
 ///
 /// # Errors
 /// Returns an error if the video gives no clip.
 pub(crate) fn cut(
-    path: &Path,
+    source: Source<'_>,
     place: Place<'_>,
     decoder: Decoder,
     settings: &Settings,
-    state: Option<&str>,
+    scans: &Scans,
 ) -> Result<(usize, Vec<Clip>), RowError> {
+    let Source { path, state, range } = source;
     check(path)?;
     let at = (place.folder, place.stem);
     let left = Progress::left(at, state, settings).map_err(progress_error)?;
-    let (scan, mut progress, written) = match left {
-        Some(Left { progress, scan, clips }) => (scan, Some(progress), clips),
-        None => (scan(path, decoder, settings)?, None, vec![]),
+    let first_pass = || scan(path, decoder, settings);
+    let (scan, mut progress, written) = match (left, range, state) {
+        (Some(Left { progress, scan, clips }), ..) => (Arc::new(scan), Some(progress), clips),
+        (None, Some(_), Some(state)) => (scans.get(path, state, first_pass)?, None, vec![]),
+        _ => (Arc::new(first_pass()?), None, vec![]),
     };
-    let Scan { scenes, times, end, .. } = &scan;
+    let Scan { scenes: shots, times, end, .. } = &*scan;
     let square = size::resize(scan.square, settings.shorter_side, settings.enlarge)?;
     let resize = Resize { source: scan.size, ..square };
     let fps = frame_rate(&scan, settings)?;
     check_times(times, *end)?;
-    let cuts = plan::plan(scenes, times, *end, fps, settings);
+    let scenes = plan::scenes(shots, times, *end, range);
+    let cuts = plan::plan(&scenes, times, fps, settings);
     if cuts.is_empty() {
-        return Err(too_short(scenes, times, *end, settings).into());
+        return Err(too_short(&scenes, *end, settings).into());
     }
-    if let (None, Some(state), true) = (&progress, state, *end >= LONG) {
+    let seconds = range.map_or(*end, |range| range.end.min(*end) - range.start);
+    if let (None, Some(state), true) = (&progress, state, seconds >= LONG) {
         progress = Some(Progress::begin(at, state, settings, &scan).map_err(progress_error)?);
     }
     let mut clips = vec![None; cuts.len()];
@@ -166,11 +185,12 @@ fn check_times(times: &[f64], end: f64) -> Result<(), RowError> {
     Ok(())
 }
 
-/// Returns why a video gives no clip.
-fn too_short(scenes: &[Range<usize>], times: &[f64], end: f64, settings: &Settings) -> String {
-    let time = |frame: usize| times.get(frame).copied().unwrap_or(end);
-    let longest = scenes.iter().map(|scene| time(scene.end) - time(scene.start));
-    let longest = longest.fold(0.0, f64::max);
+/// Returns why a video or range gives no clip; `end` is the second at which the video ends.
+fn too_short(scenes: &[Scene], end: f64, settings: &Settings) -> String {
+    if scenes.is_empty() {
+        return format!("its clip range has no frames: the video ends at {end:.2} s");
+    }
+    let longest = scenes.iter().map(|scene| scene.end - scene.start).fold(0.0, f64::max);
     format!(
         "no scene is long enough: the longest of {} has {longest:.2} s, expected at least {} s and \
          two frames",

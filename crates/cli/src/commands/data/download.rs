@@ -40,7 +40,8 @@ pub(crate) struct Args {
     videos: PathBuf,
     /// Table of the clips (CSV); failed rows are listed beside it
     ///
-    /// The number of a --shard is put before the ending.
+    /// A row has its video's file, and the clip's range in it in seconds (columns clip_start and clip_end).
+    /// `opensora data split` cuts these ranges. The number of a --shard is put before the ending.
     #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
     /// Accept the terms of the list and of the hosts; without it the terms are shown and nothing is
