@@ -6,7 +6,7 @@ use crate::{
         FOLLOWS_PROMPT, ModelError, PartPaths, description_error, find_part, find_vae,
         is_class_kind, named_sampler, parse_description, read_description,
     },
-    presets::{ClassKind, Preset, PresetModel},
+    presets::{ClassKind, Preset, PresetModel, published_request},
     request::SampleRequest,
     stdit::ClassConfig,
 };
@@ -123,8 +123,8 @@ impl ClassFiles {
             "latte" => ClassKind::Latte,
             _ => ClassKind::Dit,
         };
-        let published = SampleRequest::default();
-        let sampler = named_sampler(&path, description.sampler.as_deref())?;
+        let published = published_request(kind.name());
+        let sampler = named_sampler(&path, description.sampler.as_deref(), &published)?;
         Ok(Self {
             name: description.name,
             kind,

@@ -189,8 +189,12 @@ struct Description {
 }
 
 /// Returns the sampler that a `model.json` names, or else that of the published models.
-pub(crate) fn named_sampler(path: &Path, name: Option<&str>) -> Result<SamplerKind, ModelError> {
-    let Some(name) = name else { return Ok(SampleRequest::default().sampler) };
+pub(crate) fn named_sampler(
+    path: &Path,
+    name: Option<&str>,
+    published: &SampleRequest,
+) -> Result<SamplerKind, ModelError> {
+    let Some(name) = name else { return Ok(published.sampler) };
     name.parse().map_err(|source| ModelError::Sampler { path: path.into(), source })
 }
 
@@ -320,8 +324,8 @@ impl ModelFiles {
             Some(path) => Ok(path.clone()),
             None => part(relative),
         };
-        let published = SampleRequest::default();
-        let sampler = named_sampler(&path, description.sampler.as_deref())?;
+        let published = presets::published_request(architecture.name());
+        let sampler = named_sampler(&path, description.sampler.as_deref(), &published)?;
         Ok(Self {
             name: description.name,
             architecture,

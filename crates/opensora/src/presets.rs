@@ -255,6 +255,16 @@ const fn dit(name: &'static str, pixels: usize) -> Preset {
     }
 }
 
+/// Returns the default request of the first published model of an architecture, by its name in a `model.json`.
+pub(crate) fn published_request(architecture: &str) -> SampleRequest {
+    let of = |model: PresetModel| match model {
+        PresetModel::Text(architecture) => architecture.name(),
+        PresetModel::Class(kind, _) => kind.name(),
+    };
+    let preset = PRESETS.iter().find(|preset| of(preset.model) == architecture);
+    preset.map_or_else(SampleRequest::default, Preset::defaults)
+}
+
 impl Preset {
     /// Returns the preset of a name; `None` for unknown names.
     pub fn find(name: &str) -> Option<&'static Self> {
@@ -354,5 +364,14 @@ mod tests {
         assert_eq!(settings("pixart-xl-2-256x256"), (dpm, 20, 7.0, 1.0));
         assert_eq!(settings("dit-xl-2-512x512"), (dpm, 20, 4.0, 1.0));
         assert_eq!(settings("latte-xl-2-16x256x256-ucf101"), (dpm, 20, 4.0, 1.0));
+        for (architecture, sampler, guidance) in [
+            ("stdit", iddpm, 7.0),
+            ("pixart", dpm, 7.0),
+            ("pixart-ms", dpm, 7.0),
+            ("dit", dpm, 4.0),
+        ] {
+            let request = published_request(architecture);
+            assert_eq!((request.sampler, request.guidance_scale), (sampler, guidance));
+        }
     }
 }

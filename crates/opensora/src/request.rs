@@ -113,8 +113,28 @@ impl SampleRequest {
         if self.noise_index > MAX_NOISE_INDEX {
             return Err(RequestError::NoiseIndex { found: self.noise_index });
         }
+        if !(0.01..=1000.0).contains(&self.fps) {
+            return Err(RequestError::Fps { found: self.fps });
+        }
         if !self.guidance_scale.is_finite() {
             return Err(RequestError::GuidanceScale { found: self.guidance_scale });
+        }
+        Ok(())
+    }
+
+    /// Checks that a model which predicts the variance or not (`has_variance`) suits the sampler.
+    ///
+    /// # Errors
+    /// Returns an error if a built-in sampler needs the variance, and the model does not predict it.
+    pub(crate) fn check_variance(&self, has_variance: bool) -> Result<(), RequestError> {
+        let needs_it = match self.sampler {
+            _ if self.own_sampler.is_some() => false,
+            SamplerKind::Iddpm | SamplerKind::Ddim => true,
+            SamplerKind::DpmSolver => false,
+        };
+        if needs_it && !has_variance {
+            let (setting, model) = ("this sampler", "models that predict no variance");
+            return Err(RequestError::Unsupported { setting, model });
         }
         Ok(())
     }
@@ -164,6 +184,12 @@ pub enum RequestError {
     NoiseIndex {
         /// The index.
         found: u64,
+    },
+    /// A frame rate that no file can have.
+    #[error("{found} frames per second, expected 0.01 to 1000")]
+    Fps {
+        /// The frame rate.
+        found: f64,
     },
     /// A guidance scale that is NaN or infinite.
     #[error("guidance scale is {found}, expected a finite number")]

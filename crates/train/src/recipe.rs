@@ -40,7 +40,10 @@ use opensora_files::{
 use opensora_stdit::DenoiserConfig;
 use opensora_t5::T5Config;
 use opensora_vae::VaeConfig;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, Error as _},
+};
 use std::path::{Path, PathBuf};
 
 /// A training recipe: model, data, optimizer, run and sample videos.
@@ -109,6 +112,7 @@ impl StDitPart {
 #[serde(default, deny_unknown_fields)]
 pub struct VaePart {
     /// Sizes; defaults are Stable Diffusion's.
+    #[serde(deserialize_with = "known_fields")]
     pub config: VaeConfig,
     /// Weights to start from. `None`: random weights.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -136,6 +140,7 @@ impl VaePart {
 #[serde(default, deny_unknown_fields)]
 pub struct T5Part {
     /// Sizes; the tokenizer is fitted to at most `vocab_size` tokens.
+    #[serde(deserialize_with = "known_fields")]
     pub config: T5Config,
     /// Maximum number of tokens of a caption.
     pub max_length: usize,
@@ -321,6 +326,22 @@ impl Recipe {
     }
 }
 
+/// Reads a model's configuration with known fields only. Its type accepts others, which published files have.
+fn known_fields<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: Default + Serialize + DeserializeOwned,
+    D: Deserializer<'de>,
+{
+    let table = toml::Table::deserialize(deserializer)?;
+    let known = toml::Table::try_from(T::default()).map_err(D::Error::custom)?;
+    if let Some(name) = table.keys().find(|name| !known.contains_key(*name)) {
+        let known: Vec<String> = known.keys().map(|name| format!("`{name}`")).collect();
+        let known = known.join(", ");
+        return Err(D::Error::custom(format!("unknown field `{name}`, expected one of {known}")));
+    }
+    table.try_into().map_err(|error| D::Error::custom(error.message()))
+}
+
 /// The parser's message, and the line of `text` that it is about.
 fn syntax(error: &toml::de::Error, text: &str) -> RecipeError {
     let before = error.span().and_then(|span| text.get(..span.start));
@@ -359,6 +380,13 @@ mod tests {
         }
         let error = Recipe::parse("[stdit]\n[stdit.loss]\nfreze = 'text'").unwrap_err().to_string();
         assert!(error.starts_with("line 3: unknown field `freze`"), "{error}");
+        // Also in the tables of models, whose types other files share.
+        for (model, field) in [("stdit", "num_head"), ("vae", "latent_channel"), ("t5", "d_models")]
+        {
+            let text = format!("[{model}]\n[{model}.config]\n{field} = 4");
+            let error = Recipe::parse(&text).unwrap_err().to_string();
+            assert!(error.contains(&format!("unknown field `{field}`")), "{error}");
+        }
     }
 
     #[test]

@@ -248,6 +248,7 @@ impl Session {
         let seed = self.recipe.run.seed;
         let task = VaeTask::new(&part.loss, seed, dtype, &self.device)?;
         let ClipSpec { num_frames, image_size: [height, width], .. } = self.recipe.data.clip;
+        part.config.check_rgb()?;
         for factor in &part.loss.shrink {
             part.config.latent_size([num_frames, height / factor, width / factor])?;
         }
@@ -535,6 +536,7 @@ fn check_encoders(
     };
     let ([height, width], frames) = (clip.image_size, clip.num_frames);
     let (vae_config, config) = (VaeConfig::beside(vae)?, &part.config);
+    vae_config.check_rgb()?;
     config.grid(vae_config.latent_size([frames, height, width])?)?;
     let found = vae_config.latent_channels;
     if found != config.in_channels {

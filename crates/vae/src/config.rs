@@ -144,6 +144,19 @@ impl VaeConfig {
         1 << self.block_out_channels.len().saturating_sub(1)
     }
 
+    /// Checks that frames have three channels.
+    ///
+    /// # Errors
+    /// Returns an error if frames that are encoded or decoded have another number of channels.
+    pub fn check_rgb(&self) -> Result<(), VaeConfigError> {
+        match (self.in_channels, self.out_channels) {
+            (3, 3) => Ok(()),
+            (from, to) => Err(VaeConfigError::Value(format!(
+                "in_channels is {from} and out_channels is {to}, expected 3, for RGB frames"
+            ))),
+        }
+    }
+
     /// Returns the size of the latents `[T, h, w]` of a clip `[T, H, W]`.
     ///
     /// # Errors

@@ -120,6 +120,7 @@ impl ClassToVideo {
         }
         let size = self.core.check(request)?;
         config.grid(size)?;
+        request.check_variance(config.learn_sigma)?;
         Ok(size)
     }
 

@@ -44,6 +44,7 @@ impl Core {
         dtype::check(options.dtype, &device)?;
         let vae_config = VaeConfig::beside(&vae)?;
         check_fit("in_channels", vae_config.latent_channels, in_channels)?;
+        vae_config.check_rgb()?;
         AutoencoderKl::check(&vae_config, &Checkpoint::open(&vae)?, &device)?;
         let (ranks, resident_vae) = (SamplingRanks::default(), Slot::default());
         Ok(Self { denoiser, vae, vae_config, in_channels, options, device, ranks, resident_vae })

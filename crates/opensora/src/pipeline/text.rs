@@ -170,6 +170,7 @@ impl TextToVideo {
         let size = self.core.check(request)?;
         let config = self.denoiser_config(request);
         config.validate()?;
+        request.check_variance(config.pred_sigma)?;
         config.grid(size)?;
         Ok(size)
     }

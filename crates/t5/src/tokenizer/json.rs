@@ -25,7 +25,8 @@ use super::{
 /// Most commas and opening brackets, each of which can be a value of 32 bytes in memory (mT5: 750,000).
 const MAX_JSON_VALUES: usize = 1_500_000;
 
-/// Longest accepted text that a `Replace` stage inserts.
+/// Longest accepted text that a `Replace` stage inserts. Also the limit of the product over all stages, since each
+/// can replace what the one before inserted.
 const MAX_REPLACEMENT_BYTES: usize = 256;
 
 #[derive(Deserialize)]
@@ -137,6 +138,16 @@ pub(super) fn parse(
 
     let mut normalizers = Vec::new();
     if let Some(stage) = file.normalizer {
+        let growth = growth(&stage);
+        if growth > MAX_REPLACEMENT_BYTES {
+            return Err(TokenizerError::Json {
+                path: path.to_owned(),
+                reason: format!(
+                    "normalizer: Replace inserts {growth} bytes, expected at most \
+                     {MAX_REPLACEMENT_BYTES}, over all its stages"
+                ),
+            });
+        }
         add_normalizers(path, stage, &mut normalizers)?;
     }
     let mut pre_tokenizers = Vec::new();
@@ -193,6 +204,17 @@ fn eos_id(post_processor: Option<PostProcessorJson>) -> Option<u32> {
     }
 }
 
+/// Returns the most bytes that `Replace` stages make of one byte.
+fn growth(stage: &NormalizerJson) -> usize {
+    match stage {
+        NormalizerJson::Sequence { normalizers } => {
+            normalizers.iter().map(growth).fold(1, usize::saturating_mul)
+        }
+        NormalizerJson::Replace { content, .. } => content.len().max(1),
+        NormalizerJson::Precompiled { .. } | NormalizerJson::Strip { .. } => 1,
+    }
+}
+
 fn add_normalizers(
     path: &Path,
     stage: NormalizerJson,
@@ -231,12 +253,6 @@ fn add_normalizers(
                         "Replace of {found:?}, expected the regex {expected:?} or a text"
                     )));
                 }
-            }
-            if content.len() > MAX_REPLACEMENT_BYTES {
-                let found = content.len();
-                return Err(bad(format!(
-                    "Replace inserts {found} bytes, expected at most {MAX_REPLACEMENT_BYTES}"
-                )));
             }
             let replace = Replace::new(pattern, content)
                 .map_err(|error| pipeline::library_error(path, "normalizer: Replace", error))?;

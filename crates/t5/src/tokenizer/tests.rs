@@ -475,6 +475,12 @@ fn hostile_tokenizer_json() {
         (&["Replace", "1000 bytes"], |v| {
             v["normalizer"]["normalizers"][2]["content"] = json!("x".repeat(1000));
         }),
+        // Each stage replaces what the one before inserted.
+        (&["Replace", "65536 bytes"], |v| {
+            let stage =
+                json!({"type": "Replace", "pattern": {"String": "a"}, "content": "a".repeat(256)});
+            v["normalizer"] = json!({"type": "Sequence", "normalizers": [stage, stage]});
+        }),
         (&["Metaspace"], |v| v["pre_tokenizer"]["replacement"] = json!("ab")),
         (&["post_processor"], |v| v["post_processor"] = Value::Null),
         (&["post_processor"], |v| {

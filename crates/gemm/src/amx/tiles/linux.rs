@@ -8,6 +8,7 @@ use std::{
         asm,
         x86_64::{__cpuid_count, _MM_HINT_T0, _mm_prefetch},
     },
+    cell::Cell,
     marker::PhantomData,
     mem::MaybeUninit,
 };
@@ -57,7 +58,12 @@ pub(in super::super) fn split(elements: &Elements, rows_first: bool, tiles: [&mu
     unsafe { split::split(elements, rows_first, tiles) }
 }
 
-/// The tile registers of this thread, configured until this is dropped.
+thread_local! {
+    /// Number of [`TileRegisters`] of this thread: a product's epilogue may compute another product.
+    static USERS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The tile registers of this thread, configured until the last one of the thread is dropped.
 pub(in super::super) struct TileRegisters {
     /// Not `Send`: registers belong to a thread.
     of_thread: PhantomData<*const ()>,
@@ -90,6 +96,7 @@ impl TileRegisters {
         unsafe {
             asm!("ldtilecfg [{}]", in(reg) &configuration, options(nostack, readonly));
         }
+        USERS.set(USERS.get() + 1);
         Self { of_thread: PhantomData }
     }
 
@@ -136,6 +143,10 @@ impl TileRegisters {
 
 impl Drop for TileRegisters {
     fn drop(&mut self) {
+        USERS.set(USERS.get() - 1);
+        if USERS.get() > 0 {
+            return;
+        }
         // SAFETY: discards the contents of the tile registers and nothing else.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
