@@ -34,7 +34,7 @@ Examples:
         --sampler dpm-solver --steps 20
   mpirun -n 4 opensora sample \"waves at night\" --num-frames 64 --device cuda:local -o waves.mp4
   opensora sample \"waves at night\" --negative-prompt people --num-videos-per-prompt 4 -o waves
-  opensora sample --from-record clips/sample_6.mp4.json -o again.mp4")]
+  opensora sample --from-record clips/sample_0.mp4.json -o again.mp4")]
 pub(crate) struct Args {
     /// Prompt: what the video shows
     #[arg(conflicts_with = "prompt_path")]
@@ -67,8 +67,9 @@ pub(crate) struct Args {
     /// Model: demo (bundled), a preset, a folder, a repository of the Hugging Face hub, or a checkpoint
     /// [default: demo; with --label dit-xl-2-256x256]
     ///
-    /// Presets are fetched at their first use. A folder or a repository (OWNER/NAME) needs a model.json; a
-    /// checkpoint must be an STDiT-XL/2.
+    /// Presets are fetched at their first use. A folder needs a model.json or the shards of an STDiT-XL/2
+    /// checkpoint; a repository (OWNER/NAME) needs a model.json or is a preset's; a checkpoint must be an
+    /// STDiT-XL/2.
     ///
     /// Presets: opensora-v1-16x256x256, opensora-v1-hq-16x256x256, opensora-v1-hq-16x512x512; for
     /// images pixart-xl-2-256x256, pixart-xl-2-sam-256x256, pixart-xl-2-512x512, pixart-xl-2-1024-ms;

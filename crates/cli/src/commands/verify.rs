@@ -16,7 +16,7 @@ use std::path::PathBuf;
 #[command(after_long_help = "\
 Examples:
   opensora verify tests/fixtures/goldens
-  opensora verify tests/fixtures/goldens/vae tests/fixtures/goldens/pipeline --device flex --json")]
+  opensora verify tests/fixtures/goldens/vae-bin tests/fixtures/goldens/pipeline --device flex --json")]
 pub(crate) struct Args {
     /// Folders of golden cases, each with a case.json, or folders of such folders
     #[arg(required = true, value_name = "FOLDER")]
