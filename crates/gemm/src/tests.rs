@@ -265,3 +265,22 @@ fn a_product_beyond_memory_panics() {
     let x = MatRef::with_strides(&[], [usize::MAX, 0], [1, 1]);
     Strategy::Simd.multiply(x, x.transposed(), |_, _| ());
 }
+
+#[test]
+fn an_epilogue_may_compute_products() {
+    let a = Operand::new(&normal(1, 70 * 40), [70, 40], Layout::RowMajor);
+    let b = Operand::new(&normal(2, 40 * 100), [40, 100], Layout::RowMajor);
+    for strategy in strategies() {
+        let product =
+            |c: &mut [f32]| strategy.multiply_single_threaded(b.view().transposed(), b.view(), c);
+        let mut expected = vec![0.0; 100 * 100];
+        product(&mut expected);
+        let plain = strategy.multiply(a.view(), b.view(), |_, _| {});
+        let nested = strategy.multiply(a.view(), b.view(), |_, _| {
+            let mut c = vec![0.0; 100 * 100];
+            product(&mut c);
+            assert!(c == expected, "{strategy:?}");
+        });
+        assert!(nested == plain, "{strategy:?}");
+    }
+}

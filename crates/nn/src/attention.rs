@@ -42,6 +42,9 @@ pub fn merge_heads(x: Tensor<4>) -> Tensor<3> {
 ///
 /// Under autodiff the scores of all chunks are saved for backward, as in burn's attention; only activation
 /// checkpointing bounds their memory.
+///
+/// # Panics
+/// Panics if keys or values do not fit the queries.
 pub fn attention(
     query: Tensor<4>,
     key: Tensor<4>,
@@ -49,6 +52,15 @@ pub fn attention(
     bias: Option<Tensor<4>>,
     scale: Option<f64>,
 ) -> Tensor<4> {
+    let ([batch, heads, _, head_dim], keys) = (query.dims(), key.dims()[2]);
+    // Kernels read keys and values by these sizes.
+    assert!(
+        key.dims() == [batch, heads, keys, head_dim] && value.dims()[..3] == [batch, heads, keys],
+        "keys {:?} and values {:?} do not fit queries {:?}",
+        key.dims(),
+        value.dims(),
+        query.dims()
+    );
     kernels::attention(Heads { query, key, value, bias, scale }).unwrap_or_else(|heads| {
         let kernel = attention_kernel(&heads.query.device());
         attention_by_burn(kernel, SCORE_BUDGET, heads)
@@ -145,6 +157,16 @@ fn attention_padded(heads: Heads, multiple: usize, budget: usize) -> Tensor<4> {
 mod tests {
     use super::*;
     use burn::tensor::{Device, FloatDType};
+
+    #[test]
+    #[should_panic(
+        expected = "keys [1, 2, 5, 4] and values [1, 2, 5, 4] do not fit queries [2, 2, 3, 4]"
+    )]
+    fn keys_of_another_batch_are_not_read() {
+        let device = Device::flex();
+        let zeros = |shape: [usize; 3]| Tensor::<3>::zeros(shape, &device);
+        cross_attention(zeros([2, 3, 8]), zeros([1, 5, 16]), None, 2);
+    }
 
     #[test]
     fn splitting_and_merging_heads_are_inverse() {

@@ -195,12 +195,8 @@ pub(crate) fn cross_attention(
 /// Computes [`crate::attention::attention`] by a kernel, or gives the inputs back if none supports them.
 pub(crate) fn attention(heads: Heads) -> Result<Tensor<4>, Heads> {
     let operation = Operation::Attention;
-    let ([batch, count, _, head_dim], keys) = (heads.query.dims(), heads.key.dims()[2]);
-    // Other shapes are left to burn, which names them.
-    let fit = heads.key.dims() == [batch, count, keys, head_dim]
-        && heads.value.dims()[..3] == [batch, count, keys];
-    if !fit
-        || keys > MAX_KEYS
+    let ([batch, _, _, head_dim], keys) = (heads.query.dims(), heads.key.dims()[2]);
+    if keys > MAX_KEYS
         || !all_supported(operation, [&heads.query, &heads.key, &heads.value])
         || !heads.bias.as_ref().is_none_or(|bias| is_key_bias(operation, bias, [batch, keys]))
     {
