@@ -98,6 +98,25 @@ fn a_plan_is_shown_as_a_table_and_named_a_prediction() {
 }
 
 #[test]
+fn numbers_of_ranks_without_a_layout_are_left_out_with_a_warning() {
+    let args = ["plan", "--ranks", "2", "--batch-size", "3", "--scaling", "2,3,4", "--json"];
+    let output = opensora(Path::new("."), &args, &[]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = found["scaling"].as_array().unwrap();
+    let ranks: Vec<u64> = rows.iter().map(|row| row["ranks"].as_u64().unwrap()).collect();
+    assert_eq!(ranks, [2, 4]);
+    assert_eq!(
+        text(&output.stderr),
+        "warning: --scaling 3 is left out: 3 clips a step of 2 ranks are not a whole number of clips \
+         on 3 ranks\n"
+    );
+    let quiet = opensora(Path::new("."), &[&args[..], &["-q"]].concat(), &[]);
+    assert!(quiet.stderr.is_empty(), "{}", text(&quiet.stderr));
+    assert_eq!(quiet.stdout, output.stdout);
+}
+
+#[test]
 fn plans_that_are_impossible_are_one_clear_line() {
     for (args, wanted) in [
         ("--image-size 250x256", "multiples of 8"),
@@ -106,6 +125,10 @@ fn plans_that_are_impossible_are_one_clear_line() {
         ("--efficiency 2", "efficiency is 2, expected at most 1"),
         ("--network 0", "bandwidth between nodes is 0, expected a positive number"),
         ("--hidden-size 7", "hidden_size 7"),
+        (
+            "--ranks 2 --batch-size 3 --scaling 0,3",
+            "no number of ranks has a layout: 0 (ranks is 0, ",
+        ),
     ] {
         let all: Vec<&str> = ["plan"].into_iter().chain(args.split_whitespace()).collect();
         let output = opensora(Path::new("."), &all, &[]);

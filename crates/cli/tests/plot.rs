@@ -48,6 +48,19 @@ fn runs_become_pictures() {
 }
 
 #[test]
+fn missing_rows_are_a_warning_unless_quiet() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("gap.csv"), "step,loss\n1,0.5\n3,0.25\n").unwrap();
+    let output = plot(folder.path(), &["gap.csv"]);
+    assert!(output.status.success(), "{output:?}");
+    let warned = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(warned, "warning: gap.csv: the row of step 2 is missing\n");
+    let output = plot(folder.path(), &["gap.csv", "-q"]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), "metrics.svg");
+}
+
+#[test]
 fn what_cannot_be_shown_is_refused_in_one_line() {
     let folder = tempfile::tempdir().unwrap();
     run(folder.path(), "first");

@@ -129,6 +129,17 @@ fn files_are_fetched_listed_and_verified() {
     case.error(&["weights", "verify", "owner/name", "--remove-damaged"]);
     case.run(&["weights", "fetch", "owner/name", "x.bin", "-q"]);
     assert_eq!(fs::read(&path).unwrap(), bytes(100_000, 1));
+
+    // Damaged files are removed also if the reader of the result has closed the pipe.
+    for options in [&["--remove-damaged"][..], &["--remove-damaged", "--json"]] {
+        fs::write(&path, "damaged").unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let verify = [&["weights", "verify", "owner/name"][..], options].concat();
+        let output = case.command(&verify).stdout(writer).output().unwrap();
+        assert!(!output.status.success() && !path.exists(), "{options:?}: {output:?}");
+        case.run(&["weights", "fetch", "owner/name", "x.bin", "-q"]);
+    }
 }
 
 #[test]
@@ -259,6 +270,74 @@ fn weights_are_identified_by_their_headers() {
     assert!(!found["missing"].as_array().unwrap().is_empty(), "{found}");
     let text = case.run(&["weights", "inspect", path.to_str().unwrap(), "--keys"]);
     assert!(text.contains("artefact: unknown") && text.contains("F32  [4]"), "{text}");
+}
+
+#[test]
+fn weights_of_the_cache_that_cannot_be_opened_are_not_called_missing() {
+    let vae = fs::read(demo_model().join("vae/diffusion_pytorch_model.safetensors")).unwrap();
+    let repo = Repo::default()
+        .with("config.json", "{}")
+        .with("a.safetensors", &vae[..])
+        .with("b.safetensors", &vae[..20]);
+    let case = Case::new(repo);
+    let inspect = ["weights", "inspect", "owner/name"];
+    let convert = ["weights", "convert", "owner/name", "-o", "out"];
+    // Without a weight file, the repository is not in the cache.
+    case.run(&["weights", "fetch", "owner/name", "config.json"]);
+    let message = case.error(&convert);
+    assert!(message.contains("not in the cache: fetch it with"), "{message}");
+
+    case.run(&["weights", "fetch", "owner/name", "b.safetensors"]);
+    for args in [&inspect[..], &convert] {
+        let message = case.error(args);
+        assert!(
+            message.contains("b.safetensors: not a readable checkpoint: truncated"),
+            "{message}"
+        );
+        assert_eq!(message.lines().count(), 1, "{message}");
+    }
+    case.run(&["weights", "fetch", "owner/name", "a.safetensors"]);
+    for args in [&inspect[..], &convert] {
+        let message = case.error(args);
+        let wanted =
+            "several checkpoints in this folder, choose one of a.safetensors, b.safetensors";
+        assert!(message.contains(wanted), "{message}");
+    }
+    let found = case.json(&[&inspect[..], &["a.safetensors"]].concat());
+    assert!(found["numbers"].as_u64().unwrap() > 0, "{found}");
+}
+
+#[test]
+fn files_and_revisions_are_for_repositories() {
+    let case = Case::new(Repo::default());
+    let vae = demo_model().join("vae");
+    let vae = vae.to_str().unwrap();
+    for (args, wanted) in [
+        (
+            &[vae, "config.json"][..],
+            "vae: FILE and --revision are for repositories, this is a path",
+        ),
+        (&[vae, "--revision", "v1.0"][..], "vae: FILE and --revision are for repositories"),
+        (
+            &["opensora-v1-16x256x256", "OpenSora-v1-HQ-16x256x256.pth"][..],
+            "opensora-v1-16x256x256: FILE is for repositories, a preset has a fixed file",
+        ),
+        (
+            &["dit-xl-2-256x256", "--revision", "v1.0"][..],
+            "dit-xl-2-256x256: --revision is for repositories, the file of this preset is https://",
+        ),
+    ] {
+        let message = case.error(&[&["weights", "inspect"][..], args].concat());
+        assert!(message.contains(wanted), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+    }
+    // The default revision has no effect, and is no error.
+    let found = case.json(&["weights", "inspect", vae, "--revision", "main"]);
+    assert_eq!(found["fits"], true, "{found}");
+    // A preset of the hub has revisions.
+    let message =
+        case.error(&["weights", "inspect", "opensora-v1-16x256x256", "--revision", "v1.0"]);
+    assert!(message.contains("HF_HUB_OFFLINE"), "{message}");
 }
 
 #[test]

@@ -17,14 +17,14 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
-use crate::sync_folder;
+use crate::{sync_folder, try_lock};
 use std::{
     fs::{File, OpenOptions, TryLockError},
     io::{self, Read, Seek, SeekFrom, Write},
     path::Path,
 };
 
-/// An open journal. Other processes cannot open it until it is dropped.
+/// An open journal. Other processes cannot open it until it is dropped, except on file systems without locks.
 #[derive(Debug)]
 pub struct Journal {
     file: File,
@@ -43,6 +43,9 @@ impl Drop for Journal {
 impl Journal {
     /// Opens or creates the journal at `path`. Returns the journal and its lines.
     ///
+    /// File systems without locks, such as Lustre mounted without `flock`, do not keep other processes from opening
+    /// the same journal: there, the caller must see to it that only one does.
+    ///
     /// # Errors
     /// Returns an error if the file cannot be read or written, is not UTF-8, or is open elsewhere
     /// ([`io::ErrorKind::WouldBlock`]).
@@ -50,7 +53,7 @@ impl Journal {
         let is_new = !path.exists();
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        file.try_lock().map_err(|error| match error {
+        try_lock(&file).map_err(|error| match error {
             TryLockError::WouldBlock => io::Error::new(
                 io::ErrorKind::WouldBlock,
                 "another process is writing to this journal",

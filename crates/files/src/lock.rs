@@ -1,4 +1,4 @@
-//! Locks between processes.
+//! Locks between processes: a lock file, and the lock of an open file.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -37,7 +37,7 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock at `path` without waiting. File systems without locks always grant it.
+    /// Takes the lock at `path` without waiting. File systems without locks always grant it, see [`try_lock`].
     ///
     /// # Errors
     /// Returns an error if another process, or another [`Lock`] of this process, holds the lock, or if the
@@ -48,13 +48,12 @@ impl Lock {
             // Truncated only after it is locked: until then the file may contain the id of the holder.
             let mut file =
                 OpenOptions::new().create(true).write(true).truncate(false).open(&path)?;
-            match file.try_lock() {
+            match try_lock(&file) {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
                     let text = fs::read_to_string(&path).unwrap_or_default();
                     return Err(LockError::InUse { pid: text.trim().parse().ok() });
                 }
-                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
                 Err(TryLockError::Error(error)) => return Err(error.into()),
             }
             if is_at(&file, &path)? {
@@ -72,6 +71,24 @@ impl Drop for Lock {
         if cfg!(unix) {
             let _ = fs::remove_file(&self.path);
         }
+    }
+}
+
+/// Locks an open file without waiting, until it is unlocked or closed. File systems without locks, such as Lustre
+/// mounted without `flock`, always grant the lock: there, two processes can hold it at once.
+///
+/// # Errors
+/// Returns [`TryLockError::WouldBlock`] if another process, or another open file of this process, holds the lock, and
+/// [`TryLockError::Error`] if the file cannot be locked for another reason.
+pub fn try_lock(file: &File) -> Result<(), TryLockError> {
+    granted(file.try_lock())
+}
+
+/// Makes a missing support of locks a success.
+fn granted(locked: Result<(), TryLockError>) -> Result<(), TryLockError> {
+    match locked {
+        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+        other => other,
     }
 }
 
@@ -117,6 +134,28 @@ mod tests {
         Lock::take(&path).unwrap();
         let missing = Lock::take(&folder.path().join("none/lock")).unwrap_err();
         assert!(matches!(missing, LockError::Io(_)), "{missing}");
+    }
+
+    #[test]
+    fn file_systems_without_locks_grant_them() {
+        let of = |kind: io::ErrorKind| granted(Err(TryLockError::Error(kind.into())));
+        assert!(of(io::ErrorKind::Unsupported).is_ok());
+        assert!(matches!(of(io::ErrorKind::PermissionDenied), Err(TryLockError::Error(_))));
+        // The error of Lustre without `flock`.
+        #[cfg(target_os = "linux")]
+        {
+            const ENOSYS: i32 = 38;
+            let error = TryLockError::Error(io::Error::from_raw_os_error(ENOSYS));
+            assert!(granted(Err(error)).is_ok());
+        }
+        // A lock that another open file holds is not granted.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let (first, second) = (File::create(&path).unwrap(), File::create(&path).unwrap());
+        try_lock(&first).unwrap();
+        assert!(matches!(try_lock(&second), Err(TryLockError::WouldBlock)));
+        first.unlock().unwrap();
+        try_lock(&second).unwrap();
     }
 
     #[cfg(unix)]

@@ -4,10 +4,9 @@
 //! ([`opensora_files::Lock`] removes its files.)
 
 use crate::{HubError, Locked, Observer, client::wait_slice, observer::proceed};
-use opensora_files::folder_of;
+use opensora_files::{folder_of, try_lock};
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io,
     path::Path,
 };
 
@@ -34,12 +33,9 @@ impl BlobLock {
             .map_err(HubError::io(path))?;
         let mut said = false;
         loop {
-            match lock.try_lock() {
+            match try_lock(&lock) {
                 Ok(()) => return Ok(Self { _file: lock }),
                 Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
-                    return Ok(Self { _file: lock });
-                }
                 Err(TryLockError::Error(source)) => {
                     return Err(HubError::Io { path: path.into(), source });
                 }

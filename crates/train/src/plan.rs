@@ -46,7 +46,7 @@ pub use layout::Layout;
 pub use memory::Memory;
 pub use network::{Link, Network};
 pub use processor::Processor;
-pub use search::{Constraints, Scaling};
+pub use search::{Constraints, Scaling, WeakScaling};
 pub use time::StepTime;
 
 use burn::tensor::FloatDType;
@@ -86,6 +86,18 @@ pub enum PlanError {
         /// Number of ranks.
         ranks: usize,
         /// Clips of a step.
+        clips: usize,
+    },
+    /// The clips of a step, in proportion to the ranks, are not a whole number on another number of ranks.
+    #[error(
+        "{clips} clips a step of {from} ranks are not a whole number of clips on {ranks} ranks"
+    )]
+    UnevenClips {
+        /// The other number of ranks.
+        ranks: usize,
+        /// Number of ranks of the job.
+        from: usize,
+        /// Clips of a step of the job.
         clips: usize,
     },
 }

@@ -2,6 +2,7 @@
 
 use super::{
     Case, Check, Failure, Output, Outputs,
+    compare::Tolerance,
     denoiser::{denoiser_config, load_stdit, prompt_states},
 };
 use burn::tensor::{Device, FloatDType, TensorData};
@@ -159,19 +160,24 @@ impl Setup<'_> {
         }
         let (kept, recomputed) = (&both[0], &both[1]);
         let same_names = kept.keys().eq(recomputed.keys());
-        let mut max_abs_error = 0f64;
+        let mut differences = Vec::new();
         for (kept, recomputed) in kept.values().zip(recomputed.values()) {
-            let error = read_f64((kept.clone() - recomputed.clone()).abs().max())?;
-            max_abs_error = error.into_iter().fold(max_abs_error, f64::max);
+            // Every value is read: the maximum of some backends leaves out NaN.
+            differences.extend(read_f64(kept.clone() - recomputed.clone())?);
         }
-        Ok(Check {
-            name: String::new(),
-            max_abs_error,
-            bound: RECOMPUTED_BOUND,
-            passed: same_names && max_abs_error <= RECOMPUTED_BOUND,
-            note: Some(format!("{} gradients beside those that keep activations", kept.len())),
-        })
+        let check = is_zero(differences);
+        let not_finite = check.note.map(|note| format!(", {note}")).unwrap_or_default();
+        let note = format!("{} gradients beside those that keep activations", kept.len());
+        Ok(Check { passed: same_names && check.passed, note: Some(note + &not_finite), ..check })
     }
+}
+
+/// Returns the check that all of `differences` are zero up to [`RECOMPUTED_BOUND`]. Differences of values that are not
+/// finite fail, also those of equal ones, which are NaN.
+fn is_zero(differences: Vec<f64>) -> Check {
+    let zeros = Output::from_values(vec![0.0; differences.len()]);
+    let tolerance = Tolerance::Close { atol: RECOMPUTED_BOUND, rtol: 0.0 };
+    tolerance.check("", &Output::from_values(differences), &zeros)
 }
 
 /// Returns the tensors of `values` under published names and in published layout.
@@ -198,4 +204,23 @@ fn norms(tensors: &BTreeMap<String, TensorData>, order: &[String]) -> Result<Vec
 fn named(prefix: &str, tensors: BTreeMap<String, TensorData>) -> Result<Outputs, Failure> {
     let name = |(key, data)| Ok((format!("{prefix}.{key}"), Output::from_data(data)?));
     tensors.into_iter().map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_that_are_large_or_not_finite_fail() {
+        let good = is_zero(vec![0.0, -5e-7, 1e-6]);
+        assert!(good.passed && good.note.is_none(), "{good:?}");
+        assert_eq!((good.max_abs_error, good.bound), (1e-6, RECOMPUTED_BOUND));
+        let large = is_zero(vec![0.0, -2e-6]);
+        assert!(!large.passed && large.max_abs_error == 2e-6, "{large:?}");
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let failed = is_zero(vec![0.0, bad, 0.0]);
+            assert!(!failed.passed && failed.max_abs_error == f64::INFINITY, "{failed:?}");
+            assert_eq!(failed.note.as_deref(), Some("1 of 3 values not finite"));
+        }
+    }
 }

@@ -5,11 +5,12 @@ use crate::{
     options::parse_size,
     output::{self, OutputError},
 };
+use anyhow::bail;
 use opensora::{
     nn::dtype::Dtype,
     train::{
         plan::{
-            Constraints, Job, Network, PlanError, Prediction, Processor, Scaling, USABLE_MEMORY,
+            Constraints, Job, Network, Prediction, Processor, Scaling, USABLE_MEMORY, WeakScaling,
         },
         zero::Zero,
     },
@@ -66,7 +67,7 @@ pub(crate) struct Args {
     /// Print the result as one JSON object
     #[arg(long)]
     json: bool,
-    /// Has no effect: there is no progress
+    /// Show no warnings
     #[arg(long, short)]
     quiet: bool,
 }
@@ -203,7 +204,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let LayoutOptions { sequence, zero, activation_checkpointing, accumulation } = args.layout;
     let constraints = Constraints { sequence, zero, activation_checkpointing, accumulation };
     let mut found = job.search_within(&constraints)?;
-    let scaling = scaling(&job, &constraints, &args.scaling)?;
+    let scaling = scaling(&job, &constraints, args)?;
     found.truncate(args.layouts.max(1));
     if args.json {
         output::json(&json!({
@@ -223,12 +224,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn scaling(
-    job: &Job,
-    constraints: &Constraints,
-    counts: &[usize],
-) -> Result<Vec<Scaling>, PlanError> {
-    if counts.is_empty() { Ok(Vec::new()) } else { job.weak_scaling(constraints, counts) }
+/// Returns the rows of `--scaling`. Numbers of ranks without a layout are left out with a warning.
+fn scaling(job: &Job, constraints: &Constraints, args: &Args) -> anyhow::Result<Vec<Scaling>> {
+    if args.scaling.is_empty() {
+        return Ok(Vec::new());
+    }
+    let WeakScaling { rows, left_out, .. } = job.weak_scaling(constraints, &args.scaling)?;
+    if rows.is_empty() {
+        let reasons: Vec<String> =
+            left_out.iter().map(|(ranks, reason)| format!("{ranks} ({reason})")).collect();
+        bail!("--scaling: no number of ranks has a layout: {}", reasons.join(", "));
+    }
+    for (ranks, reason) in left_out.iter().filter(|_| !args.quiet) {
+        output::message(format_args!("warning: --scaling {ranks} is left out: {reason}"));
+    }
+    Ok(rows)
 }
 
 fn print_job(job: &Job, args: &Args) -> anyhow::Result<()> {

@@ -48,7 +48,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         .map(|run| {
             let path = if run.is_dir() { run.join(TABLE) } else { run.clone() };
             let table = Table::read(&path)?;
-            for gap in table.gaps() {
+            for gap in table.gaps().iter().filter(|_| !args.report.quiet) {
                 output::message(format_args!("warning: {}: {gap}", path.display()));
             }
             let x = column(&table, &path, &args.x)?;

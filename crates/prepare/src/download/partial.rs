@@ -3,7 +3,7 @@
 //! The bytes are in `<file>.part`, their address and version in `<file>.part.json`. Both are removed when the
 //! file is renamed to its final name, so a file with its final name is complete.
 
-use opensora_files::{hex, sync_folder, write_atomically};
+use opensora_files::{hex, sync_folder, try_lock, write_atomically};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
@@ -28,7 +28,7 @@ pub(crate) struct Origin {
     pub(crate) total: Option<u64>,
 }
 
-/// A partial file, locked against other processes.
+/// A partial file, locked against other processes (except on file systems without locks).
 #[derive(Debug)]
 pub(crate) struct Partial {
     target: PathBuf,
@@ -58,12 +58,13 @@ impl Drop for Partial {
 }
 
 impl Partial {
-    /// Opens the partial file of this address, or creates it.
+    /// Opens the partial file of this address, or creates it. File systems without locks do not keep other processes
+    /// from opening it too, see [`try_lock`].
     pub(crate) fn open(target: &Path, url: &str) -> io::Result<Self> {
         let part = beside(target, ".part");
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&part)?;
-        file.try_lock().map_err(|error| match error {
+        try_lock(&file).map_err(|error| match error {
             TryLockError::WouldBlock => {
                 io::Error::new(io::ErrorKind::WouldBlock, "another process is downloading it")
             }

@@ -110,29 +110,46 @@ impl Network {
         Ok(())
     }
 
-    /// Returns the ranks that a group of `size` adjacent ranks has on a node.
-    fn on_a_node(&self, size: usize) -> usize {
-        let per_node = self.ranks_per_node;
-        // Groups that do not divide the node are spread over more nodes than they need.
-        if per_node.is_multiple_of(size) { size } else { gcd(size, per_node) }
+    /// Returns the ranks of the fullest node when `total` ranks fill one node after the other.
+    fn used_per_node(&self, total: usize) -> usize {
+        self.ranks_per_node.min(total).max(1)
     }
 
-    /// Returns the seconds of a collective of a group of `size` adjacent ranks; all groups of the cluster run it at
-    /// once. `bytes` is the whole buffer of a rank: the sum, the concatenation, or what an all-to-all sends.
-    pub fn seconds(&self, collective: Collective, bytes: f64, size: usize) -> f64 {
+    /// Returns the ranks that a group of `size` adjacent ranks of `total` has on the fullest node.
+    fn on_a_node(&self, size: usize, total: usize) -> usize {
+        let per_node = self.used_per_node(total);
+        if size == total {
+            // The last node may have fewer ranks. It is not the slower one: the ring enters it once, as any node, and
+            // in an all-to-all no more bytes cross its link than that of a full node.
+            per_node
+        } else if per_node == total || per_node.is_multiple_of(size) {
+            size
+        } else {
+            // Groups that do not divide the node are spread over more nodes than they need.
+            gcd(size, per_node)
+        }
+    }
+
+    /// Returns the seconds of a collective of a group of `size` adjacent ranks. All groups of the cluster, `total`
+    /// ranks, run it at once. `bytes` is the whole buffer of a rank: the sum, the concatenation, or what an all-to-all
+    /// sends.
+    pub fn seconds(&self, collective: Collective, bytes: f64, size: usize, total: usize) -> f64 {
         if size <= 1 {
             return 0.0;
         }
+        // A group is part of the cluster.
+        let total = total.max(size);
         let ranks = size as f64;
         let moved = bytes * (ranks - 1.0) / ranks;
-        let on_a_node = self.on_a_node(size);
+        let per_node = self.used_per_node(total);
+        let on_a_node = self.on_a_node(size, total);
         let is_within = on_a_node == size;
         let latency = if is_within { self.within.latency } else { self.between.latency };
         let bandwidth = match is_within {
             true => self.within.bandwidth,
             // Groups of several ranks a node have a ring each, which share the link.
             false => {
-                let rings = (self.ranks_per_node / on_a_node).max(1) as f64;
+                let rings = (per_node / on_a_node).max(1) as f64;
                 self.within.bandwidth.min(self.between.bandwidth / rings)
             }
         };
@@ -143,7 +160,7 @@ impl Network {
             Collective::AllToAll if is_within => once,
             Collective::AllToAll => {
                 let leaving = bytes * (size - on_a_node) as f64 / ranks;
-                let shared = self.ranks_per_node as f64 * leaving / self.between.bandwidth;
+                let shared = per_node as f64 * leaving / self.between.bandwidth;
                 shared.max(moved / self.within.bandwidth) + (ranks - 1.0) * latency
             }
         }
@@ -183,37 +200,64 @@ mod tests {
     fn rings_within_a_node_take_the_hand_computed_time() {
         let network = network();
         // 4 ranks, 800 bytes: each rank sends 600 in 3 messages.
-        assert_eq!(network.seconds(ReduceScatter, 800.0, 4), 6.0 + 1.5);
-        assert_eq!(network.seconds(AllGather, 800.0, 4), 6.0 + 1.5);
-        assert_eq!(network.seconds(AllReduce, 800.0, 4), 12.0 + 3.0);
-        assert_eq!(network.seconds(AllToAll, 800.0, 4), 6.0 + 1.5);
+        assert_eq!(network.seconds(ReduceScatter, 800.0, 4, 4), 6.0 + 1.5);
+        assert_eq!(network.seconds(AllGather, 800.0, 4, 4), 6.0 + 1.5);
+        assert_eq!(network.seconds(AllReduce, 800.0, 4, 4), 12.0 + 3.0);
+        assert_eq!(network.seconds(AllToAll, 800.0, 4, 4), 6.0 + 1.5);
         // 2 ranks: 400 bytes in a message.
-        assert_eq!(network.seconds(AllToAll, 800.0, 2), 4.0 + 0.5);
-        assert_eq!(network.seconds(AllReduce, 800.0, 1), 0.0);
+        assert_eq!(network.seconds(AllToAll, 800.0, 2, 4), 4.0 + 0.5);
+        assert_eq!(network.seconds(AllReduce, 800.0, 1, 4), 0.0);
+    }
+
+    #[test]
+    fn ranks_that_do_not_divide_the_node_are_within_it_or_use_its_whole_link() {
+        let network = Network { ranks_per_node: 8, ..network() };
+        let close = |found: f64, wanted: f64, ranks: usize| {
+            assert!((found / wanted - 1.0).abs() < 1e-12, "{ranks} ranks: {found} {wanted}");
+        };
+        // Up to 8 ranks are on one node: each sends (n - 1) / n of 800 bytes at 100 bytes/s, in n - 1 messages.
+        for collective in [AllReduce, ReduceScatter, AllGather, AllToAll] {
+            let times =
+                [4, 5, 6, 7, 8].map(|ranks| network.seconds(collective, 800.0, ranks, ranks));
+            assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{collective:?}: {times:?}");
+        }
+        close(network.seconds(ReduceScatter, 800.0, 5, 5), 6.4 + 4.0 * 0.5, 5);
+        // Two groups of 3 on the node.
+        close(network.seconds(AllToAll, 800.0, 3, 6), 1600.0 / 3.0 / 100.0 + 2.0 * 0.5, 6);
+        // More ranks are one ring, which has the whole link of 40 bytes/s.
+        for ranks in [9, 12, 16] {
+            let others = (ranks - 1) as f64;
+            let wanted = 800.0 * others / ranks as f64 / 40.0 + others * 2.0;
+            close(network.seconds(ReduceScatter, 800.0, ranks, ranks), wanted, ranks);
+            close(network.seconds(AllReduce, 800.0, ranks, ranks), 2.0 * wanted, ranks);
+        }
+        // 12 ranks: each of the 8 on the full node sends 4 of 12 parts of 800 bytes to the other node.
+        let wanted = 8.0 * 800.0 * 4.0 / 12.0 / 40.0 + 11.0 * 2.0;
+        close(network.seconds(AllToAll, 800.0, 12, 12), wanted, 12);
     }
 
     #[test]
     fn rings_over_nodes_use_the_slower_link_once_a_node() {
         let network = network();
         // 8 ranks on 2 nodes: 700 of 800 bytes at 40 bytes/s, 7 messages.
-        assert_eq!(network.seconds(ReduceScatter, 800.0, 8), 17.5 + 14.0);
+        assert_eq!(network.seconds(ReduceScatter, 800.0, 8, 8), 17.5 + 14.0);
         let fast = Link { bandwidth: 1000.0, latency: 2.0 };
         let network = Network { between: fast, ..network };
         // The ring within a node is the slower part.
-        assert_eq!(network.seconds(ReduceScatter, 800.0, 8), 7.0 + 14.0);
+        assert_eq!(network.seconds(ReduceScatter, 800.0, 8, 8), 7.0 + 14.0);
     }
 
     #[test]
     fn ranks_of_a_node_share_its_link_in_an_all_to_all() {
         let network = network();
         // 8 ranks on 2 nodes: of 800 bytes, 400 leave the node; 4 ranks share 40 bytes/s.
-        assert_eq!(network.seconds(AllToAll, 800.0, 8), 40.0 + 14.0);
+        assert_eq!(network.seconds(AllToAll, 800.0, 8, 8), 40.0 + 14.0);
         // One rank a node: 400 of 800 bytes at 40 bytes/s.
         let single = Network { ranks_per_node: 1, ..network };
-        assert_eq!(single.seconds(AllToAll, 800.0, 2), 10.0 + 2.0);
+        assert_eq!(single.seconds(AllToAll, 800.0, 2, 2), 10.0 + 2.0);
         // Groups of 3 do not divide nodes of 4, so that each rank may be on another node: 533 bytes leave, and 4
         // ranks share the link.
-        let uneven = network.seconds(AllToAll, 800.0, 3);
+        let uneven = network.seconds(AllToAll, 800.0, 3, 12);
         assert!((uneven - (4.0 * 800.0 * 2.0 / 3.0 / 40.0 + 4.0)).abs() < 1e-9, "{uneven}");
     }
 

@@ -17,6 +17,16 @@ pub struct Constraints {
     pub accumulation: Option<usize>,
 }
 
+/// The weak scaling of a job, [`Job::weak_scaling`].
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct WeakScaling {
+    /// One row for each number of ranks that has a layout, in the given order.
+    pub rows: Vec<Scaling>,
+    /// The other numbers of ranks, each with the reason for which it has no layout.
+    pub left_out: Vec<(usize, PlanError)>,
+}
+
 /// One number of ranks in a table of weak scaling.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
@@ -108,7 +118,7 @@ impl Job {
 
     /// Returns the weak scaling to the numbers of ranks in `counts`: the clips of a step are in proportion to the
     /// ranks, as many for each as in this job. Numbers of ranks at which the clips cannot be divided evenly, or that
-    /// are out of range, are left out.
+    /// are out of range, have no row; [`WeakScaling::left_out`] tells why.
     ///
     /// # Errors
     /// Returns an error if a value of the job is out of range, or no layout satisfies the constraints.
@@ -116,30 +126,40 @@ impl Job {
         &self,
         constraints: &Constraints,
         counts: &[usize],
-    ) -> Result<Vec<Scaling>, PlanError> {
+    ) -> Result<WeakScaling, PlanError> {
         let best = self.search_within(constraints)?.swap_remove(0);
-        let of =
-            |ranks: usize| {
-                let clips = self.clips.checked_mul(ranks)?;
-                (ranks > 0 && clips.is_multiple_of(self.ranks) && clips >= self.ranks)
-                    .then(|| Job { ranks, clips: clips / self.ranks, ..self.clone() })
-            };
         let per_rank = |found: &Prediction, ranks: usize| found.clips_per_second / ranks as f64;
         // The smallest group computes the same clips for each rank without the other groups.
         let group = best.layout.sequence;
-        let base = match of(group) {
-            Some(job) => per_rank(&job.search_within(constraints)?[0], group),
-            None => per_rank(&best, self.ranks),
+        let base = match self.on_ranks(group) {
+            Ok(job) => per_rank(&job.search_within(constraints)?[0], group),
+            Err(_) => per_rank(&best, self.ranks),
         };
-        let mut rows = Vec::with_capacity(counts.len());
+        let (mut rows, mut left_out) = (Vec::with_capacity(counts.len()), Vec::new());
         for &ranks in counts {
-            let Some(job) = of(ranks) else { continue };
-            let Ok(mut found) = job.search_within(constraints) else { continue };
-            let prediction = found.swap_remove(0);
-            let efficiency = per_rank(&prediction, ranks) / base;
-            rows.push(Scaling { ranks, efficiency, prediction });
+            match self.on_ranks(ranks).and_then(|job| job.search_within(constraints)) {
+                Ok(mut found) => {
+                    let prediction = found.swap_remove(0);
+                    let efficiency = per_rank(&prediction, ranks) / base;
+                    rows.push(Scaling { ranks, efficiency, prediction });
+                }
+                Err(reason) => left_out.push((ranks, reason)),
+            }
         }
-        Ok(rows)
+        Ok(WeakScaling { rows, left_out })
+    }
+
+    /// Returns this job on another number of ranks, with as many clips for each.
+    fn on_ranks(&self, ranks: usize) -> Result<Self, PlanError> {
+        let job = Self { ranks, ..self.clone() };
+        // Checks the range of `ranks`, so that the product does not overflow.
+        job.validate()?;
+        let clips = self.clips * ranks;
+        if !clips.is_multiple_of(self.ranks) {
+            let (from, clips) = (self.ranks, self.clips);
+            return Err(PlanError::UnevenClips { ranks, from, clips });
+        }
+        Ok(Self { clips: clips / self.ranks, ..job })
     }
 }
 
@@ -226,13 +246,36 @@ mod tests {
         let none = Constraints::default();
         // Numbers of ranks that are out of range have no row.
         let with_wrong = [0, 1, 8, 64, 512, 1 << 40, usize::MAX];
-        let slow = job.weak_scaling(&none, &with_wrong).unwrap();
+        let WeakScaling { rows: slow, left_out } = job.weak_scaling(&none, &with_wrong).unwrap();
         assert_eq!(slow.iter().map(|row| row.ranks).collect::<Vec<_>>(), counts);
+        assert_eq!(
+            left_out.iter().map(|(ranks, _)| *ranks).collect::<Vec<_>>(),
+            [0, 1 << 40, usize::MAX]
+        );
+        assert_eq!(left_out[0].1.to_string(), "ranks is 0, expected 1 to 1048576");
         assert!((slow[0].efficiency - 1.0).abs() < 1e-12, "{slow:?}");
         assert!(slow.windows(2).all(|rows| rows[0].efficiency > rows[1].efficiency), "{slow:?}");
         job.network = job.network.with_gbits(1600.0);
-        let fast = job.weak_scaling(&none, &counts).unwrap();
+        let fast = job.weak_scaling(&none, &counts).unwrap().rows;
         assert!(fast[2].efficiency > slow[2].efficiency);
         assert_eq!(fast[2].prediction.layout.ranks(), 64);
+    }
+
+    #[test]
+    fn numbers_of_ranks_without_a_layout_are_left_out_with_the_reason() {
+        // 3 clips for 2 ranks are no whole number of clips on 3 ranks.
+        let job = on(Processor::H100, 2, 3, [16, 32, 32]);
+        let found = job.weak_scaling(&Constraints::default(), &[2, 3, 4]).unwrap();
+        assert_eq!(found.rows.iter().map(|row| row.ranks).collect::<Vec<_>>(), [2, 4]);
+        assert_eq!(found.left_out, [(3, PlanError::UnevenClips { ranks: 3, from: 2, clips: 3 })]);
+        assert_eq!(
+            found.left_out[0].1.to_string(),
+            "3 clips a step of 2 ranks are not a whole number of clips on 3 ranks"
+        );
+        // Groups of 2 ranks do not divide 3 ranks.
+        let pairs = Constraints { sequence: Some(2), ..Constraints::default() };
+        let found = Job { clips: 2, ..job }.weak_scaling(&pairs, &[3]).unwrap();
+        assert!(found.rows.is_empty());
+        assert_eq!(found.left_out, [(3, PlanError::NoLayout { ranks: 3, clips: 3 })]);
     }
 }

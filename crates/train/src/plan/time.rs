@@ -83,7 +83,7 @@ pub(super) fn of(job: &Job, layout: Layout, grid: [usize; 3], parameters: &Param
         ..StepTime::default()
     };
     let mut run = |part: fn(&mut StepTime) -> &mut f64, what: Collective, bytes, size, times| {
-        *part(&mut time) += times * job.network.seconds(what, bytes, size);
+        *part(&mut time) += times * job.network.seconds(what, bytes, size, ranks);
         time.staging += times * job.network.staging_seconds(what, bytes, size);
     };
     let accumulation = layout.accumulation as f64;
@@ -161,6 +161,26 @@ mod tests {
         close(hidden.gradients, 0.75 * off.gradients);
         let staged = Job { network: Network { staging: Some(50e9), ..job.network }, ..job };
         close(time(&staged, Layout::data(8)).staging, 2.0 * 4.0 * trained / 50e9);
+    }
+
+    #[test]
+    fn ranks_that_fit_on_a_node_are_not_charged_for_the_network() {
+        let trained = parameters(&job(8).config).trained;
+        let gradients = |ranks| time(&job(ranks), Layout::data(ranks)).gradients;
+        let times = [4, 5, 6, 7, 8].map(gradients);
+        assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{times:?}");
+        // Two groups of 3 on the node: 3 clips of 6 frames of 86 positions for each of 3 ranks, in bf16; two thirds
+        // are sent.
+        let groups = Layout { data: 2, sequence: 3, ..Layout::data(2) };
+        let once = 3.0 * (6.0 * 86.0 * 3.0) * 1152.0 * 2.0 * 2.0 / 3.0 / 100e9;
+        let found = time(&Job { clips: 6, ..job(6) }, groups).exchanges;
+        assert!((found / (28.0 * 4.0 * once) - 1.0).abs() < 1e-12, "{found} {once}");
+        // One ring over nodes has the whole link.
+        for ranks in [9, 12, 16] {
+            let wanted = 2.0 * (ranks - 1) as f64 / ranks as f64 * 4.0 * trained / 25e9;
+            let found = gradients(ranks);
+            assert!((found / wanted - 1.0).abs() < 1e-12, "{ranks} ranks: {found} {wanted}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::{
     advance_bytes,
-    locate::{Place, locate},
+    locate::{MAIN, Place, locate},
 };
 use crate::{options::Report, output, progress::Progress, stop};
 use anyhow::{Context, bail};
@@ -74,7 +74,7 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let checkpoint = match locate(&args.weights, None, "main")? {
+    let checkpoint = match locate(&args.weights, None, MAIN)? {
         Place::Path(path) => Checkpoint::open(path)?,
         Place::Hub { .. } => {
             bail!("{}: not in the cache: fetch it with `opensora weights fetch {0}`", args.weights)

@@ -2,7 +2,7 @@
 
 use super::{
     hub,
-    locate::{Place, locate},
+    locate::{MAIN, Place, locate},
 };
 use crate::{fetch_progress::FetchProgress, options::Report, output};
 use anyhow::{Context, bail};
@@ -35,7 +35,7 @@ pub(crate) struct Args {
     #[arg(value_name = "FILE")]
     file: Option<String>,
     /// Branch, tag or commit of the repository
-    #[arg(long, default_value = "main")]
+    #[arg(long, default_value = MAIN)]
     revision: String,
     /// List every tensor with its dtype and shape
     #[arg(long)]

@@ -1,14 +1,18 @@
 //! Finds weights by path, preset or repository.
 
 use super::{hub, repository};
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use opensora::{
     Preset,
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, CheckpointError},
     hub::{Hub, Repository, RepositoryFile},
     presets::Origin,
+    pretrained::has_file_ending,
 };
 use std::path::{Path, PathBuf};
+
+/// Default of `--revision`.
+pub(super) const MAIN: &str = "main";
 
 /// Location of weights: a path on the disk, or a repository of the hub.
 pub(super) enum Place {
@@ -24,15 +28,32 @@ pub(super) enum Place {
 }
 
 /// Finds the weights of a path, of a preset, or of a repository.
+///
+/// # Errors
+/// Returns an error if `file` is given for a path or a preset, or a `revision` other than [`MAIN`] for a path or a
+/// preset from outside the hub, because neither would have an effect.
 pub(super) fn locate(weights: &str, file: Option<&str>, revision: &str) -> anyhow::Result<Place> {
     let path = Path::new(weights);
     if path.exists() {
+        ensure!(
+            file.is_none() && revision == MAIN,
+            "{weights}: FILE and --revision are for repositories, this is a path"
+        );
         return Ok(Place::Path(path.into()));
     }
+    let origin = Preset::find(weights).map(|preset| preset.origin);
+    ensure!(
+        file.is_none() || origin.is_none(),
+        "{weights}: FILE is for repositories, a preset has a fixed file"
+    );
     // Only from here on is a home folder needed.
     let hub = hub()?;
-    let (repository, file) = match Preset::find(weights).map(|preset| preset.origin) {
+    let (repository, file) = match origin {
         Some(Origin::Url(url)) => {
+            ensure!(
+                revision == MAIN,
+                "{weights}: --revision is for repositories, the file of this preset is {url}"
+            );
             let path = hub.address_path(url)?;
             if !path.is_file() {
                 bail!("{url}: not in the cache: fetch it with `opensora weights fetch {weights}`");
@@ -49,7 +70,7 @@ pub(super) fn locate(weights: &str, file: Option<&str>, revision: &str) -> anyho
 }
 
 /// Returns the path of cached weights: of `file`, else of the folder of the commit; `None` if they are
-/// not cached.
+/// not cached. Weights that are cached and cannot be opened have a path too, so that opening it tells why.
 fn cached(
     hub: &Hub,
     repository: &Repository,
@@ -61,7 +82,24 @@ fn cached(
         None => {
             let commit = hub.cache().commit(repository, revision)?;
             let folder = hub.cache().snapshot(repository, &commit);
-            Checkpoint::open(&folder).is_ok().then_some(folder)
+            let is_cached = match Checkpoint::open(&folder) {
+                Ok(_) => true,
+                // Part of a download, which fetching completes.
+                Err(CheckpointError::MissingShard { .. }) => false,
+                // No weights, or several.
+                Err(CheckpointError::Folder { .. }) => has_weights(&folder),
+                Err(_) => folder.exists(),
+            };
+            is_cached.then_some(folder)
         }
     }
+}
+
+/// Returns true if a file of the folder has the ending of weights.
+fn has_weights(folder: &Path) -> bool {
+    folder.read_dir().into_iter().flatten().flatten().any(|entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        has_file_ending(&name) && !name.ends_with(".json") && entry.path().is_file()
+    })
 }

@@ -72,16 +72,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     stop::listen();
     let rows = verify(&hub, wanted, args.report.quiet)?;
     let damaged = rows.iter().filter(|(_, file)| is_damaged(file)).count();
-    if args.report.json {
-        print_json(&rows, &missing, damaged)?;
-    } else {
-        print(&rows, &missing)?;
-    }
-    if args.remove_damaged {
-        for (_, file) in rows.iter().filter(|(_, file)| is_damaged(file)) {
-            std::fs::remove_file(&file.path).with_context(|| format!("{}", file.path.display()))?;
-        }
-    }
+    // Before anything is printed, which fails if the reader has closed the pipe.
+    let removed = if args.remove_damaged { remove_damaged(&rows) } else { Ok(()) };
+    let printed = match args.report.json {
+        true => print_json(&rows, &missing, damaged),
+        false => print(&rows, &missing),
+    };
+    removed?;
+    printed?;
     let found = if damaged == 1 { "1 file is".into() } else { format!("{damaged} files are") };
     match (damaged, args.remove_damaged) {
         (0, _) if missing.is_empty() => Ok(()),
@@ -89,6 +87,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         (_, true) => bail!("{found} damaged and removed: fetch again"),
         (_, false) => bail!("{found} damaged: remove with --remove-damaged, then fetch again"),
     }
+}
+
+/// Removes the damaged files.
+fn remove_damaged(rows: &[(Repository, Checked)]) -> anyhow::Result<()> {
+    for (_, file) in rows.iter().filter(|(_, file)| is_damaged(file)) {
+        std::fs::remove_file(&file.path).with_context(|| format!("{}", file.path.display()))?;
+    }
+    Ok(())
 }
 
 /// Looks up the named models in the cache, or all that it holds.
