@@ -4,7 +4,7 @@ use crate::{
     labels::LabelSet,
     model_files::{
         FOLLOWS_PROMPT, ModelError, PartPaths, description_error, find_part, find_vae,
-        is_class_kind, named_sampler, parse_description, read_description,
+        is_class_kind, known_fields, named_sampler, parse_description, read_description,
     },
     presets::{ClassKind, Preset, PresetModel, published_request},
     request::SampleRequest,
@@ -41,6 +41,7 @@ struct Description {
     /// `dit` or `latte`.
     architecture: String,
     denoiser: PathBuf,
+    #[serde(deserialize_with = "known_fields")]
     denoiser_config: ClassConfig,
     vae: PathBuf,
     num_frames: usize,

@@ -15,7 +15,10 @@ use opensora_files::{
     one_line,
     read::{MAX_CONFIG_BYTES, inside, read_text},
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, Error as _},
+};
 use std::{
     io,
     path::{Path, PathBuf},
@@ -170,6 +173,7 @@ struct Description {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     base_size: Option<usize>,
     denoiser: PathBuf,
+    #[serde(deserialize_with = "known_fields")]
     denoiser_config: DenoiserConfig,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     prediction_type: Option<PredictionType>,
@@ -221,6 +225,21 @@ pub(crate) fn parse_description<T: DeserializeOwned>(
     serde_json::from_str(text).map_err(|source| ModelError::Json { path: path.into(), source })
 }
 
+/// Reads a denoiser's configuration with known fields only. Its type accepts others, which the reference's
+/// configurations have.
+pub(crate) fn known_fields<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: Default + Serialize + DeserializeOwned,
+    D: Deserializer<'de>,
+{
+    let given = serde_json::Map::<String, serde_json::Value>::deserialize(deserializer)?;
+    let known = serde_json::to_value(T::default()).map_err(D::Error::custom)?;
+    if let Some(name) = given.keys().find(|name| known.get(name.as_str()).is_none()) {
+        return Err(D::Error::custom(format!("unknown field `{name}`")));
+    }
+    serde_json::from_value(given.into()).map_err(D::Error::custom)
+}
+
 /// Returns the error of a description on one line, with control characters of the file's text escaped.
 pub(crate) fn description_error(path: &Path, reason: &str) -> ModelError {
     ModelError::Description { path: path.into(), reason: one_line(reason) }
@@ -229,16 +248,17 @@ pub(crate) fn description_error(path: &Path, reason: &str) -> ModelError {
 /// The names of all architectures.
 const ARCHITECTURES: [&str; 5] = ["stdit", "pixart", "pixart-ms", "dit", "latte"];
 
+fn unknown_architecture(name: &str) -> String {
+    format!("architecture '{name}', expected one of {}", ARCHITECTURES.join(", "))
+}
+
 impl Description {
     fn architecture(&self) -> Result<Architecture, String> {
         let architecture = match self.architecture.as_deref() {
             None | Some("stdit") => Architecture::StDit,
             Some("pixart") => Architecture::PixArt,
             Some("pixart-ms") => Architecture::PixArtMs { base_size: self.base_size },
-            Some(other) => {
-                let known = ARCHITECTURES.join(", ");
-                return Err(format!("architecture '{other}', expected one of {known}"));
-            }
+            Some(other) => return Err(unknown_architecture(other)),
         };
         match (architecture, self.base_size) {
             (_, Some(0)) => Err("base_size is 0, expected tokens along a side".into()),
@@ -316,6 +336,10 @@ impl ModelFiles {
         if architecture.as_deref().is_some_and(is_class_kind) {
             let name = folder.display().to_string();
             return Err(ModelError::Condition { name, follows: FOLLOWS_LABEL });
+        }
+        // Before the fields, which depend on it.
+        if let Some(other) = architecture.filter(|name| !ARCHITECTURES.contains(&name.as_str())) {
+            return Err(fail(unknown_architecture(&other)));
         }
         let description: Description = parse_description(&path, &text)?;
         let architecture = description.architecture().map_err(fail)?;

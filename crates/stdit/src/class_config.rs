@@ -5,9 +5,9 @@ use burn::tensor::Device;
 use opensora_checkpoint::PublishedModel;
 use serde::{Deserialize, Serialize};
 
-/// Configuration of a DiT or a Latte, under the reference's argument names. In files, unknown fields are errors.
+/// Configuration of a DiT or a Latte, under the reference's argument names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct ClassConfig {
     /// Channels of the latents.
     pub in_channels: usize,

@@ -5,10 +5,8 @@ use opensora_checkpoint::PublishedModel;
 use serde::{Deserialize, Serialize};
 
 /// Configuration of an STDiT or PixArt-alpha model, under the reference's argument names.
-///
-/// In files, the scales stand among the other fields, and unknown fields are errors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(from = "Fields", into = "Fields")]
+#[serde(default)]
 pub struct DenoiserConfig {
     /// Channels of the latents.
     pub in_channels: usize,
@@ -29,67 +27,8 @@ pub struct DenoiserConfig {
     /// Tokens of a prompt.
     pub model_max_length: usize,
     /// Units of the position tables.
+    #[serde(flatten)]
     pub scales: PositionScales,
-}
-
-/// A [`DenoiserConfig`] in files. (With serde's `flatten`, unknown fields would be accepted.)
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Fields {
-    in_channels: usize,
-    patch_size: [usize; 3],
-    hidden_size: usize,
-    depth: usize,
-    num_heads: usize,
-    mlp_ratio: f64,
-    pred_sigma: bool,
-    caption_channels: usize,
-    model_max_length: usize,
-    space_scale: f64,
-    time_scale: f64,
-}
-
-impl Default for Fields {
-    fn default() -> Self {
-        DenoiserConfig::default().into()
-    }
-}
-
-impl From<DenoiserConfig> for Fields {
-    fn from(config: DenoiserConfig) -> Self {
-        let PositionScales { space_scale, time_scale } = config.scales;
-        Self {
-            in_channels: config.in_channels,
-            patch_size: config.patch_size,
-            hidden_size: config.hidden_size,
-            depth: config.depth,
-            num_heads: config.num_heads,
-            mlp_ratio: config.mlp_ratio,
-            pred_sigma: config.pred_sigma,
-            caption_channels: config.caption_channels,
-            model_max_length: config.model_max_length,
-            space_scale,
-            time_scale,
-        }
-    }
-}
-
-impl From<Fields> for DenoiserConfig {
-    fn from(fields: Fields) -> Self {
-        let Fields { space_scale, time_scale, .. } = fields;
-        Self {
-            in_channels: fields.in_channels,
-            patch_size: fields.patch_size,
-            hidden_size: fields.hidden_size,
-            depth: fields.depth,
-            num_heads: fields.num_heads,
-            mlp_ratio: fields.mlp_ratio,
-            pred_sigma: fields.pred_sigma,
-            caption_channels: fields.caption_channels,
-            model_max_length: fields.model_max_length,
-            scales: PositionScales { space_scale, time_scale },
-        }
-    }
 }
 
 /// The units of the position tables, which differ between published models.

@@ -78,6 +78,7 @@ pub struct Recipe {
 #[serde(default, deny_unknown_fields)]
 pub struct StDitPart {
     /// Sizes and position scales; defaults are STDiT-XL/2's.
+    #[serde(deserialize_with = "known_fields")]
     pub config: DenoiserConfig,
     /// Weights to start from: an STDiT of an earlier stage, or a PixArt-alpha. `None`: random weights.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -437,9 +437,8 @@ impl Running<'_> {
         let ranks = &self.session.ranks;
         // Rank 0 fits and saves the tokenizer, which the others read. A run that begins anew has no use for that of a
         // run which ended before its first checkpoint.
-        let is_new = self.session.checkpoints().complete()?.is_empty();
         let source = |fit: bool| CaptionSource::new(manifest, part, &self.subfolder("t5")?, fit);
-        let fitted = ranks.on_main(|| source(is_new))?;
+        let fitted = ranks.on_main(|| source(self.session.checkpoints().complete()?.is_empty()))?;
         let source = ranks.agree(fitted.map_or_else(|| source(false), Ok))?;
         let seed = self.session.recipe.run.seed;
         let task = ranks.agree(TextTask::new(&part.loss, &source, seed, self.dtype))?;

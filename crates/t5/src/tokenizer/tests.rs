@@ -454,7 +454,7 @@ fn hostile_configuration_beside_the_model() {
 #[test]
 fn hostile_tokenizer_json() {
     type Change = fn(&mut Value);
-    let cases: [(&[&str], Change); 18] = [
+    let cases: [(&[&str], Change); 19] = [
         (&["WordPiece", "expected Unigram"], |v| v["model"]["type"] = json!("WordPiece")),
         (&["model", "map, expected a sequence"], |v| v["model"]["vocab"] = json!({"a": 1})),
         (&["vocabulary is empty"], |v| v["model"]["vocab"] = json!([])),
