@@ -45,7 +45,7 @@ fn model(case: &str, architecture: &str) -> tempfile::TempDir {
     let part = |name: &str| fixture("tiny-model").join(tiny[name].as_str().unwrap());
     let description = json!({
         "name": case, "architecture": architecture, "denoiser": weights.path(),
-        "denoiser_config": json["config"], "vae": part("vae"), "num_frames": frames,
+        "denoiser_config": class_config(&json), "vae": part("vae"), "num_frames": frames,
         // The tiny VAE downsamples by 8.
         "image_size": [8 * height, 8 * width], "fps": 8.0, "sampler": "dpm-solver", "steps": 4,
         "guidance_scale": 4.0,

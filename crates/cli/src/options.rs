@@ -110,8 +110,8 @@ pub(crate) struct Sampling {
     ///
     /// Without a value, attention is computed every 2nd (spatial), 4th (temporal) and 6th (cross) step at
     /// timesteps from 450 to 930, as published. Other values look like
-    /// --pab=spatial=2,cross=6,above=100,below=850. The videos differ slightly, with 20 or fewer steps more. Takes memory for up to three
-    /// tensors of all tokens per block.
+    /// --pab=spatial=2,cross=6,above=100,below=850. The videos differ slightly, with 20 or fewer steps more.
+    /// Takes memory for up to three tensors of all tokens per block.
     #[arg(
         long,
         num_args = 0..=1,
