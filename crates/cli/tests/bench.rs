@@ -54,7 +54,7 @@ fn the_ceiling_can_be_left_out() {
 fn invalid_sizes_give_one_line() {
     for (args, said) in [
         (&["stdit", "--depth", "0"][..], "depth is 0"),
-        (&["t5", "--tokens", "25"], "at most 24"),
+        (&["t5", "--tokens", "33"], "at most 32"),
         (&["stdit", "--warmup", "0", "--batch", "0"], "batch size is 0"),
         (&["sample", "--steps", "1"], "1 steps"),
         (&["stdit", "--device", "gpu"], "unknown device"),
