@@ -35,7 +35,7 @@ pub enum ChartError {
     /// The operating system could not write the file.
     #[error("{}", path.display())]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The operating system's error.
         source: std::io::Error,

@@ -26,7 +26,7 @@ pub enum CheckpointError {
     /// The file exists but is not a checkpoint that can be read.
     #[error("{}: not a readable checkpoint: {}", path.display(), one_line(reason))]
     Format {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What was found and what was expected.
         reason: String,
@@ -52,7 +52,7 @@ pub enum CheckpointError {
     /// A tensor cannot be read, converted or written.
     #[error("{}: tensor '{}': {}", path.display(), one_line(key), one_line(reason))]
     Tensor {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The tensor's key.
         key: String,
@@ -67,7 +67,7 @@ pub enum CheckpointError {
     /// The file cannot be written.
     #[error("{}: cannot write", path.display())]
     Write {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The operating system's error.
         source: io::Error,
@@ -75,7 +75,7 @@ pub enum CheckpointError {
     /// Two tensors to be written have the same key.
     #[error("{}: cannot write: two tensors have the key '{}'", path.display(), one_line(key))]
     DuplicateKey {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The key.
         key: String,

@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 
 /// Receives the progress of encoding a cache. `()` ignores it.
 pub trait Observer {
-    /// Called after every row that was encoded, and after every shard. `Break` ends the work: the rows
-    /// done so far are kept.
+    /// Called after every row, encoded or skipped as bad, and after every shard. `Break` ends the work: the
+    /// rows done so far are kept.
     fn rows_done(&mut self, event: &RowsDone) -> ControlFlow<()> {
         let _ = event;
         ControlFlow::Continue(())

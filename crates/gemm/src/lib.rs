@@ -193,7 +193,7 @@ pub fn multiply(a: MatRef, b: MatRef, epilogue: impl Fn(usize, &mut [f32]) + Syn
 
 /// Writes the product of `a` (m x k) and `b` (k x n) to `c`, row-major `[m, n]`, on the calling thread.
 ///
-/// Use it for many small products at a time, one for each task.
+/// Suited to many small products in parallel: each task computes one product.
 ///
 /// # Panics
 /// Panics if the columns of `a` and the rows of `b` differ in number, if the length of `c` is not m n, or if

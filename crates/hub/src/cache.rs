@@ -46,7 +46,7 @@ pub struct CachedRepository {
 /// A file of a repository at a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CachedFile {
-    /// The commit.
+    /// Hash of the commit.
     pub commit: String,
     /// Name of the file in the repository.
     pub name: String,
@@ -273,7 +273,7 @@ fn files_below(folder: &Path) -> Result<Vec<(String, PathBuf)>, HubError> {
 pub struct Provenance {
     /// Owner and name.
     pub repository: Repository,
-    /// The commit.
+    /// Hash of the commit.
     pub commit: String,
     /// The file or folder in the repository; empty for the top folder.
     pub file: String,

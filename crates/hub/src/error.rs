@@ -171,7 +171,7 @@ pub enum HubError {
     /// A file of the cache cannot be read or written.
     #[error("{}", path.display())]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The operating system's error.
         source: io::Error,

@@ -63,11 +63,11 @@ pub enum Lookup {
 pub struct Snapshot {
     /// The repository.
     pub repository: Repository,
-    /// The commit.
+    /// Hash of the commit.
     pub commit: String,
     /// The folder of the commit.
     pub folder: PathBuf,
-    /// Names of the wanted files in the folder.
+    /// Names of the wanted files, relative to `folder`.
     pub files: Vec<String>,
 }
 

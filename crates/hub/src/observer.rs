@@ -94,7 +94,7 @@ pub struct Planned<'a> {
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Started<'a> {
-    /// The file.
+    /// Name of the file: its path in the repository or, for a plain URL, the last segment of the URL's path.
     pub file: &'a str,
     /// Bytes of earlier, unfinished calls.
     pub resumed: u64,
@@ -106,7 +106,7 @@ pub struct Started<'a> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Progress<'a> {
-    /// The file.
+    /// Name of the file: its path in the repository or, for a plain URL, the last segment of the URL's path.
     pub file: &'a str,
     /// Bytes on the disk.
     pub done: u64,
@@ -139,7 +139,7 @@ impl<'a> Progress<'a> {
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Completed<'a> {
-    /// The file.
+    /// Name of the file: its path in the repository or, for a plain URL, the last segment of the URL's path.
     pub file: &'a str,
 }
 
@@ -157,7 +157,7 @@ pub struct Retrying<'a> {
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Locked<'a> {
-    /// The file.
+    /// Name of the file: its path in the repository or, for a plain URL, the last segment of the URL's path.
     pub file: &'a str,
 }
 
@@ -173,7 +173,7 @@ pub struct Unreachable<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Verified<'a> {
-    /// The file.
+    /// Name of the file in the repository.
     pub file: &'a str,
     /// Bytes read.
     pub done: u64,

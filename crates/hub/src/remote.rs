@@ -18,7 +18,7 @@ const MAX_HEADER: u64 = 100_000_000;
 /// The files of a repository at a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
-    /// The commit.
+    /// Hash of the commit.
     pub commit: String,
     /// Names of the files.
     pub files: BTreeSet<String>,

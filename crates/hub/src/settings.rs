@@ -16,7 +16,7 @@ const ENDPOINT: &str = "https://huggingface.co";
 pub struct Token(String);
 
 impl Token {
-    /// Creates a token from trimmed text; `None` if the text is empty.
+    /// Creates an access token; white space around `text` is removed. Returns `None` if nothing is left.
     ///
     /// # Errors
     /// Returns an error if the token has characters other than visible ASCII.

@@ -12,7 +12,7 @@ use std::{
 pub struct Checked {
     /// Name of the file in the repository.
     pub name: String,
-    /// The commit.
+    /// Hash of the commit.
     pub commit: String,
     /// Path of the bytes.
     pub path: PathBuf,

@@ -21,7 +21,7 @@ pub enum ManifestError {
     /// The file is not text in UTF-8.
     #[error("{}", path.display())]
     Text {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The problem and its position.
         source: TextError,
@@ -29,7 +29,7 @@ pub enum ManifestError {
     /// The file is damaged or not Parquet.
     #[error("{}: damaged or not Parquet", path.display())]
     Parquet {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The problem, as the Parquet reader describes it.
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -37,7 +37,7 @@ pub enum ManifestError {
     /// The file as a whole is malformed.
     #[error("{}: {reason}", path.display())]
     Whole {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The problem, with the expected form.
         reason: String,
@@ -45,7 +45,7 @@ pub enum ManifestError {
     /// A line of the file is malformed.
     #[error("{}: line {line}: {reason}", path.display())]
     Line {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The line, counted from 1.
         line: u64,

@@ -57,7 +57,7 @@ static WAITS: AtomicU64 = AtomicU64::new(0);
 /// shares the buffer.
 ///
 /// # Errors
-/// Returns an error if work that the values depend on failed, or the device is lost.
+/// Returns an error if work that the values depend on failed, the device is lost, or the copy failed.
 pub fn read<const D: usize, K: Basic>(tensor: Tensor<D, K>) -> Result<TensorData, ReadError> {
     let device = tensor.device();
     if !is_host(&device) {

@@ -21,7 +21,7 @@ pub enum LatentsError {
     /// The file cannot be written.
     #[error("{}: latents cannot be written", path.display())]
     Write {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The cause.
         source: Box<dyn Error + Send + Sync>,
@@ -32,7 +32,7 @@ pub enum LatentsError {
     /// The file holds something else.
     #[error("{}: {reason}", path.display())]
     Content {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What was found and what was expected.
         reason: String,

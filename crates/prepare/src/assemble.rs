@@ -1,4 +1,4 @@
-//! Tables from outcomes of rows, and the names of a step's files.
+//! Keys of rows, tables built from the outcomes of rows, and the names of a step's files.
 //!
 //! A step that writes `clips.csv` has its journal in `clips.csv.journal.jsonl` and lists the rows that
 //! it cannot use in `clips.failed.csv`, with the reason. A shard puts its number into all three names,
@@ -51,7 +51,7 @@ pub fn shard_path(out: &Path, shard: Shard) -> PathBuf {
     out.with_extension(ending.map_or(part.clone(), |ending| format!("{part}.{ending}")))
 }
 
-/// Age from which a temporary file is taken for one of a killed process: no file takes that long to write.
+/// Minimum age of temporary files that [`make_folder`] removes; a running process finishes its files in less time.
 pub(crate) const LEFTOVER: Duration = Duration::from_secs(24 * 3600);
 
 /// Creates the folder of a step's files, and removes temporary files of killed runs from it.
@@ -70,9 +70,9 @@ pub fn make_folder(out: &Path) -> Result<(), PrepareError> {
 ///
 /// Paths below the folder of the step's output are relative to it, so that a journal stays valid after
 /// the folder is moved. The key of a row with a clip range ([`CLIP_START`], [`CLIP_END`]) also names the
-/// range, so that several ranges of one file have different keys. A row without value, or of the same file
-/// and range or the same address as an earlier row, is rejected ([`Keys::check`]); it has a separate key,
-/// under which the step records the failure.
+/// range, so that several ranges of one file have different keys. [`Keys::check`] rejects a row that has no value
+/// or repeats the file and range, or the address, of an earlier row. A rejected row has a separate key, under which
+/// the step records the failure.
 ///
 /// [`CLIP_START`]: opensora_manifest::table::CLIP_START
 /// [`CLIP_END`]: opensora_manifest::table::CLIP_END
@@ -139,7 +139,7 @@ impl Keys {
     /// Checks that a row can be processed.
     ///
     /// # Errors
-    /// Returns an error if the row has no value, or the file and range or the address of an earlier row.
+    /// Returns an error if the row has no value, or repeats the file and range, or the address, of an earlier row.
     pub fn check(&self, row: usize) -> Result<(), RowError> {
         match self.rejected.get(&row).cloned() {
             None => Ok(()),

@@ -185,7 +185,7 @@ impl Job {
 pub struct Report {
     /// The tables that were written: rows with a caption, and rows without.
     pub tables: Tables,
-    /// Number of rows that had a caption before.
+    /// Number of rows that kept the caption they had; 0 with [`Job::recaption`].
     pub kept: usize,
 }
 

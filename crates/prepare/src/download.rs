@@ -111,7 +111,8 @@ pub struct Job {
     pub max_bytes: Option<u64>,
     /// Requests per second of all workers together; for `yt-dlp`, started videos per second.
     pub requests_per_second: Option<f64>,
-    /// Bytes per second of all workers together.
+    /// Maximum bytes per second of all workers together. Each run of `yt-dlp` gets this rate divided by the number of
+    /// workers, beside the downloads by HTTP.
     pub bytes_per_second: Option<u64>,
     /// Timeouts of a connection, of further bytes and of an attempt.
     pub timeouts: Timeouts,

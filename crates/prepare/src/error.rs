@@ -30,7 +30,7 @@ pub enum PrepareError {
     /// A settings file is malformed or has an invalid value.
     #[error("{}: line {line}: {reason}", path.display())]
     Config {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The line, counted from 1.
         line: usize,
@@ -44,7 +44,7 @@ pub enum PrepareError {
         path.display()
     )]
     Feature {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The part that needs the feature, such as a section of a settings file.
         what: &'static str,

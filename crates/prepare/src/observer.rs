@@ -56,8 +56,8 @@ pub struct StageFinished<'a> {
 /// }
 /// ```
 pub trait Observer {
-    /// Rows are done. [`ControlFlow::Break`] stops the step: rows in progress are finished and recorded,
-    /// and no others are started.
+    /// Called at the start and when rows are done. [`ControlFlow::Break`] stops the step: no further rows are
+    /// started, and rows in progress are finished and recorded, except captions that wait for a retry.
     fn advanced(&mut self, _event: &Advanced) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }

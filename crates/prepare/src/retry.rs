@@ -54,7 +54,7 @@ impl<E> Failure<E> {
 pub struct GaveUp<E> {
     /// The error.
     pub error: E,
-    /// Number of attempts.
+    /// Number of attempts that were made.
     pub attempts: u32,
     /// True if a stop ended the retries.
     pub stopped: bool,

@@ -77,8 +77,8 @@ pub struct LatentsToRgb {
 }
 
 impl LatentsToRgb {
-    /// Returns the image to encode: all colours of four levels a channel, in squares, for a VAE that makes a
-    /// cell of `factor` by `factor` pixels.
+    /// Returns the calibration image: 64 colours (four levels of red, green and blue), each in a square of
+    /// 4 x 4 latent cells, for a VAE with `factor` x `factor` pixels per latent cell.
     ///
     /// # Errors
     /// Returns an error if the image would be too large.

@@ -19,7 +19,7 @@ pub struct VideoRequest {
     pub model: Option<String>,
     /// Width and height in pixels.
     pub size: Option<[usize; 2]>,
-    /// Length; `num_frames` has precedence.
+    /// Length of the video in seconds; ignored if `num_frames` is given.
     pub seconds: Option<f64>,
     /// Number of frames.
     pub num_frames: Option<usize>,

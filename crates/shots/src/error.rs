@@ -36,7 +36,7 @@ pub enum ShotsError {
     /// A video file has no usable frames.
     #[error("{}: {reason}", path.display())]
     Unusable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What was found.
         reason: String,

@@ -62,7 +62,7 @@ pub enum T5ConfigError {
     /// The file cannot be read.
     #[error("{}: cannot read", path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The operating system's error.
         source: std::io::Error,
@@ -70,7 +70,7 @@ pub enum T5ConfigError {
     /// The file is not a T5 configuration.
     #[error("{}: not a T5 config", path.display())]
     Parse {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The parser's error.
         source: serde_json::Error,
@@ -78,7 +78,7 @@ pub enum T5ConfigError {
     /// The file cannot be written.
     #[error("{}: cannot write", path.display())]
     Write {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The operating system's error.
         source: std::io::Error,

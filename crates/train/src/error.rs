@@ -17,7 +17,7 @@ pub enum RecipeError {
         crate::recipe::RECIPES.map(|(name, _)| name).join(", ")
     )]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The operating system's error.
         source: std::io::Error,
@@ -25,7 +25,7 @@ pub enum RecipeError {
     /// The recipe in a file is invalid.
     #[error("{}: invalid recipe", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The invalid value.
         source: Box<RecipeError>,
@@ -153,7 +153,7 @@ pub enum TrainError {
     /// A file of the run cannot be read or written.
     #[error("{}: I/O error", path.display())]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The operating system's error.
         source: std::io::Error,

@@ -121,7 +121,7 @@ pub enum MetricsError {
     /// The operating system reports an error, such as a full disk.
     #[error("{}: I/O error", path.display())]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The operating system's error.
         source: std::io::Error,
@@ -129,7 +129,7 @@ pub enum MetricsError {
     /// The file is not a table of a run.
     #[error("{}, line {line}: {reason}", path.display())]
     Table {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The line, counted from 1; the header is line 1.
         line: usize,

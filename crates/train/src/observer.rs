@@ -101,7 +101,7 @@ impl fmt::Display for Resumed {
 pub struct CheckpointSaved {
     /// Steps of the checkpoint.
     pub step: u64,
-    /// Its folder.
+    /// Folder of the checkpoint.
     pub path: PathBuf,
 }
 
@@ -117,7 +117,7 @@ impl fmt::Display for CheckpointSaved {
 pub struct CheckpointDamaged<'a> {
     /// The error of loading the checkpoint.
     pub error: &'a TrainError,
-    /// Its folder now.
+    /// New folder of the checkpoint.
     pub moved_to: &'a Path,
 }
 

@@ -22,8 +22,8 @@ pub struct CaptionSource {
 }
 
 impl CaptionSource {
-    /// Tokenizes the captions with the tokenizer in `folder`. With `fit`, one of at most `vocab_size` tokens is
-    /// fitted to them and saved there first.
+    /// Tokenizes the captions of `manifest` with the tokenizer in `folder`. With `fit`, first fits a tokenizer of at
+    /// most `part.config.vocab_size` tokens to the captions and saves it in `folder`.
     ///
     /// # Errors
     /// Returns an error if a tokenizer cannot be fitted or read, or gives ids beyond `vocab_size`.

@@ -65,7 +65,7 @@ pub enum VaeConfigError {
     /// The file cannot be read.
     #[error("{}: cannot read", path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The operating system's error.
         source: std::io::Error,
@@ -73,7 +73,7 @@ pub enum VaeConfigError {
     /// The file is not a VAE configuration.
     #[error("{}: not a VAE config", path.display())]
     Parse {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The parser's error.
         source: serde_json::Error,
@@ -81,7 +81,7 @@ pub enum VaeConfigError {
     /// The file cannot be written.
     #[error("{}: cannot write", path.display())]
     Write {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The operating system's error.
         source: std::io::Error,

@@ -79,7 +79,7 @@ pub enum VideoError {
     /// installed. The file need not be damaged.
     #[error("{}: needs the ffmpeg program: found {found}, {reason}", path.display())]
     NeedsFfmpeg {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The feature.
         found: String,
@@ -89,7 +89,7 @@ pub enum VideoError {
     /// A program that decodes the file is not installed.
     #[error("{}: {}", path.display(), not_installed(program))]
     NotInstalled {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The program.
         program: PathBuf,
@@ -97,7 +97,7 @@ pub enum VideoError {
     /// A program that decodes the file cannot be started.
     #[error("{}: {}", path.display(), cannot_start(program))]
     Program {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The program.
         program: PathBuf,

@@ -110,7 +110,7 @@ fn print_report(report: &CaseReport) -> Result<(), OutputError> {
         let mark = if check.passed { ' ' } else { '!' };
         let note = check.note.as_deref().map(|note| format!("  {note}")).unwrap_or_default();
         output::line(format_args!(
-            "      {mark} {:<38} max abs error {:<10.3e} bound {:<10.3e}{note}",
+            "      {mark} {:<38} max abs error {:<10.3e} tolerance {:<10.3e}{note}",
             check.name, check.max_abs_error, check.bound
         ))?;
     }

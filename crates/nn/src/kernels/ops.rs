@@ -27,8 +27,8 @@ pub(crate) enum Operation {
     UpsampleNearest,
 }
 
-/// The operations. A default body is never called: [`supported`](super::supported) returns false for backends that do not
-/// override it.
+/// The fused operations. The default bodies panic and are never called: [`supported`](super::supported) returns
+/// false for operations that a backend does not override.
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     LibTorch: cfg(feature = "tch"),
@@ -55,8 +55,8 @@ pub(crate) trait FusedOps: Backend {
         unsupported(Operation::LinearGelu)
     }
 
-    /// Computes `norm(x) * (1 + scale) + shift`, the norm over the last axis; `x` `[B, N, C]`, `scale`
-    /// and `shift` `[B, 1, C]`; returns `[B, N, C]`.
+    /// Computes `norm(x) * (1 + scale) + shift`, where `norm` is layer norm over the last axis without weights; `x`
+    /// `[B, N, C]`, `scale` and `shift` `[B, 1, C]`; returns `[B, N, C]`.
     fn fused_norm_and_modulate(
         x: FloatTensor<Self>,
         scale: FloatTensor<Self>,

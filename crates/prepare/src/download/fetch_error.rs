@@ -10,7 +10,7 @@ pub enum FetchError {
     /// A file cannot be read or written.
     #[error("{}", path.display())]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The operating system's reason.
         source: io::Error,

@@ -20,7 +20,7 @@ const BITS: usize = 64 * MOMENTS;
 /// When two clips are near-duplicates, and which one is kept.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Duplicates {
-    /// Maximum distance of near-duplicates: differing bits of 64, mean over the moments.
+    /// Maximum distance of near-duplicates: differing bits of a 64-bit hash, mean over [`MOMENTS`] frames.
     pub max_distance: f64,
     /// Which clip is kept.
     pub keep: Keep,

@@ -1,6 +1,6 @@
 //! A bounded, evenly spaced sample of a stream of unknown length.
 
-/// Evenly spaced items of a stream: all at first; at the capacity, every second item is dropped and the
+/// Evenly spaced items of a stream: all at first; beyond the capacity, every second item is dropped and the
 /// distance doubles. The kept items depend only on the length of the stream.
 pub(crate) struct Thinned<T> {
     capacity: usize,

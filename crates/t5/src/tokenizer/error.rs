@@ -16,7 +16,7 @@ pub enum TokenizerError {
     /// The file cannot be read.
     #[error("{path}: cannot read", path = path.display())]
     Read {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The operating system's error.
         source: std::io::Error,
@@ -31,7 +31,7 @@ pub enum TokenizerError {
     /// it.
     #[error("{path}: {what} is {found}, expected at most {limit}", path = path.display())]
     TooLarge {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The quantity that is too large, with its unit.
         what: &'static str,
@@ -43,7 +43,7 @@ pub enum TokenizerError {
     /// A file that is truncated, or protobuf of another kind.
     #[error("{path}: not a complete SentencePiece model: {reason}", path = path.display())]
     NotSentencePiece {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What was found and expected.
         reason: String,
@@ -51,7 +51,7 @@ pub enum TokenizerError {
     /// A file that is not protobuf, or truncated.
     #[error("{path}: not a complete SentencePiece model", path = path.display())]
     Protobuf {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The decoder's error.
         source: prost::DecodeError,
@@ -59,7 +59,7 @@ pub enum TokenizerError {
     /// A SentencePiece model or `tokenizer.json` of another algorithm.
     #[error("{path}: the model is {found}, expected Unigram (as T5 is)", path = path.display())]
     ModelKind {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The algorithm of the file.
         found: String,
@@ -67,13 +67,13 @@ pub enum TokenizerError {
     /// A vocabulary without pieces.
     #[error("{path}: the vocabulary is empty, expected at least </s>, <pad> and <unk>", path = path.display())]
     EmptyVocabulary {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
     /// An invalid vocabulary entry.
     #[error("{path}: piece {index}: {reason}", path = path.display())]
     Piece {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// Index in the vocabulary, which is the token id.
         index: usize,
@@ -83,7 +83,7 @@ pub enum TokenizerError {
     /// A missing or contradictory unknown, padding or end token, or an invalid added token.
     #[error("{path}: {token}: {reason}", path = path.display())]
     SpecialToken {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The token.
         token: String,
@@ -93,7 +93,7 @@ pub enum TokenizerError {
     /// A corrupt precompiled normalisation table.
     #[error("{path}: precompiled_charsmap is corrupt: {reason}", path = path.display())]
     CharsMap {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What was found and expected.
         reason: String,
@@ -101,7 +101,7 @@ pub enum TokenizerError {
     /// A JSON file with a setting that T5 does not have.
     #[error("{path}: {reason}", path = path.display())]
     Json {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What was found and expected.
         reason: String,
@@ -109,7 +109,7 @@ pub enum TokenizerError {
     /// The file is not valid JSON.
     #[error("{path}: {problem}", path = path.display())]
     Parse {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What cannot be parsed.
         problem: &'static str,
@@ -119,7 +119,7 @@ pub enum TokenizerError {
     /// A part of a tokenizer that the tokenizer library rejects.
     #[error("{path}: {part}", path = path.display())]
     Library {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The part.
         part: String,

@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// Rows to show
     #[arg(long, default_value_t = 16)]
     count: usize,
-    /// Seed of the choice of rows
+    /// Seed for choosing the rows
     #[arg(long, default_value_t = 42)]
     seed: u64,
     #[command(flatten)]

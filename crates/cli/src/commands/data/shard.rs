@@ -24,8 +24,8 @@ pub(crate) const ARRAY_SIZE: &str = "OPENSORA_ARRAY_SIZE";
 const SLURM_ARRAY: &str = "SLURM_ARRAY_TASK_ID";
 const KUBERNETES: &str = "JOB_COMPLETION_INDEX";
 
-/// Variables of the rank and the number of ranks of a process, the most specific first: `mpirun` inside a Slurm
-/// job starts its helpers by `srun`, and all ranks inherit the variables of their helper.
+/// Environment variables of the rank and the number of ranks, in order of precedence. `mpirun` inside a Slurm job
+/// starts its daemons with `srun`, and the ranks inherit the daemons' `SLURM_PROCID`; so MPI's variables come first.
 const RANKS: [[&str; 2]; 3] = [
     ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"],
     ["PMI_RANK", "PMI_SIZE"],
@@ -49,7 +49,7 @@ impl FromStr for GivenShard {
 pub(crate) struct Choice {
     /// The shard.
     pub(crate) shard: Shard,
-    /// The environment variables of its index; empty if it was given or nothing divides the rows.
+    /// Environment variables of the index; empty for a shard given by `--shard` and for the whole table.
     pub(crate) from: Vec<&'static str>,
 }
 
@@ -59,7 +59,7 @@ impl fmt::Display for Choice {
     }
 }
 
-/// Error of environment variables from which no shard follows.
+/// Error: the environment variables are malformed or contradictory, or do not determine a shard.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum ShardError {
@@ -87,7 +87,7 @@ pub(crate) enum ShardError {
     /// Variables of two kinds of job arrays.
     #[error("{SLURM_ARRAY} and {KUBERNETES} are both set: give --shard I/N or none")]
     TwoArrays,
-    /// A Slurm array whose indices have gaps, or of one task: probably a part of an array that runs again.
+    /// Slurm array with gaps in its indices, or with one task: probably some tasks of an array that are run again.
     #[error(
         "the Slurm array of {count} tasks from {min} to {max} does not tell the number of shards: set \
          {ARRAY_SIZE} (indices then count from 0), or give --shard I/N or none"
@@ -105,8 +105,8 @@ pub(crate) enum ShardError {
 /// An index below a count, and the variable of the index.
 type Place = (usize, usize, &'static str);
 
-/// Returns the shard `given` by `--shard`, else that of the environment, of which `variable` returns a value by
-/// name. Without either, all rows.
+/// Returns the shard `given` by `--shard`, else the shard of the environment, else the whole table. `variable` returns
+/// the value of an environment variable.
 ///
 /// # Errors
 /// Returns an error if the environment is contradictory or malformed.
@@ -149,7 +149,7 @@ impl<F: Fn(&str) -> Option<OsString>> Environment<F> {
         })
     }
 
-    /// Returns `index` as a place among `count`, both of which were read.
+    /// Returns the place `index` of `count`, or an error if `index` is not below `count`.
     fn place(index: usize, count: usize, name: &'static str) -> Result<Place, ShardError> {
         if index < count {
             return Ok((index, count, name));

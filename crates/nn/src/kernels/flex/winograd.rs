@@ -14,8 +14,8 @@ use std::ops::Range;
 /// Products of one tile for one pair of channels: a transformed tile is 4x4.
 const PRODUCTS: usize = 16;
 
-/// The least number of tiles that are multiplied at a time: enough for a fast matrix product, few enough for
-/// its operands to stay in cache.
+/// Number of tiles per batch of matrix products, rounded up to whole rows of tiles (fewer in small images and in the
+/// last strip): enough for a fast matrix product, few enough for its operands to stay in cache.
 const TILES: usize = 1024;
 
 /// Returns the convolution of `x` `[B, I, H, W]` with `weight` `[O, I, 3, 3]` at stride 1 and padding 1, plus
