@@ -21,6 +21,7 @@
 #
 # Exit codes: 0 all steps passed, 1 a step failed, 2 nothing was run (for example, no GPU).
 set -euo pipefail
+export LC_ALL=C # $EPOCHREALTIME has the locale's decimal point
 exec </dev/null
 root=$(cd "$(dirname "$0")/.." && pwd)
 

@@ -146,13 +146,13 @@ outside() {
     # Versions of the repository; cargo drops what is not used.
     cp Cargo.lock "$work/packages/Cargo.lock"
     if (
-        cd "$work/packages"
+        cd "$work/packages" || exit
         export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$work/target}
-        cargo update --workspace --quiet
-        cargo check --quiet -p outside
-        # Without the crate that enables the features of the documentation: the tests are those of the repository, with the
-        # same features, and share its builds.
-        cargo test --quiet --workspace --exclude outside
+        # `set -e` does not hold in a condition. The tests are without the crate that enables the features of the
+        # documentation: they are those of the repository, with the same features, and share its builds.
+        cargo update --workspace --quiet &&
+            cargo check --quiet -p outside &&
+            cargo test --quiet --workspace --exclude outside
     ); then
         ok "packages build outside the repository and pass their own tests"
     else

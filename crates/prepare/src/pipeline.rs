@@ -91,19 +91,27 @@ struct Seal {
     files: Option<String>,
     /// SHA-256 of the output table.
     output: String,
+    /// SHA-256 of the sizes and times of the files in the output table, which may be deleted later; `None` in
+    /// journals of earlier versions.
+    #[serde(default)]
+    made: Option<String>,
     summary: Summary,
 }
 
 impl Seal {
-    /// Returns true if the stage is up to date: its settings, input, input files and output are unchanged.
+    /// Returns true if the stage is up to date: its settings, and the tables and files of input and output, are
+    /// unchanged.
     /// Always false if the input is a folder, whose contents can have changed.
     fn holds(&self, stage: &dyn Stage, input: &Path, output: &Path) -> bool {
         let is = |path: &Path, hash: &str| hash_file(path).is_ok_and(|found| found == hash);
-        let are = |hash: &str| hash_files(input).is_ok_and(|found| found == hash);
+        let are = |table: &Path, hash: &Option<String>| {
+            hash.as_ref().is_none_or(|hash| hash_files(table).is_ok_and(|found| found == *hash))
+        };
         self.settings == stage.settings()
             && self.input.as_ref().is_some_and(|hash| is(input, hash))
-            && self.files.as_ref().is_none_or(|hash| are(hash))
+            && are(input, &self.files)
             && is(output, &self.output)
+            && are(output, &self.made)
     }
 }
 
@@ -147,8 +155,9 @@ impl Seals {
         let given = hash_input(input)?;
         let files = given.as_ref().map(|_| hash_files(input)).transpose()?;
         let summary = stage.run(input, output, observer)?;
-        let (settings, output) = (stage.settings(), hash_file(output)?);
-        self.add(Seal { folder, settings, input: given, files, output, summary })?;
+        let (settings, made) = (stage.settings(), Some(hash_files(output)?));
+        let output = hash_file(output)?;
+        self.add(Seal { folder, settings, input: given, files, output, made, summary })?;
         Ok(summary)
     }
 
@@ -463,6 +472,24 @@ mod tests {
             (failed.get(0, STAGE), failed.get(0, REASON)),
             (Some("a"), Some("not this one"))
         );
+    }
+
+    #[test]
+    fn a_stage_whose_files_were_deleted_is_run_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let job = job(folder.path());
+        let clip = folder.path().join("clip.mp4");
+        std::fs::write(&clip, "clip").unwrap();
+        let mut table = Table::new([PATH]);
+        table.push([(PATH, clip.display().to_string())]);
+        table.write(&job.input).unwrap();
+        let stage = Adds::new("a", 1, "");
+        assert_eq!(done(&[&stage], &job), [false]);
+        assert_eq!(done(&[&stage], &job), [true]);
+        std::fs::remove_file(&clip).unwrap();
+        assert_eq!(done(&[&stage], &job), [false]);
+        // Its own journal decides which rows are processed again.
+        assert_eq!(done(&[&stage], &job), [true]);
     }
 
     #[test]

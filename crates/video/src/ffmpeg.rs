@@ -19,11 +19,27 @@ use crate::{
     yuv::{Colour, ToRgb},
 };
 use std::{
+    collections::HashMap,
     ffi::OsString,
     io::{ErrorKind, Read},
     path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, Stdio},
+    sync::{LazyLock, Mutex, PoisonError},
 };
+
+/// Returns the program's option that neither drops nor repeats frames: `-fps_mode` since version 5.1, `-vsync`
+/// before version 9. Tried once for each program.
+fn sync_option(program: &Path) -> &'static str {
+    static IS_NEW: LazyLock<Mutex<HashMap<PathBuf, bool>>> = LazyLock::new(Mutex::default);
+    let mut known = IS_NEW.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_new = *known.entry(program.into()).or_insert_with(|| {
+        let mut command = Command::new(program);
+        command.args(["-v", "error", "-fps_mode", "passthrough", "-version"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    });
+    if is_new { "-fps_mode" } else { "-vsync" }
+}
 
 /// Paths of the programs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -192,7 +208,12 @@ impl Stream {
                 .args(half.map(Half::options).unwrap_or_default())
                 .arg("-i")
                 .arg(input)
-                .args(["-map", &format!("0:{STREAM}"), "-vsync", "passthrough"])
+                .args([
+                    "-map",
+                    &format!("0:{STREAM}"),
+                    sync_option(&programs.ffmpeg),
+                    "passthrough",
+                ])
                 .args(["-vf", &filters.join(",")])
                 .args(&form.options)
                 .arg("pipe:1")

@@ -252,8 +252,10 @@ impl Answer {
     }
 }
 
+/// Newer versions put a nested section before the names of its fields: `side_datum/display_matrix:displaymatrix`.
 fn owned<'a>(fields: impl Iterator<Item = (&'a str, &'a str)>) -> HashMap<String, String> {
-    fields.map(|(name, value)| (name.into(), value.into())).collect()
+    let bare = |name: &'a str| name.rsplit_once(':').map_or(name, |(_, bare)| bare);
+    fields.map(|(name, value)| (bare(name).into(), value.into())).collect()
 }
 
 /// Parses a ratio of two positive integers.
@@ -316,6 +318,11 @@ mod tests {
         let cut = probed(&["packet|pts=0|duration=20|flags=K_", &cut]).unwrap();
         assert_eq!(cut.info.duration, Some(0.1));
         assert!(found.orientation.transposed && found.is_plain && found.matrix == 1);
+        // As versions since 6.1 print it.
+        let newer =
+            STREAM_LINE.replace("|displaymatrix=", "|side_datum/display_matrix:displaymatrix=");
+        let newer = probed(&["packet|pts=0|duration=20|flags=K_", &newer]).unwrap();
+        assert_eq!(newer.orientation, found.orientation);
     }
 
     #[test]
