@@ -36,7 +36,7 @@ fn sync_option(program: &Path) -> &'static str {
         let mut command = Command::new(program);
         command.args(["-v", "error", "-fps_mode", "passthrough", "-version"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.status().is_ok_and(|status| status.success())
+        pipe::shielded(&mut command).status().is_ok_and(|status| status.success())
     });
     if is_new { "-fps_mode" } else { "-vsync" }
 }

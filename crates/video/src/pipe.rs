@@ -18,7 +18,7 @@ pub(crate) type Output = std::process::ChildStdout;
 
 /// Starts a program in another process group, so that Ctrl-C in the terminal does not stop it: a stopped decoder
 /// would look like a failure of the file.
-fn shielded(command: &mut Command) -> &mut Command {
+pub(crate) fn shielded(command: &mut Command) -> &mut Command {
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(command, 0);
     command
