@@ -436,8 +436,8 @@ impl Task for DenoiserTask {
         match self.config.grid([frames, height, width]) {
             Ok(grid) => Cost {
                 tokens: grid.iter().product::<usize>() as f64,
-                flops: ModelFlops::new(&self.config, grid, item.mask.len())
-                    .training(self.recipe.activation_checkpointing),
+                // Operations that are computed again do not count as the model's.
+                flops: ModelFlops::new(&self.config, grid, item.mask.len()).training(false),
             },
             Err(_) => Cost::default(),
         }

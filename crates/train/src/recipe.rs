@@ -178,8 +178,9 @@ pub struct DataRecipe {
     /// Manifest of clips and captions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manifest: Option<PathBuf>,
-    /// Folder of latents and prompt states that were computed from the manifest. Without it, they
-    /// are computed during training, with the same numbers.
+    /// Folder of latents and prompt states that were computed from the manifest. Without it, they are computed
+    /// during training, with the same numbers if `variants` of the clips is that of the cache; without
+    /// `variants`, each epoch then draws new windows and flips.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
     /// Frames, size and augmentation of the clips.

@@ -157,6 +157,8 @@ impl<T: Task> Run<'_, T> {
         let loader = Loader::new(source, self.loader_config(), progress.next_slot);
         let mut loader = ranks.agree(loader.map_err(TrainError::from))?.with_part(ranks.part())?;
         let mut pending = Pending::new();
+        // The collectives of the loader belong to no step.
+        log.traffic = ranks.traffic();
         while trainer.step() < recipe.steps {
             match self.step(trainer, &mut loader) {
                 Ok(step) => pending.push(step),
@@ -195,8 +197,9 @@ impl<T: Task> Run<'_, T> {
                 return Ok(Outcome::Stopped(log.progress));
             }
             if save || sample {
-                // The time of saving and sampling is no part of the next steps' time.
+                // The time and the collectives of saving and sampling are no part of the next steps'.
                 pending.restart_clock();
+                log.traffic = ranks.traffic();
             }
         }
         Ok(Outcome::Finished(log.progress))

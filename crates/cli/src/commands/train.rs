@@ -202,11 +202,11 @@ fn peak_flops(args: &Args, recipe: &Recipe, device: &Device) -> anyhow::Result<O
 fn sample_sheets(session: &Session, world: &World) -> anyhow::Result<Option<SampleSheets>> {
     let Session { recipe, folder, device, .. } = session;
     match &recipe.stdit {
-        Some(part)
-            if world.is_main()
-                && recipe.run.sample_every > 0
-                && !recipe.sample.prompts.is_empty() =>
-        {
+        Some(part) if world.is_main() && recipe.run.sample_every > 0 => {
+            if recipe.sample.prompts.is_empty() {
+                let every = recipe.run.sample_every;
+                bail!("sample_every is {every}, but [sample] has no prompts");
+            }
             Ok(Some(SampleSheets::new(recipe, part, folder, device).context("sample videos")?))
         }
         _ => Ok(None),
