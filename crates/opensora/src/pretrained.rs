@@ -209,9 +209,17 @@ impl Pretrained {
         if let Some(path) = given.clone().or_else(|| find_local(&self.parts, names)) {
             return Ok(path);
         }
+        let has_tokenizer = repository == presets::TEXT_ENCODER;
         let repository = &repository.parse()?;
         let wanted = Wanted { repository, revision: "main", files: &Files::Model };
-        Ok(self.hub.fetch(&wanted, self.lookup, observer)?.folder)
+        let folder = self.hub.fetch(&wanted, self.lookup, observer)?.folder;
+        // Other programs may have cached the weights only.
+        let has = |name: &str| folder.join(name).is_file();
+        let tokenizer = !has_tokenizer || has("spiece.model") || has("tokenizer.json");
+        if has("config.json") && tokenizer || self.hub.settings().offline {
+            return Ok(folder);
+        }
+        Ok(self.hub.fetch(&wanted, Lookup::Ask, observer)?.folder)
     }
 }
 

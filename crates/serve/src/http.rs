@@ -47,7 +47,8 @@ pub fn router(queue: Arc<Queue>, security: Security) -> Router {
         .route("/metrics", get(prometheus))
         .route("/openapi.json", get(openapi))
         .route("/v1/models", get(models::list))
-        .route("/v1/models/{model}", get(models::get))
+        // The id of a repository has a slash.
+        .route("/v1/models/{*model}", get(models::get))
         .route("/v1/videos", get(videos::list).post(videos::create))
         .route("/v1/videos/{video_id}", get(videos::get).delete(videos::delete))
         .route("/v1/videos/{video_id}/cancel", post(videos::cancel))

@@ -284,6 +284,8 @@ impl Queue {
         let mut other_model = 0;
         let mut jobs = Jobs { bytes: store.unreadable_bytes(), ..Jobs::default() };
         for mut job in found {
+            // Folders of other servers, and ones that could not be read before, may have the number of another job.
+            job.spec.sequence = job.spec.sequence.max(jobs.next_sequence);
             if job.state.status == JobStatus::InProgress {
                 if job.state.attempts >= MAX_ATTEMPTS {
                     let message = format!("the server ended {MAX_ATTEMPTS} times during this job");

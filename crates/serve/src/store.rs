@@ -98,7 +98,10 @@ impl Store {
                 }
             }
         }
-        found.sort_by_key(|job| job.spec.sequence);
+        found.sort_by(|a, b| {
+            let key = |job: &Job| (job.spec.sequence, job.spec.created_at);
+            key(a).cmp(&key(b)).then_with(|| a.spec.id.cmp(&b.spec.id))
+        });
         Ok((store, found, skipped))
     }
 

@@ -160,7 +160,12 @@ fn models_metrics_and_health() {
     let model = &models["data"][0];
     assert_eq!((&model["id"], &model["defaults"]["size"]), (&json!("demo"), &json!("48x48")));
     assert_eq!(client.get("/v1/models/demo").json(), *model);
-    assert_eq!(client.get("/v1/models/sora-2").status, 404);
+    // Ids of repositories have a slash.
+    for name in ["sora-2", "owner/name"] {
+        let missing = client.get(&format!("/v1/models/{name}"));
+        assert_eq!(missing.status, 404);
+        assert_eq!(missing.json()["error"]["code"], "model_not_found");
+    }
     assert_eq!(client.get("/health").json(), json!({"status": "ok"}));
     let metrics = client.get("/metrics");
     assert!(metrics.header("content-type").unwrap().starts_with("text/plain"));

@@ -114,8 +114,14 @@ async fn fields(request: Request) -> Result<Map<String, Value>, ApiError> {
             let message = "the body did not arrive in time";
             return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", message));
         }
-        // The body exceeds the limit, or the client has disconnected.
-        Ok(Err(_)) => return Err(too_large()),
+        Ok(Err(error)) => {
+            let is_limit = std::error::Error::source(&error)
+                .is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
+            return Err(match is_limit {
+                true => too_large(),
+                false => ApiError::bad_request("invalid_body", "the body cannot be read"),
+            });
+        }
         Ok(Ok(bytes)) => bytes,
     };
     if is_form {

@@ -399,3 +399,26 @@ fn previews_are_made_for_those_who_follow() {
     }
     queue.cancel(&id(&followed)).unwrap();
 }
+
+#[test]
+fn folders_of_another_server_are_jobs_of_their_own() {
+    let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let made = |folder: &Path, prompt: &str| {
+        let queue = open(folder, FAST, Limits::default());
+        let made = id(&queue.create(request(prompt, 1)).unwrap());
+        wait(&queue, &made, JobStatus::Completed);
+        let path = queue.path(&made, "").unwrap();
+        queue.stop();
+        drop(queue);
+        (made, path)
+    };
+    let (first, _) = made(folder.path(), "fog");
+    let (second, path) = made(other.path(), "sea");
+    // Both servers count from the same number.
+    fs::rename(path, folder.path().join("jobs").join(&second)).unwrap();
+    let queue = open(folder.path(), FAST, Limits::default());
+    for (id, prompt) in [(&first, "fog"), (&second, "sea")] {
+        let spec = queue.get(id).unwrap().job.spec;
+        assert_eq!((&spec.id, &*spec.request.prompt), (id, prompt));
+    }
+}
