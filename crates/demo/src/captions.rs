@@ -93,6 +93,7 @@ pub fn background_words(background: Background) -> &'static [&'static str] {
 const COLOUR_ENDINGS: [&str; 10] = ["", "", "", "", "", "", "", "", "-coloured", "-colored"];
 
 /// Returns the phrases for a motion, as `{moves}` and as `{moving}`.
+#[allow(clippy::too_many_lines, reason = "a table")]
 pub fn motion_phrases(motion: Motion) -> &'static [(&'static str, &'static str)] {
     match motion {
         Motion::Left => &[

@@ -138,16 +138,7 @@ pub(super) fn parse(
 
     let mut normalizers = Vec::new();
     if let Some(stage) = file.normalizer {
-        let growth = growth(&stage);
-        if growth > MAX_REPLACEMENT_BYTES {
-            return Err(TokenizerError::Json {
-                path: path.to_owned(),
-                reason: format!(
-                    "normalizer: Replace inserts {growth} bytes, expected at most \
-                     {MAX_REPLACEMENT_BYTES}, over all its stages"
-                ),
-            });
-        }
+        check_growth(path, &stage)?;
         add_normalizers(path, stage, &mut normalizers)?;
     }
     let mut pre_tokenizers = Vec::new();
@@ -213,6 +204,18 @@ fn growth(stage: &NormalizerJson) -> usize {
         NormalizerJson::Replace { content, .. } => content.len().max(1),
         NormalizerJson::Precompiled { .. } | NormalizerJson::Strip { .. } => 1,
     }
+}
+
+fn check_growth(path: &Path, stage: &NormalizerJson) -> Result<(), TokenizerError> {
+    let growth = growth(stage);
+    if growth <= MAX_REPLACEMENT_BYTES {
+        return Ok(());
+    }
+    let reason = format!(
+        "normalizer: Replace inserts {growth} bytes, expected at most {MAX_REPLACEMENT_BYTES}, over all \
+         its stages"
+    );
+    Err(TokenizerError::Json { path: path.to_owned(), reason })
 }
 
 fn add_normalizers(
