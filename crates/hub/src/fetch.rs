@@ -139,7 +139,7 @@ impl Hub {
             Files::Named(_) => Ok(None),
             _ => self.list(wanted.repository, wanted.revision, observer).map(Some),
         };
-        // A listing tells which files are missing: then some of them are not all of them.
+        // With a listing it is known which files are missing, so the cached ones do not count as all files.
         let partial = listing.is_err();
         match listing.and_then(|listing| self.download(wanted, listing, observer)) {
             Err(error) if error.is_unreachable() => match self.cached(wanted, partial)? {

@@ -301,7 +301,7 @@ impl<'a> Videos<'a> {
         record.clips.iter().all(|clip| clip.is_in(self.clips))
     }
 
-    /// Cuts a video or a range of it, and removes clips of its earlier version.
+    /// Cuts a video, or the clip range of its row, and removes clips of its earlier version.
     fn cut(&self, row: usize) -> Result<Record, RowError> {
         let range = ClipRange::of(self.input, row)?;
         // The journal is open: no other process works in this folder.

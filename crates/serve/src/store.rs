@@ -162,8 +162,8 @@ impl Store {
         write_atomically(&self.folder(id).join(STATE), |file| fs::write(file, text))
     }
 
-    /// Deletes a job's folder, unless someone has deleted it already. What an interruption leaves is removed when the
-    /// folder of jobs is opened.
+    /// Deletes a job's folder, unless someone has deleted it already. Leftovers of an interrupted deletion are removed
+    /// when the folder of jobs is opened.
     ///
     /// # Errors
     /// Returns an error if it cannot be deleted.

@@ -102,7 +102,7 @@ pub fn merge(tables: &[(String, Table)], keep: Option<Keep>) -> Result<Merged, P
     }
     if let (None, Some((key, first, second))) = (keep, first_again) {
         let (first, second) = (place(first), place(second));
-        // In messages on one line.
+        // The error is one line.
         let key = key.replace('\n', " ");
         return Err(PrepareError::Duplicates { key, first, second, count: again });
     }

@@ -77,7 +77,7 @@ pub(crate) struct Place<'a> {
     pub(crate) stem: &'a str,
 }
 
-/// A video, or a range of it.
+/// A video, or one of its clip ranges.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
     /// The video's file.
@@ -88,7 +88,7 @@ pub(crate) struct Source<'a> {
     pub(crate) range: Option<ClipRange>,
 }
 
-/// Cuts a video or a range of it; returns the number of scenes and the clips, at least one. Clips of the same
+/// Cuts a video or clip range; returns the number of scenes and the clips, at least one. Clips of the same
 /// names in the folder are replaced. Ranges of one video share its first pass in `scans`.
 ///
 /// # Errors
