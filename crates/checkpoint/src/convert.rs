@@ -244,8 +244,9 @@ fn write_cast(
         let data = TensorData::from_bytes_vec(chunk.to_vec(), [count], from);
         let cast = data.clone().try_cast(to).map_err(io::Error::other)?;
         if !all_finite(cast.as_bytes(), to) {
-            // The largest f32 stands for infinity in masks.
-            let is_number = |old: f64| old.abs() < f64::from(f32::MAX);
+            // The largest numbers stand for infinity in masks.
+            let largest = [f64::from(f32::MAX), f64::MAX];
+            let is_number = |old: f64| old.is_finite() && !largest.contains(&old.abs());
             let pairs = data.iter::<f64>().zip(cast.iter::<f64>());
             let mut overflows = pairs.filter(|(old, new)| is_number(*old) && !new.is_finite());
             if let Some((number, _)) = overflows.next() {

@@ -10,6 +10,7 @@
 //! - [`Checkpoint::unwrapped`] removes the wrappers of training programs, such as the prefix `module.` or the
 //!   dictionary `{"model": ..}`; the [`ImportReport`] lists them.
 //! - [`Checkpoint::convert`] writes any checkpoint as safetensors files.
+//! - [`known_fields`] reads a model's configuration inside another file and rejects unknown fields.
 //!
 //! ```
 //! use burn::{
@@ -46,6 +47,7 @@ mod export;
 mod file_range;
 mod import;
 mod key_map;
+mod known_fields;
 mod names;
 mod non_finite;
 mod published;
@@ -63,9 +65,10 @@ pub use error::{BoxedError, CheckpointError, Mismatch, ShapeMismatch};
 pub use export::{ExportOptions, export, published_tensors};
 pub use import::{ImportReport, ParameterSlot, check, check_import, import, parameter_slots};
 pub use key_map::{KeyMap, Rename};
+pub use known_fields::known_fields;
 pub use names::ParameterNames;
 pub use published::{Described, PublishedModel};
-pub use source::{Checkpoint, TensorEntry};
+pub use source::{Checkpoint, MAX_TENSORS, TensorEntry};
 pub use stream::StreamedImport;
 
 /// The README's example, compiled with the tests.

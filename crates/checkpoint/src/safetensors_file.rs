@@ -20,8 +20,9 @@ const MAX_HEADER: u64 = 8 << 20;
 const HEADER_ALLOWANCE: u64 = 1 << 20;
 
 pub(crate) fn open(path: &Path) -> Result<BTreeMap<String, TensorEntry>, CheckpointError> {
+    let open = |source| CheckpointError::Open { path: path.into(), source };
     let (file, metadata, data_start) =
-        read_header(path).map_err(CheckpointError::malformed(path))?;
+        read_header(open_regular(path).map_err(open)?).map_err(CheckpointError::malformed(path))?;
     let file = FileRange::new(file);
     let path: Arc<Path> = path.into();
 
@@ -53,13 +54,13 @@ pub(crate) fn metadata(path: &Path) -> Result<BTreeMap<String, String>, Checkpoi
     if head.get(8) != Some(&b'{') {
         return Ok(BTreeMap::new());
     }
-    let (_, metadata, _) = read_header(path).map_err(CheckpointError::malformed(path))?;
+    let (_, metadata, _) =
+        read_header(open_regular(path).map_err(open)?).map_err(CheckpointError::malformed(path))?;
     Ok(metadata.metadata().clone().unwrap_or_default().into_iter().collect())
 }
 
 /// Returns the open file, its parsed header and the offset of its data.
-fn read_header(path: &Path) -> Result<(File, Metadata, u64), Cause> {
-    let mut file = open_regular(path)?;
+fn read_header(mut file: File) -> Result<(File, Metadata, u64), Cause> {
     let file_len = file.metadata()?.len();
     let mut length = [0u8; 8];
     file.read_exact(&mut length)?;

@@ -3,7 +3,7 @@
 use crate::{
     CheckpointError,
     error::because,
-    source::{Opened, check_count, open_file},
+    source::{Opened, check_count, open_shard},
 };
 use opensora_files::read::{inside, read_bounded};
 use serde::Deserialize;
@@ -58,7 +58,7 @@ pub(crate) fn open_index(path: &Path) -> Result<Opened, CheckpointError> {
         if is_index(&file) {
             return Err(format(format!("shard '{shard}' is an index itself")));
         }
-        let part = open_file(&file)?;
+        let part = open_shard(&file)?;
         for (key, tensor) in part.tensors {
             if all.tensors.insert(key.clone(), tensor).is_some() {
                 return Err(format(format!("key '{key}' is in two shards")));

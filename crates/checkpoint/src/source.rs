@@ -16,7 +16,7 @@ pub(crate) type ReadBytes = Arc<dyn Fn() -> std::io::Result<Vec<u8>> + Send + Sy
 
 /// Maximum number of tensors of a checkpoint, since each takes memory before anything is loaded. T5-XXL has 560 and a
 /// training state of STDiT-XL/2 2,500.
-pub(crate) const MAX_TENSORS: usize = 1 << 16;
+pub const MAX_TENSORS: usize = 1 << 16;
 
 /// Returns an error if `count` things are more than [`MAX_TENSORS`].
 pub(crate) fn check_count(count: usize, what: &str) -> Result<(), String> {
@@ -276,8 +276,21 @@ impl Checkpoint {
     }
 }
 
-/// Opens one file. The format is recognised by content.
+/// Opens one file, or an index with its shards. The format is recognised by content.
 pub(crate) fn open_file(path: &Path) -> Result<Opened, CheckpointError> {
+    open_as(path, shards::open_index)
+}
+
+/// Opens a shard, which must not be an index: indices could name each other without end.
+pub(crate) fn open_shard(path: &Path) -> Result<Opened, CheckpointError> {
+    open_as(path, |path| Err(CheckpointError::format(path, "a shard is an index itself")))
+}
+
+/// Opens one file; `index` opens one that is an index.
+fn open_as(
+    path: &Path,
+    index: fn(&Path) -> Result<Opened, CheckpointError>,
+) -> Result<Opened, CheckpointError> {
     let open = |source| CheckpointError::Open { path: path.into(), source };
     let mut head = Vec::new();
     open_regular(path).map_err(open)?.take(64).read_to_end(&mut head).map_err(open)?;
@@ -294,7 +307,7 @@ pub(crate) fn open_file(path: &Path) -> Result<Opened, CheckpointError> {
     } else if head.trim_ascii_start().starts_with(b"<") {
         return Err(not_weights("this is an HTML or XML page, perhaps a failed download"));
     } else if head.trim_ascii_start().starts_with(b"{") {
-        shards::open_index(path)?
+        index(path)?
     } else {
         pytorch::open(path)?
     };

@@ -326,6 +326,10 @@ fn an_index_that_does_not_match_its_shards_is_an_error() {
         let line = error(&sharded.index(weight_map));
         assert!(line.contains(says), "{line}");
     }
+    // Also under another name, where it would be opened without end.
+    let named = sharded.folder.path().join("c.bin");
+    fs::write(&named, r#"{"weight_map": {"x": "c.bin"}}"#).unwrap();
+    assert!(error(&named).contains("a shard is an index itself"), "{}", error(&named));
     safetensors(&sharded.folder.path().join("b.safetensors"), &[("x", &[2])]);
     let index = sharded.index(r#"{"x": "a.safetensors", "y": "b.safetensors"}"#);
     assert!(error(&index).contains("key 'x' is in two shards"));

@@ -70,8 +70,8 @@ pub(crate) struct BenchPreset {
 pub(crate) const PRESETS: [&str; 2] = ["stdit-xl-2", "demo"];
 
 impl BenchPreset {
-    /// Returns the preset of a name, one of [`PRESETS`]: the sizes of the published models or of the
-    /// demo model.
+    /// Returns the preset of a name, one of [`PRESETS`]: the sizes of the published models, or those of the
+    /// demo model with half its blocks.
     pub(crate) fn find(name: &str) -> Option<Self> {
         match name {
             "stdit-xl-2" => Some(Self {
@@ -329,7 +329,7 @@ impl BenchSpec {
             on_stage(&format!("warm-up {} of {}", run + 1, self.warmup));
             timed()?;
         }
-        let mut reps = Vec::with_capacity(self.reps);
+        let mut reps = Vec::new();
         for run in 0..self.reps {
             on_stage(&format!("run {} of {}", run + 1, self.reps));
             reps.push(timed()?);

@@ -11,6 +11,7 @@ mod commands;
 mod fetch_progress;
 mod help;
 mod model;
+mod open_files;
 mod options;
 mod output;
 mod progress;
@@ -124,6 +125,7 @@ fn main() -> ExitCode {
         Command::Weights(_) => Kept::Nothing,
         _ => Kept::Some,
     });
+    open_files::raise_limit();
     let result = match command {
         Command::Sample(args) => sample::run(*args),
         Command::Weights(args) => weights::run(args),

@@ -43,6 +43,8 @@ pub(crate) struct Progress {
     cold: bool,
     /// Steps that the estimate of the time left leaves out: the warm-up, and those of earlier batches.
     uncounted: usize,
+    /// True if a signal stops the decoding.
+    stops_decoding: bool,
 }
 
 /// Display of progress: none, plain lines or bars.
@@ -75,7 +77,13 @@ impl Progress {
             warm_up: None,
             cold: false,
             uncounted: 0,
+            stops_decoding: false,
         }
+    }
+
+    /// Lets a signal stop the decoding from now on: of clips that are not results.
+    pub(crate) fn stop_in_decoding(&mut self) {
+        self.stops_decoding = true;
     }
 
     /// Reports the warm-up of each stage from now on, if `device` compiles its kernels at first use.
@@ -194,10 +202,11 @@ impl Observer for Progress {
         stop::flow()
     }
 
-    /// Shows the progress and never stops the decoding: a clip that was sampled is worth its decoding.
+    /// Shows the progress. Stops the decoding only after [`Progress::stop_in_decoding`]: a clip that was sampled is worth
+    /// its decoding.
     fn decoded(&mut self, event: &Decoded) -> ControlFlow<()> {
         self.advance("decoding", event.frames, event.total);
-        ControlFlow::Continue(())
+        if self.stops_decoding { stop::flow() } else { ControlFlow::Continue(()) }
     }
 }
 

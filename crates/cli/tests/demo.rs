@@ -108,3 +108,36 @@ fn eval_demo_rejects_invalid_options() {
         assert!(stderr(&output).contains(named), "{}", stderr(&output));
     }
 }
+
+#[test]
+fn numbers_beyond_the_limits_are_rejected() {
+    let folder = tempfile::tempdir().unwrap();
+    let huge = "1000000000000000000";
+    for args in [
+        &["eval", "demo", "--prompts", huge][..],
+        &["eval", "demo", "--prompts", "0"],
+        &["data", "demo", "--out", "set", "--clips", huge],
+        &["data", "demo", "--out", "set", "--clips", huge, "--stills", huge],
+        #[cfg(feature = "serve")]
+        &["serve", "--max-steps", "0"],
+    ] {
+        let output = opensora(folder.path(), args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {output:?}");
+        let message = stderr(&output);
+        assert!(message.contains("expected") && message.lines().count() == 1, "{message}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// `--model` prefers a name to a path, and a record names the model that was used.
+#[test]
+fn a_folder_with_the_name_of_the_model_is_not_the_model() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("demo")).unwrap();
+    let args = ["sample", "a red circle grows", "--steps", "2", "-o", "demo/a.gif", "--quiet"];
+    let output = opensora(folder.path(), &args);
+    assert!(output.status.success(), "{output:?}");
+    let record = std::fs::read_to_string(folder.path().join("demo/a.gif.json")).unwrap();
+    let record: Value = serde_json::from_str(&record).unwrap();
+    assert_eq!(record["model_argument"], "demo");
+}

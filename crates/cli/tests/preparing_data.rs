@@ -200,6 +200,28 @@ fn near_duplicates_in_two_parts_go_as_they_would_without_parts() {
 }
 
 #[test]
+fn no_step_overwrites_the_table_that_it_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("clips.csv");
+    let table = "path,text\nclips/a.mp4,fog\n";
+    fs::write(&path, table).unwrap();
+    let caption = "caption --endpoint http://127.0.0.1:9 --model none";
+    for step in ["split", "filter --hashes", "clean", caption] {
+        let output = Command::new(env!("CARGO_BIN_EXE_opensora"))
+            .arg("data")
+            .args(step.split(' '))
+            .args(["--data", "clips.csv", "--out", "./clips.csv"])
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{step}");
+        assert!(said.contains("--out: ./clips.csv: it is the table that is read"), "{said}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), table, "{step}");
+    }
+}
+
+#[test]
 fn a_pipeline_killed_anywhere_and_started_again_gives_the_same_table() {
     let endpoint = stand_in();
     let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];

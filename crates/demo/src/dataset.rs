@@ -107,6 +107,8 @@ pub enum DemoError {
 const SMALLEST_SIDE: usize = 16;
 /// Largest side in pixels, and largest number of frames and shots.
 const LARGEST: usize = 1024;
+/// Maximum number of clips, of stills and of films.
+const MOST: usize = 10_000_000;
 
 impl DemoSpec {
     /// Checks that every setting is in range.
@@ -127,6 +129,13 @@ impl DemoSpec {
         }
         if self.clips == 0 && self.stills == 0 && self.films == 0 {
             return fail("clips", "0 without others".into(), "at least one clip, still or film");
+        }
+        for (field, found) in
+            [("clips", self.clips), ("stills", self.stills), ("films", self.films)]
+        {
+            if found > MOST {
+                return fail(field, found.to_string(), "at most 10,000,000");
+            }
         }
         if !(1..=LARGEST).contains(&self.shots) {
             return fail("shots", self.shots.to_string(), "1 to 1024 shots");

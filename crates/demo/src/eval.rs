@@ -49,6 +49,9 @@ use std::time::Instant;
 /// Smallest side of clips that can be judged, in pixels.
 pub const SMALLEST_SIDE: usize = 32;
 
+/// Maximum number of prompts.
+pub const MAX_PROMPTS: usize = 1_000_000;
+
 /// Clips that the VAE processes at once.
 const ROUND_TRIP_BATCH: usize = 4;
 /// Frames that the VAE processes at once.
@@ -71,9 +74,12 @@ pub struct Judged<'a> {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvalError {
-    /// An evaluation without prompts.
-    #[error("0 prompts, expected at least 1")]
-    NoPrompts,
+    /// A number of prompts that is out of range.
+    #[error("{found} prompts, expected 1 to {MAX_PROMPTS}")]
+    Prompts {
+        /// The number of prompts.
+        found: usize,
+    },
     /// Clips that are too small to be judged.
     #[error(
         "{}x{}: clips under {SMALLEST_SIDE} pixels cannot be judged", image_size[0], image_size[1]
@@ -133,8 +139,8 @@ impl Evaluation {
     /// Returns an error if there are no prompts, the clips are too small or too short to be judged, or the
     /// model cannot make them.
     pub fn check(&self, pipeline: &TextToVideo) -> Result<(), EvalError> {
-        if self.prompts == 0 {
-            return Err(EvalError::NoPrompts);
+        if !(1..=MAX_PROMPTS).contains(&self.prompts) {
+            return Err(EvalError::Prompts { found: self.prompts });
         }
         let SampleRequest { num_frames, image_size, .. } = self.request;
         if image_size.iter().any(|&side| side < SMALLEST_SIDE) {

@@ -41,6 +41,8 @@ pub enum GridError {
 
 /// Space between tiles and around them in pixels.
 const GAP: usize = 8;
+/// Maximum width of a caption in pixels, as [`Paragraph`] allows.
+const MAX_LINE: u32 = 4096;
 /// Space between a clip and its caption in pixels.
 const CAPTION_GAP: usize = 4;
 
@@ -179,7 +181,8 @@ impl Layout {
 
     fn caption<'a>(&self, text: &'a str) -> Paragraph<'a> {
         let GridOptions { text_size: size, most_lines, .. } = self.options;
-        let width = u32::try_from(self.cell[1]).unwrap_or(u32::MAX);
+        // Wider lines than a paragraph can have are not needed.
+        let width = u32::try_from(self.cell[1]).unwrap_or(u32::MAX).min(MAX_LINE);
         Paragraph { text, size, width, most_lines }
     }
 

@@ -1,6 +1,7 @@
 //! Known columns and their aliases in other tools.
 
 use crate::{
+    csv_file::dialect::is_file,
     known,
     limits::MAX_COLUMNS,
     table::{NUM_FRAMES, PATH, TEXT, URL},
@@ -36,9 +37,11 @@ const ALIASES: [(&str, &[&str]); 4] = [
     (URL, &["url", "videourl", "imageurl", "contenturl"]),
 ];
 
-/// Returns true if the fields are a header: one of them is an alias of `path` or `url`.
+/// Returns true if the fields are a header: one of them is an alias of `path` or `url`, and the first is no file. A row
+/// without a header begins with its file, and its caption can be such a word (`a.mp4,video`).
 pub(crate) fn is_header(fields: &[&str]) -> bool {
-    has(fields, PATH) || has(fields, URL)
+    let is_row = fields.first().is_some_and(|field| is_file(field.trim()));
+    !is_row && (has(fields, PATH) || has(fields, URL))
 }
 
 /// Returns true if one of the fields is an alias of the column `known`.
@@ -128,6 +131,12 @@ mod tests {
         }
         assert!(looks_like_header(&["clip", "caption"]));
         assert!(!looks_like_header(&["a.mp4", "caption"]) && !looks_like_header(&["a", "b"]));
+    }
+
+    #[test]
+    fn a_row_that_begins_with_a_file_is_no_header() {
+        assert!(!is_header(&["a.mp4", "video"]) && !is_header(&["raw/a.PNG ", "url", "1"]));
+        assert!(is_header(&["video", "a.ts"]) && is_header(&["clip.id", "path"]));
     }
 
     #[test]

@@ -43,7 +43,8 @@
 //! in seconds. [`Table`]s keep such rows; [`Manifest`] rejects them, because training reads whole files.
 //!
 //! Other columns are kept unchanged. A CSV file without a header has the columns `path`,
-//! `text` and, if rows have a third field, `num_frames`.
+//! `text` and, if rows have a third field, `num_frames`. A first row that begins with the name of an image or video is
+//! no header.
 //!
 //! # Accepted files
 //!

@@ -134,6 +134,18 @@ fn unknown_headers_are_known_by_the_files_below_them() {
 }
 
 #[test]
+fn a_caption_that_is_the_name_of_a_column_is_no_header() {
+    for text in ["a.mp4,video\nb.mp4,A hen\n", "a.mp4;path\nb.mp4;A hen\n", "a.png\timage\n"] {
+        let (table, manifest) = read(text.as_bytes());
+        let table = table.unwrap();
+        assert_eq!(table.columns(), [PATH, TEXT], "{text}");
+        assert_eq!(table.len(), text.lines().count(), "{text}");
+        assert_eq!(manifest.unwrap().rows.len(), table.len(), "{text}");
+        assert!(table.get(0, PATH).unwrap().starts_with("a."), "{text}");
+    }
+}
+
+#[test]
 fn other_encodings_are_named() {
     let text = "path,text\na.mp4,fog\n";
     let marked = format!("\u{feff}{text}");

@@ -4,12 +4,13 @@ use crate::{
     labels::LabelSet,
     model_files::{
         FOLLOWS_PROMPT, ModelError, PartPaths, description_error, find_part, find_vae,
-        is_class_kind, known_fields, named_sampler, parse_description, read_description,
+        is_class_kind, named_sampler, parse_description, read_description,
     },
     presets::{ClassKind, Preset, PresetModel, published_request},
     request::SampleRequest,
     stdit::ClassConfig,
 };
+use opensora_checkpoint::known_fields;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 

@@ -11,14 +11,12 @@ use crate::{
     request::SampleRequest,
     stdit::{DenoiserConfig, PositionScales},
 };
+use opensora_checkpoint::known_fields;
 use opensora_files::{
     one_line,
     read::{MAX_CONFIG_BYTES, inside, read_text},
 };
-use serde::{
-    Deserialize, Deserializer, Serialize,
-    de::{DeserializeOwned, Error as _},
-};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     io,
     path::{Path, PathBuf},
@@ -223,21 +221,6 @@ pub(crate) fn parse_description<T: DeserializeOwned>(
     text: &str,
 ) -> Result<T, ModelError> {
     serde_json::from_str(text).map_err(|source| ModelError::Json { path: path.into(), source })
-}
-
-/// Reads a denoiser's configuration with known fields only. Its type accepts others, which the reference's
-/// configurations have.
-pub(crate) fn known_fields<'de, T, D>(deserializer: D) -> Result<T, D::Error>
-where
-    T: Default + Serialize + DeserializeOwned,
-    D: Deserializer<'de>,
-{
-    let given = serde_json::Map::<String, serde_json::Value>::deserialize(deserializer)?;
-    let known = serde_json::to_value(T::default()).map_err(D::Error::custom)?;
-    if let Some(name) = given.keys().find(|name| known.get(name.as_str()).is_none()) {
-        return Err(D::Error::custom(format!("unknown field `{name}`")));
-    }
-    serde_json::from_value(given.into()).map_err(D::Error::custom)
 }
 
 /// Returns the error of a description on one line, with control characters of the file's text escaped.

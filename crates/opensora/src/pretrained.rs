@@ -105,7 +105,7 @@ impl Pretrained {
                 let (denoiser, vae) = self.denoiser_and_vae(preset, model, observer)?;
                 Ok(ModelFiles::of_preset(preset, denoiser, t5, vae)?)
             }
-            Found::Local => Ok(ModelFiles::resolve(model, &self.parts)?),
+            Found::Local(model) => Ok(ModelFiles::resolve(model, &self.parts)?),
             Found::Folder(folder) => Ok(ModelFiles::open_with(&folder, &self.parts)?),
         }
     }
@@ -126,26 +126,34 @@ impl Pretrained {
                 let (denoiser, vae) = self.denoiser_and_vae(preset, model, observer)?;
                 Ok(ClassFiles::of_preset(preset, denoiser, vae)?)
             }
-            Found::Local => Ok(ClassFiles::resolve(model, &self.parts)?),
+            Found::Local(model) => Ok(ClassFiles::resolve(model, &self.parts)?),
             Found::Folder(folder) => Ok(ClassFiles::open_with(&folder, &self.parts)?),
         }
     }
 
-    fn find(&self, model: &str, observer: &mut dyn Observer) -> Result<Found, PretrainedError> {
+    fn find<'a>(
+        &self,
+        model: &'a str,
+        observer: &mut dyn Observer,
+    ) -> Result<Found<'a>, PretrainedError> {
+        // With a folder of weights, nothing is fetched.
+        let is_offline = self.parts.weights_dir.is_some();
+        let of_preset = |preset: &'static Preset| match is_offline {
+            true => Found::Local(preset.name),
+            false => Found::Preset(preset),
+        };
         if let Some(preset) = Preset::find(model) {
-            return Ok(match self.parts.weights_dir {
-                Some(_) => Found::Local,
-                None => Found::Preset(preset),
-            });
+            return Ok(of_preset(preset));
         }
         if Path::new(model).exists() || !model.contains('/') || has_file_ending(model) {
-            return Ok(Found::Local);
+            return Ok(Found::Local(model));
         }
         // Neither a path nor a repository: reported as an unknown model.
-        let Ok(repository) = model.parse::<Repository>() else { return Ok(Found::Local) };
+        let Ok(repository) = model.parse::<Repository>() else { return Ok(Found::Local(model)) };
         let published = in_repository(model, self.file.as_deref());
         match published[..] {
-            [preset] => return Ok(Found::Preset(preset)),
+            [preset] => return Ok(of_preset(preset)),
+            [] if is_offline => return Ok(Found::Local(model)),
             [] => {}
             _ => {
                 let names = published.iter().map(|preset| preset.name).collect();
@@ -232,11 +240,11 @@ pub fn has_file_ending(name: &str) -> bool {
 }
 
 /// Kind of a model that was found.
-enum Found {
+enum Found<'a> {
     /// A published checkpoint.
     Preset(&'static Preset),
-    /// A path, or an unknown name.
-    Local,
+    /// A path, the name of a preset in a folder of weights, or an unknown name.
+    Local(&'a str),
     /// A folder of the cache with a `model.json`.
     Folder(PathBuf),
 }
@@ -369,6 +377,13 @@ mod tests {
         options.parts.weights_dir = Some(home.path().into());
         let error = options.text_files("pixart-xl-2-256x256", &mut ()).unwrap_err();
         assert!(matches!(error, PretrainedError::Model(ModelError::MissingFile { .. })));
+        // Nor by the name of a repository.
+        options.file = Some("OpenSora-v1-HQ-16x512x512.pth".into());
+        let error = options.text_files("hpcai-tech/Open-Sora", &mut ()).unwrap_err();
+        assert!(matches!(error, PretrainedError::Model(ModelError::MissingFile { .. })), "{error}");
+        options.file = None;
+        let error = options.text_files("owner/name", &mut ()).unwrap_err();
+        assert!(matches!(error, PretrainedError::Model(ModelError::Unknown { .. })), "{error}");
     }
 
     #[test]

@@ -12,15 +12,18 @@ use crate::{
         denoiser::DenoiserTask,
         recipe::{Recipe, SampleRecipe, StDitPart},
         run::Hooks,
+        session::check_encoders,
     },
     vae::{AutoencoderKl, VaeConfig},
     video::{
+        frames::MAX_SIDE,
         png,
-        sheet::{SheetOptions, contact_sheet},
+        sheet::{SheetOptions, contact_sheet, side},
     },
 };
 use burn::tensor::{Device, FloatDType};
 use opensora_checkpoint::{BoxedError, Checkpoint, PublishedModel};
+use opensora_data::window::ClipSpec;
 use std::{
     error::Error,
     path::{Path, PathBuf},
@@ -31,6 +34,7 @@ use std::{
 pub struct SampleSheets {
     recipe: SampleRecipe,
     prediction_type: PredictionType,
+    options: SheetOptions,
     prompts: PromptStates,
     vae: AutoencoderKl,
     /// `[B, C, T, h, w]`
@@ -49,7 +53,8 @@ impl SampleSheets {
     /// Loads the text encoder (and drops it once the prompts are encoded) and the VAE.
     ///
     /// # Errors
-    /// Returns an error if the recipe lacks the text encoder or the VAE, or one of them cannot be loaded.
+    /// Returns an error if the recipe lacks the text encoder or the VAE, one of them cannot be loaded or does not fit, or
+    /// the clips of all prompts do not fit on a contact sheet.
     pub fn new(
         recipe: &Recipe,
         part: &StDitPart,
@@ -59,6 +64,11 @@ impl SampleSheets {
         let missing = |what| TrainError::other(format!("sample videos need the {what}"));
         let t5 = part.t5.as_ref().ok_or_else(|| missing("text encoder"))?;
         let vae = part.vae.as_ref().ok_or_else(|| missing("VAE"))?;
+        // Checked before the first step, since an error at the first sample would end the run.
+        let clip = &recipe.data.clip;
+        check_encoders(part, clip, vae, t5)?;
+        SamplerKind::DpmSolver.build(recipe.sample.steps).map_err(hook)?;
+        let options = sheet_options(recipe.sample.prompts.len(), clip)?;
         let tokens = part.config.model_max_length;
         let (encoder, _) = TextEncoder::load(t5, tokens, FloatDType::F32, device).map_err(hook)?;
         let prompts = encoder.encode(&recipe.sample.prompts).map_err(hook)?;
@@ -66,13 +76,13 @@ impl SampleSheets {
         let checkpoint = Checkpoint::open(vae)?;
         let (vae, _) =
             AutoencoderKl::load(&config, &checkpoint, FloatDType::F32, device).map_err(hook)?;
-        let clip = &recipe.data.clip;
         let [height, width] = clip.image_size;
         let [frames, height, width] = config.latent_size([clip.num_frames, height, width])?;
         let batch = recipe.sample.prompts.len();
         Ok(Self {
             recipe: recipe.sample.clone(),
             prediction_type: part.loss.prediction_type,
+            options,
             prompts,
             vae,
             latents: [batch, part.config.in_channels, frames, height, width],
@@ -101,11 +111,24 @@ impl SampleSheets {
             )
             .map_err(hook)?;
         let clips = to_frames(self.vae.decode(latents, Some(16))).map_err(hook)?;
-        let scale = SHEET_PIXELS.div_ceil(clips.first().map_or(1, |clip| clip.height())).max(1);
-        let options = SheetOptions { columns: FRAMES_SHOWN, scale };
-        let sheet = contact_sheet(&clips, &options).map_err(hook)?;
+        let sheet = contact_sheet(&clips, &self.options).map_err(hook)?;
         std::fs::create_dir_all(&self.folder).map_err(hook)?;
         png::write(path, &sheet).map_err(hook)
+    }
+}
+
+/// Returns the layout of a contact sheet with a row for each of `rows` clips.
+fn sheet_options(rows: usize, clip: &ClipSpec) -> Result<SheetOptions, TrainError> {
+    let [height, width] = clip.image_size;
+    let scale = SHEET_PIXELS.div_ceil(height.max(1)).max(1);
+    let most = (1..=FRAMES_SHOWN).rev().find(|&columns| side(columns, width, scale) <= MAX_SIDE);
+    match most {
+        Some(columns) if side(rows, height, scale) <= MAX_SIDE => {
+            Ok(SheetOptions { columns, scale })
+        }
+        _ => Err(TrainError::other(format!(
+            "{rows} sample videos of {height}x{width} pixels do not fit on a contact sheet of {MAX_SIDE} pixels"
+        ))),
     }
 }
 
@@ -118,4 +141,20 @@ impl Hooks<DenoiserTask> for SampleSheets {
 
 fn hook(error: impl Error + Send + Sync + 'static) -> TrainError {
     TrainError::other(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sheets_have_a_possible_size() {
+        let clip = |image_size| ClipSpec { image_size, ..ClipSpec::default() };
+        let options = sheet_options(6, &clip([48, 48])).unwrap();
+        assert_eq!((options.columns, options.scale), (8, 3));
+        let wide = sheet_options(1, &clip([512, 4000])).unwrap();
+        assert_eq!((wide.columns, wide.scale), (4, 1));
+        let error = sheet_options(32, &clip([512, 512])).unwrap_err().to_string();
+        assert!(error.contains("32 sample videos"), "{error}");
+    }
 }

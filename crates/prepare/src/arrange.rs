@@ -26,6 +26,8 @@ use std::path::Path;
 
 /// Column that names a clip's source video.
 const SOURCE: &str = "source";
+/// Column with a clip's start in seconds of its source.
+const START: &str = "start";
 
 /// Returns the file and clip range of a row, or its address if it has no path.
 fn key(table: &Table, row: usize) -> Option<String> {
@@ -143,12 +145,49 @@ mod tests {
     }
 
     #[test]
+    fn clips_of_downloaded_videos_get_the_order_of_their_sources() {
+        let mut origin = Table::new([PATH, "source", CLIP_START]);
+        for (path, source, start) in
+            [("/v/2", "https://b", "9"), ("/v/2", "https://b", "1"), ("/v/1", "https://a", "")]
+        {
+            let fields = [(PATH, path), ("source", source), (CLIP_START, start)];
+            origin.push(fields.map(|(column, field)| (column, field.to_string())));
+        }
+        let mut clips = table(&[
+            ("/clips/a-0", "https://a"),
+            ("/clips/x-1", "https://x"),
+            ("/clips/b-9", "https://b"),
+            ("/clips/a-2", "https://a"),
+            ("/clips/x-0", "https://x"),
+            ("/clips/b-1", "https://b"),
+            ("/v/1", "https://a"),
+        ]);
+        let starts = ["10.500", "4", "9.000", "2.000", "3", "1.000", ""];
+        for (row, start) in starts.into_iter().enumerate() {
+            clips.set(row, "start", start);
+        }
+        let ordered = in_order_of(&clips, &origin);
+        let expected = [
+            "/clips/b-1",
+            "/clips/b-9",
+            "/v/1",
+            "/clips/a-2",
+            "/clips/a-0",
+            "/clips/x-1",
+            "/clips/x-0",
+        ];
+        assert_eq!(paths(&ordered), expected);
+    }
+
+    #[test]
     fn missing_shards_follow_from_the_names_of_the_others() {
         let missing =
             |names: &[&str]| missing_parts(&names.iter().map(PathBuf::from).collect::<Vec<_>>());
         assert_eq!(missing(&["set/a.0-of-3.csv", "set/a.2-of-3.csv"]), ["1-of-3"]);
         assert_eq!(missing(&["./set/a.0-of-2.csv", "set//a.0-of-2.parquet"]), ["1-of-2"]);
         assert_eq!(missing(&["0-of-2.csv"]), ["1-of-2"]);
+        // Without an ending.
+        assert_eq!(missing(&["set/a.0-of-3", "set/a.2-of-3"]), ["1-of-3"]);
         for whole in [
             &["a.1-of-2.csv", "a.0-of-2.parquet"][..],
             &["a.0-of-3.csv", "b.csv"],

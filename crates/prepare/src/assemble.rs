@@ -2,7 +2,8 @@
 //!
 //! A step that writes `clips.csv` has its journal in `clips.csv.journal.jsonl` and lists the rows that
 //! it cannot use in `clips.failed.csv`, with the reason. A shard puts its number into all three names,
-//! so that shards never overwrite each other's files.
+//! so that shards never overwrite each other's files. Without an ending, the number of a shard is the end of
+//! the table's name (`clips.0-of-4`), and the other names add to it (`clips.0-of-4.failed.csv`).
 
 use crate::{
     PrepareError, RowError,
@@ -15,7 +16,7 @@ use opensora_manifest::{Table, table::PATH};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -32,12 +33,59 @@ pub fn journal_path(out: &Path) -> PathBuf {
 
 /// Returns the path of the list of rows that a step which writes `out` cannot use.
 pub fn failed_path(out: &Path) -> PathBuf {
-    out.with_extension("failed.csv")
+    beside(out, "failed.csv")
 }
 
 /// Returns the path of the list of rows that a filter which writes `out` dropped.
 pub fn dropped_path(out: &Path) -> PathBuf {
-    out.with_extension("dropped.csv")
+    beside(out, "dropped.csv")
+}
+
+/// Returns the path of a file that belongs to the table `out`, with another ending. The number of a shard is not an
+/// ending: it stays, so that the files of shards differ.
+pub(crate) fn beside(out: &Path, ending: &str) -> PathBuf {
+    if !ends_in_part(out) {
+        return out.with_extension(ending);
+    }
+    let mut name: OsString = out.as_os_str().into();
+    name.push(".");
+    name.push(ending);
+    name.into()
+}
+
+/// Returns true for the path of a shard's table without ending, such as `clips.0-of-4`.
+pub(crate) fn ends_in_part(out: &Path) -> bool {
+    out.extension().and_then(OsStr::to_str).is_some_and(|ending| part_number(ending).is_some())
+}
+
+/// Returns index and count of a shard, as [`shard_path`] writes them: `0-of-4`.
+pub(crate) fn part_number(text: &str) -> Option<(usize, usize)> {
+    let (index, count) = text.split_once("-of-")?;
+    Some((index.parse().ok()?, count.parse().ok()?))
+}
+
+/// Checks that a step does not overwrite the table that it reads: the next run would read it without the rows that
+/// failed, and remove their list.
+///
+/// # Errors
+/// Returns an error if `out` is the file `data`, also by a link.
+pub(crate) fn check_out(data: &Path, out: &Path) -> Result<(), PrepareError> {
+    match identity(data) == identity(out) {
+        true => Err(PrepareError::SameFile { path: out.into() }),
+        false => Ok(()),
+    }
+}
+
+/// Returns the path of a shard's table ([`shard_path`]) of a step that reads the table `data`.
+///
+/// # Errors
+/// Returns an error if `data` is this path, or `out`, to which the tables of shards are merged: it would be replaced by
+/// a table without the failed rows.
+pub fn output_path(data: &Path, out: &Path, shard: Shard) -> Result<PathBuf, PrepareError> {
+    check_out(data, out)?;
+    let part = shard_path(out, shard);
+    check_out(data, &part)?;
+    Ok(part)
 }
 
 /// Returns the path of a shard's table: `out` for the whole table, else, for example,
@@ -265,6 +313,47 @@ mod tests {
         let part = shard_path(out, Shard::new(3, 8).unwrap());
         assert_eq!(part, Path::new("set/clips.v1.3-of-8.csv"));
         assert_eq!(failed_path(&part), Path::new("set/clips.v1.3-of-8.failed.csv"));
+    }
+
+    #[test]
+    fn shards_without_an_ending_share_no_files() {
+        let part = |index| shard_path(Path::new("set/kept"), Shard::new(index, 2).unwrap());
+        assert_eq!(part(0), Path::new("set/kept.0-of-2"));
+        assert_eq!(failed_path(&part(0)), Path::new("set/kept.0-of-2.failed.csv"));
+        assert_eq!(dropped_path(&part(1)), Path::new("set/kept.1-of-2.dropped.csv"));
+        assert_eq!(beside(&part(1), "header.csv"), Path::new("set/kept.1-of-2.header.csv"));
+        // Other names have no number.
+        for (name, failed) in [
+            ("kept", "kept.failed.csv"),
+            ("best-of-80s", "best-of-80s.failed.csv"),
+            ("a.best-of-80s", "a.failed.csv"),
+        ] {
+            assert_eq!(failed_path(Path::new(name)), Path::new(failed));
+        }
+    }
+
+    #[test]
+    fn the_table_that_is_read_is_no_output() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let part = Shard::new(0, 2).unwrap();
+        let of = |data: &str, out: &str, shard| output_path(&path(data), &path(out), shard);
+        for name in ["clips.csv", "clips.0-of-2.csv"] {
+            std::fs::write(path(name), "path\n").unwrap();
+        }
+        assert_eq!(of("clips.csv", "kept.csv", part).unwrap(), path("kept.0-of-2.csv"));
+        for (data, shard) in
+            [("clips.csv", Shard::WHOLE), ("clips.csv", part), ("clips.0-of-2.csv", part)]
+        {
+            let same = of(data, "./clips.csv", shard).unwrap_err().to_string();
+            let words = ": it is the table that is read, expected another file";
+            assert!(same.ends_with(words), "{same}");
+        }
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink("clips.csv", path("link.csv")).unwrap();
+            assert!(of("link.csv", "clips.csv", Shard::WHOLE).is_err());
+        }
     }
 
     #[test]

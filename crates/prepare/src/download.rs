@@ -29,6 +29,8 @@
 //! | `terms` | licence [`Terms`] of known lists and hosts |
 //! | `http`, `partial` | downloads by HTTP, and partial files |
 //! | `yt_dlp` | downloads with `yt-dlp` |
+//! | `busy` | waits for other processes |
+//! | `readable` | rows that a table can hold |
 //! | `limits` | rate limits |
 //! | `reach` | rejection of hosts that are not public |
 //! | `secrets` | removal of secrets from addresses |
@@ -51,6 +53,7 @@
 //! next run resumes partial files.
 
 mod address;
+mod busy;
 mod csv_list;
 mod fetch_error;
 mod hdvg;
@@ -60,6 +63,7 @@ mod list;
 mod literal;
 mod partial;
 mod reach;
+mod readable;
 mod seconds;
 mod secrets;
 mod terms;
@@ -76,8 +80,9 @@ pub use yt_dlp::{FORMAT, YtDlp};
 use crate::{
     Observer, PrepareError, RunOptions, Shard, Summary,
     assemble::journal_path,
+    output::stops_every_row,
     retry::{GaveUp, RetryPolicy},
-    step::{self, Outcome, Run},
+    step::{self, Fault, Outcome, Run},
 };
 use address::Fetch;
 use http::Client;
@@ -90,7 +95,10 @@ use opensora_manifest::{
 };
 use partial::Fetched;
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use yt_dlp::Runner;
 
 /// The column with the address of a row's file.
@@ -192,8 +200,8 @@ impl Report {
 /// ([`ListFormat::Csv`]) with the times in `start` and `end`, the other columns of the list, and `reason`.
 ///
 /// # Errors
-/// Returns an error if the terms are not accepted, a setting is invalid, the folder, the journal or a
-/// manifest cannot be written, or the observer stops the step.
+/// Returns an error if the terms are not accepted, a setting is invalid, the folder, a file of it, the journal or a
+/// manifest cannot be written (the disk is full, the folder is read-only), or the observer stops the step.
 pub fn run(
     job: &Job,
     list: &List,
@@ -233,9 +241,24 @@ pub fn run(
         // The list has the videos of its shard only.
         options: RunOptions { shard: Shard::WHOLE, ..job.options },
     };
-    let outcomes = step::run(&run, &keys, |row| Ok(fetch(row)?), observer)?;
+    let work = |row: usize| {
+        let target = || job.folder.join(list.videos[row].address.file());
+        fetch(row).map_err(|failed| fault(failed, target))
+    };
+    let outcomes = step::run(&run, &keys, work, observer)?;
     let report = assemble(job, list, &outcomes, out)?;
     Ok(Report { no_yt_dlp, ..report })
+}
+
+/// Returns the fault of a video that was not downloaded to `target`: an output that cannot be written ends the step.
+fn fault(failed: GaveUp<FetchError>, target: impl FnOnce() -> PathBuf) -> Fault {
+    let GaveUp { error, attempts, stopped } = failed;
+    match error {
+        FetchError::Write(source) if stops_every_row(&source) => {
+            Fault::Step(Arc::new(PrepareError::Io { path: target(), source }))
+        }
+        error => GaveUp { error, attempts, stopped }.into(),
+    }
 }
 
 impl Job {
@@ -266,6 +289,7 @@ impl Job {
             agent: http::agent(&self.timeouts, self.allow_private),
             retry: self.retry,
             max_bytes: self.max_bytes,
+            patience: self.timeouts.attempt,
             requests: Rate::new(self.requests_per_second),
             bytes: Rate::new(self.bytes_per_second.map(|rate| rate as f64)),
         }
@@ -347,5 +371,33 @@ fn is_there(target: &Path, fetched: &Fetched) -> Result<(), String> {
         Err(error) => Err(format!(
             "it was downloaded and is missing ({error}): remove the journal to download it again"
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Error, ErrorKind};
+
+    #[test]
+    fn a_full_disk_ends_the_step_and_other_errors_are_of_the_video() {
+        let fault = |error: FetchError| fault(error.into(), || "videos/a.mp4".into());
+        let Fault::Step(error) = fault(FetchError::Write(ErrorKind::StorageFull.into())) else {
+            panic!("a full disk is not recorded");
+        };
+        let line = error_line(&*error);
+        assert!(line.starts_with("videos/a.mp4: "), "{line}");
+        for of_video in [
+            FetchError::Write(Error::other("broken")),
+            FetchError::Write(busy::busy()),
+            // A file that is there and cannot be read.
+            FetchError::Io {
+                path: "videos/a.mp4".into(),
+                source: ErrorKind::PermissionDenied.into(),
+            },
+            FetchError::Empty,
+        ] {
+            assert!(matches!(fault(of_video), Fault::Row(_)));
+        }
     }
 }

@@ -95,6 +95,12 @@ pub enum PrepareError {
         /// Name of the table.
         name: String,
     },
+    /// The output of a step is the table that it reads, which would lose its failed rows.
+    #[error("{}: it is the table that is read, expected another file", path.display())]
+    SameFile {
+        /// The output.
+        path: PathBuf,
+    },
     /// Two rows have the same key.
     #[error("rows {} and {} are both {key}", first + 1, second + 1)]
     SameKey {

@@ -53,7 +53,7 @@ pub use score::{OnnxSpec, Score};
 
 use crate::{
     Observer, PrepareError, RowError, RunOptions,
-    assemble::{REASON, dropped_path, failed_path, journal_path, write_list},
+    assemble::{REASON, beside, dropped_path, failed_path, journal_path, write_list},
     step::{self, Fault, Outcome, Run, Shard},
 };
 use bound::Verdict;
@@ -75,6 +75,8 @@ use std::{
 /// Columns that are derived from others.
 const DERIVED: [&str; 5] =
     ["short_side", "pixels", "aspect_ratio", "text_characters", "text_words"];
+/// The column of the list of dropped rows with the filter that dropped the row.
+pub(crate) const FILTER: &str = "filter";
 /// The column with the clip that a near-duplicate repeats.
 const DUPLICATE_OF: &str = "duplicate_of";
 
@@ -208,7 +210,8 @@ fn no_column(column: &str, table: &Table) -> PrepareError {
     FilterError::Column { column: column.into(), columns: table.columns().join(", ") }.into()
 }
 
-/// Measures missing columns, judges the rows, and writes the tables of kept, dropped and failed rows.
+/// Measures missing columns, judges the rows, and writes the tables of kept, dropped and failed rows. The reasons of a
+/// list of dropped or failed rows (the columns `filter` and `reason`) are left out.
 ///
 /// # Errors
 /// Returns an error if the options are invalid for this table, the journal was written with other
@@ -219,11 +222,15 @@ pub fn run(
     out: &Path,
     observer: &mut dyn Observer,
 ) -> Result<Report, PrepareError> {
-    job.validate(table)?;
-    let files = Files::of(table, job.options.shard);
-    let (outcomes, measured) = measured(job, table, &files, out, observer)?;
-
     let mut table = table.clone();
+    // A list of dropped or failed rows that is filtered again has the old reasons.
+    if table.remove(REASON) {
+        table.remove(FILTER);
+    }
+    job.validate(&table)?;
+    let files = Files::of(&table, job.options.shard);
+    let (outcomes, measured) = measured(job, &table, &files, out, observer)?;
+
     let mut judged = Judged { report: Report { measured, ..Report::default() }, rows: vec![] };
     let mut failures = HashMap::new();
     for &(row, file) in &files.rows {
@@ -304,7 +311,7 @@ impl Judged {
                         true => kept.push(*row),
                         false => {
                             dropped.push(fields(*row));
-                            dropped.set(dropped.len() - 1, "filter", filter.as_str());
+                            dropped.set(dropped.len() - 1, FILTER, filter.as_str());
                             dropped.set(dropped.len() - 1, REASON, reason.as_str());
                         }
                     }
@@ -407,7 +414,7 @@ fn journal(job: &Job, depth: Depth, out: &Path) -> PathBuf {
         (Some(journal), Depth::Header) => journal.with_extension("header.jsonl"),
         (None, Depth::Pixels) => journal_or(journal_path(out), out, "journal.jsonl"),
         (None, Depth::Header) => {
-            let header = journal_path(&out.with_extension("header.csv"));
+            let header = journal_path(&beside(out, "header.csv"));
             journal_or(header, out, "header.journal.jsonl")
         }
     }
@@ -415,7 +422,7 @@ fn journal(job: &Job, depth: Depth, out: &Path) -> PathBuf {
 
 /// Returns the journal of an earlier version beside `out` if there is one, else `journal`.
 fn journal_or(journal: PathBuf, out: &Path, earlier: &str) -> PathBuf {
-    let earlier = out.with_extension(earlier);
+    let earlier = beside(out, earlier);
     if earlier.exists() && !journal.exists() { earlier } else { journal }
 }
 

@@ -85,6 +85,7 @@ pub mod filter;
 mod look;
 mod observer;
 mod open;
+mod output;
 pub mod pipeline;
 mod pool;
 pub mod preview;

@@ -17,7 +17,7 @@ mod stages;
 
 use crate::{
     JournalError, Observer, PrepareError, RunOptions, Shard, StageFinished, StageStarted, Summary,
-    assemble::{Tables, failed_path, make_folder, shard_path},
+    assemble::{Tables, check_out, failed_path, make_folder, output_path},
     open,
     step::{State, open_journal},
 };
@@ -150,6 +150,7 @@ impl Seals {
         output: &Path,
         observer: &mut dyn Observer,
     ) -> Result<Summary, PrepareError> {
+        check_out(input, output)?;
         make_folder(output)?;
         // Before the run: a file that changes meanwhile is not what the stage was given.
         let given = hash_input(input)?;
@@ -174,8 +175,8 @@ impl Seals {
 /// of each stage.
 ///
 /// # Errors
-/// Returns an error if a stage fails, another process works in the folder, or a file cannot be read or
-/// written.
+/// Returns an error if the final table is the input ([`PrepareError::SameFile`]), a stage fails, another process works
+/// in the folder, or a file cannot be read or written.
 pub fn run(
     job: &Job,
     stages: &[&dyn Stage],
@@ -183,6 +184,7 @@ pub fn run(
 ) -> Result<Vec<(String, Summary)>, PrepareError> {
     check(stages)?;
     let shard = job.options.shard;
+    let out = output_path(&job.input, &job.out, shard)?;
     let work = work_folder(job);
     std::fs::create_dir_all(&work).map_err(PrepareError::io(&work))?;
     let mut seals = Seals::open(&work)?;
@@ -220,7 +222,6 @@ pub fn run(
         input = output;
     }
 
-    let out = shard_path(&job.out, shard);
     let mut table = Table::read(&input)?;
     if !is_cut {
         // A single stage made the first table.
@@ -330,7 +331,7 @@ mod tests {
     use super::*;
     use crate::{
         Advanced,
-        assemble::{Keys, REASON, journal_path},
+        assemble::{Keys, REASON, journal_path, shard_path},
         step::{self, Run},
     };
     use opensora_files::error_line;
@@ -559,6 +560,9 @@ mod tests {
         assert!(none.contains("no stages"), "{none}");
         let slash = run(&job, &[&Adds::new("../a", 1, "")], &mut ()).unwrap_err().to_string();
         assert!(slash.contains("../a"), "{slash}");
+        let onto_itself = Job { out: job.input.clone(), ..job.clone() };
+        let same = run(&onto_itself, &[&Adds::new("a", 1, "")], &mut ()).unwrap_err();
+        assert!(matches!(same, PrepareError::SameFile { .. }), "{same}");
         std::fs::create_dir_all(&job.work).unwrap();
         let _other = Journal::open(&job.work.join("pipeline.journal.jsonl")).unwrap();
         let busy = error_line(&run(&job, &[&Adds::new("a", 1, "")], &mut ()).unwrap_err());

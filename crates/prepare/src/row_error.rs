@@ -1,6 +1,6 @@
 //! Errors of single rows, which steps record and list.
 
-use crate::open::without_path;
+use crate::{open::without_path, output::is_unwritable};
 use opensora_files::{error_line, one_line};
 use opensora_shots::ShotsError;
 use opensora_video::{FramesError, VideoError};
@@ -102,6 +102,12 @@ impl RowError {
     /// Returns a [`Part`](Self::Part) error; `what` names the part, such as `"its clip"`.
     pub fn part(what: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Part { what: what.into(), source: source.into() }
+    }
+
+    /// Returns true if the output of the row cannot be written for a reason that affects every row. The input's errors
+    /// are no [`Part`](Self::Part).
+    pub(crate) fn is_of_output(&self) -> bool {
+        matches!(self, Self::Part { source, .. } if is_unwritable(&**source))
     }
 
     /// Returns the error and its causes on one line, as journals and lists of failures record it,

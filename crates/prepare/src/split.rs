@@ -51,7 +51,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, Once, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, Once, PoisonError},
 };
 use video::{Place, Source};
 
@@ -213,8 +213,8 @@ struct Record {
 /// Videos that give no clip are listed with the reason.
 ///
 /// # Errors
-/// Returns an error if a setting is invalid, the journal was written with other settings, a table
-/// cannot be written, or the observer stops the step.
+/// Returns an error if a setting is invalid, the journal was written with other settings, a table or the clips
+/// cannot be written (the disk is full, the folder is read-only), or the observer stops the step.
 pub fn run(
     job: &Job,
     input: &Table,
@@ -245,17 +245,20 @@ pub fn run(
     };
     let work = |row: usize| -> Result<Record, Fault> {
         keys.check(row)?;
-        Ok(videos.cut(row)?)
+        videos.cut(row).map_err(|error| match error.is_of_output() {
+            true => Fault::Step(Arc::new(error)),
+            false => error.into(),
+        })
     };
     let trust = Trust {
         state: &|row| open::state(videos.path(row)),
         path: &|row| Some(videos.path(row)),
         holds: &|row, record| videos.holds(row, record),
     };
-    let outcomes = step::run_checked(&run, keys.all(), &trust, work, observer);
-    // It is empty now: clips are moved out when they are complete.
-    let _ = fs::remove_dir_all(&videos.unfinished);
-    let outcomes = outcomes?;
+    // After an error, the folder may be in use by the process that holds the journal.
+    let outcomes = step::run_checked(&run, keys.all(), &trust, work, observer)?;
+    // It is empty now, as clips are moved out when they are complete, unless another process has started meanwhile.
+    let _ = fs::remove_dir(&videos.unfinished);
     let given = outcomes.iter().flatten().count();
     let mut tables = Tables::assemble(input, &COLUMNS, outcomes, |row, record: Record| {
         Ok(record.clips.iter().map(|clip| fields(input, row, &clips, clip)).collect())
@@ -330,10 +333,10 @@ impl<'a> Videos<'a> {
 }
 
 /// Returns the folder of incomplete clips: one for each journal, so that what a killed process left
-/// can be removed while other shards write to the same folder of clips.
+/// can be removed while other shards and tables write to the same folder of clips.
 fn unfinished(clips: &Path, out: &Path) -> PathBuf {
-    let name = out.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let digest = hex(&Sha256::digest(name)[..8]);
+    let out = std::path::absolute(out).unwrap_or_else(|_| out.into());
+    let digest = hex(&Sha256::digest(out.as_os_str().as_encoded_bytes())[..8]);
     clips.join(format!(".opensora-{digest}.part"))
 }
 
@@ -369,4 +372,63 @@ fn beside(folder: &Path, file: &Path) -> PathBuf {
     let (folder, file) = (absolute(folder), absolute(file));
     let parent = file.parent().unwrap_or(Path::new(""));
     folder.strip_prefix(parent).map_or_else(|_| folder.clone(), Path::to_path_buf)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use opensora_files::Journal;
+
+    #[test]
+    fn a_run_that_cannot_start_keeps_the_open_clips_of_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("clips.csv");
+        let open = unfinished(&clips_folder(&out), &out);
+        fs::create_dir_all(&open).unwrap();
+        fs::write(open.join("sea_scene-0.mp4"), "half a clip").unwrap();
+        let mut input = Table::new([PATH]);
+        input.push([(PATH, folder.path().join("sea.mp4").display().to_string())]);
+
+        let running = Journal::open(&journal_path(&out)).unwrap();
+        let busy = run(&Job::default(), &input, &out, &mut ()).unwrap_err();
+        assert!(matches!(busy, PrepareError::Journal { .. }), "{busy}");
+        assert!(open.join("sea_scene-0.mp4").exists());
+        // The video is missing: a failed row.
+        drop(running);
+        assert_eq!(run(&Job::default(), &input, &out, &mut ()).unwrap().failed, 1);
+        assert!(!open.exists());
+    }
+
+    #[test]
+    fn tables_of_one_name_have_separate_folders_of_open_clips() {
+        let clips = Path::new("shared");
+        let of = |out: &str| unfinished(clips, Path::new(out));
+        assert_ne!(of("a/clips.csv"), of("b/clips.csv"));
+        assert_eq!(of("clips.csv"), of("./clips.csv"));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_folder_that_cannot_be_written_ends_the_step() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("clips.csv");
+        let clips = clips_folder(&out);
+        fs::create_dir(&clips).unwrap();
+        fs::write(folder.path().join("sea.mp4"), "no video").unwrap();
+        let mut input = Table::new([PATH]);
+        input.push([(PATH, folder.path().join("sea.mp4").display().to_string())]);
+
+        fs::set_permissions(&clips, fs::Permissions::from_mode(0o555)).unwrap();
+        // An administrator may write to it nevertheless.
+        let is_closed = fs::write(clips.join("try"), "").is_err();
+        let result = run(&Job::default(), &input, &out, &mut ());
+        fs::set_permissions(&clips, fs::Permissions::from_mode(0o755)).unwrap();
+        if is_closed {
+            let error = result.unwrap_err();
+            assert!(matches!(error, PrepareError::Halted { done: 0, total: 1, .. }), "{error}");
+            // Nothing is recorded: now the row is processed.
+            assert_eq!(run(&Job::default(), &input, &out, &mut ()).unwrap().failed, 1);
+        }
+    }
 }

@@ -374,6 +374,8 @@ fn failures_and_manifests_can_be_read_as_lists() {
         let row = |row: usize| columns.map(|column| table.get(row, column).unwrap());
         assert_eq!([row(0), row(1)], [["1.5", "3", "A fox"], ["4", "", "Fog"]]);
         assert_eq!((table.column("start"), table.column("end")), (None, None));
+        // Otherwise the manifest would look like a list of failures.
+        assert_eq!(table.column("reason"), None);
     }
     // Times of a list that has both pairs of columns.
     let both = format!("url,clip_start,end,start,clip_end\n{}/a.mp4,1,20,10,2\n", server.url);
@@ -514,6 +516,51 @@ fn parts_and_shards_cover_the_list() {
 }
 
 #[test]
+fn a_file_that_another_run_downloads_is_waited_for() {
+    let server = Server::start(|_| {
+        let pause = Duration::from_millis(200);
+        Answer { pause, ..Answer::file(&bytes(100_000, 1)) }
+    });
+    let urls = [format!("{}/a.mp4", server.url)];
+    let (first, mut second) = (Job::of(&urls), Job::of(&urls));
+    second.spec.folder = first.spec.folder.clone();
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| first.run().clips);
+        while server.requests().is_empty() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        assert_eq!((second.run().clips, running.join().unwrap()), (1, 1));
+    });
+    assert_eq!((server.requests().len(), second.names().len()), (1, 1));
+    assert_eq!(second.file(0), bytes(100_000, 1));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_folder_that_cannot_be_written_ends_the_step() {
+    use std::os::unix::fs::PermissionsExt;
+    let server = Server::start(|_| Answer::file(b"fog"));
+    let job = Job::of(&["a", "b"].map(|name| format!("{}/{name}.mp4", server.url)));
+    let folder = &job.spec.folder;
+    std::fs::create_dir(folder).unwrap();
+    let open = |mode| {
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    open(0o555);
+    // An administrator may write to it nevertheless.
+    let is_closed = std::fs::write(folder.join("try"), "").is_err();
+    let result = job.try_run();
+    open(0o755);
+    if is_closed {
+        let error = result.unwrap_err();
+        assert!(matches!(error, PrepareError::Halted { done: 0, total: 2, .. }), "{error}");
+        assert!(!job.out().exists());
+        // Nothing is recorded: the next run downloads both.
+        assert_eq!(job.run().clips, 2);
+    }
+}
+
+#[test]
 fn rates_hold_for_all_workers_together() {
     let server = Server::start(|_| Answer::file(&bytes(50_000, 1)));
     let urls: Vec<_> = (0..4).map(|row| format!("{}/{row}.mp4", server.url)).collect();
@@ -642,6 +689,19 @@ mod yt_dlp {
         job3.spec.max_bytes = Some(10);
         assert_eq!(job3.run().failed, 2);
         assert!(job3.failures()[0].1.contains("larger than 10 bytes?"), "{:?}", job3.failures());
+    }
+
+    #[test]
+    fn a_full_disk_ends_the_step_and_keeps_its_files() {
+        let full = "ERROR: unable to write data: [Errno 28] No space left on device";
+        let job = job(&format!("printf fo > \"$out.part\"; echo '{full}' >&2; exit 1"));
+        let error = job.try_run().unwrap_err();
+        assert!(matches!(error, PrepareError::Halted { done: 0, total: 1, .. }), "{error}");
+        assert!(!job.out().exists());
+        // The lock is released, and the work folder has the bytes so far.
+        let names = job.names();
+        assert!(names.len() == 1 && names[0].starts_with(".yt-dlp-"), "{names:?}");
+        assert!(job.spec.folder.join(&names[0]).join("video.mp4.part").is_file());
     }
 }
 

@@ -6,6 +6,7 @@ mod events;
 mod guard;
 mod models;
 mod page;
+mod path_value;
 mod videos;
 
 pub use guard::Security;

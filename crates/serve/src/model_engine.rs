@@ -105,7 +105,10 @@ impl ModelEngine {
             steps: defaults.steps.unwrap_or(defaults.sampler.default_steps()),
             samplers: SamplerKind::ALL
                 .iter()
-                .map(|sampler| (sampler.name().into(), sampler.default_steps()))
+                .map(|&sampler| {
+                    let own = defaults.steps.filter(|_| sampler == defaults.sampler);
+                    (sampler.name().into(), own.unwrap_or(sampler.default_steps()))
+                })
                 .collect(),
             guidance_scale: defaults.guidance_scale,
         };

@@ -98,6 +98,21 @@ fn bodies_that_are_no_requests_are_rejected() {
     });
 }
 
+#[test]
+fn paths_that_are_no_text_are_rejected() {
+    let server = Running::start(STEP);
+    let client = server.client();
+    unharmed(&server, || {
+        for path in
+            ["/v1/videos/%FF", "/v1/videos/%FF/content", "/v1/videos/%FF/events", "/v1/models/%FF"]
+        {
+            let response = client.get(path);
+            assert_eq!(response.status, 404, "{path}: {response:?}");
+            assert_eq!(response.json()["error"]["code"], "not_found", "{path}");
+        }
+    });
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn bodies_of_100_megabytes_are_cut_off() {

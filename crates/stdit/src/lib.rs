@@ -35,6 +35,7 @@
 //! | [`model`] | the traits [`PromptModel`] and [`ClassModel`], and the error of loading |
 //! | [`stdit`], [`pixart`], [`pixart_ms`] | the models with a prompt |
 //! | [`dit`], [`latte`] | the models with a class label |
+//! | [`deepen`] | a deeper STDiT from a trained one |
 //! | [`streamed`] | STDiT with its blocks streamed from the checkpoint |
 //! | [`block`] | the blocks of STDiT and PixArt-alpha, as equations |
 //! | [`adaln`] | the block and final layer of DiT and Latte, and the label embedding |
@@ -61,6 +62,7 @@ pub mod block;
 pub mod cache;
 pub mod class_config;
 pub mod config;
+pub mod deepen;
 pub mod dit;
 pub mod embed;
 pub mod final_layer;

@@ -119,6 +119,16 @@ impl StDit {
         sincos::temporal(frames, hidden_size, scales.time_scale, dtype, device)
     }
 
+    /// Returns the model with the blocks that `change` makes of its blocks.
+    pub(crate) fn with_blocks(
+        mut self,
+        change: impl FnOnce(Vec<StDitBlock>) -> Vec<StDitBlock>,
+    ) -> Self {
+        self.blocks = change(self.blocks);
+        self.config.depth = self.blocks.len();
+        self
+    }
+
     /// Returns the same weights at other position scales.
     pub fn with_scales(mut self, scales: PositionScales) -> Self {
         self.config.scales = scales;

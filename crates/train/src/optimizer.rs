@@ -92,13 +92,17 @@ impl OptimizerRecipe {
             ("ema_decay", self.ema_decay),
         ];
         for (name, value) in rates {
-            if !(0.0..1.0).contains(&value) {
+            // As the optimizer has them, in f32: 1 would divide by 0.
+            if !(0.0..1.0).contains(&value) || value as f32 >= 1.0 {
                 return fail(name, value, "at least 0 and less than 1");
             }
         }
+        // A gradient of 0 is divided by it.
+        if !(self.epsilon.is_finite() && self.epsilon as f32 > 0.0) {
+            return fail("epsilon", self.epsilon, "a positive number");
+        }
         for (name, value) in [
             ("learning_rate", self.learning_rate),
-            ("epsilon", self.epsilon),
             ("weight_decay", self.weight_decay),
             ("gradient_clip", self.gradient_clip),
         ] {

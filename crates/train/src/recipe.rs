@@ -32,18 +32,16 @@ use crate::{
     vae::VaeRecipe,
     zero::Zero,
 };
+use opensora_checkpoint::known_fields;
 use opensora_data::window::ClipSpec;
 use opensora_files::{
     one_line,
     read::{MAX_CONFIG_BYTES, read_text},
 };
-use opensora_stdit::DenoiserConfig;
+use opensora_stdit::{DenoiserConfig, deepen::check_depth};
 use opensora_t5::T5Config;
 use opensora_vae::VaeConfig;
-use serde::{
-    Deserialize, Deserializer, Serialize,
-    de::{DeserializeOwned, Error as _},
-};
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// A training recipe: model, data, optimizer, run and sample videos.
@@ -83,6 +81,11 @@ pub struct StDitPart {
     /// Weights to start from: an STDiT of an earlier stage, or a PixArt-alpha. `None`: random weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<PathBuf>,
+    /// Depth of the initial weights, a divisor of the depth to train. Each of their blocks is followed by copies that add
+    /// nothing until they are trained ([`StDit::deepened`](opensora_stdit::StDit::deepened)). `None`: the depth to train.
+    /// `freeze` holds for the copies as well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_depth: Option<usize>,
     /// Folder of the text encoder, for captions that are not in a cache and for sample videos.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub t5: Option<PathBuf>,
@@ -104,6 +107,12 @@ impl StDitPart {
     pub fn validate(&self) -> Result<(), RecipeError> {
         self.config.validate()?;
         check_variance(&self.config)?;
+        if let Some(depth) = self.init_depth
+            && check_depth(self.config.depth, depth).is_err()
+        {
+            let expected = format!("a divisor of depth, which is {}", self.config.depth);
+            return Err(RecipeError::value("init_depth", depth, expected));
+        }
         self.loss.validate()
     }
 }
@@ -211,8 +220,9 @@ impl SampleRecipe {
     /// # Errors
     /// Returns an error if a value is out of range.
     pub fn validate(&self) -> Result<(), RecipeError> {
-        if self.steps == 0 {
-            return Err(RecipeError::value("steps of [sample]", 0, "at least 1"));
+        // What DPM-Solver++ needs, and the timesteps that there are.
+        if !(2..=1000).contains(&self.steps) {
+            return Err(RecipeError::value("steps of [sample]", self.steps, "2 to 1000"));
         }
         if !self.guidance_scale.is_finite() {
             let expected = "a finite number";
@@ -223,7 +233,7 @@ impl SampleRecipe {
 }
 
 /// Names and contents of the bundled recipes.
-pub const RECIPES: [(&str, &str); 12] = [
+pub const RECIPES: [(&str, &str); 13] = [
     ("stage1-image-256", include_str!("../recipes/stage1-image-256.toml")),
     ("stage1-image-512", include_str!("../recipes/stage1-image-512.toml")),
     ("stage2-16x256x256", include_str!("../recipes/stage2-16x256x256.toml")),
@@ -236,6 +246,7 @@ pub const RECIPES: [(&str, &str); 12] = [
     ("demo-stage1", include_str!("../recipes/demo-stage1.toml")),
     ("demo-stage2", include_str!("../recipes/demo-stage2.toml")),
     ("demo-stage3", include_str!("../recipes/demo-stage3.toml")),
+    ("demo-stage3-deep", include_str!("../recipes/demo-stage3-deep.toml")),
 ];
 
 impl Recipe {
@@ -328,22 +339,6 @@ impl Recipe {
     }
 }
 
-/// Reads a model's configuration with known fields only. Its type accepts others, which published files have.
-fn known_fields<'de, T, D>(deserializer: D) -> Result<T, D::Error>
-where
-    T: Default + Serialize + DeserializeOwned,
-    D: Deserializer<'de>,
-{
-    let table = toml::Table::deserialize(deserializer)?;
-    let known = toml::Table::try_from(T::default()).map_err(D::Error::custom)?;
-    if let Some(name) = table.keys().find(|name| !known.contains_key(*name)) {
-        let known: Vec<String> = known.keys().map(|name| format!("`{name}`")).collect();
-        let known = known.join(", ");
-        return Err(D::Error::custom(format!("unknown field `{name}`, expected one of {known}")));
-    }
-    table.try_into().map_err(|error| D::Error::custom(error.message()))
-}
-
 /// The parser's message, and the line of `text` that it is about.
 fn syntax(error: &toml::de::Error, text: &str) -> RecipeError {
     let before = error.span().and_then(|span| text.get(..span.start));
@@ -372,6 +367,9 @@ mod tests {
             "[stdit.loss]\nfreze = 'text'",
             "[stdit.loss]\nfreeze = 'everything'",
             "[stdit.config]\nhidden_size = 1153",
+            "[stdit]\ninit_depth = 3\n[stdit.config]\ndepth = 28",
+            "[stdit]\ninit_depth = 0",
+            "[stdit.config]\nspace_scale = nan",
             "[vae]\n[run]\nsteps = 0",
             "[vae]\n[optimizer]\nema_decay = 2.0",
             "[stdit",

@@ -75,6 +75,9 @@ impl Default for RunRecipe {
     }
 }
 
+/// Maximum number of batches of a step.
+const MAX_ACCUMULATION: usize = 1 << 16;
+
 impl RunRecipe {
     /// Checks the values.
     ///
@@ -91,6 +94,10 @@ impl RunRecipe {
             if value == 0 {
                 return Err(RecipeError::value(name, 0, "at least 1"));
             }
+        }
+        if self.accumulation > MAX_ACCUMULATION {
+            let expected = format!("at most {MAX_ACCUMULATION}");
+            return Err(RecipeError::value("accumulation", self.accumulation, expected));
         }
         self.dtype.parse::<Dtype>()?;
         Ok(())
@@ -241,7 +248,7 @@ impl<T: Task> Run<'_, T> {
         let step = trainer.step() + 1;
         let accumulation = self.recipe.accumulation;
         let mut sum = GradientSum::default();
-        let mut batches = Vec::with_capacity(accumulation);
+        let mut batches = Vec::new();
         let mut cost = Cost::default();
         let mut next_slot = 0;
         for _ in 0..accumulation {

@@ -45,7 +45,7 @@ use opensora_nn::{
     random::Purpose,
     read::{ReadError, read},
 };
-use opensora_stdit::{StDit, keys};
+use opensora_stdit::{DenoiserConfig, StDit, keys};
 use opensora_t5::T5Config;
 use opensora_vae::{AutoencoderKl, VaeConfig};
 use std::{
@@ -209,6 +209,10 @@ impl Session {
         let task = DenoiserTask::new(&part.loss, &part.config, seed, dtype, &self.device)?
             .divided(self.ranks.sequence().clone());
         let init = part.init.as_ref().map(|init| opened(init, part)).transpose()?;
+        if init.is_none() && part.init_depth.is_some() {
+            let hint = "give it in the recipe or by --init: init_depth is its depth";
+            return Err(RecipeError::Missing { what: "the initial model", hint }.into());
+        }
         let data = self.latents(part)?;
         if let Latents::Cache(cache) = &data {
             let (longest, tokens) = (cache.longest_prompt(), part.config.model_max_length);
@@ -522,8 +526,11 @@ fn opened(init: &Path, part: &StDitPart) -> Result<Checkpoint, TrainError> {
     }
 }
 
-/// Returns an error if the configurations of VAE or text encoder do not fit the denoiser.
-fn check_encoders(
+/// Checks that VAE and text encoder fit the denoiser and the clips, from their configurations alone.
+///
+/// # Errors
+/// Returns an error if a configuration cannot be read or does not fit.
+pub fn check_encoders(
     part: &StDitPart,
     clip: &ClipSpec,
     vae: &Path,
@@ -548,7 +555,8 @@ fn check_encoders(
     Ok(())
 }
 
-/// Returns the initial STDiT: of an earlier stage, of a PixArt-alpha, or with random weights.
+/// Returns the initial STDiT: of an earlier stage or of a PixArt-alpha, deepened if the recipe says so, or with random
+/// weights.
 fn initial_stdit(
     part: &StDitPart,
     init: Option<Checkpoint>,
@@ -560,7 +568,10 @@ fn initial_stdit(
     } else {
         StDit::from_pixart
     };
-    Ok(load(&part.config, &checkpoint, FloatDType::F32, device)?.0)
+    let depth = part.init_depth.unwrap_or(part.config.depth);
+    let config = DenoiserConfig { depth, ..part.config.clone() };
+    let (model, _) = load(&config, &checkpoint, FloatDType::F32, device)?;
+    Ok(model.deepened(part.config.depth)?)
 }
 
 fn manifest(data: &DataRecipe) -> Result<Manifest, TrainError> {

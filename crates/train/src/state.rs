@@ -27,12 +27,14 @@ use crate::{
     trainer::Trainer,
 };
 use burn::{module::Module, optim::AdaptiveMomentumState, tensor::Device};
-use opensora_files::{AtomicFolder, Existing, remove_leftovers};
+use opensora_checkpoint::CheckpointError;
+use opensora_files::{AtomicFolder, Existing, remove_folder, remove_leftovers};
 use opensora_parallel::gather_bytes;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     fs,
+    io::ErrorKind,
     ops::Range,
     path::{Path, PathBuf},
     time::Duration,
@@ -196,9 +198,8 @@ impl Checkpoints {
         remove(path)?;
         building.commit().map_err(TrainError::io(path))?;
         for old in self.complete()?.into_iter().skip(self.keep) {
-            // The mark first, so that a partly removed folder is not a checkpoint.
-            fs::remove_file(old.join(MARK)).map_err(TrainError::io(&old))?;
-            remove(&old)?;
+            // Renamed first, so that a partly removed folder is not a checkpoint and is removed later.
+            remove_folder(&old).map_err(TrainError::io(&old))?;
         }
         Ok(())
     }
@@ -223,7 +224,8 @@ impl Checkpoints {
     /// `observer`.
     ///
     /// # Errors
-    /// Returns the error of the newest checkpoint if all are damaged.
+    /// Returns the error of the newest checkpoint if all are damaged, and at once one that says nothing about a
+    /// checkpoint: of permissions, of a network file system, or of too many open files.
     pub fn load_newest<M: Module>(
         &self,
         trainer: &mut Trainer<M>,
@@ -233,7 +235,7 @@ impl Checkpoints {
         let ranks = trainer.ranks();
         let mut damaged: Vec<(PathBuf, TrainError)> = Vec::new();
         for path in self.complete_on(&ranks)? {
-            match Self::load(&path, trainer, device) {
+            match Self::try_load(&path, trainer, &ranks, device)? {
                 Ok(progress) => {
                     ranks.on_main(|| {
                         for (path, error) in &damaged {
@@ -270,11 +272,47 @@ impl Checkpoints {
         device: &Device,
     ) -> Result<Progress, TrainError> {
         let ranks = trainer.ranks();
-        let loaded = ranks.agree(read_checkpoint(path, trainer, &ranks, device))?;
-        let Loaded { progress, values, average, moments } = loaded;
-        trainer.restore(progress.step, values, average, moments);
-        Ok(progress)
+        Self::try_load(path, trainer, &ranks, device)?
     }
+
+    /// Loads like [`load`](Self::load). Returns the error of a damaged checkpoint inside `Ok`, any other as `Err`.
+    fn try_load<M: Module>(
+        path: &Path,
+        trainer: &mut Trainer<M>,
+        ranks: &Ranks,
+        device: &Device,
+    ) -> Result<Result<Progress, TrainError>, TrainError> {
+        let read = read_checkpoint(path, trainer, ranks, device);
+        let may_be_intact = ranks.any(read.as_ref().is_err_and(is_of_system));
+        match ranks.agree(read) {
+            Ok(Loaded { progress, values, average, moments }) => {
+                trainer.restore(progress.step, values, average, moments);
+                Ok(Ok(progress))
+            }
+            Err(error) if may_be_intact => Err(error),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+}
+
+/// Returns true for an error of the operating system that says nothing about a file's contents.
+fn is_of_system(error: &TrainError) -> bool {
+    let source = match error {
+        TrainError::Io { source, .. } => source,
+        TrainError::Checkpoint(CheckpointError::Open { source, .. }) => source,
+        _ => return false,
+    };
+    // ENFILE and EMFILE, which have no kind.
+    let too_many_files = cfg!(unix) && matches!(source.raw_os_error(), Some(23 | 24));
+    let kind = source.kind();
+    let is_temporary = matches!(
+        kind,
+        ErrorKind::PermissionDenied
+            | ErrorKind::StaleNetworkFileHandle
+            | ErrorKind::TimedOut
+            | ErrorKind::OutOfMemory
+    );
+    too_many_files || is_temporary
 }
 
 /// Reads what this rank holds of the checkpoint at `path`.
@@ -425,9 +463,7 @@ fn check_shapes(
 /// Removes a folder with its contents, if it exists.
 fn remove(folder: &Path) -> Result<(), TrainError> {
     match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(TrainError::io(folder)(error))
-        }
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(TrainError::io(folder)(error)),
         _ => Ok(()),
     }
 }
@@ -441,4 +477,24 @@ fn set_aside(path: &Path) -> Result<PathBuf, TrainError> {
     remove(&aside)?;
     fs::rename(path, &aside).map_err(TrainError::io(path))?;
     Ok(aside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[test]
+    fn errors_of_the_system_do_not_make_a_checkpoint_damaged() {
+        let path = Path::new("step-00000005");
+        let of = |source: io::Error| TrainError::io(path)(source);
+        assert!(is_of_system(&of(ErrorKind::PermissionDenied.into())));
+        #[cfg(unix)]
+        assert!(is_of_system(&of(io::Error::from_raw_os_error(24))));
+        let source = ErrorKind::StaleNetworkFileHandle.into();
+        assert!(is_of_system(&CheckpointError::Open { path: path.into(), source }.into()));
+        assert!(!is_of_system(&of(ErrorKind::NotFound.into())));
+        assert!(!is_of_system(&of(ErrorKind::UnexpectedEof.into())));
+        assert!(!is_of_system(&TrainError::state(path, "damaged")));
+    }
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use burn::tensor::Device;
-use opensora_checkpoint::{ExportOptions, export};
+use opensora_checkpoint::{Checkpoint, ExportOptions, export};
 use opensora_data::{Manifest, Row};
 use opensora_files::{Lock, error_line};
 use opensora_t5::{T5Config, fit_tokenizer, keys as t5_keys};
@@ -190,6 +190,7 @@ fn checks_that_need_no_model_come_before_loading_one() {
     fails(&part(|part| part.config.in_channels = 8), "in_channels is 8");
     fails(&part(|part| part.init = Some("no-weights.pth".into())), "no-weights.pth");
     fails(&part(|part| part.loss.caption_dropout = 2.0), "caption_dropout");
+    fails(&part(|part| part.init_depth = Some(1)), "initial model");
     fails(&part(|part| part.t5 = Some("no-t5".into())), "no-t5");
     // With all of that correct, the error is about the missing weights.
     let error = session(path, stdit(path)).run(&mut (), &mut ()).unwrap_err();
@@ -235,7 +236,7 @@ fn a_finished_run_is_a_model() {
     // Tables of the clip's latents, which the reference's strict load expects.
     for name in ["ema", "model"] {
         let file = run.join(format!("stdit/{name}.safetensors"));
-        let file = opensora_checkpoint::Checkpoint::open(file).unwrap();
+        let file = Checkpoint::open(file).unwrap();
         assert_eq!(file.tensors()["pos_embed"].shape(), [1, 16, 32]);
         assert_eq!(file.tensors()["pos_embed_temporal"].shape(), [1, 2, 32]);
     }
@@ -249,4 +250,38 @@ fn a_finished_run_is_a_model() {
         let values = run.join("checkpoints/step-00000001/values.safetensors");
         assert_eq!(mode(&values), mode(&path.join("plain")));
     }
+}
+
+#[test]
+fn a_deeper_run_starts_from_a_shallower_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    data(path);
+    configs(path);
+    weights(path);
+    session(path, stdit(path)).run(&mut (), &mut ()).unwrap();
+    let first = path.join("first");
+    fs::rename(path.join("run"), &first).unwrap();
+
+    let mut recipe = stdit(path);
+    let part = recipe.stdit.as_mut().unwrap();
+    (part.config.depth, part.init_depth) = (2, Some(1));
+    part.init = Some(first.join("stdit/ema.safetensors"));
+    session(path, recipe).run(&mut (), &mut ()).unwrap();
+    let deeper = Checkpoint::open(path.join("run/stdit/model.safetensors")).unwrap();
+    // The first block and its copy are those of the first run, but for one step.
+    let values = |checkpoint: &Checkpoint, key: &str| -> Vec<f32> {
+        checkpoint.tensors()[key].read(key).unwrap().iter::<f32>().collect()
+    };
+    let (block, copy) = ("blocks.0.mlp.fc1.weight", "blocks.1.mlp.fc1.weight");
+    let before = values(&Checkpoint::open(first.join("stdit/ema.safetensors")).unwrap(), block);
+    assert!(before.iter().any(|value| value.abs() > 0.01));
+    for key in [block, copy] {
+        let after = values(&deeper, key);
+        assert_eq!(after.len(), before.len());
+        assert!(before.iter().zip(after).all(|(a, b)| (a - b).abs() < 1e-3), "{key}");
+    }
+    let text = fs::read_to_string(path.join("run/model.json")).unwrap();
+    let model: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(model["denoiser_config"]["depth"], 2);
 }

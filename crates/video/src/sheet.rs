@@ -22,6 +22,12 @@ impl Default for SheetOptions {
     }
 }
 
+/// Returns the height or width of a contact sheet of `cells` frames one after another, whose side is `cell`.
+pub fn side(cells: usize, cell: usize, scale: usize) -> usize {
+    let pixels = cells.saturating_mul(cell.saturating_add(GAP));
+    if cells == 0 { 0 } else { pixels.saturating_add(GAP).saturating_mul(scale) }
+}
+
 /// Returns an image with one row of frames for each clip. Shorter clips leave cells empty; smaller frames
 /// are aligned to the upper left corner of their cell.
 ///
@@ -43,11 +49,7 @@ pub fn contact_sheet(clips: &[Frames], options: &SheetOptions) -> Result<Frames,
     let columns = clips.iter().map(|clip| clip.len().min(columns)).max().unwrap_or(0);
     let cell_width = clips.iter().map(Frames::width).max().unwrap_or(0);
     let cell_height = clips.iter().map(Frames::height).max().unwrap_or(0);
-    let side = |cells: usize, cell: usize| {
-        let pixels = cells.saturating_mul(cell.saturating_add(GAP));
-        if cells == 0 { 0 } else { pixels.saturating_add(GAP).saturating_mul(scale) }
-    };
-    let (width, height) = (side(columns, cell_width), side(clips.len(), cell_height));
+    let (width, height) = (side(columns, cell_width, scale), side(clips.len(), cell_height, scale));
     let possible = |pixels: usize| (1..=MAX_SIDE).contains(&pixels);
     if !possible(width) || !possible(height) {
         let shape = [1, height, width, 3];

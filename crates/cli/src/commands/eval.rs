@@ -13,10 +13,10 @@ use opensora::{
     diffusion::SampleError,
     model_files::PartPaths,
     nn::dtype::Dtype,
-    video::{Frames, VideoSpec, Writer, png, sheet::SheetOptions},
+    video::{Frames, VideoSpec, Writer, frames::MAX_SIDE, png, sheet::SheetOptions},
 };
 use opensora_demo::{
-    eval::{Attribute, EvalError, Evaluation, Judged, PromptSet},
+    eval::{Attribute, EvalError, Evaluation, Judged, PromptSet, vae_ceiling},
     reel::{Tile, sheet},
 };
 use serde_json::json;
@@ -124,7 +124,8 @@ fn demo(args: &DemoArgs) -> anyhow::Result<()> {
             batch_size: args.batch_size,
             ..args.sampling.request(&files.defaults)
         },
-        vae_ceiling: args.vae_ceiling,
+        // Measured below, where a signal may stop it.
+        vae_ceiling: false,
     };
     let options = PipelineOptions { dtype: args.dtype.float(), ..PipelineOptions::default() };
     let pipeline = TextToVideo::new(files, options, device)?;
@@ -149,13 +150,25 @@ fn demo(args: &DemoArgs) -> anyhow::Result<()> {
         Ok(())
     });
     progress.finish();
-    let report =
+    let mut report =
         report.map_err(|error| match error.downcast_ref() {
             Some(EvalError::Pipeline(PipelineError::Sample(SampleError::Interrupted {
                 ..
             }))) if stop::asked() => stopped(judged_clips).into(),
             _ => error,
         })?;
+    if args.vae_ceiling {
+        progress.stop_in_decoding();
+        let prompts = evaluation.prompts();
+        let vae = vae_ceiling(&pipeline, &prompts, &evaluation.request, &mut progress);
+        progress.finish();
+        report.vae = match vae {
+            Err(EvalError::Pipeline(PipelineError::DecodingStopped { .. })) if stop::asked() => {
+                bail!(stopped(judged_clips))
+            }
+            vae => Some(vae?),
+        };
+    }
     if let Some(gallery) = gallery {
         gallery.finish(&report.to_json())?;
     }
@@ -170,17 +183,39 @@ fn demo(args: &DemoArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Clips per contact sheet.
+/// Maximum number of clips per contact sheet.
 const CLIPS_PER_SHEET: usize = 24;
-/// Frames per clip on a contact sheet.
+/// Maximum number of frames per clip on a contact sheet.
 const FRAMES_SHOWN: usize = 8;
-/// Side of the square that each pixel of a clip becomes on a contact sheet.
-const SHEET_SCALE: usize = 2;
+/// Sides of clips from which a contact sheet shows each pixel as one instead of as 2x2.
+const LARGE: usize = 256;
+
+/// Layout of the contact sheets of clips of one size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct SheetLayout {
+    clips: usize,
+    options: SheetOptions,
+}
+
+impl SheetLayout {
+    /// Returns as many clips and frames as a sheet can have.
+    fn of([height, width]: [usize; 2]) -> Self {
+        let scale = if height.max(width) < LARGE { 2 } else { 1 };
+        // With gaps, margins and the caption, which are smaller than this.
+        let fit = |side: usize| (MAX_SIDE - 64) / (scale * (side + 4) + 40);
+        let columns = fit(width).clamp(1, FRAMES_SHOWN);
+        Self {
+            clips: fit(height).clamp(1, CLIPS_PER_SHEET),
+            options: SheetOptions { columns, scale },
+        }
+    }
+}
 
 /// Writes the clips to files, and contact sheets of several clips.
 struct Gallery {
     folder: PathBuf,
     spec: VideoSpec,
+    layout: SheetLayout,
     /// Captions and clips of the sheet that is not full yet.
     clips: Vec<(String, Frames)>,
     sheets: usize,
@@ -193,7 +228,8 @@ impl Gallery {
         // Tried before minutes are spent; leaves no file behind.
         Writer::open(&folder.join("0000.mp4"), &spec).context("--out")?;
         std::fs::create_dir_all(folder).with_context(|| format!("--out: {}", folder.display()))?;
-        Ok(Self { folder: folder.into(), spec, clips: Vec::new(), sheets: 0 })
+        let layout = SheetLayout::of(request.image_size);
+        Ok(Self { folder: folder.into(), spec, layout, clips: Vec::new(), sheets: 0 })
     }
 
     fn add(&mut self, judged: Judged<'_>) -> anyhow::Result<()> {
@@ -211,17 +247,16 @@ impl Gallery {
         let right = frames.iter().filter(|frame| frame.shape == Some(prompt.labels.shape)).count();
         let caption = format!("{} ({right}/{})", prompt.text, frames.len());
         self.clips.push((caption, clip));
-        if self.clips.len() == CLIPS_PER_SHEET { self.sheet() } else { Ok(()) }
+        if self.clips.len() == self.layout.clips { self.sheet() } else { Ok(()) }
     }
 
     /// Writes a contact sheet with one row per clip, in order: its frames, its prompt, and the number of frames
     /// that show the prompt's shape.
     fn sheet(&mut self) -> anyhow::Result<()> {
         let path = self.folder.join(format!("sheet-{:02}.png", self.sheets));
-        let options = SheetOptions { columns: FRAMES_SHOWN, scale: SHEET_SCALE };
         let tiles: Vec<Tile<'_>> =
             self.clips.iter().map(|(caption, clip)| Tile { caption, clip }).collect();
-        png::write(&path, &sheet(&tiles, &options)?)?;
+        png::write(&path, &sheet(&tiles, &self.layout.options)?)?;
         self.clips.clear();
         self.sheets += 1;
         Ok(())
@@ -236,5 +271,24 @@ impl Gallery {
             std::fs::write(temporary, format!("{report:#}\n"))
         })
         .with_context(|| path.display().to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sheets_of_large_clips_have_a_possible_size() {
+        for size in [[48, 48], [300, 300], [64, 2044], [2000, 64]] {
+            let layout = SheetLayout::of(size);
+            let clip = Frames::from_rgb(vec![9; 8 * size[0] * size[1] * 3], [8, size[0], size[1]]);
+            let clip = clip.unwrap();
+            let tiles = vec![Tile { caption: "a red circle grows", clip: &clip }; layout.clips];
+            let sheet = sheet(&tiles, &layout.options).unwrap();
+            assert!(sheet.width() <= MAX_SIDE && sheet.height() <= MAX_SIDE, "{size:?}");
+        }
+        let small = SheetLayout::of([48, 48]);
+        assert_eq!((small.clips, small.options.columns, small.options.scale), (24, 8, 2));
     }
 }

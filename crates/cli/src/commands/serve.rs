@@ -177,6 +177,10 @@ impl Args {
             ("--max-connections", self.max_connections),
             ("--max-jobs", self.max_jobs),
             ("--max-queued", self.max_queued),
+            ("--max-side", self.max_side),
+            ("--max-frames", self.max_frames),
+            ("--max-pixels", self.max_pixels),
+            ("--max-steps", self.max_steps),
         ] {
             ensure!(value > 0, "{option}: found 0, expected at least 1");
         }
@@ -272,8 +276,12 @@ impl JobObserver for Log {
                 output::message(format_args!("{id}: {}: {}", status.name(), error.message));
             }
             (status, None) => {
-                let seconds = state.seconds_taken.unwrap_or_default();
-                output::message(format_args!("{id}: {} after {seconds:.1} s", status.name()));
+                let after = state.seconds_taken.map(|seconds| format!(" after {seconds:.1} s"));
+                output::message(format_args!(
+                    "{id}: {}{}",
+                    status.name(),
+                    after.unwrap_or_default()
+                ));
             }
         }
     }

@@ -20,10 +20,20 @@ pub(super) fn digest(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// Returns size and SHA-256 of a file. For a folder of frames, the hash covers all its files.
+/// Returns the size of a file in bytes. For a folder of frames, returns the sum over its files: the size of the folder
+/// itself depends on the file system.
+pub(super) fn size(path: &Path) -> Result<u64, DataError> {
+    let bytes = |path: &Path| fs::metadata(path).map(|found| found.len()).map_err(io_error(path));
+    match path.is_dir() {
+        true => files(path)?.iter().map(|file| bytes(file)).sum(),
+        false => bytes(path),
+    }
+}
+
+/// Returns size and SHA-256 of a file. For a folder of frames, both are of all its files.
 pub(super) fn hash_file(path: &Path) -> Result<(u64, String), DataError> {
     if path.is_dir() {
-        return Ok((fs::metadata(path).map_err(io_error(path))?.len(), hash_files(&files(path)?)?));
+        return Ok((size(path)?, hash_files(&files(path)?)?));
     }
     let mut file = File::open(path).map_err(io_error(path))?;
     let (mut hasher, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
@@ -104,4 +114,23 @@ fn hash_files(files: &[PathBuf]) -> Result<String, DataError> {
         all += &format!("{name} {}\n", hash_file(file)?.1);
     }
     Ok(digest(all.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_size_of_a_folder_is_that_of_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir_all(path("frames/not a frame")).unwrap();
+        fs::write(path("frames/0.png"), "one").unwrap();
+        fs::write(path("frames/1.png"), "second").unwrap();
+        assert_eq!(size(&path("frames")).unwrap(), 9);
+        assert_eq!(hash_file(&path("frames")).unwrap().0, 9);
+        let frame = path("frames/0.png");
+        assert_eq!((size(&frame).unwrap(), hash_file(&frame).unwrap().0), (3, 3));
+        assert!(matches!(size(&path("none")), Err(DataError::Io { .. })));
+    }
 }

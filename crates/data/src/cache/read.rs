@@ -2,14 +2,14 @@
 
 use super::{
     CacheKey, CachedRow, FORMAT, INDEX, Index, Shard, bad_because, bad_file,
-    hash::{digest, for_each_parallel, hash_file},
+    hash::{digest, for_each_parallel, hash_file, size},
     io_error, json, parse_json,
 };
 use crate::{
     ClipDataset, ClipSpec, DataError, Source,
     encode::{EncodedCaption, EncodedClip, EncodedSample},
 };
-use opensora_checkpoint::Checkpoint;
+use opensora_checkpoint::{Checkpoint, CheckpointError};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -77,7 +77,10 @@ impl LatentCache {
             }
             next += shard.captions.len();
             let file = folder.join(&shard.file);
-            let checkpoint = Checkpoint::open(&file).map_err(bad_because(&file, "damaged"))?;
+            let checkpoint = Checkpoint::open(&file).map_err(|error| match error {
+                CheckpointError::Open { source, .. } => io_error(&file)(source),
+                error => bad_because(&file, "damaged")(error),
+            })?;
             cache.check_tensors(&shard, &checkpoint)?;
             cache.shards.push((shard, checkpoint));
         }
@@ -177,9 +180,7 @@ impl LatentCache {
                 "path"
             } else if row.caption != cached.caption {
                 "caption"
-            } else if !cached.sha256.is_empty()
-                && fs::metadata(&row.path).map_err(io_error(&row.path))?.len() != cached.bytes
-            {
+            } else if !cached.sha256.is_empty() && size(&row.path)? != cached.bytes {
                 "file"
             } else {
                 continue;

@@ -6,6 +6,7 @@ use super::{
     io_error, json, parse_json, write_json,
 };
 use crate::{ClipDataset, DataError, Observer, RowsDone, encode::ClipEncoder, loader::read_caught};
+use opensora_checkpoint::MAX_TENSORS;
 use opensora_files::{error_line, remove_leftovers, write_atomically};
 use safetensors::tensor::{Dtype, TensorView};
 use std::{
@@ -186,8 +187,18 @@ impl CacheWriter<'_> {
         if shard.file != file_name(number) || shard.inputs != self.inputs(first, end)? {
             return Ok(None);
         }
+        let rows = shard.captions.len().saturating_sub(shard.bad.len());
+        if self.tensors_of(rows, shard.masks.len()) > MAX_TENSORS {
+            return Ok(None);
+        }
         let sha256 = hash_file(&self.folder.join(&shard.file)).ok().map(|(_, sha256)| sha256);
         Ok(sha256.is_some_and(|sha256| sha256 == shard.sha256).then_some(shard))
+    }
+
+    /// Returns the tensors of `rows` rows with `captions` different captions.
+    fn tensors_of(&self, rows: usize, captions: usize) -> usize {
+        let variants = usize::try_from(self.job.key.variants()).unwrap_or(usize::MAX);
+        rows.saturating_mul(variants).saturating_mul(2).saturating_add(captions)
     }
 
     /// Returns the SHA-256 of everything that the contents of a shard depend on: settings, row numbers,
@@ -221,7 +232,10 @@ impl CacheWriter<'_> {
                 done => done?,
             }
             self.tell(row + 1);
-            if contents.bytes >= limit || self.is_stopped {
+            // A file with more tensors cannot be opened.
+            let tensors = contents.tensors.len().saturating_add(self.tensors_of(1, 1));
+            let is_full = tensors > MAX_TENSORS;
+            if contents.bytes >= limit || is_full || self.is_stopped {
                 break;
             }
         }

@@ -133,10 +133,10 @@ impl<'a, C: Conditions + ?Sized> LoadedDenoiser<'a, C> {
         // An error of this rank alone is returned before the next collective: the other ranks are in one of
         // another group.
         let watched = watched?;
-        self.work += match &sampled {
-            Ok(_) | Err(SampleError::Interrupted { .. }) => self.core.ranks.whole_work(work),
-            Err(_) => work,
-        };
+        let is_common = matches!(&sampled, Ok(_) | Err(SampleError::Interrupted { .. }));
+        // Without guidance, the ranks make the same prediction.
+        let is_divided = is_common && self.request.guidance().needs_null();
+        self.work += if is_divided { self.core.ranks.whole_work(work) } else { work };
         match (sampled, watched) {
             (Err(SampleError::Interrupted { total, .. }), Some(step)) => {
                 let scale = Some(self.request.guidance_scale);

@@ -1,9 +1,9 @@
 //! Merges tables, and brings their rows into the order of another table.
 
-use super::{SOURCE, key};
+use super::{SOURCE, START, key};
 use crate::{
     PrepareError, Summary,
-    assemble::{REASON, failed_path, write_list},
+    assemble::{REASON, ends_in_part, failed_path, part_number, write_list},
     open::identity,
     ranges::MARK,
 };
@@ -128,13 +128,18 @@ pub fn merge(tables: &[(String, Table)], keep: Option<Keep>) -> Result<Merged, P
 }
 
 /// Returns the rows of a merged table in the order of the table from which its shards were made. Rows are
-/// matched by their files and clip ranges, clips of a video by their `source`. Clips of one video keep their
-/// order, and rows without match come last.
+/// matched by their files and clip ranges, clips of a video by their `source`: the video, or the source that the
+/// video's row names. Clips of one source are ordered by their `start`; without it they keep their order. Rows
+/// without match come last.
 ///
 /// With this order, the first of several duplicates is the same with and without shards.
 pub fn in_order_of(merged: &Table, origin: &Table) -> Table {
-    let mut places = HashMap::new();
+    let (mut places, mut sources) = (HashMap::new(), HashMap::new());
     for row in 0..origin.len() {
+        // Clips of a downloaded video keep the address that its row names.
+        if let Some(source) = origin.get(row, SOURCE).and_then(value::present) {
+            sources.entry(source).or_insert(row);
+        }
         let Some(key) = key(origin, row) else { continue };
         // The source of a range's clips is the file.
         if let Some((file, _)) = key.split_once(MARK) {
@@ -145,15 +150,20 @@ pub fn in_order_of(merged: &Table, origin: &Table) -> Table {
     let of_source = |row: usize| {
         let source = merged.get(row, SOURCE).and_then(value::present)?;
         let by_file = identity(Path::new(source)).to_string_lossy().into_owned();
-        places.get(&by_file).or_else(|| places.get(source))
+        places.get(&by_file).or_else(|| places.get(source)).or_else(|| sources.get(source))
     };
-    let place = |&row: &usize| {
-        let own = key(merged, row).and_then(|key| places.get(&key));
-        own.or_else(|| of_source(row)).copied().unwrap_or(usize::MAX)
+    // Rows that are rows of the origin, or have no match, keep their order.
+    let first = f64::NEG_INFINITY;
+    let place = |row: usize| {
+        if let Some(&own) = key(merged, row).and_then(|key| places.get(&key)) {
+            return (own, first, row);
+        }
+        let start = || merged.get(row, START).and_then(value::number).unwrap_or(first);
+        of_source(row).map_or((usize::MAX, first, row), |&place| (place, start(), row))
     };
-    let mut rows: Vec<usize> = (0..merged.len()).collect();
-    rows.sort_by_cached_key(place);
-    merged.select(rows)
+    let mut rows: Vec<(usize, f64, usize)> = (0..merged.len()).map(place).collect();
+    rows.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    merged.select(rows.into_iter().map(|(_, _, row)| row))
 }
 
 /// Returns the shards that are missing among these files, as `i-of-n`: `clips.0-of-4.csv` implies three
@@ -162,10 +172,11 @@ pub fn missing_parts(files: &[PathBuf]) -> Vec<String> {
     // The table of a shard (folder, name and number of shards), and the index of the shard.
     let part = |file: &PathBuf| {
         let folder = std::path::absolute(file).ok()?.parent()?.to_path_buf();
-        let stem = file.file_stem()?.to_string_lossy().into_owned();
+        // The number of a shard can be the end of the name.
+        let stem = if ends_in_part(file) { file.file_name()? } else { file.file_stem()? };
+        let stem = stem.to_string_lossy();
         let (name, part) = stem.rsplit_once('.').unwrap_or(("", &stem));
-        let (index, count) = part.split_once("-of-")?;
-        let (index, count) = (index.parse::<usize>().ok()?, count.parse::<usize>().ok()?);
+        let (index, count) = part_number(part)?;
         Some(((folder, name.to_string(), count), index))
     };
     let Some(parts) = files.iter().map(part).collect::<Option<Vec<_>>>() else { return vec![] };

@@ -6,10 +6,11 @@
 
 use super::{
     address::Address,
-    list::{Clip, END, LICENCE, List, ListError, ListFormat, SHA256, START},
+    list::{Clip, END, LICENCE, List, ListError, ListFormat, REASON, SHA256, START},
     literal::Literal,
-    seconds,
+    readable, seconds,
 };
+use crate::filter::FILTER;
 use csv::{ByteRecord, Reader, ReaderBuilder};
 use opensora_files::one_line;
 use opensora_manifest::{
@@ -236,6 +237,9 @@ impl Layout {
             sha256: other(&[SHA256]),
             rest: vec![],
         };
+        // A list of failures or of dropped rows that is read again has the old reasons.
+        let same = |name: &str| header.iter().position(|column| column == name);
+        let reason = same(REASON);
         let used = [
             Some(url),
             layout.text,
@@ -249,6 +253,8 @@ impl Layout {
             // Replaced by the times in the columns `start` and `end`, if the list has both.
             other(&[CLIP_START]),
             other(&[CLIP_END]),
+            reason,
+            reason.and_then(|_| same(FILTER)),
         ];
         let mut rest: Vec<usize> =
             (0..header.len()).filter(|at| !used.contains(&Some(*at))).collect();
@@ -256,7 +262,10 @@ impl Layout {
         if let Some(&twice) = rest.iter().find(|&&at| header[..at].contains(&header[at])) {
             return Err(format!("its header names the column {} twice", one_line(&header[twice])));
         }
-        Ok(Self { rest, ..layout })
+        match readable::wrong_columns(rest.iter().map(|&at| header[at].as_str())) {
+            None => Ok(Self { rest, ..layout }),
+            Some(reason) => Err(reason),
+        }
     }
 }
 
@@ -288,7 +297,7 @@ fn row(list: &mut List, layout: &Layout, record: &ByteRecord, columns: usize, in
         (_, Some(digest)) if !is_digest(&digest) => {
             list.reject(Ok(&address), &raw, &wrong(format!("{digest:?} is not a SHA-256")));
         }
-        (Ok(clips), sha256) => list.push(address, sha256, clips),
+        (Ok(clips), sha256) => list.push(address, sha256, clips, &wrong),
     }
 }
 
@@ -369,10 +378,7 @@ fn ordered(clip: Clip) -> Result<Clip, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        download::list::{Part, REASON},
-        step::Shard,
-    };
+    use crate::{download::list::Part, step::Shard};
     use opensora_files::error_line;
 
     const HEADER: &str = "videoID,url,timestamp,caption,matching_score,desirable_filtering,shots\n";
@@ -429,6 +435,49 @@ mod tests {
         }
         assert_eq!(list.rejected.get(0, "videoID"), Some("a"));
         assert_eq!(list.videos[0].clips[0].text.as_deref(), Some("\u{e9}"));
+    }
+
+    #[test]
+    fn rows_that_no_table_can_hold_are_listed() {
+        let long = "x".repeat(10_001);
+        let rows = [
+            format!("https://a.example/1.mp4,{long},a"),
+            "https://a.example/2.mp4,Fog\0,b".into(),
+            format!("https://a.example/3.mp4,Sea,{}", "y".repeat(2 << 20)),
+            "https://a.example/4.mp4,Sea,d".into(),
+        ];
+        let list = read(format!("url,text,note\n{}\n", rows.join("\n")).as_bytes(), Part::WHOLE);
+        let list = list.unwrap();
+        assert_eq!((list.videos(), list.clips(), list.rejected.len()), (1, 1, 3));
+        for (row, words) in [
+            (0, "row 1 of the list: its caption has 10001 characters, expected at most 10000"),
+            (1, "row 2 of the list: its text has a NUL byte"),
+            (2, "row 3 of the list: its note has 2097152 bytes, expected at most 1048576"),
+        ] {
+            assert_eq!(list.rejected.get(row, REASON), Some(words));
+        }
+        // The list of failures can be read.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("failed.csv");
+        list.rejected.write(&path).unwrap();
+        assert_eq!(opensora_manifest::Table::read(&path).unwrap().len(), 3);
+
+        // Two clips of a video, one of them with a caption that is too long.
+        let row = format!(
+            "a,https://youtu.be/-2yHu5qgTz1,\"[['0:01', '0:02'], ['0:03', '0:04']]\",\
+             \"['Fog.', '{long}']\",\"[1, 2]\",x,y"
+        );
+        let list = read(format!("{HEADER}{row}\n").as_bytes(), Part::WHOLE).unwrap();
+        assert_eq!((list.clips(), list.rejected.len()), (1, 1));
+        assert_eq!(list.rejected.get(0, "matching_score"), Some("2"));
+    }
+
+    #[test]
+    fn old_reasons_are_left_out() {
+        let text = "url,reason,filter,note\nhttps://a.example/1.mp4,it is empty,fps,x\n";
+        assert_eq!(read(text.as_bytes(), Part::WHOLE).unwrap().columns, ["note"]);
+        let text = "url,filter\nhttps://a.example/1.mp4,mine\n";
+        assert_eq!(read(text.as_bytes(), Part::WHOLE).unwrap().columns, ["filter"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{fmt, io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FetchError {
-    /// A file cannot be read or written.
+    /// A file cannot be read.
     #[error("{}", path.display())]
     Io {
         /// Path of the file.
@@ -15,7 +15,7 @@ pub enum FetchError {
         /// The operating system's reason.
         source: io::Error,
     },
-    /// The downloaded bytes cannot be written.
+    /// The file cannot be created, written or renamed, or another process is downloading it.
     #[error("it cannot be written")]
     Write(#[source] io::Error),
     /// A redirect leads from HTTPS to HTTP.
@@ -84,6 +84,11 @@ pub enum FetchError {
 }
 
 impl FetchError {
+    /// Returns true if the file cannot be written: then its bytes are worth keeping.
+    pub(super) fn is_of_output(&self) -> bool {
+        matches!(self, Self::Write(_))
+    }
+
     /// Returns the error of an answer that cannot be used. Addresses in its headers are shown without
     /// secrets.
     pub(super) fn answer(reason: impl AsRef<str>) -> Self {

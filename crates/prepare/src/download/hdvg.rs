@@ -88,7 +88,7 @@ fn add(list: &mut List, id: &str, video: &Value, index: usize) {
     match (Address::parse(url), clips(video)) {
         (Err(reason), _) => list.reject(Err(url), &none, &wrong(reason)),
         (Ok(address), Err(reason)) => list.reject(Ok(&address), &none, &wrong(reason)),
-        (Ok(address), Ok(clips)) => list.push(address, None, clips),
+        (Ok(address), Ok(clips)) => list.push(address, None, clips, &wrong),
     }
 }
 
@@ -178,6 +178,25 @@ mod tests {
             let reason = list.rejected.get(row, REASON).unwrap();
             assert!(reason.contains(words), "{reason}");
         }
+    }
+
+    #[test]
+    fn clips_that_no_table_can_hold_are_listed() {
+        let scene = |caption: &str| format!(r#"{{"caption": "{caption}", "scene_cut": [0, -1]}}"#);
+        let scenes = [scene(&"x".repeat(10_001)), scene("a\\u0000b"), scene("Fog.")].join(", ");
+        let text = format!(
+            r#"{{"-2yHu5qgTz1": {{"clip": {{"a.mp4": {{"span": ["0:01", "0:02"],
+            "scene_split": [{scenes}]}}}}}}}}"#
+        );
+        let list = read(&text, Part::WHOLE).unwrap();
+        assert_eq!((list.videos(), list.clips(), list.rejected.len()), (1, 1, 2));
+        for (row, words) in
+            [(0, "its caption has 10001 characters"), (1, "its text has a NUL byte")]
+        {
+            let reason = list.rejected.get(row, REASON).unwrap();
+            assert!(reason.contains(words) && reason.contains("video 1 of the list"), "{reason}");
+        }
+        assert_eq!(list.rejected.get(1, "text"), Some("a\u{fffd}b"));
     }
 
     #[test]

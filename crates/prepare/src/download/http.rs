@@ -16,6 +16,7 @@
 use super::{
     FetchError,
     address::Address,
+    busy,
     limits::Rate,
     partial::{Fetched, Origin, Partial, measure},
     reach::{NotPublic, PublicOnly},
@@ -68,6 +69,8 @@ pub(crate) struct Client {
     pub(crate) agent: Agent,
     pub(crate) retry: RetryPolicy,
     pub(crate) max_bytes: Option<u64>,
+    /// Maximum wait for another process that downloads the same file.
+    pub(crate) patience: Duration,
     pub(crate) requests: Rate,
     pub(crate) bytes: Rate,
 }
@@ -101,15 +104,23 @@ impl Client {
         sha256: Option<&str>,
         target: &Path,
     ) -> Result<Fetched, GaveUp<FetchError>> {
-        let disk = |source| FetchError::Io { path: target.into(), source };
-        if let Some(there) = measure(target).map_err(disk)?
-            && check(&there, sha256).is_ok()
-        {
+        let there = || -> Result<Option<Fetched>, FetchError> {
+            let found =
+                measure(target).map_err(|source| FetchError::Io { path: target.into(), source })?;
+            Ok(found.filter(|there| check(there, sha256).is_ok()))
+        };
+        if let Some(there) = there()? {
             return Ok(there);
         }
-        let mut partial = Partial::open(target, address.url()).map_err(disk)?;
+        let open = || Partial::open(target, address.url());
+        let mut partial = busy::wait(self.patience, open).map_err(FetchError::Write)?;
+        // Another process may have completed the file since.
+        if let Some(there) = there()? {
+            partial.remove();
+            return Ok(there);
+        }
         match self.attempts(address, sha256, &mut partial) {
-            Ok(()) => Ok(partial.finish().map_err(disk)?),
+            Ok(()) => Ok(partial.finish().map_err(FetchError::Write)?),
             Err((error, Keep::Bytes)) if partial.validator().is_some() => Err(error),
             Err((error, _)) => {
                 partial.remove();
@@ -132,12 +143,14 @@ impl Client {
             let ended = retry(&self.retry, &AtomicBool::new(false), |_| {
                 let result = self.attempt(address, sha256, partial);
                 keep = match &result {
-                    Err(Failure::Permanent(_)) => Keep::Nothing,
+                    // Without room for the rest, the bytes are right nevertheless.
+                    Err(Failure::Permanent(error)) if !error.is_of_output() => Keep::Nothing,
                     _ => Keep::Bytes,
                 };
                 result
             });
             match ended {
+                Err(error) if error.error.is_of_output() => return Err((error, keep)),
                 Err(_) if keep == Keep::Bytes && partial.length() >= furthest + PROGRESS => {
                     furthest = partial.length();
                 }

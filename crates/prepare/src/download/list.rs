@@ -6,7 +6,7 @@
 
 use super::{
     address::Address,
-    csv_list, hdvg,
+    csv_list, hdvg, readable,
     secrets::{shown, shown_in},
     terms::{self, Terms},
 };
@@ -15,7 +15,7 @@ use crate::{PrepareError, Shard};
 use opensora_files::one_line;
 use opensora_manifest::{
     Table,
-    table::{TEXT, URL},
+    table::{CLIP_END, CLIP_START, TEXT, URL},
 };
 use std::{
     collections::HashMap,
@@ -225,14 +225,30 @@ impl List {
         self.part
     }
 
-    /// Adds clips of the video at `address`, unless it is of another shard.
-    pub(crate) fn push(&mut self, address: Address, sha256: Option<String>, clips: Vec<Clip>) {
+    /// Adds clips of the video at `address`, unless it is of another shard. Clips that no table can hold are
+    /// rejected; `wrong` adds the place in the list to their reasons.
+    pub(crate) fn push(
+        &mut self,
+        address: Address,
+        sha256: Option<String>,
+        mut clips: Vec<Clip>,
+        wrong: &dyn Fn(String) -> String,
+    ) {
         if !self.part.holds(&address) {
             return;
         }
         if clips.is_empty() {
             let none = Clip { rest: vec![String::new(); self.columns.len()], ..Clip::default() };
             return self.reject(Ok(&address), &none, "the list has no clips of this video");
+        }
+        clips.retain(|clip| {
+            let row = fields(&self.columns, address.url(), clip, [CLIP_START, CLIP_END]);
+            let Some(reason) = readable::wrong(&row) else { return true };
+            self.reject(Ok(&address), clip, &wrong(reason));
+            false
+        });
+        if clips.is_empty() {
+            return;
         }
         let at = *self.by_file.entry(address.file().into()).or_insert_with(|| {
             self.videos.push(Video { address: address.clone(), sha256: None, clips: vec![] });
@@ -251,16 +267,18 @@ impl List {
         self.videos[at].clips.extend(clips);
     }
 
-    /// Adds an unusable row to the failures. Rows without address belong to the first shard.
+    /// Adds an unusable row to the failures, with shortened fields if no table can hold it. Rows without address belong
+    /// to the first shard.
     pub(crate) fn reject(&mut self, address: Result<&Address, &str>, clip: &Clip, reason: &str) {
         let (is_mine, url) = match address {
             Ok(address) => (self.part.holds(address), address.url()),
             Err(text) => (self.part.shard.holds(0), &*shown(text)),
         };
         if is_mine {
-            let row = fields(&self.columns, url, clip, [START, END]);
-            let row = row.iter().map(|(column, value)| (column.as_str(), value.clone()));
-            self.rejected.push(row.chain([(REASON, one_line(reason))]));
+            let mut row = fields(&self.columns, url, clip, [START, END]);
+            row.push((REASON.into(), one_line(reason)));
+            let row = readable::shortened(row);
+            self.rejected.push(row.iter().map(|(column, value)| (column.as_str(), value.clone())));
         }
     }
 }

@@ -3,6 +3,7 @@
 //! The bytes are in `<file>.part`, their address and version in `<file>.part.json`. Both are removed when the
 //! file is renamed to its final name, so a file with its final name is complete.
 
+use super::busy::busy;
 use opensora_files::{hex, sync_folder, try_lock, write_atomically};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -60,16 +61,20 @@ impl Drop for Partial {
 impl Partial {
     /// Opens the partial file of this address, or creates it. File systems without locks do not keep other processes
     /// from opening it too, see [`try_lock`].
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be opened, or is open elsewhere ([`io::ErrorKind::WouldBlock`]).
     pub(crate) fn open(target: &Path, url: &str) -> io::Result<Self> {
         let part = beside(target, ".part");
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&part)?;
         try_lock(&file).map_err(|error| match error {
-            TryLockError::WouldBlock => {
-                io::Error::new(io::ErrorKind::WouldBlock, "another process is downloading it")
-            }
+            TryLockError::WouldBlock => busy(),
             TryLockError::Error(error) => error,
         })?;
+        if !is_at(&file, &part)? {
+            return Err(busy());
+        }
         let origin = std::fs::read(beside(&part, ".json")).ok();
         let origin = origin.and_then(|json| serde_json::from_slice::<Origin>(&json).ok());
         let origin = origin.filter(|origin| origin.url == url && origin.validator.is_some());
@@ -171,6 +176,24 @@ impl Partial {
         let _ = std::fs::remove_file(&self.part);
         let _ = std::fs::remove_file(beside(&self.part, ".json"));
     }
+}
+
+/// Returns true if `file` is the file at `path`. Another process may have completed and renamed it between opening and
+/// locking: then it must not be changed.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let opened = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(found) => Ok((found.dev(), found.ino()) == (opened.dev(), opened.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(not(unix))]
+fn is_at(_file: &File, _path: &Path) -> io::Result<bool> {
+    Ok(true)
 }
 
 /// Returns a path with a suffix appended.

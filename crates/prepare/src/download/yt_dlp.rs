@@ -5,16 +5,16 @@
 //! shell, and the address comes after `--`.
 
 use super::{
-    FetchError,
+    FetchError, busy,
     http::Timeouts,
     limits::Rate,
-    partial::{Fetched, measure},
+    partial::{Fetched, beside, measure},
 };
 use crate::retry::{Failure, GaveUp, RetryPolicy, retry};
-use opensora_files::{hex, sync_folder};
+use opensora_files::{Lock, LockError, hex, sync_folder};
 use sha2::{Digest, Sha256};
 use std::{
-    fs::File,
+    fs::OpenOptions,
     io::{self, BufRead, BufReader, Read},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -40,6 +40,12 @@ const FINAL: [&str; 10] = [
     "unsupported url",
     "requested format is not available",
 ];
+/// Texts in that line that mark a folder that cannot be written, in lower case.
+const UNWRITABLE: [(&str, io::ErrorKind); 3] = [
+    ("no space left on device", io::ErrorKind::StorageFull),
+    ("disk quota exceeded", io::ErrorKind::QuotaExceeded),
+    ("read-only file system", io::ErrorKind::ReadOnlyFilesystem),
+];
 /// Maximum length of a line that is read from the program, in bytes.
 const MAX_LINE: u64 = 4096;
 
@@ -63,12 +69,8 @@ impl Default for YtDlp {
 impl YtDlp {
     /// Returns an error if the program cannot be started.
     pub(crate) fn find(&self) -> Result<(), FetchError> {
-        let started = Command::new(&self.program)
-            .arg("--version")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
+        let started =
+            self.command().arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         let program = self.program.display();
         match started {
             Ok(status) if status.success() => Ok(()),
@@ -84,6 +86,16 @@ impl YtDlp {
 }
 
 impl YtDlp {
+    /// Returns the program without arguments, in another process group, so that Ctrl-C in the terminal does not stop
+    /// it: a stopped download would look like a failure of the video.
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        command.stdin(Stdio::null());
+        command
+    }
+
     fn not_started(&self, error: io::Error) -> FetchError {
         let reason = format!("{} cannot be started", self.program.display());
         FetchError::YtDlp { reason, source: Some(error) }
@@ -105,12 +117,19 @@ pub(crate) struct Runner<'a> {
 impl Runner<'_> {
     /// Downloads `url` to `target`, unless the file exists.
     pub(crate) fn fetch(&self, url: &str, target: &Path) -> Result<Fetched, GaveUp<FetchError>> {
-        let disk = |source| FetchError::Io { path: target.into(), source };
-        if let Some(there) = measure(target).map_err(disk)? {
+        let read = |source| FetchError::Io { path: target.into(), source };
+        if let Some(there) = measure(target).map_err(read)? {
             return Ok(there);
         }
         let folder = work_folder(url, target);
-        std::fs::create_dir_all(&folder).map_err(disk)?;
+        let path = beside(&folder, ".lock");
+        // Held until the folder is removed.
+        let _lock = busy::wait(self.timeouts.attempt, || take(&path)).map_err(FetchError::Write)?;
+        // Another process may have completed it meanwhile.
+        if let Some(there) = measure(target).map_err(read)? {
+            return Ok(there);
+        }
+        std::fs::create_dir_all(&folder).map_err(FetchError::Write)?;
         let file = folder.join("video.mp4");
         let mut keep = false;
         let ended = retry(&self.retry, &AtomicBool::new(false), |_| {
@@ -120,6 +139,7 @@ impl Runner<'_> {
             result
         });
         let fetched = ended.and_then(|()| Ok(self.place(&file, target)?));
+        keep |= fetched.as_ref().is_err_and(|failed| failed.error.is_of_output());
         if !keep {
             // Best effort: the folder is hidden, and nothing reads it.
             let _ = std::fs::remove_dir_all(&folder);
@@ -129,8 +149,8 @@ impl Runner<'_> {
 
     /// Renames a file that the program has finished to its target.
     fn place(&self, file: &Path, target: &Path) -> Result<Fetched, FetchError> {
-        let disk = |source| FetchError::Io { path: target.into(), source };
-        let Some(fetched) = measure(file).map_err(disk)? else {
+        let read = |source| FetchError::Io { path: file.into(), source };
+        let Some(fetched) = measure(file).map_err(read)? else {
             let limit = self.max_bytes.map(|max| format!(" (is it larger than {max} bytes?)"));
             let reason = format!("yt-dlp wrote no file{}", limit.unwrap_or_default());
             return Err(FetchError::yt_dlp(reason));
@@ -141,16 +161,17 @@ impl Runner<'_> {
             None => {}
         }
         let rename = || {
-            File::open(file)?.sync_all()?;
+            // Windows syncs only files that are open for writing.
+            OpenOptions::new().write(true).open(file)?.sync_all()?;
             std::fs::rename(file, target)?;
             sync_folder(target)
         };
-        rename().map_err(disk)?;
+        rename().map_err(FetchError::Write)?;
         Ok(fetched)
     }
 
     fn attempt(&self, url: &str, file: &Path) -> Result<(), Failure<FetchError>> {
-        let mut command = Command::new(&self.yt_dlp.program);
+        let mut command = self.yt_dlp.command();
         command
             .args(["--ignore-config", "--no-playlist", "--no-progress", "--no-mtime"])
             .arg("--socket-timeout")
@@ -166,7 +187,7 @@ impl Runner<'_> {
         // Output names are templates, in which a percent sign starts a field.
         let name = file.to_string_lossy().replace('%', "%%");
         command.args(&self.yt_dlp.arguments).arg("-o").arg(name).arg("--").arg(url);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child =
             command.spawn().map_err(|error| Failure::Permanent(self.yt_dlp.not_started(error)))?;
         let stderr = child.stderr.take();
@@ -179,6 +200,10 @@ impl Runner<'_> {
         let reason = line.unwrap_or_else(|| format!("yt-dlp fails without a message ({status})"));
         let lower = reason.to_lowercase();
         let error = FetchError::yt_dlp(reason);
+        if let Some((_, kind)) = UNWRITABLE.iter().find(|(words, _)| lower.contains(words)) {
+            let full = io::Error::new(*kind, error.to_string());
+            return Err(Failure::Permanent(FetchError::Write(full)));
+        }
         if FINAL.iter().any(|words| lower.contains(words)) {
             return Err(Failure::Permanent(error));
         }
@@ -216,6 +241,15 @@ impl Runner<'_> {
 fn work_folder(url: &str, target: &Path) -> PathBuf {
     let digest = hex(&Sha256::digest(url));
     target.with_file_name(format!(".yt-dlp-{digest:.20}"))
+}
+
+/// Takes the lock of a work folder.
+fn take(path: &Path) -> io::Result<Lock> {
+    Lock::take(path).map_err(|error| match error {
+        LockError::InUse { .. } => busy::busy(),
+        LockError::Io(error) => error,
+        other => io::Error::other(other),
+    })
 }
 
 /// Returns the last line that starts with `ERROR:`, without that prefix, else the last line.

@@ -220,6 +220,56 @@ fn rows_are_dropped_at_the_first_bound_they_fail() {
 }
 
 #[test]
+fn a_list_of_dropped_rows_is_filtered_again_without_its_reasons() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let mut table = Table::new([PATH, "num_frames"]);
+    for (name, frames) in [("a", "8"), ("b", "16")] {
+        let path = at(name).display().to_string();
+        table.push([(PATH, path), ("num_frames", frames.into())]);
+    }
+    let least = |frames| vec![bound("num_frames", Some(frames), None)];
+    let job = |frames| Job { bounds: least(frames), ..Job::default() };
+    run(&job(16.0), &table, &at("strict.csv"), &mut ()).unwrap();
+    let dropped = Table::read(&at("strict.dropped.csv")).unwrap();
+    assert!(dropped.column(REASON).is_some() && dropped.column(FILTER).is_some());
+    run(&job(8.0), &dropped, &at("loose.csv"), &mut ()).unwrap();
+    let loose = Table::read(&at("loose.csv")).unwrap();
+    assert_eq!(loose.columns(), [PATH, "num_frames"]);
+    let tables =
+        ["strict.csv", "loose.csv"].map(|name| (name.to_string(), Table::read(&at(name)).unwrap()));
+    assert_eq!(arrange::merge(&tables, None).unwrap().output.len(), 2);
+
+    // A column of this name that no step wrote is the user's.
+    table.set(0, FILTER, "mine");
+    run(&job(8.0), &table, &at("own.csv"), &mut ()).unwrap();
+    assert_eq!(Table::read(&at("own.csv")).unwrap().get(0, FILTER), Some("mine"));
+}
+
+#[test]
+fn shards_without_an_ending_measure_and_list_separately() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let files = ["a.mp4", "b.mp4"];
+    for file in files {
+        clip(&at(file), [3, 16, 16], |_, x, y| scenery(1.0, x, y));
+    }
+    let table = manifest(folder.path(), &files);
+    for index in 0..2 {
+        let shard = Shard::new(index, 2).unwrap();
+        let bounds = vec![bound("fps", Some(100.0), None)];
+        let job = Job { bounds, options: part(shard), ..Job::default() };
+        let report = run(&job, &table, &shard_path(&at("kept"), shard), &mut ()).unwrap();
+        assert_eq!((report.measured, report.dropped), (1, 1));
+    }
+    for (index, file) in files.into_iter().enumerate() {
+        let list = at(&format!("kept.{index}-of-2.dropped.csv"));
+        assert_eq!(names(&list), [file]);
+        assert!(at(&format!("kept.{index}-of-2.header.csv.journal.jsonl")).is_file());
+    }
+}
+
+#[test]
 fn a_broken_file_is_listed_and_the_others_are_measured() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);

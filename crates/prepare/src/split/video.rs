@@ -133,6 +133,11 @@ pub(crate) fn cut(
     let mut writing = Writing { place, fps, resize, settings, clips, progress };
     let done = open_stored(path, scan.decoder()).and_then(|reader| writing.all(cuts, reader));
     let Writing { clips, progress, .. } = writing;
+    let done = match done {
+        // The next run resumes a long video after its last complete clip.
+        Err(error) if progress.is_some() && error.is_of_output() => return Err(error),
+        done => done,
+    };
     // If it cannot be removed, the next run finds that it is outdated.
     let _ = progress.map(Progress::remove);
     let clips: Vec<Clip> = clips.into_iter().flatten().collect();

@@ -1,10 +1,10 @@
 //! `/v1/videos/{id}/content`: the files of a completed job, whole or in ranges.
 
-use super::{App, error::ApiError, videos::invalid_query};
+use super::{App, error::ApiError, path_value::PathValue, videos::invalid_query};
 use crate::{job::JobStatus, store::THUMBNAIL};
 use axum::{
     body::{Body, Bytes},
-    extract::{Path, Query, State, rejection::QueryRejection},
+    extract::{Query, State, rejection::QueryRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -38,7 +38,7 @@ enum Variant {
 
 pub(super) async fn content(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    PathValue(id): PathValue,
     query: Result<Query<ContentQuery>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {

@@ -8,14 +8,14 @@
 //!
 //! The stream ends after the event of a final status. A slow client gets only the latest values.
 
-use super::{App, error::ApiError, videos::video};
+use super::{App, error::ApiError, path_value::PathValue, videos::video};
 use crate::{
     engine::Preview,
     job::JobStatus,
     queue::{JobView, Live},
 };
 use axum::{
-    extract::{Path, State},
+    extract::State,
     http::StatusCode,
     response::{
         IntoResponse, Response, Sse,
@@ -52,7 +52,7 @@ struct Follower {
 
 pub(super) async fn events(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    PathValue(id): PathValue,
 ) -> Result<Response, ApiError> {
     let mut changes = app.queue.follow(&id)?;
     // The current state is the first event.

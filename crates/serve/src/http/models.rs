@@ -1,11 +1,8 @@
 //! `/v1/models`: the model with its defaults and the limits of requests.
 
-use super::{App, Json, error::ApiError};
+use super::{App, Json, error::ApiError, path_value::PathValue};
 use crate::limits::{MAX_PROMPT_CHARS, MAX_SEED};
-use axum::{
-    extract::{Path, State},
-    http::StatusCode,
-};
+use axum::{extract::State, http::StatusCode};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -50,7 +47,7 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Json {
 
 pub(super) async fn get(
     State(app): State<Arc<App>>,
-    Path(name): Path<String>,
+    PathValue(name): PathValue,
 ) -> Result<Json, ApiError> {
     if name == app.queue.engine().model().id {
         return Ok(Json(model(&app)));

@@ -1,6 +1,6 @@
 //! `/v1/videos`: creates, lists, returns, cancels and deletes jobs.
 
-use super::{App, Json, blocking, error::ApiError};
+use super::{App, Json, blocking, error::ApiError, path_value::PathValue};
 use crate::{
     job::{Job, JobStatus},
     limits::MAX_BODY_BYTES,
@@ -9,7 +9,7 @@ use crate::{
 };
 use axum::{
     body::{Body, Bytes, to_bytes},
-    extract::{FromRequest, Multipart, Path, Query, Request, State, rejection::QueryRejection},
+    extract::{FromRequest, Multipart, Query, Request, State, rejection::QueryRejection},
     http::{StatusCode, header},
 };
 use serde::Deserialize;
@@ -211,14 +211,14 @@ pub(super) fn invalid_query(error: &QueryRejection) -> ApiError {
 
 pub(super) async fn get(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    PathValue(id): PathValue,
 ) -> Result<Json, ApiError> {
     Ok(Json(video(&app.queue.get(&id)?)))
 }
 
 pub(super) async fn cancel(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    PathValue(id): PathValue,
 ) -> Result<Json, ApiError> {
     let view = blocking(move || Ok(app.queue.cancel(&id)?)).await?;
     Ok(Json(video(&view)))
@@ -226,7 +226,7 @@ pub(super) async fn cancel(
 
 pub(super) async fn delete(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    PathValue(id): PathValue,
 ) -> Result<Json, ApiError> {
     let deleted = {
         let (app, id) = (Arc::clone(&app), id.clone());

@@ -145,7 +145,9 @@ fn saved_in_block(job: &Job, share: Share, clips: f64) -> (f64, f64) {
     let values = tokens * (saved.hidden * hidden + saved.inner * inner);
     let heads = config.num_heads as f64;
     let spatial = tokens * share.all_positions as f64;
-    let temporal = (share.positions * share.all_frames * share.all_frames) as f64;
+    // As f64: the product can be larger than a usize.
+    let all_frames = share.all_frames as f64;
+    let temporal = share.positions as f64 * all_frames * all_frames;
     let cross = tokens * job.caption_tokens as f64;
     let scores = [spatial, temporal, cross].map(|scores| clips * heads * scores);
     let scores = scores.into_iter().filter(|&scores| scores <= saved.most_scores).sum::<f64>();

@@ -14,7 +14,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 use opensora::{
     manifest::Table,
     prepare::{
-        assemble::shard_path,
+        assemble::output_path,
         caption::{
             self, CaptionSpec, Endpoint, EndpointOptions, ImageSpec, Job, Key, Layout, Prompt,
             Timeouts,
@@ -146,7 +146,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         output::message(format_args!("POST {}", job.endpoint.address()));
         return Ok(output::line(format_args!("{request:#}"))?);
     }
-    let out = shard_path(&args.out, options.shard);
+    let out = output_path(&args.data, &args.out, options.shard).context("--out")?;
     let mut progress = StepProgress::new(args.report.quiet, "captions");
     let done = caption::run(&job, &input, &out, &mut progress);
     progress.finish();

@@ -14,7 +14,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 use opensora::{
     manifest::Table,
     prepare::{
-        assemble::{failed_path, shard_path},
+        assemble::{failed_path, output_path},
         clean::{self, Job, Naming, Openings, Treatment},
     },
 };
@@ -107,7 +107,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         },
         options,
     };
-    let out = shard_path(&args.out, options.shard);
+    let out = output_path(&args.data, &args.out, options.shard).context("--out")?;
     let mut progress = StepProgress::new(args.report.quiet, "counting");
     let cleaned = clean::run(&job, &input, &out, &mut progress);
     progress.finish();

@@ -2,10 +2,11 @@
 
 use super::options::{RequestOptions, StepOptions, shard_help};
 use crate::{options::Report, output, step_progress::StepProgress};
+use anyhow::Context;
 use clap::Args as ClapArgs;
 use opensora::prepare::{
     RunOptions,
-    assemble::shard_path,
+    assemble::output_path,
     download::{self, FORMAT, Job, List, ListFormat, Part, Timeouts, YtDlp, failed_path},
 };
 use serde_json::json;
@@ -91,7 +92,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let options = args.step.run_options(4, args.report)?;
     let part = Part { offset: args.offset, limit: args.limit, shard: options.shard };
     let list = List::read(&args.list, format, part)?;
-    let out = shard_path(&args.out, options.shard);
+    let out = output_path(&args.list, &args.out, options.shard).context("--out")?;
     let mut bar = StepProgress::new(args.report.quiet, "fetching");
     bar.line(&format!("{} videos, {} clips", list.videos(), list.clips()));
     let downloaded = download::run(&job(args, options), &list, &out, &mut bar);

@@ -5,13 +5,14 @@ use super::{
     parts,
 };
 use crate::{options::Report, output, step_progress::StepProgress};
+use anyhow::Context;
 use clap::{
     Arg, ArgAction, ArgMatches, Args as ClapArgs, Command, FromArgMatches, ValueEnum, value_parser,
 };
 use opensora::{
     manifest::Table,
     prepare::{
-        assemble::shard_path,
+        assemble::output_path,
         filter::{self, Bound, Duplicates, Job, Keep, OnnxSpec},
     },
 };
@@ -187,8 +188,6 @@ fn parse_bits(text: &str) -> Result<f64, String> {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let same = std::path::absolute(&args.data)? == std::path::absolute(&args.out)?;
-    anyhow::ensure!(!same, "--out is the same file as --data, expected another file");
     let bounds = args.bounds.0.iter().map(|(column, min, max)| Bound::new(column, *min, *max));
     let bounds: Vec<Bound> = bounds.collect::<Result<_, _>>()?;
     anyhow::ensure!(
@@ -197,7 +196,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
          --score-only"
     );
     let options = args.step.run_options(cores(), args.report)?;
-    let out = shard_path(&args.out, options.shard);
+    let out = output_path(&args.data, &args.out, options.shard).context("--out")?;
     let keep = match args.keep {
         KeepName::First => Keep::First,
         KeepName::Longest => Keep::Longest,

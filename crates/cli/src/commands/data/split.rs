@@ -13,7 +13,7 @@ use clap::Args as ClapArgs;
 use opensora::{
     manifest::Table,
     prepare::{
-        assemble::shard_path,
+        assemble::output_path,
         shots,
         split::{self, Job, Rate, Settings},
     },
@@ -94,7 +94,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     };
     let input = Table::read(&args.data).context("--data")?;
     let options = args.step.run_options(1, args.report)?;
-    let out = shard_path(&args.out, options.shard);
+    let out = output_path(&args.data, &args.out, options.shard).context("--out")?;
     // All shards write to the same folder.
     let clips = args.clips.clone().unwrap_or_else(|| split::clips_folder(&args.out));
     let job = Job { settings, clips: Some(clips), options, ..Job::default() };

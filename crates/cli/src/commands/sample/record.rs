@@ -10,6 +10,7 @@ use opensora::{
     labels::LabelSet,
     nn::device,
     pipeline::SampledClip,
+    presets::Preset,
     stdit::{DenoiserWork, PositionScales},
 };
 use serde::{Deserialize, Serialize};
@@ -156,7 +157,9 @@ impl Settings {
         weights: &[&Path],
     ) -> anyhow::Result<Self> {
         let guidance = request.guidance();
-        let model_argument = match Path::new(model).exists() {
+        // A name counts, also if a file has it.
+        let is_name = model == opensora_demo::model::NAME || Preset::find(model).is_some();
+        let model_argument = match !is_name && Path::new(model).exists() {
             true => std::path::absolute(model)?.to_str().map(String::from),
             false => Some(model.into()),
         };
