@@ -1,8 +1,8 @@
 //! Deeper models from trained ones.
 //!
-//! A block adds nothing to its input while the output projections of its branches are zero. So a trained model can be given
-//! more blocks and still compute the same; training goes on from there. A new block is a copy of the block before it, whose
-//! other layers are a better start than random weights.
+//! A block adds nothing to its input while the output projections of its branches are zero. So a trained model can be
+//! given more blocks without a change of its output; training continues from there. A new block is a copy of the block
+//! before it, whose other layers are a better start than random weights.
 //!
 //! Source: Wu et al. 2024, "LLaMA Pro: Progressive LLaMA with Block Expansion", arXiv 2401.02415, section 3.2.
 
@@ -56,7 +56,7 @@ fn added(block: &StDitBlock) -> StDitBlock {
     copy
 }
 
-/// Makes parameters of their own out of those of a clone, which share their ids with the original; zeros if `zero`.
+/// Separates the parameters of a clone from the original, which has the same ids; sets them to zero if `zero`.
 struct Copied {
     zero: bool,
 }

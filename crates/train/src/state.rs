@@ -224,8 +224,8 @@ impl Checkpoints {
     /// `observer`.
     ///
     /// # Errors
-    /// Returns the error of the newest checkpoint if all are damaged, and at once one that says nothing about a
-    /// checkpoint: of permissions, of a network file system, or of too many open files.
+    /// Returns the error of the newest checkpoint if all are damaged. Returns errors of the system at once, since the
+    /// checkpoint may be intact: permissions, a network file system, or too many open files.
     pub fn load_newest<M: Module>(
         &self,
         trainer: &mut Trainer<M>,
@@ -295,7 +295,7 @@ impl Checkpoints {
     }
 }
 
-/// Returns true for an error of the operating system that says nothing about a file's contents.
+/// Returns true for an error of the operating system, after which the file may be intact.
 fn is_of_system(error: &TrainError) -> bool {
     let source = match error {
         TrainError::Io { source, .. } => source,

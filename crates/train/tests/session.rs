@@ -269,7 +269,7 @@ fn a_deeper_run_starts_from_a_shallower_one() {
     part.init = Some(first.join("stdit/ema.safetensors"));
     session(path, recipe).run(&mut (), &mut ()).unwrap();
     let deeper = Checkpoint::open(path.join("run/stdit/model.safetensors")).unwrap();
-    // The first block and its copy are those of the first run, but for one step.
+    // After one step, the block and its copy are still close to the block of the first run.
     let values = |checkpoint: &Checkpoint, key: &str| -> Vec<f32> {
         checkpoint.tensors()[key].read(key).unwrap().iter::<f32>().collect()
     };
