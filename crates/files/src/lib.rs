@@ -34,7 +34,7 @@ pub use atomic::{
 };
 pub use folder::{CreatedFolders, folder_of, sync_folder};
 pub use journal::Journal;
-pub use lock::{Lock, LockError, try_lock};
+pub use lock::{Lock, LockError, is_at, try_lock};
 pub use text::{error_line, hex, one_line};
 
 /// The README's example, compiled with the tests.

@@ -92,10 +92,13 @@ fn granted(locked: Result<(), TryLockError>) -> Result<(), TryLockError> {
     }
 }
 
-/// Returns true if `file` is the file at `path`. The previous holder may have removed it between opening and
-/// locking.
+/// Returns true if `file` is the file at `path`. The previous holder may have removed or renamed it between opening and
+/// locking. Always true on systems other than Unix.
+///
+/// # Errors
+/// Returns an error if the file or the path cannot be examined.
 #[cfg(unix)]
-fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+pub fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
     let opened = file.metadata()?;
     match fs::metadata(path) {
@@ -105,8 +108,12 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
+/// Returns true: on Unix, if `file` is the file at `path`.
+///
+/// # Errors
+/// Returns an error on Unix only.
 #[cfg(not(unix))]
-fn is_at(_file: &File, _path: &Path) -> io::Result<bool> {
+pub fn is_at(_file: &File, _path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 

@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(missing(&["set/a.0-of-3.csv", "set/a.2-of-3.csv"]), ["1-of-3"]);
         assert_eq!(missing(&["./set/a.0-of-2.csv", "set//a.0-of-2.parquet"]), ["1-of-2"]);
         assert_eq!(missing(&["0-of-2.csv"]), ["1-of-2"]);
-        // Without an ending.
+        // Names that have no ending.
         assert_eq!(missing(&["set/a.0-of-3", "set/a.2-of-3"]), ["1-of-3"]);
         for whole in [
             &["a.1-of-2.csv", "a.0-of-2.parquet"][..],

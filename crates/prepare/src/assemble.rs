@@ -26,8 +26,13 @@ pub const REASON: &str = "reason";
 
 /// Returns the path of the journal of a step that writes `out`.
 pub fn journal_path(out: &Path) -> PathBuf {
-    let mut name: OsString = out.as_os_str().into();
-    name.push(".journal.jsonl");
+    appended(out, ".journal.jsonl")
+}
+
+/// Returns a path with a suffix appended.
+pub(crate) fn appended(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
     name.into()
 }
 
@@ -44,13 +49,10 @@ pub fn dropped_path(out: &Path) -> PathBuf {
 /// Returns the path of a file that belongs to the table `out`, with another ending. The number of a shard is not an
 /// ending: it stays, so that the files of shards differ.
 pub(crate) fn beside(out: &Path, ending: &str) -> PathBuf {
-    if !ends_in_part(out) {
-        return out.with_extension(ending);
+    match ends_in_part(out) {
+        true => appended(out, &format!(".{ending}")),
+        false => out.with_extension(ending),
     }
-    let mut name: OsString = out.as_os_str().into();
-    name.push(".");
-    name.push(ending);
-    name.into()
 }
 
 /// Returns true for the path of a shard's table without ending, such as `clips.0-of-4`.

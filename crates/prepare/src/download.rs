@@ -200,7 +200,7 @@ impl Report {
 /// ([`ListFormat::Csv`]) with the times in `start` and `end`, the other columns of the list, and `reason`.
 ///
 /// # Errors
-/// Returns an error if the terms are not accepted, a setting is invalid, the folder, a file of it, the journal or a
+/// Returns an error if the terms are not accepted, a setting is invalid, the folder, a video, the journal or a
 /// manifest cannot be written (the disk is full, the folder is read-only), or the observer stops the step.
 pub fn run(
     job: &Job,
@@ -390,7 +390,7 @@ mod tests {
         for of_video in [
             FetchError::Write(Error::other("broken")),
             FetchError::Write(busy::busy()),
-            // A file that is there and cannot be read.
+            // An existing file that cannot be opened.
             FetchError::Io {
                 path: "videos/a.mp4".into(),
                 source: ErrorKind::PermissionDenied.into(),

@@ -78,6 +78,7 @@ pub mod yuv;
 pub use aspect::PixelAspect;
 pub use error::VideoError;
 pub use frames::{Frames, FramesError};
+pub use pipe::shielded;
 pub use reader::{Decoder, PlanarFrame, PlanarHalves, VideoFrame, VideoInfo, VideoReader};
 pub use writer::{Format, VideoSpec, Writer};
 

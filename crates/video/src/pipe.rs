@@ -16,9 +16,9 @@ pub(crate) type Output = std::os::unix::net::UnixStream;
 #[cfg(not(target_os = "linux"))]
 pub(crate) type Output = std::process::ChildStdout;
 
-/// Starts a program in another process group, so that Ctrl-C in the terminal does not stop it: a stopped decoder
-/// would look like a failure of the file.
-pub(crate) fn shielded(command: &mut Command) -> &mut Command {
+/// Makes a program start in another process group, so that Ctrl-C in the terminal does not stop it: a stopped program
+/// would look like a failure of its file. Changes nothing on systems other than Unix.
+pub fn shielded(command: &mut Command) -> &mut Command {
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(command, 0);
     command

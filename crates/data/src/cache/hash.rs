@@ -23,17 +23,25 @@ pub(super) fn digest(bytes: &[u8]) -> String {
 /// Returns the size of a file in bytes. For a folder of frames, returns the sum over its files: the size of the folder
 /// itself depends on the file system.
 pub(super) fn size(path: &Path) -> Result<u64, DataError> {
-    let bytes = |path: &Path| fs::metadata(path).map(|found| found.len()).map_err(io_error(path));
     match path.is_dir() {
-        true => files(path)?.iter().map(|file| bytes(file)).sum(),
-        false => bytes(path),
+        true => total(&files(path)?),
+        false => file_size(path),
     }
+}
+
+fn file_size(path: &Path) -> Result<u64, DataError> {
+    fs::metadata(path).map(|found| found.len()).map_err(io_error(path))
+}
+
+fn total(files: &[PathBuf]) -> Result<u64, DataError> {
+    files.iter().map(|file| file_size(file)).sum()
 }
 
 /// Returns size and SHA-256 of a file. For a folder of frames, both are of all its files.
 pub(super) fn hash_file(path: &Path) -> Result<(u64, String), DataError> {
     if path.is_dir() {
-        return Ok((size(path)?, hash_files(&files(path)?)?));
+        let files = files(path)?;
+        return Ok((total(&files)?, hash_files(&files)?));
     }
     let mut file = File::open(path).map_err(io_error(path))?;
     let (mut hasher, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);

@@ -4,11 +4,11 @@
 //! file is renamed to its final name, so a file with its final name is complete.
 
 use super::busy::busy;
-use opensora_files::{hex, sync_folder, try_lock, write_atomically};
+use crate::assemble::appended;
+use opensora_files::{hex, is_at, sync_folder, try_lock, write_atomically};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
-    ffi::OsString,
     fs::{File, OpenOptions, TryLockError},
     io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
@@ -65,17 +65,18 @@ impl Partial {
     /// # Errors
     /// Returns an error if the file cannot be opened, or is open elsewhere ([`io::ErrorKind::WouldBlock`]).
     pub(crate) fn open(target: &Path, url: &str) -> io::Result<Self> {
-        let part = beside(target, ".part");
+        let part = appended(target, ".part");
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&part)?;
         try_lock(&file).map_err(|error| match error {
             TryLockError::WouldBlock => busy(),
             TryLockError::Error(error) => error,
         })?;
+        // Another process may have completed and renamed it between opening and locking.
         if !is_at(&file, &part)? {
             return Err(busy());
         }
-        let origin = std::fs::read(beside(&part, ".json")).ok();
+        let origin = std::fs::read(appended(&part, ".json")).ok();
         let origin = origin.and_then(|json| serde_json::from_slice::<Origin>(&json).ok());
         let origin = origin.filter(|origin| origin.url == url && origin.validator.is_some());
         let kept = if origin.is_some() { file.metadata()?.len() / BLOCK * BLOCK } else { 0 };
@@ -119,7 +120,7 @@ impl Partial {
     pub(crate) fn begin(&mut self, origin: Origin) -> io::Result<()> {
         self.forget()?;
         let json = serde_json::to_vec(&origin)?;
-        write_atomically(&beside(&self.part, ".json"), |path| std::fs::write(path, &json))?;
+        write_atomically(&appended(&self.part, ".json"), |path| std::fs::write(path, &json))?;
         self.origin = Some(origin);
         Ok(())
     }
@@ -166,7 +167,7 @@ impl Partial {
         std::fs::rename(&self.part, &self.target)?;
         sync_folder(&self.target)?;
         // Best effort: it is ignored without its `.part`.
-        let _ = std::fs::remove_file(beside(&self.part, ".json"));
+        let _ = std::fs::remove_file(appended(&self.part, ".json"));
         Ok(self.fetched())
     }
 
@@ -174,33 +175,8 @@ impl Partial {
     pub(crate) fn remove(self) {
         // Best effort: the next run resumes or overwrites it.
         let _ = std::fs::remove_file(&self.part);
-        let _ = std::fs::remove_file(beside(&self.part, ".json"));
+        let _ = std::fs::remove_file(appended(&self.part, ".json"));
     }
-}
-
-/// Returns true if `file` is the file at `path`. Another process may have completed and renamed it between opening and
-/// locking: then it must not be changed.
-#[cfg(unix)]
-fn is_at(file: &File, path: &Path) -> io::Result<bool> {
-    use std::os::unix::fs::MetadataExt;
-    let opened = file.metadata()?;
-    match std::fs::metadata(path) {
-        Ok(found) => Ok((found.dev(), found.ino()) == (opened.dev(), opened.ino())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-#[cfg(not(unix))]
-fn is_at(_file: &File, _path: &Path) -> io::Result<bool> {
-    Ok(true)
-}
-
-/// Returns a path with a suffix appended.
-pub(crate) fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(ending);
-    name.into()
 }
 
 /// Returns size and digest of a complete file; `None` if it does not exist.

@@ -8,10 +8,14 @@ use super::{
     FetchError, busy,
     http::Timeouts,
     limits::Rate,
-    partial::{Fetched, beside, measure},
+    partial::{Fetched, measure},
 };
-use crate::retry::{Failure, GaveUp, RetryPolicy, retry};
+use crate::{
+    assemble::appended,
+    retry::{Failure, GaveUp, RetryPolicy, retry},
+};
 use opensora_files::{Lock, LockError, hex, sync_folder};
+use opensora_video::shielded;
 use sha2::{Digest, Sha256};
 use std::{
     fs::OpenOptions,
@@ -86,13 +90,10 @@ impl YtDlp {
 }
 
 impl YtDlp {
-    /// Returns the program without arguments, in another process group, so that Ctrl-C in the terminal does not stop
-    /// it: a stopped download would look like a failure of the video.
+    /// Returns the program without arguments and input.
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
-        #[cfg(unix)]
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        command.stdin(Stdio::null());
+        shielded(&mut command).stdin(Stdio::null());
         command
     }
 
@@ -122,7 +123,7 @@ impl Runner<'_> {
             return Ok(there);
         }
         let folder = work_folder(url, target);
-        let path = beside(&folder, ".lock");
+        let path = appended(&folder, ".lock");
         // Held until the folder is removed.
         let _lock = busy::wait(self.timeouts.attempt, || take(&path)).map_err(FetchError::Write)?;
         // Another process may have completed it meanwhile.
