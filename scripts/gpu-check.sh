@@ -133,7 +133,7 @@ step verify 150 "$opensora" verify "${cases[@]}" "${on[@]}" --json
 bench stdit-bf16 60 stdit --dtype bf16 "${reps[@]}"
 bench train-step-bf16 60 train-step --dtype bf16 "${few[@]}"
 step sample-demo 60 "$opensora" sample "a red circle grows on a black background" --model "$root/crates/demo/model" \
-    --sampler dpm-solver --steps 20 -o "$work/circle.mp4" "${on[@]}" --json
+    -o "$work/circle.mp4" "${on[@]}" --json
 bench stdit-f32 60 stdit "${reps[@]}"
 bench train-step-f32 60 train-step "${few[@]}"
 bench vae-decode-f32 60 vae-decode "${clip[@]}" "${few[@]}"

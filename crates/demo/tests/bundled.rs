@@ -5,8 +5,8 @@
 use opensora::{PipelineOptions, SampleRequest, TextToVideo, nn::device};
 use opensora_demo::eval::{Attribute, EvalError, Evaluation};
 
-/// The figures depend on the last digits of a processor only: measured were 1 for all shares, area variation 0.033,
-/// overlap 0.940.
+/// The figures depend on the last digits of a processor only: measured were 1 for all shares, area variation 0.022,
+/// overlap 0.952.
 #[test]
 fn the_bundled_model_follows_its_prompts() {
     let files = opensora_demo::model_files().unwrap();
@@ -30,6 +30,6 @@ fn the_bundled_model_follows_its_prompts() {
     let vae = report.vae.as_ref().unwrap();
     assert!(vae.of(Attribute::Frames).accuracy() >= 0.995, "{report}");
     let steady = &report.model.steadiness;
-    assert!(steady.area_variation.mean().unwrap() <= 0.05, "{report}");
-    assert!(steady.overlap.mean().unwrap() >= 0.91, "{report}");
+    assert!(steady.area_variation.mean().unwrap() <= 0.04, "{report}");
+    assert!(steady.overlap.mean().unwrap() >= 0.93, "{report}");
 }
