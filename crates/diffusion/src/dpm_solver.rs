@@ -203,8 +203,8 @@ impl Sampler for DpmSolver {
             if let (Some(of_slope), Some(before)) = (update.of_slope, before) {
                 latents = latents - (data.clone() - before).mul_scalar(of_slope as f32);
             }
+            StepInfo::new(step, total, timestep, &latents).with_clean(&data).report(observer)?;
             before = Some(data);
-            StepInfo::new(step, total, timestep, &latents).report(observer)?;
         }
         Ok(latents)
     }

@@ -61,7 +61,7 @@ mod tests {
                 }
                 let latents = Tensor::<1>::from_data(values, &device).reshape([1, 2, 1, 2, 2]);
                 let timestep = 0.0;
-                guard.watch(&StepInfo { step, total, timestep, latents: &latents }).unwrap()
+                guard.watch(&StepInfo::new(step, total, timestep, &latents)).unwrap()
             })
             .collect()
     }

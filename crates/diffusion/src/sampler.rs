@@ -254,6 +254,37 @@ mod tests {
         }
     }
 
+    /// After the last step, the latents are those that the model predicted in it. (DPM-Solver keeps a noise of 0.01 and
+    /// uses the step before.)
+    #[test]
+    fn steps_give_the_predicted_clean_latents() {
+        let start = ramp([1, 4, 1, 2, 2], 0.1);
+        for (kind, tolerance) in SamplerKind::ALL.into_iter().zip([1e-5, 1e-5, 0.1]) {
+            let mut clean = Vec::new();
+            let found = kind
+                .build(20)
+                .unwrap()
+                .sample(
+                    &Affine::new(),
+                    &kind.guidance(2.0),
+                    start.clone(),
+                    &mut |_| start.zeros_like(),
+                    &mut |info: &StepInfo<'_>| {
+                        clean.push(values(info.clean.unwrap().clone()));
+                        ControlFlow::Continue(())
+                    },
+                )
+                .unwrap();
+            assert_eq!(clean.len(), 20);
+            let (found, last) = (values(found), &clean[19]);
+            let scale = found.iter().fold(1.0f32, |max, x| max.max(x.abs()));
+            for (found, clean) in found.iter().zip(last) {
+                assert!((found - clean).abs() <= tolerance * scale, "{kind}: {found} {clean}");
+            }
+            assert_ne!(clean[0], clean[19], "{kind}");
+        }
+    }
+
     /// A run that starts with the latents from the middle of another run ends with the same latents. (DPM-Solver
     /// uses the step before, so its result is only close.)
     #[test]

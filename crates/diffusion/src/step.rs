@@ -38,12 +38,20 @@ pub struct StepInfo<'a> {
     /// The latents after the step, `[B, C, T, H, W]`. A device may still be computing them; reading
     /// them waits for it.
     pub latents: &'a Tensor<5>,
+    /// The clean latents that the model predicted in this step, with guidance, `[B, C, T, H, W]`. All built-in
+    /// samplers give them.
+    pub clean: Option<&'a Tensor<5>>,
 }
 
 impl<'a> StepInfo<'a> {
-    /// Returns the state after step `step` (from 0) of `total`.
+    /// Returns the state after step `step` (from 0) of `total`, without predicted clean latents.
     pub fn new(step: usize, total: usize, timestep: f32, latents: &'a Tensor<5>) -> Self {
-        Self { step, total, timestep, latents }
+        Self { step, total, timestep, latents, clean: None }
+    }
+
+    /// Returns the state with the clean latents that the model predicted in this step.
+    pub fn with_clean(self, clean: &'a Tensor<5>) -> Self {
+        Self { clean: Some(clean), ..self }
     }
 
     /// Passes the state to an observer.

@@ -50,8 +50,9 @@ impl Walk<'_> {
             let output = guidance.predict(model, &latents, timestep, 2 * channels)?;
             let out =
                 process.p_mean_variance(output, latents.clone(), &vec![t; batch], clip_denoised)?;
+            let clean = out.pred_xstart.clone();
             latents = advance(WalkState { step, t, x_t: latents, out })?;
-            StepInfo::new(step, total, timestep, &latents).report(observer)?;
+            StepInfo::new(step, total, timestep, &latents).with_clean(&clean).report(observer)?;
         }
         Ok(latents)
     }

@@ -4,7 +4,7 @@ use crate::{
     engine::{
         BoxError, Decoded, Engine, EngineError, Generated, ModelInfo, Observer, Sampled, Stage,
     },
-    preview::{LatentsToRgb, PreviewError, Trajectory},
+    preview::{LatentsToRgb, PreviewError},
     request::JobRequest,
 };
 use opensora::{
@@ -36,8 +36,6 @@ pub struct ModelEngine {
 struct Events<'a> {
     observer: &'a mut dyn Observer,
     engine: &'a ModelEngine,
-    /// States of the sampler, if it adds no noise.
-    states: Option<Trajectory>,
     /// True once a preview of this job has failed: no other is tried.
     preview_failed: bool,
 }
@@ -49,23 +47,14 @@ impl Events<'_> {
         event: &SamplerStep<'_>,
     ) -> Result<(), PreviewError> {
         let done = event.step + 1;
-        let clean = match done == event.steps {
-            true => Some(event.latents.clone()),
-            false => self.states.as_ref().and_then(|states| to_rgb.clean(states)),
-        };
-        self.observer.previewed(match clean {
-            Some(clean) => to_rgb.preview(&clean, done, None)?,
-            None => to_rgb.preview(event.latents, done, Some(event.timestep))?,
-        });
+        let clean = event.clean.filter(|_| done < event.steps).unwrap_or(event.latents);
+        self.observer.previewed(to_rgb.preview(clean, done)?);
         Ok(())
     }
 }
 
 impl opensora::Observer for Events<'_> {
     fn sampler_step(&mut self, event: &SamplerStep<'_>) -> ControlFlow<()> {
-        if let Some(states) = &mut self.states {
-            states.push(event.timestep, event.latents);
-        }
         self.observer.sampled(&Sampled::new(event.step + 1, event.steps))?;
         if !self.preview_failed
             && self.observer.wants_preview()
@@ -240,8 +229,7 @@ impl Engine for ModelEngine {
         go_on(observer.stage(Stage::Loading))?;
         let mut denoiser = self.pipeline.load_denoiser(&sample, &mut ()).map_err(pipeline_error)?;
         go_on(observer.stage(Stage::Sampling))?;
-        let states = (sample.sampler != SamplerKind::Iddpm).then(Trajectory::default);
-        let mut events = Events { observer, engine: self, states, preview_failed: false };
+        let mut events = Events { observer, engine: self, preview_failed: false };
         let latents = denoiser.sample(&conditioning, 0, &mut events).map_err(pipeline_error)?;
         let work = denoiser.work();
         // Its memory is the VAE's, unless it stays.

@@ -4,17 +4,11 @@
 //! square. The map is fitted to the VAE in use by least squares: the VAE encodes an image of 64 colours
 //! once.
 //!
-//! States of the sampler are noisy. A sampler without noise of its own goes from state to state on the line
-//! through the clean latents that the model predicts, so that two states give the prediction
-//! ([`Trajectory`]). For other samplers, and at the first steps, the mean of the clean latents given the state
-//! is shown, as if clean latents were normally distributed like those of that image; it is plain at first.
+//! States of the sampler are noisy. What is shown are the clean latents that the model predicts in a step.
 
 use crate::engine::Preview;
 use burn::tensor::Tensor;
-use opensora::{
-    diffusion::{DiffusionTables, GaussianDiffusion, Respacing},
-    nn::read::{ReadError, read},
-};
+use opensora::nn::read::{ReadError, read};
 use opensora_video::{Frames, FramesError};
 
 /// Most frames of a preview.
@@ -47,33 +41,11 @@ pub enum PreviewError {
     Png(#[from] png::EncodingError),
 }
 
-/// The last states of a sampler, each with the timestep at which the model was called with it.
-#[derive(Debug, Default)]
-pub struct Trajectory {
-    previous: Option<(Tensor<5>, f32)>,
-    current: Option<(Tensor<5>, f32)>,
-    /// The state after the last step, with which the model has not been called.
-    next: Option<Tensor<5>>,
-}
-
-impl Trajectory {
-    /// Adds the state after a step in which the model was called with `timestep`.
-    pub fn push(&mut self, timestep: f32, latents: &Tensor<5>) {
-        if let Some(start) = self.next.replace(latents.clone()) {
-            self.previous = self.current.replace((start, timestep));
-        }
-    }
-}
-
 /// Linear map from latent channels to colours.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LatentsToRgb {
     /// Red, green and blue in [-1, 1] for each channel, and last the constant.
     factors: Vec<[f64; 3]>,
-    /// Mean and variance of clean latents by channel.
-    clean: Vec<[f64; 2]>,
-    /// Share of signal by timestep of the published noise schedule.
-    signal: Vec<f64>,
 }
 
 impl LatentsToRgb {
@@ -112,48 +84,16 @@ impl LatentsToRgb {
             (inputs, colour(square).map(|byte| f64::from(byte) / 127.5 - 1.0))
         });
         let factors = least_squares(channels + 1, samples).ok_or(PreviewError::Singular)?;
-        let process = GaussianDiffusion::published(&Respacing::steps(1000)).ok();
-        let signal = process.map_or_else(Vec::new, |process| {
-            let DiffusionTables { sqrt_alphas_cumprod, .. } = process.tables();
-            sqrt_alphas_cumprod.clone()
-        });
-        let clean = values.chunks(cells).map(mean_and_variance).collect();
-        Ok(Self { factors, clean, signal })
+        Ok(Self { factors })
     }
 
-    /// Returns the clean latents that the model predicted in the step before the last; `None` before three
-    /// steps are done. Wrong for samplers that add noise.
-    pub fn clean(&self, states: &Trajectory) -> Option<Tensor<5>> {
-        let (Some((x, t)), Some((y, u))) = (&states.previous, &states.current) else { return None };
-        let (a, b) = (self.signal_at(*t), self.signal_at(*u));
-        let (s, r) = ((1.0 - a * a).sqrt(), (1.0 - b * b).sqrt());
-        // x = a * clean + s * noise, y = b * clean + r * noise.
-        let determinant = s * b - r * a;
-        (determinant > 1e-4).then(|| (y.clone() * s - x.clone() * r) / determinant)
-    }
-
-    /// Returns the share of signal at a timestep, 1 outside of the schedule.
-    fn signal_at(&self, timestep: f32) -> f64 {
-        let (below, rest) = (timestep.floor(), f64::from(timestep.fract()));
-        let at = |index: usize| self.signal.get(index).copied().unwrap_or(1.0);
-        let below = below.max(0.0) as usize;
-        at(below) + rest * (at((below + 1).min(self.signal.len().saturating_sub(1))) - at(below))
-    }
-
-    /// Returns the preview of latents `[1, C, T, h, w]` after step `step` (from 1), at which the model was
-    /// called with `timestep`; `None` for clean latents.
+    /// Returns the preview of clean latents `[1, C, T, h, w]` after step `step` (from 1).
     ///
     /// # Errors
     /// Returns an error if the device fails.
-    pub fn preview(
-        &self,
-        latents: &Tensor<5>,
-        step: usize,
-        timestep: Option<f32>,
-    ) -> Result<Preview, PreviewError> {
+    pub fn preview(&self, latents: &Tensor<5>, step: usize) -> Result<Preview, PreviewError> {
         let [_, channels, frames, height, width] = latents.dims();
         let values: Vec<f32> = read(latents.clone())?.iter().collect();
-        let signal = timestep.map_or(1.0, |timestep| self.signal_at(timestep));
         let stride = height.max(width).div_ceil(MAX_SIDE);
         let shown = frames.min(MAX_FRAMES);
         let mut rgb = Vec::new();
@@ -162,12 +102,7 @@ impl LatentsToRgb {
                 for column in (0..width).step_by(stride) {
                     let value = |channel: usize| {
                         let at = ((channel * frames + frame) * height + row) * width + column;
-                        let state = f64::from(values.get(at).copied().unwrap_or_default());
-                        let [mean, variance] = self.clean.get(channel).copied().unwrap_or_default();
-                        // Of x = signal * clean + noise, whose variances add up.
-                        let noise = 1.0 - signal * signal;
-                        let gain = signal * variance / (signal * signal * variance + noise);
-                        if noise == 0.0 { state } else { mean + gain * (state - signal * mean) }
+                        f64::from(values.get(at).copied().unwrap_or_default())
                     };
                     rgb.extend(self.colour((0..channels).map(value)));
                 }
@@ -187,12 +122,6 @@ impl LatentsToRgb {
         }
         sum.map(|value| (127.5 * (value + 1.0)).round().clamp(0.0, 255.0) as u8)
     }
-}
-
-fn mean_and_variance(values: &[f64]) -> [f64; 2] {
-    let count = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / count;
-    [mean, values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count]
 }
 
 /// Returns the colour of a square of the calibration image.
@@ -282,37 +211,9 @@ mod tests {
     #[test]
     fn a_linear_vae_is_inverted() {
         let map = LatentsToRgb::fit(latents(3)).unwrap();
-        let preview = map.preview(&latents(3), 4, None).unwrap();
+        let preview = map.preview(&latents(3), 4).unwrap();
         assert_eq!((preview.step, preview.frames, preview.height, preview.width), (4, 1, 32, 32));
         assert_eq!(pixels(&preview), LatentsToRgb::calibration_image(1).unwrap().data());
-    }
-
-    #[test]
-    fn noisy_states_are_plainer() {
-        let map = LatentsToRgb::fit(latents(3)).unwrap();
-        let spread = |timestep| {
-            let pixels = pixels(&map.preview(&latents(3), 1, timestep).unwrap());
-            pixels.iter().max().unwrap() - pixels.iter().min().unwrap()
-        };
-        assert!(spread(Some(999.0)) < 10, "{}", spread(Some(999.0)));
-        assert!(spread(Some(800.0)) < spread(Some(10.0)));
-        assert_eq!(spread(None), 255);
-    }
-
-    #[test]
-    fn two_states_give_the_clean_latents() {
-        let map = LatentsToRgb::fit(latents(3)).unwrap();
-        let (clean, noise) = (latents(3), latents(3).flip([3]) * 0.5 - 0.3);
-        let mut states = Trajectory::default();
-        for (timestep, after) in [(900.0, 700.0), (700.0, 400.5), (400.5, 100.0)] {
-            assert!(map.clean(&states).is_none());
-            let signal = map.signal_at(after);
-            let state = clean.clone() * signal + noise.clone() * (1.0 - signal * signal).sqrt();
-            states.push(timestep, &state);
-        }
-        let error = (map.clean(&states).unwrap() - clean).abs().max();
-        let error = read(error).unwrap().iter::<f32>().next().unwrap();
-        assert!(error < 1e-3, "{error}");
     }
 
     #[test]
@@ -324,7 +225,7 @@ mod tests {
     fn large_videos_have_small_previews() {
         let map = LatentsToRgb::fit(latents(3)).unwrap();
         let latents = Tensor::<5>::zeros([1, 3, 20, 100, 130], &Device::flex());
-        let preview = map.preview(&latents, 1, None).unwrap();
+        let preview = map.preview(&latents, 1).unwrap();
         assert_eq!((preview.frames, preview.height, preview.width), (8, 34, 44));
         assert_eq!(pixels(&preview).len(), 3 * 8 * 34 * 44);
     }

@@ -41,7 +41,7 @@ pub trait JobObserver: Send + Sync {
     /// The worker has left a job: its status is final, or `queued` again because the server stops.
     fn ended(&self, _job: &Job) {}
 
-    /// A problem with the folder of jobs, as one line of text.
+    /// A problem with the folder of jobs, or the cause of a failure that clients are not told, as one line of text.
     fn warned(&self, _text: &str) {}
 }
 

@@ -47,8 +47,16 @@ pub(crate) fn run(queue: &Queue) {
         match &made {
             Err(_) | Ok(Err(MakeError::Engine(EngineError::Failed(_)))) => failures += 1,
             Ok(Ok(_)) => failures = 0,
-            // With its path, which clients do not get.
+            _ => {}
+        }
+        // With the cause and its paths, which clients do not get. The reason of a stop is told below.
+        match &made {
             Ok(Err(error @ MakeError::Write(_))) => queue.warn(id, error),
+            Ok(Err(error @ MakeError::Engine(EngineError::Failed(_))))
+                if failures < MAX_FAILURES =>
+            {
+                queue.warn(id, error);
+            }
             _ => {}
         }
         if failures < MAX_FAILURES {
@@ -148,9 +156,9 @@ fn next_state(
         Ok(Err(error @ MakeError::Engine(EngineError::Request(_)))) => {
             failed("invalid_request", error_line(&error))
         }
-        // Without the cause, which has paths of the server.
+        // Without their causes, which have paths of the server.
         Ok(Err(error @ MakeError::Write(_))) => failed("storage", error.to_string()),
-        Ok(Err(error)) => failed("generation_failed", error_line(&error)),
+        Ok(Err(error)) => failed("generation_failed", error.to_string()),
         Err(_) => failed("internal_error", "the job ended the computation by a panic".into()),
     }
 }

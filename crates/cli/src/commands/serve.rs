@@ -42,7 +42,7 @@ pub(crate) struct Args {
     model: String,
     #[command(flatten)]
     parts: ModelParts,
-    /// Address or name to listen on; any but a loopback address needs a token
+    /// Address or name to listen on; any but localhost and loopback addresses needs a token
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST).to_string())]
     host: String,
     /// Port to listen on; 0: any free port
@@ -231,9 +231,12 @@ impl Args {
             None => Value::Null,
         };
         let files = pipeline.files();
+        // The name of a checkpoint without a description is its path.
+        let called = if files.name == self.model { self.model_id() } else { files.name.clone() };
         let weights = model::sources(&[&files.denoiser, &files.t5, &files.vae]);
         let low_memory = matches!(self.residency, Resident::Streamed);
         let fields = [
+            ("model", called.into()),
             ("model_argument", self.model_id().into()),
             ("t5", name(&self.parts.t5)),
             ("vae", name(&self.parts.vae)),

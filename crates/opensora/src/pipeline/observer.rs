@@ -122,13 +122,16 @@ pub struct SamplerStep<'a> {
     pub timestep: f32,
     /// The latents after the step, `[B, C, T, h, w]`.
     pub latents: &'a Tensor<5>,
+    /// The clean latents that the model predicted in this step, with guidance, `[B, C, T, h, w]`. A sampler that
+    /// is not built in may not give them.
+    pub clean: Option<&'a Tensor<5>>,
 }
 
 impl<'a> SamplerStep<'a> {
     /// Returns the event of step `info` of batch `batch` of `batches`.
     pub(super) fn new(info: &StepInfo<'a>, [batch, batches]: [usize; 2]) -> Self {
-        let &StepInfo { step, total: steps, timestep, latents, .. } = info;
-        Self { step, steps, batch, batches, timestep, latents }
+        let &StepInfo { step, total: steps, timestep, latents, clean, .. } = info;
+        Self { step, steps, batch, batches, timestep, latents, clean }
     }
 }
 

@@ -80,7 +80,7 @@ impl From<QueueError> for ApiError {
             QueueError::Io(_) | QueueError::Store(_) | QueueError::Worker(_) => {
                 return Self::internal("the job cannot be stored");
             }
-            QueueError::Engine(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
+            QueueError::Engine(_) => return Self::internal("the video cannot be made"),
         };
         Self::new(status, code, error_line(&error))
     }

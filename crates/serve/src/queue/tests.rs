@@ -134,7 +134,7 @@ fn failures_and_panics_end_their_job_only() {
     let folder = tempfile::tempdir().unwrap();
     let queue = open(folder.path(), FAST, Limits::default());
     for (prompt, code, message) in [
-        ("fail", "generation_failed", "the video could not be made: out of memory"),
+        ("fail", "generation_failed", "the video could not be made"),
         ("panic", "internal_error", "the job ended the computation by a panic"),
     ] {
         let job = queue.create(request(prompt, 2)).unwrap();
