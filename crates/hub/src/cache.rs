@@ -133,21 +133,22 @@ impl Cache {
     ) -> Result<PathBuf, HubError> {
         let blob = self.blob(file.repository, tag);
         let path = self.snapshot(file.repository, file.revision).join(file.name);
-        let publish = || {
+        let publish = || -> io::Result<()> {
             fs::create_dir_all(folder_of(&path))?;
             // A relative link: `snapshots/<commit>/a/b` is three folders below the repository.
             let up = "../".repeat(2 + Path::new(file.name).components().count() - 1);
             let target = PathBuf::from(format!("{up}blobs/{tag}"));
-            match link(&target, &path) {
-                Ok(()) => Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    // A dangling link or one to another blob, as after a manual removal.
-                    if fs::canonicalize(&path).ok() != fs::canonicalize(&blob).ok() {
-                        fs::remove_file(&path)?;
-                        return link(&target, &path);
-                    }
-                    Ok(())
+            let mut linked = link(&target, &path);
+            if matches!(&linked, Err(error) if error.kind() == io::ErrorKind::AlreadyExists) {
+                if fs::canonicalize(&path).ok() == fs::canonicalize(&blob).ok() {
+                    return Ok(());
                 }
+                // A dangling link, one to another blob, or a file, as after a manual change.
+                fs::remove_file(&path)?;
+                linked = link(&target, &path);
+            }
+            match linked {
+                Ok(()) => Ok(()),
                 Err(_) if is_new => fs::rename(&blob, &path),
                 Err(_) => write_atomically(&path, |file| fs::copy(&blob, file).map(|_| ())),
             }

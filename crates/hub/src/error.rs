@@ -161,7 +161,7 @@ pub enum HubError {
         folder.display()
     )]
     Space {
-        /// The cache.
+        /// Folder of the download.
         folder: PathBuf,
         /// Bytes to download.
         needed: u64,

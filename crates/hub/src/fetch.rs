@@ -286,11 +286,11 @@ impl Hub {
             files: tags.len(),
             bytes,
         }))?;
-        self.require_space(bytes)
+        self.require_space(self.cache.folder(), bytes)
     }
 
-    pub(crate) fn require_space(&self, needed: u64) -> Result<(), HubError> {
-        let folder = self.cache.folder();
+    /// Returns an error if the disk of `folder`, which need not exist, has too little space.
+    pub(crate) fn require_space(&self, folder: &Path, needed: u64) -> Result<(), HubError> {
         let available = (self.free_space)(folder).map_err(HubError::io(folder))?;
         match available < needed {
             true => Err(HubError::Space { folder: folder.into(), needed, available }),
@@ -322,6 +322,10 @@ impl Hub {
         let blob = self.cache.blob(repository, tag);
         fs::create_dir_all(folder_of(&blob)).map_err(HubError::io(folder_of(&blob)))?;
         let _lock = BlobLock::wait(&self.cache.lock(repository, tag), name, observer)?;
+        // Meanwhile, another process may have published the file: without links, by moving the blob.
+        if self.cache.find(&file).is_some_and(|path| has_size(&path, *size)) {
+            return Ok(());
+        }
         let is_new = !is_blob(&blob, *size);
         if is_new {
             // Replace a damaged or planted file.

@@ -52,6 +52,8 @@ impl Transfer<'_> {
         let mut partial = self.open(&done, observer)?;
         let (file, resumed, total) = (self.name, done.get(), self.size);
         proceed(observer.started(&Started { file, resumed, total }))?;
+        // The whole file was downloaded again by this call.
+        let mut is_again = false;
         loop {
             let result =
                 client.insist(observer, |o| self.attempt(client, &mut partial, o), || done.get());
@@ -64,13 +66,14 @@ impl Transfer<'_> {
             }
             partial.file.sync_all().map_err(HubError::io(self.partial))?;
             let Some((found, expected)) = self.difference(&partial)? else { break };
-            if !partial.is_joined {
+            if !partial.is_joined || is_again {
                 fs::remove_file(self.partial).map_err(HubError::io(self.partial))?;
                 return Err(HubError::Checksum { file: self.name.into(), found, expected });
             }
             // The earlier bytes may belong to another version: download the whole file again.
             self.restart(&mut partial)?;
             partial.is_joined = false;
+            is_again = true;
         }
         fs::rename(self.partial, self.target).map_err(HubError::io(self.target))?;
         proceed(observer.completed(&Completed { file: self.name }))

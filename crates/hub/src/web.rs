@@ -89,7 +89,7 @@ impl Hub {
         let host = crate::redirect::origin(url);
         let folder = folder_of(&target);
         proceed(observer.planned(&Planned { repository: &host, folder, files: 1, bytes }))?;
-        self.require_space(bytes)?;
+        self.require_space(folder, bytes)?;
         fs::create_dir_all(folder).map_err(HubError::io(folder))?;
         let lock = target.with_file_name(format!(".{name}.lock"));
         let _lock = BlobLock::wait(&lock, &name, observer)?;

@@ -422,6 +422,31 @@ fn free_space_is_compared_before_the_first_byte() {
 }
 
 #[test]
+fn the_space_for_an_address_is_that_of_its_own_folder() {
+    let file = bytes(5000, 13);
+    let case = Case::new(Repo::default(), move |request| Some(Answer::bytes(&file, request)));
+    // The disk of the cache is full, that of the file is not.
+    let cache = case.cache();
+    let free = move |folder: &Path| Ok(if folder.starts_with(&cache) { 0 } else { 5000 });
+    let hub = case.hub().with_free_space(free);
+    hub.fetch_address(&format!("{}/x.pt", case.server.url), &mut ()).unwrap();
+}
+
+#[test]
+fn wrong_bytes_over_a_broken_connection_are_fetched_twice_at_most() {
+    let wrong = bytes(100_000, 11);
+    let case = Case::new(Repo::default().with("x.bin", bytes(100_000, 10)), move |request| {
+        is_cdn(request).then(|| {
+            let answer = Answer::bytes(&wrong, request);
+            if request.range().is_none() { answer.cut(50_000) } else { answer }
+        })
+    });
+    let error = case.fetch(&named("x.bin")).unwrap_err();
+    assert!(matches!(error, HubError::Checksum { .. }), "{error}");
+    assert_eq!(case.server.requests_for("GET", "/cdn/").len(), 4);
+}
+
+#[test]
 fn offline_reads_the_cache_only() {
     let case = Case::plain(Repo::default().with("x.json", "{}"));
     let error = fetch(&case.offline(), &named("x.json"), Lookup::Ask, &mut ()).unwrap_err();
