@@ -60,7 +60,7 @@ pub enum RecipeError {
         /// A hint: when it is needed, or how to give it.
         hint: &'static str,
     },
-    /// A setting of clips is out of range.
+    /// A setting of clips or of their loader is out of range.
     #[error(transparent)]
     Clip(#[from] SettingError),
     /// The configuration of a denoiser is invalid.

@@ -42,7 +42,10 @@ use opensora_stdit::{DenoiserConfig, deepen::check_depth};
 use opensora_t5::T5Config;
 use opensora_vae::VaeConfig;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 /// A training recipe: model, data, optimizer, run and sample videos.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -325,18 +328,35 @@ impl Recipe {
             (run.checkpoint_every, run.keep, run.sample_every) = (0, 0, 0);
             run.zero = Zero::Off;
             recipe.sample = SampleRecipe::default();
-            recipe.to_toml().unwrap_or_default()
+            toml::to_string(&recipe).unwrap_or_default()
         };
         let (before, after) = (plain(self), plain(other));
         if before == after {
             return None;
         }
-        let changed = before.lines().zip(after.lines()).find(|(a, b)| a != b);
-        Some(changed.map_or_else(
-            || "a table was added or removed".into(),
-            |(a, b)| format!("'{a}' became '{b}'"),
-        ))
+        let (before, after) = (settings(&before), settings(&after));
+        let mut names = before.keys().chain(after.keys());
+        let Some(name) = names.find(|name| before.get(*name) != after.get(*name)) else {
+            return Some("a text of several lines was changed".into());
+        };
+        let value = |from: &BTreeMap<String, String>| {
+            from.get(name).map_or("not set", String::as_str).to_string()
+        };
+        Some(format!("{name} was {}, now {}", value(&before), value(&after)))
     }
+}
+
+/// Returns the values of settings in TOML, one a line, by their whole names, such as `optimizer.betas`.
+fn settings(text: &str) -> BTreeMap<String, String> {
+    let (mut table, mut found) = ("", BTreeMap::new());
+    for line in text.lines() {
+        if let Some((name, value)) = line.split_once(" = ") {
+            found.insert(format!("{table}.{name}"), value.to_string());
+        } else if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            table = name;
+        }
+    }
+    found
 }
 
 /// The parser's message, and the line of `text` that it is about.
@@ -387,6 +407,21 @@ mod tests {
             let error = Recipe::parse(&text).unwrap_err().to_string();
             assert!(error.contains(&format!("unknown field `{field}`")), "{error}");
         }
+    }
+
+    #[test]
+    fn a_difference_names_the_setting_and_both_values() {
+        let recipe = Recipe::parse("[stdit]\ninit = 'a.pth'\n[data]\ncache = 'c'").unwrap();
+        let said = |change: fn(&mut Recipe)| {
+            let mut other = recipe.clone();
+            change(&mut other);
+            recipe.difference(&other).unwrap()
+        };
+        assert_eq!(said(|r| r.data.cache = None), "data.cache was \"c\", now not set");
+        let init = said(|r| r.stdit.as_mut().unwrap().init = None);
+        assert_eq!(init, "stdit.init was \"a.pth\", now not set");
+        let size = said(|r| r.data.clip.image_size = [256, 512]);
+        assert_eq!(size, "data.clip.image_size was [256, 256], now [256, 512]");
     }
 
     #[test]

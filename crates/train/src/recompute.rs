@@ -107,7 +107,10 @@ fn with_recomputation<R, E>(
             ends = ends + dot(value, gradient);
         }
     }
-    graph.collect(&mut ends.backward(), &mut sum);
+    // If no embedding is trained, nothing before the blocks is on a graph.
+    if ends.is_tracked() {
+        graph.collect(&mut ends.backward(), &mut sum);
+    }
     Ok((found, sum))
 }
 

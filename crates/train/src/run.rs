@@ -100,6 +100,9 @@ impl RunRecipe {
             return Err(RecipeError::value("accumulation", self.accumulation, expected));
         }
         self.dtype.parse::<Dtype>()?;
+        let Self { batch_size, workers, prefetch, .. } = *self;
+        let loader = LoaderConfig { batch_size, workers, prefetch, ..LoaderConfig::default() };
+        loader.validate()?;
         Ok(())
     }
 }

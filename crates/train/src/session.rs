@@ -38,7 +38,7 @@ use opensora_data::{
     loader::read_caught,
 };
 use opensora_diffusion::PredictionType;
-use opensora_files::{CreatedFolders, Lock, LockError, write_atomically};
+use opensora_files::{CreatedFolders, Lock, LockError, remove_unfinished, write_atomically};
 use opensora_nn::{
     dtype::Dtype,
     noise::normal_batch,
@@ -503,6 +503,10 @@ impl Running<'_> {
     fn subfolder(&self, name: &str) -> Result<PathBuf, TrainError> {
         let folder = self.session.folder.join(name);
         fs::create_dir_all(&folder).map_err(TrainError::io(&folder))?;
+        // Weights that a killed process did not finish: one process at a time writes here.
+        if self.session.ranks.is_main() {
+            remove_unfinished(&folder).map_err(TrainError::io(&folder))?;
+        }
         Ok(folder)
     }
 }

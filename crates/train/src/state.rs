@@ -118,18 +118,19 @@ impl Checkpoints {
     /// Returns complete checkpoints, the newest first.
     ///
     /// # Errors
-    /// Returns an error if the folder exists and cannot be listed.
+    /// Returns an error if the folder or a checkpoint exists and cannot be examined.
     pub fn complete(&self) -> Result<Vec<PathBuf>, TrainError> {
-        if !self.folder.exists() {
-            return Ok(Vec::new());
-        }
+        let entries = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(TrainError::io(&self.folder))?,
+        };
         let mut found = Vec::new();
-        for entry in fs::read_dir(&self.folder).map_err(TrainError::io(&self.folder))? {
+        for entry in entries {
             let path = entry.map_err(TrainError::io(&self.folder))?.path();
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
             let step = name.as_deref().and_then(|name| name.strip_prefix("step-"));
             if let Some(Ok(step)) = step.map(str::parse::<u64>)
-                && path.join(MARK).exists()
+                && exists(&path.join(MARK))?
             {
                 found.push((step, path));
             }
@@ -458,6 +459,17 @@ fn check_shapes(
     let (found, expected) = (stored.lengths.len(), expected.len());
     let reason = format!("its {found} {what} are not the {expected} of this recipe's model");
     Err(TrainError::state(stored.path(), reason))
+}
+
+/// Returns true if there is a file at `path`. An error of the system does not mean that there is none.
+fn exists(path: &Path) -> Result<bool, TrainError> {
+    match fs::metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Ok(false)
+        }
+        Err(error) => Err(TrainError::io(path)(error)),
+    }
 }
 
 /// Removes a folder with its contents, if it exists.

@@ -411,3 +411,18 @@ fn missing_rows_of_metrics_are_reported_at_a_resume() {
     let table = Table::read(&path).unwrap();
     assert_eq!(table.gaps().len(), 1);
 }
+
+#[cfg(unix)]
+#[test]
+fn a_checkpoint_that_cannot_be_examined_is_not_absent() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Line { poisoned: None };
+    run(folder.path(), &recipe(5), &mut trainer(), Progress::default(), source, &mut ()).unwrap();
+    let mark = folder.path().join("checkpoints/step-00000005/state.json");
+    fs::remove_file(&mark).unwrap();
+    // A link to itself.
+    std::os::unix::fs::symlink("state.json", &mark).unwrap();
+    let checkpoints = Checkpoints::new(folder.path(), 2);
+    assert!(matches!(checkpoints.complete(), Err(TrainError::Io { .. })));
+    assert!(checkpoints.load_newest(&mut trainer(), &Device::flex(), &mut ()).is_err());
+}

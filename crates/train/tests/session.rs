@@ -164,6 +164,21 @@ fn a_folder_has_one_run_at_a_time() {
     drop(Lock::take(&folder.path().join("run/.lock")).unwrap());
 }
 
+#[test]
+fn weights_that_a_killed_process_did_not_finish_are_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    data(path);
+    let mut recipe = Recipe::parse(VAE).unwrap();
+    recipe.data.manifest = Some(path.join("clips.csv"));
+    let vae = path.join("run/vae");
+    fs::create_dir_all(&vae).unwrap();
+    let left = [".opensora-0123456789abcdef.part", ".tmpAbC123"].map(|name| vae.join(name));
+    left.iter().for_each(|file| fs::write(file, "half").unwrap());
+    session(path, recipe).run(&mut (), &mut ()).unwrap();
+    assert!(left.iter().all(|file| !file.exists()) && vae.join("config.json").exists());
+}
+
 /// Neither VAE nor text encoder has weights, so loading one would be a different error.
 #[test]
 fn checks_that_need_no_model_come_before_loading_one() {
@@ -183,6 +198,7 @@ fn checks_that_need_no_model_come_before_loading_one() {
     fails(&|recipe| recipe.data.cache = Some("no-cache".into()), "no-cache");
     fails(&|recipe| recipe.data.clip.image_size = [30, 32], "30x32");
     fails(&|recipe| recipe.run.dtype = "f31".into(), "f31");
+    fails(&|recipe| recipe.run.workers = 5000, "workers is 5000");
     let part = |change: fn(&mut opensora_train::recipe::StDitPart)| {
         move |recipe: &mut Recipe| change(recipe.stdit.as_mut().unwrap())
     };
