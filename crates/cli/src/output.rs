@@ -9,6 +9,7 @@ use std::{
     fmt::Display,
     fs::File,
     io::{self, ErrorKind, Write},
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -39,6 +40,11 @@ impl From<io::Error> for OutputError {
 #[derive(Debug, thiserror::Error)]
 #[error("the error is printed already")]
 pub(crate) struct Reported;
+
+/// Returns a path as JSON's strings can hold it: bytes that are not UTF-8 are replaced, as in messages.
+pub(crate) fn path(path: impl AsRef<Path>) -> String {
+    path.as_ref().to_string_lossy().into_owned()
+}
 
 /// True for ranks other than 0, which print nothing.
 static SILENT: AtomicBool = AtomicBool::new(false);

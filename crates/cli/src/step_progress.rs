@@ -70,7 +70,8 @@ pub(crate) fn print_summary(
     let list = (failed > 0).then(|| failed_path(out));
     if as_json {
         return output::json(&json!({
-            "rows": input, what: made, "failed": failed, "out": out, "failed_out": list,
+            "rows": input, what: made, "failed": failed, "out": output::path(out),
+            "failed_out": list.map(output::path),
         }));
     }
     output::line(format_args!("{made} {what} of {input} rows: {}", out.display()))?;

@@ -85,6 +85,18 @@ fn eval_demo_reports_ceilings_and_the_model() {
 }
 
 #[test]
+fn the_report_of_another_evaluation_is_removed_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let clips = folder.path().join("clips");
+    // The fourth clip cannot be written.
+    std::fs::create_dir_all(clips.join("0003.mp4")).unwrap();
+    std::fs::write(clips.join("report.json"), "{}").unwrap();
+    let output = eval(folder.path(), &["--out", "clips"]);
+    assert!(!output.status.success(), "{output:?}");
+    assert!(clips.join("0002.mp4").is_file() && !clips.join("report.json").exists());
+}
+
+#[test]
 fn eval_demo_fails_below_what_is_required_after_its_table() {
     let folder = tempfile::tempdir().unwrap();
     let output = eval(folder.path(), &["--all", "--require", "background=0,all=0.9"]);

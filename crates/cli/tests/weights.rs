@@ -228,6 +228,47 @@ fn errors_of_the_hub_are_one_line() {
     assert!(error.contains("several models") && error.contains("opensora-v1-16x256x256"));
 }
 
+#[cfg(unix)]
+#[test]
+fn read_only_files_beside_the_weights_are_copied() {
+    let case = Case::new(Repo::default());
+    let from = case.folder.path().join("vae");
+    fs::create_dir(&from).unwrap();
+    for name in ["config.json", "diffusion_pytorch_model.safetensors"] {
+        fs::copy(demo_model().join("vae").join(name), from.join(name)).unwrap();
+        let mut permissions = fs::metadata(from.join(name)).unwrap().permissions();
+        permissions.set_readonly(true);
+        fs::set_permissions(from.join(name), permissions).unwrap();
+    }
+    case.run(&["weights", "convert", "vae", "-o", "out"]);
+    let copy = fs::metadata(case.folder.path().join("out/config.json")).unwrap();
+    assert!(!copy.permissions().readonly());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn names_that_are_not_utf8_have_a_json_form() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let case = Case::new(Repo::default());
+    let (out, vae) = (OsStr::from_bytes(b"caf\xe9"), demo_model().join("vae"));
+    let mut command = case.command(&["weights", "convert", "--json", "-o"]);
+    let printed = text(&command.arg(out).arg(vae).output().unwrap());
+    let printed: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(printed["out"], "caf\u{fffd}");
+    assert!(case.folder.path().join(out).join("config.json").is_file());
+}
+
+#[cfg(unix)]
+#[test]
+fn folders_that_cannot_be_replaced_are_found_before_the_conversion() {
+    let case = Case::new(Repo::default());
+    fs::create_dir(case.folder.path().join("empty")).unwrap();
+    std::os::unix::fs::symlink("empty", case.folder.path().join("link")).unwrap();
+    let vae = demo_model().join("vae");
+    let message = case.error(&["weights", "convert", vae.to_str().unwrap(), "-o", "link"]);
+    assert!(message.contains("link: it cannot be replaced"), "{message}");
+}
+
 #[test]
 fn weights_are_identified_by_their_headers() {
     let model = demo_model();

@@ -6,7 +6,7 @@
 //! any new file: `0666` minus the umask, `0777` for folders. Dropping an uncommitted file or folder removes
 //! it; [`remove_leftovers`] removes those of killed processes.
 
-use crate::folder::{folder_of, sync_folder};
+use crate::folder::{folder_of, sync_entries, sync_folder};
 use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
@@ -134,7 +134,7 @@ impl AtomicFile {
     /// Returns an error if the file cannot be opened or synced.
     pub fn sync(&self) -> io::Result<()> {
         // By its path: a writer that opened the path may have replaced the file.
-        OpenOptions::new().write(true).open(&self.temporary.path)?.sync_all()
+        sync_file(&self.temporary.path)
     }
 
     /// Syncs the file, renames it to its target and syncs the folder.
@@ -279,6 +279,24 @@ pub fn remove_leftovers(folder: &Path, age: Duration) -> io::Result<()> {
     Ok(())
 }
 
+/// Removes the temporary files and folders of killed processes from `folder`, and those of the safetensors crate (`.tmp`
+/// and six characters), which it renames over them. For folders in which only the caller writes.
+///
+/// # Errors
+/// Returns an error if the folder cannot be listed or an entry cannot be removed.
+pub fn remove_unfinished(folder: &Path) -> io::Result<()> {
+    remove_leftovers(folder, Duration::ZERO)?;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let drawn = name.to_str().and_then(|name| name.strip_prefix(".tmp"));
+        if drawn.is_some_and(|drawn| drawn.len() == 6) && entry.file_type()?.is_file() {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes a folder with its contents. It is first renamed to a temporary name, so that after an interruption
 /// [`remove_leftovers`] removes the rest.
 ///
@@ -368,6 +386,11 @@ fn rename_new(temporary: &Path, target: &Path) -> io::Result<()> {
     }
 }
 
+/// Syncs a file. Only Windows needs the right to write for that, which a copy of a read-only file does not grant.
+fn sync_file(path: &Path) -> io::Result<()> {
+    OpenOptions::new().read(true).write(!cfg!(unix)).open(path)?.sync_all()
+}
+
 fn sync_all_in(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
@@ -375,10 +398,10 @@ fn sync_all_in(folder: &Path) -> io::Result<()> {
         if kind.is_dir() {
             sync_all_in(&entry.path())?;
         } else if kind.is_file() {
-            OpenOptions::new().write(true).open(entry.path())?.sync_all()?;
+            sync_file(&entry.path())?;
         }
     }
-    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+    sync_entries(folder)
 }
 
 #[cfg(test)]

@@ -18,12 +18,25 @@ pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Syncs the folder that holds `path`, so that a rename in it survives a crash.
+/// Syncs the folder that holds `path`, so that a rename in it survives a crash. File systems that cannot sync
+/// folders, such as AFS and the shared folders of VirtualBox, are no error.
 ///
 /// # Errors
 /// Returns an error if the folder cannot be opened or synced.
 pub fn sync_folder(path: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(folder_of(path))?.sync_all() } else { Ok(()) }
+    sync_entries(folder_of(path))
+}
+
+/// Syncs the entries of `folder`, as [`sync_folder`] does.
+pub(crate) fn sync_entries(folder: &Path) -> io::Result<()> {
+    use io::ErrorKind::{InvalidInput, Unsupported};
+    if !cfg!(unix) {
+        return Ok(());
+    }
+    match File::open(folder)?.sync_all() {
+        Err(error) if matches!(error.kind(), InvalidInput | Unsupported) => Ok(()),
+        synced => synced,
+    }
 }
 
 /// Folders that were created for an output. Dropping the value removes the empty ones.
@@ -80,5 +93,14 @@ mod tests {
         if cfg!(unix) {
             assert!(sync_folder(&root.path().join("missing/file")).is_err());
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn folders_that_cannot_be_synced_are_no_error() {
+        // /proc returns EINVAL, as AFS and the shared folders of VirtualBox do.
+        let synced = File::open("/proc").unwrap().sync_all();
+        assert_eq!(synced.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        sync_folder(Path::new("/proc/version")).unwrap();
     }
 }

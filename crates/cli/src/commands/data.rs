@@ -150,8 +150,8 @@ fn demo(args: DemoArgs) -> anyhow::Result<()> {
     if report.json {
         output::json(&json!({
             "clips": clips, "stills": stills, "seed": seed,
-            "clips_csv": clips_csv, "stills_csv": stills_csv, "captions": captions,
-            "films": films,
+            "clips_csv": clips_csv.map(output::path), "stills_csv": stills_csv.map(output::path),
+            "captions": captions.map(output::path), "films": films.map(output::path),
         }))?;
     } else {
         for path in [clips_csv, stills_csv, captions, films].into_iter().flatten() {

@@ -183,6 +183,8 @@ fn demo(args: &DemoArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Name of the report in the folder of `--out`.
+const REPORT: &str = "report.json";
 /// Maximum number of clips per contact sheet.
 const CLIPS_PER_SHEET: usize = 24;
 /// Maximum number of frames per clip on a contact sheet.
@@ -228,6 +230,14 @@ impl Gallery {
         // Tried before minutes are spent; leaves no file behind.
         Writer::open(&folder.join("0000.mp4"), &spec).context("--out")?;
         std::fs::create_dir_all(folder).with_context(|| format!("--out: {}", folder.display()))?;
+        // The report of an earlier evaluation would stand beside clips of this one.
+        let report = folder.join(REPORT);
+        match std::fs::remove_file(&report) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("--out: {}", report.display()));
+            }
+            _ => {}
+        }
         let layout = SheetLayout::of(request.image_size);
         Ok(Self { folder: folder.into(), spec, layout, clips: Vec::new(), sheets: 0 })
     }
@@ -266,7 +276,7 @@ impl Gallery {
         if !self.clips.is_empty() {
             self.sheet()?;
         }
-        let path = self.folder.join("report.json");
+        let path = self.folder.join(REPORT);
         opensora::files::write_atomically(&path, |temporary| {
             std::fs::write(temporary, format!("{report:#}\n"))
         })

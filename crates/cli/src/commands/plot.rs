@@ -82,7 +82,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     stop::listen();
     panel::save(&panels, &style, &out).context("plot")?;
     let printed = match args.report.json {
-        true => output::json(&json!({ "out": out })),
+        true => output::json(&json!({ "out": output::path(out) })),
         false => output::line(out.display()),
     };
     Ok(printed?)

@@ -63,9 +63,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
                 let step = error.step().map(String::from);
                 let error = error_line(&error);
                 if args.json {
-                    let row =
-                        json!({"case": folder, "passed": false, "step": step, "error": error});
-                    rows.push(row);
+                    let case = output::path(folder);
+                    rows.push(json!({"case": case, "passed": false, "step": step, "error": error}));
                 } else {
                     output::line(format_args!("FAILED  {error}"))?;
                 }

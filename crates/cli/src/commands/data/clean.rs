@@ -121,7 +121,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 fn print(counts: &clean::Report, out: &Path, as_json: bool) -> Result<(), OutputError> {
     let list = (counts.listed > 0).then(|| failed_path(out));
     if as_json {
-        return output::json(&json!({ "counts": counts, "out": out, "failed_out": list }));
+        return output::json(&json!({
+            "counts": counts, "out": output::path(out), "failed_out": list.map(output::path),
+        }));
     }
     let clean::Report { written, rows, .. } = counts;
     output::line(format_args!("{written} of {rows} rows: {}", out.display()))?;

@@ -108,7 +108,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         output::json(&json!({
             "videos": downloaded.videos, "clips": downloaded.clips,
             "bytes": downloaded.bytes, "failed": downloaded.failed,
-            "out": out, "failures": failures,
+            "out": output::path(out), "failures": output::path(failures),
         }))?;
         return Ok(());
     }

@@ -101,7 +101,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let rows = total - bad.len();
     if args.report.json {
-        output::json(&json!({ "rows": rows, "left_out": bad.len(), "out": args.out }))?;
+        let out = output::path(&args.out);
+        output::json(&json!({ "rows": rows, "left_out": bad.len(), "out": out }))?;
     } else {
         output::line(format_args!("encoded {rows} rows: {}", args.out.display()))?;
     }

@@ -81,7 +81,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.report.json {
         output::json(&json!({
             "tables": tables.len(), "rows": rows, "dropped": dropped,
-            "out": args.out, "failed_out": list,
+            "out": output::path(&args.out), "failed_out": list.map(output::path),
         }))?;
         return Ok(());
     }

@@ -40,7 +40,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let shown = shown?;
     if args.report.json {
         output::json(&json!({
-            "out": args.out, "rows": shown.rows, "unreadable": shown.unreadable,
+            "out": output::path(&args.out), "rows": shown.rows, "unreadable": shown.unreadable,
         }))?;
         return Ok(());
     }

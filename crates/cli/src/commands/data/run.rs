@@ -55,7 +55,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let list = Some(failed_path(&out)).filter(|list| list.exists());
     if args.report.json {
         let steps: Vec<_> = done.iter().map(|(name, numbers)| json!([name, numbers])).collect();
-        output::json(&json!({ "steps": steps, "out": out, "failed_out": list }))?;
+        output::json(&json!({
+            "steps": steps, "out": output::path(out), "failed_out": list.map(output::path),
+        }))?;
         return Ok(());
     }
     for (name, Summary { input, output: made, failed }) in &done {

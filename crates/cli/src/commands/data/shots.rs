@@ -166,7 +166,7 @@ impl Found {
             })
         };
         json!({
-            "path": path,
+            "path": output::path(path),
             "fps": self.fps,
             "num_frames": self.times.len(),
             "scenes": self.scenes.iter().map(scene).collect::<Vec<_>>(),

@@ -64,9 +64,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     stop::listen();
     let parts = parts::run(&parts, &table, &args.data, out)?;
     if args.report.json {
-        let parts = parts
-            .iter()
-            .map(|(part, path)| json!({ "name": part.name, "rows": part.rows.len(), "out": path }));
+        let parts = parts.iter().map(|(part, path)| {
+            json!({ "name": part.name, "rows": part.rows.len(), "out": output::path(path) })
+        });
         let parts: Vec<_> = parts.collect();
         return Ok(output::json(&json!({ "rows": table.len(), "parts": parts }))?);
     }

@@ -53,7 +53,7 @@ impl<'a> Job<'a> {
         let printed = sink.written.into_iter().try_for_each(|(path, record)| match path {
             None => Ok(()),
             Some(path) if self.args.report.json => {
-                output::json(&json!({"output": path, "metadata": record}))
+                output::json(&json!({"output": output::path(path), "metadata": record}))
             }
             Some(path) => output::line(path.display()),
         });

@@ -13,7 +13,7 @@ use opensora::{
     presets::Preset,
     stdit::{DenoiserWork, PositionScales},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -70,7 +70,9 @@ pub(super) struct Settings {
     batch_place: usize,
     /// Value of `--model`, as that of `--vae` and `--weights-dir` with absolute paths.
     model_argument: Option<String>,
+    #[serde(serialize_with = "text")]
     vae: Option<PathBuf>,
+    #[serde(serialize_with = "text")]
     weights_dir: Option<PathBuf>,
     /// Name of the device for `--device`.
     device_name: Option<String>,
@@ -92,10 +94,11 @@ pub(super) struct OfPrompt {
     /// Prompts of the batch, this one included; empty for a batch of one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     batch_prompts: Vec<String>,
+    #[serde(serialize_with = "text")]
     t5: Option<PathBuf>,
     t5_dtype: Option<String>,
     /// The file of latents that was decoded.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "text")]
     latents: Option<PathBuf>,
 }
 
@@ -140,6 +143,11 @@ impl Recorded {
             ));
         }
     }
+}
+
+/// Writes a path that need not be UTF-8: a finished clip is not lost for its record.
+fn text<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    path.as_ref().map(output::path).serialize(serializer)
 }
 
 fn absolute(path: &Option<PathBuf>) -> anyhow::Result<Option<PathBuf>> {

@@ -88,8 +88,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         bail!("{}: it exists already", args.out.display());
     }
     // Checked before the conversion, which may take minutes.
-    if !is_file && args.out.is_dir() && args.out.read_dir()?.next().is_some() {
-        bail!("{}: the folder is not empty: name a new or an empty one", args.out.display());
+    if !is_file && args.out.is_dir() {
+        let out = args.out.display();
+        if args.out.read_dir()?.next().is_some() {
+            bail!("{out}: the folder is not empty: name a new or an empty one");
+        }
+        // Mounted folders and links to folders cannot be replaced. The working directory is replaced at the end
+        // only: relative paths would lead nowhere.
+        if args.out.canonicalize()? != std::env::current_dir()?.canonicalize()? {
+            AtomicFolder::create(&args.out, Existing::Replace)
+                .and_then(AtomicFolder::commit)
+                .with_context(|| {
+                    format!("{out}: it cannot be replaced: name a new folder in it")
+                })?;
+        }
     }
     let parent = folder_of(&args.out);
     let _created = CreatedFolders::create(parent).with_context(|| parent.display().to_string())?;
@@ -126,8 +138,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     })?;
     let Converted { files, index, tensors, bytes } = converted;
     if args.report.json {
+        let files: Vec<_> = files.iter().map(output::path).collect();
         return Ok(output::json(&json!({
-            "out": args.out, "files": files, "index": index, "tensors": tensors, "bytes": bytes,
+            "out": output::path(&args.out), "files": files, "index": index.map(output::path),
+            "tensors": tensors, "bytes": bytes,
         }))?);
     }
     Ok(output::line(format_args!(
@@ -162,7 +176,9 @@ fn copy_beside(checkpoint: &Checkpoint, folder: &Path) -> anyhow::Result<()> {
     ] {
         let path = from.join(name);
         if path.is_file() {
-            std::fs::copy(&path, folder.join(name)).with_context(|| path.display().to_string())?;
+            // The contents only: a copy of a read-only file could not be changed.
+            let copy = || std::fs::write(folder.join(name), std::fs::read(&path)?);
+            copy().with_context(|| path.display().to_string())?;
         }
     }
     Ok(())

@@ -52,10 +52,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             .iter()
             .map(|path| match provenance(path) {
                 Some(from) => json!({
-                    "path": path, "repository": from.repository.as_str(),
+                    "path": output::path(path), "repository": from.repository.as_str(),
                     "commit": from.commit, "file": from.file,
                 }),
-                None => json!({ "path": path }),
+                None => json!({ "path": output::path(path) }),
             })
             .collect();
         return Ok(output::json(&json!({ "model": args.model, "files": files }))?);

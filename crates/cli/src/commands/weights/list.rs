@@ -31,7 +31,7 @@ struct Row {
     file: &'static str,
     licence: Option<&'static str>,
     /// `None` if the file is not in the cache.
-    path: Option<PathBuf>,
+    path: Option<String>,
     commit: Option<String>,
     bytes: Option<u64>,
 }
@@ -43,7 +43,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.report.json {
         let repositories: Vec<_> = repositories.iter().map(as_json).collect();
         return Ok(output::json(&json!({
-            "cache": hub.cache().folder(), "presets": rows, "repositories": repositories,
+            "cache": output::path(hub.cache().folder()), "presets": rows,
+            "repositories": repositories,
         }))?);
     }
     output::line(format_args!("cache: {}", hub.cache().folder().display()))?;
@@ -88,7 +89,7 @@ fn row(preset: &'static Preset, hub: &Hub) -> Row {
         _ => (preset.files[0], None, None),
     };
     let bytes = path.as_deref().map(Path::metadata).and_then(Result::ok).map(|found| found.len());
-    let origin = preset.origin.place();
+    let (origin, path) = (preset.origin.place(), path.map(output::path));
     Row { name: preset.name, origin, file, licence: preset.licence, path, commit, bytes }
 }
 

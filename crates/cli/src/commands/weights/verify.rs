@@ -223,6 +223,6 @@ fn as_json(repository: &Repository, file: &Checked) -> serde_json::Value {
     };
     json!({
         "repository": repository.as_str(), "file": file.name, "commit": file.commit,
-        "path": file.path, "bytes": file.size, "verdict": verdict,
+        "path": output::path(&file.path), "bytes": file.size, "verdict": verdict,
     })
 }
