@@ -5,6 +5,7 @@
 //!   shard-00000.safetensors  mean.ROW.VARIANT, logvar.ROW.VARIANT, states.K
 //!   shard-00000.json         checksums of inputs and shard, each row's caption K: written last
 //!   index.json               settings and all shards: written when all shards are complete
+//!   write.lock               while a process writes
 //! ```
 //!
 //! Equal captions share their states within a shard. A later call reuses a shard that was made from

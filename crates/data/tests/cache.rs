@@ -126,3 +126,19 @@ fn other_settings_and_models_make_a_cache_stale_and_a_flipped_bit_is_found() {
     fs::write(shard(&cache, 1), &whole[..whole.len() - 5]).unwrap();
     assert!(world.rejected(&clip()).contains("damaged"));
 }
+
+#[test]
+fn one_process_at_a_time_writes_a_cache() {
+    let world = World::new(5, 6);
+    let folder = world.path("cache");
+    fs::create_dir_all(&folder).unwrap();
+    let other = opensora_files::Lock::take(&folder.join("write.lock")).unwrap();
+    let (dataset, encoder, key) =
+        (world.dataset(&clip()), world.encoder(Some(2)), world.key(&clip()));
+    let job = CacheJob::new(&dataset, &encoder, &key);
+    let busy = write(&job, &folder, &mut Log::default()).unwrap_err();
+    let line = opensora_files::error_line(&busy);
+    assert!(line.contains("in use by process"), "{line}");
+    drop(other);
+    world.write(&clip());
+}

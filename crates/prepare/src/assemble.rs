@@ -70,19 +70,21 @@ pub(crate) fn part_number(text: &str) -> Option<(usize, usize)> {
 /// failed, and remove their list.
 ///
 /// # Errors
-/// Returns an error if `out` is the file `data`, also by a link.
+/// Returns an error if `out`, or a list of failed or dropped rows beside it, is the file `data`, also by a link.
 pub(crate) fn check_out(data: &Path, out: &Path) -> Result<(), PrepareError> {
-    match identity(data) == identity(out) {
-        true => Err(PrepareError::SameFile { path: out.into() }),
-        false => Ok(()),
+    let data = identity(data);
+    let written: [PathBuf; 3] = [out.into(), failed_path(out), dropped_path(out)];
+    match written.into_iter().find(|path| identity(path) == data) {
+        Some(path) => Err(PrepareError::SameFile { path }),
+        None => Ok(()),
     }
 }
 
 /// Returns the path of a shard's table ([`shard_path`]) of a step that reads the table `data`.
 ///
 /// # Errors
-/// Returns an error if `data` is this path, or `out`, to which the tables of shards are merged: it would be replaced by
-/// a table without the failed rows.
+/// Returns an error if `data` is this path, or `out`, to which the tables of shards are merged, or a list beside one of
+/// them: it would be replaced by a table without the failed rows.
 pub fn output_path(data: &Path, out: &Path, shard: Shard) -> Result<PathBuf, PrepareError> {
     check_out(data, out)?;
     let part = shard_path(out, shard);
@@ -355,6 +357,12 @@ mod tests {
         {
             std::os::unix::fs::symlink("clips.csv", path("link.csv")).unwrap();
             assert!(of("link.csv", "clips.csv", Shard::WHOLE).is_err());
+        }
+        // Nor is a list beside the table.
+        for list in ["kept.failed.csv", "kept.dropped.csv", "kept.0-of-2.failed.csv"] {
+            std::fs::write(path(list), "path,reason\n").unwrap();
+            assert!(of(list, "kept.csv", part).is_err(), "{list}");
+            assert!(of(list, "again.csv", part).is_ok(), "{list}");
         }
     }
 

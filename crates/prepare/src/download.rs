@@ -274,6 +274,10 @@ impl Job {
             }
             (_, Some(0)) => wrong("bytes_per_second", "0".into(), "a positive number"),
             _ if self.options.workers == 0 => wrong("workers", "0".into(), "a positive number"),
+            // Tables are text.
+            _ if self.folder.to_str().is_none() => {
+                wrong("videos", self.folder.display().to_string(), "a folder whose path is UTF-8")
+            }
             _ if self.timeouts.idle.is_zero() || self.timeouts.connect.is_zero() => {
                 wrong("timeouts", "0 s".into(), "a positive time")
             }

@@ -95,10 +95,10 @@ pub enum PrepareError {
         /// Name of the table.
         name: String,
     },
-    /// The output of a step is the table that it reads, which would lose its failed rows.
+    /// The output of a step, or a list beside it, is the table that it reads, which would lose rows.
     #[error("{}: it is the table that is read, expected another file", path.display())]
     SameFile {
-        /// The output.
+        /// The output or the list.
         path: PathBuf,
     },
     /// Two rows have the same key.

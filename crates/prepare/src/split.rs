@@ -224,6 +224,10 @@ pub fn run(
     job.settings.validate()?;
     make_folder(out)?;
     let clips = job.clips.clone().unwrap_or_else(|| clips_folder(out));
+    // Tables are text.
+    if clips.to_str().is_none() || beside(&clips, out).to_str().is_none() {
+        return Err(spec("clips", clips.display(), "a folder whose path is UTF-8"));
+    }
     remove_leftovers(&clips, LEFTOVER).map_err(PrepareError::io(&clips))?;
     let keys = Keys::of(input, PATH, out);
     let run = Run {
@@ -397,6 +401,18 @@ mod tests {
         drop(running);
         assert_eq!(run(&Job::default(), &input, &out, &mut ()).unwrap().failed, 1);
         assert!(!open.exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_of_clips_that_no_table_can_name_is_refused() {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = tempfile::tempdir().unwrap();
+        let clips = folder.path().join(std::ffi::OsStr::from_bytes(b"\xe9"));
+        let job = Job { clips: Some(clips), ..Job::default() };
+        let out = folder.path().join("clips.csv");
+        let refused = run(&job, &Table::new([PATH]), &out, &mut ()).unwrap_err();
+        assert!(refused.to_string().contains("UTF-8"), "{refused}");
     }
 
     #[test]

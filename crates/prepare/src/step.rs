@@ -275,6 +275,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn settings_are_read_back_exactly() {
+        let folder = tempfile::tempdir().unwrap();
+        // As an f64, it has 17 digits.
+        let run_of = Run { settings: json!({"mean": 0.457_827_5_f32}), ..at(folder.path()) };
+        for _ in 0..2 {
+            assert_eq!(run(&run_of, &keys(2), all, &mut ()).unwrap().len(), 2);
+        }
+    }
+
     /// Stops after this many rows, and sets a flag.
     struct StopAt<'a>(usize, &'a AtomicBool);
 

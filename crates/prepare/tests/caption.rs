@@ -233,6 +233,19 @@ fn errors_that_affect_every_row_end_the_step() {
 }
 
 #[test]
+fn a_key_in_an_answer_is_not_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = clips(folder.path(), 1);
+    let body = "{\"error\": {\"message\": \"wrong key s3cret\"}}";
+    let server = ChatServer::start(move |_, _| Answer::Body(body.into()));
+    let key = Some(Key::new("s3cret").unwrap());
+    let options = EndpointOptions { key, retry: QUICK, ..EndpointOptions::default() };
+    let endpoint = Endpoint::new(&format!("http://{}", server.address), options).unwrap();
+    let halted = error_line(&made(&table, folder.path(), endpoint).unwrap_err());
+    assert!(halted.contains("wrong key (the key)"), "{halted}");
+}
+
+#[test]
 fn captions_before_an_abort_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     let table = clips(folder.path(), 8);

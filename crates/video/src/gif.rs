@@ -1,8 +1,8 @@
 //! Writing and reading of animated GIF files.
 
 use crate::{Frames, VideoError, error::Cause, frames::MAX_SIDE};
+use opensora_files::read::open_regular;
 use std::{
-    fs::File,
     io::{BufReader, Read, Write},
     path::Path,
 };
@@ -69,7 +69,7 @@ pub(crate) struct Timed {
 /// Reads a GIF as [`read`], with the time of each frame.
 pub(crate) fn read_timed(path: &Path) -> Result<Timed, VideoError> {
     let io = |source| VideoError::Io { path: path.into(), source };
-    let file = BufReader::new(File::open(path).map_err(io)?);
+    let file = BufReader::new(open_regular(path).map_err(io)?);
     let (rgb, shape, starts, end) =
         decode(file).map_err(|error| VideoError::decode(path, error))?;
     let frames = Frames::from_rgb(rgb, shape)

@@ -13,6 +13,7 @@ use crate::{
     tables::Sample,
     track::Track,
 };
+use opensora_files::read::open_regular;
 use std::{
     collections::VecDeque,
     fs::File,
@@ -54,7 +55,7 @@ pub(crate) struct Stream {
 impl Stream {
     /// Opens a file and decodes its first shown frame.
     pub(crate) fn open(path: &Path) -> Result<Self, Refusal> {
-        let mut file = File::open(path)?;
+        let mut file = open_regular(path)?;
         let length = file.metadata()?.len();
         let track = guarded(|| Track::read(&mut file, length))?;
         let container = track.aspect;

@@ -6,6 +6,7 @@ use crate::{
     png,
     reader::{Decoder, VideoReader},
 };
+use opensora_files::read::open_regular;
 use std::path::Path;
 
 /// Extensions of images.
@@ -17,7 +18,7 @@ pub const VIDEOS: [&str; 14] = [
 ];
 
 /// Maximum size of the frames of a clip in bytes.
-const MAX_CLIP_BYTES: usize = 4 << 30;
+pub(crate) const MAX_CLIP_BYTES: usize = 4 << 30;
 
 /// Maximum memory for decoding an image in bytes.
 const MAX_IMAGE_BYTES: u64 = 1 << 30;
@@ -82,6 +83,8 @@ fn all_frames(path: &Path) -> Result<Frames, VideoError> {
 /// Returns an error if the file cannot be read, is damaged, or is too large.
 pub fn still(path: &Path) -> Result<Frames, VideoError> {
     let io = |source| VideoError::Io { path: path.into(), source };
+    // Opening a pipe would wait for its writer.
+    drop(open_regular(path).map_err(io)?);
     let mut reader = image::ImageReader::open(path)
         .and_then(image::ImageReader::with_guessed_format)
         .map_err(io)?;
@@ -95,4 +98,21 @@ pub fn still(path: &Path) -> Result<Frames, VideoError> {
     let (width, height) = (rgb.width() as usize, rgb.height() as usize);
     Frames::from_rgb(rgb.into_raw(), [1, height, width])
         .map_err(|source| VideoError::Frames { path: path.into(), source })
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn pipes_are_no_images() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("a.png");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        for refused in [still(&pipe), png::read(&pipe)] {
+            let line = opensora_files::error_line(&refused.unwrap_err());
+            assert!(line.contains("a pipe"), "{line}");
+        }
+    }
 }

@@ -14,7 +14,8 @@ use crate::{
     in_process::Stream,
     metadata, sps,
 };
-use muxide::api::{MuxerBuilder, VideoCodec};
+use muxide::api::{MuxerBuilder, MuxerError, VideoCodec};
+use opensora_files::read::open_regular;
 use rusty_h264::{Encoder, EncoderConfig, Preset, YuvFrame};
 use std::{io::Write, path::Path};
 
@@ -84,7 +85,7 @@ pub(crate) fn encode_with(
 /// Returns an error if the file cannot be read or is not a complete MP4.
 pub fn comment(path: &Path) -> Result<Option<String>, VideoError> {
     let io = |source| VideoError::Io { path: path.into(), source };
-    let mut file = std::fs::File::open(path).map_err(io)?;
+    let mut file = open_regular(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
     boxes::read_header(&mut file, length)
         .and_then(|moov| metadata::comment(&moov))
@@ -126,9 +127,17 @@ pub(crate) fn encode(clip: &Frames, fps: f64, out: impl Write) -> Result<(), Cau
         .build()?;
     for (index, unit) in units.iter().enumerate() {
         let (unit, is_key) = with_colour(unit, Matrix::code_for(height))?;
-        muxer.write_video(index as f64 / fps, &unit, is_key)?;
+        muxer.write_video(index as f64 / fps, &unit, is_key).map_err(cause)?;
     }
-    Ok(muxer.finish_in_place()?)
+    muxer.finish_in_place().map_err(cause)
+}
+
+/// Returns the error of the operating system in an error of the muxer, which does not name it as its source.
+fn cause(error: MuxerError) -> Cause {
+    match error {
+        MuxerError::Io(error) => error.into(),
+        error => error.into(),
+    }
 }
 
 /// Adds the colour description to the parameter sets among a frame's NAL units. Returns the units with start
@@ -204,6 +213,22 @@ mod tests {
             }
         }
         Frames::from_rgb(data, [frames, height, width]).unwrap()
+    }
+
+    #[test]
+    fn an_error_of_the_output_is_the_cause() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+                Err(std::io::ErrorKind::StorageFull.into())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let error = encode(&clip(2, 64, 64), 8.0, Full).unwrap_err();
+        let found = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        assert_eq!(found, Some(std::io::ErrorKind::StorageFull));
     }
 
     fn halved_colour(clip: &Frames) -> Frames {

@@ -1,7 +1,7 @@
 //! Writing and reading of PNG images and folders of PNG frames.
 
-use crate::{Frames, VideoError, error::Cause, frames::MAX_SIDE};
-use opensora_files::{AtomicFile, Existing};
+use crate::{Frames, VideoError, error::Cause, frames::MAX_SIDE, media::MAX_CLIP_BYTES};
+use opensora_files::{AtomicFile, Existing, read::open_regular};
 use std::{
     fs::File,
     io::{BufRead, BufReader, BufWriter, Seek, Write},
@@ -55,7 +55,7 @@ pub(crate) fn encode_folder(clip: &Frames, folder: &Path) -> Result<(), Cause> {
 /// Returns an error if the file cannot be read or is damaged, or if the image is too large.
 pub fn read(path: &Path) -> Result<Frames, VideoError> {
     let io = |source| VideoError::Io { path: path.into(), source };
-    let file = BufReader::new(File::open(path).map_err(io)?);
+    let file = BufReader::new(open_regular(path).map_err(io)?);
     let (rgb, [height, width]) = decode(file).map_err(|error| VideoError::decode(path, error))?;
     Frames::from_rgb(rgb, [1, height, width])
         .map_err(|source| VideoError::Frames { path: path.into(), source })
@@ -64,7 +64,8 @@ pub fn read(path: &Path) -> Result<Frames, VideoError> {
 /// Reads the frames of a folder, `frame_00000.png` and so on without gaps.
 ///
 /// # Errors
-/// Returns an error if the first frame is missing, a frame is not a PNG image, or sizes differ.
+/// Returns an error if the first frame is missing, a frame is not a PNG image, sizes differ, or the frames are larger
+/// than 4 GiB.
 pub fn read_folder(path: &Path) -> Result<Frames, VideoError> {
     let name = |index: usize| -> PathBuf { path.join(format!("frame_{index:05}.png")) };
     let first = read(&name(0))?;
@@ -80,6 +81,10 @@ pub fn read_folder(path: &Path) -> Result<Frames, VideoError> {
                 frame.width()
             );
             return Err(VideoError::decode(&name(count), reason));
+        }
+        if data.len() + frame.data().len() > MAX_CLIP_BYTES {
+            let reason = "it has too many frames to hold in memory: split it into folders first";
+            return Err(VideoError::decode(path, reason));
         }
         data.extend(frame.data());
         count += 1;

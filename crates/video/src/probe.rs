@@ -181,10 +181,10 @@ impl Answer {
             );
             return Err(reason.into());
         }
-        let rate = ["avg_frame_rate", "r_frame_rate"].into_iter().find_map(|name| {
+        let rate = |name: &str| {
             let (above, below) = ratio(text(name), '/')?;
             Some(above as f64 / below as f64)
-        });
+        };
         let (above, below) = ratio(text("time_base"), '/').unwrap_or((0, 1));
         let matrix = match text("color_space") {
             "bt709" => 1,
@@ -225,11 +225,14 @@ impl Answer {
             let whole = seconds(end.saturating_sub(first));
             Some(stated.filter(|stated| *stated > times(last)).map_or(whole, |it| whole.min(it)))
         });
+        let shown: Vec<f64> = self.packets.iter().map(times).collect();
+        // `r_frame_rate` may be the rate of the clock: 1000 in WebM as browsers record it.
+        let fps = rate("avg_frame_rate").or(mean_rate(&shown)).or(rate("r_frame_rate"));
         let (shown_width, shown_height) = orientation.swap((width, height));
         let info = VideoInfo {
             width: shown_width,
             height: shown_height,
-            fps: rate.unwrap_or(0.0),
+            fps: fps.unwrap_or(0.0),
             num_frames: (self.frames > 0).then_some(self.frames),
             duration: span.or(stated).or(of_file),
             codec: Some(text("codec_name"))
@@ -244,7 +247,7 @@ impl Answer {
             stored: (width, height),
             orientation,
             key_frames: keys.map(|(place, _)| place).collect(),
-            times: self.packets.iter().map(times).collect(),
+            times: shown,
             first: Stamp { ticks: Some(first), tick: (above, below), size: (width, height) },
             matrix,
             is_plain,
@@ -256,6 +259,12 @@ impl Answer {
 fn owned<'a>(fields: impl Iterator<Item = (&'a str, &'a str)>) -> HashMap<String, String> {
     let bare = |name: &'a str| name.rsplit_once(':').map_or(name, |(_, bare)| bare);
     fields.map(|(name, value)| (bare(name).into(), value.into())).collect()
+}
+
+/// Returns the mean frames per second of frames at these times, in seconds since the first.
+fn mean_rate(times: &[f64]) -> Option<f64> {
+    let rate = times.len().checked_sub(1)? as f64 / times.last()?;
+    Some(rate).filter(|rate| rate.is_finite() && *rate > 0.0)
 }
 
 /// Parses a ratio of two positive integers.
@@ -292,6 +301,19 @@ mod tests {
 
     fn probed(lines: &[&str]) -> Result<Probed, Cause> {
         Answer::read(lines.join("\n").as_bytes()).unwrap().probed()
+    }
+
+    #[test]
+    fn the_clock_is_not_the_frame_rate() {
+        let stream = "stream|codec_name=vp8|width=640|height=480|avg_frame_rate=0/0|\
+                      r_frame_rate=1000/1|time_base=1/1000|pix_fmt=yuv420p";
+        let packets = [7, 40, 81, 127].map(|pts| format!("packet|pts={pts}|duration=N/A|flags=_"));
+        let [a, b, c, d] = packets.each_ref().map(String::as_str);
+        assert_eq!(probed(&[a, b, c, d, stream]).unwrap().info.fps, 25.0);
+        // One frame, and frames without times.
+        for frame in [a, "packet|pts=N/A|flags=_"] {
+            assert_eq!(probed(&[frame, stream]).unwrap().info.fps, 1000.0);
+        }
     }
 
     #[test]

@@ -3,11 +3,11 @@
 use super::io_error;
 use crate::DataError;
 use opensora_checkpoint::Checkpoint;
-use opensora_files::hex;
+use opensora_files::{hex, read::open_regular};
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
+    fs,
     io::Read,
     path::{Path, PathBuf},
     sync::{
@@ -43,7 +43,7 @@ pub(super) fn hash_file(path: &Path) -> Result<(u64, String), DataError> {
         let files = files(path)?;
         return Ok((total(&files)?, hash_files(&files)?));
     }
-    let mut file = File::open(path).map_err(io_error(path))?;
+    let mut file = open_regular(path).map_err(io_error(path))?;
     let (mut hasher, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
     loop {
         match file.read(&mut buffer).map_err(io_error(path))? {

@@ -7,14 +7,16 @@ use super::{
 };
 use crate::{ClipDataset, DataError, Observer, RowsDone, encode::ClipEncoder, loader::read_caught};
 use opensora_checkpoint::MAX_TENSORS;
-use opensora_files::{error_line, remove_leftovers, write_atomically};
+use opensora_files::{Lock, error_line, remove_unfinished, write_atomically};
 use safetensors::tensor::{Dtype, TensorView};
 use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    time::Duration,
 };
+
+/// File that is locked while a process writes the cache.
+const LOCK: &str = "write.lock";
 
 /// The inputs and settings of [`write()`].
 #[derive(Clone, Copy)]
@@ -55,8 +57,8 @@ impl<'a> CacheJob<'a> {
 /// latents: reading one is an error of that row, as it is without a cache.
 ///
 /// # Errors
-/// Returns an error if a row cannot be read or encoded and is not left out, a file cannot be written, or
-/// `observer` breaks before the last row ([`DataError::Stopped`]). Complete shards stay.
+/// Returns an error if another process writes the cache, a row cannot be read or encoded and is not left out, a file
+/// cannot be written, or `observer` breaks before the last row ([`DataError::Stopped`]). Complete shards stay.
 pub fn write(
     job: &CacheJob<'_>,
     folder: &Path,
@@ -66,6 +68,9 @@ pub fn write(
         return Err(bad_file(folder, "the key's clips or seed are not those of the data set"));
     }
     fs::create_dir_all(folder).map_err(io_error(folder))?;
+    // Until the end: incomplete files of another process are no leftovers.
+    let _lock =
+        Lock::take(&folder.join(LOCK)).map_err(bad_because(folder, "it cannot be written"))?;
     remove_partial(folder)?;
     let rows = rows(job.dataset, job.skip_bad)?;
     let settings = digest(&serde_json::to_vec(job.key).map_err(json(folder))?);
@@ -99,6 +104,15 @@ pub fn write(
 fn rows(dataset: &ClipDataset, skip_bad: usize) -> Result<Vec<CachedRow>, DataError> {
     let rows = dataset.manifest().rows.iter().enumerate();
     rows.map(|(number, row)| {
+        if row.path.to_str().is_none() {
+            let reason = "its path is not UTF-8, as the index of a cache is".into();
+            return Err(DataError::Row {
+                row: number,
+                path: row.path.clone(),
+                reason,
+                source: None,
+            });
+        }
         let (bytes, sha256) = match hash_file(&row.path) {
             Ok(found) => found,
             // Encoding reports the row as bad.
@@ -367,7 +381,7 @@ fn names(folder: &Path) -> Result<Vec<String>, DataError> {
 /// Removes incomplete files of killed processes, also under the names of earlier versions. Only one
 /// process at a time writes a cache, so none of them is in use.
 fn remove_partial(folder: &Path) -> Result<(), DataError> {
-    remove_leftovers(folder, Duration::ZERO).map_err(io_error(folder))?;
+    remove_unfinished(folder).map_err(io_error(folder))?;
     let ours = |name: &String| name.starts_with(".shard-") || name.starts_with(".index.json.");
     for name in names(folder)?.iter().filter(|name| ours(name) && name.ends_with(".partial")) {
         remove(&folder.join(name))?;

@@ -22,7 +22,7 @@ use serde_json::Value;
 /// Maximum length of a quotation of a server's message, in characters.
 const MAX_QUOTED: usize = 200;
 /// Beginnings of refusals. Captions do not use the first person.
-const REFUSALS: [&str; 20] = [
+const REFUSALS: [&str; 22] = [
     "i'm sorry",
     "i am sorry",
     "sorry, ",
@@ -38,7 +38,10 @@ const REFUSALS: [&str; 20] = [
     "i am an ai",
     "i don't see any",
     "i do not see any",
-    "as an ai",
+    // Not "As an aircraft lands".
+    "as an ai ",
+    "as an ai,",
+    "as an ai-",
     "as a language model",
     "as a text-based",
     "unfortunately, i ",
@@ -222,6 +225,18 @@ mod tests {
             {
                 assert!(reason.contains(words), "{reason}");
             }
+        }
+    }
+
+    #[test]
+    fn captions_may_begin_like_a_refusal() {
+        let said = |text: &str| of(json!({"message": {"content": text}}));
+        for text in ["As an airplane lands, people wave.", "As an aide speaks, cameras flash."] {
+            assert_eq!(said(text), Ok(text.into()));
+        }
+        for text in ["As an AI language model, I cannot.", "As an AI, I see none.", "As an AI-bot"]
+        {
+            assert!(said(text).unwrap_err().contains("refused: As an AI"), "{text}");
         }
     }
 

@@ -22,7 +22,12 @@ use crate::{
 use std::{error::Error, fmt, io, sync::atomic::AtomicBool, time::Duration};
 use ureq::{
     Agent, Timeout,
+    config::Config,
     http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
+    unversioned::{
+        resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver},
+        transport::{DefaultConnector, NextTimeout},
+    },
 };
 
 /// Maximum size of an answer in bytes, far above any caption.
@@ -221,7 +226,7 @@ impl Endpoint {
         if is_this_machine(&uri) {
             config = config.proxy(None);
         }
-        Ok(Self { uri, agent: config.build().new_agent(), key, retry })
+        Ok(Self { uri, agent: agent(config.build()), key, retry })
     }
 
     /// Returns the address for messages: without the query, which can hold secrets.
@@ -248,7 +253,7 @@ impl Endpoint {
             let body = self.send(request)?;
             judge(&body).map_err(|reason| {
                 nonsense += 1;
-                let error = AskError::NoCaption(reason);
+                let error = AskError::NoCaption(self.without_key(&reason));
                 match nonsense < MAX_NONSENSE {
                     true => Trouble::transient(error, None, Blame::Row),
                     false => Trouble::permanent(error, Blame::Row),
@@ -264,8 +269,10 @@ impl Endpoint {
             Err(Trouble { failure: Failure::Transient { error, .. }, blame: Blame::Absence }) => {
                 Err(Trouble::permanent(error, Blame::Endpoint))
             }
-            answer => answer::is_chat(&answer?)
-                .map_err(|reason| Trouble::permanent(AskError::NoCaption(reason), Blame::Endpoint)),
+            answer => answer::is_chat(&answer?).map_err(|reason| {
+                let error = AskError::NoCaption(self.without_key(&reason));
+                Trouble::permanent(error, Blame::Endpoint)
+            }),
         })
     }
 
@@ -304,15 +311,23 @@ impl Endpoint {
         Err(self.refusal(status, wait, &body.unwrap_or_default()))
     }
 
+    /// Returns a server's text without the key.
+    fn without_key(&self, text: &str) -> String {
+        match &self.key {
+            Some(key) => text.replace(&key.text, "(the key)"),
+            None => text.into(),
+        }
+    }
+
     /// Classifies an answer with an error status.
     fn refusal(&self, status: StatusCode, wait: Option<Duration>, body: &[u8]) -> Trouble {
-        let mut explanation = answer::explain(body);
-        if let Some(key) = &self.key {
-            explanation = explanation.replace(&key.text, "(the key)");
-        }
+        let body = String::from_utf8_lossy(body);
+        // Also before the explanation is shortened, which could leave a part of the key.
+        let explanation = answer::explain(self.without_key(&body).as_bytes());
+        let explanation = self.without_key(&explanation);
         let error = AskError::Status { status: status.to_string(), explanation };
         // Waiting does not restore an exhausted quota.
-        let is_spent = String::from_utf8_lossy(body).contains("insufficient_quota");
+        let is_spent = body.contains("insufficient_quota");
         match status.as_u16() {
             429 if is_spent => Trouble::permanent(error, Blame::Endpoint),
             429 | 503 | 529 => Trouble::transient(error, wait, Blame::Load),
@@ -331,6 +346,28 @@ impl Trouble {
     fn permanent(error: AskError, blame: Blame) -> Self {
         Self { failure: Failure::Permanent(error), blame }
     }
+}
+
+/// Resolves names. Every failure is `HostNotFound`: the kind of error that the standard library gives it has no name.
+#[derive(Debug, Default)]
+struct Names(DefaultResolver);
+
+impl Resolver for Names {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        self.0.resolve(uri, config, timeout).map_err(|error| match error {
+            ureq::Error::Io(_) => ureq::Error::HostNotFound,
+            error => error,
+        })
+    }
+}
+
+fn agent(config: Config) -> Agent {
+    Agent::with_parts(config, DefaultConnector::new(), Names::default())
 }
 
 /// Classifies a request without an answer.
@@ -461,12 +498,28 @@ mod tests {
         assert_eq!(refusal.blame, Blame::Endpoint);
         let Failure::Permanent(error) = refusal.failure else { panic!("it is transient") };
         assert_eq!(error.to_string(), "401 Unauthorized: wrong key (the key)");
+        // Nor a part of one at the end of a long message.
+        let long = format!("{}s3cret", "x".repeat(197));
+        let refusal = endpoint.refusal(StatusCode::UNAUTHORIZED, None, long.as_bytes());
+        let Failure::Permanent(error) = refusal.failure else { panic!("it is transient") };
+        assert!(!error.to_string().contains("s3c"), "{error}");
         for wrong in ["", " ", "s3\ncret", "s3cr\u{e9}t\u{0}"] {
             let error = Key::new(wrong).unwrap_err().to_string();
             assert!(!error.contains("cr"), "{error}");
         }
         let error = Key::from_environment("OPENSORA_NO_SUCH_KEY").unwrap_err().to_string();
         assert!(error.contains("OPENSORA_NO_SUCH_KEY"), "{error}");
+    }
+
+    #[test]
+    fn unknown_names_are_no_connection() {
+        let config = Agent::config_builder().proxy(None);
+        let some = Some(Duration::from_secs(20));
+        let config = config.timeout_resolve(some).timeout_connect(some).build();
+        let endpoint = Endpoint { agent: agent(config), ..endpoint("http://nobody.invalid", None) };
+        let refused = endpoint.check(b"{}", &AtomicBool::new(false)).unwrap_err();
+        assert_eq!((refused.blame, refused.error.attempts), (Blame::Endpoint, 1));
+        assert!(refused.error.to_string().starts_with("no connection"), "{}", refused.error);
     }
 
     #[test]

@@ -404,6 +404,10 @@ fn without_interjection(text: &str) -> &str {
     text
 }
 
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !(c.is_alphanumeric() || c == '\'')).filter(|word| !word.is_empty())
+}
+
 /// Returns true for words that announce a caption without describing the video.
 fn is_label(head: &str) -> bool {
     const NOUNS: [&str; 15] = [
@@ -459,7 +463,7 @@ fn is_label(head: &str) -> bool {
         "alt",
         "text",
     ];
-    const OPENINGS: [&str; 13] = [
+    const OPENINGS: [&str; 12] = [
         "ok,",
         "okay",
         "absolutely",
@@ -468,18 +472,20 @@ fn is_label(head: &str) -> bool {
         "here's",
         "here are",
         "here\u{2019}s",
-        "this is",
         "below is",
         "sure",
         "certainly",
         "of course",
     ];
     let head = head.to_lowercase();
-    let mut words =
-        head.split(|c: char| !(c.is_alphanumeric() || c == '\'')).filter(|word| !word.is_empty());
-    let is_announced = words.clone().any(|word| NOUNS.contains(&word));
-    let opens = OPENINGS.iter().any(|opening| head.trim_start().starts_with(opening));
-    is_announced && (opens || words.all(|word| NOUNS.contains(&word) || BESIDE.contains(&word)))
+    // Every sentence announces: "Sure. Here is a caption", but not "Based on these, it rains. The caption reads".
+    let announces = |sentence: &str| {
+        let opens = OPENINGS.iter().any(|opening| sentence.trim_start().starts_with(opening));
+        opens || words(sentence).all(|word| NOUNS.contains(&word) || BESIDE.contains(&word))
+    };
+    // Not at the dot of a number or a file name.
+    let mut sentences = head.split(". ").flat_map(|part| part.split(['!', '?']));
+    words(&head).any(|word| NOUNS.contains(&word)) && sentences.all(announces)
 }
 
 #[cfg(test)]
@@ -598,6 +604,9 @@ mod tests {
             "[\"A fox runs.\"]",
             "视频描述：A fox runs.",
             "Prompt: A fox runs.",
+            "This is the caption: A fox runs.",
+            "Sure. Here is a caption: A fox runs.",
+            "Here is a caption for clip_0.mp4: A fox runs.",
         ] {
             assert_eq!(caption(answer).as_deref(), Some("A fox runs."), "{answer}");
         }
@@ -614,6 +623,8 @@ mod tests {
             "Text on a wall - a caption - is shown.",
             "The user: a man at a desk.",
             "- A fox.\n- A hen.",
+            "This is a news report. The caption reads: storm.",
+            "This is a street with a caption that reads: closed.",
         ] {
             assert_eq!(caption(kept).unwrap(), single_spaced(kept));
         }
