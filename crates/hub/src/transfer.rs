@@ -72,7 +72,6 @@ impl Transfer<'_> {
             }
             // The earlier bytes may belong to another version: download the whole file again.
             self.restart(&mut partial)?;
-            partial.is_joined = false;
             is_again = true;
         }
         fs::rename(self.partial, self.target).map_err(HubError::io(self.target))?;

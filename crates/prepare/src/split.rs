@@ -224,8 +224,9 @@ pub fn run(
     job.settings.validate()?;
     make_folder(out)?;
     let clips = job.clips.clone().unwrap_or_else(|| clips_folder(out));
-    // Tables are text.
-    if clips.to_str().is_none() || beside(&clips, out).to_str().is_none() {
+    let from_out = beside(&clips, out);
+    // Tables and settings are text.
+    if clips.to_str().is_none() || from_out.to_str().is_none() {
         return Err(spec("clips", clips.display(), "a folder whose path is UTF-8"));
     }
     remove_leftovers(&clips, LEFTOVER).map_err(PrepareError::io(&clips))?;
@@ -233,7 +234,7 @@ pub fn run(
     let run = Run {
         journal: journal_path(out),
         settings: json!({
-            "step": "split", "clips": beside(&clips, out), "settings": job.settings,
+            "step": "split", "clips": from_out, "settings": job.settings,
         }),
         options: job.options,
     };

@@ -45,18 +45,17 @@ pub(crate) fn run(queue: &Queue) {
         let taken = began.elapsed().as_secs_f64();
         queue.metrics.busy(taken);
         match &made {
-            Err(_) | Ok(Err(MakeError::Engine(EngineError::Failed(_)))) => failures += 1,
             Ok(Ok(_)) => failures = 0,
-            _ => {}
-        }
-        // With the cause and its paths, which clients do not get. The reason of a stop is told below.
-        match &made {
-            Ok(Err(error @ MakeError::Write(_))) => queue.warn(id, error),
-            Ok(Err(error @ MakeError::Engine(EngineError::Failed(_))))
-                if failures < MAX_FAILURES =>
-            {
-                queue.warn(id, error);
+            Err(_) => failures += 1,
+            // Warnings have the cause and its paths, which clients do not get.
+            Ok(Err(error @ MakeError::Engine(EngineError::Failed(_)))) => {
+                failures += 1;
+                // The reason of a stop is told below.
+                if failures < MAX_FAILURES {
+                    queue.warn(id, error);
+                }
             }
+            Ok(Err(error @ MakeError::Write(_))) => queue.warn(id, error),
             _ => {}
         }
         if failures < MAX_FAILURES {

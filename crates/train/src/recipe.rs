@@ -328,17 +328,15 @@ impl Recipe {
             (run.checkpoint_every, run.keep, run.sample_every) = (0, 0, 0);
             run.zero = Zero::Off;
             recipe.sample = SampleRecipe::default();
-            toml::to_string(&recipe).unwrap_or_default()
+            let mut found = BTreeMap::new();
+            if let Ok(recipe) = toml::Value::try_from(&recipe) {
+                settings("", &recipe, &mut found);
+            }
+            found
         };
         let (before, after) = (plain(self), plain(other));
-        if before == after {
-            return None;
-        }
-        let (before, after) = (settings(&before), settings(&after));
         let mut names = before.keys().chain(after.keys());
-        let Some(name) = names.find(|name| before.get(*name) != after.get(*name)) else {
-            return Some("a text of several lines was changed".into());
-        };
+        let name = names.find(|name| before.get(*name) != after.get(*name))?;
         let value = |from: &BTreeMap<String, String>| {
             from.get(name).map_or("not set", String::as_str).to_string()
         };
@@ -346,17 +344,17 @@ impl Recipe {
     }
 }
 
-/// Returns the values of settings in TOML, one a line, by their whole names, such as `optimizer.betas`.
-fn settings(text: &str) -> BTreeMap<String, String> {
-    let (mut table, mut found) = ("", BTreeMap::new());
-    for line in text.lines() {
-        if let Some((name, value)) = line.split_once(" = ") {
-            found.insert(format!("{table}.{name}"), value.to_string());
-        } else if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
-            table = name;
+/// Adds the settings in `value`, in TOML and by their whole names, such as `optimizer.betas`.
+fn settings(name: &str, value: &toml::Value, found: &mut BTreeMap<String, String>) {
+    match value.as_table().filter(|table| !table.is_empty()) {
+        None => drop(found.insert(name.into(), value.to_string())),
+        Some(table) => {
+            for (key, value) in table {
+                let name = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+                settings(&name, value, found);
+            }
         }
     }
-    found
 }
 
 /// The parser's message, and the line of `text` that it is about.

@@ -100,10 +100,21 @@ impl RunRecipe {
             return Err(RecipeError::value("accumulation", self.accumulation, expected));
         }
         self.dtype.parse::<Dtype>()?;
-        let Self { batch_size, workers, prefetch, .. } = *self;
-        let loader = LoaderConfig { batch_size, workers, prefetch, ..LoaderConfig::default() };
-        loader.validate()?;
+        self.loader().validate()?;
         Ok(())
+    }
+
+    /// Returns the loader's settings, without a list of skipped rows.
+    fn loader(&self) -> LoaderConfig {
+        LoaderConfig {
+            batch_size: self.batch_size,
+            workers: self.workers,
+            prefetch: self.prefetch,
+            seed: self.seed,
+            shuffle: true,
+            skip_bad: self.skip_bad,
+            skip_list: None,
+        }
     }
 }
 
@@ -230,16 +241,8 @@ impl<T: Task> Run<'_, T> {
     }
 
     fn loader_config(&self) -> LoaderConfig {
-        let recipe = self.recipe;
-        LoaderConfig {
-            batch_size: recipe.batch_size,
-            workers: recipe.workers,
-            prefetch: recipe.prefetch,
-            seed: recipe.seed,
-            shuffle: true,
-            skip_bad: recipe.skip_bad,
-            skip_list: (recipe.skip_bad > 0).then(|| self.folder.join("skipped.csv")),
-        }
+        let skip_list = (self.recipe.skip_bad > 0).then(|| self.folder.join("skipped.csv"));
+        LoaderConfig { skip_list, ..self.recipe.loader() }
     }
 
     /// Does one step: mean gradient of its micro-batches, one update.

@@ -463,12 +463,9 @@ fn check_shapes(
 
 /// Returns true if there is a file at `path`. An error of the system does not mean that there is none.
 fn exists(path: &Path) -> Result<bool, TrainError> {
-    match fs::metadata(path) {
-        Ok(_) => Ok(true),
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            Ok(false)
-        }
-        Err(error) => Err(TrainError::io(path)(error)),
+    match path.try_exists() {
+        Err(error) if error.kind() == ErrorKind::NotADirectory => Ok(false),
+        found => found.map_err(TrainError::io(path)),
     }
 }
 
