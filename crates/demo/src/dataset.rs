@@ -9,7 +9,7 @@
 //! ```
 
 use crate::{Captioned, film, render, training_clip, training_still};
-use opensora_files::write_atomically;
+use opensora_files::{remove_if_present, write_atomically};
 use opensora_manifest::{Manifest, ManifestError, Row};
 use opensora_video::{Frames, FramesError, VideoError, VideoSpec, Writer, png};
 use serde_json::{Value, json};
@@ -225,12 +225,7 @@ pub fn write_dataset(
     // Manifests of an earlier run would list files that are about to change.
     for name in ["clips.csv", "stills.csv", "captions.txt"] {
         let path = folder.join(name);
-        match std::fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(DemoError::Io { path, source });
-            }
-            _ => {}
-        }
+        remove_if_present(&path).map_err(|source| DemoError::Io { path, source })?;
     }
     let pictures = spec.clips + spec.stills;
     let rows = on_all_cores(

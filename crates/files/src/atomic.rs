@@ -271,10 +271,7 @@ pub fn remove_leftovers(folder: &Path, age: Duration) -> io::Result<()> {
             }
         };
         // A missing entry was committed, or removed by another process.
-        remove().or_else(|error| match error.kind() {
-            io::ErrorKind::NotFound => Ok(()),
-            _ => Err(error),
-        })?;
+        unless_missing(remove())?;
     }
     Ok(())
 }
@@ -295,6 +292,21 @@ pub fn remove_unfinished(folder: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes a file. A missing one is not an error.
+///
+/// # Errors
+/// Returns an error if the file is there and cannot be removed.
+pub fn remove_if_present(path: &Path) -> io::Result<()> {
+    unless_missing(fs::remove_file(path))
+}
+
+fn unless_missing(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 /// Removes a folder with its contents. It is first renamed to a temporary name, so that after an interruption

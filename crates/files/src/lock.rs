@@ -41,7 +41,7 @@ impl Lock {
     ///
     /// # Errors
     /// Returns an error if another process, or another [`Lock`] of this process, holds the lock, or if the
-    /// file cannot be opened, locked or written.
+    /// file cannot be opened or locked.
     pub fn take(path: &Path) -> Result<Self, LockError> {
         let path = std::path::absolute(path)?;
         loop {
@@ -57,8 +57,8 @@ impl Lock {
                 Err(TryLockError::Error(error)) => return Err(error.into()),
             }
             if is_at(&file, &path)? {
-                file.set_len(0)?;
-                writeln!(file, "{}", std::process::id())?;
+                // On a full disk, others are told of a process without its id.
+                let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
                 return Ok(Self { _file: file, path });
             }
         }

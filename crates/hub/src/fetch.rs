@@ -11,7 +11,7 @@ use crate::{
     select::{Choice, choose, has_weights, shards},
     transfer::Transfer,
 };
-use opensora_files::folder_of;
+use opensora_files::{folder_of, remove_if_present};
 use std::{
     collections::BTreeSet,
     fmt, fs, io,
@@ -329,9 +329,7 @@ impl Hub {
         let is_new = !is_blob(&blob, *size);
         if is_new {
             // Replace a damaged or planted file.
-            if fs::symlink_metadata(&blob).is_ok() {
-                fs::remove_file(&blob).map_err(HubError::io(&blob))?;
-            }
+            remove_if_present(&blob).map_err(HubError::io(&blob))?;
             let transfer = Transfer {
                 url,
                 name,

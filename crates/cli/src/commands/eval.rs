@@ -19,6 +19,7 @@ use opensora_demo::{
     eval::{Attribute, EvalError, Evaluation, Judged, PromptSet, vae_ceiling},
     reel::{Tile, sheet},
 };
+use opensora_files::remove_if_present;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -232,12 +233,7 @@ impl Gallery {
         std::fs::create_dir_all(folder).with_context(|| format!("--out: {}", folder.display()))?;
         // The report of an earlier evaluation would stand beside clips of this one.
         let report = folder.join(REPORT);
-        match std::fs::remove_file(&report) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("--out: {}", report.display()));
-            }
-            _ => {}
-        }
+        remove_if_present(&report).with_context(|| format!("--out: {}", report.display()))?;
         let layout = SheetLayout::of(request.image_size);
         Ok(Self { folder: folder.into(), spec, layout, clips: Vec::new(), sheets: 0 })
     }

@@ -210,6 +210,18 @@ fn failures_of_the_disk_are_errors() {
 }
 
 #[test]
+fn only_a_file_that_is_there_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    fs::write(&path, "").unwrap();
+    remove_if_present(&path).unwrap();
+    assert!(!path.exists());
+    remove_if_present(&path).unwrap();
+    // Other failures are errors.
+    assert!(remove_if_present(folder.path()).is_err());
+}
+
+#[test]
 fn used_temporary_names_are_skipped() {
     use std::sync::atomic::{AtomicUsize, Ordering};
     static REMOVED: AtomicUsize = AtomicUsize::new(0);
