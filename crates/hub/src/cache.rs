@@ -188,7 +188,9 @@ impl Cache {
         let mut files = Vec::new();
         // Bytes of regular files, which exist if links are not supported.
         let mut unlinked = 0;
-        for (commit, path) in entries(&folder.join("snapshots"))? {
+        let snapshots = entries(&folder.join("snapshots"))?;
+        // File managers leave files beside the folders, such as `.DS_Store`.
+        for (commit, path) in snapshots.into_iter().filter(|(_, path)| path.is_dir()) {
             for (name, path) in files_below(&path)? {
                 // A dangling link is not a file.
                 let Ok(metadata) = fs::metadata(&path) else { continue };
@@ -339,6 +341,9 @@ mod tests {
         let all = cache.repositories().unwrap();
         assert_eq!((all.len(), all[0].files.len(), all[0].bytes), (1, 2, 5));
         assert_eq!(all[0].refs, [("refs/pr/1".to_string(), COMMIT.to_string())]);
+        let stray = cache.repository_folder(&repository).join("snapshots/.DS_Store");
+        fs::write(stray, "written by a file manager").unwrap();
+        assert_eq!(cache.repositories().unwrap()[0].files.len(), 2);
 
         // A link to a blob that is gone is no file, and is replaced.
         fs::remove_file(&blob).unwrap();

@@ -178,8 +178,9 @@ impl<'a> Unpickler<'a> {
                     0x8c => 1,
                     _ => 8,
                 })?;
-                let text = std::str::from_utf8(bytes).map_err(|_| "text that is not UTF-8")?;
-                self.push(Value::Text(text.into()))?;
+                // Python's text may hold surrogates: bytes of file names that are not UTF-8.
+                let text = String::from_utf8_lossy(bytes);
+                self.push(Value::Text((&*text).into()))?;
             }
             // Text of Python 2.
             b'U' | b'T' => {
@@ -474,6 +475,14 @@ mod tests {
         }
     }
 
+    /// `{"path": "caf\udce9"}`, a file name that is not UTF-8.
+    #[test]
+    fn text_may_hold_surrogates() {
+        let bytes = b"\x80\x02}X\x04\x00\x00\x00pathX\x06\x00\x00\x00caf\xed\xb3\xa9s.";
+        let found = load(bytes).unwrap();
+        assert!(found.starts_with("{path: \"caf"), "{found}");
+    }
+
     /// `{"a": 1, "b": [1.5, True, None], "c": b"xy", "d": {"e": "ü"}, "f": (-3, 2**70, {4})}`, as Python
     /// writes it.
     #[test]
@@ -571,7 +580,7 @@ mod tests {
             "\"\u{142}\u{1f98a}\u{fc}\\\\\""
         );
         assert!(load(b"V\\u01\n.").is_err());
-        assert!(load(b"X\x01\x00\x00\x00\xff.").is_err());
+        assert_eq!(load(b"X\x01\x00\x00\x00\xff.").unwrap(), "\"\u{fffd}\"");
     }
 
     #[test]
