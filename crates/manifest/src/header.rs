@@ -97,8 +97,9 @@ pub(crate) fn names_of(known: &str) -> &'static str {
 
 /// Returns the rank of a name among the aliases of the column `known`.
 fn rank(name: &str, known: &str) -> Option<usize> {
-    // Longer than any alias, such as a caption.
-    if name.len() > 64 {
+    // Longer than any alias, such as a caption, or two names with a tab between them.
+    let name = name.trim();
+    if name.len() > 64 || name.contains('\t') {
         return None;
     }
     let plain = |c: &char| !c.is_whitespace() && !['_', '-'].contains(c);

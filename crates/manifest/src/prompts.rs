@@ -2,7 +2,7 @@
 
 use crate::{
     ManifestError,
-    csv_file::{Records, dialect},
+    csv_file::{Record, Records, dialect},
     header,
     known::shown,
     limits::{MAX_CAPTION_CHARS, MAX_PROMPT_FILE_BYTES},
@@ -16,7 +16,7 @@ use std::{fs::File, io::Read, path::Path};
 ///
 /// Each line is a prompt, without blanks around it; blank lines are skipped. In a file named
 /// `.csv` or `.tsv`, each row is a prompt, from the column `text` or one of its other names
-/// ([`table`](crate::table)); rows without a value are skipped.
+/// ([`table`](crate::table)); rows without a value are skipped. In a table of one column, commas belong to the prompt.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -97,11 +97,22 @@ fn of_table(file: &mut dyn Read, path: &Path) -> Result<Vec<String>, ManifestErr
             header::names_of(TEXT)
         ))
     })?;
+    let delimiter = records.delimiter();
     let mut prompts = vec![];
-    while let Some(record) = records.next().map_err(fail)? {
-        let prompt = record.fields.get(at).and_then(|field| value::present(field));
+    while let Some(Record { line, mut fields }) = records.next().map_err(fail)? {
+        if columns.len() == 1 {
+            // Nothing separates a single column, so delimiters belong to the prompt.
+            fields = vec![fields.join(&delimiter.to_string())];
+        } else if fields.iter().skip(columns.len()).any(|field| !field.trim().is_empty()) {
+            let (found, expected) = (fields.len(), columns.len());
+            let reason = format!(
+                "found {found} fields, expected {expected}: a prompt with {delimiter:?} needs quotes"
+            );
+            return Err(ManifestError::Line { path: path.into(), line, reason });
+        }
+        let prompt = fields.get(at).and_then(|field| value::present(field));
         if prompt.is_some_and(|prompt| prompt.chars().nth(MAX_CAPTION_CHARS).is_some()) {
-            return Err(too_long(path, record.line));
+            return Err(too_long(path, line));
         }
         // Outputs show a prompt on one line.
         prompts.extend(prompt.map(|prompt| prompt.replace(['\n', '\r'], " ")));

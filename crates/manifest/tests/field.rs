@@ -333,10 +333,16 @@ fn prompts_of_tables_are_their_column() {
         assert_eq!(prompts("p.csv", text.as_bytes()).unwrap(), ["fox", "sea, old"], "{text}");
         assert_eq!(prompts("p.TSV", text.as_bytes()).unwrap(), ["fox", "sea, old"], "{text}");
     }
+    // Nothing separates a single column.
+    for name in ["p.csv", "p.tsv"] {
+        let found = prompts(name, b"prompt\nA fox, red; old\n\"sea, old\"\n").unwrap();
+        assert_eq!(found, ["A fox, red; old", "sea, old"]);
+    }
     for (text, words) in [
         ("a red fox, running\n", "found the columns a red fox, running, expected a column text"),
         ("prompt\nfox\n\"sea\n", "line 3: a quote opens here"),
         ("prompt,text,text\n", "the column text twice"),
+        ("prompt,seed\nA fox, red,1\n", "line 2: found 3 fields, expected 2"),
         ("prompt\n", "found no prompt"),
     ] {
         let error = prompts("p.csv", text.as_bytes()).unwrap_err();

@@ -93,6 +93,9 @@ mod tests {
             ("path,text\n", b',', 0),
             ("path;text\na.mp4;x, y\n", b';', 0),
             ("video_path\tcaption\n", b'\t', 0),
+            // Without the tab, an alias of `url`.
+            ("video\turl\nfox\thttps://a.example/fox.mp4\n", b'\t', 0),
+            ("image\tpath\n", b'\t', 0),
             ("\"path\"|\"text\"", b'|', 0),
             ("id;url;note\n", b';', 0),
             ("prompt;seed\n", b';', 0),
