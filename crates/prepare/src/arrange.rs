@@ -98,6 +98,14 @@ mod tests {
         let written = write_parts(&one.output, &out, &halves).unwrap();
         assert_eq!(written, ["all.0.csv", "all.1.csv"].map(|name| folder.path().join(name)));
         assert_eq!(paths(&Table::read(&written[1]).unwrap()), ["/b"]);
+
+        // A part may not replace the table that is split.
+        let read = &written[1];
+        let refused = parts::run(&Parts::Count(1), &one.output, read, &out.with_extension("1.csv"));
+        assert!(refused.is_ok(), "all.1.0.csv");
+        let refused = parts::run(&Parts::Count(2), &one.output, read, &out).unwrap_err();
+        assert!(matches!(&refused, PrepareError::SameFile { path } if path == read), "{refused}");
+        assert_eq!(paths(&Table::read(read).unwrap()), ["/b"]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
     ranges,
     step::{Outcome, Shard},
 };
-use opensora_files::{folder_of, remove_leftovers};
+use opensora_files::{folder_of, remove_if_present, remove_leftovers};
 use opensora_manifest::{Table, table::PATH};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -230,12 +230,7 @@ pub(crate) fn write_list(list: &Table, path: &Path) -> Result<(), PrepareError> 
     if !list.is_empty() {
         return Ok(list.write(path)?);
     }
-    match std::fs::remove_file(path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(PrepareError::Io { path: path.into(), source })
-        }
-        _ => Ok(()),
-    }
+    remove_if_present(path).map_err(|source| PrepareError::Io { path: path.into(), source })
 }
 
 /// Row counts of a step: read, written and failed.

@@ -327,11 +327,11 @@ impl<'a> Work<'a> {
             Err(Refused { error, blame }) => Err(match blame {
                 Blame::Row => Fault::Row(error.into()),
                 // The server answered other workers meanwhile.
-                Blame::Load | Blame::Absence
-                    if self.answered.load(Ordering::Relaxed) > answered =>
-                {
+                Blame::Load if self.answered.load(Ordering::Relaxed) > answered => {
                     Fault::Row(error.into())
                 }
+                // Answers to others may be older than the end of the server, so only a new one shows that it is there.
+                Blame::Absence if self.check(&images).is_ok() => Fault::Row(error.into()),
                 Blame::Load | Blame::Absence | Blame::Endpoint => Fault::Step(self.halt(error)),
                 Blame::Stop => Fault::Step(self.stopped()),
             }),

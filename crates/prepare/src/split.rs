@@ -36,7 +36,7 @@ use crate::{
     shots,
     step::{self, Fault, Run, State, Trust},
 };
-use opensora_files::{hex, remove_leftovers};
+use opensora_files::{folder_of, hex, remove_leftovers};
 use opensora_manifest::{
     Table,
     table::{CLIP_END, CLIP_START, NUM_FRAMES, PATH},
@@ -177,6 +177,9 @@ pub struct Job {
     pub settings: Settings,
     /// The folder of the clips. `None`: [`clips_folder`] of the table of clips.
     pub clips: Option<PathBuf>,
+    /// Other tables write to the same folder of clips, so every clip's name has digits that depend on the path of
+    /// its video. Shards of one table do not need this.
+    pub shared: bool,
     /// The decoder.
     pub decoder: Decoder,
     /// Workers, shard of the videos, and retries of videos that gave no clips. Each worker holds one
@@ -231,6 +234,7 @@ pub fn run(
     }
     remove_leftovers(&clips, LEFTOVER).map_err(PrepareError::io(&clips))?;
     let keys = Keys::of(input, PATH, out);
+    let folder = std::path::absolute(folder_of(out)).map_err(PrepareError::io(out))?;
     let run = Run {
         journal: journal_path(out),
         settings: json!({
@@ -243,9 +247,9 @@ pub fn run(
         input,
         unfinished: unfinished(&clips, out),
         clips: &clips,
-        stems: names::stems(keys.all()),
+        stems: names::stems(keys.all(), job.shared.then_some(folder.as_path())),
         scans: Scans::new(job.options.workers),
-        outdated: Mutex::default(),
+        recorded: Mutex::default(),
         cleared: Once::new(),
     };
     let work = |row: usize| -> Result<Record, Fault> {
@@ -288,10 +292,41 @@ struct Videos<'a> {
     stems: Vec<String>,
     /// First passes over videos of several ranges.
     scans: Scans,
-    /// Clips of records that are no longer valid, by row.
-    outdated: Mutex<HashMap<usize, Vec<Clip>>>,
+    /// Clips of the journal's records.
+    recorded: Mutex<Recorded>,
     /// Set when the incomplete clips of a killed process are removed.
     cleared: Once,
+}
+
+/// Clips of the records of a journal.
+#[derive(Default)]
+struct Recorded {
+    /// By row.
+    clips: HashMap<usize, Vec<Clip>>,
+    /// Number of records that name a file: several if videos had equal names in different runs.
+    uses: HashMap<String, usize>,
+}
+
+impl Recorded {
+    fn add(&mut self, row: usize, clips: &[Clip]) {
+        for clip in clips {
+            *self.uses.entry(clip.file.clone()).or_insert(0) += 1;
+        }
+        self.clips.insert(row, clips.to_vec());
+    }
+
+    /// Removes the record of a row. Returns the files that no other record names.
+    fn remove(&mut self, row: usize) -> Vec<String> {
+        let files = self.clips.remove(&row).into_iter().flatten().map(|clip| clip.file);
+        let is_last = |file: &String| {
+            let uses = self.uses.get_mut(file);
+            uses.is_some_and(|uses| {
+                *uses -= 1;
+                *uses == 0
+            })
+        };
+        files.filter(is_last).collect()
+    }
 }
 
 impl<'a> Videos<'a> {
@@ -299,13 +334,13 @@ impl<'a> Videos<'a> {
         Path::new(self.input.get(row, PATH).unwrap_or_default())
     }
 
-    fn outdated(&self) -> MutexGuard<'_, HashMap<usize, Vec<Clip>>> {
-        self.outdated.lock().unwrap_or_else(PoisonError::into_inner)
+    fn recorded(&self) -> MutexGuard<'_, Recorded> {
+        self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns true if all clips of a record exist; remembers them.
     fn holds(&self, row: usize, record: &Record) -> bool {
-        self.outdated().insert(row, record.clips.clone());
+        self.recorded().add(row, &record.clips);
         record.clips.iter().all(|clip| clip.is_in(self.clips))
     }
 
@@ -327,11 +362,10 @@ impl<'a> Videos<'a> {
         let source = Source { path, state: state.known(), range };
         let (scenes, clips) = video::cut(source, place, *decoder, settings, &self.scans)?;
         let kept: HashSet<&str> = clips.iter().map(|clip| clip.file.as_str()).collect();
-        for clip in self.outdated().remove(&row).into_iter().flatten() {
-            if !kept.contains(clip.file.as_str()) {
-                // Errors are ignored: no table lists the clip.
-                let _ = fs::remove_file(self.clips.join(clip.file));
-            }
+        let outdated = self.recorded().remove(row);
+        for file in outdated.iter().filter(|file| !kept.contains(file.as_str())) {
+            // Errors are ignored: no table lists the clip.
+            let _ = fs::remove_file(self.clips.join(file));
         }
         Ok(Record { scenes, clips })
     }

@@ -27,6 +27,7 @@ use std::{
     net::TcpListener,
     ops::ControlFlow,
     path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -230,6 +231,40 @@ fn errors_that_affect_every_row_end_the_step() {
     let server = ChatServer::start(|request, _| says(request));
     let captioned = made(&table, folder.path(), endpoint(server.address, QUICK)).unwrap();
     assert_eq!((captioned.tables.output.len(), captioned.tables.failed.len()), (3, 0));
+}
+
+#[test]
+fn a_server_that_goes_away_is_the_fault_of_no_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = clips(folder.path(), 4);
+    let asked = AtomicUsize::new(0);
+    let server = ChatServer::start(move |request, _| {
+        if request.clip.is_none() {
+            return says(request);
+        }
+        match asked.fetch_add(1, Ordering::SeqCst) {
+            // In flight while another clip gets its caption; then the server ends.
+            0 => {
+                while asked.load(Ordering::SeqCst) < 3 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Answer::Dies
+            }
+            1 => says(request),
+            // Notices it later.
+            _ => Answer::Stalls(Duration::from_millis(500)),
+        }
+    });
+    let endpoint_of = |server: &ChatServer| endpoint(server.address, QUICK);
+    let options = RunOptions { workers: 2, ..RunOptions::default() };
+    let job = Job { options, ..Job::new(spec(), endpoint_of(&server)) };
+    let halted = caption::run(&job, &table, &folder.path().join("out.csv"), &mut ()).unwrap_err();
+    assert!(matches!(halted, PrepareError::Halted { done: 1, total: 4, .. }), "{halted}");
+    assert!(error_line(&halted).contains("no connection"), "{halted}");
+
+    let server = ChatServer::start(|request, _| says(request));
+    let captioned = made(&table, folder.path(), endpoint_of(&server)).unwrap();
+    assert_eq!((captioned.tables.output.len(), captioned.tables.failed.len()), (4, 0));
 }
 
 #[test]

@@ -395,6 +395,46 @@ fn a_journal_is_checked_against_its_files() {
     assert_eq!(contents(&clips), before);
 }
 
+#[test]
+fn videos_of_equal_names_keep_their_own_clips() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    video(&at("a/sea.mp4"), 10.0, &[(220, 20)]);
+    video(&at("b/sea.mp4"), 10.0, &[(40, 31)]);
+    let table = |videos: &[&str]| {
+        let mut table = Table::new([PATH]);
+        videos.iter().for_each(|video| table.push([(PATH, at(video).display().to_string())]));
+        table
+    };
+    let out = at("clips.csv");
+    let run = |videos: &[&str]| split::run(&job(settings()), &table(videos), &out, &mut ());
+    // The second video takes the name of the first one, which then gets another one.
+    for videos in [&["a/sea.mp4"][..], &["b/sea.mp4"], &["a/sea.mp4", "b/sea.mp4"]] {
+        run(videos).unwrap();
+        let clips = Table::read(&out).unwrap();
+        assert_eq!(clips.len(), videos.len());
+        for (row, video) in videos.iter().enumerate() {
+            let frames = if video.starts_with('a') { 20 } else { 31 };
+            let (clip, _) = mp4::read(Path::new(clips.get(row, PATH).unwrap())).unwrap();
+            assert_eq!(clip.len(), frames, "{video}");
+        }
+    }
+
+    // Two tables with one folder of clips.
+    for (day, frames) in [("1", 15), ("2", 25)] {
+        let day = at(day);
+        video(&day.join("cam/0001.mp4"), 10.0, &[(90, frames)]);
+        let job = Job { clips: Some(at("shared")), shared: true, ..job(settings()) };
+        let input = one(&day.join("cam/0001.mp4"));
+        split::run(&job, &input, &day.join("clips.csv"), &mut ()).unwrap();
+    }
+    for (day, frames) in [("1", 15), ("2", 25)] {
+        let clips = Table::read(&at(day).join("clips.csv")).unwrap();
+        let (clip, _) = mp4::read(Path::new(clips.get(0, PATH).unwrap())).unwrap();
+        assert_eq!(clip.len(), frames);
+    }
+}
+
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/field").join(name)
 }

@@ -1,7 +1,7 @@
 //! Splits a table into parts: of equal size, or random shares.
 
 use super::Shares;
-use crate::PrepareError;
+use crate::{PrepareError, open::identity};
 use opensora_manifest::{
     Table,
     table::{PATH, URL},
@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 /// the parts and their files.
 ///
 /// # Errors
-/// Returns an error if [`split`] would, or a part cannot be written.
+/// Returns an error if [`split`] would, a part is the file that was read ([`PrepareError::SameFile`]), or a part cannot
+/// be written.
 pub fn run(
     parts: &Parts,
     table: &Table,
@@ -21,6 +22,12 @@ pub fn run(
     out: &Path,
 ) -> Result<Vec<(Part, PathBuf)>, PrepareError> {
     let parts = split(table, file, parts)?;
+    // Another run would read the part in place of the whole table.
+    let read = identity(file);
+    let mut paths = parts.iter().map(|part| part_path(out, &part.name));
+    if let Some(path) = paths.find(|path| identity(path) == read) {
+        return Err(PrepareError::SameFile { path });
+    }
     let written = write_parts(table, out, &parts)?;
     Ok(parts.into_iter().zip(written).collect())
 }

@@ -28,7 +28,7 @@ use std::{
 };
 
 /// Maximum size of a record in bytes. With an unclosed quote, the rest of the file is one record.
-const MAX_RECORD: u64 = 64 << 20;
+pub(super) const MAX_RECORD: u64 = 64 << 20;
 /// Bytes from which the encoding and the delimiter are detected.
 const START_BYTES: u64 = 64 << 10;
 
@@ -172,9 +172,9 @@ fn open_quote(bytes: &[u8], delimiter: u8) -> Option<u64> {
 }
 
 /// A file with a limit on the bytes that are read.
-struct Bounded {
-    file: File,
-    left: Rc<Cell<u64>>,
+pub(super) struct Bounded {
+    pub(super) file: File,
+    pub(super) left: Rc<Cell<u64>>,
 }
 
 impl Read for Bounded {

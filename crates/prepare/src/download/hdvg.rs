@@ -17,6 +17,7 @@
 
 use super::{
     address::Address,
+    csv_list::{Bounded, MAX_RECORD},
     list::{Clip, List, ListError},
     seconds,
 };
@@ -26,7 +27,7 @@ use serde::{
     de::{Error as _, IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::Value;
-use std::{fmt, fs::File, io::BufReader, path::Path};
+use std::{cell::Cell, fmt, fs::File, io::BufReader, path::Path, rc::Rc};
 
 /// The column with a clip's name in the list.
 const CLIP_ID: &str = "clip_id";
@@ -36,8 +37,11 @@ pub(crate) fn read(path: &Path, list: &mut List) -> Result<(), ListError> {
     let file = File::open(path).map_err(|source| ListError::Io { path: path.into(), source })?;
     list.columns = vec![CLIP_ID.into()];
     let mut is_enough = false;
-    let videos = Videos { list, is_enough: &mut is_enough };
-    let mut reader = serde_json::Deserializer::from_reader(BufReader::with_capacity(1 << 16, file));
+    let left = Rc::new(Cell::new(MAX_RECORD));
+    let bounded = Bounded { file, left: Rc::clone(&left) };
+    let videos = Videos { list, left: &left, is_enough: &mut is_enough };
+    let buffered = BufReader::with_capacity(1 << 16, bounded);
+    let mut reader = serde_json::Deserializer::from_reader(buffered);
     match reader.deserialize_map(videos).and_then(|()| reader.end()) {
         Err(error) if !is_enough => {
             let reason = format!("not a list of HD-VG-130M: {error}");
@@ -50,6 +54,8 @@ pub(crate) fn read(path: &Path, list: &mut List) -> Result<(), ListError> {
 /// Adds videos to a list as they are read.
 struct Videos<'a> {
     list: &'a mut List,
+    /// Bytes that may be read for the current video.
+    left: &'a Cell<u64>,
     /// Set if reading ended at the end of the part.
     is_enough: &'a mut bool,
 }
@@ -65,6 +71,7 @@ impl<'de> Visitor<'de> for Videos<'_> {
         let part = self.list.part();
         let mut index = 0;
         while index < part.end() {
+            self.left.set(MAX_RECORD);
             if index < part.offset {
                 if map.next_entry::<IgnoredAny, IgnoredAny>()?.is_none() {
                     return Ok(());
@@ -197,6 +204,16 @@ mod tests {
             assert!(reason.contains(words) && reason.contains("video 1 of the list"), "{reason}");
         }
         assert_eq!(list.rejected.get(1, "text"), Some("a\u{fffd}b"));
+    }
+
+    #[test]
+    fn a_video_without_end_is_not_read_into_memory() {
+        let text = format!(r#"{{"-2yHu5qgTz1": {{"url": "{}"#, "x".repeat(65 << 20));
+        for offset in [0, 1] {
+            let part = Part { offset, ..Part::WHOLE };
+            let error = read(&text, part).unwrap_err().to_string();
+            assert!(error.contains("longer than 64 MiB"), "{error}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use ureq::{
 /// A connector of ureq, before the one that connects: rejects targets that are not public.
 #[derive(Debug)]
 pub(crate) struct PublicOnly {
-    /// Host of a proxy from the environment, which is always allowed.
+    /// Host of a proxy from the environment. Connections to the proxy itself are always allowed.
     pub(crate) proxy: Option<String>,
 }
 
@@ -29,7 +29,9 @@ impl Connector for PublicOnly {
 
     fn connect(&self, details: &ConnectionDetails<'_>, _: Option<()>) -> Result<Option<()>, Error> {
         let host = details.uri.host().unwrap_or_default();
-        if self.proxy.as_deref() == Some(host) {
+        // For its connection to the proxy, ureq uses a configuration without one. Addresses of the list keep theirs,
+        // also if they name the proxy's host.
+        if self.proxy.as_deref() == Some(host) && details.config.proxy().is_none() {
             return Ok(None);
         }
         // A proxy resolves names itself; then only the host in the address can be checked.
@@ -118,6 +120,33 @@ fn kind_v6(address: Ipv6Addr) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_proxy_of_this_machine_opens_no_way_to_its_other_ports() {
+        use std::io::{BufRead, BufReader};
+        use ureq::{
+            Agent, Proxy,
+            unversioned::{resolver::DefaultResolver, transport::DefaultConnector},
+        };
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let proxy = Proxy::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let config = Agent::config_builder().proxy(Some(proxy)).build();
+        let public = PublicOnly { proxy: Some("127.0.0.1".into()) };
+        let connector = public.chain(DefaultConnector::new());
+        let agent = Agent::with_parts(config, connector, DefaultResolver::default());
+        let error = agent.get("http://127.0.0.1:9/x.mp4").call().unwrap_err();
+        assert!(matches!(&error, Error::Other(error) if error.is::<NotPublic>()), "{error}");
+        // The proxy itself is reached.
+        let asked = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut line = String::new();
+            BufReader::new(stream).read_line(&mut line).unwrap();
+            line
+        });
+        assert!(agent.get("http://a.example/x.mp4").call().is_err());
+        let asked = asked.join().unwrap();
+        assert!(asked.starts_with("CONNECT a.example:80"), "{asked}");
+    }
 
     #[test]
     fn only_public_addresses_pass() {

@@ -11,7 +11,10 @@ const LONGEST: usize = 180;
 /// Returns the name prefixes of the videos' clips: each video's file name without extension. If it is
 /// too long or not unique, digits of the key's SHA-256 are appended. `keys` are the keys of all videos,
 /// also of other shards. Clip ranges always have digits, so that their names do not depend on other ranges.
-pub(crate) fn stems(keys: &[String]) -> Vec<String> {
+///
+/// `shared` is the absolute path of the table's folder if other tables write to the same folder of clips. Then every name
+/// has digits, and keys are taken relative to this path: equal keys of other tables are other videos.
+pub(crate) fn stems(keys: &[String], shared: Option<&Path>) -> Vec<String> {
     let plain = |key: &String| {
         let (path, is_range) = match key.split_once(MARK) {
             Some((path, _)) => (path, true),
@@ -27,10 +30,14 @@ pub(crate) fn stems(keys: &[String]) -> Vec<String> {
         *count.entry(stem.to_lowercase()).or_insert(0) += 1;
     }
     let name = |((stem, is_range), key): (&(String, bool), &String)| {
-        if !is_range && count[&stem.to_lowercase()] == 1 && stem.len() <= LONGEST {
+        let is_unique = shared.is_none() && count.get(&stem.to_lowercase()) == Some(&1);
+        if !is_range && is_unique && stem.len() <= LONGEST {
             return stem.clone();
         }
-        let digest = Sha256::digest(key.as_bytes());
+        let digest = match shared {
+            Some(folder) => Sha256::digest(folder.join(key).as_os_str().as_encoded_bytes()),
+            None => Sha256::digest(key.as_bytes()),
+        };
         let end = stem.floor_char_boundary(LONGEST);
         format!("{}-{}", &stem[..end], hex(&digest[..5]))
     };
@@ -56,19 +63,27 @@ mod tests {
     fn equal_names_get_a_digest_and_other_names_none() {
         let long = format!("x/{}.mp4", "ü".repeat(126));
         let keys = ["a/Sea.mp4", "b/sea.mov", "b/fog.mp4", &long].map(String::from);
-        let names = stems(&keys);
+        let names = stems(&keys, None);
         assert!(names[0].starts_with("Sea-") && names[1].starts_with("sea-"), "{names:?}");
         assert_ne!(names[0][4..], names[1][4..]);
         assert_eq!(names[2], "fog");
         assert!(names[3].len() <= LONGEST + 11 && names[3].starts_with("üü"), "{names:?}");
         // A name does not depend on the order or number of the other videos.
-        assert_eq!(stems(&[keys[1].clone(), keys[0].clone()])[1], names[0]);
+        assert_eq!(stems(&[keys[1].clone(), keys[0].clone()], None)[1], names[0]);
         // Clip ranges change no other name.
         let ranges = ["b/fog.mp4\nclip 0 2.5", "b/fog.mp4\nclip 2.5 inf", "b/fog.mp4"];
-        let of_ranges = stems(&ranges.map(String::from));
+        let of_ranges = stems(&ranges.map(String::from), None);
         assert!(of_ranges[..2].iter().all(|name| name.starts_with("fog-") && name.len() == 14));
         assert!(of_ranges[0] != of_ranges[1] && of_ranges[2] == "fog", "{of_ranges:?}");
-        assert_eq!(stems(&[ranges[1].to_string()]), of_ranges[1..2]);
+        assert_eq!(stems(&[ranges[1].to_string()], None), of_ranges[1..2]);
+        // In a folder of several tables, equal keys name different videos.
+        let [first, second] = ["/day 1", "/day 2"].map(|folder| {
+            let names = stems(&["cam/fog.mp4".into()], Some(Path::new(folder)));
+            names.into_iter().next().unwrap()
+        });
+        assert!(first.starts_with("fog-") && second.starts_with("fog-") && first != second);
+        let absolute = stems(&["/day 1/cam/fog.mp4".into()], Some(Path::new("/elsewhere")));
+        assert_eq!(absolute, [first]);
         assert_eq!(clip("fog", 3, None), "fog_scene-3.mp4");
         assert_eq!(clip("fog", 3, Some(1)), "fog_scene-3_part-1.mp4");
     }

@@ -11,7 +11,10 @@ use std::{
     collections::HashMap,
     io::{BufRead, BufReader, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -46,6 +49,8 @@ pub(crate) enum Answer {
     Leaves,
     /// No answer for this time.
     Stalls(Duration),
+    /// No answer, and no further connections.
+    Dies,
 }
 
 /// The stand-in server. Its thread ends with the test's process.
@@ -63,11 +68,22 @@ impl ChatServer {
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
         let (answer, log) = (Arc::new(answer), Arc::clone(&requests));
+        let is_dead = Arc::new(AtomicBool::new(false));
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
+                if is_dead.load(Ordering::SeqCst) {
+                    break;
+                }
                 let (answer, log) = (Arc::clone(&answer), Arc::clone(&log));
-                // The client can have closed the connection.
-                std::thread::spawn(move || drop(serve(stream, &*answer, &log)));
+                let is_dead = Arc::clone(&is_dead);
+                std::thread::spawn(move || {
+                    // The client can have closed the connection.
+                    if let Ok(true) = serve(stream, &*answer, &log) {
+                        is_dead.store(true, Ordering::SeqCst);
+                        // Until the listener is closed.
+                        while TcpStream::connect(address).is_ok() {}
+                    }
+                });
             }
         });
         Self { address, requests }
@@ -88,12 +104,12 @@ impl ChatServer {
     }
 }
 
-/// Serves a connection until it is closed.
+/// Serves a connection until it is closed. Returns true if the server dies.
 fn serve(
     mut stream: TcpStream,
     answer: &dyn Fn(&Request, usize) -> Answer,
     log: &Mutex<Vec<Arc<Request>>>,
-) -> std::io::Result<()> {
+) -> std::io::Result<bool> {
     let mut reader = BufReader::new(stream.try_clone()?);
     while let Some(request) = read(&mut reader)? {
         let request = Arc::new(request);
@@ -111,12 +127,13 @@ fn serve(
             Answer::Status(status, header, body) => (status, header, body),
             Answer::HangsUp => {
                 stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"choi")?;
-                return Ok(());
+                return Ok(false);
             }
-            Answer::Leaves => return Ok(()),
+            Answer::Leaves => return Ok(false),
+            Answer::Dies => return Ok(true),
             Answer::Stalls(time) => {
                 std::thread::sleep(time);
-                return Ok(());
+                return Ok(false);
             }
         };
         let header = if header.is_empty() { String::new() } else { format!("{header}\r\n") };
@@ -124,7 +141,7 @@ fn serve(
         let head = format!("HTTP/1.1 {status} -\r\n{header}Content-Length: {length}\r\n\r\n");
         stream.write_all(format!("{head}{body}").as_bytes())?;
     }
-    Ok(())
+    Ok(false)
 }
 
 fn read(reader: &mut impl BufRead) -> std::io::Result<Option<Request>> {

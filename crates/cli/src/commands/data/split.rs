@@ -39,6 +39,8 @@ pub(crate) struct Args {
     #[arg(long, short, alias = "output", value_name = "FILE")]
     out: PathBuf,
     /// Folder of the clips [default: --out without its ending]
+    ///
+    /// Several tables can share it: their clips' names get digits that depend on the paths of the videos.
     #[arg(long, value_name = "FOLDER")]
     clips: Option<PathBuf>,
     /// Length of the shortest clip in seconds
@@ -97,7 +99,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let out = output_path(&args.data, &args.out, options.shard).context("--out")?;
     // All shards write to the same folder.
     let clips = args.clips.clone().unwrap_or_else(|| split::clips_folder(&args.out));
-    let job = Job { settings, clips: Some(clips), options, ..Job::default() };
+    let shared = args.clips.is_some();
+    let job = Job { settings, clips: Some(clips), shared, options, ..Job::default() };
     let mut progress = StepProgress::new(args.report.quiet, "splitting");
     let done = split::run(&job, &input, &out, &mut progress);
     progress.finish();
