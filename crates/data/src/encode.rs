@@ -3,7 +3,7 @@
 //! One clip and one caption are encoded at a time, so that the numbers do not depend on batches,
 //! and a cache holds the same numbers as encoding during training gives.
 
-use crate::{ClipDataset, ClipSample, DataError, Source};
+use crate::{ClipDataset, ClipSample, ClipSpec, DataError, Source};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use opensora_checkpoint::{BoxedError, Checkpoint, PublishedModel};
 use opensora_files::one_line;
@@ -78,6 +78,19 @@ pub struct ClipEncoder {
 }
 
 impl ClipEncoder {
+    /// Checks that the clips of `spec` have latents.
+    ///
+    /// # Errors
+    /// Returns an error if the VAE does not support their size.
+    pub fn check(&self, spec: &ClipSpec) -> Result<(), DataError> {
+        let [height, width] = spec.image_size;
+        let size = self.vae.config().latent_size([spec.num_frames, height, width]);
+        size.map(drop).map_err(|error| DataError::Encode {
+            what: format!("clips of {height}x{width} pixels"),
+            source: error.into(),
+        })
+    }
+
     /// Loads both models.
     ///
     /// # Errors

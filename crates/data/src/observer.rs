@@ -4,6 +4,12 @@ use std::ops::ControlFlow;
 
 /// Receives the progress of encoding a cache. `()` ignores it.
 pub trait Observer {
+    /// Called after the file of every row was read for its checksum, before any row is encoded. `Break` ends the work.
+    fn row_read(&mut self, event: &RowsDone) -> ControlFlow<()> {
+        let _ = event;
+        ControlFlow::Continue(())
+    }
+
     /// Called after every row, encoded or skipped as bad, and after every shard. `Break` ends the work: the
     /// rows done so far are kept.
     fn rows_done(&mut self, event: &RowsDone) -> ControlFlow<()> {

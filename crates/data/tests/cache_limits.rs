@@ -5,13 +5,13 @@
 mod world;
 
 use opensora_data::{
-    ClipDataset, ClipSpec, DataError, Manifest, Source,
+    ClipDataset, ClipSpec, DataError, Manifest, Observer, RowsDone, Source,
     cache::{CacheJob, CacheKey, LatentCache, write},
     encode::{EncoderConfig, OnTheFly},
     loader::{Loader, LoaderConfig},
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
+use std::{collections::BTreeSet, fs, ops::ControlFlow, path::Path, sync::Arc};
 use world::{Log, SEED, World};
 
 const ROWS: usize = 6;
@@ -66,6 +66,29 @@ fn any_number_of_variants_fits_a_recipe_without_one() {
     open(Some(1)).unwrap();
     let error = open(Some(2)).unwrap_err().to_string();
     assert!(error.contains("variants") && !error.contains("num_frames"), "{error}");
+}
+
+#[test]
+fn what_cannot_be_encoded_leaves_an_earlier_cache_as_it_is() {
+    let world = World::new(ROWS, 4);
+    world.write(1 << 20);
+    let odd = ClipSpec { image_size: [31, 31], ..clip() };
+    let (dataset, encoder, key) = (world.dataset(&odd), world.encoder(None), world.key(&odd));
+    let job = CacheJob::new(&dataset, &encoder, &key);
+    let error = write(&job, &world.path("cache"), &mut ()).unwrap_err().to_string();
+    assert!(error.contains("31x31"), "{error}");
+    LatentCache::open(&world.path("cache")).unwrap();
+
+    // Stopped while the files are read.
+    struct StopAt(usize);
+    impl Observer for StopAt {
+        fn row_read(&mut self, event: &RowsDone) -> ControlFlow<()> {
+            if event.done == self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+    }
+    let stopped = world.job(1 << 20, |job, folder| write(job, folder, &mut StopAt(3))).unwrap_err();
+    assert!(matches!(stopped, DataError::Stopped { done: 0, total: ROWS }), "{stopped}");
+    LatentCache::open(&world.path("cache")).unwrap();
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{ClipDataset, DataError, Observer, RowsDone, encode::ClipEncoder, loader::read_caught};
 use opensora_checkpoint::MAX_TENSORS;
-use opensora_files::{Lock, error_line, remove_unfinished, write_atomically};
+use opensora_files::{Lock, error_line, remove_if_present, remove_unfinished, write_atomically};
 use safetensors::tensor::{Dtype, TensorView};
 use std::{
     collections::BTreeMap,
@@ -67,12 +67,14 @@ pub fn write(
     if *job.dataset.spec() != job.key.clip || job.dataset.seed() != job.key.seed {
         return Err(bad_file(folder, "the key's clips or seed are not those of the data set"));
     }
+    // Before the files of an earlier cache are replaced.
+    job.encoder.check(job.dataset.spec())?;
     fs::create_dir_all(folder).map_err(io_error(folder))?;
     // Until the end: incomplete files of another process are no leftovers.
     let _lock =
         Lock::take(&folder.join(LOCK)).map_err(bad_because(folder, "it cannot be written"))?;
     remove_partial(folder)?;
-    let rows = rows(job.dataset, job.skip_bad)?;
+    let rows = rows(job, observer)?;
     let settings = digest(&serde_json::to_vec(job.key).map_err(json(folder))?);
     let bad = BTreeMap::new();
     let mut writer = CacheWriter { job, folder, rows, settings, bad, observer, is_stopped: false };
@@ -99,10 +101,12 @@ pub fn write(
     Ok(bad)
 }
 
-/// Returns the manifest's rows with sizes and hashes of their files. With `skip_bad` above 0, files that
+/// Returns the manifest's rows with sizes and hashes of their files. If bad rows may be left out, files that
 /// cannot be read have no hash.
-fn rows(dataset: &ClipDataset, skip_bad: usize) -> Result<Vec<CachedRow>, DataError> {
-    let rows = dataset.manifest().rows.iter().enumerate();
+fn rows(job: &CacheJob<'_>, observer: &mut dyn Observer) -> Result<Vec<CachedRow>, DataError> {
+    let rows = &job.dataset.manifest().rows;
+    let total = rows.len();
+    let rows = rows.iter().enumerate();
     rows.map(|(number, row)| {
         if row.path.to_str().is_none() {
             let reason = "its path is not UTF-8, as the index of a cache is".into();
@@ -116,13 +120,17 @@ fn rows(dataset: &ClipDataset, skip_bad: usize) -> Result<Vec<CachedRow>, DataEr
         let (bytes, sha256) = match hash_file(&row.path) {
             Ok(found) => found,
             // Encoding reports the row as bad.
-            Err(_) if skip_bad > 0 => (0, String::new()),
+            Err(_) if job.skip_bad > 0 => (0, String::new()),
             Err(DataError::Io { path, source }) => {
                 let (reason, source) = ("cannot read".into(), Some(source.into()));
                 return Err(DataError::Row { row: number, path, reason, source });
             }
             Err(error) => return Err(error),
         };
+        let event = RowsDone { done: number + 1, total };
+        if observer.row_read(&event).is_break() {
+            return Err(DataError::Stopped { done: 0, total });
+        }
         Ok(CachedRow { path: row.path.clone(), caption: row.caption.clone(), bytes, sha256 })
     })
     .collect()
@@ -365,10 +373,7 @@ fn read_sidecar(folder: &Path, number: usize) -> Option<Shard> {
 }
 
 fn remove(path: &Path) -> Result<(), DataError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error(path)(error)),
-        _ => Ok(()),
-    }
+    remove_if_present(path).map_err(io_error(path))
 }
 
 /// Returns the names of the files in a cache's folder.

@@ -117,6 +117,14 @@ struct EncodeProgress {
 }
 
 impl Observer for EncodeProgress {
+    fn row_read(&mut self, event: &RowsDone) -> ControlFlow<()> {
+        self.progress.advance("reading", event.done, event.total);
+        if event.done == event.total {
+            self.progress.begin_stage();
+        }
+        stop::flow()
+    }
+
     fn rows_done(&mut self, event: &RowsDone) -> ControlFlow<()> {
         self.total = event.total;
         self.progress.advance("encoding", event.done, event.total);
