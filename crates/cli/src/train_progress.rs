@@ -24,11 +24,22 @@ pub(crate) struct TrainProgress {
     /// Time and number of the first reported step.
     first: Option<(Instant, u64)>,
     last_line: Option<Instant>,
+    /// True if the parameters were updated since the last estimate of the remaining time.
+    is_updated: bool,
+    /// The last estimate.
+    left: Option<Duration>,
 }
 
 impl TrainProgress {
     pub(crate) fn new(quiet: bool) -> Self {
-        Self { mode: Mode::new(quiet), bar: None, first: None, last_line: None }
+        Self {
+            mode: Mode::new(quiet),
+            bar: None,
+            first: None,
+            last_line: None,
+            is_updated: true,
+            left: None,
+        }
     }
 
     /// Removes the bar.
@@ -51,8 +62,13 @@ impl TrainProgress {
     /// Returns the estimated remaining time. It counts from the end of the first step, which
     /// compiles kernels and waits for its data, and includes checkpoints and samples.
     fn remaining(&mut self, step: u64, total_steps: u64) -> Option<Duration> {
-        let (began, first) = *self.first.get_or_insert_with(|| (Instant::now(), step));
-        remaining(began.elapsed(), step.saturating_sub(first), total_steps.saturating_sub(step))
+        // The numbers of several steps can arrive at once, at the time of the first of them.
+        if std::mem::take(&mut self.is_updated) {
+            let (began, first) = *self.first.get_or_insert_with(|| (Instant::now(), step));
+            let (done, left) = (step.saturating_sub(first), total_steps.saturating_sub(step));
+            self.left = remaining(began.elapsed(), done, left);
+        }
+        self.left
     }
 }
 
@@ -82,6 +98,7 @@ impl Observer for TrainProgress {
     }
 
     fn update(&mut self, _event: &Update) -> ControlFlow<()> {
+        self.is_updated = true;
         stop::flow()
     }
 
@@ -184,6 +201,18 @@ mod tests {
         assert_eq!(line, "loss 0.1235, 7.00 samples/s, 28.7k tokens/s");
         let line = numbers(&Record { mfu: None, communication: Some(0.126), ..record }, None);
         assert_eq!(line, "loss 0.1235, 7.00 samples/s, 28.7k tokens/s, 13 % in collectives");
+    }
+
+    #[test]
+    fn steps_whose_numbers_arrive_at_once_are_not_fast() {
+        let mut progress = TrainProgress::new(true);
+        assert!((1..=8).all(|step| progress.remaining(step, 108).is_none()));
+        progress.is_updated = true;
+        std::thread::sleep(Duration::from_millis(80));
+        // 8 steps in at least 80 ms, and 99 are left.
+        let left: Vec<_> = (9..=16).map(|step| progress.remaining(step, 108).unwrap()).collect();
+        assert!(left[0] >= Duration::from_millis(990), "{left:?}");
+        assert!(left.iter().all(|estimate| *estimate == left[0]), "{left:?}");
     }
 
     #[test]

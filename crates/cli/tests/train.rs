@@ -292,6 +292,17 @@ fn what_cannot_be_trained_is_refused_in_one_line() {
         assert!(line.contains(expected), "{args:?}: {line}");
     }
 
+    // Settings of which another model has no use.
+    for (recipe, words) in [
+        ("[vae]\n[run]\nsample_every = 1\n", "sample_every: a recipe with [vae]"),
+        ("[t5]\n[data]\ncache = \"nowhere\"\n", "cache: a recipe with [t5]"),
+    ] {
+        fs::write(path.join("other.toml"), recipe).unwrap();
+        let args = ["train", "--recipe", "other.toml", "--data", "data/clips.csv", "--out", "new"];
+        let line = refused(path, &args);
+        assert!(line.contains(words), "{line}");
+    }
+
     // A run cannot be resumed with another recipe.
     let recipe = STDIT.replace("learning_rate = 1e-3", "learning_rate = 1e-2");
     fs::write(path.join("stdit.toml"), recipe).unwrap();

@@ -327,11 +327,16 @@ impl Recipe {
             (run.workers, run.prefetch, run.skip_bad) = (0, 0, 0);
             (run.checkpoint_every, run.keep, run.sample_every) = (0, 0, 0);
             run.zero = Zero::Off;
+            // A value of TOML has 63 bits.
+            let seed = std::mem::take(&mut run.seed);
             recipe.sample = SampleRecipe::default();
             let mut found = BTreeMap::new();
-            if let Ok(recipe) = toml::Value::try_from(&recipe) {
-                settings("", &recipe, &mut found);
+            match toml::Value::try_from(&recipe) {
+                Ok(recipe) => settings("", &recipe, &mut found),
+                // Compared as a whole, so that no difference is missed.
+                Err(_) => drop(found.insert("the recipe".into(), format!("{recipe:?}"))),
             }
+            found.insert("run.seed".into(), seed.to_string());
             found
         };
         let (before, after) = (plain(self), plain(other));
@@ -374,6 +379,19 @@ mod tests {
             let recipe = Recipe::parse(text).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert_eq!(Recipe::parse(&recipe.to_toml().unwrap()).unwrap(), recipe, "{name}");
         }
+    }
+
+    #[test]
+    fn large_seeds_hide_no_difference() {
+        let mut recipe = Recipe::parse("[vae]").unwrap();
+        recipe.run.seed = u64::MAX;
+        assert_eq!(recipe.difference(&recipe.clone()), None);
+        let mut other = recipe.clone();
+        other.optimizer.learning_rate = 0.5;
+        assert!(recipe.difference(&other).unwrap().starts_with("optimizer.learning_rate was"));
+        let other = Recipe { run: RunRecipe { seed: 5, ..recipe.run.clone() }, ..recipe.clone() };
+        let expected = format!("run.seed was {}, now 5", u64::MAX);
+        assert_eq!(recipe.difference(&other), Some(expected));
     }
 
     #[test]

@@ -28,7 +28,7 @@ use std::{
 
 /// A parameter of at least `bucket / LARGE` elements forms its own bucket: a copy of it would take longer than the latency
 /// of another collective.
-const LARGE: usize = 16;
+pub(crate) const LARGE: usize = 16;
 
 /// Values in host memory by the name of their parameter.
 pub(crate) type HostValues = BTreeMap<String, TensorData>;

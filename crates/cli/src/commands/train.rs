@@ -157,6 +157,14 @@ fn recipe(args: &Args) -> anyhow::Result<Recipe> {
             bail!("{option}: a recipe with {model} has no use for it");
         }
     }
+    let settings =
+        [("sample_every", recipe.run.sample_every > 0), ("cache", recipe.data.cache.is_some())];
+    for (name, is_set) in settings {
+        if is_set && model != "[stdit]" {
+            let recipe = args.recipe.display();
+            bail!("{recipe}: {name}: a recipe with {model} has no use for it");
+        }
+    }
     Ok(recipe)
 }
 

@@ -97,7 +97,8 @@ pub(super) fn of(job: &Job, layout: Layout, grid: [usize; 3], parameters: &Param
     let divided = |stage: Zero| if layout.zero >= stage { ranks } else { 1.0 };
     let state = 4.0 * parameters.trained / divided(Zero::Optimizer);
     // Without division, an f32 model computes with the optimizer's parameters themselves.
-    let has_master = !is_f32 || layout.zero != Zero::Off;
+    let is_divided = layout.zero != Zero::Off && layout.ranks() > 1;
+    let has_master = !is_f32 || is_divided;
     // burn returns the gradients of all parameters at once.
     let gradients = 4.0 * parameters.trained;
     let sums = if layout.accumulation > 1 { gradients / divided(Zero::Gradients) } else { 0.0 };

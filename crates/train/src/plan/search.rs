@@ -41,8 +41,8 @@ pub struct Scaling {
 }
 
 impl Job {
-    /// Returns the predictions for all layouts in which the clips are divided evenly: those that fit into memory
-    /// first, the fastest before slower ones and the simpler one of equals; then the others by memory.
+    /// Returns the predictions for all layouts in which every group has a clip and micro-batches are equal: those that
+    /// fit into memory first, the fastest before slower ones and the simpler one of equals; then the others by memory.
     ///
     /// # Errors
     /// Returns an error if a value of the job is out of range.
@@ -87,12 +87,13 @@ impl Job {
         let mut layouts = Vec::new();
         for sequence in divisors(self.ranks) {
             let data = self.ranks / sequence;
-            let is_even = self.clips.is_multiple_of(data);
-            if !is_even || !wanted(constraints.sequence, sequence) {
+            if data > self.clips || !wanted(constraints.sequence, sequence) {
                 continue;
             }
-            for accumulation in divisors(self.clips / data) {
-                if !wanted(constraints.accumulation, accumulation) {
+            // Of groups with different numbers of clips, the busiest counts. Micro-batches are equal.
+            for accumulation in divisors(self.clips.div_ceil(data)) {
+                let is_even = self.clips.is_multiple_of(accumulation);
+                if !is_even || !wanted(constraints.accumulation, accumulation) {
                     continue;
                 }
                 for activation_checkpointing in [false, true] {
@@ -237,6 +238,18 @@ mod tests {
             job.search_within(&none).unwrap_err().to_string(),
             "no layout of 8 ranks for 64 clips a step satisfies the given constraints"
         );
+    }
+
+    #[test]
+    fn clips_need_not_be_a_multiple_of_the_ranks() {
+        let job = on(Processor::H100, 64, 100, [16, 32, 32]);
+        let best = &job.search().unwrap()[0];
+        assert_eq!((best.layout.data, best.layout.sequence), (64, 1), "{best:?}");
+        // Two clips for the busiest rank.
+        let even = &on(Processor::H100, 64, 128, [16, 32, 32]).search().unwrap()[0];
+        assert_eq!(best.seconds, even.seconds);
+        let one = Constraints { sequence: Some(1), ..Constraints::default() };
+        assert!(on(Processor::H100, 17, 20, [16, 32, 32]).search_within(&one).is_ok());
     }
 
     #[test]

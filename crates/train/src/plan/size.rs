@@ -1,5 +1,6 @@
 //! Sizes that follow from a configuration: parameters, and the tokens and FLOPs of a rank.
 
+use crate::shards::LARGE;
 use opensora_stdit::{DenoiserConfig, work::BlockFlops};
 use serde::Serialize;
 
@@ -38,6 +39,32 @@ pub fn parameters(config: &DenoiserConfig) -> Parameters {
     let head = linear(hidden, patch * config.out_channels() as f64) + 2.0 * hidden;
     let trained = config.depth as f64 * block + embeddings + head;
     Parameters { total: trained + null_prompt, trained, block }
+}
+
+/// Returns the collectives in which the trainer moves all trained parameters over `ranks`, in buckets of `bucket`
+/// elements: those of large weights, of which each is a bucket of its own or several, and of all others together.
+pub(super) fn collectives(config: &DenoiserConfig, ranks: usize, bucket: f64) -> f64 {
+    let (hidden, depth) = (config.hidden_size, config.depth);
+    // Sides of weights whose other side is the hidden size, and their numbers.
+    let weights = [
+        (3 * hidden, 2 * depth),
+        (hidden, 4 * depth + 2),
+        (2 * hidden, depth),
+        (config.mlp_size(), 2 * depth),
+        (6 * hidden, 1),
+        (config.caption_channels, 1),
+        (FREQUENCIES as usize, 1),
+    ];
+    let (mut large, mut rest) = (0.0, parameters(config).trained);
+    for (side, number) in weights {
+        let (length, number) = (side.saturating_mul(hidden), number as f64);
+        let elements = length as f64;
+        if length.is_multiple_of(ranks) && elements >= (bucket / LARGE as f64).max(1.0) {
+            large += number * (elements / bucket).ceil();
+            rest -= number * elements;
+        }
+    }
+    large + (rest / bucket).ceil()
 }
 
 /// Tokens of a clip that a rank of a sequence group of `sequence` ranks holds, of a grid along (t, h, w). Frames and
@@ -139,6 +166,18 @@ mod tests {
     fn stdit_xl_has_760_million_parameters() {
         let found = parameters(&DenoiserConfig::xl_2());
         assert!((found.total / 760.1e6 - 1.0).abs() < 1e-3, "{found:?}");
+    }
+
+    #[test]
+    fn large_weights_have_their_own_collectives() {
+        let config = DenoiserConfig::xl_2();
+        // 56 weights of MLPs and two others have at least 4 million elements; the rest fills 7 buckets.
+        assert_eq!(collectives(&config, 64, (64 << 20) as f64), 65.0);
+        // No weight has equal slices.
+        let trained = parameters(&config).trained;
+        assert_eq!(collectives(&config, 7, 1e8), (trained / 1e8).ceil());
+        // Every weight is larger than a bucket.
+        assert_eq!(collectives(&config, 1, 1.0), trained);
     }
 
     #[test]

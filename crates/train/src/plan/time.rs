@@ -3,7 +3,7 @@
 use super::{
     Job, Layout, bytes_of,
     network::Collective::{self, AllGather, AllReduce, AllToAll, ReduceScatter},
-    size::{Parameters, Share, rank_flops},
+    size::{Parameters, Share, collectives, rank_flops},
 };
 use crate::zero::Zero;
 use serde::Serialize;
@@ -88,7 +88,7 @@ pub(super) fn of(job: &Job, layout: Layout, grid: [usize; 3], parameters: &Param
     };
     let accumulation = layout.accumulation as f64;
     // Every bucket is a collective with its own latency.
-    let buckets = (trained / job.bucket_bytes()).ceil();
+    let buckets = collectives(&job.config, ranks, job.bucket_bytes() / 4.0);
     let gathered = value * parameters.trained;
     match layout.zero {
         Zero::Off => run(|time| &mut time.gradients, AllReduce, trained / buckets, ranks, buckets),
@@ -189,7 +189,7 @@ mod tests {
         let bytes = 4.0 * parameters(&job.config).trained;
         let without = time(&job, Layout::data(8)).gradients;
         job.network.within.latency = 1e-3;
-        let buckets = (bytes / (32 << 20) as f64).ceil();
+        let buckets = collectives(&job.config, 8, (8 << 20) as f64);
         let with = time(&job, Layout::data(8)).gradients;
         let wanted = buckets * 2.0 * 7.0 * 1e-3;
         assert!(((with - without) / wanted - 1.0).abs() < 1e-9, "{with} {without} {wanted}");
