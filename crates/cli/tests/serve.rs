@@ -129,6 +129,29 @@ fn the_bundled_model_is_served_and_jobs_survive_a_kill() {
 }
 
 #[test]
+fn a_server_that_cannot_listen_costs_no_attempt() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path());
+    let job = server.create(200);
+    server.wait(&job, "in_progress");
+    drop(server);
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = other.local_addr().unwrap().port().to_string();
+    for _ in 0..6 {
+        let output = Command::new(env!("CARGO_BIN_EXE_opensora"))
+            .args(["serve", "--device", "flex", "--out", "videos", "--port", &port])
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+    }
+    let state = folder.path().join("videos/jobs").join(&job).join("state.json");
+    let state: Value = serde_json::from_str(&std::fs::read_to_string(state).unwrap()).unwrap();
+    // The attempt of the server that was killed.
+    assert_eq!((&state["status"], &state["attempts"]), (&json!("queued"), &json!(1)));
+}
+
+#[test]
 fn bad_options_are_one_line() {
     let folder = tempfile::tempdir().unwrap();
     for (args, says) in [

@@ -307,12 +307,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let queue_options = QueueOptions { limits: args.limits(), observer };
     let queue = Queue::open(&args.out, Arc::new(engine), queue_options)
         .with_context(|| format!("--out {}", args.out.display()))?;
-    let server = Server::bind(Arc::clone(&queue), options)?;
+    // The worker may have begun a job, which goes back into the queue.
+    let server = Server::bind(Arc::clone(&queue), options).inspect_err(|_| queue.stop())?;
     let url = format!("http://{}", server.address());
-    match args.report.json {
-        true => output::json(&json!({"url": url, "model": queue.engine().model().id}))?,
-        false => output::line(format_args!("listening on {url}"))?,
-    }
+    let told = match args.report.json {
+        true => output::json(&json!({"url": url, "model": queue.engine().model().id})),
+        false => output::line(format_args!("listening on {url}")),
+    };
+    told.inspect_err(|_| queue.stop())?;
     let stopper = server.stopper();
     std::thread::spawn(move || {
         while !stop::asked() {
