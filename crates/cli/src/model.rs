@@ -1,7 +1,7 @@
 //! Resolves `--model` to the files of a model.
 
 use crate::fetch_progress::FetchProgress;
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use opensora::{
     ClassFiles, ModelFiles,
     hub::provenance,
@@ -36,6 +36,10 @@ pub(crate) fn resolve_class(
     parts: &PartPaths,
     quiet: bool,
 ) -> anyhow::Result<ClassFiles> {
+    ensure!(
+        model != NAME,
+        "--model: model '{NAME}' follows a prompt, not a class label: leave --label out"
+    );
     let mut progress = FetchProgress::new(quiet);
     let files = pretrained(parts)?.class_files(model, &mut progress);
     progress.finish();

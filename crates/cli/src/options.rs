@@ -98,7 +98,7 @@ pub(crate) struct Sampling {
     /// Height and width in pixels, such as 256x256 [default: the model's]
     #[arg(long, value_parser = parse_size, value_name = "HxW")]
     pub(crate) image_size: Option<[usize; 2]>,
-    /// Sampler [default: the model's; iddpm for published ones]
+    /// Sampler [default: the model's; of published ones iddpm for Open-Sora, else dpm-solver]
     #[arg(long, value_parser = parse_sampler, value_name = "iddpm|ddim|dpm-solver")]
     pub(crate) sampler: Option<SamplerKind>,
     /// Sampler steps [default: the model's; else 100, for dpm-solver 20]

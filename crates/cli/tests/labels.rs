@@ -108,6 +108,21 @@ fn a_record_reproduces_its_image() {
 }
 
 #[test]
+fn details_are_printed_on_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    model(path);
+    for (options, is_detailed) in [(&["-v"][..], true), (&[], false)] {
+        let output = run(path, &[&["--label", "1", "-o", "a.gif"], options].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        for detail in ["denoiser: ", "VAE: ", "request: "] {
+            assert_eq!(stderr.contains(detail), is_detailed, "{stderr}");
+        }
+    }
+}
+
+#[test]
 fn invalid_arguments_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
@@ -118,6 +133,7 @@ fn invalid_arguments_are_reported() {
         (&["--label", "1", "a fox"], "cannot be used with"),
         (&["--label", "1", "--pab"], "cannot be used with"),
         (&["--label", "1", "--model", "opensora-v1-16x256x256"], "leave --label out"),
+        (&["--label", "1", "--model", "demo"], "leave --label out"),
         (
             &["--label", "1", "--model", "dit-xl-2-256x256", "--weights-dir", "none"],
             "DiT-XL-2-256x256.pt",

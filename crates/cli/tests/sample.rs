@@ -124,7 +124,13 @@ fn unknown_words_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     let known = "a red circle grows on a black background";
-    for (prompt, words) in [(known, None), ("a red spaceship grows", Some("spaceship"))] {
+    for (prompt, words) in [
+        (known, None),
+        ("a red spaceship grows", Some("spaceship")),
+        // Cleaning removes ideographs.
+        ("a red 圆 grows", Some("圆")),
+        ("一只红狐狸", Some("一只红狐狸")),
+    ] {
         let output = run(path, &[prompt, "--model", "demo", "--steps", "1", "-o", "x.mp4"]);
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{stderr}");
@@ -132,6 +138,17 @@ fn unknown_words_are_reported() {
         assert_eq!(warning.is_some(), words.is_some(), "{stderr}");
         let last = warning.and_then(|line| line.rsplit(": ").next());
         assert_eq!(last, words, "{stderr}");
+    }
+}
+
+#[test]
+fn a_separator_at_the_end_names_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    for (count, out) in [("1", "v1.0/"), ("2", "v2.0/")] {
+        ok(path, &["a fox", "--num-videos-per-prompt", count, "--format", "gif", "-o", out]);
+        let written = names(&path.join(out));
+        assert!(written.contains(&"sample_0.gif".to_string()), "{written:?}");
     }
 }
 

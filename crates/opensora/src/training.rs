@@ -46,11 +46,13 @@ pub struct SampleSheets {
 
 /// Frames per clip on a contact sheet.
 const FRAMES_SHOWN: usize = 8;
+/// Frames that are decoded at once, as many as in sampling: the memory of training stays in use meanwhile.
+const FRAMES_DECODED: usize = 4;
 /// Approximate height of a frame on a contact sheet, in pixels.
 const SHEET_PIXELS: usize = 128;
 
 impl SampleSheets {
-    /// Loads the text encoder (and drops it once the prompts are encoded) and the VAE.
+    /// Encodes the prompts, with one block of the text encoder in memory at a time, and loads the VAE.
     ///
     /// # Errors
     /// Returns an error if the recipe lacks the text encoder or the VAE, one of them cannot be loaded or does not fit, or
@@ -70,7 +72,8 @@ impl SampleSheets {
         SamplerKind::DpmSolver.build(recipe.sample.steps).map_err(hook)?;
         let options = sheet_options(recipe.sample.prompts.len(), clip)?;
         let tokens = part.config.model_max_length;
-        let (encoder, _) = TextEncoder::load(t5, tokens, FloatDType::F32, device).map_err(hook)?;
+        let (encoder, _) =
+            TextEncoder::stream(t5, tokens, FloatDType::F32, device).map_err(hook)?;
         let prompts = encoder.encode(&recipe.sample.prompts).map_err(hook)?;
         let config = VaeConfig::beside(vae)?;
         let checkpoint = Checkpoint::open(vae)?;
@@ -110,7 +113,7 @@ impl SampleSheets {
                 &mut (),
             )
             .map_err(hook)?;
-        let clips = to_frames(self.vae.decode(latents, Some(16))).map_err(hook)?;
+        let clips = to_frames(self.vae.decode(latents, Some(FRAMES_DECODED))).map_err(hook)?;
         let sheet = contact_sheet(&clips, &self.options).map_err(hook)?;
         std::fs::create_dir_all(&self.folder).map_err(hook)?;
         png::write(path, &sheet).map_err(hook)

@@ -98,6 +98,11 @@ fn rules(pairs: &[(&str, &'static str)]) -> Vec<Rule> {
     pairs.iter().map(|(pattern, replacement)| Rule::new(pattern, replacement)).collect()
 }
 
+/// Returns true for characters that cleaning removes: CJK strokes to unified ideographs.
+pub(crate) fn is_ideograph(c: char) -> bool {
+    ('\u{31c0}'..='\u{9fff}').contains(&c)
+}
+
 fn apply(rules: &[Rule], text: String) -> String {
     rules.iter().fold(text, |text, rule| rule.apply(text))
 }
@@ -116,7 +121,7 @@ static AFTER_HTML: LazyLock<Vec<Rule>> = LazyLock::new(|| {
     rules(&[
         // @nickname
         (r"@\w+\b", ""),
-        // CJK strokes to unified ideographs
+        // The characters of `is_ideograph`
         (r"[\u{31c0}-\u{9fff}]+", ""),
         // all kinds of dashes
         (

@@ -5,7 +5,8 @@
 
 use crate::{
     LoadError, StreamedT5Encoder, T5Config, T5Encoder, T5Model, T5Tokenizer, TokenIds,
-    TokenizerError, caption::text_preprocessing,
+    TokenizerError,
+    caption::{is_ideograph, text_preprocessing},
 };
 use burn::tensor::{Device, FloatDType, Tensor};
 use opensora_checkpoint::{Checkpoint, CheckpointError, ImportReport, PublishedModel};
@@ -119,13 +120,18 @@ impl TextEncoder {
         }
     }
 
-    /// Returns the unknown words of a prompt after cleaning; see
-    /// [`T5Tokenizer::unknown_words`].
+    /// Returns the words of a prompt that the encoder does not know: those of which cleaning removes ideographs (all if
+    /// nothing remains), then the unknown words after cleaning; see [`T5Tokenizer::unknown_words`].
     ///
     /// # Errors
     /// Returns an error if the tokenizer rejects a word.
     pub fn unknown_words(&self, prompt: &str) -> Result<Vec<String>, TextEncodeError> {
-        Ok(self.tokenizer.unknown_words(&text_preprocessing(prompt))?)
+        let cleaned = text_preprocessing(prompt);
+        let is_removed = |word: &&str| cleaned.is_empty() || word.contains(is_ideograph);
+        let mut words: Vec<String> =
+            prompt.split_whitespace().filter(is_removed).map(String::from).collect();
+        words.extend(self.tokenizer.unknown_words(&cleaned)?);
+        Ok(words)
     }
 
     /// Cleans, tokenizes and encodes `prompts`; returns states `[B, L, d_model]` and mask. An empty prompt is one

@@ -168,7 +168,10 @@ impl VaeConfig {
     ) -> Result<[usize; 3], VaeConfigError> {
         let factor = self.downsample_factor();
         let fits = |pixels: usize| pixels > 0 && pixels.is_multiple_of(factor);
-        if frames == 0 || !fits(height) || !fits(width) {
+        if frames == 0 {
+            return Err(VaeConfigError::Value("a clip of 0 frames, expected at least 1".into()));
+        }
+        if !fits(height) || !fits(width) {
             return Err(VaeConfigError::Value(format!(
                 "a clip of {frames} frames, {height}x{width} pixels, has no latents: height and \
                  width must be multiples of {factor}"
@@ -252,9 +255,11 @@ mod tests {
         assert_eq!(config.latent_size([16, 256, 512]).unwrap(), [16, 32, 64]);
         let error = config.latent_size([16, 250, 256]).unwrap_err().to_string();
         assert!(error.contains("250x256") && error.contains("multiples of 8"), "{error}");
-        for size in [[0, 256, 256], [16, 0, 256], [16, 256, 0], [16, 256, 4]] {
+        for size in [[16, 0, 256], [16, 256, 0], [16, 256, 4]] {
             assert!(config.latent_size(size).is_err(), "{size:?}");
         }
+        let error = config.latent_size([0, 256, 256]).unwrap_err().to_string();
+        assert!(error.contains("0 frames") && !error.contains("multiples"), "{error}");
     }
 
     #[test]

@@ -46,7 +46,8 @@ pub enum Residency {
     /// step, and the VAE decodes one frame at a time, in tiles. Latents are the same as otherwise, frames
     /// up to rounding. Denoisers other than STDiT are loaded as a whole.
     Streamed,
-    /// None: memory holds one large model at a time, and the text encoder is read block by block.
+    /// None: memory holds one large model at a time (with several batches, the denoiser beside the VAE), and the text
+    /// encoder is read block by block.
     #[default]
     Sequential,
     /// The denoiser.
