@@ -128,7 +128,7 @@ fn unknown_words_are_reported() {
         (known, None),
         ("a red spaceship grows", Some("spaceship")),
         // Cleaning removes ideographs.
-        ("a red 圆 grows", Some("圆")),
+        ("a red 圆 and 圆 grows", Some("圆")),
         ("一只红狐狸", Some("一只红狐狸")),
     ] {
         let output = run(path, &[prompt, "--model", "demo", "--steps", "1", "-o", "x.mp4"]);

@@ -4,7 +4,8 @@ use std::ops::ControlFlow;
 
 /// Receives the progress of encoding a cache. `()` ignores it.
 pub trait Observer {
-    /// Called after the file of every row was read for its checksum, before any row is encoded. `Break` ends the work.
+    /// Called for each row after its file was read for the checksum; all files are read before the first row is encoded.
+    /// `Break` ends the work.
     fn row_read(&mut self, event: &RowsDone) -> ControlFlow<()> {
         let _ = event;
         ControlFlow::Continue(())

@@ -16,7 +16,7 @@ pub enum LockError {
         /// The process id, if it could be read from the file.
         pid: Option<u32>,
     },
-    /// The file cannot be opened, locked or written.
+    /// The file cannot be opened or locked.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -28,7 +28,7 @@ fn process(pid: Option<u32>) -> String {
 /// A lock that one process at a time can hold.
 ///
 /// The lock is released when it is dropped or its process ends, also by a crash. The file contains the process
-/// id and is removed when the lock is dropped.
+/// id, unless the disk is full, and is removed when the lock is dropped.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,

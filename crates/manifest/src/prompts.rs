@@ -101,7 +101,11 @@ fn of_table(file: &mut dyn Read, path: &Path) -> Result<Vec<String>, ManifestErr
     let mut prompts = vec![];
     while let Some(Record { line, mut fields }) = records.next().map_err(fail)? {
         if columns.len() == 1 {
-            // Nothing separates a single column, so delimiters belong to the prompt.
+            // Nothing separates a single column, so delimiters belong to the prompt, except those of empty fields at
+            // the end.
+            while fields.last().is_some_and(|field| field.trim().is_empty()) {
+                fields.pop();
+            }
             fields = vec![fields.join(&delimiter.to_string())];
         } else if fields.iter().skip(columns.len()).any(|field| !field.trim().is_empty()) {
             let (found, expected) = (fields.len(), columns.len());

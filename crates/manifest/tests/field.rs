@@ -335,7 +335,7 @@ fn prompts_of_tables_are_their_column() {
     }
     // Nothing separates a single column.
     for name in ["p.csv", "p.tsv"] {
-        let found = prompts(name, b"prompt\nA fox, red; old\n\"sea, old\"\n").unwrap();
+        let found = prompts(name, b"prompt\nA fox, red; old\n\"sea, old\",\n,\n").unwrap();
         assert_eq!(found, ["A fox, red; old", "sea, old"]);
     }
     for (text, words) in [

@@ -7,8 +7,8 @@
 //! Clips whose file has changed since they were captioned (size or time) are captioned again. Every row
 //! ends captioned or listed as failed with the reason. Errors that would affect every row (an address
 //! where nothing answers, a key or model that the server rejects, images that it does not accept) abort
-//! the step and are not recorded against rows. To find them before the first row, the step sends a
-//! request with grey images.
+//! the step and are not recorded against rows. To find them, the step sends a request with grey images: before
+//! the first row, and after a row for which no connection was made.
 //!
 //! | module | contents |
 //! |---|---|

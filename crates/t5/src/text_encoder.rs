@@ -120,16 +120,21 @@ impl TextEncoder {
         }
     }
 
-    /// Returns the words of a prompt that the encoder does not know: those of which cleaning removes ideographs (all if
-    /// nothing remains), then the unknown words after cleaning; see [`T5Tokenizer::unknown_words`].
+    /// Returns the words of a prompt that the encoder does not know, each once: words from which cleaning removes ideographs
+    /// (all words if nothing of the prompt remains), then the unknown words after cleaning; see
+    /// [`T5Tokenizer::unknown_words`].
     ///
     /// # Errors
     /// Returns an error if the tokenizer rejects a word.
     pub fn unknown_words(&self, prompt: &str) -> Result<Vec<String>, TextEncodeError> {
         let cleaned = text_preprocessing(prompt);
         let is_removed = |word: &&str| cleaned.is_empty() || word.contains(is_ideograph);
-        let mut words: Vec<String> =
-            prompt.split_whitespace().filter(is_removed).map(String::from).collect();
+        let mut words: Vec<String> = Vec::new();
+        for word in prompt.split_whitespace().filter(is_removed) {
+            if !words.iter().any(|known| known == word) {
+                words.push(word.into());
+            }
+        }
         words.extend(self.tokenizer.unknown_words(&cleaned)?);
         Ok(words)
     }

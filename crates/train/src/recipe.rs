@@ -327,9 +327,13 @@ impl Recipe {
             (run.workers, run.prefetch, run.skip_bad) = (0, 0, 0);
             (run.checkpoint_every, run.keep, run.sample_every) = (0, 0, 0);
             run.zero = Zero::Off;
-            // A value of TOML has 63 bits.
+            // `toml::Value` has numbers up to `i64::MAX` only.
             let seed = std::mem::take(&mut run.seed);
             recipe.sample = SampleRecipe::default();
+            // Other models never read it.
+            if recipe.stdit.is_none() {
+                recipe.data.cache = None;
+            }
             let mut found = BTreeMap::new();
             match toml::Value::try_from(&recipe) {
                 Ok(recipe) => settings("", &recipe, &mut found),

@@ -50,15 +50,17 @@ impl<'a> CacheJob<'a> {
     }
 }
 
-/// Writes or completes the cache in `folder`. If `observer` breaks, the rows done so far are kept as a
-/// shard, and the next call resumes there.
+/// Writes or completes the cache in `folder`. If `observer` breaks, the rows encoded so far are kept as a
+/// shard, and the next call resumes there; a break while the files are read ([`Observer::row_read`]) changes nothing and
+/// counts 0 rows as done.
 ///
 /// Returns the bad rows that were left out, with the reasons. They keep their numbers but have no
 /// latents: reading one is an error of that row, as it is without a cache.
 ///
 /// # Errors
-/// Returns an error if another process writes the cache, a row cannot be read or encoded and is not left out, a file
-/// cannot be written, or `observer` breaks before the last row ([`DataError::Stopped`]). Complete shards stay.
+/// Returns an error if the VAE does not support the size of the clips, another process writes the cache, a row cannot be
+/// read or encoded and is not left out, a file cannot be written, or `observer` breaks before the last row
+/// ([`DataError::Stopped`]). Complete shards stay.
 pub fn write(
     job: &CacheJob<'_>,
     folder: &Path,

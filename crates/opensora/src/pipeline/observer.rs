@@ -96,7 +96,7 @@ impl<'a> Loaded<'a> {
 }
 
 /// Words of a prompt that the text encoder does not know: it splits them into pieces with little meaning,
-/// or replaces them by one token.
+/// replaces them by one token, or cleaning removes them.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct UnknownWords<'a> {

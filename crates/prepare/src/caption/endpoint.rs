@@ -4,7 +4,8 @@
 //!
 //! | failure | attempts | blamed on |
 //! |---|---|---|
-//! | no connection; 429, 503, 529 | all | the endpoint, unless it answers other rows |
+//! | no connection | all | the endpoint, unless it then answers a request with grey images |
+//! | 429, 503, 529 | all | the endpoint, unless it answers other rows |
 //! | no answer in time, closed connection; 408, 409, 425, other 5xx | all | the row |
 //! | an answer without a caption | three | the row |
 //! | an answer of more than 1 MiB | one | the row |

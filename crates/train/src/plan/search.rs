@@ -118,8 +118,8 @@ impl Job {
     }
 
     /// Returns the weak scaling to the numbers of ranks in `counts`: the clips of a step are in proportion to the
-    /// ranks, as many for each as in this job. Numbers of ranks at which the clips cannot be divided evenly, or that
-    /// are out of range, have no row; [`WeakScaling::left_out`] tells why.
+    /// ranks, as many for each as in this job. Numbers of ranks at which the clips are not a whole number, that have
+    /// no layout, or that are out of range have no row; [`WeakScaling::left_out`] tells why.
     ///
     /// # Errors
     /// Returns an error if a value of the job is out of range, or no layout satisfies the constraints.
@@ -130,12 +130,11 @@ impl Job {
     ) -> Result<WeakScaling, PlanError> {
         let best = self.search_within(constraints)?.swap_remove(0);
         let per_rank = |found: &Prediction, ranks: usize| found.clips_per_second / ranks as f64;
-        // The smallest group computes the same clips for each rank without the other groups.
+        // The smallest group computes the clips of the busiest group, without the other groups.
         let group = best.layout.sequence;
-        let base = match self.on_ranks(group) {
-            Ok(job) => per_rank(&job.search_within(constraints)?[0], group),
-            Err(_) => per_rank(&best, self.ranks),
-        };
+        let clips = best.layout.clips(self.clips);
+        let alone = Self { ranks: group, clips, ..self.clone() };
+        let base = per_rank(&alone.search_within(constraints)?[0], group);
         let (mut rows, mut left_out) = (Vec::with_capacity(counts.len()), Vec::new());
         for &ranks in counts {
             match self.on_ranks(ranks).and_then(|job| job.search_within(constraints)) {

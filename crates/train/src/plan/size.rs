@@ -1,6 +1,6 @@
 //! Sizes that follow from a configuration: parameters, and the tokens and FLOPs of a rank.
 
-use crate::shards::LARGE;
+use crate::{shards::LARGE, zero::Zero};
 use opensora_stdit::{DenoiserConfig, work::BlockFlops};
 use serde::Serialize;
 
@@ -41,9 +41,14 @@ pub fn parameters(config: &DenoiserConfig) -> Parameters {
     Parameters { total: trained + null_prompt, trained, block }
 }
 
-/// Returns the collectives in which the trainer moves all trained parameters over `ranks`, in buckets of `bucket`
-/// elements: those of large weights, of which each is a bucket of its own or several, and of all others together.
-pub(super) fn collectives(config: &DenoiserConfig, ranks: usize, bucket: f64) -> f64 {
+/// Returns the numbers of collectives in which the trainer reduces the gradients of all trained parameters and gathers
+/// the parameters over `ranks`, in buckets of `bucket` elements: those of large weights, and of all others together.
+pub(super) fn collectives(
+    config: &DenoiserConfig,
+    ranks: usize,
+    zero: Zero,
+    bucket: f64,
+) -> [f64; 2] {
     let (hidden, depth) = (config.hidden_size, config.depth);
     // Sides of weights whose other side is the hidden size, and their numbers.
     let weights = [
@@ -55,16 +60,20 @@ pub(super) fn collectives(config: &DenoiserConfig, ranks: usize, bucket: f64) ->
         (config.caption_channels, 1),
         (FREQUENCIES as usize, 1),
     ];
-    let (mut large, mut rest) = (0.0, parameters(config).trained);
+    let (mut reductions, mut gathers, mut rest) = (0.0, 0.0, parameters(config).trained);
     for (side, number) in weights {
         let (length, number) = (side.saturating_mul(hidden), number as f64);
         let elements = length as f64;
-        if length.is_multiple_of(ranks) && elements >= (bucket / LARGE as f64).max(1.0) {
-            large += number * (elements / bucket).ceil();
+        let is_even = zero == Zero::Off || length.is_multiple_of(ranks);
+        if is_even && elements >= (bucket / LARGE as f64).max(1.0) {
+            // Sums are exchanged in pieces of a bucket, gathered weights as a whole.
+            reductions += number * (elements / bucket).ceil();
+            gathers += number;
             rest -= number * elements;
         }
     }
-    large + (rest / bucket).ceil()
+    let others = (rest / bucket).ceil();
+    [reductions + others, gathers + others]
 }
 
 /// Tokens of a clip that a rank of a sequence group of `sequence` ranks holds, of a grid along (t, h, w). Frames and
@@ -172,12 +181,17 @@ mod tests {
     fn large_weights_have_their_own_collectives() {
         let config = DenoiserConfig::xl_2();
         // 56 weights of MLPs and two others have at least 4 million elements; the rest fills 7 buckets.
-        assert_eq!(collectives(&config, 64, (64 << 20) as f64), 65.0);
-        // No weight has equal slices.
+        let bucket = (64 << 20) as f64;
+        assert_eq!(collectives(&config, 64, Zero::Gradients, bucket), [65.0; 2]);
+        // Slices of 7 ranks differ; whole gradients have no slices.
         let trained = parameters(&config).trained;
-        assert_eq!(collectives(&config, 7, 1e8), (trained / 1e8).ceil());
-        // Every weight is larger than a bucket.
-        assert_eq!(collectives(&config, 1, 1.0), trained);
+        assert_eq!(
+            collectives(&config, 7, Zero::Optimizer, bucket),
+            [(trained / bucket).ceil(); 2]
+        );
+        assert_eq!(collectives(&config, 7, Zero::Off, bucket), [65.0; 2]);
+        // 4 MiB: all 257 weights are large, and the others fill one bucket.
+        assert_eq!(collectives(&config, 64, Zero::Optimizer, (1 << 20) as f64), [887.0, 258.0]);
     }
 
     #[test]

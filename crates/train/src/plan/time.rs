@@ -88,7 +88,7 @@ pub(super) fn of(job: &Job, layout: Layout, grid: [usize; 3], parameters: &Param
     };
     let accumulation = layout.accumulation as f64;
     // Every bucket is a collective with its own latency.
-    let buckets = collectives(&job.config, ranks, job.bucket_bytes() / 4.0);
+    let [buckets, gathers] = collectives(&job.config, ranks, layout.zero, job.bucket_bytes() / 4.0);
     let gathered = value * parameters.trained;
     match layout.zero {
         Zero::Off => run(|time| &mut time.gradients, AllReduce, trained / buckets, ranks, buckets),
@@ -97,7 +97,7 @@ pub(super) fn of(job: &Job, layout: Layout, grid: [usize; 3], parameters: &Param
             let times = if stage == Zero::Gradients { accumulation } else { 1.0 };
             let bytes = trained / buckets;
             run(|time| &mut time.gradients, ReduceScatter, bytes, ranks, times * buckets);
-            run(|time| &mut time.parameters, AllGather, gathered / buckets, ranks, buckets);
+            run(|time| &mut time.parameters, AllGather, gathered / gathers, ranks, gathers);
         }
     }
     if sequence > 1 {
@@ -189,7 +189,7 @@ mod tests {
         let bytes = 4.0 * parameters(&job.config).trained;
         let without = time(&job, Layout::data(8)).gradients;
         job.network.within.latency = 1e-3;
-        let buckets = collectives(&job.config, 8, (8 << 20) as f64);
+        let [buckets, _] = collectives(&job.config, 8, Zero::Off, (8 << 20) as f64);
         let with = time(&job, Layout::data(8)).gradients;
         let wanted = buckets * 2.0 * 7.0 * 1e-3;
         assert!(((with - without) / wanted - 1.0).abs() < 1e-9, "{with} {without} {wanted}");

@@ -88,8 +88,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let job = CacheJob::new(&dataset, &encoder, &key)
         .with_shard_bytes(args.shard_size.max(1).saturating_mul(1 << 20))
         .with_skip_bad(args.skip_bad);
-    let mut progress = Progress::new(args.report.quiet).on(&device);
-    progress.begin_stage();
+    let progress = Progress::new(args.report.quiet).on(&device);
     stop::listen();
     let mut observer = EncodeProgress { progress, total: 0 };
     let written = cache::write(&job, &args.out, &mut observer);
