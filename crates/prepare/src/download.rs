@@ -82,7 +82,7 @@ use crate::{
     assemble::journal_path,
     output::stops_every_row,
     retry::{GaveUp, RetryPolicy},
-    step::{self, Fault, Outcome, Run},
+    step::{self, Fault, Outcome, Run, State, Trust},
 };
 use address::Fetch;
 use http::Client;
@@ -245,7 +245,12 @@ pub fn run(
         let target = || job.folder.join(list.videos[row].address.file());
         fetch(row).map_err(|failed| fault(failed, target))
     };
-    let outcomes = step::run(&run, &keys, work, observer)?;
+    // The list may have got another checksum since a file was downloaded.
+    let holds = |row: usize, fetched: &Fetched| {
+        http::check(fetched, list.videos[row].sha256.as_deref()).is_ok()
+    };
+    let trust = Trust { state: &|_| State::Unknown, path: &|_| None, holds: &holds };
+    let outcomes = step::run_checked(&run, &keys, &trust, work, observer)?;
     let report = assemble(job, list, &outcomes, out)?;
     Ok(Report { no_yt_dlp, ..report })
 }
@@ -340,10 +345,16 @@ fn assemble(
             let url = video.address.url();
             let row = fields(&list.columns, url, clip, range);
             let row = row.iter().map(|(column, value)| (column.as_str(), value.clone()));
+            let licence = clip.licence.clone().or(terms.map(ToString::to_string));
             match &outcome {
-                Err(reason) => failed.push(row.chain([(REASON, reason.clone())])),
+                Err(reason) => {
+                    // Read as a list, the failures have no terms of their own.
+                    let licence = licence.map(|licence| (LICENCE, licence));
+                    let sha256 = video.sha256.clone().map(|sha256| (SHA256, sha256));
+                    let reason = [(REASON, reason.clone())];
+                    failed.push(row.chain(licence).chain(sha256).chain(reason));
+                }
                 Ok(fetched) => {
-                    let licence = clip.licence.clone().or(terms.map(ToString::to_string));
                     let licence = licence.or(job.licence.clone()).unwrap_or_default();
                     // Last, so that columns of the list with these names do not replace them.
                     clips.push(row.chain([

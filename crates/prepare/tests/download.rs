@@ -387,6 +387,38 @@ fn failures_and_manifests_can_be_read_as_lists() {
 }
 
 #[test]
+fn rejected_rows_stay_rejected_in_the_list_of_failures() {
+    let server = Server::start(|_| Answer::file(b"fog"));
+    let wrong = sha256(b"other");
+    let first = Job::new(&format!(
+        "url,start,end,sha256\n{0}/a.mp4,9,3,\n{0}/b.mp4,,,{wrong}\n{0}/c.mp4,,,nonsense\n",
+        server.url
+    ));
+    assert_eq!(first.run().failed, 3);
+    let again = Job::new(&std::fs::read_to_string(failed_path(&first.out())).unwrap());
+    let done = again.run();
+    assert_eq!((done.clips, done.failed), (0, 3), "{:?}", again.failures());
+}
+
+#[test]
+fn a_checksum_that_the_list_gets_later_is_checked() {
+    let server = Server::start(|request| match request.number {
+        0 => Answer::file(b"old"),
+        _ => Answer::file(b"new"),
+    });
+    let job = Job::of(&[format!("{}/a.mp4", server.url)]);
+    assert_eq!(job.run().clips, 1);
+    let list = |digest: String| {
+        let text = format!("url,sha256\n{}/a.mp4,{digest}\n", server.url);
+        std::fs::write(job.folder.path().join("list.csv"), text).unwrap();
+    };
+    list(sha256(b"new"));
+    assert_eq!((job.run().clips, job.file(0)), (1, b"new".to_vec()));
+    list(sha256(b"third"));
+    assert_eq!(job.run().failed, 1);
+}
+
+#[test]
 fn done_rows_are_not_downloaded_again_and_failed_ones_only_on_request() {
     let server = Server::start(|request| match (request.path.as_str(), request.number) {
         ("/b.mp4", 0) => Answer::status(404),
@@ -644,6 +676,21 @@ mod yt_dlp {
         job.spec.yt_dlp.program = program(job.folder.path(), body);
         job.spec.yt_dlp.arguments = vec!["--cookies".into(), "a b; touch $HOME".into()];
         job
+    }
+
+    #[test]
+    fn a_partial_file_of_another_format_is_not_continued() {
+        let mut job = job(
+            "if [ -e \"$out.part\" ]; then cp \"$out.part\" \"$out\"; printf B >> \"$out\"; exit 0; fi\n\
+             flag=\"${out%/*}/../../flag\"\n\
+             if [ -e \"$flag\" ]; then printf B > \"$out\"; exit 0; fi\n\
+             touch \"$flag\"; printf A > \"$out.part\"; echo 'ERROR: timed out' >&2; exit 1",
+        );
+        job.spec.retry.attempts = 1;
+        assert_eq!(job.run().failed, 2);
+        std::fs::remove_file(job.folder.path().join("out.csv.journal.jsonl")).unwrap();
+        job.spec.yt_dlp.format = "18".into();
+        assert_eq!((job.run().clips, job.file(0)), (2, b"B".to_vec()));
     }
 
     #[test]

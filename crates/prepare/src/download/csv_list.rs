@@ -281,10 +281,17 @@ fn row(list: &mut List, layout: &Layout, record: &ByteRecord, columns: usize, in
         rest: layout.rest.iter().map(|&at| lossy(at)).collect(),
         ..Clip::default()
     };
+    // Under its own name, `timestamp` would make the failures look like a list of Panda-70M.
+    let times = [(START, layout.start.or(layout.timestamp)), (END, layout.end)];
+    let given: Vec<(&str, String)> = times
+        .into_iter()
+        .chain([(SHA256, layout.sha256)])
+        .filter_map(|(column, at)| Some((column, lossy(at?))))
+        .collect();
     let wrong = |reason: String| format!("row {} of the list: {reason}", index + 1);
     let address = match Address::parse(&url) {
         Ok(address) => address,
-        Err(reason) => return list.reject(Err(&url), &raw, &wrong(reason)),
+        Err(reason) => return list.reject(Err(&url), &raw, &given, &wrong(reason)),
     };
     let clips = whole(record, columns).and_then(|()| match layout.timestamp {
         Some(at) => panda_clips(&lossy(at), &raw),
@@ -293,9 +300,10 @@ fn row(list: &mut List, layout: &Layout, record: &ByteRecord, columns: usize, in
     let sha256 = field(layout.sha256).map(|digest| digest.trim().to_ascii_lowercase());
     let is_digest = |text: &String| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
     match (clips, sha256) {
-        (Err(reason), _) => list.reject(Ok(&address), &raw, &wrong(reason)),
+        (Err(reason), _) => list.reject(Ok(&address), &raw, &given, &wrong(reason)),
         (_, Some(digest)) if !is_digest(&digest) => {
-            list.reject(Ok(&address), &raw, &wrong(format!("{digest:?} is not a SHA-256")));
+            let reason = wrong(format!("{digest:?} is not a SHA-256"));
+            list.reject(Ok(&address), &raw, &given, &reason);
         }
         (Ok(clips), sha256) => list.push(address, sha256, clips, &wrong),
     }

@@ -18,7 +18,7 @@
 use super::{
     address::Address,
     csv_list::{Bounded, MAX_RECORD},
-    list::{Clip, List, ListError},
+    list::{Clip, List, ListError, no_times},
     seconds,
 };
 use opensora_manifest::value;
@@ -93,8 +93,10 @@ fn add(list: &mut List, id: &str, video: &Value, index: usize) {
     let wrong = |reason: String| format!("video {} of the list, {id}: {reason}", index + 1);
     let none = Clip { rest: vec![String::new()], ..Clip::default() };
     match (Address::parse(url), clips(video)) {
-        (Err(reason), _) => list.reject(Err(url), &none, &wrong(reason)),
-        (Ok(address), Err(reason)) => list.reject(Ok(&address), &none, &wrong(reason)),
+        (Err(reason), _) => list.reject(Err(url), &none, &no_times(), &wrong(reason)),
+        (Ok(address), Err(reason)) => {
+            list.reject(Ok(&address), &none, &no_times(), &wrong(reason));
+        }
         (Ok(address), Ok(clips)) => list.push(address, None, clips, &wrong),
     }
 }

@@ -239,12 +239,18 @@ impl List {
         }
         if clips.is_empty() {
             let none = Clip { rest: vec![String::new(); self.columns.len()], ..Clip::default() };
-            return self.reject(Ok(&address), &none, "the list has no clips of this video");
+            return self.reject(
+                Ok(&address),
+                &none,
+                &no_times(),
+                "the list has no clips of this video",
+            );
         }
         clips.retain(|clip| {
             let row = fields(&self.columns, address.url(), clip, [CLIP_START, CLIP_END]);
             let Some(reason) = readable::wrong(&row) else { return true };
-            self.reject(Ok(&address), clip, &wrong(reason));
+            let given = sha256.clone().map(|digest| (SHA256, digest));
+            self.reject(Ok(&address), clip, given.as_slice(), &wrong(reason));
             false
         });
         if clips.is_empty() {
@@ -258,7 +264,8 @@ impl List {
         match (&video.sha256, sha256) {
             (Some(one), Some(other)) if !one.eq_ignore_ascii_case(&other) => {
                 let reason = format!("another row says that the SHA-256 of its file is {one}");
-                clips.iter().for_each(|clip| self.reject(Ok(&address), clip, &reason));
+                let given = [(SHA256, other)];
+                clips.iter().for_each(|clip| self.reject(Ok(&address), clip, &given, &reason));
                 return;
             }
             (None, found) => video.sha256 = found,
@@ -267,20 +274,34 @@ impl List {
         self.videos[at].clips.extend(clips);
     }
 
-    /// Adds an unusable row to the failures, with shortened fields if no table can hold it. Rows without address belong
-    /// to the first shard.
-    pub(crate) fn reject(&mut self, address: Result<&Address, &str>, clip: &Clip, reason: &str) {
+    /// Adds an unusable row to the failures, with shortened fields if no table can hold it. `given` are further fields as
+    /// the list has them: the failures can be read as a list, in which the row must still be wrong. Rows without
+    /// address belong to the first shard.
+    pub(crate) fn reject(
+        &mut self,
+        address: Result<&Address, &str>,
+        clip: &Clip,
+        given: &[(&str, String)],
+        reason: &str,
+    ) {
         let (is_mine, url) = match address {
             Ok(address) => (self.part.holds(address), address.url()),
             Err(text) => (self.part.shard.holds(0), &*shown(text)),
         };
         if is_mine {
             let mut row = fields(&self.columns, url, clip, [START, END]);
+            row.extend(given.iter().map(|(column, field)| (column.to_string(), field.clone())));
             row.push((REASON.into(), one_line(reason)));
             let row = readable::shortened(row);
             self.rejected.push(row.iter().map(|(column, value)| (column.as_str(), value.clone())));
         }
     }
+}
+
+/// Returns the times of a video whose clips are not known. They are no numbers, so that a list of failures that is read as a
+/// list does not mean the whole video.
+pub(crate) fn no_times() -> [(&'static str, String); 1] {
+    [(START, "unknown".into())]
 }
 
 /// Returns a clip's fields by column; `range` are the columns of its start and end.

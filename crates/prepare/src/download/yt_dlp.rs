@@ -130,6 +130,11 @@ impl Runner<'_> {
         if let Some(there) = measure(target).map_err(read)? {
             return Ok(there);
         }
+        // The program would continue a partial file of another format.
+        let folder = match self.yt_dlp.format.as_str() {
+            FORMAT => folder,
+            other => appended(&folder, &format!("-{:.8}", hex(&Sha256::digest(other)))),
+        };
         std::fs::create_dir_all(&folder).map_err(FetchError::Write)?;
         let file = folder.join("video.mp4");
         let mut keep = false;
