@@ -80,6 +80,12 @@ pub(crate) const FILTER: &str = "filter";
 /// The column with the clip that a near-duplicate repeats.
 const DUPLICATE_OF: &str = "duplicate_of";
 
+/// Returns the columns that describe the frames of one file. They do not hold for files that are made from it.
+pub(crate) fn of_frames() -> impl Iterator<Item = &'static str> {
+    let sizes = ["short_side", "pixels", "aspect_ratio"];
+    PIXELS.into_iter().chain([HASH, DUPLICATE_OF]).chain(sizes)
+}
+
 /// Error for an invalid filter, or for one that does not fit the table.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -217,7 +217,8 @@ pub fn run(
         };
         let was_complete = known.is_some();
         observer.stage_finished(&StageFinished { name, summary: &summary, was_complete });
-        collect(&mut failed, &output, name)?;
+        // Until the rows are divided, a stage works on those of all shards.
+        collect(&mut failed, &output, name, if is_cut { Shard::WHOLE } else { shard })?;
         done.push((name.to_string(), summary));
         input = output;
     }
@@ -284,11 +285,17 @@ fn part(table: &Path, work: &Path, shard: Shard) -> Result<PathBuf, PrepareError
     Ok(path)
 }
 
-/// Adds a stage's failures to those of the pipeline.
-fn collect(failed: &mut Table, output: &Path, stage: &str) -> Result<(), PrepareError> {
+/// Adds the failures of a stage that belong to `shard` to those of the pipeline.
+fn collect(
+    failed: &mut Table,
+    output: &Path,
+    stage: &str,
+    shard: Shard,
+) -> Result<(), PrepareError> {
     let list = failed_path(output);
     if list.exists() {
-        let mut rows = Table::read(&list)?;
+        let all = Table::read(&list)?;
+        let mut rows = all.select((0..all.len()).filter(|&row| shard.holds(row)));
         for row in 0..rows.len() {
             rows.set(row, STAGE, stage);
         }

@@ -31,7 +31,7 @@ pub use video::Clip;
 use crate::{
     Observer, PrepareError, RowError, RunOptions, Summary,
     assemble::{Fields, Keys, LEFTOVER, Tables, journal_path, make_folder},
-    open,
+    filter, open,
     ranges::ClipRange,
     shots,
     step::{self, Fault, Run, State, Trust},
@@ -272,8 +272,8 @@ pub fn run(
     let mut tables = Tables::assemble(input, &COLUMNS, outcomes, |row, record: Record| {
         Ok(record.clips.iter().map(|clip| fields(input, row, &clips, clip)).collect())
     });
-    // Clips are whole files.
-    for column in [CLIP_START, CLIP_END] {
+    // Clips are whole files, and what was measured of a video does not hold for its clips.
+    for column in [CLIP_START, CLIP_END].into_iter().chain(filter::of_frames()) {
         tables.output.remove(column);
     }
     tables.write(out)?;
@@ -390,11 +390,17 @@ fn fields(input: &Table, row: usize, folder: &Path, clip: &Clip) -> Fields {
         Some(_) => field("start").and_then(value::number).unwrap_or(0.0),
         None => 0.0,
     };
-    let source = field("source").or(field(PATH)).unwrap_or_default();
+    // Tables resolve only paths: a relative source would depend on the working directory.
+    let absolute = |path: &str| {
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
+        absolute.to_string_lossy().into_owned()
+    };
+    let source = field("source").map(String::from).or(field(PATH).map(absolute));
+    let source = source.unwrap_or_default();
     let seconds = |seconds: f64| format!("{seconds:.3}");
     vec![
         (PATH, folder.join(&clip.file).to_string_lossy().into_owned()),
-        ("source", source.into()),
+        ("source", source),
         ("start", seconds(offset + clip.start)),
         ("end", seconds(offset + clip.end)),
         ("fps", clip.fps.to_string()),
@@ -417,6 +423,25 @@ fn beside(folder: &Path, file: &Path) -> PathBuf {
 mod tests {
     use super::*;
     use opensora_files::Journal;
+
+    #[test]
+    fn sources_do_not_depend_on_the_working_directory() {
+        let mut input = Table::new([PATH]);
+        input.push([(PATH, "raw/sea.mp4".to_string())]);
+        let clip = Clip {
+            file: "sea_scene-0.mp4".into(),
+            start: 0.0,
+            end: 1.0,
+            fps: 8.0,
+            width: 2,
+            height: 2,
+            num_frames: 8,
+            bytes: None,
+        };
+        let fields = fields(&input, 0, Path::new("clips"), &clip);
+        let source = Path::new(&fields[1].1);
+        assert!(source.is_absolute() && source.ends_with("raw/sea.mp4"), "{source:?}");
+    }
 
     #[test]
     fn a_run_that_cannot_start_keeps_the_open_clips_of_another() {

@@ -182,8 +182,10 @@ fn durations(
             let by_ends = || start[row].zip(end[row]).map(|(start, end)| end - start);
             // The other columns of a range are of its whole file.
             let of_range = clip_end[row].map(|end| end - clip_start[row].unwrap_or(0.0));
-            let seconds = of_range.filter(positive).or(stated[row].filter(positive));
-            let seconds = seconds.or_else(|| by_frames().filter(positive));
+            let whole = stated[row].filter(positive).or_else(|| by_frames().filter(positive));
+            // A range without end ends with its file.
+            let rest = whole.map(|seconds| seconds - clip_start[row].unwrap_or(0.0));
+            let seconds = of_range.filter(positive).or(rest.filter(positive));
             seconds.or_else(|| by_ends().filter(positive))
         })
         .collect()
@@ -317,9 +319,10 @@ mod tests {
                 &["/a.mp4", "10.5", "12", "100", "10"],
                 &["/a.mp4", "", "3", "100", "10"],
                 &["/b.mp4", "", "", "100", "10"],
+                &["/b.mp4", "8", "", "100", "10"],
             ],
         ));
-        assert!((stats.hours.unwrap() * 3600.0 - (1.5 + 3.0 + 10.0)).abs() < 1e-9);
+        assert!((stats.hours.unwrap() * 3600.0 - (1.5 + 3.0 + 10.0 + 2.0)).abs() < 1e-9);
     }
 
     #[test]

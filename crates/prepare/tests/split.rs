@@ -396,6 +396,21 @@ fn a_journal_is_checked_against_its_files() {
 }
 
 #[test]
+fn clips_have_no_measurements_of_their_video() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut input = videos(folder.path());
+    for row in 0..3 {
+        input.set(row, "hash", ["0123456789abcdef"; 5].join("-"));
+        input.set(row, "motion", "0.5");
+    }
+    let out = folder.path().join("clips.csv");
+    split::run(&job(settings()), &input, &out, &mut ()).unwrap();
+    let table = Table::read(&out).unwrap();
+    assert!(["hash", "motion"].iter().all(|name| table.column(name).is_none()));
+    assert_eq!(table.get(0, "licence"), Some("CC0"));
+}
+
+#[test]
 fn videos_of_equal_names_keep_their_own_clips() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);

@@ -41,7 +41,7 @@ impl Openings {
         let tokens = |line: &str| {
             line.split_whitespace()
                 .flat_map(|word| {
-                    let bare = word.strip_suffix(',').unwrap_or(word);
+                    let bare = word.strip_suffix(COMMAS).unwrap_or(word);
                     let words = bare.split('|').filter(|word| !word.is_empty());
                     let words: Vec<_> = words.map(str::to_lowercase).collect();
                     let comma = (bare.len() < word.len()).then_some(Token::Comma);
@@ -67,17 +67,31 @@ impl Openings {
     }
 }
 
+/// Commas of Latin, Chinese, Japanese and Arabic text.
+const COMMAS: [char; 4] = [',', '，', '、', '،'];
+
+/// Returns true for spaces, punctuation and symbols. Marks and joiners are no letters, but parts of words.
+fn is_break(letter: char) -> bool {
+    letter.is_whitespace()
+        || letter.is_ascii_punctuation()
+        || matches!(letter, '«' | '»' | '¿' | '¡' | '،' | '؛' | '؟' | '।')
+        // General punctuation without joiners, symbols, punctuation of Chinese and Japanese, and emoji.
+        || matches!(letter, '\u{2010}'..='\u{2027}' | '\u{2030}'..='\u{205e}' | '\u{2190}'..='\u{2bff}')
+        || matches!(letter, '\u{3000}'..='\u{303f}' | '\u{ff01}'..='\u{ff0f}' | '\u{ff1a}'..='\u{ff20}')
+        || matches!(letter, '\u{1f000}'..='\u{1faff}')
+}
+
 /// Returns the text after an opening.
 fn after<'a>(tokens: &[Token], caption: &'a str) -> Option<&'a str> {
     let mut rest = caption;
     for token in tokens {
         rest = match token {
-            Token::Comma => rest.strip_prefix(',')?,
+            Token::Comma => rest.strip_prefix(COMMAS)?,
             Token::Word(words) => {
                 let text = rest.trim_start_matches(' ');
                 // A hyphen or apostrophe continues a word: "the video-maker shows".
-                let inner = |letter: char| letter.is_alphanumeric() || "-'’_".contains(letter);
-                let end = text.find(|letter| !inner(letter)).unwrap_or(text.len());
+                let ends = |letter: char| !"-'’_".contains(letter) && is_break(letter);
+                let end = text.find(ends).unwrap_or(text.len());
                 let (word, rest) = text.split_at(end);
                 words.contains(&word.to_lowercase()).then_some(rest)?
             }
@@ -103,7 +117,7 @@ pub fn clean(caption: &str, openings: &Openings) -> Caption {
     let spaces = text != caption;
     let mut rest = text.as_str();
     while let Some(after) = openings.after(rest) {
-        rest = after.trim_start_matches([' ', ',', ':', ';', '-', '–', '—']);
+        rest = after.trim_start_matches(|letter| " ,:;-–—，、،：；".contains(letter));
     }
     // Only punctuation after the opening.
     if rest.len() < text.len() && !rest.contains(char::is_alphanumeric) {
@@ -171,6 +185,10 @@ mod tests {
             clean("Auf dem Bildschirm läuft er", &openings).text,
             "Auf dem Bildschirm läuft er"
         );
+        // Other commas, and words with marks.
+        let openings = Openings::parse("在这个视频中，\nइस दृश्य में\n");
+        assert_eq!(clean("在这个视频中，一只狐狸在跑", &openings).text, "一只狐狸在跑");
+        assert_eq!(clean("इस दृश्य में एक लोमड़ी है", &openings).text, "एक लोमड़ी है");
         assert!(Openings::read(Path::new("/nowhere/openings.txt")).is_err());
     }
 }

@@ -14,6 +14,9 @@ use std::{cmp::Reverse, collections::HashMap};
 /// Number of hashed frames of a clip.
 pub const MOMENTS: usize = 5;
 
+/// Number of kept clips that are compared with all others.
+const FIRST: usize = 500;
+
 /// Number of bits of a clip's hash.
 const BITS: usize = 64 * MOMENTS;
 
@@ -151,13 +154,8 @@ pub(crate) fn find(clips: &[Candidate], spec: Duplicates) -> Vec<Option<Duplicat
     }
     let hashes: Vec<ClipHash> = unique.iter().map(|&row| clips[row].hash).collect();
     let radius = (spec.max_distance.max(0.0) * MOMENTS as f64 + 1e-9) as usize;
-    let mut near: Vec<Vec<(usize, usize)>> = vec![vec![]; hashes.len()];
-    close_pairs(&hashes, radius, |a, b, distance| near[a.max(b)].push((distance, a.min(b))));
-
-    // In order of preference: a clip can only duplicate an earlier one.
-    for place in 0..unique.len() {
-        let kept = near[place].iter().filter(|(_, other)| found[unique[*other]].is_none());
-        found[unique[place]] = kept.min().map(|&(distance, other)| Duplicate {
+    for (place, nearest) in nearest_kept(&hashes, radius).into_iter().enumerate() {
+        found[unique[place]] = nearest.map(|(distance, other)| Duplicate {
             of: unique[other],
             distance: distance as f64 / MOMENTS as f64,
         });
@@ -167,6 +165,39 @@ pub(crate) fn find(clips: &[Candidate], spec: Duplicates) -> Vec<Option<Duplicat
         if let Some(further) = found[row].and_then(|equal| found[equal.of]) {
             found[row] = Some(further);
         }
+    }
+    found
+}
+
+/// Returns, for each of different hashes in order of preference, the nearest kept one before it within `radius` bits, with
+/// its distance; `None` if it is kept.
+///
+/// The first [`FIRST`] kept hashes are compared with all others, and what is close to them is left out of the search
+/// for pairs: a large group of like clips, such as the views of one fixed camera, has too many.
+fn nearest_kept(hashes: &[ClipHash], radius: usize) -> Vec<Option<(usize, usize)>> {
+    let mut found: Vec<Option<(usize, usize)>> = vec![None; hashes.len()];
+    let (mut kept, mut begin) = (0, 0);
+    while begin < hashes.len() && kept < FIRST {
+        if found[begin].is_none() {
+            kept += 1;
+            for later in begin + 1..hashes.len() {
+                let distance = hashes[begin].distance(&hashes[later]);
+                let is_nearer = found[later].is_none_or(|nearest| (distance, begin) < nearest);
+                if distance <= radius && is_nearer {
+                    found[later] = Some((distance, begin));
+                }
+            }
+        }
+        begin += 1;
+    }
+    let rest: Vec<usize> = (begin..hashes.len()).filter(|&place| found[place].is_none()).collect();
+    let left: Vec<ClipHash> = rest.iter().map(|&place| hashes[place]).collect();
+    let mut near: Vec<Vec<(usize, usize)>> = vec![vec![]; left.len()];
+    close_pairs(&left, radius, |a, b, distance| near[a.max(b)].push((distance, a.min(b))));
+    // In order of preference: a clip can only duplicate an earlier one.
+    for (near, &place) in near.iter().zip(&rest) {
+        let kept = near.iter().map(|&(distance, other)| (distance, rest[other]));
+        found[place] = kept.filter(|&(_, other)| found[other].is_none()).min();
     }
     found
 }
@@ -294,6 +325,39 @@ mod tests {
         let mut pairs = 0;
         close_pairs(&hashes, BITS, |_, _, _| pairs += 1);
         assert_eq!(pairs, 300 * 299 / 2);
+    }
+
+    #[test]
+    fn many_kept_clips_and_large_groups_are_those_of_a_search_one_by_one() {
+        let mut random = Random(11);
+        let mut hashes = Vec::new();
+        // More groups than are compared with all clips.
+        for group in 0..FIRST + 200 {
+            let hash = random.hash();
+            hashes.push(hash);
+            hashes.extend((0..group % 4).map(|bits| random.near(hash, 1 + 10 * bits)));
+        }
+        let radius = 15;
+        let mut kept: Vec<usize> = Vec::new();
+        for place in 0..hashes.len() {
+            if kept.iter().all(|&kept| hashes[kept].distance(&hashes[place]) > radius) {
+                kept.push(place);
+            }
+        }
+        let nearest = nearest_kept(&hashes, radius);
+        let places = (0..hashes.len()).filter(|&place| nearest[place].is_none());
+        assert_eq!(places.collect::<Vec<_>>(), kept);
+        for (place, nearest) in nearest.iter().enumerate() {
+            let Some((distance, of)) = *nearest else { continue };
+            assert_eq!(hashes[of].distance(&hashes[place]), distance);
+            assert!(distance <= radius && of < place && kept.contains(&of));
+        }
+
+        // A fixed camera: all pairs are close.
+        let hash = random.hash();
+        let group: Vec<ClipHash> = (0..20_000).map(|_| random.near(hash, 3)).collect();
+        let kept = nearest_kept(&group, 30).iter().filter(|nearest| nearest.is_none()).count();
+        assert_eq!(kept, 1);
     }
 
     #[test]
