@@ -1,4 +1,5 @@
-//! Examples of `opensora`: `cargo run --release --example NAME` from the repository's root.
+//! Examples of `opensora`: `cargo run --release --example NAME` from the repository's root, with `--features train` for
+//! `train_three_stages` and `long_clip`.
 //!
 //! | example | shows |
 //! |---|---|

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 /// Options of reporting.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct Report {
-    /// Print the result as one JSON object
+    /// Print the result as JSON: one object (sample: one for each clip; devices: an array)
     #[arg(long)]
     pub(crate) json: bool,
     /// Show no progress and no warnings

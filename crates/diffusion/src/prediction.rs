@@ -1,7 +1,7 @@
 //! The prediction target of a model: the noise or the velocity.
 //!
 //! The published models predict the noise. At large timesteps, where `x_t` is almost all noise, a prediction
-//! of the noise determines the clean latents badly: at timestep 750 an error of 0.003 in the noise is as
+//! of the noise determines the clean latents badly: at timestep 750 a squared error of 0.003 in the noise is as
 //! large as the signal. The velocity `v = sqrt(a_t) noise - sqrt(1 - a_t) x_0` determines them equally well
 //! at every timestep. Layout and motion are decided at large timesteps, so a small model learns them in a
 //! fraction of the training steps.

@@ -1,6 +1,6 @@
 //! STDiT with its blocks streamed from the checkpoint: each block is read, applied and dropped.
 //!
-//! STDiT-XL/2 has 750 million weights, 95 % of them in its blocks: 3 GB in f32, of which one block of 28 is
+//! STDiT-XL/2 has 760 million weights, 98 % of them in its blocks: 3 GB in f32, of which one block of 28 is
 //! in use at a time. Memory then holds that block only, and every forward pass reads the file again: a run
 //! of 100 steps reads it 100 times, from the system's page cache if it fits there. Results are bitwise
 //! identical to those of [`StDit`].

@@ -1,6 +1,6 @@
 //! The encoder with its blocks streamed from the checkpoint: each block is read, applied and dropped.
 //!
-//! T5-XXL has 4.7 billion weights in 24 blocks. A pass over all prompts needs every weight once, so keeping
+//! T5-XXL has 4.8 billion weights, 4.6 billion of them in 24 blocks. A pass over all prompts needs every weight once, so keeping
 //! them in memory saves no time: a pass reads as many bytes as loading, and memory holds one block.
 //! Results are bitwise identical to those of [`T5Encoder`].
 

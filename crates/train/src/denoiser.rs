@@ -43,8 +43,9 @@ pub struct DenoiserRecipe {
     pub min_snr_gamma: Option<f64>,
     /// Distribution of the timesteps of samples. Uniform in the published recipes.
     pub timesteps: Timesteps,
-    /// Prediction target. With `v_prediction`, the squared error is that of the velocity, which is the
-    /// noise's error divided by `alphas_cumprod`. Sampling needs the same prediction type.
+    /// Prediction target. With `v_prediction` and without `min_snr_gamma`, the squared error is that of the velocity, which
+    /// is the noise's error divided by `alphas_cumprod`; with `min_snr_gamma` it is that of the noise for both targets.
+    /// Sampling needs the same prediction type.
     pub prediction_type: PredictionType,
     /// Activation checkpointing: saves only the input of each block for the backward pass, which
     /// computes the other activations again.

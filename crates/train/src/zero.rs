@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 /// The training state that is divided among the ranks of a run. A run of one rank divides nothing.
 ///
 /// Every rank has all parameters, in the type to compute in. The results of the stages are the same; those of
-/// [`Gradients`](Self::Gradients) are bit-exact to the others' without accumulation, since the order of its sums
-/// over micro-batches and ranks is another one.
+/// [`Gradients`](Self::Gradients) are bitwise identical to the others' only without accumulation: with it, sums over
+/// micro-batches and ranks are added in another order.
 ///
 /// Source: Rajbhandari et al. 2020 (arXiv 1910.02054), stages 1 and 2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]

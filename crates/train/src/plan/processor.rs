@@ -25,8 +25,8 @@ pub struct Processor {
     pub host_bandwidth: Option<f64>,
 }
 
-/// Share of the peak that the reference reaches in training on H800: between 11 and 16 % with text encoder and VAE
-/// in the step (hpcaitech/Open-Sora v1.0.0, `docs/acceleration.md`: 7.00, 1.45, 0.40 and 0.05 clips per second and
+/// Share of the peak that the reference reaches in training on H800: between 13 and 19 %, counting STDiT, text
+/// encoder and VAE (hpcaitech/Open-Sora v1.0.0, `docs/acceleration.md`: 7.00, 1.45, 0.40 and 0.05 clips per second and
 /// GPU). Not measured for this workspace.
 const PUBLISHED_EFFICIENCY: f64 = 0.15;
 
