@@ -1,7 +1,7 @@
 //! SVG and pixel backends of plotters: one drawing for both.
 
 use crate::ChartError;
-use opensora_files::write_atomically;
+use opensora_files::{AtomicFile, Existing, write_atomically};
 use opensora_video::{Frames, VideoError, png};
 use plotters::{
     coord::Shift,
@@ -67,19 +67,37 @@ pub(crate) fn text(size: u32) -> TextStyle<'static> {
 
 /// Writes a page as SVG or PNG, by the path's extension. An existing file stays on failure.
 pub(crate) fn save(page: &impl Page, path: &Path) -> Result<(), ChartError> {
-    let ending = path.extension().map(|ending| ending.to_ascii_lowercase());
-    match ending.as_ref().and_then(|ending| ending.to_str()) {
-        Some("svg") => {
+    match medium(path)? {
+        Medium::Svg => {
             let svg = svg(page)?;
             write_atomically(path, |temporary| std::fs::write(temporary, svg))
                 .map_err(|source| ChartError::Io { path: path.into(), source })
         }
-        Some("png") => {
+        Medium::Pixels => {
             let (rgb, [height, width]) = rgb(page)?;
             let image = Frames::from_rgb(rgb, [1, height, width])
                 .map_err(|source| VideoError::Frames { path: path.into(), source })?;
             Ok(png::write(path, &image)?)
         }
+    }
+}
+
+/// Checks that a chart can be written to `path`: before long work on its values. Leaves no file.
+///
+/// # Errors
+/// Returns an error if the extension is unknown or no file can be created there.
+pub fn check_path(path: &Path) -> Result<(), ChartError> {
+    medium(path)?;
+    let tried = AtomicFile::create(path, Existing::Replace).and_then(|mut file| file.try_write());
+    tried.map_err(|source| ChartError::Io { path: path.into(), source })
+}
+
+/// Returns the kind of output by the path's extension.
+fn medium(path: &Path) -> Result<Medium, ChartError> {
+    let ending = path.extension().map(|ending| ending.to_ascii_lowercase());
+    match ending.as_ref().and_then(|ending| ending.to_str()) {
+        Some("svg") => Ok(Medium::Svg),
+        Some("png") => Ok(Medium::Pixels),
         _ => Err(ChartError::Format { path: path.into() }),
     }
 }

@@ -33,6 +33,7 @@ pub mod histogram;
 pub mod panel;
 pub mod text;
 
+pub use canvas::check_path;
 pub use curve::Curve;
 pub use error::ChartError;
 pub use histogram::{Histogram, Labels};

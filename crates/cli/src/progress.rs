@@ -2,14 +2,13 @@
 
 use crate::{output, stop};
 use burn::tensor::Device;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use opensora::{
     Observer,
     nn::device,
     pipeline::{Decoded, Loaded, Part, SamplerStep, UnknownWords},
 };
 use std::{
-    io::IsTerminal,
     ops::ControlFlow,
     time::{Duration, Instant},
 };
@@ -56,12 +55,13 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
-    /// Returns bars for a terminal, plain lines for anything else, nothing if `quiet`.
+    /// Returns bars for a terminal that can draw them (not with `TERM=dumb`), plain lines for anything else, nothing if
+    /// `quiet`.
     pub(crate) fn new(quiet: bool) -> Self {
-        match (quiet, std::io::stderr().is_terminal()) {
+        match (quiet, ProgressDrawTarget::stderr().is_hidden()) {
             (true, _) => Self::Quiet,
-            (false, true) => Self::Bars,
-            (false, false) => Self::Plain,
+            (false, false) => Self::Bars,
+            (false, true) => Self::Plain,
         }
     }
 }

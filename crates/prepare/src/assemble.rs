@@ -89,7 +89,18 @@ pub fn output_path(data: &Path, out: &Path, shard: Shard) -> Result<PathBuf, Pre
     check_out(data, out)?;
     let part = shard_path(out, shard);
     check_out(data, &part)?;
+    check_is_no_folder(&part)?;
     Ok(part)
+}
+
+/// Checks, before the work whose result it is, that a table can have this path.
+fn check_is_no_folder(out: &Path) -> Result<(), PrepareError> {
+    if !out.is_dir() {
+        return Ok(());
+    }
+    let reason = "it is a folder, expected a file name";
+    let source = std::io::Error::new(std::io::ErrorKind::IsADirectory, reason);
+    Err(PrepareError::Io { path: out.into(), source })
 }
 
 /// Returns the path of a shard's table: `out` for the whole table, else, for example,
@@ -109,8 +120,9 @@ pub(crate) const LEFTOVER: Duration = Duration::from_secs(24 * 3600);
 /// Creates the folder of a step's files, and removes temporary files of killed runs from it.
 ///
 /// # Errors
-/// Returns an error if the folder cannot be created.
+/// Returns an error if the folder cannot be created, or `out` is a folder.
 pub fn make_folder(out: &Path) -> Result<(), PrepareError> {
+    check_is_no_folder(out)?;
     let folder = folder_of(out);
     std::fs::create_dir_all(folder).map_err(PrepareError::io(folder))?;
     // They only take up space.
@@ -301,6 +313,18 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_is_no_table() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("in.csv");
+        for refused in
+            [output_path(&data, folder.path(), Shard::WHOLE).map(drop), make_folder(folder.path())]
+        {
+            let error = opensora_files::error_line(&refused.unwrap_err());
+            assert!(error.contains("it is a folder"), "{error}");
+        }
+    }
     use opensora_manifest::table::{CLIP_END, CLIP_START, TEXT};
 
     #[test]

@@ -17,7 +17,7 @@ pub use column::{Column, Content, Frequent, Numbers, Texts};
 
 use crate::{Observer, PrepareError, Summary, look, source::Header};
 use column::frequent;
-use opensora_chart::{ChartError, Histogram, Labels, histogram};
+use opensora_chart::{ChartError, Histogram, Labels, check_path, histogram};
 use opensora_manifest::{
     Table,
     table::{CLIP_END, CLIP_START, NUM_FRAMES, PATH, TEXT, URL},
@@ -68,6 +68,10 @@ pub struct Job {
 /// # Errors
 /// Returns an error if the histograms cannot be drawn or written, or the observer stops the work.
 pub fn run(job: &Job, table: &Table, observer: &mut dyn Observer) -> Result<Stats, PrepareError> {
+    // Before all files are opened.
+    if let Some(path) = &job.histograms {
+        check_path(path)?;
+    }
     // Tables of gigabytes are copied only if probing adds to them.
     let mut table = Cow::Borrowed(table);
     let unreadable = if job.probe { fill(table.to_mut(), observer)? } else { vec![] };
@@ -278,6 +282,24 @@ mod tests {
             table.push(columns.iter().copied().zip(row.iter().map(|field| field.to_string())));
         }
         table
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_found_before_the_work() {
+        struct Never;
+        impl Observer for Never {
+            fn advanced(&mut self, _: &Advanced) -> ControlFlow<()> {
+                unreachable!("a file was opened")
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let table = table(&[PATH], &[&["/a.mp4"]]);
+        for name in ["none/a.png", "a.txt", "a"] {
+            let job = Job { probe: true, histograms: Some(folder.path().join(name)) };
+            let error = opensora_files::error_line(&run(&job, &table, &mut Never).unwrap_err());
+            assert!(error.contains(name), "{error}");
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]

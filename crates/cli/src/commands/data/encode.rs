@@ -6,7 +6,7 @@ use crate::{
     progress::Progress,
     stop,
 };
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Args as ClapArgs;
 use opensora::data::{
     ClipDataset, ClipSpec, Manifest, Observer, RowsDone,
@@ -134,6 +134,7 @@ impl Observer for EncodeProgress {
 /// Returns the paths of the VAE and the text encoder.
 fn parts(args: &Args) -> anyhow::Result<(PathBuf, PathBuf)> {
     if let (Some(vae), Some(t5)) = (&args.parts.vae, &args.parts.t5) {
+        ensure!(args.model.is_none(), "--model: --vae and --t5 leave no use for it");
         return Ok((vae.clone(), t5.clone()));
     }
     let model = args.model.as_deref().context("--model, or --vae and --t5")?;

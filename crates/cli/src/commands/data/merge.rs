@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let order_of = args.order_of.as_ref().map(|table| Table::read(table).context("--order-of"));
     let job = Job { keep, order_of: order_of.transpose()? };
     let missing = arrange::missing_parts(&args.data);
-    if !missing.is_empty() {
+    if !missing.is_empty() && !args.report.quiet {
         output::message(format_args!("not merged: shard {}", missing.join(", ")));
     }
     stop::listen();

@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }))?;
         return Ok(());
     }
-    for bad in &shown.unreadable {
+    for bad in shown.unreadable.iter().filter(|_| !args.report.quiet) {
         let (row, path, reason) = (bad.row, &bad.path, &bad.reason);
         output::message(format_args!("cannot be read: row {row}: {path}: {reason}"));
     }

@@ -9,7 +9,7 @@ use crate::{
 use anyhow::{Context, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
 use opensora::{
-    files::{error_line, write_atomically},
+    files::{AtomicFile, Existing, error_line, write_atomically},
     prepare::shots::{self, Flashes, Method, Release, Score, Settings, VideoShots, Weights},
     video::Decoder,
 };
@@ -81,6 +81,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         "--out: expected one video, found {}",
         args.videos.len()
     );
+    ensure!(
+        !(args.suppress && args.detector == DetectorName::Adaptive),
+        "--suppress: --detector adaptive has no use for it"
+    );
+    if let Some(out) = &args.out {
+        let is_out = |video: &PathBuf| video.canonicalize().ok() == out.canonicalize().ok();
+        ensure!(
+            !(out.exists() && args.videos.iter().any(is_out)),
+            "--out: {}: it is the video that is read, expected another file",
+            out.display()
+        );
+        // Before minutes are spent; leaves no file.
+        AtomicFile::create(out, Existing::Replace)
+            .with_context(|| format!("--out: {}", out.display()))?;
+    }
     let settings = args.settings();
     settings.validate()?;
     let mut progress = Progress::new(args.report.quiet);
@@ -103,7 +118,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         };
         if let Some(path) = &args.out {
             let table = stats_table(&found);
-            write_atomically(path, |path| std::fs::write(path, table)).context("--out")?;
+            write_atomically(path, |path| std::fs::write(path, table))
+                .with_context(|| format!("--out: {}", path.display()))?;
         }
         if args.report.json {
             objects.push(found.json(path));

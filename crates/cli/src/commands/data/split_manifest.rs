@@ -25,11 +25,11 @@ pub(crate) struct Args {
     #[command(flatten)]
     into: Into,
     /// Seed of --shares
-    #[arg(long, default_value_t = 42)]
+    #[arg(long, default_value_t = 42, requires = "shares")]
     seed: u64,
     /// Column whose equal values stay together with --shares; `source` keeps the clips of a video
     /// together
-    #[arg(long, default_value = PATH, value_name = "COLUMN")]
+    #[arg(long, default_value = PATH, value_name = "COLUMN", requires = "shares")]
     by: String,
     #[command(flatten)]
     report: Report,
