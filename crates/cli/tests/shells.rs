@@ -292,7 +292,6 @@ fn system_errors_are_printed_once() {
     }
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn a_terminal_without_bars_gets_lines() {
     let folder = tempfile::tempdir().unwrap();
@@ -318,24 +317,24 @@ fn contradictions_are_refused_before_the_work() {
         ["data", "demo", "-o", "world", "--films", "1", "--shots", "2", "--size", "32", "-q"];
     assert!(command(path, &world).status().unwrap().success());
     let film = "world/films/000000.mp4";
-    let bytes = std::fs::read(path.join(film)).unwrap();
-    std::fs::write(path.join("a.csv"), "path,text\nworld/films/000000.mp4,fog\n").unwrap();
+    let bytes = fs::read(path.join(film)).unwrap();
+    fs::write(path.join("a.csv"), "path,text\nworld/films/000000.mp4,fog\n").unwrap();
     let data = ["--data", "a.csv"];
     let parts = ["--vae", "v", "--t5", "t", "--num-frames", "2", "--image-size", "16x16"];
     for (args, words) in [
         (
-            [&["data", "split-manifest"], &data[..], &["--parts", "2", "--by", "source"]].concat(),
+            [&["data", "split-manifest"][..], &data, &["--parts", "2", "--by", "source"]].concat(),
             "--shares",
         ),
         (vec!["data", "shots", film, "--detector", "adaptive", "--suppress"], "--suppress"),
         (vec!["data", "shots", film, "-o", film], "it is the video that is read"),
         (vec!["data", "shots", film, "-o", "none/s.csv"], "none/s.csv"),
         (
-            [&["data", "encode", "-o", "cache", "--model", "demo"], &data[..], &parts].concat(),
+            [&["data", "encode", "-o", "cache", "--model", "demo"][..], &data, &parts].concat(),
             "--model",
         ),
-        ([&["data", "split", "-o", "world"], &data[..]].concat(), "world: it is a folder"),
-        ([&["data", "filter", "-o", "world"], &data[..]].concat(), "world: it is a folder"),
+        ([&["data", "split", "-o", "world"][..], &data].concat(), "world: it is a folder"),
+        ([&["data", "filter", "-o", "world"][..], &data].concat(), "world: it is a folder"),
         (vec!["data", "scan", "world", "-o", "world"], "world: it is a folder"),
     ] {
         let output = command(path, &args).output().unwrap();
@@ -343,7 +342,7 @@ fn contradictions_are_refused_before_the_work() {
         assert!(!output.status.success() && said.contains(words), "{args:?}: {said}");
         assert!(!said.contains("0/1"), "{args:?}: {said}");
     }
-    assert_eq!(std::fs::read(path.join(film)).unwrap(), bytes);
+    assert_eq!(fs::read(path.join(film)).unwrap(), bytes);
 }
 
 #[test]
@@ -351,7 +350,7 @@ fn warnings_are_not_printed_with_quiet() {
     let folder = tempfile::tempdir().unwrap();
     for index in 0..2 {
         let table = format!("path,text\n/{index}.mp4,fog\n");
-        std::fs::write(folder.path().join(format!("a.{index}-of-3.csv")), table).unwrap();
+        fs::write(folder.path().join(format!("a.{index}-of-3.csv")), table).unwrap();
     }
     let merge = ["data", "merge", "a.0-of-3.csv", "a.1-of-3.csv", "-o", "m.csv"];
     let preview = ["data", "preview", "a.0-of-3.csv", "-o", "page.html"];
