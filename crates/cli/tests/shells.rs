@@ -324,7 +324,7 @@ fn contradictions_are_refused_before_the_work() {
     for (args, words) in [
         (
             [&["data", "split-manifest"][..], &data, &["--parts", "2", "--by", "source"]].concat(),
-            "--shares",
+            "cannot be used with",
         ),
         (vec!["data", "shots", film, "--detector", "adaptive", "--suppress"], "--suppress"),
         (vec!["data", "shots", film, "-o", film], "it is the video that is read"),
@@ -334,7 +334,10 @@ fn contradictions_are_refused_before_the_work() {
             "--model",
         ),
         ([&["data", "split", "-o", "world"][..], &data].concat(), "world: it is a folder"),
-        ([&["data", "filter", "-o", "world"][..], &data].concat(), "world: it is a folder"),
+        (
+            [&["data", "filter", "-o", "world", "--min-frames", "2"][..], &data].concat(),
+            "world: it is a folder",
+        ),
         (vec!["data", "scan", "world", "-o", "world"], "world: it is a folder"),
     ] {
         let output = command(path, &args).output().unwrap();

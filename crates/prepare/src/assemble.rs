@@ -313,6 +313,7 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use opensora_manifest::table::{CLIP_END, CLIP_START, TEXT};
 
     #[test]
     fn a_folder_is_no_table() {
@@ -325,7 +326,6 @@ mod tests {
             assert!(error.contains("it is a folder"), "{error}");
         }
     }
-    use opensora_manifest::table::{CLIP_END, CLIP_START, TEXT};
 
     #[test]
     fn file_names_derive_from_the_output() {

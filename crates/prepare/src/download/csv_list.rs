@@ -6,7 +6,7 @@
 
 use super::{
     address::Address,
-    list::{Clip, END, LICENCE, List, ListError, ListFormat, REASON, SHA256, START},
+    list::{Clip, END, LICENCE, List, ListError, ListFormat, REASON, SHA256, START, no_times},
     literal::Literal,
     readable, seconds,
 };
@@ -300,7 +300,14 @@ fn row(list: &mut List, layout: &Layout, record: &ByteRecord, columns: usize, in
     let sha256 = field(layout.sha256).map(|digest| digest.trim().to_ascii_lowercase());
     let is_digest = |text: &String| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
     match (clips, sha256) {
-        (Err(reason), _) => list.reject(Ok(&address), &raw, &given, &wrong(reason)),
+        (Err(reason), _) => {
+            // Without a time that is wrong, the row would mean the whole video.
+            let is_missing = layout.timestamp.is_some_and(|at| value::is_missing(&lossy(at)));
+            let is_lost = is_missing || whole(record, columns).is_err();
+            let unknown = no_times();
+            let given = if is_lost { &unknown[..] } else { &given[..] };
+            list.reject(Ok(&address), &raw, given, &wrong(reason));
+        }
         (_, Some(digest)) if !is_digest(&digest) => {
             let reason = wrong(format!("{digest:?} is not a SHA-256"));
             list.reject(Ok(&address), &raw, &given, &reason);

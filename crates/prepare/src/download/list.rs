@@ -275,8 +275,8 @@ impl List {
     }
 
     /// Adds an unusable row to the failures, with shortened fields if no table can hold it. `given` are further fields as
-    /// the list has them: the failures can be read as a list, in which the row must still be wrong. Rows without
-    /// address belong to the first shard.
+    /// the list has them: the failures can be read as a list, in which a wrong time or checksum must still be wrong.
+    /// Rows without address belong to the first shard.
     pub(crate) fn reject(
         &mut self,
         address: Result<&Address, &str>,

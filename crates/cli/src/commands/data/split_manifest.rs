@@ -25,11 +25,11 @@ pub(crate) struct Args {
     #[command(flatten)]
     into: Into,
     /// Seed of --shares
-    #[arg(long, default_value_t = 42, requires = "shares")]
+    #[arg(long, default_value_t = 42, conflicts_with_all = ["rows", "parts"])]
     seed: u64,
     /// Column whose equal values stay together with --shares; `source` keeps the clips of a video
     /// together
-    #[arg(long, default_value = PATH, value_name = "COLUMN", requires = "shares")]
+    #[arg(long, default_value = PATH, value_name = "COLUMN", conflicts_with_all = ["rows", "parts"])]
     by: String,
     #[command(flatten)]
     report: Report,
