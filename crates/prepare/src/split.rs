@@ -390,17 +390,11 @@ fn fields(input: &Table, row: usize, folder: &Path, clip: &Clip) -> Fields {
         Some(_) => field("start").and_then(value::number).unwrap_or(0.0),
         None => 0.0,
     };
-    // Tables resolve only paths: a relative source would depend on the working directory.
-    let absolute = |path: &str| {
-        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
-        absolute.to_string_lossy().into_owned()
-    };
-    let source = field("source").map(String::from).or(field(PATH).map(absolute));
-    let source = source.unwrap_or_default();
+    let source = field("source").or(field(PATH)).unwrap_or_default();
     let seconds = |seconds: f64| format!("{seconds:.3}");
     vec![
         (PATH, folder.join(&clip.file).to_string_lossy().into_owned()),
-        ("source", source),
+        ("source", source.into()),
         ("start", seconds(offset + clip.start)),
         ("end", seconds(offset + clip.end)),
         ("fps", clip.fps.to_string()),
@@ -423,25 +417,6 @@ fn beside(folder: &Path, file: &Path) -> PathBuf {
 mod tests {
     use super::*;
     use opensora_files::Journal;
-
-    #[test]
-    fn sources_do_not_depend_on_the_working_directory() {
-        let mut input = Table::new([PATH]);
-        input.push([(PATH, "raw/sea.mp4".to_string())]);
-        let clip = Clip {
-            file: "sea_scene-0.mp4".into(),
-            start: 0.0,
-            end: 1.0,
-            fps: 8.0,
-            width: 2,
-            height: 2,
-            num_frames: 8,
-            bytes: None,
-        };
-        let fields = fields(&input, 0, Path::new("clips"), &clip);
-        let source = Path::new(&fields[1].1);
-        assert!(source.is_absolute() && source.ends_with("raw/sea.mp4"), "{source:?}");
-    }
 
     #[test]
     fn a_run_that_cannot_start_keeps_the_open_clips_of_another() {
