@@ -62,7 +62,7 @@ impl TrainProgress {
     /// Returns the estimated remaining time. It counts from the end of the first step, which
     /// compiles kernels and waits for its data, and includes checkpoints and samples.
     fn remaining(&mut self, step: u64, total_steps: u64) -> Option<Duration> {
-        // The numbers of several steps can arrive at once, at the time of the first of them.
+        // The numbers of several steps can arrive at once: then only the first tells the time.
         if std::mem::take(&mut self.is_updated) {
             let (began, first) = *self.first.get_or_insert_with(|| (Instant::now(), step));
             self.pace = Some((began.elapsed(), step.saturating_sub(first)));

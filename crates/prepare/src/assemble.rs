@@ -72,8 +72,15 @@ pub(crate) fn part_number(text: &str) -> Option<(usize, usize)> {
 /// # Errors
 /// Returns an error if `out`, or a list of failed or dropped rows beside it, is the file `data`, also by a link.
 pub(crate) fn check_out(data: &Path, out: &Path) -> Result<(), PrepareError> {
+    check_written(data, [out.into(), failed_path(out), dropped_path(out)])
+}
+
+/// Checks that none of the files that are written is the file `data`, also by a link.
+pub(crate) fn check_written(
+    data: &Path,
+    written: impl IntoIterator<Item = PathBuf>,
+) -> Result<(), PrepareError> {
     let data = identity(data);
-    let written: [PathBuf; 3] = [out.into(), failed_path(out), dropped_path(out)];
     match written.into_iter().find(|path| identity(path) == data) {
         Some(path) => Err(PrepareError::SameFile { path }),
         None => Ok(()),
@@ -242,7 +249,7 @@ pub(crate) fn write_list(list: &Table, path: &Path) -> Result<(), PrepareError> 
     if !list.is_empty() {
         return Ok(list.write(path)?);
     }
-    remove_if_present(path).map_err(|source| PrepareError::Io { path: path.into(), source })
+    remove_if_present(path).map_err(PrepareError::io(path))
 }
 
 /// Row counts of a step: read, written and failed.

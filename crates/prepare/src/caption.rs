@@ -330,7 +330,7 @@ impl<'a> Work<'a> {
                 Blame::Load if self.answered.load(Ordering::Relaxed) > answered => {
                     Fault::Row(error.into())
                 }
-                // Answers to others may be older than the end of the server, so only a new one shows that it is there.
+                // Answers to others may be from before the server ended: only a new one shows that it runs.
                 Blame::Absence if self.check(&images).is_ok() => Fault::Row(error.into()),
                 Blame::Load | Blame::Absence | Blame::Endpoint => Fault::Step(self.halt(error)),
                 Blame::Stop => Fault::Step(self.stopped()),

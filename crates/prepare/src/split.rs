@@ -272,7 +272,7 @@ pub fn run(
     let mut tables = Tables::assemble(input, &COLUMNS, outcomes, |row, record: Record| {
         Ok(record.clips.iter().map(|clip| fields(input, row, &clips, clip)).collect())
     });
-    // Clips are whole files, and what was measured of a video does not hold for its clips.
+    // Clips are whole files, and measurements of a video do not hold for its clips.
     for column in [CLIP_START, CLIP_END].into_iter().chain(filter::of_frames()) {
         tables.output.remove(column);
     }
@@ -301,7 +301,7 @@ struct Videos<'a> {
 /// Clips of the records of a journal.
 #[derive(Default)]
 struct Recorded {
-    /// By row.
+    /// The clips of each row.
     clips: HashMap<usize, Vec<Clip>>,
     /// Number of records that name a file: several if videos had equal names in different runs.
     uses: HashMap<String, usize>,

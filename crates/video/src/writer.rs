@@ -58,7 +58,8 @@ impl Format {
     }
 }
 
-fn ends_in_separator(path: &Path) -> bool {
+/// Returns true if a path ends in a separator: it names a folder, whatever dots are in the name.
+pub fn ends_in_separator(path: &Path) -> bool {
     let last = path.as_os_str().as_encoded_bytes().last();
     last.is_some_and(|&byte| std::path::is_separator(char::from(byte)))
 }

@@ -11,6 +11,7 @@ mod text;
 
 use crate::{
     options::{DeviceName, ModelParts, Report, Sampling},
+    output,
     ranks::{World, on_ranks},
 };
 use anyhow::ensure;
@@ -20,7 +21,11 @@ use opensora::{
     pipeline::SamplingRanks,
 };
 use record::Record;
-use std::{iter::repeat_n, num::NonZero, path::PathBuf};
+use std::{
+    iter::repeat_n,
+    num::NonZero,
+    path::{Path, PathBuf},
+};
 
 /// Maximum number of videos of one call; their prompts are held in memory.
 const MAX_VIDEOS: usize = 1_000_000;
@@ -226,6 +231,14 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
         );
         label::run(&args, recorded, world)
     })
+}
+
+/// Prints the files of a model, named by `parts`, and the request, if details are printed.
+fn print_details(parts: &[&str], weights: &[&Path], request: &SampleRequest) {
+    for (part, path) in parts.iter().zip(weights) {
+        output::detail(format_args!("{part}: {}", path.display()));
+    }
+    output::detail(format_args!("request: {request:?}"));
 }
 
 /// Repeats each item: all of the first, then all of the second.

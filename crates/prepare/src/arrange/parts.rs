@@ -1,7 +1,7 @@
 //! Splits a table into parts: of equal size, or random shares.
 
 use super::Shares;
-use crate::{PrepareError, open::identity};
+use crate::{PrepareError, assemble::check_written};
 use opensora_manifest::{
     Table,
     table::{PATH, URL},
@@ -23,11 +23,7 @@ pub fn run(
 ) -> Result<Vec<(Part, PathBuf)>, PrepareError> {
     let parts = split(table, file, parts)?;
     // Another run would read the part in place of the whole table.
-    let read = identity(file);
-    let mut paths = parts.iter().map(|part| part_path(out, &part.name));
-    if let Some(path) = paths.find(|path| identity(path) == read) {
-        return Err(PrepareError::SameFile { path });
-    }
+    check_written(file, parts.iter().map(|part| part_path(out, &part.name)))?;
     let written = write_parts(table, out, &parts)?;
     Ok(parts.into_iter().zip(written).collect())
 }

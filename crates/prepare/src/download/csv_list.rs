@@ -293,7 +293,9 @@ fn row(list: &mut List, layout: &Layout, record: &ByteRecord, columns: usize, in
         Ok(address) => address,
         Err(reason) => return list.reject(Err(&url), &raw, &given, &wrong(reason)),
     };
-    let clips = whole(record, columns).and_then(|()| match layout.timestamp {
+    let whole = whole(record, columns);
+    let is_torn = whole.is_err();
+    let clips = whole.and_then(|()| match layout.timestamp {
         Some(at) => panda_clips(&lossy(at), &raw),
         None => single_clip(field(layout.start), field(layout.end), raw.clone()),
     });
@@ -303,9 +305,8 @@ fn row(list: &mut List, layout: &Layout, record: &ByteRecord, columns: usize, in
         (Err(reason), _) => {
             // Without a time that is wrong, the row would mean the whole video.
             let is_missing = layout.timestamp.is_some_and(|at| value::is_missing(&lossy(at)));
-            let is_lost = is_missing || whole(record, columns).is_err();
             let unknown = no_times();
-            let given = if is_lost { &unknown[..] } else { &given[..] };
+            let given = if is_torn || is_missing { &unknown[..] } else { &given[..] };
             list.reject(Ok(&address), &raw, given, &wrong(reason));
         }
         (_, Some(digest)) if !is_digest(&digest) => {

@@ -275,7 +275,7 @@ impl List {
     }
 
     /// Adds an unusable row to the failures, with shortened fields if no table can hold it. `given` are further fields as
-    /// the list has them: the failures can be read as a list, in which a wrong time or checksum must still be wrong.
+    /// the list has them: the failures can be read as a list, and a wrong time or checksum must still be wrong there.
     /// Rows without address belong to the first shard.
     pub(crate) fn reject(
         &mut self,

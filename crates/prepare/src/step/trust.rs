@@ -16,7 +16,7 @@ pub struct Trust<'a, T> {
 
 impl<T> Trust<'_, T> {
     /// Trusts all records.
-    pub(super) const ALL: Self =
+    pub(crate) const ALL: Self =
         Self { state: &|_| State::Unknown, path: &|_| None, holds: &|_, _| true };
 }
 

@@ -3,9 +3,10 @@
 use super::{
     Args, each_times,
     job::Job,
+    print_details,
     record::{Of, OfLabel, Recorded, Settings},
 };
-use crate::{model, output, progress::Progress, ranks::World, stop};
+use crate::{model, progress::Progress, ranks::World, stop};
 use anyhow::{Context, bail, ensure};
 use opensora::{
     ClassToVideo, labels,
@@ -36,10 +37,7 @@ pub(super) fn run(args: &Args, recorded: Option<Recorded>, world: &World) -> any
     if let Some(recorded) = recorded.as_ref().filter(|_| !args.report.quiet) {
         recorded.warn_of_other_weights(&weights);
     }
-    for (part, path) in ["denoiser", "VAE"].into_iter().zip(weights) {
-        output::detail(format_args!("{part}: {}", path.display()));
-    }
-    output::detail(format_args!("request: {request:?}"));
+    print_details(&["denoiser", "VAE"], &weights, &request);
     let settings = Settings::new(args, name, &files.name, &request, &device, &weights)?;
     let of = OfLabel::new(&files);
     let pipeline = ClassToVideo::new(files, args.options(), device)?;

@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use opensora::{
     SampleRequest,
     files::Existing,
-    video::{Frames, VideoSpec, Writer},
+    video::{Frames, VideoSpec, Writer, writer::ends_in_separator},
 };
 use serde_json::Value;
 use std::{
@@ -105,10 +105,8 @@ fn stdout_clip(ending: &str, spec: &VideoSpec) -> anyhow::Result<(tempfile::Temp
 /// Returns the named file for one clip, else numbered files in a folder. All numbers have the same number of
 /// digits.
 fn paths(args: &Args, count: usize) -> anyhow::Result<Vec<PathBuf>> {
-    // A separator at the end names a folder, whatever dots are in its name.
-    let last = args.out.as_os_str().as_encoded_bytes().last();
-    let ends_in_separator = last.is_some_and(|&byte| std::path::is_separator(char::from(byte)));
-    let is_file = args.out.extension().is_some() && !ends_in_separator && !args.out.is_dir();
+    let is_folder = ends_in_separator(&args.out) || args.out.is_dir();
+    let is_file = args.out.extension().is_some() && !is_folder;
     if is_file {
         ensure!(
             count == 1,

@@ -3,9 +3,10 @@
 use super::{
     Args, each_times,
     job::{Job, Sink},
+    print_details,
     record::{OfPrompt, Recorded, Settings},
 };
-use crate::{model, output, progress::Progress, ranks::World, stop};
+use crate::{model, progress::Progress, ranks::World, stop};
 use anyhow::{Context, bail, ensure};
 use burn::tensor::{Device, Tensor};
 use opensora::{
@@ -80,10 +81,7 @@ impl<'a> Ready<'a> {
         if let Some(recorded) = recorded.as_ref().filter(|_| !args.report.quiet) {
             recorded.warn_of_other_weights(&weights);
         }
-        for (part, path) in ["denoiser", "T5", "VAE"].into_iter().zip(weights) {
-            output::detail(format_args!("{part}: {}", path.display()));
-        }
-        output::detail(format_args!("request: {request:?}"));
+        print_details(&["denoiser", "T5", "VAE"], &weights, &request);
         let settings = Settings::new(args, name, &files.name, &request, &device, &weights)?;
         let pipeline = TextToVideo::new(files, args.options(), device)?;
         let size = pipeline.check(&request)?;
