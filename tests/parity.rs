@@ -117,6 +117,16 @@ fn an_expected_tensor_that_is_not_computed_fails() {
     assert!(missing.iter().all(|check| check.name.ends_with("10steps")), "{missing:?}");
 }
 
+#[test]
+fn computed_tensors_without_expected_ones_fail() {
+    let folder = copy_of("train-step");
+    rewrite(folder.path(), "\"expected_file\": \"expected.safetensors\",", "");
+    std::fs::remove_file(folder.path().join("expected.safetensors")).unwrap();
+    let (_, device) = devices().remove(0);
+    let report = verify::run(folder.path(), &device).unwrap();
+    assert!(report.checks.iter().any(|check| !check.passed), "{:#?}", report.checks);
+}
+
 /// Inputs that do not fit the configuration make backends panic; the case reports it.
 #[test]
 fn inputs_that_do_not_fit_are_an_error_and_no_panic() {

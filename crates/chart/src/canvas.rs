@@ -1,7 +1,7 @@
 //! SVG and pixel backends of plotters: one drawing for both.
 
 use crate::ChartError;
-use opensora_files::{AtomicFile, Existing, write_atomically};
+use opensora_files::{check_writable, write_atomically};
 use opensora_video::{Frames, VideoError, png};
 use plotters::{
     coord::Shift,
@@ -88,8 +88,7 @@ pub(crate) fn save(page: &impl Page, path: &Path) -> Result<(), ChartError> {
 /// Returns an error if the extension is unknown or no file can be created there.
 pub fn check_path(path: &Path) -> Result<(), ChartError> {
     medium(path)?;
-    let tried = AtomicFile::create(path, Existing::Replace).and_then(|mut file| file.try_write());
-    tried.map_err(|source| ChartError::Io { path: path.into(), source })
+    check_writable(path).map_err(|source| ChartError::Io { path: path.into(), source })
 }
 
 /// Returns the kind of output by the path's extension.

@@ -1,8 +1,8 @@
 //! Conversion of any readable checkpoint to safetensors files, tensor by tensor.
 
 use crate::{
-    Checkpoint, CheckpointError, TensorEntry, error::because, non_finite::all_finite,
-    safetensors_file::file_dtype,
+    Checkpoint, CheckpointError, TensorEntry, error::because, import::check_total,
+    non_finite::all_finite, safetensors_file::file_dtype, shards::preferred,
 };
 use burn::tensor::{DType, FloatDType, TensorData};
 use opensora_files::write_atomically;
@@ -65,6 +65,12 @@ pub struct Written {
     pub total_bytes: u64,
 }
 
+/// Name of the file if all tensors are in one.
+const SINGLE: &str = "model.safetensors";
+
+/// Name of the index of several files.
+const INDEX: &str = "model.safetensors.index.json";
+
 /// A tensor with its type and size in the new file.
 struct Planned<'a> {
     key: &'a str,
@@ -81,7 +87,9 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Returns an error if a tensor cannot be read, has a type that safetensors files cannot hold or a number that is too
-    /// large for the new type, a file cannot be written, or `observer` breaks ([`io::ErrorKind::Interrupted`]).
+    /// large for the new type, the tensors take many times the bytes of their files, `folder` has a file that would be
+    /// read instead of the new ones ([`CheckpointError::Shadowed`]), a file cannot be written, or `observer` breaks
+    /// ([`io::ErrorKind::Interrupted`]).
     pub fn convert(
         &self,
         spec: &ConvertSpec,
@@ -94,9 +102,13 @@ impl Checkpoint {
         let shards = split(planned, spec.max_shard_bytes);
         let count = shards.len();
         let name = |number: usize| match count {
-            1 => "model.safetensors".to_string(),
+            1 => SINGLE.to_string(),
             _ => format!("model-{number:05}-of-{count:05}.safetensors"),
         };
+        let main = if count > 1 { INDEX } else { SINGLE };
+        if let Some(path) = preferred(folder, main) {
+            return Err(CheckpointError::Shadowed { path, new: main });
+        }
         let (mut files, mut weight_map) = (Vec::new(), BTreeMap::new());
         let mut done = Written { bytes: 0, total_bytes: total };
         for (index, shard) in shards.iter().enumerate() {
@@ -107,7 +119,7 @@ impl Checkpoint {
             files.push(path);
         }
         let tensors = weight_map.len();
-        let index = (count > 1).then(|| folder.join("model.safetensors.index.json"));
+        let index = (count > 1).then(|| folder.join(INDEX));
         if let Some(path) = &index {
             let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
             write_atomically(path, |file| std::fs::write(file, format!("{index:#}\n")))
@@ -142,9 +154,11 @@ impl Checkpoint {
         Ok(metadata)
     }
 
-    /// Returns type and size of every tensor, before the first byte is written.
+    /// Returns type and size of every tensor, before the first byte is written. The limit of all sizes is that of an
+    /// import: a small file can have the same storage under tens of thousands of keys.
     fn plan(&self, wanted: Option<FloatDType>) -> Result<Vec<Planned<'_>>, CheckpointError> {
         let mut planned = Vec::with_capacity(self.tensors().len());
+        let mut needed = 0u64;
         for (key, entry) in self.tensors() {
             let found = match entry.dtype() {
                 Some(dtype) => dtype,
@@ -155,9 +169,11 @@ impl Checkpoint {
             if file_dtype(dtype).is_none() {
                 return Err(unwritable(key, entry, dtype));
             }
+            needed = needed.saturating_add(entry.byte_len());
             let bytes = entry.byte_len() / found.size().max(1) as u64 * dtype.size() as u64;
             planned.push(Planned { key, entry, dtype, bytes });
         }
+        check_total(self, needed)?;
         Ok(planned)
     }
 }
@@ -373,6 +389,34 @@ mod tests {
         let bytes = std::fs::read(folder.path().join("32/model.safetensors")).unwrap();
         let (metadata, start) = (safetensors::SafeTensors::read_metadata(&bytes).unwrap().1, 0);
         assert_eq!(metadata.info("step").unwrap().data_offsets, (start, start + 8));
+    }
+
+    #[test]
+    fn files_that_would_be_read_first_are_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(file(folder.path())).unwrap();
+        let sharded = ConvertSpec { max_shard_bytes: 16, ..ConvertSpec::default() };
+        let count = |out: &Path| std::fs::read_dir(out).unwrap().count();
+        for name in ["model.safetensors", "diffusion_pytorch_model.safetensors"] {
+            let out = folder.path().join(format!("with-{name}"));
+            std::fs::create_dir(&out).unwrap();
+            std::fs::write(out.join(name), "old").unwrap();
+            let error = checkpoint.convert(&sharded, &out, &mut ()).unwrap_err();
+            assert!(
+                matches!(&error, CheckpointError::Shadowed { path, .. } if *path == out.join(name)),
+                "{error}"
+            );
+            assert!(error.to_string().contains(INDEX), "{error}");
+            assert_eq!(count(&out), 1);
+        }
+        // A single file is read before an index, and replaces an older single file.
+        let out = folder.path().join("shards-first");
+        std::fs::create_dir(&out).unwrap();
+        checkpoint.convert(&sharded, &out, &mut ()).unwrap();
+        for _ in 0..2 {
+            let converted = checkpoint.convert(&ConvertSpec::default(), &out, &mut ()).unwrap();
+            assert_eq!(Checkpoint::open(&out).unwrap().taken(), converted.files[0]);
+        }
     }
 
     #[test]

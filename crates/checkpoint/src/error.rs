@@ -72,6 +72,14 @@ pub enum CheckpointError {
         /// The operating system's error.
         source: io::Error,
     },
+    /// The folder of a conversion has a file that would be read instead of the new files.
+    #[error("{}: already exists and would be read instead of the new {new}", path.display())]
+    Shadowed {
+        /// The file.
+        path: PathBuf,
+        /// Name of the new file that would not be read.
+        new: &'static str,
+    },
     /// Two tensors to be written have the same key.
     #[error("{}: cannot write: two tensors have the key '{}'", path.display(), one_line(key))]
     DuplicateKey {

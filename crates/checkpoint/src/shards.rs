@@ -121,6 +121,12 @@ pub(crate) fn find_in_folder(folder: &Path) -> Result<PathBuf, CheckpointError> 
     }
 }
 
+/// Returns the file of `folder` that is read instead of its file `name`, one of the well-known names.
+pub(crate) fn preferred(folder: &Path, name: &str) -> Option<PathBuf> {
+    let before = WELL_KNOWN.iter().take_while(|known| **known != name);
+    before.map(|known| folder.join(known)).find(|path| path.is_file())
+}
+
 fn list(folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let open = |source| CheckpointError::Open { path: folder.into(), source };
     let mut files = Vec::new();

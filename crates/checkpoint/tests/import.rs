@@ -11,8 +11,8 @@ use burn::{
 };
 use files::{archive, pickle_of, safetensors, storage};
 use opensora_checkpoint::{
-    Checkpoint, CheckpointError, KeyMap, Mismatch, StreamedImport, check_import, import,
-    parameter_slots,
+    Checkpoint, CheckpointError, ConvertSpec, KeyMap, Mismatch, StreamedImport, check_import,
+    import, parameter_slots,
 };
 use std::path::Path;
 
@@ -147,26 +147,51 @@ fn long_lists_are_cut_and_half_of_the_keys_is_not_another_artefact() {
     assert!(more_than_half.likely_cause.contains("wrong artefact"), "{more_than_half}");
 }
 
+/// Number of elements of a storage of 256 KiB.
+const LENGTH: usize = 1 << 16;
+
+/// Writes a file whose `layers` tensors have one storage. The limit of their size is eight times the file, and a megabyte:
+/// 8 * 256 KiB + 1 MiB, and some for the pickle.
+fn of_one_storage(path: &Path, layers: usize) -> Checkpoint {
+    let keys: Vec<String> = (0..layers).map(|layer| format!("{layer}.weight")).collect();
+    let pickle = pickle_of(keys.iter().map(|key| (&**key, "0", LENGTH)));
+    let entries = [("a/data.pkl", pickle), ("a/data/0", storage(LENGTH))];
+    std::fs::write(path, archive(&entries)).unwrap();
+    Checkpoint::open(path).unwrap()
+}
+
 /// Tensors of one storage can take far more memory than their file.
 #[test]
 fn tensors_that_take_far_more_memory_than_their_file_are_rejected() {
-    const LENGTH: usize = 1 << 16;
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("a.pth");
     let check = |layers: usize| {
-        let keys: Vec<String> = (0..layers).map(|layer| format!("{layer}.weight")).collect();
-        let pickle = pickle_of(keys.iter().map(|key| (&**key, "0", LENGTH)));
-        let entries = [("a/data.pkl", pickle), ("a/data/0", storage(LENGTH))];
-        std::fs::write(&path, archive(&entries)).unwrap();
         let layer = || LinearConfig::new(LENGTH, 1).with_bias(false).init(&Device::flex());
         let model: Vec<Linear> = (0..layers).map(|_| layer()).collect();
         let map = KeyMap::new("layers").any_unit_axes("*");
-        check_import(&model, &Checkpoint::open(&path).unwrap(), &map)
+        check_import(&model, &of_one_storage(&folder.path().join("a.pth"), layers), &map)
     };
-    // The limit is eight times the file, and a megabyte: 8 * 256 KiB + 1 MiB, and some for the pickle.
     assert_eq!(check(12).unwrap().elements, 12 * LENGTH);
     let error = check(14).unwrap_err().to_string();
-    assert!(error.contains("its tensors take 3670016 bytes in memory"), "{error}");
+    assert!(error.contains("its tensors take 3670016 bytes,"), "{error}");
+}
+
+/// A conversion writes each of them, so that a file of 100 MB could fill a disk.
+#[test]
+fn tensors_that_take_far_more_than_their_file_are_not_converted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, out) = (folder.path().join("a.pth"), folder.path().join("out"));
+    std::fs::create_dir(&out).unwrap();
+    let spec = ConvertSpec::default();
+    let checkpoint = of_one_storage(&path, 14);
+    for converted in [
+        checkpoint.convert(&spec, &out, &mut ()),
+        checkpoint.convert_to_file(None, &out.join("x.safetensors"), &mut ()),
+    ] {
+        let error = converted.unwrap_err().to_string();
+        assert!(error.contains("its tensors take 3670016 bytes,"), "{error}");
+    }
+    assert_eq!(std::fs::read_dir(&out).unwrap().count(), 0);
+    assert_eq!(of_one_storage(&path, 12).convert(&spec, &out, &mut ()).unwrap().tensors, 12);
 }
 
 #[test]

@@ -44,7 +44,7 @@ use opensora::{
     vae::{AutoencoderKl, VaeConfig, VaeConfigError},
     video::{Frames, FramesError},
 };
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Smallest side of clips that can be judged, in pixels.
 pub const SMALLEST_SIDE: usize = 32;
@@ -168,7 +168,7 @@ impl Evaluation {
         let fail = |error: PipelineError| E::from(EvalError::Pipeline(error));
         let prompts = self.prompts();
         let texts: Vec<&str> = prompts.iter().map(|prompt| prompt.text.as_str()).collect();
-        let started = Instant::now();
+        let (started, mut in_sink) = (Instant::now(), Duration::ZERO);
         let conditioning = pipeline.encode(&texts, &self.request, observer).map_err(fail)?;
         let (mut model, mut work) = (Scores::default(), DenoiserWork::default());
         let clips = pipeline.clips(&conditioning, &self.request, observer).map_err(fail)?;
@@ -177,9 +177,11 @@ impl Evaluation {
             work = so_far;
             let judgement = judge(&clip);
             model.add(&prompt.labels, prompt.is_new_sentence, &judgement);
+            let judged = Instant::now();
             sink(Judged { index, prompt, clip, judgement })?;
+            in_sink += judged.elapsed();
         }
-        let seconds = started.elapsed().as_secs_f64();
+        let seconds = (started.elapsed() - in_sink).as_secs_f64();
         let vae = if self.vae_ceiling {
             Some(vae_ceiling(pipeline, &prompts, &self.request, observer)?)
         } else {

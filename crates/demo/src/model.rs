@@ -9,7 +9,9 @@
 use opensora::{ModelError, ModelFiles};
 use opensora_files::write_atomically;
 use std::{
-    env, fs, io,
+    env, fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -86,11 +88,19 @@ pub fn model_files() -> Result<ModelFiles, UnpackError> {
     if FILES.is_empty() {
         return Err(UnpackError::NotBundled);
     }
-    // One folder per version, so that programs of different versions do not replace each other's files.
-    let name = format!("{NAME}-{}-{}", env!("CARGO_PKG_VERSION"), size());
-    let folder = cache_folder().ok_or(UnpackError::NoCacheFolder)?.join("opensora").join(name);
+    let cache = cache_folder().ok_or(UnpackError::NoCacheFolder)?;
+    let folder = cache.join("opensora").join(folder_name(FILES));
     unpack(&folder)?;
     Ok(ModelFiles::open(&folder)?)
+}
+
+/// Returns the name of the folder for a model of these files. Each model has its own, so that programs with different
+/// models do not replace each other's files.
+fn folder_name(files: &[(&str, &[u8])]) -> String {
+    // Another release of the standard library may compute other digits, which only costs a second copy.
+    let mut hasher = DefaultHasher::new();
+    files.hash(&mut hasher);
+    format!("{NAME}-{}-{:016x}", env!("CARGO_PKG_VERSION"), hasher.finish())
 }
 
 /// Returns the user's cache folder, by the conventions of the platform.
@@ -178,6 +188,14 @@ mod tests {
         unpack(&folder).unwrap();
         assert_eq!(fs::read_to_string(config).unwrap(), original);
         assert_eq!(ModelFiles::open(&folder).unwrap().defaults.num_frames, 12);
+    }
+
+    #[test]
+    fn models_of_the_same_size_have_different_folders() {
+        let name = |weights: &[u8]| folder_name(&[("model.json", b"{}"), ("weights", weights)]);
+        assert_eq!(name(b"trained"), name(b"trained"));
+        assert_ne!(name(b"trained"), name(b"another"));
+        assert_ne!(folder_name(FILES), name(b"trained"));
     }
 
     #[cfg(unix)]

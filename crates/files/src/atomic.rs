@@ -54,6 +54,33 @@ pub fn write_atomically(
     file.commit()
 }
 
+/// Checks, before the work whose result it is, that a path can become a file. Its folder need not exist yet.
+///
+/// # Errors
+/// Returns an error if `path` is a folder, device, pipe or socket.
+pub fn check_file_path(path: &Path) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => {
+            let reason = "it is a folder, expected a file name";
+            Err(io::Error::new(io::ErrorKind::IsADirectory, reason))
+        }
+        // Renaming would replace the device itself.
+        Ok(found) if !found.is_file() => {
+            let reason = "it is a device, pipe or socket, expected a file";
+            Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks, before the work whose result it is, that a file can be written to a path. Leaves no file.
+///
+/// # Errors
+/// Returns the errors of [`AtomicFile::create`], and an error if the disk is full.
+pub fn check_writable(path: &Path) -> io::Result<()> {
+    AtomicFile::create(path, Existing::Replace)?.try_write()
+}
+
 /// A temporary file that becomes the file at its target when it is committed.
 ///
 /// The file can be created long before it is written, so that a read-only target is found before the work:
@@ -89,18 +116,7 @@ impl AtomicFile {
     /// [`Existing::Refuse`], or if its folder is not writable.
     pub fn create(path: &Path, existing: Existing) -> io::Result<Self> {
         check_target(path, existing)?;
-        match fs::metadata(path) {
-            Ok(found) if found.is_dir() => {
-                let reason = "it is a folder, expected a file name";
-                return Err(io::Error::new(io::ErrorKind::IsADirectory, reason));
-            }
-            // Renaming would replace the device itself.
-            Ok(found) if !found.is_file() => {
-                let reason = "it is a device, pipe or socket, expected a file";
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
-            }
-            _ => {}
-        }
+        check_file_path(path)?;
         let create =
             |path: &Path| OpenOptions::new().read(true).write(true).create_new(true).open(path);
         let (temporary, file) = Temporary::create(path, create, |path| fs::remove_file(path))?;
@@ -247,12 +263,14 @@ impl AtomicFolder {
 /// A missing folder is not an error.
 ///
 /// # Errors
-/// Returns an error if the folder cannot be listed or an entry cannot be removed.
+/// Returns an error if the folder cannot be listed; and the first error of an entry that cannot be removed, after it has tried
+/// all.
 pub fn remove_leftovers(folder: &Path, age: Duration) -> io::Result<()> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         entries => entries?,
     };
+    let mut result = Ok(());
     for entry in entries {
         let entry = entry?;
         let name = entry.file_name();
@@ -271,9 +289,9 @@ pub fn remove_leftovers(folder: &Path, age: Duration) -> io::Result<()> {
             }
         };
         // A missing entry was committed, or removed by another process.
-        unless_missing(remove())?;
+        result = result.and(unless_missing(remove()));
     }
-    Ok(())
+    result
 }
 
 /// Removes the temporary files and folders of killed processes from `folder`, and those of the safetensors crate (`.tmp`

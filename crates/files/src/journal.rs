@@ -1,7 +1,7 @@
 //! Append-only text files whose lines survive a crash.
 //!
-//! Lines are synced to the disk when they are appended. An incomplete last line, left by a crash, is removed
-//! when the journal is opened again. One process at a time may have a journal open.
+//! Lines are synced to the disk when they are appended. An incomplete last line, left by a crash, is not read, and is
+//! removed before the next line is appended. One process at a time may have a journal open.
 //!
 //! ```
 //! use opensora_files::Journal;
@@ -30,6 +30,8 @@ pub struct Journal {
     file: File,
     /// Offset of the end of the last complete line.
     end: u64,
+    /// True if an incomplete line follows.
+    torn: bool,
 }
 
 impl Drop for Journal {
@@ -41,7 +43,8 @@ impl Drop for Journal {
 }
 
 impl Journal {
-    /// Opens or creates the journal at `path`. Returns the journal and its lines.
+    /// Opens or creates the journal at `path`. Returns the journal and its complete lines. An existing file is not
+    /// changed before a line is appended, so that a caller can reject a file that is not its journal.
     ///
     /// File systems without locks, such as Lustre mounted without `flock`, do not keep other processes from opening
     /// the same journal: there, the caller must see to it that only one does.
@@ -66,16 +69,12 @@ impl Journal {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         let end = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
-        if end < bytes.len() {
-            file.set_len(end as u64)?;
-            file.sync_all()?;
-            bytes.truncate(end);
-        }
-        file.seek(SeekFrom::Start(end as u64))?;
+        let torn = end < bytes.len();
+        bytes.truncate(end);
         let text = String::from_utf8(bytes)
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "the journal is not UTF-8"))?;
         let lines = text.lines().map(str::to_string).collect();
-        Ok((Self { file, end: end as u64 }, lines))
+        Ok((Self { file, end: end as u64, torn }, lines))
     }
 
     /// Appends lines and syncs them to the disk. On failure, none of the lines is added.
@@ -98,18 +97,31 @@ impl Journal {
         if bytes.is_empty() {
             return Ok(());
         }
+        if self.torn {
+            self.cut()?;
+        }
         match self.file.write_all(&bytes).and_then(|()| self.file.sync_data()) {
             Ok(()) => {
                 self.end += bytes.len() as u64;
                 Ok(())
             }
             Err(error) => {
-                // Best effort: the next opening removes an incomplete line in any case.
-                let _ = self.file.set_len(self.end);
-                let _ = self.file.seek(SeekFrom::Start(self.end));
+                self.torn = true;
+                // Best effort: the next append tries again.
+                let _ = self.cut();
                 Err(error)
             }
         }
+    }
+
+    /// Removes what follows the last complete line.
+    fn cut(&mut self) -> io::Result<()> {
+        self.file.set_len(self.end)?;
+        // Before anything is written: a crash must not leave a line of old and new bytes.
+        self.file.sync_all()?;
+        self.file.seek(SeekFrom::Start(self.end))?;
+        self.torn = false;
+        Ok(())
     }
 }
 
@@ -132,13 +144,19 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         for torn in 0..4 {
             // A crash in the middle of a third line, cut anywhere.
-            std::fs::write(&path, [&whole[..], &b"thr\xc3"[..torn]].concat()).unwrap();
+            let bytes = [&whole[..], &b"thr\xc3"[..torn]].concat();
+            std::fs::write(&path, &bytes).unwrap();
             let (mut journal, lines) = Journal::open(&path).unwrap();
             assert_eq!(lines, ["one", "two"]);
             assert_eq!(journal.end, whole.len() as u64);
-            journal.append(["three"]).unwrap();
+            // The caller may find that the file is not its journal.
+            journal.append([]).unwrap();
+            journal.append(["a\nb"]).unwrap_err();
+            assert_eq!(std::fs::read(&path).unwrap(), bytes);
+            journal.append(["3"]).unwrap();
+            journal.append(["four"]).unwrap();
             drop(journal);
-            assert_eq!(std::fs::read(&path).unwrap(), [&whole[..], b"three\n"].concat());
+            assert_eq!(std::fs::read(&path).unwrap(), [&whole[..], b"3\nfour\n"].concat());
         }
     }
 
@@ -146,8 +164,9 @@ mod tests {
     fn files_that_are_not_journals_are_errors() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
-        std::fs::write(&path, b"\xff\n").unwrap();
+        std::fs::write(&path, b"\xff\nlast").unwrap();
         assert_eq!(Journal::open(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(std::fs::read(&path).unwrap(), b"\xff\nlast");
         assert!(Journal::open(folder.path()).is_err());
         // A handle without the right to write.
         std::fs::write(&path, "one\n").unwrap();

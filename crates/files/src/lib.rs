@@ -30,8 +30,8 @@ pub mod read;
 pub mod text;
 
 pub use atomic::{
-    AtomicFile, AtomicFolder, Existing, remove_folder, remove_if_present, remove_leftovers,
-    remove_unfinished, write_atomically,
+    AtomicFile, AtomicFolder, Existing, check_file_path, check_writable, remove_folder,
+    remove_if_present, remove_leftovers, remove_unfinished, write_atomically,
 };
 pub use folder::{CreatedFolders, folder_of, sync_folder};
 pub use journal::Journal;

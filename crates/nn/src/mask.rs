@@ -72,8 +72,9 @@ impl TokenMask {
         Self { rows, len }
     }
 
-    /// Returns the additive attention bias `[B, 1, 1, L]`: 0 for kept tokens, and for masked tokens a
-    /// finite number whose softmax weight is exactly zero. Returns `None` if no token is masked.
+    /// Returns the additive attention bias `[B, 1, 1, L]`: 0 for kept tokens, and for masked tokens a large negative
+    /// number, whose softmax weight beside a kept token is zero, or at most 1.6e-38 on flex, where `exp` is
+    /// clamped at `exp(-87)`. Returns `None` if no token is masked.
     pub fn bias(&self, dtype: DType, device: &Device) -> Option<Tensor<4>> {
         if self.rows.iter().flatten().all(|&keep| keep) {
             return None;

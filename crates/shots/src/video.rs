@@ -37,7 +37,7 @@ pub struct VideoShots {
 ///
 /// Only compared pixels are converted to RGB, and the `ffmpeg` program transfers only these if it can select
 /// them exactly. Two `ffmpeg` processes share a long video, each on one core; otherwise one thread decodes
-/// while another compares.
+/// while another compares. With [`Decoder::Auto`], this process decodes what the program cannot.
 ///
 /// # Errors
 /// Returns an error if a setting is invalid, or if the file cannot be decoded or has no frames.
@@ -56,7 +56,13 @@ pub fn of_video(
     {
         return Ok(found);
     }
-    in_one_pass(path, decoder, settings)
+    match in_one_pass(path, decoder, settings) {
+        // Some builds of the program lack decoders, for example that of H.264.
+        Err(error @ ShotsError::Video(VideoError::Decode { .. })) if decoder == Decoder::Auto => {
+            in_one_pass(path, Decoder::InProcess, settings).map_err(|_| error)
+        }
+        found => found,
+    }
 }
 
 impl VideoShots {

@@ -226,6 +226,7 @@ mod tests {
             ClassConfig { class_dropout_prob: f64::NAN, ..ok.clone() },
             ClassConfig { class_dropout_prob: 1.5, ..ok.clone() },
             ClassConfig { hidden_size: 1150, ..ok.clone() },
+            ClassConfig { patch_size: [1 << 20; 3], ..ok.clone() },
             ClassConfig { mlp_ratio: 1e-9, ..ok.clone() },
         ] {
             assert!(matches!(bad.validate(), Err(SizeError::Config(_))), "{bad:?}");

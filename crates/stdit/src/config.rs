@@ -44,6 +44,10 @@ pub struct PositionScales {
 /// Most tokens of a prompt, many times those of the published models (120 and 300).
 const MAX_PROMPT_TOKENS: usize = 4096;
 
+/// Most values of a patch of all channels: far above any model, and few enough that their product with twice
+/// `hidden_size` does not overflow.
+const MAX_PATCH_VALUES: usize = 1 << 24;
+
 impl Default for PositionScales {
     fn default() -> Self {
         Self { space_scale: 1.0, time_scale: 1.0 }
@@ -127,6 +131,13 @@ pub(crate) fn check_sizes(
         if value == 0 || value > most {
             return fail(format!("{name} is {value}, expected 1 to {most}"));
         }
+    }
+    let patch_values = patch_size.iter().fold(in_channels, |all, &side| all.saturating_mul(side));
+    if patch_values > MAX_PATCH_VALUES {
+        return fail(format!(
+            "patch_size {patch_size:?} with in_channels {in_channels} has {patch_values} values, expected at \
+             most {MAX_PATCH_VALUES}"
+        ));
     }
     if !hidden_size.is_multiple_of(num_heads) || !hidden_size.is_multiple_of(4) {
         return fail(format!(
@@ -242,6 +253,9 @@ mod tests {
             DenoiserConfig { hidden_size: usize::MAX, ..ok.clone() },
             DenoiserConfig { mlp_ratio: f64::NAN, ..ok.clone() },
             DenoiserConfig { patch_size: [1, 0, 2], ..ok.clone() },
+            // Each side is allowed, their product overflows or takes too much.
+            DenoiserConfig { patch_size: [1 << 20; 3], ..ok.clone() },
+            DenoiserConfig { patch_size: [1, 1 << 11, (1 << 11) + 1], ..ok.clone() },
             DenoiserConfig {
                 scales: PositionScales { space_scale: 0.0, time_scale: 1.0 },
                 ..ok.clone()

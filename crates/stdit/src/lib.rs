@@ -52,9 +52,9 @@
 //!
 //! Source: hpcaitech/Open-Sora v1.0.0, `opensora/models/{stdit/stdit.py, pixart/pixart.py, dit/dit.py,
 //! latte/latte.py, layers/blocks.py}`. Deviations: position tables are computed for the size of each call
-//! instead of being buffers of one size; prompt tokens are masked by an additive bias instead of being packed
-//! (padded tokens get a weight of exactly zero either way); timesteps stay in f32; drop path and dropout of captions
-//! and labels are not ported.
+//! instead of being buffers of one size; prompt tokens are masked by an additive bias instead of being packed (the
+//! weight of a padded token is zero, or at most 1.6e-38 on flex: see `opensora_nn::mask::TokenMask::bias`); timesteps
+//! stay in f32; drop path and dropout of captions and labels are not ported.
 
 pub mod adaln;
 pub mod attention;

@@ -75,6 +75,18 @@ fn sizes_are_limited_far_above_those_of_any_model() {
     assert!(with_channels(1 << 20).is_ok() && with_channels((1 << 20) + 1).is_err());
 }
 
+/// Models of the largest patch and width are built, since their weights are not allocated.
+#[test]
+fn models_are_built_for_every_size_that_is_accepted() {
+    let (device, patch_size, hidden_size) = (Device::flex(), [1, 1 << 11, 1 << 11], 1 << 20);
+    let largest = ClassConfig { patch_size, hidden_size, ..class_config() };
+    assert!(largest.init::<Dit>(&device).is_ok() && largest.init::<Latte>(&device).is_ok());
+    let largest = DenoiserConfig { patch_size, hidden_size, ..config() };
+    assert!(largest.init::<StDit>(&device).is_ok() && largest.init::<PixArt>(&device).is_ok());
+    let larger = DenoiserConfig { patch_size: [2, 1 << 11, 1 << 11], ..largest };
+    assert!(larger.init::<StDit>(&device).is_err());
+}
+
 #[test]
 fn the_work_of_class_models_is_that_of_their_attention() {
     let (device, config) = (Device::flex(), class_config());

@@ -6,7 +6,9 @@
 //! complete output.
 
 use crate::{Frames, VideoError, frames::MAX_SIDE, gif, mp4, png};
-use opensora_files::{AtomicFile, AtomicFolder, CreatedFolders, Existing, folder_of};
+use opensora_files::{
+    AtomicFile, AtomicFolder, CreatedFolders, Existing, check_file_path, folder_of,
+};
 use serde_json::Value;
 use std::{
     ffi::OsString,
@@ -139,9 +141,7 @@ impl Writer {
             fs::remove_file(folder.temporary_path().join("try")).map_err(io)?;
             Place::Folder(folder)
         } else {
-            if path.is_dir() {
-                return Err(wrong("it is a folder, expected a file name"));
-            }
+            check_file_path(&path).map_err(io)?;
             if record_path(&path).is_dir() {
                 return Err(wrong("the record beside it (.json) would replace a folder"));
             }

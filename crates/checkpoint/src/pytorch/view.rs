@@ -55,7 +55,10 @@ impl Reader {
             len: end - first,
             crc32: region.crc32.filter(|_| whole),
         };
-        let (shape, strides) = (view.shape.clone(), view.strides.clone());
+        // No step is taken along an axis of length one: its stride may be any number, and sums of it could overflow.
+        let axes = view.shape.iter().zip(&view.strides);
+        let strides = axes.map(|(&size, &stride)| if size <= 1 { 0 } else { stride }).collect();
+        let shape = view.shape.clone();
         Ok(Self { file, window, shape, strides, dtype: view.dtype })
     }
 
@@ -119,6 +122,18 @@ mod tests {
         assert_eq!(gather(&bytes, &[2, 2, 2], &[12, 0, 4], 1), [0, 4, 0, 4, 12, 16, 12, 16]);
         assert_eq!(gather(&bytes, &[], &[], 4), [0, 1, 2, 3]);
         assert!(gather(&bytes, &[0, 3], &[1, 1], 4).is_empty());
+    }
+
+    #[test]
+    fn strides_of_axes_of_length_one_are_not_computed_with() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(path.path(), [0u8, 1, 2, 3]).unwrap();
+        let file = FileRange::new(path.reopen().unwrap());
+        let region = Region { start: 0, len: 4, crc32: None };
+        let (shape, strides) = (vec![2, 1, 2], vec![1, usize::MAX, 2]);
+        let view = View { storage: 0, dtype: DType::U8, offset: 0, end: 4, shape, strides };
+        let reader = Reader::new(file, &view, region).unwrap();
+        assert_eq!(reader.read().unwrap(), [0, 2, 1, 3]);
     }
 
     #[test]

@@ -283,3 +283,22 @@ fn without_hard_links_the_name_is_claimed_first() {
     assert_eq!(rename_new(&temporary, &target).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     assert_eq!(fs::read_to_string(&target).unwrap(), "old");
 }
+
+#[test]
+fn places_for_files_are_checked_before_the_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("file"), "old").unwrap();
+    fs::create_dir(path("sub")).unwrap();
+    check_writable(&path("file")).unwrap();
+    check_writable(&path("new")).unwrap();
+    assert_eq!(fs::read_to_string(path("file")).unwrap(), "old");
+    assert_eq!(names(folder.path()), ["file", "sub"], "nothing is left");
+    for check in [check_writable, check_file_path] {
+        assert_eq!(check(&path("sub")).unwrap_err().kind(), io::ErrorKind::IsADirectory);
+    }
+    // Only the second check needs the folder.
+    check_file_path(&path("missing/file")).unwrap();
+    let error = check_writable(&path("missing/file")).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
+}

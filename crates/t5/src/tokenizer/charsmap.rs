@@ -8,14 +8,17 @@
 //! without checks: with a corrupt table it would panic in the middle of a caption. Here every state that a text can
 //! reach is visited once, so that the library does not panic on an accepted table.
 
+use std::collections::VecDeque;
+
 /// Largest accepted table (the published ones are below 300 kB).
 const MAX_BYTES: usize = 4 << 20;
 /// Longest accepted replacement in bytes. NFKC's longest (U+FDFA) has 33. Without a limit, a corrupt table could
 /// replace every character of a caption by megabytes.
 const MAX_REPLACEMENT_BYTES: usize = 256;
 
-/// Checks a table; the error is a description of the problem.
-pub(super) fn check(charsmap: &[u8]) -> Result<(), String> {
+/// Checks a table and returns its growth: the most bytes that it makes of one byte of text, at least 1 (the published
+/// table: 11, of U+FDFA). The error is a description of the problem.
+pub(super) fn check(charsmap: &[u8]) -> Result<usize, String> {
     if charsmap.len() > MAX_BYTES {
         return Err(format!("it has {} bytes, expected at most {MAX_BYTES}", charsmap.len()));
     }
@@ -55,9 +58,9 @@ impl Unit {
     }
 }
 
-/// Visits every state that is reachable from the root by any bytes; returns an error if a state is
-/// outside the table or its replacement is invalid.
-fn walk(units: &[Unit], replacements: &str) -> Result<(), String> {
+/// Visits every state that is reachable from the root by any bytes, and returns the table's growth. Returns an error if
+/// a state is outside the table or its replacement is invalid.
+fn walk(units: &[Unit], replacements: &str) -> Result<usize, String> {
     // From a state the reader indexes `state ^ byte` for any byte, so all these units must exist.
     let in_bounds = |state: usize| {
         if state | 0xff < units.len() {
@@ -68,8 +71,12 @@ fn walk(units: &[Unit], replacements: &str) -> Result<(), String> {
     let root = in_bounds(units.first().map_or(0, |unit| unit.offset()))?;
     let mut seen = vec![false; units.len()];
     seen[root] = true;
-    let mut open = vec![root];
-    while let Some(state) = open.pop() {
+    let mut growth = 1usize;
+    // Breadth first: several texts can lead to a state of a corrupt table, and the shortest one grows most. What the
+    // reader replaces is at least as long as the text that leads to the replacement.
+    let mut open = VecDeque::from([(root, 0usize)]);
+    while let Some((state, depth)) = open.pop_front() {
+        let length = depth + 1;
         for byte in 1..=0xff_u32 {
             let at = state ^ byte as usize;
             let unit = units[at];
@@ -78,17 +85,19 @@ fn walk(units: &[Unit], replacements: &str) -> Result<(), String> {
             }
             let next = in_bounds(at ^ unit.offset())?;
             if unit.has_leaf() {
-                check_replacement(replacements, units[next].value())?;
+                let bytes = replacement_bytes(replacements, units[next].value())?;
+                growth = growth.max(bytes.div_ceil(length));
             }
             if !std::mem::replace(&mut seen[next], true) {
-                open.push(next);
+                open.push_back((next, length));
             }
         }
     }
-    Ok(())
+    Ok(growth)
 }
 
-fn check_replacement(replacements: &str, at: usize) -> Result<(), String> {
+/// Returns the length of the replacement that starts at byte `at`.
+fn replacement_bytes(replacements: &str, at: usize) -> Result<usize, String> {
     let text = replacements.get(at..).ok_or_else(|| {
         format!("a replacement starts at byte {at}, which is not the start of a character")
     })?;
@@ -98,5 +107,5 @@ fn check_replacement(replacements: &str, at: usize) -> Result<(), String> {
             "the replacement at byte {at} is longer than {MAX_REPLACEMENT_BYTES} bytes"
         ));
     }
-    Ok(())
+    Ok(bytes)
 }

@@ -13,7 +13,12 @@ use tokenizers::{
     pre_tokenizers::{metaspace::Metaspace, sequence::Sequence as PreTokenizers},
 };
 
-use super::{charsmap, config::Config, error::TokenizerError, spiece::Spiece};
+use super::{
+    charsmap,
+    config::Config,
+    error::TokenizerError,
+    spiece::{MAX_VOCABULARY_BYTES, Spiece},
+};
 
 /// Text and score of a vocabulary entry.
 pub(super) type Piece = (String, f64);
@@ -64,7 +69,7 @@ impl Pipeline {
 
         let mut normalizers = Vec::with_capacity(3);
         if !charsmap.is_empty() {
-            normalizers.push(precompiled(path, &charsmap)?);
+            normalizers.push(precompiled(path, &charsmap)?.0);
         }
         normalizers.push(Strip::new(false, true).into());
         let spaces = Replace::new(ReplacePattern::Regex(SPACES.into()), WORD_BOUNDARY)
@@ -107,8 +112,18 @@ impl Pipeline {
     /// Builds the library's tokenizer from checked parts.
     pub(super) fn build(self, path: &Path) -> Result<Library, TokenizerError> {
         let normalizer = Sequence::new(self.normalizers);
+        let mut bytes = 0;
         for token in &self.added {
-            check_added(path, token, &normalizer)?;
+            bytes += check_added(path, token, &normalizer)?;
+            // The library makes a search automaton of all of them, whose memory is many times their bytes.
+            if bytes > MAX_VOCABULARY_BYTES {
+                return Err(TokenizerError::TooLarge {
+                    path: path.to_owned(),
+                    what: "the size of the normalised added tokens in bytes",
+                    found: bytes as u64,
+                    limit: MAX_VOCABULARY_BYTES as u64,
+                });
+            }
         }
         let model = Unigram::from(self.pieces, Some(self.unk_id), self.byte_fallback)
             .map_err(|error| library_error(path, "unknown token", error))?;
@@ -126,13 +141,17 @@ pub(super) fn id(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
 }
 
-/// Checks the normalisation table of a SentencePiece model and returns it as a stage.
-pub(super) fn precompiled(path: &Path, table: &[u8]) -> Result<NormalizerWrapper, TokenizerError> {
+/// Checks the normalisation table of a SentencePiece model and returns it as a stage, with the most bytes that it makes
+/// of one byte of text.
+pub(super) fn precompiled(
+    path: &Path,
+    table: &[u8],
+) -> Result<(NormalizerWrapper, usize), TokenizerError> {
     let corrupt = |reason| TokenizerError::CharsMap { path: path.to_owned(), reason };
-    charsmap::check(table).map_err(corrupt)?;
+    let growth = charsmap::check(table).map_err(corrupt)?;
     let normalizer = Precompiled::from(table)
         .map_err(|error| library_error(path, "precompiled_charsmap is corrupt", error))?;
-    Ok(normalizer.into())
+    Ok((normalizer.into(), growth))
 }
 
 /// Returns the error of a part of the tokenizer that the library rejects.
@@ -144,13 +163,13 @@ pub(super) fn library_error(
     TokenizerError::Library { path: path.to_owned(), part: part.into(), source: error.into() }
 }
 
-/// Checks an added token. The library searches for added tokens as byte patterns; an empty pattern would match
-/// inside characters.
+/// Checks an added token and returns the length of its normalised text in bytes. The library searches for added tokens as
+/// byte patterns; an empty pattern would match inside characters.
 fn check_added(
     path: &Path,
     token: &AddedToken,
     normalizer: &Sequence,
-) -> Result<(), TokenizerError> {
+) -> Result<usize, TokenizerError> {
     let name = || format!("added token {:?}", token.content.chars().take(40).collect::<String>());
     let bad =
         |reason| TokenizerError::SpecialToken { path: path.to_owned(), token: name(), reason };
@@ -161,12 +180,13 @@ fn check_added(
         let found = token.content.len();
         return Err(bad(format!("found {found} bytes, expected at most {MAX_TOKEN_BYTES}")));
     }
-    if token.normalized {
-        let mut content = NormalizedString::from(token.content.as_str());
-        normalizer.normalize(&mut content).map_err(|error| library_error(path, name(), error))?;
-        if content.is_empty() {
-            return Err(bad("it is empty after normalisation".into()));
-        }
+    if !token.normalized {
+        return Ok(token.content.len());
     }
-    Ok(())
+    let mut content = NormalizedString::from(token.content.as_str());
+    normalizer.normalize(&mut content).map_err(|error| library_error(path, name(), error))?;
+    if content.is_empty() {
+        return Err(bad("it is empty after normalisation".into()));
+    }
+    Ok(content.len())
 }

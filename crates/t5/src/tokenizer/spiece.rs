@@ -16,8 +16,8 @@ use super::{error::TokenizerError, pipeline::Piece};
 const MAX_PIECE_BYTES: usize = 512;
 /// Most accepted pieces (T5: 32 000, mT5: 250 112).
 const MAX_PIECES: usize = 1 << 20;
-/// Most accepted bytes of all pieces together: the trie takes some hundred bytes per byte.
-const MAX_VOCABULARY_BYTES: usize = 4 << 20;
+/// Most accepted bytes of all pieces together, and of all added tokens: a trie takes some hundred bytes per byte.
+pub(super) const MAX_VOCABULARY_BYTES: usize = 4 << 20;
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ModelProto {

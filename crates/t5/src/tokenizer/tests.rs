@@ -5,12 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use opensora_files::error_line;
 use prost::Message;
 use serde_json::{Value, json};
 
 use super::{
-    T5Tokenizer, TokenIds, TokenizerError,
+    T5Tokenizer, TokenIds, TokenizerError, charsmap,
     spiece::{ModelProto, SentencePiece, kind},
 };
 
@@ -472,11 +473,11 @@ fn hostile_tokenizer_json() {
         (&["Replace"], |v| {
             v["normalizer"]["normalizers"][2]["pattern"] = json!({"Regex": "(a+)+$"});
         }),
-        (&["Replace", "1000 bytes"], |v| {
+        // Each stage replaces what the one before inserted: 11 bytes of one byte by the table, 1000 of each of these.
+        (&["normalizer", "11000 bytes"], |v| {
             v["normalizer"]["normalizers"][2]["content"] = json!("x".repeat(1000));
         }),
-        // Each stage replaces what the one before inserted.
-        (&["Replace", "65536 bytes"], |v| {
+        (&["normalizer", "65536 bytes"], |v| {
             let stage =
                 json!({"type": "Replace", "pattern": {"String": "a"}, "content": "a".repeat(256)});
             v["normalizer"] = json!({"type": "Sequence", "normalizers": [stage, stage]});
@@ -496,6 +497,60 @@ fn hostile_tokenizer_json() {
     for text in ["", "{", "[]", "{\"model\": 1}", &"[".repeat(100_000), &"{\"a\":".repeat(10_000)] {
         assert_rejected(load(&[("tokenizer.json", text.as_bytes())]), &["tokenizer.json"]);
     }
+}
+
+/// Returns the table that replaces one letter. The root is state 0; the letter leads to state 256 + `letter`, a leaf
+/// whose value 0 is the offset of the replacement.
+fn charsmap_of(letter: u8, replacement: &str) -> Vec<u8> {
+    let mut units = [0u32; 512];
+    units[usize::from(letter)] = (256 << 10) | (1 << 8) | u32::from(letter);
+    let trie: Vec<u8> = units.iter().flat_map(|unit| unit.to_le_bytes()).collect();
+    [&(trie.len() as u32).to_le_bytes()[..], &trie[..], replacement.as_bytes(), &b"\0"[..]].concat()
+}
+
+#[test]
+fn the_growth_of_a_table_is_that_of_its_largest_replacement() {
+    let published = golden_proto().normalizer_spec.unwrap().precompiled_charsmap.unwrap();
+    // U+FDFA is 3 bytes, its replacement 33.
+    assert_eq!(charsmap::check(&published), Ok(11));
+    assert_eq!(charsmap::check(&charsmap_of(b'a', "")), Ok(1));
+    assert_eq!(charsmap::check(&charsmap_of(b'a', &"b".repeat(256))), Ok(256));
+}
+
+#[test]
+fn tables_that_replace_each_others_letters_are_limited_together() {
+    let stage = |letter: u8, replacement: &str| {
+        let table = STANDARD.encode(charsmap_of(letter, &replacement.repeat(256)));
+        json!({"type": "Precompiled", "precompiled_charsmap": table})
+    };
+    let load = |stages: &[Value]| {
+        load_json(|v| v["normalizer"] = json!({"type": "Sequence", "normalizers": stages}))
+    };
+    let (first, second, third) = (stage(b'a', "b"), stage(b'b', "c"), stage(b'c', "d"));
+    assert!(load(std::slice::from_ref(&first)).is_ok());
+    assert_rejected(load(&[first, second, third]), &["normalizer", "16777216 bytes of one byte"]);
+}
+
+#[test]
+fn added_tokens_are_limited_after_normalisation() {
+    // Every "a" becomes 256 bytes, and a token 128,003.
+    let with = |count: u32| {
+        load_json(|v| {
+            let content = "a".repeat(256);
+            v["normalizer"] =
+                json!({"type": "Replace", "pattern": {"String": "a"}, "content": content});
+            let added = v["added_tokens"].as_array_mut().unwrap();
+            added.extend((0..count).map(|i| {
+                let content = format!("{i:03}{}", "a".repeat(500));
+                json!({
+                    "id": 1100 + i, "content": content, "normalized": true, "special": false,
+                    "single_word": false, "lstrip": false, "rstrip": false
+                })
+            }));
+        })
+    };
+    assert!(with(2).is_ok());
+    assert_rejected(with(40), &["normalised added tokens in bytes", "at most 4194304"]);
 }
 
 #[test]

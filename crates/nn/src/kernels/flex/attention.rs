@@ -24,7 +24,7 @@ use opensora_gemm::MatRef;
 const SCORE_BUDGET: usize = 1 << 22;
 
 /// Most softmax weights that an attention saves for backward: 256 MiB. With more, backward computes them again, so
-/// that memory stays linear in the number of tokens: one more product of five.
+/// that memory stays linear in the number of tokens: one more product of five. Those of short sequences are always saved.
 #[cfg(feature = "autodiff")]
 const SAVED_BUDGET: usize = 1 << 26;
 

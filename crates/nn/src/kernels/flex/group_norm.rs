@@ -89,7 +89,8 @@ fn mean_and_variance(values: &[f32]) -> (f64, f64) {
         #[inline(always)]
         move |x| (x - centre) * (x - centre),
     ) / count;
-    (mean, square - (mean - f64::from(centre)).powi(2))
+    // Rounding must not make it negative: of equal values, `square` can be 0 while `centre` is not the mean.
+    (mean, (square - (mean - f64::from(centre)).powi(2)).max(0.0))
 }
 
 /// Returns the sum of `f` over `values`: in f32 over short runs of 16 lanes, which compilers vectorise, and
@@ -115,4 +116,17 @@ fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f64 {
             total
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_values_have_no_negative_variance() {
+        for k in 1..200 {
+            let (mean, variance) = mean_and_variance(&[1e5 * k as f32 / 7.0; 2000]);
+            assert!(mean.is_finite() && variance >= 0.0, "{k}: {mean} {variance}");
+        }
+    }
 }
