@@ -90,5 +90,5 @@ fn trainer() -> Trainer<Linear> {
 /// Saves a checkpoint of a run in `folder`.
 fn saved(folder: &std::path::Path) -> std::path::PathBuf {
     let progress = Progress { step: 3, next_slot: 6, samples: 6, seconds: 1.5 };
-    Checkpoints::new(folder, 1).save(&trainer(), &progress).expect("a checkpoint")
+    Checkpoints::new(folder, 1).save(&trainer(), &progress, &mut ()).expect("a checkpoint")
 }

@@ -9,7 +9,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use opensora::train::{
     Observer,
     metrics::Record,
-    observer::{CheckpointDamaged, DescriptionOmitted, Resumed, RowsMissing, StepDone, Update},
+    observer::{
+        CacheDoubted, CheckpointDamaged, DescriptionOmitted, RemovalFailed, Resumed, RowsMissing,
+        StepDone, Update,
+    },
 };
 use std::{
     fmt::Display,
@@ -107,6 +110,14 @@ impl Observer for TrainProgress {
     }
 
     fn checkpoint_damaged(&mut self, event: &CheckpointDamaged<'_>) {
+        self.message(event);
+    }
+
+    fn cache_doubted(&mut self, event: &CacheDoubted<'_>) {
+        self.message(event);
+    }
+
+    fn removal_failed(&mut self, event: &RemovalFailed<'_>) {
         self.message(event);
     }
 

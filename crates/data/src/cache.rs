@@ -11,9 +11,10 @@
 //! Equal captions share their states within a shard. A later call reuses a shard that was made from
 //! the same settings, models, captions and contents of files, even if the files have moved;
 //! interrupted work resumes after the last complete shard. Opening rejects a cache that is damaged
-//! or was made from other data or settings than a training run needs: settings are compared first,
-//! then headers and shapes, then all checksums, on all cores. That reads the cache once. One
-//! process at a time writes a cache.
+//! or was made with other clips than a training run needs: settings are compared first, then headers
+//! and shapes, then all checksums, on all cores. That reads the cache once; several ranks share the
+//! checksums ([`LatentCache::open_for_rank`]). Rows and models are compared by
+//! [`LatentCache::check_rows`] and [`LatentCache::check_models`]. One process at a time writes a cache.
 
 mod hash;
 mod read;

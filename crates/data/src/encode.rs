@@ -152,19 +152,28 @@ impl ClipEncoder {
         Ok(EncodedCaption { states, mask, width })
     }
 
-    /// Encodes the caption of a row. An error names the row.
+    /// Encodes the caption of a row. An error of the caption names the row.
     pub(crate) fn caption_of(
         &self,
         row: usize,
         path: &Path,
         caption: &str,
     ) -> Result<EncodedCaption, DataError> {
-        self.caption(caption).map_err(|error| DataError::Row {
+        self.caption(caption).map_err(|error| caption_error(error, row, path))
+    }
+}
+
+/// Returns the error of a row whose caption cannot be encoded. That of a device is returned unchanged: it affects every row,
+/// and a good row must not be listed as bad.
+fn caption_error(error: DataError, row: usize, path: &Path) -> DataError {
+    match error {
+        DataError::Device(_) => error,
+        error => DataError::Row {
             row,
             path: path.into(),
             reason: "unusable caption".into(),
             source: Some(error.into()),
-        })
+        },
     }
 }
 
@@ -228,5 +237,27 @@ impl Source for OnTheFly {
 
     fn fingerprint(&self) -> Result<String, DataError> {
         self.dataset.fingerprint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use opensora_files::error_line;
+    use opensora_nn::read::ReadError;
+
+    #[test]
+    fn a_device_that_fails_makes_no_row_bad() {
+        let path = Path::new("a.mp4");
+        let device = ReadError::Copy { device: "cuda:0".into(), reason: "out of memory".into() };
+        let error = caption_error(device.into(), 4, path);
+        assert!(matches!(error, DataError::Device(ReadError::Copy { .. })), "{error}");
+
+        let what = "the caption 'a'".to_string();
+        let error = DataError::Encode { what, source: "not finite".into() };
+        let error = caption_error(error, 4, path);
+        assert!(matches!(error, DataError::Row { row: 4, .. }), "{error}");
+        let line = "row 5: a.mp4: unusable caption: cannot encode the caption 'a': not finite";
+        assert_eq!(error_line(&error), line);
     }
 }

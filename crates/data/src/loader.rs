@@ -1,9 +1,9 @@
 //! Batches of a source: read ahead by worker threads, in an order that does not depend on the threads.
 //!
-//! A bad row is an error unless the configuration allows some: then its slot of the order is
-//! skipped, the next slots fill the batch, and the row is written to a list that later runs use. No
-//! row replaces another. Errors that affect more than one row (a damaged cache, a setting) are
-//! never skipped.
+//! A bad row is an error unless the configuration allows some: then it is skipped from its slot of
+//! the order on, the next slots fill the batch, and row and slot are written to a list. A resumed run
+//! reads the list and so has the batches of a run without a break. No row replaces another. Errors
+//! that affect more than one row (a damaged cache, a setting) are never skipped.
 //!
 //! In a run over several ranks, every rank reads its [`Part`] of each batch. The ranks agree on bad rows, so that
 //! the batches are those of one process.
@@ -18,6 +18,7 @@ use crate::{DataError, SettingError, Source, order::Order};
 use opensora_files::error_line;
 pub use part::Part;
 use skip_list::SkipList;
+pub use skip_list::Skipped;
 use std::{collections::BTreeMap, ops::Range, path::PathBuf, sync::Arc};
 pub use workers::read as read_caught;
 use workers::{Read, Workers, name_of, read};
@@ -44,8 +45,8 @@ pub struct LoaderConfig {
     pub shuffle: bool,
     /// Maximum number of bad rows that are skipped; one more is an error.
     pub skip_bad: usize,
-    /// File that lists bad rows (CSV: row from 1, path, reason). Rows that it lists already, with
-    /// the same path, are skipped without being read and do not count.
+    /// File that lists bad rows (CSV: row from 1, path, reason, slot). Rows that it lists already, with
+    /// the same path, are skipped from the slot on without being read, and do not count.
     pub skip_list: Option<PathBuf>,
 }
 
@@ -187,8 +188,8 @@ where
         Ok(self)
     }
 
-    /// Returns the skipped rows with the reasons.
-    pub fn skipped(&self) -> &BTreeMap<usize, String> {
+    /// Returns the skipped rows.
+    pub fn skipped(&self) -> &BTreeMap<usize, Skipped> {
         self.skip_list.rows()
     }
 
@@ -203,9 +204,8 @@ where
             let failed = failed.map(|(index, error)| (own.start + index, error));
             let Some((place, error)) = self.part.first_bad(failed, &slots) else { break };
             let Slot { slot, row, .. } = slots[place];
-            let skipped = self.skip(row, error);
+            let skipped = self.skip(row, slot, error);
             self.part.agree(skipped)?;
-            // The row is skipped from this slot on.
             slots.retain(|other| other.row != row || other.slot < slot);
             self.ahead = (first_slot, 0);
         }
@@ -221,16 +221,15 @@ where
     /// Completes the slots of a batch by the next ones whose rows are not skipped.
     fn fill(&mut self, slots: &mut Vec<Slot>) -> Result<(), DataError> {
         while slots.len() < self.config.batch_size {
-            // The list has only rows of this source: no good row is left.
-            if self.skipped().len() == self.source.len() {
+            let slot = self.slot;
+            if self.skip_list.skips_all(self.source.len(), slot) {
                 return Err(DataError::AllBad { rows: self.source.len() });
             }
-            let slot = self.slot;
             let Some((epoch, row)) = self.order.at(slot) else {
                 return Err(DataError::Empty);
             };
             self.slot += 1;
-            if !self.skipped().contains_key(&row) {
+            if !self.skip_list.skips(row, slot) {
                 slots.push(Slot { slot, row, epoch });
             }
         }
@@ -266,7 +265,7 @@ where
         while self.ahead.0 < slot.slot + self.config.ahead() as u64 {
             let (slot, place) = self.ahead;
             if let Some((epoch, row)) = self.order.at(slot)
-                && !self.skip_list.rows().contains_key(&row)
+                && !self.skip_list.skips(row, slot)
             {
                 if own.contains(&place) {
                     workers.request((slot, row, epoch))?;
@@ -278,17 +277,20 @@ where
         workers.receive(slot.slot)
     }
 
-    /// Lists a bad row, or returns its error if no more are allowed.
-    fn skip(&mut self, row: usize, error: DataError) -> Result<(), DataError> {
+    /// Lists a row that is bad in `slot`, or returns its error if no more are allowed.
+    fn skip(&mut self, row: usize, slot: u64, error: DataError) -> Result<(), DataError> {
         if self.config.skip_bad == 0 || !matches!(error, DataError::Row { .. }) {
             return Err(error);
         }
-        if self.newly_skipped == self.config.skip_bad {
+        // A listed row can fail before its slot, if its file was damaged since.
+        let is_new = !self.skipped().contains_key(&row);
+        if is_new && self.newly_skipped == self.config.skip_bad {
             let allowed = self.config.skip_bad;
             return Err(DataError::TooManyBad { allowed, source: Box::new(error) });
         }
-        self.skip_list.add(row, &name_of(&*self.source, row), error_line(&error))?;
-        self.newly_skipped += 1;
+        let skipped = Skipped { slot, reason: error_line(&error) };
+        self.skip_list.add(row, &name_of(&*self.source, row), skipped)?;
+        self.newly_skipped += usize::from(is_new);
         Ok(())
     }
 }

@@ -128,6 +128,49 @@ fn other_settings_and_models_make_a_cache_stale_and_a_flipped_bit_is_found() {
 }
 
 #[test]
+fn other_models_than_those_that_encoded_a_cache_are_found() {
+    let world = World::new(5, 6);
+    world.write(&clip());
+    let cache = LatentCache::open(&world.path("cache")).unwrap();
+    let (vae, t5) = (world.path("vae"), world.path("t5"));
+    let weights = vae.join("diffusion_pytorch_model.safetensors");
+    cache.check_models(None, None).unwrap();
+    for vae in [&vae, &weights, &world.path("not on this machine")] {
+        cache.check_models(Some(vae), Some(&t5)).unwrap();
+    }
+    for (changed, what) in
+        [(&weights, "of the VAE"), (&t5.join("model.safetensors"), "of the text encoder")]
+    {
+        let whole = fs::read(changed).unwrap();
+        let mut bytes = whole.clone();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(changed, bytes).unwrap();
+        let error = cache.check_models(Some(&vae), Some(&t5)).unwrap_err().to_string();
+        assert!(error.contains("other files") && error.contains(what), "{error}");
+        assert!(error.contains("encode again") && !error.contains('\n'), "{error}");
+        fs::write(changed, whole).unwrap();
+        cache.check_models(Some(&vae), Some(&t5)).unwrap();
+    }
+}
+
+#[test]
+fn ranks_share_the_checksums_of_a_cache() {
+    let world = World::new(5, 6);
+    world.write(&clip());
+    let opens = |rank: usize, ranks: usize| {
+        LatentCache::open_for_rank(&world.path("cache"), &clip(), [rank, ranks]).is_ok()
+    };
+    // The second of three shards.
+    let path = shard(&world.path("cache"), 1);
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 4;
+    fs::write(&path, bytes).unwrap();
+    assert_eq!([0, 1].map(|rank| opens(rank, 2)), [true, false]);
+    assert_eq!([0, 1, 2, 3].map(|rank| opens(rank, 4)), [true, false, true, true]);
+    assert!(!opens(0, 1));
+}
+
+#[test]
 fn one_process_at_a_time_writes_a_cache() {
     let world = World::new(5, 6);
     let folder = world.path("cache");

@@ -52,6 +52,18 @@ pub enum RecipeError {
         /// The expected values.
         expected: String,
     },
+    /// A rank has another recipe than rank 0.
+    #[error(
+        "{setting} is {found}, expected {expected} as on rank 0; all ranks need the same recipe"
+    )]
+    Ranks {
+        /// Whole name of the setting, such as `optimizer.learning_rate`.
+        setting: String,
+        /// The rank's value.
+        found: String,
+        /// The value of rank 0.
+        expected: String,
+    },
     /// Something that the recipe needs is not given.
     #[error("{what} is missing: {hint}")]
     Missing {

@@ -19,7 +19,7 @@
 //! depend on how a batch is divided.
 
 use crate::error::{RecipeError, TrainError};
-use burn::tensor::{FloatDType, Int, Tensor, TensorData, activation::log_softmax};
+use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData, activation::log_softmax};
 use opensora_nn::{
     mask::TokenMask,
     random::{HostRng, Purpose},
@@ -97,7 +97,7 @@ pub struct MaskedTokenLosses {
     /// The loss of each caption in nats, `[B]`, without autodiff; 0 for a caption without a token.
     pub losses: Tensor<1>,
     /// 1 for each masked token that was predicted correctly and 0 for each other one, `[H]`, without
-    /// autodiff: their mean is the accuracy. A single 0 if no token was masked.
+    /// autodiff: their mean is the accuracy. Empty if no token was masked.
     pub hits: Tensor<1>,
 }
 
@@ -173,11 +173,16 @@ impl MaskedTokenLoss {
         let states = encoder.forward(&masked.ids, Some(mask)); // [B, L, C]
         let device = states.device();
         let plain = device.clone().inner();
+        // Empty: captions without masked tokens have no weight in the accuracy of a batch over several ranks.
+        let no_hits = || {
+            let data = TensorData::new(Vec::<f32>::new(), [0usize]);
+            Tensor::<1>::from_data(data, (&plain, DType::F32))
+        };
         if masked.chosen.is_empty() {
             // Captions without tokens have a loss of zero, which is on the graph too.
             let loss = states.sum().cast(FloatDType::F32) * 0.0;
-            let zeros = |count| loss.zeros_like().inner().expand([count]);
-            return MaskedTokenLosses { losses: zeros(ids.len()), hits: zeros(1), loss };
+            let losses = loss.zeros_like().inner().expand([ids.len()]);
+            return MaskedTokenLosses { losses, hits: no_hits(), loss };
         }
         let [batch, length, width] = states.dims();
         let count = masked.chosen.len();
@@ -217,7 +222,7 @@ impl MaskedTokenLoss {
             .collect();
         let hits = hits.inner().float().cast(FloatDType::F32);
         let hits = if hidden.is_empty() {
-            hits.zeros_like().narrow(0, 0, 1)
+            no_hits()
         } else {
             let count = hidden.len();
             hits.select(0, Tensor::from_data(TensorData::new(hidden, [count]), &plain))

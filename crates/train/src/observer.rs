@@ -43,6 +43,16 @@ pub trait Observer {
         let _ = event;
     }
 
+    /// Called at the start of a run whose cache of latents may not be the intended one.
+    fn cache_doubted(&mut self, event: &CacheDoubted<'_>) {
+        let _ = event;
+    }
+
+    /// Called when an old or unfinished checkpoint cannot be removed.
+    fn removal_failed(&mut self, event: &RemovalFailed<'_>) {
+        let _ = event;
+    }
+
     /// Called at a resume for rows that are missing in the table of metrics.
     fn rows_missing(&mut self, event: &RowsMissing) {
         let _ = event;
@@ -125,6 +135,37 @@ impl fmt::Display for CheckpointDamaged<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let moved_to = self.moved_to.display();
         write!(f, "checkpoint skipped: {}; renamed to {moved_to}", error_line(self.error))
+    }
+}
+
+/// Event: the cache of latents may be of another VAE or text encoder than the recipe names, or may have cut prompts. The run
+/// continues.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct CacheDoubted<'a> {
+    /// What differs.
+    pub error: &'a TrainError,
+}
+
+impl fmt::Display for CacheDoubted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "warning: {}", error_line(self.error))
+    }
+}
+
+/// Event: an old or unfinished checkpoint cannot be removed. The run continues, and its next checkpoint retries the
+/// removal.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct RemovalFailed<'a> {
+    /// The error of the removal.
+    pub error: &'a TrainError,
+}
+
+impl fmt::Display for RemovalFailed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let error = error_line(self.error);
+        write!(f, "old checkpoint not removed: {error}; retried at the next checkpoint")
     }
 }
 

@@ -99,8 +99,9 @@ impl PendingBatch {
     pub(crate) fn known(step: u64, rows: Vec<usize>, numbers: Numbers) -> Result<Self, TrainError> {
         let Numbers { losses, parts, .. } = numbers;
         guard(step, &losses, &rows)?;
-        let mean = |(name, count, sum): (_, f64, f64)| (name, sum / count.max(1.0));
-        let known_parts = parts.into_iter().map(mean).collect();
+        // A term without values has no mean.
+        let mean = |(name, count, sum): (_, f64, f64)| (count > 0.0).then(|| (name, sum / count));
+        let known_parts = parts.into_iter().filter_map(mean).collect();
         Ok(Self { rows, losses: Losses::Known(losses), parts: Vec::new(), known_parts })
     }
 
@@ -201,7 +202,10 @@ impl Unread {
 
 impl PendingStep {
     fn finish(self, numbers: &mut Unread) -> Result<Step, TrainError> {
-        let share = 1.0 / self.batches.len().max(1) as f64;
+        let batches = self.batches.len().max(1) as f64;
+        let share = 1.0 / batches;
+        // Numbers of micro-batches that have values of each part.
+        let mut counts: Vec<f64> = Vec::new();
         let mut step = Step {
             step: self.step,
             samples: self.batches.iter().map(|batch| batch.rows.len()).sum(),
@@ -222,14 +226,25 @@ impl PendingStep {
                         mean(&losses)
                     }
                 };
-            let read = batch.parts.iter().map(|(name, part)| (*name, mean(&numbers.take(part))));
+            let read = batch.parts.iter().filter(|(_, part)| part.dims()[0] > 0);
+            let read = read.map(|(name, part)| (*name, mean(&numbers.take(part))));
             for (name, value) in read.chain(batch.known_parts.iter().copied()) {
                 let value = share * value;
-                match step.parts.iter_mut().find(|(part, _)| *part == name) {
-                    Some((_, sum)) => *sum += value,
-                    None => step.parts.push((name, value)),
+                match step.parts.iter().position(|(part, _)| *part == name) {
+                    Some(index) => {
+                        step.parts[index].1 += value;
+                        counts[index] += 1.0;
+                    }
+                    None => {
+                        step.parts.push((name, value));
+                        counts.push(1.0);
+                    }
                 }
             }
+        }
+        // The factor is exactly 1 for a part that all micro-batches have.
+        for ((_, value), count) in step.parts.iter_mut().zip(counts) {
+            *value *= batches / count;
         }
         step.gradient_norm = match &self.report.gradient_norm {
             GradientNorm::Known(norm) => *norm,
@@ -243,4 +258,41 @@ impl PendingStep {
 
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{Device, TensorData};
+
+    /// Returns the parts of a step of these micro-batches.
+    fn parts(batches: Vec<PendingBatch>) -> Vec<(&'static str, f64)> {
+        let report = PendingReport { gradient_norm: GradientNorm::Known(1.0), learning_rate: 0.1 };
+        let mut pending = Pending::new();
+        let cost = Cost::default();
+        pending.push(PendingStep { step: 1, batches, cost, next_slot: 1, report });
+        pending.read().unwrap().steps.remove(0).parts
+    }
+
+    #[test]
+    fn micro_batches_without_values_of_a_part_have_no_weight() {
+        let vector = |values: &[f32]| {
+            let data = TensorData::new(values.to_vec(), [values.len()]);
+            Tensor::<1>::from_data(data, &Device::flex())
+        };
+        let of_one = |hits: &[f32]| {
+            let parts = vec![("accuracy", vector(hits)), ("mse", vector(&[2.0]))];
+            PendingBatch::new(1, vec![0], vector(&[3.0]), parts).unwrap()
+        };
+        let of_ranks = |count: f64, hits: f64| {
+            let parts = vec![("accuracy", count, hits), ("mse", 1.0, 2.0)];
+            let numbers = Numbers { losses: vec![3.0], parts, cost: Cost::default() };
+            PendingBatch::known(1, vec![0], numbers).unwrap()
+        };
+        let expected = [("mse", 2.0), ("accuracy", 0.5)];
+        assert_eq!(parts(vec![of_one(&[]), of_one(&[1.0, 0.0])]), expected);
+        assert_eq!(parts(vec![of_ranks(0.0, 0.0), of_ranks(2.0, 1.0)]), expected);
+        assert_eq!(parts(vec![of_one(&[])]), [("mse", 2.0)]);
+        assert_eq!(parts(vec![of_ranks(0.0, 0.0)]), [("mse", 2.0)]);
+    }
 }

@@ -103,6 +103,12 @@ impl Ranks {
         self.agree(if self.is_main() { work().map(Some) } else { Ok(None) })
     }
 
+    /// Returns the bytes that rank 0 passes, on all ranks. A collective.
+    pub(crate) fn bytes_of_main(&self, bytes: &[u8]) -> Vec<u8> {
+        let message = self.is_main().then_some((0, bytes));
+        lowest(&**self.world(), message).map(|found| found.bytes).unwrap_or_default()
+    }
+
     /// Returns true if any rank passes true. A collective.
     pub(crate) fn any(&self, flag: bool) -> bool {
         lowest(&**self.world(), flag.then_some((0, &[]))).is_some()

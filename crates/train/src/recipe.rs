@@ -327,34 +327,62 @@ impl Recipe {
             (run.workers, run.prefetch, run.skip_bad) = (0, 0, 0);
             (run.checkpoint_every, run.keep, run.sample_every) = (0, 0, 0);
             run.zero = Zero::Off;
-            // `toml::Value` has numbers up to `i64::MAX` only.
-            let seed = std::mem::take(&mut run.seed);
             recipe.sample = SampleRecipe::default();
             // Other models never read it.
             if recipe.stdit.is_none() {
                 recipe.data.cache = None;
             }
-            let mut found = BTreeMap::new();
-            match toml::Value::try_from(&recipe) {
-                Ok(recipe) => settings("", &recipe, &mut found),
-                // Compared as a whole, so that no difference is missed.
-                Err(_) => drop(found.insert("the recipe".into(), format!("{recipe:?}"))),
-            }
-            found.insert("run.seed".into(), seed.to_string());
-            found
+            recipe.settings()
         };
-        let (before, after) = (plain(self), plain(other));
-        let mut names = before.keys().chain(after.keys());
-        let name = names.find(|name| before.get(*name) != after.get(*name))?;
-        let value = |from: &BTreeMap<String, String>| {
-            from.get(name).map_or("not set", String::as_str).to_string()
-        };
-        Some(format!("{name} was {}, now {}", value(&before), value(&after)))
+        let [name, before, after] = first_difference(&plain(self), &plain(other))?;
+        Some(format!("{name} was {before}, now {after}"))
+    }
+
+    /// Returns the settings that all ranks of a run need to have in common: not those of reading ahead. Of paths, only
+    /// whether they are given: nodes may have copies in different places.
+    pub(crate) fn settings_of_ranks(&self) -> Settings {
+        let mut recipe = self.clone();
+        (recipe.run.workers, recipe.run.prefetch) = (0, 0);
+        let mut paths = vec![&mut recipe.data.manifest, &mut recipe.data.cache];
+        if let Some(part) = &mut recipe.stdit {
+            paths.extend([&mut part.init, &mut part.t5, &mut part.vae]);
+        }
+        if let Some(part) = &mut recipe.vae {
+            paths.push(&mut part.init);
+        }
+        paths.into_iter().flatten().for_each(|path| *path = "a path".into());
+        recipe.settings()
+    }
+
+    /// Returns all settings.
+    fn settings(&self) -> Settings {
+        let mut recipe = self.clone();
+        // `toml::Value` has numbers up to `i64::MAX` only.
+        let seed = std::mem::take(&mut recipe.run.seed);
+        let mut found = Settings::new();
+        match toml::Value::try_from(&recipe) {
+            Ok(recipe) => settings("", &recipe, &mut found),
+            // Compared as a whole, so that no difference is missed.
+            Err(_) => drop(found.insert("the recipe".into(), format!("{recipe:?}"))),
+        }
+        found.insert("run.seed".into(), seed.to_string());
+        found
     }
 }
 
-/// Adds the settings in `value`, in TOML and by their whole names, such as `optimizer.betas`.
-fn settings(name: &str, value: &toml::Value, found: &mut BTreeMap<String, String>) {
+/// Settings of a recipe in TOML, by their whole names, such as `optimizer.betas`.
+pub(crate) type Settings = BTreeMap<String, String>;
+
+/// Returns the first setting that differs: its name and both values.
+pub(crate) fn first_difference(before: &Settings, after: &Settings) -> Option<[String; 3]> {
+    let mut names = before.keys().chain(after.keys());
+    let name = names.find(|name| before.get(*name) != after.get(*name))?;
+    let value = |from: &Settings| from.get(name).map_or("not set", String::as_str).to_string();
+    Some([name.clone(), value(before), value(after)])
+}
+
+/// Adds the settings in `value`.
+fn settings(name: &str, value: &toml::Value, found: &mut Settings) {
     match value.as_table().filter(|table| !table.is_empty()) {
         None => drop(found.insert(name.into(), value.to_string())),
         Some(table) => {
@@ -442,6 +470,27 @@ mod tests {
         assert_eq!(init, "stdit.init was \"a.pth\", now not set");
         let size = said(|r| r.data.clip.image_size = [256, 512]);
         assert_eq!(size, "data.clip.image_size was [256, 256], now [256, 512]");
+    }
+
+    #[test]
+    fn only_paths_may_differ_between_ranks() {
+        let recipe = Recipe::parse("[stdit]\ninit = 'a.pth'\n[data]\ncache = 'c'").unwrap();
+        let differs = |change: fn(&mut Recipe)| {
+            let mut other = recipe.clone();
+            change(&mut other);
+            first_difference(&recipe.settings_of_ranks(), &other.settings_of_ranks())
+                .map(|[name, ..]| name)
+        };
+        let elsewhere = differs(|r| {
+            r.stdit.as_mut().unwrap().init = Some("/scratch/a.pth".into());
+            r.data.cache = Some("/scratch/c".into());
+        });
+        assert_eq!(elsewhere, None);
+        assert_eq!(differs(|r| r.data.cache = None).as_deref(), Some("data.cache"));
+        assert_eq!(differs(|r| r.run.seed = u64::MAX).as_deref(), Some("run.seed"));
+        assert_eq!(differs(|r| r.run.steps += 1).as_deref(), Some("run.steps"));
+        assert_eq!(differs(|r| r.run.zero = Zero::Gradients).as_deref(), Some("run.zero"));
+        assert_eq!(differs(|r| r.optimizer.betas[1] = 0.5).as_deref(), Some("optimizer.betas"));
     }
 
     #[test]

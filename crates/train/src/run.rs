@@ -160,6 +160,9 @@ impl<T: Task> Run<'_, T> {
     /// # Errors
     /// Returns an error if data cannot be read, a number is not finite, the device or a hook fails,
     /// or a file cannot be written. The run can resume from the last complete checkpoint.
+    ///
+    /// Returns an error before anything is written if the folder has a complete checkpoint of a later step than
+    /// that of `progress`: resume from it (see [`Checkpoints::load_newest`]), or choose another folder.
     pub fn train<S: Source<Item = T::Item> + ?Sized + 'static>(
         &self,
         trainer: &mut Trainer<T::Model>,
@@ -171,6 +174,7 @@ impl<T: Task> Run<'_, T> {
         let (recipe, ranks) = (self.recipe, trainer.ranks());
         recipe.validate()?;
         let checkpoints = Checkpoints::new(self.folder, recipe.keep);
+        ranks.on_main(|| checkpoints.check_start(progress.step))?;
         let mut log = ranks.agree(self.open_log(source.len(), progress, &ranks))?;
         for &gap in log.metrics.iter().flat_map(MetricsWriter::gaps) {
             observer.rows_missing(&RowsMissing { path: self.folder.join(TABLE), gap });
@@ -206,7 +210,7 @@ impl<T: Task> Run<'_, T> {
                 ranks.agree(reported)?;
             }
             if save || stop {
-                let path = checkpoints.save(trainer, &log.progress)?;
+                let path = checkpoints.save(trainer, &log.progress, observer)?;
                 if ranks.is_main() {
                     observer.checkpoint_saved(&CheckpointSaved { step, path });
                 }
@@ -257,13 +261,14 @@ impl<T: Task> Run<'_, T> {
         let mut batches = Vec::new();
         let mut cost = Cost::default();
         let mut next_slot = 0;
-        for _ in 0..accumulation {
+        for index in 0..accumulation {
             let batch: Batch<T::Item> = match loader.next() {
                 Some(batch) => batch?,
                 None => return Err(DataError::Empty.into()),
             };
             next_slot = batch.next_slot;
-            let (batch, of_batch) = self.micro_batch(trainer, batch, &mut sum)?;
+            let number = trainer.step() * accumulation as u64 + index as u64;
+            let (batch, of_batch) = self.micro_batch(trainer, batch, number, &mut sum)?;
             cost.tokens += of_batch.tokens;
             cost.flops += of_batch.flops;
             batches.push(batch);
@@ -276,11 +281,12 @@ impl<T: Task> Run<'_, T> {
         Ok(PendingStep { step, batches, cost, next_slot, report })
     }
 
-    /// Adds the gradients of a micro-batch to those of the step. Returns its numbers and its cost.
+    /// Adds the gradients of the micro-batch of this `number` to those of the step. Returns its numbers and its cost.
     fn micro_batch(
         &self,
         trainer: &Trainer<T::Model>,
         batch: Batch<T::Item>,
+        number: u64,
         sum: &mut GradientSum,
     ) -> Result<(PendingBatch, Cost), TrainError> {
         let (step, ranks) = (trainer.step() + 1, trainer.ranks());
@@ -292,7 +298,7 @@ impl<T: Task> Run<'_, T> {
         }
         let share = 1.0 / self.recipe.accumulation as f64;
         if ranks.is_solo() {
-            let Evaluation { losses, parts, gradients } = self.evaluate(step, trainer, &batch)?;
+            let Evaluation { losses, parts, gradients } = self.evaluate(number, trainer, &batch)?;
             let pending = PendingBatch::new(step, batch.rows, losses, parts)?;
             trainer.add_gradients(sum, gradients, share);
             return Ok((pending, cost));
@@ -300,7 +306,7 @@ impl<T: Task> Run<'_, T> {
         // The gradient is that of the mean over the whole micro-batch; ranks that share samples average theirs.
         let part = batch.items.len() as f64 / batch.rows.len() as f64;
         let weight = share * part / ranks.sequence().size() as f64;
-        let (own, gradients) = match self.evaluate_part(step, trainer, &batch) {
+        let (own, gradients) = match self.evaluate_part(number, trainer, &batch) {
             Ok((losses, parts, gradients)) => (Ok(Numbers { losses, parts, cost }), gradients),
             Err(error) => (Err(error), FlatTensors::new()),
         };
@@ -314,14 +320,14 @@ impl<T: Task> Run<'_, T> {
     /// Returns the numbers and the gradients of this rank's part of a micro-batch, which may have no samples.
     fn evaluate_part(
         &self,
-        step: u64,
+        number: u64,
         trainer: &Trainer<T::Model>,
         batch: &Batch<T::Item>,
     ) -> Result<PartNumbers, TrainError> {
         if batch.items.is_empty() {
             return Ok(PartNumbers::default());
         }
-        let Evaluation { losses, parts, gradients } = self.evaluate(step, trainer, batch)?;
+        let Evaluation { losses, parts, gradients } = self.evaluate(number, trainer, batch)?;
         let mut read = Vec::with_capacity(parts.len());
         for (name, part) in parts {
             let values = read_f64(part)?;
@@ -333,19 +339,19 @@ impl<T: Task> Run<'_, T> {
     /// Returns losses and gradients of a micro-batch, or of this rank's part of it.
     fn evaluate(
         &self,
-        step: u64,
+        number: u64,
         trainer: &Trainer<T::Model>,
         batch: &Batch<T::Item>,
     ) -> Result<Evaluation, TrainError> {
         // A batch takes at least as many slots as it has samples, so indices are unique.
         let own = batch.first_slot + batch.own.start as u64;
         let indices: Vec<u64> = (own..).take(batch.items.len()).collect();
-        let whole = MicroBatch::new(batch.first_slot, batch.rows.len());
+        let whole = MicroBatch::new(number, batch.rows.len());
         // A backward pass consumes its graph.
         let graph = trainer.graph(self.task.dtype());
         let found = self.task.gradients_of_part(&graph, &batch.items, &indices, whole);
         found.map_err(|error| {
-            let rows = batch.rows[batch.own.clone()].to_vec();
+            let (step, rows) = (trainer.step() + 1, batch.rows[batch.own.clone()].to_vec());
             TrainError::or(error, |source| TrainError::Task { step, rows, source })
         })
     }

@@ -12,15 +12,15 @@
 //! ```
 //!
 //! Over several ranks, all ranks open data and models, and rank 0 alone writes these files (with ZeRO, each rank
-//! writes its slices of checkpoints). All need the same folder.
+//! writes its slices of checkpoints). All need the same folder and, but for paths, the same recipe.
 
 use crate::{
     denoiser::DenoiserTask,
     description,
     error::{RecipeError, TrainError},
-    observer::{DescriptionOmitted, Observer, Resumed},
+    observer::{CacheDoubted, DescriptionOmitted, Observer, Resumed},
     ranks::Ranks,
-    recipe::{DataRecipe, Recipe, StDitPart, T5Part, VaePart},
+    recipe::{DataRecipe, Recipe, Settings, StDitPart, T5Part, VaePart, first_difference},
     run::{Hooks, Outcome, Run, RunRecipe},
     state::{Checkpoints, Progress},
     task::Task,
@@ -91,6 +91,23 @@ enum Work<'a> {
     T5 { part: &'a T5Part, data: Manifest },
 }
 
+impl Work<'_> {
+    /// Reports a cache that was encoded by another VAE or text encoder than the recipe names (samples and `model.json` use
+    /// those of the recipe), or that cut prompts. Not errors: files beside the weights can differ, and no caption need be
+    /// longer.
+    fn report_cache(&self, observer: &mut dyn Observer) {
+        let Self::StDit { part, data: Latents::Cache(cache), .. } = self else { return };
+        for check in [
+            cache.check_models(part.vae.as_deref(), part.t5.as_deref()),
+            cache.check_length(part.config.model_max_length),
+        ] {
+            if let Err(error) = check {
+                observer.cache_doubted(&CacheDoubted { error: &error.into() });
+            }
+        }
+    }
+}
+
 /// Source of a denoiser's training samples: a cache, or clips that are encoded during training.
 enum Latents {
     /// Samples were encoded before.
@@ -134,7 +151,7 @@ impl Session {
     /// folder, data, and the headers of the weights to start from. A collective.
     ///
     /// # Errors
-    /// Returns an error if a check fails, or another process uses the folder.
+    /// Returns an error if a check fails, the recipes of the ranks differ, or another process uses the folder.
     pub fn prepare(&self) -> Result<Prepared<'_>, TrainError> {
         let ranks = &self.ranks;
         let recipe = &self.recipe;
@@ -143,10 +160,30 @@ impl Session {
             Ok(recipe.run.dtype.parse::<Dtype>()?.check(&self.device)?.float())
         };
         let dtype = ranks.agree(dtype())?;
+        self.check_ranks()?;
         let held = ranks.on_main(|| self.lock())?;
         ranks.on_main(|| self.check_folder())?;
         let work = ranks.agree(self.work(dtype))?;
         Ok(Prepared { session: self, dtype, work, peak_flops: self.peak_flops, _held: held })
+    }
+
+    /// Returns an error if the recipe of a rank is not that of rank 0: with other settings, the weights of the
+    /// ranks diverge, or ranks wait for each other in different collectives. A collective.
+    fn check_ranks(&self) -> Result<(), TrainError> {
+        let ranks = &self.ranks;
+        if ranks.is_solo() {
+            return Ok(());
+        }
+        let own = self.recipe.settings_of_ranks();
+        let text = serde_json::to_vec(&own).map_err(TrainError::other)?;
+        let main: Settings =
+            serde_json::from_slice(&ranks.bytes_of_main(&text)).map_err(TrainError::other)?;
+        ranks.agree(match first_difference(&main, &own) {
+            None => Ok(()),
+            Some([setting, expected, found]) => {
+                Err(RecipeError::Ranks { setting, found, expected }.into())
+            }
+        })
     }
 
     /// Creates the run's folder and takes its lock.
@@ -232,7 +269,9 @@ impl Session {
     fn latents(&self, part: &StDitPart) -> Result<Latents, TrainError> {
         let data = &self.recipe.data;
         if let Some(cache) = &data.cache {
-            let cache = LatentCache::open_for(cache, &data.clip)?;
+            let world = self.ranks.world();
+            let share = [world.rank(), world.size()];
+            let cache = LatentCache::open_for_rank(cache, &data.clip, share)?;
             if data.manifest.is_some() {
                 // With both given, the cache must have been made from the manifest.
                 cache.check_rows(&dataset(data, self.recipe.run.seed)?)?;
@@ -281,6 +320,10 @@ impl Prepared<'_> {
         // The same initial weights on every start. They differ between backends.
         self.session.device.seed(self.session.recipe.run.seed);
         let Self { session, dtype, work, peak_flops, _held } = self;
+        // On one rank only, since hashes read all of the models.
+        if session.ranks.is_main() {
+            work.report_cache(observer);
+        }
         let run = Running { session, peak_flops, dtype };
         match work {
             Work::StDit { part, task, data, init } => {

@@ -21,20 +21,21 @@ mod tensors;
 
 use crate::{
     error::TrainError,
-    observer::{CheckpointDamaged, Observer},
+    observer::{CheckpointDamaged, Observer, RemovalFailed},
     parameters::FlatTensors,
     ranks::Ranks,
     trainer::Trainer,
 };
 use burn::{module::Module, optim::AdaptiveMomentumState, tensor::Device};
-use opensora_checkpoint::CheckpointError;
 use opensora_files::{AtomicFolder, Existing, remove_folder, remove_leftovers};
 use opensora_parallel::gather_bytes;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
+    error::Error,
     fs,
-    io::ErrorKind,
+    io::{self, ErrorKind},
+    iter,
     ops::Range,
     path::{Path, PathBuf},
     time::Duration,
@@ -120,6 +121,11 @@ impl Checkpoints {
     /// # Errors
     /// Returns an error if the folder or a checkpoint exists and cannot be examined.
     pub fn complete(&self) -> Result<Vec<PathBuf>, TrainError> {
+        Ok(self.complete_steps()?.into_iter().map(|(_, path)| path).collect())
+    }
+
+    /// Returns steps and folders of complete checkpoints, the newest first.
+    fn complete_steps(&self) -> Result<Vec<(u64, PathBuf)>, TrainError> {
         let entries = match fs::read_dir(&self.folder) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(TrainError::io(&self.folder))?,
@@ -136,11 +142,29 @@ impl Checkpoints {
             }
         }
         found.sort_unstable_by(|a, b| b.cmp(a));
-        Ok(found.into_iter().map(|(_, path)| path).collect())
+        Ok(found)
+    }
+
+    /// Returns an error if there is a complete checkpoint of a later step than `step`, at which a run begins: a save at
+    /// that later step would keep the checkpoint, which may be of another run.
+    pub(crate) fn check_start(&self, step: u64) -> Result<(), TrainError> {
+        match self.complete_steps()?.into_iter().next() {
+            Some((newest, path)) if newest > step => {
+                let reason = format!(
+                    "a checkpoint of step {newest}, but the run begins at step {step}; resume from it, or \
+                     choose another folder"
+                );
+                Err(TrainError::state(path, reason))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Writes a checkpoint, removes the oldest ones beyond the number to keep, and returns its folder. A
     /// collective: ranks write their slices of the state, and rank 0 completes the folder.
+    ///
+    /// A removal that fails, such as of files that are open elsewhere on a network file system, is reported to
+    /// `observer` and retried by the next call.
     ///
     /// # Errors
     /// Returns an error if a file cannot be written, such as for a full disk, or a value is not
@@ -149,6 +173,7 @@ impl Checkpoints {
         &self,
         trainer: &Trainer<M>,
         progress: &Progress,
+        observer: &mut dyn Observer,
     ) -> Result<PathBuf, TrainError> {
         let ranks = trainer.ranks();
         let path = self.folder.join(format!("step-{:08}", progress.step));
@@ -156,7 +181,7 @@ impl Checkpoints {
             // The same step of the same run has the same contents.
             return Ok(path);
         }
-        let building = ranks.on_main(|| self.begin(&path))?;
+        let building = ranks.on_main(|| self.begin(&path, observer))?;
         let name = building.as_ref().and_then(|building| building.temporary_path().file_name());
         let name = name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let names = gather_bytes(&**ranks.world(), name.as_bytes());
@@ -180,7 +205,7 @@ impl Checkpoints {
             };
             write_mark(&folder.join(MARK), &state)?;
             match building {
-                Some(building) => self.complete_one(&path, building),
+                Some(building) => self.complete_one(&path, building, observer),
                 None => Ok(()),
             }
         })?;
@@ -188,36 +213,48 @@ impl Checkpoints {
     }
 
     /// Creates the temporary folder of a checkpoint.
-    fn begin(&self, path: &Path) -> Result<AtomicFolder, TrainError> {
+    fn begin(&self, path: &Path, observer: &mut dyn Observer) -> Result<AtomicFolder, TrainError> {
         fs::create_dir_all(&self.folder).map_err(TrainError::io(&self.folder))?;
-        self.remove_leftovers()?;
+        report(self.remove_leftovers(), observer);
         AtomicFolder::create(path, Existing::Replace).map_err(TrainError::io(path))
     }
 
     /// Gives a checkpoint its name, and removes the oldest ones.
-    fn complete_one(&self, path: &Path, building: AtomicFolder) -> Result<(), TrainError> {
+    fn complete_one(
+        &self,
+        path: &Path,
+        building: AtomicFolder,
+        observer: &mut dyn Observer,
+    ) -> Result<(), TrainError> {
         remove(path)?;
         building.commit().map_err(TrainError::io(path))?;
+        report(self.remove_old(), observer);
+        Ok(())
+    }
+
+    /// Removes the oldest checkpoints beyond the number to keep. Returns the first error after it has tried all.
+    fn remove_old(&self) -> Result<(), TrainError> {
+        let mut result = Ok(());
         for old in self.complete()?.into_iter().skip(self.keep) {
             // Renamed first, so that a partly removed folder is not a checkpoint and is removed later.
-            remove_folder(&old).map_err(TrainError::io(&old))?;
+            result = result.and(remove_folder(&old).map_err(TrainError::io(&old)));
         }
-        Ok(())
+        result
     }
 
     /// Removes temporary folders of killed processes, also under the names of earlier versions. Only one
     /// process at a time trains in a folder, so none of them is in use.
     fn remove_leftovers(&self) -> Result<(), TrainError> {
         let io = || TrainError::io(&self.folder);
-        remove_leftovers(&self.folder, Duration::ZERO).map_err(io())?;
+        let mut result = remove_leftovers(&self.folder, Duration::ZERO).map_err(io());
         for entry in fs::read_dir(&self.folder).map_err(io())? {
             let entry = entry.map_err(io())?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.starts_with(".step-") && name.ends_with(".partial") {
-                remove(&entry.path())?;
+                result = result.and(remove(&entry.path()));
             }
         }
-        Ok(())
+        result
     }
 
     /// Loads the newest undamaged checkpoint into `trainer`. Returns `None` if there are no
@@ -226,7 +263,7 @@ impl Checkpoints {
     ///
     /// # Errors
     /// Returns the error of the newest checkpoint if all are damaged. Returns errors of the system at once, since the
-    /// checkpoint may be intact: permissions, a network file system, or too many open files.
+    /// checkpoint may be intact: permissions, a failed read of a disk or network file system, or too many open files.
     pub fn load_newest<M: Module>(
         &self,
         trainer: &mut Trainer<M>,
@@ -298,22 +335,20 @@ impl Checkpoints {
 
 /// Returns true for an error of the operating system, after which the file may be intact.
 fn is_of_system(error: &TrainError) -> bool {
-    let source = match error {
-        TrainError::Io { source, .. } => source,
-        TrainError::Checkpoint(CheckpointError::Open { source, .. }) => source,
-        _ => return false,
-    };
-    // ENFILE and EMFILE, which have no kind.
-    let too_many_files = cfg!(unix) && matches!(source.raw_os_error(), Some(23 | 24));
-    let kind = source.kind();
-    let is_temporary = matches!(
-        kind,
-        ErrorKind::PermissionDenied
-            | ErrorKind::StaleNetworkFileHandle
-            | ErrorKind::TimedOut
-            | ErrorKind::OutOfMemory
-    );
-    too_many_files || is_temporary
+    let first: &(dyn Error + 'static) = error;
+    let found = iter::successors(Some(first), |&cause| cause.source())
+        .find_map(|cause| cause.downcast_ref::<io::Error>());
+    // These kinds mean damage: the file is missing, truncated, malformed or a folder, or an offset in it is invalid.
+    found.is_some_and(|error| {
+        !matches!(
+            error.kind(),
+            ErrorKind::NotFound
+                | ErrorKind::UnexpectedEof
+                | ErrorKind::InvalidData
+                | ErrorKind::InvalidInput
+                | ErrorKind::IsADirectory
+        )
+    })
 }
 
 /// Reads what this rank holds of the checkpoint at `path`.
@@ -469,6 +504,13 @@ fn exists(path: &Path) -> Result<bool, TrainError> {
     }
 }
 
+/// Reports the error of a removal, which the new checkpoint does not depend on.
+fn report(removed: Result<(), TrainError>, observer: &mut dyn Observer) {
+    if let Err(error) = &removed {
+        observer.removal_failed(&RemovalFailed { error });
+    }
+}
+
 /// Removes a folder with its contents, if it exists.
 fn remove(folder: &Path) -> Result<(), TrainError> {
     match fs::remove_dir_all(folder) {
@@ -491,7 +533,7 @@ fn set_aside(path: &Path) -> Result<PathBuf, TrainError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io;
+    use opensora_checkpoint::CheckpointError;
 
     #[test]
     fn errors_of_the_system_do_not_make_a_checkpoint_damaged() {
@@ -505,5 +547,76 @@ mod tests {
         assert!(!is_of_system(&of(ErrorKind::NotFound.into())));
         assert!(!is_of_system(&of(ErrorKind::UnexpectedEof.into())));
         assert!(!is_of_system(&TrainError::state(path, "damaged")));
+    }
+
+    #[test]
+    fn errors_of_the_system_are_found_behind_those_of_readers() {
+        let of = |source: io::Error| -> [TrainError; 2] {
+            let (path, copy) =
+                (PathBuf::from("values.safetensors"), io::Error::from(source.kind()));
+            let reason = "cannot read".to_string();
+            let (key, source) = ("weight".to_string(), Some(source.into()));
+            let tensor =
+                CheckpointError::Tensor { path: path.clone(), key, reason: reason.clone(), source };
+            let format = CheckpointError::Format { path, reason, source: Some(copy.into()) };
+            [tensor.into(), format.into()]
+        };
+        for kind in [
+            ErrorKind::StaleNetworkFileHandle,
+            ErrorKind::TimedOut,
+            ErrorKind::NotConnected,
+            ErrorKind::PermissionDenied,
+            ErrorKind::OutOfMemory,
+        ] {
+            assert!(of(kind.into()).iter().all(is_of_system), "{kind}");
+        }
+        // EIO, which has no kind.
+        #[cfg(unix)]
+        assert!(is_of_system(&of(io::Error::from_raw_os_error(5))[0]));
+        for kind in [ErrorKind::NotFound, ErrorKind::UnexpectedEof, ErrorKind::InvalidData] {
+            assert!(!of(kind.into()).iter().any(is_of_system), "{kind}");
+        }
+        assert!(!is_of_system(&CheckpointError::format("values.safetensors", "truncated").into()));
+    }
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_removed_does_not_keep_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(folder.path(), 1);
+        let path = |step: u64| checkpoints.folder.join(format!("step-{step:08}"));
+        for step in 1..=3 {
+            fs::create_dir_all(path(step)).unwrap();
+            fs::write(path(step).join(MARK), "{}").unwrap();
+        }
+        // Occupies the name that the folder gets before its removal.
+        let occupied = checkpoints.folder.join(".opensora-step-00000002.part/file");
+        fs::create_dir_all(&occupied).unwrap();
+        let error = checkpoints.remove_old().unwrap_err();
+        assert!(
+            matches!(&error, TrainError::Io { path: found, .. } if *found == path(2)),
+            "{error}"
+        );
+        assert_eq!(checkpoints.complete().unwrap(), [path(3), path(2)]);
+        // The next save removes the remains first.
+        checkpoints.remove_leftovers().unwrap();
+        checkpoints.remove_old().unwrap();
+        assert_eq!(checkpoints.complete().unwrap(), [path(3)]);
+    }
+
+    #[test]
+    fn a_run_begins_at_its_newest_checkpoint_or_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(folder.path(), 2);
+        checkpoints.check_start(0).unwrap();
+        for (name, file) in [("step-00000007", MARK), ("step-00000009", "values.safetensors")] {
+            fs::create_dir_all(checkpoints.folder.join(name)).unwrap();
+            fs::write(checkpoints.folder.join(name).join(file), "{}").unwrap();
+        }
+        checkpoints.check_start(7).unwrap();
+        checkpoints.check_start(8).unwrap();
+        let error = checkpoints.check_start(6).unwrap_err();
+        assert!(matches!(error, TrainError::State { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("step-00000007: ") && text.contains("begins at step 6"), "{text}");
     }
 }

@@ -151,16 +151,16 @@ pub trait Task {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MicroBatch {
-    /// Index of the first sample.
-    pub first_index: u64,
+    /// Number of the micro-batch, counted from 0 over all steps of the run.
+    pub number: u64,
     /// Number of samples of all ranks.
     pub len: usize,
 }
 
 impl MicroBatch {
-    /// Returns the micro-batch of `len` samples that begins with the sample of index `first_index`.
-    pub fn new(first_index: u64, len: usize) -> Self {
-        Self { first_index, len }
+    /// Returns the micro-batch `number` (counted from 0) of `len` samples.
+    pub fn new(number: u64, len: usize) -> Self {
+        Self { number, len }
     }
 }
 
@@ -180,7 +180,7 @@ pub struct Evaluation {
     /// The loss of each sample, `[B]`, f32 and without autodiff.
     pub losses: Tensor<1>,
     /// Terms of the loss and other numbers by name, f32 and without autodiff; the mean of each is
-    /// reported.
+    /// reported. An empty tensor has no weight in the mean of a step.
     pub parts: Vec<(&'static str, Tensor<1>)>,
     /// Gradients of the mean loss.
     pub gradients: FlatTensors,

@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 pub struct VaeRecipe {
     /// Weight of the KL divergence relative to the mean absolute error of the pixels.
     pub kl_weight: f64,
-    /// Factors by which batches are shrunk, used cyclically: `[1, 2]` alternates between the size of the
-    /// data and half that size.
+    /// Factors by which micro-batches are shrunk, used cyclically: `[1, 2]` alternates between the size of
+    /// the data and half that size.
     pub shrink: Vec<usize>,
 }
 
@@ -85,8 +85,9 @@ impl Task for VaeTask {
         items: &[ClipSample],
         indices: &[u64],
     ) -> Result<Evaluation, TrainError> {
-        let first_index = indices.first().copied().unwrap_or(0);
-        self.gradients_of_part(graph, items, indices, MicroBatch::new(first_index, items.len()))
+        // The number in a run that skips no rows.
+        let number = indices.first().copied().unwrap_or(0) / items.len().max(1) as u64;
+        self.gradients_of_part(graph, items, indices, MicroBatch::new(number, items.len()))
     }
 
     fn gradients_of_part(
@@ -96,8 +97,8 @@ impl Task for VaeTask {
         indices: &[u64],
         whole: MicroBatch,
     ) -> Result<Evaluation, TrainError> {
-        let turn = whole.first_index / whole.len.max(1) as u64;
-        let factor = self.recipe.shrink[(turn % self.recipe.shrink.len() as u64) as usize];
+        let shrink = &self.recipe.shrink;
+        let factor = shrink[(whole.number % shrink.len() as u64) as usize];
         let pixels = shrunk(clips(items, &self.device)?, factor);
         let posterior = graph.model.encode(pixels.clone(), None);
         let (mean, logvar) = (posterior.mean(), posterior.logvar());

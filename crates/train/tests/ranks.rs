@@ -198,7 +198,7 @@ fn state(folder: &Path) -> Vec<(String, Vec<f32>)> {
     let mut whole = trainer(&config(), &Ranks::default(), Zero::Off, FloatDType::F32);
     let progress = Checkpoints::new(folder, 2).load_newest(&mut whole, &device, &mut ());
     let progress = progress.unwrap().unwrap();
-    let path = Checkpoints::new(scratch.path(), 1).save(&whole, &progress).unwrap();
+    let path = Checkpoints::new(scratch.path(), 1).save(&whole, &progress, &mut ()).unwrap();
     let mut tensors = Vec::new();
     for kind in ["values", "average", "optimizer"] {
         let file = opensora_checkpoint::Checkpoint::open(path.join(format!("{kind}.safetensors")));
@@ -395,7 +395,9 @@ fn a_checkpoint_of_any_ranks_resumes_on_any_ranks() {
             let mut trainer = trainer(&config(), &ranks, zero, FloatDType::F32);
             let device = Device::flex();
             let progress = Checkpoints::new(&saved, 2).load_newest(&mut trainer, &device, &mut ());
-            Checkpoints::new(&copied, 2).save(&trainer, &progress.unwrap().unwrap()).unwrap();
+            Checkpoints::new(&copied, 2)
+                .save(&trainer, &progress.unwrap().unwrap(), &mut ())
+                .unwrap();
         };
         run_ranks(ranks, copy);
         assert!(state(&copied) == wanted, "{ranks} ranks, {zero:?}");

@@ -9,16 +9,17 @@ use burn::{
 use opensora_checkpoint::BoxedError;
 use opensora_data::{DataError, Source};
 use opensora_files::error_line;
+use opensora_parallel::threads::run_ranks;
 use opensora_train::{
-    Graph, Observer, Outcome, Run, TrainError, Trainer,
+    Graph, Observer, Outcome, Ranks, Run, TrainError, Trainer, Zero,
     metrics::Table,
-    observer::{CheckpointDamaged, CheckpointSaved, RowsMissing, StepDone, Update},
+    observer::{CheckpointDamaged, CheckpointSaved, RemovalFailed, RowsMissing, StepDone, Update},
     optimizer::OptimizerRecipe,
     run::{Hooks, RunRecipe},
     state::{Checkpoints, Progress},
-    task::{Cost, Evaluation, Task},
+    task::{Cost, Evaluation, MicroBatch, Task},
 };
-use std::{fs, ops::ControlFlow, path::Path, sync::Arc};
+use std::{cell::RefCell, fs, ops::ControlFlow, path::Path, sync::Arc};
 
 /// Points of `y = 2 x + 1`; one can be NaN.
 struct Line {
@@ -67,7 +68,11 @@ impl Task for Regression {
         let x = Tensor::<2>::from_data(TensorData::new(xs, [items.len(), 1]), &Device::flex());
         let loss = (graph.model.forward(x.clone()) - (x * 2.0 + 1.0)).square();
         let losses = loss.clone().inner().squeeze_dim(1);
-        Ok(Evaluation { losses, parts: vec![], gradients: graph.backward(loss.mean()) })
+        // A part that only odd rows have a value of.
+        let odd = items.iter().filter(|(row, _)| row % 2 == 1).count();
+        let odd = TensorData::new(vec![1.0f32; odd], [odd]);
+        let parts = vec![("odd", Tensor::<1>::from_data(odd, &Device::flex()))];
+        Ok(Evaluation { losses, parts, gradients: graph.backward(loss.mean()) })
     }
 
     fn dtype(&self) -> FloatDType {
@@ -330,6 +335,10 @@ impl Observer for Messages {
         self.0.push(event.to_string());
     }
 
+    fn removal_failed(&mut self, event: &RemovalFailed<'_>) {
+        self.0.push(event.to_string());
+    }
+
     fn rows_missing(&mut self, event: &RowsMissing) {
         self.0.push(event.to_string());
     }
@@ -425,4 +434,156 @@ fn a_checkpoint_that_cannot_be_examined_is_not_absent() {
     let checkpoints = Checkpoints::new(folder.path(), 2);
     assert!(matches!(checkpoints.complete(), Err(TrainError::Io { .. })));
     assert!(checkpoints.load_newest(&mut trainer(), &Device::flex(), &mut ()).is_err());
+}
+
+#[test]
+fn checkpoints_that_cannot_be_removed_do_not_end_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = || Line { poisoned: None };
+    // A file where the folder of a killed process is expected.
+    let root = folder.path().join("checkpoints");
+    let left = root.join(".step-00000003.partial");
+    fs::create_dir_all(&root).unwrap();
+    fs::write(&left, "").unwrap();
+    let (mut trained, mut messages) = (trainer(), Messages::default());
+    let start = Progress::default();
+    let outcome = run(folder.path(), &recipe(10), &mut trained, start, source(), &mut messages);
+    let Outcome::Finished(progress) = outcome.unwrap() else { panic!("it was not stopped") };
+    // One event for each checkpoint.
+    let failed = |text: &&String| text.starts_with("old checkpoint not removed: ");
+    let found: Vec<&String> = messages.0.iter().filter(failed).collect();
+    assert_eq!((found.len(), messages.0.len()), (2, 4), "{:?}", messages.0);
+    assert!(found[0].contains(".step-00000003.partial: I/O error: "), "{}", found[0]);
+
+    // Once it can be removed, the next checkpoint removes it.
+    fs::remove_file(&left).unwrap();
+    fs::create_dir(&left).unwrap();
+    let mut messages = Messages::default();
+    run(folder.path(), &recipe(15), &mut trained, progress, source(), &mut messages).unwrap();
+    assert_eq!(messages.0.len(), 1, "{:?}", messages.0);
+    assert!(!left.exists());
+}
+
+#[test]
+fn a_run_does_not_begin_before_the_newest_checkpoint_of_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = || Line { poisoned: None };
+    let start = Progress::default();
+    run(folder.path(), &recipe(10), &mut trainer(), start, source(), &mut ()).unwrap();
+    let metrics = || fs::read_to_string(folder.path().join("metrics.csv")).unwrap();
+    let before = metrics();
+    let refused = |trainer: &mut Trainer<Linear>, start: Progress| {
+        let error = run(folder.path(), &recipe(15), trainer, start, source(), &mut ()).unwrap_err();
+        assert!(matches!(error, TrainError::State { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("step-00000010: ") && text.contains("another folder"), "{text}");
+        assert_eq!(metrics(), before);
+    };
+    refused(&mut trainer(), start);
+    let mut older = trainer();
+    let root = folder.path().join("checkpoints");
+    let progress = Checkpoints::load(&root.join("step-00000005"), &mut older, &Device::flex());
+    let progress = progress.unwrap();
+    refused(&mut older, progress);
+    // Without the newer checkpoint, the run resumes from the older one.
+    fs::remove_dir_all(root.join("step-00000010")).unwrap();
+    run(folder.path(), &recipe(15), &mut older, progress, source(), &mut ()).unwrap();
+    assert_eq!(metrics().lines().count(), 1 + 15);
+}
+
+#[test]
+fn a_part_has_the_same_mean_on_any_number_of_ranks() {
+    // Many micro-batches, and parts of them, have no odd row.
+    let recipe = RunRecipe { batch_size: 2, accumulation: 2, workers: 0, ..recipe(20) };
+    let odd = |ranks: usize| {
+        let folder = tempfile::tempdir().unwrap();
+        run_ranks(ranks, |group| {
+            let mut trainer = trainer().over(&Ranks::new(group), Zero::Off, FloatDType::F32);
+            let (start, source) = (Progress::default(), Line { poisoned: None });
+            run(folder.path(), &recipe, &mut trainer, start, source, &mut ()).unwrap();
+        });
+        Table::read(&folder.path().join("metrics.csv")).unwrap().column("odd").unwrap()
+    };
+    let found = odd(1);
+    // Each value is 1, and so is every mean; a step without an odd row has none.
+    assert!(found.iter().all(|mean| *mean == 1.0 || mean.is_nan()), "{found:?}");
+    assert!(found.contains(&1.0), "{found:?}");
+    let has_mean = |means: &[f64]| means.iter().map(|mean| !mean.is_nan()).collect::<Vec<_>>();
+    for ranks in [2, 3] {
+        let other = odd(ranks);
+        assert!(other.iter().all(|mean| *mean == 1.0 || mean.is_nan()), "{ranks}: {other:?}");
+        assert_eq!(has_mean(&other), has_mean(&found), "{ranks}");
+    }
+}
+
+/// Points of which two cannot be read.
+struct Holes;
+
+impl Source for Holes {
+    type Item = (usize, f32);
+
+    fn len(&self) -> usize {
+        20
+    }
+
+    fn read(&self, row: usize, epoch: u64) -> Result<(usize, f32), DataError> {
+        match row {
+            3 | 8 => Err(DataError::row(row, format!("point {row}"), "missing")),
+            _ => Line { poisoned: None }.read(row, epoch),
+        }
+    }
+
+    fn describe(&self, row: usize) -> String {
+        format!("point {row}")
+    }
+}
+
+/// Keeps the numbers of its micro-batches.
+#[derive(Default)]
+struct Numbered(RefCell<Vec<u64>>);
+
+impl Task for Numbered {
+    type Model = Linear;
+    type Item = (usize, f32);
+    type Error = TooLarge;
+
+    fn gradients(
+        &self,
+        graph: &Graph<Linear>,
+        items: &[(usize, f32)],
+        indices: &[u64],
+    ) -> Result<Evaluation, TooLarge> {
+        Regression.gradients(graph, items, indices)
+    }
+
+    fn gradients_of_part(
+        &self,
+        graph: &Graph<Linear>,
+        items: &[(usize, f32)],
+        indices: &[u64],
+        whole: MicroBatch,
+    ) -> Result<Evaluation, TooLarge> {
+        self.0.borrow_mut().push(whole.number);
+        self.gradients(graph, items, indices)
+    }
+}
+
+#[test]
+fn micro_batches_are_numbered_over_skipped_rows_and_resumes() {
+    let folder = tempfile::tempdir().unwrap();
+    let task = Numbered::default();
+    let mut progress = Progress::default();
+    let mut trained = trainer();
+    for steps in [3, 9] {
+        let recipe = RunRecipe { batch_size: 3, accumulation: 2, skip_bad: 2, ..recipe(steps) };
+        let run = Run { task: &task, recipe: &recipe, folder: folder.path(), peak_flops: None };
+        run.train(&mut trained, Arc::new(Holes), progress, &mut (), &mut ()).unwrap();
+        trained = trainer();
+        let checkpoints = Checkpoints::new(folder.path(), 2);
+        let found = checkpoints.load_newest(&mut trained, &Device::flex(), &mut ()).unwrap();
+        progress = found.unwrap();
+    }
+    // 54 samples take more slots of the order, since two rows are skipped.
+    assert!(progress.next_slot > 54, "{progress:?}");
+    assert_eq!(*task.0.borrow(), (0..18).collect::<Vec<u64>>());
 }

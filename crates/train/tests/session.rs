@@ -4,12 +4,17 @@
 
 use burn::tensor::Device;
 use opensora_checkpoint::{Checkpoint, ExportOptions, export};
-use opensora_data::{Manifest, Row};
+use opensora_data::{
+    ClipDataset, Manifest, Row,
+    cache::{self, CacheJob, CacheKey},
+    encode::{ClipEncoder, EncoderConfig},
+};
 use opensora_files::{Lock, error_line};
+use opensora_parallel::{Group, threads::run_ranks};
 use opensora_t5::{T5Config, fit_tokenizer, keys as t5_keys};
 use opensora_train::{
     Observer, Outcome, Ranks, Recipe, Session, TrainError,
-    observer::{CheckpointDamaged, DescriptionOmitted, Resumed, RowsMissing},
+    observer::{CacheDoubted, CheckpointDamaged, DescriptionOmitted, Resumed, RowsMissing},
 };
 use opensora_vae::{VaeConfig, keys as vae_keys};
 use opensora_video::{Frames, VideoSpec, Writer};
@@ -20,6 +25,10 @@ use std::{fs, path::Path};
 struct Messages(Vec<String>);
 
 impl Observer for Messages {
+    fn cache_doubted(&mut self, event: &CacheDoubted<'_>) {
+        self.0.push(event.to_string());
+    }
+
     fn resumed(&mut self, event: &Resumed) {
         self.0.push(event.to_string());
     }
@@ -140,6 +149,39 @@ fn stdit(folder: &Path) -> Recipe {
     recipe
 }
 
+/// Encodes the rows of the manifest into `cache`, each in a shard of its own.
+fn encode(folder: &Path, max_length: usize) {
+    let (clip, seed) = (Recipe::parse(STDIT).unwrap().data.clip, 42);
+    let manifest = Manifest::read(&folder.join("clips.csv")).unwrap();
+    let dataset = ClipDataset::new(manifest, clip.clone(), seed).unwrap();
+    let (vae, t5) = (folder.join("vae"), folder.join("t5"));
+    let encoder = EncoderConfig { vae, t5, max_length, vae_micro_batch: None };
+    let key = CacheKey::new(&clip, seed, &encoder).unwrap();
+    let encoder = ClipEncoder::load(&encoder, &Device::flex()).unwrap();
+    let job = CacheJob::new(&dataset, &encoder, &key).with_shard_bytes(1);
+    cache::write(&job, &folder.join("cache"), &mut ()).unwrap();
+}
+
+/// A recipe for the cache of [`encode`] and prompts of up to 64 tokens.
+fn cached(folder: &Path) -> Recipe {
+    let mut recipe = stdit(folder);
+    recipe.data.cache = Some(folder.join("cache"));
+    recipe.stdit.as_mut().unwrap().config.model_max_length = 64;
+    recipe
+}
+
+/// Changes the last bit of a file.
+fn damage(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+/// Prepares a run, and returns the error on one line if that fails.
+fn prepare(session: &Session) -> Result<(), String> {
+    session.prepare().map(drop).map_err(|error| error_line(&error))
+}
+
 #[test]
 fn a_folder_has_one_run_at_a_time() {
     let folder = tempfile::tempdir().unwrap();
@@ -162,6 +204,38 @@ fn a_folder_has_one_run_at_a_time() {
     let again = session.run(&mut (), &mut ()).unwrap_err();
     assert!(again.to_string().contains("already holds a run"), "{again}");
     drop(Lock::take(&folder.path().join("run/.lock")).unwrap());
+}
+
+#[test]
+fn ranks_with_different_recipes_do_not_train() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    data(path);
+    /// Change of a recipe, and the words of its error.
+    type Case = (fn(&mut Recipe), &'static str);
+    let changes: [Case; 3] = [
+        (
+            |recipe| recipe.optimizer.learning_rate = 0.5,
+            "optimizer.learning_rate is 0.5, expected ",
+        ),
+        // A resumed run may have other values of these.
+        (|recipe| recipe.run.steps = 3, "run.steps is 3, expected 1 as on rank 0"),
+        (|recipe| recipe.run.sample_every = 7, "run.sample_every is 7, expected 0 as on rank 0"),
+    ];
+    for (change, words) in changes {
+        let lines = run_ranks(2, |group| {
+            let mut recipe = Recipe::parse(VAE).unwrap();
+            recipe.data.manifest = Some(path.join("clips.csv"));
+            if group.rank() == 1 {
+                change(&mut recipe);
+            }
+            let session = Session { ranks: Ranks::new(group), ..session(path, recipe) };
+            error_line(&session.run(&mut (), &mut ()).unwrap_err())
+        });
+        assert!(lines[1].starts_with(&format!("invalid recipe: {words}")), "{lines:?}");
+        assert_eq!(lines[0], format!("rank 1: {}", lines[1]));
+        assert!(!path.join("run").exists(), "{words}");
+    }
 }
 
 #[test]
@@ -212,6 +286,94 @@ fn checks_that_need_no_model_come_before_loading_one() {
     let error = session(path, stdit(path)).run(&mut (), &mut ()).unwrap_err();
     assert!(matches!(error, TrainError::Data(opensora_data::DataError::Vae(_))), "{error}");
     assert!(error.to_string().contains("vae"), "{error}");
+}
+
+/// Runs a session in a folder of its own and returns its messages.
+fn messages(folder: &Path, recipe: Recipe) -> Vec<String> {
+    let mut messages = Messages::default();
+    let folder = tempfile::tempdir_in(folder).unwrap();
+    session(folder.path(), recipe).run(&mut messages, &mut ()).unwrap();
+    messages.0
+}
+
+#[test]
+fn a_cache_of_other_models_than_the_recipes_is_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    data(path);
+    configs(path);
+    weights(path);
+    encode(path, 40);
+    assert!(messages(path, cached(path)).is_empty());
+    // The models are needed for samples only: none, and one that is not on this machine.
+    let mut recipe = cached(path);
+    let part = recipe.stdit.as_mut().unwrap();
+    (part.vae, part.t5) = (None, Some(path.join("no-t5")));
+    assert!(!messages(path, recipe).iter().any(|line| line.starts_with("warning")));
+
+    for (changed, what) in [
+        ("vae/diffusion_pytorch_model.safetensors", "of the VAE"),
+        ("t5/model.safetensors", "of the text encoder"),
+    ] {
+        damage(&path.join(changed));
+        let lines = messages(path, cached(path));
+        assert!(lines.len() == 1 && lines[0].starts_with("warning: "), "{lines:?}");
+        assert!(lines[0].contains(what) && lines[0].contains("encode again"), "{lines:?}");
+        // The same change again restores the file.
+        damage(&path.join(changed));
+    }
+    assert!(messages(path, cached(path)).is_empty());
+}
+
+#[test]
+fn a_cache_that_may_have_cut_its_prompts_is_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    data(path);
+    configs(path);
+    weights(path);
+    // Three words and the end of the prompt have at least four tokens.
+    encode(path, 3);
+    let lines = messages(path, cached(path));
+    assert!(lines.len() == 1 && lines[0].contains("--max-length 64"), "{lines:?}");
+    let mut recipe = cached(path);
+    recipe.stdit.as_mut().unwrap().config.model_max_length = 3;
+    assert!(messages(path, recipe).is_empty());
+}
+
+#[test]
+fn errors_of_a_cache_are_those_of_all_ranks() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    data(path);
+    configs(path);
+    weights(path);
+    let rows = ["b.mp4", "c.mp4", "d.mp4"].map(|name| {
+        let file = path.join(name);
+        fs::copy(path.join("a.mp4"), &file).unwrap();
+        Row { path: file, caption: "a red circle".into(), num_frames: Some(4) }
+    });
+    Manifest { rows: rows.into() }.write(&path.join("clips.csv")).unwrap();
+    encode(path, 40);
+    let on_ranks = || -> Vec<Result<(), String>> {
+        run_ranks(3, |group: Group| {
+            let ranks = Ranks::new(group);
+            prepare(&Session { ranks, ..session(path, cached(path)) })
+        })
+    };
+    assert!(on_ranks().iter().all(Result::is_ok));
+    // Rank 1 compares the checksum of the second of three shards.
+    for (rank, damaged) in
+        ["cache/shard-00000.safetensors", "cache/shard-00001.safetensors"].into_iter().enumerate()
+    {
+        damage(&path.join(damaged));
+        let lines: Vec<String> = on_ranks().into_iter().map(Result::unwrap_err).collect();
+        assert!(lines[rank].contains("damaged: the checksum differs"), "{lines:?}");
+        let elsewhere = format!("rank {rank}: {}", lines[rank]);
+        let mut others = lines.iter().enumerate().filter(|(other, _)| *other != rank);
+        assert!(others.all(|(_, line)| *line == elsewhere), "{lines:?}");
+        damage(&path.join(damaged));
+    }
 }
 
 #[test]

@@ -16,6 +16,10 @@ use std::{
     },
 };
 
+/// Maximum size in bytes of a model that is compared with that of a cache. Each start of a run compares, and T5 v1.1 XXL
+/// has 19 GB.
+const MAX_COMPARED: u64 = 2 << 30;
+
 pub(super) fn digest(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
@@ -89,8 +93,31 @@ pub(super) fn for_each_parallel<T: Sync>(
 /// Returns the SHA-256 of a model: all files of its folder, or a checkpoint's files and the configuration
 /// beside it.
 pub(super) fn hash_model(path: &Path) -> Result<String, DataError> {
+    hash_files(&model_files(path)?)
+}
+
+/// Returns false if the [`hash_model`] of the model at `path` is not `hash`. Returns true also for a model that is not
+/// compared: without complete weights at `path`, or of more than [`MAX_COMPARED`] bytes.
+pub(super) fn may_be_model(path: &Path, hash: &str) -> Result<bool, DataError> {
+    let Ok(checkpoint) = Checkpoint::open(path) else { return Ok(true) };
+    let own = model_files(path)?;
+    if total(&own)? > MAX_COMPARED || hash_files(&own)? == hash {
+        return Ok(true);
+    }
+    // A folder and the weights in it are one model, but the folder's hash covers all files in it.
+    let other = match path.is_dir() {
+        true => checkpoint.taken().to_path_buf(),
+        // Not the parent, which is empty for a path without a folder.
+        false => path.with_file_name("."),
+    };
+    let other = model_files(&other)?;
+    Ok(total(&other)? > MAX_COMPARED || hash_files(&other)? == hash)
+}
+
+/// Returns the files of a model, in order.
+fn model_files(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     if path.is_dir() {
-        return hash_files(&files(path)?);
+        return files(path);
     }
     let checkpoint = Checkpoint::open(path)?;
     let config = path.with_file_name("config.json");
@@ -101,7 +128,7 @@ pub(super) fn hash_model(path: &Path) -> Result<String, DataError> {
         .chain(config.exists().then_some(config.as_path()))
         .map(Path::to_path_buf)
         .collect();
-    hash_files(&all.into_iter().collect::<Vec<_>>())
+    Ok(all.into_iter().collect())
 }
 
 /// Returns the files of a folder in order, without subfolders.
@@ -127,6 +154,49 @@ fn hash_files(files: &[PathBuf]) -> Result<String, DataError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use safetensors::tensor::{Dtype, TensorView};
+
+    /// Writes weights of one number.
+    fn write_weights(path: &Path, number: f32) {
+        let bytes = number.to_le_bytes();
+        let tensor = TensorView::new(Dtype::F32, vec![1], &bytes).unwrap();
+        safetensors::serialize_to_file(vec![("weight".to_string(), tensor)], None, path).unwrap();
+    }
+
+    #[test]
+    fn a_model_is_compared_by_its_folder_and_by_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let vae = path("vae");
+        fs::create_dir(&vae).unwrap();
+        let file = path("vae/model.safetensors");
+        write_weights(&file, 1.0);
+        fs::write(path("vae/config.json"), "{}").unwrap();
+        fs::write(path("vae/README.md"), "in the folder's hash only").unwrap();
+        let hashes = [&vae, &file].map(|path| hash_model(path).unwrap());
+        assert_ne!(hashes[0], hashes[1]);
+        let all_are = |expected: bool| {
+            let mut pairs = hashes.iter().flat_map(|hash| [(&vae, hash), (&file, hash)]);
+            pairs.all(|(path, hash)| may_be_model(path, hash).unwrap() == expected)
+        };
+        assert!(all_are(true));
+        write_weights(&file, 2.0);
+        assert!(all_are(false));
+        fs::write(&file, "no weights").unwrap();
+        assert!(all_are(true), "there is no complete model to compare");
+        assert!(may_be_model(&path("none"), &hashes[0]).unwrap());
+    }
+
+    #[test]
+    fn a_large_model_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        write_weights(&folder.path().join("model.safetensors"), 1.0);
+        assert!(!may_be_model(folder.path(), "another hash").unwrap());
+        // A sparse file, which takes no space.
+        let large = fs::File::create(folder.path().join("large")).unwrap();
+        large.set_len(MAX_COMPARED).unwrap();
+        assert!(may_be_model(folder.path(), "another hash").unwrap());
+    }
 
     #[test]
     fn the_size_of_a_folder_is_that_of_its_files() {

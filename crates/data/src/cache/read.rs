@@ -2,7 +2,7 @@
 
 use super::{
     CacheKey, CachedRow, FORMAT, INDEX, Index, Shard, bad_because, bad_file,
-    hash::{digest, for_each_parallel, hash_file, size},
+    hash::{digest, for_each_parallel, hash_file, may_be_model, size},
     io_error, json, parse_json,
 };
 use crate::{
@@ -31,7 +31,21 @@ impl LatentCache {
     /// # Errors
     /// Returns an error if the cache is incomplete or damaged, or was made with other settings.
     pub fn open_for(folder: &Path, clip: &ClipSpec) -> Result<Self, DataError> {
-        Self::open_as(folder, |key| CacheKey { clip: clip.clone(), ..key.clone() })
+        Self::open_for_rank(folder, clip, [0, 1])
+    }
+
+    /// Opens a cache like [`open_for`](Self::open_for), as one of several ranks that all open it: `share` is `[rank, ranks]`.
+    /// Compares the checksums of every `ranks`-th shard only, so a damaged shard is an error on one rank, of which the
+    /// others must be told. If ranks have copies of the cache, a part of each copy is not compared.
+    ///
+    /// # Errors
+    /// Returns an error if the cache is incomplete, was made with other settings, or is damaged in this rank's shards.
+    pub fn open_for_rank(
+        folder: &Path,
+        clip: &ClipSpec,
+        share: [usize; 2],
+    ) -> Result<Self, DataError> {
+        Self::open_as(folder, share, |key| CacheKey { clip: clip.clone(), ..key.clone() })
     }
 
     /// Opens a cache and compares all checksums.
@@ -39,7 +53,7 @@ impl LatentCache {
     /// # Errors
     /// Returns an error if the cache is incomplete or damaged.
     pub fn open(folder: &Path) -> Result<Self, DataError> {
-        Self::open_as(folder, CacheKey::clone)
+        Self::open_as(folder, [0, 1], CacheKey::clone)
     }
 
     /// Returns the files of the rows, as paths at the time when the cache was written.
@@ -53,9 +67,10 @@ impl LatentCache {
         masks.map(Vec::len).max().unwrap_or(0)
     }
 
-    /// Opens a cache whose key equals `wanted(key)`.
+    /// Opens a cache whose key equals `wanted(key)`, and compares the checksums of this rank's shards.
     fn open_as(
         folder: &Path,
+        [rank, ranks]: [usize; 2],
         wanted: impl FnOnce(&CacheKey) -> CacheKey,
     ) -> Result<Self, DataError> {
         let path = folder.join(INDEX);
@@ -88,7 +103,8 @@ impl LatentCache {
             let reason = format!("{} rows, but shards for {next}", cache.rows.len());
             return Err(bad_file(&path, reason));
         }
-        for_each_parallel(&cache.shards, |(shard, _)| {
+        let share: Vec<_> = cache.shards.iter().skip(rank).step_by(ranks.max(1)).collect();
+        for_each_parallel(&share, |(shard, _)| {
             let file = folder.join(&shard.file);
             match hash_file(&file)?.1 == shard.sha256 {
                 true => Ok(()),
@@ -162,6 +178,46 @@ impl LatentCache {
             Some(difference) => Err(self.stale(difference)),
             None => Ok(()),
         }
+    }
+
+    /// Checks that the models at these paths encoded the cache: their files have the same names and contents. The path of a
+    /// VAE can be that of its folder or of the weights in it. A model is not compared if its path has no complete weights,
+    /// or if it has more than 2 GiB (T5 v1.1 XXL: 19 GB), since each start of a run would read it.
+    ///
+    /// # Errors
+    /// Returns an error if other files encoded the cache, or a file cannot be read. The weights need not differ: a folder
+    /// can have other files beside them.
+    pub fn check_models(&self, vae: Option<&Path>, t5: Option<&Path>) -> Result<(), DataError> {
+        for (what, path, hash) in [("VAE", vae, &self.key.vae), ("text encoder", t5, &self.key.t5)]
+        {
+            if let Some(path) = path
+                && !may_be_model(path, hash)?
+            {
+                let reason = format!(
+                    "encoded with other files than those of the {what} {}; if its weights differ, give the \
+                     {what} of the cache, or encode again",
+                    path.display()
+                );
+                return Err(bad_file(&self.folder, reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that prompts were not cut to fewer than `tokens` tokens.
+    ///
+    /// # Errors
+    /// Returns an error if some may have been: the cache was encoded with a smaller length, and the longest prompt fills it.
+    pub fn check_length(&self, tokens: usize) -> Result<(), DataError> {
+        let limit = self.key.max_length;
+        if limit >= tokens || self.longest_prompt() < limit {
+            return Ok(());
+        }
+        let reason = format!(
+            "prompts were cut to {limit} tokens, but the model has space for {tokens}; if captions are \
+             longer, encode again with --max-length {tokens}"
+        );
+        Err(bad_file(&self.folder, reason))
     }
 
     /// Checks that the cache was made from the rows of `dataset`. Compares file name, caption and

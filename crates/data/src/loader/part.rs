@@ -1,6 +1,6 @@
 //! A rank's part of every batch, and how the ranks agree on bad rows.
 
-use super::Slot;
+use super::{Skipped, Slot};
 use crate::DataError;
 use opensora_files::error_line;
 use opensora_parallel::{Group, Lowest, Solo, first_error, lowest};
@@ -31,10 +31,9 @@ impl Part {
         begin(self.index)..begin(self.index + 1)
     }
 
-    /// Returns the skipped rows of rank 0, with the reasons, if all ranks have the same rows: `rows` in number, with
-    /// `fingerprint`. Other ranks may have found another list, in a folder that
-    /// is not shared or while rank 0 added to it; with different lists they would read parts of different batches. A
-    /// collective.
+    /// Returns the skipped rows of rank 0 if all ranks have the same rows: `rows` in number, with `fingerprint`. Other ranks
+    /// may have found another list, in a folder that is not shared or while rank 0 added to it; with different lists they
+    /// would read parts of different batches. A collective.
     ///
     /// # Errors
     /// Returns an error on every rank if a rank has other rows than rank 0.
@@ -42,9 +41,11 @@ impl Part {
         &self,
         rows: usize,
         fingerprint: &str,
-        skipped: &BTreeMap<usize, String>,
-    ) -> Result<BTreeMap<usize, String>, DataError> {
-        let skipped = skipped.iter().map(|(row, reason)| format!("{row} {reason}\n"));
+        skipped: &BTreeMap<usize, Skipped>,
+    ) -> Result<BTreeMap<usize, Skipped>, DataError> {
+        let skipped = skipped
+            .iter()
+            .map(|(row, Skipped { slot, reason })| format!("{row} {slot} {reason}\n"));
         let lines: String = std::iter::once(format!("{fingerprint}\n")).chain(skipped).collect();
         let message = (self.group.rank() == 0).then_some((rows as u64, lines.as_bytes()));
         let Some(Lowest { key, bytes, .. }) = lowest(&*self.group, message) else {
@@ -59,8 +60,10 @@ impl Part {
             false => Err(DataError::OtherData { found: rows, expected }),
         })?;
         let parse = |line: &str| {
-            let (row, reason) = line.split_once(' ')?;
-            Some((row.parse::<usize>().ok()?, reason.to_string()))
+            let (row, rest) = line.split_once(' ')?;
+            let (slot, reason) = rest.split_once(' ')?;
+            let skipped = Skipped { slot: slot.parse().ok()?, reason: reason.into() };
+            Some((row.parse::<usize>().ok()?, skipped))
         };
         Ok(lines.filter_map(parse).collect())
     }

@@ -1,4 +1,7 @@
-//! The list of bad rows that are skipped, a CSV file with number (from 1), path and reason of each row.
+//! The list of bad rows that are skipped, a CSV file with number (from 1), path, reason and slot of each row.
+//!
+//! A row is skipped from its slot on, so that a run that resumes at an earlier slot has the batches of a run without a
+//! break. A row whose line has no slot (earlier versions wrote none) is always skipped.
 //!
 //! A line counts only if the row has the path that the line names, so a list of another data set skips
 //! nothing. Lines are parsed separately, so a line that was cut off by a kill affects no other line.
@@ -12,11 +15,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// A bad row that is skipped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skipped {
+    /// Slot of the order from which the row is skipped.
+    pub slot: u64,
+    /// Error of the row on one line.
+    pub reason: String,
+}
+
 pub(super) struct SkipList {
     path: Option<PathBuf>,
     /// True if added rows are written to the file.
     writes: bool,
-    rows: BTreeMap<usize, String>,
+    rows: BTreeMap<usize, Skipped>,
 }
 
 impl SkipList {
@@ -37,11 +49,12 @@ impl SkipList {
                     let (path, line) = (path.clone(), number + 1);
                     DataError::SkipList { path, line, reason, source }
                 })?;
-                if let Some((row, name, reason)) = line
+                if let Some((row, name, skipped)) = line
                     && row < source.len()
                     && name_of(source, row).replace(['\n', '\r'], " ") == name
                 {
-                    rows.insert(row, reason);
+                    // Of several lines of a row, the last one has the earliest slot.
+                    rows.insert(row, skipped);
                 }
             }
         }
@@ -49,22 +62,38 @@ impl SkipList {
     }
 
     /// Takes the rows of the rank that writes the file, and leaves writing it to that rank.
-    pub(super) fn follow(&mut self, rows: BTreeMap<usize, String>) {
+    pub(super) fn follow(&mut self, rows: BTreeMap<usize, Skipped>) {
         self.writes = false;
         self.rows = rows;
     }
 
-    pub(super) fn rows(&self) -> &BTreeMap<usize, String> {
+    pub(super) fn rows(&self) -> &BTreeMap<usize, Skipped> {
         &self.rows
     }
 
+    /// Returns true if `row` is skipped in `slot`.
+    pub(super) fn skips(&self, row: usize, slot: u64) -> bool {
+        self.rows.get(&row).is_some_and(|skipped| skipped.slot <= slot)
+    }
+
+    /// Returns true if all `rows` rows of the source are skipped from `slot` on.
+    pub(super) fn skips_all(&self, rows: usize, slot: u64) -> bool {
+        // The list has only rows of the source.
+        self.rows.len() == rows && self.rows.values().all(|skipped| skipped.slot <= slot)
+    }
+
     /// Adds a row, to the file first if this rank writes it.
-    pub(super) fn add(&mut self, row: usize, name: &str, reason: String) -> Result<(), DataError> {
+    pub(super) fn add(
+        &mut self,
+        row: usize,
+        name: &str,
+        skipped: Skipped,
+    ) -> Result<(), DataError> {
         if let Some(path) = self.path.as_ref().filter(|_| self.writes) {
-            append(path, row, name, &reason)
+            append(path, row, name, &skipped)
                 .map_err(|source| DataError::Io { path: path.clone(), source })?;
         }
-        self.rows.insert(row, reason);
+        self.rows.insert(row, skipped);
         Ok(())
     }
 }
@@ -75,8 +104,8 @@ struct BadLine {
     source: Option<csv::Error>,
 }
 
-/// Parses row, name and reason; returns `None` for an incomplete line.
-fn parse(line: &str) -> Result<Option<(usize, String, String)>, BadLine> {
+/// Parses row, name, reason and slot; returns `None` for an incomplete line.
+fn parse(line: &str) -> Result<Option<(usize, String, Skipped)>, BadLine> {
     let mut reader =
         csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(line.as_bytes());
     let Some(record) = reader.records().next() else { return Ok(None) };
@@ -90,13 +119,17 @@ fn parse(line: &str) -> Result<Option<(usize, String, String)>, BadLine> {
         .trim()
         .parse()
         .map_err(|_| BadLine { reason: format!("'{row}' is not a row"), source: None })?;
-    Ok(row.checked_sub(1).map(|row| (row, name.into(), reason.into())))
+    let slot = record.get(3).and_then(|slot| slot.trim().parse().ok()).unwrap_or(0);
+    let skipped = Skipped { slot, reason: reason.into() };
+    Ok(row.checked_sub(1).map(|row| (row, name.into(), skipped)))
 }
 
-fn append(path: &Path, row: usize, name: &str, reason: &str) -> io::Result<()> {
+fn append(path: &Path, row: usize, name: &str, skipped: &Skipped) -> io::Result<()> {
     let one_line = |text: &str| text.replace(['\n', '\r'], " ");
     let mut line = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
-    line.write_record([(row + 1).to_string(), one_line(name), one_line(reason)])?;
+    let Skipped { slot, reason } = skipped;
+    let (row, slot) = ((row + 1).to_string(), slot.to_string());
+    line.write_record([row, one_line(name), one_line(reason), slot])?;
     let mut line = line.into_inner().map_err(|error| error.into_error())?;
     let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
     if !ends_a_line(&mut file)? {

@@ -210,6 +210,71 @@ fn incomplete_lines_and_lines_of_other_data_are_ignored() {
     assert_eq!(again.skipped().keys().copied().collect::<Vec<_>>(), [1, 8]);
 }
 
+/// Ten rows, of which the last one fails from epoch 1 on.
+struct FailsLater;
+
+impl Source for FailsLater {
+    type Item = u64;
+
+    fn len(&self) -> usize {
+        10
+    }
+
+    fn read(&self, row: usize, epoch: u64) -> Result<u64, DataError> {
+        match (row, epoch) {
+            (9, 1..) => Err(DataError::row(row, self.describe(row), "bad")),
+            _ => Ok(row as u64 + 100 * epoch),
+        }
+    }
+
+    fn describe(&self, row: usize) -> String {
+        format!("number-{row}")
+    }
+}
+
+#[test]
+fn a_resume_skips_a_listed_row_from_the_slot_at_which_it_failed() {
+    let folder = tempfile::tempdir().unwrap();
+    for workers in [0, 2] {
+        let list = folder.path().join(format!("{workers}.csv"));
+        let skip_list = Some(list.clone());
+        let config = LoaderConfig { shuffle: false, skip_list, ..config(workers, 1) };
+        let read = |start: u64, count: usize| -> Vec<Batch<u64>> {
+            let loader = Loader::new(Arc::new(FailsLater), config.clone(), start).unwrap();
+            loader.take(count).map(Result::unwrap).collect()
+        };
+        let whole = read(0, 9);
+        assert_eq!(whole[2].rows, [8, 9, 0, 1]);
+        assert_eq!(whole[4].rows, [6, 7, 8, 0]);
+        let listed = "10,number-9,row 10: number-9: bad,19\n";
+        assert_eq!(std::fs::read_to_string(&list).unwrap(), listed);
+
+        // A run that was killed after the last of these batches resumes after the first one.
+        let start = whole[0].next_slot;
+        assert_eq!(read(start, 8), whole[1..]);
+        let parts = on_ranks(2, move |part| {
+            let loader = Loader::new(Arc::new(FailsLater), config.clone(), start).unwrap();
+            loader.with_part(part).unwrap().take(8).map(Result::unwrap).collect::<Vec<_>>()
+        });
+        assert_parts_of(&parts, &whole[1..], &format!("two ranks, {workers} workers"));
+        assert_eq!(std::fs::read_to_string(&list).unwrap(), listed);
+    }
+}
+
+#[test]
+fn a_listed_row_that_fails_before_its_slot_does_not_count_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("skipped.csv");
+    std::fs::write(&list, "3,number-2,bad,1000\n").unwrap();
+    let source = || Numbers::new(10, &[2, 7]);
+    let with_list = LoaderConfig { skip_list: Some(list.clone()), ..config(2, 1) };
+    let wanted = batches(source(), config(2, 2), 0, 6);
+    for _ in 0..2 {
+        assert_eq!(batches(source(), with_list.clone(), 0, 6), wanted);
+        assert_eq!(std::fs::read_to_string(&list).unwrap().lines().count(), 3);
+    }
+}
+
 #[test]
 fn only_errors_of_rows_are_skipped() {
     struct Damaged;
@@ -293,7 +358,7 @@ fn ranks_skip_the_rows_that_rank_0_lists() {
     let (parts, skipped): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
     assert_parts_of(&parts, &batches(Numbers::new(10, &bad), config(0, 3), 0, 6), "three lists");
     assert_eq!(skipped[0].keys().copied().collect::<Vec<_>>(), bad);
-    assert_eq!(skipped[0][&2], "bad, and slow");
+    assert_eq!(skipped[0][&2], Skipped { slot: 0, reason: "bad, and slow".into() });
     assert!(skipped.iter().all(|rows| *rows == skipped[0]), "{skipped:?}");
 }
 

@@ -119,8 +119,27 @@ fn captions_without_tokens_have_no_loss() {
     let mask = TokenMask::new(vec![vec![true, false]]).unwrap();
     let output = world.objective().loss(&encoder, &ids, &mask, &[0]);
     assert_eq!(read_f64(output.losses).unwrap(), [0.0]);
+    assert_eq!(output.hits.dims(), [0]);
     assert_eq!(output.loss.clone().into_scalar::<f32>(), 0.0);
     output.loss.backward();
+}
+
+/// Ranks add numbers of masked tokens and of hits: each has some of the captions.
+#[test]
+fn a_batch_has_the_hits_of_its_captions() {
+    let world = World::new();
+    let encoder = world.encoder(&Device::flex());
+    // Most captions have few chosen tokens, and some have no masked one.
+    let recipe = MaskedTokens { keep_probability: 0.6, ..MaskedTokens::default() };
+    let objective = MaskedTokenLoss::new(&recipe, &world.tokenizer, 7).unwrap();
+    let hits = |rows: std::ops::Range<usize>| {
+        let (mask, indices) = (world.mask.select(rows.start, rows.end), world.indices(0));
+        let (ids, indices) = (&world.ids[rows.clone()], &indices[rows]);
+        read_f64(objective.loss(&encoder, ids, &mask, indices).hits).unwrap()
+    };
+    let each: Vec<Vec<f64>> = (0..world.ids.len()).map(|row| hits(row..row + 1)).collect();
+    assert!(each.iter().any(Vec::is_empty) && each.iter().any(|hits| !hits.is_empty()));
+    assert_eq!(hits(0..world.ids.len()), each.concat());
 }
 
 #[test]

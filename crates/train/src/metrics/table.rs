@@ -1,13 +1,16 @@
 //! Writer and reader of `metrics.csv`: a header and one row for each step.
 
 use super::{COLUMNS, MetricsError, Record};
-use opensora_files::{one_line, write_atomically};
+use opensora_files::{one_line, read::read_text, write_atomically};
 use std::{
     fmt,
     fs::{File, OpenOptions},
     io::{ErrorKind, Write},
     path::{Path, PathBuf},
 };
+
+/// Upper limit in bytes of the table of a run that is resumed: that of more than four million steps.
+const MAX_BYTES: u64 = 1 << 30;
 
 /// Appends rows to a table.
 #[derive(Debug)]
@@ -24,7 +27,7 @@ impl TableWriter {
     /// Opens or creates the table at `path`. Removes the rows of steps after `resume_at_step`,
     /// which will be written again, and an incomplete last row of a killed process.
     pub(super) fn open(path: &Path, resume_at_step: u64) -> Result<Self, MetricsError> {
-        let found = match std::fs::read_to_string(path) {
+        let found = match read_text(path, MAX_BYTES) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
             Err(error) => return Err(MetricsError::io(path)(error)),

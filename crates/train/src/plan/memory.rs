@@ -70,9 +70,13 @@ struct Saved {
     inner: f64,
     /// Values for each attention score.
     scores: f64,
-    /// Most scores that an attention saves; with more it saves none, and computes them again.
+    /// Most scores that an attention saves; with more it saves none, and computes them again. Not of self-attention
+    /// within at most [`SHORT`] tokens.
     most_scores: f64,
 }
+
+/// Most tokens of a sequence whose self-attention always saves its scores.
+const SHORT: usize = 64;
 
 /// Saved by the fused layers of flex in f32. Of the hidden size: spatial attention 7 (input of the norm, input of
 /// `qkv`, `qkv`, input of `proj`, its output for the gate), temporal attention 6 (the same without the norm), cross
@@ -150,8 +154,13 @@ fn saved_in_block(job: &Job, share: Share, clips: f64) -> (f64, f64) {
     let all_frames = share.all_frames as f64;
     let temporal = share.positions as f64 * all_frames * all_frames;
     let cross = tokens * job.caption_tokens as f64;
-    let scores = [spatial, temporal, cross].map(|scores| clips * heads * scores);
-    let scores = scores.into_iter().filter(|&scores| scores <= saved.most_scores).sum::<f64>();
+    let scores =
+        [(spatial, share.all_positions), (temporal, share.all_frames), (cross, usize::MAX)]
+            .into_iter()
+            .map(|(scores, length)| (clips * heads * scores, length))
+            .filter(|&(scores, length)| scores <= saved.most_scores || length <= SHORT)
+            .map(|(scores, _)| scores)
+            .sum::<f64>();
     (clips * values * value, saved.scores * scores * value)
 }
 
@@ -230,6 +239,14 @@ mod tests {
         assert_eq!([found.activations, found.scores], [3.0 * entering + block, scores]);
         let found = memory(&job, Layout { accumulation: 2, ..layout });
         assert_eq!(found.activations, 3.0 * block / 2.0);
+    }
+
+    #[test]
+    fn scores_of_short_sequences_are_always_saved() {
+        let job = Job { clips: 4 << 20, ..job(FloatDType::F32) };
+        // Per clip 2 heads of 24 tokens x 6 positions and 6 positions x 16. Those of the caption are more than 2^26.
+        let scores = 2.0 * (24.0 * 6.0 + 6.0 * 16.0) * f64::from(1 << 20) * 4.0;
+        assert_eq!(memory(&job, Layout::data(4)).scores, 3.0 * scores);
     }
 
     #[test]
