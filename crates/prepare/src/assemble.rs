@@ -11,7 +11,7 @@ use crate::{
     ranges,
     step::{Outcome, Shard},
 };
-use opensora_files::{folder_of, remove_if_present, remove_leftovers};
+use opensora_files::{check_file_path, folder_of, remove_if_present, remove_leftovers};
 use opensora_manifest::{Table, table::PATH};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -96,18 +96,8 @@ pub fn output_path(data: &Path, out: &Path, shard: Shard) -> Result<PathBuf, Pre
     check_out(data, out)?;
     let part = shard_path(out, shard);
     check_out(data, &part)?;
-    check_is_no_folder(&part)?;
+    check_file_path(&part).map_err(PrepareError::io(&part))?;
     Ok(part)
-}
-
-/// Checks, before the work whose result it is, that a table can have this path.
-fn check_is_no_folder(out: &Path) -> Result<(), PrepareError> {
-    if !out.is_dir() {
-        return Ok(());
-    }
-    let reason = "it is a folder, expected a file name";
-    let source = std::io::Error::new(std::io::ErrorKind::IsADirectory, reason);
-    Err(PrepareError::Io { path: out.into(), source })
 }
 
 /// Returns the path of a shard's table: `out` for the whole table, else, for example,
@@ -127,9 +117,9 @@ pub(crate) const LEFTOVER: Duration = Duration::from_secs(24 * 3600);
 /// Creates the folder of a step's files, and removes temporary files of killed runs from it.
 ///
 /// # Errors
-/// Returns an error if the folder cannot be created, or `out` is a folder.
+/// Returns an error if the folder cannot be created, or `out` is a folder or device.
 pub fn make_folder(out: &Path) -> Result<(), PrepareError> {
-    check_is_no_folder(out)?;
+    check_file_path(out).map_err(PrepareError::io(out))?;
     let folder = folder_of(out);
     std::fs::create_dir_all(folder).map_err(PrepareError::io(folder))?;
     // They only take up space.

@@ -8,7 +8,9 @@
 //! ends captioned or listed as failed with the reason. Errors that would affect every row (an address
 //! where nothing answers, a key or model that the server rejects, images that it does not accept) abort
 //! the step and are not recorded against rows. To find them, the step sends a request with grey images: before
-//! the first row, and after a row for which no connection was made.
+//! the first row, after a row for which no connection was made, and after 8 other failures of rows without a
+//! caption in between. So if the server begins to reject every request with a status that single rows can also
+//! get, such as 403, at most 7 rows are recorded as failed; [`RunOptions::retry_failed`] retries them.
 //!
 //! | module | contents |
 //! |---|---|
@@ -50,7 +52,7 @@ use std::{
     ops::ControlFlow,
     path::Path,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
@@ -281,6 +283,9 @@ pub fn preview(job: &Job, input: &Table) -> Result<Option<Value>, PrepareError> 
     Ok(Some(request))
 }
 
+/// Number of failures blamed on rows, without a caption in between, after which the server is checked.
+const STREAK: usize = 8;
+
 /// An error that affects every row.
 type HaltError = Arc<dyn Error + Send + Sync>;
 
@@ -294,6 +299,8 @@ struct Work<'a> {
     checked: OnceLock<Result<(), HaltError>>,
     /// Number of captions received.
     answered: AtomicUsize,
+    /// Number of failures blamed on rows since the last caption or check.
+    failures: Mutex<usize>,
     /// The first error that affects every row.
     halted: OnceLock<HaltError>,
 }
@@ -306,6 +313,7 @@ impl<'a> Work<'a> {
             stop: AtomicBool::new(false),
             checked: OnceLock::new(),
             answered: AtomicUsize::new(0),
+            failures: Mutex::new(0),
             halted: OnceLock::new(),
         }
     }
@@ -322,10 +330,14 @@ impl<'a> Work<'a> {
         match self.endpoint.ask(request.as_bytes(), &self.stop, judge) {
             Ok(caption) => {
                 self.answered.fetch_add(1, Ordering::Relaxed);
+                *self.failures() = 0;
                 Ok(caption)
             }
             Err(Refused { error, blame }) => Err(match blame {
-                Blame::Row => Fault::Row(error.into()),
+                Blame::Row => match self.count_failure(&images) {
+                    Ok(()) => Fault::Row(error.into()),
+                    Err(halted) => Fault::Step(halted),
+                },
                 // The server answered other workers meanwhile.
                 Blame::Load if self.answered.load(Ordering::Relaxed) > answered => {
                     Fault::Row(error.into())
@@ -336,6 +348,27 @@ impl<'a> Work<'a> {
                 Blame::Stop => Fault::Step(self.stopped()),
             }),
         }
+    }
+
+    /// Locks the number of failures since the last caption or check.
+    fn failures(&self) -> MutexGuard<'_, usize> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a failure blamed on a row. Checks the server after [`STREAK`] of them: it may have begun to reject every
+    /// request, with a status that can also be of a single row.
+    fn count_failure(&self, images: &Images) -> Result<(), HaltError> {
+        // Locked during the check: rows that fail meanwhile wait for its result.
+        let mut failures = self.failures();
+        *failures += 1;
+        if *failures >= STREAK {
+            if let Some(halted) = self.halted.get() {
+                return Err(halted.clone());
+            }
+            self.check(images)?;
+            *failures = 0;
+        }
+        Ok(())
     }
 
     /// Sends a request with grey images.

@@ -84,7 +84,7 @@ use crate::{
     retry::{GaveUp, RetryPolicy},
     step::{self, Fault, Outcome, Run, Trust},
 };
-use address::Fetch;
+use address::{Address, Fetch};
 use http::Client;
 use limits::Rate;
 use list::{Video, fields};
@@ -222,7 +222,7 @@ pub fn run(
     let runner = job.runner(&client);
     let fetch = |row: usize| -> Result<Fetched, GaveUp<FetchError>> {
         let Video { address, sha256, .. } = &list.videos[row];
-        let target = job.folder.join(address.file());
+        let target = job.target(address);
         match (address.fetch(), &no_yt_dlp) {
             (Fetch::Direct, _) => client.fetch(address, sha256.as_deref(), &target),
             (Fetch::YtDlp, None) => {
@@ -242,7 +242,7 @@ pub fn run(
         options: RunOptions { shard: Shard::WHOLE, ..job.options },
     };
     let work = |row: usize| {
-        let target = || job.folder.join(list.videos[row].address.file());
+        let target = || job.target(&list.videos[row].address);
         fetch(row).map_err(|failed| fault(failed, target))
     };
     // The list may have got another checksum since a file was downloaded.
@@ -293,6 +293,14 @@ impl Job {
         }
     }
 
+    /// Returns the path of the file of a video.
+    fn target(&self, address: &Address) -> PathBuf {
+        match address.fetch() {
+            Fetch::Direct => self.folder.join(address.file()),
+            Fetch::YtDlp => self.folder.join(self.yt_dlp.file(address.file())),
+        }
+    }
+
     fn client(&self) -> Client {
         Client {
             agent: http::agent(&self.timeouts, self.allow_private),
@@ -331,7 +339,7 @@ fn assemble(
     failed.ensure(REASON);
     let mut sum = Report::default();
     for (video, outcome) in list.videos.iter().zip(outcomes) {
-        let target = job.folder.join(video.address.file());
+        let target = job.target(&video.address);
         let outcome = match outcome {
             None => continue,
             Some(Outcome::Failed(reason)) => Err(reason.clone()),

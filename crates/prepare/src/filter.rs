@@ -39,6 +39,7 @@ mod bound;
 pub mod duplicates;
 mod flow;
 mod grey;
+mod keys;
 mod measure;
 #[cfg(feature = "onnx")]
 mod onnx;
@@ -392,20 +393,23 @@ fn measured(
     if open.is_empty() {
         return Ok((HashMap::new(), 0));
     }
-    let keys: Vec<String> = open.iter().map(|&file| files.paths[file].clone()).collect();
+    let journal = journal(job, depth, out);
+    // Of all files: the key of one can depend on the others.
+    let all = keys::of(&files.paths, &journal);
+    let keys: Vec<String> = open.iter().map(|&file| all[file].clone()).collect();
     let run = Run {
-        journal: journal(job, depth, out),
+        journal,
         settings: settings(job, depth),
         // The keys are those of the shard.
         options: RunOptions { shard: Shard::WHOLE, ..job.options },
     };
     let work = |index: usize| -> Result<Measured, Fault> {
-        match keys[index].as_str() {
+        match files.paths[open[index]].as_str() {
             "" => Err(RowError::NoValue(PATH.into()).into()),
             path => Ok(measure(Path::new(path), depth, &job.models)?),
         }
     };
-    let path = |index: usize| Path::new(&keys[index]);
+    let path = |index: usize| Path::new(&files.paths[open[index]]);
     let outcomes = step::run_on_files(&run, &keys, path, work, observer)?;
     let outcomes = open.iter().copied().zip(outcomes);
     let outcomes = outcomes.filter_map(|(file, outcome)| Some((file, outcome?))).collect();

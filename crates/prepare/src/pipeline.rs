@@ -6,7 +6,8 @@
 //! its output are unchanged. An interrupted stage resumes from its own journal.
 //!
 //! Each shard of a pipeline has a separate folder in the work folder. The rows of a shard are taken from the
-//! first table: the pipeline's input, or the table that the first stage makes of a folder. Near-duplicates
+//! first table: the pipeline's input, by their numbers, or the table that the first stage makes of a folder, by the
+//! paths of the files below the folder: each shard scans the folder, which can have changed. Near-duplicates
 //! need all rows, so shards measure hashes and drop none. Afterwards, merge the tables of the shards in the
 //! order of the first table ([`origin`], [`arrange::merge`](mod@crate::arrange::merge)) and filter the merged
 //! table with [`filter::Job::duplicates`](crate::filter::Job::duplicates), which opens no file.
@@ -18,7 +19,7 @@ mod stages;
 use crate::{
     JournalError, Observer, PrepareError, RunOptions, Shard, StageFinished, StageStarted, Summary,
     assemble::{Tables, check_out, failed_path, make_folder, output_path},
-    open,
+    open, scan,
     step::{State, open_journal},
 };
 use opensora_files::{Journal, hex};
@@ -190,6 +191,7 @@ pub fn run(
     let mut seals = Seals::open(&work)?;
 
     let mut input = job.input.clone();
+    let rows = Rows { shard, folder: job.input.is_dir().then_some(job.input.as_path()) };
     let mut is_cut = shard == Shard::WHOLE;
     let (mut done, mut failed) = (Vec::new(), Table::default());
     let mut folders = HashSet::new();
@@ -198,7 +200,7 @@ pub fn run(
         let stage = part_stage.as_deref().unwrap_or(*stage);
         let name = stage.name();
         if !is_cut && input.is_file() {
-            input = part(&input, &work, shard)?;
+            input = part(&input, &work, &rows)?;
             is_cut = true;
         }
         observer.stage_started(&StageStarted { name, number: index + 1, total: stages.len() });
@@ -218,7 +220,7 @@ pub fn run(
         let was_complete = known.is_some();
         observer.stage_finished(&StageFinished { name, summary: &summary, was_complete });
         // Until the rows are divided, a stage works on those of all shards.
-        collect(&mut failed, &output, name, if is_cut { Shard::WHOLE } else { shard })?;
+        collect(&mut failed, &output, name, (!is_cut).then_some(&rows))?;
         done.push((name.to_string(), summary));
         input = output;
     }
@@ -226,7 +228,7 @@ pub fn run(
     let mut table = Table::read(&input)?;
     if !is_cut {
         // A single stage made the first table.
-        table = table.select((0..table.len()).filter(|&row| shard.holds(row)));
+        table = rows.of(&table);
     }
     make_folder(&out)?;
     Tables { output: table, failed }.write(&out)?;
@@ -277,25 +279,51 @@ fn check(stages: &[&dyn Stage]) -> Result<(), PrepareError> {
     })
 }
 
-/// Writes the rows of `shard`, with unchanged paths, to a table in the folder `work`; returns its path.
-fn part(table: &Path, work: &Path, shard: Shard) -> Result<PathBuf, PrepareError> {
-    let all = Table::read(table)?;
+/// The rows of a shard.
+struct Rows<'a> {
+    shard: Shard,
+    /// The pipeline's input, if it is a folder.
+    folder: Option<&'a Path>,
+}
+
+impl Rows<'_> {
+    /// Returns the rows of `table` that belong to the shard: by their numbers, or by their paths below the folder,
+    /// whose files can have other numbers in another shard's table.
+    fn of(&self, table: &Table) -> Table {
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+        let folder = self.folder.map(absolute);
+        let holds = |row: usize| {
+            let path = absolute(Path::new(table.get(row, PATH).unwrap_or_default()));
+            match folder.as_ref().and_then(|folder| path.strip_prefix(folder).ok()) {
+                Some(below) => scan::holds(self.shard, below),
+                None => self.shard.holds(row),
+            }
+        };
+        table.select((0..table.len()).filter(|&row| holds(row)))
+    }
+}
+
+/// Writes the rows of a shard, with unchanged paths, to a table in the folder `work`; returns its path.
+fn part(table: &Path, work: &Path, rows: &Rows<'_>) -> Result<PathBuf, PrepareError> {
     let path = work.join("rows.csv");
-    all.select((0..all.len()).filter(|&row| shard.holds(row))).write(&path)?;
+    rows.of(&Table::read(table)?).write(&path)?;
     Ok(path)
 }
 
-/// Adds the failures of a stage that belong to `shard` to those of the pipeline.
+/// Adds the failures of a stage to those of the pipeline: all, or those of the rows of a shard.
 fn collect(
     failed: &mut Table,
     output: &Path,
     stage: &str,
-    shard: Shard,
+    shard: Option<&Rows<'_>>,
 ) -> Result<(), PrepareError> {
     let list = failed_path(output);
     if list.exists() {
         let all = Table::read(&list)?;
-        let mut rows = all.select((0..all.len()).filter(|&row| shard.holds(row)));
+        let mut rows = match shard {
+            Some(shard) => shard.of(&all),
+            None => all,
+        };
         for row in 0..rows.len() {
             rows.set(row, STAGE, stage);
         }

@@ -5,15 +5,24 @@
 //! [`Walk::follow_links`] is set. Other entries with a video's extension that are not regular files or fail
 //! to open (folders, pipes, dangling links, damaged files) are listed with the reason.
 //!
+//! Clips that the step [`split`](mod@crate::split) wrote are skipped if the journal beside their table is in one of
+//! the folders: otherwise a scan of a folder that also holds the output would give clips of clips. To list clips,
+//! scan their own folder.
+//!
+//! A file belongs to a shard by a hash of its path below the scanned folder. So files that are added between the
+//! starts of two shards do not move other files from one shard to another.
+//!
 //! Width and height are those of the displayed frames: upright and in square pixels. The number of
 //! frames is that of the frames that decoders return.
 
 use crate::{
-    Observer, PrepareError, RowError, RunOptions, Summary,
+    Observer, PrepareError, RowError, RunOptions, Shard, Summary,
     assemble::{Fields, Keys, Tables, journal_path, make_folder},
     open::{identity, open, regular},
+    split,
     step::{self, Outcome, Run},
 };
+use opensora_files::folder_of;
 use opensora_manifest::{
     Table,
     table::{NUM_FRAMES, PATH},
@@ -21,8 +30,10 @@ use opensora_manifest::{
 use opensora_video::reader::Decoder;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
+    ffi::OsStr,
     io,
     path::{Path, PathBuf},
 };
@@ -54,7 +65,11 @@ pub struct Found {
     pub links: usize,
     /// Further paths to listed files: the path, and the listed path.
     pub again: Vec<(PathBuf, PathBuf)>,
+    /// Number of clips of the step `split` that were skipped.
+    pub clips: usize,
     walk: Walk,
+    /// The folders and files that were walked.
+    places: Vec<PathBuf>,
 }
 
 impl Found {
@@ -63,7 +78,7 @@ impl Found {
     /// # Errors
     /// Returns an error if one of the places does not exist.
     pub fn walk(places: &[PathBuf], walk: Walk) -> Result<Self, PrepareError> {
-        let mut found = Self { walk, ..Self::default() };
+        let mut found = Self { walk, places: places.to_vec(), ..Self::default() };
         for place in places {
             let kind = std::fs::metadata(place).map_err(PrepareError::io(place))?;
             if kind.is_dir() {
@@ -110,6 +125,7 @@ impl Found {
         let mut folders = vec![folder.to_path_buf()];
         // Folders by their paths without links, as links can form cycles.
         let mut walked = HashSet::new();
+        let (first, mut folders_of_clips) = (self.files.len(), HashSet::new());
         while let Some(folder) = folders.pop() {
             if !walked.insert(identity(&folder)) {
                 continue;
@@ -122,11 +138,31 @@ impl Found {
                 }
             };
             for entry in entries {
-                if let Err(error) = entry.and_then(|entry| self.entry(&entry, &mut folders)) {
+                let added = entry.and_then(|entry| {
+                    folders_of_clips.extend(folder_of_clips(&entry.path()));
+                    self.entry(&entry, &mut folders)
+                });
+                if let Err(error) = added {
                     self.unusable.push((folder.clone(), error.into()));
                 }
             }
         }
+        if !folders_of_clips.is_empty() {
+            // Afterwards, as a journal can be found later than the clips.
+            let files = self.files.split_off(first);
+            let (clips, videos): (Vec<_>, Vec<_>) =
+                files.into_iter().partition(|file| is_clip(file, &folders_of_clips));
+            self.clips += clips.len();
+            self.files.extend(videos);
+        }
+    }
+
+    /// Returns true if the file at `path` belongs to a shard.
+    fn is_of(&self, shard: Shard, path: &Path) -> bool {
+        let below = self.places.iter().find_map(|place| path.strip_prefix(place).ok());
+        // A named file has no path below itself.
+        let below = below.filter(|below| !below.as_os_str().is_empty());
+        holds(shard, below.unwrap_or(path))
     }
 
     fn entry(&mut self, entry: &std::fs::DirEntry, folders: &mut Vec<PathBuf>) -> io::Result<()> {
@@ -164,6 +200,32 @@ impl Found {
         }
         Ok(())
     }
+}
+
+/// Returns the identity of the folder of clips whose journal is at `path`; `None` for other files.
+fn folder_of_clips(path: &Path) -> Option<PathBuf> {
+    if !path.as_os_str().as_encoded_bytes().ends_with(b".journal.jsonl") {
+        return None;
+    }
+    split::clips_of_journal(path).map(|folder| identity(&folder))
+}
+
+/// Returns true if a file has the name of a clip and is in one of these folders. The folder can hold videos as well.
+fn is_clip(path: &Path, folders: &HashSet<PathBuf>) -> bool {
+    path.file_name().and_then(OsStr::to_str).is_some_and(split::is_clip)
+        && folders.contains(&identity(folder_of(path)))
+}
+
+/// Returns true if a file belongs to a shard, by its path below the scanned folder.
+pub(crate) fn holds(shard: Shard, below: &Path) -> bool {
+    let mut sha = Sha256::new();
+    for part in below.components() {
+        sha.update(part.as_os_str().as_encoded_bytes());
+        // The separator depends on the system.
+        sha.update([0_u8]);
+    }
+    let digest = sha.finalize();
+    shard.holds(digest[..4].iter().fold(0_usize, |sum, &byte| (sum << 8) | usize::from(byte)))
 }
 
 /// Returns true for a path with a video's extension.
@@ -245,23 +307,30 @@ pub fn run(
     observer: &mut dyn Observer,
 ) -> Result<Summary, PrepareError> {
     make_folder(out)?;
+    let shard = job.options.shard;
+    let is_mine = |path: &Path| found.is_of(shard, path);
+    let files: Vec<&Path> =
+        found.files.iter().map(PathBuf::as_path).filter(|path| is_mine(path)).collect();
     let mut input = Table::new([PATH]);
-    for file in &found.files {
+    for file in &files {
         input.push([(PATH, file.to_string_lossy().into_owned())]);
     }
     let names = Keys::of(&input, PATH, out);
-    let run =
-        Run { journal: journal_path(out), settings: json!({"step": "scan"}), options: job.options };
-    let path = |row: usize| found.files[row].as_path();
+    let run = Run {
+        journal: journal_path(out),
+        settings: json!({"step": "scan"}),
+        // The rows are those of the shard.
+        options: RunOptions { shard: Shard::WHOLE, ..job.options },
+    };
+    let path = |row: usize| files[row];
     let work = |row: usize| {
         names.check(row)?;
         Ok(Probe::of(path(row), job.decoder)?)
     };
     let mut outcomes = step::run_on_files(&run, names.all(), path, work, observer)?;
-    for (path, error) in &found.unusable {
-        let is_mine = job.options.shard.holds(outcomes.len());
+    for (path, error) in found.unusable.iter().filter(|(path, _)| is_mine(path)) {
         input.push([(PATH, path.to_string_lossy().into_owned())]);
-        outcomes.push(is_mine.then(|| Outcome::Failed(error.reason(Some(path)))));
+        outcomes.push(Some(Outcome::Failed(error.reason(Some(path)))));
     }
     let given = outcomes.iter().flatten().count();
     let probed = |_, probe: Probe| Ok(vec![probe.fields()]);
@@ -300,6 +369,65 @@ mod tests {
         let missing = Found::walk(&[folder.join("none")], Walk::default());
         let missing = missing.unwrap_err().to_string();
         assert!(missing.contains("none"), "{missing}");
+    }
+
+    #[test]
+    fn clips_of_a_split_are_skipped_unless_their_folder_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        // The table `b/sea.csv` has its clips in a folder that also holds videos and is walked before `b`, or after.
+        for name in ["a/clips/a_scene-0.mp4", "a/clips/a_scene-1_part-0.mp4", "z/a_scene-0.mp4"] {
+            std::fs::create_dir_all(path(name).parent().unwrap()).unwrap();
+            std::fs::write(path(name), "clip").unwrap();
+        }
+        for name in ["a/clips/film.mp4", "film_scene-0.mp4", "z/film.mp4"] {
+            std::fs::write(path(name), "video").unwrap();
+        }
+        let journal = |step: &str, clips: &str| json!({"step": step, "clips": clips}).to_string();
+        std::fs::write(path("a/clips.csv.journal.jsonl"), journal("split", "clips") + "\n")
+            .unwrap();
+        std::fs::create_dir(path("b")).unwrap();
+        let shared = path("z").display().to_string();
+        std::fs::write(path("b/sea.csv.journal.jsonl"), journal("split", &shared) + "\n").unwrap();
+        // Journals of other steps, and files that are none.
+        std::fs::write(path("film.csv.journal.jsonl"), journal("filter", ".") + "\n").unwrap();
+        std::fs::write(path("torn.csv.journal.jsonl"), "torn").unwrap();
+        let found = Found::walk(&[root.path().into()], Walk::default()).unwrap();
+        let videos = ["a/clips/film.mp4", "film_scene-0.mp4", "z/film.mp4"];
+        assert_eq!((found.files, found.clips), (videos.map(path).to_vec(), 3));
+
+        let named = Found::walk(&[path("a/clips")], Walk::default()).unwrap();
+        assert_eq!((named.files.len(), named.clips), (3, 0));
+    }
+
+    #[test]
+    fn added_files_move_no_file_to_another_shard() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |name: String| std::fs::write(root.path().join(name), "no video").unwrap();
+        (0..20).for_each(|file| write(format!("{file}.mp4")));
+        let out = |shard| crate::assemble::shard_path(&root.path().join("videos.csv"), shard);
+        let failed = |index: usize| -> Vec<String> {
+            let shard = Shard::new(index, 2).unwrap();
+            let options = RunOptions { shard, ..RunOptions::default() };
+            let job = Job { options, decoder: Decoder::InProcess, ..Job::default() };
+            let found = Found::walk(&[root.path().into()], job.walk).unwrap();
+            let summary = run(&job, &found, &out(shard), &mut ()).unwrap();
+            let failed = Table::read(&crate::assemble::failed_path(&out(shard))).unwrap();
+            assert_eq!((summary.input, summary.failed), (failed.len(), failed.len()));
+            (0..failed.len()).map(|row| failed.get(row, PATH).unwrap().to_string()).collect()
+        };
+        let mut all = failed(0);
+        assert!((1..20).contains(&all.len()), "{all:?}");
+        // It is sorted before all others.
+        write("!.mp4".into());
+        all.extend(failed(1));
+        all.retain(|path| !path.ends_with("!.mp4"));
+        all.sort();
+        let mut expected: Vec<String> = (0..20)
+            .map(|file| root.path().join(format!("{file}.mp4")).display().to_string())
+            .collect();
+        expected.sort();
+        assert_eq!(all, expected);
     }
 
     #[test]

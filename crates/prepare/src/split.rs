@@ -26,6 +26,7 @@ mod scans;
 mod size;
 mod video;
 
+pub(crate) use names::is_clip;
 pub use video::Clip;
 
 use crate::{
@@ -36,7 +37,8 @@ use crate::{
     shots,
     step::{self, Fault, Run, State, Trust},
 };
-use opensora_files::{folder_of, hex, remove_leftovers};
+use names::Sharing;
+use opensora_files::{folder_of, hex, read::open_regular, remove_leftovers};
 use opensora_manifest::{
     Table,
     table::{CLIP_END, CLIP_START, NUM_FRAMES, PATH},
@@ -50,6 +52,7 @@ use sha2::{Digest, Sha256};
 use std::{
     collections::{HashMap, HashSet},
     fs,
+    io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, Once, PoisonError},
 };
@@ -178,13 +181,34 @@ pub struct Job {
     /// The folder of the clips. `None`: [`clips_folder`] of the table of clips.
     pub clips: Option<PathBuf>,
     /// Other tables write to the same folder of clips, so every clip's name has digits that depend on the path of
-    /// its video. Shards of one table do not need this.
+    /// its video and on the settings. Shards of one table do not need this.
     pub shared: bool,
     /// The decoder.
     pub decoder: Decoder,
     /// Workers, shard of the videos, and retries of videos that gave no clips. Each worker holds one
     /// clip in memory.
     pub options: RunOptions,
+}
+
+/// The name of the step in its journals.
+const STEP: &str = "split";
+
+/// Upper limit of the first line of a journal in bytes; it has a few hundred.
+const MAX_HEAD: u64 = 1 << 16;
+
+/// The first line of a journal of this step, without the settings of the clips.
+#[derive(Deserialize)]
+struct Head {
+    step: String,
+    clips: PathBuf,
+}
+
+/// Returns the folder of the clips whose journal is at `path`; `None` for other journals and unreadable files.
+pub(crate) fn clips_of_journal(path: &Path) -> Option<PathBuf> {
+    let mut line = String::new();
+    BufReader::new(open_regular(path).ok()?.take(MAX_HEAD)).read_line(&mut line).ok()?;
+    let head: Head = serde_json::from_str(&line).ok()?;
+    (head.step == STEP).then(|| folder_of(path).join(head.clips))
 }
 
 /// Returns the default folder of the clips of a table: `clips` for `clips.csv`.
@@ -238,16 +262,18 @@ pub fn run(
     let run = Run {
         journal: journal_path(out),
         settings: json!({
-            "step": "split", "clips": from_out, "settings": job.settings,
+            "step": STEP, "clips": from_out, "settings": job.settings,
         }),
         options: job.options,
     };
+    let settings = json!(job.settings).to_string();
+    let sharing = Sharing { folder: &folder, settings: &settings };
     let videos = Videos {
         job,
         input,
         unfinished: unfinished(&clips, out),
         clips: &clips,
-        stems: names::stems(keys.all(), job.shared.then_some(folder.as_path())),
+        stems: names::stems(keys.all(), job.shared.then_some(&sharing)),
         scans: Scans::new(job.options.workers),
         recorded: Mutex::default(),
         cleared: Once::new(),

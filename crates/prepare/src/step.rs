@@ -4,8 +4,9 @@
 //! that computes the row's record. Records are appended to a journal and synced to the disk before
 //! their rows count as done. The first line of the journal holds the step's settings, so that records
 //! of other settings are never mixed in. Failures are recorded as well and are final, unless
-//! [`RunOptions::retry_failed`] is set. Errors that would affect every row (such as a rejected API
-//! key) abort the step and are not recorded against rows ([`Fault::Step`]).
+//! [`RunOptions::retry_failed`] is set, or another process was working on the row. Errors that would
+//! affect every row (such as a rejected API key) abort the step and are not recorded against rows
+//! ([`Fault::Step`]).
 //!
 //! Records of files carry the file's size and time. A file that has changed or reappeared is
 //! processed again; the record of a success stays valid after its file is deleted ([`run_on_files`],
@@ -81,6 +82,16 @@ impl<E: Into<RowError>> From<E> for Fault {
     fn from(error: E) -> Self {
         Self::Row(error.into())
     }
+}
+
+/// Endings of the reasons of rows that another process was working on: a download of the same file, and an open
+/// [`Journal`] of the same video.
+const BUSY: [&str; 2] =
+    ["another process is downloading it", "another process is writing to this journal"];
+
+/// Returns true if a row failed because another process was working on it. The next run processes it again.
+pub(crate) fn is_busy(reason: &str) -> bool {
+    BUSY.iter().any(|ending| reason.ends_with(ending))
 }
 
 /// A line of a journal, for reading.
@@ -189,7 +200,10 @@ fn valid_records<T>(
     let mut states = vec![State::Unknown; count];
     for Entry { key, state, outcome } in known {
         let Some(&row) = rows.get(key.as_str()) else { continue };
-        let is_retried = run.options.retry_failed && matches!(outcome, Outcome::Failed(_));
+        let is_retried = match &outcome {
+            Outcome::Done(_) => false,
+            Outcome::Failed(reason) => run.options.retry_failed || is_busy(reason),
+        };
         if run.options.shard.holds(row) {
             // Later lines replace earlier ones: a retry's outcome comes after the failure's.
             (outcomes[row], states[row]) = ((!is_retried).then_some(outcome), state);
@@ -358,6 +372,28 @@ mod tests {
         assert_eq!(numbers, [1, 1, 2, 1].map(Outcome::Done));
         let last = run(&at(folder.path()), &keys, |_| Ok(3), &mut ()).unwrap();
         assert_eq!(last[2], Some(Outcome::Done(2)));
+    }
+
+    #[test]
+    fn a_row_that_another_process_works_on_is_not_failed_for_good() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("progress.jsonl");
+        let other = Journal::open(&path).unwrap();
+        let keys = keys(3);
+        let work = |row: usize| -> Result<usize, Fault> {
+            if row == 1 {
+                Journal::open(&path).map_err(|error| RowError::part("its progress", error))?;
+            }
+            Ok(row)
+        };
+        for _ in 0..2 {
+            let outcomes = run(&at(folder.path()), &keys, work, &mut ()).unwrap();
+            let reason = "its progress: another process is writing to this journal";
+            assert_eq!(outcomes[1], Some(Outcome::Failed(reason.into())));
+        }
+        drop(other);
+        let outcomes = run(&at(folder.path()), &keys, work, &mut ()).unwrap();
+        assert_eq!(outcomes[1], Some(Outcome::Done(1)));
     }
 
     #[test]

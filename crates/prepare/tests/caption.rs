@@ -268,6 +268,56 @@ fn a_server_that_goes_away_is_the_fault_of_no_row() {
 }
 
 #[test]
+fn a_server_that_begins_to_reject_every_request_ends_the_step() {
+    const CLIPS: usize = 16;
+    let folder = tempfile::tempdir().unwrap();
+    let table = clips(folder.path(), CLIPS);
+    for (status, captions, workers) in
+        [(400, 3, 1), (403, 3, 1), (403, 0, 4), (500, 3, 1), (502, 0, 4)]
+    {
+        let out = folder.path().join(format!("{status} {workers}.csv"));
+        let asked = AtomicUsize::new(0);
+        let server = ChatServer::start(move |request, _| {
+            // The request with grey images, then clips.
+            match asked.fetch_add(1, Ordering::SeqCst) <= captions {
+                true => says(request),
+                false => Answer::Status(status, "", "no more".into()),
+            }
+        });
+        let options = RunOptions { workers, ..RunOptions::default() };
+        let job = Job { options, ..Job::new(spec(), endpoint(server.address, QUICK)) };
+        let halted = caption::run(&job, &table, &out, &mut ()).unwrap_err();
+        let PrepareError::Halted { done, total: CLIPS, .. } = halted else { panic!("{halted}") };
+        // The rows before the eighth failure in a row.
+        assert_eq!(done, captions + 7, "{status}");
+        let halted = error_line(&halted);
+        assert!(halted.contains(&status.to_string()) && halted.contains("no more"), "{halted}");
+
+        let server = ChatServer::start(|request, _| says(request));
+        let options = RunOptions { retry_failed: true, ..options };
+        let job = Job { options, ..Job::new(spec(), endpoint(server.address, QUICK)) };
+        let captioned = caption::run(&job, &table, &out, &mut ()).unwrap();
+        let rows = (captioned.tables.output.len(), captioned.tables.failed.len());
+        assert_eq!((rows, server.counts().len()), ((CLIPS, 0), CLIPS - captions));
+    }
+}
+
+#[test]
+fn many_rejected_rows_do_not_end_the_step_if_grey_images_are_accepted() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = clips(folder.path(), 20);
+    let server = ChatServer::start(|request, _| match request.clip {
+        Some(1..) => Answer::Status(400, "", "not this".into()),
+        _ => says(request),
+    });
+    let captioned = made(&table, folder.path(), endpoint(server.address, QUICK)).unwrap();
+    assert_eq!((captioned.tables.output.len(), captioned.tables.failed.len()), (1, 19));
+    // One before the first row, and one after each eighth failure in a row.
+    let checks = server.requests().iter().filter(|request| request.clip.is_none()).count();
+    assert!((2..=3).contains(&checks), "{checks}");
+}
+
+#[test]
 fn a_key_in_an_answer_is_not_shown() {
     let folder = tempfile::tempdir().unwrap();
     let table = clips(folder.path(), 1);

@@ -567,6 +567,29 @@ fn a_file_that_another_run_downloads_is_waited_for() {
     assert_eq!(second.file(0), bytes(100_000, 1));
 }
 
+#[test]
+fn a_file_that_another_run_downloads_for_too_long_is_not_failed_for_good() {
+    let server = Server::start(|_| {
+        let pause = Duration::from_millis(500);
+        Answer { pause, ..Answer::file(&bytes(100_000, 1)) }
+    });
+    let urls = [format!("{}/a.mp4", server.url)];
+    let (mut first, mut second) = (Job::of(&urls), Job::of(&urls));
+    first.spec.timeouts.idle = Duration::from_secs(10);
+    second.spec.folder = first.spec.folder.clone();
+    second.spec.timeouts.attempt = Duration::from_millis(10);
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| first.run().clips);
+        while server.requests().is_empty() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        assert_eq!((second.run().failed, running.join().unwrap()), (1, 1));
+    });
+    assert_eq!(second.reason(), "it cannot be written: another process is downloading it");
+    assert_eq!((second.run().clips, server.requests().len()), (1, 1));
+    assert_eq!(second.file(0), bytes(100_000, 1));
+}
+
 #[cfg(unix)]
 #[test]
 fn a_folder_that_cannot_be_written_ends_the_step() {
@@ -691,6 +714,22 @@ mod yt_dlp {
         std::fs::remove_file(job.folder.path().join("out.csv.journal.jsonl")).unwrap();
         job.spec.yt_dlp.format = "18".into();
         assert_eq!((job.run().clips, job.file(0)), (2, b"B".to_vec()));
+    }
+
+    #[test]
+    fn a_complete_file_of_another_format_is_not_taken() {
+        let mut job = job("flag=\"${out%/*}/../../flag\"\n\
+             if [ -e \"$flag\" ]; then printf B > \"$out\"; else touch \"$flag\"; printf A > \"$out\"; fi");
+        let default = job.spec.yt_dlp.format.clone();
+        // The default format again finds its file.
+        for (format, contents, files) in
+            [(&*default, b"A", 1), ("18", b"B", 2), (&*default, b"A", 2)]
+        {
+            job.spec.yt_dlp.format = format.into();
+            assert_eq!((job.run().clips, job.file(0)), (2, contents.to_vec()));
+            assert_eq!(job.names().len(), files, "{:?}", job.names());
+            std::fs::remove_file(job.folder.path().join("out.csv.journal.jsonl")).unwrap();
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use opensora_files::error_line;
+use opensora_files::{Journal, error_line, hex};
 use opensora_manifest::{
     Table,
     table::{CLIP_END, CLIP_START, PATH, TEXT},
@@ -16,6 +16,7 @@ use opensora_prepare::{
     split::{self, Job, Rate, Settings},
 };
 use opensora_video::{Frames, VideoSpec, Writer, mp4, reader::Decoder};
+use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
     ops::ControlFlow,
@@ -311,6 +312,70 @@ fn a_pipeline_from_folder_to_clips() {
 }
 
 #[test]
+fn a_pipeline_that_works_in_its_input_is_run_again_with_the_same_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    videos(folder.path());
+    let (scan, cut) = (scan::Job::default(), Job { settings: settings(), ..Job::default() });
+    for work in ["work", "."] {
+        let job = pipeline::Job {
+            input: folder.path().into(),
+            work: folder.path().join(work),
+            out: folder.path().join("set.csv"),
+            options: RunOptions::default(),
+        };
+        let run = || {
+            let numbers = pipeline::run(&job, &[&scan, &cut], &mut ()).unwrap();
+            (numbers, std::fs::read_to_string(&job.out).unwrap())
+        };
+        let first = run();
+        assert_eq!(first.0[0].1, Summary { input: 3, output: 3, failed: 0 });
+        assert_eq!(run(), first, "{work}");
+    }
+}
+
+#[test]
+fn files_that_appear_between_the_shards_of_a_pipeline_double_and_lose_no_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let raw = folder.path().join("raw");
+    video(&raw.join("0.mp4"), 10.0, &[(90, 12)]);
+    for name in ["1.mp4", "2.mp4", "3.mp4", "4.mp4", "5.mp4"] {
+        std::fs::copy(raw.join("0.mp4"), raw.join(name)).unwrap();
+    }
+    std::fs::write(raw.join("torn.mp4"), "torn").unwrap();
+    let (scan, cut) = (scan::Job::default(), Job { settings: settings(), ..Job::default() });
+    let stages: [&dyn pipeline::Stage; 2] = [&scan, &cut];
+    // With and without a stage after the scan.
+    for (name, column, count) in [("cut", "source", 2), ("scanned", PATH, 1)] {
+        let (mut rows, mut failed) = (Vec::<String>::new(), 0);
+        for index in 0..2 {
+            let job = pipeline::Job {
+                input: raw.clone(),
+                work: folder.path().join(name),
+                out: folder.path().join(name).join("set.csv"),
+                options: RunOptions {
+                    shard: Shard::new(index, 2).unwrap(),
+                    ..RunOptions::default()
+                },
+            };
+            pipeline::run(&job, &stages[..count], &mut ()).unwrap();
+            let out = shard_path(&job.out, job.options.shard);
+            let table = Table::read(&out).unwrap();
+            rows.extend((0..table.len()).map(|row| table.get(row, column).unwrap().to_string()));
+            let list = failed_path(&out);
+            failed += if list.exists() { Table::read(&list).unwrap().len() } else { 0 };
+            // It is sorted before all others.
+            std::fs::copy(raw.join("0.mp4"), raw.join("!.mp4")).unwrap();
+        }
+        std::fs::remove_file(raw.join("!.mp4")).unwrap();
+        rows.retain(|path| !path.ends_with("!.mp4"));
+        rows.sort();
+        let expected = (0..6).map(|video| raw.join(format!("{video}.mp4")).display().to_string());
+        assert_eq!(rows, expected.collect::<Vec<_>>(), "{name}");
+        assert_eq!(failed, 1, "{name}");
+    }
+}
+
+#[test]
 fn invalid_settings_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let refused = |settings: Settings| {
@@ -443,11 +508,34 @@ fn videos_of_equal_names_keep_their_own_clips() {
         let input = one(&day.join("cam/0001.mp4"));
         split::run(&job, &input, &day.join("clips.csv"), &mut ()).unwrap();
     }
-    for (day, frames) in [("1", 15), ("2", 25)] {
-        let clips = Table::read(&at(day).join("clips.csv")).unwrap();
+    // A third table with other settings.
+    let rate = Settings { fps: Rate::Fixed(20.0), ..settings() };
+    let job = Job { clips: Some(at("shared")), shared: true, ..job(rate) };
+    split::run(&job, &one(&at("1/cam/0001.mp4")), &at("1/fast.csv"), &mut ()).unwrap();
+    for (table, frames) in [("1/clips.csv", 15), ("2/clips.csv", 25), ("1/fast.csv", 30)] {
+        let clips = Table::read(&at(table)).unwrap();
         let (clip, _) = mp4::read(Path::new(clips.get(0, PATH).unwrap())).unwrap();
-        assert_eq!(clip.len(), frames);
+        assert_eq!(clip.len(), frames, "{table}");
     }
+}
+
+#[test]
+fn a_video_that_another_process_cuts_is_cut_by_the_next_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sea.mp4");
+    video(&path, 10.0, &[(220, 20)]);
+    let out = folder.path().join("clips.csv");
+    let clips = split::clips_folder(&out);
+    std::fs::create_dir(&clips).unwrap();
+    let digest = hex(&Sha256::digest("sea")[..8]);
+    let progress = clips.join(format!(".opensora-{digest}.progress.jsonl"));
+    let other = Journal::open(&progress).unwrap();
+    let run = || split::run(&job(settings()), &one(&path), &out, &mut ()).unwrap();
+    assert_eq!(run().failed, 1);
+    let reason = Table::read(&failed_path(&out)).unwrap().get(0, REASON).unwrap().to_string();
+    assert_eq!(reason, "its progress: another process is writing to this journal");
+    drop(other);
+    assert_eq!((run().output, failed_path(&out).exists()), (1, false));
 }
 
 fn fixture(name: &str) -> PathBuf {

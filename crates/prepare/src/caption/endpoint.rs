@@ -12,6 +12,9 @@
 //! | 401, 402, 404, 405, 407, a redirect, exhausted quota | one | the endpoint |
 //! | 400, 403, 413, 422 and other statuses | one | the row |
 //!
+//! After 8 failures blamed on rows without a caption in between, the endpoint is blamed if it does not answer a request
+//! with grey images either.
+//!
 //! Sources: OpenAI's reference of `POST /v1/chat/completions`, which vLLM, llama.cpp, Ollama and
 //! others implement; RFC 9110, sections 10.2.3 (Retry-After) and 15 (statuses).
 

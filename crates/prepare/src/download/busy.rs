@@ -9,7 +9,8 @@ use std::{
 /// Pause between two tries.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Returns the error of a lock that another process holds.
+/// Returns the error of a lock that another process holds. With this text as its reason, a failed row is processed
+/// again by the next run ([`is_busy`](crate::step::is_busy)).
 pub(crate) fn busy() -> io::Error {
     io::Error::new(ErrorKind::WouldBlock, "another process is downloading it")
 }
@@ -47,6 +48,7 @@ mod tests {
         assert_eq!((taken.unwrap(), tries), ("lock", 3));
         let never = wait::<()>(Duration::from_millis(20), || Err(busy())).unwrap_err();
         assert_eq!(never.to_string(), "another process is downloading it");
+        assert!(crate::step::is_busy(&never.to_string()));
         // Other errors are not waited for.
         let mut tries = 0;
         let failed = wait::<()>(Duration::from_secs(60), || {

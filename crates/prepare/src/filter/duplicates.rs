@@ -17,6 +17,9 @@ pub const MOMENTS: usize = 5;
 /// Number of kept clips that are compared with all others.
 const FIRST: usize = 500;
 
+/// Maximum number of close pairs that are stored: 256 MiB.
+const PAIRS: usize = 1 << 24;
+
 /// Number of bits of a clip's hash.
 const BITS: usize = 64 * MOMENTS;
 
@@ -154,7 +157,7 @@ pub(crate) fn find(clips: &[Candidate], spec: Duplicates) -> Vec<Option<Duplicat
     }
     let hashes: Vec<ClipHash> = unique.iter().map(|&row| clips[row].hash).collect();
     let radius = (spec.max_distance.max(0.0) * MOMENTS as f64 + 1e-9) as usize;
-    for (place, nearest) in nearest_kept(&hashes, radius).into_iter().enumerate() {
+    for (place, nearest) in nearest_kept(&hashes, radius, PAIRS).into_iter().enumerate() {
         found[unique[place]] = nearest.map(|(distance, other)| Duplicate {
             of: unique[other],
             distance: distance as f64 / MOMENTS as f64,
@@ -174,7 +177,9 @@ pub(crate) fn find(clips: &[Candidate], spec: Duplicates) -> Vec<Option<Duplicat
 ///
 /// The first [`FIRST`] kept hashes are compared with all others, and what is close to them is left out of the search
 /// for pairs: a large group of like clips, such as the views of one fixed camera, has too many.
-fn nearest_kept(hashes: &[ClipHash], radius: usize) -> Vec<Option<(usize, usize)>> {
+/// At most `limit` pairs are stored. A hash with pairs that are not stored is compared with all kept ones before it
+/// instead, which takes longer and has the same result.
+fn nearest_kept(hashes: &[ClipHash], radius: usize, limit: usize) -> Vec<Option<(usize, usize)>> {
     let mut found: Vec<Option<(usize, usize)>> = vec![None; hashes.len()];
     let (mut kept, mut begin) = (0, 0);
     while begin < hashes.len() && kept < FIRST {
@@ -192,14 +197,49 @@ fn nearest_kept(hashes: &[ClipHash], radius: usize) -> Vec<Option<(usize, usize)
     }
     let rest: Vec<usize> = (begin..hashes.len()).filter(|&place| found[place].is_none()).collect();
     let left: Vec<ClipHash> = rest.iter().map(|&place| hashes[place]).collect();
-    let mut near: Vec<Vec<(usize, usize)>> = vec![vec![]; left.len()];
-    close_pairs(&left, radius, |a, b, distance| near[a.max(b)].push((distance, a.min(b))));
+    let near = close_earlier(&left, radius, limit);
     // In order of preference: a clip can only duplicate an earlier one.
-    for (near, &place) in near.iter().zip(&rest) {
-        let kept = near.iter().map(|&(distance, other)| (distance, rest[other]));
-        found[place] = kept.filter(|&(_, other)| found[other].is_none()).min();
+    let mut kept: Vec<usize> = Vec::new();
+    for (index, near) in near.into_iter().enumerate() {
+        let distance = |&other: &usize| (left[other].distance(&left[index]), other);
+        let nearest = match near {
+            Some(near) => near.into_iter().filter(|&(_, other)| found[rest[other]].is_none()).min(),
+            None => kept.iter().map(distance).filter(|&(distance, _)| distance <= radius).min(),
+        };
+        match nearest {
+            // `rest` is in order, so this is also the minimum by place.
+            Some((distance, other)) => found[rest[index]] = Some((distance, rest[other])),
+            None => kept.push(index),
+        }
     }
     found
+}
+
+/// Returns the earlier hashes within `radius` bits of each hash, with their distances; `None` for some hashes if there
+/// are more than `limit` pairs.
+fn close_earlier(
+    hashes: &[ClipHash],
+    radius: usize,
+    limit: usize,
+) -> Vec<Option<Vec<(usize, usize)>>> {
+    let mut near = vec![Some(Vec::new()); hashes.len()];
+    let mut stored = 0;
+    close_pairs(hashes, radius, |a, b, distance| {
+        let slot = &mut near[a.max(b)];
+        match slot {
+            Some(pairs) if stored < limit => {
+                pairs.push((distance, a.min(b)));
+                stored += 1;
+            }
+            // Its pairs are incomplete from now on; those of others take their place.
+            Some(pairs) => {
+                stored -= pairs.len();
+                *slot = None;
+            }
+            None => {}
+        }
+    });
+    near
 }
 
 /// Calls `report` once for each pair of different hashes with at most `radius` differing bits, with the
@@ -344,7 +384,10 @@ mod tests {
                 kept.push(place);
             }
         }
-        let nearest = nearest_kept(&hashes, radius);
+        let nearest = nearest_kept(&hashes, radius, PAIRS);
+        for limit in [0, 1, 30, 100] {
+            assert_eq!(nearest_kept(&hashes, radius, limit), nearest, "{limit} pairs");
+        }
         let places = (0..hashes.len()).filter(|&place| nearest[place].is_none());
         assert_eq!(places.collect::<Vec<_>>(), kept);
         for (place, nearest) in nearest.iter().enumerate() {
@@ -356,8 +399,26 @@ mod tests {
         // A fixed camera: all pairs are close.
         let hash = random.hash();
         let group: Vec<ClipHash> = (0..20_000).map(|_| random.near(hash, 3)).collect();
-        let kept = nearest_kept(&group, 30).iter().filter(|nearest| nearest.is_none()).count();
-        assert_eq!(kept, 1);
+        let nearest = nearest_kept(&group, 30, PAIRS);
+        assert_eq!(nearest.iter().filter(|nearest| nearest.is_none()).count(), 1);
+    }
+
+    #[test]
+    fn a_large_group_after_many_kept_clips_stores_few_pairs() {
+        let mut random = Random(13);
+        let mut hashes: Vec<ClipHash> = (0..FIRST).map(|_| random.hash()).collect();
+        let camera = random.hash();
+        // Some are close to the first of the group, some only to dropped ones.
+        hashes.extend((0..400).map(|index| random.near(camera, 4 + (index + 8) % 22)));
+        let radius = 20;
+        let expected = nearest_kept(&hashes, radius, usize::MAX);
+        assert!(expected[FIRST..].iter().filter(|nearest| nearest.is_none()).count() > 1);
+        for limit in [0, 10, 1000] {
+            assert_eq!(nearest_kept(&hashes, radius, limit), expected, "{limit} pairs");
+            let near = close_earlier(&hashes[FIRST..], radius, limit);
+            assert!(near.iter().flatten().map(Vec::len).sum::<usize>() <= limit);
+            assert!(near.iter().any(Option::is_none), "{limit} pairs are all");
+        }
     }
 
     #[test]

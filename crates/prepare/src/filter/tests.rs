@@ -339,6 +339,39 @@ fn files_that_changed_are_measured_again() {
 }
 
 #[test]
+fn other_spellings_of_a_path_are_measured_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = ["a.mp4", "b.mp4"];
+    for file in files {
+        clip(&folder.path().join(file), [3, 16, 16], |_, x, y| scenery(1.0, x, y));
+    }
+    let out = folder.path().join("out.csv");
+    let job = Job { bounds: vec![bound("motion", Some(0.0), None)], ..Job::default() };
+    let spelled = |between: &str, file: &str| format!("{}{between}{file}", folder.path().display());
+    let lines_after = |between: &str| {
+        let mut table = Table::new([PATH]);
+        for file in files {
+            table.push([(PATH, spelled(between, file))]);
+        }
+        let report = run(&job, &table, &out, &mut ()).unwrap();
+        assert_eq!((report.kept, report.failed), (2, 0), "{between}");
+        std::fs::read_to_string(journal_path(&out)).unwrap().lines().count()
+    };
+    // The settings and two files.
+    assert_eq!(["/", "/./", "//"].map(lines_after), [3; 3]);
+
+    // Earlier versions recorded the path as the table spelled it.
+    let mut text = std::fs::read_to_string(journal_path(&out)).unwrap();
+    for file in files {
+        let key = |path: &str| format!("\"key\":{}", json!(path));
+        assert!(text.contains(&key(file)), "{text}");
+        text = text.replace(&key(file), &key(&spelled("/", file)));
+    }
+    std::fs::write(journal_path(&out), text).unwrap();
+    assert_eq!(["/", "/", "/./", "/"].map(lines_after), [3, 3, 5, 5]);
+}
+
+#[test]
 fn copies_in_other_sizes_and_codings_are_duplicates() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);

@@ -8,13 +8,30 @@ use std::{collections::HashMap, path::Path};
 /// Maximum length of the part of a video's name in its clips' names, in bytes; file systems allow 255 in total.
 const LONGEST: usize = 180;
 
+/// A table of several that write to one folder of clips.
+pub(crate) struct Sharing<'a> {
+    /// Absolute path of the table's folder: equal keys of other tables are other videos.
+    pub(crate) folder: &'a Path,
+    /// The settings of the step: clips of other settings are other files.
+    pub(crate) settings: &'a str,
+}
+
+impl Sharing<'_> {
+    /// Returns the SHA-256 of a video's path and the settings.
+    fn digest(&self, key: &str) -> [u8; 32] {
+        let path = self.folder.join(key);
+        // No path has a zero byte.
+        let parts = [path.as_os_str().as_encoded_bytes(), b"\0", self.settings.as_bytes()];
+        Sha256::digest(parts.concat()).into()
+    }
+}
+
 /// Returns the name prefixes of the videos' clips: each video's file name without extension. If it is
 /// too long or not unique, digits of the key's SHA-256 are appended. `keys` are the keys of all videos,
 /// also of other shards. Clip ranges always have digits, so that their names do not depend on other ranges.
 ///
-/// `shared` is the absolute path of the table's folder if other tables write to the same folder of clips. Then every name
-/// has digits, and keys are taken relative to this path: equal keys of other tables are other videos.
-pub(crate) fn stems(keys: &[String], shared: Option<&Path>) -> Vec<String> {
+/// `shared` is set if other tables write to the same folder of clips: then every name has digits.
+pub(crate) fn stems(keys: &[String], shared: Option<&Sharing<'_>>) -> Vec<String> {
     let plain = |key: &String| {
         let (path, is_range) = match key.split_once(MARK) {
             Some((path, _)) => (path, true),
@@ -34,9 +51,9 @@ pub(crate) fn stems(keys: &[String], shared: Option<&Path>) -> Vec<String> {
         if !is_range && is_unique && stem.len() <= LONGEST {
             return stem.clone();
         }
-        let digest = match shared {
-            Some(folder) => Sha256::digest(folder.join(key).as_os_str().as_encoded_bytes()),
-            None => Sha256::digest(key.as_bytes()),
+        let digest: [u8; 32] = match shared {
+            Some(sharing) => sharing.digest(key),
+            None => Sha256::digest(key.as_bytes()).into(),
         };
         let end = stem.floor_char_boundary(LONGEST);
         format!("{}-{}", &stem[..end], hex(&digest[..5]))
@@ -53,6 +70,16 @@ pub(crate) fn clip(stem: &str, scene: usize, part: Option<usize>) -> String {
         None => format!("{stem}_scene-{scene}.mp4"),
         Some(part) => format!("{stem}_scene-{scene}_part-{part}.mp4"),
     }
+}
+
+/// Returns true for a name that [`clip`] can return.
+pub(crate) fn is_clip(name: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let scene = name.strip_suffix(".mp4").and_then(|name| name.rsplit_once("_scene-"));
+    scene.is_some_and(|(_, scene)| match scene.split_once("_part-") {
+        Some((scene, part)) => is_number(scene) && is_number(part),
+        None => is_number(scene),
+    })
 }
 
 #[cfg(test)]
@@ -77,14 +104,23 @@ mod tests {
         assert!(of_ranges[0] != of_ranges[1] && of_ranges[2] == "fog", "{of_ranges:?}");
         assert_eq!(stems(&[ranges[1].to_string()], None), of_ranges[1..2]);
         // In a folder of several tables, equal keys name different videos.
-        let [first, second] = ["/day 1", "/day 2"].map(|folder| {
-            let names = stems(&["cam/fog.mp4".into()], Some(Path::new(folder)));
-            names.into_iter().next().unwrap()
-        });
+        let shared = |key: &str, folder: &str, settings: &str| {
+            let sharing = Sharing { folder: Path::new(folder), settings };
+            stems(&[key.to_string()], Some(&sharing)).remove(0)
+        };
+        let first = shared("cam/fog.mp4", "/day 1", "30 fps");
+        let second = shared("cam/fog.mp4", "/day 2", "30 fps");
         assert!(first.starts_with("fog-") && second.starts_with("fog-") && first != second);
-        let absolute = stems(&["/day 1/cam/fog.mp4".into()], Some(Path::new("/elsewhere")));
-        assert_eq!(absolute, [first]);
+        assert_eq!(shared("/day 1/cam/fog.mp4", "/elsewhere", "30 fps"), first);
+        // Clips of other settings are other files.
+        assert_ne!(shared("cam/fog.mp4", "/day 1", "24 fps"), first);
         assert_eq!(clip("fog", 3, None), "fog_scene-3.mp4");
         assert_eq!(clip("fog", 3, Some(1)), "fog_scene-3_part-1.mp4");
+        for name in ["fog_scene-3.mp4", "fog_scene-3_part-1.mp4", "a_scene-b_scene-12.mp4"] {
+            assert!(is_clip(name), "{name}");
+        }
+        for name in ["fog.mp4", "fog_scene-.mp4", "fog_scene-3_part-.mp4", "fog_scene-3.mov"] {
+            assert!(!is_clip(name), "{name}");
+        }
     }
 }

@@ -79,7 +79,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         variants: Some(args.variants),
     };
     let dataset = ClipDataset::new(Manifest::read(&args.data)?, clip.clone(), args.seed)?;
-    let device = args.device.open()?;
+    let device = args.device.open(args.report.quiet)?;
     let (vae, t5) = parts(args)?;
     let (max_length, vae_micro_batch) = (args.max_length, args.micro_batch);
     let config = EncoderConfig { vae, t5, max_length, vae_micro_batch };

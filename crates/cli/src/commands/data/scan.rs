@@ -23,6 +23,9 @@ Examples:
   opensora data scan ~/.cache/huggingface/hub/datasets--clips -o videos.csv --follow-links")]
 pub(crate) struct Args {
     /// Folders of videos, and single files
+    ///
+    /// Clips of `data split` are skipped if the journal of their table is in one of the folders. To list clips, name
+    /// their folder.
     #[arg(required = true, value_name = "PATH")]
     places: Vec<PathBuf>,
     /// Table of the videos (CSV); files that cannot be opened are listed beside it (.failed.csv)
@@ -49,6 +52,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !found.again.is_empty() {
         let count = found.again.len();
         progress.line(&format!("{count} more paths lead to files that are listed already"));
+    }
+    if found.clips > 0 {
+        progress
+            .line(&format!("{} clips of data split were skipped (name their folder)", found.clips));
     }
     let scanned = scan::run(&job, &found, &out, &mut progress);
     progress.finish();

@@ -87,7 +87,8 @@ pub(crate) enum ShardError {
     /// Variables of two kinds of job arrays.
     #[error("{SLURM_ARRAY} and {KUBERNETES} are both set: give --shard I/N or none")]
     TwoArrays,
-    /// Slurm array with gaps in its indices, or with one task: probably some tasks of an array that are run again.
+    /// Slurm array with gaps in its indices, with one task, or that begins above 1: probably some tasks of an array
+    /// that are run again.
     #[error(
         "the Slurm array of {count} tasks from {min} to {max} does not tell the number of shards: set \
          {ARRAY_SIZE} (indices then count from 0), or give --shard I/N or none"
@@ -177,7 +178,7 @@ impl<F: Fn(&str) -> Option<OsString>> Environment<F> {
         self.slurm_array(index).map(Some)
     }
 
-    /// Returns the place in a Slurm array, which may begin anywhere and have a step.
+    /// Returns the place in a Slurm array, which begins at 0 or 1 and may have a step.
     fn slurm_array(&self, index: usize) -> Result<Place, ShardError> {
         const COUNT: &str = "SLURM_ARRAY_TASK_COUNT";
         let missing = ShardError::Missing { index: SLURM_ARRAY, count: COUNT };
@@ -186,7 +187,8 @@ impl<F: Fn(&str) -> Option<OsString>> Environment<F> {
         let step = self.number("SLURM_ARRAY_TASK_STEP")?.unwrap_or(1).max(1);
         let last = min + count.saturating_sub(1) * step;
         let max = self.number("SLURM_ARRAY_TASK_MAX")?.unwrap_or(last);
-        if count < 2 || max != last {
+        // Whole arrays begin at 0 or 1 by convention. A part that begins there as well looks like a whole array.
+        if count < 2 || min > 1 || max != last {
             return Err(ShardError::PartOfArray { count, min, max });
         }
         if index < min || !(index - min).is_multiple_of(step) {
@@ -263,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn slurm_arrays_may_begin_anywhere_and_have_steps() {
+    fn slurm_arrays_begin_at_0_or_1_and_may_have_steps() {
         let shard = |text: &str| Ok(format!("shard {text} (from SLURM_ARRAY_TASK_ID)"));
         assert_eq!(in_array(["3", "8", "0", "7", "1"], &[]), shard("3/8"));
         assert_eq!(in_array(["1", "8", "1", "8", "1"], &[]), shard("0/8"));
@@ -278,11 +280,17 @@ mod tests {
     /// A user who starts some tasks of an array again must not get other rows than the first time.
     #[test]
     fn a_part_of_an_array_needs_the_size_of_the_array() {
-        for values in
-            [["3", "1", "3", "3", "1"], ["3", "2", "3", "5", "1"], ["0", "1", "0", "0", "1"]]
-        {
+        for values in [
+            ["3", "1", "3", "3", "1"],
+            ["3", "2", "3", "5", "1"],
+            ["0", "1", "0", "0", "1"],
+            // --array=3-4 and --array=2-6:2
+            ["3", "2", "3", "4", "1"],
+            ["4", "3", "2", "6", "2"],
+        ] {
             let error = in_array(values, &[]).unwrap_err();
             assert!(error.contains("OPENSORA_ARRAY_SIZE"), "{error}");
+            assert!(error.contains("give --shard I/N or none"), "{error}");
             let found = in_array(values, &[("OPENSORA_ARRAY_SIZE", "8")]);
             let wanted = format!("shard {}/8 (from SLURM_ARRAY_TASK_ID)", values[0]);
             assert_eq!(found, Ok(wanted));

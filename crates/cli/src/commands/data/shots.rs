@@ -9,7 +9,7 @@ use crate::{
 use anyhow::{Context, bail, ensure};
 use clap::{Args as ClapArgs, ValueEnum};
 use opensora::{
-    files::{AtomicFile, Existing, error_line, write_atomically},
+    files::{check_writable, error_line, write_atomically},
     prepare::shots::{self, Flashes, Method, Release, Score, Settings, VideoShots, Weights},
     video::Decoder,
 };
@@ -93,8 +93,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             out.display()
         );
         // Before minutes are spent; leaves no file.
-        AtomicFile::create(out, Existing::Replace)
-            .with_context(|| format!("--out: {}", out.display()))?;
+        check_writable(out).with_context(|| format!("--out: {}", out.display()))?;
     }
     let settings = args.settings();
     settings.validate()?;

@@ -40,7 +40,8 @@ pub(crate) struct Args {
     out: PathBuf,
     /// Folder of the clips [default: --out without its ending]
     ///
-    /// Several tables can share it: their clips' names get digits that depend on the paths of the videos.
+    /// Several tables can share it: their clips' names get digits that depend on the paths of the videos
+    /// and on the settings.
     #[arg(long, value_name = "FOLDER")]
     clips: Option<PathBuf>,
     /// Length of the shortest clip in seconds
