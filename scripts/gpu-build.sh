@@ -48,6 +48,8 @@ RUSTFLAGS+=" -C link-arg=-Wl,--icf=all"
 
 # Always the same folder, so that a second build reuses what the first has compiled.
 copy=$CARGO_TARGET_DIR/sources
+# Files that were deleted here must not stay there; the others keep their times.
+rm -rf "$copy"
 mkdir -p "$copy"
 (cd "$root" && git ls-files -z --cached --others --exclude-standard -- . ':!tests/fixtures' ':!fuzz' |
     tar --null --ignore-failed-read -cf - -T - 2>/dev/null) | tar -C "$copy" -xf -

@@ -19,7 +19,7 @@
 # Environment: GPU_CHECK_DEVICE (default cuda:0; another backend's device is a dry run with small
 # sizes, which leaves docs/performance.md alone), GPU_CHECK_SECONDS (default 480).
 #
-# Exit codes: 0 all steps passed, 1 a step failed, 2 nothing was run (for example, no GPU).
+# Exit codes: 0 all steps passed, 1 a step failed or was skipped, 2 nothing was run (for example, no GPU).
 set -euo pipefail
 export LC_ALL=C # $EPOCHREALTIME has the locale's decimal point
 exec </dev/null
@@ -99,6 +99,7 @@ step() {
     if [ "$left" -lt 5 ]; then
         printf '%s\t%s\t%s\t%s\n' "$name" skipped "$EPOCHREALTIME" "$EPOCHREALTIME" >>"$out/steps.tsv"
         echo "$name: skipped, no time left"
+        failed=1
         return
     fi
     [ "$limit" -le "$left" ] || limit=$left

@@ -77,6 +77,8 @@ tree() {
         return
     fi
     local tree=$work/tree-$1
+    # Files that were deleted here must not stay there; the others keep their times.
+    rm -rf "$tree"
     mkdir -p "$tree"
     git ls-files -z --cached --others --exclude-standard --deduplicate |
         python3 -c 'import os, sys; sys.stdout.write("\0".join(p for p in sys.stdin.read().split("\0") if os.path.lexists(p)))' >"$work/files-$1"

@@ -78,7 +78,9 @@ PY
     ! grep -q 'repository = ".*example\.' Cargo.toml || left "repository: the address in Cargo.toml ([workspace.package]) is a placeholder"
 }
 
+packaged=
 package() {
+    packaged=1
     local options=(--no-verify --locked) name version folder problems=0 size
     [ -n "$publish" ] || options+=(--allow-dirty)
     while read -r name _; do options+=(-p "$name"); done <"$work/crates"
@@ -121,7 +123,8 @@ PY
 }
 
 outside() {
-    [ -d "$work/packages" ] || package
+    # Packages of an earlier call may be of other sources.
+    [ -n "$packaged" ] || package
     local crate=$work/packages/outside name version features
     rm -rf "$crate"
     mkdir -p "$crate/src"
