@@ -5,8 +5,8 @@
     scripts/serve_page.py target/release/opensora [--picture docs/images/serve.png]
 
 Uses the page as a person does: writes a prompt, presses Ctrl+Enter, watches progress and previews, plays the
-video, runs it again, cancels and deletes; with the keyboard alone, at the width of a phone, in light and dark, and
-with a token. Any message of the browser's console is an error: the page's policy would show there. Needs
+video, runs it again, cancels and deletes; with the keyboard alone, at the width of a phone, in light and dark, with
+a token, and with more videos than the list has on a page. Any message of the browser's console is an error: the page's policy would show there. Needs
 nothing but Python.
 """
 
@@ -221,6 +221,50 @@ def looks(browser, url, picture):
     picture.write_bytes(bytes_)
 
 
+def post(url, path, body):
+    request = urllib.request.Request(url + path, data=json.dumps(body).encode(), method="POST",
+                                     headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)
+
+
+def with_many(browser, program):
+    """More videos than one page of the list has (24)."""
+    with tempfile.TemporaryDirectory() as folder:
+        process, url = start(program, folder)
+
+        def create(count, **parameters):
+            return [post(url, "/v1/videos", {"prompt": PROMPT, **parameters})["id"] for _ in range(count)]
+
+        try:
+            short = {"steps": 1, "num_frames": 1}
+            create(1, **short)
+            browser.open(url)
+            wait("the first video", lambda: "Download" in cards(browser)[0])
+            browser.run("Object.defineProperty(document, 'hidden', {value: true, configurable: true})")
+            create(40, **short)
+            browser.run("delete document.hidden")
+            wait("the videos that were made while the tab was hidden", lambda: len(cards(browser)) == 41)
+            wait("their end", lambda: all("Download" in card for card in cards(browser)))
+
+            # The running job is not on the first page.
+            running, *_ = create(1, steps=250, num_frames=32)
+            create(29, **short)
+            browser.open(url)
+            wait("a page of the list", lambda: len(cards(browser)) == 24)
+            browser.run("document.getElementById('more').click()")
+            wait("another page", lambda: len(cards(browser)) == 48)
+            card = f"document.querySelector('[data-id={running}]')"
+            wait("its progress", lambda: browser.run(f"return {card}.querySelector('progress').value > 0"))
+            # The page learns this by the events of the job.
+            post(url, f"/v1/videos/{running}/cancel", {})
+            wait("its end", lambda: "cancelled" in browser.run(f"return {card}.textContent"))
+        finally:
+            process.terminate()
+            process.wait()
+    print("ok: videos of later pages appear and are followed")
+
+
 def with_token(browser, program):
     with tempfile.TemporaryDirectory() as folder:
         process, url = start(program, folder, "--token", "correct-horse-battery")
@@ -255,6 +299,7 @@ def main():
             finally:
                 process.terminate()
                 process.wait()
+        with_many(browser, args.program)
         with_token(browser, args.program)
     finally:
         browser.close()

@@ -38,13 +38,15 @@ pub(crate) struct DeviceName {
 const LOCAL: &str = ":local";
 
 impl DeviceName {
-    /// Opens the device, or the default one if none was named, and checks that it computes.
-    pub(crate) fn open(&self) -> anyhow::Result<Device> {
-        self.open_on(ranks::launch().and_then(|launch| launch.local_rank).unwrap_or(0))
+    /// Opens the device, or the default one if none was named, and checks that it computes. Prints a note if it is a
+    /// software driver, unless `quiet`.
+    pub(crate) fn open(&self, quiet: bool) -> anyhow::Result<Device> {
+        let local = ranks::launch().and_then(|launch| launch.local_rank).unwrap_or(0);
+        self.open_on(local, quiet)
     }
 
-    /// As [`open`](Self::open), in the process with the number `local` on its node.
-    pub(crate) fn open_on(&self, local: usize) -> anyhow::Result<Device> {
+    /// Opens the device as [`open`](Self::open) does, in the process with the number `local` on its node.
+    pub(crate) fn open_on(&self, local: usize, quiet: bool) -> anyhow::Result<Device> {
         let name = self.device.as_ref().map(|name| match name.strip_suffix(LOCAL) {
             Some(backend) => format!("{backend}:{local}"),
             None => name.clone(),
@@ -54,7 +56,7 @@ impl DeviceName {
             None => device::default_device(),
         }
         .context("--device")?;
-        trial::check(&device).context("--device")?;
+        trial::check(&device, quiet).context("--device")?;
         Ok(device)
     }
 }
@@ -153,6 +155,28 @@ pub(crate) fn parse_size(text: &str) -> Result<[usize; 2], String> {
     parsed.ok_or_else(|| "expected height x width in pixels, such as 256x256".into())
 }
 
+/// Parses a size such as 500MB, 2GB, 1GiB or 1000000; MB are millions as in transformers.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    let upper = text.trim().to_ascii_uppercase();
+    let units: [(&str, u64); 10] = [
+        ("KIB", 1 << 10),
+        ("MIB", 1 << 20),
+        ("GIB", 1 << 30),
+        ("TIB", 1 << 40),
+        ("KB", 1000),
+        ("MB", 1000_u64.pow(2)),
+        ("GB", 1000_u64.pow(3)),
+        ("TB", 1000_u64.pow(4)),
+        ("B", 1),
+        ("", 1),
+    ];
+    let parsed = units.into_iter().find_map(|(unit, factor)| {
+        let number = upper.strip_suffix(unit)?.trim().parse::<u64>().ok()?;
+        number.checked_mul(factor).filter(|bytes| *bytes > 0)
+    });
+    parsed.ok_or_else(|| "expected a size such as 500MB, 2GB or 1GiB".into())
+}
+
 /// Parses the name of a sampler.
 pub(crate) fn parse_sampler(text: &str) -> Result<SamplerKind, SamplerError> {
     text.parse()
@@ -185,5 +209,23 @@ mod tests {
         (sampling.steps, sampling.num_frames) = (Some(5), Some(1));
         let request = sampling.request(&defaults);
         assert_eq!((request.steps, request.num_frames, request.guidance_scale), (Some(5), 1, 6.0));
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [
+            ("500MB", 500_000_000),
+            ("2 gb", 2_000_000_000),
+            ("1GiB", 1 << 30),
+            ("64KiB", 65536),
+            ("3TB", 3_000_000_000_000),
+            ("1000", 1000),
+            ("7B", 7),
+        ] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "0", "-1GB", "1.5GB", "GB", "5 XB", "1e9", "99999999999TB"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
     }
 }

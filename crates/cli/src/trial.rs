@@ -72,16 +72,16 @@ pub(crate) enum Failure {
 }
 
 /// Runs one kernel on the device, or a full trial run in a separate process if the driver may crash.
-/// Prints a note if the device is a software driver.
+/// Prints a note if the device is a software driver, unless `quiet`.
 ///
 /// # Errors
 /// Returns an error if the device does not start or fails a trial run.
-pub(crate) fn check(device: &Device) -> Result<(), TrialError> {
+pub(crate) fn check(device: &Device, quiet: bool) -> Result<(), TrialError> {
     if !device::compiles_kernels(device) {
         return Ok(());
     }
     let name = || device::name(device).unwrap_or_else(|| format!("{device:?}"));
-    if device::kind(device) == DeviceKind::Software {
+    if !quiet && device::kind(device) == DeviceKind::Software {
         output::message(format_args!(
             "note: {} is a software driver, for tests: flex computes on the processor as well, and far faster",
             name()

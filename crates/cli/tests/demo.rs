@@ -6,26 +6,42 @@ use opensora::data::Manifest;
 use serde_json::Value;
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
+    time::Duration,
 };
 
 fn opensora(folder: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_opensora")).args(args).current_dir(folder).output().unwrap()
 }
 
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(name)
+}
+
 /// A quick evaluation of the tiny model, whose weights are random.
-fn eval(folder: &Path, args: &[&str]) -> Output {
-    let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tiny-model");
-    let model = model.display().to_string();
+fn eval_command(folder: &Path, args: &[&str]) -> Command {
+    let model = fixture("tiny-model").display().to_string();
     // The tiny model's VAE and text encoder are in folders beside it.
-    let mut all = vec!["eval", "demo", "--model", &model, "--allow-outside-paths"];
-    all.extend(["--sampler", "dpm-solver"]);
-    all.extend(["--steps", "2", "--num-frames", "4", "--prompts", "6", "--quiet"]);
-    if !args.contains(&"--image-size") {
-        all.extend(["--image-size", "32x32"]);
+    let mut all = vec!["eval", "demo", "--allow-outside-paths", "--sampler", "dpm-solver"];
+    all.extend(["--steps", "2", "--num-frames", "4"]);
+    if !args.contains(&"--quiet") && !args.contains(&"--verbose") {
+        all.push("--quiet");
+    }
+    for (option, value) in
+        [("--model", model.as_str()), ("--prompts", "6"), ("--image-size", "32x32")]
+    {
+        if !args.contains(&option) {
+            all.extend([option, value]);
+        }
     }
     all.extend(args);
-    opensora(folder, &all)
+    let mut command = Command::new(env!("CARGO_BIN_EXE_opensora"));
+    command.args(all).current_dir(folder);
+    command
+}
+
+fn eval(folder: &Path, args: &[&str]) -> Output {
+    eval_command(folder, args).output().unwrap()
 }
 
 fn stderr(output: &Output) -> String {
@@ -56,6 +72,17 @@ fn data_demo_writes_what_training_reads() {
 #[test]
 fn eval_demo_reports_ceilings_and_the_model() {
     let folder = tempfile::tempdir().unwrap();
+    let clips = folder.path().join("clips");
+    // An earlier evaluation had 8 prompts; the ninth clip is of `sample`.
+    std::fs::create_dir(&clips).unwrap();
+    let older = ["0006.mp4", "0006.mp4.json", "0007.mp4", "0007.mp4.json", "sheet-01.png"];
+    let sampled = ["0008.mp4", "0008.mp4.json"];
+    for name in older {
+        std::fs::write(clips.join(name), r#"{"prompt": "a fox", "expected": {}}"#).unwrap();
+    }
+    for name in sampled {
+        std::fs::write(clips.join(name), r#"{"prompt": "a fox"}"#).unwrap();
+    }
     let output = eval(folder.path(), &["--json", "--vae-ceiling", "--out", "clips"]);
     assert!(output.status.success(), "{output:?}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -70,7 +97,8 @@ fn eval_demo_reports_ceilings_and_the_model() {
     }
     assert_eq!(report["judge"]["steadiness"]["background_flicker"]["clips"], 6);
 
-    let clips = folder.path().join("clips");
+    assert!(older.iter().all(|name| !clips.join(name).exists()));
+    assert!(sampled.iter().all(|name| clips.join(name).exists()));
     let record = std::fs::read_to_string(clips.join("0005.mp4.json")).unwrap();
     let record: Value = serde_json::from_str(&record).unwrap();
     let colour = record["expected"]["colour"].as_str().unwrap();
@@ -82,6 +110,72 @@ fn eval_demo_reports_ceilings_and_the_model() {
     let kept: Value =
         serde_json::from_str(&std::fs::read_to_string(clips.join("report.json")).unwrap()).unwrap();
     assert_eq!(kept["scores"], report["scores"]);
+}
+
+/// The VAE is loaded before the first clip is written, and once more for its ceiling.
+#[test]
+fn a_ceiling_that_fails_does_not_lose_the_evaluation() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let parts = fixture("goldens/pipeline");
+    for part in ["STDiT.pth", "t5", "vae"] {
+        copy(&parts.join(part), &path.join("model").join(part));
+    }
+    let description = std::fs::read_to_string(fixture("tiny-model/model.json")).unwrap();
+    let description = description.replace("../goldens/pipeline/", "");
+    std::fs::write(path.join("model/model.json"), description).unwrap();
+
+    let args = ["--model", "model", "--prompts", "40", "--batch-size", "40", "--vae-ceiling"];
+    let run = eval_command(path, &[&args[..], &["--json", "--out", "clips"]].concat())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    for _ in 0..60_000 {
+        if path.join("clips/0000.mp4").exists() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    std::fs::remove_file(path.join("model/vae/diffusion_pytorch_model.bin")).unwrap();
+    let output = run.wait_with_output().unwrap();
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.starts_with("error: --vae-ceiling: "), "{message}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["prompts"] == 40 && report["vae"].is_null(), "{report}");
+    let kept = std::fs::read(path.join("clips/report.json")).unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&kept).unwrap(), report);
+}
+
+#[test]
+fn an_older_clip_that_cannot_be_removed_is_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let clips = folder.path().join("clips");
+    // A folder is not removed as a clip.
+    std::fs::create_dir_all(clips.join("0006.mp4")).unwrap();
+    std::fs::write(clips.join("0006.mp4.json"), r#"{"expected": {}}"#).unwrap();
+    for (option, is_warned) in [("--quiet", false), ("--verbose", true)] {
+        let output = eval(folder.path(), &["--out", "clips", option]);
+        assert!(output.status.success() && !output.stdout.is_empty(), "{output:?}");
+        assert!(clips.join("report.json").is_file());
+        let text = stderr(&output);
+        let found = text.lines().any(|line| line.starts_with("warning: clips/0006.mp4: "));
+        assert_eq!(found, is_warned, "{text}");
+    }
+}
+
+/// Copies a file, or a folder of files.
+fn copy(source: &Path, target: &Path) {
+    std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+    if source.is_file() {
+        std::fs::copy(source, target).unwrap();
+        return;
+    }
+    for entry in std::fs::read_dir(source).unwrap() {
+        let path = entry.unwrap().path();
+        copy(&path, &target.join(path.file_name().unwrap()));
+    }
 }
 
 #[test]

@@ -34,6 +34,10 @@ fn runs_become_pictures() {
     assert!(output.status.success(), "{output:?}");
     assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), "first/metrics.svg");
 
+    // The chart of a table is beside it.
+    let output = plot(folder.path(), &["second/metrics.csv"]);
+    assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), "second/metrics.svg");
+
     let args = ["first", "second/metrics.csv", "--columns", "loss,mse", "--log", "-o", "both.svg"];
     let output = plot(folder.path(), &args);
     assert!(output.status.success(), "{output:?}");
@@ -75,7 +79,7 @@ fn what_cannot_be_shown_is_refused_in_one_line() {
         (vec!["first", "--smooth", "2"], "smooth is 2"),
         (vec!["first", "--columns", "gradient_norm", "--log"], "gradient_norm: no values"),
         (vec!["first", "--out", "none/a.svg"], "none/a.svg"),
-        (vec!["first", "--out", "empty"], "empty: found a folder"),
+        (vec!["first", "--out", "empty"], "empty: it is a folder"),
     ] {
         let output = plot(folder.path(), &args);
         let stderr = String::from_utf8(output.stderr).unwrap();

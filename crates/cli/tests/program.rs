@@ -33,7 +33,9 @@ fn sample(folder: &Path, args: &[&str]) -> Output {
         ("--num-frames", "2"),
         ("--image-size", "16x32"),
     ] {
-        if !args.contains(&option) {
+        // Latents are sampled already.
+        let is_void = args.contains(&"--latents") && ["--sampler", "--steps"].contains(&option);
+        if !args.contains(&option) && !is_void {
             all.extend([option, value]);
         }
     }
@@ -131,6 +133,79 @@ fn saved_latents_are_reproducible_and_can_be_decoded() {
     let other = ["a red fox", "--latents", "a.safetensors", "--num-frames", "4", "-o", "d.gif"];
     let message = error_line(&sample(folder.path(), &other));
     assert!(message.contains("--num-frames") && !message.contains("loading"), "{message}");
+}
+
+#[test]
+fn records_of_decoded_latents_have_the_record_of_their_sampling() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    std::fs::write(path.join("prompts.txt"), "a red fox\na bear\nthe sea\n").unwrap();
+    std::fs::write(path.join("others.txt"), "a road\na drone\na lake\n").unwrap();
+    let record = |name: &str| -> serde_json::Value {
+        let text = std::fs::read_to_string(path.join(name)).unwrap();
+        serde_json::from_str(&text).unwrap()
+    };
+    let args = ["--prompt-path", "prompts.txt", "--save-latents", "l.safetensors", "-o", "a"];
+    let settings = ["--seed", "7", "--cfg-scale", "3.5", "--noise-index", "4", "--batch-size", "2"];
+    let output = sample(path, &[&args[..], &settings, &["--format", "gif"]].concat());
+    assert!(output.status.success(), "{output:?}");
+    let decode = |latents: &str, out: &str, more: &[&str]| {
+        let args = ["--prompt-path", "others.txt", "--latents", latents, "-o", out];
+        sample(path, &[&args[..], &["--format", "gif"], more].concat())
+    };
+    let output = decode("l.safetensors", "b", &[]);
+    assert!(output.status.success(), "{output:?}");
+    let clip = |folder: &str| std::fs::read(path.join(folder).join("sample_1.gif")).unwrap();
+    assert_eq!(clip("a"), clip("b"));
+    let (sampled, decoded) = (record("a/sample_1.gif.json"), record("b/sample_1.gif.json"));
+    // The prompt of the file, and the settings of this call.
+    assert_eq!((&decoded["prompt"], &decoded["latents_index"]), (&"a bear".into(), &1.into()));
+    assert!(decoded["latents"].as_str().unwrap().ends_with("l.safetensors"), "{decoded}");
+    for field in ["model", "model_argument", "num_frames", "fps", "dtype", "device", "version"] {
+        assert_ne!(decoded[field], serde_json::Value::Null, "{field}");
+        assert_eq!(decoded[field], sampled[field], "{field}");
+    }
+    let vae = &sampled["weights"].as_array().unwrap()[2..];
+    assert_eq!(decoded["weights"].as_array().unwrap(), vae, "only the VAE is used");
+    // The sampling has its own record.
+    let sampling = &decoded["sampling"];
+    let expected = [("seed", 7), ("noise_index", 4), ("batch_size", 2)];
+    assert!(expected.iter().all(|(field, value)| sampling[field] == *value), "{sampling}");
+    assert_eq!(sampling["prompt"], serde_json::json!(["a red fox", "a bear", "the sea"]));
+    for field in ["sampler", "steps", "guidance_scale", "attention_reuse", "t5_dtype", "weights"] {
+        assert_ne!(sampling[field], serde_json::Value::Null, "{field}");
+        assert_eq!(sampling[field], sampled[field], "{field}");
+    }
+    let unknown = |decoded: &serde_json::Value| {
+        let sampler = ["sampler", "steps", "guidance_scale", "guided_channels", "attention_reuse"];
+        let noise = ["seed", "noise_index", "batch_size", "batch_place", "denoiser_work"];
+        let text = ["negative_prompt", "space_scale", "time_scale", "t5", "t5_dtype"];
+        sampler.iter().chain(&noise).chain(&text).all(|field| decoded[field].is_null())
+    };
+    assert!(unknown(&decoded), "{decoded}");
+    let again = ["sample", "--from-record", "b/sample_1.gif.json", "-o", "c.gif"];
+    let message = error_line(&opensora(path, &again));
+    assert!(message.contains("l.safetensors: use --latents"), "{message}");
+
+    for option in ["--seed", "--steps", "--cfg-scale", "--noise-index", "--batch-size"] {
+        let message = error_line(&decode("l.safetensors", "d", &[option, "2"]));
+        assert!(message.contains("cannot be used with"), "{message}");
+    }
+
+    // Files of other programs, with a record and without one.
+    let device = opensora::nn::device::parse("flex").unwrap();
+    let latents = opensora::latents::load(&path.join("l.safetensors"), &device).unwrap();
+    let other = serde_json::json!({"seed": "seven", "steps": -1, "prompt": ["a red fox"]});
+    for saved in [other, serde_json::Value::Null] {
+        let file = path.join("other.safetensors");
+        opensora::latents::save(&file, latents.clone(), &saved).unwrap();
+        let output = decode("other.safetensors", "e", &[]);
+        assert!(output.status.success(), "{output:?}");
+        let decoded = record("e/sample_1.gif.json");
+        assert_eq!(decoded["prompt"], "a drone");
+        assert_eq!(decoded.get("sampling"), Some(&saved));
+        assert!(unknown(&decoded), "{decoded}");
+    }
 }
 
 #[test]

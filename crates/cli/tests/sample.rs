@@ -168,6 +168,43 @@ fn incomplete_records_are_rejected() {
     }
 }
 
+/// Weights that are not from the hub are recognised by their digest.
+#[test]
+fn a_record_of_other_weights_is_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let vae = fixture("goldens/pipeline/vae");
+    fs::create_dir(path.join("vae")).unwrap();
+    for name in names(&vae) {
+        fs::copy(vae.join(&name), path.join("vae").join(&name)).unwrap();
+    }
+    ok(path, &["a fox", "--vae", "vae", "-o", "fox.gif"]);
+    let warned = || {
+        let again = ["--from-record", "fox.gif.json", "--allow-outside-paths", "-o", "again.gif"];
+        let output = run(path, &again);
+        assert!(output.status.success(), "{output:?}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        stderr.lines().any(|line| line.starts_with("warning: vae: the record was made with other"))
+    };
+    assert!(!warned());
+    let config = path.join("vae/config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text + "\n").unwrap();
+    assert!(warned());
+    // Weights are read after all checks.
+    let again = ["--from-record", "fox.gif.json", "--allow-outside-paths", "-o", "again.avi"];
+    let output = run(path, &again);
+    assert!(error(&output).contains("unknown format"), "{output:?}");
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("warning: vae"), "{output:?}");
+    // Records of earlier versions have no digests.
+    let mut record: Value =
+        serde_json::from_slice(&fs::read(path.join("fox.gif.json")).unwrap()).unwrap();
+    assert_eq!(record["weights"].as_array().unwrap().len(), 3, "{record}");
+    record.as_object_mut().unwrap().remove("weights");
+    fs::write(path.join("fox.gif.json"), record.to_string()).unwrap();
+    assert!(!warned());
+}
+
 #[test]
 fn existing_outputs_are_kept_on_request() {
     let folder = tempfile::tempdir().unwrap();

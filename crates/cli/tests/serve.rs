@@ -129,7 +129,7 @@ fn the_bundled_model_is_served_and_jobs_survive_a_kill() {
 }
 
 #[test]
-fn a_server_that_cannot_listen_costs_no_attempt() {
+fn a_server_that_cannot_listen_leaves_the_jobs_alone() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path());
     let job = server.create(200);
@@ -137,18 +137,17 @@ fn a_server_that_cannot_listen_costs_no_attempt() {
     drop(server);
     let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = other.local_addr().unwrap().port().to_string();
-    for _ in 0..6 {
-        let output = Command::new(env!("CARGO_BIN_EXE_opensora"))
-            .args(["serve", "--device", "flex", "--out", "videos", "--port", &port])
-            .current_dir(folder.path())
-            .output()
-            .unwrap();
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
-    }
+    let output = Command::new(env!("CARGO_BIN_EXE_opensora"))
+        .args(["serve", "--device", "flex", "--out", "videos", "--port", &port])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot listen on"), "{output:?}");
     let state = folder.path().join("videos/jobs").join(&job).join("state.json");
     let state: Value = serde_json::from_str(&std::fs::read_to_string(state).unwrap()).unwrap();
-    // The attempt of the server that was killed.
-    assert_eq!((&state["status"], &state["attempts"]), (&json!("queued"), &json!(1)));
+    // As the killed server left it: a queue that was opened would have written `queued`.
+    assert_eq!((&state["status"], &state["attempts"]), (&json!("in_progress"), &json!(1)));
 }
 
 #[test]
@@ -175,4 +174,43 @@ fn bad_options_are_one_line() {
         assert!(errors.len() == 1 && errors[0].contains(says), "{args:?}: {stderr}");
         assert!(output.stdout.is_empty(), "{args:?}");
     }
+}
+
+#[test]
+fn limits_that_reject_requests_without_a_size_are_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = ["--max-side", "32", "--max-pixels", "1", "--max-disk", "1KB"];
+    let warnings = |more: &[&str]| {
+        // No machine has this address (RFC 5737), so the server does not start.
+        let output = Command::new(env!("CARGO_BIN_EXE_opensora"))
+            .args([
+                "serve",
+                "--host",
+                "192.0.2.1",
+                "--token",
+                "a-token-of-a-test",
+                "--device",
+                "flex",
+            ])
+            .args(more)
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(stderr.contains("cannot listen on"), "{stderr}");
+        let lines = stderr.lines().filter(|line| line.starts_with("warning: "));
+        lines.map(String::from).collect::<Vec<_>>()
+    };
+    assert_eq!(warnings(&[]), [""; 0]);
+    assert_eq!(warnings(&[&limits[..], &["-q"]].concat()), [""; 0]);
+    let lines = warnings(&limits);
+    for (line, words) in lines.iter().zip([
+        ["--max-side is 32", "48"],
+        ["--max-pixels is 1", "27648"],
+        ["--max-disk is 1000", "130048"],
+    ]) {
+        assert!(words.iter().all(|words| line.contains(words)), "{lines:?}");
+    }
+    assert_eq!(lines.len(), 3, "{lines:?}");
 }

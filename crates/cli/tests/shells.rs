@@ -349,6 +349,29 @@ fn contradictions_are_refused_before_the_work() {
 }
 
 #[test]
+fn shots_are_found_if_the_program_lacks_the_decoder() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let world =
+        ["data", "demo", "-o", "world", "--films", "1", "--shots", "2", "--size", "32", "-q"];
+    assert!(command(path, &world).status().unwrap().success());
+    let program = path.join("ffmpeg");
+    fs::write(&program, "#!/bin/sh\necho 'Decoder (codec h264) not found' >&2\nexit 1\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let shots = |program: Option<&Path>| {
+        let mut command =
+            command(path, &["data", "shots", "world/films/000000.mp4", "--json", "-q"]);
+        program.map(|program| command.env("OPENSORA_FFMPEG", program));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        found["videos"][0]["scenes"].as_array().unwrap().len()
+    };
+    assert_eq!((shots(Some(&program)), shots(None)), (2, 2));
+}
+
+#[test]
 fn warnings_are_not_printed_with_quiet() {
     let folder = tempfile::tempdir().unwrap();
     for index in 0..2 {

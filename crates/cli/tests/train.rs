@@ -292,7 +292,12 @@ fn what_cannot_be_trained_is_refused_in_one_line() {
         assert!(line.contains(expected), "{args:?}: {line}");
     }
 
-    // Settings of which another model has no use.
+    // Options and settings of which another model has no use.
+    for (recipe, model) in [("vae.toml", "[vae]"), ("t5.toml", "[t5]")] {
+        let args = ["train", "--recipe", recipe, "--data", "data/clips.csv", "--out", "new"];
+        let line = refused(path, &[&args[..], &["--peak-tflops", "1"]].concat());
+        assert!(line.contains(&format!("--peak-tflops: a recipe with {model}")), "{line}");
+    }
     for (recipe, words) in [
         ("[vae]\n[run]\nsample_every = 1\n", "sample_every: a recipe with [vae]"),
         ("[t5]\n[data]\ncache = \"nowhere\"\n", "cache: a recipe with [t5]"),

@@ -98,8 +98,10 @@ fn a_model_of_the_hub_is_sampled_by_its_name() {
     assert_eq!(record["weights"][0]["commit"], COMMIT);
     assert_eq!(record["weights"].as_array().unwrap().len(), 3, "{record}");
 
-    let again = [&args[..], &["--device", "flex", "-o", "b.png"]].concat();
-    text(&case.command(&again).env("HF_HUB_OFFLINE", "1").output().unwrap());
+    // With all files in the cache, nothing is requested.
+    let asked = case.server.requests().len();
+    case.run(&[&args[..], &["--device", "flex", "-o", "b.png"]].concat());
+    assert_eq!(case.server.requests().len(), asked);
     let pixels = |name: &str| fs::read(case.folder.path().join(name)).unwrap();
     assert!(pixels("a.png") == pixels("b.png"));
 }
@@ -192,6 +194,54 @@ fn a_preset_is_fetched_with_its_text_encoder_and_vae() {
     let rows = String::from_utf8(partly.stdout).unwrap();
     assert_eq!(partly.status.code(), Some(1));
     assert!(rows.contains("DeepFloyd/t5-v1_1-xxl: not cached"), "{rows}");
+}
+
+#[test]
+fn files_from_outside_the_hub_are_listed_as_unknown() {
+    let case = Case::new(Repo::default());
+    let place = "dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt";
+    let path = case.home().join("opensora").join(place);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, "no weights").unwrap();
+    let row = format!("https://{place}: unknown\n");
+    assert_eq!(case.run(&["weights", "verify"]), row);
+    let verified = case.json(&["weights", "verify"]);
+    let file = &verified["files"][0];
+    assert_eq!((&file["verdict"], &file["commit"]), (&"unknown".into(), &Value::Null));
+    assert_eq!(file["path"], path.to_str().unwrap());
+    // By its name, with the VAE that it is used with.
+    let named = case.command(&["weights", "verify", "dit-xl-2-256x256"]).output().unwrap();
+    let rows = String::from_utf8(named.stdout).unwrap();
+    assert_eq!(rows, row + "stabilityai/sd-vae-ft-ema: not cached\n");
+}
+
+#[test]
+fn a_local_file_of_a_preset_is_found_as_by_sampling() {
+    let file = "OpenSora-v1-16x256x256.pth";
+    let repo = Repo::default()
+        .with("config.json", "{}")
+        .with("spiece.model", "no tokenizer")
+        .with("pytorch_model.bin", "no weights")
+        .with(file, "no weights");
+    let case = Case::new(repo);
+    let local = Path::new("pretrained_models").join(file);
+    let local = local.to_str().unwrap();
+    fs::create_dir(case.folder.path().join("pretrained_models")).unwrap();
+    fs::write(case.folder.path().join(local), "no weights").unwrap();
+    let preset = "opensora-v1-16x256x256";
+    let fetched = case.json(&["weights", "fetch", preset]);
+    assert_eq!(fetched["files"][0]["path"], local);
+    for command in [&["inspect", preset][..], &["convert", preset, "-o", "out"]] {
+        let message = case.error(&[&["weights"][..], command].concat());
+        assert!(message.contains(&format!("{local}: ")), "{message}");
+    }
+    let message = case.error(&["weights", "verify", preset]);
+    assert!(message.contains("files in pretrained_models are not verified"), "{message}");
+    // A revision is one of the repository, so that the local file is not used.
+    let fetched = case.json(&["weights", "fetch", preset, "--revision", COMMIT]);
+    assert_eq!(fetched["files"][0]["commit"], COMMIT);
+    let message = case.error(&["weights", "inspect", preset, "--revision", COMMIT]);
+    assert!(message.contains(COMMIT) && message.contains(file), "{message}");
 }
 
 #[test]
@@ -350,6 +400,8 @@ fn weights_of_the_cache_that_cannot_be_opened_are_not_called_missing() {
 
 #[test]
 fn files_and_revisions_are_for_repositories() {
+    const OUTSIDE: &str = "dit-xl-2-256x256: a revision is for repositories of the hub, the file of this \
+                           preset is https://";
     let case = Case::new(Repo::default());
     let vae = demo_model().join("vae");
     let vae = vae.to_str().unwrap();
@@ -363,15 +415,14 @@ fn files_and_revisions_are_for_repositories() {
             &["opensora-v1-16x256x256", "OpenSora-v1-HQ-16x256x256.pth"][..],
             "opensora-v1-16x256x256: FILE is for repositories, a preset has a fixed file",
         ),
-        (
-            &["dit-xl-2-256x256", "--revision", "v1.0"][..],
-            "dit-xl-2-256x256: --revision is for repositories, the file of this preset is https://",
-        ),
+        (&["dit-xl-2-256x256", "--revision", "v1.0"][..], OUTSIDE),
     ] {
         let message = case.error(&[&["weights", "inspect"][..], args].concat());
         assert!(message.contains(wanted), "{message}");
         assert_eq!(message.lines().count(), 1, "{message}");
     }
+    let message = case.error(&["weights", "fetch", "dit-xl-2-256x256", "--revision", "v1.0"]);
+    assert!(message.contains(OUTSIDE), "{message}");
     // The default revision has no effect, and is no error.
     let found = case.json(&["weights", "inspect", vae, "--revision", "main"]);
     assert_eq!(found["fits"], true, "{found}");

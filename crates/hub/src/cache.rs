@@ -5,8 +5,11 @@
 //!   blobs/<etag>                      the bytes
 //!   refs/main                         the commit that a branch or tag was last seen at
 //!   snapshots/<commit>/<file>         a link to the blob
+//!   listings/<commit>.json            an array of the names of all files, after a download of all
 //! .locks/models--hpcai-tech--Open-Sora/<etag>.lock
 //! ```
+//!
+//! `listings` is this crate's own; `huggingface_hub` ignores other entries of a repository's folder.
 
 use crate::{
     HubError, Repository, RepositoryFile,
@@ -21,6 +24,8 @@ use std::{
 
 /// Upper limit of a file in `refs` in bytes.
 const MAX_REF: u64 = 1024;
+/// Upper limit of a file in `listings` in bytes.
+const MAX_LISTING: u64 = 64 << 20;
 
 /// The folder of cached repositories.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,6 +126,34 @@ impl Cache {
             write_atomically(&path, |file| fs::write(file, commit))
         };
         write().map_err(HubError::io(&path))
+    }
+
+    /// Records the names of all files of a commit, hidden files excepted, after all were downloaded.
+    pub(crate) fn record_listing(
+        &self,
+        repository: &Repository,
+        commit: &str,
+        files: &[String],
+    ) -> io::Result<()> {
+        let path = self.listing_path(repository, commit);
+        let text = serde_json::to_string(files)?;
+        fs::create_dir_all(folder_of(&path))?;
+        write_atomically(&path, |file| fs::write(file, text))
+    }
+
+    /// Returns the recorded names of all files of a commit; `None` if they were never all downloaded. Files
+    /// can have been removed since.
+    pub(crate) fn listing(
+        &self,
+        repository: &Repository,
+        commit: &str,
+    ) -> Option<BTreeSet<String>> {
+        let text = read_text(&self.listing_path(repository, commit), MAX_LISTING).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    fn listing_path(&self, repository: &Repository, commit: &str) -> PathBuf {
+        self.repository_folder(repository).join("listings").join(format!("{commit}.json"))
     }
 
     /// Makes a blob available under its name at a commit: as a link or, if links are not supported, by

@@ -55,6 +55,15 @@ pub enum HubError {
         /// A token was sent.
         has_token: bool,
     },
+    /// The hub rejects the access token, for public repositories as well.
+    #[error(
+        "{endpoint}: the access token is invalid or has expired: replace it (HF_TOKEN, or log in \
+         with `hf auth login`)"
+    )]
+    InvalidToken {
+        /// The hub.
+        endpoint: String,
+    },
     /// The repository does not exist or is private.
     #[error(
         "{repository}: no such repository at {endpoint}, or a private one{}",

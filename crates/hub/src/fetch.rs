@@ -139,7 +139,8 @@ impl Hub {
             Files::Named(_) => Ok(None),
             _ => self.list(wanted.repository, wanted.revision, observer).map(Some),
         };
-        // With a listing it is known which files are missing, so the cached ones do not count as all files.
+        // With a listing, some files are missing: the cached ones count as all only if they once were, at the commit of an
+        // earlier listing.
         let partial = listing.is_err();
         match listing.and_then(|listing| self.download(wanted, listing, observer)) {
             Err(error) if error.is_unreachable() => match self.cached(wanted, partial)? {
@@ -153,15 +154,20 @@ impl Hub {
         }
     }
 
-    /// Returns the wanted files if all are cached. For [`Files::All`] the cache does not know the complete
-    /// list: `partial` accepts the files that are cached.
+    /// Returns the wanted files if all are cached. The names of [`Files::All`] are known after a complete
+    /// download only: `partial` otherwise accepts the files that are cached.
     fn cached(&self, wanted: &Wanted<'_>, partial: bool) -> Result<Option<Snapshot>, HubError> {
         let Wanted { repository, revision, files } = *wanted;
         let Some(commit) = self.cache.commit(repository, revision) else { return Ok(None) };
         let names = self.cache.names(repository, &commit)?;
-        let Choice { mut files, index } = match files {
-            Files::All if !partial || names.is_empty() => return Ok(None),
-            files => choose(files, &names),
+        let listing = match files {
+            Files::All => self.cache.listing(repository, &commit),
+            _ => None,
+        };
+        let Choice { mut files, index } = match (files, listing) {
+            (_, Some(listing)) if listing.is_subset(&names) => choose(files, &listing),
+            (Files::All, _) if !partial || names.is_empty() => return Ok(None),
+            _ => choose(files, &names),
         };
         let folder = self.cache.snapshot(repository, &commit);
         if *wanted.files == Files::Model {
@@ -229,6 +235,10 @@ impl Hub {
         self.check_space(repository, &missing, observer)?;
         self.transfer_all(repository, missing, observer)?;
         self.cache.record(repository, revision, &commit)?;
+        if *wanted.files == Files::All && !files.is_empty() {
+            // An error is ignored: a read-only cache can be complete. The next call asks the hub again.
+            let _ = self.cache.record_listing(repository, &commit, &files);
+        }
         let folder = self.cache.snapshot(repository, &commit);
         Ok(Snapshot { repository: repository.clone(), commit, folder, files })
     }

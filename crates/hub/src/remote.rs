@@ -14,6 +14,10 @@ use std::{collections::BTreeSet, io::Read};
 const MAX_DESCRIPTION: u64 = 64 << 20;
 /// Upper limit of the header of a safetensors file in bytes, as the format defines it.
 const MAX_HEADER: u64 = 100_000_000;
+/// The hub's message for an invalid token; other answers with status 401 are about the repository.
+///
+/// Source: huggingface/huggingface_hub, `utils/_http.py`.
+const INVALID_TOKEN: &str = "Invalid credentials in Authorization header";
 
 /// The files of a repository at a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -223,10 +227,12 @@ impl Hub {
         answer: Answer,
     ) -> Failure {
         let code = answer.header("x-error-code").unwrap_or_default();
+        let is_invalid_token = answer.header("x-error-message") == Some(INVALID_TOKEN);
         let (repository, revision) = (repository.to_string(), revision.to_string());
         let endpoint = self.client.endpoint().to_string();
         let has_token = self.client.has_token();
         Failure::Final(match (answer.status().as_u16(), code, file) {
+            (401, ..) if is_invalid_token => HubError::InvalidToken { endpoint },
             (_, "GatedRepo", _) => HubError::Gated { repository, endpoint, has_token },
             (401, ..) | (404, "RepoNotFound", _) | (404, "", None) => {
                 HubError::RepositoryNotFound { repository, endpoint, has_token }

@@ -379,6 +379,17 @@ fn refusals_say_what_to_do() {
     let (with, _) = refuse(404, "EntryNotFound");
     assert_eq!(with, "owner/name has no file 'x.bin' at revision main");
     assert!(refuse(403, "").0.contains("the server answers 403"));
+
+    let case = Case::new(Repo::default().with("x.bin", "x"), |_| {
+        let message = "Invalid credentials in Authorization header";
+        Some(Answer::status(401).with("X-Error-Message", message))
+    });
+    // The description of the repository, and a file.
+    for files in [Files::All, named("x.bin")] {
+        let error = case.fetch(&files).unwrap_err();
+        assert!(matches!(error, HubError::InvalidToken { .. }), "{error}");
+        assert!(error.to_string().contains("invalid or has expired: replace it (HF_TOKEN"));
+    }
 }
 
 #[test]
@@ -475,14 +486,42 @@ fn some_files_do_not_count_as_all() {
     let case = Case::new(repo, |request| is_cdn(request).then(|| Answer::status(503)));
     // Records the commit of `main`.
     let fetched = case.fetch(&named("a.json")).unwrap();
-    let error = case.fetch(&Files::All).unwrap_err();
-    assert!(matches!(error, HubError::Status { status: 503, .. }), "{error}");
+    // A failed download of all files records nothing.
+    for lookup in [Lookup::Ask, Lookup::CacheFirst] {
+        let error = fetch(&case.hub(), &Files::All, lookup, &mut ()).unwrap_err();
+        assert!(matches!(error, HubError::Status { status: 503, .. }), "{error}");
+    }
     // Without a listing, the cached files are all that can be had.
     let gone = Hub::new(Settings { endpoint: "http://127.0.0.1:9".into(), ..case.settings() })
         .with_first_wait(Duration::from_millis(1));
     let mut log = Log::default();
     assert_eq!(fetch(&gone, &Files::All, Lookup::Ask, &mut log).unwrap(), fetched);
     assert!(log.events.iter().any(|event| event.starts_with("Unreachable")));
+}
+
+#[test]
+fn all_files_are_known_after_a_complete_download() {
+    let repo = Repo::default()
+        .with(".gitattributes", "hidden")
+        .with("a.json", "{}")
+        .with("vae/x.bin", bytes(1000, 16));
+    let case = Case::plain(repo);
+    let first = |files: &Files| fetch(&case.hub(), files, Lookup::CacheFirst, &mut ()).unwrap();
+    first(&named("a.json"));
+    let fetched = first(&Files::All);
+    assert_eq!(fetched.files, ["a.json", "vae/x.bin"]);
+    let asked = case.server.requests().len();
+    assert_eq!(first(&Files::All), fetched);
+    assert_eq!(fetch(&case.offline(), &Files::All, Lookup::Ask, &mut ()).unwrap(), fetched);
+    assert_eq!(case.server.requests().len(), asked);
+    // The record does not count as a file.
+    let found = case.hub().cache().describe(repository()).unwrap();
+    assert_eq!((found.files.len(), found.bytes), (2, 1002));
+
+    let removed = fetched.folder.join("vae/x.bin");
+    fs::remove_file(&removed).unwrap();
+    assert_eq!(first(&Files::All), fetched);
+    assert!(case.server.requests().len() > asked && removed.is_file());
 }
 
 #[test]

@@ -13,6 +13,8 @@ use std::{
 };
 
 const KEY: &str = "latents";
+/// Key of the metadata in the header of the file.
+const METADATA: &str = "opensora";
 
 /// Error of saving or loading latents.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +56,7 @@ pub fn save(
         let values = read(latents)?.try_to_vec::<f32>()?;
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let view = TensorView::new(Dtype::F32, shape, &bytes)?;
-        let metadata = HashMap::from([("opensora".to_string(), metadata.to_string())]);
+        let metadata = HashMap::from([(METADATA.to_string(), metadata.to_string())]);
         let file = safetensors::serialize([(KEY, view)], Some(metadata))?;
         std::fs::create_dir_all(folder_of(path))?;
         let mut out = AtomicFile::create(path, Existing::Replace)?;
@@ -64,16 +66,26 @@ pub fn save(
     write().map_err(|source| LatentsError::Write { path: path.into(), source })
 }
 
+/// Reads the metadata that [`save`] wrote beside the latents. Returns `None` if the file has none, as files of other
+/// programs, or if the metadata is not JSON.
+///
+/// The metadata is untrusted: only its size is limited, with that of the file's header.
+///
+/// # Errors
+/// Returns an error if the file cannot be read.
+pub fn metadata(path: &Path) -> Result<Option<serde_json::Value>, LatentsError> {
+    let all = Checkpoint::open(path)?.metadata()?;
+    Ok(all.get(METADATA).and_then(|text| serde_json::from_str(text).ok()))
+}
+
 /// Checks that [`save`] can write to `path`, before anything is sampled.
 ///
 /// # Errors
 /// Returns an error if the folder cannot be created or written to, or the path is a folder.
 pub fn check_writable(path: &Path) -> Result<(), LatentsError> {
-    let check = || -> std::io::Result<()> {
-        let _folders = CreatedFolders::create(folder_of(path))?;
-        AtomicFile::create(path, Existing::Replace)?.try_write()
-    };
-    check().map_err(|source| LatentsError::Write { path: path.into(), source: source.into() })
+    CreatedFolders::create(folder_of(path))
+        .and_then(|_folders| opensora_files::check_writable(path))
+        .map_err(|source| LatentsError::Write { path: path.into(), source: source.into() })
 }
 
 /// Loads latents that [`save`] wrote, `[B, C, T, h, w]`.

@@ -95,7 +95,7 @@ pub mod training;
 pub use class_files::ClassFiles;
 pub use model_files::{ModelError, ModelFiles};
 pub use pipeline::{
-    ClassToVideo, Observer, PipelineError, PipelineOptions, Residency, TextToVideo,
+    ClassToVideo, NonFiniteCause, Observer, PipelineError, PipelineOptions, Residency, TextToVideo,
 };
 pub use presets::{PRESETS, Preset};
 pub use request::SampleRequest;

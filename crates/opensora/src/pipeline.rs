@@ -28,7 +28,7 @@ pub use batches::{Clips, LatentBatches, SampledClip, SampledLatents};
 pub use class::ClassToVideo;
 pub use conditions::{Conditioning, Conditions};
 pub use decoding::{DecodedClips, LoadedVae};
-pub use error::PipelineError;
+pub use error::{NonFiniteCause, PipelineError};
 pub use observer::{Decoded, Loaded, Observer, Part, SamplerStep, UnknownWords};
 pub use options::{PipelineOptions, Residency};
 pub use ranks::SamplingRanks;

@@ -3,19 +3,23 @@
 use crate::{
     ClassFiles, ClassToVideo, ModelError, ModelFiles, PipelineError, PipelineOptions, TextToVideo,
     class_files::class_of,
-    hub::{Files, Hub, HubError, Lookup, Observer, Repository, Wanted},
+    hub::{Files, Hub, HubError, Lookup, Observer, Repository, Settings, Wanted},
     model_files::{PartPaths, T5_FOLDERS, VAE_FOLDERS, architecture, find_local},
     presets::{self, Origin, PRESETS, Preset},
 };
 use burn::tensor::Device;
 use std::path::{Path, PathBuf};
 
+/// Default branch of repositories.
+const MAIN: &str = "main";
+
 /// Where the files of a model come from, and the options of its pipeline.
 #[derive(Debug, Clone)]
 pub struct Pretrained {
     /// The hub and its cache.
     pub hub: Hub,
-    /// Branch, tag or commit of the model's own repository.
+    /// Branch, tag or commit of the model's own repository. With any other than `main`, the denoiser of a
+    /// preset is not taken from `pretrained_models`, because local files have no revision.
     pub revision: String,
     /// When the hub is queried.
     pub lookup: Lookup,
@@ -41,6 +45,16 @@ pub enum PretrainedError {
         model: String,
         /// The cause.
         source: HubError,
+    },
+    /// A revision for a preset whose file is not in a repository.
+    #[error(
+        "{preset}: a revision is for repositories of the hub, the file of this preset is {address}"
+    )]
+    Revision {
+        /// The preset.
+        preset: &'static str,
+        /// The address of its file.
+        address: &'static str,
     },
     /// A repository with several checkpoints.
     #[error("{repository} has several models: name one of {}", names.join(", "))]
@@ -77,7 +91,7 @@ impl Pretrained {
     pub fn new(hub: Hub) -> Self {
         Self {
             hub,
-            revision: "main".into(),
+            revision: MAIN.into(),
             lookup: Lookup::CacheFirst,
             parts: PartPaths::default(),
             file: None,
@@ -91,7 +105,8 @@ impl Pretrained {
     /// [`file`](Self::file), if it has several checkpoints) or one with a `model.json`.
     ///
     /// # Errors
-    /// Returns an error if there is no such model, it follows labels, or a file cannot be fetched.
+    /// Returns an error if there is no such model, it follows labels, it has no revisions and one other than
+    /// `main` is set, or a file cannot be fetched.
     pub fn text_files(
         &self,
         model: &str,
@@ -114,7 +129,8 @@ impl Pretrained {
     /// [`text_files`](Self::text_files) for `model`.
     ///
     /// # Errors
-    /// Returns an error if there is no such model, it follows prompts, or a file cannot be fetched.
+    /// Returns an error if there is no such model, it follows prompts, it has no revisions and one other than
+    /// `main` is set, or a file cannot be fetched.
     pub fn class_files(
         &self,
         model: &str,
@@ -131,6 +147,37 @@ impl Pretrained {
         }
     }
 
+    /// Returns the denoiser of a preset as [`text_files`](Self::text_files) and
+    /// [`class_files`](Self::class_files) find it, without fetching it: in the folder of weights, else in the
+    /// cache. Returns `None` if it is in neither.
+    ///
+    /// # Errors
+    /// Returns an error if the preset has no revisions and one other than `main` is set, or if the cache cannot
+    /// be read.
+    pub fn find_denoiser(&self, preset: &Preset) -> Result<Option<PathBuf>, PretrainedError> {
+        self.check_revision(preset)?;
+        if self.parts.weights_dir.is_some() {
+            return Ok(find_local(&self.parts, preset.files));
+        }
+        let settings = Settings { offline: true, ..self.hub.settings().clone() };
+        let offline = Self { hub: Hub::new(settings), ..self.clone() };
+        match offline.denoiser(preset, &mut ()) {
+            Ok(path) => Ok(Some(path)),
+            Err(HubError::Offline { .. }) => Ok(None),
+            Err(source) => Err(failed(preset.name)(source)),
+        }
+    }
+
+    /// Checks that the preset has the revision, if it is not the default one.
+    fn check_revision(&self, preset: &Preset) -> Result<(), PretrainedError> {
+        match preset.origin {
+            Origin::Url(address) if self.revision != MAIN => {
+                Err(PretrainedError::Revision { preset: preset.name, address })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn find<'a>(
         &self,
         model: &'a str,
@@ -143,6 +190,7 @@ impl Pretrained {
             false => Found::Preset(preset),
         };
         if let Some(preset) = Preset::find(model) {
+            self.check_revision(preset)?;
             return Ok(of_preset(preset));
         }
         if Path::new(model).exists() || !model.contains('/') || has_file_ending(model) {
@@ -183,18 +231,18 @@ impl Pretrained {
     ) -> Result<(PathBuf, PathBuf), PretrainedError> {
         let vae = self.part(&self.parts.vae, &VAE_FOLDERS, presets::VAE, observer);
         let vae = vae.map_err(failed(model))?;
-        let denoiser = match find_local(&self.parts, preset.files) {
-            Some(path) => Ok(path),
-            None => self.fetch_denoiser(preset, observer),
-        };
-        Ok((denoiser.map_err(failed(model))?, vae))
+        let denoiser = self.denoiser(preset, observer).map_err(failed(model))?;
+        Ok((denoiser, vae))
     }
 
-    fn fetch_denoiser(
-        &self,
-        preset: &Preset,
-        observer: &mut dyn Observer,
-    ) -> Result<PathBuf, HubError> {
+    /// Returns the denoiser of a preset: from the folder of weights, else from the cache.
+    fn denoiser(&self, preset: &Preset, observer: &mut dyn Observer) -> Result<PathBuf, HubError> {
+        // A local file may be of any revision.
+        if self.revision == MAIN
+            && let Some(path) = find_local(&self.parts, preset.files)
+        {
+            return Ok(path);
+        }
         match preset.origin {
             Origin::Url(url) => self.hub.fetch_address(url, observer),
             Origin::Hub { repository, file } => {
@@ -219,7 +267,7 @@ impl Pretrained {
         }
         let has_tokenizer = repository == presets::TEXT_ENCODER;
         let repository = &repository.parse()?;
-        let wanted = Wanted { repository, revision: "main", files: &Files::Model };
+        let wanted = Wanted { repository, revision: MAIN, files: &Files::Model };
         let folder = self.hub.fetch(&wanted, self.lookup, observer)?.folder;
         // Other programs may have cached the weights only.
         let has = |name: &str| folder.join(name).is_file();
@@ -316,7 +364,7 @@ impl ClassToVideo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{files::error_line, hub::Settings};
+    use crate::files::error_line;
 
     fn offline(home: &Path) -> Pretrained {
         Pretrained::new(Hub::new(Settings {
@@ -400,6 +448,21 @@ mod tests {
         }
         let error = error_line(&options.text_files("owner/name", &mut ()).unwrap_err());
         assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
+    }
+
+    #[test]
+    fn a_preset_from_outside_the_hub_has_no_revisions() {
+        let home = tempfile::tempdir().unwrap();
+        let tagged = Pretrained { revision: "v1.0".into(), ..offline(home.path()) };
+        let preset = Preset::find("dit-xl-2-256x256").unwrap();
+        for error in [
+            tagged.class_files(preset.name, &mut ()).unwrap_err(),
+            tagged.find_denoiser(preset).unwrap_err(),
+        ] {
+            assert!(matches!(error, PretrainedError::Revision { .. }), "{error}");
+        }
+        let preset = Preset::find("opensora-v1-16x256x256").unwrap();
+        assert_eq!(tagged.find_denoiser(preset).unwrap(), None);
     }
 
     #[test]

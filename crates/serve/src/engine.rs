@@ -26,7 +26,8 @@ pub trait Engine: Send + Sync + 'static {
     /// Makes the video of a job. The observer may stop the work at each of its events.
     ///
     /// # Errors
-    /// Returns [`EngineError::Stopped`] if the observer stopped the work, and the cause of any failure.
+    /// Returns [`EngineError::Stopped`] if the observer stopped the work, [`EngineError::NotFinite`] if the
+    /// computation overflowed, and the cause of any failure.
     fn generate(
         &self,
         request: &JobRequest,
@@ -78,6 +79,13 @@ pub enum EngineError {
     /// Loading or computing failed.
     #[error("the video could not be made")]
     Failed(#[source] BoxError),
+    /// The video has values that are NaN or infinite. Parameters of a client can cause this, so it does not
+    /// count as a failure of the engine. Clients get the message without the source.
+    #[error(
+        "the video is not finite: the computation overflowed (likely causes: a high guidance_scale, \
+         or f16 as the server's float type)"
+    )]
+    NotFinite(#[source] BoxError),
     /// The observer stopped the work.
     #[error("the work was stopped")]
     Stopped,

@@ -45,7 +45,7 @@ impl JobStatus {
 /// Why a job failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobError {
-    /// Kind of the error, for programs.
+    /// Kind of the error, for programs; [`OPENAPI`](crate::OPENAPI) lists all kinds.
     pub code: String,
     /// The error on one line.
     pub message: String,

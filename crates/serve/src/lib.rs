@@ -18,10 +18,11 @@
 //! let options = PipelineOptions { residency: Residency::All, ..PipelineOptions::default() };
 //! let pipeline = TextToVideo::new(files, options, device::default_device()?)?;
 //! let engine = Arc::new(ModelEngine::new("opensora-v1-hq-16x256x256", pipeline)?);
+//! // Before the queue, whose worker begins at once: the address may be in use.
+//! let server = Server::bind(ServerOptions::default())?;
 //! let queue = Queue::open("videos".as_ref(), engine, QueueOptions::default())?;
-//! let server = Server::bind(queue, ServerOptions::default())?;
 //! println!("http://{}", server.address());
-//! server.run()?; // until `server.stopper().stop()` is called
+//! server.run(queue)?; // until `server.stopper().stop()` is called
 //! # Ok(())
 //! # }
 //! ```

@@ -8,7 +8,7 @@ use crate::{
     request::JobRequest,
 };
 use opensora::{
-    PipelineError, SampleRequest, TextToVideo,
+    NonFiniteCause, PipelineError, SampleRequest, TextToVideo,
     diffusion::{SampleError, SamplerKind},
     nn::device,
     pipeline::SamplerStep,
@@ -192,6 +192,11 @@ fn pipeline_error(error: PipelineError) -> EngineError {
     match error {
         PipelineError::Sample(SampleError::Interrupted { .. })
         | PipelineError::DecodingStopped { .. } => EngineError::Stopped,
+        // Damaged weights are no client's doing.
+        PipelineError::NonFinite { cause: NonFiniteCause::Computation(_), .. }
+        | PipelineError::NonFiniteLatents { cause: NonFiniteCause::Computation(_), .. } => {
+            EngineError::NotFinite(error.into())
+        }
         error => EngineError::Failed(error.into()),
     }
 }
@@ -238,5 +243,28 @@ impl Engine for ModelEngine {
         let vae = self.pipeline.load_vae(&mut ()).map_err(pipeline_error)?;
         let clip = vae.decode(latents, &mut events).map_err(pipeline_error)?;
         Ok(Generated { clip, record: self.record(&sample, prompt, work) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_overflow_is_no_failure_of_the_engine_and_damaged_weights_are() {
+        let likely = || NonFiniteCause::Computation("likely an overflow in f16".into());
+        for error in [
+            PipelineError::NonFinite { what: "the frames", cause: likely() },
+            PipelineError::NonFiniteLatents { step: 0, total: 2, cause: likely() },
+        ] {
+            let error = pipeline_error(error);
+            assert!(matches!(error, EngineError::NotFinite(_)), "{error}");
+        }
+        let cause = NonFiniteCause::Weights("/srv/vae.safetensors: tensor 'x' holds NaN".into());
+        let error = pipeline_error(PipelineError::NonFinite { what: "the frames", cause });
+        assert!(matches!(error, EngineError::Failed(_)), "{error}");
+        // Clients get the message without its causes, which have paths of the server.
+        assert!(!error.to_string().contains("/srv"), "{error}");
+        assert!(opensora_files::error_line(&error).contains("/srv"), "{error}");
     }
 }

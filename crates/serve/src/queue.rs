@@ -107,7 +107,8 @@ pub struct JobView {
     pub job: Job,
     /// Progress of a job that is in progress.
     pub live: Live,
-    /// Jobs that are computed before this one; `None` unless it is queued.
+    /// Jobs that are computed before this one; `None` unless it waits for the worker. A job for another model
+    /// than the server's is queued and does not wait.
     pub queue_position: Option<usize>,
 }
 
@@ -147,7 +148,7 @@ impl Entry {
     fn new(job: Job) -> Self {
         let reserved = match job.state.status.is_final() {
             true => 0,
-            false => reserve(&job.spec.request),
+            false => job.spec.request.max_bytes(),
         };
         Self { job, reserved, live: watch::Sender::default(), cancel: Arc::default() }
     }
@@ -157,19 +158,12 @@ impl Entry {
     }
 }
 
-/// Returns an upper bound of a job's bytes on disk. Without headers, H.264 takes at most 1.5 bytes per pixel
-/// (uncompressed blocks) and PNG at most 3.
-fn reserve(request: &JobRequest) -> u64 {
-    let frame = (request.width as u64).saturating_mul(request.height as u64);
-    let frames = (request.num_frames as u64).saturating_mul(2).saturating_add(4);
-    frame.saturating_mul(frames).saturating_add(64 << 10)
-}
-
 #[derive(Default)]
 struct Jobs {
     /// Keyed by order of arrival.
     entries: BTreeMap<u64, Entry>,
     sequences: HashMap<String, u64>,
+    /// Queued jobs that the worker will take: those for the model of the engine.
     waiting: BTreeSet<u64>,
     next_sequence: u64,
     bytes: u64,
@@ -231,10 +225,9 @@ impl Jobs {
 
     fn view(&self, entry: &Entry) -> JobView {
         let job = entry.job.clone();
-        let queue_position = match job.state.status {
-            JobStatus::Queued => Some(self.waiting.range(..job.spec.sequence).count()),
-            _ => None,
-        };
+        let sequence = job.spec.sequence;
+        let waits = self.waiting.contains(&sequence);
+        let queue_position = waits.then(|| self.waiting.range(..sequence).count());
         JobView { job, live: entry.live.borrow().clone(), queue_position }
     }
 }
@@ -388,7 +381,7 @@ impl Queue {
     /// the lock of the disk.
     fn make_room(&self, request: &JobRequest) -> Result<u64, QueueError> {
         let limits = &self.limits;
-        let needed = reserve(request);
+        let needed = request.max_bytes();
         let fits = |count: usize, bytes: u64| {
             count < limits.max_jobs && bytes.saturating_add(needed) <= limits.max_disk_bytes
         };

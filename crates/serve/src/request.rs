@@ -218,6 +218,14 @@ impl JobRequest {
     pub fn seconds(&self) -> f64 {
         self.num_frames as f64 / self.fps
     }
+
+    /// Returns an upper bound of the job's bytes on disk, which is reserved until the job is finished.
+    pub fn max_bytes(&self) -> u64 {
+        // Without headers, H.264 takes at most 1.5 bytes per pixel (uncompressed blocks) and PNG at most 3.
+        let frame = (self.width as u64).saturating_mul(self.height as u64);
+        let frames = (self.num_frames as u64).saturating_mul(2).saturating_add(4);
+        frame.saturating_mul(frames).saturating_add(64 << 10)
+    }
 }
 
 fn prompt(param: &str, text: &str) -> Result<String, RequestError> {

@@ -148,7 +148,6 @@ pub enum ServeError {
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    queue: Arc<Queue>,
     options: ServerOptions,
     stopper: Stopper,
 }
@@ -167,16 +166,19 @@ impl Stopper {
 impl Server {
     /// Listens at the address of the options; connections wait until [`run`](Self::run) is called.
     ///
+    /// Call this before [`Queue::open`], whose worker begins at once: an address that is in use is then an
+    /// error before any model is loaded.
+    ///
     /// # Errors
     /// Returns an error if the options are [not valid](ServerOptions::validate) or the address is in use.
-    pub fn bind(queue: Arc<Queue>, options: ServerOptions) -> Result<Self, ServeError> {
+    pub fn bind(options: ServerOptions) -> Result<Self, ServeError> {
         options.validate()?;
         let address = SocketAddr::new(options.host, options.port);
         let bind = |source| ServeError::Bind { address, source };
         let listener = TcpListener::bind(address).map_err(bind)?;
         listener.set_nonblocking(true).map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
-        Ok(Self { listener, address, queue, options, stopper: Stopper(watch::Sender::new(false)) })
+        Ok(Self { listener, address, options, stopper: Stopper(watch::Sender::new(false)) })
     }
 
     /// Returns the address and the port.
@@ -194,7 +196,7 @@ impl Server {
     ///
     /// # Errors
     /// Returns an error if no threads can be started or the worker has ended by itself.
-    pub fn run(self) -> Result<(), ServeError> {
+    pub fn run(self, queue: Arc<Queue>) -> Result<(), ServeError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .max_blocking_threads(16)
@@ -203,15 +205,14 @@ impl Server {
             .enable_time()
             .build()
             .map_err(ServeError::Runtime)?;
-        let queue = Arc::clone(&self.queue);
-        let served = runtime.block_on(self.accept());
+        let served = runtime.block_on(self.accept(Arc::clone(&queue)));
         runtime.shutdown_timeout(STOP_TIMEOUT);
         queue.stop();
         served
     }
 
-    async fn accept(self) -> Result<(), ServeError> {
-        let Self { listener, queue, options, stopper, .. } = self;
+    async fn accept(self, queue: Arc<Queue>) -> Result<(), ServeError> {
+        let Self { listener, options, stopper, .. } = self;
         let listener = tokio::net::TcpListener::from_std(listener).map_err(ServeError::Runtime)?;
         let max_connections = options.max_connections.min(Semaphore::MAX_PERMITS);
         let places = Arc::new(Semaphore::new(max_connections));

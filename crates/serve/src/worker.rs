@@ -55,7 +55,9 @@ pub(crate) fn run(queue: &Queue) {
                     queue.warn(id, error);
                 }
             }
-            Ok(Err(error @ MakeError::Write(_))) => queue.warn(id, error),
+            Ok(Err(
+                error @ (MakeError::Engine(EngineError::NotFinite(_)) | MakeError::Write(_)),
+            )) => queue.warn(id, error),
             _ => {}
         }
         if failures < MAX_FAILURES {
@@ -156,6 +158,9 @@ fn next_state(
             failed("invalid_request", error_line(&error))
         }
         // Without their causes, which have paths of the server.
+        Ok(Err(error @ MakeError::Engine(EngineError::NotFinite(_)))) => {
+            failed("not_finite", error.to_string())
+        }
         Ok(Err(error @ MakeError::Write(_))) => failed("storage", error.to_string()),
         Ok(Err(error)) => failed("generation_failed", error.to_string()),
         Err(_) => failed("internal_error", "the job ended the computation by a panic".into()),

@@ -427,10 +427,7 @@ fn too_many_followers_leave_room_for_others() {
 
 #[test]
 fn servers_that_others_reach_need_a_token() {
-    use opensora_serve::{Queue, QueueOptions, Security, ServeError, Server, ServerOptions};
-    let folder = tempfile::tempdir().unwrap();
-    let engine = std::sync::Arc::new(fake::FakeEngine::new(STEP));
-    let queue = Queue::open(folder.path(), engine, QueueOptions::default()).unwrap();
+    use opensora_serve::{Security, ServeError, Server, ServerOptions};
     let bind_as = |host: &str, token: Option<&str>, hosts: &Vec<String>| {
         let security = Security { token: token.map(String::from), hosts: hosts.clone() };
         let options = ServerOptions {
@@ -439,7 +436,7 @@ fn servers_that_others_reach_need_a_token() {
             security,
             ..ServerOptions::default()
         };
-        Server::bind(queue.clone(), options)
+        Server::bind(options)
     };
     let bind = |host: &str, token: Option<&str>| bind_as(host, token, &Vec::new());
     assert!(matches!(bind("0.0.0.0", None), Err(ServeError::NoToken { .. })));
@@ -453,5 +450,4 @@ fn servers_that_others_reach_need_a_token() {
     assert!(matches!(without, Err(ServeError::NoTokenForName { .. })));
     assert!(bind_as("127.0.0.1", Some("secret"), &hosts).is_ok());
     assert!(bind("127.0.0.1", None).is_ok());
-    queue.stop();
 }

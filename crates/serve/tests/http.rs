@@ -229,8 +229,9 @@ fn a_server_whose_engine_is_broken_ends_with_an_error() {
     let engine = std::sync::Arc::new(fake::FakeEngine::new(FAST));
     let queue = Queue::open(folder.path(), engine, QueueOptions::default()).unwrap();
     let options = ServerOptions { port: 0, ..ServerOptions::default() };
-    let server = Server::bind(queue.clone(), options).unwrap();
-    let thread = std::thread::spawn(move || server.run());
+    let server = Server::bind(options).unwrap();
+    let served = queue.clone();
+    let thread = std::thread::spawn(move || server.run(served));
     for _ in 0..3 {
         let request = VideoRequest { prompt: "fail".into(), ..VideoRequest::default() };
         let request = request.resolve(&fake::model(), &Limits::default(), 1).unwrap();

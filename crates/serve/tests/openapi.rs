@@ -127,8 +127,10 @@ fn responses_have_the_described_fields() {
     }
     assert!(events.iter().any(|(name, _)| name == "preview"));
     described(&wait(&client, id, "completed"), "Video");
-    let failed = create(json!({"prompt": "fail", "num_inference_steps": 1}));
-    described(&wait(&client, failed["id"].as_str().unwrap(), "failed"), "Video");
+    for prompt in ["fail", "overflow"] {
+        let failed = create(json!({"prompt": prompt, "num_inference_steps": 1}));
+        described(&wait(&client, failed["id"].as_str().unwrap(), "failed"), "Video");
+    }
     let cancelled =
         create(json!({"prompt": "fog", "steps": 200, "sampler": "iddpm", "seconds": "2"}));
     let path = format!("/v1/videos/{}", cancelled["id"].as_str().unwrap());

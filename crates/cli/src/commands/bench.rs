@@ -126,7 +126,7 @@ pub(crate) fn parse_preset(name: &str) -> Result<BenchPreset, String> {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let device = args.device.open()?;
+    let device = args.device.open(args.quiet)?;
     let mut preset = args.preset;
     preset.denoiser.depth = args.depth.unwrap_or(preset.denoiser.depth);
     preset.denoiser.hidden_size = args.hidden_size.unwrap_or(preset.denoiser.hidden_size);

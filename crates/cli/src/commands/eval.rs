@@ -11,16 +11,16 @@ use anyhow::{Context, bail, ensure};
 use opensora::{
     PipelineError, PipelineOptions, SampleRequest, TextToVideo,
     diffusion::SampleError,
+    files::{error_line, read::read_text, remove_if_present, write_atomically},
     model_files::PartPaths,
     nn::dtype::Dtype,
     video::{Frames, VideoSpec, Writer, frames::MAX_SIDE, png, sheet::SheetOptions},
 };
 use opensora_demo::{
-    eval::{Attribute, EvalError, Evaluation, Judged, PromptSet, vae_ceiling},
+    eval::{Attribute, EvalError, Evaluation, Judged, PromptSet, Scores, vae_ceiling},
     reel::{Tile, sheet},
 };
-use opensora_files::remove_if_present;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 /// Options of `opensora eval`.
@@ -80,6 +80,8 @@ struct DemoArgs {
     #[arg(long, value_delimiter = ',', value_parser = parse_requirement, value_name = "NAME=SHARE,...")]
     require: Vec<(Attribute, f64)>,
     /// Folder for the clips with their prompts and verdicts, and for contact sheets of all clips
+    ///
+    /// Clips, sheets and report of an earlier evaluation in the folder are replaced or, if there were more, removed.
     #[arg(long, short, alias = "output", value_name = "FOLDER")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -107,7 +109,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn demo(args: &DemoArgs) -> anyhow::Result<()> {
-    let device = args.device.open()?;
+    let device = args.device.open(args.report.quiet)?;
     let policy = model::policy(args.allow_outside_paths)?;
     let files = model::resolve(
         &args.model,
@@ -158,34 +160,56 @@ fn demo(args: &DemoArgs) -> anyhow::Result<()> {
             }))) if stop::asked() => stopped(judged_clips).into(),
             _ => error,
         })?;
-    if args.vae_ceiling {
-        progress.stop_in_decoding();
-        let prompts = evaluation.prompts();
-        let vae = vae_ceiling(&pipeline, &prompts, &evaluation.request, &mut progress);
-        progress.finish();
-        report.vae = match vae {
-            Err(EvalError::Pipeline(PipelineError::DecodingStopped { .. })) if stop::asked() => {
-                bail!(stopped(judged_clips))
-            }
-            vae => Some(vae?),
-        };
+    // The evaluation is complete: its report is delivered even if the ceiling fails.
+    let ceiling = match args.vae_ceiling {
+        true => measure_ceiling(&pipeline, &evaluation, &mut progress)
+            .map(|scores| report.vae = Some(scores)),
+        false => Ok(()),
+    };
+    let json = report.to_json();
+    if let Some(gallery) = &mut gallery {
+        gallery.finish(&json)?;
     }
-    if let Some(gallery) = gallery {
-        gallery.finish(&report.to_json())?;
+    let printed = match args.report.json {
+        true => output::json(&json),
+        false => output::line(&report),
+    };
+    if let Some(Err(error)) = gallery.map(|gallery| gallery.remove_older())
+        && !args.report.quiet
+    {
+        output::message(format_args!("warning: {}", error_line(error.as_ref())));
     }
-    if args.report.json {
-        output::json(&report.to_json())?;
-    } else {
-        output::line(&report)?;
-    }
+    printed?;
+    ceiling?;
     let short: Vec<String> =
         report.shortfalls(&args.require).iter().map(ToString::to_string).collect();
     ensure!(short.is_empty(), "--require: {}", short.join("; "));
     Ok(())
 }
 
+/// Measures the ceiling of the VAE, unless a signal stops it.
+fn measure_ceiling(
+    pipeline: &TextToVideo,
+    evaluation: &Evaluation,
+    progress: &mut Progress,
+) -> anyhow::Result<Scores> {
+    progress.stop_in_decoding();
+    let scores = vae_ceiling(pipeline, &evaluation.prompts(), &evaluation.request, progress);
+    progress.finish();
+    match scores {
+        Err(EvalError::Pipeline(PipelineError::DecodingStopped { .. })) if stop::asked() => {
+            bail!(Stopped("all clips are judged; the ceiling of the VAE is not measured".into()))
+        }
+        scores => scores.context("--vae-ceiling"),
+    }
+}
+
 /// Name of the report in the folder of `--out`.
 const REPORT: &str = "report.json";
+/// Key that only records of an evaluation have.
+const EXPECTED: &str = "expected";
+/// Maximum size in bytes of a record that is read; a record has a verdict for each frame.
+const MAX_RECORD: u64 = 16 << 20;
 /// Maximum number of clips per contact sheet.
 const CLIPS_PER_SHEET: usize = 24;
 /// Maximum number of frames per clip on a contact sheet.
@@ -221,6 +245,8 @@ struct Gallery {
     layout: SheetLayout,
     /// Captions and clips of the sheet that is not full yet.
     clips: Vec<(String, Frames)>,
+    /// Number of clips that are written.
+    written: usize,
     sheets: usize,
 }
 
@@ -235,20 +261,21 @@ impl Gallery {
         let report = folder.join(REPORT);
         remove_if_present(&report).with_context(|| format!("--out: {}", report.display()))?;
         let layout = SheetLayout::of(request.image_size);
-        Ok(Self { folder: folder.into(), spec, layout, clips: Vec::new(), sheets: 0 })
+        Ok(Self { folder: folder.into(), spec, layout, clips: Vec::new(), written: 0, sheets: 0 })
     }
 
     fn add(&mut self, judged: Judged<'_>) -> anyhow::Result<()> {
         let Judged { index, prompt, clip, judgement } = judged;
-        let path = self.folder.join(format!("{index:04}.mp4"));
+        let path = self.clip_path(index);
         let record = json!({
             "prompt": prompt.text,
-            "expected": prompt.labels,
+            EXPECTED: prompt.labels,
             "found": judgement.verdict,
             "frames": judgement.frames,
             "stability": judgement.stability,
         });
         Writer::open(&path, &self.spec)?.write(&clip, &record)?;
+        self.written = index + 1;
         let frames = &judgement.frames;
         let right = frames.iter().filter(|frame| frame.shape == Some(prompt.labels.shape)).count();
         let caption = format!("{} ({right}/{})", prompt.text, frames.len());
@@ -259,7 +286,7 @@ impl Gallery {
     /// Writes a contact sheet with one row per clip, in order: its frames, its prompt, and the number of frames
     /// that show the prompt's shape.
     fn sheet(&mut self) -> anyhow::Result<()> {
-        let path = self.folder.join(format!("sheet-{:02}.png", self.sheets));
+        let path = self.sheet_path(self.sheets);
         let tiles: Vec<Tile<'_>> =
             self.clips.iter().map(|(caption, clip)| Tile { caption, clip }).collect();
         png::write(&path, &sheet(&tiles, &self.layout.options)?)?;
@@ -268,16 +295,57 @@ impl Gallery {
         Ok(())
     }
 
-    fn finish(mut self, report: &serde_json::Value) -> anyhow::Result<()> {
+    fn finish(&mut self, report: &Value) -> anyhow::Result<()> {
         if !self.clips.is_empty() {
             self.sheet()?;
         }
         let path = self.folder.join(REPORT);
-        opensora::files::write_atomically(&path, |temporary| {
-            std::fs::write(temporary, format!("{report:#}\n"))
-        })
-        .with_context(|| path.display().to_string())
+        write_atomically(&path, |temporary| std::fs::write(temporary, format!("{report:#}\n")))
+            .with_context(|| path.display().to_string())
     }
+
+    fn clip_path(&self, index: usize) -> PathBuf {
+        self.folder.join(format!("{index:04}.mp4"))
+    }
+
+    fn sheet_path(&self, index: usize) -> PathBuf {
+        self.folder.join(format!("sheet-{index:02}.png"))
+    }
+
+    /// Removes the further clips and sheets of an earlier evaluation with more prompts: the report does not count
+    /// them.
+    fn remove_older(&self) -> anyhow::Result<()> {
+        let remove = |path: &Path| {
+            remove_if_present(path)
+                .with_context(|| format!("{}: it cannot be removed", path.display()))
+        };
+        for index in self.written.. {
+            let clip = self.clip_path(index);
+            let record = clip.with_extension("mp4.json");
+            if !is_of_evaluation(&record) {
+                break;
+            }
+            // The record last: without it, the next evaluation would keep the clip.
+            remove(&clip)?;
+            remove(&record)?;
+        }
+        for index in self.sheets.. {
+            let sheet = self.sheet_path(index);
+            if !sheet.is_file() {
+                break;
+            }
+            remove(&sheet)?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns true if the file is the record of a judged clip: clips of `sample` may have the same name.
+fn is_of_evaluation(record: &Path) -> bool {
+    read_text(record, MAX_RECORD)
+        .ok()
+        .and_then(|text| serde_json::from_str::<Value>(&text).ok())
+        .is_some_and(|record| record.get(EXPECTED).is_some())
 }
 
 #[cfg(test)]

@@ -1,16 +1,20 @@
 //! `opensora plot`: charts of the metrics of training runs.
 
 use crate::{options::Report, output, stop};
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use opensora::{
     chart::{
         curve::Curve,
         panel::{self, Panel, Style},
     },
+    files::{check_file_path, read::open_regular},
     train::metrics::{TABLE, Table},
 };
 use serde_json::json;
 use std::path::{Path, PathBuf};
+
+/// Name of the chart if `--out` is not given.
+const CHART: &str = "metrics.svg";
 
 /// Options of `opensora plot`.
 #[derive(clap::Args)]
@@ -22,7 +26,7 @@ pub(crate) struct Args {
     /// Folders of runs, or their metrics.csv
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
-    /// Output file, .svg or .png [default: RUN/metrics.svg for one run, else metrics.svg]
+    /// Output file, .svg or .png [default: metrics.svg in the folder of one run, else in the working directory]
     #[arg(short, long, alias = "output", value_name = "FILE")]
     out: Option<PathBuf>,
     /// Weight of earlier values in the smoothed curve, from 0 (no smoothing) to below 1
@@ -47,6 +51,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         .iter()
         .map(|run| {
             let path = if run.is_dir() { run.join(TABLE) } else { run.clone() };
+            // A pipe in a folder of others would keep the program waiting; one that is named here is wanted.
+            if run.is_dir() {
+                open_regular(&path).with_context(|| path.display().to_string())?;
+            }
             let table = Table::read(&path)?;
             for gap in table.gaps().iter().filter(|_| !args.report.quiet) {
                 output::message(format_args!("warning: {}: {gap}", path.display()));
@@ -74,11 +82,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
     let out = args.out.unwrap_or_else(|| match &args.runs[..] {
-        [run] if run.is_dir() => run.join("metrics.svg"),
-        _ => "metrics.svg".into(),
+        [run] if run.is_dir() => run.join(CHART),
+        // Not beside a file or pipe of the shell, such as /dev/stdin.
+        [table] if table.ends_with(TABLE) => table.with_file_name(CHART),
+        _ => CHART.into(),
     });
     let style = Style { smooth: args.smooth, log: args.log, x_label: args.x, ..Style::default() };
-    ensure!(!out.is_dir(), "{}: found a folder, expected a file", out.display());
+    check_file_path(&out).with_context(|| out.display().to_string())?;
     stop::listen();
     panel::save(&panels, &style, &out).context("plot")?;
     let printed = match args.report.json {

@@ -139,7 +139,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     save_latents: Option<PathBuf>,
     /// Decode latents of --save-latents instead of sampling
-    #[arg(long, value_name = "FILE", conflicts_with = "save_latents")]
+    ///
+    /// Prompts of the command line only state the number of clips then: the records have the prompts of the file, if it
+    /// has as many, and the record of its sampling in the field "sampling".
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["save_latents", "negative_prompt", "sampler", "steps",
+        "pab", "guidance_scale", "guided_channels", "seed", "noise_index", "space_scale", "time_scale",
+        "batch_size", "t5_dtype"])]
     latents: Option<PathBuf>,
     #[command(flatten)]
     report: Report,

@@ -2,7 +2,7 @@
 
 use crate::{
     model,
-    options::{DeviceName, ModelParts, Report},
+    options::{DeviceName, ModelParts, Report, parse_bytes},
     output,
     stop::{self, Stopped},
 };
@@ -10,8 +10,8 @@ use anyhow::{Context, ensure};
 use clap::ValueEnum;
 use opensora::{PipelineOptions, Residency, TextToVideo, files::read::read_text, nn::dtype::Dtype};
 use opensora_serve::{
-    Job, JobObserver, JobStatus, Limits, ModelEngine, Queue, QueueOptions, Security, Server,
-    ServerOptions, WhenFull,
+    Engine, Job, JobObserver, JobStatus, Limits, ModelEngine, ModelInfo, Queue, QueueOptions,
+    Security, Server, ServerOptions, VideoRequest, WhenFull,
 };
 use serde_json::{Map, Value, json};
 use std::{
@@ -129,27 +129,6 @@ fn parse_host(text: &str) -> Result<String, String> {
     }
 }
 
-/// Parses a number of bytes with a unit.
-fn parse_bytes(text: &str) -> Result<u64, String> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let factor: Option<u64> = match unit.trim() {
-        "" | "B" => Some(1),
-        "KB" => Some(1000),
-        "MB" => Some(1000_u64.pow(2)),
-        "GB" => Some(1000_u64.pow(3)),
-        "TB" => Some(1000_u64.pow(4)),
-        "KiB" => Some(1 << 10),
-        "MiB" => Some(1 << 20),
-        "GiB" => Some(1 << 30),
-        "TiB" => Some(1 << 40),
-        _ => None,
-    };
-    let bytes =
-        number.parse::<u64>().ok().zip(factor).and_then(|(n, factor)| n.checked_mul(factor));
-    bytes.ok_or_else(|| "expected a number of bytes, such as 500MB or 20GiB".into())
-}
-
 impl Args {
     fn token(&self) -> anyhow::Result<Option<String>> {
         let Some(path) = &self.token_file else { return Ok(self.token.clone()) };
@@ -170,6 +149,33 @@ impl Args {
             max_pixels: self.max_pixels,
             max_steps: self.max_steps,
         }
+    }
+
+    /// Returns a warning for each limit that rejects the request of a client which gives a prompt only. Such a server can
+    /// still make smaller videos.
+    fn small_limits(&self, model: &ModelInfo) -> Vec<String> {
+        let limits = self.limits();
+        let &ModelInfo { width, height, .. } = model;
+        // Such a request takes no more frames and steps than the limits.
+        let frames = model.num_frames.min(limits.max_frames);
+        let pixels = frames.saturating_mul(width).saturating_mul(height);
+        let request = VideoRequest { prompt: "a prompt".into(), ..VideoRequest::default() };
+        let unlimited = Limits { max_side: usize::MAX, max_pixels: usize::MAX, ..limits.clone() };
+        let bytes = request.resolve(model, &unlimited, 0).map_or(0, |request| request.max_bytes());
+        [
+            ("--max-side", limits.max_side as u64, width.max(height) as u64),
+            ("--max-pixels", limits.max_pixels as u64, pixels as u64),
+            ("--max-disk", limits.max_disk_bytes, bytes),
+        ]
+        .into_iter()
+        .filter(|(_, found, least)| found < least)
+        .map(|(option, found, least)| {
+            format!(
+                "{option} is {found}: requests without a size are rejected, the model's {frames} frames of \
+                 {width}x{height} need {least}"
+            )
+        })
+        .collect()
     }
 
     fn server_options(&self) -> anyhow::Result<ServerOptions> {
@@ -208,7 +214,7 @@ impl Args {
     }
 
     fn pipeline(&self) -> anyhow::Result<TextToVideo> {
-        let device = self.device.open()?;
+        let device = self.device.open(self.report.quiet)?;
         let files = model::resolve(&self.model, &self.parts.paths()?, self.report.quiet)?;
         let options = PipelineOptions {
             dtype: self.dtype.float(),
@@ -299,6 +305,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let pipeline = args.pipeline()?;
     let record = args.record(&pipeline);
     let engine = ModelEngine::new(&args.model_id(), pipeline)?.with_record(record);
+    for warning in args.small_limits(engine.model()).iter().filter(|_| !args.report.quiet) {
+        output::message(format_args!("warning: {warning}"));
+    }
+    // Before the queue, whose worker may read large weights at once: the address may be in use.
+    let server = Server::bind(options)?;
     stop::listen();
     let observer: Option<Box<dyn JobObserver>> = match args.report.quiet {
         true => None,
@@ -307,13 +318,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let queue_options = QueueOptions { limits: args.limits(), observer };
     let queue = Queue::open(&args.out, Arc::new(engine), queue_options)
         .with_context(|| format!("--out {}", args.out.display()))?;
-    // The worker may have begun a job, which goes back into the queue.
-    let server = Server::bind(Arc::clone(&queue), options).inspect_err(|_| queue.stop())?;
     let url = format!("http://{}", server.address());
     let told = match args.report.json {
         true => output::json(&json!({"url": url, "model": queue.engine().model().id})),
         false => output::line(format_args!("listening on {url}")),
     };
+    // The worker may have begun a job, which goes back into the queue.
     told.inspect_err(|_| queue.stop())?;
     let stopper = server.stopper();
     std::thread::spawn(move || {
@@ -322,7 +332,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         }
         stopper.stop();
     });
-    server.run()?;
+    server.run(queue)?;
     Err(Stopped("jobs that are not finished are kept in the queue".into()).into())
 }
 
@@ -343,16 +353,6 @@ mod tests {
             ["", "videos.example.org:443", "https://videos.example.org", "a/b", "a..b", "*.b"]
         {
             assert!(parse_host(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn sizes_have_units() {
-        assert_eq!(parse_bytes("1500"), Ok(1500));
-        assert_eq!(parse_bytes("20GB"), Ok(20_000_000_000));
-        assert_eq!(parse_bytes("2 GiB"), Ok(2 << 30));
-        for wrong in ["", "GB", "-1", "1.5GB", "5 XB", "99999999999999TB", "1e9"] {
-            assert!(parse_bytes(wrong).is_err(), "{wrong}");
         }
     }
 }

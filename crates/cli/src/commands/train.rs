@@ -147,13 +147,14 @@ fn recipe(args: &Args) -> anyhow::Result<Recipe> {
         Recipe { vae: Some(_), .. } => "[vae]",
         _ => "[t5]",
     };
-    for (option, value, models) in [
-        ("--cache", &args.cache, &["[stdit]"][..]),
-        ("--t5", &args.t5, &["[stdit]"]),
-        ("--vae", &args.vae, &["[stdit]"]),
-        ("--init", &args.init, &["[stdit]", "[vae]"]),
+    for (option, is_given, models) in [
+        ("--cache", args.cache.is_some(), &["[stdit]"][..]),
+        ("--t5", args.t5.is_some(), &["[stdit]"]),
+        ("--vae", args.vae.is_some(), &["[stdit]"]),
+        ("--init", args.init.is_some(), &["[stdit]", "[vae]"]),
+        ("--peak-tflops", args.peak_tflops.is_some(), &["[stdit]"]),
     ] {
-        if value.is_some() && !models.contains(&model) {
+        if is_given && !models.contains(&model) {
             bail!("{option}: a recipe with {model} has no use for it");
         }
     }
@@ -169,7 +170,8 @@ fn recipe(args: &Args) -> anyhow::Result<Recipe> {
 }
 
 fn train(args: &Args, recipe: Recipe, world: &World) -> anyhow::Result<()> {
-    let device = world.agree(args.device.open_on(world.local_rank()))?;
+    let device = args.device.open_on(world.local_rank(), args.report.quiet);
+    let device = world.agree(device)?;
     let (folder, ranks) = (args.out.clone(), args.ranks(world)?);
     let resume = args.resume;
     let session = Session { recipe, folder, resume, peak_flops: None, device, ranks };

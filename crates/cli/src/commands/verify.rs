@@ -32,7 +32,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let device = args.device.open()?;
+    let device = args.device.open(args.quiet)?;
     // Backends report unsupported operations by panics, which become errors of their cases.
     std::panic::set_hook(Box::new(|_| {}));
 

@@ -5,7 +5,10 @@
 
 use super::{
     Clips, DecodedClips, LatentBatches, LoadedDenoiser, LoadedVae, Observer, Part, PipelineError,
-    PipelineOptions, SampledLatents, observer::Loaded, shared::Core, slot::Slot,
+    PipelineOptions, SampledLatents,
+    observer::Loaded,
+    shared::{Core, recorded_target, wrong_target},
+    slot::Slot,
 };
 use crate::{
     checkpoint::{Checkpoint, PublishedModel},
@@ -18,6 +21,9 @@ use crate::{
 };
 use burn::tensor::{Device, Tensor};
 use std::sync::Arc;
+
+/// Prediction target of all models with class labels.
+const TARGET: PredictionType = PredictionType::Epsilon;
 
 /// Samples images or clips of class labels, from the files of one model on one device.
 ///
@@ -65,10 +71,20 @@ impl ClassToVideo {
             ClassKind::Dit => Dit::check(&files.config, &checkpoint, &core.device)?,
             ClassKind::Latte => Latte::check(&files.config, &checkpoint, &core.device)?,
         };
+        if let Some(target) = recorded_target(&checkpoint)?
+            && target != TARGET
+        {
+            let (found, expected) = (target.name(), TARGET.name());
+            let reason = format!(
+                "the weights predict {found}, expected {expected} for models with class labels"
+            );
+            return Err(wrong_target(&checkpoint, reason));
+        }
         Ok(Self { files, core, resident_denoiser: Slot::default() })
     }
 
-    /// Drops the models that are kept in memory; the next call that needs one loads it again.
+    /// Drops the models that are kept in memory; the next call that needs one loads it again. A model that is being
+    /// loaded stays. An observer may call this at any event.
     pub fn release(&self) {
         self.resident_denoiser.clear();
         self.core.release();
@@ -154,7 +170,7 @@ impl ClassToVideo {
             observer.loaded(&Loaded { part: Part::Denoiser, report: &report });
             Ok::<_, PipelineError>(model)
         })?;
-        LoadedDenoiser::new(&self.core, model, PredictionType::Epsilon, request, size)
+        LoadedDenoiser::new(&self.core, model, TARGET, request, size)
     }
 
     /// Loads the VAE, or takes the one that [stays](super::Residency) in memory.

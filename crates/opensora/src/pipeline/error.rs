@@ -72,8 +72,8 @@ pub enum PipelineError {
         step: usize,
         /// Steps of the sampler.
         total: usize,
-        /// The damaged weight, or else the likely cause.
-        cause: String,
+        /// The cause.
+        cause: NonFiniteCause,
     },
     /// The observer stopped the decoding.
     #[error("decoding was stopped after {frames} of {total} frames")]
@@ -88,9 +88,21 @@ pub enum PipelineError {
     NonFinite {
         /// The output.
         what: &'static str,
-        /// The damaged weight, or else the likely cause.
-        cause: String,
+        /// The cause.
+        cause: NonFiniteCause,
     },
+}
+
+/// The cause of an output that is not finite.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NonFiniteCause {
+    /// Weights in the file are not finite, which the text names.
+    #[error("{0}")]
+    Weights(String),
+    /// All weights are finite. The text names likely causes, such as the dtype or the guidance scale.
+    #[error("all weights are finite: {0}")]
+    Computation(String),
 }
 
 impl From<ToFramesError> for PipelineError {

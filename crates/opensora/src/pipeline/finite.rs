@@ -1,5 +1,6 @@
 //! Finds the cause of outputs that are NaN or infinite.
 
+use super::error::NonFiniteCause;
 use crate::{
     checkpoint::{Checkpoint, CheckpointError},
     nn::{
@@ -21,14 +22,13 @@ pub(super) fn all_finite<const D: usize>(values: &Tensor<D>) -> Result<bool, Rea
     Ok(read(values.clone().is_finite().all())?.iter::<bool>().all(|finite| finite))
 }
 
-/// Returns the cause as text: weights of the file that are not finite, or else settings that are known to make
-/// outputs overflow. `unwrap` selects the tensors of the model in the file.
+/// Returns the cause: weights of the file that are not finite, or else settings that are known to make outputs overflow. `unwrap` selects the tensors of the model in the file.
 pub(super) fn cause(
     weights: &Path,
     unwrap: impl FnOnce(Checkpoint) -> Result<Checkpoint, CheckpointError>,
     dtype: FloatDType,
     guidance_scale: Option<f64>,
-) -> String {
+) -> NonFiniteCause {
     // An unreadable file is not the cause: the model was loaded from it.
     let file = Checkpoint::open(weights).and_then(unwrap);
     let bad = file.and_then(|file| file.non_finite(dtype)).unwrap_or_default();
@@ -37,11 +37,11 @@ pub(super) fn cause(
             1 => String::new(),
             count => format!(" (and {} others)", count - 1),
         };
-        return format!(
+        return NonFiniteCause::Weights(format!(
             "{}: tensor '{key}'{others} holds NaN or infinity in {}",
             weights.display(),
             dtype::name(dtype)
-        );
+        ));
     }
     let mut causes = Vec::new();
     if dtype == FloatDType::F16 {
@@ -50,8 +50,8 @@ pub(super) fn cause(
     if let Some(scale) = guidance_scale.filter(|&scale| scale.abs() > 1.0) {
         causes.push(format!("a guidance scale of {scale}"));
     }
-    if causes.is_empty() {
-        return "all weights are finite: weights of another model, or inputs out of range".into();
-    }
-    format!("all weights are finite: likely {}", causes.join(" or "))
+    NonFiniteCause::Computation(match causes.is_empty() {
+        true => "weights of another model, or inputs out of range".into(),
+        false => format!("likely {}", causes.join(" or ")),
+    })
 }

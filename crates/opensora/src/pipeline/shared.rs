@@ -10,12 +10,14 @@ use super::{
 };
 use crate::{
     checkpoint::{Checkpoint, PublishedModel},
+    diffusion::PredictionType,
+    files::one_line,
     nn::dtype,
     request::SampleRequest,
     vae::{AutoencoderKl, VaeConfig},
 };
 use burn::tensor::{Device, Tensor};
-use std::path::PathBuf;
+use std::{fmt::Display, path::PathBuf};
 
 /// Weights' paths, options, device and VAE that both pipelines share.
 #[derive(Debug)]
@@ -89,6 +91,26 @@ impl Core {
     pub(super) fn release(&self) {
         self.resident_vae.clear();
     }
+}
+
+/// Returns the prediction target in the metadata of a denoiser's weights; `None` if they have none.
+pub(super) fn recorded_target(
+    checkpoint: &Checkpoint,
+) -> Result<Option<PredictionType>, PipelineError> {
+    let metadata = checkpoint.metadata()?;
+    let Some(name) = metadata.get(PredictionType::NOTE) else { return Ok(None) };
+    match PredictionType::from_name(name) {
+        Some(target) => Ok(Some(target)),
+        None => Err(wrong_target(
+            checkpoint,
+            format_args!("prediction_type '{}' is not known", one_line(name)),
+        )),
+    }
+}
+
+/// Returns the error of weights whose prediction target cannot be used.
+pub(super) fn wrong_target(checkpoint: &Checkpoint, reason: impl Display) -> PipelineError {
+    PipelineError::Parts(format!("{}: {reason}", checkpoint.path().display()))
 }
 
 /// Checks that a size of the denoiser equals that of another part.

@@ -4,11 +4,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Holds one model, once it was used.
 #[derive(Debug)]
-pub(super) struct Slot<T>(Mutex<Option<T>>);
+pub(super) struct Slot<T> {
+    model: Mutex<Option<T>>,
+    /// Locked while a model is loaded, which may take minutes and calls an observer. `model` is locked for moments only,
+    /// so that the observer can [clear](Self::clear) the slot.
+    loading: Mutex<()>,
+}
 
 impl<T> Default for Slot<T> {
     fn default() -> Self {
-        Self(Mutex::new(None))
+        Self { model: Mutex::new(None), loading: Mutex::new(()) }
     }
 }
 
@@ -19,29 +24,54 @@ impl<T: Clone> Slot<T> {
         if !keep {
             return load();
         }
-        let mut slot = self.lock();
-        if let Some(model) = &*slot {
-            return Ok(model.clone());
+        let _loading = lock(&self.loading);
+        if let Some(model) = lock(&self.model).clone() {
+            return Ok(model);
         }
         let model = load()?;
-        *slot = Some(model.clone());
+        *lock(&self.model) = Some(model.clone());
         Ok(model)
     }
 
-    /// Empties the slot.
+    /// Empties the slot, without waiting for a model that is being loaded: that model is in the slot afterwards.
     pub(super) fn clear(&self) {
-        *self.lock() = None;
+        *lock(&self.model) = None;
     }
+}
 
-    /// Ignores poisoning: the slot holds a complete model or none, even after a panic while it was locked.
-    fn lock(&self) -> MutexGuard<'_, Option<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Ignores poisoning: a slot holds a complete model or none, even after a panic while it was locked.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{
+        sync::{Arc, mpsc},
+        thread,
+        time::Duration,
+    };
+
+    #[test]
+    fn a_slot_can_be_cleared_while_its_model_is_loaded() {
+        let slot = Arc::new(Slot::<i32>::default());
+        let (sender, receiver) = mpsc::channel();
+        let of_thread = Arc::clone(&slot);
+        // On a thread of its own, since a deadlock would never end.
+        thread::spawn(move || {
+            let load = || {
+                of_thread.clear();
+                Ok::<_, ()>(1)
+            };
+            let _ = sender.send(of_thread.get(true, load));
+        });
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(60)), Ok(Ok(1)));
+        // The model was loaded after the call, so it stays; the next call drops it.
+        assert_eq!(slot.get(true, || Ok::<_, ()>(2)), Ok(1));
+        slot.clear();
+        assert_eq!(slot.get(true, || Ok::<_, ()>(3)), Ok(3));
+    }
 
     #[test]
     fn a_model_is_loaded_once_and_after_an_error_again() {

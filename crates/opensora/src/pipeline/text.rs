@@ -5,7 +5,7 @@ use super::{
     PipelineOptions, SampledLatents, SamplingRanks,
     shared::{Core, check_fit},
     slot::Slot,
-    weights::Weights,
+    weights::{Weights, prediction_type},
 };
 use crate::{
     checkpoint::{Checkpoint, PublishedModel},
@@ -87,6 +87,7 @@ impl TextToVideo {
             Architecture::PixArt => PixArt::check(config, &checkpoint, &core.device)?,
             Architecture::PixArtMs { .. } => PixArtMs::check(config, &checkpoint, &core.device)?,
         };
+        prediction_type(&files, &checkpoint)?;
         T5Encoder::check(&t5_config, &Checkpoint::open(&files.t5)?, &core.device)?;
         Ok(Self { files, core, resident_text: Slot::default(), resident_denoiser: Slot::default() })
     }
@@ -112,7 +113,8 @@ impl TextToVideo {
         self
     }
 
-    /// Drops the models that are kept in memory; the next call that needs one loads it again.
+    /// Drops the models that are kept in memory; the next call that needs one loads it again. A model that is being
+    /// loaded stays. An observer may call this at any event.
     pub fn release(&self) {
         self.resident_text.clear();
         self.resident_denoiser.clear();

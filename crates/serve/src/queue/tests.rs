@@ -148,6 +148,22 @@ fn failures_and_panics_end_their_job_only() {
     assert!(queue.is_alive());
 }
 
+#[test]
+fn videos_that_are_not_finite_do_not_count_as_failures_of_the_engine() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = open(folder.path(), FAST, Limits::default());
+    for _ in 0..4 {
+        let job = queue.create(request("overflow", 1)).unwrap();
+        let error = wait(&queue, &id(&job), JobStatus::Failed).job.state.error.unwrap();
+        assert_eq!(error.code, "not_finite");
+        let message = error.message;
+        assert!(message.contains("guidance_scale") && !message.contains("/srv"), "{message}");
+    }
+    let job = queue.create(request("fog", 1)).unwrap();
+    wait(&queue, &id(&job), JobStatus::Completed);
+    assert!(queue.is_alive());
+}
+
 /// The folder of jobs as it is, copied while a server uses it: what SIGKILL leaves.
 fn killed(folder: &Path) -> TempDir {
     let copy = tempfile::tempdir().unwrap();
@@ -305,7 +321,7 @@ fn reserved_bytes_do_not_overflow() {
         num_frames: usize::MAX,
         ..request("fog", 1)
     };
-    assert_eq!(reserve(&huge), u64::MAX);
+    assert_eq!(huge.max_bytes(), u64::MAX);
 }
 
 #[test]
@@ -341,9 +357,11 @@ fn jobs_for_another_model_stay_queued() {
     let queue = Queue::open(folder.path(), Arc::new(engine), QueueOptions::default()).unwrap();
     let own = JobRequest { model: "other".into(), ..request("fog", 1) };
     let own = queue.create(own).unwrap();
+    assert_eq!(own.queue_position, Some(0));
     wait(&queue, &id(&own), JobStatus::Completed);
     for view in [&running, &waiting] {
-        assert_eq!(queue.get(&id(view)).unwrap().job.state.status, JobStatus::Queued);
+        let view = queue.get(&id(view)).unwrap();
+        assert_eq!((view.job.state.status, view.queue_position), (JobStatus::Queued, None));
     }
     queue.stop();
     drop(queue);

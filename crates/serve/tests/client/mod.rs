@@ -40,9 +40,10 @@ impl Running {
         let queue = Queue::open(folder.path(), engine, QueueOptions::default()).unwrap();
         let mut options = ServerOptions { port: 0, ..ServerOptions::default() };
         change(&mut options);
-        let server = Server::bind(Arc::clone(&queue), options).unwrap();
+        let server = Server::bind(options).unwrap();
         let (address, stopper) = (server.address(), server.stopper());
-        let thread = std::thread::spawn(move || server.run().unwrap());
+        let served = Arc::clone(&queue);
+        let thread = std::thread::spawn(move || server.run(served).unwrap());
         Self { queue, address, stopper, thread: Some(thread), _folder: folder }
     }
 

@@ -28,7 +28,8 @@ pub fn model() -> ModelInfo {
     }
 }
 
-/// Makes black videos; a step takes `step`. The prompts `fail` and `panic` make it fail and panic.
+/// Makes black videos; a step takes `step`. The prompts `fail`, `overflow` and `panic` make it fail, return an
+/// output that is not finite, and panic.
 pub struct FakeEngine {
     pub model: ModelInfo,
     pub step: Duration,
@@ -73,6 +74,11 @@ impl Engine for FakeEngine {
             }
             match request.prompt.as_str() {
                 "fail" => return Err(EngineError::Failed("out of\nmemory".into())),
+                "overflow" => {
+                    return Err(EngineError::NotFinite(
+                        "/srv/weights: tensor 'x' holds NaN".into(),
+                    ));
+                }
                 "panic" => panic!("as the test asks"),
                 _ => {}
             }

@@ -3,12 +3,12 @@
 use super::{
     Args,
     outputs::Outputs,
-    record::{Of, Record, Settings},
+    record::{Of, Record, Recorded, Saved, Settings},
 };
-use crate::{output, progress::Progress, ranks::World, stop};
+use crate::{model, output, progress::Progress, ranks::World, stop};
 use opensora::{PipelineError, SampleRequest, pipeline::SampledClip, stdit::DenoiserWork};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A checked call: what is sampled and where it is written.
 pub(super) struct Job<'a> {
@@ -21,6 +21,8 @@ pub(super) struct Job<'a> {
     stops_between_clips: bool,
     /// The part of every record that is the same for all clips.
     settings: Settings,
+    /// Record in the file of `--latents`.
+    saved: Option<Saved>,
 }
 
 impl<'a> Job<'a> {
@@ -36,7 +38,27 @@ impl<'a> Job<'a> {
         let outputs = || Outputs::new(args, request, only.map_or(clips, |_| 1));
         let outputs = world.is_main().then(outputs).transpose()?;
         let stops_between_clips = world.group().size() == 1;
-        Ok(Self { args, outputs, only, settings, stops_between_clips })
+        Ok(Self { args, outputs, only, settings, stops_between_clips, saved: None })
+    }
+
+    /// Adds the record in the file of latents that is decoded.
+    pub(super) fn with_saved(self, saved: Option<Saved>) -> Self {
+        Self { saved, ..self }
+    }
+
+    /// Adds the sources of the weights in `paths`, and warns if they are not those of `recorded`. Does nothing on ranks
+    /// that write no records. It reads parts of the weights: call it after all checks.
+    pub(super) fn with_weights(mut self, paths: &[&Path], recorded: Option<&Recorded>) -> Self {
+        if self.outputs.is_some() {
+            let sources = model::sources(paths);
+            if let Some(recorded) = recorded.filter(|_| !self.args.report.quiet) {
+                for warning in recorded.warnings(&sources) {
+                    output::message(format_args!("warning: {warning}"));
+                }
+            }
+            self.settings = self.settings.with_weights(sources);
+        }
+        self
     }
 
     /// Runs `sample`, whose sink writes each clip as soon as it is decoded. Then prints the complete files,
@@ -67,7 +89,8 @@ impl<'a> Job<'a> {
         work: Option<DenoiserWork>,
         of: Of,
     ) -> anyhow::Result<Value> {
-        Record { settings: self.settings.clone().with_work(work)?, of }.to_json()
+        let settings = self.settings.clone().with_first_index().with_work(work)?;
+        Record { settings, of }.to_json()
     }
 }
 
@@ -94,7 +117,10 @@ impl Sink<'_> {
             if let (Some(place), Some(outputs)) = (place, &self.job.outputs) {
                 let work = self.job.args.latents.is_none().then_some(sampled.work);
                 let settings = self.job.settings.clone().with_place(&sampled).with_work(work)?;
-                let record = Record { settings, of: (self.of)(&sampled) }.to_json()?;
+                let mut record = Record { settings, of: (self.of)(&sampled) }.to_json()?;
+                if let Some(saved) = &self.job.saved {
+                    saved.add_to(&mut record, sampled.index);
+                }
                 let path = outputs.write(place, &sampled.clip, &record)?;
                 self.written.push((path, record));
             }

@@ -20,7 +20,7 @@ const DEFAULT_MODEL: &str = "dit-xl-2-256x256";
 /// Samples every label of `args`, or repeats the output of a record.
 pub(super) fn run(args: &Args, recorded: Option<Recorded>, world: &World) -> anyhow::Result<()> {
     reject_options_of_prompts(args)?;
-    let device = args.device.open()?;
+    let device = args.device.open(args.report.quiet)?;
     let parts = PartPaths { t5: None, ..args.parts.paths()? };
     let name = args.model.as_deref().unwrap_or(DEFAULT_MODEL);
     check_labels_of_preset(args, name)?;
@@ -33,17 +33,15 @@ pub(super) fn run(args: &Args, recorded: Option<Recorded>, world: &World) -> any
         .context("--label")?;
     let labels = each_times(&labels, args.num_videos_per_prompt)?;
     let request = args.request(&files.defaults);
-    let weights = [files.denoiser.as_path(), &files.vae];
-    if let Some(recorded) = recorded.as_ref().filter(|_| !args.report.quiet) {
-        recorded.warn_of_other_weights(&weights);
-    }
-    print_details(&["denoiser", "VAE"], &weights, &request);
-    let settings = Settings::new(args, name, &files.name, &request, &device, &weights)?;
+    print_details(&["denoiser", "VAE"], &[&files.denoiser, &files.vae], &request);
+    let settings = Settings::new(args, name, &files.name, &request, &device)?;
     let of = OfLabel::new(&files);
     let pipeline = ClassToVideo::new(files, args.options(), device)?;
     pipeline.check(&labels, &request)?;
-    let only = recorded.map(|recorded| recorded.only);
+    let only = recorded.as_ref().map(|recorded| recorded.only);
     let job = Job::new(args, &request, settings, labels.len(), only, world)?;
+    let files = pipeline.files();
+    let job = job.with_weights(&[&files.denoiser, &files.vae], recorded.as_ref());
     stop::listen();
 
     let progress = Progress::new(args.report.quiet).on(pipeline.device());

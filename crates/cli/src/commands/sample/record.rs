@@ -1,13 +1,14 @@
 //! The record beside an output: the settings that sample the output again.
 
 use super::Args;
-use crate::{model, output};
+use crate::output;
 use anyhow::{Context, bail, ensure};
 use burn::tensor::Device;
 use opensora::{
     ClassFiles, SampleRequest,
-    files::read::read_text,
+    files::{one_line, read::read_text},
     labels::LabelSet,
+    latents,
     nn::device,
     pipeline::SampledClip,
     presets::Preset,
@@ -52,7 +53,7 @@ pub(super) struct Settings {
     steps: usize,
     guidance_scale: f64,
     guided_channels: Option<usize>,
-    /// Work for all clips of the call up to this one; unknown for latents from a file.
+    /// Work for all clips of the call up to this one; `None` for latents from a file.
     denoiser_work: Option<Value>,
     seed: u64,
     batch_size: usize,
@@ -63,7 +64,7 @@ pub(super) struct Settings {
     /// Noise index of the call's first clip.
     #[serde(skip)]
     first_noise_index: u64,
-    /// Noise index of this clip.
+    /// Noise index of this clip, in a file of latents of the first one.
     noise_index: Option<u64>,
     /// Index of this clip in its batch; the first one has the noise index `noise_index - batch_place`.
     #[serde(default)]
@@ -76,7 +77,7 @@ pub(super) struct Settings {
     weights_dir: Option<PathBuf>,
     /// Name of the device for `--device`.
     device_name: Option<String>,
-    /// Repository and commit of weights that are from the hub.
+    /// Sources of the weights, as [`crate::model::sources`] returns them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     weights: Vec<Value>,
 }
@@ -126,22 +127,101 @@ pub(super) struct Recorded {
 }
 
 impl Recorded {
-    /// Warns if the weights of the record are not those that are used now.
-    pub(super) fn warn_of_other_weights(&self, paths: &[&Path]) {
-        if self.weights.is_empty() {
-            return;
+    /// Returns warnings if the weights of the record are not those that are used now, with the sources `now`.
+    pub(super) fn warnings(&self, now: &[Value]) -> Vec<String> {
+        let others: Vec<&Value> =
+            now.iter().filter(|source| !contains(&self.weights, source)).collect();
+        let (mut warnings, mut are_comparable) = (Vec::new(), true);
+        for recorded in self.weights.iter().filter(|recorded| !contains(now, recorded)) {
+            if !others.iter().any(|other| is_local(other) == is_local(recorded)) {
+                are_comparable = false;
+                continue;
+            }
+            let text = |field: &str| one_line(recorded[field].as_str().unwrap_or("unknown"));
+            warnings.push(match is_local(recorded) {
+                true => format!(
+                    "{}: the record was made with other weights or another configuration: the output may be \
+                     another one",
+                    text("file")
+                ),
+                false => format!(
+                    "the record was made with {} of {} at commit {}, which is not what is used now: the \
+                     output will be another one",
+                    text("file"),
+                    text("repository"),
+                    text("commit")
+                ),
+            });
         }
-        let now = model::sources(paths);
-        for recorded in self.weights.iter().filter(|recorded| !now.contains(recorded)) {
-            let text = |field: &str| recorded[field].as_str().unwrap_or("unknown").to_string();
-            output::message(format_args!(
-                "warning: the record was made with {} of {} at commit {}, which is not what is used now: \
-                 the output will be another one",
-                text("file"),
-                text("repository"),
-                text("commit")
-            ));
+        if !are_comparable {
+            warnings.push(
+                "the weights cannot be compared with those of the record, as only one of the two is from the hub's \
+                 cache: the output may be another one"
+                    .into(),
+            );
         }
+        warnings
+    }
+}
+
+/// Returns true for a source with a digest, false for one with a commit of the hub.
+fn is_local(source: &Value) -> bool {
+    source.get("digest").is_some()
+}
+
+/// Returns true if `sources` has the weights of `wanted`. A renamed file with the same digest is the same.
+fn contains(sources: &[Value], wanted: &Value) -> bool {
+    sources.iter().any(|source| match wanted.get("digest") {
+        Some(digest) => source.get("digest") == Some(digest),
+        None => source == wanted,
+    })
+}
+
+/// The record that `--save-latents` wrote into a file of latents; null if the file has none. It is untrusted and may be of
+/// another program.
+pub(super) struct Saved(Value);
+
+/// Fields of a record that describe the sampling.
+const SAMPLING: [&str; 14] = [
+    "sampler",
+    "steps",
+    "guidance_scale",
+    "guided_channels",
+    "attention_reuse",
+    "negative_prompt",
+    "space_scale",
+    "time_scale",
+    "seed",
+    "noise_index",
+    "batch_size",
+    "batch_place",
+    "t5",
+    "t5_dtype",
+];
+
+impl Saved {
+    /// Reads the record in the file of `--latents`.
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
+        Ok(Self(latents::metadata(path).context("--latents")?.unwrap_or_default()))
+    }
+
+    /// Returns the prompts of the clips, if the file has `clips` of them.
+    pub(super) fn prompts(&self, clips: usize) -> Option<Vec<String>> {
+        let prompts = match &self.0["prompt"] {
+            Value::String(prompt) => vec![prompt.clone()],
+            prompts => Vec::<String>::deserialize(prompts).ok()?,
+        };
+        (prompts.len() == clips).then_some(prompts)
+    }
+
+    /// Adds the record of the file to that of its decoded clip at `index`. Settings of the sampling become null: this
+    /// call did not sample.
+    pub(super) fn add_to(&self, record: &mut Value, index: usize) {
+        for name in SAMPLING {
+            record[name] = Value::Null;
+        }
+        record["latents_index"] = index.into();
+        record["sampling"] = self.0.clone();
     }
 }
 
@@ -162,7 +242,6 @@ impl Settings {
         name: &str,
         request: &SampleRequest,
         device: &Device,
-        weights: &[&Path],
     ) -> anyhow::Result<Self> {
         let guidance = request.guidance();
         // A name counts, also if a file has it.
@@ -194,8 +273,18 @@ impl Settings {
             vae: absolute(&args.parts.vae)?,
             weights_dir: absolute(&args.parts.weights_dir)?,
             device_name: device::name(device),
-            weights: model::sources(weights),
+            weights: Vec::new(),
         })
+    }
+
+    /// Adds the sources of the weights.
+    pub(super) fn with_weights(self, weights: Vec<Value>) -> Self {
+        Self { weights, ..self }
+    }
+
+    /// Adds the noise index of the call's first clip.
+    pub(super) fn with_first_index(self) -> Self {
+        Self { noise_index: Some(self.first_noise_index), ..self }
     }
 
     /// Adds the work of the denoiser; `None` if it is unknown.
@@ -261,9 +350,6 @@ impl OfPrompt {
     }
 
     fn check(&self, settings: &Settings) -> anyhow::Result<()> {
-        if let Some(latents) = &self.latents {
-            bail!("the clip was decoded from {}: use --latents with that file", latents.display());
-        }
         ensure!(
             self.prompt.is_string() && settings.noise_index.is_some(),
             "the record is of version {} and lacks the noise index: it cannot be made again exactly",
@@ -359,6 +445,10 @@ impl Record {
     fn read(path: &Path) -> anyhow::Result<Self> {
         let invalid = "not a record of a clip";
         let json: Value = serde_json::from_str(&read_text(path, MAX_BYTES)?).context(invalid)?;
+        // Its settings of the sampling are null.
+        if let Some(latents) = json["latents"].as_str() {
+            bail!("the clip was decoded from {latents}: use --latents with that file");
+        }
         let settings = Settings::deserialize(&json).context(invalid)?;
         let of = if json.get("label").is_some() {
             let of = OfLabel::deserialize(&json).context(invalid)?;
@@ -430,5 +520,40 @@ impl Settings {
         args.low_memory |= self.low_memory;
         args.device.device = args.device.device.take().or(self.device_name);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn weights_of_the_hub_and_local_copies_cannot_be_compared() {
+        let hub = |file: &str| json!({"repository": "a/b", "commit": "1", "file": file});
+        let local = |file: &str, digest: &str| json!({"file": file, "digest": digest});
+        let warnings = |weights: &[Value], now: &[Value]| {
+            Recorded { prompts: Vec::new(), only: 0, weights: weights.to_vec() }.warnings(now)
+        };
+        let cached = [hub("t5"), hub("vae")];
+        let copies = [local("t5", "x"), local("vae", "y")];
+        for (recorded, now) in [(&cached, &copies), (&copies, &cached)] {
+            let found = warnings(recorded, now);
+            assert!(found.len() == 1 && found[0].contains("cannot be compared"), "{found:?}");
+        }
+
+        // Sources of the same kind are compared.
+        let found = warnings(&copies, &[local("t5", "x"), local("vae", "z")]);
+        assert!(found.len() == 1 && found[0].starts_with("vae: the record"), "{found:?}");
+        let found = warnings(&cached, &[hub("other"), hub("vae")]);
+        assert!(found.len() == 1 && found[0].contains("t5 of a/b at commit 1"), "{found:?}");
+        assert!(warnings(&cached, &cached).is_empty());
+        assert!(warnings(&copies, &[local("renamed", "x"), local("vae", "y")]).is_empty());
+        // Each part by itself.
+        let mixed = [hub("t5"), local("vae", "y")];
+        let found = warnings(&mixed, &[hub("t5"), local("vae", "z")]);
+        assert!(found.len() == 1 && found[0].starts_with("vae: the record"), "{found:?}");
+        let found = warnings(&mixed, &copies);
+        assert!(found.len() == 1 && found[0].contains("cannot be compared"), "{found:?}");
     }
 }

@@ -4,7 +4,7 @@ use super::{
     Args, each_times,
     job::{Job, Sink},
     print_details,
-    record::{OfPrompt, Recorded, Settings},
+    record::{OfPrompt, Recorded, Saved, Settings},
 };
 use crate::{model, progress::Progress, ranks::World, stop};
 use anyhow::{Context, bail, ensure};
@@ -16,7 +16,7 @@ use opensora::{
     stdit::DenoiserWork,
     t5::PromptStates,
 };
-use std::num::NonZero;
+use std::{num::NonZero, path::Path};
 
 /// Samples every prompt of `args`, or repeats the clip of a record. Rank 0 writes.
 pub(super) fn run(args: &Args, recorded: Option<Recorded>, world: &World) -> anyhow::Result<()> {
@@ -25,19 +25,24 @@ pub(super) fn run(args: &Args, recorded: Option<Recorded>, world: &World) -> any
             Some(recorded) => recorded.prompts.clone(),
             None => each_times(&prompts(args)?, args.num_videos_per_prompt)?,
         };
-        Ok((prompts, args.device.open_on(world.local_rank())?))
+        Ok((prompts, args.device.open_on(world.local_rank(), args.report.quiet)?))
     };
     let (prompts, device) = world.agree(inputs())?;
     let name = args.model.as_deref().unwrap_or(opensora_demo::model::NAME);
     let quiet = args.report.quiet || !world.is_main();
     let files = world.main_first(|| model::resolve(name, &args.parts.paths()?, quiet))?;
-    let ready = world.agree(Ready::new(args, recorded, files, device, &prompts, world))?;
-    let Ready { request, pipeline, of, job, latents } = ready;
+    let only = recorded.as_ref().map(|recorded| recorded.only);
+    let ready = world.agree(Ready::new(args, only, files, device, prompts, world))?;
+    let Ready { request, pipeline, of, job, latents, prompts } = ready;
     let pipeline = pipeline.on_ranks(args.ranks(world).context("--divide")?);
     if latents.is_none() {
         // Again, on several ranks: not every model can be divided.
         world.agree(pipeline.check(&request).map_err(Into::into))?;
     }
+    let weights = weights_of(pipeline.files());
+    // Latents of a file need the VAE only.
+    let used = if latents.is_some() { &weights[2..] } else { &weights[..] };
+    let job = job.with_weights(used, recorded.as_ref());
     stop::listen();
 
     let progress = Progress::new(quiet).on(pipeline.device());
@@ -59,15 +64,17 @@ struct Ready<'a> {
     job: Job<'a>,
     /// Those of `--latents`.
     latents: Option<Tensor<5>>,
+    /// With `--latents`, the prompts of that file, if it has them.
+    prompts: Vec<String>,
 }
 
 impl<'a> Ready<'a> {
     fn new(
         args: &'a Args,
-        recorded: Option<Recorded>,
+        only: Option<usize>,
         files: ModelFiles,
         device: Device,
-        prompts: &[String],
+        mut prompts: Vec<String>,
         world: &World,
     ) -> anyhow::Result<Self> {
         let name = args.model.as_deref().unwrap_or(opensora_demo::model::NAME);
@@ -77,25 +84,29 @@ impl<'a> Ready<'a> {
                 format!("--aspect-ratio: {} was trained for one size: use --image-size", files.name)
             })?;
         }
-        let weights = [files.denoiser.as_path(), &files.t5, &files.vae];
-        if let Some(recorded) = recorded.as_ref().filter(|_| !args.report.quiet) {
-            recorded.warn_of_other_weights(&weights);
-        }
-        print_details(&["denoiser", "T5", "VAE"], &weights, &request);
-        let settings = Settings::new(args, name, &files.name, &request, &device, &weights)?;
+        print_details(&["denoiser", "T5", "VAE"], &weights_of(&files), &request);
+        let settings = Settings::new(args, name, &files.name, &request, &device)?;
         let pipeline = TextToVideo::new(files, args.options(), device)?;
         let size = pipeline.check(&request)?;
-        let latents = read_latents(args, &pipeline, prompts.len(), size)?;
+        let (latents, saved) = read_latents(args, &pipeline, prompts.len(), size)?.unzip();
+        // The clips show those of the file.
+        if let Some(found) = saved.as_ref().and_then(|saved| saved.prompts(prompts.len())) {
+            prompts = found;
+        }
 
         // Outputs are tried before minutes are spent on their contents.
         let of = OfPrompt::new(args, &request, pipeline.position_scales(&request))?;
-        let only = recorded.map(|recorded| recorded.only);
-        let job = Job::new(args, &request, settings, prompts.len(), only, world)?;
+        let job = Job::new(args, &request, settings, prompts.len(), only, world)?.with_saved(saved);
         if world.is_main() {
             check_latents_path(args)?;
         }
-        Ok(Self { request, pipeline, of, job, latents })
+        Ok(Self { request, pipeline, of, job, latents, prompts })
     }
+}
+
+/// Returns the paths of denoiser, text encoder and VAE.
+fn weights_of(files: &ModelFiles) -> [&Path; 3] {
+    [&files.denoiser, &files.t5, &files.vae]
 }
 
 /// Returns the prompts of the command line or the file, without blank lines.
@@ -111,13 +122,14 @@ fn prompts(args: &Args) -> anyhow::Result<Vec<String>> {
     }
 }
 
-/// Reads the latents `[B, C, T, h, w]` of `--latents`, which have to be those of `clips` clips of `size` (T, h, w).
+/// Reads the latents `[B, C, T, h, w]` of `--latents`, which have to be those of `clips` clips of `size` (T, h, w), and
+/// the record in the file.
 fn read_latents(
     args: &Args,
     pipeline: &TextToVideo,
     clips: usize,
     size: [usize; 3],
-) -> anyhow::Result<Option<Tensor<5>>> {
+) -> anyhow::Result<Option<(Tensor<5>, Saved)>> {
     let Some(path) = &args.latents else { return Ok(None) };
     let read = latents::load(path, pipeline.device()).context("--latents")?;
     let [found, channels, frames, height, width] = read.dims();
@@ -135,7 +147,7 @@ fn read_latents(
         size[1],
         size[2]
     );
-    Ok(Some(read))
+    Ok(Some((read, Saved::open(path)?)))
 }
 
 /// Checks the path of `--save-latents`.

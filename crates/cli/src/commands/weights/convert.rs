@@ -4,7 +4,13 @@ use super::{
     advance_bytes,
     locate::{MAIN, Place, locate},
 };
-use crate::{options::Report, output, progress::Progress, stop};
+use crate::{
+    model::BESIDE,
+    options::{Report, parse_bytes},
+    output,
+    progress::Progress,
+    stop,
+};
 use anyhow::{Context, bail};
 use opensora::{
     checkpoint::{Checkpoint, ConvertSpec, Converted, Observer, Written},
@@ -28,8 +34,9 @@ Examples:
   opensora weights convert DeepFloyd/t5-v1_1-xxl -o t5-bf16 --dtype bf16 --max-shard-size 2GB
 
 Tensors are read and written one by one: memory holds the largest one only. A folder's config.json and
-tokenizer are copied beside the weights. Presets and repositories must be in the cache (`opensora weights
-fetch`). Files in a folder are named as by transformers, those of a VAE as by diffusers.")]
+tokenizer are copied beside the weights. Repositories must be in the cache (`opensora weights fetch`), presets
+in pretrained_models or the cache. Files in a folder are named as by transformers, those of a VAE as by
+diffusers.")]
 pub(crate) struct Args {
     /// File, index or folder of weights, or a cached preset or OWNER/NAME of a repository
     #[arg(value_name = "WEIGHTS")]
@@ -52,26 +59,6 @@ pub(crate) struct Args {
 
 /// Prefix of the names of weights in diffusers; transformers uses `model`.
 const DIFFUSERS_STEM: &str = "diffusion_pytorch_model";
-
-/// Parses a size such as 500MB, 2GB, 1GiB or 1000000; MB are millions as in transformers.
-fn parse_bytes(text: &str) -> Result<u64, String> {
-    let upper = text.trim().to_ascii_uppercase();
-    let units = [
-        ("KIB", 1 << 10),
-        ("MIB", 1 << 20),
-        ("GIB", 1 << 30),
-        ("KB", 1000),
-        ("MB", 1_000_000),
-        ("GB", 1_000_000_000_u64),
-        ("B", 1),
-        ("", 1),
-    ];
-    let parsed = units.into_iter().find_map(|(unit, factor)| {
-        let number = upper.strip_suffix(unit)?.trim().parse::<u64>().ok()?;
-        number.checked_mul(factor).filter(|bytes| *bytes > 0)
-    });
-    parsed.ok_or_else(|| "expected a size such as 500MB, 2GB or 1GiB".into())
-}
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let checkpoint = match locate(&args.weights, None, MAIN)? {
@@ -167,13 +154,7 @@ fn copy_beside(checkpoint: &Checkpoint, folder: &Path) -> anyhow::Result<()> {
     if !from.is_dir() {
         return Ok(());
     }
-    for name in [
-        "config.json",
-        "spiece.model",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-    ] {
+    for name in BESIDE {
         let path = from.join(name);
         if path.is_file() {
             // The contents only: a copy of a read-only file could not be changed.
@@ -223,26 +204,4 @@ fn moved(converted: Converted, folder: &Path) -> Converted {
     let moved = |path: &PathBuf| folder.join(path.file_name().unwrap_or_default());
     let files = converted.files.iter().map(moved).collect();
     Converted { files, index: converted.index.as_ref().map(moved), ..converted }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_units() {
-        for (text, bytes) in [
-            ("500MB", 500_000_000),
-            ("2 gb", 2_000_000_000),
-            ("1GiB", 1 << 30),
-            ("64KiB", 65536),
-            ("1000", 1000),
-            ("7B", 7),
-        ] {
-            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
-        }
-        for text in ["", "0", "-1GB", "1.5GB", "GB", "1TB", "99999999999GB"] {
-            assert!(parse_bytes(text).is_err(), "{text}");
-        }
-    }
 }

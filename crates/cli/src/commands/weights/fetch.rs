@@ -20,8 +20,10 @@ Examples:
   opensora weights fetch hpcai-tech/Open-Sora OpenSora-v1-16x256x256.pth
   opensora weights fetch owner/name --all --revision v1.0
 
-Interrupted downloads resume. Without FILE, a repository's configuration, tokenizer and weights in one format
-are fetched.")]
+Interrupted downloads resume. Sampling uses cached files without asking the hub; this command asks for the
+newest commit (--all for a repository with a model.json). Without FILE, a repository's configuration, tokenizer and weights in one format
+are fetched. Parts of a preset that are in pretrained_models are not fetched: sampling uses them, and their
+paths are printed.")]
 pub(crate) struct Args {
     /// Preset (`opensora weights list` names them), or OWNER/NAME of a repository
     #[arg(value_name = "PRESET|REPOSITORY")]

@@ -26,7 +26,8 @@ Examples:
   opensora weights inspect stabilityai/sd-vae-ft-ema --json
 
 For a repository that is not in the cache, only the headers of its safetensors files are fetched. Files in
-PyTorch's format must be fetched first.")]
+PyTorch's format, such as those of the presets, must be fetched first. A preset's file is searched in
+pretrained_models, then in the cache.")]
 pub(crate) struct Args {
     /// File, index or folder of weights, a preset, or OWNER/NAME of a repository
     #[arg(value_name = "WEIGHTS")]

@@ -7,7 +7,7 @@ use opensora::{
     checkpoint::{Checkpoint, CheckpointError},
     hub::{Hub, Repository, RepositoryFile},
     presets::Origin,
-    pretrained::has_file_ending,
+    pretrained::{Pretrained, has_file_ending},
 };
 use std::path::{Path, PathBuf};
 
@@ -41,32 +41,32 @@ pub(super) fn locate(weights: &str, file: Option<&str>, revision: &str) -> anyho
         );
         return Ok(Place::Path(path.into()));
     }
-    let origin = Preset::find(weights).map(|preset| preset.origin);
-    ensure!(
-        file.is_none() || origin.is_none(),
-        "{weights}: FILE is for repositories, a preset has a fixed file"
-    );
-    // Only from here on is a home folder needed.
+    if let Some(preset) = Preset::find(weights) {
+        ensure!(file.is_none(), "{weights}: FILE is for repositories, a preset has a fixed file");
+        return locate_preset(preset, revision);
+    }
     let hub = hub()?;
-    let (repository, file) = match origin {
-        Some(Origin::Url(url)) => {
-            ensure!(
-                revision == MAIN,
-                "{weights}: --revision is for repositories, the file of this preset is {url}"
-            );
-            let path = hub.address_path(url)?;
-            if !path.is_file() {
-                bail!("{url}: not in the cache: fetch it with `opensora weights fetch {weights}`");
-            }
-            return Ok(Place::Path(path));
-        }
-        Some(Origin::Hub { repository, file }) => (repository.parse()?, Some(file)),
-        _ => (repository(weights)?, file),
-    };
+    let repository = repository(weights)?;
     Ok(match cached(&hub, &repository, revision, file) {
         Some(path) => Place::Path(path),
         None => Place::Hub { repository, file: file.map(String::from) },
     })
+}
+
+/// Finds the file of a preset as sampling does: in `pretrained_models`, else in the cache.
+fn locate_preset(preset: &Preset, revision: &str) -> anyhow::Result<Place> {
+    let source = Pretrained { revision: revision.into(), ..Pretrained::new(hub()?) };
+    match (source.find_denoiser(preset)?, preset.origin) {
+        (Some(path), _) => Ok(Place::Path(path)),
+        (None, Origin::Hub { repository, file }) => {
+            Ok(Place::Hub { repository: repository.parse()?, file: Some(file.into()) })
+        }
+        (None, origin) => bail!(
+            "{}: not in the cache: fetch it with `opensora weights fetch {}`",
+            origin.place(),
+            preset.name
+        ),
+    }
 }
 
 /// Returns the path of cached weights: of `file`, else of the folder of the commit; `None` if they are

@@ -9,16 +9,15 @@ use crate::{
 };
 use anyhow::{Context, bail};
 use opensora::{
-    hub::{
-        self, Checked, Files, Hub, HubError, Lookup, Observer, Repository, Settings, Verdict,
-        Verified,
-    },
-    presets::{self, Origin, Preset},
+    hub::{self, Files, Hub, HubError, Lookup, Observer, Repository, Settings, Verdict, Verified},
+    presets::{self, Origin, PRESETS, Preset},
 };
 use serde_json::json;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Display,
     ops::ControlFlow,
+    path::PathBuf,
 };
 
 /// Options of `opensora weights verify`.
@@ -30,7 +29,7 @@ Examples:
   opensora weights verify stabilityai/sd-vae-ft-ema --remove-damaged
 
 Fails if a file is damaged, or if a named model is not in the cache. Files whose checksum the cache does not know are
-listed as unknown.")]
+listed as unknown, such as those of presets from outside the hub. Files in pretrained_models are not verified.")]
 pub(crate) struct Args {
     /// Presets, or OWNER/NAME of repositories [default: all of the cache]
     #[arg(value_name = "PRESET|REPOSITORY")]
@@ -60,18 +59,41 @@ struct Part {
     is_cached: bool,
 }
 
-/// Names of the files to verify in each repository; `None`: all cached ones.
-type Wanted<'a> = BTreeMap<Repository, Option<BTreeSet<&'a str>>>;
+/// The named models, or all, in the cache.
+#[derive(Default)]
+struct Found {
+    /// Names of the files to verify in each repository; `None`: all cached ones.
+    repositories: BTreeMap<Repository, Option<BTreeSet<&'static str>>>,
+    /// Addresses of cached files from outside the hub.
+    addresses: BTreeSet<String>,
+    missing: Missing,
+}
 
 /// Repositories, addresses and files that are not cached.
-type Missing<'a> = Vec<(String, Option<&'a str>)>;
+type Missing = Vec<(String, Option<&'static str>)>;
+
+/// A cached file and the result of its verification.
+struct Row {
+    /// Repository or address.
+    origin: String,
+    /// Name in the repository; `None` for an address.
+    file: Option<String>,
+    /// `None` for an address.
+    commit: Option<String>,
+    path: PathBuf,
+    bytes: u64,
+    verdict: Verdict,
+}
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let hub = hub()?;
-    let (wanted, missing) = find(args, &hub)?;
+    let Found { repositories, addresses, missing } = find(args, &hub)?;
     stop::listen();
-    let rows = verify(&hub, wanted, args.report.quiet)?;
-    let damaged = rows.iter().filter(|(_, file)| is_damaged(file)).count();
+    let mut rows = verify(&hub, repositories, args.report.quiet)?;
+    for address in addresses {
+        rows.push(unknown(&hub, address)?);
+    }
+    let damaged = rows.iter().filter(|row| is_damaged(row)).count();
     // Before anything is printed, which fails if the reader has closed the pipe.
     let removed = if args.remove_damaged { remove_damaged(&rows) } else { Ok(()) };
     let printed = match args.report.json {
@@ -83,22 +105,24 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let found = if damaged == 1 { "1 file is".into() } else { format!("{damaged} files are") };
     match (damaged, args.remove_damaged) {
         (0, _) if missing.is_empty() => Ok(()),
-        (0, _) => bail!("not cached: fetch with `opensora weights fetch`"),
+        (0, _) => bail!(
+            "not cached: fetch with `opensora weights fetch`; files in pretrained_models are not verified"
+        ),
         (_, true) => bail!("{found} damaged and removed: fetch again"),
         (_, false) => bail!("{found} damaged: remove with --remove-damaged, then fetch again"),
     }
 }
 
 /// Removes the damaged files.
-fn remove_damaged(rows: &[(Repository, Checked)]) -> anyhow::Result<()> {
-    for (_, file) in rows.iter().filter(|(_, file)| is_damaged(file)) {
-        std::fs::remove_file(&file.path).with_context(|| format!("{}", file.path.display()))?;
+fn remove_damaged(rows: &[Row]) -> anyhow::Result<()> {
+    for row in rows.iter().filter(|row| is_damaged(row)) {
+        std::fs::remove_file(&row.path).with_context(|| format!("{}", row.path.display()))?;
     }
     Ok(())
 }
 
 /// Looks up the named models in the cache, or all that it holds.
-fn find(args: &Args, hub: &Hub) -> anyhow::Result<(Wanted<'static>, Missing<'static>)> {
+fn find(args: &Args, hub: &Hub) -> anyhow::Result<Found> {
     let mut parts: Vec<Part> = Vec::new();
     for name in &args.models {
         match Preset::find(name) {
@@ -110,14 +134,18 @@ fn find(args: &Args, hub: &Hub) -> anyhow::Result<(Wanted<'static>, Missing<'sta
             }
         }
     }
-    let (mut wanted, mut missing) = (Wanted::new(), Missing::new());
+    let mut found = Found::default();
     for part in parts {
-        // A file outside the hub has no checksum to compare.
-        let is_address = part.name.contains("://");
-        if !part.is_cached && !missing.contains(&(part.name.clone(), part.file)) {
-            missing.push((part.name, part.file));
-        } else if part.is_cached && !is_address {
-            let names = wanted.entry(part.name.parse()?).or_insert_with(|| Some(BTreeSet::new()));
+        if !part.is_cached {
+            let missing = (part.name, part.file);
+            if !found.missing.contains(&missing) {
+                found.missing.push(missing);
+            }
+        } else if part.name.contains("://") {
+            found.addresses.insert(part.name);
+        } else {
+            let names = found.repositories.entry(part.name.parse()?);
+            let names = names.or_insert_with(|| Some(BTreeSet::new()));
             match part.file {
                 Some(file) => _ = names.as_mut().map(|names| names.insert(file)),
                 None => *names = None,
@@ -126,34 +154,60 @@ fn find(args: &Args, hub: &Hub) -> anyhow::Result<(Wanted<'static>, Missing<'sta
     }
     if args.models.is_empty() {
         let all = hub.cache().repositories()?.into_iter().map(|found| (found.repository, None));
-        wanted.extend(all);
+        found.repositories.extend(all);
+        for preset in &PRESETS {
+            if let Origin::Url(url) = preset.origin
+                && hub.address_path(url)?.is_file()
+            {
+                found.addresses.insert(url.into());
+            }
+        }
     }
-    Ok((wanted, missing))
+    Ok(found)
 }
 
 /// Compares files with their checksums, until a signal asks for an end.
 fn verify(
     hub: &Hub,
-    wanted: Wanted<'_>,
+    repositories: BTreeMap<Repository, Option<BTreeSet<&str>>>,
     quiet: bool,
-) -> anyhow::Result<Vec<(Repository, Checked)>> {
+) -> anyhow::Result<Vec<Row>> {
     let mut progress = Progress::new(quiet);
     let mut rows = Vec::new();
-    for (repository, names) in wanted {
+    for (repository, names) in repositories {
         let is_wanted = |name: &str| names.as_ref().is_none_or(|names| names.contains(name));
         let checked = hub.cache().verify_files(&repository, &is_wanted, &mut Shown(&mut progress));
         progress.finish();
-        rows.extend(checked?.into_iter().map(|file| (repository.clone(), file)));
+        rows.extend(checked.map_err(or_stopped)?.into_iter().map(|file| Row {
+            origin: repository.to_string(),
+            file: Some(file.name),
+            commit: Some(file.commit),
+            path: file.path,
+            bytes: file.size,
+            verdict: file.verdict,
+        }));
     }
     Ok(rows)
 }
 
-fn print_json(
-    rows: &[(Repository, Checked)],
-    missing: &Missing<'_>,
-    damaged: usize,
-) -> Result<(), OutputError> {
-    let files: Vec<_> = rows.iter().map(|(repository, file)| as_json(repository, file)).collect();
+/// Returns the error of a check, or [`stop::Stopped`] if a signal ended it.
+fn or_stopped(error: HubError) -> anyhow::Error {
+    match error {
+        HubError::Stopped => stop::Stopped("no file was changed".into()).into(),
+        error => error.into(),
+    }
+}
+
+/// Returns the row of a cached file from outside the hub, which has no checksum to compare.
+fn unknown(hub: &Hub, address: String) -> anyhow::Result<Row> {
+    let path = hub.address_path(&address)?;
+    let bytes = path.metadata().with_context(|| path.display().to_string())?.len();
+    let verdict = Verdict::Unknown;
+    Ok(Row { origin: address, file: None, commit: None, path, bytes, verdict })
+}
+
+fn print_json(rows: &[Row], missing: &Missing, damaged: usize) -> Result<(), OutputError> {
+    let files: Vec<_> = rows.iter().map(as_json).collect();
     let missing: Vec<_> = missing
         .iter()
         .map(|(repository, file)| json!({"repository": repository, "file": file}))
@@ -161,23 +215,24 @@ fn print_json(
     output::json(&json!({ "files": files, "damaged": damaged, "missing": missing }))
 }
 
-fn print(rows: &[(Repository, Checked)], missing: &Missing<'_>) -> Result<(), OutputError> {
-    for (repository, file) in rows {
-        let verdict = match &file.verdict {
-            Verdict::Good => "good".into(),
+fn print(rows: &[Row], missing: &Missing) -> Result<(), OutputError> {
+    for Row { origin, file, verdict, .. } in rows {
+        let file = file.as_deref();
+        match verdict {
+            Verdict::Good => line(origin, file, "good")?,
             Verdict::Damaged { found, expected } => {
-                format!("damaged: checksum {found}, expected {expected}")
+                line(origin, file, format_args!("damaged: checksum {found}, expected {expected}"))?
             }
-            _ => "unknown".into(),
-        };
-        output::line(format_args!("{repository} {}: {verdict}", file.name))?;
+            _ => line(origin, file, "unknown")?,
+        }
     }
-    for (repository, file) in missing {
-        let space = if file.is_some() { " " } else { "" };
-        let file = file.unwrap_or_default();
-        output::line(format_args!("{repository}{space}{file}: not cached"))?;
-    }
-    Ok(())
+    missing.iter().try_for_each(|(origin, file)| line(origin, *file, "not cached"))
+}
+
+/// Prints a row; `file` is `None` for an address or a whole repository.
+fn line(origin: &str, file: Option<&str>, verdict: impl Display) -> Result<(), OutputError> {
+    let space = if file.is_some() { " " } else { "" };
+    output::line(format_args!("{origin}{space}{}: {verdict}", file.unwrap_or_default()))
 }
 
 /// Returns the parts of a preset: its own file, and the models that it is used with.
@@ -211,18 +266,30 @@ fn parts_of(preset: &Preset, hub: &Hub) -> anyhow::Result<Vec<Part>> {
     Ok(parts)
 }
 
-fn is_damaged(file: &Checked) -> bool {
-    matches!(file.verdict, Verdict::Damaged { .. })
+fn is_damaged(row: &Row) -> bool {
+    matches!(row.verdict, Verdict::Damaged { .. })
 }
 
-fn as_json(repository: &Repository, file: &Checked) -> serde_json::Value {
-    let verdict = match &file.verdict {
+fn as_json(row: &Row) -> serde_json::Value {
+    let verdict = match &row.verdict {
         Verdict::Good => "good",
         Verdict::Damaged { .. } => "damaged",
         _ => "unknown",
     };
     json!({
-        "repository": repository.as_str(), "file": file.name, "commit": file.commit,
-        "path": output::path(&file.path), "bytes": file.size, "verdict": verdict,
+        "repository": row.origin, "file": row.file, "commit": row.commit,
+        "path": output::path(&row.path), "bytes": row.bytes, "verdict": verdict,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_that_is_stopped_does_not_speak_of_a_download() {
+        let stopped = or_stopped(HubError::Stopped);
+        assert!(stopped.is::<stop::Stopped>());
+        assert_eq!(stopped.to_string(), "stopped as asked: no file was changed");
+    }
 }
