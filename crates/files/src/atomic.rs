@@ -54,7 +54,7 @@ pub fn write_atomically(
     file.commit()
 }
 
-/// Checks, before the work whose result it is, that a path can become a file. Its folder need not exist yet.
+/// Checks that `path` can become a file; for a call before long work. Its folder need not exist yet.
 ///
 /// # Errors
 /// Returns an error if `path` is a folder, device, pipe or socket.
@@ -73,7 +73,7 @@ pub fn check_file_path(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Checks, before the work whose result it is, that a file can be written to a path. Leaves no file.
+/// Checks that a file can be written to `path`; for a call before long work. Leaves no file.
 ///
 /// # Errors
 /// Returns the errors of [`AtomicFile::create`], and an error if the disk is full.

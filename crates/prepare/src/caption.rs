@@ -295,8 +295,8 @@ struct Work<'a> {
     endpoint: &'a Endpoint,
     /// Set to end the waits of all workers.
     stop: AtomicBool,
-    /// The result of the request with grey images.
-    checked: OnceLock<Result<(), HaltError>>,
+    /// The accepted request with grey images, or the error of the first one.
+    checked: OnceLock<Result<String, HaltError>>,
     /// Number of captions received.
     answered: AtomicUsize,
     /// Number of failures blamed on rows since the last caption or check.
@@ -322,7 +322,12 @@ impl<'a> Work<'a> {
     fn caption(&self, path: &Path) -> Result<Caption, Fault> {
         let images = Images::read(path, &self.spec.images)?;
         // The first worker sends the request; the others wait for its result.
-        self.checked.get_or_init(|| self.check(&images)).clone().map_err(Fault::Step)?;
+        let check = || {
+            let request = self.grey(&images)?;
+            self.check(&request).map(|()| request)
+        };
+        let grey =
+            self.checked.get_or_init(check).as_ref().map_err(|error| Fault::Step(error.clone()))?;
         let request = self.spec.request(&images).to_string();
         let answered = self.answered.load(Ordering::Relaxed);
         let max_tokens = self.spec.max_tokens();
@@ -334,7 +339,7 @@ impl<'a> Work<'a> {
                 Ok(caption)
             }
             Err(Refused { error, blame }) => Err(match blame {
-                Blame::Row => match self.count_failure(&images) {
+                Blame::Row => match self.count_failure(grey) {
                     Ok(()) => Fault::Row(error.into()),
                     Err(halted) => Fault::Step(halted),
                 },
@@ -343,7 +348,7 @@ impl<'a> Work<'a> {
                     Fault::Row(error.into())
                 }
                 // Answers to others may be from before the server ended: only a new one shows that it runs.
-                Blame::Absence if self.check(&images).is_ok() => Fault::Row(error.into()),
+                Blame::Absence if self.check(grey).is_ok() => Fault::Row(error.into()),
                 Blame::Load | Blame::Absence | Blame::Endpoint => Fault::Step(self.halt(error)),
                 Blame::Stop => Fault::Step(self.stopped()),
             }),
@@ -357,7 +362,7 @@ impl<'a> Work<'a> {
 
     /// Counts a failure blamed on a row. Checks the server after [`STREAK`] of them: it may have begun to reject every
     /// request, with a status that can also be of a single row.
-    fn count_failure(&self, images: &Images) -> Result<(), HaltError> {
+    fn count_failure(&self, grey: &str) -> Result<(), HaltError> {
         // Locked during the check: rows that fail meanwhile wait for its result.
         let mut failures = self.failures();
         *failures += 1;
@@ -365,17 +370,22 @@ impl<'a> Work<'a> {
             if let Some(halted) = self.halted.get() {
                 return Err(halted.clone());
             }
-            self.check(images)?;
+            self.check(grey)?;
             *failures = 0;
         }
         Ok(())
     }
 
-    /// Sends a request with grey images.
-    fn check(&self, images: &Images) -> Result<(), HaltError> {
+    /// Returns the request with grey images of the size and number of these. Later checks send the one that was accepted:
+    /// images of another size could be rejected for their size.
+    fn grey(&self, images: &Images) -> Result<String, HaltError> {
         let grey = images.grey(self.spec.images.quality).map_err(|error| self.halt(error))?;
-        let request = self.spec.request(&grey).to_string();
-        let result = self.endpoint.check(request.as_bytes(), &self.stop);
+        Ok(self.spec.request(&grey).to_string())
+    }
+
+    /// Sends a request with grey images.
+    fn check(&self, grey: &str) -> Result<(), HaltError> {
+        let result = self.endpoint.check(grey.as_bytes(), &self.stop);
         result.map_err(|Refused { error, blame }| match blame {
             Blame::Stop => self.stopped(),
             _ => self.halt(error),

@@ -39,7 +39,7 @@
 //! Memory holds one part of the list (about the size of that part of the file), and about 300 bytes for each
 //! video. Download a list of 8 GB in parts ([`Part::offset`], [`Part::limit`]), each with a separate `out`.
 //! Skipping the records before a part takes a pass over the file and no memory. A complete file is not
-//! downloaded again, also by another part or without the journal.
+//! downloaded again, also by another part, without the journal, or with another format of `yt-dlp`.
 //!
 //! # Untrusted lists
 //! Redirects stay within HTTP and HTTPS, and never lead from HTTPS to HTTP. Hosts on this machine, in private
@@ -84,7 +84,7 @@ use crate::{
     retry::{GaveUp, RetryPolicy},
     step::{self, Fault, Outcome, Run, Trust},
 };
-use address::{Address, Fetch};
+use address::Fetch;
 use http::Client;
 use limits::Rate;
 use list::{Video, fields};
@@ -222,7 +222,7 @@ pub fn run(
     let runner = job.runner(&client);
     let fetch = |row: usize| -> Result<Fetched, GaveUp<FetchError>> {
         let Video { address, sha256, .. } = &list.videos[row];
-        let target = job.target(address);
+        let target = job.folder.join(address.file());
         match (address.fetch(), &no_yt_dlp) {
             (Fetch::Direct, _) => client.fetch(address, sha256.as_deref(), &target),
             (Fetch::YtDlp, None) => {
@@ -242,7 +242,7 @@ pub fn run(
         options: RunOptions { shard: Shard::WHOLE, ..job.options },
     };
     let work = |row: usize| {
-        let target = || job.target(&list.videos[row].address);
+        let target = || job.folder.join(list.videos[row].address.file());
         fetch(row).map_err(|failed| fault(failed, target))
     };
     // The list may have got another checksum since a file was downloaded.
@@ -293,14 +293,6 @@ impl Job {
         }
     }
 
-    /// Returns the path of the file of a video.
-    fn target(&self, address: &Address) -> PathBuf {
-        match address.fetch() {
-            Fetch::Direct => self.folder.join(address.file()),
-            Fetch::YtDlp => self.folder.join(self.yt_dlp.file(address.file())),
-        }
-    }
-
     fn client(&self) -> Client {
         Client {
             agent: http::agent(&self.timeouts, self.allow_private),
@@ -339,7 +331,7 @@ fn assemble(
     failed.ensure(REASON);
     let mut sum = Report::default();
     for (video, outcome) in list.videos.iter().zip(outcomes) {
-        let target = job.target(&video.address);
+        let target = job.folder.join(video.address.file());
         let outcome = match outcome {
             None => continue,
             Some(Outcome::Failed(reason)) => Err(reason.clone()),

@@ -95,6 +95,14 @@ pub enum PrepareError {
         /// Name of the table.
         name: String,
     },
+    /// A scanned folder has clips of the step `split` and no videos.
+    #[error(
+        "found {count} clips of data split and no other videos: to list clips, name their own folder"
+    )]
+    OnlyClips {
+        /// Number of clips.
+        count: usize,
+    },
     /// The output of a step, or a list beside it, is the table that it reads, which would lose rows.
     #[error("{}: it is the table that is read, expected another file", path.display())]
     SameFile {

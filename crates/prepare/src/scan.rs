@@ -147,6 +147,8 @@ impl Found {
                 }
             }
         }
+        // Who names the folder of the clips means them.
+        folders_of_clips.remove(&identity(folder));
         if !folders_of_clips.is_empty() {
             // Afterwards, as a journal can be found later than the clips.
             let files = self.files.split_off(first);
@@ -298,14 +300,17 @@ pub struct Job {
 /// Run again, the step opens new and changed files only.
 ///
 /// # Errors
-/// Returns an error if the journal cannot be used, a table cannot be written, or the observer stops
-/// the step.
+/// Returns an error if the walk skipped clips and found no other file, the journal cannot be used, a table cannot be
+/// written, or the observer stops the step.
 pub fn run(
     job: &Job,
     found: &Found,
     out: &Path,
     observer: &mut dyn Observer,
 ) -> Result<Summary, PrepareError> {
+    if found.files.is_empty() && found.clips > 0 {
+        return Err(PrepareError::OnlyClips { count: found.clips });
+    }
     make_folder(out)?;
     let shard = job.options.shard;
     let is_mine = |path: &Path| found.is_of(shard, path);
@@ -318,7 +323,11 @@ pub fn run(
     let names = Keys::of(&input, PATH, out);
     let run = Run {
         journal: journal_path(out),
-        settings: json!({"step": "scan"}),
+        // Earlier versions divided files by their numbers.
+        settings: match shard == Shard::WHOLE {
+            true => json!({"step": "scan"}),
+            false => json!({"step": "scan", "division": "by path"}),
+        },
         // The rows are those of the shard.
         options: RunOptions { shard: Shard::WHOLE, ..job.options },
     };
@@ -398,6 +407,10 @@ mod tests {
 
         let named = Found::walk(&[path("a/clips")], Walk::default()).unwrap();
         assert_eq!((named.files.len(), named.clips), (3, 0));
+        // Also if the journal is beside the clips.
+        std::fs::write(path("z/sea.csv.journal.jsonl"), journal("split", &shared) + "\n").unwrap();
+        let named = Found::walk(&[path("z")], Walk::default()).unwrap();
+        assert_eq!((named.files.len(), named.clips), (2, 0));
     }
 
     #[test]

@@ -717,22 +717,6 @@ mod yt_dlp {
     }
 
     #[test]
-    fn a_complete_file_of_another_format_is_not_taken() {
-        let mut job = job("flag=\"${out%/*}/../../flag\"\n\
-             if [ -e \"$flag\" ]; then printf B > \"$out\"; else touch \"$flag\"; printf A > \"$out\"; fi");
-        let default = job.spec.yt_dlp.format.clone();
-        // The default format again finds its file.
-        for (format, contents, files) in
-            [(&*default, b"A", 1), ("18", b"B", 2), (&*default, b"A", 2)]
-        {
-            job.spec.yt_dlp.format = format.into();
-            assert_eq!((job.run().clips, job.file(0)), (2, contents.to_vec()));
-            assert_eq!(job.names().len(), files, "{:?}", job.names());
-            std::fs::remove_file(job.folder.path().join("out.csv.journal.jsonl")).unwrap();
-        }
-    }
-
-    #[test]
     fn the_program_gets_arguments_and_its_file_the_final_name() {
         let mut job = job("printf '%s' \"$url\" > \"$out\"");
         job.spec.max_bytes = Some(1000);

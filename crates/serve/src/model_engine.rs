@@ -160,6 +160,33 @@ impl ModelEngine {
         record
     }
 
+    /// Makes the video of a job.
+    fn make(
+        &self,
+        request: &JobRequest,
+        observer: &mut dyn Observer,
+    ) -> Result<Generated, EngineError> {
+        let prompt = &request.prompt;
+        let sample = self.sample_request(request)?;
+        self.pipeline.check(&sample).map_err(rejected)?;
+        go_on(observer.stage(Stage::Loading))?;
+        go_on(observer.stage(Stage::Encoding))?;
+        let conditioning =
+            self.pipeline.encode(&[prompt], &sample, &mut ()).map_err(pipeline_error)?;
+        go_on(observer.stage(Stage::Loading))?;
+        let mut denoiser = self.pipeline.load_denoiser(&sample, &mut ()).map_err(pipeline_error)?;
+        go_on(observer.stage(Stage::Sampling))?;
+        let mut events = Events { observer, engine: self, preview_failed: false };
+        let latents = denoiser.sample(&conditioning, 0, &mut events).map_err(pipeline_error)?;
+        let work = denoiser.work();
+        // Its memory is the VAE's, unless it stays.
+        drop(denoiser);
+        go_on(events.observer.stage(Stage::Decoding))?;
+        let vae = self.pipeline.load_vae(&mut ()).map_err(pipeline_error)?;
+        let clip = vae.decode(latents, &mut events).map_err(pipeline_error)?;
+        Ok(Generated { clip, record: self.record(&sample, prompt, work) })
+    }
+
     /// Returns the map of previews, fitted to the VAE at the first call. A failure is a warning at that
     /// call.
     fn to_rgb(&self, observer: &mut dyn Observer) -> Option<&LatentsToRgb> {
@@ -224,25 +251,13 @@ impl Engine for ModelEngine {
         request: &JobRequest,
         observer: &mut dyn Observer,
     ) -> Result<Generated, EngineError> {
-        let prompt = &request.prompt;
-        let sample = self.sample_request(request)?;
-        self.pipeline.check(&sample).map_err(rejected)?;
-        go_on(observer.stage(Stage::Loading))?;
-        go_on(observer.stage(Stage::Encoding))?;
-        let conditioning =
-            self.pipeline.encode(&[prompt], &sample, &mut ()).map_err(pipeline_error)?;
-        go_on(observer.stage(Stage::Loading))?;
-        let mut denoiser = self.pipeline.load_denoiser(&sample, &mut ()).map_err(pipeline_error)?;
-        go_on(observer.stage(Stage::Sampling))?;
-        let mut events = Events { observer, engine: self, preview_failed: false };
-        let latents = denoiser.sample(&conditioning, 0, &mut events).map_err(pipeline_error)?;
-        let work = denoiser.work();
-        // Its memory is the VAE's, unless it stays.
-        drop(denoiser);
-        go_on(events.observer.stage(Stage::Decoding))?;
-        let vae = self.pipeline.load_vae(&mut ()).map_err(pipeline_error)?;
-        let clip = vae.decode(latents, &mut events).map_err(pipeline_error)?;
-        Ok(Generated { clip, record: self.record(&sample, prompt, work) })
+        self.make(request, observer).map_err(|error| match error {
+            // With no more guidance than the model's, the client's parameters are not the cause.
+            EngineError::NotFinite(cause) if request.guidance_scale <= self.info.guidance_scale => {
+                EngineError::Failed(cause)
+            }
+            error => error,
+        })
     }
 }
 

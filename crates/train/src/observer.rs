@@ -165,7 +165,10 @@ pub struct RemovalFailed<'a> {
 impl fmt::Display for RemovalFailed<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let error = error_line(self.error);
-        write!(f, "old checkpoint not removed: {error}; retried at the next checkpoint")
+        write!(
+            f,
+            "warning: old or unfinished checkpoint not removed: {error}; the next checkpoint tries again"
+        )
     }
 }
 

@@ -227,7 +227,7 @@ impl Case {
             Output::Values { .. } => true,
         });
         let Some(expected) = &self.expected else {
-            let missing = "the case has no expected values of it";
+            let missing = "the case has no expected values for this output";
             checks.extend(outputs.keys().map(|name| Check::failed(name, missing)));
             return Ok(checks);
         };

@@ -140,8 +140,8 @@ pub(crate) struct Args {
     save_latents: Option<PathBuf>,
     /// Decode latents of --save-latents instead of sampling
     ///
-    /// Prompts of the command line only state the number of clips then: the records have the prompts of the file, if it
-    /// has as many, and the record of its sampling in the field "sampling".
+    /// Only the number of prompts matters then: the records have the prompts of the file, if it has as many, and the
+    /// record of its sampling in the field "sampling".
     #[arg(long, value_name = "FILE", conflicts_with_all = ["save_latents", "negative_prompt", "sampler", "steps",
         "pab", "guidance_scale", "guided_channels", "seed", "noise_index", "space_scale", "time_scale",
         "batch_size", "t5_dtype"])]

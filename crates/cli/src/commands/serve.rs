@@ -163,16 +163,16 @@ impl Args {
         let unlimited = Limits { max_side: usize::MAX, max_pixels: usize::MAX, ..limits.clone() };
         let bytes = request.resolve(model, &unlimited, 0).map_or(0, |request| request.max_bytes());
         [
-            ("--max-side", limits.max_side as u64, width.max(height) as u64),
-            ("--max-pixels", limits.max_pixels as u64, pixels as u64),
-            ("--max-disk", limits.max_disk_bytes, bytes),
+            ("--max-side", "pixels", limits.max_side as u64, width.max(height) as u64),
+            ("--max-pixels", "pixels", limits.max_pixels as u64, pixels as u64),
+            ("--max-disk", "bytes", limits.max_disk_bytes, bytes),
         ]
         .into_iter()
-        .filter(|(_, found, least)| found < least)
-        .map(|(option, found, least)| {
+        .filter(|(_, _, found, least)| found < least)
+        .map(|(option, unit, found, least)| {
             format!(
-                "{option} is {found}: requests without a size are rejected, the model's {frames} frames of \
-                 {width}x{height} need {least}"
+                "{option} is {found}: requests without a size are rejected; the model's {frames} frames of \
+                 {width}x{height} need {least} {unit}"
             )
         })
         .collect()

@@ -214,7 +214,7 @@ impl LatentCache {
             return Ok(());
         }
         let reason = format!(
-            "prompts were cut to {limit} tokens, but the model has space for {tokens}; if captions are \
+            "prompts may have been cut to {limit} tokens; the model has space for {tokens}: if captions are \
              longer, encode again with --max-length {tokens}"
         );
         Err(bad_file(&self.folder, reason))

@@ -90,22 +90,6 @@ impl YtDlp {
 }
 
 impl YtDlp {
-    /// Returns the name of a video's file, `file` for the default format. For another format, digits of its SHA-256 are
-    /// added, as a folder can hold files of several formats.
-    pub(crate) fn file(&self, file: &str) -> String {
-        let Some(digits) = self.digits() else { return file.into() };
-        match file.rsplit_once('.') {
-            Some((stem, ending)) => format!("{stem}-{digits}.{ending}"),
-            None => format!("{file}-{digits}"),
-        }
-    }
-
-    /// Returns eight digits that identify the format; `None` for the default one.
-    fn digits(&self) -> Option<String> {
-        let format = self.format.as_str();
-        (format != FORMAT).then(|| format!("{:.8}", hex(&Sha256::digest(format))))
-    }
-
     /// Returns the program without arguments and input.
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
@@ -147,9 +131,9 @@ impl Runner<'_> {
             return Ok(there);
         }
         // The program would continue a partial file of another format.
-        let folder = match self.yt_dlp.digits() {
-            None => folder,
-            Some(digits) => appended(&folder, &format!("-{digits}")),
+        let folder = match self.yt_dlp.format.as_str() {
+            FORMAT => folder,
+            other => appended(&folder, &format!("-{:.8}", hex(&Sha256::digest(other)))),
         };
         std::fs::create_dir_all(&folder).map_err(FetchError::Write)?;
         let file = folder.join("video.mp4");

@@ -22,8 +22,8 @@ pub(super) fn of(paths: &[String], journal: &Path) -> Vec<String> {
     let rows = Keys::of(&table, PATH, journal);
     let (mut keys, mut taken) = (Vec::with_capacity(paths.len()), HashSet::new());
     for key in rows.all() {
-        // Without the row number of a second link to a file, which is another one in other tables. It stays if the
-        // table spells one path in two ways.
+        // The key of a second link to a file ends in a row number, which differs between tables. It is removed unless two
+        // keys would be equal.
         let path = key.rsplit_once("\nrow ").map_or(key.as_str(), |(path, _)| path);
         keys.push(if taken.insert(path) { path } else { key.as_str() });
     }

@@ -76,7 +76,7 @@ impl Engine for FakeEngine {
                 "fail" => return Err(EngineError::Failed("out of\nmemory".into())),
                 "overflow" => {
                     return Err(EngineError::NotFinite(
-                        "/srv/weights: tensor 'x' holds NaN".into(),
+                        "all weights are finite: likely a guidance scale of 100".into(),
                     ));
                 }
                 "panic" => panic!("as the test asks"),

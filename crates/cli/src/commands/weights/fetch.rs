@@ -21,7 +21,7 @@ Examples:
   opensora weights fetch owner/name --all --revision v1.0
 
 Interrupted downloads resume. Sampling uses cached files without asking the hub; this command asks for the
-newest commit (--all for a repository with a model.json). Without FILE, a repository's configuration, tokenizer and weights in one format
+newest commit. To update a repository with a model.json, use --all. Without FILE, a repository's configuration, tokenizer and weights in one format
 are fetched. Parts of a preset that are in pretrained_models are not fetched: sampling uses them, and their
 paths are printed.")]
 pub(crate) struct Args {
