@@ -175,7 +175,7 @@ fn tensors_that_take_far_more_memory_than_their_file_are_rejected() {
     assert!(error.contains("its tensors take 3670016 bytes,"), "{error}");
 }
 
-/// A conversion writes each of them, so that a file of 100 MB could fill a disk.
+/// A conversion writes each tensor by itself, so that a file of 100 MB could fill a disk.
 #[test]
 fn tensors_that_take_far_more_than_their_file_are_not_converted() {
     let folder = tempfile::tempdir().unwrap();

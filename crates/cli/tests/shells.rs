@@ -36,6 +36,14 @@ fn no_reader() -> Stdio {
     writer.into()
 }
 
+/// Writes a film of two shots and returns its path in `folder`.
+fn film(folder: &Path) -> &'static str {
+    let args =
+        ["data", "demo", "-o", "world", "--films", "1", "--shots", "2", "--size", "32", "-q"];
+    assert!(command(folder, &args).status().unwrap().success());
+    "world/films/000000.mp4"
+}
+
 /// Returns fast subcommands, each with a file that it writes.
 fn subcommands(folder: &Path) -> Vec<(Vec<String>, Option<&'static str>)> {
     let args = ["data", "demo", "-o", "world", "--clips", "2", "--films", "1", "--shots", "2"];
@@ -313,10 +321,7 @@ fn a_terminal_without_bars_gets_lines() {
 fn contradictions_are_refused_before_the_work() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
-    let world =
-        ["data", "demo", "-o", "world", "--films", "1", "--shots", "2", "--size", "32", "-q"];
-    assert!(command(path, &world).status().unwrap().success());
-    let film = "world/films/000000.mp4";
+    let film = film(path);
     let bytes = fs::read(path.join(film)).unwrap();
     fs::write(path.join("a.csv"), "path,text\nworld/films/000000.mp4,fog\n").unwrap();
     let data = ["--data", "a.csv"];
@@ -353,15 +358,12 @@ fn shots_are_found_if_the_program_lacks_the_decoder() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
-    let world =
-        ["data", "demo", "-o", "world", "--films", "1", "--shots", "2", "--size", "32", "-q"];
-    assert!(command(path, &world).status().unwrap().success());
+    let film = film(path);
     let program = path.join("ffmpeg");
     fs::write(&program, "#!/bin/sh\necho 'Decoder (codec h264) not found' >&2\nexit 1\n").unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     let shots = |program: Option<&Path>| {
-        let mut command =
-            command(path, &["data", "shots", "world/films/000000.mp4", "--json", "-q"]);
+        let mut command = command(path, &["data", "shots", film, "--json", "-q"]);
         program.map(|program| command.env("OPENSORA_FFMPEG", program));
         let output = command.output().unwrap();
         assert!(output.status.success(), "{output:?}");

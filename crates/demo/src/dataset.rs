@@ -11,7 +11,9 @@
 use crate::{Captioned, film, render, training_clip, training_still};
 use opensora_files::{remove_if_present, write_atomically};
 use opensora_manifest::{Manifest, ManifestError, Row};
-use opensora_video::{Frames, FramesError, VideoError, VideoSpec, Writer, png};
+use opensora_video::{
+    Frames, FramesError, VideoError, VideoSpec, Writer, png, writer::record_path,
+};
 use serde_json::{Value, json};
 use std::{
     io,
@@ -275,9 +277,7 @@ fn write_clip(folder: &Path, spec: &DemoSpec, index: usize) -> Result<Row, DemoE
 
 /// Returns true if a clip exists with this record. The record is written after the clip.
 fn is_written(path: &Path, record: &Value) -> bool {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".json");
-    let found = std::fs::read_to_string(PathBuf::from(beside)).ok();
+    let found = std::fs::read_to_string(record_path(path)).ok();
     let found = found.and_then(|text| serde_json::from_str::<Value>(&text).ok());
     path.is_file() && found.as_ref() == Some(record)
 }

@@ -263,8 +263,8 @@ impl AtomicFolder {
 /// A missing folder is not an error.
 ///
 /// # Errors
-/// Returns an error if the folder cannot be listed; and the first error of an entry that cannot be removed, after it has tried
-/// all.
+/// Returns an error if the folder cannot be listed. If an entry cannot be removed, the others are tried, and the first
+/// error is returned.
 pub fn remove_leftovers(folder: &Path, age: Duration) -> io::Result<()> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

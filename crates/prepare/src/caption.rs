@@ -360,8 +360,8 @@ impl<'a> Work<'a> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a failure blamed on a row. Checks the server after [`STREAK`] of them: it may have begun to reject every
-    /// request, with a status that can also be of a single row.
+    /// Counts a failure blamed on a row. Checks the server after [`STREAK`] such failures: it may have begun to reject
+    /// every request, with a status that can also be of a single row.
     fn count_failure(&self, grey: &str) -> Result<(), HaltError> {
         // Locked during the check: rows that fail meanwhile wait for its result.
         let mut failures = self.failures();

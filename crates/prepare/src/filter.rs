@@ -394,7 +394,7 @@ fn measured(
         return Ok((HashMap::new(), 0));
     }
     let journal = journal(job, depth, out);
-    // Of all files: the key of one can depend on the others.
+    // The keys are those of all files, because the key of a file can depend on the others.
     let all = keys::of(&files.paths, &journal);
     let keys: Vec<String> = open.iter().map(|&file| all[file].clone()).collect();
     let run = Run {

@@ -547,6 +547,18 @@ fn parts_and_shards_cover_the_list() {
     assert_eq!(seen, urls);
 }
 
+/// Runs `second` while `first` downloads.
+fn overlapping(first: &Job, second: &Job, server: &Server) -> [Report; 2] {
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| first.run());
+        while server.requests().is_empty() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let second = second.run();
+        [running.join().unwrap(), second]
+    })
+}
+
 #[test]
 fn a_file_that_another_run_downloads_is_waited_for() {
     let server = Server::start(|_| {
@@ -556,13 +568,8 @@ fn a_file_that_another_run_downloads_is_waited_for() {
     let urls = [format!("{}/a.mp4", server.url)];
     let (first, mut second) = (Job::of(&urls), Job::of(&urls));
     second.spec.folder = first.spec.folder.clone();
-    std::thread::scope(|scope| {
-        let running = scope.spawn(|| first.run().clips);
-        while server.requests().is_empty() {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        assert_eq!((second.run().clips, running.join().unwrap()), (1, 1));
-    });
+    let [first, later] = overlapping(&first, &second, &server);
+    assert_eq!((later.clips, first.clips), (1, 1));
     assert_eq!((server.requests().len(), second.names().len()), (1, 1));
     assert_eq!(second.file(0), bytes(100_000, 1));
 }
@@ -578,13 +585,8 @@ fn a_file_that_another_run_downloads_for_too_long_is_not_failed_for_good() {
     first.spec.timeouts.idle = Duration::from_secs(10);
     second.spec.folder = first.spec.folder.clone();
     second.spec.timeouts.attempt = Duration::from_millis(10);
-    std::thread::scope(|scope| {
-        let running = scope.spawn(|| first.run().clips);
-        while server.requests().is_empty() {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        assert_eq!((second.run().failed, running.join().unwrap()), (1, 1));
-    });
+    let [first, later] = overlapping(&first, &second, &server);
+    assert_eq!((later.failed, first.clips), (1, 1));
     assert_eq!(second.reason(), "it cannot be written: another process is downloading it");
     assert_eq!((second.run().clips, server.requests().len()), (1, 1));
     assert_eq!(second.file(0), bytes(100_000, 1));

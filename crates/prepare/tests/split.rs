@@ -344,7 +344,7 @@ fn files_that_appear_between_the_shards_of_a_pipeline_double_and_lose_no_row() {
     std::fs::write(raw.join("torn.mp4"), "torn").unwrap();
     let (scan, cut) = (scan::Job::default(), Job { settings: settings(), ..Job::default() });
     let stages: [&dyn pipeline::Stage; 2] = [&scan, &cut];
-    // With and without a stage after the scan.
+    // The pipeline has a stage after the scan, or none.
     for (name, column, count) in [("cut", "source", 2), ("scanned", PATH, 1)] {
         let (mut rows, mut failed) = (Vec::<String>::new(), 0);
         for index in 0..2 {

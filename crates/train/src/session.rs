@@ -12,7 +12,8 @@
 //! ```
 //!
 //! Over several ranks, all ranks open data and models, and rank 0 alone writes these files (with ZeRO, each rank
-//! writes its slices of checkpoints). All need the same folder and, but for paths, the same recipe.
+//! writes its slices of checkpoints). All need the same folder and the same recipe, in which only paths, `workers` and
+//! `prefetch` may differ.
 
 use crate::{
     denoiser::DenoiserTask,

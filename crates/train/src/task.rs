@@ -180,7 +180,7 @@ pub struct Evaluation {
     /// The loss of each sample, `[B]`, f32 and without autodiff.
     pub losses: Tensor<1>,
     /// Terms of the loss and other numbers by name, f32 and without autodiff; the mean of each is
-    /// reported. An empty tensor has no weight in the mean of a step.
+    /// reported. An empty tensor does not count in the mean of a step.
     pub parts: Vec<(&'static str, Tensor<1>)>,
     /// Gradients of the mean loss.
     pub gradients: FlatTensors,

@@ -494,7 +494,7 @@ fn a_run_does_not_begin_before_the_newest_checkpoint_of_its_folder() {
 
 #[test]
 fn a_part_has_the_same_mean_on_any_number_of_ranks() {
-    // Many micro-batches, and parts of them, have no odd row.
+    // Many micro-batches, and many parts of micro-batches, have no odd row.
     let recipe = RunRecipe { batch_size: 2, accumulation: 2, workers: 0, ..recipe(20) };
     let odd = |ranks: usize| {
         let folder = tempfile::tempdir().unwrap();

@@ -149,7 +149,7 @@ fn stdit(folder: &Path) -> Recipe {
     recipe
 }
 
-/// Encodes the rows of the manifest into `cache`, each in a shard of its own.
+/// Encodes the rows of the manifest into `cache`, each in a separate shard.
 fn encode(folder: &Path, max_length: usize) {
     let (clip, seed) = (Recipe::parse(STDIT).unwrap().data.clip, 42);
     let manifest = Manifest::read(&folder.join("clips.csv")).unwrap();
@@ -288,7 +288,7 @@ fn checks_that_need_no_model_come_before_loading_one() {
     assert!(error.to_string().contains("vae"), "{error}");
 }
 
-/// Runs a session in a folder of its own and returns its messages.
+/// Runs a session in a new folder and returns its messages.
 fn messages(folder: &Path, recipe: Recipe) -> Vec<String> {
     let mut messages = Messages::default();
     let folder = tempfile::tempdir_in(folder).unwrap();

@@ -6,9 +6,7 @@
 //! complete output.
 
 use crate::{Frames, VideoError, frames::MAX_SIDE, gif, mp4, png};
-use opensora_files::{
-    AtomicFile, AtomicFolder, CreatedFolders, Existing, check_file_path, folder_of,
-};
+use opensora_files::{AtomicFile, AtomicFolder, CreatedFolders, Existing, folder_of};
 use serde_json::Value;
 use std::{
     ffi::OsString,
@@ -141,7 +139,6 @@ impl Writer {
             fs::remove_file(folder.temporary_path().join("try")).map_err(io)?;
             Place::Folder(folder)
         } else {
-            check_file_path(&path).map_err(io)?;
             if record_path(&path).is_dir() {
                 return Err(wrong("the record beside it (.json) would replace a folder"));
             }
@@ -244,7 +241,7 @@ fn check(format: Format, spec: &VideoSpec) -> Result<(), String> {
 }
 
 /// Returns the path `<output>.json` of the record.
-fn record_path(path: &Path) -> PathBuf {
+pub fn record_path(path: &Path) -> PathBuf {
     let mut name: OsString = path.as_os_str().into();
     name.push(".json");
     name.into()

@@ -14,7 +14,9 @@ use opensora::{
     files::{error_line, read::read_text, remove_if_present, write_atomically},
     model_files::PartPaths,
     nn::dtype::Dtype,
-    video::{Frames, VideoSpec, Writer, frames::MAX_SIDE, png, sheet::SheetOptions},
+    video::{
+        Frames, VideoSpec, Writer, frames::MAX_SIDE, png, sheet::SheetOptions, writer::record_path,
+    },
 };
 use opensora_demo::{
     eval::{Attribute, EvalError, Evaluation, Judged, PromptSet, Scores, vae_ceiling},
@@ -321,7 +323,7 @@ impl Gallery {
         };
         for index in self.written.. {
             let clip = self.clip_path(index);
-            let record = clip.with_extension("mp4.json");
+            let record = record_path(&clip);
             if !is_of_evaluation(&record) {
                 break;
             }

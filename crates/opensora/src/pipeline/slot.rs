@@ -58,7 +58,7 @@ mod tests {
         let slot = Arc::new(Slot::<i32>::default());
         let (sender, receiver) = mpsc::channel();
         let of_thread = Arc::clone(&slot);
-        // On a thread of its own, since a deadlock would never end.
+        // On another thread, since a deadlock would never end.
         thread::spawn(move || {
             let load = || {
                 of_thread.clear();

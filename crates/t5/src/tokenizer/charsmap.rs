@@ -72,8 +72,8 @@ fn walk(units: &[Unit], replacements: &str) -> Result<usize, String> {
     let mut seen = vec![false; units.len()];
     seen[root] = true;
     let mut growth = 1usize;
-    // Breadth first: several texts can lead to a state of a corrupt table, and the shortest one grows most. What the
-    // reader replaces is at least as long as the text that leads to the replacement.
+    // Breadth first: several texts can lead to a state of a corrupt table, and the shortest one grows most. The reader
+    // never replaces a shorter text than the one that leads to the replacement.
     let mut open = VecDeque::from([(root, 0usize)]);
     while let Some((state, depth)) = open.pop_front() {
         let length = depth + 1;

@@ -1,6 +1,10 @@
 //! The errors of loading a tokenizer and of encoding a caption.
 
-use std::{error::Error, fmt, path::PathBuf};
+use std::{
+    error::Error,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use opensora_files::one_line;
 
@@ -138,6 +142,22 @@ pub enum TokenizerError {
         /// The library's error.
         source: Cause,
     },
+}
+
+impl TokenizerError {
+    /// Returns an error if `found` is larger than `limit`; `what` names the quantity with its unit.
+    pub(super) fn check_size(
+        path: &Path,
+        what: &'static str,
+        found: usize,
+        limit: usize,
+    ) -> Result<(), Self> {
+        if found <= limit {
+            return Ok(());
+        }
+        let (found, limit) = (found as u64, limit as u64);
+        Err(Self::TooLarge { path: path.to_owned(), what, found, limit })
+    }
 }
 
 /// An error of the JSON parser, displayed on one line of limited length whatever the file contains.

@@ -111,14 +111,7 @@ pub(super) fn parse(
         reason,
     };
     let marks = bytes.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
-    if marks > MAX_JSON_VALUES {
-        return Err(TokenizerError::TooLarge {
-            path: path.to_owned(),
-            what: "the number of JSON values",
-            found: marks as u64,
-            limit: MAX_JSON_VALUES as u64,
-        });
-    }
+    TokenizerError::check_size(path, "the number of JSON values", marks, MAX_JSON_VALUES)?;
     let file: TokenizerJson =
         serde_json::from_slice(bytes).map_err(parse_error("not a T5 tokenizer.json"))?;
 

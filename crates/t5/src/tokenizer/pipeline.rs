@@ -115,15 +115,9 @@ impl Pipeline {
         let mut bytes = 0;
         for token in &self.added {
             bytes += check_added(path, token, &normalizer)?;
-            // The library makes a search automaton of all of them, whose memory is many times their bytes.
-            if bytes > MAX_VOCABULARY_BYTES {
-                return Err(TokenizerError::TooLarge {
-                    path: path.to_owned(),
-                    what: "the size of the normalised added tokens in bytes",
-                    found: bytes as u64,
-                    limit: MAX_VOCABULARY_BYTES as u64,
-                });
-            }
+            // The library builds a search automaton of all added tokens, which takes many times their bytes.
+            let what = "the size of the normalised added tokens in bytes";
+            TokenizerError::check_size(path, what, bytes, MAX_VOCABULARY_BYTES)?;
         }
         let model = Unigram::from(self.pieces, Some(self.unk_id), self.byte_fallback)
             .map_err(|error| library_error(path, "unknown token", error))?;

@@ -163,19 +163,9 @@ pub(super) fn check_pieces(path: &Path, pieces: &[Piece]) -> Result<(), Tokenize
     if pieces.is_empty() {
         return Err(TokenizerError::EmptyVocabulary { path: path.to_owned() });
     }
-    let too_large = |what, found: usize, limit: usize| TokenizerError::TooLarge {
-        path: path.to_owned(),
-        what,
-        found: found as u64,
-        limit: limit as u64,
-    };
-    if pieces.len() > MAX_PIECES {
-        return Err(too_large("the number of pieces", pieces.len(), MAX_PIECES));
-    }
+    TokenizerError::check_size(path, "the number of pieces", pieces.len(), MAX_PIECES)?;
     let total = pieces.iter().map(|(text, _)| text.len()).sum();
-    if total > MAX_VOCABULARY_BYTES {
-        return Err(too_large("the vocabulary in bytes", total, MAX_VOCABULARY_BYTES));
-    }
+    TokenizerError::check_size(path, "the vocabulary in bytes", total, MAX_VOCABULARY_BYTES)?;
     for (index, (text, score)) in pieces.iter().enumerate() {
         let bad = |reason| TokenizerError::Piece { path: path.to_owned(), index, reason };
         if text.is_empty() {

@@ -205,7 +205,7 @@ impl Saved {
         Ok(Self(latents::metadata(path).context("--latents")?.unwrap_or_default()))
     }
 
-    /// Returns the prompts of the clips, if the file has `clips` of them.
+    /// Returns the prompts of the clips, if the file has as many as `clips`.
     pub(super) fn prompts(&self, clips: usize) -> Option<Vec<String>> {
         let prompts = match &self.0["prompt"] {
             Value::String(prompt) => vec![prompt.clone()],

@@ -21,8 +21,8 @@ Examples:
   opensora weights fetch owner/name --all --revision v1.0
 
 Interrupted downloads resume. Sampling uses cached files without asking the hub; this command asks for the
-newest commit. To update a repository with a model.json, use --all. Without FILE, a repository's configuration, tokenizer and weights in one format
-are fetched. Parts of a preset that are in pretrained_models are not fetched: sampling uses them, and their
+newest commit. To update a repository with a model.json, use --all. Without FILE, a repository's
+configuration, tokenizer and weights in one format are fetched. Parts of a preset that are in pretrained_models are not fetched: sampling uses them, and their
 paths are printed.")]
 pub(crate) struct Args {
     /// Preset (`opensora weights list` names them), or OWNER/NAME of a repository
